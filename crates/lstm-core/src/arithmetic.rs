@@ -1,0 +1,196 @@
+//! The arithmetic, version 1, in plain Rust: what every device must give, to the bit.
+//!
+//! `docs/arithmetic.md` is the same in words. Everything is IEEE-754 binary32, round to nearest even, with fused
+//! multiply-add where `mul_add` is written. A change to any constant, order or formula is a new version.
+
+/// Number of products that one partial sum of a matrix product holds.
+pub const BLOCK: usize = 32;
+
+/// Magnitudes whose bits are below these (2^-40) count as zero; see [`snap`].
+pub const SNAP_BITS: u32 = 0x2b80_0000;
+
+/// All bits but the sign.
+pub const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
+
+/// The products below stay exact because the low bits of one factor are cleared with this mask.
+pub const SPLIT_MASK: u32 = 0xffff_fff0;
+
+const fn table<const N: usize>(bits: [u32; N]) -> [f32; N] {
+    let mut out = [0.0; N];
+    let mut i = 0;
+    while i < N {
+        out[i] = f32::from_bits(bits[i]);
+        i += 1;
+    }
+    out
+}
+
+/// Adding `1.5 * 2^23` leaves the nearest integer in the low bits.
+pub const MAGIC: f32 = f32::from_bits(0x4b40_0000);
+/// log2(e).
+pub const LOG2_E: f32 = f32::from_bits(0x3fb8_aa3b);
+/// ln(2), leading part.
+pub const LN2_HIGH: f32 = f32::from_bits(0x3f31_7218);
+/// ln(2), the rest.
+pub const LN2_LOW: f32 = f32::from_bits(0xb102_e308);
+/// `(exp(r) - 1 - r) / r^2` on `|r| <= ln(2)/2`; lowest coefficient first, as in every table here.
+pub const EXP: [f32; 5] = table([0x3f000000, 0x3e2aaa2e, 0x3d2aaa24, 0x3c092ac3, 0x3ab6bb82]);
+/// `1 / (1 + e)` on `0 <= e <= 1`.
+pub const SIGMOID: [f32; 6] = table([0x3f7ffc61, 0xbf7efc9e, 0x3f738c1c, 0xbf43a50a, 0x3ed1f390, 0xbdcf03e9]);
+/// `1 / (1 - q)` on `0 <= q <= 1/2`.
+pub const TANH: [f32; 6] = table([0x3f7ffca8, 0x3f80ef0f, 0x3f55fbf4, 0x40131d37, 0xc055fbf4, 0x40d5fbf4]);
+/// [`EXP`] with coefficient k times `2^(k+1)`: `(exp(2r) - 1 - 2r) / (2 r^2)`.
+pub const EXP_TWICE: [f32; 5] = [EXP[0] * 2.0, EXP[1] * 4.0, EXP[2] * 8.0, EXP[3] * 16.0, EXP[4] * 32.0];
+/// Below `-SIGMOID_MAX`, sigmoid is its value there.
+pub const SIGMOID_MAX: f32 = 56.0;
+/// Beyond `TANH_MAX`, tanh is its value there.
+pub const TANH_MAX: f32 = 10.0;
+/// Magnitudes whose bits are below these (2^-12) are their own tanh.
+pub const TANH_LINEAR_BITS: u32 = 0x3980_0000;
+
+/// +0 for `|v| < 2^-40`, else `v`; NaN stays NaN.
+///
+/// Applied to weights, inputs and states, it keeps every product a multiple of 2^-126, so that no subnormal can
+/// arise and a device that flushes them gives the same bits; it also settles the sign of zero.
+pub fn snap(v: f32) -> f32 {
+    if v.to_bits() & MAGNITUDE_BITS < SNAP_BITS { 0.0 } else { v }
+}
+
+/// `sum over k of a[k] * b[k]` in the one order there is: blocks of [`BLOCK`] by ascending `fma` from +0, block sums
+/// added left to right. An empty sum is +0.
+pub fn dot(len: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32 {
+    let block = |start: usize| (start..len.min(start + BLOCK)).fold(0.0, |s, k| a(k).mul_add(b(k), s));
+    (BLOCK..len).step_by(BLOCK).fold(block(0), |total, start| total + block(start))
+}
+
+/// `v` bounded to `[-bound, bound]`; NaN stays NaN.
+pub fn clip(v: f32, bound: f32) -> f32 {
+    if v > bound {
+        bound
+    } else if v < -bound {
+        -bound
+    } else {
+        v
+    }
+}
+
+fn horner<const N: usize>(table: &[f32; N], x: f32) -> f32 {
+    table[..N - 1].iter().rev().fold(table[N - 1], |sum, &c| sum.mul_add(x, c))
+}
+
+/// `min(|x|, bound)`, letting NaN through.
+fn magnitude(x: f32, bound: f32) -> f32 {
+    let z = f32::from_bits(x.to_bits() & MAGNITUDE_BITS);
+    if z > bound { bound } else { z }
+}
+
+/// `exp(-z / scale)` as `(s, m)` with `s` a power of two and `exp = s + s * m`, given `-log2(e) * scale` and the
+/// two parts of `-ln(2) / scale`.
+fn split(z: f32, log2: f32, high: f32, low: f32) -> (f32, f32) {
+    let t = z.mul_add(log2, MAGIC);
+    let n = (t.to_bits().wrapping_sub(MAGIC.to_bits()) as i32) as f32;
+    let s = f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000));
+    (s, n.mul_add(low, n.mul_add(high, -z)))
+}
+
+/// The logistic function `1 / (1 + exp(-x))`: at most 1.508 ULP off for x > -56, monotonic.
+pub fn sigmoid(x: f32) -> f32 {
+    let z = magnitude(x, SIGMOID_MAX);
+    let (s, r) = split(z, -LOG2_E, -LN2_HIGH, -LN2_LOW);
+    let m = (r * r).mul_add(horner(&EXP, r), r);
+    let e = s.mul_add(m, s);
+    let num = if x.to_bits() > MAGNITUDE_BITS { e } else { 1.0 };
+    let y0 = horner(&SIGMOID, e);
+    let t0 = f32::from_bits((num * y0).to_bits() & SPLIT_MASK);
+    let d = num - t0;
+    (-t0).mul_add(e, d).mul_add(y0, t0)
+}
+
+/// The hyperbolic tangent: at most 1.906 ULP off, monotonic, odd.
+pub fn tanh(x: f32) -> f32 {
+    let z = magnitude(x, TANH_MAX);
+    let (s, r) = split(z, -2.0 * LOG2_E, -0.5 * LN2_HIGH, -0.5 * LN2_LOW);
+    let m = (r * r).mul_add(horner(&EXP_TWICE, r), r);
+    let h = s.mul_add(-0.5, 0.5);
+    let q = (-s).mul_add(m, h);
+    let y0 = horner(&TANH, q);
+    let t0 = f32::from_bits((q * y0).to_bits() & SPLIT_MASK);
+    let d = q - t0;
+    let y = t0.mul_add(q, d).mul_add(y0, t0);
+    if x.to_bits() & MAGNITUDE_BITS < TANH_LINEAR_BITS {
+        return x;
+    }
+    f32::from_bits(y.to_bits() & MAGNITUDE_BITS | x.to_bits() & !MAGNITUDE_BITS)
+}
+
+/// A running 64-bit FNV-1a digest of f32 bits, one multiplication a value; what snapshots and reports print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest(pub u64);
+
+impl Default for Digest {
+    fn default() -> Self {
+        Digest(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Digest {
+    /// The digest of `values` in order.
+    pub fn of<'a>(values: impl IntoIterator<Item = &'a f32>) -> Self {
+        let mut digest = Digest::default();
+        values.into_iter().for_each(|&v| digest.add(v));
+        digest
+    }
+
+    /// Adds one value.
+    pub fn add(&mut self, value: f32) {
+        self.0 = (self.0 ^ u64::from(value.to_bits())).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+}
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_values_of_the_specification() {
+        for (x, s, t) in [
+            (0x3a83126f, 0x3f001062, 0x3a83126c),
+            (0x3f000000, 0x3f1f597f, 0x3eec9a9e),
+            (0xbf000000, 0x3ec14d03, 0xbeec9a9e),
+            (0x3f800000, 0x3f3b26a8, 0x3f42f7d6),
+            (0x40500000, 0x3f7671bf, 0x3f7f3b3c),
+            (0xc0f00000, 0x3a10e859, 0xbf7ffff6),
+            (0xc2700000, 0x1713f623, 0xbf800000),
+            (0x80000000, 0x3f000000, 0x80000000),
+        ] {
+            let x = f32::from_bits(x);
+            assert_eq!((sigmoid(x).to_bits(), tanh(x).to_bits()), (s, t), "at {x}");
+        }
+        assert!(sigmoid(f32::NAN).is_nan() && tanh(f32::NAN).is_nan() && snap(f32::NAN).is_nan());
+        assert_eq!((sigmoid(f32::INFINITY), sigmoid(f32::NEG_INFINITY)), (1.0, f32::from_bits(0x1713_f623)));
+    }
+
+    #[test]
+    fn dot_joins_blocks_left_to_right() {
+        // 2^24 + 1 is not a float: the order of the additions shows.
+        let a = |k: usize| if k == 0 { 16_777_216.0 } else { 1.0 };
+        assert_eq!(dot(BLOCK + 2, a, |_| 1.0), 16_777_218.0);
+        assert_eq!(dot(BLOCK, a, |_| 1.0), 16_777_216.0);
+        assert_eq!(dot(0, a, a).to_bits(), 0);
+    }
+
+    #[test]
+    fn snap_and_clip_by_bits() {
+        assert_eq!(snap(-0.0).to_bits(), 0);
+        assert_eq!(snap(f32::from_bits(SNAP_BITS - 1)).to_bits(), 0);
+        assert_eq!(snap(-f32::from_bits(SNAP_BITS)), -f32::from_bits(SNAP_BITS));
+        assert_eq!((clip(3.0, 2.0), clip(-3.0, 2.0), clip(1.0, 2.0)), (2.0, -2.0, 1.0));
+        assert!(clip(f32::NAN, 2.0).is_nan());
+    }
+}

@@ -1,0 +1,228 @@
+//! The contract between an LSTM and a device.
+
+use std::{borrow::Cow, fmt, future::Future, ops::Range};
+
+use crate::{
+    config::LayerSpec,
+    error::Result,
+    shape::{Axis, Mat, Shape},
+    weights::LayerWeights,
+};
+
+/// The state of an LSTM, or anything else that comes as `h` and `c`: device matrices, host arrays.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State<T> {
+    /// The output state.
+    pub h: T,
+    /// The cell state.
+    pub c: T,
+}
+
+/// What a backend promises about its bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// The bits of [`arithmetic`](crate::arithmetic), by the device's own fused multiply-add.
+    Exact,
+    /// The same bits, by a slower emulation, for the reason given.
+    Emulated(String),
+    /// Other bits; what differs.
+    Inexact(String),
+}
+
+impl Arithmetic {
+    /// Whether results must equal those of every other exact backend.
+    pub fn is_exact(&self) -> bool {
+        !matches!(self, Arithmetic::Inexact(_))
+    }
+}
+
+/// Which code runs a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// [`reference`](crate::reference), out of primitives.
+    Reference,
+    /// The backend's own whole-sequence kernel, by name.
+    Fused(Cow<'static, str>),
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Path::Reference => f.write_str("reference"),
+            Path::Fused(kernel) => write!(f, "fused: {kernel}"),
+        }
+    }
+}
+
+/// What [`Backend::forward`] runs over: a batch of sequences, time-major.
+#[derive(Debug)]
+pub struct Sequence<'a, T> {
+    /// Inputs `[steps * batch, input]`; row `t * batch + b`.
+    pub x: &'a T,
+    /// Initial `h: [batch, state]` and `c: [batch, hidden]`.
+    pub state: &'a State<T>,
+    /// Steps in the longest sequence.
+    pub steps: usize,
+    /// Number of sequences.
+    pub batch: usize,
+    /// Each sequence's own number of steps, in **descending** order; `None`: all of them have `steps`.
+    pub lengths: Option<&'a [usize]>,
+}
+
+impl<T> Sequence<'_, T> {
+    /// How many sequences have a step `t`; they are the first rows.
+    pub fn active(&self, t: usize) -> usize {
+        self.lengths.map_or(self.batch, |lengths| lengths.partition_point(|&len| len > t))
+    }
+
+    /// Checks shapes against `spec`, and the lengths' number, order and size; every backend calls it first.
+    pub fn check(&self, spec: &LayerSpec, shape: impl Fn(&T) -> Shape) -> Result<()> {
+        use crate::error::Error;
+        let expect = |op: &str, got, rows, cols| {
+            let want = Shape::new(rows, cols);
+            if got == want { Ok(()) } else { Err(Error::shape(format!("forward: {op}"), want, got)) }
+        };
+        expect("x", shape(self.x), self.steps * self.batch, spec.input_size)?;
+        expect("state.h", shape(&self.state.h), self.batch, spec.state_size())?;
+        expect("state.c", shape(&self.state.c), self.batch, spec.hidden_size)?;
+        if let Some(lengths) = self.lengths
+            && !(lengths.len() == self.batch
+                && lengths.is_sorted_by(|a, b| a >= b)
+                && lengths.iter().all(|&len| len <= self.steps))
+        {
+            let want = format!("{} descending lengths of at most {}", self.batch, self.steps);
+            return Err(Error::shape("forward: lengths", want, format!("{lengths:?}")));
+        }
+        Ok(())
+    }
+}
+
+/// What [`Backend::forward`] returns.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Output<T> {
+    /// `h` after every step, `[steps * batch, state]`; +0 beyond a sequence's length.
+    pub y: T,
+    /// The state after each sequence's last step (in reverse: its first).
+    pub state: State<T>,
+}
+
+impl<T> Output<T> {
+    /// Puts the two together.
+    pub fn new(y: T, state: State<T>) -> Self {
+        Output { y, state }
+    }
+}
+
+/// A device that computes `f32` matrices, and LSTM layers out of them or by kernels of its own.
+///
+/// A value is a handle: cloning it is cheap and shares the device. Operations only *enqueue* work;
+/// [`download`](Self::download) and [`step`](Self::step) are the only places that wait. An argument taken by value may be
+/// overwritten in place. Tensors are never empty. Every operation gives the bits that
+/// [`arithmetic`](crate::arithmetic) specifies, unless [`arithmetic`](Self::arithmetic) says otherwise.
+///
+/// No operation panics: shapes are checked with [`shape`](crate::shape)'s functions, so that all backends refuse alike,
+/// and a device's refusal is an [`Error::Device`](crate::Error::Device).
+///
+/// A backend without kernels of its own sets `Layer`, `Plan` and `Stream` to those of [`reference`](crate::reference) and
+/// forwards to its functions, as [`Reference`](crate::Reference) does.
+pub trait Backend: Clone {
+    /// A row-major matrix in device memory. Cloning shares the memory.
+    type Tensor: Clone;
+    /// One layer-direction's weights, snapped and packed for the device. Cloning shares them.
+    type Layer: Clone;
+    /// What one call of [`forward`](Self::forward) needs besides: scratch memory, bind groups, a graph. One call at a time
+    /// uses it; the caller keeps it for the next.
+    type Plan;
+    /// A stack of layers with its running state, for one step at a time.
+    type Stream;
+
+    /// A short name for reports, such as `cpu`.
+    fn name(&self) -> &str;
+
+    /// What this instance promises about its bits.
+    fn arithmetic(&self) -> Arithmetic;
+
+    /// The shape of a tensor.
+    fn shape(&self, x: &Self::Tensor) -> Shape;
+
+    /// Copies row-major `data` to the device, bits unchanged.
+    fn upload(&self, shape: Shape, data: &[f32]) -> Result<Self::Tensor>;
+
+    /// Waits for `x` and copies it to `out`, bits unchanged.
+    fn download(&self, x: &Self::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>>;
+
+    /// [`snap`](crate::arithmetic::snap) of each element.
+    fn snap(&self, x: Self::Tensor) -> Result<Self::Tensor>;
+
+    /// `acc + a . b`, or `a . b`; sums as [`dot`](crate::arithmetic::dot), then one addition. `acc` has the result's shape,
+    /// or one row that is added to every row.
+    fn gemm(
+        &self,
+        a: Mat<'_, Self::Tensor>,
+        b: Mat<'_, Self::Tensor>,
+        acc: Option<&Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+
+    /// `fma(alpha * a, b, c)` of each element; without `b`, `b = 1`; without `c`, the product `(alpha * a) * b`.
+    /// `b` and `c` have the shape of `a`, or one row that stands for every row.
+    fn mul_add(
+        &self,
+        alpha: f32,
+        a: &Self::Tensor,
+        b: Option<&Self::Tensor>,
+        c: Option<&Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+
+    /// [`sigmoid`](crate::arithmetic::sigmoid) of each element.
+    fn sigmoid(&self, x: Self::Tensor) -> Result<Self::Tensor>;
+
+    /// [`tanh`](crate::arithmetic::tanh) of each element.
+    fn tanh(&self, x: Self::Tensor) -> Result<Self::Tensor>;
+
+    /// [`clip`](crate::arithmetic::clip) of each element to `[-bound, bound]`.
+    fn clip(&self, x: Self::Tensor, bound: f32) -> Result<Self::Tensor>;
+
+    /// A copy of some rows and columns; neither range may be empty.
+    fn slice(&self, x: &Self::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<Self::Tensor>;
+
+    /// A copy of `parts` joined along `axis`.
+    fn concat(&self, axis: Axis, parts: &[Self::Tensor]) -> Result<Self::Tensor>;
+
+    /// Brings a layer's weights to the device: the biases are added, then all of it is snapped and packed.
+    fn load(&self, weights: &LayerWeights) -> Result<Self::Layer>;
+
+    /// Replaces a layer's weights by others of the same spec, after a training step. Clones may or may not follow.
+    fn reload(&self, layer: &mut Self::Layer, weights: &LayerWeights) -> Result<()> {
+        *layer = self.load(weights)?;
+        Ok(())
+    }
+
+    /// Makes what [`forward`](Self::forward) needs for `batch` sequences of at most `steps` steps.
+    fn plan(&self, layer: &Self::Layer, batch: usize, steps: usize) -> Result<Self::Plan>;
+
+    /// Which code [`forward`](Self::forward) runs for `layer`.
+    fn path(&self, layer: &Self::Layer) -> Path;
+
+    /// Runs a layer over a batch of sequences; snaps its inputs and initial state first. The definition is
+    /// [`reference::forward`](crate::reference::forward).
+    fn forward(
+        &self,
+        layer: &Self::Layer,
+        plan: &mut Self::Plan,
+        sequence: Sequence<'_, Self::Tensor>,
+    ) -> Result<Output<Self::Tensor>>;
+
+    /// Makes a stream of a stack of forward layers, with zero state.
+    fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream>;
+
+    /// One step of the whole stack: reads `x: [batch, input]`, waits, writes the last layer's `h` to `y: [batch, state]`.
+    /// Same bits as [`forward`](Self::forward) over a sequence of one step.
+    fn step(&self, stream: &mut Self::Stream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>>;
+
+    /// A copy of each layer's state.
+    fn stream_state(&self, stream: &Self::Stream) -> Result<Vec<State<Self::Tensor>>>;
+
+    /// Replaces each layer's state, snapped.
+    fn set_stream_state(&self, stream: &mut Self::Stream, state: &[State<Self::Tensor>]) -> Result<()>;
+}

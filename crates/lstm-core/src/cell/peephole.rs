@@ -1,0 +1,69 @@
+//! The peephole cells' own terms: gates that look at the cell state through a matrix or through vectors.
+
+use super::{Fused, Gates, split};
+use crate::{backend::Backend, config::Param, error::Result, shape::Shape, weights::LayerWeights};
+
+/// The notebook's third cell: `U` multiplies `c` instead of `h`, and not for the candidate.
+#[derive(Clone, Debug)]
+pub struct PeepholeDense<T> {
+    products: Fused<T>,
+    hidden: usize,
+}
+
+impl<T: Clone> PeepholeDense<T> {
+    pub(super) fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+        Ok(PeepholeDense { products: Fused::load(b, weights)?, hidden: weights.spec().hidden_size })
+    }
+
+    /// `bias + W x`.
+    pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
+        self.products.input(b, x)
+    }
+
+    /// `z + U c` for i, f and o; the candidate's `z` as it was.
+    pub fn recurrent<B: Backend<Tensor = T>>(&self, b: &B, z: T, c: &T) -> Result<Gates<T>> {
+        let (rows, hidden) = (b.shape(&z).rows, self.hidden);
+        let candidate = b.slice(&z, 0..rows, 2 * hidden..3 * hidden)?;
+        let [i, f, _, o] = split(b, &self.products.recurrent(b, z, c)?, hidden)?;
+        Ok([i, f, candidate, o])
+    }
+}
+
+/// Gers & Schmidhuber 2000 and ONNX's `P`: a vector `[1, hidden]` for each of i, f, o.
+#[derive(Clone, Debug)]
+pub struct PeepholeDiagonal<T> {
+    products: Fused<T>,
+    i: T,
+    f: T,
+    o: T,
+}
+
+impl<T: Clone> PeepholeDiagonal<T> {
+    pub(super) fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+        let row = Shape::new(1, weights.spec().hidden_size);
+        let vector = |param| b.snap(b.upload(row, weights.expect(param))?);
+        Ok(PeepholeDiagonal {
+            products: Fused::load(b, weights)?,
+            i: vector(Param::PeepholeI)?,
+            f: vector(Param::PeepholeF)?,
+            o: vector(Param::PeepholeO)?,
+        })
+    }
+
+    /// The products, which are the fused cell's.
+    pub fn fused(&self) -> &Fused<T> {
+        &self.products
+    }
+
+    /// `z_i = fma(c, p_i, z_i)`, `z_f = fma(c, p_f, z_f)` with the old cell.
+    pub fn look_at_old<B: Backend<Tensor = T>>(&self, b: &B, [i, f, g, o]: Gates<T>, c: &T) -> Result<Gates<T>> {
+        let i = b.mul_add(1.0, c, Some(&self.i), Some(&i))?;
+        let f = b.mul_add(1.0, c, Some(&self.f), Some(&f))?;
+        Ok([i, f, g, o])
+    }
+
+    /// `z_o = fma(c', p_o, z_o)` with the new cell.
+    pub fn look_at_new<B: Backend<Tensor = T>>(&self, b: &B, zo: T, c: &T) -> Result<T> {
+        b.mul_add(1.0, c, Some(&self.o), Some(&zo))
+    }
+}

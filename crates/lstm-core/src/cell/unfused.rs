@@ -1,0 +1,56 @@
+//! The unfused cell's products: the notebook's first cell, each gate with its own matrices.
+
+use super::Gates;
+use crate::{
+    backend::Backend,
+    config::Param,
+    error::Result,
+    shape::{Mat, Shape},
+    weights::LayerWeights,
+};
+
+/// For each gate `W: [hidden, input]`, `U: [hidden, state]` and `bias: [1, hidden]`.
+#[derive(Clone, Debug)]
+pub struct Unfused<T> {
+    gates: Gates<Gate<T>>,
+}
+
+#[derive(Clone, Debug)]
+struct Gate<T> {
+    w: T,
+    u: T,
+    bias: Option<T>,
+}
+
+impl<T: Clone> Unfused<T> {
+    pub(super) fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+        let spec = weights.spec();
+        let bias = weights.bias();
+        let gate = |k: usize| {
+            let quarter = |rows: usize, cols: usize, all: &[f32]| {
+                let len = rows * cols;
+                b.snap(b.upload(Shape::new(rows, cols), &all[k * len..(k + 1) * len])?)
+            };
+            Ok(Gate {
+                w: quarter(spec.hidden_size, spec.input_size, weights.expect(Param::WeightIh))?,
+                u: quarter(spec.hidden_size, spec.state_size(), weights.expect(Param::WeightHh))?,
+                bias: bias.as_deref().map(|all| quarter(1, spec.hidden_size, all)).transpose()?,
+            })
+        };
+        Ok(Unfused { gates: [gate(0)?, gate(1)?, gate(2)?, gate(3)?] })
+    }
+
+    /// `bias + W x` of each gate: four products.
+    pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<Gates<T>> {
+        let [i, f, g, o] = &self.gates;
+        let product = |gate: &Gate<T>| b.gemm(x.into(), Mat::from(&gate.w).t(), gate.bias.as_ref());
+        Ok([product(i)?, product(f)?, product(g)?, product(o)?])
+    }
+
+    /// `z + U h` of each gate: four products.
+    pub fn recurrent<B: Backend<Tensor = T>>(&self, b: &B, z: Gates<T>, h: &T) -> Result<Gates<T>> {
+        let [i, f, g, o] = &self.gates;
+        let product = |gate: &Gate<T>, z: &T| b.gemm(h.into(), Mat::from(&gate.u).t(), Some(z));
+        Ok([product(i, &z[0])?, product(f, &z[1])?, product(g, &z[2])?, product(o, &z[3])?])
+    }
+}

@@ -1,0 +1,36 @@
+//! LSTMs that give the same bits on every device.
+//!
+//! This crate holds everything that is not a device: the [`Backend`] trait, the arithmetic that each device must give
+//! to the bit ([`arithmetic`]), four cells written once from a backend's primitives ([`cell`]), whole sequences
+//! ([`mod@reference`]), the model that users run ([`Lstm`]), streaming ([`Stream`]) and weights ([`weights`]).
+//!
+//! Depend on a backend crate such as `lstm-cpu` instead: it re-exports all of this.
+
+#![deny(unsafe_code)]
+
+pub mod arithmetic;
+mod backend;
+pub mod cell;
+mod config;
+mod error;
+mod lstm;
+pub mod reference;
+pub mod shape;
+mod stream;
+pub mod weights;
+
+pub use backend::{Arithmetic, Backend, Output, Path, Sequence, State};
+pub use config::{Bias, CellKind, Direction, GATES, LayerSpec, LstmConfig, Param};
+pub use error::{Error, Result};
+pub use lstm::{HostState, Input, Lstm};
+pub use reference::Reference;
+pub use shape::{Axis, Mat, Shape};
+pub use stream::Stream;
+pub use weights::{
+    LayerWeights, Weights,
+    init::{Init, InitKind},
+    names::Names,
+    state_dict::{StateDict, StateDictWriter},
+};
+
+pub use ndarray;

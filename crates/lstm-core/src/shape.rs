@@ -1,0 +1,135 @@
+//! Shapes of device matrices, and the checks that every backend shares, so that all refuse alike.
+
+use std::{fmt, ops::Range};
+
+use crate::error::{Error, Result};
+
+/// Rows and columns of a row-major matrix. A sequence is `[steps * batch, features]`, time-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+}
+
+impl Shape {
+    /// A shape of `rows` by `cols`.
+    pub const fn new(rows: usize, cols: usize) -> Self {
+        Shape { rows, cols }
+    }
+
+    /// Number of elements.
+    pub const fn len(self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether it has no elements. No device tensor has such a shape.
+    pub const fn is_empty(self) -> bool {
+        self.rows == 0 || self.cols == 0
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}, {}]", self.rows, self.cols)
+    }
+}
+
+/// Along which axis [`Backend::concat`](crate::Backend::concat) joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// Below one another: equal columns.
+    Rows,
+    /// Beside one another: equal rows.
+    Cols,
+}
+
+/// A tensor as an operand of a product, possibly transposed.
+#[derive(Debug)]
+pub struct Mat<'a, T> {
+    /// The matrix.
+    pub tensor: &'a T,
+    /// Whether the product reads it transposed.
+    pub transposed: bool,
+}
+
+impl<T> Clone for Mat<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Mat<'_, T> {}
+
+impl<T> Mat<'_, T> {
+    /// The same matrix, transposed.
+    pub fn t(self) -> Self {
+        Mat { transposed: !self.transposed, ..self }
+    }
+
+    /// The shape that the product sees, given the tensor's own.
+    pub fn view(&self, own: Shape) -> Shape {
+        if self.transposed { Shape::new(own.cols, own.rows) } else { own }
+    }
+}
+
+impl<'a, T> From<&'a T> for Mat<'a, T> {
+    fn from(tensor: &'a T) -> Self {
+        Mat { tensor, transposed: false }
+    }
+}
+
+/// Checks an upload: as many elements as the shape says, and at least one.
+pub fn check_upload(shape: Shape, len: usize) -> Result<()> {
+    match shape.rows.checked_mul(shape.cols) {
+        Some(n) if n == len && n > 0 => Ok(()),
+        _ => Err(Error::shape("upload", format!("{shape} with at least one element"), format!("{len} elements"))),
+    }
+}
+
+/// Checks a download: the slice has as many elements as the tensor.
+pub fn check_download(shape: Shape, len: usize) -> Result<()> {
+    if shape.len() == len {
+        return Ok(());
+    }
+    Err(Error::shape("download", format!("{} elements for {shape}", shape.len()), len))
+}
+
+/// Shape of `a . b`, where `acc` is absent, of the result's shape, or one row that is added to every row.
+pub fn check_gemm(a: Shape, b: Shape, acc: Option<Shape>) -> Result<Shape> {
+    if a.cols != b.rows {
+        return Err(Error::Mismatch { op: "gemm", lhs: a, rhs: b });
+    }
+    check_rows("gemm accumulator", Shape::new(a.rows, b.cols), acc)
+}
+
+/// Checks that `operand` is absent, of shape `full`, or one row of it; returns `full`.
+pub fn check_rows(op: &'static str, full: Shape, operand: Option<Shape>) -> Result<Shape> {
+    match operand {
+        Some(s) if s != full && s != Shape::new(1, full.cols) => Err(Error::Mismatch { op, lhs: full, rhs: s }),
+        _ => Ok(full),
+    }
+}
+
+/// Shape of a slice: non-empty ranges within `shape`.
+pub fn check_slice(shape: Shape, rows: &Range<usize>, cols: &Range<usize>) -> Result<Shape> {
+    let inside = |r: &Range<usize>, n| r.start < r.end && r.end <= n;
+    if inside(rows, shape.rows) && inside(cols, shape.cols) {
+        return Ok(Shape::new(rows.len(), cols.len()));
+    }
+    Err(Error::shape("slice", format!("non-empty ranges within {shape}"), format!("rows {rows:?}, columns {cols:?}")))
+}
+
+/// Shape of parts joined along `axis`.
+pub fn check_concat(axis: Axis, parts: impl IntoIterator<Item = Shape>) -> Result<Shape> {
+    let mut parts = parts.into_iter();
+    let first = parts.next().ok_or_else(|| Error::shape("concat", "at least one part", "none"))?;
+    parts.try_fold(first, |all, part| {
+        let (same, joined) = match axis {
+            Axis::Rows => (all.cols == part.cols, Shape::new(all.rows + part.rows, all.cols)),
+            Axis::Cols => (all.rows == part.rows, Shape::new(all.rows, all.cols + part.cols)),
+        };
+        if same { Ok(joined) } else { Err(Error::Mismatch { op: "concat", lhs: all, rhs: part }) }
+    })
+}

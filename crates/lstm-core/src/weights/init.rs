@@ -1,0 +1,283 @@
+//! Fresh parameters from a seed: uniform (PyTorch's default), Xavier, orthogonal.
+//!
+//! A seed gives the same bits for ever and on every machine: the generator is ChaCha8, and what is drawn from it is
+//! turned into floats by formulas given here, not by a library's distributions, which may change with a version.
+//! Layers are filled in the order of [`LstmConfig::layer_specs`], parameters in that of
+//! [`LayerSpec::params`](crate::LayerSpec::params), elements row by row, all from one generator.
+
+use ndarray::{Array2, ArrayD, IxDyn};
+use ndarray_rand::{
+    RandomExt,
+    rand::{Rng, SeedableRng, distr::Distribution},
+};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{
+    config::{Bias, LstmConfig, Param},
+    error::{Error, Result},
+    weights::{LayerWeights, Weights},
+};
+
+/// How fresh parameters are drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum InitKind {
+    /// `U(-k, k)` with `k = 1 / sqrt(hidden_size)` for every parameter, biases too: what `torch.nn.LSTM` does.
+    #[default]
+    Uniform,
+    /// `U(-k, k)` with `k = sqrt(6 / (rows + columns))` for each matrix as it is stored (Glorot & Bengio 2010,
+    /// `torch.nn.init.xavier_uniform_`); biases and diagonal peepholes are zero.
+    Xavier,
+    /// Recurrent weights with orthonormal columns (Saxe et al. 2013, `torch.nn.init.orthogonal_`); all else as for
+    /// [`Xavier`](InitKind::Xavier).
+    Orthogonal,
+}
+
+/// How [`Weights::init`] fills a model; by default [`InitKind::Uniform`] and nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Init {
+    /// The distribution.
+    pub kind: InitKind,
+    /// What the forget gate's biases add up to, where it is not left to the distribution; 1 is a usual choice
+    /// (Jozefowicz et al. 2015). The first bias gets the value, a second one 0.
+    pub forget_bias: Option<f32>,
+}
+
+impl Weights {
+    /// Fresh parameters; the same seed gives the same bits everywhere.
+    ///
+    /// ```
+    /// use lstm_core::{Init, InitKind, LstmConfig, Weights};
+    /// let init = Init { kind: InitKind::Orthogonal, forget_bias: Some(1.0) };
+    /// let weights = Weights::init(LstmConfig::new(3, 5), &init, 42)?;
+    /// assert_eq!(weights, Weights::init(LstmConfig::new(3, 5), &init, 42)?);
+    /// assert_eq!(weights.layers()[0].bias().map(|b| b[5]), Some(1.0));
+    /// # Ok::<(), lstm_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Config`]: a configuration that is not [valid](LstmConfig::validate); a forget bias that is not
+    /// finite, or for a model without a bias or, its gates being coupled, without a forget gate of its own.
+    pub fn init(config: LstmConfig, init: &Init, seed: u64) -> Result<Weights> {
+        config.validate()?;
+        if let Some(value) = init.forget_bias {
+            let refused = match config.bias {
+                _ if !value.is_finite() => Some("expected a finite value"),
+                Bias::None => Some("the model has no bias"),
+                _ if config.coupled => Some("the gates are coupled: f = 1 - i has no bias"),
+                _ => None,
+            };
+            if let Some(why) = refused {
+                return Err(Error::config("forget_bias", format!("{why}, got {value}")));
+            }
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let layers = config.layer_specs().into_iter().map(|spec| {
+            let hidden = spec.hidden_size;
+            let draw = |(param, shape): (Param, Vec<usize>)| {
+                let mut value = fill(init.kind, param, &shape, hidden, &mut rng);
+                let forget = match param {
+                    Param::Bias | Param::BiasIh => init.forget_bias,
+                    Param::BiasHh => init.forget_bias.map(|_| 0.0),
+                    _ => None,
+                };
+                if let Some(bias) = forget {
+                    value.iter_mut().skip(hidden).take(hidden).for_each(|v| *v = bias);
+                }
+                value
+            };
+            let values = spec.params().into_iter().map(draw).collect();
+            LayerWeights::new(spec, values)
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        Weights::new(config, layers)
+    }
+}
+
+fn fill(kind: InitKind, param: Param, shape: &[usize], hidden: usize, rng: &mut ChaCha8Rng) -> ArrayD<f32> {
+    let mut uniform = |square: f64| {
+        let bound = libm::sqrt(square) as f32;
+        ArrayD::random_using(IxDyn(shape), Symmetric { bound }, rng)
+    };
+    match (kind, param, shape) {
+        (InitKind::Uniform, ..) => uniform(1.0 / hidden as f64),
+        (InitKind::Orthogonal, Param::WeightHh, &[rows, cols]) => orthonormal(rows, cols, rng).into_dyn(),
+        (_, _, &[rows, cols]) => uniform(6.0 / (rows + cols) as f64),
+        _ => ArrayD::zeros(IxDyn(shape)),
+    }
+}
+
+/// `U[-bound, bound)` on a grid of 2^24 points: `((n - 2^23) / 2^23) * bound`, where n is the high 24 bits of a 32-bit
+/// draw. The quotient is exact, the product rounds once, and never up to `bound`.
+struct Symmetric {
+    bound: f32,
+}
+
+impl Distribution<f32> for Symmetric {
+    fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> f32 {
+        const HALF: i32 = 1 << 23;
+        let n = (rng.next_u32() >> 8) as i32 - HALF;
+        n as f32 / HALF as f32 * self.bound
+    }
+}
+
+/// N(0, 1) by Box and Muller, the cosine half: `sqrt(-2 ln((a + 1) / 2^53)) * cos(2 pi b / 2^53)`, where a and b are
+/// the high 53 bits of two 64-bit draws; logarithm and cosine are those of the `libm` crate.
+struct Gaussian;
+
+impl Distribution<f64> for Gaussian {
+    fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> f64 {
+        const UNIT: f64 = 1.0 / (1u64 << 53) as f64;
+        let radius = ((rng.next_u64() >> 11) + 1) as f64 * UNIT;
+        let angle = (rng.next_u64() >> 11) as f64 * UNIT;
+        libm::sqrt(-2.0 * libm::log(radius)) * libm::cos(2.0 * std::f64::consts::PI * angle)
+    }
+}
+
+/// `rows >= cols`: a matrix whose columns are orthonormal, uniformly among all of these; Gaussian columns made
+/// orthogonal one after the other (modified Gram-Schmidt, which keeps the diagonal of R positive).
+fn orthonormal(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Array2<f32> {
+    let gaussians = Array2::random_using((rows, cols), Gaussian, rng);
+    let mut columns: Vec<Vec<f64>> = gaussians.columns().into_iter().map(|c| c.to_vec()).collect();
+    for k in 0..cols {
+        let (done, rest) = columns.split_at_mut(k);
+        let column = &mut rest[0];
+        // A second pass removes what rounding leaves of the first.
+        for earlier in done.iter().chain(done.iter()) {
+            let along = dot(earlier, column);
+            column.iter_mut().zip(earlier).for_each(|(v, e)| *v -= along * e);
+        }
+        let norm = libm::sqrt(dot(column, column));
+        column.iter_mut().for_each(|v| *v /= norm);
+    }
+    Array2::from_shape_fn((rows, cols), |(r, c)| columns[c][r] as f32)
+}
+
+/// Eight sums side by side, added at the end: an order that is fixed and that vector units can follow.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut sums = [0.0; 8];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (a, b) in a.iter().zip(b) {
+        for k in 0..8 {
+            sums[k] += a[k] * b[k];
+        }
+    }
+    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum += a * b;
+    }
+    sums.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray_rand::rand::RngCore;
+
+    use super::*;
+    use crate::config::CellKind;
+
+    fn values(weights: &Weights, layer: usize, param: Param) -> Vec<f32> {
+        weights.layers()[layer].get(param).unwrap().iter().copied().collect()
+    }
+
+    fn init(kind: InitKind, config: LstmConfig, seed: u64) -> Weights {
+        Weights::init(config, &Init { kind, forget_bias: None }, seed).unwrap()
+    }
+
+    #[test]
+    fn a_seed_means_the_same_for_ever() {
+        for (kind, ih, hh) in [
+            (InitKind::Uniform, [0xbe7c_b66f, 0x3e26_98f5, 0xbea1_efb0], [0x3c39_f5aa, 0x3e1f_9968, 0x3ea6_6677]),
+            (InitKind::Xavier, [0xbe90_4f21, 0x3e3e_448b, 0xbeb8_f1bb], [0x3c4b_b564, 0x3e2e_d50b, 0x3eb6_4847]),
+            (InitKind::Orthogonal, [0xbe90_4f21, 0x3e3e_448b, 0xbeb8_f1bb], [0x3e15_e6a3, 0x3d50_f9cd, 0xbddc_2fb4]),
+        ] {
+            let weights = init(kind, LstmConfig::new(3, 5), 42);
+            let bits = |param| values(&weights, 0, param).iter().take(3).map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!((bits(Param::WeightIh), bits(Param::WeightHh)), (ih.to_vec(), hh.to_vec()), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn one_generator_fills_everything_in_order() {
+        let config = LstmConfig::new(3, 4).layers(2).bidirectional().proj_size(2).cell(CellKind::PeepholeDiagonal);
+        let weights = init(InitKind::Uniform, config, 7);
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        for value in weights.layers().iter().flat_map(|l| l.iter()).flat_map(|(_, v)| v.iter()) {
+            let n = i64::from(rng.next_u32() >> 8) - (1 << 23);
+            assert_eq!(*value, (n as f64 / f64::from(1 << 23) * 0.5) as f32);
+        }
+        assert_ne!(weights, init(InitKind::Uniform, weights.config().clone(), 8));
+    }
+
+    #[test]
+    fn uniform_and_xavier_fill_their_bounds() {
+        let config = LstmConfig::new(40, 64).proj_size(16).cell(CellKind::PeepholeDiagonal);
+        for kind in [InitKind::Uniform, InitKind::Xavier] {
+            let weights = init(kind, config.clone(), 1);
+            for (param, value) in weights.layers()[0].iter() {
+                let bound = match (kind, value.shape()) {
+                    (InitKind::Uniform, _) => 0.125,
+                    (_, &[rows, cols]) => (6.0 / (rows + cols) as f64).sqrt() as f32,
+                    _ => 0.0,
+                };
+                let (low, high) = value.iter().fold((0.0f32, 0.0f32), |(l, h), v| (l.min(*v), h.max(*v)));
+                assert!(-bound <= low && (high < bound || bound == 0.0), "{kind:?} {param:?}");
+                assert!(low <= -0.9 * bound && high >= 0.9 * bound, "{kind:?} {param:?}: {low} to {high}");
+            }
+        }
+        struct Ends(u32);
+        impl RngCore for Ends {
+            fn next_u32(&mut self) -> u32 {
+                self.0
+            }
+            fn next_u64(&mut self) -> u64 {
+                0
+            }
+            fn fill_bytes(&mut self, _: &mut [u8]) {}
+        }
+        for bound in [1.0, 0.1, 0.57735026, 1.9999999, f32::MIN_POSITIVE] {
+            assert_eq!(Symmetric { bound }.sample(&mut Ends(0)), -bound);
+            assert!(Symmetric { bound }.sample(&mut Ends(u32::MAX)) < bound);
+        }
+    }
+
+    #[test]
+    fn recurrent_columns_are_orthonormal() {
+        for config in [
+            LstmConfig::new(3, 1),
+            LstmConfig::new(3, 67),
+            LstmConfig::new(3, 30).proj_size(7).layers(2),
+            LstmConfig::new(3, 16).cell(CellKind::PeepholeDense),
+        ] {
+            let weights = init(InitKind::Orthogonal, config, 3);
+            for layer in weights.layers() {
+                let q = layer.get(Param::WeightHh).unwrap().mapv(f64::from);
+                let q = q.into_dimensionality::<ndarray::Ix2>().unwrap();
+                for ((r, c), v) in q.t().dot(&q).indexed_iter() {
+                    assert!((v - f64::from(u8::from(r == c))).abs() < 1e-6, "{r}, {c}: {v}");
+                }
+                assert!(layer.bias().unwrap().iter().all(|b| *b == 0.0));
+            }
+        }
+    }
+
+    #[test]
+    fn forget_bias_is_the_sum_of_the_biases() {
+        let set = |config, value| Weights::init(config, &Init { forget_bias: Some(value), ..Init::default() }, 5);
+        for bias in [Bias::One, Bias::Two] {
+            let config = LstmConfig::new(3, 4).layers(2).bias(bias);
+            let (plain, weights) = (init(InitKind::Uniform, config.clone(), 5), set(config, 1.5).unwrap());
+            for (layer, plain) in weights.layers().iter().zip(plain.layers()) {
+                let (sum, before) = (layer.bias().unwrap(), plain.bias().unwrap());
+                assert_eq!(sum[4..8], [1.5; 4]);
+                assert_eq!((&sum[..4], &sum[8..]), (&before[..4], &before[8..]), "the other draws stay");
+            }
+        }
+        for (config, value) in [
+            (LstmConfig::new(3, 4).bias(Bias::None), 1.0),
+            (LstmConfig::new(3, 4).coupled(), 1.0),
+            (LstmConfig::new(3, 4), f32::NAN),
+        ] {
+            assert!(matches!(set(config, value), Err(Error::Config { option: "forget_bias", .. })));
+        }
+        assert!(matches!(set(LstmConfig::new(0, 4), 1.0), Err(Error::Config { option: "input_size", .. })));
+    }
+}

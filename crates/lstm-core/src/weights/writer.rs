@@ -1,0 +1,190 @@
+//! Writing safetensors files: the same tensors give the same bytes, and a file is replaced whole or not at all.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use ndarray::{ArrayBase, Axis, Data, Dimension};
+use safetensors::Dtype;
+
+use super::{
+    Weights, element,
+    names::{Names, Scheme},
+};
+use crate::error::{Error, Result};
+
+/// What the safetensors crate refuses to read, and so nobody should write.
+const MAX_HEADER: usize = 100_000_000;
+
+/// Gathers tensors and metadata for a safetensors file; what a [`StateDict`](super::state_dict::StateDict) reads back.
+///
+/// ```no_run
+/// # use lstm_core::{Names, StateDictWriter, Weights, weights::state_dict::Dtype};
+/// # fn save(weights: &Weights) -> lstm_core::Result<()> {
+/// StateDictWriter::new()
+///     .metadata("trained-on", "passengers.csv")
+///     .lstm("lstm.", weights, Names::PyTorch)?
+///     .dtype(Dtype::F16)
+///     .save("model.safetensors")
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct StateDictWriter {
+    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    metadata: BTreeMap<String, String>,
+    dtype: Dtype,
+}
+
+impl Default for StateDictWriter {
+    fn default() -> Self {
+        StateDictWriter { tensors: BTreeMap::new(), metadata: BTreeMap::new(), dtype: Dtype::F32 }
+    }
+}
+
+impl StateDictWriter {
+    /// Nothing yet; elements will be F32.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a line of text, or replaces the one of the same key.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Sets the element type of all tensors: F32 or F64, which keep every bit, or F16 or BF16, rounded to the nearest
+    /// (and exact for what was read from a file of the same type).
+    pub fn dtype(mut self, dtype: Dtype) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Adds a model's parameters, their names behind `prefix`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the option that the notebook's names can't express: several layers, another direction
+    /// than forward, two biases, a projection, the diagonal peephole. [`Error::Format`] if a name is already there.
+    pub fn lstm(mut self, prefix: &str, weights: &Weights, names: Names) -> Result<Self> {
+        let layout = Scheme::new(names, weights.config())?.layout(weights.config());
+        for (layer, (_, params)) in weights.layers().iter().zip(layout) {
+            for ((_, value), stored) in layer.iter().zip(params) {
+                let rows = value.len_of(Axis(0)) / stored.parts.len();
+                for (part, (name, shape)) in value.axis_chunks_iter(Axis(0), rows).zip(stored.parts) {
+                    let part = if stored.transposed { part.reversed_axes() } else { part };
+                    self.add(format!("{prefix}{name}"), shape, part.iter().copied().collect())?;
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// Adds a tensor of the caller's.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if the name is already there or is `__metadata__`, which the format keeps for itself.
+    pub fn tensor<S, D>(mut self, name: impl Into<String>, array: &ArrayBase<S, D>) -> Result<Self>
+    where
+        S: Data<Elem = f32>,
+        D: Dimension,
+    {
+        self.add(name.into(), array.shape().to_vec(), array.iter().copied().collect())?;
+        Ok(self)
+    }
+
+    /// The file's bytes: always the same for the same tensors, metadata and element type.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an element type that is not F32, F16, BF16 or F64; [`Error::Format`] for a finite value
+    /// that the element type can't hold, or for names and metadata of more than 100 MB together.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut data = Vec::new();
+        let mut entries = Vec::new();
+        // The safetensors crate would write metadata in the order of a hash map, which changes from run to run.
+        if !self.metadata.is_empty() {
+            let lines = self.metadata.iter().map(|(k, v)| format!("{}:{}", quote(k), quote(v)));
+            entries.push(format!("\"__metadata__\":{{{}}}", lines.collect::<Vec<_>>().join(",")));
+        }
+        for (name, (shape, values)) in &self.tensors {
+            let start = data.len();
+            element::write(name, self.dtype, values, &mut data)?;
+            let shape = shape.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+            let info = format!(r#""dtype":"{}","shape":[{shape}],"data_offsets":[{start},{}]"#, self.dtype, data.len());
+            entries.push(format!("{}:{{{info}}}", quote(name)));
+        }
+        let mut header = format!("{{{}}}", entries.join(","));
+        // Spaces up to a multiple of 8, so that the elements lie aligned.
+        header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+        if header.len() > MAX_HEADER {
+            let why = format!("names and metadata take {} bytes, more than {MAX_HEADER}", header.len());
+            return Err(Error::format("safetensors", why));
+        }
+        let length = (header.len() as u64).to_le_bytes();
+        Ok([&length, header.as_bytes(), &data].concat())
+    }
+
+    /// Writes the file: to another one beside it, which then takes its name. If anything fails, an older file of that
+    /// name is as it was.
+    ///
+    /// # Errors
+    /// Those of [`to_bytes`](Self::to_bytes), and [`Error::Io`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let bytes = self.to_bytes()?;
+        replace(path, &bytes).map_err(|source| Error::Io { path: path.into(), source })
+    }
+
+    fn add(&mut self, name: String, shape: Vec<usize>, values: Vec<f32>) -> Result<()> {
+        if name == "__metadata__" || self.tensors.contains_key(&name) {
+            return Err(Error::format(format!("tensor `{name}`"), "the name is taken"));
+        }
+        self.tensors.insert(name, (shape, values));
+        Ok(())
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (temporary, mut file) = create_beside(path)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    drop(file);
+    written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
+        // The first failure is the one to report.
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file"))?;
+    loop {
+        let mut unique = std::ffi::OsString::from(".");
+        unique.push(name);
+        unique.push(format!(".{}.{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+        let temporary = path.with_file_name(unique);
+        match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+            Ok(file) => return Ok((temporary, file)),
+            // Left by a process of the same number that was killed.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// A JSON string.
+fn quote(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '\0'..='\x1f' => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+            _ => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}

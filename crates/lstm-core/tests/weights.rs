@@ -1,0 +1,463 @@
+//! Weights through files: every option round trips to the bit, every misfit is named, hostile bytes are refused.
+
+use lstm_core::{
+    Bias, CellKind, Direction, Error, Init, LayerWeights, LstmConfig, Names, Param, Result, StateDict, StateDictWriter,
+    Weights,
+    ndarray::{ArrayD, IxDyn, array},
+    weights::state_dict::Dtype,
+};
+use proptest::prelude::*;
+
+const CELLS: [CellKind; 4] = [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense, CellKind::PeepholeDiagonal];
+
+fn fresh(config: LstmConfig) -> Weights {
+    Weights::init(config, &Init::default(), 11).unwrap()
+}
+
+/// Every combination of cell, direction, layers, bias and projection that exists.
+fn configs() -> Vec<LstmConfig> {
+    let mut configs = Vec::new();
+    for cell in CELLS {
+        for direction in [Direction::Forward, Direction::Reverse, Direction::Bidirectional] {
+            for bias in [Bias::None, Bias::One, Bias::Two] {
+                for (layers, proj) in [(1, None), (3, None), (1, Some(2)), (2, Some(2))] {
+                    let config = LstmConfig::new(3, 5).layers(layers).direction(direction).cell(cell).bias(bias);
+                    configs.push(if let Some(size) = proj { config.proj_size(size) } else { config });
+                }
+            }
+        }
+    }
+    configs.retain(|config| config.validate().is_ok());
+    configs
+}
+
+fn written(weights: &Weights, names: Names) -> Vec<u8> {
+    StateDictWriter::new().lstm("lstm.", weights, names).unwrap().to_bytes().unwrap()
+}
+
+fn bits(weights: &Weights) -> Vec<u32> {
+    weights.layers().iter().flat_map(|l| l.iter()).flat_map(|(_, v)| v.iter().map(|v| v.to_bits())).collect()
+}
+
+/// Named tensors of zeros, so that names and shapes can be made wrong.
+fn zeros(tensors: &[(&str, &[usize])]) -> StateDict {
+    let writer = tensors
+        .iter()
+        .try_fold(StateDictWriter::new(), |writer, (name, shape)| writer.tensor(*name, &ArrayD::zeros(IxDyn(shape))));
+    StateDict::from_bytes(writer.unwrap().to_bytes().unwrap()).unwrap()
+}
+
+/// What `take_lstm` says of them, having checked that it took nothing.
+fn refusal(tensors: &[(&str, &[usize])], hint: Option<CellKind>) -> String {
+    let mut dict = zeros(tensors);
+    let taken = match hint {
+        None => dict.take_lstm("m."),
+        Some(cell) => dict.take_lstm_as("m.", cell),
+    };
+    let error = taken.unwrap_err();
+    assert_eq!(dict.names().count(), tensors.len(), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn every_model_keeps_its_bits_under_pytorchs_names() {
+    for config in configs() {
+        let weights = fresh(config.clone());
+        let mut dict = StateDict::from_bytes(written(&weights, Names::PyTorch)).unwrap();
+        let back = dict.take_lstm_as("lstm.", config.cell).unwrap();
+        assert_eq!(back, weights, "{config:?}");
+        dict.finish().unwrap();
+        if config.cell != CellKind::Unfused {
+            let mut dict = StateDict::from_bytes(written(&weights, Names::PyTorch)).unwrap();
+            assert_eq!(dict.take_lstm("lstm.").unwrap(), weights, "the names alone say {config:?}");
+        }
+    }
+}
+
+#[test]
+fn the_notebooks_names_keep_the_bits_too() {
+    for cell in [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense] {
+        for bias in [Bias::None, Bias::One] {
+            let weights = fresh(LstmConfig::new(3, 5).cell(cell).bias(bias));
+            let mut dict = StateDict::from_bytes(written(&weights, Names::Notebook)).unwrap();
+            assert_eq!(dict.take_lstm_as("lstm.", cell).unwrap(), weights);
+            dict.finish().unwrap();
+        }
+    }
+    // The layout itself: (input, hidden) for each gate, and (input, 4 * hidden) for all, i f g o.
+    let weights = fresh(LstmConfig::new(3, 2).cell(CellKind::Unfused).bias(Bias::One));
+    let ours = weights.layers()[0].get(Param::WeightIh).unwrap().clone();
+    let mut gates = StateDict::from_bytes(written(&weights, Names::Notebook)).unwrap();
+    let candidate = gates.take("lstm.U_c", &[3, 2]).unwrap();
+    let weights = weights.pack().unwrap();
+    let mut packed = StateDict::from_bytes(written(&weights, Names::Notebook)).unwrap();
+    let all = packed.take("lstm.W", &[3, 8]).unwrap();
+    for (feature, unit) in [(0, 0), (2, 0), (1, 1)] {
+        assert_eq!(candidate[[feature, unit]], ours[[4 + unit, feature]]);
+        assert_eq!(all[[feature, 6 + unit]], ours[[6 + unit, feature]]);
+    }
+    let refused = StateDictWriter::new().lstm("", &fresh(LstmConfig::new(3, 2)), Names::Notebook).unwrap_err();
+    let says = "option bias: the notebook's names can't express two biases; PyTorch's can";
+    assert_eq!(refused.to_string(), says);
+}
+
+#[test]
+fn the_candidate_may_be_called_g_but_not_both() {
+    let gates = |letters: [&str; 3]| {
+        let mut tensors = Vec::new();
+        for (stem, shape, letter) in
+            [("U", &[3, 5][..], letters[0]), ("V", &[5, 5], letters[1]), ("b", &[5], letters[2])]
+        {
+            tensors.extend(["i", "f", letter, "o"].map(|gate| (format!("m.{stem}_{gate}"), shape)));
+        }
+        tensors
+    };
+    let run = |letters| {
+        let tensors = gates(letters);
+        zeros(&tensors.iter().map(|(name, shape)| (name.as_str(), *shape)).collect::<Vec<_>>()).take_lstm("m.")
+    };
+    let config = LstmConfig::new(3, 5).cell(CellKind::Unfused).bias(Bias::One);
+    assert_eq!(run(["g"; 3]).unwrap().config(), &config);
+    assert_eq!(run(["c"; 3]).unwrap().config(), &config);
+    let mixed = run(["c", "g", "c"]).unwrap_err().to_string();
+    assert_eq!(mixed, "tensor `m.V_c` is missing; needed: shape [5, 5]");
+}
+
+#[test]
+fn element_types_round_trip() {
+    let odd = [0x0000u16, 0x8000, 0x0001, 0x7c00, 0xfc00, 0x7c01, 0xfe12, 0x3c00, 0x7bff];
+    for (dtype, len) in [(Dtype::F16, 2), (Dtype::BF16, 2), (Dtype::F32, 4), (Dtype::F64, 8)] {
+        let weights = fresh(LstmConfig::new(3, 4).layers(2));
+        let writer = StateDictWriter::new().dtype(dtype).lstm("lstm.", &weights, Names::PyTorch).unwrap();
+        let bytes = writer.to_bytes().unwrap();
+        let mut dict = StateDict::from_bytes(bytes.clone()).unwrap();
+        assert_eq!(dict.dtype("lstm.bias_hh_l1"), Some(dtype));
+        let back = dict.take_lstm("lstm.").unwrap();
+        if len >= 4 {
+            assert_eq!(back, weights);
+        }
+        let again = StateDictWriter::new().dtype(dtype).lstm("lstm.", &back, Names::PyTorch).unwrap();
+        assert!(again.to_bytes().unwrap() == bytes, "{dtype}: a file read and saved is the same file");
+    }
+    let values: Vec<f32> = odd.iter().map(|b| f32::from_bits(u32::from(*b) << 16 | 1)).collect();
+    let mut weights = fresh(LstmConfig::new(1, 1));
+    let (_, slice) = weights.layers_mut()[0].iter_mut().next().unwrap();
+    slice.copy_from_slice(&values[3..7]);
+    let mut dict = StateDict::from_bytes(written(&weights, Names::PyTorch)).unwrap();
+    assert_eq!(bits(&dict.take_lstm("lstm.").unwrap()), bits(&weights), "infinities and NaN payloads");
+}
+
+#[test]
+fn tensors_are_claimed_one_by_one() {
+    let two = array![[1.5f32, -2.0, 3.0], [0.1, 0.2, 0.3]];
+    let writer = StateDictWriter::new().metadata("b", "2 \"\\\n\u{1}é").metadata("a", "1");
+    let writer = writer.tensor("x", &two.t()).unwrap().tensor("y", &array![1.0f32]).unwrap();
+    let bytes = writer.dtype(Dtype::F64).to_bytes().unwrap();
+    let mut dict = StateDict::from_bytes(bytes.clone()).unwrap();
+    let metadata: Vec<_> = dict.metadata().iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!(metadata, [("a", "1"), ("b", "2 \"\\\n\u{1}é")]);
+    assert_eq!((dict.shape("x"), dict.shape("z")), (Some(&[3, 2][..]), None));
+
+    let missing = dict.take("z", &[1]).unwrap_err().to_string();
+    assert_eq!(missing, "tensor `z` is missing; needed: shape [1]");
+    let shape = dict.take("x", &[2, 3]).unwrap_err().to_string();
+    assert_eq!(shape, "tensor `x`: expected shape [2, 3], found [3, 2]");
+    let integers = dict.take_i64("x").unwrap_err().to_string();
+    assert_eq!(integers, "tensor `x`: element type F64 can't be read as I64 or I32");
+    assert_eq!(dict.names().collect::<Vec<_>>(), ["x", "y"]);
+
+    assert_eq!(dict.clone().take_f64("x").unwrap()[[1, 0]], f64::from(-2.0f32));
+    assert_eq!(dict.take("x", &[3, 2]).unwrap(), two.t().into_dyn());
+    assert!(matches!(dict.take_any("x"), Err(Error::MissingTensor { .. })));
+    assert_eq!(dict.clone().finish().unwrap_err().to_string(), "unused tensors: y");
+    dict.take_any("y").unwrap();
+    dict.finish().unwrap();
+
+    for _ in 0..20 {
+        let writer = StateDictWriter::new().tensor("y", &array![1.0f32]).unwrap().tensor("x", &two.t()).unwrap();
+        let writer = writer.dtype(Dtype::F64).metadata("a", "1").metadata("b", "2 \"\\\n\u{1}é");
+        assert!(writer.to_bytes().unwrap() == bytes, "the same whatever the order");
+    }
+    let twice = StateDictWriter::new().tensor("y", &array![1.0f32]).unwrap().tensor("y", &two);
+    assert_eq!(twice.unwrap_err().to_string(), "tensor `y`: the name is taken");
+    assert!(StateDictWriter::new().tensor("__metadata__", &two).is_err());
+    assert!(StateDictWriter::new().dtype(Dtype::BOOL).tensor("y", &two).unwrap().to_bytes().is_err());
+    let half = StateDictWriter::new().dtype(Dtype::F16).tensor("y", &array![1e5f32]).unwrap().to_bytes();
+    assert_eq!(half.unwrap_err().to_string(), "tensor `y`: 1e5 is too large for F16");
+}
+
+#[test]
+fn other_element_types_read_where_asked() {
+    let file = |dtype: &str, data: &[u8], n: usize| {
+        raw(&format!(r#"{{"m.x":{{"dtype":"{dtype}","shape":[{n}],"data_offsets":[0,{}]}}}}"#, data.len()), data)
+    };
+    let integers = |dtype, data: &[u8], n| StateDict::from_bytes(file(dtype, data, n)).unwrap().take_i64("m.x");
+    let minus_two = &(-2i64).to_le_bytes();
+    assert_eq!(integers("I64", minus_two, 1).unwrap(), [-2]);
+    assert_eq!(integers("I32", minus_two, 2).unwrap(), [-2, -1]);
+    assert!(matches!(integers("U64", minus_two, 1), Err(Error::TensorType { .. })));
+    let mut dict = StateDict::from_bytes(file("I64", minus_two, 1)).unwrap();
+    let error = dict.take("m.x", &[1]).unwrap_err().to_string();
+    assert_eq!(error, "tensor `m.x`: element type I64 can't be read as F32, F16, BF16 or F64");
+    assert!(dict.take_f64("m.x").is_err() && dict.shape("m.x").is_some());
+    let mut dict = StateDict::from_bytes(file("F64", &(-1e39f64).to_le_bytes(), 1)).unwrap();
+    assert_eq!(dict.take_any("m.x").unwrap_err().to_string(), "tensor `m.x`: -1e39 is too large for f32");
+    assert_eq!(dict.take_f64("m.x").unwrap(), array![-1e39].into_dyn());
+}
+
+#[test]
+fn a_misfit_is_named() {
+    type Tensors<'a> = &'a [(&'a str, &'a [usize])];
+    let (ih, hh): (&[usize], &[usize]) = (&[20, 3], &[20, 5]);
+    let layer: [(&str, &[usize]); 4] =
+        [("m.weight_ih_l0", ih), ("m.weight_hh_l0", hh), ("m.bias_ih_l0", &[20]), ("m.bias_hh_l0", &[20])];
+    let with = |more: Tensors| refusal(&[&layer[..], more].concat(), None);
+    let bare = |tensors: Tensors| refusal(tensors, None);
+    let missing = |name: &str, shape: &str| format!("tensor `m.{name}` is missing; needed: shape {shape}");
+    let odd = |name: &str, expected: &str, found: &str| {
+        format!("tensor `m.{name}`: expected shape {expected}, found {found}")
+    };
+
+    // Something is missing.
+    assert_eq!(bare(&layer[1..]), missing("weight_ih_l0", "[20, input]"));
+    assert_eq!(bare(&[layer[0], layer[2], layer[3]]), missing("weight_hh_l0", "[20, 5]"));
+    assert_eq!(bare(&layer[..3]), missing("bias_hh_l0", "[20]"));
+    assert_eq!(with(&[("m.weight_ih_l2", hh)]), missing("weight_ih_l1", "[20, 5]"));
+    assert_eq!(with(&[("m.weight_ih_l16777215", hh)]), missing("weight_ih_l1", "[20, 5]"));
+    assert_eq!(with(&[("m.weight_ih_l1", hh), ("m.weight_hh_l1", hh)]), missing("bias_ih_l1", "[20]"));
+    assert_eq!(with(&[("m.weight_ih_l0_reverse", ih)]), missing("weight_hh_l0_reverse", "[20, 5]"));
+    assert_eq!(with(&[("m.weight_po_l0", &[5])]), missing("weight_pi_l0", "[5]"));
+    assert_eq!(bare(&[("m.weight_ih_l1_reverse", ih)]), missing("weight_ih_l0_reverse", "[20, input]"));
+    assert_eq!(bare(&[("m.U_i", &[3, 5]), ("m.V_o", &[5, 5])]), missing("U_f", "[3, 5]"));
+    assert_eq!(bare(&[("m.V_o", &[5, 5])]), missing("U_i", "[input, 5]"));
+    let nothing = "tensor `m.weight_ih_l0` is missing; needed: an LSTM; no tensor of one has this prefix";
+    assert_eq!(bare(&[]), nothing);
+    assert_eq!(bare(&[("weight_ih_l0", ih), ("m.head", ih)]), nothing);
+
+    // Something is left over.
+    assert_eq!(with(&[("m.x", &[1]), ("n", &[1]), ("m.weight_ih_l00", ih)]), "unused tensors: m.weight_ih_l00, m.x");
+    assert_eq!(with(&[("m.bias_l0", &[20])]), "unused tensors: m.bias_l0");
+    assert_eq!(with(&[("m.W", &[3, 20])]), "unused tensors: m.W");
+    let both = [layer[0], layer[1], ("m.weight_ch_l0", hh)];
+    assert_eq!(bare(&both), "unused tensors: m.weight_hh_l0");
+
+    // Something has the wrong shape.
+    let swap = |k: usize, shape: &[usize]| {
+        let mut layer = layer;
+        layer[k].1 = shape;
+        refusal(&layer, None)
+    };
+    assert_eq!(swap(0, &[19, 3]), odd("weight_ih_l0", "[20, 3]", "[19, 3]"));
+    assert_eq!(swap(0, &[16, 3]), odd("weight_ih_l0", "[20, 3]", "[16, 3]"));
+    assert_eq!(swap(0, &[20]), "tensor `m.weight_ih_l0`: expected [20, input], got [20]");
+    assert_eq!(swap(1, &[5, 20]), odd("weight_hh_l0", "[20, 5]", "[5, 20]"));
+    assert_eq!(swap(1, &[20, 4]), odd("weight_hh_l0", "[20, 5]", "[20, 4]"));
+    assert_eq!(swap(2, &[20, 1]), odd("bias_ih_l0", "[20]", "[20, 1]"));
+    assert_eq!(swap(3, &[5]), odd("bias_hh_l0", "[20]", "[5]"));
+    let second: Tensors =
+        &[("m.weight_ih_l1", ih), ("m.weight_hh_l1", hh), ("m.bias_ih_l1", &[20]), ("m.bias_hh_l1", &[20])];
+    assert_eq!(with(second), odd("weight_ih_l1", "[20, 5]", "[20, 3]"));
+    assert_eq!(with(&[("m.weight_hr_l0", &[2, 5])]), odd("weight_hh_l0", "[20, 2]", "[20, 5]"));
+    assert!(with(&[("m.weight_hr_l0", &[5, 5])]).starts_with("option proj_size: expected less than hidden_size 5"));
+    assert_eq!(bare(&[("m.weight_ih_l0", &[])]), "tensor `m.weight_ih_l0`: expected [4 * hidden, input], got []");
+    assert!(bare(&[("m.weight_ih_l0", &[0, 0])]).starts_with("option input_size: expected 1 to"));
+    assert!(bare(&[("m.weight_ih_l0", &[1 << 62, 0])]).starts_with("option input_size: expected 1 to"));
+    assert!(bare(&[("m.weight_ih_l0", &[0, 1 << 62]), ("m.bias_l0", &[])]).starts_with("option input_size"));
+
+    // A projection that fits.
+    let projected: Tensors = &[("m.weight_ih_l0", ih), ("m.weight_hh_l0", &[20, 2]), ("m.weight_hr_l0", &[2, 5])];
+    let weights = zeros(projected).take_lstm("m.").unwrap();
+    assert_eq!(weights.config(), &LstmConfig::new(3, 5).proj_size(2).bias(Bias::None));
+}
+
+#[test]
+fn the_cell_asked_for_must_be_that_of_the_names() {
+    let packed: &[(&str, &[usize])] = &[("m.W", &[3, 20]), ("m.U", &[5, 20]), ("m.bias", &[20])];
+    let gates: &[(&str, &[usize])] = &[("m.U_i", &[3, 5])];
+    let plain: &[(&str, &[usize])] = &[("m.weight_ih_l0", &[20, 3]), ("m.weight_hh_l0", &[20, 5])];
+    let dense: &[(&str, &[usize])] = &[("m.weight_ih_l0", &[20, 3]), ("m.weight_ch_l0", &[20, 5])];
+    let which =
+        "option cell: `m.W`, `m.U`, `m.bias` may be the fused or the dense peephole cell: say which (take_lstm_as)";
+    assert_eq!(refusal(packed, None), which);
+    for (tensors, hint, named) in [
+        (packed, CellKind::PeepholeDiagonal, "Fused or PeepholeDense or Unfused"),
+        (gates, CellKind::PeepholeDense, "Unfused or Fused"),
+        (plain, CellKind::PeepholeDense, "Fused or Unfused"),
+        (plain, CellKind::PeepholeDiagonal, "Fused or Unfused"),
+        (dense, CellKind::Fused, "PeepholeDense"),
+    ] {
+        let says = format!("option cell: {hint:?} was asked for, but the names under `m.` are those of {named}");
+        assert_eq!(refusal(tensors, Some(hint)), says);
+    }
+    for (tensors, cell) in [(packed, CellKind::Fused), (packed, CellKind::PeepholeDense), (plain, CellKind::Unfused)] {
+        assert_eq!(zeros(tensors).take_lstm_as("m.", cell).unwrap().config().cell, cell);
+    }
+    assert_eq!(zeros(dense).take_lstm("m.").unwrap().config().cell, CellKind::PeepholeDense);
+    let narrow: &[(&str, &[usize])] = &[("m.W", &[3, 20]), ("m.U", &[5, 16]), ("m.bias", &[20])];
+    let says = "tensor `m.U`: expected shape [5, 20], found [5, 16]";
+    assert_eq!(refusal(narrow, Some(CellKind::Fused)), says);
+}
+
+#[test]
+fn files_are_replaced_whole_or_not_at_all() {
+    let folder = std::env::temp_dir().join(format!("lstm-core-weights-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("model.safetensors");
+    let files = || std::fs::read_dir(&folder).unwrap().count();
+    let weights = fresh(LstmConfig::new(3, 5));
+    let writer = StateDictWriter::new().lstm("", &weights, Names::PyTorch).unwrap();
+    writer.save(&path).unwrap();
+    writer.clone().metadata("again", "yes").save(&path).unwrap();
+    let mut dict = StateDict::open(&path).unwrap();
+    assert_eq!((dict.metadata()["again"].as_str(), files()), ("yes", 1));
+    assert_eq!(dict.take_lstm("").unwrap(), weights);
+
+    let before = std::fs::read(&path).unwrap();
+    let huge = writer.tensor("huge", &array![f32::MAX]).unwrap().dtype(Dtype::F16);
+    assert!(matches!(huge.save(&path), Err(Error::Format { .. })));
+    assert!(std::fs::read(&path).unwrap() == before && files() == 1);
+    // A folder in the way: the rename fails, and nothing stays beside it.
+    std::fs::create_dir_all(folder.join("folder/full")).unwrap();
+    for name in ["folder", "absent/model", ".."] {
+        let save = StateDictWriter::new().save(folder.join(name));
+        assert!(matches!(save, Err(Error::Io { .. })), "{name}: {save:?}");
+    }
+    assert_eq!(files(), 2);
+    assert!(matches!(StateDict::open(folder.join("absent")), Err(Error::Io { .. })));
+    std::fs::write(&path, &before[..100]).unwrap();
+    let short = StateDict::open(&path).unwrap_err().to_string();
+    assert!(short.ends_with("model.safetensors: invalid header length"), "{short}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A file of this header and data.
+fn raw(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+fn small() -> Vec<u8> {
+    let writer = StateDictWriter::new().metadata("key", "value").dtype(Dtype::F16);
+    writer.lstm("", &fresh(LstmConfig::new(1, 1)), Names::PyTorch).unwrap().to_bytes().unwrap()
+}
+
+/// Does with a file whatever one can.
+fn devour(bytes: Vec<u8>) -> Result<()> {
+    let dict = StateDict::from_bytes(bytes)?;
+    for name in dict.names() {
+        let _ = dict.clone().take_any(name);
+        let _ = dict.clone().take_f64(name);
+        let _ = dict.clone().take_i64(name);
+    }
+    for cell in CELLS {
+        let _ = dict.clone().take_lstm_as("", cell);
+    }
+    dict.clone().take_lstm("").map(drop)
+}
+
+#[test]
+fn hostile_bytes_are_refused() {
+    let whole = small();
+    assert!(devour(whole.clone()).is_ok());
+    for len in 0..whole.len() {
+        assert!(StateDict::from_bytes(whole[..len].to_vec()).is_err(), "cut to {len}");
+    }
+    assert!(StateDict::from_bytes([&whole[..], &[0]].concat()).is_err(), "one byte more");
+    for length in [u64::MAX, u64::MAX - 7, 1 << 63, 100_000_000, 100_000_001, 0] {
+        let mut bytes = whole.clone();
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        assert!(StateDict::from_bytes(bytes).is_err(), "a header of {length}");
+    }
+    let entry = |name: &str, shape: &str, start: u64, end: u64| {
+        format!(r#""{name}":{{"dtype":"F32","shape":[{shape}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let refused = |entries: &[String], data: usize| {
+        let header = format!("{{{}}}", entries.join(","));
+        match StateDict::from_bytes(raw(&header, &vec![0; data])) {
+            Err(Error::Format { .. }) => {}
+            other => panic!("{header}: {other:?}"),
+        }
+    };
+    let max = i64::MAX as u64;
+    refused(&[entry("a", "2", 0, 8), entry("b", "2", 4, 12)], 12);
+    refused(&[entry("a", "1", 0, 4), entry("b", "1", 8, 12)], 12);
+    refused(&[entry("a", "4", 0, 16)], 12);
+    refused(&[entry("a", "1", 4, 0)], 4);
+    refused(&[entry("a", "4294967296,4294967296,4", 0, 4)], 4);
+    refused(&[entry("a", "9223372036854775807,9223372036854775807", 0, 4)], 4);
+    refused(&[entry("a", "4294967296,4294967296,0", 0, 0)], 4);
+    refused(&[entry("a", "-1", 0, 4)], 4);
+    refused(&[entry("a", "1", 0, u64::MAX)], 4);
+    refused(&[entry("a", "1", 0, 4), entry("a", "1", 0, 4)], 4);
+    refused(&[entry("a", "1", 0, 4), entry("\\u0061", "1", 0, 4)], 4);
+    refused(&[entry("a", "1", 0, 4), entry("a", "1", 4, 8)], 8);
+    refused(&[entry("a", "0", 0, 0), entry("a", "0,1", 0, 0)], 0);
+    refused(&[entry("a", "1", 0, 4), r#""__metadata__":null"#.into()], 4);
+    refused(&[entry("a", "1", 0, 4), r#""__metadata__":{"n":1}"#.into()], 4);
+    refused(&[format!(r#""a":{}1{}"#, "[".repeat(100_000), "]".repeat(100_000))], 0);
+    assert!(StateDict::from_bytes(raw("{\"\u{e9}\":", &[])).is_err());
+    assert!(StateDict::from_bytes([&2u64.to_le_bytes()[..], b"\xff\xfe"].concat()).is_err());
+    // Whole tensors of 2^61 - 1 bytes each: the sum of the sizes does not fit, and overflows inside the crate.
+    let step = (1u64 << 61) - 8;
+    let tower: Vec<_> = (0..8)
+        .map(|k| (k * step, (k + 1) * step))
+        .chain([(8 * step, u64::MAX - 7)])
+        .enumerate()
+        .map(|(k, (start, end))| entry(&format!("t{k}"), &((end - start) / 4).to_string(), start, end))
+        .collect();
+    refused(&tower, 0);
+    refused(&tower[..4], 0);
+    refused(&[entry("a", &max.to_string(), 0, max)], 0);
+    // Names with digits, colons, quotes and braces are only names; sizes of zero elements only sizes.
+    let odd = entry("9999999999999999999999: {\\\"[", "0,1152921504606846976", 0, 0);
+    let mut dict = StateDict::from_bytes(raw(&format!("{{{odd}}}"), &[])).unwrap();
+    assert_eq!(dict.take_any("9999999999999999999999: {\"[").unwrap().len(), 0);
+    let mut dict =
+        StateDict::from_bytes(raw(&format!("{{{}}}", entry("", &["1"; 500].join(","), 0, 4)), &[0; 4])).unwrap();
+    assert_eq!(dict.take_any("").unwrap().ndim(), 500);
+    // More than memory can index, though it holds nothing: an error where it is taken.
+    let wide = entry("a", &format!("{max},0,{max}"), 0, 0);
+    let taken = StateDict::from_bytes(raw(&format!("{{{wide}}}"), &[])).and_then(|mut dict| dict.take_any("a"));
+    assert!(matches!(taken, Err(Error::Format { .. })), "{taken:?}");
+}
+
+#[test]
+fn parts_are_checked_where_weights_are_put_together() {
+    let weights = fresh(LstmConfig::new(3, 5));
+    let spec = *weights.layers()[0].spec();
+    let values: Vec<_> = weights.layers()[0].iter().map(|(_, v)| v.clone()).collect();
+    assert!(LayerWeights::new(spec, values[1..].to_vec()).is_err());
+    assert!(LayerWeights::new(spec, values.into_iter().rev().collect()).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn flipped_bytes_never_panic(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+        let mut bytes = small();
+        for (at, value) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        let _ = devour(bytes);
+    }
+
+    #[test]
+    fn digits_in_the_header_never_panic(flips in prop::collection::vec((any::<prop::sample::Index>(), 0..10u8), 1..6)) {
+        let mut bytes = small();
+        let header = 8 + usize::from(bytes[0]) + 256 * usize::from(bytes[1]);
+        let digits: Vec<usize> = (8..header).filter(|k| bytes[*k].is_ascii_digit()).collect();
+        for (at, digit) in flips {
+            bytes[*at.get(&digits)] = b'0' + digit;
+        }
+        let _ = devour(bytes);
+    }
+
+    #[test]
+    fn any_text_survives_as_name_and_metadata(name in ".*", key in any::<String>(), value in any::<String>()) {
+        let writer = StateDictWriter::new().metadata(&key, &value).tensor(&name, &array![1.0f32]).unwrap();
+        let mut dict = StateDict::from_bytes(writer.to_bytes().unwrap()).unwrap();
+        prop_assert_eq!(dict.metadata().get(&key), Some(&value));
+        prop_assert!(dict.take(&name, &[1]).is_ok() && dict.finish().is_ok());
+    }
+}

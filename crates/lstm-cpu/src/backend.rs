@@ -1,0 +1,290 @@
+//! The CPU as a backend.
+
+use std::{
+    fmt,
+    future::{Future, ready},
+    num::NonZero,
+    ops::Range,
+    ptr::null,
+    sync::Arc,
+};
+
+use lstm_core::{
+    Arithmetic, Axis, Backend, Error, LayerWeights, Mat, Output, Path, Result, Sequence, Shape, State,
+    arithmetic::{MAGNITUDE_BITS, SNAP_BITS},
+    shape::{check_concat, check_download, check_rows, check_slice, check_upload},
+};
+
+use crate::{
+    gemm,
+    isa::Isa,
+    kernels::Kernels,
+    layer::{Layer, Packed, Plan},
+    pool::Pool,
+    sequence,
+    stream::CpuStream,
+    tensor::Tensor,
+};
+
+/// The CPU: an instruction set and some threads. Cloning shares the threads.
+#[derive(Clone)]
+pub struct Cpu {
+    isa: Isa,
+    kernels: &'static Kernels,
+    pool: Arc<Pool>,
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cpu({}, {} threads)", self.isa, self.threads())
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Cpu::new()
+    }
+}
+
+/// Chooses threads and instruction set; see [`Cpu::builder`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuBuilder {
+    threads: Option<usize>,
+    isa: Option<Isa>,
+}
+
+impl CpuBuilder {
+    /// Uses at most `n` threads, the calling one included; by default as many as the process may use. Work too small to
+    /// gain from more runs on the calling thread alone. The bits do not depend on it.
+    pub fn threads(self, n: usize) -> Self {
+        CpuBuilder { threads: Some(n), ..self }
+    }
+
+    /// Uses `isa` instead of the fastest that the machine has.
+    pub fn isa(self, isa: Isa) -> Self {
+        CpuBuilder { isa: Some(isa), ..self }
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for 0 or more than 1024 threads or an instruction set that the machine lacks;
+    /// [`Error::Device`] if threads can't be started (on wasm, more than one).
+    pub fn build(self) -> Result<Cpu> {
+        let available = Isa::available();
+        let isa = self.isa.unwrap_or(available[0]);
+        let kernels = isa.kernels().ok_or_else(|| {
+            let list: Vec<_> = available.iter().map(Isa::to_string).collect();
+            Error::config("isa", format!("this machine has {}, not {isa}", list.join(", ")))
+        })?;
+        let threads = self.threads.unwrap_or_else(default_threads);
+        if !(1..=1024).contains(&threads) {
+            return Err(Error::config("threads", format!("expected 1 to 1024, got {threads}")));
+        }
+        let pool = Pool::new(threads).map_err(|e| Error::Device {
+            backend: "cpu".into(),
+            op: "start threads",
+            why: e.to_string(),
+        })?;
+        Ok(Cpu { isa, kernels, pool: Arc::new(pool) })
+    }
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(1024)
+}
+
+impl Cpu {
+    /// The fastest instruction set and all cores that the process may use; one thread where more can't be started.
+    pub fn new() -> Self {
+        Cpu::builder().build().or_else(|_| Cpu::builder().threads(1).build()).expect("one thread needs no starting")
+    }
+
+    /// Chooses threads and instruction set.
+    ///
+    /// ```
+    /// use lstm_cpu::{Cpu, Isa};
+    /// let cpu = Cpu::builder().threads(1).isa(Isa::Plain).build()?;
+    /// assert_eq!(cpu.isa(), Isa::Plain);
+    /// # Ok::<(), lstm_cpu::Error>(())
+    /// ```
+    pub fn builder() -> CpuBuilder {
+        CpuBuilder::default()
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads at most, the calling one included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Applies a kernel to every element, in place where nobody shares the tensor.
+    fn map(&self, mut x: Tensor, kernel: impl Fn(*mut f32, usize)) -> Tensor {
+        let data = Arc::make_mut(&mut x.data);
+        kernel(data.as_mut_ptr(), data.len());
+        x
+    }
+}
+
+impl Backend for Cpu {
+    type Tensor = Tensor;
+    type Layer = Layer;
+    type Plan = Plan;
+    type Stream = CpuStream;
+
+    fn name(&self) -> &str {
+        "cpu"
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::Exact
+    }
+
+    fn shape(&self, x: &Tensor) -> Shape {
+        x.shape
+    }
+
+    fn upload(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {
+        check_upload(shape, data.len())?;
+        Ok(Tensor::new(shape, data.to_vec()))
+    }
+
+    fn download(&self, x: &Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {
+        ready(check_download(x.shape, out.len()).map(|()| out.copy_from_slice(x.as_slice())))
+    }
+
+    fn snap(&self, x: Tensor) -> Result<Tensor> {
+        // SAFETY: the kernels are of an available instruction set; pointer and length are a slice's.
+        Ok(self.map(x, |p, n| unsafe { (self.kernels.snap)(p, n) }))
+    }
+
+    fn gemm(&self, a: Mat<'_, Tensor>, b: Mat<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
+        gemm::gemm(self.kernels, &self.pool, a, b, acc)
+    }
+
+    fn mul_add(&self, alpha: f32, a: &Tensor, b: Option<&Tensor>, c: Option<&Tensor>) -> Result<Tensor> {
+        let shape = check_rows("mul_add factor", a.shape, b.map(|b| b.shape))?;
+        check_rows("mul_add summand", shape, c.map(|c| c.shape))?;
+        let mut data = vec![0.0; shape.len()];
+        let row = |x: Option<&Tensor>, row: usize| match x {
+            Some(x) if x.shape.rows == 1 => x.rows(0..1).as_ptr(),
+            Some(x) => x.rows(row..row + 1).as_ptr(),
+            None => null(),
+        };
+        for (k, out) in data.chunks_exact_mut(shape.cols).enumerate() {
+            let (a, b, c) = (row(Some(a), k), row(b, k), row(c, k));
+            // SAFETY: as for snap; the shapes were checked: all rows have the output's columns.
+            unsafe { (self.kernels.mul_add)(alpha, a, b, c, out.as_mut_ptr(), out.len()) };
+        }
+        Ok(Tensor::new(shape, data))
+    }
+
+    fn sigmoid(&self, x: Tensor) -> Result<Tensor> {
+        // SAFETY: as for snap.
+        Ok(self.map(x, |p, n| unsafe { (self.kernels.sigmoid)(p, n) }))
+    }
+
+    fn tanh(&self, x: Tensor) -> Result<Tensor> {
+        // SAFETY: as for snap.
+        Ok(self.map(x, |p, n| unsafe { (self.kernels.tanh)(p, n) }))
+    }
+
+    fn clip(&self, x: Tensor, bound: f32) -> Result<Tensor> {
+        // SAFETY: as for snap.
+        Ok(self.map(x, |p, n| unsafe { (self.kernels.clip)(p, n, bound) }))
+    }
+
+    fn slice(&self, x: &Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor> {
+        let shape = check_slice(x.shape, &rows, &cols)?;
+        let mut data = Vec::with_capacity(shape.len());
+        for row in x.rows(rows).chunks_exact(x.shape.cols) {
+            data.extend_from_slice(&row[cols.clone()]);
+        }
+        Ok(Tensor::new(shape, data))
+    }
+
+    fn concat(&self, axis: Axis, parts: &[Tensor]) -> Result<Tensor> {
+        let shape = check_concat(axis, parts.iter().map(|part| part.shape))?;
+        let mut data = Vec::with_capacity(shape.len());
+        match axis {
+            Axis::Rows => parts.iter().for_each(|part| data.extend_from_slice(part.as_slice())),
+            Axis::Cols => (0..shape.rows)
+                .for_each(|row| parts.iter().for_each(|part| data.extend_from_slice(part.rows(row..row + 1)))),
+        }
+        Ok(Tensor::new(shape, data))
+    }
+
+    fn load(&self, weights: &LayerWeights) -> Result<Layer> {
+        Ok(Layer(Arc::new(Packed::new(self.kernels, weights))))
+    }
+
+    fn plan(&self, layer: &Layer, batch: usize, steps: usize) -> Result<Plan> {
+        if batch == 0 {
+            return Err(Error::shape("plan: batch", "at least 1", 0));
+        }
+        Ok(Plan::new(&layer.0, batch, steps, self.threads()))
+    }
+
+    fn path(&self, _: &Layer) -> Path {
+        Path::Fused(self.isa.to_string().into())
+    }
+
+    fn forward(&self, Layer(layer): &Layer, plan: &mut Plan, sequence: Sequence<'_, Tensor>) -> Result<Output<Tensor>> {
+        sequence.check(&layer.spec, |x| x.shape)?;
+        if plan.batch != sequence.batch || !plan.fits(layer) {
+            let want = format!("one for {:?} and batch {}", layer.spec, sequence.batch);
+            return Err(Error::shape("forward: plan", want, format!("{plan:?}")));
+        }
+        let (batch, steps) = (sequence.batch, sequence.steps);
+        let snapped;
+        let x = if is_snapped(sequence.x.as_slice()) {
+            sequence.x
+        } else {
+            snapped = self.snap(sequence.x.clone())?;
+            &snapped
+        };
+        plan.set_state(layer, sequence.state.h.as_slice(), sequence.state.c.as_slice());
+        let mut y = vec![0.0; steps * batch * layer.spec.state_size()];
+        sequence::run(&self.pool, layer, plan, steps, sequence.lengths, x.as_slice(), &mut y);
+
+        // A forward sequence stopped after its own length, a reverse one with the others; see `Plan::set_state`.
+        let walked = |b: usize| match sequence.lengths {
+            Some(lengths) if !layer.spec.reverse => lengths[b],
+            _ => steps,
+        };
+        let mut state = State { h: Vec::new(), c: Vec::new() };
+        for b in 0..batch {
+            let index = walked(b) % 2;
+            state.h.extend_from_slice(plan.h_row(layer, index, b));
+            state.c.extend_from_slice(plan.c_row(layer, Plan::c_index(layer.spec.cell, index), b));
+        }
+        let tensor = |data: Vec<f32>, rows| Tensor::new(Shape::new(rows, data.len() / rows), data);
+        let state = State { h: tensor(state.h, batch), c: tensor(state.c, batch) };
+        Ok(Output::new(tensor(y, steps * batch), state))
+    }
+
+    fn stream(&self, layers: &[Layer], batch: usize) -> Result<CpuStream> {
+        CpuStream::new(layers, batch, self.threads())
+    }
+
+    fn step(&self, stream: &mut CpuStream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> {
+        ready(stream.step(self.kernels, &self.pool, x, y))
+    }
+
+    fn stream_state(&self, stream: &CpuStream) -> Result<Vec<State<Tensor>>> {
+        Ok(stream.state())
+    }
+
+    fn set_stream_state(&self, stream: &mut CpuStream, state: &[State<Tensor>]) -> Result<()> {
+        stream.set_state(state)
+    }
+}
+
+/// Whether `snap` would change nothing.
+fn is_snapped(x: &[f32]) -> bool {
+    !x.iter().fold(false, |small, v| small | (v.to_bits() & MAGNITUDE_BITS < SNAP_BITS && v.to_bits() != 0))
+}

@@ -1,0 +1,88 @@
+//! 8 lanes: AVX2 and FMA.
+
+use std::arch::x86_64::*;
+
+use crate::simd::Simd;
+
+impl Simd for __m256 {
+    const LANES: usize = 8;
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller's promise in `Simd`: AVX2 and FMA are there, `p` has 8 floats; so below.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_ps(p, self) }
+    }
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_set1_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_add_ps(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_sub_ps(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_mul_ps(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_fmadd_ps(self, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn mask(self, mask: u32) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_and_ps(self, _mm256_castsi256_ps(_mm256_set1_epi32(mask as i32))) }
+    }
+    #[inline(always)]
+    unsafe fn or(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_or_ps(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn at_most(self, bound: f32) -> Self {
+        // SAFETY: as above. Of NaN and a number, min and max give the second operand.
+        unsafe { _mm256_min_ps(_mm256_set1_ps(bound), self) }
+    }
+    #[inline(always)]
+    unsafe fn at_least(self, bound: f32) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_max_ps(_mm256_set1_ps(bound), self) }
+    }
+    #[inline(always)]
+    unsafe fn power(self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let shifted = _mm256_slli_epi32::<23>(_mm256_castps_si256(self));
+            _mm256_castsi256_ps(_mm256_add_epi32(shifted, _mm256_set1_epi32(0x3f80_0000)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn if_negative(self, a: Self, b: Self) -> Self {
+        // SAFETY: as above. The blend looks at sign bits only.
+        unsafe { _mm256_blendv_ps(b, a, self) }
+    }
+    #[inline(always)]
+    unsafe fn if_below(self, bound: u32, a: Self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let magnitude = _mm256_castps_si256(self.mask(0x7fff_ffff));
+            let below = _mm256_cmpgt_epi32(_mm256_set1_epi32(bound as i32), magnitude);
+            _mm256_blendv_ps(b, a, _mm256_castsi256_ps(below))
+        }
+    }
+}
+
+crate::kernels::kernels!(__m256, "avx2,fma"; tiles: 1 x 2, 2 x 1, 3 x 1);

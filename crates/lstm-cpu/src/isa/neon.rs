@@ -1,0 +1,84 @@
+//! 4 lanes: NEON, which every 64-bit Arm has.
+
+use std::arch::aarch64::*;
+
+use crate::simd::Simd;
+
+impl Simd for float32x4_t {
+    const LANES: usize = 4;
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller's promise in `Simd`: `p` has 4 floats; so below.
+        unsafe { vld1q_f32(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: as above.
+        unsafe { vst1q_f32(p, self) }
+    }
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        // SAFETY: as above.
+        unsafe { vdupq_n_f32(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { vaddq_f32(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { vsubq_f32(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { vmulq_f32(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { vfmaq_f32(c, self, b) }
+    }
+    #[inline(always)]
+    unsafe fn mask(self, mask: u32) -> Self {
+        // SAFETY: as above.
+        unsafe { vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(self), vdupq_n_u32(mask))) }
+    }
+    #[inline(always)]
+    unsafe fn or(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(self), vreinterpretq_u32_f32(b))) }
+    }
+    #[inline(always)]
+    unsafe fn at_most(self, bound: f32) -> Self {
+        // SAFETY: as above. A comparison with NaN is false and keeps `self`.
+        unsafe { vbslq_f32(vcgtq_f32(self, vdupq_n_f32(bound)), vdupq_n_f32(bound), self) }
+    }
+    #[inline(always)]
+    unsafe fn at_least(self, bound: f32) -> Self {
+        // SAFETY: as above.
+        unsafe { vbslq_f32(vcltq_f32(self, vdupq_n_f32(bound)), vdupq_n_f32(bound), self) }
+    }
+    #[inline(always)]
+    unsafe fn power(self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let shifted = vshlq_n_u32::<23>(vreinterpretq_u32_f32(self));
+            vreinterpretq_f32_u32(vaddq_u32(shifted, vdupq_n_u32(0x3f80_0000)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn if_negative(self, a: Self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { vbslq_f32(vcltzq_s32(vreinterpretq_s32_f32(self)), a, b) }
+    }
+    #[inline(always)]
+    unsafe fn if_below(self, bound: u32, a: Self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { vbslq_f32(vcltq_u32(vreinterpretq_u32_f32(self.mask(0x7fff_ffff)), vdupq_n_u32(bound)), a, b) }
+    }
+}
+
+crate::kernels::kernels!(float32x4_t; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1);

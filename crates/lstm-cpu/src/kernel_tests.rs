@@ -1,0 +1,89 @@
+//! The kernels' edges: every instruction set against the scalar definition, with guards around all that is written.
+
+use lstm_core::arithmetic;
+
+use crate::{Isa, kernels::Kernels};
+
+const GUARD: f32 = -12345.678;
+
+fn kernels() -> impl Iterator<Item = (Isa, &'static Kernels)> {
+    Isa::available().into_iter().map(|isa| (isa, isa.kernels().expect("available")))
+}
+
+/// Values of all magnitudes that a product meets, from a small generator.
+fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(2_654_435_769) | 1;
+    let mut next = move || {
+        s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        s >> 8
+    };
+    (0..n).map(|_| (next() as f32 / 8_388_608.0 - 1.0) * f32::from_bits((next() % 16 + 119) << 23)).collect()
+}
+
+#[test]
+fn tiles_sum_in_the_specified_order_and_stay_in_bounds() {
+    for (isa, kernels) in kernels() {
+        let (width, most) = (kernels.panel(), kernels.tiles.len());
+        for k in [1, 2, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 160, 256, 257, 300] {
+            for rows in [0, 1, 2, 3, most, most + 1, 2 * most + 1, 13] {
+                let (lda, ldo) = (k + 3, width + 5);
+                let (a, panel) = (values(rows * lda, 1), values(k * width, 2));
+                let mut out = vec![GUARD; rows * ldo + 7];
+                // SAFETY: an available instruction set; the slices have the sizes that the strides say.
+                unsafe { kernels.rows(rows, k, a.as_ptr(), lda, panel.as_ptr(), out.as_mut_ptr(), ldo) };
+                for (at, &got) in out.iter().enumerate() {
+                    let (row, col) = (at / ldo, at % ldo);
+                    let want = if row < rows && col < width {
+                        arithmetic::dot(k, |k| a[row * lda + k], |k| panel[k * width + col])
+                    } else {
+                        GUARD
+                    };
+                    assert_eq!(got.to_bits(), want.to_bits(), "{isa}: k {k}, {rows} rows, at [{row}, {col}]");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn maps_reach_every_element_and_no_further() {
+    for (isa, kernels) in kernels() {
+        for n in 0..70 {
+            let mut x = values(n, n as u32);
+            x.iter_mut()
+                .zip([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 1e-30, -1e-13, 60.0, -60.0])
+                .for_each(|(x, v)| *x = v);
+            let check = |name: &str, kernel: &dyn Fn(*mut f32), want: &dyn Fn(f32) -> f32| {
+                let mut got = vec![GUARD; n + 20];
+                got[10..10 + n].copy_from_slice(&x);
+                kernel(got[10..].as_mut_ptr());
+                for (k, &got) in got.iter().enumerate() {
+                    let want = if (10..10 + n).contains(&k) { want(x[k - 10]) } else { GUARD };
+                    assert_eq!(got.to_bits(), want.to_bits(), "{isa}: {name} of {n} at {k}");
+                }
+            };
+            let maps = [
+                ("snap", kernels.snap, arithmetic::snap as fn(f32) -> f32),
+                ("sigmoid", kernels.sigmoid, arithmetic::sigmoid),
+                ("tanh", kernels.tanh, arithmetic::tanh),
+            ];
+            for (name, kernel, want) in maps {
+                // SAFETY: an available instruction set; n elements follow the pointer.
+                check(name, &|p| unsafe { kernel(p, n) }, &want);
+            }
+            // SAFETY: as above.
+            check("clip", &|p| unsafe { (kernels.clip)(p, n, 0.25) }, &|v| arithmetic::clip(v, 0.25));
+            let (b, c) = (values(n, 5), values(n, 6));
+            let mut out = vec![GUARD; n + 20];
+            // SAFETY: as above.
+            unsafe { (kernels.mul_add)(-2.0, x.as_ptr(), b.as_ptr(), c.as_ptr(), out[10..].as_mut_ptr(), n) };
+            for (k, &got) in out.iter().enumerate() {
+                let want = match k.checked_sub(10) {
+                    Some(k) if k < n => (-2.0 * x[k]).mul_add(b[k], c[k]),
+                    _ => GUARD,
+                };
+                assert_eq!(got.to_bits(), want.to_bits(), "{isa}: mul_add of {n} at {k}");
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A layer's weights packed into panels, and the scratch memory of a run.
+//!
+//! A panel holds, for as many units as a vector has lanes, the four gates side by side: one pass over it gives all that
+//! those units' cell needs. Panels of the last units are padded with zeros.
+
+use std::sync::Arc;
+
+use lstm_core::{CellKind, LayerSpec, LayerWeights, Param, arithmetic::snap};
+
+use crate::{
+    buffer::Buffer,
+    kernels::{Kernels, PANEL_VECTORS},
+};
+
+/// One layer-direction's weights, snapped and packed. Cloning shares them.
+#[derive(Clone)]
+pub struct Layer(pub(crate) Arc<Packed>);
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Layer({:?})", self.0.spec)
+    }
+}
+
+pub(crate) struct Packed {
+    pub(crate) spec: LayerSpec,
+    pub(crate) kernels: &'static Kernels,
+    /// Panels of the gates.
+    pub(crate) panels: usize,
+    /// `[panels][input][panel]`
+    pub(crate) w: Buffer,
+    /// `[panels][state][panel]`
+    pub(crate) u: Buffer,
+    /// `[panels][panel]`, zero without a bias: the sum it is added to is never -0.
+    pub(crate) bias: Buffer,
+    /// `[panels][3][lanes]`, or empty.
+    pub(crate) peephole: Buffer,
+    /// `[projection panels][hidden][panel]`, or empty.
+    pub(crate) projection: Buffer,
+}
+
+impl Packed {
+    pub(crate) fn new(kernels: &'static Kernels, weights: &LayerWeights) -> Self {
+        let spec = *weights.spec();
+        let (hidden, lanes) = (spec.hidden_size, kernels.lanes);
+        let panels = hidden.div_ceil(lanes);
+        let get = |param| weights.get(param).and_then(|v| v.as_slice());
+        // Column j of panel p is gate j / lanes of unit p * lanes + j % lanes.
+        let gate_row = |p: usize, j: usize| {
+            let unit = p * lanes + j % lanes;
+            (unit < hidden).then_some(j / lanes * hidden + unit)
+        };
+        let gates = |matrix: Option<&[f32]>, cols: usize| {
+            let matrix = matrix.unwrap_or_default();
+            pack(kernels, panels, cols, |p, k, j| gate_row(p, j).map(|row| matrix[row * cols + k]))
+        };
+        let bias = weights.bias();
+        let peepholes = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(get);
+        let mut peephole = Buffer::zeros(0);
+        if let [Some(i), Some(f), Some(o)] = peepholes {
+            peephole = Buffer::zeros(panels * 3 * lanes);
+            for (k, v) in peephole.as_mut_slice().iter_mut().enumerate() {
+                let unit = k / (3 * lanes) * lanes + k % lanes;
+                *v = snap(*[i, f, o][k / lanes % 3].get(unit).unwrap_or(&0.0));
+            }
+        }
+        let projection = match (get(Param::WeightHr), spec.proj_size) {
+            (Some(matrix), Some(size)) => {
+                let width = kernels.panel();
+                pack(kernels, size.div_ceil(width), hidden, |p, k, j| matrix.get((p * width + j) * hidden + k).copied())
+            }
+            _ => Buffer::zeros(0),
+        };
+        Packed {
+            spec,
+            kernels,
+            panels,
+            w: gates(get(Param::WeightIh), spec.input_size),
+            u: gates(get(Param::WeightHh), spec.state_size()),
+            bias: gates(Some(bias.as_deref().unwrap_or(&vec![0.0; 4 * hidden])), 1),
+            peephole,
+            projection,
+        }
+    }
+
+    /// Floats in a row of `c`, and of `h` before a projection.
+    pub(crate) fn padded(&self) -> usize {
+        self.panels * self.kernels.lanes
+    }
+
+    /// Floats in a row of `h` after a projection, if there is one.
+    pub(crate) fn padded_state(&self) -> usize {
+        match self.spec.proj_size {
+            Some(size) => size.next_multiple_of(self.kernels.panel()),
+            None => self.padded(),
+        }
+    }
+
+    /// Multiplications and additions of a step of one sequence in the time loop.
+    pub(crate) fn step_flops(&self) -> usize {
+        let projection = self.spec.proj_size.unwrap_or(0) * 2;
+        self.spec.hidden_size * (8 * self.spec.state_size() + projection)
+    }
+}
+
+/// `[panels][k][panel]`, snapped; `None` from `source(panel, k, column)` is padding.
+fn pack(kernels: &Kernels, panels: usize, k: usize, source: impl Fn(usize, usize, usize) -> Option<f32>) -> Buffer {
+    let width = kernels.panel();
+    let mut out = Buffer::zeros(panels * k * width);
+    for (row, values) in out.as_mut_slice().chunks_exact_mut(width).enumerate() {
+        for (j, v) in values.iter_mut().enumerate() {
+            *v = source(row / k, row % k, j).map_or(0.0, snap);
+        }
+    }
+    out
+}
+
+/// Scratch memory of one layer at one batch size; holds the running state.
+pub struct Plan {
+    /// The layer it was made for: a run trusts the sizes that follow from these.
+    spec: LayerSpec,
+    lanes: usize,
+    pub(crate) batch: usize,
+    /// Threads of a run.
+    pub(crate) threads: usize,
+    /// Steps whose input products are made at once.
+    pub(crate) block: usize,
+    /// Which of the two `h` is the current one.
+    pub(crate) current: usize,
+    /// `[2][batch][padded state]`
+    pub(crate) h: Buffer,
+    /// `[2][batch][padded]`; the second half is used by the dense peephole, whose products read all of the old `c`.
+    pub(crate) c: Buffer,
+    /// `[batch][padded]`, `h` before the projection, or empty.
+    pub(crate) unprojected: Buffer,
+    /// `[panels][block * batch][panel]`: input products.
+    pub(crate) x: Buffer,
+    /// `[threads][batch][panel]`: recurrent products.
+    pub(crate) z: Buffer,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Plan(batch {}, {} threads)", self.batch, self.threads)
+    }
+}
+
+/// Rows of an input product that are made at once: enough to use a panel well, few enough to stay in cache.
+const BLOCK_ROWS: usize = 192;
+
+impl Plan {
+    /// For at most `steps` steps, on at most `threads` threads.
+    pub(crate) fn new(layer: &Packed, batch: usize, steps: usize, threads: usize) -> Self {
+        let width = PANEL_VECTORS * layer.kernels.lanes;
+        let block = (BLOCK_ROWS / batch).clamp(1, steps.max(1));
+        // A barrier costs some tenths of a microsecond, waking the threads some more: small work is faster alone.
+        let flops = layer.step_flops().saturating_mul(batch);
+        let enough = if flops.saturating_mul(steps) < 2_000_000 { 1 } else { 1 + flops / 60_000 };
+        let threads = threads.min(enough).min(layer.panels);
+        Plan {
+            spec: layer.spec,
+            lanes: layer.kernels.lanes,
+            batch,
+            threads,
+            block,
+            current: 0,
+            h: Buffer::zeros(2 * batch * layer.padded_state()),
+            c: Buffer::zeros(2 * batch * layer.padded()),
+            unprojected: Buffer::zeros(if layer.spec.proj_size.is_some() { batch * layer.padded() } else { 0 }),
+            x: Buffer::zeros(layer.panels * block * batch * width),
+            z: Buffer::zeros(threads * batch * width),
+        }
+    }
+
+    /// Whether it was made for a layer like this one.
+    pub(crate) fn fits(&self, layer: &Packed) -> bool {
+        self.spec == layer.spec && self.lanes == layer.kernels.lanes
+    }
+
+    /// The current row of `h`, and of `c`, of sequence `b`, in memory index `h` and `c` (0 or 1).
+    pub(crate) fn h_row(&self, layer: &Packed, index: usize, b: usize) -> &[f32] {
+        let cols = layer.padded_state();
+        &self.h.as_slice()[(index * self.batch + b) * cols..][..layer.spec.state_size()]
+    }
+
+    pub(crate) fn c_row(&self, layer: &Packed, index: usize, b: usize) -> &[f32] {
+        let cols = layer.padded();
+        &self.c.as_slice()[(index * self.batch + b) * cols..][..layer.spec.hidden_size]
+    }
+
+    /// Sets the state, snapped, from rows of `h` and `c`. Both memories get it: a sequence that starts later (in reverse,
+    /// the shorter ones) finds it in whichever is current then.
+    pub(crate) fn set_state(&mut self, layer: &Packed, h: &[f32], c: &[f32]) {
+        let batch = self.batch;
+        self.current = 0;
+        let fill = |to: &mut Buffer, padded: usize, from: &[f32], cols: usize| {
+            for (row, to) in to.as_mut_slice().chunks_exact_mut(padded).enumerate() {
+                let from = &from[row % batch * cols..][..cols];
+                to.iter_mut().zip(from).for_each(|(to, &v)| *to = snap(v));
+            }
+        };
+        fill(&mut self.h, layer.padded_state(), h, layer.spec.state_size());
+        fill(&mut self.c, layer.padded(), c, layer.spec.hidden_size);
+    }
+
+    /// Which memory holds `c` when `current` is the one that holds `h`.
+    pub(crate) fn c_index(cell: CellKind, current: usize) -> usize {
+        if cell == CellKind::PeepholeDense { current } else { 0 }
+    }
+}

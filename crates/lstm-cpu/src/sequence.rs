@@ -1,0 +1,231 @@
+//! A whole sequence: input products for some steps at once, then step by step the recurrent products with the gates in
+//! their tail. Threads share a step by units and meet at a barrier; no sum is ever split between them.
+
+use std::ops::Range;
+
+use lstm_core::CellKind;
+
+use crate::{
+    kernels::CellArgs,
+    layer::{Packed, Plan},
+    pool::{Member, Pool},
+};
+
+/// What the threads of a run share. They write to disjoint units: of `h`, `c` and `y` to the columns of their panels, of
+/// `x` to their panels, of `z` to their own part.
+struct Run<'a> {
+    layer: &'a Packed,
+    steps: usize,
+    batch: usize,
+    block: usize,
+    current: usize,
+    lengths: Option<&'a [usize]>,
+    input: *const f32,
+    y: *mut f32,
+    h: *mut f32,
+    c: *mut f32,
+    unprojected: *mut f32,
+    x: *mut f32,
+    z: *mut f32,
+}
+
+// SAFETY: threads write to disjoint parts between barriers, as described at `Run`.
+unsafe impl Sync for Run<'_> {}
+
+/// Runs `steps` steps of snapped `input: [steps * batch, input]` from the plan's state, and writes `h` to
+/// `y: [steps * batch, state]`, which must be zero where sequences have ended. Lengths descend. Allocates nothing.
+pub(crate) fn run(
+    pool: &Pool,
+    layer: &Packed,
+    plan: &mut Plan,
+    steps: usize,
+    lengths: Option<&[usize]>,
+    input: &[f32],
+    y: &mut [f32],
+) {
+    // What the unsafe code below relies on; the callers have checked it and said so in an `Err`.
+    assert!(plan.fits(layer));
+    assert_eq!(input.len(), steps * plan.batch * layer.spec.input_size);
+    assert_eq!(y.len(), steps * plan.batch * layer.spec.state_size());
+    assert!(lengths.is_none_or(|lengths| lengths.len() == plan.batch));
+    let run = Run {
+        layer,
+        steps,
+        batch: plan.batch,
+        block: plan.block,
+        current: plan.current,
+        lengths,
+        input: input.as_ptr(),
+        y: y.as_mut_ptr(),
+        h: plan.h.as_mut_ptr(),
+        c: plan.c.as_mut_ptr(),
+        unprojected: plan.unprojected.as_mut_ptr(),
+        x: plan.x.as_mut_ptr(),
+        z: plan.z.as_mut_ptr(),
+    };
+    // SAFETY: the slices have the sizes that the plan was made for and that were checked above.
+    pool.run(plan.threads, &|member| unsafe { run.work(member) });
+    plan.current = (plan.current + steps) % 2;
+}
+
+/// An even share of `n` things.
+fn share(n: usize, member: Member<'_>) -> Range<usize> {
+    match member.size {
+        1 => 0..n, // Spares a streaming step the divisions.
+        size => n * member.rank / size..n * (member.rank + 1) / size,
+    }
+}
+
+impl Run<'_> {
+    /// How many sequences have a step `t`; they are the first rows.
+    fn active(&self, t: usize) -> usize {
+        self.lengths.map_or(self.batch, |lengths| lengths.partition_point(|&len| len > t))
+    }
+
+    /// One thread's part.
+    ///
+    /// # Safety
+    /// The pointers cover what [`Plan`] describes; no two members of a team have the same rank.
+    unsafe fn work(&self, member: Member<'_>) {
+        let panels = share(self.layer.panels, member);
+        for first in (0..self.steps).step_by(self.block) {
+            let count = self.block.min(self.steps - first);
+            // The block's steps in memory, whichever way they are walked.
+            let low = if self.layer.spec.reverse { self.steps - first - count } else { first };
+            // SAFETY: the caller's promise; so below.
+            unsafe { self.input_products(panels.clone(), low, count) };
+            for k in first..first + count {
+                let t = if self.layer.spec.reverse { self.steps - 1 - k } else { k };
+                let active = self.active(t);
+                if active == 0 {
+                    continue;
+                }
+                // SAFETY: as above.
+                unsafe {
+                    self.step(panels.clone(), member, k, t, t - low, active);
+                    member.barrier();
+                    if self.layer.spec.proj_size.is_some() {
+                        self.project(member, k, t, active);
+                        member.barrier();
+                    }
+                }
+            }
+        }
+    }
+
+    /// `W x` for `count` steps from `low` on.
+    ///
+    /// # Safety
+    /// As for [`work`](Self::work).
+    unsafe fn input_products(&self, panels: Range<usize>, low: usize, count: usize) {
+        let (kernels, features) = (self.layer.kernels, self.layer.spec.input_size);
+        let width = kernels.panel();
+        // With lengths, only the rows that are there; they start anew at every step.
+        let pieces = if self.lengths.is_some() { count } else { 1 };
+        for p in panels {
+            for piece in 0..pieces {
+                let rows = if self.lengths.is_some() { self.active(low + piece) } else { count * self.batch };
+                // SAFETY: panel p of `w` and `x`; rows of steps low..low + count of the input.
+                unsafe {
+                    kernels.rows(
+                        rows,
+                        features,
+                        self.input.add((low + piece) * self.batch * features),
+                        features,
+                        self.layer.w.as_ptr().add(p * features * width),
+                        self.x.add((p * self.block + piece) * self.batch * width),
+                        width,
+                    );
+                }
+            }
+        }
+    }
+
+    /// The `k`th step that is walked, step `t` of the sequence, `in_block` of the block, for the first `active` rows.
+    ///
+    /// # Safety
+    /// As for [`work`](Self::work).
+    unsafe fn step(
+        &self,
+        panels: Range<usize>,
+        member: Member<'_>,
+        k: usize,
+        t: usize,
+        in_block: usize,
+        active: usize,
+    ) {
+        let Packed { spec, kernels, .. } = self.layer;
+        let (lanes, width) = (kernels.lanes, kernels.panel());
+        let (padded, padded_state, state) = (self.layer.padded(), self.layer.padded_state(), spec.state_size());
+        let old = (self.current + k) % 2;
+        let c_index = |h_index| Plan::c_index(spec.cell, h_index) * self.batch * padded;
+        // SAFETY: offsets follow the layouts in `Packed` and `Plan`.
+        unsafe {
+            let (c_old, c_new) = (self.c.add(c_index(old)), self.c.add(c_index(1 - old)));
+            let h_old = self.h.add(old * self.batch * padded_state);
+            let h_new = match spec.proj_size {
+                Some(_) => self.unprojected,
+                None => self.h.add((1 - old) * self.batch * padded),
+            };
+            let (operand, stride) =
+                if spec.cell == CellKind::PeepholeDense { (c_old, padded) } else { (h_old, padded_state) };
+            let z = self.z.add(member.rank * self.batch * width);
+            for n in 0..panels.len() {
+                // Back and forth: the panels that the last step used last are still in cache.
+                let p = if k.is_multiple_of(2) { panels.start + n } else { panels.end - 1 - n };
+                kernels.rows(active, state, operand, stride, self.layer.u.as_ptr().add(p * state * width), z, width);
+                (kernels.cell)(&CellArgs {
+                    rows: active,
+                    x: self.x.add((p * self.block + in_block) * self.batch * width),
+                    z,
+                    bias: self.layer.bias.as_ptr().add(p * width),
+                    peephole: self.layer.peephole.as_ptr().wrapping_add(p * 3 * lanes),
+                    c_old: c_old.add(p * lanes),
+                    c_new: c_new.add(p * lanes),
+                    h: h_new.add(p * lanes),
+                    stride: padded,
+                    cell: spec.cell,
+                    coupled: spec.coupled,
+                    clip: spec.clip,
+                });
+            }
+            if spec.proj_size.is_none() {
+                let from = panels.start * lanes;
+                let len = (panels.end * lanes).min(spec.hidden_size).saturating_sub(from);
+                for row in 0..active {
+                    let y = self.y.add((t * self.batch + row) * state + from);
+                    std::ptr::copy_nonoverlapping(h_new.add(row * padded + from), y, len);
+                }
+            }
+        }
+    }
+
+    /// `snap(W_hr h)` of a step.
+    ///
+    /// # Safety
+    /// As for [`work`](Self::work).
+    unsafe fn project(&self, member: Member<'_>, k: usize, t: usize, active: usize) {
+        let Packed { spec, kernels, .. } = self.layer;
+        let width = kernels.panel();
+        let (padded, padded_state, state) = (self.layer.padded(), self.layer.padded_state(), spec.state_size());
+        let new = 1 - (self.current + k) % 2;
+        for p in share(padded_state / width, member) {
+            let len = width.min(state - p * width);
+            // SAFETY: offsets follow the layouts in `Packed` and `Plan`; a thread's part of `z` has a panel row for
+            // each sequence.
+            unsafe {
+                let z = self.z.add(member.rank * self.batch * width);
+                let panel = self.layer.projection.as_ptr().add(p * spec.hidden_size * width);
+                kernels.rows(active, spec.hidden_size, self.unprojected, padded, panel, z, width);
+                (kernels.snap)(z, active * width);
+                for row in 0..active {
+                    let from = z.add(row * width);
+                    let h = self.h.add((new * self.batch + row) * padded_state + p * width);
+                    std::ptr::copy_nonoverlapping(from, h, width);
+                    let y = self.y.add((t * self.batch + row) * state + p * width);
+                    std::ptr::copy_nonoverlapping(from, y, len);
+                }
+            }
+        }
+    }
+}

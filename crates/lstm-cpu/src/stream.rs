@@ -1,0 +1,80 @@
+//! A stack of layers, one step at a time, without allocation.
+
+use lstm_core::{
+    Error, Result, Shape, State,
+    reference::{check_stack, check_state, check_step},
+};
+
+use crate::{
+    kernels::Kernels,
+    layer::{Layer, Plan},
+    pool::Pool,
+    sequence,
+    tensor::Tensor,
+};
+
+/// Layers, their running state and the values between them.
+#[derive(Debug)]
+pub struct CpuStream {
+    layers: Vec<Layer>,
+    plans: Vec<Plan>,
+    /// The snapped input, then each layer's output.
+    values: Vec<Vec<f32>>,
+    batch: usize,
+}
+
+impl CpuStream {
+    pub(crate) fn new(layers: &[Layer], batch: usize, threads: usize) -> Result<Self> {
+        check_stack(layers.iter().map(|layer| &layer.0.spec))?;
+        if batch == 0 {
+            return Err(Error::shape("stream: batch", "at least 1", 0));
+        }
+        let sizes = layers.iter().map(|layer| layer.0.spec.state_size());
+        let values = std::iter::once(layers[0].0.spec.input_size).chain(sizes).map(|size| vec![0.0; batch * size]);
+        Ok(CpuStream {
+            values: values.collect(),
+            plans: layers.iter().map(|layer| Plan::new(&layer.0, batch, 1, threads)).collect(),
+            layers: layers.to_vec(),
+            batch,
+        })
+    }
+
+    pub(crate) fn step(&mut self, kernels: &Kernels, pool: &Pool, x: &[f32], y: &mut [f32]) -> Result<()> {
+        let spec = |layer: Option<&Layer>| layer.map(|layer| layer.0.spec);
+        let (first, last) = (spec(self.layers.first()), spec(self.layers.last()));
+        check_step(self.batch, first.as_ref(), last.as_ref(), x, y)?;
+        let input = &mut self.values[0];
+        input.copy_from_slice(x);
+        // SAFETY: the kernels are of an available instruction set; the length is the slice's.
+        unsafe { (kernels.snap)(input.as_mut_ptr(), input.len()) };
+        for (k, (layer, plan)) in self.layers.iter().zip(&mut self.plans).enumerate() {
+            let (before, after) = self.values.split_at_mut(k + 1);
+            sequence::run(pool, &layer.0, plan, 1, None, &before[k], &mut after[0]);
+        }
+        y.copy_from_slice(&self.values[self.layers.len()]);
+        Ok(())
+    }
+
+    pub(crate) fn state(&self) -> Vec<State<Tensor>> {
+        let tensor = |cols: usize, row: &dyn Fn(usize) -> Vec<f32>| {
+            Tensor::new(Shape::new(self.batch, cols), (0..self.batch).flat_map(row).collect())
+        };
+        let state = self.layers.iter().zip(&self.plans).map(|(Layer(layer), plan)| {
+            let c_index = Plan::c_index(layer.spec.cell, plan.current);
+            State {
+                h: tensor(layer.spec.state_size(), &|b| plan.h_row(layer, plan.current, b).to_vec()),
+                c: tensor(layer.spec.hidden_size, &|b| plan.c_row(layer, c_index, b).to_vec()),
+            }
+        });
+        state.collect()
+    }
+
+    pub(crate) fn set_state(&mut self, state: &[State<Tensor>]) -> Result<()> {
+        let specs: Vec<_> = self.layers.iter().map(|layer| layer.0.spec).collect();
+        check_state(&specs, self.batch, state.iter().map(|s| State { h: s.h.shape, c: s.c.shape }))?;
+        for ((layer, plan), state) in self.layers.iter().zip(&mut self.plans).zip(state) {
+            plan.set_state(&layer.0, state.h.as_slice(), state.c.as_slice());
+        }
+        Ok(())
+    }
+}
