@@ -111,7 +111,7 @@ impl Kernels {
 }
 
 /// Products between two visits of the accumulators in memory: a multiple of `BLOCK`.
-const SLICE: usize = 4 * BLOCK;
+const SLICE: usize = 3 * BLOCK;
 
 /// A [`Tile`] of `ROWS` rows that sums `BLOCKS` blocks side by side, so that few rows still keep the adders busy.
 ///

@@ -151,12 +151,16 @@ const BLOCK_ROWS: usize = 192;
 impl Plan {
     /// For at most `steps` steps, on at most `threads` threads.
     pub(crate) fn new(layer: &Packed, batch: usize, steps: usize, threads: usize) -> Self {
-        let width = PANEL_VECTORS * layer.kernels.lanes;
-        let block = (BLOCK_ROWS / batch).clamp(1, steps.max(1));
         // A barrier costs some tenths of a microsecond, waking the threads some more: small work is faster alone.
         let flops = layer.step_flops().saturating_mul(batch);
         let enough = if flops.saturating_mul(steps) < 2_000_000 { 1 } else { 1 + flops / 60_000 };
-        let threads = threads.min(enough).min(layer.panels);
+        Plan::on_threads(layer, batch, steps, threads.min(enough).min(layer.panels))
+    }
+
+    /// On as many threads as is said, even if some have nothing to do.
+    pub(crate) fn on_threads(layer: &Packed, batch: usize, steps: usize, threads: usize) -> Self {
+        let width = PANEL_VECTORS * layer.kernels.lanes;
+        let block = (BLOCK_ROWS / batch).clamp(1, steps.max(1));
         Plan {
             spec: layer.spec,
             lanes: layer.kernels.lanes,

@@ -21,9 +21,16 @@ mod kernels;
 mod layer;
 mod pool;
 mod sequence;
+#[cfg(test)]
+mod sequence_tests;
 mod simd;
 mod stream;
 mod tensor;
+
+/// The examples of the README, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
 
 pub use backend::{Cpu, CpuBuilder};
 pub use isa::Isa;
