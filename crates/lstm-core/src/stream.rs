@@ -5,7 +5,8 @@ use ndarray::{Array3, ArrayView3, s};
 use crate::{
     backend::{Backend, State},
     error::{Error, Result},
-    lstm::{HostState, Input, Lstm, wait},
+    input::{HostState, Input},
+    lstm::{Lstm, wait},
     shape::Shape,
 };
 

@@ -1,8 +1,15 @@
 //! The product of two matrices of any shape, out of the same tiles as the layers.
 
+use std::ptr::null;
+
 use lstm_core::{Mat, Result, Shape, shape::check_gemm};
 
-use crate::{buffer::Buffer, kernels::Kernels, pool::Pool, tensor::Tensor};
+use crate::{
+    buffer::Buffer,
+    kernels::{Kernels, TileArgs},
+    pool::Pool,
+    tensor::Tensor,
+};
 
 /// Rows whose sums are kept beside a panel.
 const ROWS: usize = 96;
@@ -46,7 +53,8 @@ pub(crate) fn gemm(
                 // SAFETY: `rows` has `shape.rows` rows of k; the panel and `sums` are as large as the kernel needs.
                 unsafe {
                     let a = rows.as_ptr().add(first * k);
-                    kernels.rows(count, k, a, k, panel.as_ptr(), sums.as_mut_ptr(), width);
+                    let (panel, out) = (panel.as_ptr(), sums.as_mut_ptr());
+                    kernels.rows(count, TileArgs { k, a, lda: k, panel, out, ldo: width, add: false, ahead: null() });
                 }
                 for (row, sums) in sums.as_slice().chunks_exact(width).take(count).enumerate() {
                     let row = first + row;

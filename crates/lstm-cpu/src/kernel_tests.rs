@@ -2,7 +2,10 @@
 
 use lstm_core::arithmetic;
 
-use crate::{Isa, kernels::Kernels};
+use crate::{
+    Isa,
+    kernels::{Kernels, TileArgs},
+};
 
 const GUARD: f32 = -12345.678;
 
@@ -30,7 +33,10 @@ fn tiles_sum_in_the_specified_order_and_stay_in_bounds() {
                 let (a, panel) = (values(rows * lda, 1), values(k * width, 2));
                 let mut out = vec![GUARD; rows * ldo + 7];
                 // SAFETY: an available instruction set; the slices have the sizes that the strides say.
-                unsafe { kernels.rows(rows, k, a.as_ptr(), lda, panel.as_ptr(), out.as_mut_ptr(), ldo) };
+                unsafe {
+                    let (a, panel, out) = (a.as_ptr(), panel.as_ptr(), out.as_mut_ptr());
+                    kernels.rows(rows, TileArgs { k, a, lda, panel, out, ldo, add: false, ahead: panel });
+                }
                 for (at, &got) in out.iter().enumerate() {
                     let (row, col) = (at / ldo, at % ldo);
                     let want = if row < rows && col < width {

@@ -12,14 +12,30 @@ use crate::{
 /// Vectors side by side in a panel of packed weights; in a recurrent panel, one for each gate.
 pub(crate) const PANEL_VECTORS: usize = 4;
 
-/// `out[r] (+)= sum over k of a[r][k] * panel[k]` for a fixed number of rows: `k` products, rows of `a` `lda` apart, rows of
-/// `out` `ldo` apart, a panel row of `PANEL_VECTORS` vectors. `k` starts at a multiple of `BLOCK` of the whole product;
-/// `add` says that `out` already holds the sum of the blocks before it.
+/// A product of some rows with a panel: `out[r] (+)= sum over k of a[r][k] * panel[k]`.
+#[derive(Clone, Copy)]
+pub(crate) struct TileArgs {
+    /// Products of each sum; they start at a multiple of `BLOCK` of the whole product.
+    pub(crate) k: usize,
+    pub(crate) a: *const f32,
+    /// Distance between rows of `a`.
+    pub(crate) lda: usize,
+    /// `k` panel rows of `PANEL_VECTORS` vectors.
+    pub(crate) panel: *const f32,
+    pub(crate) out: *mut f32,
+    /// Distance between rows of `out`.
+    pub(crate) ldo: usize,
+    /// Whether `out` already holds the sum of the blocks before.
+    pub(crate) add: bool,
+    /// From where one cache line per product is fetched meanwhile: any address.
+    pub(crate) ahead: *const f32,
+}
+
+/// A kernel for a fixed number of rows.
 ///
 /// # Safety
-/// The pointers cover what is described.
-pub(crate) type Tile =
-    unsafe fn(k: usize, a: *const f32, lda: usize, panel: *const f32, out: *mut f32, ldo: usize, add: bool);
+/// The pointers cover what [`TileArgs`] describes.
+pub(crate) type Tile = unsafe fn(&TileArgs);
 
 /// What [`Kernels::cell`] works on: one panel (the four gates of as many units as a vector has lanes) of some rows.
 /// Rows of `x` and `z` are a panel row (`4 * LANES`) apart.
@@ -65,50 +81,44 @@ impl Kernels {
         PANEL_VECTORS * self.lanes
     }
 
-    /// `out[r] (+)= a[r] . panel` for any number of rows, none included; see [`Tile`].
+    /// The product of any number of rows, none included; `args` says where the first row and the first product are.
     ///
     /// # Safety
     /// As for [`Tile`].
-    #[allow(clippy::too_many_arguments, reason = "a BLAS-like signature")]
-    pub(crate) unsafe fn rows(
-        &self,
-        rows: usize,
-        k: usize,
-        a: *const f32,
-        lda: usize,
-        panel: *const f32,
-        out: *mut f32,
-        ldo: usize,
-    ) {
+    pub(crate) unsafe fn rows(&self, rows: usize, args: TileArgs) {
         if let 1.. = rows
             && rows <= self.tiles.len()
         {
             // SAFETY: the caller's promise.
-            return unsafe { self.tiles[rows - 1](k, a, lda, panel, out, ldo, false) };
+            return unsafe { self.tiles[rows - 1](&args) };
         }
         // Slices of the panel stay in the first-level cache while all rows pass over them.
         let groups = rows.div_ceil(self.tiles.len());
-        for start in (0..k).step_by(SLICE) {
+        for start in (0..args.k).step_by(SLICE) {
             let mut row = 0;
             for group in 0..groups {
                 let height = rows / groups + usize::from(group < rows % groups);
                 // SAFETY: the caller's promise; the groups' heights add up to `rows`, and start < k.
                 unsafe {
-                    self.tiles[height - 1](
-                        SLICE.min(k - start),
-                        a.add(row * lda + start),
-                        lda,
-                        panel.add(start * self.panel()),
-                        out.add(row * ldo),
-                        ldo,
-                        start > 0,
-                    );
+                    self.tiles[height - 1](&TileArgs {
+                        k: SLICE.min(args.k - start),
+                        a: args.a.add(row * args.lda + start),
+                        panel: args.panel.add(start * self.panel()),
+                        out: args.out.add(row * args.ldo),
+                        add: args.add || start > 0,
+                        // The next slice, a share of it by each group; after the last one that of the next panel.
+                        ahead: args.panel.wrapping_add((start + SLICE) * self.panel() + group * SLICE * LINE),
+                        ..args
+                    });
                 }
                 row += height;
             }
         }
     }
 }
+
+/// Floats in a cache line.
+const LINE: usize = 16;
 
 /// Products between two visits of the accumulators in memory: a multiple of `BLOCK`.
 const SLICE: usize = 3 * BLOCK;
@@ -118,52 +128,47 @@ const SLICE: usize = 3 * BLOCK;
 /// # Safety
 /// As for [`Tile`] and [`Simd`].
 #[inline(always)]
-pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(
-    k: usize,
-    a: *const f32,
-    lda: usize,
-    panel: *const f32,
-    out: *mut f32,
-    ldo: usize,
-    add: bool,
-) {
+pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: &TileArgs) {
     let width = PANEL_VECTORS * S::LANES;
-    let (mut start, mut add) = (0, add);
-    while start < k {
-        // SAFETY: the caller's promise: all offsets are below k, ROWS and the panel's width.
+    let mut start = 0;
+    while start < args.k {
+        // SAFETY: the caller's promise: start < k.
         unsafe {
-            let (a, panel) = (a.add(start), panel.add(start * width));
-            if BLOCKS > 1 && k - start >= BLOCKS * BLOCK {
-                tile_blocks::<S, ROWS, BLOCKS>(BLOCK, a, lda, panel, out, ldo, add);
+            let block = TileArgs {
+                k: BLOCK.min(args.k - start),
+                a: args.a.add(start),
+                panel: args.panel.add(start * width),
+                add: args.add || start > 0,
+                ahead: args.ahead.wrapping_add(start * LINE),
+                ..*args
+            };
+            if BLOCKS > 1 && args.k - start >= BLOCKS * BLOCK {
+                tile_blocks::<S, ROWS, BLOCKS>(block);
                 start += BLOCKS * BLOCK;
             } else {
-                tile_blocks::<S, ROWS, 1>(BLOCK.min(k - start), a, lda, panel, out, ldo, add);
+                tile_blocks::<S, ROWS, 1>(block);
                 start += BLOCK;
             }
         }
-        add = true;
     }
 }
 
-/// `BLOCKS` adjacent blocks of `len` products each; for more than one, `len` is `BLOCK`.
+/// `BLOCKS` adjacent blocks of `k` products each; for more than one, `k` is `BLOCK`.
 ///
 /// # Safety
 /// As for [`tile`].
 #[inline(always)]
-unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(
-    len: usize,
-    a: *const f32,
-    lda: usize,
-    panel: *const f32,
-    out: *mut f32,
-    ldo: usize,
-    add: bool,
-) {
+unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: TileArgs) {
+    let TileArgs { a, lda, panel, out, ldo, .. } = args;
     let width = PANEL_VECTORS * S::LANES;
     // SAFETY: as for `tile`.
     unsafe {
         let mut sums = [[[S::splat(0.0); PANEL_VECTORS]; ROWS]; BLOCKS];
-        for k in 0..len {
+        for k in 0..args.k {
+            // Few rows read the panel at the speed of the memory anyway.
+            if ROWS > 2 {
+                S::prefetch(args.ahead.wrapping_add(k * LINE));
+            }
             for q in 0..BLOCKS {
                 let b = panel.add((q * BLOCK + k) * width);
                 let b =
@@ -179,7 +184,7 @@ unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(
         for r in 0..ROWS {
             for j in 0..PANEL_VECTORS {
                 let out = out.add(r * ldo + j * S::LANES);
-                let mut total = if add { S::load(out).add(sums[0][r][j]) } else { sums[0][r][j] };
+                let mut total = if args.add { S::load(out).add(sums[0][r][j]) } else { sums[0][r][j] };
                 for q in 1..BLOCKS {
                     total = total.add(sums[q][r][j]);
                 }
@@ -265,74 +270,6 @@ unsafe fn bounded<S: Simd>(args: &CellArgs, z: S) -> S {
     }
 }
 
-/// `f` of each of `n` values in place; the rest that fills no vector goes through a padded copy.
-macro_rules! map {
-    ($name:ident, $f:ident $(, $arg:ident)?) => {
-        /// # Safety
-        /// `p` has `n` floats; as for [`Simd`].
-        #[inline(always)]
-        pub(crate) unsafe fn $name<S: Simd>(p: *mut f32, n: usize $(, $arg: f32)?) {
-            let whole = n - n % S::LANES;
-            // SAFETY: the vectors end at `whole`, the rest at `n`; `rest` has as many floats as any vector.
-            unsafe {
-                for k in (0..whole).step_by(S::LANES) {
-                    $f(S::load(p.add(k)) $(, $arg)?).store(p.add(k));
-                }
-                if whole < n {
-                    let mut rest = [0.0f32; 16];
-                    std::ptr::copy_nonoverlapping(p.add(whole), rest.as_mut_ptr(), n - whole);
-                    $f(S::load(rest.as_ptr()) $(, $arg)?).store(rest.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(rest.as_ptr(), p.add(whole), n - whole);
-                }
-            }
-        }
-    };
-}
-map!(map_snap, snap);
-map!(map_sigmoid, sigmoid);
-map!(map_tanh, tanh);
-map!(map_clip, clip, bound);
-
-/// See [`Kernels::mul_add`].
-///
-/// # Safety
-/// `a` and `out` have `n` floats, `b` and `c` too or are null; as for [`Simd`].
-#[inline(always)]
-pub(crate) unsafe fn mul_add<S: Simd>(
-    alpha: f32,
-    a: *const f32,
-    b: *const f32,
-    c: *const f32,
-    out: *mut f32,
-    n: usize,
-) {
-    let whole = n - n % S::LANES;
-    // SAFETY: the caller's promise.
-    unsafe {
-        for k in (0..whole).step_by(S::LANES) {
-            mul_add_at::<S>(alpha, a, b, c, out, k);
-        }
-        for k in whole..n {
-            mul_add_at::<f32>(alpha, a, b, c, out, k);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn mul_add_at<S: Simd>(alpha: f32, a: *const f32, b: *const f32, c: *const f32, out: *mut f32, k: usize) {
-    // SAFETY: as for `mul_add`: a vector at k lies within n.
-    unsafe {
-        let product = S::splat(alpha).mul(S::load(a.add(k)));
-        let value = match (b.is_null(), c.is_null()) {
-            (true, true) => product,
-            (false, true) => product.mul(S::load(b.add(k))),
-            (true, false) => product.add(S::load(c.add(k))),
-            (false, false) => product.fma(S::load(b.add(k)), S::load(c.add(k))),
-        };
-        value.store(out.add(k));
-    }
-}
-
 /// Instantiates all kernels for one vector type, with its target features, as `KERNELS`. `tiles: rows x blocks, ...` in
 /// order from one row.
 macro_rules! kernels {
@@ -347,27 +284,27 @@ macro_rules! kernels {
         $(#[target_feature(enable = $features)])?
         unsafe fn snap(p: *mut f32, n: usize) {
             // SAFETY: as above.
-            unsafe { $crate::kernels::map_snap::<$simd>(p, n) }
+            unsafe { $crate::elementwise::map_snap::<$simd>(p, n) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn sigmoid(p: *mut f32, n: usize) {
             // SAFETY: as above.
-            unsafe { $crate::kernels::map_sigmoid::<$simd>(p, n) }
+            unsafe { $crate::elementwise::map_sigmoid::<$simd>(p, n) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn tanh(p: *mut f32, n: usize) {
             // SAFETY: as above.
-            unsafe { $crate::kernels::map_tanh::<$simd>(p, n) }
+            unsafe { $crate::elementwise::map_tanh::<$simd>(p, n) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn clip(p: *mut f32, n: usize, bound: f32) {
             // SAFETY: as above.
-            unsafe { $crate::kernels::map_clip::<$simd>(p, n, bound) }
+            unsafe { $crate::elementwise::map_clip::<$simd>(p, n, bound) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn mul_add(alpha: f32, a: *const f32, b: *const f32, c: *const f32, out: *mut f32, n: usize) {
             // SAFETY: as above.
-            unsafe { $crate::kernels::mul_add::<$simd>(alpha, a, b, c, out, n) }
+            unsafe { $crate::elementwise::mul_add::<$simd>(alpha, a, b, c, out, n) }
         }
         pub(crate) static KERNELS: $crate::kernels::Kernels = $crate::kernels::Kernels {
             lanes: <$simd as $crate::simd::Simd>::LANES,
@@ -389,9 +326,9 @@ macro_rules! tiles {
         &[$({
             /// # Safety
             /// As for [`crate::kernels::Tile`].
-            unsafe fn tile(k: usize, a: *const f32, lda: usize, panel: *const f32, out: *mut f32, ldo: usize, add: bool) {
+            unsafe fn tile(args: &$crate::kernels::TileArgs) {
                 // SAFETY: the caller's promise.
-                unsafe { $crate::kernels::tile::<$simd, $rows, $blocks>(k, a, lda, panel, out, ldo, add) }
+                unsafe { $crate::kernels::tile::<$simd, $rows, $blocks>(args) }
             }
             tile
         }),+]
@@ -401,9 +338,9 @@ macro_rules! tiles {
             /// # Safety
             /// The features are there; as for [`crate::kernels::Tile`].
             #[target_feature(enable = $features)]
-            unsafe fn tile(k: usize, a: *const f32, lda: usize, panel: *const f32, out: *mut f32, ldo: usize, add: bool) {
+            unsafe fn tile(args: &$crate::kernels::TileArgs) {
                 // SAFETY: the caller's promise.
-                unsafe { $crate::kernels::tile::<$simd, $rows, $blocks>(k, a, lda, panel, out, ldo, add) }
+                unsafe { $crate::kernels::tile::<$simd, $rows, $blocks>(args) }
             }
             tile
         }),+]

@@ -13,6 +13,7 @@
 mod activation;
 mod backend;
 mod buffer;
+mod elementwise;
 mod gemm;
 mod isa;
 #[cfg(test)]

@@ -1,12 +1,15 @@
 //! A whole sequence: input products for some steps at once, then step by step the recurrent products with the gates in
 //! their tail. Threads share a step by units and meet at a barrier; no sum is ever split between them.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    ptr::{self, null},
+};
 
 use lstm_core::CellKind;
 
 use crate::{
-    kernels::CellArgs,
+    kernels::{CellArgs, TileArgs},
     layer::{Packed, Plan},
     pool::{Member, Pool},
 };
@@ -127,15 +130,17 @@ impl Run<'_> {
                 let rows = if self.lengths.is_some() { self.active(low + piece) } else { count * self.batch };
                 // SAFETY: panel p of `w` and `x`; rows of steps low..low + count of the input.
                 unsafe {
-                    kernels.rows(
-                        rows,
-                        features,
-                        self.input.add((low + piece) * self.batch * features),
-                        features,
-                        self.layer.w.as_ptr().add(p * features * width),
-                        self.x.add((p * self.block + piece) * self.batch * width),
-                        width,
-                    );
+                    let args = TileArgs {
+                        k: features,
+                        a: self.input.add((low + piece) * self.batch * features),
+                        lda: features,
+                        panel: self.layer.w.as_ptr().add(p * features * width),
+                        out: self.x.add((p * self.block + piece) * self.batch * width),
+                        ldo: width,
+                        add: false,
+                        ahead: null(),
+                    };
+                    kernels.rows(rows, args);
                 }
             }
         }
@@ -170,10 +175,20 @@ impl Run<'_> {
             let (operand, stride) =
                 if spec.cell == CellKind::PeepholeDense { (c_old, padded) } else { (h_old, padded_state) };
             let z = self.z.add(member.rank * self.batch * width);
+            let product = TileArgs {
+                k: state,
+                a: operand,
+                lda: stride,
+                panel: null(),
+                out: z,
+                ldo: width,
+                add: false,
+                ahead: null(),
+            };
             for n in 0..panels.len() {
                 // Back and forth: the panels that the last step used last are still in cache.
                 let p = if k.is_multiple_of(2) { panels.start + n } else { panels.end - 1 - n };
-                kernels.rows(active, state, operand, stride, self.layer.u.as_ptr().add(p * state * width), z, width);
+                kernels.rows(active, TileArgs { panel: self.layer.u.as_ptr().add(p * state * width), ..product });
                 (kernels.cell)(&CellArgs {
                     rows: active,
                     x: self.x.add((p * self.block + in_block) * self.batch * width),
@@ -194,7 +209,7 @@ impl Run<'_> {
                 let len = (panels.end * lanes).min(spec.hidden_size).saturating_sub(from);
                 for row in 0..active {
                     let y = self.y.add((t * self.batch + row) * state + from);
-                    std::ptr::copy_nonoverlapping(h_new.add(row * padded + from), y, len);
+                    ptr::copy_nonoverlapping(h_new.add(row * padded + from), y, len);
                 }
             }
         }
@@ -216,14 +231,15 @@ impl Run<'_> {
             unsafe {
                 let z = self.z.add(member.rank * self.batch * width);
                 let panel = self.layer.projection.as_ptr().add(p * spec.hidden_size * width);
-                kernels.rows(active, spec.hidden_size, self.unprojected, padded, panel, z, width);
+                let (k, a, lda) = (spec.hidden_size, self.unprojected, padded);
+                kernels.rows(active, TileArgs { k, a, lda, panel, out: z, ldo: width, add: false, ahead: null() });
                 (kernels.snap)(z, active * width);
                 for row in 0..active {
                     let from = z.add(row * width);
                     let h = self.h.add((new * self.batch + row) * padded_state + p * width);
-                    std::ptr::copy_nonoverlapping(from, h, width);
+                    ptr::copy_nonoverlapping(from, h, width);
                     let y = self.y.add((t * self.batch + row) * state + p * width);
-                    std::ptr::copy_nonoverlapping(from, y, len);
+                    ptr::copy_nonoverlapping(from, y, len);
                 }
             }
         }

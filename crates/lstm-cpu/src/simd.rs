@@ -31,6 +31,9 @@ pub(crate) trait Simd: Copy {
     unsafe fn if_negative(self, a: Self, b: Self) -> Self;
     /// `a` where the bits, without their sign, are less than `bound`, else `b`.
     unsafe fn if_below(self, bound: u32, a: Self, b: Self) -> Self;
+    /// Brings a cache line to the second-level cache, where there is a way to ask for it; any address will do.
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
     /// The integer that adding [`MAGIC`] left in the low bits.
     #[inline(always)]
     unsafe fn integer(self) -> Self {

@@ -1,0 +1,75 @@
+//! Kernels that treat every element alike, generic over the vector type; the rest that fills no vector goes through a
+//! padded copy or one lane at a time.
+
+use crate::{
+    activation::{clip, sigmoid, snap, tanh},
+    simd::Simd,
+};
+
+/// `f` of each of `n` values in place.
+macro_rules! map {
+    ($name:ident, $f:ident $(, $arg:ident)?) => {
+        /// # Safety
+        /// `p` has `n` floats; as for [`Simd`].
+        #[inline(always)]
+        pub(crate) unsafe fn $name<S: Simd>(p: *mut f32, n: usize $(, $arg: f32)?) {
+            let whole = n - n % S::LANES;
+            // SAFETY: the vectors end at `whole`, the rest at `n`; `rest` has as many floats as any vector.
+            unsafe {
+                for k in (0..whole).step_by(S::LANES) {
+                    $f(S::load(p.add(k)) $(, $arg)?).store(p.add(k));
+                }
+                if whole < n {
+                    let mut rest = [0.0f32; 16];
+                    std::ptr::copy_nonoverlapping(p.add(whole), rest.as_mut_ptr(), n - whole);
+                    $f(S::load(rest.as_ptr()) $(, $arg)?).store(rest.as_mut_ptr());
+                    std::ptr::copy_nonoverlapping(rest.as_ptr(), p.add(whole), n - whole);
+                }
+            }
+        }
+    };
+}
+map!(map_snap, snap);
+map!(map_sigmoid, sigmoid);
+map!(map_tanh, tanh);
+map!(map_clip, clip, bound);
+
+/// See [`Kernels::mul_add`].
+///
+/// # Safety
+/// `a` and `out` have `n` floats, `b` and `c` too or are null; as for [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn mul_add<S: Simd>(
+    alpha: f32,
+    a: *const f32,
+    b: *const f32,
+    c: *const f32,
+    out: *mut f32,
+    n: usize,
+) {
+    let whole = n - n % S::LANES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for k in (0..whole).step_by(S::LANES) {
+            mul_add_at::<S>(alpha, a, b, c, out, k);
+        }
+        for k in whole..n {
+            mul_add_at::<f32>(alpha, a, b, c, out, k);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn mul_add_at<S: Simd>(alpha: f32, a: *const f32, b: *const f32, c: *const f32, out: *mut f32, k: usize) {
+    // SAFETY: as for `mul_add`: a vector at k lies within n.
+    unsafe {
+        let product = S::splat(alpha).mul(S::load(a.add(k)));
+        let value = match (b.is_null(), c.is_null()) {
+            (true, true) => product,
+            (false, true) => product.mul(S::load(b.add(k))),
+            (true, false) => product.add(S::load(c.add(k))),
+            (false, false) => product.fma(S::load(b.add(k)), S::load(c.add(k))),
+        };
+        value.store(out.add(k));
+    }
+}

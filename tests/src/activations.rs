@@ -1,0 +1,184 @@
+//! sigmoid and tanh on inputs of every kind, and over all 2^32 of them.
+
+use anyhow::{Result, ensure};
+use lstm_core::{Backend, Shape, arithmetic, arithmetic::Digest};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore, SeedableRng},
+};
+
+use crate::{compare::same_slices, primitives::get};
+
+/// One of the two activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// The logistic function.
+    Sigmoid,
+    /// The hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    /// Both.
+    pub const ALL: [Activation; 2] = [Activation::Sigmoid, Activation::Tanh];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Sigmoid => "sigmoid",
+            Activation::Tanh => "tanh",
+        }
+    }
+
+    /// The definition.
+    pub fn scalar(self, x: f32) -> f32 {
+        match self {
+            Activation::Sigmoid => arithmetic::sigmoid(x),
+            Activation::Tanh => arithmetic::tanh(x),
+        }
+    }
+
+    /// The backend's primitive over `x`.
+    ///
+    /// # Errors
+    /// What the backend refuses.
+    pub fn run<B: Backend>(self, b: &B, x: &[f32]) -> Result<Vec<f32>> {
+        let x = b.upload(Shape::new(1, x.len()), x)?;
+        get(
+            b,
+            &match self {
+                Activation::Sigmoid => b.sigmoid(x)?,
+                Activation::Tanh => b.tanh(x)?,
+            },
+        )
+    }
+
+    /// The function that it approximates.
+    fn truth(self, x: f64) -> f64 {
+        match self {
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Activation::Tanh => x.tanh(),
+        }
+    }
+
+    /// The digest that the specification gives for all inputs.
+    fn digest(self) -> Digest {
+        Digest(match self {
+            Activation::Sigmoid => 0x614a_2369_3483_a476,
+            Activation::Tanh => 0x871c_0ddb_32e7_df05,
+        })
+    }
+
+    /// Whether its error at `x` counts: sigmoid ends in a floor.
+    fn is_bounded_at(self, x: f32) -> bool {
+        self == Activation::Tanh || x > -arithmetic::SIGMOID_MAX
+    }
+}
+
+/// Inputs of every kind: all exponents with both signs (so zeros, subnormals, infinities and NaNs), neighbours of every
+/// value at which a formula changes, and plenty where the functions bend.
+pub fn samples() -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0xac7);
+    let mut bits = Vec::new();
+    for high in 0..512u32 {
+        let low = [0, 1, 2, 0x3f_ffff, 0x40_0000, 0x40_0001, 0x7f_fffe, 0x7f_ffff];
+        bits.extend(low.map(|low| high << 23 | low));
+        bits.extend((0..24).map(|_| high << 23 | rng.next_u32() >> 9));
+    }
+    let turns = [arithmetic::SNAP_BITS, arithmetic::TANH_LINEAR_BITS]
+        .into_iter()
+        .chain([arithmetic::SIGMOID_MAX, arithmetic::TANH_MAX].map(f32::to_bits))
+        // Where rounding x / ln(2) turns from one integer to the next.
+        .chain((0..82).map(|n| ((n as f32 + 0.5) * std::f32::consts::LN_2).to_bits()));
+    for turn in turns {
+        bits.extend((turn - 3..=turn + 3).flat_map(|b| [b, b | 1 << 31]));
+    }
+    let bend = (0..20_000).map(|_| ((rng.next_u32() >> 8) as f32 - 8_388_608.0) * 2f32.powi(-19));
+    bits.into_iter().map(f32::from_bits).chain(bend).collect()
+}
+
+/// The samples against the definition.
+///
+/// # Errors
+/// The first that differs.
+pub fn check_samples<B: Backend>(b: &B, activation: Activation) -> Result<()> {
+    let x = samples();
+    let want: Vec<f32> = x.iter().map(|&x| activation.scalar(x)).collect();
+    same_slices(activation.name(), &want, &activation.run(b, &x)?)
+}
+
+/// Distance from the true value, in units of the last place of a float there.
+pub fn ulps(got: f32, want: f64) -> f64 {
+    let exponent = ((want.abs().to_bits() >> 52) as i64 - 1023).max(-126);
+    (f64::from(got) - want).abs() / f64::from_bits(((exponent - 23 + 1023) as u64) << 52)
+}
+
+/// How many inputs go to the device at a time.
+const CHUNK: u32 = 1 << 22;
+
+/// How far from the truth either may be.
+const MAX_ULPS: f64 = 2.0;
+
+/// All 2^32 inputs: the specification's digest, so every backend and instruction set gives the same bits; NaN in, NaN
+/// out; and with `truth`, monotonic and at most 2 units in the last place off. Returns the greatest error in words.
+///
+/// # Errors
+/// The first input that breaks a rule, or the digest.
+pub fn check_all<B: Backend>(b: &B, activation: Activation, truth: bool) -> Result<String> {
+    let name = activation.name();
+    let mut digest = Digest::default();
+    let (mut worst, mut worst_at) = (0.0, 0.0);
+    let mut before: Option<(f32, f32)> = None;
+    for start in (0..=u32::MAX).step_by(CHUNK as usize) {
+        let x: Vec<f32> = (start..=start + (CHUNK - 1)).map(f32::from_bits).collect();
+        let y = activation.run(b, &x)?;
+        for (&x, &y) in x.iter().zip(&y) {
+            ensure!(x.is_nan() == y.is_nan(), "{name} of {:08x} ({x:e}) is {y:e}", x.to_bits());
+            if x.is_nan() {
+                continue;
+            }
+            digest.add(y);
+            if !truth {
+                continue;
+            }
+            // Within a sign, bits ascend with the magnitude.
+            if let Some((x0, y0)) = before.filter(|(x0, _)| x0.is_sign_negative() == x.is_sign_negative()) {
+                let ordered = if x > x0 { y >= y0 } else { y <= y0 };
+                ensure!(ordered, "{name} is not monotonic: {y0:e} at {x0:e}, {y:e} at {x:e}");
+            }
+            before = Some((x, y));
+            let error = ulps(y, activation.truth(f64::from(x)));
+            if activation.is_bounded_at(x) && error > worst {
+                (worst, worst_at) = (error, x);
+            }
+        }
+    }
+    ensure!(digest == activation.digest(), "{name}: digest {digest}, expected {}", activation.digest());
+    if !truth {
+        return Ok(format!("{name}: digest {digest}"));
+    }
+    ensure!(worst <= MAX_ULPS, "{name}: {worst:.3} ULP at {worst_at:e}");
+    Ok(format!("{name}: digest {digest}, at most {worst:.3} ULP, at {worst_at:e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ulps_of_neighbours() {
+        assert_eq!(ulps(1.0 + f32::EPSILON, 1.0), 1.0);
+        assert_eq!(ulps(1.0, 1.0), 0.0);
+        assert_eq!(ulps(f32::from_bits(3), 0.0), 3.0);
+    }
+
+    #[test]
+    fn the_definition_stays_within_two_ulps_on_the_samples() {
+        for activation in Activation::ALL {
+            for x in samples().into_iter().filter(|x| !x.is_nan() && activation.is_bounded_at(*x)) {
+                let error = ulps(activation.scalar(x), activation.truth(f64::from(x)));
+                assert!(error <= MAX_ULPS, "{activation:?}({x:e}): {error} ULP");
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Golden cases: float32 inputs and weights with outputs computed in float64, in the format of
+//! `tests/data/golden/make.py`, and how far a backend is from them.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use lstm_core::{
+    Backend, Bias, CellKind, HostState, Lstm, LstmConfig, State, StateDict, Weights,
+    ndarray::{Array3, ArrayD, Ix3},
+};
+use serde::Deserialize;
+
+use crate::{cases::Data, check, compare::Outputs};
+
+/// What is compared. Gradients are not computed yet: they join here, from the file's `grad.*`.
+pub const GROUPS: [&str; 3] = ["y", "h_n", "c_n"];
+
+/// A file's `config`.
+#[derive(Debug, Deserialize)]
+struct Settings {
+    cell: String,
+    input_size: usize,
+    hidden_size: usize,
+    batch: usize,
+    seq: usize,
+    num_layers: usize,
+    bidirectional: bool,
+    bias: bool,
+    proj_size: usize,
+}
+
+/// A file's contents.
+#[derive(Debug)]
+pub struct Golden {
+    /// The file's name without its extension.
+    pub name: String,
+    weights: Weights,
+    data: Data,
+    /// For each of [`GROUPS`], the outputs in float64 and PyTorch's own error in float32.
+    want: Vec<(ArrayD<f64>, f64)>,
+}
+
+/// How far one array of a case is from the truth.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// One of [`GROUPS`].
+    pub group: &'static str,
+    /// `max |got - want| / (1 + |want|)`; infinite where a NaN came.
+    pub error: f64,
+    /// PyTorch's own error on this case in float32.
+    pub float32_error: f64,
+}
+
+impl Score {
+    /// The greatest error that passes.
+    pub fn limit(&self) -> f64 {
+        4.0 * self.float32_error + 1e-7
+    }
+
+    /// The error as a part of the limit.
+    pub fn ratio(&self) -> f64 {
+        self.error / self.limit()
+    }
+
+    /// Whether it is within the limit.
+    pub fn passes(&self) -> bool {
+        self.error <= self.limit()
+    }
+}
+
+impl fmt::Display for Score {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Score { group, error, float32_error, .. } = self;
+        let verdict = if self.passes() { "ok" } else { "FAIL" };
+        write!(
+            f,
+            "{group:<4} error {error:.2e}  float32_error {float32_error:.2e}  limit {:.2e}  {verdict}",
+            self.limit()
+        )
+    }
+}
+
+/// The cases in a directory, by name.
+///
+/// # Errors
+/// A directory that can't be read or holds none.
+pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("{}", dir.display()))?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    ensure!(!files.is_empty(), "{}: no cases (*.safetensors)", dir.display());
+    files.sort();
+    Ok(files)
+}
+
+impl Golden {
+    /// Reads a case.
+    ///
+    /// # Errors
+    /// What the file lacks, or has too much.
+    pub fn open(path: &Path) -> Result<Self> {
+        Golden::read(path).with_context(|| format!("{}", path.display()))
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let mut file = StateDict::open(path)?;
+        let metadata = |key| file.metadata().get(key).with_context(|| format!("metadata `{key}` is missing"));
+        let settings: Settings = serde_json::from_str(metadata("config")?).context("metadata `config`")?;
+        let errors: BTreeMap<String, f64> =
+            serde_json::from_str(metadata("float32_error")?).context("metadata `float32_error`")?;
+
+        let config = settings.config()?;
+        let (batch, steps) = (settings.batch, settings.seq);
+        let zeros = HostState::zeros(&config, batch);
+        let has: Vec<bool> = ["h0", "c0", "lengths"].iter().map(|name| file.shape(name).is_some()).collect();
+        ensure!(has[0] == has[1], "one of h0 and c0 without the other");
+        let three = |array: ArrayD<f32>| array.into_dimensionality::<Ix3>().context("three dimensions were asked for");
+        let x = three(file.take("x", &[batch, steps, config.input_size])?)?;
+        let mut state = |name, like: &Array3<f32>| three(file.take(name, like.shape())?);
+        let state = match has[0] {
+            true => Some(State { h: state("h0", &zeros.h)?, c: state("c0", &zeros.c)? }),
+            false => None,
+        };
+        let lengths = match has[2] {
+            true => Some(file.take_i64("lengths")?.into_iter().map(usize::try_from).collect::<Result<_, _>>()?),
+            false => None,
+        };
+        let outputs = [batch, steps, config.output_size()];
+        let mut want = Vec::new();
+        for (group, shape) in GROUPS.into_iter().zip([&outputs[..], zeros.h.shape(), zeros.c.shape()]) {
+            let error = errors.get(group).with_context(|| format!("float32_error has no `{group}`"))?;
+            let array = file.take_f64(group)?;
+            ensure!(array.shape() == shape, "`{group}`: expected shape {shape:?}, found {:?}", array.shape());
+            want.push((array, *error));
+        }
+        // For the gradients, which are not computed yet.
+        let unused: Vec<String> = file
+            .names()
+            .filter(|name| *name == "loss_weight" || name.starts_with("grad."))
+            .map(str::to_owned)
+            .collect();
+        for name in unused {
+            file.take_f64(&name)?;
+        }
+        let weights = file.take_lstm_as("", config.cell)?;
+        file.finish()?;
+        ensure!(*weights.config() == config, "the tensors are of {:?}, `config` says {config:?}", weights.config());
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Golden { name, weights, data: Data { x, state, lengths, training: None }, want })
+    }
+
+    /// Runs the case on a backend: one score for each of [`GROUPS`].
+    ///
+    /// # Errors
+    /// What the backend refuses.
+    pub fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
+        let outputs = check::outputs(&Lstm::new(b, self.weights.clone())?, &self.data)?;
+        Ok(self.compare(&outputs))
+    }
+
+    fn compare(&self, outputs: &Outputs) -> Vec<Score> {
+        let groups = outputs.groups().into_iter().zip(&self.want);
+        groups
+            .map(|((group, got), (want, float32_error))| Score {
+                group,
+                error: error(want, got),
+                float32_error: *float32_error,
+            })
+            .collect()
+    }
+}
+
+impl Settings {
+    fn config(&self) -> Result<LstmConfig> {
+        let mut config = LstmConfig::new(self.input_size, self.hidden_size).layers(self.num_layers);
+        config = config.cell(match self.cell.as_str() {
+            "standard" => CellKind::Fused,
+            "peephole-dense" => CellKind::PeepholeDense,
+            "peephole-diagonal" => CellKind::PeepholeDiagonal,
+            other => bail!("metadata `config`: unknown cell `{other}`"),
+        });
+        if self.bidirectional {
+            config = config.bidirectional();
+        }
+        if !self.bias {
+            config = config.bias(Bias::None);
+        }
+        if self.proj_size > 0 {
+            config = config.proj_size(self.proj_size);
+        }
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// `max |got - want| / (1 + |want|)`; anything that is not a number counts as infinitely far.
+fn error(want: &ArrayD<f64>, got: &Array3<f32>) -> f64 {
+    if want.shape() != got.shape() {
+        return f64::INFINITY;
+    }
+    let errors = want.iter().zip(got).map(|(want, &got)| (f64::from(got) - want).abs() / (1.0 + want.abs()));
+    errors.fold(0.0, |worst, e| if e.is_nan() { f64::INFINITY } else { worst.max(e) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lstm_core::ndarray::array;
+
+    #[test]
+    fn the_error_is_relative_and_nan_is_infinite() {
+        let got = array![[[1.0f32, 3.5]]];
+        assert_eq!(error(&array![[[1.0, 3.0]]].into_dyn(), &got), 0.125);
+        assert_eq!(error(&array![[[1.0, f64::NAN]]].into_dyn(), &got), f64::INFINITY);
+        assert_eq!(error(&array![[[1.0], [3.0]]].into_dyn(), &got), f64::INFINITY);
+        let score = Score { group: "y", error: f64::INFINITY, float32_error: 1e-7 };
+        assert!(!score.passes());
+        assert!(score.to_string().ends_with("FAIL"));
+    }
+
+    #[test]
+    fn directories_without_cases_and_unreadable_files_are_errors() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert!(files(&dir.join("no-such-directory")).is_err());
+        assert!(files(&dir.join("src")).expect_err("no cases").to_string().contains("no cases"));
+        let error = Golden::open(&dir.join("Cargo.toml")).expect_err("not safetensors");
+        assert!(format!("{error:#}").contains("Cargo.toml"));
+    }
+}

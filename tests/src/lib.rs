@@ -1,0 +1,14 @@
+//! One table of cases for every backend, and what it checks: see `tests/conformance.rs` for the list of trials.
+//!
+//! A backend joins by a feature and one line in [`backends`]; a case by one line in [`cases`].
+
+pub mod activations;
+pub mod backends;
+pub mod cases;
+pub mod check;
+pub mod compare;
+pub mod golden;
+pub mod planted;
+pub mod primitives;
+pub mod refusals;
+pub mod results;

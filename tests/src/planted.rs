@@ -1,0 +1,197 @@
+//! A backend with a planted error, to see that the checks find it.
+
+use std::{future::Future, ops::Range};
+
+use lstm_core::{
+    Arithmetic, Axis, Backend, LayerWeights, Mat, Output, Path, Result, Sequence, Shape, State, arithmetic::dot,
+    cell::Cell, reference,
+};
+
+/// A slight error of the kind that a kernel might have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// None: the checks must pass.
+    None,
+    /// Products sum in one chain instead of blocks.
+    OneChain,
+    /// Products sum in blocks of 16.
+    SmallBlocks,
+    /// Tiny values and negative zeros are let through.
+    NoSnap,
+    /// A multiplication and an addition, each rounded, instead of one fused operation.
+    NotFused,
+    /// tanh by way of sigmoid, `2 sigmoid(2x) - 1`.
+    OtherTanh,
+    /// Steps beyond a sequence's length are computed like others.
+    IgnoredLengths,
+    /// Every sequence starts from zeros.
+    IgnoredState,
+    /// A bound on the gates is forgotten.
+    IgnoredClip,
+}
+
+impl Fault {
+    /// All that are errors.
+    pub const ALL: [Fault; 8] = [
+        Fault::OneChain,
+        Fault::SmallBlocks,
+        Fault::NoSnap,
+        Fault::NotFused,
+        Fault::OtherTanh,
+        Fault::IgnoredLengths,
+        Fault::IgnoredState,
+        Fault::IgnoredClip,
+    ];
+}
+
+/// `B` with right primitives and a whole-sequence path that is wrong in one thing.
+#[derive(Clone, Debug)]
+pub struct Planted<B> {
+    inner: B,
+    fault: Fault,
+    /// Whether the primitives are wrong too; so only inside of the whole-sequence path.
+    active: bool,
+}
+
+impl<B: Backend> Planted<B> {
+    /// Plants `fault`.
+    pub fn new(inner: B, fault: Fault) -> Self {
+        Planted { inner, fault, active: false }
+    }
+
+    fn activated(&self) -> Self {
+        Planted { active: true, ..self.clone() }
+    }
+
+    fn has(&self, fault: Fault) -> bool {
+        self.active && self.fault == fault
+    }
+
+    fn host(&self, x: &B::Tensor) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.shape(x).len()];
+        pollster::block_on(self.download(x, &mut out))?;
+        Ok(out)
+    }
+
+    /// `acc + a . b` on the host with blocks of another size; whole blocks of `dot` are chains.
+    fn product(
+        &self,
+        a: Mat<'_, B::Tensor>,
+        b: Mat<'_, B::Tensor>,
+        acc: Option<&B::Tensor>,
+        block: usize,
+    ) -> Result<B::Tensor> {
+        let exact = self.inner.gemm(a, b, None)?;
+        let (shape, k) = (self.shape(&exact), a.view(self.shape(a.tensor)).cols);
+        let (own_a, own_b) = (self.shape(a.tensor), self.shape(b.tensor));
+        let (host_a, host_b) = (self.host(a.tensor)?, self.host(b.tensor)?);
+        let at = |data: &[f32], own: Shape, turned: bool, i, j| {
+            data[if turned { j * own.cols + i } else { i * own.cols + j }]
+        };
+        let element = |i: usize, j: usize| {
+            let term = |p| (at(&host_a, own_a, a.transposed, i, p), at(&host_b, own_b, b.transposed, p, j));
+            let chain =
+                |start: usize| (start..k.min(start + block)).fold(0.0f32, |sum, p| term(p).0.mul_add(term(p).1, sum));
+            // Sums of no more than 32 blocks are added from the left, as by `dot`.
+            let sums: Vec<f32> = (0..k).step_by(block).map(chain).collect();
+            dot(sums.len(), |p| sums[p], |_| 1.0)
+        };
+        let product: Vec<f32> = (0..shape.len()).map(|at| element(at / shape.cols, at % shape.cols)).collect();
+        let product = self.upload(shape, &product)?;
+        match acc {
+            Some(acc) => self.inner.mul_add(1.0, &product, None, Some(acc)),
+            None => Ok(product),
+        }
+    }
+}
+
+impl<B: Backend> Backend for Planted<B> {
+    type Tensor = B::Tensor;
+    type Layer = reference::Layer<B::Tensor>;
+    type Plan = ();
+    type Stream = reference::Stream<B::Tensor>;
+
+    fn name(&self) -> &str {
+        "planted"
+    }
+    fn arithmetic(&self) -> Arithmetic {
+        self.inner.arithmetic()
+    }
+    fn shape(&self, x: &B::Tensor) -> Shape {
+        self.inner.shape(x)
+    }
+    fn upload(&self, shape: Shape, data: &[f32]) -> Result<B::Tensor> {
+        self.inner.upload(shape, data)
+    }
+    fn download(&self, x: &B::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {
+        self.inner.download(x, out)
+    }
+    fn snap(&self, x: B::Tensor) -> Result<B::Tensor> {
+        if self.has(Fault::NoSnap) { Ok(x) } else { self.inner.snap(x) }
+    }
+    fn gemm(&self, a: Mat<'_, B::Tensor>, b: Mat<'_, B::Tensor>, acc: Option<&B::Tensor>) -> Result<B::Tensor> {
+        match self.fault {
+            Fault::OneChain if self.active => self.product(a, b, acc, usize::MAX / 2),
+            Fault::SmallBlocks if self.active => self.product(a, b, acc, 16),
+            _ => self.inner.gemm(a, b, acc),
+        }
+    }
+    fn mul_add(&self, alpha: f32, a: &B::Tensor, b: Option<&B::Tensor>, c: Option<&B::Tensor>) -> Result<B::Tensor> {
+        if self.has(Fault::NotFused) && c.is_some() {
+            let product = self.inner.mul_add(alpha, a, b, None)?;
+            return self.inner.mul_add(1.0, &product, None, c);
+        }
+        self.inner.mul_add(alpha, a, b, c)
+    }
+    fn sigmoid(&self, x: B::Tensor) -> Result<B::Tensor> {
+        self.inner.sigmoid(x)
+    }
+    fn tanh(&self, x: B::Tensor) -> Result<B::Tensor> {
+        if self.has(Fault::OtherTanh) {
+            let s = self.inner.sigmoid(self.inner.mul_add(2.0, &x, None, None)?)?;
+            let cols = self.shape(&s).cols;
+            let ones = self.upload(Shape::new(1, cols), &vec![-1.0; cols])?;
+            return self.inner.mul_add(2.0, &s, None, Some(&ones));
+        }
+        self.inner.tanh(x)
+    }
+    fn clip(&self, x: B::Tensor, bound: f32) -> Result<B::Tensor> {
+        if self.has(Fault::IgnoredClip) { Ok(x) } else { self.inner.clip(x, bound) }
+    }
+    fn slice(&self, x: &B::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<B::Tensor> {
+        self.inner.slice(x, rows, cols)
+    }
+    fn concat(&self, axis: Axis, parts: &[B::Tensor]) -> Result<B::Tensor> {
+        self.inner.concat(axis, parts)
+    }
+    fn load(&self, weights: &LayerWeights) -> Result<Self::Layer> {
+        Cell::load(self, weights)
+    }
+    fn plan(&self, _: &Self::Layer, _: usize, _: usize) -> Result<()> {
+        Ok(())
+    }
+    fn path(&self, _: &Self::Layer) -> Path {
+        Path::Fused(format!("{:?}", self.fault).into())
+    }
+    fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, B::Tensor>) -> Result<Output<B::Tensor>> {
+        let zeros = |x: &B::Tensor| self.upload(self.shape(x), &vec![0.0; self.shape(x).len()]);
+        let state = match self.fault {
+            Fault::IgnoredState => State { h: zeros(&s.state.h)?, c: zeros(&s.state.c)? },
+            _ => s.state.clone(),
+        };
+        let lengths = s.lengths.filter(|_| self.fault != Fault::IgnoredLengths);
+        reference::forward(&self.activated(), layer, Sequence { state: &state, lengths, ..s })
+    }
+    fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {
+        reference::stream(self, layers, batch)
+    }
+    fn step(&self, s: &mut Self::Stream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> {
+        reference::step(self, s, x, y)
+    }
+    fn stream_state(&self, stream: &Self::Stream) -> Result<Vec<State<B::Tensor>>> {
+        lstm_core::Reference(self.clone()).stream_state(stream)
+    }
+    fn set_stream_state(&self, stream: &mut Self::Stream, state: &[State<B::Tensor>]) -> Result<()> {
+        reference::set_stream_state(self, stream, state)
+    }
+}

@@ -1,0 +1,156 @@
+//! Bad arguments: an error that names the operation and argument, never a panic, and nothing changed.
+
+use anyhow::{Context, Result, bail, ensure};
+use lstm_core::{
+    Axis, Backend, CellKind, Direction, Error, HostState, Input, Lstm, LstmConfig, Sequence, Shape, State,
+    ndarray::Array3,
+};
+
+use crate::{
+    cases::Case,
+    compare::same_slices,
+    primitives::{Check, get},
+};
+
+/// All checks.
+pub fn checks<B: Backend>() -> Vec<Check<B>> {
+    vec![("primitives", primitives), ("layer", layer), ("forward", forward), ("stream", stream), ("step", step)]
+}
+
+/// Fails unless `result` is an error that says all of `words`.
+fn refused<T>(what: &str, words: &[&str], result: Result<T, Error>) -> Result<()> {
+    let Err(error) = result else { bail!("{what} was accepted") };
+    let text = error.to_string();
+    match words.iter().find(|word| !text.contains(**word)) {
+        Some(word) => bail!("{what}: the error does not say `{word}`: {text}"),
+        None => Ok(()),
+    }
+}
+
+fn primitives<B: Backend>(b: &B) -> Result<()> {
+    let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
+    let (x, y) = (make(2, 3)?, make(4, 5)?);
+    refused("too few elements", &["upload", "[2, 3]", "5"], b.upload(Shape::new(2, 3), &[0.0; 5]))?;
+    refused("an empty upload", &["upload"], b.upload(Shape::new(0, 3), &[]))?;
+    refused("an impossible shape", &["upload"], b.upload(Shape::new(usize::MAX, 2), &[]))?;
+    let mut out = [7.0; 5];
+    refused("a short download", &["download", "[2, 3]", "5"], pollster::block_on(b.download(&x, &mut out)))?;
+    ensure!(out == [7.0; 5], "a refused download wrote");
+
+    refused("gemm", &["gemm", "[2, 3]", "[4, 5]"], b.gemm((&x).into(), (&y).into(), None))?;
+    let square = make(3, 3)?;
+    refused("gemm onto y", &["gemm acc", "[4, 5]"], b.gemm((&x).into(), (&square).into(), Some(&y)))?;
+    refused("mul_add by y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, Some(&y), None))?;
+    refused("mul_add onto y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, None, Some(&y)))?;
+    refused("no rows", &["slice", "[2, 3]"], b.slice(&x, 1..1, 0..3))?;
+    #[expect(clippy::reversed_empty_ranges, reason = "that is what is refused")]
+    refused("backwards", &["slice", "[2, 3]"], b.slice(&x, 0..2, 2..1))?;
+    refused("outside", &["slice", "[2, 3]"], b.slice(&x, 0..3, 0..3))?;
+    refused("outside", &["slice", "[2, 3]"], b.slice(&x, 0..2, 0..usize::MAX))?;
+    refused("no parts", &["concat"], b.concat(Axis::Rows, &[]))?;
+    refused("other columns", &["concat", "[4, 5]"], b.concat(Axis::Rows, &[x.clone(), y.clone()]))?;
+    refused("other rows", &["concat", "[4, 5]"], b.concat(Axis::Cols, &[x, y]))
+}
+
+/// A layer of the backend itself, below the model.
+fn layer<B: Backend>(b: &B) -> Result<()> {
+    let case = Case::new("", "", CellKind::Fused);
+    let weights = case.weights()?;
+    let layer = b.load(&weights.layers()[0])?;
+    let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
+    let (x, state) = (make(6, 5)?, State { h: make(2, 7)?, c: make(2, 7)? });
+    let run = |x: &B::Tensor, state: &State<B::Tensor>, lengths: Option<&[usize]>| {
+        let mut plan = b.plan(&layer, 2, 3)?;
+        b.forward(&layer, &mut plan, Sequence { x, state, steps: 3, batch: 2, lengths })
+    };
+    run(&x, &state, Some(&[3, 0])).context("in order")?;
+    refused("x", &["forward: x", "[6, 5]", "[6, 4]"], run(&make(6, 4)?, &state, None))?;
+    refused("rows of x", &["forward: x", "[6, 5]", "[5, 5]"], run(&make(5, 5)?, &state, None))?;
+    let other = State { h: make(2, 6)?, ..state.clone() };
+    refused("h", &["forward: state.h", "[2, 7]", "[2, 6]"], run(&x, &other, None))?;
+    let other = State { c: make(1, 7)?, ..state.clone() };
+    refused("c", &["forward: state.c", "[2, 7]", "[1, 7]"], run(&x, &other, None))?;
+    for lengths in [&[1, 3][..], &[4, 1], &[3], &[3, 2, 1]] {
+        refused("lengths", &["forward: lengths", "2 descending"], run(&x, &state, Some(lengths)))?;
+    }
+    Ok(())
+}
+
+fn forward<B: Backend>(b: &B) -> Result<()> {
+    let case = Case::new("", "", CellKind::Fused).with(|c| c.proj_size(4).layers(2));
+    let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
+    let zeros = |a, b, c| Array3::<f32>::zeros((a, b, c));
+    let x = &data.x;
+    refused("features", &["forward: x", "[3, 6, 5]", "[3, 6, 4]"], model.forward(&zeros(3, 6, 4)))?;
+    refused("empty features", &["forward: x", "[0, 6, 5]"], model.forward(&zeros(0, 6, 4)))?;
+    let good = HostState::zeros(&case.config, 3);
+    for h in [zeros(1, 3, 4), zeros(2, 2, 4), zeros(2, 3, 7)] {
+        let bad = State { h, ..good.clone() };
+        refused("h", &["forward: state.h", "[2, 3, 4]"], model.forward(Input::from(x).state(&bad)))?;
+    }
+    for c in [zeros(3, 3, 7), zeros(2, 6, 7), zeros(2, 3, 4)] {
+        let bad = State { c, ..good.clone() };
+        refused("c", &["forward: state.c", "[2, 3, 7]"], model.forward(Input::from(x).state(&bad)))?;
+    }
+    for lengths in [&[1, 2][..], &[1, 2, 3, 4], &[7, 1, 1], &[1, usize::MAX, 1], &[]] {
+        refused("lengths", &["forward: lengths", "3", "6"], model.forward(Input::from(x).lengths(lengths)))?;
+    }
+    let time_major = Input::from(x).time_major().lengths(&[1, 2, 3]);
+    refused("lengths of a time-major input", &["forward: lengths", "6"], model.forward(time_major))?;
+    let mut model = model;
+    let other = Lstm::random(b, LstmConfig::new(5, 8), 1)?.weights().clone();
+    refused("other weights", &["weights"], model.set_weights(other))
+}
+
+fn stream<B: Backend>(b: &B) -> Result<()> {
+    for direction in [Direction::Reverse, Direction::Bidirectional] {
+        let model = Lstm::random(b, LstmConfig::new(3, 5).direction(direction), 1)?;
+        refused("a reverse stream", &["direction"], model.stream(1))?;
+    }
+    refused("no layers", &["layer"], b.stream(&[], 1))?;
+    let model = Lstm::random(b, LstmConfig::new(3, 5).layers(2), 1)?;
+    refused("no sequences", &["stream", "batch"], model.stream(0))?;
+    let mut stream = model.stream(2)?;
+    let bad = HostState::zeros(model.config(), 3);
+    refused("a state of another batch", &["set_state", "[2, 2, 5]"], stream.set_state(&bad))?;
+    refused("another batch", &["chunk: x", "[2, 4, 3]"], stream.chunk(Array3::zeros((3, 4, 3)).view()))?;
+    refused("other features", &["x", "[2, 4, 3]"], stream.chunk(Array3::zeros((2, 4, 5)).view()))
+}
+
+/// A refused step leaves the output and the state as they were; an accepted one writes its output and nothing else.
+fn step<B: Backend>(b: &B) -> Result<()> {
+    let case = Case::new("", "", CellKind::Fused).with(|c| c.layers(2));
+    let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
+    let mut stream = model.stream(case.batch)?;
+    stream.set_state(data.state.as_ref().context("cases start from a state")?)?;
+    let before = stream.state()?;
+    let x = vec![0.5; case.batch * 5];
+    let mut y = vec![7.0; case.batch * 7];
+    let (half, wrong_y) = (x.len() / 2, y.len() - 1);
+    refused("a short x", &["step: x", "15", "7"], stream.step(&x[..half], &mut y))?;
+    refused("an empty x", &["step: x"], stream.step(&[], &mut y))?;
+    refused("a short y", &["step: y", "21", "20"], stream.step(&x, &mut y[..wrong_y]))?;
+    ensure!(y.iter().all(|v| *v == 7.0), "a refused step wrote");
+    ensure!(stream.state()? == before, "a refused step changed the state");
+
+    let y = crate::primitives::guarded(y.len(), |y| Ok(stream.step(&x, y)?))?;
+    let last: Vec<f32> = stream.state()?.h.iter().skip(case.batch * 7).copied().collect();
+    same_slices("a step's output against the last layer's state", &last, &y)?;
+
+    // Below the model: the state's shapes, one per layer.
+    let layers = model.weights().layers().iter().map(|w| b.load(w)).collect::<Result<Vec<_>, _>>()?;
+    let mut raw = b.stream(&layers, 2)?;
+    let make = |cols| b.upload(Shape::new(2, cols), &vec![1.0; 2 * cols]);
+    let (good, bad) = (State { h: make(7)?, c: make(7)? }, State { h: make(7)?, c: make(6)? });
+    refused(
+        "one state for two layers",
+        &["stream state", "2"],
+        b.set_stream_state(&mut raw, std::slice::from_ref(&good)),
+    )?;
+    refused("a wide c", &["stream state", "[2, 6]"], b.set_stream_state(&mut raw, &[good.clone(), bad]))?;
+    b.set_stream_state(&mut raw, &[good.clone(), good])?;
+    for state in b.stream_state(&raw)? {
+        same_slices("a stream's state", &[1.0; 14], &get(b, &state.c)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! `cargo xtask COMMAND`: one file per command. It starts cargo and reads JSON, and links no part of the library.
+
+mod cargo;
+mod table;
+mod test_all;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Commands for working on this repository
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Command {
+    TestAll(test_all::Args),
+    Verify(verify::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::TestAll(args) => test_all::run(&args),
+        Command::Verify(args) => verify::run(&args),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

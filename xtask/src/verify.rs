@@ -1,0 +1,31 @@
+//! `cargo xtask verify DIR`: golden cases against every backend, in a release build.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::cargo;
+
+/// Compare every backend with the golden cases in a directory
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Directory of *.safetensors files in the format of tests/data/golden/make.py
+    dir: PathBuf,
+    /// Backends to run, each of which must; by default all that are built
+    #[arg(long, value_delimiter = ',')]
+    backends: Option<Vec<String>>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<bool> {
+    let workspace = cargo::workspace()?;
+    // Relative to where the user is, which is not where cargo starts.
+    let dir = std::path::absolute(&args.dir).with_context(|| format!("{}", args.dir.display()))?;
+    let mut command = cargo::cargo();
+    command.args(["run", "--quiet", "--release", "--package", "lstm-tests", "--bin", "verify"]);
+    command.args(workspace.features(args.backends.as_deref()));
+    command.arg("--").arg(dir);
+    if let Some(backends) = &args.backends {
+        command.args(["--backends", &backends.join(",")]);
+    }
+    Ok(command.status().context("cargo run")?.success())
+}
