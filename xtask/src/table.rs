@@ -85,7 +85,7 @@ impl Table {
         }
     }
 
-    /// Groups in the order in which they were first heard of.
+    /// Groups that anything was reported of, by name.
     fn groups(&self) -> Vec<&str> {
         let mut groups = Vec::new();
         for line in self.lines.iter().filter(|line| !line.group.is_empty()) {

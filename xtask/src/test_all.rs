@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     cargo::{self, BACKENDS, Workspace},
@@ -25,6 +25,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let workspace = cargo::workspace()?;
+    for name in args.backends.iter().flatten().chain(&args.require) {
+        let known = BACKENDS.contains(&name.as_str()) || workspace.backends.contains(name);
+        ensure!(known, "no backend is called `{name}`; there are: {}", BACKENDS.join(", "));
+    }
     let dir = workspace.target.join("test-all");
     std::fs::create_dir_all(&dir).with_context(|| format!("{}", dir.display()))?;
     let results = dir.join("results.jsonl");
@@ -71,15 +75,10 @@ fn test(args: &Args, workspace: &Workspace, results: &Path, cargo_args: &[&str],
 /// Backends that no test can have reported on, because they were not built or not asked for.
 fn absent(args: &Args, workspace: &Workspace) -> Vec<NotRun> {
     let mut names: Vec<String> = BACKENDS.map(str::to_owned).to_vec();
-    for name in workspace.backends.iter().chain(args.backends.iter().flatten()).chain(&args.require) {
-        if !names.contains(name) {
-            names.push(name.clone());
-        }
-    }
+    names.extend(workspace.backends.iter().filter(|name| !BACKENDS.contains(&name.as_str())).cloned());
     let why = |name: &String| {
         if !workspace.backends.contains(name) {
-            let known = BACKENDS.contains(&name.as_str());
-            return Some(if known { "not built: no such feature yet" } else { "no such backend" });
+            return Some("not built: no such feature yet");
         }
         let asked = args.backends.as_ref().is_none_or(|wanted| wanted.contains(name));
         (!asked).then_some("not asked for")

@@ -9,6 +9,21 @@
 //! assert_eq!((y.dim(), state.c.dim()), ((2, 7, 5), (1, 2, 5)));
 //! # Ok::<(), lstm_cpu::Error>(())
 //! ```
+//!
+//! A cell can also be run by hand, one step at a time, on matrices of the device:
+//!
+//! ```
+//! use lstm_cpu::{Backend, CellKind, Cpu, Init, LstmConfig, Shape, State, Weights, cell::Cell};
+//! let cpu = Cpu::new();
+//! let weights = Weights::init(LstmConfig::new(3, 5).cell(CellKind::PeepholeDense), &Init::default(), 42)?;
+//! let cell = Cell::load(&cpu, &weights.layers()[0])?;
+//! let x = cpu.upload(Shape::new(2, 3), &[0.5; 6])?; // two sequences
+//! let zeros = cpu.upload(Shape::new(2, 5), &[0.0; 10])?;
+//! let input = cell.input(&cpu, &x)?; // bias + W x
+//! let state = cell.step(&cpu, input, &State { h: zeros.clone(), c: zeros })?;
+//! assert_eq!(state.h.as_slice().len(), 10);
+//! # Ok::<(), lstm_cpu::Error>(())
+//! ```
 
 mod activation;
 mod backend;
@@ -28,10 +43,11 @@ mod simd;
 mod stream;
 mod tensor;
 
-/// The examples of the README, compiled and run as tests.
+/// The examples of the README and the documents, compiled as tests, and run where they need no files.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
-struct Readme;
+#[doc = include_str!("../../../docs/notebook.md")]
+struct Documents;
 
 pub use backend::{Cpu, CpuBuilder};
 pub use isa::Isa;
