@@ -134,7 +134,7 @@ pub fn empty<B: Backend>(b: &B, cell: CellKind) -> Result<()> {
         let given = data.state.clone().context("cases start from a state")?;
         same_outputs("given state", &Outputs { y: y.clone(), state: given }, &outputs(&model, &data)?)?;
         data.state = None;
-        let state = HostState::zeros(&config, batch);
+        let state = HostState::zeros(&config, batch)?;
         same_outputs("no state", &Outputs { y, state }, &outputs(&model, &data)?)?;
     }
     Ok(())

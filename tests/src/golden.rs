@@ -21,6 +21,8 @@ pub const GROUPS: [&str; 3] = ["y", "h_n", "c_n"];
 
 /// A file's `config`.
 #[derive(Debug, Deserialize)]
+// A setting that is not known here is one that would be ignored.
+#[serde(deny_unknown_fields)]
 struct Settings {
     cell: String,
     input_size: usize,
@@ -115,7 +117,7 @@ impl Golden {
 
         let config = settings.config()?;
         let (batch, steps) = (settings.batch, settings.seq);
-        let zeros = HostState::zeros(&config, batch);
+        let zeros = HostState::zeros(&config, batch)?;
         let has: Vec<bool> = ["h0", "c0", "lengths"].iter().map(|name| file.shape(name).is_some()).collect();
         ensure!(has[0] == has[1], "one of h0 and c0 without the other");
         let three = |array: ArrayD<f32>| array.into_dimensionality::<Ix3>().context("three dimensions were asked for");
@@ -186,9 +188,12 @@ impl Settings {
         if self.bidirectional {
             config = config.bidirectional();
         }
-        if !self.bias {
-            config = config.bias(Bias::None);
-        }
+        config.bias = match (self.bias, config.cell) {
+            (false, _) => Bias::None,
+            // The notebook's cell has one.
+            (true, CellKind::PeepholeDense) => Bias::One,
+            (true, _) => Bias::Two,
+        };
         if self.proj_size > 0 {
             config = config.proj_size(self.proj_size);
         }

@@ -12,3 +12,4 @@ pub mod planted;
 pub mod primitives;
 pub mod refusals;
 pub mod results;
+pub mod specification;

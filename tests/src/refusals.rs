@@ -2,8 +2,10 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
-    Axis, Backend, CellKind, Direction, Error, HostState, Input, Lstm, LstmConfig, Sequence, Shape, State,
-    ndarray::Array3,
+    Axis, Backend, CellKind, Direction, Error, HostState, Init, Input, LayerWeights, Lstm, LstmConfig, Sequence, Shape,
+    State, Weights,
+    cell::{Cell, PeepholeDiagonal},
+    ndarray::{Array3, ArrayD},
 };
 
 use crate::{
@@ -14,7 +16,15 @@ use crate::{
 
 /// All checks.
 pub fn checks<B: Backend>() -> Vec<Check<B>> {
-    vec![("primitives", primitives), ("layer", layer), ("forward", forward), ("stream", stream), ("step", step)]
+    vec![
+        ("primitives", primitives),
+        ("layer", layer),
+        ("forward", forward),
+        ("stream", stream),
+        ("step", step),
+        ("huge", huge),
+        ("cell", cell),
+    ]
 }
 
 /// Fails unless `result` is an error that says all of `words`.
@@ -38,6 +48,9 @@ fn primitives<B: Backend>(b: &B) -> Result<()> {
     ensure!(out == [7.0; 5], "a refused download wrote");
 
     refused("gemm", &["gemm", "[2, 3]", "[4, 5]"], b.gemm((&x).into(), (&y).into(), None))?;
+    for bound in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        refused("a bound", &["clip", "positive"], b.clip(x.clone(), bound))?;
+    }
     let square = make(3, 3)?;
     refused("gemm onto y", &["gemm acc", "[4, 5]"], b.gemm((&x).into(), (&square).into(), Some(&y)))?;
     refused("mul_add by y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, Some(&y), None))?;
@@ -76,6 +89,44 @@ fn layer<B: Backend>(b: &B) -> Result<()> {
     Ok(())
 }
 
+/// Sizes whose products wrap around, or that no memory holds.
+fn huge<B: Backend>(b: &B) -> Result<()> {
+    let model = Lstm::random(b, LstmConfig::new(4, 4), 1)?;
+    for batch in [1 << 50, 1 << 60, 1 << 62, usize::MAX] {
+        refused("a huge stream", &["do not fit in memory"], model.stream(batch))?;
+    }
+    let layer = b.load(&model.weights().layers()[0])?;
+    let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
+    let (x, state) = (make(2, 4)?, State { h: make(2, 4)?, c: make(2, 4)? });
+    let mut plan = b.plan(&layer, 2, 1)?;
+    let sequence = Sequence { x: &x, state: &state, steps: (1 << 63) + 1, batch: 2, lengths: None };
+    refused("steps that wrap", &["forward", "do not fit"], b.forward(&layer, &mut plan, sequence))?;
+    refused("many empty sequences", &["do not fit"], model.forward(&Array3::zeros((1 << 60, 0, 4))))?;
+    let (column, row) = (make(1 << 24, 1)?, make(1, 1 << 24)?);
+    refused("a huge product", &["gemm", "do not fit"], b.gemm((&column).into(), (&row).into(), None))?;
+    let config = LstmConfig::new(1 << 24, 1 << 24);
+    refused("a huge model", &["hidden_size"], Weights::init(config, &Init::default(), 1))?;
+    // A layer alone, with options that no model can have.
+    let spec = LstmConfig::new(1, 5).cell(CellKind::PeepholeDense).proj_size(70).layer_specs()[0];
+    let values = spec.params().into_iter().map(|(_, shape)| ArrayD::zeros(shape)).collect();
+    refused("a projected dense peephole", &["proj_size"], LayerWeights::new(spec, values))
+}
+
+/// Cells by hand: inputs and weights of other cells.
+fn cell<B: Backend>(b: &B) -> Result<()> {
+    let layer = |cell| Weights::init(LstmConfig::new(3, 5).cell(cell), &Init::default(), 1);
+    let (fused, unfused) = (layer(CellKind::Fused)?, layer(CellKind::Unfused)?);
+    let [fused, unfused] = [&fused.layers()[0], &unfused.layers()[0]];
+    refused("the fused cell's weights", &["cell", "PeepholeDiagonal"], PeepholeDiagonal::load(b, fused))?;
+    let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
+    let (x, state) = (make(2, 3)?, State { h: make(2, 5)?, c: make(2, 5)? });
+    let input = Cell::load(b, unfused)?.input(b, &x)?;
+    let fused = Cell::load(b, fused)?;
+    refused("the unfused cell's input", &["step: input"], fused.step(b, input, &state))?;
+    let narrow = State { h: make(2, 4)?, ..state };
+    refused("a narrow h", &["gemm", "[2, 4]"], fused.step(b, fused.input(b, &x)?, &narrow))
+}
+
 fn forward<B: Backend>(b: &B) -> Result<()> {
     let case = Case::new("", "", CellKind::Fused).with(|c| c.proj_size(4).layers(2));
     let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
@@ -83,7 +134,7 @@ fn forward<B: Backend>(b: &B) -> Result<()> {
     let x = &data.x;
     refused("features", &["forward: x", "[3, 6, 5]", "[3, 6, 4]"], model.forward(&zeros(3, 6, 4)))?;
     refused("empty features", &["forward: x", "[0, 6, 5]"], model.forward(&zeros(0, 6, 4)))?;
-    let good = HostState::zeros(&case.config, 3);
+    let good = HostState::zeros(&case.config, 3)?;
     for h in [zeros(1, 3, 4), zeros(2, 2, 4), zeros(2, 3, 7)] {
         let bad = State { h, ..good.clone() };
         refused("h", &["forward: state.h", "[2, 3, 4]"], model.forward(Input::from(x).state(&bad)))?;
@@ -111,7 +162,7 @@ fn stream<B: Backend>(b: &B) -> Result<()> {
     let model = Lstm::random(b, LstmConfig::new(3, 5).layers(2), 1)?;
     refused("no sequences", &["stream", "batch"], model.stream(0))?;
     let mut stream = model.stream(2)?;
-    let bad = HostState::zeros(model.config(), 3);
+    let bad = HostState::zeros(model.config(), 3)?;
     refused("a state of another batch", &["set_state", "[2, 2, 5]"], stream.set_state(&bad))?;
     refused("another batch", &["chunk: x", "[2, 4, 3]"], stream.chunk(Array3::zeros((3, 4, 3)).view()))?;
     refused("other features", &["x", "[2, 4, 3]"], stream.chunk(Array3::zeros((2, 4, 5)).view()))

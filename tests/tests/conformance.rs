@@ -20,6 +20,7 @@ use lstm_tests::{
     planted::{Fault, Planted},
     primitives, refusals,
     results::{Line, Outcome, record},
+    specification,
 };
 
 fn main() {
@@ -100,11 +101,13 @@ impl Visit for Trials {
             add!("empty", case, move |b: &B| check::empty(b, cell).map(|()| String::new()));
         }
         if let Arithmetic::Inexact(why) = b.arithmetic() {
-            for group in ["primitives", "cells", "options", "sizes", "planted"] {
+            for group in ["specification", "primitives", "cells", "options", "sizes", "planted"] {
                 self.not_run(name, group, &format!("the arithmetic is not exact: {why}"));
             }
             return;
         }
+        add!("specification", "cells", |b: &B| specification::cells(b).map(|()| String::new()));
+        add!("specification", "generator", |b: &B| specification::generator(b).map(|()| String::new()));
         for (case, check) in primitives::checks::<B>() {
             add!("primitives", case, move |b: &B| check(b).map(|()| String::new()));
         }

@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, process::Command};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-/// The backends that the design names, in the order of tables. Which of them a build can hold is cargo's to say.
+/// The backends that are meant to exist, in the order of tables. Which of them a build can hold is cargo's to say.
 pub(crate) const BACKENDS: [&str; 3] = ["cpu", "wgpu", "cuda"];
 
 /// The package whose features are the backends.
@@ -47,7 +47,7 @@ pub(crate) fn workspace() -> Result<Workspace> {
     let tests = metadata.packages.into_iter().find(|package| package.name == TESTS);
     let features = tests.with_context(|| format!("no package {TESTS} in the workspace"))?.features;
     let mut backends: Vec<String> = features.into_keys().filter(|feature| feature != "default").collect();
-    // The order of tables, then any that the design did not foresee.
+    // The order of tables, then any other.
     backends.sort_by_key(|name| BACKENDS.iter().position(|known| known == name).unwrap_or(BACKENDS.len()));
     Ok(Workspace { backends, target: metadata.target_directory })
 }

@@ -54,8 +54,14 @@ impl Table {
         self.lines.iter().filter(|line| line.outcome == Outcome::Failed).count()
     }
 
+    /// Whether trials of the backend were run, and no group of it was left out.
+    pub(crate) fn ran_all(&self, backend: &str) -> bool {
+        let left_out = self.lines.iter().any(|line| line.backend == backend && line.outcome == Outcome::NotRun);
+        self.ran(backend) && !left_out
+    }
+
     /// Whether any trial of the backend was run.
-    pub(crate) fn ran(&self, backend: &str) -> bool {
+    fn ran(&self, backend: &str) -> bool {
         self.lines.iter().any(|line| line.backend == backend && line.outcome != Outcome::NotRun)
     }
 
@@ -169,7 +175,9 @@ FAILED: cpu::options::b: 1 of 2 elements differ
 ";
         assert_eq!(table.to_string(), want);
         assert_eq!(table.failures(), 1);
-        assert!(table.ran("cpu") && !table.ran("wgpu") && !table.ran("cuda"));
+        assert!(table.ran_all("cpu") && !table.ran_all("wgpu") && !table.ran_all("cuda"));
+        // Part of it is not all of it.
+        assert!(table.ran("odd") && !table.ran_all("odd"));
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::{borrow::Cow, fmt, future::Future, ops::Range};
 
 use crate::{
     config::LayerSpec,
-    error::Result,
-    shape::{Axis, Mat, Shape},
+    error::{Error, Result},
+    shape::{Axis, Mat, Shape, checked_len},
     weights::LayerWeights,
 };
 
@@ -77,12 +77,12 @@ impl<T> Sequence<'_, T> {
 
     /// Checks shapes against `spec`, and the lengths' number, order and size; every backend calls it first.
     pub fn check(&self, spec: &LayerSpec, shape: impl Fn(&T) -> Shape) -> Result<()> {
-        use crate::error::Error;
+        let rows = checked_len("forward", &[self.steps, self.batch])?;
         let expect = |op: &str, got, rows, cols| {
             let want = Shape::new(rows, cols);
             if got == want { Ok(()) } else { Err(Error::shape(format!("forward: {op}"), want, got)) }
         };
-        expect("x", shape(self.x), self.steps * self.batch, spec.input_size)?;
+        expect("x", shape(self.x), rows, spec.input_size)?;
         expect("state.h", shape(&self.state.h), self.batch, spec.state_size())?;
         expect("state.c", shape(&self.state.c), self.batch, spec.hidden_size)?;
         if let Some(lengths) = self.lengths
@@ -122,7 +122,7 @@ impl<T> Output<T> {
 /// [`arithmetic`](crate::arithmetic) specifies, unless [`arithmetic`](Self::arithmetic) says otherwise.
 ///
 /// No operation panics: shapes are checked with [`shape`](crate::shape)'s functions, so that all backends refuse alike,
-/// and a device's refusal is an [`Error::Device`](crate::Error::Device).
+/// and a device's refusal is an [`Error::Device`].
 ///
 /// A backend without kernels of its own sets `Layer`, `Plan` and `Stream` to those of [`reference`](crate::reference) and
 /// forwards to its functions, as [`Reference`](crate::Reference) does.
@@ -180,7 +180,7 @@ pub trait Backend: Clone {
     /// [`tanh`](crate::arithmetic::tanh) of each element.
     fn tanh(&self, x: Self::Tensor) -> Result<Self::Tensor>;
 
-    /// [`clip`](crate::arithmetic::clip) of each element to `[-bound, bound]`.
+    /// [`clip`](crate::arithmetic::clip) of each element to `[-bound, bound]`; the bound is positive and finite.
     fn clip(&self, x: Self::Tensor, bound: f32) -> Result<Self::Tensor>;
 
     /// A copy of some rows and columns; neither range may be empty.
@@ -192,7 +192,8 @@ pub trait Backend: Clone {
     /// Brings a layer's weights to the device: the biases are added, then all of it is snapped and packed.
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer>;
 
-    /// Replaces a layer's weights by others of the same spec, after a training step. Clones may or may not follow.
+    /// Replaces a layer's weights by others of the same spec, after a training step. Clones, such
+    /// as those of running streams, keep the old ones.
     fn reload(&self, layer: &mut Self::Layer, weights: &LayerWeights) -> Result<()> {
         *layer = self.load(weights)?;
         Ok(())

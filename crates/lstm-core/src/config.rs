@@ -1,6 +1,9 @@
 //! What an LSTM is made of: cell, sizes, options. Options that a cell does not have are errors.
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    shape::check_clip,
+};
 
 /// The gates in the order in which weights hold them: input, forget, candidate, output (PyTorch's order).
 pub const GATES: [char; 4] = ['i', 'f', 'g', 'o'];
@@ -77,7 +80,7 @@ pub struct LstmConfig {
     pub direction: Direction,
     /// The cell; fused by default.
     pub cell: CellKind,
-    /// Bias vectors; two by default, one for the dense peephole, as in the notebook.
+    /// Bias vectors; two by default, as in PyTorch (the notebook's cells have one).
     pub bias: Bias,
     /// Size of a projected `h`, less than `hidden_size`; none by default (Sak et al. 2014, PyTorch's `proj_size`).
     pub proj_size: Option<usize>,
@@ -121,10 +124,9 @@ impl LstmConfig {
         LstmConfig { direction, ..self }
     }
 
-    /// Sets the cell; the dense peephole also sets one bias, the notebook's form.
+    /// Sets the cell.
     pub fn cell(self, cell: CellKind) -> Self {
-        let bias = if cell == CellKind::PeepholeDense { Bias::One } else { self.bias };
-        LstmConfig { cell, bias, ..self }
+        LstmConfig { cell, ..self }
     }
 
     /// Sets the number of bias vectors.
@@ -164,40 +166,26 @@ impl LstmConfig {
 
     /// Features of an output step: [`state_size`](Self::state_size) times the directions.
     pub fn output_size(&self) -> usize {
-        self.state_size() * self.num_directions()
+        self.state_size().saturating_mul(self.num_directions())
     }
 
     /// Checks that the options exist and fit together.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the option: a size of 0 or too large to index, a projection that is not smaller than
-    /// the hidden size or with the dense peephole, a clip that is not positive and finite, a dropout outside `[0, 1)`
-    /// or without a second layer.
+    /// [`Error::Config`] naming the option: sizes or layers that are 0 or add up to more than 2^34 parameters, a projection
+    /// that is not smaller than the hidden size or with the dense peephole, a clip that is not positive and finite, a
+    /// dropout outside `[0, 1)` or without a second layer.
     pub fn validate(&self) -> Result<()> {
-        for (option, size) in [
-            ("input_size", self.input_size),
-            ("hidden_size", self.hidden_size),
-            ("num_layers", self.num_layers),
-            ("proj_size", self.state_size()),
-        ] {
-            // 2^24 squared, times four gates and four bytes, still fits 64 bits.
-            if size == 0 || size > 1 << 24 {
-                return Err(Error::config(option, format!("expected 1 to {}, got {size}", 1 << 24)));
-            }
-        }
-        if let Some(size) = self.proj_size {
-            if size >= self.hidden_size {
-                let why = format!("expected less than hidden_size {}, got {size}", self.hidden_size);
-                return Err(Error::config("proj_size", why));
-            }
-            if self.cell == CellKind::PeepholeDense {
-                return Err(Error::config("proj_size", "the dense peephole feeds back c, not h: it has no projection"));
-            }
-        }
-        if let Some(bound) = self.clip
-            && !(bound > 0.0 && bound.is_finite())
-        {
-            return Err(Error::config("clip", format!("expected a positive finite bound, got {bound}")));
+        check_size("num_layers", self.num_layers)?;
+        let first = self.layer_spec(0, false);
+        first.validate()?;
+        let inner = LayerSpec { input_size: self.output_size(), ..first };
+        // A layer has fewer than 2^60 parameters, by its own check.
+        let of = |spec: &LayerSpec, n: usize| spec.num_params().saturating_mul(n * self.num_directions());
+        let params = of(&first, 1).saturating_add(of(&inner, self.num_layers - 1));
+        if params > MAX_PARAMS {
+            let why = format!("expected at most {MAX_PARAMS} parameters in all, got {params}");
+            return Err(Error::config("hidden_size", why));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::config("dropout", format!("expected 0 <= p < 1, got {}", self.dropout)));
@@ -208,25 +196,42 @@ impl LstmConfig {
         Ok(())
     }
 
+    fn layer_spec(&self, layer: usize, reverse: bool) -> LayerSpec {
+        LayerSpec {
+            input_size: if layer == 0 { self.input_size } else { self.output_size() },
+            hidden_size: self.hidden_size,
+            proj_size: self.proj_size,
+            cell: self.cell,
+            bias: self.bias,
+            coupled: self.coupled,
+            clip: self.clip,
+            reverse,
+        }
+    }
+
     /// One [`LayerSpec`] per layer and direction: layer 0 forward, layer 0 reverse, layer 1 forward, ...
     pub fn layer_specs(&self) -> Vec<LayerSpec> {
-        let specs = (0..self.num_layers).flat_map(|layer| {
-            self.direction.reversals().iter().map(move |&reverse| LayerSpec {
-                input_size: if layer == 0 { self.input_size } else { self.output_size() },
-                hidden_size: self.hidden_size,
-                proj_size: self.proj_size,
-                cell: self.cell,
-                bias: self.bias,
-                coupled: self.coupled,
-                clip: self.clip,
-                reverse,
-            })
-        });
-        specs.collect()
+        let directions = self.direction.reversals();
+        (0..self.num_layers)
+            .flat_map(|layer| directions.iter().map(move |&reverse| self.layer_spec(layer, reverse)))
+            .collect()
     }
 }
 
-/// One layer in one direction, as a backend sees it. Made by [`LstmConfig::layer_specs`] from a valid configuration.
+/// Largest size of anything.
+const MAX_SIZE: usize = 1 << 24;
+
+/// Most parameters of a model: 64 GiB of f32.
+const MAX_PARAMS: usize = if usize::BITS > 34 { 1 << 34 } else { usize::MAX >> 3 };
+
+fn check_size(option: &'static str, size: usize) -> Result<()> {
+    if (1..=MAX_SIZE).contains(&size) {
+        return Ok(());
+    }
+    Err(Error::config(option, format!("expected 1 to {MAX_SIZE}, got {size}")))
+}
+
+/// One layer in one direction, as a backend sees it. Made by [`LstmConfig::layer_specs`]; weights exist only of valid ones.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LayerSpec {
@@ -254,9 +259,40 @@ impl LayerSpec {
         self.proj_size.unwrap_or(self.hidden_size)
     }
 
+    /// Checks that the options exist and fit together; the part of [`LstmConfig::validate`] that is about one layer.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the option.
+    pub fn validate(&self) -> Result<()> {
+        check_size("input_size", self.input_size)?;
+        check_size("hidden_size", self.hidden_size)?;
+        if let Some(size) = self.proj_size {
+            check_size("proj_size", size)?;
+            if size >= self.hidden_size {
+                let why = format!("expected less than hidden_size {}, got {size}", self.hidden_size);
+                return Err(Error::config("proj_size", why));
+            }
+            if self.cell == CellKind::PeepholeDense {
+                return Err(Error::config("proj_size", "the dense peephole feeds back c, not h: it has no projection"));
+            }
+        }
+        let params = self.num_params();
+        if params > MAX_PARAMS {
+            let why = format!("expected at most {MAX_PARAMS} parameters, got {params}");
+            return Err(Error::config("hidden_size", why));
+        }
+        self.clip.map_or(Ok(()), check_clip)
+    }
+
+    /// Number of scalar parameters, or the largest number if that does not fit.
+    fn num_params(&self) -> usize {
+        let len = |shape: &[usize]| shape.iter().fold(1, |n: usize, &size| n.saturating_mul(size));
+        self.params().iter().fold(0, |n, (_, shape)| n.saturating_add(len(shape)))
+    }
+
     /// The parameters it has and their shapes, in the order in which they are initialised, stored and named.
     pub fn params(&self) -> Vec<(Param, Vec<usize>)> {
-        let (hidden, gates) = (self.hidden_size, 4 * self.hidden_size);
+        let (hidden, gates) = (self.hidden_size, self.hidden_size.saturating_mul(4));
         let mut params =
             vec![(Param::WeightIh, vec![gates, self.input_size]), (Param::WeightHh, vec![gates, self.state_size()])];
         match self.bias {
@@ -308,6 +344,8 @@ mod tests {
             (LstmConfig::new(0, 5), "input_size"),
             (LstmConfig::new(3, 0), "hidden_size"),
             (LstmConfig::new(usize::MAX, 5), "input_size"),
+            (LstmConfig::new(1 << 24, 1 << 24), "hidden_size"),
+            (LstmConfig::new(1, 1 << 12).layers(1 << 20), "hidden_size"),
             (ok.clone().layers(0), "num_layers"),
             (ok.clone().proj_size(5), "proj_size"),
             (ok.clone().proj_size(0), "proj_size"),

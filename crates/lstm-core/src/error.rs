@@ -33,6 +33,15 @@ pub enum Error {
         rhs: Shape,
     },
 
+    /// Sizes whose product is more than memory holds.
+    #[error("{op}: {sizes:?} elements do not fit in memory")]
+    TooLarge {
+        /// The operation.
+        op: &'static str,
+        /// The sizes that are multiplied.
+        sizes: Vec<usize>,
+    },
+
     /// An option, or a combination of options, that does not exist.
     #[error("option {option}: {why}")]
     Config {

@@ -6,6 +6,7 @@ use crate::{
     backend::State,
     config::LstmConfig,
     error::{Error, Result},
+    shape::zeros,
 };
 
 /// States of all layers on the host: `h: [layers * directions, batch, state]`, `c: [layers * directions, batch, hidden]`,
@@ -14,9 +15,16 @@ pub type HostState = State<Array3<f32>>;
 
 impl HostState {
     /// Zero states for `batch` sequences; what a model starts from unless told otherwise.
-    pub fn zeros(config: &LstmConfig, batch: usize) -> Self {
-        let n = config.num_layers * config.num_directions();
-        State { h: Array3::zeros((n, batch, config.state_size())), c: Array3::zeros((n, batch, config.hidden_size)) }
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if there is no memory for them.
+    pub fn zeros(config: &LstmConfig, batch: usize) -> Result<Self> {
+        let n = config.num_layers.saturating_mul(config.num_directions());
+        let array = |cols| {
+            let zeros = zeros("state", &[n, batch, cols])?;
+            Array3::from_shape_vec((n, batch, cols), zeros).map_err(|e| Error::shape("state", "a shape", e))
+        };
+        Ok(State { h: array(config.state_size())?, c: array(config.hidden_size)? })
     }
 
     pub(crate) fn check(&self, op: &str, config: &LstmConfig, batch: usize) -> Result<()> {

@@ -16,7 +16,7 @@ use crate::{
     config::LstmConfig,
     error::{Error, Result},
     input::{HostState, Input, to_host, to_rows},
-    shape::{Axis, Shape},
+    shape::{Axis, Shape, checked_len},
     stream::Stream,
     weights::{Weights, init::Init},
 };
@@ -152,7 +152,8 @@ impl<B: Backend> Lstm<B> {
         let (batch, steps) = input.extent();
         if batch == 0 || steps == 0 {
             let (a, b, _) = input.x.dim();
-            let state = input.state.cloned().unwrap_or_else(|| HostState::zeros(config, batch));
+            let state = input.state.map_or_else(|| HostState::zeros(config, batch), |state| Ok(state.clone()))?;
+            checked_len("forward", &[a, b, config.output_size()])?;
             return Ok((Array3::zeros((a, b, config.output_size())), state));
         }
 
@@ -170,7 +171,7 @@ impl<B: Backend> Lstm<B> {
 
         let y = self.download(&y).await?;
         let y = to_host(&y, batch, steps, &order, input.time_major);
-        let mut state = HostState::zeros(config, batch);
+        let mut state = HostState::zeros(config, batch)?;
         for (array, tensor) in [(&mut state.h, states.h), (&mut state.c, states.c)] {
             let rows = self.download(&tensor).await?;
             let cols = array.dim().2;

@@ -7,7 +7,7 @@ use crate::{
     cell::Cell,
     config::LayerSpec,
     error::{Error, Result},
-    shape::{Axis, Mat, Shape},
+    shape::{Axis, Mat, Shape, zeros},
     weights::LayerWeights,
 };
 
@@ -37,7 +37,7 @@ pub fn forward<B: Backend>(
     let input = layer.input(b, &b.snap(sequence.x.clone())?)?;
     let mut state = snap_state(b, sequence.state)?;
     let blank = Shape::new(batch, spec.state_size());
-    let blank = b.upload(blank, &vec![0.0; blank.len()])?;
+    let blank = b.upload(blank, &zeros("forward", &[blank.rows, blank.cols])?)?;
     let mut y = vec![blank.clone(); steps];
     for k in 0..steps {
         let t = if spec.reverse { steps - 1 - k } else { k };
@@ -62,7 +62,7 @@ pub fn forward<B: Backend>(
 
 /// [`Backend::stream`] for the reference path.
 pub fn stream<B: Backend>(b: &B, layers: &[Layer<B::Tensor>], batch: usize) -> Result<Stream<B::Tensor>> {
-    let zeros = |cols| b.upload(Shape::new(batch, cols), &vec![0.0; batch * cols]);
+    let zeros = |cols| b.upload(Shape::new(batch, cols), &zeros("stream", &[batch, cols])?);
     check_stack(layers.iter().map(|layer| layer.spec()))?;
     let state = layers.iter().map(|layer| {
         let spec = layer.spec();
@@ -73,7 +73,8 @@ pub fn stream<B: Backend>(b: &B, layers: &[Layer<B::Tensor>], batch: usize) -> R
 
 /// [`Backend::step`] out of primitives.
 pub async fn step<B: Backend>(b: &B, stream: &mut Stream<B::Tensor>, x: &[f32], y: &mut [f32]) -> Result<()> {
-    check_step(stream.batch, stream.layers.first().map(|l| l.spec()), stream.layers.last().map(|l| l.spec()), x, y)?;
+    let (first, last) = (stream.layers[0].spec(), stream.layers[stream.layers.len() - 1].spec());
+    check_step(stream.batch, first, last, x, y)?;
     let mut next = Vec::with_capacity(stream.layers.len());
     let mut x = b.upload(Shape::new(stream.batch, x.len() / stream.batch), x)?;
     for (layer, state) in stream.layers.iter().zip(&stream.state) {
@@ -117,22 +118,16 @@ pub fn check_stack<'a>(specs: impl Iterator<Item = &'a LayerSpec>) -> Result<()>
 }
 
 /// Checks a stream's step: `x` holds `batch` inputs of the first layer, `y` has room for as many outputs of the last.
-pub fn check_step(
-    batch: usize,
-    first: Option<&LayerSpec>,
-    last: Option<&LayerSpec>,
-    x: &[f32],
-    y: &[f32],
-) -> Result<()> {
-    let expect = |op: &str, size: Option<usize>, len| match size {
-        Some(size) if size * batch == len => Ok(()),
-        _ => {
-            let want = format!("{} values ({batch} x {})", size.unwrap_or(0) * batch, size.unwrap_or(0));
-            Err(Error::shape(op, want, format!("{len} values")))
+pub fn check_step(batch: usize, first: &LayerSpec, last: &LayerSpec, x: &[f32], y: &[f32]) -> Result<()> {
+    let expect = |op: &str, size: usize, len: usize| {
+        if batch.checked_mul(size) == Some(len) {
+            return Ok(());
         }
+        let want = format!("{} values ({batch} x {size})", batch.saturating_mul(size));
+        Err(Error::shape(op, want, format!("{len} values")))
     };
-    expect("step: x", first.map(|spec| spec.input_size), x.len())?;
-    expect("step: y", last.map(|spec| spec.state_size()), y.len())
+    expect("step: x", first.input_size, x.len())?;
+    expect("step: y", last.state_size(), y.len())
 }
 
 /// Checks the shapes of one state per layer.

@@ -36,6 +36,34 @@ impl fmt::Display for Shape {
     }
 }
 
+/// Most elements that a buffer can have: addresses and padding stay far from overflow.
+const MAX_LEN: usize = isize::MAX as usize / 64;
+
+/// The product of sizes.
+///
+/// # Errors
+/// [`Error::TooLarge`] if it is more than any memory holds.
+pub fn checked_len(op: &'static str, sizes: &[usize]) -> Result<usize> {
+    // A zero among them must not hide an overflow of the others.
+    let len = sizes.iter().try_fold(1usize, |len, &size| len.checked_mul(size.max(1))).filter(|&len| len <= MAX_LEN);
+    match len {
+        Some(len) => Ok(if sizes.contains(&0) { 0 } else { len }),
+        None => Err(Error::TooLarge { op, sizes: sizes.to_vec() }),
+    }
+}
+
+/// As many zeros as the product of sizes.
+///
+/// # Errors
+/// [`Error::TooLarge`] if there is no memory for them.
+pub fn zeros(op: &'static str, sizes: &[usize]) -> Result<Vec<f32>> {
+    let len = checked_len(op, sizes)?;
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(len).map_err(|_| Error::TooLarge { op, sizes: sizes.to_vec() })?;
+    zeros.resize(len, 0.0);
+    Ok(zeros)
+}
+
 /// Along which axis [`Backend::concat`](crate::Backend::concat) joins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
@@ -101,7 +129,16 @@ pub fn check_gemm(a: Shape, b: Shape, acc: Option<Shape>) -> Result<Shape> {
     if a.cols != b.rows {
         return Err(Error::Mismatch { op: "gemm", lhs: a, rhs: b });
     }
+    checked_len("gemm", &[a.rows, b.cols])?;
     check_rows("gemm accumulator", Shape::new(a.rows, b.cols), acc)
+}
+
+/// Checks a bound for [`clip`](crate::arithmetic::clip): positive and finite.
+pub fn check_clip(bound: f32) -> Result<()> {
+    if bound > 0.0 && bound.is_finite() {
+        return Ok(());
+    }
+    Err(Error::config("clip", format!("expected a positive finite bound, got {bound}")))
 }
 
 /// Checks that `operand` is absent, of shape `full`, or one row of it; returns `full`.
@@ -126,10 +163,14 @@ pub fn check_concat(axis: Axis, parts: impl IntoIterator<Item = Shape>) -> Resul
     let mut parts = parts.into_iter();
     let first = parts.next().ok_or_else(|| Error::shape("concat", "at least one part", "none"))?;
     parts.try_fold(first, |all, part| {
+        // Parts exist in memory, but clones share it: their sum may not fit.
         let (same, joined) = match axis {
-            Axis::Rows => (all.cols == part.cols, Shape::new(all.rows + part.rows, all.cols)),
-            Axis::Cols => (all.rows == part.rows, Shape::new(all.rows, all.cols + part.cols)),
+            Axis::Rows => (all.cols == part.cols, Shape::new(all.rows.saturating_add(part.rows), all.cols)),
+            Axis::Cols => (all.rows == part.rows, Shape::new(all.rows, all.cols.saturating_add(part.cols))),
         };
-        if same { Ok(joined) } else { Err(Error::Mismatch { op: "concat", lhs: all, rhs: part }) }
+        if !same {
+            return Err(Error::Mismatch { op: "concat", lhs: all, rhs: part });
+        }
+        checked_len("concat", &[joined.rows, joined.cols]).map(|_| joined)
     })
 }

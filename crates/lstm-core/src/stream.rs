@@ -73,8 +73,8 @@ impl<B: Backend> Stream<B> {
     /// # Errors
     /// As for `chunk`.
     pub async fn chunk_async(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
-        if x.dim().0 != self.batch {
-            let want = [self.batch, x.dim().1, self.lstm.config().input_size];
+        let want = [self.batch, x.dim().1, self.lstm.config().input_size];
+        if x.shape() != want {
             return Err(Error::shape("chunk: x", format!("{want:?}"), format!("{:?}", x.shape())));
         }
         let state = self.state_async().await?;
@@ -96,7 +96,7 @@ impl<B: Backend> Stream<B> {
     /// # Errors
     /// As for `state`.
     pub async fn state_async(&self) -> Result<HostState> {
-        let mut out = HostState::zeros(self.lstm.config(), self.batch);
+        let mut out = HostState::zeros(self.lstm.config(), self.batch)?;
         for (k, state) in self.lstm.backend().stream_state(&self.inner)?.iter().enumerate() {
             for (array, tensor) in [(&mut out.h, &state.h), (&mut out.c, &state.c)] {
                 let rows = self.lstm.download(tensor).await?;
@@ -128,6 +128,6 @@ impl<B: Backend> Stream<B> {
     /// # Errors
     /// What the device refuses.
     pub fn reset(&mut self) -> Result<()> {
-        self.set_state(&HostState::zeros(self.lstm.config(), self.batch))
+        self.set_state(&HostState::zeros(self.lstm.config(), self.batch)?)
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use lstm_core::{
     Arithmetic, Axis, Backend, Error, LayerWeights, Mat, Output, Path, Result, Sequence, Shape, State,
     arithmetic::{MAGNITUDE_BITS, SNAP_BITS},
-    shape::{check_concat, check_download, check_rows, check_slice, check_upload},
+    shape::{check_clip, check_concat, check_download, check_rows, check_slice, check_upload, zeros},
 };
 
 use crate::{
@@ -56,6 +56,9 @@ pub struct CpuBuilder {
 impl CpuBuilder {
     /// Uses at most `n` threads, the calling one included; by default as many as the process may use. Work too small to
     /// gain from more runs on the calling thread alone. The bits do not depend on it.
+    ///
+    /// Threads meet at every time step, tens of thousands of times a second: give them cores of their own. Where other
+    /// programs keep the cores busy, one thread is faster.
     pub fn threads(self, n: usize) -> Self {
         CpuBuilder { threads: Some(n), ..self }
     }
@@ -169,7 +172,7 @@ impl Backend for Cpu {
     fn mul_add(&self, alpha: f32, a: &Tensor, b: Option<&Tensor>, c: Option<&Tensor>) -> Result<Tensor> {
         let shape = check_rows("mul_add factor", a.shape, b.map(|b| b.shape))?;
         check_rows("mul_add summand", shape, c.map(|c| c.shape))?;
-        let mut data = vec![0.0; shape.len()];
+        let mut data = zeros("mul_add", &[shape.rows, shape.cols])?;
         let row = |x: Option<&Tensor>, row: usize| match x {
             Some(x) if x.shape.rows == 1 => x.rows(0..1).as_ptr(),
             Some(x) => x.rows(row..row + 1).as_ptr(),
@@ -194,6 +197,7 @@ impl Backend for Cpu {
     }
 
     fn clip(&self, x: Tensor, bound: f32) -> Result<Tensor> {
+        check_clip(bound)?;
         // SAFETY: as for snap.
         Ok(self.map(x, |p, n| unsafe { (self.kernels.clip)(p, n, bound) }))
     }
@@ -219,14 +223,11 @@ impl Backend for Cpu {
     }
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer> {
-        Ok(Layer(Arc::new(Packed::new(self.kernels, weights))))
+        Ok(Layer(Arc::new(Packed::new(self.kernels, weights)?)))
     }
 
     fn plan(&self, layer: &Layer, batch: usize, steps: usize) -> Result<Plan> {
-        if batch == 0 {
-            return Err(Error::shape("plan: batch", "at least 1", 0));
-        }
-        Ok(Plan::new(&layer.0, batch, steps, self.threads()))
+        Plan::new(&layer.0, batch, steps, self.threads())
     }
 
     fn path(&self, _: &Layer) -> Path {
@@ -248,7 +249,7 @@ impl Backend for Cpu {
             &snapped
         };
         plan.set_state(layer, sequence.state.h.as_slice(), sequence.state.c.as_slice());
-        let mut y = vec![0.0; steps * batch * layer.spec.state_size()];
+        let mut y = zeros("forward", &[steps, batch, layer.spec.state_size()])?;
         sequence::run(&self.pool, layer, plan, steps, sequence.lengths, x.as_slice(), &mut y);
 
         // A forward sequence stopped after its own length, a reverse one with the others; see `Plan::set_state`.

@@ -1,5 +1,7 @@
 //! Float buffers that start on a cache line, so that no vector of a packed panel straddles two.
 
+use lstm_core::{Error, Result, shape::checked_len};
+
 /// One cache line.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
@@ -12,8 +14,13 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    pub(crate) fn zeros(len: usize) -> Self {
-        Buffer { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    /// As many zeros as the product of `sizes`, or the error that says what they were for.
+    pub(crate) fn zeros(op: &'static str, sizes: &[usize]) -> Result<Self> {
+        let len = checked_len(op, sizes)?;
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(len.div_ceil(16)).map_err(|_| Error::TooLarge { op, sizes: sizes.to_vec() })?;
+        lines.resize(len.div_ceil(16), Line([0.0; 16]));
+        Ok(Buffer { lines, len })
     }
 
     pub(crate) fn as_slice(&self) -> &[f32] {

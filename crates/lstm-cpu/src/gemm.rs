@@ -2,7 +2,10 @@
 
 use std::ptr::null;
 
-use lstm_core::{Mat, Result, Shape, shape::check_gemm};
+use lstm_core::{
+    Mat, Result, Shape,
+    shape::{check_gemm, zeros},
+};
 
 use crate::{
     buffer::Buffer,
@@ -16,7 +19,7 @@ const ROWS: usize = 96;
 
 struct Out(*mut f32);
 
-// SAFETY: each thread writes to the columns of its own panels only.
+// SAFETY: each thread writes to the columns of its own panels only, and to its own scratch.
 unsafe impl Sync for Out {}
 
 /// `acc + a . b`; see `Backend::gemm`.
@@ -38,16 +41,26 @@ pub(crate) fn gemm(
         a.tensor.as_slice()
     };
     let panels = shape.cols.div_ceil(width);
-    let mut data = vec![0.0; shape.len()];
+    let mut data = zeros("gemm", &[shape.rows, shape.cols])?;
     let out = Out(data.as_mut_ptr());
     let out = &out;
-    let enough = 1 + shape.len() * k / 500_000;
+    let enough = 1 + shape.len().saturating_mul(k) / 500_000;
+    let threads = enough.min(panels).min(pool.threads());
+    // A panel of `b` and the sums of some rows for each thread.
+    let mut scratch = Buffer::zeros("gemm", &[threads, k + ROWS, width])?;
+    let scratch = Out(scratch.as_mut_ptr());
+    let scratch = &scratch;
 
-    pool.run(enough.min(panels), &|member| {
-        let (mut panel, mut sums) = (Buffer::zeros(k * width), Buffer::zeros(ROWS * width));
+    pool.run(threads, &|member| {
+        // SAFETY: there is a part for each rank; no two members have the same.
+        let scratch = unsafe {
+            let len = (k + ROWS) * width;
+            std::slice::from_raw_parts_mut(scratch.0.add(member.rank * len), len)
+        };
+        let (panel, sums) = scratch.split_at_mut(k * width);
         for p in (member.rank..panels).step_by(member.size) {
             let cols = p * width..shape.cols.min((p + 1) * width);
-            pack(b, cols.start, cols.len(), width, panel.as_mut_slice());
+            pack(b, cols.start, cols.len(), width, panel);
             for first in (0..shape.rows).step_by(ROWS) {
                 let count = ROWS.min(shape.rows - first);
                 // SAFETY: `rows` has `shape.rows` rows of k; the panel and `sums` are as large as the kernel needs.
@@ -56,7 +69,7 @@ pub(crate) fn gemm(
                     let (panel, out) = (panel.as_ptr(), sums.as_mut_ptr());
                     kernels.rows(count, TileArgs { k, a, lda: k, panel, out, ldo: width, add: false, ahead: null() });
                 }
-                for (row, sums) in sums.as_slice().chunks_exact(width).take(count).enumerate() {
+                for (row, sums) in sums.chunks_exact(width).take(count).enumerate() {
                     let row = first + row;
                     // SAFETY: row and columns lie within the output; no other thread has these columns.
                     let out =

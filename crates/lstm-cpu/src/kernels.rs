@@ -86,9 +86,7 @@ impl Kernels {
     /// # Safety
     /// As for [`Tile`].
     pub(crate) unsafe fn rows(&self, rows: usize, args: TileArgs) {
-        if let 1.. = rows
-            && rows <= self.tiles.len()
-        {
+        if (1..=self.tiles.len()).contains(&rows) {
             // SAFETY: the caller's promise.
             return unsafe { self.tiles[rows - 1](&args) };
         }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use lstm_core::{CellKind, LayerSpec, LayerWeights, Param, arithmetic::snap};
+use lstm_core::{CellKind, Error, LayerSpec, LayerWeights, Param, Result, arithmetic::snap};
 
 use crate::{
     buffer::Buffer,
@@ -40,7 +40,7 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    pub(crate) fn new(kernels: &'static Kernels, weights: &LayerWeights) -> Self {
+    pub(crate) fn new(kernels: &'static Kernels, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
         let (hidden, lanes) = (spec.hidden_size, kernels.lanes);
         let panels = hidden.div_ceil(lanes);
@@ -56,9 +56,9 @@ impl Packed {
         };
         let bias = weights.bias();
         let peepholes = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(get);
-        let mut peephole = Buffer::zeros(0);
+        let mut peephole = Buffer::zeros("load", &[0])?;
         if let [Some(i), Some(f), Some(o)] = peepholes {
-            peephole = Buffer::zeros(panels * 3 * lanes);
+            peephole = Buffer::zeros("load", &[panels, 3, lanes])?;
             for (k, v) in peephole.as_mut_slice().iter_mut().enumerate() {
                 let unit = k / (3 * lanes) * lanes + k % lanes;
                 *v = snap(*[i, f, o][k / lanes % 3].get(unit).unwrap_or(&0.0));
@@ -67,20 +67,22 @@ impl Packed {
         let projection = match (get(Param::WeightHr), spec.proj_size) {
             (Some(matrix), Some(size)) => {
                 let width = kernels.panel();
-                pack(kernels, size.div_ceil(width), hidden, |p, k, j| matrix.get((p * width + j) * hidden + k).copied())
+                pack(kernels, size.div_ceil(width), hidden, |p, k, j| {
+                    matrix.get((p * width + j) * hidden + k).copied()
+                })?
             }
-            _ => Buffer::zeros(0),
+            _ => Buffer::zeros("load", &[0])?,
         };
-        Packed {
+        Ok(Packed {
             spec,
             kernels,
             panels,
-            w: gates(get(Param::WeightIh), spec.input_size),
-            u: gates(get(Param::WeightHh), spec.state_size()),
-            bias: gates(Some(bias.as_deref().unwrap_or(&vec![0.0; 4 * hidden])), 1),
+            w: gates(get(Param::WeightIh), spec.input_size)?,
+            u: gates(get(Param::WeightHh), spec.state_size())?,
+            bias: gates(Some(bias.as_deref().unwrap_or(&vec![0.0; 4 * hidden])), 1)?,
             peephole,
             projection,
-        }
+        })
     }
 
     /// Floats in a row of `c`, and of `h` before a projection.
@@ -104,15 +106,20 @@ impl Packed {
 }
 
 /// `[panels][k][panel]`, snapped; `None` from `source(panel, k, column)` is padding.
-fn pack(kernels: &Kernels, panels: usize, k: usize, source: impl Fn(usize, usize, usize) -> Option<f32>) -> Buffer {
+fn pack(
+    kernels: &Kernels,
+    panels: usize,
+    k: usize,
+    source: impl Fn(usize, usize, usize) -> Option<f32>,
+) -> Result<Buffer> {
     let width = kernels.panel();
-    let mut out = Buffer::zeros(panels * k * width);
+    let mut out = Buffer::zeros("load", &[panels, k, width])?;
     for (row, values) in out.as_mut_slice().chunks_exact_mut(width).enumerate() {
         for (j, v) in values.iter_mut().enumerate() {
             *v = source(row / k, row % k, j).map_or(0.0, snap);
         }
     }
-    out
+    Ok(out)
 }
 
 /// Scratch memory of one layer at one batch size; holds the running state.
@@ -150,7 +157,7 @@ const BLOCK_ROWS: usize = 192;
 
 impl Plan {
     /// For at most `steps` steps, on at most `threads` threads.
-    pub(crate) fn new(layer: &Packed, batch: usize, steps: usize, threads: usize) -> Self {
+    pub(crate) fn new(layer: &Packed, batch: usize, steps: usize, threads: usize) -> Result<Self> {
         // A barrier costs some tenths of a microsecond, waking the threads some more: small work is faster alone.
         let flops = layer.step_flops().saturating_mul(batch);
         let enough = if flops.saturating_mul(steps) < 2_000_000 { 1 } else { 1 + flops / 60_000 };
@@ -158,22 +165,27 @@ impl Plan {
     }
 
     /// On as many threads as is said, even if some have nothing to do.
-    pub(crate) fn on_threads(layer: &Packed, batch: usize, steps: usize, threads: usize) -> Self {
+    pub(crate) fn on_threads(layer: &Packed, batch: usize, steps: usize, threads: usize) -> Result<Self> {
         let width = PANEL_VECTORS * layer.kernels.lanes;
+        if batch == 0 {
+            return Err(Error::shape("plan: batch", "at least 1", 0));
+        }
         let block = (BLOCK_ROWS / batch).clamp(1, steps.max(1));
-        Plan {
+        let zeros = |sizes: &[usize]| Buffer::zeros("plan", sizes);
+        let projected = usize::from(layer.spec.proj_size.is_some());
+        Ok(Plan {
             spec: layer.spec,
             lanes: layer.kernels.lanes,
             batch,
             threads,
             block,
             current: 0,
-            h: Buffer::zeros(2 * batch * layer.padded_state()),
-            c: Buffer::zeros(2 * batch * layer.padded()),
-            unprojected: Buffer::zeros(if layer.spec.proj_size.is_some() { batch * layer.padded() } else { 0 }),
-            x: Buffer::zeros(layer.panels * block * batch * width),
-            z: Buffer::zeros(threads * batch * width),
-        }
+            h: zeros(&[2, batch, layer.padded_state()])?,
+            c: zeros(&[2, batch, layer.padded()])?,
+            unprojected: zeros(&[projected, batch, layer.padded()])?,
+            x: zeros(&[layer.panels, block, batch, width])?,
+            z: zeros(&[threads, batch, width])?,
+        })
     }
 
     /// Whether it was made for a layer like this one.

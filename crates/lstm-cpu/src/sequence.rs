@@ -48,8 +48,9 @@ pub(crate) fn run(
 ) {
     // What the unsafe code below relies on; the callers have checked it and said so in an `Err`.
     assert!(plan.fits(layer));
-    assert_eq!(input.len(), steps * plan.batch * layer.spec.input_size);
-    assert_eq!(y.len(), steps * plan.batch * layer.spec.state_size());
+    let rows = steps.checked_mul(plan.batch);
+    assert_eq!(rows.and_then(|rows| rows.checked_mul(layer.spec.input_size)), Some(input.len()));
+    assert_eq!(rows.and_then(|rows| rows.checked_mul(layer.spec.state_size())), Some(y.len()));
     assert!(lengths.is_none_or(|lengths| lengths.len() == plan.batch));
     let run = Run {
         layer,

@@ -1,4 +1,5 @@
-//! Threads: work too small to be shared of itself is shared here, in every cell and option, and gives the same bits.
+//! Threads: work too small to be shared of itself is shared here, in every cell, projected and with lengths, and gives
+//! the same bits.
 
 use lstm_core::{CellKind, Init, LstmConfig, Weights};
 
@@ -30,13 +31,13 @@ fn any_number_of_threads_gives_the_same_bits() {
             let config = LstmConfig::bidirectional(proj.into_iter().fold(config, LstmConfig::proj_size));
             let weights = Weights::init(config, &Init::default(), 3).unwrap();
             for weights in weights.layers() {
-                let layer = Packed::new(isa.kernels().unwrap(), weights);
+                let layer = Packed::new(isa.kernels().unwrap(), weights).unwrap();
                 let state = weights.spec().state_size();
                 let x: Vec<f32> = (0..steps * batch * input).map(value).collect();
                 let [h, c] = [state, hidden].map(|n| (0..batch * n).map(|k| value(k + 1)).collect::<Vec<_>>());
                 for lengths in [None, Some(&[5, 5, 4, 2, 2, 1, 0][..])] {
                     let outputs = pools.iter().map(|pool| {
-                        let mut plan = Plan::on_threads(&layer, batch, steps, pool.threads());
+                        let mut plan = Plan::on_threads(&layer, batch, steps, pool.threads()).unwrap();
                         plan.set_state(&layer, &h, &c);
                         let mut y = vec![0.0; steps * batch * state];
                         run(pool, &layer, &mut plan, steps, lengths, &x, &mut y);

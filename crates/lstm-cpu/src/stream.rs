@@ -1,8 +1,9 @@
 //! A stack of layers, one step at a time, without allocation.
 
 use lstm_core::{
-    Error, Result, Shape, State,
+    Result, Shape, State,
     reference::{check_stack, check_state, check_step},
+    shape::zeros,
 };
 
 use crate::{
@@ -26,23 +27,20 @@ pub struct CpuStream {
 impl CpuStream {
     pub(crate) fn new(layers: &[Layer], batch: usize, threads: usize) -> Result<Self> {
         check_stack(layers.iter().map(|layer| &layer.0.spec))?;
-        if batch == 0 {
-            return Err(Error::shape("stream: batch", "at least 1", 0));
-        }
         let sizes = layers.iter().map(|layer| layer.0.spec.state_size());
-        let values = std::iter::once(layers[0].0.spec.input_size).chain(sizes).map(|size| vec![0.0; batch * size]);
+        let sizes = std::iter::once(layers[0].0.spec.input_size).chain(sizes);
         Ok(CpuStream {
-            values: values.collect(),
-            plans: layers.iter().map(|layer| Plan::new(&layer.0, batch, 1, threads)).collect(),
+            plans: layers.iter().map(|layer| Plan::new(&layer.0, batch, 1, threads)).collect::<Result<_>>()?,
+            values: sizes.map(|size| zeros("stream", &[batch, size])).collect::<Result<_>>()?,
             layers: layers.to_vec(),
             batch,
         })
     }
 
     pub(crate) fn step(&mut self, kernels: &Kernels, pool: &Pool, x: &[f32], y: &mut [f32]) -> Result<()> {
-        let spec = |layer: Option<&Layer>| layer.map(|layer| layer.0.spec);
-        let (first, last) = (spec(self.layers.first()), spec(self.layers.last()));
-        check_step(self.batch, first.as_ref(), last.as_ref(), x, y)?;
+        // `check_stack` saw to it that there is a layer.
+        let (first, last) = (&self.layers[0].0.spec, &self.layers[self.layers.len() - 1].0.spec);
+        check_step(self.batch, first, last, x, y)?;
         let input = &mut self.values[0];
         input.copy_from_slice(x);
         // SAFETY: the kernels are of an available instruction set; the length is the slice's.

@@ -17,7 +17,8 @@ pub struct Fused<T> {
 }
 
 impl<T: Clone> Fused<T> {
-    pub(super) fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+    /// Brings a layer's weights to the device, snapped.
+    pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
         let gates = 4 * spec.hidden_size;
         let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(Shape::new(rows, cols), data)?);

@@ -14,7 +14,7 @@ pub use unfused::Unfused;
 use crate::{
     backend::{Backend, State},
     config::{CellKind, LayerSpec, Param},
-    error::Result,
+    error::{Error, Result},
     shape::Shape,
     weights::LayerWeights,
 };
@@ -121,7 +121,7 @@ impl<T: Clone> Cell<T> {
                 let z = split(b, &cell.fused().recurrent(b, z, h)?, hidden_size)?;
                 cell.look_at_old(b, z, c)?
             }
-            _ => unreachable!("`input` of the same cell made it"),
+            _ => return Err(Error::shape("step: input", "what this cell's `input` gave", "another cell's")),
         };
         let i = sigmoid(zi)?;
         let f = match &self.ones {

@@ -1,7 +1,13 @@
 //! The peephole cells' own terms: gates that look at the cell state through a matrix or through vectors.
 
 use super::{Fused, Gates, split};
-use crate::{backend::Backend, config::Param, error::Result, shape::Shape, weights::LayerWeights};
+use crate::{
+    backend::Backend,
+    config::{CellKind, Param},
+    error::{Error, Result},
+    shape::Shape,
+    weights::LayerWeights,
+};
 
 /// The notebook's third cell: `U` multiplies `c` instead of `h`, and not for the candidate.
 #[derive(Clone, Debug)]
@@ -11,7 +17,8 @@ pub struct PeepholeDense<T> {
 }
 
 impl<T: Clone> PeepholeDense<T> {
-    pub(super) fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+    /// Brings a layer's weights to the device, snapped.
+    pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         Ok(PeepholeDense { products: Fused::load(b, weights)?, hidden: weights.spec().hidden_size })
     }
 
@@ -39,7 +46,15 @@ pub struct PeepholeDiagonal<T> {
 }
 
 impl<T: Clone> PeepholeDiagonal<T> {
-    pub(super) fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+    /// Brings a layer's weights to the device, snapped.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the layer has no diagonal peephole; what the device refuses.
+    pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+        let cell = weights.spec().cell;
+        if cell != CellKind::PeepholeDiagonal {
+            return Err(Error::config("cell", format!("expected {:?}, got {cell:?}", CellKind::PeepholeDiagonal)));
+        }
         let row = Shape::new(1, weights.spec().hidden_size);
         let vector = |param| b.snap(b.upload(row, weights.expect(param))?);
         Ok(PeepholeDiagonal {

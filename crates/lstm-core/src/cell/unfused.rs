@@ -23,7 +23,8 @@ struct Gate<T> {
 }
 
 impl<T: Clone> Unfused<T> {
-    pub(super) fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+    /// Brings a layer's weights to the device, snapped.
+    pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
         let bias = weights.bias();
         let gate = |k: usize| {

@@ -26,8 +26,10 @@ impl LayerWeights {
     /// Puts together `values` in the order of [`LayerSpec::params`].
     ///
     /// # Errors
-    /// [`Error::TensorShape`] names the first that does not fit; [`Error::Shape`] if there are too few or too many.
+    /// A spec that is not [valid](LayerSpec::validate); [`Error::TensorShape`] names the first array that does not fit;
+    /// [`Error::Shape`] if there are too few or too many.
     pub fn new(spec: LayerSpec, values: Vec<ArrayD<f32>>) -> Result<Self> {
+        spec.validate()?;
         let params = spec.params();
         if params.len() != values.len() {
             return Err(Error::shape("LayerWeights::new", format!("{} arrays", params.len()), values.len()));
@@ -76,7 +78,7 @@ impl LayerWeights {
         }
     }
 
-    /// A parameter that the spec says is there.
+    /// The elements of a parameter that the spec says is there, row-major.
     pub(crate) fn expect(&self, param: Param) -> &[f32] {
         self.get(param).and_then(|v| v.as_slice()).expect("checked against the spec in new")
     }

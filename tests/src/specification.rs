@@ -1,0 +1,88 @@
+//! The check values of `docs/arithmetic.md`, read from the document itself, so that it and the code can't drift apart.
+
+use anyhow::{Context, Result, bail, ensure};
+use lstm_core::{
+    Backend, Bias, CellKind, HostState, Input, LayerWeights, Lstm, LstmConfig, Param, State, Weights,
+    ndarray::{Array3, ArrayD},
+};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore, SeedableRng},
+};
+
+const DOCUMENT: &str = include_str!("../../docs/arithmetic.md");
+
+/// The rows of the table under a heading row, cell by cell.
+fn table(heading: &str) -> impl Iterator<Item = Vec<&'static str>> {
+    let lines = DOCUMENT.lines().map(str::trim).skip_while(move |line| !line.starts_with(heading));
+    let rows = lines.skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
+}
+
+fn model(name: &str) -> Result<Weights> {
+    let config = LstmConfig::new(1, 1).bias(Bias::One);
+    let config = match name {
+        "standard" => config,
+        "dense peephole" => config.cell(CellKind::PeepholeDense),
+        "diagonal peephole" => config.cell(CellKind::PeepholeDiagonal),
+        "standard, coupled" => config.coupled(),
+        "standard, clip 0.25" => config.clip(0.25),
+        _ => bail!("the document has a cell that is not known here: {name}"),
+    };
+    let spec = config.layer_specs()[0];
+    let values = spec.params().into_iter().map(|(param, shape)| {
+        let values = match param {
+            Param::WeightIh => vec![0.5, -0.25, 1.0, 0.75],
+            Param::WeightHh => vec![0.25, 0.5, -0.5, 1.0],
+            Param::Bias => vec![0.125, 0.5, -0.25, 0.0],
+            Param::PeepholeI => vec![0.5],
+            Param::PeepholeF => vec![-0.5],
+            Param::PeepholeO => vec![0.25],
+            _ => bail!("{param:?} is not part of the document's cells"),
+        };
+        Ok(ArrayD::from_shape_vec(shape, values)?)
+    });
+    let layer = LayerWeights::new(spec, values.collect::<Result<_>>()?)?;
+    Ok(Weights::new(config, vec![layer])?)
+}
+
+/// The states of each cell over three steps.
+///
+/// # Errors
+/// Which cell's states differ from the document's, or what is not in it.
+pub fn cells<B: Backend>(b: &B) -> Result<()> {
+    let mut rows = 0;
+    for row in table("| cell |") {
+        rows += 1;
+        let (name, want) = row.split_first().context("an empty row")?;
+        let model = Lstm::new(b, model(name)?)?;
+        let one = |v| Array3::from_elem((1, 1, 1), v);
+        let mut state: HostState = State { h: one(0.25), c: one(-0.5) };
+        for (x, want) in [1.0, -0.5, 2.0].into_iter().zip(want) {
+            state = model.forward(Input::from(&one(x)).state(&state))?.1;
+            let got = format!("{:08x} {:08x}", state.h[[0, 0, 0]].to_bits(), state.c[[0, 0, 0]].to_bits());
+            ensure!(got == *want, "{name}: the document says {want}, got {got}");
+        }
+    }
+    ensure!(rows == 5, "the document has {rows} cells, 5 are expected");
+    Ok(())
+}
+
+/// The generator of dropout masks.
+///
+/// # Errors
+/// Which seed's draws differ from the document's.
+pub fn generator<B: Backend>(_: &B) -> Result<()> {
+    let mut rows = 0;
+    for row in table("| seed |") {
+        rows += 1;
+        let [seed, _, draws] = row[..] else { bail!("expected three columns, got {row:?}") };
+        let mut rng = ChaCha8Rng::seed_from_u64(seed.parse()?);
+        for want in draws.split(' ') {
+            let got = format!("{:08x}", rng.next_u32());
+            ensure!(got == want, "seed {seed}: the document says {want}, got {got}");
+        }
+    }
+    ensure!(rows == 2, "the document has {rows} seeds, 2 are expected");
+    Ok(())
+}
