@@ -1,5 +1,7 @@
 //! What goes into a model and comes out of it, on the host, and how it lies in a device's memory.
 
+use std::borrow::Cow;
+
 use ndarray::{Array3, ArrayView3, Axis};
 
 use crate::{
@@ -122,8 +124,18 @@ impl<'a> Input<'a> {
     }
 }
 
-/// The host's array as time-major rows, sequences in `order`.
-pub(crate) fn to_rows(input: &Input<'_>, order: &[usize]) -> Vec<f32> {
+/// Whether the host's array lies as time-major rows of sequences in `order` already.
+fn as_rows(order: &[usize], time_major: bool) -> bool {
+    order.is_sorted() && (time_major || order.len() == 1)
+}
+
+/// The host's array as time-major rows, sequences in `order`; a copy only where it lies otherwise.
+pub(crate) fn to_rows<'a>(input: &'a Input<'_>, order: &[usize]) -> Cow<'a, [f32]> {
+    if let Some(rows) = input.x.as_slice()
+        && as_rows(order, input.time_major)
+    {
+        return rows.into();
+    }
     let mut rows = Vec::with_capacity(input.x.len());
     for step in input.x.axis_iter(Axis(if input.time_major { 0 } else { 1 })) {
         for &b in order {
@@ -135,22 +147,26 @@ pub(crate) fn to_rows(input: &Input<'_>, order: &[usize]) -> Vec<f32> {
             }
         }
     }
-    rows
+    rows.into()
 }
 
 /// The inverse of [`to_rows`].
-pub(crate) fn to_host(rows: &[f32], batch: usize, steps: usize, order: &[usize], time_major: bool) -> Array3<f32> {
+pub(crate) fn to_host(rows: Vec<f32>, batch: usize, steps: usize, order: &[usize], time_major: bool) -> Array3<f32> {
     let cols = rows.len() / (batch * steps);
-    let mut place = vec![0; batch];
-    order.iter().enumerate().for_each(|(k, &b)| place[b] = k);
-    let row = |t: usize, b: usize| &rows[(t * batch + place[b]) * cols..][..cols];
-    let mut out = Vec::with_capacity(rows.len());
-    let shape = if time_major {
-        (0..steps).for_each(|t| (0..batch).for_each(|b| out.extend_from_slice(row(t, b))));
-        (steps, batch, cols)
+    let shape = if time_major { (steps, batch, cols) } else { (batch, steps, cols) };
+    let out = if as_rows(order, time_major) {
+        rows
     } else {
-        (0..batch).for_each(|b| (0..steps).for_each(|t| out.extend_from_slice(row(t, b))));
-        (batch, steps, cols)
+        let mut place = vec![0; batch];
+        order.iter().enumerate().for_each(|(k, &b)| place[b] = k);
+        let row = |t: usize, b: usize| &rows[(t * batch + place[b]) * cols..][..cols];
+        let mut out = Vec::with_capacity(rows.len());
+        if time_major {
+            (0..steps).for_each(|t| (0..batch).for_each(|b| out.extend_from_slice(row(t, b))));
+        } else {
+            (0..batch).for_each(|b| (0..steps).for_each(|t| out.extend_from_slice(row(t, b))));
+        }
+        out
     };
     Array3::from_shape_vec(shape, out).expect("as many rows as the shape says")
 }

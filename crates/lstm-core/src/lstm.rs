@@ -170,7 +170,7 @@ impl<B: Backend> Lstm<B> {
         let (y, states) = result?;
 
         let y = self.download(&y).await?;
-        let y = to_host(&y, batch, steps, &order, input.time_major);
+        let y = to_host(y, batch, steps, &order, input.time_major);
         let mut state = HostState::zeros(config, batch)?;
         for (array, tensor) in [(&mut state.h, states.h), (&mut state.c, states.c)] {
             let rows = self.download(&tensor).await?;
