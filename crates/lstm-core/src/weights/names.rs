@@ -18,6 +18,7 @@ pub enum Names {
     Notebook,
 }
 
+/// Beginnings of names, what they name, and whether only the dense peephole has it.
 const STEMS: [(&str, Param, bool); 10] = [
     ("weight_ih", Param::WeightIh, false),
     ("weight_hh", Param::WeightHh, false),
@@ -43,18 +44,8 @@ const STEMS: [(&str, Param, bool); 10] = [
 /// assert_eq!(pytorch(0, false, CellKind::PeepholeDense, Param::WeightHh), "weight_ch_l0");
 /// ```
 pub fn pytorch(layer: usize, reverse: bool, cell: CellKind, param: Param) -> String {
-    let stem = match param {
-        Param::WeightIh => "weight_ih",
-        Param::WeightHh if cell == CellKind::PeepholeDense => "weight_ch",
-        Param::WeightHh => "weight_hh",
-        Param::Bias => "bias",
-        Param::BiasIh => "bias_ih",
-        Param::BiasHh => "bias_hh",
-        Param::WeightHr => "weight_hr",
-        Param::PeepholeI => "weight_pi",
-        Param::PeepholeF => "weight_pf",
-        Param::PeepholeO => "weight_po",
-    };
+    let dense = cell == CellKind::PeepholeDense && param == Param::WeightHh;
+    let (stem, ..) = STEMS.iter().find(|stem| (stem.1, stem.2) == (param, dense)).expect("every parameter has a stem");
     format!("{stem}_l{layer}{}", if reverse { "_reverse" } else { "" })
 }
 
