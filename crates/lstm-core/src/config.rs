@@ -180,7 +180,6 @@ impl LstmConfig {
         let first = self.layer_spec(0, false);
         first.validate()?;
         let inner = LayerSpec { input_size: self.output_size(), ..first };
-        // A layer has fewer than 2^60 parameters, by its own check.
         let of = |spec: &LayerSpec, n: usize| spec.num_params().saturating_mul(n * self.num_directions());
         let params = of(&first, 1).saturating_add(of(&inner, self.num_layers - 1));
         if params > MAX_PARAMS {
