@@ -1,7 +1,7 @@
 //! The case table that drives everything: which models over which inputs. All of it is determined by seeds.
 
 use lstm_core::{
-    Bias, CellKind, Direction, HostState, Init, Input, LstmConfig, Result, State, Weights, ndarray::Array3,
+    Bias, CellKind, Direction, HostState, Init, Input, LstmConfig, Result, State, Upstream, Weights, ndarray::Array3,
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -44,9 +44,18 @@ pub struct Data {
     pub lengths: Option<Vec<usize>>,
     /// As in [`Case`].
     pub training: Option<u64>,
+    /// A loss's gradient with respect to the outputs, `(batch, steps, output)`.
+    pub dy: Array3<f32>,
+    /// And to the final states.
+    pub dstate: HostState,
 }
 
 impl Data {
+    /// What a backward pass starts from; it asks for the input's gradient.
+    pub fn upstream(&self) -> Upstream<'_> {
+        Upstream::from(&self.dy).state(&self.dstate).with_input()
+    }
+
     /// As an argument of `Lstm::forward`.
     pub fn input(&self) -> Input<'_> {
         self.options(Input::from(&self.x))
@@ -114,13 +123,21 @@ impl Case {
         // A stream of its own: the weights are drawn from the same seed.
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ 0x7e57);
         let state = HostState::zeros(&self.config, self.batch).expect("cases are small");
-        let mut fill = |mut array: Array3<f32>| {
-            array.iter_mut().for_each(|v| *v = number(&mut rng) * self.magnitude);
+        let dstate = state.clone();
+        let mut fill = |mut array: Array3<f32>, magnitude: f32| {
+            array.iter_mut().for_each(|v| *v = number(&mut rng) * magnitude);
             array
         };
+        let size = self.magnitude;
+        let x = fill(Array3::zeros((self.batch, self.steps, self.config.input_size)), size);
+        let state = self.initial_state.then(|| State { h: fill(state.h, size), c: fill(state.c, size) });
+        // Gradients of all sizes: they are scaled on their way in and out.
+        let size = 2f32.powi((self.seed % 80) as i32 - 60);
         Data {
-            x: fill(Array3::zeros((self.batch, self.steps, self.config.input_size))),
-            state: self.initial_state.then(|| State { h: fill(state.h), c: fill(state.c) }),
+            x,
+            state,
+            dy: fill(Array3::zeros((self.batch, self.steps, self.config.output_size())), size),
+            dstate: State { h: fill(dstate.h, size), c: fill(dstate.c, size) },
             lengths: self.lengths.clone(),
             training: self.training,
         }

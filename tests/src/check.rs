@@ -1,37 +1,73 @@
 //! What every case is checked for on every backend: all ways to compute it give the same bits.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lstm_core::{
-    Backend, CellKind, Direction, HostState, Input, Lstm, LstmConfig, Reference, State, Weights,
+    Backend, CellKind, Direction, HostState, Input, Keep, Lstm, LstmConfig, Reference, State, Upstream, Weights,
+    arithmetic::CHUNK,
     ndarray::{Array3, ArrayView3, Axis, ShapeBuilder, concatenate, s},
 };
 
 use crate::{
     cases::{Case, Data},
-    compare::{Outputs, same_outputs},
+    compare::{Outputs, Passes, same_outputs, same_passes},
 };
 
 /// Runs `case` in every way there is and fails where two differ; returns what it gives.
 ///
 /// # Errors
 /// Which two ways differ, and where; or what the backend refuses.
-pub fn check_case<B: Backend>(b: &B, case: &Case) -> Result<Outputs> {
+pub fn check_case<B: Backend>(b: &B, case: &Case) -> Result<Passes> {
     let (weights, data) = (case.weights()?, case.data());
     let reference = Lstm::new(&Reference(b.clone()), weights.clone())?;
-    let want = outputs(&reference, &data)?;
+    let passes = passes(&reference, &data, Keep::Everything)?;
+    let want = &passes.outputs;
+    same_outputs("inference against training, on the reference path", want, &outputs(&reference, &data)?)?;
 
     let model = Lstm::new(b, weights.clone())?;
     let paths = model.paths().iter().map(|path| path.to_string()).collect::<Vec<_>>().join(", ");
-    same_outputs(&format!("{paths} against reference"), &want, &outputs(&model, &data)?)?;
+    same_outputs(&format!("{paths} against reference"), want, &outputs(&model, &data)?)?;
+    check_gradients(&model, case, &passes).with_context(|| format!("{paths} against reference"))?;
 
-    other_cell(b, weights, &data, &want)?;
-    reused_plan(&model, case, &want)?;
-    layouts(&model, &data, &want)?;
+    other_cell(b, weights, &data, &passes)?;
+    reused_plan(&model, case, &passes)?;
+    layouts(&model, &data, want)?;
     if case.config.direction == Direction::Forward && case.lengths.is_none() && case.training.is_none() {
-        streams(&model, &data, &want)?;
-        streams(&reference, &data, &want).context("on the reference path")?;
+        streams(&model, &data, want)?;
+        streams(&reference, &data, want).context("on the reference path")?;
     }
-    Ok(want)
+    Ok(passes)
+}
+
+/// The backward pass of the backend's own path, whole and in segments, batch-first and time-major, again on one tape, and
+/// without the input's gradient.
+fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> Result<()> {
+    let data = case.data();
+    same_passes("training", want, &passes(model, &data, Keep::Everything)?)?;
+    same_passes("in segments", want, &passes(model, &data, Keep::Segments(CHUNK))?)?;
+
+    let turned = |a: &Array3<f32>| a.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
+    let (x, dy) = (turned(&data.x), turned(&data.dy));
+    let pass = model.forward_train(data.options(Input::from(&x)).time_major(), Keep::Everything)?;
+    let upstream = Upstream::from(&dy).state(&data.dstate);
+    let mut gradients = pass.tape.backward(upstream.with_input())?;
+    gradients.x = gradients.x.as_ref().map(turned);
+    let outputs = Outputs { y: turned(&pass.y), state: pass.state };
+    same_passes("time-major", want, &Passes { outputs: outputs.clone(), gradients })?;
+
+    let mut gradients = pass.tape.backward(upstream)?;
+    ensure!(gradients.x.is_none(), "a gradient of the input that nobody asked for");
+    gradients.x = want.gradients.x.clone();
+    same_passes("the same tape again, without the input's gradient", want, &Passes { outputs, gradients })
+}
+
+/// Both passes of a model over the data.
+///
+/// # Errors
+/// What the backend refuses.
+pub fn passes<B: Backend>(model: &Lstm<B>, data: &Data, keep: Keep) -> Result<Passes> {
+    let pass = model.forward_train(data.input(), keep)?;
+    let gradients = pass.tape.backward(data.upstream())?;
+    Ok(Passes { outputs: Outputs { y: pass.y, state: pass.state }, gradients })
 }
 
 /// The model over the data.
@@ -43,24 +79,25 @@ pub fn outputs<B: Backend>(model: &Lstm<B>, data: &Data) -> Result<Outputs> {
 }
 
 /// One product for four gates, or four products: the bits are the same.
-fn other_cell<B: Backend>(b: &B, weights: Weights, data: &Data, want: &Outputs) -> Result<()> {
+fn other_cell<B: Backend>(b: &B, weights: Weights, data: &Data, want: &Passes) -> Result<()> {
     let other = match weights.config().cell {
         CellKind::Fused => weights.unpack()?,
         CellKind::Unfused => weights.pack()?,
         CellKind::PeepholeDense | CellKind::PeepholeDiagonal => return Ok(()),
     };
     let what = format!("{:?} cell", other.config().cell);
-    same_outputs(&what, want, &outputs(&Lstm::new(b, other)?, data)?)
+    same_passes(&what, want, &passes(&Lstm::new(b, other)?, data, Keep::Everything)?)
 }
 
 /// A plan that a longer sequence has filled gives the same bits as a new one.
-fn reused_plan<B: Backend>(model: &Lstm<B>, case: &Case, want: &Outputs) -> Result<()> {
+fn reused_plan<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> Result<()> {
     // Not the model that already holds plans for these very sizes.
-    let model = model.clone();
+    let model = Lstm::new(model.backend(), model.weights().clone())?;
     let longer = Case { steps: case.steps + 3, lengths: None, seed: case.seed + 1, ..case.clone() };
-    outputs(&model, &longer.data())?;
+    passes(&model, &longer.data(), Keep::Everything)?;
     for _ in 0..2 {
-        same_outputs("plan used before", want, &outputs(&model, &case.data())?)?;
+        same_outputs("plan used before", &want.outputs, &outputs(&model, &case.data())?)?;
+        same_passes("plan used before", want, &passes(&model, &case.data(), Keep::Everything)?)?;
     }
     Ok(())
 }

@@ -4,9 +4,10 @@ use std::fmt::Write;
 
 use anyhow::{Result, ensure};
 use lstm_core::{
-    HostState,
+    Gradients, HostState,
     arithmetic::Digest,
-    ndarray::{Array3, ArrayView, ArrayView1, Dimension},
+    ndarray::{Array3, ArrayView, ArrayView1, Dimension, IxDyn},
+    weights::names,
 };
 
 /// What a model gives.
@@ -73,17 +74,59 @@ pub fn same_outputs(what: &str, want: &Outputs, got: &Outputs) -> Result<()> {
     Ok(())
 }
 
-/// How many values a snapshot shows of each array.
-const SHOWN: usize = 32;
+/// A model's outputs and the gradients of all that they depend on.
+#[derive(Clone, Debug)]
+pub struct Passes {
+    /// What the forward pass gives.
+    pub outputs: Outputs,
+    /// What the backward pass gives.
+    pub gradients: Gradients,
+}
+
+impl Passes {
+    /// The gradients under the names that golden files and snapshots use, weights as in a file of PyTorch's.
+    fn gradients(&self) -> Vec<(String, ArrayView<'_, f32, IxDyn>)> {
+        let Gradients { x, state, weights, .. } = &self.gradients;
+        let mut all =
+            vec![("grad.h0".to_owned(), state.h.view().into_dyn()), ("grad.c0".to_owned(), state.c.view().into_dyn())];
+        all.extend(x.iter().map(|x| ("grad.x".to_owned(), x.view().into_dyn())));
+        let directions = weights.config().num_directions();
+        for (k, layer) in weights.layers().iter().enumerate() {
+            let spec = layer.spec();
+            let name = |param| names::pytorch(k / directions, spec.reverse, spec.cell, param);
+            all.extend(layer.iter().map(|(param, value)| (format!("grad.{}", name(param)), value.view())));
+        }
+        all
+    }
+}
+
+/// [`same`] for outputs, states and gradients.
+///
+/// # Errors
+/// The report.
+pub fn same_passes(what: &str, want: &Passes, got: &Passes) -> Result<()> {
+    same_outputs(what, &want.outputs, &got.outputs)?;
+    let (want, got) = (want.gradients(), got.gradients());
+    ensure!(want.len() == got.len(), "{what}: expected {} gradients, got {}", want.len(), got.len());
+    for ((name, want), (_, got)) in want.into_iter().zip(got) {
+        same(&format!("{what}: {name}"), want, got)?;
+    }
+    Ok(())
+}
+
+/// How many values a snapshot shows of each output, and of each gradient.
+const SHOWN: [usize; 2] = [32, 4];
 
 /// The text of a snapshot: for each array its shape, a digest of all of it, and the first values in hex and decimal.
-pub fn render(outputs: &Outputs) -> String {
+pub fn render(passes: &Passes) -> String {
     let mut text = String::new();
-    for (name, array) in outputs.groups() {
+    let outputs = passes.outputs.groups().map(|(name, array)| (name.to_owned(), array.view().into_dyn(), SHOWN[0]));
+    let gradients = passes.gradients().into_iter().map(|(name, array)| (name, array, SHOWN[1]));
+    for (name, array, shown) in outputs.into_iter().chain(gradients) {
         // Writing to a string can't fail.
-        let _ = writeln!(text, "{name} {:?} digest {}", array.shape(), Digest::of(array));
+        let _ = writeln!(text, "{name} {:?} digest {}", array.shape(), Digest::of(&array));
         let shown: Vec<String> =
-            array.iter().take(SHOWN).map(|v| format!("{:08x} {:>15}", v.to_bits(), format!("{v:e}"))).collect();
+            array.iter().take(shown).map(|v| format!("{:08x} {:>15}", v.to_bits(), format!("{v:e}"))).collect();
         for line in shown.chunks(4) {
             let _ = writeln!(text, "  {}", line.join("   "));
         }

@@ -1,4 +1,4 @@
-//! Golden cases: float32 inputs and weights with outputs computed in float64, in the format of
+//! Golden cases: float32 inputs and weights with outputs and gradients computed in float64, in the format of
 //! `tests/data/golden/make.py`, and how far a backend is from them.
 
 use std::{
@@ -9,15 +9,19 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
-    Backend, Bias, CellKind, HostState, Lstm, LstmConfig, State, StateDict, Weights,
+    Backend, Bias, CellKind, HostState, Keep, Lstm, LstmConfig, Names, State, StateDict, StateDictWriter, Weights,
     ndarray::{Array3, ArrayD, Ix3},
 };
 use serde::Deserialize;
 
-use crate::{cases::Data, check, compare::Outputs};
+use crate::{
+    cases::Data,
+    check::passes,
+    compare::{Outputs, Passes},
+};
 
-/// What is compared. Gradients are not computed yet: they join here, from the file's `grad.*`.
-pub const GROUPS: [&str; 3] = ["y", "h_n", "c_n"];
+/// A file's name for the gradient of anything starts so.
+const GRADIENT: &str = "grad.";
 
 /// A file's `config`.
 #[derive(Debug, Deserialize)]
@@ -41,16 +45,17 @@ pub struct Golden {
     /// The file's name without its extension.
     pub name: String,
     weights: Weights,
+    /// The loss is `sum(y * r) + sum(h_n) + sum(c_n)`; `dy` is r.
     data: Data,
-    /// For each of [`GROUPS`], the outputs in float64 and PyTorch's own error in float32.
-    want: Vec<(ArrayD<f64>, f64)>,
+    /// Outputs and gradients by name, in float64, and PyTorch's own error in float32.
+    want: Vec<(String, ArrayD<f64>, f64)>,
 }
 
 /// How far one array of a case is from the truth.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
-    /// One of [`GROUPS`].
-    pub group: &'static str,
+    /// `y`, `h_n`, `c_n`, or `grad.` and what it is the gradient of.
+    pub group: String,
     /// `max |got - want| / (1 + |want|)`; infinite where a NaN came.
     pub error: f64,
     /// PyTorch's own error on this case in float32.
@@ -80,7 +85,7 @@ impl fmt::Display for Score {
         let verdict = if self.passes() { "ok" } else { "FAIL" };
         write!(
             f,
-            "{group:<4} error {error:.2e}  float32_error {float32_error:.2e}  limit {:.2e}  {verdict}",
+            "{group:<26} error {error:.2e}  float32_error {float32_error:.2e}  limit {:.2e}  {verdict}",
             self.limit()
         )
     }
@@ -131,48 +136,56 @@ impl Golden {
             true => Some(file.take_i64("lengths")?.into_iter().map(usize::try_from).collect::<Result<_, _>>()?),
             false => None,
         };
-        let outputs = [batch, steps, config.output_size()];
+        let output = [batch, steps, config.output_size()];
+        let loss_weight = three(file.take("loss_weight", &output)?)?;
+        let names: Vec<String> = file.names().map(str::to_owned).collect();
+        let compared =
+            names.iter().filter(|name| ["y", "h_n", "c_n"].contains(&name.as_str()) || name.starts_with(GRADIENT));
         let mut want = Vec::new();
-        for (group, shape) in GROUPS.into_iter().zip([&outputs[..], zeros.h.shape(), zeros.c.shape()]) {
-            let error = errors.get(group).with_context(|| format!("float32_error has no `{group}`"))?;
-            let array = file.take_f64(group)?;
-            ensure!(array.shape() == shape, "`{group}`: expected shape {shape:?}, found {:?}", array.shape());
-            want.push((array, *error));
+        for name in compared {
+            let error = errors.get(name).with_context(|| format!("float32_error has no `{name}`"))?;
+            want.push((name.clone(), file.take_f64(name)?, *error));
         }
-        // For the gradients, which are not computed yet.
-        let unused: Vec<String> = file
-            .names()
-            .filter(|name| *name == "loss_weight" || name.starts_with("grad."))
-            .map(str::to_owned)
-            .collect();
-        for name in unused {
-            file.take_f64(&name)?;
+        for name in ["y", "h_n", "c_n", "grad.x"] {
+            ensure!(want.iter().any(|(there, ..)| there == name), "`{name}` is missing");
         }
+        let dstate = State { h: Array3::ones(zeros.h.dim()), c: Array3::ones(zeros.c.dim()) };
+        let data = Data { x, state, lengths, training: None, dy: loss_weight, dstate };
         let weights = file.take_lstm_as("", config.cell)?;
         file.finish()?;
         ensure!(*weights.config() == config, "the tensors are of {:?}, `config` says {config:?}", weights.config());
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Golden { name, weights, data: Data { x, state, lengths, training: None }, want })
+        Ok(Golden { name, weights, data, want })
     }
 
-    /// Runs the case on a backend: one score for each of [`GROUPS`].
+    /// Runs the case on a backend, forward and backward: one score for each array.
     ///
     /// # Errors
-    /// What the backend refuses.
+    /// What the backend refuses, or an array that the file has and the model does not.
     pub fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
-        let outputs = check::outputs(&Lstm::new(b, self.weights.clone())?, &self.data)?;
-        Ok(self.compare(&outputs))
-    }
-
-    fn compare(&self, outputs: &Outputs) -> Vec<Score> {
-        let groups = outputs.groups().into_iter().zip(&self.want);
-        groups
-            .map(|((group, got), (want, float32_error))| Score {
-                group,
-                error: error(want, got),
-                float32_error: *float32_error,
-            })
-            .collect()
+        let model = Lstm::new(b, self.weights.clone())?;
+        let Passes { outputs: Outputs { y, state }, gradients } = passes(&model, &self.data, Keep::Everything)?;
+        let mut got: BTreeMap<String, ArrayD<f32>> = BTreeMap::new();
+        got.insert("y".into(), y.into_dyn());
+        got.insert("h_n".into(), state.h.into_dyn());
+        got.insert("c_n".into(), state.c.into_dyn());
+        got.insert(format!("{GRADIENT}h0"), gradients.state.h.into_dyn());
+        got.insert(format!("{GRADIENT}c0"), gradients.state.c.into_dyn());
+        got.insert(format!("{GRADIENT}x"), gradients.x.context("it was asked for")?.into_dyn());
+        // By way of a file in memory, the gradients get the names and the layout of the weights.
+        let notebook = self.want.iter().any(|(name, ..)| name == "grad.W");
+        let names = if notebook { Names::Notebook } else { Names::PyTorch };
+        let bytes = StateDictWriter::new().lstm(GRADIENT, &gradients.weights, names)?.to_bytes()?;
+        let mut weights = StateDict::from_bytes(bytes)?;
+        for name in weights.names().map(str::to_owned).collect::<Vec<_>>() {
+            ensure!(self.want.iter().any(|(there, ..)| *there == name), "the file has no `{name}`");
+            got.insert(name.clone(), weights.take_any(&name)?);
+        }
+        let scores = self.want.iter().map(|(name, want, float32_error)| {
+            let got = got.get(name).with_context(|| format!("the model has no `{name}`"))?;
+            Ok(Score { group: name.clone(), error: error(want, got), float32_error: *float32_error })
+        });
+        scores.collect()
     }
 }
 
@@ -203,7 +216,7 @@ impl Settings {
 }
 
 /// `max |got - want| / (1 + |want|)`; anything that is not a number counts as infinitely far.
-fn error(want: &ArrayD<f64>, got: &Array3<f32>) -> f64 {
+fn error(want: &ArrayD<f64>, got: &ArrayD<f32>) -> f64 {
     if want.shape() != got.shape() {
         return f64::INFINITY;
     }
@@ -218,11 +231,11 @@ mod tests {
 
     #[test]
     fn the_error_is_relative_and_nan_is_infinite() {
-        let got = array![[[1.0f32, 3.5]]];
+        let got = array![[[1.0f32, 3.5]]].into_dyn();
         assert_eq!(error(&array![[[1.0, 3.0]]].into_dyn(), &got), 0.125);
         assert_eq!(error(&array![[[1.0, f64::NAN]]].into_dyn(), &got), f64::INFINITY);
         assert_eq!(error(&array![[[1.0], [3.0]]].into_dyn(), &got), f64::INFINITY);
-        let score = Score { group: "y", error: f64::INFINITY, float32_error: 1e-7 };
+        let score = Score { group: "y".into(), error: f64::INFINITY, float32_error: 1e-7 };
         assert!(!score.passes());
         assert!(score.to_string().ends_with("FAIL"));
     }

@@ -3,8 +3,8 @@
 use std::{future::Future, ops::Range};
 
 use lstm_core::{
-    Arithmetic, Axis, Backend, LayerWeights, Mat, Output, Path, Result, Sequence, Shape, State, arithmetic::dot,
-    cell::Cell, reference,
+    Arithmetic, Axis, Backend, LayerGradients, LayerUpstream, LayerWeights, Mat, Output, Path, Result, Sequence, Shape,
+    State, arithmetic::dot, cell::Cell, reference,
 };
 
 /// A slight error of the kind that a kernel might have.
@@ -67,6 +67,14 @@ impl<B: Backend> Planted<B> {
         self.active && self.fault == fault
     }
 
+    fn initial(&self, state: &State<B::Tensor>) -> Result<State<B::Tensor>> {
+        let zeros = |x: &B::Tensor| self.upload(self.shape(x), &vec![0.0; self.shape(x).len()]);
+        match self.fault {
+            Fault::IgnoredState => Ok(State { h: zeros(&state.h)?, c: zeros(&state.c)? }),
+            _ => Ok(state.clone()),
+        }
+    }
+
     fn host(&self, x: &B::Tensor) -> Result<Vec<f32>> {
         let mut out = vec![0.0; self.shape(x).len()];
         pollster::block_on(self.download(x, &mut out))?;
@@ -109,6 +117,7 @@ impl<B: Backend> Backend for Planted<B> {
     type Tensor = B::Tensor;
     type Layer = reference::Layer<B::Tensor>;
     type Plan = ();
+    type Trace = reference::Trace<B::Tensor>;
     type Stream = reference::Stream<B::Tensor>;
 
     fn name(&self) -> &str {
@@ -158,6 +167,9 @@ impl<B: Backend> Backend for Planted<B> {
     fn clip(&self, x: B::Tensor, bound: f32) -> Result<B::Tensor> {
         if self.has(Fault::IgnoredClip) { Ok(x) } else { self.inner.clip(x, bound) }
     }
+    fn within(&self, x: B::Tensor, by: &B::Tensor, low: &B::Tensor, high: &B::Tensor) -> Result<B::Tensor> {
+        self.inner.within(x, by, low, high)
+    }
     fn slice(&self, x: &B::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<B::Tensor> {
         self.inner.slice(x, rows, cols)
     }
@@ -174,13 +186,26 @@ impl<B: Backend> Backend for Planted<B> {
         Path::Fused(format!("{:?}", self.fault).into())
     }
     fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, B::Tensor>) -> Result<Output<B::Tensor>> {
-        let zeros = |x: &B::Tensor| self.upload(self.shape(x), &vec![0.0; self.shape(x).len()]);
-        let state = match self.fault {
-            Fault::IgnoredState => State { h: zeros(&s.state.h)?, c: zeros(&s.state.c)? },
-            _ => s.state.clone(),
-        };
+        let state = self.initial(s.state)?;
         let lengths = s.lengths.filter(|_| self.fault != Fault::IgnoredLengths);
         reference::forward(&self.activated(), layer, Sequence { state: &state, lengths, ..s })
+    }
+    fn forward_train(
+        &self,
+        layer: &Self::Layer,
+        _: &mut (),
+        s: Sequence<'_, B::Tensor>,
+    ) -> Result<(Output<B::Tensor>, Self::Trace)> {
+        reference::forward_train(self, layer, s)
+    }
+    fn backward(
+        &self,
+        layer: &Self::Layer,
+        _: &mut (),
+        trace: &Self::Trace,
+        upstream: LayerUpstream<'_, B::Tensor>,
+    ) -> Result<LayerGradients<B::Tensor>> {
+        reference::backward(&self.activated(), layer, trace, upstream)
     }
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {
         reference::stream(self, layers, batch)

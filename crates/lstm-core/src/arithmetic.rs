@@ -6,6 +6,9 @@
 /// Number of products that one partial sum of a matrix product holds.
 pub const BLOCK: usize = 32;
 
+/// Steps whose rows make one product of a weight's gradient.
+pub const CHUNK: usize = 32;
+
 /// Magnitudes whose bits are below these (2^-40) count as zero; see [`snap`].
 pub const SNAP_BITS: u32 = 0x2b80_0000;
 
@@ -123,6 +126,39 @@ pub fn tanh(x: f32) -> f32 {
     f32::from_bits(y.to_bits() & MAGNITUDE_BITS | x.to_bits() & !MAGNITUDE_BITS)
 }
 
+/// The power of two by which a backward pass multiplies what flows into it, so that the bits below which [`snap`] gives
+/// zero mean the same for every size of gradient. There is one for the whole model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale(i32);
+
+/// Gradients whose bits, without sign, are below these (2^-100) count as zero on their way in and out.
+pub const FLUSH_BITS: u32 = 0x0d80_0000;
+
+impl Scale {
+    /// The scale that brings the largest finite magnitude into [1, 2); 1 where all are zero.
+    pub fn of<'a>(values: impl IntoIterator<Item = &'a f32>) -> Self {
+        let finite = |bits: u32| if bits < 0x7f80_0000 { bits } else { 0 };
+        let largest = values.into_iter().fold(0, |most, v| most.max(finite(v.to_bits() & MAGNITUDE_BITS)));
+        Scale(if largest < FLUSH_BITS { 0 } else { 127 - (largest >> 23) as i32 })
+    }
+
+    /// `v` scaled, or +0 for `|v| < 2^-100`.
+    pub fn apply(self, v: f32) -> f32 {
+        if v.to_bits() & MAGNITUDE_BITS < FLUSH_BITS { 0.0 } else { times(v, self.0) }
+    }
+
+    /// The inverse; +0 where less than 2^-100 is left.
+    pub fn undo(self, v: f32) -> f32 {
+        let v = times(v, -self.0);
+        if v.to_bits() & MAGNITUDE_BITS < FLUSH_BITS { 0.0 } else { v }
+    }
+}
+
+/// `v * 2^exponent`, rounded once; by way of f64, in which no such power is subnormal.
+fn times(v: f32, exponent: i32) -> f32 {
+    (f64::from(v) * f64::from_bits(((1023 + exponent) as u64) << 52)) as f32
+}
+
 /// A running 64-bit FNV-1a digest of f32 bits, one multiplication a value; what snapshots and reports print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Digest(pub u64);
@@ -183,6 +219,27 @@ mod tests {
         assert_eq!(dot(BLOCK + 2, a, |_| 1.0), 16_777_218.0);
         assert_eq!(dot(BLOCK, a, |_| 1.0), 16_777_216.0);
         assert_eq!(dot(0, a, a).to_bits(), 0);
+    }
+
+    #[test]
+    fn a_scale_brings_the_largest_to_one() {
+        let tiny = f32::from_bits(FLUSH_BITS - 1);
+        for (values, largest) in [
+            (&[3.0, -5.0, 0.0][..], -1.25),
+            (&[f32::MAX, 1.0], f32::from_bits(0x3fff_ffff)),
+            (&[f32::NAN, f32::INFINITY, 0.75], 1.5),
+            (&[f32::from_bits(FLUSH_BITS)], 1.0),
+        ] {
+            let scale = Scale::of(values);
+            let greatest = values.iter().copied().filter(|v| v.is_finite()).max_by(|a, b| a.abs().total_cmp(&b.abs()));
+            let scaled = scale.apply(greatest.unwrap());
+            assert_eq!(scaled, largest);
+            assert_eq!(scale.undo(scaled), greatest.unwrap());
+        }
+        assert_eq!(Scale::of(&[tiny, 0.0]), Scale::of(&[1.0]));
+        assert_eq!(Scale::of(&[1.0]).apply(-tiny).to_bits(), 0);
+        assert_eq!(Scale::of(&[2f32.powi(-90)]).undo(-(2f32.powi(-11))).to_bits(), 0);
+        assert!(Scale::of(&[4.0]).apply(f32::NAN).is_nan());
     }
 
     #[test]

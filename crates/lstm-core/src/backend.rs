@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, future::Future, ops::Range};
 
 use crate::{
-    config::LayerSpec,
+    config::{Bias, CellKind, LayerSpec, Param},
     error::{Error, Result},
     shape::{Axis, Mat, Shape, checked_len},
     weights::LayerWeights,
@@ -114,6 +114,95 @@ impl<T> Output<T> {
     }
 }
 
+/// What [`Backend::backward`] starts from: the loss's gradient with respect to a layer's outputs.
+#[derive(Debug)]
+pub struct LayerUpstream<'a, T> {
+    /// Of `y`, `[steps * batch, state]`; rows beyond a sequence's length are not read.
+    pub y: &'a T,
+    /// Of the final state.
+    pub state: &'a State<T>,
+    /// Weights' gradients of steps that were visited before, to which this pass adds.
+    pub onto: Option<WeightGradients<T>>,
+    /// Whether the gradient of the input is wanted.
+    pub input: bool,
+}
+
+impl<T> LayerUpstream<'_, T> {
+    /// Checks shapes against `spec`; every backend calls it first.
+    pub fn check(&self, spec: &LayerSpec, steps: usize, batch: usize, shape: impl Fn(&T) -> Shape) -> Result<()> {
+        let expect = |op: &str, tensor: &T, want: Shape| {
+            let got = shape(tensor);
+            if got == want { Ok(()) } else { Err(Error::shape(format!("backward: {op}"), want, got)) }
+        };
+        expect("y", self.y, Shape::new(checked_len("backward", &[steps, batch])?, spec.state_size()))?;
+        expect("state.h", &self.state.h, Shape::new(batch, spec.state_size()))?;
+        expect("state.c", &self.state.c, Shape::new(batch, spec.hidden_size))?;
+        let Some(onto) = &self.onto else { return Ok(()) };
+        let wanted = |spec: &LayerSpec| {
+            (spec.bias != Bias::None, spec.proj_size.is_some(), spec.cell == CellKind::PeepholeDiagonal)
+        };
+        let there = (onto.bias.is_some(), onto.projection.is_some(), onto.peephole.is_some());
+        if there != wanted(spec) {
+            let want = format!("bias, projection, peephole as {:?}", wanted(spec));
+            return Err(Error::shape("backward: onto", want, format!("{there:?}")));
+        }
+        for (param, shape) in spec.params() {
+            expect(&format!("onto.{param:?}"), onto.get(param).expect("looked at above"), matrix(&shape))?;
+        }
+        Ok(())
+    }
+}
+
+/// A parameter's shape on a device: a vector is one row.
+fn matrix(shape: &[usize]) -> Shape {
+    match *shape {
+        [rows, cols] => Shape::new(rows, cols),
+        _ => Shape::new(1, shape.iter().product()),
+    }
+}
+
+/// The gradients of a layer's weights, in the layout of [`Param`]; vectors are one row.
+#[derive(Clone, Debug)]
+pub struct WeightGradients<T> {
+    /// Of the input weights, `[4 * hidden, input]`.
+    pub input: T,
+    /// Of the recurrent weights, `[4 * hidden, state]`.
+    pub recurrent: T,
+    /// Of the bias; where there are two, each has it.
+    pub bias: Option<T>,
+    /// Of the projection, `[proj, hidden]`.
+    pub projection: Option<T>,
+    /// Of the diagonal peepholes of i, f and o.
+    pub peephole: Option<[T; 3]>,
+}
+
+impl<T> WeightGradients<T> {
+    /// The gradient of one parameter, if the layer has it.
+    pub fn get(&self, param: Param) -> Option<&T> {
+        let peephole = |k: usize| self.peephole.as_ref().map(|p| &p[k]);
+        match param {
+            Param::WeightIh => Some(&self.input),
+            Param::WeightHh => Some(&self.recurrent),
+            Param::Bias | Param::BiasIh | Param::BiasHh => self.bias.as_ref(),
+            Param::WeightHr => self.projection.as_ref(),
+            Param::PeepholeI => peephole(0),
+            Param::PeepholeF => peephole(1),
+            Param::PeepholeO => peephole(2),
+        }
+    }
+}
+
+/// What [`Backend::backward`] returns.
+#[derive(Clone, Debug)]
+pub struct LayerGradients<T> {
+    /// Of the input, `[steps * batch, input]`, +0 beyond a sequence's length; if it was asked for.
+    pub x: Option<T>,
+    /// Of the initial state.
+    pub state: State<T>,
+    /// Of the weights.
+    pub weights: WeightGradients<T>,
+}
+
 /// A device that computes `f32` matrices, and LSTM layers out of them or by kernels of its own.
 ///
 /// A value is a handle: cloning it is cheap and shares the device. Operations only *enqueue* work;
@@ -131,9 +220,12 @@ pub trait Backend: Clone {
     type Tensor: Clone;
     /// One layer-direction's weights, snapped and packed for the device. Cloning shares them.
     type Layer: Clone;
-    /// What one call of [`forward`](Self::forward) needs besides: scratch memory, bind groups, a graph. One call at a time
-    /// uses it; the caller keeps it for the next.
+    /// What one call of [`forward`](Self::forward) or [`backward`](Self::backward) needs besides: scratch memory, bind
+    /// groups, a graph. One call at a time uses it; the caller keeps it for the next, also with a layer that
+    /// [`reload`](Self::reload) gave other weights.
     type Plan;
+    /// What a forward pass keeps for the backward pass: the input, the states and the gates of every step.
+    type Trace;
     /// A stack of layers with its running state, for one step at a time.
     type Stream;
 
@@ -183,6 +275,16 @@ pub trait Backend: Clone {
     /// [`clip`](crate::arithmetic::clip) of each element to `[-bound, bound]`; the bound is positive and finite.
     fn clip(&self, x: Self::Tensor, bound: f32) -> Result<Self::Tensor>;
 
+    /// `x` where `low < by < high`, and where one of these is NaN; else +0. `by` has the shape of `x`; `low` and `high` are
+    /// one row that stands for every row.
+    fn within(
+        &self,
+        x: Self::Tensor,
+        by: &Self::Tensor,
+        low: &Self::Tensor,
+        high: &Self::Tensor,
+    ) -> Result<Self::Tensor>;
+
     /// A copy of some rows and columns; neither range may be empty.
     fn slice(&self, x: &Self::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<Self::Tensor>;
 
@@ -213,6 +315,25 @@ pub trait Backend: Clone {
         plan: &mut Self::Plan,
         sequence: Sequence<'_, Self::Tensor>,
     ) -> Result<Output<Self::Tensor>>;
+
+    /// [`forward`](Self::forward), the same bits, that keeps what [`backward`](Self::backward) needs. Inputs beyond a
+    /// sequence's length must be finite: the weights' gradient takes them times zero.
+    fn forward_train(
+        &self,
+        layer: &Self::Layer,
+        plan: &mut Self::Plan,
+        sequence: Sequence<'_, Self::Tensor>,
+    ) -> Result<(Output<Self::Tensor>, Self::Trace)>;
+
+    /// The gradients of a layer from those of its outputs, which are snapped first. The definition is
+    /// [`reference::backward`](crate::reference::backward).
+    fn backward(
+        &self,
+        layer: &Self::Layer,
+        plan: &mut Self::Plan,
+        trace: &Self::Trace,
+        upstream: LayerUpstream<'_, Self::Tensor>,
+    ) -> Result<LayerGradients<Self::Tensor>>;
 
     /// Makes a stream of a stack of forward layers, with zero state.
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream>;

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use ndarray::{Array3, ArrayView3, Axis};
+use ndarray::{Array3, ArrayView3, Axis, s};
+use ndarray_rand::rand::RngCore;
+use rand_chacha::ChaCha8Rng;
 
 use crate::{
     backend::State,
@@ -124,49 +126,125 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Whether the host's array lies as time-major rows of sequences in `order` already.
-fn as_rows(order: &[usize], time_major: bool) -> bool {
-    order.is_sorted() && (time_major || order.len() == 1)
+/// How a call's sequences lie in a device's memory: time-major rows, the longest sequence first, so that at any step those
+/// that are still running are the first rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) batch: usize,
+    pub(crate) steps: usize,
+    /// In descending order.
+    pub(crate) lengths: Option<Vec<usize>>,
+    /// The caller's number of each sequence.
+    order: Vec<usize>,
+    time_major: bool,
 }
 
-/// The host's array as time-major rows, sequences in `order`; a copy only where it lies otherwise.
-pub(crate) fn to_rows<'a>(input: &'a Input<'_>, order: &[usize]) -> Cow<'a, [f32]> {
-    if let Some(rows) = input.x.as_slice()
-        && as_rows(order, input.time_major)
-    {
-        return rows.into();
+impl Layout {
+    /// That of a checked input.
+    pub(crate) fn new(input: &Input<'_>) -> Self {
+        let (batch, steps) = input.extent();
+        let mut order: Vec<usize> = (0..batch).collect();
+        let lengths = input.lengths.map(|lengths| {
+            order.sort_by_key(|&b| std::cmp::Reverse(lengths[b]));
+            order.iter().map(|&b| lengths[b]).collect()
+        });
+        Layout { batch, steps, lengths, order, time_major: input.time_major }
     }
-    let mut rows = Vec::with_capacity(input.x.len());
-    for step in input.x.axis_iter(Axis(if input.time_major { 0 } else { 1 })) {
-        for &b in order {
-            // With the steps' axis gone, the batch's is the first of two.
-            let row = step.index_axis(Axis(0), b);
-            match row.as_slice() {
-                Some(row) => rows.extend_from_slice(row),
-                None => rows.extend(row.iter()),
+
+    /// `(batch, steps, cols)`, or as the caller has it.
+    pub(crate) fn shape(&self, cols: usize) -> (usize, usize, usize) {
+        if self.time_major { (self.steps, self.batch, cols) } else { (self.batch, self.steps, cols) }
+    }
+
+    /// Whether the host's array lies as the rows do already.
+    fn is_rows(&self) -> bool {
+        self.order.is_sorted() && (self.time_major || self.batch == 1)
+    }
+
+    /// The host's array as rows; a copy only where it lies otherwise.
+    pub(crate) fn rows<'a>(&self, x: ArrayView3<'a, f32>) -> Cow<'a, [f32]> {
+        if let Some(rows) = x.to_slice()
+            && self.is_rows()
+        {
+            return rows.into();
+        }
+        let mut rows = Vec::with_capacity(x.len());
+        for step in x.axis_iter(Axis(if self.time_major { 0 } else { 1 })) {
+            for &b in &self.order {
+                // With the steps' axis gone, the batch's is the first of two.
+                let row = step.index_axis(Axis(0), b);
+                match row.as_slice() {
+                    Some(row) => rows.extend_from_slice(row),
+                    None => rows.extend(row.iter()),
+                }
             }
         }
+        rows.into()
     }
-    rows.into()
-}
 
-/// The inverse of [`to_rows`].
-pub(crate) fn to_host(rows: Vec<f32>, batch: usize, steps: usize, order: &[usize], time_major: bool) -> Array3<f32> {
-    let cols = rows.len() / (batch * steps);
-    let shape = if time_major { (steps, batch, cols) } else { (batch, steps, cols) };
-    let out = if as_rows(order, time_major) {
-        rows
-    } else {
-        let mut place = vec![0; batch];
-        order.iter().enumerate().for_each(|(k, &b)| place[b] = k);
-        let row = |t: usize, b: usize| &rows[(t * batch + place[b]) * cols..][..cols];
-        let mut out = Vec::with_capacity(rows.len());
-        if time_major {
-            (0..steps).for_each(|t| (0..batch).for_each(|b| out.extend_from_slice(row(t, b))));
-        } else {
-            (0..batch).for_each(|b| (0..steps).for_each(|t| out.extend_from_slice(row(t, b))));
+    /// [`rows`](Self::rows), with +0 beyond each sequence's length.
+    pub(crate) fn running_rows<'a>(&self, x: ArrayView3<'a, f32>) -> Cow<'a, [f32]> {
+        let mut rows = self.rows(x);
+        for (b, &len) in self.lengths.iter().flatten().enumerate().filter(|(_, len)| **len < self.steps) {
+            let cols = rows.len() / (self.batch * self.steps);
+            let rows = rows.to_mut();
+            (len..self.steps).for_each(|t| rows[(t * self.batch + b) * cols..][..cols].fill(0.0));
         }
-        out
-    };
-    Array3::from_shape_vec(shape, out).expect("as many rows as the shape says")
+        rows
+    }
+
+    /// The inverse of [`rows`](Self::rows).
+    pub(crate) fn host(&self, rows: Vec<f32>) -> Array3<f32> {
+        let (batch, steps) = (self.batch, self.steps);
+        let cols = rows.len() / (batch * steps);
+        let out = if self.is_rows() {
+            rows
+        } else {
+            let mut place = vec![0; batch];
+            self.order.iter().enumerate().for_each(|(k, &b)| place[b] = k);
+            let row = |t: usize, b: usize| &rows[(t * batch + place[b]) * cols..][..cols];
+            let mut out = Vec::with_capacity(rows.len());
+            if self.time_major {
+                (0..steps).for_each(|t| (0..batch).for_each(|b| out.extend_from_slice(row(t, b))));
+            } else {
+                (0..batch).for_each(|b| (0..steps).for_each(|t| out.extend_from_slice(row(t, b))));
+            }
+            out
+        };
+        Array3::from_shape_vec(self.shape(cols), out).expect("as many rows as the shape says")
+    }
+
+    /// A layer-direction's part of states on the host as rows; zeros where there are none.
+    pub(crate) fn state_rows(&self, states: Option<&Array3<f32>>, k: usize, cols: usize) -> Vec<f32> {
+        match states {
+            Some(states) => self.order.iter().flat_map(|&b| states.slice(s![k, b, ..]).to_vec()).collect(),
+            None => vec![0.0; self.batch * cols],
+        }
+    }
+
+    /// Puts rows of states, those of all layer-directions below one another, into `states`.
+    pub(crate) fn put_states(&self, rows: &[f32], states: &mut Array3<f32>) {
+        let cols = states.dim().2;
+        for (k, row) in rows.chunks_exact(cols).enumerate() {
+            let mut to = states.slice_mut(s![k / self.batch, self.order[k % self.batch], ..]);
+            to.iter_mut().zip(row).for_each(|(to, &v)| *to = v);
+        }
+    }
+
+    /// 0 or `1 / (1 - p)` for each element, drawn in the caller's order: step, sequence, feature.
+    pub(crate) fn dropout_mask(&self, rng: &mut ChaCha8Rng, p: f32, cols: usize) -> Vec<f32> {
+        let threshold = (f64::from(p) * 4_294_967_296.0).round() as u64;
+        let scale = 1.0 / (1.0 - p);
+        let mut mask = vec![0.0; self.steps * self.batch * cols];
+        let mut place = vec![0; self.batch];
+        self.order.iter().enumerate().for_each(|(k, &b)| place[b] = k);
+        for step in mask.chunks_exact_mut(self.batch * cols) {
+            for &k in &place {
+                for v in &mut step[k * cols..(k + 1) * cols] {
+                    *v = if u64::from(rng.next_u32()) >= threshold { scale } else { 0.0 };
+                }
+            }
+        }
+        mask
+    }
 }

@@ -13,21 +13,25 @@ mod backend;
 pub mod cell;
 mod config;
 mod error;
+mod gradient;
 mod input;
 mod lstm;
 pub mod reference;
 pub mod shape;
 mod stream;
+mod tape;
 pub mod weights;
 
-pub use backend::{Arithmetic, Backend, Output, Path, Sequence, State};
+pub use backend::{Arithmetic, Backend, LayerGradients, LayerUpstream, Output, Path, Sequence, State, WeightGradients};
 pub use config::{Bias, CellKind, Direction, GATES, LayerSpec, LstmConfig, Param};
 pub use error::{Error, Result};
+pub use gradient::{Gradients, Keep, Upstream};
 pub use input::{HostState, Input};
 pub use lstm::Lstm;
 pub use reference::Reference;
 pub use shape::{Axis, Mat, Shape};
 pub use stream::Stream;
+pub use tape::{Recorded, Tape};
 pub use weights::{
     LayerWeights, Weights,
     init::{Init, InitKind},

@@ -7,35 +7,45 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use ndarray::{Array3, s};
-use ndarray_rand::rand::{RngCore, SeedableRng};
+use ndarray::Array3;
+use ndarray_rand::rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    backend::{Backend, Path, Sequence, State},
+    backend::{Backend, Output, Path, Sequence, State},
     config::LstmConfig,
     error::{Error, Result},
-    input::{HostState, Input, to_host, to_rows},
+    input::{HostState, Input, Layout},
     shape::{Axis, Shape, checked_len},
     stream::Stream,
     weights::{Weights, init::Init},
 };
 
-/// A stack of LSTM layers on a backend. Cloning is cheap and shares the weights.
+/// A stack of LSTM layers on a backend. Cloning is cheap and shares the weights and the plans.
 ///
 /// `forward` takes `&self`: several threads may run one model at a time.
 pub struct Lstm<B: Backend> {
     backend: B,
     weights: Arc<Weights>,
     layers: Vec<B::Layer>,
-    plans: Mutex<Vec<Plans<B>>>,
+    plans: Arc<Mutex<Vec<Plans<B>>>>,
+}
+
+/// What [`Lstm::run`] enqueued.
+pub(crate) struct Run<T> {
+    /// The last layer's outputs, `[steps * batch, output]`.
+    pub(crate) y: T,
+    /// The final state of each layer-direction.
+    pub(crate) states: Vec<State<T>>,
+    /// The dropout masks between layers.
+    pub(crate) masks: Vec<T>,
 }
 
 /// Plans of all layers for one batch size; checked out by one call at a time.
-struct Plans<B: Backend> {
+pub(crate) struct Plans<B: Backend> {
     batch: usize,
     steps: usize,
-    plans: Vec<B::Plan>,
+    pub(crate) plans: Vec<B::Plan>,
 }
 
 /// How many sets of plans a model keeps.
@@ -47,7 +57,7 @@ impl<B: Backend> Clone for Lstm<B> {
             backend: self.backend.clone(),
             weights: self.weights.clone(),
             layers: self.layers.clone(),
-            plans: Mutex::default(),
+            plans: self.plans.clone(),
         }
     }
 }
@@ -66,7 +76,7 @@ impl<B: Backend> Lstm<B> {
     pub fn new(backend: &B, weights: impl Into<Arc<Weights>>) -> Result<Self> {
         let weights = weights.into();
         let layers = weights.layers().iter().map(|layer| backend.load(layer)).collect::<Result<_>>()?;
-        Ok(Lstm { backend: backend.clone(), weights, layers, plans: Mutex::default() })
+        Ok(Lstm { backend: backend.clone(), weights, layers, plans: Arc::default() })
     }
 
     /// A model with weights drawn from `U(-1/sqrt(hidden), 1/sqrt(hidden))`, PyTorch's default; the same seed means the
@@ -113,7 +123,6 @@ impl<B: Backend> Lstm<B> {
             self.backend.reload(layer, weights)?;
         }
         (self.layers, self.weights) = (layers, weights);
-        self.plans = Mutex::default();
         Ok(())
     }
 
@@ -151,73 +160,107 @@ impl<B: Backend> Lstm<B> {
         input.check(config)?;
         let (batch, steps) = input.extent();
         if batch == 0 || steps == 0 {
-            let (a, b, _) = input.x.dim();
-            let state = input.state.map_or_else(|| HostState::zeros(config, batch), |state| Ok(state.clone()))?;
-            checked_len("forward", &[a, b, config.output_size()])?;
-            return Ok((Array3::zeros((a, b, config.output_size())), state));
+            return self.empty(&input);
         }
 
-        // Longest first, so that at any step the sequences that are still running are the first rows.
-        let mut order: Vec<usize> = (0..batch).collect();
-        let lengths = input.lengths.map(|lengths| {
-            order.sort_by_key(|&b| std::cmp::Reverse(lengths[b]));
-            order.iter().map(|&b| lengths[b]).collect::<Vec<_>>()
-        });
-
+        let layout = Layout::new(&input);
+        let rows = layout.rows(input.x);
         let mut plans = self.check_out(batch, steps)?;
-        let result = self.run(&input, &order, lengths.as_deref(), &mut plans);
+        let forward = |_, layer: &B::Layer, plan: &mut B::Plan, sequence: Sequence<'_, B::Tensor>| {
+            self.backend.forward(layer, plan, sequence)
+        };
+        let result = self.run(&input, &layout, &rows, &mut plans, forward);
         self.check_in(plans);
-        let (y, states) = result?;
-
-        let y = self.download(&y).await?;
-        let y = to_host(y, batch, steps, &order, input.time_major);
-        let mut state = HostState::zeros(config, batch)?;
-        for (array, tensor) in [(&mut state.h, states.h), (&mut state.c, states.c)] {
-            let rows = self.download(&tensor).await?;
-            let cols = array.dim().2;
-            for (k, row) in rows.chunks_exact(cols).enumerate() {
-                let mut to = array.slice_mut(s![k / batch, order[k % batch], ..]);
-                to.iter_mut().zip(row).for_each(|(to, &v)| *to = v);
-            }
-        }
-        Ok((y, state))
+        let run = result?;
+        self.download_outputs(&layout, &run).await
     }
 
-    /// Enqueues everything; returns `y: [steps * batch, output]` and the states of all layers below one another.
-    fn run(
+    /// What a model gives for no sequences or no steps.
+    pub(crate) fn empty(&self, input: &Input<'_>) -> Result<(Array3<f32>, HostState)> {
+        let (config, (a, b, _)) = (self.config(), input.x.dim());
+        let zeros = || HostState::zeros(config, input.extent().0);
+        let state = input.state.map_or_else(zeros, |state| Ok(state.clone()))?;
+        checked_len("forward", &[a, b, config.output_size()])?;
+        Ok((Array3::zeros((a, b, config.output_size())), state))
+    }
+
+    /// Outputs and states in the caller's order.
+    pub(crate) async fn download_outputs(
+        &self,
+        layout: &Layout,
+        run: &Run<B::Tensor>,
+    ) -> Result<(Array3<f32>, HostState)> {
+        let y = layout.host(self.download(&run.y).await?);
+        Ok((y, self.download_states(layout, &run.states).await?))
+    }
+
+    /// One state per layer-direction, in the caller's order.
+    pub(crate) async fn download_states(&self, layout: &Layout, states: &[State<B::Tensor>]) -> Result<HostState> {
+        let mut out = HostState::zeros(self.config(), layout.batch)?;
+        for (array, pick) in [(&mut out.h, (|s| &s.h) as fn(&State<B::Tensor>) -> &B::Tensor), (&mut out.c, |s| &s.c)] {
+            let parts: Vec<_> = states.iter().map(|state| pick(state).clone()).collect();
+            let rows = self.download(&self.backend.concat(Axis::Rows, &parts)?).await?;
+            layout.put_states(&rows, array);
+        }
+        Ok(out)
+    }
+
+    /// Enqueues everything; `forward` runs a layer-direction, given its number.
+    pub(crate) fn run(
         &self,
         input: &Input<'_>,
-        order: &[usize],
-        lengths: Option<&[usize]>,
+        layout: &Layout,
+        rows: &[f32],
         plans: &mut Plans<B>,
-    ) -> Result<(B::Tensor, State<B::Tensor>)> {
+        mut forward: impl FnMut(usize, &B::Layer, &mut B::Plan, Sequence<'_, B::Tensor>) -> Result<Output<B::Tensor>>,
+    ) -> Result<Run<B::Tensor>> {
         let (b, config) = (&self.backend, self.config());
-        let (batch, steps) = input.extent();
-        let mut mask = input.dropout_seed.filter(|_| config.dropout > 0.0).map(ChaCha8Rng::seed_from_u64);
-        let mut x = b.upload(Shape::new(steps * batch, config.input_size), &to_rows(input, order))?;
-        let (mut h_n, mut c_n) = (Vec::new(), Vec::new());
+        let (batch, steps, lengths) = (layout.batch, layout.steps, layout.lengths.as_deref());
+        let mut dropout = input.dropout_seed.filter(|_| config.dropout > 0.0).map(ChaCha8Rng::seed_from_u64);
+        let mut x = b.upload(Shape::new(steps * batch, config.input_size), rows)?;
+        let (mut states, mut masks) = (Vec::new(), Vec::new());
         let directions = config.num_directions();
         for (k, (layers, plans)) in self.layers.chunks(directions).zip(plans.plans.chunks_mut(directions)).enumerate() {
-            if let (Some(rng), true) = (&mut mask, k > 0) {
+            if let (Some(rng), true) = (&mut dropout, k > 0) {
                 let cols = config.output_size();
-                let mask =
-                    b.upload(Shape::new(steps * batch, cols), &dropout_mask(rng, config.dropout, steps, order, cols))?;
+                let mask = layout.dropout_mask(rng, config.dropout, cols);
+                let mask = b.upload(Shape::new(steps * batch, cols), &mask)?;
                 x = b.mul_add(1.0, &x, Some(&mask), None)?;
+                masks.push(mask);
             }
             let mut outputs = Vec::with_capacity(directions);
             for (d, (layer, plan)) in layers.iter().zip(plans).enumerate() {
-                let state = initial_state(b, config, input.state, k * directions + d, order)?;
-                let out = b.forward(layer, plan, Sequence { x: &x, state: &state, steps, batch, lengths })?;
+                let k = k * directions + d;
+                let state = self.upload_state(layout, input.state, k, |v| v)?;
+                let out = forward(k, layer, plan, Sequence { x: &x, state: &state, steps, batch, lengths })?;
                 outputs.push(out.y);
-                h_n.push(out.state.h);
-                c_n.push(out.state.c);
+                states.push(out.state);
             }
             x = match <[_; 1]>::try_from(outputs) {
                 Ok([only]) => only,
                 Err(both) => b.concat(Axis::Cols, &both)?,
             };
         }
-        Ok((x, State { h: b.concat(Axis::Rows, &h_n)?, c: b.concat(Axis::Rows, &c_n)? }))
+        Ok(Run { y: x, states, masks })
+    }
+
+    /// The state of layer-direction `k`, each value changed by `map`; zeros where none is given.
+    pub(crate) fn upload_state(
+        &self,
+        layout: &Layout,
+        states: Option<&HostState>,
+        k: usize,
+        map: impl Fn(f32) -> f32,
+    ) -> Result<State<B::Tensor>> {
+        let upload = |states: Option<&Array3<f32>>, cols: usize| {
+            let mut rows = layout.state_rows(states, k, cols);
+            rows.iter_mut().for_each(|v| *v = map(*v));
+            self.backend.upload(Shape::new(layout.batch, cols), &rows)
+        };
+        Ok(State {
+            h: upload(states.map(|s| &s.h), self.config().state_size())?,
+            c: upload(states.map(|s| &s.c), self.config().hidden_size)?,
+        })
     }
 
     pub(crate) async fn download(&self, tensor: &B::Tensor) -> Result<Vec<f32>> {
@@ -226,7 +269,7 @@ impl<B: Backend> Lstm<B> {
         Ok(out)
     }
 
-    fn check_out(&self, batch: usize, steps: usize) -> Result<Plans<B>> {
+    pub(crate) fn check_out(&self, batch: usize, steps: usize) -> Result<Plans<B>> {
         let mut kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(k) = kept.iter().position(|p| p.batch == batch && p.steps >= steps) {
             return Ok(kept.remove(k));
@@ -236,7 +279,7 @@ impl<B: Backend> Lstm<B> {
         Ok(Plans { batch, steps, plans })
     }
 
-    fn check_in(&self, plans: Plans<B>) {
+    pub(crate) fn check_in(&self, plans: Plans<B>) {
         let mut kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == KEPT_PLANS {
             kept.remove(0);
@@ -252,41 +295,4 @@ pub(crate) fn wait<F: Future>(future: F) -> F::Output {
         Poll::Ready(output) => output,
         Poll::Pending => pollster::block_on(future),
     }
-}
-
-fn initial_state<B: Backend>(
-    b: &B,
-    config: &LstmConfig,
-    state: Option<&HostState>,
-    k: usize,
-    order: &[usize],
-) -> Result<State<B::Tensor>> {
-    let upload = |array: Option<&Array3<f32>>, cols: usize| {
-        let rows: Vec<f32> = match array {
-            Some(array) => order.iter().flat_map(|&b| array.slice(s![k, b, ..]).to_vec()).collect(),
-            None => vec![0.0; order.len() * cols],
-        };
-        b.upload(Shape::new(order.len(), cols), &rows)
-    };
-    Ok(State {
-        h: upload(state.map(|s| &s.h), config.state_size())?,
-        c: upload(state.map(|s| &s.c), config.hidden_size)?,
-    })
-}
-
-/// 0 or `1 / (1 - p)` for each element, drawn in the caller's order: step, sequence, feature.
-fn dropout_mask(rng: &mut ChaCha8Rng, p: f32, steps: usize, order: &[usize], cols: usize) -> Vec<f32> {
-    let threshold = (f64::from(p) * 4_294_967_296.0).round() as u64;
-    let scale = 1.0 / (1.0 - p);
-    let mut mask = vec![0.0; steps * order.len() * cols];
-    let mut place = vec![0; order.len()];
-    order.iter().enumerate().for_each(|(k, &b)| place[b] = k);
-    for step in mask.chunks_exact_mut(order.len() * cols) {
-        for &k in &place {
-            for v in &mut step[k * cols..(k + 1) * cols] {
-                *v = if u64::from(rng.next_u32()) >= threshold { scale } else { 0.0 };
-            }
-        }
-    }
-    mask
 }

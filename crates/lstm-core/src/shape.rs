@@ -141,6 +141,15 @@ pub fn check_clip(bound: f32) -> Result<()> {
     Err(Error::config("clip", format!("expected a positive finite bound, got {bound}")))
 }
 
+/// Checks the operands of [`Backend::within`](crate::Backend::within).
+pub fn check_within(x: Shape, by: Shape, low: Shape, high: Shape) -> Result<()> {
+    let row = Shape::new(1, x.cols);
+    match [(by, x), (low, row), (high, row)].into_iter().find(|(got, want)| got != want) {
+        Some((got, want)) => Err(Error::shape(format!("within: operand of {x}"), want, got)),
+        None => Ok(()),
+    }
+}
+
 /// Checks that `operand` is absent, of shape `full`, or one row of it; returns `full`.
 pub fn check_rows(op: &'static str, full: Shape, operand: Option<Shape>) -> Result<Shape> {
     match operand {

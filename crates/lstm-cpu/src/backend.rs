@@ -10,12 +10,14 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, Axis, Backend, Error, LayerWeights, Mat, Output, Path, Result, Sequence, Shape, State,
+    Arithmetic, Axis, Backend, Bias, CellKind, Error, LayerGradients, LayerSpec, LayerUpstream, LayerWeights, Mat,
+    Output, Path, Result, Sequence, Shape, State, WeightGradients,
     arithmetic::{MAGNITUDE_BITS, SNAP_BITS},
-    shape::{check_clip, check_concat, check_download, check_rows, check_slice, check_upload, zeros},
+    shape::{check_clip, check_concat, check_download, check_rows, check_slice, check_upload, check_within, zeros},
 };
 
 use crate::{
+    backward::{self, Outputs},
     gemm,
     isa::Isa,
     kernels::Kernels,
@@ -24,6 +26,7 @@ use crate::{
     sequence,
     stream::CpuStream,
     tensor::Tensor,
+    trace::Trace,
 };
 
 /// The CPU: an instruction set and some threads. Cloning shares the threads.
@@ -125,6 +128,24 @@ impl Cpu {
         self.pool.threads()
     }
 
+    /// Checks a sequence and the plan for it; returns the snapped input and room for the output.
+    fn prepare(
+        &self,
+        op: &'static str,
+        layer: &Packed,
+        plan: &Plan,
+        sequence: &Sequence<'_, Tensor>,
+    ) -> Result<(Tensor, Vec<f32>)> {
+        sequence.check(&layer.spec, |x| x.shape)?;
+        if plan.batch != sequence.batch || !plan.fits(layer) {
+            let want = format!("one for {:?} and batch {}", layer.spec, sequence.batch);
+            return Err(Error::shape(format!("{op}: plan"), want, format!("{plan:?}")));
+        }
+        let x = sequence.x.clone();
+        let x = if is_snapped(x.as_slice()) { x } else { self.snap(x)? };
+        Ok((x, zeros(op, &[sequence.steps, sequence.batch, layer.spec.state_size()])?))
+    }
+
     /// Applies a kernel to every element, in place where nobody shares the tensor.
     fn map(&self, mut x: Tensor, kernel: impl Fn(*mut f32, usize)) -> Tensor {
         let data = Arc::make_mut(&mut x.data);
@@ -137,6 +158,7 @@ impl Backend for Cpu {
     type Tensor = Tensor;
     type Layer = Layer;
     type Plan = Plan;
+    type Trace = Trace;
     type Stream = CpuStream;
 
     fn name(&self) -> &str {
@@ -202,6 +224,17 @@ impl Backend for Cpu {
         Ok(self.map(x, |p, n| unsafe { (self.kernels.clip)(p, n, bound) }))
     }
 
+    fn within(&self, mut x: Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
+        check_within(x.shape, by.shape, low.shape, high.shape)?;
+        let bounds = || low.as_slice().iter().zip(high.as_slice()).cycle();
+        for ((x, by), (low, high)) in Arc::make_mut(&mut x.data).iter_mut().zip(by.as_slice()).zip(bounds()) {
+            if by <= low || by >= high {
+                *x = 0.0;
+            }
+        }
+        Ok(x)
+    }
+
     fn slice(&self, x: &Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor> {
         let shape = check_slice(x.shape, &rows, &cols)?;
         let mut data = Vec::with_capacity(shape.len());
@@ -235,22 +268,10 @@ impl Backend for Cpu {
     }
 
     fn forward(&self, Layer(layer): &Layer, plan: &mut Plan, sequence: Sequence<'_, Tensor>) -> Result<Output<Tensor>> {
-        sequence.check(&layer.spec, |x| x.shape)?;
-        if plan.batch != sequence.batch || !plan.fits(layer) {
-            let want = format!("one for {:?} and batch {}", layer.spec, sequence.batch);
-            return Err(Error::shape("forward: plan", want, format!("{plan:?}")));
-        }
+        let (x, mut y) = self.prepare("forward", layer, plan, &sequence)?;
         let (batch, steps) = (sequence.batch, sequence.steps);
-        let snapped;
-        let x = if is_snapped(sequence.x.as_slice()) {
-            sequence.x
-        } else {
-            snapped = self.snap(sequence.x.clone())?;
-            &snapped
-        };
         plan.set_state(layer, sequence.state.h.as_slice(), sequence.state.c.as_slice());
-        let mut y = zeros("forward", &[steps, batch, layer.spec.state_size()])?;
-        sequence::run(&self.pool, layer, plan, steps, sequence.lengths, x.as_slice(), &mut y);
+        sequence::run(&self.pool, layer, plan, steps, sequence.lengths, x.as_slice(), &mut y, None);
 
         // A forward sequence stopped after its own length, a reverse one with the others; see `Plan::set_state`.
         let walked = |b: usize| match sequence.lengths {
@@ -263,9 +284,66 @@ impl Backend for Cpu {
             state.h.extend_from_slice(plan.h_row(layer, index, b));
             state.c.extend_from_slice(plan.c_row(layer, Plan::c_index(layer.spec.cell, index), b));
         }
+        Ok(output(y, state, batch, steps))
+    }
+
+    fn forward_train(
+        &self,
+        Layer(layer): &Layer,
+        plan: &mut Plan,
+        sequence: Sequence<'_, Tensor>,
+    ) -> Result<(Output<Tensor>, Trace)> {
+        let (x, mut y) = self.prepare("forward_train", layer, plan, &sequence)?;
+        let Sequence { steps, batch, lengths, state, .. } = sequence;
+        let mut trace =
+            Trace::new(layer, x.clone(), (steps, batch), lengths, (state.h.as_slice(), state.c.as_slice()))?;
+        sequence::run(&self.pool, layer, plan, steps, lengths, x.as_slice(), &mut y, Some(&mut trace));
+        Ok((output(y, trace.last_state(layer), batch, steps), trace))
+    }
+
+    fn backward(
+        &self,
+        Layer(layer): &Layer,
+        plan: &mut Plan,
+        trace: &Trace,
+        upstream: LayerUpstream<'_, Tensor>,
+    ) -> Result<LayerGradients<Tensor>> {
+        let (spec, steps, batch) = (&layer.spec, trace.steps, trace.batch);
+        if !trace.fits(layer) || plan.batch != batch || !plan.fits(layer) {
+            let want = format!("trace and plan of {spec:?}, batch {batch}");
+            return Err(Error::shape("backward", want, format!("{trace:?}, {plan:?}")));
+        }
+        upstream.check(spec, steps, batch, |x| x.shape)?;
+        let onto = upstream.onto.is_some();
+        let mut weights = match upstream.onto {
+            Some(onto) => onto,
+            None => blank_gradients(spec)?,
+        };
+        let mut x = match upstream.input {
+            true => Some(zeros("backward", &[steps, batch, spec.input_size])?),
+            false => None,
+        };
+        let [mut h, mut c] =
+            [zeros("backward", &[batch, spec.state_size()])?, zeros("backward", &[batch, spec.hidden_size])?];
+        let out = Outputs {
+            x: x.as_deref_mut(),
+            w: weights.input.as_mut_slice(),
+            u: weights.recurrent.as_mut_slice(),
+            bias: weights.bias.as_mut().map(Tensor::as_mut_slice),
+            projection: weights.projection.as_mut().map(Tensor::as_mut_slice),
+            peephole: weights.peephole.as_mut().map(|p| p.each_mut().map(Tensor::as_mut_slice)),
+            onto,
+            h: &mut h,
+            c: &mut c,
+        };
+        let state = (upstream.state.h.as_slice(), upstream.state.c.as_slice());
+        backward::run(&self.pool, layer, plan, trace, upstream.y.as_slice(), state, out)?;
         let tensor = |data: Vec<f32>, rows| Tensor::new(Shape::new(rows, data.len() / rows), data);
-        let state = State { h: tensor(state.h, batch), c: tensor(state.c, batch) };
-        Ok(Output::new(tensor(y, steps * batch), state))
+        Ok(LayerGradients {
+            x: x.map(|x| tensor(x, steps * batch)),
+            state: State { h: tensor(h, batch), c: tensor(c, batch) },
+            weights,
+        })
     }
 
     fn stream(&self, layers: &[Layer], batch: usize) -> Result<CpuStream> {
@@ -283,6 +361,27 @@ impl Backend for Cpu {
     fn set_stream_state(&self, stream: &mut CpuStream, state: &[State<Tensor>]) -> Result<()> {
         stream.set_state(state)
     }
+}
+
+fn output(y: Vec<f32>, state: State<Vec<f32>>, batch: usize, steps: usize) -> Output<Tensor> {
+    let tensor = |data: Vec<f32>, rows| Tensor::new(Shape::new(rows, data.len() / rows), data);
+    Output::new(tensor(y, steps * batch), State { h: tensor(state.h, batch), c: tensor(state.c, batch) })
+}
+
+/// Zeros in the shapes of a layer's weights.
+fn blank_gradients(spec: &LayerSpec) -> Result<WeightGradients<Tensor>> {
+    let (hidden, gates) = (spec.hidden_size, 4 * spec.hidden_size);
+    let blank = |rows, cols| Ok(Tensor::new(Shape::new(rows, cols), zeros("backward", &[rows, cols])?));
+    Ok(WeightGradients {
+        input: blank(gates, spec.input_size)?,
+        recurrent: blank(gates, spec.state_size())?,
+        bias: if spec.bias == Bias::None { None } else { Some(blank(1, gates)?) },
+        projection: spec.proj_size.map(|size| blank(size, hidden)).transpose()?,
+        peephole: match spec.cell {
+            CellKind::PeepholeDiagonal => Some([blank(1, hidden)?, blank(1, hidden)?, blank(1, hidden)?]),
+            _ => None,
+        },
+    })
 }
 
 /// Whether `snap` would change nothing.

@@ -1,6 +1,8 @@
 //! Kernels that treat every element alike, generic over the vector type; the rest that fills no vector goes through a
 //! padded copy or one lane at a time.
 
+use lstm_core::arithmetic::BLOCK;
+
 use crate::{
     activation::{clip, sigmoid, snap, tanh},
     simd::Simd,
@@ -33,6 +35,41 @@ map!(map_snap, snap);
 map!(map_sigmoid, sigmoid);
 map!(map_tanh, tanh);
 map!(map_clip, clip, bound);
+
+/// What [`column_sums`] works on: `LANES` columns of some rows.
+pub(crate) struct ColumnArgs {
+    pub(crate) rows: usize,
+    pub(crate) x: *const f32,
+    /// Distance between rows of `x`.
+    pub(crate) ldx: usize,
+    /// Factors of the elements of `x`, their rows `ldy` apart, or null.
+    pub(crate) y: *const f32,
+    pub(crate) ldy: usize,
+    /// The sums.
+    pub(crate) out: *mut f32,
+}
+
+/// The sum of each column, in the order of `lstm_core::arithmetic::dot` with ones.
+///
+/// # Safety
+/// The pointers cover what [`ColumnArgs`] describes; as for [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn column_sums<S: Simd>(args: &ColumnArgs) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut total = S::splat(0.0);
+        for start in (0..args.rows).step_by(BLOCK) {
+            let mut sum = S::splat(0.0);
+            for row in start..args.rows.min(start + BLOCK) {
+                let x = S::load(args.x.add(row * args.ldx));
+                let x = if args.y.is_null() { x } else { x.mul(S::load(args.y.add(row * args.ldy))) };
+                sum = sum.add(x);
+            }
+            total = if start == 0 { sum } else { total.add(sum) };
+        }
+        total.store(args.out);
+    }
+}
 
 /// See [`Kernels::mul_add`].
 ///

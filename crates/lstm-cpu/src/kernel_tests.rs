@@ -35,7 +35,7 @@ fn tiles_sum_in_the_specified_order_and_stay_in_bounds() {
                 // SAFETY: an available instruction set; the slices have the sizes that the strides say.
                 unsafe {
                     let (a, panel, out) = (a.as_ptr(), panel.as_ptr(), out.as_mut_ptr());
-                    kernels.rows(rows, TileArgs { k, a, lda, panel, out, ldo, add: false, ahead: panel });
+                    kernels.rows(rows, TileArgs { k, a, lda, ka: 1, panel, out, ldo, add: false, ahead: panel });
                 }
                 for (at, &got) in out.iter().enumerate() {
                     let (row, col) = (at / ldo, at % ldo);

@@ -1,13 +1,10 @@
-//! The kernels, generic over the vector type, and the table through which one instruction set's are called.
+//! The products' kernels, generic over the vector type, and the table through which one instruction set's are called.
 
 #![allow(clippy::needless_range_loop, reason = "arrays of vectors stay in registers when plain constants index them")]
 
-use lstm_core::{CellKind, arithmetic::BLOCK};
+use lstm_core::arithmetic::BLOCK;
 
-use crate::{
-    activation::{clip, sigmoid, snap, tanh},
-    simd::Simd,
-};
+use crate::{elementwise::ColumnArgs, simd::Simd, step::CellArgs, step_backward::CellBackwardArgs};
 
 /// Vectors side by side in a panel of packed weights; in a recurrent panel, one for each gate.
 pub(crate) const PANEL_VECTORS: usize = 4;
@@ -20,6 +17,8 @@ pub(crate) struct TileArgs {
     pub(crate) a: *const f32,
     /// Distance between rows of `a`.
     pub(crate) lda: usize,
+    /// Distance between elements of a row of `a`: 1, or more where `a` lies transposed.
+    pub(crate) ka: usize,
     /// `k` panel rows of `PANEL_VECTORS` vectors.
     pub(crate) panel: *const f32,
     pub(crate) out: *mut f32,
@@ -37,35 +36,14 @@ pub(crate) struct TileArgs {
 /// The pointers cover what [`TileArgs`] describes.
 pub(crate) type Tile = unsafe fn(&TileArgs);
 
-/// What [`Kernels::cell`] works on: one panel (the four gates of as many units as a vector has lanes) of some rows.
-/// Rows of `x` and `z` are a panel row (`4 * LANES`) apart.
-pub(crate) struct CellArgs {
-    pub(crate) rows: usize,
-    /// `W x`.
-    pub(crate) x: *const f32,
-    /// `U h`.
-    pub(crate) z: *const f32,
-    /// One panel row.
-    pub(crate) bias: *const f32,
-    /// `LANES` values for each of i, f, o.
-    pub(crate) peephole: *const f32,
-    /// The cell state before and after, and where to put it.
-    pub(crate) c_old: *const f32,
-    pub(crate) c_new: *mut f32,
-    pub(crate) h: *mut f32,
-    /// Distance between rows of `c_old`, `c_new` and `h`.
-    pub(crate) stride: usize,
-    pub(crate) cell: CellKind,
-    pub(crate) coupled: bool,
-    pub(crate) clip: Option<f32>,
-}
-
 /// One instruction set's kernels.
 pub(crate) struct Kernels {
     pub(crate) lanes: usize,
     /// `tiles[r - 1]` handles `r` rows.
     pub(crate) tiles: &'static [Tile],
     pub(crate) cell: unsafe fn(&CellArgs),
+    pub(crate) cell_backward: unsafe fn(&CellBackwardArgs),
+    pub(crate) column_sums: unsafe fn(&ColumnArgs),
     /// `n` values in place.
     pub(crate) snap: unsafe fn(*mut f32, usize),
     pub(crate) sigmoid: unsafe fn(*mut f32, usize),
@@ -100,7 +78,7 @@ impl Kernels {
                 unsafe {
                     self.tiles[height - 1](&TileArgs {
                         k: SLICE.min(args.k - start),
-                        a: args.a.add(row * args.lda + start),
+                        a: args.a.add(row * args.lda + start * args.ka),
                         panel: args.panel.add(start * self.panel()),
                         out: args.out.add(row * args.ldo),
                         add: args.add || start > 0,
@@ -134,7 +112,7 @@ pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(args:
         unsafe {
             let block = TileArgs {
                 k: BLOCK.min(args.k - start),
-                a: args.a.add(start),
+                a: args.a.add(start * args.ka),
                 panel: args.panel.add(start * width),
                 add: args.add || start > 0,
                 ahead: args.ahead.wrapping_add(start * LINE),
@@ -157,7 +135,7 @@ pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(args:
 /// As for [`tile`].
 #[inline(always)]
 unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: TileArgs) {
-    let TileArgs { a, lda, panel, out, ldo, .. } = args;
+    let TileArgs { a, lda, ka, panel, out, ldo, .. } = args;
     let width = PANEL_VECTORS * S::LANES;
     // SAFETY: as for `tile`.
     unsafe {
@@ -172,7 +150,7 @@ unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: Til
                 let b =
                     [S::load(b), S::load(b.add(S::LANES)), S::load(b.add(2 * S::LANES)), S::load(b.add(3 * S::LANES))];
                 for r in 0..ROWS {
-                    let a = S::splat(*a.add(r * lda + q * BLOCK + k));
+                    let a = S::splat(*a.add(r * lda + (q * BLOCK + k) * ka));
                     for j in 0..PANEL_VECTORS {
                         sums[q][r][j] = a.fma(b[j], sums[q][r][j]);
                     }
@@ -192,82 +170,6 @@ unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: Til
     }
 }
 
-/// The gates, the cell state and the output of one panel: see [`CellArgs`] and `lstm_core::cell`.
-///
-/// # Safety
-/// The pointers cover `rows` rows; as for [`Simd`].
-#[inline(always)]
-pub(crate) unsafe fn cell<S: Simd>(args: &CellArgs) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match args.cell {
-            CellKind::Fused | CellKind::Unfused => cell_rows::<S, false, false>(args),
-            CellKind::PeepholeDense => cell_rows::<S, true, false>(args),
-            CellKind::PeepholeDiagonal => cell_rows::<S, false, true>(args),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn cell_rows<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: &CellArgs) {
-    // SAFETY: the caller's promise: every access is within a row's panel or vector.
-    unsafe {
-        for row in 0..args.rows {
-            let (x, z) = (args.x.add(row * PANEL_VECTORS * S::LANES), args.z.add(row * PANEL_VECTORS * S::LANES));
-            let at = row * args.stride;
-            let c = S::load(args.c_old.add(at));
-            let i = sigmoid(bounded(args, look::<S, DIAGONAL>(args, 0, c, sum(args, x, z, 0))));
-            let f = if args.coupled {
-                i.fma(S::splat(-1.0), S::splat(1.0))
-            } else {
-                sigmoid(bounded(args, look::<S, DIAGONAL>(args, 1, c, sum(args, x, z, 1))))
-            };
-            let g = if DENSE {
-                sigmoid(bounded(args, input::<S>(args, x, 2)))
-            } else {
-                tanh(bounded(args, sum::<S>(args, x, z, 2)))
-            };
-            let c = snap(f.fma(c, i.mul(snap(g))));
-            c.store(args.c_new.add(at));
-            let o = sigmoid(bounded(args, look::<S, DIAGONAL>(args, 2, c, sum(args, x, z, 3))));
-            let h = if DENSE { tanh(o.mul(c)) } else { o.mul(tanh(c)) };
-            snap(h).store(args.h.add(at));
-        }
-    }
-}
-
-// Functions rather than closures: a closure is not sure to be compiled with the kernel's target features.
-
-/// `bias + W x` of a gate.
-#[inline(always)]
-unsafe fn input<S: Simd>(args: &CellArgs, x: *const f32, gate: usize) -> S {
-    // SAFETY: as for `cell_rows`; so below.
-    unsafe { S::load(args.bias.add(gate * S::LANES)).add(S::load(x.add(gate * S::LANES))) }
-}
-
-/// `(bias + W x) + U h` of a gate.
-#[inline(always)]
-unsafe fn sum<S: Simd>(args: &CellArgs, x: *const f32, z: *const f32, gate: usize) -> S {
-    // SAFETY: as above.
-    unsafe { input::<S>(args, x, gate).add(S::load(z.add(gate * S::LANES))) }
-}
-
-/// The diagonal peephole's term, for i, f, o as 0, 1, 2.
-#[inline(always)]
-unsafe fn look<S: Simd, const DIAGONAL: bool>(args: &CellArgs, gate: usize, c: S, z: S) -> S {
-    // SAFETY: as above.
-    if DIAGONAL { unsafe { c.fma(S::load(args.peephole.add(gate * S::LANES)), z) } } else { z }
-}
-
-#[inline(always)]
-unsafe fn bounded<S: Simd>(args: &CellArgs, z: S) -> S {
-    match args.clip {
-        // SAFETY: as above.
-        Some(bound) => unsafe { clip(z, bound) },
-        None => z,
-    }
-}
-
 /// Instantiates all kernels for one vector type, with its target features, as `KERNELS`. `tiles: rows x blocks, ...` in
 /// order from one row.
 macro_rules! kernels {
@@ -275,9 +177,19 @@ macro_rules! kernels {
         /// # Safety
         /// The features are there; as for the generic kernel of the name; so below.
         $(#[target_feature(enable = $features)])?
-        unsafe fn cell(args: &$crate::kernels::CellArgs) {
+        unsafe fn cell(args: &$crate::step::CellArgs) {
             // SAFETY: the caller's promise; so below.
-            unsafe { $crate::kernels::cell::<$simd>(args) }
+            unsafe { $crate::step::cell::<$simd>(args) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn cell_backward(args: &$crate::step_backward::CellBackwardArgs) {
+            // SAFETY: as above.
+            unsafe { $crate::step_backward::cell_backward::<$simd>(args) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn column_sums(args: &$crate::elementwise::ColumnArgs) {
+            // SAFETY: as above.
+            unsafe { $crate::elementwise::column_sums::<$simd>(args) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn snap(p: *mut f32, n: usize) {
@@ -308,6 +220,8 @@ macro_rules! kernels {
             lanes: <$simd as $crate::simd::Simd>::LANES,
             tiles: $crate::kernels::tiles!($simd $(, $features)?; $($rows x $blocks),+),
             cell,
+            cell_backward,
+            column_sums,
             snap,
             sigmoid,
             tanh,

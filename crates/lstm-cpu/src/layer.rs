@@ -3,13 +3,15 @@
 //! A panel holds, for as many units as a vector has lanes, the four gates side by side: one pass over it gives all that
 //! those units' cell needs. Panels of the last units are padded with zeros.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lstm_core::{CellKind, Error, LayerSpec, LayerWeights, Param, Result, arithmetic::snap};
 
 use crate::{
+    backward::Scratch,
     buffer::Buffer,
     kernels::{Kernels, PANEL_VECTORS},
+    reversed::Reversed,
 };
 
 /// One layer-direction's weights, snapped and packed. Cloning shares them.
@@ -37,6 +39,8 @@ pub(crate) struct Packed {
     pub(crate) peephole: Buffer,
     /// `[projection panels][hidden][panel]`, or empty.
     pub(crate) projection: Buffer,
+    /// For the backward pass, once there was one.
+    reversed: OnceLock<Reversed>,
 }
 
 impl Packed {
@@ -82,7 +86,17 @@ impl Packed {
             bias: gates(Some(bias.as_deref().unwrap_or(&vec![0.0; 4 * hidden])), 1)?,
             peephole,
             projection,
+            reversed: OnceLock::new(),
         })
+    }
+
+    /// The weights as the backward pass wants them.
+    pub(crate) fn reversed(&self) -> Result<&Reversed> {
+        if let Some(reversed) = self.reversed.get() {
+            return Ok(reversed);
+        }
+        let reversed = Reversed::new(self)?;
+        Ok(self.reversed.get_or_init(|| reversed))
     }
 
     /// Floats in a row of `c`, and of `h` before a projection.
@@ -144,6 +158,8 @@ pub struct Plan {
     pub(crate) x: Buffer,
     /// `[threads][batch][panel]`: recurrent products.
     pub(crate) z: Buffer,
+    /// For the backward pass, once there was one.
+    pub(crate) backward: Option<Scratch>,
 }
 
 impl std::fmt::Debug for Plan {
@@ -185,6 +201,7 @@ impl Plan {
             unprojected: zeros(&[projected, batch, layer.padded()])?,
             x: zeros(&[layer.panels, block, batch, width])?,
             z: zeros(&[threads, batch, width])?,
+            backward: None,
         })
     }
 

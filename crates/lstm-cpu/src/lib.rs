@@ -27,6 +27,7 @@
 
 mod activation;
 mod backend;
+mod backward;
 mod buffer;
 mod elementwise;
 mod gemm;
@@ -36,12 +37,17 @@ mod kernel_tests;
 mod kernels;
 mod layer;
 mod pool;
+mod product;
+mod reversed;
 mod sequence;
 #[cfg(test)]
 mod sequence_tests;
 mod simd;
+mod step;
+mod step_backward;
 mod stream;
 mod tensor;
+mod trace;
 
 /// The examples of the README and the documents, compiled as tests, and run where they need no files.
 #[cfg(doctest)]
@@ -55,3 +61,4 @@ pub use layer::{Layer, Plan};
 pub use lstm_core::*;
 pub use stream::CpuStream;
 pub use tensor::Tensor;
+pub use trace::Trace;

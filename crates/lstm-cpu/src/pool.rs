@@ -48,6 +48,19 @@ struct Team {
     generation: AtomicUsize,
 }
 
+/// Pointers that the threads of a job share; who writes through one says why no other thread writes there.
+pub(crate) struct Shared<T>(pub(crate) T);
+
+// SAFETY: as above: every use is in an unsafe block of its own.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T: Copy> Shared<T> {
+    /// A method, so that a closure captures the whole.
+    pub(crate) fn get(&self) -> T {
+        self.0
+    }
+}
+
 /// One thread's place in a job.
 #[derive(Clone, Copy)]
 pub(crate) struct Member<'a> {

@@ -9,9 +9,11 @@ use std::{
 use lstm_core::CellKind;
 
 use crate::{
-    kernels::{CellArgs, TileArgs},
+    kernels::TileArgs,
     layer::{Packed, Plan},
     pool::{Member, Pool},
+    step::CellArgs,
+    trace::Trace,
 };
 
 /// What the threads of a run share. They write to disjoint units: of `h`, `c` and `y` to the columns of their panels, of
@@ -30,13 +32,18 @@ struct Run<'a> {
     unprojected: *mut f32,
     x: *mut f32,
     z: *mut f32,
+    /// `[panels][steps * batch][panel]`, where the gates are kept, or null. Then `h` and `c` have a place around each step
+    /// instead of two.
+    gates: *mut f32,
 }
 
 // SAFETY: threads write to disjoint parts between barriers, as described at `Run`.
 unsafe impl Sync for Run<'_> {}
 
 /// Runs `steps` steps of snapped `input: [steps * batch, input]` from the plan's state, and writes `h` to
-/// `y: [steps * batch, state]`, which must be zero where sequences have ended. Lengths descend. Allocates nothing.
+/// `y: [steps * batch, state]`, which must be zero where sequences have ended. Lengths descend. With a trace, starts from
+/// the state in that and fills it. Allocates nothing.
+#[expect(clippy::too_many_arguments, reason = "called from three places")]
 pub(crate) fn run(
     pool: &Pool,
     layer: &Packed,
@@ -45,6 +52,7 @@ pub(crate) fn run(
     lengths: Option<&[usize]>,
     input: &[f32],
     y: &mut [f32],
+    trace: Option<&mut Trace>,
 ) {
     // What the unsafe code below relies on; the callers have checked it and said so in an `Err`.
     assert!(plan.fits(layer));
@@ -52,6 +60,11 @@ pub(crate) fn run(
     assert_eq!(rows.and_then(|rows| rows.checked_mul(layer.spec.input_size)), Some(input.len()));
     assert_eq!(rows.and_then(|rows| rows.checked_mul(layer.spec.state_size())), Some(y.len()));
     assert!(lengths.is_none_or(|lengths| lengths.len() == plan.batch));
+    assert!(trace.as_ref().is_none_or(|trace| trace.fits(layer) && (trace.steps, trace.batch) == (steps, plan.batch)));
+    let (h, c, gates) = match trace {
+        Some(trace) => (trace.h.as_mut_ptr(), trace.c.as_mut_ptr(), trace.gates.as_mut_ptr()),
+        None => (plan.h.as_mut_ptr(), plan.c.as_mut_ptr(), ptr::null_mut()),
+    };
     let run = Run {
         layer,
         steps,
@@ -61,29 +74,51 @@ pub(crate) fn run(
         lengths,
         input: input.as_ptr(),
         y: y.as_mut_ptr(),
-        h: plan.h.as_mut_ptr(),
-        c: plan.c.as_mut_ptr(),
+        h,
+        c,
+        gates,
         unprojected: plan.unprojected.as_mut_ptr(),
         x: plan.x.as_mut_ptr(),
         z: plan.z.as_mut_ptr(),
     };
     // SAFETY: the slices have the sizes that the plan was made for and that were checked above.
     pool.run(plan.threads, &|member| unsafe { run.work(member) });
-    plan.current = (plan.current + steps) % 2;
+    if gates.is_null() {
+        plan.current = (plan.current + steps) % 2;
+    }
 }
 
 /// An even share of `n` things.
-fn share(n: usize, member: Member<'_>) -> Range<usize> {
+pub(crate) fn share(n: usize, member: Member<'_>) -> Range<usize> {
     match member.size {
         1 => 0..n, // Spares a streaming step the divisions.
         size => n * member.rank / size..n * (member.rank + 1) / size,
     }
 }
 
+/// See [`Run::places`].
+struct Places {
+    h_old: usize,
+    h_new: usize,
+    c_old: usize,
+    c_new: usize,
+}
+
 impl Run<'_> {
     /// How many sequences have a step `t`; they are the first rows.
     fn active(&self, t: usize) -> usize {
         self.lengths.map_or(self.batch, |lengths| lengths.partition_point(|&len| len > t))
+    }
+
+    /// The places of `h` and `c` before and after the `k`th step that is walked, step `t` of the sequence.
+    fn places(&self, k: usize, t: usize) -> Places {
+        if !self.gates.is_null() {
+            let (old, new) = Trace::places(self.layer.spec.reverse, t);
+            return Places { h_old: old, h_new: new, c_old: old, c_new: new };
+        }
+        let old = (self.current + k) % 2;
+        let c = |h| Plan::c_index(self.layer.spec.cell, h);
+        Places { h_old: old, h_new: 1 - old, c_old: c(old), c_new: c(1 - old) }
     }
 
     /// One thread's part.
@@ -101,7 +136,7 @@ impl Run<'_> {
             for k in first..first + count {
                 let t = if self.layer.spec.reverse { self.steps - 1 - k } else { k };
                 let active = self.active(t);
-                if active == 0 {
+                if active == 0 && self.gates.is_null() {
                     continue;
                 }
                 // SAFETY: as above.
@@ -135,6 +170,7 @@ impl Run<'_> {
                         k: features,
                         a: self.input.add((low + piece) * self.batch * features),
                         lda: features,
+                        ka: 1,
                         panel: self.layer.w.as_ptr().add(p * features * width),
                         out: self.x.add((p * self.block + piece) * self.batch * width),
                         ldo: width,
@@ -163,15 +199,15 @@ impl Run<'_> {
         let Packed { spec, kernels, .. } = self.layer;
         let (lanes, width) = (kernels.lanes, kernels.panel());
         let (padded, padded_state, state) = (self.layer.padded(), self.layer.padded_state(), spec.state_size());
-        let old = (self.current + k) % 2;
-        let c_index = |h_index| Plan::c_index(spec.cell, h_index) * self.batch * padded;
-        // SAFETY: offsets follow the layouts in `Packed` and `Plan`.
+        let at = self.places(k, t);
+        // SAFETY: offsets follow the layouts in `Packed`, `Plan` and `Trace`.
         unsafe {
-            let (c_old, c_new) = (self.c.add(c_index(old)), self.c.add(c_index(1 - old)));
-            let h_old = self.h.add(old * self.batch * padded_state);
+            let (c_old, c_new) =
+                (self.c.add(at.c_old * self.batch * padded), self.c.add(at.c_new * self.batch * padded));
+            let h_old = self.h.add(at.h_old * self.batch * padded_state);
             let h_new = match spec.proj_size {
                 Some(_) => self.unprojected,
-                None => self.h.add((1 - old) * self.batch * padded),
+                None => self.h.add(at.h_new * self.batch * padded),
             };
             let (operand, stride) =
                 if spec.cell == CellKind::PeepholeDense { (c_old, padded) } else { (h_old, padded_state) };
@@ -180,6 +216,7 @@ impl Run<'_> {
                 k: state,
                 a: operand,
                 lda: stride,
+                ka: 1,
                 panel: null(),
                 out: z,
                 ldo: width,
@@ -199,14 +236,28 @@ impl Run<'_> {
                     c_old: c_old.add(p * lanes),
                     c_new: c_new.add(p * lanes),
                     h: h_new.add(p * lanes),
+                    gates: match self.gates.is_null() {
+                        true => self.gates,
+                        false => self.gates.add(((p * self.steps + t) * self.batch) * width),
+                    },
                     stride: padded,
                     cell: spec.cell,
                     coupled: spec.coupled,
                     clip: spec.clip,
                 });
             }
+            let from = panels.start * lanes;
+            if !self.gates.is_null() {
+                // Sequences without this step keep their state.
+                for row in active..self.batch {
+                    let at = row * padded + from;
+                    ptr::copy_nonoverlapping(c_old.add(at), c_new.add(at), panels.len() * lanes);
+                    if spec.proj_size.is_none() {
+                        ptr::copy_nonoverlapping(h_old.add(at), h_new.add(at), panels.len() * lanes);
+                    }
+                }
+            }
             if spec.proj_size.is_none() {
-                let from = panels.start * lanes;
                 let len = (panels.end * lanes).min(spec.hidden_size).saturating_sub(from);
                 for row in 0..active {
                     let y = self.y.add((t * self.batch + row) * state + from);
@@ -224,7 +275,7 @@ impl Run<'_> {
         let Packed { spec, kernels, .. } = self.layer;
         let width = kernels.panel();
         let (padded, padded_state, state) = (self.layer.padded(), self.layer.padded_state(), spec.state_size());
-        let new = 1 - (self.current + k) % 2;
+        let at = self.places(k, t);
         for p in share(padded_state / width, member) {
             let len = width.min(state - p * width);
             // SAFETY: offsets follow the layouts in `Packed` and `Plan`; a thread's part of `z` has a panel row for
@@ -233,14 +284,19 @@ impl Run<'_> {
                 let z = self.z.add(member.rank * self.batch * width);
                 let panel = self.layer.projection.as_ptr().add(p * spec.hidden_size * width);
                 let (k, a, lda) = (spec.hidden_size, self.unprojected, padded);
-                kernels.rows(active, TileArgs { k, a, lda, panel, out: z, ldo: width, add: false, ahead: null() });
+                kernels
+                    .rows(active, TileArgs { k, a, lda, ka: 1, panel, out: z, ldo: width, add: false, ahead: null() });
                 (kernels.snap)(z, active * width);
                 for row in 0..active {
                     let from = z.add(row * width);
-                    let h = self.h.add((new * self.batch + row) * padded_state + p * width);
+                    let h = self.h.add((at.h_new * self.batch + row) * padded_state + p * width);
                     ptr::copy_nonoverlapping(from, h, width);
                     let y = self.y.add((t * self.batch + row) * state + p * width);
                     ptr::copy_nonoverlapping(from, y, len);
+                }
+                for row in if self.gates.is_null() { 0..0 } else { active..self.batch } {
+                    let place = |k: usize| self.h.add((k * self.batch + row) * padded_state + p * width);
+                    ptr::copy_nonoverlapping(place(at.h_old), place(at.h_new), width);
                 }
             }
         }

@@ -40,7 +40,7 @@ fn any_number_of_threads_gives_the_same_bits() {
                         let mut plan = Plan::on_threads(&layer, batch, steps, pool.threads()).unwrap();
                         plan.set_state(&layer, &h, &c);
                         let mut y = vec![0.0; steps * batch * state];
-                        run(pool, &layer, &mut plan, steps, lengths, &x, &mut y);
+                        run(pool, &layer, &mut plan, steps, lengths, &x, &mut y, None);
                         let state = [plan.h.as_slice(), plan.c.as_slice()].concat();
                         y.iter().chain(&state).map(|v| v.to_bits()).collect::<Vec<_>>()
                     });

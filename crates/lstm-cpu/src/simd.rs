@@ -31,6 +31,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn if_negative(self, a: Self, b: Self) -> Self;
     /// `a` where the bits, without their sign, are less than `bound`, else `b`.
     unsafe fn if_below(self, bound: u32, a: Self, b: Self) -> Self;
+    /// `self` where `low < by < high` or `by` is NaN, else +0.
+    unsafe fn within(self, by: Self, low: f32, high: f32) -> Self;
     /// Brings a cache line to the second-level cache, where there is a way to ask for it; any address will do.
     #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
@@ -101,5 +103,9 @@ impl Simd for f32 {
     #[inline(always)]
     unsafe fn if_below(self, bound: u32, a: f32, b: f32) -> f32 {
         if self.to_bits() & MAGNITUDE_BITS < bound { a } else { b }
+    }
+    #[inline(always)]
+    unsafe fn within(self, by: f32, low: f32, high: f32) -> f32 {
+        if by <= low || by >= high { 0.0 } else { self }
     }
 }

@@ -47,7 +47,7 @@ impl CpuStream {
         unsafe { (kernels.snap)(input.as_mut_ptr(), input.len()) };
         for (k, (layer, plan)) in self.layers.iter().zip(&mut self.plans).enumerate() {
             let (before, after) = self.values.split_at_mut(k + 1);
-            sequence::run(pool, &layer.0, plan, 1, None, &before[k], &mut after[0]);
+            sequence::run(pool, &layer.0, plan, 1, None, &before[k], &mut after[0], None);
         }
         y.copy_from_slice(&self.values[self.layers.len()]);
         Ok(())

@@ -22,6 +22,12 @@ impl Tensor {
         &self.data
     }
 
+    /// The elements, to be changed in place; a copy of them where they are shared.
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+        let data: &mut Vec<f32> = Arc::make_mut(&mut self.data);
+        data
+    }
+
     pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> &[f32] {
         &self.data[rows.start * self.shape.cols..rows.end * self.shape.cols]
     }

@@ -11,8 +11,8 @@ use crate::{
 /// `W: [4 * hidden, input]`, `U: [4 * hidden, state]`, `bias: [1, 4 * hidden]`; gates i, f, g, o.
 #[derive(Clone, Debug)]
 pub struct Fused<T> {
-    w: T,
-    u: T,
+    pub(super) w: T,
+    pub(super) u: T,
     bias: Option<T>,
 }
 

@@ -3,10 +3,12 @@
 //! A cell splits `z = (bias + W x) + U h` in two: [`Cell::input`], which does not depend on the state and so runs over
 //! all time steps at once, and [`Cell::step`].
 
+mod backward;
 mod fused;
 mod peephole;
 mod unfused;
 
+pub(crate) use backward::{Backward, Kept, StepGradients, product};
 pub use fused::Fused;
 pub use peephole::{PeepholeDense, PeepholeDiagonal};
 pub use unfused::Unfused;
@@ -15,7 +17,7 @@ use crate::{
     backend::{Backend, State},
     config::{CellKind, LayerSpec, Param},
     error::{Error, Result},
-    shape::Shape,
+    shape::{Axis, Shape},
     weights::LayerWeights,
 };
 
@@ -105,6 +107,16 @@ impl<T: Clone> Cell<T> {
     /// with the diagonal peephole's terms, `clip`, `f = 1 - i`, the dense peephole's `g = snap(sigmoid(z_g))` and
     /// `h' = snap(tanh(o c'))`, and the projection `h'' = snap(W_hr h')` where the spec has them.
     pub fn step<B: Backend<Tensor = T>>(&self, b: &B, input: Projected<T>, state: &State<T>) -> Result<State<T>> {
+        self.step_with_gates(b, input, state).map(|(state, _)| state)
+    }
+
+    /// [`step`](Self::step) that also returns the gates: `i`, `f` (or `1 - i`), the snapped `g`, `o`.
+    pub fn step_with_gates<B: Backend<Tensor = T>>(
+        &self,
+        b: &B,
+        input: Projected<T>,
+        state: &State<T>,
+    ) -> Result<(State<T>, Gates<T>)> {
         let LayerSpec { hidden_size, clip, .. } = self.spec;
         let bounded = |z: T| match clip {
             Some(bound) => b.clip(z, bound),
@@ -114,11 +126,11 @@ impl<T: Clone> Cell<T> {
         let (h, c) = (&state.h, &state.c);
 
         let [zi, zf, zg, zo] = match (&self.kind, input) {
-            (Kind::Fused(cell), Projected::Packed(z)) => split(b, &cell.recurrent(b, z, h)?, hidden_size)?,
+            (Kind::Fused(cell), Projected::Packed(z)) => split(b, Axis::Cols, &cell.recurrent(b, z, h)?, hidden_size)?,
             (Kind::Unfused(cell), Projected::Split(z)) => cell.recurrent(b, z, h)?,
             (Kind::PeepholeDense(cell), Projected::Packed(z)) => cell.recurrent(b, z, c)?,
             (Kind::PeepholeDiagonal(cell), Projected::Packed(z)) => {
-                let z = split(b, &cell.fused().recurrent(b, z, h)?, hidden_size)?;
+                let z = split(b, Axis::Cols, &cell.fused().recurrent(b, z, h)?, hidden_size)?;
                 cell.look_at_old(b, z, c)?
             }
             _ => return Err(Error::shape("step: input", "what this cell's `input` gave", "another cell's")),
@@ -148,13 +160,42 @@ impl<T: Clone> Cell<T> {
             Some(w) => b.snap(b.gemm((&h).into(), crate::Mat::from(w).t(), None)?)?,
             None => h,
         };
-        Ok(State { h, c })
+        Ok((State { h, c }, [i, f, g, o]))
+    }
+
+    /// `W`, gate by gate: `[hidden, input]` each.
+    pub(crate) fn input_weights<B: Backend<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
+        match self.packed() {
+            Ok(cell) => split(b, Axis::Rows, &cell.w, self.spec.hidden_size),
+            Err(cell) => Ok(cell.input_weights()),
+        }
+    }
+
+    /// `U`, gate by gate: `[hidden, state]` each.
+    pub(crate) fn recurrent_weights<B: Backend<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
+        match self.packed() {
+            Ok(cell) => split(b, Axis::Rows, &cell.u, self.spec.hidden_size),
+            Err(cell) => Ok(cell.recurrent_weights()),
+        }
+    }
+
+    /// The packed matrices, or those of each gate.
+    fn packed(&self) -> Result<&Fused<T>, &Unfused<T>> {
+        match &self.kind {
+            Kind::Fused(cell) => Ok(cell),
+            Kind::PeepholeDense(cell) => Ok(cell.fused()),
+            Kind::PeepholeDiagonal(cell) => Ok(cell.fused()),
+            Kind::Unfused(cell) => Err(cell),
+        }
     }
 }
 
-/// The four gates of `z: [rows, 4 * hidden]`.
-fn split<B: Backend>(b: &B, z: &B::Tensor, hidden: usize) -> Result<Gates<B::Tensor>> {
-    let rows = b.shape(z).rows;
-    let gate = |k| b.slice(z, 0..rows, k * hidden..(k + 1) * hidden);
+/// The four gates that lie side by side or below one another, `hidden` each.
+pub(crate) fn split<B: Backend>(b: &B, axis: Axis, z: &B::Tensor, hidden: usize) -> Result<Gates<B::Tensor>> {
+    let Shape { rows, cols } = b.shape(z);
+    let gate = |k| match axis {
+        Axis::Rows => b.slice(z, k * hidden..(k + 1) * hidden, 0..cols),
+        Axis::Cols => b.slice(z, 0..rows, k * hidden..(k + 1) * hidden),
+    };
     Ok([gate(0)?, gate(1)?, gate(2)?, gate(3)?])
 }

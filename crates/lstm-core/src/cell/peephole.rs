@@ -5,7 +5,7 @@ use crate::{
     backend::Backend,
     config::{CellKind, Param},
     error::{Error, Result},
-    shape::Shape,
+    shape::{Axis, Shape},
     weights::LayerWeights,
 };
 
@@ -22,6 +22,11 @@ impl<T: Clone> PeepholeDense<T> {
         Ok(PeepholeDense { products: Fused::load(b, weights)?, hidden: weights.spec().hidden_size })
     }
 
+    /// The products, which are the fused cell's.
+    pub(super) fn fused(&self) -> &Fused<T> {
+        &self.products
+    }
+
     /// `bias + W x`.
     pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
         self.products.input(b, x)
@@ -31,7 +36,7 @@ impl<T: Clone> PeepholeDense<T> {
     pub fn recurrent<B: Backend<Tensor = T>>(&self, b: &B, z: T, c: &T) -> Result<Gates<T>> {
         let (rows, hidden) = (b.shape(&z).rows, self.hidden);
         let candidate = b.slice(&z, 0..rows, 2 * hidden..3 * hidden)?;
-        let [i, f, _, o] = split(b, &self.products.recurrent(b, z, c)?, hidden)?;
+        let [i, f, _, o] = split(b, Axis::Cols, &self.products.recurrent(b, z, c)?, hidden)?;
         Ok([i, f, candidate, o])
     }
 }
@@ -63,6 +68,11 @@ impl<T: Clone> PeepholeDiagonal<T> {
             f: vector(Param::PeepholeF)?,
             o: vector(Param::PeepholeO)?,
         })
+    }
+
+    /// `p_i`, `p_f`, `p_o`.
+    pub(super) fn vectors(&self) -> [&T; 3] {
+        [&self.i, &self.f, &self.o]
     }
 
     /// The products, which are the fused cell's.

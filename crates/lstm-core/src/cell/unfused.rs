@@ -41,6 +41,14 @@ impl<T: Clone> Unfused<T> {
         Ok(Unfused { gates: [gate(0)?, gate(1)?, gate(2)?, gate(3)?] })
     }
 
+    pub(super) fn input_weights(&self) -> Gates<T> {
+        self.gates.each_ref().map(|gate| gate.w.clone())
+    }
+
+    pub(super) fn recurrent_weights(&self) -> Gates<T> {
+        self.gates.each_ref().map(|gate| gate.u.clone())
+    }
+
     /// `bias + W x` of each gate: four products.
     pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<Gates<T>> {
         let [i, f, g, o] = &self.gates;

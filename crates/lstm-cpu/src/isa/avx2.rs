@@ -88,6 +88,15 @@ impl Simd for __m256 {
             _mm256_blendv_ps(b, a, _mm256_castsi256_ps(below))
         }
     }
+    #[inline(always)]
+    unsafe fn within(self, by: Self, low: f32, high: f32) -> Self {
+        // SAFETY: as above. Comparisons with NaN are false.
+        unsafe {
+            let low = _mm256_cmp_ps::<_CMP_LE_OQ>(by, _mm256_set1_ps(low));
+            let high = _mm256_cmp_ps::<_CMP_GE_OQ>(by, _mm256_set1_ps(high));
+            _mm256_andnot_ps(_mm256_or_ps(low, high), self)
+        }
+    }
 }
 
 crate::kernels::kernels!(__m256, "avx2,fma"; tiles: 1 x 2, 2 x 1, 3 x 1);

@@ -87,6 +87,15 @@ impl Simd for __m512 {
             _mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(bound as i32)), b, a)
         }
     }
+    #[inline(always)]
+    unsafe fn within(self, by: Self, low: f32, high: f32) -> Self {
+        // SAFETY: as above. Comparisons with NaN are false.
+        unsafe {
+            let low = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(by, _mm512_set1_ps(low));
+            let high = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(by, _mm512_set1_ps(high));
+            _mm512_mask_blend_ps(low | high, self, _mm512_setzero_ps())
+        }
+    }
 }
 
 crate::kernels::kernels!(

@@ -79,6 +79,14 @@ impl Simd for float32x4_t {
         // SAFETY: as above.
         unsafe { vbslq_f32(vcltq_u32(vreinterpretq_u32_f32(self.mask(0x7fff_ffff)), vdupq_n_u32(bound)), a, b) }
     }
+    #[inline(always)]
+    unsafe fn within(self, by: Self, low: f32, high: f32) -> Self {
+        // SAFETY: as above. Comparisons with NaN are false.
+        unsafe {
+            let outside = vorrq_u32(vcleq_f32(by, vdupq_n_f32(low)), vcgeq_f32(by, vdupq_n_f32(high)));
+            vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(self), outside))
+        }
+    }
 }
 
 crate::kernels::kernels!(float32x4_t; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1);

@@ -1,10 +1,15 @@
-//! A whole sequence and a stream out of primitives: the definition that every fused kernel is tested against.
+//! A whole sequence, forward and backward, and a stream out of primitives: the definition that every fused kernel is
+//! tested against.
+
+mod backward;
+
+pub use backward::backward;
 
 use std::{future::Future, ops::Range};
 
 use crate::{
-    backend::{Arithmetic, Backend, Output, Path, Sequence, State},
-    cell::Cell,
+    backend::{Arithmetic, Backend, LayerGradients, LayerUpstream, Output, Path, Sequence, State},
+    cell::{Cell, Gates},
     config::LayerSpec,
     error::{Error, Result},
     shape::{Axis, Mat, Shape, zeros},
@@ -22,42 +27,93 @@ pub struct Stream<T> {
     batch: usize,
 }
 
+/// What a forward pass on the reference path keeps.
+#[derive(Clone, Debug)]
+pub struct Trace<T> {
+    /// Snapped, `[steps * batch, input]`.
+    x: T,
+    /// The state around each step, `[batch, state]` and `[batch, hidden]`, in the sequence's order whichever way it is
+    /// walked: a forward layer's step t leads from place t to t + 1, a reverse layer's from t + 1 to t. Sequences that
+    /// have no such step keep the state they had.
+    states: Vec<State<T>>,
+    /// Of each step, `[active, hidden]` each; none where no sequence has the step.
+    gates: Vec<Option<Gates<T>>>,
+    batch: usize,
+}
+
 /// [`Backend::forward`] out of primitives.
 pub fn forward<B: Backend>(
     b: &B,
     layer: &Layer<B::Tensor>,
     sequence: Sequence<'_, B::Tensor>,
 ) -> Result<Output<B::Tensor>> {
+    walk(b, layer, sequence, |_, _| ()).map(|(output, _)| output)
+}
+
+/// [`Backend::forward_train`] out of primitives.
+pub fn forward_train<B: Backend>(
+    b: &B,
+    layer: &Layer<B::Tensor>,
+    sequence: Sequence<'_, B::Tensor>,
+) -> Result<(Output<B::Tensor>, Trace<B::Tensor>)> {
+    let batch = sequence.batch;
+    let (mut states, mut gates) = (Vec::new(), Vec::new());
+    let keep = |state: &State<B::Tensor>, step: Option<Option<Gates<B::Tensor>>>| {
+        states.push(state.clone());
+        gates.extend(step);
+    };
+    let (output, x) = walk(b, layer, sequence, keep)?;
+    if layer.spec().reverse {
+        states.reverse();
+        gates.reverse();
+    }
+    Ok((output, Trace { x, states, gates, batch }))
+}
+
+/// Walks a sequence and shows `keep` the initial state, then each step's gates and the state after it; also returns the
+/// snapped input.
+fn walk<B: Backend>(
+    b: &B,
+    layer: &Layer<B::Tensor>,
+    sequence: Sequence<'_, B::Tensor>,
+    mut keep: impl FnMut(&State<B::Tensor>, Option<Option<Gates<B::Tensor>>>),
+) -> Result<(Output<B::Tensor>, B::Tensor)> {
     let spec = layer.spec();
     sequence.check(spec, |t| b.shape(t))?;
     let (steps, batch) = (sequence.steps, sequence.batch);
     let rows = |t: &B::Tensor, rows: Range<usize>| b.slice(t, rows, 0..b.shape(t).cols);
     let below = |top: B::Tensor, rest: B::Tensor| b.concat(Axis::Rows, &[top, rest]);
 
-    let input = layer.input(b, &b.snap(sequence.x.clone())?)?;
+    let x = b.snap(sequence.x.clone())?;
+    let input = layer.input(b, &x)?;
     let mut state = snap_state(b, sequence.state)?;
     let blank = Shape::new(batch, spec.state_size());
     let blank = b.upload(blank, &zeros("forward", &[blank.rows, blank.cols])?)?;
     let mut y = vec![blank.clone(); steps];
+    keep(&state, None);
     for k in 0..steps {
         let t = if spec.reverse { steps - 1 - k } else { k };
-        match sequence.active(t) {
-            0 => {}
+        let gates = match sequence.active(t) {
+            0 => None,
             n if n == batch => {
-                state = layer.step(b, input.rows(b, t * batch..(t + 1) * batch)?, &state)?;
+                let gates;
+                (state, gates) = layer.step_with_gates(b, input.rows(b, t * batch..(t + 1) * batch)?, &state)?;
                 y[t] = state.h.clone();
+                Some(gates)
             }
             // Lengths descend: the sequences that have this step are the first n rows.
             n => {
                 let now = State { h: rows(&state.h, 0..n)?, c: rows(&state.c, 0..n)? };
-                let next = layer.step(b, input.rows(b, t * batch..t * batch + n)?, &now)?;
+                let (next, gates) = layer.step_with_gates(b, input.rows(b, t * batch..t * batch + n)?, &now)?;
                 y[t] = below(next.h.clone(), rows(&blank, n..batch)?)?;
                 state.h = below(next.h, rows(&state.h, n..batch)?)?;
                 state.c = below(next.c, rows(&state.c, n..batch)?)?;
+                Some(gates)
             }
-        }
+        };
+        keep(&state, Some(gates));
     }
-    Ok(Output::new(b.concat(Axis::Rows, &y)?, state))
+    Ok((Output::new(b.concat(Axis::Rows, &y)?, state), x))
 }
 
 /// [`Backend::stream`] for the reference path.
@@ -157,6 +213,7 @@ impl<B: Backend> Backend for Reference<B> {
     type Tensor = B::Tensor;
     type Layer = Layer<B::Tensor>;
     type Plan = ();
+    type Trace = Trace<B::Tensor>;
     type Stream = Stream<B::Tensor>;
 
     fn name(&self) -> &str {
@@ -192,6 +249,9 @@ impl<B: Backend> Backend for Reference<B> {
     fn clip(&self, x: B::Tensor, bound: f32) -> Result<B::Tensor> {
         self.0.clip(x, bound)
     }
+    fn within(&self, x: B::Tensor, by: &B::Tensor, low: &B::Tensor, high: &B::Tensor) -> Result<B::Tensor> {
+        self.0.within(x, by, low, high)
+    }
     fn slice(&self, x: &B::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<B::Tensor> {
         self.0.slice(x, rows, cols)
     }
@@ -209,6 +269,23 @@ impl<B: Backend> Backend for Reference<B> {
     }
     fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, B::Tensor>) -> Result<Output<B::Tensor>> {
         forward(self, layer, s)
+    }
+    fn forward_train(
+        &self,
+        layer: &Self::Layer,
+        _: &mut (),
+        s: Sequence<'_, B::Tensor>,
+    ) -> Result<(Output<B::Tensor>, Self::Trace)> {
+        forward_train(self, layer, s)
+    }
+    fn backward(
+        &self,
+        layer: &Self::Layer,
+        _: &mut (),
+        trace: &Self::Trace,
+        upstream: LayerUpstream<'_, B::Tensor>,
+    ) -> Result<LayerGradients<B::Tensor>> {
+        backward(self, layer, trace, upstream)
     }
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {
         stream(self, layers, batch)

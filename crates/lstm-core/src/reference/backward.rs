@@ -1,0 +1,206 @@
+//! The backward pass of a layer over a whole sequence, out of primitives: steps in the order opposite to the walk, then
+//! for each chunk of steps one product per weight.
+
+use std::ops::Range;
+
+use super::{Layer, Trace, snap_state};
+use crate::{
+    arithmetic::CHUNK,
+    backend::{Backend, LayerGradients, LayerUpstream, State, WeightGradients},
+    cell::{Backward, Gates, Kept, StepGradients, product, split},
+    config::{Bias, CellKind},
+    error::{Error, Result},
+    shape::{Axis, Mat, Shape, zeros},
+};
+
+/// [`Backend::backward`] out of primitives.
+pub fn backward<B: Backend>(
+    b: &B,
+    layer: &Layer<B::Tensor>,
+    trace: &Trace<B::Tensor>,
+    upstream: LayerUpstream<'_, B::Tensor>,
+) -> Result<LayerGradients<B::Tensor>> {
+    let spec = layer.spec();
+    let (steps, batch) = (trace.gates.len(), trace.batch);
+    let want = Shape::new(steps * batch, spec.input_size);
+    if b.shape(&trace.x) != want || trace.states.len() != steps + 1 {
+        return Err(Error::shape("backward: trace", format!("one of this layer, x {want}"), b.shape(&trace.x)));
+    }
+    upstream.check(spec, steps, batch, |t| b.shape(t))?;
+    let pass = Pass { b, layer, trace, cell: Backward::new(b, layer)?, batch };
+    let w = if upstream.input { Some(layer.input_weights(b)?) } else { None };
+
+    let mut d = snap_state(b, upstream.state)?;
+    let mut weights = upstream.onto;
+    let mut chunks: Vec<Range<usize>> = (0..steps).step_by(CHUNK).map(|t| t..steps.min(t + CHUNK)).collect();
+    if !spec.reverse {
+        chunks.reverse();
+    }
+    let mut x = Vec::new();
+    for chunk in chunks {
+        let mut rows: Vec<StepGradients<B::Tensor>> = Vec::new();
+        for k in 0..chunk.len() {
+            let t = if spec.reverse { chunk.start + k } else { chunk.end - 1 - k };
+            let step;
+            (step, d) = pass.step(t, upstream.y, d)?;
+            rows.push(step);
+        }
+        if !spec.reverse {
+            rows.reverse();
+        }
+        let z = pass.join(rows.iter().map(|step| b.concat(Axis::Cols, &step.z)))?;
+        weights = Some(pass.weights(chunk, &z, &rows, weights)?);
+        if let Some([w_i, w_f, w_g, w_o]) = &w {
+            let [z_i, z_f, z_g, z_o] = split(b, Axis::Cols, &z, spec.hidden_size)?;
+            x.push(product(b, &[(&z_i, w_i), (&z_f, w_f), (&z_g, w_g), (&z_o, w_o)])?);
+        }
+    }
+    if !spec.reverse {
+        x.reverse();
+    }
+    let x = if upstream.input { Some(b.concat(Axis::Rows, &x)?) } else { None };
+    let weights = weights.ok_or_else(|| Error::shape("backward: steps", "at least 1", 0))?;
+    Ok(LayerGradients { x, state: d, weights })
+}
+
+/// What all steps share.
+struct Pass<'a, B: Backend> {
+    b: &'a B,
+    layer: &'a Layer<B::Tensor>,
+    trace: &'a Trace<B::Tensor>,
+    cell: Backward<'a, B::Tensor>,
+    batch: usize,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    /// Step `t`, given the gradient of the state after it; all rows, those of sequences without this step being zero.
+    fn step(
+        &self,
+        t: usize,
+        y: &B::Tensor,
+        d: State<B::Tensor>,
+    ) -> Result<(StepGradients<B::Tensor>, State<B::Tensor>)> {
+        let (b, spec) = (self.b, self.layer.spec());
+        let Some(gates) = &self.trace.gates[t] else {
+            return Ok((self.blank()?, d));
+        };
+        let n = b.shape(&gates[0]).rows;
+        let first = |x: &B::Tensor| self.rows(x, 0..n);
+        let (old, new) = if spec.reverse { (t + 1, t) } else { (t, t + 1) };
+        let (old, new) = (&self.trace.states[old], &self.trace.states[new]);
+        let dy = self.rows(y, t * self.batch..t * self.batch + n)?;
+        let dh = b.snap(b.mul_add(1.0, &dy, None, Some(&first(&d.h)?))?)?;
+        let mut step = self.cell.step(
+            b,
+            Kept {
+                gates: gates.clone(),
+                c_old: first(&old.c)?,
+                c: first(&new.c)?,
+                h: first(&new.h)?,
+                d: State { h: dh, c: first(&d.c)? },
+            },
+        )?;
+        if n == self.batch {
+            let d = step.state.clone();
+            return Ok((step, d));
+        }
+        let blank = self.blank()?;
+        let rest = |x: &B::Tensor| self.rows(x, n..self.batch);
+        let below = |top: &B::Tensor, bottom: &B::Tensor| b.concat(Axis::Rows, &[top.clone(), bottom.clone()]);
+        let pad = |top: &mut B::Tensor, blank: &B::Tensor| {
+            *top = below(top, &rest(blank)?)?;
+            Ok(())
+        };
+        let d = State { h: below(&step.state.h, &rest(&d.h)?)?, c: below(&step.state.c, &rest(&d.c)?)? };
+        step.z.iter_mut().zip(&blank.z).try_for_each(|(z, blank)| pad(z, blank))?;
+        if let (Some((dh, h)), Some((blank_dh, blank_h))) = (&mut step.projection, &blank.projection) {
+            pad(dh, blank_dh)?;
+            pad(h, blank_h)?;
+        }
+        if let (Some(rows), Some(blank)) = (&mut step.peephole, &blank.peephole) {
+            rows.iter_mut().zip(blank).try_for_each(|(row, blank)| pad(row, blank))?;
+        }
+        Ok((step, d))
+    }
+
+    /// A step that no sequence has.
+    fn blank(&self) -> Result<StepGradients<B::Tensor>> {
+        let spec = self.layer.spec();
+        let zeros = |cols| self.b.upload(Shape::new(self.batch, cols), &zeros("backward", &[self.batch, cols])?);
+        let (h, c) = (zeros(spec.state_size())?, zeros(spec.hidden_size)?);
+        let four = || -> Gates<B::Tensor> { [c.clone(), c.clone(), c.clone(), c.clone()] };
+        Ok(StepGradients {
+            z: four(),
+            projection: spec.proj_size.map(|_| (h.clone(), c.clone())),
+            peephole: (spec.cell == CellKind::PeepholeDiagonal).then(|| [c.clone(), c.clone(), c.clone()]),
+            state: State { h, c: c.clone() },
+        })
+    }
+
+    /// The weights' gradients of a chunk of steps, added to `onto`: products over all its rows.
+    fn weights(
+        &self,
+        chunk: Range<usize>,
+        z: &B::Tensor,
+        steps: &[StepGradients<B::Tensor>],
+        onto: Option<WeightGradients<B::Tensor>>,
+    ) -> Result<WeightGradients<B::Tensor>> {
+        let (b, spec, trace) = (self.b, self.layer.spec(), self.trace);
+        let onto = onto.as_ref();
+        let rows = b.shape(z).rows;
+        let ones = b.upload(Shape::new(rows, 1), &vec![1.0; rows])?;
+        let outer = |d: &B::Tensor, x: &B::Tensor, onto: Option<&B::Tensor>| b.gemm(Mat::from(d).t(), x.into(), onto);
+        let sum = |d: &B::Tensor, onto: Option<&B::Tensor>| b.gemm(Mat::from(&ones).t(), d.into(), onto);
+
+        let x = self.rows(&trace.x, chunk.start * self.batch..chunk.end * self.batch)?;
+        let before = if spec.reverse { chunk.start + 1..chunk.end + 1 } else { chunk };
+        let states = trace.states[before].iter();
+        // The dense peephole's candidate does not see the state.
+        let (seen, z_seen) = match spec.cell {
+            CellKind::PeepholeDense => {
+                let mut parts = split(b, Axis::Cols, z, spec.hidden_size)?;
+                let shape = b.shape(&parts[2]);
+                parts[2] = b.upload(shape, &zeros("backward", &[shape.rows, shape.cols])?)?;
+                (self.join(states.map(|s| Ok(s.c.clone())))?, b.concat(Axis::Cols, &parts)?)
+            }
+            _ => (self.join(states.map(|s| Ok(s.h.clone())))?, z.clone()),
+        };
+        let projection = match spec.proj_size {
+            Some(_) => {
+                let part = |pick: fn(&(B::Tensor, B::Tensor)) -> &B::Tensor| {
+                    self.join(steps.iter().filter_map(|s| s.projection.as_ref()).map(|p| Ok(pick(p).clone())))
+                };
+                Some(outer(&part(|p| &p.0)?, &part(|p| &p.1)?, onto.and_then(|o| o.projection.as_ref()))?)
+            }
+            None => None,
+        };
+        let peephole = match spec.cell {
+            CellKind::PeepholeDiagonal => {
+                let vector = |k: usize| {
+                    let rows = steps.iter().filter_map(|s| s.peephole.as_ref()).map(|rows| Ok(rows[k].clone()));
+                    sum(&self.join(rows)?, onto.and_then(|o| o.peephole.as_ref()).map(|p| &p[k]))
+                };
+                Some([vector(0)?, vector(1)?, vector(2)?])
+            }
+            _ => None,
+        };
+        Ok(WeightGradients {
+            input: outer(z, &x, onto.map(|o| &o.input))?,
+            recurrent: outer(&z_seen, &seen, onto.map(|o| &o.recurrent))?,
+            bias: match spec.bias {
+                Bias::None => None,
+                _ => Some(sum(z, onto.and_then(|o| o.bias.as_ref()))?),
+            },
+            projection,
+            peephole,
+        })
+    }
+
+    fn join(&self, parts: impl Iterator<Item = Result<B::Tensor>>) -> Result<B::Tensor> {
+        self.b.concat(Axis::Rows, &parts.collect::<Result<Vec<_>>>()?)
+    }
+
+    fn rows(&self, x: &B::Tensor, rows: Range<usize>) -> Result<B::Tensor> {
+        self.b.slice(x, rows, 0..self.b.shape(x).cols)
+    }
+}

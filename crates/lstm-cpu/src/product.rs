@@ -1,0 +1,132 @@
+//! The product of two strided matrices, panel by panel, out of the same tiles as the layers: general products and the
+//! weights' gradients.
+
+use std::{ops::Range, ptr::null};
+
+use crate::kernels::{Kernels, TileArgs};
+
+/// Rows whose sums are kept beside a panel.
+pub(crate) const ROWS: usize = 96;
+
+/// A matrix in memory: element (r, c) lies at `r * row + c * col` from `at`.
+#[derive(Clone, Copy)]
+pub(crate) struct Strided {
+    pub(crate) at: *const f32,
+    pub(crate) row: usize,
+    pub(crate) col: usize,
+}
+
+impl Strided {
+    /// Row-major.
+    pub(crate) fn rows(at: *const f32, row: usize) -> Self {
+        Strided { at, row, col: 1 }
+    }
+
+    /// The same matrix, transposed.
+    pub(crate) fn t(self) -> Self {
+        Strided { row: self.col, col: self.row, ..self }
+    }
+}
+
+/// What is added to a product, last.
+#[derive(Clone, Copy)]
+pub(crate) enum Onto {
+    Nothing,
+    /// What the output holds.
+    Output,
+    /// A matrix of the output's shape, or, with a distance of 0, one row for all.
+    Matrix(*const f32, usize),
+}
+
+/// `out = onto + a . b`, with `a` of `m` by `k` and `b` of `k` by `n`.
+pub(crate) struct Product<'a> {
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) m: usize,
+    pub(crate) k: usize,
+    pub(crate) n: usize,
+    pub(crate) a: Strided,
+    pub(crate) b: Strided,
+    pub(crate) onto: Onto,
+    pub(crate) out: *mut f32,
+    /// Distance between rows of `out`.
+    pub(crate) ldo: usize,
+}
+
+/// Floats of scratch memory that a product of `k` terms needs.
+pub(crate) fn scratch(kernels: &Kernels, k: usize) -> usize {
+    (k + ROWS) * kernels.panel()
+}
+
+impl Product<'_> {
+    /// Panels of columns.
+    pub(crate) fn panels(&self) -> usize {
+        self.n.div_ceil(self.kernels.panel())
+    }
+
+    /// Some rows of the columns of panel `p`.
+    ///
+    /// # Safety
+    /// The matrices cover their sizes; `scratch` is as long as [`scratch`] says; nobody else writes to these rows and
+    /// columns of the output.
+    pub(crate) unsafe fn panel(&self, p: usize, rows: Range<usize>, scratch: &mut [f32]) {
+        let (k, width) = (self.k, self.kernels.panel());
+        let (first_col, len) = (p * width, width.min(self.n - p * width));
+        let (panel, sums) = scratch.split_at_mut(k * width);
+        // SAFETY: columns first_col..first_col + len of `b`.
+        unsafe { self.pack(first_col, len, panel) };
+        for first in rows.clone().step_by(ROWS) {
+            let count = ROWS.min(rows.end - first);
+            // SAFETY: `count` rows of `a` from `first` on; the panel and `sums` are as large as the kernel needs.
+            unsafe {
+                self.kernels.rows(
+                    count,
+                    TileArgs {
+                        k,
+                        a: self.a.at.add(first * self.a.row),
+                        lda: self.a.row,
+                        ka: self.a.col,
+                        panel: panel.as_ptr(),
+                        out: sums.as_mut_ptr(),
+                        ldo: width,
+                        add: false,
+                        ahead: null(),
+                    },
+                );
+            }
+            for (row, sums) in (first..first + count).zip(sums.chunks_exact(width)) {
+                // SAFETY: row and columns lie within the output, and within `onto`.
+                unsafe {
+                    let out = std::slice::from_raw_parts_mut(self.out.add(row * self.ldo + first_col), len);
+                    match self.onto {
+                        Onto::Nothing => out.copy_from_slice(&sums[..len]),
+                        Onto::Output => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+                        Onto::Matrix(at, stride) => {
+                            let onto = std::slice::from_raw_parts(at.add(row * stride + first_col), len);
+                            out.iter_mut().zip(sums).zip(onto).for_each(|((out, sum), onto)| *out = onto + sum);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Columns `start..start + len` of `b`, padded with zeros to a panel.
+    ///
+    /// # Safety
+    /// As for [`panel`](Self::panel).
+    unsafe fn pack(&self, start: usize, len: usize, panel: &mut [f32]) {
+        let width = self.kernels.panel();
+        for (k, row) in panel.chunks_exact_mut(width).enumerate() {
+            // SAFETY: row k has columns start..start + len.
+            unsafe {
+                let from = self.b.at.add(k * self.b.row + start * self.b.col);
+                if self.b.col == 1 {
+                    row[..len].copy_from_slice(std::slice::from_raw_parts(from, len));
+                } else {
+                    row[..len].iter_mut().enumerate().for_each(|(j, v)| *v = *from.add(j * self.b.col));
+                }
+            }
+            row[len..].fill(0.0);
+        }
+    }
+}
