@@ -16,7 +16,7 @@ here = pathlib.Path(__file__).parent
 subprocess.run(["cargo", "build", "--quiet", "--release", "--package", "lstm-benches"], cwd=here, check=True)
 ours = ["cargo", "run", "--quiet", "--release", "--package", "lstm-benches", "--"]
 times = collections.defaultdict(list)
-cases = [c for c in json.load(open(here / "cases.json")) if c["kind"] != "train" and a.only in c["name"]]
+cases = [c for c in json.load(open(here / "cases.json")) if a.only in c["name"]]
 for threads in a.threads.split(","):
     for _ in range(a.rounds):
         for c in cases:

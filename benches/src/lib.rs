@@ -1,6 +1,6 @@
 //! The table of timed cases, `cases.json`, and what one run of a case is.
 
-use lstm_core::{Backend, Error, HostState, Input, Lstm, LstmConfig, Result, Stream, ndarray::Array3};
+use lstm_core::{Backend, HostState, Input, Keep, Lstm, LstmConfig, Result, Stream, ndarray::Array3};
 use serde::Deserialize;
 
 /// One line of the table.
@@ -55,7 +55,7 @@ impl Case {
     /// Brings the case's model to `backend`.
     ///
     /// # Errors
-    /// What the device refuses; [`Error::Config`] for a kind that is not there yet.
+    /// What the device refuses.
     pub fn prepare<B: Backend>(&self, backend: &B) -> Result<Job<B>> {
         let lstm = Lstm::random(backend, self.config(), 1)?;
         let mut seed = 1u32;
@@ -70,7 +70,7 @@ impl Case {
                 y: vec![0.0; self.batch * self.config().output_size()],
                 x: x.into_raw_vec_and_offset().0,
             }),
-            Kind::Train => Err(Error::config("kind", "training is not there yet")),
+            Kind::Train => Ok(Job::Train { lstm, x }),
         }
     }
 }
@@ -80,6 +80,13 @@ impl Case {
 pub enum Job<B: Backend> {
     /// See [`Kind::Forward`].
     Forward {
+        /// The model.
+        lstm: Lstm<B>,
+        /// `(steps, batch, input)`
+        x: Array3<f32>,
+    },
+    /// See [`Kind::Train`].
+    Train {
         /// The model.
         lstm: Lstm<B>,
         /// `(steps, batch, input)`
@@ -104,7 +111,20 @@ impl<B: Backend> Job<B> {
     pub fn run(&mut self) -> Result<Option<(Array3<f32>, HostState)>> {
         match self {
             Job::Forward { lstm, x } => lstm.forward(Input::from(&*x).time_major()).map(Some),
+            Job::Train { lstm, x } => {
+                let pass = lstm.forward_train(Input::from(&*x).time_major(), Keep::Everything)?;
+                let (loss, dy) = mean_of_squares(&pass.y);
+                std::hint::black_box((loss, pass.tape.backward(&dy)?));
+                Ok(Some((pass.y, pass.state)))
+            }
             Job::Step { stream, x, y } => stream.step(x, y).map(|()| None),
         }
     }
+}
+
+/// The mean of squares and its gradient, `2 y / n`.
+fn mean_of_squares(y: &Array3<f32>) -> (f32, Array3<f32>) {
+    let n = y.len() as f32;
+    let loss = y.iter().map(|v| v * v).sum::<f32>() / n;
+    (loss, y.mapv(|v| 2.0 / n * v))
 }

@@ -28,10 +28,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
     let cpu = Cpu::builder().threads(args.threads).build()?;
     for case in cases().into_iter().filter(|case| case.name.contains(&args.only)) {
-        if case.kind == Kind::Train {
-            eprintln!("{}: not run (training is not there yet)", case.name);
-            continue;
-        }
         let mut job = case.prepare(&cpu)?;
         let repeat = if case.kind == Kind::Step { STEPS } else { 1 };
         let (mut times, start) = (Vec::new(), Instant::now());
