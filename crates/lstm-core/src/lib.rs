@@ -18,6 +18,7 @@ mod lstm;
 pub mod reference;
 pub mod shape;
 mod stream;
+pub mod train;
 pub mod weights;
 
 pub use backend::{Arithmetic, Backend, Output, Path, Sequence, State};
