@@ -7,6 +7,9 @@
 
 mod clip;
 mod loss;
+mod schedule;
+mod text;
 
 pub use clip::{Clip, norm};
 pub use loss::{IGNORE, cross_entropy, mean_squared};
+pub use schedule::{Decay, Schedule};
