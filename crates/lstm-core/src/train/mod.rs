@@ -3,7 +3,7 @@
 //! All of it is host code in one plain implementation, so a run gives the same bits wherever it runs: IEEE operations
 //! in the order that each item documents, none fused, sums in f64 and in the order of the elements, powers, logarithms
 //! and cosines from the `libm` crate in f64. Definitions are those of PyTorch's functions of the same names; results
-//! differ from PyTorch's in roundings only.
+//! differ from PyTorch's in roundings, and where an item says so.
 //!
 //! ```
 //! use lstm_core::{ndarray::array, train::{Clip, Method, Optimizer, Parameter, Schedule, mean_squared}};
