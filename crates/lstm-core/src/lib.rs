@@ -20,6 +20,7 @@ pub mod reference;
 pub mod shape;
 mod stream;
 mod tape;
+pub mod train;
 pub mod weights;
 
 pub use backend::{Arithmetic, Backend, LayerGradients, LayerUpstream, Output, Path, Sequence, State, WeightGradients};

@@ -1,0 +1,115 @@
+//! Bounds on gradients, so that one step can't go far.
+
+use crate::{error::Result, shape::check_clip};
+
+/// How large gradients are made smaller before a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Clip {
+    /// Scales all gradients by one factor so that their [`norm`] together is at most this:
+    /// `torch.nn.utils.clip_grad_norm_`.
+    Norm(f32),
+    /// Bounds each element to `[-bound, bound]`: `torch.nn.utils.clip_grad_value_`.
+    Value(f32),
+}
+
+impl Clip {
+    /// Checks the bound.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if it is not positive and finite.
+    pub fn validate(&self) -> Result<()> {
+        let (Clip::Norm(bound) | Clip::Value(bound)) = *self;
+        check_clip(bound)
+    }
+
+    /// Clips all of a model's gradients and returns the [`norm`] that they had before.
+    ///
+    /// - `Norm(max)`: with `factor = max / (norm + 1e-6)` in f64, rounded to f32, each `g = factor * g`; gradients
+    ///   whose factor would be 1 or more keep their bits.
+    /// - `Value(bound)`: `g = min(max(g, -bound), bound)`.
+    ///
+    /// If the norm is not finite, some gradient is not either, and no factor helps: all are left as they are, and the
+    /// caller, who sees the norm, decides, for example to leave out the step. (PyTorch would spread NaN to all of them
+    /// or, by value, clip the infinite.)
+    ///
+    /// # Errors
+    /// A bound that is not [valid](Self::validate); then nothing is changed.
+    pub fn apply(&self, gradients: &mut [&mut [f32]]) -> Result<f64> {
+        self.validate()?;
+        let norm = norm(gradients.iter().map(|gradient| &**gradient));
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
+        let elements = gradients.iter_mut().flat_map(|gradient| gradient.iter_mut());
+        match *self {
+            Clip::Norm(max) => {
+                let factor = (f64::from(max) / (norm + 1e-6)) as f32;
+                if factor < 1.0 {
+                    elements.for_each(|g| *g *= factor);
+                }
+            }
+            Clip::Value(bound) => elements.for_each(|g| *g = g.clamp(-bound, bound)),
+        }
+        Ok(norm)
+    }
+}
+
+/// The Euclidean norm of all gradients as one vector: the square root of the sum of squares, in f64, in the order of
+/// gradients and elements. 0 if there are none; not finite if an element is not, and else finite.
+pub fn norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
+    let sum = gradients.into_iter().flatten().fold(0.0, |sum, &g| sum + f64::from(g) * f64::from(g));
+    libm::sqrt(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    fn clipped(clip: Clip, mut a: Vec<f32>, mut b: Vec<f32>) -> (f64, Vec<f32>) {
+        let norm = clip.apply(&mut [&mut a, &mut b]).unwrap();
+        (norm, [a, b].concat())
+    }
+
+    #[test]
+    fn one_factor_for_all() {
+        let (norm, g) = clipped(Clip::Norm(1.0), vec![3.0], vec![0.0, -4.0]);
+        let factor = (1.0 / (5.0 + 1e-6)) as f32;
+        assert_eq!((norm, g), (5.0, vec![3.0 * factor, 0.0, -4.0 * factor]));
+    }
+
+    #[test]
+    fn small_gradients_keep_their_bits() {
+        let (norm, g) = clipped(Clip::Norm(5.1), vec![3.0], vec![-0.0, -4.0]);
+        assert_eq!((norm, g[1].to_bits(), g), (5.0, (-0.0f32).to_bits(), vec![3.0, 0.0, -4.0]));
+        assert_eq!(clipped(Clip::Norm(1.0), vec![], vec![]), (0.0, vec![]));
+    }
+
+    #[test]
+    fn each_element_is_bounded() {
+        assert_eq!(clipped(Clip::Value(2.0), vec![3.0], vec![1.0, -4.0]).1, [2.0, 1.0, -2.0]);
+    }
+
+    #[test]
+    fn nothing_is_done_to_what_is_not_finite() {
+        for clip in [Clip::Norm(1.0), Clip::Value(1.0)] {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let (norm, g) = clipped(clip, vec![3.0], vec![bad, -4.0]);
+                assert!(!norm.is_finite() && g[1].to_bits() == bad.to_bits());
+                assert_eq!((g[0], g[2]), (3.0, -4.0));
+            }
+            assert!(clipped(clip, vec![f32::MAX; 9], vec![]).0.is_finite());
+        }
+    }
+
+    #[test]
+    fn bounds_are_positive_and_finite() {
+        for bound in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            for clip in [Clip::Norm(bound), Clip::Value(bound)] {
+                let mut g = [9.0];
+                assert!(matches!(clip.apply(&mut [&mut g]), Err(Error::Config { option: "clip", .. })));
+                assert_eq!(g, [9.0]);
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Losses and their gradients: mean squared error and cross entropy.
+
+use ndarray::{Array, ArrayView, Dimension};
+
+use crate::{
+    error::{Error, Result},
+    shape::zeros,
+};
+
+/// The target of a row that [`cross_entropy`] leaves out (PyTorch's `ignore_index`), such as padding.
+pub const IGNORE: usize = usize::MAX;
+
+/// The mean squared error and its gradient by the prediction: `torch.nn.MSELoss()`.
+///
+/// Over all n elements, `loss = sum((p - t)^2) / n` and `gradient = 2 (p - t) / n`, all in f64; the gradient is
+/// rounded once.
+///
+/// A prediction or target that is not finite gives a loss that is not finite.
+///
+/// ```
+/// use lstm_core::{ndarray::array, train::mean_squared};
+/// let (loss, gradient) = mean_squared(array![1.0, 4.0].view(), array![1.0, 2.0].view())?;
+/// assert_eq!((loss, gradient), (2.0, array![0.0, 2.0]));
+/// # Ok::<(), lstm_core::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes differ or there are no elements.
+pub fn mean_squared<D: Dimension>(
+    prediction: ArrayView<'_, f32, D>,
+    target: ArrayView<'_, f32, D>,
+) -> Result<(f64, Array<f32, D>)> {
+    const OP: &str = "mean_squared";
+    let shape = prediction.shape();
+    if target.shape() != shape {
+        let (expected, got) = (format!("{shape:?}, as the prediction"), format!("{:?}", target.shape()));
+        return Err(Error::shape(format!("{OP}: target"), expected, got));
+    }
+    check_not_empty(OP, "prediction", shape)?;
+    let n = prediction.len() as f64;
+    let mut gradient = zeros(OP, shape)?;
+    let mut sum = 0.0;
+    for ((place, &p), &t) in gradient.iter_mut().zip(&prediction).zip(&target) {
+        let difference = f64::from(p) - f64::from(t);
+        sum += difference * difference;
+        *place = (2.0 * difference / n) as f32;
+    }
+    Ok((sum / n, array(OP, prediction.raw_dim(), gradient)?))
+}
+
+/// The mean cross entropy of rows of logits, in nats, and its gradient by the logits:
+/// `torch.nn.CrossEntropyLoss(ignore_index=IGNORE)` with the classes along the last axis.
+///
+/// `targets` has the class of each row, rows in row-major order of the other axes; rows whose target is [`IGNORE`] are
+/// left out. Over the n rows that count, with `m = max(x)` and `s = sum(exp(x - m))` of a row x and its target t,
+///
+/// ```text
+/// loss = sum(log(s) - (x[t] - m)) / n
+/// gradient[k] = (exp(x[k] - m) / s - (1 if k = t else 0)) / n,  or 0 in a row that is left out
+/// ```
+///
+/// all in f64; the gradient is rounded once. Logits that are not finite give a loss that is not finite, except
+/// minus infinity, which is probability 0 and so infinite only at a row's target.
+///
+/// ```
+/// use lstm_core::{ndarray::array, train::{IGNORE, cross_entropy}};
+/// let (loss, gradient) = cross_entropy(array![[0.0, 0.0], [7.0, 9.0]].view(), &[1, IGNORE])?;
+/// assert!((loss - 2.0f64.ln()).abs() < 1e-15);
+/// assert_eq!(gradient, array![[0.5, -0.5], [0.0, 0.0]]);
+/// # Ok::<(), lstm_core::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Shape`]: no axis, no elements, another number of targets than rows, a target that is not a class (it
+/// names the row), no row that counts.
+pub fn cross_entropy<D: Dimension>(logits: ArrayView<'_, f32, D>, targets: &[usize]) -> Result<(f64, Array<f32, D>)> {
+    const OP: &str = "cross_entropy";
+    let shape = logits.shape();
+    let Some(&classes) = shape.last() else {
+        return Err(Error::shape(format!("{OP}: logits"), "at least one axis", "none"));
+    };
+    check_not_empty(OP, "logits", shape)?;
+    let rows = logits.len() / classes;
+    if targets.len() != rows {
+        return Err(Error::shape(format!("{OP}: targets"), format!("{rows}, one per row of {shape:?}"), targets.len()));
+    }
+    if let Some(row) = targets.iter().position(|&t| t >= classes && t != IGNORE) {
+        let expected = format!("a class below {classes} or IGNORE");
+        return Err(Error::shape(format!("{OP}: target of row {row}"), expected, targets[row]));
+    }
+    let count = targets.iter().filter(|&&t| t != IGNORE).count();
+    if count == 0 {
+        return Err(Error::shape(format!("{OP}: targets"), "at least one row that counts", "only IGNORE"));
+    }
+    let n = count as f64;
+    let mut gradient = zeros(OP, shape)?;
+    let mut sum = 0.0;
+    for ((row, places), &target) in logits.rows().into_iter().zip(gradient.chunks_exact_mut(classes)).zip(targets) {
+        if target == IGNORE {
+            continue;
+        }
+        let max = row.iter().fold(f64::NEG_INFINITY, |max, &x| max.max(f64::from(x)));
+        let shifted = |x: f32| f64::from(x) - max;
+        let total = row.iter().fold(0.0, |total, &x| total + libm::exp(shifted(x)));
+        sum += libm::log(total) - shifted(row[target]);
+        for (k, (place, &x)) in places.iter_mut().zip(row).enumerate() {
+            let hot = if k == target { 1.0 } else { 0.0 };
+            *place = ((libm::exp(shifted(x)) / total - hot) / n) as f32;
+        }
+    }
+    Ok((sum / n, array(OP, logits.raw_dim(), gradient)?))
+}
+
+fn check_not_empty(op: &str, argument: &str, shape: &[usize]) -> Result<()> {
+    if shape.contains(&0) {
+        return Err(Error::shape(format!("{op}: {argument}"), "at least one element", format!("{shape:?}")));
+    }
+    Ok(())
+}
+
+fn array<D: Dimension>(op: &str, dim: D, values: Vec<f32>) -> Result<Array<f32, D>> {
+    Array::from_shape_vec(dim.clone(), values).map_err(|why| Error::shape(op, format!("{:?}", dim.slice()), why))
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array2, ArrayD, IxDyn, arr0, array};
+
+    use super::*;
+
+    fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn any_layout_gives_the_same() {
+        let (p, t) = (array![[1.5f32, -2.0, 0.25], [3.0, 0.0, -7.5]], array![[1.0f32, 2.0, 3.0], [-4.0, 5.0, 6.0]]);
+        let (fp, ft) = (p.t().as_standard_layout().into_owned(), t.t().as_standard_layout().into_owned());
+        let plain = mean_squared(p.view(), t.view()).unwrap();
+        assert_eq!(plain, mean_squared(fp.t(), ft.t()).unwrap());
+        assert_eq!(plain, mean_squared(p.view(), ft.t()).unwrap());
+        assert!(mean_squared(fp.t(), ft.t()).unwrap().1.is_standard_layout());
+        assert_eq!(cross_entropy(p.view(), &[2, 0]).unwrap(), cross_entropy(fp.t(), &[2, 0]).unwrap());
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow() {
+        let (loss, gradient) = cross_entropy(array![f32::MAX, 0.0, f32::MIN].view(), &[1]).unwrap();
+        assert_eq!((loss, gradient), (f64::from(f32::MAX), array![1.0, -1.0, 0.0]));
+        let (loss, gradient) = cross_entropy(array![0.0, f32::NEG_INFINITY].view(), &[0]).unwrap();
+        assert_eq!((loss, gradient), (0.0, array![0.0, 0.0]));
+    }
+
+    #[test]
+    fn what_is_not_finite_shows_in_the_loss() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(!mean_squared(array![bad, 1.0].view(), array![0.0, 0.0].view()).unwrap().0.is_finite());
+            assert!(!cross_entropy(array![bad, 1.0].view(), &[0]).unwrap().0.is_finite());
+        }
+        assert!(cross_entropy(array![f32::NAN, 1.0].view(), &[1]).unwrap().0.is_nan());
+        let (loss, gradient) = cross_entropy(array![[f32::NAN, 1.0], [0.0, 0.0]].view(), &[IGNORE, 0]).unwrap();
+        assert!(loss.is_finite() && gradient.iter().all(|g| g.is_finite()), "a row that is left out");
+    }
+
+    #[test]
+    fn misfits_are_named() {
+        let x = Array2::<f32>::zeros((2, 3));
+        for (error, parts) in [
+            (
+                message(mean_squared(x.view(), Array2::zeros((3, 2)).view())),
+                ["mean_squared: target", "[2, 3]", "[3, 2]"],
+            ),
+            (
+                message(mean_squared(x.view().into_dyn(), ArrayD::zeros(IxDyn(&[6])).view())),
+                ["target", "[2, 3]", "[6]"],
+            ),
+            (
+                message(mean_squared(x.slice(ndarray::s![0..0, ..]), Array2::zeros((0, 3)).view())),
+                ["one", "[0, 3]", ""],
+            ),
+            (message(cross_entropy(arr0(1.0f32).view(), &[0])), ["cross_entropy: logits", "one axis", "none"]),
+            (message(cross_entropy(Array2::zeros((2, 0)).view(), &[0, 0])), ["logits", "one element", "[2, 0]"]),
+            (message(cross_entropy(x.view(), &[0])), ["targets", "2, one per row of [2, 3]", "got 1"]),
+            (message(cross_entropy(x.view(), &[IGNORE, 3])), ["row 1", "below 3", "got 3"]),
+            (message(cross_entropy(x.view(), &[IGNORE, IGNORE])), ["targets", "one row", "IGNORE"]),
+        ] {
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}: {parts:?}");
+        }
+    }
+
+    #[test]
+    fn a_shape_larger_than_memory_is_an_error() {
+        let huge = array![1.0f32];
+        let huge = huge.broadcast(isize::MAX as usize).unwrap();
+        assert!(matches!(mean_squared(huge, huge), Err(Error::TooLarge { op: "mean_squared", .. })));
+    }
+}

@@ -1,0 +1,38 @@
+//! What training needs besides gradients: losses, optimizers, clipping, learning rates.
+//!
+//! All of it is host code in one plain implementation, so a run gives the same bits wherever it runs: IEEE operations
+//! in the order that each item documents, none fused, sums in f64 and in the order of the elements, powers, logarithms
+//! and cosines from the `libm` crate in f64. Definitions are those of PyTorch's functions of the same names; results
+//! differ from PyTorch's in roundings, and where an item says so.
+//!
+//! ```
+//! use lstm_core::{ndarray::array, train::{Clip, Method, Optimizer, Parameter, Schedule, mean_squared}};
+//!
+//! let (x, target) = (array![1.0f32, 2.0, 3.0], array![2.0f32, 4.0, 6.0]);
+//! let mut weight = [0.0f32];
+//! let schedule = Schedule::cosine(0.1, 200, 0.0).warmup(10);
+//! let mut optimizer = Optimizer::new(Method::adamw())?;
+//! for step in 0..200 {
+//!     let (_loss, by_prediction) = mean_squared((&x * weight[0]).view(), target.view())?;
+//!     let mut gradient = [by_prediction.dot(&x)];
+//!     Clip::Norm(5.0).apply(&mut [&mut gradient])?;
+//!     let parameter = Parameter { name: "weight", value: &mut weight, gradient: &gradient };
+//!     optimizer.step(schedule.rate(step), &mut [parameter])?;
+//! }
+//! assert!((weight[0] - 2.0).abs() < 0.01);
+//! # Ok::<(), lstm_core::Error>(())
+//! ```
+
+mod clip;
+mod loss;
+mod method;
+mod optimizer;
+mod schedule;
+mod text;
+mod update;
+
+pub use clip::{Clip, norm};
+pub use loss::{IGNORE, cross_entropy, mean_squared};
+pub use method::Method;
+pub use optimizer::{Optimizer, Parameter};
+pub use schedule::{Decay, Schedule};
