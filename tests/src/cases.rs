@@ -216,6 +216,9 @@ fn options_of(name: &str, cell: CellKind) -> Vec<Case> {
         case("coupled-clip").with(|c| c.coupled().clip(0.5)),
         case("stacked-bidirectional-lengths").uneven().with(|c| c.layers(2).bidirectional()),
         Case { training: Some(5), ..case("dropout").with(|c| c.layers(3).dropout(0.5)) },
+        // More than two of the chunks in which the weights' gradients are summed.
+        case("long").sizes(3, 6, 2, 70),
+        case("long-lengths").sizes(3, 5, 6, 66).uneven().with(|c| c.layers(2).bidirectional()),
         // Without training, dropout does nothing.
         case("dropout-inference").with(|c| c.layers(3).dropout(0.5)),
     ];

@@ -45,6 +45,16 @@ fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> R
     same_passes("training", want, &passes(model, &data, Keep::Everything)?)?;
     same_passes("in segments", want, &passes(model, &data, Keep::Segments(CHUNK))?)?;
 
+    if let Some(lengths) = &data.lengths {
+        // Nothing beyond a sequence's length has any influence.
+        let mut data = data.clone();
+        for (b, &len) in lengths.iter().enumerate() {
+            data.x.slice_mut(s![b, len.., ..]).fill(f32::NAN);
+            data.dy.slice_mut(s![b, len.., ..]).fill(f32::NAN);
+        }
+        same_passes("NaN beyond the lengths", want, &passes(model, &data, Keep::Everything)?)?;
+    }
+
     let turned = |a: &Array3<f32>| a.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
     let (x, dy) = (turned(&data.x), turned(&data.dy));
     let pass = model.forward_train(data.options(Input::from(&x)).time_major(), Keep::Everything)?;
@@ -170,6 +180,11 @@ pub fn empty<B: Backend>(b: &B, cell: CellKind) -> Result<()> {
         let y = Array3::zeros((batch, steps, config.output_size()));
         let given = data.state.clone().context("cases start from a state")?;
         same_outputs("given state", &Outputs { y: y.clone(), state: given }, &outputs(&model, &data)?)?;
+        let gradients = passes(&model, &data, Keep::Everything)?.gradients;
+        ensure!(gradients.state == data.dstate, "the final state is the initial one");
+        ensure!(gradients.x.is_some_and(|x| x.dim() == data.x.dim()), "the input's gradient has another shape");
+        let weights = gradients.weights.layers().iter().flat_map(|layer| layer.iter());
+        ensure!(weights.flat_map(|(_, v)| v).all(|v| v.to_bits() == 0), "nothing depends on the weights");
         data.state = None;
         let state = HostState::zeros(&config, batch)?;
         same_outputs("no state", &Outputs { y, state }, &outputs(&model, &data)?)?;

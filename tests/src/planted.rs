@@ -28,11 +28,23 @@ pub enum Fault {
     IgnoredState,
     /// A bound on the gates is forgotten.
     IgnoredClip,
+    /// In the backward pass, products sum in blocks of 16.
+    BackwardSmallBlocks,
+    /// In the backward pass, tiny values are let through.
+    BackwardNoSnap,
+    /// Slopes are a product and a difference, each rounded.
+    SlopeNotFused,
+    /// Clipped gates pass their gradient on.
+    IgnoredBounds,
+    /// The gradient of the final state is taken for zero.
+    IgnoredFinalState,
+    /// The weights' gradients of later segments are forgotten.
+    IgnoredOnto,
 }
 
 impl Fault {
     /// All that are errors.
-    pub const ALL: [Fault; 8] = [
+    pub const ALL: [Fault; 14] = [
         Fault::OneChain,
         Fault::SmallBlocks,
         Fault::NoSnap,
@@ -41,7 +53,21 @@ impl Fault {
         Fault::IgnoredLengths,
         Fault::IgnoredState,
         Fault::IgnoredClip,
+        Fault::BackwardSmallBlocks,
+        Fault::BackwardNoSnap,
+        Fault::SlopeNotFused,
+        Fault::IgnoredBounds,
+        Fault::IgnoredFinalState,
+        Fault::IgnoredOnto,
     ];
+
+    fn is_backward(self) -> bool {
+        use Fault::*;
+        matches!(
+            self,
+            BackwardSmallBlocks | BackwardNoSnap | SlopeNotFused | IgnoredBounds | IgnoredFinalState | IgnoredOnto
+        )
+    }
 }
 
 /// `B` with right primitives and a whole-sequence path that is wrong in one thing.
@@ -59,19 +85,21 @@ impl<B: Backend> Planted<B> {
         Planted { inner, fault, active: false }
     }
 
-    fn activated(&self) -> Self {
-        Planted { active: true, ..self.clone() }
+    /// As it computes in the forward or the backward pass.
+    fn in_pass(&self, backward: bool) -> Self {
+        Planted { active: self.fault.is_backward() == backward, ..self.clone() }
     }
 
     fn has(&self, fault: Fault) -> bool {
         self.active && self.fault == fault
     }
 
-    fn initial(&self, state: &State<B::Tensor>) -> Result<State<B::Tensor>> {
+    /// The state, or zeros where `fault` was planted.
+    fn unless(&self, fault: Fault, state: &State<B::Tensor>) -> Result<State<B::Tensor>> {
         let zeros = |x: &B::Tensor| self.upload(self.shape(x), &vec![0.0; self.shape(x).len()]);
-        match self.fault {
-            Fault::IgnoredState => Ok(State { h: zeros(&state.h)?, c: zeros(&state.c)? }),
-            _ => Ok(state.clone()),
+        match self.fault == fault {
+            true => Ok(State { h: zeros(&state.h)?, c: zeros(&state.c)? }),
+            false => Ok(state.clone()),
         }
     }
 
@@ -136,17 +164,19 @@ impl<B: Backend> Backend for Planted<B> {
         self.inner.download(x, out)
     }
     fn snap(&self, x: B::Tensor) -> Result<B::Tensor> {
-        if self.has(Fault::NoSnap) { Ok(x) } else { self.inner.snap(x) }
+        if self.has(Fault::NoSnap) || self.has(Fault::BackwardNoSnap) { Ok(x) } else { self.inner.snap(x) }
     }
     fn gemm(&self, a: Mat<'_, B::Tensor>, b: Mat<'_, B::Tensor>, acc: Option<&B::Tensor>) -> Result<B::Tensor> {
         match self.fault {
             Fault::OneChain if self.active => self.product(a, b, acc, usize::MAX / 2),
-            Fault::SmallBlocks if self.active => self.product(a, b, acc, 16),
+            Fault::SmallBlocks | Fault::BackwardSmallBlocks if self.active => self.product(a, b, acc, 16),
             _ => self.inner.gemm(a, b, acc),
         }
     }
     fn mul_add(&self, alpha: f32, a: &B::Tensor, b: Option<&B::Tensor>, c: Option<&B::Tensor>) -> Result<B::Tensor> {
-        if self.has(Fault::NotFused) && c.is_some() {
+        // Only slopes have this factor on three operands.
+        let slope = alpha == -1.0 && b.is_some() && self.has(Fault::SlopeNotFused);
+        if (slope || self.has(Fault::NotFused)) && c.is_some() {
             let product = self.inner.mul_add(alpha, a, b, None)?;
             return self.inner.mul_add(1.0, &product, None, c);
         }
@@ -168,7 +198,7 @@ impl<B: Backend> Backend for Planted<B> {
         if self.has(Fault::IgnoredClip) { Ok(x) } else { self.inner.clip(x, bound) }
     }
     fn within(&self, x: B::Tensor, by: &B::Tensor, low: &B::Tensor, high: &B::Tensor) -> Result<B::Tensor> {
-        self.inner.within(x, by, low, high)
+        if self.has(Fault::IgnoredBounds) { Ok(x) } else { self.inner.within(x, by, low, high) }
     }
     fn slice(&self, x: &B::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<B::Tensor> {
         self.inner.slice(x, rows, cols)
@@ -186,9 +216,9 @@ impl<B: Backend> Backend for Planted<B> {
         Path::Fused(format!("{:?}", self.fault).into())
     }
     fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, B::Tensor>) -> Result<Output<B::Tensor>> {
-        let state = self.initial(s.state)?;
+        let state = self.unless(Fault::IgnoredState, s.state)?;
         let lengths = s.lengths.filter(|_| self.fault != Fault::IgnoredLengths);
-        reference::forward(&self.activated(), layer, Sequence { state: &state, lengths, ..s })
+        reference::forward(&self.in_pass(false), layer, Sequence { state: &state, lengths, ..s })
     }
     fn forward_train(
         &self,
@@ -196,7 +226,7 @@ impl<B: Backend> Backend for Planted<B> {
         _: &mut (),
         s: Sequence<'_, B::Tensor>,
     ) -> Result<(Output<B::Tensor>, Self::Trace)> {
-        reference::forward_train(self, layer, s)
+        reference::forward_train(&self.in_pass(false), layer, s)
     }
     fn backward(
         &self,
@@ -205,7 +235,9 @@ impl<B: Backend> Backend for Planted<B> {
         trace: &Self::Trace,
         upstream: LayerUpstream<'_, B::Tensor>,
     ) -> Result<LayerGradients<B::Tensor>> {
-        reference::backward(&self.activated(), layer, trace, upstream)
+        let state = self.unless(Fault::IgnoredFinalState, upstream.state)?;
+        let onto = upstream.onto.filter(|_| self.fault != Fault::IgnoredOnto);
+        reference::backward(&self.in_pass(true), layer, trace, LayerUpstream { state: &state, onto, ..upstream })
     }
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {
         reference::stream(self, layers, batch)

@@ -20,6 +20,7 @@ pub fn checks<B: Backend>() -> Vec<Check<B>> {
         ("gemm-nan", gemm_nan),
         ("mul_add", mul_add),
         ("snap-clip", snap_clip),
+        ("within", within),
         ("sigmoid", |b| activations::check_samples(b, activations::Activation::Sigmoid)),
         ("tanh", |b| activations::check_samples(b, activations::Activation::Tanh)),
         ("slice", slice),
@@ -161,6 +162,27 @@ fn snap_clip<B: Backend>(b: &B) -> Result<()> {
     for bound in [0.25, 1.0, 3e4] {
         let clipped: Vec<f32> = x.iter().map(|&v| arithmetic::clip(v, bound)).collect();
         same_slices(&format!("clip to {bound}"), &clipped, &get(b, &b.clip(tensor.clone(), bound)?)?)?;
+    }
+    Ok(())
+}
+
+/// Bounds and values on both sides of them, equal to them and NaN.
+fn within<B: Backend>(b: &B) -> Result<()> {
+    for (rows, cols) in [(1, 1), (3, 5), (4, 33), (7, 16)] {
+        let full = Shape::new(rows, cols);
+        let (x, mut by) = (numbers(full, 17), numbers(full, 18));
+        let (low, high): (Vec<f32>, Vec<f32>) = (0..cols).map(|k| (-0.5 - k as f32 / 64.0, 0.25)).unzip();
+        let odd = [f32::NAN, 0.25, low[cols - 1], f32::INFINITY, -0.0];
+        by.iter_mut().rev().zip(odd).for_each(|(by, v)| *by = v);
+        let want = |(k, &x): (usize, &f32)| {
+            if by[k] <= low[k % cols] || by[k] >= high[k % cols] { 0.0 } else { x }
+        };
+        let want: Vec<f32> = x.iter().enumerate().map(want).collect();
+        let row = Shape::new(1, cols);
+        let (tx, tby) = (b.upload(full, &x)?, b.upload(full, &by)?);
+        let got = b.within(tx.clone(), &tby, &b.upload(row, &low)?, &b.upload(row, &high)?)?;
+        same_slices(&format!("within of {full}"), &want, &get(b, &got)?)?;
+        same_slices("the clone of what was overwritten", &x, &get(b, &tx)?)?;
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
-    Axis, Backend, CellKind, Direction, Error, HostState, Init, Input, LayerWeights, Lstm, LstmConfig, Sequence, Shape,
-    State, Weights,
+    Axis, Backend, CellKind, Direction, Error, HostState, Init, Input, Keep, LayerUpstream, LayerWeights, Lstm,
+    LstmConfig, Sequence, Shape, State, WeightGradients, Weights,
     cell::{Cell, PeepholeDiagonal},
     ndarray::{Array3, ArrayD},
 };
@@ -20,6 +20,8 @@ pub fn checks<B: Backend>() -> Vec<Check<B>> {
         ("primitives", primitives),
         ("layer", layer),
         ("forward", forward),
+        ("layer-backward", layer_backward),
+        ("backward", backward),
         ("stream", stream),
         ("step", step),
         ("huge", huge),
@@ -51,6 +53,9 @@ fn primitives<B: Backend>(b: &B) -> Result<()> {
     for bound in [0.0, -1.0, f32::NAN, f32::INFINITY] {
         refused("a bound", &["clip", "positive"], b.clip(x.clone(), bound))?;
     }
+    let row = make(1, 3)?;
+    refused("within by y", &["within", "[2, 3]", "[4, 5]"], b.within(x.clone(), &y, &row, &row))?;
+    refused("within x", &["within", "[1, 3]", "[2, 3]"], b.within(x.clone(), &x, &row, &x))?;
     let square = make(3, 3)?;
     refused("gemm onto y", &["gemm acc", "[4, 5]"], b.gemm((&x).into(), (&square).into(), Some(&y)))?;
     refused("mul_add by y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, Some(&y), None))?;
@@ -87,6 +92,59 @@ fn layer<B: Backend>(b: &B) -> Result<()> {
         refused("lengths", &["forward: lengths", "2 descending"], run(&x, &state, Some(lengths)))?;
     }
     Ok(())
+}
+
+/// The backward pass of a layer: gradients, traces and plans of other sizes.
+fn layer_backward<B: Backend>(b: &B) -> Result<()> {
+    let load = |cell, hidden| {
+        let spec = LstmConfig::new(5, hidden).cell(cell);
+        b.load(&Weights::init(spec, &Init::default(), 1)?.layers()[0])
+    };
+    let (layer, wider, other) =
+        (load(CellKind::Fused, 7)?, load(CellKind::Fused, 8)?, load(CellKind::PeepholeDiagonal, 7)?);
+    let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
+    let (x, state) = (make(6, 5)?, State { h: make(2, 7)?, c: make(2, 7)? });
+    let mut plan = b.plan(&layer, 2, 3)?;
+    let sequence = Sequence { x: &x, state: &state, steps: 3, batch: 2, lengths: None };
+    let (_, trace) = b.forward_train(&layer, &mut plan, sequence)?;
+    let good = make(6, 7)?;
+    let mut run = |layer: &B::Layer, y: &B::Tensor, state: &State<B::Tensor>, onto| {
+        b.backward(layer, &mut plan, &trace, LayerUpstream { y, state, onto, input: true })
+    };
+    let first = run(&layer, &good, &state, None).context("the right shapes")?;
+    refused("columns of y", &["backward: y", "[6, 7]", "[6, 8]"], run(&layer, &make(6, 8)?, &state, None))?;
+    refused("rows of y", &["backward: y", "[6, 7]", "[4, 7]"], run(&layer, &make(4, 7)?, &state, None))?;
+    let bad = State { h: make(3, 7)?, ..state.clone() };
+    refused("h", &["backward: state.h", "[2, 7]", "[3, 7]"], run(&layer, &good, &bad, None))?;
+    let bad = State { c: make(2, 6)?, ..state.clone() };
+    refused("c", &["backward: state.c", "[2, 7]", "[2, 6]"], run(&layer, &good, &bad, None))?;
+    let bad = WeightGradients { input: make(28, 4)?, ..first.weights.clone() };
+    refused("onto other weights", &["onto", "[28, 5]", "[28, 4]"], run(&layer, &good, &state, Some(bad)))?;
+    let bad = WeightGradients { bias: None, ..first.weights.clone() };
+    refused("onto no bias", &["onto", "bias"], run(&layer, &good, &state, Some(bad)))?;
+    for (what, layer) in [("a wider layer", &wider), ("another cell", &other)] {
+        ensure!(run(layer, &good, &state, None).is_err(), "the trace of {what} was accepted");
+    }
+    Ok(())
+}
+
+/// The backward pass of a model.
+fn backward<B: Backend>(b: &B) -> Result<()> {
+    let case = Case::new("", "", CellKind::Fused).with(|c| c.proj_size(4).layers(2));
+    let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
+    for keep in [0, 1, 31, 33] {
+        let keep = Keep::Segments(keep);
+        refused("odd segments", &["keep", "multiple of 32"], model.forward_train(&data.x, keep))?;
+    }
+    let other = Array3::<f32>::zeros((3, 6, 4));
+    let other = model.forward_train(&other, Keep::Everything);
+    refused("features", &["forward: x", "[3, 6, 5]", "[3, 6, 4]"], other)?;
+    let tape = model.forward_train(&data.x, Keep::Everything)?.tape;
+    for shape in [(3, 6, 5), (3, 5, 4), (2, 6, 4), (6, 3, 4), (0, 0, 0)] {
+        refused("y", &["backward: y", "[3, 6, 4]"], tape.backward(&Array3::zeros(shape)))?;
+    }
+    let state = HostState::zeros(&case.config, 2)?;
+    refused("states", &["backward: state.h", "[2, 3, 4]", "[2, 2, 4]"], tape.backward(&state))
 }
 
 /// Sizes whose products wrap around, or that no memory holds.
