@@ -154,8 +154,11 @@ impl Scale {
     }
 }
 
-/// `v * 2^exponent`, rounded once; by way of f64, in which no such power is subnormal.
+/// `v * 2^exponent`, rounded once; where that power is subnormal, by way of f64.
 fn times(v: f32, exponent: i32) -> f32 {
+    if exponent > -127 {
+        return v * f32::from_bits(((127 + exponent) as u32) << 23);
+    }
     (f64::from(v) * f64::from_bits(((1023 + exponent) as u64) << 52)) as f32
 }
 

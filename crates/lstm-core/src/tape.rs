@@ -207,11 +207,10 @@ impl<B: Backend> Tape<B> {
         let states = upstream.state.into_iter().flat_map(|state| state.h.iter().chain(&state.c));
         let scale = Scale::of(y.as_deref().unwrap_or_default().iter().chain(states));
         let shape = Shape::new(layout.steps * layout.batch, config.output_size());
-        let mut rows = match y {
-            Some(rows) => rows.into_owned(),
+        let rows = match y {
+            Some(rows) => rows.iter().map(|v| scale.apply(*v)).collect(),
             None => zeros("backward", &[shape.rows, shape.cols])?,
         };
-        rows.iter_mut().for_each(|v| *v = scale.apply(*v));
         let y = self.lstm.backend().upload(shape, &rows)?;
 
         let mut plans = self.lstm.check_out(layout.batch, layout.steps)?;

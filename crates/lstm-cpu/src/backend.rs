@@ -295,8 +295,14 @@ impl Backend for Cpu {
     ) -> Result<(Output<Tensor>, Trace)> {
         let (x, mut y) = self.prepare("forward_train", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
-        let mut trace =
-            Trace::new(layer, x.clone(), (steps, batch), lengths, (state.h.as_slice(), state.c.as_slice()))?;
+        let mut trace = Trace::new(
+            &self.pool,
+            layer,
+            x.clone(),
+            (steps, batch),
+            lengths,
+            (state.h.as_slice(), state.c.as_slice()),
+        )?;
         sequence::run(&self.pool, layer, plan, steps, lengths, x.as_slice(), &mut y, Some(&mut trace));
         Ok((output(y, trace.last_state(layer), batch, steps), trace))
     }

@@ -12,6 +12,8 @@ use std::{
     thread::{self, JoinHandle, Thread},
 };
 
+use crate::buffer::Spares;
+
 /// Spins before a waiting thread sleeps or yields: some tens of microseconds, as a pause takes 10 to 50 ns.
 const SPINS: u32 = 1 << 11;
 
@@ -19,6 +21,8 @@ const SPINS: u32 = 1 << 11;
 pub(crate) struct Pool {
     workers: Vec<Worker>,
     busy: Mutex<()>,
+    /// Memory that was used before.
+    pub(crate) spares: Spares,
 }
 
 struct Worker {
@@ -103,7 +107,7 @@ fn wait_until(done: impl Fn() -> bool) {
 impl Pool {
     /// Starts `threads - 1` workers.
     pub(crate) fn new(threads: usize) -> io::Result<Self> {
-        let mut pool = Pool { workers: Vec::new(), busy: Mutex::new(()) };
+        let mut pool = Pool { workers: Vec::new(), busy: Mutex::new(()), spares: Spares::default() };
         for k in 1..threads {
             let mailbox = Arc::new(Mailbox { job: AtomicPtr::new(null_mut()), stop: AtomicBool::new(false) });
             let theirs = mailbox.clone();

@@ -1,8 +1,10 @@
 //! What a forward pass of training keeps.
 
+use std::sync::Arc;
+
 use lstm_core::{LayerSpec, Result, State, arithmetic::snap};
 
-use crate::{buffer::Buffer, kernels::PANEL_VECTORS, layer::Packed, tensor::Tensor};
+use crate::{buffer::Buffer, kernels::PANEL_VECTORS, layer::Packed, pool::Pool, tensor::Tensor};
 
 /// The input, the state around each step and the gates of each, of one layer over one batch of sequences.
 pub struct Trace {
@@ -19,6 +21,16 @@ pub struct Trace {
     pub(crate) c: Buffer,
     /// `[panels][steps * batch][panel]`
     pub(crate) gates: Buffer,
+    /// Where the memory comes from and goes to.
+    pool: Arc<Pool>,
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        for buffer in [&mut self.h, &mut self.c, &mut self.gates] {
+            self.pool.spares.give(std::mem::take(buffer));
+        }
+    }
 }
 
 impl std::fmt::Debug for Trace {
@@ -30,6 +42,7 @@ impl std::fmt::Debug for Trace {
 impl Trace {
     /// For a checked sequence that starts from rows of `h` and `c`.
     pub(crate) fn new(
+        pool: &Arc<Pool>,
         layer: &Packed,
         x: Tensor,
         (steps, batch): (usize, usize),
@@ -37,7 +50,8 @@ impl Trace {
         (h, c): (&[f32], &[f32]),
     ) -> Result<Self> {
         let width = PANEL_VECTORS * layer.kernels.lanes;
-        let zeros = |sizes: &[usize]| Buffer::zeros("forward_train", sizes);
+        // The pass writes all of it that anyone reads.
+        let buffer = |sizes: &[usize]| pool.spares.take("forward_train", sizes);
         let mut trace = Trace {
             spec: layer.spec,
             lanes: layer.kernels.lanes,
@@ -45,9 +59,10 @@ impl Trace {
             batch,
             lengths: lengths.map(<[_]>::to_vec),
             x,
-            h: zeros(&[steps + 1, batch, layer.padded_state()])?,
-            c: zeros(&[steps + 1, batch, layer.padded()])?,
-            gates: zeros(&[layer.panels, steps, batch, width])?,
+            h: buffer(&[steps + 1, batch, layer.padded_state()])?,
+            c: buffer(&[steps + 1, batch, layer.padded()])?,
+            gates: buffer(&[layer.panels, steps, batch, width])?,
+            pool: pool.clone(),
         };
         let first = if layer.spec.reverse { steps } else { 0 };
         let fill = |to: &mut Buffer, padded: usize, from: &[f32]| {
