@@ -7,6 +7,7 @@ pub mod backends;
 pub mod cases;
 pub mod check;
 pub mod compare;
+pub mod differences;
 pub mod double;
 pub mod golden;
 pub mod planted;
