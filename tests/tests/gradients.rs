@@ -1,4 +1,4 @@
-//! The backward pass against finite differences of the forward pass, in f64.
+//! The backward pass against finite differences of the forward pass, in f64; and that these find errors.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use lstm_core::{Bias, CellKind, Direction, HostState, Keep, LstmConfig, ndarray:
 use lstm_tests::{
     cases::{CELLS, Case},
     differences::{Gradients, Problem, Report, round},
-    double::Double,
+    double::{Double, Slip},
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -152,6 +152,75 @@ fn chunks_take_the_carried_state_as_a_constant() -> Result<()> {
         println!("{name}: chained {chained:.1e}, truncated {truncated:.1e} from the whole sequence's");
         // The carried state passed the host as f32.
         ensure!(chained < 1e-5 && truncated > 0.1, "{name}: chained {chained}, truncated {truncated}");
+    }
+    Ok(())
+}
+
+/// A model in which errors are planted, what is kept of it, and how many errors change a result but no gradient.
+struct Planted(Case, Keep, usize);
+
+/// Together they reach every term of the backward pass; the seed is such that every bound has gates on both sides.
+fn planted() -> Vec<Planted> {
+    let small = |name: &str, cell, change: fn(LstmConfig) -> LstmConfig| {
+        let case = Case::new("planted", name, cell).sizes(2, 4, 4, 4).with(change);
+        Case { lengths: Some(vec![3, 4, 0, 4]), training: Some(3), seed: 1, ..case }
+    };
+    let long = |name: &str, cell| {
+        let case = Case::new("planted", name, cell).sizes(1, 2, 2, 34);
+        Case { lengths: Some(vec![34, 33]), ..case }
+    };
+    let whole = |case| Planted(case, Keep::Everything, 0);
+    vec![
+        whole(small("fused, projected, clipped", CellKind::Fused, |c| c.proj_size(2).clip(0.5))),
+        whole(small("fused, coupled, clipped, reverse", CellKind::Fused, |c| {
+            c.coupled().clip(0.5).direction(Direction::Reverse)
+        })),
+        whole(small("fused, stacked, bidirectional, dropout", CellKind::Fused, |c| {
+            c.layers(2).bidirectional().dropout(0.25)
+        })),
+        whole(small("unfused", CellKind::Unfused, |c| c)),
+        whole(small("unfused, projected, coupled", CellKind::Unfused, |c| c.proj_size(2).coupled())),
+        // Both bounds of tanh: the dense peephole's candidate is a sigmoid.
+        Planted(small("dense, clipped", CellKind::PeepholeDense, |c| c.clip(0.5)), Keep::Everything, 2),
+        whole(small("dense, coupled", CellKind::PeepholeDense, |c| c.coupled())),
+        whole(small("diagonal, projected, clipped", CellKind::PeepholeDiagonal, |c| c.proj_size(2).clip(0.5))),
+        whole(small("diagonal, coupled", CellKind::PeepholeDiagonal, |c| c.coupled())),
+        whole(long("diagonal, two chunks", CellKind::PeepholeDiagonal)),
+        // Each segment's last output is computed again but starts no further step: its tanh and its product, the latter
+        // in two ways. The dense peephole's own gradient sees it.
+        Planted(long("diagonal, two segments", CellKind::PeepholeDiagonal), Keep::Segments(32), 6),
+        Planted(long("dense, two segments", CellKind::PeepholeDense), Keep::Segments(32), 0),
+    ]
+}
+
+/// Each computing call of the backward pass goes wrong in each way, one at a time: the differences tell, unless all
+/// gradients are still the same.
+#[test]
+fn every_planted_error_is_found() -> Result<()> {
+    for Planted(case, keep, expected) in planted() {
+        let (problem, b) = (Problem::new(&case)?, Double::default());
+        let differences = problem.differences(usize::MAX)?;
+        let tape = problem.record(&b, keep)?;
+        b.plant(None);
+        let right = problem.walk_back(&b, &tape, true)?;
+        problem.compare(&right, &differences).with_context(|| case.name.clone())?;
+        let calls = b.calls();
+        let (mut found, mut idle) = (BTreeMap::new(), Vec::new());
+        for (slip, call) in Slip::ALL.into_iter().flat_map(|slip| (0..calls).map(move |call| (slip, call))) {
+            b.plant(Some((call, slip)));
+            let wrong = problem.walk_back(&b, &tape, true)?;
+            let Some(primitive) = b.slipped() else { continue };
+            if wrong == right {
+                idle.push(format!("{slip:?} in call {call}, {primitive}"));
+            } else {
+                let caught = problem.compare(&wrong, &differences).is_err();
+                ensure!(caught, "{}: {slip:?} in call {call}, {primitive}, is not found", case.name);
+                *found.entry((primitive, slip)).or_insert(0) += 1;
+            }
+        }
+        let (name, sum) = (&case.name, found.values().sum::<usize>());
+        println!("{name}: found {sum} errors in {calls} calls: {found:?}; {} without effect", idle.len());
+        ensure!(idle.len() == expected, "{name}: expected {expected} errors without effect, got {idle:#?}");
     }
     Ok(())
 }
