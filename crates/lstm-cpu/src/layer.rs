@@ -11,7 +11,7 @@ use crate::{
     backward::Scratch,
     buffer::Buffer,
     kernels::{Kernels, PANEL_VECTORS},
-    reversed::Reversed,
+    reversed::{self, Reversed},
 };
 
 /// One layer-direction's weights, snapped and packed. Cloning shares them.
@@ -41,6 +41,8 @@ pub(crate) struct Packed {
     pub(crate) projection: Buffer,
     /// For the backward pass, once there was one.
     reversed: OnceLock<Reversed>,
+    /// For the input's gradient, once it was asked for.
+    reversed_input: OnceLock<Buffer>,
 }
 
 impl Packed {
@@ -56,7 +58,7 @@ impl Packed {
         };
         let gates = |matrix: Option<&[f32]>, cols: usize| {
             let matrix = matrix.unwrap_or_default();
-            pack(kernels, panels, cols, |p, k, j| gate_row(p, j).map(|row| matrix[row * cols + k]))
+            pack(kernels, panels, cols, |p, j| gate_row(p, j).map(|row| &matrix[row * cols..][..cols]))
         };
         let bias = weights.bias();
         let peepholes = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(get);
@@ -71,9 +73,7 @@ impl Packed {
         let projection = match (get(Param::WeightHr), spec.proj_size) {
             (Some(matrix), Some(size)) => {
                 let width = kernels.panel();
-                pack(kernels, size.div_ceil(width), hidden, |p, k, j| {
-                    matrix.get((p * width + j) * hidden + k).copied()
-                })?
+                pack(kernels, size.div_ceil(width), hidden, |p, j| matrix.chunks_exact(hidden).nth(p * width + j))?
             }
             _ => Buffer::zeros("load", &[0])?,
         };
@@ -87,16 +87,18 @@ impl Packed {
             peephole,
             projection,
             reversed: OnceLock::new(),
+            reversed_input: OnceLock::new(),
         })
     }
 
     /// The weights as the backward pass wants them.
     pub(crate) fn reversed(&self) -> Result<&Reversed> {
-        if let Some(reversed) = self.reversed.get() {
-            return Ok(reversed);
-        }
-        let reversed = Reversed::new(self)?;
-        Ok(self.reversed.get_or_init(|| reversed))
+        once(&self.reversed, || Reversed::new(self))
+    }
+
+    /// `[input panels][4 gates][hidden][panel]`: the input weights as the input's gradient wants them.
+    pub(crate) fn reversed_input(&self) -> Result<&Buffer> {
+        once(&self.reversed_input, || reversed::turned(self, &self.w, self.spec.input_size))
     }
 
     /// Floats in a row of `c`, and of `h` before a projection.
@@ -119,18 +121,35 @@ impl Packed {
     }
 }
 
-/// `[panels][k][panel]`, snapped; `None` from `source(panel, k, column)` is padding.
-fn pack(
+/// What is in the cell, made now if need be.
+fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(made) = cell.get() {
+        return Ok(made);
+    }
+    let made = make()?;
+    Ok(cell.get_or_init(|| made))
+}
+
+/// Floats in a cache line.
+const LINE: usize = 16;
+
+/// `[panels][k][panel]`, snapped; `None` from `source(panel, column)`, which has k elements, is padding.
+fn pack<'a>(
     kernels: &Kernels,
     panels: usize,
     k: usize,
-    source: impl Fn(usize, usize, usize) -> Option<f32>,
+    source: impl Fn(usize, usize) -> Option<&'a [f32]>,
 ) -> Result<Buffer> {
     let width = kernels.panel();
     let mut out = Buffer::zeros("load", &[panels, k, width])?;
-    for (row, values) in out.as_mut_slice().chunks_exact_mut(width).enumerate() {
-        for (j, v) in values.iter_mut().enumerate() {
-            *v = source(row / k, row % k, j).map_or(0.0, snap);
+    for (p, panel) in out.as_mut_slice().chunks_exact_mut(k * width).enumerate() {
+        // A cache line of each column at a time: what is written stays in the first-level cache meanwhile.
+        for (line, rows) in panel.chunks_mut(LINE * width).enumerate() {
+            for j in 0..width {
+                let Some(column) = source(p, j) else { continue };
+                let column = &column[line * LINE..];
+                rows[j..].iter_mut().step_by(width).zip(column).for_each(|(to, v)| *to = snap(*v));
+            }
         }
     }
     Ok(out)

@@ -9,8 +9,6 @@ use crate::{buffer::Buffer, kernels::PANEL_VECTORS, layer::Packed};
 pub(crate) struct Reversed {
     /// `[state panels][4 gates][hidden][panel]`
     pub(crate) u: Buffer,
-    /// `[input panels][4 gates][hidden][panel]`
-    pub(crate) w: Buffer,
     /// `[hidden panels][proj][panel]`, or empty.
     pub(crate) projection: Buffer,
 }
@@ -34,27 +32,24 @@ impl Reversed {
             }
             None => Buffer::zeros("backward", &[0])?,
         };
-        Ok(Reversed {
-            u: turned(layer, &layer.u, spec.state_size())?,
-            w: turned(layer, &layer.w, spec.input_size)?,
-            projection,
-        })
+        Ok(Reversed { u: turned(layer, &layer.u, spec.state_size())?, projection })
     }
 }
 
 /// `[panels][cols][panel]` of units by gates to `[column panels][4 gates][hidden][panel]`.
-fn turned(layer: &Packed, from: &Buffer, cols: usize) -> Result<Buffer> {
+pub(crate) fn turned(layer: &Packed, from: &Buffer, cols: usize) -> Result<Buffer> {
     let (hidden, lanes, width) = (layer.spec.hidden_size, layer.kernels.lanes, layer.kernels.panel());
     let mut out = Buffer::zeros("backward", &[cols.div_ceil(width), PANEL_VECTORS, hidden, width])?;
-    let (from, to) = (from.as_slice(), out.as_mut_slice());
-    for unit in 0..hidden {
-        // A vector of columns at a time: what is written is read from as many rows.
-        for first in (0..cols).step_by(width) {
-            let len = width.min(cols - first);
-            for gate in 0..PANEL_VECTORS {
-                let at = (unit / lanes * cols + first) * width + gate * lanes + unit % lanes;
-                let to = &mut to[((first / width * PANEL_VECTORS + gate) * hidden + unit) * width..][..len];
-                to.iter_mut().zip(from[at..].iter().step_by(width)).for_each(|(to, v)| *to = *v);
+    let to = out.as_mut_slice();
+    for (p, panel) in from.as_slice().chunks_exact(cols * width).enumerate() {
+        // A block of columns at a time stays in the first-level cache while all units of the panel are read from it.
+        for (block, from) in panel.chunks(width * width).enumerate() {
+            for lane in 0..lanes.min(hidden - p * lanes) {
+                for gate in 0..PANEL_VECTORS {
+                    let row = (block * PANEL_VECTORS + gate) * hidden + p * lanes + lane;
+                    let column = from[gate * lanes + lane..].iter().step_by(width);
+                    to[row * width..].iter_mut().zip(column).for_each(|(to, v)| *to = *v);
+                }
             }
         }
     }

@@ -41,8 +41,8 @@ pub fn backward<B: Backend>(
         let mut rows: Vec<StepGradients<B::Tensor>> = Vec::new();
         for k in 0..chunk.len() {
             let t = if spec.reverse { chunk.start + k } else { chunk.end - 1 - k };
-            let step;
-            (step, d) = pass.step(t, upstream.y, d)?;
+            let step = pass.step(t, upstream.y, d)?;
+            d = step.state.clone();
             rows.push(step);
         }
         if !spec.reverse {
@@ -74,15 +74,10 @@ struct Pass<'a, B: Backend> {
 
 impl<B: Backend> Pass<'_, B> {
     /// Step `t`, given the gradient of the state after it; all rows, those of sequences without this step being zero.
-    fn step(
-        &self,
-        t: usize,
-        y: &B::Tensor,
-        d: State<B::Tensor>,
-    ) -> Result<(StepGradients<B::Tensor>, State<B::Tensor>)> {
+    fn step(&self, t: usize, y: &B::Tensor, d: State<B::Tensor>) -> Result<StepGradients<B::Tensor>> {
         let (b, spec) = (self.b, self.layer.spec());
         let Some(gates) = &self.trace.gates[t] else {
-            return Ok((self.blank()?, d));
+            return Ok(StepGradients { state: d, ..self.blank()? });
         };
         let n = b.shape(&gates[0]).rows;
         let first = |x: &B::Tensor| self.rows(x, 0..n);
@@ -101,8 +96,7 @@ impl<B: Backend> Pass<'_, B> {
             },
         )?;
         if n == self.batch {
-            let d = step.state.clone();
-            return Ok((step, d));
+            return Ok(step);
         }
         let blank = self.blank()?;
         let rest = |x: &B::Tensor| self.rows(x, n..self.batch);
@@ -111,7 +105,7 @@ impl<B: Backend> Pass<'_, B> {
             *top = below(top, &rest(blank)?)?;
             Ok(())
         };
-        let d = State { h: below(&step.state.h, &rest(&d.h)?)?, c: below(&step.state.c, &rest(&d.c)?)? };
+        step.state = State { h: below(&step.state.h, &rest(&d.h)?)?, c: below(&step.state.c, &rest(&d.c)?)? };
         step.z.iter_mut().zip(&blank.z).try_for_each(|(z, blank)| pad(z, blank))?;
         if let (Some((dh, h)), Some((blank_dh, blank_h))) = (&mut step.projection, &blank.projection) {
             pad(dh, blank_dh)?;
@@ -120,7 +114,7 @@ impl<B: Backend> Pass<'_, B> {
         if let (Some(rows), Some(blank)) = (&mut step.peephole, &blank.peephole) {
             rows.iter_mut().zip(blank).try_for_each(|(row, blank)| pad(row, blank))?;
         }
-        Ok((step, d))
+        Ok(step)
     }
 
     /// A step that no sequence has.
@@ -167,10 +161,10 @@ impl<B: Backend> Pass<'_, B> {
         };
         let projection = match spec.proj_size {
             Some(_) => {
-                let part = |pick: fn(&(B::Tensor, B::Tensor)) -> &B::Tensor| {
-                    self.join(steps.iter().filter_map(|s| s.projection.as_ref()).map(|p| Ok(pick(p).clone())))
-                };
-                Some(outer(&part(|p| &p.0)?, &part(|p| &p.1)?, onto.and_then(|o| o.projection.as_ref()))?)
+                let parts = || steps.iter().filter_map(|step| step.projection.as_ref());
+                let (d, h) =
+                    (self.join(parts().map(|p| Ok(p.0.clone())))?, self.join(parts().map(|p| Ok(p.1.clone())))?);
+                Some(outer(&d, &h, onto.and_then(|o| o.projection.as_ref()))?)
             }
             None => None,
         };

@@ -51,14 +51,14 @@ pub fn forward<B: Backend>(
 }
 
 /// [`Backend::forward_train`] out of primitives.
-pub fn forward_train<B: Backend>(
+pub fn forward_train<T: Clone, B: Backend<Tensor = T>>(
     b: &B,
-    layer: &Layer<B::Tensor>,
-    sequence: Sequence<'_, B::Tensor>,
-) -> Result<(Output<B::Tensor>, Trace<B::Tensor>)> {
+    layer: &Layer<T>,
+    sequence: Sequence<'_, T>,
+) -> Result<(Output<T>, Trace<T>)> {
     let batch = sequence.batch;
     let (mut states, mut gates) = (Vec::new(), Vec::new());
-    let keep = |state: &State<B::Tensor>, step: Option<Option<Gates<B::Tensor>>>| {
+    let keep = |state: &State<T>, step: Option<Option<Gates<T>>>| {
         states.push(state.clone());
         gates.extend(step);
     };

@@ -46,6 +46,8 @@ pub(crate) struct Outputs<'a> {
 struct Run<'a> {
     layer: &'a Packed,
     reversed: &'a Reversed,
+    /// See [`Packed::reversed_input`]; null where the input's gradient is not wanted.
+    reversed_input: *const f32,
     trace: &'a Trace,
     sizes: Sizes,
     bounds: Option<Bounds>,
@@ -85,6 +87,7 @@ pub(crate) fn run(
     // What the unsafe code below relies on.
     assert!(plan.batch == batch && plan.fits(layer) && trace.fits(layer) && steps > 0);
     let reversed = layer.reversed()?;
+    let reversed_input = if out.x.is_some() { layer.reversed_input()?.as_ptr() } else { null() };
     let kept = plan.backward.take().filter(|kept| kept.chunk >= CHUNK.min(steps));
     let scratch = match kept {
         Some(kept) => plan.backward.insert(kept),
@@ -118,6 +121,7 @@ pub(crate) fn run(
     let run = Run {
         layer,
         reversed,
+        reversed_input,
         trace,
         sizes,
         bounds,

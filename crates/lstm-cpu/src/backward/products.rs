@@ -75,7 +75,7 @@ impl Run<'_> {
             }
             if !self.dx.is_null() {
                 for (p, first_col) in (0..input).step_by(width).enumerate() {
-                    let panel = self.reversed.w.as_ptr().add(p * PANEL_VECTORS * hidden * width);
+                    let panel = self.reversed_input.add(p * PANEL_VECTORS * hidden * width);
                     let len = width.min(input - first_col);
                     for first in (0..k).step_by(ROWS).filter(|_| mine()) {
                         let count = ROWS.min(k - first);
