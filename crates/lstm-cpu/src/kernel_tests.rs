@@ -4,6 +4,7 @@ use lstm_core::arithmetic;
 
 use crate::{
     Isa,
+    elementwise::ColumnArgs,
     kernels::{Kernels, TileArgs},
 };
 
@@ -29,22 +30,25 @@ fn tiles_sum_in_the_specified_order_and_stay_in_bounds() {
         let (width, most) = (kernels.panel(), kernels.tiles.len());
         for k in [1, 2, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 160, 256, 257, 300] {
             for rows in [0, 1, 2, 3, most, most + 1, 2 * most + 1, 13] {
-                let (lda, ldo) = (k + 3, width + 5);
-                let (a, panel) = (values(rows * lda, 1), values(k * width, 2));
-                let mut out = vec![GUARD; rows * ldo + 7];
-                // SAFETY: an available instruction set; the slices have the sizes that the strides say.
-                unsafe {
-                    let (a, panel, out) = (a.as_ptr(), panel.as_ptr(), out.as_mut_ptr());
-                    kernels.rows(rows, TileArgs { k, a, lda, ka: 1, panel, out, ldo, add: false, ahead: panel });
-                }
-                for (at, &got) in out.iter().enumerate() {
-                    let (row, col) = (at / ldo, at % ldo);
-                    let want = if row < rows && col < width {
-                        arithmetic::dot(k, |k| a[row * lda + k], |k| panel[k * width + col])
-                    } else {
-                        GUARD
-                    };
-                    assert_eq!(got.to_bits(), want.to_bits(), "{isa}: k {k}, {rows} rows, at [{row}, {col}]");
+                let ldo = width + 5;
+                // Row-major and transposed.
+                for (lda, ka) in [(k + 3, 1), (1, rows + 2)] {
+                    let (a, panel) = (values(rows * lda.max(1) + k * ka, 1), values(k * width, 2));
+                    let mut out = vec![GUARD; rows * ldo + 7];
+                    // SAFETY: an available instruction set; the slices have the sizes that the strides say.
+                    unsafe {
+                        let (a, panel, out) = (a.as_ptr(), panel.as_ptr(), out.as_mut_ptr());
+                        kernels.rows(rows, TileArgs { k, a, lda, ka, panel, out, ldo, add: false, ahead: panel });
+                    }
+                    for (at, &got) in out.iter().enumerate() {
+                        let (row, col) = (at / ldo, at % ldo);
+                        let want = if row < rows && col < width {
+                            arithmetic::dot(k, |k| a[row * lda + k * ka], |k| panel[k * width + col])
+                        } else {
+                            GUARD
+                        };
+                        assert_eq!(got.to_bits(), want.to_bits(), "{isa}: k {k}, {rows} rows, at [{row}, {col}]");
+                    }
                 }
             }
         }
@@ -89,6 +93,33 @@ fn maps_reach_every_element_and_no_further() {
                     _ => GUARD,
                 };
                 assert_eq!(got.to_bits(), want.to_bits(), "{isa}: mul_add of {n} at {k}");
+            }
+        }
+    }
+}
+
+#[test]
+fn column_sums_are_products_with_ones() {
+    for (isa, kernels) in kernels() {
+        let lanes = kernels.lanes;
+        for rows in [0, 1, 31, 32, 33, 64, 65, 100] {
+            let (ldx, ldy) = (lanes + 3, lanes + 1);
+            let (x, y) = (values(rows * ldx, 7), values(rows * ldy, 8));
+            for factors in [false, true] {
+                let mut out = vec![GUARD; lanes + 2];
+                let from = |v: &[f32]| v.as_ptr();
+                // SAFETY: an available instruction set; `rows` rows at these distances, and room for `lanes` sums.
+                unsafe {
+                    let y = if factors { from(&y) } else { std::ptr::null() };
+                    let out = out[1..].as_mut_ptr();
+                    (kernels.column_sums)(&ColumnArgs { rows, x: from(&x), ldx, y, ldy, out });
+                }
+                assert_eq!((out[0], out[lanes + 1]), (GUARD, GUARD), "{isa}: {rows} rows");
+                for (col, &got) in out[1..=lanes].iter().enumerate() {
+                    let term = |r: usize| x[r * ldx + col] * if factors { y[r * ldy + col] } else { 1.0 };
+                    let want = arithmetic::dot(rows, |_| 1.0, term);
+                    assert_eq!(got.to_bits(), want.to_bits(), "{isa}: {rows} rows, column {col}");
+                }
             }
         }
     }

@@ -69,11 +69,21 @@ impl Product<'_> {
     /// The matrices cover their sizes; `scratch` is as long as [`scratch`] says; nobody else writes to these rows and
     /// columns of the output.
     pub(crate) unsafe fn panel(&self, p: usize, rows: Range<usize>, scratch: &mut [f32]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.pack(p, scratch);
+            self.multiply(p, rows, scratch);
+        }
+    }
+
+    /// [`panel`](Self::panel) with what [`pack`](Self::pack) put into `scratch`, for a product with the same `b`.
+    ///
+    /// # Safety
+    /// As for `panel`.
+    pub(crate) unsafe fn multiply(&self, p: usize, rows: Range<usize>, scratch: &mut [f32]) {
         let (k, width) = (self.k, self.kernels.panel());
         let (first_col, len) = (p * width, width.min(self.n - p * width));
         let (panel, sums) = scratch.split_at_mut(k * width);
-        // SAFETY: columns first_col..first_col + len of `b`.
-        unsafe { self.pack(first_col, len, panel) };
         for first in rows.clone().step_by(ROWS) {
             let count = ROWS.min(rows.end - first);
             // SAFETY: `count` rows of `a` from `first` on; the panel and `sums` are as large as the kernel needs.
@@ -110,12 +120,14 @@ impl Product<'_> {
         }
     }
 
-    /// Columns `start..start + len` of `b`, padded with zeros to a panel.
+    /// The columns of panel `p`, padded with zeros.
     ///
     /// # Safety
     /// As for [`panel`](Self::panel).
-    unsafe fn pack(&self, start: usize, len: usize, panel: &mut [f32]) {
+    pub(crate) unsafe fn pack(&self, p: usize, scratch: &mut [f32]) {
         let width = self.kernels.panel();
+        let (start, len) = (p * width, width.min(self.n - p * width));
+        let panel = &mut scratch[..self.k * width];
         for (k, row) in panel.chunks_exact_mut(width).enumerate() {
             // SAFETY: row k has columns start..start + len.
             unsafe {

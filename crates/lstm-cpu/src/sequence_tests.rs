@@ -1,13 +1,18 @@
-//! Threads: work too small to be shared of itself is shared here, in every cell, projected and with lengths, and gives
-//! the same bits.
+//! Threads: work too small to be shared of itself is shared here, in every cell, projected and with lengths, forward and
+//! backward, and gives the same bits.
 
-use lstm_core::{CellKind, Init, LstmConfig, Weights};
+use std::sync::Arc;
+
+use lstm_core::{CellKind, Init, LstmConfig, Shape, Weights};
 
 use crate::{
     Isa,
+    backward::{self, Outputs},
     layer::{Packed, Plan},
     pool::Pool,
     sequence::run,
+    tensor::Tensor,
+    trace::Trace,
 };
 
 /// A deterministic value in [-1, 1).
@@ -17,8 +22,9 @@ fn value(k: usize) -> f32 {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let pools: Vec<_> = (1..=5).map(|threads| Pool::new(threads).unwrap()).collect();
-    let (batch, steps, input, hidden) = (7, 5, 9, 70);
+    let pools: Vec<_> = [1, 2, 3, 5].into_iter().map(|threads| Arc::new(Pool::new(threads).unwrap())).collect();
+    // More than one chunk of steps.
+    let (batch, steps, input, hidden) = (7, 33, 9, 70);
     for isa in Isa::available() {
         for (cell, proj) in [
             (CellKind::Fused, None),
@@ -35,18 +41,51 @@ fn any_number_of_threads_gives_the_same_bits() {
                 let state = weights.spec().state_size();
                 let x: Vec<f32> = (0..steps * batch * input).map(value).collect();
                 let [h, c] = [state, hidden].map(|n| (0..batch * n).map(|k| value(k + 1)).collect::<Vec<_>>());
-                for lengths in [None, Some(&[5, 5, 4, 2, 2, 1, 0][..])] {
+                let dy: Vec<f32> = (0..steps * batch * state).map(|k| value(k + 2)).collect();
+                let spec = weights.spec();
+                for lengths in [None, Some(&[33, 32, 4, 2, 2, 1, 0][..])] {
                     let outputs = pools.iter().map(|pool| {
                         let mut plan = Plan::on_threads(&layer, batch, steps, pool.threads()).unwrap();
                         plan.set_state(&layer, &h, &c);
                         let mut y = vec![0.0; steps * batch * state];
                         run(pool, &layer, &mut plan, steps, lengths, &x, &mut y, None);
-                        let state = [plan.h.as_slice(), plan.c.as_slice()].concat();
-                        y.iter().chain(&state).map(|v| v.to_bits()).collect::<Vec<_>>()
+                        let mut all = [&y, plan.h.as_slice(), plan.c.as_slice()].concat();
+
+                        let tensor = Tensor::new(Shape::new(steps * batch, input), x.clone());
+                        let mut trace = Trace::new(pool, &layer, tensor, (steps, batch), lengths, (&h, &c)).unwrap();
+                        let mut same_y = vec![0.0; y.len()];
+                        run(pool, &layer, &mut plan, steps, lengths, &x, &mut same_y, Some(&mut trace));
+                        assert!(y == same_y);
+                        let zeros = |rows: usize, cols: usize| vec![0.0; rows * cols];
+                        let (mut dx, mut dw, mut du) =
+                            (zeros(steps * batch, input), zeros(4 * hidden, input), zeros(4 * hidden, state));
+                        let (mut bias, mut projection, mut dh, mut dc) =
+                            (zeros(4, hidden), zeros(state, hidden), zeros(batch, state), zeros(batch, hidden));
+                        let [mut p_i, mut p_f, mut p_o] = [zeros(1, hidden), zeros(1, hidden), zeros(1, hidden)];
+                        let out = Outputs {
+                            x: Some(&mut dx),
+                            w: &mut dw,
+                            u: &mut du,
+                            bias: Some(&mut bias),
+                            projection: spec.proj_size.map(|_| &mut projection[..]),
+                            peephole: (spec.cell == CellKind::PeepholeDiagonal).then_some([
+                                &mut p_i[..],
+                                &mut p_f[..],
+                                &mut p_o[..],
+                            ]),
+                            onto: false,
+                            h: &mut dh,
+                            c: &mut dc,
+                        };
+                        backward::run(pool, &layer, &mut plan, &trace, &dy, (&h, &c), out).unwrap();
+                        for part in [dx, dw, du, bias, projection, dh, dc, p_i, p_f, p_o] {
+                            all.extend(part);
+                        }
+                        all.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
                     });
                     let outputs: Vec<_> = outputs.collect();
                     for (k, other) in outputs.iter().enumerate() {
-                        assert!(*other == outputs[0], "{isa}, {:?}, {lengths:?}: {} threads", weights.spec(), k + 1);
+                        assert!(*other == outputs[0], "{isa}, {spec:?}, {lengths:?}: {} threads", pools[k].threads());
                     }
                 }
             }

@@ -38,40 +38,37 @@ impl Run<'_> {
         unsafe {
             let z = self.product.add(member.rank * sizes.product);
             let scratch = std::slice::from_raw_parts_mut(z, sizes.product);
-            let mut run = |product: Product<'_>| {
-                for p in (0..product.panels()).filter(|_| mine()) {
-                    product.panel(p, 0..product.m, scratch);
-                }
-            };
             let x = Strided::rows(trace.x.as_slice().as_ptr().add(chunk.start * batch * input), input);
             let before = Trace::places(spec.reverse, chunk.start).0 * batch;
             let dense = spec.cell == CellKind::PeepholeDense;
             let (seen, stride) = if dense { (&trace.c, padded) } else { (&trace.h, self.layer.padded_state()) };
             let seen = Strided::rows(seen.as_ptr().add(before * stride), stride);
-            for gate in 0..PANEL_VECTORS {
-                let a = Strided::rows(self.dz.add(gate * padded), row).t();
-                let product = |n: usize, b, out: *mut f32| Product {
-                    kernels,
-                    m: hidden,
-                    k,
-                    n,
-                    a,
-                    b,
-                    onto: mode,
-                    out: out.add(gate * hidden * n),
-                    ldo: n,
+            // The dense peephole's candidate does not see the state: its part stays as it is.
+            for (n, b, out, blind) in [(input, x, self.dw, false), (state, seen, self.du, dense)] {
+                let product = |gate: usize| {
+                    let a = Strided::rows(self.dz.add(gate * padded), row).t();
+                    let out = out.add(gate * hidden * n);
+                    Product { kernels, m: hidden, k, n, a, b, onto: mode, out, ldo: n }
                 };
-                run(product(input, x, self.dw));
-                // The dense peephole's candidate does not see the state: its part stays as it is.
-                if !(dense && gate == 2) {
-                    run(product(state, seen, self.du));
+                // Gates share a packed panel, unless there are too few panels for all members.
+                let gates = if n / width < 2 * member.size { 1 } else { PANEL_VECTORS };
+                for (p, _) in (0..n).step_by(width).enumerate() {
+                    for first in (0..PANEL_VECTORS).step_by(gates).filter(|_| mine()) {
+                        product(first).pack(p, scratch);
+                        for gate in (first..first + gates).filter(|gate| !(blind && *gate == 2)) {
+                            product(gate).multiply(p, 0..hidden, scratch);
+                        }
+                    }
                 }
             }
             if !self.projection.is_null() {
                 let a = Strided::rows(self.projected, padded_state).t();
                 let b = Strided::rows(self.operand, padded);
                 let (out, ldo) = (self.projection, hidden);
-                run(Product { kernels, m: state, k, n: hidden, a, b, onto: mode, out, ldo });
+                let product = Product { kernels, m: state, k, n: hidden, a, b, onto: mode, out, ldo };
+                for p in (0..product.panels()).filter(|_| mine()) {
+                    product.panel(p, 0..state, scratch);
+                }
             }
             if !self.dx.is_null() {
                 for (p, first_col) in (0..input).step_by(width).enumerate() {
