@@ -223,7 +223,7 @@ const MAX_SIZE: usize = 1 << 24;
 /// Most parameters of a model: 64 GiB of f32.
 const MAX_PARAMS: usize = if usize::BITS > 34 { 1 << 34 } else { usize::MAX >> 3 };
 
-fn check_size(option: &'static str, size: usize) -> Result<()> {
+pub(crate) fn check_size(option: &'static str, size: usize) -> Result<()> {
     if (1..=MAX_SIZE).contains(&size) {
         return Ok(());
     }

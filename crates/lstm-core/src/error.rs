@@ -107,6 +107,17 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// Training met a number that is not finite.
+    #[error("training step {step}: {what} is {value}")]
+    NotFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// Which number.
+        what: String,
+        /// NaN or an infinity.
+        value: f64,
+    },
+
     /// The device refused.
     #[error("{backend}: {op}: {why}")]
     Device {

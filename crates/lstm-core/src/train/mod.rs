@@ -24,6 +24,7 @@
 //! ```
 
 mod clip;
+mod linear;
 mod loss;
 mod method;
 mod optimizer;
@@ -32,6 +33,7 @@ mod text;
 mod update;
 
 pub use clip::{Clip, norm};
+pub use linear::{Linear, LinearGradients};
 pub use loss::{IGNORE, cross_entropy, mean_squared};
 pub use method::Method;
 pub use optimizer::{Optimizer, Parameter};

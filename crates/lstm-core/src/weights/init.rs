@@ -94,10 +94,7 @@ impl Weights {
 }
 
 fn fill(kind: InitKind, param: Param, shape: &[usize], hidden: usize, rng: &mut ChaCha8Rng) -> ArrayD<f32> {
-    let mut uniform = |square: f64| {
-        let bound = libm::sqrt(square) as f32;
-        ArrayD::random_using(IxDyn(shape), Symmetric { bound }, rng)
-    };
+    let mut uniform = |square: f64| ArrayD::random_using(IxDyn(shape), Symmetric::root(square), rng);
     match (kind, param, shape) {
         (InitKind::Uniform, ..) => uniform(1.0 / hidden as f64),
         (InitKind::Orthogonal, Param::WeightHh, &[rows, cols]) => orthonormal(rows, cols, rng).into_dyn(),
@@ -108,8 +105,15 @@ fn fill(kind: InitKind, param: Param, shape: &[usize], hidden: usize, rng: &mut 
 
 /// `U[-bound, bound)` on a grid of 2^24 points: `((n - 2^23) / 2^23) * bound`, where n is the high 24 bits of a 32-bit
 /// draw. The quotient is exact, the product rounds once, and never up to `bound`.
-struct Symmetric {
+pub(crate) struct Symmetric {
     bound: f32,
+}
+
+impl Symmetric {
+    /// With the bound `sqrt(square)`, rounded once.
+    pub(crate) fn root(square: f64) -> Self {
+        Symmetric { bound: libm::sqrt(square) as f32 }
+    }
 }
 
 impl Distribution<f32> for Symmetric {

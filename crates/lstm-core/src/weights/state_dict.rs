@@ -191,6 +191,11 @@ impl StateDict {
         self.take_model(prefix, Some(cell))
     }
 
+    /// Drops a tensor that was [read](Self::read).
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.tensors.remove(name);
+    }
+
     /// Ends the reading.
     ///
     /// # Errors
@@ -238,7 +243,8 @@ impl StateDict {
         concatenate(Axis(0), &views).map_err(|e| Error::shape("take_lstm", "parts that stack", e))
     }
 
-    fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+    /// Checks that a tensor is left and has a shape.
+    pub(crate) fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
         let entry = self.entry(name, || format!("shape {shape:?}"))?;
         if entry.shape == shape {
             return Ok(());
@@ -246,7 +252,8 @@ impl StateDict {
         Err(Error::TensorShape { name: name.into(), expected: shape.into(), found: entry.shape.clone() })
     }
 
-    fn read(&self, name: &str) -> Result<ArrayD<f32>> {
+    /// A tensor that is left, which it stays.
+    pub(crate) fn read(&self, name: &str) -> Result<ArrayD<f32>> {
         let entry = self.entry(name, || "any shape".into())?;
         array(name, entry, element::to_f32(name, entry.dtype, self.data(entry))?)
     }
