@@ -1,9 +1,12 @@
-//! What training needs besides gradients: losses, optimizers, clipping, learning rates.
+//! Training: a [`Trainer`] that takes a model through steps and keeps the run in a file, the [`Linear`] layer that is a
+//! model's head, and what they are made of: losses, optimizers, clipping, learning rates.
 //!
-//! All of it is host code in one plain implementation, so a run gives the same bits wherever it runs: IEEE operations
-//! in the order that each item documents, none fused, sums in f64 and in the order of the elements, powers, logarithms
-//! and cosines from the `libm` crate in f64. Definitions are those of PyTorch's functions of the same names; results
-//! differ from PyTorch's in roundings, and where an item says so.
+//! Only the model runs on a device. The rest is host code in one plain implementation, so a run gives the same bits
+//! wherever it runs: IEEE operations in the order that each item documents, none fused, sums in f64 and in the order of
+//! the elements, powers, logarithms and cosines from the `libm` crate in f64. Definitions are those of PyTorch's
+//! functions of the same names; results differ from PyTorch's in roundings, and where an item says so.
+//!
+//! The parts without a model:
 //!
 //! ```
 //! use lstm_core::{ndarray::array, train::{Clip, Method, Optimizer, Parameter, Schedule, mean_squared}};
@@ -23,13 +26,19 @@
 //! # Ok::<(), lstm_core::Error>(())
 //! ```
 
+mod checkpoint;
 mod clip;
+mod describe;
 mod linear;
 mod loss;
 mod method;
 mod optimizer;
+mod parameters;
+mod random;
 mod schedule;
+mod settings;
 mod text;
+mod trainer;
 mod update;
 
 pub use clip::{Clip, norm};
@@ -37,4 +46,7 @@ pub use linear::{Linear, LinearGradients};
 pub use loss::{IGNORE, cross_entropy, mean_squared};
 pub use method::Method;
 pub use optimizer::{Optimizer, Parameter};
+pub use random::order;
 pub use schedule::{Decay, Schedule};
+pub use settings::{Settings, Step};
+pub use trainer::Trainer;

@@ -1,0 +1,71 @@
+//! How a run trains, and what one step of it reports.
+
+use super::{clip::Clip, method::Method, schedule::Schedule};
+use crate::{error::Result, gradient::Keep, input::HostState};
+
+/// How a [`Trainer`](super::Trainer) trains; `new` gives the defaults, the methods change one each.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The optimizer.
+    pub method: Method,
+    /// The learning rate of each step.
+    pub schedule: Schedule,
+    /// How the gradients of all parameters together are made smaller; not at all by default.
+    pub clip: Option<Clip>,
+    /// What a forward pass keeps for the way back: memory against time, the same bits; everything by default.
+    pub keep: Keep,
+    /// What dropout follows from, together with the step; 0 by default.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// No clipping, everything kept, seed 0.
+    pub fn new(method: Method, schedule: Schedule) -> Self {
+        Settings { method, schedule, clip: None, keep: Keep::Everything, seed: 0 }
+    }
+
+    /// Clips gradients.
+    pub fn clip(self, clip: Clip) -> Self {
+        Settings { clip: Some(clip), ..self }
+    }
+
+    /// Sets what a forward pass keeps.
+    pub fn keep(self, keep: Keep) -> Self {
+        Settings { keep, ..self }
+    }
+
+    /// Sets the seed of dropout.
+    pub fn seed(self, seed: u64) -> Self {
+        Settings { seed, ..self }
+    }
+
+    /// Checks all of them.
+    ///
+    /// # Errors
+    /// As for [`Method::validate`], [`Schedule::validate`] and [`Clip::validate`];
+    /// [`Error::Config`](crate::Error::Config) for segments that are not a positive multiple of 32.
+    pub fn validate(&self) -> Result<()> {
+        self.method.validate()?;
+        self.schedule.validate()?;
+        self.keep.segment(1)?;
+        self.clip.map_or(Ok(()), |clip| clip.validate())
+    }
+}
+
+/// What a step of training did.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Step {
+    /// Its number, counted from 1.
+    pub step: u64,
+    /// The loss before it.
+    pub loss: f64,
+    /// The [`norm`](super::norm) of all gradients together, before clipping.
+    pub norm: f64,
+    /// The learning rate it took.
+    pub rate: f32,
+    /// The LSTM's final states. Given as the next input's state they make truncated backpropagation through time:
+    /// values go on, gradients end.
+    pub state: HostState,
+}

@@ -1,0 +1,114 @@
+//! What the tests of training share: a small task, models for it, a place for files.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use lstm_cpu::{
+    Backend, CellKind, Cpu, HostState, Input, Keep, Lstm, LstmConfig, Reference, Result,
+    ndarray::{Array3, s},
+    train::{Clip, Linear, Method, Schedule, Settings, Step, Trainer, mean_squared, order},
+};
+
+pub(crate) type Device = Reference<Cpu>;
+
+pub(crate) fn device() -> Device {
+    Reference(Cpu::new())
+}
+
+/// Eight waves of 40 steps and two features, and what comes next of the first feature.
+pub(crate) fn task() -> (Array3<f32>, Array3<f32>) {
+    let wave = |b: usize, t: usize| ((b * 7 % 8) as f32 + t as f32 * 0.3).sin();
+    let x = Array3::from_shape_fn((8, 40, 2), |(b, t, k)| wave(b, t + 5 * k) * 0.75);
+    let target = Array3::from_shape_fn((8, 40, 1), |(b, t, _)| wave(b, t + 1) * 0.75);
+    (x, target)
+}
+
+/// Models and settings that together have everything: dropout, two directions, another cell, no head, clipping,
+/// segments, every optimizer and schedule.
+pub(crate) fn cases() -> Vec<(LstmConfig, bool, Settings)> {
+    let deep = LstmConfig::new(2, 6).layers(2);
+    vec![
+        (
+            deep.clone().dropout(0.25),
+            true,
+            Settings::new(Method::adam(), Schedule::constant(0.01).warmup(4)).clip(Clip::Norm(0.5)).seed(11),
+        ),
+        (
+            deep.bidirectional().proj_size(3).dropout(0.5).clip(2.0),
+            true,
+            Settings::new(Method::adamw(), Schedule::cosine(0.02, 9, 0.001)).keep(Keep::Segments(32)).seed(12),
+        ),
+        (
+            LstmConfig::new(2, 1).cell(CellKind::PeepholeDiagonal).coupled(),
+            false,
+            Settings::new(Method::momentum(0.9), Schedule::step(0.3, 20, 0.5)).clip(Clip::Value(0.05)),
+        ),
+        (
+            LstmConfig::new(2, 5).cell(CellKind::PeepholeDense),
+            true,
+            Settings::new(Method::sgd(), Schedule::constant(0.1)).keep(Keep::SquareRoot),
+        ),
+    ]
+}
+
+pub(crate) fn trainer<B: Backend>(b: &B, (config, head, settings): &(LstmConfig, bool, Settings)) -> Trainer<B> {
+    let lstm = Lstm::random(b, config.clone(), 1).unwrap();
+    let head = head.then(|| Linear::random(b, config.output_size(), 1, 2).unwrap());
+    Trainer::new(lstm, head, settings.clone()).unwrap()
+}
+
+/// One step on two sequences that the step's number and [`order`] choose, one of them short.
+pub(crate) fn step<B: Backend>(trainer: &mut Trainer<B>) -> Result<Step> {
+    let (x, target) = task();
+    let (epoch, at) = (trainer.steps() / 4, trainer.steps() as usize % 4);
+    let chosen = &order(5, epoch, 8)?[2 * at..2 * at + 2];
+    let pick = |all: &Array3<f32>| all.select(lstm_cpu::ndarray::Axis(0), chosen);
+    let (x, mut target) = (pick(&x), pick(&target));
+    target.slice_mut(s![1, 33.., ..]).fill(0.0);
+    trainer.step(Input::from(&x).lengths(&[40, 33]), |y| mean_squared(y, target.view()))
+}
+
+/// All that a run's later steps depend on, as bits.
+pub(crate) fn bits<B: Backend>(trainer: &Trainer<B>) -> Vec<u32> {
+    let path = Files::new();
+    trainer.save(path.at("bits")).unwrap();
+    fs::read(path.at("bits")).unwrap().chunks(4).map(|b| b.iter().fold(0, |n, b| n << 8 | u32::from(*b))).collect()
+}
+
+/// A step as bits.
+pub(crate) fn step_bits(step: &Step) -> (u64, u64, u64, u32, Vec<u32>) {
+    let HostState { h, c } = &step.state;
+    let state = h.iter().chain(c).map(|v| v.to_bits()).collect();
+    (step.step, step.loss.to_bits(), step.norm.to_bits(), step.rate.to_bits(), state)
+}
+
+/// A directory of this test's own that goes when it ends.
+pub(crate) struct Files(PathBuf);
+
+impl Files {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("lstm-training-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Files(path)
+    }
+
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

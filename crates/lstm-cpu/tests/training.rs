@@ -1,0 +1,279 @@
+//! Steps of training: what one is made of, that losses go down, that a failed one changes nothing.
+
+#[allow(dead_code, reason = "each test uses a part")]
+mod common;
+
+use common::{bits, cases, device, step, task, trainer};
+use lstm_cpu::{
+    Backend, Error, Input, Keep, Lstm, LstmConfig, Result,
+    ndarray::{Array2, Array3, ArrayView1, ArrayView3, Axis, s},
+    train::{
+        Clip, IGNORE, Linear, Method, Optimizer, Parameter, Schedule, Settings, Trainer, cross_entropy, mean_squared,
+    },
+};
+
+fn sgd(rate: f32) -> Settings {
+    Settings::new(Method::sgd(), Schedule::constant(rate))
+}
+
+fn losses_go_down<B: Backend>(b: &B) {
+    for case in cases() {
+        let (x, target) = task();
+        let mut trainer = trainer(b, &case);
+        let loss = |trainer: &Trainer<B>| {
+            let (y, _) = trainer.predict(&x).unwrap();
+            mean_squared(y.view(), target.view()).unwrap().0
+        };
+        let before = loss(&trainer);
+        (0..60).for_each(|_| drop(step(&mut trainer).unwrap()));
+        let after = loss(&trainer);
+        assert!(after < 0.75 * before, "{trainer:?}: {before} to {after}");
+    }
+}
+
+#[test]
+fn losses_go_down_in_every_setting() {
+    losses_go_down(&device());
+}
+
+#[test]
+fn classes_are_learnt_and_ignored() {
+    // Which feature is larger; nothing is asked of the first ten steps.
+    let (x, _) = task();
+    let class =
+        |(k, pair): (usize, ArrayView1<'_, f32>)| if k % 40 < 10 { IGNORE } else { usize::from(pair[0] < pair[1]) };
+    let classes: Vec<_> = x.rows().into_iter().enumerate().map(class).collect();
+    let device = device();
+    let lstm = Lstm::random(&device, LstmConfig::new(2, 8), 1).unwrap();
+    let head = Linear::random(&device, 8, 2, 2).unwrap();
+    let settings = Settings::new(Method::adam(), Schedule::constant(0.03)).clip(Clip::Norm(1.0));
+    let mut trainer = Trainer::new(lstm, Some(head), settings).unwrap();
+    let mut losses = Vec::new();
+    for _ in 0..50 {
+        losses.push(trainer.step(&x, |y| cross_entropy(y, &classes)).unwrap().loss);
+    }
+    assert!(losses[0] > 0.6 && losses[49] < 0.3, "{losses:?}");
+}
+
+/// A step is the passes and the optimizer that a caller could write out.
+fn is_its_parts<B: Backend>(b: &B) {
+    for (config, has_head, settings) in cases() {
+        let mut trainer = trainer(b, &(config.clone(), has_head, settings.clone()));
+        let (x, target) = task();
+        // The first and the second number of SplitMix64.
+        let seeds = [1u64, 2].map(|s| {
+            let z = settings.seed.wrapping_add(s.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        });
+        let (mut lstm, mut head) = (trainer.lstm().clone(), trainer.head().cloned());
+        let mut optimizer = Optimizer::new(settings.method.clone()).unwrap();
+        for (k, seed) in seeds.into_iter().enumerate() {
+            let rate = settings.schedule.rate(k as u64);
+            assert_eq!(trainer.rate(), rate);
+            let done = trainer.step(&x, |y| mean_squared(y, target.view())).unwrap();
+
+            let pass = lstm.forward_train(Input::from(&x).training(seed), Keep::Everything).unwrap();
+            let y = head.as_ref().map_or(pass.y.clone(), |head| head.forward(pass.y.view()).unwrap());
+            let (loss, dy) = mean_squared(y.view(), target.view()).unwrap();
+            let by_head = head.as_ref().map(|head| head.backward(pass.y.view(), dy.view()).unwrap());
+            let dy = by_head.as_ref().map_or(&dy, |gradients| &gradients.x);
+            let mut by_lstm = pass.tape.backward(dy).unwrap().weights;
+            let layers = by_lstm.layers_mut().iter_mut().flat_map(|layer| layer.iter_mut());
+            let mut gradients: Vec<Vec<f32>> = layers.map(|(_, values)| values.to_vec()).collect();
+            if let Some(by_head) = &by_head {
+                gradients.push(by_head.weight.iter().copied().collect());
+                gradients.push(by_head.bias.as_ref().unwrap().to_vec());
+            }
+            let norm = match settings.clip {
+                Some(clip) => clip.apply(&mut gradients.iter_mut().map(|g| &mut g[..]).collect::<Vec<_>>()).unwrap(),
+                None => lstm_cpu::train::norm(gradients.iter().map(|g| &g[..])),
+            };
+            let mut weights = lstm.weights().clone();
+            let (mut weight, mut bias) =
+                head.as_ref().map_or((Array2::zeros((0, 0)), None), |h| (h.weight().clone(), h.bias().cloned()));
+            let layers = weights.layers_mut().iter_mut().flat_map(|layer| layer.iter_mut());
+            let mut values: Vec<&mut [f32]> = layers.map(|(_, values)| values).collect();
+            if head.is_some() {
+                values.push(weight.as_slice_mut().unwrap());
+                values.extend(bias.as_mut().map(|bias| bias.as_slice_mut().unwrap()));
+            }
+            let names: Vec<_> = (0..values.len()).map(|k| k.to_string()).collect();
+            let parameters = names.iter().zip(values).zip(&gradients);
+            let mut parameters: Vec<_> =
+                parameters.map(|((name, value), gradient)| Parameter { name, value, gradient }).collect();
+            optimizer.step(rate, &mut parameters).unwrap();
+            lstm.set_weights(weights).unwrap();
+            if let Some(head) = &mut head {
+                head.set_weights(weight, bias).unwrap();
+            }
+
+            assert_eq!((done.step, done.loss, done.norm, done.rate), (k as u64 + 1, loss, norm, rate));
+            assert_eq!(done.state, pass.state);
+            assert_eq!(trainer.lstm().weights(), lstm.weights());
+            assert_eq!(trainer.head().map(|h| (h.weight(), h.bias())), head.as_ref().map(|h| (h.weight(), h.bias())));
+        }
+        assert_eq!(trainer.steps(), 2);
+    }
+}
+
+#[test]
+fn a_step_is_its_parts() {
+    is_its_parts(&device());
+}
+
+#[test]
+fn dropout_follows_from_seed_and_step_only() {
+    let case = cases().swap_remove(0);
+    let loss = |trainer: &mut Trainer<_>, input: Input<'_>| {
+        let target = task().1;
+        trainer.step(input, |y| mean_squared(y, target.view())).unwrap().loss
+    };
+    let x = task().0;
+    let mut first = trainer(&device(), &case);
+    let again = first.clone();
+    let plain = mean_squared(first.predict(&x).unwrap().0.view(), task().1.view()).unwrap().0;
+    let want = loss(&mut first, Input::from(&x));
+    assert_ne!(want, plain, "dropout acts");
+    assert_eq!(loss(&mut again.clone(), Input::from(&x).training(77)), want, "a seed of the input's does not");
+    let (y, _) = again.predict(Input::from(&x).training(77)).unwrap();
+    assert_eq!(y, again.predict(&x).unwrap().0);
+    let other = (case.0, case.1, case.2.seed(99));
+    assert_ne!(loss(&mut trainer(&device(), &other), Input::from(&x)), want);
+}
+
+#[test]
+fn states_go_on_from_chunk_to_chunk() {
+    let mut trainer = trainer(&device(), &cases()[0]);
+    let (x, target) = task();
+    let (first, second) = x.view().split_at(Axis(1), 20);
+    let step = trainer
+        .step(first, |y| {
+            assert_eq!(y.dim(), (8, 20, 1));
+            mean_squared(y, target.slice(s![.., ..20, ..]))
+        })
+        .unwrap();
+    let (y, _) = trainer.predict(Input::from(second).state(&step.state)).unwrap();
+    assert_ne!(y, trainer.predict(second).unwrap().0);
+    trainer.step(Input::from(second).state(&step.state), |y| mean_squared(y, target.slice(s![.., 20.., ..]))).unwrap();
+}
+
+#[test]
+fn nothing_beyond_a_length_matters() {
+    let device = device();
+    let (x, target) = task();
+    let lengths = [40, 3, 0, 17, 40, 1, 25, 39];
+    for time_major in [false, true] {
+        let run = |rubbish: f32| {
+            let lay = |mut values: Array3<f32>, rubbish: f32| {
+                for (b, &len) in lengths.iter().enumerate() {
+                    values.slice_mut(s![b, len.., ..]).fill(rubbish);
+                }
+                if time_major { values.permuted_axes([1, 0, 2]) } else { values }
+            };
+            let (x, target) = (lay(x.clone(), rubbish), lay(target.clone(), 0.0));
+            let input = Input::from(&x).lengths(&lengths);
+            let input = if time_major { input.time_major() } else { input };
+            let mut trainer = trainer(&device, &cases()[0]);
+            let beyond = trainer.predict(input).unwrap().0;
+            let beyond = if time_major { beyond.permuted_axes([1, 0, 2]) } else { beyond };
+            for (b, &len) in lengths.iter().enumerate() {
+                assert!(beyond.slice(s![b, len.., ..]).iter().all(|v| v.to_bits() == 0));
+            }
+            trainer
+                .step(input, |y| {
+                    let (loss, mut dy) = mean_squared(y, target.view())?;
+                    for (b, &len) in lengths.iter().enumerate() {
+                        let mut rest =
+                            if time_major { dy.slice_mut(s![len.., b, ..]) } else { dy.slice_mut(s![b, len.., ..]) };
+                        rest.fill(rubbish);
+                    }
+                    Ok((loss, dy))
+                })
+                .unwrap();
+            bits(&trainer)
+        };
+        assert_eq!(run(0.0), run(f32::NAN));
+    }
+}
+
+#[test]
+fn a_head_must_fit_and_settings_must_be_valid() {
+    let device = device();
+    let lstm = Lstm::random(&device, LstmConfig::new(2, 6).bidirectional(), 1).unwrap();
+    let head = Linear::random(&device, 6, 1, 2).unwrap();
+    let error = Trainer::new(lstm.clone(), Some(head), sgd(0.1)).unwrap_err().to_string();
+    assert!(error.contains("expected 12, as the LSTM gives, got 6"), "{error}");
+    for (settings, named) in [
+        (sgd(f32::NAN), "rate"),
+        (sgd(0.1).clip(Clip::Norm(0.0)), "clip"),
+        (sgd(0.1).keep(Keep::Segments(33)), "keep"),
+        (Settings::new(Method::momentum(-1.0), Schedule::constant(0.1)), "momentum"),
+    ] {
+        match Trainer::new(lstm.clone(), None, settings) {
+            Err(Error::Config { option, .. }) => assert_eq!(option, named),
+            other => panic!("{named}: {other:?}"),
+        }
+    }
+}
+
+/// A trainer after two careful steps, which a third one with this loss must leave alone, for the reason given.
+#[track_caller]
+fn refused(settings: Settings, loss: impl FnOnce(&Array3<f32>) -> Result<(f64, Array3<f32>)>, part: &str) {
+    let (x, device) = (task().0, device());
+    let careful = |y: ArrayView3<'_, f32>| Ok((1.0, Array3::from_elem(y.dim(), 1e-25)));
+    let lstm = Lstm::random(&device, LstmConfig::new(2, 6).layers(2).dropout(0.5), 1).unwrap();
+    let mut trainer = Trainer::new(lstm, Some(Linear::random(&device, 6, 1, 2).unwrap()), settings).unwrap();
+    (0..2).for_each(|_| drop(trainer.step(&x, careful).unwrap()));
+    let (before, predicted) = (bits(&trainer), trainer.predict(&x).unwrap());
+    let error = trainer.step(&x, |y| loss(&y.to_owned())).unwrap_err();
+    assert!(error.to_string().contains(part), "{error}");
+    assert_eq!((bits(&trainer), trainer.predict(&x).unwrap(), trainer.steps()), (before, predicted, 2));
+    assert_eq!(trainer.step(&x, careful).unwrap().step, 3);
+}
+
+#[test]
+fn what_is_not_finite_is_named_and_changes_nothing() {
+    let adam = Settings::new(Method::adam(), Schedule::constant(0.01)).clip(Clip::Norm(1.0));
+    refused(adam.clone(), |y| Ok((f64::NAN, y.clone())), "training step 3: the loss is NaN");
+    refused(adam.clone(), |y| Ok((f64::NEG_INFINITY, y.clone())), "training step 3: the loss is -inf");
+    refused(adam.clone(), |y| Ok((1.0, y * f32::NAN)), "training step 3: the gradient of `lstm.weight_ih_l0` is NaN");
+    refused(adam, |y| Ok((1.0, Array3::from_elem(y.dim(), 3e38))), "the gradient of `");
+    let huge = |y: &Array3<f32>| Ok((1.0, Array3::from_elem(y.dim(), 1e30)));
+    refused(sgd(1e15), huge, "training step 3: the new value of `lstm.weight_ih_l0` is ");
+    let adam = Settings::new(Method::adam(), Schedule::constant(0.01));
+    refused(adam, huge, "training step 3: the optimizer's `exp_avg_sq.head.");
+}
+
+#[test]
+fn other_failures_change_nothing_either() {
+    let settings = || sgd(0.1);
+    refused(settings(), |_| Err(Error::config("mine", "the caller's")), "option mine: the caller's");
+    let other = |_: &Array3<f32>| Ok((1.0, Array3::zeros((8, 40, 2))));
+    refused(settings(), other, "the loss's gradient: expected [8, 40, 1], as the outputs, got [8, 40, 2]");
+    let mut trainer = trainer(&device(), &cases()[0]);
+    let before = bits(&trainer);
+    let x = Array3::zeros((8, 40, 3));
+    assert!(matches!(trainer.step(&x, |y| Ok((0.0, y.to_owned()))), Err(Error::Shape { .. })));
+    assert_eq!(bits(&trainer), before);
+}
+
+#[test]
+fn a_step_without_sequences_has_no_gradient() {
+    let mut trainer = trainer(&device(), &cases()[3]);
+    let before = trainer.lstm().weights().clone();
+    let step = trainer.step(&Array3::zeros((0, 40, 2)), |y| Ok((0.0, y.to_owned()))).unwrap();
+    assert_eq!((step.norm, step.state.h.dim()), (0.0, (1, 0, 5)));
+    assert_eq!((trainer.lstm().weights(), trainer.steps()), (&before, 1));
+}
+
+#[test]
+fn trainers_and_their_futures_cross_threads() {
+    fn is_send<T: Send>(_: &T) {}
+    let mut trainer = trainer(&device(), &cases()[0]);
+    let x = task().0;
+    is_send(&trainer);
+    is_send(&trainer.predict_async(&x));
+    is_send(&trainer.step_async(&x, |y| Ok((0.0, y.to_owned()))));
+}
