@@ -37,6 +37,7 @@ fn resumed_runs_have_the_same_bits<B: Backend>(b: &B) {
 
 #[test]
 fn a_run_that_was_killed_ends_with_the_same_bits() {
+    resumed_runs_have_the_same_bits(&Cpu::new());
     resumed_runs_have_the_same_bits(&device());
 }
 

@@ -3,9 +3,9 @@
 #[allow(dead_code, reason = "each test uses a part")]
 mod common;
 
-use common::{bits, cases, device, step, task, trainer};
+use common::{bits, cases, device, step, step_bits, task, trainer};
 use lstm_cpu::{
-    Backend, Error, Input, Keep, Lstm, LstmConfig, Result,
+    Backend, Cpu, Error, Input, Keep, Lstm, LstmConfig, Result,
     ndarray::{Array2, Array3, ArrayView1, ArrayView3, Axis, s},
     train::{
         Clip, IGNORE, Linear, Method, Optimizer, Parameter, Schedule, Settings, Trainer, cross_entropy, mean_squared,
@@ -33,6 +33,7 @@ fn losses_go_down<B: Backend>(b: &B) {
 
 #[test]
 fn losses_go_down_in_every_setting() {
+    losses_go_down(&Cpu::new());
     losses_go_down(&device());
 }
 
@@ -120,7 +121,19 @@ fn is_its_parts<B: Backend>(b: &B) {
 
 #[test]
 fn a_step_is_its_parts() {
+    is_its_parts(&Cpu::new());
     is_its_parts(&device());
+}
+
+#[test]
+fn kernels_and_reference_train_to_the_same_bits() {
+    for case in cases() {
+        let (mut fused, mut reference) = (trainer(&Cpu::new(), &case), trainer(&device(), &case));
+        for _ in 0..5 {
+            assert_eq!(step_bits(&step(&mut fused).unwrap()), step_bits(&step(&mut reference).unwrap()));
+        }
+        assert_eq!(bits(&fused), bits(&reference));
+    }
 }
 
 #[test]
@@ -161,7 +174,11 @@ fn states_go_on_from_chunk_to_chunk() {
 
 #[test]
 fn nothing_beyond_a_length_matters() {
-    let device = device();
+    lengths_end_sequences(&Cpu::new());
+    lengths_end_sequences(&device());
+}
+
+fn lengths_end_sequences<B: Backend>(device: &B) {
     let (x, target) = task();
     let lengths = [40, 3, 0, 17, 40, 1, 25, 39];
     for time_major in [false, true] {
@@ -175,7 +192,7 @@ fn nothing_beyond_a_length_matters() {
             let (x, target) = (lay(x.clone(), rubbish), lay(target.clone(), 0.0));
             let input = Input::from(&x).lengths(&lengths);
             let input = if time_major { input.time_major() } else { input };
-            let mut trainer = trainer(&device, &cases()[0]);
+            let mut trainer = trainer(device, &cases()[0]);
             let beyond = trainer.predict(input).unwrap().0;
             let beyond = if time_major { beyond.permuted_axes([1, 0, 2]) } else { beyond };
             for (b, &len) in lengths.iter().enumerate() {
