@@ -4,21 +4,24 @@ use std::{collections::BTreeMap, path::Path};
 
 use lstm_core::{
     Backend, Lstm, StateDict,
-    ndarray::{Array3, s},
+    ndarray::{Array3, aview1, s},
+    train::Linear,
 };
 
-use crate::{Error, Result, series::YEAR};
+use crate::{
+    error::{Error, Result},
+    series::YEAR,
+};
 
 /// An LSTM, a linear head on its output, and the scale of what it reads and tells.
 pub(crate) struct Model<B: Backend> {
-    lstm: Lstm<B>,
-    head: Vec<f32>,
-    bias: f32,
-    growth: Growth,
+    pub(crate) lstm: Lstm<B>,
+    pub(crate) head: Linear<B>,
+    pub(crate) growth: Growth,
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads what the training script saved. A tensor that is missing, misshapen or left over is an error.
+    /// Loads what this program or PyTorch saved. A tensor that is missing, misshapen or left over is an error.
     pub(crate) fn open(backend: &B, path: &Path) -> Result<Self> {
         let mut dict = StateDict::open(path)?;
         let growth = Growth::from_metadata(dict.metadata()).map_err(|why| Error::file(path, why))?;
@@ -27,11 +30,14 @@ impl<B: Backend> Model<B> {
         if inputs != Growth::FEATURES {
             return Err(Error::file(path, format!("expected an LSTM of {} inputs, found {inputs}", Growth::FEATURES)));
         }
-        let mut take = |name, shape: &[usize]| dict.take(name, shape).map_err(|e| Error::file(path, e));
-        let head = take("head.weight", &[1, outputs])?.into_iter().collect();
-        let bias = take("head.bias", &[1])?.sum();
+        let head = Linear::take(backend, &mut dict, "head.").map_err(|e| Error::file(path, e))?;
+        if (head.input_size(), head.output_size()) != (outputs, 1) {
+            let why =
+                format!("expected a head from {outputs} to 1, found {} to {}", head.input_size(), head.output_size());
+            return Err(Error::file(path, why));
+        }
         dict.finish().map_err(|e| Error::file(path, e))?;
-        Ok(Model { lstm: Lstm::new(backend, weights)?, head, bias, growth })
+        Ok(Model { lstm: Lstm::new(backend, weights)?, head, growth })
     }
 
     /// One line for people.
@@ -49,17 +55,15 @@ impl<B: Backend> Model<B> {
         let mut outputs = Vec::new();
 
         // Features look back only: a new month changes none of the old ones, and the stream's state stays good.
-        let x = (1, logs.len() - YEAR, Growth::FEATURES);
-        let x = Array3::from_shape_fn(x, |(_, step, k)| self.growth.features(&logs, YEAR + step)[k]);
+        let x = self.growth.inputs(&logs);
         let mut stream = self.lstm.stream(1)?;
         let mut y = stream.chunk(x.view())?.slice(s![0, -1, ..]).to_vec();
         for month in 0..months {
             if month > 0 {
                 stream.step(&self.growth.features(&logs, logs.len() - 1), &mut y)?;
             }
-            let dot: f64 = self.head.iter().zip(&y).map(|(&w, &v)| f64::from(w) * f64::from(v)).sum();
-            let growth = (dot + f64::from(self.bias)) * self.growth.std + self.growth.mean;
-            logs.push(logs[logs.len() - YEAR] + growth);
+            let growth = f64::from(self.head.forward(aview1(&y))?[0]);
+            logs.push(logs[logs.len() - YEAR] + growth * self.growth.std + self.growth.mean);
             outputs.extend_from_slice(&y);
         }
         Ok((logs[known.len()..].iter().map(|v| v.exp()).collect(), outputs))
@@ -67,13 +71,28 @@ impl<B: Backend> Model<B> {
 }
 
 /// Growth of the logarithm over a year, standardised by the training data's mean and standard deviation.
-struct Growth {
-    mean: f64,
+#[derive(Clone, Copy)]
+pub(crate) struct Growth {
+    pub(crate) mean: f64,
     std: f64,
 }
 
 impl Growth {
-    const FEATURES: usize = 2;
+    pub(crate) const FEATURES: usize = 2;
+
+    /// The scale of a series of more than a year.
+    pub(crate) fn of(known: &[f64]) -> Result<Self, String> {
+        let growths: Vec<f64> = known.iter().zip(&known[YEAR..]).map(|(old, new)| new.ln() - old.ln()).collect();
+        let mean = growths.iter().sum::<f64>() / growths.len() as f64;
+        let squares: f64 = growths.iter().map(|growth| (growth - mean).powi(2)).sum();
+        let std = (squares / (growths.len() as f64 - 1.0)).sqrt();
+        // NaN of a single growth.
+        if std > 0.0 {
+            Ok(Growth { mean, std })
+        } else {
+            Err("no two months grew differently: nothing to learn".into())
+        }
+    }
 
     fn from_metadata(metadata: &BTreeMap<String, String>) -> Result<Self, String> {
         let number = |key: &str| {
@@ -83,6 +102,17 @@ impl Growth {
         };
         let growth = Growth { mean: number("mean")?, std: number("std")? };
         if growth.std > 0.0 { Ok(growth) } else { Err(format!("metadata `std`: {} is not positive", growth.std)) }
+    }
+
+    /// What [`from_metadata`](Self::from_metadata) reads; `{:?}` keeps every bit.
+    pub(crate) fn metadata(&self) -> BTreeMap<String, String> {
+        [("mean", self.mean), ("std", self.std)].map(|(key, value)| (key.into(), format!("{value:?}"))).into()
+    }
+
+    /// What the LSTM reads from the second year on.
+    pub(crate) fn inputs(&self, logs: &[f64]) -> Array3<f32> {
+        let shape = (1, logs.len() - YEAR, Self::FEATURES);
+        Array3::from_shape_fn(shape, |(_, step, k)| self.features(logs, YEAR + step)[k])
     }
 
     /// What the LSTM reads at month `t`, a year or more after the first: the month's growth, and that of the month a year
@@ -105,8 +135,8 @@ mod tests {
     #[test]
     fn streaming_equals_running_the_series_again() -> Result<()> {
         let lstm = Lstm::random(&Cpu::new(), LstmConfig::new(2, 5), 1)?;
-        let model =
-            Model { lstm, head: vec![0.5, -1.0, 0.25, 2.0, 1.0], bias: 0.1, growth: Growth { mean: 0.1, std: 0.2 } };
+        let head = Linear::random(&Cpu::new(), 5, 1, 2)?;
+        let model = Model { lstm, head, growth: Growth { mean: 0.1, std: 0.2 } };
         let mut series: Vec<f64> = (0..30).map(|t| 100.0 + f64::from(t * 37 % 23)).collect();
         let (forecast, outputs) = model.forecast(&series, 15)?;
         let known = series.len();
@@ -114,9 +144,7 @@ mod tests {
 
         // In one go, over features of the finished series; its last month is not an input any more.
         let logs: Vec<f64> = series.iter().map(|v| v.ln()).collect();
-        let x = Array3::from_shape_fn((1, logs.len() - 1 - YEAR, 2), |(_, step, k)| {
-            model.growth.features(&logs, YEAR + step)[k]
-        });
+        let x = model.growth.inputs(&logs[..logs.len() - 1]);
         let (y, _) = model.lstm.forward(&x)?;
         let again = y.slice(s![0, known - YEAR - 1.., ..]);
         assert_eq!(again.len(), outputs.len());
@@ -133,6 +161,15 @@ mod tests {
         assert_eq!(growth.features(&logs, 12), [71.5, 0.0]);
         assert_eq!(growth.features(&logs, 22), [191.5, 0.0]);
         assert_eq!(growth.features(&logs, 23), [203.5, 71.5]);
+    }
+
+    #[test]
+    fn the_scale_is_that_of_training() {
+        let known: Vec<f64> = (0..14).map(|t| f64::from(t * t).exp()).collect();
+        // Growths of 144 and 168.
+        let growth = Growth::of(&known).expect("two growths");
+        assert!((growth.mean - 156.0).abs() < 1e-9 && (growth.std - 288.0f64.sqrt()).abs() < 1e-9);
+        assert!(Growth::of(&known[..13]).is_err() && Growth::of(&[1.0; 30]).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{fmt, fs, path::Path};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Months in a year.
 pub(crate) const YEAR: usize = 12;
@@ -35,17 +35,19 @@ impl fmt::Display for Month {
     }
 }
 
-/// Positive figures of consecutive months.
+/// Positive figures of consecutive months, the last of them held back to be forecast.
 #[derive(Debug)]
 pub(crate) struct Series {
     first: Month,
     values: Vec<f64>,
+    known: usize,
 }
 
 impl Series {
-    /// Reads the columns `month` and `passengers_thousands` of a CSV file.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
-        Self::parse(&fs::read_to_string(path).map_err(Error::io(path))?, path)
+    /// Reads the columns `month` and `passengers_thousands` of a CSV file and holds back the last `months`.
+    pub(crate) fn read(path: &Path, months: usize) -> Result<Self> {
+        let series = Self::parse(&fs::read_to_string(path).map_err(Error::io(path))?, path)?;
+        series.hold_back(months).map_err(|why| Error::file(path, why))
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self> {
@@ -73,12 +75,13 @@ impl Series {
             let value = value.parse().ok().filter(|v: &f64| v.is_finite() && *v > 0.0);
             let value =
                 value.ok_or_else(|| error(line, format!("expected a positive number, found {:?}", row[passengers])))?;
-            let series = series.get_or_insert_with(|| Series { first: month, values: Vec::new() });
+            let series = series.get_or_insert_with(|| Series { first: month, values: Vec::new(), known: 0 });
             let next = series.month(series.len());
             if month != next {
                 return Err(error(line, format!("expected the month {next}, found {month}")));
             }
             series.values.push(value);
+            series.known += 1;
         }
         series.ok_or_else(|| Error::file(path, "there are no months"))
     }
@@ -98,14 +101,23 @@ impl Series {
         Month(self.first.0 + k)
     }
 
-    /// What is known, at least a year and a month (the least that has a growth over a year), and the last `count` months.
-    pub(crate) fn split_last(&self, count: usize) -> Result<(&[f64], &[f64]), String> {
-        let need = YEAR + 1 + count;
+    /// What is known.
+    pub(crate) fn known(&self) -> &[f64] {
+        &self.values[..self.known]
+    }
+
+    /// What is to be forecast.
+    pub(crate) fn held_back(&self) -> &[f64] {
+        &self.values[self.known..]
+    }
+
+    /// Leaves at least a year and a month known, the least that has a growth over a year.
+    fn hold_back(self, months: usize) -> Result<Self, String> {
+        let need = YEAR + 1 + months;
         if self.len() < need {
-            let why = format!("at least {need} months are needed ({count} to forecast), found {}", self.len());
-            return Err(why);
+            return Err(format!("at least {need} months are needed ({months} to forecast), found {}", self.len()));
         }
-        Ok(self.values.split_at(self.len() - count))
+        Ok(Series { known: self.len() - months, ..self })
     }
 }
 
@@ -152,9 +164,9 @@ mod tests {
 
     #[test]
     fn a_year_and_a_month_must_be_known() {
-        let series = |len| Series { first: Month(0), values: vec![1.0; len] };
+        let series = |len| Series { first: Month(0), values: vec![1.0; len], known: len };
         let want = "at least 37 months are needed (24 to forecast), found 36";
-        assert_eq!(series(36).split_last(24).unwrap_err(), want);
-        assert_eq!(series(37).split_last(24).map(|(known, last)| (known.len(), last.len())), Ok((13, 24)));
+        assert_eq!(series(36).hold_back(24).unwrap_err(), want);
+        assert_eq!(series(37).hold_back(24).map(|s| (s.known().len(), s.held_back().len())), Ok((13, 24)));
     }
 }
