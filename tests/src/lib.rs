@@ -15,3 +15,4 @@ pub mod primitives;
 pub mod refusals;
 pub mod results;
 pub mod specification;
+pub mod training;

@@ -20,7 +20,7 @@ use lstm_tests::{
     planted::{Fault, Planted},
     primitives, refusals,
     results::{Line, Outcome, record},
-    specification,
+    specification, training,
 };
 
 fn main() {
@@ -101,7 +101,7 @@ impl Visit for Trials {
             add!("empty", case, move |b: &B| check::empty(b, cell).map(|()| String::new()));
         }
         if let Arithmetic::Inexact(why) = b.arithmetic() {
-            for group in ["specification", "primitives", "cells", "options", "sizes", "planted"] {
+            for group in ["specification", "primitives", "cells", "options", "sizes", "training", "planted"] {
                 self.not_run(name, group, &format!("the arithmetic is not exact: {why}"));
             }
             return;
@@ -116,6 +116,12 @@ impl Visit for Trials {
             add!(group, &name, move |b: &B| {
                 let text = compare::render(&check::check_case(b, &case)?);
                 snapshot(&case.name, &text).map(|()| String::new())
+            });
+        }
+        for run in training::runs() {
+            let name = run.name;
+            add!("training", name, move |b: &B| {
+                snapshot(&format!("training-{name}"), &training::check(b, &run)?).map(|()| String::new())
             });
         }
         for fault in Fault::ALL {
@@ -214,6 +220,16 @@ mod cpu {
             for case in cases::table() {
                 let (plain, variants) = (plain.clone(), variants.clone());
                 trials.add("cpu", group, &case.name.clone(), move || equal(&plain, &variants, &case));
+            }
+            for run in training::runs() {
+                let (plain, variants) = (plain.clone(), variants.clone());
+                trials.add("cpu", group, &format!("training-{}", run.name), move || {
+                    let want = run.report(&plain)?;
+                    for (label, cpu) in &variants {
+                        ensure!(run.report(cpu)? == want, "{label} differs from plain");
+                    }
+                    Ok(String::new())
+                });
             }
         }
         // The first is the default, whose sweep also looks at errors.

@@ -1,26 +1,33 @@
-//! A step of a stream on the CPU allocates nothing, in any thread.
+//! What the CPU allocates: in a step of a stream nothing, in any thread; in training with checkpoints little more than a
+//! segment's states and gates.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use lstm_cpu::{CellKind, Cpu, Isa, Lstm, LstmConfig, ndarray::Array3};
+use lstm_cpu::{CellKind, Cpu, Isa, Keep, Lstm, LstmConfig, ndarray::Array3};
 
 /// The system's allocator, counting.
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+/// Bytes in use, and the most there were.
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: every call goes on to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        let bytes = BYTES.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
+        PEAK.fetch_max(bytes, Ordering::SeqCst);
         // SAFETY: the caller's promises are the same.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        BYTES.fetch_sub(layout.size(), Ordering::SeqCst);
         // SAFETY: the caller's promises are the same.
         unsafe { System.dealloc(at, layout) }
     }
@@ -43,6 +50,33 @@ fn allocations(cpu: &Cpu, config: LstmConfig, batch: usize) -> lstm_cpu::Result<
         stream.step(&x, &mut y)?;
     }
     Ok(ALLOCATIONS.load(Ordering::SeqCst) - before)
+}
+
+/// Bytes that a training step of a long sequence takes at its peak.
+fn peak(keep: Keep, steps: usize) -> lstm_cpu::Result<usize> {
+    // A device of its own, with no memory left over from others.
+    let cpu = Cpu::builder().threads(1).build()?;
+    let model = Lstm::random(&cpu, LstmConfig::new(2, 32).layers(2), 1)?;
+    let x = Array3::ones((1, steps, 2));
+    let before = BYTES.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    let pass = model.forward_train(&x, keep)?;
+    let gradients = pass.tape.backward(&pass.y)?;
+    let peak = PEAK.load(Ordering::SeqCst) - before;
+    drop((pass, gradients));
+    Ok(peak)
+}
+
+/// What grows with the steps is then outputs and their gradients, a few rows of the hidden size, instead of all states
+/// and gates of two layers.
+fn checkpoints_save_memory() -> lstm_cpu::Result<()> {
+    let grows = |keep| Ok::<_, lstm_cpu::Error>((peak(keep, 8192)? - peak(keep, 4096)?) / 4096);
+    let (everything, segments, root) = (grows(Keep::Everything)?, grows(Keep::Segments(64))?, grows(Keep::SquareRoot)?);
+    println!(
+        "bytes a step: {everything} whole, {segments} in segments of 64, {root} in about as many as they are long"
+    );
+    assert!(2 * segments < everything && 2 * root < everything);
+    Ok(())
 }
 
 /// Without libtest: its threads allocate whenever they like.
@@ -87,5 +121,5 @@ fn main() -> lstm_cpu::Result<()> {
     }
     assert_eq!(failed, 0, "steps allocate");
     println!("no allocation in any step: ok");
-    Ok(())
+    checkpoints_save_memory()
 }
