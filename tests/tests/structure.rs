@@ -69,8 +69,12 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(dir).with_context(|| format!("{}", dir.display()))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // In a worktree `.git` is a file.
+        if ["target", ".git", ".venv", "node_modules"].contains(&&*name) {
+            continue;
+        }
         if path.is_dir() {
-            if !["target", ".git", ".venv", "node_modules"].contains(&&*name) && !path.is_symlink() {
+            if !path.is_symlink() {
                 files(&path, found)?;
             }
         } else {
