@@ -28,7 +28,7 @@ impl Progress {
     pub(crate) fn new(done: u64, total: u64) -> Self {
         // On standard error; hidden if that is no terminal.
         let bar = ProgressBar::new(total).with_position(done);
-        if let Ok(style) = ProgressStyle::with_template("{pos}/{len} [{bar:25}] {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{pos}/{len} [{wide_bar}] {msg}") {
             bar.set_style(style.progress_chars("=> "));
         }
         let now = Instant::now();
