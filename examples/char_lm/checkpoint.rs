@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use lstm_core::{
     Backend, HostState, Init, InitKind, Lstm, LstmConfig, Weights,
-    train::{Clip, Linear, Method, Schedule, Settings, Trainer},
+    train::{Clip, Extras, Linear, Method, Schedule, Settings, Trainer},
 };
 
 use crate::{
@@ -15,7 +15,6 @@ use crate::{
 
 /// Metadata beside the trainer's own. What defines the run is there too, as [`identity`] names it.
 const VOCABULARY: &str = "vocabulary";
-const STATE: &str = "state";
 
 /// A run between two steps.
 pub(crate) struct Run<B: Backend> {
@@ -68,9 +67,9 @@ impl<B: Backend> Run<B> {
 
     /// The run in a file, whatever it is.
     pub(crate) fn open(backend: &B, path: &Path) -> Result<Self> {
-        let (trainer, mut metadata) = Trainer::resume(backend, path)?;
+        let (trainer, mut extras) = Trainer::resume(backend, path)?;
         let config = trainer.lstm().config();
-        let vocabulary = metadata.remove(VOCABULARY);
+        let vocabulary = extras.text.remove(VOCABULARY);
         let vocabulary =
             vocabulary.ok_or_else(|| Error::file(path, "it has no vocabulary: not a run of this program"))?;
         let vocabulary = Vocabulary::from_line(&vocabulary).map_err(|why| Error::file(path, why))?;
@@ -78,10 +77,8 @@ impl<B: Backend> Run<B> {
         if config.input_size != vocabulary.len() || outputs != Some(vocabulary.len()) {
             return Err(Error::file(path, "its model does not fit its vocabulary"));
         }
-        let state = metadata
-            .remove(STATE)
-            .map(|line| decode(&line, config).ok_or_else(|| Error::file(path, "its state is not one of its model")));
-        Ok(Run { state: state.transpose()?, vocabulary, identity: metadata, trainer })
+        let state = extras.take_state().map_err(|why| Error::file(path, why))?;
+        Ok(Run { state, vocabulary, identity: extras.text, trainer })
     }
 
     /// The run in a file, which must be the one that options and text define.
@@ -96,10 +93,12 @@ impl<B: Backend> Run<B> {
     }
 
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
-        let mut metadata = self.identity.clone();
-        metadata.insert(VOCABULARY.into(), self.vocabulary.line());
-        metadata.extend(self.state.as_ref().map(|state| (STATE.into(), encode(state))));
-        Ok(self.trainer.save_with(path, &metadata)?)
+        let mut extras = Extras { text: self.identity.clone(), ..Extras::default() };
+        extras.text.insert(VOCABULARY.into(), self.vocabulary.line());
+        if let Some(state) = &self.state {
+            extras = extras.with_state(state);
+        }
+        Ok(self.trainer.save_with(path, &extras)?)
     }
 
     /// Says what is trained.
@@ -118,22 +117,4 @@ impl<B: Backend> Run<B> {
             kernels.join(", ")
         );
     }
-}
-
-/// A state as a line of hexadecimal digits, eight for each number: a trainer's file has room for text only.
-fn encode(state: &HostState) -> String {
-    state.h.iter().chain(&state.c).map(|v| format!("{:08x}", v.to_bits())).collect()
-}
-
-fn decode(line: &str, config: &LstmConfig) -> Option<HostState> {
-    let digits = 8 * config.num_layers * (config.state_size() + config.hidden_size);
-    let mut state = HostState::zeros(config, line.len() / digits).ok()?;
-    let HostState { h, c } = &mut state;
-    if line.len() != 8 * (h.len() + c.len()) {
-        return None;
-    }
-    for (k, value) in h.iter_mut().chain(c).enumerate() {
-        *value = f32::from_bits(u32::from_str_radix(line.get(8 * k..8 * k + 8)?, 16).ok()?);
-    }
-    Some(state)
 }

@@ -7,10 +7,18 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use common::{Device, Files, bits, cases, device, step, step_bits, trainer};
 use lstm_cpu::{
-    Backend, Bias, CellKind, Cpu, Error, LstmConfig, StateDict, StateDictWriter,
+    Backend, Bias, CellKind, Cpu, Error, HostState, LstmConfig, StateDict, StateDictWriter,
     ndarray::{ArrayD, IxDyn},
-    train::{Linear, Trainer},
+    train::{Extras, Linear, Method, Schedule, Settings, Trainer},
 };
+
+/// What a program might keep beside a run after `k` steps.
+fn extras(config: &LstmConfig, k: usize) -> Extras {
+    let mut state = HostState::zeros(config, 2).unwrap();
+    state.c.fill(k as f32);
+    let text = BTreeMap::from([("at".into(), k.to_string())]);
+    Extras { text, ..Extras::default() }.with_state(&state)
+}
 
 fn resumed_runs_have_the_same_bits<B: Backend>(b: &B) {
     for (n, case) in cases().iter().enumerate() {
@@ -19,12 +27,15 @@ fn resumed_runs_have_the_same_bits<B: Backend>(b: &B) {
         let mut steps = Vec::new();
         for k in 0..7 {
             let name = format!("after-{k}");
-            whole.save_with(files.at(&name), &BTreeMap::from([("at".into(), k.to_string())])).unwrap();
+            whole.save_with(files.at(&name), &extras(whole.lstm().config(), k)).unwrap();
             steps.push(step_bits(&step(&mut whole).unwrap()));
         }
         for killed in [0, 1, 3, 6] {
-            let (mut run, metadata) = Trainer::resume(b, files.at(&format!("after-{killed}"))).unwrap();
-            assert_eq!(metadata, BTreeMap::from([("at".to_string(), killed.to_string())]));
+            let (mut run, mut added) = Trainer::resume(b, files.at(&format!("after-{killed}"))).unwrap();
+            let want = extras(run.lstm().config(), killed);
+            assert_eq!(added, want);
+            assert_eq!(added.take_state().unwrap(), want.clone().take_state().unwrap());
+            assert!(added.tensors.is_empty() && added.take_state().unwrap().is_none());
             assert_eq!((run.steps(), run.settings()), (killed as u64, &case.2));
             assert_eq!(run.lstm().config(), &case.0);
             for want in &steps[killed..] {
@@ -204,7 +215,8 @@ fn files_are_replaced_whole_or_not_at_all() {
 
     let before = fs::read(files.at("run")).unwrap();
     let taken = BTreeMap::from([("trainer.steps".to_string(), "9".to_string())]);
-    for result in [trainer.save_with(files.at("run"), &taken), trainer.save_model(files.at("run"), &taken)] {
+    let extras = Extras { text: taken.clone(), ..Extras::default() };
+    for result in [trainer.save_with(files.at("run"), &extras), trainer.save_model(files.at("run"), &taken)] {
         names(result, &["metadata", "`trainer.`", "`trainer.steps`"]);
     }
     assert_eq!((fs::read(files.at("run")).unwrap(), listed()), (before, 1));
@@ -229,4 +241,30 @@ fn a_model_s_file_holds_pytorch_s_names_and_any_backend_reads_it() {
     dict.finish().unwrap();
     assert_eq!(&weights, trainer.lstm().weights());
     assert_eq!(Some(head.weight()), trainer.head().map(Linear::weight));
+}
+
+#[test]
+fn half_a_state_is_an_error() {
+    let config = LstmConfig::new(2, 3);
+    let mut half = extras(&config, 1);
+    half.tensors.remove("state.h");
+    assert!(matches!(half.take_state(), Err(Error::MissingTensor { name, .. }) if name == "state.h"));
+    half.tensors.insert("state.h".into(), ArrayD::zeros(IxDyn(&[3])));
+    names(half.take_state().map(drop), &["take_state", "[3]"]);
+    assert_eq!(half.tensors.len(), 2);
+}
+
+#[test]
+fn a_run_may_go_on_with_other_settings() {
+    let files = Files::new();
+    let mut trainer = saved(&files);
+    let kept = bits(&trainer);
+    let other = |method: Method| Settings::new(method, Schedule::constant(0.5));
+    trainer.set_settings(other(trainer.settings().method.clone())).unwrap();
+    assert_eq!((bits(&trainer), trainer.rate(), trainer.steps()), (kept, 0.5, 2));
+    let odd = if trainer.settings().method == Method::sgd() { Method::adam() } else { Method::sgd() };
+    names(trainer.set_settings(other(odd)), &["method", "keeps"]);
+    step(&mut trainer).unwrap();
+    let (lstm, head) = trainer.into_parts();
+    assert_eq!(head.unwrap().input_size(), lstm.config().output_size());
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Display, path::Path, str::FromStr};
 
-use ndarray::{Array1, Array2, ArrayView, Ix1, Ix2, IxDyn};
+use ndarray::{Array1, Array2, ArrayD, ArrayView, Ix1, Ix2, Ix3, IxDyn};
 
 use super::{
     describe,
@@ -16,6 +16,7 @@ use crate::{
     backend::Backend,
     config::LstmConfig,
     error::{Error, Result},
+    input::HostState,
     lstm::Lstm,
     weights::{
         LayerWeights, Weights,
@@ -33,16 +34,65 @@ const OPTIMIZER: &str = "optimizer.";
 /// What a checkpoint's own metadata begins with; all other metadata are the caller's.
 const OWN: &str = "trainer.";
 
+/// What the tensors of the caller's begin with.
+const EXTRA: &str = "extra.";
+
+/// What a caller keeps in a checkpoint beside the run: the place in the data, a state for truncated backpropagation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Extras {
+    /// Lines of text by keys, which do not start with `trainer.`.
+    pub text: BTreeMap<String, String>,
+    /// Arrays by names.
+    pub tensors: BTreeMap<String, ArrayD<f32>>,
+}
+
+/// The names of a state's tensors.
+const STATE: [&str; 2] = ["state.h", "state.c"];
+
+impl Extras {
+    /// Adds a state, as the tensors `state.h` and `state.c`.
+    pub fn with_state(mut self, state: &HostState) -> Self {
+        for (name, array) in STATE.into_iter().zip([&state.h, &state.c]) {
+            self.tensors.insert(name.into(), array.clone().into_dyn());
+        }
+        self
+    }
+
+    /// Takes the state that [`with_state`](Self::with_state) added, if any.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] for one half without the other; [`Error::Shape`] if one has not three dimensions. Then
+    /// nothing is taken. Whether its sizes are a model's is for [`Lstm::forward`] to say.
+    pub fn take_state(&mut self) -> Result<Option<HostState>> {
+        let halves = STATE.map(|name| self.tensors.get(name));
+        let (Some(h), Some(c)) = (halves[0], halves[1]) else {
+            return match STATE.iter().zip(halves).find(|(_, half)| half.is_none()) {
+                Some((name, _)) if halves.iter().any(Option::is_some) => {
+                    Err(Error::MissingTensor { name: (*name).into(), expected: "both halves of a state".into() })
+                }
+                _ => Ok(None),
+            };
+        };
+        let three = |array: &ArrayD<f32>| {
+            let wrong = |_| Error::shape("take_state", "three dimensions", format!("{:?}", array.shape()));
+            array.clone().into_dimensionality::<Ix3>().map_err(wrong)
+        };
+        let state = HostState { h: three(h)?, c: three(c)? };
+        STATE.iter().for_each(|name| drop(self.tensors.remove(*name)));
+        Ok(Some(state))
+    }
+}
+
 impl<B: Backend> Trainer<B> {
-    /// Saves the run: [`save_with`](Self::save_with) no metadata.
+    /// Saves the run: [`save_with`](Self::save_with) nothing else.
     ///
     /// # Errors
     /// As for `save_with`.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.save_with(path, &BTreeMap::new())
+        self.save_with(path, &Extras::default())
     }
 
-    /// Saves the run and text of the caller's to one safetensors file, which is replaced whole or not at all.
+    /// Saves the run and what the caller adds to one safetensors file, which is replaced whole or not at all.
     ///
     /// Tensors: the model's as in [`save_model`](Self::save_model), and what the optimizer keeps of each, such as
     /// `optimizer.exp_avg.head.weight`, in the parameter's shape. Metadata, each as its type is displayed, or `none`:
@@ -50,14 +100,17 @@ impl<B: Backend> Trainer<B> {
     /// (`linear outputs=1 bias=true`), `trainer.method`, `trainer.schedule`, `trainer.clip`, `trainer.keep`,
     /// `trainer.seed` and `trainer.steps`.
     ///
-    /// What the caller carries from step to step is the caller's to save: a state for truncated backpropagation, the
-    /// place in the data.
+    /// What the caller carries from step to step is the caller's to add: a state for truncated backpropagation, the
+    /// place in the data. Its tensors are `extra.` and their name.
     ///
     /// # Errors
-    /// [`Error::Config`] for metadata whose key starts with `trainer.`; [`Error::Io`]. A file that was there is then as
-    /// it was.
-    pub fn save_with(&self, path: impl AsRef<Path>, metadata: &BTreeMap<String, String>) -> Result<()> {
-        let mut writer = self.model(metadata)?;
+    /// [`Error::Config`] for text whose key starts with `trainer.`; [`Error::Io`]. A file that was there is then as it
+    /// was.
+    pub fn save_with(&self, path: impl AsRef<Path>, extras: &Extras) -> Result<()> {
+        let mut writer = self.model(&extras.text)?;
+        for (name, tensor) in &extras.tensors {
+            writer = writer.tensor(format!("{EXTRA}{name}"), tensor)?;
+        }
         let settings = &self.settings;
         let head = self.head.as_ref().map(HeadKind::of);
         let or_none = |text: Option<String>| text.unwrap_or("none".into());
@@ -110,7 +163,7 @@ impl<B: Backend> Trainer<B> {
         Ok(writer)
     }
 
-    /// Takes up a [saved](Self::save_with) run on `backend`, and returns it with the caller's metadata. It goes on with
+    /// Takes up a [saved](Self::save_with) run on `backend`, and returns it with what the caller added. It goes on with
     /// the bits that it would have had: weights, what the optimizer keeps, losses.
     ///
     /// # Errors
@@ -120,7 +173,7 @@ impl<B: Backend> Trainer<B> {
     /// - [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::UnusedTensors`] and [`Error::TensorType`] naming
     ///   tensors that don't fit what the text says.
     /// - What the device refuses.
-    pub fn resume(backend: &B, path: impl AsRef<Path>) -> Result<(Self, BTreeMap<String, String>)> {
+    pub fn resume(backend: &B, path: impl AsRef<Path>) -> Result<(Self, Extras)> {
         Checkpoint::open(path.as_ref())?.run(backend)
     }
 
@@ -134,7 +187,7 @@ impl<B: Backend> Trainer<B> {
         path: impl AsRef<Path>,
         config: &LstmConfig,
         outputs: Option<usize>,
-    ) -> Result<(Self, BTreeMap<String, String>)> {
+    ) -> Result<(Self, Extras)> {
         let checkpoint = Checkpoint::open(path.as_ref())?;
         checkpoint.expect(config, outputs)?;
         checkpoint.run(backend)
@@ -197,7 +250,7 @@ impl Checkpoint {
     }
 
     /// Takes the tensors, each of which has to be there, and starts where the run ended.
-    fn run<B: Backend>(mut self, backend: &B) -> Result<(Trainer<B>, BTreeMap<String, String>)> {
+    fn run<B: Backend>(mut self, backend: &B) -> Result<(Trainer<B>, Extras)> {
         // Text may claim any number of layers; before they are listed, the last one has to be there.
         let last = format!("{LSTM}weight_ih_l{}", self.config.num_layers - 1);
         let there =
@@ -218,6 +271,12 @@ impl Checkpoint {
             let kept = self.dict.take(&format!("{OPTIMIZER}{name}"), shape)?;
             state.push((name, kept.into_iter().collect()));
         }
+        let mut extras = Extras { text: self.metadata, ..Extras::default() };
+        for name in self.dict.names().map(str::to_owned).collect::<Vec<_>>() {
+            if let Some(own) = name.strip_prefix(EXTRA) {
+                extras.tensors.insert(own.into(), self.dict.take_any(&name)?);
+            }
+        }
         self.dict.finish()?;
         let optimizer = Optimizer::restore(method.clone(), self.steps, state)?;
 
@@ -236,7 +295,7 @@ impl Checkpoint {
         let head = weight.map(|weight| Linear::new(backend, weight, bias)).transpose()?;
         let mut trainer = Trainer::new(lstm, head, self.settings)?;
         trainer.optimizer = optimizer;
-        Ok((trainer, self.metadata))
+        Ok((trainer, extras))
     }
 }
 

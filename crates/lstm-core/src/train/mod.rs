@@ -41,6 +41,7 @@ mod text;
 mod trainer;
 mod update;
 
+pub use checkpoint::Extras;
 pub use clip::{Clip, norm};
 pub use linear::{Linear, LinearGradients};
 pub use loss::{IGNORE, cross_entropy, mean_squared};

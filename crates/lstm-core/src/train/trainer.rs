@@ -80,6 +80,30 @@ impl<B: Backend> Trainer<B> {
         self.head.as_ref()
     }
 
+    /// The LSTM and the head, for use without a trainer.
+    pub fn into_parts(self) -> (Lstm<B>, Option<Linear<B>>) {
+        (self.lstm, self.head)
+    }
+
+    /// Goes on with other settings: another schedule after a resume, say. What the optimizer keeps stays, so the method
+    /// must keep the same.
+    ///
+    /// # Errors
+    /// Settings that are not [valid](Settings::validate); [`Error::Config`] for a method that keeps something else. The
+    /// trainer is then unchanged.
+    pub fn set_settings(&mut self, settings: Settings) -> Result<()> {
+        settings.validate()?;
+        let (old, new) = (self.settings.method.slots(), settings.method.slots());
+        if old != new {
+            let why = format!("expected a method that keeps {old:?}, got {} with {new:?}", settings.method);
+            return Err(Error::config("method", why));
+        }
+        let state = self.optimizer.state().map(|(name, values)| (name, values.to_vec()));
+        self.optimizer = Optimizer::restore(settings.method.clone(), self.steps(), state)?;
+        self.settings = settings;
+        Ok(())
+    }
+
     /// How it trains.
     pub fn settings(&self) -> &Settings {
         &self.settings
