@@ -177,6 +177,17 @@ pub struct WeightGradients<T> {
 }
 
 impl<T> WeightGradients<T> {
+    /// One gradient for each of a layer's parameters, in the order of [`LayerSpec::params`].
+    pub(crate) fn into_params(self, spec: &LayerSpec) -> Vec<T>
+    where
+        T: Clone,
+    {
+        let WeightGradients { input, recurrent, bias, projection, peephole } = self;
+        let first = bias.clone().filter(|_| spec.bias == Bias::Two);
+        let peephole = peephole.into_iter().flatten();
+        [input, recurrent].into_iter().chain(first).chain(bias).chain(projection).chain(peephole).collect()
+    }
+
     /// The gradient of one parameter, if the layer has it.
     pub fn get(&self, param: Param) -> Option<&T> {
         let peephole = |k: usize| self.peephole.as_ref().map(|p| &p[k]);
@@ -243,6 +254,20 @@ pub trait Backend: Clone {
 
     /// Waits for `x` and copies it to `out`, bits unchanged.
     fn download(&self, x: &Self::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>>;
+
+    /// [`upload`](Self::upload) of what nobody else needs: where the device is the host, without a copy.
+    fn upload_vec(&self, shape: Shape, data: Vec<f32>) -> Result<Self::Tensor> {
+        self.upload(shape, &data)
+    }
+
+    /// [`download`](Self::download) of what nobody else needs, likewise.
+    fn download_vec(&self, x: Self::Tensor) -> impl Future<Output = Result<Vec<f32>>> {
+        async move {
+            let mut out = vec![0.0; self.shape(&x).len()];
+            self.download(&x, &mut out).await?;
+            Ok(out)
+        }
+    }
 
     /// [`snap`](crate::arithmetic::snap) of each element.
     fn snap(&self, x: Self::Tensor) -> Result<Self::Tensor>;

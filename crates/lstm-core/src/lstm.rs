@@ -1,6 +1,7 @@
 //! The model that users run: stacked layers over host arrays.
 
 use std::{
+    borrow::Cow,
     future::Future,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
@@ -164,15 +165,15 @@ impl<B: Backend> Lstm<B> {
         }
 
         let layout = Layout::new(&input);
-        let rows = layout.rows(input.x);
+        let x = self.upload_rows(layout.rows(input.x), config.input_size)?;
         let mut plans = self.check_out(batch, steps)?;
         let forward = |_, layer: &B::Layer, plan: &mut B::Plan, sequence: Sequence<'_, B::Tensor>| {
             self.backend.forward(layer, plan, sequence)
         };
-        let result = self.run(&input, &layout, &rows, &mut plans, forward);
+        let result = self.run(&input, &layout, x, &mut plans, forward);
         self.check_in(plans);
         let run = result?;
-        self.download_outputs(&layout, &run).await
+        self.download_outputs(&layout, run).await
     }
 
     /// What a model gives for no sequences or no steps.
@@ -188,9 +189,9 @@ impl<B: Backend> Lstm<B> {
     pub(crate) async fn download_outputs(
         &self,
         layout: &Layout,
-        run: &Run<B::Tensor>,
+        run: Run<B::Tensor>,
     ) -> Result<(Array3<f32>, HostState)> {
-        let y = layout.host(self.download(&run.y).await?);
+        let y = layout.host(self.backend.download_vec(run.y).await?);
         Ok((y, self.download_states(layout, &run.states).await?))
     }
 
@@ -199,10 +200,18 @@ impl<B: Backend> Lstm<B> {
         let mut out = HostState::zeros(self.config(), layout.batch)?;
         for (array, pick) in [(&mut out.h, (|s| &s.h) as fn(&State<B::Tensor>) -> &B::Tensor), (&mut out.c, |s| &s.c)] {
             let parts: Vec<_> = states.iter().map(|state| pick(state).clone()).collect();
-            let rows = self.download(&self.backend.concat(Axis::Rows, &parts)?).await?;
+            let rows = self.backend.download_vec(self.backend.concat(Axis::Rows, &parts)?).await?;
             layout.put_states(&rows, array);
         }
         Ok(out)
+    }
+
+    pub(crate) fn upload_rows(&self, rows: Cow<'_, [f32]>, cols: usize) -> Result<B::Tensor> {
+        let shape = Shape::new(rows.len() / cols, cols);
+        match rows {
+            Cow::Owned(rows) => self.backend.upload_vec(shape, rows),
+            Cow::Borrowed(rows) => self.backend.upload(shape, rows),
+        }
     }
 
     /// Enqueues everything; `forward` runs a layer-direction, given its number.
@@ -210,21 +219,20 @@ impl<B: Backend> Lstm<B> {
         &self,
         input: &Input<'_>,
         layout: &Layout,
-        rows: &[f32],
+        mut x: B::Tensor,
         plans: &mut Plans<B>,
         mut forward: impl FnMut(usize, &B::Layer, &mut B::Plan, Sequence<'_, B::Tensor>) -> Result<Output<B::Tensor>>,
     ) -> Result<Run<B::Tensor>> {
         let (b, config) = (&self.backend, self.config());
         let (batch, steps, lengths) = (layout.batch, layout.steps, layout.lengths.as_deref());
         let mut dropout = input.dropout_seed.filter(|_| config.dropout > 0.0).map(ChaCha8Rng::seed_from_u64);
-        let mut x = b.upload(Shape::new(steps * batch, config.input_size), rows)?;
         let (mut states, mut masks) = (Vec::new(), Vec::new());
         let directions = config.num_directions();
         for (k, (layers, plans)) in self.layers.chunks(directions).zip(plans.plans.chunks_mut(directions)).enumerate() {
             if let (Some(rng), true) = (&mut dropout, k > 0) {
                 let cols = config.output_size();
                 let mask = layout.dropout_mask(rng, config.dropout, cols);
-                let mask = b.upload(Shape::new(steps * batch, cols), &mask)?;
+                let mask = b.upload_vec(Shape::new(steps * batch, cols), mask)?;
                 x = b.mul_add(1.0, &x, Some(&mask), None)?;
                 masks.push(mask);
             }
@@ -255,18 +263,12 @@ impl<B: Backend> Lstm<B> {
         let upload = |states: Option<&Array3<f32>>, cols: usize| {
             let mut rows = layout.state_rows(states, k, cols);
             rows.iter_mut().for_each(|v| *v = map(*v));
-            self.backend.upload(Shape::new(layout.batch, cols), &rows)
+            self.backend.upload_vec(Shape::new(layout.batch, cols), rows)
         };
         Ok(State {
             h: upload(states.map(|s| &s.h), self.config().state_size())?,
             c: upload(states.map(|s| &s.c), self.config().hidden_size)?,
         })
-    }
-
-    pub(crate) async fn download(&self, tensor: &B::Tensor) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; self.backend.shape(tensor).len()];
-        self.backend.download(tensor, &mut out).await?;
-        Ok(out)
     }
 
     pub(crate) fn check_out(&self, batch: usize, steps: usize) -> Result<Plans<B>> {

@@ -99,7 +99,7 @@ impl<B: Backend> Stream<B> {
         let mut out = HostState::zeros(self.lstm.config(), self.batch)?;
         for (k, state) in self.lstm.backend().stream_state(&self.inner)?.iter().enumerate() {
             for (array, tensor) in [(&mut out.h, &state.h), (&mut out.c, &state.c)] {
-                let rows = self.lstm.download(tensor).await?;
+                let rows = self.lstm.backend().download_vec(tensor.clone()).await?;
                 array.slice_mut(s![k, .., ..]).iter_mut().zip(rows).for_each(|(to, v)| *to = v);
             }
         }

@@ -86,7 +86,7 @@ impl<B: Backend> Lstm<B> {
             let (y, state) = self.empty(&input)?;
             return Ok(Recorded { y, state, tape });
         }
-        let rows = tape.layout.running_rows(input.x);
+        let x = self.upload_rows(tape.layout.running_rows(input.x), self.config().input_size)?;
         let specs = self.config().layer_specs();
         let mut records = Vec::new();
         let mut plans = self.check_out(tape.layout.batch, tape.layout.steps)?;
@@ -101,11 +101,11 @@ impl<B: Backend> Lstm<B> {
             records.push(record);
             Ok(output)
         };
-        let result = self.run(&input, &tape.layout, &rows, &mut plans, forward);
+        let result = self.run(&input, &tape.layout, x, &mut plans, forward);
         self.check_in(plans);
         let mut run = result?;
         (tape.records, tape.masks) = (records, std::mem::take(&mut run.masks));
-        let (y, state) = self.download_outputs(&tape.layout, &run).await?;
+        let (y, state) = self.download_outputs(&tape.layout, run).await?;
         Ok(Recorded { y, state, tape })
     }
 
@@ -211,36 +211,34 @@ impl<B: Backend> Tape<B> {
             Some(rows) => rows.iter().map(|v| scale.apply(*v)).collect(),
             None => zeros("backward", &[shape.rows, shape.cols])?,
         };
-        let y = self.lstm.backend().upload(shape, &rows)?;
+        let y = self.lstm.backend().upload_vec(shape, rows)?;
 
         let mut plans = self.lstm.check_out(layout.batch, layout.steps)?;
         let result = self.run(&upstream, scale, y, &mut plans);
         self.lstm.check_in(plans);
         let (x, layers) = result?;
 
-        let mut weights = Vec::new();
-        for (layer, spec) in layers.iter().zip(config.layer_specs()) {
+        let (mut weights, mut states) = (Vec::new(), Vec::new());
+        for (layer, spec) in layers.into_iter().zip(config.layer_specs()) {
             let mut values = Vec::new();
-            for (param, shape) in spec.params() {
-                let missing = || Error::shape("backward", format!("a gradient of {param:?}"), "none");
-                let value = self.download(layer.weights.get(param).ok_or_else(missing)?, scale).await?;
-                let value = ArrayD::from_shape_vec(IxDyn(&shape), value);
+            for (value, (param, shape)) in layer.weights.into_params(&spec).into_iter().zip(spec.params()) {
+                let value = ArrayD::from_shape_vec(IxDyn(&shape), self.download(value, scale).await?);
                 values.push(value.map_err(|e| Error::shape("backward", format!("{shape:?} for {param:?}"), e))?);
             }
             weights.push(LayerWeights::new(spec, values)?);
+            states.push(layer.state);
         }
-        let states: Vec<_> = layers.into_iter().map(|layer| layer.state).collect();
         let mut state = self.lstm.download_states(layout, &states).await?;
         state.h.iter_mut().chain(&mut state.c).for_each(|v| *v = scale.undo(*v));
         let x = match x {
-            Some(x) => Some(layout.host(self.download(&x, scale).await?)),
+            Some(x) => Some(layout.host(self.download(x, scale).await?)),
             None => None,
         };
         Ok(Gradients { x, state, weights: Weights::new(config.clone(), weights)? })
     }
 
-    async fn download(&self, x: &B::Tensor, scale: Scale) -> Result<Vec<f32>> {
-        let mut values = self.lstm.download(x).await?;
+    async fn download(&self, x: B::Tensor, scale: Scale) -> Result<Vec<f32>> {
+        let mut values = self.lstm.backend().download_vec(x).await?;
         values.iter_mut().for_each(|v| *v = scale.undo(*v));
         Ok(values)
     }

@@ -29,6 +29,7 @@ mod activation;
 mod backend;
 mod backward;
 mod buffer;
+mod builder;
 mod elementwise;
 mod gemm;
 mod isa;
@@ -55,7 +56,8 @@ mod trace;
 #[doc = include_str!("../../../docs/notebook.md")]
 struct Documents;
 
-pub use backend::{Cpu, CpuBuilder};
+pub use backend::Cpu;
+pub use builder::CpuBuilder;
 pub use isa::Isa;
 pub use layer::{Layer, Plan};
 pub use lstm_core::*;

@@ -231,6 +231,12 @@ impl<B: Backend> Backend for Reference<B> {
     fn download(&self, x: &B::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {
         self.0.download(x, out)
     }
+    fn upload_vec(&self, shape: Shape, data: Vec<f32>) -> Result<B::Tensor> {
+        self.0.upload_vec(shape, data)
+    }
+    fn download_vec(&self, x: B::Tensor) -> impl Future<Output = Result<Vec<f32>>> {
+        self.0.download_vec(x)
+    }
     fn snap(&self, x: B::Tensor) -> Result<B::Tensor> {
         self.0.snap(x)
     }

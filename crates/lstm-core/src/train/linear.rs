@@ -213,7 +213,7 @@ impl<B: Backend> Linear<B> {
             Some(x) => {
                 let weight = Mat::from(&self.device.weight).t();
                 let y = self.backend.gemm((&x).into(), weight, self.device.bias.as_ref())?;
-                self.download(&y, |v| v).await?
+                self.backend.download_vec(y).await?
             }
             None => Vec::new(),
         };
@@ -267,10 +267,10 @@ impl<B: Backend> Linear<B> {
             None => None,
         };
         Ok(LinearGradients {
-            x: array(dim, self.download(&dx, |v| scale.undo(v)).await?)?,
-            weight: array(self.weight.raw_dim(), self.download(&weight, |v| scale.undo(v)).await?)?,
+            x: array(dim, self.download(dx, scale).await?)?,
+            weight: array(self.weight.raw_dim(), self.download(weight, scale).await?)?,
             bias: match bias {
-                Some(bias) => Some(self.download(&bias, |v| scale.undo(v)).await?.into()),
+                Some(bias) => Some(self.download(bias, scale).await?.into()),
                 None => None,
             },
         })
@@ -298,11 +298,9 @@ impl<B: Backend> Linear<B> {
         Ok(Some(self.backend.snap(rows)?))
     }
 
-    async fn download(&self, tensor: &B::Tensor, map: impl Fn(f32) -> f32) -> Result<Vec<f32>> {
-        let shape = self.backend.shape(tensor);
-        let mut values = zeros("Linear", &[shape.rows, shape.cols])?;
-        self.backend.download(tensor, &mut values).await?;
-        values.iter_mut().for_each(|v| *v = map(*v));
+    async fn download(&self, gradient: B::Tensor, scale: Scale) -> Result<Vec<f32>> {
+        let mut values = self.backend.download_vec(gradient).await?;
+        values.iter_mut().for_each(|v| *v = scale.undo(*v));
         Ok(values)
     }
 }
