@@ -214,7 +214,7 @@ impl Backend for Cpu {
     }
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer> {
-        Ok(Layer(Arc::new(Packed::new(self.kernels, weights)?)))
+        Ok(Layer(Arc::new(Packed::new(self.kernels, &self.pool, weights)?)))
     }
 
     fn plan(&self, layer: &Layer, batch: usize, steps: usize) -> Result<Plan> {

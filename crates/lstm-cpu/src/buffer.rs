@@ -52,6 +52,13 @@ pub(crate) struct Spares(Mutex<Vec<Buffer>>);
 const MOST_SPARES: usize = 1 << 26;
 
 impl Spares {
+    /// A buffer of zeros.
+    pub(crate) fn zeros(&self, op: &'static str, sizes: &[usize]) -> Result<Buffer> {
+        let mut buffer = self.take(op, sizes)?;
+        buffer.as_mut_slice().fill(0.0);
+        Ok(buffer)
+    }
+
     /// A buffer with anything in it.
     pub(crate) fn take(&self, op: &'static str, sizes: &[usize]) -> Result<Buffer> {
         let len = checked_len(op, sizes)?;

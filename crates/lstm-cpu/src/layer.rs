@@ -9,8 +9,9 @@ use lstm_core::{CellKind, Error, LayerSpec, LayerWeights, Param, Result, arithme
 
 use crate::{
     backward::Scratch,
-    buffer::Buffer,
+    buffer::{Buffer, Spares},
     kernels::{Kernels, PANEL_VECTORS},
+    pool::Pool,
     reversed::{self, Reversed},
 };
 
@@ -43,10 +44,22 @@ pub(crate) struct Packed {
     reversed: OnceLock<Reversed>,
     /// For the input's gradient, once it was asked for.
     reversed_input: OnceLock<Buffer>,
+    /// Where the memory goes to: after a training step, other weights of the same sizes come.
+    pub(crate) pool: Arc<Pool>,
+}
+
+impl Drop for Packed {
+    fn drop(&mut self) {
+        let reversed = self.reversed.take().map(|reversed| reversed.u);
+        let more = reversed.into_iter().chain(self.reversed_input.take());
+        for buffer in [std::mem::take(&mut self.w), std::mem::take(&mut self.u)].into_iter().chain(more) {
+            self.pool.spares.give(buffer);
+        }
+    }
 }
 
 impl Packed {
-    pub(crate) fn new(kernels: &'static Kernels, weights: &LayerWeights) -> Result<Self> {
+    pub(crate) fn new(kernels: &'static Kernels, pool: &Arc<Pool>, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
         let (hidden, lanes) = (spec.hidden_size, kernels.lanes);
         let panels = hidden.div_ceil(lanes);
@@ -58,7 +71,7 @@ impl Packed {
         };
         let gates = |matrix: Option<&[f32]>, cols: usize| {
             let matrix = matrix.unwrap_or_default();
-            pack(kernels, panels, cols, |p, j| gate_row(p, j).map(|row| &matrix[row * cols..][..cols]))
+            pack(kernels, &pool.spares, panels, cols, |p, j| gate_row(p, j).map(|row| &matrix[row * cols..][..cols]))
         };
         let bias = weights.bias();
         let peepholes = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(get);
@@ -73,7 +86,9 @@ impl Packed {
         let projection = match (get(Param::WeightHr), spec.proj_size) {
             (Some(matrix), Some(size)) => {
                 let width = kernels.panel();
-                pack(kernels, size.div_ceil(width), hidden, |p, j| matrix.chunks_exact(hidden).nth(p * width + j))?
+                pack(kernels, &pool.spares, size.div_ceil(width), hidden, |p, j| {
+                    matrix.chunks_exact(hidden).nth(p * width + j)
+                })?
             }
             _ => Buffer::zeros("load", &[0])?,
         };
@@ -88,6 +103,7 @@ impl Packed {
             projection,
             reversed: OnceLock::new(),
             reversed_input: OnceLock::new(),
+            pool: pool.clone(),
         })
     }
 
@@ -136,12 +152,13 @@ const LINE: usize = 16;
 /// `[panels][k][panel]`, snapped; `None` from `source(panel, column)`, which has k elements, is padding.
 fn pack<'a>(
     kernels: &Kernels,
+    spares: &Spares,
     panels: usize,
     k: usize,
     source: impl Fn(usize, usize) -> Option<&'a [f32]>,
 ) -> Result<Buffer> {
     let width = kernels.panel();
-    let mut out = Buffer::zeros("load", &[panels, k, width])?;
+    let mut out = spares.zeros("load", &[panels, k, width])?;
     for (p, panel) in out.as_mut_slice().chunks_exact_mut(k * width).enumerate() {
         // A cache line of each column at a time: what is written stays in the first-level cache meanwhile.
         for (line, rows) in panel.chunks_mut(LINE * width).enumerate() {

@@ -39,16 +39,18 @@ impl Reversed {
 /// `[panels][cols][panel]` of units by gates to `[column panels][4 gates][hidden][panel]`.
 pub(crate) fn turned(layer: &Packed, from: &Buffer, cols: usize) -> Result<Buffer> {
     let (hidden, lanes, width) = (layer.spec.hidden_size, layer.kernels.lanes, layer.kernels.panel());
-    let mut out = Buffer::zeros("backward", &[cols.div_ceil(width), PANEL_VECTORS, hidden, width])?;
+    let mut out = layer.pool.spares.zeros("backward", &[cols.div_ceil(width), PANEL_VECTORS, hidden, width])?;
     let to = out.as_mut_slice();
     for (p, panel) in from.as_slice().chunks_exact(cols * width).enumerate() {
-        // A block of columns at a time stays in the first-level cache while all units of the panel are read from it.
+        let units = lanes.min(hidden - p * lanes);
+        // A block of columns at a time stays in the first-level cache.
         for (block, from) in panel.chunks(width * width).enumerate() {
-            for lane in 0..lanes.min(hidden - p * lanes) {
-                for gate in 0..PANEL_VECTORS {
-                    let row = (block * PANEL_VECTORS + gate) * hidden + p * lanes + lane;
-                    let column = from[gate * lanes + lane..].iter().step_by(width);
-                    to[row * width..].iter_mut().zip(column).for_each(|(to, v)| *to = *v);
+            for gate in 0..PANEL_VECTORS {
+                let first = (block * PANEL_VECTORS + gate) * hidden + p * lanes;
+                let rows = &mut to[first * width..][..units * width];
+                for (col, from) in from.chunks_exact(width).enumerate() {
+                    let from = &from[gate * lanes..][..units];
+                    rows.chunks_exact_mut(width).zip(from).for_each(|(row, v)| row[col] = *v);
                 }
             }
         }

@@ -37,7 +37,7 @@ fn any_number_of_threads_gives_the_same_bits() {
             let config = LstmConfig::bidirectional(proj.into_iter().fold(config, LstmConfig::proj_size));
             let weights = Weights::init(config, &Init::default(), 3).unwrap();
             for weights in weights.layers() {
-                let layer = Packed::new(isa.kernels().unwrap(), weights).unwrap();
+                let layer = Packed::new(isa.kernels().unwrap(), &pools[0], weights).unwrap();
                 let state = weights.spec().state_size();
                 let x: Vec<f32> = (0..steps * batch * input).map(value).collect();
                 let [h, c] = [state, hidden].map(|n| (0..batch * n).map(|k| value(k + 1)).collect::<Vec<_>>());
