@@ -48,7 +48,7 @@ impl Matrix {
     }
 }
 
-/// The primitives in f64, everything else from [`reference`]. `snap` is the identity and the activations are those of
+/// The primitives in f64, everything else from [`mod@reference`]. `snap` is the identity and the activations are those of
 /// the standard library: finite differences want smooth functions.
 ///
 /// The host has only f32, so a download gives it receipts, the places of the values in a log, which it hands around as
