@@ -65,10 +65,16 @@ impl<'a, B: Backend> Sample<'a, B> {
             return Ok(most.unwrap_or_default());
         }
         logits.mapv_inplace(|logit| logit / self.temperature);
+        // It is never drawn; with its odds those of the others might round to nothing.
+        logits[UNKNOWN as usize] = f32::NEG_INFINITY;
         // The gradient of the cross entropy is the softmax, everywhere but at its target.
         let (_, odds) = cross_entropy(logits.view(), &[UNKNOWN as usize])?;
         let odds = known.map(|symbol| (symbol, f64::from(odds[symbol])));
-        let mut left = self.random.uniform() * odds.clone().map(|(_, odds)| odds).sum::<f64>();
+        let total = odds.clone().map(|(_, odds)| odds).sum::<f64>();
+        if total.is_nan() {
+            return Err(lstm_core::Error::format("the model", "its outputs are not finite").into());
+        }
+        let mut left = self.random.uniform() * total;
         let mut drawn = 0;
         for (symbol, odds) in odds.filter(|&(_, odds)| odds > 0.0) {
             drawn = symbol;
@@ -146,6 +152,7 @@ mod tests {
         let share = |temperature| {
             let sample = Sample::new(&lstm, &head, &vocabulary, "", Taste { temperature, seed: 3 })?;
             let text = sample.take(6000).collect::<Result<String>>()?;
+            assert_eq!(text.chars().count(), 6000);
             Ok::<_, crate::Error>(text.matches('a').count() as f64 / 6000.0)
         };
         for (temperature, want) in [(1.0, 1.0 / 3.0), (0.5, 1.0 / 5.0), (0.0, 0.0), (0.01, 0.0), (100.0, 0.498)] {

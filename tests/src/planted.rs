@@ -32,7 +32,7 @@ pub enum Fault {
     BackwardSmallBlocks,
     /// In the backward pass, tiny values are let through.
     BackwardNoSnap,
-    /// Slopes are a product and a difference, each rounded.
+    /// Slopes, and the gradient of coupled gates, are a product and a difference, each rounded.
     SlopeNotFused,
     /// Clipped gates pass their gradient on.
     IgnoredBounds,
@@ -174,7 +174,7 @@ impl<B: Backend> Backend for Planted<B> {
         }
     }
     fn mul_add(&self, alpha: f32, a: &B::Tensor, b: Option<&B::Tensor>, c: Option<&B::Tensor>) -> Result<B::Tensor> {
-        // Only slopes have this factor on three operands.
+        // Slopes have this factor on three operands, and where gates are coupled their common gradient.
         let slope = alpha == -1.0 && b.is_some() && self.has(Fault::SlopeNotFused);
         if (slope || self.has(Fault::NotFused)) && c.is_some() {
             let product = self.inner.mul_add(alpha, a, b, None)?;

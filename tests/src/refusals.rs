@@ -3,9 +3,10 @@
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
     Axis, Backend, CellKind, Direction, Error, HostState, Init, Input, Keep, LayerUpstream, LayerWeights, Lstm,
-    LstmConfig, Sequence, Shape, State, WeightGradients, Weights,
+    LstmConfig, Reference, Sequence, Shape, State, WeightGradients, Weights,
     cell::{Cell, PeepholeDiagonal},
     ndarray::{Array3, ArrayD},
+    train::Linear,
 };
 
 use crate::{
@@ -20,7 +21,7 @@ pub fn checks<B: Backend>() -> Vec<Check<B>> {
         ("primitives", primitives),
         ("layer", layer),
         ("forward", forward),
-        ("layer-backward", layer_backward),
+        ("layer-backward", |b| layer_backward(b).and_then(|()| layer_backward(&Reference(b.clone())))),
         ("backward", backward),
         ("stream", stream),
         ("step", step),
@@ -96,12 +97,9 @@ fn layer<B: Backend>(b: &B) -> Result<()> {
 
 /// The backward pass of a layer: gradients, traces and plans of other sizes.
 fn layer_backward<B: Backend>(b: &B) -> Result<()> {
-    let load = |cell, hidden| {
-        let spec = LstmConfig::new(5, hidden).cell(cell);
-        b.load(&Weights::init(spec, &Init::default(), 1)?.layers()[0])
-    };
-    let (layer, wider, other) =
-        (load(CellKind::Fused, 7)?, load(CellKind::Fused, 8)?, load(CellKind::PeepholeDiagonal, 7)?);
+    let load = |config| b.load(&Weights::init(config, &Init::default(), 1)?.layers()[0]);
+    let config = LstmConfig::new(5, 7);
+    let layer = load(config.clone())?;
     let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
     let (x, state) = (make(6, 5)?, State { h: make(2, 7)?, c: make(2, 7)? });
     let mut plan = b.plan(&layer, 2, 3)?;
@@ -122,8 +120,17 @@ fn layer_backward<B: Backend>(b: &B) -> Result<()> {
     refused("onto other weights", &["onto", "[28, 5]", "[28, 4]"], run(&layer, &good, &state, Some(bad)))?;
     let bad = WeightGradients { bias: None, ..first.weights.clone() };
     refused("onto no bias", &["onto", "bias"], run(&layer, &good, &state, Some(bad)))?;
-    for (what, layer) in [("a wider layer", &wider), ("another cell", &other)] {
-        ensure!(run(layer, &good, &state, None).is_err(), "the trace of {what} was accepted");
+    for other in [
+        LstmConfig::new(5, 8),
+        config.clone().cell(CellKind::PeepholeDiagonal),
+        config.clone().cell(CellKind::PeepholeDense),
+        config.clone().direction(Direction::Reverse),
+        config.clone().proj_size(3),
+        config.clone().clip(1.0),
+        config.coupled(),
+    ] {
+        let layer = load(other)?;
+        refused("another layer's trace", &["backward"], run(&layer, &good, &state, None))?;
     }
     Ok(())
 }
@@ -159,7 +166,18 @@ fn huge<B: Backend>(b: &B) -> Result<()> {
     let mut plan = b.plan(&layer, 2, 1)?;
     let sequence = Sequence { x: &x, state: &state, steps: (1 << 63) + 1, batch: 2, lengths: None };
     refused("steps that wrap", &["forward", "do not fit"], b.forward(&layer, &mut plan, sequence))?;
-    refused("many empty sequences", &["do not fit"], model.forward(&Array3::zeros((1 << 60, 0, 4))))?;
+    for empty in [Array3::zeros((1 << 60, 0, 4)), Array3::zeros((1 << 44, 0, 4))] {
+        refused("many empty sequences", &["do not fit"], model.forward(&empty))?;
+        refused("many empty sequences", &["do not fit"], model.forward_train(&empty, Keep::Everything))?;
+    }
+    let row = Array3::<f32>::zeros((1, 1, 4));
+    let wide = row.broadcast((1, 1 << 56, 4)).context("one row for all")?;
+    refused("a view of no memory", &["do not fit"], model.forward(wide))?;
+    refused("a view of no memory", &["do not fit"], model.forward_train(wide, Keep::Everything))?;
+    let head = Linear::random(b, 4, 1, 1)?;
+    refused("a view of no memory", &["do not fit"], head.forward(wide))?;
+    let tape = model.forward_train(&row, Keep::Everything)?.tape;
+    refused("a wide gradient", &["backward: y"], tape.backward(wide))?;
     let (column, row) = (make(1 << 24, 1)?, make(1, 1 << 24)?);
     refused("a huge product", &["gemm", "do not fit"], b.gemm((&column).into(), (&row).into(), None))?;
     let config = LstmConfig::new(1 << 24, 1 << 24);

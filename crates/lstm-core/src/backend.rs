@@ -350,7 +350,8 @@ pub trait Backend: Clone {
         sequence: Sequence<'_, Self::Tensor>,
     ) -> Result<(Output<Self::Tensor>, Self::Trace)>;
 
-    /// The gradients of a layer from those of its outputs, which are snapped first. The definition is
+    /// The gradients of a layer from those of its outputs, which are snapped first. The layer must hold the weights with
+    /// which it made the trace: that its spec is the same is checked, the weights are not. The definition is
     /// [`reference::backward`](crate::reference::backward).
     fn backward(
         &self,

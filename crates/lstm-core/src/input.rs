@@ -126,6 +126,13 @@ impl<'a> Input<'a> {
     }
 }
 
+/// An empty vector with room for `len`, or the error that there is none.
+pub(crate) fn reserved<T>(len: usize) -> Result<Vec<T>> {
+    let mut room = Vec::new();
+    room.try_reserve_exact(len).map_err(|_| Error::TooLarge { op: "input", sizes: vec![len] })?;
+    Ok(room)
+}
+
 /// How a call's sequences lie in a device's memory: time-major rows, the longest sequence first, so that at any step those
 /// that are still running are the first rows.
 #[derive(Clone, Debug)]
@@ -141,14 +148,16 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// That of a checked input.
-    pub(crate) fn new(input: &Input<'_>) -> Self {
+    pub(crate) fn new(input: &Input<'_>) -> Result<Self> {
         let (batch, steps) = input.extent();
-        let mut order: Vec<usize> = (0..batch).collect();
+        // An array of empty sequences takes no memory, their order does.
+        let mut order: Vec<usize> = reserved(batch)?;
+        order.extend(0..batch);
         let lengths = input.lengths.map(|lengths| {
             order.sort_by_key(|&b| std::cmp::Reverse(lengths[b]));
             order.iter().map(|&b| lengths[b]).collect()
         });
-        Layout { batch, steps, lengths, order, time_major: input.time_major }
+        Ok(Layout { batch, steps, lengths, order, time_major: input.time_major })
     }
 
     /// `(batch, steps, cols)`, or as the caller has it.
@@ -162,13 +171,16 @@ impl Layout {
     }
 
     /// The host's array as rows; a copy only where it lies otherwise.
-    pub(crate) fn rows<'a>(&self, x: ArrayView3<'a, f32>) -> Cow<'a, [f32]> {
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if there is no memory for it: a view may be larger than what it looks at.
+    pub(crate) fn rows<'a>(&self, x: ArrayView3<'a, f32>) -> Result<Cow<'a, [f32]>> {
         if let Some(rows) = x.to_slice()
             && self.is_rows()
         {
-            return rows.into();
+            return Ok(rows.into());
         }
-        let mut rows = Vec::with_capacity(x.len());
+        let mut rows = reserved(x.len())?;
         for step in x.axis_iter(Axis(if self.time_major { 0 } else { 1 })) {
             for &b in &self.order {
                 // With the steps' axis gone, the batch's is the first of two.
@@ -179,18 +191,21 @@ impl Layout {
                 }
             }
         }
-        rows.into()
+        Ok(rows.into())
     }
 
     /// [`rows`](Self::rows), with +0 beyond each sequence's length.
-    pub(crate) fn running_rows<'a>(&self, x: ArrayView3<'a, f32>) -> Cow<'a, [f32]> {
-        let mut rows = self.rows(x);
+    ///
+    /// # Errors
+    /// As for `rows`.
+    pub(crate) fn running_rows<'a>(&self, x: ArrayView3<'a, f32>) -> Result<Cow<'a, [f32]>> {
+        let mut rows = self.rows(x)?;
         for (b, &len) in self.lengths.iter().flatten().enumerate().filter(|(_, len)| **len < self.steps) {
             let cols = rows.len() / (self.batch * self.steps);
             let rows = rows.to_mut();
             (len..self.steps).for_each(|t| rows[(t * self.batch + b) * cols..][..cols].fill(0.0));
         }
-        rows
+        Ok(rows)
     }
 
     /// The inverse of [`rows`](Self::rows).

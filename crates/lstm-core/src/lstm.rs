@@ -164,8 +164,8 @@ impl<B: Backend> Lstm<B> {
             return self.empty(&input);
         }
 
-        let layout = Layout::new(&input);
-        let x = self.upload_rows(layout.rows(input.x), config.input_size)?;
+        let layout = Layout::new(&input)?;
+        let x = self.upload_rows(layout.rows(input.x)?, config.input_size)?;
         let mut plans = self.check_out(batch, steps)?;
         let forward = |_, layer: &B::Layer, plan: &mut B::Plan, sequence: Sequence<'_, B::Tensor>| {
             self.backend.forward(layer, plan, sequence)

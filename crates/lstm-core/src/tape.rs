@@ -79,14 +79,14 @@ impl<B: Backend> Lstm<B> {
     pub async fn forward_train_async<'a>(&self, input: impl Into<Input<'a>>, keep: Keep) -> Result<Recorded<B>> {
         let input = input.into();
         input.check(self.config())?;
-        let layout = Layout::new(&input);
+        let layout = Layout::new(&input)?;
         let segment = keep.segment(layout.steps)?;
         let mut tape = Tape { lstm: self.clone(), layout, records: Vec::new(), masks: Vec::new() };
         if tape.is_empty() {
             let (y, state) = self.empty(&input)?;
             return Ok(Recorded { y, state, tape });
         }
-        let x = self.upload_rows(tape.layout.running_rows(input.x), self.config().input_size)?;
+        let x = self.upload_rows(tape.layout.running_rows(input.x)?, self.config().input_size)?;
         let specs = self.config().layer_specs();
         let mut records = Vec::new();
         let mut plans = self.check_out(tape.layout.batch, tape.layout.steps)?;
@@ -203,7 +203,7 @@ impl<B: Backend> Tape<B> {
         if self.is_empty() {
             return self.empty(&upstream);
         }
-        let y = upstream.y.map(|y| layout.running_rows(y));
+        let y = upstream.y.map(|y| layout.running_rows(y)).transpose()?;
         let states = upstream.state.into_iter().flat_map(|state| state.h.iter().chain(&state.c));
         let scale = Scale::of(y.as_deref().unwrap_or_default().iter().chain(states));
         let shape = Shape::new(layout.steps * layout.batch, config.output_size());

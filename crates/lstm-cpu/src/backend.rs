@@ -31,7 +31,8 @@ use crate::{
 
 /// The CPU: an instruction set and some threads. Cloning shares the threads.
 ///
-/// Memory that training no longer needs, up to 256 MiB of it, is kept for the next step until the last clone is gone.
+/// Memory of training's passes and of models that are gone, up to 256 MiB of it, is kept for the next ones until the last
+/// clone is gone.
 #[derive(Clone)]
 pub struct Cpu {
     pub(crate) isa: Isa,

@@ -1,6 +1,9 @@
 //! Float buffers that start on a cache line, so that no vector of a packed panel straddles two.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+};
 
 use lstm_core::{Error, Result, shape::checked_len};
 
@@ -46,35 +49,42 @@ impl Buffer {
 /// Buffers that nobody uses: a training step would otherwise get most of its memory from the operating system anew, page
 /// by page, which takes a fifth of its time.
 #[derive(Default)]
-pub(crate) struct Spares(Mutex<Vec<Buffer>>);
+pub(crate) struct Spares(Mutex<VecDeque<Buffer>>);
 
-/// Floats that are kept at most: 256 MiB.
-const MOST_SPARES: usize = 1 << 26;
+/// How many buffers are kept at most, and floats in them: 256 MiB.
+const MOST_SPARES: (usize, usize) = (64, 1 << 26);
 
 impl Spares {
     /// A buffer of zeros.
     pub(crate) fn zeros(&self, op: &'static str, sizes: &[usize]) -> Result<Buffer> {
-        let mut buffer = self.take(op, sizes)?;
-        buffer.as_mut_slice().fill(0.0);
-        Ok(buffer)
+        match self.find(op, sizes)? {
+            Some(mut buffer) => {
+                buffer.as_mut_slice().fill(0.0);
+                Ok(buffer)
+            }
+            None => Buffer::zeros(op, sizes),
+        }
     }
 
     /// A buffer with anything in it.
     pub(crate) fn take(&self, op: &'static str, sizes: &[usize]) -> Result<Buffer> {
+        self.find(op, sizes)?.map_or_else(|| Buffer::zeros(op, sizes), Ok)
+    }
+
+    fn find(&self, op: &'static str, sizes: &[usize]) -> Result<Option<Buffer>> {
         let len = checked_len(op, sizes)?;
         let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match spares.iter().rposition(|spare| spare.len == len) {
-            Some(k) => Ok(spares.remove(k)),
-            None => Buffer::zeros(op, sizes),
-        }
+        let place = spares.iter().rposition(|spare| spare.len == len);
+        Ok(place.and_then(|place| spares.remove(place)))
     }
 
     /// Keeps a buffer for later; the oldest ones go where there would be too many.
     pub(crate) fn give(&self, buffer: Buffer) {
         let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        spares.push(buffer);
-        while spares.iter().map(|spare| spare.len).sum::<usize>() > MOST_SPARES {
-            spares.remove(0);
+        spares.push_back(buffer);
+        let (count, floats) = MOST_SPARES;
+        while spares.len() > count || spares.iter().map(|spare| spare.len).sum::<usize>() > floats {
+            spares.pop_front();
         }
     }
 }

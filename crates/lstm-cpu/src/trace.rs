@@ -50,7 +50,7 @@ impl Trace {
         (h, c): (&[f32], &[f32]),
     ) -> Result<Self> {
         let width = PANEL_VECTORS * layer.kernels.lanes;
-        // The pass writes all of it that anyone reads.
+        // The pass writes all of it that a result depends on.
         let buffer = |sizes: &[usize]| pool.spares.take("forward_train", sizes);
         let mut trace = Trace {
             spec: layer.spec,

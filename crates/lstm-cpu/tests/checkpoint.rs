@@ -244,6 +244,19 @@ fn a_model_s_file_holds_pytorch_s_names_and_any_backend_reads_it() {
 }
 
 #[test]
+fn layers_that_a_file_only_claims_are_not_listed() {
+    let files = Files::new();
+    saved(&files);
+    let claimed = changed(&files, |tensors, metadata| {
+        let model = metadata.get_mut("trainer.model").unwrap();
+        *model = model.replace("num_layers=2", "num_layers=16777216");
+        assert!(model.contains("16777216"));
+        tensors.insert("lstm.weight_ih_l16777215".into(), ArrayD::zeros(IxDyn(&[4, 1])));
+    });
+    names(claimed, &["missing", "lstm.weight_ih_l16777215", "16777216 layers"]);
+}
+
+#[test]
 fn half_a_state_is_an_error() {
     let config = LstmConfig::new(2, 3);
     let mut half = extras(&config, 1);

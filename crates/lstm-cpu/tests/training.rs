@@ -277,15 +277,6 @@ fn other_failures_change_nothing_either() {
 }
 
 #[test]
-fn a_step_without_sequences_has_no_gradient() {
-    let mut trainer = trainer(&device(), &cases()[3]);
-    let before = trainer.lstm().weights().clone();
-    let step = trainer.step(&Array3::zeros((0, 40, 2)), |y| Ok((0.0, y.to_owned()))).unwrap();
-    assert_eq!((step.norm, step.state.h.dim()), (0.0, (1, 0, 5)));
-    assert_eq!((trainer.lstm().weights(), trainer.steps()), (&before, 1));
-}
-
-#[test]
 fn trainers_and_their_futures_cross_threads() {
     fn is_send<T: Send>(_: &T) {}
     let mut trainer = trainer(&device(), &cases()[0]);
@@ -293,4 +284,16 @@ fn trainers_and_their_futures_cross_threads() {
     is_send(&trainer);
     is_send(&trainer.predict_async(&x));
     is_send(&trainer.step_async(&x, |y| Ok((0.0, y.to_owned()))));
+}
+
+#[test]
+fn there_must_be_something_to_learn_from() {
+    let mut trainer = trainer(&Cpu::new(), &cases()[0]);
+    let (x, before) = (task().0, bits(&trainer));
+    let inputs = [x.slice(s![..0, .., ..]).into(), x.slice(s![.., ..0, ..]).into(), Input::from(&x).lengths(&[0; 8])];
+    for empty in inputs {
+        let step = trainer.step(empty, |y| Ok((0.0, y.to_owned())));
+        assert!(matches!(step, Err(Error::Shape { op, .. }) if op == "Trainer::step: x"));
+    }
+    assert_eq!(bits(&trainer), before);
 }

@@ -22,9 +22,8 @@ pub fn backward<B: Backend>(
 ) -> Result<LayerGradients<B::Tensor>> {
     let spec = layer.spec();
     let (steps, batch) = (trace.gates.len(), trace.batch);
-    let want = Shape::new(steps * batch, spec.input_size);
-    if b.shape(&trace.x) != want || trace.states.len() != steps + 1 {
-        return Err(Error::shape("backward: trace", format!("one of this layer, x {want}"), b.shape(&trace.x)));
+    if trace.spec != *spec {
+        return Err(Error::shape("backward: trace", format!("one of {spec:?}"), format!("one of {:?}", trace.spec)));
     }
     upstream.check(spec, steps, batch, |t| b.shape(t))?;
     let pass = Pass { b, layer, trace, cell: Backward::new(b, layer)?, batch };

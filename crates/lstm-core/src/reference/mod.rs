@@ -30,6 +30,8 @@ pub struct Stream<T> {
 /// What a forward pass on the reference path keeps.
 #[derive(Clone, Debug)]
 pub struct Trace<T> {
+    /// The layer's.
+    spec: LayerSpec,
     /// Snapped, `[steps * batch, input]`.
     x: T,
     /// The state around each step, `[batch, state]` and `[batch, hidden]`, in the sequence's order whichever way it is
@@ -67,7 +69,7 @@ pub fn forward_train<T: Clone, B: Backend<Tensor = T>>(
         states.reverse();
         gates.reverse();
     }
-    Ok((output, Trace { x, states, gates, batch }))
+    Ok((output, Trace { spec: *layer.spec(), x, states, gates, batch }))
 }
 
 /// Walks a sequence and shows `keep` the initial state, then each step's gates and the state after it; also returns the

@@ -251,15 +251,14 @@ impl Checkpoint {
 
     /// Takes the tensors, each of which has to be there, and starts where the run ended.
     fn run<B: Backend>(mut self, backend: &B) -> Result<(Trainer<B>, Extras)> {
-        // Text may claim any number of layers; before they are listed, the last one has to be there.
-        let last = format!("{LSTM}weight_ih_l{}", self.config.num_layers - 1);
-        let there =
-            |name: &str| self.dict.shape(name).is_some() || self.dict.shape(&format!("{name}_reverse")).is_some();
-        if !there(&last) {
-            return Err(Error::MissingTensor {
-                name: last,
-                expected: format!("the last of {} layers", self.config.num_layers),
-            });
+        // Text may claim any number of layers; before they are listed, there have to be two weights for each.
+        let LstmConfig { num_layers, direction, .. } = self.config;
+        let least = num_layers.saturating_mul(2 * direction.reversals().len());
+        let there = self.dict.names().count();
+        if there < least {
+            let last = format!("{LSTM}weight_ih_l{}", num_layers - 1);
+            let expected = format!("the last of {num_layers} layers; {there} tensors are too few for so many");
+            return Err(Error::MissingTensor { name: last, expected });
         }
         let layout = layout(&self.config, self.head);
         let mut values = layout.iter().map(|(name, shape)| self.dict.take(name, shape)).collect::<Result<Vec<_>>>()?;

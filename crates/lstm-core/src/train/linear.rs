@@ -9,6 +9,7 @@ use crate::{
     backend::Backend,
     config::check_size,
     error::{Error, Result},
+    input::reserved,
     lstm::wait,
     shape::{Mat, Shape, zeros},
     weights::{
@@ -292,9 +293,16 @@ impl<B: Backend> Linear<B> {
     /// The rows of `x` on the device, snapped; none if there are none.
     fn rows<D: Dimension>(&self, x: ArrayView<'_, f32, D>) -> Result<Option<B::Tensor>> {
         let (Some(&cols), false) = (x.shape().last(), x.is_empty()) else { return Ok(None) };
-        let x = x.as_standard_layout();
-        let rows = x.as_slice().expect("row-major, by the line above");
-        let rows = self.backend.upload(Shape::new(rows.len() / cols, cols), rows)?;
+        let shape = Shape::new(x.len() / cols, cols);
+        let rows = match x.as_slice() {
+            Some(rows) => self.backend.upload(shape, rows)?,
+            None => {
+                // A view may be larger than what it looks at.
+                let mut rows = reserved(x.len())?;
+                rows.extend(x.iter().copied());
+                self.backend.upload_vec(shape, rows)?
+            }
+        };
         Ok(Some(self.backend.snap(rows)?))
     }
 

@@ -153,7 +153,8 @@ impl<B: Backend> Trainer<B> {
     /// Weights, optimizer and the number of steps are unchanged after any of these:
     /// - [`Error::NotFinite`] names the step and the first of these that is NaN or infinite: the loss, a parameter's
     ///   gradient, its new value, what the optimizer keeps of it.
-    /// - [`Error::Shape`] if the gradient does not have the outputs' shape; as for [`Lstm::forward`].
+    /// - [`Error::Shape`] if there is nothing to learn from, or the gradient does not have the outputs' shape; as for
+    ///   [`Lstm::forward`].
     /// - What `loss` returns.
     pub fn step<'a>(
         &mut self,
@@ -174,6 +175,10 @@ impl<B: Backend> Trainer<B> {
     ) -> Result<Step> {
         let (step, rate) = (self.steps().saturating_add(1), self.rate());
         let input = input.into().training(dropout_seed(self.settings.seed, step));
+        if input.x.is_empty() || input.lengths.is_some_and(|lengths| lengths.iter().all(|&len| len == 0)) {
+            let got = format!("{:?}, lengths {:?}", input.x.shape(), input.lengths);
+            return Err(Error::shape("Trainer::step: x", "at least one step of one sequence", got));
+        }
         let (loss, state, mut gradients) = self.gradients(step, &input, loss).await?;
 
         let kind = self.head.as_ref().map(HeadKind::of);

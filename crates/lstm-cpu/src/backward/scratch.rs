@@ -17,9 +17,9 @@ pub(crate) struct Scratch {
     /// `[batch][padded state]`: what the step after leaves, and with the output's gradient added.
     pub(super) carry: Buffer,
     pub(super) total: Buffer,
-    /// `[batch][padded]`
+    /// `[batch][hidden panels]`
     pub(super) dc: Buffer,
-    /// `[batch][padded]`: the dense peephole's `f`.
+    /// `[batch][hidden panels]`: the dense peephole's `f`.
     pub(super) f: Buffer,
     /// With a projection, `[batch][hidden panels]`: the gradient of `h` before it.
     pub(super) unprojected: Buffer,
