@@ -62,7 +62,7 @@ pub struct OnnxInputs {
 }
 
 /// One model out of the layers that were found.
-pub(super) fn assemble(mut walk: Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLstm> {
+pub(super) fn assemble(walk: &mut Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLstm> {
     let Some(first) = walk.layers.first() else {
         return Err(Error::format("graph", "expected an LSTM node, found none"));
     };
@@ -100,13 +100,13 @@ pub(super) fn assemble(mut walk: Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLst
     let layers = specs.into_iter().zip(params).map(|(spec, params)| LayerWeights::new(spec, params));
     let layers = layers.collect::<Result<_>>()?;
     Ok(OnnxLstm {
-        initial_h: initial(&walk, PortKind::H, directions, h)?,
-        initial_c: initial(&walk, PortKind::C, directions, c)?,
+        initial_h: initial(walk, PortKind::H, directions, h)?,
+        initial_c: initial(walk, PortKind::C, directions, c)?,
         weights: Weights::new(config, layers)?,
         x,
         lengths,
         outputs,
-        ignored: walk.ignored,
+        ignored: std::mem::take(&mut walk.ignored),
     })
 }
 

@@ -222,8 +222,9 @@ fn sequence<'a>(
         true => [PortAxis::Batch, PortAxis::Steps, PortAxis::Features],
     };
     let shape = data.shape();
-    if shape.len() != 3 || matches!(shape[2], Dim::Known(size) if size != input as i64) {
-        return Err(op.fail(format!("X: expected three axes, the last of size {input}, got {shape:?}")));
+    let expected = || op.fail(format!("X: expected three axes, the last of size {input}, got {shape:?}"));
+    if shape.len() != 3 {
+        return Err(expected());
     }
     let (steps, batch) = if options.batch_first { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
     let port = match data.source {
@@ -242,6 +243,9 @@ fn sequence<'a>(
             return Err(op.fail(format!("X: expected {want}, got {}", value.describe())));
         }
     };
+    if matches!(shape[2], Dim::Known(size) if size != input as i64) {
+        return Err(expected());
+    }
     Ok((Sequence { port, dropout: data.dropout }, steps, batch))
 }
 

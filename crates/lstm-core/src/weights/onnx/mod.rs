@@ -11,6 +11,8 @@ mod node;
 mod ops;
 mod port;
 mod proto;
+#[cfg(test)]
+mod refusals;
 mod tensor;
 mod value;
 mod walk;
@@ -153,13 +155,23 @@ impl OnnxModel {
 
     fn load(&self, names: Option<&[&str]>) -> Result<OnnxLstm> {
         let nodes = self.lstm_nodes();
+        if nodes.is_empty() {
+            return Err(Error::format(&self.what, "expected an LSTM node, found none"));
+        }
         let unknown = names.unwrap_or_default().iter().find(|name| nodes.iter().filter(|n| n == *name).count() != 1);
         if let Some(name) = unknown {
             let why = format!("expected the name of one LSTM node out of {nodes:?}, got `{name}`");
             return Err(Error::format(&self.what, why));
         }
         let walk = walk::Walk::run(&self.graph, self.opset, self.dir.as_deref(), names);
-        self.named(walk.and_then(|(walk, outputs)| chain::assemble(walk, outputs)))
+        let loaded = walk.and_then(|(mut walk, outputs)| {
+            let lstm = chain::assemble(&mut walk, outputs)?;
+            if names.is_none() {
+                walk.all_used(&self.graph)?;
+            }
+            Ok(lstm)
+        });
+        self.named(loaded)
     }
 
     /// Puts the file's name before what is wrong with it.

@@ -75,9 +75,6 @@ impl<'a> Walk<'a> {
                 Some(_) => outputs.extend(port),
             }
         }
-        if chosen.is_none() {
-            walk.all_used(graph)?;
-        }
         Ok((walk, outputs))
     }
 
@@ -190,8 +187,8 @@ impl<'a> Walk<'a> {
         Ok(Port { name: name.to_owned(), kind, first_layer: first, layers, axes })
     }
 
-    /// Inputs and initializers that nothing reads.
-    fn all_used(&self, graph: &'a Graph) -> Result<()> {
+    /// An error for inputs and initializers that nothing reads.
+    pub(super) fn all_used(&self, graph: &'a Graph) -> Result<()> {
         let names = graph.initializer.iter().map(|t| &t.name).chain(graph.input.iter().map(|input| &input.name));
         let unused: Vec<String> = names.filter(|name| !self.used.contains(name.as_str())).cloned().collect();
         if unused.is_empty() { Ok(()) } else { Err(Error::UnusedTensors { names: unused }) }
