@@ -5,6 +5,8 @@
 //! else is in the graph is an error that names it, unless the caller chose LSTMs by name.
 
 mod chain;
+#[cfg(test)]
+mod edits;
 mod export;
 mod layer;
 mod node;
