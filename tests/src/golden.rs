@@ -96,10 +96,15 @@ impl fmt::Display for Score {
 /// # Errors
 /// A directory that can't be read or holds none.
 pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    files_with(dir, "safetensors")
+}
+
+/// The files in a directory with an extension, by name.
+pub(crate) fn files_with(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir).with_context(|| format!("{}", dir.display()))?;
     let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    ensure!(!files.is_empty(), "{}: no cases (*.safetensors)", dir.display());
+    files.retain(|path| path.extension().is_some_and(|e| e == extension));
+    ensure!(!files.is_empty(), "{}: no cases (*.{extension})", dir.display());
     files.sort();
     Ok(files)
 }
@@ -216,7 +221,7 @@ impl Settings {
 }
 
 /// `max |got - want| / (1 + |want|)`; anything that is not a number counts as infinitely far.
-fn error(want: &ArrayD<f64>, got: &ArrayD<f32>) -> f64 {
+pub(crate) fn error(want: &ArrayD<f64>, got: &ArrayD<f32>) -> f64 {
     if want.shape() != got.shape() {
         return f64::INFINITY;
     }

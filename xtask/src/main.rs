@@ -15,12 +15,15 @@ use clap::Parser;
 enum Command {
     TestAll(test_all::Args),
     Verify(verify::Args),
+    /// Compare every backend with ONNX models and the outputs that another runtime gave
+    VerifyOnnx(verify::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::TestAll(args) => test_all::run(&args),
-        Command::Verify(args) => verify::run(&args),
+        Command::Verify(args) => verify::run("verify", &args),
+        Command::VerifyOnnx(args) => verify::run("verify_onnx", &args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -37,6 +37,7 @@ pub use weights::{
     LayerWeights, Weights,
     init::{Init, InitKind},
     names::Names,
+    onnx::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter},
     state_dict::{StateDict, StateDictWriter},
 };
 

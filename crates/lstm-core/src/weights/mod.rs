@@ -1,10 +1,12 @@
 //! The parameters of a model on the host, exactly as loaded: device copies are snapped, these never are.
 
 mod element;
+mod file;
 pub mod gates;
 mod infer;
 pub mod init;
 pub mod names;
+pub mod onnx;
 pub mod state_dict;
 mod writer;
 

@@ -1,19 +1,12 @@
 //! Writing safetensors files: the same tensors give the same bytes, and a file is replaced whole or not at all.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{collections::BTreeMap, path::Path};
 
 use ndarray::{ArrayBase, Axis, Data, Dimension};
 use safetensors::Dtype;
 
 use super::{
-    Weights, element,
+    Weights, element, file,
     names::{Names, Scheme},
 };
 use crate::error::{Error, Result};
@@ -134,9 +127,7 @@ impl StateDictWriter {
     /// # Errors
     /// Those of [`to_bytes`](Self::to_bytes), and [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let bytes = self.to_bytes()?;
-        replace(path, &bytes).map_err(|source| Error::Io { path: path.into(), source })
+        file::replace(path.as_ref(), &self.to_bytes()?)
     }
 
     fn add(&mut self, name: String, shape: Vec<usize>, values: Vec<f32>) -> Result<()> {
@@ -145,33 +136,6 @@ impl StateDictWriter {
         }
         self.tensors.insert(name, (shape, values));
         Ok(())
-    }
-}
-
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let (temporary, mut file) = create_beside(path)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    drop(file);
-    written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
-        // The first failure is the one to report.
-        let _ = fs::remove_file(&temporary);
-    })
-}
-
-fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file"))?;
-    loop {
-        let mut unique = std::ffi::OsString::from(".");
-        unique.push(name);
-        unique.push(format!(".{}.{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-        let temporary = path.with_file_name(unique);
-        match OpenOptions::new().write(true).create_new(true).open(&temporary) {
-            Ok(file) => return Ok((temporary, file)),
-            // Left by a process of the same number that was killed.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(e),
-        }
     }
 }
 

@@ -1,0 +1,246 @@
+//! Layers to one model, and running it as the file's graph would.
+
+use ndarray::{Array3, ArrayD, Axis, Ix3, concatenate, s};
+
+use super::{
+    layer::{Lengths, Start},
+    port::{Port, PortAxis, PortKind},
+    walk::Walk,
+};
+use crate::{
+    backend::{Backend, State},
+    config::LstmConfig,
+    error::{Error, Result},
+    input::{HostState, Input},
+    lstm::Lstm,
+    weights::{LayerWeights, Weights},
+};
+
+/// What `h` or `c` starts from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Initial {
+    /// Zeros.
+    #[default]
+    Zero,
+    /// A constant in the file, as in a [`HostState`]: `[layers * directions, batch, hidden]`.
+    Fixed(Array3<f32>),
+    /// An input of the graph.
+    Input(Port),
+}
+
+/// A model from an ONNX file, and how the file's graph feeds it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct OnnxLstm {
+    /// The parameters, ready for [`Lstm::new`]: the fused cell, or the diagonal peephole where the file has `P`.
+    pub weights: Weights,
+    /// The input with the sequences.
+    pub x: Port,
+    /// What `h` starts from.
+    pub initial_h: Initial,
+    /// What `c` starts from.
+    pub initial_c: Initial,
+    /// Where lengths come from.
+    pub lengths: Lengths,
+    /// The outputs of the graph that this model computes: all, unless LSTMs were chosen by name.
+    pub outputs: Vec<Port>,
+    /// Nodes that compute something else; none, unless LSTMs were chosen by name.
+    pub ignored: Vec<String>,
+}
+
+/// Arrays for the inputs of a graph, lying as the file has them.
+#[derive(Clone, Debug, Default)]
+pub struct OnnxInputs {
+    /// The sequences.
+    pub x: ArrayD<f32>,
+    /// For the input that `h` starts from, where there is one.
+    pub initial_h: Option<ArrayD<f32>>,
+    /// For the input that `c` starts from, where there is one.
+    pub initial_c: Option<ArrayD<f32>>,
+    /// For the input with the lengths, where there is one.
+    pub lengths: Option<Vec<i64>>,
+}
+
+/// One model out of the layers that were found.
+pub(super) fn assemble(walk: &mut Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLstm> {
+    let Some(first) = walk.layers.first() else {
+        return Err(Error::format("graph", "expected an LSTM node, found none"));
+    };
+    let (x, lengths) = (first.x.clone(), first.lengths.clone());
+    let mut config = first.config.clone().layers(walk.layers.len());
+    let dropout = walk.layers.get(1).and_then(|layer| layer.dropout);
+    config.dropout = dropout.unwrap_or_default();
+    for layer in &walk.layers {
+        let same = LstmConfig { input_size: first.config.input_size, ..layer.config.clone() };
+        let fail = |what: &str, want: String, got: String| {
+            Err(Error::format(&layer.label, format!("{what} as of the first layer, {want}; got {got}")))
+        };
+        if same != first.config {
+            return fail("expected sizes and options", format!("{:?}", first.config), format!("{same:?}"));
+        }
+        if layer.lengths != lengths {
+            return fail("expected lengths", format!("{lengths:?}"), format!("{:?}", layer.lengths));
+        }
+    }
+    if let Some(odd) = walk.layers.iter().skip(1).find(|layer| layer.dropout != dropout) {
+        let why =
+            format!("expected a dropout of {dropout:?} below, as between the first layers; got {:?}", odd.dropout);
+        return Err(Error::format(&odd.label, why));
+    }
+    let directions = config.num_directions();
+    let layers = std::mem::take(&mut walk.layers);
+    let (mut params, mut h, mut c) = (Vec::new(), Vec::new(), Vec::new());
+    for layer in layers {
+        params.extend(layer.params);
+        h.push((layer.label.clone(), layer.h));
+        c.push((layer.label, layer.c));
+    }
+    config.validate()?;
+    let specs = config.layer_specs();
+    let layers = specs.into_iter().zip(params).map(|(spec, params)| LayerWeights::new(spec, params));
+    let layers = layers.collect::<Result<_>>()?;
+    Ok(OnnxLstm {
+        initial_h: initial(walk, PortKind::H, directions, h)?,
+        initial_c: initial(walk, PortKind::C, directions, c)?,
+        weights: Weights::new(config, layers)?,
+        x,
+        lengths,
+        outputs,
+        ignored: std::mem::take(&mut walk.ignored),
+    })
+}
+
+/// One start for all layers out of one for each.
+fn initial(walk: &Walk<'_>, kind: PortKind, directions: usize, starts: Vec<(String, Start<'_>)>) -> Result<Initial> {
+    let layers = starts.len();
+    if let Some((label, Start::Input(port, source, _))) = starts.iter().find(|s| matches!(s.1, Start::Input(..))) {
+        // All layers start from one input, each from its own part of it.
+        let part = |k: usize| ((k * directions) as i64, ((k + 1) * directions) as i64);
+        for (k, (label, start)) in starts.iter().enumerate() {
+            let fits = match start {
+                Start::Input(other, _, taken) => {
+                    other == port && (*taken == Some(part(k)) || layers == 1 && taken.is_none())
+                }
+                _ => false,
+            };
+            if !fits {
+                let why =
+                    format!("its state should start from rows {:?} of `{source}`, as the other layers' do", part(k));
+                return Err(Error::format(label, why));
+            }
+        }
+        let all = (layers * directions) as i64;
+        if let Some(size) = walk.first_size(source).filter(|&size| size != all)
+            && starts.iter().any(|(_, start)| matches!(start, Start::Input(_, _, Some(_))))
+        {
+            return Err(Error::format(label, format!("`{source}` has {size} rows, of which {all} are used")));
+        }
+        return Ok(Initial::Input(Port { kind, layers, ..port.clone() }));
+    }
+    let mut parts: Vec<ArrayD<f32>> = Vec::new();
+    for (k, (label, start)) in starts.into_iter().enumerate() {
+        let batch = parts.first().map(|part| part.shape()[1]);
+        match start {
+            Start::Fixed(array) if parts.len() == k && batch.is_none_or(|batch| batch == array.shape()[1]) => {
+                parts.push(array)
+            }
+            Start::Zero if parts.is_empty() => {}
+            _ => {
+                let why = "expected all layers to start from constants for one number of sequences, or none";
+                return Err(Error::format(label, why));
+            }
+        }
+    }
+    if parts.is_empty() {
+        return Ok(Initial::Zero);
+    }
+    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    let joined =
+        concatenate(Axis(0), &views).map_err(|e| Error::shape("onnx initial state", "states that stack", e))?;
+    Ok(Initial::Fixed(three(joined)?))
+}
+
+fn three(array: ArrayD<f32>) -> Result<Array3<f32>> {
+    let shape = format!("{:?}", array.shape());
+    array.into_dimensionality::<Ix3>().map_err(|_| Error::shape("onnx", "three axes", shape))
+}
+
+impl OnnxLstm {
+    /// Runs `model`, made from [`weights`](Self::weights), on what the graph would be given, and returns each of
+    /// [`outputs`](Self::outputs) by name, lying as the file has it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an input whose shape is not the file's, that is missing, or that the file has no place for;
+    /// those of [`Lstm::forward`].
+    pub fn run<B: Backend>(&self, model: &Lstm<B>, inputs: OnnxInputs) -> Result<Vec<(String, ArrayD<f32>)>> {
+        let x = three(self.x.take(inputs.x, &[PortAxis::Batch, PortAxis::Steps, PortAxis::Features])?)?;
+        let batch = x.dim().0;
+        let zeros = HostState::zeros(self.weights.config(), batch)?;
+        let state = State {
+            h: start("initial_h", &self.initial_h, inputs.initial_h, zeros.h)?,
+            c: start("initial_c", &self.initial_c, inputs.initial_c, zeros.c)?,
+        };
+        let given = inputs.lengths.map(|lengths| {
+            let sizes = lengths.iter().map(|&n| usize::try_from(n)).collect::<Result<Vec<_>, _>>();
+            sizes.map_err(|_| Error::shape("onnx: lengths", "lengths of at least 0", format!("{lengths:?}")))
+        });
+        let lengths = match (&self.lengths, given.transpose()?) {
+            (Lengths::Whole, None) => None,
+            (Lengths::Fixed(lengths), None) => Some(lengths.clone()),
+            (Lengths::Input(_), Some(lengths)) => Some(lengths),
+            (want, got) => return Err(Error::shape("onnx: lengths", format!("{want:?}"), format!("{got:?}"))),
+        };
+        let mut input = Input::from(&x).state(&state);
+        if let Some(lengths) = &lengths {
+            input = input.lengths(lengths);
+        }
+        let (y, last) = model.forward(input)?;
+        let outputs = self.outputs.iter().map(|port| Ok((port.name.clone(), self.output(port, &y, &last)?)));
+        outputs.collect()
+    }
+
+    /// One of [`outputs`](Self::outputs), lying as the file has it, out of what [`Lstm::forward`] returned.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the arrays are not of this model, or of several sequences or steps where the file has one.
+    pub fn output(&self, port: &Port, y: &Array3<f32>, state: &HostState) -> Result<ArrayD<f32>> {
+        let config = self.weights.config();
+        let directions = config.num_directions();
+        let shape = |got: &[usize]| Error::shape("onnx: output", "outputs of this model", format!("{got:?}"));
+        let array = match port.kind {
+            PortKind::Sequence => {
+                let (batch, steps, _) = y.dim();
+                let split = (batch, steps, directions, config.hidden_size);
+                let y = y.as_standard_layout().into_owned();
+                let y = y.to_shape(split).map_err(|_| shape(y.shape()))?.into_owned().into_dyn();
+                return port.give(y, &[PortAxis::Batch, PortAxis::Steps, PortAxis::Directions, PortAxis::Features]);
+            }
+            PortKind::H => &state.h,
+            PortKind::C => &state.c,
+            PortKind::Input => return Err(Error::shape("onnx: output", "an output", "an input")),
+        };
+        let (from, to) = (port.first_layer.saturating_mul(directions), port.layers.saturating_mul(directions));
+        let to = from.saturating_add(to);
+        if to > array.dim().0 {
+            return Err(shape(array.shape()));
+        }
+        let part = array.slice(s![from..to, .., ..]).to_owned().into_dyn();
+        port.give(part, &[PortAxis::Layers, PortAxis::Batch, PortAxis::Features])
+    }
+}
+
+fn start(name: &str, initial: &Initial, given: Option<ArrayD<f32>>, zeros: Array3<f32>) -> Result<Array3<f32>> {
+    match (initial, given) {
+        (Initial::Zero, None) => Ok(zeros),
+        (Initial::Fixed(array), None) => Ok(array.clone()),
+        (Initial::Input(port), Some(array)) => {
+            three(port.take(array, &[PortAxis::Layers, PortAxis::Batch, PortAxis::Features])?)
+        }
+        (want, got) => {
+            let want =
+                if let Initial::Input(port) = want { format!("an array for `{}`", port.name) } else { "none".into() };
+            let got = got.map_or("none".into(), |array| format!("{:?}", array.shape()));
+            Err(Error::shape(format!("onnx: {name}"), want, got))
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Tests: graphs that are valid files but no sensible models. Any edit gives an error or a model, never a panic.
+
+use proptest::{prelude::*, sample::Index};
+use prost::Message;
+
+use super::{OnnxModel, proto::Model};
+
+const FILES: [&[u8]; 4] = [
+    include_bytes!("../../../../../tests/data/onnx/pytorch-dynamo-dynamic-batch-first.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/pytorch-script-dynamic-state-stacked-bidirectional.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/pytorch-script-opset-9.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/peephole-bidirectional-clip.onnx"),
+];
+
+const OPS: [&str; 15] = [
+    "LSTM",
+    "Constant",
+    "Identity",
+    "Cast",
+    "Shape",
+    "Gather",
+    "Squeeze",
+    "Unsqueeze",
+    "Concat",
+    "Slice",
+    "Mul",
+    "Reshape",
+    "Transpose",
+    "Expand",
+    "Dropout",
+];
+
+/// One change: what of, where, and to which number.
+type Edit = (u8, Index, Index, i64);
+
+fn number() -> impl Strategy<Value = i64> {
+    prop_oneof![-6..12i64, Just(i64::MAX), Just(i64::MIN), any::<i64>()]
+}
+
+fn apply(model: &mut Model, (what, first, second, number): Edit) {
+    let Some(graph) = &mut model.graph else { return };
+    let names: Vec<String> =
+        graph.node.iter().flat_map(|node| node.input.iter().chain(&node.output)).cloned().collect();
+    if graph.node.is_empty() || names.is_empty() {
+        return;
+    }
+    let at = first.index(graph.node.len());
+    let node = &mut graph.node[at];
+    match what {
+        // An operand of some node becomes another value.
+        0..3 if !node.input.is_empty() => *second.get_mut(&mut node.input) = first.get(&names).clone(),
+        3 => node.op_type = (*second.get(&OPS)).to_owned(),
+        4 => drop(node.input.pop()),
+        5 => node.output.push(second.get(&names).clone()),
+        6 | 7 if !node.attribute.is_empty() => {
+            let attribute = second.get_mut(&mut node.attribute);
+            attribute.i = attribute.i.map(|_| number);
+            if !attribute.ints.is_empty() {
+                *first.get_mut(&mut attribute.ints) = number;
+            }
+        }
+        8 | 9 => {
+            let constants = graph.node.iter_mut().flat_map(|node| &mut node.attribute).filter_map(|a| a.t.as_mut());
+            let mut tensors: Vec<_> = constants.chain(&mut graph.initializer).collect();
+            if tensors.is_empty() {
+                return;
+            }
+            let tensor = first.get_mut(&mut tensors);
+            match (&mut tensor.raw_data, &mut tensor.dims[..]) {
+                (Some(raw), _) if tensor.data_type == Some(7) && raw.len() >= 8 => {
+                    raw[..8].copy_from_slice(&number.to_le_bytes());
+                }
+                (_, []) => tensor.dims.push(number),
+                (_, dims) => *second.get_mut(dims) = number,
+            }
+        }
+        10 => {
+            let node = graph.node.remove(at);
+            graph.node.insert(second.index(graph.node.len() + 1), node);
+        }
+        11 => {
+            let copy = graph.node[at].clone();
+            graph.node.insert(at, copy);
+        }
+        12 => drop(graph.node.remove(at)),
+        _ => {
+            let input = first.get_mut(&mut graph.input);
+            let shape = input.kind.as_mut().and_then(|kind| kind.tensor.as_mut()).and_then(|t| t.shape.as_mut());
+            if let Some(dim) = shape.and_then(|shape| shape.dim.get_mut(second.index(3))) {
+                dim.value = Some(number);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn edited_graphs_never_panic(
+        file in 0..FILES.len(),
+        edits in prop::collection::vec((0..14u8, any::<Index>(), any::<Index>(), number()), 1..5),
+    ) {
+        let mut model = Model::decode(FILES[file]).unwrap();
+        edits.into_iter().for_each(|edit| apply(&mut model, edit));
+        if let Ok(model) = OnnxModel::from_bytes(&model.encode_to_vec()) {
+            let _ = model.lstm();
+            let nodes = model.lstm_nodes();
+            let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
+            let _ = model.lstm_named(&names);
+            let _ = names.last().map(|name| model.lstm_named(&[name]));
+        }
+    }
+}

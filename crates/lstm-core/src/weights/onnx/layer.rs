@@ -1,0 +1,320 @@
+//! One `LSTM` node: its attributes, weights and the values it is fed with.
+//!
+//! <https://onnx.ai/onnx/operators/onnx__LSTM.html>. Gates lie as i, o, f, c there and as i, f, g, o here.
+
+use ndarray::{ArrayD, Axis, concatenate};
+
+use super::{
+    node::Op,
+    ops,
+    port::{Port, PortAxis},
+    tensor,
+    value::{Data, Dim, Source, Value},
+    walk::Walk,
+};
+use crate::{
+    config::{Bias, CellKind, Direction, LstmConfig},
+    error::{Error, Result},
+};
+
+/// What a layer starts from.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Start<'a> {
+    Zero,
+    /// `[directions, batch, hidden]`
+    Fixed(ArrayD<f32>),
+    /// Of an input, the rows from one number up to another, or all.
+    Input(Port, &'a str, Option<(i64, i64)>),
+}
+
+/// Where the lengths of a batch's sequences come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Lengths {
+    /// All sequences are as long as the input.
+    #[default]
+    Whole,
+    /// A constant in the file, one length per sequence.
+    Fixed(Vec<usize>),
+    /// The graph's input of this name.
+    Input(String),
+}
+
+/// A node, read.
+pub(super) struct Layer<'a> {
+    pub(super) label: String,
+    /// Of this layer alone.
+    pub(super) config: LstmConfig,
+    /// For each direction, parameters in the order of `LayerSpec::params`.
+    pub(super) params: Vec<Vec<ArrayD<f32>>>,
+    pub(super) x: Port,
+    pub(super) dropout: Option<f32>,
+    pub(super) lengths: Lengths,
+    pub(super) h: Start<'a>,
+    pub(super) c: Start<'a>,
+}
+
+/// What the attributes say.
+struct Options {
+    hidden: Option<usize>,
+    direction: Direction,
+    batch_first: bool,
+    clip: Option<f32>,
+    coupled: bool,
+}
+
+fn options(op: &mut Op<'_>, opset: i64) -> Result<Options> {
+    let hidden = match op.int("hidden_size")? {
+        Some(size) => Some(usize::try_from(size).map_err(|_| op.fail(format!("attribute `hidden_size` is {size}")))?),
+        None => None,
+    };
+    let direction = match op.text("direction")?.as_deref() {
+        None | Some("forward") => Direction::Forward,
+        Some("reverse") => Direction::Reverse,
+        Some("bidirectional") => Direction::Bidirectional,
+        Some(other) => {
+            let why = format!("attribute `direction`: expected forward, reverse or bidirectional, got `{other}`");
+            return Err(op.fail(why));
+        }
+    };
+    let flag = |op: &mut Op<'_>, name: &str| match op.int(name)? {
+        None | Some(0) => Ok(false),
+        Some(1) => Ok(true),
+        Some(other) => Err(op.fail(format!("attribute `{name}`: expected 0 or 1, got {other}"))),
+    };
+    let coupled = flag(op, "input_forget")?;
+    let batch_first = opset >= 14 && flag(op, "layout")?;
+    let clip = op.float("clip")?;
+    if let Some(bound) = clip.filter(|bound| !(bound.is_finite() && *bound > 0.0)) {
+        return Err(op.fail(format!("attribute `clip`: expected a positive and finite bound, got {bound}")));
+    }
+    let activations = op.texts("activations")?;
+    let ours = ["Sigmoid", "Tanh", "Tanh"].repeat(direction.reversals().len());
+    if let Some((k, name)) =
+        activations.iter().enumerate().find(|(k, a)| ours.get(*k).is_none_or(|o| !o.eq_ignore_ascii_case(a)))
+    {
+        let want = ours.get(k).copied().unwrap_or("no more");
+        return Err(op.fail(format!("attribute `activations`: expected {want} in place {k}, got `{name}`")));
+    }
+    if !activations.is_empty() && activations.len() < ours.len() {
+        return Err(op.fail(format!("attribute `activations`: expected {}, got {}", ours.len(), activations.len())));
+    }
+    for name in ["activation_alpha", "activation_beta"] {
+        let values = op.floats(name)?;
+        if !values.is_empty() {
+            return Err(op.fail(format!("attribute `{name}`: Sigmoid and Tanh take none, got {values:?}")));
+        }
+    }
+    op.finish()?;
+    Ok(Options { hidden, direction, batch_first, clip, coupled })
+}
+
+/// Reads the node as the next layer of the chain; also what its outputs are.
+pub(super) fn read<'a>(op: &mut Op<'a>, walk: &mut Walk<'a>) -> Result<(Layer<'a>, [Value<'a>; 3])> {
+    let options = options(op, walk.opset)?;
+    if op.node.input.len() > 8 || op.node.output.len() > 3 {
+        return Err(op.fail("expected at most 8 inputs and 3 outputs"));
+    }
+    let directions = options.direction.reversals().len();
+    let k = walk.layers.len();
+
+    let (w, r) = (required(op, walk, 1, "W")?, required(op, walk, 2, "R")?);
+    let hidden = options.hidden.or(r.shape().last().copied()).unwrap_or_default();
+    let input = match walk.layers.last() {
+        None => w.shape().last().copied().unwrap_or_default(),
+        Some(_) => hidden.saturating_mul(directions),
+    };
+    let mut config = LstmConfig::new(input, hidden).direction(options.direction).bias(Bias::None);
+    (config.clip, config.coupled) = (options.clip, options.coupled);
+    config.validate().map_err(|e| op.fail(e))?;
+    let check = |name: &str, array: &ArrayD<f32>, want: &[usize]| match array.shape() == want {
+        true => Ok(()),
+        false => Err(op.fail(format!("{name}: expected shape {want:?}, got {:?}", array.shape()))),
+    };
+    check("W", &w, &[directions, 4 * hidden, input])?;
+    check("R", &r, &[directions, 4 * hidden, hidden])?;
+    let b = weight(op, walk, 3)?;
+    if let Some(b) = &b {
+        check("B", b, &[directions, 8 * hidden])?;
+        config.bias = Bias::Two;
+    }
+    let p = weight(op, walk, 7)?;
+    if let Some(p) = &p {
+        check("P", p, &[directions, 3 * hidden])?;
+        config.cell = CellKind::PeepholeDiagonal;
+    }
+    let params = (0..directions).map(|d| {
+        let of = |array: &ArrayD<f32>| array.index_axis(Axis(0), d).to_owned();
+        let mut params = vec![gates(&of(&w))?, gates(&of(&r))?];
+        if let Some(b) = &b {
+            params.extend(halves(&of(b), 2).iter().map(gates).collect::<Result<Vec<_>>>()?);
+        }
+        if let Some(p) = &p {
+            // Here as there: input, forget and output, but in the order i, o, f.
+            let [i, o, f] = <[_; 3]>::try_from(halves(&of(p), 3)).map_err(|_| op.fail("P: three parts"))?;
+            params.extend([i, f, o]);
+        }
+        Ok(params)
+    });
+    let params = params.collect::<Result<_>>()?;
+
+    let (x, steps, batch) = sequence(op, walk, k, &options, input)?;
+    let lengths = lengths(op, walk)?;
+    let start = |walk: &mut Walk<'a>, input| start(op, walk, input, &options, [directions, hidden]);
+    let (h, c) = (start(walk, 5)?, start(walk, 6)?);
+
+    let size = |n: usize| Dim::Known(n as i64);
+    let mut y = Data::new(Source::Sequence(k), vec![steps, size(directions), batch, size(hidden)]);
+    let mut state = Data::new(Source::H(k, k + 1), vec![size(directions), batch, size(hidden)]);
+    if options.batch_first {
+        y.axes = vec![vec![2], vec![0], vec![1], vec![3]];
+        state.axes.swap(0, 1);
+    }
+    let last = Data { source: Source::C(k, k + 1), ..state.clone() };
+    let layer = Layer { label: op.label.clone(), config, params, dropout: x.dropout, x: x.port, lengths, h, c };
+    Ok((layer, [y, state, last].map(Value::Data)))
+}
+
+/// i, o, f, c to i, f, g, o.
+fn gates(array: &ArrayD<f32>) -> Result<ArrayD<f32>> {
+    let parts = halves(array, 4);
+    let views: Vec<_> = [0, 2, 3, 1].iter().filter_map(|&k| parts.get(k)).map(|part| part.view()).collect();
+    concatenate(Axis(0), &views).map_err(|e| Error::shape("onnx gates", "four gates", e))
+}
+
+/// `n` equal parts along the first axis, which is a multiple of it.
+fn halves(array: &ArrayD<f32>, n: usize) -> Vec<ArrayD<f32>> {
+    let len = array.len_of(Axis(0)) / n;
+    array.axis_chunks_iter(Axis(0), len.max(1)).map(|part| part.to_owned()).collect()
+}
+
+fn weight<'a>(op: &Op<'a>, walk: &mut Walk<'a>, k: usize) -> Result<Option<ArrayD<f32>>> {
+    let Some(name) = op.input(k) else { return Ok(None) };
+    match walk.value(op, name)? {
+        // A bias of zeros is one all the same.
+        Value::Zeros(Some(_)) | Value::Constant(_) => walk.floats(op, name).map(Some),
+        other => Err(op.fail(format!("input {k}: expected a constant, got {}", other.describe()))),
+    }
+}
+
+fn required<'a>(op: &Op<'a>, walk: &mut Walk<'a>, k: usize, name: &str) -> Result<ArrayD<f32>> {
+    weight(op, walk, k)?.ok_or_else(|| op.fail(format!("input {k} ({name}) is missing")))
+}
+
+/// A layer's input: how it lies and what was passed on the way.
+struct Sequence {
+    port: Port,
+    dropout: Option<f32>,
+}
+
+/// The input, and the sizes of its steps and batch.
+fn sequence<'a>(
+    op: &Op<'a>,
+    walk: &mut Walk<'a>,
+    k: usize,
+    options: &Options,
+    input: usize,
+) -> Result<(Sequence, Dim<'a>, Dim<'a>)> {
+    let name = op.input(0).ok_or_else(|| op.fail("input 0 (X) is missing"))?;
+    let value = walk.value(op, name)?.clone();
+    let data = ops::data(op, &value, 3)?;
+    let labels = match options.batch_first {
+        false => [PortAxis::Steps, PortAxis::Batch, PortAxis::Features],
+        true => [PortAxis::Batch, PortAxis::Steps, PortAxis::Features],
+    };
+    let shape = data.shape();
+    let expected = || op.fail(format!("X: expected three axes, the last of size {input}, got {shape:?}"));
+    if shape.len() != 3 {
+        return Err(expected());
+    }
+    let (steps, batch) = if options.batch_first { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
+    let port = match data.source {
+        Source::Outside(_) if k == 0 && data.part.is_none() => Port::outside(op, &data, labels)?,
+        Source::Sequence(below) if below + 1 == k => {
+            let want: [&[usize]; 3] = if options.batch_first { [&[2], &[0], &[1, 3]] } else { [&[0], &[2], &[1, 3]] };
+            if !data.lies_as(&want) {
+                let why =
+                    "its axes are not steps, batch and features, or these not those of one direction after the other";
+                return Err(op.fail(format!("X is {}: {why}", value.describe())));
+            }
+            Port::default()
+        }
+        _ => {
+            let want = if k == 0 { "an input of the graph".into() } else { format!("the outputs of layer {}", k - 1) };
+            return Err(op.fail(format!("X: expected {want}, got {}", value.describe())));
+        }
+    };
+    if matches!(shape[2], Dim::Known(size) if size != input as i64) {
+        return Err(expected());
+    }
+    Ok((Sequence { port, dropout: data.dropout }, steps, batch))
+}
+
+fn lengths<'a>(op: &Op<'a>, walk: &mut Walk<'a>) -> Result<Lengths> {
+    let Some(name) = op.input(4) else { return Ok(Lengths::Whole) };
+    let refuse = |got: String| op.fail(format!("sequence_lens: expected an input or constant lengths, got {got}"));
+    let known = match walk.value(op, name)? {
+        Value::Rankless(name) => return Ok(Lengths::Input((*name).to_owned())),
+        Value::Data(Data { source: Source::Outside(name), atoms, axes, part: None, .. })
+            if atoms.len() == 1 && axes.len() == 1 =>
+        {
+            return Ok(Lengths::Input((*name).to_owned()));
+        }
+        Value::Constant(t) if tensor::is_int(t) && t.dims.len() == 1 => walk.ints(op, name)?,
+        Value::Numbers { scalar: false, values } => {
+            let known = values.iter().map(|v| if let Dim::Known(n) = v { Some(*n) } else { None });
+            known.collect::<Option<Vec<_>>>().ok_or_else(|| refuse("sizes of the input".into()))?
+        }
+        other => return Err(refuse(other.describe())),
+    };
+    let lengths = known.iter().map(|&n| usize::try_from(n));
+    lengths.collect::<Result<_, _>>().map(Lengths::Fixed).map_err(|_| refuse(format!("{known:?}")))
+}
+
+fn start<'a>(
+    op: &Op<'a>,
+    walk: &mut Walk<'a>,
+    k: usize,
+    options: &Options,
+    [directions, hidden]: [usize; 2],
+) -> Result<Start<'a>> {
+    let Some(name) = op.input(k) else { return Ok(Start::Zero) };
+    let what = if k == 5 { "initial_h" } else { "initial_c" };
+    let value = walk.value(op, name)?.clone();
+    match &value {
+        Value::Zeros(_) => Ok(Start::Zero),
+        Value::Constant(_) => {
+            let mut array = walk.floats(op, name)?;
+            if options.batch_first && array.ndim() == 3 {
+                array.swap_axes(0, 1);
+            }
+            match *array.shape() {
+                [d, _, h] if (d, h) == (directions, hidden) => Ok(Start::Fixed(array)),
+                _ => {
+                    let got = array.shape();
+                    Err(op.fail(format!("{what}: expected [{directions}, batch, {hidden}], got {got:?}")))
+                }
+            }
+        }
+        _ => {
+            let data = ops::data(op, &value, 3)?;
+            let Source::Outside(source) = data.source else {
+                return Err(op.fail(format!("{what}: expected an input or a constant, got {}", value.describe())));
+            };
+            let labels = match options.batch_first {
+                false => [PortAxis::Layers, PortAxis::Batch, PortAxis::Features],
+                true => [PortAxis::Batch, PortAxis::Layers, PortAxis::Features],
+            };
+            let shape = data.shape();
+            let layers = if options.batch_first { 1 } else { 0 };
+            let differs = |axis: usize, want: usize| matches!(shape[axis], Dim::Known(n) if n != want as i64);
+            if shape.len() != 3 || differs(2, hidden) || differs(layers, directions) {
+                return Err(op.fail(format!("{what}: expected {directions} x batch x {hidden}, got {shape:?}")));
+            }
+            let port = Port::outside(op, &data, labels)?;
+            if data.part.is_some() && port.axes.first().is_none_or(|axis| axis != &[PortAxis::Layers]) {
+                return Err(op.fail(format!("{what}: a part of the batch or features")));
+            }
+            Ok(Start::Input(port, source, data.part))
+        }
+    }
+}

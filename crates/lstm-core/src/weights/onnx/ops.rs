@@ -1,0 +1,374 @@
+//! The operators that exporters put between and around LSTMs: none of them computes anything but sizes.
+
+use std::path::Path;
+
+use super::{
+    node::Op,
+    proto::{DOUBLE, FLOAT, INT32, INT64, Tensor},
+    tensor,
+    value::{Data, Dim, MAX_RANK, Source, Value},
+};
+use crate::error::Result;
+
+type Inputs<'i, 'a> = &'i [Option<&'i Value<'a>>];
+
+/// What a constant is good for.
+pub(super) fn constant<'a>(t: &'a Tensor, dir: Option<&Path>) -> Result<Value<'a>> {
+    let shape = tensor::shape(t)?;
+    let few = shape.len() <= 1 && shape.iter().product::<usize>() <= MAX_RANK;
+    if tensor::is_int(t) && few {
+        let values = tensor::ints(t, dir)?.into_iter().map(Dim::Known).collect();
+        return Ok(Value::Numbers { scalar: shape.is_empty(), values });
+    }
+    if tensor::is_float(t) && tensor::is_zero(t) {
+        // Only if as many elements are there as the shape says.
+        return tensor::floats(t, dir).map(|_| Value::Zeros(Some(t)));
+    }
+    Ok(Value::Constant(t))
+}
+
+/// The value of the first output of any operator but `LSTM`.
+pub(super) fn eval<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>, dir: Option<&Path>) -> Result<Value<'a>> {
+    let value = match op.node.op_type.as_str() {
+        "Constant" => constant_node(op, dir)?,
+        "Identity" => one(op, inputs, 0)?.clone(),
+        "Cast" => cast(op, inputs)?,
+        "Shape" => shape(op, inputs)?,
+        "Gather" => gather(op, inputs)?,
+        "Squeeze" => squeeze(op, opset, inputs)?,
+        "Unsqueeze" => unsqueeze(op, opset, inputs)?,
+        "Concat" => concat(op, inputs)?,
+        "Slice" => slice(op, opset, inputs)?,
+        "Mul" => multiply(op, inputs)?,
+        "Reshape" => reshape(op, inputs)?,
+        "Transpose" => transpose(op, inputs)?,
+        "Expand" => match one(op, inputs, 0)? {
+            Value::Zeros(_) => Value::Zeros(None),
+            other => return Err(op.fail(format!("expected zeros to expand, got {}", other.describe()))),
+        },
+        "ConstantOfShape" => match op.tensor("value")?.map(|t| constant(t, dir)).transpose()? {
+            None | Some(Value::Zeros(_)) => Value::Zeros(None),
+            Some(other) => return Err(op.fail(format!("expected zeros to fill with, got {}", other.describe()))),
+        },
+        "Dropout" => dropout(op, opset, inputs, dir)?,
+        _ => return Err(op.fail("this operator is no part of an LSTM, and would be ignored")),
+    };
+    if op.node.output.iter().skip(1).any(|name| !name.is_empty()) {
+        return Err(op.fail("expected one output"));
+    }
+    if let Value::Data(data) = &value
+        && data.axes.len() > MAX_RANK
+    {
+        return Err(op.fail(format!("more than {MAX_RANK} axes")));
+    }
+    Ok(value)
+}
+
+fn one<'i, 'a>(op: &Op<'a>, inputs: Inputs<'i, 'a>, k: usize) -> Result<&'i Value<'a>> {
+    inputs.get(k).copied().flatten().ok_or_else(|| op.fail(format!("input {k} is missing")))
+}
+
+/// An error that says which input was what.
+fn refuse<'a, T>(op: &Op<'a>, expected: &str, got: &Value<'a>) -> Result<T> {
+    Err(op.fail(format!("expected {expected}, got {}", got.describe())))
+}
+
+/// Data of a given rank, if the value has none of its own.
+pub(super) fn data<'a>(op: &Op<'a>, value: &Value<'a>, rank: usize) -> Result<Data<'a>> {
+    match value {
+        Value::Data(data) => Ok(data.clone()),
+        Value::Rankless(name) if (1..=MAX_RANK).contains(&rank) => {
+            Ok(Data::new(Source::Outside(name), (0..rank).map(|k| Dim::Open(name, k)).collect()))
+        }
+        other => refuse(op, "an input or an output of an LSTM", other),
+    }
+}
+
+/// Integers that are known.
+fn numbers<'a>(op: &Op<'a>, inputs: Inputs<'_, 'a>, k: usize) -> Result<Vec<i64>> {
+    let value = one(op, inputs, k)?;
+    let Value::Numbers { values, .. } = value else { return refuse(op, "integers", value) };
+    let known = values.iter().map(|dim| if let Dim::Known(n) = dim { Some(*n) } else { None });
+    known.collect::<Option<_>>().ok_or_else(|| op.fail(format!("input {k}: expected integers that are constant")))
+}
+
+/// The axes that `Squeeze` and its like name: an attribute before `since`, an input after.
+fn axes<'a>(
+    op: &mut Op<'a>,
+    opset: i64,
+    since: i64,
+    inputs: Inputs<'_, 'a>,
+    k: usize,
+    rank: usize,
+) -> Result<Vec<usize>> {
+    let axes = if opset < since {
+        op.ints("axes")?.ok_or_else(|| op.fail("attribute `axes` is missing"))?.to_vec()
+    } else {
+        numbers(op, inputs, k)?
+    };
+    axes.into_iter().map(|a| axis(op, a, rank)).collect()
+}
+
+/// An axis counted from either end.
+fn axis(op: &Op<'_>, axis: i64, rank: usize) -> Result<usize> {
+    let from_start = usize::try_from(if axis < 0 { axis.saturating_add(rank as i64) } else { axis });
+    let found = from_start.ok().filter(|&a| a < rank);
+    found.ok_or_else(|| op.fail(format!("axis {axis} is not one of {rank}")))
+}
+
+fn constant_node<'a>(op: &mut Op<'a>, dir: Option<&Path>) -> Result<Value<'a>> {
+    if let Some(t) = op.tensor("value")? {
+        return constant(t, dir);
+    }
+    if let Some(n) = op.int("value_int")? {
+        return Ok(Value::Numbers { scalar: true, values: vec![Dim::Known(n)] });
+    }
+    match op.ints("value_ints")? {
+        Some(values) if values.len() <= MAX_RANK => {
+            Ok(Value::Numbers { scalar: false, values: values.iter().copied().map(Dim::Known).collect() })
+        }
+        _ => Err(op.fail("expected an attribute `value`, `value_int` or `value_ints`")),
+    }
+}
+
+/// Only where no element changes but by rounding to f32, which all elements are anyway.
+fn cast<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+    let to = op.int("to")?.unwrap_or_default();
+    let value = one(op, inputs, 0)?;
+    let (float, int) = ([FLOAT, DOUBLE].map(i64::from), [INT32, INT64].map(i64::from));
+    match value {
+        Value::Zeros(_) if float.contains(&to) => Ok(value.clone()),
+        Value::Constant(t) if float.contains(&to) && tensor::is_float(t) => Ok(value.clone()),
+        Value::Numbers { .. } if int.contains(&to) => Ok(value.clone()),
+        other => refuse(op, &format!("constants that type {to} holds"), other),
+    }
+}
+
+fn shape<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+    let (start, end) = (op.int("start")?, op.int("end")?);
+    let values = match one(op, inputs, 0)? {
+        Value::Data(data) => data.shape(),
+        Value::Constant(t) if t.dims.len() <= MAX_RANK => t.dims.iter().copied().map(Dim::Known).collect(),
+        other => return refuse(op, "a value with a shape", other),
+    };
+    let range = range(start.unwrap_or(0), end.unwrap_or(i64::MAX), values.len());
+    Ok(Value::Numbers { scalar: false, values: values[range].to_vec() })
+}
+
+/// What Python's `[start:end]` is of so many.
+fn range(start: i64, end: i64, len: usize) -> std::ops::Range<usize> {
+    let n = len as i64;
+    let clamp = |v: i64| (if v < 0 { v.saturating_add(n) } else { v }).clamp(0, n) as usize;
+    let (start, end) = (clamp(start), clamp(end));
+    start..end.max(start)
+}
+
+fn gather<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+    let along = op.int("axis")?.unwrap_or(0);
+    let value = one(op, inputs, 0)?;
+    let Value::Numbers { scalar: false, values } = value else { return refuse(op, "sizes to choose from", value) };
+    axis(op, along, 1)?;
+    let scalar = matches!(one(op, inputs, 1)?, Value::Numbers { scalar: true, .. });
+    let chosen = numbers(op, inputs, 1)?.into_iter().map(|k| Ok(values[axis(op, k, values.len())?]));
+    Ok(Value::Numbers { scalar, values: chosen.collect::<Result<_>>()? })
+}
+
+fn squeeze<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+    match one(op, inputs, 0)? {
+        Value::Numbers { scalar: false, values } if values.len() == 1 => {
+            axes(op, opset, 13, inputs, 1, 1)?;
+            Ok(Value::Numbers { scalar: true, values: values.clone() })
+        }
+        Value::Data(data) => {
+            let axes = axes(op, opset, 13, inputs, 1, data.axes.len())?;
+            let mut out = data.clone();
+            out.axes.clear();
+            for (k, axis) in data.axes.iter().enumerate() {
+                match axes.contains(&k) {
+                    true if data.dim(axis).is_one() => {}
+                    true => return Err(op.fail(format!("axis {k} is not known to be of size 1"))),
+                    false => out.axes.push(axis.clone()),
+                }
+            }
+            Ok(Value::Data(out))
+        }
+        other => refuse(op, "data or one size", other),
+    }
+}
+
+fn unsqueeze<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+    let value = one(op, inputs, 0)?;
+    match value {
+        Value::Numbers { scalar: true, values } => {
+            axes(op, opset, 13, inputs, 1, 1)?;
+            Ok(Value::Numbers { scalar: false, values: values.clone() })
+        }
+        Value::Data(data) => {
+            let count = match opset {
+                ..13 => op.node.attribute.iter().find(|a| a.name == "axes").map_or(0, |a| a.ints.len()),
+                _ => numbers(op, inputs, 1)?.len(),
+            };
+            let rank = data.axes.len() + count.min(MAX_RANK);
+            let axes = axes(op, opset, 13, inputs, 1, rank)?;
+            let mut old = data.axes.iter().cloned();
+            let new = (0..rank).map(|k| if axes.contains(&k) { Some(Vec::new()) } else { old.next() });
+            let new = new.collect::<Option<_>>().ok_or_else(|| op.fail("an axis is named twice"))?;
+            Ok(Value::Data(Data { axes: new, ..data.clone() }))
+        }
+        other => refuse(op, "data or one size", other),
+    }
+}
+
+fn concat<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+    let along = op.int("axis")?.unwrap_or(0);
+    let first = one(op, inputs, 0)?;
+    if let Value::Numbers { .. } = first {
+        let mut all = Vec::new();
+        for k in 0..inputs.len() {
+            let value = one(op, inputs, k)?;
+            let Value::Numbers { scalar: false, values } = value else { return refuse(op, "sizes", value) };
+            all.extend_from_slice(values);
+            if all.len() > MAX_RANK {
+                return Err(op.fail(format!("more than {MAX_RANK} sizes")));
+            }
+        }
+        axis(op, along, 1)?;
+        return Ok(Value::Numbers { scalar: false, values: all });
+    }
+    // The final states of layers, one after the other along the axis of layers and directions.
+    let mut joined = data(op, first, 0)?;
+    let along = axis(op, along, joined.axes.len())?;
+    for k in 1..inputs.len() {
+        let value = one(op, inputs, k)?;
+        let next = data(op, value, 0)?;
+        joined.source = match (joined.source, next.source) {
+            (Source::H(a, b), Source::H(c, d)) if b == c => Source::H(a, d),
+            (Source::C(a, b), Source::C(c, d)) if b == c => Source::C(a, d),
+            _ => return refuse(op, "the final states of one layer after the other", value),
+        };
+        if joined.axes != next.axes || joined.axes[along] != [0] {
+            return refuse(op, "states that lie alike, joined by layers", value);
+        }
+        joined.atoms[0] = match (joined.atoms[0], next.atoms[0]) {
+            (Dim::Known(a), Dim::Known(b)) => a.checked_add(b).map_or(Dim::Unknown, Dim::Known),
+            _ => Dim::Unknown,
+        };
+    }
+    Ok(Value::Data(joined))
+}
+
+fn slice<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+    let value = one(op, inputs, 0)?;
+    if let Value::Zeros(_) = value {
+        return Ok(Value::Zeros(None));
+    }
+    let (starts, ends, axes, steps) = if opset < 10 {
+        let mut ints = |name| Ok(op.ints(name)?.map(<[i64]>::to_vec));
+        (ints("starts")?.unwrap_or_default(), ints("ends")?.unwrap_or_default(), ints("axes")?, None)
+    } else {
+        let optional = |k| inputs.get(k).copied().flatten().map(|_| numbers(op, inputs, k)).transpose();
+        (numbers(op, inputs, 1)?, numbers(op, inputs, 2)?, optional(3)?, optional(4)?)
+    };
+    let (&[start], &[end]) = (&starts[..], &ends[..]) else {
+        return Err(op.fail("expected a slice of one axis"));
+    };
+    if axes.is_some_and(|axes| axes != [0]) || steps.is_some_and(|steps| steps != [1]) {
+        return Err(op.fail("expected a slice of the first axis, without a step"));
+    }
+    match value {
+        Value::Numbers { scalar: false, values } => {
+            let range = range(start, end, values.len());
+            Ok(Value::Numbers { scalar: false, values: values[range].to_vec() })
+        }
+        // An initial state for all layers, of which each takes its own.
+        Value::Data(data) if matches!(data.source, Source::Outside(_)) && data.part.is_none() => {
+            let Some([0]) = data.axes.first().map(Vec::as_slice) else {
+                return refuse(op, "an input as it came", value);
+            };
+            let size = if let Dim::Known(size) = data.atoms[0] { size } else { i64::MAX };
+            let end = if end < 0 { end.saturating_add(size) } else { end.min(size) };
+            if !(0..end).contains(&start) {
+                return Err(op.fail(format!("expected a part of {size}, got {start} to {end}")));
+            }
+            let mut out = data.clone();
+            (out.part, out.atoms[0]) = (Some((start, end)), Dim::Known(end - start));
+            Ok(Value::Data(out))
+        }
+        other => refuse(op, "sizes or an initial state", other),
+    }
+}
+
+fn multiply<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+    let (a, b) = (one(op, inputs, 0)?, one(op, inputs, 1)?);
+    match (a, b) {
+        (Value::Numbers { scalar: x, values: u }, Value::Numbers { scalar: y, values: v })
+            if u.len() == 1 && v.len() == 1 =>
+        {
+            Ok(Value::Numbers { scalar: *x && *y, values: vec![u[0].times(v[0])] })
+        }
+        (Value::Numbers { .. }, other) | (other, _) => refuse(op, "one size times another", other),
+    }
+}
+
+fn reshape<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+    let zero_copies = op.int("allowzero")?.unwrap_or(0) == 0;
+    let target = one(op, inputs, 1)?;
+    let Value::Numbers { scalar: false, values: target } = target else { return refuse(op, "sizes", target) };
+    match one(op, inputs, 0)? {
+        Value::Zeros(_) => Ok(Value::Zeros(None)),
+        Value::Numbers { values, .. } => {
+            let scalar = target.is_empty() && values.len() == 1;
+            let fits = matches!(target[..], [Dim::Known(n)] if n == -1 || n == values.len() as i64);
+            match scalar || fits {
+                true => Ok(Value::Numbers { scalar, values: values.clone() }),
+                false => Err(op.fail(format!("{} sizes don't become {target:?}", values.len()))),
+            }
+        }
+        Value::Data(data) if target.len() <= 6 && data.axes.len() <= 6 => {
+            let reshaped = data.reshape(target, zero_copies).map(Value::Data);
+            reshaped.ok_or_else(|| op.fail(format!("{:?} to {target:?} is more than merging axes", data.shape())))
+        }
+        other => refuse(op, "data of up to 6 axes or sizes", other),
+    }
+}
+
+fn transpose<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+    let value = one(op, inputs, 0)?;
+    let perm = op.ints("perm")?;
+    let data = data(op, value, perm.map_or(0, <[i64]>::len))?;
+    let rank = data.axes.len();
+    let perm = match perm {
+        Some(perm) => perm.iter().map(|&k| axis(op, k, rank)).collect::<Result<Vec<_>>>()?,
+        None => (0..rank).rev().collect(),
+    };
+    let mut sorted = perm.clone();
+    sorted.sort_unstable();
+    if !sorted.into_iter().eq(0..rank) {
+        return Err(op.fail(format!("attribute `perm`: expected an order of {rank} axes, got {perm:?}")));
+    }
+    Ok(Value::Data(Data { axes: perm.iter().map(|&k| data.axes[k].clone()).collect(), ..data }))
+}
+
+/// Does nothing outside training; becomes the model's dropout where it stands between two layers.
+fn dropout<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>, dir: Option<&Path>) -> Result<Value<'a>> {
+    let ratio = if opset < 12 {
+        op.float("ratio")?
+    } else {
+        op.int("seed")?;
+        match inputs.get(1).copied().flatten() {
+            Some(Value::Constant(t)) => tensor::floats(t, dir)?.iter().next().copied(),
+            Some(Value::Zeros(_)) => Some(0.0),
+            None => None,
+            Some(other) => return refuse(op, "a constant ratio", other),
+        }
+    };
+    if inputs.get(2).copied().flatten().is_some() {
+        return Err(op.fail("`training_mode` is given; expected a model for inference"));
+    }
+    let mut out = data(op, one(op, inputs, 0)?, 0)?;
+    if out.dropout.is_some() || !matches!(out.source, Source::Sequence(_)) {
+        return Err(op.fail("expected one dropout between two layers"));
+    }
+    out.dropout = Some(ratio.unwrap_or(0.5));
+    Ok(Value::Data(out))
+}

@@ -1,0 +1,233 @@
+//! Tests: whatever this library would have to ignore is refused, and the refusal names it.
+
+use prost::Message;
+
+use super::{
+    OnnxModel, OnnxWriter,
+    proto::{Attribute, Dimension, Entry, Function, Model, Node, Opset, Tensor},
+};
+use crate::{
+    config::{CellKind, LstmConfig},
+    weights::{Weights, init::Init},
+};
+
+fn written(config: LstmConfig) -> Model {
+    let weights = Weights::init(config, &Init::default(), 1).unwrap();
+    let bytes = OnnxWriter::new(&weights).initial_state().lengths().to_bytes().unwrap();
+    Model::decode(&bytes[..]).unwrap()
+}
+
+fn two_layers() -> Model {
+    written(LstmConfig::new(3, 5).layers(2).bidirectional().cell(CellKind::PeepholeDiagonal))
+}
+
+fn load(model: &Model) -> crate::Result<super::OnnxLstm> {
+    OnnxModel::from_bytes(&model.encode_to_vec())?.lstm()
+}
+
+/// Changes a model and checks that the refusal has all these words.
+#[track_caller]
+fn refused(words: &[&str], change: impl FnOnce(&mut Model)) {
+    let mut model = two_layers();
+    change(&mut model);
+    let message = match load(&model) {
+        Ok(_) => panic!("loaded, though it should be refused for {words:?}"),
+        Err(error) => error.to_string(),
+    };
+    assert!(words.iter().all(|word| message.contains(word)), "{message}: expected {words:?}");
+}
+
+fn node<'m>(model: &'m mut Model, name: &str) -> &'m mut Node {
+    let nodes = &mut model.graph.as_mut().unwrap().node;
+    nodes.iter_mut().find(|node| node.name == name).unwrap()
+}
+
+fn tensor<'m>(model: &'m mut Model, name: &str) -> &'m mut Tensor {
+    let tensors = &mut model.graph.as_mut().unwrap().initializer;
+    tensors.iter_mut().find(|tensor| tensor.name == name).unwrap()
+}
+
+fn set(model: &mut Model, name: &str, attribute: Attribute) {
+    let attributes = &mut node(model, name).attribute;
+    attributes.retain(|a| a.name != attribute.name);
+    attributes.push(attribute);
+}
+
+fn int(name: &str, i: i64) -> Attribute {
+    Attribute { name: name.into(), kind: Some(2), i: Some(i), ..Attribute::default() }
+}
+
+fn text(name: &str, s: &str) -> Attribute {
+    Attribute { name: name.into(), kind: Some(3), s: Some(s.into()), ..Attribute::default() }
+}
+
+fn insert(model: &mut Model, at: usize, op: &str, input: &[&str], output: &str) {
+    let strings = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    let node = Node { op_type: op.into(), input: strings(input), output: strings(&[output]), ..Node::default() };
+    model.graph.as_mut().unwrap().node.insert(at, node);
+}
+
+#[test]
+fn attributes() {
+    assert!(load(&two_layers()).is_ok());
+    refused(&["lstm_l0", "`hidden_size`", "-5"], |m| set(m, "lstm_l0", int("hidden_size", -5)));
+    refused(&["lstm_l0", "W", "[2, 24, 3]", "[2, 20, 3]"], |m| set(m, "lstm_l0", int("hidden_size", 6)));
+    refused(&["lstm_l0", "hidden_size"], |m| set(m, "lstm_l0", int("hidden_size", i64::MAX)));
+    refused(&["lstm_l1", "`direction`", "sideways"], |m| set(m, "lstm_l1", text("direction", "sideways")));
+    refused(&["lstm_l0", "`direction`", "type 3", "type 2"], |m| set(m, "lstm_l0", int("direction", 1)));
+    refused(&["lstm_l0", "`layout`", "2"], |m| set(m, "lstm_l0", int("layout", 2)));
+    refused(&["lstm_l0", "initial_h"], |m| set(m, "lstm_l0", int("layout", 1)));
+    refused(&["lstm_l0", "`layout`", "opset"], |m| {
+        m.opset_import[0].version = Some(13);
+        set(m, "lstm_l0", int("layout", 0));
+    });
+    refused(&["lstm_l0", "`output_sequence`"], |m| set(m, "lstm_l0", int("output_sequence", 1)));
+    refused(&["lstm_l0", "`input_forget`"], |m| set(m, "lstm_l0", int("input_forget", 7)));
+    refused(&["lstm_l1", "first layer", "coupled: true"], |m| set(m, "lstm_l1", int("input_forget", 1)));
+    for bound in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let clip = Attribute { name: "clip".into(), kind: Some(1), f: Some(bound), ..Attribute::default() };
+        refused(&["lstm_l0", "`clip`", &bound.to_string()], |m| set(m, "lstm_l0", clip));
+    }
+    let activations = |names: &[&str]| {
+        let strings = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Attribute { name: "activations".into(), kind: Some(8), strings, ..Attribute::default() }
+    };
+    let ours = ["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Tanh"];
+    for (last, words) in [(Some("Relu"), ["place 5", "`Relu`"]), (None, ["expected 6", "got 5"])] {
+        let names: Vec<&str> = ours.into_iter().chain(last).collect();
+        refused(&[&["lstm_l0", "`activations`"], &words[..]].concat(), |m| set(m, "lstm_l0", activations(&names)));
+    }
+    let alpha = Attribute { name: "activation_alpha".into(), kind: Some(6), floats: vec![0.1], ..Attribute::default() };
+    refused(&["lstm_l0", "`activation_alpha`", "0.1"], |m| set(m, "lstm_l0", alpha));
+    refused(&["lstm_l0", "`direction`", "twice"], |m| {
+        node(m, "lstm_l0").attribute.push(text("direction", "forward"));
+    });
+    refused(&["transpose_l0", "`perm`"], |m| node(m, "transpose_l0").attribute[0].ints = vec![0, 2, 2, 3]);
+}
+
+#[test]
+fn graphs() {
+    // Values in another order or place than a chain has them.
+    refused(&["lstm_l1", "outputs of layer 0", "one direction after the other"], |m| {
+        node(m, "transpose_l0").attribute[0].ints = vec![0, 2, 3, 1];
+    });
+    refused(&["lstm_l1", "X"], |m| node(m, "transpose_l0").attribute[0].ints = vec![2, 0, 1, 3]);
+    refused(&["lstm_l1", "X", "outputs of layer 0"], |m| node(m, "lstm_l1").input[0] = "X".into());
+    refused(&["lstm_l0", "`Y`", "before it"], |m| node(m, "lstm_l0").input[0] = "Y".into());
+    refused(&["all_Y_h", "one layer after the other"], |m| node(m, "all_Y_h").input.reverse());
+    refused(&["output `Y_c`", "no node"], |m| node(m, "all_Y_c").output[0] = "other".into());
+    refused(&["output `Y_l0`", "layer 0"], |m| m.graph.as_mut().unwrap().output[0].name = "Y_l0".into());
+    refused(&["lstm_l1", "rows"], |m| {
+        let first = node(m, "slice_initial_h_l0").output[0].clone();
+        node(m, "lstm_l1").input[5] = first;
+    });
+    refused(&["initial_h", "6 rows", "4 are used"], |m| {
+        let input = &mut m.graph.as_mut().unwrap().input[2];
+        let shape = input.kind.as_mut().unwrap().tensor.as_mut().unwrap().shape.as_mut().unwrap();
+        shape.dim[0] = Dimension { value: Some(6), param: None };
+    });
+    refused(&["lstm_l1", "lengths"], |m| node(m, "lstm_l1").input[4].clear());
+    // What is more in the graph than the chain.
+    refused(&["node 1 (Relu)", "ignored"], |m| insert(m, 1, "Relu", &["X"], "more"));
+    refused(&["(GRU)", "ignored"], |m| insert(m, 1, "GRU", &["X", "W_l0", "R_l0"], "more"));
+    refused(&["ours.LSTM"], |m| node(m, "lstm_l0").domain = "ours".into());
+    refused(&["`Y_l0`", "twice"], |m| insert(m, 9, "Identity", &["X"], "Y_l0"));
+    refused(&["unused", "more"], |m| {
+        m.graph.as_mut().unwrap().initializer.push(Tensor {
+            name: "more".into(),
+            data_type: Some(1),
+            raw_data: Some(vec![0, 0, 128, 63]),
+            ..Tensor::default()
+        })
+    });
+    refused(&["sparse"], |m| m.graph.as_mut().unwrap().sparse_initializer.push(vec![]));
+    refused(&["own operator", "LSTM"], |m| m.functions.push(Function { name: "LSTM".into(), domain: "".into() }));
+    refused(&["LSTM"], |m| m.graph.as_mut().unwrap().node.clear());
+    refused(&["graph"], |m| m.graph = None);
+    for version in [6, 23, -1] {
+        refused(&["7..=22", &version.to_string()], |m| m.opset_import[0].version = Some(version));
+    }
+    refused(&["operator set"], |m| m.opset_import.clear());
+    refused(&["operator set", "14, 15"], |m| {
+        m.opset_import.push(Opset { domain: Some("ai.onnx".into()), version: Some(15) });
+    });
+}
+
+#[test]
+fn tensors() {
+    refused(&["lstm_l0", "W", "[2, 3, 20]"], |m| tensor(m, "W_l0").dims = vec![2, 3, 20]);
+    refused(&["lstm_l1", "input 2 (R)", "missing"], |m| node(m, "lstm_l1").input[2].clear());
+    refused(&["lstm_l1", "first layer", "None"], |m| node(m, "lstm_l1").input[3].clear());
+    refused(&["lstm_l0", "`W_l0`", "480 bytes", "found 479"], |m| {
+        tensor(m, "W_l0").raw_data.as_mut().unwrap().truncate(479);
+    });
+    refused(&["`W_l0`", "not a shape"], |m| tensor(m, "W_l0").dims = vec![2, -20, 3]);
+    refused(&["fit in memory"], |m| tensor(m, "W_l0").dims = vec![1 << 40, 1 << 40, 3]);
+    refused(&["fit in memory"], |m| tensor(m, "W_l0").dims = vec![i64::MAX, 2, 2]);
+    refused(&["bytes"], |m| tensor(m, "W_l0").dims = vec![1 << 30, 1 << 30, 0]);
+    refused(&["`W_l0`", "data_type 3"], |m| tensor(m, "W_l0").data_type = Some(3));
+    refused(&["`W_l0`", "twice"], |m| tensor(m, "W_l0").float_data = vec![1.0]);
+    refused(&["`W_l0`", "segment"], |m| tensor(m, "W_l0").segment = Some(vec![]));
+    refused(&["`W_l0`", "another file"], |m| tensor(m, "W_l0").data_location = Some(1));
+    // A small file with a large model: layer upon layer of the same weights.
+    let mut model = written(LstmConfig::new(5, 5).layers(40));
+    for k in 1..40 {
+        (1..4)
+            .for_each(|i| node(&mut model, &format!("lstm_l{k}")).input[i] = format!("{}_l0", ["", "W", "R", "B"][i]));
+    }
+    let error = load(&model).unwrap_err().to_string();
+    assert!(error.contains("lstm_l16") && error.contains("shared by more than 16"), "{error}");
+}
+
+#[test]
+fn tensors_in_other_files() {
+    let dir = std::env::temp_dir().join(format!("lstm-onnx-external-{}", std::process::id()));
+    let inner = dir.join("model");
+    std::fs::create_dir_all(&inner).unwrap();
+    let plain = two_layers();
+    let raw = plain.graph.as_ref().unwrap().initializer.iter().find(|t| t.name == "W_l0").unwrap().raw_data.clone();
+    let raw = raw.unwrap();
+    std::fs::write(inner.join("w.bin"), &raw).unwrap();
+    std::fs::write(dir.join("outside.bin"), &raw).unwrap();
+    #[cfg(unix)]
+    let _ = std::os::unix::fs::symlink("../outside.bin", inner.join("link.bin"));
+    let load = |entries: &[(&str, &str)]| {
+        let mut model = plain.clone();
+        let w = tensor(&mut model, "W_l0");
+        (w.raw_data, w.data_location) = (None, Some(1));
+        w.external_data = entries.iter().map(|&(key, value)| Entry { key: key.into(), value: value.into() }).collect();
+        let path = inner.join("model.onnx");
+        std::fs::write(&path, model.encode_to_vec()).unwrap();
+        OnnxModel::open(&path)?.lstm()
+    };
+    let want = OnnxModel::from_bytes(&plain.encode_to_vec()).unwrap().lstm().unwrap();
+    let length = raw.len().to_string();
+    let max = u64::MAX.to_string();
+    for entries in [
+        &[("location", "w.bin")][..],
+        &[("location", "./w.bin"), ("offset", "0"), ("length", &length), ("checksum", "")],
+    ] {
+        assert_eq!(load(entries).unwrap(), want);
+    }
+    let absolute = dir.join("outside.bin").display().to_string();
+    for (entries, word) in [
+        (&[][..], "location"),
+        (&[("location", "../outside.bin")], "folder"),
+        (&[("location", "nowhere/../../outside.bin")], "folder"),
+        (&[("location", &absolute)], "folder"),
+        (&[("location", "")], "folder"),
+        #[cfg(unix)]
+        (&[("location", "link.bin")], "folder"),
+        (&[("location", "nowhere.bin")], "nowhere.bin"),
+        (&[("location", ".")], ""),
+        (&[("location", "w.bin"), ("offset", "1")], "bytes"),
+        (&[("location", "w.bin"), ("offset", "-1")], "`-1`"),
+        (&[("location", "w.bin"), ("offset", &max), ("length", &length)], "bytes at"),
+        (&[("location", "w.bin"), ("length", &max)], "bytes"),
+        (&[("location", "w.bin"), ("basepath", "/")], "`basepath`"),
+    ] {
+        let error = load(entries).unwrap_err().to_string();
+        assert!(error.contains(word), "{entries:?}: {error}");
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Writes ONNX LSTM cases: NAME.onnx (one LSTM node, weights as initializers) and NAME.safetensors with its inputs
+(X, initial_h?, initial_c?, sequence_lens?) and the outputs (Y, Y_h, Y_c) that ONNX Runtime gives, or, for the cases of the
+ONNX standard's own node tests, that the standard gives. What ONNX Runtime's CPU can't run (layout 1, tensors of other
+floats than float32) has the outputs that it gives for the same numbers in the form that it runs.
+
+    make_onnx.py OUT_DIR SEED        needs onnx, onnxruntime, safetensors; the files here: make_onnx.py . 7
+"""
+import pathlib, sys, numpy as np, onnx, onnxruntime as ort
+from onnx import helper as oh, numpy_helper as nh, TensorProto as TP
+from onnx.external_data_helper import set_external_data
+from safetensors.numpy import save_file
+out, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2]); out.mkdir(parents=True, exist_ok=True)
+rng = np.random.default_rng(seed)
+NAMES = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
+OUTPUTS = (("Y", 4), ("Y_h", 3), ("Y_c", 3))
+
+def graph(name, attrs, inputs, tensors, rename=lambda n: n, nodes=(), outputs=("Y", "Y_h", "Y_c")):
+    """One LSTM; `rename` maps its operands to names in the graph, which `nodes` compute."""
+    have = set(inputs) | {t.name.split(":")[0] for t in tensors}
+    ins = [rename(n) if n in have else "" for n in NAMES]
+    while ins and ins[-1] == "": ins.pop()
+    node = oh.make_node("LSTM", ins, [n if n in outputs else "" for n, _ in OUTPUTS], **attrs)
+    kind = {np.dtype(np.float32): TP.FLOAT, np.dtype(np.float16): TP.FLOAT16, np.dtype(np.float64): TP.DOUBLE, np.dtype(np.int32): TP.INT32}
+    vi = [oh.make_tensor_value_info(n, kind[v.dtype], list(v.shape)) for n, v in inputs.items()]
+    y = kind[inputs["X"].dtype]
+    vo = [oh.make_tensor_value_info(n, y, [None] * r) for n, r in OUTPUTS if n in outputs]
+    return oh.make_graph([*nodes, node], name, vi, vo, tensors)
+
+def model(g, opset=14):
+    m = oh.make_model(g, opset_imports=[oh.make_opsetid("", opset)]); m.ir_version = 8
+    onnx.checker.check_model(m)
+    return m
+
+def save(name, m, arrays, how=""):
+    (out / f"{name}.onnx").write_bytes(m.SerializeToString())
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, out / f"{name}.safetensors")
+    print(name, how)
+
+def run(m, inputs):
+    s = ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in m.graph.output], s.run(None, inputs)))
+
+def tensors(weights): return [nh.from_array(v, n) for n, v in weights.items()]
+
+# the standard's own node tests
+import onnx.backend.test.case.node as nodes
+from onnx.backend.test.case.node import lstm  # noqa: F401  (registers its cases)
+for c in nodes._NodeTestCases:
+    if "lstm" not in c.name: continue
+    n = c.model.graph.node[0]; ins, outs = c.data_sets[0]
+    # a data set holds one array per non-empty graph input, in order
+    named = dict(zip([i.name for i in c.model.graph.input], ins)); onames = [o.name for o in c.model.graph.output]
+    have = {NAMES[k]: np.asarray(named[i]) for k, i in enumerate(n.input) if i}
+    inputs = {k: v for k, v in have.items() if k in ("X", "sequence_lens", "initial_h", "initial_c")}
+    weights = {k: v for k, v in have.items() if k in ("W", "R", "B", "P")}
+    by = dict(zip(onames, outs))
+    exp = {OUTPUTS[k][0]: np.asarray(by[o]) for k, o in enumerate(n.output) if o}
+    attrs = {a.name: oh.get_attribute_value(a) for a in n.attribute}
+    attrs = {k: (v.decode() if isinstance(v, bytes) else v) for k, v in attrs.items()}
+    save("standard-" + c.name.removeprefix("test_"), model(graph(c.name, attrs, inputs, tensors(weights))), {**inputs, **exp}, "given")
+
+def draw(I, H, B, T, D=1, bias=True, init=False, lens=None, peep=False, s=0.4):
+    f = lambda *sh: (rng.uniform(-1, 1, sh) * s).astype(np.float32)
+    inputs = {"X": rng.standard_normal((T, B, I)).astype(np.float32)}
+    if lens is not None: inputs["sequence_lens"] = np.array(lens, np.int32)
+    if init: inputs |= {n: f(D, B, H) for n in ("initial_h", "initial_c") if init is True or n == init}
+    w = {"W": f(D, 4*H, I), "R": f(D, 4*H, H)}
+    if bias: w["B"] = f(D, 8*H)
+    if peep: w["P"] = f(D, 3*H)
+    return inputs, w
+
+def gen(name, I, H, B, T, opset=14, outputs=("Y", "Y_h", "Y_c"), attrs={}, **kw):
+    inputs, w = draw(I, H, B, T, **kw)
+    m = model(graph(name, {"hidden_size": H, **attrs}, inputs, tensors(w), outputs=outputs), opset)
+    save(name, m, {**inputs, **run(m, inputs)}, f"{attrs} opset {opset}")
+both = {"direction": "bidirectional"}
+gen("forward", 5, 9, 3, 7, init=True)
+gen("reverse-lens", 5, 9, 3, 7, init=True, lens=[7, 2, 5], attrs={"direction": "reverse"})
+gen("bidirectional-lens", 5, 9, 4, 7, D=2, init=True, lens=[1, 7, 4, 6], attrs=both)
+gen("peephole-bidirectional", 6, 11, 2, 9, D=2, peep=True, init=True, attrs=both)
+gen("peephole-bidirectional-clip", 6, 11, 2, 9, D=2, peep=True, init=True, s=2.0, attrs={**both, "clip": 0.8})
+gen("peephole-no-bias", 4, 8, 2, 5, bias=False, peep=True)
+gen("clip", 4, 8, 2, 10, s=3.0, init=True, attrs={"clip": 0.7})
+gen("input-forget", 4, 8, 2, 10, init=True, attrs={"input_forget": 1})
+gen("input-forget-peephole-reverse-clip", 4, 8, 2, 10, peep=True, s=2.0, attrs={"input_forget": 1, "direction": "reverse", "clip": 1.5})
+gen("no-bias", 4, 8, 2, 5, bias=False)
+gen("initial-h-only", 4, 8, 2, 5, init="initial_h")
+gen("initial-c-only", 4, 8, 2, 5, init="initial_c")
+gen("large", 16, 70, 4, 30, init=True, s=0.1)
+gen("explicit-defaults", 4, 8, 2, 5, attrs={"direction": "forward", "input_forget": 0, "layout": 0, "activations": ["Sigmoid", "Tanh", "Tanh"]})
+gen("activations-bidirectional", 4, 8, 2, 5, D=2, attrs={**both, "activations": ["Sigmoid", "Tanh", "Tanh"] * 2})
+gen("last-state-only", 4, 8, 2, 5, outputs=("Y_h",))
+for opset in (7, 9, 13, 22): gen(f"opset-{opset}", 4, 8, 2, 5, D=2, init=True, opset=opset, attrs=both)
+
+# layout 1: the same arrays, the batch's axis first
+for name, D, kw, attrs in [("layout-1", 1, {}, {}), ("layout-1-bidirectional-lens", 2, {"lens": [3, 5]}, both)]:
+    inputs, w = draw(4, 8, 2, 5, D=D, init=True, **kw)
+    want = run(model(graph(name, {"hidden_size": 8, **attrs}, inputs, tensors(w))), inputs)
+    first = lambda n, v: {"Y": lambda: v.transpose(2, 0, 1, 3), "sequence_lens": lambda: v}.get(n, lambda: v.swapaxes(0, 1))()
+    ins = {n: first(n, v) for n, v in inputs.items()}
+    m = model(graph(name, {"hidden_size": 8, "layout": 1, **attrs}, ins, tensors(w)))
+    save(name, m, {**ins, **{n: first(n, v) for n, v in want.items()}}, "layout 1")
+
+# initial states and lengths that are constants, in the file or made by a node
+inputs, w = draw(4, 8, 2, 5, init=True, lens=[2, 5])
+fixed = {n: v for n, v in inputs.items() if n != "X"}
+m = model(graph("constants", {"hidden_size": 8}, {"X": inputs["X"]}, tensors({**w, **fixed})))
+save("constants", m, {"X": inputs["X"], **run(m, {"X": inputs["X"]})}, "states and lengths as initializers")
+made = [oh.make_node("Constant", [], ["W"], value=nh.from_array(w["W"])), oh.make_node("Identity", ["R:0"], ["R"])]
+kept = [nh.from_array(v, n + ":0" if n == "R" else n) for n, v in w.items() if n != "W"]
+g = graph("constant-nodes", {"hidden_size": 8}, {"X": inputs["X"]}, [*kept, nh.from_array(w["W"], "W")], nodes=made)
+del g.initializer[-1]
+m = model(g)
+save("constant-nodes", m, {"X": inputs["X"], **run(m, {"X": inputs["X"]})}, "Constant and Identity")
+
+# elements of other types, through Cast: this ONNX Runtime runs
+for name, dtype in (("float16", np.float16), ("float64", np.float64)):
+    inputs, w = draw(4, 8, 2, 5, init=True)
+    w = {n: v.astype(dtype) for n, v in w.items()}
+    casts = [oh.make_node("Cast", [n + ":0"], [n], to=TP.FLOAT) for n in w]
+    m = model(graph(name, {"hidden_size": 8}, inputs, tensors({n + ":0": v for n, v in w.items()}), nodes=casts))
+    save(name + "-cast", m, {**inputs, **run(m, inputs)}, "Cast")
+    # and the whole model of that type, its elements in the tensors' typed fields
+    narrow = {n: v.astype(dtype) for n, v in inputs.items()}
+    want = run(model(graph(name, {"hidden_size": 8}, inputs, tensors({n: v.astype(np.float32) for n, v in w.items()}))), {n: v.astype(np.float32) for n, v in narrow.items()})
+    kind = {np.float16: TP.FLOAT16, np.float64: TP.DOUBLE}[dtype]
+    typed = [oh.make_tensor(n, kind, v.shape, v.ravel()) for n, v in w.items()]
+    m = model(graph(name, {"hidden_size": 8}, narrow, typed))
+    save(name, m, {**narrow, **want}, "typed fields")
+import ml_dtypes
+inputs, w = draw(4, 8, 2, 5)
+w = {n: v.astype(ml_dtypes.bfloat16) for n, v in w.items()}
+want = run(model(graph("b", {"hidden_size": 8}, inputs, tensors({n: v.astype(np.float32) for n, v in w.items()}))), inputs)
+casts = [oh.make_node("Cast", [n + ":0"], [n], to=TP.FLOAT) for n in w]
+m = model(graph("bfloat16", {"hidden_size": 8}, inputs, tensors({n + ":0": v for n, v in w.items()}), nodes=casts))
+save("bfloat16-cast", m, {**inputs, **want}, "Cast")
+inputs, w = draw(4, 8, 2, 5)
+m = model(graph("float32", {"hidden_size": 8}, inputs, [oh.make_tensor(n, TP.FLOAT, v.shape, v.ravel()) for n, v in w.items()]))
+save("float32-typed", m, {**inputs, **run(m, inputs)}, "typed fields")
+
+# elements in another file, the first tensor without offset and length, the others behind it
+inputs, w = draw(4, 8, 2, 5)
+m = model(graph("external", {"hidden_size": 8}, inputs, tensors(w)))
+want, blob = run(m, inputs), b""
+for t in m.graph.initializer:
+    raw = t.raw_data
+    set_external_data(t, "external-weights.bin", offset=len(blob), length=len(raw)); t.ClearField("raw_data")
+    blob += raw
+(out / "external-weights.bin").write_bytes(blob)
+save("external", m, {**inputs, **want}, "external data")

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Writes what PyTorch's two exporters make of nn.LSTM: pytorch-NAME.onnx and, beside it, inputs and PyTorch's outputs, as
+make_onnx.py does; axes are as the model has them.
+
+    make_pytorch.py OUT_DIR SEED     needs torch, onnx, onnxscript, safetensors; the files here: make_pytorch.py . 7
+"""
+import itertools, pathlib, sys, warnings
+import onnx, torch
+from safetensors.torch import save_file
+
+out, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+warnings.filterwarnings("ignore")
+torch.manual_seed(seed)
+INPUTS, OUTPUTS = ("X", "initial_h", "initial_c"), ("Y", "Y_h", "Y_c")
+
+class Model(torch.nn.Module):
+    def __init__(self, state, **options):
+        super().__init__()
+        self.lstm, self.state = torch.nn.LSTM(3, 4, **options), state
+
+    def forward(self, x, h=None, c=None):
+        y, (h, c) = self.lstm(x, (h, c)) if self.state else self.lstm(x)
+        return y, h, c
+
+def strip(path):
+    """Removes what says nothing about numbers and is most of the file."""
+    model = onnx.load(path, load_external_data=False)
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:], model.graph.value_info[:]
+    for item in [*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+        item.ClearField("doc_string")
+        del item.metadata_props[:]
+    onnx.save(model, path)
+
+def export(name, dynamo, dynamic, state, unbatched=False, external=False, opset=None, **options):
+    model = Model(state, **options).eval()
+    directions = 2 if options.get("bidirectional") else 1
+    first = options.get("batch_first", False)
+    b, s = (0, 1) if first else (1, 0)
+    shape = [0, 0, 3]
+    shape[b], shape[s] = 2, 5
+    x = torch.randn(shape)
+    states = [torch.randn(options.get("num_layers", 1) * directions, 2, 4) for _ in range(2)]
+    if unbatched:
+        x, states = x.select(b, 0), [v[:, 0] for v in states]
+    args = (x, *states) if state else (x,)
+    arguments = dict(input_names=INPUTS[: len(args)], output_names=OUTPUTS, opset_version=opset)
+    if dynamic and dynamo:
+        batch, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
+        arguments["dynamic_shapes"] = ({b: batch, s: steps}, {1: batch}, {1: batch})[: len(args)]
+    elif dynamic:
+        arguments["dynamic_axes"] = {"X": {b: "batch", s: "steps"}, **({n: {1: "batch"} for n in INPUTS[1:]} if state else {})}
+    path = out / f"pytorch-{name}.onnx"
+    if dynamo:
+        arguments["external_data"] = external
+    torch.onnx.export(model, args, path, dynamo=dynamo, verbose=False, **arguments)
+    strip(path)
+    with torch.no_grad():
+        arrays = {**dict(zip(INPUTS, args)), **dict(zip(OUTPUTS, model(*args)))}
+    save_file({n: v.contiguous() for n, v in arrays.items()}, path.with_suffix(".safetensors"))
+    print(path.name)
+
+for dynamo, dynamic, state in itertools.product((False, True), repeat=3):
+    name = f"{'dynamo' if dynamo else 'script'}-{'dynamic' if dynamic else 'static'}{'-state' if state else ''}"
+    export(f"{name}-one", dynamo, dynamic, state)
+    export(f"{name}-stacked", dynamo, dynamic, state, num_layers=3)
+    export(f"{name}-stacked-bidirectional", dynamo, dynamic, state, num_layers=2, bidirectional=True)
+    export(f"{name}-batch-first", dynamo, dynamic, state, num_layers=2, bidirectional=True, batch_first=True, bias=False)
+for dynamo in (False, True):
+    name = "dynamo" if dynamo else "script"
+    export(f"{name}-dropout", dynamo, True, True, num_layers=2, dropout=0.5)
+    export(f"{name}-unbatched", dynamo, False, True, unbatched=True)
+export("script-opset-9", False, True, True, num_layers=2, bidirectional=True, opset=9)
+export("script-opset-12", False, True, False, num_layers=2, opset=12)
+export("dynamo-external", True, True, False, num_layers=2, external=True)
+export("dynamo-opset-22", True, True, True, num_layers=2, bidirectional=True, opset=22)

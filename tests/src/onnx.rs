@@ -1,0 +1,105 @@
+//! ONNX cases: `NAME.onnx` beside `NAME.safetensors` with inputs and the outputs that another runtime gave for them, and
+//! how far a backend is from these.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use lstm_core::{Backend, Lstm, OnnxInputs, OnnxLstm, OnnxModel, StateDict, ndarray::ArrayD, weights::onnx::PortKind};
+
+/// What passes: `|got - want| <= TOLERANCE + TOLERANCE * |want|`.
+pub const TOLERANCE: f64 = 1e-5;
+
+/// Names of expected outputs, and what they are.
+const OUTPUTS: [(&str, PortKind); 3] = [("Y", PortKind::Sequence), ("Y_h", PortKind::H), ("Y_c", PortKind::C)];
+
+/// A case: a model, its inputs, its outputs.
+pub struct OnnxCase {
+    /// The files' name without extension.
+    pub name: String,
+    /// The model.
+    pub onnx: OnnxLstm,
+    inputs: OnnxInputs,
+    want: Vec<(&'static str, PortKind, ArrayD<f64>)>,
+}
+
+/// How far one output is from the other runtime's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// `Y`, `Y_h` or `Y_c`.
+    pub output: &'static str,
+    /// `max |got - want| / (1 + |want|)`; infinite where a NaN came or a shape differs.
+    pub error: f64,
+}
+
+impl Score {
+    /// Whether it is within the tolerance.
+    pub fn passes(&self) -> bool {
+        self.error <= TOLERANCE
+    }
+}
+
+impl fmt::Display for Score {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.passes() { "ok" } else { "FAIL" };
+        write!(f, "{:<4} error {:.2e}  limit {TOLERANCE:.0e}  {verdict}", self.output, self.error)
+    }
+}
+
+/// The models in a directory, by name.
+///
+/// # Errors
+/// A directory that can't be read or holds none.
+pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    crate::golden::files_with(dir, "onnx")
+}
+
+impl OnnxCase {
+    /// Reads a model and the arrays beside it.
+    ///
+    /// # Errors
+    /// What a file lacks, or has too much.
+    pub fn open(path: &Path) -> Result<Self> {
+        OnnxCase::read(path).with_context(|| format!("{}", path.display()))
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let onnx = OnnxModel::open(path)?.lstm()?;
+        let mut file = StateDict::open(path.with_extension("safetensors"))?;
+        let mut optional = |name: &str| match file.shape(name).is_some() {
+            true => file.take_any(name).map(Some),
+            false => Ok(None),
+        };
+        let x = optional("X")?.context("`X` is missing")?;
+        let (initial_h, initial_c) = (optional("initial_h")?, optional("initial_c")?);
+        let lengths = file.shape("sequence_lens").is_some().then(|| file.take_i64("sequence_lens")).transpose()?;
+        let mut want = Vec::new();
+        for (name, kind) in OUTPUTS {
+            if file.shape(name).is_some() {
+                ensure!(onnx.outputs.iter().any(|port| port.kind == kind), "the graph has no output that is `{name}`");
+                want.push((name, kind, file.take_f64(name)?));
+            }
+        }
+        ensure!(!want.is_empty(), "none of Y, Y_h and Y_c is there");
+        file.finish()?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(OnnxCase { name, onnx, inputs: OnnxInputs { x, initial_h, initial_c, lengths }, want })
+    }
+
+    /// Runs the case on a backend: one score for each output that the file knows.
+    ///
+    /// # Errors
+    /// What the model or the backend refuses.
+    pub fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
+        let model = Lstm::new(b, self.onnx.weights.clone())?;
+        let got = self.onnx.run(&model, self.inputs.clone())?;
+        let mut scores = Vec::new();
+        for (port, (_, got)) in self.onnx.outputs.iter().zip(&got) {
+            let wanted = self.want.iter().filter(|(_, kind, _)| *kind == port.kind);
+            scores.extend(wanted.map(|(output, _, want)| Score { output, error: crate::golden::error(want, got) }));
+        }
+        Ok(scores)
+    }
+}

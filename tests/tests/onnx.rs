@@ -1,0 +1,73 @@
+//! ONNX cases on every backend, within the tolerance. `cargo xtask verify-onnx DIR` does the same for any directory.
+
+use std::{collections::BTreeSet, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use lstm_core::{Backend, CellKind, Direction};
+use lstm_tests::{
+    backends::{self, Visit},
+    onnx::{self, OnnxCase},
+    results::{Line, Outcome, record},
+};
+
+fn cases() -> Result<Vec<OnnxCase>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/onnx");
+    onnx::files(&dir)?.iter().map(|path| OnnxCase::open(path)).collect()
+}
+
+/// Runs all cases and reports each.
+struct Run {
+    cases: Vec<OnnxCase>,
+    failures: Vec<String>,
+}
+
+impl Visit for Run {
+    fn visit<B: Backend + Send + 'static>(&mut self, backend: &str, b: B) {
+        for case in &self.cases {
+            let (passed, detail) = match case.score(&b) {
+                Ok(scores) => {
+                    let lines: Vec<_> = scores.iter().map(ToString::to_string).collect();
+                    (scores.iter().all(|score| score.passes()), lines.join("; "))
+                }
+                Err(error) => (false, format!("{error:#}")),
+            };
+            let outcome = if passed { Outcome::Identical } else { Outcome::Failed };
+            let recorded = record(&Line { backend, group: "onnx", case: &case.name, outcome, detail: &detail });
+            if !passed || recorded.is_err() {
+                self.failures.push(format!("{} on {backend}: {detail} {recorded:?}", case.name));
+            }
+        }
+    }
+}
+
+#[test]
+fn outputs_are_those_of_the_other_runtimes() -> Result<()> {
+    let mut run = Run { cases: cases()?, failures: Vec::new() };
+    for missed in backends::for_each(backends::wanted().as_deref(), &mut run) {
+        println!("{missed}");
+    }
+    ensure!(run.failures.is_empty(), "{}", run.failures.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn the_cases_have_every_option() -> Result<()> {
+    let cases = cases()?;
+    let configs: Vec<_> = cases.iter().map(|case| case.onnx.weights.config()).collect();
+    let directions: BTreeSet<_> = configs.iter().map(|c| format!("{:?}", c.direction)).collect();
+    ensure!(directions.len() == 3, "{directions:?}");
+    for (option, there) in [
+        ("peephole", configs.iter().any(|c| c.cell == CellKind::PeepholeDiagonal)),
+        ("clip", configs.iter().any(|c| c.clip.is_some())),
+        ("input_forget", configs.iter().any(|c| c.coupled)),
+        ("layers", configs.iter().any(|c| c.num_layers > 1 && c.direction == Direction::Bidirectional)),
+    ] {
+        ensure!(there, "no case with {option}");
+    }
+    // What a case's name says must be so.
+    let case = |name: &str| cases.iter().find(|case| case.name == name).with_context(|| format!("no case {name}"));
+    ensure!(format!("{:?}", case("layout-1")?.onnx.x.axes) == "[[Batch], [Steps], [Features]]");
+    ensure!(format!("{:?}", case("constants")?.onnx.initial_h).starts_with("Fixed"));
+    ensure!(format!("{:?}", case("constants")?.onnx.lengths) == "Fixed([2, 5])");
+    Ok(())
+}

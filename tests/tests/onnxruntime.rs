@@ -1,0 +1,157 @@
+//! What is written as ONNX in ONNX Runtime: the checker takes it, and it gives the same outputs.
+//!
+//! Needs a Python with onnx, onnxruntime and safetensors: `python3`, or what the environment variable `LSTM_PYTHON`
+//! names. Without one the test says that it did not run, and so does the table of `cargo xtask test-all`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use lstm_core::{
+    Backend, Bias, CellKind, Direction, Init, Lstm, LstmConfig, OnnxInputs, OnnxModel, OnnxWriter, StateDictWriter,
+    Weights,
+    ndarray::{ArrayD, IxDyn},
+    weights::onnx::{Initial, Lengths},
+};
+use lstm_tests::{
+    backends::{self, Visit},
+    onnx::TOLERANCE,
+    results::{Line, Outcome, record},
+};
+
+fn python() -> String {
+    std::env::var("LSTM_PYTHON").unwrap_or_else(|_| "python3".into())
+}
+
+/// Why ONNX Runtime can't be asked, if so.
+fn missing() -> Option<String> {
+    let python = python();
+    let output = Command::new(&python).args(["-c", "import onnx, onnxruntime, safetensors.numpy"]).output();
+    let why = match output {
+        Ok(output) if output.status.success() => return None,
+        Ok(_) => format!("{python} has no onnx, no onnxruntime or no safetensors"),
+        Err(error) => format!("{python}: {error}"),
+    };
+    Some(format!("{why}; LSTM_PYTHON=... names another Python"))
+}
+
+/// Every option that ONNX can express, one layer and several.
+fn configs() -> Vec<LstmConfig> {
+    let mut configs = Vec::new();
+    for direction in [Direction::Forward, Direction::Reverse, Direction::Bidirectional] {
+        for layers in [1, 3] {
+            let plain = LstmConfig::new(3, 5).layers(layers).direction(direction);
+            let dropout = if layers > 1 { 0.5 } else { 0.0 };
+            configs.extend([
+                plain.clone(),
+                plain.clone().bias(Bias::None).cell(CellKind::PeepholeDiagonal),
+                plain.clone().bias(Bias::One).cell(CellKind::Unfused).clip(0.5),
+                plain.clone().cell(CellKind::PeepholeDiagonal).clip(0.3).coupled(),
+                plain.coupled().dropout(dropout),
+            ]);
+        }
+    }
+    configs
+}
+
+/// Values that are neither zero nor alike.
+fn wave(shape: &[usize]) -> ArrayD<f32> {
+    let mut k = 0.0f32;
+    ArrayD::from_shape_simple_fn(IxDyn(shape), || {
+        k += 1.0;
+        (k * 1.7).sin()
+    })
+}
+
+/// Writes one model with what it gives.
+fn write<B: Backend>(b: &B, path: &Path, config: LstmConfig, state: bool, lengths: bool) -> Result<()> {
+    let weights = Weights::init(config, &Init::default(), 3)?;
+    let mut writer = OnnxWriter::new(&weights);
+    writer = if state { writer.initial_state() } else { writer };
+    writer = if lengths { writer.lengths() } else { writer };
+    writer.save(path)?;
+
+    let onnx = OnnxModel::open(path)?.lstm()?;
+    let config = onnx.weights.config().clone();
+    let rows = config.num_layers * config.num_directions();
+    let initial = |initial: &Initial| matches!(initial, Initial::Input(_)).then(|| wave(&[rows, 4, 5]));
+    let inputs = OnnxInputs {
+        x: wave(&[7, 4, 3]),
+        initial_h: initial(&onnx.initial_h),
+        initial_c: initial(&onnx.initial_c),
+        lengths: matches!(onnx.lengths, Lengths::Input(_)).then(|| vec![3, 7, 1, 5]),
+    };
+    let mut file = StateDictWriter::new().tensor("X", &inputs.x)?;
+    if let (Some(h), Some(c)) = (&inputs.initial_h, &inputs.initial_c) {
+        file = file.tensor("initial_h", h)?.tensor("initial_c", c)?;
+    }
+    if let Some(lengths) = &inputs.lengths {
+        let lengths: Vec<f32> = lengths.iter().map(|&n| n as f32).collect();
+        file = file.tensor("sequence_lens", &ArrayD::from_shape_vec(IxDyn(&[4]), lengths)?)?;
+    }
+    for (name, value) in onnx.run(&Lstm::new(b, onnx.weights.clone())?, inputs)? {
+        file = file.tensor(name, &value)?;
+    }
+    Ok(file.save(path.with_extension("safetensors"))?)
+}
+
+struct RoundTrip {
+    results: Vec<(String, Result<String>)>,
+}
+
+impl Visit for RoundTrip {
+    fn visit<B: Backend + Send + 'static>(&mut self, name: &str, b: B) {
+        self.results.push((name.to_owned(), round_trip(name, &b)));
+    }
+}
+
+fn round_trip<B: Backend>(name: &str, b: &B) -> Result<String> {
+    let dir: PathBuf = std::env::temp_dir().join(format!("lstm-onnxruntime-{name}-{}", std::process::id()));
+    fs::create_dir_all(&dir)?;
+    let mut written = 0;
+    for (k, config) in configs().into_iter().enumerate() {
+        for (state, lengths) in [(false, false), (true, true)] {
+            write(b, &dir.join(format!("model-{k}-{state}.onnx")), config.clone(), state, lengths)?;
+            written += 1;
+        }
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/onnx/run.py");
+    let output = Command::new(python()).args([&script, &dir]).output()?;
+    ensure!(output.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&output.stderr));
+    fs::remove_dir_all(&dir)?;
+    let mut worst: f64 = 0.0;
+    let text = String::from_utf8(output.stdout)?;
+    ensure!(text.lines().count() == written, "{written} models were written, {} run", text.lines().count());
+    for line in text.lines() {
+        let error: f64 = line.split_whitespace().last().context("a number")?.parse()?;
+        // So that NaN fails too.
+        ensure!(error <= TOLERANCE, "{line}: more than {TOLERANCE:e}");
+        worst = worst.max(error);
+    }
+    Ok(format!("{written} models, {name}: {worst:.1e}"))
+}
+
+#[test]
+fn what_is_written_gives_the_same_outputs_there() -> Result<()> {
+    let report = |outcome, group, detail: &str| {
+        println!("onnxruntime: {detail}");
+        record(&Line { backend: "onnxruntime", group, case: "round trip", outcome, detail })
+    };
+    if let Some(why) = missing() {
+        eprintln!("onnxruntime: not run: {why}");
+        return report(Outcome::NotRun, "", &why);
+    }
+    let mut trips = RoundTrip { results: Vec::new() };
+    backends::for_each(backends::wanted().as_deref(), &mut trips);
+    for (backend, result) in trips.results {
+        match &result {
+            Ok(detail) => report(Outcome::Identical, "onnx", detail)?,
+            Err(error) => report(Outcome::Failed, "onnx", &format!("{backend}: {error:#}"))?,
+        }
+        result?;
+    }
+    Ok(())
+}
