@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes ONNX LSTM cases: NAME.onnx (one LSTM node, weights as initializers) and NAME.safetensors with its inputs
 (X, initial_h?, initial_c?, sequence_lens?) and the outputs (Y, Y_h, Y_c) that ONNX Runtime gives, or, for the cases of the
-ONNX standard's own node tests, that the standard gives. What ONNX Runtime's CPU can't run (layout 1, tensors of other
+ONNX standard's own node tests, that the standard gives. What ONNX Runtime's CPU does not run in float32 (layout 1, tensors of other
 floats than float32) has the outputs that it gives for the same numbers in the form that it runs.
 
     make_onnx.py OUT_DIR SEED        needs onnx, onnxruntime, safetensors; the files here: make_onnx.py . 7
