@@ -18,6 +18,7 @@ use crate::{
     cases::Data,
     check::passes,
     compare::{Outputs, Passes},
+    verify::Compared,
 };
 
 /// A file's name for the gradient of anything starts so.
@@ -191,6 +192,26 @@ impl Golden {
             Ok(Score { group: name.clone(), error: error(want, got), float32_error: *float32_error })
         });
         scores.collect()
+    }
+}
+
+impl Compared for Golden {
+    type Score = Score;
+
+    fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+        files(dir)
+    }
+    fn open(path: &Path) -> Result<Self> {
+        Golden::open(path)
+    }
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
+        Golden::score(self, b)
+    }
+    fn ratio(score: &Score) -> f64 {
+        score.ratio()
     }
 }
 

@@ -9,6 +9,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lstm_core::{Backend, Lstm, OnnxInputs, OnnxLstm, OnnxModel, StateDict, ndarray::ArrayD, weights::onnx::PortKind};
 
+use crate::verify::Compared;
+
 /// What passes: `|got - want| <= TOLERANCE + TOLERANCE * |want|`.
 pub const TOLERANCE: f64 = 1e-5;
 
@@ -101,5 +103,25 @@ impl OnnxCase {
             scores.extend(wanted.map(|(output, _, want)| Score { output, error: crate::golden::error(want, got) }));
         }
         Ok(scores)
+    }
+}
+
+impl Compared for OnnxCase {
+    type Score = Score;
+
+    fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+        files(dir)
+    }
+    fn open(path: &Path) -> Result<Self> {
+        OnnxCase::open(path)
+    }
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
+        OnnxCase::score(self, b)
+    }
+    fn ratio(score: &Score) -> f64 {
+        score.error / TOLERANCE
     }
 }

@@ -19,24 +19,9 @@ use lstm_core::{
 use lstm_tests::{
     backends::{self, Visit},
     onnx::TOLERANCE,
+    python,
     results::{Line, Outcome, record},
 };
-
-fn python() -> String {
-    std::env::var("LSTM_PYTHON").unwrap_or_else(|_| "python3".into())
-}
-
-/// Why ONNX Runtime can't be asked, if so.
-fn missing() -> Option<String> {
-    let python = python();
-    let output = Command::new(&python).args(["-c", "import onnx, onnxruntime, safetensors.numpy"]).output();
-    let why = match output {
-        Ok(output) if output.status.success() => return None,
-        Ok(_) => format!("{python} has no onnx, no onnxruntime or no safetensors"),
-        Err(error) => format!("{python}: {error}"),
-    };
-    Some(format!("{why}; LSTM_PYTHON=... names another Python"))
-}
 
 /// Every option that ONNX can express, one layer and several.
 fn configs() -> Vec<LstmConfig> {
@@ -119,7 +104,7 @@ fn round_trip<B: Backend>(name: &str, b: &B) -> Result<String> {
         }
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/onnx/run.py");
-    let output = Command::new(python()).args([&script, &dir]).output()?;
+    let output = Command::new(python::interpreter()).args([&script, &dir]).output()?;
     ensure!(output.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&output.stderr));
     fs::remove_dir_all(&dir)?;
     let mut worst: f64 = 0.0;
@@ -140,7 +125,7 @@ fn what_is_written_gives_the_same_outputs_there() -> Result<()> {
         println!("onnxruntime: {detail}");
         record(&Line { backend: "onnxruntime", group, case: "round trip", outcome, detail })
     };
-    if let Some(why) = missing() {
+    if let Some(why) = python::missing("onnx, onnxruntime, safetensors.numpy") {
         eprintln!("onnxruntime: not run: {why}");
         return report(Outcome::NotRun, "", &why);
     }

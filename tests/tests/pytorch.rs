@@ -10,28 +10,13 @@ use libtest_mimic::{Arguments, Trial};
 use lstm_core::{Backend, StateDictWriter};
 use lstm_tests::{
     backends::{self, Visit},
+    python,
     results::{Line, Outcome, record},
     training::{self, Run, Temporary},
 };
 
 /// The greatest relative difference that passes: some roundings of binary32.
 const TOLERANCE: f64 = 2e-6;
-
-fn python() -> String {
-    std::env::var("LSTM_PYTHON").unwrap_or_else(|_| "python3".into())
-}
-
-/// Why PyTorch can't be asked, if so.
-fn missing() -> Option<String> {
-    let python = python();
-    let output = Command::new(&python).args(["-c", "import torch, safetensors.torch"]).output();
-    let why = match output {
-        Ok(output) if output.status.success() => return None,
-        Ok(_) => format!("{python} has no torch or no safetensors"),
-        Err(error) => format!("{python}: {error}"),
-    };
-    Some(format!("{why}; LSTM_PYTHON=... names another Python"))
-}
 
 /// Trains `run` on each backend it visits, and compares.
 struct Compare<'a> {
@@ -55,7 +40,7 @@ fn compare<B: Backend>(b: &B, run: &Run) -> Result<f64> {
     StateDictWriter::new().tensor("x", &x)?.tensor("y", &y)?.save(&data.0)?;
 
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/train/load.py");
-    let output = Command::new(python()).args([&script, &model.0, &data.0]).output()?;
+    let output = Command::new(python::interpreter()).args([&script, &model.0, &data.0]).output()?;
     ensure!(output.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&output.stderr));
     let difference: f64 = String::from_utf8(output.stdout)?.trim().parse().context("the script prints a number")?;
     // So that NaN fails too.
@@ -75,7 +60,7 @@ fn main() {
         })
     };
     let mut trials = Vec::new();
-    match missing() {
+    match python::missing("torch, safetensors.torch") {
         Some(_) if args.list => {}
         Some(why) => {
             eprintln!("pytorch: not run: {why}");
