@@ -2,7 +2,8 @@
 //!
 //! This crate holds everything that is not a device: the [`Backend`] trait, the arithmetic that each device must give
 //! to the bit ([`arithmetic`]), four cells written once from a backend's primitives ([`cell`]), whole sequences
-//! ([`mod@reference`]), the model that users run ([`Lstm`]), streaming ([`Stream`]) and weights ([`weights`]).
+//! ([`mod@reference`]), the model that users run ([`Lstm`]), streaming ([`Stream`]), gradients ([`Tape`]), training
+//! ([`train`]) and weights in PyTorch's and ONNX's files ([`weights`]).
 //!
 //! Depend on a backend crate such as `lstm-cpu` instead: it re-exports all of this.
 
