@@ -1,11 +1,7 @@
 //! Golden cases: float32 inputs and weights with outputs and gradients computed in float64, in the format of
 //! `tests/data/golden/make.py`, and how far a backend is from them.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
@@ -92,33 +88,7 @@ impl fmt::Display for Score {
     }
 }
 
-/// The cases in a directory, by name.
-///
-/// # Errors
-/// A directory that can't be read or holds none.
-pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    files_with(dir, "safetensors")
-}
-
-/// The files in a directory with an extension, by name.
-pub(crate) fn files_with(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(dir).with_context(|| format!("{}", dir.display()))?;
-    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-    files.retain(|path| path.extension().is_some_and(|e| e == extension));
-    ensure!(!files.is_empty(), "{}: no cases (*.{extension})", dir.display());
-    files.sort();
-    Ok(files)
-}
-
 impl Golden {
-    /// Reads a case.
-    ///
-    /// # Errors
-    /// What the file lacks, or has too much.
-    pub fn open(path: &Path) -> Result<Self> {
-        Golden::read(path).with_context(|| format!("{}", path.display()))
-    }
-
     fn read(path: &Path) -> Result<Self> {
         let mut file = StateDict::open(path)?;
         let metadata = |key| file.metadata().get(key).with_context(|| format!("metadata `{key}` is missing"));
@@ -163,12 +133,23 @@ impl Golden {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Golden { name, weights, data, want })
     }
+}
 
-    /// Runs the case on a backend, forward and backward: one score for each array.
-    ///
-    /// # Errors
-    /// What the backend refuses, or an array that the file has and the model does not.
-    pub fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
+impl Compared for Golden {
+    type Score = Score;
+
+    const EXTENSION: &str = "safetensors";
+
+    fn open(path: &Path) -> Result<Self> {
+        Golden::read(path).with_context(|| format!("{}", path.display()))
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Forward and backward: one score for each array that the file has; one that the model has besides is an error.
+    fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
         let model = Lstm::new(b, self.weights.clone())?;
         let Passes { outputs: Outputs { y, state }, gradients } = passes(&model, &self.data, Keep::Everything)?;
         let mut got: BTreeMap<String, ArrayD<f32>> = BTreeMap::new();
@@ -193,23 +174,7 @@ impl Golden {
         });
         scores.collect()
     }
-}
 
-impl Compared for Golden {
-    type Score = Score;
-
-    fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-        files(dir)
-    }
-    fn open(path: &Path) -> Result<Self> {
-        Golden::open(path)
-    }
-    fn name(&self) -> &str {
-        &self.name
-    }
-    fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
-        Golden::score(self, b)
-    }
     fn ratio(score: &Score) -> f64 {
         score.ratio()
     }
@@ -269,8 +234,8 @@ mod tests {
     #[test]
     fn directories_without_cases_and_unreadable_files_are_errors() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
-        assert!(files(&dir.join("no-such-directory")).is_err());
-        assert!(files(&dir.join("src")).expect_err("no cases").to_string().contains("no cases"));
+        assert!(Golden::files(&dir.join("no-such-directory")).is_err());
+        assert!(Golden::files(&dir.join("src")).expect_err("no cases").to_string().contains("no cases"));
         let error = Golden::open(&dir.join("Cargo.toml")).expect_err("not safetensors");
         assert!(format!("{error:#}").contains("Cargo.toml"));
     }

@@ -1,10 +1,7 @@
 //! ONNX cases: `NAME.onnx` beside `NAME.safetensors` with inputs and the outputs that another runtime gave for them, and
 //! how far a backend is from these.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{Backend, Lstm, OnnxInputs, OnnxLstm, OnnxModel, StateDict, ndarray::ArrayD, weights::onnx::PortKind};
@@ -50,23 +47,7 @@ impl fmt::Display for Score {
     }
 }
 
-/// The models in a directory, by name.
-///
-/// # Errors
-/// A directory that can't be read or holds none.
-pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    crate::golden::files_with(dir, "onnx")
-}
-
 impl OnnxCase {
-    /// Reads a model and the arrays beside it.
-    ///
-    /// # Errors
-    /// What a file lacks, or has too much.
-    pub fn open(path: &Path) -> Result<Self> {
-        OnnxCase::read(path).with_context(|| format!("{}", path.display()))
-    }
-
     fn read(path: &Path) -> Result<Self> {
         let onnx = OnnxModel::open(path)?.lstm()?;
         let mut file = StateDict::open(path.with_extension("safetensors"))?;
@@ -89,12 +70,23 @@ impl OnnxCase {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Ok(OnnxCase { name, onnx, inputs: OnnxInputs { x, initial_h, initial_c, lengths }, want })
     }
+}
 
-    /// Runs the case on a backend: one score for each output that the file knows.
-    ///
-    /// # Errors
-    /// What the model or the backend refuses.
-    pub fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
+impl Compared for OnnxCase {
+    type Score = Score;
+
+    const EXTENSION: &str = "onnx";
+
+    fn open(path: &Path) -> Result<Self> {
+        OnnxCase::read(path).with_context(|| format!("{}", path.display()))
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// One score for each output that the file knows.
+    fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
         let model = Lstm::new(b, self.onnx.weights.clone())?;
         let got = self.onnx.run(&model, self.inputs.clone())?;
         let mut scores = Vec::new();
@@ -104,23 +96,7 @@ impl OnnxCase {
         }
         Ok(scores)
     }
-}
 
-impl Compared for OnnxCase {
-    type Score = Score;
-
-    fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-        files(dir)
-    }
-    fn open(path: &Path) -> Result<Self> {
-        OnnxCase::open(path)
-    }
-    fn name(&self) -> &str {
-        &self.name
-    }
-    fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
-        OnnxCase::score(self, b)
-    }
     fn ratio(score: &Score) -> f64 {
         score.error / TOLERANCE
     }

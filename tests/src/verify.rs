@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use lstm_core::Backend;
 
 use crate::backends::{self, Visit};
@@ -16,11 +16,21 @@ pub trait Compared: Sized {
     /// How far one array is from what it should be; its text is one line.
     type Score: Display;
 
+    /// What its file ends in.
+    const EXTENSION: &str;
+
     /// The cases in a directory, by name.
     ///
     /// # Errors
     /// A directory that can't be read or holds none.
-    fn files(dir: &Path) -> Result<Vec<PathBuf>>;
+    fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(dir).with_context(|| format!("{}", dir.display()))?;
+        let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        files.retain(|path| path.extension().is_some_and(|extension| extension == Self::EXTENSION));
+        ensure!(!files.is_empty(), "{}: no cases (*.{})", dir.display(), Self::EXTENSION);
+        files.sort();
+        Ok(files)
+    }
 
     /// Reads a case.
     ///

@@ -16,11 +16,12 @@ use lstm_tests::{
     backends::{self, Visit},
     cases::{self, CELLS, Case},
     check, compare,
-    golden::{self, Golden},
+    golden::Golden,
     planted::{Fault, Planted},
     primitives, refusals,
     results::{Line, Outcome, record},
     specification, training,
+    verify::Compared,
 };
 
 fn main() {
@@ -141,7 +142,7 @@ fn package() -> &'static Path {
 fn golden_cases() -> Vec<PathBuf> {
     let dir = package().join("data/golden");
     // Without the data there is one trial, which says so.
-    golden::files(&dir).unwrap_or_else(|_| vec![dir.join("missing.safetensors")])
+    Golden::files(&dir).unwrap_or_else(|_| vec![dir.join("missing.safetensors")])
 }
 
 fn within_limits<B: Backend>(b: &B, path: &Path) -> Result<String> {

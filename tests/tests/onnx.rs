@@ -6,13 +6,14 @@ use anyhow::{Context, Result, ensure};
 use lstm_core::{Backend, CellKind, Direction};
 use lstm_tests::{
     backends::{self, Visit},
-    onnx::{self, OnnxCase},
+    onnx::OnnxCase,
     results::{Line, Outcome, record},
+    verify::Compared,
 };
 
 fn cases() -> Result<Vec<OnnxCase>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/onnx");
-    onnx::files(&dir)?.iter().map(|path| OnnxCase::open(path)).collect()
+    OnnxCase::files(&dir)?.iter().map(|path| OnnxCase::open(path)).collect()
 }
 
 /// Runs all cases and reports each.

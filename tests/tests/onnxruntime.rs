@@ -3,6 +3,8 @@
 //! Needs a Python with onnx, onnxruntime and safetensors: `python3`, or what the environment variable `LSTM_PYTHON`
 //! names. Without one the test says that it did not run, and so does the table of `cargo xtask test-all`.
 
+mod peer;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -16,12 +18,8 @@ use lstm_core::{
     ndarray::{ArrayD, IxDyn},
     weights::onnx::{Initial, Lengths},
 };
-use lstm_tests::{
-    backends::{self, Visit},
-    onnx::TOLERANCE,
-    python,
-    results::{Line, Outcome, record},
-};
+use lstm_tests::{onnx::TOLERANCE, python};
+use peer::Compare;
 
 /// Every option that ONNX can express, one layer and several.
 fn configs() -> Vec<LstmConfig> {
@@ -83,18 +81,8 @@ fn write<B: Backend>(b: &B, path: &Path, config: LstmConfig, state: bool, length
     Ok(file.save(path.with_extension("safetensors"))?)
 }
 
-struct RoundTrip {
-    results: Vec<(String, Result<String>)>,
-}
-
-impl Visit for RoundTrip {
-    fn visit<B: Backend + Send + 'static>(&mut self, name: &str, b: B) {
-        self.results.push((name.to_owned(), round_trip(name, &b)));
-    }
-}
-
-fn round_trip<B: Backend>(name: &str, b: &B) -> Result<String> {
-    let dir: PathBuf = std::env::temp_dir().join(format!("lstm-onnxruntime-{name}-{}", std::process::id()));
+fn round_trip<B: Backend>(b: &B) -> Result<String> {
+    let dir: PathBuf = std::env::temp_dir().join(format!("lstm-onnxruntime-{}-{}", b.name(), std::process::id()));
     fs::create_dir_all(&dir)?;
     let mut written = 0;
     for (k, config) in configs().into_iter().enumerate() {
@@ -116,27 +104,17 @@ fn round_trip<B: Backend>(name: &str, b: &B) -> Result<String> {
         ensure!(error <= TOLERANCE, "{line}: more than {TOLERANCE:e}");
         worst = worst.max(error);
     }
-    Ok(format!("{written} models, {name}: {worst:.1e}"))
+    Ok(format!("{written} models, {worst:.1e}"))
 }
 
-#[test]
-fn what_is_written_gives_the_same_outputs_there() -> Result<()> {
-    let report = |outcome, group, detail: &str| {
-        println!("onnxruntime: {detail}");
-        record(&Line { backend: "onnxruntime", group, case: "round trip", outcome, detail })
-    };
-    if let Some(why) = python::missing("onnx, onnxruntime, safetensors.numpy") {
-        eprintln!("onnxruntime: not run: {why}");
-        return report(Outcome::NotRun, "", &why);
+struct RoundTrip;
+
+impl Compare for RoundTrip {
+    fn compare<B: Backend>(&self, b: &B) -> Result<String> {
+        round_trip(b)
     }
-    let mut trips = RoundTrip { results: Vec::new() };
-    backends::for_each(backends::wanted().as_deref(), &mut trips);
-    for (backend, result) in trips.results {
-        match &result {
-            Ok(detail) => report(Outcome::Identical, "onnx", detail)?,
-            Err(error) => report(Outcome::Failed, "onnx", &format!("{backend}: {error:#}"))?,
-        }
-        result?;
-    }
-    Ok(())
+}
+
+fn main() {
+    peer::main("onnxruntime", "onnx", "onnx, onnxruntime, safetensors.numpy", vec![("round trip", RoundTrip)]);
 }

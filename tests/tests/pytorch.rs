@@ -3,33 +3,22 @@
 //! Needs a Python with torch and safetensors: `python3`, or what the environment variable `LSTM_PYTHON` names. Without
 //! one the test says that it did not run, and so does the table of `cargo xtask test-all`.
 
+mod peer;
+
 use std::{collections::BTreeMap, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::{Arguments, Trial};
 use lstm_core::{Backend, StateDictWriter};
 use lstm_tests::{
-    backends::{self, Visit},
     python,
-    results::{Line, Outcome, record},
     training::{self, Run, Temporary},
 };
+use peer::Compare;
 
 /// The greatest relative difference that passes: some roundings of binary32.
 const TOLERANCE: f64 = 2e-6;
 
-/// Trains `run` on each backend it visits, and compares.
-struct Compare<'a> {
-    run: &'a Run,
-    results: Vec<Result<String>>,
-}
-
-impl Visit for Compare<'_> {
-    fn visit<B: Backend + Send + 'static>(&mut self, name: &str, b: B) {
-        self.results.push(compare(&b, self.run).map(|difference| format!("{name}: {difference:.1e}")));
-    }
-}
-
+/// Trains, and compares.
 fn compare<B: Backend>(b: &B, run: &Run) -> Result<f64> {
     let mut trainer = run.start(b)?;
     run.train(&mut trainer, 50)?;
@@ -48,44 +37,17 @@ fn compare<B: Backend>(b: &B, run: &Run) -> Result<f64> {
     Ok(difference)
 }
 
-fn main() {
-    let args = Arguments::from_args();
-    let report = |case: &str, outcome, detail: &str| {
-        record(&Line {
-            backend: "pytorch",
-            group: if case.is_empty() { "" } else { "trained weights" },
-            case,
-            outcome,
-            detail,
-        })
-    };
-    let mut trials = Vec::new();
-    match python::missing("torch, safetensors.torch") {
-        Some(_) if args.list => {}
-        Some(why) => {
-            eprintln!("pytorch: not run: {why}");
-            if let Err(error) = report("", Outcome::NotRun, &why) {
-                eprintln!("{error:#}");
-            }
-        }
-        None => {
-            // PyTorch has the other cells not.
-            for run in training::runs().into_iter().filter(Run::is_pytorchs) {
-                trials.push(Trial::test(format!("pytorch::{}", run.name), move || {
-                    let mut compare = Compare { run: &run, results: Vec::new() };
-                    backends::for_each(backends::wanted().as_deref(), &mut compare);
-                    let found = compare.results.into_iter().collect::<Result<Vec<_>>>();
-                    let (outcome, detail) = match &found {
-                        Ok(found) if found.is_empty() => (Outcome::NotRun, "no backend ran".to_owned()),
-                        Ok(found) => (Outcome::Identical, found.join(", ")),
-                        Err(error) => (Outcome::Failed, format!("{error:#}")),
-                    };
-                    println!("{}: {detail}", run.name);
-                    report(run.name, outcome, &detail).map_err(|e| format!("{e:#}"))?;
-                    found.map(drop).map_err(|error| format!("{error:#}").into())
-                }));
-            }
-        }
+struct Trained(Run);
+
+impl Compare for Trained {
+    fn compare<B: Backend>(&self, b: &B) -> Result<String> {
+        compare(b, &self.0).map(|difference| format!("{difference:.1e}"))
     }
-    libtest_mimic::run(&args, trials).exit();
+}
+
+fn main() {
+    // PyTorch has no other cells.
+    let runs = training::runs().into_iter().filter(Run::is_pytorchs);
+    let cases = runs.map(|run| (run.name, Trained(run))).collect();
+    peer::main("pytorch", "trained weights", "torch, safetensors.torch", cases);
 }

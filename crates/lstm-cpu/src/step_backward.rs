@@ -138,23 +138,24 @@ unsafe fn of_tanh<S: Simd>(t: S) -> S {
 #[inline(always)]
 unsafe fn of_gate<S: Simd>(args: &CellBackwardArgs, d: S, gate: S) -> S {
     // SAFETY: as above.
-    unsafe {
-        let dz = snap(d.mul(of_sigmoid(gate)));
-        match args.bounds {
-            Some(Bounds { sigmoid: [low, high], .. }) => dz.within(gate, low, high),
-            None => dz,
-        }
-    }
+    unsafe { of_sum(d, gate, of_sigmoid(gate), args.bounds.map(|bounds| bounds.sigmoid)) }
 }
 
 /// The gradient of the sum of a candidate that is a tanh.
 #[inline(always)]
 unsafe fn of_candidate<S: Simd>(args: &CellBackwardArgs, d: S, g: S) -> S {
     // SAFETY: as above.
+    unsafe { of_sum(d, g, of_tanh(g), args.bounds.map(|bounds| bounds.tanh)) }
+}
+
+/// Where the sum was clipped it had no influence.
+#[inline(always)]
+unsafe fn of_sum<S: Simd>(d: S, value: S, slope: S, bounds: Option<[f32; 2]>) -> S {
+    // SAFETY: as above.
     unsafe {
-        let dz = snap(d.mul(of_tanh(g)));
-        match args.bounds {
-            Some(Bounds { tanh: [low, high], .. }) => dz.within(g, low, high),
+        let dz = snap(d.mul(slope));
+        match bounds {
+            Some([low, high]) => dz.within(value, low, high),
             None => dz,
         }
     }
