@@ -1,0 +1,510 @@
+//! The device as the backend sees it: memory, kernels, and work that is recorded and submitted together.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+};
+
+use bytemuck::Pod;
+use lstm_core::{Error, Result, Shape};
+
+use crate::{
+    pool::{Pool, lock},
+    shader::{Kernel, Mode},
+    tensor::{Memory, Tensor},
+};
+
+/// The backend's name.
+pub(crate) const NAME: &str = "wgpu";
+
+/// Usage of all tensors' buffers.
+const USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
+/// Bytes from one dispatch's parameters to the next: the alignment that WebGPU guarantees.
+const SLOT: usize = 256;
+/// Dispatches of a submission at most.
+const SLOTS: usize = 4096;
+
+/// A device error of ours.
+pub(crate) fn device_error(op: &'static str, why: impl ToString) -> Error {
+    Error::Device { backend: NAME.to_owned(), op, why: why.to_string() }
+}
+
+pub(crate) struct Pipeline {
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    pub(crate) kernel: Kernel,
+}
+
+/// Work that was recorded and not submitted.
+#[derive(Default)]
+struct Pending {
+    encoder: Option<wgpu::CommandEncoder>,
+    pass: Option<wgpu::ComputePass<'static>>,
+    parameters: Vec<u8>,
+}
+
+/// A device and what is kept on it.
+pub(crate) struct Gpu {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) info: wgpu::AdapterInfo,
+    pub(crate) mode: Mode,
+    /// Bytes of the largest buffer that a kernel can see.
+    max_bytes: u64,
+    max_groups: u32,
+    pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
+    pending: Mutex<Pending>,
+    pool: Arc<Pool>,
+    parameters: wgpu::Buffer,
+    parameters_layout: wgpu::BindGroupLayout,
+    parameters_group: wgpu::BindGroup,
+    /// Why the device is gone, if it is.
+    lost: Arc<Mutex<Option<String>>>,
+    /// Errors that the platform reports later than the call that caused them, as browsers do.
+    late: Mutex<Vec<Late>>,
+}
+
+/// The call, and what it will be known to have caused.
+type Late = (&'static str, Pin<Box<LateError>>);
+
+#[cfg(not(target_arch = "wasm32"))]
+type LateError = dyn Future<Output = Option<wgpu::Error>> + Send;
+#[cfg(target_arch = "wasm32")]
+type LateError = dyn Future<Output = Option<wgpu::Error>>;
+
+impl Gpu {
+    pub(crate) fn new(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        info: wgpu::AdapterInfo,
+        lost: Arc<Mutex<Option<String>>>,
+        mode: Mode,
+    ) -> Result<Self> {
+        let limits = device.limits();
+        let scopes = Scopes::open(&device);
+        let parameters = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("lstm parameters"),
+            size: (SLOT * SLOTS) as u64,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let parameters_layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some("lstm parameters"),
+            entries: &[entry(
+                0,
+                wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Uniform,
+                    has_dynamic_offset: true,
+                    min_binding_size: None,
+                },
+            )],
+        });
+        let parameters_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("lstm parameters"),
+            layout: &parameters_layout,
+            entries: &[wgpu::BindGroupEntry {
+                binding: 0,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &parameters,
+                    offset: 0,
+                    size: std::num::NonZeroU64::new(SLOT as u64),
+                }),
+            }],
+        });
+        let late = scopes.close("open")?;
+        Ok(Gpu {
+            max_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            max_groups: limits.max_compute_workgroups_per_dimension,
+            device,
+            queue,
+            info,
+            mode,
+            pipelines: Mutex::default(),
+            pending: Mutex::default(),
+            pool: Arc::default(),
+            parameters,
+            parameters_layout,
+            parameters_group,
+            lost,
+            late: Mutex::new(late),
+        })
+    }
+
+    /// Whether the adapter is the CPU itself.
+    pub(crate) fn is_cpu(&self) -> bool {
+        self.info.device_type == wgpu::DeviceType::Cpu
+    }
+
+    /// Bytes of the largest buffer that a kernel can see.
+    pub(crate) fn max_bytes(&self) -> u64 {
+        self.max_bytes
+    }
+
+    /// Runs `work` so that errors which it raises on the device come back from here.
+    fn scoped<T>(&self, op: &'static str, work: impl FnOnce() -> T) -> Result<T> {
+        self.check_lost(op)?;
+        let scopes = Scopes::open(&self.device);
+        let value = work();
+        lock(&self.late).extend(scopes.close(op)?);
+        self.check_lost(op).map(|()| value)
+    }
+
+    fn check_lost(&self, op: &'static str) -> Result<()> {
+        match &*lock(&self.lost) {
+            Some(why) => Err(device_error(op, format!("the device is lost: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Bytes of `len` floats, if a kernel can see so many.
+    fn checked_bytes(&self, op: &'static str, len: usize) -> Result<u64> {
+        match (len as u64).checked_mul(4).filter(|&bytes| Pool::size_class(bytes) <= self.max_bytes) {
+            Some(bytes) => Ok(bytes),
+            None => Err(device_error(
+                op,
+                format!(
+                    "{len} elements do not fit in memory: the largest buffer on {} holds {} bytes",
+                    self.info.name, self.max_bytes
+                ),
+            )),
+        }
+    }
+
+    /// A buffer with anything in it.
+    pub(crate) fn allocate(&self, op: &'static str, len: usize) -> Result<Arc<Memory>> {
+        let bytes = self.checked_bytes(op, len)?;
+        let size = Pool::size_class(bytes);
+        let buffer = match self.pool.take(size, USAGE, false) {
+            Some(buffer) => buffer,
+            None => self.scoped(op, || self.create(size, USAGE))?,
+        };
+        Ok(Arc::new(Memory { buffer, bytes, pool: self.pool.clone() }))
+    }
+
+    fn create(&self, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor { label: Some("lstm"), size, usage, mapped_at_creation: false })
+    }
+
+    /// A tensor with anything in it.
+    pub(crate) fn tensor(&self, op: &'static str, shape: Shape) -> Result<Tensor> {
+        Ok(Tensor { shape, memory: self.allocate(op, shape.len())? })
+    }
+
+    /// Copies words to the device.
+    pub(crate) fn upload(&self, op: &'static str, data: &[u8]) -> Result<Arc<Memory>> {
+        let bytes = self.checked_bytes(op, data.len() / 4)?;
+        let size = Pool::size_class(bytes);
+        // A write overtakes recorded work: only a buffer that none of it uses will do.
+        let buffer = self.pool.take(size, USAGE, true);
+        self.scoped(op, || {
+            let buffer = buffer.unwrap_or_else(|| self.create(size, USAGE));
+            self.queue.write_buffer(&buffer, 0, data);
+            Arc::new(Memory { buffer, bytes, pool: self.pool.clone() })
+        })
+    }
+
+    /// Writes words to memory that no unsubmitted work uses.
+    pub(crate) fn write(&self, op: &'static str, to: &Memory, data: &[u8]) -> Result<()> {
+        self.scoped(op, || self.queue.write_buffer(&to.buffer, 0, data))
+    }
+
+    /// The pipeline of a kernel, made at its first use.
+    pub(crate) fn pipeline(&self, kernel: Kernel) -> Result<Arc<Pipeline>> {
+        if let Some(pipeline) = lock(&self.pipelines).get(&kernel) {
+            return Ok(pipeline.clone());
+        }
+        let op = "compile";
+        let source = kernel.source(self.mode.fma);
+        let pipeline = match self.mode.no_contraction {
+            false => self.scoped(op, || {
+                let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                    label: Some("lstm"),
+                    source: wgpu::ShaderSource::Wgsl(source.into()),
+                });
+                self.build(kernel, &module)
+            })?,
+            #[cfg(not(target_arch = "wasm32"))]
+            true => {
+                let words = crate::spirv::without_contraction(&source).map_err(|why| device_error(op, why))?;
+                self.scoped(op, || {
+                    let entry =
+                        wgpu::PassthroughShaderEntryPoint { name: "main".into(), workgroup_size: (kernel.workgroup(), 1, 1) };
+                    let descriptor = wgpu::ShaderModuleDescriptorPassthrough {
+                        label: Some("lstm"),
+                        entry_points: vec![entry].into(),
+                        spirv: Some(words.into()),
+                        ..Default::default()
+                    };
+                    // SAFETY: the words are naga's, from a shader of this crate that it validated, with decorations added
+                    // that allow a driver less; indices stay within the buffers, which tests look at on every kernel.
+                    let module = unsafe { self.device.create_shader_module_passthrough(descriptor) };
+                    self.build(kernel, &module)
+                })?
+            }
+            #[cfg(target_arch = "wasm32")]
+            true => return Err(device_error(op, "SPIR-V can't be handed over in a browser")),
+        };
+        let pipeline = Arc::new(pipeline);
+        lock(&self.pipelines).insert(kernel, pipeline.clone());
+        Ok(pipeline)
+    }
+
+    fn build(&self, kernel: Kernel, module: &wgpu::ShaderModule) -> Pipeline {
+        let storage = |write: &bool| wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only: !write },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        };
+        let entries: Vec<_> = kernel.access().iter().enumerate().map(|(k, write)| entry(k as u32, storage(write))).collect();
+        let layout = self
+            .device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("lstm"), entries: &entries });
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some("lstm"),
+            bind_group_layouts: &[Some(&layout), Some(&self.parameters_layout)],
+            immediate_size: 0,
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some("lstm"),
+            layout: Some(&pipeline_layout),
+            module,
+            entry_point: Some("main"),
+            compilation_options: Default::default(),
+            cache: None,
+        });
+        Pipeline { pipeline, layout, kernel }
+    }
+
+    /// The buffers that a kernel works on, in the order of its bindings.
+    pub(crate) fn bind(&self, op: &'static str, pipeline: &Pipeline, buffers: &[&Memory]) -> Result<wgpu::BindGroup> {
+        debug_assert_eq!(buffers.len(), pipeline.kernel.access().len());
+        let entries: Vec<_> = buffers
+            .iter()
+            .enumerate()
+            .map(|(k, memory)| wgpu::BindGroupEntry { binding: k as u32, resource: memory.binding() })
+            .collect();
+        self.scoped(op, || {
+            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some("lstm"),
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        })
+    }
+
+    /// Records `groups` workgroups of a kernel.
+    pub(crate) fn dispatch(
+        &self,
+        op: &'static str,
+        pipeline: &Pipeline,
+        group: &wgpu::BindGroup,
+        parameters: &impl Pod,
+        groups: usize,
+    ) -> Result<()> {
+        let (x, y) = grid(groups, self.max_groups).ok_or_else(|| {
+            device_error(op, format!("{groups} workgroups are more than {} squared", self.max_groups))
+        })?;
+        let mut pending = lock(&self.pending);
+        if pending.parameters.len() == SLOT * SLOTS {
+            self.submit_pending(op, &mut pending)?;
+        }
+        let offset = pending.parameters.len();
+        pending.parameters.extend_from_slice(bytemuck::bytes_of(parameters));
+        pending.parameters.resize(offset + SLOT, 0);
+        let Pending { encoder, pass, .. } = &mut *pending;
+        let pass = pass.get_or_insert_with(|| {
+            let encoder = encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
+            encoder.begin_compute_pass(&Default::default()).forget_lifetime()
+        });
+        pass.set_pipeline(&pipeline.pipeline);
+        pass.set_bind_group(0, group, &[]);
+        pass.set_bind_group(1, &self.parameters_group, &[offset as u32]);
+        pass.dispatch_workgroups(x, y, 1);
+        Ok(())
+    }
+
+    /// Binds and records in one.
+    pub(crate) fn run(
+        &self,
+        op: &'static str,
+        kernel: Kernel,
+        buffers: &[&Memory],
+        parameters: &impl Pod,
+        groups: usize,
+    ) -> Result<()> {
+        let pipeline = self.pipeline(kernel)?;
+        let group = self.bind(op, &pipeline, buffers)?;
+        self.dispatch(op, &pipeline, &group, parameters, groups)
+    }
+
+    /// Hands recorded work over.
+    pub(crate) fn submit(&self, op: &'static str) -> Result<()> {
+        self.submit_pending(op, &mut lock(&self.pending))
+    }
+
+    fn submit_pending(&self, op: &'static str, pending: &mut Pending) -> Result<()> {
+        let Pending { encoder, pass, parameters } = std::mem::take(pending);
+        self.scoped(op, || {
+            drop(pass);
+            if let Some(encoder) = encoder {
+                self.queue.write_buffer(&self.parameters, 0, &parameters);
+                self.queue.submit([encoder.finish()]);
+            }
+        })?;
+        self.pool.submitted();
+        Ok(())
+    }
+
+    /// Waits for `memory` and copies it to `out`, from an element on.
+    pub(crate) async fn download(&self, op: &'static str, memory: &Memory, start: usize, out: &mut [u8]) -> Result<()> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let bytes = out.len() as u64;
+        let size = Pool::size_class(bytes);
+        let staging = match self.pool.take(size, usage, false) {
+            Some(buffer) => buffer,
+            None => self.scoped(op, || self.create(size, usage))?,
+        };
+        {
+            let mut pending = lock(&self.pending);
+            pending.pass = None;
+            let encoder = pending.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
+            encoder.copy_buffer_to_buffer(&memory.buffer, 4 * start as u64, &staging, 0, bytes);
+            self.submit_pending(op, &mut pending)?;
+        }
+        let (mapped, signal) = signal();
+        self.scoped(op, || staging.slice(..bytes).map_async(wgpu::MapMode::Read, signal))?;
+        // In a browser this does nothing, and the event loop completes the mapping.
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| device_error(op, e))?;
+        self.check_lost(op)?;
+        mapped.await.map_err(|e| device_error(op, e))?;
+        let view = staging.slice(..bytes).get_mapped_range().map_err(|e| device_error(op, e))?;
+        out.copy_from_slice(&view);
+        drop(view);
+        staging.unmap();
+        self.pool.give(staging);
+        self.late_errors().await
+    }
+
+    /// Errors that came after their calls.
+    async fn late_errors(&self) -> Result<()> {
+        let late = std::mem::take(&mut *lock(&self.late));
+        for (op, error) in late {
+            if let Some(error) = error.await {
+                return Err(device_error(op, describe(&error)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu({}, {:?})", self.info.name, self.mode)
+    }
+}
+
+/// Workgroups in two dimensions, at least as many as asked for.
+fn grid(groups: usize, max: u32) -> Option<(u32, u32)> {
+    let x = groups.clamp(1, max as usize);
+    let y = groups.div_ceil(x);
+    (y <= max as usize).then_some((x as u32, y.max(1) as u32))
+}
+
+fn entry(binding: u32, ty: wgpu::BindingType) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
+}
+
+/// Catches all kinds of errors of the calls made while it is open.
+struct Scopes([wgpu::ErrorScopeGuard; 3]);
+
+impl Scopes {
+    fn open(device: &wgpu::Device) -> Self {
+        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        Scopes([OutOfMemory, Validation, Internal].map(|filter| device.push_error_scope(filter)))
+    }
+
+    /// The first error, where the platform knows by now; otherwise what it will know later.
+    fn close(self, op: &'static str) -> Result<Vec<Late>> {
+        let [outer, middle, inner] = self.0;
+        // Scopes close in the reverse order.
+        let mut found = None;
+        let mut late: Vec<Late> = Vec::new();
+        let errors: [Pin<Box<LateError>>; 3] = [Box::pin(inner.pop()), Box::pin(middle.pop()), Box::pin(outer.pop())];
+        for mut error in errors {
+            match error.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Some(error)) => found = found.or(Some(error)),
+                Poll::Ready(None) => {}
+                Poll::Pending => late.push((op, error)),
+            }
+        }
+        match found {
+            Some(error) => Err(device_error(op, describe(&error))),
+            None => Ok(late),
+        }
+    }
+}
+
+fn describe(error: &wgpu::Error) -> String {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => "out of memory".to_owned(),
+        wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => description.clone(),
+    }
+}
+
+/// What a mapping's callback told.
+#[derive(Default)]
+struct Mapping {
+    result: Option<std::result::Result<(), wgpu::BufferAsyncError>>,
+    waker: Option<Waker>,
+}
+
+/// A future, and the callback that completes it.
+fn signal() -> (
+    impl Future<Output = std::result::Result<(), wgpu::BufferAsyncError>>,
+    impl FnOnce(std::result::Result<(), wgpu::BufferAsyncError>) + Send + 'static,
+) {
+    let shared = Arc::new(Mutex::new(Mapping::default()));
+    let told = shared.clone();
+    let future = std::future::poll_fn(move |context| {
+        let mut mapping = lock(&shared);
+        match mapping.result.take() {
+            Some(result) => Poll::Ready(result),
+            None => {
+                mapping.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    });
+    let callback = move |result| {
+        let mut mapping = lock(&told);
+        mapping.result = Some(result);
+        if let Some(waker) = mapping.waker.take() {
+            waker.wake();
+        }
+    };
+    (future, callback)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_hold_every_workgroup_within_the_limit() {
+        for (groups, max, want) in [
+            (0, 8, Some((1, 1))),
+            (8, 8, Some((8, 1))),
+            (9, 8, Some((8, 2))),
+            (64, 8, Some((8, 8))),
+            (65, 8, None),
+            (1 << 20, 65_535, Some((65_535, 17))),
+        ] {
+            assert_eq!(grid(groups, max), want, "{groups} of at most {max}");
+        }
+    }
+}
