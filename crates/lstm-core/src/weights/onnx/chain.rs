@@ -1,6 +1,7 @@
 //! Layers to one model, and running it as the file's graph would.
 
 use ndarray::{Array3, ArrayD, Axis, Ix3, concatenate, s};
+use safetensors::Dtype;
 
 use super::{
     layer::{Lengths, Start},
@@ -34,6 +35,8 @@ pub enum Initial {
 pub struct OnnxLstm {
     /// The parameters, ready for [`Lstm::new`]: the fused cell, or the diagonal peephole where the file has `P`.
     pub weights: Weights,
+    /// Element types of the file's weights and fixed states, each once.
+    pub dtypes: Vec<Dtype>,
     /// The input with the sequences.
     pub x: Port,
     /// What `h` starts from.
@@ -103,6 +106,7 @@ pub(super) fn assemble(walk: &mut Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLs
         initial_h: initial(walk, PortKind::H, directions, h)?,
         initial_c: initial(walk, PortKind::C, directions, c)?,
         weights: Weights::new(config, layers)?,
+        dtypes: std::mem::take(&mut walk.dtypes).into_iter().collect(),
         x,
         lengths,
         outputs,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use ndarray::ArrayD;
+use safetensors::Dtype;
 
 use super::{
     layer::{self, Layer},
@@ -25,6 +26,8 @@ const MAX_SHARED: usize = 16;
 pub(super) struct Walk<'a> {
     pub(super) opset: i64,
     pub(super) layers: Vec<Layer<'a>>,
+    /// Element types of the constants that were read.
+    pub(super) dtypes: BTreeSet<Dtype>,
     /// Nodes that are left out, as the caller chose.
     pub(super) ignored: Vec<String>,
     dir: Option<&'a Path>,
@@ -46,6 +49,7 @@ impl<'a> Walk<'a> {
         let mut walk = Walk {
             opset,
             layers: Vec::new(),
+            dtypes: BTreeSet::new(),
             ignored: Vec::new(),
             dir,
             chosen,
@@ -143,6 +147,7 @@ impl<'a> Walk<'a> {
     /// A constant's elements.
     pub(super) fn floats(&mut self, op: &Op<'a>, name: &'a str) -> Result<ArrayD<f32>> {
         let tensor = self.tensor(op, name)?;
+        self.dtypes.extend(tensor::float_type(tensor));
         tensor::floats(tensor, self.dir).map_err(|error| match error {
             Error::Io { .. } => error,
             other => op.fail(other),
