@@ -98,8 +98,7 @@ fn run_graph<B: Backend>(b: &B, onnx: &OnnxLstm) {
     if onnx.weights.len() > MAX_PARAMS || onnx.outputs.len() > 16 {
         return;
     }
-    let rows = config.num_layers * config.num_directions();
-    let array = |port: &Port, features: usize| {
+    let array = |port: &Port, rows: usize, features: usize| {
         let size = |label: &PortAxis| match label {
             PortAxis::Steps => STEPS,
             PortAxis::Batch => BATCH,
@@ -111,12 +110,12 @@ fn run_graph<B: Backend>(b: &B, onnx: &OnnxLstm) {
         ArrayD::from_elem(IxDyn(&shape), 0.5)
     };
     let state = |initial: &Initial| match initial {
-        Initial::Input(port) => Some(array(port, config.hidden_size)),
-        _ => None,
+        Initial::Inputs(ports) => ports.iter().map(|port| array(port, port.rows.len(), config.hidden_size)).collect(),
+        _ => Vec::new(),
     };
     let lengths = matches!(onnx.lengths, Lengths::Input(_)).then(|| vec![STEPS as i64, 1]);
     let (initial_h, initial_c) = (state(&onnx.initial_h), state(&onnx.initial_c));
-    let inputs = OnnxInputs { x: array(&onnx.x, config.input_size), initial_h, initial_c, lengths };
+    let inputs = OnnxInputs { x: array(&onnx.x, 1, config.input_size), initial_h, initial_c, lengths };
     let lstm = Lstm::new(b, onnx.weights.clone()).expect("a small model fits the device");
     let _ = onnx.run(&lstm, inputs);
 }

@@ -214,8 +214,8 @@ impl ModelArgs {
         })?;
         let mut inputs = Vec::new();
         for initial in [&onnx.initial_h, &onnx.initial_c] {
-            if let Initial::Input(port) = initial {
-                inputs.push(port.name.clone());
+            if let Initial::Inputs(ports) = initial {
+                inputs.extend(ports.iter().map(|port| port.name.clone()));
             }
         }
         let lengths = match &onnx.lengths {
