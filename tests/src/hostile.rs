@@ -3,8 +3,9 @@
 
 use lstm_core::{
     Backend, CellKind, Direction, Input, Lstm, Names, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, Reference, Result,
-    StateDict, StateDictWriter, Weights,
+    RtNeural, StateDict, StateDictWriter, Weights,
     ndarray::{Array3, ArrayD, ArrayView3, IxDyn, s},
+    train::Linear,
     weights::onnx::{Initial, Lengths, Port, PortAxis},
 };
 
@@ -66,6 +67,23 @@ pub fn onnx<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     run_graph(b, &onnx);
     let again = OnnxWriter::new(&onnx.weights).to_bytes().and_then(|bytes| OnnxModel::from_bytes(&bytes)?.lstm());
     same_weights(&onnx.weights, &again.expect("what is written is read").weights);
+    Ok(())
+}
+
+/// Does with an RTNeural file whatever one can.
+///
+/// # Errors
+/// What is wrong with it.
+///
+/// # Panics
+/// If a model that loads gives other bits on another way.
+pub fn rtneural<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
+    let model = RtNeural::from_bytes(bytes)?;
+    run(b, &model.lstm);
+    if let Some((weight, bias)) = model.head {
+        assert_eq!(weight.ncols(), model.lstm.config().output_size());
+        Linear::new(b, weight, Some(bias)).map(drop)?;
+    }
     Ok(())
 }
 

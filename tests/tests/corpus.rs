@@ -33,3 +33,8 @@ fn safetensors() -> Result<()> {
 fn onnx() -> Result<()> {
     replay("onnx", |bytes| hostile::onnx(&Cpu::new(), bytes))
 }
+
+#[test]
+fn rtneural() -> Result<()> {
+    replay("rtneural", |bytes| hostile::rtneural(&Cpu::new(), bytes))
+}

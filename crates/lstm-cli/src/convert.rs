@@ -11,7 +11,7 @@ use crate::{
     report::Output,
 };
 
-/// Convert a model between .safetensors (PyTorch's names) and .onnx
+/// Convert a model to .safetensors (PyTorch's names) or .onnx
 ///
 /// What the other format can't hold is an error, as is what is not the LSTM's unless it was chosen with --name. Options
 /// that no tensor tells are kept in the metadata of a .safetensors file.
@@ -69,6 +69,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     }
     let weights = &loaded.weights;
     match to {
+        Kind::RtNeural => return Err(Error::file(&args.out, "RTNeural's files are only read")),
         Kind::Safetensors if args.inputs => return Err(Error::option("inputs", "only an .onnx file has inputs")),
         Kind::Safetensors => {
             let writer = StateDictWriter::new().dtype(args.dtype).metadata(CONFIG, weights.config().to_string());

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lstm_core::{
-    CellKind, HostState, LstmConfig, OnnxLstm, OnnxModel, StateDict, Weights,
+    CellKind, HostState, LstmConfig, OnnxLstm, OnnxModel, RtNeural, StateDict, Weights,
     ndarray::Axis,
     weights::onnx::{Initial, Lengths},
 };
@@ -24,7 +24,7 @@ const CHECKPOINT_OWN: [&str; 2] = ["optimizer.", "extra."];
 /// Which model.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// The model, a .safetensors or .onnx file
+    /// The model: a .safetensors or .onnx file, or a .json file of RTNeural's
     #[arg(value_name = "MODEL")]
     pub(crate) path: PathBuf,
 
@@ -56,6 +56,7 @@ fn cell(name: &str) -> Result<CellKind, String> {
 pub(crate) enum Kind {
     Safetensors,
     Onnx,
+    RtNeural,
 }
 
 impl Kind {
@@ -64,7 +65,8 @@ impl Kind {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => Ok(Kind::Safetensors),
             Some("onnx") => Ok(Kind::Onnx),
-            _ => Err(Error::file(path, "expected the extension .safetensors or .onnx")),
+            Some("json") => Ok(Kind::RtNeural),
+            _ => Err(Error::file(path, "expected the extension .safetensors, .onnx or .json")),
         }
     }
 
@@ -73,6 +75,7 @@ impl Kind {
         match self {
             Kind::Safetensors => "safetensors",
             Kind::Onnx => "onnx",
+            Kind::RtNeural => "rtneural",
         }
     }
 }
@@ -105,6 +108,7 @@ impl ModelArgs {
         match Kind::of(&self.path)? {
             Kind::Safetensors => self.safetensors(),
             Kind::Onnx => self.onnx(),
+            Kind::RtNeural => self.rtneural(),
         }
     }
 
@@ -194,13 +198,19 @@ impl ModelArgs {
         })
     }
 
-    fn onnx(&self) -> Result<Loaded> {
+    /// That no options are given which the file tells.
+    fn no_options(&self) -> Result<()> {
         for (option, given) in [("cell", self.cell.is_some()), ("clip", self.clip.is_some()), ("coupled", self.coupled)]
         {
             if given {
-                return Err(Error::option(option, "an .onnx file says so itself"));
+                return Err(Error::option(option, "only a .safetensors file leaves it open"));
             }
         }
+        Ok(())
+    }
+
+    fn onnx(&self) -> Result<Loaded> {
+        self.no_options()?;
         let model = OnnxModel::open(&self.path)?;
         let names: Vec<&str> = self.name.iter().map(String::as_str).collect();
         let onnx = if names.is_empty() { model.lstm() } else { model.lstm_named(&names) };
@@ -237,6 +247,26 @@ impl ModelArgs {
             unused: onnx.ignored.clone(),
             chosen: !names.is_empty(),
             weights: onnx.weights.into(),
+        })
+    }
+
+    fn rtneural(&self) -> Result<Loaded> {
+        self.no_options()?;
+        if !self.name.is_empty() {
+            return Err(Error::option("name", "a .json file of RTNeural's has one LSTM without a name"));
+        }
+        let RtNeural { lstm, head, .. } = RtNeural::open(&self.path)?;
+        Ok(Loaded {
+            kind: Kind::RtNeural,
+            weights: lstm.into(),
+            names: Vec::new(),
+            dtypes: vec!["decimal numbers".into()],
+            config_from: "the layers",
+            state: None,
+            lengths: None,
+            inputs: Vec::new(),
+            unused: head.map(|(weight, _)| format!("dense layer {:?}", weight.shape())).into_iter().collect(),
+            chosen: false,
         })
     }
 }

@@ -163,6 +163,16 @@ fn onnx_models_run_and_convert() {
     save(&input, &x(2, 6, 4));
     let digests = [&model, &there, &back].map(|m| json(&["run", m, "-i", &input, "--digest"]).1["digest"].clone());
     assert!(digests[0].is_string() && digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
+    // RTNeural's: its dense layer is named, a model without one is converted.
+    let (headed, plain) = (data("rtneural/one.json"), data("rtneural/no-head.json"));
+    let (code, report) = json(&["inspect", &headed]);
+    assert_eq!((code, &report["unused"][0]), (0, &"dense layer [1, 4]".into()), "{report}");
+    assert_eq!(json(&["convert", &headed, &back]).0, 1);
+    assert_eq!(json(&["convert", &plain, &there]).0, 0);
+    save(&input, &x(2, 6, 2));
+    let digests = [&plain, &there].map(|m| json(&["run", m, "-i", &input, "--digest"]).1["digest"].clone());
+    assert!(digests[0].is_string() && digests[0] == digests[1], "{digests:?}");
+    assert_eq!(json(&["convert", &model, &there]).0, 0);
     // What the other format can't hold.
     let passengers = data("passengers/model.safetensors");
     let constants = data("onnx/constants.onnx");
@@ -230,7 +240,7 @@ fn exit_codes_and_errors() {
     let cases: &[(&[&str], i32, &str, &str)] = &[
         (&["run", &model, "-i", &good], 2, "option", "nothing to do"),
         (&["run", &model, "-i", &nowhere, "--digest"], 1, "file", "nowhere.npy"),
-        (&["run", &nowhere, "-i", &good, "--digest"], 1, "file", ".safetensors or .onnx"),
+        (&["run", &nowhere, "-i", &good, "--digest"], 1, "file", ".safetensors, .onnx or .json"),
         (&["run", &folder.path("no.onnx"), "-i", &good, "--digest"], 1, "model", "no.onnx"),
         (&["run", &model, "-i", &model, "--digest"], 1, "file", ".npy or .csv"),
         (&["run", &model, "-i", &five, "--digest"], 1, "file", "expected 3 features, got 5"),
@@ -243,7 +253,7 @@ fn exit_codes_and_errors() {
         (&["run", &model, "-i", &good, "--digest", "--name", "rnn"], 1, "file", "`rnn`"),
         (&["run", &model, "-i", &good, "--digest", "--clip", "-1"], 1, "model", "clip"),
         (&["run", &model, "-i", &good, "--digest", "--cell", "peephole-dense"], 1, "model", "PeepholeDense"),
-        (&["run", &bidirectional, "-i", &five, "--digest", "--clip", "1"], 2, "option", "says so itself"),
+        (&["run", &bidirectional, "-i", &five, "--digest", "--clip", "1"], 2, "option", "leaves it open"),
         (&["run", &bidirectional, "-i", &five, "--digest", "--max-memory", "0"], 1, "file", "--max-memory"),
         (&["compare", &model, "-i", &good, "--backend", "cpu,abacus"], 4, "backend", "abacus"),
         (&["inspect", &both, "--name", "a,b"], 2, "option", "one name"),

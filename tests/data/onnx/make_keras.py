@@ -3,8 +3,10 @@
 it, the inputs and Keras's own outputs, as make_onnx.py does; axes are as the model has them.
 
     make_keras.py OUT_DIR SEED     needs keras, tensorflow, tf2onnx, onnx, safetensors; the files here: make_keras.py . 7
+
+The same seed gives the same numbers; in which order tf2onnx writes nodes is left to chance.
 """
-import os, pathlib, sys
+import json, os, pathlib, sys
 os.environ["KERAS_BACKEND"], os.environ["TF_CPP_MIN_LOG_LEVEL"] = "tensorflow", "3"
 import keras, numpy as np, onnx
 from keras import layers
@@ -51,6 +53,19 @@ def export(name, outputs, build, states=()):
     save_file({n: np.ascontiguousarray(v) for n, v in arrays.items()}, path.with_suffix(".safetensors"))
     print(path.name, [n.op_type for n in onnx.load(path).graph.node])
 
+def rtneural(name, model):
+    """The same weights in RTNeural's format, as the `model_utils.py` of that project writes it, in ../rtneural."""
+    x = np.random.standard_normal((2, 9, model.input_shape[-1])).astype(np.float32)
+    y = model(x).numpy()
+    kinds = {layers.LSTM: "lstm", layers.Dense: "dense", layers.TimeDistributed: "time-distributed-dense"}
+    activation = lambda layer: "tanh" if isinstance(layer, layers.LSTM) else ""
+    described = [{"type": kinds[type(l)], "activation": activation(l), "shape": l.output.shape, "weights": [w.tolist() for w in l.get_weights()]} for l in model.layers]
+    path = out.parent / "rtneural" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"in_shape": model.input_shape, "layers": described}) + "\n")
+    save_file({"X": x, "Y": y}, path.with_suffix(".safetensors"))
+    print(path.name)
+
 lstm = lambda **options: layers.LSTM(4, **options)
 sequences = lambda **options: lstm(return_sequences=True, **options)
 export("sequences", ["Y"], lambda x: sequences()(x))
@@ -68,3 +83,7 @@ export("bidirectional-stacked", ["Y_h"], lambda x: layers.Bidirectional(lstm())(
 export("bidirectional-states", ["Y", "Y_h", "Y_c", "Y_h_1", "Y_c_1"], lambda x: layers.Bidirectional(sequences(return_state=True))(x))
 export("bidirectional-initial-state", ["Y"], lambda x, h, c, h1, c1: layers.Bidirectional(sequences())(x, initial_state=[h, c, h1, c1]),
        ["initial_h", "initial_c", "initial_h_1", "initial_c_1"])
+
+rtneural("one", keras.Sequential([keras.Input((None, 1)), sequences(), layers.Dense(1)]))
+rtneural("stacked", keras.Sequential([keras.Input((None, 3)), sequences(), sequences(), layers.TimeDistributed(layers.Dense(2))]))
+rtneural("no-head", keras.Sequential([keras.Input((None, 2)), sequences()]))
