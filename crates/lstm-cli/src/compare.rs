@@ -112,7 +112,8 @@ impl fmt::Display for Report {
 pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let loaded = args.model.load()?;
     let feed = args.feed.open(&loaded, output)?;
-    let (devices, not_run) = open(args)?;
+    let mut not_run = Vec::new();
+    let devices = open(args, &mut not_run)?;
     let mut models: Vec<Box<dyn Model>> = Vec::new();
     let mut rows: Vec<Row> = Vec::new();
     for (k, device) in devices.iter().enumerate() {
@@ -163,10 +164,10 @@ fn identical(rows: &[Row]) -> bool {
     rows.first().is_none_or(|first| !first.exact) || rows.iter().all(same)
 }
 
-/// The devices, the exact ones first, and why others are missing.
-fn open(args: &Args) -> Result<(Vec<Box<dyn Device>>, Vec<NotRun>)> {
+/// The devices, the exact ones first; adds why others are missing.
+fn open(args: &Args, not_run: &mut Vec<NotRun>) -> Result<Vec<Box<dyn Device>>> {
     let names = args.backend.clone().unwrap_or_else(|| COMPILED.iter().map(|&name| name.to_owned()).collect());
-    let (mut devices, mut not_run) = (Vec::new(), Vec::new());
+    let mut devices = Vec::new();
     for name in names {
         match backends::open(&name, args.options) {
             Ok(device) => devices.push(device),
@@ -175,11 +176,11 @@ fn open(args: &Args) -> Result<(Vec<Box<dyn Device>>, Vec<NotRun>)> {
         }
     }
     if devices.is_empty() {
-        let why = not_run.iter().map(|n: &NotRun| format!("{}: {}", n.backend, n.why)).collect::<Vec<_>>().join("; ");
+        let why = not_run.iter().map(|n| format!("{}: {}", n.backend, n.why)).collect::<Vec<_>>().join("; ");
         return Err(Error::Backend { name: "any".into(), why: format!("none can run here: {why}") });
     }
     devices.sort_by_key(|device| !device.arithmetic().is_exact());
-    Ok((devices, not_run))
+    Ok(devices)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use safetensors::Dtype;
 use super::{
     layer::Lengths,
     port::{Port, PortAxis, PortKind},
-    start::Start,
+    start::{Piece, Start},
     walk::Walk,
 };
 use crate::{
@@ -148,7 +148,7 @@ fn initial(walk: &Walk<'_>, kind: PortKind, directions: usize, starts: Vec<(Stri
 
 /// Inputs out of the pieces from which layers and directions start, each input from its first row to its last.
 fn inputs(walk: &Walk<'_>, kind: PortKind, directions: usize, starts: Vec<(String, Start<'_>)>) -> Result<Initial> {
-    let mut whole: Vec<(Port, &str, Option<(i64, i64)>)> = Vec::new();
+    let mut whole: Vec<Piece<'_>> = Vec::new();
     let mut row = 0;
     for (label, start) in &starts {
         let pieces = match start {
@@ -164,8 +164,10 @@ fn inputs(walk: &Walk<'_>, kind: PortKind, directions: usize, starts: Vec<(Strin
         for piece in pieces {
             let rows = row..row + piece.rows;
             row = rows.end;
-            match whole.iter_mut().find(|(_, source, _)| *source == piece.source) {
-                Some((port, _, Some((_, end)))) if port.axes == piece.port.axes && port.rows.end == rows.start => {
+            match whole.iter_mut().find(|other| other.source == piece.source) {
+                Some(Piece { port, part: Some((_, end)), .. })
+                    if port.axes == piece.port.axes && port.rows.end == rows.start =>
+                {
                     let Some((_, next)) = piece.part.filter(|(from, _)| from == end) else {
                         let why = format!("its state should start from rows {end}.. of `{}`", piece.source);
                         return Err(Error::format(label, why));
@@ -173,7 +175,7 @@ fn inputs(walk: &Walk<'_>, kind: PortKind, directions: usize, starts: Vec<(Strin
                     (port.rows.end, *end) = (rows.end, next);
                 }
                 None if piece.part.is_none_or(|(from, _)| from == 0) => {
-                    whole.push((Port { kind, rows, ..piece.port.clone() }, piece.source, piece.part));
+                    whole.push(Piece { port: Port { kind, rows, ..piece.port.clone() }, ..piece.clone() });
                 }
                 _ => {
                     let why =
@@ -183,7 +185,7 @@ fn inputs(walk: &Walk<'_>, kind: PortKind, directions: usize, starts: Vec<(Strin
             }
         }
     }
-    for (_, source, part) in &whole {
+    for Piece { source, part, .. } in &whole {
         if let (Some((_, used)), Some(size)) = (part, walk.first_size(source))
             && size != *used
         {
@@ -191,7 +193,7 @@ fn inputs(walk: &Walk<'_>, kind: PortKind, directions: usize, starts: Vec<(Strin
             return Err(Error::format(format!("input `{source}`"), why));
         }
     }
-    Ok(Initial::Inputs(whole.into_iter().map(|(port, ..)| port).collect()))
+    Ok(Initial::Inputs(whole.into_iter().map(|piece| piece.port).collect()))
 }
 
 fn three(array: ArrayD<f32>) -> Result<Array3<f32>> {

@@ -98,7 +98,7 @@ fn step(start: i64, end: i64, size: Option<usize>) -> Option<i64> {
     match size {
         Some(size) => {
             let part = range(start, end, size);
-            (part.len() == 1).then(|| if part.end == size { -1 } else { part.start as i64 })
+            (part.len() == 1).then_some(if part.end == size { -1 } else { part.start as i64 })
         }
         None if start == -1 && end >= OPEN_END => Some(-1),
         None => (start != -1 && start.checked_add(1) == Some(end)).then_some(start),

@@ -76,7 +76,7 @@ pub(super) fn read<'a>(
             let pieces = parts.iter().map(|part| piece(op, what, part, batch_first, hidden));
             let pieces = pieces.collect::<Result<Vec<_>>>()?;
             let rows: usize = pieces.iter().map(|piece| piece.rows).sum();
-            match rows == directions {
+            match rows == directions && pieces.iter().all(|piece| piece.rows > 0) {
                 true => Ok(Start::Inputs(pieces)),
                 false => {
                     Err(op.fail(format!("{what}: expected {directions} rows, got {rows} of {}", value.describe())))
