@@ -98,6 +98,7 @@ macro_rules! backends {
         pub(crate) const COMPILED: &[&str] = &[$(#[cfg(feature = $name)] $name),*];
 
         /// Opens a backend, or says why it can't run.
+        #[allow(unused_variables, reason = "a build may hold no backend at all")]
         pub(crate) fn open(name: &str, options: Options) -> Result<Box<dyn Device>> {
             let fail = |why: String| Error::Backend { name: name.to_owned(), why };
             match name {

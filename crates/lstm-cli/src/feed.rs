@@ -100,9 +100,12 @@ impl FeedArgs {
         let state = self.state_in.as_deref().map(state::read).transpose()?.or(model.state.clone());
         let step = extent.batch.saturating_mul(config.input_size + config.output_size() + 4 * config.hidden_size);
         let chunk = self.chunk.map_or((CHUNK / step).max(1), |n| n as usize);
-        if !model.inputs.is_empty() && self.state_in.is_none() && self.lengths.is_none() {
-            let inputs = model.inputs.join(", ");
-            output.remark(format!("the graph's inputs {inputs} are left at zero states and whole sequences"));
+        if !model.state_inputs.is_empty() && self.state_in.is_none() {
+            let inputs = model.state_inputs.join(", ");
+            output.remark(format!("the graph's inputs {inputs} are zeros; --state-in gives others"));
+        }
+        if let (Some(input), None) = (&model.lengths_input, &self.lengths) {
+            output.remark(format!("the graph's input {input} is the sequences' whole length; --lengths gives others"));
         }
         if let Some(left_out) = model.left_out() {
             output.remark(left_out);
@@ -111,11 +114,10 @@ impl FeedArgs {
     }
 }
 
-/// Bytes that whole sequences take, about: inputs and outputs on the host and in the device's order, the gates' inputs.
+/// Bytes that whole sequences take on the host, about: inputs and outputs, and these once more in the order in which a
+/// layer has them.
 fn memory(config: &LstmConfig, extent: Extent) -> u128 {
-    let wide = config.output_size().max(config.input_size);
-    let floats =
-        2 * (config.input_size + config.output_size()) + 2 * wide + 5 * config.hidden_size * config.num_directions();
+    let floats = 2 * config.input_size + 3 * config.output_size();
     [extent.batch, extent.steps, floats, size_of::<f32>()].iter().map(|&n| n as u128).product()
 }
 

@@ -35,7 +35,8 @@ struct Report {
     streams: bool,
     fixed_state: bool,
     fixed_lengths: Option<Vec<usize>>,
-    inputs: Vec<String>,
+    state_inputs: Vec<String>,
+    lengths_input: Option<String>,
     unused: Vec<String>,
     backends: Vec<Runs>,
 }
@@ -86,8 +87,9 @@ impl fmt::Display for Report {
         if self.fixed_state || self.fixed_lengths.is_some() {
             writeln!(f, "the graph fixes initial states or lengths")?;
         }
-        if !self.inputs.is_empty() {
-            writeln!(f, "inputs of the graph for states and lengths: {}", list(&self.inputs))?;
+        let inputs: Vec<_> = self.state_inputs.iter().chain(&self.lengths_input).cloned().collect();
+        if !inputs.is_empty() {
+            writeln!(f, "inputs of the graph for states and lengths: {}", list(&inputs))?;
         }
         if !self.unused.is_empty() {
             writeln!(f, "not part of this LSTM: {}", list(&self.unused))?;
@@ -147,7 +149,8 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         streams: config.direction == lstm_core::Direction::Forward && loaded.lengths.is_none(),
         fixed_state: loaded.state.is_some(),
         fixed_lengths: loaded.lengths.clone(),
-        inputs: loaded.inputs.clone(),
+        state_inputs: loaded.state_inputs.clone(),
+        lengths_input: loaded.lengths_input.clone(),
         unused: loaded.unused.clone(),
         backends: KNOWN.iter().map(runs).collect(),
     })?;

@@ -94,8 +94,10 @@ pub(crate) struct Loaded {
     pub(crate) state: Option<HostState>,
     /// Lengths that the file fixes.
     pub(crate) lengths: Option<Vec<usize>>,
-    /// Inputs of an ONNX graph that have no counterpart here: states, lengths.
-    pub(crate) inputs: Vec<String>,
+    /// Inputs of an ONNX graph for initial states.
+    pub(crate) state_inputs: Vec<String>,
+    /// Its input for lengths.
+    pub(crate) lengths_input: Option<String>,
     /// Tensors or nodes that are no part of this LSTM.
     pub(crate) unused: Vec<String>,
     /// Whether these were left out because the user named the LSTM.
@@ -192,7 +194,8 @@ impl ModelArgs {
             config_from,
             state: None,
             lengths: None,
-            inputs: Vec::new(),
+            state_inputs: Vec::new(),
+            lengths_input: None,
             unused: file.names().map(str::to_owned).collect(),
             chosen: !self.name.is_empty(),
         })
@@ -222,25 +225,23 @@ impl ModelArgs {
             }
             other => other,
         })?;
-        let mut inputs = Vec::new();
+        let mut state_inputs = Vec::new();
         for initial in [&onnx.initial_h, &onnx.initial_c] {
             if let Initial::Inputs(ports) = initial {
-                inputs.extend(ports.iter().map(|port| port.name.clone()));
+                state_inputs.extend(ports.iter().map(|port| port.name.clone()));
             }
         }
-        let lengths = match &onnx.lengths {
-            Lengths::Whole => None,
-            Lengths::Fixed(lengths) => Some(lengths.clone()),
-            Lengths::Input(name) => {
-                inputs.push(name.clone());
-                None
-            }
+        let (lengths, lengths_input) = match &onnx.lengths {
+            Lengths::Whole => (None, None),
+            Lengths::Fixed(lengths) => (Some(lengths.clone()), None),
+            Lengths::Input(name) => (None, Some(name.clone())),
         };
         Ok(Loaded {
             kind: Kind::Onnx,
             state: fixed_state(&onnx)?,
             lengths,
-            inputs,
+            state_inputs,
+            lengths_input,
             names: if names.is_empty() { model.lstm_nodes() } else { self.name.clone() },
             dtypes: onnx.dtypes.iter().map(ToString::to_string).collect(),
             config_from: "the graph",
@@ -264,7 +265,8 @@ impl ModelArgs {
             config_from: "the layers",
             state: None,
             lengths: None,
-            inputs: Vec::new(),
+            state_inputs: Vec::new(),
+            lengths_input: None,
             unused: head.map(|(weight, _)| format!("dense layer {:?}", weight.shape())).into_iter().collect(),
             chosen: false,
         })

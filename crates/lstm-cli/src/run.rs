@@ -115,11 +115,11 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         }
         Ok(())
     })?;
-    if let (Some(path), Some(state)) = (&args.state_out, states.first()) {
-        state::write(path, state)?;
-    }
     if let Some(writer) = writer {
         writer.finish()?;
+    }
+    if let (Some(path), Some(state)) = (&args.state_out, states.first()) {
+        state::write(path, state)?;
     }
     output.report(&Report {
         model: args.model.path.clone(),
