@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    cargo::{self, BACKENDS, Workspace},
+    cargo::{self, BACKENDS, TESTS, TOOL, Workspace},
     table::{Line, NotRun, Table},
 };
 
@@ -34,11 +34,14 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let results = dir.join("results.jsonl");
     std::fs::write(&results, "").with_context(|| format!("{}", results.display()))?;
 
+    let run = |packages: &[&str], cargo_args: &[&str], test_args: &[&str]| {
+        let features = workspace.features(packages, args.backends.as_deref());
+        test(args, &workspace, &results, features, cargo_args, test_args)
+    };
     // Backends first to last: unit, integration and documentation tests of every package, whatever fails.
-    let mut passed = test(args, &workspace, &results, &["--workspace", "--no-fail-fast"], &[])?;
+    let mut passed = run(&[TESTS, TOOL], &["--workspace", "--no-fail-fast"], &[])?;
     if args.exhaustive {
-        let only = ["--release", "--package", "lstm-tests", "--test", "conformance"];
-        passed &= test(args, &workspace, &results, &only, &["--ignored"])?;
+        passed &= run(&[TESTS], &["--release", "--package", TESTS, "--test", "conformance"], &["--ignored"])?;
     }
 
     let text = std::fs::read_to_string(&results).with_context(|| format!("{}", results.display()))?;
@@ -54,9 +57,16 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 }
 
 /// One run of `cargo test`; whether all of it passed.
-fn test(args: &Args, workspace: &Workspace, results: &Path, cargo_args: &[&str], test_args: &[&str]) -> Result<bool> {
+fn test(
+    args: &Args,
+    workspace: &Workspace,
+    results: &Path,
+    features: Vec<String>,
+    cargo_args: &[&str],
+    test_args: &[&str],
+) -> Result<bool> {
     let mut command = cargo::cargo();
-    command.arg("test").args(cargo_args).args(workspace.features(args.backends.as_deref()));
+    command.arg("test").args(cargo_args).args(features);
     if !test_args.is_empty() {
         command.arg("--").args(test_args);
     }
