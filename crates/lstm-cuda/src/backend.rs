@@ -11,12 +11,14 @@ use lstm_core::{
     Arithmetic, Axis, Backend, Error, LayerGradients, LayerUpstream, LayerWeights, Mat, Output, Path, Result, Sequence,
     Shape, State,
     shape::{
-        check_clip, check_concat, check_download, check_gemm, check_rows, check_slice, check_upload, check_within, checked_len,
+        check_clip, check_concat, check_download, check_gemm, check_rows, check_slice, check_upload, check_within,
+        checked_len,
     },
 };
 
 use crate::{
     args::{MulAddArgs, WithinArgs},
+    check,
     driver::{Driver, Launch, size},
     launches::{Map, Operand, at, copy, gemm, map},
     layer::{Layer, Loaded, Plan},
@@ -29,6 +31,7 @@ use crate::{
 #[derive(Clone)]
 pub struct CudaOn<D: Driver> {
     pub(crate) driver: D,
+    arithmetic: Arithmetic,
 }
 
 impl<D: Driver> fmt::Debug for CudaOn<D> {
@@ -38,6 +41,12 @@ impl<D: Driver> fmt::Debug for CudaOn<D> {
 }
 
 impl<D: Driver> CudaOn<D> {
+    /// Looks at the device's bits first.
+    pub(crate) fn open(driver: D) -> Result<Self> {
+        let unchecked = CudaOn { driver, arithmetic: Arithmetic::Exact };
+        Ok(CudaOn { arithmetic: check::arithmetic(&unchecked)?, ..unchecked })
+    }
+
     /// A tensor whose values are not defined.
     pub(crate) fn tensor(&self, op: &'static str, shape: Shape) -> Result<Tensor<D>> {
         let len = checked_len(op, &[shape.rows, shape.cols])?;
@@ -89,7 +98,7 @@ impl<D: Driver> Backend for CudaOn<D> {
     }
 
     fn arithmetic(&self) -> Arithmetic {
-        Arithmetic::Exact
+        self.arithmetic.clone()
     }
 
     fn shape(&self, x: &Tensor<D>) -> Shape {
@@ -127,13 +136,7 @@ impl<D: Driver> Backend for CudaOn<D> {
         Ok(out)
     }
 
-    fn mul_add(
-        &self,
-        alpha: f32,
-        a: &Tensor<D>,
-        b: Option<&Tensor<D>>,
-        c: Option<&Tensor<D>>,
-    ) -> Result<Tensor<D>> {
+    fn mul_add(&self, alpha: f32, a: &Tensor<D>, b: Option<&Tensor<D>>, c: Option<&Tensor<D>>) -> Result<Tensor<D>> {
         let shape = check_rows("mul_add factor", a.shape, b.map(|b| b.shape))?;
         check_rows("mul_add summand", shape, c.map(|c| c.shape))?;
         let out = self.tensor("mul_add", shape)?;

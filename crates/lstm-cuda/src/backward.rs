@@ -3,8 +3,7 @@
 use std::ops::Range;
 
 use lstm_core::{
-    Bias, CellKind, Error, LayerGradients, LayerUpstream, Result, Shape, State, WeightGradients,
-    arithmetic::CHUNK,
+    Bias, CellKind, Error, LayerGradients, LayerUpstream, Result, Shape, State, WeightGradients, arithmetic::CHUNK,
     shape::checked_len,
 };
 
@@ -45,12 +44,8 @@ impl<D: Driver> CudaOn<D> {
         let alloc = |sizes: &[usize]| driver.alloc(OP, checked_len(OP, sizes)?);
         let rows = steps * batch;
         let projected = spec.proj_size.map(|_| Ok::<_, Error>([alloc(&[rows, state])?, alloc(&[rows, hidden])?]));
-        let pass =
-            Pass { b: self, layer, trace, dz: alloc(&[rows, 4, hidden])?, projected: projected.transpose()? };
-        let d = State {
-            h: self.tensor(OP, Shape::new(batch, state))?,
-            c: self.tensor(OP, Shape::new(batch, hidden))?,
-        };
+        let pass = Pass { b: self, layer, trace, dz: alloc(&[rows, 4, hidden])?, projected: projected.transpose()? };
+        let d = State { h: self.tensor(OP, Shape::new(batch, state))?, c: self.tensor(OP, Shape::new(batch, hidden))? };
         for (from, to) in [(&upstream.state.h, &d.h), (&upstream.state.c, &d.c)] {
             let len = to.shape.len();
             let (from, to) = (driver.address(&from.data), driver.address(&to.data));
@@ -189,7 +184,8 @@ impl<D: Driver> Pass<'_, D> {
             // The candidate does not see the state: its gradient is that of no gradient.
             let zero = self.b.constant(OP, 0.0)?;
             let none = Operand { line: 0, step: 0, ..Operand::lines(self.address(&zero), 0) };
-            let parts = [(0..2 * hidden, of(0..0)), (2 * hidden..3 * hidden, none), (3 * hidden..gates, of(3 * hidden..gates))];
+            let parts =
+                [(0..2 * hidden, of(0..0)), (2 * hidden..3 * hidden, none), (3 * hidden..gates, of(3 * hidden..gates))];
             for (range, dz) in parts {
                 self.outer((dz, range.len()), (c, hidden), rows, onto_u(range.start), (&u, range.start))?;
             }
@@ -277,4 +273,3 @@ impl<D: Driver> Pass<'_, D> {
         Ok(out)
     }
 }
-

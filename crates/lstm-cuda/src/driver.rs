@@ -9,9 +9,10 @@ use crate::args::Address;
 
 /// Where kernels run. Launches and copies are done in the order in which they are asked for; only `download` waits.
 ///
-/// Nothing outside of this crate can implement it. Launches hold bare addresses: whoever makes one sees to it that each is
+/// It is for this crate's devices only, and not part of what stays as it is. Launches hold bare addresses: whoever makes one sees to it that each is
 /// of memory as large as the kernel takes it to be. Memory may be given up as soon as everything that uses it was asked
 /// for; a graph's must live until its last replay was.
+#[doc(hidden)]
 pub trait Driver: Clone + fmt::Debug + Send + Sync + 'static {
     /// Device memory for some `f32`, freed when it is dropped and everything before has been done.
     type Memory: Send + Sync + 'static;
@@ -61,7 +62,13 @@ impl Launch {
     ///
     /// # Errors
     /// More blocks than a grid has.
-    pub(crate) fn new<A: Pod>(op: &'static str, kernel: &'static str, blocks: usize, threads: u32, args: A) -> Result<Self> {
+    pub(crate) fn new<A: Pod>(
+        op: &'static str,
+        kernel: &'static str,
+        blocks: usize,
+        threads: u32,
+        args: A,
+    ) -> Result<Self> {
         let grid = u32::try_from(blocks).ok().filter(|&n| n <= i32::MAX as u32);
         let grid = grid.ok_or(Error::TooLarge { op, sizes: vec![blocks, threads as usize] })?;
         let args = Box::from(bytemuck::cast_slice::<A, u64>(&[args]));

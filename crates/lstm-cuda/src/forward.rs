@@ -81,7 +81,8 @@ pub(crate) fn step<D: Driver>(
     if spec.proj_size.is_some() {
         let [h_old, h_new] = places.h;
         let StepPlaces { unprojected, y, .. } = places;
-        let args = ProjectArgs { unprojected, w: projection, h_old, h_new, y, batch: batch_size, active, hidden, state };
+        let args =
+            ProjectArgs { unprojected, w: projection, h_old, h_new, y, batch: batch_size, active, hidden, state };
         let shape = [batch, spec.state_size()];
         let tile = step_tile(driver, shape);
         let kernel = if tile.name == "medium" { "project_medium" } else { "project_small" };
@@ -175,10 +176,8 @@ impl<D: Driver> CudaOn<D> {
         let (driver, spec) = (&self.driver, &layer.spec);
         let (steps, batch, hidden, state) = (sequence.steps, sequence.batch, spec.hidden_size, spec.state_size());
         let y = self.tensor(op, Shape::new(steps * batch, state))?;
-        let last = State {
-            h: self.tensor(op, Shape::new(batch, state))?,
-            c: self.tensor(op, Shape::new(batch, hidden))?,
-        };
+        let last =
+            State { h: self.tensor(op, Shape::new(batch, state))?, c: self.tensor(op, Shape::new(batch, hidden))? };
         let address = |x: &Tensor<D>| driver.address(&x.data);
         let (h, c) = trace.map_or((&plan.h, &plan.c), |trace| (&trace.h, &trace.c));
         let (h, c) = (driver.address(h), driver.address(c));

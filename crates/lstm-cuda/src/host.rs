@@ -1,8 +1,9 @@
 //! The kernels' own sources on a CPU, each CUDA thread a fiber: for tests on machines without a GPU. See `host/shim.h`.
 
+#[cfg(host_kernels)]
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::{
     alloc::{Layout, alloc, dealloc},
-    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
     ptr::NonNull,
 };
 
@@ -17,7 +18,10 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Host {
     /// Which of the orders in which blocks and threads take their turns.
+    #[cfg_attr(not(host_kernels), expect(dead_code, reason = "nothing runs"))]
     schedule: u32,
+    /// Blocks that can be there at the same time.
+    resident: usize,
 }
 
 /// Values on the heap.
@@ -46,6 +50,7 @@ impl Drop for HostMemory {
     }
 }
 
+#[cfg(host_kernels)]
 unsafe extern "C" {
     /// Zero if it went well, else why not.
     fn lstm_cuda_host_launch(
@@ -65,12 +70,18 @@ unsafe extern "C" {
 impl Host {
     pub(crate) const NAME: &str = "cuda-host";
 
-    /// Blocks and threads take turns as they are numbered (0), backwards (1), or in an order drawn from another number.
-    pub(crate) fn new(schedule: u32) -> Result<Self> {
-        if std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2") {
-            return Ok(Host { schedule });
+    pub(crate) fn new(schedule: u32, resident: usize) -> Result<Self> {
+        #[cfg(host_kernels)]
+        let why = match std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2") {
+            true => None,
+            false => Some("the kernels were built for AVX2 and FMA, which this CPU does not have"),
+        };
+        #[cfg(not(host_kernels))]
+        let why = Some(env!("LSTM_CUDA_NO_HOST"));
+        match why {
+            None => Ok(Host { schedule, resident }),
+            Some(why) => Err(Host::error("open", why)),
         }
-        Err(Host::error("new", "the kernels were built for AVX2 and FMA, which this CPU does not have"))
     }
 
     pub(crate) fn error(op: &'static str, why: impl ToString) -> Error {
@@ -112,13 +123,23 @@ impl Driver for Host {
 
     fn download(&self, op: &'static str, memory: &HostMemory, offset: usize, out: &mut [f32]) -> Result<()> {
         if offset.checked_add(out.len()).is_none_or(|end| end > memory.len) {
-            return Err(Error::shape(op, format!("at most {} values", memory.len), format!("{} from {offset}", out.len())));
+            return Err(Error::shape(
+                op,
+                format!("at most {} values", memory.len),
+                format!("{} from {offset}", out.len()),
+            ));
         }
         // SAFETY: as above.
         unsafe { memory.data.as_ptr().add(offset).copy_to_nonoverlapping(out.as_mut_ptr(), out.len()) };
         Ok(())
     }
 
+    #[cfg(not(host_kernels))]
+    fn launch(&self, op: &'static str, _: &Launch) -> Result<()> {
+        Err(Host::error(op, env!("LSTM_CUDA_NO_HOST")))
+    }
+
+    #[cfg(host_kernels)]
     fn launch(&self, op: &'static str, launch: &Launch) -> Result<()> {
         let kernel = CString::new(launch.kernel).map_err(|e| Host::error(op, e))?;
         let mut why = [0u8; 512];
@@ -158,7 +179,7 @@ impl Driver for Host {
     }
 
     fn resident_blocks(&self, _: &'static str, _: &'static str, _: u32, _: u32) -> Result<usize> {
-        Ok(8)
+        Ok(self.resident)
     }
 
     fn max_shared(&self) -> u32 {

@@ -150,7 +150,15 @@ fn launches<D: Driver>(
         let h = places(&stage.h, layer.spec.state_size());
         let c = places(&stage.c, layer.spec.hidden_size);
         let unprojected = stage.unprojected.as_ref().map_or(0, |memory| driver.address(memory));
-        step(driver, "stream", layer, batch, batch, StepPlaces { z, h, c, unprojected, y: 0, gates: 0 }, &mut launches)?;
+        step(
+            driver,
+            "stream",
+            layer,
+            batch,
+            batch,
+            StepPlaces { z, h, c, unprojected, y: 0, gates: 0 },
+            &mut launches,
+        )?;
         x = h[1];
     }
     Ok(launches)
