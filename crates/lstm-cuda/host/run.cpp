@@ -71,8 +71,10 @@ struct Fiber {
     int line = 0;
 };
 
+// Its fields are read by its fibers, so none of the library's functions may be needed for that: they are instrumented.
 struct Block {
     Barrier barrier;
+    unsigned threads = 0;
     std::vector<Fiber> fibers;
     std::unique_ptr<float4[]> shared;
     unsigned alive = 0;
@@ -83,19 +85,33 @@ static thread_local Fiber *current;
 static thread_local void *scheduler_sp;
 static thread_local const Kernel *kernel;
 static thread_local const void *kernel_args;
-static thread_local uint64_t launch_order;
+static uint64_t launch_order, end_order; // the launch is before every thread, every thread is before the end
 #if SHIM_TSAN
 static thread_local void *scheduler_tsan;
 #endif
 
-// A barrier that is left out, to see that a race is found; see sanitize.cpp.
-struct Planted {
-    const char *file = nullptr;
-    int line = 0;
-    std::vector<std::pair<std::string, int>> seen; // call sites of barriers, if wanted
-    bool collect = false;
+// A barrier that is left out, to see that a race is found, and call sites of barriers; see sanitize.cpp.
+struct Site {
+    const char *file;
+    int line;
 };
-static Planted planted;
+static Site planted = {nullptr, 0};
+static Site sites[64];
+static unsigned site_count = 0;
+static bool collecting = false;
+
+SHIM_HIDDEN static bool is_at(const Site &site, const char *file, int line) {
+    if (site.line != line || !site.file) return false;
+    const char *a = site.file, *b = file;
+    while (*a && *a == *b) a++, b++;
+    return *a == *b;
+}
+
+SHIM_HIDDEN static void collect(const char *file, int line) {
+    for (unsigned i = 0; i < site_count; i++)
+        if (is_at(sites[i], file, line)) return;
+    if (site_count < 64) sites[site_count++] = {file, line};
+}
 
 // Stacks are kept: most launches are small.
 struct Stacks {
@@ -124,18 +140,13 @@ SHIM_HIDDEN static void to_scheduler() {
 }
 
 SHIM_HIDDEN void sync_block(const char *file, int line) {
-    if (planted.collect) {
-        std::pair<std::string, int> site(file, line);
-        bool known = false;
-        for (auto &other : planted.seen) known |= other == site;
-        if (!known) planted.seen.push_back(site);
-    }
-    if (planted.file && planted.line == line && !std::strcmp(planted.file, file)) return;
+    if (collecting) collect(file, line);
+    if (is_at(planted, file, line)) return;
     Fiber *fiber = current;
     Barrier &barrier = fiber->block->barrier;
     const unsigned generation = barrier.generation;
     __tsan_release(&barrier.order[generation & 1]);
-    if (++barrier.arrived == fiber->block->fibers.size()) {
+    if (++barrier.arrived == fiber->block->threads) {
         barrier.arrived = 0;
         barrier.generation = generation + 1;
     } else {
@@ -155,7 +166,7 @@ SHIM_HIDDEN void pause() {
 SHIM_HIDDEN static void entry() {
     __tsan_acquire(&launch_order);
     kernel->run(kernel_args);
-    __tsan_release(&launch_order);
+    __tsan_release(&end_order);
     current->state = State::Done;
     to_scheduler();
     std::abort();
@@ -184,10 +195,9 @@ SHIM_HIDDEN static bool resume(Fiber &fiber) {
     lstm_shim_switch(&scheduler_sp, fiber.sp);
     if (fiber.state == State::Done) {
         fiber.block->alive--;
+#if !SHIM_TSAN // which would take the next thread's stack for this one's: it is given back at the end
         stacks.spare.push_back(fiber.stack);
         fiber.stack = nullptr;
-#if SHIM_TSAN
-        __tsan_destroy_fiber(fiber.tsan);
 #endif
     }
     return true;
@@ -223,7 +233,7 @@ struct Launch {
         const float poison = __uint_as_float(0x7fc0deadu);
         for (size_t i = 0; i < vectors; i++) block.shared[i] = {poison, poison, poison, poison};
         block.barrier = Barrier();
-        block.alive = threads;
+        block.threads = block.alive = threads;
         block.fibers.resize(threads);
         for (unsigned t = 0; t < threads; t++) {
             Fiber &fiber = block.fibers[t];
@@ -234,11 +244,15 @@ struct Launch {
         return true;
     }
 
-    // What threads that did not end have.
+    // What threads still have, above all those that did not end.
     void release(std::vector<Block> &blocks) {
         for (Block &block : blocks)
-            for (Fiber &fiber : block.fibers)
+            for (Fiber &fiber : block.fibers) {
                 if (fiber.stack) stacks.spare.push_back(fiber.stack);
+#if SHIM_TSAN
+                if (fiber.tsan) __tsan_destroy_fiber(fiber.tsan);
+#endif
+            }
     }
 
     bool fail(std::string why) {
@@ -309,17 +323,18 @@ SHIM_HIDDEN std::string launch(const char *name, unsigned grid, unsigned threads
     std::vector<unsigned> indices(grid);
     launch.order.fill(indices);
     bool ok = true;
-    if (resident) {
+    // Blocks that share memory and run one after another would look as if they were ordered.
+    if (resident || SHIM_TSAN) {
         std::vector<Block> blocks(grid);
         for (unsigned i = 0; i < grid && ok; i++) ok = launch.prepare(blocks[i], i);
         ok = ok && launch.run(blocks);
+        __tsan_acquire(&end_order);
         launch.release(blocks);
     } else {
         std::vector<Block> block(1);
         for (unsigned i = 0; i < grid && ok; i++) ok = launch.prepare(block[0], indices[i]) && launch.run(block);
         launch.release(block);
     }
-    __tsan_acquire(&launch_order);
     return ok ? std::string() : launch.error;
 }
 

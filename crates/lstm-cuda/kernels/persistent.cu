@@ -95,7 +95,7 @@ KERNEL(persistent, PersistentArgs, 256) {
             args.c[(u64)first_place * batch * hidden + at] = own_c[i];
         }
     }
-    __syncthreads();
+    // Nobody else reads it before the first step's barriers.
 
     for (u32 n = 0; n < args.steps; n++) {
         const u32 t = args.reverse ? args.steps - 1 - n : n, place = args.reverse ? t : t + 1;

@@ -25,7 +25,7 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
         own_h[i] = args.dh[(u64)(i / units) * hidden + unit];
         own_c[i] = args.dc[(u64)(i / units) * hidden + unit];
     }
-    __syncthreads();
+    // Nobody else reads it before the first step's barriers.
 
     // One more than there are steps: the last gives the initial state's gradient.
     for (u32 n = 0; n <= args.steps; n++) {
