@@ -79,12 +79,22 @@ struct Options {
 enum BackendName {
     /// The CPU, with all its threads
     Cpu,
+    /// The first NVIDIA GPU
+    #[cfg(feature = "cuda")]
+    Cuda,
+    /// The kernels for NVIDIA GPUs, on the CPU: for tests, and slow
+    #[cfg(feature = "cuda-host")]
+    CudaHost,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
     let result = match options.backend {
         BackendName::Cpu => run(&lstm_cpu::Cpu::new(), &options),
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => lstm_cuda::Cuda::new(0).map_err(Error::from).and_then(|cuda| run(&cuda, &options)),
+        #[cfg(feature = "cuda-host")]
+        BackendName::CudaHost => lstm_cuda::CudaHost::new().map_err(Error::from).and_then(|host| run(&host, &options)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// Backends that must run: it is a failure if one does not
     #[arg(long, value_delimiter = ',')]
     require: Vec<String>,
+    /// Build for speed: slower to build, several times faster to run
+    #[arg(long)]
+    release: bool,
     /// Also run the activations over all 2^32 inputs (minutes)
     #[arg(long)]
     exhaustive: bool,
@@ -35,7 +38,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     std::fs::write(&results, "").with_context(|| format!("{}", results.display()))?;
 
     // Backends first to last: unit, integration and documentation tests of every package, whatever fails.
-    let mut passed = test(args, &workspace, &results, &["--workspace", "--no-fail-fast"], &[])?;
+    let all = ["--workspace", "--no-fail-fast"];
+    let all = all.into_iter().chain(args.release.then_some("--release")).collect::<Vec<_>>();
+    let mut passed = test(args, &workspace, &results, &all, &[])?;
     if args.exhaustive {
         let only = ["--release", "--package", "lstm-tests", "--test", "conformance"];
         passed &= test(args, &workspace, &results, &only, &["--ignored"])?;
