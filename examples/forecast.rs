@@ -235,6 +235,11 @@ mod tests {
         assert!(losses[29] < 0.9 * losses[0], "{losses:?}");
         let one = Cpu::builder().threads(1).build()?;
         assert_eq!(trained(&one, &recipe, &file)?, (losses.clone(), forecast.clone()));
+        #[cfg(feature = "cuda-host")]
+        match lstm_cuda::CudaHost::new() {
+            Ok(host) => assert_eq!(trained(&host, &recipe, &file)?, (losses.clone(), forecast.clone())),
+            Err(error) => eprintln!("cuda-host: not run: {error}"),
+        }
         assert_eq!(trained(&Reference(one), &recipe, &file)?, (losses, forecast));
 
         let error = trained(&Cpu::new(), &Recipe { rate: 1e30, ..recipe }, &file).expect_err("a rate that is absurd");

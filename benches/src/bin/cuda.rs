@@ -59,7 +59,7 @@ fn serve(cuda: &Cuda) -> Result<bool> {
         let numbers: Option<Vec<usize>> = words.iter().skip(1).map(|word| word.parse().ok()).collect();
         let answer = match (words.first(), numbers.as_deref()) {
             (Some(&"check"), Some(&[hidden, batch, steps, _])) => check(cuda, [hidden, batch, steps])?,
-            (Some(&pass @ ("forward" | "train")), Some(&[hidden, batch, steps, repeats @ 1..])) => {
+            (Some(&pass @ ("forward" | "train")), Some(&[hidden, batch, steps, repeats])) if repeats > 0 => {
                 microseconds(cuda, [hidden, batch, steps], pass == "train", repeats)?.to_string()
             }
             _ => format!("expected PASS HIDDEN BATCH STEPS REPEATS, got `{line}`"),
