@@ -141,10 +141,9 @@ impl<D: Driver> Pass<'_, D> {
                 cell: CellOptions::new(spec),
                 bounds: GateBounds::new(spec),
             };
-            let launch = |[small, medium]: [&'static str; 2], cols: usize| {
-                let tile = step_tile(driver, [batch, cols]);
-                let kernel = if tile.name == "medium" { medium } else { small };
-                driver.launch(OP, &tile.launch(OP, kernel, [batch, cols], args)?)
+            let launch = |kernels: [&'static str; 2], cols: usize| {
+                let shape = [batch, cols];
+                driver.launch(OP, &step_tile(driver, shape).launch(OP, &kernels, shape, args)?)
             };
             if spec.proj_size.is_none() {
                 launch(["back_small", "back_medium"], hidden)?;

@@ -75,18 +75,14 @@ pub(crate) fn step<D: Driver>(
         cell: CellOptions::new(spec),
     };
     let shape = [batch, 4 * spec.hidden_size];
-    let tile = step_tile(driver, shape);
-    let kernel = if tile.name == "medium" { "step_medium" } else { "step_small" };
-    launches.push(tile.launch(op, kernel, shape, args)?);
+    launches.push(step_tile(driver, shape).launch(op, &["step_small", "step_medium"], shape, args)?);
     if spec.proj_size.is_some() {
         let [h_old, h_new] = places.h;
         let StepPlaces { unprojected, y, .. } = places;
         let args =
             ProjectArgs { unprojected, w: projection, h_old, h_new, y, batch: batch_size, active, hidden, state };
         let shape = [batch, spec.state_size()];
-        let tile = step_tile(driver, shape);
-        let kernel = if tile.name == "medium" { "project_medium" } else { "project_small" };
-        launches.push(tile.launch(op, kernel, shape, args)?);
+        launches.push(step_tile(driver, shape).launch(op, &["project_small", "project_medium"], shape, args)?);
     }
     Ok(())
 }

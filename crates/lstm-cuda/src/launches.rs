@@ -74,32 +74,33 @@ impl Operand {
     }
 }
 
-/// Sizes of tiles and the kernels' names after them.
+/// The part of a result that a block computes.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
-    pub(crate) name: &'static str,
-    pub(crate) threads: u32,
+    /// Its kernel's place among those for all tiles, the smallest first.
+    kernel: usize,
+    threads: u32,
     side: usize,
 }
 
-const SMALL: Tile = Tile { name: "small", threads: 64, side: 16 };
-const MEDIUM: Tile = Tile { name: "medium", threads: 256, side: 64 };
-const LARGE: Tile = Tile { name: "large", threads: 256, side: 128 };
+const SMALL: Tile = Tile { kernel: 0, threads: 64, side: 16 };
+const MEDIUM: Tile = Tile { kernel: 1, threads: 256, side: 64 };
+const LARGE: Tile = Tile { kernel: 2, threads: 256, side: 128 };
 
 impl Tile {
     fn count(self, [rows, cols]: [usize; 2]) -> usize {
         rows.div_ceil(self.side) * cols.div_ceil(self.side)
     }
 
-    /// Starts enough blocks for a result of some rows and columns.
+    /// Starts enough blocks of the tile's kernel for a result of some rows and columns.
     pub(crate) fn launch<A: bytemuck::Pod>(
         self,
         op: &'static str,
-        kernel: &'static str,
+        kernels: &[&'static str],
         shape: [usize; 2],
         args: A,
     ) -> Result<Launch> {
-        let mut launch = Launch::new(op, kernel, self.count(shape), self.threads, args)?;
+        let mut launch = Launch::new(op, kernels[self.kernel], self.count(shape), self.threads, args)?;
         // Both operands' part of a tile, rows 4 further apart than they are long.
         launch.shared = (lstm_core::arithmetic::BLOCK * 2 * (self.side + 4) * 4) as u32;
         Ok(launch)
@@ -146,12 +147,7 @@ pub(crate) fn gemm(
         true => LARGE,
         false => step_tile(driver, shape),
     };
-    let kernel = match tile.name {
-        "large" => "gemm_large",
-        "medium" => "gemm_medium",
-        _ => "gemm_small",
-    };
-    tile.launch(op, kernel, shape, args)
+    tile.launch(op, &["gemm_small", "gemm_medium", "gemm_large"], shape, args)
 }
 
 /// The columns' sums of `[rows, cols]`, rows `stride` apart, as a product with ones, onto `acc`.
