@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 /// The backends that are meant to exist, in the order of tables. Which of them a build can hold is cargo's to say.
-pub(crate) const BACKENDS: [&str; 3] = ["cpu", "wgpu", "cuda"];
+pub(crate) const BACKENDS: [&str; 4] = ["cpu", "wgpu", "cuda", "cuda-host"];
 
 /// The package whose features are the backends.
 pub(crate) const TESTS: &str = "lstm-tests";

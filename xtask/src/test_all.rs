@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// Backends that must run: it is a failure if one does not
     #[arg(long, value_delimiter = ',')]
     require: Vec<String>,
+    /// Build for speed: slower to build, several times faster to run
+    #[arg(long)]
+    release: bool,
     /// Also run the activations over all 2^32 inputs (minutes)
     #[arg(long)]
     exhaustive: bool,
@@ -39,7 +42,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         test(args, &workspace, &results, features, cargo_args, test_args)
     };
     // Backends first to last: unit, integration and documentation tests of every package, whatever fails.
-    let mut passed = run(&[TESTS, TOOL], &["--workspace", "--no-fail-fast"], &[])?;
+    let all = ["--workspace", "--no-fail-fast"];
+    let all = all.into_iter().chain(args.release.then_some("--release")).collect::<Vec<_>>();
+    let mut passed = run(&[TESTS, TOOL], &all, &[])?;
     if args.exhaustive {
         passed &= run(&[TESTS], &["--release", "--package", TESTS, "--test", "conformance"], &["--ignored"])?;
     }
