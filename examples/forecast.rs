@@ -79,12 +79,22 @@ struct Options {
 enum BackendName {
     /// The CPU, with all its threads
     Cpu,
+    /// The first NVIDIA GPU
+    #[cfg(feature = "cuda")]
+    Cuda,
+    /// The kernels for NVIDIA GPUs, on the CPU: for tests, and slow
+    #[cfg(feature = "cuda-host")]
+    CudaHost,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
     let result = match options.backend {
         BackendName::Cpu => run(&lstm_cpu::Cpu::new(), &options),
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => lstm_cuda::Cuda::new(0).map_err(Error::from).and_then(|cuda| run(&cuda, &options)),
+        #[cfg(feature = "cuda-host")]
+        BackendName::CudaHost => lstm_cuda::CudaHost::new().map_err(Error::from).and_then(|host| run(&host, &options)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -225,6 +235,11 @@ mod tests {
         assert!(losses[29] < 0.9 * losses[0], "{losses:?}");
         let one = Cpu::builder().threads(1).build()?;
         assert_eq!(trained(&one, &recipe, &file)?, (losses.clone(), forecast.clone()));
+        #[cfg(feature = "cuda-host")]
+        match lstm_cuda::CudaHost::new() {
+            Ok(host) => assert_eq!(trained(&host, &recipe, &file)?, (losses.clone(), forecast.clone())),
+            Err(error) => eprintln!("cuda-host: not run: {error}"),
+        }
         assert_eq!(trained(&Reference(one), &recipe, &file)?, (losses, forecast));
 
         let error = trained(&Cpu::new(), &Recipe { rate: 1e30, ..recipe }, &file).expect_err("a rate that is absurd");

@@ -45,6 +45,8 @@ macro_rules! backends {
 // A backend's feature, and an expression that opens it or says why it can't run here.
 backends! {
     "cpu" => lstm_core::Result::Ok(lstm_cpu::Cpu::new()),
+    "cuda" => lstm_cuda::Cuda::new(0),
+    "cuda-host" => lstm_cuda::CudaHost::new(),
     "wgpu" => lstm_wgpu::Wgpu::blocking(),
 }
 

@@ -207,7 +207,7 @@ impl Settings {
 }
 
 /// `max |got - want| / (1 + |want|)`; anything that is not a number counts as infinitely far.
-pub(crate) fn error(want: &ArrayD<f64>, got: &ArrayD<f32>) -> f64 {
+pub fn error(want: &ArrayD<f64>, got: &ArrayD<f32>) -> f64 {
     if want.shape() != got.shape() {
         return f64::INFINITY;
     }

@@ -10,6 +10,7 @@ pub mod compare;
 pub mod differences;
 pub mod double;
 pub mod golden;
+pub mod hostile;
 pub mod onnx;
 pub mod planted;
 pub mod primitives;

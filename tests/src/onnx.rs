@@ -21,14 +21,15 @@ pub struct OnnxCase {
     /// The model.
     pub onnx: OnnxLstm,
     inputs: OnnxInputs,
-    want: Vec<(&'static str, PortKind, ArrayD<f64>)>,
+    /// Names and values of outputs, by the graph's number of each.
+    want: Vec<(String, usize, ArrayD<f64>)>,
 }
 
 /// How far one output is from the other runtime's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
-    /// `Y`, `Y_h` or `Y_c`.
-    pub output: &'static str,
+    /// `Y`, `Y_h` or `Y_c`; the second of a kind is `Y_1` and so on.
+    pub output: String,
     /// `max |got - want| / (1 + |want|)`; infinite where a NaN came or a shape differs.
     pub error: f64,
 }
@@ -43,8 +44,13 @@ impl Score {
 impl fmt::Display for Score {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = if self.passes() { "ok" } else { "FAIL" };
-        write!(f, "{:<4} error {:.2e}  limit {TOLERANCE:.0e}  {verdict}", self.output, self.error)
+        write!(f, "{:<5} error {:.2e}  limit {TOLERANCE:.0e}  {verdict}", self.output, self.error)
     }
+}
+
+/// The name of the tensor for the first of a kind, or for one that follows.
+fn numbered(name: &str, k: usize) -> String {
+    if k == 0 { name.to_owned() } else { format!("{name}_{k}") }
 }
 
 impl OnnxCase {
@@ -56,13 +62,23 @@ impl OnnxCase {
             false => Ok(None),
         };
         let x = optional("X")?.context("`X` is missing")?;
-        let (initial_h, initial_c) = (optional("initial_h")?, optional("initial_c")?);
+        let mut several = |name: &str| {
+            (0..)
+                .map(|k| numbered(name, k))
+                .map_while(|name| optional(&name).transpose())
+                .collect::<lstm_core::Result<Vec<_>>>()
+        };
+        let (initial_h, initial_c) = (several("initial_h")?, several("initial_c")?);
         let lengths = file.shape("sequence_lens").is_some().then(|| file.take_i64("sequence_lens")).transpose()?;
         let mut want = Vec::new();
         for (name, kind) in OUTPUTS {
-            if file.shape(name).is_some() {
-                ensure!(onnx.outputs.iter().any(|port| port.kind == kind), "the graph has no output that is `{name}`");
-                want.push((name, kind, file.take_f64(name)?));
+            let ports = onnx.outputs.iter().enumerate().filter(|(_, port)| port.kind == kind);
+            for (k, (index, _)) in ports.enumerate() {
+                let name = numbered(name, k);
+                if file.shape(&name).is_some() {
+                    let value = file.take_f64(&name)?;
+                    want.push((name, index, value));
+                }
             }
         }
         ensure!(!want.is_empty(), "none of Y, Y_h and Y_c is there");
@@ -89,12 +105,11 @@ impl Compared for OnnxCase {
     fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
         let model = Lstm::new(b, self.onnx.weights.clone())?;
         let got = self.onnx.run(&model, self.inputs.clone())?;
-        let mut scores = Vec::new();
-        for (port, (_, got)) in self.onnx.outputs.iter().zip(&got) {
-            let wanted = self.want.iter().filter(|(_, kind, _)| *kind == port.kind);
-            scores.extend(wanted.map(|(output, _, want)| Score { output, error: crate::golden::error(want, got) }));
-        }
-        Ok(scores)
+        let score = |(output, index, want): &(String, usize, ArrayD<f64>)| {
+            let (_, got) = got.get(*index).with_context(|| format!("no output {index}"))?;
+            Ok(Score { output: output.clone(), error: crate::golden::error(want, got) })
+        };
+        self.want.iter().map(score).collect()
     }
 
     fn ratio(score: &Score) -> f64 {

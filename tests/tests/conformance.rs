@@ -31,11 +31,16 @@ fn main() {
     for missed in backends::for_each(wanted.as_deref(), &mut trials) {
         trials.not_run(&missed.name, "", &missed.why);
     }
+    let is_wanted = |name: &str| wanted.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
     #[cfg(feature = "cpu")]
-    if wanted.is_none_or(|names| names.iter().any(|name| name == "cpu"))
+    if is_wanted("cpu")
         && let Err(error) = cpu::trials(&mut trials)
     {
         trials.add("cpu", "threads", "open", move || Err(error.into()));
+    }
+    #[cfg(feature = "cuda-host")]
+    if is_wanted("cuda-host") {
+        cuda_host::trials(&mut trials);
     }
     libtest_mimic::run(&args, trials.trials).exit();
 }
@@ -251,5 +256,43 @@ mod cpu {
             compare::same_passes(&format!("{label} against plain"), &want, &got)?;
         }
         Ok(String::new())
+    }
+}
+
+#[cfg(feature = "cuda-host")]
+mod cuda_host {
+    //! What only the host's stand-in for CUDA has: orders in which threads take their turns, and how many blocks can be
+    //! there at the same time, which decides on a layer's path.
+
+    use lstm_cuda::CudaHost;
+
+    use super::*;
+
+    pub(super) fn trials(trials: &mut Trials) {
+        // Where it does not open, that was reported with the backend.
+        let open = |schedule, resident| CudaHost::with(schedule, resident).ok();
+        let Some(steps) = open(0, 0) else { return };
+        for case in cases::table() {
+            let (steps, name) = (steps.clone(), case.name.clone());
+            trials.add("cuda-host", "kernel-a-step", &name, move || matches_snapshot(&steps, &case));
+        }
+        for run in training::runs() {
+            let (steps, name) = (steps.clone(), run.name);
+            trials.add("cuda-host", "kernel-a-step", &format!("training-{name}"), move || {
+                snapshot(&format!("training-{name}"), &training::check(&steps, &run)?).map(|()| String::new())
+            });
+        }
+        // Backwards, and drawn at random; with few blocks of many units and with many of few.
+        for (schedule, resident) in [(1, 3), (2, 8), (3, 64), (4, 0)] {
+            let Some(host) = open(schedule, resident) else { return };
+            for case in small_cases().filter(|case| case.group != "sizes") {
+                let (host, name) = (host.clone(), format!("{}-{schedule}", case.name));
+                trials.add("cuda-host", "schedules", &name, move || matches_snapshot(&host, &case));
+            }
+        }
+    }
+
+    fn matches_snapshot(host: &CudaHost, case: &Case) -> Result<String> {
+        snapshot(&case.name, &compare::render(&check::check_case(host, case)?)).map(|()| String::new())
     }
 }

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use anyhow::{Context, Result, ensure};
-use lstm_core::{Backend, CellKind, Direction};
+use anyhow::{Context, Result, bail, ensure};
+use lstm_core::{
+    Backend, CellKind, Direction,
+    weights::onnx::{Initial, PortKind},
+};
 use lstm_tests::{
     backends::{self, Visit},
     onnx::OnnxCase,
@@ -70,5 +73,21 @@ fn the_cases_have_every_option() -> Result<()> {
     ensure!(format!("{:?}", case("layout-1")?.onnx.x.axes) == "[[Batch], [Steps], [Features]]");
     ensure!(format!("{:?}", case("constants")?.onnx.initial_h).starts_with("Fixed"));
     ensure!(format!("{:?}", case("constants")?.onnx.lengths) == "Fixed([2, 5])");
+    let state = case("keras-initial-state-per-layer")?;
+    let Initial::Inputs(inputs) = &state.onnx.initial_h else { bail!("{:?}", state.onnx.initial_h) };
+    ensure!(inputs.iter().map(|port| port.rows.clone()).eq([0..1, 1..2]), "{inputs:?}");
+    for (name, kind, step) in [
+        ("pytorch-dynamo-dynamic-last", PortKind::H, None),
+        ("pytorch-dynamo-dynamic-last-of-both", PortKind::Sequence, Some(-1)),
+        ("pytorch-script-static-ends", PortKind::H, None),
+        ("keras-bidirectional-last", PortKind::H, None),
+    ] {
+        let port = &case(name)?.onnx.outputs[0];
+        ensure!((port.kind, port.step) == (kind, step), "{name}: {port:?}");
+    }
+    for name in ["two-nodes", "two-nodes-zeros"] {
+        let config = case(name)?.onnx.weights.config();
+        ensure!((config.num_layers, config.direction) == (2, Direction::Bidirectional), "{name}: {config}");
+    }
     Ok(())
 }

@@ -60,7 +60,10 @@ fn write<B: Backend>(b: &B, path: &Path, config: LstmConfig, state: bool, length
     let onnx = OnnxModel::open(path)?.lstm()?;
     let config = onnx.weights.config().clone();
     let rows = config.num_layers * config.num_directions();
-    let initial = |initial: &Initial| matches!(initial, Initial::Input(_)).then(|| wave(&[rows, 4, 5]));
+    let initial = |initial: &Initial| match initial {
+        Initial::Inputs(_) => vec![wave(&[rows, 4, 5])],
+        _ => Vec::new(),
+    };
     let inputs = OnnxInputs {
         x: wave(&[7, 4, 3]),
         initial_h: initial(&onnx.initial_h),
@@ -68,7 +71,7 @@ fn write<B: Backend>(b: &B, path: &Path, config: LstmConfig, state: bool, length
         lengths: matches!(onnx.lengths, Lengths::Input(_)).then(|| vec![3, 7, 1, 5]),
     };
     let mut file = StateDictWriter::new().tensor("X", &inputs.x)?;
-    if let (Some(h), Some(c)) = (&inputs.initial_h, &inputs.initial_c) {
+    if let ([h], [c]) = (&inputs.initial_h[..], &inputs.initial_c[..]) {
         file = file.tensor("initial_h", h)?.tensor("initial_c", c)?;
     }
     if let Some(lengths) = &inputs.lengths {

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    cargo::{self, BACKENDS, Workspace},
+    cargo::{self, BACKENDS, TESTS, TOOL, Workspace},
     table::{Line, NotRun, Table},
 };
 
@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// Backends that must run: it is a failure if one does not
     #[arg(long, value_delimiter = ',')]
     require: Vec<String>,
+    /// Build for speed: slower to build, several times faster to run
+    #[arg(long)]
+    release: bool,
     /// Also run the activations over all 2^32 inputs (minutes)
     #[arg(long)]
     exhaustive: bool,
@@ -34,11 +37,16 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let results = dir.join("results.jsonl");
     std::fs::write(&results, "").with_context(|| format!("{}", results.display()))?;
 
+    let run = |packages: &[&str], cargo_args: &[&str], test_args: &[&str]| {
+        let features = workspace.features(packages, args.backends.as_deref());
+        test(args, &workspace, &results, features, cargo_args, test_args)
+    };
     // Backends first to last: unit, integration and documentation tests of every package, whatever fails.
-    let mut passed = test(args, &workspace, &results, &["--workspace", "--no-fail-fast"], &[])?;
+    let all = ["--workspace", "--no-fail-fast"];
+    let all = all.into_iter().chain(args.release.then_some("--release")).collect::<Vec<_>>();
+    let mut passed = run(&[TESTS, TOOL], &all, &[])?;
     if args.exhaustive {
-        let only = ["--release", "--package", "lstm-tests", "--test", "conformance"];
-        passed &= test(args, &workspace, &results, &only, &["--ignored"])?;
+        passed &= run(&[TESTS], &["--release", "--package", TESTS, "--test", "conformance"], &["--ignored"])?;
     }
 
     let text = std::fs::read_to_string(&results).with_context(|| format!("{}", results.display()))?;
@@ -54,9 +62,16 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 }
 
 /// One run of `cargo test`; whether all of it passed.
-fn test(args: &Args, workspace: &Workspace, results: &Path, cargo_args: &[&str], test_args: &[&str]) -> Result<bool> {
+fn test(
+    args: &Args,
+    workspace: &Workspace,
+    results: &Path,
+    features: Vec<String>,
+    cargo_args: &[&str],
+    test_args: &[&str],
+) -> Result<bool> {
     let mut command = cargo::cargo();
-    command.arg("test").args(cargo_args).args(workspace.features(args.backends.as_deref()));
+    command.arg("test").args(cargo_args).args(features);
     if !test_args.is_empty() {
         command.arg("--").args(test_args);
     }

@@ -22,8 +22,8 @@ pub(crate) fn run(bin: &str, args: &Args) -> Result<bool> {
     // Relative to where the user is, which is not where cargo starts.
     let dir = std::path::absolute(&args.dir).with_context(|| format!("{}", args.dir.display()))?;
     let mut command = cargo::cargo();
-    command.args(["run", "--quiet", "--release", "--package", "lstm-tests", "--bin", bin]);
-    command.args(workspace.features(args.backends.as_deref()));
+    command.args(["run", "--quiet", "--release", "--package", cargo::TESTS, "--bin", bin]);
+    command.args(workspace.features(&[cargo::TESTS], args.backends.as_deref()));
     command.arg("--").arg(dir);
     if let Some(backends) = &args.backends {
         command.args(["--backends", &backends.join(",")]);

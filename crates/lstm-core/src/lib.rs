@@ -39,6 +39,7 @@ pub use weights::{
     init::{Init, InitKind},
     names::Names,
     onnx::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter},
+    rtneural::RtNeural,
     state_dict::{StateDict, StateDictWriter},
 };
 

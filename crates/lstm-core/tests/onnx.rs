@@ -49,7 +49,7 @@ proptest! {
         prop_assert_eq!(&bytes, &writer.to_bytes().unwrap());
         let onnx = OnnxModel::from_bytes(&bytes).unwrap().lstm().unwrap();
         prop_assert_eq!(&onnx.weights, &weights);
-        prop_assert_eq!(matches!(onnx.initial_h, Initial::Input(_)), state);
+        prop_assert_eq!(matches!(onnx.initial_h, Initial::Inputs(_)), state);
         prop_assert_eq!(onnx.lengths != Lengths::Whole, lengths);
         prop_assert_eq!(onnx.outputs.len(), 3);
         prop_assert!(onnx.ignored.is_empty());
@@ -63,10 +63,11 @@ fn the_file_says_how_its_inputs_and_outputs_lie() {
     let onnx = OnnxModel::from_bytes(&bytes).unwrap().lstm().unwrap();
     assert_eq!(onnx.x.axes, [[PortAxis::Steps], [PortAxis::Batch], [PortAxis::Features]]);
     assert_eq!(onnx.lengths, Lengths::Input("sequence_lens".into()));
-    let Initial::Input(h) = &onnx.initial_h else { panic!("{:?}", onnx.initial_h) };
-    assert_eq!((h.name.as_str(), h.kind, h.layers), ("initial_h", PortKind::H, 2));
-    let names: Vec<_> = onnx.outputs.iter().map(|port| (port.name.as_str(), port.kind, port.layers)).collect();
-    assert_eq!(names, [("Y", PortKind::Sequence, 1), ("Y_h", PortKind::H, 2), ("Y_c", PortKind::C, 2)]);
+    let Initial::Inputs(inputs) = &onnx.initial_h else { panic!("{:?}", onnx.initial_h) };
+    let [h] = &inputs[..] else { panic!("{inputs:?}") };
+    assert_eq!((h.name.as_str(), h.kind, h.rows.clone()), ("initial_h", PortKind::H, 0..4));
+    let names: Vec<_> = onnx.outputs.iter().map(|port| (port.name.as_str(), port.kind, port.rows.clone())).collect();
+    assert_eq!(names, [("Y", PortKind::Sequence, 0..2), ("Y_h", PortKind::H, 0..4), ("Y_c", PortKind::C, 0..4)]);
     assert_eq!(onnx.outputs[0].axes[2], [PortAxis::Directions, PortAxis::Features]);
     // Too few layers' states for the port.
     let state = lstm_core::HostState::zeros(&LstmConfig::new(3, 5), 1).unwrap();

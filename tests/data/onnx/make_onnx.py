@@ -149,3 +149,28 @@ for t in m.graph.initializer:
     blob += raw
 (out / "external-weights.bin").write_bytes(blob)
 save("external", m, {**inputs, **want}, "external data")
+
+# a bidirectional layer in two nodes, as some exporters write it, stacked; states from one input that is split, and joined
+inputs, lower = draw(4, 8, 2, 5, D=2, init=True)
+_, upper = draw(16, 8, 2, 5, D=2)
+node, parts, init = oh.make_node, [], [nh.from_array(np.array([1], np.int64), "one")]
+for k, w in enumerate((lower, upper)):
+    for d, direction in enumerate(("forward", "reverse")):
+        own = {n: f"{n}{k}{d}" for n in w}
+        init += [nh.from_array(w[n][d:d + 1], own[n]) for n in w]
+        states = ["", f"h{d}", f"c{d}"] if k == 0 else []
+        ins = ["X" if k == 0 else "joined0", *(own[n] for n in ("W", "R", "B")), *states]
+        parts.append(node("LSTM", ins, [f"{o}{k}{d}" for o in ("y", "h_out", "c_out")], direction=direction, hidden_size=8))
+        parts.append(node("Squeeze", [f"y{k}{d}", "one"], [f"y{k}{d}_"]))
+    parts.append(node("Concat", [f"y{k}0_", f"y{k}1_"], [f"joined{k}" if k == 0 else "Y"], axis=2))
+parts[:0] = [node("Split", [n], [n[-1] + "0", n[-1] + "1"], axis=0) for n in ("initial_h", "initial_c")]
+parts.append(node("Concat", ["h_out00", "h_out01", "h_out10", "h_out11"], ["Y_h"], axis=0))
+given = {"X": inputs["X"], **{n: inputs[n] for n in ("initial_h", "initial_c")}}
+info = lambda n, shape: oh.make_tensor_value_info(n, TP.FLOAT, shape)
+for name, states in (("two-nodes", True), ("two-nodes-zeros", False)):
+    nodes = [p for p in parts if states or p.op_type != "Split"]
+    ins = given if states else {"X": given["X"]}
+    for p in nodes:
+        if p.op_type == "LSTM" and not states: del p.input[4:]
+    m = model(oh.make_graph(nodes, name, [info(n, list(v.shape)) for n, v in ins.items()], [info("Y", [None] * 3), info("Y_h", [None] * 3)], init))
+    save(name, m, {**ins, **run(m, ins)}, "both directions apart")

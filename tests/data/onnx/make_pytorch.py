@@ -14,13 +14,13 @@ torch.manual_seed(seed)
 INPUTS, OUTPUTS = ("X", "initial_h", "initial_c"), ("Y", "Y_h", "Y_c")
 
 class Model(torch.nn.Module):
-    def __init__(self, state, **options):
+    def __init__(self, state, parts=None, **options):
         super().__init__()
-        self.lstm, self.state = torch.nn.LSTM(3, 4, **options), state
+        self.lstm, self.state, self.parts = torch.nn.LSTM(3, 4, **options), state, parts
 
     def forward(self, x, h=None, c=None):
         y, (h, c) = self.lstm(x, (h, c)) if self.state else self.lstm(x)
-        return y, h, c
+        return self.parts(y, h, c) if self.parts else (y, h, c)
 
 def strip(path):
     """Removes what says nothing about numbers and is most of the file."""
@@ -32,8 +32,8 @@ def strip(path):
         del item.metadata_props[:]
     onnx.save(model, path)
 
-def export(name, dynamo, dynamic, state, unbatched=False, external=False, opset=None, **options):
-    model = Model(state, **options).eval()
+def export(name, dynamo, dynamic, state, unbatched=False, external=False, opset=None, outputs=OUTPUTS, parts=None, **options):
+    model = Model(state, parts, **options).eval()
     directions = 2 if options.get("bidirectional") else 1
     first = options.get("batch_first", False)
     b, s = (0, 1) if first else (1, 0)
@@ -44,7 +44,7 @@ def export(name, dynamo, dynamic, state, unbatched=False, external=False, opset=
     if unbatched:
         x, states = x.select(b, 0), [v[:, 0] for v in states]
     args = (x, *states) if state else (x,)
-    arguments = dict(input_names=INPUTS[: len(args)], output_names=OUTPUTS, opset_version=opset)
+    arguments = dict(input_names=INPUTS[: len(args)], output_names=outputs, opset_version=opset)
     if dynamic and dynamo:
         batch, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
         arguments["dynamic_shapes"] = ({b: batch, s: steps}, {1: batch}, {1: batch})[: len(args)]
@@ -56,7 +56,7 @@ def export(name, dynamo, dynamic, state, unbatched=False, external=False, opset=
     torch.onnx.export(model, args, path, dynamo=dynamo, verbose=False, **arguments)
     strip(path)
     with torch.no_grad():
-        arrays = {**dict(zip(INPUTS, args)), **dict(zip(OUTPUTS, model(*args)))}
+        arrays = {**dict(zip(INPUTS, args)), **dict(zip(outputs, model(*args), strict=True))}
     save_file({n: v.contiguous() for n, v in arrays.items()}, path.with_suffix(".safetensors"))
     print(path.name)
 
@@ -74,3 +74,13 @@ export("script-opset-9", False, True, True, num_layers=2, bidirectional=True, op
 export("script-opset-12", False, True, False, num_layers=2, opset=12)
 export("dynamo-external", True, True, False, num_layers=2, external=True)
 export("dynamo-opset-22", True, True, True, num_layers=2, bidirectional=True, opset=22)
+
+# What models take of an LSTM's outputs: the last step, final states side by side, one direction.
+both = dict(bidirectional=True, batch_first=True)
+for dynamo, dynamic in itertools.product((False, True), repeat=2):
+    name = f"{'dynamo' if dynamo else 'script'}-{'dynamic' if dynamic else 'static'}"
+    export(f"{name}-last", dynamo, dynamic, False, outputs=("Y_h",), parts=lambda y, h, c: (y[:, -1],), batch_first=True)
+    export(f"{name}-last-of-both", dynamo, dynamic, False, outputs=("Y",), parts=lambda y, h, c: (y[:, -1],), **both)
+    export(f"{name}-states-joined", dynamo, dynamic, False, outputs=("Y_h",), parts=lambda y, h, c: (torch.cat([h[-2], h[-1]], 1),), num_layers=2, **both)
+    export(f"{name}-ends", dynamo, dynamic, False, outputs=("Y_h",), parts=lambda y, h, c: (torch.cat([y[:, -1, :4], y[:, 0, 4:]], -1),), **both)
+    export(f"{name}-directions", dynamo, dynamic, False, outputs=("Y", "Y_1", "Y_c"), parts=lambda y, h, c: (*y.chunk(2, -1), c[0]), **both)

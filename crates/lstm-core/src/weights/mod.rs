@@ -7,6 +7,7 @@ mod infer;
 pub mod init;
 pub mod names;
 pub mod onnx;
+pub mod rtneural;
 pub mod state_dict;
 mod writer;
 

@@ -13,9 +13,13 @@ use safetensors::SafeTensors;
 pub use super::writer::StateDictWriter;
 pub use safetensors::Dtype;
 
-use super::{LayerWeights, Weights, element, infer::Found, names::Stored};
+use super::{
+    LayerWeights, Weights, element,
+    infer::Found,
+    names::{self, Stored},
+};
 use crate::{
-    config::CellKind,
+    config::{CellKind, Param},
     error::{Error, Result},
 };
 
@@ -115,6 +119,18 @@ impl StateDict {
     /// The element type of a tensor that is left.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
         self.tensors.get(name).map(|entry| entry.dtype)
+    }
+
+    /// The prefixes with which [`take_lstm`](Self::take_lstm) would find a model, sorted: all up to the last dot of a name
+    /// that an LSTM's input weights have. Whether the rest of the model is there shows when it is taken.
+    pub fn lstm_prefixes(&self) -> Vec<String> {
+        let prefix = |name: &String| {
+            let (prefix, rest) = name.split_at(name.rfind('.').map_or(0, |dot| dot + 1));
+            let packed = rest == "W" && self.tensors.contains_key(&format!("{prefix}U"));
+            let found = packed || rest == "U_i" || names::parse(rest).is_some_and(|p| p.param == Param::WeightIh);
+            found.then(|| prefix.to_owned())
+        };
+        self.tensors.keys().filter_map(prefix).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Takes a tensor of a known shape, of F32, F16, BF16 or F64 (rounded to the nearest f32).

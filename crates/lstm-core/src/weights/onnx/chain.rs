@@ -1,10 +1,12 @@
 //! Layers to one model, and running it as the file's graph would.
 
-use ndarray::{Array3, ArrayD, Axis, Ix3, concatenate, s};
+use ndarray::{Array3, ArrayD, Axis, Ix3, Slice, concatenate};
+use safetensors::Dtype;
 
 use super::{
-    layer::{Lengths, Start},
+    layer::Lengths,
     port::{Port, PortAxis, PortKind},
+    start::{Piece, Start},
     walk::Walk,
 };
 use crate::{
@@ -24,8 +26,8 @@ pub enum Initial {
     Zero,
     /// A constant in the file, as in a [`HostState`]: `[layers * directions, batch, hidden]`.
     Fixed(Array3<f32>),
-    /// An input of the graph.
-    Input(Port),
+    /// Inputs of the graph, each with [`rows`](Port::rows) of the state: one for all layers, or several; the rest is zeros.
+    Inputs(Vec<Port>),
 }
 
 /// A model from an ONNX file, and how the file's graph feeds it.
@@ -34,6 +36,8 @@ pub enum Initial {
 pub struct OnnxLstm {
     /// The parameters, ready for [`Lstm::new`]: the fused cell, or the diagonal peephole where the file has `P`.
     pub weights: Weights,
+    /// Element types of the file's weights and fixed states, each once.
+    pub dtypes: Vec<Dtype>,
     /// The input with the sequences.
     pub x: Port,
     /// What `h` starts from.
@@ -53,10 +57,10 @@ pub struct OnnxLstm {
 pub struct OnnxInputs {
     /// The sequences.
     pub x: ArrayD<f32>,
-    /// For the input that `h` starts from, where there is one.
-    pub initial_h: Option<ArrayD<f32>>,
-    /// For the input that `c` starts from, where there is one.
-    pub initial_c: Option<ArrayD<f32>>,
+    /// One for each input that `h` starts from, in the order of [`Initial::Inputs`].
+    pub initial_h: Vec<ArrayD<f32>>,
+    /// One for each input that `c` starts from.
+    pub initial_c: Vec<ArrayD<f32>>,
     /// For the input with the lengths, where there is one.
     pub lengths: Option<Vec<i64>>,
 }
@@ -71,6 +75,9 @@ pub(super) fn assemble(walk: &mut Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLs
     let dropout = walk.layers.get(1).and_then(|layer| layer.dropout);
     config.dropout = dropout.unwrap_or_default();
     for layer in &walk.layers {
+        if layer.missing.is_some() {
+            return Err(Error::format(&layer.label, "the node of its other direction is missing"));
+        }
         let same = LstmConfig { input_size: first.config.input_size, ..layer.config.clone() };
         let fail = |what: &str, want: String, got: String| {
             Err(Error::format(&layer.label, format!("{what} as of the first layer, {want}; got {got}")))
@@ -103,6 +110,7 @@ pub(super) fn assemble(walk: &mut Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLs
         initial_h: initial(walk, PortKind::H, directions, h)?,
         initial_c: initial(walk, PortKind::C, directions, c)?,
         weights: Weights::new(config, layers)?,
+        dtypes: std::mem::take(&mut walk.dtypes).into_iter().collect(),
         x,
         lengths,
         outputs,
@@ -112,30 +120,8 @@ pub(super) fn assemble(walk: &mut Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLs
 
 /// One start for all layers out of one for each.
 fn initial(walk: &Walk<'_>, kind: PortKind, directions: usize, starts: Vec<(String, Start<'_>)>) -> Result<Initial> {
-    let layers = starts.len();
-    if let Some((label, Start::Input(port, source, _))) = starts.iter().find(|s| matches!(s.1, Start::Input(..))) {
-        // All layers start from one input, each from its own part of it.
-        let part = |k: usize| ((k * directions) as i64, ((k + 1) * directions) as i64);
-        for (k, (label, start)) in starts.iter().enumerate() {
-            let fits = match start {
-                Start::Input(other, _, taken) => {
-                    other == port && (*taken == Some(part(k)) || layers == 1 && taken.is_none())
-                }
-                _ => false,
-            };
-            if !fits {
-                let why =
-                    format!("its state should start from rows {:?} of `{source}`, as the other layers' do", part(k));
-                return Err(Error::format(label, why));
-            }
-        }
-        let all = (layers * directions) as i64;
-        if let Some(size) = walk.first_size(source).filter(|&size| size != all)
-            && starts.iter().any(|(_, start)| matches!(start, Start::Input(_, _, Some(_))))
-        {
-            return Err(Error::format(label, format!("`{source}` has {size} rows, of which {all} are used")));
-        }
-        return Ok(Initial::Input(Port { kind, layers, ..port.clone() }));
+    if starts.iter().any(|(_, start)| matches!(start, Start::Inputs(_))) {
+        return inputs(walk, kind, directions, starts);
     }
     let mut parts: Vec<ArrayD<f32>> = Vec::new();
     for (k, (label, start)) in starts.into_iter().enumerate() {
@@ -158,6 +144,56 @@ fn initial(walk: &Walk<'_>, kind: PortKind, directions: usize, starts: Vec<(Stri
     let joined =
         concatenate(Axis(0), &views).map_err(|e| Error::shape("onnx initial state", "states that stack", e))?;
     Ok(Initial::Fixed(three(joined)?))
+}
+
+/// Inputs out of the pieces from which layers and directions start, each input from its first row to its last.
+fn inputs(walk: &Walk<'_>, kind: PortKind, directions: usize, starts: Vec<(String, Start<'_>)>) -> Result<Initial> {
+    let mut whole: Vec<Piece<'_>> = Vec::new();
+    let mut row = 0;
+    for (label, start) in &starts {
+        let pieces = match start {
+            Start::Inputs(pieces) => pieces,
+            Start::Zero => {
+                row += directions;
+                continue;
+            }
+            Start::Fixed(_) => {
+                return Err(Error::format(label, "its state should start from inputs or zeros, as other layers' do"));
+            }
+        };
+        for piece in pieces {
+            let rows = row..row + piece.rows;
+            row = rows.end;
+            match whole.iter_mut().find(|other| other.source == piece.source) {
+                Some(Piece { port, part: Some((_, end)), .. })
+                    if port.axes == piece.port.axes && port.rows.end == rows.start =>
+                {
+                    let Some((_, next)) = piece.part.filter(|(from, _)| from == end) else {
+                        let why = format!("its state should start from rows {end}.. of `{}`", piece.source);
+                        return Err(Error::format(label, why));
+                    };
+                    (port.rows.end, *end) = (rows.end, next);
+                }
+                None if piece.part.is_none_or(|(from, _)| from == 0) => {
+                    whole.push(Piece { port: Port { kind, rows, ..piece.port.clone() }, ..piece.clone() });
+                }
+                _ => {
+                    let why =
+                        format!("its state should start from all rows of `{}`, one after the other", piece.source);
+                    return Err(Error::format(label, why));
+                }
+            }
+        }
+    }
+    for Piece { source, part, .. } in &whole {
+        if let (Some((_, used)), Some(size)) = (part, walk.first_size(source))
+            && size != *used
+        {
+            let why = format!("`{source}` has {size} rows, of which {used} are used");
+            return Err(Error::format(format!("input `{source}`"), why));
+        }
+    }
+    Ok(Initial::Inputs(whole.into_iter().map(|piece| piece.port).collect()))
 }
 
 fn three(array: ArrayD<f32>) -> Result<Array3<f32>> {
@@ -207,40 +243,61 @@ impl OnnxLstm {
         let config = self.weights.config();
         let directions = config.num_directions();
         let shape = |got: &[usize]| Error::shape("onnx: output", "outputs of this model", format!("{got:?}"));
+        let rows = |array: ArrayD<f32>, axis| match port.rows.end <= array.len_of(axis) && !port.rows.is_empty() {
+            true => Ok(array.slice_axis(axis, Slice::from(port.rows.clone())).into_owned()),
+            false => Err(shape(array.shape())),
+        };
         let array = match port.kind {
             PortKind::Sequence => {
                 let (batch, steps, _) = y.dim();
                 let split = (batch, steps, directions, config.hidden_size);
                 let y = y.as_standard_layout().into_owned();
                 let y = y.to_shape(split).map_err(|_| shape(y.shape()))?.into_owned().into_dyn();
+                let mut y = rows(y, Axis(2))?;
+                if let Some(step) = port.step {
+                    let at = if step < 0 { (steps as i64).checked_add(step) } else { Some(step) };
+                    let at = at.and_then(|at| usize::try_from(at).ok()).filter(|&at| at < steps);
+                    let at = at.ok_or_else(|| {
+                        Error::shape("onnx: output", format!("a step {step}"), format!("{steps} steps"))
+                    })?;
+                    y = y.slice_axis(Axis(1), Slice::from(at..=at)).into_owned();
+                }
                 return port.give(y, &[PortAxis::Batch, PortAxis::Steps, PortAxis::Directions, PortAxis::Features]);
             }
             PortKind::H => &state.h,
             PortKind::C => &state.c,
             PortKind::Input => return Err(Error::shape("onnx: output", "an output", "an input")),
         };
-        let (from, to) = (port.first_layer.saturating_mul(directions), port.layers.saturating_mul(directions));
-        let to = from.saturating_add(to);
-        if to > array.dim().0 {
-            return Err(shape(array.shape()));
-        }
-        let part = array.slice(s![from..to, .., ..]).to_owned().into_dyn();
+        let part = rows(array.clone().into_dyn(), Axis(0))?;
         port.give(part, &[PortAxis::Layers, PortAxis::Batch, PortAxis::Features])
     }
 }
 
-fn start(name: &str, initial: &Initial, given: Option<ArrayD<f32>>, zeros: Array3<f32>) -> Result<Array3<f32>> {
-    match (initial, given) {
-        (Initial::Zero, None) => Ok(zeros),
-        (Initial::Fixed(array), None) => Ok(array.clone()),
-        (Initial::Input(port), Some(array)) => {
-            three(port.take(array, &[PortAxis::Layers, PortAxis::Batch, PortAxis::Features])?)
+fn start(name: &str, initial: &Initial, given: Vec<ArrayD<f32>>, zeros: Array3<f32>) -> Result<Array3<f32>> {
+    match initial {
+        Initial::Zero if given.is_empty() => Ok(zeros),
+        Initial::Fixed(array) if given.is_empty() => Ok(array.clone()),
+        Initial::Inputs(ports) if given.len() == ports.len() => {
+            let order = [PortAxis::Layers, PortAxis::Batch, PortAxis::Features];
+            let mut state = zeros.into_dyn();
+            for (port, array) in ports.iter().zip(given) {
+                let rows = port.take(array, &order)?;
+                let mut place = state.slice_axis_mut(Axis(0), Slice::from(port.rows.clone()));
+                if rows.shape() != place.shape() {
+                    let op = format!("onnx {name}, input `{}`", port.name);
+                    return Err(Error::shape(op, format!("{:?}", place.shape()), format!("{:?}", rows.shape())));
+                }
+                place.assign(&rows);
+            }
+            three(state)
         }
-        (want, got) => {
-            let want =
-                if let Initial::Input(port) = want { format!("an array for `{}`", port.name) } else { "none".into() };
-            let got = got.map_or("none".into(), |array| format!("{:?}", array.shape()));
-            Err(Error::shape(format!("onnx: {name}"), want, got))
+        want => {
+            let want = match want {
+                Initial::Inputs(ports) => format!("arrays for {:?}", ports.iter().map(|p| &p.name).collect::<Vec<_>>()),
+                _ => "none".into(),
+            };
+            let got: Vec<_> = given.iter().map(|array| array.shape().to_vec()).collect();
+            Err(Error::shape(format!("onnx: {name}"), want, format!("arrays of shapes {got:?}")))
         }
     }
 }

@@ -5,14 +5,17 @@ use prost::Message;
 
 use super::{OnnxModel, proto::Model};
 
-const FILES: [&[u8]; 4] = [
+const FILES: [&[u8]; 7] = [
     include_bytes!("../../../../../tests/data/onnx/pytorch-dynamo-dynamic-batch-first.onnx"),
     include_bytes!("../../../../../tests/data/onnx/pytorch-script-dynamic-state-stacked-bidirectional.onnx"),
     include_bytes!("../../../../../tests/data/onnx/pytorch-script-opset-9.onnx"),
     include_bytes!("../../../../../tests/data/onnx/peephole-bidirectional-clip.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/pytorch-script-static-ends.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/keras-bidirectional-states.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/two-nodes.onnx"),
 ];
 
-const OPS: [&str; 15] = [
+const OPS: [&str; 16] = [
     "LSTM",
     "Constant",
     "Identity",
@@ -23,6 +26,7 @@ const OPS: [&str; 15] = [
     "Unsqueeze",
     "Concat",
     "Slice",
+    "Split",
     "Mul",
     "Reshape",
     "Transpose",

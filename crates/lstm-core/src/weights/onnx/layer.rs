@@ -8,24 +8,15 @@ use super::{
     node::Op,
     ops,
     port::{Port, PortAxis},
+    start::{self, Start},
     tensor,
-    value::{Data, Dim, Source, Value},
+    value::{Data, Dim, Outputs, Source, Value},
     walk::Walk,
 };
 use crate::{
     config::{Bias, CellKind, Direction, LstmConfig},
     error::{Error, Result},
 };
-
-/// What a layer starts from.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Start<'a> {
-    Zero,
-    /// `[directions, batch, hidden]`
-    Fixed(ArrayD<f32>),
-    /// Of an input, the rows from one number up to another, or all.
-    Input(Port, &'a str, Option<(i64, i64)>),
-}
 
 /// Where the lengths of a batch's sequences come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,9 +30,11 @@ pub enum Lengths {
     Input(String),
 }
 
-/// A node, read.
+/// A node, read; or two that are the directions of one layer.
 pub(super) struct Layer<'a> {
     pub(super) label: String,
+    /// The direction of a node over the same input that is still to come.
+    pub(super) missing: Option<(usize, &'a str)>,
     /// Of this layer alone.
     pub(super) config: LstmConfig,
     /// For each direction, parameters in the order of `LayerSpec::params`.
@@ -108,20 +101,25 @@ fn options(op: &mut Op<'_>, opset: i64) -> Result<Options> {
     Ok(Options { hidden, direction, batch_first, clip, coupled })
 }
 
-/// Reads the node as the next layer of the chain; also what its outputs are.
-pub(super) fn read<'a>(op: &mut Op<'a>, walk: &mut Walk<'a>) -> Result<(Layer<'a>, [Value<'a>; 3])> {
+/// Reads the node as the next layer of the chain, or as that direction of one which has another node for the other
+/// direction; returns what its outputs are.
+pub(super) fn read<'a>(op: &mut Op<'a>, walk: &mut Walk<'a>, half: Option<usize>) -> Result<[Value<'a>; 3]> {
     let options = options(op, walk.opset)?;
     if op.node.input.len() > 8 || op.node.output.len() > 3 {
         return Err(op.fail("expected at most 8 inputs and 3 outputs"));
     }
+    // Of the node and of the layer.
     let directions = options.direction.reversals().len();
-    let k = walk.layers.len();
+    let reversals = half.map_or(options.direction, |_| Direction::Bidirectional).reversals();
+    let x_name = op.input(0).ok_or_else(|| op.fail("input 0 (X) is missing"))?;
+    let begun = half.and_then(|half| walk.layers.iter().position(|layer| layer.missing == Some((half, x_name))));
+    let k = begun.unwrap_or(walk.layers.len());
 
     let (w, r) = (required(op, walk, 1, "W")?, required(op, walk, 2, "R")?);
     let hidden = options.hidden.or(r.shape().last().copied()).unwrap_or_default();
-    let input = match walk.layers.last() {
-        None => w.shape().last().copied().unwrap_or_default(),
-        Some(_) => hidden.saturating_mul(directions),
+    let input = match k {
+        0 => w.shape().last().copied().unwrap_or_default(),
+        _ => hidden.saturating_mul(reversals.len()),
     };
     let mut config = LstmConfig::new(input, hidden).direction(options.direction).bias(Bias::None);
     (config.clip, config.coupled) = (options.clip, options.coupled);
@@ -157,21 +155,56 @@ pub(super) fn read<'a>(op: &mut Op<'a>, walk: &mut Walk<'a>) -> Result<(Layer<'a
     });
     let params = params.collect::<Result<_>>()?;
 
-    let (x, steps, batch) = sequence(op, walk, k, &options, input)?;
+    let (x, steps, batch) = sequence(op, walk, x_name, k, &options, input)?;
     let lengths = lengths(op, walk)?;
-    let start = |walk: &mut Walk<'a>, input| start(op, walk, input, &options, [directions, hidden]);
+    let start = |walk: &mut Walk<'a>, k| start::read(op, walk, k, options.batch_first, [directions, hidden]);
     let (h, c) = (start(walk, 5)?, start(walk, 6)?);
 
     let size = |n: usize| Dim::Known(n as i64);
-    let mut y = Data::new(Source::Sequence(k), vec![steps, size(directions), batch, size(hidden)]);
-    let mut state = Data::new(Source::H(k, k + 1), vec![size(directions), batch, size(hidden)]);
+    let of = Outputs { layer: k, reversals, whole: lengths == Lengths::Whole };
+    let row = k * reversals.len() + half.unwrap_or_default();
+    let mut y = Data::new(Source::Sequence(of), vec![steps, size(directions), batch, size(hidden)]);
+    let mut state = Data::new(Source::H(row, row + directions), vec![size(directions), batch, size(hidden)]);
+    y.direction = half;
     if options.batch_first {
         y.axes = vec![vec![2], vec![0], vec![1], vec![3]];
         state.axes.swap(0, 1);
     }
-    let last = Data { source: Source::C(k, k + 1), ..state.clone() };
-    let layer = Layer { label: op.label.clone(), config, params, dropout: x.dropout, x: x.port, lengths, h, c };
-    Ok((layer, [y, state, last].map(Value::Data)))
+    let last = Data { source: Source::C(row, row + directions), ..state.clone() };
+    let (label, dropout, x) = (op.label.clone(), x.dropout, x.port);
+    if half.is_some() {
+        config.direction = Direction::Bidirectional;
+    }
+    let layer = Layer { label, missing: None, config, params, x, dropout, lengths, h, c };
+    match (half, begun) {
+        (Some(half), Some(k)) => walk.layers[k].complete(layer, half)?,
+        (half, _) => walk.layers.push(Layer { missing: half.map(|half| (1 - half, x_name)), ..layer }),
+    }
+    Ok([y, state, last].map(Value::Data))
+}
+
+impl<'a> Layer<'a> {
+    /// Adds the direction that is missing.
+    fn complete(&mut self, other: Layer<'a>, direction: usize) -> Result<()> {
+        let same = (&self.config, &self.x, self.dropout, &self.lengths);
+        if same != (&other.config, &other.x, other.dropout, &other.lengths) {
+            let why = format!("expected sizes, options and lengths as of the other direction, {}", self.label);
+            return Err(Error::format(&other.label, why));
+        }
+        let mut params = [std::mem::take(&mut self.params), other.params];
+        params.rotate_left(1 - direction);
+        self.params = params.concat();
+        for (start, other_start) in [(&mut self.h, other.h), (&mut self.c, other.c)] {
+            let mut both = [std::mem::replace(start, Start::Zero), other_start];
+            both.rotate_left(1 - direction);
+            *start = start::together(both).ok_or_else(|| {
+                let why = "expected its state to start as the other direction's, from zeros, constants or inputs";
+                Error::format(&other.label, why)
+            })?;
+        }
+        self.missing = None;
+        Ok(())
+    }
 }
 
 /// i, o, f, c to i, f, g, o.
@@ -210,11 +243,11 @@ struct Sequence {
 fn sequence<'a>(
     op: &Op<'a>,
     walk: &mut Walk<'a>,
+    name: &'a str,
     k: usize,
     options: &Options,
     input: usize,
 ) -> Result<(Sequence, Dim<'a>, Dim<'a>)> {
-    let name = op.input(0).ok_or_else(|| op.fail("input 0 (X) is missing"))?;
     let value = walk.value(op, name)?.clone();
     let data = ops::data(op, &value, 3)?;
     let labels = match options.batch_first {
@@ -229,7 +262,7 @@ fn sequence<'a>(
     let (steps, batch) = if options.batch_first { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
     let port = match data.source {
         Source::Outside(_) if k == 0 && data.part.is_none() => Port::outside(op, &data, labels)?,
-        Source::Sequence(below) if below + 1 == k => {
+        Source::Sequence(of) if of.layer + 1 == k && (data.step, data.direction) == (None, None) => {
             let want: [&[usize]; 3] = if options.batch_first { [&[2], &[0], &[1, 3]] } else { [&[0], &[2], &[1, 3]] };
             if !data.lies_as(&want) {
                 let why =
@@ -268,53 +301,4 @@ fn lengths<'a>(op: &Op<'a>, walk: &mut Walk<'a>) -> Result<Lengths> {
     };
     let lengths = known.iter().map(|&n| usize::try_from(n));
     lengths.collect::<Result<_, _>>().map(Lengths::Fixed).map_err(|_| refuse(format!("{known:?}")))
-}
-
-fn start<'a>(
-    op: &Op<'a>,
-    walk: &mut Walk<'a>,
-    k: usize,
-    options: &Options,
-    [directions, hidden]: [usize; 2],
-) -> Result<Start<'a>> {
-    let Some(name) = op.input(k) else { return Ok(Start::Zero) };
-    let what = if k == 5 { "initial_h" } else { "initial_c" };
-    let value = walk.value(op, name)?.clone();
-    match &value {
-        Value::Zeros(_) => Ok(Start::Zero),
-        Value::Constant(_) => {
-            let mut array = walk.floats(op, name)?;
-            if options.batch_first && array.ndim() == 3 {
-                array.swap_axes(0, 1);
-            }
-            match *array.shape() {
-                [d, _, h] if (d, h) == (directions, hidden) => Ok(Start::Fixed(array)),
-                _ => {
-                    let got = array.shape();
-                    Err(op.fail(format!("{what}: expected [{directions}, batch, {hidden}], got {got:?}")))
-                }
-            }
-        }
-        _ => {
-            let data = ops::data(op, &value, 3)?;
-            let Source::Outside(source) = data.source else {
-                return Err(op.fail(format!("{what}: expected an input or a constant, got {}", value.describe())));
-            };
-            let labels = match options.batch_first {
-                false => [PortAxis::Layers, PortAxis::Batch, PortAxis::Features],
-                true => [PortAxis::Batch, PortAxis::Layers, PortAxis::Features],
-            };
-            let shape = data.shape();
-            let layers = if options.batch_first { 1 } else { 0 };
-            let differs = |axis: usize, want: usize| matches!(shape[axis], Dim::Known(n) if n != want as i64);
-            if shape.len() != 3 || differs(2, hidden) || differs(layers, directions) {
-                return Err(op.fail(format!("{what}: expected {directions} x batch x {hidden}, got {shape:?}")));
-            }
-            let port = Port::outside(op, &data, labels)?;
-            if data.part.is_some() && port.axes.first().is_none_or(|axis| axis != &[PortAxis::Layers]) {
-                return Err(op.fail(format!("{what}: a part of the batch or features")));
-            }
-            Ok(Start::Input(port, source, data.part))
-        }
-    }
 }

@@ -11,10 +11,13 @@ mod export;
 mod layer;
 mod node;
 mod ops;
+mod parts;
 mod port;
 mod proto;
 #[cfg(test)]
 mod refusals;
+mod select;
+mod start;
 mod tensor;
 mod value;
 mod walk;

@@ -1,16 +1,18 @@
-//! The operators that exporters put between and around LSTMs: none of them computes anything but sizes.
+//! The operators that exporters put between and around LSTMs: none of them computes anything but sizes. Those that take
+//! parts are in `parts.rs`.
 
 use std::path::Path;
 
 use super::{
     node::Op,
+    parts,
     proto::{DOUBLE, FLOAT, INT32, INT64, Tensor},
-    tensor,
+    select, tensor,
     value::{Data, Dim, MAX_RANK, Source, Value},
 };
 use crate::error::Result;
 
-type Inputs<'i, 'a> = &'i [Option<&'i Value<'a>>];
+pub(super) type Inputs<'i, 'a> = &'i [Option<&'i Value<'a>>];
 
 /// What a constant is good for.
 pub(super) fn constant<'a>(t: &'a Tensor, dir: Option<&Path>) -> Result<Value<'a>> {
@@ -27,19 +29,25 @@ pub(super) fn constant<'a>(t: &'a Tensor, dir: Option<&Path>) -> Result<Value<'a
     Ok(Value::Constant(t))
 }
 
-/// The value of the first output of any operator but `LSTM`.
-pub(super) fn eval<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>, dir: Option<&Path>) -> Result<Value<'a>> {
+/// The values of the outputs of any operator but `LSTM`.
+pub(super) fn eval<'a>(
+    op: &mut Op<'a>,
+    opset: i64,
+    inputs: Inputs<'_, 'a>,
+    dir: Option<&Path>,
+) -> Result<Vec<Value<'a>>> {
     let value = match op.node.op_type.as_str() {
         "Constant" => constant_node(op, dir)?,
         "Identity" => one(op, inputs, 0)?.clone(),
         "Cast" => cast(op, inputs)?,
         "Shape" => shape(op, inputs)?,
-        "Gather" => gather(op, inputs)?,
+        "Gather" => parts::gather(op, inputs)?,
+        "Split" => return parts::split(op, opset, inputs),
         "Squeeze" => squeeze(op, opset, inputs)?,
         "Unsqueeze" => unsqueeze(op, opset, inputs)?,
-        "Concat" => concat(op, inputs)?,
-        "Slice" => slice(op, opset, inputs)?,
-        "Mul" => multiply(op, inputs)?,
+        "Concat" => parts::concat(op, inputs)?,
+        "Slice" => parts::slice(op, opset, inputs)?,
+        "Add" | "Sub" | "Mul" | "Div" => arithmetic(op, inputs)?,
         "Reshape" => reshape(op, inputs)?,
         "Transpose" => transpose(op, inputs)?,
         "Expand" => match one(op, inputs, 0)? {
@@ -53,23 +61,20 @@ pub(super) fn eval<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>, dir:
         "Dropout" => dropout(op, opset, inputs, dir)?,
         _ => return Err(op.fail("this operator is no part of an LSTM, and would be ignored")),
     };
-    if op.node.output.iter().skip(1).any(|name| !name.is_empty()) {
-        return Err(op.fail("expected one output"));
-    }
     if let Value::Data(data) = &value
         && data.axes.len() > MAX_RANK
     {
         return Err(op.fail(format!("more than {MAX_RANK} axes")));
     }
-    Ok(value)
+    Ok(vec![value])
 }
 
-fn one<'i, 'a>(op: &Op<'a>, inputs: Inputs<'i, 'a>, k: usize) -> Result<&'i Value<'a>> {
+pub(super) fn one<'i, 'a>(op: &Op<'a>, inputs: Inputs<'i, 'a>, k: usize) -> Result<&'i Value<'a>> {
     inputs.get(k).copied().flatten().ok_or_else(|| op.fail(format!("input {k} is missing")))
 }
 
 /// An error that says which input was what.
-fn refuse<'a, T>(op: &Op<'a>, expected: &str, got: &Value<'a>) -> Result<T> {
+pub(super) fn refuse<'a, T>(op: &Op<'a>, expected: &str, got: &Value<'a>) -> Result<T> {
     Err(op.fail(format!("expected {expected}, got {}", got.describe())))
 }
 
@@ -85,7 +90,7 @@ pub(super) fn data<'a>(op: &Op<'a>, value: &Value<'a>, rank: usize) -> Result<Da
 }
 
 /// Integers that are known.
-fn numbers<'a>(op: &Op<'a>, inputs: Inputs<'_, 'a>, k: usize) -> Result<Vec<i64>> {
+pub(super) fn numbers<'a>(op: &Op<'a>, inputs: Inputs<'_, 'a>, k: usize) -> Result<Vec<i64>> {
     let value = one(op, inputs, k)?;
     let Value::Numbers { values, .. } = value else { return refuse(op, "integers", value) };
     let known = values.iter().map(|dim| if let Dim::Known(n) = dim { Some(*n) } else { None });
@@ -110,7 +115,7 @@ fn axes<'a>(
 }
 
 /// An axis counted from either end.
-fn axis(op: &Op<'_>, axis: i64, rank: usize) -> Result<usize> {
+pub(super) fn axis(op: &Op<'_>, axis: i64, rank: usize) -> Result<usize> {
     let from_start = usize::try_from(if axis < 0 { axis.saturating_add(rank as i64) } else { axis });
     let found = from_start.ok().filter(|&a| a < rank);
     found.ok_or_else(|| op.fail(format!("axis {axis} is not one of {rank}")))
@@ -151,30 +156,19 @@ fn shape<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
         Value::Constant(t) if t.dims.len() <= MAX_RANK => t.dims.iter().copied().map(Dim::Known).collect(),
         other => return refuse(op, "a value with a shape", other),
     };
-    let range = range(start.unwrap_or(0), end.unwrap_or(i64::MAX), values.len());
+    let range = select::range(start.unwrap_or(0), end.unwrap_or(i64::MAX), values.len());
     Ok(Value::Numbers { scalar: false, values: values[range].to_vec() })
 }
 
-/// What Python's `[start:end]` is of so many.
-fn range(start: i64, end: i64, len: usize) -> std::ops::Range<usize> {
-    let n = len as i64;
-    let clamp = |v: i64| (if v < 0 { v.saturating_add(n) } else { v }).clamp(0, n) as usize;
-    let (start, end) = (clamp(start), clamp(end));
-    start..end.max(start)
-}
-
-fn gather<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
-    let along = op.int("axis")?.unwrap_or(0);
-    let value = one(op, inputs, 0)?;
-    let Value::Numbers { scalar: false, values } = value else { return refuse(op, "sizes to choose from", value) };
-    axis(op, along, 1)?;
-    let scalar = matches!(one(op, inputs, 1)?, Value::Numbers { scalar: true, .. });
-    let chosen = numbers(op, inputs, 1)?.into_iter().map(|k| Ok(values[axis(op, k, values.len())?]));
-    Ok(Value::Numbers { scalar, values: chosen.collect::<Result<_>>()? })
+/// Zeros of another shape, whichever axes are named.
+fn zeros<'a>(op: &mut Op<'a>) -> Result<Value<'a>> {
+    op.ints("axes")?;
+    Ok(Value::Zeros(None))
 }
 
 fn squeeze<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     match one(op, inputs, 0)? {
+        Value::Zeros(_) => zeros(op),
         Value::Numbers { scalar: false, values } if values.len() == 1 => {
             axes(op, opset, 13, inputs, 1, 1)?;
             Ok(Value::Numbers { scalar: true, values: values.clone() })
@@ -199,6 +193,7 @@ fn squeeze<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Va
 fn unsqueeze<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     let value = one(op, inputs, 0)?;
     match value {
+        Value::Zeros(_) => zeros(op),
         Value::Numbers { scalar: true, values } => {
             axes(op, opset, 13, inputs, 1, 1)?;
             Ok(Value::Numbers { scalar: false, values: values.clone() })
@@ -219,95 +214,28 @@ fn unsqueeze<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<
     }
 }
 
-fn concat<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
-    let along = op.int("axis")?.unwrap_or(0);
-    let first = one(op, inputs, 0)?;
-    if let Value::Numbers { .. } = first {
-        let mut all = Vec::new();
-        for k in 0..inputs.len() {
-            let value = one(op, inputs, k)?;
-            let Value::Numbers { scalar: false, values } = value else { return refuse(op, "sizes", value) };
-            all.extend_from_slice(values);
-            if all.len() > MAX_RANK {
-                return Err(op.fail(format!("more than {MAX_RANK} sizes")));
-            }
-        }
-        axis(op, along, 1)?;
-        return Ok(Value::Numbers { scalar: false, values: all });
-    }
-    // The final states of layers, one after the other along the axis of layers and directions.
-    let mut joined = data(op, first, 0)?;
-    let along = axis(op, along, joined.axes.len())?;
-    for k in 1..inputs.len() {
-        let value = one(op, inputs, k)?;
-        let next = data(op, value, 0)?;
-        joined.source = match (joined.source, next.source) {
-            (Source::H(a, b), Source::H(c, d)) if b == c => Source::H(a, d),
-            (Source::C(a, b), Source::C(c, d)) if b == c => Source::C(a, d),
-            _ => return refuse(op, "the final states of one layer after the other", value),
-        };
-        if joined.axes != next.axes || joined.axes[along] != [0] {
-            return refuse(op, "states that lie alike, joined by layers", value);
-        }
-        joined.atoms[0] = match (joined.atoms[0], next.atoms[0]) {
-            (Dim::Known(a), Dim::Known(b)) => a.checked_add(b).map_or(Dim::Unknown, Dim::Known),
-            _ => Dim::Unknown,
-        };
-    }
-    Ok(Value::Data(joined))
-}
-
-fn slice<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
-    let value = one(op, inputs, 0)?;
-    if let Value::Zeros(_) = value {
-        return Ok(Value::Zeros(None));
-    }
-    let (starts, ends, axes, steps) = if opset < 10 {
-        let mut ints = |name| Ok(op.ints(name)?.map(<[i64]>::to_vec));
-        (ints("starts")?.unwrap_or_default(), ints("ends")?.unwrap_or_default(), ints("axes")?, None)
-    } else {
-        let optional = |k| inputs.get(k).copied().flatten().map(|_| numbers(op, inputs, k)).transpose();
-        (numbers(op, inputs, 1)?, numbers(op, inputs, 2)?, optional(3)?, optional(4)?)
-    };
-    let (&[start], &[end]) = (&starts[..], &ends[..]) else {
-        return Err(op.fail("expected a slice of one axis"));
-    };
-    if axes.is_some_and(|axes| axes != [0]) || steps.is_some_and(|steps| steps != [1]) {
-        return Err(op.fail("expected a slice of the first axis, without a step"));
-    }
-    match value {
-        Value::Numbers { scalar: false, values } => {
-            let range = range(start, end, values.len());
-            Ok(Value::Numbers { scalar: false, values: values[range].to_vec() })
-        }
-        // An initial state for all layers, of which each takes its own.
-        Value::Data(data) if matches!(data.source, Source::Outside(_)) && data.part.is_none() => {
-            let Some([0]) = data.axes.first().map(Vec::as_slice) else {
-                return refuse(op, "an input as it came", value);
-            };
-            let size = if let Dim::Known(size) = data.atoms[0] { size } else { i64::MAX };
-            let end = if end < 0 { end.saturating_add(size) } else { end.min(size) };
-            if !(0..end).contains(&start) {
-                return Err(op.fail(format!("expected a part of {size}, got {start} to {end}")));
-            }
-            let mut out = data.clone();
-            (out.part, out.atoms[0]) = (Some((start, end)), Dim::Known(end - start));
-            Ok(Value::Data(out))
-        }
-        other => refuse(op, "sizes or an initial state", other),
-    }
-}
-
-fn multiply<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+/// Arithmetic with two sizes.
+fn arithmetic<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     let (a, b) = (one(op, inputs, 0)?, one(op, inputs, 1)?);
-    match (a, b) {
-        (Value::Numbers { scalar: x, values: u }, Value::Numbers { scalar: y, values: v })
-            if u.len() == 1 && v.len() == 1 =>
-        {
-            Ok(Value::Numbers { scalar: *x && *y, values: vec![u[0].times(v[0])] })
+    let (Value::Numbers { scalar: x, values: u }, Value::Numbers { scalar: y, values: v }) = (a, b) else {
+        let other = if let Value::Numbers { .. } = a { b } else { a };
+        return refuse(op, "one size and another", other);
+    };
+    let (&[u], &[v]) = (&u[..], &v[..]) else { return refuse(op, "one size and another", a) };
+    let value = match (op.node.op_type.as_str(), u, v) {
+        ("Mul", u, v) => u.times(v),
+        (kind, Dim::Known(u), Dim::Known(v)) => {
+            let value = match kind {
+                "Add" => u.checked_add(v),
+                "Sub" => u.checked_sub(v),
+                // Of others, runtimes differ in the direction of rounding.
+                _ => (u >= 0 && v > 0).then(|| u / v),
+            };
+            value.map_or(Dim::Unknown, Dim::Known)
         }
-        (Value::Numbers { .. }, other) | (other, _) => refuse(op, "one size times another", other),
-    }
+        _ => Dim::Unknown,
+    };
+    Ok(Value::Numbers { scalar: *x && *y, values: vec![value] })
 }
 
 fn reshape<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {

@@ -1,5 +1,7 @@
 //! How the graph's inputs and outputs lie: which axis holds what, and moving arrays to and from the library's own order.
 
+use std::ops::Range;
+
 use ndarray::{ArrayD, IxDyn};
 
 use super::{
@@ -44,10 +46,11 @@ pub struct Port {
     pub name: String,
     /// What it is.
     pub kind: PortKind,
-    /// Of a state, the first of its layers.
-    pub first_layer: usize,
-    /// Of a state, how many layers it holds.
-    pub layers: usize,
+    /// Which rows of a [`HostState`](crate::HostState) it holds, one for each layer and direction; of a sequence, which of
+    /// the last layer's directions.
+    pub rows: Range<usize>,
+    /// Of a sequence, the only step it holds, counted from the end if it is negative; all of them if there is none.
+    pub step: Option<i64>,
     /// Its axes, each a product of the named ones, the first counting slowest; one of none has size 1.
     pub axes: Vec<Vec<PortAxis>>,
 }
@@ -101,6 +104,17 @@ impl Port {
         let sizes: Vec<usize> = self.axes.iter().map(|axis| axis.iter().map(size).product()).collect();
         let array = array.as_standard_layout().into_owned();
         array.into_shape_with_order(IxDyn(&sizes)).map_err(|_| fail(&shape))
+    }
+}
+
+/// What axes of a source count, and what kind of output it is.
+pub(super) fn labels(source: Source<'_>) -> (PortKind, &'static [PortAxis]) {
+    use PortAxis::{Batch, Directions, Features, Layers, Steps};
+    match source {
+        Source::Outside(_) => (PortKind::Input, &[]),
+        Source::Sequence(_) => (PortKind::Sequence, &[Steps, Directions, Batch, Features]),
+        Source::H(..) => (PortKind::H, &[Layers, Batch, Features]),
+        Source::C(..) => (PortKind::C, &[Layers, Batch, Features]),
     }
 }
 

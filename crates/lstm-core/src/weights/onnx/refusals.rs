@@ -4,6 +4,7 @@ use prost::Message;
 
 use super::{
     OnnxModel, OnnxWriter,
+    port::PortKind,
     proto::{Attribute, Dimension, Entry, Function, Model, Node, Opset, Tensor},
 };
 use crate::{
@@ -150,6 +151,98 @@ fn graphs() {
     refused(&["operator set"], |m| m.opset_import.clear());
     refused(&["operator set", "14, 15"], |m| {
         m.opset_import.push(Opset { domain: Some("ai.onnx".into()), version: Some(15) });
+    });
+}
+
+/// A constant and a `Slice` by it, in front of the node that is number `at`.
+fn slice(model: &mut Model, at: usize, input: &str, [start, end, axis]: [i64; 3], output: &str) {
+    for (name, value) in [("start", start), ("end", end), ("along", axis)] {
+        let raw_data = Some(value.to_le_bytes().to_vec());
+        let tensor = Tensor { name: name.into(), dims: vec![1], data_type: Some(7), raw_data, ..Tensor::default() };
+        model.graph.as_mut().unwrap().initializer.push(tensor);
+    }
+    insert(model, at, "Slice", &[input, "start", "end", "along"], output);
+}
+
+fn position(model: &Model, name: &str) -> usize {
+    model.graph.as_ref().unwrap().node.iter().position(|node| node.name == name).unwrap()
+}
+
+#[test]
+fn parts() {
+    let last = two_layers().graph.unwrap().node.len();
+    let output = |range: [i64; 3]| {
+        move |m: &mut Model| {
+            slice(m, last, "Y", range, "part");
+            m.graph.as_mut().unwrap().output[0].name = "part".into();
+        }
+    };
+    refused(&["(Slice)", "[0:2] of axis 0", "outputs of layer 1"], output([0, 2, 0]));
+    refused(&["(Slice)", "[-1:0] of axis 0"], output([-1, 0, 0]));
+    refused(&["(Slice)", "[1:6] of axis 2"], output([1, 6, 2]));
+    refused(&["(Slice)", "[0:1] of axis 1"], output([0, 1, 1]));
+    refused(&["(Slice)", "axis 3"], output([0, 1, 3]));
+    refused(&["(ReverseSequence)", "ignored"], |m| insert(m, 0, "ReverseSequence", &["X", "sequence_lens"], "back"));
+    // One step and one direction are outputs of their own; with lengths the last step is no final state.
+    for (range, step, rows) in
+        [([-1, i64::MAX, 0], Some(-1), 0..2), ([3, 4, 0], Some(3), 0..2), ([5, 10, 2], None, 1..2)]
+    {
+        let mut model = two_layers();
+        output(range)(&mut model);
+        let port = load(&model).unwrap().outputs[0].clone();
+        assert_eq!((port.kind, port.step, port.rows), (PortKind::Sequence, step, rows), "{range:?}");
+    }
+    let mut model = two_layers();
+    output([-1, i64::from(i32::MAX), 0])(&mut model);
+    ["lstm_l0", "lstm_l1"].iter().for_each(|name| node(&mut model, name).input[4].clear());
+    model.graph.as_mut().unwrap().input.remove(1);
+    assert_eq!(load(&model).unwrap().outputs[0].kind, PortKind::Sequence, "of both directions only one has ended");
+
+    // The next layer needs all of the one below.
+    refused(&["lstm_l1", "X", "direction 0 alone"], |m| {
+        let at = position(m, "lstm_l1");
+        slice(m, at, "Y_l0", [0, 5, 2], "half");
+        node(m, "lstm_l1").input[0] = "half".into();
+    });
+    refused(&["lstm_l1", "X", "step 2 alone"], |m| {
+        let at = position(m, "lstm_l1");
+        slice(m, at, "Y_l0", [2, 3, 0], "step");
+        node(m, "lstm_l1").input[0] = "step".into();
+    });
+}
+
+#[test]
+fn one_layer_in_two_nodes() {
+    let file = include_bytes!("../../../../../tests/data/onnx/two-nodes.onnx");
+    let whole = Model::decode(&file[..]).unwrap();
+    assert!(load(&whole).is_ok());
+    let refused = |words: &[&str], change: fn(&mut Model)| {
+        let mut model = whole.clone();
+        change(&mut model);
+        let error = load(&model).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}: expected {words:?}");
+    };
+    // The nodes are Split, Split, then LSTM and Squeeze for each direction, Concat, and the same again.
+    fn at(m: &mut Model, k: usize) -> &mut Node {
+        &mut m.graph.as_mut().unwrap().node[k]
+    }
+    refused(&["node 4", "other direction", "node 2"], |m| at(m, 4).attribute.push(int("input_forget", 1)));
+    refused(&["node 4", "state", "other direction"], |m| at(m, 4).input[5].clear());
+    // Two forward nodes over one input are no layer, and no chain.
+    refused(&["node 4", "W", "[1, 32, 8]"], |m| {
+        let attributes = &mut at(m, 4).attribute;
+        attributes.retain(|a| a.name != "direction");
+    });
+    refused(&["(Concat)", "direction 1 alone"], |m| at(m, 6).input.reverse());
+    refused(&["h", "rows"], |m| at(m, 4).input[5] = "h0".into());
+    refused(&["(Split)", "add up to 2"], |m| {
+        m.opset_import[0].version = Some(11);
+        at(m, 0).attribute.push(Attribute {
+            name: "split".into(),
+            kind: Some(7),
+            ints: vec![1, 2],
+            ..Attribute::default()
+        });
     });
 }
 

@@ -29,9 +29,20 @@ pub(super) fn shape(tensor: &Tensor) -> Result<Vec<usize>> {
     sizes.collect::<Result<_, _>>().map_err(|_| fail(tensor, format!("{:?} is not a shape", tensor.dims)))
 }
 
+/// The type of its elements, if it holds floats that are read.
+pub(super) fn float_type(tensor: &Tensor) -> Option<Dtype> {
+    match tensor.data_type.unwrap_or_default() {
+        FLOAT => Some(Dtype::F32),
+        FLOAT16 => Some(Dtype::F16),
+        BFLOAT16 => Some(Dtype::BF16),
+        DOUBLE => Some(Dtype::F64),
+        _ => None,
+    }
+}
+
 /// Whether it holds floats that are read.
 pub(super) fn is_float(tensor: &Tensor) -> bool {
-    matches!(tensor.data_type, Some(FLOAT | FLOAT16 | DOUBLE | BFLOAT16))
+    float_type(tensor).is_some()
 }
 
 /// Whether it holds integers that are read.
@@ -51,17 +62,11 @@ pub(super) fn is_zero(tensor: &Tensor) -> bool {
 
 /// Elements as f32, an f64 rounded to the nearest. Files with elements lie in `dir`.
 pub(super) fn floats(tensor: &Tensor, dir: Option<&Path>) -> Result<ArrayD<f32>> {
-    let (dtype, size) = match tensor.data_type.unwrap_or_default() {
-        FLOAT => (Dtype::F32, 4),
-        FLOAT16 => (Dtype::F16, 2),
-        BFLOAT16 => (Dtype::BF16, 2),
-        DOUBLE => (Dtype::F64, 8),
-        other => {
-            let (name, found) = (tensor.name.clone(), format!("data_type {other}"));
-            return Err(Error::TensorType { name, expected: "FLOAT, FLOAT16, BFLOAT16 or DOUBLE", found });
-        }
-    };
-    let bytes = bytes(tensor, size, dir)?;
+    let dtype = float_type(tensor).ok_or_else(|| {
+        let (name, found) = (tensor.name.clone(), format!("data_type {}", tensor.data_type.unwrap_or_default()));
+        Error::TensorType { name, expected: "FLOAT, FLOAT16, BFLOAT16 or DOUBLE", found }
+    })?;
+    let bytes = bytes(tensor, dtype.bitsize() / 8, dir)?;
     let values = element::to_f32(&tensor.name, dtype, &bytes)?;
     ArrayD::from_shape_vec(IxDyn(&shape(tensor)?), values).map_err(|e| fail(tensor, e))
 }

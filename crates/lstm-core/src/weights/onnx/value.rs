@@ -58,12 +58,23 @@ impl Dim<'_> {
 pub(super) enum Source<'a> {
     /// A value that the chain of LSTMs does not compute: an input of the graph, by name.
     Outside(&'a str),
-    /// Outputs of a layer, by its number in the chain.
-    Sequence(usize),
-    /// Final `h` of the layers from one number up to another.
+    /// Outputs of a layer: steps, directions, batch, features.
+    Sequence(Outputs),
+    /// Final `h`: the rows of a [`HostState`](crate::HostState) from one number up to another; rows, batch, features.
     H(usize, usize),
     /// Final `c`.
     C(usize, usize),
+}
+
+/// A layer whose outputs they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outputs {
+    /// Its number in the chain.
+    pub(super) layer: usize,
+    /// For each of its directions, whether it walks in reverse.
+    pub(super) reversals: &'static [bool],
+    /// Whether all sequences are as long as the input.
+    pub(super) whole: bool,
 }
 
 /// Where each atom, an axis of the source, is now.
@@ -74,8 +85,12 @@ pub(super) struct Data<'a> {
     pub(super) atoms: Vec<Dim<'a>>,
     /// The present axes, each made of neighbouring atoms; an axis of none has size 1. Atoms of size 1 may be missing.
     pub(super) axes: Vec<Vec<usize>>,
-    /// The part of the source's first axis that is taken, if not all.
+    /// Of a value from outside, the part of the first axis that is taken, if not all.
     pub(super) part: Option<(i64, i64)>,
+    /// Of outputs, the only step that is taken, counted from the end if it is negative.
+    pub(super) step: Option<i64>,
+    /// Of outputs, the only direction that is taken, of two.
+    pub(super) direction: Option<usize>,
     /// The probability of a `Dropout` passed on the way, which does nothing outside training.
     pub(super) dropout: Option<f32>,
 }
@@ -84,11 +99,24 @@ impl<'a> Data<'a> {
     /// The source as it is.
     pub(super) fn new(source: Source<'a>, atoms: Vec<Dim<'a>>) -> Self {
         let axes = (0..atoms.len()).map(|k| vec![k]).collect();
-        Data { source, atoms, axes, part: None, dropout: None }
+        Data { source, atoms, axes, part: None, step: None, direction: None, dropout: None }
     }
 
     pub(super) fn dim(&self, axis: &[usize]) -> Dim<'a> {
         axis.iter().fold(Dim::Known(1), |dim, &atom| dim.times(self.atoms[atom]))
+    }
+
+    /// What it is, in an error.
+    pub(super) fn describe(&self) -> String {
+        let what = match self.source {
+            Source::Outside(name) => format!("`{name}`"),
+            Source::Sequence(of) => format!("the outputs of layer {}", of.layer),
+            Source::H(from, to) => format!("the final h of layers and directions {from}..{to}"),
+            Source::C(from, to) => format!("the final c of layers and directions {from}..{to}"),
+        };
+        let direction = self.direction.map(|d| format!(", direction {d} alone")).unwrap_or_default();
+        let step = self.step.map(|step| format!(", step {step} alone")).unwrap_or_default();
+        format!("{what}{direction}{step} with axes {:?}", self.axes)
     }
 
     /// The sizes of the present axes.
@@ -147,6 +175,8 @@ pub(super) enum Value<'a> {
     Zeros(Option<&'a Tensor>),
     /// Data whose axes are known.
     Data(Data<'a>),
+    /// Values from outside, one after the other along an axis.
+    Joined { along: usize, parts: Vec<Data<'a>> },
     /// Data from outside of a rank that the file does not tell.
     Rankless(&'a str),
 }
@@ -159,15 +189,8 @@ impl Value<'_> {
             Value::Numbers { values, .. } => format!("{} integers", values.len()),
             Value::Zeros(_) => "zeros".into(),
             Value::Rankless(name) => format!("`{name}`, whose shape is not declared"),
-            Value::Data(data) => {
-                let what = match data.source {
-                    Source::Outside(name) => format!("`{name}`"),
-                    Source::Sequence(k) => format!("the outputs of layer {k}"),
-                    Source::H(k, _) => format!("the final h of layer {k}"),
-                    Source::C(k, _) => format!("the final c of layer {k}"),
-                };
-                format!("{what} with axes {:?}", data.axes)
-            }
+            Value::Data(data) => data.describe(),
+            Value::Joined { parts, .. } => parts.iter().map(Data::describe).collect::<Vec<_>>().join(" and "),
         }
     }
 }

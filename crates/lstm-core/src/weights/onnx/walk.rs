@@ -6,12 +6,13 @@ use std::{
 };
 
 use ndarray::ArrayD;
+use safetensors::Dtype;
 
 use super::{
     layer::{self, Layer},
     node::{Op, label},
     ops,
-    port::{Port, PortAxis, PortKind},
+    port::{self, Port},
     proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, Graph, INT32, Tensor, ValueInfo},
     tensor,
     value::{Data, Dim, MAX_RANK, Source, Value},
@@ -25,8 +26,12 @@ const MAX_SHARED: usize = 16;
 pub(super) struct Walk<'a> {
     pub(super) opset: i64,
     pub(super) layers: Vec<Layer<'a>>,
+    /// Element types of the constants that were read.
+    pub(super) dtypes: BTreeSet<Dtype>,
     /// Nodes that are left out, as the caller chose.
     pub(super) ignored: Vec<String>,
+    /// LSTMs that are the two directions of one layer: of each, the direction it is.
+    pairs: BTreeMap<usize, usize>,
     dir: Option<&'a Path>,
     /// The nodes to load; `None`: all, and nothing may be left.
     chosen: Option<&'a [&'a str]>,
@@ -46,7 +51,9 @@ impl<'a> Walk<'a> {
         let mut walk = Walk {
             opset,
             layers: Vec::new(),
+            dtypes: BTreeSet::new(),
             ignored: Vec::new(),
+            pairs: pairs(graph, chosen),
             dir,
             chosen,
             values: BTreeMap::new(),
@@ -94,29 +101,36 @@ impl<'a> Walk<'a> {
         }
         let outputs = || node.output.iter().map(String::as_str);
         if is_lstm && self.chosen.is_none_or(|chosen| chosen.contains(&name(node, index).as_str())) {
-            let (layer, values) = layer::read(op, self)?;
-            self.layers.push(layer);
+            let values = layer::read(op, self, self.pairs.get(&index).copied())?;
             for (name, value) in outputs().zip(values).filter(|(name, _)| !name.is_empty()) {
                 self.define(name, value)?;
             }
             return Ok(());
         }
-        let value = if ours && !is_lstm {
+        let values = if ours && !is_lstm {
             let inputs: Vec<Option<&Value>> = node.input.iter().map(|name| self.values.get(name.as_str())).collect();
-            let value = ops::eval(op, self.opset, &inputs, self.dir);
-            value.and_then(|value| op.finish().map(|()| value))
+            let values = ops::eval(op, self.opset, &inputs, self.dir);
+            let values = values.and_then(|values| op.finish().map(|()| values));
+            let named = |k: usize| node.output.get(k).is_some_and(|name| !name.is_empty());
+            let fits = |values: &Vec<Value>| named(0) && !(values.len()..node.output.len()).any(named);
+            values.and_then(|values| match fits(&values) {
+                true => Ok(values),
+                false => Err(op.fail(format!("expected {} outputs, got {:?}", values.len(), node.output))),
+            })
         } else {
             Err(op.fail("this operator is no part of an LSTM, and would be ignored"))
         };
-        match (value, outputs().next().filter(|name| !name.is_empty())) {
-            (Ok(value), Some(name)) => self.define(name, value),
-            (Ok(_), None) => Err(op.fail("it has no output")),
+        match values {
+            Ok(values) => {
+                let named = outputs().zip(values).filter(|(name, _)| !name.is_empty());
+                named.into_iter().try_for_each(|(name, value)| self.define(name, value))
+            }
             // Of a part of the model that the caller does not want.
-            (Err(_), _) if self.chosen.is_some() => {
+            Err(_) if self.chosen.is_some() => {
                 self.ignored.push(label(index, node));
                 outputs().filter(|name| !name.is_empty()).try_for_each(|name| self.define(name, Value::Rankless(name)))
             }
-            (Err(error), _) => Err(error),
+            Err(error) => Err(error),
         }
     }
 
@@ -143,6 +157,7 @@ impl<'a> Walk<'a> {
     /// A constant's elements.
     pub(super) fn floats(&mut self, op: &Op<'a>, name: &'a str) -> Result<ArrayD<f32>> {
         let tensor = self.tensor(op, name)?;
+        self.dtypes.extend(tensor::float_type(tensor));
         tensor::floats(tensor, self.dir).map_err(|error| match error {
             Error::Io { .. } => error,
             other => op.fail(other),
@@ -171,20 +186,24 @@ impl<'a> Walk<'a> {
         let fail = |why: String| Error::format(format!("output `{name}`"), why);
         self.used.insert(name);
         let Some(value) = self.values.get(name) else { return Err(fail("no node computes it".into())) };
-        let sequence = [PortAxis::Steps, PortAxis::Directions, PortAxis::Batch, PortAxis::Features];
-        let state = [PortAxis::Layers, PortAxis::Batch, PortAxis::Features];
         let last = self.layers.len().checked_sub(1);
-        let (data, kind, labels, first, layers) = match value {
-            Value::Data(data) if data.dropout.is_none() => match data.source {
-                Source::Sequence(k) if Some(k) == last => (data, PortKind::Sequence, &sequence[..], k, 1),
-                Source::H(from, to) => (data, PortKind::H, &state[..], from, to - from),
-                Source::C(from, to) => (data, PortKind::C, &state[..], from, to - from),
-                _ => return Err(fail(format!("it is {}, not an output of the last LSTM", value.describe()))),
-            },
-            other => return Err(fail(format!("it is {}, not a plain output of an LSTM", other.describe()))),
+        let Value::Data(data) = value else {
+            return Err(fail(format!("it is {}, not a plain output of an LSTM", value.describe())));
         };
+        let rows = match data.source {
+            Source::Sequence(of) if Some(of.layer) == last => match data.direction {
+                Some(direction) => direction..direction + 1,
+                None => 0..of.reversals.len(),
+            },
+            Source::H(from, to) | Source::C(from, to) => from..to,
+            _ => return Err(fail(format!("it is {}, not an output of the last LSTM", value.describe()))),
+        };
+        if data.dropout.is_some() {
+            return Err(fail(format!("it is {} after a dropout", value.describe())));
+        }
+        let (kind, labels) = port::labels(data.source);
         let axes = data.axes.iter().map(|axis| axis.iter().map(|&atom| labels[atom]).collect()).collect();
-        Ok(Port { name: name.to_owned(), kind, first_layer: first, layers, axes })
+        Ok(Port { name: name.to_owned(), kind, rows, step: data.step, axes })
     }
 
     /// An error for inputs and initializers that nothing reads.
@@ -193,6 +212,21 @@ impl<'a> Walk<'a> {
         let unused: Vec<String> = names.filter(|name| !self.used.contains(name.as_str())).cloned().collect();
         if unused.is_empty() { Ok(()) } else { Err(Error::UnusedTensors { names: unused }) }
     }
+}
+
+/// Pairs of LSTMs over one input, of which one walks forward and the other in reverse: a bidirectional layer in two halves.
+fn pairs(graph: &Graph, chosen: Option<&[&str]>) -> BTreeMap<usize, usize> {
+    let mut over: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
+    for (index, node) in graph.node.iter().enumerate().filter(|(_, node)| node.op_type == "LSTM") {
+        let direction = node.attribute.iter().find(|a| a.name == "direction").and_then(|a| a.s.as_deref());
+        let direction = ["forward", "reverse"].iter().position(|d| d.as_bytes() == direction.unwrap_or(b"forward"));
+        let wanted = chosen.is_none_or(|chosen| chosen.contains(&name(node, index).as_str()));
+        if let (Some(direction), Some(x), true) = (direction, node.input.first(), wanted) {
+            over.entry(x).or_default().push((index, direction));
+        }
+    }
+    let pairs = over.into_values().filter(|nodes| matches!(nodes[..], [(_, a), (_, b)] if a != b));
+    pairs.flatten().collect()
 }
 
 /// What a caller calls a node: its name, or its number where it has none.

@@ -2,8 +2,12 @@
 
 use std::sync::LazyLock;
 
-use lstm_core::{CellKind, Init, LstmConfig, OnnxModel, OnnxWriter, Result, Weights};
+use lstm_core::{CellKind, Init, LstmConfig, OnnxWriter, Result, Weights};
+use lstm_cpu::Cpu;
+use lstm_tests::hostile;
 use proptest::prelude::*;
+
+static CPU: LazyLock<Cpu> = LazyLock::new(Cpu::new);
 
 /// A small file with all that is written: layers, states, lengths, peepholes, dropout.
 static SMALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -13,18 +17,10 @@ static SMALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 /// A file of PyTorch's exporter, with the nodes that ours does not write.
-const EXPORTED: &[u8] = include_bytes!("../../../tests/data/onnx/pytorch-dynamo-dynamic-batch-first.onnx");
+const EXPORTED: &[u8] = include_bytes!("../data/onnx/pytorch-dynamo-dynamic-batch-first.onnx");
 
-/// Does with a file whatever one can.
 fn devour(bytes: &[u8]) -> Result<()> {
-    let model = OnnxModel::from_bytes(bytes)?;
-    for name in model.tensors() {
-        let _ = model.tensor(name);
-    }
-    for name in model.lstm_nodes() {
-        let _ = model.lstm_named(&[&name]);
-    }
-    model.lstm().map(drop)
+    hostile::onnx(&*CPU, bytes)
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! Hostile files: whatever the bytes, an error or a model, quickly, never a panic.
 
+use std::sync::LazyLock;
+
 use lstm_core::{
-    CellKind, Error, Init, LstmConfig, Names, Result, StateDict, StateDictWriter, Weights, ndarray::array,
+    Error, Init, LstmConfig, Names, Result, StateDict, StateDictWriter, Weights, ndarray::array,
     weights::state_dict::Dtype,
 };
+use lstm_cpu::Cpu;
+use lstm_tests::hostile;
 use proptest::prelude::*;
 
-const CELLS: [CellKind; 4] = [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense, CellKind::PeepholeDiagonal];
+static CPU: LazyLock<Cpu> = LazyLock::new(Cpu::new);
 
 /// A file of this header and data.
 fn raw(header: &str, data: &[u8]) -> Vec<u8> {
@@ -22,18 +26,8 @@ fn small() -> Vec<u8> {
         .unwrap()
 }
 
-/// Does with a file whatever one can.
 fn devour(bytes: Vec<u8>) -> Result<()> {
-    let dict = StateDict::from_bytes(bytes)?;
-    for name in dict.names() {
-        let _ = dict.clone().take_any(name);
-        let _ = dict.clone().take_f64(name);
-        let _ = dict.clone().take_i64(name);
-    }
-    for cell in CELLS {
-        let _ = dict.clone().take_lstm_as("", cell);
-    }
-    dict.clone().take_lstm("").map(drop)
+    hostile::safetensors(&*CPU, &bytes)
 }
 
 #[test]

@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""One command for a machine with a GPU: bits against the CPU, then times beside PyTorch's with cuDNN.
+
+    python3 cuda_side_by_side.py PATH/TO/cuda [--rounds 5] [--repeats 10]
+
+PATH/TO/cuda is the program of benches/src/bin/cuda.rs, built elsewhere:
+`cargo build --release -p lstm-benches --features cuda --bin cuda`. It needs the driver, and NVRTC (PyTorch's wheels bring
+it: put its folder into LD_LIBRARY_PATH) or kernels built before (LSTM_CUDA_KERNELS). Rounds of both alternate; float32
+with TF32 off is the comparison, the other precisions are printed beside it. All sizes include the input's product.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+SHAPES = [(128, 1, 1000), (256, 1, 1000), (512, 1, 512), (512, 16, 512), (1024, 16, 256), (1024, 64, 256), (2048, 64, 128)]
+
+
+def ask(child, *words):
+    child.stdin.write(" ".join(str(word) for word in words) + "\n")
+    child.stdin.flush()
+    answer = child.stdout.readline().strip()
+    if not answer:
+        sys.exit("the program has ended: see its message above")
+    return answer
+
+
+def peer(torch, shape, train, dtype, tf32, repeats):
+    """Microseconds of one pass of torch.nn.LSTM, the median."""
+    hidden, batch, steps = shape
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    lstm = torch.nn.LSTM(hidden, hidden).to("cuda", dtype)
+    x = torch.rand(steps, batch, hidden, device="cuda", dtype=dtype).mul_(2).sub_(1).requires_grad_(train)
+    lstm.train(train)
+
+    def once():
+        if train:
+            lstm.zero_grad(set_to_none=True)
+            y, _ = lstm(x)
+            y.backward(y.detach())
+        else:
+            with torch.no_grad():
+                lstm(x)
+        torch.cuda.synchronize()
+
+    for _ in range(3):
+        once()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        once()
+        times.append((time.perf_counter() - start) * 1e6)
+    return statistics.median(times)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=10)
+    args = parser.parse_args()
+    child = subprocess.Popen([args.program, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    different = 0
+    for shape in SHAPES:
+        answer = ask(child, "check", *shape, 0)
+        different += answer != "identical"
+        print(f"bits {shape}: {answer}", flush=True)
+    try:
+        import torch
+    except ImportError as error:
+        print(f"PyTorch: not run: {error}")
+        return different > 0
+    if not torch.cuda.is_available():
+        print("PyTorch: not run: it finds no GPU")
+        return different > 0
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
+    others = [("tf32", torch.float32, True), ("bf16", torch.bfloat16, False), ("fp16", torch.float16, False)]
+    for shape in SHAPES:
+        for train in (False, True):
+            ours, theirs = [], []
+            for _ in range(args.rounds):
+                ours.append(float(ask(child, "train" if train else "forward", *shape, args.repeats)))
+                theirs.append(peer(torch, shape, train, torch.float32, False, args.repeats))
+            a, b = statistics.median(ours), statistics.median(theirs)
+            hidden, batch, steps = shape
+            # 66.9 TFLOP/s of fp32 on an H100 or H200; forward is 16 H^2 flop a step and sequence, with the input's product.
+            floor = 16 * hidden**2 * batch * steps * (3 if train else 1) / 66.9e12 * 1e6
+            beside = "  ".join(
+                f"{name} {peer(torch, shape, train, dtype, tf32, args.repeats):.0f}" for name, dtype, tf32 in others
+            )
+            spread = f"{min(ours):.0f}-{max(ours):.0f} / {min(theirs):.0f}-{max(theirs):.0f}"
+            print(
+                f"{shape} {'forward+backward' if train else 'forward'}: ours {a:.0f} us, cuDNN fp32 {b:.0f} us, "
+                f"ratio {b / a:.2f}, to the floor {a / floor:.1f}  (spread {spread}; labelled, not compared: {beside})",
+                flush=True,
+            )
+    return different > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

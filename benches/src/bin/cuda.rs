@@ -1,0 +1,137 @@
+//! A GPU: first the bits against the CPU, then times. `benches/cuda_side_by_side.py` asks it for rounds between those of
+//! PyTorch, so that both meet the same clocks.
+//!
+//! Without arguments it checks the bits of every shape and prints a time for each. With `--serve` it reads lines
+//! `PASS HIDDEN BATCH STEPS REPEATS`, where PASS is `check`, `forward` or `train`, and answers each with one line: `identical`
+//! or what differs, or microseconds for one pass, the median.
+
+use std::{
+    io::{BufRead, Write},
+    process::ExitCode,
+    time::Instant,
+};
+
+use lstm_core::{
+    Backend, CellKind, Init, Keep, LayerUpstream, Lstm, LstmConfig, Result, Sequence, Shape, State, Upstream, Weights,
+    ndarray::Array3,
+};
+use lstm_cpu::Cpu;
+use lstm_cuda::Cuda;
+
+/// Hidden size (and features), batch, steps.
+const SHAPES: [[usize; 3]; 7] =
+    [[128, 1, 1000], [256, 1, 1000], [512, 1, 512], [512, 16, 512], [1024, 16, 256], [1024, 64, 256], [2048, 64, 128]];
+
+fn main() -> ExitCode {
+    let run = || {
+        let cuda = Cuda::new(0)?;
+        eprintln!("{}: {:?}", cuda.device(), cuda.arithmetic());
+        if std::env::args().any(|arg| arg == "--serve") { serve(&cuda) } else { all(&cuda) }
+    };
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn all(cuda: &Cuda) -> Result<bool> {
+    let mut identical = true;
+    for shape in SHAPES {
+        let checked = check(cuda, shape)?;
+        identical &= checked == "identical";
+        let [forward, train] = [microseconds(cuda, shape, false, 20)?, microseconds(cuda, shape, true, 20)?];
+        let [hidden, batch, steps] = shape;
+        println!(
+            "hidden {hidden} batch {batch} steps {steps}: {checked}; forward {forward:.1} us, forward and backward {train:.1} us"
+        );
+    }
+    Ok(identical)
+}
+
+fn serve(cuda: &Cuda) -> Result<bool> {
+    for line in std::io::stdin().lock().lines() {
+        let line = line.unwrap_or_default();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let numbers: Option<Vec<usize>> = words.iter().skip(1).map(|word| word.parse().ok()).collect();
+        let answer = match (words.first(), numbers.as_deref()) {
+            (Some(&"check"), Some(&[hidden, batch, steps, _])) => check(cuda, [hidden, batch, steps])?,
+            (Some(&pass @ ("forward" | "train")), Some(&[hidden, batch, steps, repeats])) if repeats > 0 => {
+                microseconds(cuda, [hidden, batch, steps], pass == "train", repeats)?.to_string()
+            }
+            _ => format!("expected PASS HIDDEN BATCH STEPS REPEATS, got `{line}`"),
+        };
+        println!("{answer}");
+        // The other side waits for it; that it has gone away is not for us to report.
+        let _ = std::io::stdout().flush();
+    }
+    Ok(true)
+}
+
+fn weights(hidden: usize) -> Result<Weights> {
+    Weights::init(LstmConfig::new(hidden, hidden).cell(CellKind::Fused), &Init::default(), 1)
+}
+
+fn number(k: usize) -> f32 {
+    (k as u32).wrapping_mul(0x9e37_79b9) as i32 as f32 * 2f32.powi(-31)
+}
+
+/// Both passes against the CPU's.
+fn check(cuda: &Cuda, [hidden, batch, steps]: [usize; 3]) -> Result<String> {
+    let x = Array3::from_shape_fn((batch, steps, hidden), |(b, t, k)| number((b * steps + t) * hidden + k));
+    fn bits<B: Backend>(b: &B, weights: Weights, x: &Array3<f32>) -> Result<Vec<(String, Vec<u32>)>> {
+        let pass = Lstm::new(b, weights)?.forward_train(x, Keep::Everything)?;
+        let gradients = pass.tape.backward(Upstream::from(x).with_input())?;
+        let of = |values: &mut dyn Iterator<Item = &f32>| values.map(|v| v.to_bits()).collect::<Vec<_>>();
+        let mut all = vec![("y".to_owned(), of(&mut pass.y.iter())), ("c".to_owned(), of(&mut pass.state.c.iter()))];
+        all.extend(gradients.x.iter().map(|x| ("dx".to_owned(), of(&mut x.iter()))));
+        let layers = gradients.weights.layers().iter().flat_map(|layer| layer.iter());
+        all.extend(layers.map(|(param, values)| (format!("d{param:?}"), of(&mut values.iter()))));
+        Ok(all)
+    }
+    let (got, want) = (bits(cuda, weights(hidden)?, &x)?, bits(&Cpu::new(), weights(hidden)?, &x)?);
+    for ((name, got), (_, want)) in got.iter().zip(&want) {
+        let differ = got.iter().zip(want).filter(|(a, b)| a != b).count();
+        if differ > 0 {
+            return Ok(format!("{name}: {differ} of {} values differ", want.len()));
+        }
+    }
+    Ok("identical".to_owned())
+}
+
+/// One pass on data that are on the device already, until all of it is done.
+fn microseconds(cuda: &Cuda, [hidden, batch, steps]: [usize; 3], train: bool, repeats: usize) -> Result<f64> {
+    let layer = cuda.load(&weights(hidden)?.layers()[0])?;
+    let mut plan = cuda.plan(&layer, batch, steps)?;
+    let upload = |rows: usize| {
+        let data: Vec<f32> = (0..rows * hidden).map(number).collect();
+        cuda.upload(Shape::new(rows, hidden), &data)
+    };
+    let (x, zeros) = (upload(steps * batch)?, cuda.upload(Shape::new(batch, hidden), &vec![0.0; batch * hidden])?);
+    let state = State { h: zeros.clone(), c: zeros };
+    let mut once = || {
+        let sequence = Sequence { x: &x, state: &state, steps, batch, lengths: None };
+        if train {
+            let (output, trace) = cuda.forward_train(&layer, &mut plan, sequence)?;
+            let upstream = LayerUpstream { y: &output.y, state: &state, onto: None, input: true };
+            cuda.backward(&layer, &mut plan, &trace, upstream)?;
+        } else {
+            cuda.forward(&layer, &mut plan, sequence)?;
+        }
+        cuda.synchronize()
+    };
+    for _ in 0..3 {
+        once()?;
+    }
+    let mut times = Vec::new();
+    for _ in 0..repeats {
+        let start = Instant::now();
+        once()?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}

@@ -1,0 +1,146 @@
+//! The one list of backends, and what a command needs of each, whatever its types.
+
+use std::{fmt::Debug, sync::Arc};
+
+use lstm_core::{
+    Arithmetic, Backend, HostState, Input, Lstm, Path, Reference, Stream, Weights,
+    ndarray::{Array3, ArrayView3},
+};
+
+use crate::error::{Error, Result};
+
+/// A device that is open.
+pub(crate) trait Device {
+    /// The backend's name.
+    fn name(&self) -> &str;
+    /// What it promises about its bits.
+    fn arithmetic(&self) -> Arithmetic;
+    /// Which device it is, and how it is used.
+    fn about(&self) -> String;
+    /// Brings a model to it, to be run by the backend's own kernels or by the reference path on its primitives.
+    fn load(&self, weights: &Arc<Weights>, reference: bool) -> Result<Box<dyn Model>>;
+}
+
+/// A model on a device.
+pub(crate) trait Model {
+    /// Which code runs each layer-direction.
+    fn paths(&self) -> Vec<Path>;
+    /// Starts `batch` streams from a state, or from zeros.
+    fn start(&mut self, batch: usize, state: Option<&HostState>) -> Result<()>;
+    /// The next steps of the streams.
+    fn chunk(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>>;
+    /// The streams' state.
+    fn state(&self) -> Result<HostState>;
+    /// Whole sequences at once.
+    fn whole(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)>;
+}
+
+impl<B: Backend + Debug + 'static> Device for B {
+    fn name(&self) -> &str {
+        Backend::name(self)
+    }
+    fn arithmetic(&self) -> Arithmetic {
+        Backend::arithmetic(self)
+    }
+    fn about(&self) -> String {
+        format!("{self:?}")
+    }
+    fn load(&self, weights: &Arc<Weights>, reference: bool) -> Result<Box<dyn Model>> {
+        Ok(match reference {
+            false => Box::new(Loaded { lstm: Lstm::new(self, weights.clone())?, stream: None }),
+            true => Box::new(Loaded { lstm: Lstm::new(&Reference(self.clone()), weights.clone())?, stream: None }),
+        })
+    }
+}
+
+struct Loaded<B: Backend> {
+    lstm: Lstm<B>,
+    stream: Option<Stream<B>>,
+}
+
+impl<B: Backend> Model for Loaded<B> {
+    fn paths(&self) -> Vec<Path> {
+        self.lstm.paths()
+    }
+    fn start(&mut self, batch: usize, state: Option<&HostState>) -> Result<()> {
+        let mut stream = self.lstm.stream(batch)?;
+        if let Some(state) = state {
+            stream.set_state(state)?;
+        }
+        self.stream = Some(stream);
+        Ok(())
+    }
+    fn chunk(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
+        Ok(self.stream.as_mut().expect("started first").chunk(x)?)
+    }
+    fn state(&self) -> Result<HostState> {
+        Ok(self.stream.as_ref().expect("started first").state()?)
+    }
+    fn whole(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)> {
+        Ok(self.lstm.forward(input)?)
+    }
+}
+
+/// How a backend is opened.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// Threads of the cpu backend; the bits do not depend on it [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+}
+
+macro_rules! backends {
+    ($($name:literal => $open:expr,)*) => {
+        /// All backends there are, the one to be used by default first.
+        pub(crate) const KNOWN: &[&str] = &[$($name),*];
+
+        /// Those that this build holds.
+        pub(crate) const COMPILED: &[&str] = &[$(#[cfg(feature = $name)] $name),*];
+
+        /// Opens a backend, or says why it can't run.
+        #[allow(unused_variables, reason = "a build may hold no backend at all")]
+        pub(crate) fn open(name: &str, options: Options) -> Result<Box<dyn Device>> {
+            let fail = |why: String| Error::Backend { name: name.to_owned(), why };
+            match name {
+                $(#[cfg(feature = $name)]
+                $name => {
+                    let open: fn(Options) -> lstm_core::Result<_> = $open;
+                    Ok(Box::new(open(options).map_err(|e| fail(e.to_string()))?))
+                })*
+                _ => Err(fail(missing(name))),
+            }
+        }
+    };
+}
+
+// A backend's feature, and a function that opens it or says why it can't run here. What it is is told by its `Debug`.
+backends! {
+    "cpu" => |options| match options.threads {
+        Some(n) => lstm_cpu::Cpu::builder().threads(n).build(),
+        None => Ok(lstm_cpu::Cpu::new()),
+    },
+    "cuda" => |_| lstm_cuda::Cuda::new(0),
+}
+
+fn missing(name: &str) -> String {
+    match KNOWN.contains(&name) {
+        true => format!("not in this build; build with `--features {name}`"),
+        false => format!("there is none of this name, but {}", KNOWN.join(", ")),
+    }
+}
+
+/// The arithmetic, in a word or with what differs.
+pub(crate) fn describe(arithmetic: &Arithmetic) -> String {
+    match arithmetic {
+        Arithmetic::Exact => "exact".into(),
+        Arithmetic::Emulated(why) => format!("exact, emulated: {why}"),
+        Arithmetic::Inexact(what) => format!("inexact: {what}"),
+    }
+}
+
+/// Paths, each told once.
+pub(crate) fn describe_paths(paths: &[Path]) -> String {
+    let mut all: Vec<String> = paths.iter().map(ToString::to_string).collect();
+    all.dedup();
+    all.join(", ")
+}

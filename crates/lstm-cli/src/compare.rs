@@ -1,0 +1,210 @@
+//! `lstm compare`: the same sequences on every backend, bit by bit.
+
+use std::{fmt, path::PathBuf, process::ExitCode};
+
+use lstm_core::{HostState, arithmetic::Digest, ndarray::Array3};
+use serde::Serialize;
+
+use crate::{
+    backends::{self, COMPILED, Device, Model, describe, describe_paths},
+    error::{Error, Result},
+    feed, model,
+    report::Output,
+    run,
+};
+
+/// Run a model on every backend and compare outputs and final states bit by bit
+///
+/// Each backend runs by its own kernels, and the first also by the reference path, the definition. Ends with exit code 3
+/// if backends that promise the same bits gave others; those that promise less, or can't run here, are only told of.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: model::ModelArgs,
+
+    #[command(flatten)]
+    feed: feed::FeedArgs,
+
+    /// The backends, each of which must run; by default all of this build that can
+    #[arg(long, short, value_name = "NAME,...", value_delimiter = ',')]
+    backend: Option<Vec<String>>,
+
+    /// Run every backend's primitives by the reference path too
+    #[arg(long)]
+    references: bool,
+
+    #[command(flatten)]
+    options: backends::Options,
+}
+
+#[derive(Serialize)]
+struct Report {
+    model: PathBuf,
+    input: PathBuf,
+    batch: usize,
+    steps: usize,
+    identical: bool,
+    runs: Vec<Row>,
+    not_run: Vec<NotRun>,
+}
+
+/// How one run differs from the first.
+#[derive(Default, Serialize)]
+struct Row {
+    backend: String,
+    path: String,
+    arithmetic: String,
+    exact: bool,
+    digest: String,
+    /// Outputs and states that differ; any NaN is as good as another.
+    differing: u64,
+    /// Their bits that differ.
+    differing_bits: u64,
+    largest_difference: f64,
+    #[serde(skip)]
+    sum: Digest,
+}
+
+#[derive(Serialize)]
+struct NotRun {
+    backend: String,
+    why: String,
+}
+
+impl Row {
+    fn compare(&mut self, want: &Array3<f32>, got: &Array3<f32>) {
+        for (want, got) in want.iter().zip(got) {
+            let bits = (want.to_bits() ^ got.to_bits()).count_ones();
+            if bits > 0 && !(want.is_nan() && got.is_nan()) {
+                self.differing += 1;
+                self.differing_bits += u64::from(bits);
+                let difference = f64::from(*want) - f64::from(*got);
+                self.largest_difference = self.largest_difference.max(difference.abs());
+            }
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heading = ["backend", "path", "digest", "differing", "bits", "largest", "arithmetic"].map(String::from);
+        let rows = self.runs.iter().map(|row| {
+            let Row { backend, path, digest, differing, differing_bits, largest_difference, arithmetic, .. } = row;
+            let numbers = [differing.to_string(), differing_bits.to_string(), format!("{largest_difference:.1e}")];
+            let [differing, bits, largest] = numbers;
+            [backend.clone(), path.clone(), digest.clone(), differing, bits, largest, arithmetic.clone()]
+        });
+        let rows: Vec<_> = std::iter::once(heading).chain(rows).collect();
+        for row in &rows {
+            let width = |k: usize| rows.iter().map(|row| row[k].chars().count()).max().unwrap_or(0);
+            let cells: Vec<_> =
+                row.iter().enumerate().map(|(k, cell)| format!("{cell:<width$}", width = width(k))).collect();
+            writeln!(f, "{}", cells.join("  ").trim_end())?;
+        }
+        for NotRun { backend, why } in &self.not_run {
+            writeln!(f, "not run: {backend}: {why}")?;
+        }
+        let verdict = if self.identical { "identical" } else { "DIFFERENT" };
+        writeln!(f, "{} x {} steps: what promises the same bits is {verdict}", self.batch, self.steps)
+    }
+}
+
+pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
+    let loaded = args.model.load()?;
+    let feed = args.feed.open(&loaded, output)?;
+    let mut not_run = Vec::new();
+    let devices = open(args, &mut not_run)?;
+    let mut models: Vec<Box<dyn Model>> = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
+    for (k, device) in devices.iter().enumerate() {
+        for reference in if k == 0 || args.references { &[true, false][..] } else { &[false] } {
+            let model = device.load(&loaded.weights, *reference)?;
+            let arithmetic = device.arithmetic();
+            rows.push(Row {
+                backend: device.name().to_owned(),
+                path: describe_paths(&model.paths()),
+                arithmetic: describe(&arithmetic),
+                exact: arithmetic.is_exact(),
+                ..Row::default()
+            });
+            models.push(model);
+        }
+    }
+    let (extent, input) = (feed.extent(), feed.path().to_owned());
+    feed::catch_interrupts();
+    let states = feed.run(&mut models, |outputs| {
+        for (row, y) in rows.iter_mut().zip(outputs) {
+            run::add(&mut row.sum, y);
+            row.compare(&outputs[0], y);
+        }
+        Ok(())
+    })?;
+    for (row, HostState { h, c }) in rows.iter_mut().zip(&states) {
+        row.compare(&states[0].h, h);
+        row.compare(&states[0].c, c);
+        row.digest = row.sum.to_string();
+    }
+    let identical = identical(&rows);
+    output.report(&Report {
+        model: args.model.path.clone(),
+        input,
+        batch: extent.batch,
+        steps: extent.steps,
+        identical,
+        runs: rows,
+        not_run,
+    })?;
+    Ok(if identical { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+/// Whether all that promise the same bits gave them. What promises less has nobody to agree with, not even where it comes
+/// first, because nothing else runs here.
+fn identical(rows: &[Row]) -> bool {
+    let same = |row: &Row| row.differing == 0 || !row.exact;
+    rows.first().is_none_or(|first| !first.exact) || rows.iter().all(same)
+}
+
+/// The devices, the exact ones first; adds why others are missing.
+fn open(args: &Args, not_run: &mut Vec<NotRun>) -> Result<Vec<Box<dyn Device>>> {
+    let names = args.backend.clone().unwrap_or_else(|| COMPILED.iter().map(|&name| name.to_owned()).collect());
+    let mut devices = Vec::new();
+    for name in names {
+        match backends::open(&name, args.options) {
+            Ok(device) => devices.push(device),
+            Err(Error::Backend { name, why }) if args.backend.is_none() => not_run.push(NotRun { backend: name, why }),
+            Err(error) => return Err(error),
+        }
+    }
+    if devices.is_empty() {
+        let why = not_run.iter().map(|n| format!("{}: {}", n.backend, n.why)).collect::<Vec<_>>().join("; ");
+        return Err(Error::Backend { name: "any".into(), why: format!("none can run here: {why}") });
+    }
+    devices.sort_by_key(|device| !device.arithmetic().is_exact());
+    Ok(devices)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_that_differ_are_counted_and_only_promises_are_held() {
+        let want = Array3::from_shape_vec((1, 2, 2), vec![1.0, -0.0, f32::NAN, 2.0]).unwrap();
+        let mut got = want.clone();
+        let mut row = Row { exact: true, ..Row::default() };
+        row.compare(&want, &got);
+        assert_eq!((row.differing, row.differing_bits), (0, 0));
+        got[[0, 0, 1]] = 0.0;
+        got[[0, 1, 0]] = -f32::NAN;
+        got[[0, 1, 1]] = f32::from_bits(2.0f32.to_bits() + 3);
+        row.compare(&want, &got);
+        assert_eq!((row.differing, row.differing_bits), (2, 3));
+        assert_eq!(row.largest_difference, 3.0 * 2.0 * f64::from(f32::EPSILON));
+
+        let rows = |base: bool, other: bool| {
+            let row = Row { exact: other, differing: 2, ..Row::default() };
+            identical(&[Row { exact: base, ..Row::default() }, row])
+        };
+        assert_eq!([rows(true, true), rows(true, false), rows(false, false)], [false, true, true]);
+    }
+}

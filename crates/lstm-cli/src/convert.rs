@@ -1,0 +1,93 @@
+//! `lstm convert`: a model from one format to the other.
+
+use std::{fmt, path::PathBuf, process::ExitCode};
+
+use lstm_core::{Names, OnnxWriter, StateDictWriter, weights::state_dict::Dtype};
+use serde::Serialize;
+
+use crate::{
+    error::{Error, Result},
+    model::{self, CONFIG, Kind},
+    report::Output,
+};
+
+/// Convert a model to .safetensors (PyTorch's names) or .onnx
+///
+/// What the other format can't hold is an error, as is what is not the LSTM's unless it was chosen with --name. Options
+/// that no tensor tells are kept in the metadata of a .safetensors file.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: model::ModelArgs,
+
+    /// The new file, .safetensors or .onnx
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+
+    /// What names of tensors begin with in a new .safetensors file
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    prefix: String,
+
+    /// The type of elements in a new .safetensors file: F32, F64, F16 or BF16
+    #[arg(long, value_name = "TYPE", default_value = "F32", value_parser = dtype)]
+    dtype: Dtype,
+
+    /// Let a new .onnx file take initial states and lengths as inputs
+    #[arg(long)]
+    inputs: bool,
+}
+
+fn dtype(name: &str) -> Result<Dtype, String> {
+    let known = [Dtype::F32, Dtype::F64, Dtype::F16, Dtype::BF16];
+    let found = known.into_iter().find(|dtype| dtype.to_string().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| "expected F32, F64, F16 or BF16".into())
+}
+
+#[derive(Serialize)]
+struct Report {
+    model: PathBuf,
+    out: PathBuf,
+    config: String,
+    parameters: usize,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}, {} parameters", self.out.display(), self.config, self.parameters)
+    }
+}
+
+pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
+    let to = Kind::of(&args.out)?;
+    let loaded = args.model.load()?;
+    let lost = |what: &str| Err(Error::file(&args.model.path, format!("{what} would be lost")));
+    if loaded.state.is_some() || loaded.lengths.is_some() {
+        return lost("the states or lengths that its graph fixes");
+    }
+    if let Some(left_out) = loaded.left_out() {
+        return lost(&format!("{left_out}: these"));
+    }
+    let weights = &loaded.weights;
+    match to {
+        Kind::RtNeural => return Err(Error::file(&args.out, "RTNeural's files are only read")),
+        Kind::Safetensors if args.inputs => return Err(Error::option("inputs", "only an .onnx file has inputs")),
+        Kind::Safetensors => {
+            let writer = StateDictWriter::new().dtype(args.dtype).metadata(CONFIG, weights.config().to_string());
+            writer.lstm(&args.prefix, weights, Names::PyTorch)?.save(&args.out)?;
+        }
+        Kind::Onnx if args.dtype != Dtype::F32 => return Err(Error::option("dtype", ".onnx files are written in F32")),
+        Kind::Onnx if !args.prefix.is_empty() => return Err(Error::option("prefix", "is of .safetensors files")),
+        Kind::Onnx => {
+            let writer = OnnxWriter::new(weights);
+            let writer = if args.inputs { writer.initial_state().lengths() } else { writer };
+            writer.save(&args.out)?;
+        }
+    }
+    output.report(&Report {
+        model: args.model.path.clone(),
+        out: args.out.clone(),
+        config: weights.config().to_string(),
+        parameters: weights.len(),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

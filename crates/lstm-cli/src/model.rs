@@ -1,0 +1,295 @@
+//! Models from files, by extension: which LSTM of a file it is, and what the file says besides its weights.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use lstm_core::{
+    CellKind, HostState, LstmConfig, OnnxLstm, OnnxModel, RtNeural, StateDict, Weights,
+    ndarray::Axis,
+    weights::onnx::{Initial, Lengths},
+};
+
+use crate::error::{Error, Result};
+
+/// The key of a safetensors file's metadata under which `lstm convert` keeps what no tensor can: the configuration.
+pub(crate) const CONFIG: &str = "lstm.config";
+
+/// The same of a checkpoint that [`lstm_core::train`] wrote, and what its other tensors begin with.
+const CHECKPOINT: &str = "trainer.model";
+const CHECKPOINT_OWN: [&str; 2] = ["optimizer.", "extra."];
+
+/// Which model.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// The model: a .safetensors or .onnx file, or a .json file of RTNeural's
+    #[arg(value_name = "MODEL")]
+    pub(crate) path: PathBuf,
+
+    /// Which LSTM, where a file has more: of .safetensors, what its tensors' names begin with; of .onnx, its nodes' names
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    name: Vec<String>,
+
+    /// The cell, where names of tensors leave it open: fused, unfused, peephole-dense or peephole-diagonal
+    #[arg(long, value_name = "CELL", value_parser = cell)]
+    cell: Option<CellKind>,
+
+    /// The bound on the gate activations' inputs, which no tensor of a .safetensors file tells
+    #[arg(long, value_name = "BOUND", allow_negative_numbers = true)]
+    clip: Option<f32>,
+
+    /// The gates are coupled, f = 1 - i, which no tensor of a .safetensors file tells
+    #[arg(long)]
+    coupled: bool,
+}
+
+/// A cell by its name, as a configuration's text has it.
+fn cell(name: &str) -> Result<CellKind, String> {
+    let text = format!("lstm input_size=1 hidden_size=1 cell={name}");
+    text.parse::<LstmConfig>().map(|config| config.cell).map_err(|e| e.to_string())
+}
+
+/// A kind of file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Safetensors,
+    Onnx,
+    RtNeural,
+}
+
+impl Kind {
+    /// That of a path.
+    pub(crate) fn of(path: &Path) -> Result<Self> {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => Ok(Kind::Safetensors),
+            Some("onnx") => Ok(Kind::Onnx),
+            Some("json") => Ok(Kind::RtNeural),
+            _ => Err(Error::file(path, "expected the extension .safetensors, .onnx or .json")),
+        }
+    }
+
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Safetensors => "safetensors",
+            Kind::Onnx => "onnx",
+            Kind::RtNeural => "rtneural",
+        }
+    }
+}
+
+/// A model and what its file says besides.
+pub(crate) struct Loaded {
+    pub(crate) kind: Kind,
+    pub(crate) weights: Arc<Weights>,
+    /// Prefix or nodes of this LSTM.
+    pub(crate) names: Vec<String>,
+    /// Element types in the file.
+    pub(crate) dtypes: Vec<String>,
+    /// Where it comes from that the configuration is not only inferred.
+    pub(crate) config_from: &'static str,
+    /// A state to start from that the file fixes.
+    pub(crate) state: Option<HostState>,
+    /// Lengths that the file fixes.
+    pub(crate) lengths: Option<Vec<usize>>,
+    /// Inputs of an ONNX graph for initial states.
+    pub(crate) state_inputs: Vec<String>,
+    /// Its input for lengths.
+    pub(crate) lengths_input: Option<String>,
+    /// Tensors or nodes that are no part of this LSTM.
+    pub(crate) unused: Vec<String>,
+    /// Whether these were left out because the user named the LSTM.
+    pub(crate) chosen: bool,
+}
+
+impl ModelArgs {
+    /// Reads the model.
+    pub(crate) fn load(&self) -> Result<Loaded> {
+        match Kind::of(&self.path)? {
+            Kind::Safetensors => self.safetensors(),
+            Kind::Onnx => self.onnx(),
+            Kind::RtNeural => self.rtneural(),
+        }
+    }
+
+    fn fail(&self, why: impl ToString) -> Error {
+        Error::file(&self.path, why)
+    }
+
+    fn safetensors(&self) -> Result<Loaded> {
+        let mut file = StateDict::open(&self.path)?;
+        let checkpoint = file.metadata().get(CHECKPOINT).cloned();
+        let mut prefixes = file.lstm_prefixes();
+        if checkpoint.is_some() {
+            prefixes.retain(|prefix| CHECKPOINT_OWN.iter().all(|own| !prefix.starts_with(own)));
+        }
+        let prefix = match (&self.name[..], &prefixes[..]) {
+            ([], [only]) => only.clone(),
+            // The library says what it looked for.
+            ([], []) => String::new(),
+            ([], several) => {
+                let why = format!("it holds {} LSTMs, choose one with --name: {}", several.len(), list(several));
+                return Err(self.fail(why));
+            }
+            ([name], _) => {
+                let found = prefixes.iter().find(|prefix| *prefix == name || **prefix == format!("{name}."));
+                found
+                    .ok_or_else(|| self.fail(format!("no LSTM is called `{name}`; there are: {}", list(&prefixes))))?
+                    .clone()
+            }
+            (names, _) => {
+                return Err(Error::option(
+                    "name",
+                    format!("a .safetensors file's LSTM has one name, got {}", names.len()),
+                ));
+            }
+        };
+        let dtypes: BTreeSet<String> = file
+            .names()
+            .filter(|name| name.starts_with(&prefix))
+            .filter_map(|name| file.dtype(name))
+            .map(|dtype| dtype.to_string())
+            .collect();
+        let (text, config_from) = match (file.metadata().get(CONFIG).cloned(), checkpoint) {
+            (Some(text), _) => (Some(text), "metadata"),
+            (None, Some(text)) => (Some(text), "checkpoint"),
+            (None, None) => (None, "names and shapes of tensors"),
+        };
+        let weights = match text {
+            Some(text) => {
+                let config: LstmConfig = text.parse()?;
+                if self.clip.is_some() || self.coupled || self.cell.is_some_and(|cell| cell != config.cell) {
+                    return Err(self.fail(format!(
+                        "its metadata say which options it has ({config}): leave out --cell, --clip and --coupled"
+                    )));
+                }
+                let weights = file.take_lstm_as(&prefix, config.cell)?;
+                let inferred = weights.config();
+                let (coupled, clip, dropout) = (inferred.coupled, inferred.clip, inferred.dropout);
+                let mut same = config.clone();
+                (same.coupled, same.clip, same.dropout) = (coupled, clip, dropout);
+                if same != *inferred {
+                    return Err(self.fail(format!("its metadata say {config}, its tensors {inferred}")));
+                }
+                weights.with_config(config)?
+            }
+            None => {
+                let weights = match self.cell {
+                    Some(cell) => file.take_lstm_as(&prefix, cell),
+                    None => file.take_lstm(&prefix),
+                }?;
+                let mut config = weights.config().clone();
+                (config.clip, config.coupled) = (self.clip, self.coupled);
+                weights.with_config(config)?
+            }
+        };
+        let config_from = if self.clip.is_some() || self.coupled { "names, shapes and options" } else { config_from };
+        Ok(Loaded {
+            kind: Kind::Safetensors,
+            weights: weights.into(),
+            names: vec![prefix],
+            dtypes: dtypes.into_iter().collect(),
+            config_from,
+            state: None,
+            lengths: None,
+            state_inputs: Vec::new(),
+            lengths_input: None,
+            unused: file.names().map(str::to_owned).collect(),
+            chosen: !self.name.is_empty(),
+        })
+    }
+
+    /// That no options are given which the file tells.
+    fn no_options(&self) -> Result<()> {
+        for (option, given) in [("cell", self.cell.is_some()), ("clip", self.clip.is_some()), ("coupled", self.coupled)]
+        {
+            if given {
+                return Err(Error::option(option, "only a .safetensors file leaves it open"));
+            }
+        }
+        Ok(())
+    }
+
+    fn onnx(&self) -> Result<Loaded> {
+        self.no_options()?;
+        let model = OnnxModel::open(&self.path)?;
+        let names: Vec<&str> = self.name.iter().map(String::as_str).collect();
+        let onnx = if names.is_empty() { model.lstm() } else { model.lstm_named(&names) };
+        let onnx = onnx.map_err(|error| match error {
+            // Whatever surrounds the LSTMs is refused unless they are named.
+            lstm_core::Error::Format { what, why } if names.is_empty() && !model.lstm_nodes().is_empty() => {
+                let hint = format!("{why}; to take LSTMs alone, --name them: {}", list(&model.lstm_nodes()));
+                lstm_core::Error::Format { what, why: hint }
+            }
+            other => other,
+        })?;
+        let mut state_inputs = Vec::new();
+        for initial in [&onnx.initial_h, &onnx.initial_c] {
+            if let Initial::Inputs(ports) = initial {
+                state_inputs.extend(ports.iter().map(|port| port.name.clone()));
+            }
+        }
+        let (lengths, lengths_input) = match &onnx.lengths {
+            Lengths::Whole => (None, None),
+            Lengths::Fixed(lengths) => (Some(lengths.clone()), None),
+            Lengths::Input(name) => (None, Some(name.clone())),
+        };
+        Ok(Loaded {
+            kind: Kind::Onnx,
+            state: fixed_state(&onnx)?,
+            lengths,
+            state_inputs,
+            lengths_input,
+            names: if names.is_empty() { model.lstm_nodes() } else { self.name.clone() },
+            dtypes: onnx.dtypes.iter().map(ToString::to_string).collect(),
+            config_from: "the graph",
+            unused: onnx.ignored.clone(),
+            chosen: !names.is_empty(),
+            weights: onnx.weights.into(),
+        })
+    }
+
+    fn rtneural(&self) -> Result<Loaded> {
+        self.no_options()?;
+        if !self.name.is_empty() {
+            return Err(Error::option("name", "a .json file of RTNeural's has one LSTM without a name"));
+        }
+        let RtNeural { lstm, head, .. } = RtNeural::open(&self.path)?;
+        Ok(Loaded {
+            kind: Kind::RtNeural,
+            weights: lstm.into(),
+            names: Vec::new(),
+            dtypes: vec!["decimal numbers".into()],
+            config_from: "the layers",
+            state: None,
+            lengths: None,
+            state_inputs: Vec::new(),
+            lengths_input: None,
+            unused: head.map(|(weight, _)| format!("dense layer {:?}", weight.shape())).into_iter().collect(),
+            chosen: false,
+        })
+    }
+}
+
+/// The state that a file's constants give, if any.
+fn fixed_state(onnx: &OnnxLstm) -> Result<Option<HostState>> {
+    let fixed = |initial: &Initial| if let Initial::Fixed(array) = initial { Some(array.clone()) } else { None };
+    let (h, c) = (fixed(&onnx.initial_h), fixed(&onnx.initial_c));
+    let Some(batch) = h.as_ref().or(c.as_ref()).map(|array| array.len_of(Axis(1))) else { return Ok(None) };
+    let zeros = HostState::zeros(onnx.weights.config(), batch)?;
+    Ok(Some(HostState { h: h.unwrap_or(zeros.h), c: c.unwrap_or(zeros.c) }))
+}
+
+fn list(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+impl Loaded {
+    /// What was left out, in words; none if the user chose so by naming the LSTM.
+    pub(crate) fn left_out(&self) -> Option<String> {
+        (!self.chosen && !self.unused.is_empty())
+            .then(|| format!("not part of the LSTM, and not used: {}", self.unused.join(", ")))
+    }
+}

@@ -1,0 +1,142 @@
+//! `lstm run`: a model over a file of sequences.
+
+use std::{fmt, path::PathBuf, process::ExitCode, time::Instant};
+
+use lstm_core::{
+    arithmetic::Digest,
+    ndarray::{Array3, Axis},
+};
+use serde::Serialize;
+
+use crate::{
+    backends::{self, COMPILED, describe, describe_paths},
+    error::{Error, Result},
+    feed, model,
+    output::Writer,
+    report::Output,
+    state,
+};
+
+/// Run a model over sequences
+///
+/// A forward model reads, runs and writes some steps at a time and takes little memory whatever the file's length. A model
+/// that walks backwards needs the sequences' end before it can begin: it holds them whole, up to --max-memory.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: model::ModelArgs,
+
+    #[command(flatten)]
+    feed: feed::FeedArgs,
+
+    /// Write the outputs here, an .npy or .csv file; it takes this name only when it is whole
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Write the final state here, a .safetensors file, to go on from with --state-in
+    #[arg(long, value_name = "FILE")]
+    state_out: Option<PathBuf>,
+
+    /// Tell a digest of the outputs' bits: FNV-1a over 32-bit words, step by step, sequence by sequence
+    #[arg(long)]
+    digest: bool,
+
+    /// The backend [default: the first of this build]
+    #[arg(long, short, value_name = "NAME")]
+    backend: Option<String>,
+
+    #[command(flatten)]
+    options: backends::Options,
+}
+
+#[derive(Serialize)]
+struct Report {
+    model: PathBuf,
+    input: PathBuf,
+    output: Option<PathBuf>,
+    state_out: Option<PathBuf>,
+    backend: String,
+    device: String,
+    arithmetic: String,
+    path: String,
+    batch: usize,
+    steps: usize,
+    output_size: usize,
+    chunk: usize,
+    seconds: f64,
+    digest: Option<String>,
+    unused: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { batch, steps, output_size, backend, path, seconds, .. } = self;
+        writeln!(f, "{batch} x {steps} steps of {output_size} outputs on {backend} ({path}) in {seconds:.3} s")?;
+        if let Some(digest) = &self.digest {
+            writeln!(f, "digest {digest}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds outputs to a digest in the order that does not depend on chunks: step by step, sequence by sequence.
+pub(crate) fn add(digest: &mut Digest, y: &Array3<f32>) {
+    y.axis_iter(Axis(1)).for_each(|step| step.iter().for_each(|&v| digest.add(v)));
+}
+
+pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
+    if args.output.is_none() && args.state_out.is_none() && !args.digest {
+        return Err(Error::option("output", "nothing to do: expected --output, --state-out or --digest"));
+    }
+    state::check_path(args.state_out.as_deref())?;
+    let name = args.backend.as_deref().or(COMPILED.first().copied());
+    let name = name.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
+    if args.options.threads.is_some() && name != "cpu" {
+        return Err(Error::option("threads", format!("is of the cpu backend, not of {name}")));
+    }
+    let device = backends::open(name, args.options)?;
+    let loaded = args.model.load()?;
+    let config = loaded.weights.config().clone();
+    let feed = args.feed.open(&loaded, output)?;
+    let (extent, chunk) = (feed.extent(), feed.chunk());
+    let create = |path| Writer::create(path, extent, config.output_size());
+    let mut writer = args.output.as_deref().map(create).transpose()?;
+    let mut models = [device.load(&loaded.weights, false)?];
+    let path = describe_paths(&models[0].paths());
+
+    feed::catch_interrupts();
+    let begin = Instant::now();
+    let mut digest = Digest::default();
+    let input = feed.path().to_owned();
+    let states = feed.run(&mut models, |outputs| {
+        for y in outputs {
+            add(&mut digest, y);
+            writer.iter_mut().try_for_each(|writer| writer.write(y.view()))?;
+        }
+        Ok(())
+    })?;
+    if let Some(writer) = writer {
+        writer.finish()?;
+    }
+    if let (Some(path), Some(state)) = (&args.state_out, states.first()) {
+        state::write(path, state)?;
+    }
+    output.report(&Report {
+        model: args.model.path.clone(),
+        input,
+        output: args.output.clone(),
+        state_out: args.state_out.clone(),
+        backend: name.to_owned(),
+        device: device.about(),
+        arithmetic: describe(&device.arithmetic()),
+        path,
+        batch: extent.batch,
+        steps: extent.steps,
+        output_size: config.output_size(),
+        chunk,
+        seconds: begin.elapsed().as_secs_f64(),
+        digest: args.digest.then(|| digest.to_string()),
+        unused: loaded.unused,
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,35 @@
+//! States in a file: tensors `h` and `c`, `[layers * directions, batch, size]`, in safetensors.
+
+use std::path::Path;
+
+use lstm_core::{Error as Model, HostState, StateDict, StateDictWriter, ndarray::Array3};
+
+use crate::error::{Error, Result};
+
+/// Reads a state; whether it is one of the model's is seen where it is used.
+pub(crate) fn read(path: &Path) -> Result<HostState> {
+    let mut file = StateDict::open(path)?;
+    let mut take = |name: &str| -> Result<Array3<f32>> {
+        let array = file.take_any(name)?;
+        let shape = format!("{:?}", array.shape());
+        array.into_dimensionality().map_err(|_| Model::shape(format!("tensor `{name}`"), "three axes", shape).into())
+    };
+    let state = HostState { h: take("h")?, c: take("c")? };
+    file.finish()?;
+    Ok(state)
+}
+
+/// Writes a state.
+pub(crate) fn write(path: &Path, state: &HostState) -> Result<()> {
+    Ok(StateDictWriter::new().tensor("h", &state.h)?.tensor("c", &state.c)?.save(path)?)
+}
+
+/// That a path is one of a safetensors file.
+pub(crate) fn check_path(path: Option<&Path>) -> Result<()> {
+    match path {
+        Some(path) if path.extension().is_none_or(|extension| extension != "safetensors") => {
+            Err(Error::file(path, "expected the extension .safetensors"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,349 @@
+// Runs kernels on the CPU: see shim.h. One translation unit with the kernels themselves, so that they are inlined.
+#include "shim.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <sys/mman.h>
+#include <utility>
+#include <vector>
+
+#include "../kernels/constants.cuh"
+#include "../kernels/args.cuh"
+#include "../kernels/arithmetic.cuh"
+#include "../kernels/tile.cuh"
+#include "../kernels/primitives.cu"
+#include "../kernels/forward.cu"
+#include "../kernels/backward.cu"
+#include "../kernels/persistent.cu"
+#include "../kernels/persistent_back.cu"
+
+#if SHIM_TSAN
+extern "C" {
+void *__tsan_get_current_fiber(void);
+void *__tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void *fiber);
+void __tsan_switch_to_fiber(void *fiber, unsigned flags);
+void __tsan_acquire(void *at);
+void __tsan_release(void *at);
+}
+#else
+static inline void __tsan_acquire(void *) {}
+static inline void __tsan_release(void *) {}
+#endif
+
+// Saves the registers that a function keeps and the stack, and takes up another's.
+extern "C" void lstm_shim_switch(void **save, void *load);
+asm(".text\n.globl lstm_shim_switch\n.type lstm_shim_switch,@function\nlstm_shim_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp,(%rdi)\nmov %rsi,%rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n.size lstm_shim_switch,.-lstm_shim_switch\n");
+
+namespace shim {
+
+const Kernel *Kernel::all = nullptr;
+thread_local Place place;
+thread_local dim3 block_size, grid_size;
+thread_local float *shared;
+
+// Sanitizers want much room.
+static const size_t STACK = 256 << 10;
+
+enum class State : uint8_t { Ready, Waiting, Spinning, Done };
+
+struct Barrier {
+    unsigned arrived = 0, generation = 0;
+    uint64_t order[2]; // what ThreadSanitizer orders by, one for every other generation
+};
+
+struct Block;
+
+struct Fiber {
+    void *sp = nullptr;
+    char *stack = nullptr;
+    void *tsan = nullptr;
+    Block *block = nullptr;
+    Place place;
+    State state = State::Ready;
+    unsigned generation = 0;
+    int line = 0;
+};
+
+// Its fields are read by its fibers, so none of the library's functions may be needed for that: they are instrumented.
+struct Block {
+    Barrier barrier;
+    unsigned threads = 0;
+    std::vector<Fiber> fibers;
+    std::unique_ptr<float4[]> shared;
+    unsigned alive = 0;
+};
+
+// What a launch is about, for the fibers.
+static thread_local Fiber *current;
+static thread_local void *scheduler_sp;
+static thread_local const Kernel *kernel;
+static thread_local const void *kernel_args;
+static uint64_t launch_order, end_order; // the launch is before every thread, every thread is before the end
+#if SHIM_TSAN
+static thread_local void *scheduler_tsan;
+#endif
+
+// A barrier that is left out, to see that a race is found, and call sites of barriers; see sanitize.cpp.
+struct Site {
+    const char *file;
+    int line;
+};
+static Site planted = {nullptr, 0};
+static Site sites[64];
+static unsigned site_count = 0;
+static bool collecting = false;
+
+SHIM_HIDDEN static bool is_at(const Site &site, const char *file, int line) {
+    if (site.line != line || !site.file) return false;
+    const char *a = site.file, *b = file;
+    while (*a && *a == *b) a++, b++;
+    return *a == *b;
+}
+
+SHIM_HIDDEN static void collect(const char *file, int line) {
+    for (unsigned i = 0; i < site_count; i++)
+        if (is_at(sites[i], file, line)) return;
+    if (site_count < 64) sites[site_count++] = {file, line};
+}
+
+// Stacks are kept: most launches are small.
+struct Stacks {
+    std::vector<char *> spare;
+    ~Stacks() {
+        for (char *stack : spare) munmap(stack, STACK);
+    }
+    char *take() {
+        if (spare.empty()) {
+            void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            return stack == MAP_FAILED ? nullptr : static_cast<char *>(stack);
+        }
+        char *stack = spare.back();
+        spare.pop_back();
+        return stack;
+    }
+};
+static thread_local Stacks stacks;
+
+SHIM_HIDDEN static void to_scheduler() {
+    Fiber *fiber = current;
+#if SHIM_TSAN
+    __tsan_switch_to_fiber(scheduler_tsan, 1);
+#endif
+    lstm_shim_switch(&fiber->sp, scheduler_sp);
+}
+
+SHIM_HIDDEN void sync_block(const char *file, int line) {
+    if (collecting) collect(file, line);
+    if (is_at(planted, file, line)) return;
+    Fiber *fiber = current;
+    Barrier &barrier = fiber->block->barrier;
+    const unsigned generation = barrier.generation;
+    __tsan_release(&barrier.order[generation & 1]);
+    if (++barrier.arrived == fiber->block->threads) {
+        barrier.arrived = 0;
+        barrier.generation = generation + 1;
+    } else {
+        fiber->state = State::Waiting;
+        fiber->generation = generation;
+        fiber->line = line;
+        to_scheduler();
+    }
+    __tsan_acquire(&barrier.order[generation & 1]);
+}
+
+SHIM_HIDDEN void pause() {
+    current->state = State::Spinning;
+    to_scheduler();
+}
+
+SHIM_HIDDEN static void entry() {
+    __tsan_acquire(&launch_order);
+    kernel->run(kernel_args);
+    __tsan_release(&end_order);
+    current->state = State::Done;
+    to_scheduler();
+    std::abort();
+}
+
+// False if there is no memory for its stack.
+SHIM_HIDDEN static bool resume(Fiber &fiber) {
+    if (!fiber.stack) {
+        fiber.stack = stacks.take();
+        if (!fiber.stack) return false;
+        // Six registers, then the return to `entry`, whose own return address must be 8 off a multiple of 16.
+        void **sp = reinterpret_cast<void **>(fiber.stack + STACK - 8);
+        *--sp = reinterpret_cast<void *>(entry);
+        fiber.sp = sp - 6;
+#if SHIM_TSAN
+        fiber.tsan = __tsan_create_fiber(0);
+#endif
+    }
+    current = &fiber;
+    place = fiber.place;
+    shared = reinterpret_cast<float *>(fiber.block->shared.get());
+    fiber.state = State::Ready;
+#if SHIM_TSAN
+    __tsan_switch_to_fiber(fiber.tsan, 1);
+#endif
+    lstm_shim_switch(&scheduler_sp, fiber.sp);
+    if (fiber.state == State::Done) {
+        fiber.block->alive--;
+#if !SHIM_TSAN // which would take the next thread's stack for this one's: it is given back at the end
+        stacks.spare.push_back(fiber.stack);
+        fiber.stack = nullptr;
+#endif
+    }
+    return true;
+}
+
+// The order in which blocks and threads take their turns: as they are numbered, backwards, or as the seed says.
+struct Order {
+    unsigned seed;
+    uint64_t state;
+    explicit Order(unsigned seed) : seed(seed), state(seed * 0x9e3779b97f4a7c15ull + 1) {}
+    unsigned draw(unsigned n) {
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        return static_cast<unsigned>(state >> 33) % n;
+    }
+    void fill(std::vector<unsigned> &order) {
+        const unsigned n = static_cast<unsigned>(order.size());
+        for (unsigned i = 0; i < n; i++) order[i] = seed == 1 ? n - 1 - i : i;
+        if (seed > 1)
+            for (unsigned i = n; i > 1; i--) std::swap(order[i - 1], order[draw(i)]);
+    }
+};
+
+struct Launch {
+    unsigned grid, threads;
+    size_t shared_bytes;
+    Order order;
+    std::string error;
+
+    bool prepare(Block &block, unsigned index) {
+        const size_t vectors = (shared_bytes + 15) / 16;
+        if (!block.shared) block.shared.reset(new (std::nothrow) float4[vectors ? vectors : 1]);
+        if (!block.shared) return fail("no memory for shared memory");
+        const float poison = __uint_as_float(0x7fc0deadu);
+        for (size_t i = 0; i < vectors; i++) block.shared[i] = {poison, poison, poison, poison};
+        block.barrier = Barrier();
+        block.threads = block.alive = threads;
+        block.fibers.resize(threads);
+        for (unsigned t = 0; t < threads; t++) {
+            Fiber &fiber = block.fibers[t];
+            fiber = Fiber();
+            fiber.block = &block;
+            fiber.place = {{t, 0, 0}, {index, 0, 0}};
+        }
+        return true;
+    }
+
+    // What threads still have, above all those that did not end.
+    void release(std::vector<Block> &blocks) {
+        for (Block &block : blocks)
+            for (Fiber &fiber : block.fibers) {
+                if (fiber.stack) stacks.spare.push_back(fiber.stack);
+#if SHIM_TSAN
+                if (fiber.tsan) __tsan_destroy_fiber(fiber.tsan);
+#endif
+            }
+    }
+
+    bool fail(std::string why) {
+        error = std::move(why);
+        return false;
+    }
+
+    // Runs some blocks, all of them live at once.
+    SHIM_HIDDEN bool run(std::vector<Block> &blocks) {
+        std::vector<unsigned> block_order(blocks.size()), thread_order(threads);
+        order.fill(block_order), order.fill(thread_order);
+        for (unsigned idle = 0;;) {
+            bool alive = false, progress = false;
+            if (order.seed > 1) order.fill(block_order);
+            for (unsigned b : block_order) {
+                Block &block = blocks[b];
+                for (bool again = block.alive > 0; again;) {
+                    again = false;
+                    if (order.seed > 1) std::swap(thread_order[order.draw(threads)], thread_order[order.draw(threads)]);
+                    for (unsigned t : thread_order) {
+                        Fiber &fiber = block.fibers[t];
+                        const bool waits =
+                            fiber.state == State::Waiting && block.barrier.generation == fiber.generation;
+                        if (fiber.state == State::Done || waits) continue;
+                        const bool spun = fiber.state == State::Spinning;
+                        if (!resume(fiber)) return fail("no memory for a thread's stack");
+                        if (fiber.state != State::Spinning) again = progress = true;
+                        else if (!spun) progress = true;
+                    }
+                }
+                alive |= block.alive > 0;
+            }
+            if (!alive) return true;
+            idle = progress ? 0 : idle + 1;
+            if (idle > 4) return fail(stuck(blocks));
+        }
+    }
+
+    std::string stuck(std::vector<Block> &blocks) {
+        std::string text = "no thread can go on:";
+        unsigned shown = 0;
+        for (Block &block : blocks)
+            for (Fiber &fiber : block.fibers) {
+                if (fiber.state == State::Done || shown++ >= 4) continue;
+                text += " block " + std::to_string(fiber.place.block.x) + " thread " + std::to_string(fiber.place.thread.x);
+                text += fiber.state == State::Spinning ? " waits for a word;"
+                                                       : " waits in line " + std::to_string(fiber.line) + ";";
+            }
+        return text;
+    }
+};
+
+// Runs a grid: blocks one after another, or if they are `resident` all at once. Empty: it went well.
+SHIM_HIDDEN std::string launch(const char *name, unsigned grid, unsigned threads, size_t shared_bytes, bool resident,
+                               unsigned seed, const void *args, size_t args_size) {
+    const Kernel *found = Kernel::all;
+    while (found && std::strcmp(found->name, name)) found = found->next;
+    if (!found) return std::string("no kernel is called ") + name;
+    if (found->args_size != args_size) return "arguments of " + std::to_string(args_size) + " bytes, not " + std::to_string(found->args_size);
+    if (!grid || !threads || threads > found->max_threads) return "a grid of " + std::to_string(grid) + " blocks of " + std::to_string(threads) + " threads";
+    kernel = found, kernel_args = args;
+    grid_size = {grid, 1, 1}, block_size = {threads, 1, 1};
+#if SHIM_TSAN
+    scheduler_tsan = __tsan_get_current_fiber();
+#endif
+    __tsan_release(&launch_order);
+    Launch launch{grid, threads, shared_bytes, Order(seed), {}};
+    std::vector<unsigned> indices(grid);
+    launch.order.fill(indices);
+    bool ok = true;
+    // Blocks that share memory and run one after another would look as if they were ordered.
+    if (resident || SHIM_TSAN) {
+        std::vector<Block> blocks(grid);
+        for (unsigned i = 0; i < grid && ok; i++) ok = launch.prepare(blocks[i], i);
+        ok = ok && launch.run(blocks);
+        __tsan_acquire(&end_order);
+        launch.release(blocks);
+    } else {
+        std::vector<Block> block(1);
+        for (unsigned i = 0; i < grid && ok; i++) ok = launch.prepare(block[0], indices[i]) && launch.run(block);
+        launch.release(block);
+    }
+    return ok ? std::string() : launch.error;
+}
+
+} // namespace shim
+
+// For Rust: 0 if it went well, else the reason is in `why`.
+extern "C" int lstm_cuda_host_launch(const char *name, unsigned grid, unsigned threads, size_t shared_bytes, int resident,
+                                     unsigned seed, const void *args, size_t args_size, char *why, size_t why_size) {
+    const std::string error = shim::launch(name, grid, threads, shared_bytes, resident, seed, args, args_size);
+    std::snprintf(why, why_size, "%s", error.c_str());
+    return !error.empty();
+}

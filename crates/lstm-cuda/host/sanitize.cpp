@@ -1,0 +1,158 @@
+// The kernels on small shapes, for ThreadSanitizer and AddressSanitizer: a program of its own, because a Rust test binary
+// is not built for them. It compares with plain loops, under several schedules.
+//
+//   sanitize                 all kernels; then prints every barrier's place as `barrier FILE LINE`
+//   sanitize FILE LINE       the same without that barrier: the sanitizer must report a race
+//   sanitize release         a word that is passed on, with its order and the sanitizer must be silent;
+//   sanitize no-release      without, and it must report a race though the numbers are right
+//   sanitize overflow        a write beyond shared memory: AddressSanitizer must report it
+//   sanitize divergence      a barrier that a thread never reaches: the runner must say who waits where
+#include "run.cpp"
+
+#include <random>
+
+struct PassArgs {
+    u32 *data, *flag;
+    u32 ordered, unused;
+};
+
+// Block 0 writes data, then a flag; block 1 waits for the flag and reads the data.
+KERNEL(pass, PassArgs, 1) {
+    if (blockIdx.x == 0) {
+        *args.data = 42;
+        __atomic_store_n(args.flag, 1u, args.ordered ? __ATOMIC_RELEASE : __ATOMIC_RELAXED);
+    } else {
+        while (!__atomic_load_n(args.flag, args.ordered ? __ATOMIC_ACQUIRE : __ATOMIC_RELAXED)) pause();
+        if (*args.data != 42) std::abort();
+    }
+}
+
+struct OverflowArgs {
+    u32 at, unused;
+};
+KERNEL(overflow, OverflowArgs, 32) {
+    SHARED(memory);
+    memory[threadIdx.x + args.at] = 1.0f;
+}
+KERNEL(divergence, OverflowArgs, 32) {
+    if (threadIdx.x != args.at) __syncthreads();
+}
+
+static bool failed = false;
+static unsigned seed = 0;
+
+template <class A> static void start(const char *name, unsigned grid, unsigned threads, size_t floats, bool resident, const A &args) {
+    const std::string why = shim::launch(name, grid, threads, floats * 4, resident, seed, &args, sizeof args);
+    if (!why.empty()) std::printf("%s: %s\n", name, why.c_str()), failed = true;
+}
+
+typedef std::vector<float> Values;
+static std::mt19937 generator(1);
+static Values numbers(size_t n) {
+    std::uniform_real_distribution<float> d(-1.0f, 1.0f);
+    Values v(n);
+    for (float &x : v) x = snap(d(generator));
+    return v;
+}
+
+static void same(const char *what, const Values &got, const Values &want) {
+    for (size_t i = 0; i < want.size(); i++)
+        if (bits_of(got[i]) != bits_of(want[i])) {
+            std::printf("%s, schedule %u: %zu is %g, not %g\n", what, seed, i, got[i], want[i]);
+            failed = true;
+            return;
+        }
+}
+
+static float dot(u32 depth, const float *a, u32 a_step, const float *b, u32 b_step) {
+    float total = 0.0f;
+    for (u32 k0 = 0; k0 < depth; k0 += LSTM_BLOCK) {
+        float part = 0.0f;
+        for (u32 k = k0; k < depth && k < k0 + LSTM_BLOCK; k++) part = std::fma(a[(u64)k * a_step], b[(u64)k * b_step], part);
+        total = total + part;
+    }
+    return total;
+}
+
+static size_t tile_floats(u32 side) { return LSTM_BLOCK * 2 * (side + 4); }
+
+static void products() {
+    const u32 m = 19, n = 18, k = 70;
+    const Values a = numbers(m * k), b = numbers(n * k);
+    Values out(m * n), want(m * n);
+    for (u32 i = 0; i < m * n; i++) want[i] = dot(k, &a[i / n * k], 1, &b[i % n * k], 1);
+    const GemmArgs args{a.data(), b.data(), nullptr, out.data(), m, n, k, 1, k, 1, 0, k, 1, 0, 0, 0};
+    start("gemm_small", 4, 64, tile_floats(16), false, args);
+    same("gemm_small", out, want);
+    start("gemm_medium", 1, 256, tile_floats(64), false, args);
+    same("gemm_medium", out, want);
+    start("gemm_large", 1, 256, tile_floats(128), false, args);
+    same("gemm_large", out, want);
+}
+
+// A layer over a few steps, by a kernel a step and by one kernel, forward and back.
+static void layer(bool reverse, bool lengths, bool diagonal) {
+    // Rows and threads that do not divide one another, so that no thread finds only what it wrote itself.
+    const u32 hidden = 37, batch = 4, steps = 3, units = 9, rows = 3;
+    const Values z = numbers(steps * batch * 4 * hidden), u = numbers(4 * hidden * hidden), p = numbers(3 * hidden);
+    const Values h0 = numbers(batch * hidden), c0 = numbers(batch * hidden), dy = numbers(steps * batch * hidden);
+    const std::vector<u32> active = lengths ? std::vector<u32>{4, 2, 0} : std::vector<u32>(steps, batch);
+    const float *peephole = diagonal ? p.data() : nullptr;
+    const CellOptions cell{0, 0, 1, 0.75f};
+    const GateBounds bounds{sigmoid(-0.75f), sigmoid(0.75f), tanh_of(-0.75f), tanh_of(0.75f)};
+    const size_t place = batch * hidden;
+
+    Values h((steps + 1) * place), c((steps + 1) * place), y(steps * place), gates(4 * steps * place);
+    const u32 first = reverse ? steps : 0;
+    std::copy(h0.begin(), h0.end(), h.begin() + first * place);
+    std::copy(c0.begin(), c0.end(), c.begin() + first * place);
+    for (u32 n = 0; n < steps; n++) {
+        const u32 t = reverse ? steps - 1 - n : n, from = reverse ? t + 1 : t, to = reverse ? t : t + 1;
+        const StepArgs args{&z[t * 4 * place], u.data(), &h[from * place], &c[from * place], peephole, &h[to * place], &c[to * place], &y[t * place], &gates[t * 4 * place], nullptr, batch, active[t], hidden, hidden, cell};
+        start("step_small", (4 * hidden + 15) / 16, 64, tile_floats(16), false, args);
+    }
+    const size_t depth = (hidden + LSTM_BLOCK - 1) / LSTM_BLOCK;
+    const auto shared = [&](size_t vectors) { return rows * (vectors * depth * PITCH + 4 * depth * units) + 2 * batch * units; };
+    Values y2(steps * place, value(~0u)), h2(h.size()), c2(c.size()), gates2(gates.size()), h_last(place), c_last(place);
+    const PersistentArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, y2.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, cell};
+    start("persistent", (hidden + units - 1) / units, units * depth, shared(1), true, one);
+    same("persistent: y", y2, y), same("persistent: h", h2, h), same("persistent: c", c2, c), same("persistent: gates", gates2, gates);
+
+    Values dh = numbers(place), dc = numbers(place), dz(4 * steps * place);
+    Values dh2 = dh, dc2 = dc, dz2(dz.size(), value(~0u));
+    for (u32 n = 0; n <= steps; n++) {
+        const u32 t = n == steps ? 0 : reverse ? n : steps - 1 - n, visited = n == 0 ? 0 : reverse ? n - 1 : steps - n;
+        const bool last = n == steps;
+        const BackArgs args{&dz[visited * 4 * place], &gates[visited * 4 * place], u.data(), nullptr, &dy[t * place], &gates[t * 4 * place], &c[(reverse ? t + 1 : t) * place], &c[(reverse ? t : t + 1) * place], nullptr, peephole, dh.data(), dc.data(), last ? nullptr : &dz[t * 4 * place], nullptr, nullptr, batch, last ? 0 : active[t], n == 0 ? 0 : active[visited], hidden, hidden, 0, cell, bounds};
+        start("back_small", (hidden + 15) / 16, 64, tile_floats(16), false, args);
+    }
+    const PersistentBackArgs back{u.data(), dy.data(), gates.data(), c.data(), peephole, dh2.data(), dc2.data(), dz2.data(), active.data(), steps, batch, hidden, units, rows, reverse, cell, bounds};
+    start("persistent_back", (hidden + units - 1) / units, units * depth, shared(4), true, back);
+    same("persistent_back: dz", dz2, dz), same("persistent_back: dh", dh2, dh), same("persistent_back: dc", dc2, dc);
+}
+
+int main(int argc, char **argv) {
+    const std::string what = argc > 1 ? argv[1] : "";
+    if (what == "release" || what == "no-release") {
+        u32 data = 0, flag = 0;
+        start("pass", 2, 1, 0, true, PassArgs{&data, &flag, what == "release", 0});
+        return failed;
+    }
+    if (what == "overflow") {
+        start("overflow", 1, 32, 32, false, OverflowArgs{1, 0});
+        return failed;
+    }
+    if (what == "divergence") {
+        start("divergence", 1, 32, 32, false, OverflowArgs{7, 0});
+        return failed;
+    }
+    shim::collecting = argc == 1;
+    if (argc == 3) shim::planted = {argv[1], std::atoi(argv[2])};
+    for (seed = 0; seed < 3; seed++) {
+        products();
+        for (int k = 0; k < 8; k += argc == 3 ? 5 : 1) layer(k & 1, k & 2, k & 4);
+    }
+    for (unsigned i = 0; i < shim::site_count; i++) std::printf("barrier %s %d\n", shim::sites[i].file, shim::sites[i].line);
+    std::puts(failed ? "FAILED" : "all as it should be");
+    return failed;
+}

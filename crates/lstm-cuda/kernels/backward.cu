@@ -1,0 +1,169 @@
+// One step of the way back: what the step visited before gives through U, then the gates' gradients.
+
+// What a step back gives one unit of one sequence.
+struct UnitGradients {
+    float dz[4], dc, operand;
+};
+
+// The gate's gradient, +0 where its sum was clipped.
+DEVICE float through(float d, float slope, float gate, bool clipped, float low, float high) {
+    const float dz = snap(__fmul_rn(d, slope));
+    return clipped && (gate <= low || gate >= high) ? 0.0f : dz;
+}
+
+DEVICE float sigmoid_slope(float s) { return __fmaf_rn(-s, s, s); }
+DEVICE float tanh_slope(float t) { return __fmaf_rn(-t, t, 1.0f); }
+
+// `dq` is the gradient of the cell's own output (of a projection's operand, where there is one); `gates` are `hidden`
+// apart, so are the peephole's vectors; `dc` of the dense peephole is not yet that of the state before the step.
+DEVICE UnitGradients cell_back(const CellOptions &options, const GateBounds &bounds, const float *gates, const float *p,
+                               u32 hidden, float c_old, float c, float h, float dq, float dc) {
+    const float i = gates[0], f = gates[hidden], g = gates[2 * (u64)hidden], o = gates[3 * (u64)hidden];
+    const bool clipped = options.clipped;
+    const float low = bounds.sigmoid_low, high = bounds.sigmoid_high;
+    UnitGradients unit;
+    float t;
+    if (options.dense) {
+        t = c;
+        dq = __fmul_rn(dq, tanh_slope(h));
+        dc = snap(__fmaf_rn(dq, o, dc));
+    } else {
+        t = tanh_of(c);
+        dc = snap(__fmaf_rn(__fmul_rn(dq, o), tanh_slope(t), dc));
+    }
+    unit.operand = snap(__fmul_rn(o, t));
+    unit.dz[3] = through(__fmul_rn(dq, t), sigmoid_slope(o), o, clipped, low, high);
+    if (p) dc = snap(__fmaf_rn(unit.dz[3], p[2 * hidden], dc));
+    if (options.coupled) {
+        // f = 1 - i has no sum of its own.
+        unit.dz[0] = through(__fmaf_rn(-dc, c_old, __fmul_rn(dc, g)), sigmoid_slope(i), i, clipped, low, high);
+        unit.dz[1] = 0.0f;
+    } else {
+        unit.dz[0] = through(__fmul_rn(dc, g), sigmoid_slope(i), i, clipped, low, high);
+        unit.dz[1] = through(__fmul_rn(dc, c_old), sigmoid_slope(f), f, clipped, low, high);
+    }
+    const float dg = __fmul_rn(dc, i);
+    unit.dz[2] = options.dense ? through(dg, sigmoid_slope(g), g, clipped, low, high)
+                               : through(dg, tanh_slope(g), g, clipped, bounds.tanh_low, bounds.tanh_high);
+    if (!options.dense) {
+        dc = snap(__fmul_rn(dc, f));
+        if (p) {
+            dc = snap(__fmaf_rn(unit.dz[0], p[0], dc));
+            dc = snap(__fmaf_rn(unit.dz[1], p[hidden], dc));
+        }
+    }
+    unit.dc = dc;
+    return unit;
+}
+
+// The sums over the gates of `dz U`, for the sequences that the step visited before had.
+template <class T> DEVICE void through_u(const BackArgs &args, u32 row0, u32 col0, T &tile) {
+    tile.clear();
+    if (row0 >= args.active_next) return;
+    const u32 wide = 4 * args.hidden, part = args.hidden * args.state;
+    const Strided dz{args.dz_next, args.active_next, args.hidden, wide, 1};
+    const Strided u{args.u, args.state, args.hidden, 1, args.state};
+    if (args.cell.dense) {
+        // The candidate does not see the state.
+        tile.joined(2, args.hidden, dz, args.hidden, row0, u, part, col0);
+        T o;
+        o.product(args.hidden, Strided{dz.p + 3 * (u64)args.hidden, dz.lines, dz.depth, dz.line, 1}, row0,
+                  Strided{u.p + 3 * (u64)part, u.lines, u.depth, 1, u.step}, col0);
+        tile.add(o);
+    } else {
+        tile.joined(4, args.hidden, dz, args.hidden, row0, u, part, col0);
+    }
+}
+
+DEVICE void unit_back(const BackArgs &args, u32 row, u32 unit, float dq) {
+    const u64 at = (u64)row * args.hidden + unit, gates = (u64)row * 4 * args.hidden + unit;
+    const float *peephole = args.peephole ? args.peephole + unit : nullptr;
+    const float h = args.cell.dense ? args.h_new[at] : 0.0f;
+    const UnitGradients back = cell_back(args.cell, args.bounds, args.gates + gates, peephole, args.hidden, args.c_old[at],
+                                         args.c_new[at], h, dq, args.dc[at]);
+    for (int k = 0; k < 4; k++) args.dz[gates + (u64)k * args.hidden] = back.dz[k];
+    args.dc[at] = back.dc;
+    if (args.unprojected) args.unprojected[at] = back.operand;
+}
+
+DEVICE void no_unit_back(const BackArgs &args, u32 row, u32 unit) {
+    for (int k = 0; k < 4; k++) args.dz[((u64)row * 4 + k) * args.hidden + unit] = 0.0f;
+    if (args.unprojected) args.unprojected[(u64)row * args.hidden + unit] = 0.0f;
+}
+
+// Without a projection, all of a step. After the last one it is started once more, with no active sequence and without
+// `dz`, for the initial state's gradient.
+template <class T> DEVICE void back(const BackArgs &args) {
+    u32 row0, col0;
+    T::place(args.hidden, row0, col0);
+    T tile;
+    through_u(args, row0, col0, tile);
+#pragma unroll
+    for (int i = 0; i < T::DOWN_EACH; i++)
+#pragma unroll
+        for (int j = 0; j < T::ACROSS_EACH; j++) {
+            const u32 row = row0 + T::row(i), unit = col0 + T::col(j);
+            if (row >= args.batch || unit >= args.hidden) continue;
+            const u64 at = (u64)row * args.hidden + unit;
+            if (row < args.active_next) {
+                const float through = snap(tile.sum[i][j]);
+                if (args.cell.dense) {
+                    const float f = args.gates_next[((u64)row * 4 + 1) * args.hidden + unit];
+                    args.dc[at] = snap(__fmaf_rn(args.dc[at], f, through));
+                    args.dh[at] = 0.0f;
+                } else {
+                    args.dh[at] = through;
+                }
+            }
+            if (row < args.active) unit_back(args, row, unit, snap(__fadd_rn(args.dy[at], args.dh[at])));
+            else if (args.dz) no_unit_back(args, row, unit);
+        }
+}
+
+KERNEL(back_small, BackArgs, 64) { back<Small>(args); }
+KERNEL(back_medium, BackArgs, 256) { back<Medium>(args); }
+
+// With a projection it takes two kernels: the gradient of the projected h, which needs all of `dz`, and the rest, which
+// needs all of that gradient.
+template <class T> DEVICE void back_state(const BackArgs &args) {
+    u32 row0, col0;
+    T::place(args.state, row0, col0);
+    T tile;
+    through_u(args, row0, col0, tile);
+#pragma unroll
+    for (int i = 0; i < T::DOWN_EACH; i++)
+#pragma unroll
+        for (int j = 0; j < T::ACROSS_EACH; j++) {
+            const u32 row = row0 + T::row(i), col = col0 + T::col(j);
+            if (row >= args.batch || col >= args.state) continue;
+            const u64 at = (u64)row * args.state + col;
+            if (row < args.active_next) args.dh[at] = snap(tile.sum[i][j]);
+            if (!args.projected) continue;
+            args.projected[at] = row < args.active ? snap(__fadd_rn(args.dy[at], args.dh[at])) : 0.0f;
+        }
+}
+
+KERNEL(back_state_small, BackArgs, 64) { back_state<Small>(args); }
+KERNEL(back_state_medium, BackArgs, 256) { back_state<Medium>(args); }
+
+template <class T> DEVICE void back_units(const BackArgs &args) {
+    u32 row0, col0;
+    T::place(args.hidden, row0, col0);
+    T tile;
+    tile.clear();
+    if (row0 < args.active)
+        tile.product(args.state, Strided{args.projected, args.active, args.state, args.state, 1}, row0,
+                     Strided{args.w_hr, args.hidden, args.state, 1, args.hidden}, col0);
+#pragma unroll
+    for (int i = 0; i < T::DOWN_EACH; i++)
+#pragma unroll
+        for (int j = 0; j < T::ACROSS_EACH; j++) {
+            const u32 row = row0 + T::row(i), unit = col0 + T::col(j);
+            if (row >= args.batch || unit >= args.hidden) continue;
+            if (row < args.active) unit_back(args, row, unit, snap(tile.sum[i][j]));
+            else no_unit_back(args, row, unit);
+        }
+}
+
+KERNEL(back_units_small, BackArgs, 64) { back_units<Small>(args); }
+KERNEL(back_units_medium, BackArgs, 256) { back_units<Medium>(args); }

@@ -1,0 +1,109 @@
+// One step of a sequence: the recurrent product, and the cell at once where its sums are.
+
+// U for a tile whose columns are units, four gates side by side.
+struct Interleaved {
+    const float *p;
+    u32 units, hidden, depth;
+    MEMBER bool along_depth() const { return true; }
+    MEMBER float at(u32 k, u32 n) const {
+        const u32 unit = n / 4, gate = n % 4;
+        return k < depth && unit < units ? p[((u64)gate * hidden + unit) * depth + k] : 0.0f;
+    }
+};
+
+// What a step gives one unit of one sequence.
+struct Unit {
+    float gates[4], c, h;
+};
+
+// The cell, from `bias + W x` and `U h` of its gates (rows of `x` are `hidden` apart), the peephole's vectors (as far
+// apart, or null) and the cell state before.
+DEVICE Unit cell(const CellOptions &options, const float *x, const float *p, u32 hidden, const float *u, float c_old) {
+    float z[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) z[k] = x[(u64)k * hidden];
+    const float g = z[2];
+#pragma unroll
+    for (int k = 0; k < 4; k++) z[k] = __fadd_rn(z[k], u[k]);
+    if (options.dense) z[2] = g;
+    if (p) {
+        z[0] = __fmaf_rn(p[0], c_old, z[0]);
+        z[1] = __fmaf_rn(p[hidden], c_old, z[1]);
+    }
+    if (options.clipped) {
+#pragma unroll
+        for (int k = 0; k < 3; k++) z[k] = clip(z[k], options.clip);
+    }
+    Unit unit;
+    unit.gates[0] = sigmoid(z[0]);
+    unit.gates[1] = options.coupled ? __fsub_rn(1.0f, unit.gates[0]) : sigmoid(z[1]);
+    unit.gates[2] = snap(options.dense ? sigmoid(z[2]) : tanh_of(z[2]));
+    unit.c = snap(__fmaf_rn(unit.gates[1], c_old, __fmul_rn(unit.gates[0], unit.gates[2])));
+    if (p) z[3] = __fmaf_rn(p[2 * hidden], unit.c, z[3]);
+    if (options.clipped) z[3] = clip(z[3], options.clip);
+    unit.gates[3] = sigmoid(z[3]);
+    unit.h = snap(options.dense ? tanh_of(__fmul_rn(unit.gates[3], unit.c)) : __fmul_rn(unit.gates[3], tanh_of(unit.c)));
+    return unit;
+}
+
+template <class T> DEVICE void step(const StepArgs &args) {
+    u32 row0, col0;
+    T::place(4 * args.hidden, row0, col0);
+    const float *operand = args.cell.dense ? args.c_old : args.h_old;
+    T tile;
+    tile.clear();
+    // All threads of a block agree on it.
+    if (row0 < args.active)
+        tile.product(args.state, Strided{operand, args.active, args.state, args.state, 1}, row0,
+                     Interleaved{args.u, args.hidden, args.hidden, args.state}, col0);
+    const u32 unit = (col0 + T::col(0)) / 4;
+    if (unit >= args.hidden) return;
+#pragma unroll
+    for (int i = 0; i < T::DOWN_EACH; i++) {
+        const u32 row = row0 + T::row(i);
+        if (row >= args.batch) continue;
+        const u64 at = (u64)row * args.hidden + unit;
+        const bool active = row < args.active;
+        if (active) {
+            const float *x = args.z + (u64)row * 4 * args.hidden + unit;
+            const float *peephole = args.peephole ? args.peephole + unit : nullptr;
+            const Unit next = cell(args.cell, x, peephole, args.hidden, tile.sum[i], args.c_old[at]);
+            args.c_new[at] = next.c;
+            (args.unprojected ? args.unprojected : args.h_new)[at] = next.h;
+            if (args.gates)
+                for (int k = 0; k < 4; k++) args.gates[((u64)row * 4 + k) * args.hidden + unit] = next.gates[k];
+            if (args.y) args.y[at] = next.h;
+        } else {
+            args.c_new[at] = args.c_old[at];
+            if (args.h_new) args.h_new[at] = args.h_old[at];
+            if (args.y) args.y[at] = 0.0f;
+        }
+    }
+}
+
+KERNEL(step_small, StepArgs, 64) { step<SmallStep>(args); }
+KERNEL(step_medium, StepArgs, 256) { step<MediumStep>(args); }
+
+template <class T> DEVICE void project(const ProjectArgs &args) {
+    u32 row0, col0;
+    T::place(args.state, row0, col0);
+    T tile;
+    tile.clear();
+    if (row0 < args.active)
+        tile.product(args.hidden, Strided{args.unprojected, args.active, args.hidden, args.hidden, 1}, row0,
+                     Strided{args.w, args.state, args.hidden, args.hidden, 1}, col0);
+#pragma unroll
+    for (int i = 0; i < T::DOWN_EACH; i++)
+#pragma unroll
+        for (int j = 0; j < T::ACROSS_EACH; j++) {
+            const u32 row = row0 + T::row(i), col = col0 + T::col(j);
+            if (row >= args.batch || col >= args.state) continue;
+            const u64 at = (u64)row * args.state + col;
+            const float h = snap(tile.sum[i][j]);
+            args.h_new[at] = row < args.active ? h : args.h_old[at];
+            if (args.y) args.y[at] = row < args.active ? h : 0.0f;
+        }
+}
+
+KERNEL(project_small, ProjectArgs, 64) { project<Small>(args); }
+KERNEL(project_medium, ProjectArgs, 256) { project<Medium>(args); }

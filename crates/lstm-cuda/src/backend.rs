@@ -1,0 +1,280 @@
+//! The backend, over whatever runs its kernels.
+
+use std::{
+    fmt,
+    future::{Future, ready},
+    ops::Range,
+    sync::Arc,
+};
+
+use lstm_core::{
+    Arithmetic, Axis, Backend, Error, LayerGradients, LayerUpstream, LayerWeights, Mat, Output, Path, Result, Sequence,
+    Shape, State,
+    shape::{
+        check_clip, check_concat, check_download, check_gemm, check_rows, check_slice, check_upload, check_within,
+        checked_len,
+    },
+};
+
+use crate::{
+    args::{MulAddArgs, WithinArgs},
+    check,
+    driver::{Driver, Launch, size},
+    launches::{Map, Operand, at, copy, gemm, map},
+    layer::{Layer, Loaded, Plan},
+    stream::CudaStream,
+    tensor::Tensor,
+    trace::Trace,
+};
+
+/// CUDA on a driver: [`Cuda`](crate::Cuda) on a device, [`CudaHost`](crate::CudaHost) on the host. Cloning shares it.
+#[derive(Clone)]
+pub struct CudaOn<D: Driver> {
+    pub(crate) driver: D,
+    arithmetic: Arithmetic,
+}
+
+impl<D: Driver> fmt::Debug for CudaOn<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.driver.fmt(f)
+    }
+}
+
+impl<D: Driver> CudaOn<D> {
+    /// Looks at the device's bits first.
+    pub(crate) fn open(driver: D) -> Result<Self> {
+        let unchecked = CudaOn { driver, arithmetic: Arithmetic::Exact };
+        Ok(CudaOn { arithmetic: check::arithmetic(&unchecked)?, ..unchecked })
+    }
+
+    /// A tensor whose values are not defined.
+    pub(crate) fn tensor(&self, op: &'static str, shape: Shape) -> Result<Tensor<D>> {
+        let len = checked_len(op, &[shape.rows, shape.cols])?;
+        size(op, shape.rows)?;
+        size(op, shape.cols)?;
+        Ok(Tensor { shape, data: Arc::new(self.driver.alloc(op, len)?) })
+    }
+
+    /// One value.
+    pub(crate) fn constant(&self, op: &'static str, value: f32) -> Result<D::Memory> {
+        let memory = self.driver.alloc(op, 1)?;
+        self.driver.upload(op, &memory, &[value])?;
+        Ok(memory)
+    }
+
+    fn address(&self, x: &Tensor<D>) -> u64 {
+        self.driver.address(&x.data)
+    }
+
+    /// `x` itself to be overwritten, or another tensor of its shape where somebody else holds it.
+    fn place_for(&self, op: &'static str, x: &mut Tensor<D>) -> Result<Tensor<D>> {
+        match Arc::get_mut(&mut x.data) {
+            Some(_) => Ok(x.clone()),
+            None => self.tensor(op, x.shape),
+        }
+    }
+
+    fn map(&self, op: &'static str, what: Map, mut x: Tensor<D>, bound: f32) -> Result<Tensor<D>> {
+        let out = self.place_for(op, &mut x)?;
+        let launch = map(op, what, self.address(&x), self.address(&out), x.shape.len(), bound)?;
+        self.driver.launch(op, &launch)?;
+        Ok(out)
+    }
+
+    fn run_all(&self, op: &'static str, launches: impl IntoIterator<Item = Result<Launch>>) -> Result<()> {
+        launches.into_iter().try_for_each(|launch| self.driver.launch(op, &launch?))
+    }
+}
+
+impl<D: Driver> Backend for CudaOn<D> {
+    type Tensor = Tensor<D>;
+    type Layer = Layer<D>;
+    type Plan = Plan<D>;
+    type Trace = Trace<D>;
+    type Stream = CudaStream<D>;
+
+    fn name(&self) -> &str {
+        self.driver.name()
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic.clone()
+    }
+
+    fn shape(&self, x: &Tensor<D>) -> Shape {
+        x.shape
+    }
+
+    fn upload(&self, shape: Shape, data: &[f32]) -> Result<Tensor<D>> {
+        check_upload(shape, data.len())?;
+        let tensor = self.tensor("upload", shape)?;
+        self.driver.upload("upload", &tensor.data, data)?;
+        Ok(tensor)
+    }
+
+    fn download(&self, x: &Tensor<D>, out: &mut [f32]) -> impl Future<Output = Result<()>> {
+        let checked = check_download(x.shape, out.len());
+        ready(checked.and_then(|()| self.driver.download("download", &x.data, 0, out)))
+    }
+
+    fn snap(&self, x: Tensor<D>) -> Result<Tensor<D>> {
+        self.map("snap", Map::Snap, x, 0.0)
+    }
+
+    fn gemm(&self, a: Mat<'_, Tensor<D>>, b: Mat<'_, Tensor<D>>, acc: Option<&Tensor<D>>) -> Result<Tensor<D>> {
+        let (left, right) = (a.view(a.tensor.shape), b.view(b.tensor.shape));
+        let shape = check_gemm(left, right, acc.map(|acc| acc.shape))?;
+        let out = self.tensor("gemm", shape)?;
+        let operand = |mat: Mat<'_, Tensor<D>>, along: bool| {
+            let (address, cols) = (self.address(mat.tensor), mat.tensor.shape.cols);
+            if along { Operand::lines(address, cols) } else { Operand::beside(address, cols) }
+        };
+        let operands = (operand(a, !a.transposed), operand(b, b.transposed));
+        let acc = acc.map(|acc| (self.address(acc), if acc.shape.rows == 1 { 0 } else { shape.cols }));
+        let sizes = [shape.rows, shape.cols, left.cols];
+        self.driver.launch("gemm", &gemm(&self.driver, "gemm", sizes, 1, operands, acc, self.address(&out))?)?;
+        Ok(out)
+    }
+
+    fn mul_add(&self, alpha: f32, a: &Tensor<D>, b: Option<&Tensor<D>>, c: Option<&Tensor<D>>) -> Result<Tensor<D>> {
+        let shape = check_rows("mul_add factor", a.shape, b.map(|b| b.shape))?;
+        check_rows("mul_add summand", shape, c.map(|c| c.shape))?;
+        let out = self.tensor("mul_add", shape)?;
+        let address = |x: Option<&Tensor<D>>| x.map_or(0, |x| self.address(x));
+        let is_row = |x: Option<&Tensor<D>>| x.is_some_and(|x| x.shape.rows == 1).into();
+        let args = MulAddArgs {
+            a: self.address(a),
+            b: address(b),
+            c: address(c),
+            out: self.address(&out),
+            len: shape.len() as u64,
+            cols: size("mul_add", shape.cols)?,
+            b_row: is_row(b),
+            c_row: is_row(c),
+            alpha,
+        };
+        self.driver.launch("mul_add", &Launch::over("mul_add", "mul_add", shape.len(), args)?)?;
+        Ok(out)
+    }
+
+    fn sigmoid(&self, x: Tensor<D>) -> Result<Tensor<D>> {
+        self.map("sigmoid", Map::Sigmoid, x, 0.0)
+    }
+
+    fn tanh(&self, x: Tensor<D>) -> Result<Tensor<D>> {
+        self.map("tanh", Map::Tanh, x, 0.0)
+    }
+
+    fn clip(&self, x: Tensor<D>, bound: f32) -> Result<Tensor<D>> {
+        check_clip(bound)?;
+        self.map("clip", Map::Clip, x, bound)
+    }
+
+    fn within(&self, mut x: Tensor<D>, by: &Tensor<D>, low: &Tensor<D>, high: &Tensor<D>) -> Result<Tensor<D>> {
+        check_within(x.shape, by.shape, low.shape, high.shape)?;
+        let out = self.place_for("within", &mut x)?;
+        let args = WithinArgs {
+            x: self.address(&x),
+            by: self.address(by),
+            low: self.address(low),
+            high: self.address(high),
+            out: self.address(&out),
+            len: x.shape.len() as u64,
+            cols: size("within", x.shape.cols)?,
+            unused: 0,
+        };
+        self.driver.launch("within", &Launch::over("within", "within", x.shape.len(), args)?)?;
+        Ok(out)
+    }
+
+    fn slice(&self, x: &Tensor<D>, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor<D>> {
+        let shape = check_slice(x.shape, &rows, &cols)?;
+        let out = self.tensor("slice", shape)?;
+        let from = at(self.address(x), rows.start * x.shape.cols + cols.start);
+        let to = (self.address(&out), shape.cols);
+        self.run_all("slice", [copy("slice", (from, x.shape.cols), to, [shape.rows, shape.cols], false)])?;
+        Ok(out)
+    }
+
+    fn concat(&self, axis: Axis, parts: &[Tensor<D>]) -> Result<Tensor<D>> {
+        let shape = check_concat(axis, parts.iter().map(|part| part.shape))?;
+        let out = self.tensor("concat", shape)?;
+        let mut to = self.address(&out);
+        let launches = parts.iter().map(|part| {
+            let Shape { rows, cols } = part.shape;
+            let launch = copy("concat", (self.address(part), cols), (to, shape.cols), [rows, cols], false);
+            to = at(to, if axis == Axis::Rows { rows * cols } else { cols });
+            launch
+        });
+        self.run_all("concat", launches)?;
+        Ok(out)
+    }
+
+    fn load(&self, weights: &LayerWeights) -> Result<Layer<D>> {
+        Ok(Layer(Arc::new(Loaded::new(&self.driver, weights)?)))
+    }
+
+    fn plan(&self, layer: &Layer<D>, batch: usize, steps: usize) -> Result<Plan<D>> {
+        Plan::new(&self.driver, &layer.0, batch, steps)
+    }
+
+    fn path(&self, layer: &Layer<D>) -> Path {
+        Path::Fused(if layer.0.persistent.is_some() { "persistent".into() } else { "a kernel a step".into() })
+    }
+
+    fn forward(
+        &self,
+        Layer(layer): &Layer<D>,
+        plan: &mut Plan<D>,
+        sequence: Sequence<'_, Tensor<D>>,
+    ) -> Result<Output<Tensor<D>>> {
+        sequence.check(&layer.spec, |x| x.shape)?;
+        plan.check("forward", &layer.spec, sequence.batch, sequence.steps)?;
+        self.run("forward", layer, plan, &sequence, None)
+    }
+
+    fn forward_train(
+        &self,
+        Layer(layer): &Layer<D>,
+        plan: &mut Plan<D>,
+        sequence: Sequence<'_, Tensor<D>>,
+    ) -> Result<(Output<Tensor<D>>, Trace<D>)> {
+        sequence.check(&layer.spec, |x| x.shape)?;
+        plan.check("forward_train", &layer.spec, sequence.batch, sequence.steps)?;
+        let trace = Trace::new(self, &layer.spec, &sequence)?;
+        let output = self.run("forward_train", layer, plan, &sequence, Some(&trace))?;
+        Ok((output, trace))
+    }
+
+    fn backward(
+        &self,
+        Layer(layer): &Layer<D>,
+        plan: &mut Plan<D>,
+        trace: &Trace<D>,
+        upstream: LayerUpstream<'_, Tensor<D>>,
+    ) -> Result<LayerGradients<Tensor<D>>> {
+        if trace.spec != layer.spec {
+            let (want, got) = (format!("one of {:?}", layer.spec), format!("one of {:?}", trace.spec));
+            return Err(Error::shape("backward: trace", want, got));
+        }
+        plan.check("backward", &layer.spec, trace.batch, trace.steps)?;
+        upstream.check(&layer.spec, trace.steps, trace.batch, |x| x.shape)?;
+        self.gradients(layer, trace, upstream)
+    }
+
+    fn stream(&self, layers: &[Layer<D>], batch: usize) -> Result<CudaStream<D>> {
+        CudaStream::new(self, layers, batch)
+    }
+
+    fn step(&self, stream: &mut CudaStream<D>, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> {
+        ready(stream.step(&self.driver, x, y))
+    }
+
+    fn stream_state(&self, stream: &CudaStream<D>) -> Result<Vec<State<Tensor<D>>>> {
+        stream.state(self)
+    }
+
+    fn set_stream_state(&self, stream: &mut CudaStream<D>, state: &[State<Tensor<D>>]) -> Result<()> {
+        stream.set_state(&self.driver, state)
+    }
+}

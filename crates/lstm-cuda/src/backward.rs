@@ -1,0 +1,274 @@
+//! The way back: the steps, by one kernel or a kernel each, then for each chunk of steps one product per weight.
+
+use std::ops::Range;
+
+use lstm_core::{
+    Bias, CellKind, Error, LayerGradients, LayerUpstream, Result, Shape, State, WeightGradients, arithmetic::CHUNK,
+    shape::checked_len,
+};
+
+use crate::{
+    args::{Address, BackArgs, CellOptions, GateBounds, PersistentBackArgs, SumArgs},
+    backend::CudaOn,
+    driver::{Driver, size},
+    launches::{Map, Operand, at, gemm, map, step_tile, sum, sum_launch},
+    layer::Loaded,
+    persistent::Geometry,
+    tensor::Tensor,
+    trace::Trace,
+};
+
+const OP: &str = "backward";
+
+/// A backward pass under way.
+struct Pass<'a, D: Driver> {
+    b: &'a CudaOn<D>,
+    layer: &'a Loaded<D>,
+    trace: &'a Trace<D>,
+    /// The gates' gradients, `[steps * batch, 4 * hidden]`.
+    dz: D::Memory,
+    /// With a projection, the gradient of its result, `[steps * batch, state]`, and its operand, `[steps * batch, hidden]`.
+    projected: Option<[D::Memory; 2]>,
+}
+
+impl<D: Driver> CudaOn<D> {
+    /// The gradients of a checked upstream.
+    pub(crate) fn gradients(
+        &self,
+        layer: &Loaded<D>,
+        trace: &Trace<D>,
+        upstream: LayerUpstream<'_, Tensor<D>>,
+    ) -> Result<LayerGradients<Tensor<D>>> {
+        let (driver, spec) = (&self.driver, &layer.spec);
+        let (steps, batch, hidden, state) = (trace.steps, trace.batch, spec.hidden_size, spec.state_size());
+        let alloc = |sizes: &[usize]| driver.alloc(OP, checked_len(OP, sizes)?);
+        let rows = steps * batch;
+        let projected = spec.proj_size.map(|_| Ok::<_, Error>([alloc(&[rows, state])?, alloc(&[rows, hidden])?]));
+        let pass = Pass { b: self, layer, trace, dz: alloc(&[rows, 4, hidden])?, projected: projected.transpose()? };
+        let d = State { h: self.tensor(OP, Shape::new(batch, state))?, c: self.tensor(OP, Shape::new(batch, hidden))? };
+        for (from, to) in [(&upstream.state.h, &d.h), (&upstream.state.c, &d.c)] {
+            let len = to.shape.len();
+            let (from, to) = (driver.address(&from.data), driver.address(&to.data));
+            driver.launch(OP, &map(OP, Map::Snap, from, to, len, 0.0)?)?;
+        }
+        match layer.persistent_rows(4, batch) {
+            Some(shares) => pass.steps_in_one(upstream.y, &d, shares)?,
+            None => pass.steps(upstream.y, &d)?,
+        }
+        let mut chunks: Vec<Range<usize>> = (0..steps).step_by(CHUNK).map(|t| t..steps.min(t + CHUNK)).collect();
+        if !spec.reverse {
+            chunks.reverse();
+        }
+        let mut weights = upstream.onto;
+        for chunk in chunks {
+            weights = Some(pass.weights(chunk, weights)?);
+        }
+        let weights = weights.ok_or_else(|| Error::shape("backward: steps", "at least 1", 0))?;
+        Ok(LayerGradients { x: if upstream.input { Some(pass.input()?) } else { None }, state: d, weights })
+    }
+}
+
+impl<D: Driver> Pass<'_, D> {
+    fn address(&self, memory: &D::Memory) -> Address {
+        self.b.driver.address(memory)
+    }
+
+    /// Memory of `[steps * batch, cols]` from a step on.
+    fn rows(&self, memory: &D::Memory, t: usize, cols: usize) -> Address {
+        at(self.address(memory), t * self.trace.batch * cols)
+    }
+
+    fn steps_in_one(&self, dy: &Tensor<D>, d: &State<Tensor<D>>, (geometry, rows): (Geometry, usize)) -> Result<()> {
+        let (driver, trace, spec) = (&self.b.driver, self.trace, &self.layer.spec);
+        let (steps, batch, hidden) = (trace.steps, trace.batch, spec.hidden_size);
+        let dz = self.address(&self.dz);
+        driver.launch(OP, &map(OP, Map::Sentinel, 0, dz, checked_len(OP, &[steps, batch, 4, hidden])?, 0.0)?)?;
+        let args = PersistentBackArgs {
+            u: self.address(&self.layer.u),
+            dy: self.address(&dy.data),
+            gates: self.address(&trace.gates),
+            c: self.address(&trace.c),
+            peephole: self.layer.peephole(driver),
+            dh: self.address(&d.h.data),
+            dc: self.address(&d.c.data),
+            dz,
+            active: trace.active.as_ref().map_or(0, |active| self.address(active)),
+            steps: size(OP, steps)?,
+            batch: size(OP, batch)?,
+            hidden: size(OP, hidden)?,
+            units: size(OP, geometry.units)?,
+            rows: size(OP, rows)?,
+            reverse: spec.reverse.into(),
+            cell: CellOptions::new(spec),
+            bounds: GateBounds::new(spec),
+        };
+        driver.launch(OP, &geometry.launch(OP, "persistent_back", (4, rows, batch), args)?)
+    }
+
+    fn steps(&self, dy: &Tensor<D>, d: &State<Tensor<D>>) -> Result<()> {
+        let (driver, trace, spec) = (&self.b.driver, self.trace, &self.layer.spec);
+        let (steps, batch, hidden, state) = (trace.steps, trace.batch, spec.hidden_size, spec.state_size());
+        // One more than there are steps, without a step of its own: the initial state's gradient.
+        for n in 0..=steps {
+            let visit = |n: usize| if spec.reverse { n } else { steps - 1 - n };
+            let step = (n < steps).then(|| visit(n));
+            let visited = (n > 0).then(|| visit(n - 1));
+            let (old, new) = step.map_or((0, 0), |t| if spec.reverse { (t + 1, t) } else { (t, t + 1) });
+            let here = |memory: &D::Memory, cols: usize| step.map_or(0, |t| self.rows(memory, t, cols));
+            let there = |memory: &D::Memory, cols: usize| visited.map_or(0, |t| self.rows(memory, t, cols));
+            let args = BackArgs {
+                dz_next: there(&self.dz, 4 * hidden),
+                gates_next: there(&trace.gates, 4 * hidden),
+                u: self.address(&self.layer.u),
+                w_hr: self.layer.projection(driver),
+                dy: here(&dy.data, state),
+                gates: here(&trace.gates, 4 * hidden),
+                c_old: self.rows(&trace.c, old, hidden),
+                c_new: self.rows(&trace.c, new, hidden),
+                h_new: self.rows(&trace.h, new, state),
+                peephole: self.layer.peephole(driver),
+                dh: self.address(&d.h.data),
+                dc: self.address(&d.c.data),
+                dz: here(&self.dz, 4 * hidden),
+                projected: self.projected.as_ref().map_or(0, |[projected, _]| here(projected, state)),
+                unprojected: self.projected.as_ref().map_or(0, |[_, operand]| here(operand, hidden)),
+                batch: size(OP, batch)?,
+                active: size(OP, step.map_or(0, |t| trace.active(t)))?,
+                active_next: size(OP, visited.map_or(0, |t| trace.active(t)))?,
+                hidden: size(OP, hidden)?,
+                state: size(OP, state)?,
+                unused: 0,
+                cell: CellOptions::new(spec),
+                bounds: GateBounds::new(spec),
+            };
+            let launch = |kernels: [&'static str; 2], cols: usize| {
+                let shape = [batch, cols];
+                driver.launch(OP, &step_tile(driver, shape).launch(OP, &kernels, shape, args)?)
+            };
+            if spec.proj_size.is_none() {
+                launch(["back_small", "back_medium"], hidden)?;
+                continue;
+            }
+            launch(["back_state_small", "back_state_medium"], state)?;
+            if step.is_some() {
+                launch(["back_units_small", "back_units_medium"], hidden)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The weights' gradients of a chunk of steps, added to `onto`: products over all its rows.
+    fn weights(
+        &self,
+        chunk: Range<usize>,
+        onto: Option<WeightGradients<Tensor<D>>>,
+    ) -> Result<WeightGradients<Tensor<D>>> {
+        let (trace, spec) = (self.trace, &self.layer.spec);
+        let (batch, hidden, state) = (trace.batch, spec.hidden_size, spec.state_size());
+        let (rows, gates) = (chunk.len() * batch, 4 * hidden);
+        let onto = onto.as_ref();
+        let dz = self.rows(&self.dz, chunk.start, gates);
+        let x = self.rows(&trace.x.data, chunk.start, spec.input_size);
+        let before = chunk.start + usize::from(spec.reverse);
+        let of = |range: Range<usize>| Operand::beside(at(dz, range.start), gates);
+
+        let w = self.result(Shape::new(gates, spec.input_size))?;
+        let x = Operand { snapped: true, ..Operand::beside(x, spec.input_size) };
+        self.outer((of(0..gates), gates), (x, spec.input_size), rows, onto.map(|o| (&o.input, 0)), (&w, 0))?;
+
+        let u = self.result(Shape::new(gates, state))?;
+        let onto_u = |row: usize| onto.map(|o| (&o.recurrent, row));
+        if spec.cell == CellKind::PeepholeDense {
+            let c = Operand::beside(self.rows(&trace.c, before, hidden), hidden);
+            // The candidate does not see the state: its gradient is that of no gradient.
+            let zero = self.b.constant(OP, 0.0)?;
+            let none = Operand { line: 0, step: 0, ..Operand::lines(self.address(&zero), 0) };
+            let parts =
+                [(0..2 * hidden, of(0..0)), (2 * hidden..3 * hidden, none), (3 * hidden..gates, of(3 * hidden..gates))];
+            for (range, dz) in parts {
+                self.outer((dz, range.len()), (c, hidden), rows, onto_u(range.start), (&u, range.start))?;
+            }
+        } else {
+            let h = Operand::beside(self.rows(&trace.h, before, state), state);
+            self.outer((of(0..gates), gates), (h, state), rows, onto_u(0), (&u, 0))?;
+        }
+
+        let bias = match spec.bias {
+            Bias::None => None,
+            _ => Some(self.column_sums((dz, gates), [rows, gates], onto.and_then(|o| o.bias.as_ref()), |args| args)?),
+        };
+        let projection = match &self.projected {
+            Some([projected, operand]) => {
+                let out = self.result(Shape::new(state, hidden))?;
+                let d = Operand::beside(self.rows(projected, chunk.start, state), state);
+                let m = Operand::beside(self.rows(operand, chunk.start, hidden), hidden);
+                let onto = onto.and_then(|o| o.projection.as_ref()).map(|o| (o, 0));
+                self.outer((d, state), (m, hidden), rows, onto, (&out, 0))?;
+                Some(out)
+            }
+            None => None,
+        };
+        let peephole = match spec.cell {
+            CellKind::PeepholeDiagonal => {
+                let after = chunk.start + usize::from(!spec.reverse);
+                let vector = |k: usize, gate: usize, place: usize| {
+                    let by = self.rows(&trace.c, place, hidden);
+                    // Counted from the chunk's first step on.
+                    let active = trace.active.as_ref().map_or(0, |active| at(self.address(active), chunk.start));
+                    let batch = size(OP, batch)?;
+                    let onto = onto.and_then(|o| o.peephole.as_ref()).map(|p| &p[k]);
+                    let d = (at(dz, gate * hidden), gates);
+                    self.column_sums(d, [rows, hidden], onto, |args| SumArgs { by, active, batch, ..args })
+                };
+                Some([vector(0, 0, before)?, vector(1, 1, before)?, vector(2, 3, after)?])
+            }
+            _ => None,
+        };
+        Ok(WeightGradients { input: w, recurrent: u, bias, projection, peephole })
+    }
+
+    fn result(&self, shape: Shape) -> Result<Tensor<D>> {
+        self.b.tensor(OP, shape)
+    }
+
+    /// `onto + d^T x` over some rows, from a row of the result on.
+    fn outer(
+        &self,
+        (d, lines): (Operand, usize),
+        (x, cols): (Operand, usize),
+        rows: usize,
+        onto: Option<(&Tensor<D>, usize)>,
+        (out, row): (&Tensor<D>, usize),
+    ) -> Result<()> {
+        let driver = &self.b.driver;
+        let from = |tensor: &Tensor<D>, row: usize| at(self.address(&tensor.data), row * cols);
+        let acc = onto.map(|(onto, row)| (from(onto, row), cols));
+        driver.launch(OP, &gemm(driver, OP, [lines, cols, rows], 1, (d, x), acc, from(out, row))?)
+    }
+
+    fn column_sums(
+        &self,
+        d: (Address, usize),
+        shape: [usize; 2],
+        onto: Option<&Tensor<D>>,
+        change: impl Fn(SumArgs) -> SumArgs,
+    ) -> Result<Tensor<D>> {
+        let out = self.result(Shape::new(1, shape[1]))?;
+        let onto = onto.map(|onto| self.address(&onto.data));
+        let args = sum(OP, d, shape, onto, self.address(&out.data))?;
+        self.b.driver.launch(OP, &sum_launch(OP, change(args))?)?;
+        Ok(out)
+    }
+
+    /// The input's gradient, of all steps at once: `((dz_i W_i + dz_f W_f) + dz_g W_g) + dz_o W_o`.
+    fn input(&self) -> Result<Tensor<D>> {
+        let (driver, trace, spec) = (&self.b.driver, self.trace, &self.layer.spec);
+        let (rows, hidden, features) = (trace.steps * trace.batch, spec.hidden_size, spec.input_size);
+        let out = self.result(Shape::new(rows, features))?;
+        let dz = Operand { part: hidden, ..Operand::lines(self.address(&self.dz), 4 * hidden) };
+        let w = Operand { part: hidden * features, ..Operand::beside(self.address(&self.layer.w), features) };
+        let shape = [rows, features, hidden];
+        driver.launch(OP, &gemm(driver, OP, shape, 4, (dz, w), None, self.address(&out.data))?)?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,264 @@
+//! A GPU by NVIDIA, through the driver's API, which is looked for when a device is opened.
+
+mod open;
+
+pub(crate) use open::devices;
+
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use cudarc::driver::{
+    CudaContext, CudaStream,
+    result::{self, DriverError},
+    sys,
+};
+use lstm_core::{Error, Result};
+
+use crate::{
+    args::Address,
+    driver::{Driver, Launch},
+};
+
+/// A device with a stream on which everything happens in order, and the kernels.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    /// Launches are recorded here, away from what other threads start meanwhile; one at a time.
+    recording: Mutex<Arc<CudaStream>>,
+    module: sys::CUmodule,
+    functions: HashMap<&'static str, sys::CUfunction>,
+    /// The device's name, for reports.
+    label: String,
+    multiprocessors: usize,
+    cooperative: bool,
+    max_shared: u32,
+    /// Whether memory is given and taken back in the stream's order.
+    ordered_memory: bool,
+    /// Whether the device can read any of the host's memory, so that copies from there may outlive the call.
+    reads_host: bool,
+}
+
+// SAFETY: the driver's objects may be used from any thread whose context is theirs, which `bind` sees to.
+unsafe impl Send for Inner {}
+// SAFETY: as above.
+unsafe impl Sync for Inner {}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cuda({})", self.0.label)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // There is nobody left to tell of an error: what is lost with the device is lost.
+        let _ = self.context.bind_to_thread();
+        let _ = self.stream.synchronize();
+        // SAFETY: it was loaded in `open`, and nothing runs any more.
+        let _ = unsafe { result::module::unload(self.module) };
+    }
+}
+
+/// Some values in the device's memory.
+pub struct DeviceMemory {
+    device: Arc<Inner>,
+    address: sys::CUdeviceptr,
+    len: usize,
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        let _ = self.device.context.bind_to_thread();
+        // SAFETY: allocated in `alloc` and freed once, after all that was asked for before.
+        let _ = unsafe {
+            if self.device.ordered_memory {
+                result::free_async(self.address, self.device.stream.cu_stream())
+            } else {
+                let _ = self.device.stream.synchronize();
+                result::free_sync(self.address)
+            }
+        };
+    }
+}
+
+/// Launches that start together.
+pub struct DeviceGraph {
+    device: Arc<Inner>,
+    exec: sys::CUgraphExec,
+}
+
+// SAFETY: as for `Inner`.
+unsafe impl Send for DeviceGraph {}
+// SAFETY: as above; replays are ordered by the stream.
+unsafe impl Sync for DeviceGraph {}
+
+impl Drop for DeviceGraph {
+    fn drop(&mut self) {
+        let _ = self.device.context.bind_to_thread();
+        // SAFETY: made in `graph` and destroyed once; the driver waits for a replay that runs.
+        let _ = unsafe { result::graph::exec_destroy(self.exec) };
+    }
+}
+
+/// An error in the driver's own name for it. Its words are not asked for: that is another call.
+fn failed(op: &'static str, what: &str, error: DriverError) -> Error {
+    refused(op, format!("{what}: {:?}", error.0))
+}
+
+fn refused(op: &'static str, why: impl ToString) -> Error {
+    Error::Device { backend: Device::NAME.to_owned(), op, why: why.to_string() }
+}
+
+impl Device {
+    pub(crate) const NAME: &str = "cuda";
+
+    fn bind(&self, op: &'static str) -> Result<()> {
+        self.0.context.bind_to_thread().map_err(|e| failed(op, "cuCtxSetCurrent", e))
+    }
+
+    fn function(&self, op: &'static str, kernel: &str) -> Result<sys::CUfunction> {
+        self.0.functions.get(kernel).copied().ok_or_else(|| refused(op, format!("no kernel is called {kernel}")))
+    }
+
+    pub(crate) fn synchronize(&self) -> Result<()> {
+        self.bind("synchronize")?;
+        self.wait("synchronize")
+    }
+
+    fn wait(&self, op: &'static str) -> Result<()> {
+        self.0.stream.synchronize().map_err(|e| failed(op, "cuStreamSynchronize", e))
+    }
+
+    fn launch_in(&self, op: &'static str, launch: &Launch, stream: &CudaStream) -> Result<()> {
+        let function = self.function(op, launch.kernel)?;
+        let mut params = [launch.args.as_ptr().cast::<c_void>().cast_mut()];
+        let (grid, threads) = ((launch.grid, 1, 1), (launch.threads, 1, 1));
+        // SAFETY: a kernel takes one struct, which is copied before this returns; the addresses in it are as `Driver` says.
+        let launched = unsafe {
+            let start = if launch.resident { result::launch_cooperative_kernel } else { result::launch_kernel };
+            start(function, grid, threads, launch.shared, stream.cu_stream(), &mut params)
+        };
+        launched.map_err(|e| failed(op, &format!("launch of {}", launch.kernel), e))
+    }
+}
+
+impl Driver for Device {
+    type Memory = DeviceMemory;
+    type Graph = DeviceGraph;
+
+    fn name(&self) -> &str {
+        Device::NAME
+    }
+
+    fn alloc(&self, op: &'static str, len: usize) -> Result<DeviceMemory> {
+        self.bind(op)?;
+        let bytes = len.max(1).checked_mul(4).ok_or(Error::TooLarge { op, sizes: vec![len] })?;
+        // SAFETY: the stream lives as long as the memory does.
+        let address = unsafe {
+            if self.0.ordered_memory {
+                result::malloc_async(self.0.stream.cu_stream(), bytes)
+            } else {
+                result::malloc_sync(bytes)
+            }
+        };
+        let address = address.map_err(|e| failed(op, &format!("allocation of {bytes} bytes"), e))?;
+        Ok(DeviceMemory { device: self.0.clone(), address, len })
+    }
+
+    fn address(&self, memory: &DeviceMemory) -> Address {
+        memory.address
+    }
+
+    fn upload(&self, op: &'static str, memory: &DeviceMemory, data: &[f32]) -> Result<()> {
+        self.bind(op)?;
+        if data.len() > memory.len {
+            return Err(Error::shape(op, format!("at most {} values", memory.len), data.len()));
+        }
+        // SAFETY: as much memory was allocated. The host's is read before this returns: the driver stages what the device
+        // can't read itself, and for what it can read we wait.
+        let copied = unsafe { result::memcpy_htod_async(memory.address, data, self.0.stream.cu_stream()) };
+        copied.map_err(|e| failed(op, "copy to the device", e))?;
+        if self.0.reads_host { self.wait(op) } else { Ok(()) }
+    }
+
+    fn download(&self, op: &'static str, memory: &DeviceMemory, offset: usize, out: &mut [f32]) -> Result<()> {
+        self.bind(op)?;
+        if offset.checked_add(out.len()).is_none_or(|end| end > memory.len) {
+            return Err(Error::shape(
+                op,
+                format!("at most {} values", memory.len),
+                format!("{} from {offset}", out.len()),
+            ));
+        }
+        let from = memory.address + 4 * offset as Address;
+        // SAFETY: as much memory was allocated; we wait until it is copied.
+        let copied = unsafe { result::memcpy_dtoh_async(out, from, self.0.stream.cu_stream()) };
+        // Even after an error nothing may still be writing to `out`.
+        let waited = self.wait(op);
+        copied.map_err(|e| failed(op, "copy to the host", e))?;
+        waited
+    }
+
+    fn launch(&self, op: &'static str, launch: &Launch) -> Result<()> {
+        self.bind(op)?;
+        self.launch_in(op, launch, &self.0.stream)
+    }
+
+    fn graph(&self, op: &'static str, launches: Vec<Launch>) -> Result<DeviceGraph> {
+        self.bind(op)?;
+        let stream = self.0.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        let raw = stream.cu_stream();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is used for nothing else, and by one thread at a time.
+        unsafe { result::stream::begin_capture(raw, mode) }.map_err(|e| failed(op, "cuStreamBeginCapture", e))?;
+        let recorded = launches.iter().try_for_each(|launch| self.launch_in(op, launch, &stream));
+        // SAFETY: begun above; it must end whatever came between.
+        let graph = unsafe { result::stream::end_capture(raw) };
+        recorded?;
+        let graph = graph.map_err(|e| failed(op, "cuStreamEndCapture", e))?;
+        // SAFETY: the graph was just recorded; what is made of it does not need it.
+        let exec = unsafe {
+            let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            exec
+        };
+        let exec = exec.map_err(|e| failed(op, "cuGraphInstantiate", e))?;
+        Ok(DeviceGraph { device: self.0.clone(), exec })
+    }
+
+    fn replay(&self, op: &'static str, graph: &DeviceGraph) -> Result<()> {
+        self.bind(op)?;
+        // SAFETY: both live; the addresses in its launches are as `Driver` says.
+        let launched = unsafe { result::graph::launch(graph.exec, self.0.stream.cu_stream()) };
+        launched.map_err(|e| failed(op, "cuGraphLaunch", e))
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.0.multiprocessors
+    }
+
+    fn resident_blocks(&self, op: &'static str, kernel: &'static str, threads: u32, shared: u32) -> Result<usize> {
+        self.bind(op)?;
+        if !self.0.cooperative {
+            return Ok(0);
+        }
+        let function = self.function(op, kernel)?;
+        // SAFETY: a function of a module that is loaded.
+        let blocks = unsafe {
+            result::occupancy::max_active_block_per_multiprocessor(function, threads as i32, shared as usize)
+        };
+        let blocks = blocks.map_err(|e| failed(op, "cuOccupancyMaxActiveBlocksPerMultiprocessor", e))?;
+        Ok(usize::try_from(blocks).unwrap_or(0) * self.0.multiprocessors)
+    }
+
+    fn max_shared(&self) -> u32 {
+        self.0.max_shared
+    }
+}

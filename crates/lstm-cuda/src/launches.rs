@@ -1,0 +1,179 @@
+//! Launches of the kernels that several parts use: products, copies, sums.
+
+use lstm_core::Result;
+
+use crate::{
+    args::{Address, CopyArgs, GemmArgs, MapArgs, SumArgs},
+    driver::{Driver, Launch, size},
+};
+
+/// What `map` does.
+#[derive(Clone, Copy)]
+pub(crate) enum Map {
+    Snap = 0,
+    Sigmoid = 1,
+    Tanh = 2,
+    Clip = 3,
+    /// Fills with the sentinel of data that carry their own validity.
+    Sentinel = 4,
+}
+
+/// `op` of `len` values, to the same place or another.
+pub(crate) fn map(op: &'static str, map: Map, x: Address, out: Address, len: usize, bound: f32) -> Result<Launch> {
+    Launch::over(op, "map", len, MapArgs { x, out, len: len as u64, op: map as u32, bound })
+}
+
+/// Rows from one place to another; distances between rows are given.
+pub(crate) fn copy(
+    op: &'static str,
+    (from, from_stride): (Address, usize),
+    (to, to_stride): (Address, usize),
+    [rows, cols]: [usize; 2],
+    snapped: bool,
+) -> Result<Launch> {
+    let args = CopyArgs {
+        from,
+        to,
+        rows: rows as u64,
+        cols: size(op, cols)?,
+        from_stride: size(op, from_stride)?,
+        to_stride: size(op, to_stride)?,
+        snapped: snapped.into(),
+    };
+    Launch::over(op, "copy", rows * cols, args)
+}
+
+/// The part of an address space that starts `at` values later.
+pub(crate) fn at(address: Address, at: usize) -> Address {
+    address + 4 * at as Address
+}
+
+/// An operand of a product: the left one's lines are its rows, the right one's its columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand {
+    pub(crate) address: Address,
+    /// Between lines.
+    pub(crate) line: usize,
+    /// Between elements of a line.
+    pub(crate) step: usize,
+    /// Between parts.
+    pub(crate) part: usize,
+    /// Whether its elements count as snapped.
+    pub(crate) snapped: bool,
+}
+
+impl Operand {
+    /// Lines that lie one after another.
+    pub(crate) fn lines(address: Address, len: usize) -> Self {
+        Operand { address, line: len, step: 1, part: 0, snapped: false }
+    }
+
+    /// Lines that lie side by side.
+    pub(crate) fn beside(address: Address, lines: usize) -> Self {
+        Operand { address, line: 1, step: lines, part: 0, snapped: false }
+    }
+}
+
+/// The part of a result that a block computes.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// Its kernel's place among those for all tiles, the smallest first.
+    kernel: usize,
+    threads: u32,
+    side: usize,
+}
+
+const SMALL: Tile = Tile { kernel: 0, threads: 64, side: 16 };
+const MEDIUM: Tile = Tile { kernel: 1, threads: 256, side: 64 };
+const LARGE: Tile = Tile { kernel: 2, threads: 256, side: 128 };
+
+impl Tile {
+    fn count(self, [rows, cols]: [usize; 2]) -> usize {
+        rows.div_ceil(self.side) * cols.div_ceil(self.side)
+    }
+
+    /// Starts enough blocks of the tile's kernel for a result of some rows and columns.
+    pub(crate) fn launch<A: bytemuck::Pod>(
+        self,
+        op: &'static str,
+        kernels: &[&'static str],
+        shape: [usize; 2],
+        args: A,
+    ) -> Result<Launch> {
+        let mut launch = Launch::new(op, kernels[self.kernel], self.count(shape), self.threads, args)?;
+        // Both operands' part of a tile, rows 4 further apart than they are long.
+        launch.shared = (lstm_core::arithmetic::BLOCK * 2 * (self.side + 4) * 4) as u32;
+        Ok(launch)
+    }
+}
+
+/// Medium tiles where there are enough of them to keep the device busy, else small ones.
+pub(crate) fn step_tile(driver: &impl Driver, shape: [usize; 2]) -> Tile {
+    if MEDIUM.count(shape) * 2 >= driver.multiprocessors() { MEDIUM } else { SMALL }
+}
+
+/// `acc + a . b` of `[rows, cols]` over `depth`, or the sum of such products of several parts; `acc` with the distance of
+/// its rows.
+pub(crate) fn gemm(
+    driver: &impl Driver,
+    op: &'static str,
+    [rows, cols, depth]: [usize; 3],
+    parts: usize,
+    (a, b): (Operand, Operand),
+    acc: Option<(Address, usize)>,
+    out: Address,
+) -> Result<Launch> {
+    let (acc, acc_row) = acc.unwrap_or((0, 0));
+    let args = GemmArgs {
+        a: a.address,
+        b: b.address,
+        acc,
+        out,
+        rows: size(op, rows)?,
+        cols: size(op, cols)?,
+        depth: size(op, depth)?,
+        parts: size(op, parts)?,
+        a_row: size(op, a.line)?,
+        a_depth: size(op, a.step)?,
+        a_part: size(op, a.part)?,
+        b_col: size(op, b.line)?,
+        b_depth: size(op, b.step)?,
+        b_part: size(op, b.part)?,
+        acc_row: size(op, acc_row)?,
+        snapped: u32::from(a.snapped) | u32::from(b.snapped) << 1,
+    };
+    let shape = [rows, cols];
+    let tile = match LARGE.count(shape) >= driver.multiprocessors() && parts == 1 {
+        true => LARGE,
+        false => step_tile(driver, shape),
+    };
+    tile.launch(op, &["gemm_small", "gemm_medium", "gemm_large"], shape, args)
+}
+
+/// The columns' sums of `[rows, cols]`, rows `stride` apart, as a product with ones, onto `acc`.
+pub(crate) fn sum(
+    op: &'static str,
+    (d, stride): (Address, usize),
+    [rows, cols]: [usize; 2],
+    acc: Option<Address>,
+    out: Address,
+) -> Result<SumArgs> {
+    Ok(SumArgs {
+        d,
+        by: 0,
+        acc: acc.unwrap_or(0),
+        out,
+        active: 0,
+        rows: size(op, rows)?,
+        cols: size(op, cols)?,
+        d_stride: size(op, stride)?,
+        batch: 1,
+    })
+}
+
+/// Starts the kernel of [`sum`].
+pub(crate) fn sum_launch(op: &'static str, args: SumArgs) -> Result<Launch> {
+    let cols = args.cols as usize;
+    let threads = cols.next_multiple_of(32).min(64);
+    Launch::new(op, "sum", cols.div_ceil(threads), threads as u32, args)
+}

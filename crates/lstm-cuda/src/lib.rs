@@ -1,0 +1,120 @@
+//! LSTMs on NVIDIA GPUs, through CUDA: the same bits as on every other device. Everything of `lstm-core` is re-exported:
+//! depend on this crate alone.
+//!
+//! It builds where no CUDA is installed, and looks for a driver and NVRTC when a device is opened. The kernels are
+//! compiled for the device then, and kept: in the directory that `LSTM_CUDA_CACHE` names (nothing: nowhere), else in
+//! `lstm-cuda` in the user's cache directory. A machine without NVRTC can have them [built before](kernels::prebuild).
+//!
+//! ```
+//! use lstm_cuda::{Cuda, Lstm, LstmConfig, ndarray::Array3};
+//! let cuda = match Cuda::new(0) {
+//!     Ok(cuda) => cuda,
+//!     // Without a driver, a device or NVRTC it says which of them is missing.
+//!     Err(error) => return Ok(println!("{error}")),
+//! };
+//! let lstm = Lstm::random(&cuda, LstmConfig::new(3, 5), 42)?;
+//! let x = Array3::<f32>::ones((2, 7, 3)); // batch, steps, features
+//! let (y, state) = lstm.forward(&x)?;
+//! assert_eq!((y.dim(), state.c.dim()), ((2, 7, 5), (1, 2, 5)));
+//! # Ok::<(), lstm_cuda::Error>(())
+//! ```
+//!
+//! A layer runs by one of two paths, which [`Backend::path`] names: `persistent`, one kernel for all steps whose blocks
+//! keep the recurrent weights in registers, where the device can hold them (a hidden size of up to 1024 on large GPUs; not
+//! with a projection or the dense peephole, and not for batches of many hundred); else a kernel a step. Both give the
+//! same bits.
+
+mod args;
+mod backend;
+mod backward;
+mod cache;
+mod check;
+#[cfg(test)]
+mod constants;
+mod device;
+mod driver;
+mod forward;
+#[cfg(feature = "host")]
+mod host;
+pub mod kernels;
+mod launches;
+mod layer;
+mod persistent;
+mod stream;
+mod tensor;
+mod trace;
+
+pub use backend::CudaOn;
+pub use device::Device;
+pub use driver::Driver;
+#[cfg(feature = "host")]
+pub use host::Host;
+pub use layer::{Layer, Plan};
+pub use lstm_core::*;
+pub use stream::CudaStream;
+pub use tensor::Tensor;
+pub use trace::Trace;
+
+/// An NVIDIA GPU.
+pub type Cuda = CudaOn<Device>;
+
+/// The kernels of [`Cuda`] on the host's CPU, thread by thread: for tests on machines without a GPU, and slow.
+#[cfg(feature = "host")]
+pub type CudaHost = CudaOn<Host>;
+
+impl Cuda {
+    /// Opens a device by its number, from 0. All work is done in order on a stream of its own; up to 256 MiB of memory that
+    /// is given back stay with the process for the next allocation.
+    ///
+    /// The kernels are compiled, unless they are found compiled, and checked against the specification: see
+    /// [`Backend::arithmetic`].
+    ///
+    /// # Errors
+    /// [`Error::Device`] says what is missing: the driver, such a device, an architecture of at least sm_70, NVRTC. It also
+    /// names any call that fails.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        CudaOn::open(Device::open(ordinal)?)
+    }
+
+    /// The names of the devices that there are.
+    ///
+    /// # Errors
+    /// [`Error::Device`] without a driver.
+    pub fn devices() -> Result<Vec<String>> {
+        device::devices()
+    }
+
+    /// The device's name and architecture.
+    pub fn device(&self) -> &str {
+        self.driver.label()
+    }
+
+    /// Waits until everything that was asked for is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: what failed since somebody waited last.
+    pub fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize()
+    }
+}
+
+#[cfg(feature = "host")]
+impl CudaHost {
+    /// Blocks and threads take turns as they are numbered.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the kernels can't run on the host: they need Linux on an x86-64 CPU with AVX2 and FMA, and a
+    /// C++ compiler when this is built.
+    pub fn new() -> Result<Self> {
+        CudaHost::with(0, 8)
+    }
+
+    /// Blocks and threads take turns as numbered (`schedule` 0), backwards (1), or in an order drawn from another number;
+    /// `resident` blocks can be there at the same time: with 0, no layer takes the path `persistent`.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with(schedule: u32, resident: usize) -> Result<Self> {
+        CudaOn::open(Host::new(schedule, resident)?)
+    }
+}

@@ -1,0 +1,25 @@
+//! Matrices in device memory.
+
+use std::{fmt, sync::Arc};
+
+use lstm_core::Shape;
+
+use crate::driver::Driver;
+
+/// A row-major matrix in device memory. Cloning shares the memory.
+pub struct Tensor<D: Driver> {
+    pub(crate) shape: Shape,
+    pub(crate) data: Arc<D::Memory>,
+}
+
+impl<D: Driver> Clone for Tensor<D> {
+    fn clone(&self) -> Self {
+        Tensor { shape: self.shape, data: self.data.clone() }
+    }
+}
+
+impl<D: Driver> fmt::Debug for Tensor<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({})", self.shape)
+    }
+}

@@ -1,0 +1,118 @@
+//! The kernels on the host under AddressSanitizer and ThreadSanitizer, as a C++ program of its own: `host/sanitize.cpp`.
+//! Then faults are planted, each of which must be caught: every barrier of the kernels is left out once.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Output},
+};
+
+type Result<T> = std::result::Result<T, String>;
+
+fn main() -> ExitCode {
+    if let Some(why) = cannot_run() {
+        println!("sanitizers: not run: {why}");
+        return if env::args().any(|arg| arg == "--require") { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    match run() {
+        Ok(planted) => {
+            println!("sanitizers: nothing found; {planted} planted faults, all of them caught");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            println!("sanitizers: FAILED: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The fibers' switch is written for one ABI; the compiler's sanitizers must be installed.
+fn cannot_run() -> Option<String> {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        return Some("the runner's sanitizers need x86-64 Linux".into());
+    }
+    #[cfg(target_arch = "x86_64")]
+    if !(std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2")) {
+        return Some("this CPU has no AVX2 and FMA".into());
+    }
+    let trivial = directory().join("trivial.cpp");
+    let linked = |sanitizer: &str| {
+        let out = directory().join("trivial");
+        std::fs::write(&trivial, "int main() {}\n").map_err(|e| e.to_string())?;
+        compile(&trivial, &out, sanitizer)
+    };
+    ["thread", "address"].into_iter().find_map(|sanitizer| linked(sanitizer).err())
+}
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+}
+
+fn compile(source: &Path, out: &Path, sanitizer: &str) -> Result<()> {
+    let compiler = env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let mut command = Command::new(&compiler);
+    command.args(["-std=c++17", "-O1", "-g", "-mavx2", "-mfma", "-ffp-contract=off", "-Wno-unknown-pragmas"]);
+    command.arg(format!("-fsanitize={sanitizer}")).arg(source).arg("-o").arg(out);
+    let output = command.output().map_err(|e| format!("{compiler}: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{compiler} -fsanitize={sanitizer}: {}", String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+fn run() -> Result<usize> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("host/sanitize.cpp");
+    let build = |sanitizer: &str| {
+        let out = directory().join(format!("sanitize-{sanitizer}"));
+        compile(&source, &out, sanitizer).map(|()| out)
+    };
+    let (thread, address) = (build("thread")?, build("address")?);
+
+    let mut barriers = Vec::new();
+    for program in [&address, &thread] {
+        let output = start(program, &[])?;
+        let text = text(&output);
+        if !output.status.success() || text.contains("Sanitizer") {
+            return Err(format!("{}: {}", program.display(), head(&text)));
+        }
+        let sites = text.lines().filter_map(|line| line.strip_prefix("barrier ")?.rsplit_once(' '));
+        barriers = sites.map(|(file, line)| (file.to_owned(), line.to_owned())).collect();
+    }
+    if barriers.is_empty() {
+        return Err("no barrier was met".into());
+    }
+    caught(&address, &["overflow"], "heap-buffer-overflow")?;
+    caught(&address, &["divergence"], "no thread can go on")?;
+    caught(&thread, &["no-release"], "data race")?;
+    let ordered = start(&thread, &["release"])?;
+    if !ordered.status.success() {
+        return Err(format!("a race where there is none: {}", head(&text(&ordered))));
+    }
+    for (file, line) in &barriers {
+        caught(&thread, &[file, line], "data race")?;
+    }
+    Ok(barriers.len() + 3)
+}
+
+fn start(program: &Path, args: &[&str]) -> Result<Output> {
+    let mut command = Command::new(program);
+    command.args(args).env("TSAN_OPTIONS", "halt_on_error=1:exitcode=66");
+    command.output().map_err(|e| format!("{}: {e}", program.display()))
+}
+
+fn caught(program: &Path, args: &[&str], words: &str) -> Result<()> {
+    let output = start(program, args)?;
+    let text = text(&output);
+    if output.status.success() || !text.contains(words) {
+        return Err(format!("planted {args:?}: `{words}` was not reported: {}", head(&text)));
+    }
+    Ok(())
+}
+
+fn text(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
+}
+
+fn head(text: &str) -> String {
+    text.lines().take(30).collect::<Vec<_>>().join("\n")
+}

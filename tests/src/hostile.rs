@@ -1,0 +1,153 @@
+//! What is done with a file from anywhere: the fuzz targets and the tests with damaged files do the same. Whatever the
+//! bytes, an error or a model, never a panic; and a model that loads runs, streams and is written again.
+
+use lstm_core::{
+    Backend, CellKind, Direction, Input, Lstm, Names, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, Reference, Result,
+    RtNeural, StateDict, StateDictWriter, Weights,
+    ndarray::{Array3, ArrayD, ArrayView3, IxDyn, s},
+    train::Linear,
+    weights::onnx::{Initial, Lengths, Port, PortAxis},
+};
+
+/// Larger models are loaded but not run.
+const MAX_PARAMS: usize = 1 << 12;
+
+const CELLS: [CellKind; 4] = [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense, CellKind::PeepholeDiagonal];
+
+/// Sequences and steps of a run.
+const BATCH: usize = 2;
+const STEPS: usize = 3;
+
+/// Does with a safetensors file whatever one can.
+///
+/// # Errors
+/// What is wrong with it.
+///
+/// # Panics
+/// If a model that loads gives other bits on another way.
+pub fn safetensors<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
+    let dict = StateDict::from_bytes(bytes.to_vec())?;
+    for name in dict.names() {
+        let _ = dict.clone().take_any(name);
+        let _ = dict.clone().take_f64(name);
+        let _ = dict.clone().take_i64(name);
+    }
+    for cell in CELLS {
+        if let Ok(weights) = dict.clone().take_lstm_as("", cell) {
+            run(b, &weights);
+        }
+    }
+    let weights = dict.clone().take_lstm("")?;
+    run(b, &weights);
+    let bytes = StateDictWriter::new().lstm("", &weights, Names::PyTorch).and_then(|writer| writer.to_bytes());
+    let again = bytes.and_then(StateDict::from_bytes).and_then(|mut dict| dict.take_lstm_as("", weights.config().cell));
+    same_weights(&weights, &again.expect("what is written is read"));
+    Ok(())
+}
+
+/// Does with an ONNX file whatever one can.
+///
+/// # Errors
+/// What is wrong with it.
+///
+/// # Panics
+/// If a model that loads gives other bits on another way.
+pub fn onnx<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
+    let model = OnnxModel::from_bytes(bytes)?;
+    for name in model.tensors() {
+        let _ = model.tensor(name);
+    }
+    let nodes = model.lstm_nodes();
+    for name in &nodes {
+        let _ = model.lstm_named(&[name]);
+    }
+    let _ = model.lstm_named(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
+    let onnx = model.lstm()?;
+    run(b, &onnx.weights);
+    run_graph(b, &onnx);
+    let again = OnnxWriter::new(&onnx.weights).to_bytes().and_then(|bytes| OnnxModel::from_bytes(&bytes)?.lstm());
+    same_weights(&onnx.weights, &again.expect("what is written is read").weights);
+    Ok(())
+}
+
+/// Does with an RTNeural file whatever one can.
+///
+/// # Errors
+/// What is wrong with it.
+///
+/// # Panics
+/// If a model that loads gives other bits on another way.
+pub fn rtneural<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
+    let model = RtNeural::from_bytes(bytes)?;
+    run(b, &model.lstm);
+    if let Some((weight, bias)) = model.head {
+        assert_eq!(weight.ncols(), model.lstm.config().output_size());
+        Linear::new(b, weight, Some(bias)).map(drop)?;
+    }
+    Ok(())
+}
+
+/// Forward on the backend's own path, on the reference path, and step by step.
+fn run<B: Backend>(b: &B, weights: &Weights) {
+    let config = weights.config();
+    if weights.len() > MAX_PARAMS {
+        return;
+    }
+    let size = config.input_size;
+    let x = Array3::from_shape_fn((BATCH, STEPS, size), |(b, t, f)| ((b * 5 + t * 3 + f) % 7) as f32 * 0.5 - 1.5);
+    let (own, reference) = (Lstm::new(b, weights.clone()), Lstm::new(&Reference(b.clone()), weights.clone()));
+    let own = own.expect("a small model fits the device");
+    let (y, _) = own.forward(&x).expect("an input of the model's size");
+    let want = reference.and_then(|lstm| lstm.forward(&x)).expect("an input of the model's size").0;
+    same(y.view(), want.view());
+    let _ = own.forward(Input::from(&x).lengths(&[STEPS, 1])).expect("lengths that fit");
+    if config.direction == Direction::Forward {
+        let mut stream = own.stream(BATCH).expect("a forward model streams");
+        let first = stream.chunk(x.slice(s![.., ..1, ..])).expect("a chunk of the model's size");
+        let rest = stream.chunk(x.slice(s![.., 1.., ..])).expect("a chunk of the model's size");
+        same(y.slice(s![.., ..1, ..]), first.view());
+        same(y.slice(s![.., 1.., ..]), rest.view());
+    }
+}
+
+/// As the file's graph would be run: inputs that lie as it says; fixed states and lengths may not fit the batch.
+fn run_graph<B: Backend>(b: &B, onnx: &OnnxLstm) {
+    let config = onnx.weights.config();
+    if onnx.weights.len() > MAX_PARAMS || onnx.outputs.len() > 16 {
+        return;
+    }
+    let array = |port: &Port, rows: usize, features: usize| {
+        let size = |label: &PortAxis| match label {
+            PortAxis::Steps => STEPS,
+            PortAxis::Batch => BATCH,
+            PortAxis::Layers => rows,
+            PortAxis::Directions => config.num_directions(),
+            PortAxis::Features => features,
+        };
+        let shape: Vec<usize> = port.axes.iter().map(|axis| axis.iter().map(size).product()).collect();
+        ArrayD::from_elem(IxDyn(&shape), 0.5)
+    };
+    let state = |initial: &Initial| match initial {
+        Initial::Inputs(ports) => ports.iter().map(|port| array(port, port.rows.len(), config.hidden_size)).collect(),
+        _ => Vec::new(),
+    };
+    let lengths = matches!(onnx.lengths, Lengths::Input(_)).then(|| vec![STEPS as i64, 1]);
+    let (initial_h, initial_c) = (state(&onnx.initial_h), state(&onnx.initial_c));
+    let inputs = OnnxInputs { x: array(&onnx.x, 1, config.input_size), initial_h, initial_c, lengths };
+    let lstm = Lstm::new(b, onnx.weights.clone()).expect("a small model fits the device");
+    let _ = onnx.run(&lstm, inputs);
+}
+
+/// Equal to the bit, but that any NaN is as good as another.
+fn same(want: ArrayView3<'_, f32>, got: ArrayView3<'_, f32>) {
+    let equal = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+    assert!(want.dim() == got.dim() && want.iter().zip(got).all(equal), "{want:?} and {got:?}");
+}
+
+fn same_weights(want: &Weights, got: &Weights) {
+    let values = |weights: &Weights| {
+        let params = weights.layers().iter().flat_map(|layer| layer.iter());
+        params.flat_map(|(_, value)| value.iter().map(|v| v.to_bits()).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    assert_eq!(values(want), values(got));
+}
