@@ -10,7 +10,8 @@ use lstm_core::{
 
 use crate::{
     builder::WgpuBuilder,
-    gpu::{Gpu, NAME},
+    errors::NAME,
+    gpu::Gpu,
     layer::Layer,
     probe::Probe,
     shader::{Fma, Unary},

@@ -1,5 +1,7 @@
 //! A layer's backward pass: a dispatch a step, or one for all of them, then one product over all chunks for each weight.
 
+use std::sync::Arc;
+
 use bytemuck::{Pod, Zeroable};
 use lstm_core::{
     Axis, Bias, CellKind, Error, LayerGradients, LayerUpstream, Result, Shape, WeightGradients,
@@ -56,7 +58,7 @@ pub(crate) fn backward(
         Some(_) => Some(gpu.tensor(OP, Shape::new(rows, state))?),
         None => None,
     };
-    walk(gpu, layer, trace, &upstream.y.memory, &dz.memory, dh.as_ref().map(|dh| &*dh.memory), &d)?;
+    walk(gpu, layer, trace, &upstream.y.memory, &dz.memory, dh.as_ref().map(|dh| &dh.memory), &d)?;
 
     let x = if upstream.input {
         let input = spec.input_size;
@@ -88,10 +90,10 @@ fn walk(
     gpu: &Gpu,
     layer: &Packed,
     trace: &Trace,
-    dy: &Memory,
-    dz: &Memory,
-    dh: Option<&Memory>,
-    d: &Memory,
+    dy: &Arc<Memory>,
+    dz: &Arc<Memory>,
+    dh: Option<&Arc<Memory>>,
+    d: &Arc<Memory>,
 ) -> Result<()> {
     let (spec, batch) = (&layer.spec, trace.batch);
     let (hidden, state) = (spec.hidden_size, spec.state_size());
@@ -110,34 +112,33 @@ fn walk(
         tanh_low: tanh(-bound),
         tanh_high: tanh(bound),
     };
-    let lengths = trace.lengths.as_deref().unwrap_or(&layer.w);
-    let peephole = layer.peephole.as_deref().unwrap_or(&layer.w);
+    let lengths = trace.lengths.as_ref().unwrap_or(&layer.w);
+    let peephole = layer.peephole.as_ref().unwrap_or(&layer.w);
     let steps = trace.steps as u32;
 
     let length = spec.proj_size.unwrap_or(hidden);
     let spread = layer.spread(gpu, batch, hidden, length);
-    let pipeline = gpu.pipeline(Kernel::Backward { options: layer.options, spread })?;
+    let kernel = Kernel::Backward { options: layer.options, spread };
     let groups = workgroups(spread, batch, hidden);
     let (product, upstream) = match (&layer.projection, dh) {
         (Some(projection), Some(dh)) => (&projection.w, dh),
         _ => (&layer.u, dy),
     };
-    let buffers = [&*trace.gates, &trace.states, product, upstream, dz, d, lengths, peephole];
-    let group = gpu.bind(OP, &pipeline, &buffers)?;
+    let buffers = [&trace.gates, &trace.states, product, upstream, dz, d, lengths, peephole];
+    let step = gpu.bind(OP, kernel, &buffers)?;
     let Some(dh) = dh else {
         if layer.walks_whole(gpu) {
-            return gpu.dispatch(OP, &pipeline, &group, &parameters(0, steps + 1), groups);
+            return gpu.dispatch(OP, &step, &parameters(0, steps + 1), groups);
         }
-        return (0..=steps).try_for_each(|v| gpu.dispatch(OP, &pipeline, &group, &parameters(v, v + 1), groups));
+        return (0..=steps).try_for_each(|v| gpu.dispatch(OP, &step, &parameters(v, v + 1), groups));
     };
     let spread = layer.spread(gpu, batch, state, hidden);
-    let of_state = gpu.pipeline(Kernel::StateGradient(spread))?;
-    let of_state_group = gpu.bind(OP, &of_state, &[dz, &layer.u, dy, dh, d, lengths])?;
+    let of_state = gpu.bind(OP, Kernel::StateGradient(spread), &[dz, &layer.u, dy, dh, d, lengths])?;
     let of_state_groups = workgroups(spread, batch, state);
     for v in 0..=steps {
-        gpu.dispatch(OP, &of_state, &of_state_group, &parameters(v, v + 1), of_state_groups)?;
+        gpu.dispatch(OP, &of_state, &parameters(v, v + 1), of_state_groups)?;
         if v < steps {
-            gpu.dispatch(OP, &pipeline, &group, &parameters(v, v + 1), groups)?;
+            gpu.dispatch(OP, &step, &parameters(v, v + 1), groups)?;
         }
     }
     Ok(())
@@ -156,7 +157,7 @@ fn weights(
     let (hidden, state, rows) = (spec.hidden_size, spec.state_size(), dz.shape.rows);
     let chunk = CHUNK * batch;
     // The sum over rows of d^T x, where x starts at an element of its memory; without x, of d.
-    let sum = |d: &Tensor, x: Option<(&Memory, usize, usize)>, onto: Option<&Tensor>| {
+    let sum = |d: &Tensor, x: Option<(&Arc<Memory>, usize, usize)>, onto: Option<&Tensor>| {
         let cols = d.shape.cols;
         let walk = Gemm {
             k: rows as u32,
@@ -181,8 +182,7 @@ fn weights(
             }
             None => {
                 let one = gpu.upload(OP, bytemuck::bytes_of(&1f32))?;
-                let parameters =
-                    Gemm { b_k: cols as u32, b_col: 1, b_segment: (chunk * cols) as u32, ..walk };
+                let parameters = Gemm { b_k: cols as u32, b_col: 1, b_segment: (chunk * cols) as u32, ..walk };
                 gpu.product(OP, &one, &d.memory, onto, Shape::new(1, cols), parameters)
             }
         }
@@ -231,7 +231,7 @@ fn weights(
     })
 }
 
-fn zeros(gpu: &Gpu, len: usize) -> Result<std::sync::Arc<Memory>> {
+fn zeros(gpu: &Gpu, len: usize) -> Result<Arc<Memory>> {
     // One zero, spread over all rows.
     let zero = gpu.upload(OP, bytemuck::bytes_of(&0f32))?;
     let zeros = gpu.allocate(OP, checked_len(OP, &[len])?)?;

@@ -4,13 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use lstm_core::Result;
 
-use crate::{
-    backend::Wgpu,
-    gpu::device_error,
-    pool::lock,
-    probe,
-    shader::Mode,
-};
+use crate::{backend::Wgpu, errors::device_error, pool::lock, probe, shader::Mode};
 
 /// Says what is missing where there is nothing to open.
 const NO_ADAPTER: &str = "no adapter; on Debian: apt-get install mesa-vulkan-drivers";

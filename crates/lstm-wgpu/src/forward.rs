@@ -3,14 +3,12 @@
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
-use lstm_core::{
-    LayerSpec, Output, Result, Sequence, Shape, State,
-    shape::checked_len,
-};
+use lstm_core::{LayerSpec, Output, Result, Sequence, Shape, State, shape::checked_len};
 
 use crate::{
-    gpu::{Gpu, Pipeline},
+    gpu::Gpu,
     layer::{Layer, Packed, workgroups},
+    pipeline::Bound,
     primitives::{Copy, Gemm, SNAP_A},
     shader::{Kernel, Unary},
     tensor::{Memory, Tensor},
@@ -54,21 +52,20 @@ pub(crate) struct Project {
 
 /// Where a layer's steps read and write.
 pub(crate) struct Buffers<'a> {
-    pub(crate) gates: &'a Memory,
-    pub(crate) states: &'a Memory,
-    pub(crate) y: &'a Memory,
+    pub(crate) gates: &'a Arc<Memory>,
+    pub(crate) states: &'a Arc<Memory>,
+    pub(crate) y: &'a Arc<Memory>,
     /// With a projection, what it projects.
-    pub(crate) projected: Option<&'a Memory>,
-    pub(crate) lengths: Option<&'a Memory>,
+    pub(crate) projected: Option<&'a Arc<Memory>>,
+    pub(crate) lengths: Option<&'a Arc<Memory>>,
 }
 
 /// The kernels of a layer's steps with what they work on.
 pub(crate) struct Walk {
-    pipeline: Arc<Pipeline>,
-    group: wgpu::BindGroup,
+    step: Bound,
     groups: usize,
     /// With a projection.
-    project: Option<(Arc<Pipeline>, wgpu::BindGroup)>,
+    project: Option<Bound>,
     train: bool,
     /// Visits that one dispatch makes.
     at_once: u32,
@@ -79,26 +76,23 @@ impl Walk {
         let op = "forward";
         let spec = &layer.spec;
         let spread = layer.spread(gpu, batch, spec.hidden_size, spec.state_size());
-        let pipeline = gpu.pipeline(Kernel::Forward { options: layer.options, train, spread })?;
+        let kernel = Kernel::Forward { options: layer.options, train, spread };
         // What is not there is not read; something must be bound.
-        let nothing = &*layer.u_by_unit;
+        let nothing = &layer.u_by_unit;
         let lengths = buffers.lengths.unwrap_or(nothing);
-        let peephole = layer.peephole.as_deref().unwrap_or(nothing);
+        let peephole = layer.peephole.as_ref().unwrap_or(nothing);
         let y = buffers.projected.unwrap_or(buffers.y);
-        let group =
-            gpu.bind(op, &pipeline, &[buffers.gates, &layer.u_by_unit, buffers.states, y, lengths, peephole])?;
+        let step = gpu.bind(op, kernel, &[buffers.gates, &layer.u_by_unit, buffers.states, y, lengths, peephole])?;
         let project = match (&layer.projection, buffers.projected) {
             (Some(projection), Some(m)) => {
-                let pipeline = gpu.pipeline(Kernel::Project)?;
-                let group =
-                    gpu.bind(op, &pipeline, &[m, &projection.transposed, buffers.states, buffers.y, lengths])?;
-                Some((pipeline, group))
+                let buffers = [m, &projection.transposed, buffers.states, buffers.y, lengths];
+                Some(gpu.bind(op, Kernel::Project, &buffers)?)
             }
             _ => None,
         };
         let at_once = if layer.walks_whole(gpu) { u32::MAX } else { 1 };
         let groups = workgroups(spread, batch, spec.hidden_size);
-        Ok(Walk { pipeline, group, groups, project, train, at_once })
+        Ok(Walk { step, groups, project, train, at_once })
     }
 
     /// Makes the visits `steps.first .. steps.last`.
@@ -107,8 +101,8 @@ impl Walk {
         let mut first = steps.first;
         while first < steps.last {
             let last = steps.last.min(first.saturating_add(self.at_once));
-            gpu.dispatch(op, &self.pipeline, &self.group, &Steps { first, last, ..steps }, self.groups)?;
-            if let Some((pipeline, group)) = &self.project {
+            gpu.dispatch(op, &self.step, &Steps { first, last, ..steps }, self.groups)?;
+            if let Some(project) = &self.project {
                 let t = if steps.reverse == 1 { steps.steps - 1 - first } else { first };
                 let place = |t: u32| t % steps.ring * steps.batch * steps.state;
                 let parameters = Project {
@@ -123,7 +117,7 @@ impl Walk {
                     has_lengths: steps.has_lengths,
                 };
                 let len = (steps.batch * steps.state) as usize;
-                gpu.dispatch(op, pipeline, group, &parameters, len.div_ceil(Kernel::Project.workgroup() as usize))?;
+                gpu.dispatch(op, project, &parameters, len.div_ceil(Kernel::Project.workgroup() as usize))?;
             }
             first = last;
         }
@@ -168,14 +162,13 @@ pub(crate) fn set_state(
     gpu: &Gpu,
     op: &'static str,
     spec: &LayerSpec,
-    memory: &Memory,
+    memory: &Arc<Memory>,
     (ring, batch, at): (usize, usize, usize),
     state: &State<Tensor>,
 ) -> Result<()> {
     let put = |from: &Tensor, start: usize| {
         let (rows, cols) = (from.shape.rows as u32, from.shape.cols as u32);
-        let parameters =
-            Copy { rows, cols, x_start: 0, x_cols: cols, y_start: start as u32, y_cols: cols, snap: 1 };
+        let parameters = Copy { rows, cols, x_start: 0, x_cols: cols, y_start: start as u32, y_cols: cols, snap: 1 };
         gpu.copy(op, &from.memory, memory, &parameters)
     };
     put(&state.h, at * batch * spec.state_size())?;
@@ -187,7 +180,7 @@ pub(crate) fn get_state(
     gpu: &Gpu,
     op: &'static str,
     spec: &LayerSpec,
-    memory: &Memory,
+    memory: &Arc<Memory>,
     (ring, batch, at): (usize, usize, usize),
 ) -> Result<State<Tensor>> {
     let (state, hidden) = (Shape::new(batch, spec.state_size()), Shape::new(batch, spec.hidden_size));
@@ -259,8 +252,8 @@ fn run(gpu: &Gpu, layer: &Packed, sequence: Sequence<'_, Tensor>, train: bool) -
             gates: &z,
             states: &states,
             y: &y.memory,
-            projected: projected.as_deref(),
-            lengths: lengths.as_deref(),
+            projected: projected.as_ref(),
+            lengths: lengths.as_ref(),
         };
         let (first, last, gates_row) = (first as u32, last as u32, (from * batch) as u32);
         Walk::new(gpu, layer, batch, train, &buffers)?.run(gpu, Steps { first, last, gates_row, ..parameters })?;

@@ -2,23 +2,19 @@
 
 use std::{
     collections::HashMap,
-    future::Future,
-    pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll, Waker},
 };
 
 use bytemuck::Pod;
-use lstm_core::{Error, Result, Shape};
+use lstm_core::{Result, Shape};
 
 use crate::{
+    errors::{Late, Scopes, describe, device_error, signal},
+    pipeline::{Bound, Pipeline, entry},
     pool::{Pool, lock},
     shader::{Kernel, Mode},
     tensor::{Memory, Tensor},
 };
-
-/// The backend's name.
-pub(crate) const NAME: &str = "wgpu";
 
 /// Usage of all tensors' buffers.
 const USAGE: wgpu::BufferUsages =
@@ -28,17 +24,6 @@ const USAGE: wgpu::BufferUsages =
 const SLOT: usize = 256;
 /// Dispatches of a submission at most.
 const SLOTS: usize = 4096;
-
-/// A device error of ours.
-pub(crate) fn device_error(op: &'static str, why: impl ToString) -> Error {
-    Error::Device { backend: NAME.to_owned(), op, why: why.to_string() }
-}
-
-pub(crate) struct Pipeline {
-    pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-    pub(crate) kernel: Kernel,
-}
 
 /// Work that was recorded and not submitted.
 #[derive(Default)]
@@ -57,25 +42,17 @@ pub(crate) struct Gpu {
     /// Bytes of the largest buffer that a kernel can see.
     max_bytes: u64,
     max_groups: u32,
-    pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
+    pub(crate) pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
     pending: Mutex<Pending>,
     pool: Arc<Pool>,
     parameters: wgpu::Buffer,
-    parameters_layout: wgpu::BindGroupLayout,
+    pub(crate) parameters_layout: wgpu::BindGroupLayout,
     parameters_group: wgpu::BindGroup,
     /// Why the device is gone, if it is.
     lost: Arc<Mutex<Option<String>>>,
     /// Errors that the platform reports later than the call that caused them, as browsers do.
     late: Mutex<Vec<Late>>,
 }
-
-/// The call, and what it will be known to have caused.
-type Late = (&'static str, Pin<Box<LateError>>);
-
-#[cfg(not(target_arch = "wasm32"))]
-type LateError = dyn Future<Output = Option<wgpu::Error>> + Send;
-#[cfg(target_arch = "wasm32")]
-type LateError = dyn Future<Output = Option<wgpu::Error>>;
 
 impl Gpu {
     pub(crate) fn new(
@@ -146,7 +123,7 @@ impl Gpu {
     }
 
     /// Runs `work` so that errors which it raises on the device come back from here.
-    fn scoped<T>(&self, op: &'static str, work: impl FnOnce() -> T) -> Result<T> {
+    pub(crate) fn scoped<T>(&self, op: &'static str, work: impl FnOnce() -> T) -> Result<T> {
         self.check_lost(op)?;
         let scopes = Scopes::open(&self.device);
         let value = work();
@@ -187,7 +164,12 @@ impl Gpu {
     }
 
     fn create(&self, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
-        self.device.create_buffer(&wgpu::BufferDescriptor { label: Some("lstm"), size, usage, mapped_at_creation: false })
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("lstm"),
+            size,
+            usage,
+            mapped_at_creation: false,
+        })
     }
 
     /// A tensor with anything in it.
@@ -213,99 +195,8 @@ impl Gpu {
         self.scoped(op, || self.queue.write_buffer(&to.buffer, 0, data))
     }
 
-    /// The pipeline of a kernel, made at its first use.
-    pub(crate) fn pipeline(&self, kernel: Kernel) -> Result<Arc<Pipeline>> {
-        if let Some(pipeline) = lock(&self.pipelines).get(&kernel) {
-            return Ok(pipeline.clone());
-        }
-        let op = "compile";
-        let source = kernel.source(self.mode.fma);
-        let pipeline = match self.mode.no_contraction {
-            false => self.scoped(op, || {
-                let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-                    label: Some("lstm"),
-                    source: wgpu::ShaderSource::Wgsl(source.into()),
-                });
-                self.build(kernel, &module)
-            })?,
-            #[cfg(not(target_arch = "wasm32"))]
-            true => {
-                let words = crate::spirv::without_contraction(&source).map_err(|why| device_error(op, why))?;
-                self.scoped(op, || {
-                    let entry =
-                        wgpu::PassthroughShaderEntryPoint { name: "main".into(), workgroup_size: (kernel.workgroup(), 1, 1) };
-                    let descriptor = wgpu::ShaderModuleDescriptorPassthrough {
-                        label: Some("lstm"),
-                        entry_points: vec![entry].into(),
-                        spirv: Some(words.into()),
-                        ..Default::default()
-                    };
-                    // SAFETY: the words are naga's, from a shader of this crate that it validated, with decorations added
-                    // that allow a driver less; indices stay within the buffers, which tests look at on every kernel.
-                    let module = unsafe { self.device.create_shader_module_passthrough(descriptor) };
-                    self.build(kernel, &module)
-                })?
-            }
-            #[cfg(target_arch = "wasm32")]
-            true => return Err(device_error(op, "SPIR-V can't be handed over in a browser")),
-        };
-        let pipeline = Arc::new(pipeline);
-        lock(&self.pipelines).insert(kernel, pipeline.clone());
-        Ok(pipeline)
-    }
-
-    fn build(&self, kernel: Kernel, module: &wgpu::ShaderModule) -> Pipeline {
-        let storage = |write: &bool| wgpu::BindingType::Buffer {
-            ty: wgpu::BufferBindingType::Storage { read_only: !write },
-            has_dynamic_offset: false,
-            min_binding_size: None,
-        };
-        let entries: Vec<_> = kernel.access().iter().enumerate().map(|(k, write)| entry(k as u32, storage(write))).collect();
-        let layout = self
-            .device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("lstm"), entries: &entries });
-        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some("lstm"),
-            bind_group_layouts: &[Some(&layout), Some(&self.parameters_layout)],
-            immediate_size: 0,
-        });
-        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some("lstm"),
-            layout: Some(&pipeline_layout),
-            module,
-            entry_point: Some("main"),
-            compilation_options: Default::default(),
-            cache: None,
-        });
-        Pipeline { pipeline, layout, kernel }
-    }
-
-    /// The buffers that a kernel works on, in the order of its bindings.
-    pub(crate) fn bind(&self, op: &'static str, pipeline: &Pipeline, buffers: &[&Memory]) -> Result<wgpu::BindGroup> {
-        debug_assert_eq!(buffers.len(), pipeline.kernel.access().len());
-        let entries: Vec<_> = buffers
-            .iter()
-            .enumerate()
-            .map(|(k, memory)| wgpu::BindGroupEntry { binding: k as u32, resource: memory.binding() })
-            .collect();
-        self.scoped(op, || {
-            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("lstm"),
-                layout: &pipeline.layout,
-                entries: &entries,
-            })
-        })
-    }
-
     /// Records `groups` workgroups of a kernel.
-    pub(crate) fn dispatch(
-        &self,
-        op: &'static str,
-        pipeline: &Pipeline,
-        group: &wgpu::BindGroup,
-        parameters: &impl Pod,
-        groups: usize,
-    ) -> Result<()> {
+    pub(crate) fn dispatch(&self, op: &'static str, bound: &Bound, parameters: &impl Pod, groups: usize) -> Result<()> {
         let (x, y) = grid(groups, self.max_groups).ok_or_else(|| {
             device_error(op, format!("{groups} workgroups are more than {} squared", self.max_groups))
         })?;
@@ -321,8 +212,8 @@ impl Gpu {
             let encoder = encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
             encoder.begin_compute_pass(&Default::default()).forget_lifetime()
         });
-        pass.set_pipeline(&pipeline.pipeline);
-        pass.set_bind_group(0, group, &[]);
+        pass.set_pipeline(&bound.pipeline.pipeline);
+        pass.set_bind_group(0, &bound.group, &[]);
         pass.set_bind_group(1, &self.parameters_group, &[offset as u32]);
         pass.dispatch_workgroups(x, y, 1);
         Ok(())
@@ -333,13 +224,11 @@ impl Gpu {
         &self,
         op: &'static str,
         kernel: Kernel,
-        buffers: &[&Memory],
+        buffers: &[&Arc<Memory>],
         parameters: &impl Pod,
         groups: usize,
     ) -> Result<()> {
-        let pipeline = self.pipeline(kernel)?;
-        let group = self.bind(op, &pipeline, buffers)?;
-        self.dispatch(op, &pipeline, &group, parameters, groups)
+        self.dispatch(op, &self.bind(op, kernel, buffers)?, parameters, groups)
     }
 
     /// Hands recorded work over.
@@ -372,7 +261,8 @@ impl Gpu {
         {
             let mut pending = lock(&self.pending);
             pending.pass = None;
-            let encoder = pending.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
+            let encoder =
+                pending.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
             encoder.copy_buffer_to_buffer(&memory.buffer, 4 * start as u64, &staging, 0, bytes);
             self.submit_pending(op, &mut pending)?;
         }
@@ -413,81 +303,6 @@ fn grid(groups: usize, max: u32) -> Option<(u32, u32)> {
     let x = groups.clamp(1, max as usize);
     let y = groups.div_ceil(x);
     (y <= max as usize).then_some((x as u32, y.max(1) as u32))
-}
-
-fn entry(binding: u32, ty: wgpu::BindingType) -> wgpu::BindGroupLayoutEntry {
-    wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
-}
-
-/// Catches all kinds of errors of the calls made while it is open.
-struct Scopes([wgpu::ErrorScopeGuard; 3]);
-
-impl Scopes {
-    fn open(device: &wgpu::Device) -> Self {
-        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
-        Scopes([OutOfMemory, Validation, Internal].map(|filter| device.push_error_scope(filter)))
-    }
-
-    /// The first error, where the platform knows by now; otherwise what it will know later.
-    fn close(self, op: &'static str) -> Result<Vec<Late>> {
-        let [outer, middle, inner] = self.0;
-        // Scopes close in the reverse order.
-        let mut found = None;
-        let mut late: Vec<Late> = Vec::new();
-        let errors: [Pin<Box<LateError>>; 3] = [Box::pin(inner.pop()), Box::pin(middle.pop()), Box::pin(outer.pop())];
-        for mut error in errors {
-            match error.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(Some(error)) => found = found.or(Some(error)),
-                Poll::Ready(None) => {}
-                Poll::Pending => late.push((op, error)),
-            }
-        }
-        match found {
-            Some(error) => Err(device_error(op, describe(&error))),
-            None => Ok(late),
-        }
-    }
-}
-
-fn describe(error: &wgpu::Error) -> String {
-    match error {
-        wgpu::Error::OutOfMemory { .. } => "out of memory".to_owned(),
-        wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => description.clone(),
-    }
-}
-
-/// What a mapping's callback told.
-#[derive(Default)]
-struct Mapping {
-    result: Option<std::result::Result<(), wgpu::BufferAsyncError>>,
-    waker: Option<Waker>,
-}
-
-/// A future, and the callback that completes it.
-fn signal() -> (
-    impl Future<Output = std::result::Result<(), wgpu::BufferAsyncError>>,
-    impl FnOnce(std::result::Result<(), wgpu::BufferAsyncError>) + Send + 'static,
-) {
-    let shared = Arc::new(Mutex::new(Mapping::default()));
-    let told = shared.clone();
-    let future = std::future::poll_fn(move |context| {
-        let mut mapping = lock(&shared);
-        match mapping.result.take() {
-            Some(result) => Poll::Ready(result),
-            None => {
-                mapping.waker = Some(context.waker().clone());
-                Poll::Pending
-            }
-        }
-    });
-    let callback = move |result| {
-        let mut mapping = lock(&told);
-        mapping.result = Some(result);
-        if let Some(waker) = mapping.waker.take() {
-            waker.wake();
-        }
-    };
-    (future, callback)
 }
 
 #[cfg(test)]

@@ -66,15 +66,12 @@ impl Layer {
             by_unit.extend((0..4).map(|gate| u[(gate * hidden + unit) * state + k]));
         }
         let bias = match weights.bias() {
-            Some(bias) => {
-                Some(Tensor { shape: Shape::new(1, 4 * hidden), memory: upload(&snapped(&bias))? })
-            }
+            Some(bias) => Some(Tensor { shape: Shape::new(1, 4 * hidden), memory: upload(&snapped(&bias))? }),
             None => None,
         };
         let projection = match get(Param::WeightHr) {
             Some(w) => {
-                let transposed: Vec<f32> =
-                    (0..hidden).flat_map(|k| w[k..].iter().step_by(hidden)).copied().collect();
+                let transposed: Vec<f32> = (0..hidden).flat_map(|k| w[k..].iter().step_by(hidden)).copied().collect();
                 Some(Projection { w: upload(&w)?, transposed: upload(&transposed)? })
             }
             None => None,

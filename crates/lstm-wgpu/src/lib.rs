@@ -4,9 +4,11 @@
 mod backend;
 mod backward;
 mod builder;
+mod errors;
 mod forward;
 mod gpu;
 mod layer;
+mod pipeline;
 mod pool;
 mod primitives;
 mod probe;

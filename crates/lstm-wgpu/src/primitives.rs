@@ -1,6 +1,6 @@
 //! The primitives of the trait as dispatches, and the product in the general form that the fused passes use.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytemuck::{Pod, Zeroable};
 use lstm_core::{
@@ -105,7 +105,7 @@ impl Gpu {
         &self,
         op: &'static str,
         kernel: Kernel,
-        buffers: &[&Memory],
+        buffers: &[&Arc<Memory>],
         parameters: &impl Pod,
         len: usize,
     ) -> Result<()> {
@@ -124,7 +124,7 @@ impl Gpu {
             c: presence(shape, c.map(|c| c.shape)),
             alpha,
         };
-        let buffers = [&*a.memory, &b.unwrap_or(a).memory, &c.unwrap_or(a).memory, &y.memory];
+        let buffers = [&a.memory, &b.unwrap_or(a).memory, &c.unwrap_or(a).memory, &y.memory];
         self.elementwise(op, Kernel::MulAdd, &buffers, &parameters, shape.len())?;
         Ok(y)
     }
@@ -134,13 +134,13 @@ impl Gpu {
         let y = self.tensor("within", x.shape)?;
         let len = x.shape.len();
         let parameters = WithinParameters { len: len as u32, cols: x.shape.cols as u32 };
-        let buffers = [&*x.memory, &by.memory, &low.memory, &high.memory, &y.memory];
+        let buffers = [&x.memory, &by.memory, &low.memory, &high.memory, &y.memory];
         self.elementwise("within", Kernel::Within, &buffers, &parameters, len)?;
         Ok(y)
     }
 
     /// Copies a rectangle.
-    pub(crate) fn copy(&self, op: &'static str, x: &Memory, y: &Memory, parameters: &Copy) -> Result<()> {
+    pub(crate) fn copy(&self, op: &'static str, x: &Arc<Memory>, y: &Arc<Memory>, parameters: &Copy) -> Result<()> {
         let len = parameters.rows as usize * parameters.cols as usize;
         self.elementwise(op, Kernel::Copy, &[x, y], parameters, len)
     }
@@ -162,7 +162,7 @@ impl Gpu {
     }
 
     /// Contiguous rows of some memory as a tensor of their own.
-    pub(crate) fn rows(&self, op: &'static str, x: &Memory, start: usize, shape: Shape) -> Result<Tensor> {
+    pub(crate) fn rows(&self, op: &'static str, x: &Arc<Memory>, start: usize, shape: Shape) -> Result<Tensor> {
         let y = self.tensor(op, shape)?;
         let (rows, cols) = (shape.rows as u32, shape.cols as u32);
         let parameters = Copy { rows, cols, x_start: start as u32, x_cols: cols, y_start: 0, y_cols: cols, snap: 0 };
@@ -204,8 +204,8 @@ impl Gpu {
     pub(crate) fn product(
         &self,
         op: &'static str,
-        a: &Memory,
-        b: &Memory,
+        a: &Arc<Memory>,
+        b: &Arc<Memory>,
         acc: Option<&Tensor>,
         shape: Shape,
         parameters: Gemm,

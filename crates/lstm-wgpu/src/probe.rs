@@ -13,7 +13,8 @@ use lstm_core::{
 
 use crate::{
     backend::Wgpu,
-    gpu::{Gpu, device_error},
+    errors::device_error,
+    gpu::Gpu,
     shader::{Fma, Kernel, Mode, Unary},
     tensor::Tensor,
 };
@@ -187,9 +188,9 @@ async fn difference(wgpu: &Wgpu) -> Result<Option<String>> {
     // Both kernels of the product.
     let mut random = Random(5);
     for (m, k, n) in [(5, 67, 9), (65, 97, 66)] {
-        let (a, b): (Vec<f32>, Vec<f32>) = ((0..m * k).map(|_| random.float()).collect(), (0..k * n).map(|_| random.float()).collect());
-        let want: Vec<f32> =
-            (0..m * n).map(|i| dot(k, |j| a[i / n * k + j], |j| b[j * n + i % n])).collect();
+        let (a, b): (Vec<f32>, Vec<f32>) =
+            ((0..m * k).map(|_| random.float()).collect(), (0..k * n).map(|_| random.float()).collect());
+        let want: Vec<f32> = (0..m * n).map(|i| dot(k, |j| a[i / n * k + j], |j| b[j * n + i % n])).collect();
         let (a, b) = (wgpu.upload(Shape::new(m, k), &a)?, wgpu.upload(Shape::new(k, n), &b)?);
         let got = get(wgpu, &gpu.gemm((&a).into(), (&b).into(), None)?).await?;
         if let Some(what) = compare("gemm", &want, &got) {
@@ -254,12 +255,7 @@ fn compare(name: &str, want: &[f32], got: &[f32]) -> Option<String> {
     let differs = |(w, g): &(&f32, &f32)| w.to_bits() != g.to_bits() && !(w.is_nan() && g.is_nan());
     let count = want.iter().zip(got).filter(differs).count();
     let (k, (w, g)) = want.iter().zip(got).enumerate().find(|(_, pair)| differs(pair))?;
-    Some(format!(
-        "{name}: {count} of {} differ, at {k} {:08x} instead of {:08x}",
-        want.len(),
-        g.to_bits(),
-        w.to_bits()
-    ))
+    Some(format!("{name}: {count} of {} differ, at {k} {:08x} instead of {:08x}", want.len(), g.to_bits(), w.to_bits()))
 }
 
 /// A small generator of its own: a probe must not change with a library.

@@ -46,9 +46,13 @@ fn instructions(words: &[u32]) -> impl Iterator<Item = Result<(usize, u32, &[u32
         let (opcode, len) = (first & 0xffff, (first >> 16) as usize);
         let place = at;
         at = if len == 0 { words.len() } else { at + len };
-        Some(words.get(place..place + len.max(1)).filter(|_| len > 0).map(|w| (place, opcode, w)).ok_or_else(|| {
-            format!("SPIR-V ends within the instruction at word {place}")
-        }))
+        Some(
+            words
+                .get(place..place + len.max(1))
+                .filter(|_| len > 0)
+                .map(|w| (place, opcode, w))
+                .ok_or_else(|| format!("SPIR-V ends within the instruction at word {place}")),
+        )
     })
 }
 

@@ -10,8 +10,9 @@ use lstm_core::{
 
 use crate::{
     forward::{self, Buffers, Steps, Walk, get_state, input_product, set_state},
-    gpu::{Gpu, Pipeline},
+    gpu::Gpu,
     layer::Layer,
+    pipeline::Bound,
     primitives::Gemm,
     tensor::{Memory, Tensor},
 };
@@ -32,7 +33,7 @@ pub struct WgpuStream {
 /// A layer with its memory, bound to the kernels.
 struct Stage {
     layer: Layer,
-    product: (Arc<Pipeline>, wgpu::BindGroup, Gemm, usize),
+    product: (Bound, Gemm, usize),
     walk: Walk,
     states: Arc<Memory>,
     /// `[2, batch, state]`, of both places.
@@ -68,14 +69,13 @@ impl WgpuStream {
             let product = {
                 let (shape, parameters) = input_product(packed, batch, 0);
                 let (kernel, groups) = gpu.gemm_kernel(shape);
-                let pipeline = gpu.pipeline(kernel)?;
                 let acc = packed.bias.as_ref().map_or(&packed.w, |bias| &bias.memory);
-                let group = gpu.bind(op, &pipeline, &[input, &packed.w, acc, &gates])?;
+                let bound = gpu.bind(op, kernel, &[input, &packed.w, acc, &gates])?;
                 let acc = u32::from(packed.bias.is_some());
-                (pipeline, group, Gemm { m: shape.rows as u32, n: shape.cols as u32, acc, ..parameters }, groups)
+                (bound, Gemm { m: shape.rows as u32, n: shape.cols as u32, acc, ..parameters }, groups)
             };
             let buffers =
-                Buffers { gates: &gates, states: &states, y: &y, projected: projected.as_deref(), lengths: None };
+                Buffers { gates: &gates, states: &states, y: &y, projected: projected.as_ref(), lengths: None };
             let walk = Walk::new(gpu, packed, batch, false, &buffers)?;
             stages.push(Stage { layer: layer.clone(), product, walk, states, y });
         }
@@ -91,9 +91,9 @@ impl WgpuStream {
         gpu.write(op, &self.x, bytemuck::cast_slice(x))?;
         let t = self.current as u32;
         let mut start = 0;
-        for Stage { layer, product: (pipeline, group, product, groups), walk, .. } in &self.stages {
+        for Stage { layer, product: (bound, product, groups), walk, .. } in &self.stages {
             let spec = &layer.0.spec;
-            gpu.dispatch(op, pipeline, group, &Gemm { a_start: start, ..*product }, *groups)?;
+            gpu.dispatch(op, bound, &Gemm { a_start: start, ..*product }, *groups)?;
             let batch = self.batch as u32;
             // The step's number is the place that it reads; it writes the other.
             let steps = Steps {
