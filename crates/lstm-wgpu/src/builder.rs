@@ -17,8 +17,15 @@ pub struct WgpuBuilder {
     power: wgpu::PowerPreference,
     backends: wgpu::Backends,
     limits: Option<wgpu::Limits>,
-    mode: Option<Mode>,
-    allow_inexact: bool,
+    wishes: Wishes,
+}
+
+/// What holds for any device, whoever opened it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) mode: Option<Mode>,
+    pub(crate) allow_inexact: bool,
+    pub(crate) treat_as_cpu: Option<bool>,
 }
 
 impl Default for WgpuBuilder {
@@ -28,8 +35,7 @@ impl Default for WgpuBuilder {
             power: wgpu::PowerPreference::HighPerformance,
             backends: wgpu::Backends::PRIMARY,
             limits: None,
-            mode: None,
-            allow_inexact: false,
+            wishes: Wishes::default(),
         }
     }
 }
@@ -61,14 +67,21 @@ impl WgpuBuilder {
 
     /// How to compute, instead of the first way that the probe finds exact. The probe must still find it so.
     pub fn mode(mut self, mode: Mode) -> Self {
-        self.mode = Some(mode);
+        self.wishes.mode = Some(mode);
         self
     }
 
     /// Takes an adapter also if no way to compute on it gives the specified bits;
     /// [`arithmetic`](lstm_core::Backend::arithmetic) then says so. Default: no.
     pub fn allow_inexact(mut self, allow: bool) -> Self {
-        self.allow_inexact = allow;
+        self.wishes.allow_inexact = allow;
+        self
+    }
+
+    /// Whether to use the kernels for adapters that are a CPU, which wait for no one, or those for GPUs, which share work
+    /// and memory in workgroups. The bits are the same. Default: by the adapter's type.
+    pub fn treat_as_cpu(mut self, cpu: bool) -> Self {
+        self.wishes.treat_as_cpu = Some(cpu);
         self
     }
 
@@ -116,7 +129,8 @@ impl WgpuBuilder {
         pollster::block_on(self.build())
     }
 
-    /// Takes a device that the program has, and probes it. Of this builder, `mode` and `allow_inexact` count. The device
+    /// Takes a device that the program has, and probes it. Of this builder, `mode`,
+    /// `allow_inexact` and `treat_as_cpu` count. The device
     /// is used with the features that it has: `SHADER_F64` and `SHADER_INT64` allow one emulation of fma,
     /// `PASSTHROUGH_SHADERS` a way to forbid contraction.
     ///
@@ -133,7 +147,7 @@ impl WgpuBuilder {
         queue: wgpu::Queue,
         lost: Arc<Mutex<Option<String>>>,
     ) -> Result<Wgpu> {
-        let (gpu, probe) = probe::choose(info, device, queue, lost, self.mode, self.allow_inexact).await?;
+        let (gpu, probe) = probe::choose(info, device, queue, lost, self.wishes).await?;
         Ok(Wgpu::from_parts(gpu, probe))
     }
 

@@ -10,6 +10,7 @@ use lstm_core::{Result, Shape};
 
 use crate::{
     errors::{Late, Scopes, describe, device_error, signal},
+    layer::{INVOCATIONS, WORKGROUP_BYTES},
     pipeline::{Bound, Pipeline, entry},
     pool::{Pool, lock},
     shader::{Kernel, Mode},
@@ -38,6 +39,8 @@ pub(crate) struct Gpu {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
+    /// Whether to use the kernels for adapters that are a CPU.
+    pub(crate) is_cpu: bool,
     pub(crate) mode: Mode,
     /// Bytes of the largest buffer that a kernel can see.
     max_bytes: u64,
@@ -59,10 +62,12 @@ impl Gpu {
         device: wgpu::Device,
         queue: wgpu::Queue,
         info: wgpu::AdapterInfo,
+        is_cpu: bool,
         lost: Arc<Mutex<Option<String>>>,
         mode: Mode,
     ) -> Result<Self> {
         let limits = device.limits();
+        check_limits(&limits).map_err(|why| device_error("open", format!("{}: {why}", info.name)))?;
         let scopes = Scopes::open(&device);
         let parameters = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("lstm parameters"),
@@ -95,11 +100,13 @@ impl Gpu {
         });
         let late = scopes.close("open")?;
         Ok(Gpu {
-            max_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            // Kernels count elements in 32 bits.
+            max_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 32),
             max_groups: limits.max_compute_workgroups_per_dimension,
             device,
             queue,
             info,
+            is_cpu,
             mode,
             pipelines: Mutex::default(),
             pending: Mutex::default(),
@@ -110,11 +117,6 @@ impl Gpu {
             lost,
             late: Mutex::new(late),
         })
-    }
-
-    /// Whether the adapter is the CPU itself.
-    pub(crate) fn is_cpu(&self) -> bool {
-        self.info.device_type == wgpu::DeviceType::Cpu
     }
 
     /// Bytes of the largest buffer that a kernel can see.
@@ -149,6 +151,16 @@ impl Gpu {
                     self.info.name, self.max_bytes
                 ),
             )),
+        }
+    }
+
+    /// A buffer of another device would spoil all work that is recorded with it.
+    pub(crate) fn check_own(&self, op: &'static str, memory: &Memory) -> Result<()> {
+        match Arc::ptr_eq(&memory.pool, &self.pool) {
+            true => Ok(()),
+            false => {
+                Err(device_error(op, "a tensor or layer of another `Wgpu`; it can be used with the one that made it"))
+            }
         }
     }
 
@@ -192,6 +204,7 @@ impl Gpu {
 
     /// Writes words to memory that no unsubmitted work uses.
     pub(crate) fn write(&self, op: &'static str, to: &Memory, data: &[u8]) -> Result<()> {
+        self.check_own(op, to)?;
         self.scoped(op, || self.queue.write_buffer(&to.buffer, 0, data))
     }
 
@@ -251,6 +264,7 @@ impl Gpu {
 
     /// Waits for `memory` and copies it to `out`, from an element on.
     pub(crate) async fn download(&self, op: &'static str, memory: &Memory, start: usize, out: &mut [u8]) -> Result<()> {
+        self.check_own(op, memory)?;
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bytes = out.len() as u64;
         let size = Pool::size_class(bytes);
@@ -295,6 +309,35 @@ impl Gpu {
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Gpu({}, {:?})", self.info.name, self.mode)
+    }
+}
+
+/// What every kernel counts on, which is no more than WebGPU guarantees.
+fn check_limits(limits: &wgpu::Limits) -> std::result::Result<(), String> {
+    let needed: [(&str, u64, u64); 7] = [
+        ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage.into(), 8),
+        (
+            "max_dynamic_uniform_buffers_per_pipeline_layout",
+            limits.max_dynamic_uniform_buffers_per_pipeline_layout.into(),
+            1,
+        ),
+        (
+            "max_compute_workgroup_storage_size",
+            limits.max_compute_workgroup_storage_size.into(),
+            WORKGROUP_BYTES as u64,
+        ),
+        (
+            "max_compute_invocations_per_workgroup",
+            limits.max_compute_invocations_per_workgroup.into(),
+            INVOCATIONS as u64,
+        ),
+        ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x.into(), INVOCATIONS as u64),
+        ("max_compute_workgroups_per_dimension", limits.max_compute_workgroups_per_dimension.into(), 1),
+        ("max_buffer_size", limits.max_buffer_size, (SLOT * SLOTS) as u64),
+    ];
+    match needed.into_iter().find(|(_, have, need)| have < need) {
+        Some((name, have, need)) => Err(format!("the limit {name} is {have}, and {need} are needed")),
+        None => Ok(()),
     }
 }
 

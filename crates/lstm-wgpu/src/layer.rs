@@ -49,8 +49,8 @@ const WHOLE: usize = 128;
 /// The same on a CPU, where a dispatch costs more than a small step.
 const WHOLE_ON_CPU: usize = 64;
 /// Invocations of a workgroup, and bytes of its memory, that every adapter allows.
-const INVOCATIONS: usize = 256;
-const WORKGROUP_BYTES: usize = 16_384;
+pub(crate) const INVOCATIONS: usize = 256;
+pub(crate) const WORKGROUP_BYTES: usize = 16_384;
 
 impl Layer {
     pub(crate) fn new(gpu: &Gpu, weights: &LayerWeights) -> Result<Self> {
@@ -99,7 +99,7 @@ impl Layer {
 impl Packed {
     /// Whether one workgroup has all units of its sequences.
     pub(crate) fn walks_whole(&self, gpu: &Gpu) -> bool {
-        let most = if gpu.is_cpu() { WHOLE_ON_CPU } else { WHOLE };
+        let most = if gpu.is_cpu { WHOLE_ON_CPU } else { WHOLE };
         self.spec.hidden_size <= most && self.projection.is_none()
     }
 
@@ -108,7 +108,7 @@ impl Packed {
         let whole = self.walks_whole(gpu);
         let units = if whole { units.next_multiple_of(32) } else { 32 };
         // Threads of a CPU have nothing to share: a barrier only stops them.
-        let lanes = if gpu.is_cpu() {
+        let lanes = if gpu.is_cpu {
             1
         } else {
             let lanes = length.div_ceil(BLOCK).next_power_of_two().min(8).min(INVOCATIONS / units);

@@ -93,6 +93,7 @@ impl Gpu {
     /// A kernel on buffers, in the order of its bindings.
     pub(crate) fn bind(&self, op: &'static str, kernel: Kernel, buffers: &[&Arc<Memory>]) -> Result<Bound> {
         debug_assert_eq!(buffers.len(), kernel.access().len());
+        buffers.iter().try_for_each(|memory| self.check_own(op, memory))?;
         let pipeline = self.pipeline(kernel)?;
         let entries: Vec<_> = buffers
             .iter()

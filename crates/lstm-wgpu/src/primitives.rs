@@ -225,7 +225,7 @@ impl Gpu {
     /// The kernel for a product of this shape, and how many workgroups it takes.
     pub(crate) fn gemm_kernel(&self, shape: Shape) -> (Kernel, usize) {
         // On a CPU, a workgroup's barriers cost more than its tiles save.
-        if self.is_cpu() || shape.len() < TILED || shape.rows < 16 || shape.cols < 16 {
+        if self.is_cpu || shape.len() < TILED || shape.rows < 16 || shape.cols < 16 {
             (Kernel::GemmDirect, shape.len().div_ceil(Kernel::GemmDirect.workgroup() as usize))
         } else {
             (Kernel::GemmTiled, shape.rows.div_ceil(64) * shape.cols.div_ceil(64))

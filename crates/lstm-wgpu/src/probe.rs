@@ -13,6 +13,7 @@ use lstm_core::{
 
 use crate::{
     backend::Wgpu,
+    builder::Wishes,
     errors::device_error,
     gpu::Gpu,
     shader::{Fma, Kernel, Mode, Unary},
@@ -84,10 +85,10 @@ pub(crate) async fn choose(
     device: wgpu::Device,
     queue: wgpu::Queue,
     lost: Arc<Mutex<Option<String>>>,
-    only: Option<Mode>,
-    allow_inexact: bool,
+    Wishes { mode: only, allow_inexact, treat_as_cpu }: Wishes,
 ) -> Result<(Arc<Gpu>, Probe)> {
-    let open = |mode| Gpu::new(device.clone(), queue.clone(), info.clone(), lost.clone(), mode).map(Arc::new);
+    let is_cpu = treat_as_cpu.unwrap_or(info.device_type == wgpu::DeviceType::Cpu);
+    let open = |mode| Gpu::new(device.clone(), queue.clone(), info.clone(), is_cpu, lost.clone(), mode).map(Arc::new);
     let plain = open(Mode { fma: Fma::Native, no_contraction: false })?;
     let facts = facts(&plain).await?;
     let mut probe = Probe { facts, tried: Vec::new() };
@@ -185,7 +186,7 @@ async fn difference(wgpu: &Wgpu) -> Result<Option<String>> {
             return Ok(Some(what));
         }
     }
-    // Both kernels of the product.
+    // Where there are two kernels of the product, both.
     let mut random = Random(5);
     for (m, k, n) in [(5, 67, 9), (65, 97, 66)] {
         let (a, b): (Vec<f32>, Vec<f32>) =
