@@ -25,10 +25,17 @@ use crate::{
 /// Operations only record work; it is handed over when something is downloaded, when a few thousand dispatches have
 /// gathered, or by [`submit`](Self::submit). Memory that is no longer used, up to 256 MiB of it, is kept for what comes
 /// next until the last clone is gone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Wgpu {
     gpu: Arc<Gpu>,
     probe: Arc<Probe>,
+}
+
+impl std::fmt::Debug for Wgpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let info = &self.gpu.info;
+        write!(f, "Wgpu({}, {}, {})", info.name, info.backend, self.gpu.mode)
+    }
 }
 
 impl Wgpu {

@@ -1,5 +1,19 @@
 //! LSTMs on any GPU through wgpu: Vulkan, Metal, DirectX 12 and WebGPU, with the bits of the CPU.
 //! Everything of `lstm-core` is re-exported: depend on this crate alone.
+//!
+//! ```no_run
+//! use lstm_wgpu::{Input, Lstm, LstmConfig, Wgpu, ndarray::Array3};
+//!
+//! let gpu = Wgpu::blocking()?; // or Wgpu::new().await?
+//! println!("{}: {}", gpu.adapter().name, gpu.probe());
+//! let lstm = Lstm::random(&gpu, LstmConfig::new(40, 128), 42)?;
+//! let x = Array3::<f32>::ones((2, 7, 40));
+//! let (y, state) = lstm.forward(Input::from(&x))?; // the bits of `lstm_cpu::Cpu`
+//! # Ok::<(), lstm_wgpu::Error>(())
+//! ```
+//!
+//! What WGSL leaves open is found out on the adapter when it is opened, by comparing results with the specification; where
+//! its `fma` does not round once, it is emulated. See [`WgpuBuilder`] and [`Probe`].
 
 mod backend;
 mod backward;
