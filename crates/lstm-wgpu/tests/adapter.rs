@@ -12,6 +12,7 @@ use lstm_wgpu::{
 };
 
 type Checked = Result<(), Failed>;
+type Test = fn(&Wgpu) -> Checked;
 
 fn main() -> ExitCode {
     let (require, rest): (Vec<_>, Vec<_>) = std::env::args().partition(|arg| arg == "--require");
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
         }
     };
     println!("{}: {}", shared.adapter().name, shared.probe());
-    let tests: [(&str, fn(&Wgpu) -> Checked); 11] = [
+    let tests: [(&str, Test); 11] = [
         ("the_arithmetic_is_what_the_probe_found", the_arithmetic_is_what_the_probe_found),
         ("adapters_have_names", adapters_have_names),
         ("every_way_to_compute_is_exact_or_refused", every_way_to_compute_is_exact_or_refused),
