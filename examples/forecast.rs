@@ -79,6 +79,9 @@ struct Options {
 enum BackendName {
     /// The CPU, with all its threads
     Cpu,
+    /// The fastest GPU that wgpu finds
+    #[cfg(feature = "wgpu")]
+    Wgpu,
     /// The first NVIDIA GPU
     #[cfg(feature = "cuda")]
     Cuda,
@@ -91,6 +94,8 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let result = match options.backend {
         BackendName::Cpu => run(&lstm_cpu::Cpu::new(), &options),
+        #[cfg(feature = "wgpu")]
+        BackendName::Wgpu => lstm_wgpu::Wgpu::blocking().map_err(Error::from).and_then(|wgpu| run(&wgpu, &options)),
         #[cfg(feature = "cuda")]
         BackendName::Cuda => lstm_cuda::Cuda::new(0).map_err(Error::from).and_then(|cuda| run(&cuda, &options)),
         #[cfg(feature = "cuda-host")]

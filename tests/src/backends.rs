@@ -47,6 +47,7 @@ backends! {
     "cpu" => lstm_core::Result::Ok(lstm_cpu::Cpu::new()),
     "cuda" => lstm_cuda::Cuda::new(0),
     "cuda-host" => lstm_cuda::CudaHost::new(),
+    "wgpu" => lstm_wgpu::Wgpu::blocking(),
 }
 
 /// Opens each of the `wanted` backends, or every compiled one, for `visitor`; returns those that did not run.

@@ -17,7 +17,6 @@ use lstm_tests::{
     cases::{self, CELLS, Case},
     check, compare,
     golden::Golden,
-    planted::{Fault, Planted},
     primitives, refusals,
     results::{Line, Outcome, record},
     specification, training,
@@ -37,6 +36,10 @@ fn main() {
         && let Err(error) = cpu::trials(&mut trials)
     {
         trials.add("cpu", "threads", "open", move || Err(error.into()));
+    }
+    #[cfg(feature = "wgpu")]
+    if is_wanted("wgpu") {
+        wgpu::trials(&mut trials);
     }
     #[cfg(feature = "cuda-host")]
     if is_wanted("cuda-host") {
@@ -107,7 +110,7 @@ impl Visit for Trials {
             add!("empty", case, move |b: &B| check::empty(b, cell).map(|()| String::new()));
         }
         if let Arithmetic::Inexact(why) = b.arithmetic() {
-            for group in ["specification", "primitives", "cells", "options", "sizes", "training", "planted"] {
+            for group in ["specification", "primitives", "cells", "options", "sizes", "training"] {
                 self.not_run(name, group, &format!("the arithmetic is not exact: {why}"));
             }
             return;
@@ -130,10 +133,6 @@ impl Visit for Trials {
                 snapshot(&format!("training-{name}"), &training::check(b, &run)?).map(|()| String::new())
             });
         }
-        for fault in Fault::ALL {
-            add!("planted", &format!("{fault:?}"), move |b: &B| found(b, fault));
-        }
-        add!("planted", "None", |b: &B| not_found(b));
         for activation in Activation::ALL {
             add!("exhaustive", activation.name(), move |b: &B| activations::check_all(b, activation, true));
         }
@@ -177,36 +176,25 @@ fn snapshot(name: &str, text: &str) -> Result<()> {
     Err(anyhow!("differs from the snapshot:\n  want {}\n  got  {}", want.trim(), got.trim()))
 }
 
-/// Cases small enough to run on a backend that computes products on the host.
+/// Cases for variants of a backend, and for a backend that computes products on the host.
+#[cfg(any(feature = "cpu", feature = "cuda-host", feature = "wgpu"))]
 fn small_cases() -> impl Iterator<Item = Case> {
     cases::table().into_iter().filter(|case| case.batch * case.steps * case.config.hidden_size < 5000)
 }
 
-/// The checks must find a planted error.
-fn found<B: Backend>(b: &B, fault: Fault) -> Result<String> {
-    let caught = small_cases().filter_map(|case| {
-        let error = check::check_case(&Planted::new(b.clone(), fault), &case).err()?;
-        Some((case.name, format!("{error:#}")))
-    });
-    let caught: Vec<_> = caught.collect();
-    let (name, error) = caught.first().ok_or_else(|| anyhow!("no case finds the planted error {fault:?}"))?;
-    ensure!(error.contains("elements differ"), "{name} fails for another reason: {error}");
-    Ok(format!("found by {} cases, first by {name}: {error}", caught.len()))
-}
-
-/// And nothing where nothing is planted, or finding errors would mean little.
-fn not_found<B: Backend>(b: &B) -> Result<String> {
-    for case in small_cases() {
-        check::check_case(&Planted::new(b.clone(), Fault::None), &case)?;
-    }
-    Ok(String::new())
+/// A case's passes against their snapshot.
+#[cfg(any(feature = "cuda-host", feature = "wgpu"))]
+fn matches_snapshot<B: Backend>(b: &B, case: &Case) -> Result<String> {
+    snapshot(&case.name, &compare::render(&check::check_case(b, case)?)).map(|()| String::new())
 }
 
 #[cfg(feature = "cpu")]
 mod cpu {
-    //! What only the CPU has: numbers of threads and instruction sets, which all give the bits of plain code.
+    //! What only the CPU has: numbers of threads and instruction sets, which all give the bits of plain code. And the checks
+    //! themselves, which need to be looked at once: do they find errors?
 
     use lstm_cpu::{Cpu, Isa};
+    use lstm_tests::planted::{Fault, Planted};
 
     use super::*;
 
@@ -238,6 +226,11 @@ mod cpu {
                 });
             }
         }
+        for fault in Fault::ALL {
+            let cpu = plain.clone();
+            trials.add("cpu", "planted", &format!("{fault:?}"), move || found(&cpu, fault));
+        }
+        trials.add("cpu", "planted", "None", move || not_found(&plain));
         // The first is the default, whose sweep also looks at errors.
         for (label, cpu) in isas.into_iter().skip(1) {
             for activation in Activation::ALL {
@@ -249,6 +242,26 @@ mod cpu {
         Ok(())
     }
 
+    /// The checks must find a planted error.
+    fn found(cpu: &Cpu, fault: Fault) -> Result<String> {
+        let caught = small_cases().filter_map(|case| {
+            let error = check::check_case(&Planted::new(cpu.clone(), fault), &case).err()?;
+            Some((case.name, format!("{error:#}")))
+        });
+        let caught: Vec<_> = caught.collect();
+        let (name, error) = caught.first().ok_or_else(|| anyhow!("no case finds the planted error {fault:?}"))?;
+        ensure!(error.contains("elements differ"), "{name} fails for another reason: {error}");
+        Ok(format!("found by {} cases, first by {name}: {error}", caught.len()))
+    }
+
+    /// And nothing where nothing is planted, or finding errors would mean little.
+    fn not_found(cpu: &Cpu) -> Result<String> {
+        for case in small_cases() {
+            check::check_case(&Planted::new(cpu.clone(), Fault::None), &case)?;
+        }
+        Ok(String::new())
+    }
+
     fn equal(plain: &Cpu, variants: &[(String, Cpu)], case: &Case) -> Result<String> {
         let want = check::passes(&Lstm::new(plain, case.weights()?)?, &case.data(), Keep::Everything)?;
         for (label, cpu) in variants {
@@ -256,6 +269,61 @@ mod cpu {
             compare::same_passes(&format!("{label} against plain"), &want, &got)?;
         }
         Ok(String::new())
+    }
+}
+
+#[cfg(feature = "wgpu")]
+mod wgpu {
+    //! What only wgpu has: kernels for GPUs, which an adapter that is a CPU does not choose by itself; ways to compute; and
+    //! low limits, for which work is cut to pieces.
+
+    use lstm_wgpu::{Fma, Wgpu, wgpu::Limits};
+
+    use super::*;
+
+    pub(super) fn trials(trials: &mut Trials) {
+        // Where it does not open, that was reported with the backend.
+        let Ok(default) = Wgpu::blocking() else { return };
+        if default.adapter().device_type == lstm_wgpu::wgpu::DeviceType::Cpu {
+            match Wgpu::builder().treat_as_cpu(false).blocking() {
+                // Sizes decide how these kernels share work; of the options, only projections have some of their own.
+                Ok(wgpu) => add(
+                    trials,
+                    "for-gpus",
+                    &wgpu,
+                    cases::table().into_iter().filter(|case| case.group == "sizes" || case.config.proj_size.is_some()),
+                ),
+                Err(error) => trials.add("wgpu", "for-gpus", "open", || Err(error.into())),
+            }
+        }
+        let mut modes: Vec<_> = default.probe().tried.iter().map(|(mode, _)| *mode).collect();
+        modes.iter_mut().for_each(|mode| mode.fma = Fma::Integer);
+        modes.dedup();
+        let Some(mode) = modes.pop() else { return };
+        match Wgpu::builder().mode(mode).blocking() {
+            // A few: a driver takes seconds to compile each of these kernels.
+            Ok(wgpu) => {
+                add(trials, "in-integers", &wgpu, cases::table().into_iter().filter(|case| case.name == "diagonal"))
+            }
+            Err(error) => trials.not_run("wgpu", "in-integers", &error.to_string()),
+        }
+        // A few workgroups in a row, and buffers for little more than the largest tensor of these cases.
+        let limits = Limits {
+            max_compute_workgroups_per_dimension: 16,
+            max_storage_buffer_binding_size: 128 << 10,
+            ..Limits::default()
+        };
+        match Wgpu::builder().limits(limits).blocking() {
+            Ok(wgpu) => add(trials, "low-limits", &wgpu, small_cases().filter(|case| case.group != "sizes")),
+            Err(error) => trials.add("wgpu", "low-limits", "open", || Err(error.into())),
+        }
+    }
+
+    fn add(trials: &mut Trials, group: &str, wgpu: &Wgpu, cases: impl IntoIterator<Item = Case>) {
+        for case in cases {
+            let (wgpu, name) = (wgpu.clone(), case.name.clone());
+            trials.add("wgpu", group, &name, move || matches_snapshot(&wgpu, &case));
+        }
     }
 }
 
@@ -290,9 +358,5 @@ mod cuda_host {
                 trials.add("cuda-host", "schedules", &name, move || matches_snapshot(&host, &case));
             }
         }
-    }
-
-    fn matches_snapshot(host: &CudaHost, case: &Case) -> Result<String> {
-        snapshot(&case.name, &compare::render(&check::check_case(host, case)?)).map(|()| String::new())
     }
 }

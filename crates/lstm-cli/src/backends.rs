@@ -119,6 +119,7 @@ backends! {
         Some(n) => lstm_cpu::Cpu::builder().threads(n).build(),
         None => Ok(lstm_cpu::Cpu::new()),
     },
+    "wgpu" => |_| lstm_wgpu::Wgpu::blocking(),
     "cuda" => |_| lstm_cuda::Cuda::new(0),
 }
 

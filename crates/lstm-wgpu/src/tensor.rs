@@ -1,0 +1,54 @@
+//! A matrix in device memory.
+
+use std::sync::Arc;
+
+use lstm_core::Shape;
+
+use crate::pool::Pool;
+
+/// A row-major matrix in an adapter's memory. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub(crate) shape: Shape,
+    pub(crate) memory: Arc<Memory>,
+}
+
+/// A buffer that goes back to its pool.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    pub(crate) buffer: wgpu::Buffer,
+    /// How much of it is used.
+    pub(crate) bytes: u64,
+    pub(crate) pool: Arc<Pool>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.pool.give(self.buffer.clone());
+    }
+}
+
+impl Memory {
+    /// What is used of it, as a binding.
+    pub(crate) fn binding(&self) -> wgpu::BindingResource<'_> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.buffer,
+            offset: 0,
+            size: std::num::NonZeroU64::new(self.bytes),
+        })
+    }
+}
+
+impl Tensor {
+    /// Its shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The buffer that holds it from the start, with `STORAGE`, `COPY_SRC` and `COPY_DST` usage: for programs that use the
+    /// result on the device. It may be longer than the matrix; work on it is submitted by
+    /// [`Wgpu::submit`](crate::Wgpu::submit).
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        &self.memory.buffer
+    }
+}
