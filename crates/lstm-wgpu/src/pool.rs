@@ -71,7 +71,7 @@ mod tests {
     fn classes_hold_what_was_asked_for_and_waste_little() {
         for bytes in (4..100_000).step_by(4).chain([1 << 20, (1 << 20) + 4, (1 << 27) - 4]) {
             let size = Pool::size_class(bytes);
-            assert!(size >= bytes && size % 4 == 0 && size <= (bytes + bytes / 4).max(256), "{bytes}: {size}");
+            assert!(size >= bytes && size.is_multiple_of(4) && size <= (bytes + bytes / 4).max(256), "{bytes}: {size}");
             assert_eq!(Pool::size_class(size), size);
         }
     }

@@ -263,7 +263,7 @@ mod tests {
         for spread in spreads {
             all.push(Kernel::StateGradient(spread));
             for flags in 0..3 * 16 {
-                let bit = |k: u32| flags / 3 >> k & 1 == 1;
+                let bit = |k: u32| ((flags / 3) >> k) & 1 == 1;
                 let options = Options { cell: flags % 3, coupled: bit(0), clipped: bit(1), projected: bit(2) };
                 all.push(Kernel::Forward { options, train: bit(3), spread });
                 all.push(Kernel::Backward { options, spread });
