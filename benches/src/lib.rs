@@ -5,6 +5,11 @@
 
 pub mod backends;
 pub mod case;
+pub mod compare;
+pub mod conductor;
 pub mod floor;
 pub mod job;
+pub mod machine;
+pub mod report;
+pub mod results;
 pub mod worker;
