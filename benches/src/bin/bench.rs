@@ -235,7 +235,12 @@ fn measure(args: &Args, cases: Vec<Case>, threads: &[usize], programs: &[Program
         }
         let group = conductor::play(&here, n, &results.cases, turns, &args.out.join("cases"), |case, times| {
             let told = |t: &Times| format!("{} {}", t.subject, time(t.median_s()));
-            eprintln!("{}, {n} threads: {}", case.name, times.iter().map(told).collect::<Vec<_>>().join(", "));
+            eprintln!(
+                "{}, {}: {}",
+                case.name,
+                report::plural(n),
+                times.iter().map(told).collect::<Vec<_>>().join(", ")
+            );
         })?;
         for subject in group.subjects {
             if results.subjects.iter().all(|known| known.name != subject.name) {

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::{
     cell_ratios,
     draw::{self, Axis, Series},
-    main_cases,
+    main_cases, plural,
 };
 use crate::{
     case::{self, Case},
@@ -45,9 +45,8 @@ pub fn all(results: &Results) -> Result<Vec<Chart>> {
     Ok(charts.into_iter().flatten().collect())
 }
 
-fn plural(threads: usize) -> String {
-    if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") }
-}
+/// The floor's colour, black.
+const FLOOR: usize = 9;
 
 fn point(value: f64) -> Spread {
     Spread { mid: value, low: value, high: value }
@@ -63,12 +62,13 @@ fn unless_empty(series: &[Series], draw: impl FnOnce() -> Result<String>, captio
 
 /// One series for each subject: a figure, or none, for each case.
 fn by_subject(results: &Results, cases: &[&Case], figure: impl Fn(&str, &str) -> Option<Spread>) -> Vec<Series> {
-    let series = |s: &crate::results::Subject| Series {
+    let series = |(colour, s): (usize, &crate::results::Subject)| Series {
         name: s.name.clone(),
         bold: s.ours,
+        colour,
         values: cases.iter().map(|case| figure(&case.name, &s.name)).collect(),
     };
-    let all = results.subjects.iter().map(series);
+    let all = results.subjects.iter().enumerate().map(series);
     all.filter(|s| s.values.iter().any(Option::is_some)).collect()
 }
 
@@ -105,21 +105,22 @@ fn ratios(results: &Results, threads: usize) -> Result<Option<Chart>> {
 fn fractions(results: &Results) -> Result<Option<Chart>> {
     let Some(base) = results.base() else { return Ok(None) };
     let cases: Vec<&Case> = results.cases.iter().filter(|case| case.series.is_none()).collect();
-    let one = |threads: usize| Series {
+    let one = |(colour, threads): (usize, usize)| Series {
         name: plural(threads),
         bold: true,
+        colour,
         values: cases
             .iter()
             .map(|case| results.fraction(results.times(&case.name, &base.name, threads)?).map(point))
             .collect(),
     };
-    let series: Vec<Series> = results.threads().into_iter().map(one).collect();
+    let series: Vec<Series> = results.threads().into_iter().enumerate().map(one).collect();
     let bound = |case: &&Case| {
         let threads = results.threads();
         let bounds = threads.iter().filter_map(|&n| Some(results.bound(results.roofline(&case.name, n)?, n)));
         let mut bounds: Vec<String> = bounds.collect();
         bounds.dedup();
-        format!("{} ({})", case.name, bounds.join(", "))
+        format!("{} ({})", case.name, bounds.join("; "))
     };
     let rows: Vec<String> = cases.iter().map(bound).collect();
     let title = format!("How near {} is to the floor", base.name);
@@ -138,12 +139,13 @@ fn cells(results: &Results) -> Result<Option<Chart>> {
             rows.push(name.clone());
         }
     }
-    let one = |(threads, ratios): &(usize, Vec<(String, Spread)>)| Series {
+    let one = |(colour, (threads, ratios)): (usize, &(usize, Vec<(String, Spread)>))| Series {
         name: plural(*threads),
         bold: true,
+        colour,
         values: rows.iter().map(|row| ratios.iter().find(|(name, _)| name == row).map(|(_, spread)| *spread)).collect(),
     };
-    let series: Vec<Series> = ratios.iter().map(one).collect();
+    let series: Vec<Series> = ratios.iter().enumerate().map(one).collect();
     let title = format!("The fused cell's time over that of other cells, {}", base.name);
     let caption =
         "Left of 1 the other cell is slower. Lines go from the smallest ratio of turns to the largest.".to_owned();
@@ -162,7 +164,12 @@ fn scaling(results: &Results, series: case::Series, threads: usize) -> Result<Op
         by_subject(results, &cases, |case, subject| Some(point(results.times(case, subject, threads)?.median_s())));
     let floor = |case: &&Case| results.roofline(&case.name, threads).map(|r| point(r.seconds));
     if !lines.is_empty() {
-        lines.push(Series { name: "floor".to_owned(), bold: false, values: cases.iter().map(floor).collect() });
+        lines.push(Series {
+            name: "floor".to_owned(),
+            bold: false,
+            colour: FLOOR,
+            values: cases.iter().map(floor).collect(),
+        });
     }
     let Some(first) = cases.first() else { return Ok(None) };
     let (what, rest) = match series {
@@ -173,7 +180,7 @@ fn scaling(results: &Results, series: case::Series, threads: usize) -> Result<Op
     let xs: Vec<f64> = cases.iter().map(|case| size(case)).collect();
     let title = format!("Time by {what}, {rest}, {}", plural(threads));
     let caption = "Forward, whole sequences. Both axes are logarithmic.".to_owned();
-    let x = Axis::log(what, |v| format!("{v}"));
+    let x = Axis::log(what, |v| format!("{v}")).at(&xs);
     unless_empty(&lines, || draw::lines(&title, x, Axis::times("time of one run"), &xs, &lines), caption)
 }
 
@@ -183,18 +190,19 @@ fn bandwidth(results: &Results) -> Result<Option<Chart>> {
         floor.ladder.iter().map(|step| step.bytes / floor.threads as f64).collect::<Vec<_>>()
     };
     let Some(longest) = results.floors.iter().max_by_key(|floor| floor.ladder.len()) else { return Ok(None) };
-    let line = |floor: &crate::floor::Floor| Series {
+    let line = |(colour, floor): (usize, &crate::floor::Floor)| Series {
         name: plural(floor.threads),
         bold: true,
+        colour,
         values: (0..longest.ladder.len()).map(|k| floor.ladder.get(k).map(|step| point(step.rate))).collect(),
     };
-    let series: Vec<Series> = results.floors.iter().map(line).collect();
+    let series: Vec<Series> = results.floors.iter().enumerate().map(line).collect();
     let x = Axis::log("bytes of each thread, walked back and forth", |v| match v {
-        v if v >= 1e9 => format!("{} GB", v * 1e-9),
-        v if v >= 1e6 => format!("{} MB", v * 1e-6),
-        v => format!("{} kB", v * 1e-3),
+        v if v >= 1e9 => format!("{:.0} GB", v * 1e-9),
+        v if v >= 1e6 => format!("{:.0} MB", v * 1e-6),
+        v => format!("{:.0} kB", v * 1e-3),
     });
-    let y = Axis::log("all threads together", |v| format!("{} GB/s", v * 1e-9));
+    let y = Axis::log("all threads together", |v| format!("{:.0} GB/s", v * 1e-9));
     let caption = "What the floors of bandwidth come from, measured before and after the cases.".to_owned();
     unless_empty(&series, || draw::lines("How fast this machine reads", x, y, &each(longest), &series), caption)
 }
@@ -205,7 +213,7 @@ mod tests {
 
     #[test]
     fn without_figures_there_is_no_chart() {
-        let series = [Series { name: String::new(), bold: false, values: vec![None] }];
+        let series = [Series { name: String::new(), bold: false, colour: 0, values: vec![None] }];
         let never = || -> Result<String> { panic!("nothing to draw") };
         assert!(unless_empty(&series, never, String::new()).unwrap().is_none());
     }

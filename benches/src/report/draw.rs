@@ -15,6 +15,8 @@ pub(super) struct Series {
     pub(super) name: String,
     /// Drawn larger.
     pub(super) bold: bool,
+    /// Its number among [`COLOURS`].
+    pub(super) colour: usize,
     /// A figure, or none, for each row or place.
     pub(super) values: Vec<Option<Spread>>,
 }
@@ -26,6 +28,8 @@ pub(super) struct Axis {
     /// What is shown in any case.
     include: Option<(f64, f64)>,
     label: fn(f64) -> String,
+    /// Where its ticks are, rather than at round numbers.
+    at: Option<Vec<f64>>,
 }
 
 /// An axis whose ends are known.
@@ -37,11 +41,11 @@ struct Scale {
 
 impl Axis {
     pub(super) fn log(title: impl Into<String>, label: fn(f64) -> String) -> Self {
-        Axis { title: title.into(), logarithmic: true, include: None, label }
+        Axis { title: title.into(), logarithmic: true, include: None, label, at: None }
     }
 
     pub(super) fn linear(title: impl Into<String>, include: Option<(f64, f64)>, label: fn(f64) -> String) -> Self {
-        Axis { title: title.into(), logarithmic: false, include, label }
+        Axis { title: title.into(), logarithmic: false, include, label, at: None }
     }
 
     /// Logarithmic, in seconds.
@@ -55,6 +59,11 @@ impl Axis {
             };
             format!("{} {unit}", (value * 1e3).round() / 1e3)
         })
+    }
+
+    /// With ticks at these figures.
+    pub(super) fn at(self, ticks: &[f64]) -> Self {
+        Axis { at: Some(ticks.to_vec()), ..self }
     }
 
     /// With ends a little beyond all figures.
@@ -81,6 +90,9 @@ impl Scale {
 
     /// Round numbers between the ends, not more than ten.
     fn ticks(&self) -> Vec<f64> {
+        if let Some(at) = &self.axis.at {
+            return at.clone();
+        }
         let inside = |v: &f64| *v >= self.low * (1.0 - 1e-9) && *v <= self.high * (1.0 + 1e-9);
         if !self.axis.logarithmic {
             let rough = (self.high - self.low) / 6.0;
@@ -107,9 +119,10 @@ impl Scale {
 }
 
 const WIDTH: i32 = 1000;
-const LEFT: i32 = 210;
+/// Of drawings whose labels there are figures.
+const LEFT: i32 = 110;
 const RIGHT: i32 = 150;
-const TOP: i32 = 44;
+const TOP: i32 = 60;
 const BOTTOM: i32 = 52;
 
 const INK: RGBColor = RGBColor(34, 34, 34);
@@ -150,10 +163,14 @@ fn legend(area: &Area<'_>, series: &[Series]) -> Result<()> {
     for (k, series) in series.iter().enumerate() {
         let y = TOP + 12 + 22 * k as i32;
         let x = WIDTH - RIGHT + 24;
-        drawn(area.draw(&Circle::new((x, y), radius(series), COLOURS[k % COLOURS.len()].filled())))?;
+        drawn(area.draw(&Circle::new((x, y), radius(series), colour(series).filled())))?;
         text(area, (x + 12, y), &series.name, 14, INK, (HPos::Left, VPos::Center))?;
     }
     Ok(())
+}
+
+fn colour(series: &Series) -> RGBColor {
+    COLOURS[series.colour % COLOURS.len()]
 }
 
 fn radius(series: &Series) -> i32 {
@@ -161,12 +178,12 @@ fn radius(series: &Series) -> i32 {
 }
 
 /// Ticks, their labels and the title of the axis below.
-fn bottom(area: &Area<'_>, scale: &Scale, height: i32, x: impl Fn(f64) -> i32) -> Result<()> {
+fn bottom(area: &Area<'_>, scale: &Scale, left: i32, height: i32, x: impl Fn(f64) -> i32) -> Result<()> {
     for tick in scale.ticks() {
         line(area, (x(tick), TOP), (x(tick), height - BOTTOM), GRID, 1)?;
         text(area, (x(tick), height - BOTTOM + 8), &(scale.axis.label)(tick), 13, GREY, (HPos::Center, VPos::Top))?;
     }
-    let middle = (LEFT + WIDTH - RIGHT) / 2;
+    let middle = (left + WIDTH - RIGHT) / 2;
     text(area, (middle, height - 20), &scale.axis.title, 13, GREY, (HPos::Center, VPos::Top))
 }
 
@@ -187,22 +204,25 @@ fn svg(title: &str, height: i32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> 
 pub(super) fn dots(title: &str, axis: Axis, rows: &[String], series: &[Series], mark: Option<f64>) -> Result<String> {
     let each = 14 + 7 * series.len().clamp(2, 10) as i32;
     let height = (TOP + BOTTOM + each * rows.len() as i32).max(TOP + BOTTOM + 22 * series.len() as i32);
+    let longest = rows.iter().map(|row| row.chars().count()).max().unwrap_or(0);
+    // A letter of 13 pixels is 7 wide, on average.
+    let left = LEFT.max(7 * longest as i32 + 30);
     let figures = series.iter().flat_map(|s| s.values.iter().flatten().flat_map(|v| [v.low, v.high]));
     let scale = axis.over(figures.chain(mark));
-    let x = |v: f64| LEFT + (scale.at(v) * f64::from(WIDTH - RIGHT - LEFT)).round() as i32;
+    let x = |v: f64| left + (scale.at(v) * f64::from(WIDTH - RIGHT - left)).round() as i32;
     svg(title, height, |area| {
-        bottom(area, &scale, height, x)?;
+        bottom(area, &scale, left, height, x)?;
         if let Some(mark) = mark {
             line(area, (x(mark), TOP), (x(mark), height - BOTTOM), GREY, 2)?;
         }
         for (k, row) in rows.iter().enumerate() {
             let top = TOP + each * k as i32;
-            line(area, (LEFT, top), (WIDTH - RIGHT, top), GRID, 1)?;
-            text(area, (LEFT - 10, top + each / 2), row, 13, INK, (HPos::Right, VPos::Center))?;
+            line(area, (left, top), (WIDTH - RIGHT, top), GRID, 1)?;
+            text(area, (left - 10, top + each / 2), row, 13, INK, (HPos::Right, VPos::Center))?;
             // The first series is drawn last, on top.
             for (n, series) in series.iter().enumerate().rev() {
                 let Some(v) = series.values[k] else { continue };
-                let colour = COLOURS[n % COLOURS.len()];
+                let colour = colour(series);
                 let y = top + 10 + 7 * n as i32;
                 line(area, (x(v.low), y), (x(v.high), y), colour, 2)?;
                 drawn(area.draw(&Circle::new((x(v.mid), y), radius(series), colour.filled())))?;
@@ -220,14 +240,14 @@ pub(super) fn lines(title: &str, x: Axis, y: Axis, xs: &[f64], series: &[Series]
     let x = |v: f64| LEFT + (x_scale.at(v) * f64::from(WIDTH - RIGHT - LEFT)).round() as i32;
     let y = |v: f64| height - BOTTOM - (y_scale.at(v) * f64::from(height - BOTTOM - TOP)).round() as i32;
     svg(title, height, |area| {
-        bottom(area, &x_scale, height, x)?;
+        bottom(area, &x_scale, LEFT, height, x)?;
         for tick in y_scale.ticks() {
             line(area, (LEFT, y(tick)), (WIDTH - RIGHT, y(tick)), GRID, 1)?;
             text(area, (LEFT - 10, y(tick)), &(y_scale.axis.label)(tick), 13, GREY, (HPos::Right, VPos::Center))?;
         }
-        text(area, (12, TOP), &y_scale.axis.title, 13, GREY, (HPos::Left, VPos::Top))?;
-        for (n, series) in series.iter().enumerate().rev() {
-            let colour = COLOURS[n % COLOURS.len()];
+        text(area, (LEFT, TOP - 6), &y_scale.axis.title, 13, GREY, (HPos::Left, VPos::Bottom))?;
+        for series in series.iter().rev() {
+            let colour = colour(series);
             let points = xs.iter().zip(&series.values).filter_map(|(&at, v)| v.map(|v| (x(at), y(v.mid))));
             let points: Vec<(i32, i32)> = points.collect();
             drawn(area.draw(&PathElement::new(points.clone(), colour.stroke_width(2))))?;
@@ -260,8 +280,8 @@ mod tests {
     fn a_chart_holds_its_names_and_dots() {
         let spread = |mid: f64| Some(Spread { mid, low: mid * 0.9, high: mid * 1.1 });
         let series = [
-            Series { name: "ours".to_owned(), bold: true, values: vec![spread(1.0), spread(2.0)] },
-            Series { name: "theirs".to_owned(), bold: false, values: vec![spread(3.0), None] },
+            Series { name: "ours".to_owned(), bold: true, colour: 0, values: vec![spread(1.0), spread(2.0)] },
+            Series { name: "theirs".to_owned(), bold: false, colour: 1, values: vec![spread(3.0), None] },
         ];
         let rows = ["a".to_owned(), "b <c>".to_owned()];
         let svg = dots("title", Axis::times("time"), &rows, &series, None).unwrap();

@@ -23,6 +23,11 @@ pub fn time(seconds: f64) -> String {
     format!("{} {unit}", digits(value))
 }
 
+/// How many threads, in words.
+pub fn plural(threads: usize) -> String {
+    if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") }
+}
+
 /// Three digits.
 fn digits(value: f64) -> String {
     match value.abs() {
@@ -217,19 +222,26 @@ fn floors(results: &Results) -> Table {
 fn not_run(results: &Results) -> Table {
     let mut table = Table::new(["who", "threads", "cases", "why"]);
     // A reason that is the same for several cases is told once.
-    let mut reasons: Vec<(&str, usize, &str)> = Vec::new();
+    let mut reasons: Vec<(&str, &str)> = Vec::new();
     for n in &results.not_run {
-        if !reasons.contains(&(&n.subject, n.threads, &n.why)) {
-            reasons.push((&n.subject, n.threads, &n.why));
+        if !reasons.contains(&(&n.subject, &n.why)) {
+            reasons.push((&n.subject, &n.why));
         }
     }
-    for (subject, threads, why) in reasons {
-        let same = results
-            .not_run
-            .iter()
-            .filter(|n| (n.subject.as_str(), n.threads, n.why.as_str()) == (subject, threads, why));
-        let cases: Vec<&str> = same.map(|n| n.case.as_deref().unwrap_or("all")).collect();
-        table.row([subject.to_owned(), threads.to_string(), cases.join(", "), why.to_owned()]);
+    for (subject, why) in reasons {
+        let same = || results.not_run.iter().filter(|n| (n.subject.as_str(), n.why.as_str()) == (subject, why));
+        let once = |all: &mut dyn Iterator<Item = String>| {
+            let mut each: Vec<String> = Vec::new();
+            all.for_each(|one| {
+                if !each.contains(&one) {
+                    each.push(one)
+                }
+            });
+            each.join(", ")
+        };
+        let threads = once(&mut same().map(|n| n.threads.to_string()));
+        let cases = once(&mut same().map(|n| n.case.clone().unwrap_or("all".to_owned())));
+        table.row([subject.to_owned(), threads, cases, why.to_owned()]);
     }
     table
 }

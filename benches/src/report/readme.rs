@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{describe, main_cases, percent, table::Table, time};
+use super::{describe, main_cases, percent, plural, table::Table, time};
 use crate::results::Results;
 
 const BEGIN: &str = "<!-- made by `cargo xtask bench --readme` from reports/; do not edit -->\n";
@@ -46,7 +46,6 @@ fn section(folder: &str, results: &Results) -> String {
     let Some(base) = results.base() else { return String::new() };
     let peers: Vec<_> = results.subjects.iter().filter(|s| !s.ours && s.cores).collect();
     let threads = results.threads();
-    let plural = |n: usize| if n == 1 { "1 thread".to_owned() } else { format!("{n} threads") };
     let mut heads =
         vec!["case".to_owned(), "what".to_owned(), "threads".to_owned(), base.name.clone(), "of the floor".to_owned()];
     heads.extend(peers.iter().map(|peer| peer.name.clone()));
