@@ -210,8 +210,8 @@ fn build_peers() -> Result<OsString> {
 
 fn measure(args: &Args, cases: Vec<Case>, threads: &[usize], programs: &[Program], turns: Turns) -> Result<Results> {
     let machine = Machine::here();
-    let samples = if args.quick { 1 } else { 20 };
-    let floors = || threads.iter().map(|&n| floor::measure(n, samples)).collect::<Result<Vec<Floor>>>();
+    let (samples, largest) = if args.quick { (1, 1 << 22) } else { (20, floor::LARGEST) };
+    let floors = || threads.iter().map(|&n| floor::measure(n, samples, largest)).collect::<Result<Vec<Floor>>>();
     eprintln!("measuring the machine");
     let before = floors()?;
     let mut results = Results {

@@ -38,15 +38,18 @@ pub struct Step {
     pub rate: f64,
 }
 
-/// Sizes for each thread, in powers of two: from a third of the smallest L1 to more than most L3.
-const SIZES: std::ops::RangeInclusive<u32> = 14..=29;
+/// The smallest size for each thread: a third of the smallest L1.
+const SMALLEST: usize = 1 << 14;
 
-/// Measures it with so many threads at the same time, about a tenth of a second for each figure at `samples` 5. Whatever
-/// else runs on the machine makes it less, so the best of the samples counts.
+/// A largest size for each thread that is more than most L3.
+pub const LARGEST: usize = 1 << 29;
+
+/// Measures it with so many threads at the same time, from sizes that double up to `largest` bytes for each. Whatever else
+/// runs on the machine makes it less, so the best of some samples of 5 ms counts.
 ///
 /// # Errors
 /// A thread that can't be started.
-pub fn measure(threads: usize, samples: usize) -> Result<Floor> {
+pub fn measure(threads: usize, samples: usize, largest: usize) -> Result<Floor> {
     let loops = loops::pick();
     let on_registers = |run: fn() -> f64| {
         let rate = rate(threads, samples, || Some(Box::new(run)))?;
@@ -54,7 +57,7 @@ pub fn measure(threads: usize, samples: usize) -> Result<Floor> {
     };
     let (flops, links) = (on_registers(loops.peak)?, on_registers(loops.chain)?);
     let mut ladder = Vec::new();
-    for size in SIZES.map(|k| 1usize << k) {
+    for size in std::iter::successors(Some(SMALLEST), |size| size.checked_mul(2)).take_while(|&size| size <= largest) {
         // Where there is not the memory, the ladder ends.
         let Some(rate) = rate(threads, samples, || (loops.reader)(size))? else { break };
         ladder.push(Step { bytes: (size * threads) as f64, rate });
@@ -143,9 +146,10 @@ mod tests {
 
     #[test]
     fn figures_are_of_a_possible_machine() {
-        let floor = measure(2, 1).unwrap();
+        let floor = measure(2, 1, 1 << 20).unwrap();
         assert!(floor.flops > 1e6 && floor.flops < 1e15, "{floor:?}");
         assert!(floor.latency_s > 1e-11 && floor.latency_s < 1e-5, "{floor:?}");
+        assert_eq!(floor.ladder.len(), 7);
         assert!(floor.ladder.iter().all(|step| step.rate > 1e6 && step.rate < 1e14), "{floor:?}");
     }
 }

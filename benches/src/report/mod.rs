@@ -39,7 +39,7 @@ fn digits(value: f64) -> String {
 
 /// A ratio and its spread.
 fn ratio(spread: Spread) -> String {
-    format!("{:.2} ({:.2} to {:.2})", spread.mid, spread.low, spread.high)
+    format!("{} ({} to {})", digits(spread.mid), digits(spread.low), digits(spread.high))
 }
 
 /// The title and what is to be known before a figure is read.
@@ -273,5 +273,6 @@ pub(crate) fn describe(case: &crate::case::Case) -> String {
         (n, false) => format!(", {n} layers"),
         (n, true) => format!(", {n} layers, both directions"),
     };
-    format!("{kind}, {} to {}, batch {}, {} steps{layers}", case.input, case.hidden, case.batch, case.seq)
+    let steps = if case.kind == Kind::Step { String::new() } else { format!(", {} steps", case.seq) };
+    format!("{kind}, {} to {}, batch {}{steps}{layers}", case.input, case.hidden, case.batch)
 }

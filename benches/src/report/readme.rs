@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{describe, main_cases, percent, plural, table::Table, time};
+use super::{describe, digits, main_cases, percent, plural, table::Table, time};
 use crate::results::Results;
 
 const BEGIN: &str = "<!-- made by `cargo xtask bench --readme` from reports/; do not edit -->\n";
@@ -59,7 +59,7 @@ fn section(folder: &str, results: &Results) -> String {
             row.push(floor.unwrap_or("-".to_owned()));
             row.extend(peers.iter().map(|peer| {
                 let over = results.times(&case.name, &peer.name, threads).and_then(|theirs| theirs.over(ours));
-                over.map_or("-".to_owned(), |spread| format!("{:.2}", spread.mid))
+                over.map_or("-".to_owned(), |spread| digits(spread.mid))
             }));
             table.row(row);
         }
