@@ -139,13 +139,16 @@ fn cells(results: &Results) -> Result<Option<Chart>> {
             rows.push(name.clone());
         }
     }
-    let one = |(colour, (threads, ratios)): (usize, &(usize, Vec<(String, Spread)>))| Series {
-        name: plural(*threads),
+    let one = |colour: usize| Series {
+        name: plural(ratios[colour].0),
         bold: true,
         colour,
-        values: rows.iter().map(|row| ratios.iter().find(|(name, _)| name == row).map(|(_, spread)| *spread)).collect(),
+        values: rows
+            .iter()
+            .map(|row| ratios[colour].1.iter().find(|(name, _)| name == row).map(|(_, spread)| *spread))
+            .collect(),
     };
-    let series: Vec<Series> = ratios.iter().enumerate().map(one).collect();
+    let series: Vec<Series> = (0..ratios.len()).map(one).collect();
     let title = format!("The fused cell's time over that of other cells, {}", base.name);
     let caption =
         "Left of 1 the other cell is slower. Lines go from the smallest ratio of turns to the largest.".to_owned();
