@@ -57,11 +57,11 @@ pub(crate) fn tract(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
 
     let (path, x, shape) = open(case, dir)?;
     let model = tract_onnx::onnx().with_ignore_output_shapes(true).model_for_path(path)?;
-    let model = model.with_input_fact(0, f32::fact(shape).into())?.with_output_names(["Y"])?;
+    let model = model.with_input_fact(0, f32::fact(shape).into())?.with_outputs_by_name(["Y"])?;
     let model = model.into_optimized()?.into_runnable()?;
     let x = Tensor::from_shape(&shape, &x)?;
     let pass = move || Ok::<_, anyhow::Error>(model.run(tvec!(x.clone().into()))?.remove(0));
     let again = pass.clone();
-    let output = move || Ok(pass()?.try_as_plain()?.as_slice::<f32>()?.to_vec());
+    let output = move || Ok(pass()?.try_as_plain_ram()?.as_slice::<f32>()?.to_vec());
     Ok(Box::new(Closure { output, run: move || again().map(|y| drop(std::hint::black_box(y))) }))
 }
