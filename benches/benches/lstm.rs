@@ -1,19 +1,33 @@
-//! Criterion over the table: `cargo bench -p lstm-benches`.
+//! Criterion over the table, on every backend of this build: `cargo bench -p lstm-benches`. The outputs of a run are on the
+//! host before its time ends.
 
-use criterion::{Criterion, criterion_group, criterion_main};
-use lstm_benches::cases;
-use lstm_cpu::Cpu;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use lstm_benches::{backends, case};
 
 fn table(criterion: &mut Criterion) {
-    for threads in [1, Cpu::new().threads()] {
-        let cpu = Cpu::builder().threads(threads).build().expect("as many threads as the machine has");
-        for case in cases() {
-            let mut job = case.prepare(&cpu).expect("the CPU runs every case");
-            let mut group = criterion.benchmark_group(&case.name);
-            group.sample_size(20);
-            group.bench_function(format!("cpu, {threads} threads"), |bencher| {
-                bencher.iter(|| job.run().expect("the CPU runs every case"));
-            });
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cases = case::load(None).expect("the table that is compiled in is well formed");
+    for entry in backends::BACKENDS {
+        let mut counts = if entry.threads { vec![1, cores] } else { vec![1] };
+        counts.dedup();
+        for threads in counts {
+            let device = match backends::open(entry.name, threads) {
+                Ok(device) => device,
+                Err(why) => {
+                    eprintln!("{}: not run: {why:#}", entry.name);
+                    continue;
+                }
+            };
+            for case in &cases {
+                let mut job = device.prepare(case).unwrap_or_else(|why| panic!("{}: {why:#}", case.name));
+                let mut group = criterion.benchmark_group(&case.name);
+                group.sample_size(20).throughput(Throughput::Elements(case.steps() as u64));
+                let name =
+                    if entry.threads { format!("{}, {threads} threads", entry.name) } else { entry.name.to_owned() };
+                group.bench_function(name, |bencher| {
+                    bencher.iter(|| job.run().unwrap_or_else(|why| panic!("{}: {why:#}", case.name)));
+                });
+            }
         }
     }
 }

@@ -14,6 +14,9 @@ pub(crate) const TESTS: &str = "lstm-tests";
 /// The tool, which has a feature for each backend too.
 pub(crate) const TOOL: &str = "lstm-cli";
 
+/// What is timed, with a feature for each backend too.
+pub(crate) const BENCHES: &str = "lstm-benches";
+
 /// A `cargo` in the workspace's root, with the cargo that runs this.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));

@@ -1,5 +1,6 @@
 //! `cargo xtask COMMAND`: one file per command. It starts cargo and reads JSON, and links no part of the library.
 
+mod bench;
 mod cargo;
 mod table;
 mod test_all;
@@ -14,6 +15,7 @@ use clap::Parser;
 #[command(name = "cargo xtask")]
 enum Command {
     TestAll(test_all::Args),
+    Bench(bench::Args),
     Verify(verify::Args),
     /// Compare every backend with ONNX models and the outputs that another runtime gave
     VerifyOnnx(verify::Args),
@@ -22,6 +24,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::TestAll(args) => test_all::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Verify(args) => verify::run("verify", &args),
         Command::VerifyOnnx(args) => verify::run("verify_onnx", &args),
     };

@@ -1,0 +1,90 @@
+//! candle: one step after the other, batch-first.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor, Var};
+use candle_nn::{
+    VarBuilder,
+    rnn::{LSTM, LSTMState, RNN},
+};
+use lstm_benches::{
+    case::{Case, Kind},
+    job::{Run, STREAM_STEPS},
+};
+
+use crate::{Model, swap};
+
+struct Candle {
+    kind: Kind,
+    lstm: LSTM,
+    recurrent: Var,
+    /// `(batch, steps, input)`, or one step's `(batch, input)`.
+    x: Tensor,
+    state: LSTMState,
+}
+
+pub(crate) fn prepare(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
+    let model = Model::one_layer(case, dir)?;
+    let mut vars = std::collections::HashMap::new();
+    for (name, tensor) in &model.tensors {
+        vars.insert(name.clone(), Var::from_vec(tensor.data.clone(), tensor.shape.clone(), &Device::Cpu)?);
+    }
+    let recurrent = vars.get("weight_hh_l0").context("expected `weight_hh_l0`")?.clone();
+    let tensors = vars.into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
+    let builder = VarBuilder::from_tensors(tensors, candle_core::DType::F32, &Device::Cpu);
+    let lstm = candle_nn::lstm(case.input, case.hidden, Default::default(), builder)?;
+    let x = swap(&model.x.data, [case.seq, case.batch, case.input]);
+    let x = match case.kind {
+        Kind::Step => Tensor::from_vec(x, (case.batch, case.input), &Device::Cpu)?,
+        _ => Tensor::from_vec(x, (case.batch, case.seq, case.input), &Device::Cpu)?,
+    };
+    let state = lstm.zero_state(case.batch)?;
+    Ok(Box::new(Candle { kind: case.kind, lstm, recurrent, x, state }))
+}
+
+impl Candle {
+    fn sequence(&self) -> candle_core::Result<Tensor> {
+        self.lstm.states_to_tensor(&self.lstm.seq(&self.x)?)
+    }
+
+    fn train(&self) -> candle_core::Result<(Tensor, candle_core::backprop::GradStore)> {
+        let y = self.sequence()?;
+        let gradients = y.sqr()?.mean_all()?.backward()?;
+        Ok((y, gradients))
+    }
+}
+
+impl Run for Candle {
+    fn run(&mut self) -> Result<()> {
+        match self.kind {
+            // The graph of steps gone by is not kept.
+            Kind::Step => {
+                let next = self.lstm.step(&self.x, &self.state)?;
+                self.state = LSTMState::new(next.h().detach(), next.c().detach());
+            }
+            Kind::Forward => drop(std::hint::black_box(self.sequence()?)),
+            Kind::Train => drop(std::hint::black_box(self.train()?)),
+        }
+        Ok(())
+    }
+
+    fn output(&mut self) -> Result<Vec<f32>> {
+        let time_major = |y: &Tensor| y.transpose(0, 1)?.flatten_all()?.to_vec1::<f32>();
+        Ok(match self.kind {
+            Kind::Step => {
+                self.state = self.lstm.zero_state(self.x.dim(0)?)?;
+                for _ in 0..STREAM_STEPS {
+                    self.run()?;
+                }
+                self.state.h().flatten_all()?.to_vec1()?
+            }
+            Kind::Forward => time_major(&self.sequence()?)?,
+            Kind::Train => {
+                let (y, gradients) = self.train()?;
+                let recurrent = gradients.get(&self.recurrent).context("no gradient of the recurrent weights")?;
+                [time_major(&y)?, recurrent.flatten_all()?.to_vec1()?].concat()
+            }
+        })
+    }
+}

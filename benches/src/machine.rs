@@ -1,0 +1,112 @@
+//! Which machine, compiler and commit a report is of.
+
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+/// Where and with what a report was made.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Machine {
+    /// The CPU's name for itself.
+    pub cpu: String,
+    /// Cores that the process may use.
+    pub cores: usize,
+    /// Architecture and operating system.
+    pub system: String,
+    /// Instruction sets that matter here and that the CPU has.
+    pub features: Vec<String>,
+    /// Bytes of the data caches of one core, from the first level on; empty where the system does not tell.
+    pub caches: Vec<u64>,
+    /// How many processes wanted to run in the minute before; `None` where the system does not tell.
+    pub load: Option<f64>,
+    /// `rustc --version`
+    pub rustc: String,
+    /// The commit, with `+` behind it where files differ from it.
+    pub commit: String,
+    /// When, in UTC.
+    pub date: String,
+}
+
+impl Machine {
+    /// This one, now. What the system does not tell is said to be unknown.
+    pub fn here() -> Self {
+        Machine {
+            cpu: cpu().unwrap_or_else(|| "unknown CPU".to_owned()),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            system: format!("{} {}", std::env::consts::ARCH, std::env::consts::OS),
+            features: features(),
+            caches: caches(),
+            load: read("/proc/loadavg").and_then(|text| text.split(' ').next()?.parse().ok()),
+            rustc: output("rustc", &["--version"]).unwrap_or_else(|| "unknown rustc".to_owned()),
+            commit: commit().unwrap_or_else(|| "unknown commit".to_owned()),
+            date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
+        }
+    }
+
+    /// Where so many bytes, shared by some threads, are when they are read again and again.
+    pub fn level(&self, bytes: f64, threads: usize) -> String {
+        let each = bytes / threads as f64;
+        match self.caches.iter().position(|&size| each <= size as f64) {
+            Some(k) => format!("L{}", k + 1),
+            None => "memory".to_owned(),
+        }
+    }
+}
+
+fn read(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}
+
+/// What a program prints, if it succeeds.
+fn output(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn cpu() -> Option<String> {
+    let value = |line: &str| line.split_once(':').map(|(_, value)| value.trim().to_owned());
+    let field = |text: &str, key: &str| text.lines().find(|line| line.starts_with(key)).and_then(value);
+    if let Some(text) = read("/proc/cpuinfo") {
+        let name = field(&text, "model name").or_else(|| field(&text, "CPU part"))?;
+        // Virtual machines often hide the name: family and model still tell.
+        let number = |key| field(&text, key).map(|value| format!("{} {value}", key.trim_end()));
+        let numbers: Vec<String> = ["cpu family", "model\t"].into_iter().filter_map(number).collect();
+        return Some(if numbers.is_empty() { name } else { format!("{name} ({})", numbers.join(", ")) });
+    }
+    output("sysctl", &["-n", "machdep.cpu.brand_string"]).or_else(|| std::env::var("PROCESSOR_IDENTIFIER").ok())
+}
+
+fn features() -> Vec<String> {
+    #[cfg(target_arch = "x86_64")]
+    let all = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        ("avx512dq", is_x86_feature_detected!("avx512dq")),
+        ("avx512vl", is_x86_feature_detected!("avx512vl")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let all = [("neon", true)];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let all: [(&str, bool); 0] = [];
+    all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect()
+}
+
+fn caches() -> Vec<u64> {
+    let of = |index: usize| {
+        let file = |name: &str| read(&format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{name}"));
+        let (level, kind, size) = (file("level")?, file("type")?, file("size")?);
+        let kib: u64 = size.trim().strip_suffix('K')?.parse().ok()?;
+        (kind.trim() != "Instruction").then_some((level.trim().parse::<u8>().ok()?, kib * 1024))
+    };
+    let mut levels: Vec<(u8, u64)> = (0..8).filter_map(of).collect();
+    levels.sort_unstable();
+    levels.into_iter().map(|(_, size)| size).collect()
+}
+
+fn commit() -> Option<String> {
+    let hash = output("git", &["rev-parse", "--short=12", "HEAD"])?;
+    let clean = output("git", &["status", "--porcelain"])?.is_empty();
+    Some(if clean { hash } else { format!("{hash}+") })
+}

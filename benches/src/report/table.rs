@@ -1,0 +1,69 @@
+//! A table, in Markdown and in HTML.
+
+/// Rows of text below a head.
+#[derive(Clone, Debug)]
+pub struct Table {
+    head: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// Without rows.
+    pub fn new<S: Into<String>>(head: impl IntoIterator<Item = S>) -> Self {
+        Table { head: head.into_iter().map(Into::into).collect(), rows: Vec::new() }
+    }
+
+    /// Adds a row of as many cells as the head has.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        let row: Vec<String> = cells.into_iter().collect();
+        debug_assert_eq!(row.len(), self.head.len());
+        self.rows.push(row);
+    }
+
+    /// Whether it has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// In Markdown.
+    pub fn markdown(&self) -> String {
+        let line = |cells: &[String]| {
+            let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")).collect();
+            format!("| {} |\n", cells.join(" | "))
+        };
+        let rule = format!("|{}\n", "---|".repeat(self.head.len()));
+        [line(&self.head), rule].into_iter().chain(self.rows.iter().map(|row| line(row))).collect()
+    }
+
+    /// In HTML.
+    pub fn html(&self) -> String {
+        let line = |tag: &str, cells: &[String]| {
+            let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
+            format!("<tr>{cells}</tr>\n")
+        };
+        let rows: String = self.rows.iter().map(|row| line("td", row)).collect();
+        format!(
+            "<div class=\"wide\"><table>\n<thead>{}</thead>\n<tbody>{rows}</tbody>\n</table></div>\n",
+            line("th", &self.head)
+        )
+    }
+}
+
+/// Text that stands for itself in HTML.
+pub fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_stay_cells() {
+        let mut table = Table::new(["a", "b"]);
+        assert!(table.is_empty());
+        table.row(["x|y".to_owned(), "<1 & 2>".to_owned()]);
+        assert_eq!(table.markdown(), "| a | b |\n|---|---|\n| x\\|y | <1 & 2> |\n");
+        assert!(table.html().contains("<td>&lt;1 &amp; 2&gt;</td>"));
+    }
+}
