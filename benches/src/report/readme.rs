@@ -71,8 +71,10 @@ fn section(folder: &str, results: &Results) -> String {
     } else {
         format!(" Columns of others: their time over ours ({}); above 1, we are faster.", abouts.join(", "))
     };
+    // A busy machine's figures are worth less.
+    let load = results.machine.load.map_or(String::new(), |load| format!(" (load before: {load:.1})"));
     format!(
-        "{}, {}, {}. \"Of the floor\": which part of the time the machine needs at least for the case's flops and bytes, and \
+        "{}, {}, {}{load}. \"Of the floor\": which part of the time the machine needs at least for the case's flops and bytes, and \
          what bounds it.{beside} Spreads, charts and other cases: [reports/{folder}](reports/{folder}/report.md).\n\n{}",
         results.machine.cpu,
         counts.join(" and "),
