@@ -27,7 +27,7 @@ use crate::{
     trace::Trace,
 };
 
-/// CUDA on a driver: [`Cuda`](crate::Cuda) on a device, [`CudaHost`](crate::CudaHost) on the host. Cloning shares it.
+/// CUDA on a driver: [`Cuda`](crate::Cuda) on a device, `CudaHost` (feature `host`) on the host. Cloning shares it.
 #[derive(Clone)]
 pub struct CudaOn<D: Driver> {
     pub(crate) driver: D,
