@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 use lstm_cpu::Cpu;
 use lstm_wgpu::{
-    Arithmetic, Backend, Error, Fma, Input, Keep, Lstm, LstmConfig, Mode, Shape, Upstream, Weights, Wgpu,
+    Arithmetic, Backend, Error, Fma, Input, Keep, Lstm, LstmConfig, Mode, Shape, State, Tensor, Upstream, Weights,
+    Wgpu, WgpuStream,
     ndarray::{Array3, Axis},
     wgpu,
 };
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         }
     };
     println!("{}: {}", shared.adapter().name, shared.probe());
-    let tests: [(&str, Test); 11] = [
+    let tests: [(&str, Test); 13] = [
         ("the_arithmetic_is_what_the_probe_found", the_arithmetic_is_what_the_probe_found),
         ("adapters_have_names", adapters_have_names),
         ("every_way_to_compute_is_exact_or_refused", every_way_to_compute_is_exact_or_refused),
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
         ("what_does_not_fit_is_refused", what_does_not_fit_is_refused),
         ("a_destroyed_device_is_an_error", a_destroyed_device_is_an_error),
         ("tensors_of_another_device_are_refused", tensors_of_another_device_are_refused),
+        ("a_state_is_set_whole_or_not_at_all", a_state_is_set_whole_or_not_at_all),
+        ("lost_work_is_not_read", lost_work_is_not_read),
         ("results_stay_on_the_device", results_stay_on_the_device),
         ("threads_share_a_device", threads_share_a_device),
     ];
@@ -144,6 +147,7 @@ fn inexact_adapters_are_taken_if_allowed(b: &Wgpu) -> Checked {
     }
     let mode = Mode { fma: Fma::Native, no_contraction: false };
     let inexact = Wgpu::builder().mode(mode).allow_inexact(true).blocking()?;
+    ensure(format!("{inexact:?}").ends_with("native fma)"), format!("{inexact:?}"))?;
     match inexact.arithmetic() {
         Arithmetic::Inexact(why) => ensure(why.contains("fma fused: no"), why)?,
         other => return Err(format!("{other:?}").into()),
@@ -190,6 +194,8 @@ fn too_low_limits_are_named(_: &Wgpu) -> Checked {
 fn what_does_not_fit_is_refused(_: &Wgpu) -> Checked {
     let limits = wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..Default::default() };
     let small = Wgpu::builder().limits(limits).blocking()?;
+    // Nearly all of it, which is more than its class of sizes.
+    small.upload(Shape::new(1, 250_000), &vec![1.0; 250_000])?;
     let len = 1 << 18;
     let x = small.upload(Shape::new(1, len), &vec![1.0; len])?;
     refused(small.upload(Shape::new(1, len + 1), &vec![1.0; len + 1]), &["upload", "262145", "1048576"])?;
@@ -238,6 +244,44 @@ fn tensors_of_another_device_are_refused(b: &Wgpu) -> Checked {
     refused(pollster::block_on(b.download(&theirs, &mut out)), &["download"])?;
     pollster::block_on(b.download(&mine, &mut out))?;
     ensure(out == [1.0; 4], "another result after an error")
+}
+
+fn a_state_is_set_whole_or_not_at_all(b: &Wgpu) -> Checked {
+    let other = Wgpu::blocking()?;
+    let weights = Weights::init(LstmConfig::new(5, 8).layers(2), &Default::default(), 1)?;
+    let layers = weights.layers().iter().map(|layer| b.load(layer)).collect::<Result<Vec<_>, _>>()?;
+    let mut stream = b.stream(&layers, 1)?;
+    let state = |of: &Wgpu| -> Result<State<Tensor>, Error> {
+        Ok(State { h: of.upload(Shape::new(1, 8), &[0.5; 8])?, c: of.upload(Shape::new(1, 8), &[0.5; 8])? })
+    };
+    let values = |stream: &WgpuStream| -> Result<Vec<f32>, Error> {
+        let mut all = Vec::new();
+        for State { h, c } in b.stream_state(stream)? {
+            for tensor in [h, c] {
+                let mut out = [0.0; 8];
+                pollster::block_on(b.download(&tensor, &mut out))?;
+                all.extend(out);
+            }
+        }
+        Ok(all)
+    };
+    refused(b.set_stream_state(&mut stream, &[state(b)?, state(&other)?]), &["set_stream_state"])?;
+    ensure(values(&stream)? == [0.0; 32], "half a state")?;
+    b.set_stream_state(&mut stream, &[state(b)?, state(b)?])?;
+    ensure(values(&stream)? == [0.5; 32], "another state than the one that was set")
+}
+
+/// A submission that the device refuses takes with it what other calls recorded.
+fn lost_work_is_not_read(_: &Wgpu) -> Checked {
+    let mine = Wgpu::blocking()?;
+    let y = mine.tanh(mine.upload(Shape::new(1, 2), &[3.0; 2])?)?;
+    let v = mine.upload(Shape::new(1, 2), &[1.0; 2])?;
+    let z = mine.snap(v.clone())?;
+    v.buffer().destroy();
+    let mut out = [7.0; 2];
+    refused(pollster::block_on(mine.download(&z, &mut out)), &["download"])?;
+    refused(pollster::block_on(mine.download(&y, &mut out)), &["download", "earlier work was lost"])?;
+    ensure(out == [7.0; 2], "an error wrote")
 }
 
 fn results_stay_on_the_device(b: &Wgpu) -> Checked {

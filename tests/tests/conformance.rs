@@ -286,12 +286,15 @@ mod wgpu {
         let Ok(default) = Wgpu::blocking() else { return };
         if default.adapter().device_type == lstm_wgpu::wgpu::DeviceType::Cpu {
             match Wgpu::builder().treat_as_cpu(false).blocking() {
-                // Sizes decide how these kernels share work; of the options, only projections have some of their own.
+                // Sizes decide how these kernels share work; projections have kernels of their own, and lengths make
+                // invocations differ.
                 Ok(wgpu) => add(
                     trials,
                     "for-gpus",
                     &wgpu,
-                    cases::table().into_iter().filter(|case| case.group == "sizes" || case.config.proj_size.is_some()),
+                    cases::table().into_iter().filter(|case| {
+                        case.group == "sizes" || case.config.proj_size.is_some() || case.lengths.is_some()
+                    }),
                 ),
                 Err(error) => trials.add("wgpu", "for-gpus", "open", || Err(error.into())),
             }
@@ -305,7 +308,8 @@ mod wgpu {
             Ok(wgpu) => {
                 add(trials, "in-integers", &wgpu, cases::table().into_iter().filter(|case| case.name == "diagonal"))
             }
-            Err(error) => trials.not_run("wgpu", "in-integers", &error.to_string()),
+            // These need nothing that an adapter may lack.
+            Err(error) => trials.add("wgpu", "in-integers", "open", || Err(error.into())),
         }
         // A few workgroups in a row, and buffers for little more than the largest tensor of these cases.
         let limits = Limits {

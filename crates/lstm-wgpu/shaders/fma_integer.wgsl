@@ -56,7 +56,7 @@ fn FMA(x: f32, y: f32, z: f32) -> f32 {
     let c = bitcast<u32>(z);
     let largest = max(max(a & 0x7fffffffu, b & 0x7fffffffu), c & 0x7fffffffu);
     if (largest >= 0x7f800000u) {
-        // Infinities and NaN follow IEEE without any rounding.
+        // Infinite or NaN. (Where x y overflows and z is infinite, not as IEEE says; nothing is promised there.)
         return x * y + z;
     }
     let sign = (a ^ b) & 0x80000000u;

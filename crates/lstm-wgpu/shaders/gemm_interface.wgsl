@@ -14,7 +14,7 @@ struct Params {
     // Whether the segments are visited from the last to the first.
     descending: u32,
     acc: u32,
-    // Bit 0: a is snapped as it is read; bit 1: b is; bit 2: the result is.
+    // Whether a is snapped as it is read.
     snap: u32,
     // Where element (row, k, segment) of a, and (k, column, segment) of b, is.
     a_row: u32,
@@ -43,12 +43,11 @@ fn length_of_segment(place: u32) -> u32 {
 
 fn read_a(at: u32) -> f32 {
     let v = a[at];
-    return select(v, snap(v), (p.snap & 1u) != 0u);
+    return select(v, snap(v), p.snap != 0u);
 }
 
 fn read_b(at: u32) -> f32 {
-    let v = b[at];
-    return select(v, snap(v), (p.snap & 2u) != 0u);
+    return b[at];
 }
 
 fn read_acc(row: u32, col: u32) -> f32 {
@@ -56,5 +55,5 @@ fn read_acc(row: u32, col: u32) -> f32 {
 }
 
 fn write(row: u32, col: u32, v: f32) {
-    y[row * p.n + col] = select(v, snap(v), (p.snap & 4u) != 0u);
+    y[row * p.n + col] = v;
 }

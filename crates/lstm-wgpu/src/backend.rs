@@ -110,7 +110,10 @@ impl Wgpu {
     /// # Errors
     /// [`Error::Device`](lstm_core::Error::Device): what the device refuses.
     pub fn submit(&self) -> Result<()> {
-        self.gpu.submit("submit")
+        self.gpu.submit("submit")?;
+        // Also uploads of which no work knows yet.
+        self.gpu.queue.submit([]);
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use lstm_core::{
 };
 
 use crate::{
-    forward::get_state,
+    forward::{AT_ONCE, get_state},
     gpu::Gpu,
     layer::{Layer, Packed, workgroups},
     primitives::{Copy, Gemm},
@@ -128,7 +128,9 @@ fn walk(
     let step = gpu.bind(OP, kernel, &buffers)?;
     let Some(dh) = dh else {
         if layer.walks_whole(gpu) {
-            return gpu.dispatch(OP, &step, &parameters(0, steps + 1), groups);
+            return (0..=steps)
+                .step_by(AT_ONCE as usize)
+                .try_for_each(|v| gpu.dispatch(OP, &step, &parameters(v, (steps + 1).min(v + AT_ONCE)), groups));
         }
         return (0..=steps).try_for_each(|v| gpu.dispatch(OP, &step, &parameters(v, v + 1), groups));
     };
@@ -155,7 +157,8 @@ fn weights(
 ) -> Result<WeightGradients<Tensor>> {
     let (spec, batch) = (&layer.spec, trace.batch);
     let (hidden, state, rows) = (spec.hidden_size, spec.state_size(), dz.shape.rows);
-    let chunk = CHUNK * batch;
+    // A single chunk is as long as there are rows.
+    let chunk = (CHUNK * batch).min(rows);
     // The sum over rows of d^T x, where x starts at an element of its memory; without x, of d.
     let sum = |d: &Tensor, x: Option<(&Arc<Memory>, usize, usize)>, onto: Option<&Tensor>| {
         let cols = d.shape.cols;

@@ -89,9 +89,12 @@ pub(crate) fn signal() -> (
         }
     });
     let callback = move |result| {
-        let mut mapping = lock(&told);
-        mapping.result = Some(result);
-        if let Some(waker) = mapping.waker.take() {
+        let waker = {
+            let mut mapping = lock(&told);
+            mapping.result = Some(result);
+            mapping.waker.take()
+        };
+        if let Some(waker) = waker {
             waker.wake();
         }
     };

@@ -16,7 +16,10 @@ use crate::{
 };
 
 /// Bytes of `bias + W x` that inference holds at a time; longer sequences are cut in time.
-const AHEAD: usize = 64 << 20;
+const AHEAD: u64 = 64 << 20;
+
+/// Visits of one dispatch at most, lest it takes so long that a watchdog resets the device.
+pub(crate) const AT_ONCE: u32 = 1024;
 
 /// See `forward.wgsl`.
 #[repr(C)]
@@ -90,7 +93,7 @@ impl Walk {
             }
             _ => None,
         };
-        let at_once = if layer.walks_whole(gpu) { u32::MAX } else { 1 };
+        let at_once = if layer.walks_whole(gpu) { AT_ONCE } else { 1 };
         let groups = workgroups(spread, batch, spec.hidden_size);
         Ok(Walk { step, groups, project, train, at_once })
     }
@@ -240,8 +243,8 @@ fn run(gpu: &Gpu, layer: &Packed, sequence: Sequence<'_, Tensor>, train: bool) -
         clip: spec.clip.unwrap_or_default(),
         ..Steps::default()
     };
-    let step_bytes = checked_len(op, &[batch, 16, spec.hidden_size])?;
-    let ahead = if train { steps } else { (AHEAD.min(gpu.max_bytes() as usize / 2) / step_bytes).clamp(1, steps) };
+    let step_bytes = 16 * batch as u64 * spec.hidden_size as u64;
+    let ahead = if train { steps } else { steps.min((AHEAD.min(gpu.max_bytes() / 2) / step_bytes).max(1) as usize) };
     let mut gates = None;
     for first in (0..steps).step_by(ahead) {
         let last = steps.min(first + ahead);

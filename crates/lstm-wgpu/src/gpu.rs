@@ -3,14 +3,15 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
 };
 
 use bytemuck::Pod;
-use lstm_core::{Result, Shape};
+use lstm_core::{Error, Result, Shape};
 
 use crate::{
     errors::{Late, Scopes, describe, device_error, signal},
-    layer::{INVOCATIONS, WORKGROUP_BYTES},
+    limits::check_limits,
     pipeline::{Bound, Pipeline, entry},
     pool::{Pool, lock},
     shader::{Kernel, Mode},
@@ -22,9 +23,9 @@ const USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
 /// Bytes from one dispatch's parameters to the next: the alignment that WebGPU guarantees.
-const SLOT: usize = 256;
+pub(crate) const SLOT: usize = 256;
 /// Dispatches of a submission at most.
-const SLOTS: usize = 4096;
+pub(crate) const SLOTS: usize = 4096;
 
 /// Work that was recorded and not submitted.
 #[derive(Default)]
@@ -53,6 +54,8 @@ pub(crate) struct Gpu {
     parameters_group: wgpu::BindGroup,
     /// Why the device is gone, if it is.
     lost: Arc<Mutex<Option<String>>>,
+    /// Why recorded work was lost, if it was. Tensors that it should have written hold anything: nothing is to be read.
+    spoiled: Mutex<Option<String>>,
     /// Errors that the platform reports later than the call that caused them, as browsers do.
     late: Mutex<Vec<Late>>,
 }
@@ -115,6 +118,7 @@ impl Gpu {
             parameters_layout,
             parameters_group,
             lost,
+            spoiled: Mutex::default(),
             late: Mutex::new(late),
         })
     }
@@ -134,15 +138,24 @@ impl Gpu {
     }
 
     fn check_lost(&self, op: &'static str) -> Result<()> {
-        match &*lock(&self.lost) {
-            Some(why) => Err(device_error(op, format!("the device is lost: {why}"))),
+        if let Some(why) = &*lock(&self.lost) {
+            return Err(device_error(op, format!("the device is lost: {why}")));
+        }
+        match &*lock(&self.spoiled) {
+            Some(why) => Err(device_error(op, format!("earlier work was lost, open the device again: {why}"))),
             None => Ok(()),
         }
     }
 
+    /// From now on, everything is an error.
+    fn spoil(&self, error: Error) -> Error {
+        lock(&self.spoiled).get_or_insert_with(|| error.to_string());
+        error
+    }
+
     /// Bytes of `len` floats, if a kernel can see so many.
     fn checked_bytes(&self, op: &'static str, len: usize) -> Result<u64> {
-        match (len as u64).checked_mul(4).filter(|&bytes| Pool::size_class(bytes) <= self.max_bytes) {
+        match (len as u64).checked_mul(4).filter(|&bytes| bytes <= self.max_bytes) {
             Some(bytes) => Ok(bytes),
             None => Err(device_error(
                 op,
@@ -164,10 +177,15 @@ impl Gpu {
         }
     }
 
+    /// The size of a buffer for so many bytes, which it may hold.
+    fn size_class(&self, bytes: u64) -> u64 {
+        Pool::size_class(bytes).min(self.max_bytes & !3)
+    }
+
     /// A buffer with anything in it.
     pub(crate) fn allocate(&self, op: &'static str, len: usize) -> Result<Arc<Memory>> {
         let bytes = self.checked_bytes(op, len)?;
-        let size = Pool::size_class(bytes);
+        let size = self.size_class(bytes);
         let buffer = match self.pool.take(size, USAGE, false) {
             Some(buffer) => buffer,
             None => self.scoped(op, || self.create(size, USAGE))?,
@@ -192,7 +210,7 @@ impl Gpu {
     /// Copies words to the device.
     pub(crate) fn upload(&self, op: &'static str, data: &[u8]) -> Result<Arc<Memory>> {
         let bytes = self.checked_bytes(op, data.len() / 4)?;
-        let size = Pool::size_class(bytes);
+        let size = self.size_class(bytes);
         // A write overtakes recorded work: only a buffer that none of it uses will do.
         let buffer = self.pool.take(size, USAGE, true);
         self.scoped(op, || {
@@ -220,16 +238,25 @@ impl Gpu {
         let offset = pending.parameters.len();
         pending.parameters.extend_from_slice(bytemuck::bytes_of(parameters));
         pending.parameters.resize(offset + SLOT, 0);
-        let Pending { encoder, pass, .. } = &mut *pending;
-        let pass = pass.get_or_insert_with(|| {
-            let encoder = encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
-            encoder.begin_compute_pass(&Default::default()).forget_lifetime()
-        });
+        self.encoder(op, &mut pending)?;
+        let Pending { encoder: Some(encoder), pass, .. } = &mut *pending else {
+            return Err(device_error(op, "no command encoder"));
+        };
+        let pass = pass.get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
         pass.set_pipeline(&bound.pipeline.pipeline);
         pass.set_bind_group(0, &bound.group, &[]);
         pass.set_bind_group(1, &self.parameters_group, &[offset as u32]);
         pass.dispatch_workgroups(x, y, 1);
         Ok(())
+    }
+
+    /// Sees to it that there is one.
+    fn encoder<'a>(&self, op: &'static str, pending: &'a mut Pending) -> Result<&'a mut wgpu::CommandEncoder> {
+        let encoder = match pending.encoder.take() {
+            Some(encoder) => encoder,
+            None => self.scoped(op, || self.device.create_command_encoder(&Default::default()))?,
+        };
+        Ok(pending.encoder.insert(encoder))
     }
 
     /// Binds and records in one.
@@ -251,15 +278,26 @@ impl Gpu {
 
     fn submit_pending(&self, op: &'static str, pending: &mut Pending) -> Result<()> {
         let Pending { encoder, pass, parameters } = std::mem::take(pending);
-        self.scoped(op, || {
+        let submitted = self.scoped(op, || {
             drop(pass);
             if let Some(encoder) = encoder {
                 self.queue.write_buffer(&self.parameters, 0, &parameters);
                 self.queue.submit([encoder.finish()]);
             }
-        })?;
+        });
+        // Other calls' work went with it.
+        submitted.map_err(|error| self.spoil(error))?;
         self.pool.submitted();
-        Ok(())
+        let mut late = lock(&self.late);
+        let mut failed = None;
+        late.retain_mut(|(op, error)| match error.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => true,
+            Poll::Ready(error) => {
+                failed = failed.take().or_else(|| error.map(|error| device_error(op, describe(&error))));
+                false
+            }
+        });
+        failed.map_or(Ok(()), |error| Err(self.spoil(error)))
     }
 
     /// Waits for `memory` and copies it to `out`, from an element on.
@@ -267,7 +305,7 @@ impl Gpu {
         self.check_own(op, memory)?;
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bytes = out.len() as u64;
-        let size = Pool::size_class(bytes);
+        let size = self.size_class(bytes);
         let staging = match self.pool.take(size, usage, false) {
             Some(buffer) => buffer,
             None => self.scoped(op, || self.create(size, usage))?,
@@ -275,17 +313,17 @@ impl Gpu {
         {
             let mut pending = lock(&self.pending);
             pending.pass = None;
-            let encoder =
-                pending.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()));
+            let encoder = self.encoder(op, &mut pending)?;
             encoder.copy_buffer_to_buffer(&memory.buffer, 4 * start as u64, &staging, 0, bytes);
             self.submit_pending(op, &mut pending)?;
         }
         let (mapped, signal) = signal();
         self.scoped(op, || staging.slice(..bytes).map_async(wgpu::MapMode::Read, signal))?;
         // In a browser this does nothing, and the event loop completes the mapping.
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| device_error(op, e))?;
+        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
         self.check_lost(op)?;
-        mapped.await.map_err(|e| device_error(op, e))?;
+        polled.map_err(|e| self.spoil(device_error(op, e)))?;
+        mapped.await.map_err(|e| self.spoil(device_error(op, e)))?;
         let view = staging.slice(..bytes).get_mapped_range().map_err(|e| device_error(op, e))?;
         out.copy_from_slice(&view);
         drop(view);
@@ -299,7 +337,7 @@ impl Gpu {
         let late = std::mem::take(&mut *lock(&self.late));
         for (op, error) in late {
             if let Some(error) = error.await {
-                return Err(device_error(op, describe(&error)));
+                return Err(self.spoil(device_error(op, describe(&error))));
             }
         }
         Ok(())
@@ -309,35 +347,6 @@ impl Gpu {
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Gpu({}, {:?})", self.info.name, self.mode)
-    }
-}
-
-/// What every kernel counts on, which is no more than WebGPU guarantees.
-fn check_limits(limits: &wgpu::Limits) -> std::result::Result<(), String> {
-    let needed: [(&str, u64, u64); 7] = [
-        ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage.into(), 8),
-        (
-            "max_dynamic_uniform_buffers_per_pipeline_layout",
-            limits.max_dynamic_uniform_buffers_per_pipeline_layout.into(),
-            1,
-        ),
-        (
-            "max_compute_workgroup_storage_size",
-            limits.max_compute_workgroup_storage_size.into(),
-            WORKGROUP_BYTES as u64,
-        ),
-        (
-            "max_compute_invocations_per_workgroup",
-            limits.max_compute_invocations_per_workgroup.into(),
-            INVOCATIONS as u64,
-        ),
-        ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x.into(), INVOCATIONS as u64),
-        ("max_compute_workgroups_per_dimension", limits.max_compute_workgroups_per_dimension.into(), 1),
-        ("max_buffer_size", limits.max_buffer_size, (SLOT * SLOTS) as u64),
-    ];
-    match needed.into_iter().find(|(_, have, need)| have < need) {
-        Some((name, have, need)) => Err(format!("the limit {name} is {have}, and {need} are needed")),
-        None => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@ use lstm_core::{
 
 use crate::{
     gpu::Gpu,
+    limits::{INVOCATIONS, WORKGROUP_BYTES},
     shader::{Options, Spread},
     tensor::{Memory, Tensor},
 };
@@ -48,10 +49,6 @@ pub(crate) struct Projection {
 const WHOLE: usize = 128;
 /// The same on a CPU, where a dispatch costs more than a small step.
 const WHOLE_ON_CPU: usize = 64;
-/// Invocations of a workgroup, and bytes of its memory, that every adapter allows.
-pub(crate) const INVOCATIONS: usize = 256;
-pub(crate) const WORKGROUP_BYTES: usize = 16_384;
-
 impl Layer {
     pub(crate) fn new(gpu: &Gpu, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();

@@ -22,6 +22,7 @@ mod errors;
 mod forward;
 mod gpu;
 mod layer;
+mod limits;
 mod pipeline;
 mod pool;
 mod primitives;

@@ -50,7 +50,8 @@ impl Gpu {
                         ..Default::default()
                     };
                     // SAFETY: the words are naga's, from a shader of this crate that it validated, with decorations added
-                    // that allow a driver less; indices stay within the buffers, which tests look at on every kernel.
+                    // that allow a driver less. Their indices stay within the buffers: each `main` leaves, or reads nothing,
+                    // beyond the sizes in its parameters, which are those of the tensors that are bound.
                     let module = unsafe { self.device.create_shader_module_passthrough(descriptor) };
                     self.build(kernel, &module)
                 })?

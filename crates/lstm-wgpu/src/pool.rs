@@ -44,12 +44,15 @@ impl Pool {
         let mut free = lock(&self.free);
         let fits = |f: &Free| f.buffer.size() == size && f.buffer.usage() == usage && !(write && f.epoch >= now);
         let place = free.iter().rposition(fits)?;
-        Some(free.swap_remove(place).buffer)
+        Some(free.remove(place).buffer)
     }
 
     /// Takes a buffer back; the oldest go where there are too many.
     pub(crate) fn give(&self, buffer: wgpu::Buffer) {
         let epoch = self.epoch.load(Ordering::Acquire);
+        if buffer.size() > MAX_BYTES {
+            return;
+        }
         let mut free = lock(&self.free);
         free.push(Free { buffer, epoch });
         while free.len() > MAX_BUFFERS || free.iter().map(|f| f.buffer.size()).sum::<u64>() > MAX_BYTES {

@@ -7,8 +7,10 @@ use std::{
 
 use bytemuck::{Pod, Zeroable};
 use lstm_core::{
-    Backend, Error, LayerWeights, LstmConfig, Result, Sequence, Shape, State, Weights,
+    Backend, CellKind, Direction, Error, Keep, LayerWeights, Lstm, LstmConfig, Reference, Result, Sequence, Shape,
+    State, Upstream, Weights,
     arithmetic::{dot, sigmoid, snap, tanh},
+    ndarray::Array3,
 };
 
 use crate::{
@@ -89,11 +91,23 @@ pub(crate) async fn choose(
 ) -> Result<(Arc<Gpu>, Probe)> {
     let is_cpu = treat_as_cpu.unwrap_or(info.device_type == wgpu::DeviceType::Cpu);
     let open = |mode| Gpu::new(device.clone(), queue.clone(), info.clone(), is_cpu, lost.clone(), mode).map(Arc::new);
-    let plain = open(Mode { fma: Fma::Native, no_contraction: false })?;
+    let plain = open(PLAIN)?;
     let facts = facts(&plain).await?;
     let mut probe = Probe { facts, tried: Vec::new() };
     let features = device.features();
-    for mode in modes(facts, features, info.backend).into_iter().filter(|mode| only.is_none_or(|only| only == *mode)) {
+    let mut offered = modes(features, info.backend);
+    match only {
+        Some(only) => offered.retain(|mode| *mode == only),
+        // No need to try.
+        None => offered.retain(|mode| facts.fused || *mode != PLAIN),
+    }
+    if let Some(mode) = only.filter(|_| offered.is_empty()) {
+        let needed = "binary64 needs SHADER_F64 and SHADER_INT64, NoContraction PASSTHROUGH_SHADERS on Vulkan";
+        return Err(device_error("probe", format!("{} does not offer {mode}: {needed}", info.name)));
+    }
+    // What is taken if nothing is exact: what was asked for, or the fastest.
+    let mut inexact = plain;
+    for mode in offered {
         let gpu = open(mode)?;
         let wgpu = Wgpu::from_parts(gpu.clone(), probe.clone());
         match difference(&wgpu).await {
@@ -101,24 +115,32 @@ pub(crate) async fn choose(
                 probe.tried.push((mode, None));
                 return Ok((gpu, probe));
             }
-            Ok(Some(what)) => probe.tried.push((mode, Some(what))),
+            Ok(Some(what)) => {
+                probe.tried.push((mode, Some(what)));
+                if only.is_some() {
+                    inexact = gpu;
+                }
+            }
             // A way that can't be compiled here is no reason to give up the others; a lost device is.
             Err(Error::Device { op: "compile", why, .. }) => probe.tried.push((mode, Some(why))),
             Err(error) => return Err(error),
         }
     }
     if allow_inexact {
-        return Ok((plain, probe));
+        return Ok((inexact, probe));
     }
     let wanted = only.map(|mode| format!(" ({mode} was asked for)")).unwrap_or_default();
     Err(device_error("probe", format!("{} does not compute the specified bits{wanted}: {probe}", info.name)))
 }
 
+/// WGSL as it is.
+const PLAIN: Mode = Mode { fma: Fma::Native, no_contraction: false };
+
 /// The ways that this adapter offers, the fastest first.
-fn modes(facts: Facts, features: wgpu::Features, backend: wgpu::Backend) -> Vec<Mode> {
+fn modes(features: wgpu::Features, backend: wgpu::Backend) -> Vec<Mode> {
     let binary64 = features.contains(wgpu::Features::SHADER_F64 | wgpu::Features::SHADER_INT64);
     let spirv = backend == wgpu::Backend::Vulkan && features.contains(wgpu::Features::PASSTHROUGH_SHADERS);
-    let fmas = [(Fma::Native, facts.fused), (Fma::F64, binary64), (Fma::Integer, true)];
+    let fmas = [(Fma::Native, true), (Fma::F64, binary64), (Fma::Integer, true)];
     let with = |fma| [Mode { fma, no_contraction: false }, Mode { fma, no_contraction: true }];
     let modes = fmas.into_iter().filter(|(_, offered)| *offered).flat_map(|(fma, _)| with(fma));
     modes.filter(|mode| spirv || !mode.no_contraction).collect()
@@ -198,7 +220,47 @@ async fn difference(wgpu: &Wgpu) -> Result<Option<String>> {
             return Ok(Some(what));
         }
     }
-    steps(wgpu).await
+    let x: Vec<f32> = (0..300).map(|_| random.float()).collect();
+    let (all, row) = (wgpu.upload(Shape::new(20, 15), &x)?, wgpu.upload(Shape::new(1, 15), &x[..15])?);
+    let want: Vec<f32> = (0..300).map(|k| (0.5 * x[k]).mul_add(x[k % 15], x[k])).collect();
+    let got = get(wgpu, &gpu.mul_add(0.5, &all, Some(&row), Some(&all))?).await?;
+    if let Some(what) = compare("mul_add", &want, &got) {
+        return Ok(Some(what));
+    }
+    if let Some(what) = steps(wgpu).await? {
+        return Ok(Some(what));
+    }
+    // What was looked at above is all that the reference path is made of: the kernels of the passes must agree with it.
+    let larger = LstmConfig::new(6, 150);
+    let other = LstmConfig::new(6, 20)
+        .cell(CellKind::PeepholeDiagonal)
+        .coupled()
+        .clip(2.0)
+        .proj_size(7)
+        .direction(Direction::Reverse);
+    for (name, config) in [("passes with a dispatch a step", larger), ("passes with every option", other)] {
+        let weights = Weights::init(config, &Default::default(), 3)?;
+        let want = passes(&Lstm::new(&Reference(wgpu.clone()), weights.clone())?).await?;
+        let got = passes(&Lstm::new(wgpu, weights)?).await?;
+        if let Some(what) = compare(name, &want, &got) {
+            return Ok(Some(what));
+        }
+    }
+    Ok(None)
+}
+
+/// Everything that a pass forward and back gives.
+async fn passes<B: Backend>(lstm: &Lstm<B>) -> Result<Vec<f32>> {
+    let mut random = Random(13);
+    let x = Array3::from_shape_simple_fn((3, 3, 6), || random.float());
+    let pass = lstm.forward_train_async(&x, Keep::Everything).await?;
+    let gradients = pass.tape.backward_async(Upstream::from(&pass.y).with_input()).await?;
+    let mut all: Vec<f32> = pass.y.iter().chain(&pass.state.h).chain(&pass.state.c).copied().collect();
+    all.extend(gradients.x.iter().flatten().chain(&gradients.state.h).chain(&gradients.state.c));
+    for layer in gradients.weights.layers() {
+        all.extend(layer.iter().flat_map(|(_, values)| values.iter().copied().collect::<Vec<f32>>()));
+    }
+    Ok(all)
 }
 
 /// A few steps of a layer.

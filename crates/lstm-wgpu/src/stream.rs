@@ -125,9 +125,13 @@ impl WgpuStream {
     pub(crate) fn set_state(&mut self, gpu: &Gpu, state: &[State<Tensor>]) -> Result<()> {
         let specs: Vec<_> = self.stages.iter().map(|stage| stage.layer.0.spec).collect();
         check_state(&specs, self.batch, state.iter().map(|s| State { h: s.h.shape, c: s.c.shape }))?;
-        let place = (RING, self.batch, self.current);
+        // Into the other place: if a layer's can't be set, all keep theirs.
+        let other = 1 - self.current;
         self.stages.iter().zip(state).try_for_each(|(stage, state)| {
+            let place = (RING, self.batch, other);
             forward::set_state(gpu, "set_stream_state", &stage.layer.0.spec, &stage.states, place, state)
-        })
+        })?;
+        self.current = other;
+        Ok(())
     }
 }
