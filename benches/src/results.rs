@@ -126,6 +126,22 @@ pub fn quantile(ascending: &[f64], part: f64) -> Option<f64> {
     Some(low + (high - low) * at.fract())
 }
 
+impl Results {
+    /// Those with some numbers of threads alone.
+    ///
+    /// # Errors
+    /// A number that is not among them.
+    pub fn with_threads(mut self, threads: &[usize]) -> Result<Self> {
+        let there: Vec<usize> = self.floors.iter().map(|floor| floor.threads).collect();
+        ensure!(threads.iter().all(|n| there.contains(n)), "expected threads among {there:?}, got {threads:?}");
+        self.floors.retain(|floor| threads.contains(&floor.threads));
+        self.times.retain(|times| threads.contains(&times.threads));
+        self.rooflines.retain(|case| threads.contains(&case.threads));
+        self.not_run.retain(|missed| threads.contains(&missed.threads));
+        Ok(self)
+    }
+}
+
 impl Times {
     /// The median of the turns' medians, in seconds.
     pub fn median_s(&self) -> f64 {

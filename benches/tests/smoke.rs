@@ -62,6 +62,15 @@ fn a_quick_run_writes_what_it_says() {
     assert_eq!(html.matches("</table>").count(), 5);
     assert!(!html.contains("<script") && !html.contains("<link") && !html.contains("<img"));
 
+    // The reports again, of one number of threads.
+    let again = bench(dir.path(), &["--from", "out/results.json", "--threads", "1", "--out", "again"]);
+    assert!(again.status.success());
+    assert_eq!(
+        Results::read(&dir.path().join("again/results.json")).unwrap(),
+        results.clone().with_threads(&[1]).unwrap()
+    );
+    assert!(!bench(dir.path(), &["--from", "out/results.json", "--threads", "3", "--out", "again"]).status.success());
+
     // An earlier run of a machine ten times as fast, and of one as slow.
     for (factor, good) in [(0.1, false), (10.0, true)] {
         let mut old = results.clone();

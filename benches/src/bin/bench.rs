@@ -60,6 +60,9 @@ struct Args {
     /// Compare with the results.json of an earlier run here; fails if ours became slower than noise explains
     #[arg(long)]
     compare: Option<PathBuf>,
+    /// Time nothing, write the reports of an earlier run's results.json again, with --threads of those alone
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["backends", "peers", "cases", "only", "rounds", "seconds", "quick"])]
+    from: Option<PathBuf>,
     /// Also write the reports to reports/NAME, and the README's table from them
     #[arg(long, value_name = "NAME")]
     publish: Option<String>,
@@ -103,10 +106,13 @@ fn run(args: Args) -> Result<bool> {
     cases.retain(|case| case.name.contains(&args.only));
     ensure!(!cases.is_empty(), "--only: no case's name contains `{}`", args.only);
     let threads = threads(&args)?;
-    let programs = programs(&args)?;
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
 
-    let results = measure(&args, cases, &threads, &programs, turns)?;
+    let results = match &args.from {
+        Some(path) if args.threads.is_some() => Results::read(path)?.with_threads(&threads)?,
+        Some(path) => Results::read(path)?,
+        None => measure(&args, cases, &threads, &programs(&args)?, turns)?,
+    };
     let (json, md, html) = (results.to_json()?, report::markdown(&results), html::page(&results)?);
     let write = |dir: &Path| {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
