@@ -311,9 +311,9 @@ mod wgpu {
             // These need nothing that an adapter may lack.
             Err(error) => trials.add("wgpu", "in-integers", "open", || Err(error.into())),
         }
-        // A few workgroups in a row, and buffers for little more than the largest tensor of the probe.
+        // Few workgroups in a row, and buffers for little more than the largest tensor of the probe.
         let limits = Limits {
-            max_compute_workgroups_per_dimension: 16,
+            max_compute_workgroups_per_dimension: 32,
             max_storage_buffer_binding_size: 512 << 10,
             ..Limits::default()
         };

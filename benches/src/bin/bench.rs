@@ -106,12 +106,13 @@ fn run(args: Args) -> Result<bool> {
     cases.retain(|case| case.name.contains(&args.only));
     ensure!(!cases.is_empty(), "--only: no case's name contains `{}`", args.only);
     let threads = threads(&args)?;
+    let programs = if args.from.is_none() { programs(&args)? } else { Vec::new() };
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
 
     let results = match &args.from {
         Some(path) if args.threads.is_some() => Results::read(path)?.with_threads(&threads)?,
         Some(path) => Results::read(path)?,
-        None => measure(&args, cases, &threads, &programs(&args)?, turns)?,
+        None => measure(&args, cases, &threads, &programs, turns)?,
     };
     let (json, md, html) = (results.to_json()?, report::markdown(&results), html::page(&results)?);
     let write = |dir: &Path| {
