@@ -313,7 +313,7 @@ mod wgpu {
         }
         // Few workgroups in a row, and buffers for little more than the largest tensor of the probe.
         let limits = Limits {
-            max_compute_workgroups_per_dimension: 32,
+            max_compute_workgroups_per_dimension: 64,
             max_storage_buffer_binding_size: 512 << 10,
             ..Limits::default()
         };
