@@ -173,6 +173,8 @@ fn plain_device(limits: wgpu::Limits) -> Result<(wgpu::Adapter, wgpu::Device, wg
 fn a_device_of_the_program_s_own(_: &Wgpu) -> Checked {
     let (adapter, device, queue) = plain_device(wgpu::Limits::default())?;
     let name = adapter.get_info().name;
+    let choosing = Wgpu::builder().adapter("abacus").from_device(&adapter, device.clone(), queue.clone());
+    refused(pollster::block_on(choosing), &["can't be chosen"])?;
     // It has no binary64, and SPIR-V can't be handed over.
     match pollster::block_on(Wgpu::from_device(&adapter, device.clone(), queue)) {
         Ok(this) => {

@@ -135,8 +135,15 @@ impl WgpuBuilder {
     /// `PASSTHROUGH_SHADERS` a way to forbid contraction.
     ///
     /// # Errors
-    /// [`Error::Device`](lstm_core::Error::Device) if its arithmetic is not the specified one.
+    /// [`Error::Device`](lstm_core::Error::Device) if its arithmetic is not the specified one, or if this builder chooses what
+    /// was chosen when the device was opened: an adapter, power, interfaces or limits.
     pub async fn from_device(self, adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Wgpu> {
+        let default = WgpuBuilder::default();
+        let chosen = (&self.name, self.power, self.backends, &self.limits);
+        if chosen != (&default.name, default.power, default.backends, &default.limits) {
+            let why = "an adapter, power, interfaces and limits can't be chosen for a device that is open";
+            return Err(device_error("open", why));
+        }
         self.finish(adapter.get_info(), device, queue, Arc::default()).await
     }
 
