@@ -318,7 +318,7 @@ impl Backend for Cpu {
     }
 
     fn step(&self, stream: &mut CpuStream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> {
-        ready(stream.step(self.kernels, &self.pool, x, y))
+        ready(stream.step(&self.pool, x, y))
     }
 
     fn stream_state(&self, stream: &CpuStream) -> Result<Vec<State<Tensor>>> {

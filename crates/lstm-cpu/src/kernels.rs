@@ -4,7 +4,8 @@
 
 use lstm_core::arithmetic::BLOCK;
 
-use crate::{elementwise::ColumnArgs, simd::Simd, step::CellArgs, step_backward::CellBackwardArgs};
+pub(crate) use crate::step::solo;
+use crate::{elementwise::ColumnArgs, simd::Simd, step::{CellArgs, SoloArgs}, step_backward::CellBackwardArgs};
 
 /// Vectors side by side in a panel of packed weights; in a recurrent panel, one for each gate.
 pub(crate) const PANEL_VECTORS: usize = 4;
@@ -36,12 +37,20 @@ pub(crate) struct TileArgs {
 /// The pointers cover what [`TileArgs`] describes.
 pub(crate) type Tile = unsafe fn(&TileArgs);
 
+/// A whole step for a fixed number of panels.
+///
+/// # Safety
+/// The pointers cover what [`SoloArgs`] describes.
+pub(crate) type Solo = unsafe fn(&SoloArgs);
+
 /// One instruction set's kernels.
 pub(crate) struct Kernels {
     pub(crate) lanes: usize,
     /// `tiles[r - 1]` handles `r` rows.
     pub(crate) tiles: &'static [Tile],
     pub(crate) cell: unsafe fn(&CellArgs),
+    /// `solo[p - 1]` makes a step of one row with `p` panels: as many as registers hold the sums of.
+    pub(crate) solo: &'static [Solo],
     pub(crate) cell_backward: unsafe fn(&CellBackwardArgs),
     pub(crate) column_sums: unsafe fn(&ColumnArgs),
     /// `n` values in place.
@@ -171,9 +180,9 @@ unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: Til
 }
 
 /// Instantiates all kernels for one vector type, with its target features, as `KERNELS`. `tiles: rows x blocks, ...` in
-/// order from one row.
+/// order from one row. `solo: panels, ...` in order from one panel.
 macro_rules! kernels {
-    ($simd:ty $(, $features:literal)?; tiles: $($rows:literal x $blocks:literal),+) => {
+    ($simd:ty $(, $features:literal)?; tiles: $($rows:literal x $blocks:literal),+; solo: $($panels:literal),*) => {
         /// # Safety
         /// The features are there; as for the generic kernel of the name; so below.
         $(#[target_feature(enable = $features)])?
@@ -218,7 +227,8 @@ macro_rules! kernels {
         }
         pub(crate) static KERNELS: $crate::kernels::Kernels = $crate::kernels::Kernels {
             lanes: <$simd as $crate::simd::Simd>::LANES,
-            tiles: $crate::kernels::tiles!($simd $(, $features)?; $($rows x $blocks),+),
+            tiles: $crate::kernels::table!(tile($crate::kernels::TileArgs), $simd $(, $features)?; $([$rows, $blocks]),+),
+            solo: $crate::kernels::table!(solo($crate::step::SoloArgs), $simd $(, $features)?; $([$panels]),*),
             cell,
             cell_backward,
             column_sums,
@@ -232,30 +242,30 @@ macro_rules! kernels {
 }
 pub(crate) use kernels;
 
-/// The tiles of [`kernels!`], each a function of its own.
-macro_rules! tiles {
-    ($simd:ty; $($rows:literal x $blocks:literal),+) => {
+/// A table of kernels of one kind for [`kernels!`], each a function of its own with its own constants.
+macro_rules! table {
+    ($kernel:ident($args:ty), $simd:ty; $([$($n:literal),+]),*) => {
         &[$({
             /// # Safety
-            /// As for [`crate::kernels::Tile`].
-            unsafe fn tile(args: &$crate::kernels::TileArgs) {
+            /// As for the generic kernel.
+            unsafe fn kernel(args: &$args) {
                 // SAFETY: the caller's promise.
-                unsafe { $crate::kernels::tile::<$simd, $rows, $blocks>(args) }
+                unsafe { $crate::kernels::$kernel::<$simd, $($n),+>(args) }
             }
-            tile
-        }),+]
+            kernel
+        }),*]
     };
-    ($simd:ty, $features:literal; $($rows:literal x $blocks:literal),+) => {
+    ($kernel:ident($args:ty), $simd:ty, $features:literal; $([$($n:literal),+]),*) => {
         &[$({
             /// # Safety
-            /// The features are there; as for [`crate::kernels::Tile`].
+            /// The features are there; as for the generic kernel.
             #[target_feature(enable = $features)]
-            unsafe fn tile(args: &$crate::kernels::TileArgs) {
+            unsafe fn kernel(args: &$args) {
                 // SAFETY: the caller's promise.
-                unsafe { $crate::kernels::tile::<$simd, $rows, $blocks>(args) }
+                unsafe { $crate::kernels::$kernel::<$simd, $($n),+>(args) }
             }
-            tile
-        }),+]
+            kernel
+        }),*]
     };
 }
-pub(crate) use tiles;
+pub(crate) use table;

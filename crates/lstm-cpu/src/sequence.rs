@@ -9,10 +9,10 @@ use std::{
 use lstm_core::CellKind;
 
 use crate::{
-    kernels::TileArgs,
+    kernels::{Solo, TileArgs},
     layer::{Packed, Plan},
     pool::{Member, Pool},
-    step::CellArgs,
+    step::{CellArgs, SoloArgs},
     trace::Trace,
 };
 
@@ -127,12 +127,19 @@ impl Run<'_> {
     /// The pointers cover what [`Plan`] describes; no two members of a team have the same rank.
     unsafe fn work(&self, member: Member<'_>) {
         let panels = share(self.layer.panels, member);
-        for first in (0..self.steps).step_by(self.block) {
+        let solo = match self.batch == 1 && member.size == 1 {
+            true => self.layer.kernels.solo.get(self.layer.panels - 1).copied(),
+            false => None,
+        };
+        let mut first = 0;
+        while first < self.steps {
             let count = self.block.min(self.steps - first);
             // The block's steps in memory, whichever way they are walked.
             let low = if self.layer.spec.reverse { self.steps - first - count } else { first };
-            // SAFETY: the caller's promise; so below.
-            unsafe { self.input_products(panels.clone(), low, count) };
+            if solo.is_none() || self.block > 1 {
+                // SAFETY: the caller's promise; so below.
+                unsafe { self.input_products(panels.clone(), low, count) };
+            }
             for k in first..first + count {
                 let t = if self.layer.spec.reverse { self.steps - 1 - k } else { k };
                 let active = self.active(t);
@@ -141,7 +148,7 @@ impl Run<'_> {
                 }
                 // SAFETY: as above.
                 unsafe {
-                    self.step(panels.clone(), member, k, t, t - low, active);
+                    self.step(panels.clone(), member, solo, k, t, t - low, active);
                     member.barrier();
                     if self.layer.spec.proj_size.is_some() {
                         self.project(member, k, t, active);
@@ -149,6 +156,7 @@ impl Run<'_> {
                     }
                 }
             }
+            first += count;
         }
     }
 
@@ -183,14 +191,17 @@ impl Run<'_> {
         }
     }
 
-    /// The `k`th step that is walked, step `t` of the sequence, `in_block` of the block, for the first `active` rows.
+    /// The `k`th step that is walked, step `t` of the sequence, `in_block` of the block, for the first `active` rows; in one
+    /// go by `solo`, input product included where a block is one step.
     ///
     /// # Safety
     /// As for [`work`](Self::work).
+    #[expect(clippy::too_many_arguments, reason = "called from one place")]
     unsafe fn step(
         &self,
         panels: Range<usize>,
         member: Member<'_>,
+        solo: Option<Solo>,
         k: usize,
         t: usize,
         in_block: usize,
@@ -223,28 +234,44 @@ impl Run<'_> {
                 add: false,
                 ahead: null(),
             };
-            for n in 0..panels.len() {
-                // Back and forth: the panels that the last step used last are still in cache.
-                let p = if k.is_multiple_of(2) { panels.start + n } else { panels.end - 1 - n };
-                kernels.rows(active, TileArgs { panel: self.layer.u.as_ptr().add(p * state * width), ..product });
-                (kernels.cell)(&CellArgs {
-                    rows: active,
-                    x: self.x.add((p * self.block + in_block) * self.batch * width),
-                    z,
-                    bias: self.layer.bias.as_ptr().add(p * width),
-                    peephole: self.layer.peephole.as_ptr().wrapping_add(p * 3 * lanes),
-                    c_old: c_old.add(p * lanes),
-                    c_new: c_new.add(p * lanes),
-                    h: h_new.add(p * lanes),
-                    gates: match self.gates.is_null() {
-                        true => self.gates,
-                        false => self.gates.add(((p * self.steps + t) * self.batch) * width),
-                    },
-                    stride: padded,
-                    cell: spec.cell,
-                    coupled: spec.coupled,
-                    clip: spec.clip,
-                });
+            let cell = |p: usize| CellArgs {
+                rows: active,
+                x: self.x.add((p * self.block + in_block) * self.batch * width),
+                z,
+                bias: self.layer.bias.as_ptr().add(p * width),
+                peephole: self.layer.peephole.as_ptr().wrapping_add(p * 3 * lanes),
+                c_old: c_old.add(p * lanes),
+                c_new: c_new.add(p * lanes),
+                h: h_new.add(p * lanes),
+                gates: match self.gates.is_null() {
+                    true => self.gates,
+                    false => self.gates.add(((p * self.steps + t) * self.batch) * width),
+                },
+                y: match spec.proj_size {
+                    Some(_) => ptr::null_mut(),
+                    None => self.y.add(t * self.batch * state + p * lanes),
+                },
+                ldy: state,
+                units: spec.hidden_size - p * lanes,
+                stride: padded,
+                cell: spec.cell,
+                coupled: spec.coupled,
+                clip: spec.clip,
+            };
+            let u = self.layer.u.as_ptr();
+            if let Some(solo) = solo {
+                let (x, gates) = (self.block * width, self.steps * width);
+                let n = spec.input_size;
+                let input = if self.block == 1 { self.input.add(t * n) } else { null() };
+                let w = self.layer.w.as_ptr();
+                solo(&SoloArgs { k: state, operand, u, cell: cell(0), x, gates, n, input, w });
+            } else {
+                for n in 0..panels.len() {
+                    // Back and forth: the panels that the last step used last are still in cache.
+                    let p = if k.is_multiple_of(2) { panels.start + n } else { panels.end - 1 - n };
+                    kernels.rows(active, TileArgs { panel: u.add(p * state * width), ..product });
+                    (kernels.cell)(&cell(p));
+                }
             }
             let from = panels.start * lanes;
             if !self.gates.is_null() {
@@ -255,13 +282,6 @@ impl Run<'_> {
                     if spec.proj_size.is_none() {
                         ptr::copy_nonoverlapping(h_old.add(at), h_new.add(at), panels.len() * lanes);
                     }
-                }
-            }
-            if spec.proj_size.is_none() {
-                let len = (panels.end * lanes).min(spec.hidden_size).saturating_sub(from);
-                for row in 0..active {
-                    let y = self.y.add((t * self.batch + row) * state + from);
-                    ptr::copy_nonoverlapping(h_new.add(row * padded + from), y, len);
                 }
             }
         }

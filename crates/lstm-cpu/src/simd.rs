@@ -1,4 +1,6 @@
-//! Vectors of f32 as the kernels see them, and the one-lane vector that is plain Rust.
+//! Vectors of f32 as the kernels see them: one lane, which is plain Rust, and several vectors side by side.
+
+#![allow(clippy::needless_range_loop, reason = "arrays of vectors stay in registers when plain constants index them")]
 
 use lstm_core::arithmetic::{MAGIC, MAGNITUDE_BITS};
 
@@ -36,6 +38,19 @@ pub(crate) trait Simd: Copy {
     /// Brings a cache line to the second-level cache, where there is a way to ask for it; any address will do.
     #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
+    /// Stores the first `n` lanes, all of them where `n` is more.
+    #[inline(always)]
+    unsafe fn store_first(self, n: usize, p: *mut f32) {
+        // SAFETY: the caller's promise, for `n` floats; `all` has as many as any vector.
+        unsafe {
+            if n >= Self::LANES {
+                return self.store(p);
+            }
+            let mut all = [0.0f32; 16];
+            self.store(all.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(all.as_ptr(), p, n);
+        }
+    }
     /// The integer that adding [`MAGIC`] left in the low bits.
     #[inline(always)]
     unsafe fn integer(self) -> Self {
@@ -107,5 +122,97 @@ impl Simd for f32 {
     #[inline(always)]
     unsafe fn within(self, by: f32, low: f32, high: f32) -> f32 {
         if by <= low || by >= high { 0.0 } else { self }
+    }
+}
+
+/// Operations on several vectors at once, written one after the other, so that each need not wait for the one before.
+macro_rules! each {
+    ($(fn $name:ident($this:ident $(, $vector:ident: Self)* $(; $arg:ident: $ty:ty)*);)+) => {
+        $(
+            #[inline(always)]
+            unsafe fn $name(self $(, $vector: Self)* $(, $arg: $ty)*) -> Self {
+                let mut $this = self;
+                for k in 0..N {
+                    // SAFETY: the caller's promise.
+                    $this[k] = unsafe { $this[k].$name($($vector[k],)* $($arg),*) };
+                }
+                $this
+            }
+        )+
+    };
+}
+
+impl<S: Simd, const N: usize> Simd for [S; N] {
+    const LANES: usize = N * S::LANES;
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller's promise; so below.
+        unsafe { gather(p, S::LANES) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: as above.
+        unsafe { scatter(self, p, S::LANES) }
+    }
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        // SAFETY: as above.
+        [unsafe { S::splat(v) }; N]
+    }
+    each! {
+        fn add(out, b: Self);
+        fn sub(out, b: Self);
+        fn mul(out, b: Self);
+        fn fma(out, b: Self, c: Self);
+        fn mask(out; mask: u32);
+        fn or(out, b: Self);
+        fn at_most(out; bound: f32);
+        fn at_least(out; bound: f32);
+        fn power(out);
+        fn if_negative(out, a: Self, b: Self);
+    }
+    #[inline(always)]
+    unsafe fn if_below(mut self, bound: u32, a: Self, b: Self) -> Self {
+        for k in 0..N {
+            // SAFETY: as above.
+            self[k] = unsafe { self[k].if_below(bound, a[k], b[k]) };
+        }
+        self
+    }
+    #[inline(always)]
+    unsafe fn within(mut self, by: Self, low: f32, high: f32) -> Self {
+        for k in 0..N {
+            // SAFETY: as above.
+            self[k] = unsafe { self[k].within(by[k], low, high) };
+        }
+        self
+    }
+}
+
+/// Vectors `apart` floats from one another.
+///
+/// # Safety
+/// `LANES` valid floats at each; as for [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn gather<S: Simd, const N: usize>(p: *const f32, apart: usize) -> [S; N] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut out = [S::splat(0.0); N];
+        for k in 0..N {
+            out[k] = S::load(p.add(k * apart));
+        }
+        out
+    }
+}
+
+/// Stores vectors `apart` floats from one another.
+///
+/// # Safety
+/// As for [`gather`].
+#[inline(always)]
+pub(crate) unsafe fn scatter<S: Simd, const N: usize>(vectors: [S; N], p: *mut f32, apart: usize) {
+    for k in 0..N {
+        // SAFETY: the caller's promise.
+        unsafe { vectors[k].store(p.add(k * apart)) };
     }
 }

@@ -2,12 +2,12 @@
 
 use lstm_core::{
     Result, Shape, State,
+    arithmetic::snap,
     reference::{check_stack, check_state, check_step},
     shape::zeros,
 };
 
 use crate::{
-    kernels::Kernels,
     layer::{Layer, Plan},
     pool::Pool,
     sequence,
@@ -19,7 +19,7 @@ use crate::{
 pub struct CpuStream {
     layers: Vec<Layer>,
     plans: Vec<Plan>,
-    /// The snapped input, then each layer's output.
+    /// The snapped input, then the output of each layer but the last.
     values: Vec<Vec<f32>>,
     batch: usize,
 }
@@ -28,7 +28,7 @@ impl CpuStream {
     pub(crate) fn new(layers: &[Layer], batch: usize, threads: usize) -> Result<Self> {
         check_stack(layers.iter().map(|layer| &layer.0.spec))?;
         let sizes = layers.iter().map(|layer| layer.0.spec.state_size());
-        let sizes = std::iter::once(layers[0].0.spec.input_size).chain(sizes);
+        let sizes = std::iter::once(layers[0].0.spec.input_size).chain(sizes).take(layers.len());
         Ok(CpuStream {
             plans: layers.iter().map(|layer| Plan::new(&layer.0, batch, 1, threads)).collect::<Result<_>>()?,
             values: sizes.map(|size| zeros("stream", &[batch, size])).collect::<Result<_>>()?,
@@ -37,19 +37,16 @@ impl CpuStream {
         })
     }
 
-    pub(crate) fn step(&mut self, kernels: &Kernels, pool: &Pool, x: &[f32], y: &mut [f32]) -> Result<()> {
+    pub(crate) fn step(&mut self, pool: &Pool, x: &[f32], y: &mut [f32]) -> Result<()> {
         // `check_stack` saw to it that there is a layer.
         let (first, last) = (&self.layers[0].0.spec, &self.layers[self.layers.len() - 1].0.spec);
         check_step(self.batch, first, last, x, y)?;
-        let input = &mut self.values[0];
-        input.copy_from_slice(x);
-        // SAFETY: the kernels are of an available instruction set; the length is the slice's.
-        unsafe { (kernels.snap)(input.as_mut_ptr(), input.len()) };
+        self.values[0].iter_mut().zip(x).for_each(|(to, v)| *to = snap(*v));
         for (k, (layer, plan)) in self.layers.iter().zip(&mut self.plans).enumerate() {
             let (before, after) = self.values.split_at_mut(k + 1);
-            sequence::run(pool, &layer.0, plan, 1, None, &before[k], &mut after[0], None);
+            let y = after.first_mut().map_or(&mut *y, Vec::as_mut_slice);
+            sequence::run(pool, &layer.0, plan, 1, None, &before[k], y, None);
         }
-        y.copy_from_slice(&self.values[self.layers.len()]);
         Ok(())
     }
 

@@ -99,4 +99,4 @@ impl Simd for __m256 {
     }
 }
 
-crate::kernels::kernels!(__m256, "avx2,fma"; tiles: 1 x 2, 2 x 1, 3 x 1);
+crate::kernels::kernels!(__m256, "avx2,fma"; tiles: 1 x 2, 2 x 1, 3 x 1; solo: 1, 2, 3);

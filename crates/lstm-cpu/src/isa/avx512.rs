@@ -22,6 +22,11 @@ impl Simd for __m512 {
         unsafe { _mm512_storeu_ps(p, self) }
     }
     #[inline(always)]
+    unsafe fn store_first(self, n: usize, p: *mut f32) {
+        // SAFETY: as above, for `n` floats.
+        unsafe { _mm512_mask_storeu_ps(p, if n < 16 { (1 << n) - 1 } else { u16::MAX }, self) }
+    }
+    #[inline(always)]
     unsafe fn splat(v: f32) -> Self {
         // SAFETY: as above.
         unsafe { _mm512_set1_ps(v) }
@@ -99,5 +104,6 @@ impl Simd for __m512 {
 }
 
 crate::kernels::kernels!(
-    __m512, "avx512f,avx512bw,avx512dq,avx512vl,fma"; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1
+    __m512, "avx512f,avx512bw,avx512dq,avx512vl,fma"; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1;
+    solo: 1, 2, 3, 4
 );

@@ -89,4 +89,4 @@ impl Simd for float32x4_t {
     }
 }
 
-crate::kernels::kernels!(float32x4_t; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1);
+crate::kernels::kernels!(float32x4_t; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1; solo: 1, 2, 3, 4, 5, 6);
