@@ -7,9 +7,9 @@ use lstm_core::{
 
 use crate::{
     buffer::Buffer,
-    kernels::Kernels,
+    kernels::{Kernels, Strided},
     pool::{Pool, Shared},
-    product::{self, Onto, Product, Strided},
+    product::{self, Onto, Product},
     tensor::Tensor,
 };
 

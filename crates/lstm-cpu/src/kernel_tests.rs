@@ -1,11 +1,11 @@
 //! The kernels' edges: every instruction set against the scalar definition, with guards around all that is written.
 
-use lstm_core::arithmetic;
+use lstm_core::arithmetic::{self, BLOCK};
 
 use crate::{
     Isa,
     elementwise::ColumnArgs,
-    kernels::{Kernels, TileArgs},
+    kernels::{Kernels, Strided, TileArgs},
 };
 
 const GUARD: f32 = -12345.678;
@@ -38,7 +38,8 @@ fn tiles_sum_in_the_specified_order_and_stay_in_bounds() {
                     // SAFETY: an available instruction set; the slices have the sizes that the strides say.
                     unsafe {
                         let (a, panel, out) = (a.as_ptr(), panel.as_ptr(), out.as_mut_ptr());
-                        kernels.rows(rows, TileArgs { k, a, lda, ka, panel, out, ldo, add: false, ahead: panel });
+                        let a = Strided { at: a, row: lda, col: ka, block: BLOCK * ka };
+                        kernels.rows(rows, TileArgs { k, a, panel, out, ldo, add: false, ahead: panel });
                     }
                     for (at, &got) in out.iter().enumerate() {
                         let (row, col) = (at / ldo, at % ldo);

@@ -10,16 +10,43 @@ use crate::{elementwise::ColumnArgs, simd::Simd, step::{CellArgs, SoloArgs}, ste
 /// Vectors side by side in a panel of packed weights; in a recurrent panel, one for each gate.
 pub(crate) const PANEL_VECTORS: usize = 4;
 
+/// A matrix in memory: element (r, c) lies at `r * row + c / BLOCK * block + c % BLOCK * col` from `at`.
+#[derive(Clone, Copy)]
+pub(crate) struct Strided {
+    pub(crate) at: *const f32,
+    pub(crate) row: usize,
+    pub(crate) col: usize,
+    pub(crate) block: usize,
+}
+
+impl Strided {
+    /// Row-major.
+    pub(crate) fn rows(at: *const f32, row: usize) -> Self {
+        Strided { at, row, col: 1, block: BLOCK }
+    }
+
+    /// The same row-major matrix, transposed.
+    pub(crate) fn t(self) -> Self {
+        Strided { row: self.col, col: self.row, block: BLOCK * self.row, ..self }
+    }
+
+    /// From row `row` and column `block * BLOCK` on.
+    ///
+    /// # Safety
+    /// There is that element, or it is one past the end.
+    #[inline(always)]
+    pub(crate) unsafe fn from(self, row: usize, block: usize) -> Self {
+        // SAFETY: the caller's promise.
+        Strided { at: unsafe { self.at.add(row * self.row + block * self.block) }, ..self }
+    }
+}
+
 /// A product of some rows with a panel: `out[r] (+)= sum over k of a[r][k] * panel[k]`.
 #[derive(Clone, Copy)]
 pub(crate) struct TileArgs {
     /// Products of each sum; they start at a multiple of `BLOCK` of the whole product.
     pub(crate) k: usize,
-    pub(crate) a: *const f32,
-    /// Distance between rows of `a`.
-    pub(crate) lda: usize,
-    /// Distance between elements of a row of `a`: 1, or more where `a` lies transposed.
-    pub(crate) ka: usize,
+    pub(crate) a: Strided,
     /// `k` panel rows of `PANEL_VECTORS` vectors.
     pub(crate) panel: *const f32,
     pub(crate) out: *mut f32,
@@ -87,7 +114,7 @@ impl Kernels {
                 unsafe {
                     self.tiles[height - 1](&TileArgs {
                         k: SLICE.min(args.k - start),
-                        a: args.a.add(row * args.lda + start * args.ka),
+                        a: args.a.from(row, start / BLOCK),
                         panel: args.panel.add(start * self.panel()),
                         out: args.out.add(row * args.ldo),
                         add: args.add || start > 0,
@@ -121,7 +148,7 @@ pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(args:
         unsafe {
             let block = TileArgs {
                 k: BLOCK.min(args.k - start),
-                a: args.a.add(start * args.ka),
+                a: args.a.from(0, start / BLOCK),
                 panel: args.panel.add(start * width),
                 add: args.add || start > 0,
                 ahead: args.ahead.wrapping_add(start * LINE),
@@ -144,7 +171,7 @@ pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(args:
 /// As for [`tile`].
 #[inline(always)]
 unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: TileArgs) {
-    let TileArgs { a, lda, ka, panel, out, ldo, .. } = args;
+    let TileArgs { a, panel, out, ldo, .. } = args;
     let width = PANEL_VECTORS * S::LANES;
     // SAFETY: as for `tile`.
     unsafe {
@@ -159,7 +186,7 @@ unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: Til
                 let b =
                     [S::load(b), S::load(b.add(S::LANES)), S::load(b.add(2 * S::LANES)), S::load(b.add(3 * S::LANES))];
                 for r in 0..ROWS {
-                    let a = S::splat(*a.add(r * lda + (q * BLOCK + k) * ka));
+                    let a = S::splat(*a.at.add(r * a.row + q * a.block + k * a.col));
                     for j in 0..PANEL_VECTORS {
                         sums[q][r][j] = a.fma(b[j], sums[q][r][j]);
                     }

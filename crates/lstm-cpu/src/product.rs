@@ -3,30 +3,10 @@
 
 use std::{ops::Range, ptr::null};
 
-use crate::kernels::{Kernels, TileArgs};
+use crate::kernels::{Kernels, Strided, TileArgs};
 
 /// Rows whose sums are kept beside a panel.
 pub(crate) const ROWS: usize = 96;
-
-/// A matrix in memory: element (r, c) lies at `r * row + c * col` from `at`.
-#[derive(Clone, Copy)]
-pub(crate) struct Strided {
-    pub(crate) at: *const f32,
-    pub(crate) row: usize,
-    pub(crate) col: usize,
-}
-
-impl Strided {
-    /// Row-major.
-    pub(crate) fn rows(at: *const f32, row: usize) -> Self {
-        Strided { at, row, col: 1 }
-    }
-
-    /// The same matrix, transposed.
-    pub(crate) fn t(self) -> Self {
-        Strided { row: self.col, col: self.row, ..self }
-    }
-}
 
 /// What is added to a product, last.
 #[derive(Clone, Copy)]
@@ -92,9 +72,7 @@ impl Product<'_> {
                     count,
                     TileArgs {
                         k,
-                        a: self.a.at.add(first * self.a.row),
-                        lda: self.a.row,
-                        ka: self.a.col,
+                        a: self.a.from(first, 0),
                         panel: panel.as_ptr(),
                         out: sums.as_mut_ptr(),
                         ldo: width,

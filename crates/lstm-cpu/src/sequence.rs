@@ -9,7 +9,7 @@ use std::{
 use lstm_core::CellKind;
 
 use crate::{
-    kernels::{Solo, TileArgs},
+    kernels::{Solo, Strided, TileArgs},
     layer::{Packed, Plan},
     pool::{Member, Pool},
     step::{CellArgs, SoloArgs},
@@ -176,9 +176,7 @@ impl Run<'_> {
                 unsafe {
                     let args = TileArgs {
                         k: features,
-                        a: self.input.add((low + piece) * self.batch * features),
-                        lda: features,
-                        ka: 1,
+                        a: Strided::rows(self.input.add((low + piece) * self.batch * features), features),
                         panel: self.layer.w.as_ptr().add(p * features * width),
                         out: self.x.add((p * self.block + piece) * self.batch * width),
                         ldo: width,
@@ -225,9 +223,7 @@ impl Run<'_> {
             let z = self.z.add(member.rank * self.batch * width);
             let product = TileArgs {
                 k: state,
-                a: operand,
-                lda: stride,
-                ka: 1,
+                a: Strided::rows(operand, stride),
                 panel: null(),
                 out: z,
                 ldo: width,
@@ -303,9 +299,8 @@ impl Run<'_> {
             unsafe {
                 let z = self.z.add(member.rank * self.batch * width);
                 let panel = self.layer.projection.as_ptr().add(p * spec.hidden_size * width);
-                let (k, a, lda) = (spec.hidden_size, self.unprojected, padded);
-                kernels
-                    .rows(active, TileArgs { k, a, lda, ka: 1, panel, out: z, ldo: width, add: false, ahead: null() });
+                let (k, a) = (spec.hidden_size, Strided::rows(self.unprojected, padded));
+                kernels.rows(active, TileArgs { k, a, panel, out: z, ldo: width, add: false, ahead: null() });
                 (kernels.snap)(z, active * width);
                 for row in 0..active {
                     let from = z.add(row * width);

@@ -9,7 +9,7 @@ use std::ptr::{self, null, null_mut};
 
 use lstm_core::{
     CellKind, Result,
-    arithmetic::{self, CHUNK, snap},
+    arithmetic::{self, BLOCK, CHUNK, snap},
 };
 
 pub(crate) use scratch::Scratch;
@@ -17,7 +17,7 @@ use scratch::Sizes;
 
 use crate::{
     buffer::Buffer,
-    kernels::{PANEL_VECTORS, TileArgs},
+    kernels::{PANEL_VECTORS, Strided, TileArgs},
     layer::{Packed, Plan},
     pool::{Member, Pool},
     reversed::Reversed,
@@ -192,7 +192,7 @@ impl Run<'_> {
         let state_panels = share(padded_state / width, member);
         // SAFETY: offsets follow the layouts in `Scratch` and `Trace`; columns are this member's own.
         unsafe {
-            let dz = self.dz.add(place * batch * sizes.row);
+            let dz = self.dz.add(place * batch * BLOCK);
             let projected = self.projected.wrapping_add(place * batch * padded_state);
             let operand = self.operand.wrapping_add(place * batch * padded);
 
@@ -218,8 +218,8 @@ impl Run<'_> {
                 for p in share(hidden_panels / width, member) {
                     let out = self.unprojected.add(p * width);
                     let panel = self.reversed.projection.as_ptr().add(p * state * width);
-                    let (a, lda, ldo) = (self.total, padded_state, hidden_panels);
-                    let args = TileArgs { k: state, a, lda, ka: 1, panel, out, ldo, add: false, ahead: null() };
+                    let (a, ldo) = (Strided::rows(self.total, padded_state), hidden_panels);
+                    let args = TileArgs { k: state, a, panel, out, ldo, add: false, ahead: null() };
                     kernels.rows(active, args);
                     (0..active).for_each(|row| (kernels.snap)(out.add(row * ldo), width));
                 }
@@ -249,9 +249,9 @@ impl Run<'_> {
                     f: self.f.wrapping_add(at),
                     ldc: hidden_panels,
                     h: if spec.proj_size.is_some() { operand.add(at) } else { null_mut() },
-                    dz: dz.add(at),
-                    gate: padded,
-                    ldz: sizes.row,
+                    dz: dz.add(sizes.unit(at)),
+                    gate: sizes.gate,
+                    ldz: BLOCK,
                     cell: spec.cell,
                     coupled: spec.coupled,
                     bounds: self.bounds,
@@ -259,8 +259,9 @@ impl Run<'_> {
             }
             let (from, len) = (panels.start * kernels.lanes, panels.len() * kernels.lanes);
             for row in active..batch {
-                for gate in 0..PANEL_VECTORS {
-                    ptr::write_bytes(dz.add(row * sizes.row + gate * padded + from), 0, len);
+                for (gate, p) in (0..PANEL_VECTORS).flat_map(|gate| panels.clone().map(move |p| (gate, p))) {
+                    let at = gate * sizes.gate + sizes.unit(p * kernels.lanes) + row * BLOCK;
+                    ptr::write_bytes(dz.add(at), 0, kernels.lanes);
                 }
                 if spec.proj_size.is_some() {
                     ptr::write_bytes(operand.add(row * padded + from), 0, len);
@@ -297,7 +298,7 @@ impl Run<'_> {
     /// for the rows twice. Gates that have no gradient, or that `blind` names, are left out: they would add +0.
     ///
     /// # Safety
-    /// `rows` rows of `dz`; `[4 gates][hidden][panel]`; as for [`work`](Self::work).
+    /// `rows` rows of each block of `dz`; `[4 gates][hidden][panel]`; as for [`work`](Self::work).
     unsafe fn gates_product(
         &self,
         rows: usize,
@@ -306,8 +307,7 @@ impl Run<'_> {
         z: *mut f32,
         blind: impl Fn(usize) -> bool,
     ) {
-        let (kernels, hidden, Sizes { width, padded, row, .. }) =
-            (self.layer.kernels, self.layer.spec.hidden_size, self.sizes);
+        let (kernels, hidden, width) = (self.layer.kernels, self.layer.spec.hidden_size, self.sizes.width);
         // SAFETY: the caller's promise.
         unsafe {
             for gate in 0..PANEL_VECTORS {
@@ -315,10 +315,10 @@ impl Run<'_> {
                     continue;
                 }
                 let out = if gate == 0 { z } else { z.add(rows * width) };
-                let a = dz.add(gate * padded);
+                let a = Strided { at: dz.add(gate * self.sizes.gate), row: BLOCK, col: 1, block: self.sizes.block };
                 let panel = panel.add(gate * hidden * width);
                 let ahead = panel.add(hidden * width);
-                let args = TileArgs { k: hidden, a, lda: row, ka: 1, panel, out, ldo: width, add: false, ahead };
+                let args = TileArgs { k: hidden, a, panel, out, ldo: width, add: false, ahead };
                 kernels.rows(rows, args);
                 if gate > 0 {
                     (kernels.mul_add)(1.0, z, null(), out, z, rows * width);

@@ -5,14 +5,14 @@ use std::{
     ptr::{self, null},
 };
 
-use lstm_core::CellKind;
+use lstm_core::{CellKind, arithmetic::BLOCK};
 
 use super::{Run, scratch::Sizes};
 use crate::{
     elementwise::ColumnArgs,
-    kernels::PANEL_VECTORS,
+    kernels::{PANEL_VECTORS, Strided},
     pool::Member,
-    product::{Onto, Product, ROWS, Strided},
+    product::{Onto, Product, ROWS},
     trace::Trace,
 };
 
@@ -24,7 +24,7 @@ impl Run<'_> {
     pub(super) unsafe fn products(&self, member: Member<'_>, chunk: Range<usize>, onto: bool) {
         let (spec, kernels, trace, sizes) = (&self.layer.spec, self.layer.kernels, self.trace, self.sizes);
         let (hidden, input, state, batch) = (spec.hidden_size, spec.input_size, spec.state_size(), trace.batch);
-        let Sizes { width, padded, padded_state, row, .. } = sizes;
+        let Sizes { width, padded, padded_state, .. } = sizes;
         let k = chunk.len() * batch;
         let mode = if onto { Onto::Output } else { Onto::Nothing };
         // Dealt out in turn: pieces of one kind cost alike.
@@ -45,18 +45,22 @@ impl Run<'_> {
             let seen = Strided::rows(seen.as_ptr().add(before * stride), stride);
             // The dense peephole's candidate does not see the state: its part stays as it is.
             for (n, b, out, blind) in [(input, x, self.dw, false), (state, seen, self.du, dense)] {
-                let product = |gate: usize| {
-                    let a = Strided::rows(self.dz.add(gate * padded), row).t();
-                    let out = out.add(gate * hidden * n);
-                    Product { kernels, m: hidden, k, n, a, b, onto: mode, out, ldo: n }
+                // Of a gate, by blocks of units.
+                let product = |gate: usize, first: usize| {
+                    let a = Strided::rows(self.dz.add(gate * sizes.gate + sizes.unit(first)), BLOCK).t();
+                    let out = out.add((gate * hidden + first) * n);
+                    Product { kernels, m: BLOCK.min(hidden - first), k, n, a, b, onto: mode, out, ldo: n }
                 };
                 // Gates share a packed panel, unless there are too few panels for all members.
                 let gates = if n / width < 2 * member.size { 1 } else { PANEL_VECTORS };
                 for (p, _) in (0..n).step_by(width).enumerate() {
                     for first in (0..PANEL_VECTORS).step_by(gates).filter(|_| mine()) {
-                        product(first).pack(p, scratch);
+                        product(first, 0).pack(p, scratch);
                         for gate in (first..first + gates).filter(|gate| !(blind && *gate == 2)) {
-                            product(gate).multiply(p, 0..hidden, scratch);
+                            for unit in (0..hidden).step_by(BLOCK) {
+                                let product = product(gate, unit);
+                                product.multiply(p, 0..product.m, scratch);
+                            }
                         }
                     }
                 }
@@ -76,7 +80,7 @@ impl Run<'_> {
                     let len = width.min(input - first_col);
                     for first in (0..k).step_by(ROWS).filter(|_| mine()) {
                         let count = ROWS.min(k - first);
-                        self.gates_product(count, self.dz.add(first * row), panel, z, |_| false);
+                        self.gates_product(count, self.dz.add(first * BLOCK), panel, z, |_| false);
                         for r in 0..count {
                             let to = self.dx.add((chunk.start * batch + first + r) * input + first_col);
                             ptr::copy_nonoverlapping(z.add(r * width), to, len);
@@ -87,9 +91,9 @@ impl Run<'_> {
             // Sums of columns, a vector of them at a time.
             let sums = |first: usize, gate: usize, y: *const f32, out: *mut f32| {
                 let mut sums = [0.0; 16];
-                let x = self.dz.add(gate * padded + first);
+                let x = self.dz.add(gate * sizes.gate + sizes.unit(first));
                 let out_vector = sums.as_mut_ptr();
-                (kernels.column_sums)(&ColumnArgs { rows: k, x, ldx: row, y, ldy: padded, out: out_vector });
+                (kernels.column_sums)(&ColumnArgs { rows: k, x, ldx: BLOCK, y, ldy: padded, out: out_vector });
                 for (j, sum) in sums[..kernels.lanes.min(hidden - first)].iter().enumerate() {
                     let out = out.add(first + j);
                     *out = if onto { *out + sum } else { *sum };

@@ -1,6 +1,9 @@
 //! The memory of a backward pass, and how things lie in it.
 
-use lstm_core::{CellKind, Result, arithmetic::CHUNK};
+use lstm_core::{
+    CellKind, Result,
+    arithmetic::{BLOCK, CHUNK},
+};
 
 use crate::{
     buffer::Buffer,
@@ -27,7 +30,8 @@ pub(crate) struct Scratch {
     /// its operand.
     pub(super) projected: Buffer,
     pub(super) operand: Buffer,
-    /// `[chunk * batch][row]`: the gates' gradients, gate by gate; see [`Sizes::row`].
+    /// `[4 gates][blocks][chunk * batch][BLOCK]`: the gates' gradients. So both those who take the units as terms of a sum
+    /// and those who take the rows as terms walk through memory in order.
     pub(super) dz: Buffer,
     /// `[threads]` of what a product needs.
     pub(super) product: Buffer,
@@ -39,8 +43,9 @@ pub(super) struct Sizes {
     pub(super) width: usize,
     pub(super) padded: usize,
     pub(super) padded_state: usize,
-    /// Floats between rows of `dz`: a line more than the gates, so that rows fall into different sets of a cache.
-    pub(super) row: usize,
+    /// Floats between blocks of units, and between gates, of `dz`.
+    pub(super) block: usize,
+    pub(super) gate: usize,
     /// Floats in a row of `unprojected`.
     pub(super) hidden_panels: usize,
     /// Floats of each thread's part of `product`.
@@ -51,14 +56,23 @@ impl Sizes {
     pub(super) fn new(layer: &Packed, chunk: usize, batch: usize) -> Self {
         let (kernels, hidden) = (layer.kernels, layer.spec.hidden_size);
         let width = kernels.panel();
+        let block = chunk * batch * BLOCK;
         Sizes {
             width,
             padded: layer.padded(),
             padded_state: layer.spec.state_size().next_multiple_of(width),
-            row: PANEL_VECTORS * layer.padded() + 16,
+            block,
+            gate: layer.padded().div_ceil(BLOCK) * block,
             hidden_panels: hidden.next_multiple_of(width),
             product: product::scratch(kernels, chunk * batch).max(2 * ROWS.max(batch) * width),
         }
+    }
+}
+
+impl Sizes {
+    /// Where a unit lies in a row and gate of `dz`.
+    pub(super) fn unit(&self, unit: usize) -> usize {
+        unit / BLOCK * self.block + unit % BLOCK
     }
 }
 
@@ -79,7 +93,7 @@ impl Scratch {
             unprojected: zeros(&[projected, batch, sizes.hidden_panels])?,
             projected: zeros(&[projected, chunk, batch, sizes.padded_state])?,
             operand: zeros(&[projected, chunk, batch, sizes.padded])?,
-            dz: zeros(&[chunk, batch, sizes.row])?,
+            dz: zeros(&[PANEL_VECTORS, layer.padded().div_ceil(BLOCK), chunk, batch, BLOCK])?,
             product: zeros(&[threads, sizes.product])?,
         })
     }
