@@ -40,6 +40,7 @@ pub(crate) fn gemm(
             Some(acc) => Onto::Matrix(acc.as_slice().as_ptr(), shape.cols),
             None => Onto::Nothing,
         },
+        ahead: std::ptr::null(),
         out: data.as_mut_ptr(),
         ldo: shape.cols,
     };

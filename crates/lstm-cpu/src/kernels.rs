@@ -54,7 +54,8 @@ pub(crate) struct TileArgs {
     pub(crate) ldo: usize,
     /// Whether `out` already holds the sum of the blocks before.
     pub(crate) add: bool,
-    /// From where one cache line per product is fetched meanwhile: any address.
+    /// From where one cache line per product and group of rows is fetched meanwhile: any address; by [`Kernels::rows`], if
+    /// null, what follows in the panel.
     pub(crate) ahead: *const f32,
 }
 
@@ -101,8 +102,10 @@ impl Kernels {
     /// As for [`Tile`].
     pub(crate) unsafe fn rows(&self, rows: usize, args: TileArgs) {
         if (1..=self.tiles.len()).contains(&rows) {
+            let next = args.panel.wrapping_add(args.k * self.panel());
+            let ahead = if args.ahead.is_null() { next } else { args.ahead };
             // SAFETY: the caller's promise.
-            return unsafe { self.tiles[rows - 1](&args) };
+            return unsafe { self.tiles[rows - 1](&TileArgs { ahead, ..args }) };
         }
         // Slices of the panel stay in the first-level cache while all rows pass over them.
         let groups = rows.div_ceil(self.tiles.len());
@@ -118,8 +121,12 @@ impl Kernels {
                         panel: args.panel.add(start * self.panel()),
                         out: args.out.add(row * args.ldo),
                         add: args.add || start > 0,
-                        // The next slice, a share of it by each group; after the last one that of the next panel.
-                        ahead: args.panel.wrapping_add((start + SLICE) * self.panel() + group * SLICE * LINE),
+                        // What the caller says, or the next slice, a share of it by each group; after the last one that
+                        // of the next panel.
+                        ahead: match args.ahead.is_null() {
+                            true => args.panel.wrapping_add((start + SLICE) * self.panel() + group * SLICE * LINE),
+                            false => args.ahead.wrapping_add((start * groups + group * SLICE) * LINE),
+                        },
                         ..args
                     });
                 }

@@ -1,7 +1,7 @@
 //! The product of two strided matrices, panel by panel, out of the same tiles as the layers: general products and the
 //! weights' gradients.
 
-use std::{ops::Range, ptr::null};
+use std::ops::Range;
 
 use crate::kernels::{Kernels, Strided, TileArgs};
 
@@ -27,6 +27,8 @@ pub(crate) struct Product<'a> {
     pub(crate) a: Strided,
     pub(crate) b: Strided,
     pub(crate) onto: Onto,
+    /// What is used next, or null; see [`TileArgs::ahead`].
+    pub(crate) ahead: *const f32,
     pub(crate) out: *mut f32,
     /// Distance between rows of `out`.
     pub(crate) ldo: usize,
@@ -77,7 +79,7 @@ impl Product<'_> {
                         out: sums.as_mut_ptr(),
                         ldo: width,
                         add: false,
-                        ahead: null(),
+                        ahead: self.ahead,
                     },
                 );
             }

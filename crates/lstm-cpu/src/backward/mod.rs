@@ -317,8 +317,7 @@ impl Run<'_> {
                 let out = if gate == 0 { z } else { z.add(rows * width) };
                 let a = Strided { at: dz.add(gate * self.sizes.gate), row: BLOCK, col: 1, block: self.sizes.block };
                 let panel = panel.add(gate * hidden * width);
-                let ahead = panel.add(hidden * width);
-                let args = TileArgs { k: hidden, a, panel, out, ldo: width, add: false, ahead };
+                let args = TileArgs { k: hidden, a, panel, out, ldo: width, add: false, ahead: null() };
                 kernels.rows(rows, args);
                 if gate > 0 {
                     (kernels.mul_add)(1.0, z, null(), out, z, rows * width);

@@ -47,9 +47,10 @@ impl Run<'_> {
             for (n, b, out, blind) in [(input, x, self.dw, false), (state, seen, self.du, dense)] {
                 // Of a gate, by blocks of units.
                 let product = |gate: usize, first: usize| {
-                    let a = Strided::rows(self.dz.add(gate * sizes.gate + sizes.unit(first)), BLOCK).t();
+                    let at = self.dz.add(gate * sizes.gate + sizes.unit(first));
+                    let (a, ahead) = (Strided::rows(at, BLOCK).t(), at.wrapping_add(sizes.block));
                     let out = out.add((gate * hidden + first) * n);
-                    Product { kernels, m: BLOCK.min(hidden - first), k, n, a, b, onto: mode, out, ldo: n }
+                    Product { kernels, m: BLOCK.min(hidden - first), k, n, a, b, onto: mode, ahead, out, ldo: n }
                 };
                 // Gates share a packed panel, unless there are too few panels for all members.
                 let gates = if n / width < 2 * member.size { 1 } else { PANEL_VECTORS };
@@ -69,7 +70,7 @@ impl Run<'_> {
                 let a = Strided::rows(self.projected, padded_state).t();
                 let b = Strided::rows(self.operand, padded);
                 let (out, ldo) = (self.projection, hidden);
-                let product = Product { kernels, m: state, k, n: hidden, a, b, onto: mode, out, ldo };
+                let product = Product { kernels, m: state, k, n: hidden, a, b, onto: mode, ahead: null(), out, ldo };
                 for p in (0..product.panels()).filter(|_| mine()) {
                     product.panel(p, 0..state, scratch);
                 }
