@@ -100,16 +100,16 @@ impl<T> Sequence<'_, T> {
 /// What [`Backend::forward`] returns.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Output<T> {
+pub struct Output<T, S = State<T>> {
     /// `h` after every step, `[steps * batch, state]`; +0 beyond a sequence's length.
     pub y: T,
     /// The state after each sequence's last step (in reverse: its first).
-    pub state: State<T>,
+    pub state: S,
 }
 
-impl<T> Output<T> {
+impl<T, S> Output<T, S> {
     /// Puts the two together.
-    pub fn new(y: T, state: State<T>) -> Self {
+    pub fn new(y: T, state: S) -> Self {
         Output { y, state }
     }
 }
@@ -340,6 +340,22 @@ pub trait Backend: Clone {
         plan: &mut Self::Plan,
         sequence: Sequence<'_, Self::Tensor>,
     ) -> Result<Output<Self::Tensor>>;
+
+    /// [`forward`](Self::forward) of both directions of a layer over the same sequences: their outputs side by side, the
+    /// first layer's first, and their final states. `sequence` has the first one's initial state, `second` is the other's.
+    fn forward_both(
+        &self,
+        layers: [&Self::Layer; 2],
+        plans: [&mut Self::Plan; 2],
+        sequence: Sequence<'_, Self::Tensor>,
+        second: &State<Self::Tensor>,
+    ) -> Result<Output<Self::Tensor, [State<Self::Tensor>; 2]>> {
+        let Sequence { x, steps, batch, lengths, .. } = sequence;
+        let [plan, other] = plans;
+        let a = self.forward(layers[0], plan, sequence)?;
+        let b = self.forward(layers[1], other, Sequence { x, state: second, steps, batch, lengths })?;
+        Ok(Output { y: self.concat(Axis::Cols, &[a.y, b.y])?, state: [a.state, b.state] })
+    }
 
     /// [`forward`](Self::forward), the same bits, that keeps what [`backward`](Self::backward) needs. Inputs beyond a
     /// sequence's length must be finite: the weights' gradient takes them times zero.

@@ -167,8 +167,14 @@ impl<B: Backend> Lstm<B> {
         let layout = Layout::new(&input)?;
         let x = self.upload_rows(layout.rows(input.x)?, config.input_size)?;
         let mut plans = self.check_out(batch, steps)?;
-        let forward = |_, layer: &B::Layer, plan: &mut B::Plan, sequence: Sequence<'_, B::Tensor>| {
-            self.backend.forward(layer, plan, sequence)
+        let forward = |_, layers: &[B::Layer], plans: &mut [B::Plan], mut sequences: Vec<Sequence<'_, B::Tensor>>| {
+            let sequence = sequences.swap_remove(0);
+            if let ([first, second], [plan, other]) = (layers, &mut *plans) {
+                let out = self.backend.forward_both([first, second], [plan, other], sequence, sequences[0].state)?;
+                return Ok(Output::new(out.y, out.state.into()));
+            }
+            let out = self.backend.forward(&layers[0], &mut plans[0], sequence)?;
+            Ok(Output::new(out.y, vec![out.state]))
         };
         let result = self.run(&input, &layout, x, &mut plans, forward);
         self.check_in(plans);
@@ -214,14 +220,19 @@ impl<B: Backend> Lstm<B> {
         }
     }
 
-    /// Enqueues everything; `forward` runs a layer-direction, given its number.
+    /// Enqueues everything; `forward` runs a layer's directions, given the number of the first, and joins their outputs.
     pub(crate) fn run(
         &self,
         input: &Input<'_>,
         layout: &Layout,
         mut x: B::Tensor,
         plans: &mut Plans<B>,
-        mut forward: impl FnMut(usize, &B::Layer, &mut B::Plan, Sequence<'_, B::Tensor>) -> Result<Output<B::Tensor>>,
+        mut forward: impl FnMut(
+            usize,
+            &[B::Layer],
+            &mut [B::Plan],
+            Vec<Sequence<'_, B::Tensor>>,
+        ) -> Result<Output<B::Tensor, Vec<State<B::Tensor>>>>,
     ) -> Result<Run<B::Tensor>> {
         let (b, config) = (&self.backend, self.config());
         let (batch, steps, lengths) = (layout.batch, layout.steps, layout.lengths.as_deref());
@@ -236,18 +247,13 @@ impl<B: Backend> Lstm<B> {
                 x = b.mul_add(1.0, &x, Some(&mask), None)?;
                 masks.push(mask);
             }
-            let mut outputs = Vec::with_capacity(directions);
-            for (d, (layer, plan)) in layers.iter().zip(plans).enumerate() {
-                let k = k * directions + d;
-                let state = self.upload_state(layout, input.state, k, |v| v)?;
-                let out = forward(k, layer, plan, Sequence { x: &x, state: &state, steps, batch, lengths })?;
-                outputs.push(out.y);
-                states.push(out.state);
-            }
-            x = match <[_; 1]>::try_from(outputs) {
-                Ok([only]) => only,
-                Err(both) => b.concat(Axis::Cols, &both)?,
-            };
+            let first = k * directions;
+            let initial = (first..first + directions).map(|k| self.upload_state(layout, input.state, k, |v| v));
+            let initial = initial.collect::<Result<Vec<_>>>()?;
+            let sequences = initial.iter().map(|state| Sequence { x: &x, state, steps, batch, lengths }).collect();
+            let out = forward(first, layers, plans, sequences)?;
+            states.extend(out.state);
+            x = out.y;
         }
         Ok(Run { y: x, states, masks })
     }

@@ -90,16 +90,22 @@ impl<B: Backend> Lstm<B> {
         let specs = self.config().layer_specs();
         let mut records = Vec::new();
         let mut plans = self.check_out(tape.layout.batch, tape.layout.steps)?;
-        let forward = |k: usize, layer: &B::Layer, plan: &mut B::Plan, sequence: Sequence<'_, B::Tensor>| {
-            let (output, record) = match segment {
-                None => {
-                    let (output, trace) = self.backend().forward_train(layer, plan, sequence)?;
-                    (output, Record::Whole(trace))
-                }
-                Some(length) => self.forward_segments(&specs[k], layer, plan, sequence, length)?,
-            };
-            records.push(record);
-            Ok(output)
+        let forward = |first, layers: &[B::Layer], plans: &mut [B::Plan], sequences: Vec<Sequence<'_, B::Tensor>>| {
+            let (mut y, mut states) = (Vec::new(), Vec::new());
+            for (d, (sequence, (layer, plan))) in sequences.into_iter().zip(layers.iter().zip(plans)).enumerate() {
+                let (output, record) = match segment {
+                    None => {
+                        let (output, trace) = self.backend().forward_train(layer, plan, sequence)?;
+                        (output, Record::Whole(trace))
+                    }
+                    Some(length) => self.forward_segments(&specs[first + d], layer, plan, sequence, length)?,
+                };
+                records.push(record);
+                y.push(output.y);
+                states.push(output.state);
+            }
+            let y = if y.len() == 1 { y.swap_remove(0) } else { self.backend().concat(Axis::Cols, &y)? };
+            Ok(Output::new(y, states))
         };
         let result = self.run(&input, &tape.layout, x, &mut plans, forward);
         self.check_in(plans);

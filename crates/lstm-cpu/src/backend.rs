@@ -23,7 +23,7 @@ use crate::{
     kernels::Kernels,
     layer::{Layer, Packed, Plan},
     pool::Pool,
-    sequence,
+    sequence::{self, Walk},
     stream::CpuStream,
     tensor::Tensor,
     trace::Trace,
@@ -80,22 +80,21 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// Checks a sequence and the plan for it; returns the snapped input and room for the output.
-    fn prepare(
-        &self,
-        op: &'static str,
-        layer: &Packed,
-        plan: &Plan,
-        sequence: &Sequence<'_, Tensor>,
-    ) -> Result<(Tensor, Vec<f32>)> {
+    /// Checks a sequence and the plan for it.
+    fn check(&self, op: &str, layer: &Packed, plan: &Plan, sequence: &Sequence<'_, Tensor>) -> Result<()> {
         sequence.check(&layer.spec, |x| x.shape)?;
         if plan.batch != sequence.batch || !plan.fits(layer) {
             let want = format!("one for {:?} and batch {}", layer.spec, sequence.batch);
             return Err(Error::shape(format!("{op}: plan"), want, format!("{plan:?}")));
         }
+        Ok(())
+    }
+
+    /// Checks these, and returns the snapped input.
+    fn prepare(&self, op: &str, layer: &Packed, plan: &Plan, sequence: &Sequence<'_, Tensor>) -> Result<Tensor> {
+        self.check(op, layer, plan, sequence)?;
         let x = sequence.x.clone();
-        let x = if is_snapped(x.as_slice()) { x } else { self.snap(x)? };
-        Ok((x, zeros(op, &[sequence.steps, sequence.batch, layer.spec.state_size()])?))
+        if is_snapped(x.as_slice()) { Ok(x) } else { self.snap(x) }
     }
 
     /// Applies a kernel to every element, in place where nobody shares the tensor.
@@ -229,23 +228,33 @@ impl Backend for Cpu {
     }
 
     fn forward(&self, Layer(layer): &Layer, plan: &mut Plan, sequence: Sequence<'_, Tensor>) -> Result<Output<Tensor>> {
-        let (x, mut y) = self.prepare("forward", layer, plan, &sequence)?;
-        let (batch, steps) = (sequence.batch, sequence.steps);
-        plan.set_state(layer, sequence.state.h.as_slice(), sequence.state.c.as_slice());
-        sequence::run(&self.pool, layer, plan, steps, sequence.lengths, x.as_slice(), &mut y, None);
+        let x = self.prepare("forward", layer, plan, &sequence)?;
+        let Sequence { steps, batch, lengths, state, .. } = sequence;
+        let mut y = zeros("forward", &[steps, batch, layer.spec.state_size()])?;
+        plan.set_state(layer, state.h.as_slice(), state.c.as_slice());
+        sequence::run(&self.pool, layer, plan, Walk { steps, lengths, x: x.as_slice() }, &mut y, None);
+        Ok(output(y, plan.last_state(layer, steps, lengths), batch, steps))
+    }
 
-        // A forward sequence stopped after its own length, a reverse one with the others; see `Plan::set_state`.
-        let walked = |b: usize| match sequence.lengths {
-            Some(lengths) if !layer.spec.reverse => lengths[b],
-            _ => steps,
-        };
-        let mut state = State { h: Vec::new(), c: Vec::new() };
-        for b in 0..batch {
-            let index = walked(b) % 2;
-            state.h.extend_from_slice(plan.h_row(layer, index, b));
-            state.c.extend_from_slice(plan.c_row(layer, Plan::c_index(layer.spec.cell, index), b));
-        }
-        Ok(output(y, state, batch, steps))
+    fn forward_both(
+        &self,
+        [Layer(layer), Layer(other)]: [&Layer; 2],
+        [plan, other_plan]: [&mut Plan; 2],
+        sequence: Sequence<'_, Tensor>,
+        second: &State<Tensor>,
+    ) -> Result<Output<Tensor, [State<Tensor>; 2]>> {
+        let x = self.prepare("forward", layer, plan, &sequence)?;
+        let Sequence { x: raw, steps, batch, lengths, state } = sequence;
+        self.check("forward", other, other_plan, &Sequence { x: raw, steps, batch, lengths, state: second })?;
+        let cols = [layer, other].iter().map(|layer| layer.spec.state_size()).sum();
+        let mut y = zeros("forward", &[steps, batch, cols])?;
+        plan.set_state(layer, state.h.as_slice(), state.c.as_slice());
+        other_plan.set_state(other, second.h.as_slice(), second.c.as_slice());
+        let walk = Walk { steps, lengths, x: x.as_slice() };
+        sequence::run_both(&self.pool, [layer, other], [&mut *plan, &mut *other_plan], walk, &mut y);
+        let [a, b] = [(plan, layer), (other_plan, other)].map(|(plan, layer)| plan.last_state(layer, steps, lengths));
+        let states = [a, b].map(|state| on_device(state, batch));
+        Ok(Output::new(rows(y, steps * batch), states))
     }
 
     fn forward_train(
@@ -254,8 +263,9 @@ impl Backend for Cpu {
         plan: &mut Plan,
         sequence: Sequence<'_, Tensor>,
     ) -> Result<(Output<Tensor>, Trace)> {
-        let (x, mut y) = self.prepare("forward_train", layer, plan, &sequence)?;
+        let x = self.prepare("forward_train", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
+        let mut y = zeros("forward_train", &[steps, batch, layer.spec.state_size()])?;
         let mut trace = Trace::new(
             &self.pool,
             layer,
@@ -264,7 +274,8 @@ impl Backend for Cpu {
             lengths,
             (state.h.as_slice(), state.c.as_slice()),
         )?;
-        sequence::run(&self.pool, layer, plan, steps, lengths, x.as_slice(), &mut y, Some(&mut trace));
+        let walk = Walk { steps, lengths, x: x.as_slice() };
+        sequence::run(&self.pool, layer, plan, walk, &mut y, Some(&mut trace));
         Ok((output(y, trace.last_state(layer), batch, steps), trace))
     }
 
@@ -305,12 +316,7 @@ impl Backend for Cpu {
         };
         let state = (upstream.state.h.as_slice(), upstream.state.c.as_slice());
         backward::run(&self.pool, layer, plan, trace, upstream.y.as_slice(), state, out)?;
-        let tensor = |data: Vec<f32>, rows| Tensor::new(Shape::new(rows, data.len() / rows), data);
-        Ok(LayerGradients {
-            x: x.map(|x| tensor(x, steps * batch)),
-            state: State { h: tensor(h, batch), c: tensor(c, batch) },
-            weights,
-        })
+        Ok(LayerGradients { x: x.map(|x| rows(x, steps * batch)), state: on_device(State { h, c }, batch), weights })
     }
 
     fn stream(&self, layers: &[Layer], batch: usize) -> Result<CpuStream> {
@@ -331,8 +337,16 @@ impl Backend for Cpu {
 }
 
 fn output(y: Vec<f32>, state: State<Vec<f32>>, batch: usize, steps: usize) -> Output<Tensor> {
-    let tensor = |data: Vec<f32>, rows| Tensor::new(Shape::new(rows, data.len() / rows), data);
-    Output::new(tensor(y, steps * batch), State { h: tensor(state.h, batch), c: tensor(state.c, batch) })
+    Output::new(rows(y, steps * batch), on_device(state, batch))
+}
+
+fn on_device(state: State<Vec<f32>>, batch: usize) -> State<Tensor> {
+    State { h: rows(state.h, batch), c: rows(state.c, batch) }
+}
+
+/// A matrix of so many rows.
+fn rows(data: Vec<f32>, rows: usize) -> Tensor {
+    Tensor::new(Shape::new(rows, data.len() / rows), data)
 }
 
 /// Zeros in the shapes of a layer's weights.

@@ -1,11 +1,15 @@
 //! The kernels' edges: every instruction set against the scalar definition, with guards around all that is written.
 
-use lstm_core::arithmetic::{self, BLOCK};
+use lstm_core::{
+    CellKind,
+    arithmetic::{self, BLOCK},
+};
 
 use crate::{
     Isa,
     elementwise::ColumnArgs,
     kernels::{Kernels, Strided, TileArgs},
+    step::{CellArgs, SoloArgs},
 };
 
 const GUARD: f32 = -12345.678;
@@ -120,6 +124,80 @@ fn column_sums_are_products_with_ones() {
                     let term = |r: usize| x[r * ldx + col] * if factors { y[r * ldy + col] } else { 1.0 };
                     let want = arithmetic::dot(rows, |_| 1.0, term);
                     assert_eq!(got.to_bits(), want.to_bits(), "{isa}: {rows} rows, column {col}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_in_one_go_is_the_tiles_and_the_cell() {
+    for (isa, kernels) in kernels() {
+        let (lanes, width) = (kernels.lanes, kernels.panel());
+        for (p, solo) in kernels.solo.iter().enumerate() {
+            for (cell, n, k) in [
+                (CellKind::Fused, 1, p * lanes + 1),
+                (CellKind::PeepholeDense, 33, (p + 1) * lanes),
+                (CellKind::PeepholeDiagonal, 5, (p + 1) * lanes),
+            ] {
+                let (panels, units) = (p + 1, p * lanes + lanes.div_ceil(2));
+                let padded = panels * lanes;
+                let [input, operand, w, u] =
+                    [(n, 1), (k, 2), (panels * n * width, 3), (panels * k * width, 4)].map(|(n, seed)| values(n, seed));
+                let [bias, peephole, c] =
+                    [(panels * width, 5), (3 * padded, 6), (padded, 7)].map(|(n, seed)| values(n, seed));
+                // c, h, y without padding, and the gates, each with a guard after it.
+                let places = [padded, padded, units, panels * width].map(|len| vec![GUARD; len + 1]);
+                let mut runs = [places.clone(), places.clone(), places];
+                for (way, [c_new, h, y, gates]) in runs.iter_mut().enumerate() {
+                    let mut sums = [vec![0.0; panels * width], vec![0.0; panels * width]];
+                    for (sums, (row, weights)) in sums.iter_mut().zip([(&input, &w), (&operand, &u)]) {
+                        for panel in 0..panels {
+                            let k = row.len();
+                            let (a, out) = (Strided::rows(row.as_ptr(), k), sums[panel * width..].as_mut_ptr());
+                            let panel = weights[panel * k * width..].as_ptr();
+                            // SAFETY: an available instruction set; one row, and a panel of k rows.
+                            unsafe {
+                                let ahead = panel;
+                                kernels.rows(1, TileArgs { k, a, panel, out, ldo: width, add: false, ahead });
+                            }
+                        }
+                    }
+                    let args = |panel: usize, [c_new, h, y, gates]: [*mut f32; 4]| CellArgs {
+                        rows: 1,
+                        x: sums[0][panel * width..].as_ptr(),
+                        z: sums[1][panel * width..].as_ptr(),
+                        bias: bias[panel * width..].as_ptr(),
+                        peephole: peephole[panel * 3 * lanes..].as_ptr(),
+                        c_old: c[panel * lanes..].as_ptr(),
+                        c_new: c_new.wrapping_add(panel * lanes),
+                        h: h.wrapping_add(panel * lanes),
+                        y: y.wrapping_add(panel * lanes),
+                        ldy: units,
+                        units: units - panel * lanes,
+                        gates: gates.wrapping_add(panel * width),
+                        stride: padded,
+                        cell,
+                        coupled: false,
+                        clip: Some(3.0),
+                    };
+                    let to = [c_new, h, y, gates].map(|place| place.as_mut_ptr());
+                    // SAFETY: as above; the places are as long as `panels` panels of one row take.
+                    unsafe {
+                        if way == 0 {
+                            (0..panels).for_each(|panel| (kernels.cell)(&args(panel, to)));
+                        } else {
+                            let input = if way == 1 { input.as_ptr() } else { std::ptr::null() };
+                            let (cell, operand, u, w) = (args(0, to), operand.as_ptr(), u.as_ptr(), w.as_ptr());
+                            solo(&SoloArgs { k, operand, u, cell, x: width, gates: width, n, input, w });
+                        }
+                    }
+                }
+                for run in &runs {
+                    for (got, want) in run.iter().flatten().zip(runs[0].iter().flatten()) {
+                        assert_eq!(got.to_bits(), want.to_bits(), "{isa}: {cell:?}, {panels} panels");
+                    }
+                    assert!(run.iter().all(|place| place.last() == Some(&GUARD)), "{isa}: {panels} panels");
                 }
             }
         }

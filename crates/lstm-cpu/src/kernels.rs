@@ -5,7 +5,12 @@
 use lstm_core::arithmetic::BLOCK;
 
 pub(crate) use crate::step::solo;
-use crate::{elementwise::ColumnArgs, simd::Simd, step::{CellArgs, SoloArgs}, step_backward::CellBackwardArgs};
+use crate::{
+    elementwise::ColumnArgs,
+    simd::Simd,
+    step::{CellArgs, SoloArgs},
+    step_backward::CellBackwardArgs,
+};
 
 /// Vectors side by side in a panel of packed weights; in a recurrent panel, one for each gate.
 pub(crate) const PANEL_VECTORS: usize = 4;

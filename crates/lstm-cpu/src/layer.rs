@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use lstm_core::{CellKind, Error, LayerSpec, LayerWeights, Param, Result, arithmetic::snap};
+use lstm_core::{CellKind, Error, LayerSpec, LayerWeights, Param, Result, State, arithmetic::snap};
 
 use crate::{
     backward::Scratch,
@@ -180,6 +180,8 @@ pub struct Plan {
     pub(crate) batch: usize,
     /// Threads of a run.
     pub(crate) threads: usize,
+    /// Threads of a run beside that of the other direction, or 0 where the two had better follow each other.
+    pub(crate) threads_apart: usize,
     /// Steps whose input products are made at once.
     pub(crate) block: usize,
     /// Which of the two `h` is the current one.
@@ -213,7 +215,14 @@ impl Plan {
         // A barrier costs some tenths of a microsecond, waking the threads some more: small work is faster alone.
         let flops = layer.step_flops().saturating_mul(batch);
         let enough = if flops.saturating_mul(steps) < 2_000_000 { 1 } else { 1 + flops / 60_000 };
-        Plan::on_threads(layer, batch, steps, threads.min(enough).min(layer.panels))
+        let mut plan = Plan::on_threads(layer, batch, steps, threads.min(enough).min(layer.panels))?;
+        // Apart, threads meet half as often, but each needs twice the weights in its cache.
+        let each = size_of_val(layer.u.as_slice()) / (threads / 2).max(1);
+        let cached = each <= 1 << 20 || batch >= 8;
+        if threads.is_multiple_of(2) && cached && flops.saturating_mul(2 * steps) >= 2_000_000 {
+            plan.threads_apart = plan.threads.min(threads / 2);
+        }
+        Ok(plan)
     }
 
     /// On as many threads as is said, even if some have nothing to do.
@@ -230,6 +239,7 @@ impl Plan {
             lanes: layer.kernels.lanes,
             batch,
             threads,
+            threads_apart: 0,
             block,
             current: 0,
             h: zeros(&[2, batch, layer.padded_state()])?,
@@ -270,6 +280,21 @@ impl Plan {
         };
         fill(&mut self.h, layer.padded_state(), h, layer.spec.state_size());
         fill(&mut self.c, layer.padded(), c, layer.spec.hidden_size);
+    }
+
+    /// The state after a whole sequence, rows of `h` and of `c`. A forward sequence stopped after its own length, a reverse
+    /// one with the others; see [`set_state`](Self::set_state).
+    pub(crate) fn last_state(&self, layer: &Packed, steps: usize, lengths: Option<&[usize]>) -> State<Vec<f32>> {
+        let mut state = State { h: Vec::new(), c: Vec::new() };
+        for b in 0..self.batch {
+            let walked = match lengths {
+                Some(lengths) if !layer.spec.reverse => lengths[b],
+                _ => steps,
+            };
+            state.h.extend_from_slice(self.h_row(layer, walked % 2, b));
+            state.c.extend_from_slice(self.c_row(layer, Plan::c_index(layer.spec.cell, walked % 2), b));
+        }
+        state
     }
 
     /// Which memory holds `c` when `current` is the one that holds `h`.

@@ -45,8 +45,8 @@ struct Job {
     remaining: AtomicUsize,
 }
 
-/// What the threads of one job share.
-struct Team {
+/// What the threads that meet at a barrier share: those of one job, or a part of them.
+pub(crate) struct Team {
     size: usize,
     waiting: AtomicUsize,
     generation: AtomicUsize,
@@ -75,7 +75,24 @@ pub(crate) struct Member<'a> {
     team: &'a Team,
 }
 
+impl Team {
+    pub(crate) fn new(size: usize) -> Self {
+        Team { size, waiting: AtomicUsize::new(0), generation: AtomicUsize::new(0) }
+    }
+}
+
 impl Member<'_> {
+    /// The place in one of two teams that the members of this one part into, and which of them it is; `None` if there are
+    /// fewer members than that.
+    pub(crate) fn part<'t>(&self, teams: &'t [Team; 2]) -> Option<(usize, Member<'t>)> {
+        let first = teams[0].size;
+        (self.size == first + teams[1].size).then(|| {
+            let part = usize::from(self.rank >= first);
+            let (rank, team) = (self.rank - part * first, &teams[part]);
+            (part, Member { rank, size: team.size, team })
+        })
+    }
+
     /// Waits until all members have come here; what they wrote before is seen after.
     pub(crate) fn barrier(&self) {
         if self.size == 1 {
@@ -124,7 +141,7 @@ impl Pool {
     /// Runs `f` on `threads` threads, or as many as there are, or on the caller alone where the workers are busy with
     /// another caller's job: `f` must do the right thing for any `size`. Allocates nothing.
     pub(crate) fn run(&self, threads: usize, f: &(dyn Fn(Member<'_>) + Sync)) {
-        let mut team = Team { size: 1, waiting: AtomicUsize::new(0), generation: AtomicUsize::new(0) };
+        let mut team = Team::new(1);
         let wanted = threads.min(self.threads());
         let guard = if wanted > 1 { self.busy.try_lock() } else { Err(TryLockError::WouldBlock) };
         let Ok(_guard) = guard else {

@@ -11,7 +11,7 @@ use lstm_core::CellKind;
 use crate::{
     kernels::{Solo, Strided, TileArgs},
     layer::{Packed, Plan},
-    pool::{Member, Pool},
+    pool::{Member, Pool, Team},
     step::{CellArgs, SoloArgs},
     trace::Trace,
 };
@@ -26,7 +26,9 @@ struct Run<'a> {
     current: usize,
     lengths: Option<&'a [usize]>,
     input: *const f32,
+    /// The first of the columns that are this layer's; rows are `ldy` apart.
     y: *mut f32,
+    ldy: usize,
     h: *mut f32,
     c: *mut f32,
     unprojected: *mut f32,
@@ -40,52 +42,54 @@ struct Run<'a> {
 // SAFETY: threads write to disjoint parts between barriers, as described at `Run`.
 unsafe impl Sync for Run<'_> {}
 
-/// Runs `steps` steps of snapped `input: [steps * batch, input]` from the plan's state, and writes `h` to
-/// `y: [steps * batch, state]`, which must be zero where sequences have ended. Lengths descend. With a trace, starts from
-/// the state in that and fills it. Allocates nothing.
-#[expect(clippy::too_many_arguments, reason = "called from three places")]
+/// What a layer runs over: `steps` steps of snapped `x: [steps * batch, input]`. Lengths descend.
+#[derive(Clone, Copy)]
+pub(crate) struct Walk<'a> {
+    pub(crate) steps: usize,
+    pub(crate) lengths: Option<&'a [usize]>,
+    pub(crate) x: &'a [f32],
+}
+
+/// Runs a layer from the plan's state, and writes `h` to `y: [steps * batch, state]`, which must be zero where sequences
+/// have ended. With a trace, starts from the state in that and fills it. Allocates nothing.
 pub(crate) fn run(
     pool: &Pool,
     layer: &Packed,
     plan: &mut Plan,
-    steps: usize,
-    lengths: Option<&[usize]>,
-    input: &[f32],
+    walk: Walk<'_>,
     y: &mut [f32],
     trace: Option<&mut Trace>,
 ) {
-    // What the unsafe code below relies on; the callers have checked it and said so in an `Err`.
-    assert!(plan.fits(layer));
-    let rows = steps.checked_mul(plan.batch);
-    assert_eq!(rows.and_then(|rows| rows.checked_mul(layer.spec.input_size)), Some(input.len()));
-    assert_eq!(rows.and_then(|rows| rows.checked_mul(layer.spec.state_size())), Some(y.len()));
-    assert!(lengths.is_none_or(|lengths| lengths.len() == plan.batch));
-    assert!(trace.as_ref().is_none_or(|trace| trace.fits(layer) && (trace.steps, trace.batch) == (steps, plan.batch)));
-    let (h, c, gates) = match trace {
-        Some(trace) => (trace.h.as_mut_ptr(), trace.c.as_mut_ptr(), trace.gates.as_mut_ptr()),
-        None => (plan.h.as_mut_ptr(), plan.c.as_mut_ptr(), ptr::null_mut()),
-    };
-    let run = Run {
-        layer,
-        steps,
-        batch: plan.batch,
-        block: plan.block,
-        current: plan.current,
-        lengths,
-        input: input.as_ptr(),
-        y: y.as_mut_ptr(),
-        h,
-        c,
-        gates,
-        unprojected: plan.unprojected.as_mut_ptr(),
-        x: plan.x.as_mut_ptr(),
-        z: plan.z.as_mut_ptr(),
-    };
-    // SAFETY: the slices have the sizes that the plan was made for and that were checked above.
+    let cols = layer.spec.state_size();
+    let run = Run::new(layer, plan, walk, (y.as_mut_ptr(), y.len()), (0..cols, cols), trace);
+    // SAFETY: the slices have the sizes that the plan was made for and that were checked.
     pool.run(plan.threads, &|member| unsafe { run.work(member) });
-    if gates.is_null() {
-        plan.current = (plan.current + steps) % 2;
+    run.finish(plan);
+}
+
+/// Runs both directions of a layer, and writes `h` of both side by side to `y`, as [`run`] does. Allocates nothing.
+pub(crate) fn run_both(pool: &Pool, layers: [&Packed; 2], plans: [&mut Plan; 2], walk: Walk<'_>, y: &mut [f32]) {
+    let [a, b] = layers.map(|layer| layer.spec.state_size());
+    let ([plan, other], y) = (plans, (y.as_mut_ptr(), y.len()));
+    let run = Run::new(layers[0], plan, walk, y, (0..a, a + b), None);
+    let runs = [run, Run::new(layers[1], other, walk, y, (a..a + b, a + b), None)];
+    let half = (pool.threads() / 2).min(plan.threads_apart).min(other.threads_apart);
+    if half > 0 {
+        let teams = [Team::new(half), Team::new(half)];
+        pool.run(2 * half, &|member| match member.part(&teams) {
+            // SAFETY: as for `run`; the two runs write to different plans and columns.
+            Some((part, member)) => unsafe { runs[part].work(member) },
+            // SAFETY: as above.
+            None => runs.iter().for_each(|run| unsafe { run.work(member) }),
+        });
+    } else {
+        for (run, threads) in runs.iter().zip([plan.threads, other.threads]) {
+            // SAFETY: as above.
+            pool.run(threads, &|member| unsafe { run.work(member) });
+        }
     }
+    runs[0].finish(plan);
+    runs[1].finish(other);
 }
 
 /// An even share of `n` things.
@@ -104,7 +108,55 @@ struct Places {
     c_new: usize,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// For `h` in some of the `ldy` columns of the `len` floats at `y`.
+    fn new(
+        layer: &'a Packed,
+        plan: &mut Plan,
+        walk: Walk<'a>,
+        (y, len): (*mut f32, usize),
+        (columns, ldy): (Range<usize>, usize),
+        trace: Option<&mut Trace>,
+    ) -> Self {
+        let Walk { steps, lengths, x: input } = walk;
+        // What the unsafe code below relies on; the callers have checked it and said so in an `Err`.
+        assert!(plan.fits(layer) && columns.len() == layer.spec.state_size());
+        let rows = steps.checked_mul(plan.batch);
+        assert_eq!(rows.and_then(|rows| rows.checked_mul(layer.spec.input_size)), Some(input.len()));
+        assert!(rows.and_then(|rows| rows.checked_mul(ldy)) == Some(len) && columns.end <= ldy);
+        assert!(lengths.is_none_or(|lengths| lengths.len() == plan.batch));
+        let same = |trace: &Trace| trace.fits(layer) && (trace.steps, trace.batch) == (steps, plan.batch);
+        assert!(trace.as_deref().is_none_or(same));
+        let (h, c, gates) = match trace {
+            Some(trace) => (trace.h.as_mut_ptr(), trace.c.as_mut_ptr(), trace.gates.as_mut_ptr()),
+            None => (plan.h.as_mut_ptr(), plan.c.as_mut_ptr(), ptr::null_mut()),
+        };
+        Run {
+            layer,
+            steps,
+            batch: plan.batch,
+            block: plan.block,
+            current: plan.current,
+            lengths,
+            input: input.as_ptr(),
+            y: y.wrapping_add(columns.start),
+            ldy,
+            h,
+            c,
+            gates,
+            unprojected: plan.unprojected.as_mut_ptr(),
+            x: plan.x.as_mut_ptr(),
+            z: plan.z.as_mut_ptr(),
+        }
+    }
+
+    /// The plan then holds the state after the run.
+    fn finish(&self, plan: &mut Plan) {
+        if self.gates.is_null() {
+            plan.current = (plan.current + self.steps) % 2;
+        }
+    }
+
     /// How many sequences have a step `t`; they are the first rows.
     fn active(&self, t: usize) -> usize {
         self.lengths.map_or(self.batch, |lengths| lengths.partition_point(|&len| len > t))
@@ -245,9 +297,9 @@ impl Run<'_> {
                 },
                 y: match spec.proj_size {
                     Some(_) => ptr::null_mut(),
-                    None => self.y.add(t * self.batch * state + p * lanes),
+                    None => self.y.add(t * self.batch * self.ldy + p * lanes),
                 },
-                ldy: state,
+                ldy: self.ldy,
                 units: spec.hidden_size - p * lanes,
                 stride: padded,
                 cell: spec.cell,
@@ -306,7 +358,7 @@ impl Run<'_> {
                     let from = z.add(row * width);
                     let h = self.h.add((at.h_new * self.batch + row) * padded_state + p * width);
                     ptr::copy_nonoverlapping(from, h, width);
-                    let y = self.y.add((t * self.batch + row) * state + p * width);
+                    let y = self.y.add((t * self.batch + row) * self.ldy + p * width);
                     ptr::copy_nonoverlapping(from, y, len);
                 }
                 for row in if self.gates.is_null() { 0..0 } else { active..self.batch } {

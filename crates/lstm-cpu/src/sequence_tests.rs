@@ -10,7 +10,7 @@ use crate::{
     backward::{self, Outputs},
     layer::{Packed, Plan},
     pool::Pool,
-    sequence::run,
+    sequence::{Walk, run, run_both},
     tensor::Tensor,
     trace::Trace,
 };
@@ -48,13 +48,14 @@ fn any_number_of_threads_gives_the_same_bits() {
                         let mut plan = Plan::on_threads(&layer, batch, steps, pool.threads()).unwrap();
                         plan.set_state(&layer, &h, &c);
                         let mut y = vec![0.0; steps * batch * state];
-                        run(pool, &layer, &mut plan, steps, lengths, &x, &mut y, None);
+                        let walk = Walk { steps, lengths, x: &x };
+                        run(pool, &layer, &mut plan, walk, &mut y, None);
                         let mut all = [&y, plan.h.as_slice(), plan.c.as_slice()].concat();
 
                         let tensor = Tensor::new(Shape::new(steps * batch, input), x.clone());
                         let mut trace = Trace::new(pool, &layer, tensor, (steps, batch), lengths, (&h, &c)).unwrap();
                         let mut same_y = vec![0.0; y.len()];
-                        run(pool, &layer, &mut plan, steps, lengths, &x, &mut same_y, Some(&mut trace));
+                        run(pool, &layer, &mut plan, walk, &mut same_y, Some(&mut trace));
                         assert!(y == same_y);
                         let zeros = |rows: usize, cols: usize| vec![0.0; rows * cols];
                         let (mut dx, mut dw, mut du) =
@@ -87,6 +88,48 @@ fn any_number_of_threads_gives_the_same_bits() {
                     for (k, other) in outputs.iter().enumerate() {
                         assert!(*other == outputs[0], "{isa}, {spec:?}, {lengths:?}: {} threads", pools[k].threads());
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn both_directions_apart_or_in_turn_give_the_same_bits() {
+    let (batch, steps, input, hidden) = (3, 7, 5, 70);
+    for proj in [None, Some(33)] {
+        let config = proj.into_iter().fold(LstmConfig::new(input, hidden), LstmConfig::proj_size);
+        let weights = Weights::init(LstmConfig::bidirectional(config), &Init::default(), 3).unwrap();
+        let x: Vec<f32> = (0..steps * batch * input).map(value).collect();
+        for threads in [1, 2, 3, 4] {
+            let pool = Arc::new(Pool::new(threads).unwrap());
+            let kernels = Isa::available()[0].kernels().unwrap();
+            let layers: [_; 2] = std::array::from_fn(|k| Packed::new(kernels, &pool, &weights.layers()[k]).unwrap());
+            let cols = weights.layers()[0].spec().state_size();
+            for lengths in [None, Some(&[7, 4, 0][..])] {
+                let walk = Walk { steps, lengths, x: &x };
+                let mut plans = [(); 2].map(|()| Plan::on_threads(&layers[0], batch, steps, 1).unwrap());
+                for (plan, layer) in plans.iter_mut().zip(&layers) {
+                    *plan = Plan::on_threads(layer, batch, steps, threads).unwrap();
+                }
+                let turns = plans.iter_mut().zip(&layers).map(|(plan, layer)| {
+                    let mut y = vec![0.0; steps * batch * cols];
+                    run(&pool, layer, plan, walk, &mut y, None);
+                    y
+                });
+                let turns: Vec<_> = turns.collect();
+                for apart in 0..=threads / 2 {
+                    for plan in &mut plans {
+                        plan.set_state(&layers[0], &vec![0.0; batch * cols], &vec![0.0; batch * hidden]);
+                        plan.threads_apart = apart;
+                    }
+                    let mut y = vec![0.0; steps * batch * 2 * cols];
+                    let [plan, other] = &mut plans;
+                    run_both(&pool, [&layers[0], &layers[1]], [plan, other], walk, &mut y);
+                    for (k, row) in y.chunks_exact(cols).enumerate() {
+                        assert!(*row == turns[k % 2][k / 2 * cols..][..cols], "{threads} threads, {apart} apart, {k}");
+                    }
+                    assert_eq!(plan.current, steps % 2);
                 }
             }
         }

@@ -69,12 +69,22 @@ unsafe fn cell_rows<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: &Cel
     unsafe {
         while row + TOGETHER <= args.rows {
             let args = from_row(args, row, width);
-            cell_vectors::<S, TOGETHER, DENSE, DIAGONAL>(&args, apart, gate_vectors(args.x, width), gate_vectors(args.z, width));
+            cell_vectors::<S, TOGETHER, DENSE, DIAGONAL>(
+                &args,
+                apart,
+                gate_vectors(args.x, width),
+                gate_vectors(args.z, width),
+            );
             row += TOGETHER;
         }
         while row < args.rows {
             let args = from_row(args, row, width);
-            cell_vectors::<S, 1, DENSE, DIAGONAL>(&args, apart, gate_vectors(args.x, width), gate_vectors(args.z, width));
+            cell_vectors::<S, 1, DENSE, DIAGONAL>(
+                &args,
+                apart,
+                gate_vectors(args.x, width),
+                gate_vectors(args.z, width),
+            );
             row += 1;
         }
     }
