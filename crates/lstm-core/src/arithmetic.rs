@@ -137,9 +137,10 @@ pub const FLUSH_BITS: u32 = 0x0d80_0000;
 impl Scale {
     /// The scale that brings the largest finite magnitude into [1, 2); 1 where all are zero.
     pub fn of<'a>(values: impl IntoIterator<Item = &'a f32>) -> Self {
-        let finite = |bits: u32| if bits < 0x7f80_0000 { bits } else { 0 };
-        let largest = values.into_iter().fold(0, |most, v| most.max(finite(v.to_bits() & MAGNITUDE_BITS)));
-        Scale(if largest < FLUSH_BITS { 0 } else { 127 - (largest >> 23) as i32 })
+        // Signed, as vectors compare.
+        let finite = |bits: i32| if bits < 0x7f80_0000 { bits } else { 0 };
+        let largest = values.into_iter().fold(0, |most: i32, v| most.max(finite((v.to_bits() & MAGNITUDE_BITS) as i32)));
+        Scale(if largest < FLUSH_BITS as i32 { 0 } else { 127 - (largest >> 23) })
     }
 
     /// `v` scaled, or +0 for `|v| < 2^-100`.
