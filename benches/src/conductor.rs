@@ -4,7 +4,9 @@ use std::{
     ffi::OsString,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
     time::Duration,
 };
 
@@ -35,8 +37,10 @@ struct Player {
     program: Program,
     about: String,
     child: Child,
+    /// `None` once it was stopped.
     requests: Option<ChildStdin>,
-    replies: BufReader<ChildStdout>,
+    replies: Receiver<std::io::Result<String>>,
+    patience: Duration,
 }
 
 /// What a group of subjects under one number of threads gave.
@@ -57,6 +61,8 @@ pub struct Turns {
     pub rounds: usize,
     /// Seconds of one.
     pub seconds: f64,
+    /// How long an answer may take before the process is stopped.
+    pub patience: Duration,
 }
 
 /// Largest difference from our outputs that is put down to rounding: of outputs, which are in -1 to 1; of gradients, as a
@@ -67,7 +73,7 @@ const TOLERANCE: f64 = 1e-4;
 const PAUSE: Duration = Duration::from_millis(10);
 
 impl Player {
-    fn start(program: &Program, threads: usize) -> Result<Self> {
+    fn start(program: &Program, threads: usize, patience: Duration) -> Result<Self> {
         let mut command = Command::new(&program.command[0]);
         command.args(&program.command[1..]).arg(threads.to_string());
         for variable in
@@ -81,8 +87,11 @@ impl Player {
             .spawn()
             .with_context(|| format!("can't start {}", Path::new(&program.command[0]).display()))?;
         let requests = child.stdin.take();
-        let replies = BufReader::new(child.stdout.take().context("no pipe")?);
-        let mut player = Player { program: program.clone(), about: String::new(), child, requests, replies };
+        let lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
+        let (send, replies) = mpsc::channel();
+        // Ends with the process, or when nobody listens any more.
+        thread::spawn(move || lines.into_iter().try_for_each(|line| send.send(line)));
+        let mut player = Player { program: program.clone(), about: String::new(), child, requests, replies, patience };
         match player.reply()? {
             Reply::Ready(about) => player.about = about,
             Reply::Cannot(why) => bail!(why),
@@ -92,9 +101,21 @@ impl Player {
     }
 
     fn reply(&mut self) -> Result<Reply> {
-        let mut line = String::new();
-        let read = self.replies.read_line(&mut line).context("reading its answer")?;
-        ensure!(read > 0, "the process ended without an answer; what it wrote is above");
+        let line = match self.replies.recv_timeout(self.patience) {
+            Ok(line) => line.context("reading its answer")?,
+            Err(error) => {
+                self.requests = None;
+                let _ = self.child.kill();
+                match error {
+                    RecvTimeoutError::Timeout => {
+                        bail!("no answer in {} s, so it was stopped", self.patience.as_secs_f64())
+                    }
+                    RecvTimeoutError::Disconnected => {
+                        bail!("the process ended without an answer; what it wrote is above")
+                    }
+                }
+            }
+        };
         serde_json::from_str(&line).with_context(|| format!("expected an answer, got: {}", line.trim()))
     }
 
@@ -105,6 +126,14 @@ impl Player {
             Reply::Cannot(why) => bail!(why),
             reply => Ok(reply),
         }
+    }
+
+    /// Starts it again if a case before stopped it.
+    fn again(&mut self, threads: usize) -> Result<()> {
+        if self.requests.is_none() {
+            *self = Player::start(&self.program, threads, self.patience)?;
+        }
+        Ok(())
     }
 
     /// Has it prepare a case; what it computes.
@@ -156,7 +185,7 @@ pub fn play(
         why: format!("{error:#}"),
     };
     for program in programs {
-        match Player::start(program, threads) {
+        match Player::start(program, threads, turns.patience) {
             Ok(player) => {
                 let Program { name, ours, cores, .. } = program.clone();
                 group.subjects.push(Subject { name, about: player.about.clone(), ours, cores });
@@ -170,14 +199,15 @@ pub fn play(
         let mut reference: Option<Vec<f32>> = None;
         let mut playing = Vec::new();
         for player in &mut players {
-            let checked = player.prepare(case, &dir).and_then(|output| match &reference {
-                None => {
-                    ensure!(output.iter().all(|v| v.is_finite()), "its outputs are not finite");
-                    reference = Some(output);
-                    Ok(0.0)
-                }
-                Some(want) => compare(case, want, &output),
-            });
+            let checked =
+                player.again(threads).and_then(|()| player.prepare(case, &dir)).and_then(|output| match &reference {
+                    None => {
+                        ensure!(output.iter().all(|v| v.is_finite()), "its outputs are not finite");
+                        reference = Some(output);
+                        Ok(0.0)
+                    }
+                    Some(want) => compare(case, want, &output),
+                });
             match checked {
                 Ok(difference) => {
                     let (case, subject) = (case.name.clone(), player.program.name.clone());
@@ -267,6 +297,30 @@ fn compare(case: &Case, want: &[f32], got: &[f32]) -> Result<f64> {
 mod tests {
     use super::*;
     use crate::case;
+
+    /// A program of the shell.
+    fn shell(script: &str) -> Program {
+        let command = ["sh", "-c", script].map(OsString::from).to_vec();
+        Program { name: "shell".to_owned(), ours: false, cores: true, command }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn who_does_not_answer_is_stopped_and_starts_again() {
+        let patience = Duration::from_millis(500);
+        let error = Player::start(&shell("exec sleep 1000"), 1, patience).err().unwrap();
+        assert!(error.to_string().contains("no answer in 0.5 s"), "{error}");
+        let error = Player::start(&shell("exit 1"), 1, patience).err().unwrap();
+        assert!(error.to_string().contains("ended without an answer"), "{error}");
+        let ready = r#"echo '{"ready":"about"}'; read line; exec sleep 1000"#;
+        let mut player = Player::start(&shell(ready), 1, Duration::from_secs(5)).unwrap();
+        player.patience = patience;
+        for _ in 0..2 {
+            player.again(1).unwrap();
+            let error = player.run(0.1).unwrap_err();
+            assert!(error.to_string().contains("no answer"), "{error}");
+        }
+    }
 
     #[test]
     fn what_computes_something_else_is_not_a_peer() {

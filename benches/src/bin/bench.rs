@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -48,6 +49,9 @@ struct Args {
     /// Seconds of a turn [default: 0.2]
     #[arg(long)]
     seconds: Option<f64>,
+    /// Seconds that an answer may take before who owes it is stopped and reported as not run
+    #[arg(long, default_value_t = 120)]
+    patience: u64,
     /// To see that it works: two turns of 10 ms, unless told otherwise
     #[arg(long)]
     quick: bool,
@@ -99,8 +103,10 @@ fn run(args: Args) -> Result<bool> {
     let turns = Turns {
         rounds: args.rounds.unwrap_or(if args.quick { 2 } else { 7 }),
         seconds: args.seconds.unwrap_or(if args.quick { 0.01 } else { 0.2 }),
+        patience: Duration::from_secs(args.patience),
     };
     ensure!((1..=1000).contains(&turns.rounds), "--rounds: expected 1 to 1000, got {}", turns.rounds);
+    ensure!((1..=86_400).contains(&args.patience), "--patience: expected 1 to 86400, got {}", args.patience);
     ensure!((0.0..=600.0).contains(&turns.seconds), "--seconds: expected 0 to 600, got {}", turns.seconds);
     let mut cases = case::load(args.cases.as_deref())?;
     cases.retain(|case| case.name.contains(&args.only));

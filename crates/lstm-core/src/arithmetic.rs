@@ -139,7 +139,8 @@ impl Scale {
     pub fn of<'a>(values: impl IntoIterator<Item = &'a f32>) -> Self {
         // Signed, as vectors compare.
         let finite = |bits: i32| if bits < 0x7f80_0000 { bits } else { 0 };
-        let largest = values.into_iter().fold(0, |most: i32, v| most.max(finite((v.to_bits() & MAGNITUDE_BITS) as i32)));
+        let largest =
+            values.into_iter().fold(0, |most: i32, v| most.max(finite((v.to_bits() & MAGNITUDE_BITS) as i32)));
         Scale(if largest < FLUSH_BITS as i32 { 0 } else { 127 - (largest >> 23) })
     }
 
