@@ -43,7 +43,7 @@ fn tiles_sum_in_the_specified_order_and_stay_in_bounds() {
                     unsafe {
                         let (a, panel, out) = (a.as_ptr(), panel.as_ptr(), out.as_mut_ptr());
                         let a = Strided { at: a, row: lda, col: ka, block: BLOCK * ka };
-                        kernels.rows(rows, TileArgs { k, a, panel, out, ldo, add: false, ahead: panel });
+                        kernels.rows(rows, TileArgs { ahead: panel, pace: 64, ..TileArgs::new(k, a, panel, out, ldo) });
                     }
                     for (at, &got) in out.iter().enumerate() {
                         let (row, col) = (at / ldo, at % ldo);
@@ -158,8 +158,7 @@ fn a_step_in_one_go_is_the_tiles_and_the_cell() {
                             let panel = weights[panel * k * width..].as_ptr();
                             // SAFETY: an available instruction set; one row, and a panel of k rows.
                             unsafe {
-                                let ahead = panel;
-                                kernels.rows(1, TileArgs { k, a, panel, out, ldo: width, add: false, ahead });
+                                kernels.rows(1, TileArgs::new(k, a, panel, out, width));
                             }
                         }
                     }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::needless_range_loop, reason = "arrays of vectors stay in registers when plain constants index them")]
 
+use std::ptr::null;
+
 use lstm_core::arithmetic::BLOCK;
 
 pub(crate) use crate::step::solo;
@@ -59,9 +61,19 @@ pub(crate) struct TileArgs {
     pub(crate) ldo: usize,
     /// Whether `out` already holds the sum of the blocks before.
     pub(crate) add: bool,
-    /// From where one cache line per product and group of rows is fetched meanwhile: any address; by [`Kernels::rows`], if
-    /// null, what follows in the panel.
+    /// The panel that is used next: its first lines are fetched meanwhile, after the rest of this one. If null, the one that
+    /// follows in memory.
+    pub(crate) next: *const f32,
+    /// What is fetched instead, unless it is null, `pace` floats with each product: any address.
     pub(crate) ahead: *const f32,
+    pub(crate) pace: usize,
+}
+
+impl TileArgs {
+    /// A whole product, without `next` and `ahead`.
+    pub(crate) fn new(k: usize, a: Strided, panel: *const f32, out: *mut f32, ldo: usize) -> Self {
+        TileArgs { k, a, panel, out, ldo, add: false, next: null(), ahead: null(), pace: 0 }
+    }
 }
 
 /// A kernel for a fixed number of rows.
@@ -106,15 +118,24 @@ impl Kernels {
     /// # Safety
     /// As for [`Tile`].
     pub(crate) unsafe fn rows(&self, rows: usize, args: TileArgs) {
+        let follows = args.panel.wrapping_add(args.k * self.panel());
+        let next = if args.next.is_null() { follows } else { args.next };
         if (1..=self.tiles.len()).contains(&rows) {
-            let next = args.panel.wrapping_add(args.k * self.panel());
-            let ahead = if args.ahead.is_null() { next } else { args.ahead };
+            let (ahead, pace) = if args.ahead.is_null() { (next, LINE) } else { (args.ahead, args.pace) };
             // SAFETY: the caller's promise.
-            return unsafe { self.tiles[rows - 1](&TileArgs { ahead, ..args }) };
+            return unsafe { self.tiles[rows - 1](&TileArgs { ahead, pace, ..args }) };
         }
         // Slices of the panel stay in the first-level cache while all rows pass over them.
         let groups = rows.div_ceil(self.tiles.len());
+        // An even share by each group: more at once would keep the cache from what is needed now.
+        let pace = if args.ahead.is_null() { self.panel() } else { args.pace };
+        let pace = pace.div_ceil(groups.max(1)).min(LINE);
         for start in (0..args.k).step_by(SLICE) {
+            let ahead = match args.ahead.is_null() {
+                true if start + SLICE < args.k => args.panel.wrapping_add((start + SLICE) * self.panel()),
+                true => next,
+                false => args.ahead.wrapping_add(start * groups * pace),
+            };
             let mut row = 0;
             for group in 0..groups {
                 let height = rows / groups + usize::from(group < rows % groups);
@@ -126,12 +147,8 @@ impl Kernels {
                         panel: args.panel.add(start * self.panel()),
                         out: args.out.add(row * args.ldo),
                         add: args.add || start > 0,
-                        // What the caller says, or the next slice, a share of it by each group; after the last one that
-                        // of the next panel.
-                        ahead: match args.ahead.is_null() {
-                            true => args.panel.wrapping_add((start + SLICE) * self.panel() + group * SLICE * LINE),
-                            false => args.ahead.wrapping_add((start * groups + group * SLICE) * LINE),
-                        },
+                        ahead: ahead.wrapping_add(group * SLICE * pace),
+                        pace,
                         ..args
                     });
                 }
@@ -163,7 +180,7 @@ pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(args:
                 a: args.a.from(0, start / BLOCK),
                 panel: args.panel.add(start * width),
                 add: args.add || start > 0,
-                ahead: args.ahead.wrapping_add(start * LINE),
+                ahead: args.ahead.wrapping_add(start * args.pace),
                 ..*args
             };
             if BLOCKS > 1 && args.k - start >= BLOCKS * BLOCK {
@@ -191,7 +208,7 @@ unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: Til
         for k in 0..args.k {
             // Few rows read the panel at the speed of the memory anyway.
             if ROWS > 2 {
-                S::prefetch(args.ahead.wrapping_add(k * LINE));
+                S::prefetch(args.ahead.wrapping_add(k * args.pace));
             }
             for q in 0..BLOCKS {
                 let b = panel.add((q * BLOCK + k) * width);

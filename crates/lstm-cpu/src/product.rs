@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use lstm_core::arithmetic::BLOCK;
+
 use crate::kernels::{Kernels, Strided, TileArgs};
 
 /// Rows whose sums are kept beside a panel.
@@ -70,18 +72,8 @@ impl Product<'_> {
             let count = ROWS.min(rows.end - first);
             // SAFETY: `count` rows of `a` from `first` on; the panel and `sums` are as large as the kernel needs.
             unsafe {
-                self.kernels.rows(
-                    count,
-                    TileArgs {
-                        k,
-                        a: self.a.from(first, 0),
-                        panel: panel.as_ptr(),
-                        out: sums.as_mut_ptr(),
-                        ldo: width,
-                        add: false,
-                        ahead: self.ahead,
-                    },
-                );
+                let args = TileArgs::new(k, self.a.from(first, 0), panel.as_ptr(), sums.as_mut_ptr(), width);
+                self.kernels.rows(count, TileArgs { ahead: self.ahead, pace: BLOCK, ..args });
             }
             for (row, sums) in (first..first + count).zip(sums.chunks_exact(width)) {
                 // SAFETY: row and columns lie within the output, and within `onto`.

@@ -226,15 +226,10 @@ impl<'a> Run<'a> {
                 let rows = if self.lengths.is_some() { self.active(low + piece) } else { count * self.batch };
                 // SAFETY: panel p of `w` and `x`; rows of steps low..low + count of the input.
                 unsafe {
-                    let args = TileArgs {
-                        k: features,
-                        a: Strided::rows(self.input.add((low + piece) * self.batch * features), features),
-                        panel: self.layer.w.as_ptr().add(p * features * width),
-                        out: self.x.add((p * self.block + piece) * self.batch * width),
-                        ldo: width,
-                        add: false,
-                        ahead: null(),
-                    };
+                    let a = Strided::rows(self.input.add((low + piece) * self.batch * features), features);
+                    let panel = self.layer.w.as_ptr().add(p * features * width);
+                    let out = self.x.add((p * self.block + piece) * self.batch * width);
+                    let args = TileArgs::new(features, a, panel, out, width);
                     kernels.rows(rows, args);
                 }
             }
@@ -273,15 +268,6 @@ impl<'a> Run<'a> {
             let (operand, stride) =
                 if spec.cell == CellKind::PeepholeDense { (c_old, padded) } else { (h_old, padded_state) };
             let z = self.z.add(member.rank * self.batch * width);
-            let product = TileArgs {
-                k: state,
-                a: Strided::rows(operand, stride),
-                panel: null(),
-                out: z,
-                ldo: width,
-                add: false,
-                ahead: null(),
-            };
             let cell = |p: usize| CellArgs {
                 rows: active,
                 x: self.x.add((p * self.block + in_block) * self.batch * width),
@@ -316,8 +302,11 @@ impl<'a> Run<'a> {
             } else {
                 for n in 0..panels.len() {
                     // Back and forth: the panels that the last step used last are still in cache.
-                    let p = if k.is_multiple_of(2) { panels.start + n } else { panels.end - 1 - n };
-                    kernels.rows(active, TileArgs { panel: u.add(p * state * width), ..product });
+                    let turn = |n: usize| if k.is_multiple_of(2) { panels.start + n } else { panels.end - 1 - n };
+                    let (p, next) = (turn(n), turn((n + 1).min(panels.len() - 1)));
+                    let (panel, next) = (u.add(p * state * width), u.add(next * state * width));
+                    let args = TileArgs::new(state, Strided::rows(operand, stride), panel, z, width);
+                    kernels.rows(active, TileArgs { next, ..args });
                     (kernels.cell)(&cell(p));
                 }
             }
@@ -352,7 +341,7 @@ impl<'a> Run<'a> {
                 let z = self.z.add(member.rank * self.batch * width);
                 let panel = self.layer.projection.as_ptr().add(p * spec.hidden_size * width);
                 let (k, a) = (spec.hidden_size, Strided::rows(self.unprojected, padded));
-                kernels.rows(active, TileArgs { k, a, panel, out: z, ldo: width, add: false, ahead: null() });
+                kernels.rows(active, TileArgs::new(k, a, panel, z, width));
                 (kernels.snap)(z, active * width);
                 for row in 0..active {
                     let from = z.add(row * width);

@@ -219,7 +219,7 @@ impl Run<'_> {
                     let out = self.unprojected.add(p * width);
                     let panel = self.reversed.projection.as_ptr().add(p * state * width);
                     let (a, ldo) = (Strided::rows(self.total, padded_state), hidden_panels);
-                    let args = TileArgs { k: state, a, panel, out, ldo, add: false, ahead: null() };
+                    let args = TileArgs::new(state, a, panel, out, ldo);
                     kernels.rows(active, args);
                     (0..active).for_each(|row| (kernels.snap)(out.add(row * ldo), width));
                 }
@@ -317,7 +317,7 @@ impl Run<'_> {
                 let out = if gate == 0 { z } else { z.add(rows * width) };
                 let a = Strided { at: dz.add(gate * self.sizes.gate), row: BLOCK, col: 1, block: self.sizes.block };
                 let panel = panel.add(gate * hidden * width);
-                let args = TileArgs { k: hidden, a, panel, out, ldo: width, add: false, ahead: null() };
+                let args = TileArgs::new(hidden, a, panel, out, width);
                 kernels.rows(rows, args);
                 if gate > 0 {
                     (kernels.mul_add)(1.0, z, null(), out, z, rows * width);
