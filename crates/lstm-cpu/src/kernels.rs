@@ -162,7 +162,7 @@ impl Kernels {
 const LINE: usize = 16;
 
 /// Products between two visits of the accumulators in memory: a multiple of `BLOCK`.
-const SLICE: usize = 3 * BLOCK;
+const SLICE: usize = 4 * BLOCK;
 
 /// A [`Tile`] of `ROWS` rows that sums `BLOCKS` blocks side by side, so that few rows still keep the adders busy.
 ///
