@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     let ((major, minor), known) = match kernels::nvrtc() {
         Ok(found) => found,
         // Whoever names a directory, or asks for it, wants it to be there.
-        Err(error) if env::var_os("LSTM_NVRTC").is_some() || env::args().any(|arg| arg == "--require") => {
+        Err(error) if env::var_os("LSTM_NVRTC").or_else(|| env::var_os("LSTM_REQUIRE")).is_some() => {
             return fail(error);
         }
         Err(error) => {
