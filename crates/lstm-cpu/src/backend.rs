@@ -25,13 +25,13 @@ use crate::{
     pool::Pool,
     sequence::{self, Walk},
     stream::CpuStream,
-    tensor::Tensor,
+    tensor::{Tensor, floats},
     trace::Trace,
 };
 
 /// The CPU: an instruction set and some threads. Cloning shares the threads.
 ///
-/// Memory of training's passes and of models that are gone, up to 256 MiB of it, is kept for the next ones until the last
+/// Memory of passes and of models that are gone, up to 256 MiB of it, is kept for the next ones until the last
 /// clone is gone.
 #[derive(Clone)]
 pub struct Cpu {
@@ -97,9 +97,14 @@ impl Cpu {
         if is_snapped(x.as_slice()) { Ok(x) } else { self.snap(x) }
     }
 
+    fn output(&self, y: Vec<f32>, state: State<Vec<f32>>, batch: usize, steps: usize) -> Output<Tensor> {
+        let shape = Shape::new(steps * batch, y.len() / (steps * batch));
+        Output::new(Tensor::lent(shape, y, &self.pool), on_device(state, batch))
+    }
+
     /// Applies a kernel to every element, in place where nobody shares the tensor.
     fn map(&self, mut x: Tensor, kernel: impl Fn(*mut f32, usize)) -> Tensor {
-        let data = Arc::make_mut(&mut x.data);
+        let data = x.as_mut_slice();
         kernel(data.as_mut_ptr(), data.len());
         x
     }
@@ -126,7 +131,9 @@ impl Backend for Cpu {
 
     fn upload(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {
         check_upload(shape, data.len())?;
-        Ok(Tensor::new(shape, data.to_vec()))
+        let mut values = floats("upload", &self.pool, &[shape.rows, shape.cols], false)?;
+        values.copy_from_slice(data);
+        Ok(Tensor::lent(shape, values, &self.pool))
     }
 
     fn download(&self, x: &Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {
@@ -139,7 +146,7 @@ impl Backend for Cpu {
     }
 
     fn download_vec(&self, x: Tensor) -> impl Future<Output = Result<Vec<f32>>> {
-        ready(Ok(Arc::try_unwrap(x.data).unwrap_or_else(|shared| shared.to_vec())))
+        ready(Ok(x.into_vec()))
     }
 
     fn snap(&self, x: Tensor) -> Result<Tensor> {
@@ -187,7 +194,7 @@ impl Backend for Cpu {
     fn within(&self, mut x: Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
         check_within(x.shape, by.shape, low.shape, high.shape)?;
         let bounds = || low.as_slice().iter().zip(high.as_slice()).cycle();
-        for ((x, by), (low, high)) in Arc::make_mut(&mut x.data).iter_mut().zip(by.as_slice()).zip(bounds()) {
+        for ((x, by), (low, high)) in x.as_mut_slice().iter_mut().zip(by.as_slice()).zip(bounds()) {
             if by <= low || by >= high {
                 *x = 0.0;
             }
@@ -230,10 +237,10 @@ impl Backend for Cpu {
     fn forward(&self, Layer(layer): &Layer, plan: &mut Plan, sequence: Sequence<'_, Tensor>) -> Result<Output<Tensor>> {
         let x = self.prepare("forward", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
-        let mut y = zeros("forward", &[steps, batch, layer.spec.state_size()])?;
+        let mut y = floats("forward", &self.pool, &[steps, batch, layer.spec.state_size()], lengths.is_some())?;
         plan.set_state(layer, state.h.as_slice(), state.c.as_slice());
         sequence::run(&self.pool, layer, plan, Walk { steps, lengths, x: x.as_slice() }, &mut y, None);
-        Ok(output(y, plan.last_state(layer, steps, lengths), batch, steps))
+        Ok(self.output(y, plan.last_state(layer, steps, lengths), batch, steps))
     }
 
     fn forward_both(
@@ -247,14 +254,14 @@ impl Backend for Cpu {
         let Sequence { x: raw, steps, batch, lengths, state } = sequence;
         self.check("forward", other, other_plan, &Sequence { x: raw, steps, batch, lengths, state: second })?;
         let cols = [layer, other].iter().map(|layer| layer.spec.state_size()).sum();
-        let mut y = zeros("forward", &[steps, batch, cols])?;
+        let mut y = floats("forward", &self.pool, &[steps, batch, cols], lengths.is_some())?;
         plan.set_state(layer, state.h.as_slice(), state.c.as_slice());
         other_plan.set_state(other, second.h.as_slice(), second.c.as_slice());
         let walk = Walk { steps, lengths, x: x.as_slice() };
         sequence::run_both(&self.pool, [layer, other], [&mut *plan, &mut *other_plan], walk, &mut y);
         let [a, b] = [(plan, layer), (other_plan, other)].map(|(plan, layer)| plan.last_state(layer, steps, lengths));
         let states = [a, b].map(|state| on_device(state, batch));
-        Ok(Output::new(rows(y, steps * batch), states))
+        Ok(Output::new(Tensor::lent(Shape::new(steps * batch, cols), y, &self.pool), states))
     }
 
     fn forward_train(
@@ -265,7 +272,8 @@ impl Backend for Cpu {
     ) -> Result<(Output<Tensor>, Trace)> {
         let x = self.prepare("forward_train", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
-        let mut y = zeros("forward_train", &[steps, batch, layer.spec.state_size()])?;
+        let sizes = [steps, batch, layer.spec.state_size()];
+        let mut y = floats("forward_train", &self.pool, &sizes, lengths.is_some())?;
         let mut trace = Trace::new(
             &self.pool,
             layer,
@@ -276,7 +284,7 @@ impl Backend for Cpu {
         )?;
         let walk = Walk { steps, lengths, x: x.as_slice() };
         sequence::run(&self.pool, layer, plan, walk, &mut y, Some(&mut trace));
-        Ok((output(y, trace.last_state(layer), batch, steps), trace))
+        Ok((self.output(y, trace.last_state(layer), batch, steps), trace))
     }
 
     fn backward(
@@ -334,10 +342,6 @@ impl Backend for Cpu {
     fn set_stream_state(&self, stream: &mut CpuStream, state: &[State<Tensor>]) -> Result<()> {
         stream.set_state(state)
     }
-}
-
-fn output(y: Vec<f32>, state: State<Vec<f32>>, batch: usize, steps: usize) -> Output<Tensor> {
-    Output::new(rows(y, steps * batch), on_device(state, batch))
 }
 
 fn on_device(state: State<Vec<f32>>, batch: usize) -> State<Tensor> {

@@ -46,18 +46,49 @@ impl Buffer {
     }
 }
 
-/// Buffers that nobody uses: a training step would otherwise get most of its memory from the operating system anew, page
-/// by page, which takes a fifth of its time.
-#[derive(Default)]
-pub(crate) struct Spares(Mutex<VecDeque<Buffer>>);
+impl AsRef<[f32]> for Buffer {
+    fn as_ref(&self) -> &[f32] {
+        self.as_slice()
+    }
+}
 
-/// How many buffers are kept at most, and floats in them: 256 MiB.
-const MOST_SPARES: (usize, usize) = (64, 1 << 26);
+/// Memory that nobody uses, of at most so many floats. Large pieces would otherwise come from the operating system anew each
+/// time, page by page: a fifth of a training step, a tenth of a forward pass.
+pub(crate) struct Spares<T> {
+    kept: Mutex<VecDeque<T>>,
+    floats: usize,
+}
 
-impl Spares {
+/// How many pieces are kept at most.
+const MOST_SPARES: usize = 64;
+
+impl<T: AsRef<[f32]>> Spares<T> {
+    pub(crate) fn new(floats: usize) -> Self {
+        Spares { kept: Mutex::default(), floats }
+    }
+
+    /// One of just this length.
+    pub(crate) fn find(&self, len: usize) -> Option<T> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = kept.iter().rposition(|spare| spare.as_ref().len() == len)?;
+        kept.remove(place)
+    }
+
+    /// Keeps a piece for later; the oldest ones go where there would be too many.
+    pub(crate) fn give(&self, spare: T) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back(spare);
+        let floats = |kept: &VecDeque<T>| kept.iter().map(|spare| spare.as_ref().len()).sum::<usize>();
+        while kept.len() > MOST_SPARES || floats(&kept) > self.floats {
+            kept.pop_front();
+        }
+    }
+}
+
+impl Spares<Buffer> {
     /// A buffer of zeros.
     pub(crate) fn zeros(&self, op: &'static str, sizes: &[usize]) -> Result<Buffer> {
-        match self.find(op, sizes)? {
+        match self.find(checked_len(op, sizes)?) {
             Some(mut buffer) => {
                 buffer.as_mut_slice().fill(0.0);
                 Ok(buffer)
@@ -68,23 +99,6 @@ impl Spares {
 
     /// A buffer with anything in it.
     pub(crate) fn take(&self, op: &'static str, sizes: &[usize]) -> Result<Buffer> {
-        self.find(op, sizes)?.map_or_else(|| Buffer::zeros(op, sizes), Ok)
-    }
-
-    fn find(&self, op: &'static str, sizes: &[usize]) -> Result<Option<Buffer>> {
-        let len = checked_len(op, sizes)?;
-        let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = spares.iter().rposition(|spare| spare.len == len);
-        Ok(place.and_then(|place| spares.remove(place)))
-    }
-
-    /// Keeps a buffer for later; the oldest ones go where there would be too many.
-    pub(crate) fn give(&self, buffer: Buffer) {
-        let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        spares.push_back(buffer);
-        let (count, floats) = MOST_SPARES;
-        while spares.len() > count || spares.iter().map(|spare| spare.len).sum::<usize>() > floats {
-            spares.pop_front();
-        }
+        self.find(checked_len(op, sizes)?).map_or_else(|| Buffer::zeros(op, sizes), Ok)
     }
 }

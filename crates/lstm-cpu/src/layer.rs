@@ -152,7 +152,7 @@ const LINE: usize = 16;
 /// `[panels][k][panel]`, snapped; `None` from `source(panel, column)`, which has k elements, is padding.
 fn pack<'a>(
     kernels: &Kernels,
-    spares: &Spares,
+    spares: &Spares<Buffer>,
     panels: usize,
     k: usize,
     source: impl Fn(usize, usize) -> Option<&'a [f32]>,

@@ -12,7 +12,7 @@ use std::{
     thread::{self, JoinHandle, Thread},
 };
 
-use crate::buffer::Spares;
+use crate::buffer::{Buffer, Spares};
 
 /// Spins before a waiting thread sleeps or yields: some tens of microseconds, as a pause takes 10 to 50 ns.
 const SPINS: u32 = 1 << 11;
@@ -21,8 +21,9 @@ const SPINS: u32 = 1 << 11;
 pub(crate) struct Pool {
     workers: Vec<Worker>,
     busy: Mutex<()>,
-    /// Memory that was used before.
-    pub(crate) spares: Spares,
+    /// Memory that was used before: 192 MiB of buffers and 64 MiB of tensors at most.
+    pub(crate) spares: Spares<Buffer>,
+    pub(crate) tensors: Spares<Vec<f32>>,
 }
 
 struct Worker {
@@ -124,7 +125,8 @@ fn wait_until(done: impl Fn() -> bool) {
 impl Pool {
     /// Starts `threads - 1` workers.
     pub(crate) fn new(threads: usize) -> io::Result<Self> {
-        let mut pool = Pool { workers: Vec::new(), busy: Mutex::new(()), spares: Spares::default() };
+        let (spares, tensors) = (Spares::new(3 << 24), Spares::new(1 << 24));
+        let mut pool = Pool { workers: Vec::new(), busy: Mutex::new(()), spares, tensors };
         for k in 1..threads {
             let mailbox = Arc::new(Mailbox { job: AtomicPtr::new(null_mut()), stop: AtomicBool::new(false) });
             let theirs = mailbox.clone();
