@@ -33,6 +33,8 @@ mod builder;
 mod elementwise;
 mod gemm;
 mod isa;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod kernel_speed;
 #[cfg(test)]
 mod kernel_tests;
 mod kernels;
