@@ -107,6 +107,9 @@ pub struct Output<T, S = State<T>> {
     pub state: S,
 }
 
+/// What [`Backend::forward_both`] returns: the outputs side by side, and each direction's final state.
+pub type OutputOfBoth<T> = Output<T, [State<T>; 2]>;
+
 impl<T, S> Output<T, S> {
     /// Puts the two together.
     pub fn new(y: T, state: S) -> Self {
@@ -349,7 +352,7 @@ pub trait Backend: Clone {
         plans: [&mut Self::Plan; 2],
         sequence: Sequence<'_, Self::Tensor>,
         second: &State<Self::Tensor>,
-    ) -> Result<Output<Self::Tensor, [State<Self::Tensor>; 2]>> {
+    ) -> Result<OutputOfBoth<Self::Tensor>> {
         let Sequence { x, steps, batch, lengths, .. } = sequence;
         let [plan, other] = plans;
         let a = self.forward(layers[0], plan, sequence)?;

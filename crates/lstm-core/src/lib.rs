@@ -24,7 +24,9 @@ mod tape;
 pub mod train;
 pub mod weights;
 
-pub use backend::{Arithmetic, Backend, LayerGradients, LayerUpstream, Output, Path, Sequence, State, WeightGradients};
+pub use backend::{
+    Arithmetic, Backend, LayerGradients, LayerUpstream, Output, OutputOfBoth, Path, Sequence, State, WeightGradients,
+};
 pub use config::{Bias, CellKind, Direction, GATES, LayerSpec, LstmConfig, Param};
 pub use error::{Error, Result};
 pub use gradient::{Gradients, Keep, Upstream};

@@ -10,7 +10,7 @@ use std::{
 
 use lstm_core::{
     Arithmetic, Axis, Backend, Bias, CellKind, Error, LayerGradients, LayerSpec, LayerUpstream, LayerWeights, Mat,
-    Output, Path, Result, Sequence, Shape, State, WeightGradients,
+    Output, OutputOfBoth, Path, Result, Sequence, Shape, State, WeightGradients,
     arithmetic::{MAGNITUDE_BITS, SNAP_BITS},
     shape::{check_clip, check_concat, check_download, check_rows, check_slice, check_upload, check_within, zeros},
 };
@@ -249,7 +249,7 @@ impl Backend for Cpu {
         [plan, other_plan]: [&mut Plan; 2],
         sequence: Sequence<'_, Tensor>,
         second: &State<Tensor>,
-    ) -> Result<Output<Tensor, [State<Tensor>; 2]>> {
+    ) -> Result<OutputOfBoth<Tensor>> {
         let x = self.prepare("forward", layer, plan, &sequence)?;
         let Sequence { x: raw, steps, batch, lengths, state } = sequence;
         self.check("forward", other, other_plan, &Sequence { x: raw, steps, batch, lengths, state: second })?;
