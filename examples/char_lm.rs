@@ -3,6 +3,7 @@
 //! `cargo run --release --example char_lm` learns from this repository's own Rust sources; `-- PATH ...` from others. It
 //! may be stopped at any time: the same command goes on where it stopped, with the same bits as a run that was not.
 
+mod backend;
 #[path = "char_lm/batches.rs"]
 mod batches;
 #[path = "char_lm/checkpoint.rs"]
@@ -35,9 +36,10 @@ use clap::Parser;
 use lstm_core::{Backend, train::Trainer};
 
 use crate::{
+    backend::on,
     checkpoint::Run,
     corpus::Corpus,
-    options::{BackendName, Options},
+    options::Options,
     sample::{Sample, Taste},
     text::{Text, Vocabulary},
 };
@@ -108,9 +110,8 @@ enum End {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let result = stop_at_ctrl_c().and_then(|stop| match options.backend {
-        BackendName::Cpu => run(&lstm_cpu::Cpu::new(), &options, |_| stop.load(Ordering::Relaxed)),
-    });
+    let result = stop_at_ctrl_c()
+        .and_then(|stop| on!(options.backend, backend => run(&backend, &options, |_| stop.load(Ordering::Relaxed))));
     match result {
         Ok(End::Finished) => ExitCode::SUCCESS,
         Ok(End::Interrupted) => ExitCode::from(INTERRUPTED),

@@ -4,6 +4,7 @@
 //! years, then runs freely: each forecast month becomes the input of the next. With `--weights` it is not trained but
 //! read from a file.
 
+mod backend;
 #[path = "forecast/chart.rs"]
 mod chart;
 #[path = "forecast/error.rs"]
@@ -24,10 +25,11 @@ use std::{
     time::Instant,
 };
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use lstm_core::Backend;
 
 use crate::{
+    backend::{BackendName, on},
     error::{Error, Result},
     model::{Growth, Model},
     report::{Report, SHARE, TOLERANCE, read_expected},
@@ -74,33 +76,9 @@ struct Options {
     backend: BackendName,
 }
 
-/// The backends that this program was built with.
-#[derive(Clone, Copy, ValueEnum)]
-enum BackendName {
-    /// The CPU, with all its threads
-    Cpu,
-    /// The fastest GPU that wgpu finds
-    #[cfg(feature = "wgpu")]
-    Wgpu,
-    /// The first NVIDIA GPU
-    #[cfg(feature = "cuda")]
-    Cuda,
-    /// The kernels for NVIDIA GPUs, on the CPU: for tests, and slow
-    #[cfg(feature = "cuda-host")]
-    CudaHost,
-}
-
 fn main() -> ExitCode {
     let options = Options::parse();
-    let result = match options.backend {
-        BackendName::Cpu => run(&lstm_cpu::Cpu::new(), &options),
-        #[cfg(feature = "wgpu")]
-        BackendName::Wgpu => lstm_wgpu::Wgpu::blocking().map_err(Error::from).and_then(|wgpu| run(&wgpu, &options)),
-        #[cfg(feature = "cuda")]
-        BackendName::Cuda => lstm_cuda::Cuda::new(0).map_err(Error::from).and_then(|cuda| run(&cuda, &options)),
-        #[cfg(feature = "cuda-host")]
-        BackendName::CudaHost => lstm_cuda::CudaHost::new().map_err(Error::from).and_then(|host| run(&host, &options)),
-    };
+    let result = on!(options.backend, backend => run(&backend, &options));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -5,6 +5,8 @@ use std::{fmt, path::PathBuf};
 use clap::{Parser, ValueEnum};
 use lstm_core::CellKind;
 
+use crate::backend::BackendName;
+
 /// Trains a character-level language model on any text and lets it write.
 ///
 /// Ctrl-C stops it after the step at hand; the same command goes on from there, and then ends with the same bits as if
@@ -118,13 +120,6 @@ impl Options {
     pub(crate) fn dropout(&self) -> f32 {
         self.dropout.unwrap_or(if self.layers > 1 { 0.1 } else { 0.0 })
     }
-}
-
-/// The backends that this program was built with.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum BackendName {
-    /// The CPU, with all its threads
-    Cpu,
 }
 
 /// A [`CellKind`] by its name.
