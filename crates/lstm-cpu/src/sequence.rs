@@ -293,7 +293,7 @@ impl<'a> Run<'a> {
                 clip: spec.clip,
             };
             let u = self.layer.u.as_ptr();
-            if let Some(solo) = solo {
+            if let Some(solo) = solo.filter(|_| active > 0) {
                 let (x, gates) = (self.block * width, self.steps * width);
                 let n = spec.input_size;
                 let input = if self.block == 1 { self.input.add(t * n) } else { null() };
