@@ -92,7 +92,7 @@ impl Player {
         // Ends with the process, or when nobody listens any more.
         thread::spawn(move || lines.into_iter().try_for_each(|line| send.send(line)));
         let mut player = Player { program: program.clone(), about: String::new(), child, requests, replies, patience };
-        match player.reply()? {
+        match player.reply(patience)? {
             Reply::Ready(about) => player.about = about,
             Reply::Cannot(why) => bail!(why),
             other => bail!("expected that it is ready, got {other:?}"),
@@ -100,15 +100,15 @@ impl Player {
         Ok(player)
     }
 
-    fn reply(&mut self) -> Result<Reply> {
-        let line = match self.replies.recv_timeout(self.patience) {
+    fn reply(&mut self, patience: Duration) -> Result<Reply> {
+        let line = match self.replies.recv_timeout(patience) {
             Ok(line) => line.context("reading its answer")?,
             Err(error) => {
                 self.requests = None;
                 let _ = self.child.kill();
                 match error {
                     RecvTimeoutError::Timeout => {
-                        bail!("no answer in {} s, so it was stopped", self.patience.as_secs_f64())
+                        bail!("no answer in {} s, so it was stopped", patience.as_secs_f64())
                     }
                     RecvTimeoutError::Disconnected => {
                         bail!("the process ended without an answer; what it wrote is above")
@@ -119,10 +119,14 @@ impl Player {
         serde_json::from_str(&line).with_context(|| format!("expected an answer, got: {}", line.trim()))
     }
 
-    fn ask(&mut self, request: &Request) -> Result<Reply> {
+    /// The answer to a request that should take so long.
+    fn ask(&mut self, request: &Request, seconds: f64) -> Result<Reply> {
         let requests = self.requests.as_mut().context("the process ended")?;
-        writeln!(requests, "{}", serde_json::to_string(request)?).context("the process ended")?;
-        match self.reply()? {
+        if let Err(error) = writeln!(requests, "{}", serde_json::to_string(request)?) {
+            self.requests = None;
+            return Err(error).context("the process ended");
+        }
+        match self.reply(self.patience + Duration::from_secs_f64(seconds))? {
             Reply::Cannot(why) => bail!(why),
             reply => Ok(reply),
         }
@@ -140,7 +144,7 @@ impl Player {
     fn prepare(&mut self, case: &Case, dir: &Path) -> Result<Vec<f32>> {
         let output = dir.join(format!("{}.f32", self.program.name));
         let request = Request::Prepare { case: case.clone(), dir: dir.to_owned(), output: output.clone() };
-        match self.ask(&request)? {
+        match self.ask(&request, 0.0)? {
             Reply::Prepared => {}
             other => bail!("expected that it is prepared, got {other:?}"),
         }
@@ -149,7 +153,7 @@ impl Player {
     }
 
     fn run(&mut self, seconds: f64) -> Result<Turn> {
-        match self.ask(&Request::Run { seconds })? {
+        match self.ask(&Request::Run { seconds }, seconds)? {
             Reply::Timed(turn) => Ok(turn),
             other => bail!("expected times, got {other:?}"),
         }
@@ -158,8 +162,15 @@ impl Player {
 
 impl Drop for Player {
     fn drop(&mut self) {
-        // It ends when its input does.
+        // It ends when its input does, or is made to.
         self.requests = None;
+        for _ in 0..500 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(PAUSE);
+        }
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
@@ -299,6 +310,7 @@ mod tests {
     use crate::case;
 
     /// A program of the shell.
+    #[cfg(unix)]
     fn shell(script: &str) -> Program {
         let command = ["sh", "-c", script].map(OsString::from).to_vec();
         Program { name: "shell".to_owned(), ours: false, cores: true, command }
@@ -318,7 +330,15 @@ mod tests {
         for _ in 0..2 {
             player.again(1).unwrap();
             let error = player.run(0.1).unwrap_err();
-            assert!(error.to_string().contains("no answer"), "{error}");
+            assert!(error.to_string().contains("no answer in 0.6 s"), "{error}");
+        }
+        // Who ends between two requests starts again as well.
+        let mut player = Player::start(&shell(r#"echo '{"ready":"about"}'"#), 1, Duration::from_secs(5)).unwrap();
+        player.child.wait().unwrap();
+        for _ in 0..2 {
+            player.again(1).unwrap();
+            player.child.wait().unwrap();
+            assert!(player.run(0.1).is_err() && player.requests.is_none());
         }
     }
 

@@ -49,7 +49,7 @@ struct Args {
     /// Seconds of a turn [default: 0.2]
     #[arg(long)]
     seconds: Option<f64>,
-    /// Seconds that an answer may take before who owes it is stopped and reported as not run
+    /// Seconds to wait for an answer, besides those of a turn; then the program is stopped and reported as not run
     #[arg(long, default_value_t = 120)]
     patience: u64,
     /// To see that it works: two turns of 10 ms, unless told otherwise

@@ -345,7 +345,8 @@ pub trait Backend: Clone {
     ) -> Result<Output<Self::Tensor>>;
 
     /// [`forward`](Self::forward) of both directions of a layer over the same sequences: their outputs side by side, the
-    /// first layer's first, and their final states. `sequence` has the first one's initial state, `second` is the other's.
+    /// first layer's first, and their final states. `sequence` has the first one's initial state, `second` is the other's. Any two
+    /// layers of the same input size will do; errors are those of `forward`.
     fn forward_both(
         &self,
         layers: [&Self::Layer; 2],

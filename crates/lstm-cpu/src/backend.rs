@@ -31,8 +31,8 @@ use crate::{
 
 /// The CPU: an instruction set and some threads. Cloning shares the threads.
 ///
-/// Memory of passes and of models that are gone, up to 256 MiB of it, is kept for the next ones until the last
-/// clone is gone.
+/// Memory of passes, tensors and models that are gone, up to 256 MiB of it, is kept for the next ones. It goes, and the
+/// threads with it, when the last clone is gone and all that was made by one.
 #[derive(Clone)]
 pub struct Cpu {
     pub(crate) isa: Isa,

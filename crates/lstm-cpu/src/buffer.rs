@@ -74,8 +74,11 @@ impl<T: AsRef<[f32]>> Spares<T> {
         kept.remove(place)
     }
 
-    /// Keeps a piece for later; the oldest ones go where there would be too many.
+    /// Keeps a piece for later; the oldest ones go where there would be too many. One that is too large is not kept.
     pub(crate) fn give(&self, spare: T) {
+        if spare.as_ref().len() > self.floats {
+            return;
+        }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push_back(spare);
         let floats = |kept: &VecDeque<T>| kept.iter().map(|spare| spare.as_ref().len()).sum::<usize>();

@@ -136,7 +136,17 @@ fn kernel_speed() {
                 let operand = if chained { h.add(old).cast_const() } else { x.as_ptr() };
                 let (cell, u) = (CellArgs { rows: 1, h: h.add(new), ..args }, u.as_ptr());
                 let (n, input, w) = (1, x.as_ptr(), u);
-                (kernels.solo[panels - 1])(&SoloArgs { k: units, operand, u, cell, x: 0, gates: 0, n, input, w });
+                (kernels.solo[panels - 1])(&SoloArgs {
+                    k: units,
+                    operand,
+                    u,
+                    cell,
+                    x_apart: 0,
+                    gates_apart: 0,
+                    n,
+                    input,
+                    w,
+                });
             }
         }
         100.0

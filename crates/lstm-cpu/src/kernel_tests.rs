@@ -35,20 +35,23 @@ fn tiles_sum_in_the_specified_order_and_stay_in_bounds() {
         for k in [1, 2, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 160, 256, 257, 300] {
             for rows in [0, 1, 2, 3, most, most + 1, 2 * most + 1, 13] {
                 let ldo = width + 5;
-                // Row-major and transposed.
-                for (lda, ka) in [(k + 3, 1), (1, rows + 2)] {
-                    let (a, panel) = (values(rows * lda.max(1) + k * ka, 1), values(k * width, 2));
+                // Row-major, transposed, and blocks of columns apart from one another.
+                for (lda, ka, block) in
+                    [(k + 3, 1, BLOCK), (1, rows + 2, BLOCK * (rows + 2)), (BLOCK, 1, BLOCK * rows + 7)]
+                {
+                    let place = |row: usize, k: usize| row * lda + k / BLOCK * block + k % BLOCK * ka;
+                    let (a, panel) = (values(place(rows, k) + 1, 1), values(k * width, 2));
                     let mut out = vec![GUARD; rows * ldo + 7];
                     // SAFETY: an available instruction set; the slices have the sizes that the strides say.
                     unsafe {
                         let (a, panel, out) = (a.as_ptr(), panel.as_ptr(), out.as_mut_ptr());
-                        let a = Strided { at: a, row: lda, col: ka, block: BLOCK * ka };
+                        let a = Strided { at: a, row: lda, col: ka, block };
                         kernels.rows(rows, TileArgs { ahead: panel, pace: 64, ..TileArgs::new(k, a, panel, out, ldo) });
                     }
                     for (at, &got) in out.iter().enumerate() {
                         let (row, col) = (at / ldo, at % ldo);
                         let want = if row < rows && col < width {
-                            arithmetic::dot(k, |k| a[row * lda + k * ka], |k| panel[k * width + col])
+                            arithmetic::dot(k, |k| a[place(row, k)], |k| panel[k * width + col])
                         } else {
                             GUARD
                         };
@@ -188,7 +191,7 @@ fn a_step_in_one_go_is_the_tiles_and_the_cell() {
                         } else {
                             let input = if way == 1 { input.as_ptr() } else { std::ptr::null() };
                             let (cell, operand, u, w) = (args(0, to), operand.as_ptr(), u.as_ptr(), w.as_ptr());
-                            solo(&SoloArgs { k, operand, u, cell, x: width, gates: width, n, input, w });
+                            solo(&SoloArgs { k, operand, u, cell, x_apart: width, gates_apart: width, n, input, w });
                         }
                     }
                 }

@@ -34,6 +34,7 @@ impl Strided {
 
     /// The same row-major matrix, transposed.
     pub(crate) fn t(self) -> Self {
+        debug_assert_eq!(self.block, BLOCK * self.col);
         Strided { row: self.col, col: self.row, block: BLOCK * self.row, ..self }
     }
 
@@ -61,10 +62,11 @@ pub(crate) struct TileArgs {
     pub(crate) ldo: usize,
     /// Whether `out` already holds the sum of the blocks before.
     pub(crate) add: bool,
-    /// The panel that is used next: its first lines are fetched meanwhile, after the rest of this one. If null, the one that
-    /// follows in memory.
+    /// For [`Kernels::rows`]: the panel that is used next, of which lines are fetched meanwhile, with more rows than a tile has
+    /// after the rest of this one. If null, the one that follows in memory.
     pub(crate) next: *const f32,
-    /// What is fetched instead, unless it is null, `pace` floats with each product: any address.
+    /// What is fetched, `pace` floats further with each product: any address. For `Kernels::rows`, what is fetched instead of
+    /// panels, `pace` floats for each product of all rows, or null.
     pub(crate) ahead: *const f32,
     pub(crate) pace: usize,
 }
@@ -159,7 +161,7 @@ impl Kernels {
 }
 
 /// Floats in a cache line.
-const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 /// Products between two visits of the accumulators in memory: a multiple of `BLOCK`.
 const SLICE: usize = 4 * BLOCK;

@@ -10,7 +10,7 @@ use lstm_core::{CellKind, Error, LayerSpec, LayerWeights, Param, Result, State, 
 use crate::{
     backward::Scratch,
     buffer::{Buffer, Spares},
-    kernels::{Kernels, PANEL_VECTORS},
+    kernels::{Kernels, LINE, PANEL_VECTORS},
     pool::Pool,
     reversed::{self, Reversed},
 };
@@ -145,9 +145,6 @@ fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
     let made = make()?;
     Ok(cell.get_or_init(|| made))
 }
-
-/// Floats in a cache line.
-const LINE: usize = 16;
 
 /// `[panels][k][panel]`, snapped; `None` from `source(panel, column)`, which has k elements, is padding.
 fn pack<'a>(

@@ -83,10 +83,11 @@ impl Team {
 }
 
 impl Member<'_> {
-    /// The place in one of two teams that the members of this one part into, and which of them it is; `None` if there are
-    /// fewer members than that.
+    /// The place in one of two teams that the members of this one part into, and which of them it is; `None` if there is one
+    /// member alone, as when the workers are busy.
     pub(crate) fn part<'t>(&self, teams: &'t [Team; 2]) -> Option<(usize, Member<'t>)> {
         let first = teams[0].size;
+        debug_assert!(self.size == 1 || self.size == first + teams[1].size);
         (self.size == first + teams[1].size).then(|| {
             let part = usize::from(self.rank >= first);
             let (rank, team) = (self.rank - part * first, &teams[part]);

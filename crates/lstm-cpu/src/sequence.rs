@@ -1,5 +1,6 @@
 //! A whole sequence: input products for some steps at once, then step by step the recurrent products with the gates in
-//! their tail. Threads share a step by units and meet at a barrier; no sum is ever split between them.
+//! their tail, or a small step in one go. Threads share a step by units and meet at a barrier; no sum is ever split between
+//! them. Both directions of a layer may run at once, each on half of the threads.
 
 use std::{
     ops::Range,
@@ -294,11 +295,11 @@ impl<'a> Run<'a> {
             };
             let u = self.layer.u.as_ptr();
             if let Some(solo) = solo.filter(|_| active > 0) {
-                let (x, gates) = (self.block * width, self.steps * width);
+                let (x_apart, gates_apart) = (self.block * width, self.steps * width);
                 let n = spec.input_size;
                 let input = if self.block == 1 { self.input.add(t * n) } else { null() };
                 let w = self.layer.w.as_ptr();
-                solo(&SoloArgs { k: state, operand, u, cell: cell(0), x, gates, n, input, w });
+                solo(&SoloArgs { k: state, operand, u, cell: cell(0), x_apart, gates_apart, n, input, w });
             } else {
                 for n in 0..panels.len() {
                     // Back and forth: the panels that the last step used last are still in cache.

@@ -108,8 +108,11 @@ fn same_bits(hidden: usize, lengths: &[usize]) {
 #[test]
 fn both_directions_apart_or_in_turn_give_the_same_bits() {
     let (batch, steps, input, hidden) = (3, 7, 5, 70);
-    for proj in [None, Some(33)] {
-        let config = proj.into_iter().fold(LstmConfig::new(input, hidden), LstmConfig::proj_size);
+    for (cell, proj) in
+        [(CellKind::Fused, None), (CellKind::PeepholeDense, None), (CellKind::PeepholeDiagonal, Some(33))]
+    {
+        let config = LstmConfig::new(input, hidden).cell(cell);
+        let config = proj.into_iter().fold(config, LstmConfig::proj_size);
         let weights = Weights::init(LstmConfig::bidirectional(config), &Init::default(), 3).unwrap();
         let x: Vec<f32> = (0..steps * batch * input).map(value).collect();
         for threads in [1, 2, 3, 4] {
@@ -126,7 +129,7 @@ fn both_directions_apart_or_in_turn_give_the_same_bits() {
                 let turns = plans.iter_mut().zip(&layers).map(|(plan, layer)| {
                     let mut y = vec![0.0; steps * batch * cols];
                     run(&pool, layer, plan, walk, &mut y, None);
-                    y
+                    (y, plan.last_state(layer, steps, lengths))
                 });
                 let turns: Vec<_> = turns.collect();
                 for apart in 0..=threads / 2 {
@@ -138,9 +141,16 @@ fn both_directions_apart_or_in_turn_give_the_same_bits() {
                     let [plan, other] = &mut plans;
                     run_both(&pool, [&layers[0], &layers[1]], [plan, other], walk, &mut y);
                     for (k, row) in y.chunks_exact(cols).enumerate() {
-                        assert!(*row == turns[k % 2][k / 2 * cols..][..cols], "{threads} threads, {apart} apart, {k}");
+                        assert!(
+                            *row == turns[k % 2].0[k / 2 * cols..][..cols],
+                            "{threads} threads, {apart} apart, {k}"
+                        );
                     }
-                    assert_eq!(plan.current, steps % 2);
+                    for ((plan, layer), (_, want)) in plans.iter().zip(&layers).zip(&turns) {
+                        let got = plan.last_state(layer, steps, lengths);
+                        assert!(got.h == want.h && got.c == want.c, "{threads} threads, {apart} apart");
+                        assert_eq!(plan.current, steps % 2);
+                    }
                 }
             }
         }

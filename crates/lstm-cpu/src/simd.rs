@@ -46,6 +46,7 @@ pub(crate) trait Simd: Copy {
             if n >= Self::LANES {
                 return self.store(p);
             }
+            const { assert!(Self::LANES <= 16) };
             let mut all = [0.0f32; 16];
             self.store(all.as_mut_ptr());
             std::ptr::copy_nonoverlapping(all.as_ptr(), p, n);

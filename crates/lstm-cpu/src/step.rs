@@ -99,12 +99,15 @@ pub(crate) struct SoloArgs {
     pub(crate) u: *const f32,
     /// The first panel's; `z` is not used.
     pub(crate) cell: CellArgs,
-    /// Distances between panels of `x` and of `gates`.
-    pub(crate) x: usize,
-    pub(crate) gates: usize,
-    /// Elements of the input, the input unless `cell.x` has its products already, else null, and its weights as `u`.
+    /// Distance between panels of `cell.x`.
+    pub(crate) x_apart: usize,
+    /// Distance between panels of `cell.gates`.
+    pub(crate) gates_apart: usize,
+    /// Elements of `input`.
     pub(crate) n: usize,
+    /// The row that the input weights multiply, or null where `cell.x` has the products already.
     pub(crate) input: *const f32,
+    /// `[panels][n][panel]`
     pub(crate) w: *const f32,
 }
 
@@ -127,11 +130,12 @@ pub(crate) unsafe fn solo<S: Simd, const N: usize>(args: &SoloArgs) {
 #[inline(always)]
 unsafe fn solo_cell<S: Simd, const N: usize, const DENSE: bool, const DIAGONAL: bool>(args: &SoloArgs) {
     let (lanes, width) = (S::LANES, PANEL_VECTORS * S::LANES);
-    let apart = Apart { bias: width, peephole: 3 * lanes, state: lanes, gates: args.gates, y: lanes, units: lanes };
+    let apart =
+        Apart { bias: width, peephole: 3 * lanes, state: lanes, gates: args.gates_apart, y: lanes, units: lanes };
     // SAFETY: the caller's promise.
     unsafe {
         let x = match args.input.is_null() {
-            true => gate_vectors(args.cell.x, args.x),
+            true => gate_vectors(args.cell.x, args.x_apart),
             false => products(args.n, args.input, args.w),
         };
         cell_vectors::<S, N, DENSE, DIAGONAL>(&args.cell, apart, x, products(args.k, args.operand, args.u));

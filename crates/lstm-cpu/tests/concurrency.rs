@@ -20,12 +20,15 @@ fn models_and_their_futures_cross_threads() {
 fn threads_that_share_a_model_get_the_same_bits() {
     let cpu = Cpu::builder().threads(2).build().unwrap();
     // Large enough that the pool's threads take part.
-    let lstm = Lstm::random(&cpu, LstmConfig::new(40, 200), 7).unwrap();
+    let models = [LstmConfig::new(40, 200), LstmConfig::new(40, 200).bidirectional()];
     let x = Array3::from_shape_fn((6, 20, 40), |(b, t, i)| ((b * 31 + t * 17 + i * 7) % 23) as f32 / 11.5 - 1.0);
-    let want = lstm.forward(&x).unwrap();
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| (0..10).for_each(|_| assert!(lstm.forward(&x).unwrap() == want)));
-        }
-    });
+    for config in models {
+        let lstm = Lstm::random(&cpu, config, 7).unwrap();
+        let want = lstm.forward(&x).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10).for_each(|_| assert!(lstm.forward(&x).unwrap() == want)));
+            }
+        });
+    }
 }

@@ -1,0 +1,40 @@
+//! Memory that was used before: what it held is in no result.
+
+use lstm_cpu::{Backend, Cpu, Input, Keep, Lstm, LstmConfig, Result, Shape, ndarray::Array3};
+
+#[test]
+fn what_memory_held_is_in_no_result() -> Result<()> {
+    let (batch, steps, hidden) = (4, 64, 64);
+    let x = Array3::from_shape_fn((batch, steps, hidden), |(b, t, i)| ((b * 31 + t * 17 + i * 7) % 23) as f32 / 23.0);
+    let lengths = [64, 3, 17, 1];
+    for config in [LstmConfig::new(hidden, hidden), LstmConfig::new(hidden, hidden).bidirectional()] {
+        let cols = config.output_size();
+        let results = [false, true].map(|used| -> Result<_> {
+            let cpu = Cpu::builder().threads(1).build()?;
+            let lstm = Lstm::random(&cpu, config.clone(), 3)?;
+            let taint = || -> Result<()> {
+                // Of the sizes of input, outputs of one direction, and of both.
+                for cols in if used { vec![hidden, hidden, hidden, cols] } else { Vec::new() } {
+                    let rows = steps * batch;
+                    let kept: Vec<_> =
+                        (0..3).map(|_| cpu.upload(Shape::new(rows, cols), &vec![f32::NAN; rows * cols])).collect();
+                    kept.into_iter().collect::<Result<Vec<_>>>()?;
+                }
+                Ok(())
+            };
+            taint()?;
+            let (y, state) = lstm.forward(Input::from(&x).lengths(&lengths))?;
+            taint()?;
+            let pass = lstm.forward_train(Input::from(&x).lengths(&lengths), Keep::Everything)?;
+            assert_eq!((&pass.y, &pass.state), (&y, &state));
+            taint()?;
+            let gradients = pass.tape.backward(&pass.y)?;
+            assert!(y.iter().all(|v| v.is_finite()) && y.dim() == (batch, steps, cols));
+            let weights: Vec<f32> = gradients.weights.layers()[0].iter().flat_map(|(_, v)| v.iter().copied()).collect();
+            Ok((y, state, weights))
+        });
+        let [fresh, used] = results;
+        assert!(fresh? == used?);
+    }
+    Ok(())
+}
