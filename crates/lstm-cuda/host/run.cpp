@@ -19,6 +19,7 @@
 #include "../kernels/backward.cu"
 #include "../kernels/persistent.cu"
 #include "../kernels/persistent_back.cu"
+#include "../kernels/cluster.cu"
 
 #if SHIM_TSAN
 extern "C" {
@@ -47,6 +48,7 @@ const Kernel *Kernel::all = nullptr;
 thread_local Place place;
 thread_local dim3 block_size, grid_size;
 thread_local float *shared;
+thread_local unsigned cluster_blocks;
 
 // Sanitizers want much room.
 static const size_t STACK = 256 << 10;
@@ -67,13 +69,17 @@ struct Fiber {
     Block *block = nullptr;
     Place place;
     State state = State::Ready;
-    unsigned generation = 0;
+    const Barrier *waits_for = nullptr;
+    unsigned generation = 0; // of what it waits for
+    unsigned arrived = 0;    // and of its cluster's barrier when it arrived there
     int line = 0;
 };
 
 // Its fields are read by its fibers, so none of the library's functions may be needed for that: they are instrumented.
 struct Block {
     Barrier barrier;
+    Barrier *cluster = nullptr; // shared by the cluster's blocks
+    unsigned rank = 0;          // in its cluster
     unsigned threads = 0;
     std::vector<Fiber> fibers;
     std::unique_ptr<float4[]> shared;
@@ -139,6 +145,15 @@ SHIM_HIDDEN static void to_scheduler() {
     lstm_shim_switch(&fiber->sp, scheduler_sp);
 }
 
+SHIM_HIDDEN static void wait(const Barrier &barrier, unsigned generation, int line) {
+    Fiber *fiber = current;
+    fiber->state = State::Waiting;
+    fiber->waits_for = &barrier;
+    fiber->generation = generation;
+    fiber->line = line;
+    to_scheduler();
+}
+
 SHIM_HIDDEN void sync_block(const char *file, int line) {
     if (collecting) collect(file, line);
     if (is_at(planted, file, line)) return;
@@ -150,11 +165,38 @@ SHIM_HIDDEN void sync_block(const char *file, int line) {
         barrier.arrived = 0;
         barrier.generation = generation + 1;
     } else {
-        fiber->state = State::Waiting;
-        fiber->generation = generation;
-        fiber->line = line;
-        to_scheduler();
+        wait(barrier, generation, line);
     }
+    __tsan_acquire(&barrier.order[generation & 1]);
+}
+
+SHIM_HIDDEN unsigned rank() { return current->block->rank; }
+
+SHIM_HIDDEN float *at_peer(float *p, unsigned rank) {
+    Block *peer = current->block - current->block->rank + rank;
+    // On a device that is not defined.
+    if (rank >= cluster_blocks || !peer->alive) {
+        std::fprintf(stderr, "block %u of a cluster of %u is told of something, and isn't there\n", rank, cluster_blocks);
+        std::abort();
+    }
+    return reinterpret_cast<float *>(peer->shared.get()) + (p - shared);
+}
+
+SHIM_HIDDEN void arrive_cluster() {
+    Fiber *fiber = current;
+    Barrier &barrier = *fiber->block->cluster;
+    fiber->arrived = barrier.generation;
+    __tsan_release(&barrier.order[barrier.generation & 1]);
+    if (++barrier.arrived == fiber->block->threads * cluster_blocks) barrier.arrived = 0, barrier.generation++;
+}
+
+SHIM_HIDDEN void wait_cluster(const char *file, int line) {
+    if (collecting) collect(file, line);
+    if (is_at(planted, file, line)) return;
+    Fiber *fiber = current;
+    Barrier &barrier = *fiber->block->cluster;
+    const unsigned generation = fiber->arrived;
+    if (barrier.generation == generation) wait(barrier, generation, line);
     __tsan_acquire(&barrier.order[generation & 1]);
 }
 
@@ -226,13 +268,15 @@ struct Launch {
     Order order;
     std::string error;
 
-    bool prepare(Block &block, unsigned index) {
+    bool prepare(Block &block, unsigned index, Barrier &cluster) {
         const size_t vectors = (shared_bytes + 15) / 16;
         if (!block.shared) block.shared.reset(new (std::nothrow) float4[vectors ? vectors : 1]);
         if (!block.shared) return fail("no memory for shared memory");
         const float poison = __uint_as_float(0x7fc0deadu);
         for (size_t i = 0; i < vectors; i++) block.shared[i] = {poison, poison, poison, poison};
         block.barrier = Barrier();
+        block.cluster = &cluster;
+        block.rank = index % cluster_blocks;
         block.threads = block.alive = threads;
         block.fibers.resize(threads);
         for (unsigned t = 0; t < threads; t++) {
@@ -275,7 +319,7 @@ struct Launch {
                     for (unsigned t : thread_order) {
                         Fiber &fiber = block.fibers[t];
                         const bool waits =
-                            fiber.state == State::Waiting && block.barrier.generation == fiber.generation;
+                            fiber.state == State::Waiting && fiber.waits_for->generation == fiber.generation;
                         if (fiber.state == State::Done || waits) continue;
                         const bool spun = fiber.state == State::Spinning;
                         if (!resume(fiber)) return fail("no memory for a thread's stack");
@@ -305,14 +349,17 @@ struct Launch {
     }
 };
 
-// Runs a grid: blocks one after another, or if they are `resident` all at once. Empty: it went well.
+// Runs a grid: blocks (or if there are any, clusters of so many blocks) one after another, or if they are `resident` all
+// at once. Empty: it went well.
 SHIM_HIDDEN std::string launch(const char *name, unsigned grid, unsigned threads, size_t shared_bytes, bool resident,
-                               unsigned seed, const void *args, size_t args_size) {
+                               unsigned cluster, unsigned seed, const void *args, size_t args_size) {
     const Kernel *found = Kernel::all;
     while (found && std::strcmp(found->name, name)) found = found->next;
     if (!found) return std::string("no kernel is called ") + name;
     if (found->args_size != args_size) return "arguments of " + std::to_string(args_size) + " bytes, not " + std::to_string(found->args_size);
     if (!grid || !threads || threads > found->max_threads) return "a grid of " + std::to_string(grid) + " blocks of " + std::to_string(threads) + " threads";
+    cluster_blocks = cluster ? cluster : 1;
+    if (grid % cluster_blocks) return "a grid of " + std::to_string(grid) + " blocks in clusters of " + std::to_string(cluster);
     kernel = found, kernel_args = args;
     grid_size = {grid, 1, 1}, block_size = {threads, 1, 1};
 #if SHIM_TSAN
@@ -320,21 +367,22 @@ SHIM_HIDDEN std::string launch(const char *name, unsigned grid, unsigned threads
 #endif
     __tsan_release(&launch_order);
     Launch launch{grid, threads, shared_bytes, Order(seed), {}};
-    std::vector<unsigned> indices(grid);
-    launch.order.fill(indices);
-    bool ok = true;
     // Blocks that share memory and run one after another would look as if they were ordered.
-    if (resident || SHIM_TSAN) {
-        std::vector<Block> blocks(grid);
-        for (unsigned i = 0; i < grid && ok; i++) ok = launch.prepare(blocks[i], i);
+    const unsigned together = resident || SHIM_TSAN ? grid : cluster_blocks;
+    std::vector<unsigned> indices(grid / together);
+    launch.order.fill(indices);
+    std::vector<Block> blocks(together);
+    std::vector<Barrier> barriers(together / cluster_blocks);
+    bool ok = true;
+    for (unsigned index : indices) {
+        for (Barrier &barrier : barriers) barrier = Barrier();
+        for (unsigned i = 0; i < together && ok; i++)
+            ok = launch.prepare(blocks[i], index * together + i, barriers[i / cluster_blocks]);
         ok = ok && launch.run(blocks);
-        __tsan_acquire(&end_order);
-        launch.release(blocks);
-    } else {
-        std::vector<Block> block(1);
-        for (unsigned i = 0; i < grid && ok; i++) ok = launch.prepare(block[0], indices[i]) && launch.run(block);
-        launch.release(block);
+        if (!ok) break;
     }
+    __tsan_acquire(&end_order);
+    launch.release(blocks);
     return ok ? std::string() : launch.error;
 }
 
@@ -342,8 +390,8 @@ SHIM_HIDDEN std::string launch(const char *name, unsigned grid, unsigned threads
 
 // For Rust: 0 if it went well, else the reason is in `why`.
 extern "C" int lstm_cuda_host_launch(const char *name, unsigned grid, unsigned threads, size_t shared_bytes, int resident,
-                                     unsigned seed, const void *args, size_t args_size, char *why, size_t why_size) {
-    const std::string error = shim::launch(name, grid, threads, shared_bytes, resident, seed, args, args_size);
+                                     unsigned cluster, unsigned seed, const void *args, size_t args_size, char *why, size_t why_size) {
+    const std::string error = shim::launch(name, grid, threads, shared_bytes, resident, cluster, seed, args, args_size);
     std::snprintf(why, why_size, "%s", error.c_str());
     return !error.empty();
 }

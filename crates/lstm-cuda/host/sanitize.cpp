@@ -41,8 +41,8 @@ KERNEL(divergence, OverflowArgs, 32) {
 static bool failed = false;
 static unsigned seed = 0;
 
-template <class A> static void start(const char *name, unsigned grid, unsigned threads, size_t floats, bool resident, const A &args) {
-    const std::string why = shim::launch(name, grid, threads, floats * 4, resident, seed, &args, sizeof args);
+template <class A> static void start(const char *name, unsigned grid, unsigned threads, size_t floats, bool resident, const A &args, unsigned cluster = 0) {
+    const std::string why = shim::launch(name, grid, threads, floats * 4, resident, cluster, seed, &args, sizeof args);
     if (!why.empty()) std::printf("%s: %s\n", name, why.c_str()), failed = true;
 }
 
@@ -117,6 +117,14 @@ static void layer(bool reverse, bool lengths, bool diagonal) {
     const PersistentArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, y2.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, cell};
     start("persistent", (hidden + units - 1) / units, units * depth, shared(1), true, one);
     same("persistent: y", y2, y), same("persistent: h", h2, h), same("persistent: c", c2, c), same("persistent: gates", gates2, gates);
+
+    // Two clusters, the second with one sequence; some units' weights in shared memory.
+    const u32 size = 2, wide = 19, held = 12;
+    const size_t kept = (wide - held) * depth * LSTM_BLOCK * 4;
+    Values y3(steps * place), h_last3(place), c_last3(place);
+    const ClusterArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, y3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, reverse, wide, held, rows, 0, cell};
+    start("cluster", 2 * size, rows * wide, 2 * rows * depth * PITCH + 4 * depth * rows * wide + kept, false, clusters, size);
+    same("cluster: y", y3, y), same("cluster: h", h_last3, h_last), same("cluster: c", c_last3, c_last);
 
     Values dh = numbers(place), dc = numbers(place), dz(4 * steps * place);
     Values dh2 = dh, dc2 = dc, dz2(dz.size(), value(~0u));

@@ -84,6 +84,16 @@ struct PersistentArgs {
     CellOptions cell;
 };
 
+// All steps, in one launch of clusters, each with some of the sequences.
+struct ClusterArgs {
+    const float *z, *u, *h0, *c0, *peephole; // h0 and c0 are snapped on their way
+    float *y, *h_last, *c_last;
+    const u32 *active; // null: all of the batch, at every step
+    u32 steps, batch, hidden, reverse;
+    u32 units, held, rows, unused; // units a block has, those of them in registers, sequences a cluster has
+    CellOptions cell;
+};
+
 // The value of a clipped gate at its bounds.
 struct GateBounds {
     float sigmoid_low, sigmoid_high, tanh_low, tanh_high;

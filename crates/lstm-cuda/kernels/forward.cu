@@ -16,16 +16,14 @@ struct Unit {
     float gates[4], c, h;
 };
 
-// The cell, from `bias + W x` and `U h` of its gates (rows of `x` are `hidden` apart), the peephole's vectors (as far
-// apart, or null) and the cell state before.
-DEVICE Unit cell(const CellOptions &options, const float *x, const float *p, u32 hidden, const float *u, float c_old) {
-    float z[4];
-#pragma unroll
-    for (int k = 0; k < 4; k++) z[k] = x[(u64)k * hidden];
-    const float g = z[2];
-#pragma unroll
-    for (int k = 0; k < 4; k++) z[k] = __fadd_rn(z[k], u[k]);
-    if (options.dense) z[2] = g;
+// A unit's four gates, whose rows are `hidden` apart.
+DEVICE float4 of_gates(const float *x, u32 hidden) { return {x[0], x[hidden], x[2 * (u64)hidden], x[3 * (u64)hidden]}; }
+
+// The cell, from `bias + W x` and `U h` of its gates, the peephole's vectors (rows `hidden` apart, or null) and the cell
+// state before.
+DEVICE Unit cell(const CellOptions &options, float4 x, const float *p, u32 hidden, const float *u, float c_old) {
+    float z[4] = {__fadd_rn(x.x, u[0]), __fadd_rn(x.y, u[1]), __fadd_rn(x.z, u[2]), __fadd_rn(x.w, u[3])};
+    if (options.dense) z[2] = x.z;
     if (p) {
         z[0] = __fmaf_rn(p[0], c_old, z[0]);
         z[1] = __fmaf_rn(p[hidden], c_old, z[1]);
@@ -65,7 +63,7 @@ template <class T> DEVICE void step(const StepArgs &args) {
         const u64 at = (u64)row * args.hidden + unit;
         const bool active = row < args.active;
         if (active) {
-            const float *x = args.z + (u64)row * 4 * args.hidden + unit;
+            const float4 x = of_gates(args.z + (u64)row * 4 * args.hidden + unit, args.hidden);
             const float *peephole = args.peephole ? args.peephole + unit : nullptr;
             const Unit next = cell(args.cell, x, peephole, args.hidden, tile.sum[i], args.c_old[at]);
             args.c_new[at] = next.c;

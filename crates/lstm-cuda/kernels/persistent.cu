@@ -5,6 +5,11 @@
 // Between blocks of the depth in shared memory: threads of neighbouring blocks read from different banks.
 #define PITCH (LSTM_BLOCK + 4)
 
+// A sum's next four products.
+DEVICE float along(float s, float4 x, float w0, float w1, float w2, float w3) {
+    return __fmaf_rn(x.w, w3, __fmaf_rn(x.z, w2, __fmaf_rn(x.y, w1, __fmaf_rn(x.x, w0, s))));
+}
+
 // A thread has one block of the depth (LSTM_BLOCK of it) of one unit, all four gates.
 struct Share {
     u32 blocks, unit, block; // blocks of the depth in all, this thread's unit among its block's, and its block of the depth
@@ -17,6 +22,18 @@ struct Share {
     }
     MEMBER bool works() const { return block < blocks; }
 
+    // The part's weights, from U.
+    MEMBER void load(const float *u, u32 hidden, u32 first_unit) {
+#pragma unroll
+        for (int gate = 0; gate < 4; gate++)
+#pragma unroll
+            for (int k = 0; k < LSTM_BLOCK; k++) w[gate][k] = weight(u, hidden, gate, first_unit + unit, block * LSTM_BLOCK + k);
+    }
+    // An element of U, or +0 where there is none.
+    MEMBER static float weight(const float *u, u32 hidden, u32 gate, u32 unit, u32 depth) {
+        return unit < hidden && depth < hidden ? u[((u64)gate * hidden + unit) * hidden + depth] : 0.0f;
+    }
+
     // The part's sums, of one row of an operand in shared memory; the rows of different gates are `gate` apart.
     MEMBER float4 dot(const float *x, u32 gate) const {
         float4 s = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -27,14 +44,10 @@ struct Share {
             const float4 b = *reinterpret_cast<const float4 *>(x + gate + k);
             const float4 c = *reinterpret_cast<const float4 *>(x + 2 * gate + k);
             const float4 d = *reinterpret_cast<const float4 *>(x + 3 * gate + k);
-            s.x = __fmaf_rn(a.x, w[0][k], s.x), s.y = __fmaf_rn(b.x, w[1][k], s.y);
-            s.z = __fmaf_rn(c.x, w[2][k], s.z), s.w = __fmaf_rn(d.x, w[3][k], s.w);
-            s.x = __fmaf_rn(a.y, w[0][k + 1], s.x), s.y = __fmaf_rn(b.y, w[1][k + 1], s.y);
-            s.z = __fmaf_rn(c.y, w[2][k + 1], s.z), s.w = __fmaf_rn(d.y, w[3][k + 1], s.w);
-            s.x = __fmaf_rn(a.z, w[0][k + 2], s.x), s.y = __fmaf_rn(b.z, w[1][k + 2], s.y);
-            s.z = __fmaf_rn(c.z, w[2][k + 2], s.z), s.w = __fmaf_rn(d.z, w[3][k + 2], s.w);
-            s.x = __fmaf_rn(a.w, w[0][k + 3], s.x), s.y = __fmaf_rn(b.w, w[1][k + 3], s.y);
-            s.z = __fmaf_rn(c.w, w[2][k + 3], s.z), s.w = __fmaf_rn(d.w, w[3][k + 3], s.w);
+            s.x = along(s.x, a, w[0][k], w[0][k + 1], w[0][k + 2], w[0][k + 3]);
+            s.y = along(s.y, b, w[1][k], w[1][k + 1], w[1][k + 2], w[1][k + 3]);
+            s.z = along(s.z, c, w[2][k], w[2][k + 1], w[2][k + 2], w[2][k + 3]);
+            s.w = along(s.w, d, w[3][k], w[3][k + 1], w[3][k + 2], w[3][k + 3]);
         }
         return s;
     }
@@ -75,14 +88,7 @@ KERNEL(persistent, PersistentArgs, 256) {
     float4 *parts = reinterpret_cast<float4 *>(rows + args.rows * row_floats);
     float *own_h = reinterpret_cast<float *>(parts + share.blocks * args.rows * units), *own_c = own_h + batch * units;
 
-#pragma unroll
-    for (int gate = 0; gate < 4; gate++)
-#pragma unroll
-        for (int k = 0; k < LSTM_BLOCK; k++) {
-            const u32 unit = first_unit + share.unit, depth = share.block * LSTM_BLOCK + k;
-            const bool there = unit < hidden && depth < hidden;
-            share.w[gate][k] = there ? args.u[((u64)gate * hidden + unit) * hidden + depth] : 0.0f;
-        }
+    share.load(args.u, hidden, first_unit);
     const u32 first_place = args.reverse ? args.steps : 0;
     for (u32 i = threadIdx.x; i < batch * units; i += threads) {
         const u32 unit = first_unit + i % units;
@@ -127,7 +133,7 @@ KERNEL(persistent, PersistentArgs, 256) {
                 if (row < count) {
                     float u[4];
                     join(parts + i, share.blocks, args.rows * units, u);
-                    const float *x = args.z + ((u64)t * batch + b) * 4 * hidden + unit;
+                    const float4 x = of_gates(args.z + ((u64)t * batch + b) * 4 * hidden + unit, hidden);
                     const float *peephole = args.peephole ? args.peephole + unit : nullptr;
                     const Unit next = cell(args.cell, x, peephole, hidden, u, own_c[own]);
                     own_c[own] = next.c;

@@ -219,7 +219,12 @@ impl<D: Driver> Backend for CudaOn<D> {
     }
 
     fn path(&self, layer: &Layer<D>) -> Path {
-        Path::Fused(if layer.0.persistent.is_some() { "persistent".into() } else { "a kernel a step".into() })
+        let Layer(layer) = layer;
+        Path::Fused(match (layer.clusters, layer.persistent) {
+            (Some(_), _) => "cluster".into(),
+            (None, Some(_)) => "persistent".into(),
+            (None, None) => "a kernel a step".into(),
+        })
     }
 
     fn forward(

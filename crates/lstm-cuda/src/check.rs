@@ -68,5 +68,13 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
     if !same_weights || !same(own.x.iter().flatten(), reference.x.iter().flatten()) {
         return differs("a layer's backward pass");
     }
+
+    // Inference may have kernels of its own: enough units for a cluster of several blocks.
+    let config = LstmConfig::new(5, 100);
+    let (y, state) = Lstm::random(b, config.clone(), 1)?.forward(&x)?;
+    let (want, want_state) = Lstm::random(&Reference(b.clone()), config, 1)?.forward(&x)?;
+    if !same(&y, &want) || !same(&state.h, &want_state.h) || !same(&state.c, &want_state.c) {
+        return differs("a layer in inference");
+    }
     Ok(Arithmetic::Exact)
 }

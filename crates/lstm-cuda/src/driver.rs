@@ -39,6 +39,15 @@ pub trait Driver: Clone + fmt::Debug + Send + Sync + 'static {
     fn multiprocessors(&self) -> usize;
     /// How many blocks of a kernel can be there at the same time; 0 where blocks can't wait for one another.
     fn resident_blocks(&self, op: &'static str, kernel: &'static str, threads: u32, shared: u32) -> Result<usize>;
+    /// How many clusters of `size` blocks of a kernel can be there at the same time; 0 where there are none of that size.
+    fn resident_clusters(
+        &self,
+        op: &'static str,
+        kernel: &'static str,
+        size: u32,
+        threads: u32,
+        shared: u32,
+    ) -> Result<usize>;
     /// Most shared memory that a block can have, in bytes.
     fn max_shared(&self) -> u32;
 }
@@ -53,6 +62,8 @@ pub struct Launch {
     pub(crate) shared: u32,
     /// Whether all blocks must be there at the same time.
     pub(crate) resident: bool,
+    /// Blocks of a cluster; 0 if they form none.
+    pub(crate) cluster: u32,
     /// The kernel's struct, as words.
     pub(crate) args: Box<[u64]>,
 }
@@ -72,7 +83,7 @@ impl Launch {
         let grid = u32::try_from(blocks).ok().filter(|&n| n <= i32::MAX as u32);
         let grid = grid.ok_or(Error::TooLarge { op, sizes: vec![blocks, threads as usize] })?;
         let args = Box::from(bytemuck::cast_slice::<A, u64>(&[args]));
-        Ok(Launch { kernel, grid, threads, shared: 0, resident: false, args })
+        Ok(Launch { kernel, grid, threads, shared: 0, resident: false, cluster: 0, args })
     }
 
     /// As many threads as there are elements, or somewhat fewer that take several each.

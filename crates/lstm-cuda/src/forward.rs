@@ -1,11 +1,12 @@
 //! A whole sequence: the input's product for all steps at once, then the steps, by one kernel whose blocks keep their
-//! weights, or by a kernel a step.
+//! weights (all blocks together, or clusters of them), or by a kernel a step.
 
 use lstm_core::{Error, LayerSpec, Output, Result, Sequence, Shape, State};
 
 use crate::{
-    args::{Address, CellOptions, PersistentArgs, ProjectArgs, StepArgs},
+    args::{Address, CellOptions, ClusterArgs, PersistentArgs, ProjectArgs, StepArgs},
     backend::CudaOn,
+    cluster::Clusters,
     driver::{Driver, Launch, size},
     launches::{Map, Operand, at, copy, gemm, map, step_tile},
     layer::{Key, Loaded, Plan},
@@ -104,10 +105,53 @@ impl<D: Driver> CudaOn<D> {
         }
         let x = driver.address(&sequence.x.data);
         driver.launch(op, &input(driver, op, layer, x, steps * batch, driver.address(&plan.z))?)?;
+        if trace.is_none()
+            && let Some(shares) = layer.cluster_rows(batch)
+        {
+            return self.run_clusters(op, layer, plan, sequence, shares);
+        }
         match layer.persistent_rows(1, batch) {
             Some(shares) => self.run_persistent(op, layer, plan, sequence, trace, shares),
             None => self.run_steps(op, layer, plan, sequence, trace),
         }
+    }
+
+    fn run_clusters(
+        &self,
+        op: &'static str,
+        layer: &Loaded<D>,
+        plan: &Plan<D>,
+        sequence: &Sequence<'_, Tensor<D>>,
+        (clusters, rows): (Clusters, usize),
+    ) -> Result<Output<Tensor<D>>> {
+        let (driver, spec) = (&self.driver, &layer.spec);
+        let (steps, batch, hidden) = (sequence.steps, sequence.batch, spec.hidden_size);
+        let [y, h, c] = [steps * batch, batch, batch].map(|rows| self.tensor(op, Shape::new(rows, hidden)));
+        let (y, state) = (y?, State { h: h?, c: c? });
+        let active = sequence.lengths.map(|_| self.active(op, steps, |t| sequence.active(t))).transpose()?;
+        let address = |x: &Tensor<D>| driver.address(&x.data);
+        let args = ClusterArgs {
+            z: driver.address(&plan.z),
+            u: driver.address(&layer.u),
+            h0: address(&sequence.state.h),
+            c0: address(&sequence.state.c),
+            peephole: layer.peephole(driver),
+            y: address(&y),
+            h_last: address(&state.h),
+            c_last: address(&state.c),
+            active: active.as_ref().map_or(0, |active| driver.address(active)),
+            steps: size(op, steps)?,
+            batch: size(op, batch)?,
+            hidden: size(op, hidden)?,
+            reverse: spec.reverse.into(),
+            units: size(op, clusters.units)?,
+            held: size(op, clusters.held)?,
+            rows: size(op, rows)?,
+            unused: 0,
+            cell: CellOptions::new(spec),
+        };
+        driver.launch(op, &clusters.launch(op, rows, batch, args)?)?;
+        Ok(Output::new(y, state))
     }
 
     fn run_persistent(

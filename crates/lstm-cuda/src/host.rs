@@ -22,6 +22,8 @@ pub struct Host {
     schedule: u32,
     /// Blocks that can be there at the same time.
     resident: usize,
+    /// The one size of clusters that there is, or 0.
+    cluster: u32,
 }
 
 /// Values on the heap.
@@ -59,6 +61,7 @@ unsafe extern "C" {
         threads: c_uint,
         shared: usize,
         resident: c_int,
+        cluster: c_uint,
         seed: c_uint,
         args: *const c_void,
         args_size: usize,
@@ -70,7 +73,7 @@ unsafe extern "C" {
 impl Host {
     pub(crate) const NAME: &str = "cuda-host";
 
-    pub(crate) fn new(schedule: u32, resident: usize) -> Result<Self> {
+    pub(crate) fn new(schedule: u32, resident: usize, cluster: u32) -> Result<Self> {
         #[cfg(host_kernels)]
         let why = match std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2") {
             true => None,
@@ -79,7 +82,7 @@ impl Host {
         #[cfg(not(host_kernels))]
         let why = Some(env!("LSTM_CUDA_NO_HOST"));
         match why {
-            None => Ok(Host { schedule, resident }),
+            None => Ok(Host { schedule, resident, cluster }),
             Some(why) => Err(Host::error("open", why)),
         }
     }
@@ -151,6 +154,7 @@ impl Driver for Host {
                 launch.threads,
                 launch.shared as usize,
                 launch.resident.into(),
+                launch.cluster,
                 self.schedule,
                 launch.args.as_ptr().cast(),
                 size_of_val(&*launch.args),
@@ -180,6 +184,10 @@ impl Driver for Host {
 
     fn resident_blocks(&self, _: &'static str, _: &'static str, _: u32, _: u32) -> Result<usize> {
         Ok(self.resident)
+    }
+
+    fn resident_clusters(&self, _: &'static str, _: &'static str, size: u32, _: u32, _: u32) -> Result<usize> {
+        Ok(if size == self.cluster { self.resident.div_ceil(size as usize) } else { 0 })
     }
 
     fn max_shared(&self) -> u32 {

@@ -11,7 +11,7 @@ use lstm_core::{Error, Result};
 use crate::cache;
 
 /// The sources in the order in which they make one text; the same files are built for the host in this order.
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 11] = [
     ("device.cuh", include_str!("../kernels/device.cuh")),
     ("constants.cuh", include_str!("../kernels/constants.cuh")),
     ("args.cuh", include_str!("../kernels/args.cuh")),
@@ -22,13 +22,14 @@ const SOURCES: [(&str, &str); 10] = [
     ("backward.cu", include_str!("../kernels/backward.cu")),
     ("persistent.cu", include_str!("../kernels/persistent.cu")),
     ("persistent_back.cu", include_str!("../kernels/persistent_back.cu")),
+    ("cluster.cu", include_str!("../kernels/cluster.cu")),
 ];
 
 /// What the compiler is told besides the architecture. Nothing is contracted and nothing flushed to zero.
 const OPTIONS: [&str; 5] = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--ptxas-options=-v"];
 
-/// Kernels that every build holds, in no order.
-pub(crate) const NAMES: [&str; 20] = [
+/// All kernels, in no order.
+pub(crate) const NAMES: [&str; 21] = [
     "map",
     "mul_add",
     "within",
@@ -49,7 +50,11 @@ pub(crate) const NAMES: [&str; 20] = [
     "back_units_medium",
     "persistent",
     "persistent_back",
+    CLUSTER,
 ];
+
+/// Only builds for sm_90 and later hold it.
+pub(crate) const CLUSTER: &str = "cluster";
 
 /// Kernels for one architecture.
 #[derive(Clone, Debug)]

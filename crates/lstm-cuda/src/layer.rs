@@ -6,6 +6,7 @@ use lstm_core::{CellKind, Error, LayerSpec, LayerWeights, Param, Result, shape::
 
 use crate::{
     args::Address,
+    cluster::Clusters,
     driver::{Driver, size},
     launches::{Map, map},
     persistent::Geometry,
@@ -37,6 +38,8 @@ pub(crate) struct Loaded<D: Driver> {
     peephole: Option<D::Memory>,
     /// How the units are shared out where all blocks can be there at once.
     pub(crate) persistent: Option<Geometry>,
+    /// The same, where a cluster has all units.
+    pub(crate) clusters: Option<Clusters>,
 }
 
 impl<D: Driver> Loaded<D> {
@@ -69,6 +72,7 @@ impl<D: Driver> Loaded<D> {
             projection: spec.proj_size.map(|_| load(param(Param::WeightHr)?)).transpose()?,
             peephole: peephole.map(|p| load(&p)).transpose()?,
             persistent: Geometry::new(driver, &spec)?,
+            clusters: Clusters::new(driver, &spec)?,
         })
     }
 
@@ -80,6 +84,11 @@ impl<D: Driver> Loaded<D> {
     /// How one kernel does all steps of a batch, if it can: see [`Geometry::rows`].
     pub(crate) fn persistent_rows(&self, vectors: usize, batch: usize) -> Option<(Geometry, usize)> {
         self.persistent.and_then(|geometry| Some((geometry, geometry.rows(vectors, batch)?)))
+    }
+
+    /// How one kernel of clusters does all steps of inference, if it can: see [`Clusters::rows`].
+    pub(crate) fn cluster_rows(&self, batch: usize) -> Option<(Clusters, usize)> {
+        self.clusters.and_then(|clusters| Some((clusters, clusters.rows(batch)?)))
     }
 
     /// The peephole's address, or 0.
@@ -134,9 +143,10 @@ impl<D: Driver> Plan<D> {
             h: alloc(&[2, batch, spec.state_size()])?,
             c: alloc(&[2, batch, spec.hidden_size])?,
             unprojected: spec.proj_size.map(|_| alloc(&[batch, spec.hidden_size])).transpose()?,
-            y: match layer.persistent_rows(1, batch) {
-                Some(_) => None,
-                None => Some(alloc(&[steps, batch, spec.state_size()])?),
+            y: if layer.cluster_rows(batch).is_some() || layer.persistent_rows(1, batch).is_some() {
+                None
+            } else {
+                Some(alloc(&[steps, batch, spec.state_size()])?)
             },
             graph: None,
         })

@@ -19,16 +19,21 @@
 //! # Ok::<(), lstm_cuda::Error>(())
 //! ```
 //!
-//! A layer runs by one of two paths, which [`Backend::path`] names: `persistent`, one kernel for all steps whose blocks
-//! keep the recurrent weights in registers, where the device can hold them (a hidden size of up to 1024 on large GPUs; not
-//! with a projection or the dense peephole, and not for batches of many hundred); else a kernel a step. Both give the
-//! same bits.
+//! A layer runs by one of three paths, which all give the same bits; [`Backend::path`] names the first that it can take:
+//! - `cluster`, one kernel for all steps of inference, whose blocks pass the state on through their shared memory: a hidden
+//!   size of up to 512 on devices of sm_90 and later; not with a projection, and not for batches larger than the clusters
+//!   that are there at once can have.
+//! - `persistent`, one kernel for all steps whose blocks keep the recurrent weights in registers, where the device can hold
+//!   them: a hidden size of up to 1024 on large GPUs; not with a projection or the dense peephole, and not for batches of
+//!   many hundred.
+//! - else a kernel a step.
 
 mod args;
 mod backend;
 mod backward;
 mod cache;
 mod check;
+mod cluster;
 #[cfg(test)]
 mod constants;
 mod device;
@@ -106,15 +111,16 @@ impl CudaHost {
     /// [`Error::Device`] where the kernels can't run on the host: they need Linux on an x86-64 CPU with AVX2 and FMA, and a
     /// C++ compiler when this is built.
     pub fn new() -> Result<Self> {
-        CudaHost::with(0, 8)
+        CudaHost::with(0, 8, 0)
     }
 
     /// Blocks and threads take turns as numbered (`schedule` 0), backwards (1), or in an order drawn from another number;
-    /// `resident` blocks can be there at the same time: with 0, no layer takes the path `persistent`.
+    /// `resident` blocks can be there at the same time: with 0, no layer takes the path `persistent`. They form clusters of
+    /// `cluster` blocks, and no others; with 0, no layer takes the path `cluster`.
     ///
     /// # Errors
     /// As for [`new`](Self::new).
-    pub fn with(schedule: u32, resident: usize) -> Result<Self> {
-        CudaOn::open(Host::new(schedule, resident)?)
+    pub fn with(schedule: u32, resident: usize, cluster: u32) -> Result<Self> {
+        CudaOn::open(Host::new(schedule, resident, cluster)?)
     }
 }

@@ -6,13 +6,13 @@ use lstm_core::{CellKind, LayerSpec, Result, arithmetic::BLOCK};
 use crate::driver::{Driver, Launch, size};
 
 /// Threads that a block may have: more would have too few registers for their weights.
-const MAX_THREADS: usize = 256;
+pub(crate) const MAX_THREADS: usize = 256;
 
 /// Between blocks of the depth in shared memory.
-const PITCH: usize = BLOCK + 4;
+pub(crate) const PITCH: usize = BLOCK + 4;
 
 /// Rows of a batch that a block takes at a time, at most.
-const MAX_ROWS: usize = 8;
+pub(crate) const MAX_ROWS: usize = 8;
 
 /// Units a block has and how many blocks there are.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -44,6 +44,11 @@ fn main() -> ExitCode {
         if compiled.usage.is_empty() {
             return fail(format!("sm_{architecture}: no report of registers in the compiler's log"));
         }
+        // Clusters came with sm_90.
+        let clusters = compiled.usage.iter().any(|usage| usage.kernel == "cluster");
+        if clusters != (architecture >= 90) {
+            return fail(format!("sm_{architecture}: a kernel for clusters: {clusters}"));
+        }
         let most = compiled.usage.iter().max_by_key(|usage| usage.registers).expect("it is not empty");
         let (kernels, bytes) = (compiled.usage.len(), compiled.image.len());
         println!(

@@ -7,7 +7,7 @@ pub(crate) use open::devices;
 use std::{
     collections::HashMap,
     ffi::c_void,
-    fmt,
+    fmt, ptr,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -116,6 +116,36 @@ fn refused(op: &'static str, why: impl ToString) -> Error {
     Error::Device { backend: Device::NAME.to_owned(), op, why: why.to_string() }
 }
 
+/// Blocks form clusters of `size`.
+fn cluster_of(size: u32) -> sys::CUlaunchAttribute {
+    let value = sys::CUlaunchAttributeValue {
+        clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: size, y: 1, z: 1 },
+    };
+    sys::CUlaunchAttribute { id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, pad: [0; 4], value }
+}
+
+/// A launch; the attributes must outlive its use.
+fn config(
+    grid: u32,
+    threads: u32,
+    shared: u32,
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute; 1],
+) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
+        gridDimX: grid,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shared,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: 1,
+    }
+}
+
 impl Device {
     pub(crate) const NAME: &str = "cuda";
 
@@ -139,6 +169,13 @@ impl Device {
     fn launch_in(&self, op: &'static str, launch: &Launch, stream: &CudaStream) -> Result<()> {
         let function = self.function(op, launch.kernel)?;
         let mut params = [launch.args.as_ptr().cast::<c_void>().cast_mut()];
+        if launch.cluster > 0 {
+            let mut attributes = [cluster_of(launch.cluster)];
+            let config = config(launch.grid, launch.threads, launch.shared, stream.cu_stream(), &mut attributes);
+            // SAFETY: as below; the attributes live until it returns.
+            let launched = unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), ptr::null_mut()) };
+            return launched.result().map_err(|e| failed(op, &format!("launch of {} in clusters", launch.kernel), e));
+        }
         let (grid, threads) = ((launch.grid, 1, 1), (launch.threads, 1, 1));
         // SAFETY: a kernel takes one struct, which is copied before this returns; the addresses in it are as `Driver` says.
         let launched = unsafe {
@@ -256,6 +293,31 @@ impl Driver for Device {
         };
         let blocks = blocks.map_err(|e| failed(op, "cuOccupancyMaxActiveBlocksPerMultiprocessor", e))?;
         Ok(usize::try_from(blocks).unwrap_or(0) * self.0.multiprocessors)
+    }
+
+    fn resident_clusters(
+        &self,
+        op: &'static str,
+        kernel: &'static str,
+        size: u32,
+        threads: u32,
+        shared: u32,
+    ) -> Result<usize> {
+        // Absent before sm_90.
+        let Some(&function) = self.0.functions.get(kernel) else { return Ok(0) };
+        self.bind(op)?;
+        let mut attributes = [cluster_of(size)];
+        let config = config(size, threads, shared, self.0.stream.cu_stream(), &mut attributes);
+        let mut count = 0;
+        // SAFETY: a function of a module that is loaded; the pointers are of these variables.
+        match unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) } {
+            // The device has none of that size.
+            sys::CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(0),
+            asked => {
+                asked.result().map_err(|e| failed(op, "cuOccupancyMaxActiveClusters", e))?;
+                Ok(usize::try_from(count).unwrap_or(0))
+            }
+        }
     }
 
     fn max_shared(&self) -> u32 {

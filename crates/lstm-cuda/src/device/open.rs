@@ -10,7 +10,10 @@ use cudarc::driver::{
 use lstm_core::Result;
 
 use super::{Device, Inner, failed, refused};
-use crate::{cache, kernels};
+use crate::{
+    cache,
+    kernels::{self, CLUSTER},
+};
 
 const OP: &str = "open";
 
@@ -94,13 +97,23 @@ impl Device {
         for name in kernels::NAMES {
             let symbol = CString::new(name).map_err(|e| refused(OP, e))?;
             // SAFETY: the module is loaded.
-            let function = unsafe { result::module::get_function(module, symbol) };
-            let function = function.map_err(|e| failed(OP, &format!("kernel {name}"), e))?;
-            if name.starts_with("persistent") {
-                let shared = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let function = match unsafe { result::module::get_function(module, symbol) } {
+                // Then nothing forms clusters: see `resident_clusters`.
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) if name == CLUSTER => continue,
+                found => found.map_err(|e| failed(OP, &format!("kernel {name}"), e))?,
+            };
+            use sys::CUfunction_attribute as F;
+            let set = |attribute, value| {
                 // SAFETY: the function was just found.
-                let set = unsafe { result::function::set_function_attribute(function, shared, max_shared) };
-                set.map_err(|e| failed(OP, &format!("shared memory of kernel {name}"), e))?;
+                let set = unsafe { result::function::set_function_attribute(function, attribute, value) };
+                set.map_err(|e| failed(OP, &format!("{attribute:?} of kernel {name}"), e))
+            };
+            if name.starts_with("persistent") || name == CLUSTER {
+                set(F::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, max_shared)?;
+            }
+            if name == CLUSTER {
+                // More than 8 blocks, where the device has such clusters.
+                set(F::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)?;
             }
             inner.functions.insert(name, function);
         }
