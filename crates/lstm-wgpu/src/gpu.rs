@@ -6,12 +6,12 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytemuck::Pod;
 use lstm_core::{Error, Result, Shape};
 
 use crate::{
     errors::{Late, Scopes, describe, device_error, signal},
     limits::check_limits,
+    parameters::Parameters,
     pipeline::{Bound, Pipeline, entry},
     pool::{Pool, lock},
     shader::{Kernel, Mode},
@@ -227,7 +227,16 @@ impl Gpu {
     }
 
     /// Records `groups` workgroups of a kernel.
-    pub(crate) fn dispatch(&self, op: &'static str, bound: &Bound, parameters: &impl Pod, groups: usize) -> Result<()> {
+    pub(crate) fn dispatch<P: Parameters>(
+        &self,
+        op: &'static str,
+        bound: &Bound,
+        parameters: &P,
+        groups: usize,
+    ) -> Result<()> {
+        if bound.pipeline.parameters != P::DEFINITION {
+            return Err(device_error(op, "parameters of another kernel"));
+        }
         let (x, y) = grid(groups, self.max_groups).ok_or_else(|| {
             device_error(op, format!("{groups} workgroups are more than {} squared", self.max_groups))
         })?;
@@ -265,7 +274,7 @@ impl Gpu {
         op: &'static str,
         kernel: Kernel,
         buffers: &[&Arc<Memory>],
-        parameters: &impl Pod,
+        parameters: &impl Parameters,
         groups: usize,
     ) -> Result<()> {
         self.dispatch(op, &self.bind(op, kernel, buffers)?, parameters, groups)

@@ -23,6 +23,7 @@ mod forward;
 mod gpu;
 mod layer;
 mod limits;
+mod parameters;
 mod pipeline;
 mod pool;
 mod primitives;

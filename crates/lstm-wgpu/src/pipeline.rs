@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use lstm_core::Result;
 
-use crate::{errors::device_error, gpu::Gpu, pool::lock, shader::Kernel, tensor::Memory};
+use crate::{errors::device_error, gpu::Gpu, parameters::Definition, pool::lock, shader::Kernel, tensor::Memory};
 
 /// A kernel, compiled.
 pub(crate) struct Pipeline {
     pub(crate) pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
+    pub(crate) parameters: Definition,
 }
 
 /// A kernel with the buffers that it works on, which stay out of the pool for as long.
@@ -88,7 +89,7 @@ impl Gpu {
             compilation_options: Default::default(),
             cache: None,
         });
-        Pipeline { pipeline, layout }
+        Pipeline { pipeline, layout, parameters: kernel.parameters() }
     }
 
     /// A kernel on buffers, in the order of its bindings.
