@@ -21,6 +21,7 @@ mod builder;
 mod errors;
 mod forward;
 mod gpu;
+mod guards;
 mod layer;
 mod limits;
 mod parameters;

@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use crate::guards::Unchecked;
+
 /// How many buffers wait at most, and how many bytes.
 const MAX_BUFFERS: usize = 128;
 const MAX_BYTES: u64 = 256 << 20;
@@ -15,6 +17,8 @@ pub(crate) struct Pool {
     free: Mutex<Vec<Free>>,
     /// Counts submissions: work recorded now belongs to this one.
     epoch: AtomicU64,
+    /// With guards: what came back, before they were looked at.
+    pub(crate) unchecked: Option<Mutex<Vec<Unchecked>>>,
 }
 
 #[derive(Debug)]
@@ -30,6 +34,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
+    /// A pool for memory with guards, or without.
+    pub(crate) fn new(guards: bool) -> Self {
+        Pool { unchecked: guards.then(Mutex::default), ..Pool::default() }
+    }
+
     /// The size that a buffer for `bytes` gets: a multiple of an eighth of the power of two below it, so that buffers of
     /// nearly the same size serve one another.
     pub(crate) fn size_class(bytes: u64) -> u64 {

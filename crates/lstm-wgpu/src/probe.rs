@@ -87,10 +87,11 @@ pub(crate) async fn choose(
     device: wgpu::Device,
     queue: wgpu::Queue,
     lost: Arc<Mutex<Option<String>>>,
-    Wishes { mode: only, allow_inexact, treat_as_cpu }: Wishes,
+    Wishes { mode: only, allow_inexact, treat_as_cpu, guards }: Wishes,
 ) -> Result<(Arc<Gpu>, Probe)> {
     let is_cpu = treat_as_cpu.unwrap_or(info.device_type == wgpu::DeviceType::Cpu);
-    let open = |mode| Gpu::new(device.clone(), queue.clone(), info.clone(), is_cpu, lost.clone(), mode).map(Arc::new);
+    let open =
+        |mode| Gpu::new(device.clone(), queue.clone(), info.clone(), is_cpu, lost.clone(), guards, mode).map(Arc::new);
     let plain = open(PLAIN)?;
     let facts = facts(&plain).await?;
     let mut probe = Probe { facts, tried: Vec::new() };
