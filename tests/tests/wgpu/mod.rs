@@ -40,6 +40,12 @@ pub(super) fn trials(trials: &mut Trials) {
                     .into_iter()
                     .filter(|case| case.group == "sizes" || case.config.proj_size.is_some() || case.lengths.is_some());
                 add(trials, "for-gpus", &wgpu, cases);
+                for run in training::runs() {
+                    let (wgpu, name) = (wgpu.clone(), format!("training-{}", run.name));
+                    trials.add("wgpu", "for-gpus", &name.clone(), move || {
+                        snapshot(&name, &run.report(&wgpu)?).map(|()| String::new())
+                    });
+                }
             }
             Err(error) => trials.add("wgpu", "for-gpus", "open", || Err(error.into())),
         }
