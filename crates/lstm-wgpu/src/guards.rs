@@ -94,18 +94,18 @@ impl Unchecked {
 }
 
 #[cfg(all(test, not(target_arch = "wasm32")))]
-mod tests {
+pub(crate) mod tests {
     use lstm_core::{Backend, Shape};
 
     use super::*;
     use crate::{backend::Wgpu, parameters::Copy};
 
     /// Reports it where there is no adapter, which is a failure with `LSTM_REQUIRE` set.
-    fn open(guards: bool) -> Option<Wgpu> {
+    pub(crate) fn open(guards: bool) -> Option<Wgpu> {
         match Wgpu::builder().guards(guards).blocking() {
             Ok(wgpu) => Some(wgpu),
             Err(error) => {
-                eprintln!("guards: not run: {error}");
+                eprintln!("{:?}: not run: {error}", std::thread::current().name());
                 assert!(std::env::var_os("LSTM_REQUIRE").is_none(), "{error}");
                 None
             }

@@ -168,3 +168,18 @@ pub(crate) const FULL: u32 = 2;
 
 /// In [`Gemm::snap`].
 pub(crate) const SNAP_A: u32 = 1;
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::shader::Kernel;
+
+    #[test]
+    fn those_of_another_kernel_are_refused() {
+        let Some(wgpu) = crate::guards::tests::open(false) else { return };
+        let memory = wgpu.gpu().allocate("test", 1).unwrap();
+        let other = wgpu.gpu().allocate("test", 1).unwrap();
+        let run = wgpu.gpu().run("test", Kernel::Copy, &[&memory, &other], &Length { len: 1 }, 1);
+        assert!(run.unwrap_err().to_string().contains("parameters of another kernel"));
+    }
+}

@@ -94,23 +94,36 @@ impl Gpu {
         Pipeline { pipeline, layout, parameters: kernel.parameters() }
     }
 
+    fn group<'a>(&self, pipeline: &Pipeline, buffers: &[&'a Arc<Memory>]) -> wgpu::BindGroup {
+        let binding = |memory: &'a Arc<Memory>| wgpu::BufferBinding {
+            buffer: &memory.buffer,
+            offset: 0,
+            size: std::num::NonZeroU64::new(memory.visible()),
+        };
+        let resources = buffers.iter().map(|&memory| wgpu::BindingResource::Buffer(binding(memory)));
+        let entries = resources.enumerate().map(|(k, resource)| wgpu::BindGroupEntry { binding: k as u32, resource });
+        let entries: Vec<_> = entries.collect();
+        self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("lstm"),
+            layout: &pipeline.layout,
+            entries: &entries,
+        })
+    }
+
     /// A kernel on buffers, in the order of its bindings.
     pub(crate) fn bind(&self, op: &'static str, kernel: Kernel, buffers: &[&Arc<Memory>]) -> Result<Bound> {
         debug_assert_eq!(buffers.len(), kernel.access().len());
         buffers.iter().try_for_each(|memory| self.check_own(op, memory))?;
         let pipeline = self.pipeline(kernel)?;
-        let entries: Vec<_> = buffers
-            .iter()
-            .enumerate()
-            .map(|(k, memory)| wgpu::BindGroupEntry { binding: k as u32, resource: memory.binding() })
-            .collect();
-        let group = self.scoped(op, || {
-            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("lstm"),
-                layout: &pipeline.layout,
-                entries: &entries,
-            })
-        })?;
+        let binding = (kernel, buffers.iter().map(|memory| (memory.buffer.clone(), memory.visible())).collect());
+        let group = match self.pool.group(&binding) {
+            Some(group) => group,
+            None => {
+                let group = self.scoped(op, || self.group(&pipeline, buffers))?;
+                self.pool.keep(binding, &group);
+                group
+            }
+        };
         Ok(Bound { pipeline, group, _memory: buffers.iter().map(|&memory| memory.clone()).collect() })
     }
 }

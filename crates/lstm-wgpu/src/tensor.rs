@@ -38,17 +38,9 @@ impl Drop for Memory {
 }
 
 impl Memory {
-    /// What is used of it, as a binding; with its guards, where it has any.
-    pub(crate) fn binding(&self) -> wgpu::BindingResource<'_> {
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: &self.buffer,
-            offset: 0,
-            size: std::num::NonZeroU64::new(if self.pool.unchecked.is_some() {
-                self.buffer.size()
-            } else {
-                self.bytes
-            }),
-        })
+    /// Bytes of it that kernels see: with its guards, where it has any.
+    pub(crate) fn visible(&self) -> u64 {
+        if self.pool.unchecked.is_some() { self.buffer.size() } else { self.bytes }
     }
 }
 
