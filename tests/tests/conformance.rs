@@ -23,6 +23,9 @@ use lstm_tests::{
     verify::Compared,
 };
 
+#[cfg(feature = "wgpu")]
+mod wgpu;
+
 fn main() {
     let args = Arguments::from_args();
     let mut trials = Trials { trials: Vec::new(), list: args.list };
@@ -271,65 +274,6 @@ mod cpu {
             compare::same_passes(&format!("{label} against plain"), &want, &got)?;
         }
         Ok(String::new())
-    }
-}
-
-#[cfg(feature = "wgpu")]
-mod wgpu {
-    //! What only wgpu has: kernels for GPUs, which an adapter that is a CPU does not choose by itself; ways to compute; and
-    //! low limits, for which work is cut to pieces.
-
-    use lstm_wgpu::{Fma, Wgpu, wgpu::Limits};
-
-    use super::*;
-
-    pub(super) fn trials(trials: &mut Trials) {
-        // Where it does not open, that was reported with the backend.
-        let Ok(default) = Wgpu::blocking() else { return };
-        if default.adapter().device_type == lstm_wgpu::wgpu::DeviceType::Cpu {
-            match Wgpu::builder().treat_as_cpu(false).blocking() {
-                // Sizes decide how these kernels share work; projections have kernels of their own, and lengths make
-                // invocations differ.
-                Ok(wgpu) => add(
-                    trials,
-                    "for-gpus",
-                    &wgpu,
-                    cases::table().into_iter().filter(|case| {
-                        case.group == "sizes" || case.config.proj_size.is_some() || case.lengths.is_some()
-                    }),
-                ),
-                Err(error) => trials.add("wgpu", "for-gpus", "open", || Err(error.into())),
-            }
-        }
-        let mut modes: Vec<_> = default.probe().tried.iter().map(|(mode, _)| *mode).collect();
-        modes.iter_mut().for_each(|mode| mode.fma = Fma::Integer);
-        modes.dedup();
-        let Some(mode) = modes.pop() else { return };
-        match Wgpu::builder().mode(mode).blocking() {
-            // A few: a driver takes seconds to compile each of these kernels.
-            Ok(wgpu) => {
-                add(trials, "in-integers", &wgpu, cases::table().into_iter().filter(|case| case.name == "diagonal"))
-            }
-            // These need nothing that an adapter may lack.
-            Err(error) => trials.add("wgpu", "in-integers", "open", || Err(error.into())),
-        }
-        // Few workgroups in a row, and buffers for little more than the largest tensor of the probe.
-        let limits = Limits {
-            max_compute_workgroups_per_dimension: 64,
-            max_storage_buffer_binding_size: 512 << 10,
-            ..Limits::default()
-        };
-        match Wgpu::builder().limits(limits).blocking() {
-            Ok(wgpu) => add(trials, "low-limits", &wgpu, small_cases().filter(|case| case.group != "sizes")),
-            Err(error) => trials.add("wgpu", "low-limits", "open", || Err(error.into())),
-        }
-    }
-
-    fn add(trials: &mut Trials, group: &str, wgpu: &Wgpu, cases: impl IntoIterator<Item = Case>) {
-        for case in cases {
-            let (wgpu, name) = (wgpu.clone(), case.name.clone());
-            trials.add("wgpu", group, &name, move || matches_snapshot(&wgpu, &case));
-        }
     }
 }
 

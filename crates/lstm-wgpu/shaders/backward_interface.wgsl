@@ -2,26 +2,6 @@
 
 const NONE: u32 = 0xffffffffu;
 
-struct Params {
-    batch: u32,
-    steps: u32,
-    hidden: u32,
-    state: u32,
-    // The visits to make: visit v is step steps - 1 - v, or v for a reverse layer. After the last step, visit `steps`
-    // gives the gradients of the initial state.
-    first: u32,
-    last: u32,
-    reverse: u32,
-    has_lengths: u32,
-    // The values of sigmoid and of tanh at the clip's bounds.
-    sigmoid_low: f32,
-    sigmoid_high: f32,
-    tanh_low: f32,
-    tanh_high: f32,
-}
-
-@group(1) @binding(0) var<uniform> p: Params;
-
 fn length_of(row: u32) -> u32 {
     if (p.has_lengths != 0u) { return lengths[row]; }
     return p.steps;

@@ -1,10 +1,7 @@
 // Copies a rectangle of one matrix into another, bits unchanged or snapped.
 
-struct Params { rows: u32, cols: u32, x_start: u32, x_cols: u32, y_start: u32, y_cols: u32, snap: u32 }
-
 @group(0) @binding(0) var<storage, read> x: array<u32>;
 @group(0) @binding(1) var<storage, read_write> y: array<u32>;
-@group(1) @binding(0) var<uniform> p: Params;
 
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {

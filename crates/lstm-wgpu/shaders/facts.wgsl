@@ -1,10 +1,7 @@
 // What the adapter does with single operations; see `probe.rs` for the inputs and what they tell.
 
-struct Params { unused: u32 }
-
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
-@group(1) @binding(0) var<uniform> p: Params;
 
 @compute @workgroup_size(1)
 fn main() {

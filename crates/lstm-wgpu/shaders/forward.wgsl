@@ -1,23 +1,6 @@
 // Steps of a layer's forward pass: the recurrent product and the cell in one. With several steps, one workgroup has all
 // units of its sequences. CELL, COUPLED, CLIPPED, PROJECTED and TRAIN are constants.
 
-struct Params {
-    batch: u32,
-    steps: u32,
-    hidden: u32,
-    state: u32,
-    // The visits to make: visit v is step v, or steps - 1 - v in reverse.
-    first: u32,
-    last: u32,
-    reverse: u32,
-    has_lengths: u32,
-    // The row of the whole sequence at which `gates` starts.
-    gates_row: u32,
-    // States are kept in a ring of so many places.
-    ring: u32,
-    clip: f32,
-}
-
 // bias + W x, [rows, 4 * hidden]; in training replaced by i, f, g, o.
 @group(0) @binding(0) var<storage, read_write> gates: array<f32>;
 // U, [state, hidden] of the four gates.
@@ -29,7 +12,6 @@ struct Params {
 @group(0) @binding(4) var<storage, read> lengths: array<u32>;
 // p_i, p_f, p_o, [3, hidden].
 @group(0) @binding(5) var<storage, read> peephole: array<f32>;
-@group(1) @binding(0) var<uniform> p: Params;
 
 // Where the operand of the product starts, and the length of its rows.
 var<private> operand: u32;

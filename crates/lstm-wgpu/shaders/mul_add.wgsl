@@ -1,15 +1,9 @@
 // fma(alpha * a, b, c) of each element; b and c may be one row for all, or absent.
 
-const ABSENT: u32 = 0u;
-const ROW: u32 = 1u;
-
-struct Params { len: u32, cols: u32, b: u32, c: u32, alpha: f32 }
-
 @group(0) @binding(0) var<storage, read> a: array<f32>;
 @group(0) @binding(1) var<storage, read> b: array<f32>;
 @group(0) @binding(2) var<storage, read> c: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
-@group(1) @binding(0) var<uniform> p: Params;
 
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {

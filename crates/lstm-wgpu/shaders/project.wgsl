@@ -1,26 +1,11 @@
 // h' = snap(W_hr m) of one step; sequences that do not have it keep their h.
 
-struct Params {
-    batch: u32,
-    hidden: u32,
-    state: u32,
-    // Rows of the sequence before this step, and of m before its rows.
-    row: u32,
-    m_row: u32,
-    step: u32,
-    // Where h is before and after the step.
-    old: u32,
-    new_: u32,
-    has_lengths: u32,
-}
-
 @group(0) @binding(0) var<storage, read> m: array<f32>;
 // [hidden, state]
 @group(0) @binding(1) var<storage, read> w: array<f32>;
 @group(0) @binding(2) var<storage, read_write> states: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 @group(0) @binding(4) var<storage, read> lengths: array<u32>;
-@group(1) @binding(0) var<uniform> p: Params;
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -30,7 +15,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let col = i % p.state;
     let out = (p.row + row) * p.state + col;
     if (p.has_lengths != 0u && p.step >= lengths[row]) {
-        states[p.new_ + i] = states[p.old + i];
+        states[p.h_after + i] = states[p.h_before + i];
         y[out] = 0.0;
         return;
     }
@@ -44,6 +29,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         total = select(total + s, s, block == 0u);
     }
     let h = snap(total);
-    states[p.new_ + i] = h;
+    states[p.h_after + i] = h;
     y[out] = h;
 }

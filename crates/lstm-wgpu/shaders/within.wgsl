@@ -1,13 +1,10 @@
 // x where low < by < high, else +0; low and high are one row for all.
 
-struct Params { len: u32, cols: u32 }
-
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> by: array<f32>;
 @group(0) @binding(2) var<storage, read> low: array<f32>;
 @group(0) @binding(3) var<storage, read> high: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
-@group(1) @binding(0) var<uniform> p: Params;
 
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {

@@ -115,6 +115,15 @@ impl Wgpu {
         self.gpu.queue.submit([]);
         Ok(())
     }
+
+    /// Looks at the guards of all tensors that were dropped since the last time, if this was opened with
+    /// [`guards`](WgpuBuilder::guards); how many of them there were, in a model and in passes as well.
+    ///
+    /// # Errors
+    /// [`Error::Device`](lstm_core::Error::Device): a kernel wrote outside of a tensor, or there are no guards.
+    pub async fn check_guards(&self) -> Result<usize> {
+        self.gpu.check_guards().await
+    }
 }
 
 impl Backend for Wgpu {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytemuck::{Pod, Zeroable};
 use lstm_core::{
     Axis, Bias, CellKind, Error, LayerGradients, LayerUpstream, Result, Shape, WeightGradients,
     arithmetic::{CHUNK, sigmoid, tanh},
@@ -13,31 +12,13 @@ use crate::{
     forward::{AT_ONCE, get_state},
     gpu::Gpu,
     layer::{Layer, Packed, workgroups},
-    primitives::{Copy, Gemm},
+    parameters::{BackwardSteps, Copy, Gemm},
     shader::Kernel,
     tensor::{Memory, Tensor},
     trace::Trace,
 };
 
 const OP: &str = "backward";
-
-/// See `backward_interface.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Steps {
-    batch: u32,
-    steps: u32,
-    hidden: u32,
-    state: u32,
-    first: u32,
-    last: u32,
-    reverse: u32,
-    has_lengths: u32,
-    sigmoid_low: f32,
-    sigmoid_high: f32,
-    tanh_low: f32,
-    tanh_high: f32,
-}
 
 pub(crate) fn backward(
     gpu: &Gpu,
@@ -98,7 +79,7 @@ fn walk(
     let (spec, batch) = (&layer.spec, trace.batch);
     let (hidden, state) = (spec.hidden_size, spec.state_size());
     let bound = spec.clip.unwrap_or_default();
-    let parameters = |first: u32, last: u32| Steps {
+    let parameters = |first: u32, last: u32| BackwardSteps {
         batch: batch as u32,
         steps: trace.steps as u32,
         hidden: hidden as u32,

@@ -26,6 +26,7 @@ pub(crate) struct Wishes {
     pub(crate) mode: Option<Mode>,
     pub(crate) allow_inexact: bool,
     pub(crate) treat_as_cpu: Option<bool>,
+    pub(crate) guards: bool,
 }
 
 impl Default for WgpuBuilder {
@@ -85,6 +86,13 @@ impl WgpuBuilder {
         self
     }
 
+    /// Whether every tensor gets guards: words beyond it that no kernel may write, and in which what is read is a NaN. For
+    /// tests: slower, and memory is not used again before [`Wgpu::check_guards`] has looked at it. Default: no.
+    pub fn guards(mut self, guards: bool) -> Self {
+        self.wishes.guards = guards;
+        self
+    }
+
     /// Opens the adapter and probes it.
     ///
     /// # Errors
@@ -130,7 +138,7 @@ impl WgpuBuilder {
     }
 
     /// Takes a device that the program has, and probes it. Of this builder, `mode`,
-    /// `allow_inexact` and `treat_as_cpu` count. The device
+    /// `allow_inexact`, `treat_as_cpu` and `guards` count. The device
     /// is used with the features that it has: `SHADER_F64` and `SHADER_INT64` allow one emulation of fma,
     /// `PASSTHROUGH_SHADERS` a way to forbid contraction.
     ///

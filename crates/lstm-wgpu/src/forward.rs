@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use bytemuck::{Pod, Zeroable};
 use lstm_core::{LayerSpec, Output, Result, Sequence, Shape, State, shape::checked_len};
 
 use crate::{
     gpu::Gpu,
     layer::{Layer, Packed, workgroups},
+    parameters::{Copy, Gemm, Project, SNAP_A, Steps},
     pipeline::Bound,
-    primitives::{Copy, Gemm, SNAP_A},
     shader::{Kernel, Unary},
     tensor::{Memory, Tensor},
     trace::Trace,
@@ -20,38 +19,6 @@ const AHEAD: u64 = 64 << 20;
 
 /// Visits of one dispatch at most, lest it takes so long that a watchdog resets the device.
 pub(crate) const AT_ONCE: u32 = 1024;
-
-/// See `forward.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-pub(crate) struct Steps {
-    pub(crate) batch: u32,
-    pub(crate) steps: u32,
-    pub(crate) hidden: u32,
-    pub(crate) state: u32,
-    pub(crate) first: u32,
-    pub(crate) last: u32,
-    pub(crate) reverse: u32,
-    pub(crate) has_lengths: u32,
-    pub(crate) gates_row: u32,
-    pub(crate) ring: u32,
-    pub(crate) clip: f32,
-}
-
-/// See `project.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-pub(crate) struct Project {
-    batch: u32,
-    hidden: u32,
-    state: u32,
-    row: u32,
-    m_row: u32,
-    step: u32,
-    old: u32,
-    new: u32,
-    has_lengths: u32,
-}
 
 /// Where a layer's steps read and write.
 pub(crate) struct Buffers<'a> {
@@ -115,8 +82,8 @@ impl Walk {
                     row: t * steps.batch,
                     m_row: if self.train { t * steps.batch } else { 0 },
                     step: t,
-                    old: place(t + steps.reverse),
-                    new: place(t + 1 - steps.reverse),
+                    h_before: place(t + steps.reverse),
+                    h_after: place(t + 1 - steps.reverse),
                     has_lengths: steps.has_lengths,
                 };
                 let len = (steps.batch * steps.state) as usize;

@@ -6,12 +6,12 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytemuck::Pod;
 use lstm_core::{Error, Result, Shape};
 
 use crate::{
     errors::{Late, Scopes, describe, device_error, signal},
     limits::check_limits,
+    parameters::Parameters,
     pipeline::{Bound, Pipeline, entry},
     pool::{Pool, lock},
     shader::{Kernel, Mode},
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Usage of all tensors' buffers.
-const USAGE: wgpu::BufferUsages =
+pub(crate) const USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
 /// Bytes from one dispatch's parameters to the next: the alignment that WebGPU guarantees.
@@ -48,7 +48,7 @@ pub(crate) struct Gpu {
     max_groups: u32,
     pub(crate) pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
     pending: Mutex<Pending>,
-    pool: Arc<Pool>,
+    pub(crate) pool: Arc<Pool>,
     parameters: wgpu::Buffer,
     pub(crate) parameters_layout: wgpu::BindGroupLayout,
     parameters_group: wgpu::BindGroup,
@@ -67,6 +67,7 @@ impl Gpu {
         info: wgpu::AdapterInfo,
         is_cpu: bool,
         lost: Arc<Mutex<Option<String>>>,
+        guards: bool,
         mode: Mode,
     ) -> Result<Self> {
         let limits = device.limits();
@@ -113,7 +114,7 @@ impl Gpu {
             mode,
             pipelines: Mutex::default(),
             pending: Mutex::default(),
-            pool: Arc::default(),
+            pool: Arc::new(Pool::new(guards)),
             parameters,
             parameters_layout,
             parameters_group,
@@ -154,7 +155,7 @@ impl Gpu {
     }
 
     /// Bytes of `len` floats, if a kernel can see so many.
-    fn checked_bytes(&self, op: &'static str, len: usize) -> Result<u64> {
+    pub(crate) fn checked_bytes(&self, op: &'static str, len: usize) -> Result<u64> {
         match (len as u64).checked_mul(4).filter(|&bytes| bytes <= self.max_bytes) {
             Some(bytes) => Ok(bytes),
             None => Err(device_error(
@@ -184,16 +185,19 @@ impl Gpu {
 
     /// A buffer with anything in it.
     pub(crate) fn allocate(&self, op: &'static str, len: usize) -> Result<Arc<Memory>> {
+        if self.has_guards() {
+            return self.guarded(op, len, &[]);
+        }
         let bytes = self.checked_bytes(op, len)?;
         let size = self.size_class(bytes);
         let buffer = match self.pool.take(size, USAGE, false) {
             Some(buffer) => buffer,
             None => self.scoped(op, || self.create(size, USAGE))?,
         };
-        Ok(Arc::new(Memory { buffer, bytes, pool: self.pool.clone() }))
+        Ok(Arc::new(Memory { buffer, bytes, op, pool: self.pool.clone() }))
     }
 
-    fn create(&self, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+    pub(crate) fn create(&self, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
         self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("lstm"),
             size,
@@ -209,6 +213,9 @@ impl Gpu {
 
     /// Copies words to the device.
     pub(crate) fn upload(&self, op: &'static str, data: &[u8]) -> Result<Arc<Memory>> {
+        if self.has_guards() {
+            return self.guarded(op, data.len() / 4, data);
+        }
         let bytes = self.checked_bytes(op, data.len() / 4)?;
         let size = self.size_class(bytes);
         // A write overtakes recorded work: only a buffer that none of it uses will do.
@@ -216,7 +223,7 @@ impl Gpu {
         self.scoped(op, || {
             let buffer = buffer.unwrap_or_else(|| self.create(size, USAGE));
             self.queue.write_buffer(&buffer, 0, data);
-            Arc::new(Memory { buffer, bytes, pool: self.pool.clone() })
+            Arc::new(Memory { buffer, bytes, op, pool: self.pool.clone() })
         })
     }
 
@@ -227,7 +234,16 @@ impl Gpu {
     }
 
     /// Records `groups` workgroups of a kernel.
-    pub(crate) fn dispatch(&self, op: &'static str, bound: &Bound, parameters: &impl Pod, groups: usize) -> Result<()> {
+    pub(crate) fn dispatch<P: Parameters>(
+        &self,
+        op: &'static str,
+        bound: &Bound,
+        parameters: &P,
+        groups: usize,
+    ) -> Result<()> {
+        if bound.pipeline.parameters != P::DEFINITION {
+            return Err(device_error(op, "parameters of another kernel"));
+        }
         let (x, y) = grid(groups, self.max_groups).ok_or_else(|| {
             device_error(op, format!("{groups} workgroups are more than {} squared", self.max_groups))
         })?;
@@ -265,7 +281,7 @@ impl Gpu {
         op: &'static str,
         kernel: Kernel,
         buffers: &[&Arc<Memory>],
-        parameters: &impl Pod,
+        parameters: &impl Parameters,
         groups: usize,
     ) -> Result<()> {
         self.dispatch(op, &self.bind(op, kernel, buffers)?, parameters, groups)

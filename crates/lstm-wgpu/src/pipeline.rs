@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use lstm_core::Result;
 
-use crate::{errors::device_error, gpu::Gpu, pool::lock, shader::Kernel, tensor::Memory};
+use crate::{errors::device_error, gpu::Gpu, parameters::Definition, pool::lock, shader::Kernel, tensor::Memory};
 
 /// A kernel, compiled.
 pub(crate) struct Pipeline {
     pub(crate) pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
+    pub(crate) parameters: Definition,
 }
 
 /// A kernel with the buffers that it works on, which stay out of the pool for as long.
@@ -37,7 +38,8 @@ impl Gpu {
             })?,
             #[cfg(not(target_arch = "wasm32"))]
             true => {
-                let words = crate::spirv::without_contraction(&source).map_err(|why| device_error(op, why))?;
+                let words = crate::spirv::without_contraction(&source, self.has_guards())
+                    .map_err(|why| device_error(op, why))?;
                 self.scoped(op, || {
                     let entry = wgpu::PassthroughShaderEntryPoint {
                         name: "main".into(),
@@ -51,7 +53,8 @@ impl Gpu {
                     };
                     // SAFETY: the words are naga's, from a shader of this crate that it validated, with decorations added
                     // that allow a driver less. Their indices stay within the buffers: each `main` leaves, or reads nothing,
-                    // beyond the sizes in its parameters, which are those of the tensors that are bound.
+                    // beyond the sizes in its parameters, which are those of the tensors that are bound. The conformance
+                    // suite looks at that with guards around them.
                     let module = unsafe { self.device.create_shader_module_passthrough(descriptor) };
                     self.build(kernel, &module)
                 })?
@@ -88,7 +91,23 @@ impl Gpu {
             compilation_options: Default::default(),
             cache: None,
         });
-        Pipeline { pipeline, layout }
+        Pipeline { pipeline, layout, parameters: kernel.parameters() }
+    }
+
+    fn group<'a>(&self, pipeline: &Pipeline, buffers: &[&'a Arc<Memory>]) -> wgpu::BindGroup {
+        let binding = |memory: &'a Arc<Memory>| wgpu::BufferBinding {
+            buffer: &memory.buffer,
+            offset: 0,
+            size: std::num::NonZeroU64::new(memory.visible()),
+        };
+        let resources = buffers.iter().map(|&memory| wgpu::BindingResource::Buffer(binding(memory)));
+        let entries = resources.enumerate().map(|(k, resource)| wgpu::BindGroupEntry { binding: k as u32, resource });
+        let entries: Vec<_> = entries.collect();
+        self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("lstm"),
+            layout: &pipeline.layout,
+            entries: &entries,
+        })
     }
 
     /// A kernel on buffers, in the order of its bindings.
@@ -96,18 +115,15 @@ impl Gpu {
         debug_assert_eq!(buffers.len(), kernel.access().len());
         buffers.iter().try_for_each(|memory| self.check_own(op, memory))?;
         let pipeline = self.pipeline(kernel)?;
-        let entries: Vec<_> = buffers
-            .iter()
-            .enumerate()
-            .map(|(k, memory)| wgpu::BindGroupEntry { binding: k as u32, resource: memory.binding() })
-            .collect();
-        let group = self.scoped(op, || {
-            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("lstm"),
-                layout: &pipeline.layout,
-                entries: &entries,
-            })
-        })?;
+        let binding = (kernel, buffers.iter().map(|memory| (memory.buffer.clone(), memory.visible())).collect());
+        let group = match self.pool.group(&binding) {
+            Some(group) => group,
+            None => {
+                let group = self.scoped(op, || self.group(&pipeline, buffers))?;
+                self.pool.keep(binding, &group);
+                group
+            }
+        };
         Ok(Bound { pipeline, group, _memory: buffers.iter().map(|&memory| memory.clone()).collect() })
     }
 }

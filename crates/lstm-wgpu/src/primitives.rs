@@ -2,7 +2,6 @@
 
 use std::{ops::Range, sync::Arc};
 
-use bytemuck::{Pod, Zeroable};
 use lstm_core::{
     Axis, Mat, Result, Shape,
     shape::{check_concat, check_gemm, check_rows, check_slice, check_within},
@@ -10,76 +9,10 @@ use lstm_core::{
 
 use crate::{
     gpu::Gpu,
+    parameters::{ABSENT, Copy, FULL, Gemm, MulAddParameters, Parameters, ROW, UnaryParameters, WithinParameters},
     shader::{Kernel, Unary},
     tensor::{Memory, Tensor},
 };
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct UnaryParameters {
-    len: u32,
-    bound: f32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct MulAddParameters {
-    len: u32,
-    cols: u32,
-    b: u32,
-    c: u32,
-    alpha: f32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct WithinParameters {
-    len: u32,
-    cols: u32,
-}
-
-/// A rectangle and where it lies in both matrices, in elements; see `copy.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-pub(crate) struct Copy {
-    pub(crate) rows: u32,
-    pub(crate) cols: u32,
-    pub(crate) x_start: u32,
-    pub(crate) x_cols: u32,
-    pub(crate) y_start: u32,
-    pub(crate) y_cols: u32,
-    pub(crate) snap: u32,
-}
-
-/// A product over segments; see `gemm_interface.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub(crate) struct Gemm {
-    pub(crate) m: u32,
-    pub(crate) n: u32,
-    pub(crate) k: u32,
-    pub(crate) segment: u32,
-    pub(crate) segments: u32,
-    pub(crate) descending: u32,
-    pub(crate) acc: u32,
-    pub(crate) snap: u32,
-    pub(crate) a_row: u32,
-    pub(crate) a_k: u32,
-    pub(crate) a_segment: u32,
-    pub(crate) a_start: u32,
-    pub(crate) b_k: u32,
-    pub(crate) b_col: u32,
-    pub(crate) b_segment: u32,
-    pub(crate) b_start: u32,
-}
-
-/// How an operand is there: for `acc`, `b` and `c` in the shaders.
-const ABSENT: u32 = 0;
-const ROW: u32 = 1;
-const FULL: u32 = 2;
-
-/// In [`Gemm::snap`]: `a` is snapped as it is read.
-pub(crate) const SNAP_A: u32 = 1;
 
 /// Elements of the result from which tiles pay, where an invocation is not a thread of a CPU.
 const TILED: usize = 64 * 64;
@@ -106,7 +39,7 @@ impl Gpu {
         op: &'static str,
         kernel: Kernel,
         buffers: &[&Arc<Memory>],
-        parameters: &impl Pod,
+        parameters: &impl Parameters,
         len: usize,
     ) -> Result<()> {
         self.run(op, kernel, buffers, parameters, len.div_ceil(kernel.workgroup() as usize))

@@ -5,7 +5,6 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use bytemuck::{Pod, Zeroable};
 use lstm_core::{
     Backend, CellKind, Direction, Error, Keep, LayerWeights, Lstm, LstmConfig, Reference, Result, Sequence, Shape,
     State, Upstream, Weights,
@@ -18,6 +17,7 @@ use crate::{
     builder::Wishes,
     errors::device_error,
     gpu::Gpu,
+    parameters::Length,
     shader::{Fma, Kernel, Mode, Unary},
     tensor::Tensor,
 };
@@ -87,10 +87,11 @@ pub(crate) async fn choose(
     device: wgpu::Device,
     queue: wgpu::Queue,
     lost: Arc<Mutex<Option<String>>>,
-    Wishes { mode: only, allow_inexact, treat_as_cpu }: Wishes,
+    Wishes { mode: only, allow_inexact, treat_as_cpu, guards }: Wishes,
 ) -> Result<(Arc<Gpu>, Probe)> {
     let is_cpu = treat_as_cpu.unwrap_or(info.device_type == wgpu::DeviceType::Cpu);
-    let open = |mode| Gpu::new(device.clone(), queue.clone(), info.clone(), is_cpu, lost.clone(), mode).map(Arc::new);
+    let open =
+        |mode| Gpu::new(device.clone(), queue.clone(), info.clone(), is_cpu, lost.clone(), guards, mode).map(Arc::new);
     let plain = open(PLAIN)?;
     let facts = facts(&plain).await?;
     let mut probe = Probe { facts, tried: Vec::new() };
@@ -172,14 +173,9 @@ async fn facts(gpu: &Gpu) -> Result<Facts> {
 
 /// Runs a kernel that maps one buffer to another.
 async fn run(gpu: &Gpu, kernel: Kernel, x: &[f32], len: usize, groups: usize) -> Result<Vec<f32>> {
-    #[repr(C)]
-    #[derive(Clone, Copy, Pod, Zeroable)]
-    struct Parameters {
-        len: u32,
-    }
     let from = gpu.upload("probe", bytemuck::cast_slice(x))?;
     let to = gpu.allocate("probe", len)?;
-    gpu.run("probe", kernel, &[&from, &to], &Parameters { len: len as u32 }, groups)?;
+    gpu.run("probe", kernel, &[&from, &to], &Length { len: len as u32 }, groups)?;
     let mut y = vec![0.0; len];
     gpu.download("probe", &to, 0, bytemuck::cast_slice_mut(&mut y)).await?;
     Ok(y)

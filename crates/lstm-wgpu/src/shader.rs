@@ -1,9 +1,11 @@
 //! The kernels, and how their WGSL is put together: constants from `lstm_core::arithmetic`, one of three definitions of
-//! `FMA`, the arithmetic, then the kernel's own files.
+//! `FMA`, the arithmetic, the parameters, then the kernel's own files.
 
 use std::fmt::Write;
 
 use lstm_core::{CellKind, LayerSpec, arithmetic as a};
+
+use crate::parameters::{self, Definition, Parameters};
 
 /// How a shader gets its fused multiply-add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -136,6 +138,21 @@ impl Kernel {
         self.parts().1
     }
 
+    /// How it sees its parameters.
+    pub(crate) fn parameters(self) -> Definition {
+        match self {
+            Kernel::Facts | Kernel::Fma => parameters::Length::DEFINITION,
+            Kernel::Unary(_) => parameters::UnaryParameters::DEFINITION,
+            Kernel::MulAdd => parameters::MulAddParameters::DEFINITION,
+            Kernel::Within => parameters::WithinParameters::DEFINITION,
+            Kernel::Copy => parameters::Copy::DEFINITION,
+            Kernel::GemmDirect | Kernel::GemmTiled => parameters::Gemm::DEFINITION,
+            Kernel::Forward { .. } => parameters::Steps::DEFINITION,
+            Kernel::Project => parameters::Project::DEFINITION,
+            Kernel::Backward { .. } | Kernel::StateGradient(_) => parameters::BackwardSteps::DEFINITION,
+        }
+    }
+
     /// Invocations of a workgroup.
     pub(crate) fn workgroup(self) -> u32 {
         match self {
@@ -178,6 +195,7 @@ impl Kernel {
             }
         });
         text.push_str(include_str!("../shaders/arithmetic.wgsl"));
+        text.push_str(self.parameters().wgsl);
         for part in self.parts().0 {
             text.push_str(part);
         }
@@ -207,6 +225,8 @@ fn sizes(text: &mut String, Spread { units, lanes, rows }: Spread) {
 /// The constants of the arithmetic, and its polynomials.
 fn constants() -> String {
     let mut text = String::new();
+    constant(&mut text, "ABSENT", parameters::ABSENT);
+    constant(&mut text, "ROW", parameters::ROW);
     constant(&mut text, "BLOCK", a::BLOCK as u32);
     constant(&mut text, "SNAP_BITS", a::SNAP_BITS);
     constant(&mut text, "MAGNITUDE_BITS", a::MAGNITUDE_BITS);
@@ -289,17 +309,39 @@ mod tests {
                     .unwrap_or_else(|e| panic!("{kernel:?}, {fma:?}: {}", e.emit_to_string(&text)));
                 let (entry, writes) = (&module.entry_points[0], kernel.access());
                 assert_eq!(entry.workgroup_size.iter().product::<u32>(), kernel.workgroup(), "{kernel:?}");
+                let mut uniforms = 0;
                 for (_, variable) in module.global_variables.iter() {
+                    if variable.space == naga::AddressSpace::Uniform {
+                        uniforms += 1;
+                        assert_eq!(laid_out(&module, variable), as_in_rust(kernel), "{kernel:?}");
+                    }
                     if let naga::AddressSpace::Storage { access } = variable.space {
                         let place = variable.binding.expect("storage is bound").binding as usize;
                         assert_eq!(access.contains(naga::StorageAccess::STORE), writes[place], "{kernel:?}: {place}");
                     }
                 }
+                assert_eq!(uniforms, 1, "{kernel:?}");
                 if fma != Fma::Native {
                     assert!(!text.contains("return fma("), "{kernel:?}");
                 }
             }
         }
+    }
+
+    /// Bytes of a uniform, and its members with their offsets, as a shader sees them.
+    fn laid_out(module: &naga::Module, uniform: &naga::GlobalVariable) -> (usize, Vec<(String, usize)>) {
+        match &module.types[uniform.ty].inner {
+            naga::TypeInner::Struct { members, span } => {
+                let member = |m: &naga::StructMember| (m.name.clone().unwrap_or_default(), m.offset as usize);
+                (*span as usize, members.iter().map(member).collect())
+            }
+            other => panic!("parameters are {other:?}"),
+        }
+    }
+
+    fn as_in_rust(kernel: Kernel) -> (usize, Vec<(String, usize)>) {
+        let Definition { size, members, .. } = kernel.parameters();
+        (size, members.iter().map(|&(name, offset)| (name.to_owned(), offset)).collect())
     }
 
     /// What WGSL leaves open must not occur outside the definition of `FMA`.

@@ -2,7 +2,7 @@
 
 use naga::{
     back::spv::{Options, WriterFlags, write_vec},
-    proc::BoundsCheckPolicies,
+    proc::{BoundsCheckPolicies, BoundsCheckPolicy},
     valid::{Capabilities, ValidationFlags, Validator},
 };
 
@@ -19,8 +19,9 @@ const FMA: u32 = 50;
 const NO_CONTRACTION: u32 = 42;
 const HEADER: usize = 5;
 
-/// Compiles WGSL and forbids its float operations to be merged or reordered.
-pub(crate) fn without_contraction(wgsl: &str) -> Result<Vec<u32>, String> {
+/// Compiles WGSL and forbids its float operations to be merged or reordered. With `restrict`, indices beyond a buffer are
+/// brought to its last element.
+pub(crate) fn without_contraction(wgsl: &str, restrict: bool) -> Result<Vec<u32>, String> {
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| e.emit_to_string(wgsl))?;
     let info = Validator::new(ValidationFlags::all(), Capabilities::FLOAT64 | Capabilities::SHADER_INT64)
         .validate(&module)
@@ -28,7 +29,10 @@ pub(crate) fn without_contraction(wgsl: &str) -> Result<Vec<u32>, String> {
     let mut options = Options {
         lang_version: (1, 3),
         // The kernels keep their indices in range themselves, and their loops end.
-        bounds_check_policies: BoundsCheckPolicies::default(),
+        bounds_check_policies: BoundsCheckPolicies {
+            buffer: if restrict { BoundsCheckPolicy::Restrict } else { BoundsCheckPolicy::Unchecked },
+            ..BoundsCheckPolicies::default()
+        },
         force_loop_bounding: false,
         emit_int_div_checks: false,
         ..Options::default()
@@ -87,7 +91,7 @@ mod tests {
     #[test]
     fn every_float_operation_is_decorated_once() {
         for fma in [Fma::Native, Fma::F64, Fma::Integer] {
-            let words = without_contraction(&Kernel::GemmTiled.source(fma)).unwrap();
+            let words = without_contraction(&Kernel::GemmTiled.source(fma), false).unwrap();
             let (mut decorated, mut operations) = (Vec::new(), Vec::new());
             for instruction in instructions(&words) {
                 let (_, opcode, w) = instruction.unwrap();
@@ -108,6 +112,6 @@ mod tests {
         assert!(decorate(&[0; HEADER]).is_err());
         assert!(decorate(&[0, 0, 0, 0, 0, 9 << 16 | 19]).is_err());
         assert!(decorate(&[0, 0, 0, 0, 0, 0]).is_err());
-        assert!(without_contraction("fn").is_err());
+        assert!(without_contraction("fn", false).is_err());
     }
 }

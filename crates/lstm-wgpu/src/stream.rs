@@ -9,11 +9,11 @@ use lstm_core::{
 };
 
 use crate::{
-    forward::{self, Buffers, Steps, Walk, get_state, input_product, set_state},
+    forward::{self, Buffers, Walk, get_state, input_product, set_state},
     gpu::Gpu,
     layer::Layer,
+    parameters::{Gemm, Steps},
     pipeline::Bound,
-    primitives::Gemm,
     tensor::{Memory, Tensor},
 };
 

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use lstm_core::Shape;
 
-use crate::pool::Pool;
+use crate::{
+    guards::Unchecked,
+    pool::{Pool, lock},
+};
 
 /// A row-major matrix in an adapter's memory. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -19,23 +22,25 @@ pub(crate) struct Memory {
     pub(crate) buffer: wgpu::Buffer,
     /// How much of it is used.
     pub(crate) bytes: u64,
+    /// Who asked for it.
+    pub(crate) op: &'static str,
     pub(crate) pool: Arc<Pool>,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.pool.give(self.buffer.clone());
+        let (buffer, bytes, op) = (self.buffer.clone(), self.bytes, self.op);
+        match &self.pool.unchecked {
+            Some(unchecked) if bytes < buffer.size() => lock(unchecked).push(Unchecked { buffer, bytes, op }),
+            _ => self.pool.give(buffer),
+        }
     }
 }
 
 impl Memory {
-    /// What is used of it, as a binding.
-    pub(crate) fn binding(&self) -> wgpu::BindingResource<'_> {
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer: &self.buffer,
-            offset: 0,
-            size: std::num::NonZeroU64::new(self.bytes),
-        })
+    /// Bytes of it that kernels see: with its guards, where it has any.
+    pub(crate) fn visible(&self) -> u64 {
+        if self.pool.unchecked.is_some() { self.buffer.size() } else { self.bytes }
     }
 }
 
