@@ -2,7 +2,7 @@
 
 use lstm_core::arithmetic::*;
 
-use crate::simd::Simd;
+use crate::simd::{MAGIC_BIASED, Simd};
 
 /// # Safety
 /// As for [`Simd`]; so below.
@@ -37,7 +37,7 @@ unsafe fn horner<S: Simd, const N: usize>(table: &[f32; N], x: S) -> S {
 unsafe fn split<S: Simd>(z: S, log2: f32, high: f32, low: f32) -> (S, S) {
     // SAFETY: as above.
     unsafe {
-        let t = z.fma(S::splat(log2), S::splat(MAGIC));
+        let t = z.fma(S::splat(log2), S::splat(MAGIC_BIASED));
         let n = t.integer();
         // `-z` as a product, so that no operation of its own is needed: exact.
         let r = n.fma(S::splat(high), z.mul(S::splat(-1.0)));

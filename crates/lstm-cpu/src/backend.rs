@@ -4,14 +4,16 @@ use std::{
     fmt,
     future::{Future, ready},
     ops::Range,
-    ptr::null,
-    sync::Arc,
+    ptr::{self, null},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use lstm_core::{
     Arithmetic, Axis, Backend, Bias, CellKind, Error, LayerGradients, LayerSpec, LayerUpstream, LayerWeights, Mat,
     Output, OutputOfBoth, Path, Result, Sequence, Shape, State, WeightGradients,
-    arithmetic::{MAGNITUDE_BITS, SNAP_BITS},
     shape::{check_clip, check_concat, check_download, check_rows, check_slice, check_upload, check_within, zeros},
 };
 
@@ -22,10 +24,10 @@ use crate::{
     isa::Isa,
     kernels::Kernels,
     layer::{Layer, Packed, Plan},
-    pool::Pool,
-    sequence::{self, Walk},
+    pool::{Pool, Shared},
+    sequence::{self, Walk, share},
     stream::CpuStream,
-    tensor::{Tensor, floats},
+    tensor::{Room, Tensor, is_snapped},
     trace::Trace,
 };
 
@@ -39,6 +41,12 @@ pub struct Cpu {
     pub(crate) kernels: &'static Kernels,
     pub(crate) pool: Arc<Pool>,
 }
+
+/// Floats from which on several threads copy them: waking the threads takes some microseconds.
+const PARALLEL_COPY: usize = 1 << 17;
+
+/// Floats that are copied before they are looked at.
+const PIECE: usize = 1 << 12;
 
 impl fmt::Debug for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -94,12 +102,12 @@ impl Cpu {
     fn prepare(&self, op: &str, layer: &Packed, plan: &Plan, sequence: &Sequence<'_, Tensor>) -> Result<Tensor> {
         self.check(op, layer, plan, sequence)?;
         let x = sequence.x.clone();
-        if is_snapped(x.as_slice()) { Ok(x) } else { self.snap(x) }
+        if x.is_snapped() { Ok(x) } else { self.snap(x) }
     }
 
     fn output(&self, y: Vec<f32>, state: State<Vec<f32>>, batch: usize, steps: usize) -> Output<Tensor> {
         let shape = Shape::new(steps * batch, y.len() / (steps * batch));
-        Output::new(Tensor::lent(shape, y, &self.pool), on_device(state, batch))
+        Output::new(Tensor::lent(shape, y, &self.pool).known(true), on_device(state, batch))
     }
 
     /// Applies a kernel to every element, in place where nobody shares the tensor.
@@ -131,9 +139,24 @@ impl Backend for Cpu {
 
     fn upload(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {
         check_upload(shape, data.len())?;
-        let mut values = floats("upload", &self.pool, &[shape.rows, shape.cols], false)?;
-        values.copy_from_slice(data);
-        Ok(Tensor::lent(shape, values, &self.pool))
+        let mut room = Room::new("upload", &self.pool, &[shape.rows, shape.cols], false)?;
+        let to = Shared(room.as_mut_ptr().cast::<f32>());
+        let snapped = AtomicBool::new(true);
+        let threads = if data.len() < PARALLEL_COPY { 1 } else { self.threads() };
+        self.pool.run(threads, &|member| {
+            let part = share(data.len(), member);
+            for (n, piece) in data[part.clone()].chunks(PIECE).enumerate() {
+                // SAFETY: members' parts are apart from one another; there is room for all of `data`.
+                unsafe { ptr::copy_nonoverlapping(piece.as_ptr(), to.get().add(part.start + n * PIECE), piece.len()) };
+                // Looked at while it is in the cache.
+                if !is_snapped(piece) {
+                    snapped.store(false, Ordering::Relaxed);
+                }
+            }
+        });
+        // SAFETY: the members' parts are the whole.
+        let values = unsafe { room.filled() };
+        Ok(Tensor::lent(shape, values, &self.pool).known(snapped.into_inner()))
     }
 
     fn download(&self, x: &Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {
@@ -151,7 +174,7 @@ impl Backend for Cpu {
 
     fn snap(&self, x: Tensor) -> Result<Tensor> {
         // SAFETY: the kernels are of an available instruction set; pointer and length are a slice's.
-        Ok(self.map(x, |p, n| unsafe { (self.kernels.snap)(p, n) }))
+        Ok(self.map(x, |p, n| unsafe { (self.kernels.snap)(p, n) }).known(true))
     }
 
     fn gemm(&self, a: Mat<'_, Tensor>, b: Mat<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
@@ -237,9 +260,14 @@ impl Backend for Cpu {
     fn forward(&self, Layer(layer): &Layer, plan: &mut Plan, sequence: Sequence<'_, Tensor>) -> Result<Output<Tensor>> {
         let x = self.prepare("forward", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
-        let mut y = floats("forward", &self.pool, &[steps, batch, layer.spec.state_size()], lengths.is_some())?;
+        let mut y = Room::new("forward", &self.pool, &[steps, batch, layer.spec.state_size()], lengths.is_some())?;
         plan.set_state(layer, state.h.as_slice(), state.c.as_slice());
-        sequence::run(&self.pool, layer, plan, Walk { steps, lengths, x: x.as_slice() }, &mut y, None);
+        let walk = Walk { steps, lengths, x: x.as_slice() };
+        // SAFETY: there is room for every step's rows; all of them are written, or with lengths blank.
+        let y = unsafe {
+            sequence::run(&self.pool, layer, plan, walk, y.as_mut_ptr(), None);
+            y.filled()
+        };
         Ok(self.output(y, plan.last_state(layer, steps, lengths), batch, steps))
     }
 
@@ -254,14 +282,19 @@ impl Backend for Cpu {
         let Sequence { x: raw, steps, batch, lengths, state } = sequence;
         self.check("forward", other, other_plan, &Sequence { x: raw, steps, batch, lengths, state: second })?;
         let cols = [layer, other].iter().map(|layer| layer.spec.state_size()).sum();
-        let mut y = floats("forward", &self.pool, &[steps, batch, cols], lengths.is_some())?;
+        let mut y = Room::new("forward", &self.pool, &[steps, batch, cols], lengths.is_some())?;
         plan.set_state(layer, state.h.as_slice(), state.c.as_slice());
         other_plan.set_state(other, second.h.as_slice(), second.c.as_slice());
         let walk = Walk { steps, lengths, x: x.as_slice() };
-        sequence::run_both(&self.pool, [layer, other], [&mut *plan, &mut *other_plan], walk, &mut y);
+        // SAFETY: as for `forward`.
+        let y = unsafe {
+            let plans = [&mut *plan, &mut *other_plan];
+            sequence::run_both(&self.pool, [layer, other], plans, walk, y.as_mut_ptr());
+            y.filled()
+        };
         let [a, b] = [(plan, layer), (other_plan, other)].map(|(plan, layer)| plan.last_state(layer, steps, lengths));
         let states = [a, b].map(|state| on_device(state, batch));
-        Ok(Output::new(Tensor::lent(Shape::new(steps * batch, cols), y, &self.pool), states))
+        Ok(Output::new(Tensor::lent(Shape::new(steps * batch, cols), y, &self.pool).known(true), states))
     }
 
     fn forward_train(
@@ -273,7 +306,7 @@ impl Backend for Cpu {
         let x = self.prepare("forward_train", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
         let sizes = [steps, batch, layer.spec.state_size()];
-        let mut y = floats("forward_train", &self.pool, &sizes, lengths.is_some())?;
+        let mut y = Room::new("forward_train", &self.pool, &sizes, lengths.is_some())?;
         let mut trace = Trace::new(
             &self.pool,
             layer,
@@ -283,7 +316,11 @@ impl Backend for Cpu {
             (state.h.as_slice(), state.c.as_slice()),
         )?;
         let walk = Walk { steps, lengths, x: x.as_slice() };
-        sequence::run(&self.pool, layer, plan, walk, &mut y, Some(&mut trace));
+        // SAFETY: as for `forward`.
+        let y = unsafe {
+            sequence::run(&self.pool, layer, plan, walk, y.as_mut_ptr(), Some(&mut trace));
+            y.filled()
+        };
         Ok((self.output(y, trace.last_state(layer), batch, steps), trace))
     }
 
@@ -367,9 +404,4 @@ fn blank_gradients(spec: &LayerSpec) -> Result<WeightGradients<Tensor>> {
             _ => None,
         },
     })
-}
-
-/// Whether `snap` would change nothing.
-fn is_snapped(x: &[f32]) -> bool {
-    !x.iter().fold(false, |small, v| small | (v.to_bits() & MAGNITUDE_BITS < SNAP_BITS && v.to_bits() != 0))
 }

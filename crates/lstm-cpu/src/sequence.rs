@@ -51,27 +51,33 @@ pub(crate) struct Walk<'a> {
     pub(crate) x: &'a [f32],
 }
 
-/// Runs a layer from the plan's state, and writes `h` to `y: [steps * batch, state]`, which must be zero where sequences
-/// have ended. With a trace, starts from the state in that and fills it. Allocates nothing.
-pub(crate) fn run(
+/// Runs a layer from the plan's state, and writes `h` to `y: [steps * batch, state]`, but not where sequences have ended.
+/// With a trace, starts from the state in that and fills it. Allocates nothing.
+///
+/// # Safety
+/// `y` may be written to, and nobody else looks there meanwhile.
+pub(crate) unsafe fn run(
     pool: &Pool,
     layer: &Packed,
     plan: &mut Plan,
     walk: Walk<'_>,
-    y: &mut [f32],
+    y: *mut [f32],
     trace: Option<&mut Trace>,
 ) {
     let cols = layer.spec.state_size();
-    let run = Run::new(layer, plan, walk, (y.as_mut_ptr(), y.len()), (0..cols, cols), trace);
-    // SAFETY: the slices have the sizes that the plan was made for and that were checked.
+    let run = Run::new(layer, plan, walk, y, (0..cols, cols), trace);
+    // SAFETY: the slices have the sizes that the plan was made for and that were checked; the caller's promise.
     pool.run(plan.threads, &|member| unsafe { run.work(member) });
     run.finish(plan);
 }
 
 /// Runs both directions of a layer, and writes `h` of both side by side to `y`, as [`run`] does. Allocates nothing.
-pub(crate) fn run_both(pool: &Pool, layers: [&Packed; 2], plans: [&mut Plan; 2], walk: Walk<'_>, y: &mut [f32]) {
+///
+/// # Safety
+/// As for [`run`].
+pub(crate) unsafe fn run_both(pool: &Pool, layers: [&Packed; 2], plans: [&mut Plan; 2], walk: Walk<'_>, y: *mut [f32]) {
     let [a, b] = layers.map(|layer| layer.spec.state_size());
-    let ([plan, other], y) = (plans, (y.as_mut_ptr(), y.len()));
+    let [plan, other] = plans;
     let run = Run::new(layers[0], plan, walk, y, (0..a, a + b), None);
     let runs = [run, Run::new(layers[1], other, walk, y, (a..a + b, a + b), None)];
     let half = (pool.threads() / 2).min(plan.threads_apart).min(other.threads_apart);
@@ -110,12 +116,12 @@ struct Places {
 }
 
 impl<'a> Run<'a> {
-    /// For `h` in some of the `ldy` columns of the `len` floats at `y`.
+    /// For `h` in some of the `ldy` columns of `y`.
     fn new(
         layer: &'a Packed,
         plan: &mut Plan,
         walk: Walk<'a>,
-        (y, len): (*mut f32, usize),
+        y: *mut [f32],
         (columns, ldy): (Range<usize>, usize),
         trace: Option<&mut Trace>,
     ) -> Self {
@@ -124,7 +130,7 @@ impl<'a> Run<'a> {
         assert!(plan.fits(layer) && columns.len() == layer.spec.state_size());
         let rows = steps.checked_mul(plan.batch);
         assert_eq!(rows.and_then(|rows| rows.checked_mul(layer.spec.input_size)), Some(input.len()));
-        assert!(rows.and_then(|rows| rows.checked_mul(ldy)) == Some(len) && columns.end <= ldy);
+        assert!(rows.and_then(|rows| rows.checked_mul(ldy)) == Some(y.len()) && columns.end <= ldy);
         assert!(lengths.is_none_or(|lengths| lengths.len() == plan.batch));
         let same = |trace: &Trace| trace.fits(layer) && (trace.steps, trace.batch) == (steps, plan.batch);
         assert!(trace.as_deref().is_none_or(same));
@@ -140,7 +146,7 @@ impl<'a> Run<'a> {
             current: plan.current,
             lengths,
             input: input.as_ptr(),
-            y: y.wrapping_add(columns.start),
+            y: y.cast::<f32>().wrapping_add(columns.start),
             ldy,
             h,
             c,

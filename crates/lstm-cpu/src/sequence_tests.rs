@@ -60,13 +60,15 @@ fn same_bits(hidden: usize, lengths: &[usize]) {
                         plan.set_state(&layer, &h, &c);
                         let mut y = vec![0.0; steps * batch * state];
                         let walk = Walk { steps, lengths, x: &x };
-                        run(pool, &layer, &mut plan, walk, &mut y, None);
+                        // SAFETY: `y` is a slice that nobody else has; so below.
+                        unsafe { run(pool, &layer, &mut plan, walk, &mut y[..], None) };
                         let mut all = [&y, plan.h.as_slice(), plan.c.as_slice()].concat();
 
                         let tensor = Tensor::new(Shape::new(steps * batch, input), x.clone());
                         let mut trace = Trace::new(pool, &layer, tensor, (steps, batch), lengths, (&h, &c)).unwrap();
                         let mut same_y = vec![0.0; y.len()];
-                        run(pool, &layer, &mut plan, walk, &mut same_y, Some(&mut trace));
+                        // SAFETY: as above.
+                        unsafe { run(pool, &layer, &mut plan, walk, &mut same_y[..], Some(&mut trace)) };
                         assert!(y == same_y);
                         let zeros = |rows: usize, cols: usize| vec![0.0; rows * cols];
                         let (mut dx, mut dw, mut du) =
@@ -128,7 +130,8 @@ fn both_directions_apart_or_in_turn_give_the_same_bits() {
                 }
                 let turns = plans.iter_mut().zip(&layers).map(|(plan, layer)| {
                     let mut y = vec![0.0; steps * batch * cols];
-                    run(&pool, layer, plan, walk, &mut y, None);
+                    // SAFETY: as above.
+                    unsafe { run(&pool, layer, plan, walk, &mut y[..], None) };
                     (y, plan.last_state(layer, steps, lengths))
                 });
                 let turns: Vec<_> = turns.collect();
@@ -139,7 +142,8 @@ fn both_directions_apart_or_in_turn_give_the_same_bits() {
                     }
                     let mut y = vec![0.0; steps * batch * 2 * cols];
                     let [plan, other] = &mut plans;
-                    run_both(&pool, [&layers[0], &layers[1]], [plan, other], walk, &mut y);
+                    // SAFETY: as above.
+                    unsafe { run_both(&pool, [&layers[0], &layers[1]], [plan, other], walk, &mut y[..]) };
                     for (k, row) in y.chunks_exact(cols).enumerate() {
                         assert!(
                             *row == turns[k % 2].0[k / 2 * cols..][..cols],

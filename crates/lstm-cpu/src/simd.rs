@@ -4,6 +4,10 @@
 
 use lstm_core::arithmetic::{MAGIC, MAGNITUDE_BITS};
 
+/// [`MAGIC`] with the exponent's bias in it: the low bits are then, shifted, a power of two. An odd number added moves no
+/// rounding, as there are no ties: a product with log2(e), whose significand is odd and long, never ends in one half.
+pub(crate) const MAGIC_BIASED: f32 = MAGIC + 127.0;
+
 /// `LANES` floats, with just the operations that the arithmetic needs, each rounding as its scalar does.
 ///
 /// # Safety
@@ -27,7 +31,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn at_most(self, bound: f32) -> Self;
     /// `bound` where `self < bound`; NaN stays.
     unsafe fn at_least(self, bound: f32) -> Self;
-    /// `from_bits((bits << 23) + bits(1.0))`: two to the power that the low bits hold.
+    /// Two to the power that adding [`MAGIC_BIASED`] left in the low bits: `from_bits(bits << 23)`.
     unsafe fn power(self) -> Self;
     /// `a` where the sign bit is set, else `b`.
     unsafe fn if_negative(self, a: Self, b: Self) -> Self;
@@ -52,11 +56,11 @@ pub(crate) trait Simd: Copy {
             std::ptr::copy_nonoverlapping(all.as_ptr(), p, n);
         }
     }
-    /// The integer that adding [`MAGIC`] left in the low bits.
+    /// The integer that adding [`MAGIC_BIASED`] left in the low bits.
     #[inline(always)]
     unsafe fn integer(self) -> Self {
         // SAFETY: the caller's promise.
-        unsafe { self.sub(Self::splat(MAGIC)) }
+        unsafe { self.sub(Self::splat(MAGIC_BIASED)) }
     }
 }
 
@@ -110,7 +114,7 @@ impl Simd for f32 {
     }
     #[inline(always)]
     unsafe fn power(self) -> f32 {
-        f32::from_bits((self.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
+        f32::from_bits(self.to_bits() << 23)
     }
     #[inline(always)]
     unsafe fn if_negative(self, a: f32, b: f32) -> f32 {

@@ -58,7 +58,7 @@ pub(crate) unsafe fn cell<S: Simd>(args: &CellArgs) {
 }
 
 /// Rows that are worked on together, so that the operations of one need not wait for those of another.
-const TOGETHER: usize = 2;
+const TOGETHER: usize = 4;
 
 #[inline(always)]
 unsafe fn cell_rows<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: &CellArgs) {

@@ -1,10 +1,11 @@
 //! Matrices in memory.
 
-use std::sync::Arc;
+use std::{ptr, sync::Arc};
 
 use lstm_core::{
-    Result, Shape,
-    shape::{checked_len, zeros},
+    Error, Result, Shape,
+    arithmetic::{MAGNITUDE_BITS, SNAP_BITS},
+    shape::checked_len,
 };
 
 use crate::pool::Pool;
@@ -14,6 +15,8 @@ use crate::pool::Pool;
 pub struct Tensor {
     pub(crate) shape: Shape,
     data: Arc<Memory>,
+    /// Whether it is known that `snap` would change nothing.
+    snapped: bool,
 }
 
 /// Floats, and where they go when nobody uses them any more.
@@ -40,30 +43,62 @@ impl Drop for Memory {
 /// Floats from which on memory goes back: the allocator keeps less itself.
 const LARGE: usize = 1 << 14;
 
-/// As many floats as the product of `sizes`, used before or zeros; all of them zeros if `blank`.
-pub(crate) fn floats(op: &'static str, pool: &Pool, sizes: &[usize], blank: bool) -> Result<Vec<f32>> {
-    match pool.tensors.find(checked_len(op, sizes)?) {
-        Some(mut values) => {
-            if blank {
-                values.fill(0.0);
-            }
-            Ok(values)
+/// Memory for floats that are yet to be written: nobody has to fill it before, on one thread.
+pub(crate) struct Room {
+    values: Vec<f32>,
+    len: usize,
+}
+
+impl Room {
+    /// For as many floats as the product of `sizes`, in memory that was used before or not; all zeros if `blank`.
+    pub(crate) fn new(op: &'static str, pool: &Pool, sizes: &[usize], blank: bool) -> Result<Self> {
+        let len = checked_len(op, sizes)?;
+        let mut values = pool.tensors.find(len).unwrap_or_default();
+        values.clear();
+        values.try_reserve_exact(len).map_err(|_| Error::TooLarge { op, sizes: sizes.to_vec() })?;
+        if blank {
+            values.resize(len, 0.0);
         }
-        None => zeros(op, sizes),
+        Ok(Room { values, len })
+    }
+
+    /// Where they go.
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut [f32] {
+        ptr::slice_from_raw_parts_mut(self.values.as_mut_ptr(), self.len)
+    }
+
+    /// The floats.
+    ///
+    /// # Safety
+    /// All of them were written, or it was blank.
+    pub(crate) unsafe fn filled(mut self) -> Vec<f32> {
+        // SAFETY: there is memory for so many; the caller's promise.
+        unsafe { self.values.set_len(self.len) };
+        self.values
     }
 }
 
 impl Tensor {
     pub(crate) fn new(shape: Shape, values: Vec<f32>) -> Self {
         debug_assert_eq!(shape.len(), values.len());
-        Tensor { shape, data: Arc::new(Memory { values, home: None }) }
+        Tensor { shape, data: Arc::new(Memory { values, home: None }), snapped: false }
     }
 
     /// One that gives its memory back to `pool`, if it is large.
     pub(crate) fn lent(shape: Shape, values: Vec<f32>, pool: &Arc<Pool>) -> Self {
         debug_assert_eq!(shape.len(), values.len());
         let home = (values.len() >= LARGE).then(|| pool.clone());
-        Tensor { shape, data: Arc::new(Memory { values, home }) }
+        Tensor { shape, data: Arc::new(Memory { values, home }), snapped: false }
+    }
+
+    /// The same, if `snapped` known to be of values that `snap` does not change.
+    pub(crate) fn known(self, snapped: bool) -> Self {
+        Tensor { snapped, ..self }
+    }
+
+    /// Whether `snap` would change nothing.
+    pub(crate) fn is_snapped(&self) -> bool {
+        self.snapped || is_snapped(self.as_slice())
     }
 
     /// The elements, row by row.
@@ -73,6 +108,7 @@ impl Tensor {
 
     /// The elements, to be changed in place; a copy of them where they are shared.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+        self.snapped = false;
         &mut Arc::make_mut(&mut self.data).values
     }
 
@@ -90,4 +126,9 @@ impl Tensor {
     pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> &[f32] {
         &self.as_slice()[rows.start * self.shape.cols..rows.end * self.shape.cols]
     }
+}
+
+/// Whether `snap` would change nothing.
+pub(crate) fn is_snapped(x: &[f32]) -> bool {
+    !x.iter().fold(false, |small, v| small | (v.to_bits() & MAGNITUDE_BITS < SNAP_BITS && v.to_bits() != 0))
 }

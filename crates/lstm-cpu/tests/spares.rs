@@ -5,9 +5,16 @@ use lstm_cpu::{Backend, Cpu, Input, Keep, Lstm, LstmConfig, Result, Shape, ndarr
 #[test]
 fn what_memory_held_is_in_no_result() -> Result<()> {
     let (batch, steps, hidden) = (4, 64, 64);
-    let x = Array3::from_shape_fn((batch, steps, hidden), |(b, t, i)| ((b * 31 + t * 17 + i * 7) % 23) as f32 / 23.0);
-    let lengths = [64, 3, 17, 1];
-    for config in [LstmConfig::new(hidden, hidden), LstmConfig::new(hidden, hidden).bidirectional()] {
+    let x = Array3::from_shape_fn((steps, batch, hidden), |(t, b, i)| ((b * 31 + t * 17 + i * 7) % 23) as f32 / 23.0);
+    let config = LstmConfig::new(hidden, hidden);
+    let (both, projected) = (config.clone().bidirectional(), config.clone().proj_size(hidden / 2));
+    for (config, lengths) in [
+        (&config, None),
+        (&config, Some([64, 3, 17, 1])),
+        (&both, None),
+        (&both, Some([64, 3, 17, 1])),
+        (&projected, None),
+    ] {
         let cols = config.output_size();
         let results = [false, true].map(|used| -> Result<_> {
             let cpu = Cpu::builder().threads(1).build()?;
@@ -23,13 +30,17 @@ fn what_memory_held_is_in_no_result() -> Result<()> {
                 Ok(())
             };
             taint()?;
-            let (y, state) = lstm.forward(Input::from(&x).lengths(&lengths))?;
+            let input = || match &lengths {
+                Some(lengths) => Input::from(&x).time_major().lengths(lengths),
+                None => Input::from(&x).time_major(),
+            };
+            let (y, state) = lstm.forward(input())?;
             taint()?;
-            let pass = lstm.forward_train(Input::from(&x).lengths(&lengths), Keep::Everything)?;
+            let pass = lstm.forward_train(input(), Keep::Everything)?;
             assert_eq!((&pass.y, &pass.state), (&y, &state));
             taint()?;
             let gradients = pass.tape.backward(&pass.y)?;
-            assert!(y.iter().all(|v| v.is_finite()) && y.dim() == (batch, steps, cols));
+            assert!(y.iter().all(|v| v.is_finite()) && y.dim() == (steps, batch, cols));
             let weights: Vec<f32> = gradients.weights.layers()[0].iter().flat_map(|(_, v)| v.iter().copied()).collect();
             Ok((y, state, weights))
         });

@@ -69,10 +69,7 @@ impl Simd for __m256 {
     #[inline(always)]
     unsafe fn power(self) -> Self {
         // SAFETY: as above.
-        unsafe {
-            let shifted = _mm256_slli_epi32::<23>(_mm256_castps_si256(self));
-            _mm256_castsi256_ps(_mm256_add_epi32(shifted, _mm256_set1_epi32(0x3f80_0000)))
-        }
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self))) }
     }
     #[inline(always)]
     unsafe fn if_negative(self, a: Self, b: Self) -> Self {

@@ -74,10 +74,7 @@ impl Simd for __m512 {
     #[inline(always)]
     unsafe fn power(self) -> Self {
         // SAFETY: as above.
-        unsafe {
-            let shifted = _mm512_slli_epi32::<23>(_mm512_castps_si512(self));
-            _mm512_castsi512_ps(_mm512_add_epi32(shifted, _mm512_set1_epi32(0x3f80_0000)))
-        }
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self))) }
     }
     #[inline(always)]
     unsafe fn if_negative(self, a: Self, b: Self) -> Self {

@@ -64,10 +64,7 @@ impl Simd for float32x4_t {
     #[inline(always)]
     unsafe fn power(self) -> Self {
         // SAFETY: as above.
-        unsafe {
-            let shifted = vshlq_n_u32::<23>(vreinterpretq_u32_f32(self));
-            vreinterpretq_f32_u32(vaddq_u32(shifted, vdupq_n_u32(0x3f80_0000)))
-        }
+        unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(self))) }
     }
     #[inline(always)]
     unsafe fn if_negative(self, a: Self, b: Self) -> Self {
