@@ -8,6 +8,22 @@ use crate::{
     simd::Simd,
 };
 
+/// See [`Kernels::fetch`](crate::kernels::Kernels::fetch).
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn fetch<S: Simd>(p: *const f32, rows: usize, apart: usize) {
+    for row in 0..rows {
+        let p = p.wrapping_add(row * apart);
+        // A vector may lie in two lines. SAFETY: the caller's promise.
+        unsafe {
+            S::prefetch(p);
+            S::prefetch(p.wrapping_add(S::LANES - 1));
+        }
+    }
+}
+
 /// `f` of each of `n` values in place.
 macro_rules! map {
     ($name:ident, $f:ident $(, $arg:ident)?) => {

@@ -100,6 +100,8 @@ pub(crate) struct Kernels {
     pub(crate) solo: &'static [Solo],
     pub(crate) cell_backward: unsafe fn(&CellBackwardArgs),
     pub(crate) column_sums: unsafe fn(&ColumnArgs),
+    /// Asks for a vector in each of `rows` rows, `apart` floats from one another, at any address.
+    pub(crate) fetch: unsafe fn(*const f32, rows: usize, apart: usize),
     /// `n` values in place.
     pub(crate) snap: unsafe fn(*mut f32, usize),
     pub(crate) sigmoid: unsafe fn(*mut f32, usize),
@@ -259,6 +261,11 @@ macro_rules! kernels {
             unsafe { $crate::elementwise::column_sums::<$simd>(args) }
         }
         $(#[target_feature(enable = $features)])?
+        unsafe fn fetch(p: *const f32, rows: usize, apart: usize) {
+            // SAFETY: as above.
+            unsafe { $crate::elementwise::fetch::<$simd>(p, rows, apart) }
+        }
+        $(#[target_feature(enable = $features)])?
         unsafe fn snap(p: *mut f32, n: usize) {
             // SAFETY: as above.
             unsafe { $crate::elementwise::map_snap::<$simd>(p, n) }
@@ -290,6 +297,7 @@ macro_rules! kernels {
             cell,
             cell_backward,
             column_sums,
+            fetch,
             snap,
             sigmoid,
             tanh,

@@ -313,8 +313,13 @@ impl<'a> Run<'a> {
                     let (p, next) = (turn(n), turn((n + 1).min(panels.len() - 1)));
                     let (panel, next) = (u.add(p * state * width), u.add(next * state * width));
                     let args = TileArgs::new(state, Strided::rows(operand, stride), panel, z, width);
+                    let cell = cell(p);
+                    // A column of many rows, each on a line of its own, is written faster if the lines are on their way.
+                    if active > 2 && !cell.y.is_null() {
+                        (kernels.fetch)(cell.y, active, self.ldy);
+                    }
                     kernels.rows(active, TileArgs { next, ..args });
-                    (kernels.cell)(&cell(p));
+                    (kernels.cell)(&cell);
                 }
             }
             let from = panels.start * lanes;
