@@ -10,7 +10,7 @@ use crate::{
     buffer::Buffer,
     kernels::{Kernels, Strided, TileArgs},
     simd::Simd,
-    step::{CellArgs, SoloArgs},
+    step::{Apart, CellArgs, SoloArgs},
 };
 
 /// Independent multiply-adds, or a chain of them; returns how many vectors there were.
@@ -110,7 +110,8 @@ fn kernel_speed() {
     let [mut c, mut h] = [(); 2].map(|()| buffer(64 * lanes));
     let (c, h) = (c.as_mut_ptr(), h.as_mut_ptr());
     let args = CellArgs {
-        rows: 32,
+        count: 32,
+        apart: Apart::rows(kernels, lanes, 0),
         x: x.as_ptr(),
         z: x.as_ptr(),
         bias: bias.as_ptr(),
@@ -119,10 +120,8 @@ fn kernel_speed() {
         c_new: c,
         h,
         y: null_mut(),
-        ldy: 0,
         units: 0,
         gates: null_mut(),
-        stride: lanes,
         cell: CellKind::Fused,
         coupled: false,
         clip: None,
@@ -134,19 +133,9 @@ fn kernel_speed() {
             // SAFETY: as above: up to four panels of one row.
             unsafe {
                 let operand = if chained { h.add(old).cast_const() } else { x.as_ptr() };
-                let (cell, u) = (CellArgs { rows: 1, h: h.add(new), ..args }, u.as_ptr());
+                let (cell, u) = (CellArgs { apart: Apart::panels(kernels, 0, 0), h: h.add(new), ..args }, u.as_ptr());
                 let (n, input, w) = (1, x.as_ptr(), u);
-                (kernels.solo[panels - 1])(&SoloArgs {
-                    k: units,
-                    operand,
-                    u,
-                    cell,
-                    x_apart: 0,
-                    gates_apart: 0,
-                    n,
-                    input,
-                    w,
-                });
+                (kernels.solo[panels - 1])(&SoloArgs { k: units, operand, u, cell, n, input, w });
             }
         }
         100.0

@@ -9,7 +9,7 @@ use crate::{
     Isa,
     elementwise::ColumnArgs,
     kernels::{Kernels, Strided, TileArgs},
-    step::{CellArgs, SoloArgs},
+    step::{Apart, CellArgs, SoloArgs},
 };
 
 const GUARD: f32 = -12345.678;
@@ -134,10 +134,11 @@ fn column_sums_are_products_with_ones() {
 }
 
 #[test]
-fn a_step_in_one_go_is_the_tiles_and_the_cell() {
+fn panels_together_and_a_step_in_one_go_are_the_tiles_and_the_cell() {
     for (isa, kernels) in kernels() {
         let (lanes, width) = (kernels.lanes, kernels.panel());
-        for (p, solo) in kernels.solo.iter().enumerate() {
+        // Of more panels than a step in one go takes, only the gates are made together.
+        for p in 0..kernels.solo.len() + 2 {
             for (cell, n, k) in [
                 (CellKind::Fused, 1, p * lanes + 1),
                 (CellKind::PeepholeDense, 33, (p + 1) * lanes),
@@ -151,7 +152,8 @@ fn a_step_in_one_go_is_the_tiles_and_the_cell() {
                     [(panels * width, 5), (3 * padded, 6), (padded, 7)].map(|(n, seed)| values(n, seed));
                 // c, h, y without padding, and the gates, each with a guard after it.
                 let places = [padded, padded, units, panels * width].map(|len| vec![GUARD; len + 1]);
-                let mut runs = [places.clone(), places.clone(), places];
+                let ways = if p < kernels.solo.len() { 4 } else { 2 };
+                let mut runs = vec![places; ways];
                 for (way, [c_new, h, y, gates]) in runs.iter_mut().enumerate() {
                     let mut sums = [vec![0.0; panels * width], vec![0.0; panels * width]];
                     for (sums, (row, weights)) in sums.iter_mut().zip([(&input, &w), (&operand, &u)]) {
@@ -166,7 +168,8 @@ fn a_step_in_one_go_is_the_tiles_and_the_cell() {
                         }
                     }
                     let args = |panel: usize, [c_new, h, y, gates]: [*mut f32; 4]| CellArgs {
-                        rows: 1,
+                        count: if way == 1 { panels } else { 1 },
+                        apart: Apart::panels(kernels, width, width),
                         x: sums[0][panel * width..].as_ptr(),
                         z: sums[1][panel * width..].as_ptr(),
                         bias: bias[panel * width..].as_ptr(),
@@ -175,10 +178,8 @@ fn a_step_in_one_go_is_the_tiles_and_the_cell() {
                         c_new: c_new.wrapping_add(panel * lanes),
                         h: h.wrapping_add(panel * lanes),
                         y: y.wrapping_add(panel * lanes),
-                        ldy: units,
                         units: units - panel * lanes,
                         gates: gates.wrapping_add(panel * width),
-                        stride: padded,
                         cell,
                         coupled: false,
                         clip: Some(3.0),
@@ -188,10 +189,12 @@ fn a_step_in_one_go_is_the_tiles_and_the_cell() {
                     unsafe {
                         if way == 0 {
                             (0..panels).for_each(|panel| (kernels.cell)(&args(panel, to)));
+                        } else if way == 1 {
+                            (kernels.cell)(&args(0, to));
                         } else {
-                            let input = if way == 1 { input.as_ptr() } else { std::ptr::null() };
+                            let input = if way == 2 { input.as_ptr() } else { std::ptr::null() };
                             let (cell, operand, u, w) = (args(0, to), operand.as_ptr(), u.as_ptr(), w.as_ptr());
-                            solo(&SoloArgs { k, operand, u, cell, x_apart: width, gates_apart: width, n, input, w });
+                            (kernels.solo[p])(&SoloArgs { k, operand, u, cell, n, input, w });
                         }
                     }
                 }

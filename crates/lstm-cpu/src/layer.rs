@@ -191,7 +191,7 @@ pub struct Plan {
     pub(crate) unprojected: Buffer,
     /// `[panels][block * batch][panel]`: input products.
     pub(crate) x: Buffer,
-    /// `[threads][batch][panel]`: recurrent products.
+    /// `[threads][batch][panel]`, of a single sequence `[panels][panel]`: recurrent products.
     pub(crate) z: Buffer,
     /// For the backward pass, once there was one.
     pub(crate) backward: Option<Scratch>,
@@ -243,7 +243,7 @@ impl Plan {
             c: zeros(&[2, batch, layer.padded()])?,
             unprojected: zeros(&[projected, batch, layer.padded()])?,
             x: zeros(&[layer.panels, block, batch, width])?,
-            z: zeros(&[threads, batch, width])?,
+            z: zeros(&[if batch == 1 { threads.max(layer.panels) } else { threads }, batch, width])?,
             backward: None,
         })
     }

@@ -13,7 +13,7 @@ use crate::{
     kernels::{Solo, Strided, TileArgs},
     layer::{Packed, Plan},
     pool::{Member, Pool, Team},
-    step::{CellArgs, SoloArgs},
+    step::{Apart, CellArgs, SoloArgs},
     trace::Trace,
 };
 
@@ -274,11 +274,18 @@ impl<'a> Run<'a> {
             };
             let (operand, stride) =
                 if spec.cell == CellKind::PeepholeDense { (c_old, padded) } else { (h_old, padded_state) };
-            let z = self.z.add(member.rank * self.batch * width);
+            // A single sequence's panels have their gates together, others' rows panel by panel.
+            let single = self.batch == 1;
+            let apart = match single {
+                true => Apart::panels(kernels, self.block * width, self.steps * width),
+                false => Apart::rows(kernels, padded, self.ldy),
+            };
+            let z = |p: usize| self.z.add(if single { p } else { member.rank * self.batch } * width);
             let cell = |p: usize| CellArgs {
-                rows: active,
+                count: if single { panels.len() } else { active },
+                apart,
                 x: self.x.add((p * self.block + in_block) * self.batch * width),
-                z,
+                z: z(p),
                 bias: self.layer.bias.as_ptr().add(p * width),
                 peephole: self.layer.peephole.as_ptr().wrapping_add(p * 3 * lanes),
                 c_old: c_old.add(p * lanes),
@@ -292,34 +299,36 @@ impl<'a> Run<'a> {
                     Some(_) => ptr::null_mut(),
                     None => self.y.add(t * self.batch * self.ldy + p * lanes),
                 },
-                ldy: self.ldy,
                 units: spec.hidden_size - p * lanes,
-                stride: padded,
                 cell: spec.cell,
                 coupled: spec.coupled,
                 clip: spec.clip,
             };
             let u = self.layer.u.as_ptr();
             if let Some(solo) = solo.filter(|_| active > 0) {
-                let (x_apart, gates_apart) = (self.block * width, self.steps * width);
                 let n = spec.input_size;
                 let input = if self.block == 1 { self.input.add(t * n) } else { null() };
                 let w = self.layer.w.as_ptr();
-                solo(&SoloArgs { k: state, operand, u, cell: cell(0), x_apart, gates_apart, n, input, w });
+                solo(&SoloArgs { k: state, operand, u, cell: cell(0), n, input, w });
             } else {
                 for n in 0..panels.len() {
                     // Back and forth: the panels that the last step used last are still in cache.
                     let turn = |n: usize| if k.is_multiple_of(2) { panels.start + n } else { panels.end - 1 - n };
                     let (p, next) = (turn(n), turn((n + 1).min(panels.len() - 1)));
                     let (panel, next) = (u.add(p * state * width), u.add(next * state * width));
-                    let args = TileArgs::new(state, Strided::rows(operand, stride), panel, z, width);
+                    let args = TileArgs::new(state, Strided::rows(operand, stride), panel, z(p), width);
                     let cell = cell(p);
                     // A column of many rows, each on a line of its own, is written faster if the lines are on their way.
                     if active > 2 && !cell.y.is_null() {
                         (kernels.fetch)(cell.y, active, self.ldy);
                     }
                     kernels.rows(active, TileArgs { next, ..args });
-                    (kernels.cell)(&cell);
+                    if !single {
+                        (kernels.cell)(&cell);
+                    }
+                }
+                if single && active > 0 && !panels.is_empty() {
+                    (kernels.cell)(&cell(panels.start));
                 }
             }
             let from = panels.start * lanes;

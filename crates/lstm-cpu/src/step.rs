@@ -7,14 +7,16 @@ use lstm_core::{CellKind, arithmetic::BLOCK};
 
 use crate::{
     activation::{clip, sigmoid, snap, tanh},
-    kernels::PANEL_VECTORS,
+    kernels::{Kernels, PANEL_VECTORS},
     simd::{Simd, gather, scatter},
 };
 
-/// What [`Kernels::cell`] works on: one panel (the four gates of as many units as a vector has lanes) of some rows.
-/// Rows of `x` and `z` are a panel row (`4 * LANES`) apart.
+/// What [`Kernels::cell`] works on: one panel (the four gates of as many units as a vector has lanes) of some rows, or some
+/// panels of one row.
 pub(crate) struct CellArgs {
-    pub(crate) rows: usize,
+    /// How many; all below is of the first.
+    pub(crate) count: usize,
+    pub(crate) apart: Apart,
     /// `W x`.
     pub(crate) x: *const f32,
     /// `U h`.
@@ -27,65 +29,80 @@ pub(crate) struct CellArgs {
     pub(crate) c_old: *const f32,
     pub(crate) c_new: *mut f32,
     pub(crate) h: *mut f32,
-    /// Where `h` also goes, without padding, or null; rows are `ldy` apart.
+    /// Where `h` also goes, without padding, or null.
     pub(crate) y: *mut f32,
-    pub(crate) ldy: usize,
     /// Units from this panel on: padding is not written to `y`.
     pub(crate) units: usize,
-    /// Where to keep the gates, rows a panel row apart, or null.
+    /// Where to keep the gates, or null.
     pub(crate) gates: *mut f32,
-    /// Distance between rows of `c_old`, `c_new` and `h`.
-    pub(crate) stride: usize,
     pub(crate) cell: CellKind,
     pub(crate) coupled: bool,
     pub(crate) clip: Option<f32>,
 }
 
-/// The gates, the cell state and the output of one panel: see [`CellArgs`] and `lstm_core::cell`.
+/// Distances, in floats, between the rows of a panel or the panels of a row.
+#[derive(Clone, Copy)]
+pub(crate) struct Apart {
+    x: usize,
+    z: usize,
+    bias: usize,
+    peephole: usize,
+    /// Of `c_old`, `c_new` and `h`.
+    state: usize,
+    gates: usize,
+    y: usize,
+    units: usize,
+}
+
+impl Apart {
+    /// Rows of a panel, those of the state `state` and those of `y` so far apart.
+    pub(crate) fn rows(kernels: &Kernels, state: usize, y: usize) -> Self {
+        let width = kernels.panel();
+        Apart { x: width, z: width, bias: 0, peephole: 0, state, gates: width, y, units: 0 }
+    }
+
+    /// Panels of a row, those of `x` and of the gates so far apart.
+    pub(crate) fn panels(kernels: &Kernels, x: usize, gates: usize) -> Self {
+        let (lanes, width) = (kernels.lanes, kernels.panel());
+        Apart { x, z: width, bias: width, peephole: 3 * lanes, state: lanes, gates, y: lanes, units: lanes }
+    }
+}
+
+/// The gates, the cell state and the output: see [`CellArgs`] and `lstm_core::cell`.
 ///
 /// # Safety
-/// The pointers cover `rows` rows; as for [`Simd`].
+/// The pointers cover `count` rows or panels; as for [`Simd`].
 #[inline(always)]
 pub(crate) unsafe fn cell<S: Simd>(args: &CellArgs) {
     // SAFETY: the caller's promise.
     unsafe {
         match args.cell {
-            CellKind::Fused | CellKind::Unfused => cell_rows::<S, false, false>(args),
-            CellKind::PeepholeDense => cell_rows::<S, true, false>(args),
-            CellKind::PeepholeDiagonal => cell_rows::<S, false, true>(args),
+            CellKind::Fused | CellKind::Unfused => cells::<S, false, false>(args),
+            CellKind::PeepholeDense => cells::<S, true, false>(args),
+            CellKind::PeepholeDiagonal => cells::<S, false, true>(args),
         }
     }
 }
 
-/// Rows that are worked on together, so that the operations of one need not wait for those of another.
+/// How many are worked on together, so that the operations of one need not wait for those of another.
 const TOGETHER: usize = 4;
 
 #[inline(always)]
-unsafe fn cell_rows<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: &CellArgs) {
-    let width = PANEL_VECTORS * S::LANES;
-    let apart = Apart { bias: 0, peephole: 0, state: args.stride, gates: width, y: args.ldy, units: 0 };
-    let mut row = 0;
-    // SAFETY: the caller's promise: each call handles rows below `args.rows`.
+unsafe fn cells<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: &CellArgs) {
+    let mut n = 0;
+    // SAFETY: the caller's promise: each call handles those below `args.count`.
     unsafe {
-        while row + TOGETHER <= args.rows {
-            let args = from_row(args, row, width);
-            cell_vectors::<S, TOGETHER, DENSE, DIAGONAL>(
-                &args,
-                apart,
-                gate_vectors(args.x, width),
-                gate_vectors(args.z, width),
-            );
-            row += TOGETHER;
+        while n + TOGETHER <= args.count {
+            let args = from(args, n);
+            let (x, z) = (gate_vectors(args.x, args.apart.x), gate_vectors(args.z, args.apart.z));
+            cell_vectors::<S, TOGETHER, DENSE, DIAGONAL>(&args, x, z);
+            n += TOGETHER;
         }
-        while row < args.rows {
-            let args = from_row(args, row, width);
-            cell_vectors::<S, 1, DENSE, DIAGONAL>(
-                &args,
-                apart,
-                gate_vectors(args.x, width),
-                gate_vectors(args.z, width),
-            );
-            row += 1;
+        while n < args.count {
+            let args = from(args, n);
+            let (x, z) = (gate_vectors(args.x, 0), gate_vectors(args.z, 0));
+            cell_vectors::<S, 1, DENSE, DIAGONAL>(&args, x, z);
+            n += 1;
         }
     }
 }
@@ -97,12 +114,8 @@ pub(crate) struct SoloArgs {
     pub(crate) operand: *const f32,
     /// `[panels][k][panel]`
     pub(crate) u: *const f32,
-    /// The first panel's; `z` is not used.
+    /// Panels; `z` and `count` are not used.
     pub(crate) cell: CellArgs,
-    /// Distance between panels of `cell.x`.
-    pub(crate) x_apart: usize,
-    /// Distance between panels of `cell.gates`.
-    pub(crate) gates_apart: usize,
     /// Elements of `input`.
     pub(crate) n: usize,
     /// The row that the input weights multiply, or null where `cell.x` has the products already.
@@ -129,16 +142,13 @@ pub(crate) unsafe fn solo<S: Simd, const N: usize>(args: &SoloArgs) {
 
 #[inline(always)]
 unsafe fn solo_cell<S: Simd, const N: usize, const DENSE: bool, const DIAGONAL: bool>(args: &SoloArgs) {
-    let (lanes, width) = (S::LANES, PANEL_VECTORS * S::LANES);
-    let apart =
-        Apart { bias: width, peephole: 3 * lanes, state: lanes, gates: args.gates_apart, y: lanes, units: lanes };
     // SAFETY: the caller's promise.
     unsafe {
         let x = match args.input.is_null() {
-            true => gate_vectors(args.cell.x, args.x_apart),
+            true => gate_vectors(args.cell.x, args.cell.apart.x),
             false => products(args.n, args.input, args.w),
         };
-        cell_vectors::<S, N, DENSE, DIAGONAL>(&args.cell, apart, x, products(args.k, args.operand, args.u));
+        cell_vectors::<S, N, DENSE, DIAGONAL>(&args.cell, x, products(args.k, args.operand, args.u));
     }
 }
 
@@ -167,17 +177,6 @@ unsafe fn products<S: Simd, const N: usize>(k: usize, row: *const f32, panels: *
     }
 }
 
-/// Distances between the vectors that are worked on together: rows of a panel or panels of a row.
-#[derive(Clone, Copy)]
-struct Apart {
-    bias: usize,
-    peephole: usize,
-    state: usize,
-    gates: usize,
-    y: usize,
-    units: usize,
-}
-
 /// One vector of each gate, for `N` panels or rows `apart` floats from one another.
 #[inline(always)]
 unsafe fn gate_vectors<S: Simd, const N: usize>(p: *const f32, apart: usize) -> [[S; N]; PANEL_VECTORS] {
@@ -196,26 +195,26 @@ unsafe fn gate_vectors<S: Simd, const N: usize>(p: *const f32, apart: usize) -> 
 #[inline(always)]
 unsafe fn cell_vectors<S: Simd, const N: usize, const DENSE: bool, const DIAGONAL: bool>(
     args: &CellArgs,
-    apart: Apart,
     x: [[S; N]; PANEL_VECTORS],
     z: [[S; N]; PANEL_VECTORS],
 ) {
+    let apart = args.apart;
     // SAFETY: the caller's promise: every access is within a row's panel or vector.
     unsafe {
         let x = gate_vectors::<S, N>(args.bias, apart.bias).add(x);
         let c: [S; N] = gather(args.c_old, apart.state);
         let g = if DENSE { sigmoid(bounded(args, x[2])) } else { tanh(bounded(args, x[2].add(z[2]))) };
-        let z_i = bounded(args, look::<S, N, DIAGONAL>(args, apart, 0, c, x[0].add(z[0])));
+        let z_i = bounded(args, look::<S, N, DIAGONAL>(args, 0, c, x[0].add(z[0])));
         let [i, f] = if args.coupled {
             let i = sigmoid(z_i);
             [i, i.fma(Simd::splat(-1.0), Simd::splat(1.0))]
         } else {
-            sigmoid([z_i, bounded(args, look::<S, N, DIAGONAL>(args, apart, 1, c, x[1].add(z[1])))])
+            sigmoid([z_i, bounded(args, look::<S, N, DIAGONAL>(args, 1, c, x[1].add(z[1])))])
         };
         let g = snap(g);
         let c = snap(f.fma(c, i.mul(g)));
         scatter(c, args.c_new, apart.state);
-        let o = sigmoid(bounded(args, look::<S, N, DIAGONAL>(args, apart, 2, c, x[3].add(z[3]))));
+        let o = sigmoid(bounded(args, look::<S, N, DIAGONAL>(args, 2, c, x[3].add(z[3]))));
         if !args.gates.is_null() {
             scatter(i, args.gates, apart.gates);
             scatter(f, args.gates.add(S::LANES), apart.gates);
@@ -239,13 +238,12 @@ unsafe fn cell_vectors<S: Simd, const N: usize, const DENSE: bool, const DIAGONA
 #[inline(always)]
 unsafe fn look<S: Simd, const N: usize, const DIAGONAL: bool>(
     args: &CellArgs,
-    apart: Apart,
     gate: usize,
     c: [S; N],
     z: [S; N],
 ) -> [S; N] {
     // SAFETY: as for `cell_vectors`; so below.
-    if DIAGONAL { unsafe { c.fma(gather(args.peephole.add(gate * S::LANES), apart.peephole), z) } } else { z }
+    if DIAGONAL { unsafe { c.fma(gather(args.peephole.add(gate * S::LANES), args.apart.peephole), z) } } else { z }
 }
 
 #[inline(always)]
@@ -257,21 +255,25 @@ unsafe fn bounded<S: Simd>(args: &CellArgs, z: S) -> S {
     }
 }
 
-/// `args` from row `row` on.
+/// `args` from the `n`th on.
 #[inline(always)]
-unsafe fn from_row(args: &CellArgs, row: usize, width: usize) -> CellArgs {
-    let state = row * args.stride;
-    // SAFETY: the caller's promise: there is such a row.
+unsafe fn from(args: &CellArgs, n: usize) -> CellArgs {
+    let apart = args.apart;
+    let state = n * apart.state;
+    // SAFETY: the caller's promise: there are so many.
     unsafe {
         CellArgs {
-            x: args.x.add(row * width),
-            z: args.z.add(row * width),
+            x: args.x.add(n * apart.x),
+            z: args.z.add(n * apart.z),
+            bias: args.bias.add(n * apart.bias),
+            // Null stays null, or is not used.
+            peephole: args.peephole.wrapping_add(n * apart.peephole),
             c_old: args.c_old.add(state),
             c_new: args.c_new.add(state),
             h: args.h.add(state),
-            // Null stays null.
-            gates: if args.gates.is_null() { args.gates } else { args.gates.add(row * width) },
-            y: if args.y.is_null() { args.y } else { args.y.add(row * args.ldy) },
+            gates: if args.gates.is_null() { args.gates } else { args.gates.add(n * apart.gates) },
+            y: if args.y.is_null() { args.y } else { args.y.add(n * apart.y) },
+            units: args.units - n * apart.units,
             ..*args
         }
     }
