@@ -9,6 +9,7 @@ use crate::{
     Isa,
     buffer::Buffer,
     kernels::{Kernels, Strided, TileArgs},
+    pool::{Pool, Shared},
     simd::Simd,
     step::{Apart, CellArgs, SoloArgs},
 };
@@ -79,11 +80,11 @@ fn kernel_speed() {
         return;
     };
     let (lanes, width) = (kernels.lanes, kernels.panel());
-    let (u, a, mut outs) = (buffer(64 * 1024 * width), buffer(1024 * 1024), [(); 6].map(|()| buffer(64 * width)));
+    let (u, a, mut outs) = (buffer(64 * 1024 * width), buffer(1024 * 1024), [(); 7].map(|()| buffer(64 * width)));
     let rows = |stride| Strided::rows(a.as_ptr(), stride);
     // A block of units of a thousand rows of gates' gradients, as the weights' gradients take them.
     let gradients = Strided { at: a.as_ptr(), row: 1, col: BLOCK, block: BLOCK * BLOCK };
-    let [o0, o1, o2, o3, o4, o5] = &mut outs;
+    let [o0, o1, o2, o3, o4, o5, o6] = &mut outs;
     // SAFETY: as above.
     let peak = &mut || unsafe { multiply_adds(false) };
     let all: &mut [(&str, &mut dyn FnMut() -> f64)] = &mut [
@@ -95,6 +96,9 @@ fn kernel_speed() {
         ("tiles, panels in L3: 64 rows, depth 1024", &mut || tiles(kernels, 64, 1024, 64, rows(1024), &u, o2)),
         ("tiles, panels in L2: 32 rows, depth 256", &mut || tiles(kernels, 32, 256, 16, rows(256), &u, o3)),
         ("tiles, panels in L2: 8 rows, depth 256", &mut || tiles(kernels, 8, 256, 16, rows(256), &u, o4)),
+        ("a row, panels in L2: depth 128, 131 kB", &mut || {
+            (0..20).map(|_| tiles(kernels, 1, 128, 4, rows(128), &u, o6)).sum()
+        }),
         ("tiles of gradients: 32 units, depth 1024", &mut || tiles(kernels, 32, 1024, 4, gradients, &u, o5)),
     ];
     let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
@@ -158,5 +162,47 @@ fn kernel_speed() {
     println!("\nlatency: best and median time, in multiply-adds that wait");
     for (name, (best, median)) in names.into_iter().zip(&times) {
         println!("{name:45} {:6.1} {:6.1} ns {:5.0}", best * 1e9, median * 1e9, median / times[0].1);
+    }
+
+    let pool = Pool::new(2).unwrap();
+    let mut h = buffer(4 * 128);
+    let (weights, h) = (Shared(u.as_ptr()), Shared(h.as_mut_ptr()));
+    // What steps of hidden size 128 on two threads are made of: each writes half of `h`, and reads all of it or just its own.
+    let together = |products: bool, exchange: bool| {
+        const STEPS: usize = 1000;
+        pool.run(2, &|member| {
+            let mut z = [0.0f32; 64];
+            for step in 0..STEPS {
+                let own = if exchange { 0 } else { member.rank * 256 };
+                // SAFETY: AVX-512 is there; what a thread writes the other reads after the barrier, if at all.
+                unsafe {
+                    let old = h.get().add(own + step % 2 * 128).cast_const();
+                    for p in 4 * member.rank..4 * member.rank + 4 {
+                        if products {
+                            let panel = weights.get().add(p * 128 * width);
+                            let args = TileArgs::new(128, Strided::rows(old, 128), panel, z.as_mut_ptr(), width);
+                            kernels.rows(1, args);
+                        } else {
+                            (0..32).for_each(|k| z[k] = *old.add(p % 4 * 32 + k));
+                        }
+                    }
+                    let new = h.get().add(own + (step + 1) % 2 * 128 + member.rank * 64);
+                    (0..64).for_each(|k| *new.add(k) = 1e-3 * z[k]);
+                }
+                member.barrier();
+            }
+        });
+        STEPS as f64
+    };
+    let all: &mut [(&str, &mut dyn FnMut() -> f64)] = &mut [
+        ("a barrier of two threads", &mut || together(false, false)),
+        ("and half of h from the other", &mut || together(false, true)),
+        ("a barrier and products", &mut || together(true, false)),
+        ("a barrier, products, and half of h", &mut || together(true, true)),
+    ];
+    let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
+    println!("\na step of 128 units: best and median time");
+    for (name, (best, median)) in names.into_iter().zip(turns(all)) {
+        println!("{name:45} {:6.0} {:6.0} ns", best * 1e9, median * 1e9);
     }
 }
