@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use libtest_mimic::{Arguments, Trial};
-use lstm_core::{Arithmetic, Backend, Keep, Lstm};
+use lstm_core::{Arithmetic, Backend, Lstm};
 use lstm_tests::{
     activations::{self, Activation},
     backends::{self, Visit},
@@ -198,6 +198,7 @@ mod cpu {
     //! What only the CPU has: numbers of threads and instruction sets, which all give the bits of plain code. And the checks
     //! themselves, which need to be looked at once: do they find errors?
 
+    use lstm_core::Keep;
     use lstm_cpu::{Cpu, Isa};
     use lstm_tests::planted::{Fault, Planted};
 
@@ -292,9 +293,17 @@ mod cuda_host {
         let Ok(steps) = CudaHost::with(0, 0, 0) else { return Ok(()) };
         // With persistent kernels in training, where clusters have no part.
         let clusters = CudaHost::with(0, 8, 2)?;
-        for (group, path, host) in [("kernel-a-step", "a kernel a step", &steps), ("cluster", "cluster", &clusters)] {
-            let taken = host.clone();
-            trials.add("cuda-host", "paths", path, move || takes(&taken, path));
+        // The backend's own trials are those of persistent kernels.
+        let persistent = CudaHost::new()?;
+        for (path, projected, host) in [
+            ("a kernel a step", "a kernel a step", &steps),
+            ("persistent", "persistent", &persistent),
+            ("cluster", "persistent", &clusters),
+        ] {
+            let host = host.clone();
+            trials.add("cuda-host", "paths", path, move || takes(&host, path, projected));
+        }
+        for (group, host) in [("kernel-a-step", &steps), ("cluster", &clusters)] {
             for case in cases::table() {
                 let (host, name) = (host.clone(), case.name.clone());
                 trials.add("cuda-host", group, &name, move || matches_snapshot(&host, &case));
@@ -324,11 +333,13 @@ mod cuda_host {
         Ok(())
     }
 
-    /// Every cell's layer names the path.
-    fn takes(host: &CudaHost, want: &str) -> Result<String> {
-        for (name, cell) in CELLS {
-            let paths = Lstm::new(host, Case::new("", name, cell).weights()?)?.paths();
-            ensure!(paths == [lstm_core::Path::Fused(want.to_owned().into())], "{name}: {paths:?}, not {want}");
+    /// Every cell's layer names the path, and so does one with a projection.
+    fn takes(host: &CudaHost, want: &str, projected: &str) -> Result<String> {
+        let cells = CELLS.map(|(name, cell)| (Case::new("", name, cell), want));
+        let projection = Case::new("", "projection", CELLS[0].1).with(|c| c.proj_size(3));
+        for (case, want) in cells.into_iter().chain([(projection, projected)]) {
+            let paths = Lstm::new(host, case.weights()?)?.paths();
+            ensure!(paths == [lstm_core::Path::Fused(want.to_owned().into())], "{}: {paths:?}, not {want}", case.name);
         }
         Ok(String::new())
     }

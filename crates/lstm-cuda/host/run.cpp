@@ -17,8 +17,10 @@
 #include "../kernels/primitives.cu"
 #include "../kernels/forward.cu"
 #include "../kernels/backward.cu"
+#include "../kernels/shares.cuh"
 #include "../kernels/persistent.cu"
 #include "../kernels/persistent_back.cu"
+#include "../kernels/projected.cu"
 #include "../kernels/cluster.cu"
 
 #if SHIM_TSAN

@@ -74,6 +74,8 @@ static float dot(u32 depth, const float *a, u32 a_step, const float *b, u32 b_st
     return total;
 }
 
+enum Kind { STANDARD, DIAGONAL, DENSE, PROJECTED };
+
 static size_t tile_floats(u32 side) { return LSTM_BLOCK * 2 * (side + 4); }
 
 static void products() {
@@ -91,52 +93,67 @@ static void products() {
 }
 
 // A layer over a few steps, by a kernel a step and by one kernel, forward and back.
-static void layer(bool reverse, bool lengths, bool diagonal) {
+static void layer(bool reverse, bool lengths, Kind kind) {
     // Rows and threads that do not divide one another, so that no thread finds only what it wrote itself.
-    const u32 hidden = 37, batch = 4, steps = 3, units = 9, rows = 3;
-    const Values z = numbers(steps * batch * 4 * hidden), u = numbers(4 * hidden * hidden), p = numbers(3 * hidden);
-    const Values h0 = numbers(batch * hidden), c0 = numbers(batch * hidden), dy = numbers(steps * batch * hidden);
+    const bool projects = kind == PROJECTED, dense = kind == DENSE;
+    const u32 hidden = 37, batch = 4, steps = 3, units = 9, rows = 3, blocks = (hidden + units - 1) / units;
+    const u32 state = projects ? 35 : hidden, features = projects ? (state + blocks - 1) / blocks : units;
+    const Values z = numbers(steps * batch * 4 * hidden), u = numbers(4 * hidden * state), p = numbers(3 * hidden);
+    const Values w = numbers(state * hidden), h0 = numbers(batch * state), c0 = numbers(batch * hidden);
+    const Values dy = numbers(steps * batch * state);
     const std::vector<u32> active = lengths ? std::vector<u32>{4, 2, 0} : std::vector<u32>(steps, batch);
-    const float *peephole = diagonal ? p.data() : nullptr;
-    const CellOptions cell{0, 0, 1, 0.75f};
+    const float *peephole = kind == DIAGONAL ? p.data() : nullptr, *w_hr = projects ? w.data() : nullptr;
+    const CellOptions cell{dense, 0, 1, 0.75f};
     const GateBounds bounds{sigmoid(-0.75f), sigmoid(0.75f), tanh_of(-0.75f), tanh_of(0.75f)};
-    const size_t place = batch * hidden;
+    const size_t wide = batch * hidden, narrow = batch * state; // a step's cell states, and its h
 
-    Values h((steps + 1) * place), c((steps + 1) * place), y(steps * place), gates(4 * steps * place);
+    Values h((steps + 1) * narrow), c((steps + 1) * wide), y(steps * narrow), gates(4 * steps * wide), operand(wide);
     const u32 first = reverse ? steps : 0;
-    std::copy(h0.begin(), h0.end(), h.begin() + first * place);
-    std::copy(c0.begin(), c0.end(), c.begin() + first * place);
+    std::copy(h0.begin(), h0.end(), h.begin() + first * narrow);
+    std::copy(c0.begin(), c0.end(), c.begin() + first * wide);
     for (u32 n = 0; n < steps; n++) {
         const u32 t = reverse ? steps - 1 - n : n, from = reverse ? t + 1 : t, to = reverse ? t : t + 1;
-        const StepArgs args{&z[t * 4 * place], u.data(), &h[from * place], &c[from * place], peephole, &h[to * place], &c[to * place], &y[t * place], &gates[t * 4 * place], nullptr, batch, active[t], hidden, hidden, cell};
+        float *h_new = &h[to * narrow], *y_new = &y[t * narrow];
+        const StepArgs args{&z[t * 4 * wide], u.data(), &h[from * narrow], &c[from * wide], peephole, projects ? nullptr : h_new, &c[to * wide], projects ? nullptr : y_new, &gates[t * 4 * wide], projects ? operand.data() : nullptr, batch, active[t], hidden, state, cell};
         start("step_small", (4 * hidden + 15) / 16, 64, tile_floats(16), false, args);
+        const ProjectArgs project{operand.data(), w_hr, &h[from * narrow], h_new, y_new, batch, active[t], hidden, state};
+        if (projects) start("project_small", (state + 15) / 16, 64, tile_floats(16), false, project);
     }
-    const size_t depth = (hidden + LSTM_BLOCK - 1) / LSTM_BLOCK;
-    const auto shared = [&](size_t vectors) { return rows * (vectors * depth * PITCH + 4 * depth * units) + 2 * batch * units; };
-    Values y2(steps * place, value(~0u)), h2(h.size()), c2(c.size()), gates2(gates.size()), h_last(place), c_last(place);
-    const PersistentArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, y2.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, cell};
-    start("persistent", (hidden + units - 1) / units, units * depth, shared(1), true, one);
-    same("persistent: y", y2, y), same("persistent: h", h2, h), same("persistent: c", c2, c), same("persistent: gates", gates2, gates);
+    const size_t depth = (hidden + LSTM_BLOCK - 1) / LSTM_BLOCK, shares = units * depth; // as many for h, which is as many blocks long
+    const auto shared = [&](size_t vectors) { return rows * (vectors * depth * PITCH + 4 * shares) + batch * (units + features); };
+    const float empty = value(~0u);
+    Values y2(y.size(), empty), passed(steps * wide, empty), h2(h.size()), c2(c.size()), gates2(gates.size()), h_last(narrow), c_last(wide);
+    const PersistentArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, w_hr, y2.data(), passed.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, cell};
+    start(projects ? "projected" : "persistent", blocks, shares, shared(1), true, one);
+    const u32 last = reverse ? 0 : steps;
+    same("all steps: y", y2, y), same("all steps: h", h2, h), same("all steps: c", c2, c), same("all steps: gates", gates2, gates);
+    same("all steps: last h", h_last, Values(&h[last * narrow], &h[last * narrow] + narrow));
+    same("all steps: last c", c_last, Values(&c[last * wide], &c[last * wide] + wide));
 
-    // Two clusters, the second with one sequence; some units' weights in shared memory.
-    const u32 size = 2, wide = 19, held = 12;
-    const size_t kept = (wide - held) * depth * LSTM_BLOCK * 4;
-    Values y3(steps * place), h_last3(place), c_last3(place);
-    const ClusterArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, y3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, reverse, wide, held, rows, 0, cell};
-    start("cluster", 2 * size, rows * wide, 2 * rows * depth * PITCH + 4 * depth * rows * wide + kept, false, clusters, size);
-    same("cluster: y", y3, y), same("cluster: h", h_last3, h_last), same("cluster: c", c_last3, c_last);
+    if (!projects) {
+        // Two clusters, the second with one sequence; some units' weights in shared memory.
+        const u32 size = 2, most = 19, held = 12;
+        const size_t kept = (most - held) * depth * LSTM_BLOCK * 4;
+        Values y3(y.size()), h_last3(narrow), c_last3(wide);
+        const ClusterArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, y3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, reverse, most, held, rows, 0, cell};
+        start("cluster", 2 * size, rows * most, 2 * rows * depth * PITCH + 4 * depth * rows * most + kept, false, clusters, size);
+        same("cluster: y", y3, y), same("cluster: h", h_last3, h_last), same("cluster: c", c_last3, c_last);
+    }
 
-    Values dh = numbers(place), dc = numbers(place), dz(4 * steps * place);
-    Values dh2 = dh, dc2 = dc, dz2(dz.size(), value(~0u));
+    Values dh = numbers(narrow), dc = numbers(wide), dz(4 * steps * wide), dp(steps * narrow), m(steps * wide);
+    Values dh2 = dh, dc2 = dc, dz2(dz.size(), empty), dp2(dp.size(), empty), m2(m.size());
     for (u32 n = 0; n <= steps; n++) {
         const u32 t = n == steps ? 0 : reverse ? n : steps - 1 - n, visited = n == 0 ? 0 : reverse ? n - 1 : steps - n;
-        const bool last = n == steps;
-        const BackArgs args{&dz[visited * 4 * place], &gates[visited * 4 * place], u.data(), nullptr, &dy[t * place], &gates[t * 4 * place], &c[(reverse ? t + 1 : t) * place], &c[(reverse ? t : t + 1) * place], nullptr, peephole, dh.data(), dc.data(), last ? nullptr : &dz[t * 4 * place], nullptr, nullptr, batch, last ? 0 : active[t], n == 0 ? 0 : active[visited], hidden, hidden, 0, cell, bounds};
-        start("back_small", (hidden + 15) / 16, 64, tile_floats(16), false, args);
+        const bool end = n == steps;
+        const u32 from = reverse ? t + 1 : t, to = reverse ? t : t + 1;
+        const BackArgs args{&dz[visited * 4 * wide], &gates[visited * 4 * wide], u.data(), w_hr, &dy[t * narrow], &gates[t * 4 * wide], &c[from * wide], &c[to * wide], &h[to * narrow], peephole, dh.data(), dc.data(), end ? nullptr : &dz[t * 4 * wide], projects && !end ? &dp[t * narrow] : nullptr, projects && !end ? &m[t * wide] : nullptr, batch, end ? 0 : active[t], n == 0 ? 0 : active[visited], hidden, state, 0, cell, bounds};
+        start(projects ? "back_state_small" : "back_small", (state + 15) / 16, 64, tile_floats(16), false, args);
+        if (projects && !end) start("back_units_small", (hidden + 15) / 16, 64, tile_floats(16), false, args);
     }
-    const PersistentBackArgs back{u.data(), dy.data(), gates.data(), c.data(), peephole, dh2.data(), dc2.data(), dz2.data(), active.data(), steps, batch, hidden, units, rows, reverse, cell, bounds};
-    start("persistent_back", (hidden + units - 1) / units, units * depth, shared(4), true, back);
-    same("persistent_back: dz", dz2, dz), same("persistent_back: dh", dh2, dh), same("persistent_back: dc", dc2, dc);
+    const PersistentBackArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, cell, bounds};
+    start(projects ? "projected_back" : "persistent_back", blocks, shares, shared(4), true, back);
+    same("all steps back: dz", dz2, dz), same("all steps back: dh", dh2, dh), same("all steps back: dc", dc2, dc);
+    if (projects) same("all steps back: projected", dp2, dp), same("all steps back: operand", m2, m);
 }
 
 int main(int argc, char **argv) {
@@ -158,7 +175,9 @@ int main(int argc, char **argv) {
     if (argc == 3) shim::planted = {argv[1], std::atoi(argv[2])};
     for (seed = 0; seed < 3; seed++) {
         products();
-        for (int k = 0; k < 8; k += argc == 3 ? 5 : 1) layer(k & 1, k & 2, k & 4);
+        // Every kind; with a planted fault, fewer directions and lengths.
+        for (int k = 0; k < 16; k++)
+            if (argc != 3 || k % 5 == 0 || k == 12) layer(k & 1, k & 2, Kind(k / 4));
     }
     for (unsigned i = 0; i < shim::site_count; i++) std::printf("barrier %s %d\n", shim::sites[i].file, shim::sites[i].line);
     std::puts(failed ? "FAILED" : "all as it should be");

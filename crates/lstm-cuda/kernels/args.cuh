@@ -75,12 +75,14 @@ struct ProjectArgs {
 
 // All steps, in one launch whose blocks are all resident.
 struct PersistentArgs {
-    const float *z, *u, *h0, *c0, *peephole;
-    float *y;           // [steps * batch, hidden], the sentinel everywhere at first
+    const float *z, *u, *h0, *c0, *peephole, *w_hr; // w_hr: a projection's [state, hidden], or null
+    float *y;             // [steps * batch, state], the sentinel everywhere at first
+    float *passed;        // [steps * batch, hidden], too: the dense peephole's c or a projection's operand; else null
     float *h, *c, *gates; // what training keeps, or null
     float *h_last, *c_last;
     const u32 *active; // null: all of the batch, at every step
     u32 steps, batch, hidden, units, rows, reverse; // units a block has, rows it takes at a time
+    u32 state, features;                            // h's size, and how much of it a block has
     CellOptions cell;
 };
 
@@ -116,11 +118,14 @@ struct BackArgs {
 
 // All steps of the way back, in one launch whose blocks are all resident.
 struct PersistentBackArgs {
-    const float *u, *dy, *gates, *c, *peephole;
+    const float *u, *dy, *gates, *h, *c, *peephole, *w_hr;
     float *dh, *dc; // the final state's gradients, snapped; then the initial one's
     float *dz;      // [steps * batch, 4 * hidden], the sentinel everywhere at first
+    float *projected;   // with a projection: dh of the projected h, [steps * batch, state], too
+    float *unprojected; // and its operand, [steps * batch, hidden]
     const u32 *active;
     u32 steps, batch, hidden, units, rows, reverse;
+    u32 state, features;
     CellOptions cell;
     GateBounds bounds;
 };

@@ -1,6 +1,5 @@
 // All steps of a sequence in one launch, for small hidden sizes: the blocks of a cluster share out the units of some
 // sequences, and tell one another what a step gave through their shared memory. Clusters never wait for one another.
-// After `persistent.cu`, whose shares these are.
 #if CLUSTERS
 
 // A thread's part of a unit whose weights are in shared memory, four of the depth side by side: [4][LSTM_BLOCK / 4] of
@@ -9,11 +8,12 @@ struct Kept {
     float4 *w;
     u32 pitch;
 
-    MEMBER void load(const float *u, u32 hidden, u32 unit, u32 depth) const {
+    // As `Share::load`, of one block of the depth.
+    MEMBER void load(Strided u, u32 apart, u32 unit, u32 depth) const {
         for (u32 n = 0; n < LSTM_BLOCK; n++) {
-            const u32 gate = n / (LSTM_BLOCK / 4), k = depth + n % (LSTM_BLOCK / 4) * 4;
-            w[n * pitch] = {Share::weight(u, hidden, gate, unit, k), Share::weight(u, hidden, gate, unit, k + 1),
-                            Share::weight(u, hidden, gate, unit, k + 2), Share::weight(u, hidden, gate, unit, k + 3)};
+            const u32 k = depth + n % (LSTM_BLOCK / 4) * 4;
+            w[n * pitch] = {u.at(k, unit), u.at(k + 1, unit), u.at(k + 2, unit), u.at(k + 3, unit)};
+            if (n % (LSTM_BLOCK / 4) == LSTM_BLOCK / 4 - 1) u.p += apart;
         }
     }
 
@@ -49,8 +49,9 @@ KERNEL(cluster, ClusterArgs, 256) {
     const bool has_other = share.works() && share.unit < others;
     const Kept kept{parts + share.blocks * args.rows * units + other, others * share.blocks};
 
-    share.load(args.u, hidden, first_unit);
-    if (has_other) kept.load(args.u, hidden, first_unit + args.held + share.unit, share.block * LSTM_BLOCK);
+    const Strided u{args.u, hidden, hidden, hidden, 1};
+    share.load(u, hidden * hidden, first_unit);
+    if (has_other) kept.load(u, hidden * hidden, first_unit + args.held + share.unit, share.block * LSTM_BLOCK);
 
     const u32 row = threadIdx.x / units, b = row0 + row, unit = first_unit + threadIdx.x % units;
     const bool mine = row < rows && unit < hidden;

@@ -80,18 +80,27 @@ impl<D: Driver> Pass<'_, D> {
 
     fn steps_in_one(&self, dy: &Tensor<D>, d: &State<Tensor<D>>, (geometry, rows): (Geometry, usize)) -> Result<()> {
         let (driver, trace, spec) = (&self.b.driver, self.trace, &self.layer.spec);
-        let (steps, batch, hidden) = (trace.steps, trace.batch, spec.hidden_size);
+        let (steps, batch, hidden, state) = (trace.steps, trace.batch, spec.hidden_size, spec.state_size());
         let dz = self.address(&self.dz);
-        driver.launch(OP, &map(OP, Map::Sentinel, 0, dz, checked_len(OP, &[steps, batch, 4, hidden])?, 0.0)?)?;
+        let [projected, unprojected] =
+            self.projected.as_ref().map_or([0; 2], |both| both.each_ref().map(|memory| self.address(memory)));
+        for (passed, size) in [(dz, 4 * hidden), (projected, state)].into_iter().filter(|(passed, _)| *passed != 0) {
+            let len = checked_len(OP, &[steps, batch, size])?;
+            driver.launch(OP, &map(OP, Map::Sentinel, 0, passed, len, 0.0)?)?;
+        }
         let args = PersistentBackArgs {
             u: self.address(&self.layer.u),
             dy: self.address(&dy.data),
             gates: self.address(&trace.gates),
+            h: self.address(&trace.h),
             c: self.address(&trace.c),
             peephole: self.layer.peephole(driver),
+            w_hr: self.layer.projection(driver),
             dh: self.address(&d.h.data),
             dc: self.address(&d.c.data),
             dz,
+            projected,
+            unprojected,
             active: trace.active.as_ref().map_or(0, |active| self.address(active)),
             steps: size(OP, steps)?,
             batch: size(OP, batch)?,
@@ -99,10 +108,12 @@ impl<D: Driver> Pass<'_, D> {
             units: size(OP, geometry.units)?,
             rows: size(OP, rows)?,
             reverse: spec.reverse.into(),
+            state: size(OP, state)?,
+            features: size(OP, geometry.features)?,
             cell: CellOptions::new(spec),
             bounds: GateBounds::new(spec),
         };
-        driver.launch(OP, &geometry.launch(OP, "persistent_back", (4, rows, batch), args)?)
+        driver.launch(OP, &geometry.launch(OP, geometry.kernels[1], (4, rows, batch), args)?)
     }
 
     fn steps(&self, dy: &Tensor<D>, d: &State<Tensor<D>>) -> Result<()> {

@@ -54,19 +54,27 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
     }
 
     // The layer's own kernels against the reference on the same device, whose operations were looked at above.
-    let config = LstmConfig::new(5, 40).cell(CellKind::PeepholeDiagonal);
+    // What steps pass on differs among them: h, the cell state, a projection's operand as well.
+    let config = LstmConfig::new(5, 40);
     let x = Array3::from_shape_fn((3, 4, 5), |(a, t, i)| (a as f32 - 1.0) * 0.5 + t as f32 * 0.25 - i as f32 * 0.125);
-    let own = Lstm::random(b, config.clone(), 1)?.forward_train(&x, Keep::Everything)?;
-    let reference = Lstm::random(&Reference(b.clone()), config, 1)?.forward_train(&x, Keep::Everything)?;
-    if !same(&own.y, &reference.y) || !same(&own.state.c, &reference.state.c) {
-        return differs("a layer");
-    }
-    let own = own.tape.backward(Upstream::from(&own.y).with_input())?;
-    let reference = reference.tape.backward(Upstream::from(&reference.y).with_input())?;
-    let weights = own.weights.layers().iter().zip(reference.weights.layers());
-    let same_weights = weights.flat_map(|(a, b)| a.iter().zip(b.iter())).all(|((_, a), (_, b))| same(a, b));
-    if !same_weights || !same(own.x.iter().flatten(), reference.x.iter().flatten()) {
-        return differs("a layer's backward pass");
+    let kinds = [
+        config.clone().cell(CellKind::PeepholeDiagonal),
+        config.clone().cell(CellKind::PeepholeDense),
+        config.proj_size(35),
+    ];
+    for config in kinds {
+        let own = Lstm::random(b, config.clone(), 1)?.forward_train(&x, Keep::Everything)?;
+        let reference = Lstm::random(&Reference(b.clone()), config, 1)?.forward_train(&x, Keep::Everything)?;
+        if !same(&own.y, &reference.y) || !same(&own.state.c, &reference.state.c) {
+            return differs("a layer");
+        }
+        let own = own.tape.backward(Upstream::from(&own.y).with_input())?;
+        let reference = reference.tape.backward(Upstream::from(&reference.y).with_input())?;
+        let weights = own.weights.layers().iter().zip(reference.weights.layers());
+        let same_weights = weights.flat_map(|(a, b)| a.iter().zip(b.iter())).all(|((_, a), (_, b))| same(a, b));
+        if !same_weights || !same(own.x.iter().flatten(), reference.x.iter().flatten()) {
+            return differs("a layer's backward pass");
+        }
     }
 
     // Inference may have kernels of its own: enough units for a cluster of several blocks.

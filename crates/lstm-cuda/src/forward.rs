@@ -1,7 +1,7 @@
 //! A whole sequence: the input's product for all steps at once, then the steps, by one kernel whose blocks keep their
 //! weights (all blocks together, or clusters of them), or by a kernel a step.
 
-use lstm_core::{Error, LayerSpec, Output, Result, Sequence, Shape, State};
+use lstm_core::{CellKind, Error, LayerSpec, Output, Result, Sequence, Shape, State};
 
 use crate::{
     args::{Address, CellOptions, ClusterArgs, PersistentArgs, ProjectArgs, StepArgs},
@@ -164,15 +164,20 @@ impl<D: Driver> CudaOn<D> {
         (geometry, rows): (Geometry, usize),
     ) -> Result<Output<Tensor<D>>> {
         let (driver, spec) = (&self.driver, &layer.spec);
-        let (steps, batch, hidden) = (sequence.steps, sequence.batch, spec.hidden_size);
-        let [y, h, c] = [steps * batch, batch, batch].map(|rows| self.tensor(op, Shape::new(rows, hidden)));
-        let (y, state) = (y?, State { h: h?, c: c? });
+        let (steps, batch, hidden, state_size) = (sequence.steps, sequence.batch, spec.hidden_size, spec.state_size());
+        let [y, h] = [steps * batch, batch].map(|rows| self.tensor(op, Shape::new(rows, state_size)));
+        let (y, state) = (y?, State { h: h?, c: self.tensor(op, Shape::new(batch, hidden))? });
         let address = |x: &Tensor<D>| driver.address(&x.data);
         let [h0, c0] = [&plan.h, &plan.c].map(|memory| driver.address(memory));
-        for (from, to) in [(&sequence.state.h, h0), (&sequence.state.c, c0)] {
-            driver.launch(op, &copy(op, (address(from), hidden), (to, hidden), [batch, hidden], true)?)?;
+        for (from, to, size) in [(&sequence.state.h, h0, state_size), (&sequence.state.c, c0, hidden)] {
+            driver.launch(op, &copy(op, (address(from), size), (to, size), [batch, size], true)?)?;
         }
-        driver.launch(op, &map(op, Map::Sentinel, 0, address(&y), y.shape.len(), 0.0)?)?;
+        // What blocks pass on besides `y`.
+        let passes_more = spec.proj_size.is_some() || spec.cell == CellKind::PeepholeDense;
+        let passed = passes_more.then(|| self.tensor(op, Shape::new(steps * batch, hidden))).transpose()?;
+        for words in [Some(&y), passed.as_ref()].into_iter().flatten() {
+            driver.launch(op, &map(op, Map::Sentinel, 0, address(words), words.shape.len(), 0.0)?)?;
+        }
         // A trace has them already.
         let own = match (trace, sequence.lengths) {
             (None, Some(_)) => Some(self.active(op, steps, |t| sequence.active(t))?),
@@ -186,7 +191,9 @@ impl<D: Driver> CudaOn<D> {
             h0,
             c0,
             peephole: layer.peephole(driver),
+            w_hr: layer.projection(driver),
             y: address(&y),
+            passed: passed.as_ref().map_or(0, address),
             h: kept(|trace| &trace.h),
             c: kept(|trace| &trace.c),
             gates: kept(|trace| &trace.gates),
@@ -199,9 +206,11 @@ impl<D: Driver> CudaOn<D> {
             units: size(op, geometry.units)?,
             rows: size(op, rows)?,
             reverse: spec.reverse.into(),
+            state: size(op, state_size)?,
+            features: size(op, geometry.features)?,
             cell: CellOptions::new(spec),
         };
-        driver.launch(op, &geometry.launch(op, "persistent", (1, rows, batch), args)?)?;
+        driver.launch(op, &geometry.launch(op, geometry.kernels[0], (1, rows, batch), args)?)?;
         Ok(Output::new(y, state))
     }
 

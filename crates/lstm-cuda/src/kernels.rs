@@ -11,7 +11,7 @@ use lstm_core::{Error, Result};
 use crate::cache;
 
 /// The sources in the order in which they make one text; the same files are built for the host in this order.
-const SOURCES: [(&str, &str); 11] = [
+const SOURCES: [(&str, &str); 13] = [
     ("device.cuh", include_str!("../kernels/device.cuh")),
     ("constants.cuh", include_str!("../kernels/constants.cuh")),
     ("args.cuh", include_str!("../kernels/args.cuh")),
@@ -20,8 +20,10 @@ const SOURCES: [(&str, &str); 11] = [
     ("primitives.cu", include_str!("../kernels/primitives.cu")),
     ("forward.cu", include_str!("../kernels/forward.cu")),
     ("backward.cu", include_str!("../kernels/backward.cu")),
+    ("shares.cuh", include_str!("../kernels/shares.cuh")),
     ("persistent.cu", include_str!("../kernels/persistent.cu")),
     ("persistent_back.cu", include_str!("../kernels/persistent_back.cu")),
+    ("projected.cu", include_str!("../kernels/projected.cu")),
     ("cluster.cu", include_str!("../kernels/cluster.cu")),
 ];
 
@@ -29,7 +31,7 @@ const SOURCES: [(&str, &str); 11] = [
 const OPTIONS: [&str; 5] = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--ptxas-options=-v"];
 
 /// All kernels, in no order.
-pub(crate) const NAMES: [&str; 21] = [
+pub(crate) const NAMES: [&str; 23] = [
     "map",
     "mul_add",
     "within",
@@ -50,6 +52,8 @@ pub(crate) const NAMES: [&str; 21] = [
     "back_units_medium",
     "persistent",
     "persistent_back",
+    "projected",
+    "projected_back",
     CLUSTER,
 ];
 

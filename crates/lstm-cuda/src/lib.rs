@@ -24,8 +24,8 @@
 //!   size of up to 512 on devices of sm_90 and later; not with a projection, and not for batches larger than the clusters
 //!   that are there at once can have.
 //! - `persistent`, one kernel for all steps whose blocks keep the recurrent weights in registers, where the device can hold
-//!   them: a hidden size of up to 1024 on large GPUs; not with a projection or the dense peephole, and not for batches of
-//!   many hundred.
+//!   them: a hidden size of up to 1024 on large GPUs, or with a projection a hidden size times a projected one of up to
+//!   about 1024 * 1024; not for batches of many hundred.
 //! - else a kernel a step.
 
 mod args;
