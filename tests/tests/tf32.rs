@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use lstm_core::{
-    Arithmetic, Backend, CellKind, Keep, Lstm, Mat, Path, Shape,
+    Arithmetic, Backend, CellKind, Keep, Lstm, LstmConfig, Mat, Path, Shape,
     ndarray::{ArrayView, Axis, IxDyn},
 };
 use lstm_cuda::CudaHost;
@@ -254,6 +254,21 @@ fn streams() -> Result<()> {
             let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             ensure!(f64::from(worst) < 42.0 * 0.44 * ROUNDING, "{name}, batch {batch}: {worst} off");
         }
+    }
+    Ok(())
+}
+
+/// Steps stay with one kernel for all of them, and exact, up to a size for which a kernel a step is worth its start.
+#[test]
+fn large_steps_leave_the_persistent_kernel() -> Result<()> {
+    let (fast, exact) = (CudaHost::fast(0, 8, 0)?, CudaHost::with(0, 8, 0)?);
+    // Too few features for tensor cores. 4 multiprocessors of 2^21 multiplications are 4 * 128 * 128 * 128.
+    let config = LstmConfig::new(3, 128);
+    for batch in [127, 128] {
+        let case = Case { config: config.clone(), batch, steps: 2, ..Case::new("", "", CellKind::Fused) };
+        let [want, got] = [&exact, &fast].map(|b| check::outputs(&Lstm::new(b, case.weights()?)?, &case.data()));
+        let same = compare::same_outputs("", &want?, &got?).is_ok();
+        ensure!(same == (batch < 128), "batch {batch}: the exact bits: {same}");
     }
     Ok(())
 }
