@@ -123,7 +123,7 @@ pub(crate) fn fast<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
             (0..k).map(|p| left[i * at_left[0] + p * at_left[1]] * right[p * at_right[0] + j * at_right[1]]).sum()
         };
         // Of many elements some, of all rows and all kinds of columns.
-        for (at, got) in get(b, &product)?.into_iter().enumerate().step_by(m * n / (1 << 15) | 1) {
+        for (at, got) in get(b, &product)?.into_iter().enumerate().step_by((m * n / (1 << 15)) | 1) {
             let want = want(at / n, at % n);
             if got != want {
                 return Err(wrong(format!("element {at} of a product [{m}, {k}] . [{k}, {n}] is {got}, not {want}")));
