@@ -6,7 +6,8 @@
 PATH/TO/cuda is the program of benches/src/bin/cuda.rs, built elsewhere:
 `cargo build --release -p lstm-benches --features cuda --bin cuda`. It needs the driver, and NVRTC (PyTorch's wheels bring
 it: put its folder into LD_LIBRARY_PATH) or kernels built before (LSTM_CUDA_KERNELS). Rounds of both alternate; float32
-with TF32 off is the comparison, the other precisions are printed beside it. All sizes include the input's product.
+with TF32 off is the comparison, the other precisions are printed beside it. A line of its own, `lstm-cuda tf32`, is the fast
+mode, which is not exact, beside PyTorch with TF32 on. All sizes include the input's product.
 """
 
 import argparse
@@ -67,6 +68,7 @@ def main():
         answer = ask(child, "check", *shape, 0)
         different += answer != "identical"
         print(f"bits {shape}: {answer}", flush=True)
+        print(f"lstm-cuda tf32 {shape}: {ask(child, 'check-tf32', *shape, 0)}", flush=True)
     try:
         import torch
     except ImportError as error:
@@ -94,6 +96,23 @@ def main():
             print(
                 f"{shape} {'forward+backward' if train else 'forward'}: ours {a:.0f} us, cuDNN fp32 {b:.0f} us, "
                 f"ratio {b / a:.2f}, to the floor {a / floor:.1f}  (spread {spread}; labelled, not compared: {beside})",
+                flush=True,
+            )
+            fast, theirs = [], []
+            for _ in range(args.rounds):
+                answer = ask(child, "train-tf32" if train else "forward-tf32", *shape, args.repeats)
+                if answer.startswith("not run"):
+                    break
+                fast.append(float(answer))
+                theirs.append(peer(torch, shape, train, torch.float32, True, args.repeats))
+            if len(fast) < args.rounds:
+                print(f"    lstm-cuda tf32: {answer}", flush=True)
+                continue
+            c, d = statistics.median(fast), statistics.median(theirs)
+            spread = f"{min(fast):.0f}-{max(fast):.0f} / {min(theirs):.0f}-{max(theirs):.0f}"
+            print(
+                f"    lstm-cuda tf32 (not exact) {c:.0f} us, cuDNN tf32 {d:.0f} us, ratio {d / c:.2f}; ours exact / ours tf32 "
+                f"{a / c:.2f}  (spread {spread})",
                 flush=True,
             )
     return different > 0

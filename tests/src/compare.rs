@@ -84,6 +84,12 @@ pub struct Passes {
 }
 
 impl Passes {
+    /// All arrays under the names that golden files and snapshots use.
+    pub fn arrays(&self) -> Vec<(String, ArrayView<'_, f32, IxDyn>)> {
+        let outputs = self.outputs.groups().map(|(name, array)| (name.to_owned(), array.view().into_dyn()));
+        outputs.into_iter().chain(self.gradients()).collect()
+    }
+
     /// The gradients under the names that golden files and snapshots use, weights as in a file of PyTorch's.
     fn gradients(&self) -> Vec<(String, ArrayView<'_, f32, IxDyn>)> {
         let Gradients { x, state, weights, .. } = &self.gradients;

@@ -3,9 +3,11 @@
 //!
 //! Without arguments it checks the bits of every shape and prints a time for each. With `--serve` it reads lines
 //! `PASS HIDDEN BATCH STEPS REPEATS`, where PASS is `check`, `forward` or `train`, and answers each with one line: `identical`
-//! or what differs, or microseconds for one pass, the median.
+//! or what differs, or microseconds for one pass, the median. `check-tf32` and so on are the same in the fast mode, which is
+//! not exact: how far it is from the CPU, or microseconds; or why it can't run.
 
 use std::{
+    cell::LazyCell,
     io::{BufRead, Write},
     process::ExitCode,
     time::Instant,
@@ -45,21 +47,32 @@ fn all(cuda: &Cuda) -> Result<bool> {
         identical &= checked == "identical";
         let [forward, train] = [microseconds(cuda, shape, false, 20)?, microseconds(cuda, shape, true, 20)?];
         let [hidden, batch, steps] = shape;
-        println!(
-            "hidden {hidden} batch {batch} steps {steps}: {checked}; forward {forward:.1} us, forward and backward {train:.1} us"
-        );
+        let label = format!("hidden {hidden} batch {batch} steps {steps}");
+        println!("{label}: {checked}; forward {forward:.1} us, forward and backward {train:.1} us");
+        let fast = || -> Result<String> {
+            let fast = Cuda::fast(0)?;
+            let [forward, train] = [microseconds(&fast, shape, false, 20)?, microseconds(&fast, shape, true, 20)?];
+            let checked = check(&fast, shape)?;
+            Ok(format!("{checked}; forward {forward:.1} us, forward and backward {train:.1} us"))
+        };
+        println!("{label}, lstm-cuda tf32: {}", fast().unwrap_or_else(|error| format!("not run: {error}")));
     }
     Ok(identical)
 }
 
 fn serve(cuda: &Cuda) -> Result<bool> {
+    // Opened when it is asked for first.
+    let fast = LazyCell::new(|| Cuda::fast(0));
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap_or_default();
         let words: Vec<&str> = line.split_whitespace().collect();
         let numbers: Option<Vec<usize>> = words.iter().skip(1).map(|word| word.parse().ok()).collect();
-        let answer = match (words.first(), numbers.as_deref()) {
-            (Some(&"check"), Some(&[hidden, batch, steps, _])) => check(cuda, [hidden, batch, steps])?,
-            (Some(&pass @ ("forward" | "train")), Some(&[hidden, batch, steps, repeats])) if repeats > 0 => {
+        let pass = words.first().map(|word| word.strip_suffix("-tf32").map_or((*word, false), |pass| (pass, true)));
+        let device = if pass.is_some_and(|(_, fast)| fast) { fast.as_ref() } else { Ok(cuda) };
+        let answer = match (device, pass.map(|(pass, _)| pass), numbers.as_deref()) {
+            (Err(error), ..) => format!("not run: {error}"),
+            (Ok(cuda), Some("check"), Some(&[hidden, batch, steps, _])) => check(cuda, [hidden, batch, steps])?,
+            (Ok(cuda), Some(pass @ ("forward" | "train")), Some(&[hidden, batch, steps, repeats])) if repeats > 0 => {
                 microseconds(cuda, [hidden, batch, steps], pass == "train", repeats)?.to_string()
             }
             _ => format!("expected PASS HIDDEN BATCH STEPS REPEATS, got `{line}`"),
@@ -79,22 +92,32 @@ fn number(k: usize) -> f32 {
     (k as u32).wrapping_mul(0x9e37_79b9) as i32 as f32 * 2f32.powi(-31)
 }
 
-/// Both passes against the CPU's.
+/// Both passes against the CPU's: whether they are identical, or how far off where the device does not promise that.
 fn check(cuda: &Cuda, [hidden, batch, steps]: [usize; 3]) -> Result<String> {
     let x = Array3::from_shape_fn((batch, steps, hidden), |(b, t, k)| number((b * steps + t) * hidden + k));
-    fn bits<B: Backend>(b: &B, weights: Weights, x: &Array3<f32>) -> Result<Vec<(String, Vec<u32>)>> {
+    fn values<B: Backend>(b: &B, weights: Weights, x: &Array3<f32>) -> Result<Vec<(String, Vec<f32>)>> {
         let pass = Lstm::new(b, weights)?.forward_train(x, Keep::Everything)?;
         let gradients = pass.tape.backward(Upstream::from(x).with_input())?;
-        let of = |values: &mut dyn Iterator<Item = &f32>| values.map(|v| v.to_bits()).collect::<Vec<_>>();
+        let of = |values: &mut dyn Iterator<Item = &f32>| values.copied().collect::<Vec<_>>();
         let mut all = vec![("y".to_owned(), of(&mut pass.y.iter())), ("c".to_owned(), of(&mut pass.state.c.iter()))];
         all.extend(gradients.x.iter().map(|x| ("dx".to_owned(), of(&mut x.iter()))));
         let layers = gradients.weights.layers().iter().flat_map(|layer| layer.iter());
         all.extend(layers.map(|(param, values)| (format!("d{param:?}"), of(&mut values.iter()))));
         Ok(all)
     }
-    let (got, want) = (bits(cuda, weights(hidden)?, &x)?, bits(&Cpu::new(), weights(hidden)?, &x)?);
+    let (got, want) = (values(cuda, weights(hidden)?, &x)?, values(&Cpu::new(), weights(hidden)?, &x)?);
+    if !cuda.arithmetic().is_exact() {
+        let off = got.iter().zip(&want).map(|((name, got), (_, want))| {
+            let most = |values: &mut dyn Iterator<Item = f32>| {
+                values.fold(0.0f32, |most, v| if v.abs() <= most { most } else { v.abs() })
+            };
+            let off = most(&mut got.iter().zip(want).map(|(a, b)| a - b)) / most(&mut want.iter().copied());
+            format!("{name} {off:.1e}")
+        });
+        return Ok(format!("not exact; off, of the largest value: {}", off.collect::<Vec<_>>().join(", ")));
+    }
     for ((name, got), (_, want)) in got.iter().zip(&want) {
-        let differ = got.iter().zip(want).filter(|(a, b)| a != b).count();
+        let differ = got.iter().zip(want).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
         if differ > 0 {
             return Ok(format!("{name}: {differ} of {} values differ", want.len()));
         }

@@ -7,6 +7,7 @@
 //   sanitize no-release      without, and it must report a race though the numbers are right
 //   sanitize overflow        a write beyond shared memory: AddressSanitizer must report it
 //   sanitize divergence      a barrier that a thread never reaches: the runner must say who waits where
+//   sanitize lane            likewise a warp's product that one of its lanes never reaches
 #include "run.cpp"
 
 #include <random>
@@ -36,6 +37,21 @@ KERNEL(overflow, OverflowArgs, 32) {
 }
 KERNEL(divergence, OverflowArgs, 32) {
     if (threadIdx.x != args.at) __syncthreads();
+}
+KERNEL(lane, OverflowArgs, 32) {
+    float sums[4] = {}, a[4] = {}, b[2] = {};
+    if (threadIdx.x != args.at) mma(sums, sums + 2, a, b);
+}
+
+// One of tensor cores' instructions: a lane's own values, as the instruction has them.
+struct InstructionArgs {
+    const float *a, *b; // [32, 4] and [32, 2]
+    float *c;           // [32, 4]
+};
+KERNEL(instruction, InstructionArgs, 32) {
+    float *c = args.c + 4 * threadIdx.x, top[2] = {c[0], c[1]}, bottom[2] = {c[2], c[3]};
+    mma(top, bottom, args.a + 4 * threadIdx.x, args.b + 2 * threadIdx.x);
+    c[0] = top[0], c[1] = top[1], c[2] = bottom[0], c[3] = bottom[1];
 }
 
 static bool failed = false;
@@ -90,6 +106,87 @@ static void products() {
     same("gemm_medium", out, want);
     start("gemm_large", 1, 256, tile_floats(128), false, args);
     same("gemm_large", out, want);
+}
+
+static Values rounded(Values v) {
+    for (float &x : v) x = to_tf32(x);
+    return v;
+}
+
+// The stand-in for tensor cores' instruction against a plain product of its matrices, which lie in lanes as PTX's tables for
+// m16n8k8 with .tf32 say.
+static void fragments() {
+    const Values a = numbers(16 * 8), b = numbers(8 * 8), c = numbers(16 * 8), ra = rounded(a), rb = rounded(b);
+    Values as(32 * 4), bs(32 * 2), cs(32 * 4), got(16 * 8), want = c;
+    for (u32 lane = 0; lane < 32; lane++) {
+        const u32 group = lane >> 2, member = lane & 3;
+        for (u32 i = 0; i < 4; i++) {
+            as[lane * 4 + i] = ra[(i == 0 || i == 2 ? group : group + 8) * 8 + (i < 2 ? member : member + 4)];
+            cs[lane * 4 + i] = c[(i < 2 ? group : group + 8) * 8 + member * 2 + (i & 1)];
+        }
+        for (u32 i = 0; i < 2; i++) bs[lane * 2 + i] = rb[(i == 0 ? member : member + 4) * 8 + group];
+    }
+    start("instruction", 1, 32, 0, false, InstructionArgs{as.data(), bs.data(), cs.data()});
+    for (u32 lane = 0; lane < 32; lane++)
+        for (u32 i = 0; i < 4; i++) got[((i < 2 ? 0 : 8) + lane / 4) * 8 + lane % 4 * 2 + i % 2] = cs[lane * 4 + i];
+    for (u32 row = 0; row < 16; row++)
+        for (u32 col = 0; col < 8; col++)
+            for (u32 k = 0; k < 8; k++) want[row * 8 + col] = std::fma(ra[row * 8 + k], rb[k * 8 + col], want[row * 8 + col]);
+    same("instruction", got, want);
+    // 1 + 2^-11 lies halfway between two neighbours; the sign and 10 bits are kept.
+    const float ties[][2] = {{1.00048828125f, 1.0009765625f}, {-1.00048828125f, -1.0009765625f}, {1.0004882f, 1.0f}, {0.0f, 0.0f}};
+    for (const auto &tie : ties) same("to_tf32", {to_tf32(tie[0])}, {tie[1]});
+}
+
+// Off by no more than rounding both factors of each term to 11 bits explains.
+static void near(const char *what, const Values &got, const Values &want, const Values &terms) {
+    for (size_t i = 0; i < want.size(); i++)
+        if (!(std::fabs(got[i] - want[i]) <= std::ldexp(1.01f, -10) * terms[i])) {
+            std::printf("%s, schedule %u: %zu is %g, not about %g\n", what, seed, i, got[i], want[i]);
+            failed = true;
+            return;
+        }
+}
+
+static void fast_products() {
+    const u32 m = 19, n = 37, k = 70;
+    const Values a = numbers(m * k), b = numbers(n * k);
+    Values at(a.size()), bt(b.size()), magnitudes_a = a, magnitudes_b = b, out(m * n), want(m * n), terms(m * n);
+    for (u32 i = 0; i < m * k; i++) at[i % k * m + i / k] = a[i], magnitudes_a[i] = std::fabs(a[i]);
+    for (u32 i = 0; i < n * k; i++) bt[i % k * n + i / k] = b[i], magnitudes_b[i] = std::fabs(b[i]);
+    for (u32 i = 0; i < m * n; i++) {
+        want[i] = dot(k, &a[i / n * k], 1, &b[i % n * k], 1);
+        terms[i] = dot(k, &magnitudes_a[i / n * k], 1, &magnitudes_b[i % n * k], 1);
+    }
+    for (const bool turned : {false, true}) {
+        GemmArgs args{a.data(), b.data(), nullptr, out.data(), m, n, k, 1, k, 1, 0, k, 1, 0, 0, 0};
+        if (turned) args.a = at.data(), args.b = bt.data(), args.a_row = args.b_col = 1, args.a_depth = m, args.b_depth = n;
+        start("fast_gemm_narrow", 2, 256, 96 * 72, false, args);
+        near("fast_gemm_narrow", out, want, terms);
+        start("fast_gemm_wide", 1, 256, 256 * 40, false, args);
+        near("fast_gemm_wide", out, want, terms);
+    }
+}
+
+// One step's kernels against the exact ones. What a state is off by is less than what a gate's sum is, since no slope is
+// greater than 1; of gradients, which are products of few factors below 1, the same is asked.
+static void fast_steps() {
+    const u32 hidden = 37, batch = 19, place = batch * hidden;
+    const Values z = numbers(4 * place), u = numbers(4 * hidden * hidden), h = numbers(place), c = numbers(place), dy = numbers(place);
+    const CellOptions cell{0, 0, 0, 0.0f};
+    const Values bound(4 * place, hidden);
+    Values h2[2], c2[2], gates[2], dz[2], dh[2], dc[2];
+    for (int fast = 0; fast < 2; fast++) {
+        h2[fast] = c2[fast] = dh[fast] = dc[fast] = Values(place), gates[fast] = Values(4 * place), dz[fast] = Values(4 * place);
+        const StepArgs step{z.data(), u.data(), h.data(), c.data(), nullptr, h2[fast].data(), c2[fast].data(), nullptr, gates[fast].data(), nullptr, batch, batch - 1, hidden, hidden, cell};
+        if (fast) start("fast_step", 5, 256, 96 * 72, false, step);
+        else start("step_small", 20, 64, tile_floats(16), false, step);
+        const BackArgs back{z.data(), gates[0].data(), u.data(), nullptr, dy.data(), gates[0].data(), c.data(), c2[0].data(), nullptr, nullptr, dh[fast].data(), dc[fast].data(), dz[fast].data(), nullptr, nullptr, batch, batch, batch - 1, hidden, hidden, 0, cell, GateBounds()};
+        if (fast) start("fast_back", 2, 256, 96 * 72, false, back);
+        else start("back_small", 6, 64, tile_floats(16), false, back);
+    }
+    near("fast_step: h", h2[1], h2[0], bound), near("fast_step: c", c2[1], c2[0], bound);
+    near("fast_back: dz", dz[1], dz[0], bound), near("fast_back: dh", dh[1], dh[0], Values(place, 4.0f * hidden));
 }
 
 // A layer over a few steps, by a kernel a step and by one kernel, forward and back.
@@ -167,14 +264,15 @@ int main(int argc, char **argv) {
         start("overflow", 1, 32, 32, false, OverflowArgs{1, 0});
         return failed;
     }
-    if (what == "divergence") {
-        start("divergence", 1, 32, 32, false, OverflowArgs{7, 0});
+    if (what == "divergence" || what == "lane") {
+        start(what.c_str(), 1, 32, 32, false, OverflowArgs{7, 0});
         return failed;
     }
     shim::collecting = argc == 1;
     if (argc == 3) shim::planted = {argv[1], std::atoi(argv[2])};
     for (seed = 0; seed < 3; seed++) {
         products();
+        fragments(), fast_products(), fast_steps();
         // Every kind; with a planted fault, fewer directions and lengths.
         for (int k = 0; k < 16; k++)
             if (argc != 3 || k % 5 == 0 || k == 12) layer(k & 1, k & 2, Kind(k / 4));

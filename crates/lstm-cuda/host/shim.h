@@ -26,6 +26,9 @@ typedef unsigned long long u64;
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
 struct dim3 {
     unsigned x, y, z;
 };
@@ -48,6 +51,8 @@ void arrive_cluster();
 void wait_cluster(const char *file, int line);
 // Lets others run.
 void pause();
+// A warp's product: see `mma`.
+void product(float *top, float *bottom, const float *a, const float *b, int line);
 
 // A kernel by name.
 struct Kernel {
@@ -108,4 +113,16 @@ static inline float __uint_as_float(u32 bits) {
     float v;
     std::memcpy(&v, &bits, sizeof v);
     return v;
+}
+
+// Tensor cores' vocabulary. A warp's lanes meet in `mma`, which orders nothing else between them. As the stand-in's own
+// choice, a sum is made by ascending fma; of operands the first 10 bits of the mantissa count.
+#define TENSOR_CORES 1
+static inline float to_tf32(float v) {
+    const u32 bits = __float_as_uint(v);
+    // Ties go away from zero. Infinity and NaN stay what they are.
+    return (bits & 0x7f800000u) == 0x7f800000u ? v : __uint_as_float((bits + 0x1000u) & 0xffffe000u);
+}
+static inline void mma(float *top, float *bottom, const float *a, const float *b, int line = __builtin_LINE()) {
+    shim::product(top, bottom, a, b, line);
 }

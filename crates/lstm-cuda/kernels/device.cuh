@@ -48,3 +48,23 @@ DEVICE void tell(float *p, u32 rank, float v) {
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 #endif
+
+// From here on tensor cores take TF32: f32 with 10 bits of mantissa.
+#define TENSOR_CORES (__CUDA_ARCH__ >= 800)
+#if TENSOR_CORES
+// The nearest, ties away from zero.
+DEVICE float to_tf32(float v) {
+    u32 bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
+    return __uint_as_float(bits);
+}
+// A warp's product of 16 x 8 and 8 x 8 elements, added to 16 x 8 sums. What a lane has of them is the instruction's to say:
+// `top` and `bottom` are two sums each, in rows 8 apart. In which order it sums is not said anywhere. Volatile: it must stay
+// where all of the warp's lanes are.
+DEVICE void mma(float *top, float *bottom, const float *a, const float *b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(top[0]), "+f"(top[1]), "+f"(bottom[0]), "+f"(bottom[1])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+          "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+#endif

@@ -5,10 +5,10 @@ struct Interleaved {
     const float *p;
     u32 units, hidden, depth;
     MEMBER bool along_depth() const { return true; }
-    MEMBER float at(u32 k, u32 n) const {
-        const u32 unit = n / 4, gate = n % 4;
-        return k < depth && unit < units ? p[((u64)gate * hidden + unit) * depth + k] : 0.0f;
-    }
+    MEMBER bool holds(u32 k, u32 n) const { return k < depth && n / 4 < units; }
+    MEMBER const float *place(u32 k, u32 n) const { return p + (((u64)(n % 4) * hidden + n / 4) * depth + k); }
+    MEMBER float taken(float v) const { return v; }
+    MEMBER float at(u32 k, u32 n) const { return holds(k, n) ? *place(k, n) : 0.0f; }
 };
 
 // What a step gives one unit of one sequence.

@@ -18,27 +18,17 @@ struct Strided {
     u32 lines, depth, line, step; // lines are rows of the left operand, columns of the right one
     bool snapped = false;         // whether they count as snapped
     MEMBER bool along_depth() const { return step == 1; }
-    MEMBER float at(u32 k, u32 n) const {
-        if (k >= depth || n >= lines) return 0.0f;
-        const float v = p[(u64)n * line + (u64)k * step];
-        return snapped ? snap(v) : v;
-    }
+    MEMBER bool holds(u32 k, u32 n) const { return k < depth && n < lines; }
+    MEMBER const float *place(u32 k, u32 n) const { return p + ((u64)n * line + (u64)k * step); }
+    MEMBER float taken(float v) const { return snapped ? snap(v) : v; }
+    MEMBER float at(u32 k, u32 n) const { return holds(k, n) ? taken(*place(k, n)) : 0.0f; }
 };
 
-// A thread sums DOWN_EACH x ACROSS_EACH of the tile's elements.
-template <int ROWS_, int COLS_, int DOWN_EACH_, int ACROSS_EACH_> struct Tile {
+// The sums of a tile of ROWS x COLS, of which a thread has DOWN_EACH x ACROSS_EACH.
+template <int ROWS_, int COLS_, int DOWN_EACH_, int ACROSS_EACH_> struct Sums {
     static constexpr int ROWS = ROWS_, COLS = COLS_, DOWN_EACH = DOWN_EACH_, ACROSS_EACH = ACROSS_EACH_;
-    static constexpr int ACROSS = COLS / ACROSS_EACH, DOWN = ROWS / DOWN_EACH, THREADS = ACROSS * DOWN;
-    // Neighbouring rows and columns of a thread come as vectors; with more than four, in groups as far apart as the tile
-    // allows, so that neighbouring threads read neighbouring vectors.
-    static constexpr int DV = DOWN_EACH < 4 ? DOWN_EACH : 4, AV = ACROSS_EACH < 4 ? ACROSS_EACH : 4;
-    // Distances in shared memory between the operands' rows.
-    static constexpr int LEFT = ROWS + 4, RIGHT = COLS + 4;
 
     float sum[DOWN_EACH][ACROSS_EACH];
-
-    MEMBER static u32 row(int i) { return i / DV * (DV * DOWN) + threadIdx.x / ACROSS * DV + i % DV; }
-    MEMBER static u32 col(int j) { return j / AV * (AV * ACROSS) + threadIdx.x % ACROSS * AV + j % AV; }
 
     // The first row and column of this block's tile in a matrix of so many columns.
     MEMBER static void place(u32 cols, u32 &row, u32 &col) {
@@ -54,12 +44,26 @@ template <int ROWS_, int COLS_, int DOWN_EACH_, int ACROSS_EACH_> struct Tile {
             for (int j = 0; j < ACROSS_EACH; j++) sum[i][j] = 0.0f;
     }
 
-    MEMBER void add(const Tile &other) {
+    MEMBER void add(const Sums &other) {
 #pragma unroll
         for (int i = 0; i < DOWN_EACH; i++)
 #pragma unroll
             for (int j = 0; j < ACROSS_EACH; j++) sum[i][j] = __fadd_rn(sum[i][j], other.sum[i][j]);
     }
+};
+
+template <int ROWS, int COLS, int DOWN_EACH, int ACROSS_EACH> struct Tile : Sums<ROWS, COLS, DOWN_EACH, ACROSS_EACH> {
+    using Own = Sums<ROWS, COLS, DOWN_EACH, ACROSS_EACH>;
+    using Own::add, Own::clear, Own::sum;
+    static constexpr int ACROSS = COLS / ACROSS_EACH, DOWN = ROWS / DOWN_EACH, THREADS = ACROSS * DOWN;
+    // Neighbouring rows and columns of a thread come as vectors; with more than four, in groups as far apart as the tile
+    // allows, so that neighbouring threads read neighbouring vectors.
+    static constexpr int DV = DOWN_EACH < 4 ? DOWN_EACH : 4, AV = ACROSS_EACH < 4 ? ACROSS_EACH : 4;
+    // Distances in shared memory between the operands' rows.
+    static constexpr int LEFT = ROWS + 4, RIGHT = COLS + 4;
+
+    MEMBER static u32 row(int i) { return i / DV * (DV * DOWN) + threadIdx.x / ACROSS * DV + i % DV; }
+    MEMBER static u32 col(int j) { return j / AV * (AV * ACROSS) + threadIdx.x % ACROSS * AV + j % AV; }
 
     template <int LINES, int PITCH, class Operand> MEMBER static void bring(float *to, const Operand &x, u32 k, u32 n) {
         const bool along = x.along_depth();

@@ -44,7 +44,8 @@ impl<D: Driver> CudaOn<D> {
     /// Looks at the device's bits first.
     pub(crate) fn open(driver: D) -> Result<Self> {
         let unchecked = CudaOn { driver, arithmetic: Arithmetic::Exact };
-        Ok(CudaOn { arithmetic: check::arithmetic(&unchecked)?, ..unchecked })
+        let look = if unchecked.driver.fast() { check::fast } else { check::arithmetic };
+        Ok(CudaOn { arithmetic: look(&unchecked)?, ..unchecked })
     }
 
     /// A tensor whose values are not defined.
@@ -220,11 +221,12 @@ impl<D: Driver> Backend for CudaOn<D> {
 
     fn path(&self, layer: &Layer<D>) -> Path {
         let Layer(layer) = layer;
-        Path::Fused(match (layer.clusters, layer.persistent) {
-            (Some(_), _) => "cluster".into(),
-            (None, Some(_)) => "persistent".into(),
-            (None, None) => "a kernel a step".into(),
-        })
+        let path = match (layer.clusters, layer.persistent) {
+            (Some(_), _) => "cluster",
+            (None, Some(_)) => "persistent",
+            (None, None) => "a kernel a step",
+        };
+        Path::Fused(if self.driver.fast() { format!("{path}, products in tf32").into() } else { path.into() })
     }
 
     fn forward(

@@ -152,17 +152,17 @@ impl<D: Driver> Pass<'_, D> {
                 cell: CellOptions::new(spec),
                 bounds: GateBounds::new(spec),
             };
-            let launch = |kernels: [&'static str; 2], cols: usize| {
-                let shape = [batch, cols];
-                driver.launch(OP, &step_tile(driver, shape).launch(OP, &kernels, shape, args)?)
+            let launch = |kernels: [&'static str; 3], [cols, depth]: [usize; 2]| {
+                let tile = step_tile(driver, [batch, cols, depth]);
+                driver.launch(OP, &tile.launch(OP, &kernels, [batch, cols], args)?)
             };
             if spec.proj_size.is_none() {
-                launch(["back_small", "back_medium"], hidden)?;
+                launch(["back_small", "back_medium", "fast_back"], [hidden, hidden])?;
                 continue;
             }
-            launch(["back_state_small", "back_state_medium"], state)?;
+            launch(["back_state_small", "back_state_medium", "fast_back_state"], [state, hidden])?;
             if step.is_some() {
-                launch(["back_units_small", "back_units_medium"], hidden)?;
+                launch(["back_units_small", "back_units_medium", "fast_back_units"], [hidden, state])?;
             }
         }
         Ok(())

@@ -1,11 +1,19 @@
-//! Whether a device gives the bits of the arithmetic: looked at each time one is opened, never assumed.
+//! Whether a device gives the bits of the arithmetic, or in the fast mode what TF32 gives: looked at each time one is opened,
+//! never assumed.
+
+use std::sync::Arc;
 
 use lstm_core::{
-    Arithmetic, Backend, CellKind, Keep, Lstm, LstmConfig, Mat, Reference, Result, Shape, Upstream,
-    arithmetic as exact, ndarray::Array3,
+    Arithmetic, Backend, CellKind, Error, Init, Keep, LayerSpec, LayerUpstream, Lstm, LstmConfig, Mat, Reference,
+    Result, Sequence, Shape, State, Upstream, Weights, arithmetic as exact, ndarray::Array3,
 };
 
-use crate::{backend::CudaOn, driver::Driver};
+use crate::{
+    backend::CudaOn,
+    driver::Driver,
+    layer::{Layer, Loaded},
+    tensor::Tensor,
+};
 
 /// How many inputs of the activations are looked at, spread over all bit patterns.
 const SAMPLES: u32 = 1 << 14;
@@ -21,17 +29,13 @@ fn numbers(len: usize) -> Vec<f32> {
     (0..len).map(|k| at(k) as i32 as f32 * 2f32.powi(-31)).map(exact::snap).collect()
 }
 
-/// What can be promised after activations, a product and a layer's both passes.
-///
-/// # Errors
-/// What the device refuses.
-pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
-    let differs = |what: &str| Ok(Arithmetic::Inexact(format!("{what} gives other bits than the specification")));
-    let get = |x: &crate::Tensor<D>| {
-        let mut out = vec![0.0; x.shape.len()];
-        b.driver.download("check", &x.data, 0, &mut out).map(|()| out)
-    };
+fn get<D: Driver>(b: &CudaOn<D>, x: &Tensor<D>) -> Result<Vec<f32>> {
+    let mut out = vec![0.0; x.shape.len()];
+    b.driver.download("check", &x.data, 0, &mut out).map(|()| out)
+}
 
+/// The first activation that gives other bits than the specification.
+fn activations<D: Driver>(b: &CudaOn<D>) -> Result<Option<&'static str>> {
     let x: Vec<f32> = (0..SAMPLES).map(|k| f32::from_bits(k.wrapping_mul(0x0004_0003))).collect();
     let tensor = || b.upload(Shape::new(1, x.len()), &x);
     for (name, got, want) in [
@@ -39,9 +43,21 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
         ("sigmoid", b.sigmoid(tensor()?)?, exact::sigmoid),
         ("tanh", b.tanh(tensor()?)?, exact::tanh),
     ] {
-        if !same(&get(&got)?, &x.iter().map(|&v| want(v)).collect::<Vec<_>>()) {
-            return differs(name);
+        if !same(&get(b, &got)?, &x.iter().map(|&v| want(v)).collect::<Vec<_>>()) {
+            return Ok(Some(name));
         }
+    }
+    Ok(None)
+}
+
+/// What can be promised after activations, a product and a layer's both passes.
+///
+/// # Errors
+/// What the device refuses.
+pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
+    let differs = |what: &str| Ok(Arithmetic::Inexact(format!("{what} gives other bits than the specification")));
+    if let Some(name) = activations(b)? {
+        return differs(name);
     }
 
     let (m, n, k) = (5, 9, 2 * exact::BLOCK + 7);
@@ -49,7 +65,7 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
     let product =
         b.gemm(Mat::from(&b.upload(Shape::new(m, k), &left)?), Mat::from(&b.upload(Shape::new(k, n), &right)?), None)?;
     let want = (0..m * n).map(|at| exact::dot(k, |p| left[at / n * k + p], |p| right[p * n + at % n]));
-    if !same(&get(&product)?, &want.collect::<Vec<_>>()) {
+    if !same(&get(b, &product)?, &want.collect::<Vec<_>>()) {
         return differs("a product");
     }
 
@@ -85,4 +101,83 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
         return differs("a layer in inference");
     }
     Ok(Arithmetic::Exact)
+}
+
+/// What the fast mode promises.
+const TF32: &str = "products on tensor cores, whose operands are rounded to TF32 (10 bits of mantissa) and whose sums have \
+                    an order that the device chooses; activations and cells are exact";
+
+/// The fast mode's promise, after activations, products and the kernels of a step both ways.
+///
+/// # Errors
+/// What the device refuses, or what it gives that rounding to TF32 does not explain.
+pub(crate) fn fast<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
+    let wrong = |what: String| Error::Device { backend: b.driver.name().to_owned(), op: "check", why: what };
+    if let Some(name) = activations(b)? {
+        return Err(wrong(format!("{name} gives other bits than the specification")));
+    }
+    // Whole numbers that TF32 has, and whose sums f32 has in any order: nothing is rounded. For both kinds of tiles, with
+    // edges; each operand lies both ways.
+    for (m, n, k, turned) in [(37, 21, 71, true), (125, 128 * b.driver.multiprocessors(), 41, false)] {
+        let whole = |len: usize, seed: usize| -> Vec<f32> {
+            (0..len).map(|at| ((at + seed) * 7919 % 1021 % 33) as f32 - 16.0).collect()
+        };
+        let (left, right) = (whole(m * k, 1), whole(k * n, 2));
+        let (at_left, at_right) = if turned { ([1, m], [1, k]) } else { ([k, 1], [n, 1]) };
+        let shape = |rows, cols| if turned { Shape::new(cols, rows) } else { Shape::new(rows, cols) };
+        let (a, c) = (b.upload(shape(m, k), &left)?, b.upload(shape(k, n), &right)?);
+        let product = b.gemm(Mat { tensor: &a, transposed: turned }, Mat { tensor: &c, transposed: turned }, None)?;
+        let want = |i: usize, j: usize| -> f32 {
+            (0..k).map(|p| left[i * at_left[0] + p * at_left[1]] * right[p * at_right[0] + j * at_right[1]]).sum()
+        };
+        // Of many elements some, of all rows and all kinds of columns.
+        for (at, got) in get(b, &product)?.into_iter().enumerate().step_by((m * n / (1 << 15)) | 1) {
+            let want = want(at / n, at % n);
+            if got != want {
+                return Err(wrong(format!("element {at} of a product [{m}, {k}] . [{k}, {n}] is {got}, not {want}")));
+            }
+        }
+    }
+    // A step's kernels, also where other kernels would do all steps at once.
+    let plain = LstmConfig::new(9, 40);
+    for config in [plain.clone().cell(CellKind::PeepholeDense), plain.proj_size(24)] {
+        let weights = Weights::init(config.clone(), &Init::default(), 1)?;
+        let weights = &weights.layers()[0];
+        let mut loaded = Loaded::new(&b.driver, weights)?;
+        loaded.large_step = Some(0);
+        let layer = Layer(Arc::new(loaded));
+        let reference = Reference(b.clone());
+        let (got, want) =
+            (passes(b, b, &layer, weights.spec())?, passes(b, &reference, &reference.load(weights)?, weights.spec())?);
+        for (k, (got, want)) in got.iter().zip(&want).enumerate() {
+            let largest = want.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            // Operands are rounded alike on both sides. What the sums' order moves can be rounded to a neighbour, 2^-10 away.
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= largest * 2f32.powi(-8);
+            if !got.iter().zip(want).all(near) {
+                return Err(wrong(format!("a layer's steps are far from the reference: result {k} of {config:?}")));
+            }
+        }
+    }
+    Ok(Arithmetic::Inexact(TF32.to_owned()))
+}
+
+/// Both passes of a layer over a batch that fills tensor cores, and one row more.
+fn passes<D: Driver, B: Backend<Tensor = Tensor<D>>>(
+    b: &CudaOn<D>,
+    on: &B,
+    layer: &B::Layer,
+    spec: &LayerSpec,
+) -> Result<Vec<Vec<f32>>> {
+    let (steps, batch) = (3, 17);
+    let upload = |rows: usize, cols: usize| on.upload(Shape::new(rows, cols), &numbers(rows * cols));
+    let x = upload(steps * batch, spec.input_size)?;
+    let mut plan = on.plan(layer, batch, steps)?;
+    let state = State { h: upload(batch, spec.state_size())?, c: upload(batch, spec.hidden_size)? };
+    let sequence = Sequence { x: &x, state: &state, steps, batch, lengths: None };
+    let (output, trace) = on.forward_train(layer, &mut plan, sequence)?;
+    let upstream = LayerUpstream { y: &output.y, state: &state, onto: None, input: true };
+    let gradients = on.backward(layer, &mut plan, &trace, upstream)?;
+    let weights = gradients.weights;
+    let tensors = [output.y, output.state.c, weights.input, weights.recurrent, gradients.state.c];
+    tensors.iter().chain(&gradients.x).chain(&weights.projection).map(|tensor| get(b, tensor)).collect()
 }

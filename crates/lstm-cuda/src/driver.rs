@@ -35,6 +35,8 @@ pub trait Driver: Clone + fmt::Debug + Send + Sync + 'static {
     fn graph(&self, op: &'static str, launches: Vec<Launch>) -> Result<Self::Graph>;
     /// Starts them.
     fn replay(&self, op: &'static str, graph: &Self::Graph) -> Result<()>;
+    /// Whether products go to tensor cores, which round their operands: the fast mode.
+    fn fast(&self) -> bool;
     /// Multiprocessors, for the choice of a kernel's tiles.
     fn multiprocessors(&self) -> usize;
     /// How many blocks of a kernel can be there at the same time; 0 where blocks can't wait for one another.

@@ -76,14 +76,16 @@ pub(crate) fn step<D: Driver>(
         cell: CellOptions::new(spec),
     };
     let shape = [batch, 4 * spec.hidden_size];
-    launches.push(step_tile(driver, shape).launch(op, &["step_small", "step_medium"], shape, args)?);
+    let tile = step_tile(driver, [shape[0], shape[1], spec.state_size()]);
+    launches.push(tile.launch(op, &["step_small", "step_medium", "fast_step"], shape, args)?);
     if spec.proj_size.is_some() {
         let [h_old, h_new] = places.h;
         let StepPlaces { unprojected, y, .. } = places;
         let args =
             ProjectArgs { unprojected, w: projection, h_old, h_new, y, batch: batch_size, active, hidden, state };
         let shape = [batch, spec.state_size()];
-        launches.push(step_tile(driver, shape).launch(op, &["project_small", "project_medium"], shape, args)?);
+        let tile = step_tile(driver, [shape[0], shape[1], spec.hidden_size]);
+        launches.push(tile.launch(op, &["project_small", "project_medium", "fast_project"], shape, args)?);
     }
     Ok(())
 }

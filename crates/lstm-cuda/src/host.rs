@@ -24,6 +24,7 @@ pub struct Host {
     resident: usize,
     /// The one size of clusters that there is, or 0.
     cluster: u32,
+    fast: bool,
 }
 
 /// Values on the heap.
@@ -73,7 +74,7 @@ unsafe extern "C" {
 impl Host {
     pub(crate) const NAME: &str = "cuda-host";
 
-    pub(crate) fn new(schedule: u32, resident: usize, cluster: u32) -> Result<Self> {
+    pub(crate) fn new(schedule: u32, resident: usize, cluster: u32, fast: bool) -> Result<Self> {
         #[cfg(host_kernels)]
         let why = match std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2") {
             true => None,
@@ -82,7 +83,7 @@ impl Host {
         #[cfg(not(host_kernels))]
         let why = Some(env!("LSTM_CUDA_NO_HOST"));
         match why {
-            None => Ok(Host { schedule, resident, cluster }),
+            None => Ok(Host { schedule, resident, cluster, fast }),
             Some(why) => Err(Host::error("open", why)),
         }
     }
@@ -97,7 +98,11 @@ impl Driver for Host {
     type Graph = Vec<Launch>;
 
     fn name(&self) -> &str {
-        Host::NAME
+        if self.fast { "cuda-host-tf32" } else { Host::NAME }
+    }
+
+    fn fast(&self) -> bool {
+        self.fast
     }
 
     fn alloc(&self, op: &'static str, len: usize) -> Result<HostMemory> {

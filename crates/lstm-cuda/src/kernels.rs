@@ -11,7 +11,7 @@ use lstm_core::{Error, Result};
 use crate::cache;
 
 /// The sources in the order in which they make one text; the same files are built for the host in this order.
-const SOURCES: [(&str, &str); 13] = [
+const SOURCES: [(&str, &str); 14] = [
     ("device.cuh", include_str!("../kernels/device.cuh")),
     ("constants.cuh", include_str!("../kernels/constants.cuh")),
     ("args.cuh", include_str!("../kernels/args.cuh")),
@@ -20,6 +20,7 @@ const SOURCES: [(&str, &str); 13] = [
     ("primitives.cu", include_str!("../kernels/primitives.cu")),
     ("forward.cu", include_str!("../kernels/forward.cu")),
     ("backward.cu", include_str!("../kernels/backward.cu")),
+    ("fast.cu", include_str!("../kernels/fast.cu")),
     ("shares.cuh", include_str!("../kernels/shares.cuh")),
     ("persistent.cu", include_str!("../kernels/persistent.cu")),
     ("persistent_back.cu", include_str!("../kernels/persistent_back.cu")),
@@ -31,7 +32,7 @@ const SOURCES: [(&str, &str); 13] = [
 const OPTIONS: [&str; 5] = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--ptxas-options=-v"];
 
 /// All kernels, in no order.
-pub(crate) const NAMES: [&str; 23] = [
+pub(crate) const NAMES: [&str; 30] = [
     "map",
     "mul_add",
     "within",
@@ -50,6 +51,13 @@ pub(crate) const NAMES: [&str; 23] = [
     "back_state_medium",
     "back_units_small",
     "back_units_medium",
+    "fast_gemm_narrow",
+    "fast_gemm_wide",
+    "fast_step",
+    "fast_project",
+    "fast_back",
+    "fast_back_state",
+    "fast_back_units",
     "persistent",
     "persistent_back",
     "projected",
@@ -59,6 +67,14 @@ pub(crate) const NAMES: [&str; 23] = [
 
 /// Only builds for sm_90 and later hold it.
 pub(crate) const CLUSTER: &str = "cluster";
+
+/// Oldest architecture with the kernels of the fast mode, whose names start with `fast`.
+pub(crate) const OLDEST_FAST: u32 = 80;
+
+/// Whether builds for some architectures do without a kernel.
+pub(crate) fn is_optional(kernel: &str) -> bool {
+    kernel == CLUSTER || kernel.starts_with("fast")
+}
 
 /// Kernels for one architecture.
 #[derive(Clone, Debug)]

@@ -75,21 +75,38 @@ impl Operand {
 }
 
 /// The part of a result that a block computes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Tile {
-    /// Its kernel's place among those for all tiles, the smallest first.
+    /// Its kernel's place among those for all tiles, in the order below.
     kernel: usize,
     threads: u32,
-    side: usize,
+    rows: usize,
+    cols: usize,
+    /// Values of both operands' part that is in shared memory, with what lies between lines.
+    shared: usize,
 }
 
-const SMALL: Tile = Tile { kernel: 0, threads: 64, side: 16 };
-const MEDIUM: Tile = Tile { kernel: 1, threads: 256, side: 64 };
-const LARGE: Tile = Tile { kernel: 2, threads: 256, side: 128 };
+const SMALL: Tile = Tile::exact(0, 64, 16);
+const MEDIUM: Tile = Tile::exact(1, 256, 64);
+const NARROW: Tile = Tile::fast(2, 64, 32, 64);
+const LARGE: Tile = Tile::exact(3, 256, 128);
+const WIDE: Tile = Tile::fast(4, 128, 128, 32);
+
+/// What one instruction of tensor cores takes: rows, columns, depth.
+const INSTRUCTION: [usize; 3] = [16, 8, 8];
 
 impl Tile {
+    const fn exact(kernel: usize, threads: u32, side: usize) -> Self {
+        Tile { kernel, threads, rows: side, cols: side, shared: lstm_core::arithmetic::BLOCK * 2 * (side + 4) }
+    }
+
+    /// On tensor cores; a block takes `depth` of it at a time.
+    const fn fast(kernel: usize, rows: usize, cols: usize, depth: usize) -> Self {
+        Tile { kernel, threads: 256, rows, cols, shared: (rows + cols) * (depth + 8) }
+    }
+
     fn count(self, [rows, cols]: [usize; 2]) -> usize {
-        rows.div_ceil(self.side) * cols.div_ceil(self.side)
+        rows.div_ceil(self.rows) * cols.div_ceil(self.cols)
     }
 
     /// Starts enough blocks of the tile's kernel for a result of some rows and columns.
@@ -101,15 +118,26 @@ impl Tile {
         args: A,
     ) -> Result<Launch> {
         let mut launch = Launch::new(op, kernels[self.kernel], self.count(shape), self.threads, args)?;
-        // Both operands' part of a tile, rows 4 further apart than they are long.
-        launch.shared = (lstm_core::arithmetic::BLOCK * 2 * (self.side + 4) * 4) as u32;
+        launch.shared = (4 * self.shared) as u32;
         Ok(launch)
     }
 }
 
-/// Medium tiles where there are enough of them to keep the device busy, else small ones.
-pub(crate) fn step_tile(driver: &impl Driver, shape: [usize; 2]) -> Tile {
-    if MEDIUM.count(shape) * 2 >= driver.multiprocessors() { MEDIUM } else { SMALL }
+/// In the fast mode, whether a product goes to tensor cores: it does unless even one instruction would be mostly empty.
+fn on_tensor_cores(driver: &impl Driver, product: [usize; 3]) -> bool {
+    driver.fast() && product.iter().zip(INSTRUCTION).all(|(&size, least)| size >= least)
+}
+
+/// For a result of some rows and columns that sums over a depth: medium tiles where there are enough of them to keep the
+/// device busy, else small ones; or in the fast mode those of tensor cores.
+pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> Tile {
+    if on_tensor_cores(driver, [rows, cols, depth]) {
+        NARROW
+    } else if MEDIUM.count([rows, cols]) * 2 >= driver.multiprocessors() {
+        MEDIUM
+    } else {
+        SMALL
+    }
 }
 
 /// `acc + a . b` of `[rows, cols]` over `depth`, or the sum of such products of several parts; `acc` with the distance of
@@ -143,11 +171,14 @@ pub(crate) fn gemm(
         snapped: u32::from(a.snapped) | u32::from(b.snapped) << 1,
     };
     let shape = [rows, cols];
-    let tile = match LARGE.count(shape) >= driver.multiprocessors() && parts == 1 {
-        true => LARGE,
-        false => step_tile(driver, shape),
+    let many = |tile: Tile| tile.count(shape) >= driver.multiprocessors();
+    let tile = match on_tensor_cores(driver, [rows, cols, depth]) {
+        true if many(WIDE) => WIDE,
+        false if many(LARGE) && parts == 1 => LARGE,
+        _ => step_tile(driver, [rows, cols, depth]),
     };
-    tile.launch(op, &["gemm_small", "gemm_medium", "gemm_large"], shape, args)
+    let kernels = ["gemm_small", "gemm_medium", "fast_gemm_narrow", "gemm_large", "fast_gemm_wide"];
+    tile.launch(op, &kernels, shape, args)
 }
 
 /// The columns' sums of `[rows, cols]`, rows `stride` apart, as a product with ones, onto `acc`.

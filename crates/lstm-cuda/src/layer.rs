@@ -40,7 +40,12 @@ pub(crate) struct Loaded<D: Driver> {
     pub(crate) persistent: Option<Geometry>,
     /// The same, where a cluster has all units.
     pub(crate) clusters: Option<Clusters>,
+    /// In the fast mode, from how many multiplications on a step goes to tensor cores even so.
+    pub(crate) large_step: Option<usize>,
 }
+
+/// For each multiprocessor: many times what starting a kernel for each step takes.
+const LARGE_STEP: usize = 2 << 20;
 
 impl<D: Driver> Loaded<D> {
     pub(crate) fn new(driver: &D, weights: &LayerWeights) -> Result<Self> {
@@ -73,7 +78,14 @@ impl<D: Driver> Loaded<D> {
             peephole: peephole.map(|p| load(&p)).transpose()?,
             persistent: Geometry::new(driver, &spec)?,
             clusters: Clusters::new(driver, &spec)?,
+            large_step: driver.fast().then(|| driver.multiprocessors().saturating_mul(LARGE_STEP)),
         })
+    }
+
+    /// Whether a batch's steps may go to kernels that do them all, whose sums are exact in the fast mode as well.
+    fn in_one(&self, batch: usize) -> bool {
+        let step = [4, self.spec.hidden_size, self.spec.state_size()].into_iter().fold(batch, usize::saturating_mul);
+        self.large_step.is_none_or(|large| step < large)
     }
 
     /// The projection's address, or 0.
@@ -83,12 +95,14 @@ impl<D: Driver> Loaded<D> {
 
     /// How one kernel does all steps of a batch, if it can: see [`Geometry::rows`].
     pub(crate) fn persistent_rows(&self, vectors: usize, batch: usize) -> Option<(Geometry, usize)> {
-        self.persistent.and_then(|geometry| Some((geometry, geometry.rows(vectors, batch)?)))
+        self.persistent
+            .filter(|_| self.in_one(batch))
+            .and_then(|geometry| Some((geometry, geometry.rows(vectors, batch)?)))
     }
 
     /// How one kernel of clusters does all steps of inference, if it can: see [`Clusters::rows`].
     pub(crate) fn cluster_rows(&self, batch: usize) -> Option<(Clusters, usize)> {
-        self.clusters.and_then(|clusters| Some((clusters, clusters.rows(batch)?)))
+        self.clusters.filter(|_| self.in_one(batch)).and_then(|clusters| Some((clusters, clusters.rows(batch)?)))
     }
 
     /// The peephole's address, or 0.

@@ -27,6 +27,21 @@
 //!   them: a hidden size of up to 1024 on large GPUs, or with a projection a hidden size times a projected one of up to
 //!   about 1024 * 1024; not for batches of many hundred.
 //! - else a kernel a step.
+//!
+//! # The fast mode
+//!
+//! [`Cuda::fast`] opens a device (sm_80 and later) whose products go to tensor cores: both operands are rounded to TF32, 10
+//! bits of mantissa, so that a product is off by up to 2^-10 of the sum of its terms' magnitudes, typically by much less, and
+//! the order of the sum is the device's own. Nothing else gives it. **It has not the bits of any other device**, nor of
+//! another size of batch or length of sequence: [`Backend::arithmetic`] is [`Arithmetic::Inexact`] and says why,
+//! [`Backend::path`] ends in `products in tf32`, [`Backend::name`] is `cuda-tf32`. Activations and the cell are the exact
+//! ones.
+//!
+//! Tensor cores have the products of all steps at once (the input's, all weights' and the input's gradients), those of a
+//! kernel a step, and [`Backend::gemm`], from 16 rows, 8 columns and a depth of 8 on; smaller ones, such as a step of fewer than
+//! 16 sequences, are exact. Layers that `cluster` or `persistent` take keep these for their steps, whose sums are exact,
+//! unless a step is so large (about 2 million multiplications for each multiprocessor) that a kernel a step on tensor cores
+//! should be faster.
 
 mod args;
 mod backend;
@@ -78,7 +93,16 @@ impl Cuda {
     /// [`Error::Device`] says what is missing: the driver, such a device, an architecture of at least sm_70, NVRTC. It also
     /// names any call that fails.
     pub fn new(ordinal: usize) -> Result<Self> {
-        CudaOn::open(Device::open(ordinal)?)
+        CudaOn::open(Device::open(ordinal, false)?)
+    }
+
+    /// [`new`](Self::new) in the fast mode, which is **not exact**: see [above](crate#the-fast-mode).
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new); [`Error::Device`] also for an architecture before sm_80, and if products are off by more
+    /// than rounding their operands explains.
+    pub fn fast(ordinal: usize) -> Result<Self> {
+        CudaOn::open(Device::open(ordinal, true)?)
     }
 
     /// The names of the devices that there are.
@@ -121,6 +145,14 @@ impl CudaHost {
     /// # Errors
     /// As for [`new`](Self::new).
     pub fn with(schedule: u32, resident: usize, cluster: u32) -> Result<Self> {
-        CudaOn::open(Host::new(schedule, resident, cluster)?)
+        CudaOn::open(Host::new(schedule, resident, cluster, false)?)
+    }
+
+    /// [`with`](Self::with) in the [fast mode](crate#the-fast-mode), whose sums the host makes in an order of its own.
+    ///
+    /// # Errors
+    /// As for [`Cuda::fast`], but for the architecture.
+    pub fn fast(schedule: u32, resident: usize, cluster: u32) -> Result<Self> {
+        CudaOn::open(Host::new(schedule, resident, cluster, true)?)
     }
 }

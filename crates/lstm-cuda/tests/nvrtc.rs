@@ -49,6 +49,11 @@ fn main() -> ExitCode {
         if clusters != (architecture >= 90) {
             return fail(format!("sm_{architecture}: a kernel for clusters: {clusters}"));
         }
+        // So did TF32 with sm_80.
+        let fast = compiled.usage.iter().filter(|usage| usage.kernel.starts_with("fast")).count();
+        if fast != if architecture >= 80 { 7 } else { 0 } {
+            return fail(format!("sm_{architecture}: {fast} kernels of the fast mode"));
+        }
         let most = compiled.usage.iter().max_by_key(|usage| usage.registers).expect("it is not empty");
         let (kernels, bytes) = (compiled.usage.len(), compiled.image.len());
         println!(

@@ -83,6 +83,7 @@ fn run() -> Result<usize> {
     }
     caught(&address, &["overflow"], "heap-buffer-overflow")?;
     caught(&address, &["divergence"], "no thread can go on")?;
+    caught(&address, &["lane"], "no thread can go on")?;
     caught(&thread, &["no-release"], "data race")?;
     let ordered = start(&thread, &["release"])?;
     if !ordered.status.success() {
@@ -91,7 +92,7 @@ fn run() -> Result<usize> {
     for (file, line) in &barriers {
         caught(&thread, &[file, line], "data race")?;
     }
-    Ok(barriers.len() + 3)
+    Ok(barriers.len() + 4)
 }
 
 fn start(program: &Path, args: &[&str]) -> Result<Output> {

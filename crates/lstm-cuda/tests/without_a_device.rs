@@ -5,16 +5,15 @@ use lstm_cuda::{Cuda, Error};
 #[test]
 fn opening_says_what_is_missing() {
     // With a device, a number that none has; without a driver that comes first.
-    let result = Cuda::new(10_000);
-    let Err(Error::Device { backend, op, why }) = result else { panic!("{result:?}") };
-    assert_eq!((backend.as_str(), op), ("cuda", "open"));
-    let expected = match Cuda::devices() {
-        Ok(devices) => format!("no device 10000; there are {}", devices.len()),
-        Err(error) => {
-            let text = error.to_string();
-            assert!(text.contains("no NVIDIA driver") || text.contains("cuInit"), "{text}");
-            return;
+    for result in [Cuda::new(10_000), Cuda::fast(10_000)] {
+        let Err(Error::Device { backend, op, why }) = result else { panic!("{result:?}") };
+        assert_eq!((backend.as_str(), op), ("cuda", "open"));
+        match Cuda::devices() {
+            Ok(devices) => assert!(why.contains(&format!("no device 10000; there are {}", devices.len())), "{why}"),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("no NVIDIA driver") || text.contains("cuInit"), "{text}");
+            }
         }
-    };
-    assert!(why.contains(&expected), "{why}");
+    }
 }

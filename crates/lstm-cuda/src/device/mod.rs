@@ -39,6 +39,8 @@ struct Inner {
     multiprocessors: usize,
     cooperative: bool,
     max_shared: u32,
+    /// Whether products go to tensor cores.
+    fast: bool,
     /// Whether memory is given and taken back in the stream's order.
     ordered_memory: bool,
     /// Whether the device can read any of the host's memory, so that copies from there may outlive the call.
@@ -52,7 +54,7 @@ unsafe impl Sync for Inner {}
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Cuda({})", self.0.label)
+        write!(f, "Cuda({}{})", self.0.label, if self.0.fast { ", tf32" } else { "" })
     }
 }
 
@@ -191,7 +193,11 @@ impl Driver for Device {
     type Graph = DeviceGraph;
 
     fn name(&self) -> &str {
-        Device::NAME
+        if self.0.fast { "cuda-tf32" } else { Device::NAME }
+    }
+
+    fn fast(&self) -> bool {
+        self.0.fast
     }
 
     fn alloc(&self, op: &'static str, len: usize) -> Result<DeviceMemory> {

@@ -12,7 +12,7 @@ use lstm_core::Result;
 use super::{Device, Inner, failed, refused};
 use crate::{
     cache,
-    kernels::{self, CLUSTER},
+    kernels::{self, CLUSTER, OLDEST_FAST},
 };
 
 const OP: &str = "open";
@@ -45,7 +45,7 @@ pub(crate) fn devices() -> Result<Vec<String>> {
 }
 
 impl Device {
-    pub(crate) fn open(ordinal: usize) -> Result<Self> {
+    pub(crate) fn open(ordinal: usize, fast: bool) -> Result<Self> {
         let devices = devices()?;
         if ordinal >= devices.len() {
             let there = if devices.is_empty() { "none".to_owned() } else { devices.join(", ") };
@@ -61,6 +61,13 @@ impl Device {
         if architecture < OLDEST {
             let name = &devices[ordinal];
             return Err(refused(OP, format!("{name} is sm_{architecture}; the kernels need sm_{OLDEST} or newer")));
+        }
+        if fast && architecture < OLDEST_FAST {
+            let why = "the fast mode needs tensor cores that take TF32";
+            return Err(refused(
+                OP,
+                format!("{} is sm_{architecture}; {why}, from sm_{OLDEST_FAST} on", devices[ordinal]),
+            ));
         }
         let number = |what| Ok::<_, lstm_core::Error>(usize::try_from(get(what)?).unwrap_or(0));
         let max_shared = get(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
@@ -91,6 +98,7 @@ impl Device {
             multiprocessors,
             cooperative,
             max_shared: u32::try_from(max_shared).unwrap_or(0),
+            fast,
             ordered_memory,
             reads_host,
         };
@@ -98,8 +106,8 @@ impl Device {
             let symbol = CString::new(name).map_err(|e| refused(OP, e))?;
             // SAFETY: the module is loaded.
             let function = match unsafe { result::module::get_function(module, symbol) } {
-                // Then nothing forms clusters: see `resident_clusters`.
-                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) if name == CLUSTER => continue,
+                // Then nothing forms clusters (see `resident_clusters`), and the fast mode was refused above.
+                Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)) if kernels::is_optional(name) => continue,
                 found => found.map_err(|e| failed(OP, &format!("kernel {name}"), e))?,
             };
             use sys::CUfunction_attribute as F;
