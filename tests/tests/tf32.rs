@@ -102,7 +102,7 @@ fn products_are_off_by_the_rounding_of_their_operands() -> Result<()> {
 fn what_tf32_has_is_exact() -> Result<()> {
     let (fast, exact) = (CudaHost::fast(3, 8, 2)?, CudaHost::new()?);
     for shape @ [m, n, k] in PRODUCTS {
-        // Whole numbers below 2^10, times powers of two that cancel: sums are whole, too, and below 2^24.
+        // Whole numbers below 2^10: sums are whole, too, and below 2^24.
         let whole = |len, seed| numbers(len, seed).into_iter().map(|v| (v * 100.0).round()).collect::<Vec<_>>();
         let (left, right) = (whole(m * k, 3), whole(k * n, 4));
         for turned in 0..4 {
@@ -147,7 +147,7 @@ fn largest_difference(a: &ArrayView<'_, f32, IxDyn>, b: &ArrayView<'_, f32, IxDy
     a.iter()
         .zip(b)
         .map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs())
-        .fold(0.0, |most, v| if v <= most { most } else { v })
+        .fold(0.0, |most, v| if v > most || v.is_nan() { v } else { most })
 }
 
 /// How much the exact results move when weights and data are rounded to TF32 is what rounding does to this very case: the mode
@@ -251,8 +251,8 @@ fn streams() -> Result<()> {
             let same = compare::same_slices(name, &want, &got).is_ok();
             ensure!(same == (batch < 16), "{name}, batch {batch}: the exact bits: {same}");
             // |y| < 1, and no sum has more than 2 times 21 terms of up to 2 times 1 / sqrt(21).
-            let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            ensure!(f64::from(worst) < 42.0 * 0.44 * ROUNDING, "{name}, batch {batch}: {worst} off");
+            let near = |(a, b): (&f32, &f32)| f64::from((a - b).abs()) < 42.0 * 0.44 * ROUNDING;
+            ensure!(want.iter().zip(&got).all(near), "{name}, batch {batch}: far off");
         }
     }
     Ok(())

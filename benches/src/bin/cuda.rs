@@ -109,7 +109,7 @@ fn check(cuda: &Cuda, [hidden, batch, steps]: [usize; 3]) -> Result<String> {
     if !cuda.arithmetic().is_exact() {
         let off = got.iter().zip(&want).map(|((name, got), (_, want))| {
             let most = |values: &mut dyn Iterator<Item = f32>| {
-                values.fold(0.0f32, |most, v| if v.abs() <= most { most } else { v.abs() })
+                values.map(f32::abs).fold(0.0f32, |most, v| if v > most || v.is_nan() { v } else { most })
             };
             let off = most(&mut got.iter().zip(want).map(|(a, b)| a - b)) / most(&mut want.iter().copied());
             format!("{name} {off:.1e}")

@@ -43,7 +43,7 @@ pub struct Cpu {
 }
 
 /// Floats from which on several threads copy them: waking the threads takes some microseconds.
-const PARALLEL_COPY: usize = 1 << 17;
+pub(crate) const PARALLEL_COPY: usize = 1 << 17;
 
 /// Floats that are copied before they are looked at.
 const PIECE: usize = 1 << 12;
@@ -105,8 +105,8 @@ impl Cpu {
         if x.is_snapped() { Ok(x) } else { self.snap(x) }
     }
 
-    fn output(&self, y: Vec<f32>, state: State<Vec<f32>>, batch: usize, steps: usize) -> Output<Tensor> {
-        let shape = Shape::new(steps * batch, y.len() / (steps * batch));
+    fn output(&self, y: Vec<f32>, state: State<Vec<f32>>, batch: usize, [steps, cols]: [usize; 2]) -> Output<Tensor> {
+        let shape = Shape::new(steps * batch, cols);
         Output::new(Tensor::lent(shape, y, &self.pool).known(true), on_device(state, batch))
     }
 
@@ -268,7 +268,7 @@ impl Backend for Cpu {
             sequence::run(&self.pool, layer, plan, walk, y.as_mut_ptr(), None);
             y.filled()
         };
-        Ok(self.output(y, plan.last_state(layer, steps, lengths), batch, steps))
+        Ok(self.output(y, plan.last_state(layer, steps, lengths), batch, [steps, layer.spec.state_size()]))
     }
 
     fn forward_both(
@@ -321,7 +321,7 @@ impl Backend for Cpu {
             sequence::run(&self.pool, layer, plan, walk, y.as_mut_ptr(), Some(&mut trace));
             y.filled()
         };
-        Ok((self.output(y, trace.last_state(layer), batch, steps), trace))
+        Ok((self.output(y, trace.last_state(layer), batch, [steps, layer.spec.state_size()]), trace))
     }
 
     fn backward(

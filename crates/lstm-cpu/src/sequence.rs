@@ -54,6 +54,8 @@ pub(crate) struct Walk<'a> {
 /// Runs a layer from the plan's state, and writes `h` to `y: [steps * batch, state]`, but not where sequences have ended.
 /// With a trace, starts from the state in that and fills it. Allocates nothing.
 ///
+/// Without lengths all of `y` is written: its caller may rely on it.
+///
 /// # Safety
 /// `y` may be written to, and nobody else looks there meanwhile.
 pub(crate) unsafe fn run(
@@ -318,7 +320,8 @@ impl<'a> Run<'a> {
                     let (panel, next) = (u.add(p * state * width), u.add(next * state * width));
                     let args = TileArgs::new(state, Strided::rows(operand, stride), panel, z(p), width);
                     let cell = cell(p);
-                    // A column of many rows, each on a line of its own, is written faster if the lines are on their way.
+                    // A column of many rows, each on a line of its own, is written faster if the lines are on their way. For
+                    // one row it is slower.
                     if active > 2 && !cell.y.is_null() {
                         (kernels.fetch)(cell.y, active, self.ldy);
                     }

@@ -5,7 +5,8 @@
 use lstm_core::arithmetic::{MAGIC, MAGNITUDE_BITS};
 
 /// [`MAGIC`] with the exponent's bias in it: the low bits are then, shifted, a power of two. An odd number added moves no
-/// rounding, as there are no ties: a product with log2(e), whose significand is odd and long, never ends in one half.
+/// rounding, as there are no ties: up to `SIGMOID_MAX` no product with log2(e), whose significand is odd and long, ends in one
+/// half.
 pub(crate) const MAGIC_BIASED: f32 = MAGIC + 127.0;
 
 /// `LANES` floats, with just the operations that the arithmetic needs, each rounding as its scalar does.

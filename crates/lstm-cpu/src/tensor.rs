@@ -43,7 +43,7 @@ impl Drop for Memory {
 /// Floats from which on memory goes back: the allocator keeps less itself.
 const LARGE: usize = 1 << 14;
 
-/// Memory for floats that are yet to be written: nobody has to fill it before, on one thread.
+/// Memory for floats that are yet to be written. To fill it with zeros before would be one thread's work.
 pub(crate) struct Room {
     values: Vec<f32>,
     len: usize,
@@ -131,4 +131,39 @@ impl Tensor {
 /// Whether `snap` would change nothing.
 pub(crate) fn is_snapped(x: &[f32]) -> bool {
     !x.iter().fold(false, |small, v| small | (v.to_bits() & MAGNITUDE_BITS < SNAP_BITS && v.to_bits() != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Backend, Cpu, backend::PARALLEL_COPY};
+
+    #[test]
+    fn whoever_copies_a_part_sees_what_snap_would_change() {
+        let len = PARALLEL_COPY + 5;
+        for threads in 1..=3 {
+            let cpu = Cpu::builder().threads(threads).build().unwrap();
+            for (at, value, snapped) in
+                [(0, 0.0, true), (0, 1e-20, false), (len / 2, f32::NAN, true), (len - 1, -0.0, false)]
+            {
+                let mut data: Vec<f32> = (0..len).map(|k| (k % 1000) as f32).collect();
+                data[at] = value;
+                let x = cpu.upload(Shape::new(1, len), &data).unwrap();
+                assert!(x.as_slice().iter().zip(&data).all(|(a, b)| a.to_bits() == b.to_bits()), "{threads} threads");
+                assert_eq!((x.snapped, is_snapped(&data)), (snapped, snapped), "{threads} threads, {value} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_changed_is_not_known_to_be_snapped() {
+        let cpu = Cpu::builder().threads(1).build().unwrap();
+        let x = cpu.snap(cpu.upload(Shape::new(1, 3), &[1e-20, 2.0, -0.0]).unwrap()).unwrap();
+        assert!(x.snapped && x.is_snapped() && x.as_slice() == [0.0, 2.0, 0.0]);
+        for changed in [cpu.tanh(x.clone()), cpu.clip(x.clone(), 1e-20), cpu.sigmoid(x.clone())] {
+            assert!(!changed.unwrap().snapped);
+        }
+        assert!(!cpu.clip(x.clone(), 1e-20).unwrap().is_snapped());
+        assert!(x.snapped && x.as_slice() == [0.0, 2.0, 0.0]);
+    }
 }

@@ -44,7 +44,7 @@ pub(crate) struct Loaded<D: Driver> {
     pub(crate) large_step: Option<usize>,
 }
 
-/// For each multiprocessor: many times what starting a kernel for each step takes.
+/// For each multiprocessor: where the start of a kernel should no longer count. An estimate, not measured.
 const LARGE_STEP: usize = 2 << 20;
 
 impl<D: Driver> Loaded<D> {

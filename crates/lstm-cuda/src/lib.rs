@@ -31,7 +31,7 @@
 //! # The fast mode
 //!
 //! [`Cuda::fast`] opens a device (sm_80 and later) whose products go to tensor cores: both operands are rounded to TF32, 10
-//! bits of mantissa, so that a product is off by up to 2^-10 of the sum of its terms' magnitudes, typically by much less, and
+//! bits of mantissa, so that a product is off by up to about 2^-10 of the sum of its terms' magnitudes, typically by much less, and
 //! the order of the sum is the device's own. Nothing else gives it. **It has not the bits of any other device**, nor of
 //! another size of batch or length of sequence: [`Backend::arithmetic`] is [`Arithmetic::Inexact`] and says why,
 //! [`Backend::path`] ends in `products in tf32`, [`Backend::name`] is `cuda-tf32`. Activations and the cell are the exact

@@ -31,8 +31,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             Err(error) => println!("{mode}: not run: {error}"),
         }
     }
-    for (name, input, hidden, steps) in [("vad-h128", 64, 128, 100), ("single-h512", 256, 512, 100)] {
-        let x = Array3::from_shape_fn((1, steps, input), |(_, t, k)| ((t * 7 + k * 3) % 17) as f32 / 8.0 - 1.0);
+    let cases =
+        [("vad-h128", 1, 64, 128, 100), ("single-h512", 1, 256, 512, 100), ("batch-h512, 10 steps", 32, 256, 512, 10)];
+    for (name, batch, input, hidden, steps) in cases {
+        let value = |(b, t, k)| ((b * 5 + t * 7 + k * 3) % 17) as f32 / 8.0 - 1.0;
+        let x = Array3::from_shape_fn((batch, steps, input), value);
         let models = opened
             .iter()
             .map(|(_, wgpu)| Lstm::random(wgpu, LstmConfig::new(input, hidden), 42))

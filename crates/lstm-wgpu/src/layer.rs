@@ -112,7 +112,8 @@ impl Packed {
             1 << lanes.ilog2()
         };
         let fit = WORKGROUP_BYTES / (lanes * units * 16);
-        let rows = batch.next_power_of_two().min(4).min(1 << fit.max(1).ilog2());
+        let most = if gpu.is_cpu { 8 } else { 4 };
+        let rows = batch.next_power_of_two().min(most).min(1 << fit.max(1).ilog2());
         Spread { units: units as u32, lanes: lanes as u32, rows: rows as u32 }
     }
 }

@@ -157,9 +157,12 @@ impl Gpu {
 
     /// The kernel for a product of this shape, and how many workgroups it takes.
     pub(crate) fn gemm_kernel(&self, shape: Shape) -> (Kernel, usize) {
-        // On a CPU, a workgroup's barriers cost more than its tiles save.
-        if self.is_cpu || shape.len() < TILED || shape.rows < 16 || shape.cols < 16 {
-            (Kernel::GemmDirect, shape.len().div_ceil(Kernel::GemmDirect.workgroup() as usize))
+        let invocations = |kernel: Kernel, n: usize| (kernel, n.div_ceil(kernel.workgroup() as usize));
+        if shape.len() < TILED || shape.rows < 16 || shape.cols < 16 {
+            invocations(Kernel::GemmDirect, shape.len())
+        } else if self.is_cpu {
+            // There a workgroup's barriers cost more than its tiles save.
+            invocations(Kernel::GemmBlocked, shape.rows.div_ceil(4) * shape.cols.div_ceil(4))
         } else {
             (Kernel::GemmTiled, shape.rows.div_ceil(64) * shape.cols.div_ceil(64))
         }

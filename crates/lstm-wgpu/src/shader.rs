@@ -81,6 +81,7 @@ pub(crate) enum Kernel {
     Within,
     Copy,
     GemmDirect,
+    GemmBlocked,
     GemmTiled,
     Forward { options: Options, train: bool, spread: Spread },
     Project,
@@ -103,6 +104,10 @@ impl Kernel {
             Kernel::Copy => (&[include_str!("../shaders/copy.wgsl")], &[false, true]),
             Kernel::GemmDirect => (
                 &[include_str!("../shaders/gemm_interface.wgsl"), include_str!("../shaders/gemm_direct.wgsl")],
+                &[false, false, false, true],
+            ),
+            Kernel::GemmBlocked => (
+                &[include_str!("../shaders/gemm_interface.wgsl"), include_str!("../shaders/gemm_blocked.wgsl")],
                 &[false, false, false, true],
             ),
             Kernel::GemmTiled => (
@@ -146,7 +151,7 @@ impl Kernel {
             Kernel::MulAdd => parameters::MulAddParameters::DEFINITION,
             Kernel::Within => parameters::WithinParameters::DEFINITION,
             Kernel::Copy => parameters::Copy::DEFINITION,
-            Kernel::GemmDirect | Kernel::GemmTiled => parameters::Gemm::DEFINITION,
+            Kernel::GemmDirect | Kernel::GemmBlocked | Kernel::GemmTiled => parameters::Gemm::DEFINITION,
             Kernel::Forward { .. } => parameters::Steps::DEFINITION,
             Kernel::Project => parameters::Project::DEFINITION,
             Kernel::Backward { .. } | Kernel::StateGradient(_) => parameters::BackwardSteps::DEFINITION,
@@ -157,7 +162,7 @@ impl Kernel {
     pub(crate) fn workgroup(self) -> u32 {
         match self {
             Kernel::Facts => 1,
-            Kernel::GemmDirect | Kernel::Project | Kernel::Fma => 64,
+            Kernel::GemmDirect | Kernel::GemmBlocked | Kernel::Project | Kernel::Fma => 64,
             Kernel::Forward { spread, .. } | Kernel::Backward { spread, .. } | Kernel::StateGradient(spread) => {
                 spread.units * spread.lanes
             }
@@ -276,6 +281,7 @@ mod tests {
             Kernel::Within,
             Kernel::Copy,
             Kernel::GemmDirect,
+            Kernel::GemmBlocked,
             Kernel::GemmTiled,
             Kernel::Project,
         ];
