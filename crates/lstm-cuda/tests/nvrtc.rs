@@ -5,6 +5,7 @@
 use std::{
     env,
     process::{Command, ExitCode},
+    thread,
 };
 
 use lstm_cuda::kernels;
@@ -35,41 +36,52 @@ fn main() -> ExitCode {
     };
     let architectures: Vec<u32> = known.into_iter().filter(|&architecture| architecture >= 70).collect();
     println!("NVRTC {major}.{minor}");
-    let mut spilled = 0;
-    for &architecture in &architectures {
-        let compiled = match kernels::compile(architecture) {
-            Ok(compiled) => compiled,
-            Err(error) => return fail(error),
-        };
-        if compiled.usage.is_empty() {
-            return fail(format!("sm_{architecture}: no report of registers in the compiler's log"));
-        }
-        // Clusters came with sm_90.
-        let clusters = compiled.usage.iter().any(|usage| usage.kernel == "cluster");
-        if clusters != (architecture >= 90) {
-            return fail(format!("sm_{architecture}: a kernel for clusters: {clusters}"));
-        }
-        // So did TF32 with sm_80.
-        let fast = compiled.usage.iter().filter(|usage| usage.kernel.starts_with("fast")).count();
-        if fast != if architecture >= 80 { 7 } else { 0 } {
-            return fail(format!("sm_{architecture}: {fast} kernels of the fast mode"));
-        }
-        let most = compiled.usage.iter().max_by_key(|usage| usage.registers).expect("it is not empty");
-        let (kernels, bytes) = (compiled.usage.len(), compiled.image.len());
-        println!(
-            "sm_{architecture}: {kernels} kernels, {bytes} bytes; most registers: {} in {}",
-            most.registers, most.kernel
-        );
-        for usage in compiled.usage.iter().filter(|usage| usage.spilled > 0) {
-            println!("  {} spills {} bytes with {} registers", usage.kernel, usage.spilled, usage.registers);
-            spilled += 1;
-        }
-    }
+    // Two at a time.
+    let (some, others) = architectures.split_at(architectures.len() / 2);
+    let all = |architectures: &[u32]| architectures.iter().map(|&architecture| spills(architecture)).sum();
+    let results: [Result<usize, String>; 2] = thread::scope(|scope| {
+        let others = scope.spawn(|| all(others));
+        [all(some), others.join().expect("no panic")]
+    });
+    let spilled: usize = match results.into_iter().sum() {
+        Ok(spilled) => spilled,
+        Err(why) => return fail(why),
+    };
     if architectures.is_empty() || spilled > 0 {
         return fail(format!("{} architectures, {spilled} kernels that spill", architectures.len()));
     }
     println!("nvrtc: {} architectures, no spills", architectures.len());
     ExitCode::SUCCESS
+}
+
+/// Compiles for an architecture, and says how many kernels spill registers.
+fn spills(architecture: u32) -> Result<usize, String> {
+    let compiled = kernels::compile(architecture).map_err(|error| error.to_string())?;
+    if compiled.usage.is_empty() {
+        return Err(format!("sm_{architecture}: no report of registers in the compiler's log"));
+    }
+    // Clusters came with sm_90.
+    let clusters = compiled.usage.iter().any(|usage| usage.kernel == "cluster");
+    if clusters != (architecture >= 90) {
+        return Err(format!("sm_{architecture}: a kernel for clusters: {clusters}"));
+    }
+    // So did TF32 with sm_80.
+    let fast = compiled.usage.iter().filter(|usage| usage.kernel.starts_with("fast")).count();
+    if fast != if architecture >= 80 { 7 } else { 0 } {
+        return Err(format!("sm_{architecture}: {fast} kernels of the fast mode"));
+    }
+    let most = compiled.usage.iter().max_by_key(|usage| usage.registers).expect("it is not empty");
+    let (kernels, bytes) = (compiled.usage.len(), compiled.image.len());
+    println!(
+        "sm_{architecture}: {kernels} kernels, {bytes} bytes; most registers: {} in {}",
+        most.registers, most.kernel
+    );
+    let spilling = compiled.usage.iter().filter(|usage| usage.spilled > 0);
+    Ok(spilling
+        .inspect(|u| {
+            println!("  sm_{architecture}: {} spills {} bytes with {} registers", u.kernel, u.spilled, u.registers)
+        })
+        .count())
 }
 
 fn fail(why: impl std::fmt::Display) -> ExitCode {
