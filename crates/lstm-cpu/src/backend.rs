@@ -4,11 +4,8 @@ use std::{
     fmt,
     future::{Future, ready},
     ops::Range,
-    ptr::{self, null},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    ptr::null,
+    sync::Arc,
 };
 
 use lstm_core::{
@@ -24,10 +21,10 @@ use crate::{
     isa::Isa,
     kernels::Kernels,
     layer::{Layer, Packed, Plan},
-    pool::{Pool, Shared},
-    sequence::{self, Walk, share},
+    pool::Pool,
+    sequence::{self, Walk},
     stream::CpuStream,
-    tensor::{Room, Tensor, is_snapped},
+    tensor::{Room, Tensor},
     trace::Trace,
 };
 
@@ -41,12 +38,6 @@ pub struct Cpu {
     pub(crate) kernels: &'static Kernels,
     pub(crate) pool: Arc<Pool>,
 }
-
-/// Floats from which on several threads copy them: waking the threads takes some microseconds.
-pub(crate) const PARALLEL_COPY: usize = 1 << 17;
-
-/// Floats that are copied before they are looked at.
-const PIECE: usize = 1 << 12;
 
 impl fmt::Debug for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -139,24 +130,7 @@ impl Backend for Cpu {
 
     fn upload(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {
         check_upload(shape, data.len())?;
-        let mut room = Room::new("upload", &self.pool, &[shape.rows, shape.cols], false)?;
-        let to = Shared(room.as_mut_ptr().cast::<f32>());
-        let snapped = AtomicBool::new(true);
-        let threads = if data.len() < PARALLEL_COPY { 1 } else { self.threads() };
-        self.pool.run(threads, &|member| {
-            let part = share(data.len(), member);
-            for (n, piece) in data[part.clone()].chunks(PIECE).enumerate() {
-                // SAFETY: members' parts are apart from one another; there is room for all of `data`.
-                unsafe { ptr::copy_nonoverlapping(piece.as_ptr(), to.get().add(part.start + n * PIECE), piece.len()) };
-                // Looked at while it is in the cache.
-                if !is_snapped(piece) {
-                    snapped.store(false, Ordering::Relaxed);
-                }
-            }
-        });
-        // SAFETY: the members' parts are the whole.
-        let values = unsafe { room.filled() };
-        Ok(Tensor::lent(shape, values, &self.pool).known(snapped.into_inner()))
+        Tensor::copy("upload", &self.pool, shape, data)
     }
 
     fn download(&self, x: &Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {

@@ -1,6 +1,12 @@
 //! Matrices in memory.
 
-use std::{ptr, sync::Arc};
+use std::{
+    ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use lstm_core::{
     Error, Result, Shape,
@@ -8,7 +14,10 @@ use lstm_core::{
     shape::checked_len,
 };
 
-use crate::pool::Pool;
+use crate::{
+    pool::{Pool, Shared},
+    sequence::share,
+};
 
 /// A row-major matrix. Cloning shares the memory; who changes it in place copies it first if it is shared.
 #[derive(Clone, Debug)]
@@ -42,6 +51,12 @@ impl Drop for Memory {
 
 /// Floats from which on memory goes back: the allocator keeps less itself.
 const LARGE: usize = 1 << 14;
+
+/// Floats from which on several threads copy them: waking the threads takes some microseconds.
+const PARALLEL_COPY: usize = 1 << 17;
+
+/// Floats that are copied before they are looked at.
+const PIECE: usize = 1 << 12;
 
 /// Memory for floats that are yet to be written. To fill it with zeros before would be one thread's work.
 pub(crate) struct Room {
@@ -91,6 +106,29 @@ impl Tensor {
         Tensor { shape, data: Arc::new(Memory { values, home }), snapped: false }
     }
 
+    /// A copy of `data`, which has as many elements as the shape.
+    pub(crate) fn copy(op: &'static str, pool: &Arc<Pool>, shape: Shape, data: &[f32]) -> Result<Self> {
+        assert_eq!(shape.len(), data.len());
+        let mut room = Room::new(op, pool, &[shape.rows, shape.cols], false)?;
+        let to = Shared(room.as_mut_ptr().cast::<f32>());
+        let snapped = AtomicBool::new(true);
+        let threads = if data.len() < PARALLEL_COPY { 1 } else { pool.threads() };
+        pool.run(threads, &|member| {
+            let part = share(data.len(), member);
+            for (n, piece) in data[part.clone()].chunks(PIECE).enumerate() {
+                // SAFETY: members' parts are apart from one another; there is room for all of `data`.
+                unsafe { ptr::copy_nonoverlapping(piece.as_ptr(), to.get().add(part.start + n * PIECE), piece.len()) };
+                // Looked at while it is in the cache.
+                if !is_snapped(piece) {
+                    snapped.store(false, Ordering::Relaxed);
+                }
+            }
+        });
+        // SAFETY: the members' parts are the whole.
+        let values = unsafe { room.filled() };
+        Ok(Tensor::lent(shape, values, pool).known(snapped.into_inner()))
+    }
+
     /// The same, if `snapped` known to be of values that `snap` does not change.
     pub(crate) fn known(self, snapped: bool) -> Self {
         Tensor { snapped, ..self }
@@ -136,7 +174,7 @@ pub(crate) fn is_snapped(x: &[f32]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Backend, Cpu, backend::PARALLEL_COPY};
+    use crate::{Backend, Cpu};
 
     #[test]
     fn whoever_copies_a_part_sees_what_snap_would_change() {
