@@ -109,8 +109,8 @@ struct Properties;
 impl Visit for Properties {
     fn visit<B: Backend + Send + 'static>(&mut self, name: &str, b: B) {
         // Stand-ins for GPUs take tens of times as long.
-        let cases = if name == "cpu" { 256 } else { 64 };
-        let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+        let tries = if name == "cpu" { 256 } else { 64 };
+        let config = ProptestConfig { cases: tries, failure_persistence: None, ..ProptestConfig::default() };
         let result = TestRunner::new(config)
             .run(&cases(), |case| check(&b, &case).map_err(|error| TestCaseError::fail(format!("{error:#}"))));
         if let Err(error) = result {
