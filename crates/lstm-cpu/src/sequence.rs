@@ -320,8 +320,8 @@ impl<'a> Run<'a> {
                     let (panel, next) = (u.add(p * state * width), u.add(next * state * width));
                     let args = TileArgs::new(state, Strided::rows(operand, stride), panel, z(p), width);
                     let cell = cell(p);
-                    // A column of many rows, each on a line of its own, is written faster if the lines are on their way. For
-                    // one row it is slower.
+                    // A column of many rows, each on a line of its own, is written faster if the lines are on their way. With
+                    // one row that was slower; two were not measured.
                     if active > 2 && !cell.y.is_null() {
                         (kernels.fetch)(cell.y, active, self.ldy);
                     }
