@@ -9,7 +9,7 @@ use lstm_core::arithmetic::BLOCK;
 pub(crate) use crate::step::solo;
 use crate::{
     elementwise::ColumnArgs,
-    simd::Simd,
+    simd::{Simd, gather},
     step::{CellArgs, SoloArgs},
     step_backward::CellBackwardArgs,
 };
@@ -17,7 +17,8 @@ use crate::{
 /// Vectors side by side in a panel of packed weights; in a recurrent panel, one for each gate.
 pub(crate) const PANEL_VECTORS: usize = 4;
 
-/// A matrix in memory: element (r, c) lies at `r * row + c / BLOCK * block + c % BLOCK * col` from `at`.
+/// A matrix in memory: element (r, c) lies at `r * row + c / BLOCK * block + c % BLOCK * col` from `at`. One of `row` and
+/// `col` is 1.
 #[derive(Clone, Copy)]
 pub(crate) struct Strided {
     pub(crate) at: *const f32,
@@ -174,6 +175,20 @@ const SLICE: usize = 4 * BLOCK;
 /// As for [`Tile`] and [`Simd`].
 #[inline(always)]
 pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: &TileArgs) {
+    debug_assert!(args.a.col == 1 || args.a.row == 1);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match args.a.col {
+            1 => tile_of::<S, ROWS, BLOCKS, false>(args),
+            _ => tile_of::<S, ROWS, BLOCKS, true>(args),
+        }
+    }
+}
+
+/// [`tile`] of rows whose elements are adjacent, or, `TRANSPOSED`, of adjacent rows: the compiler should know, as integer
+/// additions, of addresses, take turns with multiply-adds.
+#[inline(always)]
+unsafe fn tile_of<S: Simd, const ROWS: usize, const BLOCKS: usize, const TRANSPOSED: bool>(args: &TileArgs) {
     let width = PANEL_VECTORS * S::LANES;
     let mut start = 0;
     while start < args.k {
@@ -188,52 +203,81 @@ pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(args:
                 ..*args
             };
             if BLOCKS > 1 && args.k - start >= BLOCKS * BLOCK {
-                tile_blocks::<S, ROWS, BLOCKS>(block);
+                tile_blocks::<S, ROWS, BLOCKS, TRANSPOSED>(&block);
                 start += BLOCKS * BLOCK;
             } else {
-                tile_blocks::<S, ROWS, 1>(block);
+                tile_blocks::<S, ROWS, 1, TRANSPOSED>(&block);
                 start += BLOCK;
             }
         }
     }
 }
 
+/// Products in a row of a block without a jump, for the same reason. Eight were slower, two almost as fast.
+const UNROLL: usize = 4;
+
 /// `BLOCKS` adjacent blocks of `k` products each; for more than one, `k` is `BLOCK`.
 ///
 /// # Safety
-/// As for [`tile`].
+/// As for [`tile_of`].
 #[inline(always)]
-unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize>(args: TileArgs) {
-    let TileArgs { a, panel, out, ldo, .. } = args;
-    let width = PANEL_VECTORS * S::LANES;
-    // SAFETY: as for `tile`.
+unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize, const TRANSPOSED: bool>(args: &TileArgs) {
+    // SAFETY: the caller's promise: products from `k` on are there.
     unsafe {
         let mut sums = [[[S::splat(0.0); PANEL_VECTORS]; ROWS]; BLOCKS];
-        for k in 0..args.k {
-            // Few rows read the panel at the speed of the memory anyway.
-            if ROWS > 2 {
-                S::prefetch(args.ahead.wrapping_add(k * args.pace));
+        let mut k = 0;
+        while k + UNROLL <= args.k {
+            for ahead in 0..UNROLL {
+                tile_product::<S, ROWS, BLOCKS, TRANSPOSED>(args, k, ahead, &mut sums);
             }
-            for q in 0..BLOCKS {
-                let b = panel.add((q * BLOCK + k) * width);
-                let b =
-                    [S::load(b), S::load(b.add(S::LANES)), S::load(b.add(2 * S::LANES)), S::load(b.add(3 * S::LANES))];
-                for r in 0..ROWS {
-                    let a = S::splat(*a.at.add(r * a.row + q * a.block + k * a.col));
-                    for j in 0..PANEL_VECTORS {
-                        sums[q][r][j] = a.fma(b[j], sums[q][r][j]);
-                    }
-                }
-            }
+            k += UNROLL;
+        }
+        while k < args.k {
+            tile_product::<S, ROWS, BLOCKS, TRANSPOSED>(args, k, 0, &mut sums);
+            k += 1;
         }
         for r in 0..ROWS {
             for j in 0..PANEL_VECTORS {
-                let out = out.add(r * ldo + j * S::LANES);
+                let out = args.out.add(r * args.ldo + j * S::LANES);
                 let mut total = if args.add { S::load(out).add(sums[0][r][j]) } else { sums[0][r][j] };
                 for q in 1..BLOCKS {
                     total = total.add(sums[q][r][j]);
                 }
                 total.store(out);
+            }
+        }
+    }
+}
+
+/// The product `k + ahead` of every sum.
+///
+/// # Safety
+/// As for [`tile_of`]; there is that product.
+#[inline(always)]
+unsafe fn tile_product<S: Simd, const ROWS: usize, const BLOCKS: usize, const TRANSPOSED: bool>(
+    args: &TileArgs,
+    k: usize,
+    ahead: usize,
+    sums: &mut [[[S; PANEL_VECTORS]; ROWS]; BLOCKS],
+) {
+    let (a, width) = (args.a, PANEL_VECTORS * S::LANES);
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Few rows read the panel at the speed of the memory anyway.
+        if ROWS > 2 {
+            S::prefetch(args.ahead.wrapping_add((k + ahead) * args.pace));
+        }
+        for q in 0..BLOCKS {
+            // The constant last: it then needs no addition of its own.
+            let b = args.panel.add(k * width).add((q * BLOCK + ahead) * width);
+            let b: [S; PANEL_VECTORS] = gather(b, S::LANES);
+            for r in 0..ROWS {
+                let at = a.at.add(q * a.block);
+                let at = if TRANSPOSED { at.add((k + ahead) * a.col + r) } else { at.add(r * a.row + k).add(ahead) };
+                let a = S::splat(*at);
+                for j in 0..PANEL_VECTORS {
+                    sums[q][r][j] = a.fma(b[j], sums[q][r][j]);
+                }
             }
         }
     }
