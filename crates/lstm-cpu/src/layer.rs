@@ -203,8 +203,10 @@ impl std::fmt::Debug for Plan {
     }
 }
 
-/// Rows of an input product that are made at once: enough to use a panel well, few enough to stay in cache.
+/// Rows of an input product that are made at once, and floats of the result: enough to use a panel well, few enough to stay
+/// in cache.
 const BLOCK_ROWS: usize = 192;
+const BLOCK_FLOATS: usize = 1 << 18;
 
 impl Plan {
     /// For at most `steps` steps, on at most `threads` threads.
@@ -228,7 +230,8 @@ impl Plan {
         if batch == 0 {
             return Err(Error::shape("plan: batch", "at least 1", 0));
         }
-        let block = (BLOCK_ROWS / batch).clamp(1, steps.max(1));
+        let rows = BLOCK_ROWS.min(BLOCK_FLOATS / (layer.panels * width));
+        let block = (rows / batch).clamp(1, steps.max(1));
         let zeros = |sizes: &[usize]| Buffer::zeros("plan", sizes);
         let projected = usize::from(layer.spec.proj_size.is_some());
         Ok(Plan {
