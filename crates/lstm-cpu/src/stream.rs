@@ -1,16 +1,19 @@
 //! A stack of layers, one step at a time, without allocation.
 
+use std::ptr::{null, null_mut};
+
 use lstm_core::{
-    Result, Shape, State,
+    CellKind, Result, Shape, State,
     arithmetic::snap,
     reference::{check_stack, check_state, check_step},
     shape::zeros,
 };
 
 use crate::{
-    layer::{Layer, Plan},
+    layer::{Layer, Packed, Plan},
     pool::Pool,
     sequence::{self, Walk},
+    step::{Apart, CellArgs, SoloArgs},
     tensor::Tensor,
 };
 
@@ -45,8 +48,12 @@ impl CpuStream {
         for (k, (layer, plan)) in self.layers.iter().zip(&mut self.plans).enumerate() {
             let (before, after) = self.values.split_at_mut(k + 1);
             let y = after.first_mut().map_or(&mut *y, Vec::as_mut_slice);
-            // SAFETY: `y` is a slice that nobody else has.
-            unsafe { sequence::run(pool, &layer.0, plan, Walk { steps: 1, lengths: None, x: &before[k] }, y, None) };
+            // SAFETY: `y` is a slice that nobody else has; the plan was made for the layer, and the values have its sizes.
+            unsafe {
+                if !small_step(&layer.0, plan, &before[k], y) {
+                    sequence::run(pool, &layer.0, plan, Walk { steps: 1, lengths: None, x: &before[k] }, y, None);
+                }
+            }
         }
         Ok(())
     }
@@ -73,4 +80,53 @@ impl CpuStream {
         }
         Ok(())
     }
+}
+
+/// One step of one sequence of a small layer in one go, as [`sequence::run`] would make it, but without all that a run prepares,
+/// which takes half as long as the step. Returns false, having done nothing, if the layer or the plan is none for that.
+///
+/// # Safety
+/// The plan was made for this layer; `x` and `y` have the sizes of its input and output.
+unsafe fn small_step(layer: &Packed, plan: &mut Plan, x: &[f32], y: &mut [f32]) -> bool {
+    let Packed { spec, kernels, .. } = layer;
+    let solo = match (plan.batch, plan.threads, spec.proj_size) {
+        (1, 1, None) => kernels.solo.get(layer.panels - 1),
+        _ => None,
+    };
+    let Some(solo) = solo else { return false };
+    debug_assert!(plan.fits(layer) && (x.len(), y.len()) == (spec.input_size, spec.hidden_size));
+    let (old, padded) = (plan.current, layer.padded());
+    let [c_old, c_new] = [old, 1 - old].map(|h| Plan::c_index(spec.cell, h) * padded);
+    let (h, c) = (plan.h.as_mut_ptr(), plan.c.as_mut_ptr());
+    // SAFETY: the caller's promise; offsets follow the layouts in `Packed` and `Plan`.
+    unsafe {
+        let (h_old, c_old, c_new) = (h.add(old * padded), c.add(c_old), c.add(c_new));
+        solo(&SoloArgs {
+            k: spec.hidden_size,
+            operand: if spec.cell == CellKind::PeepholeDense { c_old } else { h_old },
+            u: layer.u.as_ptr(),
+            cell: CellArgs {
+                count: layer.panels,
+                apart: Apart::panels(kernels, 0, 0),
+                x: null(),
+                z: null(),
+                bias: layer.bias.as_ptr(),
+                peephole: layer.peephole.as_ptr(),
+                c_old,
+                c_new,
+                h: h.add((1 - old) * padded),
+                y: y.as_mut_ptr(),
+                units: spec.hidden_size,
+                gates: null_mut(),
+                cell: spec.cell,
+                coupled: spec.coupled,
+                clip: spec.clip,
+            },
+            n: spec.input_size,
+            input: x.as_ptr(),
+            w: layer.w.as_ptr(),
+        });
+    }
+    plan.current = 1 - old;
+    true
 }
