@@ -33,7 +33,7 @@ fn tiles_sum_in_the_specified_order_and_stay_in_bounds() {
     for (isa, kernels) in kernels() {
         let (width, most) = (kernels.panel(), kernels.tiles.len());
         for k in [1, 2, 31, 32, 33, 63, 64, 65, 96, 127, 128, 129, 160, 256, 257, 300] {
-            for rows in [0, 1, 2, 3, most, most + 1, 2 * most + 1, 13] {
+            for rows in [0, 1, 2, 3, most, most + 1, 2 * most + 1, 8, 9, 10, 13] {
                 let ldo = width + 5;
                 // Row-major, transposed, and blocks of columns apart from one another.
                 for (lda, ka, block) in

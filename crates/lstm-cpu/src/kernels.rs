@@ -118,6 +118,15 @@ impl Kernels {
         PANEL_VECTORS * self.lanes
     }
 
+    /// Rows of a group of those that tiles have: an even share, but the first, which brings the weights to the first-level cache,
+    /// has one more from the last where it can.
+    fn height(&self, rows: usize, group: usize) -> usize {
+        let groups = rows.div_ceil(self.tiles.len());
+        let (low, taller) = (rows / groups, rows % groups);
+        let shift = low > 3 && low + taller.min(1) < self.tiles.len();
+        low + usize::from(group < taller) + usize::from(shift && group == 0) - usize::from(shift && group + 1 == groups)
+    }
+
     /// The product of any number of rows, none included; `args` says where the first row and the first product are.
     ///
     /// # Safety
@@ -143,7 +152,7 @@ impl Kernels {
             };
             let mut row = 0;
             for group in 0..groups {
-                let height = rows / groups + usize::from(group < rows % groups);
+                let height = self.height(rows, group);
                 // SAFETY: the caller's promise; the groups' heights add up to `rows`, and start < k.
                 unsafe {
                     self.tiles[height - 1](&TileArgs {
