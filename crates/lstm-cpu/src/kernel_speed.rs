@@ -9,6 +9,7 @@ use crate::{
     Isa,
     buffer::Buffer,
     kernels::{Kernels, Strided, TileArgs},
+    layer::GATES,
     pool::{Pool, Shared},
     simd::Simd,
     step::{Apart, CellArgs, SoloArgs},
@@ -113,11 +114,11 @@ fn kernel_speed() {
     let (x, bias, peephole) = (buffer(64 * width), buffer(4 * width), buffer(12 * lanes));
     let [mut c, mut h] = [(); 2].map(|()| buffer(64 * lanes));
     let (c, h) = (c.as_mut_ptr(), h.as_mut_ptr());
-    let args = CellArgs {
+    let args = &CellArgs {
         count: 32,
         apart: Apart::rows(kernels, lanes, 0),
         x: x.as_ptr(),
-        z: x.as_ptr(),
+        z: GATES.map(|gate| x.as_ptr().wrapping_add(gate * lanes)),
         bias: bias.as_ptr(),
         peephole: peephole.as_ptr(),
         c_old: c,
@@ -137,7 +138,8 @@ fn kernel_speed() {
             // SAFETY: as above: up to four panels of one row.
             unsafe {
                 let operand = if chained { h.add(old).cast_const() } else { x.as_ptr() };
-                let (cell, u) = (CellArgs { apart: Apart::panels(kernels, 0, 0), h: h.add(new), ..args }, u.as_ptr());
+                let (cell, u) =
+                    (CellArgs { apart: Apart::panels(kernels, 0, 0, 0), h: h.add(new), ..*args }, u.as_ptr());
                 let (n, input, w) = (1, x.as_ptr(), u);
                 (kernels.solo[panels - 1])(&SoloArgs { k: units, operand, u, cell, n, input, w });
             }
@@ -149,7 +151,7 @@ fn kernel_speed() {
         ("a multiply-add that waits for the one before", &mut || unsafe { multiply_adds(true) }),
         ("the gates of a row and panel, of 32 rows", &mut || {
             // SAFETY: as above.
-            (0..100).for_each(|_| unsafe { (kernels.cell)(&args) });
+            (0..100).for_each(|_| unsafe { (kernels.cell)(args) });
             3200.0
         }),
         ("a step of 16 units", &mut || small(16, true)),

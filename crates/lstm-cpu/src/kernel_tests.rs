@@ -9,6 +9,7 @@ use crate::{
     Isa,
     elementwise::ColumnArgs,
     kernels::{Kernels, Strided, TileArgs},
+    layer::{GATES, seeing},
     step::{Apart, CellArgs, SoloArgs},
 };
 
@@ -167,11 +168,21 @@ fn panels_together_and_a_step_in_one_go_are_the_tiles_and_the_cell() {
                             }
                         }
                     }
+                    // As `Packed` has them: vectors of the gates that see the state, of one panel after the other.
+                    let seen = seeing(cell);
+                    let mut packed = vec![0.0; u.len()];
+                    for (vector, k_in) in
+                        (0..panels * seen.len()).flat_map(|vector| (0..k).map(move |k_in| (vector, k_in)))
+                    {
+                        let at = |panel: usize, column: usize| (panel * k + k_in) * width + column * lanes;
+                        let from = at(vector / seen.len(), seen[vector % seen.len()]);
+                        packed[at(vector / 4, vector % 4)..][..lanes].copy_from_slice(&u[from..][..lanes]);
+                    }
                     let args = |panel: usize, [c_new, h, y, gates]: [*mut f32; 4]| CellArgs {
                         count: if way == 1 { panels } else { 1 },
-                        apart: Apart::panels(kernels, width, width),
+                        apart: Apart::panels(kernels, width, width, width),
                         x: sums[0][panel * width..].as_ptr(),
-                        z: sums[1][panel * width..].as_ptr(),
+                        z: GATES.map(|gate| sums[1][panel * width + gate * lanes..].as_ptr()),
                         bias: bias[panel * width..].as_ptr(),
                         peephole: peephole[panel * 3 * lanes..].as_ptr(),
                         c_old: c[panel * lanes..].as_ptr(),
@@ -193,7 +204,7 @@ fn panels_together_and_a_step_in_one_go_are_the_tiles_and_the_cell() {
                             (kernels.cell)(&args(0, to));
                         } else {
                             let input = if way == 2 { input.as_ptr() } else { std::ptr::null() };
-                            let (cell, operand, u, w) = (args(0, to), operand.as_ptr(), u.as_ptr(), w.as_ptr());
+                            let (cell, operand, u, w) = (args(0, to), operand.as_ptr(), packed.as_ptr(), w.as_ptr());
                             (kernels.solo[p])(&SoloArgs { k, operand, u, cell, n, input, w });
                         }
                     }

@@ -118,15 +118,6 @@ impl Kernels {
         PANEL_VECTORS * self.lanes
     }
 
-    /// Rows of a group of those that tiles have: an even share, but the first, which brings the weights to the first-level cache,
-    /// has one more from the last where it can.
-    fn height(&self, rows: usize, group: usize) -> usize {
-        let groups = rows.div_ceil(self.tiles.len());
-        let (low, taller) = (rows / groups, rows % groups);
-        let shift = low > 3 && low + taller.min(1) < self.tiles.len();
-        low + usize::from(group < taller) + usize::from(shift && group == 0) - usize::from(shift && group + 1 == groups)
-    }
-
     /// The product of any number of rows, none included; `args` says where the first row and the first product are.
     ///
     /// # Safety
@@ -141,6 +132,11 @@ impl Kernels {
         }
         // Slices of the panel stay in the first-level cache while all rows pass over them.
         let groups = rows.div_ceil(self.tiles.len());
+        // An even share for each, but the first, which brings the slice there, has one of the last one's where it can.
+        let (low, taller) = (rows / groups.max(1), rows % groups.max(1));
+        let shift = low > 3 && low + taller.min(1) < self.tiles.len();
+        let more = |group: usize| usize::from(group < taller) + usize::from(shift && group == 0);
+        let less = |group: usize| usize::from(shift && group + 1 == groups);
         // An even share by each group: more at once would keep the cache from what is needed now.
         let pace = if args.ahead.is_null() { self.panel() } else { args.pace };
         let pace = pace.div_ceil(groups.max(1)).min(LINE);
@@ -152,7 +148,7 @@ impl Kernels {
             };
             let mut row = 0;
             for group in 0..groups {
-                let height = self.height(rows, group);
+                let height = low + more(group) - less(group);
                 // SAFETY: the caller's promise; the groups' heights add up to `rows`, and start < k.
                 unsafe {
                     self.tiles[height - 1](&TileArgs {

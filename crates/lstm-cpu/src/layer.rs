@@ -1,9 +1,13 @@
 //! A layer's weights packed into panels, and the scratch memory of a run.
 //!
 //! A panel holds, for as many units as a vector has lanes, the four gates side by side: one pass over it gives all that
-//! those units' cell needs. Panels of the last units are padded with zeros.
+//! those units' cell needs. Panels of the last units are padded with zeros. The dense peephole's candidate does not see the
+//! state: its recurrent panels have three vectors for those units, and the first of the next beside them.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use lstm_core::{CellKind, Error, LayerSpec, LayerWeights, Param, Result, State, arithmetic::snap};
 
@@ -32,7 +36,7 @@ pub(crate) struct Packed {
     pub(crate) panels: usize,
     /// `[panels][input][panel]`
     pub(crate) w: Buffer,
-    /// `[panels][state][panel]`
+    /// `[recurrent panels][state][panel]`
     pub(crate) u: Buffer,
     /// `[panels][panel]`, zero without a bias: the sum it is added to is never -0.
     pub(crate) bias: Buffer,
@@ -58,20 +62,27 @@ impl Drop for Packed {
     }
 }
 
+/// All gates, in the order of the weights: i, f, g, o.
+pub(crate) const GATES: [usize; PANEL_VECTORS] = [0, 1, 2, 3];
+
+/// The gates that see the state through the recurrent weights.
+pub(crate) fn seeing(cell: CellKind) -> &'static [usize] {
+    if cell == CellKind::PeepholeDense { &[0, 1, 3] } else { &GATES }
+}
+
 impl Packed {
     pub(crate) fn new(kernels: &'static Kernels, pool: &Arc<Pool>, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
         let (hidden, lanes) = (spec.hidden_size, kernels.lanes);
         let panels = hidden.div_ceil(lanes);
         let get = |param| weights.get(param).and_then(|v| v.as_slice());
-        // Column j of panel p is gate j / lanes of unit p * lanes + j % lanes.
-        let gate_row = |p: usize, j: usize| {
-            let unit = p * lanes + j % lanes;
-            (unit < hidden).then_some(j / lanes * hidden + unit)
-        };
-        let gates = |matrix: Option<&[f32]>, cols: usize| {
-            let matrix = matrix.unwrap_or_default();
-            pack(kernels, &pool.spares, panels, cols, |p, j| gate_row(p, j).map(|row| &matrix[row * cols..][..cols]))
+        let gates = |matrix: Option<&[f32]>, cols: usize, seen: &[usize]| {
+            let (matrix, panels) = (matrix.unwrap_or_default(), (panels * seen.len()).div_ceil(PANEL_VECTORS));
+            pack(kernels, &pool.spares, panels, cols, |p, j| {
+                let vector = p * PANEL_VECTORS + j / lanes;
+                let (gate, unit) = (seen[vector % seen.len()], vector / seen.len() * lanes + j % lanes);
+                (unit < hidden).then(|| &matrix[(gate * hidden + unit) * cols..][..cols])
+            })
         };
         let bias = weights.bias();
         let peepholes = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(get);
@@ -96,9 +107,9 @@ impl Packed {
             spec,
             kernels,
             panels,
-            w: gates(get(Param::WeightIh), spec.input_size)?,
-            u: gates(get(Param::WeightHh), spec.state_size())?,
-            bias: gates(Some(bias.as_deref().unwrap_or(&vec![0.0; 4 * hidden])), 1)?,
+            w: gates(get(Param::WeightIh), spec.input_size, &GATES)?,
+            u: gates(get(Param::WeightHh), spec.state_size(), seeing(spec.cell))?,
+            bias: gates(Some(bias.as_deref().unwrap_or(&vec![0.0; 4 * hidden])), 1, &GATES)?,
             peephole,
             projection,
             reversed: OnceLock::new(),
@@ -114,7 +125,38 @@ impl Packed {
 
     /// `[input panels][4 gates][hidden][panel]`: the input weights as the input's gradient wants them.
     pub(crate) fn reversed_input(&self) -> Result<&Buffer> {
-        once(&self.reversed_input, || reversed::turned(self, &self.w, self.spec.input_size))
+        once(&self.reversed_input, || reversed::turned(self, &self.w, self.spec.input_size, &GATES))
+    }
+
+    /// Whether recurrent panels have three gates: those of four panels' units are then three.
+    fn dense(&self) -> bool {
+        self.spec.cell == CellKind::PeepholeDense
+    }
+
+    /// The recurrent panels that have gates of these panels' units: the first and last may have others' as well.
+    pub(crate) fn recurrent(&self, panels: Range<usize>) -> Range<usize> {
+        if self.dense() { panels.start * 3 / 4..(panels.end * 3).div_ceil(4) } else { panels }
+    }
+
+    /// The recurrent panel, and the vector of it, that a gate of a panel's units has; of the candidate that has none, some.
+    pub(crate) fn recurrent_gate(&self, panel: usize, gate: usize) -> (usize, usize) {
+        let vector = 3 * panel + [0, 1, 0, 2][gate];
+        if self.dense() { (vector / 4, vector % 4) } else { (panel, gate) }
+    }
+
+    /// How many recurrent panels a group of panels has, and which of them `r` is.
+    pub(crate) fn recurrent_place(&self, r: usize) -> (usize, usize) {
+        if self.dense() { (3, r % 3) } else { (1, 0) }
+    }
+
+    /// Groups of panels that share recurrent panels with no other: those that have some of `panels`.
+    pub(crate) fn groups(&self, panels: Range<usize>) -> Range<usize> {
+        if self.dense() && !panels.is_empty() { panels.start / 4..panels.end.div_ceil(4) } else { panels }
+    }
+
+    /// The panels of a group; the last group may have fewer.
+    pub(crate) fn group(&self, n: usize) -> Range<usize> {
+        if self.dense() { 4 * n..4 * n + 4 } else { n..n + 1 }
     }
 
     /// Floats in a row of `c`, and of `h` before a projection.
@@ -191,7 +233,8 @@ pub struct Plan {
     pub(crate) unprojected: Buffer,
     /// `[panels][block * batch][panel]`: input products.
     pub(crate) x: Buffer,
-    /// `[threads][batch][panel]`, of a single sequence `[panels][panel]`: recurrent products.
+    /// Recurrent products: `[threads][recurrent panels of a group][batch][panel]`, of a single sequence
+    /// `[recurrent panels and threads][panel]`.
     pub(crate) z: Buffer,
     /// For the backward pass, once there was one.
     pub(crate) backward: Option<Scratch>,
@@ -246,7 +289,10 @@ impl Plan {
             c: zeros(&[2, batch, layer.padded()])?,
             unprojected: zeros(&[projected, batch, layer.padded()])?,
             x: zeros(&[layer.panels, block, batch, width])?,
-            z: zeros(&[if batch == 1 { threads.max(layer.panels) } else { threads }, batch, width])?,
+            z: match batch {
+                1 => zeros(&[layer.recurrent(0..layer.panels).len() + threads, width])?,
+                _ => zeros(&[threads, layer.recurrent_place(0).0, batch, width])?,
+            },
             backward: None,
         })
     }

@@ -3,7 +3,11 @@
 
 use lstm_core::Result;
 
-use crate::{buffer::Buffer, kernels::PANEL_VECTORS, layer::Packed};
+use crate::{
+    buffer::Buffer,
+    kernels::PANEL_VECTORS,
+    layer::{Packed, seeing},
+};
 
 /// Panels whose columns are what the forward products run over.
 pub(crate) struct Reversed {
@@ -32,24 +36,26 @@ impl Reversed {
             }
             None => Buffer::zeros("backward", &[0])?,
         };
-        Ok(Reversed { u: turned(layer, &layer.u, spec.state_size())?, projection })
+        Ok(Reversed { u: turned(layer, &layer.u, spec.state_size(), seeing(spec.cell))?, projection })
     }
 }
 
-/// `[panels][cols][panel]` of units by gates to `[column panels][4 gates][hidden][panel]`.
-pub(crate) fn turned(layer: &Packed, from: &Buffer, cols: usize) -> Result<Buffer> {
+/// `[panels][cols][panel]` of units by `gates` to `[column panels][4 gates][hidden][panel]`.
+pub(crate) fn turned(layer: &Packed, from: &Buffer, cols: usize, gates: &[usize]) -> Result<Buffer> {
     let (hidden, lanes, width) = (layer.spec.hidden_size, layer.kernels.lanes, layer.kernels.panel());
     let mut out = layer.pool.spares.zeros("backward", &[cols.div_ceil(width), PANEL_VECTORS, hidden, width])?;
     let to = out.as_mut_slice();
     for (p, panel) in from.as_slice().chunks_exact(cols * width).enumerate() {
-        let units = lanes.min(hidden - p * lanes);
         // A block of columns at a time stays in the first-level cache.
         for (block, from) in panel.chunks(width * width).enumerate() {
-            for gate in 0..PANEL_VECTORS {
-                let first = (block * PANEL_VECTORS + gate) * hidden + p * lanes;
-                let rows = &mut to[first * width..][..units * width];
+            for j in 0..PANEL_VECTORS {
+                let vector = p * PANEL_VECTORS + j;
+                let (gate, unit) = (gates[vector % gates.len()], vector / gates.len() * lanes);
+                let units = lanes.min(hidden.saturating_sub(unit));
+                let first = (block * PANEL_VECTORS + gate) * hidden + unit;
+                let rows = to.get_mut(first * width..).unwrap_or_default();
                 for (col, from) in from.chunks_exact(width).enumerate() {
-                    let from = &from[gate * lanes..][..units];
+                    let from = &from[j * lanes..][..units];
                     rows.chunks_exact_mut(width).zip(from).for_each(|(row, v)| row[col] = *v);
                 }
             }

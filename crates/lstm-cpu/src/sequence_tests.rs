@@ -31,6 +31,12 @@ fn small_steps_give_the_same_bits() {
     same_bits(20, &[4]);
 }
 
+/// A single sequence has its panels' gates together; of the dense peephole's recurrent panels several threads make some.
+#[test]
+fn a_single_sequence_gives_the_same_bits() {
+    same_bits(150, &[3]);
+}
+
 /// With and without these lengths.
 fn same_bits(hidden: usize, lengths: &[usize]) {
     let pools: Vec<_> = [1, 2, 3, 5].into_iter().map(|threads| Arc::new(Pool::new(threads).unwrap())).collect();

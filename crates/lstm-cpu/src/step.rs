@@ -19,8 +19,8 @@ pub(crate) struct CellArgs {
     pub(crate) apart: Apart,
     /// `W x`.
     pub(crate) x: *const f32,
-    /// `U h`.
-    pub(crate) z: *const f32,
+    /// A vector of `U h` for each gate; the dense peephole's candidate has none.
+    pub(crate) z: [*const f32; PANEL_VECTORS],
     /// One panel row.
     pub(crate) bias: *const f32,
     /// `LANES` values for each of i, f, o.
@@ -61,10 +61,10 @@ impl Apart {
         Apart { x: width, z: width, bias: 0, peephole: 0, state, gates: width, y, units: 0 }
     }
 
-    /// Panels of a row, those of `x` and of the gates so far apart.
-    pub(crate) fn panels(kernels: &Kernels, x: usize, gates: usize) -> Self {
+    /// Panels of a row, those of `x`, `z` and the gates so far apart.
+    pub(crate) fn panels(kernels: &Kernels, x: usize, z: usize, gates: usize) -> Self {
         let (lanes, width) = (kernels.lanes, kernels.panel());
-        Apart { x, z: width, bias: width, peephole: 3 * lanes, state: lanes, gates, y: lanes, units: lanes }
+        Apart { x, z, bias: width, peephole: 3 * lanes, state: lanes, gates, y: lanes, units: lanes }
     }
 }
 
@@ -94,13 +94,13 @@ unsafe fn cells<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: &CellArg
     unsafe {
         while n + TOGETHER <= args.count {
             let args = from(args, n);
-            let (x, z) = (gate_vectors(args.x, args.apart.x), gate_vectors(args.z, args.apart.z));
+            let (x, z) = (gate_vectors(args.x, args.apart.x), gather_each(args.z, args.apart.z));
             cell_vectors::<S, TOGETHER, DENSE, DIAGONAL>(&args, x, z);
             n += TOGETHER;
         }
         while n < args.count {
             let args = from(args, n);
-            let (x, z) = (gate_vectors(args.x, 0), gate_vectors(args.z, 0));
+            let (x, z) = (gate_vectors(args.x, 0), gather_each(args.z, 0));
             cell_vectors::<S, 1, DENSE, DIAGONAL>(&args, x, z);
             n += 1;
         }
@@ -112,7 +112,7 @@ pub(crate) struct SoloArgs {
     /// Elements of `operand`, the row that the recurrent weights multiply.
     pub(crate) k: usize,
     pub(crate) operand: *const f32,
-    /// `[panels][k][panel]`
+    /// `[recurrent panels][k][panel]`
     pub(crate) u: *const f32,
     /// Panels; `z` and `count` are not used.
     pub(crate) cell: CellArgs,
@@ -146,15 +146,20 @@ unsafe fn solo_cell<S: Simd, const N: usize, const DENSE: bool, const DIAGONAL: 
     unsafe {
         let x = match args.input.is_null() {
             true => gate_vectors(args.cell.x, args.cell.apart.x),
-            false => products(args.n, args.input, args.w),
+            false => products::<S, N, false>(args.n, args.input, args.w),
         };
-        cell_vectors::<S, N, DENSE, DIAGONAL>(&args.cell, x, products(args.k, args.operand, args.u));
+        cell_vectors::<S, N, DENSE, DIAGONAL>(&args.cell, x, products::<S, N, DENSE>(args.k, args.operand, args.u));
     }
 }
 
-/// The products of a row of `k` with `N` panels of as many rows: block by block, all columns side by side.
+/// The products of a row of `k` with the gates of `N` panels' units: block by block, all columns side by side. If `DENSE`, the
+/// candidate has none.
 #[inline(always)]
-unsafe fn products<S: Simd, const N: usize>(k: usize, row: *const f32, panels: *const f32) -> [[S; N]; PANEL_VECTORS] {
+unsafe fn products<S: Simd, const N: usize, const DENSE: bool>(
+    k: usize,
+    row: *const f32,
+    panels: *const f32,
+) -> [[S; N]; PANEL_VECTORS] {
     // SAFETY: the caller's promise: below `k` the row has elements and every panel rows.
     unsafe {
         let mut total = [[S::splat(0.0); N]; PANEL_VECTORS];
@@ -165,7 +170,12 @@ unsafe fn products<S: Simd, const N: usize>(k: usize, row: *const f32, panels: *
                 let a = S::splat(*row.add(k_in));
                 for n in 0..N {
                     for j in 0..PANEL_VECTORS {
-                        let b = S::load(panels.add(((n * k + k_in) * PANEL_VECTORS + j) * S::LANES));
+                        if DENSE && j == 2 {
+                            continue;
+                        }
+                        let vector = if DENSE { n * 3 + j.min(2) } else { n * PANEL_VECTORS + j };
+                        let (panel, column) = (vector / PANEL_VECTORS, vector % PANEL_VECTORS);
+                        let b = S::load(panels.add(((panel * k + k_in) * PANEL_VECTORS + column) * S::LANES));
                         sums[j][n] = a.fma(b, sums[j][n]);
                     }
                 }
@@ -181,14 +191,17 @@ unsafe fn products<S: Simd, const N: usize>(k: usize, row: *const f32, panels: *
 #[inline(always)]
 unsafe fn gate_vectors<S: Simd, const N: usize>(p: *const f32, apart: usize) -> [[S; N]; PANEL_VECTORS] {
     // SAFETY: the caller's promise: a panel row at each.
-    unsafe {
-        [
-            gather(p, apart),
-            gather(p.add(S::LANES), apart),
-            gather(p.add(2 * S::LANES), apart),
-            gather(p.add(3 * S::LANES), apart),
-        ]
-    }
+    unsafe { gather_each([p, p.add(S::LANES), p.add(2 * S::LANES), p.add(3 * S::LANES)], apart) }
+}
+
+/// The same, where each gate's are elsewhere.
+#[inline(always)]
+unsafe fn gather_each<S: Simd, const N: usize>(
+    p: [*const f32; PANEL_VECTORS],
+    apart: usize,
+) -> [[S; N]; PANEL_VECTORS] {
+    // SAFETY: the caller's promise: a vector at each.
+    unsafe { [gather(p[0], apart), gather(p[1], apart), gather(p[2], apart), gather(p[3], apart)] }
 }
 
 /// What [`cell`] computes, for `N` vectors of units from their `W x` and `U h`.
@@ -259,12 +272,12 @@ unsafe fn bounded<S: Simd>(args: &CellArgs, z: S) -> S {
 #[inline(always)]
 unsafe fn from(args: &CellArgs, n: usize) -> CellArgs {
     let apart = args.apart;
-    let state = n * apart.state;
+    let (z, state) = (n * apart.z, n * apart.state);
     // SAFETY: the caller's promise: there are so many.
     unsafe {
         CellArgs {
             x: args.x.add(n * apart.x),
-            z: args.z.add(n * apart.z),
+            z: [args.z[0].add(z), args.z[1].add(z), args.z[2].add(z), args.z[3].add(z)],
             bias: args.bias.add(n * apart.bias),
             // Null stays null, or is not used.
             peephole: args.peephole.wrapping_add(n * apart.peephole),

@@ -10,6 +10,7 @@ use lstm_core::{
 };
 
 use crate::{
+    kernels::PANEL_VECTORS,
     layer::{Layer, Packed, Plan},
     pool::Pool,
     sequence::{self, Walk},
@@ -107,9 +108,9 @@ unsafe fn small_step(layer: &Packed, plan: &mut Plan, x: &[f32], y: &mut [f32]) 
             u: layer.u.as_ptr(),
             cell: CellArgs {
                 count: layer.panels,
-                apart: Apart::panels(kernels, 0, 0),
+                apart: Apart::panels(kernels, 0, 0, 0),
                 x: null(),
-                z: null(),
+                z: [null(); PANEL_VECTORS],
                 bias: layer.bias.as_ptr(),
                 peephole: layer.peephole.as_ptr(),
                 c_old,
