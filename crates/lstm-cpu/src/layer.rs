@@ -254,9 +254,12 @@ const BLOCK_FLOATS: usize = 1 << 18;
 impl Plan {
     /// For at most `steps` steps, on at most `threads` threads.
     pub(crate) fn new(layer: &Packed, batch: usize, steps: usize, threads: usize) -> Result<Self> {
-        // A barrier costs some tenths of a microsecond, waking the threads some more: small work is faster alone.
+        // A barrier costs some tenths of a microsecond, waking the threads some more: small work is faster alone, and more so where
+        // the weights stay in the first-level cache.
         let flops = layer.step_flops().saturating_mul(batch);
-        let enough = if flops.saturating_mul(steps) < 2_000_000 { 1 } else { 1 + flops / 60_000 };
+        let near = size_of_val(layer.u.as_slice()) <= 48 << 10;
+        let each = if near { 300_000 } else { 60_000 };
+        let enough = if flops.saturating_mul(steps) < 2_000_000 { 1 } else { 1 + flops / each };
         let mut plan = Plan::on_threads(layer, batch, steps, threads.min(enough).min(layer.panels))?;
         // Apart, threads meet half as often, but each needs twice the weights in its cache.
         let each = size_of_val(layer.u.as_slice()) / (threads / 2).max(1);
