@@ -14,7 +14,7 @@ use crate::{
     step_backward::CellBackwardArgs,
 };
 
-/// Vectors side by side in a panel of packed weights; in a recurrent panel, one for each gate.
+/// Vectors side by side in a panel of packed weights: one for each gate, or what `Packed` says.
 pub(crate) const PANEL_VECTORS: usize = 4;
 
 /// A matrix in memory: element (r, c) lies at `r * row + c / BLOCK * block + c % BLOCK * col` from `at`. One of `row` and
@@ -192,6 +192,9 @@ pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(args:
 
 /// [`tile`] of rows whose elements are adjacent, or, `TRANSPOSED`, of adjacent rows: the compiler should know, as integer
 /// additions, of addresses, take turns with multiply-adds.
+///
+/// # Safety
+/// As for [`Tile`] and [`Simd`]; `args.a.row` is 1 if `TRANSPOSED`, otherwise `args.a.col` is.
 #[inline(always)]
 unsafe fn tile_of<S: Simd, const ROWS: usize, const BLOCKS: usize, const TRANSPOSED: bool>(args: &TileArgs) {
     let width = PANEL_VECTORS * S::LANES;
@@ -227,7 +230,7 @@ const UNROLL: usize = 4;
 /// As for [`tile_of`].
 #[inline(always)]
 unsafe fn tile_blocks<S: Simd, const ROWS: usize, const BLOCKS: usize, const TRANSPOSED: bool>(args: &TileArgs) {
-    // SAFETY: the caller's promise: products from `k` on are there.
+    // SAFETY: the caller's promise: there are `args.k` products, of which each call makes one.
     unsafe {
         let mut sums = [[[S::splat(0.0); PANEL_VECTORS]; ROWS]; BLOCKS];
         let mut k = 0;

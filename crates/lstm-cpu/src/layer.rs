@@ -135,7 +135,7 @@ impl Packed {
 
     /// The recurrent panels that have gates of these panels' units: the first and last may have others' as well.
     pub(crate) fn recurrent(&self, panels: Range<usize>) -> Range<usize> {
-        if self.dense() { panels.start * 3 / 4..(panels.end * 3).div_ceil(4) } else { panels }
+        if self.dense() && !panels.is_empty() { panels.start * 3 / 4..(panels.end * 3).div_ceil(4) } else { panels }
     }
 
     /// The recurrent panel, and the vector of it, that a gate of a panel's units has; of the candidate that has none, some.
@@ -144,9 +144,14 @@ impl Packed {
         if self.dense() { (vector / 4, vector % 4) } else { (panel, gate) }
     }
 
-    /// How many recurrent panels a group of panels has, and which of them `r` is.
-    pub(crate) fn recurrent_place(&self, r: usize) -> (usize, usize) {
-        if self.dense() { (3, r % 3) } else { (1, 0) }
+    /// How many recurrent panels a group of panels has.
+    pub(crate) fn recurrent_each(&self) -> usize {
+        if self.dense() { 3 } else { 1 }
+    }
+
+    /// Which of its group's a recurrent panel is.
+    pub(crate) fn recurrent_place(&self, r: usize) -> usize {
+        if self.dense() { r % 3 } else { 0 }
     }
 
     /// Groups of panels that share recurrent panels with no other: those that have some of `panels`.
@@ -175,7 +180,7 @@ impl Packed {
     /// Multiplications and additions of a step of one sequence in the time loop.
     pub(crate) fn step_flops(&self) -> usize {
         let projection = self.spec.proj_size.unwrap_or(0) * 2;
-        self.spec.hidden_size * (8 * self.spec.state_size() + projection)
+        self.spec.hidden_size * (2 * seeing(self.spec.cell).len() * self.spec.state_size() + projection)
     }
 }
 
@@ -246,9 +251,10 @@ impl std::fmt::Debug for Plan {
     }
 }
 
-/// Rows of an input product that are made at once, and floats of the result: enough to use a panel well, few enough to stay
+/// Rows of an input product that are made at once: enough to use a panel well, and as many as leave so many floats of results
 /// in cache.
-const BLOCK_ROWS: usize = 192;
+const LEAST_BLOCK_ROWS: usize = 64;
+const MOST_BLOCK_ROWS: usize = 192;
 const BLOCK_FLOATS: usize = 1 << 18;
 
 impl Plan {
@@ -258,9 +264,11 @@ impl Plan {
         // the weights stay in the first-level cache.
         let flops = layer.step_flops().saturating_mul(batch);
         let near = size_of_val(layer.u.as_slice()) <= 48 << 10;
-        let each = if near { 300_000 } else { 60_000 };
-        let enough = if flops.saturating_mul(steps) < 2_000_000 { 1 } else { 1 + flops / each };
-        let mut plan = Plan::on_threads(layer, batch, steps, threads.min(enough).min(layer.panels))?;
+        let share = if near { 300_000 } else { 60_000 };
+        let enough = if flops.saturating_mul(steps) < 2_000_000 { 1 } else { 1 + flops / share };
+        // Of the dense peephole's, a thread with one panel would often make two recurrent ones.
+        let most = if layer.dense() { layer.panels.div_ceil(2) } else { layer.panels };
+        let mut plan = Plan::on_threads(layer, batch, steps, threads.min(enough).min(most))?;
         // Apart, threads meet half as often, but each needs twice the weights in its cache.
         let each = size_of_val(layer.u.as_slice()) / (threads / 2).max(1);
         let cached = each <= 1 << 20 || batch >= 8;
@@ -276,7 +284,7 @@ impl Plan {
         if batch == 0 {
             return Err(Error::shape("plan: batch", "at least 1", 0));
         }
-        let rows = BLOCK_ROWS.min(BLOCK_FLOATS / (layer.panels * width));
+        let rows = (BLOCK_FLOATS / (layer.panels * width)).clamp(LEAST_BLOCK_ROWS, MOST_BLOCK_ROWS);
         let block = (rows / batch).clamp(1, steps.max(1));
         let zeros = |sizes: &[usize]| Buffer::zeros("plan", sizes);
         let projected = usize::from(layer.spec.proj_size.is_some());
@@ -294,7 +302,7 @@ impl Plan {
             x: zeros(&[layer.panels, block, batch, width])?,
             z: match batch {
                 1 => zeros(&[layer.recurrent(0..layer.panels).len() + threads, width])?,
-                _ => zeros(&[threads, layer.recurrent_place(0).0, batch, width])?,
+                _ => zeros(&[threads, layer.recurrent_each(), batch, width])?,
             },
             backward: None,
         })

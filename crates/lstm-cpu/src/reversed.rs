@@ -51,9 +51,12 @@ pub(crate) fn turned(layer: &Packed, from: &Buffer, cols: usize, gates: &[usize]
             for j in 0..PANEL_VECTORS {
                 let vector = p * PANEL_VECTORS + j;
                 let (gate, unit) = (gates[vector % gates.len()], vector / gates.len() * lanes);
-                let units = lanes.min(hidden.saturating_sub(unit));
+                if unit >= hidden {
+                    continue;
+                }
+                let units = lanes.min(hidden - unit);
                 let first = (block * PANEL_VECTORS + gate) * hidden + unit;
-                let rows = to.get_mut(first * width..).unwrap_or_default();
+                let rows = &mut to[first * width..][..units * width];
                 for (col, from) in from.chunks_exact(width).enumerate() {
                     let from = &from[j * lanes..][..units];
                     rows.chunks_exact_mut(width).zip(from).for_each(|(row, v)| row[col] = *v);

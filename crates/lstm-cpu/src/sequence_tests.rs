@@ -115,7 +115,13 @@ fn same_bits(hidden: usize, lengths: &[usize]) {
 
 #[test]
 fn both_directions_apart_or_in_turn_give_the_same_bits() {
-    let (batch, steps, input, hidden) = (3, 7, 5, 70);
+    both_directions(&[7, 4, 0]);
+    both_directions(&[4]);
+}
+
+/// With and without these lengths.
+fn both_directions(lengths: &[usize]) {
+    let (batch, steps, input, hidden) = (lengths.len(), 7, 5, 70);
     for (cell, proj) in
         [(CellKind::Fused, None), (CellKind::PeepholeDense, None), (CellKind::PeepholeDiagonal, Some(33))]
     {
@@ -128,7 +134,7 @@ fn both_directions_apart_or_in_turn_give_the_same_bits() {
             let kernels = Isa::available()[0].kernels().unwrap();
             let layers: [_; 2] = std::array::from_fn(|k| Packed::new(kernels, &pool, &weights.layers()[k]).unwrap());
             let cols = weights.layers()[0].spec().state_size();
-            for lengths in [None, Some(&[7, 4, 0][..])] {
+            for lengths in [None, Some(lengths)] {
                 let walk = Walk { steps, lengths, x: &x };
                 let mut plans = [(); 2].map(|()| Plan::on_threads(&layers[0], batch, steps, 1).unwrap());
                 for (plan, layer) in plans.iter_mut().zip(&layers) {

@@ -2,9 +2,9 @@
 //! their tail, or a small step in one go. Threads share a step by units and meet at a barrier; no sum is ever split between
 //! them. Both directions of a layer may run at once, each on half of the threads.
 
-use std::{ops::Range, ptr};
-
 mod work;
+
+use std::{ops::Range, ptr};
 
 use crate::{
     layer::{Packed, Plan},
@@ -115,7 +115,7 @@ impl<'a> Run<'a> {
         trace: Option<&mut Trace>,
     ) -> Self {
         let Walk { steps, lengths, x: input } = walk;
-        // What the unsafe code below relies on; the callers have checked it and said so in an `Err`.
+        // What the unsafe code in `work` relies on; the callers have checked it and said so in an `Err`.
         assert!(plan.fits(layer) && columns.len() == layer.spec.state_size());
         let rows = steps.checked_mul(plan.batch);
         assert_eq!(rows.and_then(|rows| rows.checked_mul(layer.spec.input_size)), Some(input.len()));

@@ -148,8 +148,8 @@ impl Run<'_> {
             let z = |r: usize| match single {
                 true => self.z.add((r + member.rank) * width),
                 false => {
-                    let (own, nth) = self.layer.recurrent_place(r);
-                    self.z.add((member.rank * own + nth) * self.batch * width)
+                    let place = member.rank * self.layer.recurrent_each() + self.layer.recurrent_place(r);
+                    self.z.add(place * self.batch * width)
                 }
             };
             let y = |p: usize| match spec.proj_size {
@@ -188,17 +188,20 @@ impl Run<'_> {
             } else {
                 // Back and forth: the panels that the last step used last are still in cache.
                 let groups = self.layer.groups(panels.clone());
-                let turn = |n: usize| if k.is_multiple_of(2) { groups.start + n } else { groups.end - 1 - n };
+                // This thread's panels of the `n`th group that is walked.
+                let own = |n: usize| {
+                    let n = if k.is_multiple_of(2) { groups.start + n } else { groups.end - 1 - n };
+                    let group = self.layer.group(n);
+                    panels.start.max(group.start)..panels.end.min(group.end)
+                };
                 for n in 0..groups.len() {
-                    let group = self.layer.group(turn(n));
-                    let own_panels = panels.start.max(group.start)..panels.end.min(group.end);
                     // A column of many rows, each on a line of its own, is written faster if the lines are on their way. With
                     // one row that was slower; two were not measured.
                     if active > 2 && spec.proj_size.is_none() {
-                        own_panels.clone().for_each(|p| (kernels.fetch)(y(p), active, self.ldy));
+                        own(n).for_each(|p| (kernels.fetch)(y(p), active, self.ldy));
                     }
-                    let next = self.layer.recurrent(self.layer.group(turn((n + 1).min(groups.len() - 1)))).start;
-                    let recurrent = self.layer.recurrent(own_panels.clone());
+                    let recurrent = self.layer.recurrent(own(n));
+                    let next = self.layer.recurrent(own((n + 1).min(groups.len() - 1))).start;
                     for r in recurrent.clone() {
                         let next = if r + 1 < recurrent.end { r + 1 } else { next };
                         let (panel, next) = (u.add(r * state * width), u.add(next * state * width));
@@ -206,7 +209,7 @@ impl Run<'_> {
                         kernels.rows(active, TileArgs { next, ..args });
                     }
                     if !single {
-                        own_panels.for_each(|p| (kernels.cell)(&cell(p)));
+                        own(n).for_each(|p| (kernels.cell)(&cell(p)));
                     }
                 }
                 if single && active > 0 && !panels.is_empty() {
