@@ -83,8 +83,8 @@ impl CpuStream {
     }
 }
 
-/// One step of one sequence of a small layer in one go, as [`sequence::run`] would make it, but without all that a run prepares,
-/// which takes half as long as the step. Returns false, having done nothing, if the layer or the plan is none for that.
+/// One step of one sequence of a small layer in one go, as [`sequence::run`] would make it, but without all that a run
+/// prepares, which takes a third as long. Returns false, having done nothing, if the layer or the plan is none for that.
 ///
 /// # Safety
 /// The plan was made for this layer; `x` and `y` have the sizes of its input and output.
