@@ -128,7 +128,8 @@ impl Packed {
         once(&self.reversed_input, || reversed::turned(self, &self.w, self.spec.input_size, &GATES))
     }
 
-    /// Whether recurrent panels have three gates: those of four panels' units are then three.
+    /// Whether recurrent panels have three gates, [`seeing`]: those of four panels' units are then three. Plain numbers below, as
+    /// these are asked at every step.
     fn dense(&self) -> bool {
         self.spec.cell == CellKind::PeepholeDense
     }
