@@ -92,20 +92,28 @@ static float dot(u32 depth, const float *a, u32 a_step, const float *b, u32 b_st
 
 enum Kind { STANDARD, DIAGONAL, DENSE, PROJECTED };
 
-static size_t tile_floats(u32 side) { return LSTM_BLOCK * 2 * (side + 4); }
+template <class Tile> size_t tile_floats() { return 2 * Tile::STAGE; }
 
+// Of sizes whose elements can be read by fours and of others, each operand lying along the depth or beside it.
 static void products() {
-    const u32 m = 19, n = 18, k = 70;
-    const Values a = numbers(m * k), b = numbers(n * k);
-    Values out(m * n), want(m * n);
-    for (u32 i = 0; i < m * n; i++) want[i] = dot(k, &a[i / n * k], 1, &b[i % n * k], 1);
-    const GemmArgs args{a.data(), b.data(), nullptr, out.data(), m, n, k, 1, k, 1, 0, k, 1, 0, 0, 0};
-    start("gemm_small", 4, 64, tile_floats(16), false, args);
-    same("gemm_small", out, want);
-    start("gemm_medium", 1, 256, tile_floats(64), false, args);
-    same("gemm_medium", out, want);
-    start("gemm_large", 1, 256, tile_floats(128), false, args);
-    same("gemm_large", out, want);
+    for (u32 whole = 0; whole < 2; whole++)
+        for (u32 lies = 0; lies < 4; lies++) {
+            const u32 m = whole ? 20 : 19, n = whole ? 24 : 18, k = whole ? 72 : 70;
+            const u32 a_row = lies & 1 ? 1 : k, a_depth = lies & 1 ? m : 1, b_col = lies & 2 ? 1 : k, b_depth = lies & 2 ? n : 1;
+            const Values a = numbers(m * k), b = numbers(n * k), acc = numbers(n);
+            Values want(m * n), out(m * n);
+            for (u32 i = 0; i < m * n; i++)
+                want[i] = acc[i % n] + dot(k, &a[i / n * a_row], a_depth, &b[i % n * b_col], b_depth);
+            const GemmArgs args{a.data(), b.data(), acc.data(), out.data(), m, n, k, 1, a_row, a_depth, 0, b_col, b_depth, 0, 0, 0};
+            start("gemm_small", 4, 64, tile_floats<Small>(), false, args);
+            same("gemm_small", out, want);
+            start("gemm_medium", 1, 256, tile_floats<Medium>(), false, args);
+            same("gemm_medium", out, want);
+            if (lies == 3 * whole) {
+                start("gemm_large", 1, 256, tile_floats<Large>(), false, args);
+                same("gemm_large", out, want);
+            }
+        }
 }
 
 static Values rounded(Values v) {
@@ -180,10 +188,10 @@ static void fast_steps() {
         h2[fast] = c2[fast] = dh[fast] = dc[fast] = Values(place), gates[fast] = Values(4 * place), dz[fast] = Values(4 * place);
         const StepArgs step{z.data(), u.data(), h.data(), c.data(), nullptr, h2[fast].data(), c2[fast].data(), nullptr, gates[fast].data(), nullptr, batch, batch - 1, hidden, hidden, cell};
         if (fast) start("fast_step", 5, 256, 96 * 72, false, step);
-        else start("step_small", 20, 64, tile_floats(16), false, step);
+        else start("step_small", 20, 64, tile_floats<SmallStep>(), false, step);
         const BackArgs back{z.data(), gates[0].data(), u.data(), nullptr, dy.data(), gates[0].data(), c.data(), c2[0].data(), nullptr, nullptr, dh[fast].data(), dc[fast].data(), dz[fast].data(), nullptr, nullptr, batch, batch, batch - 1, hidden, hidden, 0, cell, GateBounds()};
         if (fast) start("fast_back", 2, 256, 96 * 72, false, back);
-        else start("back_small", 6, 64, tile_floats(16), false, back);
+        else start("back_small", 6, 64, tile_floats<Small>(), false, back);
     }
     near("fast_step: h", h2[1], h2[0], bound), near("fast_step: c", c2[1], c2[0], bound);
     near("fast_back: dz", dz[1], dz[0], bound), near("fast_back: dh", dh[1], dh[0], Values(place, 4.0f * hidden));
@@ -212,9 +220,9 @@ static void layer(bool reverse, bool lengths, Kind kind) {
         const u32 t = reverse ? steps - 1 - n : n, from = reverse ? t + 1 : t, to = reverse ? t : t + 1;
         float *h_new = &h[to * narrow], *y_new = &y[t * narrow];
         const StepArgs args{&z[t * 4 * wide], u.data(), &h[from * narrow], &c[from * wide], peephole, projects ? nullptr : h_new, &c[to * wide], projects ? nullptr : y_new, &gates[t * 4 * wide], projects ? operand.data() : nullptr, batch, active[t], hidden, state, cell};
-        start("step_small", (4 * hidden + 15) / 16, 64, tile_floats(16), false, args);
+        start("step_small", (4 * hidden + 15) / 16, 64, tile_floats<SmallStep>(), false, args);
         const ProjectArgs project{operand.data(), w_hr, &h[from * narrow], h_new, y_new, batch, active[t], hidden, state};
-        if (projects) start("project_small", (state + 15) / 16, 64, tile_floats(16), false, project);
+        if (projects) start("project_small", (state + 15) / 16, 64, tile_floats<Small>(), false, project);
     }
     const size_t depth = (hidden + LSTM_BLOCK - 1) / LSTM_BLOCK, shares = units * depth; // as many for h, which is as many blocks long
     const auto shared = [&](size_t vectors) { return rows * (vectors * depth * PITCH + 4 * shares) + batch * (units + features); };
@@ -244,8 +252,8 @@ static void layer(bool reverse, bool lengths, Kind kind) {
         const bool end = n == steps;
         const u32 from = reverse ? t + 1 : t, to = reverse ? t : t + 1;
         const BackArgs args{&dz[visited * 4 * wide], &gates[visited * 4 * wide], u.data(), w_hr, &dy[t * narrow], &gates[t * 4 * wide], &c[from * wide], &c[to * wide], &h[to * narrow], peephole, dh.data(), dc.data(), end ? nullptr : &dz[t * 4 * wide], projects && !end ? &dp[t * narrow] : nullptr, projects && !end ? &m[t * wide] : nullptr, batch, end ? 0 : active[t], n == 0 ? 0 : active[visited], hidden, state, 0, cell, bounds};
-        start(projects ? "back_state_small" : "back_small", (state + 15) / 16, 64, tile_floats(16), false, args);
-        if (projects && !end) start("back_units_small", (hidden + 15) / 16, 64, tile_floats(16), false, args);
+        start(projects ? "back_state_small" : "back_small", (state + 15) / 16, 64, tile_floats<Small>(), false, args);
+        if (projects && !end) start("back_units_small", (hidden + 15) / 16, 64, tile_floats<Small>(), false, args);
     }
     const PersistentBackArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, cell, bounds};
     start(projects ? "projected_back" : "persistent_back", blocks, shares, shared(4), true, back);

@@ -74,7 +74,7 @@ struct Kernel {
 // Inlined as on a device: ThreadSanitizer does not see the store of a struct that a call returns.
 #define DEVICE static __forceinline__
 #define MEMBER __forceinline__
-#define KERNEL(name, Args, threads)                                                                                    \
+#define KERNEL(name, Args, threads, ...)                                                                                    \
     static void name##_kernel(const Args &args);                                                                       \
     static void name##_run(const void *args) { name##_kernel(*static_cast<const Args *>(args)); }                      \
     static const shim::Kernel name##_entry(#name, sizeof(Args), threads, name##_run);                                  \

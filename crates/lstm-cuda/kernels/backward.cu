@@ -63,16 +63,8 @@ template <class T> DEVICE void through_u(const BackArgs &args, u32 row0, u32 col
     const u32 wide = 4 * args.hidden, part = args.hidden * args.state;
     const Strided dz{args.dz_next, args.active_next, args.hidden, wide, 1};
     const Strided u{args.u, args.state, args.hidden, 1, args.state};
-    if (args.cell.dense) {
-        // The candidate does not see the state.
-        tile.joined(2, args.hidden, dz, args.hidden, row0, u, part, col0);
-        T o;
-        o.product(args.hidden, Strided{dz.p + 3 * (u64)args.hidden, dz.lines, dz.depth, dz.line, 1}, row0,
-                  Strided{u.p + 3 * (u64)part, u.lines, u.depth, 1, u.step}, col0);
-        tile.add(o);
-    } else {
-        tile.joined(4, args.hidden, dz, args.hidden, row0, u, part, col0);
-    }
+    // The dense peephole's candidate does not see the state.
+    tile.joined(4, args.cell.dense ? 2 : NOT_ONE, args.hidden, dz, args.hidden, row0, u, part, col0);
 }
 
 DEVICE void unit_back(const BackArgs &args, u32 row, u32 unit, float dq) {
@@ -121,7 +113,7 @@ template <class T> DEVICE void back(const BackArgs &args) {
 }
 
 KERNEL(back_small, BackArgs, 64) { back<Small>(args); }
-KERNEL(back_medium, BackArgs, 256) { back<Medium>(args); }
+KERNEL(back_medium, BackArgs, 256, 2) { back<Medium>(args); }
 
 // With a projection it takes two kernels: the gradient of the projected h, which needs all of `dz`, and the rest, which
 // needs all of that gradient.
@@ -144,7 +136,7 @@ template <class T> DEVICE void back_state(const BackArgs &args) {
 }
 
 KERNEL(back_state_small, BackArgs, 64) { back_state<Small>(args); }
-KERNEL(back_state_medium, BackArgs, 256) { back_state<Medium>(args); }
+KERNEL(back_state_medium, BackArgs, 256, 2) { back_state<Medium>(args); }
 
 template <class T> DEVICE void back_units(const BackArgs &args) {
     u32 row0, col0;
@@ -166,4 +158,4 @@ template <class T> DEVICE void back_units(const BackArgs &args) {
 }
 
 KERNEL(back_units_small, BackArgs, 64) { back_units<Small>(args); }
-KERNEL(back_units_medium, BackArgs, 256) { back_units<Medium>(args); }
+KERNEL(back_units_medium, BackArgs, 256, 2) { back_units<Medium>(args); }

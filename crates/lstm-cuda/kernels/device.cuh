@@ -6,8 +6,10 @@ typedef unsigned long long u64;
 #define DEVICE static __device__ __forceinline__
 #define MEMBER __device__ __forceinline__
 
-// A kernel takes one struct by value, so that it is launched the same way everywhere.
-#define KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads, 1) name(const Args args)
+// A kernel takes one struct by value, so that it is launched the same way everywhere. Last, if it matters, as how many of
+// its blocks a multiprocessor's registers must do for.
+#define KERNEL(name, Args, threads, ...) KERNEL_(name, Args, threads, ##__VA_ARGS__, 1)
+#define KERNEL_(name, Args, threads, blocks, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Args args)
 
 // All shared memory is dynamic: its size comes with the launch.
 extern __shared__ float4 shared_memory[];

@@ -114,12 +114,10 @@ template <int DOWN, int ACROSS, int M, int N, int K> struct TensorTile : Sums<16
     }
 
     template <class A, class B>
-    MEMBER void joined(u32 count, u32 depth, A a, u32 a_part, u32 row0, B b, u32 b_part, u32 col0) {
+    MEMBER void joined(u32 count, u32 without, u32 depth, A a, u32 a_part, u32 row0, B b, u32 b_part, u32 col0) {
         clear();
-        for (u32 n = 0; n < count; n++) {
-            onto(depth, a, row0, b, col0);
-            a.p += a_part, b.p += b_part;
-        }
+        for (u32 n = 0; n < count; n++, a.p += a_part, b.p += b_part)
+            if (n != without) onto(depth, a, row0, b, col0);
     }
 };
 

@@ -3,9 +3,12 @@
 // U for a tile whose columns are units, four gates side by side.
 struct Interleaved {
     const float *p;
-    u32 units, hidden, depth;
+    u32 lines, depth, hidden;
+    static constexpr u32 line = 0, step = 1;
+    static constexpr bool snapped = false; // they are, as they are kept
     MEMBER bool along_depth() const { return true; }
-    MEMBER bool holds(u32 k, u32 n) const { return k < depth && n / 4 < units; }
+    MEMBER bool in_fours() const { return ((u64)p & 15) == 0 && depth % 4 == 0; }
+    MEMBER bool holds(u32 k, u32 n) const { return k < depth && n < lines; }
     MEMBER const float *place(u32 k, u32 n) const { return p + (((u64)(n % 4) * hidden + n / 4) * depth + k); }
     MEMBER float taken(float v) const { return v; }
     MEMBER float at(u32 k, u32 n) const { return holds(k, n) ? *place(k, n) : 0.0f; }
@@ -53,7 +56,7 @@ template <class T> DEVICE void step(const StepArgs &args) {
     // All threads of a block agree on it.
     if (row0 < args.active)
         tile.product(args.state, Strided{operand, args.active, args.state, args.state, 1}, row0,
-                     Interleaved{args.u, args.hidden, args.hidden, args.state}, col0);
+                     Interleaved{args.u, 4 * args.hidden, args.state, args.hidden}, col0);
     const u32 unit = (col0 + T::col(0)) / 4;
     if (unit >= args.hidden) return;
 #pragma unroll
@@ -80,7 +83,7 @@ template <class T> DEVICE void step(const StepArgs &args) {
 }
 
 KERNEL(step_small, StepArgs, 64) { step<SmallStep>(args); }
-KERNEL(step_medium, StepArgs, 256) { step<MediumStep>(args); }
+KERNEL(step_medium, StepArgs, 256, 2) { step<MediumStep>(args); }
 
 template <class T> DEVICE void project(const ProjectArgs &args) {
     u32 row0, col0;
@@ -104,4 +107,4 @@ template <class T> DEVICE void project(const ProjectArgs &args) {
 }
 
 KERNEL(project_small, ProjectArgs, 64) { project<Small>(args); }
-KERNEL(project_medium, ProjectArgs, 256) { project<Medium>(args); }
+KERNEL(project_medium, ProjectArgs, 256, 2) { project<Medium>(args); }

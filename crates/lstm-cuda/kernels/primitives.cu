@@ -48,21 +48,46 @@ template <class T, bool PARTS> DEVICE void gemm(const GemmArgs &args) {
     const Strided a{args.a, args.rows, args.depth, args.a_row, args.a_depth, (args.snapped & 1) != 0};
     const Strided b{args.b, args.cols, args.depth, args.b_col, args.b_depth, (args.snapped & 2) != 0};
     T tile;
-    tile.joined(PARTS ? args.parts : 1, args.depth, a, args.a_part, row0, b, args.b_part, col0);
+    if constexpr (PARTS) tile.joined(args.parts, NOT_ONE, args.depth, a, args.a_part, row0, b, args.b_part, col0);
+    else tile.product(args.depth, a, row0, b, col0);
+    // A thread's neighbouring columns, where all of them are there and can be read and written as one.
+    constexpr int N = T::ACROSS_EACH % 4 == 0 ? 4 : 1;
+    const bool whole = N == 4 && (((u64)args.acc | (u64)args.out) & 15) == 0 && (args.acc_row | args.cols) % 4 == 0;
+    // All that is added is read before anything is written, for which the next read would wait.
+    if (args.acc)
+#pragma unroll
+        for (int i = 0; i < T::DOWN_EACH; i++)
+#pragma unroll
+            for (int j = 0; j < T::ACROSS_EACH; j += N) {
+                const u32 row = row0 + T::row(i), col = col0 + T::col(j);
+                if (row >= args.rows || col >= args.cols) continue;
+                const float *acc = args.acc + ((u64)row * args.acc_row + col);
+                float v[N] = {};
+                if (whole) fetch<N>(acc, v);
+                else
+#pragma unroll
+                    for (int n = 0; n < N; n++) v[n] = col + n < args.cols ? acc[n] : 0.0f;
+#pragma unroll
+                for (int n = 0; n < N; n++) tile.sum[i][j + n] = __fadd_rn(v[n], tile.sum[i][j + n]);
+            }
 #pragma unroll
     for (int i = 0; i < T::DOWN_EACH; i++)
 #pragma unroll
-        for (int j = 0; j < T::ACROSS_EACH; j++) {
+        for (int j = 0; j < T::ACROSS_EACH; j += N) {
             const u32 row = row0 + T::row(i), col = col0 + T::col(j);
             if (row >= args.rows || col >= args.cols) continue;
-            float v = tile.sum[i][j];
-            if (args.acc) v = __fadd_rn(args.acc[(u64)row * args.acc_row + col], v);
-            args.out[(u64)row * args.cols + col] = v;
+            float *out = args.out + ((u64)row * args.cols + col), *v = tile.sum[i] + j;
+            if (whole) {
+                if constexpr (N == 4) *reinterpret_cast<float4 *>(out) = {v[0], v[1], v[2], v[3]};
+            } else
+#pragma unroll
+                for (int n = 0; n < N; n++)
+                    if (col + n < args.cols) out[n] = v[n];
         }
 }
 
 KERNEL(gemm_small, GemmArgs, 64) { gemm<Small, true>(args); }
-KERNEL(gemm_medium, GemmArgs, 256) { gemm<Medium, true>(args); }
+KERNEL(gemm_medium, GemmArgs, 256, 2) { gemm<Medium, true>(args); }
 KERNEL(gemm_large, GemmArgs, 256) { gemm<Large, false>(args); }
 
 KERNEL(sum, SumArgs, 64) {

@@ -82,22 +82,23 @@ pub(crate) struct Tile {
     threads: u32,
     rows: usize,
     cols: usize,
-    /// Values of both operands' part that is in shared memory, with what lies between lines.
+    /// Values of both operands' parts that are in shared memory, with what lies between lines.
     shared: usize,
 }
 
-const SMALL: Tile = Tile::exact(0, 64, 16);
-const MEDIUM: Tile = Tile::exact(1, 256, 64);
+const SMALL: Tile = Tile::exact(0, 64, 16, 64);
+const MEDIUM: Tile = Tile::exact(1, 256, 64, 32);
 const NARROW: Tile = Tile::fast(2, 64, 32, 64);
-const LARGE: Tile = Tile::exact(3, 256, 128);
+const LARGE: Tile = Tile::exact(3, 256, 128, 16);
 const WIDE: Tile = Tile::fast(4, 128, 128, 32);
 
 /// What one instruction of tensor cores takes: rows, columns, depth.
 const INSTRUCTION: [usize; 3] = [16, 8, 8];
 
 impl Tile {
-    const fn exact(kernel: usize, threads: u32, side: usize) -> Self {
-        Tile { kernel, threads, rows: side, cols: side, shared: lstm_core::arithmetic::BLOCK * 2 * (side + 4) }
+    /// A block takes `depth` of it at a time, and has the next part beside the one that it sums.
+    const fn exact(kernel: usize, threads: u32, side: usize, depth: usize) -> Self {
+        Tile { kernel, threads, rows: side, cols: side, shared: 2 * depth * 2 * (side + 4) }
     }
 
     /// On tensor cores; a block takes `depth` of it at a time.
@@ -107,6 +108,10 @@ impl Tile {
 
     fn count(self, [rows, cols]: [usize; 2]) -> usize {
         rows.div_ceil(self.rows) * cols.div_ceil(self.cols)
+    }
+
+    fn half_full(self, shape: [usize; 2]) -> bool {
+        self.count(shape) * self.rows * self.cols <= 2 * shape[0] * shape[1]
     }
 
     /// Starts enough blocks of the tile's kernel for a result of some rows and columns.
@@ -129,11 +134,12 @@ fn on_tensor_cores(driver: &impl Driver, product: [usize; 3]) -> bool {
 }
 
 /// For a result of some rows and columns that sums over a depth: medium tiles where there are enough of them to keep the
-/// device busy, else small ones; or in the fast mode those of tensor cores.
+/// device busy and no more than half of what they sum lies outside, else small ones; or in the fast mode those of tensor
+/// cores.
 pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> Tile {
     if on_tensor_cores(driver, [rows, cols, depth]) {
         NARROW
-    } else if MEDIUM.count([rows, cols]) * 2 >= driver.multiprocessors() {
+    } else if MEDIUM.count([rows, cols]) * 2 >= driver.multiprocessors() && MEDIUM.half_full([rows, cols]) {
         MEDIUM
     } else {
         SMALL
