@@ -88,6 +88,12 @@ struct Kernel {
 #define __syncthreads() shim::sync_block(__FILE__, __LINE__)
 
 static inline u32 peek(const float *p) { return __atomic_load_n(reinterpret_cast<const u32 *>(p), __ATOMIC_RELAXED); }
+static inline float4 peek_four(const float *p) {
+    const u32 bits[4] = {peek(p), peek(p + 1), peek(p + 2), peek(p + 3)};
+    float4 v;
+    std::memcpy(&v, bits, sizeof v);
+    return v;
+}
 static inline void publish(float *p, u32 v) { __atomic_store_n(reinterpret_cast<u32 *>(p), v, __ATOMIC_RELAXED); }
 static inline void pause() { shim::pause(); }
 

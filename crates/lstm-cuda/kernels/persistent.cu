@@ -20,16 +20,30 @@ KERNEL(persistent, PersistentArgs, 256) {
     c.take(batch, args.c0, args.h ? args.c + first_place : nullptr);
     // Nobody else reads it before the first step's barriers.
 
+    const auto rows_of = [&](const Walk &at, u32 row0) {
+        return Rows(passed + (u64)at.before * batch * hidden, initial, hidden, row0, at.running);
+    };
+    Incoming<8> incoming(hidden);
+    // Of several parts of the batch the next one was passed on while this one was summed: it is asked for early.
+    const bool early = batch > args.rows;
     for (u32 n = 0; n < args.steps; n++) {
         const Walk at(args, n);
-        const float *before = passed + (u64)at.before * batch * hidden;
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.active, args.rows), all = rows_from(row0, batch, args.rows);
-            gather(rows, count, hidden, [=](u32 row, u32 k) {
-                const u64 word = (u64)(row0 + row) * hidden + k;
-                return row0 + row < at.running ? awaited(before + word) : initial[word];
-            });
+            const Rows from = rows_of(at, row0);
+            if (!early || (n == 0 && row0 == 0)) incoming.ask(incoming.first(), from, count);
+            // It comes while others are waited for.
+            const u32 mine = first_unit + threadIdx.x % units;
+            float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
+            if (threadIdx.x < count * units && mine < hidden) x = input_of(args, at.t, row0 + threadIdx.x / units, mine);
+            incoming.bring(rows, from, count);
             __syncthreads();
+            const bool goes_on = row0 + args.rows < batch;
+            if (early && (goes_on || n + 1 < args.steps)) {
+                const Walk then(args, goes_on ? n : n + 1);
+                const u32 next = goes_on ? row0 + args.rows : 0;
+                incoming.ask(incoming.first(), rows_of(then, next), rows_from(next, then.active, args.rows));
+            }
             if (share.works())
                 for (u32 row = 0; row < count; row++)
                     parts[(share.block * args.rows + row) * units + share.unit] = share.dot(rows + row * row_floats, 0);
@@ -41,7 +55,8 @@ KERNEL(persistent, PersistentArgs, 256) {
                 if (row < count) {
                     float u[4];
                     join(parts + i, share.blocks, args.rows * units, u);
-                    const Unit next = run_unit(args, at.t, b, unit, u, c.v[own]);
+                    if (i != threadIdx.x) x = input_of(args, at.t, b, unit);
+                    const Unit next = run_unit(args, at.t, b, unit, x, u, c.v[own]);
                     c.v[own] = next.c;
                     h.v[own] = next.h;
                     pass_on(passed + out, args.cell.dense ? next.c : next.h);

@@ -23,8 +23,7 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.from, args.rows), all = rows_from(row0, batch, args.rows);
             // A row of each gate.
-            gather(rows, 4 * count, hidden,
-                   [=](u32 row, u32 k) { return awaited(before + (u64)(4 * row0 + row) * hidden + k); });
+            gather<8>(rows, Rows(before, before, hidden, 4 * row0, 4 * batch), 4 * count);
             __syncthreads();
             if (share.works())
                 for (u32 row = 0; row < count; row++)

@@ -64,13 +64,10 @@ KERNEL(projected, PersistentArgs, 256) {
     for (u32 n = 0; n < args.steps; n++) {
         const Walk at(args, n);
         const u64 now = (u64)at.t * batch, kept = (u64)at.place * batch;
-        const float *before = args.y + (u64)at.before * batch * size, *initial = args.h0;
+        const float *before = args.y + (u64)at.before * batch * size;
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.active, args.rows), all = rows_from(row0, batch, args.rows);
-            gather(rows, count, size, [=](u32 row, u32 k) {
-                const u64 word = (u64)(row0 + row) * size + k;
-                return row0 + row < at.running ? awaited(before + word) : initial[word];
-            });
+            gather<2>(rows, Rows(before, args.h0, size, row0, at.running), count);
             __syncthreads();
             if (share.works())
                 for (u32 row = 0; row < count; row++)
@@ -82,7 +79,7 @@ KERNEL(projected, PersistentArgs, 256) {
                 if (row < count) {
                     float u[4];
                     join(gates + i, share.blocks, args.rows * units, u);
-                    const Unit next = run_unit(args, at.t, b, unit, u, c.v[own]);
+                    const Unit next = run_unit(args, at.t, b, unit, input_of(args, at.t, b, unit), u, c.v[own]);
                     c.v[own] = next.c;
                     pass_on(args.passed + (now + b) * hidden + unit, next.h);
                 }
@@ -92,8 +89,7 @@ KERNEL(projected, PersistentArgs, 256) {
         const float *operand = args.passed + now * hidden;
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.active, args.rows), all = rows_from(row0, batch, args.rows);
-            gather(rows, count, hidden,
-                   [=](u32 row, u32 k) { return awaited(operand + (u64)(row0 + row) * hidden + k); });
+            gather<2>(rows, Rows(operand, operand, hidden, row0, batch), count);
             __syncthreads();
             if (line.works())
                 for (u32 row = 0; row < count; row++)
@@ -147,8 +143,7 @@ KERNEL(projected_back, PersistentBackArgs, 256) {
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.from, args.rows), all = rows_from(row0, batch, args.rows);
             // A row of each gate.
-            gather(rows, 4 * count, hidden,
-                   [=](u32 row, u32 k) { return awaited(before + (u64)(4 * row0 + row) * hidden + k); });
+            gather<2>(rows, Rows(before, before, hidden, 4 * row0, 4 * batch), 4 * count);
             __syncthreads();
             if (share.works())
                 for (u32 row = 0; row < count; row++)
@@ -174,8 +169,7 @@ KERNEL(projected_back, PersistentBackArgs, 256) {
         const float *gradient = args.projected + now * size;
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.active, args.rows), all = rows_from(row0, batch, args.rows);
-            gather(rows, count, size,
-                   [=](u32 row, u32 k) { return awaited(gradient + (u64)(row0 + row) * size + k); });
+            gather<2>(rows, Rows(gradient, gradient, size, row0, batch), count);
             __syncthreads();
             if (line.works())
                 for (u32 row = 0; row < count; row++)

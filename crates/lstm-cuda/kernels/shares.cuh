@@ -57,6 +57,7 @@ struct Share {
 // Block sums from the left; `parts` are those of one row and unit, `pitch` apart.
 DEVICE void join(const float4 *parts, u32 blocks, u32 pitch, float *sum) {
     float4 s = parts[0];
+#pragma unroll 4
     for (u32 k = 1; k < blocks; k++) {
         const float4 p = parts[(u64)k * pitch];
         s.x = __fadd_rn(s.x, p.x), s.y = __fadd_rn(s.y, p.y), s.z = __fadd_rn(s.z, p.z), s.w = __fadd_rn(s.w, p.w);
@@ -64,26 +65,96 @@ DEVICE void join(const float4 *parts, u32 blocks, u32 pitch, float *sum) {
     sum[0] = s.x, sum[1] = s.y, sum[2] = s.z, sum[3] = s.w;
 }
 
-// Waits for a word.
-DEVICE float awaited(const float *p) {
-    u32 v = peek(p);
-    while (v == ~0u) {
-        pause();
-        v = peek(p);
-    }
-    return value(v);
-}
-
 // No NaN that was computed may look like a word that is not there.
 DEVICE void pass_on(float *p, float v) { publish(p, bits_of(v) == ~0u ? 0x7fc00000u : bits_of(v)); }
 
-// Brings rows of an operand into shared memory, [blocks][PITCH] each, where its padding is +0; `word` has element k of a row.
-template <class Word> DEVICE void gather(float *rows, u32 count, u32 depth, const Word &word) {
-    const u32 blocks = (depth + LSTM_BLOCK - 1) / LSTM_BLOCK, padded = blocks * LSTM_BLOCK;
-    for (u32 i = threadIdx.x; i < count * padded; i += blockDim.x) {
-        const u32 row = i / padded, k = i % padded;
-        rows[(row * blocks + k / LSTM_BLOCK) * PITCH + k % LSTM_BLOCK] = k < depth ? word(row, k) : 0.0f;
+// Rows of an operand in memory: of sequences that run, words that were passed on; of others, where they start.
+struct Rows {
+    const float *passed, *initial;
+    u32 width, first, running; // elements of a row, the first row, and from which one on they start
+    bool fours;                // whether words can be read by fours
+
+    MEMBER Rows(const float *passed, const float *initial, u32 width, u32 first, u32 running)
+        : passed(passed), initial(initial), width(width), first(first), running(running) {
+        fours = (((u64)passed | (u64)initial) & 15) == 0 && width % 4 == 0;
     }
+    MEMBER bool waits(u32 row) const { return first + row < running; }
+    MEMBER float4 four(u32 row, u32 k) const {
+        const float *p = (waits(row) ? passed : initial) + ((u64)(first + row) * width + k);
+        float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (fours) {
+            if (k < width) v = peek_four(p);
+        } else {
+            if (k < width) v.x = value(peek(p));
+            if (k + 1 < width) v.y = value(peek(p + 1));
+            if (k + 2 < width) v.z = value(peek(p + 2));
+            if (k + 3 < width) v.w = value(peek(p + 3));
+        }
+        return v;
+    }
+};
+
+DEVICE bool is_missing(float4 v) {
+    return bits_of(v.x) == ~0u || bits_of(v.y) == ~0u || bits_of(v.z) == ~0u || bits_of(v.w) == ~0u;
+}
+
+// Rows on their way to shared memory, [blocks][PITCH] each, where their padding is +0: a thread has N fours on their way at
+// a time, since each of them takes a trip through the cache.
+template <int N> struct Incoming {
+    u32 each, rows_on, on; // fours of a row; and by how much a thread goes on from one to the next
+    float4 held[N];
+
+    MEMBER Incoming(u32 width) {
+        each = (width + LSTM_BLOCK - 1) / LSTM_BLOCK * (LSTM_BLOCK / 4);
+        rows_on = blockDim.x / each, on = blockDim.x % each;
+    }
+
+    struct Place {
+        u32 row, at;
+    };
+    MEMBER Place first() const { return {threadIdx.x / each, threadIdx.x % each}; }
+    MEMBER void next(Place &place) const {
+        place.row += rows_on, place.at += on;
+        if (place.at >= each) place.at -= each, place.row++;
+    }
+
+    MEMBER void ask(Place place, const Rows &from, u32 count) {
+#pragma unroll
+        for (int e = 0; e < N; e++, next(place))
+            if (place.row < count) held[e] = from.four(place.row, 4 * place.at);
+    }
+    // `count` rows, of which the first fours were asked for.
+    MEMBER void bring(float *to, const Rows &from, u32 count) {
+        for (Place start = first();; ask(start, from, count)) {
+            for (bool whole = false; !whole;) {
+                whole = true;
+                Place place = start;
+                // Else the compiler keeps all addresses from one look to the next, in registers that weights need.
+                asm volatile("" : "+r"(place.row), "+r"(place.at));
+#pragma unroll
+                for (int e = 0; e < N; e++, next(place))
+                    if (place.row < count && from.waits(place.row) && is_missing(held[e])) {
+                        held[e] = from.four(place.row, 4 * place.at);
+                        whole = false;
+                    }
+                if (!whole) pause();
+            }
+#pragma unroll
+            for (int e = 0; e < N; e++, next(start)) {
+                const u32 block = start.row * (each / (LSTM_BLOCK / 4)) + start.at / (LSTM_BLOCK / 4);
+                float *p = to + (block * PITCH + start.at % (LSTM_BLOCK / 4) * 4);
+                if (start.row < count) *reinterpret_cast<float4 *>(p) = held[e];
+            }
+            if (start.row >= count) break;
+        }
+    }
+};
+
+// All of it.
+template <int N> DEVICE void gather(float *to, const Rows &from, u32 count) {
+    Incoming<N> incoming(from.width);
+    incoming.ask(incoming.first(), from, count);
+    incoming.bring(to, from, count);
 }
 
 // A block's own part of what each sequence carries from step to step, in shared memory: [batch][units].
@@ -143,11 +214,16 @@ struct WalkBack {
     }
 };
 
-// The cell of one unit of sequence b in step t, from `U h` of its gates. Training keeps the gates.
-DEVICE Unit run_unit(const PersistentArgs &args, u32 t, u32 b, u32 unit, const float *u, float c) {
+// `bias + W x` of the gates of one unit of sequence b in step t.
+DEVICE float4 input_of(const PersistentArgs &args, u32 t, u32 b, u32 unit) {
+    return of_gates(args.z + (((u64)t * args.batch + b) * 4 * args.hidden + unit), args.hidden);
+}
+
+// Its cell, from that and `U h`. Training keeps the gates.
+DEVICE Unit run_unit(const PersistentArgs &args, u32 t, u32 b, u32 unit, float4 x, const float *u, float c) {
     const u64 gates = ((u64)t * args.batch + b) * 4 * args.hidden + unit;
     const float *peephole = args.peephole ? args.peephole + unit : nullptr;
-    const Unit next = cell(args.cell, of_gates(args.z + gates, args.hidden), peephole, args.hidden, u, c);
+    const Unit next = cell(args.cell, x, peephole, args.hidden, u, c);
     if (args.gates)
         for (int k = 0; k < 4; k++) args.gates[gates + (u64)k * args.hidden] = next.gates[k];
     return next;
