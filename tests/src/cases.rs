@@ -257,6 +257,19 @@ fn sizes() -> Vec<Case> {
         let case = fused(format!("hidden-{hidden}-projected-{proj}")).sizes(12, hidden, batch, 4);
         cases.push(case.with(|c| c.proj_size(proj)));
     }
+    // Many rows: products by large tiles, of sizes that can be read by fours and of others.
+    cases.push(fused("rows-40".to_owned()).sizes(20, 56, 40, 2));
+    cases.push(fused("rows-40-wide".to_owned()).sizes(20, 112, 40, 2));
+    cases.push(Case::new("sizes", "dense-rows-41", CellKind::PeepholeDense).sizes(21, 57, 41, 2));
+    cases.push(Case::new("sizes", "diagonal-rows-40", CellKind::PeepholeDiagonal).sizes(20, 56, 40, 2));
+    for (hidden, proj) in [(112, 56), (128, 112)] {
+        let case = fused(format!("rows-40-hidden-{hidden}-projected-{proj}")).sizes(20, hidden, 40, 2);
+        cases.push(case.with(|c| c.proj_size(proj)));
+    }
+    // Several chunks of steps, with one that is not whole, and without.
+    let diagonal = Case::new("sizes", "diagonal-steps-70", CellKind::PeepholeDiagonal);
+    cases.push(diagonal.sizes(5, 9, 6, 70).uneven().with(LstmConfig::bidirectional));
+    cases.push(fused("steps-64-batch-8".to_owned()).sizes(129, 33, 8, 64));
     // Large enough that several threads share it.
     cases.push(fused("large".to_owned()).sizes(70, 260, 67, 2));
     cases.push(

@@ -176,6 +176,22 @@ static void fast_products() {
     }
 }
 
+// Columns' sums of two parts in several rounds of two warps.
+static void sums() {
+    const u32 rows = 150, cols = 40;
+    const Values d = numbers(2 * rows * cols), by = numbers(2 * rows * cols), acc = numbers(cols), ones(rows, 1.0f);
+    for (const bool multiplied : {false, true}) {
+        Values out(cols), want(cols), products = d;
+        for (u32 i = 0; multiplied && i < d.size(); i++) products[i] = d[i] * by[i];
+        // The second half first.
+        const u32 second = rows * cols;
+        for (u32 i = 0; i < cols; i++)
+            want[i] = acc[i] + dot(rows, &products[second + i], cols, ones.data(), 1) + dot(rows, &products[i], cols, ones.data(), 1);
+        start("sum", 2, 64, 64, false, SumArgs{&d[second], multiplied ? &by[second] : nullptr, acc.data(), out.data(), nullptr, rows, cols, cols, 1, 2, -(int)rows});
+        same("sum", out, want);
+    }
+}
+
 // One step's kernels against the exact ones. What a state is off by is less than what a gate's sum is, since no slope is
 // greater than 1; of gradients, which are products of few factors below 1, the same is asked.
 static void fast_steps() {
@@ -189,7 +205,7 @@ static void fast_steps() {
         const StepArgs step{z.data(), u.data(), h.data(), c.data(), nullptr, h2[fast].data(), c2[fast].data(), nullptr, gates[fast].data(), nullptr, batch, batch - 1, hidden, hidden, cell};
         if (fast) start("fast_step", 5, 256, 96 * 72, false, step);
         else start("step_small", 20, 64, tile_floats<SmallStep>(), false, step);
-        const BackArgs back{z.data(), gates[0].data(), u.data(), nullptr, dy.data(), gates[0].data(), c.data(), c2[0].data(), nullptr, nullptr, dh[fast].data(), dc[fast].data(), dz[fast].data(), nullptr, nullptr, batch, batch, batch - 1, hidden, hidden, 0, cell, GateBounds()};
+        const BackArgs back{z.data(), gates[0].data(), u.data(), nullptr, dy.data(), gates[0].data(), c.data(), c2[0].data(), nullptr, nullptr, dh[fast].data(), dc[fast].data(), dz[fast].data(), nullptr, nullptr, nullptr, batch, batch, batch - 1, hidden, hidden, 0, cell, GateBounds()};
         if (fast) start("fast_back", 2, 256, 96 * 72, false, back);
         else start("back_small", 6, 64, tile_floats<Small>(), false, back);
     }
@@ -201,8 +217,9 @@ static void fast_steps() {
 static void layer(bool reverse, bool lengths, Kind kind) {
     // Rows and threads that do not divide one another, so that no thread finds only what it wrote itself.
     const bool projects = kind == PROJECTED, dense = kind == DENSE;
-    const u32 hidden = 37, batch = 4, steps = 3, units = 9, rows = 3, blocks = (hidden + units - 1) / units;
-    const u32 state = projects ? 35 : hidden, features = projects ? (state + blocks - 1) / blocks : units;
+    // Words that can't be read by fours, and that can.
+    const u32 hidden = lengths ? 40 : 37, batch = 4, steps = 3, units = 9, rows = 3, blocks = (hidden + units - 1) / units;
+    const u32 state = projects ? hidden - (lengths ? 4 : 2) : hidden, features = projects ? (state + blocks - 1) / blocks : units;
     const Values z = numbers(steps * batch * 4 * hidden), u = numbers(4 * hidden * state), p = numbers(3 * hidden);
     const Values w = numbers(state * hidden), h0 = numbers(batch * state), c0 = numbers(batch * hidden);
     const Values dy = numbers(steps * batch * state);
@@ -237,7 +254,7 @@ static void layer(bool reverse, bool lengths, Kind kind) {
 
     if (!projects) {
         // Two clusters, the second with one sequence; some units' weights in shared memory.
-        const u32 size = 2, most = 19, held = 12;
+        const u32 size = 2, most = (hidden + 1) / 2, held = 12;
         const size_t kept = (most - held) * depth * LSTM_BLOCK * 4;
         Values y3(y.size()), h_last3(narrow), c_last3(wide);
         const ClusterArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, y3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, reverse, most, held, rows, 0, cell};
@@ -246,13 +263,19 @@ static void layer(bool reverse, bool lengths, Kind kind) {
     }
 
     Values dh = numbers(narrow), dc = numbers(wide), dz(4 * steps * wide), dp(steps * narrow), m(steps * wide);
-    Values dh2 = dh, dc2 = dc, dz2(dz.size(), empty), dp2(dp.size(), empty), m2(m.size());
+    Values dh2 = dh, dc2 = dc, dz2(dz.size(), empty), dp2(dp.size(), empty), m2(m.size()), sums(4 * narrow);
     for (u32 n = 0; n <= steps; n++) {
         const u32 t = n == steps ? 0 : reverse ? n : steps - 1 - n, visited = n == 0 ? 0 : reverse ? n - 1 : steps - n;
         const bool end = n == steps;
         const u32 from = reverse ? t + 1 : t, to = reverse ? t : t + 1;
-        const BackArgs args{&dz[visited * 4 * wide], &gates[visited * 4 * wide], u.data(), w_hr, &dy[t * narrow], &gates[t * 4 * wide], &c[from * wide], &c[to * wide], &h[to * narrow], peephole, dh.data(), dc.data(), end ? nullptr : &dz[t * 4 * wide], projects && !end ? &dp[t * narrow] : nullptr, projects && !end ? &m[t * wide] : nullptr, batch, end ? 0 : active[t], n == 0 ? 0 : active[visited], hidden, state, 0, cell, bounds};
-        start(projects ? "back_state_small" : "back_small", (state + 15) / 16, 64, tile_floats<Small>(), false, args);
+        const BackArgs args{&dz[visited * 4 * wide], &gates[visited * 4 * wide], u.data(), w_hr, &dy[t * narrow], &gates[t * 4 * wide], &c[from * wide], &c[to * wide], &h[to * narrow], peephole, dh.data(), dc.data(), end ? nullptr : &dz[t * 4 * wide], projects && !end ? &dp[t * narrow] : nullptr, projects && !end ? &m[t * wide] : nullptr, sums.data(), batch, end ? 0 : active[t], n == 0 ? 0 : active[visited], hidden, state, 0, cell, bounds};
+        if (lengths) {
+            // The gates' products apart.
+            if (n > 0) start("back_gates", 4, 256, tile_floats<Medium>(), false, args);
+            start(projects ? "back_state_joined" : "back_joined", (state + 31) / 32, 256, 0, false, args);
+        } else {
+            start(projects ? "back_state_small" : "back_small", (state + 15) / 16, 64, tile_floats<Small>(), false, args);
+        }
         if (projects && !end) start("back_units_small", (hidden + 15) / 16, 64, tile_floats<Small>(), false, args);
     }
     const PersistentBackArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, cell, bounds};
@@ -279,7 +302,7 @@ int main(int argc, char **argv) {
     shim::collecting = argc == 1;
     if (argc == 3) shim::planted = {argv[1], std::atoi(argv[2])};
     for (seed = 0; seed < 3; seed++) {
-        products();
+        products(), sums();
         fragments(), fast_products(), fast_steps();
         // Every kind; with a planted fault, fewer directions and lengths.
         for (int k = 0; k < 16; k++)

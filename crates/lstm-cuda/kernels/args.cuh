@@ -30,13 +30,15 @@ struct CopyArgs {
     u32 cols, from_stride, to_stride, snapped;
 };
 
-// out = acc + a . b, or the products of all parts joined from the left.
+// out = acc + a . b, for each part of the operands, joined from the left; without acc from the first part on.
 struct GemmArgs {
     const float *a, *b, *acc;
     float *out;
     u32 rows, cols, depth, parts;
-    u32 a_row, a_depth, a_part; // distances between elements
-    u32 b_col, b_depth, b_part;
+    u32 a_row, a_depth; // distances between elements
+    int a_part;
+    u32 b_col, b_depth;
+    int b_part;
     u32 acc_row, snapped;       // acc_row 0: one row for all; snapped 1: a is snapped first, 2: b, 3: both
 };
 
@@ -47,6 +49,8 @@ struct SumArgs {
     float *out;
     const u32 *active; // null: all of the batch, at every step
     u32 rows, cols, d_stride, batch;
+    u32 parts;
+    int part; // rows from one part to the next; parts' sums are joined from the left
 };
 
 // Which equations.
@@ -111,6 +115,7 @@ struct BackArgs {
     float *dz;           // [batch, 4 * hidden]
     float *projected;    // with a projection: dh of the projected h, [batch, state]
     float *unprojected;  // and its operand, [batch, hidden]
+    float *sums;         // the gates' products where they are made apart, [4, batch, state]
     u32 batch, active, active_next, hidden, state, unused;
     CellOptions cell;
     GateBounds bounds;

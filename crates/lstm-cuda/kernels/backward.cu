@@ -56,15 +56,51 @@ DEVICE UnitGradients cell_back(const CellOptions &options, const GateBounds &bou
     return unit;
 }
 
+// The gates' gradients of the step visited before, of the first gate, and what they go through.
+DEVICE Strided gates_of(const BackArgs &args) { return {args.dz_next, args.active_next, args.hidden, 4 * args.hidden, 1}; }
+DEVICE Strided u_of(const BackArgs &args) { return {args.u, args.state, args.hidden, 1, args.state}; }
+
 // The sums over the gates of `dz U`, for the sequences that the step visited before had.
 template <class T> DEVICE void through_u(const BackArgs &args, u32 row0, u32 col0, T &tile) {
     tile.clear();
-    if (row0 >= args.active_next) return;
-    const u32 wide = 4 * args.hidden, part = args.hidden * args.state;
-    const Strided dz{args.dz_next, args.active_next, args.hidden, wide, 1};
-    const Strided u{args.u, args.state, args.hidden, 1, args.state};
     // The dense peephole's candidate does not see the state.
-    tile.joined(4, args.cell.dense ? 2 : NOT_ONE, args.hidden, dz, args.hidden, row0, u, part, col0);
+    if (row0 < args.active_next)
+        tile.join(4, args.cell.dense ? 2 : NOT_ONE, args.hidden, gates_of(args), (int)args.hidden, row0, u_of(args),
+                    (int)(args.hidden * args.state), col0);
+}
+
+// Where a step has too few tiles for a device, each gate's product is a block's own: [4][batch][state].
+KERNEL(back_gates, BackArgs, 256, 2) {
+    const u32 tiles = gridDim.x / 4, gate = blockIdx.x / tiles;
+    u32 row0, col0;
+    Medium::place(args.state, row0, col0, blockIdx.x % tiles);
+    if (row0 >= args.active_next || (args.cell.dense && gate == 2)) return;
+    Strided dz = gates_of(args), u = u_of(args);
+    dz.p += (u64)gate * args.hidden, u.p += (u64)gate * args.hidden * args.state;
+    Medium tile;
+    tile.product(args.hidden, dz, row0, u, col0);
+#pragma unroll
+    for (int i = 0; i < Medium::DOWN_EACH; i++)
+#pragma unroll
+        for (int j = 0; j < Medium::ACROSS_EACH; j++) {
+            const u32 row = row0 + Medium::row(i), col = col0 + Medium::col(j);
+            if (row < args.active_next && col < args.state)
+                args.sums[((u64)gate * args.batch + row) * args.state + col] = tile.sum[i][j];
+        }
+}
+
+// And these are joined.
+struct Joined : Sums<8, 32, 1, 1> {
+    MEMBER static u32 row(int) { return threadIdx.x / 32; }
+    MEMBER static u32 col(int) { return threadIdx.x % 32; }
+};
+DEVICE void through_u(const BackArgs &args, u32 row0, u32 col0, Joined &tile) {
+    const u32 row = row0 + Joined::row(0), col = col0 + Joined::col(0);
+    tile.clear();
+    if (row >= args.active_next || col >= args.state) return;
+    const float *p = args.sums + ((u64)row * args.state + col);
+    for (u32 gate = 0; gate < 4; gate++, p += (u64)args.batch * args.state)
+        if (!args.cell.dense || gate != 2) tile.sum[0][0] = __fadd_rn(tile.sum[0][0], *p);
 }
 
 DEVICE void unit_back(const BackArgs &args, u32 row, u32 unit, float dq) {
@@ -113,6 +149,7 @@ template <class T> DEVICE void back(const BackArgs &args) {
 }
 
 KERNEL(back_small, BackArgs, 64) { back<Small>(args); }
+KERNEL(back_joined, BackArgs, 256) { back<Joined>(args); }
 KERNEL(back_medium, BackArgs, 256, 2) { back<Medium>(args); }
 
 // With a projection it takes two kernels: the gradient of the projected h, which needs all of `dz`, and the rest, which
@@ -136,6 +173,7 @@ template <class T> DEVICE void back_state(const BackArgs &args) {
 }
 
 KERNEL(back_state_small, BackArgs, 64) { back_state<Small>(args); }
+KERNEL(back_state_joined, BackArgs, 256) { back_state<Joined>(args); }
 KERNEL(back_state_medium, BackArgs, 256, 2) { back_state<Medium>(args); }
 
 template <class T> DEVICE void back_units(const BackArgs &args) {

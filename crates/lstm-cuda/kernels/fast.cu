@@ -114,8 +114,7 @@ template <int DOWN, int ACROSS, int M, int N, int K> struct TensorTile : Sums<16
     }
 
     template <class A, class B>
-    MEMBER void joined(u32 count, u32 without, u32 depth, A a, u32 a_part, u32 row0, B b, u32 b_part, u32 col0) {
-        clear();
+    MEMBER void join(u32 count, u32 without, u32 depth, A a, int a_part, u32 row0, B b, int b_part, u32 col0) {
         for (u32 n = 0; n < count; n++, a.p += a_part, b.p += b_part)
             if (n != without) onto(depth, a, row0, b, col0);
     }

@@ -48,8 +48,8 @@ template <class T, bool PARTS> DEVICE void gemm(const GemmArgs &args) {
     const Strided a{args.a, args.rows, args.depth, args.a_row, args.a_depth, (args.snapped & 1) != 0};
     const Strided b{args.b, args.cols, args.depth, args.b_col, args.b_depth, (args.snapped & 2) != 0};
     T tile;
-    if constexpr (PARTS) tile.joined(args.parts, NOT_ONE, args.depth, a, args.a_part, row0, b, args.b_part, col0);
-    else tile.product(args.depth, a, row0, b, col0);
+    tile.clear();
+    if constexpr (!PARTS) tile.product(args.depth, a, row0, b, col0);
     // A thread's neighbouring columns, where all of them are there and can be read and written as one.
     constexpr int N = T::ACROSS_EACH % 4 == 0 ? 4 : 1;
     const bool whole = N == 4 && (((u64)args.acc | (u64)args.out) & 15) == 0 && (args.acc_row | args.cols) % 4 == 0;
@@ -68,8 +68,9 @@ template <class T, bool PARTS> DEVICE void gemm(const GemmArgs &args) {
 #pragma unroll
                     for (int n = 0; n < N; n++) v[n] = col + n < args.cols ? acc[n] : 0.0f;
 #pragma unroll
-                for (int n = 0; n < N; n++) tile.sum[i][j + n] = __fadd_rn(v[n], tile.sum[i][j + n]);
+                for (int n = 0; n < N; n++) tile.sum[i][j + n] = PARTS ? v[n] : __fadd_rn(v[n], tile.sum[i][j + n]);
             }
+    if constexpr (PARTS) tile.join(args.parts, NOT_ONE, args.depth, a, args.a_part, row0, b, args.b_part, col0);
 #pragma unroll
     for (int i = 0; i < T::DOWN_EACH; i++)
 #pragma unroll
@@ -90,21 +91,37 @@ KERNEL(gemm_small, GemmArgs, 64) { gemm<Small, true>(args); }
 KERNEL(gemm_medium, GemmArgs, 256, 2) { gemm<Medium, true>(args); }
 KERNEL(gemm_large, GemmArgs, 256) { gemm<Large, false>(args); }
 
-KERNEL(sum, SumArgs, 64) {
-    for (u64 col = first(); col < args.cols; col += stride()) {
+// A block has 32 columns; each of its warps sums another LSTM_BLOCK rows of them, which are joined from the left.
+KERNEL(sum, SumArgs, 256) {
+    SHARED(blocks);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const u32 col = blockIdx.x * 32 + lane;
+    const float *d = args.d + col, *by = args.by ? args.by + col : nullptr;
+    const u32 *active = args.active;
+    float all = args.acc && col < args.cols ? args.acc[col] : 0.0f;
+    for (u32 n = 0; n < args.parts; n++) {
         float total = 0.0f;
-        for (u32 row0 = 0; row0 < args.rows; row0 += LSTM_BLOCK) {
-            float part = 0.0f;
-            for (u32 row = row0; row < args.rows && row < row0 + LSTM_BLOCK; row++) {
-                float d = args.d[(u64)row * args.d_stride + col];
-                if (args.by) {
-                    const bool there = !args.active || row % args.batch < args.active[row / args.batch];
-                    d = there ? __fmul_rn(d, args.by[(u64)row * args.cols + col]) : 0.0f;
-                }
-                part = __fadd_rn(part, d);
+        for (u32 row0 = 0; row0 < args.rows; row0 += warps * LSTM_BLOCK) {
+            float block = 0.0f;
+#pragma unroll 16
+            for (u32 i = 0; i < LSTM_BLOCK; i++) {
+                const u32 row = row0 + warp * LSTM_BLOCK + i;
+                bool there = row < args.rows && col < args.cols;
+                if (there && active) there = row % args.batch < active[row / args.batch];
+                float v = there ? d[(u64)row * args.d_stride] : 0.0f;
+                if (there && by) v = __fmul_rn(v, by[(u64)row * args.cols]);
+                block = __fadd_rn(block, v);
             }
-            total = __fadd_rn(total, part);
+            __syncthreads(); // the sums before have been read
+            blocks[threadIdx.x] = block;
+            __syncthreads();
+            if (warp == 0)
+                for (u32 k = 0; k < warps && row0 + k * LSTM_BLOCK < args.rows; k++) total = __fadd_rn(total, blocks[k * 32 + lane]);
         }
-        args.out[col] = args.acc ? __fadd_rn(args.acc[col], total) : total;
+        all = __fadd_rn(all, total);
+        d += (long long)args.part * args.d_stride;
+        if (by) by += (long long)args.part * args.cols;
+        if (active) active += args.part / (int)args.batch;
     }
+    if (warp == 0 && col < args.cols) args.out[col] = all;
 }

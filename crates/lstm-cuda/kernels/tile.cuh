@@ -41,11 +41,11 @@ template <int ROWS_, int COLS_, int DOWN_EACH_, int ACROSS_EACH_> struct Sums {
 
     float sum[DOWN_EACH][ACROSS_EACH];
 
-    // The first row and column of this block's tile in a matrix of so many columns.
-    MEMBER static void place(u32 cols, u32 &row, u32 &col) {
+    // The first row and column of a tile (else this block's) in a matrix of so many columns.
+    MEMBER static void place(u32 cols, u32 &row, u32 &col, u32 tile = blockIdx.x) {
         const u32 across = (cols + COLS - 1) / COLS;
-        row = blockIdx.x / across * ROWS;
-        col = blockIdx.x % across * COLS;
+        row = tile / across * ROWS;
+        col = tile % across * COLS;
     }
 
     MEMBER void clear() {
@@ -188,15 +188,14 @@ template <int ROWS, int COLS, int DOWN_EACH, int ACROSS_EACH, int K> struct Tile
         }
     }
 
-    // The products of each of `count` parts of the operands but one (none: NOT_ONE), joined from the left.
+    // Adds the products of each of `count` parts of the operands but one (none: NOT_ONE), one after another.
     template <class A, class B>
-    MEMBER void joined(u32 count, u32 without, u32 depth, A a, u32 a_part, u32 row0, B b, u32 b_part, u32 col0) {
-        clear();
+    MEMBER void join(u32 count, u32 without, u32 depth, A a, int a_part, u32 row0, B b, int b_part, u32 col0) {
         for (u32 n = 0; n < count; n++, a.p += a_part, b.p += b_part) {
             if (n == without) continue;
             Tile next;
             next.product(depth, a, row0, b, col0);
-            add(next); // the first one onto +0, which no sum can tell from nothing
+            add(next); // onto +0 it stays what it is: no sum is -0
         }
     }
 };

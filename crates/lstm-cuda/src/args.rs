@@ -69,10 +69,10 @@ pub(crate) struct GemmArgs {
     pub(crate) parts: u32,
     pub(crate) a_row: u32,
     pub(crate) a_depth: u32,
-    pub(crate) a_part: u32,
+    pub(crate) a_part: i32,
     pub(crate) b_col: u32,
     pub(crate) b_depth: u32,
-    pub(crate) b_part: u32,
+    pub(crate) b_part: i32,
     pub(crate) acc_row: u32,
     pub(crate) snapped: u32,
 }
@@ -89,6 +89,8 @@ pub(crate) struct SumArgs {
     pub(crate) cols: u32,
     pub(crate) d_stride: u32,
     pub(crate) batch: u32,
+    pub(crate) parts: u32,
+    pub(crate) part: i32,
 }
 
 /// Which equations a cell has.
@@ -237,6 +239,7 @@ pub(crate) struct BackArgs {
     pub(crate) dz: Address,
     pub(crate) projected: Address,
     pub(crate) unprojected: Address,
+    pub(crate) sums: Address,
     pub(crate) batch: u32,
     pub(crate) active: u32,
     pub(crate) active_next: u32,

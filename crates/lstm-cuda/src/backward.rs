@@ -11,7 +11,7 @@ use crate::{
     args::{Address, BackArgs, CellOptions, GateBounds, PersistentBackArgs, SumArgs},
     backend::CudaOn,
     driver::{Driver, size},
-    launches::{Map, Operand, at, gemm, map, step_tile, sum, sum_launch},
+    launches::{Map, Operand, at, back_tiles, gemm, map, parts_in_turns, signed, step_tile, sum, sum_launch},
     layer::Loaded,
     persistent::Geometry,
     tensor::Tensor,
@@ -19,6 +19,29 @@ use crate::{
 };
 
 const OP: &str = "backward";
+
+/// Chunks of as many steps each, in the order in which their gradients are added.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Chunks {
+    /// The first chunk's first step.
+    start: usize,
+    steps: usize,
+    count: usize,
+    /// Steps from one chunk to the next.
+    on: isize,
+}
+
+impl Chunks {
+    /// Those of a sequence: the whole ones, and what is left over at its end, in the order of the way back.
+    fn of(steps: usize, reverse: bool) -> impl Iterator<Item = Self> {
+        let (count, rest) = (steps / CHUNK, steps % CHUNK);
+        let (start, on) = if reverse { (0, CHUNK as isize) } else { (count.max(1) * CHUNK - CHUNK, -(CHUNK as isize)) };
+        let whole = Chunks { start, steps: CHUNK, count, on };
+        let rest = Chunks { start: count * CHUNK, steps: rest, count: rest.min(1), on: 0 };
+        let both = if reverse { [whole, rest] } else { [rest, whole] };
+        both.into_iter().filter(|chunks| chunks.count > 0)
+    }
+}
 
 /// A backward pass under way.
 struct Pass<'a, D: Driver> {
@@ -55,13 +78,9 @@ impl<D: Driver> CudaOn<D> {
             Some(shares) => pass.steps_in_one(upstream.y, &d, shares)?,
             None => pass.steps(upstream.y, &d)?,
         }
-        let mut chunks: Vec<Range<usize>> = (0..steps).step_by(CHUNK).map(|t| t..steps.min(t + CHUNK)).collect();
-        if !spec.reverse {
-            chunks.reverse();
-        }
         let mut weights = upstream.onto;
-        for chunk in chunks {
-            weights = Some(pass.weights(chunk, weights)?);
+        for chunks in Chunks::of(steps, spec.reverse) {
+            weights = Some(pass.weights(chunks, weights)?);
         }
         let weights = weights.ok_or_else(|| Error::shape("backward: steps", "at least 1", 0))?;
         Ok(LayerGradients { x: if upstream.input { Some(pass.input()?) } else { None }, state: d, weights })
@@ -119,6 +138,8 @@ impl<D: Driver> Pass<'_, D> {
     fn steps(&self, dy: &Tensor<D>, d: &State<Tensor<D>>) -> Result<()> {
         let (driver, trace, spec) = (&self.b.driver, self.trace, &self.layer.spec);
         let (steps, batch, hidden, state) = (trace.steps, trace.batch, spec.hidden_size, spec.state_size());
+        let (gates, through_u) = back_tiles(driver, [batch, state, hidden]);
+        let sums = gates.map(|_| driver.alloc(OP, checked_len(OP, &[4, batch, state])?)).transpose()?;
         // One more than there are steps, without a step of its own: the initial state's gradient.
         for n in 0..=steps {
             let visit = |n: usize| if spec.reverse { n } else { steps - 1 - n };
@@ -143,6 +164,7 @@ impl<D: Driver> Pass<'_, D> {
                 dz: here(&self.dz, 4 * hidden),
                 projected: self.projected.as_ref().map_or(0, |[projected, _]| here(projected, state)),
                 unprojected: self.projected.as_ref().map_or(0, |[_, operand]| here(operand, hidden)),
+                sums: sums.as_ref().map_or(0, |sums| self.address(sums)),
                 batch: size(OP, batch)?,
                 active: size(OP, step.map_or(0, |t| trace.active(t)))?,
                 active_next: size(OP, visited.map_or(0, |t| trace.active(t)))?,
@@ -152,40 +174,39 @@ impl<D: Driver> Pass<'_, D> {
                 cell: CellOptions::new(spec),
                 bounds: GateBounds::new(spec),
             };
-            let launch = |kernels: [&'static str; 3], [cols, depth]: [usize; 2]| {
-                let tile = step_tile(driver, [batch, cols, depth]);
-                driver.launch(OP, &tile.launch(OP, &kernels, [batch, cols], args)?)
-            };
+            if let Some(tile) = gates.filter(|_| visited.is_some()) {
+                driver.launch(OP, &tile.launch_four(OP, "back_gates", [batch, state], args)?)?;
+            }
             if spec.proj_size.is_none() {
-                launch(["back_small", "back_medium", "fast_back"], [hidden, hidden])?;
+                let kernels = ["back_small", "back_medium", "fast_back", "back_joined"];
+                driver.launch(OP, &through_u.launch(OP, &kernels, [batch, hidden], args)?)?;
                 continue;
             }
-            launch(["back_state_small", "back_state_medium", "fast_back_state"], [state, hidden])?;
+            let kernels = ["back_state_small", "back_state_medium", "fast_back_state", "back_state_joined"];
+            driver.launch(OP, &through_u.launch(OP, &kernels, [batch, state], args)?)?;
             if step.is_some() {
-                launch(["back_units_small", "back_units_medium", "fast_back_units"], [hidden, state])?;
+                let kernels = ["back_units_small", "back_units_medium", "fast_back_units"];
+                let tile = step_tile(driver, [batch, hidden, state]);
+                driver.launch(OP, &tile.launch(OP, &kernels, [batch, hidden], args)?)?;
             }
         }
         Ok(())
     }
 
-    /// The weights' gradients of a chunk of steps, added to `onto`: products over all its rows.
-    fn weights(
-        &self,
-        chunk: Range<usize>,
-        onto: Option<WeightGradients<Tensor<D>>>,
-    ) -> Result<WeightGradients<Tensor<D>>> {
+    /// The weights' gradients of some chunks of steps, added to `onto`: a product over each one's rows.
+    fn weights(&self, chunks: Chunks, onto: Option<WeightGradients<Tensor<D>>>) -> Result<WeightGradients<Tensor<D>>> {
         let (trace, spec) = (self.trace, &self.layer.spec);
         let (batch, hidden, state) = (trace.batch, spec.hidden_size, spec.state_size());
-        let (rows, gates) = (chunk.len() * batch, 4 * hidden);
+        let (rows, gates) = (chunks.steps * batch, 4 * hidden);
         let onto = onto.as_ref();
-        let dz = self.rows(&self.dz, chunk.start, gates);
-        let x = self.rows(&trace.x.data, chunk.start, spec.input_size);
-        let before = chunk.start + usize::from(spec.reverse);
+        let dz = self.rows(&self.dz, chunks.start, gates);
+        let x = self.rows(&trace.x.data, chunks.start, spec.input_size);
+        let before = chunks.start + usize::from(spec.reverse);
         let of = |range: Range<usize>| Operand::beside(at(dz, range.start), gates);
 
         let w = self.result(Shape::new(gates, spec.input_size))?;
         let x = Operand { snapped: true, ..Operand::beside(x, spec.input_size) };
-        self.outer((of(0..gates), gates), (x, spec.input_size), rows, onto.map(|o| (&o.input, 0)), (&w, 0))?;
+        self.outer((of(0..gates), gates), (x, spec.input_size), chunks, onto.map(|o| (&o.input, 0)), (&w, 0))?;
 
         let u = self.result(Shape::new(gates, state))?;
         let onto_u = |row: usize| onto.map(|o| (&o.recurrent, row));
@@ -197,39 +218,45 @@ impl<D: Driver> Pass<'_, D> {
             let parts =
                 [(0..2 * hidden, of(0..0)), (2 * hidden..3 * hidden, none), (3 * hidden..gates, of(3 * hidden..gates))];
             for (range, dz) in parts {
-                self.outer((dz, range.len()), (c, hidden), rows, onto_u(range.start), (&u, range.start))?;
+                self.outer((dz, range.len()), (c, hidden), chunks, onto_u(range.start), (&u, range.start))?;
             }
         } else {
             let h = Operand::beside(self.rows(&trace.h, before, state), state);
-            self.outer((of(0..gates), gates), (h, state), rows, onto_u(0), (&u, 0))?;
+            self.outer((of(0..gates), gates), (h, state), chunks, onto_u(0), (&u, 0))?;
         }
 
         let bias = match spec.bias {
             Bias::None => None,
-            _ => Some(self.column_sums((dz, gates), [rows, gates], onto.and_then(|o| o.bias.as_ref()), |args| args)?),
+            _ => Some(self.column_sums(
+                (dz, gates),
+                [rows, gates],
+                chunks,
+                onto.and_then(|o| o.bias.as_ref()),
+                |args| args,
+            )?),
         };
         let projection = match &self.projected {
             Some([projected, operand]) => {
                 let out = self.result(Shape::new(state, hidden))?;
-                let d = Operand::beside(self.rows(projected, chunk.start, state), state);
-                let m = Operand::beside(self.rows(operand, chunk.start, hidden), hidden);
+                let d = Operand::beside(self.rows(projected, chunks.start, state), state);
+                let m = Operand::beside(self.rows(operand, chunks.start, hidden), hidden);
                 let onto = onto.and_then(|o| o.projection.as_ref()).map(|o| (o, 0));
-                self.outer((d, state), (m, hidden), rows, onto, (&out, 0))?;
+                self.outer((d, state), (m, hidden), chunks, onto, (&out, 0))?;
                 Some(out)
             }
             None => None,
         };
         let peephole = match spec.cell {
             CellKind::PeepholeDiagonal => {
-                let after = chunk.start + usize::from(!spec.reverse);
+                let after = chunks.start + usize::from(!spec.reverse);
                 let vector = |k: usize, gate: usize, place: usize| {
                     let by = self.rows(&trace.c, place, hidden);
                     // Counted from the chunk's first step on.
-                    let active = trace.active.as_ref().map_or(0, |active| at(self.address(active), chunk.start));
+                    let active = trace.active.as_ref().map_or(0, |active| at(self.address(active), chunks.start));
                     let batch = size(OP, batch)?;
                     let onto = onto.and_then(|o| o.peephole.as_ref()).map(|p| &p[k]);
                     let d = (at(dz, gate * hidden), gates);
-                    self.column_sums(d, [rows, hidden], onto, |args| SumArgs { by, active, batch, ..args })
+                    self.column_sums(d, [rows, hidden], chunks, onto, |args| SumArgs { by, active, batch, ..args })
                 };
                 Some([vector(0, 0, before)?, vector(1, 1, before)?, vector(2, 3, after)?])
             }
@@ -242,31 +269,47 @@ impl<D: Driver> Pass<'_, D> {
         self.b.tensor(OP, shape)
     }
 
-    /// `onto + d^T x` over some rows, from a row of the result on.
+    /// `onto + d^T x` over the rows of each chunk, from a row of the result on.
     fn outer(
         &self,
         (d, lines): (Operand, usize),
         (x, cols): (Operand, usize),
-        rows: usize,
+        chunks: Chunks,
         onto: Option<(&Tensor<D>, usize)>,
         (out, row): (&Tensor<D>, usize),
     ) -> Result<()> {
-        let driver = &self.b.driver;
+        let (driver, batch) = (&self.b.driver, self.trace.batch);
         let from = |tensor: &Tensor<D>, row: usize| at(self.address(&tensor.data), row * cols);
-        let acc = onto.map(|(onto, row)| (from(onto, row), cols));
-        driver.launch(OP, &gemm(driver, OP, [lines, cols, rows], 1, (d, x), acc, from(out, row))?)
+        let (mut acc, out) = (onto.map(|(onto, row)| (from(onto, row), cols)), from(out, row));
+        let shape = [lines, cols, chunks.steps * batch];
+        let (turns, parts) = if parts_in_turns(driver, shape) { (chunks.count, 1) } else { (1, chunks.count) };
+        for n in 0..turns {
+            // Operands lie from the first chunk on.
+            let steps = n as isize * chunks.on;
+            let part = |operand: Operand| Operand {
+                address: operand.address.wrapping_add_signed(4 * (steps * (batch * operand.step) as isize) as i64),
+                part: chunks.on * (batch * operand.step) as isize,
+                ..operand
+            };
+            driver.launch(OP, &gemm(driver, OP, shape, parts, (part(d), part(x)), acc, out)?)?;
+            acc = Some((out, cols));
+        }
+        Ok(())
     }
 
     fn column_sums(
         &self,
         d: (Address, usize),
         shape: [usize; 2],
+        chunks: Chunks,
         onto: Option<&Tensor<D>>,
         change: impl Fn(SumArgs) -> SumArgs,
     ) -> Result<Tensor<D>> {
         let out = self.result(Shape::new(1, shape[1]))?;
         let onto = onto.map(|onto| self.address(&onto.data));
         let args = sum(OP, d, shape, onto, self.address(&out.data))?;
+        let part = signed(OP, chunks.on * self.trace.batch as isize)?;
+        let args = SumArgs { parts: size(OP, chunks.count)?, part, ..args };
         self.b.driver.launch(OP, &sum_launch(OP, change(args))?)?;
         Ok(out)
     }
@@ -276,8 +319,9 @@ impl<D: Driver> Pass<'_, D> {
         let (driver, trace, spec) = (&self.b.driver, self.trace, &self.layer.spec);
         let (rows, hidden, features) = (trace.steps * trace.batch, spec.hidden_size, spec.input_size);
         let out = self.result(Shape::new(rows, features))?;
-        let dz = Operand { part: hidden, ..Operand::lines(self.address(&self.dz), 4 * hidden) };
-        let w = Operand { part: hidden * features, ..Operand::beside(self.address(&self.layer.w), features) };
+        let dz = Operand { part: hidden as isize, ..Operand::lines(self.address(&self.dz), 4 * hidden) };
+        let w =
+            Operand { part: (hidden * features) as isize, ..Operand::beside(self.address(&self.layer.w), features) };
         let shape = [rows, features, hidden];
         driver.launch(OP, &gemm(driver, OP, shape, 4, (dz, w), None, self.address(&out.data))?)?;
         Ok(out)

@@ -32,7 +32,7 @@ const SOURCES: [(&str, &str); 14] = [
 const OPTIONS: [&str; 5] = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--ptxas-options=-v"];
 
 /// All kernels, in no order.
-pub(crate) const NAMES: [&str; 30] = [
+pub(crate) const NAMES: [&str; 33] = [
     "map",
     "mul_add",
     "within",
@@ -45,8 +45,11 @@ pub(crate) const NAMES: [&str; 30] = [
     "step_medium",
     "project_small",
     "project_medium",
+    "back_gates",
+    "back_joined",
     "back_small",
     "back_medium",
+    "back_state_joined",
     "back_state_small",
     "back_state_medium",
     "back_units_small",

@@ -1,6 +1,6 @@
 //! Launches of the kernels that several parts use: products, copies, sums.
 
-use lstm_core::Result;
+use lstm_core::{Error, Result, arithmetic::BLOCK};
 
 use crate::{
     args::{Address, CopyArgs, GemmArgs, MapArgs, SumArgs},
@@ -57,7 +57,7 @@ pub(crate) struct Operand {
     /// Between elements of a line.
     pub(crate) step: usize,
     /// Between parts.
-    pub(crate) part: usize,
+    pub(crate) part: isize,
     /// Whether its elements count as snapped.
     pub(crate) snapped: bool,
 }
@@ -88,6 +88,8 @@ pub(crate) struct Tile {
 
 const SMALL: Tile = Tile::exact(0, 64, 16, 64);
 const MEDIUM: Tile = Tile::exact(1, 256, 64, 32);
+/// Of steps' kernels, the ones that join what another computed.
+const JOINED: Tile = Tile { kernel: 3, threads: 256, rows: 8, cols: 32, shared: 0 };
 const NARROW: Tile = Tile::fast(2, 64, 32, 64);
 const LARGE: Tile = Tile::exact(3, 256, 128, 16);
 const WIDE: Tile = Tile::fast(4, 128, 128, 32);
@@ -122,9 +124,23 @@ impl Tile {
         shape: [usize; 2],
         args: A,
     ) -> Result<Launch> {
-        let mut launch = Launch::new(op, kernels[self.kernel], self.count(shape), self.threads, args)?;
-        launch.shared = (4 * self.shared) as u32;
-        Ok(launch)
+        self.start(op, kernels[self.kernel], self.count(shape), args)
+    }
+
+    /// Starts a kernel that makes four products of the same shape.
+    pub(crate) fn launch_four<A: bytemuck::Pod>(
+        self,
+        op: &'static str,
+        kernel: &'static str,
+        shape: [usize; 2],
+        args: A,
+    ) -> Result<Launch> {
+        self.start(op, kernel, 4 * self.count(shape), args)
+    }
+
+    fn start<A: bytemuck::Pod>(self, op: &'static str, kernel: &'static str, blocks: usize, args: A) -> Result<Launch> {
+        let launch = Launch::new(op, kernel, blocks, self.threads, args)?;
+        Ok(Launch { shared: (4 * self.shared) as u32, ..launch })
     }
 }
 
@@ -146,8 +162,29 @@ pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -
     }
 }
 
-/// `acc + a . b` of `[rows, cols]` over `depth`, or the sum of such products of several parts; `acc` with the distance of
-/// its rows.
+/// For a step back, whose sum has a part for each of the four gates. Where too few tiles for the device would sum them all
+/// but four times as many would not be, each part is a tile's own: that of the first kernel, with what the second one joins.
+pub(crate) fn back_tiles(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> (Option<Tile>, Tile) {
+    let tile = step_tile(driver, [rows, cols, depth]);
+    let shape = [rows, cols];
+    let apart = tile == SMALL && MEDIUM.count(shape) * 4 * 2 >= driver.multiprocessors() && MEDIUM.half_full(shape);
+    if apart { (Some(MEDIUM), JOINED) } else { (None, tile) }
+}
+
+/// A distance as kernels take it.
+pub(crate) fn signed(op: &'static str, n: isize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| Error::TooLarge { op, sizes: vec![n.unsigned_abs()] })
+}
+
+/// Whether products of several parts are better made one after another. Large tiles have no registers for a part's sums
+/// beside those of all; with a long depth, reading and writing the result each time costs less than smaller tiles do.
+pub(crate) fn parts_in_turns(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> bool {
+    let large = LARGE.count([rows, cols]) >= driver.multiprocessors() && depth >= 8 * BLOCK;
+    large && !on_tensor_cores(driver, [rows, cols, depth])
+}
+
+/// `acc + a . b` of `[rows, cols]` over `depth`, for each part of the operands, one after another; `acc` with the distance
+/// of its rows.
 pub(crate) fn gemm(
     driver: &impl Driver,
     op: &'static str,
@@ -169,10 +206,10 @@ pub(crate) fn gemm(
         parts: size(op, parts)?,
         a_row: size(op, a.line)?,
         a_depth: size(op, a.step)?,
-        a_part: size(op, a.part)?,
+        a_part: signed(op, a.part)?,
         b_col: size(op, b.line)?,
         b_depth: size(op, b.step)?,
-        b_part: size(op, b.part)?,
+        b_part: signed(op, b.part)?,
         acc_row: size(op, acc_row)?,
         snapped: u32::from(a.snapped) | u32::from(b.snapped) << 1,
     };
@@ -205,12 +242,14 @@ pub(crate) fn sum(
         cols: size(op, cols)?,
         d_stride: size(op, stride)?,
         batch: 1,
+        parts: 1,
+        part: 0,
     })
 }
 
-/// Starts the kernel of [`sum`].
+/// Starts the kernel of [`sum`]: a warp for each block of the rows, up to eight at a time.
 pub(crate) fn sum_launch(op: &'static str, args: SumArgs) -> Result<Launch> {
-    let cols = args.cols as usize;
-    let threads = cols.next_multiple_of(32).min(64);
-    Launch::new(op, "sum", cols.div_ceil(threads), threads as u32, args)
+    let threads = 32 * (args.rows as usize).div_ceil(BLOCK).clamp(1, 8) as u32;
+    let launch = Launch::new(op, "sum", (args.cols as usize).div_ceil(32), threads, args)?;
+    Ok(Launch { shared: 4 * threads, ..launch })
 }
