@@ -131,6 +131,10 @@ struct Stacks {
     }
 };
 static thread_local Stacks stacks;
+#if SHIM_TSAN
+// ThreadSanitizer's fibers of launches before, whose ends all later launches are ordered after. To make them is what costs.
+static thread_local std::vector<void *> spare_fibers;
+#endif
 
 SHIM_HIDDEN static void to_scheduler() {
     Fiber *fiber = current;

@@ -46,7 +46,10 @@ SHIM_HIDDEN static bool resume(Fiber &fiber) {
         *--sp = reinterpret_cast<void *>(entry);
         fiber.sp = sp - 6;
 #if SHIM_TSAN
-        fiber.tsan = __tsan_create_fiber(0);
+        if (spare_fibers.empty()) spare_fibers.push_back(__tsan_create_fiber(0));
+        fiber.tsan = spare_fibers.back();
+        spare_fibers.pop_back();
+        __tsan_release(&launch_order); // what it finds was made before it starts
 #endif
     }
     current = &fiber;
@@ -121,7 +124,7 @@ struct Launch {
             for (Fiber &fiber : block.fibers) {
                 if (fiber.stack) stacks.spare.push_back(fiber.stack);
 #if SHIM_TSAN
-                if (fiber.tsan) __tsan_destroy_fiber(fiber.tsan);
+                if (fiber.tsan) spare_fibers.push_back(fiber.tsan);
 #endif
             }
     }
@@ -192,7 +195,6 @@ SHIM_HIDDEN std::string launch(const char *name, unsigned grid, unsigned threads
 #if SHIM_TSAN
     scheduler_tsan = __tsan_get_current_fiber();
 #endif
-    __tsan_release(&launch_order);
     Launch launch{grid, threads, shared_bytes, Order(seed), {}};
     // Blocks that share memory and run one after another would look as if they were ordered.
     const unsigned together = resident || SHIM_TSAN ? grid : cluster_blocks;
