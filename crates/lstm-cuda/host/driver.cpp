@@ -244,7 +244,7 @@ extern "C" int cuMemcpyHtoDAsync_v2(uintptr_t to, const void *from, size_t bytes
     Op op(Op::Upload);
     op.device = to, op.bytes = bytes, op.from = static_cast<const unsigned char *>(from);
     // A device that reads the host's memory itself may do so later.
-    if (!state.get("pageable")) op.staged.assign(op.from, op.from + bytes);
+    if (!state.get("pageable") && !state.get("pinned")) op.staged.assign(op.from, op.from + bytes);
     found->queue.push_back(std::move(op));
     return Success;
 }
@@ -256,6 +256,15 @@ extern "C" int cuMemcpyDtoHAsync_v2(void *to, uintptr_t from, size_t bytes, void
     Op op(Op::Download);
     op.device = from, op.bytes = bytes, op.to = static_cast<unsigned char *>(to);
     found->queue.push_back(std::move(op));
+    return Success;
+}
+
+extern "C" int cuPointerGetAttribute(void *value, int attribute, uintptr_t address) {
+    BEGIN(cuPointerGetAttribute, Init | Current);
+    if (attribute != 2 || !value) return InvalidValue;
+    const bool device = memory_at(address, 1);
+    if (!device && !state.get("pinned")) return InvalidValue;
+    *static_cast<unsigned *>(value) = device ? 2 : 1;
     return Success;
 }
 

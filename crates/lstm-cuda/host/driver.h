@@ -113,7 +113,8 @@ struct State {
     bool initialized = false;
     int lost = 0; // the error that ended all work of the process
     std::map<std::string, int64_t> attributes = {{"architecture", 80}, {"multiprocessors", 4}, {"cooperative", 1}, {"pools", 1},
-                                                 {"pageable", 0},      {"devices", 1},         {"memory", 1 << 30}};
+                                                 {"pageable", 0},      {"pinned", 0},          {"devices", 1},
+                                                 {"memory", 1 << 30}};
     Table<Context> contexts;
     Table<Module> modules;
     Table<Function> functions;

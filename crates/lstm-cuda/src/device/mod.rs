@@ -180,6 +180,22 @@ impl Device {
         self.0.stream.synchronize().map_err(|e| self.failed(op, "cuStreamSynchronize", e))
     }
 
+    /// Whether a copy from the host's memory takes it up before it returns, as it does unless the device reads it itself:
+    /// some devices read all memory, all of them what somebody made known to CUDA.
+    fn is_staged(&self, op: &'static str, data: &[f32]) -> Result<bool> {
+        if self.0.reads_host {
+            return Ok(false);
+        }
+        let (mut kind, at) = (0u32, data.as_ptr() as sys::CUdeviceptr);
+        let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+        // SAFETY: the attribute is a number of 32 bits; the address is only looked up.
+        match unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, at) } {
+            // CUDA does not know the address.
+            sys::CUresult::CUDA_ERROR_INVALID_VALUE => Ok(true),
+            asked => asked.result().map(|()| false).map_err(|e| self.failed(op, "cuPointerGetAttribute", e)),
+        }
+    }
+
     fn launch_in(&self, op: &'static str, launch: &Launch, stream: &Stream) -> Result<()> {
         let function = self.function(op, launch.kernel)?;
         let mut params = [launch.args.as_ptr().cast::<c_void>().cast_mut()];
@@ -238,11 +254,11 @@ impl Driver for Device {
         if data.len() > memory.len {
             return Err(Error::shape(op, format!("at most {} values", memory.len), data.len()));
         }
-        // SAFETY: as much memory was allocated. The host's is read before this returns: the driver stages what the device
-        // can't read itself, and for what it can read we wait.
+        let staged = self.is_staged(op, data)?;
+        // SAFETY: as much memory was allocated. The host's is read before this returns: it is staged, or we wait.
         let copied = unsafe { result::memcpy_htod_async(memory.address, data, self.0.stream.raw()) };
         copied.map_err(|e| self.failed(op, "copy to the device", e))?;
-        if self.0.reads_host { self.wait(op) } else { Ok(()) }
+        if staged { Ok(()) } else { self.wait(op) }
     }
 
     fn download(&self, op: &'static str, memory: &DeviceMemory, offset: usize, out: &mut [f32]) -> Result<()> {

@@ -4,7 +4,7 @@ use lstm_cuda::{Arithmetic, Backend, Cuda, Keep, Lstm, LstmConfig, Upstream, nda
 
 use crate::{
     Result, ensure,
-    standin::{Setup, Standin},
+    standin::{Host, Setup, Standin},
     work::{Work, check_all, configs, expected},
 };
 
@@ -17,14 +17,15 @@ pub(crate) fn run() -> Result<String> {
         (Setup { architecture: 70, ..plain }, "persistent"),
         (Setup { architecture: 70, cooperative: false, pools: false, ..plain }, "a kernel a step"),
         (plain, "persistent"),
-        (Setup { pools: false, pageable: true, ..plain }, "persistent"),
+        (Setup { pools: false, host: Host::Pageable, ..plain }, "persistent"),
+        (Setup { host: Host::Pinned, ..plain }, "persistent"),
         (Setup { cooperative: false, ..plain }, "a kernel a step"),
         (
-            Setup { architecture: 86, multiprocessors: 3, cooperative: false, pageable: true, ..plain },
+            Setup { architecture: 86, multiprocessors: 3, cooperative: false, host: Host::Pageable, ..plain },
             "a kernel a step",
         ),
         (sm_90, "cluster"),
-        (Setup { pools: false, cooperative: false, pageable: true, ..sm_90 }, "cluster"),
+        (Setup { pools: false, cooperative: false, host: Host::Pageable, ..sm_90 }, "cluster"),
     ];
     let all = configs().into_iter().map(|(name, config)| expected(&config).map(|want| (name, config, want)));
     let all = all.collect::<Result<Vec<_>>>()?;

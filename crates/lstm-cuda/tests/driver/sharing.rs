@@ -6,14 +6,14 @@ use lstm_cuda::{Cuda, Input, Lstm, LstmConfig, ndarray::Array3};
 
 use crate::{
     Result, ensure,
-    standin::{Setup, Standin},
+    standin::{Host, Setup, Standin},
     work::{Work, check_all, configs, expected},
 };
 
 pub(crate) fn run() -> Result<String> {
     let standin = Standin::load()?;
     let all = configs().map(|(_, config)| (config.clone(), expected(&config)));
-    for setup in [Setup::PLAIN, Setup { cooperative: false, pools: false, pageable: true, ..Setup::PLAIN }] {
+    for setup in [Setup::PLAIN, Setup { cooperative: false, pools: false, host: Host::Pageable, ..Setup::PLAIN }] {
         standin.reset();
         standin.setup(setup);
         let open = |n| Cuda::new(n).map_err(|e| e.to_string());

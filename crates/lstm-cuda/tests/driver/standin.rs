@@ -20,13 +20,23 @@ pub(crate) struct Setup {
     pub(crate) multiprocessors: i64,
     pub(crate) cooperative: bool,
     pub(crate) pools: bool,
-    /// Whether the device reads the host's memory itself.
-    pub(crate) pageable: bool,
+    pub(crate) host: Host,
+}
+
+/// The host's memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Host {
+    /// Copies take it up at once.
+    Staged,
+    /// The device reads all of it itself, later.
+    Pageable,
+    /// The device reads what was made known to it, which all is.
+    Pinned,
 }
 
 impl Setup {
     pub(crate) const PLAIN: Setup =
-        Setup { architecture: 80, multiprocessors: 4, cooperative: true, pools: true, pageable: false };
+        Setup { architecture: 80, multiprocessors: 4, cooperative: true, pools: true, host: Host::Staged };
 }
 
 /// What must be given back.
@@ -57,12 +67,13 @@ impl Standin {
     }
 
     pub(crate) fn setup(&self, setup: Setup) {
-        let Setup { architecture, multiprocessors, cooperative, pools, pageable } = setup;
+        let Setup { architecture, multiprocessors, cooperative, pools, host } = setup;
         self.attribute("architecture", architecture);
         self.attribute("multiprocessors", multiprocessors);
         self.attribute("cooperative", cooperative.into());
         self.attribute("pools", pools.into());
-        self.attribute("pageable", pageable.into());
+        self.attribute("pageable", matches!(host, Host::Pageable).into());
+        self.attribute("pinned", matches!(host, Host::Pinned).into());
     }
 
     pub(crate) fn attribute(&self, what: &str, value: i64) {
