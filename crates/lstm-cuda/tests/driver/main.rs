@@ -8,6 +8,7 @@ mod faults;
 mod nvrtc;
 mod sharing;
 mod standin;
+mod strict;
 mod work;
 
 use std::{
@@ -35,7 +36,8 @@ pub(crate) use ensure;
 type Part = fn() -> Result<String>;
 
 /// Each is a process of its own; the last has no NVRTC.
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 9] = [
+    ("strictness", strict::run),
     ("configurations", configurations::run),
     ("faults", faults::run),
     ("opening", faults::opening),
