@@ -9,8 +9,8 @@ fn main() {
 
 #[cfg(feature = "host")]
 fn host() {
-    for dir in ["kernels", "host"] {
-        println!("cargo:rerun-if-changed={dir}");
+    for path in ["kernels", "host/run.cpp", "host/fibers.h", "host/shim.h"] {
+        println!("cargo:rerun-if-changed={path}");
     }
     let target = |what: &str| std::env::var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
     let mut build = cc::Build::new();

@@ -41,15 +41,6 @@ void lose(int code) {
 
 using namespace standin;
 
-#define BEGIN(name, needs)                                                                                             \
-    Call call(#name, needs);                                                                                           \
-    if (call.code) return call.code
-// Of an object that must be given back: if it is not because the test wanted so, nobody is to blame.
-#define BEGIN_END_OF(name, needs, object)                                                                              \
-    Call call(#name, needs);                                                                                           \
-    if (call.injected) state.excused.insert(Handle(object));                                                           \
-    if (call.code) return call.code
-
 // ---- The driver and its devices.
 
 extern "C" int cuInit(unsigned flags) {

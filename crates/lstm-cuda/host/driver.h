@@ -161,6 +161,16 @@ struct Call {
     Call(const char *name, unsigned needs);
 };
 
+#define BEGIN(name, needs)                                                                                             \
+    Call call(#name, needs);                                                                                           \
+    if (call.code) return call.code
+// Of a call that gives an object back: if it does not because the test wanted so, nobody is to blame.
+#define BEGIN_END_OF(name, needs, object)                                                                              \
+    Call call(#name, needs);                                                                                           \
+    if (call.injected) state.excused.insert(handle(object));                                                           \
+    if (call.code) return call.code
+
+inline Handle handle(uintptr_t address) { return address; }
 template <class T> Handle handle(T *p) { return reinterpret_cast<Handle>(p); }
 template <class T> T *pointer(Handle handle) { return reinterpret_cast<T *>(handle); }
 

@@ -83,14 +83,6 @@ static int launch(Op op, Handle stream, void **params) {
 
 using namespace standin;
 
-#define BEGIN(name, needs)                                                                                             \
-    Call call(#name, needs);                                                                                           \
-    if (call.code) return call.code
-#define BEGIN_END_OF(name, needs, object)                                                                              \
-    Call call(#name, needs);                                                                                           \
-    if (call.injected) state.excused.insert(handle(object));                                                           \
-    if (call.code) return call.code
-
 // ---- Modules. An image is text: what it is, its architecture, its kernels, and `end`; see driver_nvrtc.cpp.
 
 extern "C" int cuModuleLoadData(void **module, const void *image) {

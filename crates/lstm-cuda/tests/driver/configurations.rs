@@ -5,7 +5,7 @@ use lstm_cuda::{Arithmetic, Backend, Cuda, Keep, Lstm, LstmConfig, Upstream, nda
 use crate::{
     Result, ensure,
     standin::{Host, Setup, Standin},
-    work::{Work, check_all, configs, expected},
+    work::{Bits, Work, check_all, configs, expected},
 };
 
 pub(crate) fn run() -> Result<String> {
@@ -38,7 +38,7 @@ pub(crate) fn run() -> Result<String> {
     Ok(format!("{} devices, {} models on each", setups.len() + 3, all.len()))
 }
 
-fn one(standin: &Standin, setup: Setup, path: &str, all: &[(&str, LstmConfig, Vec<Vec<f32>>)]) -> Result<()> {
+fn one(standin: &Standin, setup: Setup, path: &str, all: &[(&str, LstmConfig, Bits)]) -> Result<()> {
     standin.reset();
     standin.setup(setup);
     let cuda = Cuda::new(0).map_err(|e| e.to_string())?;

@@ -11,7 +11,7 @@ use crate::{
         Code, Host, ILLEGAL_ADDRESS, INVALID_VALUE, INVALIDATED, LAUNCH_FAILED, OUT_OF_MEMORY, OUT_OF_RESOURCES, Setup,
         Standin,
     },
-    work::{STEPS, Work, check, check_all, configs, expected},
+    work::{Bits, STEPS, Work, check, check_all, configs, expected},
 };
 
 /// An error that a call may give.
@@ -79,7 +79,7 @@ fn chosen(names: &[String], steps: &[u64], every: usize) -> Vec<u64> {
 }
 
 /// A device, and a model on it.
-fn cases() -> Result<Vec<(Setup, LstmConfig, Vec<Vec<f32>>)>> {
+fn cases() -> Result<Vec<(Setup, LstmConfig, Bits)>> {
     let [(_, plain), (_, peephole), (_, projected)] = configs();
     let sm_90 = Setup { architecture: 90, multiprocessors: 6, ..Setup::PLAIN };
     let cases = [

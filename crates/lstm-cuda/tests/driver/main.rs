@@ -63,11 +63,18 @@ fn main() -> ExitCode {
             }
         };
     }
-    let built = match archive().and_then(build) {
-        Ok(dir) => dir,
+    let archive = match archive() {
+        Ok(archive) => archive,
         Err(why) => {
             println!("driver: not run: {why}");
             return if env::var_os("LSTM_REQUIRE").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    let built = match build(archive) {
+        Ok(dirs) => dirs,
+        Err(why) => {
+            println!("driver: FAILED: {why}");
+            return ExitCode::FAILURE;
         }
     };
     let failed: Vec<_> = PARTS.iter().filter(|(name, _)| !start(name, &built)).map(|(name, _)| *name).collect();
@@ -79,7 +86,7 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Where the kernels lie, built for the host.
+/// Where the kernels lie, built for the host, if the stand-in can be built for them and run.
 fn archive() -> Result<PathBuf> {
     if !cfg!(feature = "host") {
         return Err("built without the feature `host`".into());
@@ -89,6 +96,7 @@ fn archive() -> Result<PathBuf> {
         return Err("this CPU has no AVX2 and FMA".into());
     }
     let dir = option_env!("LSTM_CUDA_HOST_ARCHIVE").ok_or("the kernels were not built for the host")?;
+    Command::new(compiler()).arg("--version").output().map_err(|e| format!("{}: {e}", compiler()))?;
     Ok(Path::new(dir).join("liblstm_cuda_host.a"))
 }
 
@@ -109,8 +117,12 @@ fn build(archive: PathBuf) -> Result<[PathBuf; 2]> {
     Ok(dirs)
 }
 
+fn compiler() -> String {
+    env::var("CXX").unwrap_or_else(|_| "c++".into())
+}
+
 fn compile(inputs: &[PathBuf], out: &Path) -> Result<()> {
-    let compiler = env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let compiler = compiler();
     let mut command = Command::new(&compiler);
     command.args(["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-fno-exceptions"]);
     command.args(["-Wl,-Bsymbolic", "-Wl,-z,defs"]).args(inputs).arg("-o").arg(out);

@@ -47,9 +47,9 @@ pub(crate) fn run() -> Result<String> {
             let both = [open(numbers[0])?, open(numbers[1])?];
             let mut turns = both.each_ref().map(|cuda| Work::new(cuda, &all[0].0));
             let want = all[0].1.as_ref()?;
-            for n in 0..want.len() {
+            for (n, want) in want.iter().enumerate() {
                 for work in &mut turns {
-                    crate::work::check("in turns", &work.step(n).map_err(|e| e.to_string())?, &want[n])?;
+                    crate::work::check("in turns", &work.step(n).map_err(|e| e.to_string())?, want)?;
                 }
             }
             drop(turns);

@@ -14,6 +14,9 @@ pub(crate) const STEPS: [&str; 12] =
 const BATCH: usize = 3;
 const LENGTH: usize = 5;
 
+/// What the steps give.
+pub(crate) type Bits = Vec<Vec<f32>>;
+
 /// A model, and a stream of it.
 pub(crate) struct Work<'a, B: Backend> {
     backend: &'a B,
@@ -71,7 +74,7 @@ impl<'a, B: Backend> Work<'a, B> {
     }
 
     /// All steps, none of which may fail.
-    pub(crate) fn all(&mut self) -> Result<Vec<Vec<f32>>> {
+    pub(crate) fn all(&mut self) -> Result<Bits> {
         (0..STEPS.len()).map(|n| self.step(n).map_err(|e| format!("{}: {e}", STEPS[n]))).collect()
     }
 
@@ -82,7 +85,7 @@ impl<'a, B: Backend> Work<'a, B> {
 }
 
 /// What every exact device must give: the reference's values, out of the same kernels without a driver.
-pub(crate) fn expected(config: &LstmConfig) -> Result<Vec<Vec<f32>>> {
+pub(crate) fn expected(config: &LstmConfig) -> Result<Bits> {
     let host = host().map_err(|e| e.to_string())?;
     Work::new(&Reference(host), config).all()
 }
