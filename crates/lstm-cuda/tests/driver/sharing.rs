@@ -6,8 +6,8 @@ use lstm_cuda::{Cuda, Input, Lstm, LstmConfig, ndarray::Array3};
 
 use crate::{
     Result, ensure,
-    standin::{Host, Setup, Standin},
-    work::{Work, check_all, configs, expected},
+    standin::{Host, OUT_OF_MEMORY, Setup, Standin},
+    work::{STEPS, Work, check, check_all, configs, expected},
 };
 
 pub(crate) fn run() -> Result<String> {
@@ -38,6 +38,9 @@ pub(crate) fn run() -> Result<String> {
             threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
         })?;
         one_model(&cuda)?;
+        for k in (0..1200).step_by(97) {
+            one_fails(&standin, &cuda, &all[0].0, all[0].1.as_ref()?, k).map_err(|why| format!("call {k}: {why}"))?;
+        }
         drop(cuda);
         standin.check_end().map_err(|why| format!("threads: {why}"))?;
 
@@ -49,7 +52,7 @@ pub(crate) fn run() -> Result<String> {
             let want = all[0].1.as_ref()?;
             for (n, want) in want.iter().enumerate() {
                 for work in &mut turns {
-                    crate::work::check("in turns", &work.step(n).map_err(|e| e.to_string())?, want)?;
+                    check("in turns", &work.step(n).map_err(|e| e.to_string())?, want)?;
                 }
             }
             drop(turns);
@@ -63,6 +66,29 @@ pub(crate) fn run() -> Result<String> {
         standin.attribute("devices", 1);
     }
     Ok("threads and two devices".into())
+}
+
+/// Two threads work, and a call of one of them fails: it can be made again, and the other is not disturbed.
+fn one_fails(standin: &Standin, cuda: &Cuda, config: &LstmConfig, want: &[Vec<f32>], k: u64) -> Result<()> {
+    standin.reset();
+    standin.fail(k, OUT_OF_MEMORY, false);
+    let work = || -> Result<usize> {
+        let (mut work, mut errors) = (Work::new(cuda, config), 0);
+        for (n, want) in want.iter().enumerate() {
+            let got = work.step(n).or_else(|_| {
+                errors += 1;
+                work.step(n)
+            });
+            check(STEPS[n], &got.map_err(|e| e.to_string())?, want)?;
+        }
+        Ok(errors)
+    };
+    let errors = thread::scope(|scope| {
+        let other = scope.spawn(work);
+        Ok::<_, String>(work()? + other.join().expect("no panic")?)
+    })?;
+    ensure!(errors <= 1, "{errors} steps failed");
+    standin.check_use()
 }
 
 /// Two threads run one model at a time, some of their batches alike.
