@@ -9,8 +9,8 @@ fn main() {
 
 #[cfg(feature = "host")]
 fn host() {
-    for dir in ["kernels", "host"] {
-        println!("cargo:rerun-if-changed={dir}");
+    for path in ["kernels", "host/run.cpp", "host/fibers.h", "host/shim.h"] {
+        println!("cargo:rerun-if-changed={path}");
     }
     let target = |what: &str| std::env::var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
     let mut build = cc::Build::new();
@@ -21,6 +21,8 @@ fn host() {
     } else if build.try_get_compiler().is_ok_and(|compiler| compiler.to_command().arg("--version").output().is_ok()) {
         build.compile("lstm_cuda_host");
         println!("cargo:rustc-cfg=host_kernels");
+        // A test links them to its stand-in for the driver.
+        println!("cargo:rustc-env=LSTM_CUDA_HOST_ARCHIVE={}", std::env::var("OUT_DIR").unwrap_or_default());
         return;
     } else {
         "no C++ compiler was found when this was built"

@@ -72,7 +72,10 @@ unsafe extern "C" {
 }
 
 impl Host {
-    pub(crate) const NAME: &str = "cuda-host";
+    /// The backend's name, in the fast mode or not.
+    fn name_of(fast: bool) -> &'static str {
+        if fast { "cuda-host-tf32" } else { "cuda-host" }
+    }
 
     pub(crate) fn new(schedule: u32, resident: usize, cluster: u32, fast: bool) -> Result<Self> {
         #[cfg(host_kernels)]
@@ -84,12 +87,12 @@ impl Host {
         let why = Some(env!("LSTM_CUDA_NO_HOST"));
         match why {
             None => Ok(Host { schedule, resident, cluster, fast }),
-            Some(why) => Err(Host::error("open", why)),
+            Some(why) => Err(Host::error(fast, "open", why)),
         }
     }
 
-    pub(crate) fn error(op: &'static str, why: impl ToString) -> Error {
-        Error::Device { backend: Host::NAME.to_owned(), op, why: why.to_string() }
+    fn error(fast: bool, op: &'static str, why: impl ToString) -> Error {
+        Error::Device { backend: Host::name_of(fast).to_owned(), op, why: why.to_string() }
     }
 }
 
@@ -98,7 +101,7 @@ impl Driver for Host {
     type Graph = Vec<Launch>;
 
     fn name(&self) -> &str {
-        if self.fast { "cuda-host-tf32" } else { Host::NAME }
+        Host::name_of(self.fast)
     }
 
     fn fast(&self) -> bool {
@@ -144,12 +147,12 @@ impl Driver for Host {
 
     #[cfg(not(host_kernels))]
     fn launch(&self, op: &'static str, _: &Launch) -> Result<()> {
-        Err(Host::error(op, env!("LSTM_CUDA_NO_HOST")))
+        Err(Host::error(self.fast, op, env!("LSTM_CUDA_NO_HOST")))
     }
 
     #[cfg(host_kernels)]
     fn launch(&self, op: &'static str, launch: &Launch) -> Result<()> {
-        let kernel = CString::new(launch.kernel).map_err(|e| Host::error(op, e))?;
+        let kernel = CString::new(launch.kernel).map_err(|e| Host::error(self.fast, op, e))?;
         let mut why = [0u8; 512];
         // SAFETY: the kernel's name and arguments are checked there; the addresses are as `Driver` says.
         let failed = unsafe {
@@ -171,7 +174,7 @@ impl Driver for Host {
             return Ok(());
         }
         let why = CStr::from_bytes_until_nul(&why).unwrap_or_default().to_string_lossy();
-        Err(Host::error(op, format!("kernel {}: {why}", launch.kernel)))
+        Err(Host::error(self.fast, op, format!("kernel {}: {why}", launch.kernel)))
     }
 
     fn graph(&self, _: &'static str, launches: Vec<Launch>) -> Result<Vec<Launch>> {

@@ -110,7 +110,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`] without a driver.
     pub fn devices() -> Result<Vec<String>> {
-        device::devices()
+        device::devices("cuda")
     }
 
     /// The device's name and architecture.

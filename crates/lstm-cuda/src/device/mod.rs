@@ -1,5 +1,6 @@
 //! A GPU by NVIDIA, through the driver's API, which is looked for when a device is opened.
 
+mod context;
 mod open;
 
 pub(crate) use open::devices;
@@ -12,12 +13,12 @@ use std::{
 };
 
 use cudarc::driver::{
-    CudaContext, CudaStream,
     result::{self, DriverError},
     sys,
 };
 use lstm_core::{Error, Result};
 
+use self::context::{Context, Stream};
 use crate::{
     args::Address,
     driver::{Driver, Launch},
@@ -28,10 +29,10 @@ use crate::{
 pub struct Device(Arc<Inner>);
 
 struct Inner {
-    context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
+    context: Arc<Context>,
+    stream: Stream,
     /// Launches are recorded here, away from what other threads start meanwhile; one at a time.
-    recording: Mutex<Arc<CudaStream>>,
+    recording: Mutex<Stream>,
     module: sys::CUmodule,
     functions: HashMap<&'static str, sys::CUfunction>,
     /// The device's name, for reports.
@@ -61,7 +62,7 @@ impl fmt::Debug for Device {
 impl Drop for Inner {
     fn drop(&mut self) {
         // There is nobody left to tell of an error: what is lost with the device is lost.
-        let _ = self.context.bind_to_thread();
+        let _ = self.context.bind();
         let _ = self.stream.synchronize();
         // SAFETY: it was loaded in `open`, and nothing runs any more.
         let _ = unsafe { result::module::unload(self.module) };
@@ -77,11 +78,11 @@ pub struct DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        let _ = self.device.context.bind_to_thread();
+        let _ = self.device.context.bind();
         // SAFETY: allocated in `alloc` and freed once, after all that was asked for before.
         let _ = unsafe {
             if self.device.ordered_memory {
-                result::free_async(self.address, self.device.stream.cu_stream())
+                result::free_async(self.address, self.device.stream.raw())
             } else {
                 let _ = self.device.stream.synchronize();
                 result::free_sync(self.address)
@@ -103,19 +104,19 @@ unsafe impl Sync for DeviceGraph {}
 
 impl Drop for DeviceGraph {
     fn drop(&mut self) {
-        let _ = self.device.context.bind_to_thread();
+        let _ = self.device.context.bind();
         // SAFETY: made in `graph` and destroyed once; the driver waits for a replay that runs.
         let _ = unsafe { result::graph::exec_destroy(self.exec) };
     }
 }
 
 /// An error in the driver's own name for it. Its words are not asked for: that is another call.
-fn failed(op: &'static str, what: &str, error: DriverError) -> Error {
-    refused(op, format!("{what}: {:?}", error.0))
+fn failed(backend: &str, op: &'static str, what: &str, error: DriverError) -> Error {
+    refused(backend, op, format!("{what}: {:?}", error.0))
 }
 
-fn refused(op: &'static str, why: impl ToString) -> Error {
-    Error::Device { backend: Device::NAME.to_owned(), op, why: why.to_string() }
+fn refused(backend: &str, op: &'static str, why: impl ToString) -> Error {
+    Error::Device { backend: backend.to_owned(), op, why: why.to_string() }
 }
 
 /// Blocks form clusters of `size`.
@@ -149,14 +150,25 @@ fn config(
 }
 
 impl Device {
-    pub(crate) const NAME: &str = "cuda";
+    /// The backend's name, in the fast mode or not.
+    fn name_of(fast: bool) -> &'static str {
+        if fast { "cuda-tf32" } else { "cuda" }
+    }
+
+    fn failed(&self, op: &'static str, what: &str, error: DriverError) -> Error {
+        failed(self.name(), op, what, error)
+    }
 
     fn bind(&self, op: &'static str) -> Result<()> {
-        self.0.context.bind_to_thread().map_err(|e| failed(op, "cuCtxSetCurrent", e))
+        self.0.context.bind().map_err(|e| self.failed(op, "cuCtxSetCurrent", e))
     }
 
     fn function(&self, op: &'static str, kernel: &str) -> Result<sys::CUfunction> {
-        self.0.functions.get(kernel).copied().ok_or_else(|| refused(op, format!("no kernel is called {kernel}")))
+        self.0
+            .functions
+            .get(kernel)
+            .copied()
+            .ok_or_else(|| refused(self.name(), op, format!("no kernel is called {kernel}")))
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
@@ -165,26 +177,44 @@ impl Device {
     }
 
     fn wait(&self, op: &'static str) -> Result<()> {
-        self.0.stream.synchronize().map_err(|e| failed(op, "cuStreamSynchronize", e))
+        self.0.stream.synchronize().map_err(|e| self.failed(op, "cuStreamSynchronize", e))
     }
 
-    fn launch_in(&self, op: &'static str, launch: &Launch, stream: &CudaStream) -> Result<()> {
+    /// Whether a copy from the host's memory takes it up before it returns, as it does unless the device reads it itself:
+    /// some devices read all memory, all of them what somebody made known to CUDA.
+    fn is_staged(&self, op: &'static str, data: &[f32]) -> Result<bool> {
+        if self.0.reads_host {
+            return Ok(false);
+        }
+        let (mut kind, at) = (0u32, data.as_ptr() as sys::CUdeviceptr);
+        let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
+        // SAFETY: the attribute is a number of 32 bits; the address is only looked up.
+        match unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, at) } {
+            // CUDA does not know the address.
+            sys::CUresult::CUDA_ERROR_INVALID_VALUE => Ok(true),
+            asked => asked.result().map(|()| false).map_err(|e| self.failed(op, "cuPointerGetAttribute", e)),
+        }
+    }
+
+    fn launch_in(&self, op: &'static str, launch: &Launch, stream: &Stream) -> Result<()> {
         let function = self.function(op, launch.kernel)?;
         let mut params = [launch.args.as_ptr().cast::<c_void>().cast_mut()];
         if launch.cluster > 0 {
             let mut attributes = [cluster_of(launch.cluster)];
-            let config = config(launch.grid, launch.threads, launch.shared, stream.cu_stream(), &mut attributes);
+            let config = config(launch.grid, launch.threads, launch.shared, stream.raw(), &mut attributes);
             // SAFETY: as below; the attributes live until it returns.
             let launched = unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), ptr::null_mut()) };
-            return launched.result().map_err(|e| failed(op, &format!("launch of {} in clusters", launch.kernel), e));
+            return launched
+                .result()
+                .map_err(|e| self.failed(op, &format!("launch of {} in clusters", launch.kernel), e));
         }
         let (grid, threads) = ((launch.grid, 1, 1), (launch.threads, 1, 1));
         // SAFETY: a kernel takes one struct, which is copied before this returns; the addresses in it are as `Driver` says.
         let launched = unsafe {
             let start = if launch.resident { result::launch_cooperative_kernel } else { result::launch_kernel };
-            start(function, grid, threads, launch.shared, stream.cu_stream(), &mut params)
+            start(function, grid, threads, launch.shared, stream.raw(), &mut params)
         };
-        launched.map_err(|e| failed(op, &format!("launch of {}", launch.kernel), e))
+        launched.map_err(|e| self.failed(op, &format!("launch of {}", launch.kernel), e))
     }
 }
 
@@ -193,7 +223,7 @@ impl Driver for Device {
     type Graph = DeviceGraph;
 
     fn name(&self) -> &str {
-        if self.0.fast { "cuda-tf32" } else { Device::NAME }
+        Device::name_of(self.0.fast)
     }
 
     fn fast(&self) -> bool {
@@ -206,12 +236,12 @@ impl Driver for Device {
         // SAFETY: the stream lives as long as the memory does.
         let address = unsafe {
             if self.0.ordered_memory {
-                result::malloc_async(self.0.stream.cu_stream(), bytes)
+                result::malloc_async(self.0.stream.raw(), bytes)
             } else {
                 result::malloc_sync(bytes)
             }
         };
-        let address = address.map_err(|e| failed(op, &format!("allocation of {bytes} bytes"), e))?;
+        let address = address.map_err(|e| self.failed(op, &format!("allocation of {bytes} bytes"), e))?;
         Ok(DeviceMemory { device: self.0.clone(), address, len })
     }
 
@@ -224,11 +254,11 @@ impl Driver for Device {
         if data.len() > memory.len {
             return Err(Error::shape(op, format!("at most {} values", memory.len), data.len()));
         }
-        // SAFETY: as much memory was allocated. The host's is read before this returns: the driver stages what the device
-        // can't read itself, and for what it can read we wait.
-        let copied = unsafe { result::memcpy_htod_async(memory.address, data, self.0.stream.cu_stream()) };
-        copied.map_err(|e| failed(op, "copy to the device", e))?;
-        if self.0.reads_host { self.wait(op) } else { Ok(()) }
+        let staged = self.is_staged(op, data)?;
+        // SAFETY: as much memory was allocated. The host's is read before this returns: it is staged, or we wait.
+        let copied = unsafe { result::memcpy_htod_async(memory.address, data, self.0.stream.raw()) };
+        copied.map_err(|e| self.failed(op, "copy to the device", e))?;
+        if staged { Ok(()) } else { self.wait(op) }
     }
 
     fn download(&self, op: &'static str, memory: &DeviceMemory, offset: usize, out: &mut [f32]) -> Result<()> {
@@ -242,10 +272,10 @@ impl Driver for Device {
         }
         let from = memory.address + 4 * offset as Address;
         // SAFETY: as much memory was allocated; we wait until it is copied.
-        let copied = unsafe { result::memcpy_dtoh_async(out, from, self.0.stream.cu_stream()) };
+        let copied = unsafe { result::memcpy_dtoh_async(out, from, self.0.stream.raw()) };
         // Even after an error nothing may still be writing to `out`.
         let waited = self.wait(op);
-        copied.map_err(|e| failed(op, "copy to the host", e))?;
+        copied.map_err(|e| self.failed(op, "copy to the host", e))?;
         waited
     }
 
@@ -257,30 +287,32 @@ impl Driver for Device {
     fn graph(&self, op: &'static str, launches: Vec<Launch>) -> Result<DeviceGraph> {
         self.bind(op)?;
         let stream = self.0.recording.lock().unwrap_or_else(PoisonError::into_inner);
-        let raw = stream.cu_stream();
+        let raw = stream.raw();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is used for nothing else, and by one thread at a time.
-        unsafe { result::stream::begin_capture(raw, mode) }.map_err(|e| failed(op, "cuStreamBeginCapture", e))?;
+        unsafe { result::stream::begin_capture(raw, mode) }.map_err(|e| self.failed(op, "cuStreamBeginCapture", e))?;
         let recorded = launches.iter().try_for_each(|launch| self.launch_in(op, launch, &stream));
         // SAFETY: begun above; it must end whatever came between.
         let graph = unsafe { result::stream::end_capture(raw) };
-        recorded?;
-        let graph = graph.map_err(|e| failed(op, "cuStreamEndCapture", e))?;
-        // SAFETY: the graph was just recorded; what is made of it does not need it.
-        let exec = unsafe {
-            let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            let _ = result::graph::destroy(graph);
-            exec
-        };
-        let exec = exec.map_err(|e| failed(op, "cuGraphInstantiate", e))?;
-        Ok(DeviceGraph { device: self.0.clone(), exec })
+        // A capture that lacks a launch ends in a graph as well.
+        let exec = recorded.and_then(|()| {
+            let graph = graph.map_err(|e| self.failed(op, "cuStreamEndCapture", e))?;
+            // SAFETY: the graph was just recorded.
+            let exec = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
+            exec.map_err(|e| self.failed(op, "cuGraphInstantiate", e))
+        });
+        if let Ok(graph) = graph {
+            // SAFETY: as above; what is made of it does not need it.
+            let _ = unsafe { result::graph::destroy(graph) };
+        }
+        Ok(DeviceGraph { device: self.0.clone(), exec: exec? })
     }
 
     fn replay(&self, op: &'static str, graph: &DeviceGraph) -> Result<()> {
         self.bind(op)?;
         // SAFETY: both live; the addresses in its launches are as `Driver` says.
-        let launched = unsafe { result::graph::launch(graph.exec, self.0.stream.cu_stream()) };
-        launched.map_err(|e| failed(op, "cuGraphLaunch", e))
+        let launched = unsafe { result::graph::launch(graph.exec, self.0.stream.raw()) };
+        launched.map_err(|e| self.failed(op, "cuGraphLaunch", e))
     }
 
     fn multiprocessors(&self) -> usize {
@@ -297,7 +329,7 @@ impl Driver for Device {
         let blocks = unsafe {
             result::occupancy::max_active_block_per_multiprocessor(function, threads as i32, shared as usize)
         };
-        let blocks = blocks.map_err(|e| failed(op, "cuOccupancyMaxActiveBlocksPerMultiprocessor", e))?;
+        let blocks = blocks.map_err(|e| self.failed(op, "cuOccupancyMaxActiveBlocksPerMultiprocessor", e))?;
         Ok(usize::try_from(blocks).unwrap_or(0) * self.0.multiprocessors)
     }
 
@@ -313,14 +345,14 @@ impl Driver for Device {
         let Some(&function) = self.0.functions.get(kernel) else { return Ok(0) };
         self.bind(op)?;
         let mut attributes = [cluster_of(size)];
-        let config = config(size, threads, shared, self.0.stream.cu_stream(), &mut attributes);
+        let config = config(size, threads, shared, self.0.stream.raw(), &mut attributes);
         let mut count = 0;
         // SAFETY: a function of a module that is loaded; the pointers are of these variables.
         match unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) } {
             // The device has none of that size.
             sys::CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(0),
             asked => {
-                asked.result().map_err(|e| failed(op, "cuOccupancyMaxActiveClusters", e))?;
+                asked.result().map_err(|e| self.failed(op, "cuOccupancyMaxActiveClusters", e))?;
                 Ok(usize::try_from(count).unwrap_or(0))
             }
         }

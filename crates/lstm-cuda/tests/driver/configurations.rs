@@ -1,0 +1,136 @@
+//! Devices of several kinds: each gives the exact bits by the path that it should take, and gives back all that it took.
+
+use lstm_cuda::{Arithmetic, Backend, Cuda, Keep, Lstm, LstmConfig, Upstream, ndarray::Array3};
+
+use crate::{
+    Result, ensure,
+    standin::{Host, Setup, Standin},
+    work::{Bits, Work, check_all, configs, expected},
+};
+
+pub(crate) fn run() -> Result<String> {
+    let standin = Standin::load()?;
+    let plain = Setup::PLAIN;
+    let sm_90 = Setup { architecture: 90, multiprocessors: 6, ..plain };
+    let setups = [
+        // sm_70 has no kernels for clusters, nor those of the fast mode.
+        (Setup { architecture: 70, ..plain }, "persistent"),
+        (Setup { architecture: 70, cooperative: false, pools: false, ..plain }, "a kernel a step"),
+        (plain, "persistent"),
+        (Setup { pools: false, host: Host::Pageable, ..plain }, "persistent"),
+        (Setup { host: Host::Pinned, ..plain }, "persistent"),
+        (Setup { cooperative: false, ..plain }, "a kernel a step"),
+        (
+            Setup { architecture: 86, multiprocessors: 3, cooperative: false, host: Host::Pageable, ..plain },
+            "a kernel a step",
+        ),
+        (sm_90, "cluster"),
+        (Setup { pools: false, cooperative: false, host: Host::Pageable, ..sm_90 }, "cluster"),
+    ];
+    let all = configs().into_iter().map(|(name, config)| expected(&config).map(|want| (name, config, want)));
+    let all = all.collect::<Result<Vec<_>>>()?;
+    for (setup, path) in setups {
+        one(&standin, setup, path, &all).map_err(|why| format!("{setup:?}: {why}"))?;
+    }
+    large_clusters(&standin)?;
+    fast(&standin)?;
+    full(&standin)?;
+    Ok(format!("{} devices, {} models on each", setups.len() + 3, all.len()))
+}
+
+fn one(standin: &Standin, setup: Setup, path: &str, all: &[(&str, LstmConfig, Bits)]) -> Result<()> {
+    standin.reset();
+    standin.setup(setup);
+    let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+    ensure!(cuda.arithmetic() == Arithmetic::Exact, "{:?}", cuda.arithmetic());
+    ensure!(
+        cuda.device().contains(&format!("stand-in for a driver, not a GPU (0), sm_{}", setup.architecture)),
+        "{}",
+        cuda.device()
+    );
+    for (name, config, want) in all {
+        let mut work = Work::new(&cuda, config);
+        let got = work.all().map_err(|why| format!("{name}: {why}"))?;
+        check_all(&got, want).map_err(|why| format!("{name}: {why}"))?;
+        // Clusters do without projections.
+        let path = if config.proj_size.is_some() && path == "cluster" {
+            if setup.cooperative { "persistent" } else { "a kernel a step" }
+        } else {
+            path
+        };
+        let paths = work.paths();
+        ensure!(paths.iter().all(|there| *there == format!("fused: {path}")), "{name}: {paths:?}, not {path}");
+    }
+    let names = standin.names();
+    let ran = |name: &str| names.iter().any(|there| there == name);
+    ensure!(ran("cuGraphLaunch"), "nothing was replayed");
+    ensure!(ran("cuMemAllocAsync") == setup.pools && ran("cuMemAlloc_v2") != setup.pools, "allocated otherwise");
+    ensure!(ran("cuLaunchKernelEx") == (setup.architecture >= 90), "clusters");
+    ensure!(ran("cuLaunchCooperativeKernel") == setup.cooperative, "cooperative launches");
+    drop(cuda);
+    standin.check_end()
+}
+
+/// Clusters of 16 blocks, which a kernel must be allowed to have, with as much shared memory as a block can have.
+fn large_clusters(standin: &Standin) -> Result<()> {
+    standin.reset();
+    standin.setup(Setup { architecture: 90, multiprocessors: 16, ..Setup::PLAIN });
+    let config = LstmConfig::new(2, 340);
+    let x = Array3::from_shape_fn((2, 2, 2), |(a, t, i)| (a + 2 * t) as f32 * 0.25 - i as f32);
+    let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+    let run = |backend: &dyn Fn() -> Result<Vec<f32>, lstm_cuda::Error>| backend().map_err(|e| e.to_string());
+    let got = run(&|| {
+        let lstm = Lstm::random(&cuda, config.clone(), 3)?;
+        assert_eq!(lstm.paths()[0].to_string(), "fused: cluster");
+        Ok(lstm.forward(&x)?.0.into_iter().collect())
+    })?;
+    let want = run(&|| {
+        let reference = lstm_cuda::Reference(cuda.clone());
+        Ok(Lstm::random(&reference, config.clone(), 3)?.forward(&x)?.0.into_iter().collect())
+    })?;
+    ensure!(got == want && !got.iter().any(|v| v.is_nan()), "large clusters differ");
+    drop(cuda);
+    standin.check_end()
+}
+
+/// The fast mode opens, says what it is, and its errors do.
+fn fast(standin: &Standin) -> Result<()> {
+    standin.reset();
+    standin.setup(Setup { architecture: 75, ..Setup::PLAIN });
+    let refused = Cuda::fast(0).err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(refused.contains("cuda-tf32: open") && refused.contains("from sm_80 on"), "sm_75: {refused}");
+    standin.setup(Setup { architecture: 80, ..Setup::PLAIN });
+    let cuda = Cuda::fast(0).map_err(|e| e.to_string())?;
+    ensure!(cuda.name() == "cuda-tf32" && cuda.arithmetic() != Arithmetic::Exact, "{:?}", cuda.arithmetic());
+    let lstm = Lstm::random(&cuda, LstmConfig::new(8, 24), 1).map_err(|e| e.to_string())?;
+    let x = Array3::<f32>::ones((17, 3, 8));
+    let pass = lstm.forward_train(&x, Keep::Everything).map_err(|e| e.to_string())?;
+    pass.tape.backward(Upstream::from(&pass.y)).map_err(|e| e.to_string())?;
+    standin.reset();
+    standin.fail(0, crate::standin::INVALID_VALUE, true);
+    let error = lstm.forward(&x).err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(error.starts_with("cuda-tf32: "), "another backend's error: {error}");
+    drop((lstm, pass, cuda));
+    standin.check_end()
+}
+
+/// Memory runs out for one batch, and is enough for the next.
+fn full(standin: &Standin) -> Result<()> {
+    for pools in [true, false] {
+        standin.reset();
+        standin.setup(Setup { pools, ..Setup::PLAIN });
+        standin.attribute("memory", 4 << 20);
+        let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+        let config = LstmConfig::new(3, 20);
+        let lstm = Lstm::random(&cuda, config.clone(), 7).map_err(|e| e.to_string())?;
+        let before = standin.live();
+        let error = lstm.forward(&Array3::<f32>::ones((64, 512, 3))).err().map(|e| e.to_string()).unwrap_or_default();
+        ensure!(error.contains("allocation of") && error.contains("CUDA_ERROR_OUT_OF_MEMORY"), "too large: {error}");
+        standin.check_left(before)?;
+        check_all(&Work::new(&cuda, &config).all()?, &expected(&config)?)?;
+        drop((lstm, cuda));
+        standin.attribute("memory", 1 << 30);
+        standin.check_end()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! NVRTC: what it refuses, what it does not know, what is kept of it, and that it may be missing.
+
+use lstm_cuda::{Arithmetic, Backend, Cuda, LstmConfig, kernels};
+
+use crate::{
+    Result, ensure,
+    standin::{Setup, Standin},
+    work::{Work, check_all, expected},
+};
+
+fn refusal(what: &str, words: &str) -> Result<()> {
+    let error = Cuda::new(0).err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(error.contains(words), "{what}: `{error}` does not say `{words}`");
+    Ok(())
+}
+
+pub(crate) fn run() -> Result<String> {
+    let standin = Standin::load()?;
+    let sm_90 = Setup { architecture: 90, multiprocessors: 6, ..Setup::PLAIN };
+    standin.setup(sm_90);
+    standin.nvrtc(100, true);
+    refusal("a source that does not compile", "error: the stand-in was told to refuse this")?;
+    refusal("a source that does not compile", "NVRTC_ERROR_COMPILATION")?;
+    ensure!(standin.nvrtc(60, false) == 0, "a program is left after it did not compile");
+    refusal("NVRTC knows nothing so old", "sm_90: NVRTC knows []")?;
+    standin.check_end()?;
+
+    // The driver compiles what is for an older architecture, and has no clusters then.
+    standin.nvrtc(80, false);
+    let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+    ensure!(cuda.arithmetic() == Arithmetic::Exact, "{:?}", cuda.arithmetic());
+    let config = LstmConfig::new(3, 20);
+    let mut work = Work::new(&cuda, &config);
+    check_all(&work.all()?, &expected(&config)?)?;
+    ensure!(work.paths() == ["fused: persistent"], "{:?}", work.paths());
+    drop(work);
+    drop(cuda);
+    ensure!(standin.nvrtc(100, false) == 0, "a program is left");
+
+    standin.setup(Setup { architecture: 61, ..Setup::PLAIN });
+    refusal("an old device", "is sm_61; the kernels need sm_70 or newer")?;
+    standin.attribute("devices", 0);
+    refusal("no device", "no device 0; there are 0: none")?;
+    standin.check_end()?;
+    Ok("refusals, and an architecture that NVRTC does not know".into())
+}
+
+/// In a process that keeps what was compiled.
+pub(crate) fn cache() -> Result<String> {
+    let standin = Standin::load()?;
+    standin.setup(Setup::PLAIN);
+    drop(Cuda::new(0).map_err(|e| e.to_string())?);
+    standin.nvrtc(100, true);
+    drop(Cuda::new(0).map_err(|e| format!("what was kept is compiled again: {e}"))?);
+    // Another architecture is not what was kept.
+    standin.setup(Setup { architecture: 86, ..Setup::PLAIN });
+    refusal("nothing was kept", "NVRTC_ERROR_COMPILATION")?;
+    standin.check_end()?;
+    Ok("a device opened without compiling".into())
+}
+
+/// In a process that finds no NVRTC.
+pub(crate) fn absent() -> Result<String> {
+    let standin = Standin::load()?;
+    if let Ok((version, _)) = kernels::nvrtc() {
+        return Ok(format!("not run: this machine has NVRTC {version:?}"));
+    }
+    standin.setup(Setup::PLAIN);
+    refusal("no NVRTC", "no NVRTC (libnvrtc.so.12 or .13")?;
+    standin.check_end()?;
+    Ok("said to be missing".into())
+}
