@@ -89,20 +89,47 @@ pub(crate) struct Options {
     pub(crate) threads: Option<usize>,
 }
 
-macro_rules! backends {
-    ($($name:literal => $open:expr,)*) => {
-        /// All backends there are, the one to be used by default first.
-        pub(crate) const KNOWN: &[&str] = &[$($name),*];
+impl Options {
+    /// That no option is given which none of these backends has.
+    pub(crate) fn check(self, names: &[&str]) -> Result<()> {
+        match self.threads {
+            Some(_) if !names.contains(&"cpu") => {
+                Err(Error::option("threads", format!("is of the cpu backend, not of {}", names.join(", "))))
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
-        /// Those that this build holds.
-        pub(crate) const COMPILED: &[&str] = &[$(#[cfg(feature = $name)] $name),*];
+/// A backend of the list.
+#[derive(Clone, Copy)]
+pub(crate) struct Known {
+    pub(crate) name: &'static str,
+    /// The feature that a build needs for it.
+    feature: &'static str,
+    /// Whether this build holds it.
+    pub(crate) compiled: bool,
+}
+
+impl Known {
+    /// Whether it is taken where no backend is named. A feature's other modes give other bits: they must be asked for.
+    fn usual(self) -> bool {
+        self.name == self.feature
+    }
+}
+
+macro_rules! backends {
+    ($($(#[$there:meta])? $name:literal of $feature:literal => $open:expr,)*) => {
+        /// All backends there are, the one to be used by default first.
+        pub(crate) const KNOWN: &[Known] =
+            &[$($(#[$there])? Known { name: $name, feature: $feature, compiled: cfg!(feature = $feature) }),*];
 
         /// Opens a backend, or says why it can't run.
         #[allow(unused_variables, reason = "a build may hold no backend at all")]
         pub(crate) fn open(name: &str, options: Options) -> Result<Box<dyn Device>> {
             let fail = |why: String| Error::Backend { name: name.to_owned(), why };
             match name {
-                $(#[cfg(feature = $name)]
+                $(#[cfg(feature = $feature)]
                 $name => {
                     let open: fn(Options) -> lstm_core::Result<_> = $open;
                     Ok(Box::new(open(options).map_err(|e| fail(e.to_string()))?))
@@ -113,20 +140,39 @@ macro_rules! backends {
     };
 }
 
-// A backend's feature, and a function that opens it or says why it can't run here. What it is is told by its `Debug`.
+// A backend, its feature, and a function that opens it or says why it can't run here. What it is is told by its `Debug`.
 backends! {
-    "cpu" => |options| match options.threads {
+    "cpu" of "cpu" => |options| match options.threads {
         Some(n) => lstm_cpu::Cpu::builder().threads(n).build(),
         None => Ok(lstm_cpu::Cpu::new()),
     },
-    "wgpu" => |_| lstm_wgpu::Wgpu::blocking(),
-    "cuda" => |_| lstm_cuda::Cuda::new(0),
+    "wgpu" of "wgpu" => |_| lstm_wgpu::Wgpu::blocking(),
+    "cuda" of "cuda" => |_| lstm_cuda::Cuda::new(0),
+    "cuda-tf32" of "cuda" => |_| lstm_cuda::Cuda::fast(0),
+    // For tests: who uses the tool need not hear of them.
+    #[cfg(feature = "cuda-host")]
+    "cuda-host" of "cuda-host" => |_| lstm_cuda::CudaHost::new(),
+    #[cfg(feature = "cuda-host")]
+    "cuda-host-tf32" of "cuda-host" => |_| lstm_cuda::CudaHost::fast(0, 8, 0),
+}
+
+/// Those that are taken where none is named.
+pub(crate) fn usual() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().filter(|known| known.compiled && known.usual()).map(|known| known.name)
+}
+
+/// The longest name's length, for tables.
+pub(crate) fn width() -> usize {
+    KNOWN.iter().map(|known| known.name.len()).max().unwrap_or(0)
 }
 
 fn missing(name: &str) -> String {
-    match KNOWN.contains(&name) {
-        true => format!("not in this build; build with `--features {name}`"),
-        false => format!("there is none of this name, but {}", KNOWN.join(", ")),
+    match KNOWN.iter().find(|known| known.name == name) {
+        Some(known) => format!("not in this build; build with `--features {}`", known.feature),
+        None => {
+            let names: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
+            format!("there is none of this name, but {}", names.join(", "))
+        }
     }
 }
 
@@ -135,7 +181,7 @@ pub(crate) fn describe(arithmetic: &Arithmetic) -> String {
     match arithmetic {
         Arithmetic::Exact => "exact".into(),
         Arithmetic::Emulated(why) => format!("exact, emulated: {why}"),
-        Arithmetic::Inexact(what) => format!("inexact: {what}"),
+        Arithmetic::Inexact(what) => format!("inexact, not the bits of other devices: {what}"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `lstm compare`: the same sequences on every backend, bit by bit.
+//! `lstm compare`: the same sequences on every backend, bit by bit; what is not exact, by how far it is away.
 
 use std::{fmt, path::PathBuf, process::ExitCode};
 
@@ -6,7 +6,7 @@ use lstm_core::{HostState, arithmetic::Digest, ndarray::Array3};
 use serde::Serialize;
 
 use crate::{
-    backends::{self, COMPILED, Device, Model, describe, describe_paths},
+    backends::{self, Device, Model, describe, describe_paths},
     error::{Error, Result},
     feed, model,
     report::Output,
@@ -16,7 +16,8 @@ use crate::{
 /// Run a model on every backend and compare outputs and final states bit by bit
 ///
 /// Each backend runs by its own kernels, and the first also by the reference path, the definition. Ends with exit code 3
-/// if backends that promise the same bits gave others; those that promise less, or can't run here, are only told of.
+/// if backends that promise the same bits gave others. Those that promise less are told of, with how far they are from the
+/// first; with --tolerance, further than that is exit code 3 as well. Those that can't run here are only told of.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -25,7 +26,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     feed: feed::FeedArgs,
 
-    /// The backends, each of which must run; by default all of this build that can
+    /// The backends, each of which must run; by default all of this build that can, without cuda-tf32, which is not exact
     #[arg(long, short, value_name = "NAME,...", value_delimiter = ',')]
     backend: Option<Vec<String>>,
 
@@ -33,8 +34,17 @@ pub(crate) struct Args {
     #[arg(long)]
     references: bool,
 
+    /// How far a value of a backend that is not exact may be from the first run's; exact ones are held to their bits
+    #[arg(long, value_name = "DIFFERENCE", value_parser = tolerance)]
+    tolerance: Option<f64>,
+
     #[command(flatten)]
     options: backends::Options,
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    let found = text.parse().ok().filter(|&v: &f64| v.is_finite() && v >= 0.0);
+    found.ok_or_else(|| "expected a number from 0 on, such as 1e-3".into())
 }
 
 #[derive(Serialize)]
@@ -43,7 +53,9 @@ struct Report {
     input: PathBuf,
     batch: usize,
     steps: usize,
-    identical: bool,
+    /// Of the runs that are exact, whether all gave the same bits; none if no run is.
+    exact_runs_identical: Option<bool>,
+    tolerance: Option<f64>,
     runs: Vec<Row>,
     not_run: Vec<NotRun>,
 }
@@ -56,11 +68,16 @@ struct Row {
     arithmetic: String,
     exact: bool,
     digest: String,
+    /// Outputs and states.
+    values: u64,
     /// Outputs and states that differ; any NaN is as good as another.
     differing: u64,
     /// Their bits that differ.
     differing_bits: u64,
+    /// Infinite (in JSON `null`) if only one of the two values is NaN.
     largest_difference: f64,
+    /// Of a run that is not exact, if a tolerance was given.
+    within_tolerance: Option<bool>,
     #[serde(skip)]
     sum: Digest,
 }
@@ -74,12 +91,14 @@ struct NotRun {
 impl Row {
     fn compare(&mut self, want: &Array3<f32>, got: &Array3<f32>) {
         for (want, got) in want.iter().zip(got) {
+            self.values += 1;
             let bits = (want.to_bits() ^ got.to_bits()).count_ones();
             if bits > 0 && !(want.is_nan() && got.is_nan()) {
                 self.differing += 1;
                 self.differing_bits += u64::from(bits);
-                let difference = f64::from(*want) - f64::from(*got);
-                self.largest_difference = self.largest_difference.max(difference.abs());
+                let difference = (f64::from(*want) - f64::from(*got)).abs();
+                let difference = if difference.is_nan() { f64::INFINITY } else { difference };
+                self.largest_difference = self.largest_difference.max(difference);
             }
         }
     }
@@ -104,8 +123,24 @@ impl fmt::Display for Report {
         for NotRun { backend, why } in &self.not_run {
             writeln!(f, "not run: {backend}: {why}")?;
         }
-        let verdict = if self.identical { "identical" } else { "DIFFERENT" };
-        writeln!(f, "{} x {} steps: what promises the same bits is {verdict}", self.batch, self.steps)
+        let verdict = match self.exact_runs_identical {
+            Some(true) => "what promises the same bits is identical",
+            Some(false) => "what promises the same bits is DIFFERENT",
+            None => "nothing here promises the bits of other devices",
+        };
+        writeln!(f, "{} x {} steps: {verdict}", self.batch, self.steps)?;
+        let Some((first, others)) = self.runs.split_first() else { return Ok(()) };
+        for row in others.iter().filter(|row| !row.exact) {
+            let Row { backend, path, differing, values, largest_difference, .. } = row;
+            write!(f, "{backend} ({path}) is not exact: {differing} of {values} values differ from those of ")?;
+            write!(f, "{} ({}), by at most {largest_difference:.1e}", first.backend, first.path)?;
+            match (self.tolerance, row.within_tolerance) {
+                (Some(tolerance), Some(true)) => writeln!(f, ", within the tolerance of {tolerance:e}")?,
+                (Some(tolerance), _) => writeln!(f, ", MORE than the tolerance of {tolerance:e}")?,
+                (None, _) => writeln!(f)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -130,6 +165,9 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
             models.push(model);
         }
     }
+    if args.tolerance.is_some() && rows.iter().all(|row| row.exact) {
+        return Err(Error::option("tolerance", "all of these backends are exact, and are held to their bits"));
+    }
     let (extent, input) = (feed.extent(), feed.path().to_owned());
     feed::catch_interrupts();
     let states = feed.run(&mut models, |outputs| {
@@ -143,33 +181,40 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         row.compare(&states[0].h, h);
         row.compare(&states[0].c, c);
         row.digest = row.sum.to_string();
+        row.within_tolerance = args.tolerance.filter(|_| !row.exact).map(|most| row.largest_difference <= most);
     }
-    let identical = identical(&rows);
+    let exact_runs_identical = identical(&rows);
+    let passed = exact_runs_identical != Some(false) && rows.iter().all(|row| row.within_tolerance != Some(false));
     output.report(&Report {
         model: args.model.path.clone(),
         input,
         batch: extent.batch,
         steps: extent.steps,
-        identical,
+        exact_runs_identical,
+        tolerance: args.tolerance,
         runs: rows,
         not_run,
     })?;
-    Ok(if identical { ExitCode::SUCCESS } else { ExitCode::from(3) })
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
-/// Whether all that promise the same bits gave them. What promises less has nobody to agree with, not even where it comes
-/// first, because nothing else runs here.
-fn identical(rows: &[Row]) -> bool {
+/// Whether all that promise the same bits gave them. What promises less comes first only where nothing promises more: then
+/// there is nothing to say.
+fn identical(rows: &[Row]) -> Option<bool> {
     let same = |row: &Row| row.differing == 0 || !row.exact;
-    rows.first().is_none_or(|first| !first.exact) || rows.iter().all(same)
+    rows.first().filter(|first| first.exact).map(|_| rows.iter().all(same))
 }
 
 /// The devices, the exact ones first; adds why others are missing.
 fn open(args: &Args, not_run: &mut Vec<NotRun>) -> Result<Vec<Box<dyn Device>>> {
-    let names = args.backend.clone().unwrap_or_else(|| COMPILED.iter().map(|&name| name.to_owned()).collect());
+    let names: Vec<&str> = match &args.backend {
+        Some(names) => names.iter().map(String::as_str).collect(),
+        None => backends::usual().collect(),
+    };
+    args.options.check(&names)?;
     let mut devices = Vec::new();
     for name in names {
-        match backends::open(&name, args.options) {
+        match backends::open(name, args.options) {
             Ok(device) => devices.push(device),
             Err(Error::Backend { name, why }) if args.backend.is_none() => not_run.push(NotRun { backend: name, why }),
             Err(error) => return Err(error),
@@ -200,11 +245,16 @@ mod tests {
         row.compare(&want, &got);
         assert_eq!((row.differing, row.differing_bits), (2, 3));
         assert_eq!(row.largest_difference, 3.0 * 2.0 * f64::from(f32::EPSILON));
+        assert_eq!(row.values, 8);
+        // A number where a NaN was is further away than any tolerance.
+        got[[0, 1, 0]] = 1.0;
+        row.compare(&want, &got);
+        assert_eq!(row.largest_difference, f64::INFINITY);
 
         let rows = |base: bool, other: bool| {
             let row = Row { exact: other, differing: 2, ..Row::default() };
             identical(&[Row { exact: base, ..Row::default() }, row])
         };
-        assert_eq!([rows(true, true), rows(true, false), rows(false, false)], [false, true, true]);
+        assert_eq!([rows(true, true), rows(true, false), rows(false, false)], [Some(false), Some(true), None]);
     }
 }

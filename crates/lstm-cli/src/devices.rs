@@ -5,7 +5,7 @@ use std::{fmt, process::ExitCode};
 use serde::Serialize;
 
 use crate::{
-    backends::{self, COMPILED, KNOWN, describe},
+    backends::{self, KNOWN, Known, describe},
     error::Result,
     report::Output,
 };
@@ -34,10 +34,11 @@ struct Row {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for row in &self.backends {
-            match (&row.device, &row.arithmetic) {
-                (Some(device), Some(arithmetic)) => writeln!(f, "{:<6} {device}, arithmetic {arithmetic}", row.name)?,
-                _ => writeln!(f, "{:<6} can't run: {}", row.name, row.why.as_deref().unwrap_or_default())?,
+        let width = backends::width();
+        for Row { name, device, arithmetic, why, .. } in &self.backends {
+            match (device, arithmetic) {
+                (Some(device), Some(arithmetic)) => writeln!(f, "{name:<width$} {device}, arithmetic {arithmetic}")?,
+                _ => writeln!(f, "{name:<width$} can't run: {}", why.as_deref().unwrap_or_default())?,
             }
         }
         Ok(())
@@ -45,12 +46,12 @@ impl fmt::Display for Report {
 }
 
 pub(crate) fn run(_: &Args, output: Output) -> Result<ExitCode> {
-    let row = |name: &str| {
+    let row = |&Known { name, compiled, .. }: &Known| {
         let opened = backends::open(name, backends::Options::default());
         let device = opened.as_ref().ok();
         Row {
             name: name.to_owned(),
-            compiled: COMPILED.contains(&name),
+            compiled,
             available: device.is_some(),
             device: device.map(|device| device.about()),
             arithmetic: device.map(|device| describe(&device.arithmetic())),
@@ -58,6 +59,6 @@ pub(crate) fn run(_: &Args, output: Output) -> Result<ExitCode> {
             why: opened.as_ref().err().map(ToString::to_string),
         }
     };
-    output.report(&Report { backends: KNOWN.iter().map(|name| row(name)).collect() })?;
+    output.report(&Report { backends: KNOWN.iter().map(row).collect() })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -39,7 +39,7 @@ pub(crate) struct FeedArgs {
     #[arg(long, value_name = "FILE")]
     state_in: Option<PathBuf>,
 
-    /// Steps that are read and run at once; the bits do not depend on it [default: about 4 MiB]
+    /// Steps that are read and run at once; the bits, where they are exact, do not depend on it [default: about 4 MiB]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunk: Option<u32>,
 

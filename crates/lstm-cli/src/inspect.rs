@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    backends::{self, KNOWN, describe, describe_paths},
+    backends::{self, KNOWN, Known, describe, describe_paths},
     error::Result,
     model,
     report::Output,
@@ -56,6 +56,8 @@ struct Runs {
     backend: String,
     path: Option<String>,
     arithmetic: Option<String>,
+    /// Whether it gives the bits that all exact backends give.
+    exact: Option<bool>,
     why_not: Option<String>,
 }
 
@@ -94,10 +96,11 @@ impl fmt::Display for Report {
         if !self.unused.is_empty() {
             writeln!(f, "not part of this LSTM: {}", list(&self.unused))?;
         }
-        for runs in &self.backends {
-            match (&runs.path, &runs.arithmetic) {
-                (Some(path), Some(arithmetic)) => writeln!(f, "{:<6} {path}, arithmetic {arithmetic}", runs.backend)?,
-                _ => writeln!(f, "{:<6} can't run it: {}", runs.backend, runs.why_not.as_deref().unwrap_or_default())?,
+        let width = backends::width();
+        for Runs { backend, path, arithmetic, why_not, .. } in &self.backends {
+            match (path, arithmetic) {
+                (Some(path), Some(arithmetic)) => writeln!(f, "{backend:<width$} {path}, arithmetic {arithmetic}")?,
+                _ => writeln!(f, "{backend:<width$} can't run it: {}", why_not.as_deref().unwrap_or_default())?,
             }
         }
         Ok(())
@@ -124,16 +127,22 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         output_size: spec.state_size(),
         parameters: size(&spec),
     };
-    let runs = |&name: &&str| {
+    let runs = |&Known { name, .. }: &Known| {
         let tried = backends::open(name, backends::Options::default()).and_then(|device| {
             let model = device.load(&loaded.weights, false)?;
-            Ok((describe_paths(&model.paths()), describe(&device.arithmetic())))
+            Ok((describe_paths(&model.paths()), device.arithmetic()))
         });
-        let (path, arithmetic, why_not) = match tried {
-            Ok((path, arithmetic)) => (Some(path), Some(arithmetic), None),
-            Err(error) => (None, None, Some(error.to_string())),
-        };
-        Runs { backend: name.to_owned(), path, arithmetic, why_not }
+        let backend = name.to_owned();
+        match tried {
+            Ok((path, arithmetic)) => Runs {
+                backend,
+                path: Some(path),
+                arithmetic: Some(describe(&arithmetic)),
+                exact: Some(arithmetic.is_exact()),
+                why_not: None,
+            },
+            Err(error) => Runs { backend, path: None, arithmetic: None, exact: None, why_not: Some(error.to_string()) },
+        }
     };
     let text = config.to_string();
     let options = text.split(' ').filter_map(|option| option.split_once('='));

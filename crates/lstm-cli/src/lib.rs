@@ -8,7 +8,7 @@
 //! | 0 | done |
 //! | 1 | a file can't be read or written, is not what it should be, or does not fit the model |
 //! | 2 | the command line is wrong |
-//! | 3 | `compare`: backends that promise the same bits gave others |
+//! | 3 | `compare`: backends that promise the same bits gave others, or one that does not is further away than `--tolerance` |
 //! | 4 | a backend that was asked for can't run here |
 //! | 130 | interrupted; no output file was left behind |
 
@@ -59,7 +59,8 @@ struct Args {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 a file can't be read or written, or does not fit; 2 the command line is wrong;
-3 `compare` found other bits; 4 a backend that was asked for can't run here; 130 interrupted";
+3 `compare` found other bits, or more than --tolerance; 4 a backend that was asked for can't run here;
+130 interrupted";
 
 #[derive(Subcommand)]
 enum Command {

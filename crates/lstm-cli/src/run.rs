@@ -9,7 +9,7 @@ use lstm_core::{
 use serde::Serialize;
 
 use crate::{
-    backends::{self, COMPILED, describe, describe_paths},
+    backends::{self, describe, describe_paths},
     error::{Error, Result},
     feed, model,
     output::Writer,
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long)]
     digest: bool,
 
-    /// The backend [default: the first of this build]
+    /// The backend, one of `lstm devices` [default: the first of this build, never cuda-tf32, which is not exact]
     #[arg(long, short, value_name = "NAME")]
     backend: Option<String>,
 
@@ -58,6 +58,8 @@ struct Report {
     backend: String,
     device: String,
     arithmetic: String,
+    /// Whether the outputs have the bits that all exact backends give.
+    exact: bool,
     path: String,
     batch: usize,
     steps: usize,
@@ -70,8 +72,11 @@ struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { batch, steps, output_size, backend, path, seconds, .. } = self;
+        let Report { batch, steps, output_size, backend, path, seconds, arithmetic, .. } = self;
         writeln!(f, "{batch} x {steps} steps of {output_size} outputs on {backend} ({path}) in {seconds:.3} s")?;
+        if !self.exact {
+            writeln!(f, "arithmetic {arithmetic}")?;
+        }
         if let Some(digest) = &self.digest {
             writeln!(f, "digest {digest}")?;
         }
@@ -89,11 +94,9 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         return Err(Error::option("output", "nothing to do: expected --output, --state-out or --digest"));
     }
     state::check_path(args.state_out.as_deref())?;
-    let name = args.backend.as_deref().or(COMPILED.first().copied());
+    let name = args.backend.as_deref().or(backends::usual().next());
     let name = name.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
-    if args.options.threads.is_some() && name != "cpu" {
-        return Err(Error::option("threads", format!("is of the cpu backend, not of {name}")));
-    }
+    args.options.check(&[name])?;
     let device = backends::open(name, args.options)?;
     let loaded = args.model.load()?;
     let config = loaded.weights.config().clone();
@@ -129,6 +132,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         backend: name.to_owned(),
         device: device.about(),
         arithmetic: describe(&device.arithmetic()),
+        exact: device.arithmetic().is_exact(),
         path,
         batch: extent.batch,
         steps: extent.steps,

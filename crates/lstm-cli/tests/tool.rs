@@ -1,6 +1,9 @@
 //! The tool from outside: outputs against the library's, exit codes, JSON, files that are not what they should be.
 
 mod common;
+// Its file lies where it is no test of its own.
+#[path = "tool/fast.rs"]
+mod fast;
 
 use std::{fs, path::Path, process::Output};
 
@@ -207,12 +210,15 @@ fn every_command_speaks_json_and_text() {
     let (code, devices) = json(&["devices"]);
     assert_eq!((code, &devices["backends"][0]["name"]), (0, &"cpu".into()));
     assert_eq!(devices["backends"][0]["exact"], true);
+    assert!(devices["backends"].as_array().unwrap().iter().any(|row| row["name"] == "cuda-tf32"), "{devices}");
     let (code, report) = json(&["inspect", &model]);
     assert_eq!((code, &report["config"]["input_size"], &report["parameters"]), (0, &3.into(), &200.into()));
     assert_eq!(report["backends"][0]["arithmetic"], "exact");
     let (code, report) = json(&["compare", &model, "-i", &input, "--references"]);
     let runs = report["runs"].as_array().unwrap();
-    assert_eq!((code, report["identical"].as_bool()), (0, Some(true)));
+    assert_eq!((code, report["exact_runs_identical"].as_bool()), (0, Some(true)));
+    // Nobody asked for what is not exact, not even whether it could run.
+    assert!(!report.to_string().contains("tf32"), "{report}");
     assert!(runs.len() >= 2 && runs.iter().any(|run| run["path"] == "reference"), "{report}");
     assert!(runs.iter().all(|run| run["digest"] == runs[0]["digest"] || run["exact"] == false), "{report}");
     for args in [
@@ -249,6 +255,12 @@ fn exit_codes_and_errors() {
         (&["run", &model, "-i", &good, "--digest", "--header"], 2, "option", "no .csv"),
         (&["run", &model, "-i", &good, "--digest", "--backend", "abacus"], 4, "backend", "abacus"),
         (&["run", &model, "-i", &good, "--digest", "--threads", "0"], 4, "backend", "1 to 1024"),
+        (
+            &["run", &model, "-i", &good, "--digest", "--threads", "2", "-b", "cuda-tf32"],
+            2,
+            "option",
+            "of the cpu backend",
+        ),
         (&["run", &model, "-i", &good, "--state-out", &out], 1, "file", ".safetensors"),
         (&["run", &model, "-i", &good, "--digest", "--name", "rnn"], 1, "file", "`rnn`"),
         (&["run", &model, "-i", &good, "--digest", "--clip", "-1"], 1, "model", "clip"),
@@ -256,6 +268,18 @@ fn exit_codes_and_errors() {
         (&["run", &bidirectional, "-i", &five, "--digest", "--clip", "1"], 2, "option", "leaves it open"),
         (&["run", &bidirectional, "-i", &five, "--digest", "--max-memory", "0"], 1, "file", "--max-memory"),
         (&["compare", &model, "-i", &good, "--backend", "cpu,abacus"], 4, "backend", "abacus"),
+        (
+            &["compare", &model, "-i", &good, "--backend", "wgpu,cuda-tf32", "--threads", "2"],
+            2,
+            "option",
+            "wgpu, cuda-tf32",
+        ),
+        (
+            &["compare", &model, "-i", &good, "--backend", "cpu", "--tolerance", "1e-3"],
+            2,
+            "option",
+            "held to their bits",
+        ),
         (&["inspect", &both, "--name", "a,b"], 2, "option", "one name"),
     ];
     for (args, code, kind, word) in cases {
@@ -271,6 +295,9 @@ fn exit_codes_and_errors() {
         &["run"][..],
         &["fly"],
         &["run", &model, "-i", &good, "--digest", "--chunk", "0"],
+        &["run", &model, "-i", &good, "--digest", "--tolerance", "1"],
+        &["compare", &model, "-i", &good, "--tolerance=-1"],
+        &["compare", &model, "-i", &good, "--tolerance", "nan"],
         &["inspect", &model, "--cell", "round"],
     ] {
         assert_eq!(run(args).status.code(), Some(2), "{args:?}");
