@@ -1,22 +1,73 @@
 #!/usr/bin/env python3
 """One command for a machine with a GPU: bits against the CPU, then times beside PyTorch's with cuDNN.
 
-    python3 cuda_side_by_side.py PATH/TO/cuda [--rounds 5] [--repeats 10]
+    python3 cuda_side_by_side.py PATH/TO/cuda [--rounds 5] [--repeats 10] [--conformance PATH --tests DIR]
 
 PATH/TO/cuda is the program of benches/src/bin/cuda.rs, built elsewhere:
 `cargo build --release -p lstm-benches --features cuda --bin cuda`. It needs the driver, and NVRTC (PyTorch's wheels bring
 it: put its folder into LD_LIBRARY_PATH) or kernels built before (LSTM_CUDA_KERNELS). Rounds of both alternate; float32
 with TF32 off is the comparison, the other precisions are printed beside it. A line of its own, `lstm-cuda tf32`, is the fast
 mode, which is not exact, beside PyTorch with TF32 on. All sizes include the input's product.
+
+With --conformance, first the whole conformance suite runs on the device, and then a part of it under compute-sanitizer's
+memcheck and racecheck; a tool that refuses the device did not pass. PATH is what `cargo test --release -p lstm-tests
+--features cuda --test conformance --no-run` names, DIR a copy of `tests/` with its snapshots and data.
 """
 
 import argparse
+import os
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 
 SHAPES = [(128, 1, 1000), (256, 1, 1000), (512, 1, 512), (512, 16, 512), (1024, 16, 256), (1024, 64, 256), (2048, 64, 128)]
+
+
+# Under the sanitizers, which slow kernels down a hundredfold: every kind of kernel, and few sizes.
+SANITIZED = ["cuda::cells::", "cuda::kernel-a-step::rows-4", "cuda::persistent::rows-4"]
+
+
+def conformance(program, tests):
+    """How many of these runs failed."""
+    environment = dict(os.environ, CARGO_MANIFEST_DIR=os.path.abspath(tests), LSTM_BACKENDS="cuda", LSTM_REQUIRE="1")
+    runs = [("conformance", [program, "--test-threads", "1"])]
+    for tool in ("memcheck", "racecheck"):
+        found = shutil.which("compute-sanitizer")
+        if not found:
+            print(f"compute-sanitizer {tool}: not run: it is not on the PATH", flush=True)
+            continue
+        for part in SANITIZED:
+            command = [found, "--tool", tool, "--error-exitcode", "9", program, "--test-threads", "1", part]
+            runs.append((f"compute-sanitizer {tool}, {part}", command))
+    failed = 0
+    for name, command in runs:
+        start = time.perf_counter()
+        run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        lines = [line for line in run.stdout.splitlines() if line.strip()]
+        ran = any(line.startswith("test result: ok. ") and not line.startswith("test result: ok. 0 ") for line in lines)
+        # A sanitizer that can't watch the device says so, and may let the program run.
+        refused = any("not supported" in line or "Unable to" in line for line in lines)
+        passed = run.returncode == 0 and ran and not refused
+        failed += not passed
+        print(f"{name}: {'passed' if passed else 'FAILED'} in {time.perf_counter() - start:.0f} s", flush=True)
+        print("\n".join(f"    {line}" for line in lines[-3 if passed else -40 :]), flush=True)
+    return failed
+
+
+def other_paths(child, shape, train, repeats):
+    """The same passes by the paths that the device would not choose, which give the same bits."""
+    times = []
+    for way in ("persistent", "steps"):
+        checked = ask(child, f"check-{way}", *shape, 0) if train else ""
+        answer = ask(child, f"{'train' if train else 'forward'}-{way}", *shape, repeats)
+        try:
+            answer = f"{float(answer):.0f} us"
+        except ValueError:
+            pass
+        times.append(f"{way} {answer} {checked}".strip())
+    return ", ".join(times)
 
 
 def ask(child, *words):
@@ -61,9 +112,12 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--conformance", metavar="PATH")
+    parser.add_argument("--tests", metavar="DIR", default="tests")
     args = parser.parse_args()
+    failed = conformance(args.conformance, args.tests) if args.conformance else 0
     child = subprocess.Popen([args.program, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    different = 0
+    different = failed
     for shape in SHAPES:
         answer = ask(child, "check", *shape, 0)
         different += answer != "identical"
@@ -98,6 +152,7 @@ def main():
                 f"ratio {b / a:.2f}, to the floor {a / floor:.1f}  (spread {spread}; labelled, not compared: {beside})",
                 flush=True,
             )
+            print(f"    by other paths: {other_paths(child, shape, train, args.repeats)}", flush=True)
             fast, theirs = [], []
             for _ in range(args.rounds):
                 answer = ask(child, "train-tf32" if train else "forward-tf32", *shape, args.repeats)

@@ -4,8 +4,10 @@
 //! activations over all 2^32 inputs. Snapshots in `tests/snapshots` are shared by all backends.
 
 use std::{
+    env,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -43,6 +45,10 @@ fn main() {
     #[cfg(feature = "wgpu")]
     if is_wanted("wgpu") {
         wgpu::trials(&mut trials);
+    }
+    #[cfg(feature = "cuda")]
+    if is_wanted("cuda") {
+        cuda::trials(&mut trials);
     }
     #[cfg(feature = "cuda-host")]
     if is_wanted("cuda-host")
@@ -144,8 +150,12 @@ impl Visit for Trials {
     }
 }
 
+/// Where the data are. A binary that was brought to another machine is told when it is started, as cargo does.
 fn package() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
+        env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+    });
+    &PACKAGE
 }
 
 fn golden_cases() -> Vec<PathBuf> {
@@ -188,7 +198,7 @@ fn small_cases() -> impl Iterator<Item = Case> {
 }
 
 /// A case's passes against their snapshot.
-#[cfg(any(feature = "cuda-host", feature = "wgpu"))]
+#[cfg(any(feature = "cuda", feature = "cuda-host", feature = "wgpu"))]
 fn matches_snapshot<B: Backend>(b: &B, case: &Case) -> Result<String> {
     snapshot(&case.name, &compare::render(&check::check_case(b, case)?)).map(|()| String::new())
 }
@@ -275,6 +285,32 @@ mod cpu {
             compare::same_passes(&format!("{label} against plain"), &want, &got)?;
         }
         Ok(String::new())
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    //! A device by the paths that its layers take only where those before are left out.
+
+    use lstm_cuda::Cuda;
+
+    use super::*;
+
+    pub(super) fn trials(trials: &mut Trials) {
+        for (group, without) in [("kernel-a-step", &["cluster", "persistent"] as &[_]), ("persistent", &["cluster"])] {
+            // Where it does not open, that was reported with the backend.
+            let Ok(cuda) = Cuda::without(0, without) else { return };
+            for case in cases::table() {
+                let (cuda, name) = (cuda.clone(), case.name.clone());
+                trials.add("cuda", group, &name, move || matches_snapshot(&cuda, &case));
+            }
+            for run in training::runs() {
+                let (cuda, name) = (cuda.clone(), run.name);
+                trials.add("cuda", group, &format!("training-{name}"), move || {
+                    snapshot(&format!("training-{name}"), &training::check(&cuda, &run)?).map(|()| String::new())
+                });
+            }
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //! Without arguments it checks the bits of every shape and prints a time for each. With `--serve` it reads lines
 //! `PASS HIDDEN BATCH STEPS REPEATS`, where PASS is `check`, `forward` or `train`, and answers each with one line: `identical`
 //! or what differs, or microseconds for one pass, the median. `check-tf32` and so on are the same in the fast mode, which is
-//! not exact: how far it is from the CPU, or microseconds; or why it can't run.
+//! not exact: how far it is from the CPU, or microseconds; or why it can't run. `check-persistent` and `check-steps` and so
+//! on are the same by other paths: without clusters, and by a kernel a step.
 
 use std::{
     cell::LazyCell,
@@ -61,18 +62,31 @@ fn all(cuda: &Cuda) -> Result<bool> {
 }
 
 fn serve(cuda: &Cuda) -> Result<bool> {
-    // Opened when it is asked for first.
+    // Opened when they are asked for first.
     let fast = LazyCell::new(|| Cuda::fast(0));
+    let persistent = LazyCell::new(|| Cuda::without(0, &["cluster"]));
+    let steps = LazyCell::new(|| Cuda::without(0, &["cluster", "persistent"]));
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap_or_default();
         let words: Vec<&str> = line.split_whitespace().collect();
         let numbers: Option<Vec<usize>> = words.iter().skip(1).map(|word| word.parse().ok()).collect();
-        let pass = words.first().map(|word| word.strip_suffix("-tf32").map_or((*word, false), |pass| (pass, true)));
-        let device = if pass.is_some_and(|(_, fast)| fast) { fast.as_ref() } else { Ok(cuda) };
-        let answer = match (device, pass.map(|(pass, _)| pass), numbers.as_deref()) {
+        let (pass, way) = words
+            .first()
+            .map_or(("", None), |word| word.split_once('-').map_or((*word, None), |(pass, way)| (pass, Some(way))));
+        let device = match way {
+            None => Ok(cuda),
+            Some("tf32") => fast.as_ref(),
+            Some("persistent") => persistent.as_ref(),
+            Some("steps") => steps.as_ref(),
+            Some(_) => {
+                println!("expected -tf32, -persistent or -steps, got `{line}`");
+                continue;
+            }
+        };
+        let answer = match (device, pass, numbers.as_deref()) {
             (Err(error), ..) => format!("not run: {error}"),
-            (Ok(cuda), Some("check"), Some(&[hidden, batch, steps, _])) => check(cuda, [hidden, batch, steps])?,
-            (Ok(cuda), Some(pass @ ("forward" | "train")), Some(&[hidden, batch, steps, repeats])) if repeats > 0 => {
+            (Ok(cuda), "check", Some(&[hidden, batch, steps, _])) => check(cuda, [hidden, batch, steps])?,
+            (Ok(cuda), pass @ ("forward" | "train"), Some(&[hidden, batch, steps, repeats])) if repeats > 0 => {
                 microseconds(cuda, [hidden, batch, steps], pass == "train", repeats)?.to_string()
             }
             _ => format!("expected PASS HIDDEN BATCH STEPS REPEATS, got `{line}`"),

@@ -93,7 +93,7 @@ impl Cuda {
     /// [`Error::Device`] says what is missing: the driver, such a device, an architecture of at least sm_70, NVRTC. It also
     /// names any call that fails.
     pub fn new(ordinal: usize) -> Result<Self> {
-        CudaOn::open(Device::open(ordinal, false)?)
+        CudaOn::open(Device::open(ordinal, false, &[])?)
     }
 
     /// [`new`](Self::new) in the fast mode, which is **not exact**: see [above](crate#the-fast-mode).
@@ -102,7 +102,16 @@ impl Cuda {
     /// As for [`new`](Self::new); [`Error::Device`] also for an architecture before sm_80, and if products are off by more
     /// than rounding their operands explains.
     pub fn fast(ordinal: usize) -> Result<Self> {
-        CudaOn::open(Device::open(ordinal, true)?)
+        CudaOn::open(Device::open(ordinal, true, &[])?)
+    }
+
+    /// [`new`](Self::new), but no layer takes the paths of these names, `cluster` or `persistent`: for tests and measurements,
+    /// since all paths give the same bits.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new); [`Error::Device`] also for other names.
+    pub fn without(ordinal: usize, paths: &[&str]) -> Result<Self> {
+        CudaOn::open(Device::open(ordinal, false, paths)?)
     }
 
     /// The names of the devices that there are.

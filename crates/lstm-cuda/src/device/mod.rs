@@ -241,7 +241,10 @@ impl Driver for Device {
                 result::malloc_sync(bytes)
             }
         };
-        let address = address.map_err(|e| self.failed(op, &format!("allocation of {bytes} bytes"), e))?;
+        let address = address.map_err(|e| {
+            let full = if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY { ", which do not fit in memory" } else { "" };
+            self.failed(op, &format!("allocation of {bytes} bytes{full}"), e)
+        })?;
         Ok(DeviceMemory { device: self.0.clone(), address, len })
     }
 

@@ -33,9 +33,10 @@ pub(crate) fn run() -> Result<String> {
         one(&standin, setup, path, &all).map_err(|why| format!("{setup:?}: {why}"))?;
     }
     large_clusters(&standin)?;
+    without(&standin, sm_90)?;
     fast(&standin)?;
     full(&standin)?;
-    Ok(format!("{} devices, {} models on each", setups.len() + 3, all.len()))
+    Ok(format!("{} devices, {} models on each", setups.len() + 5, all.len()))
 }
 
 fn one(standin: &Standin, setup: Setup, path: &str, all: &[(&str, LstmConfig, Bits)]) -> Result<()> {
@@ -91,6 +92,22 @@ fn large_clusters(standin: &Standin) -> Result<()> {
     ensure!(got == want && !got.iter().any(|v| v.is_nan()), "large clusters differ");
     drop(cuda);
     standin.check_end()
+}
+
+/// Layers take the next path where one is left out, and other names are refused.
+fn without(standin: &Standin, setup: Setup) -> Result<()> {
+    for (left_out, path) in [(&["cluster"] as &[_], "persistent"), (&["persistent", "cluster"], "a kernel a step")] {
+        standin.reset();
+        standin.setup(setup);
+        let cuda = Cuda::without(0, left_out).map_err(|e| e.to_string())?;
+        let paths = Lstm::random(&cuda, LstmConfig::new(3, 20), 1).map_err(|e| e.to_string())?.paths();
+        ensure!(paths[0].to_string() == format!("fused: {path}"), "without {left_out:?}: {paths:?}");
+        drop(cuda);
+        standin.check_end()?;
+    }
+    let refused = Cuda::without(0, &["clusters"]).err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(refused.contains("expected the paths cluster or persistent, got `clusters`"), "{refused}");
+    Ok(())
 }
 
 /// The fast mode opens, says what it is, and its errors do.
