@@ -31,7 +31,7 @@ SANITIZED = ["cuda::cells::", "cuda::kernel-a-step::rows-4", "cuda::persistent::
 
 def conformance(program, tests):
     """How many of these runs failed."""
-    environment = dict(os.environ, CARGO_MANIFEST_DIR=os.path.abspath(tests), LSTM_BACKENDS="cuda", LSTM_REQUIRE="1")
+    environment = dict(os.environ, CARGO_MANIFEST_DIR=os.path.abspath(tests), LSTM_BACKENDS="cuda", INSTA_WORKSPACE_ROOT=os.path.abspath(tests))
     runs = [("conformance", [program, "--test-threads", "1"])]
     for tool in ("memcheck", "racecheck"):
         found = shutil.which("compute-sanitizer")
@@ -49,7 +49,9 @@ def conformance(program, tests):
         ran = any(line.startswith("test result: ok. ") and not line.startswith("test result: ok. 0 ") for line in lines)
         # A sanitizer that can't watch the device says so, and may let the program run.
         refused = any("not supported" in line or "Unable to" in line for line in lines)
-        passed = run.returncode == 0 and ran and not refused
+        # As does the suite where the bits are not exact.
+        whole = not any("not run: " in line for line in lines)
+        passed = run.returncode == 0 and ran and whole and not refused
         failed += not passed
         print(f"{name}: {'passed' if passed else 'FAILED'} in {time.perf_counter() - start:.0f} s", flush=True)
         print("\n".join(f"    {line}" for line in lines[-3 if passed else -40 :]), flush=True)
@@ -57,16 +59,15 @@ def conformance(program, tests):
 
 
 def other_paths(child, shape, train, repeats):
-    """The same passes by the paths that the device would not choose, which give the same bits."""
+    """The same passes without clusters, and by a kernel a step: whether the device's own choice is right."""
     times = []
     for way in ("persistent", "steps"):
-        checked = ask(child, f"check-{way}", *shape, 0) if train else ""
         answer = ask(child, f"{'train' if train else 'forward'}-{way}", *shape, repeats)
         try:
             answer = f"{float(answer):.0f} us"
         except ValueError:
             pass
-        times.append(f"{way} {answer} {checked}".strip())
+        times.append(f"{way} {answer}")
     return ", ".join(times)
 
 
@@ -119,9 +120,10 @@ def main():
     child = subprocess.Popen([args.program, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     different = failed
     for shape in SHAPES:
-        answer = ask(child, "check", *shape, 0)
-        different += answer != "identical"
-        print(f"bits {shape}: {answer}", flush=True)
+        for way in ("", "-persistent", "-steps"):
+            answer = ask(child, f"check{way}", *shape, 0)
+            different += answer != "identical"
+            print(f"bits {shape}{way.replace('-', ', ')}: {answer}", flush=True)
         print(f"lstm-cuda tf32 {shape}: {ask(child, 'check-tf32', *shape, 0)}", flush=True)
     try:
         import torch

@@ -269,7 +269,7 @@ fn sizes() -> Vec<Case> {
     // Several chunks of steps, with one that is not whole, and without.
     let diagonal = Case::new("sizes", "diagonal-steps-70", CellKind::PeepholeDiagonal);
     cases.push(diagonal.sizes(5, 9, 6, 70).uneven().with(LstmConfig::bidirectional));
-    cases.push(fused("steps-64-batch-8".to_owned()).sizes(129, 33, 8, 64));
+    cases.push(fused("steps-70-batch-8".to_owned()).sizes(129, 33, 8, 70).with(LstmConfig::bidirectional));
     // Large enough that several threads share it.
     cases.push(fused("large".to_owned()).sizes(70, 260, 67, 2));
     cases.push(

@@ -19,7 +19,7 @@ use lstm_core::{
     ndarray::Array3,
 };
 use lstm_cpu::Cpu;
-use lstm_cuda::Cuda;
+use lstm_cuda::{Cuda, Limits};
 
 /// Hidden size (and features), batch, steps.
 const SHAPES: [[usize; 3]; 7] =
@@ -64,8 +64,9 @@ fn all(cuda: &Cuda) -> Result<bool> {
 fn serve(cuda: &Cuda) -> Result<bool> {
     // Opened when they are asked for first.
     let fast = LazyCell::new(|| Cuda::fast(0));
-    let persistent = LazyCell::new(|| Cuda::without(0, &["cluster"]));
-    let steps = LazyCell::new(|| Cuda::without(0, &["cluster", "persistent"]));
+    let no_clusters = Limits { clusters: false, ..Limits::default() };
+    let persistent = LazyCell::new(|| Cuda::within(0, no_clusters));
+    let steps = LazyCell::new(|| Cuda::within(0, Limits { persistent: false, ..no_clusters }));
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap_or_default();
         let words: Vec<&str> = line.split_whitespace().collect();

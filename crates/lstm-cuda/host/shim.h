@@ -89,6 +89,7 @@ struct Kernel {
 
 static inline u32 peek(const float *p) { return __atomic_load_n(reinterpret_cast<const u32 *>(p), __ATOMIC_RELAXED); }
 static inline float4 peek_four(const float *p) {
+    if (reinterpret_cast<uintptr_t>(p) % sizeof(float4)) __builtin_trap(); // as on a device
     const u32 bits[4] = {peek(p), peek(p + 1), peek(p + 2), peek(p + 3)};
     float4 v;
     std::memcpy(&v, bits, sizeof v);

@@ -30,7 +30,7 @@ struct CopyArgs {
     u32 cols, from_stride, to_stride, snapped;
 };
 
-// out = acc + a . b, for each part of the operands, joined from the left; without acc from the first part on.
+// out = (acc + a . b) + a' . b' + ..., with as many parts of the operands as there are; acc may be null. `gemm_large` has one.
 struct GemmArgs {
     const float *a, *b, *acc;
     float *out;

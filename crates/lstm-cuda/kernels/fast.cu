@@ -115,8 +115,13 @@ template <int DOWN, int ACROSS, int M, int N, int K> struct TensorTile : Sums<16
 
     template <class A, class B>
     MEMBER void join(u32 count, u32 without, u32 depth, A a, int a_part, u32 row0, B b, int b_part, u32 col0) {
-        for (u32 n = 0; n < count; n++, a.p += a_part, b.p += b_part)
-            if (n != without) onto(depth, a, row0, b, col0);
+        for (u32 n = 0; n < count; n++, a.p += a_part, b.p += b_part) {
+            if (n == without) continue;
+            // Sums of its own: tensor cores may cut off what is added to a larger one.
+            TensorTile next;
+            next.product(depth, a, row0, b, col0);
+            this->add(next);
+        }
     }
 };
 

@@ -17,18 +17,27 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
     dc.take(batch, args.dc, nullptr);
     // Nobody else reads it before the first step's barriers.
 
+    constexpr u32 PART = 2; // rows that are asked for together
+    Incoming<8> incoming(hidden);
     for (u32 n = 0; n <= args.steps; n++) {
         const WalkBack at(args, n);
         const float *before = args.dz + (u64)at.visited * batch * 4 * hidden;
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.from, args.rows), all = rows_from(row0, batch, args.rows);
-            // A row of each gate.
-            gather<8>(rows, Rows(before, before, hidden, 4 * row0, 4 * batch), 4 * count);
-            __syncthreads();
-            if (share.works())
-                for (u32 row = 0; row < count; row++)
-                    parts[(share.block * args.rows + row) * units + share.unit] =
-                        share.dot(rows + row * row_floats, gate_floats);
+            // A row of each gate; those that are summed next are on their way while these are.
+            const auto some = [=](u32 row) { return 4 * (count - row < PART ? count - row : PART); };
+            for (u32 first = 0; first < count; first += PART) {
+                const Rows from(before, before, hidden, 4 * (row0 + first), 4 * batch);
+                if (first == 0) incoming.ask(incoming.first(), from, some(0));
+                incoming.bring(rows + first * row_floats, from, some(first));
+                __syncthreads();
+                const u32 next = first + PART;
+                if (next < count) incoming.ask(incoming.first(), Rows(before, before, hidden, 4 * (row0 + next), 4 * batch), some(next));
+                if (share.works())
+                    for (u32 row = first; row < count && row < next; row++)
+                        parts[(share.block * args.rows + row) * units + share.unit] =
+                            share.dot(rows + row * row_floats, gate_floats);
+            }
             __syncthreads();
             for (u32 i = threadIdx.x; i < all * units; i += blockDim.x) {
                 const u32 row = i / units, b = row0 + row, own = b * units + i % units, unit = first_unit + i % units;

@@ -282,13 +282,16 @@ impl<D: Driver> Pass<'_, D> {
         let from = |tensor: &Tensor<D>, row: usize| at(self.address(&tensor.data), row * cols);
         let (mut acc, out) = (onto.map(|(onto, row)| (from(onto, row), cols)), from(out, row));
         let shape = [lines, cols, chunks.steps * batch];
-        let (turns, parts) = if parts_in_turns(driver, shape) { (chunks.count, 1) } else { (1, chunks.count) };
+        let distance = |operand: Operand| chunks.on * (batch * operand.step) as isize;
+        let in_turns = chunks.count == 1
+            || parts_in_turns(driver, shape)
+            || [d, x].into_iter().any(|operand| signed(OP, distance(operand)).is_err());
+        let (turns, parts) = if in_turns { (chunks.count, 1) } else { (1, chunks.count) };
         for n in 0..turns {
             // Operands lie from the first chunk on.
-            let steps = n as isize * chunks.on;
             let part = |operand: Operand| Operand {
-                address: operand.address.wrapping_add_signed(4 * (steps * (batch * operand.step) as isize) as i64),
-                part: chunks.on * (batch * operand.step) as isize,
+                address: operand.address.wrapping_add_signed(4 * n as i64 * distance(operand) as i64),
+                part: if in_turns { 0 } else { distance(operand) },
                 ..operand
             };
             driver.launch(OP, &gemm(driver, OP, shape, parts, (part(d), part(x)), acc, out)?)?;

@@ -60,13 +60,17 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
         return differs(name);
     }
 
-    let (m, n, k) = (5, 9, 2 * exact::BLOCK + 7);
-    let (left, right) = (numbers(m * k), numbers(k * n));
-    let product =
-        b.gemm(Mat::from(&b.upload(Shape::new(m, k), &left)?), Mat::from(&b.upload(Shape::new(k, n), &right)?), None)?;
-    let want = (0..m * n).map(|at| exact::dot(k, |p| left[at / n * k + p], |p| right[p * n + at % n]));
-    if !same(&get(b, &product)?, &want.collect::<Vec<_>>()) {
-        return differs("a product");
+    // By small tiles, and by large ones, whose operands can be read by fours.
+    for (m, n, k) in [(5, 9, 2 * exact::BLOCK + 7), (72, 128 * b.driver.multiprocessors(), 2 * exact::BLOCK + 8)] {
+        let (left, right) = (numbers(m * k), numbers(k * n));
+        let (a, c) = (b.upload(Shape::new(m, k), &left)?, b.upload(Shape::new(k, n), &right)?);
+        let product = get(b, &b.gemm(Mat::from(&a), Mat::from(&c), None)?)?;
+        // Of many elements some, of all rows and all kinds of columns.
+        let some = || (0..m * n).step_by((m * n / (1 << 13)) | 1);
+        let want = some().map(|at| exact::dot(k, |p| left[at / n * k + p], |p| right[p * n + at % n]));
+        if !same(some().map(|at| &product[at]), &want.collect::<Vec<_>>()) {
+            return differs("a product");
+        }
     }
 
     // The layer's own kernels against the reference on the same device, whose operations were looked at above.

@@ -61,7 +61,7 @@ pub(crate) const NAMES: [&str; 33] = [
     "fast_back",
     "fast_back_state",
     "fast_back_units",
-    PERSISTENT,
+    "persistent",
     "persistent_back",
     "projected",
     "projected_back",
@@ -70,9 +70,6 @@ pub(crate) const NAMES: [&str; 33] = [
 
 /// Only builds for sm_90 and later hold it.
 pub(crate) const CLUSTER: &str = "cluster";
-
-/// With a projection the path is another kernel's.
-pub(crate) const PERSISTENT: &str = "persistent";
 
 /// Oldest architecture with the kernels of the fast mode, whose names start with `fast`.
 pub(crate) const OLDEST_FAST: u32 = 80;

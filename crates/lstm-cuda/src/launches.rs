@@ -112,7 +112,17 @@ impl Tile {
         rows.div_ceil(self.rows) * cols.div_ceil(self.cols)
     }
 
-    fn half_full(self, shape: [usize; 2]) -> bool {
+    /// Whether some results of a shape have tiles for two fifths of the device, and fill at least half of them.
+    fn is_for(self, driver: &impl Driver, shape: [usize; 2], results: usize) -> bool {
+        results * self.count(shape) * 5 >= driver.multiprocessors() * 2 && self.is_half_full(shape)
+    }
+
+    /// Whether a result has tiles for all of the device, and fills at least half of them.
+    fn is_busy(self, driver: &impl Driver, shape: [usize; 2]) -> bool {
+        self.count(shape) >= driver.multiprocessors() && self.is_half_full(shape)
+    }
+
+    fn is_half_full(self, shape: [usize; 2]) -> bool {
         self.count(shape) * self.rows * self.cols <= 2 * shape[0] * shape[1]
     }
 
@@ -155,7 +165,7 @@ fn on_tensor_cores(driver: &impl Driver, product: [usize; 3]) -> bool {
 pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> Tile {
     if on_tensor_cores(driver, [rows, cols, depth]) {
         NARROW
-    } else if MEDIUM.count([rows, cols]) * 2 >= driver.multiprocessors() && MEDIUM.half_full([rows, cols]) {
+    } else if MEDIUM.is_for(driver, [rows, cols], 1) {
         MEDIUM
     } else {
         SMALL
@@ -167,7 +177,7 @@ pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -
 pub(crate) fn back_tiles(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> (Option<Tile>, Tile) {
     let tile = step_tile(driver, [rows, cols, depth]);
     let shape = [rows, cols];
-    let apart = tile == SMALL && MEDIUM.count(shape) * 4 * 2 >= driver.multiprocessors() && MEDIUM.half_full(shape);
+    let apart = tile == SMALL && MEDIUM.is_for(driver, shape, 4);
     if apart { (Some(MEDIUM), JOINED) } else { (None, tile) }
 }
 
@@ -179,8 +189,7 @@ pub(crate) fn signed(op: &'static str, n: isize) -> Result<i32> {
 /// Whether products of several parts are better made one after another. Large tiles have no registers for a part's sums
 /// beside those of all; with a long depth, reading and writing the result each time costs less than smaller tiles do.
 pub(crate) fn parts_in_turns(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> bool {
-    let large = LARGE.count([rows, cols]) >= driver.multiprocessors() && depth >= 8 * BLOCK;
-    large && !on_tensor_cores(driver, [rows, cols, depth])
+    depth >= 8 * BLOCK && LARGE.is_busy(driver, [rows, cols]) && !on_tensor_cores(driver, [rows, cols, depth])
 }
 
 /// `acc + a . b` of `[rows, cols]` over `depth`, for each part of the operands, one after another; `acc` with the distance
@@ -214,10 +223,9 @@ pub(crate) fn gemm(
         snapped: u32::from(a.snapped) | u32::from(b.snapped) << 1,
     };
     let shape = [rows, cols];
-    let many = |tile: Tile| tile.count(shape) >= driver.multiprocessors();
     let tile = match on_tensor_cores(driver, [rows, cols, depth]) {
-        true if many(WIDE) => WIDE,
-        false if many(LARGE) && parts == 1 => LARGE,
+        true if WIDE.is_busy(driver, shape) => WIDE,
+        false if LARGE.is_busy(driver, shape) && parts == 1 => LARGE,
         _ => step_tile(driver, [rows, cols, depth]),
     };
     let kernels = ["gemm_small", "gemm_medium", "fast_gemm_narrow", "gemm_large", "fast_gemm_wide"];

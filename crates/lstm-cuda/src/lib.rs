@@ -75,6 +75,23 @@ pub use stream::CudaStream;
 pub use tensor::Tensor;
 pub use trace::Trace;
 
+/// What of a device is used: by default all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Whether layers take the path `cluster`.
+    pub clusters: bool,
+    /// Whether layers take the path `persistent`.
+    pub persistent: bool,
+    /// Multiprocessors to reckon with, if fewer than there are: what is large for few of them comes up in small tests.
+    pub multiprocessors: Option<usize>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { clusters: true, persistent: true, multiprocessors: None }
+    }
+}
+
 /// An NVIDIA GPU.
 pub type Cuda = CudaOn<Device>;
 
@@ -93,7 +110,7 @@ impl Cuda {
     /// [`Error::Device`] says what is missing: the driver, such a device, an architecture of at least sm_70, NVRTC. It also
     /// names any call that fails.
     pub fn new(ordinal: usize) -> Result<Self> {
-        CudaOn::open(Device::open(ordinal, false, &[])?)
+        CudaOn::open(Device::open(ordinal, false, Limits::default())?)
     }
 
     /// [`new`](Self::new) in the fast mode, which is **not exact**: see [above](crate#the-fast-mode).
@@ -102,16 +119,15 @@ impl Cuda {
     /// As for [`new`](Self::new); [`Error::Device`] also for an architecture before sm_80, and if products are off by more
     /// than rounding their operands explains.
     pub fn fast(ordinal: usize) -> Result<Self> {
-        CudaOn::open(Device::open(ordinal, true, &[])?)
+        CudaOn::open(Device::open(ordinal, true, Limits::default())?)
     }
 
-    /// [`new`](Self::new), but no layer takes the paths of these names, `cluster` or `persistent`: for tests and measurements,
-    /// since all paths give the same bits.
+    /// [`new`](Self::new) within limits: for tests and measurements, since the bits are the same.
     ///
     /// # Errors
-    /// As for [`new`](Self::new); [`Error::Device`] also for other names.
-    pub fn without(ordinal: usize, paths: &[&str]) -> Result<Self> {
-        CudaOn::open(Device::open(ordinal, false, paths)?)
+    /// As for [`new`](Self::new).
+    pub fn within(ordinal: usize, limits: Limits) -> Result<Self> {
+        CudaOn::open(Device::open(ordinal, false, limits)?)
     }
 
     /// The names of the devices that there are.

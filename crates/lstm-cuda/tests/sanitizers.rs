@@ -53,6 +53,10 @@ fn compile(source: &Path, out: &Path, sanitizer: &str) -> Result<()> {
     let compiler = env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
     command.args(["-std=c++17", "-O1", "-g", "-mavx2", "-mfma", "-ffp-contract=off", "-Wno-unknown-pragmas"]);
+    if sanitizer == "address" {
+        // What vectors are read from, too.
+        command.args(["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]);
+    }
     command.arg(format!("-fsanitize={sanitizer}")).arg(source).arg("-o").arg(out);
     let output = command.output().map_err(|e| format!("{compiler}: {e}"))?;
     if output.status.success() {

@@ -14,8 +14,8 @@ use super::{
     failed, refused,
 };
 use crate::{
-    cache,
-    kernels::{self, CLUSTER, OLDEST_FAST, PERSISTENT},
+    Limits, cache,
+    kernels::{self, CLUSTER, OLDEST_FAST},
 };
 
 const OP: &str = "open";
@@ -55,12 +55,8 @@ pub(crate) fn devices(backend: &str) -> Result<Vec<String>> {
 }
 
 impl Device {
-    /// `without` names paths that no layer is to take.
-    pub(crate) fn open(ordinal: usize, fast: bool, without: &[&str]) -> Result<Self> {
+    pub(crate) fn open(ordinal: usize, fast: bool, limits: Limits) -> Result<Self> {
         let backend = Device::name_of(fast);
-        if let Some(other) = without.iter().find(|path| ![CLUSTER, PERSISTENT].contains(path)) {
-            return Err(refused(backend, OP, format!("expected the paths {CLUSTER} or {PERSISTENT}, got `{other}`")));
-        }
         let failed = |what: &str, e| failed(backend, OP, what, e);
         let devices = devices(backend)?;
         let Some(name) = devices.get(ordinal) else {
@@ -88,7 +84,8 @@ impl Device {
         }
         let max_shared = get(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let multiprocessors = number(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
-        let cooperative = get(A::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0 && !without.contains(&PERSISTENT);
+        let multiprocessors = limits.multiprocessors.map_or(multiprocessors, |most| multiprocessors.min(most));
+        let cooperative = get(A::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0 && limits.persistent;
         let reads_host = get(A::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS)? != 0;
         let ordered_memory = get(A::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0;
         let context = Context::new(device).map_err(|e| failed("cuDevicePrimaryCtxRetain", e))?;
@@ -118,7 +115,7 @@ impl Device {
             ordered_memory,
             reads_host,
         };
-        for name in kernels::NAMES.into_iter().filter(|&name| name != CLUSTER || !without.contains(&CLUSTER)) {
+        for name in kernels::NAMES.into_iter().filter(|&name| name != CLUSTER || limits.clusters) {
             let symbol = CString::new(name).map_err(|e| refused(backend, OP, e))?;
             // SAFETY: the module is loaded.
             let function = match unsafe { result::module::get_function(module, symbol) } {
