@@ -25,6 +25,10 @@ use lstm_tests::{
     verify::Compared,
 };
 
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cuda-host")]
+mod cuda_host;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
@@ -284,119 +288,6 @@ mod cpu {
             let got = check::check_case(cpu, case).with_context(|| label.clone())?;
             compare::same_passes(&format!("{label} against plain"), &want, &got)?;
         }
-        Ok(String::new())
-    }
-}
-
-#[cfg(feature = "cuda")]
-mod cuda {
-    //! A device by the paths that its layers take only where those before are left out; and the kernels for what is large,
-    //! which on a large device no case is.
-
-    use lstm_cuda::{Cuda, Limits};
-
-    use super::*;
-
-    pub(super) fn trials(trials: &mut Trials) {
-        // Where it does not open at all, that was reported with the backend.
-        if Cuda::new(0).is_err() {
-            return;
-        }
-        let persistent = Limits { clusters: false, ..Limits::default() };
-        let steps = Limits { persistent: false, multiprocessors: Some(4), ..persistent };
-        for (group, limits) in [("kernel-a-step", steps), ("persistent", persistent)] {
-            let cuda = match Cuda::within(0, limits) {
-                Ok(cuda) => cuda,
-                Err(error) => {
-                    trials.add("cuda", group, "open", move || Err(error.into()));
-                    continue;
-                }
-            };
-            for case in cases::table() {
-                let (cuda, name) = (cuda.clone(), case.name.clone());
-                trials.add("cuda", group, &name, move || matches_snapshot(&cuda, &case));
-            }
-            for run in training::runs() {
-                let (cuda, name) = (cuda.clone(), run.name);
-                trials.add("cuda", group, &format!("training-{name}"), move || {
-                    snapshot(&format!("training-{name}"), &training::check(&cuda, &run)?).map(|()| String::new())
-                });
-            }
-        }
-    }
-}
-
-#[cfg(feature = "cuda-host")]
-mod cuda_host {
-    //! What only the host's stand-in for CUDA has: orders in which threads take their turns, and how many blocks can be
-    //! there at the same time, which decides on a layer's path.
-
-    use lstm_core::Reference;
-    use lstm_cuda::CudaHost;
-
-    use super::*;
-
-    pub(super) fn trials(trials: &mut Trials) -> lstm_cuda::Result<()> {
-        // Where it does not open, that was reported with the backend.
-        let Ok(steps) = CudaHost::with(0, 0, 0) else { return Ok(()) };
-        // With persistent kernels in training, where clusters have no part.
-        let clusters = CudaHost::with(0, 8, 2)?;
-        // The backend's own trials are those of persistent kernels.
-        let persistent = CudaHost::new()?;
-        for (path, projected, host) in [
-            ("a kernel a step", "a kernel a step", &steps),
-            ("persistent", "persistent", &persistent),
-            ("cluster", "persistent", &clusters),
-        ] {
-            let host = host.clone();
-            trials.add("cuda-host", "paths", path, move || takes(&host, path, projected));
-        }
-        for (group, host) in [("kernel-a-step", &steps), ("cluster", &clusters)] {
-            for case in cases::table() {
-                let (host, name) = (host.clone(), case.name.clone());
-                trials.add("cuda-host", group, &name, move || matches_snapshot(&host, &case));
-            }
-        }
-        for run in training::runs() {
-            let (steps, name) = (steps.clone(), run.name);
-            trials.add("cuda-host", "kernel-a-step", &format!("training-{name}"), move || {
-                snapshot(&format!("training-{name}"), &training::check(&steps, &run)?).map(|()| String::new())
-            });
-        }
-        for (schedule, resident, cluster) in [(1, 4, 1), (2, 9, 4), (3, 16, 8), (4, 16, 16)] {
-            let host = CudaHost::with(schedule, resident, cluster)?;
-            for case in small_cases().filter(|case| case.group != "sizes" && case.config.proj_size.is_none()) {
-                let (host, name) = (host.clone(), format!("{}-{schedule}-of-{cluster}", case.name));
-                trials.add("cuda-host", "schedules", &name, move || inference(&host, &case));
-            }
-        }
-        // Backwards, and drawn at random; with few blocks of many units and with many of few.
-        for (schedule, resident) in [(1, 3), (2, 8), (3, 64), (4, 0)] {
-            let host = CudaHost::with(schedule, resident, 0)?;
-            for case in small_cases().filter(|case| case.group != "sizes") {
-                let (host, name) = (host.clone(), format!("{}-{schedule}", case.name));
-                trials.add("cuda-host", "schedules", &name, move || matches_snapshot(&host, &case));
-            }
-        }
-        Ok(())
-    }
-
-    /// Every cell's layer names the path, and so does one with a projection.
-    fn takes(host: &CudaHost, want: &str, projected: &str) -> Result<String> {
-        let cells = CELLS.map(|(name, cell)| (Case::new("", name, cell), want));
-        let projection = Case::new("", "projection", CELLS[0].1).with(|c| c.proj_size(3));
-        for (case, want) in cells.into_iter().chain([(projection, projected)]) {
-            let paths = Lstm::new(host, case.weights()?)?.paths();
-            ensure!(paths == [lstm_core::Path::Fused(want.to_owned().into())], "{}: {paths:?}, not {want}", case.name);
-        }
-        Ok(String::new())
-    }
-
-    /// A case's outputs against those of the reference on the same device, which the other trials compare with snapshots.
-    fn inference(host: &CudaHost, case: &Case) -> Result<String> {
-        let (weights, data) = (case.weights()?, case.data());
-        let want = check::outputs(&Lstm::new(&Reference(host.clone()), weights.clone())?, &data)?;
-        compare::same_outputs("inference", &want, &check::outputs(&Lstm::new(host, weights)?, &data)?)?;
         Ok(String::new())
     }
 }
