@@ -25,7 +25,7 @@ import time
 SHAPES = [(128, 1, 1000), (256, 1, 1000), (512, 1, 512), (512, 16, 512), (1024, 16, 256), (1024, 64, 256), (2048, 64, 128)]
 
 
-# Under the sanitizers, which slow kernels down a hundredfold: every kind of kernel, and few sizes.
+# Under the sanitizers, which slow kernels down a hundredfold: the exact mode by every path, and few sizes.
 SANITIZED = ["cuda::cells::", "cuda::kernel-a-step::rows-4", "cuda::persistent::rows-4"]
 
 
