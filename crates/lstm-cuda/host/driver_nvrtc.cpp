@@ -59,7 +59,7 @@ extern "C" int nvrtcDestroyProgram(Program **program) {
 
 // Below some architectures kernels are left out: see CLUSTERS and TENSOR_CORES in device.cuh.
 static bool is_built(const std::string &kernel, int architecture) {
-    if (kernel == "cluster") return architecture >= 90;
+    if (!kernel.compare(0, 7, "cluster")) return architecture >= 90;
     return kernel.compare(0, 4, "fast") || architecture >= 80;
 }
 

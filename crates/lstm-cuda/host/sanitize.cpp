@@ -245,25 +245,26 @@ static void layer(bool reverse, bool lengths, Kind kind) {
     const auto shared = [&](size_t vectors) { return rows * (vectors * depth * PITCH + 4 * shares) + batch * (units + features); };
     const float empty = value(~0u);
     Values y2(y.size(), empty), passed(steps * wide, empty), h2(h.size()), c2(c.size()), gates2(gates.size()), h_last(narrow), c_last(wide);
-    const PersistentArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, w_hr, y2.data(), passed.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, cell};
+    const PersistentArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, w_hr, y2.data(), passed.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, units, 0, cell};
     start(projects ? "projected" : "persistent", blocks, shares, shared(1), true, one);
     const u32 last = reverse ? 0 : steps;
     same("all steps: y", y2, y), same("all steps: h", h2, h), same("all steps: c", c2, c), same("all steps: gates", gates2, gates);
     same("all steps: last h", h_last, Values(&h[last * narrow], &h[last * narrow] + narrow));
     same("all steps: last c", c_last, Values(&c[last * wide], &c[last * wide] + wide));
 
+    // Two clusters, the second with one sequence; some units' weights in shared memory.
+    const u32 size = 2, most = (hidden + 1) / 2, held = 12;
+    const auto cluster_floats = [&](u32 pitch) { return 2 * rows * depth * pitch + 4 * depth * rows * most + (most - held) * depth * LSTM_BLOCK * 4; };
     if (!projects) {
-        // Two clusters, the second with one sequence; some units' weights in shared memory.
-        const u32 size = 2, most = (hidden + 1) / 2, held = 12;
-        const size_t kept = (most - held) * depth * LSTM_BLOCK * 4;
-        Values y3(y.size()), h_last3(narrow), c_last3(wide);
-        const ClusterArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, y3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, reverse, most, held, rows, 0, cell};
-        start("cluster", 2 * size, rows * most, 2 * rows * depth * PITCH + 4 * depth * rows * most + kept, false, clusters, size);
-        same("cluster: y", y3, y), same("cluster: h", h_last3, h_last), same("cluster: c", c_last3, c_last);
+        Values y3(y.size()), h3(h.size()), c3(c.size()), gates3(gates.size()), h_last3(narrow), c_last3(wide);
+        const PersistentArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, nullptr, y3.data(), nullptr, h3.data(), c3.data(), gates3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, most, rows, reverse, state, most, held, 0, cell};
+        start("cluster", 2 * size, rows * most, cluster_floats(PITCH), false, clusters, size);
+        same("cluster: y", y3, y), same("cluster: last h", h_last3, h_last), same("cluster: last c", c_last3, c_last);
+        same("cluster: h", h3, h), same("cluster: c", c3, c), same("cluster: gates", gates3, gates);
     }
 
     Values dh = numbers(narrow), dc = numbers(wide), dz(4 * steps * wide), dp(steps * narrow), m(steps * wide);
-    Values dh2 = dh, dc2 = dc, dz2(dz.size(), empty), dp2(dp.size(), empty), m2(m.size()), sums(4 * narrow);
+    Values dh2 = dh, dc2 = dc, dh3 = dh, dc3 = dc, dz2(dz.size(), empty), dz3(dz.size()), dp2(dp.size(), empty), m2(m.size()), sums(4 * narrow);
     for (u32 n = 0; n <= steps; n++) {
         const u32 t = n == steps ? 0 : reverse ? n : steps - 1 - n, visited = n == 0 ? 0 : reverse ? n - 1 : steps - n;
         const bool end = n == steps;
@@ -278,9 +279,14 @@ static void layer(bool reverse, bool lengths, Kind kind) {
         }
         if (projects && !end) start("back_units_small", (hidden + 15) / 16, 64, tile_floats<Small>(), false, args);
     }
-    const PersistentBackArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, cell, bounds};
+    const PersistentBackArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, units, 0, cell, bounds};
     start(projects ? "projected_back" : "persistent_back", blocks, shares, shared(4), true, back);
     same("all steps back: dz", dz2, dz), same("all steps back: dh", dh2, dh), same("all steps back: dc", dc2, dc);
+    if (!projects) {
+        const PersistentBackArgs clusters{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, nullptr, dh3.data(), dc3.data(), dz3.data(), nullptr, nullptr, active.data(), steps, batch, hidden, most, rows, reverse, state, most, held, 0, cell, bounds};
+        start("cluster_back", 2 * size, rows * most, cluster_floats(PITCH_OF_FOUR), false, clusters, size);
+        same("cluster back: dz", dz3, dz), same("cluster back: dh", dh3, dh), same("cluster back: dc", dc3, dc);
+    }
     if (projects) same("all steps back: projected", dp2, dp), same("all steps back: operand", m2, m);
 }
 

@@ -77,7 +77,8 @@ struct ProjectArgs {
     u32 batch, active, hidden, state;
 };
 
-// All steps, in one launch whose blocks are all resident.
+// All steps, in one launch whose blocks are all resident, or of clusters, each with some of the sequences. Clusters pass
+// nothing on through memory, and snap h0 and c0 on their way.
 struct PersistentArgs {
     const float *z, *u, *h0, *c0, *peephole, *w_hr; // w_hr: a projection's [state, hidden], or null
     float *y;             // [steps * batch, state], the sentinel everywhere at first
@@ -85,18 +86,9 @@ struct PersistentArgs {
     float *h, *c, *gates; // what training keeps, or null
     float *h_last, *c_last;
     const u32 *active; // null: all of the batch, at every step
-    u32 steps, batch, hidden, units, rows, reverse; // units a block has, rows it takes at a time
+    u32 steps, batch, hidden, units, rows, reverse; // units a block has, rows it takes at a time, or that a cluster has
     u32 state, features;                            // h's size, and how much of it a block has
-    CellOptions cell;
-};
-
-// All steps, in one launch of clusters, each with some of the sequences.
-struct ClusterArgs {
-    const float *z, *u, *h0, *c0, *peephole; // h0 and c0 are snapped on their way
-    float *y, *h_last, *c_last;
-    const u32 *active; // null: all of the batch, at every step
-    u32 steps, batch, hidden, reverse;
-    u32 units, held, rows, unused; // units a block has, those of them in registers, sequences a cluster has
+    u32 held, unused;                               // units whose weights a cluster's block has in registers
     CellOptions cell;
 };
 
@@ -121,7 +113,7 @@ struct BackArgs {
     GateBounds bounds;
 };
 
-// All steps of the way back, in one launch whose blocks are all resident.
+// All steps of the way back, in such a launch.
 struct PersistentBackArgs {
     const float *u, *dy, *gates, *h, *c, *peephole, *w_hr;
     float *dh, *dc; // the final state's gradients, snapped; then the initial one's
@@ -130,7 +122,7 @@ struct PersistentBackArgs {
     float *unprojected; // and its operand, [steps * batch, hidden]
     const u32 *active;
     u32 steps, batch, hidden, units, rows, reverse;
-    u32 state, features;
+    u32 state, features, held, unused;
     CellOptions cell;
     GateBounds bounds;
 };

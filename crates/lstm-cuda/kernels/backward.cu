@@ -14,11 +14,11 @@ DEVICE float through(float d, float slope, float gate, bool clipped, float low, 
 DEVICE float sigmoid_slope(float s) { return __fmaf_rn(-s, s, s); }
 DEVICE float tanh_slope(float t) { return __fmaf_rn(-t, t, 1.0f); }
 
-// `dq` is the gradient of the cell's own output (of a projection's operand, where there is one); `gates` are `hidden`
-// apart, so are the peephole's vectors; `dc` of the dense peephole is not yet that of the state before the step.
-DEVICE UnitGradients cell_back(const CellOptions &options, const GateBounds &bounds, const float *gates, const float *p,
+// `dq` is the gradient of the cell's own output (of a projection's operand, where there is one); the peephole's vectors are
+// `hidden` apart; `dc` of the dense peephole is not yet that of the state before the step.
+DEVICE UnitGradients cell_back(const CellOptions &options, const GateBounds &bounds, float4 gates, const float *p,
                                u32 hidden, float c_old, float c, float h, float dq, float dc) {
-    const float i = gates[0], f = gates[hidden], g = gates[2 * (u64)hidden], o = gates[3 * (u64)hidden];
+    const float i = gates.x, f = gates.y, g = gates.z, o = gates.w;
     const bool clipped = options.clipped;
     const float low = bounds.sigmoid_low, high = bounds.sigmoid_high;
     UnitGradients unit;
@@ -107,8 +107,8 @@ DEVICE void unit_back(const BackArgs &args, u32 row, u32 unit, float dq) {
     const u64 at = (u64)row * args.hidden + unit, gates = (u64)row * 4 * args.hidden + unit;
     const float *peephole = args.peephole ? args.peephole + unit : nullptr;
     const float h = args.cell.dense ? args.h_new[at] : 0.0f;
-    const UnitGradients back = cell_back(args.cell, args.bounds, args.gates + gates, peephole, args.hidden, args.c_old[at],
-                                         args.c_new[at], h, dq, args.dc[at]);
+    const UnitGradients back = cell_back(args.cell, args.bounds, of_gates(args.gates + gates, args.hidden), peephole,
+                                         args.hidden, args.c_old[at], args.c_new[at], h, dq, args.dc[at]);
     for (int k = 0; k < 4; k++) args.dz[gates + (u64)k * args.hidden] = back.dz[k];
     args.dc[at] = back.dc;
     if (args.unprojected) args.unprojected[at] = back.operand;

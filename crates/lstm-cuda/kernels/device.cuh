@@ -45,10 +45,16 @@ DEVICE u32 cluster_size() {
     return size;
 }
 // Writes where block `rank` of the cluster has what `p` is here.
-DEVICE void tell(float *p, u32 rank, float v) {
+DEVICE u32 at_peer(float *p, u32 rank) {
     u32 at = (u32)__cvta_generic_to_shared(p);
     asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(at) : "r"(rank));
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(v) : "memory");
+    return at;
+}
+DEVICE void tell(float *p, u32 rank, float v) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at_peer(p, rank)), "f"(v) : "memory");
+}
+DEVICE void tell(float *p, u32 rank, float4 v) {
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at_peer(p, rank)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
 // A barrier of all the cluster's threads in two halves: what a thread did before it arrives, others see once they have
 // waited. Not `.aligned`: threads of a warp may come out of different branches.

@@ -45,15 +45,8 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
                 if (row < count) {
                     float u[4];
                     join(parts + i, share.blocks, args.rows * units, u);
-                    const float two = __fadd_rn(u[0], u[1]);
-                    if (args.cell.dense) {
-                        // The candidate does not see the state, and what the others see is c.
-                        const float f = args.gates[(((u64)at.visited * batch + b) * 4 + 1) * hidden + unit];
-                        dc.v[own] = snap(__fmaf_rn(dc.v[own], f, snap(__fadd_rn(two, u[3]))));
-                        dh.v[own] = 0.0f;
-                    } else {
-                        dh.v[own] = snap(__fadd_rn(__fadd_rn(two, u[2]), u[3]));
-                    }
+                    const float f = args.cell.dense ? args.gates[(((u64)at.visited * batch + b) * 4 + 1) * hidden + unit] : 0.0f;
+                    state_back(args.cell.dense, u, f, dh.v[own], dc.v[own]);
                 }
                 if (at.last) continue;
                 if (b < at.active) {

@@ -4,6 +4,7 @@
 
 // Between blocks of the depth in shared memory: threads of neighbouring blocks read from different banks.
 #define PITCH (LSTM_BLOCK + 4)
+#define PITCH_OF_FOUR (4 * LSTM_BLOCK + 4)
 
 // A sum's next four products.
 DEVICE float along(float s, float4 x, float w0, float w1, float w2, float w3) {
@@ -49,6 +50,19 @@ struct Share {
             s.y = along(s.y, b, w[1][k], w[1][k + 1], w[1][k + 2], w[1][k + 3]);
             s.z = along(s.z, c, w[2][k], w[2][k + 1], w[2][k + 2], w[2][k + 3]);
             s.w = along(s.w, d, w[3][k], w[3][k + 1], w[3][k + 2], w[3][k + 3]);
+        }
+        return s;
+    }
+
+    // The same of a row whose gates lie side by side, [blocks][PITCH_OF_FOUR].
+    MEMBER float4 dot_of_four(const float *x) const {
+        float4 s = {0.0f, 0.0f, 0.0f, 0.0f};
+        x += block * PITCH_OF_FOUR;
+#pragma unroll
+        for (int k = 0; k < LSTM_BLOCK; k++) {
+            const float4 v = *reinterpret_cast<const float4 *>(x + 4 * k);
+            s.x = __fmaf_rn(v.x, w[0][k], s.x), s.y = __fmaf_rn(v.y, w[1][k], s.y);
+            s.z = __fmaf_rn(v.z, w[2][k], s.z), s.w = __fmaf_rn(v.w, w[3][k], s.w);
         }
         return s;
     }
@@ -229,6 +243,18 @@ DEVICE Unit run_unit(const PersistentArgs &args, u32 t, u32 b, u32 unit, float4 
     return next;
 }
 
+// What the four gates' products of the step visited before give the state's gradient; `f` is its gate.
+DEVICE void state_back(bool dense, const float *u, float f, float &dh, float &dc) {
+    const float two = __fadd_rn(u[0], u[1]);
+    if (dense) {
+        // The candidate does not see the state, and what the others see is c.
+        dc = snap(__fmaf_rn(dc, f, snap(__fadd_rn(two, u[3]))));
+        dh = 0.0f;
+    } else {
+        dh = snap(__fadd_rn(__fadd_rn(two, u[2]), u[3]));
+    }
+}
+
 // The way back through it; the gates' gradients are passed on.
 DEVICE UnitGradients run_unit_back(const PersistentBackArgs &args, u32 t, u32 b, u32 unit, float dq, float dc) {
     const u64 gates = ((u64)t * args.batch + b) * 4 * args.hidden + unit;
@@ -236,8 +262,8 @@ DEVICE UnitGradients run_unit_back(const PersistentBackArgs &args, u32 t, u32 b,
     const u64 now = ((u64)(args.reverse ? t : t + 1) * args.batch + b) * args.hidden + unit;
     const float *peephole = args.peephole ? args.peephole + unit : nullptr;
     const float h = args.cell.dense ? args.h[now] : 0.0f;
-    const UnitGradients back = cell_back(args.cell, args.bounds, args.gates + gates, peephole, args.hidden, args.c[old],
-                                         args.c[now], h, dq, dc);
+    const UnitGradients back = cell_back(args.cell, args.bounds, of_gates(args.gates + gates, args.hidden), peephole,
+                                         args.hidden, args.c[old], args.c[now], h, dq, dc);
     for (int k = 0; k < 4; k++) pass_on(args.dz + gates + (u64)k * args.hidden, back.dz[k]);
     return back;
 }

@@ -173,28 +173,7 @@ pub(crate) struct PersistentArgs {
     pub(crate) reverse: u32,
     pub(crate) state: u32,
     pub(crate) features: u32,
-    pub(crate) cell: CellOptions,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-pub(crate) struct ClusterArgs {
-    pub(crate) z: Address,
-    pub(crate) u: Address,
-    pub(crate) h0: Address,
-    pub(crate) c0: Address,
-    pub(crate) peephole: Address,
-    pub(crate) y: Address,
-    pub(crate) h_last: Address,
-    pub(crate) c_last: Address,
-    pub(crate) active: Address,
-    pub(crate) steps: u32,
-    pub(crate) batch: u32,
-    pub(crate) hidden: u32,
-    pub(crate) reverse: u32,
-    pub(crate) units: u32,
     pub(crate) held: u32,
-    pub(crate) rows: u32,
     pub(crate) unused: u32,
     pub(crate) cell: CellOptions,
 }
@@ -274,6 +253,8 @@ pub(crate) struct PersistentBackArgs {
     pub(crate) reverse: u32,
     pub(crate) state: u32,
     pub(crate) features: u32,
+    pub(crate) held: u32,
+    pub(crate) unused: u32,
     pub(crate) cell: CellOptions,
     pub(crate) bounds: GateBounds,
 }

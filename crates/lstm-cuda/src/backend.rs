@@ -221,7 +221,7 @@ impl<D: Driver> Backend for CudaOn<D> {
 
     fn path(&self, layer: &Layer<D>) -> Path {
         let Layer(layer) = layer;
-        let path = match (layer.clusters, layer.persistent) {
+        let path = match (layer.clusters[0], layer.persistent) {
             (Some(_), _) => "cluster",
             (None, Some(_)) => "persistent",
             (None, None) => "a kernel a step",

@@ -12,8 +12,8 @@ use crate::{
     backend::CudaOn,
     driver::{Driver, size},
     launches::{Map, Operand, at, back_tiles, gemm, map, parts_in_turns, signed, step_tile, sum, sum_launch},
-    layer::Loaded,
-    persistent::Geometry,
+    layer::{InOne, Loaded},
+    persistent::Way,
     tensor::Tensor,
     trace::Trace,
 };
@@ -74,8 +74,8 @@ impl<D: Driver> CudaOn<D> {
             let (from, to) = (driver.address(&from.data), driver.address(&to.data));
             driver.launch(OP, &map(OP, Map::Snap, from, to, len, 0.0)?)?;
         }
-        match layer.persistent_rows(4, batch) {
-            Some(shares) => pass.steps_in_one(upstream.y, &d, shares)?,
+        match layer.in_one(Way::Back, batch) {
+            Some(in_one) => pass.steps_in_one(upstream.y, &d, in_one)?,
             None => pass.steps(upstream.y, &d)?,
         }
         let mut weights = upstream.onto;
@@ -97,16 +97,22 @@ impl<D: Driver> Pass<'_, D> {
         at(self.address(memory), t * self.trace.batch * cols)
     }
 
-    fn steps_in_one(&self, dy: &Tensor<D>, d: &State<Tensor<D>>, (geometry, rows): (Geometry, usize)) -> Result<()> {
+    fn steps_in_one(&self, dy: &Tensor<D>, d: &State<Tensor<D>>, in_one: InOne) -> Result<()> {
         let (driver, trace, spec) = (&self.b.driver, self.trace, &self.layer.spec);
         let (steps, batch, hidden, state) = (trace.steps, trace.batch, spec.hidden_size, spec.state_size());
         let dz = self.address(&self.dz);
         let [projected, unprojected] =
             self.projected.as_ref().map_or([0; 2], |both| both.each_ref().map(|memory| self.address(memory)));
-        for (passed, size) in [(dz, 4 * hidden), (projected, state)].into_iter().filter(|(passed, _)| *passed != 0) {
+        // What is passed on through memory.
+        let passed = match in_one {
+            InOne::Clusters(..) => [(0, 0); 2],
+            InOne::Persistent(..) => [(dz, 4 * hidden), (projected, state)],
+        };
+        for (passed, size) in passed.into_iter().filter(|(passed, _)| *passed != 0) {
             let len = checked_len(OP, &[steps, batch, size])?;
             driver.launch(OP, &map(OP, Map::Sentinel, 0, passed, len, 0.0)?)?;
         }
+        let shares = in_one.shares(OP)?;
         let args = PersistentBackArgs {
             u: self.address(&self.layer.u),
             dy: self.address(&dy.data),
@@ -124,15 +130,17 @@ impl<D: Driver> Pass<'_, D> {
             steps: size(OP, steps)?,
             batch: size(OP, batch)?,
             hidden: size(OP, hidden)?,
-            units: size(OP, geometry.units)?,
-            rows: size(OP, rows)?,
+            units: shares.units,
+            rows: shares.rows,
             reverse: spec.reverse.into(),
             state: size(OP, state)?,
-            features: size(OP, geometry.features)?,
+            features: shares.features,
+            held: shares.held,
+            unused: 0,
             cell: CellOptions::new(spec),
             bounds: GateBounds::new(spec),
         };
-        driver.launch(OP, &geometry.launch(OP, geometry.kernels[1], (4, rows, batch), args)?)
+        driver.launch(OP, &in_one.launch(OP, Way::Back, batch, args)?)
     }
 
     fn steps(&self, dy: &Tensor<D>, d: &State<Tensor<D>>) -> Result<()> {

@@ -74,19 +74,24 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
     }
 
     // The layer's own kernels against the reference on the same device, whose operations were looked at above.
-    // What steps pass on differs among them: h, the cell state, a projection's operand as well.
+    // What steps pass on differs among them: h, the cell state, a projection's operand as well. The first one has enough
+    // units for a cluster of several blocks.
     let config = LstmConfig::new(5, 40);
     let x = Array3::from_shape_fn((3, 4, 5), |(a, t, i)| (a as f32 - 1.0) * 0.5 + t as f32 * 0.25 - i as f32 * 0.125);
     let kinds = [
-        config.clone().cell(CellKind::PeepholeDiagonal),
+        LstmConfig::new(5, 100).cell(CellKind::PeepholeDiagonal),
         config.clone().cell(CellKind::PeepholeDense),
         config.proj_size(35),
     ];
     for config in kinds {
-        let own = Lstm::random(b, config.clone(), 1)?.forward_train(&x, Keep::Everything)?;
+        let lstm = Lstm::random(b, config.clone(), 1)?;
+        let (own, (y, state)) = (lstm.forward_train(&x, Keep::Everything)?, lstm.forward(&x)?);
         let reference = Lstm::random(&Reference(b.clone()), config, 1)?.forward_train(&x, Keep::Everything)?;
         if !same(&own.y, &reference.y) || !same(&own.state.c, &reference.state.c) {
             return differs("a layer");
+        }
+        if !same(&y, &reference.y) || !same(&state.h, &reference.state.h) || !same(&state.c, &reference.state.c) {
+            return differs("a layer in inference");
         }
         let own = own.tape.backward(Upstream::from(&own.y).with_input())?;
         let reference = reference.tape.backward(Upstream::from(&reference.y).with_input())?;
@@ -97,12 +102,18 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
         }
     }
 
-    // Inference may have kernels of its own: enough units for a cluster of several blocks.
-    let config = LstmConfig::new(5, 100);
-    let (y, state) = Lstm::random(b, config.clone(), 1)?.forward(&x)?;
-    let (want, want_state) = Lstm::random(&Reference(b.clone()), config, 1)?.forward(&x)?;
-    if !same(&y, &want) || !same(&state.h, &want_state.h) || !same(&state.c, &want_state.c) {
-        return differs("a layer in inference");
+    // And what layers too large for clusters take.
+    let weights = Weights::init(LstmConfig::new(9, 40), &Init::default(), 1)?;
+    let weights = &weights.layers()[0];
+    let mut loaded = Loaded::new(&b.driver, weights)?;
+    if loaded.persistent.is_some() && loaded.clusters.iter().any(Option::is_some) {
+        loaded.clusters = [None; 2];
+        let reference = Reference(b.clone());
+        let want = passes(b, &reference, &reference.load(weights)?, weights.spec())?;
+        let got = passes(b, b, &Layer(Arc::new(loaded)), weights.spec())?;
+        if !got.iter().zip(&want).all(|(got, want)| same(got, want)) {
+            return differs("a layer by other kernels");
+        }
     }
     Ok(Arithmetic::Exact)
 }

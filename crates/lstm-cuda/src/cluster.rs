@@ -2,15 +2,18 @@
 
 use lstm_core::{LayerSpec, Result, arithmetic::BLOCK};
 
+use bytemuck::Pod;
+
 use crate::{
-    args::ClusterArgs,
     driver::{Driver, Launch},
-    kernels::CLUSTER,
-    persistent::{MAX_ROWS, MAX_THREADS, PITCH},
+    persistent::{MAX_ROWS, MAX_THREADS, Way},
 };
 
 /// Larger layers' weights do not fit into the largest cluster.
 const MAX_HIDDEN: usize = 512;
+
+/// By [`Way`].
+const KERNELS: [&str; 2] = ["cluster", "cluster_back"];
 
 /// Blocks of a cluster: more than 8 are not on every device, and more than 16 on none.
 const SIZES: [u32; 5] = [1, 2, 4, 8, 16];
@@ -18,6 +21,7 @@ const SIZES: [u32; 5] = [1, 2, 4, 8, 16];
 /// A cluster's blocks, and what each of them has.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Clusters {
+    way: Way,
     depth: usize,
     size: u32,
     pub(crate) units: usize,
@@ -31,18 +35,23 @@ pub(crate) struct Clusters {
 impl Clusters {
     /// As few blocks as hold the weights in registers, since what they tell one another is what costs; else as few as hold
     /// them at all. None where there are no such clusters, or for cells whose steps exchange twice.
-    pub(crate) fn new(driver: &impl Driver, spec: &LayerSpec) -> Result<Option<Self>> {
+    pub(crate) fn new(driver: &impl Driver, spec: &LayerSpec, way: Way) -> Result<Option<Self>> {
         if spec.proj_size.is_some() {
             return Ok(None);
         }
         let max_shared = driver.max_shared();
-        Clusters::choose(spec.hidden_size, max_shared, |size| {
-            driver.resident_clusters("load", CLUSTER, size, MAX_THREADS as u32, max_shared)
+        Clusters::choose(way, spec.hidden_size, max_shared, |size| {
+            driver.resident_clusters("load", KERNELS[way as usize], size, MAX_THREADS as u32, max_shared)
         })
     }
 
     /// `resident` tells how many clusters of so many blocks can be there at once.
-    fn choose(hidden: usize, max_shared: u32, resident: impl Fn(u32) -> Result<usize>) -> Result<Option<Self>> {
+    fn choose(
+        way: Way,
+        hidden: usize,
+        max_shared: u32,
+        resident: impl Fn(u32) -> Result<usize>,
+    ) -> Result<Option<Self>> {
         if hidden > MAX_HIDDEN {
             return Ok(None);
         }
@@ -50,7 +59,7 @@ impl Clusters {
             for size in SIZES {
                 let (units, depth) = (hidden.div_ceil(size as usize), hidden.div_ceil(BLOCK));
                 let held = units.min(MAX_THREADS / depth);
-                let clusters = Clusters { depth, size, units, held, count: 0, max_shared };
+                let clusters = Clusters { way, depth, size, units, held, count: 0, max_shared };
                 // A thread has one unit's weights in registers, and of one at most in shared memory.
                 let fits = units <= 2 * held && units <= MAX_THREADS && clusters.shared(1) <= max_shared as usize;
                 if (units == held) != in_registers || !fits {
@@ -68,7 +77,9 @@ impl Clusters {
     /// Bytes of shared memory of a block, for so many sequences.
     fn shared(&self, rows: usize) -> usize {
         let weights = (self.units - self.held) * self.depth * BLOCK * 4;
-        4 * (rows * (2 * self.depth * PITCH + 4 * self.depth * self.units) + weights)
+        // What steps tell of a block of the depth is four words apart from the next one's.
+        let told = self.way.vectors() * BLOCK + 4;
+        4 * (rows * (2 * self.depth * told + 4 * self.depth * self.units) + weights)
     }
 
     /// How many sequences a cluster has, if clusters that are there at once can have them all.
@@ -79,9 +90,10 @@ impl Clusters {
     }
 
     /// Starts enough clusters for a batch, each with some `rows` of it.
-    pub(crate) fn launch(&self, op: &'static str, rows: usize, batch: usize, args: ClusterArgs) -> Result<Launch> {
+    pub(crate) fn launch(&self, op: &'static str, rows: usize, batch: usize, args: impl Pod) -> Result<Launch> {
         let threads = (self.held * self.depth).max(rows * self.units).next_multiple_of(32) as u32;
-        let launch = Launch::new(op, CLUSTER, batch.div_ceil(rows) * self.size as usize, threads, args)?;
+        let launch =
+            Launch::new(op, KERNELS[self.way as usize], batch.div_ceil(rows) * self.size as usize, threads, args)?;
         // It fits: see `rows`.
         Ok(Launch { shared: self.shared(rows) as u32, cluster: self.size, ..launch })
     }
@@ -95,9 +107,12 @@ mod tests {
     const SM_90: u32 = 227 << 10;
 
     fn choose(hidden: usize, largest: u32) -> Option<(u32, usize, usize)> {
-        let clusters =
-            Clusters::choose(hidden, SM_90, |size| Ok(if size <= largest { 132 / size as usize } else { 0 }));
-        clusters.unwrap().map(|c| (c.size, c.units, c.held))
+        let [forward, back] = [Way::Forward, Way::Back].map(|way| {
+            let resident = |size| Ok(if size <= largest { 132 / size as usize } else { 0 });
+            Clusters::choose(way, hidden, SM_90, resident).unwrap().map(|c| (c.size, c.units, c.held))
+        });
+        assert_eq!(forward, back);
+        forward
     }
 
     #[test]
@@ -117,20 +132,23 @@ mod tests {
 
     #[test]
     fn batches_that_clusters_have_at_once() {
-        let clusters = Clusters::choose(512, SM_90, |_| Ok(8)).unwrap().unwrap();
+        let clusters = Clusters::choose(Way::Forward, 512, SM_90, |_| Ok(8)).unwrap().unwrap();
         assert_eq!((clusters.rows(1), clusters.rows(8), clusters.rows(9)), (Some(1), Some(1), Some(2)));
         // Shared memory, 227 KiB: 128 for weights, 12.5 for a sequence.
         assert_eq!((clusters.rows(56), clusters.rows(57)), (Some(7), None));
+        // 16.5 for what the way back tells of one, and 8 for its sums.
+        let clusters = Clusters::choose(Way::Back, 512, SM_90, |_| Ok(8)).unwrap().unwrap();
+        assert_eq!((clusters.rows(32), clusters.rows(33)), (Some(4), None));
         // Threads.
-        let clusters = Clusters::choose(64, SM_90, |_| Ok(2)).unwrap().unwrap();
+        let clusters = Clusters::choose(Way::Forward, 64, SM_90, |_| Ok(2)).unwrap().unwrap();
         assert_eq!((clusters.rows(8), clusters.rows(9)), (Some(4), None));
     }
 
     #[test]
     fn every_layer_s_units_have_a_thread_and_fit() {
         for hidden in 1..=MAX_HIDDEN {
-            for largest in SIZES {
-                let clusters = Clusters::choose(hidden, SM_90, |size| Ok((size <= largest).into())).unwrap();
+            for (largest, way) in SIZES.into_iter().flat_map(|size| [(size, Way::Forward), (size, Way::Back)]) {
+                let clusters = Clusters::choose(way, hidden, SM_90, |size| Ok((size <= largest).into())).unwrap();
                 let Some(c) = clusters else { continue };
                 assert!(
                     c.units * c.size as usize >= hidden && c.held * c.depth <= MAX_THREADS && c.units <= 2 * c.held

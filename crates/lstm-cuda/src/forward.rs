@@ -4,13 +4,12 @@
 use lstm_core::{CellKind, Error, LayerSpec, Output, Result, Sequence, Shape, State};
 
 use crate::{
-    args::{Address, CellOptions, ClusterArgs, PersistentArgs, ProjectArgs, StepArgs},
+    args::{Address, CellOptions, PersistentArgs, ProjectArgs, StepArgs},
     backend::CudaOn,
-    cluster::Clusters,
     driver::{Driver, Launch, size},
     launches::{Map, Operand, at, copy, gemm, map, step_tile},
-    layer::{Key, Loaded, Plan},
-    persistent::Geometry,
+    layer::{InOne, Key, Loaded, Plan},
+    persistent::Way,
     tensor::Tensor,
     trace::Trace,
 };
@@ -107,78 +106,39 @@ impl<D: Driver> CudaOn<D> {
         }
         let x = driver.address(&sequence.x.data);
         driver.launch(op, &input(driver, op, layer, x, steps * batch, driver.address(&plan.z))?)?;
-        if trace.is_none()
-            && let Some(shares) = layer.cluster_rows(batch)
-        {
-            return self.run_clusters(op, layer, plan, sequence, shares);
-        }
-        match layer.persistent_rows(1, batch) {
-            Some(shares) => self.run_persistent(op, layer, plan, sequence, trace, shares),
+        match layer.in_one(Way::Forward, batch) {
+            Some(in_one) => self.run_in_one(op, layer, plan, sequence, trace, in_one),
             None => self.run_steps(op, layer, plan, sequence, trace),
         }
     }
 
-    fn run_clusters(
-        &self,
-        op: &'static str,
-        layer: &Loaded<D>,
-        plan: &Plan<D>,
-        sequence: &Sequence<'_, Tensor<D>>,
-        (clusters, rows): (Clusters, usize),
-    ) -> Result<Output<Tensor<D>>> {
-        let (driver, spec) = (&self.driver, &layer.spec);
-        let (steps, batch, hidden) = (sequence.steps, sequence.batch, spec.hidden_size);
-        let [y, h, c] = [steps * batch, batch, batch].map(|rows| self.tensor(op, Shape::new(rows, hidden)));
-        let (y, state) = (y?, State { h: h?, c: c? });
-        let active = sequence.lengths.map(|_| self.active(op, steps, |t| sequence.active(t))).transpose()?;
-        let address = |x: &Tensor<D>| driver.address(&x.data);
-        let args = ClusterArgs {
-            z: driver.address(&plan.z),
-            u: driver.address(&layer.u),
-            h0: address(&sequence.state.h),
-            c0: address(&sequence.state.c),
-            peephole: layer.peephole(driver),
-            y: address(&y),
-            h_last: address(&state.h),
-            c_last: address(&state.c),
-            active: active.as_ref().map_or(0, |active| driver.address(active)),
-            steps: size(op, steps)?,
-            batch: size(op, batch)?,
-            hidden: size(op, hidden)?,
-            reverse: spec.reverse.into(),
-            units: size(op, clusters.units)?,
-            held: size(op, clusters.held)?,
-            rows: size(op, rows)?,
-            unused: 0,
-            cell: CellOptions::new(spec),
-        };
-        driver.launch(op, &clusters.launch(op, rows, batch, args)?)?;
-        Ok(Output::new(y, state))
-    }
-
-    fn run_persistent(
+    fn run_in_one(
         &self,
         op: &'static str,
         layer: &Loaded<D>,
         plan: &Plan<D>,
         sequence: &Sequence<'_, Tensor<D>>,
         trace: Option<&Trace<D>>,
-        (geometry, rows): (Geometry, usize),
+        in_one: InOne,
     ) -> Result<Output<Tensor<D>>> {
         let (driver, spec) = (&self.driver, &layer.spec);
         let (steps, batch, hidden, state_size) = (sequence.steps, sequence.batch, spec.hidden_size, spec.state_size());
         let [y, h] = [steps * batch, batch].map(|rows| self.tensor(op, Shape::new(rows, state_size)));
         let (y, state) = (y?, State { h: h?, c: self.tensor(op, Shape::new(batch, hidden))? });
         let address = |x: &Tensor<D>| driver.address(&x.data);
-        let [h0, c0] = [&plan.h, &plan.c].map(|memory| driver.address(memory));
-        for (from, to, size) in [(&sequence.state.h, h0, state_size), (&sequence.state.c, c0, hidden)] {
-            driver.launch(op, &copy(op, (address(from), size), (to, size), [batch, size], true)?)?;
-        }
-        // What blocks pass on besides `y`.
-        let passes_more = spec.proj_size.is_some() || spec.cell == CellKind::PeepholeDense;
-        let passed = passes_more.then(|| self.tensor(op, Shape::new(steps * batch, hidden))).transpose()?;
-        for words in [Some(&y), passed.as_ref()].into_iter().flatten() {
-            driver.launch(op, &map(op, Map::Sentinel, 0, address(words), words.shape.len(), 0.0)?)?;
+        let (mut h0, mut c0, mut passed) = (address(&sequence.state.h), address(&sequence.state.c), None);
+        if matches!(in_one, InOne::Persistent(..)) {
+            let [h, c] = [&plan.h, &plan.c].map(|memory| driver.address(memory));
+            for (from, to, size) in [(h0, h, state_size), (c0, c, hidden)] {
+                driver.launch(op, &copy(op, (from, size), (to, size), [batch, size], true)?)?;
+            }
+            (h0, c0) = (h, c);
+            // What blocks pass on besides `y`.
+            let passes_more = spec.proj_size.is_some() || spec.cell == CellKind::PeepholeDense;
+            passed = passes_more.then(|| self.tensor(op, Shape::new(steps * batch, hidden))).transpose()?;
+            for words in [Some(&y), passed.as_ref()].into_iter().flatten() {
+                driver.launch(op, &map(op, Map::Sentinel, 0, address(words), words.shape.len(), 0.0)?)?;
+            }
         }
         // A trace has them already.
         let own = match (trace, sequence.lengths) {
@@ -187,6 +147,7 @@ impl<D: Driver> CudaOn<D> {
         };
         let active = own.as_ref().or(trace.and_then(|trace| trace.active.as_ref()));
         let kept = |memory: fn(&Trace<D>) -> &D::Memory| trace.map_or(0, |trace| driver.address(memory(trace)));
+        let shares = in_one.shares(op)?;
         let args = PersistentArgs {
             z: driver.address(&plan.z),
             u: driver.address(&layer.u),
@@ -205,14 +166,16 @@ impl<D: Driver> CudaOn<D> {
             steps: size(op, steps)?,
             batch: size(op, batch)?,
             hidden: size(op, hidden)?,
-            units: size(op, geometry.units)?,
-            rows: size(op, rows)?,
+            units: shares.units,
+            rows: shares.rows,
             reverse: spec.reverse.into(),
             state: size(op, state_size)?,
-            features: size(op, geometry.features)?,
+            features: shares.features,
+            held: shares.held,
+            unused: 0,
             cell: CellOptions::new(spec),
         };
-        driver.launch(op, &geometry.launch(op, geometry.kernels[0], (1, rows, batch), args)?)?;
+        driver.launch(op, &in_one.launch(op, Way::Forward, batch, args)?)?;
         Ok(Output::new(y, state))
     }
 

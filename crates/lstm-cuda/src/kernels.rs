@@ -32,7 +32,7 @@ const SOURCES: [(&str, &str); 14] = [
 const OPTIONS: [&str; 5] = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--ptxas-options=-v"];
 
 /// All kernels, in no order.
-pub(crate) const NAMES: [&str; 33] = [
+pub(crate) const NAMES: [&str; 34] = [
     "map",
     "mul_add",
     "within",
@@ -65,18 +65,21 @@ pub(crate) const NAMES: [&str; 33] = [
     "persistent_back",
     "projected",
     "projected_back",
-    CLUSTER,
+    "cluster",
+    "cluster_back",
 ];
 
-/// Only builds for sm_90 and later hold it.
-pub(crate) const CLUSTER: &str = "cluster";
+/// Whether a kernel is one for clusters, which only builds for sm_90 and later hold.
+pub(crate) fn is_for_clusters(kernel: &str) -> bool {
+    kernel.starts_with("cluster")
+}
 
 /// Oldest architecture with the kernels of the fast mode, whose names start with `fast`.
 pub(crate) const OLDEST_FAST: u32 = 80;
 
 /// Whether builds for some architectures do without a kernel.
 pub(crate) fn is_optional(kernel: &str) -> bool {
-    kernel == CLUSTER || kernel.starts_with("fast")
+    is_for_clusters(kernel) || kernel.starts_with("fast")
 }
 
 /// Kernels for one architecture.

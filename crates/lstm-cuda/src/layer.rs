@@ -2,14 +2,15 @@
 
 use std::{fmt, sync::Arc};
 
+use bytemuck::Pod;
 use lstm_core::{CellKind, Error, LayerSpec, LayerWeights, Param, Result, shape::checked_len};
 
 use crate::{
     args::Address,
     cluster::Clusters,
-    driver::{Driver, size},
+    driver::{Driver, Launch, size},
     launches::{Map, map},
-    persistent::Geometry,
+    persistent::{Geometry, Way},
 };
 
 /// Snapped weights; clones share them.
@@ -38,8 +39,8 @@ pub(crate) struct Loaded<D: Driver> {
     peephole: Option<D::Memory>,
     /// How the units are shared out where all blocks can be there at once.
     pub(crate) persistent: Option<Geometry>,
-    /// The same, where a cluster has all units.
-    pub(crate) clusters: Option<Clusters>,
+    /// The same, where a cluster has all units; by [`Way`].
+    pub(crate) clusters: [Option<Clusters>; 2],
     /// In the fast mode, from how many multiplications on a step goes to tensor cores even so.
     pub(crate) large_step: Option<usize>,
 }
@@ -77,15 +78,9 @@ impl<D: Driver> Loaded<D> {
             projection: spec.proj_size.map(|_| load(param(Param::WeightHr)?)).transpose()?,
             peephole: peephole.map(|p| load(&p)).transpose()?,
             persistent: Geometry::new(driver, &spec)?,
-            clusters: Clusters::new(driver, &spec)?,
+            clusters: [Clusters::new(driver, &spec, Way::Forward)?, Clusters::new(driver, &spec, Way::Back)?],
             large_step: driver.fast().then(|| driver.multiprocessors().saturating_mul(LARGE_STEP)),
         })
-    }
-
-    /// Whether a batch's steps may go to kernels that do them all, whose sums are exact in the fast mode as well.
-    fn in_one(&self, batch: usize) -> bool {
-        let step = [4, self.spec.hidden_size, self.spec.state_size()].into_iter().fold(batch, usize::saturating_mul);
-        self.large_step.is_none_or(|large| step < large)
     }
 
     /// The projection's address, or 0.
@@ -93,21 +88,59 @@ impl<D: Driver> Loaded<D> {
         self.projection.as_ref().map_or(0, |p| driver.address(p))
     }
 
-    /// How one kernel does all steps of a batch, if it can: see [`Geometry::rows`].
-    pub(crate) fn persistent_rows(&self, vectors: usize, batch: usize) -> Option<(Geometry, usize)> {
-        self.persistent
-            .filter(|_| self.in_one(batch))
-            .and_then(|geometry| Some((geometry, geometry.rows(vectors, batch)?)))
-    }
-
-    /// How one kernel of clusters does all steps of inference, if it can: see [`Clusters::rows`].
-    pub(crate) fn cluster_rows(&self, batch: usize) -> Option<(Clusters, usize)> {
-        self.clusters.filter(|_| self.in_one(batch)).and_then(|clusters| Some((clusters, clusters.rows(batch)?)))
+    /// How one kernel does all steps of a batch, if it can. Its sums are exact in the fast mode as well, where it leaves large
+    /// steps to others.
+    pub(crate) fn in_one(&self, way: Way, batch: usize) -> Option<InOne> {
+        let step = [4, self.spec.hidden_size, self.spec.state_size()].into_iter().fold(batch, usize::saturating_mul);
+        if self.large_step.is_some_and(|large| step >= large) {
+            return None;
+        }
+        let clusters = self.clusters[way as usize].and_then(|c| Some(InOne::Clusters(c, c.rows(batch)?)));
+        clusters.or_else(|| self.persistent.and_then(|g| Some(InOne::Persistent(g, g.rows(way, batch)?))))
     }
 
     /// The peephole's address, or 0.
     pub(crate) fn peephole(&self, driver: &D) -> Address {
         self.peephole.as_ref().map_or(0, |p| driver.address(p))
+    }
+}
+
+/// A kernel that does all steps of a batch.
+#[derive(Clone, Copy)]
+pub(crate) enum InOne {
+    /// Each cluster has so many sequences.
+    Clusters(Clusters, usize),
+    /// All blocks together take so many sequences at a time, and pass on what steps give through memory.
+    Persistent(Geometry, usize),
+}
+
+/// A block's part of the work, as kernels take it.
+pub(crate) struct Shares {
+    pub(crate) units: u32,
+    pub(crate) held: u32,
+    pub(crate) features: u32,
+    pub(crate) rows: u32,
+}
+
+impl InOne {
+    pub(crate) fn shares(&self, op: &'static str) -> Result<Shares> {
+        let [units, held, features, rows] = match *self {
+            InOne::Clusters(c, rows) => [c.units, c.held, c.units, rows],
+            InOne::Persistent(g, rows) => [g.units, g.units, g.features, rows],
+        };
+        Ok(Shares {
+            units: size(op, units)?,
+            held: size(op, held)?,
+            features: size(op, features)?,
+            rows: size(op, rows)?,
+        })
+    }
+
+    pub(crate) fn launch(&self, op: &'static str, way: Way, batch: usize, args: impl Pod) -> Result<Launch> {
+        match *self {
+            InOne::Clusters(clusters, rows) => clusters.launch(op, rows, batch, args),
+            InOne::Persistent(geometry, rows) => geometry.launch(op, way, (rows, batch), args),
+        }
     }
 }
 
@@ -157,10 +190,9 @@ impl<D: Driver> Plan<D> {
             h: alloc(&[2, batch, spec.state_size()])?,
             c: alloc(&[2, batch, spec.hidden_size])?,
             unprojected: spec.proj_size.map(|_| alloc(&[batch, spec.hidden_size])).transpose()?,
-            y: if layer.cluster_rows(batch).is_some() || layer.persistent_rows(1, batch).is_some() {
-                None
-            } else {
-                Some(alloc(&[steps, batch, spec.state_size()])?)
+            y: match layer.in_one(Way::Forward, batch) {
+                Some(_) => None,
+                None => Some(alloc(&[steps, batch, spec.state_size()])?),
             },
             graph: None,
         })

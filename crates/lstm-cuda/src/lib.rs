@@ -20,7 +20,7 @@
 //! ```
 //!
 //! A layer runs by one of three paths, which all give the same bits; [`Backend::path`] names the first that it can take:
-//! - `cluster`, one kernel for all steps of inference, whose blocks pass the state on through their shared memory: a hidden
+//! - `cluster`, one kernel for all steps, whose blocks pass the state on through their shared memory: a hidden
 //!   size of up to 512 on devices of sm_90 and later; not with a projection, and not for batches larger than the clusters
 //!   that are there at once can have.
 //! - `persistent`, one kernel for all steps whose blocks keep the recurrent weights in registers, where the device can hold

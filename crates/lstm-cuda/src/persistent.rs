@@ -14,6 +14,23 @@ pub(crate) const PITCH: usize = BLOCK + 4;
 /// Rows of a batch that a block takes at a time, at most.
 pub(crate) const MAX_ROWS: usize = 8;
 
+/// Which way a pass over the steps goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Way {
+    Forward,
+    Back,
+}
+
+impl Way {
+    /// Vectors of `hidden` that steps pass on.
+    pub(crate) fn vectors(self) -> usize {
+        match self {
+            Way::Forward => 1,
+            Way::Back => 4,
+        }
+    }
+}
+
 /// Units a block has and how many blocks there are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Geometry {
@@ -27,8 +44,8 @@ pub(crate) struct Geometry {
     blocks: usize,
     threads: u32,
     max_shared: u32,
-    /// The way forward, and back.
-    pub(crate) kernels: [&'static str; 2],
+    /// By [`Way`].
+    kernels: [&'static str; 2],
 }
 
 impl Geometry {
@@ -37,7 +54,7 @@ impl Geometry {
         for units in 1..=spec.hidden_size {
             let geometry = Geometry::of(spec, units, driver.max_shared());
             // The backward pass's need is the larger one.
-            if geometry.shares > MAX_THREADS || geometry.shared(4, 1, 1) > geometry.max_shared {
+            if geometry.shares > MAX_THREADS || geometry.shared(Way::Back, 1, 1) > geometry.max_shared {
                 break;
             }
             let Geometry { threads, max_shared, kernels, .. } = geometry;
@@ -69,28 +86,29 @@ impl Geometry {
         Geometry { depth, units, features, shares, blocks, threads, max_shared, kernels }
     }
 
-    /// Bytes of shared memory, with so many vectors of `hidden` exchanged.
-    fn shared(&self, vectors: usize, rows: usize, batch: usize) -> u32 {
-        let floats = rows * (vectors * self.depth * PITCH + 4 * self.shares) + batch * (self.units + self.features);
+    /// Bytes of shared memory.
+    fn shared(&self, way: Way, rows: usize, batch: usize) -> u32 {
+        let floats =
+            rows * (way.vectors() * self.depth * PITCH + 4 * self.shares) + batch * (self.units + self.features);
         (floats * 4).try_into().unwrap_or(u32::MAX)
     }
 
     /// How many rows of a batch a block takes at a time; `None` if the batch is too large.
-    pub(crate) fn rows(&self, vectors: usize, batch: usize) -> Option<usize> {
-        (1..=batch.min(MAX_ROWS)).rev().find(|&rows| self.shared(vectors, rows, batch) <= self.max_shared)
+    pub(crate) fn rows(&self, way: Way, batch: usize) -> Option<usize> {
+        (1..=batch.min(MAX_ROWS)).rev().find(|&rows| self.shared(way, rows, batch) <= self.max_shared)
     }
 
-    /// Starts a kernel whose steps exchange so many vectors of `hidden`, that many rows at a time.
+    /// Starts the kernel of all steps, that many rows at a time.
     pub(crate) fn launch<A: Pod>(
         &self,
         op: &'static str,
-        kernel: &'static str,
-        (vectors, rows, batch): (usize, usize, usize),
+        way: Way,
+        (rows, batch): (usize, usize),
         args: A,
     ) -> Result<Launch> {
         size(op, batch * self.units)?;
-        let launch = Launch::new(op, kernel, self.blocks, self.threads, args)?;
-        Ok(Launch { shared: self.shared(vectors, rows, batch), resident: true, ..launch })
+        let launch = Launch::new(op, self.kernels[way as usize], self.blocks, self.threads, args)?;
+        Ok(Launch { shared: self.shared(way, rows, batch), resident: true, ..launch })
     }
 }
 
@@ -128,10 +146,10 @@ mod tests {
         // Rows of h, sums of blocks of four gates, then the block's own h and c; the last block has fewer units.
         let g = of(37, None, 9);
         assert_eq!((g.features, g.shares, g.blocks), (9, 18, 5));
-        assert_eq!(g.shared(1, 3, 5), 4 * (3 * (2 * 36 + 4 * 18) + 5 * 18));
+        assert_eq!(g.shared(Way::Forward, 3, 5), 4 * (3 * (2 * 36 + 4 * 18) + 5 * 18));
         // A projection's operand is longer than h.
         let g = of(37, Some(20), 9);
         assert_eq!((g.features, g.shares, g.blocks), (4, 9, 5));
-        assert_eq!(g.shared(4, 3, 5), 4 * (3 * (4 * 2 * 36 + 4 * 9) + 5 * 13));
+        assert_eq!(g.shared(Way::Back, 3, 5), 4 * (3 * (4 * 2 * 36 + 4 * 9) + 5 * 13));
     }
 }

@@ -1,7 +1,6 @@
 //! What only the host's stand-in for CUDA has: orders in which threads take their turns, and how many blocks can be
 //! there at the same time, which decides on a layer's path.
 
-use lstm_core::Reference;
 use lstm_cuda::CudaHost;
 
 use super::*;
@@ -9,7 +8,6 @@ use super::*;
 pub(super) fn trials(trials: &mut Trials) -> lstm_cuda::Result<()> {
     // Where it does not open, that was reported with the backend.
     let Ok(steps) = CudaHost::with(0, 0, 0) else { return Ok(()) };
-    // With persistent kernels in training, where clusters have no part.
     let clusters = CudaHost::with(0, 8, 2)?;
     // The backend's own trials are those of persistent kernels.
     let persistent = CudaHost::new()?;
@@ -26,18 +24,18 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_cuda::Result<()> {
             let (host, name) = (host.clone(), case.name.clone());
             trials.add("cuda-host", group, &name, move || matches_snapshot(&host, &case));
         }
-    }
-    for run in training::runs() {
-        let (steps, name) = (steps.clone(), run.name);
-        trials.add("cuda-host", "kernel-a-step", &format!("training-{name}"), move || {
-            snapshot(&format!("training-{name}"), &training::check(&steps, &run)?).map(|()| String::new())
-        });
+        for run in training::runs() {
+            let (host, name) = (host.clone(), run.name);
+            trials.add("cuda-host", group, &format!("training-{name}"), move || {
+                snapshot(&format!("training-{name}"), &training::check(&host, &run)?).map(|()| String::new())
+            });
+        }
     }
     for (schedule, resident, cluster) in [(1, 4, 1), (2, 9, 4), (3, 16, 8), (4, 16, 16)] {
         let host = CudaHost::with(schedule, resident, cluster)?;
         for case in small_cases().filter(|case| case.group != "sizes" && case.config.proj_size.is_none()) {
             let (host, name) = (host.clone(), format!("{}-{schedule}-of-{cluster}", case.name));
-            trials.add("cuda-host", "schedules", &name, move || inference(&host, &case));
+            trials.add("cuda-host", "schedules", &name, move || matches_snapshot(&host, &case));
         }
     }
     // Backwards, and drawn at random; with few blocks of many units and with many of few.
@@ -59,13 +57,5 @@ fn takes(host: &CudaHost, want: &str, projected: &str) -> Result<String> {
         let paths = Lstm::new(host, case.weights()?)?.paths();
         ensure!(paths == [lstm_core::Path::Fused(want.to_owned().into())], "{}: {paths:?}, not {want}", case.name);
     }
-    Ok(String::new())
-}
-
-/// A case's outputs against those of the reference on the same device, which the other trials compare with snapshots.
-fn inference(host: &CudaHost, case: &Case) -> Result<String> {
-    let (weights, data) = (case.weights()?, case.data());
-    let want = check::outputs(&Lstm::new(&Reference(host.clone()), weights.clone())?, &data)?;
-    compare::same_outputs("inference", &want, &check::outputs(&Lstm::new(host, weights)?, &data)?)?;
     Ok(String::new())
 }

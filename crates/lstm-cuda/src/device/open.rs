@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Limits, cache,
-    kernels::{self, CLUSTER, OLDEST_FAST},
+    kernels::{self, OLDEST_FAST},
 };
 
 const OP: &str = "open";
@@ -115,7 +115,11 @@ impl Device {
             ordered_memory,
             reads_host,
         };
-        for name in kernels::NAMES.into_iter().filter(|&name| name != CLUSTER || limits.clusters) {
+        for name in kernels::NAMES {
+            let clusters = kernels::is_for_clusters(name);
+            if clusters && !limits.clusters {
+                continue;
+            }
             let symbol = CString::new(name).map_err(|e| refused(backend, OP, e))?;
             // SAFETY: the module is loaded.
             let function = match unsafe { result::module::get_function(module, symbol) } {
@@ -130,10 +134,10 @@ impl Device {
                 set.map_err(|e| failed(&format!("{attribute:?} of kernel {name}"), e))
             };
             // Whose launches may ask for more shared memory than 48 KiB.
-            if name.starts_with("persistent") || name.starts_with("projected") || name == CLUSTER {
+            if name.starts_with("persistent") || name.starts_with("projected") || clusters {
                 set(F::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, max_shared)?;
             }
-            if name == CLUSTER {
+            if clusters {
                 // More than 8 blocks, where the device has such clusters.
                 set(F::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)?;
             }

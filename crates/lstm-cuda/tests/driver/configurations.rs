@@ -1,6 +1,8 @@
 //! Devices of several kinds: each gives the exact bits by the path that it should take, and gives back all that it took.
 
-use lstm_cuda::{Arithmetic, Backend, Cuda, Keep, Limits, Lstm, LstmConfig, Upstream, ndarray::Array3};
+use lstm_cuda::{
+    Arithmetic, Backend, Cuda, Error, Keep, Limits, Lstm, LstmConfig, Param, Reference, Upstream, ndarray::Array3,
+};
 
 use crate::{
     Result, ensure,
@@ -79,19 +81,25 @@ fn large_clusters(standin: &Standin) -> Result<()> {
     let config = LstmConfig::new(2, 340);
     let x = Array3::from_shape_fn((2, 2, 2), |(a, t, i)| (a + 2 * t) as f32 * 0.25 - i as f32);
     let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
-    let run = |backend: &dyn Fn() -> Result<Vec<f32>, lstm_cuda::Error>| backend().map_err(|e| e.to_string());
-    let got = run(&|| {
-        let lstm = Lstm::random(&cuda, config.clone(), 3)?;
-        assert_eq!(lstm.paths()[0].to_string(), "fused: cluster");
-        Ok(lstm.forward(&x)?.0.into_iter().collect())
-    })?;
-    let want = run(&|| {
-        let reference = lstm_cuda::Reference(cuda.clone());
-        Ok(Lstm::random(&reference, config.clone(), 3)?.forward(&x)?.0.into_iter().collect())
-    })?;
+    let launched = || standin.names().into_iter().filter(|name| name == "cuLaunchKernelEx").count();
+    let before = launched();
+    let lstm = Lstm::random(&cuda, config.clone(), 3).map_err(|e| e.to_string())?;
+    assert_eq!(lstm.paths()[0].to_string(), "fused: cluster");
+    let got = both_ways(&lstm, &x).map_err(|e| e.to_string())?;
+    let reference = Reference(cuda.clone());
+    let want = Lstm::random(&reference, config, 3).and_then(|lstm| both_ways(&lstm, &x)).map_err(|e| e.to_string())?;
     ensure!(got == want && !got.iter().any(|v| v.is_nan()), "large clusters differ");
-    drop(cuda);
+    ensure!(launched() == before + 2, "{} launches of clusters, not both ways", launched() - before);
+    drop((lstm, reference, cuda));
     standin.check_end()
+}
+
+/// What a pass gives, and the gradients of the inputs and of the recurrent weights.
+fn both_ways<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Vec<f32>, Error> {
+    let pass = lstm.forward_train(x, Keep::Everything)?;
+    let gradients = pass.tape.backward(Upstream::from(&pass.y).with_input())?;
+    let recurrent = gradients.weights.layers()[0].get(Param::WeightHh).into_iter().flatten().copied();
+    Ok(pass.y.iter().copied().chain(gradients.x.into_iter().flatten()).chain(recurrent).collect())
 }
 
 /// Layers take the next path where one is left out.
