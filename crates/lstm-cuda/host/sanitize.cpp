@@ -218,7 +218,8 @@ static void layer(bool reverse, bool lengths, Kind kind) {
     // Rows and threads that do not divide one another, so that no thread finds only what it wrote itself.
     const bool projects = kind == PROJECTED, dense = kind == DENSE;
     // Words that can't be read by fours, and that can.
-    const u32 hidden = lengths ? 40 : 37, batch = 4, steps = 3, units = 9, rows = 3, blocks = (hidden + units - 1) / units;
+    // The batch is joined in two parts, or at once; rows are summed two at a time.
+    const u32 hidden = lengths ? 40 : 37, batch = 4, steps = 3, units = 9, rows = reverse ? 4 : 3, part = 2, blocks = (hidden + units - 1) / units;
     const u32 state = projects ? hidden - (lengths ? 4 : 2) : hidden, features = projects ? (state + blocks - 1) / blocks : units;
     const Values z = numbers(steps * batch * 4 * hidden), u = numbers(4 * hidden * state), p = numbers(3 * hidden);
     const Values w = numbers(state * hidden), h0 = numbers(batch * state), c0 = numbers(batch * hidden);
@@ -241,24 +242,30 @@ static void layer(bool reverse, bool lengths, Kind kind) {
         const ProjectArgs project{operand.data(), w_hr, &h[from * narrow], h_new, y_new, batch, active[t], hidden, state};
         if (projects) start("project_small", (state + 15) / 16, 64, tile_floats<Small>(), false, project);
     }
-    const size_t depth = (hidden + LSTM_BLOCK - 1) / LSTM_BLOCK, shares = units * depth; // as many for h, which is as many blocks long
-    const auto shared = [&](size_t vectors) { return rows * (vectors * depth * PITCH + 4 * shares) + batch * (units + features); };
+    const size_t depth = blocks_of(hidden); // of h as well
+    const auto shared = [&](size_t fours, size_t blocks) {
+        return (projects ? rows : 2 * part) * blocks * PITCH + (projects ? 1 : 2) * rows * 4 * fours + batch * (units + features);
+    };
     const float empty = value(~0u);
     Values y2(y.size(), empty), passed(steps * wide, empty), h2(h.size()), c2(c.size()), gates2(gates.size()), h_last(narrow), c_last(wide);
-    const PersistentArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, w_hr, y2.data(), passed.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, units, 0, cell};
-    start(projects ? "projected" : "persistent", blocks, shares, shared(1), true, one);
+    const PersistentArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, w_hr, y2.data(), passed.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, part, units, cell};
+    const size_t fours = units * depth, fours_back = std::max(4 * depth * ((features + 3) / 4), projects ? fours : 0);
+    // Of two groups that share out the rows.
+    start(projects ? "projected" : "persistent", blocks, 2 * fours, shared(fours, depth), true, one);
     const u32 last = reverse ? 0 : steps;
     same("all steps: y", y2, y), same("all steps: h", h2, h), same("all steps: c", c2, c), same("all steps: gates", gates2, gates);
     same("all steps: last h", h_last, Values(&h[last * narrow], &h[last * narrow] + narrow));
     same("all steps: last c", c_last, Values(&c[last * wide], &c[last * wide] + wide));
 
     // Two clusters, the second with one sequence; some units' weights in shared memory.
-    const u32 size = 2, most = (hidden + 1) / 2, held = 12;
-    const auto cluster_floats = [&](u32 pitch) { return 2 * rows * depth * pitch + 4 * depth * rows * most + (most - held) * depth * LSTM_BLOCK * 4; };
+    const u32 size = 2, most = (hidden + 1) / 2, held = 12, held_back = 3, in_cluster = 3;
+    const auto cluster_floats = [&](size_t blocks, size_t fours, size_t held) {
+        return in_cluster * (2 * blocks * PITCH + 4 * blocks * fours) + (fours - held) * blocks * LSTM_BLOCK * 4;
+    };
     if (!projects) {
         Values y3(y.size()), h3(h.size()), c3(c.size()), gates3(gates.size()), h_last3(narrow), c_last3(wide);
-        const PersistentArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, nullptr, y3.data(), nullptr, h3.data(), c3.data(), gates3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, most, rows, reverse, state, most, held, 0, cell};
-        start("cluster", 2 * size, rows * most, cluster_floats(PITCH), false, clusters, size);
+        const PersistentArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, nullptr, y3.data(), nullptr, h3.data(), c3.data(), gates3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, most, in_cluster, reverse, state, most, in_cluster, held, cell};
+        start("cluster", 2 * size, in_cluster * most, cluster_floats(depth, most, held), false, clusters, size);
         same("cluster: y", y3, y), same("cluster: last h", h_last3, h_last), same("cluster: last c", c_last3, c_last);
         same("cluster: h", h3, h), same("cluster: c", c3, c), same("cluster: gates", gates3, gates);
     }
@@ -279,12 +286,12 @@ static void layer(bool reverse, bool lengths, Kind kind) {
         }
         if (projects && !end) start("back_units_small", (hidden + 15) / 16, 64, tile_floats<Small>(), false, args);
     }
-    const PersistentBackArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, units, 0, cell, bounds};
-    start(projects ? "projected_back" : "persistent_back", blocks, shares, shared(4), true, back);
+    const PersistentBackArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, part, units, cell, bounds};
+    start(projects ? "projected_back" : "persistent_back", blocks, 2 * fours_back, shared(fours_back, 4 * depth), true, back);
     same("all steps back: dz", dz2, dz), same("all steps back: dh", dh2, dh), same("all steps back: dc", dc2, dc);
     if (!projects) {
-        const PersistentBackArgs clusters{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, nullptr, dh3.data(), dc3.data(), dz3.data(), nullptr, nullptr, active.data(), steps, batch, hidden, most, rows, reverse, state, most, held, 0, cell, bounds};
-        start("cluster_back", 2 * size, rows * most, cluster_floats(PITCH_OF_FOUR), false, clusters, size);
+        const PersistentBackArgs clusters{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, nullptr, dh3.data(), dc3.data(), dz3.data(), nullptr, nullptr, active.data(), steps, batch, hidden, most, in_cluster, reverse, state, most, in_cluster, held_back, cell, bounds};
+        start("cluster_back", 2 * size, in_cluster * most, cluster_floats(4 * depth, (most + 3) / 4, held_back), false, clusters, size);
         same("cluster back: dz", dz3, dz), same("cluster back: dh", dh3, dh), same("cluster back: dc", dc3, dc);
     }
     if (projects) same("all steps back: projected", dp2, dp), same("all steps back: operand", m2, m);

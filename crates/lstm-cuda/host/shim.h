@@ -102,10 +102,9 @@ static inline void pause() { shim::pause(); }
 static inline u32 cluster_rank() { return shim::rank(); }
 static inline u32 cluster_size() { return shim::cluster_blocks; }
 static inline void tell(float *p, u32 rank, float v) { *shim::at_peer(p, rank) = v; }
-static inline void tell(float *p, u32 rank, float4 v) {
+static inline void tell_four(float *p, u32 apart, u32 rank, float4 v) {
     float *to = shim::at_peer(p, rank);
-    if (reinterpret_cast<uintptr_t>(to) % sizeof v) __builtin_trap(); // as on a device
-    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+    to[0] = v.x, to[apart] = v.y, to[2 * apart] = v.z, to[3 * apart] = v.w;
 }
 #define cluster_arrive() shim::arrive_cluster()
 #define cluster_wait() shim::wait_cluster(__FILE__, __LINE__)

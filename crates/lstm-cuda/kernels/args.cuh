@@ -88,7 +88,7 @@ struct PersistentArgs {
     const u32 *active; // null: all of the batch, at every step
     u32 steps, batch, hidden, units, rows, reverse; // units a block has, rows it takes at a time, or that a cluster has
     u32 state, features;                            // h's size, and how much of it a block has
-    u32 held, unused;                               // units whose weights a cluster's block has in registers
+    u32 part, held; // of those rows, how many are summed together; what a cluster's block has in registers: see `Part`
     CellOptions cell;
 };
 
@@ -122,7 +122,7 @@ struct PersistentBackArgs {
     float *unprojected; // and its operand, [steps * batch, hidden]
     const u32 *active;
     u32 steps, batch, hidden, units, rows, reverse;
-    u32 state, features, held, unused;
+    u32 state, features, part, held;
     CellOptions cell;
     GateBounds bounds;
 };

@@ -53,8 +53,13 @@ DEVICE u32 at_peer(float *p, u32 rank) {
 DEVICE void tell(float *p, u32 rank, float v) {
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at_peer(p, rank)), "f"(v) : "memory");
 }
-DEVICE void tell(float *p, u32 rank, float4 v) {
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at_peer(p, rank)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+// The same of four words, so many apart.
+DEVICE void tell_four(float *p, u32 apart, u32 rank, float4 v) {
+    const u32 at = at_peer(p, rank);
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(v.x) : "memory");
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 4 * apart), "f"(v.y) : "memory");
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 8 * apart), "f"(v.z) : "memory");
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 12 * apart), "f"(v.w) : "memory");
 }
 // A barrier of all the cluster's threads in two halves: what a thread did before it arrives, others see once they have
 // waited. Not `.aligned`: threads of a warp may come out of different branches.

@@ -1,15 +1,15 @@
 // All steps of a sequence in one launch, for layers without a projection: blocks pass h on through `y`, or with the dense
 // peephole, whose gates see c alone, c.
 
-// Shared memory: `rows` rows of what is passed on, [blocks][PITCH] each; sums of blocks, [blocks][rows][units] float4; then
-// the block's own h and c, [batch][units] each.
+// Shared memory: `part` rows of what is passed on, [blocks][PITCH] each, in two places that take turns; sums of blocks,
+// [blocks][rows][units] float4, in two as well; then the block's own h and c, [batch][units] each.
 KERNEL(persistent, PersistentArgs, 256) {
     const u32 hidden = args.hidden, batch = args.batch, units = args.units, first_unit = blockIdx.x * units;
-    Share share(hidden, units);
-    const u32 row_floats = share.blocks * PITCH;
+    Share share(blocks_of(hidden), units);
+    const u32 row_floats = share.blocks * PITCH, sums = share.blocks * args.rows * units;
     SHARED(rows);
-    float4 *parts = reinterpret_cast<float4 *>(rows + args.rows * row_floats);
-    float *state = reinterpret_cast<float *>(parts + share.blocks * args.rows * units);
+    float4 *parts = reinterpret_cast<float4 *>(rows + 2 * args.part * row_floats);
+    float *state = reinterpret_cast<float *>(parts + 2 * sums);
     const Own h{state, units, first_unit, hidden}, c{state + batch * units, units, first_unit, hidden};
     const float *initial = args.cell.dense ? args.c0 : args.h0;
     float *passed = args.cell.dense ? args.passed : args.y;
@@ -20,43 +20,36 @@ KERNEL(persistent, PersistentArgs, 256) {
     c.take(batch, args.c0, args.h ? args.c + first_place : nullptr);
     // Nobody else reads it before the first step's barriers.
 
-    const auto rows_of = [&](const Walk &at, u32 row0) {
-        return Rows(passed + (u64)at.before * batch * hidden, initial, hidden, row0, at.running);
+    // Of a batch that is joined in several parts, a part's cells are computed while the next one is summed, whose rows were
+    // passed on long ago and are asked for early. Else all wait for one another: a turn without sums is one of cells alone.
+    const bool several = batch > args.rows;
+    const u32 mine = first_unit + threadIdx.x % units, my_row = threadIdx.x / units;
+    const auto rows_of = [&](const Turn &turn, const Walk &at) {
+        return Rows(passed + (u64)at.before * batch * hidden, initial, hidden, turn.row0 + turn.first, at.running);
     };
     Incoming<8> incoming(hidden);
-    // Of several parts of the batch the next one was passed on while this one was summed: it is asked for early.
-    const bool early = batch > args.rows;
-    for (u32 n = 0; n < args.steps; n++) {
-        const Walk at(args, n);
-        for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
-            const u32 count = rows_from(row0, at.active, args.rows), all = rows_from(row0, batch, args.rows);
-            const Rows from = rows_of(at, row0);
-            if (!early || (n == 0 && row0 == 0)) incoming.ask(incoming.first(), from, count);
-            // It comes while others are waited for.
-            const u32 mine = first_unit + threadIdx.x % units;
-            float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
-            if (threadIdx.x < count * units && mine < hidden) x = input_of(args, at.t, row0 + threadIdx.x / units, mine);
-            incoming.bring(rows, from, count);
-            __syncthreads();
-            const bool goes_on = row0 + args.rows < batch;
-            if (early && (goes_on || n + 1 < args.steps)) {
-                const Walk then(args, goes_on ? n : n + 1);
-                const u32 next = goes_on ? row0 + args.rows : 0;
-                incoming.ask(incoming.first(), rows_of(then, next), rows_from(next, then.active, args.rows));
-            }
-            if (share.works())
-                for (u32 row = 0; row < count; row++)
-                    parts[(share.block * args.rows + row) * units + share.unit] = share.dot(rows + row * row_floats, 0);
-            __syncthreads();
+    Turn now{0, 0, 0}, done{0, 0, 0};
+    float *rows_place = rows, *rows_other = rows + args.part * row_floats;
+    float4 *sums_place = parts, *sums_other = parts + sums;
+    float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (bool ready = false, pending = false;;) {
+        const bool more = now.n < args.steps;
+        const Walk at(args, more ? now.n : 0);
+        const u32 count = rows_from(now.row0, at.active, args.rows);
+        if (ready) incoming.bring(rows_place, rows_of(now, at), rows_from(now.first, count, args.part));
+        __syncthreads();
+        if (pending) {
+            const Walk then(args, done.n);
+            const u32 some = rows_from(done.row0, then.active, args.rows), all = rows_from(done.row0, batch, args.rows);
             for (u32 i = threadIdx.x; i < all * units; i += blockDim.x) {
-                const u32 row = i / units, b = row0 + row, own = b * units + i % units, unit = first_unit + i % units;
+                const u32 row = i / units, b = done.row0 + row, own = b * units + i % units, unit = first_unit + i % units;
                 if (unit >= hidden) continue;
-                const u64 out = ((u64)at.t * batch + b) * hidden + unit;
-                if (row < count) {
+                const u64 out = ((u64)then.t * batch + b) * hidden + unit;
+                if (row < some) {
                     float u[4];
-                    join(parts + i, share.blocks, args.rows * units, u);
-                    if (i != threadIdx.x) x = input_of(args, at.t, b, unit);
-                    const Unit next = run_unit(args, at.t, b, unit, x, u, c.v[own]);
+                    join(sums_other + i, share.blocks, args.rows * units, u);
+                    if (i != threadIdx.x) x = input_of(args, then.t, b, unit);
+                    const Unit next = run_unit(args, then.t, b, unit, x, u, c.v[own]);
                     c.v[own] = next.c;
                     h.v[own] = next.h;
                     pass_on(passed + out, args.cell.dense ? next.c : next.h);
@@ -65,13 +58,34 @@ KERNEL(persistent, PersistentArgs, 256) {
                     args.y[out] = 0.0f;
                 }
                 if (args.h) {
-                    const u64 kept = ((u64)at.place * batch + b) * hidden + unit;
+                    const u64 kept = ((u64)then.place * batch + b) * hidden + unit;
                     args.h[kept] = h.v[own];
                     args.c[kept] = c.v[own];
                 }
             }
-            // The next rows' sums come after another barrier, which these have passed.
+            if (!more) break;
+            pending = false;
         }
+        // It comes while others are waited for, or rows are summed.
+        if (now.first == 0 && (several || !ready) && my_row < count && mine < hidden) x = input_of(args, at.t, now.row0 + my_row, mine);
+        const Turn next = ready ? now.next(args, count) : now;
+        const bool asks = next.n < args.steps && (several || !ready || next.first > 0);
+        if (asks) {
+            const Walk then(args, next.n);
+            const u32 some = rows_from(next.row0, then.active, args.rows);
+            incoming.ask(incoming.first(), rows_of(next, then), rows_from(next.first, some, args.part));
+        }
+        if (ready) {
+            for (u32 r = share.group; share.works() && r < args.part && now.first + r < count; r += share.groups)
+                sums_place[(share.block * args.rows + now.first + r) * units + share.four] = share.dot(rows_place + r * row_floats);
+            swap(rows_place, rows_other);
+            if (next.first == 0) {
+                swap(sums_place, sums_other);
+                pending = true, done = now;
+            }
+            now = next;
+        }
+        ready = asks;
     }
     __syncthreads();
     h.give(batch, args.h_last);

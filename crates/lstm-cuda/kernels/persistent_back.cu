@@ -1,62 +1,94 @@
 // All steps of the way back in one launch, as `persistent.cu` does the way forward: a block has the columns of U of a few
 // units in registers, and blocks pass the gates' gradients on.
 
-// Shared memory: `rows` rows of dz, [4][blocks][PITCH] each; sums of blocks, [blocks][rows][units] float4; then the
-// block's own dh and dc, [batch][units] each.
+// Shared memory: `part` rows of dz, [blocks][PITCH] each, in two places that take turns; sums of blocks,
+// [blocks][rows][fours] float4, in two as well; then the block's own dh and dc, [batch][units] each.
 KERNEL(persistent_back, PersistentBackArgs, 256) {
     const u32 hidden = args.hidden, batch = args.batch, units = args.units, first_unit = blockIdx.x * units;
-    Share share(hidden, units);
-    const u32 gate_floats = share.blocks * PITCH, row_floats = 4 * gate_floats;
+    const u32 fours = (units + 3) / 4;
+    Share share(4 * blocks_of(hidden), fours);
+    const u32 row_floats = share.blocks * PITCH, sums = share.blocks * args.rows * fours;
     SHARED(rows);
-    float4 *parts = reinterpret_cast<float4 *>(rows + args.rows * row_floats);
-    float *state = reinterpret_cast<float *>(parts + share.blocks * args.rows * units);
+    float4 *parts = reinterpret_cast<float4 *>(rows + 2 * args.part * row_floats);
+    float *state = reinterpret_cast<float *>(parts + 2 * sums);
     const Own dh{state, units, first_unit, hidden}, dc{state + batch * units, units, first_unit, hidden};
 
-    share.load(Strided{args.u, hidden, hidden, 1, hidden}, hidden * hidden, first_unit);
+    share.load_back(Strided{args.u, hidden, hidden, 1, hidden}, hidden * hidden, first_unit);
     dh.take(batch, args.dh, nullptr);
     dc.take(batch, args.dc, nullptr);
     // Nobody else reads it before the first step's barriers.
 
-    constexpr u32 PART = 2; // rows that are asked for together
-    Incoming<8> incoming(hidden);
-    for (u32 n = 0; n <= args.steps; n++) {
-        const WalkBack at(args, n);
+    // Turns as on the way forward.
+    const bool several = batch > args.rows;
+    const u32 mine = first_unit + threadIdx.x % units, my_row = threadIdx.x / units;
+    const auto rows_of = [&](const Turn &turn, const WalkBack &at) {
         const float *before = args.dz + (u64)at.visited * batch * 4 * hidden;
-        for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
-            const u32 count = rows_from(row0, at.from, args.rows), all = rows_from(row0, batch, args.rows);
-            // A row of each gate; those that are summed next are on their way while these are.
-            const auto some = [=](u32 row) { return 4 * (count - row < PART ? count - row : PART); };
-            for (u32 first = 0; first < count; first += PART) {
-                const Rows from(before, before, hidden, 4 * (row0 + first), 4 * batch);
-                if (first == 0) incoming.ask(incoming.first(), from, some(0));
-                incoming.bring(rows + first * row_floats, from, some(first));
-                __syncthreads();
-                const u32 next = first + PART;
-                if (next < count) incoming.ask(incoming.first(), Rows(before, before, hidden, 4 * (row0 + next), 4 * batch), some(next));
-                if (share.works())
-                    for (u32 row = first; row < count && row < next; row++)
-                        parts[(share.block * args.rows + row) * units + share.unit] =
-                            share.dot(rows + row * row_floats, gate_floats);
-            }
-            __syncthreads();
+        return Rows(before, before, hidden, 4 * (turn.row0 + turn.first), 4 * batch);
+    };
+    Incoming<8, 4> incoming(hidden);
+    Turn now{0, 0, 0}, done{0, 0, 0};
+    float *rows_place = rows, *rows_other = rows + args.part * row_floats;
+    float4 *sums_place = parts, *sums_other = parts + sums;
+    Seen seen = {};
+    float dy = 0.0f;
+    for (bool ready = false, pending = false;;) {
+        const bool more = now.n <= args.steps;
+        const WalkBack at(args, more ? now.n : 0);
+        const u32 count = rows_from(now.row0, at.from, args.rows);
+        if (ready) incoming.bring(rows_place, rows_of(now, at), 4 * rows_from(now.first, count, args.part));
+        __syncthreads();
+        if (pending) {
+            const WalkBack then(args, done.n);
+            const u32 some = rows_from(done.row0, then.from, args.rows), all = rows_from(done.row0, batch, args.rows);
             for (u32 i = threadIdx.x; i < all * units; i += blockDim.x) {
-                const u32 row = i / units, b = row0 + row, own = b * units + i % units, unit = first_unit + i % units;
+                const u32 row = i / units, b = done.row0 + row, own = b * units + i % units, unit = first_unit + i % units;
                 if (unit >= hidden) continue;
-                if (row < count) {
+                if (row < some) {
                     float u[4];
-                    join(parts + i, share.blocks, args.rows * units, u);
-                    const float f = args.cell.dense ? args.gates[(((u64)at.visited * batch + b) * 4 + 1) * hidden + unit] : 0.0f;
+                    const float *first = reinterpret_cast<const float *>(sums_other + row * fours) + i % units;
+                    join_back(first, share.blocks, args.rows * fours * 4, u);
+                    const float f = args.cell.dense ? args.gates[(((u64)then.visited * batch + b) * 4 + 1) * hidden + unit] : 0.0f;
                     state_back(args.cell.dense, u, f, dh.v[own], dc.v[own]);
                 }
-                if (at.last) continue;
-                if (b < at.active) {
-                    const float dq = snap(__fadd_rn(args.dy[((u64)at.t * batch + b) * hidden + unit], dh.v[own]));
-                    dc.v[own] = run_unit_back(args, at.t, b, unit, dq, dc.v[own]).dc;
+                if (then.last) continue;
+                if (b < then.active) {
+                    if (i != threadIdx.x) {
+                        seen = seen_of(args, then.t, b, unit);
+                        dy = args.dy[((u64)then.t * batch + b) * hidden + unit];
+                    }
+                    const UnitGradients back = run_unit_back(args, seen, unit, snap(__fadd_rn(dy, dh.v[own])), dc.v[own]);
+                    dc.v[own] = back.dc;
+                    pass_on_gradients(args, then.t, b, unit, back.dz);
                 } else {
-                    no_unit_back(args, at.t, b, unit);
+                    no_unit_back(args, then.t, b, unit);
                 }
             }
+            if (!more) break;
+            pending = false;
         }
+        // They come while others are waited for, or rows are summed.
+        if (now.first == 0 && (several || !ready) && my_row < args.rows && now.row0 + my_row < at.active && mine < hidden) {
+            seen = seen_of(args, at.t, now.row0 + my_row, mine);
+            dy = args.dy[((u64)at.t * batch + now.row0 + my_row) * hidden + mine];
+        }
+        const Turn next = ready ? now.next(args, count) : now;
+        const bool asks = next.n <= args.steps && (several || !ready || next.first > 0);
+        if (asks) {
+            const WalkBack then(args, next.n);
+            const u32 some = rows_from(next.row0, then.from, args.rows);
+            incoming.ask(incoming.first(), rows_of(next, then), 4 * rows_from(next.first, some, args.part));
+        }
+        if (ready) {
+            for (u32 r = share.group; share.works() && r < args.part && now.first + r < count; r += share.groups)
+                sums_place[(share.block * args.rows + now.first + r) * fours + share.four] = share.dot(rows_place + r * row_floats);
+            swap(rows_place, rows_other);
+            if (next.first == 0) {
+                swap(sums_place, sums_other);
+                pending = true, done = now;
+            }
+            now = next;
+        }
+        ready = asks;
     }
     __syncthreads();
     dh.give(batch, args.dh);

@@ -45,7 +45,7 @@ DEVICE u32 most_parts(const Share &share, u32 of_share, const Line &line, u32 of
 KERNEL(projected, PersistentArgs, 256) {
     const u32 hidden = args.hidden, size = args.state, batch = args.batch, units = args.units, features = args.features;
     const u32 first_unit = blockIdx.x * units, first_feature = blockIdx.x * features;
-    Share share(size, units);
+    Share share(blocks_of(size), units);
     Line line(hidden, features);
     const u32 h_floats = share.blocks * PITCH, operand_floats = line.blocks * PITCH; // of a row; the latter are more
     SHARED(rows);
@@ -70,8 +70,8 @@ KERNEL(projected, PersistentArgs, 256) {
             gather<2>(rows, Rows(before, args.h0, size, row0, at.running), count);
             __syncthreads();
             if (share.works())
-                for (u32 row = 0; row < count; row++)
-                    gates[(share.block * args.rows + row) * units + share.unit] = share.dot(rows + row * h_floats, 0);
+                for (u32 row = share.group; row < count; row += share.groups)
+                    gates[(share.block * args.rows + row) * units + share.four] = share.dot(rows + row * h_floats);
             __syncthreads();
             for (u32 i = threadIdx.x; i < all * units; i += blockDim.x) {
                 const u32 row = i / units, b = row0 + row, own = b * units + i % units, unit = first_unit + i % units;
@@ -115,23 +115,24 @@ KERNEL(projected, PersistentArgs, 256) {
     c.give(batch, args.c_last);
 }
 
-// Shared memory: `rows` rows of dz, four of blocks of [PITCH] each, or of the gradient of the projected h; sums of blocks,
-// of dz U [blocks][rows][features] float4, of the projection [blocks][rows][units]; then the block's own dh,
+// Shared memory: `rows` rows of dz or of the gradient of the projected h, of blocks of [PITCH]; sums of blocks, of dz U
+// [blocks][rows][fours] float4, of the projection [blocks][rows][units]; then the block's own dh,
 // [batch][features], and dc, [batch][units].
 KERNEL(projected_back, PersistentBackArgs, 256) {
     const u32 hidden = args.hidden, size = args.state, batch = args.batch, units = args.units, features = args.features;
     const u32 first_unit = blockIdx.x * units, first_feature = blockIdx.x * features;
-    Share share(hidden, features);
+    const u32 fours = (features + 3) / 4;
+    Share share(4 * blocks_of(hidden), fours);
     Line line(size, units);
-    const u32 gate_floats = share.blocks * PITCH, row_floats = 4 * gate_floats, h_floats = line.blocks * PITCH;
+    const u32 row_floats = share.blocks * PITCH, h_floats = line.blocks * PITCH;
     SHARED(rows);
     float *parts = rows + args.rows * row_floats;
     float4 *gates = reinterpret_cast<float4 *>(parts);
-    float *state = parts + 4 * args.rows * most_parts(share, features, line, units);
+    float *state = parts + 4 * args.rows * most_parts(share, fours, line, units);
     const Own dh{state, features, first_feature, size}, dc{state + batch * features, units, first_unit, hidden};
 
     line.load(Strided{args.w_hr, hidden, size, 1, hidden}, first_unit);
-    share.load(Strided{args.u, size, hidden, 1, size}, hidden * size, first_feature);
+    share.load_back(Strided{args.u, size, hidden, 1, size}, hidden * size, first_feature);
     dh.take(batch, args.dh, nullptr);
     dc.take(batch, args.dc, nullptr);
     // Nobody else reads it before the first step's barriers.
@@ -143,12 +144,11 @@ KERNEL(projected_back, PersistentBackArgs, 256) {
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.from, args.rows), all = rows_from(row0, batch, args.rows);
             // A row of each gate.
-            gather<2>(rows, Rows(before, before, hidden, 4 * row0, 4 * batch), 4 * count);
+            gather<2, 4>(rows, Rows(before, before, hidden, 4 * row0, 4 * batch), 4 * count);
             __syncthreads();
             if (share.works())
-                for (u32 row = 0; row < count; row++)
-                    gates[(share.block * args.rows + row) * features + share.unit] =
-                        share.dot(rows + row * row_floats, gate_floats);
+                for (u32 row = share.group; row < count; row += share.groups)
+                    gates[(share.block * args.rows + row) * fours + share.four] = share.dot(rows + row * row_floats);
             __syncthreads();
             for (u32 i = threadIdx.x; i < all * features; i += blockDim.x) {
                 const u32 row = i / features, b = row0 + row, own = b * features + i % features;
@@ -156,7 +156,7 @@ KERNEL(projected_back, PersistentBackArgs, 256) {
                 if (feature >= size) continue;
                 if (row < count) {
                     float u[4];
-                    join(gates + i, share.blocks, args.rows * features, u);
+                    join_back(parts + row * fours * 4 + i % features, share.blocks, args.rows * fours * 4, u);
                     dh.v[own] = snap(__fadd_rn(__fadd_rn(__fadd_rn(u[0], u[1]), u[2]), u[3]));
                 }
                 if (at.last) continue;
@@ -181,8 +181,9 @@ KERNEL(projected_back, PersistentBackArgs, 256) {
                 float *operand = args.unprojected + (now + b) * hidden + unit;
                 if (row < count) {
                     const float dq = snap(join(parts + i, line.blocks, args.rows * units));
-                    const UnitGradients back = run_unit_back(args, at.t, b, unit, dq, dc.v[own]);
+                    const UnitGradients back = run_unit_back(args, seen_of(args, at.t, b, unit), unit, dq, dc.v[own]);
                     dc.v[own] = back.dc;
+                    pass_on_gradients(args, at.t, b, unit, back.dz);
                     *operand = back.operand;
                 } else {
                     no_unit_back(args, at.t, b, unit);

@@ -4,71 +4,66 @@
 
 // Between blocks of the depth in shared memory: threads of neighbouring blocks read from different banks.
 #define PITCH (LSTM_BLOCK + 4)
-#define PITCH_OF_FOUR (4 * LSTM_BLOCK + 4)
+
+DEVICE u32 blocks_of(u32 depth) { return (depth + LSTM_BLOCK - 1) / LSTM_BLOCK; }
 
 // A sum's next four products.
 DEVICE float along(float s, float4 x, float w0, float w1, float w2, float w3) {
     return __fmaf_rn(x.w, w3, __fmaf_rn(x.z, w2, __fmaf_rn(x.y, w1, __fmaf_rn(x.x, w0, s))));
 }
 
-// A thread has one block of the depth (LSTM_BLOCK of it) of one unit, all four gates.
+// A thread has four sums over one block of the depth (LSTM_BLOCK of it), so that what it reads of an operand counts four
+// times: on the way forward a unit's four gates. On the way back, where each gate has an operand of its own, four units of one
+// gate; the gates' blocks of the depth lie side by side and count as four times as many. Where a block of threads has several
+// groups that can do all of it, they share out an operand's rows.
 struct Share {
-    u32 blocks, unit, block; // blocks of the depth in all, this thread's unit among its block's, and its block of the depth
+    u32 blocks, four, block; // blocks in all, which of its block's fours of sums this thread has, and which block
+    u32 group, groups;
     float w[4][LSTM_BLOCK];
 
-    MEMBER Share(u32 depth, u32 units) {
-        blocks = (depth + LSTM_BLOCK - 1) / LSTM_BLOCK;
-        unit = threadIdx.x % units;
-        block = threadIdx.x / units;
+    MEMBER Share(u32 blocks, u32 fours) : blocks(blocks) {
+        const u32 n = threadIdx.x / fours;
+        four = threadIdx.x % fours, block = n % blocks;
+        group = n / blocks, groups = blockDim.x / (fours * blocks);
     }
-    MEMBER bool works() const { return block < blocks; }
+    MEMBER bool works() const { return group < groups; }
 
     // The part's weights, from the first gate's matrix, whose lines are units; the gates' matrices are `apart`. In 32 bits,
     // which is what a matrix's elements are counted in: longer places would want the registers that weights go to.
     MEMBER void load(const Strided &u, u32 apart, u32 first_unit) {
-        const u32 n = first_unit + unit;
 #pragma unroll
-        for (int gate = 0; gate < 4; gate++)
+        for (int sum = 0; sum < 4; sum++)
 #pragma unroll
-            for (int i = 0; i < LSTM_BLOCK; i++) {
-                const u32 k = block * LSTM_BLOCK + i;
-                w[gate][i] = n < u.lines && k < u.depth ? u.p[gate * apart + n * u.line + k * u.step] : 0.0f;
-            }
+            for (int i = 0; i < LSTM_BLOCK; i++) w[sum][i] = weight(u, first_unit + four, block * LSTM_BLOCK + i, sum * apart);
+    }
+    MEMBER void load_back(const Strided &u, u32 apart, u32 first_unit) {
+#pragma unroll
+        for (int sum = 0; sum < 4; sum++)
+#pragma unroll
+            for (int i = 0; i < LSTM_BLOCK; i++)
+                w[sum][i] = weight(u, first_unit + 4 * four + sum, block / 4 * LSTM_BLOCK + i, block % 4 * apart);
+    }
+    MEMBER static float weight(const Strided &u, u32 unit, u32 k, u32 gate) {
+        return unit < u.lines && k < u.depth ? u.p[gate + unit * u.line + k * u.step] : 0.0f;
     }
 
-    // The part's sums, of one row of an operand in shared memory; the rows of different gates are `gate` apart.
-    MEMBER float4 dot(const float *x, u32 gate) const {
+    // The part's sums, of one row of an operand in shared memory.
+    MEMBER float4 dot(const float *x) const {
         float4 s = {0.0f, 0.0f, 0.0f, 0.0f};
         x += block * PITCH;
 #pragma unroll
         for (int k = 0; k < LSTM_BLOCK; k += 4) {
-            const float4 a = *reinterpret_cast<const float4 *>(x + k);
-            const float4 b = *reinterpret_cast<const float4 *>(x + gate + k);
-            const float4 c = *reinterpret_cast<const float4 *>(x + 2 * gate + k);
-            const float4 d = *reinterpret_cast<const float4 *>(x + 3 * gate + k);
-            s.x = along(s.x, a, w[0][k], w[0][k + 1], w[0][k + 2], w[0][k + 3]);
-            s.y = along(s.y, b, w[1][k], w[1][k + 1], w[1][k + 2], w[1][k + 3]);
-            s.z = along(s.z, c, w[2][k], w[2][k + 1], w[2][k + 2], w[2][k + 3]);
-            s.w = along(s.w, d, w[3][k], w[3][k + 1], w[3][k + 2], w[3][k + 3]);
-        }
-        return s;
-    }
-
-    // The same of a row whose gates lie side by side, [blocks][PITCH_OF_FOUR].
-    MEMBER float4 dot_of_four(const float *x) const {
-        float4 s = {0.0f, 0.0f, 0.0f, 0.0f};
-        x += block * PITCH_OF_FOUR;
-#pragma unroll
-        for (int k = 0; k < LSTM_BLOCK; k++) {
-            const float4 v = *reinterpret_cast<const float4 *>(x + 4 * k);
-            s.x = __fmaf_rn(v.x, w[0][k], s.x), s.y = __fmaf_rn(v.y, w[1][k], s.y);
-            s.z = __fmaf_rn(v.z, w[2][k], s.z), s.w = __fmaf_rn(v.w, w[3][k], s.w);
+            const float4 v = *reinterpret_cast<const float4 *>(x + k);
+            s.x = along(s.x, v, w[0][k], w[0][k + 1], w[0][k + 2], w[0][k + 3]);
+            s.y = along(s.y, v, w[1][k], w[1][k + 1], w[1][k + 2], w[1][k + 3]);
+            s.z = along(s.z, v, w[2][k], w[2][k + 1], w[2][k + 2], w[2][k + 3]);
+            s.w = along(s.w, v, w[3][k], w[3][k + 1], w[3][k + 2], w[3][k + 3]);
         }
         return s;
     }
 };
 
-// Block sums from the left; `parts` are those of one row and unit, `pitch` apart.
+// Block sums of a unit's four gates from the left; `parts` are those of one row and unit, `pitch` apart.
 DEVICE void join(const float4 *parts, u32 blocks, u32 pitch, float *sum) {
     float4 s = parts[0];
 #pragma unroll 4
@@ -77,6 +72,15 @@ DEVICE void join(const float4 *parts, u32 blocks, u32 pitch, float *sum) {
         s.x = __fadd_rn(s.x, p.x), s.y = __fadd_rn(s.y, p.y), s.z = __fadd_rn(s.z, p.z), s.w = __fadd_rn(s.w, p.w);
     }
     sum[0] = s.x, sum[1] = s.y, sum[2] = s.z, sum[3] = s.w;
+}
+
+// The same on the way back, where a block's sums are one gate's.
+DEVICE void join_back(const float *parts, u32 blocks, u32 pitch, float *sum) {
+    for (u32 gate = 0; gate < 4; gate++) sum[gate] = parts[gate * pitch];
+#pragma unroll 2
+    for (u32 k = 4; k < blocks; k += 4)
+#pragma unroll
+        for (u32 gate = 0; gate < 4; gate++) sum[gate] = __fadd_rn(sum[gate], parts[(k + gate) * pitch]);
 }
 
 // No NaN that was computed may look like a word that is not there.
@@ -113,13 +117,14 @@ DEVICE bool is_missing(float4 v) {
 }
 
 // Rows on their way to shared memory, [blocks][PITCH] each, where their padding is +0: a thread has N fours on their way at
-// a time, since each of them takes a trip through the cache.
-template <int N> struct Incoming {
+// a time, since each of them takes a trip through the cache. On the way back GATES (4) rows are those of a sequence's gates,
+// whose blocks lie side by side: [blocks][GATES][PITCH].
+template <int N, int GATES = 1> struct Incoming {
     u32 each, rows_on, on; // fours of a row; and by how much a thread goes on from one to the next
     float4 held[N];
 
     MEMBER Incoming(u32 width) {
-        each = (width + LSTM_BLOCK - 1) / LSTM_BLOCK * (LSTM_BLOCK / 4);
+        each = blocks_of(width) * (LSTM_BLOCK / 4);
         rows_on = blockDim.x / each, on = blockDim.x % each;
     }
 
@@ -155,8 +160,8 @@ template <int N> struct Incoming {
             }
 #pragma unroll
             for (int e = 0; e < N; e++, next(start)) {
-                const u32 block = start.row * (each / (LSTM_BLOCK / 4)) + start.at / (LSTM_BLOCK / 4);
-                float *p = to + (block * PITCH + start.at % (LSTM_BLOCK / 4) * 4);
+                const u32 block = start.row / GATES * (each / (LSTM_BLOCK / 4)) + start.at / (LSTM_BLOCK / 4);
+                float *p = to + ((block * GATES + start.row % GATES) * PITCH + start.at % (LSTM_BLOCK / 4) * 4);
                 if (start.row < count) *reinterpret_cast<float4 *>(p) = held[e];
             }
             if (start.row >= count) break;
@@ -165,8 +170,8 @@ template <int N> struct Incoming {
 };
 
 // All of it.
-template <int N> DEVICE void gather(float *to, const Rows &from, u32 count) {
-    Incoming<N> incoming(from.width);
+template <int N, int GATES = 1> DEVICE void gather(float *to, const Rows &from, u32 count) {
+    Incoming<N, GATES> incoming(from.width);
     incoming.ask(incoming.first(), from, count);
     incoming.bring(to, from, count);
 }
@@ -198,6 +203,23 @@ DEVICE u32 active_at(const u32 *active, u32 t, u32 batch) { return active ? acti
 
 // How many of the rows from row0 on there are, at most `rows`.
 DEVICE u32 rows_from(u32 row0, u32 end, u32 rows) { return row0 >= end ? 0 : end - row0 < rows ? end - row0 : rows; }
+
+template <class T> DEVICE void swap(T *&a, T *&b) {
+    T *const c = a;
+    a = b, b = c;
+}
+
+// Which rows are summed: from `first` on some of those that are joined together, which go from row0 on.
+struct Turn {
+    u32 n, row0, first;
+
+    // `count` of them take part in the step.
+    template <class Args> MEMBER Turn next(const Args &args, u32 count) const {
+        if (first + args.part < count) return {n, row0, first + args.part};
+        const bool same = row0 + args.rows < args.batch;
+        return {same ? n : n + 1, same ? row0 + args.rows : 0, 0};
+    }
+};
 
 // The nth step of a forward pass.
 struct Walk {
@@ -255,20 +277,34 @@ DEVICE void state_back(bool dense, const float *u, float f, float &dh, float &dc
     }
 }
 
-// The way back through it; the gates' gradients are passed on.
-DEVICE UnitGradients run_unit_back(const PersistentBackArgs &args, u32 t, u32 b, u32 unit, float dq, float dc) {
-    const u64 gates = ((u64)t * args.batch + b) * 4 * args.hidden + unit;
-    const u64 old = ((u64)(args.reverse ? t + 1 : t) * args.batch + b) * args.hidden + unit;
-    const u64 now = ((u64)(args.reverse ? t : t + 1) * args.batch + b) * args.hidden + unit;
+// What a unit's step back reads of the pass forward.
+struct Seen {
+    float4 gates;
+    float c_old, c, h;
+};
+
+DEVICE Seen seen_of(const PersistentBackArgs &args, u32 t, u32 b, u32 unit) {
+    const u64 first = ((u64)t * args.batch + b) * args.hidden + unit, second = first + (u64)args.batch * args.hidden;
+    const u64 old = args.reverse ? second : first, now = args.reverse ? first : second;
+    return {of_gates(args.gates + (first - unit) * 4 + unit, args.hidden), args.c[old], args.c[now], args.cell.dense ? args.h[now] : 0.0f};
+}
+
+DEVICE UnitGradients run_unit_back(const PersistentBackArgs &args, const Seen &seen, u32 unit, float dq, float dc) {
     const float *peephole = args.peephole ? args.peephole + unit : nullptr;
-    const float h = args.cell.dense ? args.h[now] : 0.0f;
-    const UnitGradients back = cell_back(args.cell, args.bounds, of_gates(args.gates + gates, args.hidden), peephole,
-                                         args.hidden, args.c[old], args.c[now], h, dq, dc);
-    for (int k = 0; k < 4; k++) pass_on(args.dz + gates + (u64)k * args.hidden, back.dz[k]);
-    return back;
+    return cell_back(args.cell, args.bounds, seen.gates, peephole, args.hidden, seen.c_old, seen.c, seen.h, dq, dc);
+}
+
+DEVICE float *gradients_of(const PersistentBackArgs &args, u32 t, u32 b, u32 unit) {
+    return args.dz + (((u64)t * args.batch + b) * 4 * args.hidden + unit);
 }
 
 // The gates' gradients of a sequence that does not have the step; nobody waits for them.
 DEVICE void no_unit_back(const PersistentBackArgs &args, u32 t, u32 b, u32 unit) {
-    for (int k = 0; k < 4; k++) args.dz[(((u64)t * args.batch + b) * 4 + k) * args.hidden + unit] = 0.0f;
+    float *p = gradients_of(args, t, b, unit);
+    for (int k = 0; k < 4; k++) p[(u64)k * args.hidden] = 0.0f;
+}
+
+DEVICE void pass_on_gradients(const PersistentBackArgs &args, u32 t, u32 b, u32 unit, const float *dz) {
+    float *p = gradients_of(args, t, b, unit);
+    for (int k = 0; k < 4; k++) pass_on(p + (u64)k * args.hidden, dz[k]);
 }

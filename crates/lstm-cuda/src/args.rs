@@ -173,8 +173,8 @@ pub(crate) struct PersistentArgs {
     pub(crate) reverse: u32,
     pub(crate) state: u32,
     pub(crate) features: u32,
+    pub(crate) part: u32,
     pub(crate) held: u32,
-    pub(crate) unused: u32,
     pub(crate) cell: CellOptions,
 }
 
@@ -253,8 +253,8 @@ pub(crate) struct PersistentBackArgs {
     pub(crate) reverse: u32,
     pub(crate) state: u32,
     pub(crate) features: u32,
+    pub(crate) part: u32,
     pub(crate) held: u32,
-    pub(crate) unused: u32,
     pub(crate) cell: CellOptions,
     pub(crate) bounds: GateBounds,
 }

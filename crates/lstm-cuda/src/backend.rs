@@ -21,7 +21,8 @@ use crate::{
     check,
     driver::{Driver, Launch, size},
     launches::{Map, Operand, at, copy, gemm, map},
-    layer::{Layer, Loaded, Plan},
+    layer::{InOne, Layer, Loaded, Plan},
+    persistent::Way,
     stream::CudaStream,
     tensor::Tensor,
     trace::Trace,
@@ -221,10 +222,10 @@ impl<D: Driver> Backend for CudaOn<D> {
 
     fn path(&self, layer: &Layer<D>) -> Path {
         let Layer(layer) = layer;
-        let path = match (layer.clusters[0], layer.persistent) {
-            (Some(_), _) => "cluster",
-            (None, Some(_)) => "persistent",
-            (None, None) => "a kernel a step",
+        let path = match layer.in_one(Way::Forward, 1) {
+            Some(InOne::Clusters(..)) => "cluster",
+            Some(InOne::Persistent(..)) => "persistent",
+            None => "a kernel a step",
         };
         Path::Fused(if self.driver.fast() { format!("{path}, products in tf32").into() } else { path.into() })
     }

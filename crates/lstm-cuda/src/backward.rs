@@ -112,7 +112,7 @@ impl<D: Driver> Pass<'_, D> {
             let len = checked_len(OP, &[steps, batch, size])?;
             driver.launch(OP, &map(OP, Map::Sentinel, 0, passed, len, 0.0)?)?;
         }
-        let shares = in_one.shares(OP)?;
+        let shares = in_one.shares(OP, Way::Back)?;
         let args = PersistentBackArgs {
             u: self.address(&self.layer.u),
             dy: self.address(&dy.data),
@@ -135,8 +135,8 @@ impl<D: Driver> Pass<'_, D> {
             reverse: spec.reverse.into(),
             state: size(OP, state)?,
             features: shares.features,
+            part: shares.part,
             held: shares.held,
-            unused: 0,
             cell: CellOptions::new(spec),
             bounds: GateBounds::new(spec),
         };

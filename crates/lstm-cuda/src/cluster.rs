@@ -6,7 +6,7 @@ use bytemuck::Pod;
 
 use crate::{
     driver::{Driver, Launch},
-    persistent::{MAX_ROWS, MAX_THREADS, Way},
+    persistent::{MAX_ROWS, MAX_THREADS, PITCH, Way},
 };
 
 /// Larger layers' weights do not fit into the largest cluster.
@@ -22,10 +22,13 @@ const SIZES: [u32; 5] = [1, 2, 4, 8, 16];
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Clusters {
     way: Way,
+    /// Blocks of the depth.
     depth: usize,
     size: u32,
     pub(crate) units: usize,
-    /// Units whose weights are in registers; those of the others are in shared memory.
+    /// Fours of sums over each block of the depth.
+    fours: usize,
+    /// Those whose weights are in registers; those of the others are in shared memory.
     pub(crate) held: usize,
     /// How many can be there at once.
     count: usize,
@@ -57,12 +60,13 @@ impl Clusters {
         }
         for in_registers in [true, false] {
             for size in SIZES {
-                let (units, depth) = (hidden.div_ceil(size as usize), hidden.div_ceil(BLOCK));
-                let held = units.min(MAX_THREADS / depth);
-                let clusters = Clusters { way, depth, size, units, held, count: 0, max_shared };
-                // A thread has one unit's weights in registers, and of one at most in shared memory.
-                let fits = units <= 2 * held && units <= MAX_THREADS && clusters.shared(1) <= max_shared as usize;
-                if (units == held) != in_registers || !fits {
+                let (units, depth) = (hidden.div_ceil(size as usize), way.blocks(hidden));
+                let fours = way.fours(units);
+                let held = fours.min(MAX_THREADS / depth);
+                let clusters = Clusters { way, depth, size, units, fours, held, count: 0, max_shared };
+                // A thread has the weights of one four in registers, and of one at most in shared memory.
+                let fits = fours <= 2 * held && units <= MAX_THREADS && clusters.shared(1) <= max_shared as usize;
+                if clusters.is_in_registers() != in_registers || !fits {
                     continue;
                 }
                 let count = resident(size)?;
@@ -74,12 +78,15 @@ impl Clusters {
         Ok(None)
     }
 
+    /// Whether registers hold all weights.
+    pub(crate) fn is_in_registers(&self) -> bool {
+        self.held == self.fours
+    }
+
     /// Bytes of shared memory of a block, for so many sequences.
     fn shared(&self, rows: usize) -> usize {
-        let weights = (self.units - self.held) * self.depth * BLOCK * 4;
-        // What steps tell of a block of the depth is four words apart from the next one's.
-        let told = self.way.vectors() * BLOCK + 4;
-        4 * (rows * (2 * self.depth * told + 4 * self.depth * self.units) + weights)
+        let weights = (self.fours - self.held) * self.depth * 4 * BLOCK;
+        4 * (rows * (2 * self.depth * PITCH + 4 * self.depth * self.fours) + weights)
     }
 
     /// How many sequences a cluster has, if clusters that are there at once can have them all.
@@ -91,9 +98,11 @@ impl Clusters {
 
     /// Starts enough clusters for a batch, each with some `rows` of it.
     pub(crate) fn launch(&self, op: &'static str, rows: usize, batch: usize, args: impl Pod) -> Result<Launch> {
-        let threads = (self.held * self.depth).max(rows * self.units).next_multiple_of(32) as u32;
-        let launch =
-            Launch::new(op, KERNELS[self.way as usize], batch.div_ceil(rows) * self.size as usize, threads, args)?;
+        // Groups of threads share out the rows, and each unit of each of these has a thread.
+        let groups = (MAX_THREADS / (self.held * self.depth)).min(rows);
+        let threads = (groups * self.held * self.depth).max(rows * self.units).next_multiple_of(32) as u32;
+        let kernel = KERNELS[self.way as usize];
+        let launch = Launch::new(op, kernel, batch.div_ceil(rows) * self.size as usize, threads, args)?;
         // It fits: see `rows`.
         Ok(Launch { shared: self.shared(rows) as u32, cluster: self.size, ..launch })
     }
@@ -106,28 +115,27 @@ mod tests {
     /// Shared memory of a block of sm_90.
     const SM_90: u32 = 227 << 10;
 
-    fn choose(hidden: usize, largest: u32) -> Option<(u32, usize, usize)> {
-        let [forward, back] = [Way::Forward, Way::Back].map(|way| {
+    /// Of each way, the blocks, the units of one, and how many of its fours of sums are held.
+    fn choose(hidden: usize, largest: u32) -> [Option<(u32, usize, usize)>; 2] {
+        [Way::Forward, Way::Back].map(|way| {
             let resident = |size| Ok(if size <= largest { 132 / size as usize } else { 0 });
             Clusters::choose(way, hidden, SM_90, resident).unwrap().map(|c| (c.size, c.units, c.held))
-        });
-        assert_eq!(forward, back);
-        forward
+        })
     }
 
     #[test]
     fn as_few_blocks_as_hold_the_weights() {
-        assert_eq!(choose(1, 16), Some((1, 1, 1)));
-        assert_eq!(choose(64, 16), Some((1, 64, 64)));
-        assert_eq!(choose(128, 16), Some((2, 64, 64)));
-        assert_eq!(choose(256, 16), Some((8, 32, 32)));
-        assert_eq!(choose(320, 16), Some((16, 20, 20)));
+        assert_eq!(choose(1, 16), [Some((1, 1, 1)); 2]);
+        assert_eq!(choose(64, 16), [Some((1, 64, 64)), Some((1, 64, 16))]);
+        assert_eq!(choose(128, 16), [Some((2, 64, 64)), Some((2, 64, 16))]);
+        assert_eq!(choose(256, 16), [Some((8, 32, 32)), Some((8, 32, 8))]);
+        assert_eq!(choose(320, 16), [Some((16, 20, 20)), Some((16, 20, 5))]);
         // From here on some weights are in shared memory.
-        assert_eq!(choose(512, 16), Some((16, 32, 16)));
-        assert_eq!(choose(320, 8), Some((8, 40, 25)));
-        assert_eq!(choose(512, 8), None);
-        assert_eq!(choose(513, 16), None);
-        assert_eq!(choose(64, 0), None);
+        assert_eq!(choose(512, 16), [Some((16, 32, 16)), Some((16, 32, 4))]);
+        assert_eq!(choose(320, 8), [Some((8, 40, 25)), Some((8, 40, 6))]);
+        assert_eq!(choose(512, 8), [None; 2]);
+        assert_eq!(choose(513, 16), [None; 2]);
+        assert_eq!(choose(64, 0), [None; 2]);
     }
 
     #[test]
@@ -136,9 +144,9 @@ mod tests {
         assert_eq!((clusters.rows(1), clusters.rows(8), clusters.rows(9)), (Some(1), Some(1), Some(2)));
         // Shared memory, 227 KiB: 128 for weights, 12.5 for a sequence.
         assert_eq!((clusters.rows(56), clusters.rows(57)), (Some(7), None));
-        // 16.5 for what the way back tells of one, and 8 for its sums.
+        // 18 for what the way back tells of one, and 8 for its sums.
         let clusters = Clusters::choose(Way::Back, 512, SM_90, |_| Ok(8)).unwrap().unwrap();
-        assert_eq!((clusters.rows(32), clusters.rows(33)), (Some(4), None));
+        assert_eq!((clusters.rows(24), clusters.rows(25)), (Some(3), None));
         // Threads.
         let clusters = Clusters::choose(Way::Forward, 64, SM_90, |_| Ok(2)).unwrap().unwrap();
         assert_eq!((clusters.rows(8), clusters.rows(9)), (Some(4), None));
@@ -150,9 +158,8 @@ mod tests {
             for (largest, way) in SIZES.into_iter().flat_map(|size| [(size, Way::Forward), (size, Way::Back)]) {
                 let clusters = Clusters::choose(way, hidden, SM_90, |size| Ok((size <= largest).into())).unwrap();
                 let Some(c) = clusters else { continue };
-                assert!(
-                    c.units * c.size as usize >= hidden && c.held * c.depth <= MAX_THREADS && c.units <= 2 * c.held
-                );
+                assert!(c.units * c.size as usize >= hidden && c.held * c.depth <= MAX_THREADS);
+                assert!(c.fours <= 2 * c.held && c.fours == way.fours(c.units));
                 let rows = c.rows(1).expect("one sequence always fits");
                 assert!(c.shared(rows) <= SM_90 as usize);
             }

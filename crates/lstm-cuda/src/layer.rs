@@ -96,7 +96,12 @@ impl<D: Driver> Loaded<D> {
             return None;
         }
         let clusters = self.clusters[way as usize].and_then(|c| Some(InOne::Clusters(c, c.rows(batch)?)));
-        clusters.or_else(|| self.persistent.and_then(|g| Some(InOne::Persistent(g, g.rows(way, batch)?))))
+        let persistent = self.persistent.and_then(|g| Some(InOne::Persistent(g, g.rows(way, batch)?)));
+        // To read weights from shared memory in each step takes longer than what others pass on through memory.
+        match clusters {
+            Some(InOne::Clusters(c, _)) if !c.is_in_registers() => persistent.or(clusters),
+            _ => clusters.or(persistent),
+        }
     }
 
     /// The peephole's address, or 0.
@@ -120,19 +125,21 @@ pub(crate) struct Shares {
     pub(crate) held: u32,
     pub(crate) features: u32,
     pub(crate) rows: u32,
+    pub(crate) part: u32,
 }
 
 impl InOne {
-    pub(crate) fn shares(&self, op: &'static str) -> Result<Shares> {
-        let [units, held, features, rows] = match *self {
-            InOne::Clusters(c, rows) => [c.units, c.held, c.units, rows],
-            InOne::Persistent(g, rows) => [g.units, g.units, g.features, rows],
+    pub(crate) fn shares(&self, op: &'static str, way: Way) -> Result<Shares> {
+        let [units, held, features, rows, part] = match *self {
+            InOne::Clusters(c, rows) => [c.units, c.held, c.units, rows, rows],
+            InOne::Persistent(g, rows) => [g.units, way.fours(g.units), g.features, rows, g.part(way, rows)],
         };
         Ok(Shares {
             units: size(op, units)?,
             held: size(op, held)?,
             features: size(op, features)?,
             rows: size(op, rows)?,
+            part: size(op, part)?,
         })
     }
 

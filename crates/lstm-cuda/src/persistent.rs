@@ -11,8 +11,15 @@ pub(crate) const MAX_THREADS: usize = 256;
 /// Between blocks of the depth in shared memory.
 pub(crate) const PITCH: usize = BLOCK + 4;
 
-/// Rows of a batch that a block takes at a time, at most.
+/// Rows of a batch whose sums a block joins together, at most.
 pub(crate) const MAX_ROWS: usize = 8;
+
+/// From how many fours of sums in all rows on a batch is worth two parts. A multiprocessor starts the multiply-adds of about one
+/// of them a cycle, and another part costs a barrier more. An estimate.
+const WORTH_PARTS: usize = 512;
+
+/// Fours of words that a thread has on their way at a time.
+const INCOMING: usize = 8;
 
 /// Which way a pass over the steps goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,11 +29,19 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    /// Vectors of `hidden` that steps pass on.
-    pub(crate) fn vectors(self) -> usize {
+    /// Blocks of the depth that a unit's four gates sum over: on the way back each of them has an operand of its own.
+    pub(crate) fn blocks(self, depth: usize) -> usize {
         match self {
-            Way::Forward => 1,
-            Way::Back => 4,
+            Way::Forward => depth.div_ceil(BLOCK),
+            Way::Back => 4 * depth.div_ceil(BLOCK),
+        }
+    }
+
+    /// Fours of sums in each block of the depth of so many units.
+    pub(crate) fn fours(self, units: usize) -> usize {
+        match self {
+            Way::Forward => units,
+            Way::Back => units.div_ceil(4),
         }
     }
 }
@@ -34,18 +49,16 @@ impl Way {
 /// Units a block has and how many blocks there are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Geometry {
-    /// Blocks of the depth of a product over the hidden units.
-    depth: usize,
+    hidden: usize,
     pub(crate) units: usize,
     /// Elements of h that a block has: with a projection fewer than units.
     pub(crate) features: usize,
-    /// Blocks of the depth of all units or features that a block has, of the product that has more of them.
-    shares: usize,
+    projects: bool,
+    /// By [`Way`]: fours of sums over a block of the depth that a block has, each of which is a thread's; with a projection as
+    /// many as for the product that has more.
+    shares: [usize; 2],
     blocks: usize,
-    threads: u32,
     max_shared: u32,
-    /// By [`Way`].
-    kernels: [&'static str; 2],
 }
 
 impl Geometry {
@@ -53,14 +66,14 @@ impl Geometry {
     pub(crate) fn new(driver: &impl Driver, spec: &LayerSpec) -> Result<Option<Self>> {
         for units in 1..=spec.hidden_size {
             let geometry = Geometry::of(spec, units, driver.max_shared());
+            let Geometry { shares, max_shared, .. } = geometry;
             // The backward pass's need is the larger one.
-            if geometry.shares > MAX_THREADS || geometry.shared(Way::Back, 1, 1) > geometry.max_shared {
+            if shares.into_iter().any(|n| n > MAX_THREADS) || geometry.shared(Way::Back, 1, 1) > max_shared {
                 break;
             }
-            let Geometry { threads, max_shared, kernels, .. } = geometry;
-            let resident = kernels
+            let resident = [Way::Forward, Way::Back]
                 .into_iter()
-                .map(|kernel| driver.resident_blocks("load", kernel, threads, max_shared))
+                .map(|way| driver.resident_blocks("load", geometry.kernel(way), MAX_THREADS as u32, max_shared))
                 .collect::<Result<Vec<_>>>()?;
             if resident.into_iter().all(|n| n >= geometry.blocks) {
                 return Ok(Some(geometry));
@@ -71,31 +84,57 @@ impl Geometry {
 
     /// With so many units a block.
     fn of(spec: &LayerSpec, units: usize, max_shared: u32) -> Self {
-        let (hidden, state) = (spec.hidden_size, spec.state_size());
+        let (hidden, state, projects) = (spec.hidden_size, spec.state_size(), spec.proj_size.is_some());
         let blocks = hidden.div_ceil(units);
-        let depth = hidden.div_ceil(BLOCK);
-        let (features, shares, kernels) = match spec.proj_size {
-            Some(_) => {
-                let features = state.div_ceil(blocks);
-                let shares = (units * state.div_ceil(BLOCK)).max(features * depth);
-                (features, shares, ["projected", "projected_back"])
-            }
-            None => (units, units * depth, ["persistent", "persistent_back"]),
-        };
-        let threads = shares.next_multiple_of(32) as u32;
-        Geometry { depth, units, features, shares, blocks, threads, max_shared, kernels }
+        let features = if projects { state.div_ceil(blocks) } else { units };
+        // Forward, U times the state gives units' gates, and the projection features; back it is the other way round.
+        let shares = [(Way::Forward, state, units, hidden, features), (Way::Back, hidden, features, state, units)].map(
+            |(way, depth, through_u, other_depth, projected)| {
+                let projection = if projects { projected * other_depth.div_ceil(BLOCK) } else { 0 };
+                projection.max(way.fours(through_u) * way.blocks(depth))
+            },
+        );
+        Geometry { hidden, units, features, projects, shares, blocks, max_shared }
     }
 
-    /// Bytes of shared memory.
+    fn kernel(&self, way: Way) -> &'static str {
+        match (self.projects, way) {
+            (false, Way::Forward) => "persistent",
+            (false, Way::Back) => "persistent_back",
+            (true, Way::Forward) => "projected",
+            (true, Way::Back) => "projected_back",
+        }
+    }
+
+    /// Threads of a block: as many groups as have rows, and enough to bring all of these at once and to compute their cells.
+    fn threads(&self, way: Way, rows: usize) -> usize {
+        let (shares, blocks) = (self.shares[way as usize], way.blocks(self.hidden));
+        let groups = (MAX_THREADS / shares).min(rows);
+        let bring = (rows * blocks * BLOCK / 4).div_ceil(INCOMING);
+        bring.max(rows * self.units).clamp(groups * shares, MAX_THREADS).next_multiple_of(32)
+    }
+
+    /// How many rows are brought and summed together: those that threads bring at once.
+    pub(crate) fn part(&self, way: Way, rows: usize) -> usize {
+        let fours = way.blocks(self.hidden) * BLOCK / 4;
+        if self.projects { rows } else { (self.threads(way, rows) * INCOMING / fours).clamp(1, rows) }
+    }
+
+    /// Bytes of shared memory: kernels without a projection have two places for rows and for sums.
     fn shared(&self, way: Way, rows: usize, batch: usize) -> u32 {
-        let floats =
-            rows * (way.vectors() * self.depth * PITCH + 4 * self.shares) + batch * (self.units + self.features);
+        let of_rows = self.part(way, rows) * way.blocks(self.hidden) * PITCH + rows * 4 * self.shares[way as usize];
+        let floats = if self.projects { 1 } else { 2 } * of_rows + batch * (self.units + self.features);
         (floats * 4).try_into().unwrap_or(u32::MAX)
     }
 
-    /// How many rows of a batch a block takes at a time; `None` if the batch is too large.
+    /// How many rows of a batch a block joins together; `None` if the batch is too large. Of a batch that is worth it at least
+    /// two parts, so that one is summed while cells of the other are computed and on their way.
     pub(crate) fn rows(&self, way: Way, batch: usize) -> Option<usize> {
-        (1..=batch.min(MAX_ROWS)).rev().find(|&rows| self.shared(way, rows, batch) <= self.max_shared)
+        let most = if batch * self.shares[way as usize] >= WORTH_PARTS { batch.div_ceil(2) } else { batch };
+        let fits = |rows: &usize| self.shared(way, *rows, batch) <= self.max_shared;
+        let rows = (1..=most.min(MAX_ROWS)).rev().find(fits)?;
+        // As many in each part.
+        Some(batch.div_ceil(batch.div_ceil(rows)))
     }
 
     /// Starts the kernel of all steps, that many rows at a time.
@@ -107,7 +146,7 @@ impl Geometry {
         args: A,
     ) -> Result<Launch> {
         size(op, batch * self.units)?;
-        let launch = Launch::new(op, self.kernels[way as usize], self.blocks, self.threads, args)?;
+        let launch = Launch::new(op, self.kernel(way), self.blocks, self.threads(way, rows) as u32, args)?;
         Ok(Launch { shared: self.shared(way, rows, batch), resident: true, ..launch })
     }
 }
@@ -134,8 +173,16 @@ mod tests {
                     assert!(g.blocks * g.units >= hidden && (g.blocks - 1) * g.units < hidden);
                     assert!(g.blocks * g.features >= state && g.features <= g.units);
                     let (u, p) = if proj.is_some() { (state, hidden) } else { (hidden, 0) };
-                    assert!(g.units * u.div_ceil(BLOCK) <= g.shares && g.features * p.div_ceil(BLOCK) <= g.shares);
-                    assert!(g.threads as usize >= g.shares);
+                    let [forward, back] = g.shares;
+                    assert!(g.units * u.div_ceil(BLOCK) <= forward && g.features * p.div_ceil(BLOCK) <= forward);
+                    assert!(g.features.div_ceil(4) * 4 * hidden.div_ceil(BLOCK) <= back);
+                    for rows in [1, 3, 8] {
+                        for way in [Way::Forward, Way::Back] {
+                            let (shares, threads) = (g.shares[way as usize], g.threads(way, rows));
+                            assert!(shares > MAX_THREADS || threads >= shares && threads <= MAX_THREADS);
+                            assert!((1..=rows).contains(&g.part(way, rows)));
+                        }
+                    }
                 }
             }
         }
@@ -143,13 +190,33 @@ mod tests {
 
     #[test]
     fn shared_memory_as_kernels_lay_it_out() {
-        // Rows of h, sums of blocks of four gates, then the block's own h and c; the last block has fewer units.
+        // Rows of h, sums of blocks of four gates, both in two places, then the block's own h and c; the last block has fewer
+        // units.
         let g = of(37, None, 9);
-        assert_eq!((g.features, g.shares, g.blocks), (9, 18, 5));
-        assert_eq!(g.shared(Way::Forward, 3, 5), 4 * (3 * (2 * 36 + 4 * 18) + 5 * 18));
-        // A projection's operand is longer than h.
+        assert_eq!((g.features, g.shares, g.blocks), (9, [18, 3 * 8], 5));
+        assert_eq!(g.shared(Way::Forward, 3, 5), 4 * (2 * 3 * (2 * 36 + 4 * 18) + 5 * 18));
+        assert_eq!(g.shared(Way::Back, 3, 5), 4 * (2 * 3 * (4 * 2 * 36 + 4 * 24) + 5 * 18));
+        // A projection's operand is longer than h; a place for either.
         let g = of(37, Some(20), 9);
-        assert_eq!((g.features, g.shares, g.blocks), (4, 9, 5));
+        assert_eq!((g.features, g.shares, g.blocks), (4, [9, 9], 5));
         assert_eq!(g.shared(Way::Back, 3, 5), 4 * (3 * (4 * 2 * 36 + 4 * 9) + 5 * 13));
+    }
+
+    #[test]
+    fn parts_of_large_layers_and_batches() {
+        // 128 blocks of a large device.
+        let config = LstmConfig::new(1, 1024);
+        let g = Geometry::of(&config.layer_specs()[0], 8, 227 << 10);
+        assert_eq!((g.shares, g.blocks), ([256, 256], 128));
+        for (batch, rows) in [(1, 1), (2, 1), (9, 5), (16, 8), (64, 8), (65, 8)] {
+            assert_eq!([Way::Forward, Way::Back].map(|way| g.rows(way, batch)), [Some(rows); 2], "{batch}");
+        }
+        // All of a turn's words are on their way at once.
+        assert_eq!((g.part(Way::Forward, 8), g.part(Way::Back, 8)), (8, 2));
+        // Groups share out the rows.
+        let config = LstmConfig::new(1, 512);
+        let g = Geometry::of(&config.layer_specs()[0], 4, 227 << 10);
+        assert_eq!((g.shares, g.threads(Way::Forward, 1), g.threads(Way::Forward, 8)), ([64, 64], 64, 256));
+        assert_eq!((g.rows(Way::Forward, 7), g.rows(Way::Forward, 8)), (Some(7), Some(4)));
     }
 }

@@ -74,10 +74,11 @@ fn one(standin: &Standin, setup: Setup, path: &str, all: &[(&str, LstmConfig, Bi
     standin.check_end()
 }
 
-/// Clusters of 16 blocks, which a kernel must be allowed to have, with as much shared memory as a block can have.
+/// Clusters of 16 blocks, which a kernel must be allowed to have, with as much shared memory as a block can have. On the way
+/// back some weights lie there, which layers take only where no other kernel does all steps.
 fn large_clusters(standin: &Standin) -> Result<()> {
     standin.reset();
-    standin.setup(Setup { architecture: 90, multiprocessors: 16, ..Setup::PLAIN });
+    standin.setup(Setup { architecture: 90, multiprocessors: 16, cooperative: false, ..Setup::PLAIN });
     let config = LstmConfig::new(2, 340);
     let x = Array3::from_shape_fn((2, 2, 2), |(a, t, i)| (a + 2 * t) as f32 * 0.25 - i as f32);
     let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
