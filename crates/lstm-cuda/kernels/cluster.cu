@@ -53,8 +53,9 @@ struct Part {
         if (!has_other || share.group > 0) return;
         for (u32 n = 0; n < LSTM_BLOCK; n++) {
             const u32 sum = n / (LSTM_BLOCK / 4), four = held + share.four;
-            const u32 unit = first_unit + (back ? 4 * four + sum : four), gate = back ? share.block % 4 : sum;
-            const u32 k = (back ? share.block / 4 : share.block) * LSTM_BLOCK + n % (LSTM_BLOCK / 4) * 4;
+            const u32 depth = share.blocks / (back ? 4 : 1);
+            const u32 unit = first_unit + (back ? 4 * four + sum : four), gate = back ? share.block / depth : sum;
+            const u32 k = share.block % depth * LSTM_BLOCK + n % (LSTM_BLOCK / 4) * 4;
             const auto weight = [&](u32 on) { return Share::weight(u, unit, k + on, gate * hidden * hidden); };
             kept.w[n * kept.pitch] = {weight(0), weight(1), weight(2), weight(3)};
         }
@@ -178,8 +179,8 @@ KERNEL(cluster_back, PersistentBackArgs, 256) {
             const UnitGradients back = run_unit_back(args, seen, unit, snap(__fadd_rn(dy, dh)), dc);
             dz = {back.dz[0], back.dz[1], back.dz[2], back.dz[3]};
             dc = back.dc, f = seen.gates.y;
-            float *place = part.place(n + 1) + part.row() * part.row_floats + unit / LSTM_BLOCK * 4 * PITCH + unit % LSTM_BLOCK;
-            for (u32 rank = 0; rank < part.size; rank++) tell_four(place, PITCH, rank, dz);
+            float *place = part.place(n + 1) + part.row() * part.row_floats + unit / LSTM_BLOCK * PITCH + unit % LSTM_BLOCK;
+            for (u32 rank = 0; rank < part.size; rank++) tell_four(place, part.row_floats / 4, rank, dz);
         }
         cluster_arrive();
         if (!mine) continue;

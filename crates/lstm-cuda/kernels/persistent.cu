@@ -25,7 +25,10 @@ KERNEL(persistent, PersistentArgs, 256) {
     const bool several = batch > args.rows;
     const u32 mine = first_unit + threadIdx.x % units, my_row = threadIdx.x / units;
     const auto rows_of = [&](const Turn &turn, const Walk &at) {
-        return Rows(passed + (u64)at.before * batch * hidden, initial, hidden, turn.row0 + turn.first, at.running);
+        const u32 first = turn.row0 + turn.first;
+        const u32 count = rows_from(turn.first, rows_from(turn.row0, at.active, args.rows), args.part);
+        const float *before = passed + ((u64)at.before * batch + first) * hidden;
+        return Rows(before, initial + (u64)first * hidden, hidden, count, rows_from(first, at.running, count));
     };
     Incoming<8> incoming(hidden);
     Turn now{0, 0, 0}, done{0, 0, 0};
@@ -36,7 +39,7 @@ KERNEL(persistent, PersistentArgs, 256) {
         const bool more = now.n < args.steps;
         const Walk at(args, more ? now.n : 0);
         const u32 count = rows_from(now.row0, at.active, args.rows);
-        if (ready) incoming.bring(rows_place, rows_of(now, at), rows_from(now.first, count, args.part));
+        if (ready) incoming.bring(rows_place, rows_of(now, at));
         __syncthreads();
         if (pending) {
             const Walk then(args, done.n);
@@ -70,11 +73,7 @@ KERNEL(persistent, PersistentArgs, 256) {
         if (now.first == 0 && (several || !ready) && my_row < count && mine < hidden) x = input_of(args, at.t, now.row0 + my_row, mine);
         const Turn next = ready ? now.next(args, count) : now;
         const bool asks = next.n < args.steps && (several || !ready || next.first > 0);
-        if (asks) {
-            const Walk then(args, next.n);
-            const u32 some = rows_from(next.row0, then.active, args.rows);
-            incoming.ask(incoming.first(), rows_of(next, then), rows_from(next.first, some, args.part));
-        }
+        if (asks) incoming.ask(incoming.first(), rows_of(next, Walk(args, next.n)));
         if (ready) {
             for (u32 r = share.group; share.works() && r < args.part && now.first + r < count; r += share.groups)
                 sums_place[(share.block * args.rows + now.first + r) * units + share.four] = share.dot(rows_place + r * row_floats);

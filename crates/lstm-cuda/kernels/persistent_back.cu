@@ -22,10 +22,11 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
     const bool several = batch > args.rows;
     const u32 mine = first_unit + threadIdx.x % units, my_row = threadIdx.x / units;
     const auto rows_of = [&](const Turn &turn, const WalkBack &at) {
-        const float *before = args.dz + (u64)at.visited * batch * 4 * hidden;
-        return Rows(before, before, hidden, 4 * (turn.row0 + turn.first), 4 * batch);
+        const u32 count = rows_from(turn.first, rows_from(turn.row0, at.from, args.rows), args.part);
+        const float *before = args.dz + ((u64)at.visited * batch + turn.row0 + turn.first) * 4 * hidden;
+        return Rows(before, before, hidden, 4 * count, 4 * count); // one for each gate
     };
-    Incoming<8, 4> incoming(hidden);
+    Incoming<8> incoming(hidden);
     Turn now{0, 0, 0}, done{0, 0, 0};
     float *rows_place = rows, *rows_other = rows + args.part * row_floats;
     float4 *sums_place = parts, *sums_other = parts + sums;
@@ -35,7 +36,7 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
         const bool more = now.n <= args.steps;
         const WalkBack at(args, more ? now.n : 0);
         const u32 count = rows_from(now.row0, at.from, args.rows);
-        if (ready) incoming.bring(rows_place, rows_of(now, at), 4 * rows_from(now.first, count, args.part));
+        if (ready) incoming.bring(rows_place, rows_of(now, at));
         __syncthreads();
         if (pending) {
             const WalkBack then(args, done.n);
@@ -73,11 +74,7 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
         }
         const Turn next = ready ? now.next(args, count) : now;
         const bool asks = next.n <= args.steps && (several || !ready || next.first > 0);
-        if (asks) {
-            const WalkBack then(args, next.n);
-            const u32 some = rows_from(next.row0, then.from, args.rows);
-            incoming.ask(incoming.first(), rows_of(next, then), 4 * rows_from(next.first, some, args.part));
-        }
+        if (asks) incoming.ask(incoming.first(), rows_of(next, WalkBack(args, next.n)));
         if (ready) {
             for (u32 r = share.group; share.works() && r < args.part && now.first + r < count; r += share.groups)
                 sums_place[(share.block * args.rows + now.first + r) * fours + share.four] = share.dot(rows_place + r * row_floats);

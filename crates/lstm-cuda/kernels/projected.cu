@@ -64,10 +64,10 @@ KERNEL(projected, PersistentArgs, 256) {
     for (u32 n = 0; n < args.steps; n++) {
         const Walk at(args, n);
         const u64 now = (u64)at.t * batch, kept = (u64)at.place * batch;
-        const float *before = args.y + (u64)at.before * batch * size;
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.active, args.rows), all = rows_from(row0, batch, args.rows);
-            gather<2>(rows, Rows(before, args.h0, size, row0, at.running), count);
+            const float *before = args.y + ((u64)at.before * batch + row0) * size;
+            gather<2>(rows, Rows(before, args.h0 + (u64)row0 * size, size, count, rows_from(row0, at.running, count)));
             __syncthreads();
             if (share.works())
                 for (u32 row = share.group; row < count; row += share.groups)
@@ -86,10 +86,10 @@ KERNEL(projected, PersistentArgs, 256) {
                 if (args.c) args.c[(kept + b) * hidden + unit] = c.v[own];
             }
         }
-        const float *operand = args.passed + now * hidden;
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.active, args.rows), all = rows_from(row0, batch, args.rows);
-            gather<2>(rows, Rows(operand, operand, hidden, row0, batch), count);
+            const float *operand = args.passed + (now + row0) * hidden;
+            gather<2>(rows, Rows(operand, operand, hidden, count, count));
             __syncthreads();
             if (line.works())
                 for (u32 row = 0; row < count; row++)
@@ -140,11 +140,10 @@ KERNEL(projected_back, PersistentBackArgs, 256) {
     for (u32 n = 0; n <= args.steps; n++) {
         const WalkBack at(args, n);
         const u64 now = (u64)at.t * batch;
-        const float *before = args.dz + (u64)at.visited * batch * 4 * hidden;
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.from, args.rows), all = rows_from(row0, batch, args.rows);
-            // A row of each gate.
-            gather<2, 4>(rows, Rows(before, before, hidden, 4 * row0, 4 * batch), 4 * count);
+            const float *before = args.dz + ((u64)at.visited * batch + row0) * 4 * hidden;
+            gather<2>(rows, Rows(before, before, hidden, 4 * count, 4 * count)); // one for each gate
             __syncthreads();
             if (share.works())
                 for (u32 row = share.group; row < count; row += share.groups)
@@ -166,10 +165,10 @@ KERNEL(projected_back, PersistentBackArgs, 256) {
             }
         }
         if (at.last) break;
-        const float *gradient = args.projected + now * size;
         for (u32 row0 = 0; row0 < batch; row0 += args.rows) {
             const u32 count = rows_from(row0, at.active, args.rows), all = rows_from(row0, batch, args.rows);
-            gather<2>(rows, Rows(gradient, gradient, size, row0, batch), count);
+            const float *gradient = args.projected + (now + row0) * size;
+            gather<2>(rows, Rows(gradient, gradient, size, count, count));
             __syncthreads();
             if (line.works())
                 for (u32 row = 0; row < count; row++)

@@ -14,7 +14,7 @@ DEVICE float along(float s, float4 x, float w0, float w1, float w2, float w3) {
 
 // A thread has four sums over one block of the depth (LSTM_BLOCK of it), so that what it reads of an operand counts four
 // times: on the way forward a unit's four gates. On the way back, where each gate has an operand of its own, four units of one
-// gate; the gates' blocks of the depth lie side by side and count as four times as many. Where a block of threads has several
+// gate; the gates' blocks of the depth lie one after another and count as four times as many. Where a block of threads has several
 // groups that can do all of it, they share out an operand's rows.
 struct Share {
     u32 blocks, four, block; // blocks in all, which of its block's fours of sums this thread has, and which block
@@ -37,11 +37,12 @@ struct Share {
             for (int i = 0; i < LSTM_BLOCK; i++) w[sum][i] = weight(u, first_unit + four, block * LSTM_BLOCK + i, sum * apart);
     }
     MEMBER void load_back(const Strided &u, u32 apart, u32 first_unit) {
+        const u32 gate = block / (blocks / 4), k = block % (blocks / 4) * LSTM_BLOCK;
 #pragma unroll
         for (int sum = 0; sum < 4; sum++)
 #pragma unroll
             for (int i = 0; i < LSTM_BLOCK; i++)
-                w[sum][i] = weight(u, first_unit + 4 * four + sum, block / 4 * LSTM_BLOCK + i, block % 4 * apart);
+                w[sum][i] = weight(u, first_unit + 4 * four + sum, k + i, gate * apart);
     }
     MEMBER static float weight(const Strided &u, u32 unit, u32 k, u32 gate) {
         return unit < u.lines && k < u.depth ? u.p[gate + unit * u.line + k * u.step] : 0.0f;
@@ -76,104 +77,128 @@ DEVICE void join(const float4 *parts, u32 blocks, u32 pitch, float *sum) {
 
 // The same on the way back, where a block's sums are one gate's.
 DEVICE void join_back(const float *parts, u32 blocks, u32 pitch, float *sum) {
-    for (u32 gate = 0; gate < 4; gate++) sum[gate] = parts[gate * pitch];
-#pragma unroll 2
-    for (u32 k = 4; k < blocks; k += 4)
+    const u32 gates = blocks / 4 * pitch;
+    for (u32 gate = 0; gate < 4; gate++) sum[gate] = parts[gate * gates];
+#pragma unroll 4
+    for (u32 k = 1; k < blocks / 4; k++)
 #pragma unroll
-        for (u32 gate = 0; gate < 4; gate++) sum[gate] = __fadd_rn(sum[gate], parts[(k + gate) * pitch]);
+        for (u32 gate = 0; gate < 4; gate++) sum[gate] = __fadd_rn(sum[gate], parts[gate * gates + k * pitch]);
 }
 
 // No NaN that was computed may look like a word that is not there.
 DEVICE void pass_on(float *p, float v) { publish(p, bits_of(v) == ~0u ? 0x7fc00000u : bits_of(v)); }
 
-// Rows of an operand in memory: of sequences that run, words that were passed on; of others, where they start.
+// Rows of an operand in memory, one after another: the first of them were passed on, the others lie where sequences start.
 struct Rows {
     const float *passed, *initial;
-    u32 width, first, running; // elements of a row, the first row, and from which one on they start
+    u32 width, count, waiting; // elements of a row, rows, and how many of them were passed on
     bool fours;                // whether words can be read by fours
 
-    MEMBER Rows(const float *passed, const float *initial, u32 width, u32 first, u32 running)
-        : passed(passed), initial(initial), width(width), first(first), running(running) {
+    MEMBER Rows(const float *passed, const float *initial, u32 width, u32 count, u32 waiting)
+        : passed(passed), initial(initial), width(width), count(count), waiting(waiting < count ? waiting : count) {
         fours = (((u64)passed | (u64)initial) & 15) == 0 && width % 4 == 0;
-    }
-    MEMBER bool waits(u32 row) const { return first + row < running; }
-    MEMBER float4 four(u32 row, u32 k) const {
-        const float *p = (waits(row) ? passed : initial) + ((u64)(first + row) * width + k);
-        float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (fours) {
-            if (k < width) v = peek_four(p);
-        } else {
-            if (k < width) v.x = value(peek(p));
-            if (k + 1 < width) v.y = value(peek(p + 1));
-            if (k + 2 < width) v.z = value(peek(p + 2));
-            if (k + 3 < width) v.w = value(peek(p + 3));
-        }
-        return v;
     }
 };
 
-DEVICE bool is_missing(float4 v) {
-    return bits_of(v.x) == ~0u || bits_of(v.y) == ~0u || bits_of(v.z) == ~0u || bits_of(v.w) == ~0u;
+// Words `k` and the next three of a row that begins at `row`.
+DEVICE float4 words(const float *row, u32 k, u32 width) {
+    float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (k < width) v.x = value(peek(row + k));
+    if (k + 1 < width) v.y = value(peek(row + k + 1));
+    if (k + 2 < width) v.z = value(peek(row + k + 2));
+    if (k + 3 < width) v.w = value(peek(row + k + 3));
+    return v;
 }
 
-// Rows on their way to shared memory, [blocks][PITCH] each, where their padding is +0: a thread has N fours on their way at
-// a time, since each of them takes a trip through the cache. On the way back GATES (4) rows are those of a sequence's gates,
-// whose blocks lie side by side: [blocks][GATES][PITCH].
-template <int N, int GATES = 1> struct Incoming {
-    u32 each, rows_on, on; // fours of a row; and by how much a thread goes on from one to the next
+DEVICE u32 most(u32 a, u32 b) { return a > b ? a : b; }
+// All bits are set if a word is missing.
+DEVICE u32 most(float4 v) { return most(most(bits_of(v.x), bits_of(v.y)), most(bits_of(v.z), bits_of(v.w))); }
+
+// Rows on their way to shared memory, [blocks][PITCH] each, where their padding is +0: a thread has N fours on their way at a
+// time, since each of them takes a trip through the cache. Eight threads have a block.
+template <int N> struct Incoming {
+    u32 width, blocks, slots; // a row's blocks, and how many of all blocks are brought at a time
+    u32 rows_on, on;          // by how much a thread goes on from one of its blocks to the next
     float4 held[N];
 
-    MEMBER Incoming(u32 width) {
-        each = blocks_of(width) * (LSTM_BLOCK / 4);
-        rows_on = blockDim.x / each, on = blockDim.x % each;
+    MEMBER Incoming(u32 width) : width(width), blocks(blocks_of(width)) {
+        slots = blockDim.x / (LSTM_BLOCK / 4), rows_on = slots / blocks, on = slots % blocks;
     }
-
+    // A block: which of all, and where it is.
     struct Place {
-        u32 row, at;
+        u32 n, row, block;
     };
-    MEMBER Place first() const { return {threadIdx.x / each, threadIdx.x % each}; }
-    MEMBER void next(Place &place) const {
-        place.row += rows_on, place.at += on;
-        if (place.at >= each) place.at -= each, place.row++;
+    MEMBER Place first() const {
+        const u32 n = threadIdx.x / (LSTM_BLOCK / 4);
+        return {n, n / blocks, n % blocks};
+    }
+    MEMBER void next(Place &p) const {
+        p.n += slots, p.row += rows_on, p.block += on;
+        if (p.block >= blocks) p.block -= blocks, p.row++;
+    }
+    // Of a block, this thread's words.
+    MEMBER static u32 mine() { return threadIdx.x % (LSTM_BLOCK / 4) * 4; }
+
+    MEMBER float4 look(const Place &p, const Rows &from) const {
+        const u32 k = p.block * LSTM_BLOCK + mine();
+        const float *row = (p.row < from.waiting ? from.passed : from.initial) + p.row * width;
+        if (!from.fours) return words(row, k, width);
+        return k < width ? peek_four(row + k) : float4{0.0f, 0.0f, 0.0f, 0.0f};
     }
 
-    MEMBER void ask(Place place, const Rows &from, u32 count) {
+    MEMBER void ask(Place at, const Rows &from) {
+        if (from.fours && width % LSTM_BLOCK == 0 && from.waiting == from.count) {
+            // Blocks lie one after another, also those of different rows.
+            const float *p = from.passed + (at.n * LSTM_BLOCK + mine());
 #pragma unroll
-        for (int e = 0; e < N; e++, next(place))
-            if (place.row < count) held[e] = from.four(place.row, 4 * place.at);
+            for (int e = 0; e < N; e++, at.n += slots, p += slots * LSTM_BLOCK) {
+                held[e] = {0.0f, 0.0f, 0.0f, 0.0f};
+                if (at.n < from.count * blocks) held[e] = peek_four(p);
+            }
+        } else {
+#pragma unroll
+            for (int e = 0; e < N; e++, next(at)) {
+                held[e] = {0.0f, 0.0f, 0.0f, 0.0f};
+                if (at.row < from.count) held[e] = look(at, from);
+            }
+        }
     }
-    // `count` rows, of which the first fours were asked for.
-    MEMBER void bring(float *to, const Rows &from, u32 count) {
-        for (Place start = first();; ask(start, from, count)) {
-            for (bool whole = false; !whole;) {
-                whole = true;
-                Place place = start;
+    // Of the rows the first fours were asked for.
+    MEMBER void bring(float *to, const Rows &from) {
+        for (Place start = first();;) {
+            u32 missing = 0;
+#pragma unroll
+            for (int e = 0; e < N; e++) missing = most(missing, most(held[e]));
+            while (missing == ~0u) {
+                missing = 0;
+                Place at = start;
                 // Else the compiler keeps all addresses from one look to the next, in registers that weights need.
-                asm volatile("" : "+r"(place.row), "+r"(place.at));
+                asm volatile("" : "+r"(at.row), "+r"(at.block));
 #pragma unroll
-                for (int e = 0; e < N; e++, next(place))
-                    if (place.row < count && from.waits(place.row) && is_missing(held[e])) {
-                        held[e] = from.four(place.row, 4 * place.at);
-                        whole = false;
+                for (int e = 0; e < N; e++, next(at))
+                    if (at.row < from.waiting && most(held[e]) == ~0u) {
+                        held[e] = look(at, from);
+                        missing = ~0u;
                     }
-                if (!whole) pause();
+                if (missing) pause();
             }
+            const u32 all = from.count * blocks;
+            float *p = to + (start.n * PITCH + mine());
 #pragma unroll
-            for (int e = 0; e < N; e++, next(start)) {
-                const u32 block = start.row / GATES * (each / (LSTM_BLOCK / 4)) + start.at / (LSTM_BLOCK / 4);
-                float *p = to + ((block * GATES + start.row % GATES) * PITCH + start.at % (LSTM_BLOCK / 4) * 4);
-                if (start.row < count) *reinterpret_cast<float4 *>(p) = held[e];
-            }
-            if (start.row >= count) break;
+            for (int e = 0; e < N; e++, p += slots * PITCH)
+                if (start.n + e * slots < all) *reinterpret_cast<float4 *>(p) = held[e];
+            if (start.n + N * slots >= all) break;
+            for (int e = 0; e < N; e++) next(start);
+            ask(start, from);
         }
     }
 };
 
 // All of it.
-template <int N, int GATES = 1> DEVICE void gather(float *to, const Rows &from, u32 count) {
-    Incoming<N, GATES> incoming(from.width);
-    incoming.ask(incoming.first(), from, count);
-    incoming.bring(to, from, count);
+template <int N> DEVICE void gather(float *to, const Rows &from) {
+    Incoming<N> incoming(from.width);
+    incoming.ask(incoming.first(), from);
+    incoming.bring(to, from);
 }
 
 // A block's own part of what each sequence carries from step to step, in shared memory: [batch][units].
