@@ -250,8 +250,9 @@ static void layer(bool reverse, bool lengths, Kind kind) {
     Values y2(y.size(), empty), passed(steps * wide, empty), h2(h.size()), c2(c.size()), gates2(gates.size()), h_last(narrow), c_last(wide);
     const PersistentArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, w_hr, y2.data(), passed.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, part, units, cell};
     const size_t fours = units * depth, fours_back = std::max(4 * depth * ((features + 3) / 4), projects ? fours : 0);
-    // Of two groups that share out the rows.
-    start(projects ? "projected" : "persistent", blocks, 2 * fours, shared(fours, depth), true, one);
+    // Of two groups that share out the rows, and threads in eights.
+    const auto threads = [](size_t fours) { return unsigned(2 * fours + 7) / 8 * 8; };
+    start(projects ? "projected" : "persistent", blocks, threads(fours), shared(fours, depth), true, one);
     const u32 last = reverse ? 0 : steps;
     same("all steps: y", y2, y), same("all steps: h", h2, h), same("all steps: c", c2, c), same("all steps: gates", gates2, gates);
     same("all steps: last h", h_last, Values(&h[last * narrow], &h[last * narrow] + narrow));
@@ -287,7 +288,7 @@ static void layer(bool reverse, bool lengths, Kind kind) {
         if (projects && !end) start("back_units_small", (hidden + 15) / 16, 64, tile_floats<Small>(), false, args);
     }
     const PersistentBackArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, part, units, cell, bounds};
-    start(projects ? "projected_back" : "persistent_back", blocks, 2 * fours_back, shared(fours_back, 4 * depth), true, back);
+    start(projects ? "projected_back" : "persistent_back", blocks, threads(fours_back), shared(fours_back, 4 * depth), true, back);
     same("all steps back: dz", dz2, dz), same("all steps back: dh", dh2, dh), same("all steps back: dc", dc2, dc);
     if (!projects) {
         const PersistentBackArgs clusters{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, nullptr, dh3.data(), dc3.data(), dz3.data(), nullptr, nullptr, active.data(), steps, batch, hidden, most, in_cluster, reverse, state, most, in_cluster, held_back, cell, bounds};

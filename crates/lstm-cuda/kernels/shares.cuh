@@ -115,7 +115,7 @@ DEVICE u32 most(u32 a, u32 b) { return a > b ? a : b; }
 DEVICE u32 most(float4 v) { return most(most(bits_of(v.x), bits_of(v.y)), most(bits_of(v.z), bits_of(v.w))); }
 
 // Rows on their way to shared memory, [blocks][PITCH] each, where their padding is +0: a thread has N fours on their way at a
-// time, since each of them takes a trip through the cache. Eight threads have a block.
+// time, since each of them takes a trip through the cache. Eight threads have a block, and there is no rest of a division by eight.
 template <int N> struct Incoming {
     u32 width, blocks, slots; // a row's blocks, and how many of all blocks are brought at a time
     u32 rows_on, on;          // by how much a thread goes on from one of its blocks to the next
