@@ -58,10 +58,15 @@ def conformance(program, tests):
     return failed
 
 
+def ways(shape):
+    """By which paths a shape's steps go where others are left out; clusters don't have larger layers."""
+    return ("clusters", "persistent", "steps") if shape[0] <= 512 else ("persistent", "steps")
+
+
 def other_paths(child, shape, train, repeats):
-    """The same passes without clusters, and by a kernel a step: whether the device's own choice is right."""
+    """The same passes by clusters, by all blocks together, and by a kernel a step: whether the device's own choice is right."""
     times = []
-    for way in ("persistent", "steps"):
+    for way in ways(shape):
         answer = ask(child, f"{'train' if train else 'forward'}-{way}", *shape, repeats)
         try:
             answer = f"{float(answer):.0f} us"
@@ -120,10 +125,10 @@ def main():
     child = subprocess.Popen([args.program, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     different = failed
     for shape in SHAPES:
-        for way in ("", "-persistent", "-steps"):
-            answer = ask(child, f"check{way}", *shape, 0)
+        for way in ("", *ways(shape)):
+            answer = ask(child, f"check-{way}" if way else "check", *shape, 0)
             different += answer != "identical"
-            print(f"bits {shape}{way.replace('-', ', ')}: {answer}", flush=True)
+            print(f"bits {shape}{', ' if way else ''}{way}: {answer}", flush=True)
         print(f"lstm-cuda tf32 {shape}: {ask(child, 'check-tf32', *shape, 0)}", flush=True)
     try:
         import torch

@@ -4,8 +4,9 @@
 //! Without arguments it checks the bits of every shape and prints a time for each. With `--serve` it reads lines
 //! `PASS HIDDEN BATCH STEPS REPEATS`, where PASS is `check`, `forward` or `train`, and answers each with one line: `identical`
 //! or what differs, or microseconds for one pass, the median. `check-tf32` and so on are the same in the fast mode, which is
-//! not exact: how far it is from the CPU, or microseconds; or why it can't run. `check-persistent` and `check-steps` and so
-//! on are the same by other paths: without clusters, and by a kernel a step.
+//! not exact: how far it is from the CPU, or microseconds; or why it can't run. `check-clusters`, `check-persistent` and
+//! `check-steps` and so on are the same by other paths: by clusters, wherever they can have the weights, by all blocks
+//! together, and by a kernel a step.
 
 use std::{
     cell::LazyCell,
@@ -64,9 +65,9 @@ fn all(cuda: &Cuda) -> Result<bool> {
 fn serve(cuda: &Cuda) -> Result<bool> {
     // Opened when they are asked for first.
     let fast = LazyCell::new(|| Cuda::fast(0));
-    let no_clusters = Limits { clusters: false, ..Limits::default() };
-    let persistent = LazyCell::new(|| Cuda::within(0, no_clusters));
-    let steps = LazyCell::new(|| Cuda::within(0, Limits { persistent: false, ..no_clusters }));
+    let [clusters, persistent, steps] = [(true, false), (false, true), (false, false)].map(|(clusters, persistent)| {
+        LazyCell::new(move || Cuda::within(0, Limits { clusters, persistent, ..Limits::default() }))
+    });
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap_or_default();
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -77,10 +78,11 @@ fn serve(cuda: &Cuda) -> Result<bool> {
         let device = match way {
             None => Ok(cuda),
             Some("tf32") => fast.as_ref(),
+            Some("clusters") => clusters.as_ref(),
             Some("persistent") => persistent.as_ref(),
             Some("steps") => steps.as_ref(),
             Some(_) => {
-                println!("expected -tf32, -persistent or -steps, got `{line}`");
+                println!("expected -tf32, -clusters, -persistent or -steps, got `{line}`");
                 continue;
             }
         };

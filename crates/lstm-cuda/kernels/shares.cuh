@@ -92,11 +92,12 @@ DEVICE void pass_on(float *p, float v) { publish(p, bits_of(v) == ~0u ? 0x7fc000
 struct Rows {
     const float *passed, *initial;
     u32 width, count, waiting; // elements of a row, rows, and how many of them were passed on
-    bool fours;                // whether words can be read by fours
+    bool fours, whole;         // whether words can be read by fours, and blocks of all rows lie one after another
 
     MEMBER Rows(const float *passed, const float *initial, u32 width, u32 count, u32 waiting)
         : passed(passed), initial(initial), width(width), count(count), waiting(waiting < count ? waiting : count) {
         fours = (((u64)passed | (u64)initial) & 15) == 0 && width % 4 == 0;
+        whole = fours && width % LSTM_BLOCK == 0 && this->waiting == count;
     }
 };
 
@@ -140,6 +141,7 @@ template <int N> struct Incoming {
     MEMBER static u32 mine() { return threadIdx.x % (LSTM_BLOCK / 4) * 4; }
 
     MEMBER float4 look(const Place &p, const Rows &from) const {
+        if (from.whole) return peek_four(from.passed + (p.n * LSTM_BLOCK + mine()));
         const u32 k = p.block * LSTM_BLOCK + mine();
         const float *row = (p.row < from.waiting ? from.passed : from.initial) + p.row * width;
         if (!from.fours) return words(row, k, width);
@@ -147,8 +149,7 @@ template <int N> struct Incoming {
     }
 
     MEMBER void ask(Place at, const Rows &from) {
-        if (from.fours && width % LSTM_BLOCK == 0 && from.waiting == from.count) {
-            // Blocks lie one after another, also those of different rows.
+        if (from.whole) {
             const float *p = from.passed + (at.n * LSTM_BLOCK + mine());
 #pragma unroll
             for (int e = 0; e < N; e++, at.n += slots, p += slots * LSTM_BLOCK) {
@@ -173,7 +174,7 @@ template <int N> struct Incoming {
                 missing = 0;
                 Place at = start;
                 // Else the compiler keeps all addresses from one look to the next, in registers that weights need.
-                asm volatile("" : "+r"(at.row), "+r"(at.block));
+                asm volatile("" : "+r"(at.n), "+r"(at.row), "+r"(at.block));
 #pragma unroll
                 for (int e = 0; e < N; e++, next(at))
                     if (at.row < from.waiting && most(held[e]) == ~0u) {

@@ -20,9 +20,9 @@
 //! ```
 //!
 //! A layer runs by one of three paths, which all give the same bits; [`Backend::path`] names the first that it can take:
-//! - `cluster`, one kernel for all steps, whose blocks pass the state on through their shared memory: a hidden
-//!   size of up to 512 on devices of sm_90 and later; not with a projection, and not for batches larger than the clusters
-//!   that are there at once can have.
+//! - `cluster`, one kernel for all steps, whose blocks pass the state on through their shared memory: a hidden size of up to
+//!   about 350 on devices of sm_90 and later, up to 512 where there is no `persistent`; not with a projection, and not for
+//!   batches larger than the clusters that are there at once can have.
 //! - `persistent`, one kernel for all steps whose blocks keep the recurrent weights in registers, where the device can hold
 //!   them: a hidden size of up to 1024 on large GPUs, or with a projection a hidden size times a projected one of up to
 //!   about 1024 * 1024; not for batches of many hundred.
