@@ -32,6 +32,7 @@ KERNEL(persistent, PersistentArgs, 256) {
     };
     Incoming<8> incoming(hidden);
     Turn now{0, 0, 0}, done{0, 0, 0};
+    Rows coming = rows_of(now, Walk(args, 0));
     float *rows_place = rows, *rows_other = rows + args.part * row_floats;
     float4 *sums_place = parts, *sums_other = parts + sums;
     float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -39,7 +40,7 @@ KERNEL(persistent, PersistentArgs, 256) {
         const bool more = now.n < args.steps;
         const Walk at(args, more ? now.n : 0);
         const u32 count = rows_from(now.row0, at.active, args.rows);
-        if (ready) incoming.bring(rows_place, rows_of(now, at));
+        if (ready) incoming.bring(rows_place, coming);
         __syncthreads();
         if (pending) {
             const Walk then(args, done.n);
@@ -73,7 +74,10 @@ KERNEL(persistent, PersistentArgs, 256) {
         if (now.first == 0 && (several || !ready) && my_row < count && mine < hidden) x = input_of(args, at.t, now.row0 + my_row, mine);
         const Turn next = ready ? now.next(args, count) : now;
         const bool asks = next.n < args.steps && (several || !ready || next.first > 0);
-        if (asks) incoming.ask(incoming.first(), rows_of(next, Walk(args, next.n)));
+        if (asks) {
+            coming = rows_of(next, Walk(args, next.n));
+            incoming.ask(incoming.first(), coming);
+        }
         if (ready) {
             for (u32 r = share.group; share.works() && r < args.part && now.first + r < count; r += share.groups)
                 sums_place[(share.block * args.rows + now.first + r) * units + share.four] = share.dot(rows_place + r * row_floats);

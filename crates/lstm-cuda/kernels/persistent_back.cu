@@ -28,6 +28,7 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
     };
     Incoming<8> incoming(hidden);
     Turn now{0, 0, 0}, done{0, 0, 0};
+    Rows coming = rows_of(now, WalkBack(args, 0));
     float *rows_place = rows, *rows_other = rows + args.part * row_floats;
     float4 *sums_place = parts, *sums_other = parts + sums;
     Seen seen = {};
@@ -36,7 +37,7 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
         const bool more = now.n <= args.steps;
         const WalkBack at(args, more ? now.n : 0);
         const u32 count = rows_from(now.row0, at.from, args.rows);
-        if (ready) incoming.bring(rows_place, rows_of(now, at));
+        if (ready) incoming.bring(rows_place, coming);
         __syncthreads();
         if (pending) {
             const WalkBack then(args, done.n);
@@ -74,7 +75,10 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
         }
         const Turn next = ready ? now.next(args, count) : now;
         const bool asks = next.n <= args.steps && (several || !ready || next.first > 0);
-        if (asks) incoming.ask(incoming.first(), rows_of(next, WalkBack(args, next.n)));
+        if (asks) {
+            coming = rows_of(next, WalkBack(args, next.n));
+            incoming.ask(incoming.first(), coming);
+        }
         if (ready) {
             for (u32 r = share.group; share.works() && r < args.part && now.first + r < count; r += share.groups)
                 sums_place[(share.block * args.rows + now.first + r) * fours + share.four] = share.dot(rows_place + r * row_floats);
