@@ -181,5 +181,9 @@ fn image(backend: &str, architecture: u32) -> Result<Vec<u8>> {
     let asked = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
     asked.map_err(|e| failed(backend, OP, "cuDriverGetVersion", e))?;
     let key = format!("driver {version}; {key}");
-    cache::or_make(cache::dir().as_deref(), &key, || Ok(kernels::compile(architecture)?.image))
+    cache::or_make(cache::dir().as_deref(), &key, || match kernels::compile(architecture) {
+        // Whoever opens the fast mode gets its errors.
+        Err(Error::Device { op, why, .. }) => Err(refused(backend, op, why)),
+        compiled => Ok(compiled?.image),
+    })
 }

@@ -21,6 +21,8 @@ pub(crate) fn run() -> Result<String> {
     standin.nvrtc(100, true);
     refusal("a source that does not compile", "error: the stand-in was told to refuse this")?;
     refusal("a source that does not compile", "NVRTC_ERROR_COMPILATION")?;
+    let fast = Cuda::fast(0).err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(fast.starts_with("cuda-tf32: compile: "), "another backend's error: {fast}");
     ensure!(standin.nvrtc(60, false) == 0, "a program is left after it did not compile");
     refusal("NVRTC knows nothing so old", "sm_90: NVRTC knows []")?;
     standin.check_end()?;
