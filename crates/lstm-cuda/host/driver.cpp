@@ -7,6 +7,7 @@
 #include "driver.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 namespace standin {
@@ -46,6 +47,10 @@ using namespace standin;
 extern "C" int cuInit(unsigned flags) {
     BEGIN(cuInit, EvenIfLost);
     if (flags) return InvalidValue;
+    // Of a program that does not know this for a stand-in, the environment says what it stands for: STANDIN_architecture=90.
+    if (!state.initialized)
+        for (auto &[what, value] : state.attributes)
+            if (const char *set = std::getenv(("STANDIN_" + what).c_str())) value = std::atoll(set);
     state.initialized = true;
     return Success;
 }
