@@ -127,7 +127,8 @@ def main():
     for shape in SHAPES:
         for way in ("", *ways(shape)):
             answer = ask(child, f"check-{way}" if way else "check", *shape, 0)
-            different += answer != "identical"
+            # That a device does not take the path is no difference.
+            different += answer != "identical" and not (way and answer.startswith("not run: it takes another path"))
             print(f"bits {shape}{', ' if way else ''}{way}: {answer}", flush=True)
         print(f"lstm-cuda tf32 {shape}: {ask(child, 'check-tf32', *shape, 0)}", flush=True)
     try:

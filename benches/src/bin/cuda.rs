@@ -86,8 +86,21 @@ fn serve(cuda: &Cuda) -> Result<bool> {
                 continue;
             }
         };
+        // A path that was asked for and that a shape does not take on this device is not timed as if it did.
+        let wants = match way {
+            Some("clusters") => "cluster",
+            Some("persistent") => "persistent",
+            _ => "",
+        };
+        let takes = match (&device, numbers.as_deref()) {
+            (Ok(cuda), Some(&[hidden, ..])) if hidden > 0 => {
+                Lstm::new(*cuda, weights(hidden)?)?.paths().first().map_or_else(String::new, ToString::to_string)
+            }
+            _ => String::new(),
+        };
         let answer = match (device, pass, numbers.as_deref()) {
             (Err(error), ..) => format!("not run: {error}"),
+            _ if !takes.contains(wants) => format!("not run: it takes another path, {takes}"),
             (Ok(cuda), "check", Some(&[hidden, batch, steps, _])) => check(cuda, [hidden, batch, steps])?,
             (Ok(cuda), pass @ ("forward" | "train"), Some(&[hidden, batch, steps, repeats])) if repeats > 0 => {
                 microseconds(cuda, [hidden, batch, steps], pass == "train", repeats)?.to_string()

@@ -217,9 +217,9 @@ static void fast_steps() {
 static void layer(bool reverse, bool lengths, Kind kind) {
     // Rows and threads that do not divide one another, so that no thread finds only what it wrote itself.
     const bool projects = kind == PROJECTED, dense = kind == DENSE;
-    // Words that can't be read by fours, and that can.
+    // Words that can't be read by fours, that can, and where blocks of all rows lie one after another.
     // The batch is joined in two parts, or at once; rows are summed two at a time.
-    const u32 hidden = lengths ? 40 : 37, batch = 4, steps = 3, units = 9, rows = reverse ? 4 : 3, part = 2, blocks = (hidden + units - 1) / units;
+    const u32 hidden = lengths ? (kind == STANDARD ? 64 : 40) : 37, batch = 4, steps = 3, units = 9, rows = reverse ? 4 : 3, part = 2, blocks = (hidden + units - 1) / units;
     const u32 state = projects ? hidden - (lengths ? 4 : 2) : hidden, features = projects ? (state + blocks - 1) / blocks : units;
     const Values z = numbers(steps * batch * 4 * hidden), u = numbers(4 * hidden * state), p = numbers(3 * hidden);
     const Values w = numbers(state * hidden), h0 = numbers(batch * state), c0 = numbers(batch * hidden);
@@ -259,7 +259,7 @@ static void layer(bool reverse, bool lengths, Kind kind) {
     same("all steps: last c", c_last, Values(&c[last * wide], &c[last * wide] + wide));
 
     // Two clusters, the second with one sequence; some units' weights in shared memory.
-    const u32 size = 2, most = (hidden + 1) / 2, held = 12, held_back = 3, in_cluster = 3;
+    const u32 size = 2, most = (hidden + 1) / 2, held = most - most / 3, held_back = (most + 3) / 4 - 2, in_cluster = 3;
     const auto cluster_floats = [&](size_t blocks, size_t fours, size_t held) {
         return in_cluster * (2 * blocks * PITCH + 4 * blocks * fours) + (fours - held) * blocks * LSTM_BLOCK * 4;
     };

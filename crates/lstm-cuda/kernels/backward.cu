@@ -14,10 +14,10 @@ DEVICE float through(float d, float slope, float gate, bool clipped, float low, 
 DEVICE float sigmoid_slope(float s) { return __fmaf_rn(-s, s, s); }
 DEVICE float tanh_slope(float t) { return __fmaf_rn(-t, t, 1.0f); }
 
-// `dq` is the gradient of the cell's own output (of a projection's operand, where there is one); the peephole's vectors are
-// `hidden` apart; `dc` of the dense peephole is not yet that of the state before the step.
-DEVICE UnitGradients cell_back(const CellOptions &options, const GateBounds &bounds, float4 gates, const float *p,
-                               u32 hidden, float c_old, float c, float h, float dq, float dc) {
+// `dq` is the gradient of the cell's own output (of a projection's operand, where there is one); `dc` of the dense peephole is
+// not yet that of the state before the step.
+DEVICE UnitGradients cell_back(const CellOptions &options, const GateBounds &bounds, float4 gates, const Peephole &p,
+                               float c_old, float c, float h, float dq, float dc) {
     const float i = gates.x, f = gates.y, g = gates.z, o = gates.w;
     const bool clipped = options.clipped;
     const float low = bounds.sigmoid_low, high = bounds.sigmoid_high;
@@ -33,7 +33,7 @@ DEVICE UnitGradients cell_back(const CellOptions &options, const GateBounds &bou
     }
     unit.operand = snap(__fmul_rn(o, t));
     unit.dz[3] = through(__fmul_rn(dq, t), sigmoid_slope(o), o, clipped, low, high);
-    if (p) dc = snap(__fmaf_rn(unit.dz[3], p[2 * hidden], dc));
+    if (p.there) dc = snap(__fmaf_rn(unit.dz[3], p.o, dc));
     if (options.coupled) {
         // f = 1 - i has no sum of its own.
         unit.dz[0] = through(__fmaf_rn(-dc, c_old, __fmul_rn(dc, g)), sigmoid_slope(i), i, clipped, low, high);
@@ -47,9 +47,9 @@ DEVICE UnitGradients cell_back(const CellOptions &options, const GateBounds &bou
                                : through(dg, tanh_slope(g), g, clipped, bounds.tanh_low, bounds.tanh_high);
     if (!options.dense) {
         dc = snap(__fmul_rn(dc, f));
-        if (p) {
-            dc = snap(__fmaf_rn(unit.dz[0], p[0], dc));
-            dc = snap(__fmaf_rn(unit.dz[1], p[hidden], dc));
+        if (p.there) {
+            dc = snap(__fmaf_rn(unit.dz[0], p.i, dc));
+            dc = snap(__fmaf_rn(unit.dz[1], p.f, dc));
         }
     }
     unit.dc = dc;
@@ -105,10 +105,9 @@ DEVICE void through_u(const BackArgs &args, u32 row0, u32 col0, Joined &tile) {
 
 DEVICE void unit_back(const BackArgs &args, u32 row, u32 unit, float dq) {
     const u64 at = (u64)row * args.hidden + unit, gates = (u64)row * 4 * args.hidden + unit;
-    const float *peephole = args.peephole ? args.peephole + unit : nullptr;
     const float h = args.cell.dense ? args.h_new[at] : 0.0f;
-    const UnitGradients back = cell_back(args.cell, args.bounds, of_gates(args.gates + gates, args.hidden), peephole,
-                                         args.hidden, args.c_old[at], args.c_new[at], h, dq, args.dc[at]);
+    const UnitGradients back = cell_back(args.cell, args.bounds, of_gates(args.gates + gates, args.hidden),
+                                         {args.peephole, args.hidden, unit}, args.c_old[at], args.c_new[at], h, dq, args.dc[at]);
     for (int k = 0; k < 4; k++) args.dz[gates + (u64)k * args.hidden] = back.dz[k];
     args.dc[at] = back.dc;
     if (args.unprojected) args.unprojected[at] = back.operand;

@@ -82,7 +82,8 @@ KERNEL(cluster, PersistentArgs, 256) {
     const Part part(args, memory, false);
     const u32 b = part.row0 + part.row(), unit = part.unit();
     const bool mine = part.is_mine();
-    const float *peephole = args.peephole ? args.peephole + unit : nullptr;
+    // Not to be read again in each step: a barrier of the cluster empties the first cache.
+    const Peephole peephole(mine ? args.peephole : nullptr, hidden, unit);
     const float *initial = args.cell.dense ? args.c0 : args.h0;
     float h = 0.0f, c = 0.0f;
     // What training keeps of the state.
@@ -117,7 +118,7 @@ KERNEL(cluster, PersistentArgs, 256) {
         if (runs) {
             float u[4];
             join(part.parts + threadIdx.x, part.share.blocks, part.rows * part.units, u);
-            next = cell(args.cell, x, peephole, hidden, u, c);
+            next = cell(args.cell, x, peephole, u, c);
             c = next.c, h = next.h;
         }
         // Not after the last step: whoever is told must still be there.
@@ -128,7 +129,7 @@ KERNEL(cluster, PersistentArgs, 256) {
             }
             cluster_arrive();
         }
-        // What is written from here on, the others do not wait for.
+        // The others wait for what is written from here on, if at all, at the next barrier.
         if (!mine) continue;
         args.y[out * hidden + unit] = runs ? h : 0.0f;
         if (args.h) keep(at.place);
@@ -148,6 +149,7 @@ KERNEL(cluster_back, PersistentBackArgs, 256) {
     const Part part(args, memory, true);
     const u32 b = part.row0 + part.row(), unit = part.unit();
     const bool mine = part.is_mine();
+    const Peephole peephole(mine ? args.peephole : nullptr, hidden, unit);
     const u64 own = (u64)b * hidden + unit;
     float dh = 0.0f, dc = 0.0f, f = 0.0f;
     if (mine) dh = args.dh[own], dc = args.dc[own];
@@ -176,7 +178,7 @@ KERNEL(cluster_back, PersistentBackArgs, 256) {
         if (at.last) break;
         float4 dz = {0.0f, 0.0f, 0.0f, 0.0f};
         if (runs) {
-            const UnitGradients back = run_unit_back(args, seen, unit, snap(__fadd_rn(dy, dh)), dc);
+            const UnitGradients back = run_unit_back(args, seen, peephole, snap(__fadd_rn(dy, dh)), dc);
             dz = {back.dz[0], back.dz[1], back.dz[2], back.dz[3]};
             dc = back.dc, f = seen.gates.y;
             float *place = part.place(n + 1) + part.row() * part.row_floats + unit / LSTM_BLOCK * PITCH + unit % LSTM_BLOCK;

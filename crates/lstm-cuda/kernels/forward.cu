@@ -22,14 +22,22 @@ struct Unit {
 // A unit's four gates, whose rows are `hidden` apart.
 DEVICE float4 of_gates(const float *x, u32 hidden) { return {x[0], x[hidden], x[2 * (u64)hidden], x[3 * (u64)hidden]}; }
 
-// The cell, from `bias + W x` and `U h` of its gates, the peephole's vectors (rows `hidden` apart, or null) and the cell
-// state before.
-DEVICE Unit cell(const CellOptions &options, float4 x, const float *p, u32 hidden, const float *u, float c_old) {
+// What a unit's gates have of the cell state, from the vectors of all units (rows `hidden` apart) or null.
+struct Peephole {
+    bool there;
+    float i = 0.0f, f = 0.0f, o = 0.0f;
+    MEMBER Peephole(const float *vectors, u32 hidden, u32 unit) : there(vectors) {
+        if (there) i = vectors[unit], f = vectors[hidden + unit], o = vectors[2 * hidden + unit];
+    }
+};
+
+// The cell, from `bias + W x` and `U h` of its gates and the cell state before.
+DEVICE Unit cell(const CellOptions &options, float4 x, const Peephole &p, const float *u, float c_old) {
     float z[4] = {__fadd_rn(x.x, u[0]), __fadd_rn(x.y, u[1]), __fadd_rn(x.z, u[2]), __fadd_rn(x.w, u[3])};
     if (options.dense) z[2] = x.z;
-    if (p) {
-        z[0] = __fmaf_rn(p[0], c_old, z[0]);
-        z[1] = __fmaf_rn(p[hidden], c_old, z[1]);
+    if (p.there) {
+        z[0] = __fmaf_rn(p.i, c_old, z[0]);
+        z[1] = __fmaf_rn(p.f, c_old, z[1]);
     }
     if (options.clipped) {
 #pragma unroll
@@ -40,7 +48,7 @@ DEVICE Unit cell(const CellOptions &options, float4 x, const float *p, u32 hidde
     unit.gates[1] = options.coupled ? __fsub_rn(1.0f, unit.gates[0]) : sigmoid(z[1]);
     unit.gates[2] = snap(options.dense ? sigmoid(z[2]) : tanh_of(z[2]));
     unit.c = snap(__fmaf_rn(unit.gates[1], c_old, __fmul_rn(unit.gates[0], unit.gates[2])));
-    if (p) z[3] = __fmaf_rn(p[2 * hidden], unit.c, z[3]);
+    if (p.there) z[3] = __fmaf_rn(p.o, unit.c, z[3]);
     if (options.clipped) z[3] = clip(z[3], options.clip);
     unit.gates[3] = sigmoid(z[3]);
     unit.h = snap(options.dense ? tanh_of(__fmul_rn(unit.gates[3], unit.c)) : __fmul_rn(unit.gates[3], tanh_of(unit.c)));
@@ -67,8 +75,7 @@ template <class T> DEVICE void step(const StepArgs &args) {
         const bool active = row < args.active;
         if (active) {
             const float4 x = of_gates(args.z + (u64)row * 4 * args.hidden + unit, args.hidden);
-            const float *peephole = args.peephole ? args.peephole + unit : nullptr;
-            const Unit next = cell(args.cell, x, peephole, args.hidden, tile.sum[i], args.c_old[at]);
+            const Unit next = cell(args.cell, x, {args.peephole, args.hidden, unit}, tile.sum[i], args.c_old[at]);
             args.c_new[at] = next.c;
             (args.unprojected ? args.unprojected : args.h_new)[at] = next.h;
             if (args.gates)

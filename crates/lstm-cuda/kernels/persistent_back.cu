@@ -58,7 +58,7 @@ KERNEL(persistent_back, PersistentBackArgs, 256) {
                         seen = seen_of(args, then.t, b, unit);
                         dy = args.dy[((u64)then.t * batch + b) * hidden + unit];
                     }
-                    const UnitGradients back = run_unit_back(args, seen, unit, snap(__fadd_rn(dy, dh.v[own])), dc.v[own]);
+                    const UnitGradients back = run_unit_back(args, seen, {args.peephole, hidden, unit}, snap(__fadd_rn(dy, dh.v[own])), dc.v[own]);
                     dc.v[own] = back.dc;
                     pass_on_gradients(args, then.t, b, unit, back.dz);
                 } else {

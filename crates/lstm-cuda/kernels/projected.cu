@@ -7,7 +7,7 @@ struct Line {
     float w[LSTM_BLOCK];
 
     MEMBER Line(u32 depth, u32 units) {
-        blocks = (depth + LSTM_BLOCK - 1) / LSTM_BLOCK;
+        blocks = blocks_of(depth);
         unit = threadIdx.x % units;
         block = threadIdx.x / units;
     }
@@ -35,8 +35,7 @@ DEVICE float join(const float *parts, u32 blocks, u32 pitch) {
 
 // Float4s for the sums of blocks of one row, of either product.
 DEVICE u32 most_parts(const Share &share, u32 of_share, const Line &line, u32 of_line) {
-    const u32 a = share.blocks * of_share, b = line.blocks * of_line;
-    return a > b ? a : b;
+    return most(share.blocks * of_share, line.blocks * of_line);
 }
 
 // Shared memory: `rows` rows of h or of the projection's operand, of blocks of [PITCH]; sums of blocks, of U h
@@ -180,7 +179,7 @@ KERNEL(projected_back, PersistentBackArgs, 256) {
                 float *operand = args.unprojected + (now + b) * hidden + unit;
                 if (row < count) {
                     const float dq = snap(join(parts + i, line.blocks, args.rows * units));
-                    const UnitGradients back = run_unit_back(args, seen_of(args, at.t, b, unit), unit, dq, dc.v[own]);
+                    const UnitGradients back = run_unit_back(args, seen_of(args, at.t, b, unit), {args.peephole, hidden, unit}, dq, dc.v[own]);
                     dc.v[own] = back.dc;
                     pass_on_gradients(args, at.t, b, unit, back.dz);
                     *operand = back.operand;

@@ -284,8 +284,7 @@ DEVICE float4 input_of(const PersistentArgs &args, u32 t, u32 b, u32 unit) {
 // Its cell, from that and `U h`. Training keeps the gates.
 DEVICE Unit run_unit(const PersistentArgs &args, u32 t, u32 b, u32 unit, float4 x, const float *u, float c) {
     const u64 gates = ((u64)t * args.batch + b) * 4 * args.hidden + unit;
-    const float *peephole = args.peephole ? args.peephole + unit : nullptr;
-    const Unit next = cell(args.cell, x, peephole, args.hidden, u, c);
+    const Unit next = cell(args.cell, x, {args.peephole, args.hidden, unit}, u, c);
     if (args.gates)
         for (int k = 0; k < 4; k++) args.gates[gates + (u64)k * args.hidden] = next.gates[k];
     return next;
@@ -315,9 +314,8 @@ DEVICE Seen seen_of(const PersistentBackArgs &args, u32 t, u32 b, u32 unit) {
     return {of_gates(args.gates + (first - unit) * 4 + unit, args.hidden), args.c[old], args.c[now], args.cell.dense ? args.h[now] : 0.0f};
 }
 
-DEVICE UnitGradients run_unit_back(const PersistentBackArgs &args, const Seen &seen, u32 unit, float dq, float dc) {
-    const float *peephole = args.peephole ? args.peephole + unit : nullptr;
-    return cell_back(args.cell, args.bounds, seen.gates, peephole, args.hidden, seen.c_old, seen.c, seen.h, dq, dc);
+DEVICE UnitGradients run_unit_back(const PersistentBackArgs &args, const Seen &seen, const Peephole &peephole, float dq, float dc) {
+    return cell_back(args.cell, args.bounds, seen.gates, peephole, seen.c_old, seen.c, seen.h, dq, dc);
 }
 
 DEVICE float *gradients_of(const PersistentBackArgs &args, u32 t, u32 b, u32 unit) {

@@ -112,7 +112,7 @@ impl<D: Driver> Pass<'_, D> {
             let len = checked_len(OP, &[steps, batch, size])?;
             driver.launch(OP, &map(OP, Map::Sentinel, 0, passed, len, 0.0)?)?;
         }
-        let shares = in_one.shares(OP, Way::Back)?;
+        let shares = in_one.shares(OP)?;
         let args = PersistentBackArgs {
             u: self.address(&self.layer.u),
             dy: self.address(&dy.data),
@@ -140,7 +140,7 @@ impl<D: Driver> Pass<'_, D> {
             cell: CellOptions::new(spec),
             bounds: GateBounds::new(spec),
         };
-        driver.launch(OP, &in_one.launch(OP, Way::Back, batch, args)?)
+        driver.launch(OP, &in_one.launch(OP, batch, args)?)
     }
 
     fn steps(&self, dy: &Tensor<D>, d: &State<Tensor<D>>) -> Result<()> {

@@ -76,7 +76,7 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
     // The layer's own kernels against the reference on the same device, whose operations were looked at above.
     // What steps pass on differs among them: h, the cell state, a projection's operand as well. The first one has enough
     // units for a cluster of several blocks.
-    let config = LstmConfig::new(5, 40);
+    let config = LstmConfig::new(5, 64);
     let x = Array3::from_shape_fn((3, 4, 5), |(a, t, i)| (a as f32 - 1.0) * 0.5 + t as f32 * 0.25 - i as f32 * 0.125);
     let kinds = [
         LstmConfig::new(5, 100).cell(CellKind::PeepholeDiagonal),
@@ -103,10 +103,10 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
     }
 
     // And what layers too large for clusters take.
-    let weights = Weights::init(LstmConfig::new(9, 40), &Init::default(), 1)?;
+    let weights = Weights::init(LstmConfig::new(9, 64), &Init::default(), 1)?;
     let weights = &weights.layers()[0];
     let mut loaded = Loaded::new(&b.driver, weights)?;
-    if loaded.persistent.is_some() && loaded.clusters.iter().any(Option::is_some) {
+    if loaded.persistent.iter().any(Option::is_some) && loaded.clusters.iter().any(Option::is_some) {
         loaded.clusters = [None; 2];
         let reference = Reference(b.clone());
         let want = passes(b, &reference, &reference.load(weights)?, weights.spec())?;

@@ -147,7 +147,7 @@ impl<D: Driver> CudaOn<D> {
         };
         let active = own.as_ref().or(trace.and_then(|trace| trace.active.as_ref()));
         let kept = |memory: fn(&Trace<D>) -> &D::Memory| trace.map_or(0, |trace| driver.address(memory(trace)));
-        let shares = in_one.shares(op, Way::Forward)?;
+        let shares = in_one.shares(op)?;
         let args = PersistentArgs {
             z: driver.address(&plan.z),
             u: driver.address(&layer.u),
@@ -175,7 +175,7 @@ impl<D: Driver> CudaOn<D> {
             held: shares.held,
             cell: CellOptions::new(spec),
         };
-        driver.launch(op, &in_one.launch(op, Way::Forward, batch, args)?)?;
+        driver.launch(op, &in_one.launch(op, batch, args)?)?;
         Ok(Output::new(y, state))
     }
 

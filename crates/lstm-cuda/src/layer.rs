@@ -38,7 +38,7 @@ pub(crate) struct Loaded<D: Driver> {
     /// `[3, hidden]`
     peephole: Option<D::Memory>,
     /// How the units are shared out where all blocks can be there at once.
-    pub(crate) persistent: Option<Geometry>,
+    pub(crate) persistent: [Option<Geometry>; 2],
     /// The same, where a cluster has all units; by [`Way`].
     pub(crate) clusters: [Option<Clusters>; 2],
     /// In the fast mode, from how many multiplications on a step goes to tensor cores even so.
@@ -77,7 +77,7 @@ impl<D: Driver> Loaded<D> {
             bias: weights.bias().map(|bias| load(&bias)).transpose()?,
             projection: spec.proj_size.map(|_| load(param(Param::WeightHr)?)).transpose()?,
             peephole: peephole.map(|p| load(&p)).transpose()?,
-            persistent: Geometry::new(driver, &spec)?,
+            persistent: [Geometry::new(driver, &spec, Way::Forward)?, Geometry::new(driver, &spec, Way::Back)?],
             clusters: [Clusters::new(driver, &spec, Way::Forward)?, Clusters::new(driver, &spec, Way::Back)?],
             large_step: driver.fast().then(|| driver.multiprocessors().saturating_mul(LARGE_STEP)),
         })
@@ -96,7 +96,7 @@ impl<D: Driver> Loaded<D> {
             return None;
         }
         let clusters = self.clusters[way as usize].and_then(|c| Some(InOne::Clusters(c, c.rows(batch)?)));
-        let persistent = self.persistent.and_then(|g| Some(InOne::Persistent(g, g.rows(way, batch)?)));
+        let persistent = self.persistent[way as usize].and_then(|g| Some(InOne::Persistent(g, g.rows(batch)?)));
         // To read weights from shared memory in each step takes longer than what others pass on through memory.
         match clusters {
             Some(InOne::Clusters(c, _)) if !c.is_in_registers() => persistent.or(clusters),
@@ -129,10 +129,10 @@ pub(crate) struct Shares {
 }
 
 impl InOne {
-    pub(crate) fn shares(&self, op: &'static str, way: Way) -> Result<Shares> {
+    pub(crate) fn shares(&self, op: &'static str) -> Result<Shares> {
         let [units, held, features, rows, part] = match *self {
             InOne::Clusters(c, rows) => [c.units, c.held, c.units, rows, rows],
-            InOne::Persistent(g, rows) => [g.units, way.fours(g.units), g.features, rows, g.part(way, rows)],
+            InOne::Persistent(g, rows) => [g.units, 0, g.features, rows, g.part(rows)],
         };
         Ok(Shares {
             units: size(op, units)?,
@@ -143,10 +143,10 @@ impl InOne {
         })
     }
 
-    pub(crate) fn launch(&self, op: &'static str, way: Way, batch: usize, args: impl Pod) -> Result<Launch> {
+    pub(crate) fn launch(&self, op: &'static str, batch: usize, args: impl Pod) -> Result<Launch> {
         match *self {
             InOne::Clusters(clusters, rows) => clusters.launch(op, rows, batch, args),
-            InOne::Persistent(geometry, rows) => geometry.launch(op, way, (rows, batch), args),
+            InOne::Persistent(geometry, rows) => geometry.launch(op, rows, batch, args),
         }
     }
 }

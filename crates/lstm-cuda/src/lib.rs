@@ -24,8 +24,8 @@
 //!   about 350 on devices of sm_90 and later, up to 512 where there is no `persistent`; not with a projection, and not for
 //!   batches larger than the clusters that are there at once can have.
 //! - `persistent`, one kernel for all steps whose blocks keep the recurrent weights in registers, where the device can hold
-//!   them: a hidden size of up to 1024 on large GPUs, or with a projection a hidden size times a projected one of up to
-//!   about 1024 * 1024; not for batches of many hundred.
+//!   them: on GPUs with 132 multiprocessors a hidden size of up to 1024, or with a projection to up to 528 of up to 2048; with
+//!   80 multiprocessors 800, and 672 on the way back. Not for batches of many hundred.
 //! - else a kernel a step.
 //!
 //! # The fast mode

@@ -38,6 +38,16 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_cuda::Result<()> {
             trials.add("cuda-host", "schedules", &name, move || matches_snapshot(&host, &case));
         }
     }
+    // So many blocks that they have all weights of the largest, whose rows on the way back are brought in several turns.
+    let large = CudaHost::with(0, 64, 0)?;
+    for case in cases::table().into_iter().filter(|case| case.config.hidden_size > 256) {
+        let (host, name) = (large.clone(), case.name.clone());
+        trials.add("cuda-host", "many-blocks", &name, move || {
+            let paths = Lstm::new(&host, case.weights()?)?.paths();
+            ensure!(paths[0].to_string().ends_with("persistent"), "{paths:?}");
+            matches_snapshot(&host, &case)
+        });
+    }
     // Backwards, and drawn at random; with few blocks of many units and with many of few.
     for (schedule, resident) in [(1, 3), (2, 8), (3, 64), (4, 0)] {
         let host = CudaHost::with(schedule, resident, 0)?;
