@@ -133,10 +133,11 @@ impl<D: Driver> CudaOn<D> {
                 driver.launch(op, &copy(op, (from, size), (to, size), [batch, size], true)?)?;
             }
             (h0, c0) = (h, c);
-            // What blocks pass on besides `y`.
-            let passes_more = spec.proj_size.is_some() || spec.cell == CellKind::PeepholeDense;
+            // What blocks pass on: with the dense peephole c in place of `y`, with a projection its operand besides.
+            let dense = spec.cell == CellKind::PeepholeDense;
+            let passes_more = dense || spec.proj_size.is_some();
             passed = passes_more.then(|| self.tensor(op, Shape::new(steps * batch, hidden))).transpose()?;
-            for words in [Some(&y), passed.as_ref()].into_iter().flatten() {
+            for words in [(!dense).then_some(&y), passed.as_ref()].into_iter().flatten() {
                 driver.launch(op, &map(op, Map::Sentinel, 0, address(words), words.shape.len(), 0.0)?)?;
             }
         }
