@@ -103,12 +103,23 @@ DEVICE void through_u(const BackArgs &args, u32 row0, u32 col0, Joined &tile) {
         if (!args.cell.dense || gate != 2) tile.sum[0][0] = __fadd_rn(tile.sum[0][0], *p);
 }
 
-DEVICE void unit_back(const BackArgs &args, u32 row, u32 unit, float dq) {
-    const u64 at = (u64)row * args.hidden + unit, gates = (u64)row * 4 * args.hidden + unit;
-    const float h = args.cell.dense ? args.h_new[at] : 0.0f;
-    const UnitGradients back = cell_back(args.cell, args.bounds, of_gates(args.gates + gates, args.hidden),
-                                         {args.peephole, args.hidden, unit}, args.c_old[at], args.c_new[at], h, dq, args.dc[at]);
-    for (int k = 0; k < 4; k++) args.dz[gates + (u64)k * args.hidden] = back.dz[k];
+// What a unit's step back reads of the pass forward, and the gradient of its cell state.
+struct Seen {
+    float4 gates;
+    float c_old, c, h, dc;
+};
+
+DEVICE Seen seen_of(const BackArgs &args, u32 row, u32 unit) {
+    const u64 at = (u64)row * args.hidden + unit;
+    const float4 gates = of_gates(args.gates + ((u64)row * 4 * args.hidden + unit), args.hidden);
+    return {gates, args.c_old[at], args.c_new[at], args.cell.dense ? args.h_new[at] : 0.0f, args.dc[at]};
+}
+
+DEVICE void unit_back(const BackArgs &args, u32 row, u32 unit, const Seen &seen, float dq) {
+    const u64 at = (u64)row * args.hidden + unit;
+    const UnitGradients back = cell_back(args.cell, args.bounds, seen.gates, {args.peephole, args.hidden, unit}, seen.c_old,
+                                         seen.c, seen.h, dq, seen.dc);
+    for (int k = 0; k < 4; k++) args.dz[((u64)row * 4 + k) * args.hidden + unit] = back.dz[k];
     args.dc[at] = back.dc;
     if (args.unprojected) args.unprojected[at] = back.operand;
 }
@@ -126,25 +137,39 @@ template <class T> DEVICE void back(const BackArgs &args) {
     T tile;
     through_u(args, row0, col0, tile);
 #pragma unroll
-    for (int i = 0; i < T::DOWN_EACH; i++)
+    for (int i = 0; i < T::DOWN_EACH; i++) {
+        const u32 row = row0 + T::row(i);
+        if (row >= args.batch) continue;
+        // A row's at once: after what one unit writes, the next one's would have to wait for it.
+        Seen seen[T::ACROSS_EACH];
+        float dy[T::ACROSS_EACH], dh[T::ACROSS_EACH];
 #pragma unroll
         for (int j = 0; j < T::ACROSS_EACH; j++) {
-            const u32 row = row0 + T::row(i), unit = col0 + T::col(j);
-            if (row >= args.batch || unit >= args.hidden) continue;
+            const u32 unit = col0 + T::col(j);
+            if (unit >= args.hidden) continue;
+            const u64 at = (u64)row * args.hidden + unit;
+            dh[j] = row < args.active_next ? snap(tile.sum[i][j]) : args.dh[at];
+            seen[j] = {}, dy[j] = 0.0f;
+            if (row < args.active) seen[j] = seen_of(args, row, unit), dy[j] = args.dy[at];
+            if (row < args.active_next && args.cell.dense) {
+                const float f = args.gates_next[((u64)row * 4 + 1) * args.hidden + unit];
+                seen[j].dc = snap(__fmaf_rn(args.dc[at], f, dh[j]));
+                dh[j] = 0.0f;
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < T::ACROSS_EACH; j++) {
+            const u32 unit = col0 + T::col(j);
+            if (unit >= args.hidden) continue;
             const u64 at = (u64)row * args.hidden + unit;
             if (row < args.active_next) {
-                const float through = snap(tile.sum[i][j]);
-                if (args.cell.dense) {
-                    const float f = args.gates_next[((u64)row * 4 + 1) * args.hidden + unit];
-                    args.dc[at] = snap(__fmaf_rn(args.dc[at], f, through));
-                    args.dh[at] = 0.0f;
-                } else {
-                    args.dh[at] = through;
-                }
+                args.dh[at] = dh[j];
+                if (args.cell.dense) args.dc[at] = seen[j].dc;
             }
-            if (row < args.active) unit_back(args, row, unit, snap(__fadd_rn(args.dy[at], args.dh[at])));
+            if (row < args.active) unit_back(args, row, unit, seen[j], snap(__fadd_rn(dy[j], dh[j])));
             else if (args.dz) no_unit_back(args, row, unit);
         }
+    }
 }
 
 KERNEL(back_small, BackArgs, 64) { back<Small>(args); }
@@ -184,14 +209,22 @@ template <class T> DEVICE void back_units(const BackArgs &args) {
         tile.product(args.state, Strided{args.projected, args.active, args.state, args.state, 1}, row0,
                      Strided{args.w_hr, args.hidden, args.state, 1, args.hidden}, col0);
 #pragma unroll
-    for (int i = 0; i < T::DOWN_EACH; i++)
+    for (int i = 0; i < T::DOWN_EACH; i++) {
+        const u32 row = row0 + T::row(i);
+        if (row >= args.batch) continue;
+        // A row's at once, as above.
+        Seen seen[T::ACROSS_EACH];
+#pragma unroll
+        for (int j = 0; j < T::ACROSS_EACH; j++)
+            if (row < args.active && col0 + T::col(j) < args.hidden) seen[j] = seen_of(args, row, col0 + T::col(j));
 #pragma unroll
         for (int j = 0; j < T::ACROSS_EACH; j++) {
-            const u32 row = row0 + T::row(i), unit = col0 + T::col(j);
-            if (row >= args.batch || unit >= args.hidden) continue;
-            if (row < args.active) unit_back(args, row, unit, snap(tile.sum[i][j]));
+            const u32 unit = col0 + T::col(j);
+            if (unit >= args.hidden) continue;
+            if (row < args.active) unit_back(args, row, unit, seen[j], snap(tile.sum[i][j]));
             else no_unit_back(args, row, unit);
         }
+    }
 }
 
 KERNEL(back_units_small, BackArgs, 64) { back_units<Small>(args); }

@@ -58,6 +58,18 @@ DEVICE Unit cell(const CellOptions &options, float4 x, const Peephole &p, const 
 template <class T> DEVICE void step(const StepArgs &args) {
     u32 row0, col0;
     T::place(4 * args.hidden, row0, col0);
+    const u32 unit = (col0 + T::col(0)) / 4;
+    // They come while products are summed; after what one row writes, the next one's would have to wait for it.
+    float4 x[T::DOWN_EACH];
+    float c_old[T::DOWN_EACH];
+#pragma unroll
+    for (int i = 0; i < T::DOWN_EACH; i++) {
+        const u32 row = row0 + T::row(i);
+        const bool there = row < args.batch && unit < args.hidden;
+        x[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (there && row < args.active) x[i] = of_gates(args.z + (u64)row * 4 * args.hidden + unit, args.hidden);
+        c_old[i] = there ? args.c_old[(u64)row * args.hidden + unit] : 0.0f;
+    }
     const float *operand = args.cell.dense ? args.c_old : args.h_old;
     T tile;
     tile.clear();
@@ -65,8 +77,8 @@ template <class T> DEVICE void step(const StepArgs &args) {
     if (row0 < args.active)
         tile.product(args.state, Strided{operand, args.active, args.state, args.state, 1}, row0,
                      Interleaved{args.u, 4 * args.hidden, args.state, args.hidden}, col0);
-    const u32 unit = (col0 + T::col(0)) / 4;
     if (unit >= args.hidden) return;
+    const Peephole peephole(args.peephole, args.hidden, unit);
 #pragma unroll
     for (int i = 0; i < T::DOWN_EACH; i++) {
         const u32 row = row0 + T::row(i);
@@ -74,15 +86,14 @@ template <class T> DEVICE void step(const StepArgs &args) {
         const u64 at = (u64)row * args.hidden + unit;
         const bool active = row < args.active;
         if (active) {
-            const float4 x = of_gates(args.z + (u64)row * 4 * args.hidden + unit, args.hidden);
-            const Unit next = cell(args.cell, x, {args.peephole, args.hidden, unit}, tile.sum[i], args.c_old[at]);
+            const Unit next = cell(args.cell, x[i], peephole, tile.sum[i], c_old[i]);
             args.c_new[at] = next.c;
             (args.unprojected ? args.unprojected : args.h_new)[at] = next.h;
             if (args.gates)
                 for (int k = 0; k < 4; k++) args.gates[((u64)row * 4 + k) * args.hidden + unit] = next.gates[k];
             if (args.y) args.y[at] = next.h;
         } else {
-            args.c_new[at] = args.c_old[at];
+            args.c_new[at] = c_old[i];
             if (args.h_new) args.h_new[at] = args.h_old[at];
             if (args.y) args.y[at] = 0.0f;
         }

@@ -302,16 +302,12 @@ DEVICE void state_back(bool dense, const float *u, float f, float &dh, float &dc
     }
 }
 
-// What a unit's step back reads of the pass forward.
-struct Seen {
-    float4 gates;
-    float c_old, c, h;
-};
-
+// Without `dc`, which these kernels have in shared memory or registers.
 DEVICE Seen seen_of(const PersistentBackArgs &args, u32 t, u32 b, u32 unit) {
     const u64 first = ((u64)t * args.batch + b) * args.hidden + unit, second = first + (u64)args.batch * args.hidden;
     const u64 old = args.reverse ? second : first, now = args.reverse ? first : second;
-    return {of_gates(args.gates + (first - unit) * 4 + unit, args.hidden), args.c[old], args.c[now], args.cell.dense ? args.h[now] : 0.0f};
+    return {of_gates(args.gates + (first - unit) * 4 + unit, args.hidden), args.c[old], args.c[now],
+            args.cell.dense ? args.h[now] : 0.0f, 0.0f};
 }
 
 DEVICE UnitGradients run_unit_back(const PersistentBackArgs &args, const Seen &seen, const Peephole &peephole, float dq, float dc) {
