@@ -88,6 +88,21 @@ impl Trials {
         self.trials.push(trial.with_ignored_flag(group == "exhaustive"));
     }
 
+    /// All cases and training runs against their snapshots, on a backend that takes one of its paths.
+    #[cfg(any(feature = "cuda", feature = "cuda-host"))]
+    fn cases_and_training<B: Backend + Send + 'static>(&mut self, backend: &str, group: &str, b: &B) {
+        for case in cases::table() {
+            let (b, name) = (b.clone(), case.name.clone());
+            self.add(backend, group, &name, move || matches_snapshot(&b, &case));
+        }
+        for run in training::runs() {
+            let (b, name) = (b.clone(), format!("training-{}", run.name));
+            self.add(backend, group, &name.clone(), move || {
+                snapshot(&name, &training::check(&b, &run)?).map(|()| String::new())
+            });
+        }
+    }
+
     /// Says that nothing of a backend, or of one of its groups, was run.
     fn not_run(&self, backend: &str, group: &str, why: &str) {
         if self.list {

@@ -141,15 +141,14 @@ template <class T> DEVICE void back(const BackArgs &args) {
         const u32 row = row0 + T::row(i);
         if (row >= args.batch) continue;
         // A row's at once: after what one unit writes, the next one's would have to wait for it.
-        Seen seen[T::ACROSS_EACH];
-        float dy[T::ACROSS_EACH], dh[T::ACROSS_EACH];
+        Seen seen[T::ACROSS_EACH] = {};
+        float dy[T::ACROSS_EACH] = {}, dh[T::ACROSS_EACH];
 #pragma unroll
         for (int j = 0; j < T::ACROSS_EACH; j++) {
             const u32 unit = col0 + T::col(j);
             if (unit >= args.hidden) continue;
             const u64 at = (u64)row * args.hidden + unit;
             dh[j] = row < args.active_next ? snap(tile.sum[i][j]) : args.dh[at];
-            seen[j] = {}, dy[j] = 0.0f;
             if (row < args.active) seen[j] = seen_of(args, row, unit), dy[j] = args.dy[at];
             if (row < args.active_next && args.cell.dense) {
                 const float f = args.gates_next[((u64)row * 4 + 1) * args.hidden + unit];
@@ -213,7 +212,7 @@ template <class T> DEVICE void back_units(const BackArgs &args) {
         const u32 row = row0 + T::row(i);
         if (row >= args.batch) continue;
         // A row's at once, as above.
-        Seen seen[T::ACROSS_EACH];
+        Seen seen[T::ACROSS_EACH] = {};
 #pragma unroll
         for (int j = 0; j < T::ACROSS_EACH; j++)
             if (row < args.active && col0 + T::col(j) < args.hidden) seen[j] = seen_of(args, row, col0 + T::col(j));

@@ -20,15 +20,6 @@ pub(super) fn trials(trials: &mut Trials) {
                 continue;
             }
         };
-        for case in cases::table() {
-            let (cuda, name) = (cuda.clone(), case.name.clone());
-            trials.add("cuda", group, &name, move || matches_snapshot(&cuda, &case));
-        }
-        for run in training::runs() {
-            let (cuda, name) = (cuda.clone(), run.name);
-            trials.add("cuda", group, &format!("training-{name}"), move || {
-                snapshot(&format!("training-{name}"), &training::check(&cuda, &run)?).map(|()| String::new())
-            });
-        }
+        trials.cases_and_training("cuda", group, &cuda);
     }
 }

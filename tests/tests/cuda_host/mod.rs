@@ -20,16 +20,7 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_cuda::Result<()> {
         trials.add("cuda-host", "paths", path, move || takes(&host, path, projected));
     }
     for (group, host) in [("kernel-a-step", &steps), ("cluster", &clusters)] {
-        for case in cases::table() {
-            let (host, name) = (host.clone(), case.name.clone());
-            trials.add("cuda-host", group, &name, move || matches_snapshot(&host, &case));
-        }
-        for run in training::runs() {
-            let (host, name) = (host.clone(), run.name);
-            trials.add("cuda-host", group, &format!("training-{name}"), move || {
-                snapshot(&format!("training-{name}"), &training::check(&host, &run)?).map(|()| String::new())
-            });
-        }
+        trials.cases_and_training("cuda-host", group, host);
     }
     for (schedule, resident, cluster) in [(1, 4, 1), (2, 9, 4), (3, 16, 8), (4, 16, 16)] {
         let host = CudaHost::with(schedule, resident, cluster)?;
