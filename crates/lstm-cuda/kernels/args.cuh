@@ -81,7 +81,7 @@ struct ProjectArgs {
 // nothing on through memory, and snap h0 and c0 on their way.
 struct PersistentArgs {
     const float *z, *u, *h0, *c0, *peephole, *w_hr; // w_hr: a projection's [state, hidden], or null
-    float *y;             // [steps * batch, state], the sentinel everywhere at first
+    float *y;             // [steps * batch, state], the sentinel everywhere at first unless c is passed on instead
     float *passed;        // [steps * batch, hidden], too: the dense peephole's c or a projection's operand; else null
     float *h, *c, *gates; // what training keeps, or null
     float *h_last, *c_last;

@@ -1,8 +1,7 @@
 //! How a small layer's units are shared out among the blocks of a cluster, and launches of that kernel.
 
-use lstm_core::{LayerSpec, Result, arithmetic::BLOCK};
-
 use bytemuck::Pod;
+use lstm_core::{LayerSpec, Result, arithmetic::BLOCK};
 
 use crate::{
     driver::{Driver, Launch},

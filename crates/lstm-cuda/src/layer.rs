@@ -37,7 +37,7 @@ pub(crate) struct Loaded<D: Driver> {
     projection: Option<D::Memory>,
     /// `[3, hidden]`
     peephole: Option<D::Memory>,
-    /// How the units are shared out where all blocks can be there at once.
+    /// How the units are shared out where all blocks can be there at once; by [`Way`].
     pub(crate) persistent: [Option<Geometry>; 2],
     /// The same, where a cluster has all units; by [`Way`].
     pub(crate) clusters: [Option<Clusters>; 2],

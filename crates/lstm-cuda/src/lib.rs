@@ -24,8 +24,8 @@
 //!   about 350 on devices of sm_90 and later, up to 512 where there is no `persistent`; not with a projection, and not for
 //!   batches larger than the clusters that are there at once can have.
 //! - `persistent`, one kernel for all steps whose blocks keep the recurrent weights in registers, where the device can hold
-//!   them: on GPUs with 132 multiprocessors a hidden size of up to 1024, or with a projection to up to 528 of up to 2048; with
-//!   80 multiprocessors 800, and 672 on the way back. Not for batches of many hundred.
+//!   them: on GPUs with 132 multiprocessors a hidden size of up to 1024, or of up to 2048 with a projection to up to 512;
+//!   with 80 multiprocessors 800, and 672 on the way back. Not for batches of many hundred.
 //! - else a kernel a step.
 //!
 //! # The fast mode
@@ -82,7 +82,8 @@ pub struct Limits {
     pub clusters: bool,
     /// Whether layers take the path `persistent`.
     pub persistent: bool,
-    /// Multiprocessors to reckon with, if fewer than there are: what is large for few of them comes up in small tests.
+    /// Multiprocessors to reckon with, at least 1, if fewer than there are: what is large for few of them comes up in small
+    /// tests.
     pub multiprocessors: Option<usize>,
 }
 
@@ -125,7 +126,7 @@ impl Cuda {
     /// [`new`](Self::new) within limits: for tests and measurements, since the bits are the same.
     ///
     /// # Errors
-    /// As for [`new`](Self::new).
+    /// As for [`new`](Self::new); [`Error::Device`] also for no multiprocessors.
     pub fn within(ordinal: usize, limits: Limits) -> Result<Self> {
         CudaOn::open(Device::open(ordinal, false, limits)?)
     }

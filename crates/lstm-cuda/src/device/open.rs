@@ -57,6 +57,9 @@ pub(crate) fn devices(backend: &str) -> Result<Vec<String>> {
 impl Device {
     pub(crate) fn open(ordinal: usize, fast: bool, limits: Limits) -> Result<Self> {
         let backend = Device::name_of(fast);
+        if limits.multiprocessors == Some(0) {
+            return Err(refused(backend, OP, "expected a limit of at least 1 multiprocessor, got 0"));
+        }
         let failed = |what: &str, e| failed(backend, OP, what, e);
         let devices = devices(backend)?;
         let Some(name) = devices.get(ordinal) else {

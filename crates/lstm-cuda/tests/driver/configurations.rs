@@ -105,6 +105,9 @@ fn both_ways<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Vec<f32>, Er
 
 /// Layers take the next path where one is left out.
 fn within(standin: &Standin, setup: Setup) -> Result<()> {
+    let none = Cuda::within(0, Limits { multiprocessors: Some(0), ..Limits::default() });
+    let error = none.err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(error.contains("at least 1 multiprocessor, got 0"), "no multiprocessors: `{error}`");
     let no_clusters = Limits { clusters: false, ..Limits::default() };
     let steps = Limits { persistent: false, multiprocessors: Some(2), ..no_clusters };
     for (limits, path) in [(no_clusters, "persistent"), (steps, "a kernel a step")] {
