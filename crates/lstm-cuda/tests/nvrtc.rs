@@ -5,6 +5,7 @@
 use std::{
     env,
     process::{Command, ExitCode},
+    sync::Mutex,
     thread,
 };
 
@@ -36,12 +37,13 @@ fn main() -> ExitCode {
     };
     let architectures: Vec<u32> = known.into_iter().filter(|&architecture| architecture >= 70).collect();
     println!("NVRTC {major}.{minor}");
-    // Two at a time.
-    let (some, others) = architectures.split_at(architectures.len() / 2);
-    let all = |architectures: &[u32]| architectures.iter().map(|&architecture| spills(architecture)).sum();
-    let results: [Result<usize, String>; 2] = thread::scope(|scope| {
-        let others = scope.spawn(|| all(others));
-        [all(some), others.join().expect("no panic")]
+    // Two at a time; the newest, which take longest, first.
+    let waiting = Mutex::new(architectures.clone());
+    let next = || waiting.lock().expect("no panic").pop();
+    let some = || std::iter::from_fn(next).map(spills).sum::<Result<usize, String>>();
+    let results = thread::scope(|scope| {
+        let others = scope.spawn(some);
+        [some(), others.join().expect("no panic")]
     });
     let spilled: usize = match results.into_iter().sum() {
         Ok(spilled) => spilled,
