@@ -58,21 +58,28 @@ pub(crate) fn read(path: &Path, key: &str) -> Option<Vec<u8>> {
     (bytes[..end] == *header(key, image).as_bytes()).then(|| image.to_vec())
 }
 
-/// The image for `key` from a directory, or else from `make`, which is then kept there. That it can't be kept is no error:
-/// it is made again the next time.
+/// What `load` gives of the image for `key` from a directory, or else of one from `make`, which is then kept there. One that
+/// can't be loaded is as good as none, and is not kept. That one can't be kept is no error: it is made again the next time.
 ///
 /// # Errors
-/// Those of `make`.
-pub(crate) fn or_make(dir: Option<&Path>, key: &str, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+/// Those of `make`, and of `load` for what was made.
+pub(crate) fn or_make<T>(
+    dir: Option<&Path>,
+    key: &str,
+    load: impl Fn(&[u8]) -> Result<T>,
+    make: impl FnOnce() -> Result<Vec<u8>>,
+) -> Result<T> {
     let path = dir.map(|dir| dir.join(format!("{:016x}.cubin", digest(key.as_bytes()))));
-    if let Some(image) = path.as_ref().and_then(|path| read(path, key)) {
-        return Ok(image);
+    let kept = path.as_ref().and_then(|path| read(path, key));
+    if let Some(loaded) = kept.and_then(|image| load(&image).ok()) {
+        return Ok(loaded);
     }
     let image = make()?;
+    let loaded = load(&image)?;
     if let Some(path) = path {
         let _ = write(&path, key, &image);
     }
-    Ok(image)
+    Ok(loaded)
 }
 
 #[cfg(test)]
@@ -82,7 +89,8 @@ mod tests {
     #[test]
     fn damaged_and_other_entries_are_made_again() -> Result<()> {
         let dir = std::env::temp_dir().join(format!("lstm-cuda-cache-{}", process::id()));
-        let get = |key: &str, image: &[u8]| or_make(Some(&dir), key, || Ok(image.to_vec()));
+        let load = |image: &[u8]| Ok(image.to_vec());
+        let get = |key: &str, image: &[u8]| or_make(Some(&dir), key, load, || Ok(image.to_vec()));
         assert_eq!(get("a", b"first\nimage")?, b"first\nimage");
         assert_eq!(get("a", b"not made")?, b"first\nimage");
         assert_eq!(get("b", b"other")?, b"other");
@@ -96,14 +104,21 @@ mod tests {
             assert_eq!(get("a", b"made anew")?, b"made anew");
             assert_eq!(get("a", b"not made")?, b"made anew");
         }
+        // What can't be loaded is neither used nor kept.
+        let refused = |_: &[u8]| Err::<Vec<u8>, _>(Error::config("load", "refused"));
+        assert!(or_make(Some(&dir), "a", refused, || Ok(b"refused".to_vec())).is_err());
+        assert_eq!(get("a", b"not made")?, b"made anew");
+        let others = |image: &[u8]| if image == b"made anew" { refused(image) } else { load(image) };
+        assert_eq!(or_make(Some(&dir), "a", others, || Ok(b"another".to_vec()))?, b"another");
+        assert_eq!(get("a", b"not made")?, b"another");
         // No temporary file is left.
         assert_eq!(std::fs::read_dir(&dir).expect("it is there").count(), 2);
         std::fs::remove_dir_all(&dir).expect("it is there");
 
         // Where nothing can be kept, it is made every time; and a failure to make is told.
         let nowhere = Path::new("/dev/null/cache");
-        assert_eq!(or_make(Some(nowhere), "a", || Ok(b"made".to_vec()))?, b"made");
-        assert!(or_make(None, "a", || Err(Error::config("make", "failed"))).is_err());
+        assert_eq!(or_make(Some(nowhere), "a", load, || Ok(b"made".to_vec()))?, b"made");
+        assert!(or_make(None, "a", load, || Err(Error::config("make", "failed"))).is_err());
         Ok(())
     }
 }

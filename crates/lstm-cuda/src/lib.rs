@@ -101,8 +101,9 @@ pub type Cuda = CudaOn<Device>;
 pub type CudaHost = CudaOn<Host>;
 
 impl Cuda {
-    /// Opens a device by its number, from 0. All work is done in order on a stream of its own; up to 256 MiB of memory that
-    /// is given back stay with the process for the next allocation.
+    /// Opens a device by its number, from 0. All work is done in order on a stream of its own. Memory that is given back stays
+    /// with the process for the next allocation, as PyTorch's does; the driver takes it back if the process asks for
+    /// memory in other ways and there is none.
     ///
     /// The kernels are compiled, unless they are found compiled, and checked against the specification: see
     /// [`Backend::arithmetic`].

@@ -23,9 +23,6 @@ const OP: &str = "open";
 /// Oldest architecture whose memory model the kernels rely on.
 const OLDEST: u32 = 70;
 
-/// Memory that a device keeps for the next allocation when it is given back.
-const KEPT_BYTES: u64 = 256 << 20;
-
 /// Loads the driver's library.
 ///
 /// # Errors
@@ -99,10 +96,7 @@ impl Device {
         let stream = Stream::new(&context).map_err(|e| failed("cuStreamCreate", e))?;
         let recording = Stream::new(&context).map_err(|e| failed("cuStreamCreate", e))?;
 
-        let image = image(backend, architecture)?;
-        // SAFETY: a cubin, or PTX with a zero at its end.
-        let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
-        let module = module.map_err(|e| failed("cuModuleLoadData", e))?;
+        let module = module(backend, architecture)?;
         // From here on the module is unloaded with it.
         let mut inner = Inner {
             label: format!("{name}, sm_{architecture}"),
@@ -155,9 +149,10 @@ impl Device {
     }
 }
 
-/// Training asks for the same memory again and again. An error comes with the call that gave it.
+/// Training asks for the same memory again and again, so what is given back stays in the process for what it allocates next:
+/// else each wait for the device would unmap it. An error comes with the call that gave it.
 fn keep_memory(context: &Context) -> Result<(), (&'static str, DriverError)> {
-    let mut bytes = KEPT_BYTES;
+    let mut bytes = u64::MAX;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     // SAFETY: the device is there; the attribute is a 64-bit number.
     unsafe {
@@ -169,22 +164,31 @@ fn keep_memory(context: &Context) -> Result<(), (&'static str, DriverError)> {
 }
 
 /// Kernels that were built before, or kept, or are compiled now.
-fn image(backend: &str, architecture: u32) -> Result<Vec<u8>> {
+fn module(backend: &str, architecture: u32) -> Result<sys::CUmodule> {
+    let mut version = 0;
+    // SAFETY: the pointer is of this variable.
+    let asked = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
+    asked.map_err(|e| failed(backend, OP, "cuDriverGetVersion", e))?;
+    let load = |image: &[u8]| {
+        // SAFETY: a cubin, or PTX with a zero at its end.
+        unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|e| {
+            // Drivers need not take what a newer compiler made.
+            let driver = format!("cuModuleLoadData, by a driver for CUDA {}.{}", version / 1000, version % 1000 / 10);
+            let compiler = kernels::nvrtc().map(|((major, minor), _)| format!(", here with NVRTC {major}.{minor}"));
+            failed(backend, OP, &(driver + &compiler.unwrap_or_default()), e)
+        })
+    };
     let key = kernels::key(architecture);
     if let Some(dir) = std::env::var_os("LSTM_CUDA_KERNELS") {
         let path = kernels::prebuilt(&PathBuf::from(dir), architecture);
         if path.exists() {
             let other =
                 || refused(backend, OP, format!("{} is damaged or of other sources than these", path.display()));
-            return cache::read(&path, &key).ok_or_else(other);
+            return load(&cache::read(&path, &key).ok_or_else(other)?);
         }
     }
-    let mut version = 0;
-    // SAFETY: the pointer is of this variable.
-    let asked = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
-    asked.map_err(|e| failed(backend, OP, "cuDriverGetVersion", e))?;
     let key = format!("driver {version}; {key}");
-    cache::or_make(cache::dir().as_deref(), &key, || match kernels::compile(architecture) {
+    cache::or_make(cache::dir().as_deref(), &key, load, || match kernels::compile(architecture) {
         // Whoever opens the fast mode gets its errors.
         Err(Error::Device { op, why, .. }) => Err(refused(backend, op, why)),
         compiled => Ok(compiled?.image),

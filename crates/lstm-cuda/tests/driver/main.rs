@@ -36,7 +36,7 @@ pub(crate) use ensure;
 type Part = fn() -> Result<String>;
 
 /// Each is a process of its own; the last has no NVRTC.
-const PARTS: [(&str, Part); 9] = [
+const PARTS: [(&str, Part); 10] = [
     ("strictness", strict::run),
     ("configurations", configurations::run),
     ("faults", faults::run),
@@ -45,6 +45,7 @@ const PARTS: [(&str, Part); 9] = [
     ("sharing", sharing::run),
     ("compiling", nvrtc::run),
     ("cache", nvrtc::cache),
+    ("prebuilt", nvrtc::prebuilt),
     (WITHOUT_NVRTC, nvrtc::absent),
 ];
 const WITHOUT_NVRTC: &str = "without NVRTC";
@@ -136,14 +137,19 @@ fn compile(inputs: &[PathBuf], out: &Path) -> Result<()> {
 /// Runs a part, and says how it went.
 fn start(part: &str, [alone, both]: &[PathBuf; 2]) -> bool {
     let clock = Instant::now();
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("driver-cache");
-    // It may not be there.
-    let _ = std::fs::remove_dir_all(&cache);
+    let [cache, kernels] =
+        ["driver-cache", "driver-kernels"].map(|dir| Path::new(env!("CARGO_TARGET_TMPDIR")).join(dir));
+    // They may not be there.
+    let _ = (std::fs::remove_dir_all(&cache), std::fs::remove_dir_all(&kernels));
     let run = || {
         let mut command = Command::new(env::current_exe()?);
         command.env(PART, part).env("LD_LIBRARY_PATH", if part == WITHOUT_NVRTC { alone } else { both });
         command.env("LSTM_CUDA_CACHE", if part == "cache" { cache.as_os_str() } else { "".as_ref() });
-        command.env_remove("LSTM_CUDA_KERNELS").output()
+        command.env_remove("LSTM_CUDA_KERNELS");
+        if part == "prebuilt" {
+            command.env("LSTM_CUDA_KERNELS", &kernels);
+        }
+        command.output()
     };
     let (passed, said) = match run() {
         Ok(output) => {

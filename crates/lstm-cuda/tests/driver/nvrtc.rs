@@ -1,5 +1,7 @@
 //! NVRTC: what it refuses, what it does not know, what is kept of it, and that it may be missing.
 
+use std::path::PathBuf;
+
 use lstm_cuda::{Arithmetic, Backend, Cuda, LstmConfig, kernels};
 
 use crate::{
@@ -59,6 +61,27 @@ pub(crate) fn cache() -> Result<String> {
     refusal("nothing was kept", "NVRTC_ERROR_COMPILATION")?;
     standin.check_end()?;
     Ok("a device opened without compiling".into())
+}
+
+/// In a process that is told where kernels are that were built before.
+pub(crate) fn prebuilt() -> Result<String> {
+    let dir = PathBuf::from(std::env::var_os("LSTM_CUDA_KERNELS").ok_or("the variable is not set")?);
+    let standin = Standin::load()?;
+    standin.setup(Setup::PLAIN);
+    let files = kernels::prebuild(&dir, &[80]).map_err(|e| e.to_string())?;
+    standin.nvrtc(100, true);
+    drop(Cuda::new(0).map_err(|e| format!("what was built before is compiled again: {e}"))?);
+    // None for this one.
+    standin.setup(Setup { architecture: 86, ..Setup::PLAIN });
+    refusal("nothing was built", "NVRTC_ERROR_COMPILATION")?;
+
+    standin.setup(Setup::PLAIN);
+    let whole = std::fs::read(&files[0]).map_err(|e| e.to_string())?;
+    std::fs::write(&files[0], &whole[..whole.len() - 1]).map_err(|e| e.to_string())?;
+    refusal("a damaged file", "is damaged or of other sources than these")?;
+    ensure!(kernels::prebuild(&dir, &[60]).is_err(), "NVRTC knows nothing so old");
+    standin.check_end()?;
+    Ok("a device opened without compiling; a damaged file refused".into())
 }
 
 /// In a process that finds no NVRTC.
