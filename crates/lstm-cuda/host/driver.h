@@ -114,7 +114,7 @@ struct State {
     int lost = 0; // the error that ended all work of the process
     std::map<std::string, int64_t> attributes = {{"architecture", 80}, {"multiprocessors", 4}, {"cooperative", 1}, {"pools", 1},
                                                  {"pageable", 0},      {"pinned", 0},          {"devices", 1},
-                                                 {"memory", 1 << 30}};
+                                                 {"memory", 1 << 30},  {"largest_cluster", 16}};
     Table<Context> contexts;
     Table<Module> modules;
     Table<Function> functions;

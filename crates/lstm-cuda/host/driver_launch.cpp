@@ -41,6 +41,7 @@ unsigned blocks_at_once(const Function &function, unsigned threads, unsigned sha
 int clusters_at_once(const Function &function, unsigned size, unsigned threads, unsigned shared, int *count) {
     if (state.get("architecture") < 90) return NotSupported;
     if (!size || size > (function.non_portable ? 16u : 8u)) return InvalidClusterSize;
+    if (size > unsigned(state.get("largest_cluster"))) return InvalidValue;
     *count = static_cast<int>(blocks_at_once(function, threads, shared) * static_cast<unsigned>(state.get("multiprocessors")) / size);
     return Success;
 }

@@ -352,8 +352,10 @@ impl Driver for Device {
         let mut count = 0;
         // SAFETY: a function of a module that is loaded; the pointers are of these variables.
         match unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) } {
-            // The device has none of that size.
+            // The device has none of that size. Which error says so is not written down; what is wrong with the question
+            // itself would be told of smaller ones, too.
             sys::CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(0),
+            sys::CUresult::CUDA_ERROR_INVALID_VALUE | sys::CUresult::CUDA_ERROR_NOT_SUPPORTED if size > 8 => Ok(0),
             asked => {
                 asked.result().map_err(|e| self.failed(op, "cuOccupancyMaxActiveClusters", e))?;
                 Ok(usize::try_from(count).unwrap_or(0))
