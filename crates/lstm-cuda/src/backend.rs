@@ -21,8 +21,7 @@ use crate::{
     check,
     driver::{Driver, Launch, size},
     launches::{Map, Operand, at, copy, gemm, map},
-    layer::{InOne, Layer, Loaded, Plan},
-    persistent::Way,
+    layer::{Layer, Loaded, Plan},
     stream::CudaStream,
     tensor::Tensor,
     trace::Trace,
@@ -221,12 +220,7 @@ impl<D: Driver> Backend for CudaOn<D> {
     }
 
     fn path(&self, layer: &Layer<D>) -> Path {
-        let Layer(layer) = layer;
-        let path = match layer.in_one(Way::Forward, 1) {
-            Some(InOne::Clusters(..)) => "cluster",
-            Some(InOne::Persistent(..)) => "persistent",
-            None => "a kernel a step",
-        };
+        let [path, _] = layer.paths(1);
         Path::Fused(if self.driver.fast() { format!("{path}, products in tf32").into() } else { path.into() })
     }
 

@@ -18,9 +18,16 @@ use crate::{
 /// How many inputs of the activations are looked at, spread over all bit patterns.
 const SAMPLES: u32 = 1 << 14;
 
-/// Equal bits, or both NaN.
-fn same<'a>(got: impl IntoIterator<Item = &'a f32>, want: impl IntoIterator<Item = &'a f32>) -> bool {
-    got.into_iter().zip(want).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
+/// The first number that has other bits than it should, unless both are NaN.
+fn difference<'a>(
+    what: &str,
+    got: impl IntoIterator<Item = &'a f32>,
+    want: impl IntoIterator<Item = &'a f32>,
+) -> Option<String> {
+    let pairs = got.into_iter().zip(want).enumerate();
+    let mut others = pairs.filter(|(_, (a, b))| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan()));
+    let (at, (a, b)) = others.next()?;
+    Some(format!("{what}, element {at}: {a:e}, not {b:e}, and {} more", others.count()))
 }
 
 /// Snapped numbers that differ in all of their bits.
@@ -34,8 +41,8 @@ fn get<D: Driver>(b: &CudaOn<D>, x: &Tensor<D>) -> Result<Vec<f32>> {
     b.driver.download("check", &x.data, 0, &mut out).map(|()| out)
 }
 
-/// The first activation that gives other bits than the specification.
-fn activations<D: Driver>(b: &CudaOn<D>) -> Result<Option<&'static str>> {
+/// The first activation that gives other bits than the specification, and where.
+fn activations<D: Driver>(b: &CudaOn<D>) -> Result<Option<String>> {
     let x: Vec<f32> = (0..SAMPLES).map(|k| f32::from_bits(k.wrapping_mul(0x0004_0003))).collect();
     let tensor = || b.upload(Shape::new(1, x.len()), &x);
     for (name, got, want) in [
@@ -43,8 +50,9 @@ fn activations<D: Driver>(b: &CudaOn<D>) -> Result<Option<&'static str>> {
         ("sigmoid", b.sigmoid(tensor()?)?, exact::sigmoid),
         ("tanh", b.tanh(tensor()?)?, exact::tanh),
     ] {
-        if !same(&get(b, &got)?, &x.iter().map(|&v| want(v)).collect::<Vec<_>>()) {
-            return Ok(Some(name));
+        let found = difference(name, &get(b, &got)?, &x.iter().map(|&v| want(v)).collect::<Vec<_>>());
+        if found.is_some() {
+            return Ok(found);
         }
     }
     Ok(None)
@@ -55,9 +63,9 @@ fn activations<D: Driver>(b: &CudaOn<D>) -> Result<Option<&'static str>> {
 /// # Errors
 /// What the device refuses.
 pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
-    let differs = |what: &str| Ok(Arithmetic::Inexact(format!("{what} gives other bits than the specification")));
-    if let Some(name) = activations(b)? {
-        return differs(name);
+    let differs = |what: String| Ok(Arithmetic::Inexact(format!("other bits than the specification's: {what}")));
+    if let Some(found) = activations(b)? {
+        return differs(found);
     }
 
     // By small tiles, and by large ones, whose operands can be read by fours.
@@ -68,8 +76,9 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
         // Of many elements some, of all rows and all kinds of columns.
         let some = || (0..m * n).step_by((m * n / (1 << 13)) | 1);
         let want = some().map(|at| exact::dot(k, |p| left[at / n * k + p], |p| right[p * n + at % n]));
-        if !same(some().map(|at| &product[at]), &want.collect::<Vec<_>>()) {
-            return differs("a product");
+        let what = format!("a product [{m}, {k}] . [{k}, {n}], of some elements");
+        if let Some(found) = difference(&what, some().map(|at| &product[at]), &want.collect::<Vec<_>>()) {
+            return differs(found);
         }
     }
 
@@ -86,19 +95,21 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
     for config in kinds {
         let lstm = Lstm::random(b, config.clone(), 1)?;
         let (own, (y, state)) = (lstm.forward_train(&x, Keep::Everything)?, lstm.forward(&x)?);
-        let reference = Lstm::random(&Reference(b.clone()), config, 1)?.forward_train(&x, Keep::Everything)?;
-        if !same(&own.y, &reference.y) || !same(&own.state.c, &reference.state.c) {
-            return differs("a layer");
-        }
-        if !same(&y, &reference.y) || !same(&state.h, &reference.state.h) || !same(&state.c, &reference.state.c) {
-            return differs("a layer in inference");
-        }
+        let reference = Lstm::random(&Reference(b.clone()), config.clone(), 1)?.forward_train(&x, Keep::Everything)?;
+        let mut found = difference("y in training", &own.y, &reference.y)
+            .or_else(|| difference("c in training", &own.state.c, &reference.state.c))
+            .or_else(|| difference("y", &y, &reference.y))
+            .or_else(|| difference("h", &state.h, &reference.state.h))
+            .or_else(|| difference("c", &state.c, &reference.state.c));
         let own = own.tape.backward(Upstream::from(&own.y).with_input())?;
         let reference = reference.tape.backward(Upstream::from(&reference.y).with_input())?;
         let weights = own.weights.layers().iter().zip(reference.weights.layers());
-        let same_weights = weights.flat_map(|(a, b)| a.iter().zip(b.iter())).all(|((_, a), (_, b))| same(a, b));
-        if !same_weights || !same(own.x.iter().flatten(), reference.x.iter().flatten()) {
-            return differs("a layer's backward pass");
+        for ((param, own), (_, reference)) in weights.flat_map(|(a, b)| a.iter().zip(b.iter())) {
+            found = found.or_else(|| difference(&format!("gradient of {param:?}"), own, reference));
+        }
+        found = found.or_else(|| difference("gradient of x", own.x.iter().flatten(), reference.x.iter().flatten()));
+        if let Some(found) = found {
+            return differs(format!("{config:?}, {}: {found}", lstm.paths()[0]));
         }
     }
 
@@ -111,8 +122,10 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
         let reference = Reference(b.clone());
         let want = passes(b, &reference, &reference.load(weights)?, weights.spec())?;
         let got = passes(b, b, &Layer(Arc::new(loaded)), weights.spec())?;
-        if !got.iter().zip(&want).all(|(got, want)| same(got, want)) {
-            return differs("a layer by other kernels");
+        for (k, (got, want)) in got.iter().zip(&want).enumerate() {
+            if let Some(found) = difference(&format!("result {k}"), got, want) {
+                return differs(format!("{:?}, persistent: {found}", weights.spec()));
+            }
         }
     }
     Ok(Arithmetic::Exact)
@@ -128,8 +141,8 @@ const TF32: &str = "products on tensor cores, whose operands are rounded to TF32
 /// What the device refuses, or what it gives that rounding to TF32 does not explain.
 pub(crate) fn fast<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
     let wrong = |what: String| Error::Device { backend: b.driver.name().to_owned(), op: "check", why: what };
-    if let Some(name) = activations(b)? {
-        return Err(wrong(format!("{name} gives other bits than the specification")));
+    if let Some(found) = activations(b)? {
+        return Err(wrong(format!("other bits than the specification's: {found}")));
     }
     // Whole numbers that TF32 has, and whose sums f32 has in any order: nothing is rounded. For both kinds of tiles, with
     // edges; each operand lies both ways.
@@ -200,4 +213,17 @@ fn passes<D: Driver, B: Backend<Tensor = Tensor<D>>>(
     let weights = gradients.weights;
     let tensors = [output.y, output.state.c, weights.input, weights.recurrent, gradients.state.c];
     tensors.iter().chain(&gradients.x).chain(&weights.projection).map(|tensor| get(b, tensor)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_difference_is_told() {
+        let nan = f32::from_bits(0x7fc0_0001);
+        assert_eq!(difference("y", &[1.0, f32::NAN, 2.0], &[1.0, nan, 2.0]), None);
+        let found = difference("y", &[1.0, 0.0, 2.0, f32::NAN], &[1.0, -0.0, 2.0, 3.0]);
+        assert_eq!(found.as_deref(), Some("y, element 1: 0e0, not -0e0, and 1 more"));
+    }
 }

@@ -151,6 +151,17 @@ impl InOne {
     }
 }
 
+impl<D: Driver> Layer<D> {
+    /// How all steps of so many sequences go, forward and back: `cluster`, `persistent` or `a kernel a step`.
+    pub fn paths(&self, batch: usize) -> [&'static str; 2] {
+        [Way::Forward, Way::Back].map(|way| match self.0.in_one(way, batch) {
+            Some(InOne::Clusters(..)) => "cluster",
+            Some(InOne::Persistent(..)) => "persistent",
+            None => "a kernel a step",
+        })
+    }
+}
+
 /// Memory for a batch of sequences, and the prepared launches of the last one.
 pub struct Plan<D: Driver> {
     pub(crate) spec: LayerSpec,
