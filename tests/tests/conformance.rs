@@ -140,14 +140,16 @@ impl Visit for Trials {
         for (case, cell) in CELLS {
             add!("empty", case, move |b: &B| check::empty(b, cell).map(|()| String::new()));
         }
-        // Who looks for what is wrong with a device wants to see all that is.
-        if let Arithmetic::Inexact(why) = b.arithmetic()
-            && env::var_os("LSTM_RUN_INEXACT").is_none()
-        {
-            for group in ["specification", "primitives", "cells", "options", "sizes", "training"] {
-                self.not_run(name, group, &format!("the arithmetic is not exact: {why}"));
+        if let Arithmetic::Inexact(why) = b.arithmetic() {
+            let why = format!("the arithmetic is not exact: {why}");
+            if env::var_os("LSTM_RUN_INEXACT").is_none() {
+                for group in ["specification", "primitives", "cells", "options", "sizes", "training"] {
+                    self.not_run(name, group, &why);
+                }
+                return;
             }
-            return;
+            // Who looks for what is wrong with a device wants to see all that is, of which this is the first.
+            self.add(name, "specification", "exact", move || Err(anyhow!(why)));
         }
         add!("specification", "cells", |b: &B| specification::cells(b).map(|()| String::new()));
         add!("specification", "generator", |b: &B| specification::generator(b).map(|()| String::new()));

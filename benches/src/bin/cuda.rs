@@ -31,13 +31,13 @@ use lstm_cuda::{Cuda, Limits, kernels};
 #[derive(Parser)]
 struct Args {
     /// Answer questions from standard input
-    #[arg(long)]
+    #[arg(long, conflicts_with = "prebuild")]
     serve: bool,
     /// Compile the kernels into files of this directory instead, which LSTM_CUDA_KERNELS then points to
     #[arg(long, value_name = "DIR")]
     prebuild: Option<PathBuf>,
     /// For these architectures
-    #[arg(long, value_delimiter = ',', default_value = "90")]
+    #[arg(long, value_delimiter = ',', default_value = "90", requires = "prebuild")]
     architectures: Vec<u32>,
 }
 

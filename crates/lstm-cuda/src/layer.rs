@@ -92,7 +92,8 @@ impl<D: Driver> Loaded<D> {
     /// steps to others.
     pub(crate) fn in_one(&self, way: Way, batch: usize) -> Option<InOne> {
         let step = [4, self.spec.hidden_size, self.spec.state_size()].into_iter().fold(batch, usize::saturating_mul);
-        if self.large_step.is_some_and(|large| step >= large) {
+        // No memory has a batch that kernels' numbers don't.
+        if u32::try_from(batch).is_err() || self.large_step.is_some_and(|large| step >= large) {
             return None;
         }
         let clusters = self.clusters[way as usize].and_then(|c| Some(InOne::Clusters(c, c.rows(batch)?)));

@@ -1,7 +1,8 @@
 //! Devices of several kinds: each gives the exact bits by the path that it should take, and gives back all that it took.
 
 use lstm_cuda::{
-    Arithmetic, Backend, Cuda, Error, Keep, Limits, Lstm, LstmConfig, Param, Reference, Upstream, ndarray::Array3,
+    Arithmetic, Backend, Cuda, Error, Init, Keep, Limits, Lstm, LstmConfig, Param, Reference, Upstream, Weights,
+    ndarray::Array3,
 };
 
 use crate::{
@@ -99,6 +100,12 @@ fn large_clusters(standin: &Standin) -> Result<()> {
     let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
     let before = launched();
     let lstm = Lstm::random(&cuda, config, 3).map_err(|e| e.to_string())?;
+    let loaded = Weights::init(LstmConfig::new(2, 340), &Init::default(), 3);
+    let loaded = loaded.and_then(|weights| cuda.load(&weights.layers()[0])).map_err(|e| e.to_string())?;
+    for (batch, paths) in [(2, ["cluster", "a kernel a step"]), (usize::MAX, ["a kernel a step"; 2])] {
+        ensure!(loaded.paths(batch) == paths, "batch {batch}: {:?}", loaded.paths(batch));
+    }
+    drop(loaded);
     let got = both_ways(&lstm, &x).map_err(|e| e.to_string())?;
     ensure!(got == want && launched() == before + 1, "clusters of 8, forward only: {} launches", launched() - before);
     drop((lstm, cuda));
