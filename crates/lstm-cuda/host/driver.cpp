@@ -302,6 +302,16 @@ extern "C" uint64_t standin_launches() {
     return state.launches;
 }
 
+// The names of the kernels that never ran.
+extern "C" const char *standin_idle() {
+    std::lock_guard<std::recursive_mutex> lock(state.mutex);
+    static std::string text;
+    text.clear();
+    for (const shim::Kernel *kernel = shim::Kernel::all; kernel; kernel = kernel->next)
+        if (!state.ran.count(kernel)) text += std::string(text.empty() ? "" : ", ") + kernel->name;
+    return text.c_str();
+}
+
 extern "C" int standin_attribute(const char *what, int64_t value) {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     const auto found = state.attributes.find(what);

@@ -127,6 +127,7 @@ struct State {
     std::vector<const char *> calls;
     std::vector<std::string> misuses;
     uint64_t fail_call = 0, fail_launch = 0, launches = 0;
+    std::set<const shim::Kernel *> ran; // since the process began
     int fail_code = 0, fail_launch_code = 0;
     bool fail_lasts = false;
     Handle next = Handle(0x5a5a) << 48;

@@ -9,6 +9,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef LSTM_PTX // as NVRTC compiled them, see tests/driver/ptx.rs
+#include "ptx.h"
+#include "lstm_ptx.cpp"
+#else
 #include "../kernels/constants.cuh"
 #include "../kernels/args.cuh"
 #include "../kernels/arithmetic.cuh"
@@ -22,6 +26,7 @@
 #include "../kernels/persistent_back.cu"
 #include "../kernels/projected.cu"
 #include "../kernels/cluster.cu"
+#endif
 
 #include "fibers.h"
 

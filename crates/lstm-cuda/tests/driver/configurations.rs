@@ -8,7 +8,7 @@ use lstm_cuda::{
 use crate::{
     Result, ensure,
     standin::{Host, Setup, Standin},
-    work::{Bits, Work, check_all, configs, expected},
+    work::{Bits, Work, check, check_all, configs, expected, host},
 };
 
 pub(crate) fn run() -> Result<String> {
@@ -36,10 +36,12 @@ pub(crate) fn run() -> Result<String> {
         one(&standin, setup, path, &all).map_err(|why| format!("{setup:?}: {why}"))?;
     }
     large_clusters(&standin)?;
+    let tiles = tiles(&standin)?;
     within(&standin, sm_90)?;
     fast(&standin)?;
     full(&standin)?;
-    Ok(format!("{} devices, {} models on each", setups.len() + 5, all.len()))
+    standin.check_ran()?;
+    Ok(format!("{} devices, {} models on each; every kernel ran", setups.len() + 5 + tiles, all.len()))
 }
 
 fn one(standin: &Standin, setup: Setup, path: &str, all: &[(&str, LstmConfig, Bits)]) -> Result<()> {
@@ -111,6 +113,33 @@ fn large_clusters(standin: &Standin) -> Result<()> {
     drop((lstm, cuda));
     standin.attribute("largest_cluster", 16);
     standin.check_end()
+}
+
+/// Batches that get medium tiles, or on the way back four of them for each, depending on how large the device is. Also by the
+/// reference, whose primitives are kernels too. How many devices there were.
+fn tiles(standin: &Standin) -> Result<usize> {
+    let config = LstmConfig::new(5, 40).clip(0.75);
+    let x = Array3::from_shape_fn((64, 3, 5), |(a, t, i)| (a % 7) as f32 * 0.25 - (t * i) as f32 * 0.125);
+    let devices = [2, 4];
+    for multiprocessors in devices {
+        standin.reset();
+        standin.setup(Setup { multiprocessors, cooperative: false, ..Setup::PLAIN });
+        let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+        for config in [config.clone(), config.clone().proj_size(33)] {
+            let run = || {
+                let kernels = both_ways(&Lstm::random(&cuda, config.clone(), 3)?, &x)?;
+                let primitives = both_ways(&Lstm::random(&Reference(cuda.clone()), config.clone(), 3)?, &x)?;
+                let want = both_ways(&Lstm::random(&Reference(host()?), config.clone(), 3)?, &x)?;
+                Ok([kernels, primitives, want])
+            };
+            let [kernels, primitives, want] = run().map_err(|e: Error| e.to_string())?;
+            check("tiles", &kernels, &want)?;
+            check("primitives", &primitives, &want)?;
+        }
+        drop(cuda);
+        standin.check_end()?;
+    }
+    Ok(devices.len())
 }
 
 /// What a pass gives, and the gradients of the inputs and of the recurrent weights.

@@ -1,11 +1,13 @@
 //! The code that talks to NVIDIA's driver, run on a stand-in for it: `host/driver.cpp`, which runs the kernels on the host
 //! and refuses what the driver's documentation does not allow.
+//! The last parts have the kernels as NVIDIA's compiler made them, where there is one.
 //!
-//! The dynamic loader reads its path when a process starts, so the test builds the stand-in and starts itself again.
+//! The test builds the stand-in and starts itself again for each part.
 
 mod configurations;
 mod faults;
 mod nvrtc;
+mod ptx;
 mod sharing;
 mod standin;
 mod strict;
@@ -22,6 +24,8 @@ type Result<T, E = String> = std::result::Result<T, E>;
 
 /// Names the part to run, in a process that has the stand-in.
 const PART: &str = "LSTM_DRIVER_TEST";
+/// The dynamic loader reads this when a process starts.
+const LIBRARIES: &str = "LD_LIBRARY_PATH";
 
 /// `Err` with the words, unless a condition holds.
 macro_rules! ensure {
@@ -35,8 +39,8 @@ pub(crate) use ensure;
 
 type Part = fn() -> Result<String>;
 
-/// Each is a process of its own; the last has no NVRTC.
-const PARTS: [(&str, Part); 10] = [
+/// Each is a process of its own.
+const PARTS: [(&str, Part); 12] = [
     ("strictness", strict::run),
     ("configurations", configurations::run),
     ("faults", faults::run),
@@ -47,8 +51,13 @@ const PARTS: [(&str, Part); 10] = [
     ("cache", nvrtc::cache),
     ("prebuilt", nvrtc::prebuilt),
     (WITHOUT_NVRTC, nvrtc::absent),
+    (TO_PTX, ptx::write),
+    (PTX, ptx::run),
 ];
 const WITHOUT_NVRTC: &str = "without NVRTC";
+/// Has NVIDIA's NVRTC, and writes what the last part is built of.
+const TO_PTX: &str = "to PTX";
+const PTX: &str = "kernels from PTX";
 
 fn main() -> ExitCode {
     if let Some(part) = env::var_os(PART) {
@@ -71,20 +80,38 @@ fn main() -> ExitCode {
             return if env::var_os("LSTM_REQUIRE").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    let built = match build(archive) {
-        Ok(dirs) => dirs,
-        Err(why) => {
-            println!("driver: FAILED: {why}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let failed: Vec<_> = PARTS.iter().filter(|(name, _)| !start(name, &built)).map(|(name, _)| *name).collect();
-    if failed.is_empty() {
-        println!("driver: {} parts passed on the stand-in", PARTS.len());
-        return ExitCode::SUCCESS;
+    if let Err(why) = build(archive) {
+        println!("driver: FAILED: {why}");
+        return ExitCode::FAILURE;
     }
-    println!("driver: FAILED: {}", failed.join(", "));
-    ExitCode::FAILURE
+    let outcomes = PARTS.map(|(name, _)| (name, start(name)));
+    let all =
+        |outcome| outcomes.iter().filter(|(_, there)| *there == outcome).map(|(name, _)| *name).collect::<Vec<_>>();
+    let [passed, failed, not_run] = [Outcome::Passed, Outcome::Failed, Outcome::NotRun].map(all);
+    println!("driver: {} parts passed on the stand-in", passed.len());
+    for (what, parts) in [("not run", &not_run), ("FAILED", &failed)] {
+        if !parts.is_empty() {
+            println!("driver: {what}: {}", parts.join(", "));
+        }
+    }
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Outcome {
+    Passed,
+    Failed,
+    NotRun,
+}
+
+/// Directories with the driver's stand-in alone, with NVRTC's as well, and with both where kernels are from PTX. Whoever
+/// runs programs on a stand-in finds it there.
+const ALONE: &str = "driver";
+const BOTH: &str = "driver-nvrtc";
+const FROM_PTX: &str = "driver-ptx";
+
+fn dir(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
 /// Where the kernels lie, built for the host, if the stand-in can be built for them and run.
@@ -101,63 +128,97 @@ fn archive() -> Result<PathBuf> {
     Ok(Path::new(dir).join("liblstm_cuda_host.a"))
 }
 
-/// Builds both libraries, into a directory that has the driver's alone and one that has both.
-fn build(archive: PathBuf) -> Result<[PathBuf; 2]> {
-    let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("host");
-    let dirs = ["driver", "driver-nvrtc"].map(|name| Path::new(env!("CARGO_TARGET_TMPDIR")).join(name));
-    let io = |e: std::io::Error| e.to_string();
-    for dir in &dirs {
-        std::fs::create_dir_all(dir).map_err(io)?;
+const HOST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/host");
+
+/// Builds both libraries.
+fn build(archive: PathBuf) -> Result<()> {
+    for name in [ALONE, BOTH, FROM_PTX] {
+        std::fs::create_dir_all(dir(name)).map_err(|e| e.to_string())?;
     }
     // The names that are looked for first.
-    let [alone, both] = &dirs;
-    let sources = ["driver.cpp", "driver_work.cpp", "driver_launch.cpp"].map(|name| host.join(name));
-    compile(&[&sources[..], &[archive]].concat(), &alone.join("libcuda.so"))?;
-    compile(&[host.join("driver_nvrtc.cpp")], &both.join("libnvrtc.so"))?;
-    std::fs::copy(alone.join("libcuda.so"), both.join("libcuda.so")).map_err(io)?;
-    Ok(dirs)
+    let nvrtc = dir(BOTH).join("libnvrtc.so");
+    compile(&SHARED, &[Path::new(HOST).join("driver_nvrtc.cpp")], &nvrtc)?;
+    driver(ALONE, archive)?;
+    for (from, to) in [(dir(ALONE).join("libcuda.so"), BOTH), (nvrtc, FROM_PTX)] {
+        std::fs::copy(&from, dir(to).join(from.file_name().expect("a library"))).map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+/// Builds the driver's stand-in, of its sources and the kernels.
+fn driver(name: &str, kernels: PathBuf) -> Result<()> {
+    let sources = ["driver.cpp", "driver_work.cpp", "driver_launch.cpp"].map(|name| Path::new(HOST).join(name));
+    compile(&SHARED, &[&sources[..], &[kernels]].concat(), &dir(name).join("libcuda.so"))
+}
+
+/// The same with the kernels that `ptx::write` wrote.
+fn driver_from_ptx() -> Result<()> {
+    let kernels = dir(FROM_PTX).join("run.o");
+    // As the kernels are built for the host, though less optimised; a variable for each register makes many warnings.
+    let flags = ["-c", "-O1", "-mavx2", "-mfma", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-w"];
+    let include = format!("-I{}", dir(FROM_PTX).display());
+    compile(&[&flags[..], &["-DLSTM_PTX", &include]].concat(), &[Path::new(HOST).join("run.cpp")], &kernels)?;
+    driver(FROM_PTX, kernels)
 }
 
 fn compiler() -> String {
     env::var("CXX").unwrap_or_else(|_| "c++".into())
 }
 
-fn compile(inputs: &[PathBuf], out: &Path) -> Result<()> {
+const SHARED: [&str; 7] = ["-O2", "-shared", "-Wall", "-Wextra", "-Werror", "-Wl,-Bsymbolic", "-Wl,-z,defs"];
+
+fn compile(flags: &[&str], inputs: &[PathBuf], out: &Path) -> Result<()> {
     let compiler = compiler();
     let mut command = Command::new(&compiler);
-    command.args(["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-fno-exceptions"]);
-    command.args(["-Wl,-Bsymbolic", "-Wl,-z,defs"]).args(inputs).arg("-o").arg(out);
+    command.args(["-std=c++17", "-fPIC", "-fno-exceptions"]).args(flags).args(inputs).arg("-o").arg(out);
     let output = command.output().map_err(|e| format!("{compiler}: {e}"))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(format!("{compiler}: {}", String::from_utf8_lossy(&output.stderr).trim()))
+    // An instruction that is not known gives many lines.
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{compiler}: {}", said.lines().take(20).collect::<Vec<_>>().join("\n")))
 }
 
 /// Runs a part, and says how it went.
-fn start(part: &str, [alone, both]: &[PathBuf; 2]) -> bool {
+fn start(part: &str) -> Outcome {
     let clock = Instant::now();
-    let [cache, kernels] =
-        ["driver-cache", "driver-kernels"].map(|dir| Path::new(env!("CARGO_TARGET_TMPDIR")).join(dir));
+    let [cache, kernels] = ["driver-cache", "driver-kernels"].map(dir);
+    let written = dir(FROM_PTX).join(ptx::SOURCE);
     // They may not be there.
     let _ = (std::fs::remove_dir_all(&cache), std::fs::remove_dir_all(&kernels));
+    if part == TO_PTX {
+        let _ = std::fs::remove_file(&written);
+    }
     let run = || {
-        let mut command = Command::new(env::current_exe()?);
-        command.env(PART, part).env("LD_LIBRARY_PATH", if part == WITHOUT_NVRTC { alone } else { both });
-        command.env("LSTM_CUDA_CACHE", if part == "cache" { cache.as_os_str() } else { "".as_ref() });
+        let mut command = Command::new(env::current_exe().map_err(|e| e.to_string())?);
+        command.env(PART, part).env("LSTM_CUDA_CACHE", if part == "cache" { cache.as_os_str() } else { "".as_ref() });
         command.env_remove("LSTM_CUDA_KERNELS");
-        if part == "prebuilt" {
-            command.env("LSTM_CUDA_KERNELS", &kernels);
+        match part {
+            TO_PTX => drop(env::var_os("LSTM_NVRTC").map(|nvrtc| command.env(LIBRARIES, nvrtc))),
+            PTX => {
+                driver_from_ptx()?;
+                command.env(LIBRARIES, dir(FROM_PTX));
+            }
+            "prebuilt" => drop(command.env(LIBRARIES, dir(BOTH)).env("LSTM_CUDA_KERNELS", &kernels)),
+            _ => drop(command.env(LIBRARIES, dir(if part == WITHOUT_NVRTC { ALONE } else { BOTH }))),
         }
-        command.output()
+        command.output().map_err(|e| e.to_string())
     };
+    if part == PTX && !written.exists() {
+        return Outcome::NotRun;
+    }
     let (passed, said) = match run() {
         Ok(output) => {
             let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
             (output.status.success(), text.concat())
         }
-        Err(error) => (false, error.to_string()),
+        Err(error) => (false, error),
     };
     println!("driver: {part}, {:.1} s: {}", clock.elapsed().as_secs_f32(), said.trim());
-    passed
+    match passed {
+        false => Outcome::Failed,
+        true if part == TO_PTX && !written.exists() => Outcome::NotRun,
+        true => Outcome::Passed,
+    }
 }

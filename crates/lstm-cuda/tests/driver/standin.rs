@@ -55,6 +55,12 @@ impl Standin {
         Ok(standin)
     }
 
+    /// What its kernels are, if they are from PTX.
+    pub(crate) fn ptx(&self) -> Option<String> {
+        // SAFETY: declared as `ptx::write` has it.
+        unsafe { self.driver.get::<extern "C" fn()>("standin_ptx") }.is_ok().then(|| self.words("standin_ptx"))
+    }
+
     /// A function of the stand-in's.
     fn get<T: Copy>(&self, name: &str) -> T {
         // SAFETY: each is declared here as `host/driver.cpp` has it.
@@ -118,11 +124,23 @@ impl Standin {
         KINDS.map(|kind| live(kind.as_ptr()))
     }
 
+    /// What one of its functions says.
+    fn words(&self, name: &str) -> String {
+        let words: extern "C" fn() -> *const c_char = self.get(name);
+        // SAFETY: it returns words that stay until the next such call.
+        unsafe { CStr::from_ptr(words()) }.to_string_lossy().into_owned()
+    }
+
+    /// Each kernel ran at least once.
+    pub(crate) fn check_ran(&self) -> Result<()> {
+        let idle = self.words("standin_idle");
+        ensure!(idle.is_empty(), "kernels that never ran: {idle}");
+        Ok(())
+    }
+
     /// Nothing that should not have been done was done.
     pub(crate) fn check_use(&self) -> Result<()> {
-        let misuse: extern "C" fn() -> *const c_char = self.get("standin_misuse");
-        // SAFETY: it returns words that stay until the next such call.
-        let misuse = unsafe { CStr::from_ptr(misuse()) }.to_string_lossy();
+        let misuse = self.words("standin_misuse");
         ensure!(misuse.is_empty(), "misuse: {}", misuse.trim());
         Ok(())
     }

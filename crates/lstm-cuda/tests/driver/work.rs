@@ -91,12 +91,12 @@ pub(crate) fn expected(config: &LstmConfig) -> Result<Bits> {
 }
 
 #[cfg(feature = "host")]
-fn host() -> Result<lstm_cuda::CudaHost, Error> {
+pub(crate) fn host() -> Result<lstm_cuda::CudaHost, Error> {
     lstm_cuda::CudaHost::new()
 }
 
 #[cfg(not(feature = "host"))]
-fn host() -> Result<lstm_cuda::Cuda, Error> {
+pub(crate) fn host() -> Result<lstm_cuda::Cuda, Error> {
     unreachable!("nothing is run without it")
 }
 
