@@ -107,7 +107,7 @@ impl Problem {
         let state = self.data.state.iter_mut().flat_map(|state| [&mut state.h, &mut state.c]);
         let inputs = [&mut self.data.x].into_iter().chain(state);
         let inputs = inputs.map(|array| array.as_slice_mut().expect("row-major as it was made"));
-        let weights = self.weights.layers_mut().iter_mut().flat_map(|layer| layer.iter_mut().map(|(_, values)| values));
+        let weights = self.weights.iter_mut().map(|(_, values)| values);
         inputs.chain(weights).collect()
     }
 

@@ -219,8 +219,11 @@ fn forward<B: Backend>(b: &B) -> Result<()> {
         let bad = State { c, ..good.clone() };
         refused("c", &["forward: state.c", "[2, 3, 7]"], model.forward(Input::from(x).state(&bad)))?;
     }
-    for lengths in [&[1, 2][..], &[1, 2, 3, 4], &[7, 1, 1], &[1, usize::MAX, 1], &[]] {
-        refused("lengths", &["forward: lengths", "3", "6"], model.forward(Input::from(x).lengths(lengths)))?;
+    for lengths in [&[1, 2][..], &[1, 2, 3, 4], &[]] {
+        refused("lengths", &["forward: lengths", "3, one for"], model.forward(Input::from(x).lengths(lengths)))?;
+    }
+    for lengths in [[1, 7, 1], [1, usize::MAX, 8]] {
+        refused("lengths", &["forward: lengths[1]", "at most 6"], model.forward(Input::from(x).lengths(&lengths)))?;
     }
     let time_major = Input::from(x).time_major().lengths(&[1, 2, 3]);
     refused("lengths of a time-major input", &["forward: lengths", "6"], model.forward(time_major))?;

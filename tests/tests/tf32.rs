@@ -137,7 +137,7 @@ fn filled(case: Case) -> Case {
 fn run(b: &CudaHost, case: &Case, data: &Data, rounded: bool) -> Result<Passes> {
     let mut weights = case.weights()?;
     if rounded {
-        weights.layers_mut().iter_mut().for_each(|layer| layer.iter_mut().for_each(|(_, values)| round_all(values)));
+        weights.iter_mut().for_each(|(_, values)| round_all(values));
     }
     check::passes(&Lstm::new(b, weights)?, data, Keep::Everything)
 }

@@ -23,6 +23,14 @@ pub enum CellKind {
     PeepholeDiagonal,
 }
 
+impl CellKind {
+    /// Whether two cells give the same bits from the same parameters.
+    pub(crate) fn is_equal_to(self, other: Self) -> bool {
+        let standard = |cell| matches!(cell, CellKind::Fused | CellKind::Unfused);
+        self == other || standard(self) && standard(other)
+    }
+}
+
 /// In which directions a layer walks the sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Direction {

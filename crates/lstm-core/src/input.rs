@@ -116,13 +116,22 @@ impl<'a> Input<'a> {
         if let Some(state) = self.state {
             state.check("forward", config, batch)?;
         }
-        if let Some(lengths) = self.lengths
-            && (lengths.len() != batch || lengths.iter().any(|&len| len > steps))
-        {
-            let want = format!("{batch} lengths of at most {steps}");
-            return Err(Error::shape("forward: lengths", want, format!("{lengths:?}")));
+        if let Some(lengths) = self.lengths {
+            check_lengths("forward", lengths, [batch, steps])?;
         }
         Ok(())
+    }
+}
+
+/// That there is a length for each sequence, none of more than all steps. The first that does not fit is named.
+pub(crate) fn check_lengths(op: &str, lengths: &[usize], [batch, steps]: [usize; 2]) -> Result<()> {
+    let op = format!("{op}: lengths");
+    if lengths.len() != batch {
+        return Err(Error::shape(op, format!("{batch}, one for each sequence"), lengths.len()));
+    }
+    match lengths.iter().position(|&len| len > steps) {
+        Some(b) => Err(Error::shape(format!("{op}[{b}]"), format!("at most {steps} steps"), lengths[b])),
+        None => Ok(()),
     }
 }
 

@@ -19,9 +19,9 @@ impl Shape {
         Shape { rows, cols }
     }
 
-    /// Number of elements.
+    /// Number of elements, or the largest number if that does not fit.
     pub const fn len(self) -> usize {
-        self.rows * self.cols
+        self.rows.saturating_mul(self.cols)
     }
 
     /// Whether it has no elements. No device tensor has such a shape.

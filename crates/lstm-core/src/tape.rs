@@ -328,7 +328,7 @@ impl<B: Backend> Tape<B> {
     fn empty(&self, upstream: &Upstream<'_>) -> Result<Gradients> {
         let config = self.lstm.config();
         let mut weights = self.lstm.weights().clone();
-        weights.layers_mut().iter_mut().flat_map(LayerWeights::iter_mut).for_each(|(_, values)| values.fill(0.0));
+        weights.iter_mut().for_each(|(_, values)| values.fill(0.0));
         let zeros = || HostState::zeros(config, self.layout.batch);
         let state = upstream.state.map_or_else(zeros, |state| Ok(state.clone()))?;
         let x = upstream.input.then(|| Array3::zeros(self.layout.shape(config.input_size)));

@@ -68,13 +68,60 @@ fn every_model_keeps_its_bits_under_pytorchs_names() {
     for config in configs() {
         let weights = fresh(config.clone());
         let mut dict = StateDict::from_bytes(written(&weights, Names::PyTorch)).unwrap();
-        let back = dict.take_lstm_as("lstm.", config.cell).unwrap();
-        assert_eq!(back, weights, "{config:?}");
+        assert_eq!(dict.lstm_config("lstm.").unwrap(), (config.cell == CellKind::Unfused).then(|| config.clone()));
+        assert_eq!(dict.clone().take_lstm("lstm.").unwrap(), weights, "{config:?}");
+        assert_eq!(dict.take_lstm_as("lstm.", config.cell).unwrap(), weights, "{config:?}");
         dict.finish().unwrap();
-        if config.cell != CellKind::Unfused {
-            let mut dict = StateDict::from_bytes(written(&weights, Names::PyTorch)).unwrap();
-            assert_eq!(dict.take_lstm("lstm.").unwrap(), weights, "the names alone say {config:?}");
-        }
+    }
+}
+
+#[test]
+fn options_without_tensors_are_in_the_metadata() {
+    let two = LstmConfig::new(3, 5).layers(2);
+    for config in [two.clone().clip(0.5), two.clone().coupled(), two.clone().dropout(0.25), two.coupled().clip(1.5)] {
+        let (a, b) = (fresh(config.clone()), fresh(LstmConfig::new(2, 3)));
+        let writer = StateDictWriter::new().lstm("a.", &a, Names::PyTorch).unwrap();
+        let bytes = writer.lstm("b.", &b, Names::PyTorch).unwrap().to_bytes().unwrap();
+        let mut dict = StateDict::from_bytes(bytes).unwrap();
+        assert_eq!(dict.metadata().keys().collect::<Vec<_>>(), ["a.lstm.config"]);
+        assert_eq!((dict.take_lstm("a.").unwrap(), dict.take_lstm("b.").unwrap()), (a, b));
+    }
+    // The cells that give the same bits are the caller's to choose.
+    let unfused = fresh(LstmConfig::new(3, 5).cell(CellKind::Unfused).clip(0.5));
+    let mut dict = StateDict::from_bytes(written(&unfused, Names::PyTorch)).unwrap();
+    assert_eq!(dict.take_lstm_as("lstm.", CellKind::Fused).unwrap(), unfused.pack().unwrap());
+    // The notebook's names that two cells share.
+    let dense = fresh(LstmConfig::new(3, 5).cell(CellKind::PeepholeDense).bias(Bias::One));
+    let mut dict = StateDict::from_bytes(written(&dense, Names::Notebook)).unwrap();
+    assert!(dict.clone().take_lstm_as("lstm.", CellKind::Fused).is_err());
+    assert_eq!(dict.take_lstm("lstm.").unwrap(), dense);
+}
+
+#[test]
+fn metadata_of_another_model_are_refused() {
+    let weights = fresh(LstmConfig::new(3, 5).clip(0.5));
+    for (text, says) in [
+        ("lstm input_size=3 hidden_size=5 clip=-1", "option clip"),
+        ("lstm input_size=3", "hidden_size"),
+        ("lstm input_size=3 hidden_size=5 num_layers=2", "expected those of lstm input_size=3 hidden_size=5"),
+        ("lstm input_size=3 hidden_size=5 direction=reverse", "expected those of"),
+        ("", "expected"),
+    ] {
+        let writer = StateDictWriter::new().lstm("lstm.", &weights, Names::PyTorch).unwrap();
+        let bytes = writer.metadata("lstm.lstm.config", text).to_bytes().unwrap();
+        let mut dict = StateDict::from_bytes(bytes).unwrap();
+        let error = dict.take_lstm("lstm.").unwrap_err().to_string();
+        assert!(error.contains("metadata `lstm.lstm.config`") && error.contains(says), "{text}: {error}");
+        assert_eq!(dict.names().count(), 4, "nothing was taken");
+    }
+    let config = LstmConfig::new(5, 5).layers(2);
+    for other in [
+        config.clone().layers(1).bidirectional(),
+        config.clone().direction(Direction::Reverse),
+        config.clone().cell(CellKind::PeepholeDense),
+    ] {
+        let error = fresh(config.clone()).with_config(other.clone()).unwrap_err().to_string();
+        assert!(error.contains("option config") && error.contains(&other.to_string()), "{error}");
     }
 }
 
@@ -145,7 +192,7 @@ fn element_types_round_trip() {
     }
     let values: Vec<f32> = odd.iter().map(|b| f32::from_bits(u32::from(*b) << 16 | 1)).collect();
     let mut weights = fresh(LstmConfig::new(1, 1));
-    let (_, slice) = weights.layers_mut()[0].iter_mut().next().unwrap();
+    let (_, slice) = weights.iter_mut().next().unwrap();
     slice.copy_from_slice(&values[3..7]);
     let mut dict = StateDict::from_bytes(written(&weights, Names::PyTorch)).unwrap();
     assert_eq!(bits(&dict.take_lstm("lstm.").unwrap()), bits(&weights), "infinities and NaN payloads");
@@ -236,7 +283,8 @@ fn a_misfit_is_named() {
     assert_eq!(bare(&[("m.V_o", &[5, 5])]), missing("U_i", "[input, 5]"));
     let nothing = "tensor `m.weight_ih_l0` is missing; needed: an LSTM; no tensor of one has this prefix";
     assert_eq!(bare(&[]), nothing);
-    assert_eq!(bare(&[("weight_ih_l0", ih), ("m.head", ih)]), nothing);
+    let elsewhere = [("n.k.weight_ih_l0", ih), ("weight_ih_l0", ih), ("m.head", ih)];
+    assert_eq!(bare(&elsewhere), format!("{nothing}, but of one with the prefix ``, `n.k.`"));
 
     // Something is left over.
     assert_eq!(with(&[("m.x", &[1]), ("n", &[1]), ("m.weight_ih_l00", ih)]), "unused tensors: m.weight_ih_l00, m.x");
@@ -330,7 +378,11 @@ fn files_are_replaced_whole_or_not_at_all() {
     assert!(matches!(StateDict::open(folder.join("absent")), Err(Error::Io { .. })));
     std::fs::write(&path, &before[..100]).unwrap();
     let short = StateDict::open(&path).unwrap_err().to_string();
-    assert!(short.ends_with("model.safetensors: invalid header length"), "{short}");
+    assert!(short.ends_with("model.safetensors: no safetensors file: invalid header length"), "{short}");
+    for pickle in [&b"PK\x03\x04\0\0\x08\x08\0\0"[..], b"\x80\x02\x8a\x0al\xfc\x9cF\xf9"] {
+        let error = StateDict::from_bytes(pickle.to_vec()).unwrap_err().to_string();
+        assert!(error.contains("no safetensors file") && error.contains("torch.save"), "{error}");
+    }
     std::fs::remove_dir_all(&folder).unwrap();
 }
 

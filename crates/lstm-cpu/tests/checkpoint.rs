@@ -53,6 +53,9 @@ fn a_run_that_was_killed_ends_with_the_same_bits() {
 }
 
 /// The first case's run after two steps, in a file.
+/// What a file's metadata call the options that tensors don't tell, here dropout.
+const CONFIG: &str = "lstm.lstm.config";
+
 fn saved(files: &Files) -> Trainer<Device> {
     let mut trainer = trainer(&device(), &cases()[0]);
     (0..2).for_each(|_| drop(step(&mut trainer).unwrap()));
@@ -140,12 +143,21 @@ fn text_that_does_not_fit_is_named() {
         ("colour", "blue", &["unknown metadata `trainer.colour`"]),
     ] {
         let key = format!("trainer.{key}");
-        let result = changed(&files, |_, metadata| drop(metadata.insert(key.clone(), value.into())));
+        let result = changed(&files, |_, metadata| {
+            metadata.remove(CONFIG);
+            metadata.insert(key.clone(), value.into());
+        });
         names(result, parts);
     }
+    for (value, parts) in [
+        ("lstm input_size=2 hidden_size=6 num_layers=2", ["`trainer.model`", "dropout=0.25", CONFIG, "dropout=0.0"]),
+        ("lstm input_size=2", ["metadata", CONFIG, "hidden_size", ""]),
+    ] {
+        names(changed(&files, |_, metadata| drop(metadata.insert(CONFIG.into(), value.into()))), &parts);
+    }
     let keys: Vec<_> = StateDict::open(files.at("run")).unwrap().metadata().keys().cloned().collect();
-    assert_eq!(keys.len(), 9);
-    for key in keys {
+    assert_eq!(keys.len(), 10);
+    for key in keys.into_iter().filter(|key| key != CONFIG) {
         names(changed(&files, |_, metadata| drop(metadata.remove(&key))), &["changed", &key]);
     }
 }
@@ -229,14 +241,15 @@ fn a_model_s_file_holds_pytorch_s_names_and_any_backend_reads_it() {
     let mine = BTreeMap::from([("data".to_string(), "waves, \"all\" of them".to_string())]);
     trainer.save_model(files.at("model"), &mine).unwrap();
     let mut dict = StateDict::open(files.at("model")).unwrap();
-    assert_eq!(dict.metadata(), &mine);
+    let config = (CONFIG.to_owned(), trainer.lstm().config().to_string());
+    assert_eq!(dict.metadata(), &mine.into_iter().chain([config]).collect());
     let names: Vec<_> = dict.names().map(str::to_owned).collect();
     let layer = |k| ["bias_hh", "bias_ih", "weight_hh", "weight_ih"].map(|stem| (stem, k));
     let mut want: Vec<_> = [layer(0), layer(1)].concat().iter().map(|(stem, k)| format!("lstm.{stem}_l{k}")).collect();
     want.extend(["head.bias".into(), "head.weight".into()]);
     want.sort();
     assert_eq!(names, want);
-    let weights = dict.take_lstm("lstm.").unwrap().with_config(trainer.lstm().config().clone()).unwrap();
+    let weights = dict.take_lstm("lstm.").unwrap();
     let head = Linear::take(&Cpu::new(), &mut dict, "head.").unwrap();
     dict.finish().unwrap();
     assert_eq!(&weights, trainer.lstm().weights());
@@ -251,6 +264,7 @@ fn layers_that_a_file_only_claims_are_not_listed() {
         let model = metadata.get_mut("trainer.model").unwrap();
         *model = model.replace("num_layers=2", "num_layers=16777216");
         assert!(model.contains("16777216"));
+        metadata.remove(CONFIG);
         tensors.insert("lstm.weight_ih_l16777215".into(), ArrayD::zeros(IxDyn(&[4, 1])));
     });
     names(claimed, &["missing", "lstm.weight_ih_l16777215", "16777216 layers"]);

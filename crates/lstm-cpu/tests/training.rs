@@ -81,7 +81,7 @@ fn is_its_parts<B: Backend>(b: &B) {
             let by_head = head.as_ref().map(|head| head.backward(pass.y.view(), dy.view()).unwrap());
             let dy = by_head.as_ref().map_or(&dy, |gradients| &gradients.x);
             let mut by_lstm = pass.tape.backward(dy).unwrap().weights;
-            let layers = by_lstm.layers_mut().iter_mut().flat_map(|layer| layer.iter_mut());
+            let layers = by_lstm.iter_mut();
             let mut gradients: Vec<Vec<f32>> = layers.map(|(_, values)| values.to_vec()).collect();
             if let Some(by_head) = &by_head {
                 gradients.push(by_head.weight.iter().copied().collect());
@@ -94,7 +94,7 @@ fn is_its_parts<B: Backend>(b: &B) {
             let mut weights = lstm.weights().clone();
             let (mut weight, mut bias) =
                 head.as_ref().map_or((Array2::zeros((0, 0)), None), |h| (h.weight().clone(), h.bias().cloned()));
-            let layers = weights.layers_mut().iter_mut().flat_map(|layer| layer.iter_mut());
+            let layers = weights.iter_mut();
             let mut values: Vec<&mut [f32]> = layers.map(|(_, values)| values).collect();
             if head.is_some() {
                 values.push(weight.as_slice_mut().unwrap());

@@ -21,7 +21,7 @@ use crate::{
     weights::{
         LayerWeights, Weights,
         names::Names,
-        state_dict::{StateDict, StateDictWriter},
+        state_dict::{StateDict, StateDictWriter, config_key},
     },
 };
 
@@ -140,7 +140,7 @@ impl<B: Backend> Trainer<B> {
 
     /// Saves the model alone, for inference: `lstm.weight_ih_l0` and so on, `head.weight` and `head.bias`, which are the
     /// names of a PyTorch module's state with an `nn.LSTM` called `lstm` and an `nn.Linear` called `head`, and the
-    /// caller's metadata.
+    /// caller's metadata; and, where the LSTM has options that tensors don't tell (see [`StateDictWriter::lstm`]), these.
     ///
     /// # Errors
     /// As for [`save_with`](Self::save_with).
@@ -208,8 +208,9 @@ struct Checkpoint {
 impl Checkpoint {
     fn open(path: &Path) -> Result<Self> {
         let (file, dict) = (path.display().to_string(), StateDict::open(path)?);
-        let (own, metadata): (BTreeMap<_, _>, _) =
+        let (own, mut metadata): (BTreeMap<_, _>, BTreeMap<_, _>) =
             dict.metadata().clone().into_iter().partition(|(key, _)| key.starts_with(OWN));
+        metadata.remove(&config_key(LSTM));
         let mut text = Text { file: &file, own };
         match text.own.remove("trainer.format") {
             Some(version) if version == VERSION => {}
@@ -222,6 +223,10 @@ impl Checkpoint {
             None => return Err(Error::format(file, "no checkpoint: its metadata have no `trainer.format`")),
         }
         let config = text.parse("model")?;
+        if let Some(other) = dict.lstm_config(LSTM)?.filter(|other| *other != config) {
+            let why = format!("metadata `trainer.model`, {config}, and `{}`, {other}, differ", config_key(LSTM));
+            return Err(Error::format(file, why));
+        }
         let head = text.parse::<OrNone<HeadKind>>("head")?.0;
         let mut settings = Settings::new(text.parse("method")?, text.parse("schedule")?);
         settings.clip = text.parse::<OrNone<_>>("clip")?.0;

@@ -1,9 +1,10 @@
 //! Losses and their gradients: mean squared error and cross entropy.
 
-use ndarray::{Array, ArrayView, Dimension};
+use ndarray::{Array, Array3, ArrayView, ArrayView3, Axis, Dimension, s};
 
 use crate::{
     error::{Error, Result},
+    input::check_lengths,
     shape::zeros,
 };
 
@@ -15,7 +16,8 @@ pub const IGNORE: usize = usize::MAX;
 /// Over all n elements, `loss = sum((p - t)^2) / n` and `gradient = 2 (p - t) / n`, all in f64; the gradient is
 /// rounded once.
 ///
-/// A prediction or target that is not finite gives a loss that is not finite.
+/// A prediction or target that is not finite gives a loss that is not finite. Of sequences of different lengths the padding
+/// counts as well: see [`mean_squared_within`].
 ///
 /// ```
 /// use lstm_core::{ndarray::array, train::mean_squared};
@@ -32,20 +34,59 @@ pub fn mean_squared<D: Dimension>(
 ) -> Result<(f64, Array<f32, D>)> {
     const OP: &str = "mean_squared";
     let shape = prediction.shape();
-    if target.shape() != shape {
-        let (expected, got) = (format!("{shape:?}, as the prediction"), format!("{:?}", target.shape()));
-        return Err(Error::shape(format!("{OP}: target"), expected, got));
-    }
+    check_same(OP, shape, target.shape())?;
     check_not_empty(OP, "prediction", shape)?;
     let n = prediction.len() as f64;
     let mut gradient = zeros(OP, shape)?;
+    let sum = squares(gradient.iter_mut().zip(&prediction).zip(&target), 0.0, n);
+    Ok((sum / n, array(OP, prediction.raw_dim(), gradient)?))
+}
+
+/// [`mean_squared`] of `(batch, steps, features)` over the n elements that lie within the sequences' lengths. What lies
+/// beyond is not looked at, and its gradient is 0.
+///
+/// ```
+/// use lstm_core::{ndarray::array, train::mean_squared_within};
+/// let (y, target) = (array![[[1.0], [4.0]], [[3.0], [0.0]]], array![[[1.0], [2.0]], [[5.0], [7.0]]]);
+/// let (loss, gradient) = mean_squared_within(y.view(), target.view(), &[2, 1])?;
+/// assert_eq!((loss, gradient), (8.0 / 3.0, array![[[0.0], [4.0 / 3.0]], [[-4.0 / 3.0], [0.0]]]));
+/// # Ok::<(), lstm_core::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes differ, for another number of lengths than sequences, a length of more than all steps (it
+/// names the sequence), or if no element counts.
+pub fn mean_squared_within(
+    prediction: ArrayView3<'_, f32>,
+    target: ArrayView3<'_, f32>,
+    lengths: &[usize],
+) -> Result<(f64, Array3<f32>)> {
+    const OP: &str = "mean_squared_within";
+    check_same(OP, prediction.shape(), target.shape())?;
+    let (batch, steps, features) = prediction.dim();
+    check_lengths(OP, lengths, [batch, steps])?;
+    let n = lengths.iter().map(|&len| len as f64 * features as f64).sum::<f64>();
+    if n == 0.0 {
+        return Err(Error::shape(format!("{OP}: lengths"), "at least one element within them", format!("{lengths:?}")));
+    }
+    let mut gradient = array(OP, prediction.raw_dim(), zeros(OP, prediction.shape())?)?;
     let mut sum = 0.0;
-    for ((place, &p), &t) in gradient.iter_mut().zip(&prediction).zip(&target) {
+    for (b, &len) in lengths.iter().enumerate() {
+        let mut places = gradient.index_axis_mut(Axis(0), b);
+        let (p, t) = (prediction.slice(s![b, ..len, ..]), target.slice(s![b, ..len, ..]));
+        sum = squares(places.slice_mut(s![..len, ..]).iter_mut().zip(p).zip(t), sum, n);
+    }
+    Ok((sum / n, gradient))
+}
+
+/// `sum` and the squares of the differences; their derivatives, over `n`, go where they belong.
+fn squares<'a>(each: impl Iterator<Item = ((&'a mut f32, &'a f32), &'a f32)>, mut sum: f64, n: f64) -> f64 {
+    for ((place, &p), &t) in each {
         let difference = f64::from(p) - f64::from(t);
         sum += difference * difference;
         *place = (2.0 * difference / n) as f32;
     }
-    Ok((sum / n, array(OP, prediction.raw_dim(), gradient)?))
+    sum
 }
 
 /// The mean cross entropy of rows of logits, in nats, and its gradient by the logits:
@@ -111,6 +152,13 @@ pub fn cross_entropy<D: Dimension>(logits: ArrayView<'_, f32, D>, targets: &[usi
     Ok((sum / n, array(OP, logits.raw_dim(), gradient)?))
 }
 
+fn check_same(op: &str, prediction: &[usize], target: &[usize]) -> Result<()> {
+    if target == prediction {
+        return Ok(());
+    }
+    Err(Error::shape(format!("{op}: target"), format!("{prediction:?}, as the prediction"), format!("{target:?}")))
+}
+
 fn check_not_empty(op: &str, argument: &str, shape: &[usize]) -> Result<()> {
     if shape.contains(&0) {
         return Err(Error::shape(format!("{op}: {argument}"), "at least one element", format!("{shape:?}")));
@@ -141,6 +189,34 @@ mod tests {
         assert_eq!(plain, mean_squared(p.view(), ft.t()).unwrap());
         assert!(mean_squared(fp.t(), ft.t()).unwrap().1.is_standard_layout());
         assert_eq!(cross_entropy(p.view(), &[2, 0]).unwrap(), cross_entropy(fp.t(), &[2, 0]).unwrap());
+    }
+
+    #[test]
+    fn what_lies_beyond_lengths_does_not_count() {
+        let p = Array3::from_shape_fn((3, 4, 2), |(b, t, k)| (b + 2 * t) as f32 - 0.5 * k as f32);
+        let mut t = p.mapv(|v| 0.25 * v + 1.0);
+        let all = mean_squared(p.view(), t.view()).unwrap();
+        assert_eq!(mean_squared_within(p.view(), t.view(), &[4, 4, 4]).unwrap(), all);
+        t.slice_mut(s![1, 2.., ..]).fill(f32::NAN);
+        t.slice_mut(s![2, .., ..]).fill(f32::INFINITY);
+        let (loss, gradient) = mean_squared_within(p.view(), t.view(), &[4, 2, 0]).unwrap();
+        let rows = |x: &Array3<f32>| {
+            let rows = [x.slice(s![0, .., ..]), x.slice(s![1, ..2, ..])];
+            ndarray::concatenate(Axis(0), &rows).unwrap()
+        };
+        let want = mean_squared(rows(&p).view(), rows(&t).view()).unwrap();
+        assert_eq!((loss, rows(&gradient)), want);
+        assert!(gradient.slice(s![1, 2.., ..]).iter().chain(gradient.slice(s![2, .., ..])).all(|v| v.to_bits() == 0));
+        for (lengths, parts) in [
+            (&[4, 5, 5][..], ["mean_squared_within: lengths[1]", "at most 4 steps", "got 5"]),
+            (&[4, 4], ["lengths", "3, one for each sequence", "got 2"]),
+            (&[0, 0, 0], ["lengths", "at least one element", "[0, 0, 0]"]),
+        ] {
+            let error = message(mean_squared_within(p.view(), t.view(), lengths));
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}: {parts:?}");
+        }
+        let error = message(mean_squared_within(p.view(), t.slice(s![..2, .., ..]), &[1, 1, 1]));
+        assert!(error.contains("target: expected [3, 4, 2], as the prediction, got [2, 4, 2]"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::{
     backend::Backend,
     config::LstmConfig,
     error::{Error, Result},
-    weights::{LayerWeights, Weights, names::pytorch},
+    weights::{Weights, names::pytorch},
 };
 
 /// What the LSTM's names begin with, and the head's, in files and in the optimizer.
@@ -75,8 +75,7 @@ impl Values {
     /// The elements of each, in the order of [`layout`].
     pub(super) fn slices(&mut self) -> Vec<&mut [f32]> {
         const ROW_MAJOR: &str = "values come from layers, which keep them row-major";
-        let layers = self.lstm.layers_mut().iter_mut().flat_map(LayerWeights::iter_mut);
-        let mut slices: Vec<_> = layers.map(|(_, values)| values).collect();
+        let mut slices: Vec<_> = self.lstm.iter_mut().map(|(_, values)| values).collect();
         if let Some((weight, bias)) = &mut self.head {
             slices.push(weight.as_slice_mut().expect(ROW_MAJOR));
             slices.extend(bias.as_mut().map(|bias| bias.as_slice_mut().expect(ROW_MAJOR)));

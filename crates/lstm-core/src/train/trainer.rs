@@ -145,7 +145,8 @@ impl<B: Backend> Trainer<B> {
     /// One step: forward with dropout, the loss, backward, clipping, the optimizer. `loss` sees the outputs as
     /// [`predict`](Self::predict) gives them, but with dropout, and returns the loss and its gradient by them.
     ///
-    /// Beyond a sequence's length outputs are +0, and gradients are not looked at. The seed of dropout follows from the
+    /// Beyond a sequence's length outputs are +0, and gradients are not looked at; a loss that is a mean should not count them
+    /// either, see [`mean_squared_within`](super::mean_squared_within) and [`IGNORE`](super::IGNORE). The seed of dropout follows from the
     /// settings' and the step, and replaces one that the input has; `docs/arithmetic.md` gives it under Training steps.
     /// In the optimizer parameters are called as in a [saved](Self::save) file: `lstm.weight_ih_l0`, `head.bias`.
     ///

@@ -13,6 +13,9 @@ use crate::{
     error::{Error, Result},
 };
 
+/// What is missing where there is nothing.
+pub(crate) const NO_LSTM: &str = "an LSTM; no tensor of one has this prefix";
+
 /// The tensors under a prefix: names without it, and shapes.
 pub(crate) struct Found<'a> {
     pub(crate) prefix: &'a str,
@@ -33,7 +36,7 @@ impl Found<'_> {
             (self.packed(hint)?, Scheme::Packed)
         } else {
             let name = format!("{}weight_ih_l0", self.prefix);
-            return Err(Error::MissingTensor { name, expected: "an LSTM; no tensor of one has this prefix".into() });
+            return Err(Error::MissingTensor { name, expected: NO_LSTM.into() });
         };
         config.validate()?;
         Ok((config, scheme))

@@ -125,9 +125,9 @@ impl Weights {
         &self.layers
     }
 
-    /// The layers, to change their elements in place.
-    pub fn layers_mut(&mut self) -> &mut [LayerWeights] {
-        &mut self.layers
+    /// The elements of all parameters, to be changed in place: layer by layer, each as [`LayerWeights::iter_mut`] has them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Param, &mut [f32])> {
+        self.layers.iter_mut().flat_map(LayerWeights::iter_mut)
     }
 
     /// Number of scalar parameters.
@@ -156,22 +156,26 @@ impl Weights {
         self.with_cell(CellKind::Unfused)
     }
 
-    /// The same parameters with another set of options that leaves their shapes alone (`clip`, `coupled`, `dropout`).
+    /// The same parameters with other options that no parameter depends on: `clip`, `coupled`, `dropout`, and whether the
+    /// cell is fused or unfused.
     ///
     /// # Errors
-    /// As for [`Weights::new`].
+    /// [`Error::Config`] if anything else differs, or for a configuration that is not [valid](LstmConfig::validate).
     pub fn with_config(self, config: LstmConfig) -> Result<Self> {
         config.validate()?;
-        let specs = config.layer_specs();
-        if specs.len() != self.layers.len() {
-            return Err(Error::shape("with_config", format!("{} layer directions", self.layers.len()), specs.len()));
+        let cell = if self.config.cell.is_equal_to(config.cell) { config.cell } else { self.config.cell };
+        let LstmConfig { coupled, clip, dropout, .. } = config;
+        if config != (LstmConfig { cell, coupled, clip, dropout, ..self.config.clone() }) {
+            let why = format!("other than clip, coupled and dropout, expected those of {}, got {config}", self.config);
+            return Err(Error::config("config", why));
         }
-        let layers = specs.into_iter().zip(self.layers).map(|(spec, layer)| LayerWeights::new(spec, layer.values));
+        let layers = config.layer_specs().into_iter().zip(self.layers);
+        let layers = layers.map(|(spec, layer)| LayerWeights::new(spec, layer.values));
         Ok(Weights { config, layers: layers.collect::<Result<_>>()? })
     }
 
     fn with_cell(self, cell: CellKind) -> Result<Self> {
-        if !matches!(self.config.cell, CellKind::Fused | CellKind::Unfused) {
+        if !self.config.cell.is_equal_to(cell) {
             return Err(Error::config("cell", format!("{:?} can't become {cell:?}", self.config.cell)));
         }
         let config = LstmConfig { cell, ..self.config.clone() };

@@ -11,15 +11,16 @@ use ndarray::{ArrayD, Axis, IxDyn, concatenate};
 use safetensors::SafeTensors;
 
 pub use super::writer::StateDictWriter;
+pub(crate) use super::writer::config_key;
 pub use safetensors::Dtype;
 
 use super::{
     LayerWeights, Weights, element,
-    infer::Found,
+    infer::{Found, NO_LSTM},
     names::{self, Stored},
 };
 use crate::{
-    config::{CellKind, Param},
+    config::{CellKind, LstmConfig, Param},
     error::{Error, Result},
 };
 
@@ -86,7 +87,7 @@ impl StateDict {
 
     fn parse(bytes: Vec<u8>, what: &str) -> Result<Self> {
         let entries = scan(&bytes).map_err(|why| Error::format(what, why))?;
-        let (header, info) = SafeTensors::read_metadata(&bytes).map_err(|e| Error::format(what, e))?;
+        let (header, info) = SafeTensors::read_metadata(&bytes).map_err(|e| Error::format(what, unread(&bytes, &e)))?;
         let tensors = info.tensors();
         if entries != tensors.len() + usize::from(info.metadata().is_some()) {
             return Err(Error::format(what, "the header has a name twice or null metadata"));
@@ -131,6 +132,20 @@ impl StateDict {
             found.then(|| prefix.to_owned())
         };
         self.tensors.keys().filter_map(prefix).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The configuration that the metadata give the LSTM of a prefix, under `{prefix}lstm.config`: what
+    /// [`StateDictWriter::lstm`] adds where tensors don't tell all of it.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if it is not the text of a valid one.
+    pub fn lstm_config(&self, prefix: &str) -> Result<Option<LstmConfig>> {
+        let key = config_key(prefix);
+        let parse = |text: &String| {
+            let config = text.parse::<LstmConfig>().and_then(|config| config.validate().map(|()| config));
+            config.map_err(|why| Error::format(format!("metadata `{key}`"), why))
+        };
+        self.metadata.get(&key).map(parse).transpose()
     }
 
     /// Takes a tensor of a known shape, of F32, F16, BF16 or F64 (rounded to the nearest f32).
@@ -180,8 +195,9 @@ impl StateDict {
     /// ([`Names`](super::names::Names); the candidate's letter may be `c` or `g`). Sizes, layers, direction, biases,
     /// projection and cell follow from names and shapes.
     ///
-    /// A file does not hold what has no tensor: for `coupled`, `clip`, `dropout` call [`Weights::with_config`] after.
-    /// PyTorch's names without peepholes give the fused cell, which computes the same as the unfused one.
+    /// What has no tensor (`coupled`, `clip`, `dropout`) follows from [metadata](Self::lstm_config); in a file without them
+    /// it is off: call [`Weights::with_config`] after. PyTorch's names without peepholes give the fused cell, which computes
+    /// the same as the unfused one.
     ///
     /// # Errors
     /// - [`Error::MissingTensor`] names the first tensor that the others make necessary, and its shape: a layer in a
@@ -191,7 +207,8 @@ impl StateDict {
     ///   a size and is no matrix.
     /// - [`Error::Config`]: the notebook's `W`, `U`, `bias`, which two cells share (then use
     ///   [`take_lstm_as`](Self::take_lstm_as)), or sizes that are not [valid](crate::LstmConfig::validate).
-    /// - [`Error::TensorType`] and [`Error::Format`] as for [`take`](Self::take).
+    /// - [`Error::TensorType`] and [`Error::Format`] as for [`take`](Self::take); [`Error::Format`] for metadata that are no
+    ///   configuration, or not that of these tensors.
     ///
     /// Then nothing is taken.
     pub fn take_lstm(&mut self, prefix: &str) -> Result<Weights> {
@@ -223,7 +240,10 @@ impl StateDict {
 
     fn take_model(&mut self, prefix: &str, hint: Option<CellKind>) -> Result<Weights> {
         let shapes = self.tensors.iter().filter_map(|(name, e)| Some((name.strip_prefix(prefix)?, &e.shape[..])));
-        let (config, scheme) = Found { prefix, shapes: shapes.collect() }.infer(hint)?;
+        let said = self.lstm_config(prefix)?;
+        let hint = hint.or(said.as_ref().map(|said| said.cell));
+        let found = Found { prefix, shapes: shapes.collect() };
+        let (config, scheme) = found.infer(hint).map_err(|error| self.with_prefixes(error))?;
         let mut layout = scheme.layout(&config);
         for (name, _) in layout.iter_mut().flat_map(|(_, params)| params).flat_map(|stored| &mut stored.parts) {
             name.insert_str(0, prefix);
@@ -248,9 +268,27 @@ impl StateDict {
             LayerWeights::new(*spec, values.collect::<Result<_>>()?)
         });
         let layers = layers.collect::<Result<_>>()?;
-        let weights = Weights::new(config, layers)?;
+        let mut weights = Weights::new(config, layers)?;
+        if let Some(mut said) = said {
+            if said.cell.is_equal_to(weights.config.cell) {
+                said.cell = weights.config.cell;
+            }
+            let other = |why| Error::format(format!("metadata `{}`", config_key(prefix)), why);
+            weights = weights.with_config(said).map_err(other)?;
+        }
         parts().for_each(|(name, _)| drop(self.tensors.remove(name)));
         Ok(weights)
+    }
+
+    /// An error that there is no LSTM of a prefix says which prefixes there are.
+    fn with_prefixes(&self, error: Error) -> Error {
+        match (error, &self.lstm_prefixes()[..]) {
+            (Error::MissingTensor { name, expected }, there) if expected == NO_LSTM && !there.is_empty() => {
+                let expected = format!("{expected}, but of one with the prefix `{}`", there.join("`, `"));
+                Error::MissingTensor { name, expected }
+            }
+            (error, _) => error,
+        }
     }
 
     fn assemble(&self, stored: &Stored) -> Result<ArrayD<f32>> {
@@ -281,6 +319,14 @@ impl StateDict {
     fn data(&self, entry: &Entry) -> &[u8] {
         self.bytes.get(entry.range.clone()).unwrap_or_default()
     }
+}
+
+/// Why bytes are no safetensors file. Those of torch.save, zip archives now and pickles of old, are called by their name.
+fn unread(bytes: &[u8], why: &dyn fmt::Display) -> String {
+    let pickle = [&b"PK\x03\x04"[..], b"\x80\x02"].iter().any(|start| bytes.starts_with(start));
+    let hint =
+        if pickle { " (a pickle, as torch.save writes; safetensors.torch.save_file takes a state_dict)" } else { "" };
+    format!("no safetensors file: {why}{hint}")
 }
 
 fn array<T>(name: &str, entry: &Entry, values: Vec<T>) -> Result<ArrayD<T>> {

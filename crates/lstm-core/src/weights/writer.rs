@@ -7,9 +7,15 @@ use safetensors::Dtype;
 
 use super::{
     Weights, element, file,
+    infer::Found,
     names::{Names, Scheme},
 };
 use crate::error::{Error, Result};
+
+/// The key of a model's configuration in the metadata.
+pub(crate) fn config_key(prefix: &str) -> String {
+    format!("{prefix}lstm.config")
+}
 
 /// What the safetensors crate refuses to read, and so nobody should write.
 const MAX_HEADER: usize = 100_000_000;
@@ -58,13 +64,22 @@ impl StateDictWriter {
         self
     }
 
-    /// Adds a model's parameters, their names behind `prefix`.
+    /// Adds a model's parameters, their names behind `prefix`. Of a configuration that these would not tell who reads them
+    /// (`clip`, `coupled`, `dropout`, the unfused cell by PyTorch's names, the notebook's `W`, `U`, `bias`) the text is kept
+    /// as metadata `{prefix}lstm.config`, which [`take_lstm`](super::state_dict::StateDict::take_lstm) reads; other readers
+    /// know nothing of it.
     ///
     /// # Errors
     /// [`Error::Config`] names the option that the notebook's names can't express: several layers, another direction
     /// than forward, two biases, a projection, the diagonal peephole. [`Error::Format`] if a name is already there.
     pub fn lstm(mut self, prefix: &str, weights: &Weights, names: Names) -> Result<Self> {
-        let layout = Scheme::new(names, weights.config())?.layout(weights.config());
+        let config = weights.config();
+        let layout = Scheme::new(names, config)?.layout(config);
+        let parts = || layout.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.parts);
+        let shapes = parts().map(|(name, shape)| (name.as_str(), &shape[..])).collect();
+        if !(Found { prefix, shapes }).infer(None).is_ok_and(|(inferred, _)| inferred == *config) {
+            self = self.metadata(config_key(prefix), config.to_string());
+        }
         for (layer, (_, params)) in weights.layers().iter().zip(layout) {
             for ((_, value), stored) in layer.iter().zip(params) {
                 let rows = value.len_of(Axis(0)) / stored.parts.len();
