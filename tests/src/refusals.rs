@@ -5,7 +5,7 @@ use lstm_core::{
     Axis, Backend, CellKind, Direction, Error, HostState, Init, Input, Keep, LayerUpstream, LayerWeights, Lstm,
     LstmConfig, Reference, Sequence, Shape, State, WeightGradients, Weights,
     cell::{Cell, PeepholeDiagonal},
-    ndarray::{Array3, ArrayD},
+    ndarray::{Array3, ArrayD, s},
     train::Linear,
 };
 
@@ -266,6 +266,14 @@ fn step<B: Backend>(b: &B) -> Result<()> {
     let y = crate::primitives::guarded(y.len(), |y| Ok(stream.step(&x, y)?))?;
     let last: Vec<f32> = stream.state()?.h.iter().skip(case.batch * 7).copied().collect();
     same_slices("a step's output against the last layer's state", &last, &y)?;
+
+    let mut want = stream.state()?;
+    let not_there = stream.reset_sequences(&[0, case.batch]);
+    refused("a sequence that is not there", &["reset_sequences", "below 3", "got 3"], not_there)?;
+    ensure!(stream.state()? == want, "a refused reset changed the state");
+    stream.reset_sequences(&[1])?;
+    [&mut want.h, &mut want.c].into_iter().for_each(|array| array.slice_mut(s![.., 1, ..]).fill(0.0));
+    ensure!(stream.state()? == want, "a sequence that was reset, and those beside it");
 
     // Below the model: the state's shapes, one per layer.
     let layers = model.weights().layers().iter().map(|w| b.load(w)).collect::<Result<Vec<_>, _>>()?;

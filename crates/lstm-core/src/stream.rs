@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A running model: `batch` sequences side by side that are fed as their samples arrive. Gives the same bits as
-/// [`Lstm::forward`] over the whole sequence.
+/// [`Lstm::forward`] over the whole sequence. It keeps the weights that the model had when the stream was made.
 pub struct Stream<B: Backend> {
     lstm: Lstm<B>,
     inner: B::Stream,
@@ -129,5 +129,31 @@ impl<B: Backend> Stream<B> {
     /// What the device refuses.
     pub fn reset(&mut self) -> Result<()> {
         self.set_state(&HostState::zeros(self.lstm.config(), self.batch)?)
+    }
+
+    /// Back to zero state for some of the sequences, counted from 0, as for a speaker who hung up. The others go on as if
+    /// nothing was. All of the state goes through the host once, which takes about as long as a step.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a sequence that is not there; what the device refuses. The state is then unchanged.
+    pub fn reset_sequences(&mut self, sequences: &[usize]) -> Result<()> {
+        wait(self.reset_sequences_async(sequences))
+    }
+
+    /// [`reset_sequences`](Self::reset_sequences) without blocking the thread.
+    ///
+    /// # Errors
+    /// As for `reset_sequences`.
+    pub async fn reset_sequences_async(&mut self, sequences: &[usize]) -> Result<()> {
+        if let Some(b) = sequences.iter().find(|&&b| b >= self.batch) {
+            return Err(Error::shape("reset_sequences", format!("sequences below {}", self.batch), b));
+        }
+        let mut state = self.state_async().await?;
+        for &b in sequences {
+            for array in [&mut state.h, &mut state.c] {
+                array.slice_mut(s![.., b, ..]).fill(0.0);
+            }
+        }
+        self.set_state(&state)
     }
 }
