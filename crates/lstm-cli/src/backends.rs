@@ -85,13 +85,14 @@ impl<B: Backend> Model for Loaded<B> {
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct Options {
     /// Threads of the cpu backend; the bits do not depend on it [default: all cores]
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
 }
 
 impl Options {
     /// That no option is given which none of these backends has.
-    pub(crate) fn check(self, names: &[&str]) -> Result<()> {
+    pub(crate) fn check(self, backends: &[Known]) -> Result<()> {
+        let names: Vec<&str> = backends.iter().map(|known| known.name).collect();
         match self.threads {
             Some(_) if !names.contains(&"cpu") => {
                 Err(Error::option("threads", format!("is of the cpu backend, not of {}", names.join(", "))))
@@ -102,7 +103,7 @@ impl Options {
 }
 
 /// A backend of the list.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Known {
     pub(crate) name: &'static str,
     /// The feature that a build needs for it.
@@ -126,15 +127,15 @@ macro_rules! backends {
 
         /// Opens a backend, or says why it can't run.
         #[allow(unused_variables, reason = "a build may hold no backend at all")]
-        pub(crate) fn open(name: &str, options: Options) -> Result<Box<dyn Device>> {
-            let fail = |why: String| Error::Backend { name: name.to_owned(), why };
-            match name {
+        pub(crate) fn open(known: Known, options: Options) -> Result<Box<dyn Device>> {
+            let fail = |why: String| Error::Backend { name: known.name.to_owned(), why };
+            match known.name {
                 $(#[cfg(feature = $feature)]
                 $name => {
                     let open: fn(Options) -> lstm_core::Result<_> = $open;
                     Ok(Box::new(open(options).map_err(|e| fail(e.to_string()))?))
                 })*
-                _ => Err(fail(missing(name))),
+                _ => Err(fail(format!("not in this build; build with `--features {}`", known.feature))),
             }
         }
     };
@@ -143,7 +144,7 @@ macro_rules! backends {
 // A backend, its feature, and a function that opens it or says why it can't run here. What it is is told by its `Debug`.
 backends! {
     "cpu" of "cpu" => |options| match options.threads {
-        Some(n) => lstm_cpu::Cpu::builder().threads(n).build(),
+        Some(n) => lstm_cpu::Cpu::builder().threads(n as usize).build(),
         None => Ok(lstm_cpu::Cpu::new()),
     },
     "wgpu" of "wgpu" => |_| lstm_wgpu::Wgpu::blocking(),
@@ -157,23 +158,19 @@ backends! {
 }
 
 /// Those that are taken where none is named.
-pub(crate) fn usual() -> impl Iterator<Item = &'static str> {
-    KNOWN.iter().filter(|known| known.compiled && known.usual()).map(|known| known.name)
+pub(crate) fn usual() -> impl Iterator<Item = Known> {
+    KNOWN.iter().copied().filter(|known| known.compiled && known.usual())
+}
+
+/// The one of this name, of an option's value.
+pub(crate) fn named(name: &str) -> Result<Known, String> {
+    let names = || KNOWN.iter().map(|known| known.name).collect::<Vec<_>>().join(", ");
+    KNOWN.iter().copied().find(|known| known.name == name).ok_or_else(|| format!("expected one of {}", names()))
 }
 
 /// The longest name's length, for tables.
 pub(crate) fn width() -> usize {
     KNOWN.iter().map(|known| known.name.len()).max().unwrap_or(0)
-}
-
-fn missing(name: &str) -> String {
-    match KNOWN.iter().find(|known| known.name == name) {
-        Some(known) => format!("not in this build; build with `--features {}`", known.feature),
-        None => {
-            let names: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
-            format!("there is none of this name, but {}", names.join(", "))
-        }
-    }
 }
 
 /// The arithmetic, in a word or with what differs.

@@ -6,7 +6,7 @@ use lstm_core::{HostState, arithmetic::Digest, ndarray::Array3};
 use serde::Serialize;
 
 use crate::{
-    backends::{self, Device, Model, describe, describe_paths},
+    backends::{self, Device, Known, Model, describe, describe_paths},
     error::{Error, Result},
     feed, model,
     report::Output,
@@ -27,8 +27,8 @@ pub(crate) struct Args {
     feed: feed::FeedArgs,
 
     /// The backends, each of which must run; by default all of this build that can, without cuda-tf32, which is not exact
-    #[arg(long, short, value_name = "NAME,...", value_delimiter = ',')]
-    backend: Option<Vec<String>>,
+    #[arg(long, short, value_name = "NAME,...", value_delimiter = ',', value_parser = backends::named)]
+    backend: Option<Vec<Known>>,
 
     /// Run every backend's primitives by the reference path too
     #[arg(long)]
@@ -207,14 +207,11 @@ fn identical(rows: &[Row]) -> Option<bool> {
 
 /// The devices, the exact ones first; adds why others are missing.
 fn open(args: &Args, not_run: &mut Vec<NotRun>) -> Result<Vec<Box<dyn Device>>> {
-    let names: Vec<&str> = match &args.backend {
-        Some(names) => names.iter().map(String::as_str).collect(),
-        None => backends::usual().collect(),
-    };
-    args.options.check(&names)?;
+    let backends = args.backend.clone().unwrap_or_else(|| backends::usual().collect());
+    args.options.check(&backends)?;
     let mut devices = Vec::new();
-    for name in names {
-        match backends::open(name, args.options) {
+    for known in backends {
+        match backends::open(known, args.options) {
             Ok(device) => devices.push(device),
             Err(Error::Backend { name, why }) if args.backend.is_none() => not_run.push(NotRun { backend: name, why }),
             Err(error) => return Err(error),

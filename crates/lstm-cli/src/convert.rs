@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::{
     error::{Error, Result},
     model::{self, CONFIG, Kind},
+    output::check_extension,
     report::Output,
 };
 
@@ -24,8 +25,8 @@ pub(crate) struct Args {
     #[arg(value_name = "OUT")]
     out: PathBuf,
 
-    /// What names of tensors begin with in a new .safetensors file
-    #[arg(long, value_name = "PREFIX", default_value = "")]
+    /// What names of tensors begin with in a new .safetensors file, up to a dot, as `lstm.`
+    #[arg(long, value_name = "PREFIX", default_value = "", value_parser = prefix)]
     prefix: String,
 
     /// The type of elements in a new .safetensors file: F32, F64, F16 or BF16
@@ -35,6 +36,14 @@ pub(crate) struct Args {
     /// Let a new .onnx file take initial states and lengths as inputs
     #[arg(long)]
     inputs: bool,
+}
+
+/// Names are told from what stands before them by a dot only.
+fn prefix(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.ends_with('.') {
+        true => Ok(text.to_owned()),
+        false => Err(format!("expected a final dot, `{text}.`")),
+    }
 }
 
 fn dtype(name: &str) -> Result<Dtype, String> {
@@ -58,7 +67,8 @@ impl fmt::Display for Report {
 }
 
 pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    let to = Kind::of(&args.out)?;
+    check_extension("OUT", Some(&args.out), &["safetensors", "onnx"])?;
+    let onnx = Kind::of(&args.out)? == Kind::Onnx;
     let loaded = args.model.load()?;
     let lost = |what: &str| Err(Error::file(&args.model.path, format!("{what} would be lost")));
     if loaded.state.is_some() || loaded.lengths.is_some() {
@@ -68,16 +78,15 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         return lost(&format!("{left_out}: these"));
     }
     let weights = &loaded.weights;
-    match to {
-        Kind::RtNeural => return Err(Error::file(&args.out, "RTNeural's files are only read")),
-        Kind::Safetensors if args.inputs => return Err(Error::option("inputs", "only an .onnx file has inputs")),
-        Kind::Safetensors => {
+    match onnx {
+        false if args.inputs => return Err(Error::option("inputs", "only an .onnx file has inputs")),
+        false => {
             let writer = StateDictWriter::new().dtype(args.dtype).metadata(CONFIG, weights.config().to_string());
             writer.lstm(&args.prefix, weights, Names::PyTorch)?.save(&args.out)?;
         }
-        Kind::Onnx if args.dtype != Dtype::F32 => return Err(Error::option("dtype", ".onnx files are written in F32")),
-        Kind::Onnx if !args.prefix.is_empty() => return Err(Error::option("prefix", "is of .safetensors files")),
-        Kind::Onnx => {
+        true if args.dtype != Dtype::F32 => return Err(Error::option("dtype", ".onnx files are written in F32")),
+        true if !args.prefix.is_empty() => return Err(Error::option("prefix", "is of .safetensors files")),
+        true => {
             let writer = OnnxWriter::new(weights);
             let writer = if args.inputs { writer.initial_state().lengths() } else { writer };
             writer.save(&args.out)?;

@@ -46,8 +46,9 @@ impl fmt::Display for Report {
 }
 
 pub(crate) fn run(_: &Args, output: Output) -> Result<ExitCode> {
-    let row = |&Known { name, compiled, .. }: &Known| {
-        let opened = backends::open(name, backends::Options::default());
+    let row = |&known: &Known| {
+        let Known { name, compiled, .. } = known;
+        let opened = backends::open(known, backends::Options::default());
         let device = opened.as_ref().ok();
         Row {
             name: name.to_owned(),

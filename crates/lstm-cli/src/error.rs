@@ -25,10 +25,10 @@ pub enum Error {
         why: String,
     },
 
-    /// Options that don't go together.
-    #[error("--{option}: {why}")]
+    /// A value that an option can't have, or options that don't go together.
+    #[error("{}{option}: {why}", dashes(option))]
     Option {
-        /// Its name.
+        /// Its name; of a value without one, what the help calls it, in capitals.
         option: &'static str,
         /// What was given and what would be accepted.
         why: String,
@@ -46,6 +46,10 @@ pub enum Error {
     /// Stopped by the user.
     #[error("interrupted")]
     Interrupted,
+}
+
+fn dashes(option: &str) -> &'static str {
+    if option.starts_with(char::is_uppercase) { "" } else { "--" }
 }
 
 impl Error {

@@ -127,12 +127,12 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         output_size: spec.state_size(),
         parameters: size(&spec),
     };
-    let runs = |&Known { name, .. }: &Known| {
-        let tried = backends::open(name, backends::Options::default()).and_then(|device| {
+    let runs = |&known: &Known| {
+        let tried = backends::open(known, backends::Options::default()).and_then(|device| {
             let model = device.load(&loaded.weights, false)?;
             Ok((describe_paths(&model.paths()), device.arithmetic()))
         });
-        let backend = name.to_owned();
+        let backend = known.name.to_owned();
         match tried {
             Ok((path, arithmetic)) => Runs {
                 backend,

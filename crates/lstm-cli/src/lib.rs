@@ -45,7 +45,7 @@ use report::Output;
 #[derive(Parser)]
 #[command(name = "lstm", version, after_help = EXIT_CODES)]
 struct Args {
-    /// Write one JSON object to stdout instead of text
+    /// Write one JSON object to stdout instead of text; errors of the command line's form are told on stderr only
     #[arg(long, global = true)]
     json: bool,
 

@@ -37,7 +37,7 @@ pub(crate) struct ModelArgs {
     cell: Option<CellKind>,
 
     /// The bound on the gate activations' inputs, which no tensor of a .safetensors file tells
-    #[arg(long, value_name = "BOUND", allow_negative_numbers = true)]
+    #[arg(long, value_name = "BOUND", allow_negative_numbers = true, value_parser = clip)]
     clip: Option<f32>,
 
     /// The gates are coupled, f = 1 - i, which no tensor of a .safetensors file tells
@@ -47,8 +47,18 @@ pub(crate) struct ModelArgs {
 
 /// A cell by its name, as a configuration's text has it.
 fn cell(name: &str) -> Result<CellKind, String> {
-    let text = format!("lstm input_size=1 hidden_size=1 cell={name}");
-    text.parse::<LstmConfig>().map(|config| config.cell).map_err(|e| e.to_string())
+    Ok(match name {
+        "fused" => CellKind::Fused,
+        "unfused" => CellKind::Unfused,
+        "peephole-dense" => CellKind::PeepholeDense,
+        "peephole-diagonal" => CellKind::PeepholeDiagonal,
+        _ => return Err("expected fused, unfused, peephole-dense or peephole-diagonal".into()),
+    })
+}
+
+fn clip(text: &str) -> Result<f32, String> {
+    let found = text.parse().ok().filter(|&bound: &f32| bound.is_finite() && bound > 0.0);
+    found.ok_or_else(|| "expected a positive finite bound, such as 1.5".into())
 }
 
 /// A kind of file.

@@ -14,6 +14,19 @@ use crate::{
     input::{Extent, Format, npy_header},
 };
 
+/// That the name of a file to be written says which of these it is.
+pub(crate) fn check_extension(option: &'static str, path: Option<&Path>, known: &[&str]) -> Result<()> {
+    let extension = |path: &Path| path.extension().and_then(|extension| extension.to_str()).map(str::to_owned);
+    match path {
+        Some(path) if !extension(path).is_some_and(|extension| known.contains(&&*extension)) => {
+            let known: Vec<_> = known.iter().map(|extension| format!(".{extension}")).collect();
+            let why = format!("expected the extension {}, got {}", known.join(" or "), path.display());
+            Err(Error::option(option, why))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A file that is being written beside the one it becomes.
 pub(crate) struct Writer {
     path: PathBuf,

@@ -9,10 +9,10 @@ use lstm_core::{
 use serde::Serialize;
 
 use crate::{
-    backends::{self, describe, describe_paths},
+    backends::{self, Known, describe, describe_paths},
     error::{Error, Result},
     feed, model,
-    output::Writer,
+    output::{Writer, check_extension},
     report::Output,
     state,
 };
@@ -42,8 +42,8 @@ pub(crate) struct Args {
     digest: bool,
 
     /// The backend, one of `lstm devices` [default: the first of this build, never cuda-tf32, which is not exact]
-    #[arg(long, short, value_name = "NAME")]
-    backend: Option<String>,
+    #[arg(long, short, value_name = "NAME", value_parser = backends::named)]
+    backend: Option<Known>,
 
     #[command(flatten)]
     options: backends::Options,
@@ -93,11 +93,12 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     if args.output.is_none() && args.state_out.is_none() && !args.digest {
         return Err(Error::option("output", "nothing to do: expected --output, --state-out or --digest"));
     }
-    state::check_path(args.state_out.as_deref())?;
-    let name = args.backend.as_deref().or(backends::usual().next());
-    let name = name.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
-    args.options.check(&[name])?;
-    let device = backends::open(name, args.options)?;
+    check_extension("output", args.output.as_deref(), &["npy", "csv"])?;
+    check_extension("state-out", args.state_out.as_deref(), &["safetensors"])?;
+    let known = args.backend.or(backends::usual().next());
+    let known = known.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
+    args.options.check(&[known])?;
+    let device = backends::open(known, args.options)?;
     let loaded = args.model.load()?;
     let config = loaded.weights.config().clone();
     let feed = args.feed.open(&loaded, output)?;
@@ -129,7 +130,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         input,
         output: args.output.clone(),
         state_out: args.state_out.clone(),
-        backend: name.to_owned(),
+        backend: known.name.to_owned(),
         device: device.about(),
         arithmetic: describe(&device.arithmetic()),
         exact: device.arithmetic().is_exact(),
