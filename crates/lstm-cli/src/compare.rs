@@ -1,6 +1,6 @@
 //! `lstm compare`: the same sequences on every backend, bit by bit; what is not exact, by how far it is away.
 
-use std::{fmt, path::PathBuf, process::ExitCode};
+use std::{fmt, process::ExitCode};
 
 use lstm_core::{HostState, arithmetic::Digest, ndarray::Array3};
 use serde::Serialize;
@@ -9,7 +9,7 @@ use crate::{
     backends::{self, Device, Known, Model, describe, describe_paths},
     error::{Error, Result},
     feed, model,
-    report::Output,
+    report::{Output, text},
     run,
 };
 
@@ -49,8 +49,8 @@ fn tolerance(text: &str) -> Result<f64, String> {
 
 #[derive(Serialize)]
 struct Report {
-    model: PathBuf,
-    input: PathBuf,
+    model: String,
+    input: String,
     batch: usize,
     steps: usize,
     /// Of the runs that are exact, whether all gave the same bits; none if no run is.
@@ -168,7 +168,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     if args.tolerance.is_some() && rows.iter().all(|row| row.exact) {
         return Err(Error::option("tolerance", "all of these backends are exact, and are held to their bits"));
     }
-    let (extent, input) = (feed.extent(), feed.path().to_owned());
+    let (extent, input) = (feed.extent(), text(feed.path()));
     feed::catch_interrupts();
     let states = feed.run(&mut models, |outputs| {
         for (row, y) in rows.iter_mut().zip(outputs) {
@@ -186,7 +186,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let exact_runs_identical = identical(&rows);
     let passed = exact_runs_identical != Some(false) && rows.iter().all(|row| row.within_tolerance != Some(false));
     output.report(&Report {
-        model: args.model.path.clone(),
+        model: text(&args.model.path),
         input,
         batch: extent.batch,
         steps: extent.steps,

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     model::{self, CONFIG, Kind},
     output::check_extension,
-    report::Output,
+    report::{Output, text},
 };
 
 /// Convert a model to .safetensors (PyTorch's names) or .onnx
@@ -54,15 +54,15 @@ fn dtype(name: &str) -> Result<Dtype, String> {
 
 #[derive(Serialize)]
 struct Report {
-    model: PathBuf,
-    out: PathBuf,
+    model: String,
+    out: String,
     config: String,
     parameters: usize,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {}, {} parameters", self.out.display(), self.config, self.parameters)
+        writeln!(f, "{}: {}, {} parameters", self.out, self.config, self.parameters)
     }
 }
 
@@ -93,8 +93,8 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         }
     }
     output.report(&Report {
-        model: args.model.path.clone(),
-        out: args.out.clone(),
+        model: text(&args.model.path),
+        out: text(&args.out),
         config: weights.config().to_string(),
         parameters: weights.len(),
     })?;

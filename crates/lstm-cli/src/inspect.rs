@@ -1,6 +1,6 @@
 //! `lstm inspect`: what a file holds, and what can run it.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, fmt, process::ExitCode};
 
 use lstm_core::LayerSpec;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use crate::{
     backends::{self, KNOWN, Known, describe, describe_paths},
     error::Result,
     model,
-    report::Output,
+    report::{Output, text},
 };
 
 /// Show a model's layers, sizes, options and element types, and which backends can run it, by which code
@@ -22,7 +22,7 @@ pub(crate) struct Args {
 
 #[derive(Serialize)]
 struct Report {
-    model: PathBuf,
+    model: String,
     format: &'static str,
     names: Vec<String>,
     dtypes: Vec<String>,
@@ -64,14 +64,7 @@ struct Runs {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |names: &[String]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        writeln!(
-            f,
-            "{}: {} of {}, LSTM {}",
-            self.model.display(),
-            self.format,
-            self.dtypes.join(", "),
-            list(&self.names)
-        )?;
+        writeln!(f, "{}: {} of {}, LSTM {}", self.model, self.format, self.dtypes.join(", "), list(&self.names))?;
         writeln!(f, "{} parameters; options, from {}:", self.parameters, self.config_from)?;
         self.config.iter().try_for_each(|(name, value)| {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -144,10 +137,10 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
             Err(error) => Runs { backend, path: None, arithmetic: None, exact: None, why_not: Some(error.to_string()) },
         }
     };
-    let text = config.to_string();
-    let options = text.split(' ').filter_map(|option| option.split_once('='));
+    let described = config.to_string();
+    let options = described.split(' ').filter_map(|option| option.split_once('='));
     output.report(&Report {
-        model: args.model.path.clone(),
+        model: text(&args.model.path),
         format: loaded.kind.name(),
         names: loaded.names.clone(),
         dtypes: loaded.dtypes.clone(),

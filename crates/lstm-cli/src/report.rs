@@ -1,6 +1,6 @@
 //! What a command says: a report as text or JSON on stdout, remarks and errors on stderr.
 
-use std::{fmt::Display, io::Write, process::ExitCode};
+use std::{fmt::Display, io::Write, path::Path, process::ExitCode};
 
 use serde::Serialize;
 use serde_json::json;
@@ -27,13 +27,13 @@ impl Output {
     /// A remark about what might be a surprise.
     pub(crate) fn remark(self, text: impl Display) {
         if !self.quiet {
-            eprintln!("note: {text}");
+            say(&format!("note: {text}"));
         }
     }
 
     /// Tells what went wrong, in words and as the exit code.
     pub(crate) fn fail(self, error: &Error) -> ExitCode {
-        eprintln!("error: {error}");
+        say(&format!("error: {error}"));
         if self.json {
             let report = json!({ "error": { "kind": error.kind(), "message": error.to_string() } });
             // There is nobody left to tell.
@@ -41,6 +41,16 @@ impl Output {
         }
         ExitCode::from(error.code())
     }
+}
+
+/// A path as reports have it. One that is not UTF-8 has no exact text.
+pub(crate) fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Writes to stderr. Where nobody can be told, what is done and its exit code are the same.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Writes to stdout. Who reads may have gone, as `head` does: that is no failure.

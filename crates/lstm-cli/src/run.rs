@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     feed, model,
     output::{Writer, check_extension},
-    report::Output,
+    report::{Output, text},
     state,
 };
 
@@ -51,10 +51,10 @@ pub(crate) struct Args {
 
 #[derive(Serialize)]
 struct Report {
-    model: PathBuf,
-    input: PathBuf,
-    output: Option<PathBuf>,
-    state_out: Option<PathBuf>,
+    model: String,
+    input: String,
+    output: Option<String>,
+    state_out: Option<String>,
     backend: String,
     device: String,
     arithmetic: String,
@@ -111,7 +111,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     feed::catch_interrupts();
     let begin = Instant::now();
     let mut digest = Digest::default();
-    let input = feed.path().to_owned();
+    let input = text(feed.path());
     let states = feed.run(&mut models, |outputs| {
         for y in outputs {
             add(&mut digest, y);
@@ -126,10 +126,10 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         state::write(path, state)?;
     }
     output.report(&Report {
-        model: args.model.path.clone(),
+        model: text(&args.model.path),
         input,
-        output: args.output.clone(),
-        state_out: args.state_out.clone(),
+        output: args.output.as_deref().map(text),
+        state_out: args.state_out.as_deref().map(text),
         backend: known.name.to_owned(),
         device: device.about(),
         arithmetic: describe(&device.arithmetic()),

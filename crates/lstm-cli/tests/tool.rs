@@ -6,6 +6,8 @@ mod common;
 mod fast;
 #[path = "tool/line.rs"]
 mod line;
+#[path = "tool/words.rs"]
+mod words;
 
 use std::{fs, path::Path, process::Output};
 

@@ -1,6 +1,6 @@
 //! Text with a row of numbers for each step.
 
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
 
 use ::csv::{ByteRecord, Reader, ReaderBuilder, StringRecord, Trim};
 use lstm_core::ndarray::Array3;
@@ -12,10 +12,51 @@ pub(super) struct Rows<R> {
     csv: Reader<R>,
 }
 
-/// Counts the rows, all of which must have as many fields as the first, and goes back to it.
-pub(super) fn open<R: Read + Seek>(r: R, header: bool) -> Result<(Rows<R>, Extent), String> {
-    let mut csv = ReaderBuilder::new().has_headers(header).trim(Trim::All).from_reader(r);
-    let start = csv.position().clone();
+/// Passes bytes on, but no line after a blank one: the parser would skip that, and a step would be lost.
+struct Lines<R> {
+    inner: R,
+    /// The number of the current line, and whether it has nothing yet.
+    line: u64,
+    empty: bool,
+    /// Whether the last byte was a carriage return, which a line feed belongs to.
+    returned: bool,
+    /// The first blank line.
+    blank: Option<u64>,
+}
+
+impl<R: Read> Read for Lines<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(out)?;
+        for &byte in &out[..n] {
+            match byte {
+                b'\n' if self.returned => {}
+                b'\r' | b'\n' => {
+                    if self.empty {
+                        self.blank.get_or_insert(self.line);
+                    }
+                    (self.line, self.empty) = (self.line + 1, true);
+                }
+                _ => {
+                    if let Some(line) = self.blank {
+                        return Err(io::Error::other(format!(
+                            "line {line}: expected a row of numbers, got a blank line"
+                        )));
+                    }
+                    self.empty = false;
+                }
+            }
+            self.returned = byte == b'\r';
+        }
+        Ok(n)
+    }
+}
+
+/// Counts the rows, all of which must have as many fields as the first, and goes back to the first.
+pub(super) fn open<R: Read + Seek>(mut r: R, header: bool) -> Result<(Rows<R>, Extent), String> {
+    let mut builder = ReaderBuilder::new();
+    builder.has_headers(header).trim(Trim::All);
+    let lines = Lines { inner: &mut r, line: 1, empty: true, returned: false, blank: None };
+    let mut csv = builder.from_reader(lines);
     let (mut steps, mut features) = (0, 0);
     let mut record = ByteRecord::new();
     while csv.read_byte_record(&mut record).map_err(|e| e.to_string())? {
@@ -25,11 +66,9 @@ pub(super) fn open<R: Read + Seek>(r: R, header: bool) -> Result<(Rows<R>, Exten
     if steps == 0 {
         return Err(format!("expected rows of numbers, found none{}", if header { " below the heading" } else { "" }));
     }
-    // The heading, once read, is not part of the rows again.
-    csv.seek(start).map_err(|e| e.to_string())?;
-    if header {
-        csv.read_byte_record(&mut record).map_err(|e| e.to_string())?;
-    }
+    drop(csv);
+    r.rewind().map_err(|e| e.to_string())?;
+    let csv = builder.from_reader(r);
     Ok((Rows { csv }, Extent { batch: 1, steps, features, single: true, time_major: false }))
 }
 
@@ -68,12 +107,38 @@ mod tests {
 
     #[test]
     fn rows_come_in_parts() {
-        let text = "a,b\n1, 2.5\n-3,4e-2\n\n5,nan\n";
+        let text = "a,b\n1, 2.5\n-3,4e-2\n5,nan\n\n";
         let (mut rows, extent) = open(Cursor::new(text), true).unwrap();
         assert_eq!((extent.steps, extent.features), (3, 2));
         assert_eq!(rows.read(&extent, 2).unwrap().into_iter().collect::<Vec<_>>(), [1.0, 2.5, -3.0, 0.04]);
         assert!(rows.read(&extent, 1).unwrap()[[0, 0, 1]].is_nan());
         assert!(rows.read(&extent, 1).is_err());
+    }
+
+    #[test]
+    fn blank_lines_are_steps_that_are_missing() {
+        let blank = |text: &str, header| open(Cursor::new(text.to_owned()), header).err().unwrap_or_default();
+        for (text, header, line) in [
+            ("1\n2\n\n4\n", false, 3),
+            ("1,2\r\n\r\n\r\n3,4\r\n", false, 2),
+            ("1\r2\r\r4", false, 3),
+            ("\n1\n", false, 1),
+            ("a\n\n1\n", true, 2),
+        ] {
+            assert_eq!(
+                blank(text, header),
+                format!("line {line}: expected a row of numbers, got a blank line"),
+                "{text:?}"
+            );
+        }
+        for text in ["1\n2\n\n\n", "1\r\n2\r\n\r\n", "1\r2\r\r", "1\n2"] {
+            let (mut rows, extent) = open(Cursor::new(text), false).unwrap();
+            assert_eq!(
+                rows.read(&extent, extent.steps).unwrap().into_iter().collect::<Vec<_>>(),
+                [1.0, 2.0],
+                "{text:?}"
+            );
+        }
     }
 
     #[test]
