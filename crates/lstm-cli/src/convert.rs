@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     error::{Error, Result},
     model::{self, CONFIG, Kind},
-    output::check_extension,
+    output::{check_apart, check_extension},
     report::{Output, text},
 };
 
@@ -68,6 +68,7 @@ impl fmt::Display for Report {
 
 pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     check_extension("OUT", Some(&args.out), &["safetensors", "onnx"])?;
+    check_apart("OUT", Some(&args.out), &[("MODEL", Some(&args.model.path))])?;
     let onnx = Kind::of(&args.out)? == Kind::Onnx;
     let loaded = args.model.load()?;
     let lost = |what: &str| Err(Error::file(&args.model.path, format!("{what} would be lost")));

@@ -189,11 +189,12 @@ fn bar(steps: usize, quiet: bool) -> ProgressBar {
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Lets Ctrl-C end a command between two chunks, so that no unfinished file is left behind.
+/// Lets Ctrl-C, SIGTERM and SIGHUP end a command between two chunks, so that no unfinished file is left behind.
 pub(crate) fn catch_interrupts() {
-    // Where it can't be caught, it ends the process.
-    let _ = ctrlc::set_handler(|| {
-        // Whoever asks twice does not want to wait for the end of a long chunk.
+    // Where they can't be caught, they end the process. Where one of them is ignored, as under `nohup`, it stays so, and
+    // the others end the process too.
+    let _ = ctrlc::try_set_handler(|| {
+        // Whoever asks twice does not want to wait for the end of a long chunk, and may find its temporary file.
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(Error::Interrupted.code().into());
         }

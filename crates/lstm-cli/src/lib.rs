@@ -10,7 +10,7 @@
 //! | 2 | the command line is wrong |
 //! | 3 | `compare`: backends that promise the same bits gave others, or one that does not is further away than `--tolerance` |
 //! | 4 | a backend that was asked for can't run here |
-//! | 130 | interrupted; no output file was left behind |
+//! | 130 | interrupted, by Ctrl-C, SIGTERM or SIGHUP, and no file was left behind; if twice, a temporary `.lstm-*` may be |
 
 #![deny(unsafe_code)]
 
@@ -60,7 +60,7 @@ struct Args {
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 a file can't be read or written, or does not fit; 2 the command line is wrong;
 3 `compare` found other bits, or more than --tolerance; 4 a backend that was asked for can't run here;
-130 interrupted";
+130 interrupted: once ends at the next chunk, twice at once and may leave a temporary file, .lstm-*";
 
 #[derive(Subcommand)]
 enum Command {

@@ -12,7 +12,7 @@ use crate::{
     backends::{self, Known, describe, describe_paths},
     error::{Error, Result},
     feed, model,
-    output::{Writer, check_extension},
+    output::{Pending, Writer, check_apart, check_extension, keep},
     report::{Output, text},
     state,
 };
@@ -29,11 +29,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     feed: feed::FeedArgs,
 
-    /// Write the outputs here, an .npy or .csv file; it takes this name only when it is whole
+    /// Write the outputs here, an .npy or .csv file; it takes this name only when all is done
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Write the final state here, a .safetensors file, to go on from with --state-in
+    /// Write the final state here, a .safetensors file, to go on from with --state-in, whose file it may replace
     #[arg(long, value_name = "FILE")]
     state_out: Option<PathBuf>,
 
@@ -95,6 +95,10 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     }
     check_extension("output", args.output.as_deref(), &["npy", "csv"])?;
     check_extension("state-out", args.state_out.as_deref(), &["safetensors"])?;
+    let (model, input, y) = (&*args.model.path, &*args.feed.input, args.output.as_deref());
+    let others = [("MODEL", Some(model)), ("--input", Some(input)), ("--output", y)];
+    check_apart("output", y, &others[..2])?;
+    check_apart("state-out", args.state_out.as_deref(), &others)?;
     let known = args.backend.or(backends::usual().next());
     let known = known.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
     args.options.check(&[known])?;
@@ -103,12 +107,13 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let config = loaded.weights.config().clone();
     let feed = args.feed.open(&loaded, output)?;
     let (extent, chunk) = (feed.extent(), feed.chunk());
-    let create = |path| Writer::create(path, extent, config.output_size());
-    let mut writer = args.output.as_deref().map(create).transpose()?;
     let mut models = [device.load(&loaded.weights, false)?];
     let path = describe_paths(&models[0].paths());
 
     feed::catch_interrupts();
+    let create = |path| Writer::create(path, extent, config.output_size());
+    let mut writer = args.output.as_deref().map(create).transpose()?;
+    let mut last = args.state_out.as_deref().map(Pending::create).transpose()?;
     let begin = Instant::now();
     let mut digest = Digest::default();
     let input = text(feed.path());
@@ -119,12 +124,10 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         }
         Ok(())
     })?;
-    if let Some(writer) = writer {
-        writer.finish()?;
+    if let (Some(file), Some(state)) = (&mut last, states.first()) {
+        file.write(&state::bytes(state)?)?;
     }
-    if let (Some(path), Some(state)) = (&args.state_out, states.first()) {
-        state::write(path, state)?;
-    }
+    keep(writer.map(Writer::into_file).into_iter().chain(last))?;
     output.report(&Report {
         model: text(&args.model.path),
         input,

@@ -19,12 +19,12 @@ pub(crate) fn read(path: &Path) -> Result<HostState> {
     Ok(state)
 }
 
-/// Writes a state.
-pub(crate) fn write(path: &Path, state: &HostState) -> Result<()> {
-    Ok(StateDictWriter::new().tensor("h", &state.h)?.tensor("c", &state.c)?.save(path)?)
+/// A state's file.
+pub(crate) fn bytes(state: &HostState) -> Result<Vec<u8>> {
+    Ok(StateDictWriter::new().tensor("h", &state.h)?.tensor("c", &state.c)?.to_bytes()?)
 }
 
-/// That a path is one of a safetensors file.
+/// That a path to be read is one of a safetensors file.
 pub(crate) fn check_path(path: Option<&Path>) -> Result<()> {
     match path {
         Some(path) if path.extension().is_none_or(|extension| extension != "safetensors") => {

@@ -6,7 +6,7 @@ mod common;
 use std::{
     fs::{self, File},
     io::Write,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread::sleep,
     time::Duration,
 };
@@ -62,21 +62,44 @@ fn a_large_file_takes_little_memory() {
     assert!(whole > FILE, "{whole} KiB for all of a file of {FILE}");
 }
 
-#[test]
-fn an_interrupted_run_leaves_no_file() {
-    let folder = Folder::new();
+/// A run that has begun to write, started by way of `sh` as this says.
+fn begun(folder: &Folder, start: &str) -> Child {
     let (_, model) = folder.model(LstmConfig::new(FEATURES, 4));
-    let (x, y) = (large(&folder), folder.path("y.npy"));
-    let args = ["run", &model, "--input", &x, "--output", &y, "--chunk", "1"];
-    let mut child = tool(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    // Until it writes.
+    let (x, y) = (large(folder), folder.path("y.npy"));
+    let run = tool(&["run", &model, "--input", &x, "--output", &y, "--chunk", "1"]);
+    let mut sh = Command::new("sh");
+    sh.args(["-c", start, "sh"]).arg(run.get_program()).args(run.get_args());
+    let mut child = sh.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     while folder.names().len() < 3 {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         sleep(Duration::from_millis(1));
     }
-    // The handler is set right after the file is begun.
+    child
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn an_interrupted_run_leaves_no_file() {
+    for name in ["-INT", "-TERM", "-HUP"] {
+        let folder = Folder::new();
+        let mut child = begun(&folder, "exec \"$@\"");
+        signal(&child, name);
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{name}");
+        assert_eq!(folder.names(), ["model.safetensors", "x.npy"], "{name}");
+    }
+}
+
+/// As `nohup` does.
+#[test]
+fn a_signal_that_is_ignored_stays_so() {
+    let folder = Folder::new();
+    let mut child = begun(&folder, "trap '' HUP; exec \"$@\"");
+    signal(&child, "-HUP");
     sleep(Duration::from_millis(100));
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert_eq!(folder.names(), ["model.safetensors", "x.npy"]);
+    assert!(child.try_wait().unwrap().is_none(), "it ended");
+    signal(&child, "-KILL");
+    child.wait().unwrap();
 }
