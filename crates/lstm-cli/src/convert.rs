@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    model::{self, CONFIG, Kind},
+    model::{self, CONFIG, Kind, list},
     output::{check_apart, check_extension},
     report::{Output, text},
 };
@@ -16,6 +16,9 @@ use crate::{
 ///
 /// What the other format can't hold is an error, as is what is not the LSTM's unless it was chosen with --name. Options
 /// that no tensor tells are kept in the metadata of a .safetensors file.
+///
+/// Of an .onnx graph, this goes for its inputs for initial states and lengths, which --inputs keeps in a new .onnx file, and
+/// for its outputs where none is the last layer's whole sequence: new .onnx files have that and the final states.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -71,12 +74,28 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     check_apart("OUT", Some(&args.out), &[("MODEL", Some(&args.model.path))])?;
     let onnx = Kind::of(&args.out)? == Kind::Onnx;
     let loaded = args.model.load()?;
-    let lost = |what: &str| Err(Error::file(&args.model.path, format!("{what} would be lost")));
+    let lost = |why: &str| Error::file(&args.model.path, why);
     if loaded.state.is_some() || loaded.lengths.is_some() {
-        return lost("the states or lengths that its graph fixes");
+        return Err(lost("the states or lengths that its graph fixes would be lost"));
     }
     if let Some(left_out) = loaded.left_out() {
-        return lost(&format!("{left_out}: these"));
+        return Err(lost(&format!("{left_out}: these would be lost")));
+    }
+    // Who names LSTMs wants them without what the graph has around them.
+    let alone = format!("to take LSTMs alone, --name them: {}", list(&loaded.names));
+    let inputs: Vec<String> = loaded.state_inputs.iter().chain(&loaded.lengths_input).cloned().collect();
+    if !(inputs.is_empty() || loaded.chosen || args.inputs) {
+        let keep = if onnx { "; --inputs keeps such inputs" } else { "" };
+        return Err(lost(&format!(
+            "its graph's inputs for states or lengths, {}, would be lost{keep}; {alone}",
+            list(&inputs)
+        )));
+    }
+    if !loaded.partial.is_empty() {
+        let outputs = list(&loaded.partial);
+        return Err(lost(&format!(
+            "its graph's outputs {outputs} would become the last layer's whole sequence; {alone}"
+        )));
     }
     let weights = &loaded.weights;
     match onnx {

@@ -16,6 +16,15 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] lstm_core::Error),
 
+    /// The same, of a file.
+    #[error("{}: {source}", path.display())]
+    ModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, or with how it fits.
+        source: lstm_core::Error,
+    },
+
     /// A file that is not what it should be.
     #[error("{}: {why}", path.display())]
     File {
@@ -63,6 +72,16 @@ impl Error {
         Error::Option { option, why: why.to_string() }
     }
 
+    /// Names the file that an error of the library is about, unless it does so itself.
+    pub(crate) fn of(self, path: &Path) -> Self {
+        match self {
+            Error::Model(source) if !source.to_string().starts_with(&*path.to_string_lossy()) => {
+                Error::ModelFile { path: path.to_owned(), source }
+            }
+            other => other,
+        }
+    }
+
     /// What an operation on a file failed with.
     pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Self {
         move |error| Error::file(path, error)
@@ -71,7 +90,7 @@ impl Error {
     /// One word that says what kind it is.
     pub fn kind(&self) -> &'static str {
         match self {
-            Error::Model(_) => "model",
+            Error::Model(_) | Error::ModelFile { .. } => "model",
             Error::File { .. } => "file",
             Error::Option { .. } => "option",
             Error::Backend { .. } => "backend",
@@ -82,7 +101,7 @@ impl Error {
     /// The exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Error::Model(_) | Error::File { .. } => 1,
+            Error::Model(_) | Error::ModelFile { .. } | Error::File { .. } => 1,
             Error::Option { .. } => 2,
             Error::Backend { .. } => 4,
             Error::Interrupted => 130,

@@ -98,6 +98,10 @@ impl FeedArgs {
             return Err(Error::file(&self.input, why));
         }
         let state = self.state_in.as_deref().map(state::read).transpose()?.or(model.state.clone());
+        if let Some(state) = &state {
+            let from = self.state_in.as_ref().unwrap_or(&model.path);
+            state::check(state, config, extent.batch).map_err(|e| e.of(from))?;
+        }
         let step = extent.batch.saturating_mul(config.input_size + config.output_size() + 4 * config.hidden_size);
         let chunk = self.chunk.map_or((CHUNK / step).max(1), |n| n as usize);
         if !model.state_inputs.is_empty() && self.state_in.is_none() {
@@ -141,7 +145,6 @@ impl Feed {
     ) -> Result<Vec<HostState>> {
         let extent = self.extent();
         let bar = bar(extent.steps, self.quiet);
-        // A state of another batch or model shows before anything is read.
         if !self.whole {
             models.iter_mut().try_for_each(|model| model.start(extent.batch, self.state.as_ref()))?;
         }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{
     backends::{self, KNOWN, Known, describe, describe_paths},
     error::Result,
-    model,
+    model::{self, list},
     report::{Output, text},
 };
 
@@ -63,7 +63,6 @@ struct Runs {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |names: &[String]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         writeln!(f, "{}: {} of {}, LSTM {}", self.model, self.format, self.dtypes.join(", "), list(&self.names))?;
         writeln!(f, "{} parameters; options, from {}:", self.parameters, self.config_from)?;
         self.config.iter().try_for_each(|(name, value)| {

@@ -9,7 +9,7 @@ use std::{
 use lstm_core::{
     CellKind, HostState, LstmConfig, OnnxLstm, OnnxModel, RtNeural, StateDict, Weights,
     ndarray::Axis,
-    weights::onnx::{Initial, Lengths},
+    weights::onnx::{Initial, Lengths, Port, PortKind},
 };
 
 use crate::error::{Error, Result};
@@ -92,6 +92,7 @@ impl Kind {
 
 /// A model and what its file says besides.
 pub(crate) struct Loaded {
+    pub(crate) path: PathBuf,
     pub(crate) kind: Kind,
     pub(crate) weights: Arc<Weights>,
     /// Prefix or nodes of this LSTM.
@@ -108,6 +109,8 @@ pub(crate) struct Loaded {
     pub(crate) state_inputs: Vec<String>,
     /// Its input for lengths.
     pub(crate) lengths_input: Option<String>,
+    /// The outputs of an ONNX graph none of which is the last layer's whole sequence; none if the user named the LSTM.
+    pub(crate) partial: Vec<String>,
     /// Tensors or nodes that are no part of this LSTM.
     pub(crate) unused: Vec<String>,
     /// Whether these were left out because the user named the LSTM.
@@ -117,11 +120,12 @@ pub(crate) struct Loaded {
 impl ModelArgs {
     /// Reads the model.
     pub(crate) fn load(&self) -> Result<Loaded> {
-        match Kind::of(&self.path)? {
+        let loaded = match Kind::of(&self.path)? {
             Kind::Safetensors => self.safetensors(),
             Kind::Onnx => self.onnx(),
             Kind::RtNeural => self.rtneural(),
-        }
+        };
+        loaded.map_err(|e| e.of(&self.path))
     }
 
     fn fail(&self, why: impl ToString) -> Error {
@@ -156,6 +160,11 @@ impl ModelArgs {
                 ));
             }
         };
+        // No name of an LSTM's own has a dot: what has one, such as another LSTM's, is not part of it.
+        let inner = |name: &&str| name.strip_prefix(&*prefix).is_some_and(|rest| rest.contains('.'));
+        let mut unused: Vec<String> = file.names().filter(inner).map(str::to_owned).collect();
+        // What is of another type stays, and is an error.
+        unused.retain(|name| file.take_any(name).is_ok() || file.take_i64(name).is_ok());
         let dtypes: BTreeSet<String> = file
             .names()
             .filter(|name| name.starts_with(&prefix))
@@ -195,8 +204,11 @@ impl ModelArgs {
                 weights.with_config(config)?
             }
         };
+        unused.extend(file.names().map(str::to_owned));
+        unused.sort();
         let config_from = if self.clip.is_some() || self.coupled { "names, shapes and options" } else { config_from };
         Ok(Loaded {
+            path: self.path.clone(),
             kind: Kind::Safetensors,
             weights: weights.into(),
             names: vec![prefix],
@@ -206,7 +218,8 @@ impl ModelArgs {
             lengths: None,
             state_inputs: Vec::new(),
             lengths_input: None,
-            unused: file.names().map(str::to_owned).collect(),
+            partial: Vec::new(),
+            unused,
             chosen: !self.name.is_empty(),
         })
     }
@@ -247,11 +260,13 @@ impl ModelArgs {
             Lengths::Input(name) => (None, Some(name.clone())),
         };
         Ok(Loaded {
+            path: self.path.clone(),
             kind: Kind::Onnx,
             state: fixed_state(&onnx)?,
             lengths,
             state_inputs,
             lengths_input,
+            partial: if names.is_empty() { partial(&onnx) } else { Vec::new() },
             names: if names.is_empty() { model.lstm_nodes() } else { self.name.clone() },
             dtypes: onnx.dtypes.iter().map(ToString::to_string).collect(),
             config_from: "the graph",
@@ -268,6 +283,7 @@ impl ModelArgs {
         }
         let RtNeural { lstm, head, .. } = RtNeural::open(&self.path)?;
         Ok(Loaded {
+            path: self.path.clone(),
             kind: Kind::RtNeural,
             weights: lstm.into(),
             names: Vec::new(),
@@ -277,6 +293,7 @@ impl ModelArgs {
             lengths: None,
             state_inputs: Vec::new(),
             lengths_input: None,
+            partial: Vec::new(),
             unused: head.map(|(weight, _)| format!("dense layer {:?}", weight.shape())).into_iter().collect(),
             chosen: false,
         })
@@ -292,7 +309,17 @@ fn fixed_state(onnx: &OnnxLstm) -> Result<Option<HostState>> {
     Ok(Some(HostState { h: h.unwrap_or(zeros.h), c: c.unwrap_or(zeros.c) }))
 }
 
-fn list(names: &[String]) -> String {
+/// The outputs of a graph, if together they are not all steps of the last layer in all directions.
+fn partial(onnx: &OnnxLstm) -> Vec<String> {
+    let whole = |port: &&Port| port.kind == PortKind::Sequence && port.step.is_none();
+    let given = |row| onnx.outputs.iter().filter(whole).any(|port| port.rows.contains(&row));
+    match (0..onnx.weights.config().num_directions()).all(given) {
+        true => Vec::new(),
+        false => onnx.outputs.iter().map(|port| port.name.clone()).collect(),
+    }
+}
+
+pub(crate) fn list(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 

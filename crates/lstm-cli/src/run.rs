@@ -11,7 +11,8 @@ use serde::Serialize;
 use crate::{
     backends::{self, Known, describe, describe_paths},
     error::{Error, Result},
-    feed, model,
+    feed,
+    model::{self, list},
     output::{Pending, Writer, check_apart, check_extension, keep},
     report::{Output, text},
     state,
@@ -107,6 +108,10 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let config = loaded.weights.config().clone();
     let feed = args.feed.open(&loaded, output)?;
     let (extent, chunk) = (feed.extent(), feed.chunk());
+    if !loaded.partial.is_empty() {
+        let outputs = list(&loaded.partial);
+        output.remark(format!("the graph's outputs are {outputs}; here it is the whole sequence of the last layer"));
+    }
     let mut models = [device.load(&loaded.weights, false)?];
     let path = describe_paths(&models[0].paths());
 

@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
-use lstm_core::{Error as Model, HostState, StateDict, StateDictWriter, ndarray::Array3};
+use lstm_core::{Error as Model, HostState, LstmConfig, StateDict, StateDictWriter, ndarray::Array3};
 
 use crate::error::{Error, Result};
 
 /// Reads a state; whether it is one of the model's is seen where it is used.
 pub(crate) fn read(path: &Path) -> Result<HostState> {
+    tensors(path).map_err(|e| e.of(path))
+}
+
+fn tensors(path: &Path) -> Result<HostState> {
     let mut file = StateDict::open(path)?;
     let mut take = |name: &str| -> Result<Array3<f32>> {
         let array = file.take_any(name)?;
@@ -17,6 +21,18 @@ pub(crate) fn read(path: &Path) -> Result<HostState> {
     let state = HostState { h: take("h")?, c: take("c")? };
     file.finish()?;
     Ok(state)
+}
+
+/// That a state is one of this model for `batch` sequences.
+pub(crate) fn check(state: &HostState, config: &LstmConfig, batch: usize) -> Result<()> {
+    let want = HostState::zeros(config, batch)?;
+    for (name, want, got) in [("h", &want.h, &state.h), ("c", &want.c, &state.c)] {
+        if want.shape() != got.shape() {
+            let expected = format!("{:?} for {batch} sequences", want.shape());
+            return Err(Model::shape(format!("state {name}"), expected, format!("{:?}", got.shape())).into());
+        }
+    }
+    Ok(())
 }
 
 /// A state's file.

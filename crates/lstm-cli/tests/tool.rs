@@ -6,6 +6,8 @@ mod common;
 mod fast;
 #[path = "tool/line.rs"]
 mod line;
+#[path = "tool/models.rs"]
+mod models;
 #[path = "tool/outputs.rs"]
 mod outputs;
 #[path = "tool/words.rs"]
