@@ -17,8 +17,9 @@ use crate::{
 /// What the other format can't hold is an error, as is what is not the LSTM's unless it was chosen with --name. Options
 /// that no tensor tells are kept in the metadata of a .safetensors file.
 ///
-/// Of an .onnx graph, this goes for its inputs for initial states and lengths, which --inputs keeps in a new .onnx file, and
-/// for its outputs where none is the last layer's whole sequence: new .onnx files have that and the final states.
+/// Of an .onnx graph, this goes for its inputs for initial states and lengths, which --inputs keeps in a new .onnx file,
+/// and for its outputs where they are not the last layer's whole sequence, which a new file gives, with the final states.
+/// --name takes LSTMs without either.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

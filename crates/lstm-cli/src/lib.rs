@@ -40,8 +40,8 @@ use report::Output;
 /// LSTMs that give the same bits everywhere: look into models, run, compare and convert them
 ///
 /// Sequences are .npy files of f32, f64 or f16: (steps, features), (batch, steps, features), or, with --time-major,
-/// (steps, batch, features); or .csv files with a row per step and no blank line but at the end. Outputs lie as their inputs do, of f32. Files may be
-/// larger than memory; only a model that walks backwards holds its sequences whole.
+/// (steps, batch, features); or .csv files with a row per step and no blank line but at the end. Outputs lie as their
+/// inputs do, of f32. Files may be larger than memory; only a model that walks backwards holds its sequences whole.
 #[derive(Parser)]
 #[command(name = "lstm", version, after_help = EXIT_CODES)]
 struct Args {
