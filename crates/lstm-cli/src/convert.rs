@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    model::{self, CONFIG, Kind, list},
+    model::{self, Kind, list},
     output::{check_apart, check_extension},
     report::{Output, text},
 };
@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     match onnx {
         false if args.inputs => return Err(Error::option("inputs", "only an .onnx file has inputs")),
         false => {
-            let writer = StateDictWriter::new().dtype(args.dtype).metadata(CONFIG, weights.config().to_string());
+            let writer = StateDictWriter::new().dtype(args.dtype);
             writer.lstm(&args.prefix, weights, Names::PyTorch)?.save(&args.out)?;
         }
         true if args.dtype != Dtype::F32 => return Err(Error::option("dtype", ".onnx files are written in F32")),

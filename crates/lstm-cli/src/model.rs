@@ -14,10 +14,8 @@ use lstm_core::{
 
 use crate::error::{Error, Result};
 
-/// The key of a safetensors file's metadata under which `lstm convert` keeps what no tensor can: the configuration.
-pub(crate) const CONFIG: &str = "lstm.config";
-
-/// The same of a checkpoint that [`lstm_core::train`] wrote, and what its other tensors begin with.
+/// The key of a checkpoint's metadata under which [`lstm_core::train`] keeps the configuration, and what its other tensors
+/// begin with.
 const CHECKPOINT: &str = "trainer.model";
 const CHECKPOINT_OWN: [&str; 2] = ["optimizer.", "extra."];
 
@@ -171,39 +169,28 @@ impl ModelArgs {
             .filter_map(|name| file.dtype(name))
             .map(|dtype| dtype.to_string())
             .collect();
-        let (text, config_from) = match (file.metadata().get(CONFIG).cloned(), checkpoint) {
-            (Some(text), _) => (Some(text), "metadata"),
-            (None, Some(text)) => (Some(text), "checkpoint"),
+        let (said, config_from) = match (file.lstm_config(&prefix)?, checkpoint) {
+            (Some(config), _) => (Some(config), "metadata"),
+            (None, Some(text)) => (Some(text.parse::<LstmConfig>()?), "checkpoint"),
             (None, None) => (None, "names and shapes of tensors"),
         };
-        let weights = match text {
-            Some(text) => {
-                let config: LstmConfig = text.parse()?;
-                if self.clip.is_some() || self.coupled || self.cell.is_some_and(|cell| cell != config.cell) {
-                    return Err(self.fail(format!(
-                        "its metadata say which options it has ({config}): leave out --cell, --clip and --coupled"
-                    )));
-                }
-                let weights = file.take_lstm_as(&prefix, config.cell)?;
-                let inferred = weights.config();
-                let (coupled, clip, dropout) = (inferred.coupled, inferred.clip, inferred.dropout);
-                let mut same = config.clone();
-                (same.coupled, same.clip, same.dropout) = (coupled, clip, dropout);
-                if same != *inferred {
-                    return Err(self.fail(format!("its metadata say {config}, its tensors {inferred}")));
-                }
-                weights.with_config(config)?
-            }
-            None => {
-                let weights = match self.cell {
-                    Some(cell) => file.take_lstm_as(&prefix, cell),
-                    None => file.take_lstm(&prefix),
-                }?;
-                let mut config = weights.config().clone();
-                (config.clip, config.coupled) = (self.clip, self.coupled);
-                weights.with_config(config)?
-            }
-        };
+        if let Some(config) = &said
+            && (self.clip.is_some() || self.coupled || self.cell.is_some_and(|cell| cell != config.cell))
+        {
+            return Err(self.fail(format!(
+                "its metadata say which options it has ({config}): leave out --cell, --clip and --coupled"
+            )));
+        }
+        let weights = match said.as_ref().map(|config| config.cell).or(self.cell) {
+            Some(cell) => file.take_lstm_as(&prefix, cell),
+            None => file.take_lstm(&prefix),
+        }?;
+        let config = said.unwrap_or_else(|| {
+            let mut config = weights.config().clone();
+            (config.clip, config.coupled) = (self.clip, self.coupled);
+            config
+        });
+        let weights = weights.with_config(config)?;
         unused.extend(file.names().map(str::to_owned));
         unused.sort();
         let config_from = if self.clip.is_some() || self.coupled { "names, shapes and options" } else { config_from };
