@@ -12,6 +12,7 @@ use super::{
     tensor,
     value::{Data, Dim, Outputs, Source, Value},
     walk::Walk,
+    zeros::Zeros,
 };
 use crate::{
     config::{Bias, CellKind, Direction, LstmConfig},
@@ -157,6 +158,9 @@ pub(super) fn read<'a>(op: &mut Op<'a>, walk: &mut Walk<'a>, half: Option<usize>
 
     let (x, steps, batch) = sequence(op, walk, x_name, k, &options, input)?;
     let lengths = lengths(op, walk)?;
+    if let (0, Dim::Known(batch)) = (k, batch) {
+        walk.batch = Some(batch);
+    }
     let start = |walk: &mut Walk<'a>, k| start::read(op, walk, k, options.batch_first, [directions, hidden]);
     let (h, c) = (start(walk, 5)?, start(walk, 6)?);
 
@@ -224,7 +228,7 @@ fn weight<'a>(op: &Op<'a>, walk: &mut Walk<'a>, k: usize) -> Result<Option<Array
     let Some(name) = op.input(k) else { return Ok(None) };
     match walk.value(op, name)? {
         // A bias of zeros is one all the same.
-        Value::Zeros(Some(_)) | Value::Constant(_) => walk.floats(op, name).map(Some),
+        Value::Zeros(Zeros { tensor: Some(_), .. }) | Value::Constant(_) => walk.floats(op, name).map(Some),
         other => Err(op.fail(format!("input {k}: expected a constant, got {}", other.describe()))),
     }
 }

@@ -6,6 +6,8 @@
 
 mod chain;
 #[cfg(test)]
+mod declared;
+#[cfg(test)]
 mod edits;
 mod export;
 mod layer;
@@ -21,6 +23,7 @@ mod start;
 mod tensor;
 mod value;
 mod walk;
+mod zeros;
 
 use std::{
     fmt, fs,

@@ -9,6 +9,7 @@ use super::{
     proto::{DOUBLE, FLOAT, INT32, INT64, Tensor},
     select, tensor,
     value::{Data, Dim, MAX_RANK, Source, Value},
+    zeros::Zeros,
 };
 use crate::error::Result;
 
@@ -22,9 +23,10 @@ pub(super) fn constant<'a>(t: &'a Tensor, dir: Option<&Path>) -> Result<Value<'a
         let values = tensor::ints(t, dir)?.into_iter().map(Dim::Known).collect();
         return Ok(Value::Numbers { scalar: shape.is_empty(), values });
     }
-    if tensor::is_float(t) && tensor::is_zero(t) {
+    if tensor::is_float(t) && tensor::is_zero(t) && shape.len() <= MAX_RANK {
         // Only if as many elements are there as the shape says.
-        return tensor::floats(t, dir).map(|_| Value::Zeros(Some(t)));
+        let shape = Some(t.dims.iter().copied().map(Dim::Known).collect());
+        return tensor::floats(t, dir).map(|_| Value::Zeros(Zeros { tensor: Some(t), shape }));
     }
     Ok(Value::Constant(t))
 }
@@ -51,11 +53,14 @@ pub(super) fn eval<'a>(
         "Reshape" => reshape(op, inputs)?,
         "Transpose" => transpose(op, inputs)?,
         "Expand" => match one(op, inputs, 0)? {
-            Value::Zeros(_) => Value::Zeros(None),
+            Value::Zeros(zeros) => match sizes(inputs, 1) {
+                Some(target) => Value::Zeros(zeros.expand(target).map_err(|why| op.fail(why))?),
+                None => Value::Zeros(Zeros::made(None)),
+            },
             other => return Err(op.fail(format!("expected zeros to expand, got {}", other.describe()))),
         },
         "ConstantOfShape" => match op.tensor("value")?.map(|t| constant(t, dir)).transpose()? {
-            None | Some(Value::Zeros(_)) => Value::Zeros(None),
+            None | Some(Value::Zeros(_)) => Value::Zeros(Zeros::made(sizes(inputs, 0).map(<[_]>::to_vec))),
             Some(other) => return Err(op.fail(format!("expected zeros to fill with, got {}", other.describe()))),
         },
         "Dropout" => dropout(op, opset, inputs, dir)?,
@@ -95,6 +100,14 @@ pub(super) fn numbers<'a>(op: &Op<'a>, inputs: Inputs<'_, 'a>, k: usize) -> Resu
     let Value::Numbers { values, .. } = value else { return refuse(op, "integers", value) };
     let known = values.iter().map(|dim| if let Dim::Known(n) = dim { Some(*n) } else { None });
     known.collect::<Option<_>>().ok_or_else(|| op.fail(format!("input {k}: expected integers that are constant")))
+}
+
+/// Sizes, as far as they are known; `None` where it is something else that tells them.
+fn sizes<'i, 'a>(inputs: Inputs<'i, 'a>, k: usize) -> Option<&'i [Dim<'a>]> {
+    match inputs.get(k).copied().flatten()? {
+        Value::Numbers { scalar: false, values } => Some(values),
+        _ => None,
+    }
 }
 
 /// The axes that `Squeeze` and its like name: an attribute before `since`, an input after.
@@ -160,15 +173,30 @@ fn shape<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     Ok(Value::Numbers { scalar: false, values: values[range].to_vec() })
 }
 
-/// Zeros of another shape, whichever axes are named.
-fn zeros<'a>(op: &mut Op<'a>) -> Result<Value<'a>> {
-    op.ints("axes")?;
-    Ok(Value::Zeros(None))
+/// How many axes `Squeeze` and its like name; `None` if they name none.
+fn named(op: &Op<'_>, opset: i64, inputs: Inputs<'_, '_>) -> Result<Option<usize>> {
+    Ok(match opset {
+        ..13 => op.node.attribute.iter().find(|a| a.name == "axes").map(|a| a.ints.len()),
+        _ => inputs.get(1).copied().flatten().map(|_| numbers(op, inputs, 1)).transpose()?.map(|axes| axes.len()),
+    })
+}
+
+/// New axes at these places among the old ones.
+fn spread<T: Clone>(op: &Op<'_>, old: &[T], axes: &[usize], new: &T) -> Result<Vec<T>> {
+    let mut old = old.iter().cloned();
+    let all = (0..old.len() + axes.len()).map(|k| if axes.contains(&k) { Some(new.clone()) } else { old.next() });
+    all.collect::<Option<_>>().ok_or_else(|| op.fail("an axis is named twice"))
 }
 
 fn squeeze<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     match one(op, inputs, 0)? {
-        Value::Zeros(_) => zeros(op),
+        Value::Zeros(zeros) => {
+            let axes = match (zeros.rank(), named(op, opset, inputs)?) {
+                (Some(rank), Some(_)) => Some(axes(op, opset, 13, inputs, 1, rank)?),
+                _ => op.ints("axes")?.and(None),
+            };
+            Ok(Value::Zeros(zeros.squeeze(axes.as_deref()).map_err(|why| op.fail(why))?))
+        }
         Value::Numbers { scalar: false, values } if values.len() == 1 => {
             axes(op, opset, 13, inputs, 1, 1)?;
             Ok(Value::Numbers { scalar: true, values: values.clone() })
@@ -193,22 +221,23 @@ fn squeeze<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Va
 fn unsqueeze<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     let value = one(op, inputs, 0)?;
     match value {
-        Value::Zeros(_) => zeros(op),
+        Value::Zeros(zeros) => {
+            let Some(old) = &zeros.shape else {
+                op.ints("axes")?;
+                return Ok(Value::Zeros(Zeros::made(None)));
+            };
+            let rank = old.len() + named(op, opset, inputs)?.unwrap_or_default().min(MAX_RANK);
+            let axes = axes(op, opset, 13, inputs, 1, rank)?;
+            Ok(Value::Zeros(Zeros::made(Some(spread(op, old, &axes, &Dim::Known(1))?))))
+        }
         Value::Numbers { scalar: true, values } => {
             axes(op, opset, 13, inputs, 1, 1)?;
             Ok(Value::Numbers { scalar: false, values: values.clone() })
         }
         Value::Data(data) => {
-            let count = match opset {
-                ..13 => op.node.attribute.iter().find(|a| a.name == "axes").map_or(0, |a| a.ints.len()),
-                _ => numbers(op, inputs, 1)?.len(),
-            };
-            let rank = data.axes.len() + count.min(MAX_RANK);
+            let rank = data.axes.len() + named(op, opset, inputs)?.unwrap_or_default().min(MAX_RANK);
             let axes = axes(op, opset, 13, inputs, 1, rank)?;
-            let mut old = data.axes.iter().cloned();
-            let new = (0..rank).map(|k| if axes.contains(&k) { Some(Vec::new()) } else { old.next() });
-            let new = new.collect::<Option<_>>().ok_or_else(|| op.fail("an axis is named twice"))?;
-            Ok(Value::Data(Data { axes: new, ..data.clone() }))
+            Ok(Value::Data(Data { axes: spread(op, &data.axes, &axes, &Vec::new())?, ..data.clone() }))
         }
         other => refuse(op, "data or one size", other),
     }
@@ -243,7 +272,7 @@ fn reshape<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     let target = one(op, inputs, 1)?;
     let Value::Numbers { scalar: false, values: target } = target else { return refuse(op, "sizes", target) };
     match one(op, inputs, 0)? {
-        Value::Zeros(_) => Ok(Value::Zeros(None)),
+        Value::Zeros(zeros) => zeros.reshape(target, zero_copies).map(Value::Zeros).map_err(|why| op.fail(why)),
         Value::Numbers { values, .. } => {
             let scalar = target.is_empty() && values.len() == 1;
             let fits = matches!(target[..], [Dim::Known(n)] if n == -1 || n == values.len() as i64);

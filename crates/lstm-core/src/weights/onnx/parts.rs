@@ -5,6 +5,7 @@ use super::{
     ops::{Inputs, axis, data, numbers, one, refuse},
     select,
     value::{Dim, MAX_RANK, Source, Value},
+    zeros::Zeros,
 };
 use crate::error::Result;
 
@@ -38,12 +39,16 @@ pub(super) fn split<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> 
         return Err(op.fail(format!("attribute `num_outputs`: expected the {n} outputs, got {parts:?}")));
     }
     let value = one(op, inputs, 0)?;
-    if let Value::Zeros(_) = value {
-        return Ok(vec![Value::Zeros(None); n]);
-    }
-    let along = axis(op, along, rank(value))?;
+    let along = match value {
+        Value::Zeros(Zeros { shape: None, .. }) => return Ok(vec![Value::Zeros(Zeros::made(None)); n]),
+        _ => axis(op, along, rank(value))?,
+    };
     let size = match value {
         Value::Data(data) => data.dim(&data.axes[along]),
+        Value::Zeros(zeros) => match zeros.shape.as_ref().map(|shape| shape[along]) {
+            Some(size @ Dim::Known(_)) => size,
+            _ => return Ok(vec![Value::Zeros(zeros.cut(along, 0, 1)); n]),
+        },
         _ => return refuse(op, "data to split", value),
     };
     let Dim::Known(size) = size else { return Err(op.fail(format!("the size of axis {along} is not known"))) };
@@ -68,6 +73,7 @@ fn rank(value: &Value<'_>) -> usize {
     match value {
         Value::Data(data) => data.axes.len(),
         Value::Joined { parts, .. } => parts.first().map_or(0, |part| part.axes.len()),
+        Value::Zeros(zeros) => zeros.rank().unwrap_or_default(),
         Value::Numbers { scalar: false, .. } => 1,
         _ => 0,
     }
@@ -90,8 +96,11 @@ pub(super) fn concat<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Valu
         return Ok(Value::Numbers { scalar: false, values: all });
     }
     let all = (0..inputs.len()).map(|k| one(op, inputs, k)).collect::<Result<Vec<_>>>()?;
-    if all.iter().all(|value| matches!(value, Value::Zeros(_))) {
-        return Ok(Value::Zeros(None));
+    let zeros = all.iter().map(|value| if let Value::Zeros(zeros) = value { Some(zeros) } else { None });
+    if let Some(zeros) = zeros.collect::<Option<Vec<_>>>() {
+        let along = zeros[0].rank().map_or(Ok(0), |rank| axis(op, along, rank))?;
+        let joined = zeros[1..].iter().try_fold(zeros[0].clone(), |joined, zeros| joined.join(zeros, along));
+        return joined.map(|joined| Value::Zeros(Zeros::made(joined.shape))).map_err(|why| op.fail(why));
     }
     // Inputs that make up an initial state.
     let outside = |value: &Value| match value {
@@ -117,9 +126,26 @@ pub(super) fn concat<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Valu
 
 pub(super) fn slice<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     let value = one(op, inputs, 0)?;
-    if let Value::Zeros(_) = value {
-        return Ok(Value::Zeros(None));
+    let bounds = bounds(op, opset, inputs);
+    if let Value::Zeros(zeros) = value {
+        // Parts of zeros are zeros, whichever they are.
+        let along = |along| zeros.rank().and_then(|rank| axis(op, along, rank).ok());
+        let cut = bounds.ok().and_then(|(k, start, end)| Some(zeros.cut(along(k)?, start, end)));
+        return Ok(Value::Zeros(cut.unwrap_or(Zeros::made(None))));
     }
+    let (along, start, end) = bounds?;
+    let along = axis(op, along, rank(value))?;
+    match value {
+        Value::Numbers { scalar: false, values } => {
+            let range = select::range(start, end, values.len());
+            Ok(Value::Numbers { scalar: false, values: values[range].to_vec() })
+        }
+        other => select::cut(other, along, start, end).map_err(|why| op.fail(why)),
+    }
+}
+
+/// The one axis of a `Slice`, where it starts and where it ends.
+fn bounds<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> Result<(i64, i64, i64)> {
     let (starts, ends, axes, steps) = if opset < 10 {
         let mut ints = |name| Ok(op.ints(name)?.map(<[i64]>::to_vec));
         (ints("starts")?.unwrap_or_default(), ints("ends")?.unwrap_or_default(), ints("axes")?, None)
@@ -134,12 +160,5 @@ pub(super) fn slice<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>) -> 
     let (&[along], None | Some([1])) = (along, steps.as_deref()) else {
         return Err(op.fail("expected a slice of one axis, without a step"));
     };
-    let along = axis(op, along, rank(value))?;
-    match value {
-        Value::Numbers { scalar: false, values } => {
-            let range = select::range(start, end, values.len());
-            Ok(Value::Numbers { scalar: false, values: values[range].to_vec() })
-        }
-        other => select::cut(other, along, start, end).map_err(|why| op.fail(why)),
-    }
+    Ok((along, start, end))
 }

@@ -12,17 +12,17 @@ use crate::{
     weights::{Weights, init::Init},
 };
 
-fn written(config: LstmConfig) -> Model {
+pub(super) fn written(config: LstmConfig) -> Model {
     let weights = Weights::init(config, &Init::default(), 1).unwrap();
     let bytes = OnnxWriter::new(&weights).initial_state().lengths().to_bytes().unwrap();
     Model::decode(&bytes[..]).unwrap()
 }
 
-fn two_layers() -> Model {
+pub(super) fn two_layers() -> Model {
     written(LstmConfig::new(3, 5).layers(2).bidirectional().cell(CellKind::PeepholeDiagonal))
 }
 
-fn load(model: &Model) -> crate::Result<super::OnnxLstm> {
+pub(super) fn load(model: &Model) -> crate::Result<super::OnnxLstm> {
     OnnxModel::from_bytes(&model.encode_to_vec())?.lstm()
 }
 
@@ -38,31 +38,31 @@ fn refused(words: &[&str], change: impl FnOnce(&mut Model)) {
     assert!(words.iter().all(|word| message.contains(word)), "{message}: expected {words:?}");
 }
 
-fn node<'m>(model: &'m mut Model, name: &str) -> &'m mut Node {
+pub(super) fn node<'m>(model: &'m mut Model, name: &str) -> &'m mut Node {
     let nodes = &mut model.graph.as_mut().unwrap().node;
     nodes.iter_mut().find(|node| node.name == name).unwrap()
 }
 
-fn tensor<'m>(model: &'m mut Model, name: &str) -> &'m mut Tensor {
+pub(super) fn tensor<'m>(model: &'m mut Model, name: &str) -> &'m mut Tensor {
     let tensors = &mut model.graph.as_mut().unwrap().initializer;
     tensors.iter_mut().find(|tensor| tensor.name == name).unwrap()
 }
 
-fn set(model: &mut Model, name: &str, attribute: Attribute) {
+pub(super) fn set(model: &mut Model, name: &str, attribute: Attribute) {
     let attributes = &mut node(model, name).attribute;
     attributes.retain(|a| a.name != attribute.name);
     attributes.push(attribute);
 }
 
-fn int(name: &str, i: i64) -> Attribute {
+pub(super) fn int(name: &str, i: i64) -> Attribute {
     Attribute { name: name.into(), kind: Some(2), i: Some(i), ..Attribute::default() }
 }
 
-fn text(name: &str, s: &str) -> Attribute {
+pub(super) fn text(name: &str, s: &str) -> Attribute {
     Attribute { name: name.into(), kind: Some(3), s: Some(s.into()), ..Attribute::default() }
 }
 
-fn insert(model: &mut Model, at: usize, op: &str, input: &[&str], output: &str) {
+pub(super) fn insert(model: &mut Model, at: usize, op: &str, input: &[&str], output: &str) {
     let strings = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
     let node = Node { op_type: op.into(), input: strings(input), output: strings(&[output]), ..Node::default() };
     model.graph.as_mut().unwrap().node.insert(at, node);

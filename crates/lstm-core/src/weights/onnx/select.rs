@@ -17,6 +17,7 @@ pub(super) fn range(start: i64, end: i64, len: usize) -> std::ops::Range<usize> 
 pub(super) fn cut<'a>(value: &Value<'a>, axis: usize, start: i64, end: i64) -> Result<Value<'a>, String> {
     match value {
         Value::Data(data) => cut_data(data, axis, start, end).map(Value::Data),
+        Value::Zeros(zeros) => Ok(Value::Zeros(zeros.cut(axis, start, end))),
         Value::Joined { along, parts } if *along == axis => {
             // Whole inputs out of those that were joined.
             let mut at = 0;

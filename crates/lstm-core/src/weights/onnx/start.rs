@@ -55,19 +55,20 @@ pub(super) fn read<'a>(
     let what = if k == 5 { "initial_h" } else { "initial_c" };
     let value = walk.value(op, name)?.clone();
     match &value {
-        Value::Zeros(_) => Ok(Start::Zero),
+        Value::Zeros(zeros) => {
+            if let Some(shape) = &zeros.shape {
+                fits(op, walk, what, shape.clone(), batch_first, [directions, hidden])?;
+            }
+            Ok(Start::Zero)
+        }
         Value::Constant(_) => {
             let mut array = walk.floats(op, name)?;
-            if batch_first && array.ndim() == 3 {
+            let shape = array.shape().iter().map(|&size| Dim::Known(size as i64)).collect();
+            fits(op, walk, what, shape, batch_first, [directions, hidden])?;
+            if batch_first {
                 array.swap_axes(0, 1);
             }
-            match *array.shape() {
-                [d, _, h] if (d, h) == (directions, hidden) => Ok(Start::Fixed(array)),
-                _ => {
-                    let got = array.shape();
-                    Err(op.fail(format!("{what}: expected [{directions}, batch, {hidden}], got {got:?}")))
-                }
-            }
+            Ok(Start::Fixed(array))
         }
         Value::Joined { along, parts } => {
             if *along != usize::from(batch_first) {
@@ -94,6 +95,34 @@ pub(super) fn read<'a>(
             Ok(Start::Inputs(vec![piece]))
         }
     }
+}
+
+/// Checks the shape of a constant state, as far as it is known, and that all are of as many sequences.
+fn fits(
+    op: &Op<'_>,
+    walk: &mut Walk<'_>,
+    what: &str,
+    mut shape: Vec<Dim<'_>>,
+    batch_first: bool,
+    [directions, hidden]: [usize; 2],
+) -> Result<()> {
+    if batch_first && shape.len() == 3 {
+        shape.swap(0, 1);
+    }
+    let known = |size: Dim<'_>, want: usize| !matches!(size, Dim::Known(n) if n != want as i64);
+    let batch = match shape[..] {
+        [d, batch, h] if known(d, directions) && known(h, hidden) => Some(batch),
+        _ => None,
+    };
+    match batch {
+        Some(Dim::Known(n)) if n >= 0 && walk.batch.is_none_or(|batch| batch == n) => walk.batch = Some(n),
+        Some(Dim::Open(..) | Dim::Unknown) => {}
+        _ => {
+            let batch = walk.batch.map_or("batch".into(), |batch| batch.to_string());
+            return Err(op.fail(format!("{what}: expected [{directions}, {batch}, {hidden}], got {shape:?}")));
+        }
+    }
+    Ok(())
 }
 
 /// An input, or a part of it, of which each row is a direction's state.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::proto::Tensor;
+use super::{proto::Tensor, zeros::Zeros};
 
 /// More axes or sizes than any model has; keeps work on hostile graphs small.
 pub(super) const MAX_RANK: usize = 64;
@@ -171,8 +171,8 @@ pub(super) enum Value<'a> {
     Constant(&'a Tensor),
     /// Integers, a few: a scalar or a vector.
     Numbers { scalar: bool, values: Vec<Dim<'a>> },
-    /// Floats that are all +0, of any shape; the constant, if it is one.
-    Zeros(Option<&'a Tensor>),
+    /// Floats that are all +0.
+    Zeros(Zeros<'a>),
     /// Data whose axes are known.
     Data(Data<'a>),
     /// Values from outside, one after the other along an axis.

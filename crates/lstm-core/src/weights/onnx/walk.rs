@@ -16,6 +16,7 @@ use super::{
     proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, Graph, INT32, Tensor, ValueInfo},
     tensor,
     value::{Data, Dim, MAX_RANK, Source, Value},
+    zeros::Zeros,
 };
 use crate::error::{Error, Result};
 
@@ -26,6 +27,8 @@ const MAX_SHARED: usize = 16;
 pub(super) struct Walk<'a> {
     pub(super) opset: i64,
     pub(super) layers: Vec<Layer<'a>>,
+    /// The number of sequences that the file fixes, by the input's size or by constant states.
+    pub(super) batch: Option<i64>,
     /// Element types of the constants that were read.
     pub(super) dtypes: BTreeSet<Dtype>,
     /// Nodes that are left out, as the caller chose.
@@ -51,6 +54,7 @@ impl<'a> Walk<'a> {
         let mut walk = Walk {
             opset,
             layers: Vec::new(),
+            batch: None,
             dtypes: BTreeSet::new(),
             ignored: Vec::new(),
             pairs: pairs(graph, chosen),
@@ -143,8 +147,9 @@ impl<'a> Walk<'a> {
 
     /// The tensor behind a constant.
     fn tensor(&mut self, op: &Op<'a>, name: &'a str) -> Result<&'a Tensor> {
-        let (Value::Constant(tensor) | Value::Zeros(Some(tensor))) = *self.value(op, name)? else {
-            return Err(op.fail(format!("`{name}` is no constant")));
+        let tensor = match self.value(op, name)? {
+            Value::Constant(tensor) | Value::Zeros(Zeros { tensor: Some(tensor), .. }) => *tensor,
+            _ => return Err(op.fail(format!("`{name}` is no constant"))),
         };
         let reads = self.reads.entry(tensor).or_default();
         *reads += 1;

@@ -1,0 +1,127 @@
+//! Tests: shapes and types that the file gives its inputs and constants hold.
+
+use super::{
+    OnnxWriter,
+    chain::Initial,
+    proto::{Attribute, Model, Tensor},
+    refusals::{insert, load, node},
+};
+use crate::{
+    config::LstmConfig,
+    weights::{Weights, init::Init},
+};
+use prost::Message;
+
+/// One layer, 4 to 6, without states and lengths.
+fn plain() -> Model {
+    let weights = Weights::init(LstmConfig::new(4, 6), &Init::default(), 1).unwrap();
+    Model::decode(&OnnxWriter::new(&weights).to_bytes().unwrap()[..]).unwrap()
+}
+
+#[track_caller]
+fn fails(model: &Model, words: &[&str]) {
+    let error = load(model).map(|_| ()).unwrap_err().to_string();
+    assert!(words.iter().all(|word| error.contains(word)), "{error}: expected {words:?}");
+}
+
+fn ints(name: &str, dims: &[i64], values: &[i64]) -> Tensor {
+    let raw_data = Some(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+    Tensor { name: name.into(), dims: dims.to_vec(), data_type: Some(7), raw_data, ..Tensor::default() }
+}
+
+/// A constant that is `value` everywhere.
+fn floats(name: &str, dims: &[i64], value: f32) -> Tensor {
+    let raw_data = Some(value.to_le_bytes().repeat(dims.iter().product::<i64>() as usize));
+    Tensor { name: name.into(), dims: dims.to_vec(), data_type: Some(1), raw_data, ..Tensor::default() }
+}
+
+/// States in places 5 and 6 of the LSTM.
+fn states(names: [&str; 2], tensors: Vec<Tensor>) -> Model {
+    let mut model = plain();
+    node(&mut model, "lstm_l0").input.extend(["", names[0], names[1]].map(Into::into));
+    model.graph.as_mut().unwrap().initializer.extend(tensors);
+    model
+}
+
+#[test]
+fn constant_states_have_the_shape_of_states() {
+    for value in [0.0, 0.5] {
+        for shape in [&[7][..], &[2, 2, 6], &[1, 2, 7], &[1, 2, 6, 1], &[]] {
+            let model = states(["s", ""], vec![floats("s", shape, value)]);
+            fails(&model, &["lstm_l0", "initial_h: expected [1, batch, 6]", &format!("got {shape:?}")]);
+        }
+        let model = states(["h", "c"], vec![floats("h", &[1, 3, 6], value), floats("c", &[1, 5, 6], value)]);
+        fails(&model, &["lstm_l0", "initial_c: expected [1, 3, 6], got [1, 5, 6]"]);
+    }
+    assert_eq!(load(&states(["s", "s"], vec![floats("s", &[1, 2, 6], 0.0)])).unwrap().initial_c, Initial::Zero);
+}
+
+/// Operators, each with its inputs.
+type Nodes<'a> = &'a [(&'a str, &'a [&'a str])];
+
+#[test]
+fn zeros_that_nodes_make_have_the_shape_of_states() {
+    // Nodes, each with its inputs, before the LSTM; of the last comes the state.
+    let made = |nodes: Nodes<'_>| {
+        let sizes = |name, values: &[i64]| ints(name, &[values.len() as i64], values);
+        let mut model = states(
+            ["", &format!("v{}", nodes.len() - 1)],
+            vec![
+                floats("zeros", &[2, 2, 6], 0.0),
+                floats("one", &[1, 1, 6], 0.0),
+                floats("vector", &[6], 0.0),
+                sizes("nine", &[9, 9, 9]),
+                sizes("state", &[1, 2, 6]),
+                sizes("flat", &[-1, 6]),
+                sizes("copy", &[0, 2, 1, -1]),
+                sizes("0", &[0]),
+                sizes("1", &[1]),
+                sizes("2", &[2]),
+                sizes("6", &[6]),
+                ints("scalar", &[], &[1]),
+            ],
+        );
+        for (k, (op, inputs)) in nodes.iter().enumerate() {
+            insert(&mut model, k, op, inputs, &format!("v{k}"));
+            if *op == "Concat" {
+                let axis = Attribute { name: "axis".into(), kind: Some(2), i: Some(0), ..Attribute::default() };
+                model.graph.as_mut().unwrap().node[k].attribute.push(axis);
+            }
+        }
+        let graph = model.graph.as_mut().unwrap();
+        let used: Vec<&str> = nodes.iter().flat_map(|(_, inputs)| inputs.iter().copied()).collect();
+        graph.initializer.retain(|t| t.name.contains("_") || used.contains(&t.name.as_str()));
+        model
+    };
+    let batch: [(&str, &[&str]); 5] = [
+        ("Shape", &["X"]),
+        ("Gather", &["v0", "scalar"]),
+        ("Unsqueeze", &["v1", "0"]),
+        ("Concat", &["1", "v2", "6"]),
+        ("ConstantOfShape", &["v3"]),
+    ];
+    let cases: [(Nodes<'_>, Result<(), &str>); 15] = [
+        (&[("ConstantOfShape", &["nine"])], Err("[9, 9, 9]")),
+        (&[("ConstantOfShape", &["state"])], Ok(())),
+        (&batch, Ok(())),
+        (&[&batch[..], &[("Unsqueeze", &["v4", "0"])]].concat(), Err("[1, 1, X.shape[1], 6]")),
+        (&[&batch[..], &[("Concat", &["v4", "v4"])]].concat(), Err("[2, X.shape[1], 6]")),
+        (&[&batch[..3], &[("Concat", &["1", "v2", "1"]), ("Expand", &["one", "v3"])]].concat(), Ok(())),
+        (&[("Expand", &["one", "state"])], Ok(())),
+        (&[("Expand", &["zeros", "nine"])], Err("don't expand")),
+        (&[("Expand", &["vector", "state"])], Ok(())),
+        (&[("Slice", &["zeros", "1", "2"])], Ok(())),
+        (&[("Slice", &["zeros", "0", "2"])], Err("[2, 2, 6]")),
+        (&[("Squeeze", &["one", "0"])], Err("[1, 6]")),
+        (&[("Reshape", &["zeros", "flat"])], Err("[4, 6]")),
+        (&[("Reshape", &["zeros", "copy"])], Err("[2, 2, 1, 6]")),
+        (&[("Reshape", &["zeros", "state"])], Err("24 zeros")),
+    ];
+    for (nodes, want) in cases {
+        match (want, load(&made(nodes))) {
+            (Ok(()), Ok(onnx)) => assert_eq!(onnx.initial_c, Initial::Zero, "{nodes:?}"),
+            (Err(word), Err(error)) if error.to_string().contains(word) => {}
+            (want, got) => panic!("{nodes:?}: expected {want:?}, got {:?}", got.map(|_| ())),
+        }
+    }
+}
