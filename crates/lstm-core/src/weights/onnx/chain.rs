@@ -1,5 +1,7 @@
 //! Layers to one model, and running it as the file's graph would.
 
+use std::collections::BTreeMap;
+
 use ndarray::{Array3, ArrayD, Axis, Ix3, Slice, concatenate};
 use safetensors::Dtype;
 
@@ -50,6 +52,8 @@ pub struct OnnxLstm {
     pub outputs: Vec<Port>,
     /// Nodes that compute something else; none, unless LSTMs were chosen by name.
     pub ignored: Vec<String>,
+    /// By the names of the inputs, the sizes that the file gives them; what follows from them may depend on these.
+    declared: BTreeMap<String, Vec<Option<usize>>>,
 }
 
 /// Arrays for the inputs of a graph, lying as the file has them.
@@ -103,6 +107,7 @@ pub(super) fn assemble(walk: &mut Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLs
         c.push((layer.label, layer.c));
     }
     config.validate()?;
+    let declared = declared(walk, &x);
     let specs = config.layer_specs();
     let layers = specs.into_iter().zip(params).map(|(spec, params)| LayerWeights::new(spec, params));
     let layers = layers.collect::<Result<_>>()?;
@@ -115,7 +120,19 @@ pub(super) fn assemble(walk: &mut Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLs
         lengths,
         outputs,
         ignored: std::mem::take(&mut walk.ignored),
+        declared,
     })
+}
+
+/// Sizes of the inputs; constant states fix the batch where the input itself leaves it open.
+fn declared(walk: &Walk<'_>, x: &Port) -> BTreeMap<String, Vec<Option<usize>>> {
+    let mut declared = walk.declared();
+    let sizes = declared.entry(x.name.clone()).or_insert_with(|| vec![None; x.axes.len()]);
+    let axis = x.axes.iter().position(|axis| axis[..] == [PortAxis::Batch]);
+    if let (Some(batch), Some(size)) = (walk.batch, axis.and_then(|axis| sizes.get_mut(axis))) {
+        *size = usize::try_from(batch).ok();
+    }
+    declared
 }
 
 /// One start for all layers out of one for each.
@@ -206,9 +223,18 @@ impl OnnxLstm {
     /// [`outputs`](Self::outputs) by name, lying as the file has it.
     ///
     /// # Errors
-    /// [`Error::Shape`] for an input whose shape is not the file's, that is missing, or that the file has no place for;
+    /// [`Error::Shape`] for an input whose shape is not the file's, sizes that it fixes included, that is missing, or that the file has no place for;
     /// those of [`Lstm::forward`].
     pub fn run<B: Backend>(&self, model: &Lstm<B>, inputs: OnnxInputs) -> Result<Vec<(String, ArrayD<f32>)>> {
+        self.fits(&self.x.name, inputs.x.shape())?;
+        for (initial, given) in [(&self.initial_h, &inputs.initial_h), (&self.initial_c, &inputs.initial_c)] {
+            if let Initial::Inputs(ports) = initial {
+                ports.iter().zip(given).try_for_each(|(port, array)| self.fits(&port.name, array.shape()))?;
+            }
+        }
+        if let (Lengths::Input(name), Some(lengths)) = (&self.lengths, &inputs.lengths) {
+            self.fits(name, &[lengths.len()])?;
+        }
         let x = three(self.x.take(inputs.x, &[PortAxis::Batch, PortAxis::Steps, PortAxis::Features])?)?;
         let batch = x.dim().0;
         let zeros = HostState::zeros(self.weights.config(), batch)?;
@@ -235,7 +261,20 @@ impl OnnxLstm {
         outputs.collect()
     }
 
-    /// One of [`outputs`](Self::outputs), lying as the file has it, out of what [`Lstm::forward`] returned.
+    /// Checks an input's shape against the sizes that the file fixes.
+    pub(super) fn fits(&self, name: &str, shape: &[usize]) -> Result<()> {
+        let Some(sizes) = self.declared.get(name) else { return Ok(()) };
+        let same = |(want, got): (&Option<usize>, &usize)| want.is_none_or(|want| want == *got);
+        if sizes.len() == shape.len() && sizes.iter().zip(shape).all(same) {
+            return Ok(());
+        }
+        let sizes: Vec<_> = sizes.iter().map(|size| size.map_or("?".into(), |size| size.to_string())).collect();
+        let want = format!("[{}] as in the file", sizes.join(", "));
+        Err(Error::shape(format!("onnx input `{name}`"), want, format!("{shape:?}")))
+    }
+
+    /// One of [`outputs`](Self::outputs), lying as the file has it, out of what [`Lstm::forward`] returned
+    /// for an input of the sizes that the file fixes, which only [`run`](Self::run) checks.
     ///
     /// # Errors
     /// [`Error::Shape`] if the arrays are not of this model, or of several sequences or steps where the file has one.

@@ -53,7 +53,12 @@ fn constant_states_have_the_shape_of_states() {
         let model = states(["h", "c"], vec![floats("h", &[1, 3, 6], value), floats("c", &[1, 5, 6], value)]);
         fails(&model, &["lstm_l0", "initial_c: expected [1, 3, 6], got [1, 5, 6]"]);
     }
-    assert_eq!(load(&states(["s", "s"], vec![floats("s", &[1, 2, 6], 0.0)])).unwrap().initial_c, Initial::Zero);
+    let onnx = load(&states(["s", "s"], vec![floats("s", &[1, 2, 6], 0.0)])).unwrap();
+    assert_eq!(onnx.initial_c, Initial::Zero);
+    // The input leaves the batch open, but the states do not.
+    let error = onnx.fits("X", &[7, 3, 4]).unwrap_err().to_string();
+    assert!(error.contains("`X`") && error.contains("[?, 2, 4]") && error.contains("[7, 3, 4]"), "{error}");
+    onnx.fits("X", &[7, 2, 4]).unwrap();
 }
 
 /// Operators, each with its inputs.

@@ -185,6 +185,18 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Of each input that is declared with a shape, the sizes that it fixes.
+    pub(super) fn declared(&self) -> BTreeMap<String, Vec<Option<usize>>> {
+        let size = |dim: &Dim<'_>| if let Dim::Known(n) = dim { usize::try_from(*n).ok() } else { None };
+        let inputs = self.values.iter().filter_map(|(&name, value)| match value {
+            Value::Data(data) if data.source == Source::Outside(name) && data.part.is_none() => {
+                Some((name.to_owned(), data.atoms.iter().map(size).collect()))
+            }
+            _ => None,
+        });
+        inputs.collect()
+    }
+
     /// An output of the graph, which must be one of the chain's.
     fn output(&mut self, output: &'a ValueInfo) -> Result<Port> {
         let name = output.name.as_str();
