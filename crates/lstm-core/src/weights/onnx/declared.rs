@@ -1,10 +1,10 @@
 //! Tests: shapes and types that the file gives its inputs and constants hold.
 
 use super::{
-    OnnxWriter,
+    OnnxModel, OnnxWriter,
     chain::Initial,
-    proto::{Attribute, Model, Tensor},
-    refusals::{insert, load, node},
+    proto::{Attribute, Model, Tensor, TensorType, Type, ValueInfo},
+    refusals::{insert, load, node, two_layers},
 };
 use crate::{
     config::LstmConfig,
@@ -129,4 +129,44 @@ fn zeros_that_nodes_make_have_the_shape_of_states() {
             (want, got) => panic!("{nodes:?}: expected {want:?}, got {:?}", got.map(|_| ())),
         }
     }
+}
+
+/// An input of the graph, whose type it becomes.
+fn retype(model: &mut Model, input: &str, kind: i32) {
+    let info = model.graph.as_mut().unwrap().input.iter_mut().find(|info| info.name == input).unwrap();
+    info.kind.as_mut().unwrap().tensor.as_mut().unwrap().elem_type = Some(kind);
+}
+
+#[test]
+fn inputs_have_a_type_that_an_lstm_takes() {
+    for (input, kind, words) in [
+        ("X", 6, ["X: expected floats", "`X` of INT32"]),
+        ("X", 7, ["X: expected floats", "`X` of INT64"]),
+        ("X", 0, ["X: expected floats", "`X` of UNDEFINED"]),
+        ("initial_c", 9, ["initial_c: expected floats", "`initial_c` of BOOL"]),
+        ("sequence_lens", 1, ["expected INT32", "`sequence_lens` of FLOAT"]),
+        ("sequence_lens", 7, ["expected INT32", "`sequence_lens` of INT64"]),
+        ("sequence_lens", 99, ["expected INT32", "`sequence_lens` of element type 99"]),
+    ] {
+        let mut model = two_layers();
+        retype(&mut model, input, kind);
+        fails(&model, &words);
+    }
+    let mut model = plain();
+    model.graph.as_mut().unwrap().input[0].kind = None;
+    fails(&model, &["X: expected floats", "`X` of UNDEFINED"]);
+}
+
+#[test]
+fn inputs_of_other_types_are_in_nobodys_way() {
+    let mut model = plain();
+    let graph = model.graph.as_mut().unwrap();
+    let ids = Type { tensor: Some(TensorType { elem_type: Some(7), shape: None }) };
+    graph.input[0] = ValueInfo { name: "ids".into(), kind: Some(ids) };
+    graph.input.push(ValueInfo { name: "list".into(), kind: None });
+    graph.initializer.push(floats("table", &[9, 4], 0.5));
+    insert(&mut model, 0, "Gather", &["table", "ids"], "X");
+    fails(&model, &["(Gather)", "`ids` of INT64"]);
+    let model = OnnxModel::from_bytes(&model.encode_to_vec()).unwrap();
+    assert_eq!(model.lstm_named(&["lstm_l0"]).unwrap().x.name, "X");
 }

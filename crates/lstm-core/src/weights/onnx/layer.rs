@@ -8,6 +8,7 @@ use super::{
     node::Op,
     ops,
     port::{Port, PortAxis},
+    proto::{INT32, type_name},
     start::{self, Start},
     tensor,
     value::{Data, Dim, Outputs, Source, Value},
@@ -254,6 +255,9 @@ fn sequence<'a>(
 ) -> Result<(Sequence, Dim<'a>, Dim<'a>)> {
     let value = walk.value(op, name)?.clone();
     let data = ops::data(op, &value, 3)?;
+    if !data.is_float() {
+        return Err(op.fail(format!("X: expected floats, got {}", value.describe())));
+    }
     let labels = match options.batch_first {
         false => [PortAxis::Steps, PortAxis::Batch, PortAxis::Features],
         true => [PortAxis::Batch, PortAxis::Steps, PortAxis::Features],
@@ -290,7 +294,10 @@ fn lengths<'a>(op: &Op<'a>, walk: &mut Walk<'a>) -> Result<Lengths> {
     let Some(name) = op.input(4) else { return Ok(Lengths::Whole) };
     let refuse = |got: String| op.fail(format!("sequence_lens: expected an input or constant lengths, got {got}"));
     let known = match walk.value(op, name)? {
-        Value::Rankless(name) => return Ok(Lengths::Input((*name).to_owned())),
+        Value::Rankless(_, Some(kind)) | Value::Data(Data { kind: Some(kind), .. }) if *kind != INT32 => {
+            return Err(op.fail(format!("sequence_lens: expected INT32, got `{name}` of {}", type_name(*kind))));
+        }
+        Value::Rankless(name, _) => return Ok(Lengths::Input((*name).to_owned())),
         Value::Data(Data { source: Source::Outside(name), atoms, axes, part: None, .. })
             if atoms.len() == 1 && axes.len() == 1 =>
         {

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{
     node::Op,
     parts,
-    proto::{DOUBLE, FLOAT, INT32, INT64, Tensor},
+    proto::{DOUBLE, FLOAT, INT32, INT64, Tensor, type_name},
     select, tensor,
     value::{Data, Dim, MAX_RANK, Source, Value},
     zeros::Zeros,
@@ -87,8 +87,9 @@ pub(super) fn refuse<'a, T>(op: &Op<'a>, expected: &str, got: &Value<'a>) -> Res
 pub(super) fn data<'a>(op: &Op<'a>, value: &Value<'a>, rank: usize) -> Result<Data<'a>> {
     match value {
         Value::Data(data) => Ok(data.clone()),
-        Value::Rankless(name) if (1..=MAX_RANK).contains(&rank) => {
-            Ok(Data::new(Source::Outside(name), (0..rank).map(|k| Dim::Open(name, k)).collect()))
+        Value::Rankless(name, kind) if (1..=MAX_RANK).contains(&rank) => {
+            let sizes = (0..rank).map(|k| Dim::Open(name, k)).collect();
+            Ok(Data { kind: *kind, ..Data::new(Source::Outside(name), sizes) })
         }
         other => refuse(op, "an input or an output of an LSTM", other),
     }
@@ -158,7 +159,10 @@ fn cast<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
         Value::Zeros(_) if float.contains(&to) => Ok(value.clone()),
         Value::Constant(t) if float.contains(&to) && tensor::is_float(t) => Ok(value.clone()),
         Value::Numbers { .. } if int.contains(&to) => Ok(value.clone()),
-        other => refuse(op, &format!("constants that type {to} holds"), other),
+        other => {
+            let to = i32::try_from(to).map_or_else(|_| format!("element type {to}"), type_name);
+            refuse(op, &format!("constants that {to} holds"), other)
+        }
     }
 }
 

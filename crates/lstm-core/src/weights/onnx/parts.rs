@@ -105,7 +105,7 @@ pub(super) fn concat<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Valu
     // Inputs that make up an initial state.
     let outside = |value: &Value| match value {
         Value::Data(data) => matches!(data.source, Source::Outside(_)),
-        other => matches!(other, Value::Rankless(_)),
+        other => matches!(other, Value::Rankless(..)),
     };
     if all.iter().all(|value| outside(value)) && all.len() <= MAX_RANK {
         let parts = all.iter().map(|value| data(op, value, 3)).collect::<Result<Vec<_>>>()?;

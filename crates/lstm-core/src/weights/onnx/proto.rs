@@ -12,6 +12,33 @@ pub(super) const FLOAT16: i32 = 10;
 pub(super) const DOUBLE: i32 = 11;
 pub(super) const BFLOAT16: i32 = 16;
 
+/// Their names by number.
+const TYPES: [&str; 17] = [
+    "UNDEFINED",
+    "FLOAT",
+    "UINT8",
+    "INT8",
+    "UINT16",
+    "INT16",
+    "INT32",
+    "INT64",
+    "STRING",
+    "BOOL",
+    "FLOAT16",
+    "DOUBLE",
+    "UINT32",
+    "UINT64",
+    "COMPLEX64",
+    "COMPLEX128",
+    "BFLOAT16",
+];
+
+/// What the standard calls an element type.
+pub(super) fn type_name(kind: i32) -> String {
+    let known = usize::try_from(kind).ok().and_then(|k| TYPES.get(k));
+    known.map_or_else(|| format!("element type {kind}"), |name| (*name).to_owned())
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Model {
     #[prost(int64, optional, tag = "1")]

@@ -258,7 +258,7 @@ fn tensors() {
     refused(&["fit in memory"], |m| tensor(m, "W_l0").dims = vec![1 << 40, 1 << 40, 3]);
     refused(&["fit in memory"], |m| tensor(m, "W_l0").dims = vec![i64::MAX, 2, 2]);
     refused(&["bytes"], |m| tensor(m, "W_l0").dims = vec![1 << 30, 1 << 30, 0]);
-    refused(&["`W_l0`", "data_type 3"], |m| tensor(m, "W_l0").data_type = Some(3));
+    refused(&["`W_l0`", "INT8"], |m| tensor(m, "W_l0").data_type = Some(3));
     refused(&["`W_l0`", "twice"], |m| tensor(m, "W_l0").float_data = vec![1.0]);
     refused(&["`W_l0`", "segment"], |m| tensor(m, "W_l0").segment = Some(vec![]));
     refused(&["`W_l0`", "another file"], |m| tensor(m, "W_l0").data_location = Some(1));

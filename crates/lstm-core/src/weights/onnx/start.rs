@@ -130,6 +130,9 @@ fn piece<'a>(op: &Op<'a>, what: &str, data: &Data<'a>, batch_first: bool, hidden
     let Source::Outside(source) = data.source else {
         return Err(op.fail(format!("{what}: expected an input or a constant, got {}", data.describe())));
     };
+    if !data.is_float() {
+        return Err(op.fail(format!("{what}: expected floats, got {}", data.describe())));
+    }
     let labels = match batch_first {
         false => [PortAxis::Layers, PortAxis::Batch, PortAxis::Features],
         true => [PortAxis::Batch, PortAxis::Layers, PortAxis::Features],

@@ -12,7 +12,7 @@ use safetensors::Dtype;
 
 use super::{
     super::element,
-    proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, INT32, INT64, Tensor},
+    proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, INT32, INT64, Tensor, type_name},
 };
 use crate::error::{Error, Result};
 
@@ -63,7 +63,7 @@ pub(super) fn is_zero(tensor: &Tensor) -> bool {
 /// Elements as f32, an f64 rounded to the nearest. Files with elements lie in `dir`.
 pub(super) fn floats(tensor: &Tensor, dir: Option<&Path>) -> Result<ArrayD<f32>> {
     let dtype = float_type(tensor).ok_or_else(|| {
-        let (name, found) = (tensor.name.clone(), format!("data_type {}", tensor.data_type.unwrap_or_default()));
+        let (name, found) = (tensor.name.clone(), type_name(tensor.data_type.unwrap_or_default()));
         Error::TensorType { name, expected: "FLOAT, FLOAT16, BFLOAT16 or DOUBLE", found }
     })?;
     let bytes = bytes(tensor, dtype.bitsize() / 8, dir)?;
@@ -77,7 +77,7 @@ pub(super) fn ints(tensor: &Tensor, dir: Option<&Path>) -> Result<Vec<i64>> {
         INT32 => (Dtype::I32, 4),
         INT64 => (Dtype::I64, 8),
         other => {
-            let (name, found) = (tensor.name.clone(), format!("data_type {other}"));
+            let (name, found) = (tensor.name.clone(), type_name(other));
             return Err(Error::TensorType { name, expected: "INT32 or INT64", found });
         }
     };

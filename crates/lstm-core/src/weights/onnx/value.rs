@@ -5,7 +5,10 @@
 
 use std::fmt;
 
-use super::{proto::Tensor, zeros::Zeros};
+use super::{
+    proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, Tensor, type_name},
+    zeros::Zeros,
+};
 
 /// More axes or sizes than any model has; keeps work on hostile graphs small.
 pub(super) const MAX_RANK: usize = 64;
@@ -91,6 +94,8 @@ pub(super) struct Data<'a> {
     pub(super) step: Option<i64>,
     /// Of outputs, the only direction that is taken, of two.
     pub(super) direction: Option<usize>,
+    /// Of an input, the type of its elements; `None` for what nodes compute.
+    pub(super) kind: Option<i32>,
     /// The probability of a `Dropout` passed on the way, which does nothing outside training.
     pub(super) dropout: Option<f32>,
 }
@@ -99,7 +104,7 @@ impl<'a> Data<'a> {
     /// The source as it is.
     pub(super) fn new(source: Source<'a>, atoms: Vec<Dim<'a>>) -> Self {
         let axes = (0..atoms.len()).map(|k| vec![k]).collect();
-        Data { source, atoms, axes, part: None, step: None, direction: None, dropout: None }
+        Data { source, atoms, axes, part: None, step: None, direction: None, kind: None, dropout: None }
     }
 
     pub(super) fn dim(&self, axis: &[usize]) -> Dim<'a> {
@@ -109,7 +114,7 @@ impl<'a> Data<'a> {
     /// What it is, in an error.
     pub(super) fn describe(&self) -> String {
         let what = match self.source {
-            Source::Outside(name) => format!("`{name}`"),
+            Source::Outside(name) => format!("`{name}`{}", self.typed()),
             Source::Sequence(of) => format!("the outputs of layer {}", of.layer),
             Source::H(from, to) => format!("the final h of layers and directions {from}..{to}"),
             Source::C(from, to) => format!("the final c of layers and directions {from}..{to}"),
@@ -117,6 +122,16 @@ impl<'a> Data<'a> {
         let direction = self.direction.map(|d| format!(", direction {d} alone")).unwrap_or_default();
         let step = self.step.map(|step| format!(", step {step} alone")).unwrap_or_default();
         format!("{what}{direction}{step} with axes {:?}", self.axes)
+    }
+
+    /// Whether an LSTM can take it for numbers.
+    pub(super) fn is_float(&self) -> bool {
+        self.kind.is_none_or(|kind| [FLOAT, FLOAT16, DOUBLE, BFLOAT16].contains(&kind))
+    }
+
+    /// Which type it has, if that is not one of floats.
+    fn typed(&self) -> String {
+        self.kind.filter(|_| !self.is_float()).map(|kind| format!(" of {}", type_name(kind))).unwrap_or_default()
     }
 
     /// The sizes of the present axes.
@@ -177,8 +192,8 @@ pub(super) enum Value<'a> {
     Data(Data<'a>),
     /// Values from outside, one after the other along an axis.
     Joined { along: usize, parts: Vec<Data<'a>> },
-    /// Data from outside of a rank that the file does not tell.
-    Rankless(&'a str),
+    /// Data from outside of a rank that the file does not tell, and its type, as in [`Data`].
+    Rankless(&'a str, Option<i32>),
 }
 
 impl Value<'_> {
@@ -188,7 +203,10 @@ impl Value<'_> {
             Value::Constant(tensor) => format!("the constant `{}`", tensor.name),
             Value::Numbers { values, .. } => format!("{} integers", values.len()),
             Value::Zeros(_) => "zeros".into(),
-            Value::Rankless(name) => format!("`{name}`, whose shape is not declared"),
+            Value::Rankless(name, kind) => {
+                let typed = Data { kind: *kind, ..Data::new(Source::Outside(name), Vec::new()) }.typed();
+                format!("`{name}`{typed}, whose shape is not declared")
+            }
             Value::Data(data) => data.describe(),
             Value::Joined { parts, .. } => parts.iter().map(Data::describe).collect::<Vec<_>>().join(" and "),
         }

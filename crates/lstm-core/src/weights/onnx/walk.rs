@@ -13,7 +13,7 @@ use super::{
     node::{Op, label},
     ops,
     port::{self, Port},
-    proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, Graph, INT32, Tensor, ValueInfo},
+    proto::{Graph, Tensor, ValueInfo},
     tensor,
     value::{Data, Dim, MAX_RANK, Source, Value},
     zeros::Zeros,
@@ -132,7 +132,9 @@ impl<'a> Walk<'a> {
             // Of a part of the model that the caller does not want.
             Err(_) if self.chosen.is_some() => {
                 self.ignored.push(label(index, node));
-                outputs().filter(|name| !name.is_empty()).try_for_each(|name| self.define(name, Value::Rankless(name)))
+                outputs()
+                    .filter(|name| !name.is_empty())
+                    .try_for_each(|name| self.define(name, Value::Rankless(name, None)))
             }
             Err(error) => Err(error),
         }
@@ -255,14 +257,10 @@ pub(super) fn name(node: &super::proto::Node, index: usize) -> String {
 fn input(input: &ValueInfo) -> Result<Value<'_>> {
     let name = input.name.as_str();
     let fail = |why: String| Error::format(format!("input `{name}`"), why);
-    let Some(tensor) = input.kind.as_ref().and_then(|kind| kind.tensor.as_ref()) else {
-        return Err(fail("expected a tensor".into()));
-    };
-    let kind = tensor.elem_type.unwrap_or_default();
-    if ![FLOAT, FLOAT16, DOUBLE, BFLOAT16, INT32].contains(&kind) {
-        return Err(fail(format!("element type {kind}: expected floats, or INT32 for lengths")));
-    }
-    let Some(shape) = &tensor.shape else { return Ok(Value::Rankless(name)) };
+    // Of another type, or no tensor, it is refused where a node that matters takes it.
+    let tensor = input.kind.as_ref().and_then(|kind| kind.tensor.as_ref());
+    let kind = Some(tensor.and_then(|tensor| tensor.elem_type).unwrap_or_default());
+    let Some(shape) = tensor.and_then(|tensor| tensor.shape.as_ref()) else { return Ok(Value::Rankless(name, kind)) };
     if shape.dim.len() > MAX_RANK {
         return Err(fail(format!("{} axes", shape.dim.len())));
     }
@@ -272,5 +270,5 @@ fn input(input: &ValueInfo) -> Result<Value<'_>> {
         None => Ok(Dim::Open(name, axis)),
     };
     let atoms = shape.dim.iter().enumerate().map(size).collect::<Result<_>>()?;
-    Ok(Value::Data(Data::new(Source::Outside(name), atoms)))
+    Ok(Value::Data(Data { kind, ..Data::new(Source::Outside(name), atoms) }))
 }
