@@ -84,3 +84,26 @@ for dynamo, dynamic in itertools.product((False, True), repeat=2):
     export(f"{name}-states-joined", dynamo, dynamic, False, outputs=("Y_h",), parts=lambda y, h, c: (torch.cat([h[-2], h[-1]], 1),), num_layers=2, **both)
     export(f"{name}-ends", dynamo, dynamic, False, outputs=("Y_h",), parts=lambda y, h, c: (torch.cat([y[:, -1, :4], y[:, 0, 4:]], -1),), **both)
     export(f"{name}-directions", dynamo, dynamic, False, outputs=("Y", "Y_1", "Y_c"), parts=lambda y, h, c: (*y.chunk(2, -1), c[0]), **both)
+
+# Sequences of different lengths, which PyTorch packs; lengths of either integer type.
+class Packed(Model):
+    def forward(self, x, lengths):
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, self.lstm.batch_first)
+        y, (h, c) = self.lstm(packed)
+        return torch.nn.utils.rnn.pad_packed_sequence(y, self.lstm.batch_first)[0], h, c
+
+def export_packed(name, kind, **options):
+    model, first = Packed(False, **options).eval(), options.get("batch_first", False)
+    args = (torch.randn([2, 5, 3] if first else [5, 2, 3]), torch.tensor([5, 3], dtype=kind))
+    axes = {"X": {0: "batch", 1: "steps"} if first else {0: "steps", 1: "batch"}, "sequence_lens": {0: "batch"}}
+    path, names = out / f"pytorch-script-packed{name}.onnx", ("X", "sequence_lens")
+    torch.onnx.export(model, args, path, dynamo=False, input_names=names, output_names=OUTPUTS, dynamic_axes=axes)
+    strip(path)
+    with torch.no_grad():
+        arrays = {**dict(zip(names, args)), **dict(zip(OUTPUTS, model(*args), strict=True))}
+    save_file({n: v.contiguous() for n, v in arrays.items()}, path.with_suffix(".safetensors"))
+    print(path.name)
+
+export_packed("", torch.int64)
+export_packed("-batch-first", torch.int32, batch_first=True)
+export_packed("-stacked-bidirectional", torch.int64, num_layers=2, **both)

@@ -3,8 +3,9 @@
 use super::{
     OnnxModel, OnnxWriter,
     chain::Initial,
+    layer::Lengths,
     proto::{Attribute, Model, Tensor, TensorType, Type, ValueInfo},
-    refusals::{insert, load, node, two_layers},
+    refusals::{insert, int, load, node, two_layers},
 };
 use crate::{
     config::LstmConfig,
@@ -169,4 +170,27 @@ fn inputs_of_other_types_are_in_nobodys_way() {
     fails(&model, &["(Gather)", "`ids` of INT64"]);
     let model = OnnxModel::from_bytes(&model.encode_to_vec()).unwrap();
     assert_eq!(model.lstm_named(&["lstm_l0"]).unwrap().x.name, "X");
+}
+
+#[test]
+fn lengths_may_come_through_casts() {
+    // A chain of casts from an input of one type.
+    let cast = |from: i32, to: &[i64]| {
+        let mut model = two_layers();
+        retype(&mut model, "sequence_lens", from);
+        for (k, &to) in to.iter().enumerate() {
+            let input = if k == 0 { "sequence_lens".into() } else { format!("cast{}", k - 1) };
+            insert(&mut model, k, "Cast", &[&input], &format!("cast{k}"));
+            model.graph.as_mut().unwrap().node[k].attribute.push(int("to", to));
+        }
+        let last = format!("cast{}", to.len() - 1);
+        ["lstm_l0", "lstm_l1"].iter().for_each(|name| node(&mut model, name).input[4] = last.clone());
+        model
+    };
+    for (from, to) in [(7, &[6][..]), (7, &[7, 6]), (6, &[7, 6]), (6, &[6])] {
+        assert_eq!(load(&cast(from, to)).unwrap().lengths, Lengths::Input("sequence_lens".into()), "{from} {to:?}");
+    }
+    fails(&cast(6, &[7]), &["lstm_l0", "expected INT32", "of INT64"]);
+    fails(&cast(7, &[1]), &["(Cast)", "FLOAT", "`sequence_lens` of INT64"]);
+    fails(&cast(1, &[6]), &["(Cast)", "INT32", "`sequence_lens`"]);
 }

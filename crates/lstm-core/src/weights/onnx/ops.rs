@@ -150,7 +150,7 @@ fn constant_node<'a>(op: &mut Op<'a>, dir: Option<&Path>) -> Result<Value<'a>> {
     }
 }
 
-/// Only where no element changes but by rounding to f32, which all elements are anyway.
+/// Only where no element that matters changes but by rounding to f32, which all elements are anyway.
 fn cast<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     let to = op.int("to")?.unwrap_or_default();
     let value = one(op, inputs, 0)?;
@@ -159,9 +159,19 @@ fn cast<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
         Value::Zeros(_) if float.contains(&to) => Ok(value.clone()),
         Value::Constant(t) if float.contains(&to) && tensor::is_float(t) => Ok(value.clone()),
         Value::Numbers { .. } if int.contains(&to) => Ok(value.clone()),
+        // Lengths; one that a type can't hold is more than any input has steps.
+        Value::Data(Data { kind: Some(INT32 | INT64), .. }) | Value::Rankless(_, Some(INT32 | INT64))
+            if int.contains(&to) =>
+        {
+            let mut value = value.clone();
+            if let Value::Data(Data { kind, .. }) | Value::Rankless(_, kind) = &mut value {
+                *kind = i32::try_from(to).ok();
+            }
+            Ok(value)
+        }
         other => {
             let to = i32::try_from(to).map_or_else(|_| format!("element type {to}"), type_name);
-            refuse(op, &format!("constants that {to} holds"), other)
+            refuse(op, &format!("constants or lengths that {to} holds"), other)
         }
     }
 }
