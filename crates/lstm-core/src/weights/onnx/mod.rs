@@ -1,7 +1,7 @@
 //! ONNX files: an [`OnnxModel`] whose `LSTM` nodes become one model, and an [`OnnxWriter`].
 //!
 //! Equations and layouts are those of ONNX's own definition, <https://onnx.ai/onnx/operators/onnx__LSTM.html>, opsets 7
-//! to 22. All nodes between and around the LSTMs must be of the kind that only moves axes and computes sizes; whatever
+//! to 26. All nodes between and around the LSTMs must be of the kind that only moves axes and computes sizes; whatever
 //! else is in the graph is an error that names it, unless the caller chose LSTMs by name.
 
 mod chain;
@@ -40,8 +40,8 @@ pub use port::{Port, PortAxis, PortKind};
 
 use crate::error::{Error, Result};
 
-/// The operator sets that are read.
-const OPSETS: std::ops::RangeInclusive<i64> = 7..=22;
+/// The operator sets that are read. After 22, the operators that are read took new element types and nothing else.
+const OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 
 /// A model file, parsed.
 ///
@@ -87,7 +87,7 @@ impl OnnxModel {
     /// Takes the bytes of a file that keeps all its tensors in itself.
     ///
     /// # Errors
-    /// [`Error::Format`] if they are no ONNX model, or one of another operator set than 7 to 22, with sparse or
+    /// [`Error::Format`] if they are no ONNX model, or one of another operator set than 7 to 26, with sparse or
     /// quantised tensors, or with operators of its own under ONNX's names.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         Self::parse(bytes, "onnx".into(), None)

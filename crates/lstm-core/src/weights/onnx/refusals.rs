@@ -145,8 +145,14 @@ fn graphs() {
     refused(&["own operator", "LSTM"], |m| m.functions.push(Function { name: "LSTM".into(), domain: "".into() }));
     refused(&["LSTM"], |m| m.graph.as_mut().unwrap().node.clear());
     refused(&["graph"], |m| m.graph = None);
-    for version in [6, 23, -1] {
-        refused(&["7..=22", &version.to_string()], |m| m.opset_import[0].version = Some(version));
+    let mut model = two_layers();
+    let want = load(&model).unwrap();
+    for version in [22, 23, 24, 25, 26] {
+        model.opset_import[0].version = Some(version);
+        assert_eq!(load(&model).unwrap(), want, "{version}");
+    }
+    for version in [6, 27, -1] {
+        refused(&["7..=26", &version.to_string()], |m| m.opset_import[0].version = Some(version));
     }
     refused(&["operator set"], |m| m.opset_import.clear());
     refused(&["operator set", "14, 15"], |m| {
