@@ -4,7 +4,7 @@ use super::{
     OnnxModel, OnnxWriter,
     chain::Initial,
     layer::Lengths,
-    proto::{Attribute, Model, Tensor, TensorType, Type, ValueInfo},
+    proto::{Attribute, Dimension, Dims, Model, Tensor, TensorType, Type, ValueInfo},
     refusals::{insert, int, load, node, two_layers},
 };
 use crate::{
@@ -193,4 +193,23 @@ fn lengths_may_come_through_casts() {
     fails(&cast(6, &[7]), &["lstm_l0", "expected INT32", "of INT64"]);
     fails(&cast(7, &[1]), &["(Cast)", "FLOAT", "`sequence_lens` of INT64"]);
     fails(&cast(1, &[6]), &["(Cast)", "INT32", "`sequence_lens`"]);
+}
+
+#[test]
+fn an_input_with_a_default_is_declared_as_it() {
+    let declared = |kind: i32, sizes: Option<&[Option<i64>]>| {
+        let dims = |sizes: &[Option<i64>]| sizes.iter().map(|&value| Dimension { value, param: None }).collect();
+        let shape = sizes.map(|sizes| Dims { dim: dims(sizes) });
+        let tensor = Some(TensorType { elem_type: Some(kind), shape });
+        let mut model = plain();
+        model.graph.as_mut().unwrap().input.push(ValueInfo { name: "W_l0".into(), kind: Some(Type { tensor }) });
+        model
+    };
+    let want = load(&plain()).unwrap();
+    for sizes in [None, Some(&[Some(1), Some(24), Some(4)][..]), Some(&[None, Some(24), None])] {
+        assert_eq!(load(&declared(1, sizes)).unwrap(), want, "{sizes:?}");
+    }
+    fails(&declared(6, None), &["input `W_l0`", "initializer is, FLOAT, got INT32"]);
+    fails(&declared(1, Some(&[Some(9), Some(9)])), &["input `W_l0`", "[1, 24, 4], got [9, 9]"]);
+    fails(&declared(1, Some(&[None, Some(23), Some(4)])), &["input `W_l0`", "[1, 24, 4], got [?, 23, 4]"]);
 }

@@ -45,6 +45,9 @@ const OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 
 /// A model file, parsed.
 ///
+/// An input of the graph that has a default, which is an initializer of its name, counts as the constant that it is: it
+/// can't be fed with anything else.
+///
 /// ```
 /// use lstm_core::{Init, LstmConfig, Weights};
 /// use lstm_core::weights::onnx::{OnnxModel, OnnxWriter};
@@ -140,7 +143,8 @@ impl OnnxModel {
         self.named(tensor::floats(found.ok_or_else(missing)?, self.dir.as_deref()))
     }
 
-    /// The whole graph as one model: each `LSTM` node is a layer on top of the one before.
+    /// The whole graph as one model: each `LSTM` node is a layer on top of the one before. Defaults of inputs are
+    /// constants here. Floats of any type are computed with as f32, whichever other type they meet.
     ///
     /// # Errors
     /// [`Error::Format`] naming the node, output or tensor, what was expected and what came: a node that is neither an

@@ -13,7 +13,7 @@ use super::{
     node::{Op, label},
     ops,
     port::{self, Port},
-    proto::{Graph, Tensor, ValueInfo},
+    proto::{Graph, Tensor, ValueInfo, type_name},
     tensor,
     value::{Data, Dim, MAX_RANK, Source, Value},
     zeros::Zeros,
@@ -67,11 +67,12 @@ impl<'a> Walk<'a> {
         for tensor in &graph.initializer {
             walk.define(&tensor.name, ops::constant(tensor, dir)?)?;
         }
-        let constants: BTreeSet<&str> = walk.values.keys().copied().collect();
+        let constants: BTreeMap<&str, &Tensor> = graph.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
         for input in &graph.input {
-            // Old files list initializers among the inputs.
-            if !constants.contains(input.name.as_str()) {
-                walk.define(&input.name, self::input(input)?)?;
+            // Old files list initializers among the inputs; in newer ones these are defaults.
+            match constants.get(input.name.as_str()) {
+                Some(tensor) => default(input, tensor)?,
+                None => walk.define(&input.name, self::input(input)?)?,
             }
         }
         for (index, node) in graph.node.iter().enumerate() {
@@ -251,6 +252,27 @@ fn pairs(graph: &Graph, chosen: Option<&[&str]>) -> BTreeMap<usize, usize> {
 /// What a caller calls a node: its name, or its number where it has none.
 pub(super) fn name(node: &super::proto::Node, index: usize) -> String {
     if node.name.is_empty() { index.to_string() } else { node.name.clone() }
+}
+
+/// Checks that an input is declared as its default is.
+fn default(input: &ValueInfo, tensor: &Tensor) -> Result<()> {
+    let Some(declared) = input.kind.as_ref().and_then(|kind| kind.tensor.as_ref()) else { return Ok(()) };
+    let fail = |want: String, got: String| {
+        let why = format!("expected what its initializer is, {want}, got {got}");
+        Err(Error::format(format!("input `{}`", input.name), why))
+    };
+    let kind = tensor.data_type.unwrap_or_default();
+    if let Some(got) = declared.elem_type.filter(|&got| got != kind) {
+        return fail(type_name(kind), type_name(got));
+    }
+    let Some(shape) = &declared.shape else { return Ok(()) };
+    let sizes: Vec<_> = shape.dim.iter().map(|dim| dim.value).collect();
+    let same = |(got, want): (&Option<i64>, &i64)| got.is_none_or(|got| got == *want);
+    if sizes.len() == tensor.dims.len() && sizes.iter().zip(&tensor.dims).all(same) {
+        return Ok(());
+    }
+    let sizes: Vec<_> = sizes.iter().map(|size| size.map_or("?".into(), |size| size.to_string())).collect();
+    fail(format!("{:?}", tensor.dims), format!("[{}]", sizes.join(", ")))
 }
 
 /// An input of the graph.
