@@ -1,22 +1,18 @@
 //! Tests: shapes and types that the file gives its inputs and constants hold.
 
 use super::{
-    OnnxModel, OnnxWriter,
+    OnnxModel,
     chain::Initial,
     layer::Lengths,
     proto::{Attribute, Dimension, Dims, Model, Tensor, TensorType, Type, ValueInfo},
-    refusals::{insert, int, load, node, two_layers},
+    refusals::{self, insert, int, load, node, two_layers},
 };
-use crate::{
-    config::LstmConfig,
-    weights::{Weights, init::Init},
-};
+use crate::config::LstmConfig;
 use prost::Message;
 
 /// One layer, 4 to 6, without states and lengths.
 fn plain() -> Model {
-    let weights = Weights::init(LstmConfig::new(4, 6), &Init::default(), 1).unwrap();
-    Model::decode(&OnnxWriter::new(&weights).to_bytes().unwrap()[..]).unwrap()
+    refusals::plain(LstmConfig::new(4, 6))
 }
 
 #[track_caller]

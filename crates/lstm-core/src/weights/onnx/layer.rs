@@ -112,13 +112,22 @@ pub(super) fn read<'a>(op: &mut Op<'a>, walk: &mut Walk<'a>, half: Option<usize>
     }
     // Of the node and of the layer.
     let directions = options.direction.reversals().len();
-    let reversals = half.map_or(options.direction, |_| Direction::Bidirectional).reversals();
+    let direction = half.map_or(options.direction, |_| Direction::Bidirectional);
+    let reversals = direction.reversals();
     let x_name = op.input(0).ok_or_else(|| op.fail("input 0 (X) is missing"))?;
     let begun = half.and_then(|half| walk.layers.iter().position(|layer| layer.missing == Some((half, x_name))));
     let k = begun.unwrap_or(walk.layers.len());
 
+    let x = sequence(op, walk, x_name, k, &options)?;
     let (w, r) = (required(op, walk, 1, "W")?, required(op, walk, 2, "R")?);
     let hidden = options.hidden.or(r.shape().last().copied()).unwrap_or_default();
+    if let Some(LstmConfig { hidden_size: size, direction: all, .. }) = walk.layers.first().map(|first| &first.config)
+        && (*size, *all) != (hidden, direction)
+    {
+        let why =
+            format!("expected {all:?} of hidden size {size}, as of the layers below, got {direction:?} of {hidden}");
+        return Err(op.fail(format!("{why}; {ALONE}")));
+    }
     let input = match k {
         0 => w.shape().last().copied().unwrap_or_default(),
         _ => hidden.saturating_mul(reversals.len()),
@@ -132,6 +141,9 @@ pub(super) fn read<'a>(op: &mut Op<'a>, walk: &mut Walk<'a>, half: Option<usize>
     };
     check("W", &w, &[directions, 4 * hidden, input])?;
     check("R", &r, &[directions, 4 * hidden, hidden])?;
+    if matches!(x.features, Dim::Known(size) if size != input as i64) {
+        return Err(op.fail(format!("X: expected features of size {input}, got {:?}", x.features)));
+    }
     let b = weight(op, walk, 3)?;
     if let Some(b) = &b {
         check("B", b, &[directions, 8 * hidden])?;
@@ -157,9 +169,8 @@ pub(super) fn read<'a>(op: &mut Op<'a>, walk: &mut Walk<'a>, half: Option<usize>
     });
     let params = params.collect::<Result<_>>()?;
 
-    let (x, steps, batch) = sequence(op, walk, x_name, k, &options, input)?;
     let lengths = lengths(op, walk)?;
-    if let (0, Dim::Known(batch)) = (k, batch) {
+    if let (0, Dim::Known(batch)) = (k, x.batch) {
         walk.batch = Some(batch);
     }
     let start = |walk: &mut Walk<'a>, k| start::read(op, walk, k, options.batch_first, [directions, hidden]);
@@ -168,8 +179,8 @@ pub(super) fn read<'a>(op: &mut Op<'a>, walk: &mut Walk<'a>, half: Option<usize>
     let size = |n: usize| Dim::Known(n as i64);
     let of = Outputs { layer: k, reversals, whole: lengths == Lengths::Whole };
     let row = k * reversals.len() + half.unwrap_or_default();
-    let mut y = Data::new(Source::Sequence(of), vec![steps, size(directions), batch, size(hidden)]);
-    let mut state = Data::new(Source::H(row, row + directions), vec![size(directions), batch, size(hidden)]);
+    let mut y = Data::new(Source::Sequence(of), vec![x.steps, size(directions), x.batch, size(hidden)]);
+    let mut state = Data::new(Source::H(row, row + directions), vec![size(directions), x.batch, size(hidden)]);
     y.direction = half;
     if options.batch_first {
         y.axes = vec![vec![2], vec![0], vec![1], vec![3]];
@@ -238,21 +249,20 @@ fn required<'a>(op: &Op<'a>, walk: &mut Walk<'a>, k: usize, name: &str) -> Resul
     weight(op, walk, k)?.ok_or_else(|| op.fail(format!("input {k} ({name}) is missing")))
 }
 
-/// A layer's input: how it lies and what was passed on the way.
-struct Sequence {
+/// What an error says where LSTMs are not layers of one model.
+const ALONE: &str =
+    "an LSTM that is no layer on top of the ones before is a model of its own, which `lstm_named` reads";
+
+/// A layer's input: how it lies, what was passed on the way, and its sizes.
+struct Sequence<'a> {
     port: Port,
     dropout: Option<f32>,
+    steps: Dim<'a>,
+    batch: Dim<'a>,
+    features: Dim<'a>,
 }
 
-/// The input, and the sizes of its steps and batch.
-fn sequence<'a>(
-    op: &Op<'a>,
-    walk: &mut Walk<'a>,
-    name: &'a str,
-    k: usize,
-    options: &Options,
-    input: usize,
-) -> Result<(Sequence, Dim<'a>, Dim<'a>)> {
+fn sequence<'a>(op: &Op<'a>, walk: &mut Walk<'a>, name: &'a str, k: usize, options: &Options) -> Result<Sequence<'a>> {
     let value = walk.value(op, name)?.clone();
     let data = ops::data(op, &value, 3)?;
     if !data.is_float() {
@@ -263,13 +273,18 @@ fn sequence<'a>(
         true => [PortAxis::Batch, PortAxis::Steps, PortAxis::Features],
     };
     let shape = data.shape();
-    let expected = || op.fail(format!("X: expected three axes, the last of size {input}, got {shape:?}"));
-    if shape.len() != 3 {
-        return Err(expected());
-    }
-    let (steps, batch) = if options.batch_first { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
+    let &[first, second, features] = &shape[..] else {
+        return Err(op.fail(format!("X: expected three axes, got {shape:?}")));
+    };
+    let (steps, batch) = if options.batch_first { (second, first) } else { (first, second) };
     let port = match data.source {
-        Source::Outside(_) if k == 0 && data.part.is_none() => Port::outside(op, &data, labels)?,
+        Source::Outside(_) if k == 0 && data.part.is_none() => match Port::outside(op, &data, labels) {
+            // Nodes that are left out may do anything: then the input is what comes of them.
+            Err(_) if data.kind.is_none() => {
+                Port::outside(op, &Data::new(Source::Outside(name), vec![Dim::Unknown; 3]), labels)?
+            }
+            port => port?,
+        },
         Source::Sequence(of) if of.layer + 1 == k && (data.step, data.direction) == (None, None) => {
             let want: [&[usize]; 3] = if options.batch_first { [&[2], &[0], &[1, 3]] } else { [&[0], &[2], &[1, 3]] };
             if !data.lies_as(&want) {
@@ -280,14 +295,14 @@ fn sequence<'a>(
             Port::default()
         }
         _ => {
-            let want = if k == 0 { "an input of the graph".into() } else { format!("the outputs of layer {}", k - 1) };
-            return Err(op.fail(format!("X: expected {want}, got {}", value.describe())));
+            let got = value.describe();
+            return Err(op.fail(match k {
+                0 => format!("X: expected an input of the graph, got {got}"),
+                _ => format!("X: expected the outputs of layer {}, got {got}; {ALONE}", k - 1),
+            }));
         }
     };
-    if matches!(shape[2], Dim::Known(size) if size != input as i64) {
-        return Err(expected());
-    }
-    Ok((Sequence { port, dropout: data.dropout }, steps, batch))
+    Ok(Sequence { port, dropout: data.dropout, steps, batch, features })
 }
 
 fn lengths<'a>(op: &Op<'a>, walk: &mut Walk<'a>) -> Result<Lengths> {

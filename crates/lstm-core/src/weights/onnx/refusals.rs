@@ -18,6 +18,12 @@ pub(super) fn written(config: LstmConfig) -> Model {
     Model::decode(&bytes[..]).unwrap()
 }
 
+/// Without states and lengths.
+pub(super) fn plain(config: LstmConfig) -> Model {
+    let weights = Weights::init(config, &Init::default(), 1).unwrap();
+    Model::decode(&OnnxWriter::new(&weights).to_bytes().unwrap()[..]).unwrap()
+}
+
 pub(super) fn two_layers() -> Model {
     written(LstmConfig::new(3, 5).layers(2).bidirectional().cell(CellKind::PeepholeDiagonal))
 }
@@ -235,7 +241,7 @@ fn one_layer_in_two_nodes() {
     refused(&["node 4", "other direction", "node 2"], |m| at(m, 4).attribute.push(int("input_forget", 1)));
     refused(&["node 4", "state", "other direction"], |m| at(m, 4).input[5].clear());
     // Two forward nodes over one input are no layer, and no chain.
-    refused(&["node 4", "W", "[1, 32, 8]"], |m| {
+    refused(&["node 4", "X: expected the outputs of layer 0, got `X`", "`lstm_named`"], |m| {
         let attributes = &mut at(m, 4).attribute;
         attributes.retain(|a| a.name != "direction");
     });
@@ -250,6 +256,38 @@ fn one_layer_in_two_nodes() {
             ..Attribute::default()
         });
     });
+}
+
+/// Two LSTMs, of which the second is no layer on top of the first.
+#[test]
+fn models_side_by_side() {
+    let second = |first: LstmConfig, second: LstmConfig, x: &str| {
+        let (mut model, other) = (plain(first), plain(second));
+        let (graph, other) = (model.graph.as_mut().unwrap(), other.graph.unwrap());
+        let rename = |name: &String| if ["", "X"].contains(&&**name) { name.clone() } else { format!("{name}_2") };
+        graph.initializer.extend(other.initializer.into_iter().map(|t| Tensor { name: rename(&t.name), ..t }));
+        graph.node.extend(other.node.into_iter().map(|mut node| {
+            node.name = rename(&node.name);
+            node.input = node.input.iter().map(|name| if name == "X" { x.into() } else { rename(name) }).collect();
+            node.output = node.output.iter().map(rename).collect();
+            node
+        }));
+        model
+    };
+    let (one, both) = (LstmConfig::new(3, 5), LstmConfig::new(3, 5).bidirectional());
+    for (model, words) in [
+        (second(one.clone(), LstmConfig::new(5, 3), "Y"), ["Forward of hidden size 5", "got Forward of 3"]),
+        (second(both.clone(), LstmConfig::new(10, 5), "Y"), ["Bidirectional of hidden size 5", "got Forward of 5"]),
+        (second(one.clone(), LstmConfig::new(5, 5).bidirectional(), "Y"), ["Forward of hidden", "got Bidirectional"]),
+        (second(one.clone(), one.clone(), "X"), ["X: expected the outputs of layer 0", "got `X`"]),
+        (second(one, LstmConfig::new(3, 7), "X"), ["X: expected the outputs of layer 0", "got `X`"]),
+    ] {
+        let error = load(&model).unwrap_err().to_string();
+        let named = ["lstm_l0_2", "`lstm_named`"];
+        assert!(words.iter().chain(&named).all(|word| error.contains(word)), "{error}: expected {words:?}");
+        let model = OnnxModel::from_bytes(&model.encode_to_vec()).unwrap();
+        ["lstm_l0", "lstm_l0_2"].iter().for_each(|name| drop(model.lstm_named(&[name]).unwrap()));
+    }
 }
 
 #[test]
