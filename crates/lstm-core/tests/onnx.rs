@@ -113,6 +113,13 @@ fn nodes_are_chosen_by_name() {
     assert!(gap.contains("lstm_l2") && gap.contains("outputs of layer 0"), "{gap}");
     let unknown = model.lstm_named(&["lstm"]).unwrap_err().to_string();
     assert!(unknown.contains("lstm_l0") && unknown.contains("got `lstm`"), "{unknown}");
+    for (names, words) in [
+        (&["lstm_l1", "lstm_l1"][..], "got `lstm_l1` and then `lstm_l1`"),
+        (&["lstm_l0", "lstm_l2", "lstm_l1"], "got `lstm_l2` and then `lstm_l1`"),
+    ] {
+        let error = model.lstm_named(names).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("each once"), "{error}");
+    }
     assert_eq!(model.tensor("R_l1").unwrap().shape(), [1, 20, 5]);
     assert!(matches!(model.tensor("head"), Err(Error::MissingTensor { .. })));
 }

@@ -160,7 +160,7 @@ impl OnnxModel {
     ///
     /// # Errors
     /// Those of [`lstm`](Self::lstm), but for what is no part of these nodes and of what lies between them, and
-    /// [`Error::Format`] for a name that no `LSTM` node has.
+    /// [`Error::Format`] for a name that no `LSTM` node has, and for names that are not in the order of the file.
     pub fn lstm_named(&self, names: &[&str]) -> Result<OnnxLstm> {
         self.load(Some(names))
     }
@@ -173,6 +173,14 @@ impl OnnxModel {
         let unknown = names.unwrap_or_default().iter().find(|name| nodes.iter().filter(|n| n == *name).count() != 1);
         if let Some(name) = unknown {
             let why = format!("expected the name of one LSTM node out of {nodes:?}, got `{name}`");
+            return Err(Error::format(&self.what, why));
+        }
+        let place = |name: &&str| nodes.iter().position(|node| node == name);
+        if let Some(pair) = names.unwrap_or_default().windows(2).find(|pair| place(&pair[0]) >= place(&pair[1])) {
+            let why = format!(
+                "expected names in the order of {nodes:?}, each once, got `{}` and then `{}`",
+                pair[0], pair[1]
+            );
             return Err(Error::format(&self.what, why));
         }
         let walk = walk::Walk::run(&self.graph, self.opset, self.dir.as_deref(), names);
