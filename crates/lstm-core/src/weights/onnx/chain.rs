@@ -222,6 +222,8 @@ impl OnnxLstm {
     /// Runs `model`, made from [`weights`](Self::weights), on what the graph would be given, and returns each of
     /// [`outputs`](Self::outputs) by name, lying as the file has it.
     ///
+    /// Of a sequence of length 0 the final states are the initial ones. ONNX leaves that open; ONNX Runtime gives zeros.
+    ///
     /// # Errors
     /// [`Error::Shape`] for an input whose shape is not the file's, sizes that it fixes included, that is missing, or that the file has no place for;
     /// those of [`Lstm::forward`].

@@ -209,3 +209,28 @@ fn an_input_with_a_default_is_declared_as_it() {
     fails(&declared(1, Some(&[Some(9), Some(9)])), &["input `W_l0`", "[1, 24, 4], got [9, 9]"]);
     fails(&declared(1, Some(&[None, Some(23), Some(4)])), &["input `W_l0`", "[1, 24, 4], got [?, 23, 4]"]);
 }
+
+#[test]
+fn a_dropout_has_one_ratio_and_does_not_train() {
+    let dropout = |ratio: Tensor, training: Option<Tensor>| {
+        let mut model = refusals::plain(LstmConfig::new(4, 6).layers(2).dropout(0.5));
+        let graph = model.graph.as_mut().unwrap();
+        graph.initializer.retain(|t| t.name != "dropout");
+        graph.initializer.push(ratio);
+        let input = &mut graph.node.iter_mut().find(|node| node.op_type == "Dropout").unwrap().input;
+        input.extend(training.iter().map(|t| t.name.clone()));
+        graph.initializer.extend(training);
+        model
+    };
+    let flag = |value: u8| {
+        Some(Tensor { name: "training".into(), data_type: Some(9), raw_data: Some(vec![value]), ..Tensor::default() })
+    };
+    for (ratio, training) in [(0.25, None), (0.0, None), (0.25, flag(0))] {
+        let onnx = load(&dropout(floats("dropout", &[], ratio), training)).unwrap();
+        assert_eq!(onnx.weights.config().dropout, ratio);
+    }
+    fails(&dropout(floats("dropout", &[], 0.25), flag(1)), &["(Dropout)", "`training_mode`"]);
+    for value in [0.0, 0.25] {
+        fails(&dropout(floats("dropout", &[2], value), None), &["(Dropout)", "ratio", "scalar", "[2]"]);
+    }
+}

@@ -327,13 +327,17 @@ fn dropout<'a>(op: &mut Op<'a>, opset: i64, inputs: Inputs<'_, 'a>, dir: Option<
     } else {
         op.int("seed")?;
         match inputs.get(1).copied().flatten() {
-            Some(Value::Constant(t)) => tensor::floats(t, dir)?.iter().next().copied(),
-            Some(Value::Zeros(_)) => Some(0.0),
+            Some(Value::Constant(t) | Value::Zeros(Zeros { tensor: Some(t), .. })) => {
+                let ratio = tensor::floats(t, dir)?;
+                let one = ratio.first().copied().filter(|_| ratio.ndim() == 0);
+                Some(one.ok_or_else(|| op.fail(format!("ratio: expected a scalar, got shape {:?}", ratio.shape())))?)
+            }
             None => None,
             Some(other) => return refuse(op, "a constant ratio", other),
         }
     };
-    if inputs.get(2).copied().flatten().is_some() {
+    let training = inputs.get(2).copied().flatten();
+    if training.is_some_and(|value| !matches!(value, Value::Constant(t) if tensor::is_false(t))) {
         return Err(op.fail("`training_mode` is given; expected a model for inference"));
     }
     let mut out = data(op, one(op, inputs, 0)?, 0)?;

@@ -8,6 +8,7 @@ use prost::Message;
 pub(super) const FLOAT: i32 = 1;
 pub(super) const INT32: i32 = 6;
 pub(super) const INT64: i32 = 7;
+pub(super) const BOOL: i32 = 9;
 pub(super) const FLOAT16: i32 = 10;
 pub(super) const DOUBLE: i32 = 11;
 pub(super) const BFLOAT16: i32 = 16;

@@ -362,6 +362,8 @@ fn tensors_in_other_files() {
         (&[("location", "w.bin"), ("offset", &max), ("length", &length)], "bytes at"),
         (&[("location", "w.bin"), ("length", &max)], "bytes"),
         (&[("location", "w.bin"), ("basepath", "/")], "`basepath`"),
+        (&[("location", "nowhere.bin"), ("location", "w.bin")], "`location` is there twice"),
+        (&[("location", "w.bin"), ("offset", "0"), ("offset", "0")], "`offset` is there twice"),
     ] {
         let error = load(entries).unwrap_err().to_string();
         assert!(error.contains(word), "{entries:?}: {error}");

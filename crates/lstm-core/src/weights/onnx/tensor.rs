@@ -12,7 +12,7 @@ use safetensors::Dtype;
 
 use super::{
     super::element,
-    proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, INT32, INT64, Tensor, type_name},
+    proto::{BFLOAT16, BOOL, DOUBLE, FLOAT, FLOAT16, INT32, INT64, Tensor, type_name},
 };
 use crate::error::{Error, Result};
 
@@ -58,6 +58,12 @@ pub(super) fn is_zero(tensor: &Tensor) -> bool {
         && tensor.double_data.iter().all(|v| v.to_bits() == 0)
         && tensor.int32_data.iter().all(|&v| v == 0)
         && tensor.int64_data.iter().all(|&v| v == 0)
+}
+
+/// Whether it is one BOOL in the file, and false.
+pub(super) fn is_false(tensor: &Tensor) -> bool {
+    let element = tensor.raw_data.as_deref() == Some(&[0]) || tensor.int32_data == [0];
+    tensor.data_type == Some(BOOL) && tensor.dims.is_empty() && element && is_zero(tensor)
 }
 
 /// Elements as f32, an f64 rounded to the nearest. Files with elements lie in `dir`.
@@ -128,7 +134,10 @@ fn external(tensor: &Tensor, len: usize, dir: &Path) -> Result<Vec<u8>> {
         value.parse::<u64>().map_err(|_| why())
     };
     let (mut location, mut offset, mut length) = (None, 0, None);
-    for entry in &tensor.external_data {
+    for (k, entry) in tensor.external_data.iter().enumerate() {
+        if tensor.external_data[..k].iter().any(|other| other.key == entry.key) {
+            return Err(fail(tensor, format!("external data: key `{}` is there twice", entry.key)));
+        }
         match entry.key.as_str() {
             "location" => location = Some(Path::new(&entry.value)),
             "offset" => offset = number(&entry.value)?,
