@@ -4,11 +4,9 @@ use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
-    Backend, CellKind, Direction, Lstm, OnnxInputs, OnnxModel,
-    ndarray::ArrayD,
+    Backend, CellKind, Direction,
     weights::onnx::{Initial, PortKind},
 };
-use lstm_cpu::Cpu;
 use lstm_tests::{
     backends::{self, Visit},
     onnx::OnnxCase,
@@ -94,26 +92,35 @@ fn the_cases_have_every_option() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn sizes_that_the_file_fixes_are_those_of_the_inputs() -> Result<()> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/onnx");
-    let zeros = |shape: [usize; 3]| ArrayD::<f32>::zeros(&shape[..]);
-    let run = |name: &str, x, state, lengths| -> Result<String> {
-        let onnx = OnnxModel::open(dir.join(name))?.lstm()?;
-        let model = Lstm::new(&Cpu::new(), onnx.weights.clone())?;
-        let inputs = OnnxInputs { x: zeros(x), initial_h: vec![zeros(state)], initial_c: vec![zeros(state)], lengths };
-        Ok(onnx.run(&model, inputs).map_or_else(|error| error.to_string(), |_| String::new()))
-    };
-    let (script, lens) = ("pytorch-script-static-state-one.onnx", "bidirectional-lens.onnx");
-    ensure!(run(script, [5, 2, 3], [1, 2, 4], None)?.is_empty());
-    for (name, x, state, lengths, words) in [
-        (script, [7, 2, 3], [1, 2, 4], None, ["`X`", "[5, 2, 3]", "[7, 2, 3]"]),
-        (script, [5, 1, 3], [1, 1, 4], None, ["`X`", "[5, 2, 3]", "[5, 1, 3]"]),
-        (script, [5, 2, 3], [1, 5, 4], None, ["`initial_h`", "[1, 2, 4]", "[1, 5, 4]"]),
-        (lens, [7, 4, 5], [2, 4, 9], Some(vec![7; 3]), ["`sequence_lens`", "[4]", "[3]"]),
-    ] {
-        let error = run(name, x, state, lengths)?;
-        ensure!(words.iter().all(|word| error.contains(word)), "{error}: expected {words:?}");
+#[cfg(feature = "cpu")]
+mod sizes {
+    use lstm_core::{Lstm, OnnxInputs, OnnxModel, ndarray::ArrayD};
+    use lstm_cpu::Cpu;
+
+    use super::*;
+
+    #[test]
+    fn sizes_that_the_file_fixes_are_those_of_the_inputs() -> Result<()> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/onnx");
+        let zeros = |shape: [usize; 3]| ArrayD::<f32>::zeros(&shape[..]);
+        let run = |name: &str, x, state, lengths| -> Result<String> {
+            let onnx = OnnxModel::open(dir.join(name))?.lstm()?;
+            let model = Lstm::new(&Cpu::new(), onnx.weights.clone())?;
+            let inputs =
+                OnnxInputs { x: zeros(x), initial_h: vec![zeros(state)], initial_c: vec![zeros(state)], lengths };
+            Ok(onnx.run(&model, inputs).map_or_else(|error| error.to_string(), |_| String::new()))
+        };
+        let (script, lens) = ("pytorch-script-static-state-one.onnx", "bidirectional-lens.onnx");
+        ensure!(run(script, [5, 2, 3], [1, 2, 4], None)?.is_empty());
+        for (name, x, state, lengths, words) in [
+            (script, [7, 2, 3], [1, 2, 4], None, ["`X`", "[5, 2, 3]", "[7, 2, 3]"]),
+            (script, [5, 1, 3], [1, 1, 4], None, ["`X`", "[5, 2, 3]", "[5, 1, 3]"]),
+            (script, [5, 2, 3], [1, 5, 4], None, ["`initial_h`", "[1, 2, 4]", "[1, 5, 4]"]),
+            (lens, [7, 4, 5], [2, 4, 9], Some(vec![7; 3]), ["`sequence_lens`", "[4]", "[3]"]),
+        ] {
+            let error = run(name, x, state, lengths)?;
+            ensure!(words.iter().all(|word| error.contains(word)), "{error}: expected {words:?}");
+        }
+        Ok(())
     }
-    Ok(())
 }
