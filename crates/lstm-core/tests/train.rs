@@ -11,7 +11,9 @@ use lstm_core::{
     Error, StateDict, StateDictWriter,
     arithmetic::Digest,
     ndarray::{ArrayD, ArrayView1},
-    train::{Clip, IGNORE, Method, Optimizer, Parameter, Schedule, cross_entropy, mean_squared, norm},
+    train::{
+        Clip, IGNORE, Method, Optimizer, Parameter, Schedule, binary_cross_entropy, cross_entropy, mean_squared, norm,
+    },
 };
 
 /// As a part of the largest element of the tensor that is compared; of each rate itself, for schedules.
@@ -137,8 +139,8 @@ fn a_restored_optimizer_goes_on_with_the_same_bits() {
 /// PyTorch allows a tolerance; one machine beside another does not.
 #[test]
 fn bits_are_the_same_for_ever() {
-    let mut digests = [Digest::default(); 4];
-    let [optimizers, schedules, losses, clips] = &mut digests;
+    let mut digests = [Digest::default(); 5];
+    let [optimizers, schedules, losses, clips, answers] = &mut digests;
     for method in methods() {
         let (mut model, mut optimizer) = (Model::load(), Optimizer::new(method).unwrap());
         (0..20).for_each(|step| model.step(&mut optimizer, step));
@@ -152,13 +154,15 @@ fn bits_are_the_same_for_ever() {
     let x = golden("losses.safetensors").take_any("x").unwrap();
     let (squared, by_x) = mean_squared(x.view(), x.mapv(|v| 0.3 * v).view()).unwrap();
     let (entropy, by_logits) = cross_entropy(x.view(), &[0, 1, 2, 3, 4, IGNORE, 0, 1, 2, 3, 4, IGNORE]).unwrap();
+    let (binary, by_answers) = binary_cross_entropy(x.view(), x.mapv(|v| v.abs().min(1.0)).view()).unwrap();
     let mut gradient: Vec<f32> = by_x.iter().chain(&by_logits).copied().collect();
     gradient.iter().chain(&[squared as f32, entropy as f32]).for_each(|v| losses.add(*v));
+    by_answers.iter().chain(&[binary as f32]).for_each(|v| answers.add(*v));
     Clip::Norm(0.1).apply(&mut [&mut gradient]).unwrap();
     gradient.iter().for_each(|v| clips.add(*v));
     assert_eq!(
         digests.map(|d| d.to_string()),
-        ["911c182cf6f70976", "7f2946d6a8a490e2", "ffde7818ad61e1e9", "7226bd1b56740671"]
+        ["911c182cf6f70976", "7f2946d6a8a490e2", "ffde7818ad61e1e9", "7226bd1b56740671", "f7c056b7d1308e75"]
     );
 }
 
@@ -290,13 +294,14 @@ fn schedules_give_pytorch_s_rates() {
 #[test]
 fn losses_and_gradients_are_pytorch_s() {
     let mut file = golden("losses.safetensors");
-    let [p, t, x] = ["p", "t", "x"].map(|name| file.take_any(name).unwrap());
+    let [p, t, x, yes] = ["p", "t", "x", "probabilities"].map(|name| file.take_any(name).unwrap());
     let targets = file.take_i64("targets").unwrap();
     let targets: Vec<_> = targets.into_iter().map(|t| usize::try_from(t).unwrap_or(IGNORE)).collect();
     assert_eq!(targets.iter().filter(|t| **t == IGNORE).count(), 2);
     for (name, (loss, gradient)) in [
         ("mse", mean_squared(p.view(), t.view()).unwrap()),
         ("cross_entropy", cross_entropy(x.view(), &targets).unwrap()),
+        ("binary_cross_entropy", binary_cross_entropy(p.view(), yes.view()).unwrap()),
     ] {
         let [want_loss, want] = ["loss", "gradient"].map(|part| file.take_f64(&format!("{name}.{part}")).unwrap());
         assert_eq!(gradient.shape(), want.shape());

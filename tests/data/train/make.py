@@ -9,8 +9,8 @@ of its tensors, is what the library parses.
   optimizers.safetensors   rates [STEPS], start.NAME and gradients.NAME [STEPS, ...], float32, shared by all cases;
                            "METHOD: values.NAME" after each step, "METHOD: exp_avg.NAME", ... after the last one
   schedules.safetensors    "SCHEDULE": the rate of each step, float64
-  losses.safetensors       p, t and mse.loss, mse.gradient; x, targets and cross_entropy.loss, .gradient; results
-                           float64, computed in float64
+  losses.safetensors       p, t and mse.loss, mse.gradient; x, targets and cross_entropy.loss, .gradient; p, probabilities
+                           and binary_cross_entropy.loss, .gradient; results float64, computed in float64
   clips.safetensors        gradient.NAME and norm; "norm BOUND: NAME" and "value BOUND: NAME", the clipped gradients;
                            float32, the norm float64
 """
@@ -114,6 +114,8 @@ def loss(name, of, value):
     tensors[f"{name}.loss"], tensors[f"{name}.gradient"] = result.detach().reshape(1), leaf.grad
 loss("mse", p, lambda p: torch.nn.MSELoss()(p, t.double()))
 loss("cross_entropy", x, lambda x: torch.nn.CrossEntropyLoss()(x.reshape(12, 5), targets.reshape(12)))
+tensors["probabilities"] = torch.sigmoid(2 * t)
+loss("binary_cross_entropy", p, lambda p: torch.nn.BCEWithLogitsLoss()(p, tensors["probabilities"].double()))
 save_file(tensors, here / "losses.safetensors")
 
 # Clipping: one bound that bites and one that does not.

@@ -1,6 +1,6 @@
-//! Losses and their gradients: mean squared error and cross entropy.
+//! Losses and their gradients: mean squared error, binary cross entropy, cross entropy.
 
-use ndarray::{Array, Array3, ArrayView, ArrayView3, Axis, Dimension, s};
+use ndarray::{Array, Array3, ArrayView, ArrayView3, Dimension, s};
 
 use crate::{
     error::{Error, Result},
@@ -32,14 +32,7 @@ pub fn mean_squared<D: Dimension>(
     prediction: ArrayView<'_, f32, D>,
     target: ArrayView<'_, f32, D>,
 ) -> Result<(f64, Array<f32, D>)> {
-    const OP: &str = "mean_squared";
-    let shape = prediction.shape();
-    check_same(OP, shape, target.shape())?;
-    check_not_empty(OP, "prediction", shape)?;
-    let n = prediction.len() as f64;
-    let mut gradient = zeros(OP, shape)?;
-    let sum = squares(gradient.iter_mut().zip(&prediction).zip(&target), 0.0, n);
-    Ok((sum / n, array(OP, prediction.raw_dim(), gradient)?))
+    mean("mean_squared", prediction, target, squared)
 }
 
 /// [`mean_squared`] of `(batch, steps, features)` over the n elements that lie within the sequences' lengths. What lies
@@ -61,30 +54,122 @@ pub fn mean_squared_within(
     target: ArrayView3<'_, f32>,
     lengths: &[usize],
 ) -> Result<(f64, Array3<f32>)> {
-    const OP: &str = "mean_squared_within";
-    check_same(OP, prediction.shape(), target.shape())?;
+    mean_within("mean_squared_within", prediction, target, lengths, squared)
+}
+
+/// The mean binary cross entropy of logits, in nats, and its gradient by them: `torch.nn.BCEWithLogitsLoss()`. Each element
+/// is a question of its own, such as whether there is speech, and its target the probability of yes.
+///
+/// Over all n elements, with `e = exp(-|x|)`,
+///
+/// ```text
+/// loss = sum(|x| (1 - t if x > 0 else t) + log(1 + e)) / n
+/// gradient = ((1 if x >= 0 else e) / (1 + e) - t) / n
+/// ```
+///
+/// all in f64; the gradient is rounded once. Logits that are not finite give a loss that is not finite, except infinite ones
+/// that are right.
+///
+/// ```
+/// use lstm_core::{ndarray::array, train::binary_cross_entropy};
+/// let (loss, gradient) = binary_cross_entropy(array![0.0, 0.0].view(), array![1.0, 0.5].view())?;
+/// assert!((loss - 2.0f64.ln()).abs() < 1e-15);
+/// assert_eq!(gradient, array![-0.25, 0.0]);
+/// # Ok::<(), lstm_core::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes differ, there are no elements, or a target is not from 0 to 1.
+pub fn binary_cross_entropy<D: Dimension>(
+    logits: ArrayView<'_, f32, D>,
+    targets: ArrayView<'_, f32, D>,
+) -> Result<(f64, Array<f32, D>)> {
+    const OP: &str = "binary_cross_entropy";
+    check_probabilities(OP, targets.iter())?;
+    mean(OP, logits, targets, binary)
+}
+
+/// [`binary_cross_entropy`] of `(batch, steps, features)` over the n elements that lie within the sequences' lengths. What
+/// lies beyond is not looked at, and its gradient is 0.
+///
+/// # Errors
+/// As for [`mean_squared_within`], and [`Error::Shape`] for a target within the lengths that is not from 0 to 1.
+pub fn binary_cross_entropy_within(
+    logits: ArrayView3<'_, f32>,
+    targets: ArrayView3<'_, f32>,
+    lengths: &[usize],
+) -> Result<(f64, Array3<f32>)> {
+    const OP: &str = "binary_cross_entropy_within";
+    let within = targets
+        .outer_iter()
+        .zip(lengths)
+        .map(|(rows, &len)| rows.into_iter().take(len.saturating_mul(targets.dim().2)));
+    check_probabilities(OP, within.flatten())?;
+    mean_within(OP, logits, targets, lengths, binary)
+}
+
+/// A loss of one element and its derivative, from the prediction and the target.
+type Each = fn(f64, f64) -> (f64, f64);
+
+fn squared(p: f64, t: f64) -> (f64, f64) {
+    let difference = p - t;
+    (difference * difference, 2.0 * difference)
+}
+
+fn binary(x: f64, t: f64) -> (f64, f64) {
+    let e = libm::exp(-x.abs());
+    // Infinity times 0 would be what is right, without a doubt.
+    let wrong = if x > 0.0 { 1.0 - t } else { t };
+    let loss = if wrong == 0.0 { 0.0 } else { x.abs() * wrong } + libm::log1p(e);
+    (loss, if x >= 0.0 { 1.0 } else { e } / (1.0 + e) - t)
+}
+
+/// The mean over all elements.
+fn mean<D: Dimension>(
+    op: &'static str,
+    prediction: ArrayView<'_, f32, D>,
+    target: ArrayView<'_, f32, D>,
+    each: Each,
+) -> Result<(f64, Array<f32, D>)> {
+    let shape = prediction.shape();
+    check_same(op, shape, target.shape())?;
+    check_not_empty(op, "prediction", shape)?;
+    let n = prediction.len() as f64;
+    let mut gradient = zeros(op, shape)?;
+    let sum = add(0.0, gradient.iter_mut().zip(&prediction).zip(&target), n, each);
+    Ok((sum / n, array(op, prediction.raw_dim(), gradient)?))
+}
+
+/// The mean over those within lengths.
+fn mean_within(
+    op: &'static str,
+    prediction: ArrayView3<'_, f32>,
+    target: ArrayView3<'_, f32>,
+    lengths: &[usize],
+    each: Each,
+) -> Result<(f64, Array3<f32>)> {
+    check_same(op, prediction.shape(), target.shape())?;
     let (batch, steps, features) = prediction.dim();
-    check_lengths(OP, lengths, [batch, steps])?;
+    check_lengths(op, lengths, [batch, steps])?;
     let n = lengths.iter().map(|&len| len as f64 * features as f64).sum::<f64>();
     if n == 0.0 {
-        return Err(Error::shape(format!("{OP}: lengths"), "at least one element within them", format!("{lengths:?}")));
+        return Err(Error::shape(format!("{op}: lengths"), "at least one element within them", format!("{lengths:?}")));
     }
-    let mut gradient = array(OP, prediction.raw_dim(), zeros(OP, prediction.shape())?)?;
+    let mut gradient = array(op, prediction.raw_dim(), zeros(op, prediction.shape())?)?;
     let mut sum = 0.0;
     for (b, &len) in lengths.iter().enumerate() {
-        let mut places = gradient.index_axis_mut(Axis(0), b);
         let (p, t) = (prediction.slice(s![b, ..len, ..]), target.slice(s![b, ..len, ..]));
-        sum = squares(places.slice_mut(s![..len, ..]).iter_mut().zip(p).zip(t), sum, n);
+        sum = add(sum, gradient.slice_mut(s![b, ..len, ..]).iter_mut().zip(p).zip(t), n, each);
     }
     Ok((sum / n, gradient))
 }
 
-/// `sum` and the squares of the differences; their derivatives, over `n`, go where they belong.
-fn squares<'a>(each: impl Iterator<Item = ((&'a mut f32, &'a f32), &'a f32)>, mut sum: f64, n: f64) -> f64 {
-    for ((place, &p), &t) in each {
-        let difference = f64::from(p) - f64::from(t);
-        sum += difference * difference;
-        *place = (2.0 * difference / n) as f32;
+/// `sum` and the loss of each element, in their order; its derivative, over `n`, goes where it belongs.
+fn add<'a>(mut sum: f64, elements: impl Iterator<Item = ((&'a mut f32, &'a f32), &'a f32)>, n: f64, each: Each) -> f64 {
+    for ((place, &p), &t) in elements {
+        let (loss, derivative) = each(p.into(), t.into());
+        sum += loss;
+        *place = (derivative / n) as f32;
     }
     sum
 }
@@ -159,6 +244,13 @@ fn check_same(op: &str, prediction: &[usize], target: &[usize]) -> Result<()> {
     Err(Error::shape(format!("{op}: target"), format!("{prediction:?}, as the prediction"), format!("{target:?}")))
 }
 
+fn check_probabilities<'a>(op: &str, mut targets: impl Iterator<Item = &'a f32>) -> Result<()> {
+    match targets.find(|t| !(0.0..=1.0).contains(*t)) {
+        Some(t) => Err(Error::shape(format!("{op}: target"), "probabilities from 0 to 1", t)),
+        None => Ok(()),
+    }
+}
+
 fn check_not_empty(op: &str, argument: &str, shape: &[usize]) -> Result<()> {
     if shape.contains(&0) {
         return Err(Error::shape(format!("{op}: {argument}"), "at least one element", format!("{shape:?}")));
@@ -172,7 +264,7 @@ fn array<D: Dimension>(op: &str, dim: D, values: Vec<f32>) -> Result<Array<f32, 
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array2, ArrayD, IxDyn, arr0, array};
+    use ndarray::{Array2, ArrayD, Axis, IxDyn, arr0, array};
 
     use super::*;
 
@@ -206,6 +298,13 @@ mod tests {
         };
         let want = mean_squared(rows(&p).view(), rows(&t).view()).unwrap();
         assert_eq!((loss, rows(&gradient)), want);
+        let yes = t.mapv(|t| if t.is_finite() { t.clamp(0.0, 1.0) } else { t });
+        let (loss, by_logits) = binary_cross_entropy_within(p.view(), yes.view(), &[4, 2, 0]).unwrap();
+        let want = binary_cross_entropy(rows(&p).view(), rows(&yes).view()).unwrap();
+        assert_eq!((loss, rows(&by_logits)), want);
+        let error = message(binary_cross_entropy_within(p.view(), yes.view(), &[4, 3, 0]));
+        assert!(error.contains("target: expected probabilities from 0 to 1, got NaN"), "{error}");
+        assert!(binary_cross_entropy_within(p.view(), yes.view(), &[usize::MAX, 1, 1]).is_err());
         assert!(gradient.slice(s![1, 2.., ..]).iter().chain(gradient.slice(s![2, .., ..])).all(|v| v.to_bits() == 0));
         for (lengths, parts) in [
             (&[4, 5, 5][..], ["mean_squared_within: lengths[1]", "at most 4 steps", "got 5"]),
@@ -225,6 +324,9 @@ mod tests {
         assert_eq!((loss, gradient), (f64::from(f32::MAX), array![1.0, -1.0, 0.0]));
         let (loss, gradient) = cross_entropy(array![0.0, f32::NEG_INFINITY].view(), &[0]).unwrap();
         assert_eq!((loss, gradient), (0.0, array![0.0, 0.0]));
+        let (x, t) = (array![f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY], array![0.0, 0.0, 1.0, 0.0]);
+        let (loss, gradient) = binary_cross_entropy(x.view(), t.view()).unwrap();
+        assert_eq!((loss, gradient), (f64::from(f32::MAX) / 4.0, array![0.25, 0.0, 0.0, 0.0]));
     }
 
     #[test]
@@ -232,6 +334,7 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             assert!(!mean_squared(array![bad, 1.0].view(), array![0.0, 0.0].view()).unwrap().0.is_finite());
             assert!(!cross_entropy(array![bad, 1.0].view(), &[0]).unwrap().0.is_finite());
+            assert!(!binary_cross_entropy(array![bad, 1.0].view(), array![0.5, 0.0].view()).unwrap().0.is_finite());
         }
         assert!(cross_entropy(array![f32::NAN, 1.0].view(), &[1]).unwrap().0.is_nan());
         let (loss, gradient) = cross_entropy(array![[f32::NAN, 1.0], [0.0, 0.0]].view(), &[IGNORE, 0]).unwrap();
@@ -253,6 +356,10 @@ mod tests {
             (
                 message(mean_squared(x.slice(ndarray::s![0..0, ..]), Array2::zeros((0, 3)).view())),
                 ["one", "[0, 3]", ""],
+            ),
+            (
+                message(binary_cross_entropy(x.view(), Array2::from_elem((2, 3), -0.5).view())),
+                ["binary_cross_entropy: target", "from 0 to 1", "got -0.5"],
             ),
             (message(cross_entropy(arr0(1.0f32).view(), &[0])), ["cross_entropy: logits", "one axis", "none"]),
             (message(cross_entropy(Array2::zeros((2, 0)).view(), &[0, 0])), ["logits", "one element", "[2, 0]"]),

@@ -44,7 +44,9 @@ mod update;
 pub use checkpoint::Extras;
 pub use clip::{Clip, norm};
 pub use linear::{Linear, LinearGradients};
-pub use loss::{IGNORE, cross_entropy, mean_squared, mean_squared_within};
+pub use loss::{
+    IGNORE, binary_cross_entropy, binary_cross_entropy_within, cross_entropy, mean_squared, mean_squared_within,
+};
 pub use method::Method;
 pub use optimizer::{Optimizer, Parameter};
 pub use random::order;

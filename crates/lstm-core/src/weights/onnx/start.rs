@@ -109,9 +109,9 @@ fn fits(
     if batch_first && shape.len() == 3 {
         shape.swap(0, 1);
     }
-    let known = |size: Dim<'_>, want: usize| !matches!(size, Dim::Known(n) if n != want as i64);
+    let may_be = |size: Dim<'_>, want: usize| !matches!(size, Dim::Known(n) if n != want as i64);
     let batch = match shape[..] {
-        [d, batch, h] if known(d, directions) && known(h, hidden) => Some(batch),
+        [d, batch, h] if may_be(d, directions) && may_be(h, hidden) => Some(batch),
         _ => None,
     };
     match batch {
