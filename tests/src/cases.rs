@@ -266,6 +266,8 @@ fn sizes() -> Vec<Case> {
         let case = fused(format!("rows-40-hidden-{hidden}-projected-{proj}")).sizes(20, hidden, 40, 2);
         cases.push(case.with(|c| c.proj_size(proj)));
     }
+    let diagonal = Case::new("sizes", "diagonal-rows-40-hidden-112-projected-56", CellKind::PeepholeDiagonal);
+    cases.push(diagonal.sizes(20, 112, 40, 2).with(|c| c.proj_size(56)));
     // Several chunks of steps, with one that is not whole, and without.
     let diagonal = Case::new("sizes", "diagonal-steps-70", CellKind::PeepholeDiagonal);
     cases.push(diagonal.sizes(5, 9, 6, 70).uneven().with(LstmConfig::bidirectional));
