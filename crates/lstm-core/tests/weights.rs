@@ -76,56 +76,6 @@ fn every_model_keeps_its_bits_under_pytorchs_names() {
 }
 
 #[test]
-fn options_without_tensors_are_in_the_metadata() {
-    let two = LstmConfig::new(3, 5).layers(2);
-    for config in [two.clone().clip(0.5), two.clone().coupled(), two.clone().dropout(0.25), two.coupled().clip(1.5)] {
-        let (a, b) = (fresh(config.clone()), fresh(LstmConfig::new(2, 3)));
-        let writer = StateDictWriter::new().lstm("a.", &a, Names::PyTorch).unwrap();
-        let bytes = writer.lstm("b.", &b, Names::PyTorch).unwrap().to_bytes().unwrap();
-        let mut dict = StateDict::from_bytes(bytes).unwrap();
-        assert_eq!(dict.metadata().keys().collect::<Vec<_>>(), ["a.lstm.config"]);
-        assert_eq!((dict.take_lstm("a.").unwrap(), dict.take_lstm("b.").unwrap()), (a, b));
-    }
-    // The cells that give the same bits are the caller's to choose.
-    let unfused = fresh(LstmConfig::new(3, 5).cell(CellKind::Unfused).clip(0.5));
-    let mut dict = StateDict::from_bytes(written(&unfused, Names::PyTorch)).unwrap();
-    assert_eq!(dict.take_lstm_as("lstm.", CellKind::Fused).unwrap(), unfused.pack().unwrap());
-    // The notebook's names that two cells share.
-    let dense = fresh(LstmConfig::new(3, 5).cell(CellKind::PeepholeDense).bias(Bias::One));
-    let mut dict = StateDict::from_bytes(written(&dense, Names::Notebook)).unwrap();
-    assert!(dict.clone().take_lstm_as("lstm.", CellKind::Fused).is_err());
-    assert_eq!(dict.take_lstm("lstm.").unwrap(), dense);
-}
-
-#[test]
-fn metadata_of_another_model_are_refused() {
-    let weights = fresh(LstmConfig::new(3, 5).clip(0.5));
-    for (text, says) in [
-        ("lstm input_size=3 hidden_size=5 clip=-1", "option clip"),
-        ("lstm input_size=3", "hidden_size"),
-        ("lstm input_size=3 hidden_size=5 num_layers=2", "expected those of lstm input_size=3 hidden_size=5"),
-        ("lstm input_size=3 hidden_size=5 direction=reverse", "expected those of"),
-        ("", "expected"),
-    ] {
-        let writer = StateDictWriter::new().lstm("lstm.", &weights, Names::PyTorch).unwrap();
-        let bytes = writer.metadata("lstm.lstm.config", text).to_bytes().unwrap();
-        let mut dict = StateDict::from_bytes(bytes).unwrap();
-        let error = dict.take_lstm("lstm.").unwrap_err().to_string();
-        assert!(error.contains("metadata `lstm.lstm.config`") && error.contains(says), "{text}: {error}");
-        assert_eq!(dict.names().count(), 4, "nothing was taken");
-    }
-    let config = LstmConfig::new(5, 5).layers(2);
-    for other in [
-        config.clone().layers(1).bidirectional(),
-        config.clone().direction(Direction::Reverse),
-        config.clone().cell(CellKind::PeepholeDense),
-    ] {
-        let error = fresh(config.clone()).with_config(other.clone()).unwrap_err().to_string();
-        assert!(error.contains("option config") && error.contains(&other.to_string()), "{error}");
-    }
-}
-
-#[test]
 fn the_notebooks_names_keep_the_bits_too() {
     for cell in [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense] {
         for bias in [Bias::None, Bias::One] {

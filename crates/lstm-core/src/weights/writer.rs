@@ -36,12 +36,15 @@ const MAX_HEADER: usize = 100_000_000;
 pub struct StateDictWriter {
     tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
     metadata: BTreeMap<String, String>,
+    /// By their keys, the models' configurations; `None` where tensors tell all of it.
+    configs: BTreeMap<String, Option<String>>,
     dtype: Dtype,
 }
 
 impl Default for StateDictWriter {
     fn default() -> Self {
-        StateDictWriter { tensors: BTreeMap::new(), metadata: BTreeMap::new(), dtype: Dtype::F32 }
+        let (tensors, metadata, configs) = Default::default();
+        StateDictWriter { tensors, metadata, configs, dtype: Dtype::F32 }
     }
 }
 
@@ -77,9 +80,8 @@ impl StateDictWriter {
         let layout = Scheme::new(names, config)?.layout(config);
         let parts = || layout.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.parts);
         let shapes = parts().map(|(name, shape)| (name.as_str(), &shape[..])).collect();
-        if !(Found { prefix, shapes }).infer(None).is_ok_and(|(inferred, _)| inferred == *config) {
-            self = self.metadata(config_key(prefix), config.to_string());
-        }
+        let told = Found { prefix, shapes }.infer(None).is_ok_and(|(inferred, _)| inferred == *config);
+        self.configs.insert(config_key(prefix), (!told).then(|| config.to_string()));
         for (layer, (_, params)) in weights.layers().iter().zip(layout) {
             for ((_, value), stored) in layer.iter().zip(params) {
                 let rows = value.len_of(Axis(0)) / stored.parts.len();
@@ -109,13 +111,23 @@ impl StateDictWriter {
     ///
     /// # Errors
     /// [`Error::Config`] for an element type that is not F32, F16, BF16 or F64; [`Error::Format`] for a finite value
-    /// that the element type can't hold, or for names and metadata of more than 100 MB together.
+    /// that the element type can't hold, for names and metadata of more than 100 MB together, or for the caller's metadata
+    /// where a [model's](Self::lstm) would be, unless they are the same.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut data = Vec::new();
         let mut entries = Vec::new();
+        let mut metadata = self.metadata.clone();
+        for (key, config) in &self.configs {
+            // Such as those of a file that was read: another model's options would be taken for this one's.
+            if let Some(other) = metadata.get(key).filter(|other| Some(*other) != config.as_ref()) {
+                let want = config.as_deref().unwrap_or("none, since its tensors tell all");
+                return Err(Error::format(format!("metadata `{key}`"), format!("expected {want}, got {other}")));
+            }
+            metadata.extend(config.clone().map(|config| (key.clone(), config)));
+        }
         // The safetensors crate would write metadata in the order of a hash map, which changes from run to run.
-        if !self.metadata.is_empty() {
-            let lines = self.metadata.iter().map(|(k, v)| format!("{}:{}", quote(k), quote(v)));
+        if !metadata.is_empty() {
+            let lines = metadata.iter().map(|(k, v)| format!("{}:{}", quote(k), quote(v)));
             entries.push(format!("\"__metadata__\":{{{}}}", lines.collect::<Vec<_>>().join(",")));
         }
         for (name, (shape, values)) in &self.tensors {

@@ -188,7 +188,8 @@ fn start(part: &str) -> Outcome {
     // They may not be there.
     let _ = (std::fs::remove_dir_all(&cache), std::fs::remove_dir_all(&kernels));
     if part == TO_PTX {
-        let _ = std::fs::remove_file(&written);
+        let library = dir(FROM_PTX).join("libcuda.so");
+        let _ = (std::fs::remove_file(&written), std::fs::remove_file(library));
     }
     let run = || {
         let mut command = Command::new(env::current_exe().map_err(|e| e.to_string())?);

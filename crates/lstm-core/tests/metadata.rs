@@ -1,0 +1,82 @@
+//! Options that no tensor tells, in a file's metadata.
+
+use lstm_core::{
+    Bias, CellKind, Direction, Init, LstmConfig, Names, StateDict, StateDictWriter, Weights,
+    ndarray::{ArrayD, IxDyn},
+};
+
+fn fresh(config: LstmConfig) -> Weights {
+    Weights::init(config, &Init::default(), 11).unwrap()
+}
+
+fn written(weights: &Weights, names: Names) -> Vec<u8> {
+    StateDictWriter::new().lstm("lstm.", weights, names).unwrap().to_bytes().unwrap()
+}
+
+#[test]
+fn options_without_tensors_are_in_the_metadata() {
+    let two = LstmConfig::new(3, 5).layers(2);
+    for config in [two.clone().clip(0.5), two.clone().coupled(), two.clone().dropout(0.25), two.coupled().clip(1.5)] {
+        let (a, b) = (fresh(config.clone()), fresh(LstmConfig::new(2, 3)));
+        let writer = StateDictWriter::new().lstm("a.", &a, Names::PyTorch).unwrap();
+        let bytes = writer.lstm("b.", &b, Names::PyTorch).unwrap().to_bytes().unwrap();
+        let mut dict = StateDict::from_bytes(bytes).unwrap();
+        assert_eq!(dict.metadata().keys().collect::<Vec<_>>(), ["a.lstm.config"]);
+        assert_eq!((dict.take_lstm("a.").unwrap(), dict.take_lstm("b.").unwrap()), (a, b));
+    }
+    // The cells that give the same bits are the caller's to choose.
+    let unfused = fresh(LstmConfig::new(3, 5).cell(CellKind::Unfused).clip(0.5));
+    let mut dict = StateDict::from_bytes(written(&unfused, Names::PyTorch)).unwrap();
+    assert_eq!(dict.take_lstm_as("lstm.", CellKind::Fused).unwrap(), unfused.pack().unwrap());
+    // The notebook's names that two cells share.
+    let dense = fresh(LstmConfig::new(3, 5).cell(CellKind::PeepholeDense).bias(Bias::One));
+    let mut dict = StateDict::from_bytes(written(&dense, Names::Notebook)).unwrap();
+    assert!(dict.clone().take_lstm_as("lstm.", CellKind::Fused).is_err());
+    assert_eq!(dict.take_lstm("lstm.").unwrap(), dense);
+}
+
+#[test]
+fn metadata_of_another_model_are_refused() {
+    let weights = fresh(LstmConfig::new(3, 5).clip(0.5));
+    let with = |weights: &Weights, text: &str| {
+        let writer = StateDictWriter::new().metadata("lstm.lstm.config", text);
+        writer.lstm("lstm.", weights, Names::PyTorch).unwrap().to_bytes()
+    };
+    // Of another model than the one that is written.
+    let clipped = weights.config().to_string();
+    assert_eq!(with(&weights, &clipped).unwrap(), written(&weights, Names::PyTorch));
+    let plain = fresh(LstmConfig::new(3, 5));
+    for (weights, text, says) in [
+        (&weights, "lstm input_size=3 hidden_size=5", "expected lstm input_size=3 hidden_size=5"),
+        (&plain, &*clipped, "expected none, since its tensors tell all, got lstm"),
+    ] {
+        let error = with(weights, text).unwrap_err().to_string();
+        assert!(error.contains("metadata `lstm.lstm.config`") && error.contains(says), "{error}");
+    }
+    for (text, says) in [
+        ("lstm input_size=3 hidden_size=5 clip=-1", "option clip"),
+        ("lstm input_size=3", "hidden_size"),
+        ("lstm input_size=3 hidden_size=5 num_layers=2", "expected those of lstm input_size=3 hidden_size=5"),
+        ("lstm input_size=3 hidden_size=5 direction=reverse", "expected those of"),
+        ("", "expected"),
+    ] {
+        let shapes = [("weight_ih", &[20, 3][..]), ("weight_hh", &[20, 5]), ("bias_ih", &[20]), ("bias_hh", &[20])];
+        let mut writer = StateDictWriter::new().metadata("lstm.lstm.config", text);
+        for (stem, shape) in shapes {
+            writer = writer.tensor(format!("lstm.{stem}_l0"), &ArrayD::zeros(IxDyn(shape))).unwrap();
+        }
+        let mut dict = StateDict::from_bytes(writer.to_bytes().unwrap()).unwrap();
+        let error = dict.take_lstm("lstm.").unwrap_err().to_string();
+        assert!(error.contains("metadata `lstm.lstm.config`") && error.contains(says), "{text}: {error}");
+        assert_eq!(dict.names().count(), 4, "nothing was taken");
+    }
+    let config = LstmConfig::new(5, 5).layers(2);
+    for other in [
+        config.clone().layers(1).bidirectional(),
+        config.clone().direction(Direction::Reverse),
+        config.clone().cell(CellKind::PeepholeDense),
+    ] {
+        let error = fresh(config.clone()).with_config(other.clone()).unwrap_err().to_string();
+        assert!(error.contains("option config") && error.contains(&other.to_string()), "{error}");
+    }
+}
