@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lstm_core::{Names, OnnxWriter, StateDictWriter};
+use lstm_core::{OnnxWriter, StateDictWriter, TensorNames};
 
 use crate::{
     case::{Case, Cell},
@@ -273,7 +273,7 @@ fn write(case: &Case, dir: &Path) -> Result<PathBuf> {
     let [state_dict, onnx] = ["weights.safetensors", "model.onnx"].map(|name| dir.join(name));
     let writer = StateDictWriter::new().tensor("x", &case.x())?;
     if case.cell == Cell::Fused || case.cell == Cell::Unfused {
-        writer.lstm("", &weights, Names::PyTorch)?.save(state_dict)?;
+        writer.lstm("", &weights, TensorNames::PyTorch)?.save(state_dict)?;
     } else {
         // PyTorch has no peepholes.
         writer.save(state_dict)?;

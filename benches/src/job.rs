@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use anyhow::Result;
-use lstm_core::{Backend, Input, Keep, Lstm, Param, Stream, ndarray::Array3};
+use lstm_core::{Backend, Checkpointing, Input, Lstm, Param, Stream, ndarray::Array3};
 
 use crate::case::{Case, Kind};
 
@@ -88,7 +88,7 @@ struct Train<B: Backend> {
 impl<B: Backend> Train<B> {
     /// Outputs and gradients of the mean of squares.
     fn pass(&self) -> Result<(Array3<f32>, lstm_core::Gradients)> {
-        let pass = self.lstm.forward_train(Input::from(&self.x).time_major(), Keep::Everything)?;
+        let pass = self.lstm.forward_train(Input::from(&self.x).time_major(), Checkpointing::Everything)?;
         let n = pass.y.len() as f32;
         std::hint::black_box(pass.y.iter().map(|v| v * v).sum::<f32>() / n);
         let gradients = pass.tape.backward(&pass.y.mapv(|v| 2.0 / n * v))?;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use lstm_core::{
     Backend, HostState, Init, InitKind, Lstm, LstmConfig, Weights,
-    train::{Clip, Extras, Linear, Method, Schedule, Settings, Trainer},
+    train::{Clip, Extras, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig},
 };
 
 use crate::{
@@ -59,8 +59,8 @@ impl<B: Backend> Run<B> {
 
         let decay = options.train_steps.saturating_sub(options.warmup).max(1);
         let schedule = Schedule::cosine(options.rate, decay, options.min_rate).warmup(options.warmup);
-        let method = Method::adamw().weight_decay(options.weight_decay);
-        let settings = Settings::new(method, schedule).clip(Clip::Norm(options.clip)).seed(seed);
+        let method = OptimizerConfig::adamw().weight_decay(options.weight_decay);
+        let settings = TrainerConfig::new(method, schedule).clip(Clip::Norm(options.clip)).seed(seed);
         let trainer = Trainer::new(lstm, Some(head), settings)?;
         Ok(Run { trainer, vocabulary: text.vocabulary.clone(), state: None, identity: identity(options, text) })
     }

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lstm_core::{
     Backend, Lstm, LstmConfig,
     ndarray::s,
-    train::{Linear, Method, Schedule, Settings, Step, Trainer, mean_squared},
+    train::{Linear, OptimizerConfig, Schedule, Step, Trainer, TrainerConfig, mean_squared},
 };
 
 use crate::{
@@ -72,7 +72,8 @@ pub(crate) fn train<B: Backend>(backend: &B, known: &[f64], growth: Growth, reci
     let lstm = Lstm::random(backend, LstmConfig::new(Growth::FEATURES, hidden), seed)?;
     // With the LSTM's seed, the head would get the LSTM's first draws.
     let head = Linear::random(backend, hidden, 1, seed.wrapping_add(1))?;
-    let settings = Settings::new(Method::adam().weight_decay(WEIGHT_DECAY), Schedule::cosine(rate, steps, 0.0));
+    let settings =
+        TrainerConfig::new(OptimizerConfig::adam().weight_decay(WEIGHT_DECAY), Schedule::cosine(rate, steps, 0.0));
     let mut trainer = Trainer::new(lstm, Some(head), settings)?;
 
     let style = ProgressStyle::with_template("{bar:40} step {pos} of {len}, loss {msg}, {eta} left");

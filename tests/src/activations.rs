@@ -1,7 +1,7 @@
 //! sigmoid and tanh on inputs of every kind, and over all 2^32 of them.
 
 use anyhow::{Result, ensure};
-use lstm_core::{Backend, Shape, arithmetic, arithmetic::Digest};
+use lstm_core::{Backend, MatrixShape, arithmetic, arithmetic::Digest};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
@@ -43,7 +43,7 @@ impl Activation {
     /// # Errors
     /// What the backend refuses.
     pub fn run<B: Backend>(self, b: &B, x: &[f32]) -> Result<Vec<f32>> {
-        let x = b.upload(Shape::new(1, x.len()), x)?;
+        let x = b.upload(MatrixShape::new(1, x.len()), x)?;
         get(
             b,
             &match self {

@@ -66,9 +66,9 @@ pub fn wanted() -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    struct Names(Vec<String>);
+    struct TensorNames(Vec<String>);
 
-    impl Visit for Names {
+    impl Visit for TensorNames {
         fn visit<B: Backend + Send + 'static>(&mut self, name: &str, backend: B) {
             assert_eq!(name, backend.name());
             self.0.push(name.to_owned());
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_backend_that_is_not_there_is_reported() {
-        let mut names = Names(Vec::new());
+        let mut names = TensorNames(Vec::new());
         let missed = for_each(Some(&["abacus".to_owned()]), &mut names);
         assert!(names.0.is_empty());
         assert_eq!(missed.len(), 1);
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn every_compiled_backend_has_its_feature_s_name() {
-        let mut names = Names(Vec::new());
+        let mut names = TensorNames(Vec::new());
         let missed = for_each(None, &mut names);
         assert_eq!(names.0.len() + missed.len(), COMPILED.len());
     }

@@ -1,7 +1,8 @@
 //! The case table that drives everything: which models over which inputs. All of it is determined by seeds.
 
 use lstm_core::{
-    Bias, CellKind, Direction, HostState, Init, Input, LstmConfig, Result, State, Upstream, Weights, ndarray::Array3,
+    Bias, CellKind, Direction, HostState, Init, Input, LstmConfig, OutputGradients, Result, State, Weights,
+    ndarray::Array3,
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -52,8 +53,8 @@ pub struct Data {
 
 impl Data {
     /// What a backward pass starts from; it asks for the input's gradient.
-    pub fn upstream(&self) -> Upstream<'_> {
-        Upstream::from(&self.dy).state(&self.dstate).with_input()
+    pub fn upstream(&self) -> OutputGradients<'_> {
+        OutputGradients::from(&self.dy).state(&self.dstate).with_input()
     }
 
     /// As an argument of `Lstm::forward`.

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{
-    Backend, CellKind, Direction, HostState, Input, Keep, Lstm, LstmConfig, Reference, State, Upstream, Weights,
+    Backend, CellKind, Checkpointing, Direction, HostState, Input, Lstm, LstmConfig, OutputGradients, Reference, State,
+    Weights,
     arithmetic::CHUNK,
     ndarray::{Array3, ArrayView3, Axis, ShapeBuilder, concatenate, s},
 };
@@ -19,7 +20,7 @@ use crate::{
 pub fn check_case<B: Backend>(b: &B, case: &Case) -> Result<Passes> {
     let (weights, data) = (case.weights()?, case.data());
     let reference = Lstm::new(&Reference(b.clone()), weights.clone())?;
-    let passes = passes(&reference, &data, Keep::Everything)?;
+    let passes = passes(&reference, &data, Checkpointing::Everything)?;
     let want = &passes.outputs;
     same_outputs("inference against training, on the reference path", want, &outputs(&reference, &data)?)?;
 
@@ -42,8 +43,8 @@ pub fn check_case<B: Backend>(b: &B, case: &Case) -> Result<Passes> {
 /// without the input's gradient.
 fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> Result<()> {
     let data = case.data();
-    same_passes("training", want, &passes(model, &data, Keep::Everything)?)?;
-    same_passes("in segments", want, &passes(model, &data, Keep::Segments(CHUNK))?)?;
+    same_passes("training", want, &passes(model, &data, Checkpointing::Everything)?)?;
+    same_passes("in segments", want, &passes(model, &data, Checkpointing::Segments(CHUNK))?)?;
 
     if let Some(lengths) = &data.lengths {
         // Nothing beyond a sequence's length has any influence.
@@ -52,13 +53,13 @@ fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> R
             data.x.slice_mut(s![b, len.., ..]).fill(f32::NAN);
             data.dy.slice_mut(s![b, len.., ..]).fill(f32::NAN);
         }
-        same_passes("NaN beyond the lengths", want, &passes(model, &data, Keep::Everything)?)?;
+        same_passes("NaN beyond the lengths", want, &passes(model, &data, Checkpointing::Everything)?)?;
     }
 
     let turned = |a: &Array3<f32>| a.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
     let (x, dy) = (turned(&data.x), turned(&data.dy));
-    let pass = model.forward_train(data.options(Input::from(&x)).time_major(), Keep::Everything)?;
-    let upstream = Upstream::from(&dy).state(&data.dstate);
+    let pass = model.forward_train(data.options(Input::from(&x)).time_major(), Checkpointing::Everything)?;
+    let upstream = OutputGradients::from(&dy).state(&data.dstate);
     let mut gradients = pass.tape.backward(upstream.with_input())?;
     gradients.x = gradients.x.as_ref().map(turned);
     let outputs = Outputs { y: turned(&pass.y), state: pass.state };
@@ -74,7 +75,7 @@ fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> R
 ///
 /// # Errors
 /// What the backend refuses.
-pub fn passes<B: Backend>(model: &Lstm<B>, data: &Data, keep: Keep) -> Result<Passes> {
+pub fn passes<B: Backend>(model: &Lstm<B>, data: &Data, keep: Checkpointing) -> Result<Passes> {
     let pass = model.forward_train(data.input(), keep)?;
     let gradients = pass.tape.backward(data.upstream())?;
     Ok(Passes { outputs: Outputs { y: pass.y, state: pass.state }, gradients })
@@ -96,7 +97,7 @@ fn other_cell<B: Backend>(b: &B, weights: Weights, data: &Data, want: &Passes) -
         CellKind::PeepholeDense | CellKind::PeepholeDiagonal => return Ok(()),
     };
     let what = format!("{:?} cell", other.config().cell);
-    same_passes(&what, want, &passes(&Lstm::new(b, other)?, data, Keep::Everything)?)
+    same_passes(&what, want, &passes(&Lstm::new(b, other)?, data, Checkpointing::Everything)?)
 }
 
 /// A plan that a longer sequence has filled gives the same bits as a new one.
@@ -104,10 +105,10 @@ fn reused_plan<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> Resul
     // Not the model that already holds plans for these very sizes.
     let model = Lstm::new(model.backend(), model.weights().clone())?;
     let longer = Case { steps: case.steps + 3, lengths: None, seed: case.seed + 1, ..case.clone() };
-    passes(&model, &longer.data(), Keep::Everything)?;
+    passes(&model, &longer.data(), Checkpointing::Everything)?;
     for _ in 0..2 {
         same_outputs("plan used before", &want.outputs, &outputs(&model, &case.data())?)?;
-        same_passes("plan used before", want, &passes(&model, &case.data(), Keep::Everything)?)?;
+        same_passes("plan used before", want, &passes(&model, &case.data(), Checkpointing::Everything)?)?;
     }
     Ok(())
 }
@@ -180,7 +181,7 @@ pub fn empty<B: Backend>(b: &B, cell: CellKind) -> Result<()> {
         let y = Array3::zeros((batch, steps, config.output_size()));
         let given = data.state.clone().context("cases start from a state")?;
         same_outputs("given state", &Outputs { y: y.clone(), state: given }, &outputs(&model, &data)?)?;
-        let gradients = passes(&model, &data, Keep::Everything)?.gradients;
+        let gradients = passes(&model, &data, Checkpointing::Everything)?.gradients;
         ensure!(gradients.state == data.dstate, "the final state is the initial one");
         ensure!(gradients.x.is_some_and(|x| x.dim() == data.x.dim()), "the input's gradient has another shape");
         let weights = gradients.weights.layers().iter().flat_map(|layer| layer.iter());

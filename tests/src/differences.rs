@@ -1,7 +1,9 @@
 //! Gradients against central finite differences of the loss, in f64.
 
 use anyhow::{Context, Result, ensure};
-use lstm_core::{HostState, Keep, Lstm, State, Tape, Upstream, Weights, arithmetic::Scale, ndarray::Array3};
+use lstm_core::{
+    Checkpointing, HostState, Lstm, OutputGradients, State, Tape, Weights, arithmetic::Scale, ndarray::Array3,
+};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
@@ -177,7 +179,7 @@ impl Problem {
     ///
     /// # Errors
     /// What the backend refuses.
-    pub fn record(&self, b: &Double, keep: Keep) -> Result<Tape<Double>> {
+    pub fn record(&self, b: &Double, keep: Checkpointing) -> Result<Tape<Double>> {
         b.clear();
         Ok(Lstm::new(b, self.weights.clone())?.forward_train(self.data.input(), keep)?.tape)
     }
@@ -200,7 +202,7 @@ impl Problem {
     pub fn walk_back(&self, b: &Double, tape: &Tape<Double>, input: bool) -> Result<Gradients> {
         b.clear();
         let upstream = match (&self.y, &self.state) {
-            (Some(y), Some(state)) => Upstream::from(y).state(state),
+            (Some(y), Some(state)) => OutputGradients::from(y).state(state),
             (Some(y), None) => y.into(),
             (None, state) => state.as_ref().context("a loss of nothing")?.into(),
         };

@@ -8,8 +8,8 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, Axis, Backend, LayerGradients, LayerUpstream, LayerWeights, Mat, Output, Path, Reference, Result,
-    Sequence, Shape, State,
+    Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutputGradients, LayerWeights, MatrixRef,
+    MatrixShape, Output, Reference, Result, Sequence, State,
     arithmetic::{Digest, Scale},
     cell::Cell as LstmCell,
     reference,
@@ -37,7 +37,7 @@ impl Slip {
 /// A row-major matrix of f64.
 #[derive(Clone, Debug)]
 pub struct Matrix {
-    shape: Shape,
+    shape: MatrixShape,
     data: Rc<[f64]>,
 }
 
@@ -102,7 +102,12 @@ impl Double {
     }
 
     /// Element by element `value`, which knows what to leave out.
-    fn compute(&self, primitive: &'static str, shape: Shape, value: impl Fn(Option<Slip>, usize) -> f64) -> Matrix {
+    fn compute(
+        &self,
+        primitive: &'static str,
+        shape: MatrixShape,
+        value: impl Fn(Option<Slip>, usize) -> f64,
+    ) -> Matrix {
         let shared = &self.0;
         let right: Rc<[f64]> = (0..shape.len()).map(|k| value(None, k)).collect();
         let call = shared.calls.replace(shared.calls.get() + 1);
@@ -136,10 +141,10 @@ impl Backend for Double {
     fn arithmetic(&self) -> Arithmetic {
         Arithmetic::Inexact("f64, and snap is the identity".into())
     }
-    fn shape(&self, x: &Matrix) -> Shape {
+    fn shape(&self, x: &Matrix) -> MatrixShape {
         x.shape
     }
-    fn upload(&self, shape: Shape, data: &[f32]) -> Result<Matrix> {
+    fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<Matrix> {
         check_upload(shape, data.len())?;
         Ok(Matrix { shape, data: data.iter().map(|&v| v.into()).collect() })
     }
@@ -156,12 +161,12 @@ impl Backend for Double {
     fn snap(&self, x: Matrix) -> Result<Matrix> {
         Ok(x)
     }
-    fn gemm(&self, a: Mat<'_, Matrix>, b: Mat<'_, Matrix>, acc: Option<&Matrix>) -> Result<Matrix> {
+    fn gemm(&self, a: MatrixRef<'_, Matrix>, b: MatrixRef<'_, Matrix>, acc: Option<&Matrix>) -> Result<Matrix> {
         let (view_a, view_b) = (a.view(a.tensor.shape), b.view(b.tensor.shape));
         let shape = check_gemm(view_a, view_b, acc.map(|acc| acc.shape))?;
         // Steps from one row and from one column to the next.
         let strides =
-            |m: Mat<'_, Matrix>| if m.transposed { (1, m.tensor.shape.cols) } else { (m.tensor.shape.cols, 1) };
+            |m: MatrixRef<'_, Matrix>| if m.transposed { (1, m.tensor.shape.cols) } else { (m.tensor.shape.cols, 1) };
         let ((a_row, a_col), (b_row, b_col)) = (strides(a), strides(b));
         Ok(self.compute("gemm", shape, |slip, k| {
             let (i, j) = (k / shape.cols, k % shape.cols);
@@ -210,12 +215,12 @@ impl Backend for Double {
         let from = |k| (rows.start + k / shape.cols) * x.shape.cols + cols.start + k % shape.cols;
         Ok(Matrix { shape, data: (0..shape.len()).map(|k| x.data[from(k)]).collect() })
     }
-    fn concat(&self, axis: Axis, parts: &[Matrix]) -> Result<Matrix> {
+    fn concat(&self, axis: ConcatAxis, parts: &[Matrix]) -> Result<Matrix> {
         let shape = check_concat(axis, parts.iter().map(|part| part.shape))?;
         let row = |part: &Matrix, r| part.data[r * part.shape.cols..(r + 1) * part.shape.cols].to_vec();
         let data = match axis {
-            Axis::Rows => parts.iter().flat_map(|part| part.data.to_vec()).collect(),
-            Axis::Cols => (0..shape.rows).flat_map(|r| parts.iter().flat_map(move |part| row(part, r))).collect(),
+            ConcatAxis::Rows => parts.iter().flat_map(|part| part.data.to_vec()).collect(),
+            ConcatAxis::Cols => (0..shape.rows).flat_map(|r| parts.iter().flat_map(move |part| row(part, r))).collect(),
         };
         Ok(Matrix { shape, data })
     }
@@ -225,8 +230,8 @@ impl Backend for Double {
     fn plan(&self, _: &Self::Layer, _: usize, _: usize) -> Result<()> {
         Ok(())
     }
-    fn path(&self, _: &Self::Layer) -> Path {
-        Path::Reference
+    fn path(&self, _: &Self::Layer) -> ExecutionPath {
+        ExecutionPath::Reference
     }
     fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, Matrix>) -> Result<Output<Matrix>> {
         reference::forward(self, layer, s)
@@ -244,7 +249,7 @@ impl Backend for Double {
         layer: &Self::Layer,
         _: &mut (),
         trace: &Self::Trace,
-        upstream: LayerUpstream<'_, Matrix>,
+        upstream: LayerOutputGradients<'_, Matrix>,
     ) -> Result<LayerGradients<Matrix>> {
         reference::backward(self, layer, trace, upstream)
     }
@@ -267,21 +272,21 @@ mod tests {
     use super::*;
 
     fn row(b: &Double, values: &[f32]) -> Matrix {
-        b.upload(Shape::new(1, values.len()), values).unwrap()
+        b.upload(MatrixShape::new(1, values.len()), values).unwrap()
     }
 
     #[test]
     fn products_and_sums_by_hand() {
         let b = Double::default();
-        let a = b.upload(Shape::new(2, 3), &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let a = b.upload(MatrixShape::new(2, 3), &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
         let (ones, acc) = (row(&b, &[1.0; 3]), row(&b, &[0.5, 0.25]));
-        let sums = b.gemm((&ones).into(), Mat::from(&a).t(), Some(&acc)).unwrap();
-        assert_eq!((sums.shape, &*sums.data), (Shape::new(1, 2), &[6.5, 15.25][..]));
-        let outer = b.gemm(Mat::from(&acc).t(), (&ones).into(), None).unwrap();
+        let sums = b.gemm((&ones).into(), MatrixRef::from(&a).t(), Some(&acc)).unwrap();
+        assert_eq!((sums.shape, &*sums.data), (MatrixShape::new(1, 2), &[6.5, 15.25][..]));
+        let outer = b.gemm(MatrixRef::from(&acc).t(), (&ones).into(), None).unwrap();
         assert_eq!(*outer.data, [0.5, 0.5, 0.5, 0.25, 0.25, 0.25]);
         let scaled = b.mul_add(-2.0, &a, Some(&row(&b, &[1.0, 0.0, 3.0])), Some(&ones)).unwrap();
         assert_eq!(*scaled.data, [-1.0, 1.0, -17.0, -7.0, 1.0, -35.0]);
-        let turned = b.concat(Axis::Cols, &[b.slice(&a, 0..2, 2..3).unwrap(), b.slice(&a, 0..2, 0..2).unwrap()]);
+        let turned = b.concat(ConcatAxis::Cols, &[b.slice(&a, 0..2, 2..3).unwrap(), b.slice(&a, 0..2, 0..2).unwrap()]);
         assert_eq!(*turned.unwrap().data, [3.0, 1.0, 2.0, 6.0, 4.0, 5.0]);
         assert!(b.gemm((&a).into(), (&a).into(), None).is_err() && b.mul_add(1.0, &ones, Some(&a), None).is_err());
     }

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
-    Backend, Bias, CellKind, HostState, Keep, Lstm, LstmConfig, Names, State, StateDict, StateDictWriter, Weights,
+    Backend, Bias, CellKind, Checkpointing, HostState, Lstm, LstmConfig, State, StateDict, StateDictWriter,
+    TensorNames, Weights,
     ndarray::{Array3, ArrayD, Ix3},
 };
 use serde::Deserialize;
@@ -24,7 +25,7 @@ const GRADIENT: &str = "grad.";
 #[derive(Debug, Deserialize)]
 // A setting that is not known here is one that would be ignored.
 #[serde(deny_unknown_fields)]
-struct Settings {
+struct TrainerConfig {
     cell: String,
     input_size: usize,
     hidden_size: usize,
@@ -92,7 +93,7 @@ impl Golden {
     fn read(path: &Path) -> Result<Self> {
         let mut file = StateDict::open(path)?;
         let metadata = |key| file.metadata().get(key).with_context(|| format!("metadata `{key}` is missing"));
-        let settings: Settings = serde_json::from_str(metadata("config")?).context("metadata `config`")?;
+        let settings: TrainerConfig = serde_json::from_str(metadata("config")?).context("metadata `config`")?;
         let errors: BTreeMap<String, f64> =
             serde_json::from_str(metadata("float32_error")?).context("metadata `float32_error`")?;
 
@@ -151,7 +152,8 @@ impl Compared for Golden {
     /// Forward and backward: one score for each array that the file has; one that the model has besides is an error.
     fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
         let model = Lstm::new(b, self.weights.clone())?;
-        let Passes { outputs: Outputs { y, state }, gradients } = passes(&model, &self.data, Keep::Everything)?;
+        let Passes { outputs: Outputs { y, state }, gradients } =
+            passes(&model, &self.data, Checkpointing::Everything)?;
         let mut got: BTreeMap<String, ArrayD<f32>> = BTreeMap::new();
         got.insert("y".into(), y.into_dyn());
         got.insert("h_n".into(), state.h.into_dyn());
@@ -161,7 +163,7 @@ impl Compared for Golden {
         got.insert(format!("{GRADIENT}x"), gradients.x.context("it was asked for")?.into_dyn());
         // By way of a file in memory, the gradients get the names and the layout of the weights.
         let notebook = self.want.iter().any(|(name, ..)| name == "grad.W");
-        let names = if notebook { Names::Notebook } else { Names::PyTorch };
+        let names = if notebook { TensorNames::Notebook } else { TensorNames::PyTorch };
         let bytes = StateDictWriter::new().lstm(GRADIENT, &gradients.weights, names)?.to_bytes()?;
         let mut weights = StateDict::from_bytes(bytes)?;
         for name in weights.names().map(str::to_owned).collect::<Vec<_>>() {
@@ -180,7 +182,7 @@ impl Compared for Golden {
     }
 }
 
-impl Settings {
+impl TrainerConfig {
     fn config(&self) -> Result<LstmConfig> {
         let mut config = LstmConfig::new(self.input_size, self.hidden_size).layers(self.num_layers);
         config = config.cell(match self.cell.as_str() {

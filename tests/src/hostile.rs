@@ -2,8 +2,8 @@
 //! bytes, an error or a model, never a panic; and a model that loads runs, streams and is written again.
 
 use lstm_core::{
-    Backend, CellKind, Direction, Input, Lstm, Names, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, Reference, Result,
-    RtNeural, StateDict, StateDictWriter, Weights,
+    Backend, CellKind, Direction, Input, Lstm, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, Reference, Result,
+    RtNeural, StateDict, StateDictWriter, TensorNames, Weights,
     ndarray::{Array3, ArrayD, ArrayView3, IxDyn, s},
     train::Linear,
     weights::onnx::{Initial, Lengths, Port, PortAxis},
@@ -39,7 +39,7 @@ pub fn safetensors<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     }
     let weights = dict.clone().take_lstm("")?;
     run(b, &weights);
-    let bytes = StateDictWriter::new().lstm("", &weights, Names::PyTorch).and_then(|writer| writer.to_bytes());
+    let bytes = StateDictWriter::new().lstm("", &weights, TensorNames::PyTorch).and_then(|writer| writer.to_bytes());
     let again = bytes.and_then(StateDict::from_bytes).and_then(|mut dict| dict.take_lstm_as("", weights.config().cell));
     same_weights(&weights, &again.expect("what is written is read"));
     Ok(())

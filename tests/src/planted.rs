@@ -3,8 +3,8 @@
 use std::{future::Future, ops::Range};
 
 use lstm_core::{
-    Arithmetic, Axis, Backend, LayerGradients, LayerUpstream, LayerWeights, Mat, Output, Path, Result, Sequence, Shape,
-    State, arithmetic::dot, cell::Cell, reference,
+    Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutputGradients, LayerWeights, MatrixRef,
+    MatrixShape, Output, Result, Sequence, State, arithmetic::dot, cell::Cell, reference,
 };
 
 /// A slight error of the kind that a kernel might have.
@@ -112,8 +112,8 @@ impl<B: Backend> Planted<B> {
     /// `acc + a . b` on the host with blocks of another size; whole blocks of `dot` are chains.
     fn product(
         &self,
-        a: Mat<'_, B::Tensor>,
-        b: Mat<'_, B::Tensor>,
+        a: MatrixRef<'_, B::Tensor>,
+        b: MatrixRef<'_, B::Tensor>,
         acc: Option<&B::Tensor>,
         block: usize,
     ) -> Result<B::Tensor> {
@@ -121,7 +121,7 @@ impl<B: Backend> Planted<B> {
         let (shape, k) = (self.shape(&exact), a.view(self.shape(a.tensor)).cols);
         let (own_a, own_b) = (self.shape(a.tensor), self.shape(b.tensor));
         let (host_a, host_b) = (self.host(a.tensor)?, self.host(b.tensor)?);
-        let at = |data: &[f32], own: Shape, turned: bool, i, j| {
+        let at = |data: &[f32], own: MatrixShape, turned: bool, i, j| {
             data[if turned { j * own.cols + i } else { i * own.cols + j }]
         };
         let element = |i: usize, j: usize| {
@@ -154,10 +154,10 @@ impl<B: Backend> Backend for Planted<B> {
     fn arithmetic(&self) -> Arithmetic {
         self.inner.arithmetic()
     }
-    fn shape(&self, x: &B::Tensor) -> Shape {
+    fn shape(&self, x: &B::Tensor) -> MatrixShape {
         self.inner.shape(x)
     }
-    fn upload(&self, shape: Shape, data: &[f32]) -> Result<B::Tensor> {
+    fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<B::Tensor> {
         self.inner.upload(shape, data)
     }
     fn download(&self, x: &B::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {
@@ -166,7 +166,12 @@ impl<B: Backend> Backend for Planted<B> {
     fn snap(&self, x: B::Tensor) -> Result<B::Tensor> {
         if self.has(Fault::NoSnap) || self.has(Fault::BackwardNoSnap) { Ok(x) } else { self.inner.snap(x) }
     }
-    fn gemm(&self, a: Mat<'_, B::Tensor>, b: Mat<'_, B::Tensor>, acc: Option<&B::Tensor>) -> Result<B::Tensor> {
+    fn gemm(
+        &self,
+        a: MatrixRef<'_, B::Tensor>,
+        b: MatrixRef<'_, B::Tensor>,
+        acc: Option<&B::Tensor>,
+    ) -> Result<B::Tensor> {
         match self.fault {
             Fault::OneChain if self.active => self.product(a, b, acc, usize::MAX / 2),
             Fault::SmallBlocks | Fault::BackwardSmallBlocks if self.active => self.product(a, b, acc, 16),
@@ -189,7 +194,7 @@ impl<B: Backend> Backend for Planted<B> {
         if self.has(Fault::OtherTanh) {
             let s = self.inner.sigmoid(self.inner.mul_add(2.0, &x, None, None)?)?;
             let cols = self.shape(&s).cols;
-            let ones = self.upload(Shape::new(1, cols), &vec![-1.0; cols])?;
+            let ones = self.upload(MatrixShape::new(1, cols), &vec![-1.0; cols])?;
             return self.inner.mul_add(2.0, &s, None, Some(&ones));
         }
         self.inner.tanh(x)
@@ -203,7 +208,7 @@ impl<B: Backend> Backend for Planted<B> {
     fn slice(&self, x: &B::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<B::Tensor> {
         self.inner.slice(x, rows, cols)
     }
-    fn concat(&self, axis: Axis, parts: &[B::Tensor]) -> Result<B::Tensor> {
+    fn concat(&self, axis: ConcatAxis, parts: &[B::Tensor]) -> Result<B::Tensor> {
         self.inner.concat(axis, parts)
     }
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer> {
@@ -212,8 +217,8 @@ impl<B: Backend> Backend for Planted<B> {
     fn plan(&self, _: &Self::Layer, _: usize, _: usize) -> Result<()> {
         Ok(())
     }
-    fn path(&self, _: &Self::Layer) -> Path {
-        Path::Fused(format!("{:?}", self.fault).into())
+    fn path(&self, _: &Self::Layer) -> ExecutionPath {
+        ExecutionPath::Fused(format!("{:?}", self.fault).into())
     }
     fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, B::Tensor>) -> Result<Output<B::Tensor>> {
         let state = self.unless(Fault::IgnoredState, s.state)?;
@@ -233,11 +238,11 @@ impl<B: Backend> Backend for Planted<B> {
         layer: &Self::Layer,
         _: &mut (),
         trace: &Self::Trace,
-        upstream: LayerUpstream<'_, B::Tensor>,
+        upstream: LayerOutputGradients<'_, B::Tensor>,
     ) -> Result<LayerGradients<B::Tensor>> {
         let state = self.unless(Fault::IgnoredFinalState, upstream.state)?;
         let onto = upstream.onto.filter(|_| self.fault != Fault::IgnoredOnto);
-        reference::backward(&self.in_pass(true), layer, trace, LayerUpstream { state: &state, onto, ..upstream })
+        reference::backward(&self.in_pass(true), layer, trace, LayerOutputGradients { state: &state, onto, ..upstream })
     }
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {
         reference::stream(self, layers, batch)

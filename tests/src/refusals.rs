@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
-    Axis, Backend, CellKind, Direction, Error, HostState, Init, Input, Keep, LayerUpstream, LayerWeights, Lstm,
-    LstmConfig, Reference, Sequence, Shape, State, WeightGradients, Weights,
+    Backend, CellKind, Checkpointing, ConcatAxis, Direction, Error, HostState, Init, Input, LayerOutputGradients,
+    LayerWeights, Lstm, LstmConfig, MatrixShape, Reference, Sequence, State, WeightGradients, Weights,
     cell::{Cell, PeepholeDiagonal},
     ndarray::{Array3, ArrayD, s},
     train::Linear,
@@ -41,11 +41,11 @@ fn refused<T>(what: &str, words: &[&str], result: Result<T, Error>) -> Result<()
 }
 
 fn primitives<B: Backend>(b: &B) -> Result<()> {
-    let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
+    let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
     let (x, y) = (make(2, 3)?, make(4, 5)?);
-    refused("too few elements", &["upload", "[2, 3]", "5"], b.upload(Shape::new(2, 3), &[0.0; 5]))?;
-    refused("an empty upload", &["upload"], b.upload(Shape::new(0, 3), &[]))?;
-    refused("an impossible shape", &["upload"], b.upload(Shape::new(usize::MAX, 2), &[]))?;
+    refused("too few elements", &["upload", "[2, 3]", "5"], b.upload(MatrixShape::new(2, 3), &[0.0; 5]))?;
+    refused("an empty upload", &["upload"], b.upload(MatrixShape::new(0, 3), &[]))?;
+    refused("an impossible shape", &["upload"], b.upload(MatrixShape::new(usize::MAX, 2), &[]))?;
     let mut out = [7.0; 5];
     refused("a short download", &["download", "[2, 3]", "5"], pollster::block_on(b.download(&x, &mut out)))?;
     ensure!(out == [7.0; 5], "a refused download wrote");
@@ -66,9 +66,9 @@ fn primitives<B: Backend>(b: &B) -> Result<()> {
     refused("backwards", &["slice", "[2, 3]"], b.slice(&x, 0..2, 2..1))?;
     refused("outside", &["slice", "[2, 3]"], b.slice(&x, 0..3, 0..3))?;
     refused("outside", &["slice", "[2, 3]"], b.slice(&x, 0..2, 0..usize::MAX))?;
-    refused("no parts", &["concat"], b.concat(Axis::Rows, &[]))?;
-    refused("other columns", &["concat", "[4, 5]"], b.concat(Axis::Rows, &[x.clone(), y.clone()]))?;
-    refused("other rows", &["concat", "[4, 5]"], b.concat(Axis::Cols, &[x, y]))
+    refused("no parts", &["concat"], b.concat(ConcatAxis::Rows, &[]))?;
+    refused("other columns", &["concat", "[4, 5]"], b.concat(ConcatAxis::Rows, &[x.clone(), y.clone()]))?;
+    refused("other rows", &["concat", "[4, 5]"], b.concat(ConcatAxis::Cols, &[x, y]))
 }
 
 /// A layer of the backend itself, below the model.
@@ -76,7 +76,7 @@ fn layer<B: Backend>(b: &B) -> Result<()> {
     let case = Case::new("", "", CellKind::Fused);
     let weights = case.weights()?;
     let layer = b.load(&weights.layers()[0])?;
-    let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
+    let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
     let (x, state) = (make(6, 5)?, State { h: make(2, 7)?, c: make(2, 7)? });
     let run = |x: &B::Tensor, state: &State<B::Tensor>, lengths: Option<&[usize]>| {
         let mut plan = b.plan(&layer, 2, 3)?;
@@ -100,14 +100,14 @@ fn layer_backward<B: Backend>(b: &B) -> Result<()> {
     let load = |config| b.load(&Weights::init(config, &Init::default(), 1)?.layers()[0]);
     let config = LstmConfig::new(5, 7);
     let layer = load(config.clone())?;
-    let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
+    let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
     let (x, state) = (make(6, 5)?, State { h: make(2, 7)?, c: make(2, 7)? });
     let mut plan = b.plan(&layer, 2, 3)?;
     let sequence = Sequence { x: &x, state: &state, steps: 3, batch: 2, lengths: None };
     let (_, trace) = b.forward_train(&layer, &mut plan, sequence)?;
     let good = make(6, 7)?;
     let mut run = |layer: &B::Layer, y: &B::Tensor, state: &State<B::Tensor>, onto| {
-        b.backward(layer, &mut plan, &trace, LayerUpstream { y, state, onto, input: true })
+        b.backward(layer, &mut plan, &trace, LayerOutputGradients { y, state, onto, input: true })
     };
     let first = run(&layer, &good, &state, None).context("the right shapes")?;
     refused("columns of y", &["backward: y", "[6, 7]", "[6, 8]"], run(&layer, &make(6, 8)?, &state, None))?;
@@ -140,13 +140,13 @@ fn backward<B: Backend>(b: &B) -> Result<()> {
     let case = Case::new("", "", CellKind::Fused).with(|c| c.proj_size(4).layers(2));
     let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
     for keep in [0, 1, 31, 33] {
-        let keep = Keep::Segments(keep);
+        let keep = Checkpointing::Segments(keep);
         refused("odd segments", &["keep", "multiple of 32"], model.forward_train(&data.x, keep))?;
     }
     let other = Array3::<f32>::zeros((3, 6, 4));
-    let other = model.forward_train(&other, Keep::Everything);
+    let other = model.forward_train(&other, Checkpointing::Everything);
     refused("features", &["forward: x", "[3, 6, 5]", "[3, 6, 4]"], other)?;
-    let tape = model.forward_train(&data.x, Keep::Everything)?.tape;
+    let tape = model.forward_train(&data.x, Checkpointing::Everything)?.tape;
     for shape in [(3, 6, 5), (3, 5, 4), (2, 6, 4), (6, 3, 4), (0, 0, 0)] {
         refused("y", &["backward: y", "[3, 6, 4]"], tape.backward(&Array3::zeros(shape)))?;
     }
@@ -161,22 +161,22 @@ fn huge<B: Backend>(b: &B) -> Result<()> {
         refused("a huge stream", &["do not fit in memory"], model.stream(batch))?;
     }
     let layer = b.load(&model.weights().layers()[0])?;
-    let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
+    let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
     let (x, state) = (make(2, 4)?, State { h: make(2, 4)?, c: make(2, 4)? });
     let mut plan = b.plan(&layer, 2, 1)?;
     let sequence = Sequence { x: &x, state: &state, steps: (1 << 63) + 1, batch: 2, lengths: None };
     refused("steps that wrap", &["forward", "do not fit"], b.forward(&layer, &mut plan, sequence))?;
     for empty in [Array3::zeros((1 << 60, 0, 4)), Array3::zeros((1 << 44, 0, 4))] {
         refused("many empty sequences", &["do not fit"], model.forward(&empty))?;
-        refused("many empty sequences", &["do not fit"], model.forward_train(&empty, Keep::Everything))?;
+        refused("many empty sequences", &["do not fit"], model.forward_train(&empty, Checkpointing::Everything))?;
     }
     let row = Array3::<f32>::zeros((1, 1, 4));
     let wide = row.broadcast((1, 1 << 56, 4)).context("one row for all")?;
     refused("a view of no memory", &["do not fit"], model.forward(wide))?;
-    refused("a view of no memory", &["do not fit"], model.forward_train(wide, Keep::Everything))?;
+    refused("a view of no memory", &["do not fit"], model.forward_train(wide, Checkpointing::Everything))?;
     let head = Linear::random(b, 4, 1, 1)?;
     refused("a view of no memory", &["do not fit"], head.forward(wide))?;
-    let tape = model.forward_train(&row, Keep::Everything)?.tape;
+    let tape = model.forward_train(&row, Checkpointing::Everything)?.tape;
     refused("a wide gradient", &["backward: y"], tape.backward(wide))?;
     let (column, row) = (make(1 << 24, 1)?, make(1, 1 << 24)?);
     refused("a huge product", &["gemm", "do not fit"], b.gemm((&column).into(), (&row).into(), None))?;
@@ -194,7 +194,7 @@ fn cell<B: Backend>(b: &B) -> Result<()> {
     let (fused, unfused) = (layer(CellKind::Fused)?, layer(CellKind::Unfused)?);
     let [fused, unfused] = [&fused.layers()[0], &unfused.layers()[0]];
     refused("the fused cell's weights", &["cell", "PeepholeDiagonal"], PeepholeDiagonal::load(b, fused))?;
-    let make = |rows, cols| b.upload(Shape::new(rows, cols), &vec![1.0; rows * cols]);
+    let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
     let (x, state) = (make(2, 3)?, State { h: make(2, 5)?, c: make(2, 5)? });
     let input = Cell::load(b, unfused)?.input(b, &x)?;
     let fused = Cell::load(b, fused)?;
@@ -278,7 +278,7 @@ fn step<B: Backend>(b: &B) -> Result<()> {
     // Below the model: the state's shapes, one per layer.
     let layers = model.weights().layers().iter().map(|w| b.load(w)).collect::<Result<Vec<_>, _>>()?;
     let mut raw = b.stream(&layers, 2)?;
-    let make = |cols| b.upload(Shape::new(2, cols), &vec![1.0; 2 * cols]);
+    let make = |cols| b.upload(MatrixShape::new(2, cols), &vec![1.0; 2 * cols]);
     let (good, bad) = (State { h: make(7)?, c: make(7)? }, State { h: make(7)?, c: make(6)? });
     refused(
         "one state for two layers",

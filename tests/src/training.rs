@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{
-    Backend, CellKind, HostState, Input, Keep, Lstm, LstmConfig, StateDict,
+    Backend, CellKind, Checkpointing, HostState, Input, Lstm, LstmConfig, StateDict,
     arithmetic::Digest,
     ndarray::{Array3, ArrayView1, ArrayView3, s},
-    train::{Clip, IGNORE, Linear, Method, Schedule, Settings, Trainer, cross_entropy, mean_squared},
+    train::{Clip, IGNORE, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig, cross_entropy, mean_squared},
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
@@ -26,7 +26,7 @@ pub struct Run {
     pub name: &'static str,
     config: LstmConfig,
     outputs: usize,
-    settings: Settings,
+    settings: TrainerConfig,
     batch: usize,
     steps: usize,
     lengths: Option<&'static [usize]>,
@@ -44,7 +44,7 @@ pub fn runs() -> Vec<Run> {
             name: "adamw-dropout-lengths",
             config: LstmConfig::new(3, 11).layers(2).dropout(0.25),
             outputs: 2,
-            settings: Settings::new(Method::adamw(), cosine).clip(Clip::Norm(0.5)).seed(7),
+            settings: TrainerConfig::new(OptimizerConfig::adamw(), cosine).clip(Clip::Norm(0.5)).seed(7),
             batch: 4,
             steps: 37,
             lengths: Some(&[37, 5, 0, 33]),
@@ -55,7 +55,8 @@ pub fn runs() -> Vec<Run> {
             name: "adam-bidirectional-projection",
             config: LstmConfig::new(2, 9).layers(2).bidirectional().proj_size(4),
             outputs: 1,
-            settings: Settings::new(Method::adam(), Schedule::constant(0.02)).keep(Keep::SquareRoot),
+            settings: TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(0.02))
+                .keep(Checkpointing::SquareRoot),
             batch: 3,
             steps: 35,
             lengths: None,
@@ -66,9 +67,12 @@ pub fn runs() -> Vec<Run> {
             name: "sgd-diagonal-bidirectional-projection",
             config: LstmConfig::new(2, 9).cell(CellKind::PeepholeDiagonal).bidirectional().proj_size(4).clip(3.0),
             outputs: 3,
-            settings: Settings::new(Method::nesterov(0.9).weight_decay(1e-4), Schedule::step(0.1, 60, 0.5))
-                .clip(Clip::Value(0.25))
-                .keep(Keep::Segments(32)),
+            settings: TrainerConfig::new(
+                OptimizerConfig::nesterov(0.9).weight_decay(1e-4),
+                Schedule::step(0.1, 60, 0.5),
+            )
+            .clip(Clip::Value(0.25))
+            .keep(Checkpointing::Segments(32)),
             batch: 3,
             steps: 40,
             lengths: None,
@@ -79,7 +83,7 @@ pub fn runs() -> Vec<Run> {
             name: "adam-dense-classes-truncated",
             config: LstmConfig::new(5, 8).cell(CellKind::PeepholeDense).layers(2),
             outputs: 5,
-            settings: Settings::new(Method::adam(), Schedule::constant(0.01)),
+            settings: TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(0.01)),
             batch: 2,
             steps: 9,
             lengths: None,

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 use lstm_cpu::Cpu;
 use lstm_wgpu::{
-    Arithmetic, Backend, Error, Fma, Input, Keep, Lstm, LstmConfig, Mode, Shape, State, Tensor, Upstream, Weights,
-    Wgpu, WgpuStream,
+    Arithmetic, Backend, Checkpointing, Error, Fma, Input, Lstm, LstmConfig, MatrixShape, Mode, OutputGradients, State,
+    Tensor, Weights, Wgpu, WgpuStream,
     ndarray::{Array3, Axis},
     wgpu,
 };
@@ -59,8 +59,8 @@ fn input(steps: usize) -> Array3<f32> {
 /// A pass forward and back.
 fn passes<B: Backend>(b: &B, hidden: usize) -> lstm_wgpu::Result<Vec<f32>> {
     let (model, x) = (model(b, hidden), input(9));
-    let pass = model.forward_train(Input::from(&x), Keep::Everything)?;
-    let gradients = pass.tape.backward(Upstream::from(&pass.y).with_input())?;
+    let pass = model.forward_train(Input::from(&x), Checkpointing::Everything)?;
+    let gradients = pass.tape.backward(OutputGradients::from(&pass.y).with_input())?;
     Ok(pass.y.iter().chain(&pass.state.c).chain(gradients.x.iter().flatten()).copied().collect())
 }
 
@@ -196,11 +196,14 @@ fn what_does_not_fit_is_refused(_: &Wgpu) -> Checked {
     let limits = wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..Default::default() };
     let small = Wgpu::builder().limits(limits).blocking()?;
     // Nearly all of it, which is more than its class of sizes.
-    small.upload(Shape::new(1, 250_000), &vec![1.0; 250_000])?;
+    small.upload(MatrixShape::new(1, 250_000), &vec![1.0; 250_000])?;
     let len = 1 << 18;
-    let x = small.upload(Shape::new(1, len), &vec![1.0; len])?;
-    refused(small.upload(Shape::new(1, len + 1), &vec![1.0; len + 1]), &["upload", "262145", "1048576"])?;
-    let (a, b) = (small.upload(Shape::new(1024, 1), &[1.0; 1024])?, small.upload(Shape::new(1, 1024), &[1.0; 1024])?);
+    let x = small.upload(MatrixShape::new(1, len), &vec![1.0; len])?;
+    refused(small.upload(MatrixShape::new(1, len + 1), &vec![1.0; len + 1]), &["upload", "262145", "1048576"])?;
+    let (a, b) = (
+        small.upload(MatrixShape::new(1024, 1), &[1.0; 1024])?,
+        small.upload(MatrixShape::new(1, 1024), &[1.0; 1024])?,
+    );
     refused(small.gemm((&a).into(), (&b).into(), None), &["gemm", "1048576"])?;
     // And nothing is broken by it.
     let mut y = vec![0.0; len];
@@ -212,20 +215,20 @@ fn what_does_not_fit_is_refused(_: &Wgpu) -> Checked {
     let got = model(&small, 100).forward(Input::from(&x))?;
     ensure(want == got, "a sequence in pieces has other bits")?;
     // Training keeps them all.
-    refused(model(&small, 100).forward_train(Input::from(&x), Keep::Everything), &["forward_train", "1048576"])
+    refused(model(&small, 100).forward_train(Input::from(&x), Checkpointing::Everything), &["forward_train", "1048576"])
 }
 
 fn a_destroyed_device_is_an_error(_: &Wgpu) -> Checked {
     let doomed = Wgpu::blocking()?;
     let (model, x) = (model(&doomed, 8), input(3));
     let mut stream = model.stream(2)?;
-    let tensor = doomed.upload(Shape::new(1, 2), &[1.0, 2.0])?;
+    let tensor = doomed.upload(MatrixShape::new(1, 2), &[1.0, 2.0])?;
     doomed.device().destroy();
     for _ in 0..2 {
         refused(model.forward(Input::from(&x)), &["wgpu"])?;
-        refused(model.forward_train(Input::from(&x), Keep::Everything), &["wgpu"])?;
+        refused(model.forward_train(Input::from(&x), Checkpointing::Everything), &["wgpu"])?;
         refused(stream.chunk(x.view()), &["wgpu"])?;
-        refused(doomed.upload(Shape::new(1, 1), &[1.0]), &["upload"])?;
+        refused(doomed.upload(MatrixShape::new(1, 1), &[1.0]), &["upload"])?;
         let mut out = [0.0; 2];
         refused(pollster::block_on(doomed.download(&tensor, &mut out)), &["download"])?;
     }
@@ -234,8 +237,8 @@ fn a_destroyed_device_is_an_error(_: &Wgpu) -> Checked {
 
 fn tensors_of_another_device_are_refused(b: &Wgpu) -> Checked {
     let other = Wgpu::blocking()?;
-    let mine = b.upload(Shape::new(2, 2), &[1.0; 4])?;
-    let theirs = other.upload(Shape::new(2, 2), &[1.0; 4])?;
+    let mine = b.upload(MatrixShape::new(2, 2), &[1.0; 4])?;
+    let theirs = other.upload(MatrixShape::new(2, 2), &[1.0; 4])?;
     refused(b.gemm((&mine).into(), (&theirs).into(), None), &["gemm"])?;
     refused(b.sigmoid(theirs.clone()), &["sigmoid"])?;
     let weights = Weights::init(LstmConfig::new(5, 8), &Default::default(), 1)?;
@@ -253,7 +256,7 @@ fn a_state_is_set_whole_or_not_at_all(b: &Wgpu) -> Checked {
     let layers = weights.layers().iter().map(|layer| b.load(layer)).collect::<Result<Vec<_>, _>>()?;
     let mut stream = b.stream(&layers, 1)?;
     let state = |of: &Wgpu| -> Result<State<Tensor>, Error> {
-        Ok(State { h: of.upload(Shape::new(1, 8), &[0.5; 8])?, c: of.upload(Shape::new(1, 8), &[0.5; 8])? })
+        Ok(State { h: of.upload(MatrixShape::new(1, 8), &[0.5; 8])?, c: of.upload(MatrixShape::new(1, 8), &[0.5; 8])? })
     };
     let values = |stream: &WgpuStream| -> Result<Vec<f32>, Error> {
         let mut all = Vec::new();
@@ -275,8 +278,8 @@ fn a_state_is_set_whole_or_not_at_all(b: &Wgpu) -> Checked {
 /// A submission that the device refuses takes with it what other calls recorded.
 fn lost_work_is_not_read(_: &Wgpu) -> Checked {
     let mine = Wgpu::blocking()?;
-    let y = mine.tanh(mine.upload(Shape::new(1, 2), &[3.0; 2])?)?;
-    let v = mine.upload(Shape::new(1, 2), &[1.0; 2])?;
+    let y = mine.tanh(mine.upload(MatrixShape::new(1, 2), &[3.0; 2])?)?;
+    let v = mine.upload(MatrixShape::new(1, 2), &[1.0; 2])?;
     let z = mine.snap(v.clone())?;
     v.buffer().destroy();
     let mut out = [7.0; 2];
@@ -286,7 +289,7 @@ fn lost_work_is_not_read(_: &Wgpu) -> Checked {
 }
 
 fn results_stay_on_the_device(b: &Wgpu) -> Checked {
-    let tensor = b.snap(b.upload(Shape::new(1, 3), &[1.0, -2.0, 0.5])?)?;
+    let tensor = b.snap(b.upload(MatrixShape::new(1, 3), &[1.0, -2.0, 0.5])?)?;
     let copy = b.device().create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: 12,

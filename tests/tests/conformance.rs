@@ -233,7 +233,7 @@ mod cpu {
     //! What only the CPU has: numbers of threads and instruction sets, which all give the bits of plain code. And the checks
     //! themselves, which need to be looked at once: do they find errors?
 
-    use lstm_core::Keep;
+    use lstm_core::Checkpointing;
     use lstm_cpu::{Cpu, Isa};
     use lstm_tests::planted::{Fault, Planted};
 
@@ -304,7 +304,7 @@ mod cpu {
     }
 
     fn equal(plain: &Cpu, variants: &[(String, Cpu)], case: &Case) -> Result<String> {
-        let want = check::passes(&Lstm::new(plain, case.weights()?)?, &case.data(), Keep::Everything)?;
+        let want = check::passes(&Lstm::new(plain, case.weights()?)?, &case.data(), Checkpointing::Everything)?;
         for (label, cpu) in variants {
             let got = check::check_case(cpu, case).with_context(|| label.clone())?;
             compare::same_passes(&format!("{label} against plain"), &want, &got)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use lstm_core::{Bias, CellKind, Direction, HostState, Keep, LstmConfig, ndarray::s};
+use lstm_core::{Bias, CellKind, Checkpointing, Direction, HostState, LstmConfig, ndarray::s};
 use lstm_tests::{
     cases::{CELLS, Case},
     differences::{Gradients, Problem, Report, round},
@@ -72,10 +72,10 @@ fn check(case: &Case) -> Result<Report> {
         1 => problem.state = None,
         _ => {}
     }
-    let tape = problem.record(&b, Keep::Everything)?;
+    let tape = problem.record(&b, Checkpointing::Everything)?;
     let gradients = problem.walk_back(&b, &tape, true)?;
     let report = problem.compare(&gradients, &problem.differences(SAMPLE)?)?;
-    for keep in [Keep::Segments(32), Keep::Segments(64), Keep::SquareRoot] {
+    for keep in [Checkpointing::Segments(32), Checkpointing::Segments(64), Checkpointing::SquareRoot] {
         let again = problem.walk_back(&b, &problem.record(&b, keep)?, true)?;
         ensure!(again == gradients, "{keep:?} gives other gradients");
     }
@@ -126,7 +126,8 @@ fn chunks_take_the_carried_state_as_a_constant() -> Result<()> {
             chunk.y = chunk.y.map(|y| y.slice(s![.., steps, ..]).to_owned());
             chunk
         };
-        let gradients = |problem: &Problem| problem.walk_back(&b, &problem.record(&b, Keep::Everything)?, true);
+        let gradients =
+            |problem: &Problem| problem.walk_back(&b, &problem.record(&b, Checkpointing::Everything)?, true);
         let mut first = chunk(0..5, None);
         let mut carried = first.final_state(&b)?;
         for array in [&mut carried.h, &mut carried.c] {
@@ -157,7 +158,7 @@ fn chunks_take_the_carried_state_as_a_constant() -> Result<()> {
 }
 
 /// A model in which errors are planted, what is kept of it, and how many errors change a result but no gradient.
-struct Planted(Case, Keep, usize);
+struct Planted(Case, Checkpointing, usize);
 
 /// Together they reach every term of the backward pass; the seed is such that every bound has gates on both sides.
 fn planted() -> Vec<Planted> {
@@ -169,7 +170,7 @@ fn planted() -> Vec<Planted> {
         let case = Case::new("planted", name, cell).sizes(1, 2, 2, 34);
         Case { lengths: Some(vec![34, 33]), ..case }
     };
-    let whole = |case| Planted(case, Keep::Everything, 0);
+    let whole = |case| Planted(case, Checkpointing::Everything, 0);
     vec![
         whole(small("fused, projected, clipped", CellKind::Fused, |c| c.proj_size(2).clip(0.5))),
         whole(small("fused, coupled, clipped, reverse", CellKind::Fused, |c| {
@@ -181,15 +182,15 @@ fn planted() -> Vec<Planted> {
         whole(small("unfused", CellKind::Unfused, |c| c)),
         whole(small("unfused, projected, coupled", CellKind::Unfused, |c| c.proj_size(2).coupled())),
         // Both bounds of tanh: the dense peephole's candidate is a sigmoid.
-        Planted(small("dense, clipped", CellKind::PeepholeDense, |c| c.clip(0.5)), Keep::Everything, 2),
+        Planted(small("dense, clipped", CellKind::PeepholeDense, |c| c.clip(0.5)), Checkpointing::Everything, 2),
         whole(small("dense, coupled", CellKind::PeepholeDense, |c| c.coupled())),
         whole(small("diagonal, projected, clipped", CellKind::PeepholeDiagonal, |c| c.proj_size(2).clip(0.5))),
         whole(small("diagonal, coupled", CellKind::PeepholeDiagonal, |c| c.coupled())),
         whole(long("diagonal, two chunks", CellKind::PeepholeDiagonal)),
         // Each segment's last output is computed again but starts no further step: its tanh and its product, the latter
         // in two ways. The dense peephole's own gradient sees it.
-        Planted(long("diagonal, two segments", CellKind::PeepholeDiagonal), Keep::Segments(32), 6),
-        Planted(long("dense, two segments", CellKind::PeepholeDense), Keep::Segments(32), 0),
+        Planted(long("diagonal, two segments", CellKind::PeepholeDiagonal), Checkpointing::Segments(32), 6),
+        Planted(long("dense, two segments", CellKind::PeepholeDense), Checkpointing::Segments(32), 0),
     ]
 }
 

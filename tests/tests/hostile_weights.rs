@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use lstm_core::{
-    Error, Init, LstmConfig, Names, Result, StateDict, StateDictWriter, Weights, ndarray::array,
+    Error, Init, LstmConfig, Result, StateDict, StateDictWriter, TensorNames, Weights, ndarray::array,
     weights::state_dict::Dtype,
 };
 use lstm_cpu::Cpu;
@@ -20,7 +20,7 @@ fn raw(header: &str, data: &[u8]) -> Vec<u8> {
 fn small() -> Vec<u8> {
     let writer = StateDictWriter::new().metadata("key", "value").dtype(Dtype::F16);
     writer
-        .lstm("", &Weights::init(LstmConfig::new(1, 1), &Init::default(), 11).unwrap(), Names::PyTorch)
+        .lstm("", &Weights::init(LstmConfig::new(1, 1), &Init::default(), 11).unwrap(), TensorNames::PyTorch)
         .unwrap()
         .to_bytes()
         .unwrap()

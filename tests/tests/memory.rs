@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use lstm_cpu::{CellKind, Cpu, Isa, Keep, Lstm, LstmConfig, ndarray::Array3};
+use lstm_cpu::{CellKind, Checkpointing, Cpu, Isa, Lstm, LstmConfig, ndarray::Array3};
 
 /// The system's allocator, counting.
 struct Counting;
@@ -53,7 +53,7 @@ fn allocations(cpu: &Cpu, config: LstmConfig, batch: usize) -> lstm_cpu::Result<
 }
 
 /// Bytes that a training step of a long sequence takes at its peak.
-fn peak(keep: Keep, steps: usize) -> lstm_cpu::Result<usize> {
+fn peak(keep: Checkpointing, steps: usize) -> lstm_cpu::Result<usize> {
     // A device of its own, with no memory left over from others.
     let cpu = Cpu::builder().threads(1).build()?;
     let model = Lstm::random(&cpu, LstmConfig::new(2, 32).layers(2), 1)?;
@@ -71,7 +71,8 @@ fn peak(keep: Keep, steps: usize) -> lstm_cpu::Result<usize> {
 /// and gates of two layers.
 fn checkpoints_save_memory() -> lstm_cpu::Result<()> {
     let grows = |keep| Ok::<_, lstm_cpu::Error>((peak(keep, 8192)? - peak(keep, 4096)?) / 4096);
-    let (everything, segments, root) = (grows(Keep::Everything)?, grows(Keep::Segments(64))?, grows(Keep::SquareRoot)?);
+    let (everything, segments, root) =
+        (grows(Checkpointing::Everything)?, grows(Checkpointing::Segments(64))?, grows(Checkpointing::SquareRoot)?);
     println!(
         "bytes a step: {everything} whole, {segments} in segments of 64, {root} in about as many as they are long"
     );

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use lstm_core::{
-    Arithmetic, Backend, CellKind, Keep, Lstm, LstmConfig, Mat, Path, Shape,
+    Arithmetic, Backend, CellKind, Checkpointing, ExecutionPath, Lstm, LstmConfig, MatrixRef, MatrixShape,
     ndarray::{ArrayView, Axis, IxDyn},
 };
 use lstm_cuda::CudaHost;
@@ -53,12 +53,12 @@ const PRODUCTS: [[usize; 3]; 10] = [
 fn product(b: &CudaHost, [m, n, k]: [usize; 3], turned: usize, [left, right]: [&[f32]; 2]) -> Result<Vec<f32>> {
     let operand = |values: &[f32], rows: usize, cols: usize, transposed: bool| {
         let at = |i: usize| if transposed { values[i % rows * cols + i / rows] } else { values[i] };
-        let shape = if transposed { Shape::new(cols, rows) } else { Shape::new(rows, cols) };
+        let shape = if transposed { MatrixShape::new(cols, rows) } else { MatrixShape::new(rows, cols) };
         b.upload(shape, &(0..rows * cols).map(at).collect::<Vec<_>>())
     };
     let flags = [turned & 1 != 0, turned & 2 != 0];
     let (a, c) = (operand(left, m, k, flags[0])?, operand(right, k, n, flags[1])?);
-    let (a, c) = (Mat { tensor: &a, transposed: flags[0] }, Mat { tensor: &c, transposed: flags[1] });
+    let (a, c) = (MatrixRef { tensor: &a, transposed: flags[0] }, MatrixRef { tensor: &c, transposed: flags[1] });
     primitives::get(b, &b.gemm(a, c, None)?)
 }
 
@@ -139,7 +139,7 @@ fn run(b: &CudaHost, case: &Case, data: &Data, rounded: bool) -> Result<Passes> 
     if rounded {
         weights.iter_mut().for_each(|(_, values)| round_all(values));
     }
-    check::passes(&Lstm::new(b, weights)?, data, Keep::Everything)
+    check::passes(&Lstm::new(b, weights)?, data, Checkpointing::Everything)
 }
 
 fn largest_difference(a: &ArrayView<'_, f32, IxDyn>, b: &ArrayView<'_, f32, IxDyn>) -> f64 {
@@ -216,7 +216,7 @@ fn it_says_that_it_is_not_exact() -> Result<()> {
         let Arithmetic::Inexact(why) = fast.arithmetic() else { panic!("{:?}", fast.arithmetic()) };
         ensure!(why.contains("TF32") && why.contains("10 bits"), "{why}");
         let paths = Lstm::new(&fast, Case::new("", "", CellKind::Fused).weights()?)?.paths();
-        ensure!(paths == [Path::Fused(format!("{path}, products in tf32").into())], "{paths:?}");
+        ensure!(paths == [ExecutionPath::Fused(format!("{path}, products in tf32").into())], "{paths:?}");
     }
     ensure!(CudaHost::new()?.arithmetic() == Arithmetic::Exact, "without being asked for");
     Ok(())

@@ -21,8 +21,8 @@ use std::{
 
 use clap::Parser;
 use lstm_core::{
-    Backend, CellKind, Init, Keep, LayerUpstream, Lstm, LstmConfig, Result, Sequence, Shape, State, Upstream, Weights,
-    ndarray::Array3,
+    Backend, CellKind, Checkpointing, Init, LayerOutputGradients, Lstm, LstmConfig, MatrixShape, OutputGradients,
+    Result, Sequence, State, Weights, ndarray::Array3,
 };
 use lstm_cpu::Cpu;
 use lstm_cuda::{Cuda, Limits, kernels};
@@ -158,8 +158,8 @@ type Values = Vec<(String, Vec<f32>)>;
 
 fn values<B: Backend>(b: &B, [hidden, batch, steps]: [usize; 3]) -> Result<Values> {
     let x = Array3::from_shape_fn((batch, steps, hidden), |(b, t, k)| number((b * steps + t) * hidden + k));
-    let pass = Lstm::new(b, weights(hidden)?)?.forward_train(&x, Keep::Everything)?;
-    let gradients = pass.tape.backward(Upstream::from(&x).with_input())?;
+    let pass = Lstm::new(b, weights(hidden)?)?.forward_train(&x, Checkpointing::Everything)?;
+    let gradients = pass.tape.backward(OutputGradients::from(&x).with_input())?;
     let of = |values: &mut dyn Iterator<Item = &f32>| values.copied().collect::<Vec<_>>();
     let mut all = vec![("y".to_owned(), of(&mut pass.y.iter())), ("c".to_owned(), of(&mut pass.state.c.iter()))];
     all.extend(gradients.x.iter().map(|x| ("dx".to_owned(), of(&mut x.iter()))));
@@ -198,15 +198,16 @@ fn microseconds(cuda: &Cuda, [hidden, batch, steps]: [usize; 3], train: bool, re
     let mut plan = cuda.plan(&layer, batch, steps)?;
     let upload = |rows: usize| {
         let data: Vec<f32> = (0..rows * hidden).map(number).collect();
-        cuda.upload(Shape::new(rows, hidden), &data)
+        cuda.upload(MatrixShape::new(rows, hidden), &data)
     };
-    let (x, zeros) = (upload(steps * batch)?, cuda.upload(Shape::new(batch, hidden), &vec![0.0; batch * hidden])?);
+    let (x, zeros) =
+        (upload(steps * batch)?, cuda.upload(MatrixShape::new(batch, hidden), &vec![0.0; batch * hidden])?);
     let state = State { h: zeros.clone(), c: zeros };
     let mut once = || {
         let sequence = Sequence { x: &x, state: &state, steps, batch, lengths: None };
         if train {
             let (output, trace) = cuda.forward_train(&layer, &mut plan, sequence)?;
-            let upstream = LayerUpstream { y: &output.y, state: &state, onto: None, input: true };
+            let upstream = LayerOutputGradients { y: &output.y, state: &state, onto: None, input: true };
             cuda.backward(&layer, &mut plan, &trace, upstream)?;
         } else {
             cuda.forward(&layer, &mut plan, sequence)?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::{
     cell_ratios,
-    draw::{self, Axis, Series},
+    draw::{self, ConcatAxis, Series},
     main_cases, plural,
 };
 use crate::{
@@ -81,7 +81,7 @@ fn times(results: &Results, threads: usize) -> Result<Option<Chart>> {
     let title = format!("Time of one run, {}", plural(threads));
     let caption =
         "Further left is faster; the axis is logarithmic. Lines go from the fastest turn to the slowest.".to_owned();
-    unless_empty(&series, || draw::dots(&title, Axis::times("time of one run"), &rows, &series, None), caption)
+    unless_empty(&series, || draw::dots(&title, ConcatAxis::times("time of one run"), &rows, &series, None), caption)
 }
 
 fn ratios(results: &Results, threads: usize) -> Result<Option<Chart>> {
@@ -98,7 +98,7 @@ fn ratios(results: &Results, threads: usize) -> Result<Option<Chart>> {
          each other to the largest. The axis is logarithmic.",
         base.name
     );
-    let axis = Axis::log(format!("time over that of {}", base.name), |v| format!("{v}"));
+    let axis = ConcatAxis::log(format!("time over that of {}", base.name), |v| format!("{v}"));
     unless_empty(&series, || draw::dots(&title, axis, &rows, &series, Some(1.0)), caption)
 }
 
@@ -126,7 +126,7 @@ fn fractions(results: &Results) -> Result<Option<Chart>> {
     let title = format!("How near {} is to the floor", base.name);
     let caption = "The least time that this machine needs for a case's flops and bytes, over the time measured; in brackets what \
                    bounds it.";
-    let axis = Axis::linear("floor over time", Some((0.0, 1.0)), |v| format!("{:.0} %", v * 100.0));
+    let axis = ConcatAxis::linear("floor over time", Some((0.0, 1.0)), |v| format!("{:.0} %", v * 100.0));
     unless_empty(&series, || draw::dots(&title, axis, &rows, &series, Some(1.0)), caption.to_owned())
 }
 
@@ -152,7 +152,7 @@ fn cells(results: &Results) -> Result<Option<Chart>> {
     let title = format!("The fused cell's time over that of other cells, {}", base.name);
     let caption =
         "Left of 1 the other cell is slower. Lines go from the smallest ratio of turns to the largest.".to_owned();
-    let axis = Axis::linear("fused over it", Some((0.0, 1.0)), |v| format!("{v:.1}"));
+    let axis = ConcatAxis::linear("fused over it", Some((0.0, 1.0)), |v| format!("{v:.1}"));
     unless_empty(&series, || draw::dots(&title, axis, &rows, &series, Some(1.0)), caption)
 }
 
@@ -183,8 +183,8 @@ fn scaling(results: &Results, series: case::Series, threads: usize) -> Result<Op
     let xs: Vec<f64> = cases.iter().map(|case| size(case)).collect();
     let title = format!("Time by {what}, {rest}, {}", plural(threads));
     let caption = "Forward, whole sequences. Both axes are logarithmic.".to_owned();
-    let x = Axis::log(what, |v| format!("{v}")).at(&xs);
-    unless_empty(&lines, || draw::lines(&title, x, Axis::times("time of one run"), &xs, &lines), caption)
+    let x = ConcatAxis::log(what, |v| format!("{v}")).at(&xs);
+    unless_empty(&lines, || draw::lines(&title, x, ConcatAxis::times("time of one run"), &xs, &lines), caption)
 }
 
 fn bandwidth(results: &Results) -> Result<Option<Chart>> {
@@ -200,12 +200,12 @@ fn bandwidth(results: &Results) -> Result<Option<Chart>> {
         values: (0..longest.ladder.len()).map(|k| floor.ladder.get(k).map(|step| point(step.rate))).collect(),
     };
     let series: Vec<Series> = results.floors.iter().enumerate().map(line).collect();
-    let x = Axis::log("bytes of each thread, walked back and forth", |v| match v {
+    let x = ConcatAxis::log("bytes of each thread, walked back and forth", |v| match v {
         v if v >= 1e9 => format!("{:.0} GB", v * 1e-9),
         v if v >= 1e6 => format!("{:.0} MB", v * 1e-6),
         v => format!("{:.0} kB", v * 1e-3),
     });
-    let y = Axis::log("all threads together", |v| format!("{:.0} GB/s", v * 1e-9));
+    let y = ConcatAxis::log("all threads together", |v| format!("{:.0} GB/s", v * 1e-9));
     let caption = "What the floors of bandwidth come from, measured before and after the cases.".to_owned();
     unless_empty(&series, || draw::lines("How fast this machine reads", x, y, &each(longest), &series), caption)
 }

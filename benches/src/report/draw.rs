@@ -22,7 +22,7 @@ pub(super) struct Series {
 }
 
 /// How figures become places.
-pub(super) struct Axis {
+pub(super) struct ConcatAxis {
     title: String,
     logarithmic: bool,
     /// What is shown in any case.
@@ -34,23 +34,23 @@ pub(super) struct Axis {
 
 /// An axis whose ends are known.
 struct Scale {
-    axis: Axis,
+    axis: ConcatAxis,
     low: f64,
     high: f64,
 }
 
-impl Axis {
+impl ConcatAxis {
     pub(super) fn log(title: impl Into<String>, label: fn(f64) -> String) -> Self {
-        Axis { title: title.into(), logarithmic: true, include: None, label, at: None }
+        ConcatAxis { title: title.into(), logarithmic: true, include: None, label, at: None }
     }
 
     pub(super) fn linear(title: impl Into<String>, include: Option<(f64, f64)>, label: fn(f64) -> String) -> Self {
-        Axis { title: title.into(), logarithmic: false, include, label, at: None }
+        ConcatAxis { title: title.into(), logarithmic: false, include, label, at: None }
     }
 
     /// Logarithmic, in seconds.
     pub(super) fn times(title: &str) -> Self {
-        Axis::log(title, |v| {
+        ConcatAxis::log(title, |v| {
             let (value, unit) = match v {
                 v if v < 0.999e-6 => (v * 1e9, "ns"),
                 v if v < 0.999e-3 => (v * 1e6, "us"),
@@ -63,7 +63,7 @@ impl Axis {
 
     /// With ticks at these figures.
     pub(super) fn at(self, ticks: &[f64]) -> Self {
-        Axis { at: Some(ticks.to_vec()), ..self }
+        ConcatAxis { at: Some(ticks.to_vec()), ..self }
     }
 
     /// With ends a little beyond all figures.
@@ -201,7 +201,13 @@ fn svg(title: &str, height: i32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> 
 }
 
 /// A row for each name, with a dot for each series that has a figure there, and a line at a figure to compare with.
-pub(super) fn dots(title: &str, axis: Axis, rows: &[String], series: &[Series], mark: Option<f64>) -> Result<String> {
+pub(super) fn dots(
+    title: &str,
+    axis: ConcatAxis,
+    rows: &[String],
+    series: &[Series],
+    mark: Option<f64>,
+) -> Result<String> {
     let each = 14 + 7 * series.len().clamp(2, 10) as i32;
     let height = (TOP + BOTTOM + each * rows.len() as i32).max(TOP + BOTTOM + 22 * series.len() as i32);
     let longest = rows.iter().map(|row| row.chars().count()).max().unwrap_or(0);
@@ -233,7 +239,7 @@ pub(super) fn dots(title: &str, axis: Axis, rows: &[String], series: &[Series], 
 }
 
 /// Lines over `xs`, which figures of the series belong to.
-pub(super) fn lines(title: &str, x: Axis, y: Axis, xs: &[f64], series: &[Series]) -> Result<String> {
+pub(super) fn lines(title: &str, x: ConcatAxis, y: ConcatAxis, xs: &[f64], series: &[Series]) -> Result<String> {
     let height = 440;
     let x_scale = x.over(xs.iter().copied());
     let y_scale = y.over(series.iter().flat_map(|s| s.values.iter().flatten().map(|v| v.mid)));
@@ -265,11 +271,11 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_few() {
-        let ticks = |axis: Axis, figures: &[f64]| axis.over(figures.iter().copied()).ticks();
-        let log = || Axis::log("", |v| format!("{v}"));
+        let ticks = |axis: ConcatAxis, figures: &[f64]| axis.over(figures.iter().copied()).ticks();
+        let log = || ConcatAxis::log("", |v| format!("{v}"));
         assert_eq!(ticks(log(), &[0.9, 4.0]), [0.8, 0.9, 1.0, 2.0, 3.0, 4.0]);
         assert_eq!(ticks(log(), &[1e-7, 1.0]), [1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]);
-        assert_eq!(ticks(Axis::linear("", Some((0.0, 1.0)), |_| String::new()), &[0.5]).len(), 6);
+        assert_eq!(ticks(ConcatAxis::linear("", Some((0.0, 1.0)), |_| String::new()), &[0.5]).len(), 6);
         for figures in [[1e-9, 1e9], [1.0, 1.0], [3.0, 3.1]] {
             let ticks = ticks(log(), &figures);
             assert!(ticks.len() <= 10, "{ticks:?}");
@@ -284,7 +290,7 @@ mod tests {
             Series { name: "theirs".to_owned(), bold: false, colour: 1, values: vec![spread(3.0), None] },
         ];
         let rows = ["a".to_owned(), "b <c>".to_owned()];
-        let svg = dots("title", Axis::times("time"), &rows, &series, None).unwrap();
+        let svg = dots("title", ConcatAxis::times("time"), &rows, &series, None).unwrap();
         // Three figures and two of the legend.
         assert_eq!(svg.matches("<circle").count(), 5);
         for name in ["title", "ours", "theirs", "b &lt;c&gt;"] {

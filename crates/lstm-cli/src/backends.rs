@@ -3,7 +3,7 @@
 use std::{fmt::Debug, sync::Arc};
 
 use lstm_core::{
-    Arithmetic, Backend, HostState, Input, Lstm, Path, Reference, Stream, Weights,
+    Arithmetic, Backend, ExecutionPath, HostState, Input, Lstm, Reference, Stream, Weights,
     ndarray::{Array3, ArrayView3},
 };
 
@@ -24,7 +24,7 @@ pub(crate) trait Device {
 /// A model on a device.
 pub(crate) trait Model {
     /// Which code runs each layer-direction.
-    fn paths(&self) -> Vec<Path>;
+    fn paths(&self) -> Vec<ExecutionPath>;
     /// Starts `batch` streams from a state, or from zeros.
     fn start(&mut self, batch: usize, state: Option<&HostState>) -> Result<()>;
     /// The next steps of the streams.
@@ -59,7 +59,7 @@ struct Loaded<B: Backend> {
 }
 
 impl<B: Backend> Model for Loaded<B> {
-    fn paths(&self) -> Vec<Path> {
+    fn paths(&self) -> Vec<ExecutionPath> {
         self.lstm.paths()
     }
     fn start(&mut self, batch: usize, state: Option<&HostState>) -> Result<()> {
@@ -183,7 +183,7 @@ pub(crate) fn describe(arithmetic: &Arithmetic) -> String {
 }
 
 /// Paths, each told once.
-pub(crate) fn describe_paths(paths: &[Path]) -> String {
+pub(crate) fn describe_paths(paths: &[ExecutionPath]) -> String {
     let mut all: Vec<String> = paths.iter().map(ToString::to_string).collect();
     all.dedup();
     all.join(", ")

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, process::ExitCode};
 
-use lstm_core::{Names, OnnxWriter, StateDictWriter, weights::state_dict::Dtype};
+use lstm_core::{OnnxWriter, StateDictWriter, TensorNames, weights::state_dict::Dtype};
 use serde::Serialize;
 
 use crate::{
@@ -103,7 +103,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         false if args.inputs => return Err(Error::option("inputs", "only an .onnx file has inputs")),
         false => {
             let writer = StateDictWriter::new().dtype(args.dtype);
-            writer.lstm(&args.prefix, weights, Names::PyTorch)?.save(&args.out)?;
+            writer.lstm(&args.prefix, weights, TensorNames::PyTorch)?.save(&args.out)?;
         }
         true if args.dtype != Dtype::F32 => return Err(Error::option("dtype", ".onnx files are written in F32")),
         true if !args.prefix.is_empty() => return Err(Error::option("prefix", "is of .safetensors files")),

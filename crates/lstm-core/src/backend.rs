@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, future::Future, ops::Range};
 use crate::{
     config::{Bias, CellKind, LayerSpec, Param},
     error::{Error, Result},
-    shape::{Axis, Mat, Shape, checked_len},
+    shape::{ConcatAxis, MatrixRef, MatrixShape, checked_len},
     weights::LayerWeights,
 };
 
@@ -38,18 +38,18 @@ impl Arithmetic {
 
 /// Which code runs a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Path {
+pub enum ExecutionPath {
     /// [`reference`](crate::reference), out of primitives.
     Reference,
     /// The backend's own whole-sequence kernel, by name.
     Fused(Cow<'static, str>),
 }
 
-impl fmt::Display for Path {
+impl fmt::Display for ExecutionPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Path::Reference => f.write_str("reference"),
-            Path::Fused(kernel) => write!(f, "fused: {kernel}"),
+            ExecutionPath::Reference => f.write_str("reference"),
+            ExecutionPath::Fused(kernel) => write!(f, "fused: {kernel}"),
         }
     }
 }
@@ -76,10 +76,10 @@ impl<T> Sequence<'_, T> {
     }
 
     /// Checks shapes against `spec`, and the lengths' number, order and size; every backend calls it first.
-    pub fn check(&self, spec: &LayerSpec, shape: impl Fn(&T) -> Shape) -> Result<()> {
+    pub fn check(&self, spec: &LayerSpec, shape: impl Fn(&T) -> MatrixShape) -> Result<()> {
         let rows = checked_len("forward", &[self.steps, self.batch])?;
         let expect = |op: &str, got, rows, cols| {
-            let want = Shape::new(rows, cols);
+            let want = MatrixShape::new(rows, cols);
             if got == want { Ok(()) } else { Err(Error::shape(format!("forward: {op}"), want, got)) }
         };
         expect("x", shape(self.x), rows, spec.input_size)?;
@@ -107,8 +107,8 @@ pub struct Output<T, S = State<T>> {
     pub state: S,
 }
 
-/// What [`Backend::forward_both`] returns: the outputs side by side, and each direction's final state.
-pub type OutputOfBoth<T> = Output<T, [State<T>; 2]>;
+/// What [`Backend::forward_bidirectional`] returns: the outputs side by side, and each direction's final state.
+pub type BidirectionalOutput<T> = Output<T, [State<T>; 2]>;
 
 impl<T, S> Output<T, S> {
     /// Puts the two together.
@@ -119,7 +119,7 @@ impl<T, S> Output<T, S> {
 
 /// What [`Backend::backward`] starts from: the loss's gradient with respect to a layer's outputs.
 #[derive(Debug)]
-pub struct LayerUpstream<'a, T> {
+pub struct LayerOutputGradients<'a, T> {
     /// Of `y`, `[steps * batch, state]`; rows beyond a sequence's length are not read.
     pub y: &'a T,
     /// Of the final state.
@@ -130,16 +130,16 @@ pub struct LayerUpstream<'a, T> {
     pub input: bool,
 }
 
-impl<T> LayerUpstream<'_, T> {
+impl<T> LayerOutputGradients<'_, T> {
     /// Checks shapes against `spec`; every backend calls it first.
-    pub fn check(&self, spec: &LayerSpec, steps: usize, batch: usize, shape: impl Fn(&T) -> Shape) -> Result<()> {
-        let expect = |op: &str, tensor: &T, want: Shape| {
+    pub fn check(&self, spec: &LayerSpec, steps: usize, batch: usize, shape: impl Fn(&T) -> MatrixShape) -> Result<()> {
+        let expect = |op: &str, tensor: &T, want: MatrixShape| {
             let got = shape(tensor);
             if got == want { Ok(()) } else { Err(Error::shape(format!("backward: {op}"), want, got)) }
         };
-        expect("y", self.y, Shape::new(checked_len("backward", &[steps, batch])?, spec.state_size()))?;
-        expect("state.h", &self.state.h, Shape::new(batch, spec.state_size()))?;
-        expect("state.c", &self.state.c, Shape::new(batch, spec.hidden_size))?;
+        expect("y", self.y, MatrixShape::new(checked_len("backward", &[steps, batch])?, spec.state_size()))?;
+        expect("state.h", &self.state.h, MatrixShape::new(batch, spec.state_size()))?;
+        expect("state.c", &self.state.c, MatrixShape::new(batch, spec.hidden_size))?;
         let Some(onto) = &self.onto else { return Ok(()) };
         let wanted = |spec: &LayerSpec| {
             (spec.bias != Bias::None, spec.proj_size.is_some(), spec.cell == CellKind::PeepholeDiagonal)
@@ -157,10 +157,10 @@ impl<T> LayerUpstream<'_, T> {
 }
 
 /// A parameter's shape on a device: a vector is one row.
-fn matrix(shape: &[usize]) -> Shape {
+fn matrix(shape: &[usize]) -> MatrixShape {
     match *shape {
-        [rows, cols] => Shape::new(rows, cols),
-        _ => Shape::new(1, shape.iter().product()),
+        [rows, cols] => MatrixShape::new(rows, cols),
+        _ => MatrixShape::new(1, shape.iter().product()),
     }
 }
 
@@ -250,16 +250,16 @@ pub trait Backend: Clone {
     fn arithmetic(&self) -> Arithmetic;
 
     /// The shape of a tensor.
-    fn shape(&self, x: &Self::Tensor) -> Shape;
+    fn shape(&self, x: &Self::Tensor) -> MatrixShape;
 
     /// Copies row-major `data` to the device, bits unchanged.
-    fn upload(&self, shape: Shape, data: &[f32]) -> Result<Self::Tensor>;
+    fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<Self::Tensor>;
 
     /// Waits for `x` and copies it to `out`, bits unchanged.
     fn download(&self, x: &Self::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>>;
 
     /// [`upload`](Self::upload) of what nobody else needs: where the device is the host, without a copy.
-    fn upload_vec(&self, shape: Shape, data: Vec<f32>) -> Result<Self::Tensor> {
+    fn upload_vec(&self, shape: MatrixShape, data: Vec<f32>) -> Result<Self::Tensor> {
         self.upload(shape, &data)
     }
 
@@ -279,8 +279,8 @@ pub trait Backend: Clone {
     /// or one row that is added to every row.
     fn gemm(
         &self,
-        a: Mat<'_, Self::Tensor>,
-        b: Mat<'_, Self::Tensor>,
+        a: MatrixRef<'_, Self::Tensor>,
+        b: MatrixRef<'_, Self::Tensor>,
         acc: Option<&Self::Tensor>,
     ) -> Result<Self::Tensor>;
 
@@ -317,7 +317,7 @@ pub trait Backend: Clone {
     fn slice(&self, x: &Self::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<Self::Tensor>;
 
     /// A copy of `parts` joined along `axis`.
-    fn concat(&self, axis: Axis, parts: &[Self::Tensor]) -> Result<Self::Tensor>;
+    fn concat(&self, axis: ConcatAxis, parts: &[Self::Tensor]) -> Result<Self::Tensor>;
 
     /// Brings a layer's weights to the device: the biases are added, then all of it is snapped and packed.
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer>;
@@ -333,7 +333,7 @@ pub trait Backend: Clone {
     fn plan(&self, layer: &Self::Layer, batch: usize, steps: usize) -> Result<Self::Plan>;
 
     /// Which code [`forward`](Self::forward) runs for `layer`.
-    fn path(&self, layer: &Self::Layer) -> Path;
+    fn path(&self, layer: &Self::Layer) -> ExecutionPath;
 
     /// Runs a layer over a batch of sequences; snaps its inputs and initial state first. The definition is
     /// [`reference::forward`](crate::reference::forward).
@@ -347,18 +347,18 @@ pub trait Backend: Clone {
     /// [`forward`](Self::forward) of both directions of a layer over the same sequences: their outputs side by side, the
     /// first layer's first, and their final states. `sequence` has the first one's initial state, `second` is the other's. Any two
     /// layers of the same input size will do; errors are those of `forward`.
-    fn forward_both(
+    fn forward_bidirectional(
         &self,
         layers: [&Self::Layer; 2],
         plans: [&mut Self::Plan; 2],
         sequence: Sequence<'_, Self::Tensor>,
         second: &State<Self::Tensor>,
-    ) -> Result<OutputOfBoth<Self::Tensor>> {
+    ) -> Result<BidirectionalOutput<Self::Tensor>> {
         let Sequence { x, steps, batch, lengths, .. } = sequence;
         let [plan, other] = plans;
         let a = self.forward(layers[0], plan, sequence)?;
         let b = self.forward(layers[1], other, Sequence { x, state: second, steps, batch, lengths })?;
-        Ok(Output { y: self.concat(Axis::Cols, &[a.y, b.y])?, state: [a.state, b.state] })
+        Ok(Output { y: self.concat(ConcatAxis::Cols, &[a.y, b.y])?, state: [a.state, b.state] })
     }
 
     /// [`forward`](Self::forward), the same bits, that keeps what [`backward`](Self::backward) needs. Inputs beyond a
@@ -378,7 +378,7 @@ pub trait Backend: Clone {
         layer: &Self::Layer,
         plan: &mut Self::Plan,
         trace: &Self::Trace,
-        upstream: LayerUpstream<'_, Self::Tensor>,
+        upstream: LayerOutputGradients<'_, Self::Tensor>,
     ) -> Result<LayerGradients<Self::Tensor>>;
 
     /// Makes a stream of a stack of forward layers, with zero state.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::shape::Shape;
+use crate::shape::MatrixShape;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -28,9 +28,9 @@ pub enum Error {
         /// The operation.
         op: &'static str,
         /// Shape of the left operand.
-        lhs: Shape,
+        lhs: MatrixShape,
         /// Shape of the right operand.
-        rhs: Shape,
+        rhs: MatrixShape,
     },
 
     /// Sizes whose product is more than memory holds.

@@ -12,7 +12,7 @@ use crate::{
 
 /// How much a forward pass keeps for the backward pass. The bits of the gradients do not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Keep {
+pub enum Checkpointing {
     /// Everything: states and gates of all steps, about `6 * hidden` numbers for each step of a sequence and layer.
     #[default]
     Everything,
@@ -24,17 +24,17 @@ pub enum Keep {
     SquareRoot,
 }
 
-impl Keep {
+impl Checkpointing {
     /// The length of a segment; `None` for everything.
     pub(crate) fn segment(self, steps: usize) -> Result<Option<usize>> {
         match self {
-            Keep::Everything => Ok(None),
-            Keep::Segments(n) if n > 0 && n.is_multiple_of(CHUNK) => Ok(Some(n)),
-            Keep::Segments(n) => {
+            Checkpointing::Everything => Ok(None),
+            Checkpointing::Segments(n) if n > 0 && n.is_multiple_of(CHUNK) => Ok(Some(n)),
+            Checkpointing::Segments(n) => {
                 let why = format!("expected segments of a positive multiple of {CHUNK} steps, got {n}");
                 Err(Error::config("keep", why))
             }
-            Keep::SquareRoot => Ok(Some(steps.isqrt().max(1).next_multiple_of(CHUNK))),
+            Checkpointing::SquareRoot => Ok(Some(steps.isqrt().max(1).next_multiple_of(CHUNK))),
         }
     }
 }
@@ -42,39 +42,39 @@ impl Keep {
 /// The loss's gradient with respect to a model's outputs, final states, or both: where a backward pass starts. An array
 /// alone, of the output's shape, is enough.
 #[derive(Clone, Copy, Debug)]
-pub struct Upstream<'a> {
+pub struct OutputGradients<'a> {
     pub(crate) y: Option<ArrayView3<'a, f32>>,
     pub(crate) state: Option<&'a HostState>,
     pub(crate) input: bool,
 }
 
-impl<'a> From<ArrayView3<'a, f32>> for Upstream<'a> {
+impl<'a> From<ArrayView3<'a, f32>> for OutputGradients<'a> {
     fn from(y: ArrayView3<'a, f32>) -> Self {
-        Upstream { y: Some(y), state: None, input: false }
+        OutputGradients { y: Some(y), state: None, input: false }
     }
 }
 
-impl<'a> From<&'a Array3<f32>> for Upstream<'a> {
+impl<'a> From<&'a Array3<f32>> for OutputGradients<'a> {
     fn from(y: &'a Array3<f32>) -> Self {
         y.view().into()
     }
 }
 
-impl<'a> From<&'a HostState> for Upstream<'a> {
+impl<'a> From<&'a HostState> for OutputGradients<'a> {
     fn from(state: &'a HostState) -> Self {
-        Upstream { y: None, state: Some(state), input: false }
+        OutputGradients { y: None, state: Some(state), input: false }
     }
 }
 
-impl<'a> Upstream<'a> {
+impl<'a> OutputGradients<'a> {
     /// Adds the gradient of the final states; without it, and so for truncated backpropagation through time, it is zero.
     pub fn state(self, state: &'a HostState) -> Self {
-        Upstream { state: Some(state), ..self }
+        OutputGradients { state: Some(state), ..self }
     }
 
     /// Asks for the gradient of the model's input too.
     pub fn with_input(self) -> Self {
-        Upstream { input: true, ..self }
+        OutputGradients { input: true, ..self }
     }
 
     pub(crate) fn check(&self, config: &LstmConfig, layout: &Layout) -> Result<()> {
@@ -91,7 +91,7 @@ impl<'a> Upstream<'a> {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Gradients {
-    /// Of the input, in its layout, +0 beyond a sequence's length; if [asked for](Upstream::with_input).
+    /// Of the input, in its layout, +0 beyond a sequence's length; if [asked for](OutputGradients::with_input).
     pub x: Option<Array3<f32>>,
     /// Of the initial states, whether they were given or zero.
     pub state: HostState,

@@ -25,21 +25,22 @@ pub mod train;
 pub mod weights;
 
 pub use backend::{
-    Arithmetic, Backend, LayerGradients, LayerUpstream, Output, OutputOfBoth, Path, Sequence, State, WeightGradients,
+    Arithmetic, Backend, BidirectionalOutput, ExecutionPath, LayerGradients, LayerOutputGradients, Output, Sequence,
+    State, WeightGradients,
 };
 pub use config::{Bias, CellKind, Direction, GATES, LayerSpec, LstmConfig, Param};
 pub use error::{Error, Result};
-pub use gradient::{Gradients, Keep, Upstream};
+pub use gradient::{Checkpointing, Gradients, OutputGradients};
 pub use input::{HostState, Input};
 pub use lstm::Lstm;
 pub use reference::Reference;
-pub use shape::{Axis, Mat, Shape};
+pub use shape::{ConcatAxis, MatrixRef, MatrixShape};
 pub use stream::Stream;
-pub use tape::{Recorded, Tape};
+pub use tape::{Tape, TrainOutput};
 pub use weights::{
     LayerWeights, Weights,
     init::{Init, InitKind},
-    names::Names,
+    names::TensorNames,
     onnx::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter},
     rtneural::RtNeural,
     state_dict::{StateDict, StateDictWriter},

@@ -13,11 +13,11 @@ use ndarray_rand::rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    backend::{Backend, Output, Path, Sequence, State},
+    backend::{Backend, ExecutionPath, Output, Sequence, State},
     config::LstmConfig,
     error::{Error, Result},
     input::{HostState, Input, Layout},
-    shape::{Axis, Shape, checked_len},
+    shape::{ConcatAxis, MatrixShape, checked_len},
     stream::Stream,
     weights::{Weights, init::Init},
 };
@@ -105,7 +105,7 @@ impl<B: Backend> Lstm<B> {
     }
 
     /// Which code runs each layer-direction, in the order of [`LstmConfig::layer_specs`].
-    pub fn paths(&self) -> Vec<Path> {
+    pub fn paths(&self) -> Vec<ExecutionPath> {
         self.layers.iter().map(|layer| self.backend.path(layer)).collect()
     }
 
@@ -170,7 +170,8 @@ impl<B: Backend> Lstm<B> {
         let forward = |_, layers: &[B::Layer], plans: &mut [B::Plan], mut sequences: Vec<Sequence<'_, B::Tensor>>| {
             let sequence = sequences.swap_remove(0);
             if let ([first, second], [plan, other]) = (layers, &mut *plans) {
-                let out = self.backend.forward_both([first, second], [plan, other], sequence, sequences[0].state)?;
+                let out =
+                    self.backend.forward_bidirectional([first, second], [plan, other], sequence, sequences[0].state)?;
                 return Ok(Output::new(out.y, out.state.into()));
             }
             let out = self.backend.forward(&layers[0], &mut plans[0], sequence)?;
@@ -206,14 +207,14 @@ impl<B: Backend> Lstm<B> {
         let mut out = HostState::zeros(self.config(), layout.batch)?;
         for (array, pick) in [(&mut out.h, (|s| &s.h) as fn(&State<B::Tensor>) -> &B::Tensor), (&mut out.c, |s| &s.c)] {
             let parts: Vec<_> = states.iter().map(|state| pick(state).clone()).collect();
-            let rows = self.backend.download_vec(self.backend.concat(Axis::Rows, &parts)?).await?;
+            let rows = self.backend.download_vec(self.backend.concat(ConcatAxis::Rows, &parts)?).await?;
             layout.put_states(&rows, array);
         }
         Ok(out)
     }
 
     pub(crate) fn upload_rows(&self, rows: Cow<'_, [f32]>, cols: usize) -> Result<B::Tensor> {
-        let shape = Shape::new(rows.len() / cols, cols);
+        let shape = MatrixShape::new(rows.len() / cols, cols);
         match rows {
             Cow::Owned(rows) => self.backend.upload_vec(shape, rows),
             Cow::Borrowed(rows) => self.backend.upload(shape, rows),
@@ -243,7 +244,7 @@ impl<B: Backend> Lstm<B> {
             if let (Some(rng), true) = (&mut dropout, k > 0) {
                 let cols = config.output_size();
                 let mask = layout.dropout_mask(rng, config.dropout, cols);
-                let mask = b.upload_vec(Shape::new(steps * batch, cols), mask)?;
+                let mask = b.upload_vec(MatrixShape::new(steps * batch, cols), mask)?;
                 x = b.mul_add(1.0, &x, Some(&mask), None)?;
                 masks.push(mask);
             }
@@ -269,7 +270,7 @@ impl<B: Backend> Lstm<B> {
         let upload = |states: Option<&Array3<f32>>, cols: usize| {
             let mut rows = layout.state_rows(states, k, cols);
             rows.iter_mut().for_each(|v| *v = map(*v));
-            self.backend.upload_vec(Shape::new(layout.batch, cols), rows)
+            self.backend.upload_vec(MatrixShape::new(layout.batch, cols), rows)
         };
         Ok(State {
             h: upload(states.map(|s| &s.h), self.config().state_size())?,

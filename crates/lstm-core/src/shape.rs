@@ -6,17 +6,17 @@ use crate::error::{Error, Result};
 
 /// Rows and columns of a row-major matrix. A sequence is `[steps * batch, features]`, time-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shape {
+pub struct MatrixShape {
     /// Number of rows.
     pub rows: usize,
     /// Number of columns.
     pub cols: usize,
 }
 
-impl Shape {
+impl MatrixShape {
     /// A shape of `rows` by `cols`.
     pub const fn new(rows: usize, cols: usize) -> Self {
-        Shape { rows, cols }
+        MatrixShape { rows, cols }
     }
 
     /// Number of elements, or the largest number if that does not fit.
@@ -30,7 +30,7 @@ impl Shape {
     }
 }
 
-impl fmt::Display for Shape {
+impl fmt::Display for MatrixShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{}, {}]", self.rows, self.cols)
     }
@@ -66,7 +66,7 @@ pub fn zeros(op: &'static str, sizes: &[usize]) -> Result<Vec<f32>> {
 
 /// Along which axis [`Backend::concat`](crate::Backend::concat) joins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Axis {
+pub enum ConcatAxis {
     /// Below one another: equal columns.
     Rows,
     /// Beside one another: equal rows.
@@ -75,41 +75,41 @@ pub enum Axis {
 
 /// A tensor as an operand of a product, possibly transposed.
 #[derive(Debug)]
-pub struct Mat<'a, T> {
+pub struct MatrixRef<'a, T> {
     /// The matrix.
     pub tensor: &'a T,
     /// Whether the product reads it transposed.
     pub transposed: bool,
 }
 
-impl<T> Clone for Mat<'_, T> {
+impl<T> Clone for MatrixRef<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Mat<'_, T> {}
+impl<T> Copy for MatrixRef<'_, T> {}
 
-impl<T> Mat<'_, T> {
+impl<T> MatrixRef<'_, T> {
     /// The same matrix, transposed.
     pub fn t(self) -> Self {
-        Mat { transposed: !self.transposed, ..self }
+        MatrixRef { transposed: !self.transposed, ..self }
     }
 
     /// The shape that the product sees, given the tensor's own.
-    pub fn view(&self, own: Shape) -> Shape {
-        if self.transposed { Shape::new(own.cols, own.rows) } else { own }
+    pub fn view(&self, own: MatrixShape) -> MatrixShape {
+        if self.transposed { MatrixShape::new(own.cols, own.rows) } else { own }
     }
 }
 
-impl<'a, T> From<&'a T> for Mat<'a, T> {
+impl<'a, T> From<&'a T> for MatrixRef<'a, T> {
     fn from(tensor: &'a T) -> Self {
-        Mat { tensor, transposed: false }
+        MatrixRef { tensor, transposed: false }
     }
 }
 
 /// Checks an upload: as many elements as the shape says, and at least one.
-pub fn check_upload(shape: Shape, len: usize) -> Result<()> {
+pub fn check_upload(shape: MatrixShape, len: usize) -> Result<()> {
     match shape.rows.checked_mul(shape.cols) {
         Some(n) if n == len && n > 0 => Ok(()),
         _ => Err(Error::shape("upload", format!("{shape} with at least one element"), format!("{len} elements"))),
@@ -117,7 +117,7 @@ pub fn check_upload(shape: Shape, len: usize) -> Result<()> {
 }
 
 /// Checks a download: the slice has as many elements as the tensor.
-pub fn check_download(shape: Shape, len: usize) -> Result<()> {
+pub fn check_download(shape: MatrixShape, len: usize) -> Result<()> {
     if shape.len() == len {
         return Ok(());
     }
@@ -125,12 +125,12 @@ pub fn check_download(shape: Shape, len: usize) -> Result<()> {
 }
 
 /// Shape of `a . b`, where `acc` is absent, of the result's shape, or one row that is added to every row.
-pub fn check_gemm(a: Shape, b: Shape, acc: Option<Shape>) -> Result<Shape> {
+pub fn check_gemm(a: MatrixShape, b: MatrixShape, acc: Option<MatrixShape>) -> Result<MatrixShape> {
     if a.cols != b.rows {
         return Err(Error::Mismatch { op: "gemm", lhs: a, rhs: b });
     }
     checked_len("gemm", &[a.rows, b.cols])?;
-    check_rows("gemm accumulator", Shape::new(a.rows, b.cols), acc)
+    check_rows("gemm accumulator", MatrixShape::new(a.rows, b.cols), acc)
 }
 
 /// Checks a bound for [`clip`](crate::arithmetic::clip): positive and finite.
@@ -142,8 +142,8 @@ pub fn check_clip(bound: f32) -> Result<()> {
 }
 
 /// Checks the operands of [`Backend::within`](crate::Backend::within).
-pub fn check_within(x: Shape, by: Shape, low: Shape, high: Shape) -> Result<()> {
-    let row = Shape::new(1, x.cols);
+pub fn check_within(x: MatrixShape, by: MatrixShape, low: MatrixShape, high: MatrixShape) -> Result<()> {
+    let row = MatrixShape::new(1, x.cols);
     match [(by, x), (low, row), (high, row)].into_iter().find(|(got, want)| got != want) {
         Some((got, want)) => Err(Error::shape(format!("within: operand of {x}"), want, got)),
         None => Ok(()),
@@ -151,31 +151,31 @@ pub fn check_within(x: Shape, by: Shape, low: Shape, high: Shape) -> Result<()> 
 }
 
 /// Checks that `operand` is absent, of shape `full`, or one row of it; returns `full`.
-pub fn check_rows(op: &'static str, full: Shape, operand: Option<Shape>) -> Result<Shape> {
+pub fn check_rows(op: &'static str, full: MatrixShape, operand: Option<MatrixShape>) -> Result<MatrixShape> {
     match operand {
-        Some(s) if s != full && s != Shape::new(1, full.cols) => Err(Error::Mismatch { op, lhs: full, rhs: s }),
+        Some(s) if s != full && s != MatrixShape::new(1, full.cols) => Err(Error::Mismatch { op, lhs: full, rhs: s }),
         _ => Ok(full),
     }
 }
 
 /// Shape of a slice: non-empty ranges within `shape`.
-pub fn check_slice(shape: Shape, rows: &Range<usize>, cols: &Range<usize>) -> Result<Shape> {
+pub fn check_slice(shape: MatrixShape, rows: &Range<usize>, cols: &Range<usize>) -> Result<MatrixShape> {
     let inside = |r: &Range<usize>, n| r.start < r.end && r.end <= n;
     if inside(rows, shape.rows) && inside(cols, shape.cols) {
-        return Ok(Shape::new(rows.len(), cols.len()));
+        return Ok(MatrixShape::new(rows.len(), cols.len()));
     }
     Err(Error::shape("slice", format!("non-empty ranges within {shape}"), format!("rows {rows:?}, columns {cols:?}")))
 }
 
 /// Shape of parts joined along `axis`.
-pub fn check_concat(axis: Axis, parts: impl IntoIterator<Item = Shape>) -> Result<Shape> {
+pub fn check_concat(axis: ConcatAxis, parts: impl IntoIterator<Item = MatrixShape>) -> Result<MatrixShape> {
     let mut parts = parts.into_iter();
     let first = parts.next().ok_or_else(|| Error::shape("concat", "at least one part", "none"))?;
     parts.try_fold(first, |all, part| {
         // Parts exist in memory, but clones share it: their sum may not fit.
         let (same, joined) = match axis {
-            Axis::Rows => (all.cols == part.cols, Shape::new(all.rows.saturating_add(part.rows), all.cols)),
-            Axis::Cols => (all.rows == part.rows, Shape::new(all.rows, all.cols.saturating_add(part.cols))),
+            ConcatAxis::Rows => (all.cols == part.cols, MatrixShape::new(all.rows.saturating_add(part.rows), all.cols)),
+            ConcatAxis::Cols => (all.rows == part.rows, MatrixShape::new(all.rows, all.cols.saturating_add(part.cols))),
         };
         if !same {
             return Err(Error::Mismatch { op: "concat", lhs: all, rhs: part });

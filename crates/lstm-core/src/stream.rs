@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     input::{HostState, Input},
     lstm::{Lstm, wait},
-    shape::Shape,
+    shape::MatrixShape,
 };
 
 /// A running model: `batch` sequences side by side that are fed as their samples arrive. Gives the same bits as
@@ -116,7 +116,7 @@ impl<B: Backend> Stream<B> {
         let upload = |array: &Array3<f32>, k: usize| {
             let layer = array.slice(s![k, .., ..]);
             let rows: Vec<f32> = layer.iter().copied().collect();
-            b.upload(Shape::new(layer.nrows(), layer.ncols()), &rows)
+            b.upload(MatrixShape::new(layer.nrows(), layer.ncols()), &rows)
         };
         let layers = (0..config.num_layers).map(|k| Ok(State { h: upload(&state.h, k)?, c: upload(&state.c, k)? }));
         let layers: Vec<_> = layers.collect::<Result<_>>()?;

@@ -4,20 +4,20 @@ use ndarray::{Array3, ArrayD, IxDyn};
 
 use crate::{
     arithmetic::Scale,
-    backend::{Backend, LayerGradients, LayerUpstream, Output, Sequence, State},
+    backend::{Backend, LayerGradients, LayerOutputGradients, Output, Sequence, State},
     config::LayerSpec,
     error::{Error, Result},
-    gradient::{Gradients, Keep, Upstream},
+    gradient::{Checkpointing, Gradients, OutputGradients},
     input::{HostState, Input, Layout},
     lstm::{Lstm, Plans, wait},
-    shape::{Axis, Shape, zeros},
+    shape::{ConcatAxis, MatrixShape, zeros},
     weights::{LayerWeights, Weights},
 };
 
 /// What [`Lstm::forward_train`] returns.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Recorded<B: Backend> {
+pub struct TrainOutput<B: Backend> {
     /// The last layer's outputs, as [`Lstm::forward`] gives them.
     pub y: Array3<f32>,
     /// The final states of all layers.
@@ -58,9 +58,9 @@ impl<B: Backend> Lstm<B> {
     /// with [`Input::training`].
     ///
     /// ```
-    /// # use lstm_core::{Backend, Gradients, Input, Keep, Lstm, Result, ndarray::Array3};
+    /// # use lstm_core::{Backend, Gradients, Input, Checkpointing, Lstm, Result, ndarray::Array3};
     /// # fn gradients<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Gradients> {
-    /// let pass = lstm.forward_train(Input::from(x).training(1), Keep::Everything)?;
+    /// let pass = lstm.forward_train(Input::from(x).training(1), Checkpointing::Everything)?;
     /// let dy = pass.y.mapv(|y| 2.0 * y / pass.y.len() as f32); // the loss is the mean of squares
     /// let gradients = pass.tape.backward(&dy)?;
     /// # Ok(gradients) }
@@ -68,7 +68,7 @@ impl<B: Backend> Lstm<B> {
     ///
     /// # Errors
     /// As for `forward`; [`Error::Config`] for segments that are not a positive multiple of 32.
-    pub fn forward_train<'a>(&self, input: impl Into<Input<'a>>, keep: Keep) -> Result<Recorded<B>> {
+    pub fn forward_train<'a>(&self, input: impl Into<Input<'a>>, keep: Checkpointing) -> Result<TrainOutput<B>> {
         wait(self.forward_train_async(input, keep))
     }
 
@@ -76,7 +76,11 @@ impl<B: Backend> Lstm<B> {
     ///
     /// # Errors
     /// As for `forward_train`.
-    pub async fn forward_train_async<'a>(&self, input: impl Into<Input<'a>>, keep: Keep) -> Result<Recorded<B>> {
+    pub async fn forward_train_async<'a>(
+        &self,
+        input: impl Into<Input<'a>>,
+        keep: Checkpointing,
+    ) -> Result<TrainOutput<B>> {
         let input = input.into();
         input.check(self.config())?;
         let layout = Layout::new(&input)?;
@@ -84,7 +88,7 @@ impl<B: Backend> Lstm<B> {
         let mut tape = Tape { lstm: self.clone(), layout, records: Vec::new(), masks: Vec::new() };
         if tape.is_empty() {
             let (y, state) = self.empty(&input)?;
-            return Ok(Recorded { y, state, tape });
+            return Ok(TrainOutput { y, state, tape });
         }
         let x = self.upload_rows(tape.layout.running_rows(input.x)?, self.config().input_size)?;
         let specs = self.config().layer_specs();
@@ -104,7 +108,7 @@ impl<B: Backend> Lstm<B> {
                 y.push(output.y);
                 states.push(output.state);
             }
-            let y = if y.len() == 1 { y.swap_remove(0) } else { self.backend().concat(Axis::Cols, &y)? };
+            let y = if y.len() == 1 { y.swap_remove(0) } else { self.backend().concat(ConcatAxis::Cols, &y)? };
             Ok(Output::new(y, states))
         };
         let result = self.run(&input, &tape.layout, x, &mut plans, forward);
@@ -112,7 +116,7 @@ impl<B: Backend> Lstm<B> {
         let mut run = result?;
         (tape.records, tape.masks) = (records, std::mem::take(&mut run.masks));
         let (y, state) = self.download_outputs(&tape.layout, run).await?;
-        Ok(Recorded { y, state, tape })
+        Ok(TrainOutput { y, state, tape })
     }
 
     fn forward_segments(
@@ -141,7 +145,7 @@ impl<B: Backend> Lstm<B> {
         }
         let last = states.pop().expect("it starts with one");
         let record = Record::Segments { x: sequence.x.clone(), states, segments };
-        Ok((Output::new(b.concat(Axis::Rows, &y)?, last), record))
+        Ok((Output::new(b.concat(ConcatAxis::Rows, &y)?, last), record))
     }
 }
 
@@ -194,7 +198,7 @@ impl<B: Backend> Tape<B> {
     ///
     /// # Errors
     /// [`Error::Shape`] naming the argument, what was expected and what came; what the device refuses.
-    pub fn backward<'a>(&self, upstream: impl Into<Upstream<'a>>) -> Result<Gradients> {
+    pub fn backward<'a>(&self, upstream: impl Into<OutputGradients<'a>>) -> Result<Gradients> {
         wait(self.backward_async(upstream))
     }
 
@@ -202,7 +206,7 @@ impl<B: Backend> Tape<B> {
     ///
     /// # Errors
     /// As for `backward`.
-    pub async fn backward_async<'a>(&self, upstream: impl Into<Upstream<'a>>) -> Result<Gradients> {
+    pub async fn backward_async<'a>(&self, upstream: impl Into<OutputGradients<'a>>) -> Result<Gradients> {
         let upstream = upstream.into();
         let (config, layout) = (self.lstm.config(), &self.layout);
         upstream.check(config, layout)?;
@@ -212,7 +216,7 @@ impl<B: Backend> Tape<B> {
         let y = upstream.y.map(|y| layout.running_rows(y)).transpose()?;
         let states = upstream.state.into_iter().flat_map(|state| state.h.iter().chain(&state.c));
         let scale = Scale::of(y.as_deref().unwrap_or_default().iter().chain(states));
-        let shape = Shape::new(layout.steps * layout.batch, config.output_size());
+        let shape = MatrixShape::new(layout.steps * layout.batch, config.output_size());
         let rows = match y {
             Some(rows) => rows.iter().map(|v| scale.apply(*v)).collect(),
             None => zeros("backward", &[shape.rows, shape.cols])?,
@@ -253,7 +257,7 @@ impl<B: Backend> Tape<B> {
     #[expect(clippy::type_complexity, reason = "read once")]
     fn run(
         &self,
-        upstream: &Upstream<'_>,
+        upstream: &OutputGradients<'_>,
         scale: Scale,
         y: B::Tensor,
         plans: &mut Plans<B>,
@@ -276,7 +280,7 @@ impl<B: Backend> Tape<B> {
                     _ => b.slice(&y, 0..b.shape(&y).rows, d * size..(d + 1) * size)?,
                 };
                 let state = self.lstm.upload_state(layout, upstream.state, k, |v| scale.apply(v))?;
-                let upstream = LayerUpstream { y: &part, state: &state, onto: None, input };
+                let upstream = LayerOutputGradients { y: &part, state: &state, onto: None, input };
                 let mut out = self.layer(k, &mut plans.plans[k], upstream)?;
                 x = match (out.x.take(), x) {
                     // Forward first.
@@ -295,7 +299,7 @@ impl<B: Backend> Tape<B> {
         &self,
         k: usize,
         plan: &mut B::Plan,
-        upstream: LayerUpstream<'_, B::Tensor>,
+        upstream: LayerOutputGradients<'_, B::Tensor>,
     ) -> Result<LayerGradients<B::Tensor>> {
         let (b, layer, layout) = (self.lstm.backend(), &self.lstm.device_layers()[k], &self.layout);
         let (x, states, segments) = match &self.records[k] {
@@ -312,7 +316,7 @@ impl<B: Backend> Tape<B> {
                 Some(after) => (after.state, Some(after.weights)),
                 None => (upstream.state.clone(), None),
             };
-            let upstream = LayerUpstream { y: &y, state: &state, onto, input: upstream.input };
+            let upstream = LayerOutputGradients { y: &y, state: &state, onto, input: upstream.input };
             let mut out = b.backward(layer, plan, &trace, upstream)?;
             pieces.extend(out.x.take().map(|x| (segment.start, x)));
             after = Some(out);
@@ -320,12 +324,12 @@ impl<B: Backend> Tape<B> {
         let mut out = after.ok_or_else(|| Error::shape("backward", "at least one segment", "none"))?;
         pieces.sort_by_key(|(start, _)| *start);
         let pieces: Vec<_> = pieces.into_iter().map(|(_, x)| x).collect();
-        out.x = if upstream.input { Some(b.concat(Axis::Rows, &pieces)?) } else { None };
+        out.x = if upstream.input { Some(b.concat(ConcatAxis::Rows, &pieces)?) } else { None };
         Ok(out)
     }
 
     /// Without steps nothing depends on the weights, and the final states are the initial ones.
-    fn empty(&self, upstream: &Upstream<'_>) -> Result<Gradients> {
+    fn empty(&self, upstream: &OutputGradients<'_>) -> Result<Gradients> {
         let config = self.lstm.config();
         let mut weights = self.lstm.weights().clone();
         weights.iter_mut().for_each(|(_, values)| values.fill(0.0));

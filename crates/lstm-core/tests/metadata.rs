@@ -1,7 +1,7 @@
 //! Options that no tensor tells, in a file's metadata.
 
 use lstm_core::{
-    Bias, CellKind, Direction, Init, LstmConfig, Names, StateDict, StateDictWriter, Weights,
+    Bias, CellKind, Direction, Init, LstmConfig, StateDict, StateDictWriter, TensorNames, Weights,
     ndarray::{ArrayD, IxDyn},
 };
 
@@ -9,7 +9,7 @@ fn fresh(config: LstmConfig) -> Weights {
     Weights::init(config, &Init::default(), 11).unwrap()
 }
 
-fn written(weights: &Weights, names: Names) -> Vec<u8> {
+fn written(weights: &Weights, names: TensorNames) -> Vec<u8> {
     StateDictWriter::new().lstm("lstm.", weights, names).unwrap().to_bytes().unwrap()
 }
 
@@ -18,19 +18,19 @@ fn options_without_tensors_are_in_the_metadata() {
     let two = LstmConfig::new(3, 5).layers(2);
     for config in [two.clone().clip(0.5), two.clone().coupled(), two.clone().dropout(0.25), two.coupled().clip(1.5)] {
         let (a, b) = (fresh(config.clone()), fresh(LstmConfig::new(2, 3)));
-        let writer = StateDictWriter::new().lstm("a.", &a, Names::PyTorch).unwrap();
-        let bytes = writer.lstm("b.", &b, Names::PyTorch).unwrap().to_bytes().unwrap();
+        let writer = StateDictWriter::new().lstm("a.", &a, TensorNames::PyTorch).unwrap();
+        let bytes = writer.lstm("b.", &b, TensorNames::PyTorch).unwrap().to_bytes().unwrap();
         let mut dict = StateDict::from_bytes(bytes).unwrap();
         assert_eq!(dict.metadata().keys().collect::<Vec<_>>(), ["a.lstm.config"]);
         assert_eq!((dict.take_lstm("a.").unwrap(), dict.take_lstm("b.").unwrap()), (a, b));
     }
     // The cells that give the same bits are the caller's to choose.
     let unfused = fresh(LstmConfig::new(3, 5).cell(CellKind::Unfused).clip(0.5));
-    let mut dict = StateDict::from_bytes(written(&unfused, Names::PyTorch)).unwrap();
+    let mut dict = StateDict::from_bytes(written(&unfused, TensorNames::PyTorch)).unwrap();
     assert_eq!(dict.take_lstm_as("lstm.", CellKind::Fused).unwrap(), unfused.pack().unwrap());
     // The notebook's names that two cells share.
     let dense = fresh(LstmConfig::new(3, 5).cell(CellKind::PeepholeDense).bias(Bias::One));
-    let mut dict = StateDict::from_bytes(written(&dense, Names::Notebook)).unwrap();
+    let mut dict = StateDict::from_bytes(written(&dense, TensorNames::Notebook)).unwrap();
     assert!(dict.clone().take_lstm_as("lstm.", CellKind::Fused).is_err());
     assert_eq!(dict.take_lstm("lstm.").unwrap(), dense);
 }
@@ -40,11 +40,11 @@ fn metadata_of_another_model_are_refused() {
     let weights = fresh(LstmConfig::new(3, 5).clip(0.5));
     let with = |weights: &Weights, text: &str| {
         let writer = StateDictWriter::new().metadata("lstm.lstm.config", text);
-        writer.lstm("lstm.", weights, Names::PyTorch).unwrap().to_bytes()
+        writer.lstm("lstm.", weights, TensorNames::PyTorch).unwrap().to_bytes()
     };
     // Of another model than the one that is written.
     let clipped = weights.config().to_string();
-    assert_eq!(with(&weights, &clipped).unwrap(), written(&weights, Names::PyTorch));
+    assert_eq!(with(&weights, &clipped).unwrap(), written(&weights, TensorNames::PyTorch));
     let plain = fresh(LstmConfig::new(3, 5));
     for (weights, text, says) in [
         (&weights, "lstm input_size=3 hidden_size=5", "expected lstm input_size=3 hidden_size=5"),

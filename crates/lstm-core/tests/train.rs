@@ -12,7 +12,8 @@ use lstm_core::{
     arithmetic::Digest,
     ndarray::{ArrayD, ArrayView1},
     train::{
-        Clip, IGNORE, Method, Optimizer, Parameter, Schedule, binary_cross_entropy, cross_entropy, mean_squared, norm,
+        Clip, IGNORE, Optimizer, OptimizerConfig, Parameter, Schedule, binary_cross_entropy, cross_entropy,
+        mean_squared, norm,
     },
 };
 
@@ -73,7 +74,7 @@ impl Model {
     }
 }
 
-fn methods() -> Vec<Method> {
+fn methods() -> Vec<OptimizerConfig> {
     cases(&golden("optimizers.safetensors")).iter().map(|text| text.parse().unwrap()).collect()
 }
 
@@ -169,7 +170,7 @@ fn bits_are_the_same_for_ever() {
 #[test]
 fn the_order_of_parameters_does_not_matter() {
     let step = |names: [&str; 2]| {
-        let mut optimizer = Optimizer::new(Method::adam()).unwrap();
+        let mut optimizer = Optimizer::new(OptimizerConfig::adam()).unwrap();
         let (mut x, mut y) = ([1.0, 2.0], [3.0]);
         for _ in 0..3 {
             let x = Parameter { name: "x", value: &mut x, gradient: &[0.5, -1.0] };
@@ -200,7 +201,7 @@ fn a_refused_step_changes_nothing() {
     let fits: &[(&str, usize)] = &[("a", 2), ("b", 3)];
     for method in methods() {
         let mut optimizer = Optimizer::new(method.clone()).unwrap();
-        let keeps = method != Method::sgd() && method != Method::sgd().weight_decay(0.1);
+        let keeps = method != OptimizerConfig::sgd() && method != OptimizerConfig::sgd().weight_decay(0.1);
         for taken in 0..3 {
             let before = optimizer.clone();
             let mut refused = vec![
@@ -233,44 +234,44 @@ fn a_refused_step_changes_nothing() {
         }
         assert_eq!(optimizer.state().next().is_some(), keeps);
     }
-    assert!(matches!(Optimizer::new(Method::sgd().weight_decay(-1.0)), Err(Error::Config { .. })));
+    assert!(matches!(Optimizer::new(OptimizerConfig::sgd().weight_decay(-1.0)), Err(Error::Config { .. })));
 }
 
 #[test]
 fn a_state_that_does_not_fit_is_refused() {
-    let restore = |method: Method, steps, state: &[(&str, usize)]| {
+    let restore = |method: OptimizerConfig, steps, state: &[(&str, usize)]| {
         let state = state.iter().map(|(name, len)| ((*name).to_owned(), vec![0.0; *len]));
         Optimizer::restore(method, steps, state)
     };
     let pair = &[("exp_avg_sq.l.w", 2), ("exp_avg.l.w", 2)];
     for (method, steps, state, part) in [
-        (Method::adam().weight_decay(-1.0), 1, &pair[..], "option weight_decay"),
-        (Method::sgd(), 1, &[("momentum.w", 2)], "unused tensors: momentum.w"),
+        (OptimizerConfig::adam().weight_decay(-1.0), 1, &pair[..], "option weight_decay"),
+        (OptimizerConfig::sgd(), 1, &[("momentum.w", 2)], "unused tensors: momentum.w"),
         (
-            Method::momentum(0.9),
+            OptimizerConfig::momentum(0.9),
             1,
             &[("momentum.w", 2), ("exp_avg.w", 2), ("odd", 2)],
             "unused tensors: exp_avg.w, odd",
         ),
-        (Method::adam(), 1, &[("exp_avg.w", 2), ("exp_avg.w", 2)], "tensor `exp_avg.w`: the name is taken"),
-        (Method::adam(), 1, &[("exp_avg.w", 2)], "tensor `exp_avg_sq.w` is missing; needed: [2]"),
-        (Method::adamw(), 1, &[("exp_avg_sq.w", 0)], "tensor `exp_avg.w` is missing; needed: [0]"),
+        (OptimizerConfig::adam(), 1, &[("exp_avg.w", 2), ("exp_avg.w", 2)], "tensor `exp_avg.w`: the name is taken"),
+        (OptimizerConfig::adam(), 1, &[("exp_avg.w", 2)], "tensor `exp_avg_sq.w` is missing; needed: [2]"),
+        (OptimizerConfig::adamw(), 1, &[("exp_avg_sq.w", 0)], "tensor `exp_avg.w` is missing; needed: [0]"),
         (
-            Method::adam(),
+            OptimizerConfig::adam(),
             1,
             &[("exp_avg.w", 2), ("exp_avg_sq.w", 3)],
             "tensor `exp_avg_sq.w`: expected shape [2], found [3]",
         ),
-        (Method::adam(), 0, pair, "option steps: expected at least 1"),
-        (Method::momentum(0.9), 0, &[("momentum.w", 2)], "option steps: expected at least 1"),
-        (Method::adam(), 3, &[], "option steps: expected 0 with no state, got 3"),
+        (OptimizerConfig::adam(), 0, pair, "option steps: expected at least 1"),
+        (OptimizerConfig::momentum(0.9), 0, &[("momentum.w", 2)], "option steps: expected at least 1"),
+        (OptimizerConfig::adam(), 3, &[], "option steps: expected 0 with no state, got 3"),
     ] {
         let error = restore(method, steps, state).unwrap_err().to_string();
         assert!(error.contains(part), "{part}: {error}");
     }
-    assert_eq!(restore(Method::sgd(), 7, &[]).unwrap().steps(), 7);
-    assert_eq!(restore(Method::adam(), 0, &[]).unwrap(), Optimizer::new(Method::adam()).unwrap());
-    let mut last = restore(Method::adam(), u64::MAX, pair).unwrap();
+    assert_eq!(restore(OptimizerConfig::sgd(), 7, &[]).unwrap().steps(), 7);
+    assert_eq!(restore(OptimizerConfig::adam(), 0, &[]).unwrap(), Optimizer::new(OptimizerConfig::adam()).unwrap());
+    let mut last = restore(OptimizerConfig::adam(), u64::MAX, pair).unwrap();
     assert_eq!(try_step(&mut last, 0.1, &[("l.w", 2)], 0), (String::new(), false));
     assert_eq!(last.steps(), u64::MAX);
 }

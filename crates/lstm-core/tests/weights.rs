@@ -1,7 +1,7 @@
 //! Weights through files: every option round trips to the bit, every misfit is named.
 
 use lstm_core::{
-    Bias, CellKind, Direction, Error, Init, LayerWeights, LstmConfig, Names, Param, StateDict, StateDictWriter,
+    Bias, CellKind, Direction, Error, Init, LayerWeights, LstmConfig, Param, StateDict, StateDictWriter, TensorNames,
     Weights,
     ndarray::{ArrayD, IxDyn, array},
     weights::state_dict::Dtype,
@@ -30,7 +30,7 @@ fn configs() -> Vec<LstmConfig> {
     configs
 }
 
-fn written(weights: &Weights, names: Names) -> Vec<u8> {
+fn written(weights: &Weights, names: TensorNames) -> Vec<u8> {
     StateDictWriter::new().lstm("lstm.", weights, names).unwrap().to_bytes().unwrap()
 }
 
@@ -67,7 +67,7 @@ fn refusal(tensors: &[(&str, &[usize])], hint: Option<CellKind>) -> String {
 fn every_model_keeps_its_bits_under_pytorchs_names() {
     for config in configs() {
         let weights = fresh(config.clone());
-        let mut dict = StateDict::from_bytes(written(&weights, Names::PyTorch)).unwrap();
+        let mut dict = StateDict::from_bytes(written(&weights, TensorNames::PyTorch)).unwrap();
         assert_eq!(dict.lstm_config("lstm.").unwrap(), (config.cell == CellKind::Unfused).then(|| config.clone()));
         assert_eq!(dict.clone().take_lstm("lstm.").unwrap(), weights, "{config:?}");
         assert_eq!(dict.take_lstm_as("lstm.", config.cell).unwrap(), weights, "{config:?}");
@@ -80,7 +80,7 @@ fn the_notebooks_names_keep_the_bits_too() {
     for cell in [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense] {
         for bias in [Bias::None, Bias::One] {
             let weights = fresh(LstmConfig::new(3, 5).cell(cell).bias(bias));
-            let mut dict = StateDict::from_bytes(written(&weights, Names::Notebook)).unwrap();
+            let mut dict = StateDict::from_bytes(written(&weights, TensorNames::Notebook)).unwrap();
             assert_eq!(dict.take_lstm_as("lstm.", cell).unwrap(), weights);
             dict.finish().unwrap();
         }
@@ -88,16 +88,16 @@ fn the_notebooks_names_keep_the_bits_too() {
     // The layout itself: (input, hidden) for each gate, and (input, 4 * hidden) for all, i f g o.
     let weights = fresh(LstmConfig::new(3, 2).cell(CellKind::Unfused).bias(Bias::One));
     let ours = weights.layers()[0].get(Param::WeightIh).unwrap().clone();
-    let mut gates = StateDict::from_bytes(written(&weights, Names::Notebook)).unwrap();
+    let mut gates = StateDict::from_bytes(written(&weights, TensorNames::Notebook)).unwrap();
     let candidate = gates.take("lstm.U_c", &[3, 2]).unwrap();
     let weights = weights.pack().unwrap();
-    let mut packed = StateDict::from_bytes(written(&weights, Names::Notebook)).unwrap();
+    let mut packed = StateDict::from_bytes(written(&weights, TensorNames::Notebook)).unwrap();
     let all = packed.take("lstm.W", &[3, 8]).unwrap();
     for (feature, unit) in [(0, 0), (2, 0), (1, 1)] {
         assert_eq!(candidate[[feature, unit]], ours[[4 + unit, feature]]);
         assert_eq!(all[[feature, 6 + unit]], ours[[6 + unit, feature]]);
     }
-    let refused = StateDictWriter::new().lstm("", &fresh(LstmConfig::new(3, 2)), Names::Notebook).unwrap_err();
+    let refused = StateDictWriter::new().lstm("", &fresh(LstmConfig::new(3, 2)), TensorNames::Notebook).unwrap_err();
     let says = "option bias: the notebook's names can't express two biases; PyTorch's can";
     assert_eq!(refused.to_string(), says);
 }
@@ -129,7 +129,7 @@ fn element_types_round_trip() {
     let odd = [0x0000u16, 0x8000, 0x0001, 0x7c00, 0xfc00, 0x7c01, 0xfe12, 0x3c00, 0x7bff];
     for (dtype, len) in [(Dtype::F16, 2), (Dtype::BF16, 2), (Dtype::F32, 4), (Dtype::F64, 8)] {
         let weights = fresh(LstmConfig::new(3, 4).layers(2));
-        let writer = StateDictWriter::new().dtype(dtype).lstm("lstm.", &weights, Names::PyTorch).unwrap();
+        let writer = StateDictWriter::new().dtype(dtype).lstm("lstm.", &weights, TensorNames::PyTorch).unwrap();
         let bytes = writer.to_bytes().unwrap();
         let mut dict = StateDict::from_bytes(bytes.clone()).unwrap();
         assert_eq!(dict.dtype("lstm.bias_hh_l1"), Some(dtype));
@@ -137,14 +137,14 @@ fn element_types_round_trip() {
         if len >= 4 {
             assert_eq!(back, weights);
         }
-        let again = StateDictWriter::new().dtype(dtype).lstm("lstm.", &back, Names::PyTorch).unwrap();
+        let again = StateDictWriter::new().dtype(dtype).lstm("lstm.", &back, TensorNames::PyTorch).unwrap();
         assert!(again.to_bytes().unwrap() == bytes, "{dtype}: a file read and saved is the same file");
     }
     let values: Vec<f32> = odd.iter().map(|b| f32::from_bits(u32::from(*b) << 16 | 1)).collect();
     let mut weights = fresh(LstmConfig::new(1, 1));
     let (_, slice) = weights.iter_mut().next().unwrap();
     slice.copy_from_slice(&values[3..7]);
-    let mut dict = StateDict::from_bytes(written(&weights, Names::PyTorch)).unwrap();
+    let mut dict = StateDict::from_bytes(written(&weights, TensorNames::PyTorch)).unwrap();
     assert_eq!(bits(&dict.take_lstm("lstm.").unwrap()), bits(&weights), "infinities and NaN payloads");
 }
 
@@ -307,7 +307,7 @@ fn files_are_replaced_whole_or_not_at_all() {
     let path = folder.join("model.safetensors");
     let files = || std::fs::read_dir(&folder).unwrap().count();
     let weights = fresh(LstmConfig::new(3, 5));
-    let writer = StateDictWriter::new().lstm("", &weights, Names::PyTorch).unwrap();
+    let writer = StateDictWriter::new().lstm("", &weights, TensorNames::PyTorch).unwrap();
     writer.save(&path).unwrap();
     writer.clone().metadata("again", "yes").save(&path).unwrap();
     let mut dict = StateDict::open(&path).unwrap();

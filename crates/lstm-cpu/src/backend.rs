@@ -9,8 +9,9 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, Axis, Backend, Bias, CellKind, Error, LayerGradients, LayerSpec, LayerUpstream, LayerWeights, Mat,
-    Output, OutputOfBoth, Path, Result, Sequence, Shape, State, WeightGradients,
+    Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, ConcatAxis, Error, ExecutionPath, LayerGradients,
+    LayerOutputGradients, LayerSpec, LayerWeights, MatrixRef, MatrixShape, Output, Result, Sequence, State,
+    WeightGradients,
     shape::{check_clip, check_concat, check_download, check_rows, check_slice, check_upload, check_within, zeros},
 };
 
@@ -97,7 +98,7 @@ impl Cpu {
     }
 
     fn output(&self, y: Vec<f32>, state: State<Vec<f32>>, batch: usize, [steps, cols]: [usize; 2]) -> Output<Tensor> {
-        let shape = Shape::new(steps * batch, cols);
+        let shape = MatrixShape::new(steps * batch, cols);
         Output::new(Tensor::lent(shape, y, &self.pool).known(true), on_device(state, batch))
     }
 
@@ -124,11 +125,11 @@ impl Backend for Cpu {
         Arithmetic::Exact
     }
 
-    fn shape(&self, x: &Tensor) -> Shape {
+    fn shape(&self, x: &Tensor) -> MatrixShape {
         x.shape
     }
 
-    fn upload(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {
+    fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<Tensor> {
         check_upload(shape, data.len())?;
         Tensor::copy("upload", &self.pool, shape, data)
     }
@@ -137,7 +138,7 @@ impl Backend for Cpu {
         ready(check_download(x.shape, out.len()).map(|()| out.copy_from_slice(x.as_slice())))
     }
 
-    fn upload_vec(&self, shape: Shape, data: Vec<f32>) -> Result<Tensor> {
+    fn upload_vec(&self, shape: MatrixShape, data: Vec<f32>) -> Result<Tensor> {
         check_upload(shape, data.len())?;
         Ok(Tensor::new(shape, data))
     }
@@ -151,7 +152,7 @@ impl Backend for Cpu {
         Ok(self.map(x, |p, n| unsafe { (self.kernels.snap)(p, n) }).known(true))
     }
 
-    fn gemm(&self, a: Mat<'_, Tensor>, b: Mat<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
+    fn gemm(&self, a: MatrixRef<'_, Tensor>, b: MatrixRef<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
         gemm::gemm(self.kernels, &self.pool, a, b, acc)
     }
 
@@ -208,12 +209,12 @@ impl Backend for Cpu {
         Ok(Tensor::new(shape, data))
     }
 
-    fn concat(&self, axis: Axis, parts: &[Tensor]) -> Result<Tensor> {
+    fn concat(&self, axis: ConcatAxis, parts: &[Tensor]) -> Result<Tensor> {
         let shape = check_concat(axis, parts.iter().map(|part| part.shape))?;
         let mut data = Vec::with_capacity(shape.len());
         match axis {
-            Axis::Rows => parts.iter().for_each(|part| data.extend_from_slice(part.as_slice())),
-            Axis::Cols => (0..shape.rows)
+            ConcatAxis::Rows => parts.iter().for_each(|part| data.extend_from_slice(part.as_slice())),
+            ConcatAxis::Cols => (0..shape.rows)
                 .for_each(|row| parts.iter().for_each(|part| data.extend_from_slice(part.rows(row..row + 1)))),
         }
         Ok(Tensor::new(shape, data))
@@ -227,8 +228,8 @@ impl Backend for Cpu {
         Plan::new(&layer.0, batch, steps, self.threads())
     }
 
-    fn path(&self, _: &Layer) -> Path {
-        Path::Fused(self.isa.to_string().into())
+    fn path(&self, _: &Layer) -> ExecutionPath {
+        ExecutionPath::Fused(self.isa.to_string().into())
     }
 
     fn forward(&self, Layer(layer): &Layer, plan: &mut Plan, sequence: Sequence<'_, Tensor>) -> Result<Output<Tensor>> {
@@ -245,13 +246,13 @@ impl Backend for Cpu {
         Ok(self.output(y, plan.last_state(layer, steps, lengths), batch, [steps, layer.spec.state_size()]))
     }
 
-    fn forward_both(
+    fn forward_bidirectional(
         &self,
         [Layer(layer), Layer(other)]: [&Layer; 2],
         [plan, other_plan]: [&mut Plan; 2],
         sequence: Sequence<'_, Tensor>,
         second: &State<Tensor>,
-    ) -> Result<OutputOfBoth<Tensor>> {
+    ) -> Result<BidirectionalOutput<Tensor>> {
         let x = self.prepare("forward", layer, plan, &sequence)?;
         let Sequence { x: raw, steps, batch, lengths, state } = sequence;
         self.check("forward", other, other_plan, &Sequence { x: raw, steps, batch, lengths, state: second })?;
@@ -268,7 +269,7 @@ impl Backend for Cpu {
         };
         let [a, b] = [(plan, layer), (other_plan, other)].map(|(plan, layer)| plan.last_state(layer, steps, lengths));
         let states = [a, b].map(|state| on_device(state, batch));
-        Ok(Output::new(Tensor::lent(Shape::new(steps * batch, cols), y, &self.pool).known(true), states))
+        Ok(Output::new(Tensor::lent(MatrixShape::new(steps * batch, cols), y, &self.pool).known(true), states))
     }
 
     fn forward_train(
@@ -303,7 +304,7 @@ impl Backend for Cpu {
         Layer(layer): &Layer,
         plan: &mut Plan,
         trace: &Trace,
-        upstream: LayerUpstream<'_, Tensor>,
+        upstream: LayerOutputGradients<'_, Tensor>,
     ) -> Result<LayerGradients<Tensor>> {
         let (spec, steps, batch) = (&layer.spec, trace.steps, trace.batch);
         if !trace.fits(layer) || plan.batch != batch || !plan.fits(layer) {
@@ -361,13 +362,13 @@ fn on_device(state: State<Vec<f32>>, batch: usize) -> State<Tensor> {
 
 /// A matrix of so many rows.
 fn rows(data: Vec<f32>, rows: usize) -> Tensor {
-    Tensor::new(Shape::new(rows, data.len() / rows), data)
+    Tensor::new(MatrixShape::new(rows, data.len() / rows), data)
 }
 
 /// Zeros in the shapes of a layer's weights.
 fn blank_gradients(spec: &LayerSpec) -> Result<WeightGradients<Tensor>> {
     let (hidden, gates) = (spec.hidden_size, 4 * spec.hidden_size);
-    let blank = |rows, cols| Ok(Tensor::new(Shape::new(rows, cols), zeros("backward", &[rows, cols])?));
+    let blank = |rows, cols| Ok(Tensor::new(MatrixShape::new(rows, cols), zeros("backward", &[rows, cols])?));
     Ok(WeightGradients {
         input: blank(gates, spec.input_size)?,
         recurrent: blank(gates, spec.state_size())?,

@@ -1,7 +1,7 @@
 //! The product of two matrices of any shape; see `Backend::gemm`.
 
 use lstm_core::{
-    Mat, Result,
+    MatrixRef, Result,
     shape::{check_gemm, zeros},
 };
 
@@ -17,14 +17,14 @@ use crate::{
 pub(crate) fn gemm(
     kernels: &Kernels,
     pool: &Pool,
-    a: Mat<'_, Tensor>,
-    b: Mat<'_, Tensor>,
+    a: MatrixRef<'_, Tensor>,
+    b: MatrixRef<'_, Tensor>,
     acc: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (a_shape, b_shape) = (a.view(a.tensor.shape), b.view(b.tensor.shape));
     let shape = check_gemm(a_shape, b_shape, acc.map(|acc| acc.shape))?;
     let mut data = zeros("gemm", &[shape.rows, shape.cols])?;
-    let strided = |m: Mat<'_, Tensor>| {
+    let strided = |m: MatrixRef<'_, Tensor>| {
         let own = Strided::rows(m.tensor.as_slice().as_ptr(), m.tensor.shape.cols);
         if m.transposed { own.t() } else { own }
     };

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use lstm_core::{CellKind, Init, LstmConfig, Shape, Weights};
+use lstm_core::{CellKind, Init, LstmConfig, MatrixShape, Weights};
 
 use crate::{
     Isa,
@@ -70,7 +70,7 @@ fn same_bits(hidden: usize, lengths: &[usize]) {
                         unsafe { run(pool, &layer, &mut plan, walk, &mut y[..], None) };
                         let mut all = [&y, plan.h.as_slice(), plan.c.as_slice()].concat();
 
-                        let tensor = Tensor::new(Shape::new(steps * batch, input), x.clone());
+                        let tensor = Tensor::new(MatrixShape::new(steps * batch, input), x.clone());
                         let mut trace = Trace::new(pool, &layer, tensor, (steps, batch), lengths, (&h, &c)).unwrap();
                         let mut same_y = vec![0.0; y.len()];
                         // SAFETY: as above.

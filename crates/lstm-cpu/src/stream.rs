@@ -3,7 +3,7 @@
 use std::ptr::{null, null_mut};
 
 use lstm_core::{
-    CellKind, Result, Shape, State,
+    CellKind, MatrixShape, Result, State,
     arithmetic::snap,
     reference::{check_stack, check_state, check_step},
     shape::zeros,
@@ -61,7 +61,7 @@ impl CpuStream {
 
     pub(crate) fn state(&self) -> Vec<State<Tensor>> {
         let tensor = |cols: usize, row: &dyn Fn(usize) -> Vec<f32>| {
-            Tensor::new(Shape::new(self.batch, cols), (0..self.batch).flat_map(row).collect())
+            Tensor::new(MatrixShape::new(self.batch, cols), (0..self.batch).flat_map(row).collect())
         };
         let state = self.layers.iter().zip(&self.plans).map(|(Layer(layer), plan)| {
             let c_index = Plan::c_index(layer.spec.cell, plan.current);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use lstm_core::{
-    Error, Result, Shape,
+    Error, MatrixShape, Result,
     arithmetic::{MAGNITUDE_BITS, SNAP_BITS},
     shape::checked_len,
 };
@@ -22,7 +22,7 @@ use crate::{
 /// A row-major matrix. Cloning shares the memory; who changes it in place copies it first if it is shared.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    pub(crate) shape: Shape,
+    pub(crate) shape: MatrixShape,
     data: Arc<Memory>,
     /// Whether it is known that `snap` would change nothing.
     snapped: bool,
@@ -94,20 +94,20 @@ impl Room {
 }
 
 impl Tensor {
-    pub(crate) fn new(shape: Shape, values: Vec<f32>) -> Self {
+    pub(crate) fn new(shape: MatrixShape, values: Vec<f32>) -> Self {
         debug_assert_eq!(shape.len(), values.len());
         Tensor { shape, data: Arc::new(Memory { values, home: None }), snapped: false }
     }
 
     /// One that gives its memory back to `pool`, if it is large.
-    pub(crate) fn lent(shape: Shape, values: Vec<f32>, pool: &Arc<Pool>) -> Self {
+    pub(crate) fn lent(shape: MatrixShape, values: Vec<f32>, pool: &Arc<Pool>) -> Self {
         debug_assert_eq!(shape.len(), values.len());
         let home = (values.len() >= LARGE).then(|| pool.clone());
         Tensor { shape, data: Arc::new(Memory { values, home }), snapped: false }
     }
 
     /// A copy of `data`, which has as many elements as the shape.
-    pub(crate) fn copy(op: &'static str, pool: &Arc<Pool>, shape: Shape, data: &[f32]) -> Result<Self> {
+    pub(crate) fn copy(op: &'static str, pool: &Arc<Pool>, shape: MatrixShape, data: &[f32]) -> Result<Self> {
         assert_eq!(shape.len(), data.len());
         let mut room = Room::new(op, pool, &[shape.rows, shape.cols], false)?;
         let to = Shared(room.as_mut_ptr().cast::<f32>());
@@ -186,7 +186,7 @@ mod tests {
             {
                 let mut data: Vec<f32> = (0..len).map(|k| (k % 1000) as f32).collect();
                 data[at] = value;
-                let x = cpu.upload(Shape::new(1, len), &data).unwrap();
+                let x = cpu.upload(MatrixShape::new(1, len), &data).unwrap();
                 assert!(x.as_slice().iter().zip(&data).all(|(a, b)| a.to_bits() == b.to_bits()), "{threads} threads");
                 assert_eq!((x.snapped, is_snapped(&data)), (snapped, snapped), "{threads} threads, {value} at {at}");
             }
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn what_was_changed_is_not_known_to_be_snapped() {
         let cpu = Cpu::builder().threads(1).build().unwrap();
-        let x = cpu.snap(cpu.upload(Shape::new(1, 3), &[1e-20, 2.0, -0.0]).unwrap()).unwrap();
+        let x = cpu.snap(cpu.upload(MatrixShape::new(1, 3), &[1e-20, 2.0, -0.0]).unwrap()).unwrap();
         assert!(x.snapped && x.is_snapped() && x.as_slice() == [0.0, 2.0, 0.0]);
         for changed in [cpu.tanh(x.clone()), cpu.clip(x.clone(), 1e-20), cpu.sigmoid(x.clone())] {
             assert!(!changed.unwrap().snapped);

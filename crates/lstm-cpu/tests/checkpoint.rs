@@ -9,7 +9,7 @@ use common::{Device, Files, bits, cases, device, step, step_bits, trainer};
 use lstm_cpu::{
     Backend, Bias, CellKind, Cpu, Error, HostState, LstmConfig, StateDict, StateDictWriter,
     ndarray::{ArrayD, IxDyn},
-    train::{Extras, Linear, Method, Schedule, Settings, Trainer},
+    train::{Extras, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig},
 };
 
 /// What a program might keep beside a run after `k` steps.
@@ -286,10 +286,14 @@ fn a_run_may_go_on_with_other_settings() {
     let files = Files::new();
     let mut trainer = saved(&files);
     let kept = trainer.lstm().weights().clone();
-    let other = |method: Method| Settings::new(method, Schedule::constant(0.5));
+    let other = |method: OptimizerConfig| TrainerConfig::new(method, Schedule::constant(0.5));
     trainer.set_settings(other(trainer.settings().method.clone())).unwrap();
     assert!(*trainer.lstm().weights() == kept && (trainer.rate(), trainer.steps()) == (0.5, 2));
-    let odd = if trainer.settings().method == Method::sgd() { Method::adam() } else { Method::sgd() };
+    let odd = if trainer.settings().method == OptimizerConfig::sgd() {
+        OptimizerConfig::adam()
+    } else {
+        OptimizerConfig::sgd()
+    };
     names(trainer.set_settings(other(odd)), &["method", "keeps"]);
     step(&mut trainer).unwrap();
     let (lstm, head) = trainer.into_parts();

@@ -1,6 +1,6 @@
 //! Memory that was used before: what it held is in no result.
 
-use lstm_cpu::{Backend, Cpu, Input, Keep, Lstm, LstmConfig, Result, Shape, ndarray::Array3};
+use lstm_cpu::{Backend, Checkpointing, Cpu, Input, Lstm, LstmConfig, MatrixShape, Result, ndarray::Array3};
 
 #[test]
 fn what_memory_held_is_in_no_result() -> Result<()> {
@@ -24,8 +24,9 @@ fn what_memory_held_is_in_no_result() -> Result<()> {
                 // Of the sizes of input, outputs of one direction, and of both.
                 for cols in if used { vec![hidden, hidden, hidden, cols] } else { Vec::new() } {
                     let rows = steps * batch;
-                    let kept: Vec<_> =
-                        (0..3).map(|_| cpu.upload(Shape::new(rows, cols), &vec![f32::NAN; rows * cols])).collect();
+                    let kept: Vec<_> = (0..3)
+                        .map(|_| cpu.upload(MatrixShape::new(rows, cols), &vec![f32::NAN; rows * cols]))
+                        .collect();
                     kept.into_iter().collect::<Result<Vec<_>>>()?;
                 }
                 Ok(())
@@ -37,7 +38,7 @@ fn what_memory_held_is_in_no_result() -> Result<()> {
             };
             let (y, state) = lstm.forward(input())?;
             taint()?;
-            let pass = lstm.forward_train(input(), Keep::Everything)?;
+            let pass = lstm.forward_train(input(), Checkpointing::Everything)?;
             assert_eq!((&pass.y, &pass.state), (&y, &state));
             taint()?;
             let gradients = pass.tape.backward(&pass.y)?;

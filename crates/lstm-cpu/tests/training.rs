@@ -5,15 +5,16 @@ mod common;
 
 use common::{bits, cases, device, step, step_bits, task, trainer};
 use lstm_cpu::{
-    Backend, Cpu, Error, Input, Keep, Lstm, LstmConfig, Result,
+    Backend, Checkpointing, Cpu, Error, Input, Lstm, LstmConfig, Result,
     ndarray::{Array2, Array3, ArrayView1, ArrayView3, Axis, s},
     train::{
-        Clip, IGNORE, Linear, Method, Optimizer, Parameter, Schedule, Settings, Trainer, cross_entropy, mean_squared,
+        Clip, IGNORE, Linear, Optimizer, OptimizerConfig, Parameter, Schedule, Trainer, TrainerConfig, cross_entropy,
+        mean_squared,
     },
 };
 
-fn sgd(rate: f32) -> Settings {
-    Settings::new(Method::sgd(), Schedule::constant(rate))
+fn sgd(rate: f32) -> TrainerConfig {
+    TrainerConfig::new(OptimizerConfig::sgd(), Schedule::constant(rate))
 }
 
 fn losses_go_down<B: Backend>(b: &B) {
@@ -47,7 +48,7 @@ fn classes_are_learnt_and_ignored() {
     let device = device();
     let lstm = Lstm::random(&device, LstmConfig::new(2, 8), 1).unwrap();
     let head = Linear::random(&device, 8, 2, 2).unwrap();
-    let settings = Settings::new(Method::adam(), Schedule::constant(0.03)).clip(Clip::Norm(1.0));
+    let settings = TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(0.03)).clip(Clip::Norm(1.0));
     let mut trainer = Trainer::new(lstm, Some(head), settings).unwrap();
     let mut losses = Vec::new();
     for _ in 0..50 {
@@ -75,7 +76,7 @@ fn is_its_parts<B: Backend>(b: &B) {
             assert_eq!(trainer.rate(), rate);
             let done = trainer.step(&x, |y| mean_squared(y, target.view())).unwrap();
 
-            let pass = lstm.forward_train(Input::from(&x).training(seed), Keep::Everything).unwrap();
+            let pass = lstm.forward_train(Input::from(&x).training(seed), Checkpointing::Everything).unwrap();
             let y = head.as_ref().map_or(pass.y.clone(), |head| head.forward(pass.y.view()).unwrap());
             let (loss, dy) = mean_squared(y.view(), target.view()).unwrap();
             let by_head = head.as_ref().map(|head| head.backward(pass.y.view(), dy.view()).unwrap());
@@ -225,8 +226,8 @@ fn a_head_must_fit_and_settings_must_be_valid() {
     for (settings, named) in [
         (sgd(f32::NAN), "rate"),
         (sgd(0.1).clip(Clip::Norm(0.0)), "clip"),
-        (sgd(0.1).keep(Keep::Segments(33)), "keep"),
-        (Settings::new(Method::momentum(-1.0), Schedule::constant(0.1)), "momentum"),
+        (sgd(0.1).keep(Checkpointing::Segments(33)), "keep"),
+        (TrainerConfig::new(OptimizerConfig::momentum(-1.0), Schedule::constant(0.1)), "momentum"),
     ] {
         match Trainer::new(lstm.clone(), None, settings) {
             Err(Error::Config { option, .. }) => assert_eq!(option, named),
@@ -237,7 +238,7 @@ fn a_head_must_fit_and_settings_must_be_valid() {
 
 /// A trainer after two careful steps, which a third one with this loss must leave alone, for the reason given.
 #[track_caller]
-fn refused(settings: Settings, loss: impl FnOnce(&Array3<f32>) -> Result<(f64, Array3<f32>)>, part: &str) {
+fn refused(settings: TrainerConfig, loss: impl FnOnce(&Array3<f32>) -> Result<(f64, Array3<f32>)>, part: &str) {
     let (x, device) = (task().0, device());
     let careful = |y: ArrayView3<'_, f32>| Ok((1.0, Array3::from_elem(y.dim(), 1e-25)));
     let lstm = Lstm::random(&device, LstmConfig::new(2, 6).layers(2).dropout(0.5), 1).unwrap();
@@ -252,14 +253,14 @@ fn refused(settings: Settings, loss: impl FnOnce(&Array3<f32>) -> Result<(f64, A
 
 #[test]
 fn what_is_not_finite_is_named_and_changes_nothing() {
-    let adam = Settings::new(Method::adam(), Schedule::constant(0.01)).clip(Clip::Norm(1.0));
+    let adam = TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(0.01)).clip(Clip::Norm(1.0));
     refused(adam.clone(), |y| Ok((f64::NAN, y.clone())), "training step 3: the loss is NaN");
     refused(adam.clone(), |y| Ok((f64::NEG_INFINITY, y.clone())), "training step 3: the loss is -inf");
     refused(adam.clone(), |y| Ok((1.0, y * f32::NAN)), "training step 3: the gradient of `lstm.weight_ih_l0` is NaN");
     refused(adam, |y| Ok((1.0, Array3::from_elem(y.dim(), 3e38))), "the gradient of `");
     let huge = |y: &Array3<f32>| Ok((1.0, Array3::from_elem(y.dim(), 1e30)));
     refused(sgd(1e15), huge, "training step 3: the new value of `lstm.weight_ih_l0` is ");
-    let adam = Settings::new(Method::adam(), Schedule::constant(0.01));
+    let adam = TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(0.01));
     refused(adam, huge, "training step 3: the optimizer's `exp_avg_sq.head.");
 }
 

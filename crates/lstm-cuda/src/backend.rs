@@ -8,8 +8,8 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, Axis, Backend, Error, LayerGradients, LayerUpstream, LayerWeights, Mat, Output, Path, Result, Sequence,
-    Shape, State,
+    Arithmetic, Backend, ConcatAxis, Error, ExecutionPath, LayerGradients, LayerOutputGradients, LayerWeights,
+    MatrixRef, MatrixShape, Output, Result, Sequence, State,
     shape::{
         check_clip, check_concat, check_download, check_gemm, check_rows, check_slice, check_upload, check_within,
         checked_len,
@@ -29,27 +29,27 @@ use crate::{
 
 /// CUDA on a driver: [`Cuda`](crate::Cuda) on a device, `CudaHost` (feature `host`) on the host. Cloning shares it.
 #[derive(Clone)]
-pub struct CudaOn<D: Driver> {
+pub struct CudaBackend<D: Driver> {
     pub(crate) driver: D,
     arithmetic: Arithmetic,
 }
 
-impl<D: Driver> fmt::Debug for CudaOn<D> {
+impl<D: Driver> fmt::Debug for CudaBackend<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.driver.fmt(f)
     }
 }
 
-impl<D: Driver> CudaOn<D> {
+impl<D: Driver> CudaBackend<D> {
     /// Looks at the device's bits first.
     pub(crate) fn open(driver: D) -> Result<Self> {
-        let unchecked = CudaOn { driver, arithmetic: Arithmetic::Exact };
+        let unchecked = CudaBackend { driver, arithmetic: Arithmetic::Exact };
         let look = if unchecked.driver.fast() { check::fast } else { check::arithmetic };
-        Ok(CudaOn { arithmetic: look(&unchecked)?, ..unchecked })
+        Ok(CudaBackend { arithmetic: look(&unchecked)?, ..unchecked })
     }
 
     /// A tensor whose values are not defined.
-    pub(crate) fn tensor(&self, op: &'static str, shape: Shape) -> Result<Tensor<D>> {
+    pub(crate) fn tensor(&self, op: &'static str, shape: MatrixShape) -> Result<Tensor<D>> {
         let len = checked_len(op, &[shape.rows, shape.cols])?;
         size(op, shape.rows)?;
         size(op, shape.cols)?;
@@ -87,7 +87,7 @@ impl<D: Driver> CudaOn<D> {
     }
 }
 
-impl<D: Driver> Backend for CudaOn<D> {
+impl<D: Driver> Backend for CudaBackend<D> {
     type Tensor = Tensor<D>;
     type Layer = Layer<D>;
     type Plan = Plan<D>;
@@ -102,11 +102,11 @@ impl<D: Driver> Backend for CudaOn<D> {
         self.arithmetic.clone()
     }
 
-    fn shape(&self, x: &Tensor<D>) -> Shape {
+    fn shape(&self, x: &Tensor<D>) -> MatrixShape {
         x.shape
     }
 
-    fn upload(&self, shape: Shape, data: &[f32]) -> Result<Tensor<D>> {
+    fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<Tensor<D>> {
         check_upload(shape, data.len())?;
         let tensor = self.tensor("upload", shape)?;
         self.driver.upload("upload", &tensor.data, data)?;
@@ -122,11 +122,16 @@ impl<D: Driver> Backend for CudaOn<D> {
         self.map("snap", Map::Snap, x, 0.0)
     }
 
-    fn gemm(&self, a: Mat<'_, Tensor<D>>, b: Mat<'_, Tensor<D>>, acc: Option<&Tensor<D>>) -> Result<Tensor<D>> {
+    fn gemm(
+        &self,
+        a: MatrixRef<'_, Tensor<D>>,
+        b: MatrixRef<'_, Tensor<D>>,
+        acc: Option<&Tensor<D>>,
+    ) -> Result<Tensor<D>> {
         let (left, right) = (a.view(a.tensor.shape), b.view(b.tensor.shape));
         let shape = check_gemm(left, right, acc.map(|acc| acc.shape))?;
         let out = self.tensor("gemm", shape)?;
-        let operand = |mat: Mat<'_, Tensor<D>>, along: bool| {
+        let operand = |mat: MatrixRef<'_, Tensor<D>>, along: bool| {
             let (address, cols) = (self.address(mat.tensor), mat.tensor.shape.cols);
             if along { Operand::lines(address, cols) } else { Operand::beside(address, cols) }
         };
@@ -197,14 +202,14 @@ impl<D: Driver> Backend for CudaOn<D> {
         Ok(out)
     }
 
-    fn concat(&self, axis: Axis, parts: &[Tensor<D>]) -> Result<Tensor<D>> {
+    fn concat(&self, axis: ConcatAxis, parts: &[Tensor<D>]) -> Result<Tensor<D>> {
         let shape = check_concat(axis, parts.iter().map(|part| part.shape))?;
         let out = self.tensor("concat", shape)?;
         let mut to = self.address(&out);
         let launches = parts.iter().map(|part| {
-            let Shape { rows, cols } = part.shape;
+            let MatrixShape { rows, cols } = part.shape;
             let launch = copy("concat", (self.address(part), cols), (to, shape.cols), [rows, cols], false);
-            to = at(to, if axis == Axis::Rows { rows * cols } else { cols });
+            to = at(to, if axis == ConcatAxis::Rows { rows * cols } else { cols });
             launch
         });
         self.run_all("concat", launches)?;
@@ -219,9 +224,9 @@ impl<D: Driver> Backend for CudaOn<D> {
         Plan::new(&self.driver, &layer.0, batch, steps)
     }
 
-    fn path(&self, layer: &Layer<D>) -> Path {
+    fn path(&self, layer: &Layer<D>) -> ExecutionPath {
         let [path, _] = layer.paths(1);
-        Path::Fused(if self.driver.fast() { format!("{path}, products in tf32").into() } else { path.into() })
+        ExecutionPath::Fused(if self.driver.fast() { format!("{path}, products in tf32").into() } else { path.into() })
     }
 
     fn forward(
@@ -253,7 +258,7 @@ impl<D: Driver> Backend for CudaOn<D> {
         Layer(layer): &Layer<D>,
         plan: &mut Plan<D>,
         trace: &Trace<D>,
-        upstream: LayerUpstream<'_, Tensor<D>>,
+        upstream: LayerOutputGradients<'_, Tensor<D>>,
     ) -> Result<LayerGradients<Tensor<D>>> {
         if trace.spec != layer.spec {
             let (want, got) = (format!("one of {:?}", layer.spec), format!("one of {:?}", trace.spec));

@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use lstm_core::{
-    Bias, CellKind, Error, LayerGradients, LayerUpstream, Result, Shape, State, WeightGradients, arithmetic::CHUNK,
-    shape::checked_len,
+    Bias, CellKind, Error, LayerGradients, LayerOutputGradients, MatrixShape, Result, State, WeightGradients,
+    arithmetic::CHUNK, shape::checked_len,
 };
 
 use crate::{
     args::{Address, BackArgs, CellOptions, GateBounds, PersistentBackArgs, SumArgs},
-    backend::CudaOn,
+    backend::CudaBackend,
     driver::{Driver, size},
     launches::{Map, Operand, at, back_tiles, gemm, map, parts_in_turns, signed, step_tile, sum, sum_launch},
     layer::{InOne, Loaded},
@@ -45,7 +45,7 @@ impl Chunks {
 
 /// A backward pass under way.
 struct Pass<'a, D: Driver> {
-    b: &'a CudaOn<D>,
+    b: &'a CudaBackend<D>,
     layer: &'a Loaded<D>,
     trace: &'a Trace<D>,
     /// The gates' gradients, `[steps * batch, 4 * hidden]`.
@@ -54,13 +54,13 @@ struct Pass<'a, D: Driver> {
     projected: Option<[D::Memory; 2]>,
 }
 
-impl<D: Driver> CudaOn<D> {
+impl<D: Driver> CudaBackend<D> {
     /// The gradients of a checked upstream.
     pub(crate) fn gradients(
         &self,
         layer: &Loaded<D>,
         trace: &Trace<D>,
-        upstream: LayerUpstream<'_, Tensor<D>>,
+        upstream: LayerOutputGradients<'_, Tensor<D>>,
     ) -> Result<LayerGradients<Tensor<D>>> {
         let (driver, spec) = (&self.driver, &layer.spec);
         let (steps, batch, hidden, state) = (trace.steps, trace.batch, spec.hidden_size, spec.state_size());
@@ -68,7 +68,10 @@ impl<D: Driver> CudaOn<D> {
         let rows = steps * batch;
         let projected = spec.proj_size.map(|_| Ok::<_, Error>([alloc(&[rows, state])?, alloc(&[rows, hidden])?]));
         let pass = Pass { b: self, layer, trace, dz: alloc(&[rows, 4, hidden])?, projected: projected.transpose()? };
-        let d = State { h: self.tensor(OP, Shape::new(batch, state))?, c: self.tensor(OP, Shape::new(batch, hidden))? };
+        let d = State {
+            h: self.tensor(OP, MatrixShape::new(batch, state))?,
+            c: self.tensor(OP, MatrixShape::new(batch, hidden))?,
+        };
         for (from, to) in [(&upstream.state.h, &d.h), (&upstream.state.c, &d.c)] {
             let len = to.shape.len();
             let (from, to) = (driver.address(&from.data), driver.address(&to.data));
@@ -212,11 +215,11 @@ impl<D: Driver> Pass<'_, D> {
         let before = chunks.start + usize::from(spec.reverse);
         let of = |range: Range<usize>| Operand::beside(at(dz, range.start), gates);
 
-        let w = self.result(Shape::new(gates, spec.input_size))?;
+        let w = self.result(MatrixShape::new(gates, spec.input_size))?;
         let x = Operand { snapped: true, ..Operand::beside(x, spec.input_size) };
         self.outer((of(0..gates), gates), (x, spec.input_size), chunks, onto.map(|o| (&o.input, 0)), (&w, 0))?;
 
-        let u = self.result(Shape::new(gates, state))?;
+        let u = self.result(MatrixShape::new(gates, state))?;
         let onto_u = |row: usize| onto.map(|o| (&o.recurrent, row));
         if spec.cell == CellKind::PeepholeDense {
             let c = Operand::beside(self.rows(&trace.c, before, hidden), hidden);
@@ -245,7 +248,7 @@ impl<D: Driver> Pass<'_, D> {
         };
         let projection = match &self.projected {
             Some([projected, operand]) => {
-                let out = self.result(Shape::new(state, hidden))?;
+                let out = self.result(MatrixShape::new(state, hidden))?;
                 let d = Operand::beside(self.rows(projected, chunks.start, state), state);
                 let m = Operand::beside(self.rows(operand, chunks.start, hidden), hidden);
                 let onto = onto.and_then(|o| o.projection.as_ref()).map(|o| (o, 0));
@@ -273,7 +276,7 @@ impl<D: Driver> Pass<'_, D> {
         Ok(WeightGradients { input: w, recurrent: u, bias, projection, peephole })
     }
 
-    fn result(&self, shape: Shape) -> Result<Tensor<D>> {
+    fn result(&self, shape: MatrixShape) -> Result<Tensor<D>> {
         self.b.tensor(OP, shape)
     }
 
@@ -316,7 +319,7 @@ impl<D: Driver> Pass<'_, D> {
         onto: Option<&Tensor<D>>,
         change: impl Fn(SumArgs) -> SumArgs,
     ) -> Result<Tensor<D>> {
-        let out = self.result(Shape::new(1, shape[1]))?;
+        let out = self.result(MatrixShape::new(1, shape[1]))?;
         let onto = onto.map(|onto| self.address(&onto.data));
         let args = sum(OP, d, shape, onto, self.address(&out.data))?;
         let part = signed(OP, chunks.on * self.trace.batch as isize)?;
@@ -329,7 +332,7 @@ impl<D: Driver> Pass<'_, D> {
     fn input(&self) -> Result<Tensor<D>> {
         let (driver, trace, spec) = (&self.b.driver, self.trace, &self.layer.spec);
         let (rows, hidden, features) = (trace.steps * trace.batch, spec.hidden_size, spec.input_size);
-        let out = self.result(Shape::new(rows, features))?;
+        let out = self.result(MatrixShape::new(rows, features))?;
         let dz = Operand { part: hidden as isize, ..Operand::lines(self.address(&self.dz), 4 * hidden) };
         let w =
             Operand { part: (hidden * features) as isize, ..Operand::beside(self.address(&self.layer.w), features) };

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use lstm_core::{
-    Arithmetic, Backend, CellKind, Error, Init, Keep, LayerSpec, LayerUpstream, Lstm, LstmConfig, Mat, Reference,
-    Result, Sequence, Shape, State, Upstream, Weights, arithmetic as exact, ndarray::Array3,
+    Arithmetic, Backend, CellKind, Checkpointing, Error, Init, LayerOutputGradients, LayerSpec, Lstm, LstmConfig,
+    MatrixRef, MatrixShape, OutputGradients, Reference, Result, Sequence, State, Weights, arithmetic as exact,
+    ndarray::Array3,
 };
 
 use crate::{
-    backend::CudaOn,
+    backend::CudaBackend,
     driver::Driver,
     layer::{Layer, Loaded},
     tensor::Tensor,
@@ -36,15 +37,15 @@ fn numbers(len: usize) -> Vec<f32> {
     (0..len).map(|k| at(k) as i32 as f32 * 2f32.powi(-31)).map(exact::snap).collect()
 }
 
-fn get<D: Driver>(b: &CudaOn<D>, x: &Tensor<D>) -> Result<Vec<f32>> {
+fn get<D: Driver>(b: &CudaBackend<D>, x: &Tensor<D>) -> Result<Vec<f32>> {
     let mut out = vec![0.0; x.shape.len()];
     b.driver.download("check", &x.data, 0, &mut out).map(|()| out)
 }
 
 /// The first activation that gives other bits than the specification, and where.
-fn activations<D: Driver>(b: &CudaOn<D>) -> Result<Option<String>> {
+fn activations<D: Driver>(b: &CudaBackend<D>) -> Result<Option<String>> {
     let x: Vec<f32> = (0..SAMPLES).map(|k| f32::from_bits(k.wrapping_mul(0x0004_0003))).collect();
-    let tensor = || b.upload(Shape::new(1, x.len()), &x);
+    let tensor = || b.upload(MatrixShape::new(1, x.len()), &x);
     for (name, got, want) in [
         ("snap", b.snap(tensor()?)?, exact::snap as fn(f32) -> f32),
         ("sigmoid", b.sigmoid(tensor()?)?, exact::sigmoid),
@@ -62,7 +63,7 @@ fn activations<D: Driver>(b: &CudaOn<D>) -> Result<Option<String>> {
 ///
 /// # Errors
 /// What the device refuses.
-pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
+pub(crate) fn arithmetic<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
     let differs = |what: String| Ok(Arithmetic::Inexact(format!("other bits than the specification's: {what}")));
     if let Some(found) = activations(b)? {
         return differs(found);
@@ -71,8 +72,8 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
     // By small tiles, and by large ones, whose operands can be read by fours.
     for (m, n, k) in [(5, 9, 2 * exact::BLOCK + 7), (72, 128 * b.driver.multiprocessors(), 2 * exact::BLOCK + 8)] {
         let (left, right) = (numbers(m * k), numbers(k * n));
-        let (a, c) = (b.upload(Shape::new(m, k), &left)?, b.upload(Shape::new(k, n), &right)?);
-        let product = get(b, &b.gemm(Mat::from(&a), Mat::from(&c), None)?)?;
+        let (a, c) = (b.upload(MatrixShape::new(m, k), &left)?, b.upload(MatrixShape::new(k, n), &right)?);
+        let product = get(b, &b.gemm(MatrixRef::from(&a), MatrixRef::from(&c), None)?)?;
         // Of many elements some, of all rows and all kinds of columns.
         let some = || (0..m * n).step_by((m * n / (1 << 13)) | 1);
         let want = some().map(|at| exact::dot(k, |p| left[at / n * k + p], |p| right[p * n + at % n]));
@@ -94,15 +95,16 @@ pub(crate) fn arithmetic<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
     ];
     for config in kinds {
         let lstm = Lstm::random(b, config.clone(), 1)?;
-        let (own, (y, state)) = (lstm.forward_train(&x, Keep::Everything)?, lstm.forward(&x)?);
-        let reference = Lstm::random(&Reference(b.clone()), config.clone(), 1)?.forward_train(&x, Keep::Everything)?;
+        let (own, (y, state)) = (lstm.forward_train(&x, Checkpointing::Everything)?, lstm.forward(&x)?);
+        let reference =
+            Lstm::random(&Reference(b.clone()), config.clone(), 1)?.forward_train(&x, Checkpointing::Everything)?;
         let mut found = difference("y in training", &own.y, &reference.y)
             .or_else(|| difference("c in training", &own.state.c, &reference.state.c))
             .or_else(|| difference("y", &y, &reference.y))
             .or_else(|| difference("h", &state.h, &reference.state.h))
             .or_else(|| difference("c", &state.c, &reference.state.c));
-        let own = own.tape.backward(Upstream::from(&own.y).with_input())?;
-        let reference = reference.tape.backward(Upstream::from(&reference.y).with_input())?;
+        let own = own.tape.backward(OutputGradients::from(&own.y).with_input())?;
+        let reference = reference.tape.backward(OutputGradients::from(&reference.y).with_input())?;
         let weights = own.weights.layers().iter().zip(reference.weights.layers());
         for ((param, own), (_, reference)) in weights.flat_map(|(a, b)| a.iter().zip(b.iter())) {
             found = found.or_else(|| difference(&format!("gradient of {param:?}"), own, reference));
@@ -139,7 +141,7 @@ const TF32: &str = "products on tensor cores, whose operands are rounded to TF32
 ///
 /// # Errors
 /// What the device refuses, or what it gives that rounding to TF32 does not explain.
-pub(crate) fn fast<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
+pub(crate) fn fast<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
     let wrong = |what: String| Error::Device { backend: b.driver.name().to_owned(), op: "check", why: what };
     if let Some(found) = activations(b)? {
         return Err(wrong(format!("other bits than the specification's: {found}")));
@@ -152,9 +154,10 @@ pub(crate) fn fast<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
         };
         let (left, right) = (whole(m * k, 1), whole(k * n, 2));
         let (at_left, at_right) = if turned { ([1, m], [1, k]) } else { ([k, 1], [n, 1]) };
-        let shape = |rows, cols| if turned { Shape::new(cols, rows) } else { Shape::new(rows, cols) };
+        let shape = |rows, cols| if turned { MatrixShape::new(cols, rows) } else { MatrixShape::new(rows, cols) };
         let (a, c) = (b.upload(shape(m, k), &left)?, b.upload(shape(k, n), &right)?);
-        let product = b.gemm(Mat { tensor: &a, transposed: turned }, Mat { tensor: &c, transposed: turned }, None)?;
+        let product =
+            b.gemm(MatrixRef { tensor: &a, transposed: turned }, MatrixRef { tensor: &c, transposed: turned }, None)?;
         let want = |i: usize, j: usize| -> f32 {
             (0..k).map(|p| left[i * at_left[0] + p * at_left[1]] * right[p * at_right[0] + j * at_right[1]]).sum()
         };
@@ -196,19 +199,19 @@ pub(crate) fn fast<D: Driver>(b: &CudaOn<D>) -> Result<Arithmetic> {
 
 /// Both passes of a layer over a batch that fills tensor cores, and one row more.
 fn passes<D: Driver, B: Backend<Tensor = Tensor<D>>>(
-    b: &CudaOn<D>,
+    b: &CudaBackend<D>,
     on: &B,
     layer: &B::Layer,
     spec: &LayerSpec,
 ) -> Result<Vec<Vec<f32>>> {
     let (steps, batch) = (3, 17);
-    let upload = |rows: usize, cols: usize| on.upload(Shape::new(rows, cols), &numbers(rows * cols));
+    let upload = |rows: usize, cols: usize| on.upload(MatrixShape::new(rows, cols), &numbers(rows * cols));
     let x = upload(steps * batch, spec.input_size)?;
     let mut plan = on.plan(layer, batch, steps)?;
     let state = State { h: upload(batch, spec.state_size())?, c: upload(batch, spec.hidden_size)? };
     let sequence = Sequence { x: &x, state: &state, steps, batch, lengths: None };
     let (output, trace) = on.forward_train(layer, &mut plan, sequence)?;
-    let upstream = LayerUpstream { y: &output.y, state: &state, onto: None, input: true };
+    let upstream = LayerOutputGradients { y: &output.y, state: &state, onto: None, input: true };
     let gradients = on.backward(layer, &mut plan, &trace, upstream)?;
     let weights = gradients.weights;
     let tensors = [output.y, output.state.c, weights.input, weights.recurrent, gradients.state.c];

@@ -1,11 +1,11 @@
 //! A whole sequence: the input's product for all steps at once, then the steps, by one kernel whose blocks keep their
 //! weights (all blocks together, or clusters of them), or by a kernel a step.
 
-use lstm_core::{CellKind, Error, LayerSpec, Output, Result, Sequence, Shape, State};
+use lstm_core::{CellKind, Error, LayerSpec, MatrixShape, Output, Result, Sequence, State};
 
 use crate::{
     args::{Address, CellOptions, PersistentArgs, ProjectArgs, StepArgs},
-    backend::CudaOn,
+    backend::CudaBackend,
     driver::{Driver, Launch, size},
     launches::{Map, Operand, at, copy, gemm, map, step_tile},
     layer::{InOne, Key, Loaded, Plan},
@@ -89,7 +89,7 @@ pub(crate) fn step<D: Driver>(
     Ok(())
 }
 
-impl<D: Driver> CudaOn<D> {
+impl<D: Driver> CudaBackend<D> {
     /// Both kinds of forward pass, with a trace if there is one to fill.
     pub(crate) fn run(
         &self,
@@ -123,8 +123,8 @@ impl<D: Driver> CudaOn<D> {
     ) -> Result<Output<Tensor<D>>> {
         let (driver, spec) = (&self.driver, &layer.spec);
         let (steps, batch, hidden, state_size) = (sequence.steps, sequence.batch, spec.hidden_size, spec.state_size());
-        let [y, h] = [steps * batch, batch].map(|rows| self.tensor(op, Shape::new(rows, state_size)));
-        let (y, state) = (y?, State { h: h?, c: self.tensor(op, Shape::new(batch, hidden))? });
+        let [y, h] = [steps * batch, batch].map(|rows| self.tensor(op, MatrixShape::new(rows, state_size)));
+        let (y, state) = (y?, State { h: h?, c: self.tensor(op, MatrixShape::new(batch, hidden))? });
         let address = |x: &Tensor<D>| driver.address(&x.data);
         let (mut h0, mut c0, mut passed) = (address(&sequence.state.h), address(&sequence.state.c), None);
         if matches!(in_one, InOne::Persistent(..)) {
@@ -136,7 +136,7 @@ impl<D: Driver> CudaOn<D> {
             // What blocks pass on: with the dense peephole c in place of `y`, with a projection its operand besides.
             let dense = spec.cell == CellKind::PeepholeDense;
             let passes_more = dense || spec.proj_size.is_some();
-            passed = passes_more.then(|| self.tensor(op, Shape::new(steps * batch, hidden))).transpose()?;
+            passed = passes_more.then(|| self.tensor(op, MatrixShape::new(steps * batch, hidden))).transpose()?;
             for words in [(!dense).then_some(&y), passed.as_ref()].into_iter().flatten() {
                 driver.launch(op, &map(op, Map::Sentinel, 0, address(words), words.shape.len(), 0.0)?)?;
             }
@@ -190,9 +190,11 @@ impl<D: Driver> CudaOn<D> {
     ) -> Result<Output<Tensor<D>>> {
         let (driver, spec) = (&self.driver, &layer.spec);
         let (steps, batch, hidden, state) = (sequence.steps, sequence.batch, spec.hidden_size, spec.state_size());
-        let y = self.tensor(op, Shape::new(steps * batch, state))?;
-        let last =
-            State { h: self.tensor(op, Shape::new(batch, state))?, c: self.tensor(op, Shape::new(batch, hidden))? };
+        let y = self.tensor(op, MatrixShape::new(steps * batch, state))?;
+        let last = State {
+            h: self.tensor(op, MatrixShape::new(batch, state))?,
+            c: self.tensor(op, MatrixShape::new(batch, hidden))?,
+        };
         let address = |x: &Tensor<D>| driver.address(&x.data);
         let (h, c) = trace.map_or((&plan.h, &plan.c), |trace| (&trace.h, &trace.c));
         let (h, c) = (driver.address(h), driver.address(c));

@@ -64,7 +64,7 @@ mod stream;
 mod tensor;
 mod trace;
 
-pub use backend::CudaOn;
+pub use backend::CudaBackend;
 pub use device::Device;
 pub use driver::Driver;
 #[cfg(feature = "host")]
@@ -94,11 +94,11 @@ impl Default for Limits {
 }
 
 /// An NVIDIA GPU.
-pub type Cuda = CudaOn<Device>;
+pub type Cuda = CudaBackend<Device>;
 
 /// The kernels of [`Cuda`] on the host's CPU, thread by thread: for tests on machines without a GPU, and slow.
 #[cfg(feature = "host")]
-pub type CudaHost = CudaOn<Host>;
+pub type CudaHost = CudaBackend<Host>;
 
 impl Cuda {
     /// Opens a device by its number, from 0. All work is done in order on a stream of its own. Memory that is given back stays
@@ -112,7 +112,7 @@ impl Cuda {
     /// [`Error::Device`] says what is missing: the driver, such a device, an architecture of at least sm_70, NVRTC. It also
     /// names any call that fails.
     pub fn new(ordinal: usize) -> Result<Self> {
-        CudaOn::open(Device::open(ordinal, false, Limits::default())?)
+        CudaBackend::open(Device::open(ordinal, false, Limits::default())?)
     }
 
     /// [`new`](Self::new) in the fast mode, which is **not exact**: see [above](crate#the-fast-mode).
@@ -121,7 +121,7 @@ impl Cuda {
     /// As for [`new`](Self::new); [`Error::Device`] also for an architecture before sm_80, and if products are off by more
     /// than rounding their operands explains.
     pub fn fast(ordinal: usize) -> Result<Self> {
-        CudaOn::open(Device::open(ordinal, true, Limits::default())?)
+        CudaBackend::open(Device::open(ordinal, true, Limits::default())?)
     }
 
     /// [`new`](Self::new) within limits: for tests and measurements, since the bits are the same.
@@ -129,7 +129,7 @@ impl Cuda {
     /// # Errors
     /// As for [`new`](Self::new); [`Error::Device`] also for no multiprocessors.
     pub fn within(ordinal: usize, limits: Limits) -> Result<Self> {
-        CudaOn::open(Device::open(ordinal, false, limits)?)
+        CudaBackend::open(Device::open(ordinal, false, limits)?)
     }
 
     /// The names of the devices that there are.
@@ -172,7 +172,7 @@ impl CudaHost {
     /// # Errors
     /// As for [`new`](Self::new).
     pub fn with(schedule: u32, resident: usize, cluster: u32) -> Result<Self> {
-        CudaOn::open(Host::new(schedule, resident, cluster, false)?)
+        CudaBackend::open(Host::new(schedule, resident, cluster, false)?)
     }
 
     /// [`with`](Self::with) in the [fast mode](crate#the-fast-mode), whose sums the host makes in an order of its own.
@@ -180,6 +180,6 @@ impl CudaHost {
     /// # Errors
     /// As for [`Cuda::fast`], but for the architecture.
     pub fn fast(schedule: u32, resident: usize, cluster: u32) -> Result<Self> {
-        CudaOn::open(Host::new(schedule, resident, cluster, true)?)
+        CudaBackend::open(Host::new(schedule, resident, cluster, true)?)
     }
 }

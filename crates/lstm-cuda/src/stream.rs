@@ -3,14 +3,14 @@
 use std::fmt;
 
 use lstm_core::{
-    Error, LayerSpec, Result, Shape, State,
+    Error, LayerSpec, MatrixShape, Result, State,
     reference::{check_stack, check_state, check_step},
     shape::{checked_len, zeros},
 };
 
 use crate::{
     args::Address,
-    backend::CudaOn,
+    backend::CudaBackend,
     driver::{Driver, Launch, size},
     forward::{StepPlaces, input, step},
     launches::{at, copy},
@@ -55,7 +55,7 @@ fn place<D: Driver>(driver: &D, memory: &D::Memory, [batch, size]: [usize; 2], p
 }
 
 impl<D: Driver> CudaStream<D> {
-    pub(crate) fn new(b: &CudaOn<D>, layers: &[Layer<D>], batch: usize) -> Result<Self> {
+    pub(crate) fn new(b: &CudaBackend<D>, layers: &[Layer<D>], batch: usize) -> Result<Self> {
         let (op, driver) = ("stream", &b.driver);
         check_stack(layers.iter().map(|layer| &layer.0.spec))?;
         if batch == 0 {
@@ -97,10 +97,10 @@ impl<D: Driver> CudaStream<D> {
         Ok(())
     }
 
-    pub(crate) fn state(&self, b: &CudaOn<D>) -> Result<Vec<State<Tensor<D>>>> {
+    pub(crate) fn state(&self, b: &CudaBackend<D>) -> Result<Vec<State<Tensor<D>>>> {
         let state = self.layers.iter().zip(&self.stages).map(|(layer, stage)| {
             let rows = |memory: &D::Memory, cols: usize| {
-                let out = b.tensor("stream_state", Shape::new(self.batch, cols))?;
+                let out = b.tensor("stream_state", MatrixShape::new(self.batch, cols))?;
                 let from = place(&b.driver, memory, [self.batch, cols], self.place);
                 let to = b.driver.address(&out.data);
                 let launch = copy("stream_state", (from, cols), (to, cols), [self.batch, cols], false)?;

@@ -2,13 +2,13 @@
 
 use std::{fmt, sync::Arc};
 
-use lstm_core::Shape;
+use lstm_core::MatrixShape;
 
 use crate::driver::Driver;
 
 /// A row-major matrix in device memory. Cloning shares the memory.
 pub struct Tensor<D: Driver> {
-    pub(crate) shape: Shape,
+    pub(crate) shape: MatrixShape,
     pub(crate) data: Arc<D::Memory>,
 }
 

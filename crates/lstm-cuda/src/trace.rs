@@ -4,7 +4,7 @@ use std::fmt;
 
 use lstm_core::{LayerSpec, Result, Sequence, shape::checked_len};
 
-use crate::{backend::CudaOn, driver::Driver, tensor::Tensor};
+use crate::{backend::CudaBackend, driver::Driver, tensor::Tensor};
 
 /// The input, the state around each step and the gates of each, of one layer over one batch of sequences.
 pub struct Trace<D: Driver> {
@@ -33,7 +33,7 @@ impl<D: Driver> fmt::Debug for Trace<D> {
 
 impl<D: Driver> Trace<D> {
     /// Memory for a checked sequence.
-    pub(crate) fn new(b: &CudaOn<D>, spec: &LayerSpec, sequence: &Sequence<'_, Tensor<D>>) -> Result<Self> {
+    pub(crate) fn new(b: &CudaBackend<D>, spec: &LayerSpec, sequence: &Sequence<'_, Tensor<D>>) -> Result<Self> {
         let (op, steps, batch) = ("forward_train", sequence.steps, sequence.batch);
         let alloc = |sizes: &[usize]| b.driver.alloc(op, checked_len(op, sizes)?);
         Ok(Trace {

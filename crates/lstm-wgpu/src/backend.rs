@@ -3,8 +3,8 @@
 use std::{future::Future, ops::Range, sync::Arc};
 
 use lstm_core::{
-    Arithmetic, Axis, Backend, LayerGradients, LayerUpstream, LayerWeights, Mat, Output, Path, Result, Sequence, Shape,
-    State,
+    Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutputGradients, LayerWeights, MatrixRef,
+    MatrixShape, Output, Result, Sequence, State,
     shape::{check_clip, check_download, check_upload},
 };
 
@@ -146,11 +146,11 @@ impl Backend for Wgpu {
         }
     }
 
-    fn shape(&self, x: &Tensor) -> Shape {
+    fn shape(&self, x: &Tensor) -> MatrixShape {
         x.shape
     }
 
-    fn upload(&self, shape: Shape, data: &[f32]) -> Result<Tensor> {
+    fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<Tensor> {
         check_upload(shape, data.len())?;
         Ok(Tensor { shape, memory: self.gpu.upload("upload", bytemuck::cast_slice(data))? })
     }
@@ -164,7 +164,7 @@ impl Backend for Wgpu {
         self.gpu.unary("snap", Unary::Snap, &x, 0.0)
     }
 
-    fn gemm(&self, a: Mat<'_, Tensor>, b: Mat<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
+    fn gemm(&self, a: MatrixRef<'_, Tensor>, b: MatrixRef<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
         self.gpu.gemm(a, b, acc)
     }
 
@@ -193,7 +193,7 @@ impl Backend for Wgpu {
         self.gpu.slice(x, rows, cols)
     }
 
-    fn concat(&self, axis: Axis, parts: &[Tensor]) -> Result<Tensor> {
+    fn concat(&self, axis: ConcatAxis, parts: &[Tensor]) -> Result<Tensor> {
         self.gpu.concat(axis, parts)
     }
 
@@ -205,8 +205,8 @@ impl Backend for Wgpu {
         Ok(())
     }
 
-    fn path(&self, layer: &Layer) -> Path {
-        Path::Fused(layer.path(&self.gpu).into())
+    fn path(&self, layer: &Layer) -> ExecutionPath {
+        ExecutionPath::Fused(layer.path(&self.gpu).into())
     }
 
     fn forward(&self, layer: &Layer, _: &mut (), sequence: Sequence<'_, Tensor>) -> Result<Output<Tensor>> {
@@ -227,7 +227,7 @@ impl Backend for Wgpu {
         layer: &Layer,
         _: &mut (),
         trace: &Trace,
-        upstream: LayerUpstream<'_, Tensor>,
+        upstream: LayerOutputGradients<'_, Tensor>,
     ) -> Result<LayerGradients<Tensor>> {
         crate::backward::backward(&self.gpu, layer, trace, upstream)
     }

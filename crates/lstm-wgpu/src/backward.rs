@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lstm_core::{
-    Axis, Bias, CellKind, Error, LayerGradients, LayerUpstream, Result, Shape, WeightGradients,
+    Bias, CellKind, ConcatAxis, Error, LayerGradients, LayerOutputGradients, MatrixShape, Result, WeightGradients,
     arithmetic::{CHUNK, sigmoid, tanh},
     shape::checked_len,
 };
@@ -24,7 +24,7 @@ pub(crate) fn backward(
     gpu: &Gpu,
     Layer(layer): &Layer,
     trace: &Trace,
-    upstream: LayerUpstream<'_, Tensor>,
+    upstream: LayerOutputGradients<'_, Tensor>,
 ) -> Result<LayerGradients<Tensor>> {
     let (spec, steps, batch) = (&layer.spec, trace.steps, trace.batch);
     if trace.spec != *spec {
@@ -34,9 +34,9 @@ pub(crate) fn backward(
     let (hidden, state, rows) = (spec.hidden_size, spec.state_size(), steps * batch);
 
     let d = crate::forward::states(gpu, OP, spec, (1, batch, 0), upstream.state)?;
-    let dz = gpu.tensor(OP, Shape::new(rows, 4 * hidden))?;
+    let dz = gpu.tensor(OP, MatrixShape::new(rows, 4 * hidden))?;
     let dh = match spec.proj_size {
-        Some(_) => Some(gpu.tensor(OP, Shape::new(rows, state))?),
+        Some(_) => Some(gpu.tensor(OP, MatrixShape::new(rows, state))?),
         None => None,
     };
     walk(gpu, layer, trace, &upstream.y.memory, &dz.memory, dh.as_ref().map(|dh| &dh.memory), &d)?;
@@ -55,7 +55,7 @@ pub(crate) fn backward(
             b_segment: (hidden * input) as u32,
             ..Gemm::default()
         };
-        Some(gpu.product(OP, &dz.memory, &layer.w, None, Shape::new(rows, input), gates)?)
+        Some(gpu.product(OP, &dz.memory, &layer.w, None, MatrixShape::new(rows, input), gates)?)
     } else {
         None
     };
@@ -162,12 +162,12 @@ fn weights(
                     b_start: start as u32,
                     ..walk
                 };
-                gpu.product(OP, &d.memory, x, onto, Shape::new(cols, width), parameters)
+                gpu.product(OP, &d.memory, x, onto, MatrixShape::new(cols, width), parameters)
             }
             None => {
                 let one = gpu.upload(OP, bytemuck::bytes_of(&1f32))?;
                 let parameters = Gemm { b_k: cols as u32, b_col: 1, b_segment: (chunk * cols) as u32, ..walk };
-                gpu.product(OP, &one, &d.memory, onto, Shape::new(1, cols), parameters)
+                gpu.product(OP, &one, &d.memory, onto, MatrixShape::new(1, cols), parameters)
             }
         }
     };
@@ -180,8 +180,8 @@ fn weights(
     let recurrent = match spec.cell {
         // Its candidate does not see the state.
         CellKind::PeepholeDense => {
-            let zeros = Tensor { shape: Shape::new(rows, hidden), memory: zeros(gpu, rows * hidden)? };
-            let seen = gpu.concat(Axis::Cols, &[column(0)?, column(1)?, zeros, column(3)?])?;
+            let zeros = Tensor { shape: MatrixShape::new(rows, hidden), memory: zeros(gpu, rows * hidden)? };
+            let seen = gpu.concat(ConcatAxis::Cols, &[column(0)?, column(1)?, zeros, column(3)?])?;
             sum(&seen, Some((&trace.states, cells + before * hidden, hidden)), recurrent)?
         }
         _ => sum(dz, Some((&trace.states, before * state, state)), recurrent)?,
@@ -192,7 +192,7 @@ fn weights(
     };
     let peephole = match spec.cell {
         CellKind::PeepholeDiagonal => {
-            let shape = Shape::new(rows, hidden);
+            let shape = MatrixShape::new(rows, hidden);
             let cells_at = |row: usize| gpu.rows(OP, &trace.states, cells + row * hidden, shape);
             let (old, new) = (cells_at(before)?, cells_at(after)?);
             let vector = |k: usize, gate: usize, c: &Tensor| {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lstm_core::{LayerSpec, Output, Result, Sequence, Shape, State, shape::checked_len};
+use lstm_core::{LayerSpec, MatrixShape, Output, Result, Sequence, State, shape::checked_len};
 
 use crate::{
     gpu::Gpu,
@@ -96,7 +96,7 @@ impl Walk {
 }
 
 /// The product `bias + W x` of some rows of `x`, snapped as it is read.
-pub(crate) fn input_product(layer: &Packed, rows: usize, first_row: usize) -> (Shape, Gemm) {
+pub(crate) fn input_product(layer: &Packed, rows: usize, first_row: usize) -> (MatrixShape, Gemm) {
     let input = layer.spec.input_size as u32;
     let parameters = Gemm {
         k: input,
@@ -110,7 +110,7 @@ pub(crate) fn input_product(layer: &Packed, rows: usize, first_row: usize) -> (S
         b_col: input,
         ..Gemm::default()
     };
-    (Shape::new(rows, 4 * layer.spec.hidden_size), parameters)
+    (MatrixShape::new(rows, 4 * layer.spec.hidden_size), parameters)
 }
 
 /// Memory for states in a ring of `ring` places, the given one at place `at`, snapped.
@@ -153,7 +153,7 @@ pub(crate) fn get_state(
     memory: &Arc<Memory>,
     (ring, batch, at): (usize, usize, usize),
 ) -> Result<State<Tensor>> {
-    let (state, hidden) = (Shape::new(batch, spec.state_size()), Shape::new(batch, spec.hidden_size));
+    let (state, hidden) = (MatrixShape::new(batch, spec.state_size()), MatrixShape::new(batch, spec.hidden_size));
     Ok(State {
         h: gpu.rows(op, memory, at * state.len(), state)?,
         c: gpu.rows(op, memory, ring * state.len() + at * hidden.len(), hidden)?,
@@ -189,7 +189,7 @@ fn run(gpu: &Gpu, layer: &Packed, sequence: Sequence<'_, Tensor>, train: bool) -
     let ring = if train { steps + 1 } else { 2 };
     let (start, end) = if spec.reverse { (steps % ring, 0) } else { (0, steps % ring) };
     let states = states(gpu, op, spec, (ring, batch, start), sequence.state)?;
-    let y = gpu.tensor(op, Shape::new(rows, spec.state_size()))?;
+    let y = gpu.tensor(op, MatrixShape::new(rows, spec.state_size()))?;
     let projected = match spec.proj_size {
         Some(_) => {
             let rows = if train { rows } else { batch };

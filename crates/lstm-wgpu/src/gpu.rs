@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use lstm_core::{Error, Result, Shape};
+use lstm_core::{Error, MatrixShape, Result};
 
 use crate::{
     errors::{Late, Scopes, describe, device_error, signal},
@@ -207,7 +207,7 @@ impl Gpu {
     }
 
     /// A tensor with anything in it.
-    pub(crate) fn tensor(&self, op: &'static str, shape: Shape) -> Result<Tensor> {
+    pub(crate) fn tensor(&self, op: &'static str, shape: MatrixShape) -> Result<Tensor> {
         Ok(Tensor { shape, memory: self.allocate(op, shape.len())? })
     }
 

@@ -95,7 +95,7 @@ impl Unchecked {
 
 #[cfg(all(test, not(target_arch = "wasm32")))]
 pub(crate) mod tests {
-    use lstm_core::{Backend, Shape};
+    use lstm_core::{Backend, MatrixShape};
 
     use super::*;
     use crate::{backend::Wgpu, parameters::Copy};
@@ -114,7 +114,7 @@ pub(crate) mod tests {
 
     /// Copies three words to `at` in a tensor of as many, and looks at the guards.
     fn copy_to(wgpu: &Wgpu, at: u32) -> Result<usize> {
-        let x = wgpu.upload(Shape::new(1, 3), &[1.0; 3])?;
+        let x = wgpu.upload(MatrixShape::new(1, 3), &[1.0; 3])?;
         let y = wgpu.gpu().allocate("planted", 3)?;
         let parameters = Copy { rows: 1, cols: 3, x_cols: 3, y_start: at, y_cols: 3, ..Copy::default() };
         wgpu.gpu().copy("copy", &x.memory, &y, &parameters)?;
@@ -147,8 +147,8 @@ pub(crate) mod tests {
     fn what_is_read_outside_of_a_tensor_or_before_it_is_written_is_nan() {
         let Some(wgpu) = open(true) else { return };
         let gpu = wgpu.gpu();
-        let x = wgpu.upload(Shape::new(1, 3), &[1.0; 3]).unwrap();
-        let y = gpu.tensor("planted", Shape::new(1, 5)).unwrap();
+        let x = wgpu.upload(MatrixShape::new(1, 3), &[1.0; 3]).unwrap();
+        let y = gpu.tensor("planted", MatrixShape::new(1, 5)).unwrap();
         let parameters = Copy { rows: 1, cols: 4, x_cols: 4, y_cols: 4, ..Copy::default() };
         gpu.copy("copy", &x.memory, &y.memory, &parameters).unwrap();
         let mut out = [0.0; 5];

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lstm_core::{
-    Error, LayerSpec, LayerWeights, Param, Result, Shape,
+    Error, LayerSpec, LayerWeights, MatrixShape, Param, Result,
     arithmetic::{BLOCK, snap},
 };
 
@@ -63,7 +63,7 @@ impl Layer {
             by_unit.extend((0..4).map(|gate| u[(gate * hidden + unit) * state + k]));
         }
         let bias = match weights.bias() {
-            Some(bias) => Some(Tensor { shape: Shape::new(1, 4 * hidden), memory: upload(&snapped(&bias))? }),
+            Some(bias) => Some(Tensor { shape: MatrixShape::new(1, 4 * hidden), memory: upload(&snapped(&bias))? }),
             None => None,
         };
         let projection = match get(Param::WeightHr) {

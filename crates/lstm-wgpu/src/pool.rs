@@ -122,9 +122,9 @@ mod tests {
     #[cfg(not(target_arch = "wasm32"))]
     fn bind_groups_are_kept_as_long_as_their_buffers() {
         use crate::shader::Unary::Snap;
-        use lstm_core::{Backend, Shape};
+        use lstm_core::{Backend, MatrixShape};
         let Some(wgpu) = crate::guards::tests::open(false) else { return };
-        let (gpu, x) = (wgpu.gpu(), wgpu.upload(Shape::new(1, 3), &[1.0; 3]).unwrap());
+        let (gpu, x) = (wgpu.gpu(), wgpu.upload(MatrixShape::new(1, 3), &[1.0; 3]).unwrap());
         let snapped = || gpu.unary("snap", Snap, &x, 0.0).unwrap();
         let count = || lock(&gpu.pool.groups).len();
         drop(snapped());

@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc};
 
 use lstm_core::{
-    Axis, Mat, Result, Shape,
+    ConcatAxis, MatrixRef, MatrixShape, Result,
     shape::{check_concat, check_gemm, check_rows, check_slice, check_within},
 };
 
@@ -17,7 +17,7 @@ use crate::{
 /// Elements of the result from which tiles pay, where an invocation is not a thread of a CPU.
 const TILED: usize = 64 * 64;
 
-fn presence(full: Shape, operand: Option<Shape>) -> u32 {
+fn presence(full: MatrixShape, operand: Option<MatrixShape>) -> u32 {
     match operand {
         None => ABSENT,
         Some(shape) if shape == full => FULL,
@@ -95,7 +95,7 @@ impl Gpu {
     }
 
     /// Contiguous rows of some memory as a tensor of their own.
-    pub(crate) fn rows(&self, op: &'static str, x: &Arc<Memory>, start: usize, shape: Shape) -> Result<Tensor> {
+    pub(crate) fn rows(&self, op: &'static str, x: &Arc<Memory>, start: usize, shape: MatrixShape) -> Result<Tensor> {
         let y = self.tensor(op, shape)?;
         let (rows, cols) = (shape.rows as u32, shape.cols as u32);
         let parameters = Copy { rows, cols, x_start: start as u32, x_cols: cols, y_start: 0, y_cols: cols, snap: 0 };
@@ -103,7 +103,7 @@ impl Gpu {
         Ok(y)
     }
 
-    pub(crate) fn concat(&self, axis: Axis, parts: &[Tensor]) -> Result<Tensor> {
+    pub(crate) fn concat(&self, axis: ConcatAxis, parts: &[Tensor]) -> Result<Tensor> {
         let shape = check_concat(axis, parts.iter().map(|part| part.shape))?;
         let y = self.tensor("concat", shape)?;
         let mut start = 0;
@@ -113,17 +113,22 @@ impl Gpu {
             let parameters = Copy { rows, cols, x_start: 0, x_cols: cols, y_start: start, y_cols, snap: 0 };
             self.copy("concat", &part.memory, &y.memory, &parameters)?;
             start += match axis {
-                Axis::Rows => rows * y_cols,
-                Axis::Cols => cols,
+                ConcatAxis::Rows => rows * y_cols,
+                ConcatAxis::Cols => cols,
             };
         }
         Ok(y)
     }
 
-    pub(crate) fn gemm(&self, a: Mat<'_, Tensor>, b: Mat<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
+    pub(crate) fn gemm(
+        &self,
+        a: MatrixRef<'_, Tensor>,
+        b: MatrixRef<'_, Tensor>,
+        acc: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let (a_shape, b_shape) = (a.view(a.tensor.shape), b.view(b.tensor.shape));
         let shape = check_gemm(a_shape, b_shape, acc.map(|acc| acc.shape))?;
-        let strides = |mat: Mat<'_, Tensor>| match (mat.transposed, mat.tensor.shape.cols as u32) {
+        let strides = |mat: MatrixRef<'_, Tensor>| match (mat.transposed, mat.tensor.shape.cols as u32) {
             (false, cols) => (cols, 1),
             (true, cols) => (1, cols),
         };
@@ -140,7 +145,7 @@ impl Gpu {
         a: &Arc<Memory>,
         b: &Arc<Memory>,
         acc: Option<&Tensor>,
-        shape: Shape,
+        shape: MatrixShape,
         parameters: Gemm,
     ) -> Result<Tensor> {
         let y = self.tensor(op, shape)?;
@@ -156,7 +161,7 @@ impl Gpu {
     }
 
     /// The kernel for a product of this shape, and how many workgroups it takes.
-    pub(crate) fn gemm_kernel(&self, shape: Shape) -> (Kernel, usize) {
+    pub(crate) fn gemm_kernel(&self, shape: MatrixShape) -> (Kernel, usize) {
         let invocations = |kernel: Kernel, n: usize| (kernel, n.div_ceil(kernel.workgroup() as usize));
         if shape.len() < TILED || shape.rows < 16 || shape.cols < 16 {
             invocations(Kernel::GemmDirect, shape.len())

@@ -6,8 +6,8 @@ use std::{
 };
 
 use lstm_core::{
-    Backend, CellKind, Direction, Error, Keep, LayerWeights, Lstm, LstmConfig, Reference, Result, Sequence, Shape,
-    State, Upstream, Weights,
+    Backend, CellKind, Checkpointing, Direction, Error, LayerWeights, Lstm, LstmConfig, MatrixShape, OutputGradients,
+    Reference, Result, Sequence, State, Weights,
     arithmetic::{dot, sigmoid, snap, tanh},
     ndarray::Array3,
 };
@@ -191,7 +191,7 @@ async fn difference(wgpu: &Wgpu) -> Result<Option<String>> {
         return Ok(Some(what));
     }
     let x = samples();
-    let shape = Shape::new(1, x.len());
+    let shape = MatrixShape::new(1, x.len());
     let tensor = wgpu.upload(shape, &x)?;
     for (name, operation, scalar) in [
         ("sigmoid", Unary::Sigmoid, sigmoid as fn(f32) -> f32),
@@ -210,14 +210,14 @@ async fn difference(wgpu: &Wgpu) -> Result<Option<String>> {
         let (a, b): (Vec<f32>, Vec<f32>) =
             ((0..m * k).map(|_| random.float()).collect(), (0..k * n).map(|_| random.float()).collect());
         let want: Vec<f32> = (0..m * n).map(|i| dot(k, |j| a[i / n * k + j], |j| b[j * n + i % n])).collect();
-        let (a, b) = (wgpu.upload(Shape::new(m, k), &a)?, wgpu.upload(Shape::new(k, n), &b)?);
+        let (a, b) = (wgpu.upload(MatrixShape::new(m, k), &a)?, wgpu.upload(MatrixShape::new(k, n), &b)?);
         let got = get(wgpu, &gpu.gemm((&a).into(), (&b).into(), None)?).await?;
         if let Some(what) = compare("gemm", &want, &got) {
             return Ok(Some(what));
         }
     }
     let x: Vec<f32> = (0..300).map(|_| random.float()).collect();
-    let (all, row) = (wgpu.upload(Shape::new(20, 15), &x)?, wgpu.upload(Shape::new(1, 15), &x[..15])?);
+    let (all, row) = (wgpu.upload(MatrixShape::new(20, 15), &x)?, wgpu.upload(MatrixShape::new(1, 15), &x[..15])?);
     let want: Vec<f32> = (0..300).map(|k| (0.5 * x[k]).mul_add(x[k % 15], x[k])).collect();
     let got = get(wgpu, &gpu.mul_add(0.5, &all, Some(&row), Some(&all))?).await?;
     if let Some(what) = compare("mul_add", &want, &got) {
@@ -249,8 +249,8 @@ async fn difference(wgpu: &Wgpu) -> Result<Option<String>> {
 async fn passes<B: Backend>(lstm: &Lstm<B>) -> Result<Vec<f32>> {
     let mut random = Random(13);
     let x = Array3::from_shape_simple_fn((3, 3, 6), || random.float());
-    let pass = lstm.forward_train_async(&x, Keep::Everything).await?;
-    let gradients = pass.tape.backward_async(Upstream::from(&pass.y).with_input()).await?;
+    let pass = lstm.forward_train_async(&x, Checkpointing::Everything).await?;
+    let gradients = pass.tape.backward_async(OutputGradients::from(&pass.y).with_input()).await?;
     let mut all: Vec<f32> = pass.y.iter().chain(&pass.state.h).chain(&pass.state.c).copied().collect();
     all.extend(gradients.x.iter().flatten().chain(&gradients.state.h).chain(&gradients.state.c));
     for layer in gradients.weights.layers() {
@@ -269,7 +269,7 @@ async fn steps(wgpu: &Wgpu) -> Result<Option<String>> {
     let want = scalar(&weights.layers()[0], &x, &h, &c, (steps, batch));
 
     let layer = wgpu.load(&weights.layers()[0])?;
-    let up = |rows, data: &[f32]| wgpu.upload(Shape::new(rows, data.len() / rows), data);
+    let up = |rows, data: &[f32]| wgpu.upload(MatrixShape::new(rows, data.len() / rows), data);
     let state = State { h: up(batch, &h)?, c: up(batch, &c)? };
     let sequence = Sequence { x: &up(steps * batch, &x)?, state: &state, steps, batch, lengths: None };
     let output = wgpu.forward(&layer, &mut wgpu.plan(&layer, batch, steps)?, sequence)?;

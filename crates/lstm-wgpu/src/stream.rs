@@ -60,7 +60,7 @@ impl WgpuStream {
             let projected = packed.projection.as_ref().map(|_| memory(hidden)).transpose()?;
             let zeros = |cols: usize| {
                 let zeros = lstm_core::shape::zeros(op, &[batch, cols])?;
-                let shape = lstm_core::Shape::new(batch, cols);
+                let shape = lstm_core::MatrixShape::new(batch, cols);
                 Ok(Tensor { shape, memory: gpu.upload(op, bytemuck::cast_slice(&zeros))? })
             };
             let zero = State { h: zeros(state)?, c: zeros(hidden)? };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lstm_core::Shape;
+use lstm_core::MatrixShape;
 
 use crate::{
     guards::Unchecked,
@@ -12,7 +12,7 @@ use crate::{
 /// A row-major matrix in an adapter's memory. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    pub(crate) shape: Shape,
+    pub(crate) shape: MatrixShape,
     pub(crate) memory: Arc<Memory>,
 }
 
@@ -46,7 +46,7 @@ impl Memory {
 
 impl Tensor {
     /// Its shape.
-    pub fn shape(&self) -> Shape {
+    pub fn shape(&self) -> MatrixShape {
         self.shape
     }
 

@@ -56,7 +56,11 @@ fn takes(host: &CudaHost, want: &str, projected: &str) -> Result<String> {
     let projection = Case::new("", "projection", CELLS[0].1).with(|c| c.proj_size(3));
     for (case, want) in cells.into_iter().chain([(projection, projected)]) {
         let paths = Lstm::new(host, case.weights()?)?.paths();
-        ensure!(paths == [lstm_core::Path::Fused(want.to_owned().into())], "{}: {paths:?}, not {want}", case.name);
+        ensure!(
+            paths == [lstm_core::ExecutionPath::Fused(want.to_owned().into())],
+            "{}: {paths:?}, not {want}",
+            case.name
+        );
     }
     Ok(String::new())
 }

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use lstm_cpu::{Init, LstmConfig, Names, StateDictWriter, Weights};
+use lstm_cpu::{Init, LstmConfig, StateDictWriter, TensorNames, Weights};
 
 /// A folder that is gone afterwards.
 pub(crate) struct Folder(PathBuf);
@@ -29,7 +29,7 @@ impl Folder {
     pub(crate) fn model(&self, config: LstmConfig) -> (Weights, String) {
         let weights = Weights::init(config, &Init::default(), 3).unwrap();
         let path = self.path("model.safetensors");
-        StateDictWriter::new().lstm("", &weights, Names::PyTorch).unwrap().save(&path).unwrap();
+        StateDictWriter::new().lstm("", &weights, TensorNames::PyTorch).unwrap().save(&path).unwrap();
         (weights, path)
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use lstm_cpu::{
-    Init, LstmConfig, Names, OnnxModel, StateDict, StateDictWriter, Weights,
+    Init, LstmConfig, OnnxModel, StateDict, StateDictWriter, TensorNames, Weights,
     ndarray::{Array2, Array3},
 };
 
@@ -16,8 +16,8 @@ fn an_lstm_around_another_is_read() {
     let weights = |seed| Weights::init(LstmConfig::new(3, 5), &Init::default(), seed).unwrap();
     let (outer, inner) = (weights(1), weights(2));
     for (around, within, name) in [("lstm.", "lstm.sub.", "lstm"), ("", "lstm2.", ""), ("a.", "a.b.c.", "a.")] {
-        let writer = StateDictWriter::new().lstm(around, &outer, Names::PyTorch).unwrap();
-        let writer = writer.lstm(within, &inner, Names::PyTorch).unwrap();
+        let writer = StateDictWriter::new().lstm(around, &outer, TensorNames::PyTorch).unwrap();
+        let writer = writer.lstm(within, &inner, TensorNames::PyTorch).unwrap();
         writer.tensor(format!("{around}head.weight"), &Array2::<f32>::zeros((1, 5))).unwrap().save(&model).unwrap();
         let (code, report) = json(&["inspect", &model, "--name", name]);
         assert_eq!((code, &report["names"][0]), (0, &around.into()), "{report}");
@@ -29,7 +29,7 @@ fn an_lstm_around_another_is_read() {
         }
     }
     // What the LSTM itself has no place for is still an error, and says where.
-    let writer = StateDictWriter::new().lstm("lstm.", &outer, Names::PyTorch).unwrap();
+    let writer = StateDictWriter::new().lstm("lstm.", &outer, TensorNames::PyTorch).unwrap();
     writer.tensor("lstm.scale", &Array2::<f32>::zeros((1, 5))).unwrap().save(&model).unwrap();
     let (code, report) = json(&["inspect", &model]);
     let message = report["error"]["message"].as_str().unwrap();

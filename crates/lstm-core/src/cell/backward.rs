@@ -6,7 +6,7 @@ use crate::{
     backend::{Backend, State},
     config::CellKind,
     error::Result,
-    shape::{Mat, Shape, zeros},
+    shape::{MatrixRef, MatrixShape, zeros},
 };
 
 /// A cell prepared for a backward pass: the weights of each gate apart, since `dx` and `dh` are one product per gate.
@@ -50,7 +50,7 @@ pub(crate) struct StepGradients<T> {
 pub(crate) fn product<B: Backend>(b: &B, gates: &[(&B::Tensor, &B::Tensor)]) -> Result<B::Tensor> {
     let mut sum = None;
     for (d, weights) in gates {
-        sum = Some(b.gemm(Mat::from(*d), Mat::from(*weights), sum.as_ref())?);
+        sum = Some(b.gemm(MatrixRef::from(*d), MatrixRef::from(*weights), sum.as_ref())?);
     }
     Ok(sum.expect("a cell has gates"))
 }
@@ -64,7 +64,7 @@ fn none<B: Backend>(b: &B, like: &B::Tensor) -> Result<B::Tensor> {
 impl<'a, T: Clone> Backward<'a, T> {
     pub(crate) fn new<B: Backend<Tensor = T>>(b: &B, cell: &'a Cell<T>) -> Result<Self> {
         let hidden = cell.spec.hidden_size;
-        let row = |v: f32| b.upload(Shape::new(1, hidden), &vec![v; hidden]);
+        let row = |v: f32| b.upload(MatrixShape::new(1, hidden), &vec![v; hidden]);
         let bounds = cell.spec.clip.map(|bound| {
             let sigmoid = [b.sigmoid(row(-bound)?)?, b.sigmoid(row(bound)?)?];
             Ok(Bounds { sigmoid, tanh: [b.tanh(row(-bound)?)?, b.tanh(row(bound)?)?] })

@@ -4,7 +4,7 @@ use crate::{
     backend::Backend,
     config::Param,
     error::Result,
-    shape::{Mat, Shape},
+    shape::{MatrixRef, MatrixShape},
     weights::LayerWeights,
 };
 
@@ -21,7 +21,7 @@ impl<T: Clone> Fused<T> {
     pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
         let gates = 4 * spec.hidden_size;
-        let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(Shape::new(rows, cols), data)?);
+        let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
         Ok(Fused {
             w: snapped(gates, spec.input_size, weights.expect(Param::WeightIh))?,
             u: snapped(gates, spec.state_size(), weights.expect(Param::WeightHh))?,
@@ -31,11 +31,11 @@ impl<T: Clone> Fused<T> {
 
     /// `bias + W x`: one product.
     pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
-        b.gemm(x.into(), Mat::from(&self.w).t(), self.bias.as_ref())
+        b.gemm(x.into(), MatrixRef::from(&self.w).t(), self.bias.as_ref())
     }
 
     /// `z + U h`: one product.
     pub fn recurrent<B: Backend<Tensor = T>>(&self, b: &B, z: T, h: &T) -> Result<T> {
-        b.gemm(h.into(), Mat::from(&self.u).t(), Some(&z))
+        b.gemm(h.into(), MatrixRef::from(&self.u).t(), Some(&z))
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     backend::{Backend, State},
     config::{CellKind, LayerSpec, Param},
     error::{Error, Result},
-    shape::{Axis, Shape},
+    shape::{ConcatAxis, MatrixShape},
     weights::LayerWeights,
 };
 
@@ -45,20 +45,20 @@ enum Kind<T> {
 
 /// `bias + W x` for some rows, as the cell's products give it.
 #[derive(Clone, Debug)]
-pub enum Projected<T> {
+pub enum InputTerm<T> {
     /// All gates side by side, `[rows, 4 * hidden]`.
     Packed(T),
     /// `[rows, hidden]` each.
     Split(Gates<T>),
 }
 
-impl<T: Clone> Projected<T> {
+impl<T: Clone> InputTerm<T> {
     /// Some of the rows.
     pub fn rows<B: Backend<Tensor = T>>(&self, b: &B, rows: std::ops::Range<usize>) -> Result<Self> {
         let cut = |z: &T| b.slice(z, rows.clone(), 0..b.shape(z).cols);
         Ok(match self {
-            Projected::Packed(z) => Projected::Packed(cut(z)?),
-            Projected::Split([i, f, g, o]) => Projected::Split([cut(i)?, cut(f)?, cut(g)?, cut(o)?]),
+            InputTerm::Packed(z) => InputTerm::Packed(cut(z)?),
+            InputTerm::Split([i, f, g, o]) => InputTerm::Split([cut(i)?, cut(f)?, cut(g)?, cut(o)?]),
         })
     }
 }
@@ -67,7 +67,7 @@ impl<T: Clone> Cell<T> {
     /// Brings a layer's weights to the device.
     pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
-        let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(Shape::new(rows, cols), data)?);
+        let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
         let (hidden, ones) = (spec.hidden_size, vec![1.0; spec.hidden_size]);
         Ok(Cell {
             spec,
@@ -78,7 +78,7 @@ impl<T: Clone> Cell<T> {
                 CellKind::PeepholeDiagonal => Kind::PeepholeDiagonal(PeepholeDiagonal::load(b, weights)?),
             },
             projection: spec.proj_size.map(|p| snapped(p, hidden, weights.expect(Param::WeightHr))).transpose()?,
-            ones: spec.coupled.then(|| b.upload(Shape::new(1, hidden), &ones)).transpose()?,
+            ones: spec.coupled.then(|| b.upload(MatrixShape::new(1, hidden), &ones)).transpose()?,
         })
     }
 
@@ -88,12 +88,12 @@ impl<T: Clone> Cell<T> {
     }
 
     /// `bias + W x` for every row of snapped `x: [rows, input]`.
-    pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<Projected<T>> {
+    pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<InputTerm<T>> {
         match &self.kind {
-            Kind::Fused(cell) => cell.input(b, x).map(Projected::Packed),
-            Kind::Unfused(cell) => cell.input(b, x).map(Projected::Split),
-            Kind::PeepholeDense(cell) => cell.input(b, x).map(Projected::Packed),
-            Kind::PeepholeDiagonal(cell) => cell.fused().input(b, x).map(Projected::Packed),
+            Kind::Fused(cell) => cell.input(b, x).map(InputTerm::Packed),
+            Kind::Unfused(cell) => cell.input(b, x).map(InputTerm::Split),
+            Kind::PeepholeDense(cell) => cell.input(b, x).map(InputTerm::Packed),
+            Kind::PeepholeDiagonal(cell) => cell.fused().input(b, x).map(InputTerm::Packed),
         }
     }
 
@@ -106,7 +106,7 @@ impl<T: Clone> Cell<T> {
     ///
     /// with the diagonal peephole's terms, `clip`, `f = 1 - i`, the dense peephole's `g = snap(sigmoid(z_g))` and
     /// `h' = snap(tanh(o c'))`, and the projection `h'' = snap(W_hr h')` where the spec has them.
-    pub fn step<B: Backend<Tensor = T>>(&self, b: &B, input: Projected<T>, state: &State<T>) -> Result<State<T>> {
+    pub fn step<B: Backend<Tensor = T>>(&self, b: &B, input: InputTerm<T>, state: &State<T>) -> Result<State<T>> {
         self.step_with_gates(b, input, state).map(|(state, _)| state)
     }
 
@@ -114,7 +114,7 @@ impl<T: Clone> Cell<T> {
     pub fn step_with_gates<B: Backend<Tensor = T>>(
         &self,
         b: &B,
-        input: Projected<T>,
+        input: InputTerm<T>,
         state: &State<T>,
     ) -> Result<(State<T>, Gates<T>)> {
         let LayerSpec { hidden_size, clip, .. } = self.spec;
@@ -126,12 +126,14 @@ impl<T: Clone> Cell<T> {
         let (h, c) = (&state.h, &state.c);
 
         let [zi, zf, zg, zo] = match (&self.kind, input) {
-            (Kind::Fused(cell), Projected::Packed(z)) => split(b, Axis::Cols, &cell.recurrent(b, z, h)?, hidden_size)?,
-            (Kind::Unfused(cell), Projected::Split(z)) => cell.recurrent(b, z, h)?,
-            (Kind::PeepholeDense(cell), Projected::Packed(z)) => cell.recurrent(b, z, c)?,
-            (Kind::PeepholeDiagonal(cell), Projected::Packed(z)) => {
-                let z = split(b, Axis::Cols, &cell.fused().recurrent(b, z, h)?, hidden_size)?;
-                cell.look_at_old(b, z, c)?
+            (Kind::Fused(cell), InputTerm::Packed(z)) => {
+                split(b, ConcatAxis::Cols, &cell.recurrent(b, z, h)?, hidden_size)?
+            }
+            (Kind::Unfused(cell), InputTerm::Split(z)) => cell.recurrent(b, z, h)?,
+            (Kind::PeepholeDense(cell), InputTerm::Packed(z)) => cell.recurrent(b, z, c)?,
+            (Kind::PeepholeDiagonal(cell), InputTerm::Packed(z)) => {
+                let z = split(b, ConcatAxis::Cols, &cell.fused().recurrent(b, z, h)?, hidden_size)?;
+                cell.add_old_peepholes(b, z, c)?
             }
             _ => return Err(Error::shape("step: input", "what this cell's `input` gave", "another cell's")),
         };
@@ -147,7 +149,7 @@ impl<T: Clone> Cell<T> {
         let product = b.mul_add(1.0, &i, Some(&g), None)?;
         let c = b.snap(b.mul_add(1.0, &f, Some(c), Some(&product))?)?;
         let zo = match &self.kind {
-            Kind::PeepholeDiagonal(cell) => cell.look_at_new(b, zo, &c)?,
+            Kind::PeepholeDiagonal(cell) => cell.add_output_peephole(b, zo, &c)?,
             _ => zo,
         };
         let o = sigmoid(zo)?;
@@ -157,7 +159,7 @@ impl<T: Clone> Cell<T> {
         };
         let h = b.snap(h)?;
         let h = match &self.projection {
-            Some(w) => b.snap(b.gemm((&h).into(), crate::Mat::from(w).t(), None)?)?,
+            Some(w) => b.snap(b.gemm((&h).into(), crate::MatrixRef::from(w).t(), None)?)?,
             None => h,
         };
         Ok((State { h, c }, [i, f, g, o]))
@@ -166,7 +168,7 @@ impl<T: Clone> Cell<T> {
     /// `W`, gate by gate: `[hidden, input]` each.
     pub(crate) fn input_weights<B: Backend<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
         match self.packed() {
-            Ok(cell) => split(b, Axis::Rows, &cell.w, self.spec.hidden_size),
+            Ok(cell) => split(b, ConcatAxis::Rows, &cell.w, self.spec.hidden_size),
             Err(cell) => Ok(cell.input_weights()),
         }
     }
@@ -174,7 +176,7 @@ impl<T: Clone> Cell<T> {
     /// `U`, gate by gate: `[hidden, state]` each.
     pub(crate) fn recurrent_weights<B: Backend<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
         match self.packed() {
-            Ok(cell) => split(b, Axis::Rows, &cell.u, self.spec.hidden_size),
+            Ok(cell) => split(b, ConcatAxis::Rows, &cell.u, self.spec.hidden_size),
             Err(cell) => Ok(cell.recurrent_weights()),
         }
     }
@@ -191,11 +193,11 @@ impl<T: Clone> Cell<T> {
 }
 
 /// The four gates that lie side by side or below one another, `hidden` each.
-pub(crate) fn split<B: Backend>(b: &B, axis: Axis, z: &B::Tensor, hidden: usize) -> Result<Gates<B::Tensor>> {
-    let Shape { rows, cols } = b.shape(z);
+pub(crate) fn split<B: Backend>(b: &B, axis: ConcatAxis, z: &B::Tensor, hidden: usize) -> Result<Gates<B::Tensor>> {
+    let MatrixShape { rows, cols } = b.shape(z);
     let gate = |k| match axis {
-        Axis::Rows => b.slice(z, k * hidden..(k + 1) * hidden, 0..cols),
-        Axis::Cols => b.slice(z, 0..rows, k * hidden..(k + 1) * hidden),
+        ConcatAxis::Rows => b.slice(z, k * hidden..(k + 1) * hidden, 0..cols),
+        ConcatAxis::Cols => b.slice(z, 0..rows, k * hidden..(k + 1) * hidden),
     };
     Ok([gate(0)?, gate(1)?, gate(2)?, gate(3)?])
 }

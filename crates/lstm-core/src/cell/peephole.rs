@@ -5,7 +5,7 @@ use crate::{
     backend::Backend,
     config::{CellKind, Param},
     error::{Error, Result},
-    shape::{Axis, Shape},
+    shape::{ConcatAxis, MatrixShape},
     weights::LayerWeights,
 };
 
@@ -36,7 +36,7 @@ impl<T: Clone> PeepholeDense<T> {
     pub fn recurrent<B: Backend<Tensor = T>>(&self, b: &B, z: T, c: &T) -> Result<Gates<T>> {
         let (rows, hidden) = (b.shape(&z).rows, self.hidden);
         let candidate = b.slice(&z, 0..rows, 2 * hidden..3 * hidden)?;
-        let [i, f, _, o] = split(b, Axis::Cols, &self.products.recurrent(b, z, c)?, hidden)?;
+        let [i, f, _, o] = split(b, ConcatAxis::Cols, &self.products.recurrent(b, z, c)?, hidden)?;
         Ok([i, f, candidate, o])
     }
 }
@@ -60,7 +60,7 @@ impl<T: Clone> PeepholeDiagonal<T> {
         if cell != CellKind::PeepholeDiagonal {
             return Err(Error::config("cell", format!("expected {:?}, got {cell:?}", CellKind::PeepholeDiagonal)));
         }
-        let row = Shape::new(1, weights.spec().hidden_size);
+        let row = MatrixShape::new(1, weights.spec().hidden_size);
         let vector = |param| b.snap(b.upload(row, weights.expect(param))?);
         Ok(PeepholeDiagonal {
             products: Fused::load(b, weights)?,
@@ -81,14 +81,14 @@ impl<T: Clone> PeepholeDiagonal<T> {
     }
 
     /// `z_i = fma(c, p_i, z_i)`, `z_f = fma(c, p_f, z_f)` with the old cell.
-    pub fn look_at_old<B: Backend<Tensor = T>>(&self, b: &B, [i, f, g, o]: Gates<T>, c: &T) -> Result<Gates<T>> {
+    pub fn add_old_peepholes<B: Backend<Tensor = T>>(&self, b: &B, [i, f, g, o]: Gates<T>, c: &T) -> Result<Gates<T>> {
         let i = b.mul_add(1.0, c, Some(&self.i), Some(&i))?;
         let f = b.mul_add(1.0, c, Some(&self.f), Some(&f))?;
         Ok([i, f, g, o])
     }
 
     /// `z_o = fma(c', p_o, z_o)` with the new cell.
-    pub fn look_at_new<B: Backend<Tensor = T>>(&self, b: &B, zo: T, c: &T) -> Result<T> {
+    pub fn add_output_peephole<B: Backend<Tensor = T>>(&self, b: &B, zo: T, c: &T) -> Result<T> {
         b.mul_add(1.0, c, Some(&self.o), Some(&zo))
     }
 }

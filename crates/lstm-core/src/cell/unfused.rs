@@ -5,7 +5,7 @@ use crate::{
     backend::Backend,
     config::Param,
     error::Result,
-    shape::{Mat, Shape},
+    shape::{MatrixRef, MatrixShape},
     weights::LayerWeights,
 };
 
@@ -30,7 +30,7 @@ impl<T: Clone> Unfused<T> {
         let gate = |k: usize| {
             let quarter = |rows: usize, cols: usize, all: &[f32]| {
                 let len = rows * cols;
-                b.snap(b.upload(Shape::new(rows, cols), &all[k * len..(k + 1) * len])?)
+                b.snap(b.upload(MatrixShape::new(rows, cols), &all[k * len..(k + 1) * len])?)
             };
             Ok(Gate {
                 w: quarter(spec.hidden_size, spec.input_size, weights.expect(Param::WeightIh))?,
@@ -52,14 +52,14 @@ impl<T: Clone> Unfused<T> {
     /// `bias + W x` of each gate: four products.
     pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<Gates<T>> {
         let [i, f, g, o] = &self.gates;
-        let product = |gate: &Gate<T>| b.gemm(x.into(), Mat::from(&gate.w).t(), gate.bias.as_ref());
+        let product = |gate: &Gate<T>| b.gemm(x.into(), MatrixRef::from(&gate.w).t(), gate.bias.as_ref());
         Ok([product(i)?, product(f)?, product(g)?, product(o)?])
     }
 
     /// `z + U h` of each gate: four products.
     pub fn recurrent<B: Backend<Tensor = T>>(&self, b: &B, z: Gates<T>, h: &T) -> Result<Gates<T>> {
         let [i, f, g, o] = &self.gates;
-        let product = |gate: &Gate<T>, z: &T| b.gemm(h.into(), Mat::from(&gate.u).t(), Some(z));
+        let product = |gate: &Gate<T>, z: &T| b.gemm(h.into(), MatrixRef::from(&gate.u).t(), Some(z));
         Ok([product(i, &z[0])?, product(f, &z[1])?, product(g, &z[2])?, product(o, &z[3])?])
     }
 }

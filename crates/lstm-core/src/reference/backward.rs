@@ -6,11 +6,11 @@ use std::ops::Range;
 use super::{Layer, Trace, snap_state};
 use crate::{
     arithmetic::CHUNK,
-    backend::{Backend, LayerGradients, LayerUpstream, State, WeightGradients},
+    backend::{Backend, LayerGradients, LayerOutputGradients, State, WeightGradients},
     cell::{Backward, Gates, Kept, StepGradients, product, split},
     config::{Bias, CellKind},
     error::{Error, Result},
-    shape::{Axis, Mat, Shape, zeros},
+    shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
 };
 
 /// [`Backend::backward`] out of primitives.
@@ -18,7 +18,7 @@ pub fn backward<B: Backend>(
     b: &B,
     layer: &Layer<B::Tensor>,
     trace: &Trace<B::Tensor>,
-    upstream: LayerUpstream<'_, B::Tensor>,
+    upstream: LayerOutputGradients<'_, B::Tensor>,
 ) -> Result<LayerGradients<B::Tensor>> {
     let spec = layer.spec();
     let (steps, batch) = (trace.gates.len(), trace.batch);
@@ -47,17 +47,17 @@ pub fn backward<B: Backend>(
         if !spec.reverse {
             rows.reverse();
         }
-        let z = pass.join(rows.iter().map(|step| b.concat(Axis::Cols, &step.z)))?;
+        let z = pass.join(rows.iter().map(|step| b.concat(ConcatAxis::Cols, &step.z)))?;
         weights = Some(pass.weights(chunk, &z, &rows, weights)?);
         if let Some([w_i, w_f, w_g, w_o]) = &w {
-            let [z_i, z_f, z_g, z_o] = split(b, Axis::Cols, &z, spec.hidden_size)?;
+            let [z_i, z_f, z_g, z_o] = split(b, ConcatAxis::Cols, &z, spec.hidden_size)?;
             x.push(product(b, &[(&z_i, w_i), (&z_f, w_f), (&z_g, w_g), (&z_o, w_o)])?);
         }
     }
     if !spec.reverse {
         x.reverse();
     }
-    let x = if upstream.input { Some(b.concat(Axis::Rows, &x)?) } else { None };
+    let x = if upstream.input { Some(b.concat(ConcatAxis::Rows, &x)?) } else { None };
     let weights = weights.ok_or_else(|| Error::shape("backward: steps", "at least 1", 0))?;
     Ok(LayerGradients { x, state: d, weights })
 }
@@ -99,7 +99,7 @@ impl<B: Backend> Pass<'_, B> {
         }
         let blank = self.blank()?;
         let rest = |x: &B::Tensor| self.rows(x, n..self.batch);
-        let below = |top: &B::Tensor, bottom: &B::Tensor| b.concat(Axis::Rows, &[top.clone(), bottom.clone()]);
+        let below = |top: &B::Tensor, bottom: &B::Tensor| b.concat(ConcatAxis::Rows, &[top.clone(), bottom.clone()]);
         let pad = |top: &mut B::Tensor, blank: &B::Tensor| {
             *top = below(top, &rest(blank)?)?;
             Ok(())
@@ -119,7 +119,7 @@ impl<B: Backend> Pass<'_, B> {
     /// A step that no sequence has.
     fn blank(&self) -> Result<StepGradients<B::Tensor>> {
         let spec = self.layer.spec();
-        let zeros = |cols| self.b.upload(Shape::new(self.batch, cols), &zeros("backward", &[self.batch, cols])?);
+        let zeros = |cols| self.b.upload(MatrixShape::new(self.batch, cols), &zeros("backward", &[self.batch, cols])?);
         let (h, c) = (zeros(spec.state_size())?, zeros(spec.hidden_size)?);
         let four = || -> Gates<B::Tensor> { [c.clone(), c.clone(), c.clone(), c.clone()] };
         Ok(StepGradients {
@@ -141,9 +141,10 @@ impl<B: Backend> Pass<'_, B> {
         let (b, spec, trace) = (self.b, self.layer.spec(), self.trace);
         let onto = onto.as_ref();
         let rows = b.shape(z).rows;
-        let ones = b.upload(Shape::new(rows, 1), &vec![1.0; rows])?;
-        let outer = |d: &B::Tensor, x: &B::Tensor, onto: Option<&B::Tensor>| b.gemm(Mat::from(d).t(), x.into(), onto);
-        let sum = |d: &B::Tensor, onto: Option<&B::Tensor>| b.gemm(Mat::from(&ones).t(), d.into(), onto);
+        let ones = b.upload(MatrixShape::new(rows, 1), &vec![1.0; rows])?;
+        let outer =
+            |d: &B::Tensor, x: &B::Tensor, onto: Option<&B::Tensor>| b.gemm(MatrixRef::from(d).t(), x.into(), onto);
+        let sum = |d: &B::Tensor, onto: Option<&B::Tensor>| b.gemm(MatrixRef::from(&ones).t(), d.into(), onto);
 
         let x = self.rows(&trace.x, chunk.start * self.batch..chunk.end * self.batch)?;
         let before = if spec.reverse { chunk.start + 1..chunk.end + 1 } else { chunk };
@@ -151,10 +152,10 @@ impl<B: Backend> Pass<'_, B> {
         // The dense peephole's candidate does not see the state.
         let (seen, z_seen) = match spec.cell {
             CellKind::PeepholeDense => {
-                let mut parts = split(b, Axis::Cols, z, spec.hidden_size)?;
+                let mut parts = split(b, ConcatAxis::Cols, z, spec.hidden_size)?;
                 let shape = b.shape(&parts[2]);
                 parts[2] = b.upload(shape, &zeros("backward", &[shape.rows, shape.cols])?)?;
-                (self.join(states.map(|s| Ok(s.c.clone())))?, b.concat(Axis::Cols, &parts)?)
+                (self.join(states.map(|s| Ok(s.c.clone())))?, b.concat(ConcatAxis::Cols, &parts)?)
             }
             _ => (self.join(states.map(|s| Ok(s.h.clone())))?, z.clone()),
         };
@@ -190,7 +191,7 @@ impl<B: Backend> Pass<'_, B> {
     }
 
     fn join(&self, parts: impl Iterator<Item = Result<B::Tensor>>) -> Result<B::Tensor> {
-        self.b.concat(Axis::Rows, &parts.collect::<Result<Vec<_>>>()?)
+        self.b.concat(ConcatAxis::Rows, &parts.collect::<Result<Vec<_>>>()?)
     }
 
     fn rows(&self, x: &B::Tensor, rows: Range<usize>) -> Result<B::Tensor> {

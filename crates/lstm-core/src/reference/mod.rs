@@ -8,11 +8,11 @@ pub use backward::backward;
 use std::{future::Future, ops::Range};
 
 use crate::{
-    backend::{Arithmetic, Backend, LayerGradients, LayerUpstream, Output, Path, Sequence, State},
+    backend::{Arithmetic, Backend, ExecutionPath, LayerGradients, LayerOutputGradients, Output, Sequence, State},
     cell::{Cell, Gates},
     config::LayerSpec,
     error::{Error, Result},
-    shape::{Axis, Mat, Shape, zeros},
+    shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
     weights::LayerWeights,
 };
 
@@ -84,12 +84,12 @@ fn walk<B: Backend>(
     sequence.check(spec, |t| b.shape(t))?;
     let (steps, batch) = (sequence.steps, sequence.batch);
     let rows = |t: &B::Tensor, rows: Range<usize>| b.slice(t, rows, 0..b.shape(t).cols);
-    let below = |top: B::Tensor, rest: B::Tensor| b.concat(Axis::Rows, &[top, rest]);
+    let below = |top: B::Tensor, rest: B::Tensor| b.concat(ConcatAxis::Rows, &[top, rest]);
 
     let x = b.snap(sequence.x.clone())?;
     let input = layer.input(b, &x)?;
     let mut state = snap_state(b, sequence.state)?;
-    let blank = Shape::new(batch, spec.state_size());
+    let blank = MatrixShape::new(batch, spec.state_size());
     let blank = b.upload(blank, &zeros("forward", &[blank.rows, blank.cols])?)?;
     let mut y = vec![blank.clone(); steps];
     keep(&state, None);
@@ -115,12 +115,12 @@ fn walk<B: Backend>(
         };
         keep(&state, Some(gates));
     }
-    Ok((Output::new(b.concat(Axis::Rows, &y)?, state), x))
+    Ok((Output::new(b.concat(ConcatAxis::Rows, &y)?, state), x))
 }
 
 /// [`Backend::stream`] for the reference path.
 pub fn stream<B: Backend>(b: &B, layers: &[Layer<B::Tensor>], batch: usize) -> Result<Stream<B::Tensor>> {
-    let zeros = |cols| b.upload(Shape::new(batch, cols), &zeros("stream", &[batch, cols])?);
+    let zeros = |cols| b.upload(MatrixShape::new(batch, cols), &zeros("stream", &[batch, cols])?);
     check_stack(layers.iter().map(|layer| layer.spec()))?;
     let state = layers.iter().map(|layer| {
         let spec = layer.spec();
@@ -134,7 +134,7 @@ pub async fn step<B: Backend>(b: &B, stream: &mut Stream<B::Tensor>, x: &[f32], 
     let (first, last) = (stream.layers[0].spec(), stream.layers[stream.layers.len() - 1].spec());
     check_step(stream.batch, first, last, x, y)?;
     let mut next = Vec::with_capacity(stream.layers.len());
-    let mut x = b.upload(Shape::new(stream.batch, x.len() / stream.batch), x)?;
+    let mut x = b.upload(MatrixShape::new(stream.batch, x.len() / stream.batch), x)?;
     for (layer, state) in stream.layers.iter().zip(&stream.state) {
         let state = layer.step(b, layer.input(b, &b.snap(x)?)?, state)?;
         x = state.h.clone();
@@ -192,15 +192,16 @@ pub fn check_step(batch: usize, first: &LayerSpec, last: &LayerSpec, x: &[f32], 
 pub fn check_state(
     specs: &[LayerSpec],
     batch: usize,
-    state: impl ExactSizeIterator<Item = State<Shape>>,
+    state: impl ExactSizeIterator<Item = State<MatrixShape>>,
 ) -> Result<()> {
     if state.len() != specs.len() {
         return Err(Error::shape("stream state", format!("{} layers", specs.len()), state.len()));
     }
     for (k, (spec, got)) in specs.iter().zip(state).enumerate() {
-        let want = State { h: Shape::new(batch, spec.state_size()), c: Shape::new(batch, spec.hidden_size) };
+        let want =
+            State { h: MatrixShape::new(batch, spec.state_size()), c: MatrixShape::new(batch, spec.hidden_size) };
         if got != want {
-            let show = |s: &State<Shape>| format!("h {}, c {}", s.h, s.c);
+            let show = |s: &State<MatrixShape>| format!("h {}, c {}", s.h, s.c);
             return Err(Error::shape(format!("stream state of layer {k}"), show(&want), show(&got)));
         }
     }
@@ -224,16 +225,16 @@ impl<B: Backend> Backend for Reference<B> {
     fn arithmetic(&self) -> Arithmetic {
         self.0.arithmetic()
     }
-    fn shape(&self, x: &B::Tensor) -> Shape {
+    fn shape(&self, x: &B::Tensor) -> MatrixShape {
         self.0.shape(x)
     }
-    fn upload(&self, shape: Shape, data: &[f32]) -> Result<B::Tensor> {
+    fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<B::Tensor> {
         self.0.upload(shape, data)
     }
     fn download(&self, x: &B::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {
         self.0.download(x, out)
     }
-    fn upload_vec(&self, shape: Shape, data: Vec<f32>) -> Result<B::Tensor> {
+    fn upload_vec(&self, shape: MatrixShape, data: Vec<f32>) -> Result<B::Tensor> {
         self.0.upload_vec(shape, data)
     }
     fn download_vec(&self, x: B::Tensor) -> impl Future<Output = Result<Vec<f32>>> {
@@ -242,7 +243,12 @@ impl<B: Backend> Backend for Reference<B> {
     fn snap(&self, x: B::Tensor) -> Result<B::Tensor> {
         self.0.snap(x)
     }
-    fn gemm(&self, a: Mat<'_, B::Tensor>, b: Mat<'_, B::Tensor>, acc: Option<&B::Tensor>) -> Result<B::Tensor> {
+    fn gemm(
+        &self,
+        a: MatrixRef<'_, B::Tensor>,
+        b: MatrixRef<'_, B::Tensor>,
+        acc: Option<&B::Tensor>,
+    ) -> Result<B::Tensor> {
         self.0.gemm(a, b, acc)
     }
     fn mul_add(&self, alpha: f32, a: &B::Tensor, b: Option<&B::Tensor>, c: Option<&B::Tensor>) -> Result<B::Tensor> {
@@ -263,7 +269,7 @@ impl<B: Backend> Backend for Reference<B> {
     fn slice(&self, x: &B::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<B::Tensor> {
         self.0.slice(x, rows, cols)
     }
-    fn concat(&self, axis: Axis, parts: &[B::Tensor]) -> Result<B::Tensor> {
+    fn concat(&self, axis: ConcatAxis, parts: &[B::Tensor]) -> Result<B::Tensor> {
         self.0.concat(axis, parts)
     }
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer> {
@@ -272,8 +278,8 @@ impl<B: Backend> Backend for Reference<B> {
     fn plan(&self, _: &Self::Layer, _: usize, _: usize) -> Result<()> {
         Ok(())
     }
-    fn path(&self, _: &Self::Layer) -> Path {
-        Path::Reference
+    fn path(&self, _: &Self::Layer) -> ExecutionPath {
+        ExecutionPath::Reference
     }
     fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, B::Tensor>) -> Result<Output<B::Tensor>> {
         forward(self, layer, s)
@@ -291,7 +297,7 @@ impl<B: Backend> Backend for Reference<B> {
         layer: &Self::Layer,
         _: &mut (),
         trace: &Self::Trace,
-        upstream: LayerUpstream<'_, B::Tensor>,
+        upstream: LayerOutputGradients<'_, B::Tensor>,
     ) -> Result<LayerGradients<B::Tensor>> {
         backward(self, layer, trace, upstream)
     }

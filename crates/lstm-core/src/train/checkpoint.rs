@@ -9,7 +9,7 @@ use super::{
     linear::Linear,
     optimizer::Optimizer,
     parameters::{HEAD, HeadKind, LSTM, layout},
-    settings::Settings,
+    settings::TrainerConfig,
     trainer::Trainer,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     lstm::Lstm,
     weights::{
         LayerWeights, Weights,
-        names::Names,
+        names::TensorNames,
         state_dict::{StateDict, StateDictWriter, config_key},
     },
 };
@@ -149,7 +149,7 @@ impl<B: Backend> Trainer<B> {
     }
 
     fn model(&self, metadata: &BTreeMap<String, String>) -> Result<StateDictWriter> {
-        let mut writer = StateDictWriter::new().lstm(LSTM, self.lstm.weights(), Names::PyTorch)?;
+        let mut writer = StateDictWriter::new().lstm(LSTM, self.lstm.weights(), TensorNames::PyTorch)?;
         if let Some(head) = &self.head {
             writer = head.put(writer, HEAD)?;
         }
@@ -200,7 +200,7 @@ struct Checkpoint {
     dict: StateDict,
     config: LstmConfig,
     head: Option<HeadKind>,
-    settings: Settings,
+    settings: TrainerConfig,
     steps: u64,
     metadata: BTreeMap<String, String>,
 }
@@ -228,7 +228,7 @@ impl Checkpoint {
             return Err(Error::format(file, why));
         }
         let head = text.parse::<OrNone<HeadKind>>("head")?.0;
-        let mut settings = Settings::new(text.parse("method")?, text.parse("schedule")?);
+        let mut settings = TrainerConfig::new(text.parse("method")?, text.parse("schedule")?);
         settings.clip = text.parse::<OrNone<_>>("clip")?.0;
         settings.keep = text.parse("keep")?;
         settings.seed = text.parse("seed")?;

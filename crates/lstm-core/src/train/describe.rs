@@ -6,7 +6,7 @@ use super::{clip::Clip, text::Options};
 use crate::{
     config::{Bias, CellKind, Direction, LstmConfig},
     error::{Error, Result},
-    gradient::Keep,
+    gradient::Checkpointing,
 };
 
 const DIRECTIONS: [(&str, Direction); 3] =
@@ -141,26 +141,26 @@ impl FromStr for Clip {
 }
 
 /// `everything`, `segments steps=64` or `square-root`.
-impl fmt::Display for Keep {
+impl fmt::Display for Checkpointing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Keep::Everything => f.write_str("everything"),
-            Keep::Segments(steps) => write!(f, "segments steps={steps}"),
-            Keep::SquareRoot => f.write_str("square-root"),
+            Checkpointing::Everything => f.write_str("everything"),
+            Checkpointing::Segments(steps) => write!(f, "segments steps={steps}"),
+            Checkpointing::SquareRoot => f.write_str("square-root"),
         }
     }
 }
 
 /// Fails with [`Error::Format`] for other text, and [`Error::Config`] for segments that are not a positive multiple of 32.
-impl FromStr for Keep {
+impl FromStr for Checkpointing {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let mut options = Options::new("keep", text)?;
         let keep = match options.kind() {
-            "everything" => Keep::Everything,
-            "segments" => Keep::Segments(options.need("steps")?),
-            "square-root" => Keep::SquareRoot,
+            "everything" => Checkpointing::Everything,
+            "segments" => Checkpointing::Segments(options.need("steps")?),
+            "square-root" => Checkpointing::SquareRoot,
             other => {
                 return Err(options.error(format!("expected everything, segments or square-root, got `{other}`")));
             }
@@ -189,8 +189,8 @@ mod tests {
         for clip in [Clip::Norm(odd), Clip::Value(f32::from_bits(1))] {
             assert_eq!(clip.to_string().parse::<Clip>().unwrap(), clip);
         }
-        for keep in [Keep::Everything, Keep::Segments(64), Keep::SquareRoot] {
-            assert_eq!(keep.to_string().parse::<Keep>().unwrap(), keep);
+        for keep in [Checkpointing::Everything, Checkpointing::Segments(64), Checkpointing::SquareRoot] {
+            assert_eq!(keep.to_string().parse::<Checkpointing>().unwrap(), keep);
         }
         assert_eq!("lstm hidden_size=5 input_size=3".parse::<LstmConfig>().unwrap(), base);
     }
@@ -214,10 +214,10 @@ mod tests {
             (error::<Clip>("norm"), "`norm` needs bound"),
             (error::<Clip>("norm bound=NaN"), "positive finite bound, got NaN"),
             (error::<Clip>("most bound=1"), "expected norm or value, got `most`"),
-            (error::<Keep>("segments steps=33"), "multiple of 32 steps, got 33"),
-            (error::<Keep>("segments"), "`segments` needs steps"),
-            (error::<Keep>("nothing"), "got `nothing`"),
-            (error::<Keep>("everything steps=32"), "no option `steps`"),
+            (error::<Checkpointing>("segments steps=33"), "multiple of 32 steps, got 33"),
+            (error::<Checkpointing>("segments"), "`segments` needs steps"),
+            (error::<Checkpointing>("nothing"), "got `nothing`"),
+            (error::<Checkpointing>("everything steps=32"), "no option `steps`"),
         ] {
             assert!(error.contains(part), "{error}: {part}");
         }

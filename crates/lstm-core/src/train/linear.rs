@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Result},
     input::reserved,
     lstm::wait,
-    shape::{Mat, Shape, zeros},
+    shape::{MatrixRef, MatrixShape, zeros},
     weights::{
         init::Symmetric,
         state_dict::{StateDict, StateDictWriter},
@@ -84,7 +84,7 @@ impl<B: Backend> Linear<B> {
         let bias = bias.map(|bias| bias.as_standard_layout().into_owned());
         let snapped = |rows, cols, values: Option<&[f32]>| {
             let values = values.expect("row-major, by the lines above");
-            backend.snap(backend.upload(Shape::new(rows, cols), values)?)
+            backend.snap(backend.upload(MatrixShape::new(rows, cols), values)?)
         };
         let device = OnDevice {
             weight: snapped(output, input, weight.as_slice())?,
@@ -212,7 +212,7 @@ impl<B: Backend> Linear<B> {
         let dim = self.output_dim("forward", &x)?;
         let y = match self.rows(x)? {
             Some(x) => {
-                let weight = Mat::from(&self.device.weight).t();
+                let weight = MatrixRef::from(&self.device.weight).t();
                 let y = self.backend.gemm((&x).into(), weight, self.device.bias.as_ref())?;
                 self.backend.download_vec(y).await?
             }
@@ -258,10 +258,10 @@ impl<B: Backend> Linear<B> {
             return Ok(LinearGradients { x: array(dim, Vec::new())?, weight, bias });
         };
         let dx = b.gemm((&dy).into(), (&self.device.weight).into(), None)?;
-        let weight = b.gemm(Mat::from(&dy).t(), (&x).into(), None)?;
+        let weight = b.gemm(MatrixRef::from(&dy).t(), (&x).into(), None)?;
         let bias = match self.bias {
             Some(_) => {
-                let ones = Shape::new(1, b.shape(&dy).rows);
+                let ones = MatrixShape::new(1, b.shape(&dy).rows);
                 let ones = b.upload(ones, &vec![1.0; ones.len()])?;
                 Some(b.gemm((&ones).into(), (&dy).into(), None)?)
             }
@@ -293,7 +293,7 @@ impl<B: Backend> Linear<B> {
     /// The rows of `x` on the device, snapped; none if there are none.
     fn rows<D: Dimension>(&self, x: ArrayView<'_, f32, D>) -> Result<Option<B::Tensor>> {
         let (Some(&cols), false) = (x.shape().last(), x.is_empty()) else { return Ok(None) };
-        let shape = Shape::new(x.len() / cols, cols);
+        let shape = MatrixShape::new(x.len() / cols, cols);
         let rows = match x.as_slice() {
             Some(rows) => self.backend.upload(shape, rows)?,
             None => {

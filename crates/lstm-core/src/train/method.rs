@@ -15,16 +15,16 @@ use crate::error::{Error, Result};
 /// As text it is one line, which keeps every bit. Options that are left out have their defaults:
 ///
 /// ```
-/// use lstm_core::train::Method;
-/// assert_eq!(Method::adamw().to_string(), "adamw beta1=0.9 beta2=0.999 eps=1e-8 weight_decay=0.01");
-/// assert_eq!("sgd momentum=0.9".parse::<Method>()?, Method::momentum(0.9));
+/// use lstm_core::train::OptimizerConfig;
+/// assert_eq!(OptimizerConfig::adamw().to_string(), "adamw beta1=0.9 beta2=0.999 eps=1e-8 weight_decay=0.01");
+/// assert_eq!("sgd momentum=0.9".parse::<OptimizerConfig>()?, OptimizerConfig::momentum(0.9));
 /// # Ok::<(), lstm_core::Error>(())
 /// ```
 ///
 /// Parsing fails with [`Error::Format`] for text that is not such a line, and as [`validate`](Self::validate) does.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum Method {
+pub enum OptimizerConfig {
     /// Stochastic gradient descent, `torch.optim.SGD`:
     ///
     /// ```text
@@ -82,7 +82,7 @@ pub enum Method {
     },
 }
 
-impl Method {
+impl OptimizerConfig {
     /// Plain gradient descent: no momentum, no decay.
     pub fn sgd() -> Self {
         Self::momentum(0.0)
@@ -90,28 +90,29 @@ impl Method {
 
     /// Gradient descent with momentum (0.9 is usual); no dampening, no decay.
     pub fn momentum(momentum: f32) -> Self {
-        Method::Sgd { momentum, dampening: 0.0, nesterov: false, weight_decay: 0.0 }
+        OptimizerConfig::Sgd { momentum, dampening: 0.0, nesterov: false, weight_decay: 0.0 }
     }
 
     /// Gradient descent with Nesterov's momentum; no decay.
     pub fn nesterov(momentum: f32) -> Self {
-        Method::Sgd { momentum, dampening: 0.0, nesterov: true, weight_decay: 0.0 }
+        OptimizerConfig::Sgd { momentum, dampening: 0.0, nesterov: true, weight_decay: 0.0 }
     }
 
     /// Adam with PyTorch's defaults: betas 0.9 and 0.999, eps 1e-8, no decay.
     pub fn adam() -> Self {
-        Method::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+        OptimizerConfig::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
     }
 
     /// AdamW with PyTorch's defaults: betas 0.9 and 0.999, eps 1e-8, decay 0.01.
     pub fn adamw() -> Self {
-        Method::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
+        OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
     }
 
     /// Sets the weight decay, which every method has.
     pub fn weight_decay(mut self, factor: f32) -> Self {
-        let (Method::Sgd { weight_decay, .. } | Method::Adam { weight_decay, .. } | Method::AdamW { weight_decay, .. }) =
-            &mut self;
+        let (OptimizerConfig::Sgd { weight_decay, .. }
+        | OptimizerConfig::Adam { weight_decay, .. }
+        | OptimizerConfig::AdamW { weight_decay, .. }) = &mut self;
         *weight_decay = factor;
         self
     }
@@ -123,7 +124,7 @@ impl Method {
     /// `nesterov` without momentum or with dampening; `dampening` without the momentum that it acts on.
     pub fn validate(&self) -> Result<()> {
         match *self {
-            Method::Sgd { momentum, dampening, nesterov, weight_decay } => {
+            OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => {
                 check_not_negative("momentum", momentum)?;
                 check_not_negative("dampening", dampening)?;
                 check_not_negative("weight_decay", weight_decay)?;
@@ -137,7 +138,8 @@ impl Method {
                 }
                 Ok(())
             }
-            Method::Adam { beta1, beta2, eps, weight_decay } | Method::AdamW { beta1, beta2, eps, weight_decay } => {
+            OptimizerConfig::Adam { beta1, beta2, eps, weight_decay }
+            | OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
                 check("beta1", beta1, 0.0..1.0, "0 <= beta < 1")?;
                 check("beta2", beta2, 0.0..1.0, "0 <= beta < 1")?;
                 check_not_negative("eps", eps)?;
@@ -149,48 +151,50 @@ impl Method {
     /// What is kept for each parameter from step to step, by PyTorch's names.
     pub(super) fn slots(&self) -> &'static [&'static str] {
         match *self {
-            Method::Sgd { momentum: 0.0, .. } => &[],
-            Method::Sgd { .. } => &["momentum"],
-            Method::Adam { .. } | Method::AdamW { .. } => &["exp_avg", "exp_avg_sq"],
+            OptimizerConfig::Sgd { momentum: 0.0, .. } => &[],
+            OptimizerConfig::Sgd { .. } => &["momentum"],
+            OptimizerConfig::Adam { .. } | OptimizerConfig::AdamW { .. } => &["exp_avg", "exp_avg_sq"],
         }
     }
 }
 
-impl fmt::Display for Method {
+impl fmt::Display for OptimizerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // `{:?}` is the shortest decimal that reads back as the same f32.
         match self {
-            Method::Sgd { momentum, dampening, nesterov, weight_decay } => write!(
+            OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => write!(
                 f,
                 "sgd momentum={momentum:?} dampening={dampening:?} nesterov={nesterov} weight_decay={weight_decay:?}"
             ),
-            Method::Adam { beta1, beta2, eps, weight_decay } | Method::AdamW { beta1, beta2, eps, weight_decay } => {
-                let kind = if matches!(self, Method::Adam { .. }) { "adam" } else { "adamw" };
+            OptimizerConfig::Adam { beta1, beta2, eps, weight_decay }
+            | OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
+                let kind = if matches!(self, OptimizerConfig::Adam { .. }) { "adam" } else { "adamw" };
                 write!(f, "{kind} beta1={beta1:?} beta2={beta2:?} eps={eps:?} weight_decay={weight_decay:?}")
             }
         }
     }
 }
 
-impl FromStr for Method {
+impl FromStr for OptimizerConfig {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let mut options = Options::new("method", text)?;
         let mut method = match options.kind() {
-            "sgd" => Method::sgd(),
-            "adam" => Method::adam(),
-            "adamw" => Method::adamw(),
+            "sgd" => OptimizerConfig::sgd(),
+            "adam" => OptimizerConfig::adam(),
+            "adamw" => OptimizerConfig::adamw(),
             other => return Err(options.error(format!("expected sgd, adam or adamw, got `{other}`"))),
         };
         match &mut method {
-            Method::Sgd { momentum, dampening, nesterov, weight_decay } => {
+            OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => {
                 options.set("momentum", momentum)?;
                 options.set("dampening", dampening)?;
                 options.set("nesterov", nesterov)?;
                 options.set("weight_decay", weight_decay)?;
             }
-            Method::Adam { beta1, beta2, eps, weight_decay } | Method::AdamW { beta1, beta2, eps, weight_decay } => {
+            OptimizerConfig::Adam { beta1, beta2, eps, weight_decay }
+            | OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
                 options.set("beta1", beta1)?;
                 options.set("beta2", beta2)?;
                 options.set("eps", eps)?;
@@ -209,9 +213,10 @@ mod tests {
 
     #[test]
     fn impossible_options_are_named() {
-        let sgd = |momentum, dampening, nesterov| Method::Sgd { momentum, dampening, nesterov, weight_decay: 0.0 };
-        let adam = |beta1, beta2, eps| Method::Adam { beta1, beta2, eps, weight_decay: 0.0 };
-        let adamw = |beta1, beta2, eps| Method::AdamW { beta1, beta2, eps, weight_decay: 0.0 };
+        let sgd =
+            |momentum, dampening, nesterov| OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay: 0.0 };
+        let adam = |beta1, beta2, eps| OptimizerConfig::Adam { beta1, beta2, eps, weight_decay: 0.0 };
+        let adamw = |beta1, beta2, eps| OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay: 0.0 };
         for (method, option) in [
             (sgd(-0.1, 0.0, false), "momentum"),
             (sgd(f32::NAN, 0.0, false), "momentum"),
@@ -226,11 +231,11 @@ mod tests {
             (adamw(0.9, f32::NAN, 0.0), "beta2"),
             (adam(0.9, 0.9, -1e-8), "eps"),
             (adamw(0.9, 0.9, f32::INFINITY), "eps"),
-            (Method::sgd().weight_decay(-1.0), "weight_decay"),
-            (Method::adam().weight_decay(f32::NAN), "weight_decay"),
-            (Method::adamw().weight_decay(f32::INFINITY), "weight_decay"),
+            (OptimizerConfig::sgd().weight_decay(-1.0), "weight_decay"),
+            (OptimizerConfig::adam().weight_decay(f32::NAN), "weight_decay"),
+            (OptimizerConfig::adamw().weight_decay(f32::INFINITY), "weight_decay"),
         ] {
-            for result in [method.validate(), method.to_string().parse::<Method>().map(drop)] {
+            for result in [method.validate(), method.to_string().parse::<OptimizerConfig>().map(drop)] {
                 match result {
                     Err(Error::Config { option: named, .. }) => assert_eq!(named, option),
                     other => panic!("{method}: {other:?}"),
@@ -246,17 +251,20 @@ mod tests {
     fn text_keeps_every_bit() {
         let odd = f32::from_bits(0x3dcc_ccce);
         for method in [
-            Method::sgd(),
-            Method::momentum(odd).weight_decay(f32::from_bits(1)),
-            Method::nesterov(f32::MAX),
-            Method::Sgd { momentum: 0.9, dampening: odd, nesterov: false, weight_decay: 1e-20 },
-            Method::adam().weight_decay(odd),
-            Method::AdamW { beta1: odd, beta2: 0.999_999_94, eps: f32::MIN_POSITIVE, weight_decay: 3e7 },
+            OptimizerConfig::sgd(),
+            OptimizerConfig::momentum(odd).weight_decay(f32::from_bits(1)),
+            OptimizerConfig::nesterov(f32::MAX),
+            OptimizerConfig::Sgd { momentum: 0.9, dampening: odd, nesterov: false, weight_decay: 1e-20 },
+            OptimizerConfig::adam().weight_decay(odd),
+            OptimizerConfig::AdamW { beta1: odd, beta2: 0.999_999_94, eps: f32::MIN_POSITIVE, weight_decay: 3e7 },
         ] {
-            assert_eq!(method.to_string().parse::<Method>().unwrap(), method);
+            assert_eq!(method.to_string().parse::<OptimizerConfig>().unwrap(), method);
         }
-        assert_eq!(Method::nesterov(0.5).to_string(), "sgd momentum=0.5 dampening=0.0 nesterov=true weight_decay=0.0");
-        assert_eq!(" adam  eps=1e-8 ".parse::<Method>().unwrap(), Method::adam());
+        assert_eq!(
+            OptimizerConfig::nesterov(0.5).to_string(),
+            "sgd momentum=0.5 dampening=0.0 nesterov=true weight_decay=0.0"
+        );
+        assert_eq!(" adam  eps=1e-8 ".parse::<OptimizerConfig>().unwrap(), OptimizerConfig::adam());
     }
 
     #[test]
@@ -272,7 +280,7 @@ mod tests {
             ("sgd momentum=0.9 nesterov=yes", "`yes` is not a value of nesterov"),
             ("adam eps=1e-8 eps=1e-8", "got `eps` twice"),
         ] {
-            let error = text.parse::<Method>().unwrap_err();
+            let error = text.parse::<OptimizerConfig>().unwrap_err();
             assert!(matches!(error, Error::Format { .. }) && error.to_string().contains(part), "{error}");
             assert!(error.to_string().starts_with(&format!("method `{text}`")));
         }

@@ -9,12 +9,12 @@
 //! The parts without a model:
 //!
 //! ```
-//! use lstm_core::{ndarray::array, train::{Clip, Method, Optimizer, Parameter, Schedule, mean_squared}};
+//! use lstm_core::{ndarray::array, train::{Clip, OptimizerConfig, Optimizer, Parameter, Schedule, mean_squared}};
 //!
 //! let (x, target) = (array![1.0f32, 2.0, 3.0], array![2.0f32, 4.0, 6.0]);
 //! let mut weight = [0.0f32];
 //! let schedule = Schedule::cosine(0.1, 200, 0.0).warmup(10);
-//! let mut optimizer = Optimizer::new(Method::adamw())?;
+//! let mut optimizer = Optimizer::new(OptimizerConfig::adamw())?;
 //! for step in 0..200 {
 //!     let (_loss, by_prediction) = mean_squared((&x * weight[0]).view(), target.view())?;
 //!     let mut gradient = [by_prediction.dot(&x)];
@@ -47,9 +47,9 @@ pub use linear::{Linear, LinearGradients};
 pub use loss::{
     IGNORE, binary_cross_entropy, binary_cross_entropy_within, cross_entropy, mean_squared, mean_squared_within,
 };
-pub use method::Method;
+pub use method::OptimizerConfig;
 pub use optimizer::{Optimizer, Parameter};
 pub use random::order;
 pub use schedule::{Decay, Schedule};
-pub use settings::{Settings, Step};
+pub use settings::{Step, TrainerConfig};
 pub use trainer::Trainer;

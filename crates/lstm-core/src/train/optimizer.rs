@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    method::Method,
+    method::OptimizerConfig,
     text::check_not_negative,
     update::{Slots, update},
 };
@@ -23,16 +23,16 @@ pub struct Parameter<'a> {
     pub gradient: &'a [f32],
 }
 
-/// Changes parameters against their gradients by a [`Method`].
+/// Changes parameters against their gradients by a [`OptimizerConfig`].
 ///
 /// What it keeps between steps has one f32 per element and belongs to a parameter's name: `momentum` for
-/// [`Method::Sgd`] with momentum, `exp_avg` (m) and `exp_avg_sq` (v) for the two Adams. It can be saved and restored
+/// [`OptimizerConfig::Sgd`] with momentum, `exp_avg` (m) and `exp_avg_sq` (v) for the two Adams. It can be saved and restored
 /// in the middle of a run, which then goes on with the same bits:
 ///
 /// ```
-/// use lstm_core::train::{Method, Optimizer, Parameter};
+/// use lstm_core::train::{OptimizerConfig, Optimizer, Parameter};
 /// let (mut value, gradient) = ([1.0f32, 2.0], [0.5f32, -0.5]);
-/// let mut optimizer = Optimizer::new(Method::momentum(0.9))?;
+/// let mut optimizer = Optimizer::new(OptimizerConfig::momentum(0.9))?;
 /// optimizer.step(0.1, &mut [Parameter { name: "weight", value: &mut value, gradient: &gradient }])?;
 /// assert_eq!(value, [1.0 - 0.1 * 0.5, 2.0 + 0.1 * 0.5]);
 ///
@@ -44,7 +44,7 @@ pub struct Parameter<'a> {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Optimizer {
-    method: Method,
+    method: OptimizerConfig,
     steps: u64,
     /// Empty before the first step, and for a method that keeps nothing.
     state: BTreeMap<String, Slots>,
@@ -54,14 +54,14 @@ impl Optimizer {
     /// An optimizer that has taken no step.
     ///
     /// # Errors
-    /// A method that is not [valid](Method::validate).
-    pub fn new(method: Method) -> Result<Self> {
+    /// A method that is not [valid](OptimizerConfig::validate).
+    pub fn new(method: OptimizerConfig) -> Result<Self> {
         method.validate()?;
         Ok(Optimizer { method, steps: 0, state: BTreeMap::new() })
     }
 
     /// The method and its options.
-    pub fn method(&self) -> &Method {
+    pub fn method(&self) -> &OptimizerConfig {
         &self.method
     }
 
@@ -109,11 +109,15 @@ impl Optimizer {
     /// order.
     ///
     /// # Errors
-    /// A method that is not [valid](Method::validate); [`Error::UnusedTensors`] naming state that the method does not
+    /// A method that is not [valid](OptimizerConfig::validate); [`Error::UnusedTensors`] naming state that the method does not
     /// keep; [`Error::Format`] for a name that occurs twice; [`Error::MissingTensor`] and [`Error::TensorShape`] for a
     /// parameter of which one half is missing or of another length than the other; [`Error::Config`] naming `steps`
     /// for state without steps, or steps without the state that they leave.
-    pub fn restore(method: Method, steps: u64, state: impl IntoIterator<Item = (String, Vec<f32>)>) -> Result<Self> {
+    pub fn restore(
+        method: OptimizerConfig,
+        steps: u64,
+        state: impl IntoIterator<Item = (String, Vec<f32>)>,
+    ) -> Result<Self> {
         method.validate()?;
         let kept = method.slots();
         let mut found: BTreeMap<String, [Option<Vec<f32>>; 2]> = BTreeMap::new();
@@ -183,7 +187,7 @@ fn check_parameters(parameters: &[Parameter<'_>]) -> Result<()> {
 }
 
 /// What is kept before the first step: zeros.
-fn fresh(method: &Method, parameters: &[Parameter<'_>]) -> Result<BTreeMap<String, Slots>> {
+fn fresh(method: &OptimizerConfig, parameters: &[Parameter<'_>]) -> Result<BTreeMap<String, Slots>> {
     let mut state = BTreeMap::new();
     if method.slots().is_empty() {
         return Ok(state);

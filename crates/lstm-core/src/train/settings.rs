@@ -1,49 +1,49 @@
 //! How a run trains, and what one step of it reports.
 
-use super::{clip::Clip, method::Method, schedule::Schedule};
-use crate::{error::Result, gradient::Keep, input::HostState};
+use super::{clip::Clip, method::OptimizerConfig, schedule::Schedule};
+use crate::{error::Result, gradient::Checkpointing, input::HostState};
 
 /// How a [`Trainer`](super::Trainer) trains; `new` gives the defaults, the methods change one each.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Settings {
+pub struct TrainerConfig {
     /// The optimizer.
-    pub method: Method,
+    pub method: OptimizerConfig,
     /// The learning rate of each step.
     pub schedule: Schedule,
     /// How the gradients of all parameters together are made smaller; not at all by default.
     pub clip: Option<Clip>,
     /// What a forward pass keeps for the way back: memory against time, the same bits; everything by default.
-    pub keep: Keep,
+    pub keep: Checkpointing,
     /// What dropout follows from, together with the step; 0 by default.
     pub seed: u64,
 }
 
-impl Settings {
+impl TrainerConfig {
     /// No clipping, everything kept, seed 0.
-    pub fn new(method: Method, schedule: Schedule) -> Self {
-        Settings { method, schedule, clip: None, keep: Keep::Everything, seed: 0 }
+    pub fn new(method: OptimizerConfig, schedule: Schedule) -> Self {
+        TrainerConfig { method, schedule, clip: None, keep: Checkpointing::Everything, seed: 0 }
     }
 
     /// Clips gradients.
     pub fn clip(self, clip: Clip) -> Self {
-        Settings { clip: Some(clip), ..self }
+        TrainerConfig { clip: Some(clip), ..self }
     }
 
     /// Sets what a forward pass keeps.
-    pub fn keep(self, keep: Keep) -> Self {
-        Settings { keep, ..self }
+    pub fn keep(self, keep: Checkpointing) -> Self {
+        TrainerConfig { keep, ..self }
     }
 
     /// Sets the seed of dropout.
     pub fn seed(self, seed: u64) -> Self {
-        Settings { seed, ..self }
+        TrainerConfig { seed, ..self }
     }
 
     /// Checks all of them.
     ///
     /// # Errors
-    /// As for [`Method::validate`], [`Schedule::validate`] and [`Clip::validate`];
+    /// As for [`OptimizerConfig::validate`], [`Schedule::validate`] and [`Clip::validate`];
     /// [`Error::Config`](crate::Error::Config) for segments that are not a positive multiple of 32.
     pub fn validate(&self) -> Result<()> {
         self.method.validate()?;

@@ -8,7 +8,7 @@ use super::{
     optimizer::{Optimizer, Parameter},
     parameters::{HeadKind, Values, layout},
     random::dropout_seed,
-    settings::{Settings, Step},
+    settings::{Step, TrainerConfig},
 };
 use crate::{
     backend::Backend,
@@ -25,12 +25,12 @@ use crate::{
 ///
 /// ```no_run
 /// use lstm_core::{Backend, Lstm, LstmConfig, Result, ndarray::Array3};
-/// use lstm_core::train::{Clip, Linear, Method, Schedule, Settings, Trainer, mean_squared};
+/// use lstm_core::train::{Clip, Linear, OptimizerConfig, Schedule, TrainerConfig, Trainer, mean_squared};
 ///
 /// fn train<B: Backend>(backend: &B, x: &Array3<f32>, target: &Array3<f32>) -> Result<()> {
 ///     let lstm = Lstm::random(backend, LstmConfig::new(3, 64).layers(2).dropout(0.1), 1)?;
 ///     let head = Linear::random(backend, 64, 1, 2)?;
-///     let settings = Settings::new(Method::adam(), Schedule::constant(1e-3)).clip(Clip::Norm(1.0)).seed(3);
+///     let settings = TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(1e-3)).clip(Clip::Norm(1.0)).seed(3);
 ///     let mut trainer = Trainer::new(lstm, Some(head), settings)?;
 ///     for _ in 0..1000 {
 ///         let step = trainer.step(x, |y| mean_squared(y, target.view()))?;
@@ -44,7 +44,7 @@ pub struct Trainer<B: Backend> {
     pub(super) lstm: Lstm<B>,
     pub(super) head: Option<Linear<B>>,
     pub(super) optimizer: Optimizer,
-    pub(super) settings: Settings,
+    pub(super) settings: TrainerConfig,
 }
 
 impl<B: Backend> std::fmt::Debug for Trainer<B> {
@@ -58,9 +58,9 @@ impl<B: Backend> Trainer<B> {
     /// Starts a run. The head may be on another device than the LSTM.
     ///
     /// # Errors
-    /// Settings that are not [valid](Settings::validate); [`Error::Shape`] if the head does not take as many features as
+    /// Settings that are not [valid](TrainerConfig::validate); [`Error::Shape`] if the head does not take as many features as
     /// the LSTM gives.
-    pub fn new(lstm: Lstm<B>, head: Option<Linear<B>>, settings: Settings) -> Result<Self> {
+    pub fn new(lstm: Lstm<B>, head: Option<Linear<B>>, settings: TrainerConfig) -> Result<Self> {
         settings.validate()?;
         let size = lstm.config().output_size();
         if let Some(head) = head.as_ref().filter(|head| head.input_size() != size) {
@@ -89,9 +89,9 @@ impl<B: Backend> Trainer<B> {
     /// must keep the same.
     ///
     /// # Errors
-    /// Settings that are not [valid](Settings::validate); [`Error::Config`] for a method that keeps something else. The
+    /// Settings that are not [valid](TrainerConfig::validate); [`Error::Config`] for a method that keeps something else. The
     /// trainer is then unchanged.
-    pub fn set_settings(&mut self, settings: Settings) -> Result<()> {
+    pub fn set_settings(&mut self, settings: TrainerConfig) -> Result<()> {
         settings.validate()?;
         let (old, new) = (self.settings.method.slots(), settings.method.slots());
         if old != new {
@@ -105,7 +105,7 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// How it trains.
-    pub fn settings(&self) -> &Settings {
+    pub fn settings(&self) -> &TrainerConfig {
         &self.settings
     }
 

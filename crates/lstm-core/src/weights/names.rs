@@ -7,7 +7,7 @@ use crate::{
 
 /// A way of naming and laying out parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Names {
+pub enum TensorNames {
     /// `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, ..., with `_reverse` after those of the reverse direction, in this
     /// crate's own layout `[4 * hidden, n]`. See [`pytorch`] for what PyTorch has no name for.
     #[default]
@@ -89,8 +89,8 @@ pub(crate) struct Stored {
 
 impl Scheme {
     /// The scheme in which to write.
-    pub(crate) fn new(names: Names, config: &LstmConfig) -> Result<Self> {
-        if names == Names::PyTorch {
+    pub(crate) fn new(names: TensorNames, config: &LstmConfig) -> Result<Self> {
+        if names == TensorNames::PyTorch {
             return Ok(Scheme::PyTorch);
         }
         let refuse = |option, what: String| {
@@ -164,7 +164,7 @@ mod tests {
         let config = LstmConfig::new(3, 5).bias(Bias::One);
         let parts = |cell: CellKind| {
             let config = LstmConfig { cell, ..config.clone() };
-            let layout = Scheme::new(Names::Notebook, &config).unwrap().layout(&config);
+            let layout = Scheme::new(TensorNames::Notebook, &config).unwrap().layout(&config);
             let parts = layout[0].1.iter().flat_map(|stored| stored.parts.clone());
             parts.map(|(name, shape)| format!("{name}{shape:?}")).collect::<Vec<_>>().join(" ")
         };
@@ -179,7 +179,7 @@ mod tests {
             (config.clone().proj_size(2), "proj_size"),
             (config.clone().cell(CellKind::PeepholeDiagonal), "cell"),
         ] {
-            let scheme = Scheme::new(Names::Notebook, &config);
+            let scheme = Scheme::new(TensorNames::Notebook, &config);
             assert!(matches!(scheme, Err(Error::Config { option, .. }) if option == named), "{named}: {scheme:?}");
         }
     }

@@ -29,12 +29,12 @@ use crate::{
 ///
 /// ```
 /// use std::collections::BTreeMap;
-/// use lstm_core::{LstmConfig, Names, StateDict, StateDictWriter, Weights, Init, ndarray::array};
+/// use lstm_core::{LstmConfig, TensorNames, StateDict, StateDictWriter, Weights, Init, ndarray::array};
 ///
 /// let weights = Weights::init(LstmConfig::new(3, 5).layers(2), &Init::default(), 1)?;
 /// let head = array![[1.0f32, 2.0, 3.0, 4.0, 5.0]];
 /// let bytes = StateDictWriter::new()
-///     .lstm("lstm.", &weights, Names::PyTorch)?
+///     .lstm("lstm.", &weights, TensorNames::PyTorch)?
 ///     .tensor("head.weight", &head)?
 ///     .to_bytes()?;
 ///
@@ -192,7 +192,7 @@ impl StateDict {
 
     /// Takes a whole model: all tensors whose names start with `prefix`, such as `"lstm."`; with `""`, all that are
     /// left. Their names are those of [`pytorch`](super::names::pytorch) or of the notebook
-    /// ([`Names`](super::names::Names); the candidate's letter may be `c` or `g`). Sizes, layers, direction, biases,
+    /// ([`TensorNames`](super::names::TensorNames); the candidate's letter may be `c` or `g`). Sizes, layers, direction, biases,
     /// projection and cell follow from names and shapes.
     ///
     /// What has no tensor (`coupled`, `clip`, `dropout`) follows from [metadata](Self::lstm_config); in a file without them

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use super::{
     Weights, element, file,
     infer::Found,
-    names::{Names, Scheme},
+    names::{Scheme, TensorNames},
 };
 use crate::error::{Error, Result};
 
@@ -23,11 +23,11 @@ const MAX_HEADER: usize = 100_000_000;
 /// Gathers tensors and metadata for a safetensors file; what a [`StateDict`](super::state_dict::StateDict) reads back.
 ///
 /// ```no_run
-/// # use lstm_core::{Names, StateDictWriter, Weights, weights::state_dict::Dtype};
+/// # use lstm_core::{TensorNames, StateDictWriter, Weights, weights::state_dict::Dtype};
 /// # fn save(weights: &Weights) -> lstm_core::Result<()> {
 /// StateDictWriter::new()
 ///     .metadata("trained-on", "passengers.csv")
-///     .lstm("lstm.", weights, Names::PyTorch)?
+///     .lstm("lstm.", weights, TensorNames::PyTorch)?
 ///     .dtype(Dtype::F16)
 ///     .save("model.safetensors")
 /// # }
@@ -75,7 +75,7 @@ impl StateDictWriter {
     /// # Errors
     /// [`Error::Config`] names the option that the notebook's names can't express: several layers, another direction
     /// than forward, two biases, a projection, the diagonal peephole. [`Error::Format`] if a name is already there.
-    pub fn lstm(mut self, prefix: &str, weights: &Weights, names: Names) -> Result<Self> {
+    pub fn lstm(mut self, prefix: &str, weights: &Weights, names: TensorNames) -> Result<Self> {
         let config = weights.config();
         let layout = Scheme::new(names, config)?.layout(config);
         let parts = || layout.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.parts);

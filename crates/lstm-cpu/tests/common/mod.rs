@@ -8,9 +8,9 @@ use std::{
 };
 
 use lstm_cpu::{
-    Backend, CellKind, Cpu, HostState, Input, Keep, Lstm, LstmConfig, Reference, Result,
+    Backend, CellKind, Checkpointing, Cpu, HostState, Input, Lstm, LstmConfig, Reference, Result,
     ndarray::{Array3, s},
-    train::{Clip, Linear, Method, Schedule, Settings, Step, Trainer, mean_squared, order},
+    train::{Clip, Linear, OptimizerConfig, Schedule, Step, Trainer, TrainerConfig, mean_squared, order},
 };
 
 pub(crate) type Device = Reference<Cpu>;
@@ -29,33 +29,37 @@ pub(crate) fn task() -> (Array3<f32>, Array3<f32>) {
 
 /// Models and settings that together have everything: dropout, two directions, another cell, no head, clipping,
 /// segments, every optimizer and schedule.
-pub(crate) fn cases() -> Vec<(LstmConfig, bool, Settings)> {
+pub(crate) fn cases() -> Vec<(LstmConfig, bool, TrainerConfig)> {
     let deep = LstmConfig::new(2, 6).layers(2);
     vec![
         (
             deep.clone().dropout(0.25),
             true,
-            Settings::new(Method::adam(), Schedule::constant(0.01).warmup(4)).clip(Clip::Norm(0.5)).seed(11),
+            TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(0.01).warmup(4))
+                .clip(Clip::Norm(0.5))
+                .seed(11),
         ),
         (
             deep.bidirectional().proj_size(3).dropout(0.5).clip(2.0),
             true,
-            Settings::new(Method::adamw(), Schedule::cosine(0.02, 9, 0.001)).keep(Keep::Segments(32)).seed(12),
+            TrainerConfig::new(OptimizerConfig::adamw(), Schedule::cosine(0.02, 9, 0.001))
+                .keep(Checkpointing::Segments(32))
+                .seed(12),
         ),
         (
             LstmConfig::new(2, 1).cell(CellKind::PeepholeDiagonal).coupled(),
             false,
-            Settings::new(Method::momentum(0.9), Schedule::step(0.3, 20, 0.5)).clip(Clip::Value(0.05)),
+            TrainerConfig::new(OptimizerConfig::momentum(0.9), Schedule::step(0.3, 20, 0.5)).clip(Clip::Value(0.05)),
         ),
         (
             LstmConfig::new(2, 5).cell(CellKind::PeepholeDense),
             true,
-            Settings::new(Method::sgd(), Schedule::constant(0.1)).keep(Keep::SquareRoot),
+            TrainerConfig::new(OptimizerConfig::sgd(), Schedule::constant(0.1)).keep(Checkpointing::SquareRoot),
         ),
     ]
 }
 
-pub(crate) fn trainer<B: Backend>(b: &B, (config, head, settings): &(LstmConfig, bool, Settings)) -> Trainer<B> {
+pub(crate) fn trainer<B: Backend>(b: &B, (config, head, settings): &(LstmConfig, bool, TrainerConfig)) -> Trainer<B> {
     let lstm = Lstm::random(b, config.clone(), 1).unwrap();
     let head = head.then(|| Linear::random(b, config.output_size(), 1, 2).unwrap());
     Trainer::new(lstm, head, settings.clone()).unwrap()

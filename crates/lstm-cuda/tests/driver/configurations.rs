@@ -1,8 +1,8 @@
 //! Devices of several kinds: each gives the exact bits by the path that it should take, and gives back all that it took.
 
 use lstm_cuda::{
-    Arithmetic, Backend, Cuda, Error, Init, Keep, Limits, Lstm, LstmConfig, Param, Reference, Upstream, Weights,
-    ndarray::Array3,
+    Arithmetic, Backend, Checkpointing, Cuda, Error, Init, Limits, Lstm, LstmConfig, OutputGradients, Param, Reference,
+    Weights, ndarray::Array3,
 };
 
 use crate::{
@@ -144,8 +144,8 @@ fn tiles(standin: &Standin) -> Result<usize> {
 
 /// What a pass gives, and the gradients of the inputs and of the recurrent weights.
 fn both_ways<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Vec<f32>, Error> {
-    let pass = lstm.forward_train(x, Keep::Everything)?;
-    let gradients = pass.tape.backward(Upstream::from(&pass.y).with_input())?;
+    let pass = lstm.forward_train(x, Checkpointing::Everything)?;
+    let gradients = pass.tape.backward(OutputGradients::from(&pass.y).with_input())?;
     let recurrent = gradients.weights.layers()[0].get(Param::WeightHh).into_iter().flatten().copied();
     Ok(pass.y.iter().copied().chain(gradients.x.into_iter().flatten()).chain(recurrent).collect())
 }
@@ -180,8 +180,8 @@ fn fast(standin: &Standin) -> Result<()> {
     ensure!(cuda.name() == "cuda-tf32" && cuda.arithmetic() != Arithmetic::Exact, "{:?}", cuda.arithmetic());
     let lstm = Lstm::random(&cuda, LstmConfig::new(8, 24), 1).map_err(|e| e.to_string())?;
     let x = Array3::<f32>::ones((17, 3, 8));
-    let pass = lstm.forward_train(&x, Keep::Everything).map_err(|e| e.to_string())?;
-    pass.tape.backward(Upstream::from(&pass.y)).map_err(|e| e.to_string())?;
+    let pass = lstm.forward_train(&x, Checkpointing::Everything).map_err(|e| e.to_string())?;
+    pass.tape.backward(OutputGradients::from(&pass.y)).map_err(|e| e.to_string())?;
     standin.reset();
     standin.fail(0, crate::standin::INVALID_VALUE, true);
     let error = lstm.forward(&x).err().map(|e| e.to_string()).unwrap_or_default();

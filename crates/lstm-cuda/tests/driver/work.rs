@@ -1,7 +1,7 @@
 //! What a user does with a device, in steps of which each can be done again when it failed, and the bits that it must give.
 
 use lstm_cuda::{
-    Backend, CellKind, Error, Input, Keep, Lstm, LstmConfig, Reference, Stream, Upstream,
+    Backend, CellKind, Checkpointing, Error, Input, Lstm, LstmConfig, OutputGradients, Reference, Stream,
     ndarray::{Array3, s},
 };
 
@@ -45,8 +45,8 @@ impl<'a, B: Backend> Work<'a, B> {
             ("forward", _) => lstm.forward(&x).map(|(y, state)| all(y, state)),
             ("lengths", _) => lstm.forward(Input::from(&x).lengths(&[2, 5, 1])).map(|(y, state)| all(y, state)),
             ("train", _) => {
-                let pass = lstm.forward_train(&x, Keep::Everything)?;
-                let gradients = pass.tape.backward(Upstream::from(&pass.y).with_input())?;
+                let pass = lstm.forward_train(&x, Checkpointing::Everything)?;
+                let gradients = pass.tape.backward(OutputGradients::from(&pass.y).with_input())?;
                 let layers = gradients.weights.layers().iter();
                 let weights = layers.flat_map(|layer| layer.iter().flat_map(|(_, values)| values.iter().copied()));
                 let mut values: Vec<f32> = weights.chain(gradients.x.into_iter().flatten()).collect();
