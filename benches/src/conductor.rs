@@ -11,7 +11,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lstm_core::{OnnxWriter, StateDictWriter, TensorNames};
+use lstm_core::{StateDictWriter, TensorNames};
+use lstm_formats::OnnxWriter;
 
 use crate::{
     case::{Case, Cell},

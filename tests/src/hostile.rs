@@ -2,11 +2,13 @@
 //! bytes, an error or a model, never a panic; and a model that loads runs, streams and is written again.
 
 use lstm_core::{
-    Backend, CellKind, Direction, Input, Lstm, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, Reference, Result,
-    RtNeural, StateDict, StateDictWriter, TensorNames, Weights,
+    Backend, CellKind, Direction, Input, Lstm, Reference, Result, StateDict, StateDictWriter, TensorNames, Weights,
     ndarray::{Array3, ArrayD, ArrayView3, IxDyn, s},
     train::Linear,
-    weights::onnx::{Initial, Lengths, Port, PortAxis},
+};
+use lstm_formats::{
+    OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural,
+    onnx::{Initial, Lengths, Port, PortAxis},
 };
 
 /// Larger models are loaded but not run.

@@ -4,7 +4,8 @@
 use std::{fmt, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use lstm_core::{Backend, Lstm, OnnxInputs, OnnxLstm, OnnxModel, StateDict, ndarray::ArrayD, weights::onnx::PortKind};
+use lstm_core::{Backend, Lstm, StateDict, ndarray::ArrayD};
+use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, onnx::PortKind};
 
 use crate::verify::Compared;
 

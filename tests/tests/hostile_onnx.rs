@@ -2,8 +2,9 @@
 
 use std::sync::LazyLock;
 
-use lstm_core::{CellKind, Init, LstmConfig, OnnxWriter, Result, Weights};
+use lstm_core::{CellKind, Init, LstmConfig, Result, Weights};
 use lstm_cpu::Cpu;
+use lstm_formats::OnnxWriter;
 use lstm_tests::hostile;
 use proptest::prelude::*;
 

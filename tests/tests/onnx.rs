@@ -3,10 +3,8 @@
 use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
-use lstm_core::{
-    Backend, CellKind, Direction,
-    weights::onnx::{Initial, PortKind},
-};
+use lstm_core::{Backend, CellKind, Direction};
+use lstm_formats::onnx::{Initial, PortKind};
 use lstm_tests::{
     backends::{self, Visit},
     onnx::OnnxCase,
@@ -94,8 +92,9 @@ fn the_cases_have_every_option() -> Result<()> {
 
 #[cfg(feature = "cpu")]
 mod sizes {
-    use lstm_core::{Lstm, OnnxInputs, OnnxModel, ndarray::ArrayD};
+    use lstm_core::{Lstm, ndarray::ArrayD};
     use lstm_cpu::Cpu;
+    use lstm_formats::{OnnxInputs, OnnxModel};
 
     use super::*;
 

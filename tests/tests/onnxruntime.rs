@@ -13,10 +13,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{
-    Backend, Bias, CellKind, Direction, Init, Lstm, LstmConfig, OnnxInputs, OnnxModel, OnnxWriter, StateDictWriter,
-    Weights,
+    Backend, Bias, CellKind, Direction, Init, Lstm, LstmConfig, StateDictWriter, Weights,
     ndarray::{ArrayD, IxDyn},
-    weights::onnx::{Initial, Lengths},
+};
+use lstm_formats::{
+    OnnxInputs, OnnxModel, OnnxWriter,
+    onnx::{Initial, Lengths},
 };
 use lstm_tests::{onnx::TOLERANCE, python};
 use peer::Compare;

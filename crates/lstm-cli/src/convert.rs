@@ -2,7 +2,8 @@
 
 use std::{fmt, path::PathBuf, process::ExitCode};
 
-use lstm_core::{OnnxWriter, StateDictWriter, TensorNames, weights::state_dict::Dtype};
+use lstm_core::{StateDictWriter, TensorNames, weights::state_dict::Dtype};
+use lstm_formats::OnnxWriter;
 use serde::Serialize;
 
 use crate::{

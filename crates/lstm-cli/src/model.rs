@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use lstm_core::{
-    CellKind, HostState, LstmConfig, OnnxLstm, OnnxModel, RtNeural, StateDict, Weights,
-    ndarray::Axis,
-    weights::onnx::{Initial, Lengths, Port, PortKind},
+use lstm_core::{CellKind, HostState, LstmConfig, StateDict, Weights, ndarray::Axis};
+use lstm_formats::{
+    OnnxLstm, OnnxModel, RtNeural,
+    onnx::{Initial, Lengths, Port, PortKind},
 };
 
 use crate::error::{Error, Result};

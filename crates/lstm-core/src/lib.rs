@@ -41,8 +41,6 @@ pub use weights::{
     LayerWeights, Weights,
     init::{Init, InitKind},
     names::TensorNames,
-    onnx::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter},
-    rtneural::RtNeural,
     state_dict::{StateDict, StateDictWriter},
 };
 

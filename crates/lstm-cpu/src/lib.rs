@@ -63,6 +63,8 @@ pub use builder::CpuBuilder;
 pub use isa::Isa;
 pub use layer::{Layer, Plan};
 pub use lstm_core::*;
+#[cfg(feature = "formats")]
+pub use lstm_formats::{self as formats, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural};
 pub use stream::CpuStream;
 pub use tensor::Tensor;
 pub use trace::Trace;

@@ -71,6 +71,8 @@ pub use driver::Driver;
 pub use host::Host;
 pub use layer::{Layer, Plan};
 pub use lstm_core::*;
+#[cfg(feature = "formats")]
+pub use lstm_formats::{self as formats, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural};
 pub use stream::CudaStream;
 pub use tensor::Tensor;
 pub use trace::Trace;

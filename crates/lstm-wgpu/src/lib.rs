@@ -42,6 +42,8 @@ pub use builder::WgpuBuilder;
 pub use builder::adapters;
 pub use layer::Layer;
 pub use lstm_core::*;
+#[cfg(feature = "formats")]
+pub use lstm_formats::{self as formats, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural};
 pub use probe::{Facts, Probe};
 pub use shader::{Fma, Mode};
 pub use stream::WgpuStream;

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 const FLOATS: &str = "F32, F16, BF16 or F64";
 
 /// Elements as f32; an f64 is rounded to the nearest.
-pub(crate) fn to_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+pub fn to_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
     match dtype {
         Dtype::F32 => Ok(each(bytes, f32::from_le_bytes).collect()),
         Dtype::F16 => Ok(each(bytes, u16::from_le_bytes).map(widen_f16).collect()),
@@ -26,7 +26,7 @@ pub(crate) fn to_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>>
 }
 
 /// Elements as f64, all exact.
-pub(crate) fn to_f64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f64>> {
+pub fn to_f64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f64>> {
     match dtype {
         Dtype::F64 => Ok(each(bytes, f64::from_le_bytes).collect()),
         _ => Ok(to_f32(name, dtype, bytes)?.into_iter().map(widen).collect()),
@@ -34,7 +34,7 @@ pub(crate) fn to_f64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f64>>
 }
 
 /// Elements as i64, all exact.
-pub(crate) fn to_i64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<i64>> {
+pub fn to_i64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<i64>> {
     match dtype {
         Dtype::I64 => Ok(each(bytes, i64::from_le_bytes).collect()),
         Dtype::I32 => Ok(each(bytes, i32::from_le_bytes).map(i64::from).collect()),
@@ -43,7 +43,7 @@ pub(crate) fn to_i64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<i64>>
 }
 
 /// Appends `values` as elements of `dtype`.
-pub(crate) fn write(name: &str, dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
+pub fn write(name: &str, dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
     for &v in values {
         match dtype {
             Dtype::F32 => out.extend(v.to_le_bytes()),

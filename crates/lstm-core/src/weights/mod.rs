@@ -1,13 +1,11 @@
 //! The parameters of a model on the host, exactly as loaded: device copies are snapped, these never are.
 
-mod element;
-mod file;
+pub mod element;
+pub mod file;
 pub mod gates;
 mod infer;
 pub mod init;
 pub mod names;
-pub mod onnx;
-pub mod rtneural;
 pub mod state_dict;
 mod writer;
 

@@ -38,7 +38,7 @@ pub use export::OnnxWriter;
 pub use layer::Lengths;
 pub use port::{Port, PortAxis, PortKind};
 
-use crate::error::{Error, Result};
+use lstm_core::{Error, Result};
 
 /// The operator sets that are read. After 22, the operators that are read took new element types and nothing else.
 const OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
@@ -50,7 +50,7 @@ const OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 ///
 /// ```
 /// use lstm_core::{Init, LstmConfig, Weights};
-/// use lstm_core::weights::onnx::{OnnxModel, OnnxWriter};
+/// use lstm_formats::onnx::{OnnxModel, OnnxWriter};
 ///
 /// let weights = Weights::init(LstmConfig::new(3, 5).layers(2).bidirectional(), &Init::default(), 1)?;
 /// let bytes = OnnxWriter::new(&weights).to_bytes()?;

@@ -11,14 +11,7 @@ use super::{
     start::{Piece, Start},
     walk::Walk,
 };
-use crate::{
-    backend::{Backend, State},
-    config::LstmConfig,
-    error::{Error, Result},
-    input::{HostState, Input},
-    lstm::Lstm,
-    weights::{LayerWeights, Weights},
-};
+use lstm_core::{Backend, Error, HostState, Input, LayerWeights, Lstm, Result, State, Weights};
 
 /// What `h` or `c` starts from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -82,7 +75,8 @@ pub(super) fn assemble(walk: &mut Walk<'_>, outputs: Vec<Port>) -> Result<OnnxLs
         if layer.missing.is_some() {
             return Err(Error::format(&layer.label, "the node of its other direction is missing"));
         }
-        let same = LstmConfig { input_size: first.config.input_size, ..layer.config.clone() };
+        let mut same = layer.config.clone();
+        same.input_size = first.config.input_size;
         let fail = |what: &str, want: String, got: String| {
             Err(Error::format(&layer.label, format!("{what} as of the first layer, {want}; got {got}")))
         };

@@ -11,7 +11,7 @@ use super::{
     value::{Data, Dim, MAX_RANK, Source, Value},
     zeros::Zeros,
 };
-use crate::error::Result;
+use lstm_core::Result;
 
 pub(super) type Inputs<'i, 'a> = &'i [Option<&'i Value<'a>>];
 

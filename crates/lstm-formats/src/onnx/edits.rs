@@ -6,14 +6,14 @@ use prost::Message;
 use super::{OnnxModel, proto::Model};
 
 const FILES: [&[u8]; 8] = [
-    include_bytes!("../../../../../tests/data/onnx/pytorch-dynamo-dynamic-batch-first.onnx"),
-    include_bytes!("../../../../../tests/data/onnx/pytorch-script-dynamic-state-stacked-bidirectional.onnx"),
-    include_bytes!("../../../../../tests/data/onnx/pytorch-script-opset-9.onnx"),
-    include_bytes!("../../../../../tests/data/onnx/peephole-bidirectional-clip.onnx"),
-    include_bytes!("../../../../../tests/data/onnx/pytorch-script-static-ends.onnx"),
-    include_bytes!("../../../../../tests/data/onnx/pytorch-script-packed-stacked-bidirectional.onnx"),
-    include_bytes!("../../../../../tests/data/onnx/keras-bidirectional-states.onnx"),
-    include_bytes!("../../../../../tests/data/onnx/two-nodes.onnx"),
+    include_bytes!("../../../../tests/data/onnx/pytorch-dynamo-dynamic-batch-first.onnx"),
+    include_bytes!("../../../../tests/data/onnx/pytorch-script-dynamic-state-stacked-bidirectional.onnx"),
+    include_bytes!("../../../../tests/data/onnx/pytorch-script-opset-9.onnx"),
+    include_bytes!("../../../../tests/data/onnx/peephole-bidirectional-clip.onnx"),
+    include_bytes!("../../../../tests/data/onnx/pytorch-script-static-ends.onnx"),
+    include_bytes!("../../../../tests/data/onnx/pytorch-script-packed-stacked-bidirectional.onnx"),
+    include_bytes!("../../../../tests/data/onnx/keras-bidirectional-states.onnx"),
+    include_bytes!("../../../../tests/data/onnx/two-nodes.onnx"),
 ];
 
 const OPS: [&str; 16] = [

@@ -8,19 +8,15 @@ use std::path::Path;
 use ndarray::{Array1, Array2};
 use serde::Deserialize;
 
-use super::{LayerWeights, Weights};
-use crate::{
-    config::{Bias, LstmConfig},
-    error::{Error, Result},
-};
+use lstm_core::{Bias, Error, LayerWeights, LstmConfig, Result, Weights};
 
 /// A model from a file: its LSTM and its head.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RtNeural {
-    /// The LSTM layers, ready for [`Lstm::new`](crate::Lstm::new).
+    /// The LSTM layers, ready for [`Lstm::new`](lstm_core::Lstm::new).
     pub lstm: Weights,
-    /// The dense layer after them, ready for [`Linear::new`](crate::train::Linear::new): weight `(out, in)` and bias.
+    /// The dense layer after them, ready for [`Linear::new`](lstm_core::train::Linear::new): weight `(out, in)` and bias.
     pub head: Option<(Array2<f32>, Array1<f32>)>,
 }
 
@@ -135,7 +131,7 @@ fn array(rows: &[Vec<f64>], shape: (usize, usize)) -> Result<Array2<f32>, String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Param;
+    use lstm_core::Param;
 
     const DENSE: &str =
         r#"{"type": "dense", "activation": "", "shape": [null, null, 1], "weights": [[[7], [8]], [9]]}"#;

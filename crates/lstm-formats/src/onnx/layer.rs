@@ -15,10 +15,7 @@ use super::{
     walk::Walk,
     zeros::Zeros,
 };
-use crate::{
-    config::{Bias, CellKind, Direction, LstmConfig},
-    error::{Error, Result},
-};
+use lstm_core::{Bias, CellKind, Direction, Error, LstmConfig, Result};
 
 /// Where the lengths of a batch's sequences come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

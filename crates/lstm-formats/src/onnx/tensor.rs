@@ -10,11 +10,8 @@ use std::{
 use ndarray::{ArrayD, IxDyn};
 use safetensors::Dtype;
 
-use super::{
-    super::element,
-    proto::{BFLOAT16, BOOL, DOUBLE, FLOAT, FLOAT16, INT32, INT64, Tensor, type_name},
-};
-use crate::error::{Error, Result};
+use super::proto::{BFLOAT16, BOOL, DOUBLE, FLOAT, FLOAT16, INT32, INT64, Tensor, type_name};
+use lstm_core::{Error, Result, weights::element};
 
 /// `data_location` of a tensor that is in another file.
 const EXTERNAL: i32 = 1;

@@ -8,11 +8,7 @@ use prost::Message;
 use super::proto::{
     Attribute, Dimension, Dims, FLOAT, Graph, INT32, INT64, Model, Node, Opset, Tensor, TensorType, Type, ValueInfo,
 };
-use crate::{
-    config::{Bias, CellKind, Direction, Param},
-    error::{Error, Result},
-    weights::{LayerWeights, Weights, file},
-};
+use lstm_core::{Bias, CellKind, Direction, Error, LayerWeights, Param, Result, Weights, weights::file};
 
 /// The first operator set whose operators are all those used here, and the format's version of its time.
 const OPSET: i64 = 14;
@@ -29,7 +25,8 @@ const MAX_BYTES: usize = i32::MAX as usize;
 /// starts from zeros and all sequences are whole.
 ///
 /// ```no_run
-/// # use lstm_core::{Weights, weights::onnx::OnnxWriter};
+/// # use lstm_core::Weights;
+/// # use lstm_formats::OnnxWriter;
 /// # fn save(weights: &Weights) -> lstm_core::Result<()> {
 /// OnnxWriter::new(weights).initial_state().save("model.onnx")
 /// # }

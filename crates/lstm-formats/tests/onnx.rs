@@ -1,9 +1,9 @@
 //! Weights through ONNX: every option that ONNX can express comes back to the bit, the others are named.
 
-use lstm_core::{
-    Bias, CellKind, Direction, Error, Init, LstmConfig, OnnxModel, OnnxWriter, Param, Weights,
-    ndarray::Array3,
-    weights::onnx::{Initial, Lengths, PortAxis, PortKind},
+use lstm_core::{Bias, CellKind, Direction, Error, Init, LstmConfig, Param, Weights, ndarray::Array3};
+use lstm_formats::{
+    OnnxModel, OnnxWriter,
+    onnx::{Initial, Lengths, PortAxis, PortKind},
 };
 use proptest::prelude::*;
 

@@ -63,7 +63,7 @@ pub(super) enum Source<'a> {
     Outside(&'a str),
     /// Outputs of a layer: steps, directions, batch, features.
     Sequence(Outputs),
-    /// Final `h`: the rows of a [`HostState`](crate::HostState) from one number up to another; rows, batch, features.
+    /// Final `h`: the rows of a [`HostState`](lstm_core::HostState) from one number up to another; rows, batch, features.
     H(usize, usize),
     /// Final `c`.
     C(usize, usize),

@@ -7,7 +7,7 @@ use super::{
     value::{Dim, MAX_RANK, Source, Value},
     zeros::Zeros,
 };
-use crate::error::Result;
+use lstm_core::Result;
 
 pub(super) fn gather<'a>(op: &mut Op<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     let along = op.int("axis")?.unwrap_or(0);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::proto::{Attribute, Node, Tensor};
-use crate::error::{Error, Result};
+use lstm_core::{Error, Result};
 
 /// A node with the attributes that nobody has asked for yet.
 pub(super) struct Op<'a> {

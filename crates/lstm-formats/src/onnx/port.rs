@@ -8,7 +8,7 @@ use super::{
     node::Op,
     value::{Data, Source},
 };
-use crate::error::{Error, Result};
+use lstm_core::{Error, Result};
 
 /// What an axis of an input or output counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,7 +17,7 @@ pub enum PortAxis {
     Steps,
     /// Sequences of the batch.
     Batch,
-    /// Layers, and within a layer its directions: the first axis of a [`HostState`](crate::HostState).
+    /// Layers, and within a layer its directions: the first axis of a [`HostState`](lstm_core::HostState).
     Layers,
     /// Directions of the last layer.
     Directions,
@@ -46,7 +46,7 @@ pub struct Port {
     pub name: String,
     /// What it is.
     pub kind: PortKind,
-    /// Which rows of a [`HostState`](crate::HostState) it holds, one for each layer and direction; of a sequence, which of
+    /// Which rows of a [`HostState`](lstm_core::HostState) it holds, one for each layer and direction; of a sequence, which of
     /// the last layer's directions.
     pub rows: Range<usize>,
     /// Of a sequence, the only step it holds, counted from the end if it is negative; all of them if there is none.

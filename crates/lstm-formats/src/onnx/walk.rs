@@ -18,7 +18,7 @@ use super::{
     value::{Data, Dim, MAX_RANK, Source, Value},
     zeros::Zeros,
 };
-use crate::error::{Error, Result};
+use lstm_core::{Error, Result};
 
 /// Nodes that may share a tensor. More would make a small file a model without bound.
 const MAX_SHARED: usize = 16;

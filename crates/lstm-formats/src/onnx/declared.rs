@@ -7,7 +7,7 @@ use super::{
     proto::{Attribute, Dimension, Dims, Model, Tensor, TensorType, Type, ValueInfo},
     refusals::{self, insert, int, load, node, two_layers},
 };
-use crate::config::LstmConfig;
+use lstm_core::LstmConfig;
 use prost::Message;
 
 /// One layer, 4 to 6, without states and lengths.

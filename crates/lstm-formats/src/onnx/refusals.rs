@@ -7,10 +7,7 @@ use super::{
     port::PortKind,
     proto::{Attribute, Dimension, Entry, Function, Model, Node, Opset, Tensor},
 };
-use crate::{
-    config::{CellKind, LstmConfig},
-    weights::{Weights, init::Init},
-};
+use lstm_core::{CellKind, Init, LstmConfig, Weights};
 
 pub(super) fn written(config: LstmConfig) -> Model {
     let weights = Weights::init(config, &Init::default(), 1).unwrap();
@@ -28,7 +25,7 @@ pub(super) fn two_layers() -> Model {
     written(LstmConfig::new(3, 5).layers(2).bidirectional().cell(CellKind::PeepholeDiagonal))
 }
 
-pub(super) fn load(model: &Model) -> crate::Result<super::OnnxLstm> {
+pub(super) fn load(model: &Model) -> lstm_core::Result<super::OnnxLstm> {
     OnnxModel::from_bytes(&model.encode_to_vec())?.lstm()
 }
 
@@ -225,7 +222,7 @@ fn parts() {
 
 #[test]
 fn one_layer_in_two_nodes() {
-    let file = include_bytes!("../../../../../tests/data/onnx/two-nodes.onnx");
+    let file = include_bytes!("../../../../tests/data/onnx/two-nodes.onnx");
     let whole = Model::decode(&file[..]).unwrap();
     assert!(load(&whole).is_ok());
     let refused = |words: &[&str], change: fn(&mut Model)| {

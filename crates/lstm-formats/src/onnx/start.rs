@@ -9,7 +9,7 @@ use super::{
     value::{Data, Dim, Source, Value},
     walk::Walk,
 };
-use crate::error::Result;
+use lstm_core::Result;
 
 /// What a layer starts from.
 #[derive(Clone, Debug, PartialEq)]
