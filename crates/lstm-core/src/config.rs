@@ -1,5 +1,7 @@
 //! What an LSTM is made of: cell, sizes, options. Options that a cell does not have are errors.
 
+use std::{fmt, str::FromStr};
+
 use crate::{
     error::{Error, Result},
     shape::check_clip,
@@ -24,10 +26,50 @@ pub enum CellKind {
 }
 
 impl CellKind {
+    /// All cell kinds.
+    pub const ALL: [CellKind; 4] =
+        [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense, CellKind::PeepholeDiagonal];
+
+    /// The name of the cell kind in text, files and command lines; [`FromStr`] parses it.
+    ///
+    /// ```
+    /// use lstm_core::CellKind;
+    /// assert_eq!(CellKind::PeepholeDense.name(), "peephole-dense");
+    /// assert_eq!("peephole-dense".parse::<CellKind>()?, CellKind::PeepholeDense);
+    /// # Ok::<(), lstm_core::Error>(())
+    /// ```
+    pub const fn name(self) -> &'static str {
+        match self {
+            CellKind::Fused => "fused",
+            CellKind::Unfused => "unfused",
+            CellKind::PeepholeDense => "peephole-dense",
+            CellKind::PeepholeDiagonal => "peephole-diagonal",
+        }
+    }
+
     /// Whether two cells give the same bits from the same parameters.
     pub(crate) fn is_equal_to(self, other: Self) -> bool {
         let standard = |cell| matches!(cell, CellKind::Fused | CellKind::Unfused);
         self == other || standard(self) && standard(other)
+    }
+}
+
+/// Writes [`CellKind::name`].
+impl fmt::Display for CellKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Parses a [`CellKind::name`]. Fails with [`Error::Config`] for any other text.
+impl FromStr for CellKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        CellKind::ALL.into_iter().find(|cell| cell.name() == text).ok_or_else(|| {
+            let names = CellKind::ALL.map(CellKind::name).join(", ");
+            Error::config("cell", format!("expected one of {names}, got `{text}`"))
+        })
     }
 }
 
@@ -343,6 +385,16 @@ pub enum Param {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cell_names_round_trip() {
+        for cell in CellKind::ALL {
+            assert_eq!(cell.to_string().parse::<CellKind>().unwrap(), cell);
+        }
+        for text in ["", "Fused", " fused", "gru"] {
+            assert!(matches!(text.parse::<CellKind>(), Err(Error::Config { option: "cell", .. })), "{text}");
+        }
+    }
 
     #[test]
     fn impossible_options_are_named() {
