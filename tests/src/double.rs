@@ -8,13 +8,11 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutputGradients, LayerWeights, MatrixRef,
-    MatrixShape, Output, Reference, Result, Sequence, State,
+    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, ReferencePath, Result,
     arithmetic::{Digest, Scale},
-    cell::Cell as LstmCell,
-    reference,
     shape::{
-        check_clip, check_concat, check_download, check_gemm, check_rows, check_slice, check_upload, check_within,
+        check_clip, check_concat, check_download, check_gemm, check_rows, check_select_between, check_slice,
+        check_upload,
     },
 };
 
@@ -128,12 +126,8 @@ impl Double {
     }
 }
 
-impl Backend for Double {
+impl Ops for Double {
     type Tensor = Matrix;
-    type Layer = reference::Layer<Matrix>;
-    type Plan = ();
-    type Trace = reference::Trace<Matrix>;
-    type Stream = reference::Stream<Matrix>;
 
     fn name(&self) -> &str {
         "double"
@@ -199,8 +193,8 @@ impl Backend for Double {
         self.0.clipped.set(clipped);
         Ok(self.map("clip", &x, |v| v.clamp(-bound, bound)))
     }
-    fn within(&self, x: Matrix, by: &Matrix, low: &Matrix, high: &Matrix) -> Result<Matrix> {
-        check_within(x.shape, by.shape, low.shape, high.shape)?;
+    fn select_between(&self, x: Matrix, by: &Matrix, low: &Matrix, high: &Matrix) -> Result<Matrix> {
+        check_select_between(x.shape, by.shape, low.shape, high.shape)?;
         let outside = |k| by.data[k] <= low.at(k) || by.data[k] >= high.at(k);
         Ok(self.compute(
             "within",
@@ -224,48 +218,9 @@ impl Backend for Double {
         };
         Ok(Matrix { shape, data })
     }
-    fn load(&self, weights: &LayerWeights) -> Result<Self::Layer> {
-        LstmCell::load(self, weights)
-    }
-    fn plan(&self, _: &Self::Layer, _: usize, _: usize) -> Result<()> {
-        Ok(())
-    }
-    fn path(&self, _: &Self::Layer) -> ExecutionPath {
-        ExecutionPath::Reference
-    }
-    fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, Matrix>) -> Result<Output<Matrix>> {
-        reference::forward(self, layer, s)
-    }
-    fn forward_train(
-        &self,
-        layer: &Self::Layer,
-        _: &mut (),
-        s: Sequence<'_, Matrix>,
-    ) -> Result<(Output<Matrix>, Self::Trace)> {
-        reference::forward_train(self, layer, s)
-    }
-    fn backward(
-        &self,
-        layer: &Self::Layer,
-        _: &mut (),
-        trace: &Self::Trace,
-        upstream: LayerOutputGradients<'_, Matrix>,
-    ) -> Result<LayerGradients<Matrix>> {
-        reference::backward(self, layer, trace, upstream)
-    }
-    fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {
-        reference::stream(self, layers, batch)
-    }
-    fn step(&self, s: &mut Self::Stream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> {
-        reference::step(self, s, x, y)
-    }
-    fn stream_state(&self, stream: &Self::Stream) -> Result<Vec<State<Matrix>>> {
-        Reference(self.clone()).stream_state(stream)
-    }
-    fn set_stream_state(&self, stream: &mut Self::Stream, state: &[State<Matrix>]) -> Result<()> {
-        reference::set_stream_state(self, stream, state)
-    }
 }
+
+impl ReferencePath for Double {}
 
 #[cfg(test)]
 mod tests {
@@ -296,9 +251,9 @@ mod tests {
         let b = Double::default();
         let (low, high) = (row(&b, &[-1.0, -1.0, -1.0, -1.0, f32::NAN]), row(&b, &[2.0; 5]));
         let by = row(&b, &[-1.0, 2.0, 1.5, f32::NAN, 1.0]);
-        let within = b.within(row(&b, &[7.0, 7.0, 7.0, 7.0, 7.0]), &by, &low, &high).unwrap();
+        let within = b.select_between(row(&b, &[7.0, 7.0, 7.0, 7.0, 7.0]), &by, &low, &high).unwrap();
         assert_eq!(*within.data, [0.0, 0.0, 7.0, 7.0, 7.0]);
-        assert!(b.within(low.clone(), &by, &low, &row(&b, &[1.0])).is_err());
+        assert!(b.select_between(low.clone(), &by, &low, &row(&b, &[1.0])).is_err());
     }
 
     #[test]

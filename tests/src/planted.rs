@@ -3,8 +3,8 @@
 use std::{future::Future, ops::Range};
 
 use lstm_core::{
-    Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutputGradients, LayerWeights, MatrixRef,
-    MatrixShape, Output, Result, Sequence, State, arithmetic::dot, cell::Cell, reference,
+    Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LayerWeights,
+    MatrixRef, MatrixShape, Ops, Result, Sequence, State, arithmetic::dot, cell::Cell, reference,
 };
 
 /// A slight error of the kind that a kernel might have.
@@ -141,12 +141,8 @@ impl<B: Backend> Planted<B> {
     }
 }
 
-impl<B: Backend> Backend for Planted<B> {
+impl<B: Backend> Ops for Planted<B> {
     type Tensor = B::Tensor;
-    type Layer = reference::Layer<B::Tensor>;
-    type Plan = ();
-    type Trace = reference::Trace<B::Tensor>;
-    type Stream = reference::Stream<B::Tensor>;
 
     fn name(&self) -> &str {
         "planted"
@@ -202,8 +198,8 @@ impl<B: Backend> Backend for Planted<B> {
     fn clip(&self, x: B::Tensor, bound: f32) -> Result<B::Tensor> {
         if self.has(Fault::IgnoredClip) { Ok(x) } else { self.inner.clip(x, bound) }
     }
-    fn within(&self, x: B::Tensor, by: &B::Tensor, low: &B::Tensor, high: &B::Tensor) -> Result<B::Tensor> {
-        if self.has(Fault::IgnoredBounds) { Ok(x) } else { self.inner.within(x, by, low, high) }
+    fn select_between(&self, x: B::Tensor, by: &B::Tensor, low: &B::Tensor, high: &B::Tensor) -> Result<B::Tensor> {
+        if self.has(Fault::IgnoredBounds) { Ok(x) } else { self.inner.select_between(x, by, low, high) }
     }
     fn slice(&self, x: &B::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<B::Tensor> {
         self.inner.slice(x, rows, cols)
@@ -211,6 +207,14 @@ impl<B: Backend> Backend for Planted<B> {
     fn concat(&self, axis: ConcatAxis, parts: &[B::Tensor]) -> Result<B::Tensor> {
         self.inner.concat(axis, parts)
     }
+}
+
+impl<B: Backend> Backend for Planted<B> {
+    type Layer = reference::Layer<B::Tensor>;
+    type Plan = ();
+    type Trace = reference::Trace<B::Tensor>;
+    type Stream = reference::Stream<B::Tensor>;
+
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer> {
         Cell::load(self, weights)
     }
@@ -220,7 +224,7 @@ impl<B: Backend> Backend for Planted<B> {
     fn path(&self, _: &Self::Layer) -> ExecutionPath {
         ExecutionPath::Fused(format!("{:?}", self.fault).into())
     }
-    fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, B::Tensor>) -> Result<Output<B::Tensor>> {
+    fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, B::Tensor>) -> Result<LayerOutput<B::Tensor>> {
         let state = self.unless(Fault::IgnoredState, s.state)?;
         let lengths = s.lengths.filter(|_| self.fault != Fault::IgnoredLengths);
         reference::forward(&self.in_pass(false), layer, Sequence { state: &state, lengths, ..s })
@@ -230,7 +234,7 @@ impl<B: Backend> Backend for Planted<B> {
         layer: &Self::Layer,
         _: &mut (),
         s: Sequence<'_, B::Tensor>,
-    ) -> Result<(Output<B::Tensor>, Self::Trace)> {
+    ) -> Result<(LayerOutput<B::Tensor>, Self::Trace)> {
         reference::forward_train(&self.in_pass(false), layer, s)
     }
     fn backward(
@@ -241,8 +245,13 @@ impl<B: Backend> Backend for Planted<B> {
         upstream: LayerOutputGradients<'_, B::Tensor>,
     ) -> Result<LayerGradients<B::Tensor>> {
         let state = self.unless(Fault::IgnoredFinalState, upstream.state)?;
-        let onto = upstream.onto.filter(|_| self.fault != Fault::IgnoredOnto);
-        reference::backward(&self.in_pass(true), layer, trace, LayerOutputGradients { state: &state, onto, ..upstream })
+        let onto = upstream.accumulate.filter(|_| self.fault != Fault::IgnoredOnto);
+        reference::backward(
+            &self.in_pass(true),
+            layer,
+            trace,
+            LayerOutputGradients { state: &state, accumulate: onto, ..upstream },
+        )
     }
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {
         reference::stream(self, layers, batch)

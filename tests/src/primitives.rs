@@ -182,7 +182,7 @@ fn within<B: Backend>(b: &B) -> Result<()> {
         let want: Vec<f32> = x.iter().enumerate().map(want).collect();
         let row = MatrixShape::new(1, cols);
         let (tx, tby) = (b.upload(full, &x)?, b.upload(full, &by)?);
-        let got = b.within(tx.clone(), &tby, &b.upload(row, &low)?, &b.upload(row, &high)?)?;
+        let got = b.select_between(tx.clone(), &tby, &b.upload(row, &low)?, &b.upload(row, &high)?)?;
         same_slices(&format!("within of {full}"), &want, &get(b, &got)?)?;
         same_slices("the clone of what was overwritten", &x, &get(b, &tx)?)?;
     }

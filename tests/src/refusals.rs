@@ -55,8 +55,8 @@ fn primitives<B: Backend>(b: &B) -> Result<()> {
         refused("a bound", &["clip", "positive"], b.clip(x.clone(), bound))?;
     }
     let row = make(1, 3)?;
-    refused("within by y", &["within", "[2, 3]", "[4, 5]"], b.within(x.clone(), &y, &row, &row))?;
-    refused("within x", &["within", "[1, 3]", "[2, 3]"], b.within(x.clone(), &x, &row, &x))?;
+    refused("within by y", &["select_between", "[2, 3]", "[4, 5]"], b.select_between(x.clone(), &y, &row, &row))?;
+    refused("within x", &["select_between", "[1, 3]", "[2, 3]"], b.select_between(x.clone(), &x, &row, &x))?;
     let square = make(3, 3)?;
     refused("gemm onto y", &["gemm acc", "[4, 5]"], b.gemm((&x).into(), (&square).into(), Some(&y)))?;
     refused("mul_add by y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, Some(&y), None))?;
@@ -107,7 +107,7 @@ fn layer_backward<B: Backend>(b: &B) -> Result<()> {
     let (_, trace) = b.forward_train(&layer, &mut plan, sequence)?;
     let good = make(6, 7)?;
     let mut run = |layer: &B::Layer, y: &B::Tensor, state: &State<B::Tensor>, onto| {
-        b.backward(layer, &mut plan, &trace, LayerOutputGradients { y, state, onto, input: true })
+        b.backward(layer, &mut plan, &trace, LayerOutputGradients { y, state, accumulate: onto, need_x: true })
     };
     let first = run(&layer, &good, &state, None).context("the right shapes")?;
     refused("columns of y", &["backward: y", "[6, 7]", "[6, 8]"], run(&layer, &make(6, 8)?, &state, None))?;
@@ -196,11 +196,11 @@ fn cell<B: Backend>(b: &B) -> Result<()> {
     refused("the fused cell's weights", &["cell", "PeepholeDiagonal"], PeepholeDiagonal::load(b, fused))?;
     let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
     let (x, state) = (make(2, 3)?, State { h: make(2, 5)?, c: make(2, 5)? });
-    let input = Cell::load(b, unfused)?.input(b, &x)?;
+    let input = Cell::load(b, unfused)?.input_term(b, &x)?;
     let fused = Cell::load(b, fused)?;
     refused("the unfused cell's input", &["step: input"], fused.step(b, input, &state))?;
     let narrow = State { h: make(2, 4)?, ..state };
-    refused("a narrow h", &["gemm", "[2, 4]"], fused.step(b, fused.input(b, &x)?, &narrow))
+    refused("a narrow h", &["gemm", "[2, 4]"], fused.step(b, fused.input_term(b, &x)?, &narrow))
 }
 
 fn forward<B: Backend>(b: &B) -> Result<()> {

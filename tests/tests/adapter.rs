@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 use lstm_cpu::Cpu;
 use lstm_wgpu::{
-    Arithmetic, Backend, Checkpointing, Error, Fma, Input, Lstm, LstmConfig, MatrixShape, Mode, OutputGradients, State,
-    Tensor, Weights, Wgpu, WgpuStream,
+    Arithmetic, Backend, Checkpointing, Error, Fma, Input, Lstm, LstmConfig, MatrixShape, Mode, Ops, OutputGradients,
+    State, Tensor, Weights, Wgpu, WgpuStream,
     ndarray::{Array3, Axis},
     wgpu,
 };

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use lstm_core::{
-    Arithmetic, Backend, CellKind, Checkpointing, ExecutionPath, Lstm, LstmConfig, MatrixRef, MatrixShape,
+    Arithmetic, CellKind, Checkpointing, ExecutionPath, Lstm, LstmConfig, MatrixRef, MatrixShape, Ops,
     ndarray::{ArrayView, Axis, IxDyn},
 };
 use lstm_cuda::CudaHost;

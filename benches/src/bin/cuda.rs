@@ -21,7 +21,7 @@ use std::{
 
 use clap::Parser;
 use lstm_core::{
-    Backend, CellKind, Checkpointing, Init, LayerOutputGradients, Lstm, LstmConfig, MatrixShape, OutputGradients,
+    Backend, CellKind, Checkpointing, Init, LayerOutputGradients, Lstm, LstmConfig, MatrixShape, Ops, OutputGradients,
     Result, Sequence, State, Weights, ndarray::Array3,
 };
 use lstm_cpu::Cpu;
@@ -207,7 +207,7 @@ fn microseconds(cuda: &Cuda, [hidden, batch, steps]: [usize; 3], train: bool, re
         let sequence = Sequence { x: &x, state: &state, steps, batch, lengths: None };
         if train {
             let (output, trace) = cuda.forward_train(&layer, &mut plan, sequence)?;
-            let upstream = LayerOutputGradients { y: &output.y, state: &state, onto: None, input: true };
+            let upstream = LayerOutputGradients { y: &output.y, state: &state, accumulate: None, need_x: true };
             cuda.backward(&layer, &mut plan, &trace, upstream)?;
         } else {
             cuda.forward(&layer, &mut plan, sequence)?;

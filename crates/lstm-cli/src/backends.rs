@@ -37,10 +37,10 @@ pub(crate) trait Model {
 
 impl<B: Backend + Debug + 'static> Device for B {
     fn name(&self) -> &str {
-        Backend::name(self)
+        lstm_core::Ops::name(self)
     }
     fn arithmetic(&self) -> Arithmetic {
-        Backend::arithmetic(self)
+        lstm_core::Ops::arithmetic(self)
     }
     fn about(&self) -> String {
         format!("{self:?}")

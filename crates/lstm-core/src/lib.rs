@@ -14,29 +14,20 @@ mod backend;
 pub mod cell;
 mod config;
 mod error;
-mod gradient;
-mod input;
-mod lstm;
+mod model;
 pub mod reference;
-pub mod shape;
-mod stream;
-mod tape;
 pub mod train;
 pub mod weights;
 
 pub use backend::{
-    Arithmetic, Backend, BidirectionalOutput, ExecutionPath, LayerGradients, LayerOutputGradients, Output, Sequence,
-    State, WeightGradients,
+    Arithmetic, Backend, BidirectionalOutput, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, Ops,
+    ReferencePath, Sequence, State, WeightGradients,
+    shape::{self, ConcatAxis, MatrixRef, MatrixShape},
 };
 pub use config::{Bias, CellKind, Direction, GATES, LayerSpec, LstmConfig, Param};
 pub use error::{Error, Result};
-pub use gradient::{Checkpointing, Gradients, OutputGradients};
-pub use input::{HostState, Input};
-pub use lstm::Lstm;
+pub use model::{Checkpointing, Gradients, HostState, Input, Lstm, OutputGradients, Stream, Tape, TrainOutput};
 pub use reference::Reference;
-pub use shape::{ConcatAxis, MatrixRef, MatrixShape};
-pub use stream::Stream;
-pub use tape::{Tape, TrainOutput};
 pub use weights::{
     LayerWeights, Weights,
     init::{Init, InitKind},

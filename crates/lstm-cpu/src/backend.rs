@@ -10,9 +10,11 @@ use std::{
 
 use lstm_core::{
     Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, ConcatAxis, Error, ExecutionPath, LayerGradients,
-    LayerOutputGradients, LayerSpec, LayerWeights, MatrixRef, MatrixShape, Output, Result, Sequence, State,
+    LayerOutput, LayerOutputGradients, LayerSpec, LayerWeights, MatrixRef, MatrixShape, Ops, Result, Sequence, State,
     WeightGradients,
-    shape::{check_clip, check_concat, check_download, check_rows, check_slice, check_upload, check_within, zeros},
+    shape::{
+        check_clip, check_concat, check_download, check_rows, check_select_between, check_slice, check_upload, zeros,
+    },
 };
 
 use crate::{
@@ -97,9 +99,15 @@ impl Cpu {
         if x.is_snapped() { Ok(x) } else { self.snap(x) }
     }
 
-    fn output(&self, y: Vec<f32>, state: State<Vec<f32>>, batch: usize, [steps, cols]: [usize; 2]) -> Output<Tensor> {
+    fn output(
+        &self,
+        y: Vec<f32>,
+        state: State<Vec<f32>>,
+        batch: usize,
+        [steps, cols]: [usize; 2],
+    ) -> LayerOutput<Tensor> {
         let shape = MatrixShape::new(steps * batch, cols);
-        Output::new(Tensor::lent(shape, y, &self.pool).known(true), on_device(state, batch))
+        LayerOutput::new(Tensor::lent(shape, y, &self.pool).known(true), on_device(state, batch))
     }
 
     /// Applies a kernel to every element, in place where nobody shares the tensor.
@@ -110,12 +118,8 @@ impl Cpu {
     }
 }
 
-impl Backend for Cpu {
+impl Ops for Cpu {
     type Tensor = Tensor;
-    type Layer = Layer;
-    type Plan = Plan;
-    type Trace = Trace;
-    type Stream = CpuStream;
 
     fn name(&self) -> &str {
         "cpu"
@@ -189,8 +193,8 @@ impl Backend for Cpu {
         Ok(self.map(x, |p, n| unsafe { (self.kernels.clip)(p, n, bound) }))
     }
 
-    fn within(&self, mut x: Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
-        check_within(x.shape, by.shape, low.shape, high.shape)?;
+    fn select_between(&self, mut x: Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
+        check_select_between(x.shape, by.shape, low.shape, high.shape)?;
         let bounds = || low.as_slice().iter().zip(high.as_slice()).cycle();
         for ((x, by), (low, high)) in x.as_mut_slice().iter_mut().zip(by.as_slice()).zip(bounds()) {
             if by <= low || by >= high {
@@ -219,6 +223,13 @@ impl Backend for Cpu {
         }
         Ok(Tensor::new(shape, data))
     }
+}
+
+impl Backend for Cpu {
+    type Layer = Layer;
+    type Plan = Plan;
+    type Trace = Trace;
+    type Stream = CpuStream;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer> {
         Ok(Layer(Arc::new(Packed::new(self.kernels, &self.pool, weights)?)))
@@ -232,7 +243,12 @@ impl Backend for Cpu {
         ExecutionPath::Fused(self.isa.to_string().into())
     }
 
-    fn forward(&self, Layer(layer): &Layer, plan: &mut Plan, sequence: Sequence<'_, Tensor>) -> Result<Output<Tensor>> {
+    fn forward(
+        &self,
+        Layer(layer): &Layer,
+        plan: &mut Plan,
+        sequence: Sequence<'_, Tensor>,
+    ) -> Result<LayerOutput<Tensor>> {
         let x = self.prepare("forward", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
         let mut y = Room::new("forward", &self.pool, &[steps, batch, layer.spec.state_size()], lengths.is_some())?;
@@ -269,7 +285,7 @@ impl Backend for Cpu {
         };
         let [a, b] = [(plan, layer), (other_plan, other)].map(|(plan, layer)| plan.last_state(layer, steps, lengths));
         let states = [a, b].map(|state| on_device(state, batch));
-        Ok(Output::new(Tensor::lent(MatrixShape::new(steps * batch, cols), y, &self.pool).known(true), states))
+        Ok(LayerOutput::new(Tensor::lent(MatrixShape::new(steps * batch, cols), y, &self.pool).known(true), states))
     }
 
     fn forward_train(
@@ -277,7 +293,7 @@ impl Backend for Cpu {
         Layer(layer): &Layer,
         plan: &mut Plan,
         sequence: Sequence<'_, Tensor>,
-    ) -> Result<(Output<Tensor>, Trace)> {
+    ) -> Result<(LayerOutput<Tensor>, Trace)> {
         let x = self.prepare("forward_train", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
         let sizes = [steps, batch, layer.spec.state_size()];
@@ -312,12 +328,12 @@ impl Backend for Cpu {
             return Err(Error::shape("backward", want, format!("{trace:?}, {plan:?}")));
         }
         upstream.check(spec, steps, batch, |x| x.shape)?;
-        let onto = upstream.onto.is_some();
-        let mut weights = match upstream.onto {
+        let onto = upstream.accumulate.is_some();
+        let mut weights = match upstream.accumulate {
             Some(onto) => onto,
             None => blank_gradients(spec)?,
         };
-        let mut x = match upstream.input {
+        let mut x = match upstream.need_x {
             true => Some(zeros("backward", &[steps, batch, spec.input_size])?),
             false => None,
         };

@@ -13,13 +13,13 @@
 //! A cell can also be run by hand, one step at a time, on matrices of the device:
 //!
 //! ```
-//! use lstm_cpu::{Backend, CellKind, Cpu, Init, LstmConfig, MatrixShape, State, Weights, cell::Cell};
+//! use lstm_cpu::{CellKind, Cpu, Init, LstmConfig, MatrixShape, Ops, State, Weights, cell::Cell};
 //! let cpu = Cpu::new();
 //! let weights = Weights::init(LstmConfig::new(3, 5).cell(CellKind::PeepholeDense), &Init::default(), 42)?;
 //! let cell = Cell::load(&cpu, &weights.layers()[0])?;
 //! let x = cpu.upload(MatrixShape::new(2, 3), &[0.5; 6])?; // two sequences
 //! let zeros = cpu.upload(MatrixShape::new(2, 5), &[0.0; 10])?;
-//! let input = cell.input(&cpu, &x)?; // bias + W x
+//! let input = cell.input_term(&cpu, &x)?; // bias + W x
 //! let state = cell.step(&cpu, input, &State { h: zeros.clone(), c: zeros })?;
 //! assert_eq!(state.h.as_slice().len(), 10);
 //! # Ok::<(), lstm_cpu::Error>(())

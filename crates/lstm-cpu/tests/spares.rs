@@ -1,6 +1,6 @@
 //! Memory that was used before: what it held is in no result.
 
-use lstm_cpu::{Backend, Checkpointing, Cpu, Input, Lstm, LstmConfig, MatrixShape, Result, ndarray::Array3};
+use lstm_cpu::{Checkpointing, Cpu, Input, Lstm, LstmConfig, MatrixShape, Ops, Result, ndarray::Array3};
 
 #[test]
 fn what_memory_held_is_in_no_result() -> Result<()> {

@@ -8,11 +8,11 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, Backend, ConcatAxis, Error, ExecutionPath, LayerGradients, LayerOutputGradients, LayerWeights,
-    MatrixRef, MatrixShape, Output, Result, Sequence, State,
+    Arithmetic, Backend, ConcatAxis, Error, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients,
+    LayerWeights, MatrixRef, MatrixShape, Ops, Result, Sequence, State,
     shape::{
-        check_clip, check_concat, check_download, check_gemm, check_rows, check_slice, check_upload, check_within,
-        checked_len,
+        check_clip, check_concat, check_download, check_gemm, check_rows, check_select_between, check_slice,
+        check_upload, checked_len,
     },
 };
 
@@ -87,12 +87,8 @@ impl<D: Driver> CudaBackend<D> {
     }
 }
 
-impl<D: Driver> Backend for CudaBackend<D> {
+impl<D: Driver> Ops for CudaBackend<D> {
     type Tensor = Tensor<D>;
-    type Layer = Layer<D>;
-    type Plan = Plan<D>;
-    type Trace = Trace<D>;
-    type Stream = CudaStream<D>;
 
     fn name(&self) -> &str {
         self.driver.name()
@@ -176,8 +172,8 @@ impl<D: Driver> Backend for CudaBackend<D> {
         self.map("clip", Map::Clip, x, bound)
     }
 
-    fn within(&self, mut x: Tensor<D>, by: &Tensor<D>, low: &Tensor<D>, high: &Tensor<D>) -> Result<Tensor<D>> {
-        check_within(x.shape, by.shape, low.shape, high.shape)?;
+    fn select_between(&self, mut x: Tensor<D>, by: &Tensor<D>, low: &Tensor<D>, high: &Tensor<D>) -> Result<Tensor<D>> {
+        check_select_between(x.shape, by.shape, low.shape, high.shape)?;
         let out = self.place_for("within", &mut x)?;
         let args = WithinArgs {
             x: self.address(&x),
@@ -215,6 +211,13 @@ impl<D: Driver> Backend for CudaBackend<D> {
         self.run_all("concat", launches)?;
         Ok(out)
     }
+}
+
+impl<D: Driver> Backend for CudaBackend<D> {
+    type Layer = Layer<D>;
+    type Plan = Plan<D>;
+    type Trace = Trace<D>;
+    type Stream = CudaStream<D>;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer<D>> {
         Ok(Layer(Arc::new(Loaded::new(&self.driver, weights)?)))
@@ -234,7 +237,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
         Layer(layer): &Layer<D>,
         plan: &mut Plan<D>,
         sequence: Sequence<'_, Tensor<D>>,
-    ) -> Result<Output<Tensor<D>>> {
+    ) -> Result<LayerOutput<Tensor<D>>> {
         sequence.check(&layer.spec, |x| x.shape)?;
         plan.check("forward", &layer.spec, sequence.batch, sequence.steps)?;
         self.run("forward", layer, plan, &sequence, None)
@@ -245,7 +248,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
         Layer(layer): &Layer<D>,
         plan: &mut Plan<D>,
         sequence: Sequence<'_, Tensor<D>>,
-    ) -> Result<(Output<Tensor<D>>, Trace<D>)> {
+    ) -> Result<(LayerOutput<Tensor<D>>, Trace<D>)> {
         sequence.check(&layer.spec, |x| x.shape)?;
         plan.check("forward_train", &layer.spec, sequence.batch, sequence.steps)?;
         let trace = Trace::new(self, &layer.spec, &sequence)?;

@@ -81,12 +81,12 @@ impl<D: Driver> CudaBackend<D> {
             Some(in_one) => pass.steps_in_one(upstream.y, &d, in_one)?,
             None => pass.steps(upstream.y, &d)?,
         }
-        let mut weights = upstream.onto;
+        let mut weights = upstream.accumulate;
         for chunks in Chunks::of(steps, spec.reverse) {
             weights = Some(pass.weights(chunks, weights)?);
         }
         let weights = weights.ok_or_else(|| Error::shape("backward: steps", "at least 1", 0))?;
-        Ok(LayerGradients { x: if upstream.input { Some(pass.input()?) } else { None }, state: d, weights })
+        Ok(LayerGradients { x: if upstream.need_x { Some(pass.input()?) } else { None }, state: d, weights })
     }
 }
 

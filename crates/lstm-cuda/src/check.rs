@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lstm_core::{
     Arithmetic, Backend, CellKind, Checkpointing, Error, Init, LayerOutputGradients, LayerSpec, Lstm, LstmConfig,
-    MatrixRef, MatrixShape, OutputGradients, Reference, Result, Sequence, State, Weights, arithmetic as exact,
+    MatrixRef, MatrixShape, Ops, OutputGradients, Reference, Result, Sequence, State, Weights, arithmetic as exact,
     ndarray::Array3,
 };
 
@@ -211,7 +211,7 @@ fn passes<D: Driver, B: Backend<Tensor = Tensor<D>>>(
     let state = State { h: upload(batch, spec.state_size())?, c: upload(batch, spec.hidden_size)? };
     let sequence = Sequence { x: &x, state: &state, steps, batch, lengths: None };
     let (output, trace) = on.forward_train(layer, &mut plan, sequence)?;
-    let upstream = LayerOutputGradients { y: &output.y, state: &state, onto: None, input: true };
+    let upstream = LayerOutputGradients { y: &output.y, state: &state, accumulate: None, need_x: true };
     let gradients = on.backward(layer, &mut plan, &trace, upstream)?;
     let weights = gradients.weights;
     let tensors = [output.y, output.state.c, weights.input, weights.recurrent, gradients.state.c];

@@ -1,7 +1,7 @@
 //! A whole sequence: the input's product for all steps at once, then the steps, by one kernel whose blocks keep their
 //! weights (all blocks together, or clusters of them), or by a kernel a step.
 
-use lstm_core::{CellKind, Error, LayerSpec, MatrixShape, Output, Result, Sequence, State};
+use lstm_core::{CellKind, Error, LayerOutput, LayerSpec, MatrixShape, Result, Sequence, State};
 
 use crate::{
     args::{Address, CellOptions, PersistentArgs, ProjectArgs, StepArgs},
@@ -98,7 +98,7 @@ impl<D: Driver> CudaBackend<D> {
         plan: &mut Plan<D>,
         sequence: &Sequence<'_, Tensor<D>>,
         trace: Option<&Trace<D>>,
-    ) -> Result<Output<Tensor<D>>> {
+    ) -> Result<LayerOutput<Tensor<D>>> {
         let driver = &self.driver;
         let Sequence { steps, batch, .. } = *sequence;
         if steps == 0 || batch == 0 {
@@ -120,7 +120,7 @@ impl<D: Driver> CudaBackend<D> {
         sequence: &Sequence<'_, Tensor<D>>,
         trace: Option<&Trace<D>>,
         in_one: InOne,
-    ) -> Result<Output<Tensor<D>>> {
+    ) -> Result<LayerOutput<Tensor<D>>> {
         let (driver, spec) = (&self.driver, &layer.spec);
         let (steps, batch, hidden, state_size) = (sequence.steps, sequence.batch, spec.hidden_size, spec.state_size());
         let [y, h] = [steps * batch, batch].map(|rows| self.tensor(op, MatrixShape::new(rows, state_size)));
@@ -177,7 +177,7 @@ impl<D: Driver> CudaBackend<D> {
             cell: CellOptions::new(spec),
         };
         driver.launch(op, &in_one.launch(op, batch, args)?)?;
-        Ok(Output::new(y, state))
+        Ok(LayerOutput::new(y, state))
     }
 
     fn run_steps(
@@ -187,7 +187,7 @@ impl<D: Driver> CudaBackend<D> {
         plan: &mut Plan<D>,
         sequence: &Sequence<'_, Tensor<D>>,
         trace: Option<&Trace<D>>,
-    ) -> Result<Output<Tensor<D>>> {
+    ) -> Result<LayerOutput<Tensor<D>>> {
         let (driver, spec) = (&self.driver, &layer.spec);
         let (steps, batch, hidden, state) = (sequence.steps, sequence.batch, spec.hidden_size, spec.state_size());
         let y = self.tensor(op, MatrixShape::new(steps * batch, state))?;
@@ -263,7 +263,7 @@ impl<D: Driver> CudaBackend<D> {
         {
             driver.launch(op, &copy(op, (from, size), (address(to), size), [batch, size], false)?)?;
         }
-        Ok(Output::new(y, last))
+        Ok(LayerOutput::new(y, last))
     }
 
     /// How many sequences have each step, on the device.

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lstm_wgpu::{Backend, Fma, Lstm, LstmConfig, Mode, Wgpu, ndarray::Array3};
+use lstm_wgpu::{Fma, Lstm, LstmConfig, Mode, Ops, Wgpu, ndarray::Array3};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let rounds = match std::env::args().nth(1) {

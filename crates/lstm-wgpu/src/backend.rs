@@ -3,8 +3,8 @@
 use std::{future::Future, ops::Range, sync::Arc};
 
 use lstm_core::{
-    Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutputGradients, LayerWeights, MatrixRef,
-    MatrixShape, Output, Result, Sequence, State,
+    Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LayerWeights,
+    MatrixRef, MatrixShape, Ops, Result, Sequence, State,
     shape::{check_clip, check_download, check_upload},
 };
 
@@ -126,12 +126,8 @@ impl Wgpu {
     }
 }
 
-impl Backend for Wgpu {
+impl Ops for Wgpu {
     type Tensor = Tensor;
-    type Layer = Layer;
-    type Plan = ();
-    type Trace = Trace;
-    type Stream = WgpuStream;
 
     fn name(&self) -> &str {
         NAME
@@ -185,8 +181,8 @@ impl Backend for Wgpu {
         self.gpu.unary("clip", Unary::Clip, &x, bound)
     }
 
-    fn within(&self, x: Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
-        self.gpu.within(&x, by, low, high)
+    fn select_between(&self, x: Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
+        self.gpu.select_between(&x, by, low, high)
     }
 
     fn slice(&self, x: &Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor> {
@@ -196,6 +192,13 @@ impl Backend for Wgpu {
     fn concat(&self, axis: ConcatAxis, parts: &[Tensor]) -> Result<Tensor> {
         self.gpu.concat(axis, parts)
     }
+}
+
+impl Backend for Wgpu {
+    type Layer = Layer;
+    type Plan = ();
+    type Trace = Trace;
+    type Stream = WgpuStream;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer> {
         Layer::new(&self.gpu, weights)
@@ -209,7 +212,7 @@ impl Backend for Wgpu {
         ExecutionPath::Fused(layer.path(&self.gpu).into())
     }
 
-    fn forward(&self, layer: &Layer, _: &mut (), sequence: Sequence<'_, Tensor>) -> Result<Output<Tensor>> {
+    fn forward(&self, layer: &Layer, _: &mut (), sequence: Sequence<'_, Tensor>) -> Result<LayerOutput<Tensor>> {
         crate::forward::forward(&self.gpu, layer, sequence)
     }
 
@@ -218,7 +221,7 @@ impl Backend for Wgpu {
         layer: &Layer,
         _: &mut (),
         sequence: Sequence<'_, Tensor>,
-    ) -> Result<(Output<Tensor>, Trace)> {
+    ) -> Result<(LayerOutput<Tensor>, Trace)> {
         crate::forward::forward_train(&self.gpu, layer, sequence)
     }
 

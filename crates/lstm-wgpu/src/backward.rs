@@ -41,7 +41,7 @@ pub(crate) fn backward(
     };
     walk(gpu, layer, trace, &upstream.y.memory, &dz.memory, dh.as_ref().map(|dh| &dh.memory), &d)?;
 
-    let x = if upstream.input {
+    let x = if upstream.need_x {
         let input = spec.input_size;
         let gates = Gemm {
             k: 4 * hidden as u32,
@@ -62,7 +62,7 @@ pub(crate) fn backward(
     Ok(LayerGradients {
         x,
         state: get_state(gpu, OP, spec, &d, (1, batch, 0))?,
-        weights: weights(gpu, layer, trace, &dz, dh.as_ref(), upstream.onto.as_ref())?,
+        weights: weights(gpu, layer, trace, &dz, dh.as_ref(), upstream.accumulate.as_ref())?,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lstm_core::{LayerSpec, MatrixShape, Output, Result, Sequence, State, shape::checked_len};
+use lstm_core::{LayerOutput, LayerSpec, MatrixShape, Result, Sequence, State, shape::checked_len};
 
 use crate::{
     gpu::Gpu,
@@ -160,7 +160,7 @@ pub(crate) fn get_state(
     })
 }
 
-pub(crate) fn forward(gpu: &Gpu, layer: &Layer, sequence: Sequence<'_, Tensor>) -> Result<Output<Tensor>> {
+pub(crate) fn forward(gpu: &Gpu, layer: &Layer, sequence: Sequence<'_, Tensor>) -> Result<LayerOutput<Tensor>> {
     run(gpu, &layer.0, sequence, false).map(|(output, _)| output)
 }
 
@@ -168,11 +168,11 @@ pub(crate) fn forward_train(
     gpu: &Gpu,
     layer: &Layer,
     sequence: Sequence<'_, Tensor>,
-) -> Result<(Output<Tensor>, Trace)> {
+) -> Result<(LayerOutput<Tensor>, Trace)> {
     run(gpu, &layer.0, sequence, true)
 }
 
-fn run(gpu: &Gpu, layer: &Packed, sequence: Sequence<'_, Tensor>, train: bool) -> Result<(Output<Tensor>, Trace)> {
+fn run(gpu: &Gpu, layer: &Packed, sequence: Sequence<'_, Tensor>, train: bool) -> Result<(LayerOutput<Tensor>, Trace)> {
     let op = if train { "forward_train" } else { "forward" };
     let spec = &layer.spec;
     sequence.check(spec, |x| x.shape)?;
@@ -234,5 +234,5 @@ fn run(gpu: &Gpu, layer: &Packed, sequence: Sequence<'_, Tensor>, train: bool) -
         Some(gates) => gates,
         None => gpu.allocate(op, 1)?,
     };
-    Ok((Output::new(y, state), Trace { spec: *spec, steps, batch, lengths, x, states, gates, projected }))
+    Ok((LayerOutput::new(y, state), Trace { spec: *spec, steps, batch, lengths, x, states, gates, projected }))
 }

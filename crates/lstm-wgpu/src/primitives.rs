@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use lstm_core::{
     ConcatAxis, MatrixRef, MatrixShape, Result,
-    shape::{check_concat, check_gemm, check_rows, check_slice, check_within},
+    shape::{check_concat, check_gemm, check_rows, check_select_between, check_slice},
 };
 
 use crate::{
@@ -62,8 +62,8 @@ impl Gpu {
         Ok(y)
     }
 
-    pub(crate) fn within(&self, x: &Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
-        check_within(x.shape, by.shape, low.shape, high.shape)?;
+    pub(crate) fn select_between(&self, x: &Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
+        check_select_between(x.shape, by.shape, low.shape, high.shape)?;
         let y = self.tensor("within", x.shape)?;
         let len = x.shape.len();
         let parameters = WithinParameters { len: len as u32, cols: x.shape.cols as u32 };

@@ -6,8 +6,8 @@ use std::{
 };
 
 use lstm_core::{
-    Backend, CellKind, Checkpointing, Direction, Error, LayerWeights, Lstm, LstmConfig, MatrixShape, OutputGradients,
-    Reference, Result, Sequence, State, Weights,
+    Backend, CellKind, Checkpointing, Direction, Error, LayerWeights, Lstm, LstmConfig, MatrixShape, Ops,
+    OutputGradients, Reference, Result, Sequence, State, Weights,
     arithmetic::{dot, sigmoid, snap, tanh},
     ndarray::Array3,
 };

@@ -3,7 +3,7 @@
 
 use super::{Cell, Gates, Kind};
 use crate::{
-    backend::{Backend, State},
+    backend::{Ops, State},
     config::CellKind,
     error::Result,
     shape::{MatrixRef, MatrixShape, zeros},
@@ -47,7 +47,7 @@ pub(crate) struct StepGradients<T> {
 }
 
 /// `a . b`, or `acc + a . b`, gate by gate from the left: `((i + f) + g) + o`.
-pub(crate) fn product<B: Backend>(b: &B, gates: &[(&B::Tensor, &B::Tensor)]) -> Result<B::Tensor> {
+pub(crate) fn product<B: Ops>(b: &B, gates: &[(&B::Tensor, &B::Tensor)]) -> Result<B::Tensor> {
     let mut sum = None;
     for (d, weights) in gates {
         sum = Some(b.gemm(MatrixRef::from(*d), MatrixRef::from(*weights), sum.as_ref())?);
@@ -56,13 +56,13 @@ pub(crate) fn product<B: Backend>(b: &B, gates: &[(&B::Tensor, &B::Tensor)]) -> 
 }
 
 /// Zeros in the shape of `like`.
-fn none<B: Backend>(b: &B, like: &B::Tensor) -> Result<B::Tensor> {
+fn none<B: Ops>(b: &B, like: &B::Tensor) -> Result<B::Tensor> {
     let shape = b.shape(like);
     b.upload(shape, &zeros("backward", &[shape.rows, shape.cols])?)
 }
 
 impl<'a, T: Clone> Backward<'a, T> {
-    pub(crate) fn new<B: Backend<Tensor = T>>(b: &B, cell: &'a Cell<T>) -> Result<Self> {
+    pub(crate) fn new<B: Ops<Tensor = T>>(b: &B, cell: &'a Cell<T>) -> Result<Self> {
         let hidden = cell.spec.hidden_size;
         let row = |v: f32| b.upload(MatrixShape::new(1, hidden), &vec![v; hidden]);
         let bounds = cell.spec.clip.map(|bound| {
@@ -82,7 +82,7 @@ impl<'a, T: Clone> Backward<'a, T> {
     ///
     /// where `s' = fma(-s, s, s)` for a sigmoid's value and `t' = fma(-t, t, 1)` for a tanh's; the rest in
     /// `docs/arithmetic.md`.
-    pub(crate) fn step<B: Backend<Tensor = T>>(&self, b: &B, kept: Kept<T>) -> Result<StepGradients<T>> {
+    pub(crate) fn step<B: Ops<Tensor = T>>(&self, b: &B, kept: Kept<T>) -> Result<StepGradients<T>> {
         let spec = &self.cell.spec;
         let dense = spec.cell == CellKind::PeepholeDense;
         let mul = |x: &T, y: &T| b.mul_add(1.0, x, Some(y), None);
@@ -95,7 +95,7 @@ impl<'a, T: Clone> Backward<'a, T> {
             match &self.bounds {
                 Some(bounds) => {
                     let [low, high] = if tanh { &bounds.tanh } else { &bounds.sigmoid };
-                    b.within(dz, gate, low, high)
+                    b.select_between(dz, gate, low, high)
                 }
                 None => Ok(dz),
             }

@@ -1,7 +1,7 @@
 //! The fused cell's products: one packed matrix for all four gates.
 
 use crate::{
-    backend::Backend,
+    backend::Ops,
     config::Param,
     error::Result,
     shape::{MatrixRef, MatrixShape},
@@ -18,7 +18,7 @@ pub struct Fused<T> {
 
 impl<T: Clone> Fused<T> {
     /// Brings a layer's weights to the device, snapped.
-    pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+    pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
         let gates = 4 * spec.hidden_size;
         let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
@@ -30,12 +30,12 @@ impl<T: Clone> Fused<T> {
     }
 
     /// `bias + W x`: one product.
-    pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
+    pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
         b.gemm(x.into(), MatrixRef::from(&self.w).t(), self.bias.as_ref())
     }
 
     /// `z + U h`: one product.
-    pub fn recurrent<B: Backend<Tensor = T>>(&self, b: &B, z: T, h: &T) -> Result<T> {
+    pub fn recurrent<B: Ops<Tensor = T>>(&self, b: &B, z: T, h: &T) -> Result<T> {
         b.gemm(h.into(), MatrixRef::from(&self.u).t(), Some(&z))
     }
 }

@@ -1,6 +1,6 @@
 //! The cells, written once from a backend's primitives, and the step that they share.
 //!
-//! A cell splits `z = (bias + W x) + U h` in two: [`Cell::input`], which does not depend on the state and so runs over
+//! A cell splits `z = (bias + W x) + U h` in two: [`Cell::input_term`], which does not depend on the state and so runs over
 //! all time steps at once, and [`Cell::step`].
 
 mod backward;
@@ -14,7 +14,7 @@ pub use peephole::{PeepholeDense, PeepholeDiagonal};
 pub use unfused::Unfused;
 
 use crate::{
-    backend::{Backend, State},
+    backend::{Ops, State},
     config::{CellKind, LayerSpec, Param},
     error::{Error, Result},
     shape::{ConcatAxis, MatrixShape},
@@ -54,7 +54,7 @@ pub enum InputTerm<T> {
 
 impl<T: Clone> InputTerm<T> {
     /// Some of the rows.
-    pub fn rows<B: Backend<Tensor = T>>(&self, b: &B, rows: std::ops::Range<usize>) -> Result<Self> {
+    pub fn rows<B: Ops<Tensor = T>>(&self, b: &B, rows: std::ops::Range<usize>) -> Result<Self> {
         let cut = |z: &T| b.slice(z, rows.clone(), 0..b.shape(z).cols);
         Ok(match self {
             InputTerm::Packed(z) => InputTerm::Packed(cut(z)?),
@@ -65,7 +65,7 @@ impl<T: Clone> InputTerm<T> {
 
 impl<T: Clone> Cell<T> {
     /// Brings a layer's weights to the device.
-    pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+    pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
         let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
         let (hidden, ones) = (spec.hidden_size, vec![1.0; spec.hidden_size]);
@@ -88,16 +88,16 @@ impl<T: Clone> Cell<T> {
     }
 
     /// `bias + W x` for every row of snapped `x: [rows, input]`.
-    pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<InputTerm<T>> {
+    pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<InputTerm<T>> {
         match &self.kind {
-            Kind::Fused(cell) => cell.input(b, x).map(InputTerm::Packed),
-            Kind::Unfused(cell) => cell.input(b, x).map(InputTerm::Split),
-            Kind::PeepholeDense(cell) => cell.input(b, x).map(InputTerm::Packed),
-            Kind::PeepholeDiagonal(cell) => cell.fused().input(b, x).map(InputTerm::Packed),
+            Kind::Fused(cell) => cell.input_term(b, x).map(InputTerm::Packed),
+            Kind::Unfused(cell) => cell.input_term(b, x).map(InputTerm::Split),
+            Kind::PeepholeDense(cell) => cell.input_term(b, x).map(InputTerm::Packed),
+            Kind::PeepholeDiagonal(cell) => cell.fused().input_term(b, x).map(InputTerm::Packed),
         }
     }
 
-    /// One time step from what [`input`](Self::input) gave for its rows and the snapped state before it:
+    /// One time step from what [`input_term`](Self::input_term) gave for its rows and the snapped state before it:
     ///
     /// ```text
     /// z = input + U h     (dense peephole: U c, and no U term in z_g)
@@ -106,12 +106,12 @@ impl<T: Clone> Cell<T> {
     ///
     /// with the diagonal peephole's terms, `clip`, `f = 1 - i`, the dense peephole's `g = snap(sigmoid(z_g))` and
     /// `h' = snap(tanh(o c'))`, and the projection `h'' = snap(W_hr h')` where the spec has them.
-    pub fn step<B: Backend<Tensor = T>>(&self, b: &B, input: InputTerm<T>, state: &State<T>) -> Result<State<T>> {
+    pub fn step<B: Ops<Tensor = T>>(&self, b: &B, input: InputTerm<T>, state: &State<T>) -> Result<State<T>> {
         self.step_with_gates(b, input, state).map(|(state, _)| state)
     }
 
     /// [`step`](Self::step) that also returns the gates: `i`, `f` (or `1 - i`), the snapped `g`, `o`.
-    pub fn step_with_gates<B: Backend<Tensor = T>>(
+    pub fn step_with_gates<B: Ops<Tensor = T>>(
         &self,
         b: &B,
         input: InputTerm<T>,
@@ -166,7 +166,7 @@ impl<T: Clone> Cell<T> {
     }
 
     /// `W`, gate by gate: `[hidden, input]` each.
-    pub(crate) fn input_weights<B: Backend<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
+    pub(crate) fn input_weights<B: Ops<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
         match self.packed() {
             Ok(cell) => split(b, ConcatAxis::Rows, &cell.w, self.spec.hidden_size),
             Err(cell) => Ok(cell.input_weights()),
@@ -174,7 +174,7 @@ impl<T: Clone> Cell<T> {
     }
 
     /// `U`, gate by gate: `[hidden, state]` each.
-    pub(crate) fn recurrent_weights<B: Backend<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
+    pub(crate) fn recurrent_weights<B: Ops<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
         match self.packed() {
             Ok(cell) => split(b, ConcatAxis::Rows, &cell.u, self.spec.hidden_size),
             Err(cell) => Ok(cell.recurrent_weights()),
@@ -193,7 +193,7 @@ impl<T: Clone> Cell<T> {
 }
 
 /// The four gates that lie side by side or below one another, `hidden` each.
-pub(crate) fn split<B: Backend>(b: &B, axis: ConcatAxis, z: &B::Tensor, hidden: usize) -> Result<Gates<B::Tensor>> {
+pub(crate) fn split<B: Ops>(b: &B, axis: ConcatAxis, z: &B::Tensor, hidden: usize) -> Result<Gates<B::Tensor>> {
     let MatrixShape { rows, cols } = b.shape(z);
     let gate = |k| match axis {
         ConcatAxis::Rows => b.slice(z, k * hidden..(k + 1) * hidden, 0..cols),

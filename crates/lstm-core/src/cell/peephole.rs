@@ -2,7 +2,7 @@
 
 use super::{Fused, Gates, split};
 use crate::{
-    backend::Backend,
+    backend::Ops,
     config::{CellKind, Param},
     error::{Error, Result},
     shape::{ConcatAxis, MatrixShape},
@@ -18,7 +18,7 @@ pub struct PeepholeDense<T> {
 
 impl<T: Clone> PeepholeDense<T> {
     /// Brings a layer's weights to the device, snapped.
-    pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+    pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         Ok(PeepholeDense { products: Fused::load(b, weights)?, hidden: weights.spec().hidden_size })
     }
 
@@ -28,12 +28,12 @@ impl<T: Clone> PeepholeDense<T> {
     }
 
     /// `bias + W x`.
-    pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
-        self.products.input(b, x)
+    pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
+        self.products.input_term(b, x)
     }
 
     /// `z + U c` for i, f and o; the candidate's `z` as it was.
-    pub fn recurrent<B: Backend<Tensor = T>>(&self, b: &B, z: T, c: &T) -> Result<Gates<T>> {
+    pub fn recurrent<B: Ops<Tensor = T>>(&self, b: &B, z: T, c: &T) -> Result<Gates<T>> {
         let (rows, hidden) = (b.shape(&z).rows, self.hidden);
         let candidate = b.slice(&z, 0..rows, 2 * hidden..3 * hidden)?;
         let [i, f, _, o] = split(b, ConcatAxis::Cols, &self.products.recurrent(b, z, c)?, hidden)?;
@@ -55,7 +55,7 @@ impl<T: Clone> PeepholeDiagonal<T> {
     ///
     /// # Errors
     /// [`Error::Config`] if the layer has no diagonal peephole; what the device refuses.
-    pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+    pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let cell = weights.spec().cell;
         if cell != CellKind::PeepholeDiagonal {
             return Err(Error::config("cell", format!("expected {:?}, got {cell:?}", CellKind::PeepholeDiagonal)));
@@ -81,14 +81,14 @@ impl<T: Clone> PeepholeDiagonal<T> {
     }
 
     /// `z_i = fma(c, p_i, z_i)`, `z_f = fma(c, p_f, z_f)` with the old cell.
-    pub fn add_old_peepholes<B: Backend<Tensor = T>>(&self, b: &B, [i, f, g, o]: Gates<T>, c: &T) -> Result<Gates<T>> {
+    pub fn add_old_peepholes<B: Ops<Tensor = T>>(&self, b: &B, [i, f, g, o]: Gates<T>, c: &T) -> Result<Gates<T>> {
         let i = b.mul_add(1.0, c, Some(&self.i), Some(&i))?;
         let f = b.mul_add(1.0, c, Some(&self.f), Some(&f))?;
         Ok([i, f, g, o])
     }
 
     /// `z_o = fma(c', p_o, z_o)` with the new cell.
-    pub fn add_output_peephole<B: Backend<Tensor = T>>(&self, b: &B, zo: T, c: &T) -> Result<T> {
+    pub fn add_output_peephole<B: Ops<Tensor = T>>(&self, b: &B, zo: T, c: &T) -> Result<T> {
         b.mul_add(1.0, c, Some(&self.o), Some(&zo))
     }
 }

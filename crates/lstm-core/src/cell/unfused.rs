@@ -2,7 +2,7 @@
 
 use super::Gates;
 use crate::{
-    backend::Backend,
+    backend::Ops,
     config::Param,
     error::Result,
     shape::{MatrixRef, MatrixShape},
@@ -24,7 +24,7 @@ struct Gate<T> {
 
 impl<T: Clone> Unfused<T> {
     /// Brings a layer's weights to the device, snapped.
-    pub fn load<B: Backend<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
+    pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
         let bias = weights.bias();
         let gate = |k: usize| {
@@ -50,14 +50,14 @@ impl<T: Clone> Unfused<T> {
     }
 
     /// `bias + W x` of each gate: four products.
-    pub fn input<B: Backend<Tensor = T>>(&self, b: &B, x: &T) -> Result<Gates<T>> {
+    pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<Gates<T>> {
         let [i, f, g, o] = &self.gates;
         let product = |gate: &Gate<T>| b.gemm(x.into(), MatrixRef::from(&gate.w).t(), gate.bias.as_ref());
         Ok([product(i)?, product(f)?, product(g)?, product(o)?])
     }
 
     /// `z + U h` of each gate: four products.
-    pub fn recurrent<B: Backend<Tensor = T>>(&self, b: &B, z: Gates<T>, h: &T) -> Result<Gates<T>> {
+    pub fn recurrent<B: Ops<Tensor = T>>(&self, b: &B, z: Gates<T>, h: &T) -> Result<Gates<T>> {
         let [i, f, g, o] = &self.gates;
         let product = |gate: &Gate<T>, z: &T| b.gemm(h.into(), MatrixRef::from(&gate.u).t(), Some(z));
         Ok([product(i, &z[0])?, product(f, &z[1])?, product(g, &z[2])?, product(o, &z[3])?])

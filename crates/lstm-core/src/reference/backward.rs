@@ -6,15 +6,15 @@ use std::ops::Range;
 use super::{Layer, Trace, snap_state};
 use crate::{
     arithmetic::CHUNK,
-    backend::{Backend, LayerGradients, LayerOutputGradients, State, WeightGradients},
+    backend::{LayerGradients, LayerOutputGradients, Ops, State, WeightGradients},
     cell::{Backward, Gates, Kept, StepGradients, product, split},
     config::{Bias, CellKind},
     error::{Error, Result},
     shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
 };
 
-/// [`Backend::backward`] out of primitives.
-pub fn backward<B: Backend>(
+/// [`Backend::backward`](crate::Backend::backward) out of primitives.
+pub fn backward<B: Ops>(
     b: &B,
     layer: &Layer<B::Tensor>,
     trace: &Trace<B::Tensor>,
@@ -27,10 +27,10 @@ pub fn backward<B: Backend>(
     }
     upstream.check(spec, steps, batch, |t| b.shape(t))?;
     let pass = Pass { b, layer, trace, cell: Backward::new(b, layer)?, batch };
-    let w = if upstream.input { Some(layer.input_weights(b)?) } else { None };
+    let w = if upstream.need_x { Some(layer.input_weights(b)?) } else { None };
 
     let mut d = snap_state(b, upstream.state)?;
-    let mut weights = upstream.onto;
+    let mut weights = upstream.accumulate;
     let mut chunks: Vec<Range<usize>> = (0..steps).step_by(CHUNK).map(|t| t..steps.min(t + CHUNK)).collect();
     if !spec.reverse {
         chunks.reverse();
@@ -57,13 +57,13 @@ pub fn backward<B: Backend>(
     if !spec.reverse {
         x.reverse();
     }
-    let x = if upstream.input { Some(b.concat(ConcatAxis::Rows, &x)?) } else { None };
+    let x = if upstream.need_x { Some(b.concat(ConcatAxis::Rows, &x)?) } else { None };
     let weights = weights.ok_or_else(|| Error::shape("backward: steps", "at least 1", 0))?;
     Ok(LayerGradients { x, state: d, weights })
 }
 
 /// What all steps share.
-struct Pass<'a, B: Backend> {
+struct Pass<'a, B: Ops> {
     b: &'a B,
     layer: &'a Layer<B::Tensor>,
     trace: &'a Trace<B::Tensor>,
@@ -71,7 +71,7 @@ struct Pass<'a, B: Backend> {
     batch: usize,
 }
 
-impl<B: Backend> Pass<'_, B> {
+impl<B: Ops> Pass<'_, B> {
     /// Step `t`, given the gradient of the state after it; all rows, those of sequences without this step being zero.
     fn step(&self, t: usize, y: &B::Tensor, d: State<B::Tensor>) -> Result<StepGradients<B::Tensor>> {
         let (b, spec) = (self.b, self.layer.spec());

@@ -16,8 +16,7 @@ use crate::{
     backend::Backend,
     config::LstmConfig,
     error::{Error, Result},
-    input::HostState,
-    lstm::Lstm,
+    model::{HostState, Lstm},
     weights::{
         LayerWeights, Weights,
         names::TensorNames,

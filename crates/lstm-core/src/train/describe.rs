@@ -6,7 +6,7 @@ use super::{clip::Clip, text::Options};
 use crate::{
     config::{Bias, CellKind, Direction, LstmConfig},
     error::{Error, Result},
-    gradient::Checkpointing,
+    model::Checkpointing,
 };
 
 const DIRECTIONS: [(&str, Direction); 3] =

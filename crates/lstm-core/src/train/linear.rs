@@ -9,8 +9,7 @@ use crate::{
     backend::Backend,
     config::check_size,
     error::{Error, Result},
-    input::reserved,
-    lstm::wait,
+    model::{reserved, wait},
     shape::{MatrixRef, MatrixShape, zeros},
     weights::{
         init::Symmetric,

@@ -4,7 +4,7 @@ use ndarray::{Array, Array3, ArrayView, ArrayView3, Dimension, s};
 
 use crate::{
     error::{Error, Result},
-    input::check_lengths,
+    model::check_lengths,
     shape::zeros,
 };
 

@@ -1,7 +1,7 @@
 //! How a run trains, and what one step of it reports.
 
 use super::{clip::Clip, method::OptimizerConfig, schedule::Schedule};
-use crate::{error::Result, gradient::Checkpointing, input::HostState};
+use crate::{error::Result, model::Checkpointing, model::HostState};
 
 /// How a [`Trainer`](super::Trainer) trains; `new` gives the defaults, the methods change one each.
 #[derive(Clone, Debug, PartialEq)]

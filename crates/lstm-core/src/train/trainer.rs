@@ -13,8 +13,8 @@ use super::{
 use crate::{
     backend::Backend,
     error::{Error, Result},
-    input::{HostState, Input},
-    lstm::{Lstm, wait},
+    model::{HostState, Input},
+    model::{Lstm, wait},
 };
 
 /// An LSTM, maybe a [`Linear`] head on its outputs, and all that training them needs. It can be

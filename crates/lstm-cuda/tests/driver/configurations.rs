@@ -1,8 +1,8 @@
 //! Devices of several kinds: each gives the exact bits by the path that it should take, and gives back all that it took.
 
 use lstm_cuda::{
-    Arithmetic, Backend, Checkpointing, Cuda, Error, Init, Limits, Lstm, LstmConfig, OutputGradients, Param, Reference,
-    Weights, ndarray::Array3,
+    Arithmetic, Backend, Checkpointing, Cuda, Error, Init, Limits, Lstm, LstmConfig, Ops, OutputGradients, Param,
+    Reference, Weights, ndarray::Array3,
 };
 
 use crate::{

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use lstm_cuda::{Arithmetic, Backend, Cuda, Error, LstmConfig};
+use lstm_cuda::{Arithmetic, Cuda, Error, LstmConfig, Ops};
 
 use crate::{
     Result, ensure,

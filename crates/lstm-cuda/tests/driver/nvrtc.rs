@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lstm_cuda::{Arithmetic, Backend, Cuda, LstmConfig, kernels};
+use lstm_cuda::{Arithmetic, Cuda, LstmConfig, Ops, kernels};
 
 use crate::{
     Result, ensure,

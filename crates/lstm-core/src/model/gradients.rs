@@ -6,7 +6,7 @@ use crate::{
     arithmetic::CHUNK,
     config::LstmConfig,
     error::{Error, Result},
-    input::{HostState, Layout},
+    model::input::{HostState, Layout},
     weights::Weights,
 };
 

@@ -4,12 +4,12 @@ use ndarray::{Array3, ArrayD, IxDyn};
 
 use crate::{
     arithmetic::Scale,
-    backend::{Backend, LayerGradients, LayerOutputGradients, Output, Sequence, State},
+    backend::{Backend, LayerGradients, LayerOutput, LayerOutputGradients, Sequence, State},
     config::LayerSpec,
     error::{Error, Result},
-    gradient::{Checkpointing, Gradients, OutputGradients},
-    input::{HostState, Input, Layout},
-    lstm::{Lstm, Plans, wait},
+    model::gradients::{Checkpointing, Gradients, OutputGradients},
+    model::input::{HostState, Input, Layout},
+    model::lstm::{Lstm, Plans, wait},
     shape::{ConcatAxis, MatrixShape, zeros},
     weights::{LayerWeights, Weights},
 };
@@ -109,7 +109,7 @@ impl<B: Backend> Lstm<B> {
                 states.push(output.state);
             }
             let y = if y.len() == 1 { y.swap_remove(0) } else { self.backend().concat(ConcatAxis::Cols, &y)? };
-            Ok(Output::new(y, states))
+            Ok(LayerOutput::new(y, states))
         };
         let result = self.run(&input, &tape.layout, x, &mut plans, forward);
         self.check_in(plans);
@@ -126,7 +126,7 @@ impl<B: Backend> Lstm<B> {
         plan: &mut B::Plan,
         sequence: Sequence<'_, B::Tensor>,
         length: usize,
-    ) -> Result<(Output<B::Tensor>, Record<B>)> {
+    ) -> Result<(LayerOutput<B::Tensor>, Record<B>)> {
         let b = self.backend();
         let starts = (0..sequence.steps).step_by(length);
         let mut segments: Vec<_> = starts.map(|t| t..sequence.steps.min(t + length)).collect();
@@ -145,7 +145,7 @@ impl<B: Backend> Lstm<B> {
         }
         let last = states.pop().expect("it starts with one");
         let record = Record::Segments { x: sequence.x.clone(), states, segments };
-        Ok((Output::new(b.concat(ConcatAxis::Rows, &y)?, last), record))
+        Ok((LayerOutput::new(b.concat(ConcatAxis::Rows, &y)?, last), record))
     }
 }
 
@@ -272,7 +272,7 @@ impl<B: Backend> Tape<B> {
                 Some(mask) => b.mul_add(1.0, &y, Some(mask), None)?,
                 None => y,
             };
-            let input = layer > 0 || upstream.input;
+            let need_x = layer > 0 || upstream.input;
             for d in (0..directions).rev() {
                 let k = layer * directions + d;
                 let part = match directions {
@@ -280,7 +280,7 @@ impl<B: Backend> Tape<B> {
                     _ => b.slice(&y, 0..b.shape(&y).rows, d * size..(d + 1) * size)?,
                 };
                 let state = self.lstm.upload_state(layout, upstream.state, k, |v| scale.apply(v))?;
-                let upstream = LayerOutputGradients { y: &part, state: &state, onto: None, input };
+                let upstream = LayerOutputGradients { y: &part, state: &state, accumulate: None, need_x };
                 let mut out = self.layer(k, &mut plans.plans[k], upstream)?;
                 x = match (out.x.take(), x) {
                     // Forward first.
@@ -312,11 +312,11 @@ impl<B: Backend> Tape<B> {
             let part = Segment::new(b, x, layout.batch, layout.lengths.as_deref(), segment)?;
             let (_, trace) = b.forward_train(layer, plan, part.sequence(before))?;
             let y = rows(b, upstream.y, layout.batch, segment)?;
-            let (state, onto) = match after {
+            let (state, accumulate) = match after {
                 Some(after) => (after.state, Some(after.weights)),
                 None => (upstream.state.clone(), None),
             };
-            let upstream = LayerOutputGradients { y: &y, state: &state, onto, input: upstream.input };
+            let upstream = LayerOutputGradients { y: &y, state: &state, accumulate, need_x: upstream.need_x };
             let mut out = b.backward(layer, plan, &trace, upstream)?;
             pieces.extend(out.x.take().map(|x| (segment.start, x)));
             after = Some(out);
@@ -324,7 +324,7 @@ impl<B: Backend> Tape<B> {
         let mut out = after.ok_or_else(|| Error::shape("backward", "at least one segment", "none"))?;
         pieces.sort_by_key(|(start, _)| *start);
         let pieces: Vec<_> = pieces.into_iter().map(|(_, x)| x).collect();
-        out.x = if upstream.input { Some(b.concat(ConcatAxis::Rows, &pieces)?) } else { None };
+        out.x = if upstream.need_x { Some(b.concat(ConcatAxis::Rows, &pieces)?) } else { None };
         Ok(out)
     }
 

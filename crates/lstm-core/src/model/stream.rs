@@ -5,8 +5,8 @@ use ndarray::{Array3, ArrayView3, s};
 use crate::{
     backend::{Backend, State},
     error::{Error, Result},
-    input::{HostState, Input},
-    lstm::{Lstm, wait},
+    model::input::{HostState, Input},
+    model::lstm::{Lstm, wait},
     shape::MatrixShape,
 };
 

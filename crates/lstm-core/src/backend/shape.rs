@@ -64,7 +64,7 @@ pub fn zeros(op: &'static str, sizes: &[usize]) -> Result<Vec<f32>> {
     Ok(zeros)
 }
 
-/// Along which axis [`Backend::concat`](crate::Backend::concat) joins.
+/// Along which axis [`Ops::concat`](crate::Backend::concat) joins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConcatAxis {
     /// Below one another: equal columns.
@@ -141,11 +141,11 @@ pub fn check_clip(bound: f32) -> Result<()> {
     Err(Error::config("clip", format!("expected a positive finite bound, got {bound}")))
 }
 
-/// Checks the operands of [`Backend::within`](crate::Backend::within).
-pub fn check_within(x: MatrixShape, by: MatrixShape, low: MatrixShape, high: MatrixShape) -> Result<()> {
+/// Checks the operands of [`Ops::select_between`](crate::Backend::within).
+pub fn check_select_between(x: MatrixShape, by: MatrixShape, low: MatrixShape, high: MatrixShape) -> Result<()> {
     let row = MatrixShape::new(1, x.cols);
     match [(by, x), (low, row), (high, row)].into_iter().find(|(got, want)| got != want) {
-        Some((got, want)) => Err(Error::shape(format!("within: operand of {x}"), want, got)),
+        Some((got, want)) => Err(Error::shape(format!("select_between: operand of {x}"), want, got)),
         None => Ok(()),
     }
 }

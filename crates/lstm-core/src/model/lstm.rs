@@ -13,12 +13,12 @@ use ndarray_rand::rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    backend::{Backend, ExecutionPath, Output, Sequence, State},
+    backend::{Backend, ExecutionPath, LayerOutput, Sequence, State},
     config::LstmConfig,
     error::{Error, Result},
-    input::{HostState, Input, Layout},
+    model::input::{HostState, Input, Layout},
+    model::stream::Stream,
     shape::{ConcatAxis, MatrixShape, checked_len},
-    stream::Stream,
     weights::{Weights, init::Init},
 };
 
@@ -172,10 +172,10 @@ impl<B: Backend> Lstm<B> {
             if let ([first, second], [plan, other]) = (layers, &mut *plans) {
                 let out =
                     self.backend.forward_bidirectional([first, second], [plan, other], sequence, sequences[0].state)?;
-                return Ok(Output::new(out.y, out.state.into()));
+                return Ok(LayerOutput::new(out.y, out.state.into()));
             }
             let out = self.backend.forward(&layers[0], &mut plans[0], sequence)?;
-            Ok(Output::new(out.y, vec![out.state]))
+            Ok(LayerOutput::new(out.y, vec![out.state]))
         };
         let result = self.run(&input, &layout, x, &mut plans, forward);
         self.check_in(plans);
@@ -233,7 +233,7 @@ impl<B: Backend> Lstm<B> {
             &[B::Layer],
             &mut [B::Plan],
             Vec<Sequence<'_, B::Tensor>>,
-        ) -> Result<Output<B::Tensor, Vec<State<B::Tensor>>>>,
+        ) -> Result<LayerOutput<B::Tensor, Vec<State<B::Tensor>>>>,
     ) -> Result<Run<B::Tensor>> {
         let (b, config) = (&self.backend, self.config());
         let (batch, steps, lengths) = (layout.batch, layout.steps, layout.lengths.as_deref());

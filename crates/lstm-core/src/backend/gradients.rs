@@ -1,0 +1,116 @@
+//! The input and output of a layer's backward pass.
+
+use crate::{
+    backend::{
+        sequence::State,
+        shape::{MatrixShape, checked_len},
+    },
+    config::{Bias, CellKind, LayerSpec, Param},
+    error::{Error, Result},
+};
+
+/// The input of [`Backend::backward`](crate::Backend::backward): gradients of the loss with respect to a layer's outputs.
+#[derive(Debug)]
+pub struct LayerOutputGradients<'a, T> {
+    /// Gradient with respect to `y`, `[steps * batch, state_size]`. Rows beyond a sequence's length are not read.
+    pub y: &'a T,
+    /// Gradient with respect to the final state.
+    pub state: &'a State<T>,
+    /// Weight gradients to which this pass adds its own. With checkpointing these come from later segments of the same
+    /// sequence. `None` starts from zero.
+    pub accumulate: Option<WeightGradients<T>>,
+    /// Whether to compute the gradient with respect to the layer's input.
+    pub need_x: bool,
+}
+
+impl<T> LayerOutputGradients<'_, T> {
+    /// Checks all shapes against `spec`. Every backend calls this first; `shape` returns the shape of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] names the gradient that does not match.
+    pub fn check(&self, spec: &LayerSpec, steps: usize, batch: usize, shape: impl Fn(&T) -> MatrixShape) -> Result<()> {
+        let expect = |op: &str, tensor: &T, want: MatrixShape| {
+            let got = shape(tensor);
+            if got == want { Ok(()) } else { Err(Error::shape(format!("backward: {op}"), want, got)) }
+        };
+        expect("y", self.y, MatrixShape::new(checked_len("backward", &[steps, batch])?, spec.state_size()))?;
+        expect("state.h", &self.state.h, MatrixShape::new(batch, spec.state_size()))?;
+        expect("state.c", &self.state.c, MatrixShape::new(batch, spec.hidden_size))?;
+        let Some(weights) = &self.accumulate else { return Ok(()) };
+        let expected = (spec.bias != Bias::None, spec.proj_size.is_some(), spec.cell == CellKind::PeepholeDiagonal);
+        let present = (weights.bias.is_some(), weights.projection.is_some(), weights.peephole.is_some());
+        if present != expected {
+            let text = |(bias, projection, peephole): (bool, bool, bool)| {
+                format!("gradients with bias {bias}, projection {projection}, peephole {peephole}")
+            };
+            return Err(Error::shape("backward: accumulate", text(expected), text(present)));
+        }
+        for (param, shape) in spec.params() {
+            let gradient = weights.get(param).expect("presence was checked above");
+            expect(&format!("accumulate.{param:?}"), gradient, device_shape(&shape))?;
+        }
+        Ok(())
+    }
+}
+
+/// The shape of a parameter on a device, where a vector is a matrix of one row.
+fn device_shape(shape: &[usize]) -> MatrixShape {
+    match *shape {
+        [rows, cols] => MatrixShape::new(rows, cols),
+        _ => MatrixShape::new(1, shape.iter().product()),
+    }
+}
+
+/// Gradients of a layer's weights, in the layout of [`Param`]. A vector is a matrix of one row.
+#[derive(Clone, Debug)]
+pub struct WeightGradients<T> {
+    /// Gradient of the input weights `W`, `[4 * hidden_size, input_size]`.
+    pub input: T,
+    /// Gradient of the recurrent weights `U`, `[4 * hidden_size, state_size]`.
+    pub recurrent: T,
+    /// Gradient of the bias, `[1, 4 * hidden_size]`. If the layer has two biases, both have this gradient.
+    pub bias: Option<T>,
+    /// Gradient of the projection `W_hr`, `[proj_size, hidden_size]`.
+    pub projection: Option<T>,
+    /// Gradients of the diagonal peepholes of the gates i, f and o, `[1, hidden_size]` each.
+    pub peephole: Option<[T; 3]>,
+}
+
+impl<T> WeightGradients<T> {
+    /// The gradient of each of the layer's parameters, in the order of [`LayerSpec::params`].
+    pub(crate) fn into_params(self, spec: &LayerSpec) -> Vec<T>
+    where
+        T: Clone,
+    {
+        let WeightGradients { input, recurrent, bias, projection, peephole } = self;
+        let first_bias = bias.clone().filter(|_| spec.bias == Bias::Two);
+        let peephole = peephole.into_iter().flatten();
+        [input, recurrent].into_iter().chain(first_bias).chain(bias).chain(projection).chain(peephole).collect()
+    }
+
+    /// The gradient of `param`; `None` if the layer has no such parameter.
+    pub fn get(&self, param: Param) -> Option<&T> {
+        let peephole = |gate: usize| self.peephole.as_ref().map(|p| &p[gate]);
+        match param {
+            Param::WeightIh => Some(&self.input),
+            Param::WeightHh => Some(&self.recurrent),
+            Param::Bias | Param::BiasIh | Param::BiasHh => self.bias.as_ref(),
+            Param::WeightHr => self.projection.as_ref(),
+            Param::PeepholeI => peephole(0),
+            Param::PeepholeF => peephole(1),
+            Param::PeepholeO => peephole(2),
+        }
+    }
+}
+
+/// The result of [`Backend::backward`](crate::Backend::backward).
+#[derive(Clone, Debug)]
+pub struct LayerGradients<T> {
+    /// Gradient with respect to the input, `[steps * batch, input_size]`, +0 beyond a sequence's length. `None` unless
+    /// [`LayerOutputGradients::need_x`] was set.
+    pub x: Option<T>,
+    /// Gradient with respect to the initial state.
+    pub state: State<T>,
+    /// Gradients with respect to the weights.
+    pub weights: WeightGradients<T>,
+}

@@ -1,0 +1,40 @@
+//! What a backend reports about itself: its arithmetic, and the code that runs a layer.
+
+use std::{borrow::Cow, fmt};
+
+/// Whether a backend's results are bit-exact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Bit-exact: every result equals that of [`arithmetic`](crate::arithmetic), computed with the device's own fused
+    /// multiply-add.
+    Exact,
+    /// Bit-exact, but slower: fused multiply-add is emulated. The text gives the reason.
+    Emulated(String),
+    /// Not bit-exact. The text says what differs.
+    Inexact(String),
+}
+
+impl Arithmetic {
+    /// Whether results are bit-identical to those of every other exact backend.
+    pub fn is_exact(&self) -> bool {
+        !matches!(self, Arithmetic::Inexact(_))
+    }
+}
+
+/// The code that runs a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExecutionPath {
+    /// The reference path: [`reference`](crate::reference), composed of the primitives of [`Ops`](crate::Ops).
+    Reference,
+    /// A kernel of the backend that runs a whole sequence, with its name.
+    Fused(Cow<'static, str>),
+}
+
+impl fmt::Display for ExecutionPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExecutionPath::Reference => f.write_str("reference"),
+            ExecutionPath::Fused(kernel) => write!(f, "fused: {kernel}"),
+        }
+    }
+}

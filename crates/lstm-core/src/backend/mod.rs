@@ -1,0 +1,127 @@
+//! What a device implements: [`Ops`], the primitives, and [`Backend`], whole layers.
+//!
+//! A new device implements [`Ops`] and the marker [`ReferencePath`]; it is then a [`Backend`] that runs every cell by
+//! the [reference path](crate::reference). A device with kernels of its own implements [`Backend`] instead of the
+//! marker.
+
+mod gradients;
+mod info;
+mod ops;
+mod sequence;
+pub mod shape;
+
+use std::future::Future;
+
+pub use gradients::{LayerGradients, LayerOutputGradients, WeightGradients};
+pub use info::{Arithmetic, ExecutionPath};
+pub use ops::Ops;
+pub use sequence::{BidirectionalOutput, LayerOutput, Sequence, State};
+
+use crate::{backend::shape::ConcatAxis, error::Result, weights::LayerWeights};
+
+/// A device that runs whole LSTM layers.
+///
+/// Operations only *enqueue* work; [`download`](Ops::download) and [`step`](Self::step) wait for it. Results are
+/// bit-identical to those of the [reference path](crate::reference), whatever kernels compute them, unless
+/// [`arithmetic`](Ops::arithmetic) reports [`Arithmetic::Inexact`].
+///
+/// Implement [`ReferencePath`] instead for a device that has only the primitives.
+pub trait Backend: Ops {
+    /// The weights of one layer in one direction on the device, snapped and packed for its kernels. A clone shares them.
+    type Layer: Clone;
+    /// The workspace of [`forward`](Self::forward) and [`backward`](Self::backward) for one layer and batch size: scratch
+    /// memory, bind groups, a captured graph. One call at a time uses it. It stays valid when
+    /// [`reload`](Self::reload) replaces the layer's weights.
+    type Plan;
+    /// What a forward pass saves for the backward pass: the input, and the states and gates of every time step.
+    type Trace;
+    /// A stack of layers with its current state, which runs one time step per call.
+    type Stream;
+
+    /// Uploads the weights of a layer: adds the two biases, then snaps and packs everything.
+    fn load(&self, weights: &LayerWeights) -> Result<Self::Layer>;
+
+    /// Replaces the weights of a layer by others of the same [`LayerSpec`](crate::LayerSpec), as after an optimizer step.
+    /// Clones of the layer, such as those in running streams, keep the old weights.
+    fn reload(&self, layer: &mut Self::Layer, weights: &LayerWeights) -> Result<()> {
+        *layer = self.load(weights)?;
+        Ok(())
+    }
+
+    /// Allocates the workspace of [`forward`](Self::forward) for `batch` sequences of at most `steps` time steps.
+    fn plan(&self, layer: &Self::Layer, batch: usize, steps: usize) -> Result<Self::Plan>;
+
+    /// The code that [`forward`](Self::forward) runs for `layer`.
+    fn path(&self, layer: &Self::Layer) -> ExecutionPath;
+
+    /// Runs a layer over a batch of sequences. Input and initial state are snapped first. The result is defined by
+    /// [`reference::forward`](crate::reference::forward).
+    fn forward(
+        &self,
+        layer: &Self::Layer,
+        plan: &mut Self::Plan,
+        sequence: Sequence<'_, Self::Tensor>,
+    ) -> Result<LayerOutput<Self::Tensor>>;
+
+    /// Runs both directions of a bidirectional layer over the same sequences. `sequence` holds the initial state of
+    /// `layers[0]`, `second` that of `layers[1]`. Returns both outputs side by side, `layers[0]` first, and both final
+    /// states. The layers may be any two of the same input size. Errors are those of [`forward`](Self::forward).
+    fn forward_bidirectional(
+        &self,
+        layers: [&Self::Layer; 2],
+        plans: [&mut Self::Plan; 2],
+        sequence: Sequence<'_, Self::Tensor>,
+        second: &State<Self::Tensor>,
+    ) -> Result<BidirectionalOutput<Self::Tensor>> {
+        let Sequence { x, steps, batch, lengths, .. } = sequence;
+        let [plan, second_plan] = plans;
+        let a = self.forward(layers[0], plan, sequence)?;
+        let b = self.forward(layers[1], second_plan, Sequence { x, state: second, steps, batch, lengths })?;
+        Ok(LayerOutput { y: self.concat(ConcatAxis::Cols, &[a.y, b.y])?, state: [a.state, b.state] })
+    }
+
+    /// [`forward`](Self::forward), bit-identical, that also saves what [`backward`](Self::backward) needs. Inputs beyond
+    /// a sequence's length must be finite, because the weight gradients multiply them by zero.
+    fn forward_train(
+        &self,
+        layer: &Self::Layer,
+        plan: &mut Self::Plan,
+        sequence: Sequence<'_, Self::Tensor>,
+    ) -> Result<(LayerOutput<Self::Tensor>, Self::Trace)>;
+
+    /// Computes the gradients of a layer from those of its outputs, which are snapped first. `layer` must hold the weights
+    /// that made `trace`: that its spec is the same is checked, that the weights are the same is not. The result is
+    /// defined by [`reference::backward`](crate::reference::backward()).
+    fn backward(
+        &self,
+        layer: &Self::Layer,
+        plan: &mut Self::Plan,
+        trace: &Self::Trace,
+        upstream: LayerOutputGradients<'_, Self::Tensor>,
+    ) -> Result<LayerGradients<Self::Tensor>>;
+
+    /// Makes a stream of a stack of forward layers, with zero state.
+    fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream>;
+
+    /// Runs the whole stack for one time step: reads `x: [batch, input_size]`, waits, and writes the hidden state of the
+    /// last layer to `y: [batch, state_size]`. Bit-identical to [`forward`](Self::forward) over a sequence of one time
+    /// step.
+    fn step(&self, stream: &mut Self::Stream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>>;
+
+    /// A copy of the state of each layer of a stream.
+    fn stream_state(&self, stream: &Self::Stream) -> Result<Vec<State<Self::Tensor>>>;
+
+    /// Replaces the state of each layer of a stream. The new state is snapped.
+    fn set_stream_state(&self, stream: &mut Self::Stream, state: &[State<Self::Tensor>]) -> Result<()>;
+}
+
+/// Marks a device without kernels for whole layers: it implements [`Ops`] only, and is a [`Backend`] whose methods are the
+/// functions of [`reference`](crate::reference).
+///
+/// ```
+/// # use lstm_core::{Ops, ReferencePath};
+/// # fn example<Device: ReferencePath>(device: Device) -> impl lstm_core::Backend { device }
+/// // impl Ops for Device { ... }
+/// // impl ReferencePath for Device {}
+/// ```
+pub trait ReferencePath: Ops {}

@@ -1,0 +1,106 @@
+//! The forward pass of a layer over a batch of sequences, composed of primitives.
+
+use std::ops::Range;
+
+use super::{Layer, snap_state};
+use crate::{
+    backend::{
+        LayerOutput, Ops, Sequence, State,
+        shape::{ConcatAxis, MatrixShape, zeros},
+    },
+    cell::Gates,
+    config::LayerSpec,
+    error::Result,
+};
+
+/// What [`forward_train`] saves for the backward pass.
+#[derive(Clone, Debug)]
+pub struct Trace<T> {
+    /// The spec of the layer that made this trace.
+    pub(super) spec: LayerSpec,
+    /// The snapped input, `[steps * batch, input_size]`.
+    pub(super) x: T,
+    /// The states before and after each time step, `steps + 1` of them, in the order of time whatever the direction: a
+    /// forward layer reads entry `t` and writes entry `t + 1` at time step `t`; a reverse layer reads entry `t + 1` and
+    /// writes entry `t`. A sequence that is shorter than the time step keeps its state.
+    pub(super) states: Vec<State<T>>,
+    /// The gates of each time step, `[active, hidden_size]` each; `None` where every sequence is shorter.
+    pub(super) gates: Vec<Option<Gates<T>>>,
+    /// Number of sequences.
+    pub(super) batch: usize,
+}
+
+/// [`Backend::forward`](crate::Backend::forward) on the reference path.
+pub fn forward<B: Ops>(
+    b: &B,
+    layer: &Layer<B::Tensor>,
+    sequence: Sequence<'_, B::Tensor>,
+) -> Result<LayerOutput<B::Tensor>> {
+    run(b, layer, sequence, |_, _| ()).map(|(output, _)| output)
+}
+
+/// [`Backend::forward_train`](crate::Backend::forward_train) on the reference path.
+pub fn forward_train<T: Clone, B: Ops<Tensor = T>>(
+    b: &B,
+    layer: &Layer<T>,
+    sequence: Sequence<'_, T>,
+) -> Result<(LayerOutput<T>, Trace<T>)> {
+    let batch = sequence.batch;
+    let (mut states, mut gates) = (Vec::new(), Vec::new());
+    let record = |state: &State<T>, step: Option<Option<Gates<T>>>| {
+        states.push(state.clone());
+        gates.extend(step);
+    };
+    let (output, x) = run(b, layer, sequence, record)?;
+    if layer.spec().reverse {
+        states.reverse();
+        gates.reverse();
+    }
+    Ok((output, Trace { spec: *layer.spec(), x, states, gates, batch }))
+}
+
+/// Runs the layer and returns its output and the snapped input. Calls `record` with the initial state and no gates, then
+/// after every time step with the new state and the gates of the active sequences, if there are any.
+fn run<B: Ops>(
+    b: &B,
+    layer: &Layer<B::Tensor>,
+    sequence: Sequence<'_, B::Tensor>,
+    mut record: impl FnMut(&State<B::Tensor>, Option<Option<Gates<B::Tensor>>>),
+) -> Result<(LayerOutput<B::Tensor>, B::Tensor)> {
+    let spec = layer.spec();
+    sequence.check(spec, |t| b.shape(t))?;
+    let (steps, batch) = (sequence.steps, sequence.batch);
+    let rows = |t: &B::Tensor, rows: Range<usize>| b.slice(t, rows, 0..b.shape(t).cols);
+    let stack = |top: B::Tensor, bottom: B::Tensor| b.concat(ConcatAxis::Rows, &[top, bottom]);
+
+    let x = b.snap(sequence.x.clone())?;
+    let input_term = layer.input_term(b, &x)?;
+    let mut state = snap_state(b, sequence.state)?;
+    let blank = MatrixShape::new(batch, spec.state_size());
+    let blank = b.upload(blank, &zeros("forward", &[blank.rows, blank.cols])?)?;
+    let mut y = vec![blank.clone(); steps];
+    record(&state, None);
+    for k in 0..steps {
+        let t = if spec.reverse { steps - 1 - k } else { k };
+        let gates = match sequence.active(t) {
+            0 => None,
+            n if n == batch => {
+                let gates;
+                (state, gates) = layer.step_with_gates(b, input_term.rows(b, t * batch..(t + 1) * batch)?, &state)?;
+                y[t] = state.h.clone();
+                Some(gates)
+            }
+            // Lengths descend: the active sequences are the first n rows.
+            n => {
+                let active = State { h: rows(&state.h, 0..n)?, c: rows(&state.c, 0..n)? };
+                let (next, gates) = layer.step_with_gates(b, input_term.rows(b, t * batch..t * batch + n)?, &active)?;
+                y[t] = stack(next.h.clone(), rows(&blank, n..batch)?)?;
+                state.h = stack(next.h, rows(&state.h, n..batch)?)?;
+                state.c = stack(next.c, rows(&state.c, n..batch)?)?;
+                Some(gates)
+            }
+        };
+        record(&state, Some(gates));
+    }
+    Ok((LayerOutput::new(b.concat(ConcatAxis::Rows, &y)?, state), x))
+}
