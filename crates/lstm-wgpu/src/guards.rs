@@ -95,7 +95,7 @@ impl Unchecked {
 
 #[cfg(all(test, not(target_arch = "wasm32")))]
 pub(crate) mod tests {
-    use lstm_core::{Backend, MatrixShape, Ops};
+    use lstm_core::{MatrixShape, Ops};
 
     use super::*;
     use crate::{backend::Wgpu, parameters::Copy};

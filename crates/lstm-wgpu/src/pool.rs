@@ -122,7 +122,7 @@ mod tests {
     #[cfg(not(target_arch = "wasm32"))]
     fn bind_groups_are_kept_as_long_as_their_buffers() {
         use crate::shader::Unary::Snap;
-        use lstm_core::{Backend, MatrixShape};
+        use lstm_core::{MatrixShape, Ops};
         let Some(wgpu) = crate::guards::tests::open(false) else { return };
         let (gpu, x) = (wgpu.gpu(), wgpu.upload(MatrixShape::new(1, 3), &[1.0; 3]).unwrap());
         let snapped = || gpu.unary("snap", Snap, &x, 0.0).unwrap();
