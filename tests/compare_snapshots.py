@@ -99,7 +99,8 @@ def main() -> int:
         paths = [path for path, text in snapshots.items() if HEADER.sub("", text, count=1).rstrip() in unmatched]
         for path in sorted(paths):
             print(f"contents only in {side}: {path}")
-    print(f"{sum(missing.values())} digests missing, {sum(added.values())} added, {changed} snapshots without counterpart")
+    counts = f"{sum(missing.values())} digests missing, {sum(added.values())} added"
+    print(f"{counts}, {changed} snapshots without counterpart")
     return 1 if missing or added or changed else 0
 
 

@@ -23,8 +23,8 @@ FOLDERS = ["crates/*/src", "tests/src", "benches/src", "xtask/src", "examples"]
 MIN_LENGTH = 3
 MAX_SIGNATURE = 200
 KEYWORDS = set(
-    "as async await box break const continue crate dyn else enum extern false fn for if impl in let loop match mod move "
-    "mut pub ref return self Self static struct super trait true type union unsafe use where while".split()
+    "as async await box break const continue crate dyn else enum extern false fn for if impl in let loop match mod "
+    "move mut pub ref return self Self static struct super trait true type union unsafe use where while".split()
 )
 OPEN, CLOSE = "([{", ")]}"
 

@@ -1,4 +1,5 @@
-//! Rules of the repository that a compiler does not hold: which way dependencies point, how long files are.
+//! Rules of the repository that the compiler does not check: the direction of dependencies among packages and modules,
+//! and no absolute paths of a development machine.
 
 use std::{
     collections::BTreeMap,
@@ -9,28 +10,47 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-/// Which packages of the workspace each may depend on, also for its tests. Core <- backends <- tests <- benches; xtask
-/// meets them only through processes.
-const ARROWS: &[(&str, &[&str])] = &[
+mod module_cycles;
+
+/// The packages of the workspace that each package may depend on, dev-dependencies and build-dependencies included.
+/// `xtask` starts other packages as processes and links none.
+const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("lstm-core", &[]),
-    ("lstm-cpu", &["lstm-core"]),
-    ("lstm-wgpu", &["lstm-core"]),
-    ("lstm-cuda", &["lstm-core"]),
-    ("lstm-tests", &["lstm-core", "lstm-cpu", "lstm-wgpu", "lstm-cuda"]),
-    ("lstm-benches", &["lstm-core", "lstm-cpu", "lstm-wgpu", "lstm-cuda", "lstm-tests"]),
-    ("lstm-examples", &["lstm-core", "lstm-cpu", "lstm-wgpu", "lstm-cuda"]),
-    ("lstm-cli", &["lstm-core", "lstm-cpu", "lstm-wgpu", "lstm-cuda"]),
+    ("lstm-formats", &["lstm-core"]),
+    ("lstm-cpu", &["lstm-core", "lstm-formats"]),
+    ("lstm-wgpu", &["lstm-core", "lstm-formats"]),
+    ("lstm-cuda", &["lstm-core", "lstm-formats"]),
+    ("lstm-cuda-sim", &["lstm-core", "lstm-cuda"]),
+    ("lstm-cli", LIBRARIES),
+    ("lstm-examples", LIBRARIES),
+    ("lstm-tests", LIBRARIES),
+    (
+        "lstm-benches",
+        &["lstm-core", "lstm-formats", "lstm-cpu", "lstm-wgpu", "lstm-cuda", "lstm-cuda-sim", "lstm-tests"],
+    ),
     ("xtask", &[]),
 ];
 
-/// Lines that a source file may have.
-const MAX_LINES: usize = 400;
+/// The libraries that programs of the workspace may depend on.
+const LIBRARIES: &[&str] = &["lstm-core", "lstm-formats", "lstm-cpu", "lstm-wgpu", "lstm-cuda", "lstm-cuda-sim"];
 
+/// Folders whose modules must not depend on each other in a circle.
+const ACYCLIC_FOLDERS: &[&str] = &[
+    "crates/lstm-cli/src",
+    "crates/lstm-cli/src/input",
+    "crates/lstm-core/src/cell",
+    "crates/lstm-core/src/reference",
+    "crates/lstm-core/src/train",
+    "crates/lstm-core/src/weights",
+    "crates/lstm-formats/src",
+];
+
+/// The root of the repository.
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the manifest is in a folder of the repository")
 }
 
-/// Each package of the workspace and the packages of the workspace that it depends on.
+/// The packages of the workspace, each with the packages of the workspace that it depends on.
 fn dependencies() -> Result<BTreeMap<String, Vec<String>>> {
     let cargo = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
@@ -38,35 +58,60 @@ fn dependencies() -> Result<BTreeMap<String, Vec<String>>> {
         .output()?;
     ensure!(cargo.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&cargo.stderr));
     let metadata: Value = serde_json::from_slice(&cargo.stdout)?;
-    let list =
-        |value: &Value, key: &str| value[key].as_array().cloned().with_context(|| format!("`{key}` in the metadata"));
+    let list = |value: &Value, key: &str| {
+        value[key].as_array().cloned().with_context(|| format!("cargo metadata: `{key}` is missing"))
+    };
     let name = |value: &Value| value["name"].as_str().unwrap_or_default().to_owned();
     let packages = list(&metadata, "packages")?;
-    let ours: Vec<String> = packages.iter().map(name).collect();
+    let members: Vec<String> = packages.iter().map(name).collect();
     packages
         .iter()
         .map(|package| {
-            let needs = list(package, "dependencies")?.iter().map(name).filter(|n| ours.contains(n)).collect();
-            Ok((name(package), needs))
+            let dependencies = list(package, "dependencies")?;
+            Ok((name(package), dependencies.iter().map(name).filter(|name| members.contains(name)).collect()))
         })
         .collect()
 }
 
 #[test]
-fn arrows_point_one_way() -> Result<()> {
-    for (package, needs) in dependencies()? {
-        let arrow = ARROWS.iter().find(|(name, _)| *name == package);
-        let (_, allowed) = arrow.with_context(|| format!("{package} is not in the list of arrows: add it"))?;
-        for need in needs {
-            ensure!(allowed.contains(&need.as_str()), "{package} depends on {need}; allowed: {allowed:?}");
+fn packages_depend_only_on_allowed_packages() -> Result<()> {
+    for (package, dependencies) in dependencies()? {
+        let entry = ALLOWED_DEPENDENCIES.iter().find(|(name, _)| *name == package);
+        let (_, allowed) = entry.with_context(|| format!("{package} is missing in ALLOWED_DEPENDENCIES: add it"))?;
+        for dependency in dependencies {
+            ensure!(
+                allowed.contains(&dependency.as_str()),
+                "{package} depends on {dependency}; it may depend on {allowed:?}"
+            );
         }
     }
     Ok(())
 }
 
-/// All files below `dir` but build outputs and what version control keeps for itself.
-fn files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in std::fs::read_dir(dir).with_context(|| format!("{}", dir.display()))? {
+#[test]
+fn allowed_dependencies_are_acyclic() {
+    let mut allowed: BTreeMap<&str, &[&str]> = ALLOWED_DEPENDENCIES.iter().copied().collect();
+    while !allowed.is_empty() {
+        let before = allowed.len();
+        let remaining: Vec<&str> = allowed.keys().copied().collect();
+        allowed.retain(|_, dependencies| dependencies.iter().any(|dependency| remaining.contains(dependency)));
+        assert!(allowed.len() < before, "ALLOWED_DEPENDENCIES has a cycle among {:?}", allowed.keys());
+    }
+}
+
+#[test]
+fn modules_have_no_circular_dependencies() -> Result<()> {
+    for folder in ACYCLIC_FOLDERS {
+        if let Some(cycle) = module_cycles::find(&root().join(folder))? {
+            anyhow::bail!("{folder}: circular dependency among the modules {}", cycle.join(" -> "));
+        }
+    }
+    Ok(())
+}
+
+/// Collects all files below `folder`, except build outputs and the data of version control.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         // In a worktree `.git` is a file.
@@ -84,45 +129,33 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Path and contents of every text file.
-fn texts() -> Result<Vec<(PathBuf, String)>> {
+/// The path and the contents of every text file of the repository.
+fn text_files() -> Result<Vec<(PathBuf, String)>> {
     let mut paths = Vec::new();
     files(root(), &mut paths)?;
-    let text = |path: PathBuf| {
+    let read = |path: PathBuf| {
         let text = String::from_utf8(std::fs::read(&path).ok()?).ok()?;
         Some((path, text))
     };
-    Ok(paths.into_iter().filter_map(text).collect())
+    Ok(paths.into_iter().filter_map(read).collect())
 }
 
 #[test]
-fn source_files_are_short() -> Result<()> {
-    let is_source = |path: &Path| path.extension().is_some_and(|e| ["rs", "wgsl", "cu", "cuh"].iter().any(|s| e == *s));
-    let long: Vec<String> = texts()?
-        .iter()
-        .filter(|(path, text)| is_source(path) && text.lines().count() > MAX_LINES)
-        .map(|(path, text)| format!("{}: {} lines", path.display(), text.lines().count()))
-        .collect();
-    ensure!(long.is_empty(), "more than {MAX_LINES} lines:\n{}", long.join("\n"));
-    Ok(())
-}
-
-#[test]
-fn nothing_names_a_machine_s_directories() -> Result<()> {
-    // Put together here, or this file would be found.
+fn files_contain_no_absolute_paths_of_a_development_machine() -> Result<()> {
+    // Concatenated, so that the test does not find this line.
     let absolute = ["/", "work"].concat();
-    let names_it = |line: &str| {
-        line.match_indices(&absolute).any(|(at, found)| {
+    let contains_path = |line: &str| {
+        line.match_indices(&absolute).any(|(at, matched)| {
             let before = line[..at].chars().next_back();
-            let after = line[at + found.len()..].chars().next();
-            // A letter on either side makes it part of another name.
+            let after = line[at + matched.len()..].chars().next();
+            // With a letter on either side it is part of another name.
             !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '.')
                 && !after.is_some_and(char::is_alphanumeric)
         })
     };
     let mut found = Vec::new();
-    for (path, text) in texts()? {
-        let lines = text.lines().enumerate().filter(|(_, line)| names_it(line));
+    for (path, text) in text_files()? {
+        let lines = text.lines().enumerate().filter(|(_, line)| contains_path(line));
         found.extend(lines.map(|(k, line)| format!("{}:{}: {}", path.display(), k + 1, line.trim())));
     }
     ensure!(found.is_empty(), "absolute paths:\n{}", found.join("\n"));
