@@ -174,7 +174,7 @@ pub(crate) fn is_snapped(x: &[f32]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Backend, Cpu};
+    use crate::{Cpu, Ops};
 
     #[test]
     fn whoever_copies_a_part_sees_what_snap_would_change() {
