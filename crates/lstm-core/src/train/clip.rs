@@ -1,6 +1,12 @@
 //! Bounds on gradients, so that one step can't go far.
 
-use crate::{error::Result, shape::check_clip};
+use std::{fmt, str::FromStr};
+
+use crate::{
+    config::text::{OptionValue, ParsedOptions, write_options},
+    error::{Error, Result},
+    shape::check_clip,
+};
 
 /// How large gradients are made smaller before a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,6 +60,34 @@ impl Clip {
     }
 }
 
+/// Writes `norm bound=1.0` or `value bound=1.0`. Parsing the text gives an equal value.
+impl fmt::Display for Clip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Clip::Norm(bound) => write_options(f, "norm", &[("bound", bound.to_text())]),
+            Clip::Value(bound) => write_options(f, "value", &[("bound", bound.to_text())]),
+        }
+    }
+}
+
+/// Parses the text that [`Display`](fmt::Display) writes. Fails with [`Error::Format`] for any other text and with
+/// [`Error::Config`] for a bound that [`Clip::validate`] rejects.
+impl FromStr for Clip {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut options = ParsedOptions::new("clip", text)?;
+        let clip = match options.kind() {
+            "norm" => Clip::Norm(options.required("bound")?),
+            "value" => Clip::Value(options.required("bound")?),
+            _ => return Err(options.unexpected_kind("norm or value")),
+        };
+        options.finish()?;
+        clip.validate()?;
+        Ok(clip)
+    }
+}
+
 /// The Euclidean norm of all gradients as one vector: the square root of the sum of squares, in f64, in the order of
 /// gradients and elements. 0 if there are none; not finite if an element is not, and else finite.
 pub fn norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
@@ -64,7 +98,6 @@ pub fn norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     fn clipped(clip: Clip, mut a: Vec<f32>, mut b: Vec<f32>) -> (f64, Vec<f32>) {
         let norm = clip.apply(&mut [&mut a, &mut b]).unwrap();
@@ -99,6 +132,26 @@ mod tests {
                 assert_eq!((g[0], g[2]), (3.0, -4.0));
             }
             assert!(clipped(clip, vec![f32::MAX; 9], vec![]).0.is_finite());
+        }
+    }
+
+    #[test]
+    fn text_round_trip_is_exact() {
+        for clip in [Clip::Norm(f32::from_bits(0x3dcc_ccce)), Clip::Value(f32::from_bits(1))] {
+            assert_eq!(clip.to_string().parse::<Clip>().unwrap(), clip);
+        }
+        assert_eq!(Clip::Norm(1.0).to_string(), "norm bound=1.0");
+    }
+
+    #[test]
+    fn rejects_other_text() {
+        for (text, part) in [
+            ("norm", "`norm` requires the option bound"),
+            ("norm bound=NaN", "positive finite bound, got NaN"),
+            ("most bound=1", "expected norm or value, got `most`"),
+        ] {
+            let error = text.parse::<Clip>().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}: {part}");
         }
     }
 

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::{
     arithmetic::Scale,
     backend::Backend,
-    config::check_size,
+    config::check::check_size,
     error::{Error, Result},
     model::{reserved, wait},
     shape::{MatrixRef, MatrixShape, zeros},

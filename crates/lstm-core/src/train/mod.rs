@@ -26,30 +26,21 @@
 //! # Ok::<(), lstm_core::Error>(())
 //! ```
 
-mod checkpoint;
+mod checkpointing;
 mod clip;
-mod describe;
 mod linear;
 mod loss;
-mod method;
 mod optimizer;
-mod parameters;
 mod random;
 mod schedule;
-mod settings;
-mod text;
 mod trainer;
-mod update;
 
-pub use checkpoint::Extras;
 pub use clip::{Clip, norm};
 pub use linear::{Linear, LinearGradients};
 pub use loss::{
     IGNORE, binary_cross_entropy, binary_cross_entropy_within, cross_entropy, mean_squared, mean_squared_within,
 };
-pub use method::OptimizerConfig;
-pub use optimizer::{Optimizer, Parameter};
+pub use optimizer::{Optimizer, OptimizerConfig, Parameter};
 pub use random::order;
 pub use schedule::{Decay, Schedule};
-pub use settings::{Step, TrainerConfig};
-pub use trainer::Trainer;
+pub use trainer::{Extras, Step, Trainer, TrainerConfig};

@@ -2,8 +2,13 @@
 
 use std::{fmt, str::FromStr};
 
-use super::text::{Options, check, check_not_negative};
-use crate::error::{Error, Result};
+use crate::{
+    config::{
+        check::{check_at_least_one, check_not_negative, check_range},
+        text::{OptionValue, ParsedOptions, write_options},
+    },
+    error::{Error, Result},
+};
 
 /// The learning rate of each step: a linear warm-up, then a [`Decay`].
 ///
@@ -114,31 +119,34 @@ impl Schedule {
         match self.decay {
             Decay::Constant => Ok(()),
             Decay::Step { every, factor } => {
-                check_not_zero("every", every)?;
-                check("factor", factor, 0.0..=1.0, "0 <= factor <= 1")
+                check_at_least_one("every", every)?;
+                check_range("factor", factor, 0.0..=1.0, "0 <= factor <= 1")
             }
             Decay::Cosine { steps, min } => {
-                check_not_zero("steps", steps)?;
-                check("min", min, 0.0..=self.rate, &format!("0 <= min <= rate {:?}", self.rate))
+                check_at_least_one("steps", steps)?;
+                check_range("min", min, 0.0..=self.rate, &format!("0 <= min <= rate {:?}", self.rate))
             }
         }
     }
 }
 
-fn check_not_zero(option: &'static str, steps: u64) -> Result<()> {
-    if steps == 0 { Err(Error::config(option, "expected at least 1, got 0")) } else { Ok(()) }
-}
-
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Schedule { rate, warmup, decay } = self;
-        // `{:?}` is the shortest decimal that reads back as the same f32.
-        match decay {
-            Decay::Constant => write!(f, "constant rate={rate:?}")?,
-            Decay::Step { every, factor } => write!(f, "step rate={rate:?} every={every} factor={factor:?}")?,
-            Decay::Cosine { steps, min } => write!(f, "cosine rate={rate:?} steps={steps} min={min:?}")?,
-        }
-        write!(f, " warmup={warmup}")
+        let mut options = vec![("rate", rate.to_text())];
+        let kind = match decay {
+            Decay::Constant => "constant",
+            Decay::Step { every, factor } => {
+                options.extend([("every", every.to_text()), ("factor", factor.to_text())]);
+                "step"
+            }
+            Decay::Cosine { steps, min } => {
+                options.extend([("steps", steps.to_text()), ("min", min.to_text())]);
+                "cosine"
+            }
+        };
+        options.push(("warmup", warmup.to_text()));
+        write_options(f, kind, &options)
     }
 }
 
@@ -146,18 +154,18 @@ impl FromStr for Schedule {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut options = Options::new("schedule", text)?;
+        let mut options = ParsedOptions::new("schedule", text)?;
         let decay = match options.kind() {
             "constant" => Decay::Constant,
-            "step" => Decay::Step { every: options.need("every")?, factor: options.need("factor")? },
+            "step" => Decay::Step { every: options.required("every")?, factor: options.required("factor")? },
             "cosine" => {
-                let (steps, mut min) = (options.need("steps")?, 0.0);
+                let (steps, mut min) = (options.required("steps")?, 0.0);
                 options.set("min", &mut min)?;
                 Decay::Cosine { steps, min }
             }
-            other => return Err(options.error(format!("expected constant, step or cosine, got `{other}`"))),
+            _ => return Err(options.unexpected_kind("constant, step or cosine")),
         };
-        let mut schedule = Schedule { rate: options.need("rate")?, warmup: 0, decay };
+        let mut schedule = Schedule { rate: options.required("rate")?, warmup: 0, decay };
         options.set("warmup", &mut schedule.warmup)?;
         options.finish()?;
         schedule.validate()?;
@@ -227,10 +235,10 @@ mod tests {
         for (text, part) in [
             ("", "expected constant, step or cosine, got ``"),
             ("linear rate=1", "got `linear`"),
-            ("constant", "`constant` needs rate=..."),
-            ("step rate=1 every=2", "`step` needs factor=..."),
-            ("cosine rate=1", "`cosine` needs steps=..."),
-            ("cosine rate=1 steps=-1", "`-1` is not a value of steps"),
+            ("constant", "`constant` requires the option rate"),
+            ("step rate=1 every=2", "`step` requires the option factor"),
+            ("cosine rate=1", "`cosine` requires the option steps"),
+            ("cosine rate=1 steps=-1", "option steps: expected a whole number, got `-1`"),
             ("constant rate=1 min=0", "`constant` has no option `min`"),
         ] {
             let error = text.parse::<Schedule>().unwrap_err();

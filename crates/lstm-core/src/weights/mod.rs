@@ -161,7 +161,7 @@ impl Weights {
     /// [`Error::Config`] if anything else differs, or for a configuration that is not [valid](LstmConfig::validate).
     pub fn with_config(self, config: LstmConfig) -> Result<Self> {
         config.validate()?;
-        let cell = if self.config.cell.is_equal_to(config.cell) { config.cell } else { self.config.cell };
+        let cell = if self.config.cell.is_equivalent_to(config.cell) { config.cell } else { self.config.cell };
         let LstmConfig { coupled, clip, dropout, .. } = config;
         if config != (LstmConfig { cell, coupled, clip, dropout, ..self.config.clone() }) {
             let why = format!("other than clip, coupled and dropout, expected those of {}, got {config}", self.config);
@@ -173,7 +173,7 @@ impl Weights {
     }
 
     fn with_cell(self, cell: CellKind) -> Result<Self> {
-        if !self.config.cell.is_equal_to(cell) {
+        if !self.config.cell.is_equivalent_to(cell) {
             return Err(Error::config("cell", format!("{:?} can't become {cell:?}", self.config.cell)));
         }
         let config = LstmConfig { cell, ..self.config.clone() };

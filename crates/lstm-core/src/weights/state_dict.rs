@@ -270,7 +270,7 @@ impl StateDict {
         let layers = layers.collect::<Result<_>>()?;
         let mut weights = Weights::new(config, layers)?;
         if let Some(mut said) = said {
-            if said.cell.is_equal_to(weights.config.cell) {
+            if said.cell.is_equivalent_to(weights.config.cell) {
                 said.cell = weights.config.cell;
             }
             let other = |why| Error::format(format!("metadata `{}`", config_key(prefix)), why);

@@ -80,7 +80,7 @@ fn options(op: &mut Op<'_>, opset: i64) -> Result<Options> {
         return Err(op.fail(format!("attribute `clip`: expected a positive and finite bound, got {bound}")));
     }
     let activations = op.texts("activations")?;
-    let ours = ["Sigmoid", "Tanh", "Tanh"].repeat(direction.reversals().len());
+    let ours = ["Sigmoid", "Tanh", "Tanh"].repeat(direction.reverse_flags().len());
     if let Some((k, name)) =
         activations.iter().enumerate().find(|(k, a)| ours.get(*k).is_none_or(|o| !o.eq_ignore_ascii_case(a)))
     {
@@ -108,9 +108,9 @@ pub(super) fn read<'a>(op: &mut Op<'a>, walk: &mut Walk<'a>, half: Option<usize>
         return Err(op.fail("expected at most 8 inputs and 3 outputs"));
     }
     // Of the node and of the layer.
-    let directions = options.direction.reversals().len();
+    let directions = options.direction.reverse_flags().len();
     let direction = half.map_or(options.direction, |_| Direction::Bidirectional);
-    let reversals = direction.reversals();
+    let reversals = direction.reverse_flags();
     let x_name = op.input(0).ok_or_else(|| op.fail("input 0 (X) is missing"))?;
     let begun = half.and_then(|half| walk.layers.iter().position(|layer| layer.missing == Some((half, x_name))));
     let k = begun.unwrap_or(walk.layers.len());

@@ -5,18 +5,15 @@ use std::{collections::BTreeMap, fmt::Display, path::Path, str::FromStr};
 use ndarray::{Array1, Array2, ArrayD, ArrayView, Ix1, Ix2, Ix3, IxDyn};
 
 use super::{
-    describe,
-    linear::Linear,
-    optimizer::Optimizer,
+    Trainer, TrainerConfig,
     parameters::{HEAD, HeadKind, LSTM, layout},
-    settings::TrainerConfig,
-    trainer::Trainer,
 };
 use crate::{
     backend::Backend,
     config::LstmConfig,
     error::{Error, Result},
     model::{HostState, Lstm},
+    train::{Linear, Optimizer},
     weights::{
         LayerWeights, Weights,
         names::TensorNames,
@@ -243,7 +240,7 @@ impl Checkpoint {
         let differs = |option, want: &str, got: &str| {
             Err(Error::config(option, format!("expected {want}, got a checkpoint, {}, with {got}", self.file)))
         };
-        for ((option, want), (_, got)) in describe::options(config).into_iter().zip(describe::options(&self.config)) {
+        for ((option, want), (_, got)) in config.options().into_iter().zip(self.config.options()) {
             if want != got {
                 return differs(option, &want, &got);
             }
@@ -257,7 +254,7 @@ impl Checkpoint {
     fn run<B: Backend>(mut self, backend: &B) -> Result<(Trainer<B>, Extras)> {
         // Text may claim any number of layers; before they are listed, there have to be two weights for each.
         let LstmConfig { num_layers, direction, .. } = self.config;
-        let least = num_layers.saturating_mul(2 * direction.reversals().len());
+        let least = num_layers.saturating_mul(2 * direction.reverse_flags().len());
         let there = self.dict.names().count();
         if there < least {
             let last = format!("{LSTM}weight_ih_l{}", num_layers - 1);

@@ -2,8 +2,13 @@
 
 use std::{fmt, str::FromStr};
 
-use super::text::{Options, check, check_not_negative};
-use crate::error::{Error, Result};
+use crate::{
+    config::{
+        check::{check_not_negative, check_range},
+        text::{OptionValue, ParsedOptions, write_options},
+    },
+    error::{Error, Result},
+};
 
 /// How an [`Optimizer`](super::Optimizer) changes parameters, and its options.
 ///
@@ -140,8 +145,8 @@ impl OptimizerConfig {
             }
             OptimizerConfig::Adam { beta1, beta2, eps, weight_decay }
             | OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
-                check("beta1", beta1, 0.0..1.0, "0 <= beta < 1")?;
-                check("beta2", beta2, 0.0..1.0, "0 <= beta < 1")?;
+                check_range("beta1", beta1, 0.0..1.0, "0 <= beta < 1")?;
+                check_range("beta2", beta2, 0.0..1.0, "0 <= beta < 1")?;
                 check_not_negative("eps", eps)?;
                 check_not_negative("weight_decay", weight_decay)
             }
@@ -149,7 +154,7 @@ impl OptimizerConfig {
     }
 
     /// What is kept for each parameter from step to step, by PyTorch's names.
-    pub(super) fn slots(&self) -> &'static [&'static str] {
+    pub(in crate::train) fn slots(&self) -> &'static [&'static str] {
         match *self {
             OptimizerConfig::Sgd { momentum: 0.0, .. } => &[],
             OptimizerConfig::Sgd { .. } => &["momentum"],
@@ -160,16 +165,30 @@ impl OptimizerConfig {
 
 impl fmt::Display for OptimizerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `{:?}` is the shortest decimal that reads back as the same f32.
         match self {
-            OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => write!(
+            OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => write_options(
                 f,
-                "sgd momentum={momentum:?} dampening={dampening:?} nesterov={nesterov} weight_decay={weight_decay:?}"
+                "sgd",
+                &[
+                    ("momentum", momentum.to_text()),
+                    ("dampening", dampening.to_text()),
+                    ("nesterov", nesterov.to_text()),
+                    ("weight_decay", weight_decay.to_text()),
+                ],
             ),
             OptimizerConfig::Adam { beta1, beta2, eps, weight_decay }
             | OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
                 let kind = if matches!(self, OptimizerConfig::Adam { .. }) { "adam" } else { "adamw" };
-                write!(f, "{kind} beta1={beta1:?} beta2={beta2:?} eps={eps:?} weight_decay={weight_decay:?}")
+                write_options(
+                    f,
+                    kind,
+                    &[
+                        ("beta1", beta1.to_text()),
+                        ("beta2", beta2.to_text()),
+                        ("eps", eps.to_text()),
+                        ("weight_decay", weight_decay.to_text()),
+                    ],
+                )
             }
         }
     }
@@ -179,12 +198,12 @@ impl FromStr for OptimizerConfig {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut options = Options::new("method", text)?;
+        let mut options = ParsedOptions::new("optimizer", text)?;
         let mut method = match options.kind() {
             "sgd" => OptimizerConfig::sgd(),
             "adam" => OptimizerConfig::adam(),
             "adamw" => OptimizerConfig::adamw(),
-            other => return Err(options.error(format!("expected sgd, adam or adamw, got `{other}`"))),
+            _ => return Err(options.unexpected_kind("sgd, adam or adamw")),
         };
         match &mut method {
             OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => {
@@ -275,14 +294,14 @@ mod tests {
             ("Adam", "got `Adam`"),
             ("sgd beta1=0.9", "`sgd` has no option `beta1`"),
             ("adam eps", "expected name=value, got `eps`"),
-            ("adam eps=", "`` is not a value of eps"),
-            ("adam eps=1e-8x", "`1e-8x` is not a value of eps"),
-            ("sgd momentum=0.9 nesterov=yes", "`yes` is not a value of nesterov"),
+            ("adam eps=", "option eps: expected a number, got ``"),
+            ("adam eps=1e-8x", "option eps: expected a number, got `1e-8x`"),
+            ("sgd momentum=0.9 nesterov=yes", "option nesterov: expected true or false, got `yes`"),
             ("adam eps=1e-8 eps=1e-8", "got `eps` twice"),
         ] {
             let error = text.parse::<OptimizerConfig>().unwrap_err();
             assert!(matches!(error, Error::Format { .. }) && error.to_string().contains(part), "{error}");
-            assert!(error.to_string().starts_with(&format!("method `{text}`")));
+            assert!(error.to_string().starts_with(&format!("optimizer `{text}`")));
         }
     }
 }

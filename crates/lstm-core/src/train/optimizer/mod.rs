@@ -1,16 +1,18 @@
 //! An optimizer: its method, the steps it has taken, and what it keeps of each parameter between them.
 
+mod config;
+mod update;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    method::OptimizerConfig,
-    text::check_not_negative,
-    update::{Slots, update},
-};
+pub use config::OptimizerConfig;
+
 use crate::{
+    config::check::check_not_negative,
     error::{Error, Result},
     shape::zeros,
 };
+use update::{Slots, update};
 
 /// A parameter in one step: where its values are and what their gradient is.
 #[derive(Debug)]

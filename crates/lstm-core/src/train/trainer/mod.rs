@@ -1,14 +1,19 @@
 //! Training a model step by step.
 
+mod checkpoint;
+mod config;
+mod parameters;
+
 use ndarray::{Array3, ArrayView3, Axis, s};
+
+pub use checkpoint::Extras;
+pub use config::{Step, TrainerConfig};
 
 use super::{
     clip::norm,
     linear::Linear,
     optimizer::{Optimizer, Parameter},
-    parameters::{HeadKind, Values, layout},
     random::dropout_seed,
-    settings::{Step, TrainerConfig},
 };
 use crate::{
     backend::Backend,
@@ -16,12 +21,13 @@ use crate::{
     model::{HostState, Input},
     model::{Lstm, wait},
 };
+use parameters::{HeadKind, Values, layout};
 
 /// An LSTM, maybe a [`Linear`] head on its outputs, and all that training them needs. It can be
 /// [saved](Self::save) after any step and [resumed](Self::resume), and then goes on with the same bits.
 ///
 /// The loss is the caller's: a function from the outputs to a number and its gradient, such as
-/// [`mean_squared`](super::mean_squared).
+/// [`mean_squared`](crate::train::mean_squared).
 ///
 /// ```no_run
 /// use lstm_core::{Backend, Lstm, LstmConfig, Result, ndarray::Array3};
@@ -41,10 +47,10 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct Trainer<B: Backend> {
-    pub(super) lstm: Lstm<B>,
-    pub(super) head: Option<Linear<B>>,
-    pub(super) optimizer: Optimizer,
-    pub(super) settings: TrainerConfig,
+    lstm: Lstm<B>,
+    head: Option<Linear<B>>,
+    optimizer: Optimizer,
+    settings: TrainerConfig,
 }
 
 impl<B: Backend> std::fmt::Debug for Trainer<B> {
@@ -146,7 +152,7 @@ impl<B: Backend> Trainer<B> {
     /// [`predict`](Self::predict) gives them, but with dropout, and returns the loss and its gradient by them.
     ///
     /// Beyond a sequence's length outputs are +0, and gradients are not looked at; a loss that is a mean should not count them
-    /// either, see [`mean_squared_within`](super::mean_squared_within) and [`IGNORE`](super::IGNORE). The seed of dropout follows from the
+    /// either, see [`mean_squared_within`](crate::train::mean_squared_within) and [`IGNORE`](crate::train::IGNORE). The seed of dropout follows from the
     /// settings' and the step, and replaces one that the input has; `docs/arithmetic.md` gives it under Training steps.
     /// In the optimizer parameters are called as in a [saved](Self::save) file: `lstm.weight_ih_l0`, `head.bias`.
     ///

@@ -4,11 +4,14 @@ use std::{fmt, str::FromStr};
 
 use ndarray::{Array1, Array2};
 
-use super::{linear::Linear, text::Options};
 use crate::{
     backend::Backend,
-    config::LstmConfig,
+    config::{
+        LstmConfig,
+        text::{OptionValue, ParsedOptions, write_options},
+    },
     error::{Error, Result},
+    train::Linear,
     weights::{Weights, names::pytorch},
 };
 
@@ -31,7 +34,7 @@ impl HeadKind {
 
 impl fmt::Display for HeadKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "linear outputs={} bias={}", self.outputs, self.bias)
+        write_options(f, "linear", &[("outputs", self.outputs.to_text()), ("bias", self.bias.to_text())])
     }
 }
 
@@ -39,11 +42,11 @@ impl FromStr for HeadKind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut options = Options::new("head", text)?;
+        let mut options = ParsedOptions::new("head", text)?;
         if options.kind() != "linear" {
-            return Err(options.error(format!("expected linear, got `{}`", options.kind())));
+            return Err(options.unexpected_kind("linear"));
         }
-        let head = HeadKind { outputs: options.need("outputs")?, bias: options.need("bias")? };
+        let head = HeadKind { outputs: options.required("outputs")?, bias: options.required("bias")? };
         options.finish()?;
         Ok(head)
     }

@@ -1,7 +1,10 @@
 //! How a run trains, and what one step of it reports.
 
-use super::{clip::Clip, method::OptimizerConfig, schedule::Schedule};
-use crate::{error::Result, model::Checkpointing, model::HostState};
+use crate::{
+    error::Result,
+    model::{Checkpointing, HostState},
+    train::{Clip, OptimizerConfig, Schedule},
+};
 
 /// How a [`Trainer`](super::Trainer) trains; `new` gives the defaults, the methods change one each.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,7 +64,7 @@ pub struct Step {
     pub step: u64,
     /// The loss before it.
     pub loss: f64,
-    /// The [`norm`](super::norm) of all gradients together, before clipping.
+    /// The [`norm`](crate::train::norm) of all gradients together, before clipping.
     pub norm: f64,
     /// The learning rate it took.
     pub rate: f32,

@@ -1,6 +1,6 @@
 //! The equations of one step, element by element, as [`OptimizerConfig`] documents them.
 
-use super::method::OptimizerConfig;
+use super::OptimizerConfig;
 
 /// What a step keeps of a parameter for the next: as many as [`OptimizerConfig::slots`] names, the others are empty.
 pub(super) type Slots = [Vec<f32>; 2];

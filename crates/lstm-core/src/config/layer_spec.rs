@@ -1,0 +1,123 @@
+//! One layer in one direction, and its parameters.
+
+use super::{
+    Bias, CellKind,
+    check::{MAX_PARAMS, check_size},
+};
+use crate::{
+    error::{Error, Result},
+    shape::check_clip,
+};
+
+/// Sizes and options of one layer in one direction, as a backend needs them. [`LstmConfig::layer_specs`] makes it;
+/// [`LayerWeights`] exist for valid specs only.
+///
+/// [`LstmConfig::layer_specs`]: crate::LstmConfig::layer_specs
+/// [`LayerWeights`]: crate::LayerWeights
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct LayerSpec {
+    /// Number of features of the input `x` at each time step.
+    pub input_size: usize,
+    /// Number of features of the cell state `c`.
+    pub hidden_size: usize,
+    /// Number of features of the projected hidden state `h`; `None` without a projection.
+    pub proj_size: Option<usize>,
+    /// The cell's equations.
+    pub cell: CellKind,
+    /// Number of bias vectors.
+    pub bias: Bias,
+    /// Whether the input and forget gates are coupled: `f = 1 - i`.
+    pub coupled: bool,
+    /// Bound `b` on the inputs of the gate activations, which are clipped to `[-b, b]`; `None` for no clipping.
+    pub clip: Option<f32>,
+    /// Whether the layer runs from the last time step to the first.
+    pub reverse: bool,
+}
+
+impl LayerSpec {
+    /// Number of features of the hidden state `h`, which is the output of the layer: `proj_size`, or `hidden_size`
+    /// without a projection.
+    pub fn state_size(&self) -> usize {
+        self.proj_size.unwrap_or(self.hidden_size)
+    }
+
+    /// Checks every option and every combination of options of one layer. [`LstmConfig::validate`] calls it.
+    ///
+    /// # Errors
+    /// [`Error::Config`], which names the option.
+    ///
+    /// [`LstmConfig::validate`]: crate::LstmConfig::validate
+    pub fn validate(&self) -> Result<()> {
+        check_size("input_size", self.input_size)?;
+        check_size("hidden_size", self.hidden_size)?;
+        if let Some(size) = self.proj_size {
+            check_size("proj_size", size)?;
+            if size >= self.hidden_size {
+                let reason = format!("expected less than hidden_size {}, got {size}", self.hidden_size);
+                return Err(Error::config("proj_size", reason));
+            }
+            if self.cell == CellKind::PeepholeDense {
+                let reason = format!("expected none with cell {}, got {size}", self.cell);
+                return Err(Error::config("proj_size", reason));
+            }
+        }
+        let params = self.num_params();
+        if params > MAX_PARAMS {
+            let reason = format!("expected at most {MAX_PARAMS} parameters, got {params}");
+            return Err(Error::config("hidden_size", reason));
+        }
+        self.clip.map_or(Ok(()), check_clip)
+    }
+
+    /// Number of scalar parameters, or `usize::MAX` on overflow.
+    pub(super) fn num_params(&self) -> usize {
+        let len = |shape: &[usize]| shape.iter().fold(1, |n: usize, &size| n.saturating_mul(size));
+        self.params().iter().fold(0, |n, (_, shape)| n.saturating_add(len(shape)))
+    }
+
+    /// The layer's parameters with their shapes, in the order in which they are initialized and stored.
+    pub fn params(&self) -> Vec<(Param, Vec<usize>)> {
+        let (hidden, gates) = (self.hidden_size, self.hidden_size.saturating_mul(4));
+        let mut params =
+            vec![(Param::WeightIh, vec![gates, self.input_size]), (Param::WeightHh, vec![gates, self.state_size()])];
+        match self.bias {
+            Bias::None => {}
+            Bias::One => params.push((Param::Bias, vec![gates])),
+            Bias::Two => params.extend([(Param::BiasIh, vec![gates]), (Param::BiasHh, vec![gates])]),
+        }
+        if let Some(size) = self.proj_size {
+            params.push((Param::WeightHr, vec![size, hidden]));
+        }
+        if self.cell == CellKind::PeepholeDiagonal {
+            params.extend([Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(|p| (p, vec![hidden])));
+        }
+        params
+    }
+}
+
+/// A parameter of a layer, in PyTorch's layout: the gates `i, f, g, o` are stacked along the first axis.
+///
+/// `hidden` is `hidden_size`, `input` is `input_size`, `state` is [`LayerSpec::state_size`] and `proj` is `proj_size`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Param {
+    /// Input weights, shape `[4 * hidden, input]`.
+    WeightIh,
+    /// Recurrent weights, shape `[4 * hidden, state]`. The dense peephole cell multiplies them by `c`, all other cells
+    /// by `h`.
+    WeightHh,
+    /// The bias of a layer with [`Bias::One`], shape `[4 * hidden]`.
+    Bias,
+    /// The first bias of a layer with [`Bias::Two`], PyTorch's `bias_ih`, shape `[4 * hidden]`.
+    BiasIh,
+    /// The second bias of a layer with [`Bias::Two`], PyTorch's `bias_hh`, shape `[4 * hidden]`.
+    BiasHh,
+    /// Projection of the hidden state, PyTorch's `weight_hr`, shape `[proj, hidden]`.
+    WeightHr,
+    /// Diagonal peephole of the input gate, shape `[hidden]`.
+    PeepholeI,
+    /// Diagonal peephole of the forget gate, shape `[hidden]`.
+    PeepholeF,
+    /// Diagonal peephole of the output gate, shape `[hidden]`.
+    PeepholeO,
+}

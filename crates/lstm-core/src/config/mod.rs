@@ -1,0 +1,11 @@
+//! Configuration of an LSTM: cell kind, sizes, options, and their text form.
+
+mod cell_kind;
+pub(crate) mod check;
+mod layer_spec;
+mod lstm_config;
+pub(crate) mod text;
+
+pub use cell_kind::{CellKind, GATES};
+pub use layer_spec::{LayerSpec, Param};
+pub use lstm_config::{Bias, Direction, LstmConfig};
