@@ -1,6 +1,6 @@
 //! A text as batches for truncated backpropagation: streams of it side by side, cut into chunks of some steps.
 
-use lstm_core::{ndarray::Array3, train::IGNORE};
+use lstm_core::{ndarray::Array3, train::IGNORE_INDEX};
 
 use crate::text::{Symbol, hot};
 
@@ -22,14 +22,14 @@ pub(crate) struct Batches<'a> {
 pub(crate) struct Chunk {
     /// [`hot`] at each symbol, time-major: `(steps, batch, classes)`. Zeros where the text is over.
     pub(crate) x: Array3<f32>,
-    /// The next symbol of each row of `x`, or [`IGNORE`] where the text is over.
+    /// The next symbol of each row of `x`, or [`IGNORE_INDEX`] where the text is over.
     pub(crate) targets: Vec<usize>,
 }
 
 impl Chunk {
     /// How many symbols are to be foretold.
     pub(crate) fn count(&self) -> usize {
-        self.targets.iter().filter(|&&target| target != IGNORE).count()
+        self.targets.iter().filter(|&&target| target != IGNORE_INDEX).count()
     }
 }
 
@@ -59,7 +59,7 @@ impl<'a> Batches<'a> {
                         x[[t, stream, symbol as usize]] = hot;
                         targets.push(next as usize);
                     }
-                    _ => targets.push(IGNORE),
+                    _ => targets.push(IGNORE_INDEX),
                 }
             }
         }
@@ -85,7 +85,7 @@ mod tests {
                 for (row, (x, &target)) in rows {
                     let hot: Vec<_> = (0..x.len()).filter(|&s| x[s] != 0.0).collect();
                     match target {
-                        IGNORE => assert_eq!(x.sum(), 0.0),
+                        IGNORE_INDEX => assert_eq!(x.sum(), 0.0),
                         target => {
                             assert_eq!(hot, [target - 1]);
                             streams[row % batch].push(target - 1);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use lstm_core::{
     Backend, HostState, Init, InitKind, Lstm, LstmConfig, Weights,
-    train::{Clip, Extras, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig},
+    train::{CheckpointExtras, Clip, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig},
 };
 
 use crate::{
@@ -93,7 +93,7 @@ impl<B: Backend> Run<B> {
     }
 
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
-        let mut extras = Extras { text: self.identity.clone(), ..Extras::default() };
+        let mut extras = CheckpointExtras { text: self.identity.clone(), ..CheckpointExtras::default() };
         extras.text.insert(VOCABULARY.into(), self.vocabulary.line());
         if let Some(state) = &self.state {
             extras = extras.with_state(state);

@@ -46,7 +46,7 @@ pub(crate) fn train<B: Backend>(
             other => other.into(),
         })?;
         done = step.step;
-        progress.step(done, step.loss / LN_2, step.rate, chunk.count());
+        progress.step(done, step.loss / LN_2, step.learning_rate, chunk.count());
         run.state = Some(step.state);
 
         let stopped = stop(done) && done < total;

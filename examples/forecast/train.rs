@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lstm_core::{
     Backend, Lstm, LstmConfig,
     ndarray::s,
-    train::{Linear, OptimizerConfig, Schedule, Step, Trainer, TrainerConfig, mean_squared},
+    train::{Linear, OptimizerConfig, Schedule, StepReport, Trainer, TrainerConfig, mean_squared_error},
 };
 
 use crate::{
@@ -80,7 +80,7 @@ pub(crate) fn train<B: Backend>(backend: &B, known: &[f64], growth: Growth, reci
     let bar = ProgressBar::new(steps).with_style(style.expect("a template"));
     let mut losses = Vec::new();
     for _ in 0..steps {
-        let Step { step, loss, .. } = trainer.step(x, |y| mean_squared(y, target))?;
+        let StepReport { step, loss, .. } = trainer.step(x, |y| mean_squared_error(y, target))?;
         losses.push(loss);
         bar.set_message(format!("{loss:.4}"));
         bar.inc(1);

@@ -99,7 +99,7 @@ impl Passes {
         let directions = weights.config().num_directions();
         for (k, layer) in weights.layers().iter().enumerate() {
             let spec = layer.spec();
-            let name = |param| names::pytorch(k / directions, spec.reverse, spec.cell, param);
+            let name = |param| names::pytorch_name(k / directions, spec.reverse, spec.cell, param);
             all.extend(layer.iter().map(|(param, value)| (format!("grad.{}", name(param)), value.view())));
         }
         all

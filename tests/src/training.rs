@@ -11,7 +11,10 @@ use lstm_core::{
     Backend, CellKind, Checkpointing, HostState, Input, Lstm, LstmConfig, StateDict,
     arithmetic::Digest,
     ndarray::{Array3, ArrayView1, ArrayView3, s},
-    train::{Clip, IGNORE, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig, cross_entropy, mean_squared},
+    train::{
+        Clip, IGNORE_INDEX, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig, cross_entropy,
+        mean_squared_error,
+    },
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
@@ -56,7 +59,7 @@ pub fn runs() -> Vec<Run> {
             config: LstmConfig::new(2, 9).layers(2).bidirectional().proj_size(4),
             outputs: 1,
             settings: TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(0.02))
-                .keep(Checkpointing::SquareRoot),
+                .checkpointing(Checkpointing::SquareRoot),
             batch: 3,
             steps: 35,
             lengths: None,
@@ -72,7 +75,7 @@ pub fn runs() -> Vec<Run> {
                 Schedule::step(0.1, 60, 0.5),
             )
             .clip(Clip::Value(0.25))
-            .keep(Checkpointing::Segments(32)),
+            .checkpointing(Checkpointing::Segments(32)),
             batch: 3,
             steps: 40,
             lengths: None,
@@ -130,7 +133,7 @@ impl Run {
             let largest = |row: ArrayView1<'_, f32>| {
                 let largest = row.indexed_iter().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(k, _)| k);
                 // Some don't count.
-                if row[0] > 0.9 { IGNORE } else { largest }
+                if row[0] > 0.9 { IGNORE_INDEX } else { largest }
             };
             let targets: Vec<_> = before.rows().into_iter().map(largest).collect();
             return cross_entropy(y, &targets);
@@ -138,7 +141,7 @@ impl Run {
         // Sums of features: within reach of a linear layer.
         let targets =
             Array3::from_shape_fn(y.dim(), |(b, t, o)| before[[b, t, o % before.dim().2]] + before[[b, t, 0]]);
-        mean_squared(y, targets.view())
+        mean_squared_error(y, targets.view())
     }
 
     /// Runs `steps` steps; returns the losses.

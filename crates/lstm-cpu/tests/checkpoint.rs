@@ -9,15 +9,15 @@ use common::{Device, Files, bits, cases, device, step, step_bits, trainer};
 use lstm_cpu::{
     Backend, Bias, CellKind, Cpu, Error, HostState, LstmConfig, StateDict, StateDictWriter,
     ndarray::{ArrayD, IxDyn},
-    train::{Extras, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig},
+    train::{CheckpointExtras, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig},
 };
 
 /// What a program might keep beside a run after `k` steps.
-fn extras(config: &LstmConfig, k: usize) -> Extras {
+fn extras(config: &LstmConfig, k: usize) -> CheckpointExtras {
     let mut state = HostState::zeros(config, 2).unwrap();
     state.c.fill(k as f32);
     let text = BTreeMap::from([("at".into(), k.to_string())]);
-    Extras { text, ..Extras::default() }.with_state(&state)
+    CheckpointExtras { text, ..CheckpointExtras::default() }.with_state(&state)
 }
 
 fn resumed_runs_have_the_same_bits<B: Backend>(b: &B) {
@@ -36,7 +36,7 @@ fn resumed_runs_have_the_same_bits<B: Backend>(b: &B) {
             assert_eq!(added, want);
             assert_eq!(added.take_state().unwrap(), want.clone().take_state().unwrap());
             assert!(added.tensors.is_empty() && added.take_state().unwrap().is_none());
-            assert_eq!((run.steps(), run.settings()), (killed as u64, &case.2));
+            assert_eq!((run.steps(), run.config()), (killed as u64, &case.2));
             assert_eq!(run.lstm().config(), &case.0);
             for want in &steps[killed..] {
                 assert_eq!(step_bits(&step(&mut run).unwrap()), *want, "case {n}, killed after {killed}");
@@ -109,7 +109,7 @@ fn tensors_that_do_not_fit_are_named() {
         names(more, &["unused tensors", name]);
     }
     let none = changed(&files, |tensors, _| tensors.clear());
-    names(none, &["missing", "lstm.weight_ih_l1", "last of 2 layers"]);
+    names(none, &["missing", "lstm.weight_ih_l1", "4 tensors for 2 layers"]);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn text_that_does_not_fit_is_named() {
         ("model", "lstm input_size=2 hidden_size=NaN", &["option hidden_size: expected a whole number, got `NaN`"]),
         ("model", "lstm input_size=2 hidden_size=6 num_layers=2 dropout=NaN", &["dropout", "got NaN"]),
         ("model", "lstm input_size=2 hidden_size=6 num_layers=2 clip=NaN", &["clip", "got NaN"]),
-        ("model", "lstm input_size=2 hidden_size=6 num_layers=9999999", &["missing", "last of 9999999 layers"]),
+        ("model", "lstm input_size=2 hidden_size=6 num_layers=9999999", &["missing", "tensors for 9999999 layers"]),
         ("model", "lstm input_size=2 hidden_size=6", &["unused tensors", "lstm.weight_ih_l1"]),
         ("model", "lstm input_size=3 hidden_size=6 num_layers=2", &["lstm.weight_ih_l0", "[24, 3]", "[24, 2]"]),
         ("head", "none", &["unused tensors", "head.bias"]),
@@ -140,7 +140,7 @@ fn text_that_does_not_fit_is_named() {
         ("seed", "-1", &["trainer.seed", "`-1`", "invalid digit"]),
         ("steps", "NaN", &["trainer.steps", "`NaN`", "invalid digit"]),
         ("steps", "0", &["unused tensors", "optimizer.exp_avg.head.bias"]),
-        ("colour", "blue", &["unknown metadata `trainer.colour`"]),
+        ("colour", "blue", &["unknown metadata key `trainer.colour`"]),
     ] {
         let key = format!("trainer.{key}");
         let result = changed(&files, |_, metadata| {
@@ -177,7 +177,7 @@ fn files_that_are_no_checkpoints_are_refused() {
     assert!(matches!(resume(&files.at("nothing")), Err(Error::Io { path, .. }) if path.ends_with("nothing")));
     assert!(matches!(resume(files.path()), Err(Error::Io { .. })));
     trainer.save_model(files.at("model"), &BTreeMap::new()).unwrap();
-    names(resume(&files.at("model")), &["model", "no checkpoint", "trainer.format"]);
+    names(resume(&files.at("model")), &["model", "not a checkpoint", "trainer.format"]);
 }
 
 #[test]
@@ -198,14 +198,14 @@ fn another_model_is_refused_by_the_option_that_differs() {
         (config.clone().coupled(), Some(1), "coupled", "true", "false"),
         (config.clone().clip(1.0), Some(1), "clip", "1.0", "none"),
         (config.clone().dropout(0.5), Some(1), "dropout", "0.5", "0.25"),
-        (config.clone(), Some(2), "head", "one of 2 outputs", "one of 1 outputs"),
-        (config, None, "head", "none", "one of 1 outputs"),
+        (config.clone(), Some(2), "head", "one with 2 outputs", "one with 1 outputs"),
+        (config, None, "head", "none", "one with 1 outputs"),
     ] {
         match as_other(&config, outputs) {
             Err(Error::Config { option, why }) => {
                 assert_eq!(option, named);
-                let (from, to) = (format!("expected {want}, got"), format!("with {got}"));
-                assert!(why.starts_with(&from) && why.contains("run") && why.ends_with(&to), "{why}");
+                let start = format!("expected {want}, got {got} in the checkpoint ");
+                assert!(why.starts_with(&start) && why.ends_with("run"), "{why}");
             }
             other => panic!("{named}: {other:?}"),
         }
@@ -227,7 +227,7 @@ fn files_are_replaced_whole_or_not_at_all() {
 
     let before = fs::read(files.at("run")).unwrap();
     let taken = BTreeMap::from([("trainer.steps".to_string(), "9".to_string())]);
-    let extras = Extras { text: taken.clone(), ..Extras::default() };
+    let extras = CheckpointExtras { text: taken.clone(), ..CheckpointExtras::default() };
     for result in [trainer.save_with(files.at("run"), &extras), trainer.save_model(files.at("run"), &taken)] {
         names(result, &["metadata", "`trainer.`", "`trainer.steps`"]);
     }
@@ -287,14 +287,14 @@ fn a_run_may_go_on_with_other_settings() {
     let mut trainer = saved(&files);
     let kept = trainer.lstm().weights().clone();
     let other = |method: OptimizerConfig| TrainerConfig::new(method, Schedule::constant(0.5));
-    trainer.set_settings(other(trainer.settings().method.clone())).unwrap();
-    assert!(*trainer.lstm().weights() == kept && (trainer.rate(), trainer.steps()) == (0.5, 2));
-    let odd = if trainer.settings().method == OptimizerConfig::sgd() {
+    trainer.set_config(other(trainer.config().optimizer.clone())).unwrap();
+    assert!(*trainer.lstm().weights() == kept && (trainer.learning_rate(), trainer.steps()) == (0.5, 2));
+    let odd = if trainer.config().optimizer == OptimizerConfig::sgd() {
         OptimizerConfig::adam()
     } else {
         OptimizerConfig::sgd()
     };
-    names(trainer.set_settings(other(odd)), &["method", "keeps"]);
+    names(trainer.set_config(other(odd)), &["optimizer", "state arrays"]);
     step(&mut trainer).unwrap();
     let (lstm, head) = trainer.into_parts();
     assert_eq!(head.unwrap().input_size(), lstm.config().output_size());

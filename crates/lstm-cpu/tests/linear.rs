@@ -202,8 +202,8 @@ fn files_hold_it_under_a_prefix() {
     let linear = Linear::random(&cpu, 3, 2, 1).unwrap();
     let plain = Linear::new(&cpu, linear.weight().clone(), None).unwrap();
     let mut writer = StateDictWriter::new().tensor("head.scale", &array![1.0f32]).unwrap();
-    writer = plain.put(linear.put(writer, "head.").unwrap(), "").unwrap();
-    let twice = linear.put(writer.clone(), "head.");
+    writer = plain.write_to(linear.write_to(writer, "head.").unwrap(), "").unwrap();
+    let twice = linear.write_to(writer.clone(), "head.");
     assert!(matches!(twice, Err(Error::Format { .. })));
     let mut dict = StateDict::from_bytes(writer.to_bytes().unwrap()).unwrap();
     let read = Linear::take(&cpu, &mut dict, "head.").unwrap();

@@ -8,8 +8,8 @@ use lstm_cpu::{
     Backend, Checkpointing, Cpu, Error, Input, Lstm, LstmConfig, Result,
     ndarray::{Array2, Array3, ArrayView1, ArrayView3, Axis, s},
     train::{
-        Clip, IGNORE, Linear, Optimizer, OptimizerConfig, Parameter, Schedule, Trainer, TrainerConfig, cross_entropy,
-        mean_squared,
+        Clip, IGNORE_INDEX, Linear, Optimizer, OptimizerConfig, Parameter, Schedule, Trainer, TrainerConfig,
+        cross_entropy, mean_squared_error,
     },
 };
 
@@ -23,7 +23,7 @@ fn losses_go_down<B: Backend>(b: &B) {
         let mut trainer = trainer(b, &case);
         let loss = |trainer: &Trainer<B>| {
             let (y, _) = trainer.predict(&x).unwrap();
-            mean_squared(y.view(), target.view()).unwrap().0
+            mean_squared_error(y.view(), target.view()).unwrap().0
         };
         let before = loss(&trainer);
         (0..60).for_each(|_| drop(step(&mut trainer).unwrap()));
@@ -42,8 +42,9 @@ fn losses_go_down_in_every_setting() {
 fn classes_are_learnt_and_ignored() {
     // Which feature is larger; nothing is asked of the first ten steps.
     let (x, _) = task();
-    let class =
-        |(k, pair): (usize, ArrayView1<'_, f32>)| if k % 40 < 10 { IGNORE } else { usize::from(pair[0] < pair[1]) };
+    let class = |(k, pair): (usize, ArrayView1<'_, f32>)| {
+        if k % 40 < 10 { IGNORE_INDEX } else { usize::from(pair[0] < pair[1]) }
+    };
     let classes: Vec<_> = x.rows().into_iter().enumerate().map(class).collect();
     let device = device();
     let lstm = Lstm::random(&device, LstmConfig::new(2, 8), 1).unwrap();
@@ -70,15 +71,15 @@ fn is_its_parts<B: Backend>(b: &B) {
             z ^ (z >> 31)
         });
         let (mut lstm, mut head) = (trainer.lstm().clone(), trainer.head().cloned());
-        let mut optimizer = Optimizer::new(settings.method.clone()).unwrap();
+        let mut optimizer = Optimizer::new(settings.optimizer.clone()).unwrap();
         for (k, seed) in seeds.into_iter().enumerate() {
-            let rate = settings.schedule.rate(k as u64);
-            assert_eq!(trainer.rate(), rate);
-            let done = trainer.step(&x, |y| mean_squared(y, target.view())).unwrap();
+            let rate = settings.schedule.rate_at(k as u64);
+            assert_eq!(trainer.learning_rate(), rate);
+            let done = trainer.step(&x, |y| mean_squared_error(y, target.view())).unwrap();
 
             let pass = lstm.forward_train(Input::from(&x).training(seed), Checkpointing::Everything).unwrap();
             let y = head.as_ref().map_or(pass.y.clone(), |head| head.forward(pass.y.view()).unwrap());
-            let (loss, dy) = mean_squared(y.view(), target.view()).unwrap();
+            let (loss, dy) = mean_squared_error(y.view(), target.view()).unwrap();
             let by_head = head.as_ref().map(|head| head.backward(pass.y.view(), dy.view()).unwrap());
             let dy = by_head.as_ref().map_or(&dy, |gradients| &gradients.x);
             let mut by_lstm = pass.tape.backward(dy).unwrap().weights;
@@ -90,7 +91,7 @@ fn is_its_parts<B: Backend>(b: &B) {
             }
             let norm = match settings.clip {
                 Some(clip) => clip.apply(&mut gradients.iter_mut().map(|g| &mut g[..]).collect::<Vec<_>>()).unwrap(),
-                None => lstm_cpu::train::norm(gradients.iter().map(|g| &g[..])),
+                None => lstm_cpu::train::gradient_norm(gradients.iter().map(|g| &g[..])),
             };
             let mut weights = lstm.weights().clone();
             let (mut weight, mut bias) =
@@ -111,7 +112,10 @@ fn is_its_parts<B: Backend>(b: &B) {
                 head.set_weights(weight, bias).unwrap();
             }
 
-            assert_eq!((done.step, done.loss, done.norm, done.rate), (k as u64 + 1, loss, norm, rate));
+            assert_eq!(
+                (done.step, done.loss, done.gradient_norm, done.learning_rate),
+                (k as u64 + 1, loss, norm, rate)
+            );
             assert_eq!(done.state, pass.state);
             assert_eq!(trainer.lstm().weights(), lstm.weights());
             assert_eq!(trainer.head().map(|h| (h.weight(), h.bias())), head.as_ref().map(|h| (h.weight(), h.bias())));
@@ -142,12 +146,12 @@ fn dropout_follows_from_seed_and_step_only() {
     let case = cases().swap_remove(0);
     let loss = |trainer: &mut Trainer<_>, input: Input<'_>| {
         let target = task().1;
-        trainer.step(input, |y| mean_squared(y, target.view())).unwrap().loss
+        trainer.step(input, |y| mean_squared_error(y, target.view())).unwrap().loss
     };
     let x = task().0;
     let mut first = trainer(&device(), &case);
     let again = first.clone();
-    let plain = mean_squared(first.predict(&x).unwrap().0.view(), task().1.view()).unwrap().0;
+    let plain = mean_squared_error(first.predict(&x).unwrap().0.view(), task().1.view()).unwrap().0;
     let want = loss(&mut first, Input::from(&x));
     assert_ne!(want, plain, "dropout acts");
     assert_eq!(loss(&mut again.clone(), Input::from(&x).training(77)), want, "a seed of the input's does not");
@@ -165,12 +169,14 @@ fn states_go_on_from_chunk_to_chunk() {
     let step = trainer
         .step(first, |y| {
             assert_eq!(y.dim(), (8, 20, 1));
-            mean_squared(y, target.slice(s![.., ..20, ..]))
+            mean_squared_error(y, target.slice(s![.., ..20, ..]))
         })
         .unwrap();
     let (y, _) = trainer.predict(Input::from(second).state(&step.state)).unwrap();
     assert_ne!(y, trainer.predict(second).unwrap().0);
-    trainer.step(Input::from(second).state(&step.state), |y| mean_squared(y, target.slice(s![.., 20.., ..]))).unwrap();
+    trainer
+        .step(Input::from(second).state(&step.state), |y| mean_squared_error(y, target.slice(s![.., 20.., ..])))
+        .unwrap();
 }
 
 #[test]
@@ -201,7 +207,7 @@ fn lengths_end_sequences<B: Backend>(device: &B) {
             }
             trainer
                 .step(input, |y| {
-                    let (loss, mut dy) = mean_squared(y, target.view())?;
+                    let (loss, mut dy) = mean_squared_error(y, target.view())?;
                     for (b, &len) in lengths.iter().enumerate() {
                         let mut rest =
                             if time_major { dy.slice_mut(s![len.., b, ..]) } else { dy.slice_mut(s![b, len.., ..]) };
@@ -222,11 +228,11 @@ fn a_head_must_fit_and_settings_must_be_valid() {
     let lstm = Lstm::random(&device, LstmConfig::new(2, 6).bidirectional(), 1).unwrap();
     let head = Linear::random(&device, 6, 1, 2).unwrap();
     let error = Trainer::new(lstm.clone(), Some(head), sgd(0.1)).unwrap_err().to_string();
-    assert!(error.contains("expected 12, as the LSTM gives, got 6"), "{error}");
+    assert!(error.contains("expected 12, the output size of the LSTM, got 6"), "{error}");
     for (settings, named) in [
         (sgd(f32::NAN), "rate"),
         (sgd(0.1).clip(Clip::Norm(0.0)), "clip"),
-        (sgd(0.1).keep(Checkpointing::Segments(33)), "keep"),
+        (sgd(0.1).checkpointing(Checkpointing::Segments(33)), "keep"),
         (TrainerConfig::new(OptimizerConfig::momentum(-1.0), Schedule::constant(0.1)), "momentum"),
     ] {
         match Trainer::new(lstm.clone(), None, settings) {
@@ -269,7 +275,7 @@ fn other_failures_change_nothing_either() {
     let settings = || sgd(0.1);
     refused(settings(), |_| Err(Error::config("mine", "the caller's")), "option mine: the caller's");
     let other = |_: &Array3<f32>| Ok((1.0, Array3::zeros((8, 40, 2))));
-    refused(settings(), other, "the loss's gradient: expected [8, 40, 1], as the outputs, got [8, 40, 2]");
+    refused(settings(), other, "gradient of the loss: expected [8, 40, 1], the shape of the outputs, got [8, 40, 2]");
     let mut trainer = trainer(&device(), &cases()[0]);
     let before = bits(&trainer);
     let x = Array3::zeros((8, 40, 3));

@@ -1,4 +1,4 @@
-//! Bounds on gradients, so that one step can't go far.
+//! Gradient clipping.
 
 use std::{fmt, str::FromStr};
 
@@ -8,48 +8,48 @@ use crate::{
     shape::check_clip,
 };
 
-/// How large gradients are made smaller before a step.
+/// Gradient clipping, applied to the gradients of all parameters before an optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Clip {
-    /// Scales all gradients by one factor so that their [`norm`] together is at most this:
-    /// `torch.nn.utils.clip_grad_norm_`.
+    /// Scales all gradients by one factor so that their [`gradient_norm`] is at most this bound, as
+    /// `torch.nn.utils.clip_grad_norm_` does.
     Norm(f32),
-    /// Bounds each element to `[-bound, bound]`: `torch.nn.utils.clip_grad_value_`.
+    /// Clips each element to `[-bound, bound]`, as `torch.nn.utils.clip_grad_value_` does.
     Value(f32),
 }
 
 impl Clip {
-    /// Checks the bound.
+    /// Checks that the bound is positive and finite.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if it is not positive and finite.
+    /// [`Error::Config`] otherwise.
     pub fn validate(&self) -> Result<()> {
         let (Clip::Norm(bound) | Clip::Value(bound)) = *self;
         check_clip(bound)
     }
 
-    /// Clips all of a model's gradients and returns the [`norm`] that they had before.
+    /// Clips the gradients of all parameters in place. Returns their [`gradient_norm`] before clipping.
     ///
-    /// - `Norm(max)`: with `factor = max / (norm + 1e-6)` in f64, rounded to f32, each `g = factor * g`; gradients
-    ///   whose factor would be 1 or more keep their bits.
+    /// - `Norm(bound)`: `factor = bound / (norm + 1e-6)`, computed in f64 and rounded to f32. If `factor < 1`, each
+    ///   element becomes `g = factor * g`; otherwise no element changes.
     /// - `Value(bound)`: `g = min(max(g, -bound), bound)`.
     ///
-    /// If the norm is not finite, some gradient is not either, and no factor helps: all are left as they are, and the
-    /// caller, who sees the norm, decides, for example to leave out the step. (PyTorch would spread NaN to all of them
-    /// or, by value, clip the infinite.)
+    /// If the norm is infinite or NaN, the gradients stay unchanged. The caller should check the returned norm and may,
+    /// for example, skip the step. (PyTorch differs: clipping by norm makes all gradients NaN or 0, and clipping by
+    /// value replaces infinities by the bound.)
     ///
     /// # Errors
-    /// A bound that is not [valid](Self::validate); then nothing is changed.
+    /// [`Error::Config`] if the bound is not [valid](Self::validate). The gradients are then unchanged.
     pub fn apply(&self, gradients: &mut [&mut [f32]]) -> Result<f64> {
         self.validate()?;
-        let norm = norm(gradients.iter().map(|gradient| &**gradient));
+        let norm = gradient_norm(gradients.iter().map(|gradient| &**gradient));
         if !norm.is_finite() {
             return Ok(norm);
         }
         let elements = gradients.iter_mut().flat_map(|gradient| gradient.iter_mut());
         match *self {
-            Clip::Norm(max) => {
-                let factor = (f64::from(max) / (norm + 1e-6)) as f32;
+            Clip::Norm(bound) => {
+                let factor = (f64::from(bound) / (norm + 1e-6)) as f32;
                 if factor < 1.0 {
                     elements.for_each(|g| *g *= factor);
                 }
@@ -88,9 +88,10 @@ impl FromStr for Clip {
     }
 }
 
-/// The Euclidean norm of all gradients as one vector: the square root of the sum of squares, in f64, in the order of
-/// gradients and elements. 0 if there are none; not finite if an element is not, and else finite.
-pub fn norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
+/// The Euclidean norm of all gradients, taken as one vector: the square root of the sum of squares, in f64, summed in
+/// the order of the gradients and their elements. It is 0 without gradients, and infinite or NaN exactly if an element
+/// is.
+pub fn gradient_norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
     let sum = gradients.into_iter().flatten().fold(0.0, |sum, &g| sum + f64::from(g) * f64::from(g));
     libm::sqrt(sum)
 }
@@ -105,26 +106,26 @@ mod tests {
     }
 
     #[test]
-    fn one_factor_for_all() {
+    fn norm_clipping_scales_all_gradients_by_one_factor() {
         let (norm, g) = clipped(Clip::Norm(1.0), vec![3.0], vec![0.0, -4.0]);
         let factor = (1.0 / (5.0 + 1e-6)) as f32;
         assert_eq!((norm, g), (5.0, vec![3.0 * factor, 0.0, -4.0 * factor]));
     }
 
     #[test]
-    fn small_gradients_keep_their_bits() {
+    fn gradients_below_the_bound_are_unchanged() {
         let (norm, g) = clipped(Clip::Norm(5.1), vec![3.0], vec![-0.0, -4.0]);
         assert_eq!((norm, g[1].to_bits(), g), (5.0, (-0.0f32).to_bits(), vec![3.0, 0.0, -4.0]));
         assert_eq!(clipped(Clip::Norm(1.0), vec![], vec![]), (0.0, vec![]));
     }
 
     #[test]
-    fn each_element_is_bounded() {
+    fn value_clipping_bounds_each_element() {
         assert_eq!(clipped(Clip::Value(2.0), vec![3.0], vec![1.0, -4.0]).1, [2.0, 1.0, -2.0]);
     }
 
     #[test]
-    fn nothing_is_done_to_what_is_not_finite() {
+    fn non_finite_gradients_are_unchanged() {
         for clip in [Clip::Norm(1.0), Clip::Value(1.0)] {
             for bad in [f32::NAN, f32::INFINITY] {
                 let (norm, g) = clipped(clip, vec![3.0], vec![bad, -4.0]);
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_positive_and_finite() {
+    fn rejects_bounds_that_are_not_positive_and_finite() {
         for bound in [0.0, -1.0, f32::NAN, f32::INFINITY] {
             for clip in [Clip::Norm(bound), Clip::Value(bound)] {
                 let mut g = [9.0];

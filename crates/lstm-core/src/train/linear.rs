@@ -1,4 +1,4 @@
-//! A fully connected layer, such as a model's head, and its gradients.
+//! A fully connected layer with its gradients, for use as the head of a model.
 
 use ndarray::{Array, Array1, Array2, ArrayView, Dimension, Ix2};
 use ndarray_rand::rand::{SeedableRng, distr::Distribution};
@@ -12,16 +12,17 @@ use crate::{
     model::{reserved, wait},
     shape::{MatrixRef, MatrixShape, zeros},
     weights::{
-        init::Symmetric,
+        init::SymmetricUniform,
         state_dict::{StateDict, StateDictWriter},
     },
 };
 
-/// A fully connected layer on a backend, `y = x W^T + b`: `torch.nn.Linear`, with `weight (out, in)` and, maybe,
-/// `bias (out)`. `docs/arithmetic.md` gives its bits, under Linear.
+/// A fully connected layer on a backend, `y = x W^T + b`, as `torch.nn.Linear`. The weight `W` has the shape
+/// `(out, in)`; the optional bias `b` has the shape `(out)`. `docs/specification.md` defines the results to the bit
+/// under "Linear".
 ///
-/// It works on the last axis of an array; each row along it is one `x`, whatever the other axes are. The weights on the
-/// host stay exactly as they were given; the device's copy is snapped.
+/// The layer applies to the last axis of an array of any number of axes. The host keeps the weights exactly as given;
+/// the copy on the device is snapped (see [`arithmetic::snap`](crate::arithmetic::snap)).
 ///
 /// ```no_run
 /// # use lstm_core::{Backend, Result, ndarray::{Array3, array}, train::Linear};
@@ -29,7 +30,7 @@ use crate::{
 /// let head = Linear::new(backend, array![[1.0, 2.0], [0.0, -1.0], [0.5, 0.5]], Some(array![0.0, 1.0, 2.0]))?;
 /// let x = Array3::<f32>::zeros((4, 10, 2));
 /// let y = head.forward(x.view())?; // (4, 10, 3)
-/// let gradients = head.backward(x.view(), y.view())?; // of the sum of y^2 / 2
+/// let gradients = head.backward(x.view(), y.view())?; // gradients of the loss sum(y^2) / 2
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -37,25 +38,25 @@ pub struct Linear<B: Backend> {
     backend: B,
     weight: Array2<f32>,
     bias: Option<Array1<f32>>,
-    device: OnDevice<B::Tensor>,
+    device: DeviceWeights<B::Tensor>,
 }
 
-/// Snapped: `weight [out, in]`, `bias [1, out]`.
+/// Snapped copies of the weights on the device: `weight [out, in]` and `bias [1, out]`.
 #[derive(Clone)]
-struct OnDevice<T> {
+struct DeviceWeights<T> {
     weight: T,
     bias: Option<T>,
 }
 
-/// What [`Linear::backward`] returns.
+/// Gradients of a loss with respect to the input and the parameters of a [`Linear`] layer.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LinearGradients<D: Dimension> {
-    /// Of the input, of its shape.
+    /// Gradient with respect to the input, with the input's shape.
     pub x: Array<f32, D>,
-    /// Of the weight, `(out, in)`.
+    /// Gradient with respect to the weight, shape `(out, in)`.
     pub weight: Array2<f32>,
-    /// Of the bias, `(out)`, if there is one.
+    /// Gradient with respect to the bias, shape `(out)`; `None` for a layer without a bias.
     pub bias: Option<Array1<f32>>,
 }
 
@@ -67,11 +68,12 @@ impl<B: Backend> std::fmt::Debug for Linear<B> {
 }
 
 impl<B: Backend> Linear<B> {
-    /// Brings a weight `(out, in)` and a bias `(out)` to the backend's device.
+    /// Creates a layer from a weight of shape `(out, in)` and an optional bias of shape `(out)`, and uploads both to
+    /// the device.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes that are not from 1 to 2^24; [`Error::TensorShape`] for a bias that is not as long as
-    /// the weight has rows; what the device refuses.
+    /// [`Error::Config`] if a size is not from 1 to 2^24; [`Error::TensorShape`] if the length of the bias is not the
+    /// number of rows of the weight; errors of the device.
     pub fn new(backend: &B, weight: Array2<f32>, bias: Option<Array1<f32>>) -> Result<Self> {
         let (output, input) = weight.dim();
         check_size("input_size", input)?;
@@ -81,30 +83,33 @@ impl<B: Backend> Linear<B> {
         }
         let weight = weight.as_standard_layout().into_owned();
         let bias = bias.map(|bias| bias.as_standard_layout().into_owned());
-        let snapped = |rows, cols, values: Option<&[f32]>| {
-            let values = values.expect("row-major, by the lines above");
+        let upload_snapped = |rows, cols, values: Option<&[f32]>| {
+            let values = values.expect("as_standard_layout gives a row-major array");
             backend.snap(backend.upload(MatrixShape::new(rows, cols), values)?)
         };
-        let device = OnDevice {
-            weight: snapped(output, input, weight.as_slice())?,
-            bias: bias.as_ref().map(|bias| snapped(1, output, bias.as_slice())).transpose()?,
+        let device = DeviceWeights {
+            weight: upload_snapped(output, input, weight.as_slice())?,
+            bias: bias.as_ref().map(|bias| upload_snapped(1, output, bias.as_slice())).transpose()?,
         };
         Ok(Linear { backend: backend.clone(), weight, bias, device })
     }
 
-    /// A layer with a bias, all of it drawn from `U(-1/sqrt(in), 1/sqrt(in))`, PyTorch's default; the same seed means
-    /// the same weights for ever. The weight is drawn first, row by row, then the bias, from the generator and on the
-    /// grid of [`Weights::init`](crate::Weights::init): a head takes another seed than the LSTM below it, or it gets the
-    /// same draws.
+    /// Creates a layer with weight and bias drawn from `U(-1/sqrt(in), 1/sqrt(in))`, PyTorch's default. A seed gives
+    /// bit-identical values on every machine and in every version.
+    ///
+    /// The weight is drawn first, row by row, then the bias, with the same generator and distribution as
+    /// [`Weights::init`](crate::Weights::init). Use a different seed for the head than for the LSTM; otherwise both use
+    /// the same random numbers.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes that are not from 1 to 2^24; [`Error::TooLarge`]; what the device refuses.
+    /// [`Error::Config`] if a size is not from 1 to 2^24; [`Error::TooLarge`] if the weight does not fit in memory;
+    /// errors of the device.
     pub fn random(backend: &B, input: usize, output: usize, seed: u64) -> Result<Self> {
         const OP: &str = "Linear::random";
         check_size("input_size", input)?;
         check_size("output_size", output)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let uniform = Symmetric::root(1.0 / input as f64);
+        let uniform = SymmetricUniform::with_squared_bound(1.0 / input as f64);
         let mut draw = |sizes: &[usize]| {
             let mut values = zeros(OP, sizes)?;
             values.iter_mut().for_each(|v| *v = uniform.sample(&mut rng));
@@ -116,12 +121,13 @@ impl<B: Backend> Linear<B> {
         Self::new(backend, weight, Some(bias.into()))
     }
 
-    /// Takes a layer from a file: the tensors `weight` and, if it is there, `bias` behind `prefix`, such as `"head."`.
-    /// Other tensors behind the prefix stay.
+    /// Takes a layer from a state dict: the tensor `{prefix}weight` and, if present, `{prefix}bias`. An example of a
+    /// prefix is `"head."`. Other tensors with the prefix stay in the state dict.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] if there is no weight; [`Error::Shape`] if it is no matrix; [`Error::TensorShape`] if the
-    /// bias does not fit it; as for [`StateDict::take`] and [`new`](Self::new). Then nothing is taken.
+    /// [`Error::MissingTensor`] if there is no weight; [`Error::Shape`] if the weight is not a matrix;
+    /// [`Error::TensorShape`] if the length of the bias is not the number of rows of the weight; and the errors of
+    /// [`StateDict::take`] and [`new`](Self::new). The state dict is unchanged after an error.
     pub fn take(backend: &B, dict: &mut StateDict, prefix: &str) -> Result<Self> {
         let [weight, bias] = ["weight", "bias"].map(|name| format!("{prefix}{name}"));
         let matrix = dict.read(&weight)?;
@@ -141,11 +147,11 @@ impl<B: Backend> Linear<B> {
         Ok(layer)
     }
 
-    /// Adds the layer to a file: `weight` and `bias` behind `prefix`, what [`take`](Self::take) reads.
+    /// Adds the tensors `{prefix}weight` and, with a bias, `{prefix}bias` to a writer. [`take`](Self::take) reads them.
     ///
     /// # Errors
-    /// [`Error::Format`] if a name is already there.
-    pub fn put(&self, writer: StateDictWriter, prefix: &str) -> Result<StateDictWriter> {
+    /// [`Error::Format`] if the writer already has a tensor with one of these names.
+    pub fn write_to(&self, writer: StateDictWriter, prefix: &str) -> Result<StateDictWriter> {
         let writer = writer.tensor(format!("{prefix}weight"), &self.weight)?;
         match &self.bias {
             Some(bias) => writer.tensor(format!("{prefix}bias"), bias),
@@ -153,63 +159,63 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// Features of an input.
+    /// Number of features of the input.
     pub fn input_size(&self) -> usize {
         self.weight.ncols()
     }
 
-    /// Features of an output.
+    /// Number of features of the output.
     pub fn output_size(&self) -> usize {
         self.weight.nrows()
     }
 
-    /// The weight as it was given, unsnapped.
+    /// The weight exactly as given, shape `(out, in)`.
     pub fn weight(&self) -> &Array2<f32> {
         &self.weight
     }
 
-    /// The bias as it was given, unsnapped.
+    /// The bias exactly as given, shape `(out)`; `None` for a layer without a bias.
     pub fn bias(&self) -> Option<&Array1<f32>> {
         self.bias.as_ref()
     }
 
-    /// The backend.
+    /// The backend on which the layer runs.
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
-    /// Replaces the weights by others of the same shapes.
+    /// Replaces the weight and the bias. The shapes must stay the same.
     ///
     /// # Errors
-    /// [`Error::Shape`] naming the argument if a shape differs, or if one has a bias and the other has none; what the
-    /// device refuses. The layer is then unchanged.
+    /// [`Error::Shape`] if a shape differs, or if a bias is added or removed; errors of the device. The layer is
+    /// unchanged after an error.
     pub fn set_weights(&mut self, weight: Array2<f32>, bias: Option<Array1<f32>>) -> Result<()> {
-        let expect = |what: &str, want: Option<&[usize]>, got: Option<&[usize]>| {
-            let show = |shape: Option<&[usize]>| shape.map_or("none".into(), |shape| format!("{shape:?}"));
-            let misfit = || Error::shape(format!("Linear::set_weights: {what}"), show(want), show(got));
-            if want == got { Ok(()) } else { Err(misfit()) }
+        let check_shape = |argument: &str, expected: Option<&[usize]>, got: Option<&[usize]>| {
+            let text = |shape: Option<&[usize]>| shape.map_or("none".into(), |shape| format!("{shape:?}"));
+            let error = || Error::shape(format!("Linear::set_weights: {argument}"), text(expected), text(got));
+            if expected == got { Ok(()) } else { Err(error()) }
         };
-        expect("weight", Some(self.weight.shape()), Some(weight.shape()))?;
-        expect("bias", self.bias.as_ref().map(Array::shape), bias.as_ref().map(Array::shape))?;
+        check_shape("weight", Some(self.weight.shape()), Some(weight.shape()))?;
+        check_shape("bias", self.bias.as_ref().map(Array::shape), bias.as_ref().map(Array::shape))?;
         *self = Self::new(&self.backend, weight, bias)?;
         Ok(())
     }
 
-    /// The outputs, with the axes of `x` but the last, which is `in` there and `out` here. No rows give no rows.
+    /// Computes the output `(.., out)` for the input `x` of shape `(.., in)`. The input may be empty.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `x` has no axes or another last one; what the device refuses.
+    /// [`Error::Shape`] if the last axis of `x` is not `in`; errors of the device.
     pub fn forward<D: Dimension>(&self, x: ArrayView<'_, f32, D>) -> Result<Array<f32, D>> {
         wait(self.forward_async(x))
     }
 
-    /// [`forward`](Self::forward) without blocking the thread.
+    /// Asynchronous [`forward`](Self::forward), which does not block the thread.
     ///
     /// # Errors
-    /// As for `forward`.
+    /// As for [`forward`](Self::forward).
     pub async fn forward_async<D: Dimension>(&self, x: ArrayView<'_, f32, D>) -> Result<Array<f32, D>> {
         let dim = self.output_dim("forward", &x)?;
-        let y = match self.rows(x)? {
+        let y = match self.upload_rows(x)? {
             Some(x) => {
                 let weight = MatrixRef::from(&self.device.weight).t();
                 let y = self.backend.gemm((&x).into(), weight, self.device.bias.as_ref())?;
@@ -220,14 +226,15 @@ impl<B: Backend> Linear<B> {
         array(dim, y)
     }
 
-    /// The gradients from `dy`, the loss's derivative by the outputs for `x`: by the input, the weight and the bias,
-    /// summed over all rows. No rows give zero gradients.
+    /// Computes the gradients with respect to the input, the weight and the bias from `dy`, the gradient of the loss
+    /// with respect to the output for the input `x`. The gradients of the weight and the bias are sums over all rows.
+    /// For an empty input they are zero.
     ///
-    /// One scale, a power of two, keeps small gradients from being snapped; what is smaller than 2^-100 at either end
-    /// becomes 0.
+    /// The elements of `dy` are scaled by one power of two, so that small gradients are not snapped to zero, and the
+    /// results are scaled back. Gradients smaller than 2^-100, of either the output or the result, become 0.
     ///
     /// # Errors
-    /// [`Error::Shape`] naming the argument, what was expected and what came; what the device refuses.
+    /// [`Error::Shape`] if `x` does not have the shape `(.., in)` or `dy` the shape `(.., out)`; errors of the device.
     pub fn backward<D: Dimension>(
         &self,
         x: ArrayView<'_, f32, D>,
@@ -236,22 +243,22 @@ impl<B: Backend> Linear<B> {
         wait(self.backward_async(x, dy))
     }
 
-    /// [`backward`](Self::backward) without blocking the thread.
+    /// Asynchronous [`backward`](Self::backward), which does not block the thread.
     ///
     /// # Errors
-    /// As for `backward`.
+    /// As for [`backward`](Self::backward).
     pub async fn backward_async<D: Dimension>(
         &self,
         x: ArrayView<'_, f32, D>,
         dy: ArrayView<'_, f32, D>,
     ) -> Result<LinearGradients<D>> {
-        let (b, dim, want) = (&self.backend, x.raw_dim(), self.output_dim("backward", &x)?);
-        if dy.raw_dim() != want {
-            let (want, got) = (format!("{:?}", want.slice()), format!("{:?}", dy.shape()));
-            return Err(Error::shape("Linear::backward: dy", want, got));
+        let (b, dim, expected) = (&self.backend, x.raw_dim(), self.output_dim("backward", &x)?);
+        if dy.raw_dim() != expected {
+            let (expected, got) = (format!("{:?}", expected.slice()), format!("{:?}", dy.shape()));
+            return Err(Error::shape("Linear::backward: dy", expected, got));
         }
         let scale = Scale::of(&dy);
-        let (Some(x), Some(dy)) = (self.rows(x)?, self.rows(dy.mapv(|v| scale.apply(v)).view())?) else {
+        let (Some(x), Some(dy)) = (self.upload_rows(x)?, self.upload_rows(dy.mapv(|v| scale.apply(v)).view())?) else {
             let weight = Array2::zeros(self.weight.raw_dim());
             let bias = self.bias.as_ref().map(|bias| Array1::zeros(bias.raw_dim()));
             return Ok(LinearGradients { x: array(dim, Vec::new())?, weight, bias });
@@ -276,27 +283,27 @@ impl<B: Backend> Linear<B> {
         })
     }
 
-    /// The outputs' shape.
+    /// Checks the last axis of `x` and returns the shape of the output.
     fn output_dim<D: Dimension>(&self, op: &str, x: &ArrayView<'_, f32, D>) -> Result<D> {
         let mut dim = x.raw_dim();
         match dim.slice_mut().last_mut() {
             Some(last) if *last == self.input_size() => *last = self.output_size(),
             _ => {
-                let want = format!("[.., {}]", self.input_size());
-                return Err(Error::shape(format!("Linear::{op}: x"), want, format!("{:?}", x.shape())));
+                let expected = format!("[.., {}]", self.input_size());
+                return Err(Error::shape(format!("Linear::{op}: x"), expected, format!("{:?}", x.shape())));
             }
         }
         Ok(dim)
     }
 
-    /// The rows of `x` on the device, snapped; none if there are none.
-    fn rows<D: Dimension>(&self, x: ArrayView<'_, f32, D>) -> Result<Option<B::Tensor>> {
+    /// Uploads `x` as a matrix with one row per element of the leading axes, and snaps it. `None` if `x` is empty.
+    fn upload_rows<D: Dimension>(&self, x: ArrayView<'_, f32, D>) -> Result<Option<B::Tensor>> {
         let (Some(&cols), false) = (x.shape().last(), x.is_empty()) else { return Ok(None) };
         let shape = MatrixShape::new(x.len() / cols, cols);
         let rows = match x.as_slice() {
             Some(rows) => self.backend.upload(shape, rows)?,
             None => {
-                // A view may be larger than what it looks at.
+                // A broadcast view can have more elements than its data, so the allocation may fail.
                 let mut rows = reserved(x.len())?;
                 rows.extend(x.iter().copied());
                 self.backend.upload_vec(shape, rows)?
@@ -305,6 +312,7 @@ impl<B: Backend> Linear<B> {
         Ok(Some(self.backend.snap(rows)?))
     }
 
+    /// Downloads a gradient and undoes the scaling.
     async fn download(&self, gradient: B::Tensor, scale: Scale) -> Result<Vec<f32>> {
         let mut values = self.backend.download_vec(gradient).await?;
         values.iter_mut().for_each(|v| *v = scale.undo(*v));
@@ -312,7 +320,8 @@ impl<B: Backend> Linear<B> {
     }
 }
 
+/// An array of the given shape from its elements in row-major order.
 fn array<D: Dimension>(dim: D, values: Vec<f32>) -> Result<Array<f32, D>> {
     let shape = format!("{:?}", dim.slice());
-    Array::from_shape_vec(dim, values).map_err(|why| Error::shape("Linear", shape, why))
+    Array::from_shape_vec(dim, values).map_err(|error| Error::shape("Linear", shape, error))
 }

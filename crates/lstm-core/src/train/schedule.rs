@@ -1,4 +1,4 @@
-//! The learning rate as a function of the step.
+//! Learning rate schedules.
 
 use std::{fmt, str::FromStr};
 
@@ -10,89 +10,94 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The learning rate of each step: a linear warm-up, then a [`Decay`].
+/// Learning rate schedule: a linear warm-up followed by a [`Decay`].
 ///
-/// With base rate r, w steps of warm-up, and steps t counted from 0,
+/// For the base rate `r`, `w` warm-up steps and the step `t`, counted from 0:
 ///
 /// ```text
-/// rate(t) = r * (t + 1) / w        while t < w
-/// rate(t) = decay(r, t - w)        from then on
+/// rate(t) = r * (t + 1) / w        if t < w
+/// rate(t) = decay(r, t - w)        otherwise
 /// ```
 ///
-/// in f64 and rounded once. The warm-up is PyTorch's `LinearLR(start_factor=1/w, total_iters=w-1)`, joined to the
-/// decay's scheduler by `SequentialLR(milestones=[w])`.
+/// The rate is computed in f64 and rounded to f32 once. The warm-up is PyTorch's
+/// `LinearLR(start_factor=1/w, total_iters=w-1)`, followed by the decay's scheduler in
+/// `SequentialLR(milestones=[w])`.
 ///
-/// As text it is one line, which keeps every bit. `warmup`, and `min` of the cosine, may be left out if they are 0:
+/// The text form is one line. Parsing it gives an equal schedule. `warmup` defaults to 0, and so does the cosine's
+/// `min`:
 ///
 /// ```
 /// use lstm_core::train::Schedule;
 /// let schedule = Schedule::cosine(0.1, 1000, 0.001).warmup(50);
 /// assert_eq!(schedule.to_string(), "cosine rate=0.1 steps=1000 min=0.001 warmup=50");
 /// assert_eq!("step rate=0.1 every=30 factor=0.5".parse::<Schedule>()?, Schedule::step(0.1, 30, 0.5));
-/// assert_eq!((schedule.rate(49), schedule.rate(1050)), (0.1, 0.001));
+/// assert_eq!((schedule.rate_at(49), schedule.rate_at(1050)), (0.1, 0.001));
 /// # Ok::<(), lstm_core::Error>(())
 /// ```
 ///
-/// Parsing fails with [`Error::Format`] for text that is not such a line, and as [`validate`](Self::validate) does.
+/// Parsing fails with [`Error::Format`] for any other text, and with [`Error::Config`] for options that
+/// [`validate`](Self::validate) rejects.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Schedule {
-    /// The base rate, which the warm-up reaches and the decay starts from.
+    /// The base learning rate, at the end of the warm-up and the start of the decay.
     pub rate: f32,
-    /// Steps of warm-up; 0 by default.
+    /// Number of warm-up steps; 0 by default.
     pub warmup: u64,
-    /// What comes after the warm-up.
+    /// How the rate changes after the warm-up.
     pub decay: Decay,
 }
 
-/// How a [`Schedule`]'s rate r goes on after its warm-up; u counts steps from there, from 0.
+/// How the learning rate of a [`Schedule`] changes after its warm-up. In the equations, `r` is the base rate and `u`
+/// the number of steps since the end of the warm-up.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Decay {
-    /// It does not change.
+    /// The rate stays `r`.
     Constant,
-    /// `r * factor^floor(u / every)`, with the `libm` crate's power: `StepLR(step_size=every, gamma=factor)`.
+    /// The rate is multiplied by `factor` every `every` steps: `r * factor^floor(u / every)`, with the `libm` crate's
+    /// `pow`. PyTorch's `StepLR(step_size=every, gamma=factor)`.
     Step {
-        /// Steps from one change to the next; at least 1.
+        /// Number of steps between two changes of the rate; at least 1.
         every: u64,
-        /// What the rate is multiplied by; from 0 to 1.
+        /// Factor of each change; from 0 to 1.
         factor: f32,
     },
-    /// `min + (r - min) * (1 + cos(pi u / steps)) / 2` while `u < steps`, and `min` from then on, with the `libm`
-    /// crate's cosine: `CosineAnnealingLR(T_max=steps, eta_min=min)` (Loshchilov & Hutter 2017) up to its end, where
-    /// PyTorch's would rise again.
+    /// Cosine annealing (Loshchilov & Hutter 2017): `min + (r - min) * (1 + cos(pi * u / steps)) / 2` for `u < steps`,
+    /// with the `libm` crate's `cos`, then `min`. PyTorch's `CosineAnnealingLR(T_max=steps, eta_min=min)`, except that
+    /// PyTorch's rate rises again after `steps` steps.
     Cosine {
-        /// Steps from the base rate to `min`; at least 1.
+        /// Number of steps from the base rate to `min`; at least 1.
         steps: u64,
-        /// The last rate; from 0 to the base rate.
+        /// The final rate; from 0 to the base rate.
         min: f32,
     },
 }
 
 impl Schedule {
-    /// The same rate for ever.
+    /// A constant rate, without warm-up.
     pub fn constant(rate: f32) -> Self {
         Schedule { rate, warmup: 0, decay: Decay::Constant }
     }
 
-    /// The rate multiplied by `factor` after every so many steps.
+    /// Multiplies the rate by `factor` every `every` steps, without warm-up. See [`Decay::Step`].
     pub fn step(rate: f32, every: u64, factor: f32) -> Self {
         Schedule { rate, warmup: 0, decay: Decay::Step { every, factor } }
     }
 
-    /// Half a cosine from the rate down to `min`, over so many steps.
+    /// Cosine annealing from `rate` to `min` over `steps` steps, without warm-up. See [`Decay::Cosine`].
     pub fn cosine(rate: f32, steps: u64, min: f32) -> Self {
         Schedule { rate, warmup: 0, decay: Decay::Cosine { steps, min } }
     }
 
-    /// Puts a linear warm-up of so many steps before the decay, which starts when it ends.
+    /// Adds a linear warm-up of `steps` steps before the decay.
     pub fn warmup(self, steps: u64) -> Self {
         Schedule { warmup: steps, ..self }
     }
 
-    /// The rate of a step, counted from 0 (an [`Optimizer`](super::Optimizer)'s `steps()` before the step). Finite and
-    /// not negative if the schedule is [valid](Self::validate).
-    pub fn rate(&self, step: u64) -> f32 {
+    /// The learning rate of a step, counted from 0: [`Optimizer::steps`](super::Optimizer::steps) before the step. It
+    /// is finite and not negative if the schedule is [valid](Self::validate).
+    pub fn rate_at(&self, step: u64) -> f32 {
         let base = f64::from(self.rate);
         let Some(u) = step.checked_sub(self.warmup) else {
             return (base * (step + 1) as f64 / self.warmup as f64) as f32;
@@ -112,8 +117,8 @@ impl Schedule {
     /// Checks the options.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the option: a `rate` that is negative or not finite, `every` or `steps` of 0, a
-    /// `factor` outside 0 to 1, a `min` outside 0 to the rate.
+    /// [`Error::Config`], which names the option: a `rate` that is negative or not finite, an `every` or `steps` of 0,
+    /// a `factor` outside `[0, 1]`, a `min` outside `[0, rate]`.
     pub fn validate(&self) -> Result<()> {
         check_not_negative("rate", self.rate)?;
         match self.decay {
@@ -178,23 +183,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_at_the_corners() {
-        let rates = |s: &Schedule, n| (0..n).map(|t| s.rate(t)).collect::<Vec<_>>();
+    fn rates_follow_the_equations() {
+        let rates = |s: &Schedule, n| (0..n).map(|t| s.rate_at(t)).collect::<Vec<_>>();
         assert_eq!(rates(&Schedule::constant(0.5).warmup(4), 6), [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]);
         assert_eq!(rates(&Schedule::step(1.0, 2, 0.5).warmup(1), 6), [1.0, 1.0, 1.0, 0.5, 0.5, 0.25]);
         assert_eq!(rates(&Schedule::step(1.0, 1, 0.0), 3), [1.0, 0.0, 0.0]);
         assert_eq!(rates(&Schedule::cosine(0.75, 2, 0.25), 5), [0.75, 0.5, 0.25, 0.25, 0.25]);
         for s in [Schedule::constant(0.1), Schedule::step(0.1, 1, 0.9), Schedule::cosine(0.1, 7, 0.001)] {
-            assert_eq!(s.rate(0), 0.1);
+            assert_eq!(s.rate_at(0), 0.1);
             for s in [s.clone(), s.clone().warmup(u64::MAX), s.warmup(1 << 63)] {
-                assert!((0.0..=0.1).contains(&s.rate(u64::MAX)), "{s}");
+                assert!((0.0..=0.1).contains(&s.rate_at(u64::MAX)), "{s}");
             }
         }
-        assert_eq!(Schedule::cosine(0.1, u64::MAX, 0.01).rate(u64::MAX), 0.01);
+        assert_eq!(Schedule::cosine(0.1, u64::MAX, 0.01).rate_at(u64::MAX), 0.01);
     }
 
     #[test]
-    fn impossible_options_are_named_and_do_not_panic() {
+    fn rejects_invalid_options_by_name() {
         for (schedule, option) in [
             (Schedule::constant(-0.1), "rate"),
             (Schedule::constant(f32::NAN), "rate"),
@@ -213,12 +218,12 @@ mod tests {
                     other => panic!("{schedule}: {other:?}"),
                 }
             }
-            schedule.rate(0);
+            schedule.rate_at(0);
         }
     }
 
     #[test]
-    fn text_keeps_every_bit() {
+    fn text_round_trip_is_exact() {
         let odd = f32::from_bits(0x3dcc_ccce);
         for schedule in [
             Schedule::constant(odd),
@@ -231,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn other_text_is_refused() {
+    fn rejects_other_text() {
         for (text, part) in [
             ("", "expected constant, step or cosine, got ``"),
             ("linear rate=1", "got `linear`"),

@@ -11,7 +11,7 @@ use std::{
 use crate::error::{Error, Result};
 
 /// Writes to another file beside `path`, which then takes its name. If anything fails, an older file is as it was.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path, bytes).map_err(|source| Error::Io { path: path.into(), source })
 }
 

@@ -94,7 +94,8 @@ impl Weights {
 }
 
 fn fill(kind: InitKind, param: Param, shape: &[usize], hidden: usize, rng: &mut ChaCha8Rng) -> ArrayD<f32> {
-    let mut uniform = |square: f64| ArrayD::random_using(IxDyn(shape), Symmetric::root(square), rng);
+    let mut uniform =
+        |square: f64| ArrayD::random_using(IxDyn(shape), SymmetricUniform::with_squared_bound(square), rng);
     match (kind, param, shape) {
         (InitKind::Uniform, ..) => uniform(1.0 / hidden as f64),
         (InitKind::Orthogonal, Param::WeightHh, &[rows, cols]) => orthonormal(rows, cols, rng).into_dyn(),
@@ -105,18 +106,18 @@ fn fill(kind: InitKind, param: Param, shape: &[usize], hidden: usize, rng: &mut 
 
 /// `U[-bound, bound)` on a grid of 2^24 points: `((n - 2^23) / 2^23) * bound`, where n is the high 24 bits of a 32-bit
 /// draw. The quotient is exact, the product rounds once, and never up to `bound`.
-pub(crate) struct Symmetric {
+pub(crate) struct SymmetricUniform {
     bound: f32,
 }
 
-impl Symmetric {
+impl SymmetricUniform {
     /// With the bound `sqrt(square)`, rounded once.
-    pub(crate) fn root(square: f64) -> Self {
-        Symmetric { bound: libm::sqrt(square) as f32 }
+    pub(crate) fn with_squared_bound(square: f64) -> Self {
+        SymmetricUniform { bound: libm::sqrt(square) as f32 }
     }
 }
 
-impl Distribution<f32> for Symmetric {
+impl Distribution<f32> for SymmetricUniform {
     fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> f32 {
         const HALF: i32 = 1 << 23;
         let n = (rng.next_u32() >> 8) as i32 - HALF;
@@ -238,8 +239,8 @@ mod tests {
             fn fill_bytes(&mut self, _: &mut [u8]) {}
         }
         for bound in [1.0, 0.1, 0.57735026, 1.9999999, f32::MIN_POSITIVE] {
-            assert_eq!(Symmetric { bound }.sample(&mut Ends(0)), -bound);
-            assert!(Symmetric { bound }.sample(&mut Ends(u32::MAX)) < bound);
+            assert_eq!(SymmetricUniform { bound }.sample(&mut Ends(0)), -bound);
+            assert!(SymmetricUniform { bound }.sample(&mut Ends(u32::MAX)) < bound);
         }
     }
 

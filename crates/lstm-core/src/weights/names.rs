@@ -9,7 +9,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TensorNames {
     /// `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, ..., with `_reverse` after those of the reverse direction, in this
-    /// crate's own layout `[4 * hidden, n]`. See [`pytorch`] for what PyTorch has no name for.
+    /// crate's own layout `[4 * hidden, n]`. See [`pytorch_name`] for what PyTorch has no name for.
     #[default]
     PyTorch,
     /// The notebook's: `W`, `U`, `bias` of shapes `[input, 4 * hidden]`, `[hidden, 4 * hidden]`, `[4 * hidden]`, or for
@@ -39,11 +39,11 @@ const STEMS: [(&str, Param, bool); 10] = [
 /// `weight_ch_l0`, so that a file says which cell it holds.
 ///
 /// ```
-/// use lstm_core::{CellKind, Param, weights::names::pytorch};
-/// assert_eq!(pytorch(1, true, CellKind::Fused, Param::WeightIh), "weight_ih_l1_reverse");
-/// assert_eq!(pytorch(0, false, CellKind::PeepholeDense, Param::WeightHh), "weight_ch_l0");
+/// use lstm_core::{CellKind, Param, weights::names::pytorch_name};
+/// assert_eq!(pytorch_name(1, true, CellKind::Fused, Param::WeightIh), "weight_ih_l1_reverse");
+/// assert_eq!(pytorch_name(0, false, CellKind::PeepholeDense, Param::WeightHh), "weight_ch_l0");
 /// ```
-pub fn pytorch(layer: usize, reverse: bool, cell: CellKind, param: Param) -> String {
+pub fn pytorch_name(layer: usize, reverse: bool, cell: CellKind, param: Param) -> String {
     let dense = cell == CellKind::PeepholeDense && param == Param::WeightHh;
     let (stem, ..) = STEMS.iter().find(|stem| (stem.1, stem.2) == (param, dense)).expect("every parameter has a stem");
     format!("{stem}_l{layer}{}", if reverse { "_reverse" } else { "" })
@@ -59,7 +59,7 @@ pub(crate) struct Parsed {
     pub(crate) dense: bool,
 }
 
-/// The inverse of [`pytorch`]; `None` for any other name.
+/// The inverse of [`pytorch_name`]; `None` for any other name.
 pub(crate) fn parse(name: &str) -> Option<Parsed> {
     let forward = name.strip_suffix("_reverse");
     let (stem, digits) = forward.unwrap_or(name).rsplit_once("_l")?;
@@ -124,7 +124,7 @@ impl Scheme {
             _ => ("bias", "b"),
         };
         let names = match self {
-            Scheme::PyTorch => vec![pytorch(layer, spec.reverse, spec.cell, param)],
+            Scheme::PyTorch => vec![pytorch_name(layer, spec.reverse, spec.cell, param)],
             Scheme::Gates(candidate) => ['i', 'f', candidate, 'o'].map(|x| format!("{gate}_{x}")).to_vec(),
             Scheme::Packed => vec![packed.to_owned()],
         };
@@ -147,7 +147,7 @@ mod tests {
         for (stem, param, dense) in STEMS {
             let cell = if dense { CellKind::PeepholeDense } else { CellKind::Fused };
             for (layer, reverse) in [(0, false), (10, true)] {
-                let name = pytorch(layer, reverse, cell, param);
+                let name = pytorch_name(layer, reverse, cell, param);
                 assert!(name.starts_with(stem), "{name}");
                 assert_eq!(parse(&name), Some(Parsed { layer, reverse, param, dense }));
             }

@@ -191,7 +191,7 @@ impl StateDict {
     }
 
     /// Takes a whole model: all tensors whose names start with `prefix`, such as `"lstm."`; with `""`, all that are
-    /// left. Their names are those of [`pytorch`](super::names::pytorch) or of the notebook
+    /// left. Their names are those of [`pytorch_name`](super::names::pytorch_name) or of the notebook
     /// ([`TensorNames`](super::names::TensorNames); the candidate's letter may be `c` or `g`). Sizes, layers, direction, biases,
     /// projection and cell follow from names and shapes.
     ///

@@ -154,7 +154,7 @@ impl StateDictWriter {
     /// # Errors
     /// Those of [`to_bytes`](Self::to_bytes), and [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        file::replace(path.as_ref(), &self.to_bytes()?)
+        file::write_atomic(path.as_ref(), &self.to_bytes()?)
     }
 
     fn add(&mut self, name: String, shape: Vec<usize>, values: Vec<f32>) -> Result<()> {

@@ -10,7 +10,10 @@ use std::{
 use lstm_cpu::{
     Backend, CellKind, Checkpointing, Cpu, HostState, Input, Lstm, LstmConfig, Reference, Result,
     ndarray::{Array3, s},
-    train::{Clip, Linear, OptimizerConfig, Schedule, Step, Trainer, TrainerConfig, mean_squared, order},
+    train::{
+        Clip, Linear, OptimizerConfig, Schedule, StepReport, Trainer, TrainerConfig, mean_squared_error,
+        shuffled_indices,
+    },
 };
 
 pub(crate) type Device = Reference<Cpu>;
@@ -43,7 +46,7 @@ pub(crate) fn cases() -> Vec<(LstmConfig, bool, TrainerConfig)> {
             deep.bidirectional().proj_size(3).dropout(0.5).clip(2.0),
             true,
             TrainerConfig::new(OptimizerConfig::adamw(), Schedule::cosine(0.02, 9, 0.001))
-                .keep(Checkpointing::Segments(32))
+                .checkpointing(Checkpointing::Segments(32))
                 .seed(12),
         ),
         (
@@ -54,7 +57,8 @@ pub(crate) fn cases() -> Vec<(LstmConfig, bool, TrainerConfig)> {
         (
             LstmConfig::new(2, 5).cell(CellKind::PeepholeDense),
             true,
-            TrainerConfig::new(OptimizerConfig::sgd(), Schedule::constant(0.1)).keep(Checkpointing::SquareRoot),
+            TrainerConfig::new(OptimizerConfig::sgd(), Schedule::constant(0.1))
+                .checkpointing(Checkpointing::SquareRoot),
         ),
     ]
 }
@@ -66,14 +70,14 @@ pub(crate) fn trainer<B: Backend>(b: &B, (config, head, settings): &(LstmConfig,
 }
 
 /// One step on two sequences that the step's number and [`order`] choose, one of them short.
-pub(crate) fn step<B: Backend>(trainer: &mut Trainer<B>) -> Result<Step> {
+pub(crate) fn step<B: Backend>(trainer: &mut Trainer<B>) -> Result<StepReport> {
     let (x, target) = task();
     let (epoch, at) = (trainer.steps() / 4, trainer.steps() as usize % 4);
-    let chosen = &order(5, epoch, 8)?[2 * at..2 * at + 2];
+    let chosen = &shuffled_indices(5, epoch, 8)?[2 * at..2 * at + 2];
     let pick = |all: &Array3<f32>| all.select(lstm_cpu::ndarray::Axis(0), chosen);
     let (x, mut target) = (pick(&x), pick(&target));
     target.slice_mut(s![1, 33.., ..]).fill(0.0);
-    trainer.step(Input::from(&x).lengths(&[40, 33]), |y| mean_squared(y, target.view()))
+    trainer.step(Input::from(&x).lengths(&[40, 33]), |y| mean_squared_error(y, target.view()))
 }
 
 /// All that a run's later steps depend on, as bits.
@@ -84,10 +88,10 @@ pub(crate) fn bits<B: Backend>(trainer: &Trainer<B>) -> Vec<u32> {
 }
 
 /// A step as bits.
-pub(crate) fn step_bits(step: &Step) -> (u64, u64, u64, u32, Vec<u32>) {
+pub(crate) fn step_bits(step: &StepReport) -> (u64, u64, u64, u32, Vec<u32>) {
     let HostState { h, c } = &step.state;
     let state = h.iter().chain(c).map(|v| v.to_bits()).collect();
-    (step.step, step.loss.to_bits(), step.norm.to_bits(), step.rate.to_bits(), state)
+    (step.step, step.loss.to_bits(), step.gradient_norm.to_bits(), step.learning_rate.to_bits(), state)
 }
 
 /// A directory of this test's own that goes when it ends.

@@ -93,7 +93,7 @@ impl<'a> OnnxWriter<'a> {
     /// # Errors
     /// Those of [`to_bytes`](Self::to_bytes), and [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        file::replace(path.as_ref(), &self.to_bytes()?)
+        file::write_atomic(path.as_ref(), &self.to_bytes()?)
     }
 
     fn graph(&self) -> Graph {

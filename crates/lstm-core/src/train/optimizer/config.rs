@@ -1,4 +1,4 @@
-//! Which optimizer, with which options, and both as text.
+//! The algorithm of an optimizer and its options.
 
 use std::{fmt, str::FromStr};
 
@@ -10,14 +10,14 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How an [`Optimizer`](super::Optimizer) changes parameters, and its options.
+/// The algorithm of an [`Optimizer`](super::Optimizer) and its options.
 ///
-/// The equations are for each element: value p, gradient g, rate r, step t counted from 1. Operations are f32, in the
-/// order written, products and sums from the left, each rounded once; numbers in brackets are computed in f64 from the
-/// f32 options and rounded once to f32. That is the order of PyTorch's single-tensor optimizers, which on some
-/// machines fuse a product and a sum.
+/// The equations apply to each element, with the value `p`, the gradient `g`, the learning rate `r` and the step `t`,
+/// counted from 1. Operations are f32, each rounded once, in the order written; products and sums associate from the
+/// left. Terms in brackets are computed in f64 from the f32 options and rounded to f32 once. This is the order of
+/// PyTorch's single-tensor optimizers, which on some machines fuse a product and a sum.
 ///
-/// As text it is one line, which keeps every bit. Options that are left out have their defaults:
+/// The text form is one line. Parsing it gives an equal value. Options that are left out have their defaults:
 ///
 /// ```
 /// use lstm_core::train::OptimizerConfig;
@@ -26,94 +26,100 @@ use crate::{
 /// # Ok::<(), lstm_core::Error>(())
 /// ```
 ///
-/// Parsing fails with [`Error::Format`] for text that is not such a line, and as [`validate`](Self::validate) does.
+/// Parsing fails with [`Error::Format`] for any other text, and with [`Error::Config`] for options that
+/// [`validate`](Self::validate) rejects.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum OptimizerConfig {
-    /// Stochastic gradient descent, `torch.optim.SGD`:
+    /// Stochastic gradient descent, as `torch.optim.SGD`:
     ///
     /// ```text
     /// g = g + weight_decay * p                        if weight_decay is not 0
     /// b = g                                           in the first step
-    /// b = momentum * b + [1 - dampening] * g          in later ones
-    /// g = b, or g = g + momentum * b with nesterov
+    /// b = momentum * b + [1 - dampening] * g          in later steps
+    /// g = b                                           without nesterov
+    /// g = g + momentum * b                            with nesterov
     /// p = p - r * g
     /// ```
     ///
-    /// Without momentum there is no b, and g stays what it is.
+    /// If `momentum` is 0, the lines with `b` are skipped.
     Sgd {
-        /// How much of the earlier steps is kept; 0 by default.
+        /// Factor of the momentum buffer `b`; 0 by default.
         momentum: f32,
-        /// How much less of the gradient enters the momentum; 0 by default.
+        /// Dampening of the gradient in the momentum buffer; 0 by default.
         dampening: f32,
-        /// Whether to look ahead by a step (Nesterov; Sutskever et al. 2013); not by default.
+        /// Whether to use Nesterov momentum (Sutskever et al. 2013); false by default.
         nesterov: bool,
-        /// L2 penalty's factor; 0 by default.
+        /// Factor of the L2 penalty; 0 by default.
         weight_decay: f32,
     },
-    /// Adam (Kingma & Ba 2015) with an L2 penalty in the gradient, `torch.optim.Adam`:
+    /// Adam (Kingma & Ba 2015) with an L2 penalty in the gradient, as `torch.optim.Adam`:
     ///
     /// ```text
     /// g = g + weight_decay * p                        if weight_decay is not 0
-    /// m = m + w * (g - m)       where w = [1 - beta1], if w < 0.5
-    /// m = g + (w - 1) * (g - m)                        otherwise
+    /// m = m + w * (g - m)                             where w = [1 - beta1], if w < 0.5
+    /// m = g + (w - 1) * (g - m)                       otherwise
     /// v = beta2 * v + [1 - beta2] * g * g
     /// p = p - [r / (1 - beta1^t)] * m / (sqrt(v) / [sqrt(1 - beta2^t)] + eps)
     /// ```
     ///
-    /// m and v are 0 before the first step. Powers are those of the `libm` crate. Note that the f32 nearest to 0.999 is
-    /// not the f64 that Python has: `1 - beta2` differs by 1e-5 of itself, and v with it, while p's step does not.
+    /// `m` and `v` are 0 before the first step. Powers are those of the `libm` crate. The default `beta2` is the f32
+    /// nearest to 0.999, while Python's 0.999 is an f64. `1 - beta2`, and `v` with it, therefore has a relative
+    /// difference of 1e-5 from PyTorch's; the bias correction cancels this difference in `p`.
     Adam {
-        /// Decay of the gradient's average; 0.9 by default.
+        /// Decay rate of `m`, the moving average of the gradient; 0.9 by default.
         beta1: f32,
-        /// Decay of the squared gradient's average; 0.999 by default.
+        /// Decay rate of `v`, the moving average of the squared gradient; 0.999 by default.
         beta2: f32,
-        /// Added to the denominator; 1e-8 by default. With 0, an element whose gradients were all 0 becomes NaN.
+        /// Term added to the denominator; 1e-8 by default. With 0, an element becomes NaN if its gradient has been 0 in
+        /// every step.
         eps: f32,
-        /// L2 penalty's factor; 0 by default.
+        /// Factor of the L2 penalty; 0 by default.
         weight_decay: f32,
     },
-    /// Adam with decoupled weight decay (Loshchilov & Hutter 2019), `torch.optim.AdamW`: first
-    /// `p = p * [1 - r * weight_decay]`, then Adam's equations from m on, without a penalty in g.
+    /// Adam with decoupled weight decay (Loshchilov & Hutter 2019), as `torch.optim.AdamW`. The first operation is
+    /// `p = p * [1 - r * weight_decay]`. The equations of [`Adam`](OptimizerConfig::Adam) for `m`, `v` and `p` follow,
+    /// without an L2 penalty.
     AdamW {
-        /// Decay of the gradient's average; 0.9 by default.
+        /// Decay rate of `m`, the moving average of the gradient; 0.9 by default.
         beta1: f32,
-        /// Decay of the squared gradient's average; 0.999 by default.
+        /// Decay rate of `v`, the moving average of the squared gradient; 0.999 by default.
         beta2: f32,
-        /// Added to the denominator; 1e-8 by default. With 0, an element whose gradients were all 0 becomes NaN.
+        /// Term added to the denominator; 1e-8 by default. With 0, an element becomes NaN if its gradient has been 0 in
+        /// every step.
         eps: f32,
-        /// Decay of the parameters, as a multiple of the rate; 0.01 by default.
+        /// Decay of the parameters per step, as a multiple of the learning rate; 0.01 by default.
         weight_decay: f32,
     },
 }
 
 impl OptimizerConfig {
-    /// Plain gradient descent: no momentum, no decay.
+    /// Stochastic gradient descent without momentum or weight decay.
     pub fn sgd() -> Self {
         Self::momentum(0.0)
     }
 
-    /// Gradient descent with momentum (0.9 is usual); no dampening, no decay.
+    /// Stochastic gradient descent with momentum (0.9 is common), without dampening or weight decay.
     pub fn momentum(momentum: f32) -> Self {
         OptimizerConfig::Sgd { momentum, dampening: 0.0, nesterov: false, weight_decay: 0.0 }
     }
 
-    /// Gradient descent with Nesterov's momentum; no decay.
+    /// Stochastic gradient descent with Nesterov momentum, without weight decay.
     pub fn nesterov(momentum: f32) -> Self {
         OptimizerConfig::Sgd { momentum, dampening: 0.0, nesterov: true, weight_decay: 0.0 }
     }
 
-    /// Adam with PyTorch's defaults: betas 0.9 and 0.999, eps 1e-8, no decay.
+    /// Adam with PyTorch's defaults: `beta1` 0.9, `beta2` 0.999, `eps` 1e-8, no weight decay.
     pub fn adam() -> Self {
         OptimizerConfig::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
     }
 
-    /// AdamW with PyTorch's defaults: betas 0.9 and 0.999, eps 1e-8, decay 0.01.
+    /// AdamW with PyTorch's defaults: `beta1` 0.9, `beta2` 0.999, `eps` 1e-8, `weight_decay` 0.01.
     pub fn adamw() -> Self {
         OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
     }
 
-    /// Sets the weight decay, which every method has.
+    /// Sets the weight decay, an option of every optimizer.
     pub fn weight_decay(mut self, factor: f32) -> Self {
         let (OptimizerConfig::Sgd { weight_decay, .. }
         | OptimizerConfig::Adam { weight_decay, .. }
@@ -122,11 +128,11 @@ impl OptimizerConfig {
         self
     }
 
-    /// Checks that the options exist and fit together.
+    /// Checks every option and every combination of options.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the option: a number that is negative or not finite; a beta that is not less than 1;
-    /// `nesterov` without momentum or with dampening; `dampening` without the momentum that it acts on.
+    /// [`Error::Config`], which names the option: a number that is negative or not finite; a `beta1` or `beta2` that is
+    /// not less than 1; `nesterov` without momentum or with dampening; `dampening` without momentum.
     pub fn validate(&self) -> Result<()> {
         match *self {
             OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => {
@@ -135,11 +141,12 @@ impl OptimizerConfig {
                 check_not_negative("weight_decay", weight_decay)?;
                 if nesterov && (momentum == 0.0 || dampening != 0.0) {
                     let got = format!("momentum {momentum:?} and dampening {dampening:?}");
-                    return Err(Error::config("nesterov", format!("expected a momentum and no dampening, got {got}")));
+                    let reason = format!("expected a positive momentum and dampening 0, got {got}");
+                    return Err(Error::config("nesterov", reason));
                 }
                 if dampening != 0.0 && momentum == 0.0 {
-                    let why = format!("expected 0, as there is no momentum to dampen, got {dampening:?}");
-                    return Err(Error::config("dampening", why));
+                    let reason = format!("expected 0 without momentum, got {dampening:?}");
+                    return Err(Error::config("dampening", reason));
                 }
                 Ok(())
             }
@@ -153,8 +160,8 @@ impl OptimizerConfig {
         }
     }
 
-    /// What is kept for each parameter from step to step, by PyTorch's names.
-    pub(in crate::train) fn slots(&self) -> &'static [&'static str] {
+    /// PyTorch's names of the state arrays that the optimizer has for each parameter.
+    pub(in crate::train) fn state_names(&self) -> &'static [&'static str] {
         match *self {
             OptimizerConfig::Sgd { momentum: 0.0, .. } => &[],
             OptimizerConfig::Sgd { .. } => &["momentum"],
@@ -199,13 +206,13 @@ impl FromStr for OptimizerConfig {
 
     fn from_str(text: &str) -> Result<Self> {
         let mut options = ParsedOptions::new("optimizer", text)?;
-        let mut method = match options.kind() {
+        let mut config = match options.kind() {
             "sgd" => OptimizerConfig::sgd(),
             "adam" => OptimizerConfig::adam(),
             "adamw" => OptimizerConfig::adamw(),
             _ => return Err(options.unexpected_kind("sgd, adam or adamw")),
         };
-        match &mut method {
+        match &mut config {
             OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => {
                 options.set("momentum", momentum)?;
                 options.set("dampening", dampening)?;
@@ -221,8 +228,8 @@ impl FromStr for OptimizerConfig {
             }
         }
         options.finish()?;
-        method.validate()?;
-        Ok(method)
+        config.validate()?;
+        Ok(config)
     }
 }
 
@@ -231,12 +238,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn impossible_options_are_named() {
+    fn rejects_invalid_options_by_name() {
         let sgd =
             |momentum, dampening, nesterov| OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay: 0.0 };
         let adam = |beta1, beta2, eps| OptimizerConfig::Adam { beta1, beta2, eps, weight_decay: 0.0 };
         let adamw = |beta1, beta2, eps| OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay: 0.0 };
-        for (method, option) in [
+        for (config, option) in [
             (sgd(-0.1, 0.0, false), "momentum"),
             (sgd(f32::NAN, 0.0, false), "momentum"),
             (sgd(0.9, -1.0, false), "dampening"),
@@ -254,22 +261,22 @@ mod tests {
             (OptimizerConfig::adam().weight_decay(f32::NAN), "weight_decay"),
             (OptimizerConfig::adamw().weight_decay(f32::INFINITY), "weight_decay"),
         ] {
-            for result in [method.validate(), method.to_string().parse::<OptimizerConfig>().map(drop)] {
+            for result in [config.validate(), config.to_string().parse::<OptimizerConfig>().map(drop)] {
                 match result {
                     Err(Error::Config { option: named, .. }) => assert_eq!(named, option),
-                    other => panic!("{method}: {other:?}"),
+                    other => panic!("{config}: {other:?}"),
                 }
             }
         }
-        for method in [sgd(1.5, 2.0, false), adam(0.0, 0.0, 0.0), adamw(0.1, 0.999_999_94, 1.0)] {
-            method.validate().unwrap();
+        for config in [sgd(1.5, 2.0, false), adam(0.0, 0.0, 0.0), adamw(0.1, 0.999_999_94, 1.0)] {
+            config.validate().unwrap();
         }
     }
 
     #[test]
-    fn text_keeps_every_bit() {
+    fn text_round_trip_is_exact() {
         let odd = f32::from_bits(0x3dcc_ccce);
-        for method in [
+        for config in [
             OptimizerConfig::sgd(),
             OptimizerConfig::momentum(odd).weight_decay(f32::from_bits(1)),
             OptimizerConfig::nesterov(f32::MAX),
@@ -277,7 +284,7 @@ mod tests {
             OptimizerConfig::adam().weight_decay(odd),
             OptimizerConfig::AdamW { beta1: odd, beta2: 0.999_999_94, eps: f32::MIN_POSITIVE, weight_decay: 3e7 },
         ] {
-            assert_eq!(method.to_string().parse::<OptimizerConfig>().unwrap(), method);
+            assert_eq!(config.to_string().parse::<OptimizerConfig>().unwrap(), config);
         }
         assert_eq!(
             OptimizerConfig::nesterov(0.5).to_string(),
@@ -287,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn other_text_is_refused() {
+    fn rejects_other_text() {
         for (text, part) in [
             ("", "got ``"),
             ("lion", "expected sgd, adam or adamw, got `lion`"),

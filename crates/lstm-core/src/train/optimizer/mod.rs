@@ -1,4 +1,4 @@
-//! An optimizer: its method, the steps it has taken, and what it keeps of each parameter between them.
+//! The optimizer: an algorithm with its options, the number of steps, and the state of each parameter.
 
 mod config;
 mod update;
@@ -12,24 +12,24 @@ use crate::{
     error::{Error, Result},
     shape::zeros,
 };
-use update::{Slots, update};
+use update::{ParameterState, update};
 
-/// A parameter in one step: where its values are and what their gradient is.
+/// One parameter and its gradient, as arguments of [`Optimizer::step`].
 #[derive(Debug)]
 pub struct Parameter<'a> {
-    /// Its name, the same in every step.
+    /// Name of the parameter. It identifies the parameter across steps.
     pub name: &'a str,
-    /// Its elements, in any order that stays the same.
+    /// Elements of the parameter, in an order that is the same in every step.
     pub value: &'a mut [f32],
-    /// The loss's derivative by each element.
+    /// Gradient of the loss with respect to each element.
     pub gradient: &'a [f32],
 }
 
-/// Changes parameters against their gradients by a [`OptimizerConfig`].
+/// An optimizer: updates parameters by their gradients, as its [`OptimizerConfig`] defines.
 ///
-/// What it keeps between steps has one f32 per element and belongs to a parameter's name: `momentum` for
-/// [`OptimizerConfig::Sgd`] with momentum, `exp_avg` (m) and `exp_avg_sq` (v) for the two Adams. It can be saved and restored
-/// in the middle of a run, which then goes on with the same bits:
+/// The optimizer state has one f32 per element of a parameter: `momentum` for [`OptimizerConfig::Sgd`] with momentum,
+/// `exp_avg` (`m`) and `exp_avg_sq` (`v`) for [`OptimizerConfig::Adam`] and [`OptimizerConfig::AdamW`]. It can be saved
+/// and restored between two steps; the later steps are then bit-identical:
 ///
 /// ```
 /// use lstm_core::train::{OptimizerConfig, Optimizer, Parameter};
@@ -40,137 +40,146 @@ pub struct Parameter<'a> {
 ///
 /// let state: Vec<_> = optimizer.state().map(|(name, values)| (name, values.to_vec())).collect();
 /// assert_eq!(state, [("momentum.weight".to_string(), vec![0.5, -0.5])]);
-/// let restored = Optimizer::restore(optimizer.method().clone(), optimizer.steps(), state)?;
+/// let restored = Optimizer::restore(optimizer.config().clone(), optimizer.steps(), state)?;
 /// assert_eq!(restored, optimizer);
 /// # Ok::<(), lstm_core::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Optimizer {
-    method: OptimizerConfig,
+    config: OptimizerConfig,
     steps: u64,
-    /// Empty before the first step, and for a method that keeps nothing.
-    state: BTreeMap<String, Slots>,
+    /// State of each parameter by its name. Empty before the first step, and for an optimizer without state.
+    state: BTreeMap<String, ParameterState>,
 }
 
 impl Optimizer {
-    /// An optimizer that has taken no step.
+    /// Creates an optimizer before its first step.
     ///
     /// # Errors
-    /// A method that is not [valid](OptimizerConfig::validate).
-    pub fn new(method: OptimizerConfig) -> Result<Self> {
-        method.validate()?;
-        Ok(Optimizer { method, steps: 0, state: BTreeMap::new() })
+    /// [`Error::Config`] if the options are not [valid](OptimizerConfig::validate).
+    pub fn new(config: OptimizerConfig) -> Result<Self> {
+        config.validate()?;
+        Ok(Optimizer { config, steps: 0, state: BTreeMap::new() })
     }
 
-    /// The method and its options.
-    pub fn method(&self) -> &OptimizerConfig {
-        &self.method
+    /// The algorithm and its options.
+    pub fn config(&self) -> &OptimizerConfig {
+        &self.config
     }
 
-    /// How many steps have been taken, those before a [`restore`](Self::restore) included.
+    /// Number of steps so far, including those before a [`restore`](Self::restore).
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// Takes one step with the learning rate `rate`: changes every parameter's values by the method's equations. The
-    /// order of parameters does not matter. Values and gradients that are not finite are computed with as they are.
+    /// Updates all parameters in one step with the learning rate `rate`. The order of the parameters does not matter.
+    /// Values and gradients may be infinite or NaN; the equations apply to them as well.
     ///
     /// # Errors
-    /// Nothing is changed after any of these:
-    /// - [`Error::Config`]: a rate that is negative or not finite.
-    /// - [`Error::Shape`] naming the parameter: a gradient not as long as the value, a name that occurs twice, or, in
-    ///   steps after the first, a name that is new or gone or a value of another length (a method that keeps nothing
-    ///   takes any parameters); or no parameters at all.
-    /// - [`Error::TooLarge`]: no memory for what is kept.
+    /// The parameters and the optimizer are unchanged after an error.
+    /// - [`Error::Config`] if the rate is negative or not finite.
+    /// - [`Error::Shape`] if there are no parameters, a gradient does not have the length of its value, or a name
+    ///   occurs twice. For an optimizer with state, also if the names and lengths differ from those of the first step.
+    /// - [`Error::TooLarge`] if the memory for the optimizer state cannot be allocated.
     pub fn step(&mut self, rate: f32, parameters: &mut [Parameter<'_>]) -> Result<()> {
         check_not_negative("rate", rate)?;
         check_parameters(parameters)?;
         if self.steps == 0 {
-            self.state = fresh(&self.method, parameters)?;
-        } else if !self.method.slots().is_empty() {
-            self.check_known(parameters)?;
+            self.state = zero_state(&self.config, parameters)?;
+        } else if !self.config.state_names().is_empty() {
+            self.check_same_as_first_step(parameters)?;
         }
         self.steps = self.steps.saturating_add(1);
-        let mut nothing = Slots::default();
+        let mut no_state = ParameterState::default();
         for Parameter { name, value, gradient } in parameters {
-            let slots = self.state.get_mut(*name).unwrap_or(&mut nothing);
-            update(&self.method, rate, self.steps, value, gradient, slots);
+            let state = self.state.get_mut(*name).unwrap_or(&mut no_state);
+            update(&self.config, rate, self.steps, value, gradient, state);
         }
         Ok(())
     }
 
-    /// What is kept of the parameters, to be saved with [`method`](Self::method) (as text) and
-    /// [`steps`](Self::steps): names such as `exp_avg.NAME`, sorted by the parameter's name, and one number per element.
+    /// The state arrays of all parameters. Each has a name such as `exp_avg.NAME` and the length of the parameter. They
+    /// are sorted by the parameter's name. [`restore`](Self::restore) also needs the [`config`](Self::config) and the
+    /// number of [`steps`](Self::steps).
     pub fn state(&self) -> impl Iterator<Item = (String, &[f32])> {
-        self.state.iter().flat_map(|(name, slots)| {
-            self.method.slots().iter().zip(slots).map(move |(slot, kept)| (format!("{slot}.{name}"), &kept[..]))
+        self.state.iter().flat_map(|(parameter, arrays)| {
+            let names = self.config.state_names().iter();
+            names.zip(arrays).map(move |(name, array)| (format!("{name}.{parameter}"), &array[..]))
         })
     }
 
-    /// An optimizer as it was when its method, steps and [`state`](Self::state) were saved. The state may come in any
-    /// order.
+    /// Restores an optimizer from its config, number of steps and [`state`](Self::state). The order of the state arrays
+    /// does not matter.
     ///
     /// # Errors
-    /// A method that is not [valid](OptimizerConfig::validate); [`Error::UnusedTensors`] naming state that the method does not
-    /// keep; [`Error::Format`] for a name that occurs twice; [`Error::MissingTensor`] and [`Error::TensorShape`] for a
-    /// parameter of which one half is missing or of another length than the other; [`Error::Config`] naming `steps`
-    /// for state without steps, or steps without the state that they leave.
+    /// - [`Error::Config`] if the options are not [valid](OptimizerConfig::validate), or, naming `steps`, if there is
+    ///   state before the first step or no state after it.
+    /// - [`Error::UnusedTensors`], which names arrays that the optimizer does not have.
+    /// - [`Error::Format`] if a name occurs twice.
+    /// - [`Error::MissingTensor`] or [`Error::TensorShape`] if a parameter lacks one of its arrays, or its arrays
+    ///   differ in length.
     pub fn restore(
-        method: OptimizerConfig,
+        config: OptimizerConfig,
         steps: u64,
         state: impl IntoIterator<Item = (String, Vec<f32>)>,
     ) -> Result<Self> {
-        method.validate()?;
-        let kept = method.slots();
+        config.validate()?;
+        let names = config.state_names();
         let mut found: BTreeMap<String, [Option<Vec<f32>>; 2]> = BTreeMap::new();
         let mut unused = Vec::new();
-        for (full, values) in state {
-            let split = full.split_once('.');
-            let Some((at, name)) = split.and_then(|(s, name)| Some((kept.iter().position(|k| *k == s)?, name))) else {
-                unused.push(full);
+        for (full_name, array) in state {
+            let split = full_name.split_once('.');
+            let index_and_parameter =
+                split.and_then(|(name, parameter)| Some((names.iter().position(|n| *n == name)?, parameter)));
+            let Some((index, parameter)) = index_and_parameter else {
+                unused.push(full_name);
                 continue;
             };
-            let place = &mut found.entry(name.to_owned()).or_default()[at];
-            if place.replace(values).is_some() {
-                return Err(Error::format(format!("tensor `{full}`"), "the name is taken"));
+            let slot = &mut found.entry(parameter.to_owned()).or_default()[index];
+            if slot.replace(array).is_some() {
+                return Err(Error::format(format!("tensor `{full_name}`"), "the name occurs twice"));
             }
         }
         if !unused.is_empty() {
             return Err(Error::UnusedTensors { names: unused });
         }
-        if (steps == 0) != found.is_empty() && !kept.is_empty() {
-            let state = if found.is_empty() { "no state" } else { "the state of earlier steps" };
-            let expected = if found.is_empty() { "0" } else { "at least 1" };
-            return Err(Error::config("steps", format!("expected {expected} with {state}, got {steps}")));
+        if (steps == 0) != found.is_empty() && !names.is_empty() {
+            let (expected, state) = if found.is_empty() {
+                ("0", "without optimizer state")
+            } else {
+                ("at least 1", "with optimizer state")
+            };
+            return Err(Error::config("steps", format!("expected {expected} {state}, got {steps}")));
         }
-        let state = found.into_iter().map(|(name, halves)| complete(kept, name, halves)).collect::<Result<_>>()?;
-        Ok(Optimizer { method, steps, state })
+        let state = found.into_iter().map(|(parameter, arrays)| complete_state(names, parameter, arrays));
+        Ok(Optimizer { config, steps, state: state.collect::<Result<_>>()? })
     }
 
-    /// The parameters are those of the first step.
-    fn check_known(&self, parameters: &[Parameter<'_>]) -> Result<()> {
+    /// Checks that the parameters have the names and lengths of those in the first step.
+    fn check_same_as_first_step(&self, parameters: &[Parameter<'_>]) -> Result<()> {
         for Parameter { name, value, .. } in parameters {
-            let Some([kept, _]) = self.state.get(*name) else {
-                return Err(misfit(name, "a name of the first step", "a new one"));
+            let Some([array, _]) = self.state.get(*name) else {
+                return Err(parameter_error(name, "a name of the first step", "a new one"));
             };
-            if kept.len() != value.len() {
-                let expected = format!("{} elements, as in the first step", kept.len());
-                return Err(misfit(name, &expected, &value.len().to_string()));
+            if array.len() != value.len() {
+                let expected = format!("{} elements, as in the first step", array.len());
+                return Err(parameter_error(name, &expected, &value.len().to_string()));
             }
         }
-        let gone = |kept: &&String| !parameters.iter().any(|p| p.name == **kept);
-        match self.state.keys().find(gone) {
-            Some(name) => Err(misfit(name, "value and gradient, as in the first step", "none")),
+        let is_missing = |name: &&String| !parameters.iter().any(|p| p.name == **name);
+        match self.state.keys().find(is_missing) {
+            Some(name) => Err(parameter_error(name, "value and gradient, as in the first step", "none")),
             None => Ok(()),
         }
     }
 }
 
-fn misfit(parameter: &str, expected: &str, got: &str) -> Error {
+/// An [`Error::Shape`] about one parameter of [`Optimizer::step`].
+fn parameter_error(parameter: &str, expected: &str, got: &str) -> Error {
     Error::shape(format!("Optimizer::step: parameter `{parameter}`"), expected, got)
 }
 
-/// There are some, each has one name and one gradient.
+/// Checks that there is a parameter, that names are unique, and that each gradient has the length of its value.
 fn check_parameters(parameters: &[Parameter<'_>]) -> Result<()> {
     if parameters.is_empty() {
         return Err(Error::shape("Optimizer::step: parameters", "at least one", "none"));
@@ -178,43 +187,49 @@ fn check_parameters(parameters: &[Parameter<'_>]) -> Result<()> {
     let mut names = BTreeSet::new();
     for Parameter { name, value, gradient } in parameters {
         if gradient.len() != value.len() {
-            let expected = format!("a gradient of {} elements, as the value", value.len());
-            return Err(misfit(name, &expected, &gradient.len().to_string()));
+            let expected = format!("a gradient of {} elements, the length of the value", value.len());
+            return Err(parameter_error(name, &expected, &gradient.len().to_string()));
         }
         if !names.insert(*name) {
-            return Err(misfit(name, "each name once", "it twice"));
+            return Err(parameter_error(name, "each name once", "it twice"));
         }
     }
     Ok(())
 }
 
-/// What is kept before the first step: zeros.
-fn fresh(method: &OptimizerConfig, parameters: &[Parameter<'_>]) -> Result<BTreeMap<String, Slots>> {
+/// The optimizer state before the first step: zeros.
+fn zero_state(config: &OptimizerConfig, parameters: &[Parameter<'_>]) -> Result<BTreeMap<String, ParameterState>> {
     let mut state = BTreeMap::new();
-    if method.slots().is_empty() {
+    let arrays_per_parameter = config.state_names().len();
+    if arrays_per_parameter == 0 {
         return Ok(state);
     }
     for Parameter { name, value, .. } in parameters {
-        let mut slots = Slots::default();
-        for slot in slots.iter_mut().take(method.slots().len()) {
-            *slot = zeros("Optimizer::step", &[value.len()])?;
+        let mut arrays = ParameterState::default();
+        for array in arrays.iter_mut().take(arrays_per_parameter) {
+            *array = zeros("Optimizer::step", &[value.len()])?;
         }
-        state.insert((*name).to_owned(), slots);
+        state.insert((*name).to_owned(), arrays);
     }
     Ok(state)
 }
 
-/// All slots of a parameter, of one length.
-fn complete(kept: &[&str], name: String, halves: [Option<Vec<f32>>; 2]) -> Result<(String, Slots)> {
-    let mut slots = Slots::default();
-    let len = halves.iter().flatten().next().map_or(0, Vec::len);
-    for ((slot, half), place) in kept.iter().zip(halves).zip(&mut slots) {
-        let full = format!("{slot}.{name}");
-        let half = half.ok_or_else(|| Error::MissingTensor { name: full.clone(), expected: format!("[{len}]") })?;
-        if half.len() != len {
-            return Err(Error::TensorShape { name: full, expected: vec![len], found: vec![half.len()] });
+/// Checks that a restored parameter has all its state arrays and that they have the same length.
+fn complete_state(
+    names: &[&str],
+    parameter: String,
+    arrays: [Option<Vec<f32>>; 2],
+) -> Result<(String, ParameterState)> {
+    let mut state = ParameterState::default();
+    let len = arrays.iter().flatten().next().map_or(0, Vec::len);
+    for ((name, array), slot) in names.iter().zip(arrays).zip(&mut state) {
+        let full_name = format!("{name}.{parameter}");
+        let array =
+            array.ok_or_else(|| Error::MissingTensor { name: full_name.clone(), expected: format!("[{len}]") })?;
+        if array.len() != len {
+            return Err(Error::TensorShape { name: full_name, expected: vec![len], found: vec![array.len()] });
         }
-        *place = half;
+        *slot = array;
     }
-    Ok((name, slots))
+    Ok((parameter, state))
 }

@@ -1,63 +1,67 @@
-//! The equations of one step, element by element, as [`OptimizerConfig`] documents them.
+//! One optimizer step for one parameter. [`OptimizerConfig`] documents the equations.
 
 use super::OptimizerConfig;
 
-/// What a step keeps of a parameter for the next: as many as [`OptimizerConfig::slots`] names, the others are empty.
-pub(super) type Slots = [Vec<f32>; 2];
+/// Optimizer state of one parameter. [`OptimizerConfig::state_names`] names the arrays that are used, in order; the
+/// others are empty.
+pub(super) type ParameterState = [Vec<f32>; 2];
 
-/// Changes one parameter's values and slots, all of them as long as its gradient; `step` counts from 1.
+/// Updates one parameter and its optimizer state in place. All slices have the length of the gradient. `step` counts
+/// from 1.
 pub(super) fn update(
-    method: &OptimizerConfig,
+    config: &OptimizerConfig,
     rate: f32,
     step: u64,
     value: &mut [f32],
     gradient: &[f32],
-    [first, second]: &mut Slots,
+    [first, second]: &mut ParameterState,
 ) {
-    match *method {
+    match *config {
         OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => {
             let pairs = value.iter_mut().zip(gradient);
             if momentum == 0.0 {
-                return pairs.for_each(|(p, &g)| *p -= rate * penalised(g, *p, weight_decay));
+                return pairs.for_each(|(p, &g)| *p -= rate * add_l2_penalty(g, *p, weight_decay));
             }
-            let enters = less(dampening);
+            let gradient_factor = one_minus(dampening);
             for ((p, &g), b) in pairs.zip(first) {
-                let g = penalised(g, *p, weight_decay);
-                *b = if step == 1 { g } else { momentum * *b + enters * g };
+                let g = add_l2_penalty(g, *p, weight_decay);
+                *b = if step == 1 { g } else { momentum * *b + gradient_factor * g };
                 *p -= rate * if nesterov { g + momentum * *b } else { *b };
             }
         }
         OptimizerConfig::Adam { beta1, beta2, eps, weight_decay }
         | OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
-            let correction = |beta: f32| 1.0 - libm::pow(f64::from(beta), step as f64);
-            let size = (f64::from(rate) / correction(beta1)) as f32;
-            let root = libm::sqrt(correction(beta2)) as f32;
-            let (w1, w2) = (less(beta1), less(beta2));
-            let (penalty, kept) = match method {
+            let bias_correction = |beta: f32| 1.0 - libm::pow(f64::from(beta), step as f64);
+            let step_size = (f64::from(rate) / bias_correction(beta1)) as f32;
+            let sqrt_bias_correction2 = libm::sqrt(bias_correction(beta2)) as f32;
+            let (weight1, weight2) = (one_minus(beta1), one_minus(beta2));
+            let (l2_penalty, decay_factor) = match config {
                 OptimizerConfig::Adam { .. } => (weight_decay, 1.0),
                 _ => (0.0, (1.0 - f64::from(rate) * f64::from(weight_decay)) as f32),
             };
             for (((p, &g), m), v) in value.iter_mut().zip(gradient).zip(first).zip(second) {
-                let g = penalised(g, *p, penalty);
-                *p *= kept;
-                *m = lerp(*m, g, w1);
-                *v = beta2 * *v + w2 * g * g;
-                *p -= size * *m / (v.sqrt() / root + eps);
+                let g = add_l2_penalty(g, *p, l2_penalty);
+                *p *= decay_factor;
+                *m = lerp(*m, g, weight1);
+                *v = beta2 * *v + weight2 * g * g;
+                *p -= step_size * *m / (v.sqrt() / sqrt_bias_correction2 + eps);
             }
         }
     }
 }
 
-/// `1 - x`, rounded once.
-fn less(x: f32) -> f32 {
+/// `1 - x`, computed in f64 and rounded to f32 once.
+fn one_minus(x: f32) -> f32 {
     (1.0 - f64::from(x)) as f32
 }
 
-fn penalised(gradient: f32, value: f32, weight_decay: f32) -> f32 {
+/// `gradient + weight_decay * value`. With a weight decay of 0, the gradient is unchanged even if the value is not
+/// finite.
+fn add_l2_penalty(gradient: f32, value: f32, weight_decay: f32) -> f32 {
     if weight_decay == 0.0 { gradient } else { gradient + weight_decay * value }
 }
 
-/// From `a` towards `b` by the weight, starting from the nearer end, as `torch.lerp` does.
+/// Linear interpolation from `a` to `b`, computed from the nearer end point, as `torch.lerp` does.
 fn lerp(a: f32, b: f32, weight: f32) -> f32 {
     if weight < 0.5 { a + weight * (b - a) } else { b + (weight - 1.0) * (b - a) }
 }
@@ -66,41 +70,42 @@ fn lerp(a: f32, b: f32, weight: f32) -> f32 {
 mod tests {
     use super::*;
 
-    fn one(method: &OptimizerConfig, step: u64, p: f32, g: f32, slots: &mut Slots) -> f32 {
+    /// The new value of a parameter with one element after a step with the learning rate 0.1.
+    fn update_scalar(config: &OptimizerConfig, step: u64, p: f32, g: f32, state: &mut ParameterState) -> f32 {
         let mut value = [p];
-        update(method, 0.1, step, &mut value, &[g], slots);
+        update(config, 0.1, step, &mut value, &[g], state);
         value[0]
     }
 
     #[test]
-    fn the_first_momentum_is_the_gradient_undampened() {
-        let method = OptimizerConfig::Sgd { momentum: 0.5, dampening: 0.25, nesterov: false, weight_decay: 0.0 };
-        let mut slots = [vec![7.0], vec![]];
-        assert_eq!(one(&method, 1, 1.0, 2.0, &mut slots), 1.0 - 0.1f32 * 2.0);
-        assert_eq!(slots[0], [2.0]);
-        one(&method, 2, 1.0, 4.0, &mut slots);
-        assert_eq!(slots[0], [0.5 * 2.0 + 0.75 * 4.0]);
+    fn first_momentum_is_the_undampened_gradient() {
+        let config = OptimizerConfig::Sgd { momentum: 0.5, dampening: 0.25, nesterov: false, weight_decay: 0.0 };
+        let mut state = [vec![7.0], vec![]];
+        assert_eq!(update_scalar(&config, 1, 1.0, 2.0, &mut state), 1.0 - 0.1f32 * 2.0);
+        assert_eq!(state[0], [2.0]);
+        update_scalar(&config, 2, 1.0, 4.0, &mut state);
+        assert_eq!(state[0], [0.5 * 2.0 + 0.75 * 4.0]);
     }
 
     #[test]
-    fn adam_s_first_step_is_the_rate_s_size() {
+    fn adam_first_step_has_the_size_of_the_rate() {
         for g in [1e-3, -5.0, 1e12] {
-            let p = one(&OptimizerConfig::adam(), 1, 0.0, g, &mut [vec![0.0], vec![0.0]]);
+            let p = update_scalar(&OptimizerConfig::adam(), 1, 0.0, g, &mut [vec![0.0], vec![0.0]]);
             assert!((p + g.signum() * 0.1).abs() < 2e-6, "{p}");
         }
     }
 
     #[test]
-    fn decay_is_in_the_gradient_or_beside_it() {
-        let slots = || [vec![0.0], vec![0.0]];
-        let adam = one(&OptimizerConfig::adam().weight_decay(0.5), 1, 8.0, 0.0, &mut slots());
-        let adamw = one(&OptimizerConfig::adamw().weight_decay(0.5), 1, 8.0, 0.0, &mut slots());
+    fn adam_adds_weight_decay_to_the_gradient_and_adamw_to_the_value() {
+        let state = || [vec![0.0], vec![0.0]];
+        let adam = update_scalar(&OptimizerConfig::adam().weight_decay(0.5), 1, 8.0, 0.0, &mut state());
+        let adamw = update_scalar(&OptimizerConfig::adamw().weight_decay(0.5), 1, 8.0, 0.0, &mut state());
         assert!((adam - 7.9).abs() < 1e-5);
         assert_eq!(adamw, 8.0 * (1.0 - 0.1f32 * 0.5));
     }
 
     #[test]
-    fn lerp_meets_its_ends() {
+    fn lerp_is_exact_at_both_ends() {
         assert_eq!((lerp(3.0, 0.1, 0.0), lerp(3.0, 0.1, 1.0)), (3.0, 0.1));
     }
 }

@@ -1,4 +1,4 @@
-//! A run in a file: everything that the next step depends on, in names that PyTorch reads.
+//! Checkpoints: a run in one safetensors file, with everything that later steps depend on.
 
 use std::{collections::BTreeMap, fmt::Display, path::Path, str::FromStr};
 
@@ -6,7 +6,7 @@ use ndarray::{Array1, Array2, ArrayD, ArrayView, Ix1, Ix2, Ix3, IxDyn};
 
 use super::{
     Trainer, TrainerConfig,
-    parameters::{HEAD, HeadKind, LSTM, layout},
+    parameters::{HEAD_PREFIX, HeadSpec, LSTM_PREFIX, parameter_shapes},
 };
 use crate::{
     backend::Backend,
@@ -21,307 +21,323 @@ use crate::{
     },
 };
 
-/// The version of what is written here.
+/// Version of the checkpoint format.
 const VERSION: &str = "1";
 
-/// What the optimizer's tensors begin with.
-const OPTIMIZER: &str = "optimizer.";
+/// Prefix of the names of the optimizer's tensors.
+const OPTIMIZER_PREFIX: &str = "optimizer.";
 
-/// What a checkpoint's own metadata begins with; all other metadata are the caller's.
-const OWN: &str = "trainer.";
+/// Prefix of the metadata keys of the checkpoint. All other metadata belong to the caller.
+const TRAINER_PREFIX: &str = "trainer.";
 
-/// What the tensors of the caller's begin with.
-const EXTRA: &str = "extra.";
+/// Prefix of the names of the caller's tensors.
+const EXTRA_PREFIX: &str = "extra.";
 
-/// What a caller keeps in a checkpoint beside the run: the place in the data, a state for truncated backpropagation.
+/// Additional data of the caller in a checkpoint, such as the position in the training data, or a state for truncated
+/// backpropagation through time.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Extras {
-    /// Lines of text by keys, which do not start with `trainer.`.
+pub struct CheckpointExtras {
+    /// Metadata of the file: text by key. Keys must not start with `trainer.`.
     pub text: BTreeMap<String, String>,
-    /// Arrays by names.
+    /// Arrays by name. In the file, their names have the prefix `extra.`.
     pub tensors: BTreeMap<String, ArrayD<f32>>,
 }
 
-/// The names of a state's tensors.
-const STATE: [&str; 2] = ["state.h", "state.c"];
+/// Names of the arrays that hold a state in [`CheckpointExtras::tensors`].
+const STATE_NAMES: [&str; 2] = ["state.h", "state.c"];
 
-impl Extras {
-    /// Adds a state, as the tensors `state.h` and `state.c`.
+impl CheckpointExtras {
+    /// Adds a state as the tensors `state.h` and `state.c`.
     pub fn with_state(mut self, state: &HostState) -> Self {
-        for (name, array) in STATE.into_iter().zip([&state.h, &state.c]) {
+        for (name, array) in STATE_NAMES.into_iter().zip([&state.h, &state.c]) {
             self.tensors.insert(name.into(), array.clone().into_dyn());
         }
         self
     }
 
-    /// Takes the state that [`with_state`](Self::with_state) added, if any.
+    /// Removes and returns the state that [`with_state`](Self::with_state) added; `None` without a state. The sizes are
+    /// not compared with a model; [`Lstm::forward`] checks them.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] for one half without the other; [`Error::Shape`] if one has not three dimensions. Then
-    /// nothing is taken. Whether its sizes are a model's is for [`Lstm::forward`] to say.
+    /// [`Error::MissingTensor`] if only one of `state.h` and `state.c` exists; [`Error::Shape`] if one does not have
+    /// three dimensions. Nothing is removed after an error.
     pub fn take_state(&mut self) -> Result<Option<HostState>> {
-        let halves = STATE.map(|name| self.tensors.get(name));
-        let (Some(h), Some(c)) = (halves[0], halves[1]) else {
-            return match STATE.iter().zip(halves).find(|(_, half)| half.is_none()) {
-                Some((name, _)) if halves.iter().any(Option::is_some) => {
-                    Err(Error::MissingTensor { name: (*name).into(), expected: "both halves of a state".into() })
+        let arrays = STATE_NAMES.map(|name| self.tensors.get(name));
+        let (Some(h), Some(c)) = (arrays[0], arrays[1]) else {
+            return match STATE_NAMES.iter().zip(arrays).find(|(_, array)| array.is_none()) {
+                Some((name, _)) if arrays.iter().any(Option::is_some) => {
+                    let expected = format!("both {} and {}", STATE_NAMES[0], STATE_NAMES[1]);
+                    Err(Error::MissingTensor { name: (*name).into(), expected })
                 }
                 _ => Ok(None),
             };
         };
-        let three = |array: &ArrayD<f32>| {
-            let wrong = |_| Error::shape("take_state", "three dimensions", format!("{:?}", array.shape()));
-            array.clone().into_dimensionality::<Ix3>().map_err(wrong)
+        let to_array3 = |array: &ArrayD<f32>| {
+            let error = |_| Error::shape("take_state", "three dimensions", format!("{:?}", array.shape()));
+            array.clone().into_dimensionality::<Ix3>().map_err(error)
         };
-        let state = HostState { h: three(h)?, c: three(c)? };
-        STATE.iter().for_each(|name| drop(self.tensors.remove(*name)));
+        let state = HostState { h: to_array3(h)?, c: to_array3(c)? };
+        STATE_NAMES.iter().for_each(|name| drop(self.tensors.remove(*name)));
         Ok(Some(state))
     }
 }
 
 impl<B: Backend> Trainer<B> {
-    /// Saves the run: [`save_with`](Self::save_with) nothing else.
+    /// Saves the run to a checkpoint file without additional data. See [`save_with`](Self::save_with).
     ///
     /// # Errors
-    /// As for `save_with`.
+    /// As for [`save_with`](Self::save_with).
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.save_with(path, &Extras::default())
+        self.save_with(path, &CheckpointExtras::default())
     }
 
-    /// Saves the run and what the caller adds to one safetensors file, which is replaced whole or not at all.
+    /// Saves the run and additional data of the caller to a checkpoint: one safetensors file, which is replaced
+    /// atomically.
     ///
-    /// Tensors: the model's as in [`save_model`](Self::save_model), and what the optimizer keeps of each, such as
-    /// `optimizer.exp_avg.head.weight`, in the parameter's shape. Metadata, each as its type is displayed, or `none`:
-    /// `trainer.format` (the version, 1), `trainer.model` (every option of the LSTM's), `trainer.head`
-    /// (`linear outputs=1 bias=true`), `trainer.method`, `trainer.schedule`, `trainer.clip`, `trainer.keep`,
-    /// `trainer.seed` and `trainer.steps`.
+    /// Tensors of the file:
+    /// - those of the model, as in [`save_model`](Self::save_model);
+    /// - the optimizer state in the shape of its parameter, such as `optimizer.exp_avg.head.weight`;
+    /// - the tensors of `extras`, with the prefix `extra.`.
     ///
-    /// What the caller carries from step to step is the caller's to add: a state for truncated backpropagation, the
-    /// place in the data. Its tensors are `extra.` and their name.
+    /// Metadata of the file, in the text form of their types, or `none`:
+    /// - `trainer.format`: the version of the format, 1;
+    /// - `trainer.model`: the [`LstmConfig`];
+    /// - `trainer.head`: `linear outputs=1 bias=true`;
+    /// - `trainer.method`: the [`OptimizerConfig`](crate::train::OptimizerConfig);
+    /// - `trainer.schedule`, `trainer.clip`, `trainer.keep` (the [`Checkpointing`](crate::Checkpointing)),
+    ///   `trainer.seed`;
+    /// - `trainer.steps`: the number of steps so far;
+    /// - the text of `extras`.
     ///
     /// # Errors
-    /// [`Error::Config`] for text whose key starts with `trainer.`; [`Error::Io`]. A file that was there is then as it
-    /// was.
-    pub fn save_with(&self, path: impl AsRef<Path>, extras: &Extras) -> Result<()> {
-        let mut writer = self.model(&extras.text)?;
+    /// [`Error::Config`] if a key of `extras.text` starts with `trainer.`; [`Error::Format`] if two tensors have the
+    /// same name; [`Error::Io`] if the file cannot be written. An existing file is unchanged after an error.
+    pub fn save_with(&self, path: impl AsRef<Path>, extras: &CheckpointExtras) -> Result<()> {
+        let mut writer = self.model_writer(&extras.text)?;
         for (name, tensor) in &extras.tensors {
-            writer = writer.tensor(format!("{EXTRA}{name}"), tensor)?;
+            writer = writer.tensor(format!("{EXTRA_PREFIX}{name}"), tensor)?;
         }
-        let settings = &self.settings;
-        let head = self.head.as_ref().map(HeadKind::of);
+        let config = &self.config;
+        let head = self.head.as_ref().map(HeadSpec::of);
         let or_none = |text: Option<String>| text.unwrap_or("none".into());
         for (key, value) in [
             ("format", VERSION.into()),
             ("model", self.lstm.config().to_string()),
             ("head", or_none(head.map(|head| head.to_string()))),
-            ("method", settings.method.to_string()),
-            ("schedule", settings.schedule.to_string()),
-            ("clip", or_none(settings.clip.map(|clip| clip.to_string()))),
-            ("keep", settings.keep.to_string()),
-            ("seed", settings.seed.to_string()),
+            ("method", config.optimizer.to_string()),
+            ("schedule", config.schedule.to_string()),
+            ("clip", or_none(config.clip.map(|clip| clip.to_string()))),
+            ("keep", config.checkpointing.to_string()),
+            ("seed", config.seed.to_string()),
             ("steps", self.steps().to_string()),
         ] {
-            writer = writer.metadata(format!("{OWN}{key}"), value);
+            writer = writer.metadata(format!("{TRAINER_PREFIX}{key}"), value);
         }
-        let shapes: BTreeMap<_, _> = layout(self.lstm.config(), head).into_iter().collect();
+        let shapes: BTreeMap<_, _> = parameter_shapes(self.lstm.config(), head).into_iter().collect();
         for (name, values) in self.optimizer.state() {
             let shape = name.split_once('.').and_then(|(_, parameter)| shapes.get(parameter));
             let shape = shape.map_or(vec![values.len()], Vec::clone);
-            let values = ArrayView::from_shape(IxDyn(&shape), values);
-            let values = values.map_err(|why| Error::shape("Trainer::save", format!("{shape:?} for `{name}`"), why))?;
-            writer = writer.tensor(format!("{OPTIMIZER}{name}"), &values)?;
+            let array = ArrayView::from_shape(IxDyn(&shape), values);
+            let array = array.map_err(|e| Error::shape("Trainer::save", format!("{shape:?} for `{name}`"), e))?;
+            writer = writer.tensor(format!("{OPTIMIZER_PREFIX}{name}"), &array)?;
         }
         writer.save(path)
     }
 
-    /// Saves the model alone, for inference: `lstm.weight_ih_l0` and so on, `head.weight` and `head.bias`, which are the
-    /// names of a PyTorch module's state with an `nn.LSTM` called `lstm` and an `nn.Linear` called `head`, and the
-    /// caller's metadata; and, where the LSTM has options that tensors don't tell (see [`StateDictWriter::lstm`]), these.
+    /// Saves the model alone, for inference, to a safetensors file with the caller's metadata.
+    ///
+    /// The tensors are `lstm.weight_ih_l0` and so on, `head.weight` and `head.bias`. These are the names in the state
+    /// dict of a PyTorch module with an `nn.LSTM` called `lstm` and an `nn.Linear` called `head`. Options of the LSTM
+    /// that do not follow from its tensors are saved as metadata; see [`StateDictWriter::lstm`].
     ///
     /// # Errors
     /// As for [`save_with`](Self::save_with).
     pub fn save_model(&self, path: impl AsRef<Path>, metadata: &BTreeMap<String, String>) -> Result<()> {
-        self.model(metadata)?.save(path)
+        self.model_writer(metadata)?.save(path)
     }
 
-    fn model(&self, metadata: &BTreeMap<String, String>) -> Result<StateDictWriter> {
-        let mut writer = StateDictWriter::new().lstm(LSTM, self.lstm.weights(), TensorNames::PyTorch)?;
+    /// A writer with the tensors of the model and the caller's metadata.
+    fn model_writer(&self, metadata: &BTreeMap<String, String>) -> Result<StateDictWriter> {
+        let mut writer = StateDictWriter::new().lstm(LSTM_PREFIX, self.lstm.weights(), TensorNames::PyTorch)?;
         if let Some(head) = &self.head {
-            writer = head.put(writer, HEAD)?;
+            writer = head.write_to(writer, HEAD_PREFIX)?;
         }
         for (key, value) in metadata {
-            if key.starts_with(OWN) {
-                let why = format!("keys that start with `{OWN}` are a checkpoint's own, got `{key}`");
-                return Err(Error::config("metadata", why));
+            if key.starts_with(TRAINER_PREFIX) {
+                let reason = format!("expected keys that do not start with `{TRAINER_PREFIX}`, got `{key}`");
+                return Err(Error::config("metadata", reason));
             }
             writer = writer.metadata(key, value);
         }
         Ok(writer)
     }
 
-    /// Takes up a [saved](Self::save_with) run on `backend`, and returns it with what the caller added. It goes on with
-    /// the bits that it would have had: weights, what the optimizer keeps, losses.
+    /// Resumes a [saved](Self::save_with) run on `backend`. Returns the trainer and the additional data of the caller.
+    /// The weights, the optimizer state and the losses of later steps are bit-identical to those of an uninterrupted
+    /// run.
     ///
     /// # Errors
-    /// - [`Error::Io`] if the file can't be read.
-    /// - [`Error::Format`] naming the file: it is no safetensors file or is cut short; it is no checkpoint or one of
-    ///   another version; and naming the key: text that is missing, unknown, or does not say what it should.
-    /// - [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::UnusedTensors`] and [`Error::TensorType`] naming
-    ///   tensors that don't fit what the text says.
-    /// - What the device refuses.
-    pub fn resume(backend: &B, path: impl AsRef<Path>) -> Result<(Self, Extras)> {
-        Checkpoint::open(path.as_ref())?.run(backend)
+    /// - [`Error::Io`] if the file cannot be read.
+    /// - [`Error::Format`], which names the file, if it is not a safetensors file, not a checkpoint, or a checkpoint of
+    ///   another version. It also names the metadata key if a key is missing, unknown or has invalid text.
+    /// - [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::UnusedTensors`] or [`Error::TensorType`] if the
+    ///   tensors do not match the metadata.
+    /// - Errors of the device.
+    pub fn resume(backend: &B, path: impl AsRef<Path>) -> Result<(Self, CheckpointExtras)> {
+        Checkpoint::open(path.as_ref())?.into_trainer(backend)
     }
 
-    /// [`resume`](Self::resume) where the caller knows which model it should be: the configuration, and how many outputs
-    /// the head has, if there should be one.
+    /// Resumes a run as [`resume`](Self::resume), and checks that the model has the given configuration and the head
+    /// the given number of outputs. `outputs` is `None` for a model without a head.
     ///
     /// # Errors
-    /// As for `resume`; [`Error::Config`] naming the first option that differs, and the file.
+    /// As for [`resume`](Self::resume); [`Error::Config`], which names the first option that differs, and the file.
     pub fn resume_as(
         backend: &B,
         path: impl AsRef<Path>,
         config: &LstmConfig,
         outputs: Option<usize>,
-    ) -> Result<(Self, Extras)> {
+    ) -> Result<(Self, CheckpointExtras)> {
         let checkpoint = Checkpoint::open(path.as_ref())?;
-        checkpoint.expect(config, outputs)?;
-        checkpoint.run(backend)
+        checkpoint.check_model(config, outputs)?;
+        checkpoint.into_trainer(backend)
     }
 }
 
-/// A file whose text was read, and whose tensors were not.
+/// A checkpoint file with parsed metadata. Its tensors have not been read.
 struct Checkpoint {
     file: String,
     dict: StateDict,
-    config: LstmConfig,
-    head: Option<HeadKind>,
-    settings: TrainerConfig,
+    lstm_config: LstmConfig,
+    head: Option<HeadSpec>,
+    config: TrainerConfig,
     steps: u64,
-    metadata: BTreeMap<String, String>,
+    /// Metadata of the caller.
+    extra_text: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
     fn open(path: &Path) -> Result<Self> {
         let (file, dict) = (path.display().to_string(), StateDict::open(path)?);
-        let (own, mut metadata): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            dict.metadata().clone().into_iter().partition(|(key, _)| key.starts_with(OWN));
-        metadata.remove(&config_key(LSTM));
-        let mut text = Text { file: &file, own };
-        match text.own.remove("trainer.format") {
+        let (own, mut extra_text): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            dict.metadata().clone().into_iter().partition(|(key, _)| key.starts_with(TRAINER_PREFIX));
+        extra_text.remove(&config_key(LSTM_PREFIX));
+        let mut metadata = UnreadMetadata { file: &file, unread: own };
+        match metadata.unread.remove("trainer.format") {
             Some(version) if version == VERSION => {}
             Some(version) => {
-                return Err(Error::format(
-                    file,
-                    format!("expected a checkpoint of version {VERSION}, got `{version}`"),
-                ));
+                let reason = format!("expected checkpoint version {VERSION}, got `{version}`");
+                return Err(Error::format(file, reason));
             }
-            None => return Err(Error::format(file, "no checkpoint: its metadata have no `trainer.format`")),
+            None => return Err(Error::format(file, "not a checkpoint: the metadata key `trainer.format` is missing")),
         }
-        let config = text.parse("model")?;
-        if let Some(other) = dict.lstm_config(LSTM)?.filter(|other| *other != config) {
-            let why = format!("metadata `trainer.model`, {config}, and `{}`, {other}, differ", config_key(LSTM));
-            return Err(Error::format(file, why));
+        let lstm_config = metadata.parse("model")?;
+        if let Some(other) = dict.lstm_config(LSTM_PREFIX)?.filter(|other| *other != lstm_config) {
+            let key = config_key(LSTM_PREFIX);
+            let reason = format!("metadata `trainer.model` ({lstm_config}) and `{key}` ({other}) differ");
+            return Err(Error::format(file, reason));
         }
-        let head = text.parse::<OrNone<HeadKind>>("head")?.0;
-        let mut settings = TrainerConfig::new(text.parse("method")?, text.parse("schedule")?);
-        settings.clip = text.parse::<OrNone<_>>("clip")?.0;
-        settings.keep = text.parse("keep")?;
-        settings.seed = text.parse("seed")?;
-        let steps = text.parse("steps")?;
-        if let Some(key) = text.own.keys().next() {
-            return Err(Error::format(file, format!("unknown metadata `{key}`")));
+        let head = metadata.parse::<NoneOr<HeadSpec>>("head")?.0;
+        let mut config = TrainerConfig::new(metadata.parse("method")?, metadata.parse("schedule")?);
+        config.clip = metadata.parse::<NoneOr<_>>("clip")?.0;
+        config.checkpointing = metadata.parse("keep")?;
+        config.seed = metadata.parse("seed")?;
+        let steps = metadata.parse("steps")?;
+        if let Some(key) = metadata.unread.keys().next() {
+            return Err(Error::format(file, format!("unknown metadata key `{key}`")));
         }
-        Ok(Checkpoint { file, dict, config, head, settings, steps, metadata })
+        Ok(Checkpoint { file, dict, lstm_config, head, config, steps, extra_text })
     }
 
-    /// Compares with what the caller knows.
-    fn expect(&self, config: &LstmConfig, outputs: Option<usize>) -> Result<()> {
-        let differs = |option, want: &str, got: &str| {
-            Err(Error::config(option, format!("expected {want}, got a checkpoint, {}, with {got}", self.file)))
+    /// Checks that the checkpoint has the model that the caller expects.
+    fn check_model(&self, config: &LstmConfig, outputs: Option<usize>) -> Result<()> {
+        let mismatch = |option, expected: &str, got: &str| {
+            Err(Error::config(option, format!("expected {expected}, got {got} in the checkpoint {}", self.file)))
         };
-        for ((option, want), (_, got)) in config.options().into_iter().zip(self.config.options()) {
-            if want != got {
-                return differs(option, &want, &got);
+        for ((option, expected), (_, got)) in config.options().into_iter().zip(self.lstm_config.options()) {
+            if expected != got {
+                return mismatch(option, &expected, &got);
             }
         }
         let got = self.head.map(|head| head.outputs);
-        let show = |outputs: Option<usize>| outputs.map_or("none".into(), |n| format!("one of {n} outputs"));
-        if outputs == got { Ok(()) } else { differs("head", &show(outputs), &show(got)) }
+        let text = |outputs: Option<usize>| outputs.map_or("none".into(), |n| format!("one with {n} outputs"));
+        if outputs == got { Ok(()) } else { mismatch("head", &text(outputs), &text(got)) }
     }
 
-    /// Takes the tensors, each of which has to be there, and starts where the run ended.
-    fn run<B: Backend>(mut self, backend: &B) -> Result<(Trainer<B>, Extras)> {
-        // Text may claim any number of layers; before they are listed, there have to be two weights for each.
-        let LstmConfig { num_layers, direction, .. } = self.config;
-        let least = num_layers.saturating_mul(2 * direction.reverse_flags().len());
-        let there = self.dict.names().count();
-        if there < least {
-            let last = format!("{LSTM}weight_ih_l{}", num_layers - 1);
-            let expected = format!("the last of {num_layers} layers; {there} tensors are too few for so many");
-            return Err(Error::MissingTensor { name: last, expected });
+    /// Reads all tensors and creates a trainer in the saved state.
+    fn into_trainer<B: Backend>(mut self, backend: &B) -> Result<(Trainer<B>, CheckpointExtras)> {
+        // The metadata may claim any number of layers. A layer direction has at least two weights, so this check bounds
+        // the length of the list of parameters before it is allocated.
+        let LstmConfig { num_layers, direction, .. } = self.lstm_config;
+        let min_tensors = num_layers.saturating_mul(2 * direction.reverse_flags().len());
+        let num_tensors = self.dict.names().count();
+        if num_tensors < min_tensors {
+            let name = format!("{LSTM_PREFIX}weight_ih_l{}", num_layers - 1);
+            let expected = format!("at least {min_tensors} tensors for {num_layers} layers, got {num_tensors}");
+            return Err(Error::MissingTensor { name, expected });
         }
-        let layout = layout(&self.config, self.head);
-        let mut values = layout.iter().map(|(name, shape)| self.dict.take(name, shape)).collect::<Result<Vec<_>>>()?;
-        let method = &self.settings.method;
-        let slots = if self.steps == 0 { &[] } else { method.slots() };
+        let shapes = parameter_shapes(&self.lstm_config, self.head);
+        let mut values = shapes.iter().map(|(name, shape)| self.dict.take(name, shape)).collect::<Result<Vec<_>>>()?;
+        let optimizer_config = &self.config.optimizer;
+        let state_names = if self.steps == 0 { &[] } else { optimizer_config.state_names() };
         let mut state = Vec::new();
-        for (slot, (name, shape)) in slots.iter().flat_map(|slot| layout.iter().map(move |entry| (slot, entry))) {
-            let name = format!("{slot}.{name}");
-            let kept = self.dict.take(&format!("{OPTIMIZER}{name}"), shape)?;
-            state.push((name, kept.into_iter().collect()));
+        for (state_name, (name, shape)) in state_names.iter().flat_map(|s| shapes.iter().map(move |entry| (s, entry))) {
+            let name = format!("{state_name}.{name}");
+            let array = self.dict.take(&format!("{OPTIMIZER_PREFIX}{name}"), shape)?;
+            state.push((name, array.into_iter().collect()));
         }
-        let mut extras = Extras { text: self.metadata, ..Extras::default() };
+        let mut extras = CheckpointExtras { text: self.extra_text, ..CheckpointExtras::default() };
         for name in self.dict.names().map(str::to_owned).collect::<Vec<_>>() {
-            if let Some(own) = name.strip_prefix(EXTRA) {
-                extras.tensors.insert(own.into(), self.dict.take_any(&name)?);
+            if let Some(extra_name) = name.strip_prefix(EXTRA_PREFIX) {
+                extras.tensors.insert(extra_name.into(), self.dict.take_any(&name)?);
             }
         }
         self.dict.finish()?;
-        let optimizer = Optimizer::restore(method.clone(), self.steps, state)?;
+        let optimizer = Optimizer::restore(optimizer_config.clone(), self.steps, state)?;
 
         let mut values = values.drain(..);
-        let layers = self.config.layer_specs().into_iter().map(|spec| {
+        let layers = self.lstm_config.layer_specs().into_iter().map(|spec| {
             let values = values.by_ref().take(spec.params().len()).collect();
             LayerWeights::new(spec, values)
         });
         let layers = layers.collect::<Result<_>>()?;
-        let lstm = Lstm::new(backend, Weights::new(self.config, layers)?)?;
-        let wrong = |why| Error::shape("Trainer::resume: head", "a matrix and a vector", why);
+        let lstm = Lstm::new(backend, Weights::new(self.lstm_config, layers)?)?;
+        let head_error = |e| Error::shape("Trainer::resume: head", "a matrix and a vector", e);
         let weight: Option<Array2<f32>> =
-            values.next().map(|weight| weight.into_dimensionality::<Ix2>()).transpose().map_err(wrong)?;
+            values.next().map(|weight| weight.into_dimensionality::<Ix2>()).transpose().map_err(head_error)?;
         let bias: Option<Array1<f32>> =
-            values.next().map(|bias| bias.into_dimensionality::<Ix1>()).transpose().map_err(wrong)?;
+            values.next().map(|bias| bias.into_dimensionality::<Ix1>()).transpose().map_err(head_error)?;
         let head = weight.map(|weight| Linear::new(backend, weight, bias)).transpose()?;
-        let mut trainer = Trainer::new(lstm, head, self.settings)?;
+        let mut trainer = Trainer::new(lstm, head, self.config)?;
         trainer.optimizer = optimizer;
         Ok((trainer, extras))
     }
 }
 
-/// A checkpoint's own metadata that nobody has asked for yet.
-struct Text<'a> {
+/// The metadata of a checkpoint whose keys start with `trainer.` and that have not been read.
+struct UnreadMetadata<'a> {
     file: &'a str,
-    own: BTreeMap<String, String>,
+    unread: BTreeMap<String, String>,
 }
 
-impl Text<'_> {
+impl UnreadMetadata<'_> {
+    /// Removes and parses the text of `trainer.{key}`.
     fn parse<T: FromStr<Err: Display>>(&mut self, key: &str) -> Result<T> {
-        let key = format!("{OWN}{key}");
-        let Some(text) = self.own.remove(&key) else {
-            return Err(Error::format(self.file, format!("metadata `{key}` are missing")));
+        let key = format!("{TRAINER_PREFIX}{key}");
+        let Some(text) = self.unread.remove(&key) else {
+            return Err(Error::format(self.file, format!("the metadata key `{key}` is missing")));
         };
-        text.parse().map_err(|why| Error::format(self.file, format!("metadata `{key}`, which are `{text}`: {why}")))
+        text.parse().map_err(|e| Error::format(self.file, format!("metadata `{key}`, with the text `{text}`: {e}")))
     }
 }
 
-/// A value, or the word `none`.
-struct OrNone<T>(Option<T>);
+/// An optional value whose text form is `none` for `None`.
+struct NoneOr<T>(Option<T>);
 
-impl<T: FromStr> FromStr for OrNone<T> {
+impl<T: FromStr> FromStr for NoneOr<T> {
     type Err = T::Err;
 
     fn from_str(text: &str) -> Result<Self, T::Err> {
-        Ok(OrNone(if text == "none" { None } else { Some(text.parse()?) }))
+        Ok(NoneOr(if text == "none" { None } else { Some(text.parse()?) }))
     }
 }

@@ -1,4 +1,4 @@
-//! How a run trains, and what one step of it reports.
+//! The configuration of a trainer and the report of a training step.
 
 use crate::{
     error::Result,
@@ -6,36 +6,38 @@ use crate::{
     train::{Clip, OptimizerConfig, Schedule},
 };
 
-/// How a [`Trainer`](super::Trainer) trains; `new` gives the defaults, the methods change one each.
+/// Configuration of a [`Trainer`](super::Trainer). [`TrainerConfig::new`] sets the defaults; each builder method
+/// changes one option.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct TrainerConfig {
-    /// The optimizer.
-    pub method: OptimizerConfig,
-    /// The learning rate of each step.
+    /// The optimizer and its options.
+    pub optimizer: OptimizerConfig,
+    /// Learning rate schedule.
     pub schedule: Schedule,
-    /// How the gradients of all parameters together are made smaller; not at all by default.
+    /// Gradient clipping; none by default.
     pub clip: Option<Clip>,
-    /// What a forward pass keeps for the way back: memory against time, the same bits; everything by default.
-    pub keep: Checkpointing,
-    /// What dropout follows from, together with the step; 0 by default.
+    /// What the forward pass stores for the backward pass. It trades memory for time and does not change results;
+    /// [`Checkpointing::Everything`] by default.
+    pub checkpointing: Checkpointing,
+    /// Seed of dropout; 0 by default. Each step derives its own seed from this one.
     pub seed: u64,
 }
 
 impl TrainerConfig {
-    /// No clipping, everything kept, seed 0.
-    pub fn new(method: OptimizerConfig, schedule: Schedule) -> Self {
-        TrainerConfig { method, schedule, clip: None, keep: Checkpointing::Everything, seed: 0 }
+    /// A configuration without clipping, with [`Checkpointing::Everything`] and seed 0.
+    pub fn new(optimizer: OptimizerConfig, schedule: Schedule) -> Self {
+        TrainerConfig { optimizer, schedule, clip: None, checkpointing: Checkpointing::Everything, seed: 0 }
     }
 
-    /// Clips gradients.
+    /// Sets gradient clipping.
     pub fn clip(self, clip: Clip) -> Self {
         TrainerConfig { clip: Some(clip), ..self }
     }
 
-    /// Sets what a forward pass keeps.
-    pub fn keep(self, keep: Checkpointing) -> Self {
-        TrainerConfig { keep, ..self }
+    /// Sets what the forward pass stores for the backward pass.
+    pub fn checkpointing(self, checkpointing: Checkpointing) -> Self {
+        TrainerConfig { checkpointing, ..self }
     }
 
     /// Sets the seed of dropout.
@@ -43,32 +45,33 @@ impl TrainerConfig {
         TrainerConfig { seed, ..self }
     }
 
-    /// Checks all of them.
+    /// Checks all options.
     ///
     /// # Errors
-    /// As for [`OptimizerConfig::validate`], [`Schedule::validate`] and [`Clip::validate`];
-    /// [`Error::Config`](crate::Error::Config) for segments that are not a positive multiple of 32.
+    /// The errors of [`OptimizerConfig::validate`], [`Schedule::validate`] and [`Clip::validate`];
+    /// [`Error::Config`](crate::Error::Config) if the length of a [checkpointing segment](Checkpointing::Segments) is
+    /// not a positive multiple of 32.
     pub fn validate(&self) -> Result<()> {
-        self.method.validate()?;
+        self.optimizer.validate()?;
         self.schedule.validate()?;
-        self.keep.segment(1)?;
+        self.checkpointing.segment(1)?;
         self.clip.map_or(Ok(()), |clip| clip.validate())
     }
 }
 
-/// What a step of training did.
+/// Report of one training step.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Step {
-    /// Its number, counted from 1.
+pub struct StepReport {
+    /// Number of the step, counted from 1.
     pub step: u64,
-    /// The loss before it.
+    /// Loss before the update of the parameters.
     pub loss: f64,
-    /// The [`norm`](crate::train::norm) of all gradients together, before clipping.
-    pub norm: f64,
-    /// The learning rate it took.
-    pub rate: f32,
-    /// The LSTM's final states. Given as the next input's state they make truncated backpropagation through time:
-    /// values go on, gradients end.
+    /// [`gradient_norm`](crate::train::gradient_norm) of all gradients before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f32,
+    /// Final states of the LSTM. For truncated backpropagation through time, pass them as the initial states of the
+    /// next step.
     pub state: HostState,
 }

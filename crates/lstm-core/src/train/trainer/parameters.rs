@@ -1,4 +1,4 @@
-//! All parameters of a model with a head, in the order in which training takes them.
+//! The parameters of an LSTM and its head: names, shapes, and elements in a common order.
 
 use std::{fmt, str::FromStr};
 
@@ -12,33 +12,40 @@ use crate::{
     },
     error::{Error, Result},
     train::Linear,
-    weights::{Weights, names::pytorch},
+    weights::{Weights, names::pytorch_name},
 };
 
-/// What the LSTM's names begin with, and the head's, in files and in the optimizer.
-pub(super) const LSTM: &str = "lstm.";
-pub(super) const HEAD: &str = "head.";
+/// Prefix of the names of the LSTM's parameters, in files and in the optimizer.
+pub(super) const LSTM_PREFIX: &str = "lstm.";
 
-/// What a head is, besides its input size, which is the LSTM's output size.
+/// Prefix of the names of the head's parameters, in files and in the optimizer.
+pub(super) const HEAD_PREFIX: &str = "head.";
+
+/// Output size and bias of a [`Linear`] head. The input size is the output size of the LSTM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct HeadKind {
+pub(super) struct HeadSpec {
+    /// Number of output features.
     pub(super) outputs: usize,
+    /// Whether the head has a bias.
     pub(super) bias: bool,
 }
 
-impl HeadKind {
+impl HeadSpec {
+    /// The output size and bias of a layer.
     pub(super) fn of<B: Backend>(head: &Linear<B>) -> Self {
-        HeadKind { outputs: head.output_size(), bias: head.bias().is_some() }
+        HeadSpec { outputs: head.output_size(), bias: head.bias().is_some() }
     }
 }
 
-impl fmt::Display for HeadKind {
+/// Writes `linear outputs=1 bias=true`, the text form in checkpoints.
+impl fmt::Display for HeadSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_options(f, "linear", &[("outputs", self.outputs.to_text()), ("bias", self.bias.to_text())])
     }
 }
 
-impl FromStr for HeadKind {
+/// Parses the text that [`Display`](fmt::Display) writes.
+impl FromStr for HeadSpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -46,38 +53,41 @@ impl FromStr for HeadKind {
         if options.kind() != "linear" {
             return Err(options.unexpected_kind("linear"));
         }
-        let head = HeadKind { outputs: options.required("outputs")?, bias: options.required("bias")? };
+        let head = HeadSpec { outputs: options.required("outputs")?, bias: options.required("bias")? };
         options.finish()?;
         Ok(head)
     }
 }
 
-/// Names and shapes.
-pub(super) fn layout(config: &LstmConfig, head: Option<HeadKind>) -> Vec<(String, Vec<usize>)> {
-    let mut layout = Vec::new();
+/// Names and shapes of all parameters: those of the LSTM in the order of [`LstmConfig::layer_specs`] and
+/// [`LayerSpec::params`](crate::LayerSpec::params), then the weight and bias of the head.
+pub(super) fn parameter_shapes(config: &LstmConfig, head: Option<HeadSpec>) -> Vec<(String, Vec<usize>)> {
+    let mut shapes = Vec::new();
     for (k, spec) in config.layer_specs().into_iter().enumerate() {
         let layer = k / config.num_directions();
-        let name = |param| format!("{LSTM}{}", pytorch(layer, spec.reverse, spec.cell, param));
-        layout.extend(spec.params().into_iter().map(|(param, shape)| (name(param), shape)));
+        let name = |param| format!("{LSTM_PREFIX}{}", pytorch_name(layer, spec.reverse, spec.cell, param));
+        shapes.extend(spec.params().into_iter().map(|(param, shape)| (name(param), shape)));
     }
-    if let Some(HeadKind { outputs, bias }) = head {
-        layout.push((format!("{HEAD}weight"), vec![outputs, config.output_size()]));
-        layout.extend(bias.then(|| (format!("{HEAD}bias"), vec![outputs])));
+    if let Some(HeadSpec { outputs, bias }) = head {
+        shapes.push((format!("{HEAD_PREFIX}weight"), vec![outputs, config.output_size()]));
+        shapes.extend(bias.then(|| (format!("{HEAD_PREFIX}bias"), vec![outputs])));
     }
-    layout
+    shapes
 }
 
-/// Values, or gradients, of all parameters on the host; row-major.
+/// The values, or the gradients, of all parameters on the host, row-major.
 #[derive(Clone, Debug)]
-pub(super) struct Values {
+pub(super) struct ModelArrays {
+    /// Arrays of the LSTM.
     pub(super) lstm: Weights,
+    /// Weight and bias of the head; `None` for a model without a head.
     pub(super) head: Option<(Array2<f32>, Option<Array1<f32>>)>,
 }
 
-impl Values {
-    /// The elements of each, in the order of [`layout`].
+impl ModelArrays {
+    /// The elements of each array, in the order of [`parameter_shapes`].
     pub(super) fn slices(&mut self) -> Vec<&mut [f32]> {
-        const ROW_MAJOR: &str = "values come from layers, which keep them row-major";
+        const ROW_MAJOR: &str = "layers keep their arrays row-major";
         let mut slices: Vec<_> = self.lstm.iter_mut().map(|(_, values)| values).collect();
         if let Some((weight, bias)) = &mut self.head {
             slices.push(weight.as_slice_mut().expect(ROW_MAJOR));
