@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{
-    Checkpointing, HostState, Lstm, OutputGradients, State, Tape, Weights, arithmetic::Scale, ndarray::Array3,
+    Checkpointing, HostState, Lstm, OutputGradients, State, Tape, Weights, arithmetic::GradientScale, ndarray::Array3,
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -114,17 +114,17 @@ impl Problem {
     }
 
     /// The scale of this problem's backward pass.
-    fn scale(&self) -> Scale {
+    fn scale(&self) -> GradientScale {
         // What stands beyond a sequence's length is no larger than the rest.
         let state = self.state.iter().flat_map(|state| state.h.iter().chain(&state.c));
-        Scale::of(self.y.iter().flatten().chain(state))
+        GradientScale::of(self.y.iter().flatten().chain(state))
     }
 
     fn loss(&self, b: &Double) -> Result<f64> {
         b.clear();
         let (y, state) = Lstm::new(b, self.weights.clone())?.forward(self.data.input())?;
         let weighed = |receipts: &Array3<f32>, by: &Array3<f32>| -> f64 {
-            receipts.iter().zip(by).map(|(&v, &by)| b.read(v, Scale::of(&[])) * f64::from(by)).sum()
+            receipts.iter().zip(by).map(|(&v, &by)| b.read(v, GradientScale::of(&[])) * f64::from(by)).sum()
         };
         let of_states = |by: &HostState| weighed(&state.h, &by.h) + weighed(&state.c, &by.c);
         Ok(self.y.as_ref().map_or(0.0, |by| weighed(&y, by)) + self.state.as_ref().map_or(0.0, of_states))
@@ -191,7 +191,7 @@ impl Problem {
     pub fn final_state(&self, b: &Double) -> Result<HostState> {
         b.clear();
         let (_, state) = Lstm::new(b, self.weights.clone())?.forward(self.data.input())?;
-        let read = |receipts: Array3<f32>| receipts.mapv(|v| b.read(v, Scale::of(&[])) as f32);
+        let read = |receipts: Array3<f32>| receipts.mapv(|v| b.read(v, GradientScale::of(&[])) as f32);
         Ok(State { h: read(state.h), c: read(state.c) })
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use lstm_core::{
     Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, ReferencePath, Result,
-    arithmetic::{Digest, Scale},
+    arithmetic::{Digest, GradientScale},
     shape::{
         check_clip, check_concat, check_download, check_gemm, check_rows, check_select_between, check_slice,
         check_upload,
@@ -67,7 +67,7 @@ struct Shared {
 
 impl Double {
     /// The value behind a receipt that came back from a pass with this scale.
-    pub fn read(&self, receipt: f32, scale: Scale) -> f64 {
+    pub fn read(&self, receipt: f32, scale: GradientScale) -> f64 {
         self.0.log.borrow()[scale.apply(receipt) as usize] * f64::from(scale.undo(1.0))
     }
 
@@ -276,8 +276,8 @@ mod tests {
         let tanh = b.tanh(row(&b, &[0.5, -3.0])).unwrap();
         let mut receipts = [[0.0; 2]; 2];
         receipts.iter_mut().for_each(|out| pollster::block_on(b.download(&tanh, out)).unwrap());
-        let scale = Scale::of(&[8.0]);
-        assert_eq!(b.read(receipts[1][1], Scale::of(&[1.0])), (-3f64).tanh());
+        let scale = GradientScale::of(&[8.0]);
+        assert_eq!(b.read(receipts[1][1], GradientScale::of(&[1.0])), (-3f64).tanh());
         assert_eq!(b.read(scale.undo(receipts[1][0]), scale), 0.5f64.tanh() * 8.0);
     }
 

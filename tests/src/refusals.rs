@@ -141,7 +141,7 @@ fn backward<B: Backend>(b: &B) -> Result<()> {
     let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
     for keep in [0, 1, 31, 33] {
         let keep = Checkpointing::Segments(keep);
-        refused("odd segments", &["keep", "multiple of 32"], model.forward_train(&data.x, keep))?;
+        refused("odd segments", &["checkpointing", "multiple of 32"], model.forward_train(&data.x, keep))?;
     }
     let other = Array3::<f32>::zeros((3, 6, 4));
     let other = model.forward_train(&other, Checkpointing::Everything);

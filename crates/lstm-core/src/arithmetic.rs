@@ -129,19 +129,19 @@ pub fn tanh(x: f32) -> f32 {
 /// The power of two by which a backward pass multiplies what flows into it, so that the bits below which [`snap`] gives
 /// zero mean the same for every size of gradient. There is one for the whole model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scale(i32);
+pub struct GradientScale(i32);
 
 /// Gradients whose bits, without sign, are below these (2^-100) count as zero on their way in and out.
 pub const FLUSH_BITS: u32 = 0x0d80_0000;
 
-impl Scale {
+impl GradientScale {
     /// The scale that brings the largest finite magnitude into [1, 2); 1 where all are zero.
     pub fn of<'a>(values: impl IntoIterator<Item = &'a f32>) -> Self {
         // Signed, as vectors compare.
         let finite = |bits: i32| if bits < 0x7f80_0000 { bits } else { 0 };
         let largest =
             values.into_iter().fold(0, |most: i32, v| most.max(finite((v.to_bits() & MAGNITUDE_BITS) as i32)));
-        Scale(if largest < FLUSH_BITS as i32 { 0 } else { 127 - (largest >> 23) })
+        GradientScale(if largest < FLUSH_BITS as i32 { 0 } else { 127 - (largest >> 23) })
     }
 
     /// `v` scaled, or +0 for `|v| < 2^-100`.
@@ -235,16 +235,16 @@ mod tests {
             (&[f32::NAN, f32::INFINITY, 0.75], 1.5),
             (&[f32::from_bits(FLUSH_BITS)], 1.0),
         ] {
-            let scale = Scale::of(values);
+            let scale = GradientScale::of(values);
             let greatest = values.iter().copied().filter(|v| v.is_finite()).max_by(|a, b| a.abs().total_cmp(&b.abs()));
             let scaled = scale.apply(greatest.unwrap());
             assert_eq!(scaled, largest);
             assert_eq!(scale.undo(scaled), greatest.unwrap());
         }
-        assert_eq!(Scale::of(&[tiny, 0.0]), Scale::of(&[1.0]));
-        assert_eq!(Scale::of(&[1.0]).apply(-tiny).to_bits(), 0);
-        assert_eq!(Scale::of(&[2f32.powi(-90)]).undo(-(2f32.powi(-11))).to_bits(), 0);
-        assert!(Scale::of(&[4.0]).apply(f32::NAN).is_nan());
+        assert_eq!(GradientScale::of(&[tiny, 0.0]), GradientScale::of(&[1.0]));
+        assert_eq!(GradientScale::of(&[1.0]).apply(-tiny).to_bits(), 0);
+        assert_eq!(GradientScale::of(&[2f32.powi(-90)]).undo(-(2f32.powi(-11))).to_bits(), 0);
+        assert!(GradientScale::of(&[4.0]).apply(f32::NAN).is_nan());
     }
 
     #[test]

@@ -136,7 +136,7 @@ fn text_that_does_not_fit_is_named() {
         ("method", "sgd momentum=0.9", &["missing", "optimizer.momentum.lstm.weight_ih_l0"]),
         ("schedule", "constant rate=NaN", &["rate", "got NaN"]),
         ("clip", "norm bound=NaN", &["clip", "got NaN"]),
-        ("keep", "segments steps=31", &["keep", "got 31"]),
+        ("keep", "segments steps=31", &["checkpointing", "got 31"]),
         ("seed", "-1", &["trainer.seed", "`-1`", "invalid digit"]),
         ("steps", "NaN", &["trainer.steps", "`NaN`", "invalid digit"]),
         ("steps", "0", &["unused tensors", "optimizer.exp_avg.head.bias"]),

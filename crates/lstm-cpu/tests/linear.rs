@@ -2,7 +2,7 @@
 
 use lstm_cpu::{
     Backend, Cpu, Error, Init, LstmConfig, Param, Reference, StateDict, StateDictWriter, Weights,
-    arithmetic::{FLUSH_BITS, Scale, dot, snap},
+    arithmetic::{FLUSH_BITS, GradientScale, dot, snap},
     ndarray::{Array, Array1, Array2, Array3, Dimension, arr0, array, s},
     train::{Linear, LinearGradients},
 };
@@ -33,7 +33,7 @@ fn definition(
     dy: &Array2<f32>,
 ) -> (Array2<f32>, Expected) {
     let (rows, (outputs, inputs)) = (x.nrows(), weight.dim());
-    let scale = Scale::of(dy);
+    let scale = GradientScale::of(dy);
     let (w, x, dy) = (weight.mapv(snap), x.mapv(snap), dy.mapv(|v| snap(scale.apply(v))));
     let y = Array2::from_shape_fn((rows, outputs), |(n, o)| {
         let product = dot(inputs, |i| x[[n, i]], |i| w[[o, i]]);

@@ -232,7 +232,7 @@ fn a_head_must_fit_and_settings_must_be_valid() {
     for (settings, named) in [
         (sgd(f32::NAN), "rate"),
         (sgd(0.1).clip(Clip::Norm(0.0)), "clip"),
-        (sgd(0.1).checkpointing(Checkpointing::Segments(33)), "keep"),
+        (sgd(0.1).checkpointing(Checkpointing::Segments(33)), "checkpointing"),
         (TrainerConfig::new(OptimizerConfig::momentum(-1.0), Schedule::constant(0.1)), "momentum"),
     ] {
         match Trainer::new(lstm.clone(), None, settings) {

@@ -1,27 +1,23 @@
-//! What goes into a model and comes out of it, on the host, and how it lies in a device's memory.
+//! The input of a model and its state, as host arrays.
 
-use std::borrow::Cow;
-
-use ndarray::{Array3, ArrayView3, Axis, s};
-use ndarray_rand::rand::RngCore;
-use rand_chacha::ChaCha8Rng;
+use ndarray::{Array3, ArrayView3};
 
 use crate::{
-    backend::State,
+    backend::{State, shape::zeros},
     config::LstmConfig,
     error::{Error, Result},
-    shape::zeros,
 };
 
-/// States of all layers on the host: `h: [layers * directions, batch, state]`, `c: [layers * directions, batch, hidden]`,
-/// in PyTorch's order (layer 0 forward, layer 0 reverse, layer 1 forward, ...).
+/// The states of all layers as host arrays: `h: [layers * directions, batch, state_size]` and
+/// `c: [layers * directions, batch, hidden_size]`. Entries are in PyTorch's order: layer 0 forward, layer 0 reverse,
+/// layer 1 forward, and so on.
 pub type HostState = State<Array3<f32>>;
 
 impl HostState {
-    /// Zero states for `batch` sequences; what a model starts from unless told otherwise.
+    /// Zero states for `batch` sequences, the default initial state of a model.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if there is no memory for them.
+    /// [`Error::TooLarge`] if they do not fit in memory.
     pub fn zeros(config: &LstmConfig, batch: usize) -> Result<Self> {
         let n = config.num_layers.saturating_mul(config.num_directions());
         let array = |cols| {
@@ -31,6 +27,7 @@ impl HostState {
         Ok(State { h: array(config.state_size())?, c: array(config.hidden_size)? })
     }
 
+    /// Checks the shapes of `h` and `c`.
     pub(crate) fn check(&self, op: &str, config: &LstmConfig, batch: usize) -> Result<()> {
         let n = config.num_layers * config.num_directions();
         for (name, array, cols) in [("h", &self.h, config.state_size()), ("c", &self.c, config.hidden_size)] {
@@ -47,7 +44,8 @@ impl HostState {
     }
 }
 
-/// What a model runs over. An array alone is enough; the methods add the rest.
+/// The input of [`Lstm::forward`](crate::Lstm::forward): a batch of sequences with its options. An array converts into
+/// an input without options.
 ///
 /// ```
 /// use lstm_core::{Input, ndarray::Array3};
@@ -77,24 +75,25 @@ impl<'a> From<&'a Array3<f32>> for Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// Starts from `state` instead of zeros.
+    /// Sets the initial state. The default is zero.
     pub fn state(self, state: &'a HostState) -> Self {
         Input { state: Some(state), ..self }
     }
 
-    /// Gives each sequence its own number of steps, in any order, 0 to all: what PyTorch does with packed sequences.
-    /// Outputs beyond a length are 0, the final state is taken at each length, and the reverse direction starts there.
+    /// Sets the number of time steps of each sequence, in any order, like PyTorch's packed sequences. By default all
+    /// sequences have the full length. Outputs beyond a sequence's length are 0, its final state is the state after its
+    /// last time step, and the reverse direction starts at its last time step.
     pub fn lengths(self, lengths: &'a [usize]) -> Self {
         Input { lengths: Some(lengths), ..self }
     }
 
-    /// `x` and the output are `(steps, batch, features)` instead of `(batch, steps, features)`.
+    /// Declares that `x` and the output are `(steps, batch, features)`. The default is `(batch, steps, features)`.
     pub fn time_major(self) -> Self {
         Input { time_major: true, ..self }
     }
 
-    /// Runs as in training: outputs between layers are dropped with the configuration's probability by a mask that
-    /// `seed` determines. Without it there is no dropout.
+    /// Applies dropout between layers, with the probability of the configuration and masks that `seed` determines. By
+    /// default there is no dropout.
     pub fn training(self, seed: u64) -> Self {
         Input { dropout_seed: Some(seed), ..self }
     }
@@ -105,6 +104,7 @@ impl<'a> Input<'a> {
         if self.time_major { (b, a) } else { (a, b) }
     }
 
+    /// Checks shapes and lengths.
     pub(crate) fn check(&self, config: &LstmConfig) -> Result<()> {
         let (batch, steps) = self.extent();
         let features = self.x.dim().2;
@@ -123,7 +123,8 @@ impl<'a> Input<'a> {
     }
 }
 
-/// That there is a length for each sequence, none of more than all steps. The first that does not fit is named.
+/// Checks that there is one length for each sequence and that none exceeds `steps`. The error names the first one that
+/// does.
 pub(crate) fn check_lengths(op: &str, lengths: &[usize], [batch, steps]: [usize; 2]) -> Result<()> {
     let op = format!("{op}: lengths");
     if lengths.len() != batch {
@@ -132,143 +133,5 @@ pub(crate) fn check_lengths(op: &str, lengths: &[usize], [batch, steps]: [usize;
     match lengths.iter().position(|&len| len > steps) {
         Some(b) => Err(Error::shape(format!("{op}[{b}]"), format!("at most {steps} steps"), lengths[b])),
         None => Ok(()),
-    }
-}
-
-/// An empty vector with room for `len`, or the error that there is none.
-pub(crate) fn reserved<T>(len: usize) -> Result<Vec<T>> {
-    let mut room = Vec::new();
-    room.try_reserve_exact(len).map_err(|_| Error::TooLarge { op: "input", sizes: vec![len] })?;
-    Ok(room)
-}
-
-/// How a call's sequences lie in a device's memory: time-major rows, the longest sequence first, so that at any step those
-/// that are still running are the first rows.
-#[derive(Clone, Debug)]
-pub(crate) struct Layout {
-    pub(crate) batch: usize,
-    pub(crate) steps: usize,
-    /// In descending order.
-    pub(crate) lengths: Option<Vec<usize>>,
-    /// The caller's number of each sequence.
-    order: Vec<usize>,
-    time_major: bool,
-}
-
-impl Layout {
-    /// That of a checked input.
-    pub(crate) fn new(input: &Input<'_>) -> Result<Self> {
-        let (batch, steps) = input.extent();
-        // An array of empty sequences takes no memory, their order does.
-        let mut order: Vec<usize> = reserved(batch)?;
-        order.extend(0..batch);
-        let lengths = input.lengths.map(|lengths| {
-            order.sort_by_key(|&b| std::cmp::Reverse(lengths[b]));
-            order.iter().map(|&b| lengths[b]).collect()
-        });
-        Ok(Layout { batch, steps, lengths, order, time_major: input.time_major })
-    }
-
-    /// `(batch, steps, cols)`, or as the caller has it.
-    pub(crate) fn shape(&self, cols: usize) -> (usize, usize, usize) {
-        if self.time_major { (self.steps, self.batch, cols) } else { (self.batch, self.steps, cols) }
-    }
-
-    /// Whether the host's array lies as the rows do already.
-    fn is_rows(&self) -> bool {
-        self.order.is_sorted() && (self.time_major || self.batch == 1)
-    }
-
-    /// The host's array as rows; a copy only where it lies otherwise.
-    ///
-    /// # Errors
-    /// [`Error::TooLarge`] if there is no memory for it: a view may be larger than what it looks at.
-    pub(crate) fn rows<'a>(&self, x: ArrayView3<'a, f32>) -> Result<Cow<'a, [f32]>> {
-        if let Some(rows) = x.to_slice()
-            && self.is_rows()
-        {
-            return Ok(rows.into());
-        }
-        let mut rows = reserved(x.len())?;
-        for step in x.axis_iter(Axis(if self.time_major { 0 } else { 1 })) {
-            for &b in &self.order {
-                // With the steps' axis gone, the batch's is the first of two.
-                let row = step.index_axis(Axis(0), b);
-                match row.as_slice() {
-                    Some(row) => rows.extend_from_slice(row),
-                    None => rows.extend(row.iter()),
-                }
-            }
-        }
-        Ok(rows.into())
-    }
-
-    /// [`rows`](Self::rows), with +0 beyond each sequence's length.
-    ///
-    /// # Errors
-    /// As for `rows`.
-    pub(crate) fn running_rows<'a>(&self, x: ArrayView3<'a, f32>) -> Result<Cow<'a, [f32]>> {
-        let mut rows = self.rows(x)?;
-        for (b, &len) in self.lengths.iter().flatten().enumerate().filter(|(_, len)| **len < self.steps) {
-            let cols = rows.len() / (self.batch * self.steps);
-            let rows = rows.to_mut();
-            (len..self.steps).for_each(|t| rows[(t * self.batch + b) * cols..][..cols].fill(0.0));
-        }
-        Ok(rows)
-    }
-
-    /// The inverse of [`rows`](Self::rows).
-    pub(crate) fn host(&self, rows: Vec<f32>) -> Array3<f32> {
-        let (batch, steps) = (self.batch, self.steps);
-        let cols = rows.len() / (batch * steps);
-        let out = if self.is_rows() {
-            rows
-        } else {
-            let mut place = vec![0; batch];
-            self.order.iter().enumerate().for_each(|(k, &b)| place[b] = k);
-            let row = |t: usize, b: usize| &rows[(t * batch + place[b]) * cols..][..cols];
-            let mut out = Vec::with_capacity(rows.len());
-            if self.time_major {
-                (0..steps).for_each(|t| (0..batch).for_each(|b| out.extend_from_slice(row(t, b))));
-            } else {
-                (0..batch).for_each(|b| (0..steps).for_each(|t| out.extend_from_slice(row(t, b))));
-            }
-            out
-        };
-        Array3::from_shape_vec(self.shape(cols), out).expect("as many rows as the shape says")
-    }
-
-    /// A layer-direction's part of states on the host as rows; zeros where there are none.
-    pub(crate) fn state_rows(&self, states: Option<&Array3<f32>>, k: usize, cols: usize) -> Vec<f32> {
-        match states {
-            Some(states) => self.order.iter().flat_map(|&b| states.slice(s![k, b, ..]).to_vec()).collect(),
-            None => vec![0.0; self.batch * cols],
-        }
-    }
-
-    /// Puts rows of states, those of all layer-directions below one another, into `states`.
-    pub(crate) fn put_states(&self, rows: &[f32], states: &mut Array3<f32>) {
-        let cols = states.dim().2;
-        for (k, row) in rows.chunks_exact(cols).enumerate() {
-            let mut to = states.slice_mut(s![k / self.batch, self.order[k % self.batch], ..]);
-            to.iter_mut().zip(row).for_each(|(to, &v)| *to = v);
-        }
-    }
-
-    /// 0 or `1 / (1 - p)` for each element, drawn in the caller's order: step, sequence, feature.
-    pub(crate) fn dropout_mask(&self, rng: &mut ChaCha8Rng, p: f32, cols: usize) -> Vec<f32> {
-        let threshold = (f64::from(p) * 4_294_967_296.0).round() as u64;
-        let scale = 1.0 / (1.0 - p);
-        let mut mask = vec![0.0; self.steps * self.batch * cols];
-        let mut place = vec![0; self.batch];
-        self.order.iter().enumerate().for_each(|(k, &b)| place[b] = k);
-        for step in mask.chunks_exact_mut(self.batch * cols) {
-            for &k in &place {
-                for v in &mut step[k * cols..(k + 1) * cols] {
-                    *v = if u64::from(rng.next_u32()) >= threshold { scale } else { 0.0 };
-                }
-            }
-        }
-        mask
     }
 }

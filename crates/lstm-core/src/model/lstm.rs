@@ -1,56 +1,41 @@
-//! The model that users run: stacked layers over host arrays.
+//! The model [`Lstm`]: stacked layers, from host array to host array.
 
 use std::{
     borrow::Cow,
     future::Future,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use ndarray::Array3;
-use ndarray_rand::rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    backend::{Backend, ExecutionPath, LayerOutput, Sequence, State},
+    backend::{
+        Backend, ExecutionPath, State,
+        shape::{ConcatAxis, MatrixShape, checked_len},
+    },
     config::LstmConfig,
     error::{Error, Result},
-    model::input::{HostState, Input, Layout},
-    model::stream::Stream,
-    shape::{ConcatAxis, MatrixShape, checked_len},
+    model::{
+        input::{HostState, Input},
+        layout::Layout,
+        run::{DeviceBatch, PlanCache, Plans, StackOutput},
+        stream::Stream,
+    },
     weights::{Weights, init::Init},
 };
 
-/// A stack of LSTM layers on a backend. Cloning is cheap and shares the weights and the plans.
+/// A stack of LSTM layers on a backend.
 ///
-/// `forward` takes `&self`: several threads may run one model at a time.
+/// A clone is cheap and shares the weights and the workspaces. [`forward`](Self::forward) takes `&self`, so several
+/// threads may run one model at the same time.
 pub struct Lstm<B: Backend> {
     backend: B,
     weights: Arc<Weights>,
     layers: Vec<B::Layer>,
-    plans: Arc<Mutex<Vec<Plans<B>>>>,
+    plans: Arc<PlanCache<B>>,
 }
-
-/// What [`Lstm::run`] enqueued.
-pub(crate) struct Run<T> {
-    /// The last layer's outputs, `[steps * batch, output]`.
-    pub(crate) y: T,
-    /// The final state of each layer-direction.
-    pub(crate) states: Vec<State<T>>,
-    /// The dropout masks between layers.
-    pub(crate) masks: Vec<T>,
-}
-
-/// Plans of all layers for one batch size; checked out by one call at a time.
-pub(crate) struct Plans<B: Backend> {
-    batch: usize,
-    steps: usize,
-    pub(crate) plans: Vec<B::Plan>,
-}
-
-/// How many sets of plans a model keeps.
-const KEPT_PLANS: usize = 4;
 
 impl<B: Backend> Clone for Lstm<B> {
     fn clone(&self) -> Self {
@@ -70,21 +55,22 @@ impl<B: Backend> std::fmt::Debug for Lstm<B> {
 }
 
 impl<B: Backend> Lstm<B> {
-    /// Brings `weights` to the backend's device.
+    /// Creates a model and uploads `weights` to the backend's device.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// [`Error::Device`] if the device fails, for example for lack of memory.
     pub fn new(backend: &B, weights: impl Into<Arc<Weights>>) -> Result<Self> {
         let weights = weights.into();
         let layers = weights.layers().iter().map(|layer| backend.load(layer)).collect::<Result<_>>()?;
         Ok(Lstm { backend: backend.clone(), weights, layers, plans: Arc::default() })
     }
 
-    /// A model with weights drawn from `U(-1/sqrt(hidden), 1/sqrt(hidden))`, PyTorch's default; the same seed means the
-    /// same weights for ever. For other initialisations see [`Weights::init`].
+    /// Creates a model with random weights, drawn from the uniform distribution `U(-1/sqrt(hidden_size),
+    /// 1/sqrt(hidden_size))` as PyTorch does. The same seed always gives the same weights, in every version. Use
+    /// [`Weights::init`] for other distributions.
     ///
     /// # Errors
-    /// A configuration that is not [valid](LstmConfig::validate); what the device refuses.
+    /// [`Error::Config`] if the configuration is not [valid](LstmConfig::validate); [`Error::Device`] if the device fails.
     pub fn random(backend: &B, config: LstmConfig, seed: u64) -> Result<Self> {
         Lstm::new(backend, Weights::init(config, &Init::default(), seed)?)
     }
@@ -94,7 +80,7 @@ impl<B: Backend> Lstm<B> {
         self.weights.config()
     }
 
-    /// The weights as they were given, unsnapped.
+    /// The weights as they were given, without [`snap`](crate::arithmetic::snap).
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
@@ -104,15 +90,15 @@ impl<B: Backend> Lstm<B> {
         &self.backend
     }
 
-    /// Which code runs each layer-direction, in the order of [`LstmConfig::layer_specs`].
+    /// The code that runs each layer and direction, in the order of [`LstmConfig::layer_specs`].
     pub fn paths(&self) -> Vec<ExecutionPath> {
         self.layers.iter().map(|layer| self.backend.path(layer)).collect()
     }
 
-    /// Replaces the weights by others of the same configuration.
+    /// Replaces the weights by others of the same configuration. Running streams keep the old weights.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration differs; what the device refuses. The model is then unchanged.
+    /// [`Error::Config`] if the configuration differs; [`Error::Device`] if the device fails. The model is then unchanged.
     pub fn set_weights(&mut self, weights: impl Into<Arc<Weights>>) -> Result<()> {
         let weights = weights.into();
         if weights.config() != self.config() {
@@ -127,7 +113,7 @@ impl<B: Backend> Lstm<B> {
         Ok(())
     }
 
-    /// A stream of this model for `batch` sequences side by side, with zero state.
+    /// Creates a stream that runs `batch` sequences side by side, one time step or chunk per call, from zero state.
     ///
     /// # Errors
     /// [`Error::Config`] if the model has a reverse direction; [`Error::Shape`] for a batch of 0.
@@ -135,18 +121,21 @@ impl<B: Backend> Lstm<B> {
         Stream::new(self, batch)
     }
 
+    /// The layers on the device, one for each layer and direction.
     pub(crate) fn device_layers(&self) -> &[B::Layer] {
         &self.layers
     }
 
-    /// Runs the model over a batch of sequences and returns the last layer's outputs, `(batch, steps, output)`, and the
-    /// final states of all layers. Waits for the device; where a thread can't wait (a browser), use
+    /// Runs the model over a batch of sequences. Returns the outputs of the last layer, `(batch, steps, output_size)`, and
+    /// the final states of all layers.
+    ///
+    /// This waits for the device. Where a thread must not block, as in a browser, use
     /// [`forward_async`](Self::forward_async).
     ///
-    /// With a batch of 0 or no steps the output is empty and the state is what it was before.
+    /// With a batch of 0 or without time steps the output is empty and the final state is the initial state.
     ///
     /// # Errors
-    /// [`Error::Shape`] naming the argument, what was expected and what came; what the device refuses.
+    /// [`Error::Shape`] names the argument, the expected and the given shape; [`Error::Device`] if the device fails.
     pub fn forward<'a>(&self, input: impl Into<Input<'a>>) -> Result<(Array3<f32>, HostState)> {
         wait(self.forward_async(input))
     }
@@ -154,37 +143,26 @@ impl<B: Backend> Lstm<B> {
     /// [`forward`](Self::forward) without blocking the thread.
     ///
     /// # Errors
-    /// As for `forward`.
+    /// As for [`forward`](Self::forward).
     pub async fn forward_async<'a>(&self, input: impl Into<Input<'a>>) -> Result<(Array3<f32>, HostState)> {
         let input = input.into();
-        let config = self.config();
-        input.check(config)?;
+        input.check(self.config())?;
         let (batch, steps) = input.extent();
         if batch == 0 || steps == 0 {
-            return self.empty(&input);
+            return self.empty_output(&input);
         }
-
         let layout = Layout::new(&input)?;
-        let x = self.upload_rows(layout.rows(input.x)?, config.input_size)?;
-        let mut plans = self.check_out(batch, steps)?;
-        let forward = |_, layers: &[B::Layer], plans: &mut [B::Plan], mut sequences: Vec<Sequence<'_, B::Tensor>>| {
-            let sequence = sequences.swap_remove(0);
-            if let ([first, second], [plan, other]) = (layers, &mut *plans) {
-                let out =
-                    self.backend.forward_bidirectional([first, second], [plan, other], sequence, sequences[0].state)?;
-                return Ok(LayerOutput::new(out.y, out.state.into()));
-            }
-            let out = self.backend.forward(&layers[0], &mut plans[0], sequence)?;
-            Ok(LayerOutput::new(out.y, vec![out.state]))
-        };
-        let result = self.run(&input, &layout, x, &mut plans, forward);
-        self.check_in(plans);
-        let run = result?;
-        self.download_outputs(&layout, run).await
+        let x = self.upload_rows(layout.rows(input.x)?, self.config().input_size)?;
+        let initial = self.upload_states(&layout, input.state)?;
+        let mut plans = self.take_plans(&layout)?;
+        let batch = DeviceBatch { layout: &layout, x, initial, dropout_seed: input.dropout_seed };
+        let result = self.run(batch, &mut plans, None);
+        self.put_back_plans(plans);
+        self.download_outputs(&layout, result?).await
     }
 
-    /// What a model gives for no sequences or no steps.
-    pub(crate) fn empty(&self, input: &Input<'_>) -> Result<(Array3<f32>, HostState)> {
+    /// The result for an input without sequences or time steps.
+    pub(crate) fn empty_output(&self, input: &Input<'_>) -> Result<(Array3<f32>, HostState)> {
         let (config, (a, b, _)) = (self.config(), input.x.dim());
         let zeros = || HostState::zeros(config, input.extent().0);
         let state = input.state.map_or_else(zeros, |state| Ok(state.clone()))?;
@@ -192,27 +170,28 @@ impl<B: Backend> Lstm<B> {
         Ok((Array3::zeros((a, b, config.output_size())), state))
     }
 
-    /// Outputs and states in the caller's order.
+    /// Downloads outputs and final states into the caller's order of sequences.
     pub(crate) async fn download_outputs(
         &self,
         layout: &Layout,
-        run: Run<B::Tensor>,
+        output: StackOutput<B::Tensor>,
     ) -> Result<(Array3<f32>, HostState)> {
-        let y = layout.host(self.backend.download_vec(run.y).await?);
-        Ok((y, self.download_states(layout, &run.states).await?))
+        let y = layout.to_host(self.backend.download_vec(output.y).await?);
+        Ok((y, self.download_states(layout, &output.states).await?))
     }
 
-    /// One state per layer-direction, in the caller's order.
+    /// Downloads one state per layer and direction into the caller's order of sequences.
     pub(crate) async fn download_states(&self, layout: &Layout, states: &[State<B::Tensor>]) -> Result<HostState> {
         let mut out = HostState::zeros(self.config(), layout.batch)?;
         for (array, pick) in [(&mut out.h, (|s| &s.h) as fn(&State<B::Tensor>) -> &B::Tensor), (&mut out.c, |s| &s.c)] {
             let parts: Vec<_> = states.iter().map(|state| pick(state).clone()).collect();
             let rows = self.backend.download_vec(self.backend.concat(ConcatAxis::Rows, &parts)?).await?;
-            layout.put_states(&rows, array);
+            layout.states_to_host(&rows, array);
         }
         Ok(out)
     }
 
+    /// Uploads rows of `cols` elements.
     pub(crate) fn upload_rows(&self, rows: Cow<'_, [f32]>, cols: usize) -> Result<B::Tensor> {
         let shape = MatrixShape::new(rows.len() / cols, cols);
         match rows {
@@ -221,45 +200,12 @@ impl<B: Backend> Lstm<B> {
         }
     }
 
-    /// Enqueues everything; `forward` runs a layer's directions, given the number of the first, and joins their outputs.
-    pub(crate) fn run(
-        &self,
-        input: &Input<'_>,
-        layout: &Layout,
-        mut x: B::Tensor,
-        plans: &mut Plans<B>,
-        mut forward: impl FnMut(
-            usize,
-            &[B::Layer],
-            &mut [B::Plan],
-            Vec<Sequence<'_, B::Tensor>>,
-        ) -> Result<LayerOutput<B::Tensor, Vec<State<B::Tensor>>>>,
-    ) -> Result<Run<B::Tensor>> {
-        let (b, config) = (&self.backend, self.config());
-        let (batch, steps, lengths) = (layout.batch, layout.steps, layout.lengths.as_deref());
-        let mut dropout = input.dropout_seed.filter(|_| config.dropout > 0.0).map(ChaCha8Rng::seed_from_u64);
-        let (mut states, mut masks) = (Vec::new(), Vec::new());
-        let directions = config.num_directions();
-        for (k, (layers, plans)) in self.layers.chunks(directions).zip(plans.plans.chunks_mut(directions)).enumerate() {
-            if let (Some(rng), true) = (&mut dropout, k > 0) {
-                let cols = config.output_size();
-                let mask = layout.dropout_mask(rng, config.dropout, cols);
-                let mask = b.upload_vec(MatrixShape::new(steps * batch, cols), mask)?;
-                x = b.mul_add(1.0, &x, Some(&mask), None)?;
-                masks.push(mask);
-            }
-            let first = k * directions;
-            let initial = (first..first + directions).map(|k| self.upload_state(layout, input.state, k, |v| v));
-            let initial = initial.collect::<Result<Vec<_>>>()?;
-            let sequences = initial.iter().map(|state| Sequence { x: &x, state, steps, batch, lengths }).collect();
-            let out = forward(first, layers, plans, sequences)?;
-            states.extend(out.state);
-            x = out.y;
-        }
-        Ok(Run { y: x, states, masks })
+    /// Uploads the initial state of every layer and direction; zeros without `states`.
+    pub(crate) fn upload_states(&self, layout: &Layout, states: Option<&HostState>) -> Result<Vec<State<B::Tensor>>> {
+        (0..self.layers.len()).map(|k| self.upload_state(layout, states, k, |v| v)).collect()
     }
 
-    /// The state of layer-direction `k`, each value changed by `map`; zeros where none is given.
+    /// Uploads the state of entry `k` of [`HostState`], with `map` applied to each value; zeros without `states`.
     pub(crate) fn upload_state(
         &self,
         layout: &Layout,
@@ -278,26 +224,18 @@ impl<B: Backend> Lstm<B> {
         })
     }
 
-    pub(crate) fn check_out(&self, batch: usize, steps: usize) -> Result<Plans<B>> {
-        let mut kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(k) = kept.iter().position(|p| p.batch == batch && p.steps >= steps) {
-            return Ok(kept.remove(k));
-        }
-        drop(kept);
-        let plans = self.layers.iter().map(|layer| self.backend.plan(layer, batch, steps)).collect::<Result<_>>()?;
-        Ok(Plans { batch, steps, plans })
+    /// Takes the workspaces for a batch of this layout. Give them back with [`put_back_plans`](Self::put_back_plans).
+    pub(crate) fn take_plans(&self, layout: &Layout) -> Result<Plans<B>> {
+        self.plans.take(&self.backend, &self.layers, layout.batch, layout.steps)
     }
 
-    pub(crate) fn check_in(&self, plans: Plans<B>) {
-        let mut kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == KEPT_PLANS {
-            kept.remove(0);
-        }
-        kept.push(plans);
+    /// Keeps workspaces for later calls.
+    pub(crate) fn put_back_plans(&self, plans: Plans<B>) {
+        self.plans.put_back(plans);
     }
 }
 
-/// Blocks until `future` is done. What is ready at once, as everything on a CPU is, costs no allocation.
+/// Blocks until `future` is ready. A future that is ready at once, as on the CPU, costs no allocation.
 pub(crate) fn wait<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

@@ -1,8 +1,10 @@
-//! What users hold: the model [`Lstm`], its inputs and outputs, streams, and the tape of a training pass.
+//! The user's side of the library: the model [`Lstm`], its inputs and outputs, streams, and training passes.
 
 mod gradients;
 mod input;
+mod layout;
 mod lstm;
+mod run;
 mod stream;
 mod tape;
 
@@ -12,5 +14,6 @@ pub use lstm::Lstm;
 pub use stream::Stream;
 pub use tape::{Tape, TrainOutput};
 
-pub(crate) use input::{check_lengths, reserved};
+pub(crate) use input::check_lengths;
+pub(crate) use layout::reserved;
 pub(crate) use lstm::wait;

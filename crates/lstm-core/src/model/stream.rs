@@ -1,17 +1,22 @@
-//! Streaming: one step or chunk at a time, with the state carried in between.
+//! Streaming: one time step or chunk per call, with the state kept in between.
 
 use ndarray::{Array3, ArrayView3, s};
 
 use crate::{
-    backend::{Backend, State},
+    backend::{Backend, State, shape::MatrixShape},
     error::{Error, Result},
-    model::input::{HostState, Input},
-    model::lstm::{Lstm, wait},
-    shape::MatrixShape,
+    model::{
+        input::{HostState, Input},
+        layout::Layout,
+        lstm::{Lstm, wait},
+        run::DeviceBatch,
+    },
 };
 
-/// A running model: `batch` sequences side by side that are fed as their samples arrive. Gives the same bits as
-/// [`Lstm::forward`] over the whole sequence. It keeps the weights that the model had when the stream was made.
+/// A running model: `batch` sequences side by side, whose samples are fed as they arrive.
+///
+/// Outputs are bit-identical to [`Lstm::forward`] over the whole sequence, however it is cut into steps and chunks. A
+/// stream keeps the weights that the model had when the stream was made.
 pub struct Stream<B: Backend> {
     lstm: Lstm<B>,
     inner: B::Stream,
@@ -38,16 +43,17 @@ impl<B: Backend> Stream<B> {
         self.batch
     }
 
-    /// The model it runs.
+    /// The model.
     pub fn lstm(&self) -> &Lstm<B> {
         &self.lstm
     }
 
-    /// One step: reads `x: [batch, input]` and writes the output `y: [batch, output]`, both row-major. The CPU backend
-    /// allocates nothing here.
+    /// Runs one time step: reads `x: [batch, input_size]` and writes `y: [batch, output_size]`, both row-major. The CPU
+    /// backend does not allocate here.
     ///
     /// # Errors
-    /// [`Error::Shape`] if a slice has the wrong length; what the device refuses. The state is then unchanged.
+    /// [`Error::Shape`] if a slice has the wrong length; [`Error::Device`] if the device fails. The state is then
+    /// unchanged.
     pub fn step(&mut self, x: &[f32], y: &mut [f32]) -> Result<()> {
         wait(self.step_async(x, y))
     }
@@ -55,15 +61,17 @@ impl<B: Backend> Stream<B> {
     /// [`step`](Self::step) without blocking the thread.
     ///
     /// # Errors
-    /// As for `step`.
+    /// As for [`step`](Self::step).
     pub async fn step_async(&mut self, x: &[f32], y: &mut [f32]) -> Result<()> {
         self.lstm.backend().step(&mut self.inner, x, y).await
     }
 
-    /// Any number of steps, `(batch, steps, input)` to `(batch, steps, output)`, by the whole-sequence kernel.
+    /// Runs any number of time steps, `(batch, steps, input_size)` to `(batch, steps, output_size)`, with the kernels for
+    /// whole sequences. The state stays on the device.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the batch or the features differ; what the device refuses. The state is then unchanged.
+    /// [`Error::Shape`] if the batch or the number of features differs; [`Error::Device`] if the device fails. The state
+    /// is then unchanged.
     pub fn chunk(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
         wait(self.chunk_async(x))
     }
@@ -71,22 +79,34 @@ impl<B: Backend> Stream<B> {
     /// [`chunk`](Self::chunk) without blocking the thread.
     ///
     /// # Errors
-    /// As for `chunk`.
+    /// As for [`chunk`](Self::chunk).
     pub async fn chunk_async(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
-        let want = [self.batch, x.dim().1, self.lstm.config().input_size];
+        let (lstm, config) = (&self.lstm, self.lstm.config());
+        let want = [self.batch, x.dim().1, config.input_size];
         if x.shape() != want {
             return Err(Error::shape("chunk: x", format!("{want:?}"), format!("{:?}", x.shape())));
         }
-        let state = self.state_async().await?;
-        let (y, state) = self.lstm.forward_async(Input::from(x).state(&state)).await?;
-        self.set_state(&state)?;
-        Ok(y)
+        let input = Input::from(x);
+        if x.dim().1 == 0 {
+            return Ok(lstm.empty_output(&input)?.0);
+        }
+        let layout = Layout::new(&input)?;
+        let x = lstm.upload_rows(layout.rows(input.x)?, config.input_size)?;
+        let initial = lstm.backend().stream_state(&self.inner)?;
+        let mut plans = lstm.take_plans(&layout)?;
+        let batch = DeviceBatch { layout: &layout, x, initial, dropout_seed: None };
+        let result = lstm.run(batch, &mut plans, None);
+        lstm.put_back_plans(plans);
+        let output = result?;
+        let y = lstm.backend().download_vec(output.y).await?;
+        lstm.backend().set_stream_state(&mut self.inner, &output.states)?;
+        Ok(layout.to_host(y))
     }
 
-    /// The current state of all layers.
+    /// A copy of the current state of all layers.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// [`Error::Device`] if the device fails.
     pub fn state(&self) -> Result<HostState> {
         wait(self.state_async())
     }
@@ -94,7 +114,7 @@ impl<B: Backend> Stream<B> {
     /// [`state`](Self::state) without blocking the thread.
     ///
     /// # Errors
-    /// As for `state`.
+    /// As for [`state`](Self::state).
     pub async fn state_async(&self) -> Result<HostState> {
         let mut out = HostState::zeros(self.lstm.config(), self.batch)?;
         for (k, state) in self.lstm.backend().stream_state(&self.inner)?.iter().enumerate() {
@@ -109,7 +129,7 @@ impl<B: Backend> Stream<B> {
     /// Replaces the state of all layers.
     ///
     /// # Errors
-    /// [`Error::Shape`] if it does not fit; what the device refuses. The state is then unchanged.
+    /// [`Error::Shape`] if a shape differs; [`Error::Device`] if the device fails. The state is then unchanged.
     pub fn set_state(&mut self, state: &HostState) -> Result<()> {
         let (b, config) = (self.lstm.backend(), self.lstm.config());
         state.check("set_state", config, self.batch)?;
@@ -123,19 +143,21 @@ impl<B: Backend> Stream<B> {
         b.set_stream_state(&mut self.inner, &layers)
     }
 
-    /// Back to zero state.
+    /// Sets the state of all sequences to zero.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// [`Error::Device`] if the device fails.
     pub fn reset(&mut self) -> Result<()> {
         self.set_state(&HostState::zeros(self.lstm.config(), self.batch)?)
     }
 
-    /// Back to zero state for some of the sequences, counted from 0, as for a speaker who hung up. The others go on as if
-    /// nothing was. All of the state goes through the host once, which takes about as long as a step.
+    /// Sets the state of some sequences to zero, for example where one speaker left and another takes the slot. Sequences
+    /// are numbered from 0; the state of the others does not change. The whole state is copied to the host and back, which
+    /// takes about as long as a step.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a sequence that is not there; what the device refuses. The state is then unchanged.
+    /// [`Error::Shape`] if a number is not less than [`batch`](Self::batch); [`Error::Device`] if the device fails. The
+    /// state is then unchanged.
     pub fn reset_sequences(&mut self, sequences: &[usize]) -> Result<()> {
         wait(self.reset_sequences_async(sequences))
     }
@@ -143,7 +165,7 @@ impl<B: Backend> Stream<B> {
     /// [`reset_sequences`](Self::reset_sequences) without blocking the thread.
     ///
     /// # Errors
-    /// As for `reset_sequences`.
+    /// As for [`reset_sequences`](Self::reset_sequences).
     pub async fn reset_sequences_async(&mut self, sequences: &[usize]) -> Result<()> {
         if let Some(b) = sequences.iter().find(|&&b| b >= self.batch) {
             return Err(Error::shape("reset_sequences", format!("sequences below {}", self.batch), b));

@@ -1,36 +1,44 @@
-//! Training's two passes over a whole model: a forward pass that is recorded on a tape, and the way back.
+//! Training passes over a whole model: a forward pass that records a [`Tape`], and the backward pass over it.
+
+use std::ops::Range;
 
 use ndarray::{Array3, ArrayD, IxDyn};
 
 use crate::{
-    arithmetic::Scale,
-    backend::{Backend, LayerGradients, LayerOutput, LayerOutputGradients, Sequence, State},
+    arithmetic::GradientScale,
+    backend::{
+        Backend, LayerGradients, LayerOutput, LayerOutputGradients, Ops, Sequence, State,
+        shape::{ConcatAxis, MatrixShape, zeros},
+    },
     config::LayerSpec,
     error::{Error, Result},
-    model::gradients::{Checkpointing, Gradients, OutputGradients},
-    model::input::{HostState, Input, Layout},
-    model::lstm::{Lstm, Plans, wait},
-    shape::{ConcatAxis, MatrixShape, zeros},
+    model::{
+        gradients::{Checkpointing, Gradients, OutputGradients},
+        input::{HostState, Input},
+        layout::Layout,
+        lstm::{Lstm, wait},
+        run::{DeviceBatch, Plans},
+    },
     weights::{LayerWeights, Weights},
 };
 
-/// What [`Lstm::forward_train`] returns.
+/// The result of [`Lstm::forward_train`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct TrainOutput<B: Backend> {
-    /// The last layer's outputs, as [`Lstm::forward`] gives them.
+    /// Outputs of the last layer, as from [`Lstm::forward`].
     pub y: Array3<f32>,
-    /// The final states of all layers.
+    /// Final states of all layers.
     pub state: HostState,
-    /// What the backward pass needs.
+    /// The recorded pass, which computes gradients.
     pub tape: Tape<B>,
 }
 
-/// A recorded forward pass, with the weights that it used: later changes of the model do not matter to it.
+/// A recorded forward pass. It holds the weights that the pass used, so later changes of the model do not affect it.
 pub struct Tape<B: Backend> {
     lstm: Lstm<B>,
     layout: Layout,
-    /// One for each layer-direction; none where there were no steps.
+    /// One record for each layer and direction; empty for an empty input.
     records: Vec<Record<B>>,
     /// The dropout masks between layers.
     masks: Vec<B::Tensor>,
@@ -42,135 +50,170 @@ impl<B: Backend> std::fmt::Debug for Tape<B> {
     }
 }
 
-/// What is kept of a layer-direction.
+/// What is saved of one layer in one direction.
 enum Record<B: Backend> {
-    Whole(B::Trace),
-    /// The input and the state before each segment in the order of the walk.
-    Segments {
+    /// Everything that the backward pass needs.
+    Full(B::Trace),
+    /// The input and the state before each segment. The backward pass computes each segment again.
+    Checkpoints {
         x: B::Tensor,
+        /// The state before each segment, in the order in which the layer runs them.
         states: Vec<State<B::Tensor>>,
-        segments: Vec<std::ops::Range<usize>>,
+        /// The time steps of each segment, in the same order.
+        segments: Vec<Range<usize>>,
     },
 }
 
+/// Saves what the backward pass needs while [`Lstm::run`] runs the layers.
+pub(crate) struct Recorder<B: Backend> {
+    specs: Vec<LayerSpec>,
+    /// Time steps per segment with checkpointing; `None` saves everything.
+    segment: Option<usize>,
+    records: Vec<Record<B>>,
+}
+
+impl<B: Backend> Recorder<B> {
+    /// Runs one layer in its one or two directions and records them.
+    pub(crate) fn run_layer<'a>(
+        &mut self,
+        b: &B,
+        layers: &[B::Layer],
+        plans: &mut [B::Plan],
+        sequences: impl Iterator<Item = Sequence<'a, B::Tensor>>,
+    ) -> Result<LayerOutput<B::Tensor, Vec<State<B::Tensor>>>>
+    where
+        B::Tensor: 'a,
+    {
+        let (mut y, mut states) = (Vec::new(), Vec::new());
+        for ((layer, plan), sequence) in layers.iter().zip(plans).zip(sequences) {
+            let (output, record) = match self.segment {
+                None => {
+                    let (output, trace) = b.forward_train(layer, plan, sequence)?;
+                    (output, Record::Full(trace))
+                }
+                Some(steps) => {
+                    let reverse = self.specs[self.records.len()].reverse;
+                    forward_segments(b, reverse, layer, plan, sequence, steps)?
+                }
+            };
+            self.records.push(record);
+            y.push(output.y);
+            states.push(output.state);
+        }
+        let y = if y.len() == 1 { y.swap_remove(0) } else { b.concat(ConcatAxis::Cols, &y)? };
+        Ok(LayerOutput::new(y, states))
+    }
+}
+
+/// Runs a layer in segments of `steps` time steps and saves the state before each.
+fn forward_segments<B: Backend>(
+    b: &B,
+    reverse: bool,
+    layer: &B::Layer,
+    plan: &mut B::Plan,
+    sequence: Sequence<'_, B::Tensor>,
+    steps: usize,
+) -> Result<(LayerOutput<B::Tensor>, Record<B>)> {
+    let starts = (0..sequence.steps).step_by(steps);
+    let mut segments: Vec<_> = starts.map(|t| t..sequence.steps.min(t + steps)).collect();
+    if reverse {
+        segments.reverse();
+    }
+    let (mut y, mut states) = (Vec::new(), Vec::new());
+    let mut state = sequence.state.clone();
+    for steps in &segments {
+        let segment = Segment::new(b, sequence.x, sequence.batch, sequence.lengths, steps)?;
+        let out = b.forward(layer, plan, segment.sequence(&state))?;
+        states.push(std::mem::replace(&mut state, out.state));
+        y.push(out.y);
+    }
+    if reverse {
+        y.reverse();
+    }
+    let record = Record::Checkpoints { x: sequence.x.clone(), states, segments };
+    Ok((LayerOutput::new(b.concat(ConcatAxis::Rows, &y)?, state), record))
+}
+
 impl<B: Backend> Lstm<B> {
-    /// [`forward`](Self::forward), the same bits, recorded for [`Tape::backward`]. Dropout acts only if the input says so
-    /// with [`Input::training`].
+    /// [`forward`](Self::forward), bit-identical, that also records the pass for [`Tape::backward`]. Dropout is applied
+    /// only if the input was given a seed with [`Input::training`].
     ///
     /// ```
     /// # use lstm_core::{Backend, Gradients, Input, Checkpointing, Lstm, Result, ndarray::Array3};
     /// # fn gradients<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Gradients> {
     /// let pass = lstm.forward_train(Input::from(x).training(1), Checkpointing::Everything)?;
-    /// let dy = pass.y.mapv(|y| 2.0 * y / pass.y.len() as f32); // the loss is the mean of squares
+    /// let dy = pass.y.mapv(|y| 2.0 * y / pass.y.len() as f32); // the loss is the mean of the squared outputs
     /// let gradients = pass.tape.backward(&dy)?;
     /// # Ok(gradients) }
     /// ```
     ///
     /// # Errors
-    /// As for `forward`; [`Error::Config`] for segments that are not a positive multiple of 32.
-    pub fn forward_train<'a>(&self, input: impl Into<Input<'a>>, keep: Checkpointing) -> Result<TrainOutput<B>> {
-        wait(self.forward_train_async(input, keep))
+    /// As for [`forward`](Self::forward); [`Error::Config`] for segments whose length is not a positive multiple of 32.
+    pub fn forward_train<'a>(
+        &self,
+        input: impl Into<Input<'a>>,
+        checkpointing: Checkpointing,
+    ) -> Result<TrainOutput<B>> {
+        wait(self.forward_train_async(input, checkpointing))
     }
 
     /// [`forward_train`](Self::forward_train) without blocking the thread.
     ///
     /// # Errors
-    /// As for `forward_train`.
+    /// As for [`forward_train`](Self::forward_train).
     pub async fn forward_train_async<'a>(
         &self,
         input: impl Into<Input<'a>>,
-        keep: Checkpointing,
+        checkpointing: Checkpointing,
     ) -> Result<TrainOutput<B>> {
         let input = input.into();
         input.check(self.config())?;
         let layout = Layout::new(&input)?;
-        let segment = keep.segment(layout.steps)?;
+        let segment = checkpointing.segment(layout.steps)?;
         let mut tape = Tape { lstm: self.clone(), layout, records: Vec::new(), masks: Vec::new() };
         if tape.is_empty() {
-            let (y, state) = self.empty(&input)?;
+            let (y, state) = self.empty_output(&input)?;
             return Ok(TrainOutput { y, state, tape });
         }
-        let x = self.upload_rows(tape.layout.running_rows(input.x)?, self.config().input_size)?;
-        let specs = self.config().layer_specs();
-        let mut records = Vec::new();
-        let mut plans = self.check_out(tape.layout.batch, tape.layout.steps)?;
-        let forward = |first, layers: &[B::Layer], plans: &mut [B::Plan], sequences: Vec<Sequence<'_, B::Tensor>>| {
-            let (mut y, mut states) = (Vec::new(), Vec::new());
-            for (d, (sequence, (layer, plan))) in sequences.into_iter().zip(layers.iter().zip(plans)).enumerate() {
-                let (output, record) = match segment {
-                    None => {
-                        let (output, trace) = self.backend().forward_train(layer, plan, sequence)?;
-                        (output, Record::Whole(trace))
-                    }
-                    Some(length) => self.forward_segments(&specs[first + d], layer, plan, sequence, length)?,
-                };
-                records.push(record);
-                y.push(output.y);
-                states.push(output.state);
-            }
-            let y = if y.len() == 1 { y.swap_remove(0) } else { self.backend().concat(ConcatAxis::Cols, &y)? };
-            Ok(LayerOutput::new(y, states))
-        };
-        let result = self.run(&input, &tape.layout, x, &mut plans, forward);
-        self.check_in(plans);
-        let mut run = result?;
-        (tape.records, tape.masks) = (records, std::mem::take(&mut run.masks));
-        let (y, state) = self.download_outputs(&tape.layout, run).await?;
+        let layout = &tape.layout;
+        let x = self.upload_rows(layout.zero_padded_rows(input.x)?, self.config().input_size)?;
+        let initial = self.upload_states(layout, input.state)?;
+        let mut plans = self.take_plans(layout)?;
+        let mut recorder = Recorder { specs: self.config().layer_specs(), segment, records: Vec::new() };
+        let batch = DeviceBatch { layout, x, initial, dropout_seed: input.dropout_seed };
+        let result = self.run(batch, &mut plans, Some(&mut recorder));
+        self.put_back_plans(plans);
+        let mut output = result?;
+        tape.records = recorder.records;
+        tape.masks = std::mem::take(&mut output.masks);
+        let (y, state) = self.download_outputs(&tape.layout, output).await?;
         Ok(TrainOutput { y, state, tape })
-    }
-
-    fn forward_segments(
-        &self,
-        spec: &LayerSpec,
-        layer: &B::Layer,
-        plan: &mut B::Plan,
-        sequence: Sequence<'_, B::Tensor>,
-        length: usize,
-    ) -> Result<(LayerOutput<B::Tensor>, Record<B>)> {
-        let b = self.backend();
-        let starts = (0..sequence.steps).step_by(length);
-        let mut segments: Vec<_> = starts.map(|t| t..sequence.steps.min(t + length)).collect();
-        if spec.reverse {
-            segments.reverse();
-        }
-        let (mut y, mut states) = (Vec::new(), vec![sequence.state.clone()]);
-        for segment in &segments {
-            let part = Segment::new(b, sequence.x, sequence.batch, sequence.lengths, segment)?;
-            let out = b.forward(layer, plan, part.sequence(&states[states.len() - 1]))?;
-            y.push(out.y);
-            states.push(out.state);
-        }
-        if spec.reverse {
-            y.reverse();
-        }
-        let last = states.pop().expect("it starts with one");
-        let record = Record::Segments { x: sequence.x.clone(), states, segments };
-        Ok((LayerOutput::new(b.concat(ConcatAxis::Rows, &y)?, last), record))
     }
 }
 
-/// Some steps of a sequence.
+/// A range of time steps of a sequence.
 struct Segment<T> {
     x: T,
     steps: usize,
     batch: usize,
+    /// How many time steps of each sequence are in this segment.
     lengths: Option<Vec<usize>>,
 }
 
 impl<T> Segment<T> {
-    fn new<B: Backend<Tensor = T>>(
+    fn new<B: Ops<Tensor = T>>(
         b: &B,
         x: &T,
         batch: usize,
         lengths: Option<&[usize]>,
-        steps: &std::ops::Range<usize>,
+        steps: &Range<usize>,
     ) -> Result<Self> {
-        let inside = |len: &usize| len.saturating_sub(steps.start).min(steps.len());
+        let length_in_segment = |len: &usize| len.saturating_sub(steps.start).min(steps.len());
         Ok(Segment {
             x: rows(b, x, batch, steps)?,
             steps: steps.len(),
             batch,
-            lengths: lengths.map(|lengths| lengths.iter().map(inside).collect()),
+            lengths: lengths.map(|lengths| lengths.iter().map(length_in_segment).collect()),
         })
     }
 
@@ -179,25 +222,30 @@ impl<T> Segment<T> {
     }
 }
 
-/// The rows of some steps.
-fn rows<B: Backend>(b: &B, x: &B::Tensor, batch: usize, steps: &std::ops::Range<usize>) -> Result<B::Tensor> {
+/// The rows of a range of time steps.
+fn rows<B: Ops>(b: &B, x: &B::Tensor, batch: usize, steps: &Range<usize>) -> Result<B::Tensor> {
     b.slice(x, steps.start * batch..steps.end * batch, 0..b.shape(x).cols)
 }
+
+/// The gradient with respect to the model's input, and the gradients of each layer and direction.
+type DeviceGradients<T> = (Option<T>, Vec<LayerGradients<T>>);
 
 impl<B: Backend> Tape<B> {
     fn is_empty(&self) -> bool {
         self.layout.batch == 0 || self.layout.steps == 0
     }
 
-    /// The gradients of every weight, of the initial states and, if asked for, of the input, from those of the outputs.
-    /// May be called again, with other gradients.
+    /// Computes the gradients of the loss with respect to every weight, the initial states and, if
+    /// [requested](OutputGradients::with_input), the input, from its gradients with respect to the outputs. It may be
+    /// called several times.
     ///
-    /// Gradients pass `snap` and the clamp to [-bound, bound] of a clipped gate as torch's straight-through rule and
-    /// `torch.clamp` do: unchanged, and where the gate is at its bound not at all. One scale for the whole model, a power
-    /// of two, keeps small gradients from being snapped; what is smaller than 2^-100 at either end becomes 0.
+    /// [`snap`](crate::arithmetic::snap) passes gradients through unchanged (a straight-through estimator). A clipped gate
+    /// has gradient 0 where it is at its bound, as with `torch.clamp`. All gradients of the model are scaled by one power
+    /// of two during the pass, so that small ones are not snapped to zero; a gradient below 2^-100 in magnitude, given or
+    /// returned, becomes 0.
     ///
     /// # Errors
-    /// [`Error::Shape`] naming the argument, what was expected and what came; what the device refuses.
+    /// [`Error::Shape`] names the argument, the expected and the given shape; [`Error::Device`] if the device fails.
     pub fn backward<'a>(&self, upstream: impl Into<OutputGradients<'a>>) -> Result<Gradients> {
         wait(self.backward_async(upstream))
     }
@@ -205,17 +253,17 @@ impl<B: Backend> Tape<B> {
     /// [`backward`](Self::backward) without blocking the thread.
     ///
     /// # Errors
-    /// As for `backward`.
+    /// As for [`backward`](Self::backward).
     pub async fn backward_async<'a>(&self, upstream: impl Into<OutputGradients<'a>>) -> Result<Gradients> {
         let upstream = upstream.into();
         let (config, layout) = (self.lstm.config(), &self.layout);
         upstream.check(config, layout)?;
         if self.is_empty() {
-            return self.empty(&upstream);
+            return self.empty_gradients(&upstream);
         }
-        let y = upstream.y.map(|y| layout.running_rows(y)).transpose()?;
+        let y = upstream.y.map(|y| layout.zero_padded_rows(y)).transpose()?;
         let states = upstream.state.into_iter().flat_map(|state| state.h.iter().chain(&state.c));
-        let scale = Scale::of(y.as_deref().unwrap_or_default().iter().chain(states));
+        let scale = GradientScale::of(y.as_deref().unwrap_or_default().iter().chain(states));
         let shape = MatrixShape::new(layout.steps * layout.batch, config.output_size());
         let rows = match y {
             Some(rows) => rows.iter().map(|v| scale.apply(*v)).collect(),
@@ -223,9 +271,9 @@ impl<B: Backend> Tape<B> {
         };
         let y = self.lstm.backend().upload_vec(shape, rows)?;
 
-        let mut plans = self.lstm.check_out(layout.batch, layout.steps)?;
+        let mut plans = self.lstm.take_plans(layout)?;
         let result = self.run(&upstream, scale, y, &mut plans);
-        self.lstm.check_in(plans);
+        self.lstm.put_back_plans(plans);
         let (x, layers) = result?;
 
         let (mut weights, mut states) = (Vec::new(), Vec::new());
@@ -241,38 +289,38 @@ impl<B: Backend> Tape<B> {
         let mut state = self.lstm.download_states(layout, &states).await?;
         state.h.iter_mut().chain(&mut state.c).for_each(|v| *v = scale.undo(*v));
         let x = match x {
-            Some(x) => Some(layout.host(self.download(x, scale).await?)),
+            Some(x) => Some(layout.to_host(self.download(x, scale).await?)),
             None => None,
         };
         Ok(Gradients { x, state, weights: Weights::new(config.clone(), weights)? })
     }
 
-    async fn download(&self, x: B::Tensor, scale: Scale) -> Result<Vec<f32>> {
+    /// Downloads a gradient and undoes the scale.
+    async fn download(&self, x: B::Tensor, scale: GradientScale) -> Result<Vec<f32>> {
         let mut values = self.lstm.backend().download_vec(x).await?;
         values.iter_mut().for_each(|v| *v = scale.undo(*v));
         Ok(values)
     }
 
-    /// Enqueues everything: the input's gradient, and one set of gradients for each layer-direction.
-    #[expect(clippy::type_complexity, reason = "read once")]
+    /// Enqueues the backward pass of all layers, from the scaled gradient `y` of the last layer's output.
     fn run(
         &self,
         upstream: &OutputGradients<'_>,
-        scale: Scale,
+        scale: GradientScale,
         y: B::Tensor,
         plans: &mut Plans<B>,
-    ) -> Result<(Option<B::Tensor>, Vec<LayerGradients<B::Tensor>>)> {
+    ) -> Result<DeviceGradients<B::Tensor>> {
         let (b, config, layout) = (self.lstm.backend(), self.lstm.config(), &self.layout);
         let (directions, size) = (config.num_directions(), config.state_size());
-        let (mut x, mut done) = (Some(y), Vec::new());
+        let (mut x, mut gradients) = (Some(y), Vec::new());
         for layer in (0..config.num_layers).rev() {
             let y = x.take().ok_or_else(|| Error::shape("backward: y", "a gradient", "none"))?;
-            // A mask for each layer but the last, if there was dropout.
+            // With dropout there is a mask for each layer but the last.
             let y = match self.masks.get(layer) {
                 Some(mask) => b.mul_add(1.0, &y, Some(mask), None)?,
                 None => y,
             };
-            let need_x = layer > 0 || upstream.input;
+            let need_x = layer > 0 || upstream.need_x;
             for d in (0..directions).rev() {
                 let k = layer * directions + d;
                 let part = match directions {
@@ -281,21 +329,21 @@ impl<B: Backend> Tape<B> {
                 };
                 let state = self.lstm.upload_state(layout, upstream.state, k, |v| scale.apply(v))?;
                 let upstream = LayerOutputGradients { y: &part, state: &state, accumulate: None, need_x };
-                let mut out = self.layer(k, &mut plans.plans[k], upstream)?;
+                let mut out = self.backward_layer(k, &mut plans.plans[k], upstream)?;
                 x = match (out.x.take(), x) {
-                    // Forward first.
+                    // The sum of both directions, the forward one as the first operand.
                     (Some(forward), Some(reverse)) => Some(b.mul_add(1.0, &forward, None, Some(&reverse))?),
                     (only, None) | (None, only) => only,
                 };
-                done.push(out);
+                gradients.push(out);
             }
         }
-        done.reverse();
-        Ok((x.filter(|_| upstream.input), done))
+        gradients.reverse();
+        Ok((x.filter(|_| upstream.need_x), gradients))
     }
 
-    /// A layer-direction's gradients, segment by segment where that is what was kept.
-    fn layer(
+    /// The gradients of entry `k` of the device layers. With checkpointing, each segment is computed again first.
+    fn backward_layer(
         &self,
         k: usize,
         plan: &mut B::Plan,
@@ -303,39 +351,39 @@ impl<B: Backend> Tape<B> {
     ) -> Result<LayerGradients<B::Tensor>> {
         let (b, layer, layout) = (self.lstm.backend(), &self.lstm.device_layers()[k], &self.layout);
         let (x, states, segments) = match &self.records[k] {
-            Record::Whole(trace) => return b.backward(layer, plan, trace, upstream),
-            Record::Segments { x, states, segments } => (x, states, segments),
+            Record::Full(trace) => return b.backward(layer, plan, trace, upstream),
+            Record::Checkpoints { x, states, segments } => (x, states, segments),
         };
-        let mut pieces = Vec::new();
-        let mut after: Option<LayerGradients<B::Tensor>> = None;
-        for (segment, before) in segments.iter().zip(states).rev() {
-            let part = Segment::new(b, x, layout.batch, layout.lengths.as_deref(), segment)?;
-            let (_, trace) = b.forward_train(layer, plan, part.sequence(before))?;
-            let y = rows(b, upstream.y, layout.batch, segment)?;
-            let (state, accumulate) = match after {
-                Some(after) => (after.state, Some(after.weights)),
+        let mut x_gradients = Vec::new();
+        let mut later: Option<LayerGradients<B::Tensor>> = None;
+        for (steps, initial) in segments.iter().zip(states).rev() {
+            let segment = Segment::new(b, x, layout.batch, layout.lengths.as_deref(), steps)?;
+            let (_, trace) = b.forward_train(layer, plan, segment.sequence(initial))?;
+            let y = rows(b, upstream.y, layout.batch, steps)?;
+            let (state, accumulate) = match later {
+                Some(later) => (later.state, Some(later.weights)),
                 None => (upstream.state.clone(), None),
             };
             let upstream = LayerOutputGradients { y: &y, state: &state, accumulate, need_x: upstream.need_x };
             let mut out = b.backward(layer, plan, &trace, upstream)?;
-            pieces.extend(out.x.take().map(|x| (segment.start, x)));
-            after = Some(out);
+            x_gradients.extend(out.x.take().map(|x| (steps.start, x)));
+            later = Some(out);
         }
-        let mut out = after.ok_or_else(|| Error::shape("backward", "at least one segment", "none"))?;
-        pieces.sort_by_key(|(start, _)| *start);
-        let pieces: Vec<_> = pieces.into_iter().map(|(_, x)| x).collect();
-        out.x = if upstream.need_x { Some(b.concat(ConcatAxis::Rows, &pieces)?) } else { None };
+        let mut out = later.ok_or_else(|| Error::shape("backward", "at least one segment", "none"))?;
+        x_gradients.sort_by_key(|(start, _)| *start);
+        let x_gradients: Vec<_> = x_gradients.into_iter().map(|(_, x)| x).collect();
+        out.x = if upstream.need_x { Some(b.concat(ConcatAxis::Rows, &x_gradients)?) } else { None };
         Ok(out)
     }
 
-    /// Without steps nothing depends on the weights, and the final states are the initial ones.
-    fn empty(&self, upstream: &OutputGradients<'_>) -> Result<Gradients> {
+    /// The gradients of an empty input: zero for the weights, and the final states' gradients for the initial states.
+    fn empty_gradients(&self, upstream: &OutputGradients<'_>) -> Result<Gradients> {
         let config = self.lstm.config();
         let mut weights = self.lstm.weights().clone();
         weights.iter_mut().for_each(|(_, values)| values.fill(0.0));
         let zeros = || HostState::zeros(config, self.layout.batch);
         let state = upstream.state.map_or_else(zeros, |state| Ok(state.clone()))?;
-        let x = upstream.input.then(|| Array3::zeros(self.layout.shape(config.input_size)));
+        let x = upstream.need_x.then(|| Array3::zeros(self.layout.host_shape(config.input_size)));
         Ok(Gradients { x, state, weights })
     }
 }

@@ -5,7 +5,7 @@ use ndarray_rand::rand::{SeedableRng, distr::Distribution};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    arithmetic::Scale,
+    arithmetic::GradientScale,
     backend::Backend,
     config::check::check_size,
     error::{Error, Result},
@@ -257,7 +257,7 @@ impl<B: Backend> Linear<B> {
             let (expected, got) = (format!("{:?}", expected.slice()), format!("{:?}", dy.shape()));
             return Err(Error::shape("Linear::backward: dy", expected, got));
         }
-        let scale = Scale::of(&dy);
+        let scale = GradientScale::of(&dy);
         let (Some(x), Some(dy)) = (self.upload_rows(x)?, self.upload_rows(dy.mapv(|v| scale.apply(v)).view())?) else {
             let weight = Array2::zeros(self.weight.raw_dim());
             let bias = self.bias.as_ref().map(|bias| Array1::zeros(bias.raw_dim()));
@@ -313,7 +313,7 @@ impl<B: Backend> Linear<B> {
     }
 
     /// Downloads a gradient and undoes the scaling.
-    async fn download(&self, gradient: B::Tensor, scale: Scale) -> Result<Vec<f32>> {
+    async fn download(&self, gradient: B::Tensor, scale: GradientScale) -> Result<Vec<f32>> {
         let mut values = self.backend.download_vec(gradient).await?;
         values.iter_mut().for_each(|v| *v = scale.undo(*v));
         Ok(values)

@@ -1,0 +1,128 @@
+//! Runs the stack of layers of a model on the device, and keeps the workspaces that this needs.
+
+use std::sync::{Mutex, PoisonError};
+
+use ndarray_rand::rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::{
+    backend::{Backend, LayerOutput, Sequence, State, shape::MatrixShape},
+    error::Result,
+    model::{layout::Layout, lstm::Lstm, tape::Recorder},
+};
+
+/// A batch of sequences on the device, ready to run.
+pub(crate) struct DeviceBatch<'a, T> {
+    pub(crate) layout: &'a Layout,
+    /// The input, `[steps * batch, input_size]`.
+    pub(crate) x: T,
+    /// The initial state of each layer and direction.
+    pub(crate) initial: Vec<State<T>>,
+    /// Seed of the dropout masks; `None` runs without dropout.
+    pub(crate) dropout_seed: Option<u64>,
+}
+
+/// The enqueued result of [`Lstm::run`].
+pub(crate) struct StackOutput<T> {
+    /// Outputs of the last layer, `[steps * batch, output_size]`.
+    pub(crate) y: T,
+    /// Final state of each layer and direction.
+    pub(crate) states: Vec<State<T>>,
+    /// The dropout masks between layers; empty without dropout.
+    pub(crate) masks: Vec<T>,
+}
+
+impl<B: Backend> Lstm<B> {
+    /// Enqueues all layers. With a recorder, it saves what the backward pass needs.
+    pub(crate) fn run(
+        &self,
+        input: DeviceBatch<'_, B::Tensor>,
+        plans: &mut Plans<B>,
+        mut recorder: Option<&mut Recorder<B>>,
+    ) -> Result<StackOutput<B::Tensor>> {
+        let DeviceBatch { layout, mut x, initial, dropout_seed } = input;
+        let (b, config) = (self.backend(), self.config());
+        let (batch, steps, lengths) = (layout.batch, layout.steps, layout.lengths.as_deref());
+        let mut dropout = dropout_seed.filter(|_| config.dropout > 0.0).map(ChaCha8Rng::seed_from_u64);
+        let (mut states, mut masks) = (Vec::new(), Vec::new());
+        let directions = config.num_directions();
+        let layers = self.device_layers().chunks(directions);
+        let layers = layers.zip(plans.plans.chunks_mut(directions)).zip(initial.chunks(directions));
+        for (k, ((layers, plans), initial)) in layers.enumerate() {
+            if let (Some(rng), true) = (&mut dropout, k > 0) {
+                let cols = config.output_size();
+                let mask = layout.dropout_mask(rng, config.dropout, cols);
+                let mask = b.upload_vec(MatrixShape::new(steps * batch, cols), mask)?;
+                x = b.mul_add(1.0, &x, Some(&mask), None)?;
+                masks.push(mask);
+            }
+            let sequence = |state| Sequence { x: &x, state, steps, batch, lengths };
+            let out = match &mut recorder {
+                Some(recorder) => recorder.run_layer(b, layers, plans, initial.iter().map(sequence))?,
+                None => run_layer(b, layers, plans, initial, sequence)?,
+            };
+            states.extend(out.state);
+            x = out.y;
+        }
+        Ok(StackOutput { y: x, states, masks })
+    }
+}
+
+/// Runs one layer in its one or two directions.
+fn run_layer<'a, B: Backend>(
+    b: &B,
+    layers: &[B::Layer],
+    plans: &mut [B::Plan],
+    initial: &'a [State<B::Tensor>],
+    sequence: impl Fn(&'a State<B::Tensor>) -> Sequence<'a, B::Tensor>,
+) -> Result<LayerOutput<B::Tensor, Vec<State<B::Tensor>>>> {
+    if let ([forward, reverse], [plan, reverse_plan]) = (layers, &mut *plans) {
+        let (first, second) = (sequence(&initial[0]), &initial[1]);
+        let out = b.forward_bidirectional([forward, reverse], [plan, reverse_plan], first, second)?;
+        return Ok(LayerOutput::new(out.y, out.state.into()));
+    }
+    let out = b.forward(&layers[0], &mut plans[0], sequence(&initial[0]))?;
+    Ok(LayerOutput::new(out.y, vec![out.state]))
+}
+
+/// The plans of all layers and directions for one batch size.
+pub(crate) struct Plans<B: Backend> {
+    batch: usize,
+    steps: usize,
+    pub(crate) plans: Vec<B::Plan>,
+}
+
+/// The plans that a model keeps between calls. A call takes one set and gives it back, so that concurrent calls do not
+/// share a workspace.
+pub(crate) struct PlanCache<B: Backend>(Mutex<Vec<Plans<B>>>);
+
+/// How many sets of plans are kept.
+const KEPT_PLANS: usize = 4;
+
+impl<B: Backend> Default for PlanCache<B> {
+    fn default() -> Self {
+        PlanCache(Mutex::default())
+    }
+}
+
+impl<B: Backend> PlanCache<B> {
+    /// Takes plans for this batch size and at least this many time steps, or makes them.
+    pub(crate) fn take(&self, b: &B, layers: &[B::Layer], batch: usize, steps: usize) -> Result<Plans<B>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(k) = kept.iter().position(|p| p.batch == batch && p.steps >= steps) {
+            return Ok(kept.remove(k));
+        }
+        drop(kept);
+        let plans = layers.iter().map(|layer| b.plan(layer, batch, steps)).collect::<Result<_>>()?;
+        Ok(Plans { batch, steps, plans })
+    }
+
+    /// Keeps plans for later calls. Drops the oldest if there are too many.
+    pub(crate) fn put_back(&self, plans: Plans<B>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == KEPT_PLANS {
+            kept.remove(0);
+        }
+        kept.push(plans);
+    }
+}
