@@ -1,21 +1,21 @@
-//! The arithmetic, version 1, in plain Rust: what every device must give, to the bit.
+//! The arithmetic, version 1, as scalar functions: every device must return these results, bit for bit.
 //!
-//! `docs/arithmetic.md` is the same in words. Everything is IEEE-754 binary32, round to nearest even, with fused
-//! multiply-add where `mul_add` is written. A change to any constant, order or formula is a new version.
+//! `docs/specification.md` describes the same in words. All numbers are IEEE-754 binary32, rounded to nearest even. A
+//! `mul_add` is a fused multiply-add. A change of any constant, order or formula is a new version.
 
-/// Number of products that one partial sum of a matrix product holds.
+/// Number of products in one partial sum of [`dot`].
 pub const BLOCK: usize = 32;
 
-/// Steps whose rows make one product of a weight's gradient.
+/// Number of time steps per chunk: the rows of one chunk form one product in a weight's gradient.
 pub const CHUNK: usize = 32;
 
-/// Magnitudes whose bits are below these (2^-40) count as zero; see [`snap`].
+/// Bits of 2^-40, the threshold of [`snap`].
 pub const SNAP_BITS: u32 = 0x2b80_0000;
 
-/// All bits but the sign.
+/// Mask of all bits except the sign.
 pub const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
 
-/// The products below stay exact because the low bits of one factor are cleared with this mask.
+/// Mask that clears the low 4 bits of a factor in [`sigmoid`] and [`tanh`], so that the product with it is exact.
 pub const SPLIT_MASK: u32 = 0xffff_fff0;
 
 const fn table<const N: usize>(bits: [u32; N]) -> [f32; N] {
@@ -28,45 +28,46 @@ const fn table<const N: usize>(bits: [u32; N]) -> [f32; N] {
     out
 }
 
-/// Adding `1.5 * 2^23` leaves the nearest integer in the low bits.
+/// `1.5 * 2^23`. Adding it to a small number leaves the nearest integer in the low bits.
 pub const MAGIC: f32 = f32::from_bits(0x4b40_0000);
 /// log2(e).
 pub const LOG2_E: f32 = f32::from_bits(0x3fb8_aa3b);
-/// ln(2), leading part.
+/// The leading part of ln(2).
 pub const LN2_HIGH: f32 = f32::from_bits(0x3f31_7218);
-/// ln(2), the rest.
+/// ln(2) minus [`LN2_HIGH`].
 pub const LN2_LOW: f32 = f32::from_bits(0xb102_e308);
-/// `(exp(r) - 1 - r) / r^2` on `|r| <= ln(2)/2`; lowest coefficient first, as in every table here.
+/// Polynomial of `(exp(r) - 1 - r) / r^2` on `|r| <= ln(2)/2`. As in every table here, the coefficient of the lowest
+/// power comes first.
 pub const EXP: [f32; 5] = table([0x3f000000, 0x3e2aaa2e, 0x3d2aaa24, 0x3c092ac3, 0x3ab6bb82]);
-/// `1 / (1 + e)` on `0 <= e <= 1`.
+/// Polynomial of `1 / (1 + e)` on `0 <= e <= 1`, the first approximation in [`sigmoid`].
 pub const SIGMOID: [f32; 6] = table([0x3f7ffc61, 0xbf7efc9e, 0x3f738c1c, 0xbf43a50a, 0x3ed1f390, 0xbdcf03e9]);
-/// `1 / (1 - q)` on `0 <= q <= 1/2`.
+/// Polynomial of `1 / (1 - q)` on `0 <= q <= 1/2`, the first approximation in [`tanh`].
 pub const TANH: [f32; 6] = table([0x3f7ffca8, 0x3f80ef0f, 0x3f55fbf4, 0x40131d37, 0xc055fbf4, 0x40d5fbf4]);
-/// [`EXP`] with coefficient k times `2^(k+1)`: `(exp(2r) - 1 - 2r) / (2 r^2)`.
+/// Polynomial of `(exp(2r) - 1 - 2r) / (2 r^2)`: [`EXP`] with coefficient k multiplied by `2^(k+1)`.
 pub const EXP_TWICE: [f32; 5] = [EXP[0] * 2.0, EXP[1] * 4.0, EXP[2] * 8.0, EXP[3] * 16.0, EXP[4] * 32.0];
-/// Below `-SIGMOID_MAX`, sigmoid is its value there.
+/// The argument of [`sigmoid`] is limited to this magnitude.
 pub const SIGMOID_MAX: f32 = 56.0;
-/// Beyond `TANH_MAX`, tanh is its value there.
+/// The argument of [`tanh`] is limited to this magnitude.
 pub const TANH_MAX: f32 = 10.0;
-/// Magnitudes whose bits are below these (2^-12) are their own tanh.
+/// Bits of 2^-12. For arguments of smaller magnitude, `tanh(x)` is `x`.
 pub const TANH_LINEAR_BITS: u32 = 0x3980_0000;
 
-/// +0 for `|v| < 2^-40`, else `v`; NaN stays NaN.
+/// Flushes small numbers: +0 for `|v| < 2^-40`, else `v`. NaN stays NaN.
 ///
-/// Applied to weights, inputs and states, it keeps every product a multiple of 2^-126, so that no subnormal can
-/// arise and a device that flushes them gives the same bits; it also settles the sign of zero.
+/// Weights, inputs and states are snapped. Every product is then a multiple of 2^-126, so no result is subnormal, and a
+/// device that flushes subnormals gives bit-identical results. It also removes negative zeros.
 pub fn snap(v: f32) -> f32 {
     if v.to_bits() & MAGNITUDE_BITS < SNAP_BITS { 0.0 } else { v }
 }
 
-/// `sum over k of a[k] * b[k]` in the one order there is: blocks of [`BLOCK`] by ascending `fma` from +0, block sums
-/// added left to right. An empty sum is +0.
+/// The dot product, the sum over `k` of `a(k) * b(k)`, in a fixed order: each block of [`BLOCK`] products is summed by
+/// `fma` with ascending `k`, starting at +0; then block sums are added from left to right. An empty sum is +0.
 pub fn dot(len: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32 {
     let block = |start: usize| (start..len.min(start + BLOCK)).fold(0.0, |s, k| a(k).mul_add(b(k), s));
     (BLOCK..len).step_by(BLOCK).fold(block(0), |total, start| total + block(start))
 }
 
-/// `v` bounded to `[-bound, bound]`; NaN stays NaN.
+/// `v` limited to `[-bound, bound]`. NaN stays NaN.
 pub fn clip(v: f32, bound: f32) -> f32 {
     if v > bound {
         bound
@@ -77,18 +78,20 @@ pub fn clip(v: f32, bound: f32) -> f32 {
     }
 }
 
+/// Evaluates a polynomial by Horner's method.
 fn horner<const N: usize>(table: &[f32; N], x: f32) -> f32 {
     table[..N - 1].iter().rev().fold(table[N - 1], |sum, &c| sum.mul_add(x, c))
 }
 
-/// `min(|x|, bound)`, letting NaN through.
+/// `min(|x|, bound)`. NaN stays NaN.
 fn magnitude(x: f32, bound: f32) -> f32 {
     let z = f32::from_bits(x.to_bits() & MAGNITUDE_BITS);
     if z > bound { bound } else { z }
 }
 
-/// `exp(-z / scale)` as `(s, m)` with `s` a power of two and `exp = s + s * m`, given `-log2(e) * scale` and the
-/// two parts of `-ln(2) / scale`.
+/// Range reduction of `exp(-z)`: returns `(s, r)` with `s` a power of two and `exp(-z) = s * exp(r)`. `log2` is
+/// `-log2(e)`; `high` and `low` are the two parts of `-ln(2)`. With twice `log2` and half of `high` and `low`, as in
+/// [`tanh`], it is `exp(-2z) = s * exp(2r)`.
 fn split(z: f32, log2: f32, high: f32, low: f32) -> (f32, f32) {
     let t = z.mul_add(log2, MAGIC);
     let n = (t.to_bits().wrapping_sub(MAGIC.to_bits()) as i32) as f32;
@@ -96,7 +99,7 @@ fn split(z: f32, log2: f32, high: f32, low: f32) -> (f32, f32) {
     (s, n.mul_add(low, n.mul_add(high, -z)))
 }
 
-/// The logistic function `1 / (1 + exp(-x))`: at most 1.508 ULP off for x > -56, monotonic.
+/// The logistic function `1 / (1 + exp(-x))`. Monotonic; the error is at most 1.508 ULP for x > -56.
 pub fn sigmoid(x: f32) -> f32 {
     let z = magnitude(x, SIGMOID_MAX);
     let (s, r) = split(z, -LOG2_E, -LN2_HIGH, -LN2_LOW);
@@ -109,7 +112,7 @@ pub fn sigmoid(x: f32) -> f32 {
     (-t0).mul_add(e, d).mul_add(y0, t0)
 }
 
-/// The hyperbolic tangent: at most 1.906 ULP off, monotonic, odd.
+/// The hyperbolic tangent. Monotonic and odd; the error is at most 1.906 ULP.
 pub fn tanh(x: f32) -> f32 {
     let z = magnitude(x, TANH_MAX);
     let (s, r) = split(z, -2.0 * LOG2_E, -0.5 * LN2_HIGH, -0.5 * LN2_LOW);
@@ -126,37 +129,39 @@ pub fn tanh(x: f32) -> f32 {
     f32::from_bits(y.to_bits() & MAGNITUDE_BITS | x.to_bits() & !MAGNITUDE_BITS)
 }
 
-/// The power of two by which a backward pass multiplies what flows into it, so that the bits below which [`snap`] gives
-/// zero mean the same for every size of gradient. There is one for the whole model.
+/// The power of two by which a backward pass multiplies the gradients given to it, and divides its results.
+///
+/// It brings the largest gradient near 1, so that [`snap`] flushes only gradients that are small in comparison, whatever
+/// the scale of the loss. One factor is used for the whole model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GradientScale(i32);
 
-/// Gradients whose bits, without sign, are below these (2^-100) count as zero on their way in and out.
+/// Bits of 2^-100. Gradients of smaller magnitude, given to or returned by a backward pass, become +0.
 pub const FLUSH_BITS: u32 = 0x0d80_0000;
 
 impl GradientScale {
-    /// The scale that brings the largest finite magnitude into [1, 2); 1 where all are zero.
+    /// The factor that brings the largest finite magnitude of `values` into [1, 2); 1 if all are below 2^-100.
     pub fn of<'a>(values: impl IntoIterator<Item = &'a f32>) -> Self {
-        // Signed, as vectors compare.
+        // A signed comparison, because vector instructions have no unsigned one.
         let finite = |bits: i32| if bits < 0x7f80_0000 { bits } else { 0 };
         let largest =
             values.into_iter().fold(0, |most: i32, v| most.max(finite((v.to_bits() & MAGNITUDE_BITS) as i32)));
         GradientScale(if largest < FLUSH_BITS as i32 { 0 } else { 127 - (largest >> 23) })
     }
 
-    /// `v` scaled, or +0 for `|v| < 2^-100`.
+    /// `v` times the factor; +0 for `|v| < 2^-100`.
     pub fn apply(self, v: f32) -> f32 {
         if v.to_bits() & MAGNITUDE_BITS < FLUSH_BITS { 0.0 } else { times(v, self.0) }
     }
 
-    /// The inverse; +0 where less than 2^-100 is left.
+    /// `v` divided by the factor; +0 if the magnitude of the result is below 2^-100.
     pub fn undo(self, v: f32) -> f32 {
         let v = times(v, -self.0);
         if v.to_bits() & MAGNITUDE_BITS < FLUSH_BITS { 0.0 } else { v }
     }
 }
 
-/// `v * 2^exponent`, rounded once; where that power is subnormal, by way of f64.
+/// `v * 2^exponent`, rounded once. Where that power of two is subnormal, the product is computed in f64.
 fn times(v: f32, exponent: i32) -> f32 {
     if exponent > -127 {
         return v * f32::from_bits(((127 + exponent) as u32) << 23);
@@ -164,7 +169,7 @@ fn times(v: f32, exponent: i32) -> f32 {
     (f64::from(v) * f64::from_bits(((1023 + exponent) as u64) << 52)) as f32
 }
 
-/// A running 64-bit FNV-1a digest of f32 bits, one multiplication a value; what snapshots and reports print.
+/// A 64-bit FNV-1a digest of the bits of f32 values, one multiplication per value. Snapshots and reports print it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Digest(pub u64);
 
@@ -199,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn check_values_of_the_specification() {
+    fn sigmoid_and_tanh_match_specified_values() {
         for (x, s, t) in [
             (0x3a83126f, 0x3f001062, 0x3a83126c),
             (0x3f000000, 0x3f1f597f, 0x3eec9a9e),
@@ -218,8 +223,8 @@ mod tests {
     }
 
     #[test]
-    fn dot_joins_blocks_left_to_right() {
-        // 2^24 + 1 is not a float: the order of the additions shows.
+    fn dot_adds_blocks_left_to_right() {
+        // 2^24 + 1 is not an f32, so the result depends on the order of the additions.
         let a = |k: usize| if k == 0 { 16_777_216.0 } else { 1.0 };
         assert_eq!(dot(BLOCK + 2, a, |_| 1.0), 16_777_218.0);
         assert_eq!(dot(BLOCK, a, |_| 1.0), 16_777_216.0);
@@ -227,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scale_brings_the_largest_to_one() {
+    fn gradient_scale_brings_largest_value_into_one_to_two() {
         let tiny = f32::from_bits(FLUSH_BITS - 1);
         for (values, largest) in [
             (&[3.0, -5.0, 0.0][..], -1.25),
@@ -248,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn snap_and_clip_by_bits() {
+    fn snap_and_clip_are_bit_exact() {
         assert_eq!(snap(-0.0).to_bits(), 0);
         assert_eq!(snap(f32::from_bits(SNAP_BITS - 1)).to_bits(), 0);
         assert_eq!(snap(-f32::from_bits(SNAP_BITS)), -f32::from_bits(SNAP_BITS));

@@ -1,11 +1,12 @@
-//! LSTMs that give the same bits on every device.
+//! The core of an LSTM library whose results are bit-identical on every device.
 //!
-//! This crate holds everything that is not a device: the [`Backend`] trait, the arithmetic that each device must give
-//! to the bit ([`arithmetic`]), four cells written once from a backend's primitives ([`cell`]), whole sequences
-//! ([`mod@reference`]), the model that users run ([`Lstm`]), streaming ([`Stream`]), gradients ([`Tape`]), training
-//! ([`train`]) and weights in PyTorch's and ONNX's files ([`weights`]).
+//! **Users depend on a backend crate such as `lstm-cpu`**, which re-exports everything here. This crate holds what does not
+//! depend on a device:
 //!
-//! Depend on a backend crate such as `lstm-cpu` instead: it re-exports all of this.
+//! - what users hold: [`Lstm`], the model; [`Stream`], one time step per call; [`Tape`], gradients; [`train`], training;
+//! - [`weights`]: parameters, and safetensors files with PyTorch's tensor names;
+//! - what a device implements: [`Ops`], the primitives, and [`Backend`], whole layers;
+//! - what they compute: [`arithmetic`], bit by bit; [`cell`], a time step; [`mod@reference`], a whole sequence.
 
 #![deny(unsafe_code)]
 

@@ -1,10 +1,10 @@
-//! Shapes of device matrices, and the checks that every backend shares, so that all refuse alike.
+//! Shapes of device matrices, and the argument checks that all backends share, so that all report the same errors.
 
 use std::{fmt, ops::Range};
 
 use crate::error::{Error, Result};
 
-/// Rows and columns of a row-major matrix. A sequence is `[steps * batch, features]`, time-major.
+/// The shape of a row-major matrix. A batch of sequences is a matrix `[steps * batch, features]`, time-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MatrixShape {
     /// Number of rows.
@@ -14,17 +14,17 @@ pub struct MatrixShape {
 }
 
 impl MatrixShape {
-    /// A shape of `rows` by `cols`.
+    /// Creates a shape of `rows` by `cols`.
     pub const fn new(rows: usize, cols: usize) -> Self {
         MatrixShape { rows, cols }
     }
 
-    /// Number of elements, or the largest number if that does not fit.
+    /// Number of elements; saturates at `usize::MAX`.
     pub const fn len(self) -> usize {
         self.rows.saturating_mul(self.cols)
     }
 
-    /// Whether it has no elements. No device tensor has such a shape.
+    /// Whether the shape has no elements. Device tensors are never empty.
     pub const fn is_empty(self) -> bool {
         self.rows == 0 || self.cols == 0
     }
@@ -36,15 +36,15 @@ impl fmt::Display for MatrixShape {
     }
 }
 
-/// Most elements that a buffer can have: addresses and padding stay far from overflow.
+/// Maximum number of elements of a buffer, so that addresses and padding cannot overflow.
 const MAX_LEN: usize = isize::MAX as usize / 64;
 
-/// The product of sizes.
+/// The product of `sizes`.
 ///
 /// # Errors
-/// [`Error::TooLarge`] if it is more than any memory holds.
+/// [`Error::TooLarge`] if a buffer cannot have that many elements.
 pub fn checked_len(op: &'static str, sizes: &[usize]) -> Result<usize> {
-    // A zero among them must not hide an overflow of the others.
+    // A size of zero must not hide an overflow of the others.
     let len = sizes.iter().try_fold(1usize, |len, &size| len.checked_mul(size.max(1))).filter(|&len| len <= MAX_LEN);
     match len {
         Some(len) => Ok(if sizes.contains(&0) { 0 } else { len }),
@@ -52,10 +52,10 @@ pub fn checked_len(op: &'static str, sizes: &[usize]) -> Result<usize> {
     }
 }
 
-/// As many zeros as the product of sizes.
+/// A vector of zeros whose length is the product of `sizes`.
 ///
 /// # Errors
-/// [`Error::TooLarge`] if there is no memory for them.
+/// [`Error::TooLarge`] if they do not fit in memory.
 pub fn zeros(op: &'static str, sizes: &[usize]) -> Result<Vec<f32>> {
     let len = checked_len(op, sizes)?;
     let mut zeros = Vec::new();
@@ -64,21 +64,21 @@ pub fn zeros(op: &'static str, sizes: &[usize]) -> Result<Vec<f32>> {
     Ok(zeros)
 }
 
-/// Along which axis [`Ops::concat`](crate::Backend::concat) joins.
+/// The axis along which [`Ops::concat`](crate::Ops::concat) joins matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConcatAxis {
-    /// Below one another: equal columns.
+    /// One below the other; the number of columns must be equal.
     Rows,
-    /// Beside one another: equal rows.
+    /// Side by side; the number of rows must be equal.
     Cols,
 }
 
-/// A tensor as an operand of a product, possibly transposed.
+/// An operand of [`Ops::gemm`](crate::Ops::gemm): a tensor, possibly transposed.
 #[derive(Debug)]
 pub struct MatrixRef<'a, T> {
-    /// The matrix.
+    /// The tensor as it is stored.
     pub tensor: &'a T,
-    /// Whether the product reads it transposed.
+    /// Whether the product uses the transposed matrix.
     pub transposed: bool,
 }
 
@@ -91,13 +91,13 @@ impl<T> Clone for MatrixRef<'_, T> {
 impl<T> Copy for MatrixRef<'_, T> {}
 
 impl<T> MatrixRef<'_, T> {
-    /// The same matrix, transposed.
+    /// The transposed operand; nothing is copied.
     pub fn t(self) -> Self {
         MatrixRef { transposed: !self.transposed, ..self }
     }
 
-    /// The shape that the product sees, given the tensor's own.
-    pub fn view(&self, own: MatrixShape) -> MatrixShape {
+    /// The shape of the operand, given the shape of the stored tensor.
+    pub fn shape(&self, own: MatrixShape) -> MatrixShape {
         if self.transposed { MatrixShape::new(own.cols, own.rows) } else { own }
     }
 }
@@ -108,7 +108,7 @@ impl<'a, T> From<&'a T> for MatrixRef<'a, T> {
     }
 }
 
-/// Checks an upload: as many elements as the shape says, and at least one.
+/// Checks that an upload has as many elements as its shape, and at least one.
 pub fn check_upload(shape: MatrixShape, len: usize) -> Result<()> {
     match shape.rows.checked_mul(shape.cols) {
         Some(n) if n == len && n > 0 => Ok(()),
@@ -116,7 +116,7 @@ pub fn check_upload(shape: MatrixShape, len: usize) -> Result<()> {
     }
 }
 
-/// Checks a download: the slice has as many elements as the tensor.
+/// Checks that the destination of a download has as many elements as the tensor.
 pub fn check_download(shape: MatrixShape, len: usize) -> Result<()> {
     if shape.len() == len {
         return Ok(());
@@ -124,7 +124,7 @@ pub fn check_download(shape: MatrixShape, len: usize) -> Result<()> {
     Err(Error::shape("download", format!("{} elements for {shape}", shape.len()), len))
 }
 
-/// Shape of `a . b`, where `acc` is absent, of the result's shape, or one row that is added to every row.
+/// The shape of the product `a . b`. Checks that `acc` has this shape, or is one row, or is absent.
 pub fn check_gemm(a: MatrixShape, b: MatrixShape, acc: Option<MatrixShape>) -> Result<MatrixShape> {
     if a.cols != b.rows {
         return Err(Error::Mismatch { op: "gemm", lhs: a, rhs: b });
@@ -133,7 +133,7 @@ pub fn check_gemm(a: MatrixShape, b: MatrixShape, acc: Option<MatrixShape>) -> R
     check_rows("gemm accumulator", MatrixShape::new(a.rows, b.cols), acc)
 }
 
-/// Checks a bound for [`clip`](crate::arithmetic::clip): positive and finite.
+/// Checks that the bound of [`clip`](crate::arithmetic::clip) is positive and finite.
 pub fn check_clip(bound: f32) -> Result<()> {
     if bound > 0.0 && bound.is_finite() {
         return Ok(());
@@ -141,7 +141,7 @@ pub fn check_clip(bound: f32) -> Result<()> {
     Err(Error::config("clip", format!("expected a positive finite bound, got {bound}")))
 }
 
-/// Checks the operands of [`Ops::select_between`](crate::Backend::within).
+/// Checks the shapes of the operands of [`Ops::select_between`](crate::Ops::select_between).
 pub fn check_select_between(x: MatrixShape, by: MatrixShape, low: MatrixShape, high: MatrixShape) -> Result<()> {
     let row = MatrixShape::new(1, x.cols);
     match [(by, x), (low, row), (high, row)].into_iter().find(|(got, want)| got != want) {
@@ -150,7 +150,7 @@ pub fn check_select_between(x: MatrixShape, by: MatrixShape, low: MatrixShape, h
     }
 }
 
-/// Checks that `operand` is absent, of shape `full`, or one row of it; returns `full`.
+/// Checks that `operand` has the shape `full`, or is one row of it, or is absent. Returns `full`.
 pub fn check_rows(op: &'static str, full: MatrixShape, operand: Option<MatrixShape>) -> Result<MatrixShape> {
     match operand {
         Some(s) if s != full && s != MatrixShape::new(1, full.cols) => Err(Error::Mismatch { op, lhs: full, rhs: s }),
@@ -158,7 +158,7 @@ pub fn check_rows(op: &'static str, full: MatrixShape, operand: Option<MatrixSha
     }
 }
 
-/// Shape of a slice: non-empty ranges within `shape`.
+/// The shape of a slice. Checks that the ranges are not empty and within `shape`.
 pub fn check_slice(shape: MatrixShape, rows: &Range<usize>, cols: &Range<usize>) -> Result<MatrixShape> {
     let inside = |r: &Range<usize>, n| r.start < r.end && r.end <= n;
     if inside(rows, shape.rows) && inside(cols, shape.cols) {
@@ -167,12 +167,12 @@ pub fn check_slice(shape: MatrixShape, rows: &Range<usize>, cols: &Range<usize>)
     Err(Error::shape("slice", format!("non-empty ranges within {shape}"), format!("rows {rows:?}, columns {cols:?}")))
 }
 
-/// Shape of parts joined along `axis`.
+/// The shape of `parts` joined along `axis`.
 pub fn check_concat(axis: ConcatAxis, parts: impl IntoIterator<Item = MatrixShape>) -> Result<MatrixShape> {
     let mut parts = parts.into_iter();
     let first = parts.next().ok_or_else(|| Error::shape("concat", "at least one part", "none"))?;
     parts.try_fold(first, |all, part| {
-        // Parts exist in memory, but clones share it: their sum may not fit.
+        // Each part exists, but clones share memory: the joined matrix may not fit.
         let (same, joined) = match axis {
             ConcatAxis::Rows => (all.cols == part.cols, MatrixShape::new(all.rows.saturating_add(part.rows), all.cols)),
             ConcatAxis::Cols => (all.rows == part.rows, MatrixShape::new(all.rows, all.cols.saturating_add(part.cols))),

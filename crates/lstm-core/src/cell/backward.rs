@@ -1,5 +1,5 @@
-//! A step's part of the backward pass, once for all cells: from the gradients of the state after it to those of the
-//! gates' sums and of the state before it.
+//! The backward pass of one time step, shared by all cells: from the gradients with respect to the state after it, to
+//! the gradients with respect to the gates' pre-activations `z` and the state before it.
 
 use super::{Cell, Gates, Kind};
 use crate::{
@@ -9,54 +9,62 @@ use crate::{
     shape::{MatrixRef, MatrixShape, zeros},
 };
 
-/// A cell prepared for a backward pass: the weights of each gate apart, since `dx` and `dh` are one product per gate.
+/// A cell prepared for the backward pass. `dx` and `dh` are one product per gate, so the weights of the gates are
+/// separate.
 pub(crate) struct Backward<'a, T> {
     cell: &'a Cell<T>,
     u: Gates<T>,
-    /// `[1, hidden]`
+    /// Ones, `[1, hidden_size]`.
     ones: T,
-    /// With `clip`, the values that a gate has at its bounds.
+    /// With `clip`, the values of a gate's activation at the bounds.
     bounds: Option<Bounds<T>>,
 }
 
 struct Bounds<T> {
+    /// `sigmoid(-clip)` and `sigmoid(clip)`, `[1, hidden_size]` each.
     sigmoid: [T; 2],
+    /// `tanh(-clip)` and `tanh(clip)`, `[1, hidden_size]` each.
     tanh: [T; 2],
 }
 
-/// What the forward pass kept of a step, and the gradients of the state after it, all of the same rows.
-pub(crate) struct Kept<T> {
+/// The input of a time step's backward pass: what the forward pass saved, and the gradients with respect to the state
+/// after the time step. All have the same rows.
+pub(crate) struct SavedStep<T> {
+    /// The gates i, f, g, o.
     pub(crate) gates: Gates<T>,
+    /// The cell state before the time step.
     pub(crate) c_old: T,
+    /// The cell state after the time step.
     pub(crate) c: T,
+    /// The hidden state after the time step.
     pub(crate) h: T,
-    /// Snapped; the output's own gradient is in it.
+    /// Snapped gradients with respect to the state after the time step. `d.h` includes the gradient of the output.
     pub(crate) d: State<T>,
 }
 
-/// A step's gradients.
+/// The gradients of one time step.
 pub(crate) struct StepGradients<T> {
-    /// Of the gates' sums.
+    /// Gradients with respect to the gates' pre-activations.
     pub(crate) z: Gates<T>,
-    /// Of the state before the step.
+    /// Gradients with respect to the state before the time step.
     pub(crate) state: State<T>,
-    /// With a projection, the gradient of its result and its operand `h`.
+    /// With a projection: the gradient with respect to its result, and its operand `h`.
     pub(crate) projection: Option<(T, T)>,
-    /// With diagonal peepholes, what each row adds to the gradient of `p_i`, `p_f` and `p_o`.
+    /// With diagonal peepholes: the terms that each row adds to the gradients of `p_i`, `p_f` and `p_o`.
     pub(crate) peephole: Option<[T; 3]>,
 }
 
-/// `a . b`, or `acc + a . b`, gate by gate from the left: `((i + f) + g) + o`.
-pub(crate) fn product<B: Ops>(b: &B, gates: &[(&B::Tensor, &B::Tensor)]) -> Result<B::Tensor> {
+/// The sum over gates of `d . w`, from left to right: `((i + f) + g) + o`.
+pub(crate) fn sum_of_products<B: Ops>(b: &B, gates: &[(&B::Tensor, &B::Tensor)]) -> Result<B::Tensor> {
     let mut sum = None;
     for (d, weights) in gates {
         sum = Some(b.gemm(MatrixRef::from(*d), MatrixRef::from(*weights), sum.as_ref())?);
     }
-    Ok(sum.expect("a cell has gates"))
+    Ok(sum.expect("there is at least one gate"))
 }
 
-/// Zeros in the shape of `like`.
-fn none<B: Ops>(b: &B, like: &B::Tensor) -> Result<B::Tensor> {
+/// Zeros of the shape of `like`.
+fn zeros_like<B: Ops>(b: &B, like: &B::Tensor) -> Result<B::Tensor> {
     let shape = b.shape(like);
     b.upload(shape, &zeros("backward", &[shape.rows, shape.cols])?)
 }
@@ -72,7 +80,7 @@ impl<'a, T: Clone> Backward<'a, T> {
         Ok(Backward { cell, u: cell.recurrent_weights(b)?, ones: row(1.0)?, bounds: bounds.transpose()? })
     }
 
-    /// One step.
+    /// The backward pass of one time step.
     ///
     /// ```text
     /// dz_o = snap((dh tanh(c')) o')      dc = snap(fma(dh o, tanh'(c'), dc))
@@ -80,18 +88,18 @@ impl<'a, T: Clone> Backward<'a, T> {
     /// dc_old = snap(dc f)       dh_old = snap(((dz_i U_i + dz_f U_f) + dz_g U_g) + dz_o U_o)
     /// ```
     ///
-    /// where `s' = fma(-s, s, s)` for a sigmoid's value and `t' = fma(-t, t, 1)` for a tanh's; the rest in
-    /// `docs/arithmetic.md`.
-    pub(crate) fn step<B: Ops<Tensor = T>>(&self, b: &B, kept: Kept<T>) -> Result<StepGradients<T>> {
+    /// where the derivative at the value `s` of a sigmoid is `s' = fma(-s, s, s)`, and at the value `t` of a tanh is
+    /// `t' = fma(-t, t, 1)`. `docs/specification.md` has the equations of the other cells and options.
+    pub(crate) fn step<B: Ops<Tensor = T>>(&self, b: &B, kept: SavedStep<T>) -> Result<StepGradients<T>> {
         let spec = &self.cell.spec;
         let dense = spec.cell == CellKind::PeepholeDense;
         let mul = |x: &T, y: &T| b.mul_add(1.0, x, Some(y), None);
         let snapped_fma = |x: &T, y: &T, z: &T| b.snap(b.mul_add(1.0, x, Some(y), Some(z))?);
-        let of_sigmoid = |s: &T| b.mul_add(-1.0, s, Some(s), Some(s));
-        let of_tanh = |t: &T| b.mul_add(-1.0, t, Some(t), Some(&self.ones));
-        // Where the gate's sum was clipped, it had no influence.
-        let dz = |d: T, gate: &T, slope: T, tanh: bool| {
-            let dz = b.snap(mul(&d, &slope)?)?;
+        let sigmoid_derivative = |s: &T| b.mul_add(-1.0, s, Some(s), Some(s));
+        let tanh_derivative = |t: &T| b.mul_add(-1.0, t, Some(t), Some(&self.ones));
+        // A pre-activation that was clipped has no influence on the gate.
+        let dz = |d: T, gate: &T, derivative: T, tanh: bool| {
+            let dz = b.snap(mul(&d, &derivative)?)?;
             match &self.bounds {
                 Some(bounds) => {
                     let [low, high] = if tanh { &bounds.tanh } else { &bounds.sigmoid };
@@ -100,13 +108,13 @@ impl<'a, T: Clone> Backward<'a, T> {
                 None => Ok(dz),
             }
         };
-        let dz_sigmoid = |d: T, s: &T| dz(d, s, of_sigmoid(s)?, false);
+        let dz_sigmoid = |d: T, s: &T| dz(d, s, sigmoid_derivative(s)?, false);
 
-        let Kept { gates: [i, f, g, o], c_old, c, h, d: State { h: dh, c: dc } } = kept;
+        let SavedStep { gates: [i, f, g, o], c_old, c, h, d: State { h: dh, c: dc } } = kept;
         let mut projection = None;
-        // h = o t or, dense, tanh(o c): `dq` is the gradient of o's factor's product, `t` that factor.
+        // h = o t with t = tanh(c); dense peephole: h = tanh(o t) with t = c. `dq` is the gradient of the product o t.
         let (dq, t, dc) = if dense {
-            let dq = mul(&dh, &of_tanh(&h)?)?;
+            let dq = mul(&dh, &tanh_derivative(&h)?)?;
             let dc = snapped_fma(&dq, &o, &dc)?;
             (dq, c.clone(), dc)
         } else {
@@ -118,12 +126,12 @@ impl<'a, T: Clone> Backward<'a, T> {
                 }
                 None => dh,
             };
-            let dc = snapped_fma(&mul(&dq, &o)?, &of_tanh(&t)?, &dc)?;
+            let dc = snapped_fma(&mul(&dq, &o)?, &tanh_derivative(&t)?, &dc)?;
             (dq, t, dc)
         };
         let dz_o = dz_sigmoid(mul(&dq, &t)?, &o)?;
         let diagonal = match &self.cell.kind {
-            Kind::PeepholeDiagonal(cell) => Some(cell.vectors()),
+            Kind::PeepholeDiagonal(cell) => Some(cell.peephole_weights()),
             _ => None,
         };
         let dc = match diagonal {
@@ -131,22 +139,22 @@ impl<'a, T: Clone> Backward<'a, T> {
             None => dc,
         };
         let (dz_i, dz_f) = if spec.coupled {
-            // f = 1 - i has no sum of its own.
+            // f = 1 - i has no pre-activation of its own.
             let d = b.mul_add(-1.0, &dc, Some(&c_old), Some(&mul(&dc, &g)?))?;
-            (dz_sigmoid(d, &i)?, none(b, &f)?)
+            (dz_sigmoid(d, &i)?, zeros_like(b, &f)?)
         } else {
             (dz_sigmoid(mul(&dc, &g)?, &i)?, dz_sigmoid(mul(&dc, &c_old)?, &f)?)
         };
         let d = mul(&dc, &i)?;
-        let dz_g = if dense { dz_sigmoid(d, &g)? } else { dz(d, &g, of_tanh(&g)?, true)? };
+        let dz_g = if dense { dz_sigmoid(d, &g)? } else { dz(d, &g, tanh_derivative(&g)?, true)? };
 
         let [u_i, u_f, u_g, u_o] = &self.u;
         let state = if dense {
-            let look = b.snap(product(b, &[(&dz_i, u_i), (&dz_f, u_f), (&dz_o, u_o)])?)?;
-            // h is not fed back.
-            State { h: none(b, &h)?, c: snapped_fma(&dc, &f, &look)? }
+            let peephole_term = b.snap(sum_of_products(b, &[(&dz_i, u_i), (&dz_f, u_f), (&dz_o, u_o)])?)?;
+            // The dense peephole cell does not read h.
+            State { h: zeros_like(b, &h)?, c: snapped_fma(&dc, &f, &peephole_term)? }
         } else {
-            let dh = b.snap(product(b, &[(&dz_i, u_i), (&dz_f, u_f), (&dz_g, u_g), (&dz_o, u_o)])?)?;
+            let dh = b.snap(sum_of_products(b, &[(&dz_i, u_i), (&dz_f, u_f), (&dz_g, u_g), (&dz_o, u_o)])?)?;
             let mut dc = b.snap(mul(&dc, &f)?)?;
             if let Some([p_i, p_f, _]) = diagonal {
                 dc = snapped_fma(&dz_i, p_i, &dc)?;

@@ -1,23 +1,28 @@
-//! The fused cell's products: one packed matrix for all four gates.
+//! The matrix products of the fused cell: one packed matrix for all four gates.
 
 use crate::{
-    backend::Ops,
+    backend::{
+        Ops,
+        shape::{MatrixRef, MatrixShape},
+    },
     config::Param,
     error::Result,
-    shape::{MatrixRef, MatrixShape},
     weights::LayerWeights,
 };
 
-/// `W: [4 * hidden, input]`, `U: [4 * hidden, state]`, `bias: [1, 4 * hidden]`; gates i, f, g, o.
+/// The packed weights of a layer, gates in the order i, f, g, o.
 #[derive(Clone, Debug)]
 pub struct Fused<T> {
+    /// `W: [4 * hidden_size, input_size]`.
     pub(super) w: T,
+    /// `U: [4 * hidden_size, state_size]`.
     pub(super) u: T,
+    /// `[1, 4 * hidden_size]`.
     bias: Option<T>,
 }
 
 impl<T: Clone> Fused<T> {
-    /// Brings a layer's weights to the device, snapped.
+    /// Uploads and snaps the weights of a layer.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
         let gates = 4 * spec.hidden_size;
@@ -29,12 +34,12 @@ impl<T: Clone> Fused<T> {
         })
     }
 
-    /// `bias + W x`: one product.
+    /// `bias + W x` of all gates, one product.
     pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
         b.gemm(x.into(), MatrixRef::from(&self.w).t(), self.bias.as_ref())
     }
 
-    /// `z + U h`: one product.
+    /// `z + U h` of all gates, one product.
     pub fn recurrent<B: Ops<Tensor = T>>(&self, b: &B, z: T, h: &T) -> Result<T> {
         b.gemm(h.into(), MatrixRef::from(&self.u).t(), Some(&z))
     }

@@ -1,14 +1,14 @@
-//! The cells, written once from a backend's primitives, and the step that they share.
+//! The four LSTM cells, composed of the primitives of [`Ops`], and the time step that they share.
 //!
-//! A cell splits `z = (bias + W x) + U h` in two: [`Cell::input_term`], which does not depend on the state and so runs over
-//! all time steps at once, and [`Cell::step`].
+//! A cell computes `z = (bias + W x) + U h` in two parts: [`Cell::input_term`] does not depend on the state, so it runs
+//! over all time steps at once; [`Cell::step`] adds the recurrent term.
 
 mod backward;
 mod fused;
 mod peephole;
 mod unfused;
 
-pub(crate) use backward::{Backward, Kept, StepGradients, product};
+pub(crate) use backward::{Backward, SavedStep, StepGradients, sum_of_products};
 pub use fused::Fused;
 pub use peephole::{PeepholeDense, PeepholeDiagonal};
 pub use unfused::Unfused;
@@ -24,14 +24,14 @@ use crate::{
 /// One value per gate, in the order i, f, g, o.
 pub type Gates<T> = [T; 4];
 
-/// A layer's cell on a device: its snapped weights and its equations.
+/// The cell of a layer on a device: its snapped weights and its equations.
 #[derive(Clone, Debug)]
 pub struct Cell<T> {
     spec: LayerSpec,
     kind: Kind<T>,
     /// `W_hr: [proj, hidden]`.
     projection: Option<T>,
-    /// `[1, hidden]`, for `1 - i`.
+    /// Ones `[1, hidden_size]`, for `f = 1 - i` of coupled gates.
     ones: Option<T>,
 }
 
@@ -43,17 +43,17 @@ enum Kind<T> {
     PeepholeDiagonal(PeepholeDiagonal<T>),
 }
 
-/// `bias + W x` for some rows, as the cell's products give it.
+/// The input term `bias + W x` of some rows, computed by [`Cell::input_term`].
 #[derive(Clone, Debug)]
 pub enum InputTerm<T> {
-    /// All gates side by side, `[rows, 4 * hidden]`.
+    /// All gates side by side, `[rows, 4 * hidden_size]`.
     Packed(T),
-    /// `[rows, hidden]` each.
+    /// One matrix for each gate, `[rows, hidden_size]`.
     Split(Gates<T>),
 }
 
 impl<T: Clone> InputTerm<T> {
-    /// Some of the rows.
+    /// A copy of a range of rows.
     pub fn rows<B: Ops<Tensor = T>>(&self, b: &B, rows: std::ops::Range<usize>) -> Result<Self> {
         let cut = |z: &T| b.slice(z, rows.clone(), 0..b.shape(z).cols);
         Ok(match self {
@@ -64,7 +64,7 @@ impl<T: Clone> InputTerm<T> {
 }
 
 impl<T: Clone> Cell<T> {
-    /// Brings a layer's weights to the device.
+    /// Uploads and snaps the weights of a layer.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
         let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
@@ -82,12 +82,12 @@ impl<T: Clone> Cell<T> {
         })
     }
 
-    /// What the cell is.
+    /// The configuration of the layer.
     pub fn spec(&self) -> &LayerSpec {
         &self.spec
     }
 
-    /// `bias + W x` for every row of snapped `x: [rows, input]`.
+    /// The input term `bias + W x` of each row of `x: [rows, input_size]`, which must be snapped.
     pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<InputTerm<T>> {
         match &self.kind {
             Kind::Fused(cell) => cell.input_term(b, x).map(InputTerm::Packed),
@@ -97,35 +97,40 @@ impl<T: Clone> Cell<T> {
         }
     }
 
-    /// One time step from what [`input_term`](Self::input_term) gave for its rows and the snapped state before it:
+    /// Runs one time step, from the input term of its rows and the snapped state before it. Returns the new state.
     ///
     /// ```text
-    /// z = input + U h     (dense peephole: U c, and no U term in z_g)
+    /// z = input_term + U h
     /// i, f, o = sigmoid(z)    g = snap(tanh(z_g))    c' = snap(fma(f, c, i g))    h' = snap(o tanh(c'))
     /// ```
     ///
-    /// with the diagonal peephole's terms, `clip`, `f = 1 - i`, the dense peephole's `g = snap(sigmoid(z_g))` and
-    /// `h' = snap(tanh(o c'))`, and the projection `h'' = snap(W_hr h')` where the spec has them.
-    pub fn step<B: Ops<Tensor = T>>(&self, b: &B, input: InputTerm<T>, state: &State<T>) -> Result<State<T>> {
-        self.step_with_gates(b, input, state).map(|(state, _)| state)
+    /// The layer's configuration may change this:
+    /// - Dense peephole: `z = input_term + U c` for i, f, o and `z_g = input_term`; `g = snap(sigmoid(z_g))`;
+    ///   `h' = snap(tanh(o c'))`.
+    /// - Diagonal peephole: `z_i` and `z_f` add `p c`, and `z_o` adds `p c'`.
+    /// - Clip: each `z` is bounded to `[-clip, clip]` before its activation.
+    /// - Coupled gates: `f = 1 - i`.
+    /// - Projection: the result is `h'' = snap(W_hr h')`.
+    pub fn step<B: Ops<Tensor = T>>(&self, b: &B, input_term: InputTerm<T>, state: &State<T>) -> Result<State<T>> {
+        self.step_with_gates(b, input_term, state).map(|(state, _)| state)
     }
 
-    /// [`step`](Self::step) that also returns the gates: `i`, `f` (or `1 - i`), the snapped `g`, `o`.
+    /// Like [`step`](Self::step), but also returns the gates `i`, `f`, the snapped `g`, and `o`.
     pub fn step_with_gates<B: Ops<Tensor = T>>(
         &self,
         b: &B,
-        input: InputTerm<T>,
+        input_term: InputTerm<T>,
         state: &State<T>,
     ) -> Result<(State<T>, Gates<T>)> {
         let LayerSpec { hidden_size, clip, .. } = self.spec;
-        let bounded = |z: T| match clip {
+        let clipped = |z: T| match clip {
             Some(bound) => b.clip(z, bound),
             None => Ok(z),
         };
-        let sigmoid = |z: T| b.sigmoid(bounded(z)?);
+        let sigmoid = |z: T| b.sigmoid(clipped(z)?);
         let (h, c) = (&state.h, &state.c);
 
-        let [zi, zf, zg, zo] = match (&self.kind, input) {
+        let [zi, zf, zg, zo] = match (&self.kind, input_term) {
             (Kind::Fused(cell), InputTerm::Packed(z)) => {
                 split(b, ConcatAxis::Cols, &cell.recurrent(b, z, h)?, hidden_size)?
             }
@@ -133,9 +138,9 @@ impl<T: Clone> Cell<T> {
             (Kind::PeepholeDense(cell), InputTerm::Packed(z)) => cell.recurrent(b, z, c)?,
             (Kind::PeepholeDiagonal(cell), InputTerm::Packed(z)) => {
                 let z = split(b, ConcatAxis::Cols, &cell.fused().recurrent(b, z, h)?, hidden_size)?;
-                cell.add_old_peepholes(b, z, c)?
+                cell.add_input_forget_peepholes(b, z, c)?
             }
-            _ => return Err(Error::shape("step: input", "what this cell's `input` gave", "another cell's")),
+            _ => return Err(Error::shape("step: input_term", "the input term of this cell", "that of a cell of another kind")),
         };
         let i = sigmoid(zi)?;
         let f = match &self.ones {
@@ -144,7 +149,7 @@ impl<T: Clone> Cell<T> {
         };
         let g = match self.kind {
             Kind::PeepholeDense(_) => b.snap(sigmoid(zg)?)?,
-            _ => b.snap(b.tanh(bounded(zg)?)?)?,
+            _ => b.snap(b.tanh(clipped(zg)?)?)?,
         };
         let product = b.mul_add(1.0, &i, Some(&g), None)?;
         let c = b.snap(b.mul_add(1.0, &f, Some(c), Some(&product))?)?;
@@ -165,7 +170,7 @@ impl<T: Clone> Cell<T> {
         Ok((State { h, c }, [i, f, g, o]))
     }
 
-    /// `W`, gate by gate: `[hidden, input]` each.
+    /// `W` of each gate, `[hidden_size, input_size]`.
     pub(crate) fn input_weights<B: Ops<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
         match self.packed() {
             Ok(cell) => split(b, ConcatAxis::Rows, &cell.w, self.spec.hidden_size),
@@ -173,7 +178,7 @@ impl<T: Clone> Cell<T> {
         }
     }
 
-    /// `U`, gate by gate: `[hidden, state]` each.
+    /// `U` of each gate, `[hidden_size, state_size]`.
     pub(crate) fn recurrent_weights<B: Ops<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
         match self.packed() {
             Ok(cell) => split(b, ConcatAxis::Rows, &cell.u, self.spec.hidden_size),
@@ -181,7 +186,7 @@ impl<T: Clone> Cell<T> {
         }
     }
 
-    /// The packed matrices, or those of each gate.
+    /// The packed matrices, or as `Err` the separate matrices of each gate.
     fn packed(&self) -> Result<&Fused<T>, &Unfused<T>> {
         match &self.kind {
             Kind::Fused(cell) => Ok(cell),
@@ -192,7 +197,7 @@ impl<T: Clone> Cell<T> {
     }
 }
 
-/// The four gates that lie side by side or below one another, `hidden` each.
+/// Splits a matrix of four gates, joined along `axis` with `hidden` rows or columns each.
 pub(crate) fn split<B: Ops>(b: &B, axis: ConcatAxis, z: &B::Tensor, hidden: usize) -> Result<Gates<B::Tensor>> {
     let MatrixShape { rows, cols } = b.shape(z);
     let gate = |k| match axis {

@@ -1,4 +1,4 @@
-//! The peephole cells' own terms: gates that look at the cell state through a matrix or through vectors.
+//! The peephole terms: what the cell state adds to the gates, through a dense or a diagonal matrix.
 
 use super::{Fused, Gates, split};
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     weights::LayerWeights,
 };
 
-/// The notebook's third cell: `U` multiplies `c` instead of `h`, and not for the candidate.
+/// The dense peephole cell: `U` multiplies the cell state `c` instead of `h`, and the candidate g has no recurrent term.
 #[derive(Clone, Debug)]
 pub struct PeepholeDense<T> {
     products: Fused<T>,
@@ -17,12 +17,12 @@ pub struct PeepholeDense<T> {
 }
 
 impl<T: Clone> PeepholeDense<T> {
-    /// Brings a layer's weights to the device, snapped.
+    /// Uploads and snaps the weights of a layer.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         Ok(PeepholeDense { products: Fused::load(b, weights)?, hidden: weights.spec().hidden_size })
     }
 
-    /// The products, which are the fused cell's.
+    /// The packed matrices.
     pub(super) fn fused(&self) -> &Fused<T> {
         &self.products
     }
@@ -32,7 +32,7 @@ impl<T: Clone> PeepholeDense<T> {
         self.products.input_term(b, x)
     }
 
-    /// `z + U c` for i, f and o; the candidate's `z` as it was.
+    /// `z + U c` for the gates i, f and o; `z` unchanged for g.
     pub fn recurrent<B: Ops<Tensor = T>>(&self, b: &B, z: T, c: &T) -> Result<Gates<T>> {
         let (rows, hidden) = (b.shape(&z).rows, self.hidden);
         let candidate = b.slice(&z, 0..rows, 2 * hidden..3 * hidden)?;
@@ -41,7 +41,8 @@ impl<T: Clone> PeepholeDense<T> {
     }
 }
 
-/// Gers & Schmidhuber 2000 and ONNX's `P`: a vector `[1, hidden]` for each of i, f, o.
+/// The diagonal peephole cell (Gers & Schmidhuber 2000; ONNX's input `P`): a vector `[1, hidden_size]` for each of the
+/// gates i, f and o, multiplied elementwise with the cell state.
 #[derive(Clone, Debug)]
 pub struct PeepholeDiagonal<T> {
     products: Fused<T>,
@@ -51,10 +52,10 @@ pub struct PeepholeDiagonal<T> {
 }
 
 impl<T: Clone> PeepholeDiagonal<T> {
-    /// Brings a layer's weights to the device, snapped.
+    /// Uploads and snaps the weights of a layer.
     ///
     /// # Errors
-    /// [`Error::Config`] if the layer has no diagonal peephole; what the device refuses.
+    /// [`Error::Config`] if the layer has no diagonal peephole; [`Error::Device`] if the device fails.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let cell = weights.spec().cell;
         if cell != CellKind::PeepholeDiagonal {
@@ -71,23 +72,23 @@ impl<T: Clone> PeepholeDiagonal<T> {
     }
 
     /// `p_i`, `p_f`, `p_o`.
-    pub(super) fn vectors(&self) -> [&T; 3] {
+    pub(super) fn peephole_weights(&self) -> [&T; 3] {
         [&self.i, &self.f, &self.o]
     }
 
-    /// The products, which are the fused cell's.
+    /// The packed matrices.
     pub fn fused(&self) -> &Fused<T> {
         &self.products
     }
 
-    /// `z_i = fma(c, p_i, z_i)`, `z_f = fma(c, p_f, z_f)` with the old cell.
-    pub fn add_old_peepholes<B: Ops<Tensor = T>>(&self, b: &B, [i, f, g, o]: Gates<T>, c: &T) -> Result<Gates<T>> {
+    /// `z_i = fma(c, p_i, z_i)` and `z_f = fma(c, p_f, z_f)`, with the cell state `c` before the time step.
+    pub fn add_input_forget_peepholes<B: Ops<Tensor = T>>(&self, b: &B, [i, f, g, o]: Gates<T>, c: &T) -> Result<Gates<T>> {
         let i = b.mul_add(1.0, c, Some(&self.i), Some(&i))?;
         let f = b.mul_add(1.0, c, Some(&self.f), Some(&f))?;
         Ok([i, f, g, o])
     }
 
-    /// `z_o = fma(c', p_o, z_o)` with the new cell.
+    /// `z_o = fma(c', p_o, z_o)`, with the cell state `c'` after the time step.
     pub fn add_output_peephole<B: Ops<Tensor = T>>(&self, b: &B, zo: T, c: &T) -> Result<T> {
         b.mul_add(1.0, c, Some(&self.o), Some(&zo))
     }

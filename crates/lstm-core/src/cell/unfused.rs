@@ -1,4 +1,4 @@
-//! The unfused cell's products: the notebook's first cell, each gate with its own matrices.
+//! The matrix products of the unfused cell: separate matrices for each gate.
 
 use super::Gates;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     weights::LayerWeights,
 };
 
-/// For each gate `W: [hidden, input]`, `U: [hidden, state]` and `bias: [1, hidden]`.
+/// The weights of a layer, separate for each gate.
 #[derive(Clone, Debug)]
 pub struct Unfused<T> {
     gates: Gates<Gate<T>>,
@@ -17,46 +17,51 @@ pub struct Unfused<T> {
 
 #[derive(Clone, Debug)]
 struct Gate<T> {
+    /// `W: [hidden_size, input_size]`.
     w: T,
+    /// `U: [hidden_size, state_size]`.
     u: T,
+    /// `[1, hidden_size]`.
     bias: Option<T>,
 }
 
 impl<T: Clone> Unfused<T> {
-    /// Brings a layer's weights to the device, snapped.
+    /// Uploads and snaps the weights of a layer.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
         let bias = weights.bias();
         let gate = |k: usize| {
-            let quarter = |rows: usize, cols: usize, all: &[f32]| {
+            let gate_part = |rows: usize, cols: usize, all: &[f32]| {
                 let len = rows * cols;
                 b.snap(b.upload(MatrixShape::new(rows, cols), &all[k * len..(k + 1) * len])?)
             };
             Ok(Gate {
-                w: quarter(spec.hidden_size, spec.input_size, weights.expect(Param::WeightIh))?,
-                u: quarter(spec.hidden_size, spec.state_size(), weights.expect(Param::WeightHh))?,
-                bias: bias.as_deref().map(|all| quarter(1, spec.hidden_size, all)).transpose()?,
+                w: gate_part(spec.hidden_size, spec.input_size, weights.expect(Param::WeightIh))?,
+                u: gate_part(spec.hidden_size, spec.state_size(), weights.expect(Param::WeightHh))?,
+                bias: bias.as_deref().map(|all| gate_part(1, spec.hidden_size, all)).transpose()?,
             })
         };
         Ok(Unfused { gates: [gate(0)?, gate(1)?, gate(2)?, gate(3)?] })
     }
 
+    /// `W` of each gate.
     pub(super) fn input_weights(&self) -> Gates<T> {
         self.gates.each_ref().map(|gate| gate.w.clone())
     }
 
+    /// `U` of each gate.
     pub(super) fn recurrent_weights(&self) -> Gates<T> {
         self.gates.each_ref().map(|gate| gate.u.clone())
     }
 
-    /// `bias + W x` of each gate: four products.
+    /// `bias + W x` of each gate, four products.
     pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<Gates<T>> {
         let [i, f, g, o] = &self.gates;
         let product = |gate: &Gate<T>| b.gemm(x.into(), MatrixRef::from(&gate.w).t(), gate.bias.as_ref());
         Ok([product(i)?, product(f)?, product(g)?, product(o)?])
     }
 
-    /// `z + U h` of each gate: four products.
+    /// `z + U h` of each gate, four products.
     pub fn recurrent<B: Ops<Tensor = T>>(&self, b: &B, z: Gates<T>, h: &T) -> Result<Gates<T>> {
         let [i, f, g, o] = &self.gates;
         let product = |gate: &Gate<T>, z: &T| b.gemm(h.into(), MatrixRef::from(&gate.u).t(), Some(z));

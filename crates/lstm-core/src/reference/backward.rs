@@ -1,5 +1,7 @@
-//! The backward pass of a layer over a whole sequence, out of primitives: steps in the order opposite to the walk, then
-//! for each chunk of steps one product per weight.
+//! The backward pass of a layer over a batch of sequences, composed of primitives.
+//!
+//! Time steps run in the order opposite to the forward pass. After each chunk of time steps, one product per weight matrix
+//! adds the chunk's part to the weight gradients.
 
 use std::ops::Range;
 
@@ -7,13 +9,13 @@ use super::{Layer, Trace, snap_state};
 use crate::{
     arithmetic::CHUNK,
     backend::{LayerGradients, LayerOutputGradients, Ops, State, WeightGradients},
-    cell::{Backward, Gates, Kept, StepGradients, product, split},
+    cell::{Backward, Gates, SavedStep, StepGradients, split, sum_of_products},
     config::{Bias, CellKind},
     error::{Error, Result},
     shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
 };
 
-/// [`Backend::backward`](crate::Backend::backward) out of primitives.
+/// [`Backend::backward`](crate::Backend::backward) on the reference path.
 pub fn backward<B: Ops>(
     b: &B,
     layer: &Layer<B::Tensor>,
@@ -23,7 +25,7 @@ pub fn backward<B: Ops>(
     let spec = layer.spec();
     let (steps, batch) = (trace.gates.len(), trace.batch);
     if trace.spec != *spec {
-        return Err(Error::shape("backward: trace", format!("one of {spec:?}"), format!("one of {:?}", trace.spec)));
+        return Err(Error::shape("backward: trace", format!("a trace of {spec:?}"), format!("a trace of {:?}", trace.spec)));
     }
     upstream.check(spec, steps, batch, |t| b.shape(t))?;
     let pass = Pass { b, layer, trace, cell: Backward::new(b, layer)?, batch };
@@ -51,7 +53,7 @@ pub fn backward<B: Ops>(
         weights = Some(pass.weights(chunk, &z, &rows, weights)?);
         if let Some([w_i, w_f, w_g, w_o]) = &w {
             let [z_i, z_f, z_g, z_o] = split(b, ConcatAxis::Cols, &z, spec.hidden_size)?;
-            x.push(product(b, &[(&z_i, w_i), (&z_f, w_f), (&z_g, w_g), (&z_o, w_o)])?);
+            x.push(sum_of_products(b, &[(&z_i, w_i), (&z_f, w_f), (&z_g, w_g), (&z_o, w_o)])?);
         }
     }
     if !spec.reverse {
@@ -62,7 +64,7 @@ pub fn backward<B: Ops>(
     Ok(LayerGradients { x, state: d, weights })
 }
 
-/// What all steps share.
+/// What all time steps of a pass share.
 struct Pass<'a, B: Ops> {
     b: &'a B,
     layer: &'a Layer<B::Tensor>,
@@ -72,11 +74,12 @@ struct Pass<'a, B: Ops> {
 }
 
 impl<B: Ops> Pass<'_, B> {
-    /// Step `t`, given the gradient of the state after it; all rows, those of sequences without this step being zero.
+    /// The backward pass of time step `t`, given the gradients `d` with respect to the state after it. Rows of sequences
+    /// that are shorter have zero gradients.
     fn step(&self, t: usize, y: &B::Tensor, d: State<B::Tensor>) -> Result<StepGradients<B::Tensor>> {
         let (b, spec) = (self.b, self.layer.spec());
         let Some(gates) = &self.trace.gates[t] else {
-            return Ok(StepGradients { state: d, ..self.blank()? });
+            return Ok(StepGradients { state: d, ..self.zero_step()? });
         };
         let n = b.shape(&gates[0]).rows;
         let first = |x: &B::Tensor| self.rows(x, 0..n);
@@ -86,7 +89,7 @@ impl<B: Ops> Pass<'_, B> {
         let dh = b.snap(b.mul_add(1.0, &dy, None, Some(&first(&d.h)?))?)?;
         let mut step = self.cell.step(
             b,
-            Kept {
+            SavedStep {
                 gates: gates.clone(),
                 c_old: first(&old.c)?,
                 c: first(&new.c)?,
@@ -97,14 +100,14 @@ impl<B: Ops> Pass<'_, B> {
         if n == self.batch {
             return Ok(step);
         }
-        let blank = self.blank()?;
+        let blank = self.zero_step()?;
         let rest = |x: &B::Tensor| self.rows(x, n..self.batch);
-        let below = |top: &B::Tensor, bottom: &B::Tensor| b.concat(ConcatAxis::Rows, &[top.clone(), bottom.clone()]);
+        let stack = |top: &B::Tensor, bottom: &B::Tensor| b.concat(ConcatAxis::Rows, &[top.clone(), bottom.clone()]);
         let pad = |top: &mut B::Tensor, blank: &B::Tensor| {
-            *top = below(top, &rest(blank)?)?;
+            *top = stack(top, &rest(blank)?)?;
             Ok(())
         };
-        step.state = State { h: below(&step.state.h, &rest(&d.h)?)?, c: below(&step.state.c, &rest(&d.c)?)? };
+        step.state = State { h: stack(&step.state.h, &rest(&d.h)?)?, c: stack(&step.state.c, &rest(&d.c)?)? };
         step.z.iter_mut().zip(&blank.z).try_for_each(|(z, blank)| pad(z, blank))?;
         if let (Some((dh, h)), Some((blank_dh, blank_h))) = (&mut step.projection, &blank.projection) {
             pad(dh, blank_dh)?;
@@ -116,8 +119,8 @@ impl<B: Ops> Pass<'_, B> {
         Ok(step)
     }
 
-    /// A step that no sequence has.
-    fn blank(&self) -> Result<StepGradients<B::Tensor>> {
+    /// Zero gradients for all rows, of a time step that no sequence reaches.
+    fn zero_step(&self) -> Result<StepGradients<B::Tensor>> {
         let spec = self.layer.spec();
         let zeros = |cols| self.b.upload(MatrixShape::new(self.batch, cols), &zeros("backward", &[self.batch, cols])?);
         let (h, c) = (zeros(spec.state_size())?, zeros(spec.hidden_size)?);
@@ -130,27 +133,28 @@ impl<B: Ops> Pass<'_, B> {
         })
     }
 
-    /// The weights' gradients of a chunk of steps, added to `onto`: products over all its rows.
+    /// The weight gradients of a chunk of time steps, added to `accumulate`. Each is a product over all rows of the
+    /// chunk.
     fn weights(
         &self,
         chunk: Range<usize>,
         z: &B::Tensor,
         steps: &[StepGradients<B::Tensor>],
-        onto: Option<WeightGradients<B::Tensor>>,
+        accumulate: Option<WeightGradients<B::Tensor>>,
     ) -> Result<WeightGradients<B::Tensor>> {
         let (b, spec, trace) = (self.b, self.layer.spec(), self.trace);
-        let onto = onto.as_ref();
+        let acc = accumulate.as_ref();
         let rows = b.shape(z).rows;
         let ones = b.upload(MatrixShape::new(rows, 1), &vec![1.0; rows])?;
         let outer =
-            |d: &B::Tensor, x: &B::Tensor, onto: Option<&B::Tensor>| b.gemm(MatrixRef::from(d).t(), x.into(), onto);
-        let sum = |d: &B::Tensor, onto: Option<&B::Tensor>| b.gemm(MatrixRef::from(&ones).t(), d.into(), onto);
+            |d: &B::Tensor, x: &B::Tensor, acc: Option<&B::Tensor>| b.gemm(MatrixRef::from(d).t(), x.into(), acc);
+        let sum = |d: &B::Tensor, acc: Option<&B::Tensor>| b.gemm(MatrixRef::from(&ones).t(), d.into(), acc);
 
         let x = self.rows(&trace.x, chunk.start * self.batch..chunk.end * self.batch)?;
         let before = if spec.reverse { chunk.start + 1..chunk.end + 1 } else { chunk };
         let states = trace.states[before].iter();
-        // The dense peephole's candidate does not see the state.
-        let (seen, z_seen) = match spec.cell {
+        // The candidate of the dense peephole cell has no recurrent term: its gradient is zero here.
+        let (recurrent_input, dz_recurrent) = match spec.cell {
             CellKind::PeepholeDense => {
                 let mut parts = split(b, ConcatAxis::Cols, z, spec.hidden_size)?;
                 let shape = b.shape(&parts[2]);
@@ -164,7 +168,7 @@ impl<B: Ops> Pass<'_, B> {
                 let parts = || steps.iter().filter_map(|step| step.projection.as_ref());
                 let (d, h) =
                     (self.join(parts().map(|p| Ok(p.0.clone())))?, self.join(parts().map(|p| Ok(p.1.clone())))?);
-                Some(outer(&d, &h, onto.and_then(|o| o.projection.as_ref()))?)
+                Some(outer(&d, &h, acc.and_then(|a| a.projection.as_ref()))?)
             }
             None => None,
         };
@@ -172,18 +176,18 @@ impl<B: Ops> Pass<'_, B> {
             CellKind::PeepholeDiagonal => {
                 let vector = |k: usize| {
                     let rows = steps.iter().filter_map(|s| s.peephole.as_ref()).map(|rows| Ok(rows[k].clone()));
-                    sum(&self.join(rows)?, onto.and_then(|o| o.peephole.as_ref()).map(|p| &p[k]))
+                    sum(&self.join(rows)?, acc.and_then(|a| a.peephole.as_ref()).map(|p| &p[k]))
                 };
                 Some([vector(0)?, vector(1)?, vector(2)?])
             }
             _ => None,
         };
         Ok(WeightGradients {
-            input: outer(z, &x, onto.map(|o| &o.input))?,
-            recurrent: outer(&z_seen, &seen, onto.map(|o| &o.recurrent))?,
+            input: outer(z, &x, acc.map(|a| &a.input))?,
+            recurrent: outer(&dz_recurrent, &recurrent_input, acc.map(|a| &a.recurrent))?,
             bias: match spec.bias {
                 Bias::None => None,
-                _ => Some(sum(z, onto.and_then(|o| o.bias.as_ref()))?),
+                _ => Some(sum(z, acc.and_then(|a| a.bias.as_ref()))?),
             },
             projection,
             peephole,
