@@ -156,7 +156,7 @@ impl Ops for Double {
         Ok(x)
     }
     fn gemm(&self, a: MatrixRef<'_, Matrix>, b: MatrixRef<'_, Matrix>, acc: Option<&Matrix>) -> Result<Matrix> {
-        let (view_a, view_b) = (a.view(a.tensor.shape), b.view(b.tensor.shape));
+        let (view_a, view_b) = (a.shape(a.tensor.shape), b.shape(b.tensor.shape));
         let shape = check_gemm(view_a, view_b, acc.map(|acc| acc.shape))?;
         // Steps from one row and from one column to the next.
         let strides =

@@ -118,7 +118,7 @@ impl<B: Backend> Planted<B> {
         block: usize,
     ) -> Result<B::Tensor> {
         let exact = self.inner.gemm(a, b, None)?;
-        let (shape, k) = (self.shape(&exact), a.view(self.shape(a.tensor)).cols);
+        let (shape, k) = (self.shape(&exact), a.shape(self.shape(a.tensor)).cols);
         let (own_a, own_b) = (self.shape(a.tensor), self.shape(b.tensor));
         let (host_a, host_b) = (self.host(a.tensor)?, self.host(b.tensor)?);
         let at = |data: &[f32], own: MatrixShape, turned: bool, i, j| {

@@ -21,7 +21,7 @@ pub(crate) fn gemm(
     b: MatrixRef<'_, Tensor>,
     acc: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (a_shape, b_shape) = (a.view(a.tensor.shape), b.view(b.tensor.shape));
+    let (a_shape, b_shape) = (a.shape(a.tensor.shape), b.shape(b.tensor.shape));
     let shape = check_gemm(a_shape, b_shape, acc.map(|acc| acc.shape))?;
     let mut data = zeros("gemm", &[shape.rows, shape.cols])?;
     let strided = |m: MatrixRef<'_, Tensor>| {

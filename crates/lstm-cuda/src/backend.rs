@@ -124,7 +124,7 @@ impl<D: Driver> Ops for CudaBackend<D> {
         b: MatrixRef<'_, Tensor<D>>,
         acc: Option<&Tensor<D>>,
     ) -> Result<Tensor<D>> {
-        let (left, right) = (a.view(a.tensor.shape), b.view(b.tensor.shape));
+        let (left, right) = (a.shape(a.tensor.shape), b.shape(b.tensor.shape));
         let shape = check_gemm(left, right, acc.map(|acc| acc.shape))?;
         let out = self.tensor("gemm", shape)?;
         let operand = |mat: MatrixRef<'_, Tensor<D>>, along: bool| {

@@ -126,7 +126,7 @@ impl Gpu {
         b: MatrixRef<'_, Tensor>,
         acc: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let (a_shape, b_shape) = (a.view(a.tensor.shape), b.view(b.tensor.shape));
+        let (a_shape, b_shape) = (a.shape(a.tensor.shape), b.shape(b.tensor.shape));
         let shape = check_gemm(a_shape, b_shape, acc.map(|acc| acc.shape))?;
         let strides = |mat: MatrixRef<'_, Tensor>| match (mat.transposed, mat.tensor.shape.cols as u32) {
             (false, cols) => (cols, 1),
