@@ -1,4 +1,4 @@
-//! The check values of `docs/arithmetic.md`, read from the document itself, so that it and the code can't drift apart.
+//! The check values of `docs/specification.md`, read from the document itself, so that it and the code can't drift apart.
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
@@ -10,7 +10,7 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-const DOCUMENT: &str = include_str!("../../docs/arithmetic.md");
+const DOCUMENT: &str = include_str!("../../docs/specification.md");
 
 /// The rows of the table under a heading row, cell by cell.
 fn table(heading: &str) -> impl Iterator<Item = Vec<&'static str>> {

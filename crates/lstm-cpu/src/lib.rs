@@ -55,7 +55,7 @@ mod trace;
 /// The examples of the README and the documents, compiled as tests, and run where they need no files.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
-#[doc = include_str!("../../../docs/notebook.md")]
+#[doc = include_str!("../../../docs/history.md")]
 struct Documents;
 
 pub use backend::Cpu;

@@ -25,7 +25,7 @@ fn bits<'a>(values: impl IntoIterator<Item = &'a f32>) -> Vec<u32> {
     values.into_iter().map(|v| v.to_bits()).collect()
 }
 
-/// `docs/arithmetic.md` in a few lines, for rows.
+/// `docs/specification.md` in a few lines, for rows.
 fn definition(
     weight: &Array2<f32>,
     bias: Option<&Array1<f32>>,

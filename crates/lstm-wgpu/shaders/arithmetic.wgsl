@@ -1,4 +1,4 @@
-// The arithmetic of docs/arithmetic.md. The constants and the polynomials (exp_poly, exp_twice_poly, sigmoid_poly,
+// The arithmetic of docs/specification.md. The constants and the polynomials (exp_poly, exp_twice_poly, sigmoid_poly,
 // tanh_poly) are written above this file by `shader.rs`, from `lstm_core::arithmetic`; so is `FMA`, in one of three ways.
 // Below it come a kernel's parameters, `p`, from `parameters.rs`, and its own files.
 // NaN is told by bits: comparisons with NaN may be folded.
