@@ -1,4 +1,4 @@
-//! The one list of backends, and what a command needs of each, whatever its types.
+//! The list of backends, and object-safe traits over their devices and models.
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -9,30 +9,31 @@ use lstm_core::{
 
 use crate::error::{Error, Result};
 
-/// A device that is open.
+/// An opened device of any backend.
 pub(crate) trait Device {
-    /// The backend's name.
+    /// Name of the backend.
     fn name(&self) -> &str;
-    /// What it promises about its bits.
+    /// Whether results are bit-exact on this device.
     fn arithmetic(&self) -> Arithmetic;
-    /// Which device it is, and how it is used.
-    fn about(&self) -> String;
-    /// Brings a model to it, to be run by the backend's own kernels or by the reference path on its primitives.
+    /// Human-readable description of the device and its settings.
+    fn description(&self) -> String;
+    /// Loads a model onto the device. With `reference`, it runs by the reference path on the backend's primitives instead
+    /// of the backend's fused kernels.
     fn load(&self, weights: &Arc<Weights>, reference: bool) -> Result<Box<dyn Model>>;
 }
 
-/// A model on a device.
+/// A model loaded onto a device.
 pub(crate) trait Model {
-    /// Which code runs each layer-direction.
+    /// Execution path of each layer and direction.
     fn paths(&self) -> Vec<ExecutionPath>;
-    /// Starts `batch` streams from a state, or from zeros.
-    fn start(&mut self, batch: usize, state: Option<&HostState>) -> Result<()>;
-    /// The next steps of the streams.
-    fn chunk(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>>;
-    /// The streams' state.
+    /// Starts `batch` streams from `state`, or from zeros if it is `None`.
+    fn start_streams(&mut self, batch: usize, state: Option<&HostState>) -> Result<()>;
+    /// Runs the next steps `x`, shape `(batch, steps, features)`, of the started streams and returns their outputs.
+    fn run_chunk(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>>;
+    /// Current state of the streams.
     fn state(&self) -> Result<HostState>;
-    /// Whole sequences at once.
-    fn whole(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)>;
+    /// Runs whole sequences in one call and returns their outputs and final state.
+    fn run_whole(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)>;
 }
 
 impl<B: Backend + Debug + 'static> Device for B {
@@ -42,27 +43,28 @@ impl<B: Backend + Debug + 'static> Device for B {
     fn arithmetic(&self) -> Arithmetic {
         lstm_core::Ops::arithmetic(self)
     }
-    fn about(&self) -> String {
+    fn description(&self) -> String {
         format!("{self:?}")
     }
     fn load(&self, weights: &Arc<Weights>, reference: bool) -> Result<Box<dyn Model>> {
         Ok(match reference {
-            false => Box::new(Loaded { lstm: Lstm::new(self, weights.clone())?, stream: None }),
-            true => Box::new(Loaded { lstm: Lstm::new(&Reference(self.clone()), weights.clone())?, stream: None }),
+            false => Box::new(LoadedModel { lstm: Lstm::new(self, weights.clone())?, stream: None }),
+            true => Box::new(LoadedModel { lstm: Lstm::new(&Reference(self.clone()), weights.clone())?, stream: None }),
         })
     }
 }
 
-struct Loaded<B: Backend> {
+/// A model on backend `B`, with its streams if they were started.
+struct LoadedModel<B: Backend> {
     lstm: Lstm<B>,
     stream: Option<Stream<B>>,
 }
 
-impl<B: Backend> Model for Loaded<B> {
+impl<B: Backend> Model for LoadedModel<B> {
     fn paths(&self) -> Vec<ExecutionPath> {
         self.lstm.paths()
     }
-    fn start(&mut self, batch: usize, state: Option<&HostState>) -> Result<()> {
+    fn start_streams(&mut self, batch: usize, state: Option<&HostState>) -> Result<()> {
         let mut stream = self.lstm.stream(batch)?;
         if let Some(state) = state {
             stream.set_state(state)?;
@@ -70,78 +72,80 @@ impl<B: Backend> Model for Loaded<B> {
         self.stream = Some(stream);
         Ok(())
     }
-    fn chunk(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
-        Ok(self.stream.as_mut().expect("started first").chunk(x)?)
+    fn run_chunk(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
+        Ok(self.stream.as_mut().expect("streams were started").chunk(x)?)
     }
     fn state(&self) -> Result<HostState> {
-        Ok(self.stream.as_ref().expect("started first").state()?)
+        Ok(self.stream.as_ref().expect("streams were started").state()?)
     }
-    fn whole(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)> {
+    fn run_whole(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)> {
         Ok(self.lstm.forward(input)?)
     }
 }
 
-/// How a backend is opened.
+/// Command-line options for opening a backend.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct Options {
-    /// Threads of the cpu backend; the bits do not depend on it [default: all cores]
+    /// Number of threads of the cpu backend; results do not depend on it [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
 }
 
 impl Options {
-    /// That no option is given which none of these backends has.
-    pub(crate) fn check(self, backends: &[Known]) -> Result<()> {
-        let names: Vec<&str> = backends.iter().map(|known| known.name).collect();
+    /// Fails if an option is given that none of `backends` has.
+    pub(crate) fn check(self, backends: &[BackendEntry]) -> Result<()> {
+        let names: Vec<&str> = backends.iter().map(|entry| entry.name).collect();
         match self.threads {
             Some(_) if !names.contains(&"cpu") => {
-                Err(Error::option("threads", format!("is of the cpu backend, not of {}", names.join(", "))))
+                Err(Error::option("threads", format!("only the cpu backend has this option, not {}", names.join(", "))))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// A backend of the list.
+/// An entry of the list of backends.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Known {
+pub(crate) struct BackendEntry {
+    /// Name on the command line.
     pub(crate) name: &'static str,
-    /// The feature that a build needs for it.
+    /// Cargo feature that compiles the backend in.
     feature: &'static str,
-    /// Whether this build holds it.
+    /// Whether this build contains the backend.
     pub(crate) compiled: bool,
 }
 
-impl Known {
-    /// Whether it is taken where no backend is named. A feature's other modes give other bits: they must be asked for.
-    fn usual(self) -> bool {
+impl BackendEntry {
+    /// Whether the backend runs when none is named. Modes whose name is not that of their feature are inexact and run only
+    /// on request.
+    fn is_default(self) -> bool {
         self.name == self.feature
     }
 }
 
 macro_rules! backends {
-    ($($(#[$there:meta])? $name:literal of $feature:literal => $open:expr,)*) => {
-        /// All backends there are, the one to be used by default first.
-        pub(crate) const KNOWN: &[Known] =
-            &[$($(#[$there])? Known { name: $name, feature: $feature, compiled: cfg!(feature = $feature) }),*];
+    ($($(#[$cfg:meta])? $name:literal of $feature:literal => $open:expr,)*) => {
+        /// All backends, including those that are not in this build. The first compiled one is the default.
+        pub(crate) const BACKENDS: &[BackendEntry] =
+            &[$($(#[$cfg])? BackendEntry { name: $name, feature: $feature, compiled: cfg!(feature = $feature) }),*];
 
-        /// Opens a backend, or says why it can't run.
-        #[allow(unused_variables, reason = "a build may hold no backend at all")]
-        pub(crate) fn open(known: Known, options: Options) -> Result<Box<dyn Device>> {
-            let fail = |why: String| Error::Backend { name: known.name.to_owned(), why };
-            match known.name {
+        /// Opens the device of a backend. Fails with [`Error::Backend`] if the backend is not available.
+        #[allow(unused_variables, reason = "a build may contain no backend")]
+        pub(crate) fn open(entry: BackendEntry, options: Options) -> Result<Box<dyn Device>> {
+            let fail = |why: String| Error::Backend { name: entry.name.to_owned(), why };
+            match entry.name {
                 $(#[cfg(feature = $feature)]
                 $name => {
                     let open: fn(Options) -> lstm_core::Result<_> = $open;
                     Ok(Box::new(open(options).map_err(|e| fail(e.to_string()))?))
                 })*
-                _ => Err(fail(format!("not in this build; build with `--features {}`", known.feature))),
+                _ => Err(fail(format!("not in this build; build with `--features {}`", entry.feature))),
             }
         }
     };
 }
 
-// A backend, its feature, and a function that opens it or says why it can't run here. What it is is told by its `Debug`.
+// Each line: the backend's name, its Cargo feature, and a function that opens its device.
 backends! {
     "cpu" of "cpu" => |options| match options.threads {
         Some(n) => lstm_cpu::Cpu::builder().threads(n as usize).build(),
@@ -150,39 +154,39 @@ backends! {
     "wgpu" of "wgpu" => |_| lstm_wgpu::Wgpu::blocking(),
     "cuda" of "cuda" => |_| lstm_cuda::Cuda::new(0),
     "cuda-tf32" of "cuda" => |_| lstm_cuda::Cuda::fast(0),
-    // For tests: who uses the tool need not hear of them.
+    // Only for tests, so hidden from other builds.
     #[cfg(feature = "cuda-host")]
     "cuda-host" of "cuda-host" => |_| lstm_cuda::CudaHost::new(),
     #[cfg(feature = "cuda-host")]
     "cuda-host-tf32" of "cuda-host" => |_| lstm_cuda::CudaHost::fast(0, 8, 0),
 }
 
-/// Those that are taken where none is named.
-pub(crate) fn usual() -> impl Iterator<Item = Known> {
-    KNOWN.iter().copied().filter(|known| known.compiled && known.usual())
+/// The compiled backends that run when none is named.
+pub(crate) fn defaults() -> impl Iterator<Item = BackendEntry> {
+    BACKENDS.iter().copied().filter(|entry| entry.compiled && entry.is_default())
 }
 
-/// The one of this name, of an option's value.
-pub(crate) fn named(name: &str) -> Result<Known, String> {
-    let names = || KNOWN.iter().map(|known| known.name).collect::<Vec<_>>().join(", ");
-    KNOWN.iter().copied().find(|known| known.name == name).ok_or_else(|| format!("expected one of {}", names()))
+/// Parses a backend's name from the command line.
+pub(crate) fn parse(name: &str) -> Result<BackendEntry, String> {
+    let names = || BACKENDS.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ");
+    BACKENDS.iter().copied().find(|entry| entry.name == name).ok_or_else(|| format!("expected one of {}", names()))
 }
 
-/// The longest name's length, for tables.
-pub(crate) fn width() -> usize {
-    KNOWN.iter().map(|known| known.name.len()).max().unwrap_or(0)
+/// Length of the longest backend name, for aligning tables.
+pub(crate) fn name_width() -> usize {
+    BACKENDS.iter().map(|entry| entry.name.len()).max().unwrap_or(0)
 }
 
-/// The arithmetic, in a word or with what differs.
-pub(crate) fn describe(arithmetic: &Arithmetic) -> String {
+/// Describes a device's arithmetic in words.
+pub(crate) fn describe_arithmetic(arithmetic: &Arithmetic) -> String {
     match arithmetic {
         Arithmetic::Exact => "exact".into(),
         Arithmetic::Emulated(why) => format!("exact, emulated: {why}"),
-        Arithmetic::Inexact(what) => format!("inexact, not the bits of other devices: {what}"),
+        Arithmetic::Inexact(what) => format!("inexact, not bit-identical to other devices: {what}"),
     }
 }
 
-/// Paths, each told once.
+/// Lists execution paths, equal neighbors once.
 pub(crate) fn describe_paths(paths: &[ExecutionPath]) -> String {
     let mut all: Vec<String> = paths.iter().map(ToString::to_string).collect();
     all.dedup();

@@ -1,4 +1,4 @@
-//! `lstm compare`: the same sequences on every backend, bit by bit; what is not exact, by how far it is away.
+//! `lstm compare`: runs the same sequences on several backends and compares their results bit by bit.
 
 use std::{fmt, process::ExitCode};
 
@@ -6,18 +6,18 @@ use lstm_core::{HostState, arithmetic::Digest, ndarray::Array3};
 use serde::Serialize;
 
 use crate::{
-    backends::{self, Device, Known, Model, describe, describe_paths},
+    backends::{self, BackendEntry, Device, Model, describe_arithmetic, describe_paths},
     error::{Error, Result},
     feed, model,
-    report::{Output, text},
+    report::{Output, path_text},
     run,
 };
 
 /// Run a model on every backend and compare outputs and final states bit by bit
 ///
-/// Each backend runs by its own kernels, and the first also by the reference path, the definition. Ends with exit code 3
-/// if backends that promise the same bits gave others. Those that promise less are told of, with how far they are from the
-/// first; with --tolerance, further than that is exit code 3 as well. Those that can't run here are only told of.
+/// Each backend runs its own kernels. The first one also runs the reference path, which defines the results. The exit code
+/// is 3 if two exact backends differ in any bit. For inexact backends, the largest difference from the first run is
+/// reported; with --tolerance, a larger difference is exit code 3 too. Backends that are not available are listed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -26,15 +26,16 @@ pub(crate) struct Args {
     #[command(flatten)]
     feed: feed::FeedArgs,
 
-    /// The backends, each of which must run; by default all of this build that can, without cuda-tf32, which is not exact
-    #[arg(long, short, value_name = "NAME,...", value_delimiter = ',', value_parser = backends::named)]
-    backend: Option<Vec<Known>>,
+    /// Backends to compare; each must be available [default: all available ones except cuda-tf32, which is inexact]
+    #[arg(long, short, value_name = "NAME,...", value_delimiter = ',', value_parser = backends::parse)]
+    backend: Option<Vec<BackendEntry>>,
 
-    /// Run every backend's primitives by the reference path too
+    /// Run the reference path on every backend, not only on the first
     #[arg(long)]
     references: bool,
 
-    /// How far a value of a backend that is not exact may be from the first run's; exact ones are held to their bits
+    /// Largest allowed absolute difference between a value of an inexact backend and the first run's; exact backends must
+    /// always be bit-identical
     #[arg(long, value_name = "DIFFERENCE", value_parser = tolerance)]
     tolerance: Option<f64>,
 
@@ -44,7 +45,7 @@ pub(crate) struct Args {
 
 fn tolerance(text: &str) -> Result<f64, String> {
     let found = text.parse().ok().filter(|&v: &f64| v.is_finite() && v >= 0.0);
-    found.ok_or_else(|| "expected a number from 0 on, such as 1e-3".into())
+    found.ok_or_else(|| "expected a finite number of at least 0, such as 1e-3".into())
 }
 
 #[derive(Serialize)]
@@ -53,33 +54,34 @@ struct Report {
     input: String,
     batch: usize,
     steps: usize,
-    /// Of the runs that are exact, whether all gave the same bits; none if no run is.
+    /// Whether all exact runs are bit-identical; `None` if no run is exact.
     exact_runs_identical: Option<bool>,
     tolerance: Option<f64>,
-    runs: Vec<Row>,
+    runs: Vec<Run>,
     not_run: Vec<NotRun>,
 }
 
-/// How one run differs from the first.
+/// One run, and how its results differ from those of the first run.
 #[derive(Default, Serialize)]
-struct Row {
+struct Run {
     backend: String,
     path: String,
     arithmetic: String,
     exact: bool,
     digest: String,
-    /// Outputs and states.
+    /// Number of compared values: outputs and final states.
     values: u64,
-    /// Outputs and states that differ; any NaN is as good as another.
+    /// Number of values that differ. Two NaNs count as equal.
     differing: u64,
-    /// Their bits that differ.
+    /// Number of differing bits in these values.
     differing_bits: u64,
-    /// Infinite (in JSON `null`) if only one of the two values is NaN.
+    /// Largest absolute difference. Infinite (`null` in JSON) if exactly one of two values is NaN.
     largest_difference: f64,
-    /// Of a run that is not exact, if a tolerance was given.
+    /// Whether an inexact run is within the tolerance; `None` for exact runs or without a tolerance.
     within_tolerance: Option<bool>,
+    /// Digest of the outputs so far.
     #[serde(skip)]
-    sum: Digest,
+    running_digest: Digest,
 }
 
 #[derive(Serialize)]
@@ -88,7 +90,8 @@ struct NotRun {
     why: String,
 }
 
-impl Row {
+impl Run {
+    /// Compares values of this run with those of the first run, and counts the differences.
     fn compare(&mut self, want: &Array3<f32>, got: &Array3<f32>) {
         for (want, got) in want.iter().zip(got) {
             self.values += 1;
@@ -108,7 +111,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let heading = ["backend", "path", "digest", "differing", "bits", "largest", "arithmetic"].map(String::from);
         let rows = self.runs.iter().map(|row| {
-            let Row { backend, path, digest, differing, differing_bits, largest_difference, arithmetic, .. } = row;
+            let Run { backend, path, digest, differing, differing_bits, largest_difference, arithmetic, .. } = row;
             let numbers = [differing.to_string(), differing_bits.to_string(), format!("{largest_difference:.1e}")];
             let [differing, bits, largest] = numbers;
             [backend.clone(), path.clone(), digest.clone(), differing, bits, largest, arithmetic.clone()]
@@ -124,15 +127,15 @@ impl fmt::Display for Report {
             writeln!(f, "not run: {backend}: {why}")?;
         }
         let verdict = match self.exact_runs_identical {
-            Some(true) => "what promises the same bits is identical",
-            Some(false) => "what promises the same bits is DIFFERENT",
-            None => "nothing here promises the bits of other devices",
+            Some(true) => "all exact runs are bit-identical",
+            Some(false) => "exact runs are DIFFERENT",
+            None => "no run is exact",
         };
         writeln!(f, "{} x {} steps: {verdict}", self.batch, self.steps)?;
         let Some((first, others)) = self.runs.split_first() else { return Ok(()) };
         for row in others.iter().filter(|row| !row.exact) {
-            let Row { backend, path, differing, values, largest_difference, .. } = row;
-            write!(f, "{backend} ({path}) is not exact: {differing} of {values} values differ from those of ")?;
+            let Run { backend, path, differing, values, largest_difference, .. } = row;
+            write!(f, "{backend} ({path}) is inexact: {differing} of {values} values differ from those of ")?;
             write!(f, "{} ({}), by at most {largest_difference:.1e}", first.backend, first.path)?;
             match (self.tolerance, row.within_tolerance) {
                 (Some(tolerance), Some(true)) => writeln!(f, ", within the tolerance of {tolerance:e}")?,
@@ -148,31 +151,34 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let loaded = args.model.load()?;
     let feed = args.feed.open(&loaded, output)?;
     let mut not_run = Vec::new();
-    let devices = open(args, &mut not_run)?;
+    let devices = open_devices(args, &mut not_run)?;
     let mut models: Vec<Box<dyn Model>> = Vec::new();
-    let mut rows: Vec<Row> = Vec::new();
+    let mut rows: Vec<Run> = Vec::new();
     for (k, device) in devices.iter().enumerate() {
         for reference in if k == 0 || args.references { &[true, false][..] } else { &[false] } {
             let model = device.load(&loaded.weights, *reference)?;
             let arithmetic = device.arithmetic();
-            rows.push(Row {
+            rows.push(Run {
                 backend: device.name().to_owned(),
                 path: describe_paths(&model.paths()),
-                arithmetic: describe(&arithmetic),
+                arithmetic: describe_arithmetic(&arithmetic),
                 exact: arithmetic.is_exact(),
-                ..Row::default()
+                ..Run::default()
             });
             models.push(model);
         }
     }
     if args.tolerance.is_some() && rows.iter().all(|row| row.exact) {
-        return Err(Error::option("tolerance", "all of these backends are exact, and are held to their bits"));
+        return Err(Error::option(
+            "tolerance",
+            "all of these backends are exact and must be bit-identical, so a tolerance has no effect",
+        ));
     }
-    let (extent, input) = (feed.extent(), text(feed.path()));
+    let (extent, input) = (feed.extent(), path_text(feed.path()));
     feed::catch_interrupts();
     let states = feed.run(&mut models, |outputs| {
         for (row, y) in rows.iter_mut().zip(outputs) {
-            run::add(&mut row.sum, y);
+            run::add_to_digest(&mut row.running_digest, y);
             row.compare(&outputs[0], y);
         }
         Ok(())
@@ -180,13 +186,14 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     for (row, HostState { h, c }) in rows.iter_mut().zip(&states) {
         row.compare(&states[0].h, h);
         row.compare(&states[0].c, c);
-        row.digest = row.sum.to_string();
-        row.within_tolerance = args.tolerance.filter(|_| !row.exact).map(|most| row.largest_difference <= most);
+        row.digest = row.running_digest.to_string();
+        row.within_tolerance =
+            args.tolerance.filter(|_| !row.exact).map(|tolerance| row.largest_difference <= tolerance);
     }
-    let exact_runs_identical = identical(&rows);
+    let exact_runs_identical = exact_runs_identical(&rows);
     let passed = exact_runs_identical != Some(false) && rows.iter().all(|row| row.within_tolerance != Some(false));
     output.report(&Report {
-        model: text(&args.model.path),
+        model: path_text(&args.model.path),
         input,
         batch: extent.batch,
         steps: extent.steps,
@@ -198,20 +205,21 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
-/// Whether all that promise the same bits gave them. What promises less comes first only where nothing promises more: then
-/// there is nothing to say.
-fn identical(rows: &[Row]) -> Option<bool> {
-    let same = |row: &Row| row.differing == 0 || !row.exact;
+/// Whether all exact runs are bit-identical. Exact runs come before inexact ones, so if the first run is inexact, no run is
+/// exact, and the result is `None`.
+fn exact_runs_identical(rows: &[Run]) -> Option<bool> {
+    let same = |row: &Run| row.differing == 0 || !row.exact;
     rows.first().filter(|first| first.exact).map(|_| rows.iter().all(same))
 }
 
-/// The devices, the exact ones first; adds why others are missing.
-fn open(args: &Args, not_run: &mut Vec<NotRun>) -> Result<Vec<Box<dyn Device>>> {
-    let backends = args.backend.clone().unwrap_or_else(|| backends::usual().collect());
+/// Opens the devices, sorted so that exact ones come first. Backends that are not available go to `not_run`, unless the user
+/// named them: then they are an error.
+fn open_devices(args: &Args, not_run: &mut Vec<NotRun>) -> Result<Vec<Box<dyn Device>>> {
+    let backends = args.backend.clone().unwrap_or_else(|| backends::defaults().collect());
     args.options.check(&backends)?;
     let mut devices = Vec::new();
-    for known in backends {
-        match backends::open(known, args.options) {
+    for entry in backends {
+        match backends::open(entry, args.options) {
             Ok(device) => devices.push(device),
             Err(Error::Backend { name, why }) if args.backend.is_none() => not_run.push(NotRun { backend: name, why }),
             Err(error) => return Err(error),
@@ -219,7 +227,7 @@ fn open(args: &Args, not_run: &mut Vec<NotRun>) -> Result<Vec<Box<dyn Device>>> 
     }
     if devices.is_empty() {
         let why = not_run.iter().map(|n| format!("{}: {}", n.backend, n.why)).collect::<Vec<_>>().join("; ");
-        return Err(Error::Backend { name: "any".into(), why: format!("none can run here: {why}") });
+        return Err(Error::Backend { name: "any".into(), why: format!("none is available: {why}") });
     }
     devices.sort_by_key(|device| !device.arithmetic().is_exact());
     Ok(devices)
@@ -230,10 +238,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bits_that_differ_are_counted_and_only_promises_are_held() {
+    fn counts_differing_bits_and_requires_identity_of_exact_runs_only() {
         let want = Array3::from_shape_vec((1, 2, 2), vec![1.0, -0.0, f32::NAN, 2.0]).unwrap();
         let mut got = want.clone();
-        let mut row = Row { exact: true, ..Row::default() };
+        let mut row = Run { exact: true, ..Run::default() };
         row.compare(&want, &got);
         assert_eq!((row.differing, row.differing_bits), (0, 0));
         got[[0, 0, 1]] = 0.0;
@@ -243,14 +251,14 @@ mod tests {
         assert_eq!((row.differing, row.differing_bits), (2, 3));
         assert_eq!(row.largest_difference, 3.0 * 2.0 * f64::from(f32::EPSILON));
         assert_eq!(row.values, 8);
-        // A number where a NaN was is further away than any tolerance.
+        // NaN against a number is an infinite difference.
         got[[0, 1, 0]] = 1.0;
         row.compare(&want, &got);
         assert_eq!(row.largest_difference, f64::INFINITY);
 
         let rows = |base: bool, other: bool| {
-            let row = Row { exact: other, differing: 2, ..Row::default() };
-            identical(&[Row { exact: base, ..Row::default() }, row])
+            let row = Run { exact: other, differing: 2, ..Run::default() };
+            exact_runs_identical(&[Run { exact: base, ..Run::default() }, row])
         };
         assert_eq!([rows(true, true), rows(true, false), rows(false, false)], [Some(false), Some(true), None]);
     }

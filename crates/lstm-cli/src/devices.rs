@@ -1,16 +1,16 @@
-//! `lstm devices`: which backends there are, and why one can't run.
+//! `lstm devices`: lists the backends and their devices.
 
 use std::{fmt, process::ExitCode};
 
 use serde::Serialize;
 
 use crate::{
-    backends::{self, KNOWN, Known, describe},
+    backends::{self, BACKENDS, BackendEntry, describe_arithmetic},
     error::Result,
     report::Output,
 };
 
-/// List the backends: which device each found and what it promises about its bits, or why it can't run here
+/// List the backends: the device of each, and whether its results are bit-exact, or why the backend is not available
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
@@ -22,23 +22,23 @@ struct Report {
 #[derive(Serialize)]
 struct Row {
     name: String,
-    /// Whether this build holds it.
+    /// Whether this build contains the backend.
     compiled: bool,
     available: bool,
     device: Option<String>,
     arithmetic: Option<String>,
-    /// Whether it gives the bits that all exact backends give.
+    /// Whether results are bit-identical to those of other exact backends.
     exact: Option<bool>,
     why: Option<String>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = backends::width();
+        let width = backends::name_width();
         for Row { name, device, arithmetic, why, .. } in &self.backends {
             match (device, arithmetic) {
                 (Some(device), Some(arithmetic)) => writeln!(f, "{name:<width$} {device}, arithmetic {arithmetic}")?,
-                _ => writeln!(f, "{name:<width$} can't run: {}", why.as_deref().unwrap_or_default())?,
+                _ => writeln!(f, "{name:<width$} not available: {}", why.as_deref().unwrap_or_default())?,
             }
         }
         Ok(())
@@ -46,20 +46,20 @@ impl fmt::Display for Report {
 }
 
 pub(crate) fn run(_: &Args, output: Output) -> Result<ExitCode> {
-    let row = |&known: &Known| {
-        let Known { name, compiled, .. } = known;
-        let opened = backends::open(known, backends::Options::default());
+    let row = |&entry: &BackendEntry| {
+        let BackendEntry { name, compiled, .. } = entry;
+        let opened = backends::open(entry, backends::Options::default());
         let device = opened.as_ref().ok();
         Row {
             name: name.to_owned(),
             compiled,
             available: device.is_some(),
-            device: device.map(|device| device.about()),
-            arithmetic: device.map(|device| describe(&device.arithmetic())),
+            device: device.map(|device| device.description()),
+            arithmetic: device.map(|device| describe_arithmetic(&device.arithmetic())),
             exact: device.map(|device| device.arithmetic().is_exact()),
             why: opened.as_ref().err().map(ToString::to_string),
         }
     };
-    output.report(&Report { backends: KNOWN.iter().map(row).collect() })?;
+    output.report(&Report { backends: BACKENDS.iter().map(row).collect() })?;
     Ok(ExitCode::SUCCESS)
 }

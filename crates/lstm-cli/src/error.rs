@@ -1,4 +1,4 @@
-//! What can go wrong, and the exit code that says which.
+//! The error type of the tool, with its exit codes.
 
 use std::{
     io,
@@ -8,72 +8,73 @@ use std::{
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What ends a command.
+/// An error that ends a command.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A model that can't be read, or what the library or a device refuses.
+    /// An error of the library, such as an invalid model or a failure of a device.
     #[error(transparent)]
     Model(#[from] lstm_core::Error),
 
-    /// The same, of a file.
+    /// An error of the library that concerns a file.
     #[error("{}: {source}", path.display())]
     ModelFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it, or with how it fits.
+        /// The library's error.
         source: lstm_core::Error,
     },
 
-    /// A file that is not what it should be.
+    /// A file that can't be read or written, or is invalid.
     #[error("{}: {why}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What was expected and what came.
+        /// What was expected and what was found.
         why: String,
     },
 
-    /// A value that an option can't have, or options that don't go together.
+    /// An invalid value of a command-line option, or options that can't be combined.
     #[error("{}{option}: {why}", dashes(option))]
     Option {
-        /// Its name; of a value without one, what the help calls it, in capitals.
+        /// Name of the option without dashes, or name of a positional argument in capitals.
         option: &'static str,
-        /// What was given and what would be accepted.
+        /// What was expected and what was given.
         why: String,
     },
 
-    /// A backend that can't run here.
+    /// A requested backend that is not available.
     #[error("backend {name}: {why}")]
     Backend {
-        /// Its name.
+        /// Name of the backend.
         name: String,
-        /// Why.
+        /// Why it is not available.
         why: String,
     },
 
-    /// Stopped by the user.
+    /// The user interrupted the command.
     #[error("interrupted")]
     Interrupted,
 }
 
+/// The dashes before an option's name; positional arguments, in capitals, have none.
 fn dashes(option: &str) -> &'static str {
     if option.starts_with(char::is_uppercase) { "" } else { "--" }
 }
 
 impl Error {
-    /// About a file.
+    /// Creates an [`Error::File`].
     pub(crate) fn file(path: &Path, why: impl ToString) -> Self {
         Error::File { path: path.to_owned(), why: why.to_string() }
     }
 
-    /// About an option.
+    /// Creates an [`Error::Option`].
     pub(crate) fn option(option: &'static str, why: impl ToString) -> Self {
         Error::Option { option, why: why.to_string() }
     }
 
-    /// Names the file that an error of the library is about, unless it does so itself.
-    pub(crate) fn of(self, path: &Path) -> Self {
+    /// Adds the path of a file to an error of the library, unless its message starts with that path already.
+    pub(crate) fn with_path(self, path: &Path) -> Self {
         match self {
             Error::Model(source) if !source.to_string().starts_with(&*path.to_string_lossy()) => {
                 Error::ModelFile { path: path.to_owned(), source }
@@ -82,12 +83,12 @@ impl Error {
         }
     }
 
-    /// What an operation on a file failed with.
+    /// Converts an I/O error of a file, for `map_err`.
     pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Self {
         move |error| Error::file(path, error)
     }
 
-    /// One word that says what kind it is.
+    /// Kind of the error, as reported in JSON.
     pub fn kind(&self) -> &'static str {
         match self {
             Error::Model(_) | Error::ModelFile { .. } => "model",
@@ -98,7 +99,7 @@ impl Error {
         }
     }
 
-    /// The exit code.
+    /// Exit code of the process.
     pub fn code(&self) -> u8 {
         match self {
             Error::Model(_) | Error::ModelFile { .. } | Error::File { .. } => 1,

@@ -1,4 +1,4 @@
-//! `lstm inspect`: what a file holds, and what can run it.
+//! `lstm inspect`: shows the contents of a model file, and which backends can run it.
 
 use std::{collections::BTreeMap, fmt, process::ExitCode};
 
@@ -7,13 +7,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    backends::{self, KNOWN, Known, describe, describe_paths},
+    backends::{self, BACKENDS, BackendEntry, describe_arithmetic, describe_paths},
     error::Result,
-    model::{self, list},
-    report::{Output, text},
+    model::{self, quoted_list},
+    report::{Output, path_text},
 };
 
-/// Show a model's layers, sizes, options and element types, and which backends can run it, by which code
+/// Show a model's layers, sizes, options and element types, and which backends can run it on which execution path
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -26,19 +26,19 @@ struct Report {
     format: &'static str,
     names: Vec<String>,
     dtypes: Vec<String>,
-    /// Every option by name.
+    /// All options of the configuration, by name.
     config: BTreeMap<String, Value>,
     config_from: &'static str,
     parameters: usize,
     layers: Vec<Layer>,
-    /// Whether it can be run chunk by chunk.
+    /// Whether the model can be run in chunks.
     streams: bool,
     fixed_state: bool,
     fixed_lengths: Option<Vec<usize>>,
     state_inputs: Vec<String>,
     lengths_input: Option<String>,
     unused: Vec<String>,
-    backends: Vec<Runs>,
+    backends: Vec<BackendSupport>,
 }
 
 #[derive(Serialize)]
@@ -52,18 +52,25 @@ struct Layer {
 }
 
 #[derive(Serialize)]
-struct Runs {
+struct BackendSupport {
     backend: String,
     path: Option<String>,
     arithmetic: Option<String>,
-    /// Whether it gives the bits that all exact backends give.
+    /// Whether results are bit-identical to those of other exact backends.
     exact: Option<bool>,
     why_not: Option<String>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {} of {}, LSTM {}", self.model, self.format, self.dtypes.join(", "), list(&self.names))?;
+        writeln!(
+            f,
+            "{}: {} of {}, LSTM {}",
+            self.model,
+            self.format,
+            self.dtypes.join(", "),
+            quoted_list(&self.names)
+        )?;
         writeln!(f, "{} parameters; options, from {}:", self.parameters, self.config_from)?;
         self.config.iter().try_for_each(|(name, value)| {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -76,31 +83,31 @@ impl fmt::Display for Report {
                 "layer {layer} {direction}: {input_size} -> {hidden_size} -> {output_size}, {parameters} parameters"
             )?;
         }
-        let streams = if self.streams { "runs in chunks of any length" } else { "needs whole sequences" };
+        let streams = if self.streams { "can run in chunks of any length" } else { "needs whole sequences" };
         writeln!(f, "{streams}")?;
         if self.fixed_state || self.fixed_lengths.is_some() {
-            writeln!(f, "the graph fixes initial states or lengths")?;
+            writeln!(f, "the graph has constant initial states or sequence lengths")?;
         }
         let inputs: Vec<_> = self.state_inputs.iter().chain(&self.lengths_input).cloned().collect();
         if !inputs.is_empty() {
-            writeln!(f, "inputs of the graph for states and lengths: {}", list(&inputs))?;
+            writeln!(f, "inputs of the graph for states and lengths: {}", quoted_list(&inputs))?;
         }
         if !self.unused.is_empty() {
-            writeln!(f, "not part of this LSTM: {}", list(&self.unused))?;
+            writeln!(f, "not part of this LSTM: {}", quoted_list(&self.unused))?;
         }
-        let width = backends::width();
-        for Runs { backend, path, arithmetic, why_not, .. } in &self.backends {
+        let width = backends::name_width();
+        for BackendSupport { backend, path, arithmetic, why_not, .. } in &self.backends {
             match (path, arithmetic) {
                 (Some(path), Some(arithmetic)) => writeln!(f, "{backend:<width$} {path}, arithmetic {arithmetic}")?,
-                _ => writeln!(f, "{backend:<width$} can't run it: {}", why_not.as_deref().unwrap_or_default())?,
+                _ => writeln!(f, "{backend:<width$} can't run this model: {}", why_not.as_deref().unwrap_or_default())?,
             }
         }
         Ok(())
     }
 }
 
-/// An option's value: a number, `true` or `false`, `null` for none, else a word.
-fn value(text: &str) -> Value {
+/// Converts the text of an option's value to JSON: a number, `true`, `false`, `null` for `none`, otherwise a string.
+fn option_value(text: &str) -> Value {
     match text {
         "none" => Value::Null,
         text => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
@@ -110,40 +117,42 @@ fn value(text: &str) -> Value {
 pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     let loaded = args.model.load()?;
     let config = loaded.weights.config();
-    let size = |spec: &LayerSpec| spec.params().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let num_params = |spec: &LayerSpec| spec.params().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let layer = |(k, spec): (usize, LayerSpec)| Layer {
         layer: k / config.num_directions(),
         reverse: spec.reverse,
         input_size: spec.input_size,
         hidden_size: spec.hidden_size,
         output_size: spec.state_size(),
-        parameters: size(&spec),
+        parameters: num_params(&spec),
     };
-    let runs = |&known: &Known| {
-        let tried = backends::open(known, backends::Options::default()).and_then(|device| {
+    let support = |&entry: &BackendEntry| {
+        let result = backends::open(entry, backends::Options::default()).and_then(|device| {
             let model = device.load(&loaded.weights, false)?;
             Ok((describe_paths(&model.paths()), device.arithmetic()))
         });
-        let backend = known.name.to_owned();
-        match tried {
-            Ok((path, arithmetic)) => Runs {
+        let backend = entry.name.to_owned();
+        match result {
+            Ok((path, arithmetic)) => BackendSupport {
                 backend,
                 path: Some(path),
-                arithmetic: Some(describe(&arithmetic)),
+                arithmetic: Some(describe_arithmetic(&arithmetic)),
                 exact: Some(arithmetic.is_exact()),
                 why_not: None,
             },
-            Err(error) => Runs { backend, path: None, arithmetic: None, exact: None, why_not: Some(error.to_string()) },
+            Err(error) => {
+                BackendSupport { backend, path: None, arithmetic: None, exact: None, why_not: Some(error.to_string()) }
+            }
         }
     };
-    let described = config.to_string();
-    let options = described.split(' ').filter_map(|option| option.split_once('='));
+    let config_text = config.to_string();
+    let options = config_text.split(' ').filter_map(|option| option.split_once('='));
     output.report(&Report {
-        model: text(&args.model.path),
-        format: loaded.kind.name(),
+        model: path_text(&args.model.path),
+        format: loaded.format.name(),
         names: loaded.names.clone(),
         dtypes: loaded.dtypes.clone(),
-        config: options.map(|(name, text)| (name.to_owned(), value(text))).collect(),
+        config: options.map(|(name, text)| (name.to_owned(), option_value(text))).collect(),
         config_from: loaded.config_from,
         parameters: loaded.weights.len(),
         layers: config.layer_specs().into_iter().enumerate().map(layer).collect(),
@@ -153,7 +162,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         state_inputs: loaded.state_inputs.clone(),
         lengths_input: loaded.lengths_input.clone(),
         unused: loaded.unused.clone(),
-        backends: KNOWN.iter().map(runs).collect(),
+        backends: BACKENDS.iter().map(support).collect(),
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,16 +1,20 @@
-//! The tool `lstm`: looks into models, runs them over files of any length, compares backends to the bit, converts.
+//! The command-line tool `lstm`. It inspects models, runs them over files of any length, compares backends bit by bit, and
+//! converts models between formats.
 //!
-//! One file per command. Results go to stdout, as text or, with `--json`, as one JSON object; progress and remarks go to
-//! stderr. A script can tell by the exit code how it went:
+//! Each command has its own module. Results go to stdout, as text or, with `--json`, as one JSON object. Progress and notes
+//! go to stderr. The exit code tells how the command ended:
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done |
-//! | 1 | a file can't be read or written, is not what it should be, or does not fit the model |
-//! | 2 | the command line is wrong |
-//! | 3 | `compare`: backends that promise the same bits gave others, or one that does not is further away than `--tolerance` |
-//! | 4 | a backend that was asked for can't run here |
-//! | 130 | interrupted, by Ctrl-C, SIGTERM or SIGHUP, and no file was left behind; if twice, a temporary `.lstm-*` may be |
+//! | 0 | success |
+//! | 1 | a file can't be read or written, is invalid, or does not match the model |
+//! | 2 | the command line is invalid |
+//! | 3 | `compare`: the outputs of exact backends differ, or an inexact backend exceeds `--tolerance` |
+//! | 4 | a requested backend is not available |
+//! | 130 | interrupted by Ctrl-C, SIGTERM or SIGHUP; no output file is written |
+//!
+//! The first interrupt ends the command after the current chunk. A second one ends it at once and may leave a temporary
+//! file `.lstm-*` behind.
 
 #![deny(unsafe_code)]
 
@@ -29,7 +33,7 @@ mod run;
 mod state;
 
 pub use error::{Error, Result};
-pub use input::{Extent, Format, Layout, Reader, hostile};
+pub use input::{Extent, Format, Layout, Reader};
 
 use std::process::ExitCode;
 
@@ -37,19 +41,20 @@ use clap::{Parser, Subcommand};
 
 use report::Output;
 
-/// LSTMs that give the same bits everywhere: look into models, run, compare and convert them
+/// Inspect, run, compare and convert LSTM models; every exact backend computes bit-identical outputs
 ///
-/// Sequences are .npy files of f32, f64 or f16: (steps, features), (batch, steps, features), or, with --time-major,
-/// (steps, batch, features); or .csv files with a row per step and no blank line but at the end. Outputs lie as their
-/// inputs do, of f32. Files may be larger than memory; only a model that walks backwards holds its sequences whole.
+/// Sequences are .npy or .csv files. An .npy file has elements of type f32, f64 or f16 and shape (steps, features),
+/// (batch, steps, features) or, with --time-major, (steps, batch, features). A .csv file has one row per step; blank lines
+/// are allowed only at its end. Outputs are f32 and have the same axes as the input. Files may be larger than memory,
+/// unless the model has a reverse direction: then whole sequences are held in memory.
 #[derive(Parser)]
 #[command(name = "lstm", version, after_help = EXIT_CODES)]
 struct Args {
-    /// Write one JSON object to stdout instead of text; errors of the command line's form are told on stderr only
+    /// Write one JSON object to stdout instead of text; usage errors are still text on stderr
     #[arg(long, global = true)]
     json: bool,
 
-    /// Show neither progress nor remarks
+    /// Do not show progress and notes
     #[arg(long, short, global = true)]
     quiet: bool,
 
@@ -58,9 +63,14 @@ struct Args {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 a file can't be read or written, or does not fit; 2 the command line is wrong;
-3 `compare` found other bits, or more than --tolerance; 4 a backend that was asked for can't run here;
-130 interrupted: once ends at the next chunk, twice at once and may leave a temporary file, .lstm-*";
+Exit codes:
+  0    success
+  1    a file can't be read or written, is invalid, or does not match the model
+  2    the command line is invalid
+  3    `compare`: exact backends differ, or an inexact backend exceeds --tolerance
+  4    a requested backend is not available
+  130  interrupted: the first interrupt ends the command after the current chunk, a second
+       one at once; only then may a temporary file .lstm-* remain";
 
 #[derive(Subcommand)]
 enum Command {
@@ -71,7 +81,7 @@ enum Command {
     Devices(devices::Args),
 }
 
-/// Runs the tool with the process's arguments.
+/// Runs the tool with the process's command-line arguments and returns the exit code.
 pub fn main() -> ExitCode {
     let Args { json, quiet, command } = Args::parse();
     let output = Output { json, quiet };

@@ -1,4 +1,4 @@
-//! The tool `lstm`; all of it is in the library, where it can be tested.
+//! The binary of the command-line tool `lstm`. The code is in the library crate.
 
 use std::process::ExitCode;
 

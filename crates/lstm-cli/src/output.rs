@@ -1,4 +1,4 @@
-//! Files that are written, outputs some steps at a time; they take their names when all of them are there.
+//! Writes output files in chunks of steps. Files are written to temporary files and renamed on success.
 
 use std::{
     fmt::Write as _,
@@ -11,133 +11,139 @@ use tempfile::NamedTempFile;
 
 use crate::{
     error::{Error, Result},
-    input::{Extent, Format, npy_header},
+    input::{Extent, Format, encode_npy_header},
 };
 
-/// That the name of a file to be written says which of these it is.
-pub(crate) fn check_extension(option: &'static str, path: Option<&Path>, known: &[&str]) -> Result<()> {
+/// Checks that the path given for `option` has one of the `allowed` extensions.
+pub(crate) fn check_extension(option: &'static str, path: Option<&Path>, allowed: &[&str]) -> Result<()> {
     let extension = |path: &Path| path.extension().and_then(|extension| extension.to_str()).map(str::to_owned);
     match path {
-        Some(path) if !extension(path).is_some_and(|extension| known.contains(&&*extension)) => {
-            let known: Vec<_> = known.iter().map(|extension| format!(".{extension}")).collect();
-            let why = format!("expected the extension {}, got {}", known.join(" or "), path.display());
+        Some(path) if !extension(path).is_some_and(|extension| allowed.contains(&&*extension)) => {
+            let allowed: Vec<_> = allowed.iter().map(|extension| format!(".{extension}")).collect();
+            let why = format!("expected the extension {}, got {}", allowed.join(" or "), path.display());
             Err(Error::option(option, why))
         }
         _ => Ok(()),
     }
 }
 
-/// That a file to be written is none of these, whose place it would take.
-pub(crate) fn check_apart(option: &'static str, path: Option<&Path>, others: &[(&str, Option<&Path>)]) -> Result<()> {
-    let same = |other: &Path| path.is_some_and(|path| place(path) == place(other));
+/// Checks that the file written for `option` is not one of `others`, given with their names, which it would overwrite.
+pub(crate) fn check_distinct(
+    option: &'static str,
+    path: Option<&Path>,
+    others: &[(&str, Option<&Path>)],
+) -> Result<()> {
+    let same = |other: &Path| path.is_some_and(|path| resolve(path) == resolve(other));
     match others.iter().find_map(|(name, other)| other.filter(|other| same(other)).map(|other| (name, other))) {
         Some((name, other)) => {
-            let why = format!("expected another file than {name}, {}, which it would replace", other.display());
+            let why = format!("expected another file than {name}, {}, which it would overwrite", other.display());
             Err(Error::option(option, why))
         }
         None => Ok(()),
     }
 }
 
-/// Where a path leads, by way of its folder if it is not there yet.
-fn place(path: &Path) -> PathBuf {
-    let new = || Some(folder(path).canonicalize().ok()?.join(path.file_name()?));
+/// Canonical path of a file. If the file does not exist yet, its directory is canonicalized instead.
+fn resolve(path: &Path) -> PathBuf {
+    let new = || Some(directory(path).canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(new).unwrap_or_else(|| path.to_owned())
 }
 
-fn folder(path: &Path) -> &Path {
+/// Directory that contains a file.
+fn directory(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A file that is being written beside the one it becomes.
-pub(crate) struct Pending {
+/// A temporary file that [`commit`] renames to its final path.
+pub(crate) struct PendingFile {
     path: PathBuf,
     file: BufWriter<NamedTempFile>,
 }
 
-impl Pending {
-    /// Begins a file, if there can be one of this name.
+impl PendingFile {
+    /// Creates a temporary file in the directory of `path`. Fails if `path` is a directory.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        let slash = path.as_os_str().as_encoded_bytes().last().is_some_and(|&c| std::path::is_separator(c.into()));
-        let there = match path.metadata() {
+        let ends_with_separator =
+            path.as_os_str().as_encoded_bytes().last().is_some_and(|&c| std::path::is_separator(c.into()));
+        let existing = match path.metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            there => Some(there.map_err(Error::io(path))?),
+            metadata => Some(metadata.map_err(Error::io(path))?),
         };
-        if slash || there.is_some_and(|there| there.is_dir()) {
-            return Err(Error::file(path, "expected a file's name, got a directory's"));
+        if ends_with_separator || existing.is_some_and(|metadata| metadata.is_dir()) {
+            return Err(Error::file(path, "expected a file name, got a directory"));
         }
-        let file = builder().tempfile_in(folder(path)).map_err(Error::io(path))?;
-        Ok(Pending { path: path.to_owned(), file: BufWriter::new(file) })
+        let file = temporary_files().tempfile_in(directory(path)).map_err(Error::io(path))?;
+        Ok(PendingFile { path: path.to_owned(), file: BufWriter::new(file) })
     }
 
-    /// What comes next.
+    /// Appends bytes.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(Error::io(&self.path))
     }
 }
 
-/// Gives files their names, none before all of them are whole.
-pub(crate) fn keep(files: impl IntoIterator<Item = Pending>) -> Result<()> {
-    let mut whole = Vec::new();
-    for Pending { path, file } in files {
+/// Renames files to their final paths, after all of them were written to disk.
+pub(crate) fn commit(files: impl IntoIterator<Item = PendingFile>) -> Result<()> {
+    let mut complete = Vec::new();
+    for PendingFile { path, file } in files {
         let file = file.into_inner().map_err(|e| Error::file(&path, e.error()))?;
         file.as_file().sync_all().map_err(Error::io(&path))?;
-        whole.push((path, file));
+        complete.push((path, file));
     }
-    whole
+    complete
         .into_iter()
         .try_for_each(|(path, file)| file.persist(&path).map(drop).map_err(|e| Error::file(&path, e.error)))
 }
 
-/// Outputs on their way to a file.
+/// Writer of output sequences, in chunks of steps.
 pub(crate) struct Writer {
-    file: Pending,
+    file: PendingFile,
     format: Format,
     extent: Extent,
     features: usize,
-    /// Where the elements begin.
-    start: u64,
-    /// The next step.
-    at: usize,
+    /// Offset of the first element of an .npy file, in bytes.
+    data_offset: u64,
+    /// Index of the next step to write.
+    next_step: usize,
 }
 
 impl Writer {
-    /// Begins a file whose sequences lie as `extent` says.
+    /// Creates a file for sequences with the layout, batch and steps of `extent` and the given number of features.
     pub(crate) fn create(path: &Path, extent: Extent, features: usize) -> Result<Self> {
         let format = Format::of(path)?;
         if format == Format::Csv && extent.batch > 1 {
-            let why = format!("a .csv file holds one sequence, not {}: write an .npy file", extent.batch);
+            let why = format!("a .csv file holds one sequence, got {}; write an .npy file instead", extent.batch);
             return Err(Error::file(path, why));
         }
-        let mut file = Pending::create(path)?;
-        let head = if format == Format::Npy { npy_header(&extent.shape(features)) } else { Vec::new() };
-        file.write(&head)?;
-        Ok(Writer { file, format, extent, features, start: head.len() as u64, at: 0 })
+        let mut file = PendingFile::create(path)?;
+        let header = if format == Format::Npy { encode_npy_header(&extent.shape(features)) } else { Vec::new() };
+        file.write(&header)?;
+        Ok(Writer { file, format, extent, features, data_offset: header.len() as u64, next_step: 0 })
     }
 
-    /// The next steps, (batch, steps, features).
+    /// Writes the next steps `y`, shape `(batch, steps, features)`.
     pub(crate) fn write(&mut self, y: ArrayView3<'_, f32>) -> Result<()> {
-        let at = self.at;
-        self.at += y.len_of(Axis(1));
+        let first = self.next_step;
+        self.next_step += y.len_of(Axis(1));
         let written = match self.format {
-            Format::Csv => self.rows(y),
+            Format::Csv => self.write_rows(y),
             Format::Npy if self.extent.time_major || self.extent.batch == 1 => {
-                self.elements(y.permuted_axes([1, 0, 2]))
+                self.write_elements(y.permuted_axes([1, 0, 2]))
             }
             Format::Npy => (0..self.extent.batch).try_for_each(|b| {
-                let from = ((b * self.extent.steps + at) * self.features * size_of::<f32>()) as u64;
-                self.file.file.seek(SeekFrom::Start(self.start + from))?;
-                self.elements(y.slice(s![b..=b, .., ..]))
+                let offset = ((b * self.extent.steps + first) * self.features * size_of::<f32>()) as u64;
+                self.file.file.seek(SeekFrom::Start(self.data_offset + offset))?;
+                self.write_elements(y.slice(s![b..=b, .., ..]))
             }),
         };
         written.map_err(Error::io(&self.file.path))
     }
 
-    fn elements(&mut self, y: ArrayView3<'_, f32>) -> io::Result<()> {
+    fn write_elements(&mut self, y: ArrayView3<'_, f32>) -> io::Result<()> {
         y.iter().try_for_each(|v| self.file.file.write_all(&v.to_le_bytes()))
     }
 
-    fn rows(&mut self, y: ArrayView3<'_, f32>) -> io::Result<()> {
+    fn write_rows(&mut self, y: ArrayView3<'_, f32>) -> io::Result<()> {
         let mut line = String::new();
         for row in y.rows() {
             line.clear();
@@ -151,14 +157,14 @@ impl Writer {
         Ok(())
     }
 
-    /// The file, when all of it is written.
-    pub(crate) fn into_file(self) -> Pending {
+    /// Returns the file, once all steps are written.
+    pub(crate) fn into_file(self) -> PendingFile {
         self.file
     }
 }
 
-/// Temporary files have the permissions of any other that is made.
-fn builder() -> tempfile::Builder<'static, 'static> {
+/// Builder of temporary files with the default permissions of new files.
+fn temporary_files() -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".lstm-");
     #[cfg(unix)]

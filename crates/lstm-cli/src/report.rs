@@ -1,4 +1,4 @@
-//! What a command says: a report as text or JSON on stdout, remarks and errors on stderr.
+//! Output of a command: a report as text or JSON on stdout, notes and errors on stderr.
 
 use std::{fmt::Display, io::Write, path::Path, process::ExitCode};
 
@@ -7,54 +7,56 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 
-/// How to say it.
+/// Output settings of a command.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
+    /// Whether to write JSON instead of text to stdout.
     pub(crate) json: bool,
+    /// Whether to suppress progress and notes.
     pub(crate) quiet: bool,
 }
 
 impl Output {
-    /// Writes a report, the whole of stdout.
+    /// Writes a command's report to stdout.
     pub(crate) fn report(self, report: &(impl Serialize + Display)) -> Result<()> {
         let text = match self.json {
-            true => serde_json::to_string_pretty(report).expect("reports are plain data"),
+            true => serde_json::to_string_pretty(report).expect("reports serialize to JSON"),
             false => report.to_string(),
         };
-        print(text.trim_end())
+        write_stdout(text.trim_end())
     }
 
-    /// A remark about what might be a surprise.
-    pub(crate) fn remark(self, text: impl Display) {
+    /// Writes a note to stderr, unless output is quiet.
+    pub(crate) fn note(self, text: impl Display) {
         if !self.quiet {
-            say(&format!("note: {text}"));
+            write_stderr(&format!("note: {text}"));
         }
     }
 
-    /// Tells what went wrong, in words and as the exit code.
+    /// Reports an error and returns its exit code.
     pub(crate) fn fail(self, error: &Error) -> ExitCode {
-        say(&format!("error: {error}"));
+        write_stderr(&format!("error: {error}"));
         if self.json {
             let report = json!({ "error": { "kind": error.kind(), "message": error.to_string() } });
-            // There is nobody left to tell.
-            let _ = print(&format!("{report:#}"));
+            // A failure to write the error can't be reported.
+            let _ = write_stdout(&format!("{report:#}"));
         }
         ExitCode::from(error.code())
     }
 }
 
-/// A path as reports have it. One that is not UTF-8 has no exact text.
-pub(crate) fn text(path: &Path) -> String {
+/// Text of a path for reports, lossy if the path is not UTF-8.
+pub(crate) fn path_text(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// Writes to stderr. Where nobody can be told, what is done and its exit code are the same.
-fn say(line: &str) {
+/// Writes a line to stderr. A failure to write is ignored: it does not change the result of the command.
+fn write_stderr(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Writes to stdout. Who reads may have gone, as `head` does: that is no failure.
-fn print(text: &str) -> Result<()> {
+/// Writes a line to stdout. A closed pipe, as `head` leaves it, is not an error.
+fn write_stdout(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::file("stdout".as_ref(), e)),
         _ => Ok(()),

@@ -1,4 +1,4 @@
-//! `lstm run`: a model over a file of sequences.
+//! `lstm run`: runs a model over a file of sequences.
 
 use std::{fmt, path::PathBuf, process::ExitCode, time::Instant};
 
@@ -9,19 +9,19 @@ use lstm_core::{
 use serde::Serialize;
 
 use crate::{
-    backends::{self, Known, describe, describe_paths},
+    backends::{self, BackendEntry, describe_arithmetic, describe_paths},
     error::{Error, Result},
     feed,
-    model::{self, list},
-    output::{Pending, Writer, check_apart, check_extension, keep},
-    report::{Output, text},
+    model::{self, quoted_list},
+    output::{PendingFile, Writer, check_distinct, check_extension, commit},
+    report::{Output, path_text},
     state,
 };
 
 /// Run a model over sequences
 ///
-/// A forward model reads, runs and writes some steps at a time and takes little memory whatever the file's length. A model
-/// that walks backwards needs the sequences' end before it can begin: it holds them whole, up to --max-memory.
+/// A forward model reads, runs and writes a chunk of steps at a time, so memory use does not depend on the length of the
+/// file. A model with a reverse direction needs whole sequences in memory, up to --max-memory.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -30,21 +30,21 @@ pub(crate) struct Args {
     #[command(flatten)]
     feed: feed::FeedArgs,
 
-    /// Write the outputs here, an .npy or .csv file; it takes this name only when all is done
+    /// Write the outputs to this .npy or .csv file; the file appears only if the whole run succeeds
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Write the final state here, a .safetensors file, to go on from with --state-in, whose file it may replace
+    /// Write the final state to this .safetensors file, to continue with --state-in; may be the same file as --state-in
     #[arg(long, value_name = "FILE")]
     state_out: Option<PathBuf>,
 
-    /// Tell a digest of the outputs' bits: FNV-1a over 32-bit words, step by step, sequence by sequence
+    /// Print a digest of the outputs: FNV-1a over the f32 values as 32-bit words, in the order (steps, batch, features)
     #[arg(long)]
     digest: bool,
 
-    /// The backend, one of `lstm devices` [default: the first of this build, never cuda-tf32, which is not exact]
-    #[arg(long, short, value_name = "NAME", value_parser = backends::named)]
-    backend: Option<Known>,
+    /// Backend, one of those that `lstm devices` lists [default: the first one in this build, never the inexact cuda-tf32]
+    #[arg(long, short, value_name = "NAME", value_parser = backends::parse)]
+    backend: Option<BackendEntry>,
 
     #[command(flatten)]
     options: backends::Options,
@@ -59,7 +59,7 @@ struct Report {
     backend: String,
     device: String,
     arithmetic: String,
-    /// Whether the outputs have the bits that all exact backends give.
+    /// Whether the outputs are bit-identical to those of other exact backends.
     exact: bool,
     path: String,
     batch: usize,
@@ -85,8 +85,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Adds outputs to a digest in the order that does not depend on chunks: step by step, sequence by sequence.
-pub(crate) fn add(digest: &mut Digest, y: &Array3<f32>) {
+/// Adds outputs, shape `(batch, steps, features)`, to a digest in time-major order, which does not depend on chunks.
+pub(crate) fn add_to_digest(digest: &mut Digest, y: &Array3<f32>) {
     y.axis_iter(Axis(1)).for_each(|step| step.iter().for_each(|&v| digest.add(v)));
 }
 
@@ -98,19 +98,19 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     check_extension("state-out", args.state_out.as_deref(), &["safetensors"])?;
     let (model, input, y) = (&*args.model.path, &*args.feed.input, args.output.as_deref());
     let others = [("MODEL", Some(model)), ("--input", Some(input)), ("--output", y)];
-    check_apart("output", y, &others[..2])?;
-    check_apart("state-out", args.state_out.as_deref(), &others)?;
-    let known = args.backend.or(backends::usual().next());
-    let known = known.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
-    args.options.check(&[known])?;
-    let device = backends::open(known, args.options)?;
+    check_distinct("output", y, &others[..2])?;
+    check_distinct("state-out", args.state_out.as_deref(), &others)?;
+    let backend = args.backend.or(backends::defaults().next());
+    let backend = backend.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
+    args.options.check(&[backend])?;
+    let device = backends::open(backend, args.options)?;
     let loaded = args.model.load()?;
     let config = loaded.weights.config().clone();
     let feed = args.feed.open(&loaded, output)?;
     let (extent, chunk) = (feed.extent(), feed.chunk());
-    if !loaded.partial.is_empty() {
-        let outputs = list(&loaded.partial);
-        output.remark(format!("the graph's outputs are {outputs}; here it is the whole sequence of the last layer"));
+    if !loaded.partial_outputs.is_empty() {
+        let outputs = quoted_list(&loaded.partial_outputs);
+        output.note(format!("the graph's outputs are {outputs}; this command outputs the last layer's whole sequence"));
     }
     let mut models = [device.load(&loaded.weights, false)?];
     let path = describe_paths(&models[0].paths());
@@ -118,36 +118,36 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     feed::catch_interrupts();
     let create = |path| Writer::create(path, extent, config.output_size());
     let mut writer = args.output.as_deref().map(create).transpose()?;
-    let mut last = args.state_out.as_deref().map(Pending::create).transpose()?;
-    let begin = Instant::now();
+    let mut state_file = args.state_out.as_deref().map(PendingFile::create).transpose()?;
+    let start = Instant::now();
     let mut digest = Digest::default();
-    let input = text(feed.path());
+    let input = path_text(feed.path());
     let states = feed.run(&mut models, |outputs| {
         for y in outputs {
-            add(&mut digest, y);
+            add_to_digest(&mut digest, y);
             writer.iter_mut().try_for_each(|writer| writer.write(y.view()))?;
         }
         Ok(())
     })?;
-    if let (Some(file), Some(state)) = (&mut last, states.first()) {
-        file.write(&state::bytes(state)?)?;
+    if let (Some(file), Some(state)) = (&mut state_file, states.first()) {
+        file.write(&state::to_bytes(state)?)?;
     }
-    keep(writer.map(Writer::into_file).into_iter().chain(last))?;
+    commit(writer.map(Writer::into_file).into_iter().chain(state_file))?;
     output.report(&Report {
-        model: text(&args.model.path),
+        model: path_text(&args.model.path),
         input,
-        output: args.output.as_deref().map(text),
-        state_out: args.state_out.as_deref().map(text),
-        backend: known.name.to_owned(),
-        device: device.about(),
-        arithmetic: describe(&device.arithmetic()),
+        output: args.output.as_deref().map(path_text),
+        state_out: args.state_out.as_deref().map(path_text),
+        backend: backend.name.to_owned(),
+        device: device.description(),
+        arithmetic: describe_arithmetic(&device.arithmetic()),
         exact: device.arithmetic().is_exact(),
         path,
         batch: extent.batch,
         steps: extent.steps,
         output_size: config.output_size(),
         chunk,
-        seconds: begin.elapsed().as_secs_f64(),
+        seconds: start.elapsed().as_secs_f64(),
         digest: args.digest.then(|| digest.to_string()),
         unused: loaded.unused,
     })?;

@@ -1,19 +1,24 @@
-//! The files of sequences that fuzzing found, once more.
+//! Replays the fuzz corpus of the reader of sequence files.
+
+#[path = "corpus/read_input.rs"]
+mod read_input;
 
 use std::{fs, path::Path};
 
+use read_input::read_input;
+
 #[test]
-fn input() {
+fn replays_input_corpus() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/input");
-    let (mut read, mut refused) = (0, 0);
+    let (mut accepted, mut rejected) = (0, 0);
     for entry in fs::read_dir(&dir).unwrap() {
         let path = entry.unwrap().path();
         println!("{}", path.display());
-        match lstm_cli::hostile::input(&fs::read(path).unwrap()) {
-            Ok(()) => read += 1,
-            Err(_) => refused += 1,
+        match read_input(&fs::read(path).unwrap()) {
+            Ok(()) => accepted += 1,
+            Err(_) => rejected += 1,
         }
     }
-    // A corpus in which all is refused reaches nothing.
-    assert!(read > 0 && refused > 0, "{read} read, {refused} refused");
+    // A corpus of invalid files alone would not test the reading of elements.
+    assert!(accepted > 0 && rejected > 0, "{accepted} accepted, {rejected} rejected");
 }

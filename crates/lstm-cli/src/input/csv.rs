@@ -1,4 +1,4 @@
-//! Text with a row of numbers for each step.
+//! Reads .csv files: one sequence, with a row of numbers for each step.
 
 use std::io::{self, Read, Seek};
 
@@ -7,29 +7,31 @@ use lstm_core::ndarray::Array3;
 
 use super::{Extent, array};
 
-/// The rows that are left.
-pub(super) struct Rows<R> {
+/// Reader of the rows that were not read yet.
+pub(super) struct RowReader<R> {
     csv: Reader<R>,
 }
 
-/// Passes bytes on, but no line after a blank one: the parser would skip that, and a step would be lost.
-struct Lines<R> {
+/// A reader that fails if a blank line is followed by other text. The csv crate skips blank lines, which would silently
+/// drop a step.
+struct BlankLineCheck<R> {
     inner: R,
-    /// The number of the current line, and whether it has nothing yet.
+    /// Number of the current line, from 1.
     line: u64,
+    /// Whether the current line has no bytes so far.
     empty: bool,
-    /// Whether the last byte was a carriage return, which a line feed belongs to.
-    returned: bool,
-    /// The first blank line.
+    /// Whether the last byte was a carriage return; a line feed after it does not end another line.
+    after_carriage_return: bool,
+    /// Number of the first blank line.
     blank: Option<u64>,
 }
 
-impl<R: Read> Read for Lines<R> {
+impl<R: Read> Read for BlankLineCheck<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(out)?;
         for &byte in &out[..n] {
             match byte {
-                b'\n' if self.returned => {}
+                b'\n' if self.after_carriage_return => {}
                 b'\r' | b'\n' => {
                     if self.empty {
                         self.blank.get_or_insert(self.line);
@@ -45,18 +47,18 @@ impl<R: Read> Read for Lines<R> {
                     self.empty = false;
                 }
             }
-            self.returned = byte == b'\r';
+            self.after_carriage_return = byte == b'\r';
         }
         Ok(n)
     }
 }
 
-/// Counts the rows, all of which must have as many fields as the first, and goes back to the first.
-pub(super) fn open<R: Read + Seek>(mut r: R, header: bool) -> Result<(Rows<R>, Extent), String> {
+/// Opens a .csv file: reads it once to count its rows, which must have the same number of fields, and rewinds it.
+pub(super) fn open<R: Read + Seek>(mut r: R, header: bool) -> Result<(RowReader<R>, Extent), String> {
     let mut builder = ReaderBuilder::new();
     builder.has_headers(header).trim(Trim::All);
-    let lines = Lines { inner: &mut r, line: 1, empty: true, returned: false, blank: None };
-    let mut csv = builder.from_reader(lines);
+    let checked = BlankLineCheck { inner: &mut r, line: 1, empty: true, after_carriage_return: false, blank: None };
+    let mut csv = builder.from_reader(checked);
     let (mut steps, mut features) = (0, 0);
     let mut record = ByteRecord::new();
     while csv.read_byte_record(&mut record).map_err(|e| e.to_string())? {
@@ -64,28 +66,28 @@ pub(super) fn open<R: Read + Seek>(mut r: R, header: bool) -> Result<(Rows<R>, E
         steps += 1;
     }
     if steps == 0 {
-        return Err(format!("expected rows of numbers, found none{}", if header { " below the heading" } else { "" }));
+        return Err(format!("expected rows of numbers, found none{}", if header { " below the header" } else { "" }));
     }
     drop(csv);
     r.rewind().map_err(|e| e.to_string())?;
     let csv = builder.from_reader(r);
-    Ok((Rows { csv }, Extent { batch: 1, steps, features, single: true, time_major: false }))
+    Ok((RowReader { csv }, Extent { batch: 1, steps, features, single: true, time_major: false }))
 }
 
-impl<R: Read> Rows<R> {
-    /// The next rows, as (1, rows, features).
+impl<R: Read> RowReader<R> {
+    /// Reads the next `n` rows as an array of shape `(1, n, features)`.
     pub(super) fn read(&mut self, extent: &Extent, n: usize) -> Result<Array3<f32>, String> {
         let mut values = Vec::new();
         let mut record = StringRecord::new();
         for _ in 0..n {
             if !self.csv.read_record(&mut record).map_err(|e| e.to_string())? {
-                return Err("it became shorter while it was read".into());
+                return Err("the file was truncated while it was read".into());
             }
             let line = record.position().map_or(0, ::csv::Position::line);
             for (column, field) in (1..).zip(&record) {
-                values.push(number(field).ok_or_else(|| {
-                    let hint = if line == 1 { "; with --header the first row is a heading" } else { "" };
-                    format!("line {line}, column {column}: expected a number that f32 holds, got `{field}`{hint}")
+                values.push(parse_number(field).ok_or_else(|| {
+                    let hint = if line == 1 { "; if the first row is a header, use --header" } else { "" };
+                    format!("line {line}, column {column}: expected a number in the range of f32, got `{field}`{hint}")
                 })?);
             }
         }
@@ -93,8 +95,8 @@ impl<R: Read> Rows<R> {
     }
 }
 
-/// The nearest f32; infinite only where the text says so.
-fn number(field: &str) -> Option<f32> {
+/// Parses the nearest f32. Returns `None` for text that is no number and for finite numbers beyond the range of f32.
+fn parse_number(field: &str) -> Option<f32> {
     let value: f32 = field.parse().ok()?;
     (value.is_finite() || field.contains(['n', 'N'])).then_some(value)
 }
@@ -106,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_come_in_parts() {
+    fn reads_rows_in_chunks() {
         let text = "a,b\n1, 2.5\n-3,4e-2\n5,nan\n\n";
         let (mut rows, extent) = open(Cursor::new(text), true).unwrap();
         assert_eq!((extent.steps, extent.features), (3, 2));
@@ -116,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn blank_lines_are_steps_that_are_missing() {
+    fn rejects_blank_lines_between_rows() {
         let blank = |text: &str, header| open(Cursor::new(text.to_owned()), header).err().unwrap_or_default();
         for (text, header, line) in [
             ("1\n2\n\n4\n", false, 3),
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_named() {
+    fn rejects_fields_that_are_not_numbers() {
         let error = |text: &str, header| match open(Cursor::new(text.to_owned()), header) {
             Ok((mut rows, extent)) => rows.read(&extent, extent.steps).unwrap_err(),
             Err(error) => error,
@@ -153,9 +155,9 @@ mod tests {
         assert!(error("1,2\n1,2,3\n", false).contains("3 fields"));
         assert!(error("1,\n", false).contains("column 2"));
         assert!(error("", false).contains("none"));
-        assert!(error("a\n", true).contains("below the heading"));
+        assert!(error("a\n", true).contains("below the header"));
         assert_eq!(
-            (number("inf"), number("-Infinity"), number("1e40")),
+            (parse_number("inf"), parse_number("-Infinity"), parse_number("1e40")),
             (Some(f32::INFINITY), Some(f32::NEG_INFINITY), None)
         );
     }

@@ -1,7 +1,6 @@
-//! Sequences from a file of any length, some steps at a time.
+//! Reads sequences from files of any length, a chunk of steps at a time.
 
 mod csv;
-pub mod hostile;
 mod npy;
 
 use std::{
@@ -14,22 +13,23 @@ use lstm_core::ndarray::Array3;
 
 use crate::error::{Error, Result};
 
-pub(crate) use npy::header as npy_header;
+pub(crate) use npy::encode_header as encode_npy_header;
 
-/// What a file of sequences is, by its extension.
+/// File format of sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// NumPy's, of f32, f64 (rounded to the nearest f32) or f16, in C order: (steps, features) or three axes.
+    /// NumPy's .npy format in C order, with two or three axes and elements of type f32, f16 or f64. f64 is rounded to the
+    /// nearest f32.
     Npy,
-    /// Numbers separated by commas, a row per step: one sequence.
+    /// Comma-separated numbers, one row per step. Holds one sequence.
     Csv,
 }
 
 impl Format {
-    /// That of a path.
+    /// Format of a file, by its extension `.npy` or `.csv`.
     ///
     /// # Errors
-    /// [`Error::File`] for another extension.
+    /// [`Error::File`] for any other extension.
     pub fn of(path: &Path) -> Result<Self> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("npy") => Ok(Format::Npy),
@@ -39,35 +39,35 @@ impl Format {
     }
 }
 
-/// How sequences lie in a file: what cannot be told from its shape.
+/// Options for the layout of sequences in a file, which its contents do not tell.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Layout {
-    /// Files of three axes are (steps, batch, features) instead of (batch, steps, features)
+    /// Arrays with three axes are (steps, batch, features) instead of (batch, steps, features)
     #[arg(long)]
     pub time_major: bool,
 
-    /// The first row of the .csv input is a heading
+    /// The first row of the .csv input is a header and is skipped
     #[arg(long)]
     pub header: bool,
 }
 
-/// The extent of a file's sequences.
+/// Shape of the sequences in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Sequences.
+    /// Number of sequences.
     pub batch: usize,
-    /// Steps of each.
+    /// Number of steps of each sequence.
     pub steps: usize,
-    /// Features of a step.
+    /// Number of features of a step.
     pub features: usize,
-    /// Whether the file has no axis for the batch, which is then 1.
+    /// Whether the file has no batch axis; `batch` is then 1.
     pub single: bool,
-    /// Whether the steps' axis comes first.
+    /// Whether the time axis comes before the batch axis.
     pub time_major: bool,
 }
 
 impl Extent {
-    /// A file's shape, for this many features.
+    /// Shape of an array in a file with this layout and the given number of features.
     pub(crate) fn shape(&self, features: usize) -> Vec<usize> {
         match (self.single, self.time_major) {
             (true, _) => vec![self.steps, features],
@@ -77,25 +77,26 @@ impl Extent {
     }
 }
 
-/// A file of sequences that is read from its first step to its last.
+/// Reader of a file of sequences, from the first step to the last.
 pub struct Reader<R> {
     path: PathBuf,
     extent: Extent,
-    /// The next step.
-    at: usize,
-    inner: Inner<R>,
+    /// Index of the next step to read.
+    next_step: usize,
+    inner: FormatReader<R>,
 }
 
-enum Inner<R> {
-    Npy(npy::Data<R>),
-    Csv(csv::Rows<R>),
+/// The reader of a file format.
+enum FormatReader<R> {
+    Npy(npy::ElementReader<R>),
+    Csv(csv::RowReader<R>),
 }
 
 impl Reader<File> {
-    /// Opens a file and looks at its extent; of a .csv file, this reads it once.
+    /// Opens a file and determines its extent. A .csv file is read once for this.
     ///
     /// # Errors
-    /// As for [`new`](Self::new), and for what the operating system refuses.
+    /// As [`new`](Self::new), and if the file can't be opened.
     pub fn open(path: &Path, layout: Layout) -> Result<Self> {
         let format = Format::of(path)?;
         let file = File::open(path).map_err(Error::io(path))?;
@@ -107,47 +108,48 @@ impl Reader<File> {
 }
 
 impl<R: Read + Seek> Reader<R> {
-    /// Looks at the extent of what `r` holds; errors call it `path`.
+    /// Creates a reader of `r` and determines its extent. Error messages name it `path`.
     ///
     /// # Errors
-    /// [`Error::File`] if it is no such file, of other element types or axes, empty, or longer or shorter than it says.
+    /// [`Error::File`] if the contents are not of this format, have an unsupported element type or number of axes, are
+    /// empty, or are longer or shorter than their header says. [`Error::Option`] for `header` with another format than CSV.
     pub fn new(path: &Path, r: R, format: Format, layout: Layout) -> Result<Self> {
         if layout.header && format != Format::Csv {
-            return Err(Error::option("header", format!("{} is no .csv file", path.display())));
+            return Err(Error::option("header", format!("expected a .csv file, got {}", path.display())));
         }
         let fail = |why: String| Error::file(path, why);
         let (inner, extent) = match format {
-            Format::Npy => npy::open(r, layout.time_major).map(|(data, extent)| (Inner::Npy(data), extent)),
-            Format::Csv => csv::open(r, layout.header).map(|(rows, extent)| (Inner::Csv(rows), extent)),
+            Format::Npy => npy::open(r, layout.time_major).map(|(data, extent)| (FormatReader::Npy(data), extent)),
+            Format::Csv => csv::open(r, layout.header).map(|(rows, extent)| (FormatReader::Csv(rows), extent)),
         }
         .map_err(fail)?;
-        Ok(Reader { path: path.to_owned(), extent, at: 0, inner })
+        Ok(Reader { path: path.to_owned(), extent, next_step: 0, inner })
     }
 
-    /// What it holds.
+    /// Shape of the sequences.
     pub fn extent(&self) -> Extent {
         self.extent
     }
 
-    /// The next steps, `max` at most, as (batch, steps, features); `None` after the last.
+    /// Reads at most `max` further steps as an array of shape `(batch, steps, features)`. Returns `None` at the end.
     ///
     /// # Errors
-    /// [`Error::File`] for what can't be read, or is no number that f32 holds.
+    /// [`Error::File`] if the file can't be read or contains a value that is not a number in the range of f32.
     pub fn next_steps(&mut self, max: usize) -> Result<Option<Array3<f32>>> {
-        let n = max.max(1).min(self.extent.steps - self.at);
+        let n = max.max(1).min(self.extent.steps - self.next_step);
         if n == 0 {
             return Ok(None);
         }
         let read = match &mut self.inner {
-            Inner::Npy(data) => data.read(&self.extent, self.at, n),
-            Inner::Csv(rows) => rows.read(&self.extent, n),
+            FormatReader::Npy(data) => data.read(&self.extent, self.next_step, n),
+            FormatReader::Csv(rows) => rows.read(&self.extent, n),
         };
-        self.at += n;
+        self.next_step += n;
         read.map(Some).map_err(|why| Error::file(&self.path, why))
     }
 }
 
-/// An array of elements that were read, as many as the shape says.
+/// Creates an array from its elements in C order.
 fn array(shape: (usize, usize, usize), values: Vec<f32>) -> Result<Array3<f32>, String> {
     Array3::from_shape_vec(shape, values).map_err(|e| e.to_string())
 }

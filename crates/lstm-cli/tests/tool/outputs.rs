@@ -1,52 +1,52 @@
-//! Files that are written: all or none of them, and none in the place of one that is read.
+//! Output files: all or none are written, and no input file is overwritten.
 
 use std::fs;
 
 use lstm_cpu::LstmConfig;
 
-use super::{Folder, json, save, x};
+use super::{TempDir, run_json, save_npy, sequences};
 
 #[test]
-fn a_run_that_fails_leaves_neither_file() {
-    let folder = Folder::new();
-    let (_, model) = folder.model(LstmConfig::new(3, 5));
-    let (input, good, last) = (folder.path("x.npy"), folder.path("y.npy"), folder.path("h.safetensors"));
-    save(&input, &x(2, 4, 3));
-    let (y, state) = (folder.path("folder.npy"), folder.path("folder.safetensors"));
+fn failed_run_writes_no_files() {
+    let dir = TempDir::new();
+    let (_, model) = dir.model(LstmConfig::new(3, 5));
+    let (input, good, last) = (dir.path("x.npy"), dir.path("y.npy"), dir.path("h.safetensors"));
+    save_npy(&input, &sequences(2, 4, 3));
+    let (y, state) = (dir.path("folder.npy"), dir.path("folder.safetensors"));
     fs::create_dir(&y).unwrap();
     fs::create_dir(&state).unwrap();
     let long = format!("{}.npy", "y".repeat(300));
-    let nowhere = folder.path("nowhere/h.safetensors");
+    let nowhere = dir.path("nowhere/h.safetensors");
     for (output, state, word) in [
         (&good, &nowhere, "nowhere/h.safetensors"),
-        (&good, &state, "folder.safetensors: expected a file's name, got a directory's"),
-        (&good, &format!("{last}/"), "h.safetensors/: expected a file's name"),
-        (&y, &last, "folder.npy: expected a file's name, got a directory's"),
-        (&format!("{good}/"), &last, "y.npy/: expected a file's name"),
-        (&folder.path(&long), &last, "yyy.npy"),
+        (&good, &state, "folder.safetensors: expected a file name, got a directory"),
+        (&good, &format!("{last}/"), "h.safetensors/: expected a file name"),
+        (&y, &last, "folder.npy: expected a file name, got a directory"),
+        (&format!("{good}/"), &last, "y.npy/: expected a file name"),
+        (&dir.path(&long), &last, "yyy.npy"),
     ] {
-        let (code, report) = json(&["run", &model, "-i", &input, "-o", output, "--state-out", state]);
+        let (code, report) = run_json(&["run", &model, "-i", &input, "-o", output, "--state-out", state]);
         let error = &report["error"];
         assert_eq!((code, error["kind"].as_str()), (1, Some("file")), "{report}");
         assert!(error["message"].as_str().unwrap().contains(word), "{word}: {report}");
-        assert_eq!(folder.names(), ["folder.npy", "folder.safetensors", "model.safetensors", "x.npy"], "{word}");
+        assert_eq!(dir.names(), ["folder.npy", "folder.safetensors", "model.safetensors", "x.npy"], "{word}");
     }
-    // Known only when the last step is read.
-    let (table, rows) = (folder.path("x.csv"), "1,2,3\n4,5,6\n7,8,z\n");
+    // An error in the last step, after other steps were written.
+    let (table, rows) = (dir.path("x.csv"), "1,2,3\n4,5,6\n7,8,z\n");
     fs::write(&table, rows).unwrap();
-    let (code, report) = json(&["run", &model, "-i", &table, "-o", &good, "--state-out", &last, "--chunk", "1"]);
+    let (code, report) = run_json(&["run", &model, "-i", &table, "-o", &good, "--state-out", &last, "--chunk", "1"]);
     assert!(code == 1 && report["error"]["message"].as_str().unwrap().contains("line 3, column 3"), "{report}");
-    assert_eq!(folder.names(), ["folder.npy", "folder.safetensors", "model.safetensors", "x.csv", "x.npy"]);
+    assert_eq!(dir.names(), ["folder.npy", "folder.safetensors", "model.safetensors", "x.csv", "x.npy"]);
 }
 
 #[test]
-fn no_file_that_is_read_is_written() {
-    let folder = Folder::new();
-    let (_, model) = folder.model(LstmConfig::new(3, 5));
-    let (input, y, last) = (folder.path("x.npy"), folder.path("y.npy"), folder.path("h.safetensors"));
-    save(&input, &x(2, 4, 3));
-    fs::create_dir(folder.path("sub")).unwrap();
-    let (model_again, input_again) = (folder.path("sub/../model.safetensors"), folder.path("sub/../x.npy"));
+fn rejects_outputs_that_overwrite_inputs() {
+    let dir = TempDir::new();
+    let (_, model) = dir.model(LstmConfig::new(3, 5));
+    let (input, y, last) = (dir.path("x.npy"), dir.path("y.npy"), dir.path("h.safetensors"));
+    save_npy(&input, &sequences(2, 4, 3));
+    fs::create_dir(dir.path("sub")).unwrap();
+    let (model_again, input_again) = (dir.path("sub/../model.safetensors"), dir.path("sub/../x.npy"));
     let before = [&model, &input].map(|path| fs::read(path).unwrap());
     let run = ["run", &model, "-i", &input];
     for (start, more, words) in [
@@ -62,30 +62,30 @@ fn no_file_that_is_read_is_written() {
         (&["convert"], &[&model, &model_again], ["OUT: expected another file than MODEL, ", "model.safetensors"]),
     ] {
         let args = [start, more].concat();
-        let (code, report) = json(&args);
+        let (code, report) = run_json(&args);
         assert_eq!((code, report["error"]["kind"].as_str()), (2, Some("option")), "{args:?}: {report}");
         let message = report["error"]["message"].as_str().unwrap();
         assert!(words.iter().all(|word| message.contains(word)), "{args:?}: {report}");
         assert!(before == [&model, &input].map(|path| fs::read(path).unwrap()), "{args:?}");
-        assert_eq!(folder.names(), ["model.safetensors", "sub", "x.npy"], "{args:?}");
+        assert_eq!(dir.names(), ["model.safetensors", "sub", "x.npy"], "{args:?}");
     }
-    // A state may be taken further in its place.
+    // The final state may overwrite the initial state.
     for more in [&[][..], &["--state-in", &last]] {
-        let (code, report) = json(&[&run[..], &["-o", &y, "--state-out", &last], more].concat());
+        let (code, report) = run_json(&[&run[..], &["-o", &y, "--state-out", &last], more].concat());
         assert_eq!(code, 0, "{report}");
     }
 }
 
 #[cfg(unix)]
 #[test]
-fn two_names_of_a_file_are_one() {
-    let folder = Folder::new();
-    let (_, model) = folder.model(LstmConfig::new(3, 5));
-    let (input, y, last) = (folder.path("x.npy"), folder.path("y.npy"), folder.path("h.safetensors"));
-    save(&input, &x(2, 4, 3));
-    save(&y, &x(1, 1, 1));
+fn rejects_two_outputs_that_are_the_same_file() {
+    let dir = TempDir::new();
+    let (_, model) = dir.model(LstmConfig::new(3, 5));
+    let (input, y, last) = (dir.path("x.npy"), dir.path("y.npy"), dir.path("h.safetensors"));
+    save_npy(&input, &sequences(2, 4, 3));
+    save_npy(&y, &sequences(1, 1, 1));
     std::os::unix::fs::symlink(&y, &last).unwrap();
-    let (code, report) = json(&["run", &model, "-i", &input, "-o", &y, "--state-out", &last]);
+    let (code, report) = run_json(&["run", &model, "-i", &input, "-o", &y, "--state-out", &last]);
     let message = report["error"]["message"].as_str().unwrap();
     assert!(code == 2 && message.starts_with("--state-out: expected another file than --output, "), "{report}");
 }

@@ -1,20 +1,20 @@
-//! A command line that is wrong by itself: exit code 2, whatever the files are.
+//! Invalid command lines: exit code 2.
 
 use lstm_cpu::LstmConfig;
 
-use super::{Folder, run, save, x};
+use super::{TempDir, run, save_npy, sequences};
 
 #[test]
-fn values_that_no_option_has_are_refused() {
-    let folder = Folder::new();
-    let (_, model) = folder.model(LstmConfig::new(3, 5));
-    let (input, out) = (folder.path("x.npy"), folder.path("out.safetensors"));
-    save(&input, &x(2, 4, 3));
+fn rejects_invalid_option_values() {
+    let dir = TempDir::new();
+    let (_, model) = dir.model(LstmConfig::new(3, 5));
+    let (input, out) = (dir.path("x.npy"), dir.path("out.safetensors"));
+    save_npy(&input, &sequences(2, 4, 3));
     let digest = ["run", &model, "-i", &input, "--digest"];
     let compare = ["compare", &model, "-i", &input];
     let convert = ["convert", &model, &out];
     let inspect = ["inspect", &model];
-    for (start, more, word) in [
+    for (start, more, part) in [
         (&["run"][..], &[][..], "<MODEL>"),
         (&["fly"], &[], "fly"),
         (&digest, &["--chunk", "0"], "--chunk"),
@@ -26,22 +26,22 @@ fn values_that_no_option_has_are_refused() {
         (&digest, &["--clip", "0"], "expected a positive finite bound"),
         (&digest, &["--clip", "nan"], "expected a positive finite bound"),
         (&compare, &["--backend", "cpu,abacus"], "expected one of cpu, "),
-        (&compare, &["--tolerance=-1"], "from 0 on"),
-        (&compare, &["--tolerance", "nan"], "from 0 on"),
+        (&compare, &["--tolerance=-1"], "at least 0"),
+        (&compare, &["--tolerance", "nan"], "at least 0"),
         (&convert, &["--prefix", "lstm"], "expected a final dot, `lstm.`"),
-        (&inspect, &["--cell", "round"], "expected fused, unfused, peephole-dense or peephole-diagonal"),
-        // What follows a name is not passed over.
-        (&inspect, &["--cell", "fused clip=0.01"], "expected fused, unfused"),
-        (&inspect, &["--cell", "fused coupled=true"], "expected fused, unfused"),
-        (&inspect, &["--cell", " fused"], "expected fused, unfused"),
+        (&inspect, &["--cell", "round"], "expected one of fused, unfused, peephole-dense, peephole-diagonal"),
+        // Only exact names are accepted.
+        (&inspect, &["--cell", "fused clip=0.01"], "expected one of fused, unfused"),
+        (&inspect, &["--cell", "fused coupled=true"], "expected one of fused, unfused"),
+        (&inspect, &["--cell", " fused"], "expected one of fused, unfused"),
     ] {
         let args = [start, more].concat();
         let output = run(&args);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(2) && text.contains(word), "{args:?}: {text}");
+        assert!(output.status.code() == Some(2) && text.contains(part), "{args:?}: {text}");
     }
     for cell in ["fused", "unfused"] {
         assert_eq!(run(&["inspect", &model, "--cell", cell]).status.code(), Some(0), "{cell}");
     }
-    assert_eq!(folder.names(), ["model.safetensors", "x.npy"]);
+    assert_eq!(dir.names(), ["model.safetensors", "x.npy"]);
 }
