@@ -1,12 +1,12 @@
-//! Criterion over the table, on every backend of this build: `cargo bench -p lstm-benches`. The outputs of a run are on the
-//! host before its time ends.
+//! Criterion benchmarks of all cases on every backend in this build: `cargo bench -p lstm-benches`. Times include the
+//! download of the outputs to the host.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lstm_benches::{backends, case};
 
-fn table(criterion: &mut Criterion) {
+fn all_cases(criterion: &mut Criterion) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let cases = case::load(None).expect("the table that is compiled in is well formed");
+    let cases = case::load(None).expect("the built-in table is valid");
     for entry in backends::BACKENDS {
         let mut counts = if entry.threads { vec![1, cores] } else { vec![1] };
         counts.dedup();
@@ -32,5 +32,5 @@ fn table(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, table);
+criterion_group!(benches, all_cases);
 criterion_main!(benches);

@@ -1,21 +1,21 @@
-//! The one list of backends that are timed.
+//! The list of backends that are timed.
 
 use anyhow::{Result, bail};
 
 use crate::job::Device;
 
-/// A backend of this build.
+/// A backend in this build.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
-    /// Its name, which is its feature's too.
+    /// Name of the backend and of its Cargo feature.
     pub name: &'static str,
     /// Whether its speed depends on the number of threads.
     pub threads: bool,
-    /// Opens it with so many threads, or says why it can't run here.
+    /// Opens the device with a number of threads.
     open: fn(usize) -> Result<Box<dyn Device>>,
 }
 
-/// The backends of this build.
+/// All backends in this build.
 pub const BACKENDS: &[Entry] = &[
     #[cfg(feature = "cpu")]
     Entry { name: "cpu", threads: true, open: |n| Ok(Box::new(lstm_cpu::Cpu::builder().threads(n).build()?)) },
@@ -25,16 +25,16 @@ pub const BACKENDS: &[Entry] = &[
     Entry { name: "cuda", threads: false, open: |_| Ok(Box::new(lstm_cuda::Cuda::new(0)?)) },
 ];
 
-/// Opens a backend with so many threads.
+/// Opens the device of a backend with a number of threads.
 ///
 /// # Errors
-/// That it is not in this build, or why it can't run here.
+/// If the backend is not in this build or has no usable device.
 pub fn open(name: &str, threads: usize) -> Result<Box<dyn Device>> {
     match BACKENDS.iter().find(|entry| entry.name == name) {
         Some(entry) => (entry.open)(threads),
         None => {
             let names: Vec<_> = BACKENDS.iter().map(|entry| entry.name).collect();
-            bail!("no backend `{name}` in this build, which holds: {}", names.join(", "))
+            bail!("no backend `{name}` in this build; expected one of {}", names.join(", "))
         }
     }
 }

@@ -1,35 +1,40 @@
-//! The table of timed cases, `cases.json`: what each one is, its weights and its input.
+//! The table of timed cases, `cases.json`, and the weights and inputs of each case.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{CellKind, Init, LstmConfig, Weights, ndarray::Array3};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// One line of the table.
+/// One case of the table.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
-    /// Its name in reports: letters, digits and dashes.
+    /// Name in reports: ASCII letters, digits and dashes.
     pub name: String,
     /// What is timed.
     pub kind: Kind,
-    /// Features of an input step.
+    /// Number of input features.
     pub input: usize,
-    /// Features of the cell state.
+    /// Hidden size.
     pub hidden: usize,
-    /// Sequences side by side.
+    /// Batch size.
     pub batch: usize,
-    /// Steps.
+    /// Number of steps of each sequence.
     pub seq: usize,
-    /// Stacked layers.
+    /// Number of layers.
     pub layers: usize,
-    /// Whether both directions are walked.
+    /// Whether the layers are bidirectional.
     pub bidir: bool,
-    /// The cell; `fused` by default.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub cell: Cell,
-    /// The size that grows along the cases of a chart; none by default.
+    /// Cell kind; fused by default. JSON has [`CellKind::name`] without the prefix `peephole-`.
+    #[serde(
+        default,
+        serialize_with = "serialize_cell",
+        deserialize_with = "deserialize_cell",
+        skip_serializing_if = "is_default_cell"
+    )]
+    pub cell: CellKind,
+    /// The size that varies over the series of cases to which this case belongs; `None` if it belongs to no series.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub series: Option<Series>,
 }
@@ -40,50 +45,53 @@ pub struct Case {
 pub enum Kind {
     /// One step of a stream.
     Step,
-    /// Whole sequences, time-major, from zero state.
+    /// Forward pass over whole sequences, time-major, from zero state.
     Forward,
-    /// Forward, the mean of squares, and the weights' gradients.
+    /// Forward pass, mean of the squared outputs as the loss, and backward pass to the gradients of the weights.
     Train,
 }
 
-/// A cell, by the name that the case table of the tests has for it.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum Cell {
-    /// [`CellKind::Fused`].
-    #[default]
-    Fused,
-    /// [`CellKind::Unfused`].
-    Unfused,
-    /// [`CellKind::PeepholeDense`].
-    Dense,
-    /// [`CellKind::PeepholeDiagonal`].
-    Diagonal,
-}
-
-/// A size that grows while the others stay.
+/// The size that varies over a series of cases, while the other sizes are constant.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Series {
-    /// The hidden size; the input's is the same.
+    /// Hidden size, with an equal input size.
     Hidden,
-    /// Sequences side by side.
+    /// Batch size.
     Batch,
-    /// Steps.
+    /// Number of steps.
     Seq,
 }
 
-fn is_default(cell: &Cell) -> bool {
-    *cell == Cell::default()
+/// Name of a cell kind in the table of cases.
+fn cell_name(cell: CellKind) -> &'static str {
+    let name = cell.name();
+    name.strip_prefix("peephole-").unwrap_or(name)
 }
 
-/// Largest number of steps, sequences or features of a case: what is asked for by mistake should not be run.
-const MAX: usize = 1 << 16;
+fn serialize_cell<S: Serializer>(cell: &CellKind, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(cell_name(*cell))
+}
 
-/// The table in a file, or the one that is compiled in.
+fn deserialize_cell<'de, D: Deserializer<'de>>(deserializer: D) -> Result<CellKind, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    CellKind::ALL.into_iter().find(|cell| cell_name(*cell) == name).ok_or_else(|| {
+        let names = CellKind::ALL.map(cell_name).join(", ");
+        D::Error::custom(format!("cell: expected one of {names}, got `{name}`"))
+    })
+}
+
+fn is_default_cell(cell: &CellKind) -> bool {
+    *cell == CellKind::default()
+}
+
+/// Largest size of a case, to reject mistyped sizes.
+const MAX_SIZE: usize = 1 << 16;
+
+/// Loads the table of cases from a file, or the built-in table if `file` is `None`.
 ///
 /// # Errors
-/// What the file does not have, has too much of, or has twice, and where.
+/// If the file can't be read, is not a valid table, or has two cases of the same name.
 pub fn load(file: Option<&Path>) -> Result<Vec<Case>> {
     let (name, text) = match file {
         Some(path) => {
@@ -100,15 +108,16 @@ fn parse(text: &str) -> Result<Vec<Case>> {
     ensure!(!cases.is_empty(), "expected at least one case, got none");
     for (k, case) in cases.iter().enumerate() {
         case.check().with_context(|| format!("case `{}`", case.name))?;
-        ensure!(cases[..k].iter().all(|other| other.name != case.name), "case `{}`: the name is taken", case.name);
+        ensure!(cases[..k].iter().all(|other| other.name != case.name), "case `{}`: expected a unique name", case.name);
     }
     Ok(cases)
 }
 
 impl Case {
+    /// Checks that the name and sizes are valid.
     fn check(&self) -> Result<()> {
-        let named = !self.name.is_empty() && self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        ensure!(named, "name: expected letters, digits and dashes");
+        let is_valid_name = !self.name.is_empty() && self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        ensure!(is_valid_name, "name: expected letters, digits and dashes");
         for (size, what) in [
             (self.input, "input"),
             (self.hidden, "hidden"),
@@ -116,36 +125,30 @@ impl Case {
             (self.seq, "seq"),
             (self.layers, "layers"),
         ] {
-            ensure!((1..=MAX).contains(&size), "{what}: expected 1 to {MAX}, got {size}");
+            ensure!((1..=MAX_SIZE).contains(&size), "{what}: expected 1 to {MAX_SIZE}, got {size}");
         }
         if self.kind == Kind::Step {
-            ensure!(self.seq == 1, "seq: expected 1, since one step of a stream is timed, got {}", self.seq);
-            ensure!(!self.bidir, "bidir: expected false, since a stream walks forward");
+            ensure!(self.seq == 1, "seq: expected 1 for kind `step`, got {}", self.seq);
+            ensure!(!self.bidir, "bidir: expected false for kind `step`, because streams run forward only");
         }
         Ok(self.config().validate()?)
     }
 
-    /// The model's configuration.
+    /// Configuration of the model.
     pub fn config(&self) -> LstmConfig {
-        let cell = match self.cell {
-            Cell::Fused => CellKind::Fused,
-            Cell::Unfused => CellKind::Unfused,
-            Cell::Dense => CellKind::PeepholeDense,
-            Cell::Diagonal => CellKind::PeepholeDiagonal,
-        };
-        let config = LstmConfig::new(self.input, self.hidden).layers(self.layers).cell(cell);
+        let config = LstmConfig::new(self.input, self.hidden).layers(self.layers).cell(self.cell);
         if self.bidir { config.bidirectional() } else { config }
     }
 
-    /// The model's weights, the same at every call.
+    /// Weights of the model, identical in every call.
     ///
     /// # Errors
-    /// What [`Init::default`] or the configuration refuses.
+    /// As [`Weights::init`].
     pub fn weights(&self) -> lstm_core::Result<Weights> {
         Weights::init(self.config(), &Init::default(), 1)
     }
 
-    /// The input, `(steps, batch, input)`, in -1 to 1; the same at every call.
+    /// Input of shape `(steps, batch, input)` with values from -1 to 1, identical in every call.
     pub fn x(&self) -> Array3<f32> {
         let mut seed = 1u32;
         Array3::from_shape_simple_fn((self.seq, self.batch, self.input), || {
@@ -154,8 +157,8 @@ impl Case {
         })
     }
 
-    /// Steps of all sequences together.
-    pub fn steps(&self) -> usize {
+    /// Total number of steps of all sequences.
+    pub fn total_steps(&self) -> usize {
         self.seq * self.batch
     }
 }
@@ -165,18 +168,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_that_is_compiled_in_is_well_formed() {
+    fn built_in_table_is_valid_and_complete() {
         let cases = load(None).unwrap();
         for kind in [Kind::Step, Kind::Forward, Kind::Train] {
             assert!(cases.iter().any(|case| case.kind == kind), "{kind:?}");
         }
-        for cell in [Cell::Fused, Cell::Unfused, Cell::Dense, Cell::Diagonal] {
+        for cell in CellKind::ALL {
             assert!(cases.iter().any(|case| case.cell == cell), "{cell:?}");
         }
     }
 
     #[test]
-    fn what_is_wrong_with_a_table_is_named() {
+    fn rejects_invalid_tables() {
         let case = |name: &str, rest: &str| {
             format!(
                 r#"{{"name":"{name}","kind":"step","input":1,"hidden":2,"batch":1,"layers":1,"bidir":false{rest}}}"#
@@ -188,10 +191,13 @@ mod tests {
             (format!("[{}]", case("a", "")), "missing field `seq`"),
             (format!("[{}]", case("a", r#","seq":1,"depth":2"#)), "unknown field `depth`"),
             (format!("[{}]", case("a", r#","seq":0"#)), "seq: expected 1 to 65536, got 0"),
-            (format!("[{}]", case("a", r#","seq":2"#)), "seq: expected 1, since"),
+            (format!("[{}]", case("a", r#","seq":2"#)), "seq: expected 1 for kind"),
             (format!("[{}]", case("../a", r#","seq":1"#)), "letters, digits and dashes"),
-            (format!("[{0},{0}]", case("a", r#","seq":1"#)), "the name is taken"),
-            (format!("[{}]", case("a", r#","seq":1,"cell":"gru""#)), "unknown variant `gru`"),
+            (format!("[{0},{0}]", case("a", r#","seq":1"#)), "expected a unique name"),
+            (
+                format!("[{}]", case("a", r#","seq":1,"cell":"gru""#)),
+                "expected one of fused, unfused, dense, diagonal, got `gru`",
+            ),
         ] {
             let error = format!("{:#}", parse(&text).unwrap_err());
             assert!(error.contains(want), "{error}");

@@ -1,4 +1,4 @@
-//! A case on a backend: what one run of it is.
+//! Prepares cases on a backend and runs them.
 
 use std::fmt::Debug;
 
@@ -7,39 +7,40 @@ use lstm_core::{Backend, Checkpointing, Input, Lstm, Param, Stream, ndarray::Arr
 
 use crate::case::{Case, Kind};
 
-/// A case that is ready to run, whatever runs it.
+/// A prepared case that can be run repeatedly, on a backend or by another library.
 pub trait Run {
-    /// Runs it once and waits until the results are on the host.
+    /// Runs the case once and waits until the results are on the host.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// If the device or library fails.
     fn run(&mut self) -> Result<()>;
 
-    /// What is compared between those who run it. Forward: the outputs, time-major. Train: these, then the gradient of the
-    /// first layer's recurrent weights. Step: the output of the third step from zero state, each with the same input.
+    /// Computes the values that are compared between backends and libraries. [`Kind::Forward`]: the outputs, time-major.
+    /// [`Kind::Train`]: the outputs, followed by the gradient of the first layer's recurrent weights. [`Kind::Step`]: the
+    /// output after [`STREAM_STEPS`] steps from zero state, all with the same input.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// If the device or library fails.
     fn output(&mut self) -> Result<Vec<f32>>;
 }
 
-/// Steps of a stream before its output is compared: with one, the state would not matter.
+/// Number of steps of a stream before its output is compared. After one step, the output would not depend on the state.
 pub const STREAM_STEPS: usize = 3;
 
-/// A device that is open.
+/// An opened device of any backend.
 pub trait Device {
-    /// Which device it is, and how it is used.
-    fn about(&self) -> String;
+    /// Human-readable description of the device and its settings.
+    fn description(&self) -> String;
 
-    /// Brings a case's model and input to it.
+    /// Loads the model of a case onto the device.
     ///
     /// # Errors
-    /// What the device refuses.
+    /// If the device fails.
     fn prepare(&self, case: &Case) -> Result<Box<dyn Run>>;
 }
 
 impl<B: Backend + Debug + 'static> Device for B {
-    fn about(&self) -> String {
+    fn description(&self) -> String {
         format!("{self:?}")
     }
 
@@ -64,19 +65,19 @@ struct Forward<B: Backend> {
 }
 
 impl<B: Backend> Forward<B> {
-    fn pass(&self) -> Result<Array3<f32>> {
+    fn forward(&self) -> Result<Array3<f32>> {
         Ok(self.lstm.forward(Input::from(&self.x).time_major())?.0)
     }
 }
 
 impl<B: Backend> Run for Forward<B> {
     fn run(&mut self) -> Result<()> {
-        std::hint::black_box(self.pass()?);
+        std::hint::black_box(self.forward()?);
         Ok(())
     }
 
     fn output(&mut self) -> Result<Vec<f32>> {
-        Ok(self.pass()?.iter().copied().collect())
+        Ok(self.forward()?.iter().copied().collect())
     }
 }
 
@@ -86,8 +87,8 @@ struct Train<B: Backend> {
 }
 
 impl<B: Backend> Train<B> {
-    /// Outputs and gradients of the mean of squares.
-    fn pass(&self) -> Result<(Array3<f32>, lstm_core::Gradients)> {
+    /// Returns the outputs, and the gradients of the mean of their squares.
+    fn forward_backward(&self) -> Result<(Array3<f32>, lstm_core::Gradients)> {
         let pass = self.lstm.forward_train(Input::from(&self.x).time_major(), Checkpointing::Everything)?;
         let n = pass.y.len() as f32;
         std::hint::black_box(pass.y.iter().map(|v| v * v).sum::<f32>() / n);
@@ -98,12 +99,12 @@ impl<B: Backend> Train<B> {
 
 impl<B: Backend> Run for Train<B> {
     fn run(&mut self) -> Result<()> {
-        std::hint::black_box(self.pass()?);
+        std::hint::black_box(self.forward_backward()?);
         Ok(())
     }
 
     fn output(&mut self) -> Result<Vec<f32>> {
-        let (y, gradients) = self.pass()?;
+        let (y, gradients) = self.forward_backward()?;
         let recurrent = gradients.weights.layers()[0].get(Param::WeightHh);
         Ok(y.iter().chain(recurrent.into_iter().flatten()).copied().collect())
     }

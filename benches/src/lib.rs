@@ -1,15 +1,17 @@
-//! Times of one table of cases, on every backend and beside other libraries, and reports of them.
+//! Benchmarks of all backends and of other libraries over one table of cases, with reports.
 //!
-//! The conductor (the program `bench`) starts one process for each that is timed and lets them take turns, so that all meet
-//! the same clocks and the same neighbours. It measures the machine itself in the same run: see [`floor`].
+//! The program `bench` starts one worker process for each backend or library. The workers run one after another in rounds,
+//! so that changes of the clock frequency and of the machine's load affect all of them alike. The limits of the machine are
+//! measured in the same run: see [`roofline`].
 
 pub mod backends;
 pub mod case;
 pub mod compare;
-pub mod conductor;
-pub mod floor;
+
 pub mod job;
 pub mod machine;
 pub mod report;
 pub mod results;
+pub mod roofline;
+pub mod runner;
 pub mod worker;

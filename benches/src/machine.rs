@@ -1,35 +1,35 @@
-//! Which machine, compiler and commit a report is of.
+//! Describes the machine, compiler and commit of a run.
 
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-/// Where and with what a report was made.
+/// Machine, compiler and commit of a run.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Machine {
-    /// The CPU's name for itself.
+    /// Model name of the CPU.
     pub cpu: String,
-    /// Cores that the process may use.
+    /// Number of cores available to the process.
     pub cores: usize,
     /// Architecture and operating system.
     pub system: String,
-    /// Instruction sets that matter here and that the CPU has.
+    /// Supported instruction sets, of those that the CPU backend can use.
     pub features: Vec<String>,
-    /// Bytes of the data caches of one core, from the first level on; empty where the system does not tell.
+    /// Sizes of the data caches of one core in bytes, starting with L1; empty if unknown.
     pub caches: Vec<u64>,
-    /// How many processes wanted to run in the minute before; `None` where the system does not tell.
+    /// Load average of the minute before the run; `None` if unknown.
     pub load: Option<f64>,
-    /// `rustc --version`
+    /// Output of `rustc --version`.
     pub rustc: String,
-    /// The commit, with `+` behind it where files differ from it.
+    /// Hash of the commit, followed by `+` if the working tree has changes.
     pub commit: String,
-    /// When, in UTC.
+    /// Date and time of the run in UTC, RFC 3339.
     pub date: String,
 }
 
 impl Machine {
-    /// This one, now. What the system does not tell is said to be unknown.
-    pub fn here() -> Self {
+    /// Describes this machine now.
+    pub fn current() -> Self {
         Machine {
             cpu: cpu().unwrap_or_else(|| "unknown CPU".to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -43,32 +43,34 @@ impl Machine {
         }
     }
 
-    /// Where so many bytes, shared by some threads, are when they are read again and again.
-    pub fn level(&self, bytes: f64, threads: usize) -> String {
-        let each = bytes / threads as f64;
-        match self.caches.iter().position(|&size| each <= size as f64) {
+    /// Name of the smallest cache level, or `memory`, that holds each thread's share of `bytes`.
+    pub fn memory_level(&self, bytes: f64, threads: usize) -> String {
+        let bytes_per_thread = bytes / threads as f64;
+        match self.caches.iter().position(|&size| bytes_per_thread <= size as f64) {
             Some(k) => format!("L{}", k + 1),
             None => "memory".to_owned(),
         }
     }
 }
 
+/// Contents of a text file, if it can be read.
 fn read(path: &str) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-/// What a program prints, if it succeeds.
+/// Standard output of a program, trimmed; `None` if it fails.
 fn output(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// Model name of the CPU.
 fn cpu() -> Option<String> {
     let value = |line: &str| line.split_once(':').map(|(_, value)| value.trim().to_owned());
     let field = |text: &str, key: &str| text.lines().find(|line| line.starts_with(key)).and_then(value);
     if let Some(text) = read("/proc/cpuinfo") {
         let name = field(&text, "model name").or_else(|| field(&text, "CPU part"))?;
-        // Virtual machines often hide the name: family and model still tell.
+        // Virtual machines often hide the model name, but not the family and model numbers.
         let number = |key| field(&text, key).map(|value| format!("{} {value}", key.trim_end()));
         let numbers: Vec<String> = ["cpu family", "model\t"].into_iter().filter_map(number).collect();
         return Some(if numbers.is_empty() { name } else { format!("{name} ({})", numbers.join(", ")) });
@@ -76,6 +78,7 @@ fn cpu() -> Option<String> {
     output("sysctl", &["-n", "machdep.cpu.brand_string"]).or_else(|| std::env::var("PROCESSOR_IDENTIFIER").ok())
 }
 
+/// Supported instruction sets, of those that the CPU backend can use.
 fn features() -> Vec<String> {
     #[cfg(target_arch = "x86_64")]
     let all = [
@@ -93,6 +96,7 @@ fn features() -> Vec<String> {
     all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect()
 }
 
+/// Sizes of the data caches of core 0 in bytes, starting with L1, from Linux's sysfs.
 fn caches() -> Vec<u64> {
     let of = |index: usize| {
         let file = |name: &str| read(&format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{name}"));
@@ -105,6 +109,7 @@ fn caches() -> Vec<u64> {
     levels.into_iter().map(|(_, size)| size).collect()
 }
 
+/// Hash of the current commit, followed by `+` if the working tree has changes.
 fn commit() -> Option<String> {
     let hash = output("git", &["rev-parse", "--short=12", "HEAD"])?;
     let clean = output("git", &["status", "--porcelain"])?.is_empty();

@@ -1,4 +1,4 @@
-//! `results.json`: all that a run measured, and the statistics that every report takes from it.
+//! The results of a run, as stored in `results.json`, and the statistics that reports show.
 
 use std::path::Path;
 
@@ -7,166 +7,173 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     case::Case,
-    floor::{
-        Floor,
-        work::{self, Roofline},
-    },
     machine::Machine,
+    roofline::{
+        MachineLimits,
+        phases::{Bound, Roofline},
+    },
 };
 
-/// The format's version.
+/// Version of the file format.
 pub const VERSION: u32 = 1;
 
-/// A whole run.
+/// Results of a run. Some JSON keys differ from the field names, so that results of older versions can be read.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Results {
-    /// [`VERSION`]
+    /// Version of the file format, [`VERSION`].
     pub version: u32,
-    /// Where.
+    /// Machine, compiler and commit.
     pub machine: Machine,
-    /// Turns that each had.
+    /// Number of rounds.
     pub rounds: usize,
-    /// Seconds of a turn.
+    /// Duration of a subject's runs in one round, in seconds.
     pub seconds: f64,
-    /// The machine's limits, one for each number of threads.
-    pub floors: Vec<Floor>,
-    /// The table.
+    /// Limits of the machine, for each number of threads.
+    #[serde(rename = "floors")]
+    pub limits: Vec<MachineLimits>,
+    /// The table of cases.
     pub cases: Vec<Case>,
-    /// Those that were timed, ours first.
+    /// Backends of this repository, then other libraries.
     pub subjects: Vec<Subject>,
-    /// The times.
+    /// Times of each subject in each case.
     pub times: Vec<Times>,
-    /// The floor of each case under each number of threads.
+    /// Roofline of each case, for each number of threads.
     pub rooflines: Vec<CaseRoofline>,
-    /// What was asked for and not timed.
+    /// Requested subjects and cases that were not timed.
     pub not_run: Vec<NotRun>,
 }
 
-/// One that is timed.
+/// A backend or library that is timed.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Subject {
-    /// Such as `lstm-cpu` or `torch`.
+    /// Name, such as `lstm-cpu` or `torch`.
     pub name: String,
-    /// What it says it is: a version, a device.
-    pub about: String,
+    /// Version of the library, or device of the backend.
+    #[serde(rename = "about")]
+    pub description: String,
     /// Whether it is a backend of this repository.
     pub ours: bool,
-    /// Whether it runs on the CPU's cores, to which the floors apply.
-    pub cores: bool,
+    /// Whether the subject runs on the CPU, to which the rooflines apply.
+    #[serde(rename = "cores")]
+    pub on_cpu: bool,
 }
 
-/// The times of one case.
+/// Times of one case, subject and number of threads.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Times {
-    /// The case's name.
+    /// Name of the case.
     pub case: String,
-    /// The subject's.
+    /// Name of the subject.
     pub subject: String,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
-    /// The median of each turn, in seconds of one run; turns of the same number were beside each other.
-    pub turns_s: Vec<f64>,
-    /// The fastest run.
+    /// Median time of a run in each round, in seconds. Equal indices are the same round for all subjects.
+    #[serde(rename = "turns_s")]
+    pub round_medians_s: Vec<f64>,
+    /// Time of the fastest run in seconds.
     pub min_s: f64,
-    /// Runs in all.
+    /// Total number of timed runs.
     pub runs: usize,
-    /// The largest difference of its outputs from those of the first subject.
+    /// Largest difference of the outputs from those of the first subject.
     pub difference: f64,
 }
 
-/// What was not timed, and why.
+/// A subject, in one or all cases, that was not timed.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct NotRun {
-    /// The subject.
+    /// Name of the subject.
     pub subject: String,
-    /// The case, or `None` where it is all of them.
+    /// Name of the case; `None` for all cases.
     pub case: Option<String>,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
-    /// In words.
+    /// Why it was not timed.
     pub why: String,
 }
 
-/// A case's floor.
+/// Roofline of a case with a number of threads.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct CaseRoofline {
-    /// The case's name.
+    /// Name of the case.
     pub case: String,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
-    /// The floor.
+    /// The roofline.
     pub roofline: Roofline,
 }
 
-/// A middle with the smallest and largest around it.
+/// Median, smallest and largest of some values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// The median.
-    pub mid: f64,
-    /// The smallest.
-    pub low: f64,
-    /// The largest.
-    pub high: f64,
+    pub median: f64,
+    /// The smallest value.
+    pub min: f64,
+    /// The largest value.
+    pub max: f64,
 }
 
 impl Spread {
-    /// Of some values; `None` of none.
+    /// Spread of some values; `None` if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
         let mut all: Vec<f64> = values.into_iter().collect();
         all.sort_by(f64::total_cmp);
-        Some(Spread { mid: quantile(&all, 0.5)?, low: *all.first()?, high: *all.last()? })
+        Some(Spread { median: quantile(&all, 0.5)?, min: *all.first()?, max: *all.last()? })
     }
 }
 
-/// A quantile of ascending values, between two of them in proportion; `None` of none.
-pub fn quantile(ascending: &[f64], part: f64) -> Option<f64> {
-    let at = part * ascending.len().checked_sub(1)? as f64;
-    let (low, high) = (ascending[at.floor() as usize], ascending[at.ceil() as usize]);
-    Some(low + (high - low) * at.fract())
+/// Quantile `fraction` of ascending values, interpolated linearly; `None` if there are no values.
+pub fn quantile(ascending: &[f64], fraction: f64) -> Option<f64> {
+    let index = fraction * ascending.len().checked_sub(1)? as f64;
+    let (low, high) = (ascending[index.floor() as usize], ascending[index.ceil() as usize]);
+    Some(low + (high - low) * index.fract())
 }
 
 impl Results {
-    /// Those with some numbers of threads alone.
+    /// Keeps only the results with the given numbers of threads.
     ///
     /// # Errors
-    /// A number that is not among them.
+    /// If there are no results with one of these numbers of threads.
     pub fn with_threads(mut self, threads: &[usize]) -> Result<Self> {
-        let there: Vec<usize> = self.floors.iter().map(|floor| floor.threads).collect();
-        ensure!(threads.iter().all(|n| there.contains(n)), "expected threads among {there:?}, got {threads:?}");
-        self.floors.retain(|floor| threads.contains(&floor.threads));
+        let available: Vec<usize> = self.limits.iter().map(|limits| limits.threads).collect();
+        ensure!(
+            threads.iter().all(|n| available.contains(n)),
+            "expected numbers of threads among {available:?}, got {threads:?}"
+        );
+        self.limits.retain(|limits| threads.contains(&limits.threads));
         self.times.retain(|times| threads.contains(&times.threads));
         self.rooflines.retain(|case| threads.contains(&case.threads));
-        self.not_run.retain(|missed| threads.contains(&missed.threads));
+        self.not_run.retain(|not_run| threads.contains(&not_run.threads));
         Ok(self)
     }
 }
 
 impl Times {
-    /// The median of the turns' medians, in seconds.
+    /// Median over the rounds, in seconds.
     pub fn median_s(&self) -> f64 {
-        Spread::of(self.turns_s.iter().copied()).map_or(f64::NAN, |spread| spread.mid)
+        Spread::of(self.round_medians_s.iter().copied()).map_or(f64::NAN, |spread| spread.median)
     }
 
-    /// How far apart the turns are: the distance between their quartiles, as a part of the median.
+    /// Noise of the rounds: their interquartile range divided by their median.
     pub fn noise(&self) -> f64 {
-        let mut turns = self.turns_s.clone();
-        turns.sort_by(f64::total_cmp);
-        let at = |part| quantile(&turns, part).unwrap_or(f64::NAN);
-        (at(0.75) - at(0.25)) / at(0.5)
+        let mut rounds = self.round_medians_s.clone();
+        rounds.sort_by(f64::total_cmp);
+        let quantile_at = |fraction| quantile(&rounds, fraction).unwrap_or(f64::NAN);
+        (quantile_at(0.75) - quantile_at(0.25)) / quantile_at(0.5)
     }
 
-    /// Its time over that of `ours`, turn by turn.
-    pub fn over(&self, ours: &Times) -> Option<Spread> {
-        Spread::of(self.turns_s.iter().zip(&ours.turns_s).map(|(theirs, ours)| theirs / ours))
+    /// Ratio of this time to that of `base`, round by round.
+    pub fn ratio_to(&self, base: &Times) -> Option<Spread> {
+        Spread::of(self.round_medians_s.iter().zip(&base.round_medians_s).map(|(time, base)| time / base))
     }
 }
 
 impl Results {
-    /// Reads a file of this version.
+    /// Reads results from a file.
     ///
     /// # Errors
-    /// What is wrong with it, and that it is of another version.
+    /// If the file can't be read, is invalid, or has another version.
     pub fn read(path: &Path) -> Result<Self> {
         let name = || path.display().to_string();
         let value: serde_json::Value =
@@ -180,57 +187,59 @@ impl Results {
         serde_json::from_value(value).with_context(name)
     }
 
-    /// The file's text.
+    /// Serializes the results as JSON.
     ///
     /// # Errors
-    /// Numbers that JSON does not have.
+    /// If serialization fails.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// The numbers of threads, ascending.
+    /// Numbers of threads in these results, ascending.
     pub fn threads(&self) -> Vec<usize> {
-        self.floors.iter().map(|floor| floor.threads).collect()
+        self.limits.iter().map(|limits| limits.threads).collect()
     }
 
-    /// The times of a subject in a case.
+    /// Times of a subject in a case.
     pub fn times(&self, case: &str, subject: &str, threads: usize) -> Option<&Times> {
         self.times.iter().find(|t| t.case == case && t.subject == subject && t.threads == threads)
     }
 
-    /// The first of ours that runs on the CPU's cores, or the first of ours: what others are compared with.
+    /// The subject that others are compared with: the first backend of this repository that runs on the CPU, or the first
+    /// one on any device.
     pub fn base(&self) -> Option<&Subject> {
         let mut ours = self.subjects.iter().filter(|subject| subject.ours);
-        ours.clone().find(|subject| subject.cores).or_else(|| ours.next())
+        ours.clone().find(|subject| subject.on_cpu).or_else(|| ours.next())
     }
 
-    /// A case's floor.
+    /// Roofline of a case with a number of threads.
     pub fn roofline(&self, case: &str, threads: usize) -> Option<&Roofline> {
         self.rooflines.iter().find(|r| r.case == case && r.threads == threads).map(|r| &r.roofline)
     }
 
-    /// What part of the time of a subject the floor is; only on the CPU's cores.
-    pub fn fraction(&self, times: &Times) -> Option<f64> {
-        let on_cores = self.subjects.iter().any(|subject| subject.name == times.subject && subject.cores);
-        let roofline = self.roofline(&times.case, times.threads).filter(|_| on_cores)?;
+    /// Roofline time divided by measured time; `None` for subjects that do not run on the CPU.
+    pub fn roofline_fraction(&self, times: &Times) -> Option<f64> {
+        let on_cpu = self.subjects.iter().any(|subject| subject.name == times.subject && subject.on_cpu);
+        let roofline = self.roofline(&times.case, times.threads).filter(|_| on_cpu)?;
         Some(roofline.seconds / times.median_s())
     }
 
-    /// What holds a case back, in words.
-    pub fn bound(&self, roofline: &Roofline, threads: usize) -> String {
+    /// Resource that bounds a case, in words.
+    pub fn describe_bound(&self, roofline: &Roofline, threads: usize) -> String {
         match roofline.bound {
-            work::Bound::Compute => "compute".to_owned(),
-            work::Bound::Latency => "latency".to_owned(),
-            work::Bound::Bandwidth => format!("{} bandwidth", self.machine.level(roofline.working_set, threads)),
+            Bound::Compute => "compute".to_owned(),
+            Bound::Latency => "latency".to_owned(),
+            Bound::Bandwidth => format!("{} bandwidth", self.machine.memory_level(roofline.working_set, threads)),
         }
     }
 
-    /// One JSON line for each time, as `peers.py` of the first measurements wrote them.
-    pub fn lines(&self) -> Vec<String> {
-        let about = |name: &str| self.subjects.iter().find(|s| s.name == name && !s.ours).map(|s| s.about.clone());
+    /// Times as JSON lines, one for each case, subject and number of threads.
+    pub fn json_lines(&self) -> Vec<String> {
+        let description =
+            |name: &str| self.subjects.iter().find(|s| s.name == name && !s.ours).map(|s| s.description.clone());
         let line = |t: &Times| {
             serde_json::json!({
-                "case": t.case, "peer": about(&t.subject).unwrap_or_else(|| t.subject.clone()), "threads": t.threads,
+                "case": t.case, "peer": description(&t.subject).unwrap_or_else(|| t.subject.clone()), "threads": t.threads,
                 "median_s": t.median_s(), "runs": t.runs,
             })
             .to_string()
@@ -244,12 +253,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians_and_spreads() {
-        let times = |turns: &[f64]| Times {
+    fn medians_noise_and_ratios() {
+        let times = |rounds: &[f64]| Times {
             case: String::new(),
             subject: String::new(),
             threads: 1,
-            turns_s: turns.to_vec(),
+            round_medians_s: rounds.to_vec(),
             min_s: 1.0,
             runs: 1,
             difference: 0.0,
@@ -257,8 +266,8 @@ mod tests {
         let (ours, theirs) = (times(&[1.0, 4.0, 2.0]), times(&[2.0, 4.0, 6.0]));
         assert_eq!(ours.median_s(), 2.0);
         assert_eq!(ours.noise(), 0.75);
-        // Turn by turn, not the best of one with the worst of the other.
-        assert_eq!(theirs.over(&ours), Some(Spread { mid: 2.0, low: 1.0, high: 3.0 }));
-        assert_eq!(times(&[]).over(&ours), None);
+        // Ratios are taken within a round.
+        assert_eq!(theirs.ratio_to(&ours), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(times(&[]).ratio_to(&ours), None);
     }
 }

@@ -1,5 +1,5 @@
-//! The other end of the conductor: a process that prepares cases and times turns of them, as lines on its standard input
-//! ask it to. `peers.py` speaks the same lines.
+//! A worker process: prepares and times cases. It reads one JSON [`Request`] per line from standard input and writes one
+//! JSON [`Reply`] per line to standard output. `peers.py` implements the same protocol.
 
 use std::{
     io::{BufRead, Write},
@@ -12,127 +12,131 @@ use serde::{Deserialize, Serialize};
 
 use crate::{case::Case, job::Run};
 
-/// What a line asks for.
+/// A request to a worker.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Request {
-    /// Prepares a case, runs it once, and writes [`Run::output`] to a file as little-endian f32.
+    /// Prepare a case, run it once, and write [`Run::output`] to a file as little-endian f32.
     Prepare {
-        /// The case.
+        /// The case to prepare.
         case: Case,
-        /// Where its `weights.safetensors` (PyTorch's names, and the input `x`) and `model.onnx` are, if it has them.
+        /// Directory with the case's `weights.safetensors` (PyTorch's tensor names, and the input `x`) and `model.onnx`.
+        /// PyTorch's weights or the ONNX model are missing if the format has no such cell.
         dir: PathBuf,
-        /// Where the output goes.
+        /// File to write the output to.
         output: PathBuf,
     },
-    /// Times runs of the prepared case for about so many seconds.
+    /// Time runs of the prepared case.
     Run {
-        /// At least one run is made.
+        /// Approximate duration in seconds. At least one run is timed.
         seconds: f64,
     },
 }
 
-/// The line that answers it. Before any request a worker says that it is ready, or that it cannot run.
+/// A reply of a worker. Before the first request, a worker sends `Ready` or `Cannot`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reply {
-    /// What it is: a library and its version, a device.
+    /// The worker is ready. Holds the library and its version, or the device.
     Ready(String),
-    /// The case is prepared and the output written.
+    /// The case is prepared, and its output is written.
     Prepared,
-    /// Why that can't be done.
+    /// The request failed, or the worker can't run at all. Holds the reason.
     Cannot(String),
-    /// How long runs took.
-    Timed(Turn),
+    /// Times of the prepared case.
+    Timed(RunTimes),
 }
 
-/// The runs of one turn.
+/// Times of the runs in one round.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
-pub struct Turn {
-    /// The median of one run's seconds.
+pub struct RunTimes {
+    /// Median time of a run in seconds.
     pub median_s: f64,
-    /// The fastest.
+    /// Time of the fastest run in seconds.
     pub min_s: f64,
-    /// How many were timed.
+    /// Number of timed runs.
     pub runs: usize,
 }
 
-/// Answers requests until standard input ends. `prepare` brings a case to what is timed.
+/// Serves requests until the end of standard input. `ready` is the description for [`Reply::Ready`], or the reason for
+/// [`Reply::Cannot`]. `prepare` prepares a case, given the directory with its files.
 ///
 /// # Errors
-/// A line that is no request, or a pipe that broke; what can't be run is an answer, not an error.
+/// If a line is not a valid request or a pipe is closed. A case that can't be run is a reply, not an error.
 pub fn serve(ready: Result<String>, mut prepare: impl FnMut(&Case, &Path) -> Result<Box<dyn Run>>) -> Result<()> {
     let cannot =
         |error: anyhow::Error| Reply::Cannot(format!("{error:#}").lines().next().unwrap_or_default().to_owned());
     let failed = ready.is_err();
-    answer(&ready.map_or_else(cannot, Reply::Ready))?;
+    send(&ready.map_or_else(cannot, Reply::Ready))?;
     if failed {
         return Ok(());
     }
-    let mut job: Option<Box<dyn Run>> = None;
+    let mut prepared_case: Option<Box<dyn Run>> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
-        let request = serde_json::from_str(&line).with_context(|| format!("not a request: {line}"))?;
+        let request = serde_json::from_str(&line).with_context(|| format!("expected a request, got: {line}"))?;
         let reply = match request {
             Request::Prepare { case, dir, output } => {
-                job = None;
+                prepared_case = None;
                 let prepared = prepare(&case, &dir).and_then(|mut run| {
                     let values = run.output()?;
                     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
                     std::fs::write(&output, bytes).with_context(|| output.display().to_string())?;
                     Ok(run)
                 });
-                prepared.map(|run| job = Some(run)).map_or_else(cannot, |()| Reply::Prepared)
+                prepared.map(|run| prepared_case = Some(run)).map_or_else(cannot, |()| Reply::Prepared)
             }
-            Request::Run { seconds } => match &mut job {
+            Request::Run { seconds } => match &mut prepared_case {
                 Some(run) => time(run.as_mut(), seconds).map_or_else(cannot, Reply::Timed),
                 None => Reply::Cannot("no case is prepared".to_owned()),
             },
         };
-        answer(&reply)?;
+        send(&reply)?;
     }
     Ok(())
 }
 
-fn answer(reply: &Reply) -> Result<()> {
+/// Writes a reply to standard output.
+fn send(reply: &Reply) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(reply)?)?;
     Ok(out.flush()?)
 }
 
-/// What is shorter is timed several runs at once, since reading a clock takes 20 to 50 ns.
-const SAMPLE: f64 = 1e-4;
+/// Least duration of a sample in seconds. Several short runs are timed as one sample, because reading the clock takes 20 to
+/// 50 ns.
+const MIN_SAMPLE: f64 = 1e-4;
 
-/// Times runs for about `seconds`, after a tenth of that to warm up.
+/// Times runs for about `seconds`, after a warm-up of a tenth of that.
 ///
 /// # Errors
-/// A time that is none, or what the run refuses.
-pub fn time(run: &mut dyn Run, seconds: f64) -> Result<Turn> {
+/// If `seconds` is not from 0 to 3600, or if a run fails.
+pub fn time(run: &mut dyn Run, seconds: f64) -> Result<RunTimes> {
     ensure!((0.0..3600.0).contains(&seconds), "seconds: expected 0 to 3600, got {seconds}");
-    let (start, mut calls) = (Instant::now(), 0u32);
-    while calls == 0 || start.elapsed().as_secs_f64() < seconds / 10.0 {
+    let (start, mut warm_up_runs) = (Instant::now(), 0u32);
+    while warm_up_runs == 0 || start.elapsed().as_secs_f64() < seconds / 10.0 {
         run.run()?;
-        calls += 1;
+        warm_up_runs += 1;
     }
-    let each = start.elapsed().as_secs_f64() / f64::from(calls);
-    let together = (SAMPLE / each).ceil().clamp(1.0, 1e6) as u32;
+    let seconds_per_run = start.elapsed().as_secs_f64() / f64::from(warm_up_runs);
+    let runs_per_sample = (MIN_SAMPLE / seconds_per_run).ceil().clamp(1.0, 1e6) as u32;
     let (mut times, start) = (Vec::new(), Instant::now());
     while times.is_empty() || start.elapsed() < Duration::from_secs_f64(seconds) {
-        let one = Instant::now();
-        for _ in 0..together {
+        let sample_start = Instant::now();
+        for _ in 0..runs_per_sample {
             run.run()?;
         }
-        times.push(one.elapsed().as_secs_f64() / f64::from(together));
+        times.push(sample_start.elapsed().as_secs_f64() / f64::from(runs_per_sample));
     }
     times.sort_by(f64::total_cmp);
-    Ok(Turn { median_s: times[times.len() / 2], min_s: times[0], runs: times.len() * together as usize })
+    Ok(RunTimes { median_s: times[times.len() / 2], min_s: times[0], runs: times.len() * runs_per_sample as usize })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A run that takes a known time.
+    /// A run that sleeps for a given time.
     struct Sleep(Duration);
 
     impl Run for Sleep {
@@ -147,11 +151,11 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_times_one_run_however_many_are_timed_together() {
+    fn times_are_per_run_for_any_sample_size() {
         for (sleep, seconds) in [(Duration::from_millis(3), 0.0), (Duration::from_micros(20), 0.02)] {
-            let turn = time(&mut Sleep(sleep), seconds).unwrap();
-            assert!(turn.min_s >= sleep.as_secs_f64() && turn.min_s <= turn.median_s, "{turn:?}");
-            assert!(turn.median_s < 0.1, "{turn:?}");
+            let times = time(&mut Sleep(sleep), seconds).unwrap();
+            assert!(times.min_s >= sleep.as_secs_f64() && times.min_s <= times.median_s, "{times:?}");
+            assert!(times.median_s < 0.1, "{times:?}");
         }
         assert!(time(&mut Sleep(Duration::ZERO), f64::NAN).is_err());
     }

@@ -1,4 +1,4 @@
-//! The whole way: processes, turns, three files, lines, a comparison. Times are not looked at, only that there are some.
+//! Runs the program `bench` with small cases, and checks its files, JSON lines, comparison and errors, but not the times.
 
 use std::{
     path::Path,
@@ -16,6 +16,7 @@ const CASES: &str = r#"[
  {"name":"hidden-8","kind":"forward","input":8,"hidden":8,"batch":2,"seq":4,"layers":1,"bidir":false,"series":"hidden"}
 ]"#;
 
+/// Runs the program `bench` in a directory.
 fn bench(dir: &Path, args: &[&str]) -> Output {
     let out = Command::new(env!("CARGO_BIN_EXE_bench")).args(args).current_dir(dir).output().unwrap();
     eprintln!("{}", String::from_utf8_lossy(&out.stderr));
@@ -23,10 +24,10 @@ fn bench(dir: &Path, args: &[&str]) -> Output {
 }
 
 #[test]
-fn a_quick_run_writes_what_it_says() {
+fn quick_run_writes_results_and_reports() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("cases.json"), CASES).unwrap();
-    // A peer that can't run is reported, and stops nobody.
+    // A library that can't run is reported and does not stop the run.
     let args = ["--quick", "--cases", "cases.json", "--backends", "cpu", "--threads", "1,2", "--out", "out", "--json"];
     let peers = ["--peers", "torch", "--python", "no-such-python"];
     let run = bench(dir.path(), &[&args[..], &peers].concat());
@@ -37,9 +38,9 @@ fn a_quick_run_writes_what_it_says() {
     assert_eq!((results.cases.len(), results.times.len(), results.rooflines.len()), (6, 12, 12));
     assert_eq!(results.threads(), [1, 2]);
     for times in &results.times {
-        assert_eq!((times.subject.as_str(), times.turns_s.len()), ("lstm-cpu", 2));
+        assert_eq!((times.subject.as_str(), times.round_medians_s.len()), ("lstm-cpu", 2));
         assert!(times.min_s > 0.0 && times.median_s() >= times.min_s && times.runs > 0, "{times:?}");
-        assert!(results.fraction(times).is_some_and(|part| part > 0.0), "{times:?}");
+        assert!(results.roofline_fraction(times).is_some_and(|fraction| fraction > 0.0), "{times:?}");
     }
     assert!(results.not_run.iter().any(|n| n.subject == "torch" && n.why.contains("no-such-python")));
 
@@ -53,43 +54,43 @@ fn a_quick_run_writes_what_it_says() {
     }
 
     let md = std::fs::read_to_string(out.join("report.md")).unwrap();
-    for text in ["## Ours", "## Cells", "## The machine", "| both | 2 | lstm-cpu |", "no-such-python"] {
+    for text in ["## This library", "## Cells", "## Machine limits", "| both | 2 | lstm-cpu |", "no-such-python"] {
         assert!(md.contains(text), "{text} in\n{md}");
     }
     let html = std::fs::read_to_string(out.join("report.html")).unwrap();
-    // Times for each number of threads, parts of the floor, cells, one series for each, the machine.
+    // For each number of threads: times, and times by hidden size. For all of them: roofline fractions, cells, bandwidth.
     assert_eq!(html.matches("<svg").count(), 7, "{html}");
     assert_eq!(html.matches("</table>").count(), 5);
     assert!(!html.contains("<script") && !html.contains("<link") && !html.contains("<img"));
 
-    // The reports again, of one number of threads.
+    // Write the reports again for one number of threads.
     let again = bench(dir.path(), &["--from", "out/results.json", "--threads", "1", "--out", "again"]);
     assert!(again.status.success());
     let again = Results::read(&dir.path().join("again/results.json")).unwrap();
     assert_eq!((again.threads(), again.times.len(), again.rooflines.len()), (vec![1], 6, 6));
     assert!(!bench(dir.path(), &["--from", "out/results.json", "--threads", "3", "--out", "again"]).status.success());
 
-    // An earlier run of a machine ten times as fast, and of one as slow.
-    for (factor, good) in [(0.1, false), (10.0, true)] {
+    // Compare with earlier results that are ten times as fast, and ten times as slow.
+    for (factor, passes) in [(0.1, false), (10.0, true)] {
         let mut old = results.clone();
-        old.times.iter_mut().for_each(|times| times.turns_s.iter_mut().for_each(|s| *s *= factor));
+        old.times.iter_mut().for_each(|times| times.round_medians_s.iter_mut().for_each(|s| *s *= factor));
         std::fs::write(dir.path().join("old.json"), old.to_json().unwrap()).unwrap();
-        // Noise is taken from the turns: with two of them, one that was disturbed would be all of it.
+        // With only two rounds, one disturbed round would dominate the noise.
         let run =
             bench(dir.path(), &[&args[..], &["--only", "step", "--compare", "old.json", "--rounds", "5"]].concat());
-        assert_eq!(run.status.code(), Some(if good { 0 } else { 1 }));
+        assert_eq!(run.status.code(), Some(if passes { 0 } else { 1 }));
     }
 }
 
 #[test]
-fn what_can_t_be_is_an_error_before_anything_is_timed() {
+fn rejects_invalid_arguments_before_timing() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("bad.json"), "[{}]").unwrap();
     std::fs::write(dir.path().join("old.json"), r#"{"version":0}"#).unwrap();
     for (args, want) in [
         (&["--cases", "none.json"][..], "none.json"),
         (&["--cases", "bad.json"], "missing field `name`"),
-        (&["--only", "nothing"], "no case's name contains `nothing`"),
+        (&["--only", "nothing"], "no case has a name that contains `nothing`"),
         (&["--threads", "0"], "expected 1 to 1024"),
         (&["--rounds", "0"], "expected 1 to 1000"),
         (&["--seconds", "NaN"], "expected 0 to 600"),

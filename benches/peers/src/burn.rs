@@ -1,4 +1,4 @@
-//! burn, on any of its backends: four gates with a product each, batch-first.
+//! burn on any of its backends. It runs batch-first inputs, with a separate product for each gate.
 
 use std::path::Path;
 
@@ -14,33 +14,35 @@ use lstm_benches::{
     job::{Run, STREAM_STEPS},
 };
 
-use crate::{Model, swap};
+use crate::{Model, swap_axes};
 
+/// A case prepared with burn.
 struct Burn<B: Backend> {
     kind: Kind,
     device: B::Device,
     train: Lstm<Autodiff<B>>,
     infer: Lstm<B>,
-    /// `(batch, steps, input)`
+    /// Input, shape `(batch, steps, input)`.
     x: Tensor<B, 3>,
     state: Option<LstmState<B, 2>>,
 }
 
+/// Prepares a case with burn.
 pub(crate) fn prepare<B: Backend + 'static>(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
     let model = Model::one_layer(case, dir)?;
     let device = B::Device::default();
     let mut train = LstmConfig::new(case.input, case.hidden, true).init::<Autodiff<B>>(&device);
     let Lstm { input_gate, forget_gate, cell_gate, output_gate, .. } = &mut train;
     for (k, gate) in [input_gate, forget_gate, cell_gate, output_gate].into_iter().enumerate() {
-        set(gate, &model, k, case.hidden, &device)?;
+        set_gate(gate, &model, k, case.hidden, &device)?;
     }
-    let x = swap(&model.x.data, [case.seq, case.batch, case.input]);
+    let x = swap_axes(&model.x.data, [case.seq, case.batch, case.input]);
     let x = Tensor::from_data(TensorData::new(x, [case.batch, case.seq, case.input]), &device);
     Ok(Box::new(Burn { kind: case.kind, infer: train.valid(), train, device, x, state: None }))
 }
 
-/// Gives a gate its rows of PyTorch's matrices, which burn has transposed.
-fn set<B: Backend>(
+/// Sets the weights and biases of gate `k` from PyTorch's matrices, which are the transposes of burn's.
+fn set_gate<B: Backend>(
     gate: &mut GateController<B>,
     model: &Model,
     k: usize,
@@ -60,18 +62,19 @@ fn set<B: Backend>(
     Ok(())
 }
 
+/// Downloads the values of a tensor.
 fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Result<Vec<f32>> {
     tensor.into_data().to_vec().map_err(|error| anyhow!("{error:?}"))
 }
 
 impl<B: Backend> Burn<B> {
-    /// Outputs, and the recurrent weights' gradients, when all of it is done.
-    fn backward(&self) -> Result<(Tensor<B, 3>, [Tensor<B, 2>; 4])> {
+    /// Outputs, and gradients of the recurrent weights of each gate. Waits until the device is done.
+    fn forward_backward(&self) -> Result<(Tensor<B, 3>, [Tensor<B, 2>; 4])> {
         let (y, _) = self.train.forward(Tensor::from_inner(self.x.clone()), None);
         let gradients = (y.clone() * y.clone()).mean().backward();
         let Lstm { input_gate, forget_gate, cell_gate, output_gate, .. } = &self.train;
-        let of = |gate: &GateController<Autodiff<B>>| gate.hidden_transform.weight.grad(&gradients);
-        let all = [of(input_gate), of(forget_gate), of(cell_gate), of(output_gate)];
+        let gradient_of = |gate: &GateController<Autodiff<B>>| gate.hidden_transform.weight.grad(&gradients);
+        let all = [gradient_of(input_gate), gradient_of(forget_gate), gradient_of(cell_gate), gradient_of(output_gate)];
         let [Some(i), Some(f), Some(g), Some(o)] = all else { anyhow::bail!("no gradient of the recurrent weights") };
         B::sync(&self.device).map_err(|error| anyhow!("{error:?}"))?;
         Ok((y.inner(), [i, f, g, o]))
@@ -87,7 +90,7 @@ impl<B: Backend> Run for Burn<B> {
                 std::hint::black_box(y.into_data());
             }
             Kind::Forward => drop(std::hint::black_box(self.infer.forward(self.x.clone(), None).0.into_data())),
-            Kind::Train => drop(std::hint::black_box(self.backward()?)),
+            Kind::Train => drop(std::hint::black_box(self.forward_backward()?)),
         }
         Ok(())
     }
@@ -99,11 +102,11 @@ impl<B: Backend> Run for Burn<B> {
                 for _ in 0..STREAM_STEPS {
                     self.run()?;
                 }
-                values(self.state.as_ref().context("a state")?.hidden.clone())?
+                values(self.state.as_ref().context("missing state")?.hidden.clone())?
             }
             Kind::Forward => values(self.infer.forward(self.x.clone(), None).0.swap_dims(0, 1))?,
             Kind::Train => {
-                let (y, gradients) = self.backward()?;
+                let (y, gradients) = self.forward_backward()?;
                 let mut all = values(y.swap_dims(0, 1))?;
                 for gradient in gradients {
                     all.extend(values(gradient.transpose())?);

@@ -1,4 +1,4 @@
-//! candle: one step after the other, batch-first.
+//! candle, which runs batch-first inputs step by step.
 
 use std::path::Path;
 
@@ -13,17 +13,20 @@ use lstm_benches::{
     job::{Run, STREAM_STEPS},
 };
 
-use crate::{Model, swap};
+use crate::{Model, swap_axes};
 
+/// A case prepared with candle.
 struct Candle {
     kind: Kind,
     lstm: LSTM,
+    /// Recurrent weights, for their gradient.
     recurrent: Var,
-    /// `(batch, steps, input)`, or one step's `(batch, input)`.
+    /// Input, shape `(batch, steps, input)`, or `(batch, input)` for a single step.
     x: Tensor,
     state: LSTMState,
 }
 
+/// Prepares a case with candle.
 pub(crate) fn prepare(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
     let model = Model::one_layer(case, dir)?;
     let mut vars = std::collections::HashMap::new();
@@ -34,7 +37,7 @@ pub(crate) fn prepare(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
     let tensors = vars.into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect();
     let builder = VarBuilder::from_tensors(tensors, candle_core::DType::F32, &Device::Cpu);
     let lstm = candle_nn::lstm(case.input, case.hidden, Default::default(), builder)?;
-    let x = swap(&model.x.data, [case.seq, case.batch, case.input]);
+    let x = swap_axes(&model.x.data, [case.seq, case.batch, case.input]);
     let x = match case.kind {
         Kind::Step => Tensor::from_vec(x, (case.batch, case.input), &Device::Cpu)?,
         _ => Tensor::from_vec(x, (case.batch, case.seq, case.input), &Device::Cpu)?,
@@ -44,12 +47,14 @@ pub(crate) fn prepare(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
 }
 
 impl Candle {
-    fn sequence(&self) -> candle_core::Result<Tensor> {
+    /// Outputs of the forward pass, batch-first.
+    fn forward(&self) -> candle_core::Result<Tensor> {
         self.lstm.states_to_tensor(&self.lstm.seq(&self.x)?)
     }
 
-    fn train(&self) -> candle_core::Result<(Tensor, candle_core::backprop::GradStore)> {
-        let y = self.sequence()?;
+    /// Outputs, and gradients of the mean of their squares.
+    fn forward_backward(&self) -> candle_core::Result<(Tensor, candle_core::backprop::GradStore)> {
+        let y = self.forward()?;
         let gradients = y.sqr()?.mean_all()?.backward()?;
         Ok((y, gradients))
     }
@@ -58,13 +63,13 @@ impl Candle {
 impl Run for Candle {
     fn run(&mut self) -> Result<()> {
         match self.kind {
-            // The graph of steps gone by is not kept.
+            // Detached, so that the autodiff graph does not grow with every step.
             Kind::Step => {
                 let next = self.lstm.step(&self.x, &self.state)?;
                 self.state = LSTMState::new(next.h().detach(), next.c().detach());
             }
-            Kind::Forward => drop(std::hint::black_box(self.sequence()?)),
-            Kind::Train => drop(std::hint::black_box(self.train()?)),
+            Kind::Forward => drop(std::hint::black_box(self.forward()?)),
+            Kind::Train => drop(std::hint::black_box(self.forward_backward()?)),
         }
         Ok(())
     }
@@ -79,9 +84,9 @@ impl Run for Candle {
                 }
                 self.state.h().flatten_all()?.to_vec1()?
             }
-            Kind::Forward => time_major(&self.sequence()?)?,
+            Kind::Forward => time_major(&self.forward()?)?,
             Kind::Train => {
-                let (y, gradients) = self.train()?;
+                let (y, gradients) = self.forward_backward()?;
                 let recurrent = gradients.get(&self.recurrent).context("no gradient of the recurrent weights")?;
                 [time_major(&y)?, recurrent.flatten_all()?.to_vec1()?].concat()
             }

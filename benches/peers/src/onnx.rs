@@ -1,4 +1,4 @@
-//! rten and tract: libraries that run ONNX files.
+//! rten and tract, which run ONNX models.
 
 use std::path::{Path, PathBuf};
 
@@ -10,14 +10,15 @@ use lstm_benches::{
 
 use crate::Model;
 
-/// A case's file and its input.
+/// Path of the ONNX model of a case, and its input with shape.
 fn open(case: &Case, dir: &Path) -> Result<(PathBuf, Vec<f32>, [usize; 3])> {
-    ensure!(case.kind == Kind::Forward, "it runs whole sequences forward");
+    ensure!(case.kind == Kind::Forward, "the library only runs forward passes over whole sequences");
     let path = dir.join("model.onnx");
-    ensure!(path.exists(), "ONNX has no dense peephole");
+    ensure!(path.exists(), "ONNX has no dense peephole cell");
     Ok((path, Model::open(dir)?.x.data, [case.seq, case.batch, case.input]))
 }
 
+/// A prepared case made of two closures.
 struct Closure<F: FnMut() -> Result<Vec<f32>>, G: FnMut() -> Result<()>> {
     output: F,
     run: G,
@@ -33,6 +34,7 @@ impl<F: FnMut() -> Result<Vec<f32>>, G: FnMut() -> Result<()>> Run for Closure<F
     }
 }
 
+/// Prepares a case with rten.
 pub(crate) fn rten(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
     use rten_tensor::{NdTensor, prelude::*};
 
@@ -40,18 +42,19 @@ pub(crate) fn rten(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
     let model = std::rc::Rc::new(rten::Model::load_file(path).map_err(|error| anyhow!("{error}"))?);
     let (input, y) = (model.node_id("X")?, model.node_id("Y")?);
     let x = NdTensor::from_data(shape, x);
-    let pass = move || {
+    let forward = move || {
         let mut outputs = model.run(vec![(input, x.view().into())], &[y], None)?;
         outputs.pop().context("no output")
     };
-    let again = pass.clone();
+    let forward_only = forward.clone();
     let output = move || {
-        let y: rten_tensor::Tensor<f32> = pass()?.try_into().map_err(|error| anyhow!("{error:?}"))?;
+        let y: rten_tensor::Tensor<f32> = forward()?.try_into().map_err(|error| anyhow!("{error:?}"))?;
         Ok(y.iter().copied().collect())
     };
-    Ok(Box::new(Closure { output, run: move || again().map(|y| drop(std::hint::black_box(y))) }))
+    Ok(Box::new(Closure { output, run: move || forward_only().map(|y| drop(std::hint::black_box(y))) }))
 }
 
+/// Prepares a case with tract.
 pub(crate) fn tract(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
     use tract_onnx::prelude::*;
 
@@ -60,8 +63,8 @@ pub(crate) fn tract(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
     let model = model.with_input_fact(0, f32::fact(shape).into())?.with_outputs_by_name(["Y"])?;
     let model = model.into_optimized()?.into_runnable()?;
     let x = Tensor::from_shape(&shape, &x)?;
-    let pass = move || Ok::<_, anyhow::Error>(model.run(tvec!(x.clone().into()))?.remove(0));
-    let again = pass.clone();
-    let output = move || Ok(pass()?.try_as_plain_ram()?.as_slice::<f32>()?.to_vec());
-    Ok(Box::new(Closure { output, run: move || again().map(|y| drop(std::hint::black_box(y))) }))
+    let forward = move || Ok::<_, anyhow::Error>(model.run(tvec!(x.clone().into()))?.remove(0));
+    let forward_only = forward.clone();
+    let output = move || Ok(forward()?.try_as_plain_ram()?.as_slice::<f32>()?.to_vec());
+    Ok(Box::new(Closure { output, run: move || forward_only().map(|y| drop(std::hint::black_box(y))) }))
 }

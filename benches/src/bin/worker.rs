@@ -1,13 +1,15 @@
-//! `worker BACKEND THREADS`: times cases on one backend, as the conductor asks.
+//! `worker BACKEND THREADS`: times cases on one backend, controlled by the program `bench` through standard input.
 
 use anyhow::{Context, Result};
 use lstm_benches::{backends, worker};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let usage = "expected BACKEND THREADS";
+    let usage = "expected arguments BACKEND THREADS";
     let (name, threads) = (args.next().context(usage)?, args.next().context(usage)?.parse().context(usage)?);
     let opened = backends::open(&name, threads);
-    let about = opened.as_ref().map(|device| device.about()).map_err(|error| anyhow::anyhow!("{error:#}"));
-    worker::serve(about, |case, _| opened.as_ref().expect("ready only if open").prepare(case))
+    let description = opened.as_ref().map(|device| device.description()).map_err(|error| anyhow::anyhow!("{error:#}"));
+    worker::serve(description, |case, _| {
+        opened.as_ref().expect("requests are served only if the device was opened").prepare(case)
+    })
 }

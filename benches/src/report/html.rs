@@ -1,10 +1,11 @@
-//! The report as one HTML file that needs nothing else.
+//! The report as one self-contained HTML file.
 
 use anyhow::Result;
 
-use super::{charts, head, sections, table::escape};
+use super::{charts, heading, sections, table::escape};
 use crate::results::Results;
 
+/// Style sheet of the page.
 const STYLE: &str = "
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff; }
@@ -15,12 +16,12 @@ th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #e5e5
 td:last-child { white-space: normal; }
 ";
 
-/// The page.
+/// Formats the report as an HTML page with charts and tables.
 ///
 /// # Errors
-/// What the charts' library refuses.
+/// If a chart can't be drawn.
 pub fn page(results: &Results) -> Result<String> {
-    let (title, facts) = head(results);
+    let (title, facts) = heading(results);
     let title = escape(&title);
     let mut body = format!("<h1>{title}</h1>\n");
     facts.iter().for_each(|fact| body.push_str(&format!("<p>{}</p>\n", escape(fact))));
@@ -31,8 +32,8 @@ pub fn page(results: &Results) -> Result<String> {
             escape(&chart.caption)
         ));
     }
-    for (heading, about, table) in sections(results).into_iter().filter(|(.., table)| !table.is_empty()) {
-        body.push_str(&format!("<h2>{heading}</h2>\n<p>{}</p>\n{}", escape(about), table.html()));
+    for (section_title, explanation, table) in sections(results).into_iter().filter(|(.., table)| !table.is_empty()) {
+        body.push_str(&format!("<h2>{section_title}</h2>\n<p>{}</p>\n{}", escape(explanation), table.html()));
     }
     Ok(format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\

@@ -1,4 +1,4 @@
-//! Reports of results: tables in Markdown, and a page with charts.
+//! Reports of results: tables in Markdown, and an HTML page with tables and charts.
 
 pub mod charts;
 mod draw;
@@ -7,13 +7,14 @@ pub mod readme;
 pub mod table;
 
 use crate::{
-    case::{Cell, Kind},
+    case::{Case, Kind},
     results::{Results, Spread, Times},
 };
+use lstm_core::CellKind;
 use table::Table;
 
-/// A time with the unit that suits it.
-pub fn time(seconds: f64) -> String {
+/// Formats a time with a suitable unit.
+pub fn format_time(seconds: f64) -> String {
     let (value, unit) = match seconds {
         s if s < 1e-6 => (s * 1e9, "ns"),
         s if s < 1e-3 => (s * 1e6, "us"),
@@ -23,12 +24,12 @@ pub fn time(seconds: f64) -> String {
     format!("{} {unit}", digits(value))
 }
 
-/// How many threads, in words.
-pub fn plural(threads: usize) -> String {
+/// Formats a number of threads, such as `2 threads`.
+pub fn thread_count(threads: usize) -> String {
     if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") }
 }
 
-/// Three digits.
+/// Formats a number with three significant digits.
 fn digits(value: f64) -> String {
     match value.abs() {
         v if v >= 99.95 => format!("{value:.0}"),
@@ -37,13 +38,13 @@ fn digits(value: f64) -> String {
     }
 }
 
-/// A ratio and its spread.
-fn ratio(spread: Spread) -> String {
-    format!("{} ({} to {})", digits(spread.mid), digits(spread.low), digits(spread.high))
+/// Formats the median of ratios, and their range.
+fn format_ratio(spread: Spread) -> String {
+    format!("{} ({} to {})", digits(spread.median), digits(spread.min), digits(spread.max))
 }
 
-/// The title and what is to be known before a figure is read.
-pub fn head(results: &Results) -> (String, Vec<String>) {
+/// Title of the report, and facts about the run.
+pub fn heading(results: &Results) -> (String, Vec<String>) {
     let m = &results.machine;
     let caches: Vec<String> =
         m.caches.iter().enumerate().map(|(k, size)| format!("L{} {} KiB", k + 1, size / 1024)).collect();
@@ -60,42 +61,44 @@ pub fn head(results: &Results) -> (String, Vec<String>) {
             m.date
         ),
         format!(
-            "{} turns of {} each, one after the other; processes that wanted to run in the minute before: {load}.",
+            "{} rounds of {} for each backend and library, one after another. Load average of the minute before: {load}.",
             results.rounds,
-            time(results.seconds)
+            format_time(results.seconds)
         ),
     ];
     (title, facts)
 }
 
-/// All tables, each with its heading and a line that says how to read it.
+/// All tables, each with a title and an explanation.
 pub fn sections(results: &Results) -> Vec<(&'static str, &'static str, Table)> {
     vec![
         (
-            "Ours",
-            "The median over turns of each turn's median run. The floor is what the machine needs for the case's flops and bytes \
-             (below); weights count as read once for the input's product and once a step. GFLOP/s and GB/s are of the products \
-             and the weights.",
-            ours(results),
+            "This library",
+            "Time: the median over rounds of the median run of each round. Roofline: the least time that the machine (below) needs \
+             for the case's flops and bytes; weights count as read once for the input product and once per step. GFLOP/s and \
+             GB/s count the matrix products and the weights only.",
+            this_library(results),
         ),
         (
-            "Beside others",
-            "Another's time over ours, turn by turn: the median, and the smallest and largest. Above 1, we are faster. Outputs \
-             were compared first; \"-\": not timed.",
-            beside(results),
+            "Other libraries",
+            "Time of another library divided by the time of this library in the same round: the median, and the smallest and \
+             largest in parentheses. Above 1, this library is faster. All outputs agree; \"-\" means not timed.",
+            other_libraries(results),
         ),
-        ("Cells", "The time of the fused cell's case over that of the same case with another cell.", cells(results)),
+        ("Cells", "Time of the fused cell divided by the time of another cell in the same case.", cells(results)),
         (
-            "The machine",
-            "Loops run before and after the cases, on as many threads: fused multiply-adds on registers, one that waits for the \
-             one before, and loads from bytes that are walked back and forth (half of each cache; memory: the largest size).",
-            floors(results),
+            "Machine limits",
+            "Measured before and after the cases with the same number of threads: throughput of fused multiply-adds (FMA) on \
+             registers, latency of dependent ones, and bandwidth of reads from working sets of half of each cache's size and, \
+             for memory, of the largest size.",
+            machine_limits(results),
         ),
-        ("Not run", "What was asked for and not timed, and why.", not_run(results)),
+        ("Not run", "Backends, libraries and cases that were not timed, and why.", not_run(results)),
     ]
 }
 
-fn ours(results: &Results) -> Table {
+/// Table of the times of this repository's backends.
+fn this_library(results: &Results) -> Table {
     let mut table = Table::new([
         "case",
         "threads",
@@ -105,27 +108,29 @@ fn ours(results: &Results) -> Table {
         "steps/s",
         "GFLOP/s",
         "GB/s",
-        "floor",
-        "of the floor",
+        "roofline",
+        "% of roofline",
         "bound by",
     ]);
-    for times in results.times.iter().filter(|t| is_ours(results, t)) {
+    for times in results.times.iter().filter(|t| is_backend(results, t)) {
         let Some(case) = results.cases.iter().find(|case| case.name == times.case) else { continue };
         let seconds = times.median_s();
         let mut row = vec![
             times.case.clone(),
             times.threads.to_string(),
             times.subject.clone(),
-            time(seconds),
-            time(times.min_s),
-            si(case.steps() as f64 / seconds),
+            format_time(seconds),
+            format_time(times.min_s),
+            si_prefix(case.total_steps() as f64 / seconds),
         ];
         row.extend(match results.roofline(&times.case, times.threads) {
             Some(r) => [digits(r.flops / seconds * 1e-9), digits(r.bytes / seconds * 1e-9)],
             None => ["-".to_owned(), "-".to_owned()],
         });
-        row.extend(match (results.roofline(&times.case, times.threads), results.fraction(times)) {
-            (Some(r), Some(part)) => [time(r.seconds), percent(part), results.bound(r, times.threads)],
+        row.extend(match (results.roofline(&times.case, times.threads), results.roofline_fraction(times)) {
+            (Some(r), Some(fraction)) => {
+                [format_time(r.seconds), percent(fraction), results.describe_bound(r, times.threads)]
+            }
             _ => ["-".to_owned(), "-".to_owned(), "not measured on this device".to_owned()],
         });
         table.row(row);
@@ -133,15 +138,18 @@ fn ours(results: &Results) -> Table {
     table
 }
 
-fn is_ours(results: &Results, times: &Times) -> bool {
+/// Whether times are those of a backend of this repository.
+fn is_backend(results: &Results, times: &Times) -> bool {
     results.subjects.iter().any(|s| s.ours && s.name == times.subject)
 }
 
-fn percent(part: f64) -> String {
-    format!("{:.0} %", part * 100.0)
+/// Formats a fraction in percent.
+fn percent(fraction: f64) -> String {
+    format!("{:.0} %", fraction * 100.0)
 }
 
-fn si(value: f64) -> String {
+/// Formats a number with the prefix k or M.
+fn si_prefix(value: f64) -> String {
     match value {
         v if v >= 1e6 => format!("{} M", digits(v * 1e-6)),
         v if v >= 1e3 => format!("{} k", digits(v * 1e-3)),
@@ -149,79 +157,89 @@ fn si(value: f64) -> String {
     }
 }
 
-fn beside(results: &Results) -> Table {
+/// Table of other subjects' times relative to the base subject.
+fn other_libraries(results: &Results) -> Table {
     let Some(base) = results.base() else { return Table::new(["case", "threads"]) };
     let others: Vec<_> = results.subjects.iter().filter(|s| s.name != base.name).collect();
-    let mut heads = vec!["case".to_owned(), "threads".to_owned(), base.name.clone()];
-    heads.extend(others.iter().map(|s| if s.ours { s.name.clone() } else { s.about.clone() }));
-    let mut table = Table::new(heads);
-    for (case, threads, ours) in of(results, &base.name) {
-        let mut row = vec![case.to_owned(), threads.to_string(), time(ours.median_s())];
+    let mut columns = vec!["case".to_owned(), "threads".to_owned(), base.name.clone()];
+    columns.extend(others.iter().map(|s| if s.ours { s.name.clone() } else { s.description.clone() }));
+    let mut table = Table::new(columns);
+    for (case, threads, base_times) in times_of(results, &base.name) {
+        let mut row = vec![case.to_owned(), threads.to_string(), format_time(base_times.median_s())];
         row.extend(others.iter().map(|other| {
-            let over = results.times(case, &other.name, threads).and_then(|theirs| theirs.over(ours));
-            over.map_or("-".to_owned(), ratio)
+            let ratio = results.times(case, &other.name, threads).and_then(|times| times.ratio_to(base_times));
+            ratio.map_or("-".to_owned(), format_ratio)
         }));
         table.row(row);
     }
     table
 }
 
-/// A subject's times in the order of threads and cases.
-pub(crate) fn of<'a>(results: &'a Results, subject: &'a str) -> impl Iterator<Item = (&'a str, usize, &'a Times)> {
+/// Times of a subject, ordered by threads, then cases. Yields the case's name, the number of threads and the times.
+fn times_of<'a>(results: &'a Results, subject: &'a str) -> impl Iterator<Item = (&'a str, usize, &'a Times)> {
     results.threads().into_iter().flat_map(move |threads| {
         let times = move |name: &'a str| results.times(name, subject, threads).map(|times| (name, threads, times));
         results.cases.iter().filter_map(move |case| times(&case.name))
     })
 }
 
-/// For each cell but the fused: the case, the same with the fused cell, and the ratio of their times.
+/// For each case whose cell is not the fused one: its name, and the ratio of the time of the same case with the fused cell to
+/// its time.
 pub(crate) fn cell_ratios(results: &Results, subject: &str, threads: usize) -> Vec<(String, Spread)> {
     let mut ratios = Vec::new();
-    for case in results.cases.iter().filter(|case| case.cell != Cell::Fused) {
+    for case in results.cases.iter().filter(|case| case.cell != CellKind::Fused) {
         let fused = results.cases.iter().find(|other| {
-            let mut same = (*other).clone();
-            (same.name, same.cell) = (case.name.clone(), case.cell);
-            other.cell == Cell::Fused && same == *case
+            let mut renamed = (*other).clone();
+            (renamed.name, renamed.cell) = (case.name.clone(), case.cell);
+            other.cell == CellKind::Fused && renamed == *case
         });
         let times = |name: &str| results.times(name, subject, threads);
-        if let Some((mine, fused)) = times(&case.name).zip(fused.and_then(|fused| times(&fused.name))) {
-            ratios.extend(fused.over(mine).map(|spread| (case.name.clone(), spread)));
+        if let Some((this_cell, fused)) = times(&case.name).zip(fused.and_then(|fused| times(&fused.name))) {
+            ratios.extend(fused.ratio_to(this_cell).map(|spread| (case.name.clone(), spread)));
         }
     }
     ratios
 }
 
+/// Table of the fused cell's time relative to other cells.
 fn cells(results: &Results) -> Table {
-    let mut table = Table::new(["case", "threads", "backend", "fused over it"]);
+    let mut table = Table::new(["case", "threads", "backend", "fused / this cell"]);
     for subject in results.subjects.iter().filter(|s| s.ours) {
         for threads in results.threads() {
             for (case, spread) in cell_ratios(results, &subject.name, threads) {
-                table.row([case, threads.to_string(), subject.name.clone(), ratio(spread)]);
+                table.row([case, threads.to_string(), subject.name.clone(), format_ratio(spread)]);
             }
         }
     }
     table
 }
 
-fn floors(results: &Results) -> Table {
+/// Table of the limits of the machine.
+fn machine_limits(results: &Results) -> Table {
     let caches = &results.machine.caches;
-    let mut heads: Vec<String> = ["threads", "loops", "GFLOP/s", "one waits"].map(str::to_owned).to_vec();
-    heads.extend((0..caches.len()).map(|k| format!("L{}, GB/s", k + 1)));
-    heads.push("memory, GB/s".to_owned());
-    let mut table = Table::new(heads);
-    for floor in &results.floors {
-        let mut row =
-            vec![floor.threads.to_string(), floor.isa.clone(), digits(floor.flops * 1e-9), time(floor.latency_s)];
-        row.extend(caches.iter().map(|&size| digits(floor.bandwidth(size as f64 / 2.0 * floor.threads as f64) * 1e-9)));
-        row.push(floor.ladder.last().map_or("-".to_owned(), |last| digits(last.rate * 1e-9)));
+    let mut columns: Vec<String> = ["threads", "instructions", "GFLOP/s", "FMA latency"].map(str::to_owned).to_vec();
+    columns.extend((0..caches.len()).map(|k| format!("L{}, GB/s", k + 1)));
+    columns.push("memory, GB/s".to_owned());
+    let mut table = Table::new(columns);
+    for limits in &results.limits {
+        let mut row = vec![
+            limits.threads.to_string(),
+            limits.isa.clone(),
+            digits(limits.flops_per_s * 1e-9),
+            format_time(limits.latency_s),
+        ];
+        row.extend(
+            caches.iter().map(|&size| digits(limits.bandwidth(size as f64 / 2.0 * limits.threads as f64) * 1e-9)),
+        );
+        row.push(limits.bandwidths.last().map_or("-".to_owned(), |last| digits(last.bytes_per_s * 1e-9)));
         table.row(row);
     }
     table
 }
 
+/// Table of what was not timed, with one row for each subject and reason.
 fn not_run(results: &Results) -> Table {
-    let mut table = Table::new(["who", "threads", "cases", "why"]);
-    // A reason that is the same for several cases is told once.
+    let mut table = Table::new(["backend or library", "threads", "cases", "reason"]);
     let mut reasons: Vec<(&str, &str)> = Vec::new();
     for n in &results.not_run {
         if !reasons.contains(&(&n.subject, &n.why)) {
@@ -229,40 +247,40 @@ fn not_run(results: &Results) -> Table {
         }
     }
     for (subject, why) in reasons {
-        let same = || results.not_run.iter().filter(|n| (n.subject.as_str(), n.why.as_str()) == (subject, why));
-        let once = |all: &mut dyn Iterator<Item = String>| {
-            let mut each: Vec<String> = Vec::new();
-            all.for_each(|one| {
-                if !each.contains(&one) {
-                    each.push(one)
+        let same_reason = || results.not_run.iter().filter(|n| (n.subject.as_str(), n.why.as_str()) == (subject, why));
+        let join_distinct = |all: &mut dyn Iterator<Item = String>| {
+            let mut distinct: Vec<String> = Vec::new();
+            all.for_each(|value| {
+                if !distinct.contains(&value) {
+                    distinct.push(value)
                 }
             });
-            each.join(", ")
+            distinct.join(", ")
         };
-        let threads = once(&mut same().map(|n| n.threads.to_string()));
-        let cases = once(&mut same().map(|n| n.case.clone().unwrap_or("all".to_owned())));
+        let threads = join_distinct(&mut same_reason().map(|n| n.threads.to_string()));
+        let cases = join_distinct(&mut same_reason().map(|n| n.case.clone().unwrap_or("all".to_owned())));
         table.row([subject.to_owned(), threads, cases, why.to_owned()]);
     }
     table
 }
 
-/// The report as Markdown.
+/// Formats the report as Markdown.
 pub fn markdown(results: &Results) -> String {
-    let (title, facts) = head(results);
+    let (title, facts) = heading(results);
     let mut text = format!("# {title}\n\n{}\n", facts.join("\n"));
-    for (heading, about, table) in sections(results).into_iter().filter(|(.., table)| !table.is_empty()) {
-        text.push_str(&format!("\n## {heading}\n\n{about}\n\n{}", table.markdown()));
+    for (section_title, explanation, table) in sections(results).into_iter().filter(|(.., table)| !table.is_empty()) {
+        text.push_str(&format!("\n## {section_title}\n\n{explanation}\n\n{}", table.markdown()));
     }
     text
 }
 
-/// The cases that one table shows first: those of no chart, of the fused cell.
-pub(crate) fn main_cases(results: &Results) -> Vec<&crate::case::Case> {
-    results.cases.iter().filter(|case| case.series.is_none() && case.cell == Cell::Fused).collect()
+/// Main cases: those of the fused cell that belong to no series.
+pub(crate) fn main_cases(results: &Results) -> Vec<&Case> {
+    results.cases.iter().filter(|case| case.series.is_none() && case.cell == CellKind::Fused).collect()
 }
 
-/// What a case is, in a few words.
-pub(crate) fn describe(case: &crate::case::Case) -> String {
+/// Short description of a case.
+pub(crate) fn describe_case(case: &Case) -> String {
     let kind = match case.kind {
         Kind::Step => "one step of a stream",
         Kind::Forward => "forward",

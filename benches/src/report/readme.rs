@@ -1,19 +1,22 @@
-//! The one table of the README, made from the latest of `reports/`.
+//! The table of times in README.md, generated from the latest report in `reports/`.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{describe, digits, main_cases, percent, plural, table::Table, time};
+use super::{describe_case, digits, format_time, main_cases, percent, table::Table, thread_count};
 use crate::results::Results;
 
+/// Marker line before the generated part of README.md.
 const BEGIN: &str = "<!-- made by `cargo xtask bench --readme` from reports/; do not edit -->\n";
+/// Marker line after the generated part of README.md.
 const END: &str = "<!-- end -->\n";
 
-/// The results in the folders of `reports`, latest first, with the folders' names.
+/// Reads the results of all reports in a directory. Returns the name of each report's directory and its results, latest
+/// first.
 ///
 /// # Errors
-/// A folder that can't be read, or results that can't.
+/// If a directory or its `results.json` can't be read.
 pub fn reports(dir: &Path) -> Result<Vec<(String, Results)>> {
     let name = || dir.display().to_string();
     let mut all = Vec::new();
@@ -24,58 +27,65 @@ pub fn reports(dir: &Path) -> Result<Vec<(String, Results)>> {
             all.push((folder, Results::read(&path.join("results.json"))?));
         }
     }
-    // Dates are written so that they sort.
+    // RFC 3339 dates sort as text.
     all.sort_by(|(_, a), (_, b)| b.machine.date.cmp(&a.machine.date));
     Ok(all)
 }
 
-/// The README with the table of the latest report between its markers.
+/// Returns the text of README.md with the part between the markers generated from the latest report.
 ///
 /// # Errors
-/// That there are no reports, or that the markers are not there, once each.
-pub fn readme(text: &str, reports: &[(String, Results)]) -> Result<String> {
-    let (folder, results) = reports.first().context("expected a report in reports/, got none")?;
-    ensure!(text.matches(BEGIN).count() == 1, "expected one line `{}` in the README", BEGIN.trim());
-    let (before, rest) = text.split_once(BEGIN).context("the marker")?;
+/// If there are no reports, or if the text does not have both markers.
+pub fn update(text: &str, reports: &[(String, Results)]) -> Result<String> {
+    let (report_name, results) = reports.first().context("expected a report in reports/, got none")?;
+    ensure!(text.matches(BEGIN).count() == 1, "expected exactly one line `{}` in README.md", BEGIN.trim());
+    let (before, rest) = text.split_once(BEGIN).context("missing marker")?;
     let (_, after) =
-        rest.split_once(END).with_context(|| format!("expected `{}` below the other marker", END.trim()))?;
-    Ok(format!("{before}{BEGIN}\n{}\n{END}{after}", section(folder, results)))
+        rest.split_once(END).with_context(|| format!("expected a line `{}` after the first marker", END.trim()))?;
+    Ok(format!("{before}{BEGIN}\n{}\n{END}{after}", section(report_name, results)))
 }
 
-fn section(folder: &str, results: &Results) -> String {
+/// The generated part of README.md.
+fn section(report_name: &str, results: &Results) -> String {
     let Some(base) = results.base() else { return String::new() };
-    let peers: Vec<_> = results.subjects.iter().filter(|s| !s.ours && s.cores).collect();
+    let peers: Vec<_> = results.subjects.iter().filter(|s| !s.ours && s.on_cpu).collect();
     let threads = results.threads();
-    let mut heads =
-        vec!["case".to_owned(), "what".to_owned(), "threads".to_owned(), base.name.clone(), "of the floor".to_owned()];
-    heads.extend(peers.iter().map(|peer| peer.name.clone()));
-    let mut table = Table::new(heads);
+    let mut columns =
+        ["case", "description", "threads", &base.name, "% of roofline, bound by"].map(str::to_owned).to_vec();
+    columns.extend(peers.iter().map(|peer| peer.name.clone()));
+    let mut table = Table::new(columns);
     for case in main_cases(results) {
         for &threads in &threads {
-            let Some(ours) = results.times(&case.name, &base.name, threads) else { continue };
-            let floor = results.roofline(&case.name, threads).zip(results.fraction(ours));
-            let floor = floor.map(|(r, part)| format!("{}, {}", percent(part), results.bound(r, threads)));
-            let mut row = vec![case.name.clone(), describe(case), threads.to_string(), time(ours.median_s())];
-            row.push(floor.unwrap_or("-".to_owned()));
+            let Some(base_times) = results.times(&case.name, &base.name, threads) else { continue };
+            let roofline = results.roofline(&case.name, threads).zip(results.roofline_fraction(base_times));
+            let roofline =
+                roofline.map(|(r, fraction)| format!("{}, {}", percent(fraction), results.describe_bound(r, threads)));
+            let mut row =
+                vec![case.name.clone(), describe_case(case), threads.to_string(), format_time(base_times.median_s())];
+            row.push(roofline.unwrap_or("-".to_owned()));
             row.extend(peers.iter().map(|peer| {
-                let over = results.times(&case.name, &peer.name, threads).and_then(|theirs| theirs.over(ours));
-                over.map_or("-".to_owned(), |spread| digits(spread.mid))
+                let ratio = results.times(&case.name, &peer.name, threads).and_then(|times| times.ratio_to(base_times));
+                ratio.map_or("-".to_owned(), |spread| digits(spread.median))
             }));
             table.row(row);
         }
     }
-    let abouts: Vec<&str> = peers.iter().map(|peer| peer.about.as_str()).collect();
-    let counts: Vec<String> = threads.iter().map(|&n| plural(n)).collect();
-    let beside = if abouts.is_empty() {
+    let versions: Vec<&str> = peers.iter().map(|peer| peer.description.as_str()).collect();
+    let counts: Vec<String> = threads.iter().map(|&n| thread_count(n)).collect();
+    let others = if versions.is_empty() {
         String::new()
     } else {
-        format!(" Columns of others: their time over ours ({}); above 1, we are faster.", abouts.join(", "))
+        format!(
+            " Columns of other libraries ({}): their time divided by the time of {}; above 1, this library is faster.",
+            versions.join(", "),
+            base.name
+        )
     };
-    // A busy machine's figures are worth less.
-    let load = results.machine.load.map_or(String::new(), |load| format!(" (load before: {load:.1})"));
+    // The load average shows whether other programs may have disturbed the times.
+    let load = results.machine.load.map_or(String::new(), |load| format!(" (load average before: {load:.1})"));
     format!(
-        "{}, {}, {}{load}. \"Of the floor\": which part of the time the machine needs at least for the case's flops and bytes, and \
-         what bounds it.{beside} Spreads, charts and other cases: [reports/{folder}](reports/{folder}/report.md).\n\n{}",
+        "{}, {}, {}{load}. Percent of roofline: the least time that this machine needs for the case's flops and bytes, divided by \
+         the measured time.{others} Ranges, charts and other cases: [reports/{report_name}](reports/{report_name}/report.md).\n\n{}",
         results.machine.cpu,
         counts.join(" and "),
         results.machine.date.split('T').next().unwrap_or_default(),
@@ -88,17 +98,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn markers_are_needed() {
-        let error = |text: &str, reports: &[(String, Results)]| readme(text, reports).unwrap_err().to_string();
+    fn rejects_missing_reports_and_markers() {
+        let error = |text: &str, reports: &[(String, Results)]| update(text, reports).unwrap_err().to_string();
         assert!(error("", &[]).contains("expected a report"));
     }
 
-    /// What stands in the README is what the latest report says.
     #[test]
-    fn the_readme_is_up_to_date() {
+    fn readme_is_up_to_date() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let text = std::fs::read_to_string(root.join("README.md")).unwrap();
-        let made = readme(&text, &reports(&root.join("reports")).unwrap()).unwrap();
-        assert!(made == text, "README.md is not what `cargo xtask bench --readme` makes of reports/: run it");
+        let updated = update(&text, &reports(&root.join("reports")).unwrap()).unwrap();
+        assert!(updated == text, "the table in README.md is out of date: run `cargo xtask bench --readme`");
     }
 }

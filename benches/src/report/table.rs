@@ -1,41 +1,41 @@
-//! A table, in Markdown and in HTML.
+//! Text tables, formatted as Markdown or HTML.
 
-/// Rows of text below a head.
+/// A table of text cells with a header row.
 #[derive(Clone, Debug)]
 pub struct Table {
-    head: Vec<String>,
+    header: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// Without rows.
-    pub fn new<S: Into<String>>(head: impl IntoIterator<Item = S>) -> Self {
-        Table { head: head.into_iter().map(Into::into).collect(), rows: Vec::new() }
+    /// Creates a table without rows.
+    pub fn new<S: Into<String>>(header: impl IntoIterator<Item = S>) -> Self {
+        Table { header: header.into_iter().map(Into::into).collect(), rows: Vec::new() }
     }
 
-    /// Adds a row of as many cells as the head has.
+    /// Adds a row, which must have as many cells as the header.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         let row: Vec<String> = cells.into_iter().collect();
-        debug_assert_eq!(row.len(), self.head.len());
+        debug_assert_eq!(row.len(), self.header.len());
         self.rows.push(row);
     }
 
-    /// Whether it has no rows.
+    /// Whether the table has no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// In Markdown.
+    /// Formats the table as Markdown.
     pub fn markdown(&self) -> String {
         let line = |cells: &[String]| {
             let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")).collect();
             format!("| {} |\n", cells.join(" | "))
         };
-        let rule = format!("|{}\n", "---|".repeat(self.head.len()));
-        [line(&self.head), rule].into_iter().chain(self.rows.iter().map(|row| line(row))).collect()
+        let separator = format!("|{}\n", "---|".repeat(self.header.len()));
+        [line(&self.header), separator].into_iter().chain(self.rows.iter().map(|row| line(row))).collect()
     }
 
-    /// In HTML.
+    /// Formats the table as HTML.
     pub fn html(&self) -> String {
         let line = |tag: &str, cells: &[String]| {
             let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
@@ -44,12 +44,12 @@ impl Table {
         let rows: String = self.rows.iter().map(|row| line("td", row)).collect();
         format!(
             "<div class=\"wide\"><table>\n<thead>{}</thead>\n<tbody>{rows}</tbody>\n</table></div>\n",
-            line("th", &self.head)
+            line("th", &self.header)
         )
     }
 }
 
-/// Text that stands for itself in HTML.
+/// Escapes text for HTML.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cells_stay_cells() {
+    fn special_characters_are_escaped() {
         let mut table = Table::new(["a", "b"]);
         assert!(table.is_empty());
         table.row(["x|y".to_owned(), "<1 & 2>".to_owned()]);

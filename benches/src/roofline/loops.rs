@@ -1,50 +1,51 @@
-//! Loops that do nothing but fused multiply-adds or loads, once for each vector type, with the operations kept apart far
-//! enough that neither latency nor the compiler is in the way.
+//! Microbenchmark loops of fused multiply-adds and loads, for each vector type. The throughput loops have enough independent
+//! operations to hide latency, and `black_box` keeps the compiler from removing them.
 
 /// The loops of one instruction set.
 #[derive(Clone, Copy)]
 pub(super) struct Loops {
-    /// The instruction set.
+    /// Name of the instruction set.
     pub(super) name: &'static str,
-    /// Independent multiply-adds on registers; returns how many flops they were.
-    pub(super) peak: fn() -> f64,
-    /// Multiply-adds of which each waits for the one before; returns how many there were.
-    pub(super) chain: fn() -> f64,
-    /// A loop over so many bytes, walked back and forth, one load to one multiply-add; `None` if there is not the memory.
+    /// Runs independent multiply-adds on registers and returns their number of flops.
+    pub(super) throughput: fn() -> f64,
+    /// Runs a chain of multiply-adds, each dependent on the one before, and returns their number.
+    pub(super) latency: fn() -> f64,
+    /// Creates a loop over a buffer of the given size in bytes, read alternately forward and backward, with one load per
+    /// multiply-add. Returns `None` if memory allocation fails.
     pub(super) reader: fn(usize) -> Option<Reader>,
 }
 
-/// Returns how many bytes it has read.
+/// A loop that reads a buffer and returns the number of bytes read.
 pub(super) type Reader = Box<dyn FnMut() -> f64>;
 
-/// Rounds of one call of a loop on registers: some microseconds.
-const ROUNDS: usize = 1000;
+/// Iterations per call of a loop on registers, which takes some microseconds.
+const ITERATIONS: usize = 1000;
 
-/// Bytes of one call of a reader at least, so that reading the clock does not matter.
-const READ: usize = 1 << 20;
+/// Least number of bytes that one call of a reader reads, so that the cost of reading the clock is negligible.
+const MIN_READ: usize = 1 << 20;
 
 macro_rules! loops {
     ($module:ident, $name:literal, $vector:ty, $lanes:literal, $registers:literal, $splat:path, $fma:path $(, $feature:literal)?) => {
         mod $module {
             use std::hint::black_box;
-            #[allow(unused_imports, reason = "plain Rust needs none of it")]
+            #[allow(unused_imports, reason = "portable Rust needs no intrinsics")]
             #[cfg(target_arch = "aarch64")]
             use std::arch::aarch64::*;
-            #[allow(unused_imports, reason = "plain Rust needs none of it")]
+            #[allow(unused_imports, reason = "portable Rust needs no intrinsics")]
             #[cfg(target_arch = "x86_64")]
             use std::arch::x86_64::*;
 
-            use super::{Loops, READ, ROUNDS, Reader};
+            use super::{Loops, MIN_READ, ITERATIONS, Reader};
 
             type V = $vector;
             const N: usize = $registers;
 
             $(#[target_feature(enable = $feature)])?
             fn registers(chain: bool) {
-                // Towards 1, so that nothing overflows or becomes subnormal.
+                // The values converge to 1, so nothing overflows or becomes subnormal.
                 let (a, b) = ($splat(black_box(0.5)), $splat(black_box(0.5)));
                 let mut sums: [V; N] = [a; N];
-                for _ in 0..ROUNDS {
+                for _ in 0..ITERATIONS {
                     if chain {
                         for _ in 0..N {
                             sums[0] = $fma(sums[0], a, b);
@@ -86,37 +87,38 @@ macro_rules! loops {
                 let vectors = (bytes / size_of::<V>()).max(N);
                 let mut data: Vec<V> = Vec::new();
                 data.try_reserve_exact(vectors).ok()?;
-                // SAFETY: `pick` hands this out only where the CPU has the instruction set; so below.
-                #[allow(unused_unsafe, reason = "plain Rust needs no instruction set")]
+                // SAFETY: `select` returns these loops only if the CPU supports the instruction set.
+                #[allow(unused_unsafe, reason = "portable Rust needs no instruction set")]
                 unsafe { fill(&mut data, vectors) };
-                // An even number, so that each call begins where the one before ended.
-                let passes = READ.div_ceil(bytes).next_multiple_of(2);
+                // An even number, so that each call starts at the end where the previous call stopped.
+                let passes = MIN_READ.div_ceil(bytes).next_multiple_of(2);
                 Some(Box::new(move || {
-                    // SAFETY: as above.
-                    #[allow(unused_unsafe, reason = "plain Rust needs no instruction set")]
+                    // SAFETY: `select` returns these loops only if the CPU supports the instruction set.
+                    #[allow(unused_unsafe, reason = "portable Rust needs no instruction set")]
                     unsafe { read(&data, passes) };
                     (passes * data.len() * size_of::<V>()) as f64
                 }))
             }
 
+            /// Runs multiply-adds on registers and returns their number, of vectors.
             fn run(chain: bool) -> f64 {
-                // SAFETY: as above.
-                #[allow(unused_unsafe, reason = "plain Rust needs no instruction set")]
+                // SAFETY: `select` returns these loops only if the CPU supports the instruction set.
+                #[allow(unused_unsafe, reason = "portable Rust needs no instruction set")]
                 unsafe { registers(chain) };
-                (ROUNDS * N) as f64
+                (ITERATIONS * N) as f64
             }
 
             pub(super) const LOOPS: Loops = Loops {
                 name: $name,
-                peak: || run(false) * $lanes as f64 * 2.0,
-                chain: || run(true),
+                throughput: || run(false) * $lanes as f64 * 2.0,
+                latency: || run(true),
                 reader,
             };
         }
     };
 }
 
-// Registers: enough that as many multiply-adds are under way as units times latency (8 to 16), few enough to be registers.
+// Number of accumulators: at least FMA units times FMA latency (8 to 16), and few enough to stay in registers.
 #[cfg(target_arch = "x86_64")]
 loops!(avx512, "AVX-512", __m512, 16, 24, _mm512_set1_ps, _mm512_fmadd_ps, "avx512f");
 #[cfg(target_arch = "x86_64")]
@@ -126,7 +128,7 @@ loops!(neon, "NEON", float32x4_t, 4, 24, vdupq_n_f32, vfmaq, "neon");
 #[cfg(not(target_arch = "aarch64"))]
 loops!(plain, "plain", f32, 1, 8, std::convert::identity, f32::mul_add);
 
-/// NEON's, with its operands in the order of the others.
+/// `a * b + c` with NEON, in the operand order of the other instruction sets.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
 fn vfmaq(
@@ -137,8 +139,8 @@ fn vfmaq(
     std::arch::aarch64::vfmaq_f32(c, a, b)
 }
 
-/// The loops of the widest vectors that this CPU has.
-pub(super) fn pick() -> Loops {
+/// Loops for the widest vectors that this CPU supports.
+pub(super) fn select() -> Loops {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {

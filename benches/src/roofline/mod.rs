@@ -1,0 +1,181 @@
+//! The roofline model: limits of the machine, measured in the same run as the cases, and the least time of each case.
+
+mod loops;
+pub mod phases;
+
+use std::{
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// Throughput and latency of the machine with a number of threads. Some JSON keys differ from the field names, so that
+/// results of older versions can be read.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct MachineLimits {
+    /// Number of threads that ran the loops at the same time.
+    pub threads: usize,
+    /// Instruction set of the loops.
+    pub isa: String,
+    /// Flops per second of all threads: fused multiply-adds on registers, two flops each.
+    #[serde(rename = "flops")]
+    pub flops_per_s: f64,
+    /// Latency of a fused multiply-add in seconds.
+    pub latency_s: f64,
+    /// Read bandwidth of all threads for growing working sets.
+    #[serde(rename = "ladder")]
+    pub bandwidths: Vec<Bandwidth>,
+}
+
+/// Read bandwidth for one size of the working set.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Bandwidth {
+    /// Size of the working set of all threads together, in bytes.
+    pub bytes: f64,
+    /// Bytes per second of all threads together.
+    #[serde(rename = "rate")]
+    pub bytes_per_s: f64,
+}
+
+/// Smallest working set of a thread in bytes, half of a small L1 cache.
+const MIN_WORKING_SET: usize = 1 << 14;
+
+/// Largest working set of a thread in bytes, more than most L3 caches.
+pub const MAX_WORKING_SET: usize = 1 << 29;
+
+/// Measures the limits with a number of threads. Working sets double in size up to `max_working_set` bytes per thread. Each
+/// value is the best of some samples of 5 ms, because other load on the machine only makes samples slower.
+///
+/// # Errors
+/// If a loop on registers can't be created.
+pub fn measure(threads: usize, samples: usize, max_working_set: usize) -> Result<MachineLimits> {
+    let loops = loops::select();
+    let register_rate = |run: fn() -> f64| {
+        let rate = total_rate(threads, samples, || Some(Box::new(run)))?;
+        rate.context("loops on registers need no memory")
+    };
+    let (flops_per_s, dependent_per_s) = (register_rate(loops.throughput)?, register_rate(loops.latency)?);
+    let mut bandwidths = Vec::new();
+    for size in std::iter::successors(Some(MIN_WORKING_SET), |size| size.checked_mul(2))
+        .take_while(|&size| size <= max_working_set)
+    {
+        // Stop at the first size for which memory can't be allocated.
+        let Some(bytes_per_s) = total_rate(threads, samples, || (loops.reader)(size))? else { break };
+        bandwidths.push(Bandwidth { bytes: (size * threads) as f64, bytes_per_s });
+    }
+    Ok(MachineLimits {
+        threads,
+        isa: loops.name.to_owned(),
+        flops_per_s,
+        latency_s: threads as f64 / dependent_per_s,
+        bandwidths,
+    })
+}
+
+/// Work per second of all threads together, the best of some samples. `make` creates the loop of a thread; the result is
+/// `None` if it returns `None` in any thread.
+fn total_rate(threads: usize, samples: usize, make: impl Fn() -> Option<loops::Reader> + Sync) -> Result<Option<f64>> {
+    const SAMPLE: Duration = Duration::from_millis(5);
+    let (barrier, failed) = (Barrier::new(threads), AtomicBool::new(false));
+    let run_thread = || {
+        // Created by the thread that uses it, so that its memory is local to the thread's NUMA node.
+        let created = make();
+        failed.fetch_or(created.is_none(), Ordering::Relaxed);
+        barrier.wait();
+        let mut work = created.filter(|_| !failed.load(Ordering::Relaxed))?;
+        work();
+        let sample = |_| {
+            barrier.wait();
+            let (start, mut done) = (Instant::now(), 0.0);
+            while start.elapsed() < SAMPLE {
+                done += work();
+            }
+            (done, start, Instant::now())
+        };
+        Some((0..samples).map(sample).collect::<Vec<_>>())
+    };
+    let per_thread: Option<Vec<Vec<_>>> = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(run_thread)).collect();
+        handles.into_iter().map(|handle| handle.join().expect("loops do not panic")).collect()
+    });
+    let Some(per_thread) = per_thread else { return Ok(None) };
+    // From the first start to the last end, so that threads that share a core do not count as two cores.
+    let rates = (0..samples).filter_map(|k| {
+        let sample = per_thread.iter().map(|samples: &Vec<(f64, Instant, Instant)>| samples[k]);
+        let done: f64 = sample.clone().map(|(done, ..)| done).sum();
+        let (start, end) = (sample.clone().map(|t| t.1).min()?, sample.map(|t| t.2).max()?);
+        Some(done / (end - start).as_secs_f64())
+    });
+    Ok(Some(rates.fold(0.0, f64::max)))
+}
+
+impl MachineLimits {
+    /// Combines two measurements of the same machine: the better value of each limit.
+    pub fn best(mut self, other: &MachineLimits) -> MachineLimits {
+        self.flops_per_s = self.flops_per_s.max(other.flops_per_s);
+        self.latency_s = self.latency_s.min(other.latency_s);
+        for (mine, theirs) in self.bandwidths.iter_mut().zip(&other.bandwidths) {
+            mine.bytes_per_s = mine.bytes_per_s.max(theirs.bytes_per_s);
+        }
+        self
+    }
+
+    /// Read bandwidth in bytes per second for a working set of `bytes`, interpolated between measured sizes on logarithmic
+    /// scales. A size counts as at least as fast as every larger size.
+    pub fn bandwidth(&self, bytes: f64) -> f64 {
+        let at_least = |k: usize| self.bandwidths[k..].iter().map(|point| point.bytes_per_s).fold(0.0, f64::max);
+        let Some(last) = self.bandwidths.len().checked_sub(1) else { return f64::INFINITY };
+        let above = self.bandwidths.partition_point(|point| point.bytes <= bytes);
+        if above == 0 || above > last {
+            return at_least(above.min(last));
+        }
+        let (low, high) = (self.bandwidths[above - 1].bytes.ln(), self.bandwidths[above].bytes.ln());
+        let fraction = (bytes.ln() - low) / (high - low);
+        at_least(above - 1).powf(1.0 - fraction) * at_least(above).powf(fraction)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bandwidth_is_interpolated_between_sizes() {
+        let bandwidths =
+            [(1e3, 90.0), (1e4, 100.0), (1e6, 1.0)].map(|(bytes, bytes_per_s)| Bandwidth { bytes, bytes_per_s });
+        let limits = MachineLimits {
+            threads: 1,
+            isa: String::new(),
+            flops_per_s: 1.0,
+            latency_s: 1.0,
+            bandwidths: bandwidths.to_vec(),
+        };
+        for (bytes, want) in [(1.0, 100.0), (1e3, 100.0), (1e4, 100.0), (1e5, 10.0), (1e6, 1.0), (1e9, 1.0)] {
+            assert!((limits.bandwidth(bytes) - want).abs() < 1e-9, "{bytes}: {}", limits.bandwidth(bytes));
+        }
+        assert_eq!(MachineLimits { bandwidths: Vec::new(), ..limits }.bandwidth(5.0), f64::INFINITY);
+    }
+
+    #[test]
+    fn rate_is_none_if_a_loop_is_missing() {
+        assert_eq!(total_rate(2, 1, || None).unwrap(), None);
+        // The other thread must not wait at the barrier forever.
+        let first = AtomicBool::new(true);
+        let once = || first.swap(false, Ordering::Relaxed).then(|| Box::new(|| 1.0) as loops::Reader);
+        assert_eq!(total_rate(2, 1, once).unwrap(), None);
+    }
+
+    #[test]
+    fn measured_limits_are_plausible() {
+        let limits = measure(2, 1, 1 << 20).unwrap();
+        assert!(limits.flops_per_s > 1e6 && limits.flops_per_s < 1e15, "{limits:?}");
+        assert!(limits.latency_s > 1e-11 && limits.latency_s < 1e-5, "{limits:?}");
+        assert_eq!(limits.bandwidths.len(), 7);
+        assert!(limits.bandwidths.iter().all(|point| (1e6..1e14).contains(&point.bytes_per_s)), "{limits:?}");
+    }
+}

@@ -1,0 +1,215 @@
+//! The least time of a case on a machine, as a sum over the phases of the case.
+//!
+//! A phase takes at least the largest of three times: its flops at peak throughput, its bytes at the bandwidth of the memory
+//! level that they fit into, and its longest chain of dependent operations at the latency of a multiply-add. The roofline
+//! time of a case is the sum over its phases.
+
+use lstm_core::{CellKind, LayerSpec, arithmetic::BLOCK};
+use serde::{Deserialize, Serialize};
+
+use super::MachineLimits;
+use crate::case::{Case, Kind};
+
+/// Number of operations of a `sigmoid` as defined in `lstm_core::arithmetic`. An operation costs at most as much as a
+/// multiply-add and counts as two flops.
+const SIGMOID: f64 = 28.0;
+
+/// Number of operations of a `tanh`, counted as for [`SIGMOID`].
+const TANH: f64 = 33.0;
+
+/// Number of other operations of a hidden unit in a step, counted as for [`SIGMOID`]: additions, multiplications, snaps.
+const CELL: f64 = 17.0;
+
+/// Number of operations of a hidden unit in a backward step, counted as for [`SIGMOID`]: a tanh, and 33 for five gradients.
+const CELL_BACKWARD: f64 = TANH + 33.0;
+
+/// Number of dependent operations of a step after the recurrent product: adding the input term, a sigmoid (19), two for the
+/// cell state, a tanh (19), and the product with the output gate.
+const CELL_CHAIN: f64 = 43.0;
+
+/// A phase of a case, such as the time loop.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Phase {
+    /// Name of the phase.
+    pub name: String,
+    /// Number of repetitions.
+    pub times: f64,
+    /// Flops of one repetition. Operations that are not multiply-adds count as two flops.
+    pub flops: f64,
+    /// Bytes read in one repetition.
+    pub bytes: f64,
+    /// Length of the longest chain of dependent operations in one repetition.
+    pub chain: f64,
+}
+
+/// The resource that bounds a phase.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Bound {
+    /// Peak throughput of multiply-adds.
+    Compute,
+    /// Read bandwidth.
+    Bandwidth,
+    /// Latency of dependent operations.
+    Latency,
+}
+
+/// Least time of a case on a machine.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Roofline {
+    /// Sum of the times of all phases in seconds.
+    pub seconds: f64,
+    /// Bound of the longest phase.
+    pub bound: Bound,
+    /// Bytes that the longest phase reads in every repetition.
+    pub working_set: f64,
+    /// Flops of the matrix products only, as usually reported.
+    pub flops: f64,
+    /// Total bytes of weights read.
+    pub bytes: f64,
+    /// All phases, with time in seconds and bound.
+    pub phases: Vec<(Phase, f64, Bound)>,
+}
+
+impl Phase {
+    /// Least time of all repetitions in seconds, and what bounds it.
+    fn seconds(&self, limits: &MachineLimits) -> (f64, Bound) {
+        let compute = (self.flops / limits.flops_per_s, Bound::Compute);
+        let bandwidth = (self.bytes / limits.bandwidth(self.bytes), Bound::Bandwidth);
+        let latency = (self.chain * limits.latency_s, Bound::Latency);
+        let largest = [bandwidth, latency].into_iter().fold(compute, |a, b| if b.0 > a.0 { b } else { a });
+        (largest.0 * self.times, largest.1)
+    }
+}
+
+/// Phases of a case.
+pub fn phases(case: &Case) -> Vec<Phase> {
+    let specs = case.config().layer_specs();
+    let directions = case.config().num_directions();
+    let layer = |(k, spec): (usize, &LayerSpec)| {
+        // The gradient with respect to the input of the first layer is not computed.
+        let input_gradient = k >= directions;
+        forward(case, spec)
+            .into_iter()
+            .chain((case.kind == Kind::Train).then(|| backward(case, spec, input_gradient)).into_iter().flatten())
+    };
+    specs.iter().enumerate().flat_map(layer).collect()
+}
+
+const F32: f64 = size_of::<f32>() as f64;
+
+/// Steps, batch size, input size, hidden size and state size.
+fn sizes(case: &Case, spec: &LayerSpec) -> [f64; 5] {
+    [case.seq, case.batch, spec.input_size, spec.hidden_size, spec.state_size()].map(|n| n as f64)
+}
+
+/// Phases of the forward pass of a layer and direction.
+fn forward(case: &Case, spec: &LayerSpec) -> [Phase; 3] {
+    let [steps, batch, input, hidden, state] = sizes(case, spec);
+    // The candidate gate of the dense peephole cell has no recurrent weights.
+    let recurrent = if spec.cell == CellKind::PeepholeDense { 3.0 } else { 4.0 } * hidden * state;
+    let tanhs = if spec.cell == CellKind::PeepholeDense { 1.0 } else { 2.0 };
+    let activations = (5.0 - tanhs) * SIGMOID + tanhs * TANH + CELL;
+    let block = (state as usize).min(BLOCK);
+    let phase = |name: &str, times, flops, weights: f64, chain| Phase {
+        name: name.to_owned(),
+        times,
+        flops,
+        bytes: weights * F32,
+        chain,
+    };
+    [
+        phase("input product", 1.0, 8.0 * hidden * input * steps * batch, 4.0 * hidden * input, 0.0),
+        phase(
+            "time loop",
+            steps,
+            2.0 * recurrent * batch,
+            recurrent,
+            (block + (state as usize).div_ceil(BLOCK) - 1) as f64 + CELL_CHAIN,
+        ),
+        phase("activations", 1.0, 2.0 * activations * hidden * steps * batch, 0.0, 0.0),
+    ]
+}
+
+/// Phases of the backward pass of a layer and direction.
+fn backward(case: &Case, spec: &LayerSpec, input_gradient: bool) -> [Phase; 3] {
+    let [steps, batch, input, hidden, state] = sizes(case, spec);
+    let recurrent = if spec.cell == CellKind::PeepholeDense { 3.0 } else { 4.0 } * hidden * state;
+    let inputs = 4.0 * hidden * input * if input_gradient { 2.0 } else { 1.0 };
+    let phase = |name: &str, times, flops, weights: f64| Phase {
+        name: name.to_owned(),
+        times,
+        flops,
+        bytes: weights * F32,
+        chain: 0.0,
+    };
+    [
+        phase("time loop, backward", steps, 2.0 * recurrent * batch, recurrent),
+        phase("weights' gradients", 1.0, 2.0 * (recurrent + inputs) * steps * batch, recurrent + inputs),
+        phase("gates' gradients", 1.0, 2.0 * CELL_BACKWARD * hidden * steps * batch, 0.0),
+    ]
+}
+
+/// Least time of a case on a machine with these limits.
+pub fn roofline(case: &Case, limits: &MachineLimits) -> Roofline {
+    let timed = phases(case).into_iter().map(|phase| {
+        let (seconds, bound) = phase.seconds(limits);
+        (phase, seconds, bound)
+    });
+    let phases: Vec<_> = timed.collect();
+    let longest = phases.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("every case has phases");
+    let is_product = |(phase, _, _): &&(Phase, f64, Bound)| phase.bytes > 0.0;
+    Roofline {
+        seconds: phases.iter().map(|(_, seconds, _)| seconds).sum(),
+        bound: longest.2,
+        working_set: longest.0.bytes,
+        flops: phases.iter().filter(is_product).map(|(phase, ..)| phase.times * phase.flops).sum(),
+        bytes: phases.iter().map(|(phase, ..)| phase.times * phase.bytes).sum(),
+        phases,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{case, roofline::Bandwidth};
+
+    fn limits(flops_per_s: f64, bytes_per_s: f64, latency_s: f64) -> MachineLimits {
+        let bandwidths = vec![Bandwidth { bytes: 1e4, bytes_per_s }];
+        MachineLimits { threads: 1, isa: String::new(), flops_per_s, latency_s, bandwidths }
+    }
+
+    fn find_case(name: &str) -> Case {
+        case::load(None).unwrap().into_iter().find(|case| case.name == name).unwrap()
+    }
+
+    #[test]
+    fn flops_and_bytes_count_the_products() {
+        // 8 H (I + H) flops per step and sequence. Training adds the same for the gradients of the weights, and again for
+        // those of the states, but not of the input.
+        let batch = roofline(&find_case("batch-h512"), &limits(1e9, 1e9, 1e-9));
+        assert_eq!(batch.flops, 8.0 * 512.0 * 768.0 * 1600.0);
+        assert_eq!(batch.bytes, 4.0 * 2048.0 * (256.0 + 50.0 * 512.0));
+        let train = roofline(&find_case("train-h256"), &limits(1e9, 1e9, 1e-9));
+        assert_eq!(train.flops, 8.0 * 256.0 * (3.0 * 384.0 - 128.0) * 1600.0);
+        // Two layers with two directions. The input of the second layer is the outputs of both directions.
+        let bi2 = roofline(&find_case("bi2-h256"), &limits(1e9, 1e9, 1e-9));
+        assert_eq!(bi2.flops, 2.0 * 8.0 * 256.0 * ((128.0 + 256.0) + (512.0 + 256.0)) * 800.0);
+    }
+
+    #[test]
+    fn the_slowest_resource_is_the_bound() {
+        for (flops, rate, latency, want) in [
+            (1e6, 1e15, 1e-15, Bound::Compute),
+            (1e15, 1e6, 1e-15, Bound::Bandwidth),
+            (1e15, 1e15, 1e-3, Bound::Latency),
+        ] {
+            assert_eq!(roofline(&find_case("single-h512"), &limits(flops, rate, latency)).bound, want);
+        }
+        // Calculated by hand for one flop and one byte per second and no latency.
+        let step = roofline(&find_case("stream-h24"), &limits(1.0, 1.0, 0.0));
+        let [input, recurrent] = [4.0 * 24.0, 4.0 * 24.0 * 24.0];
+        let activations = 2.0 * 24.0 * (3.0 * SIGMOID + 2.0 * TANH + CELL);
+        assert_eq!(step.seconds, 4.0 * input + 4.0 * recurrent + activations);
+    }
+}
