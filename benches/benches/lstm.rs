@@ -21,7 +21,7 @@ fn all_cases(criterion: &mut Criterion) {
             for case in &cases {
                 let mut job = device.prepare(case).unwrap_or_else(|why| panic!("{}: {why:#}", case.name));
                 let mut group = criterion.benchmark_group(&case.name);
-                group.sample_size(20).throughput(Throughput::Elements(case.steps() as u64));
+                group.sample_size(20).throughput(Throughput::Elements(case.total_steps() as u64));
                 let name =
                     if entry.threads { format!("{}, {threads} threads", entry.name) } else { entry.name.to_owned() };
                 group.bench_function(name, |bencher| {

@@ -140,7 +140,7 @@ fn run(args: Args) -> Result<bool> {
     let mut success = !results.times.is_empty();
     if let Some(old) = old {
         let (table, regressions) = compare::compare(&old, &results)?;
-        eprintln!("\n{}\n{regressions} times became slower by more than noise", table.markdown());
+        eprintln!("\n{}\n{regressions} regressions larger than noise", table.markdown());
         success &= regressions == 0;
     }
     if let Some(name) = &args.publish {
