@@ -34,7 +34,7 @@ macro_rules! on {
             $crate::backend::BackendName::Cuda => lstm_cuda::Cuda::new(0).map_err(From::from).and_then(|$backend| $run),
             #[cfg(feature = "cuda-host")]
             $crate::backend::BackendName::CudaHost => {
-                lstm_cuda::CudaHost::new().map_err(From::from).and_then(|$backend| $run)
+                lstm_cuda_sim::Host::builder().build().map_err(From::from).and_then(|$backend| $run)
             }
         }
     };

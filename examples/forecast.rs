@@ -219,7 +219,7 @@ mod tests {
         let one = Cpu::builder().threads(1).build()?;
         assert_eq!(trained(&one, &recipe, &file)?, (losses.clone(), forecast.clone()));
         #[cfg(feature = "cuda-host")]
-        match lstm_cuda::CudaHost::new() {
+        match lstm_cuda_sim::Host::builder().build() {
             Ok(host) => assert_eq!(trained(&host, &recipe, &file)?, (losses.clone(), forecast.clone())),
             Err(error) => eprintln!("cuda-host: not run: {error}"),
         }

@@ -46,7 +46,7 @@ macro_rules! backends {
 backends! {
     "cpu" => lstm_core::Result::Ok(lstm_cpu::Cpu::new()),
     "cuda" => lstm_cuda::Cuda::new(0),
-    "cuda-host" => lstm_cuda::CudaHost::new(),
+    "cuda-host" => lstm_cuda_sim::Host::builder().build(),
     "wgpu" => lstm_wgpu::Wgpu::blocking(),
 }
 

@@ -6,7 +6,7 @@ use lstm_core::{
     Arithmetic, CellKind, Checkpointing, ExecutionPath, Lstm, LstmConfig, MatrixRef, MatrixShape, Ops,
     ndarray::{ArrayView, Axis, IxDyn},
 };
-use lstm_cuda::CudaHost;
+use lstm_cuda_sim::{CudaHost, Host, HostBuilder, Schedule};
 use lstm_tests::{
     cases::{self, CELLS, Case, Data},
     check,
@@ -16,6 +16,11 @@ use lstm_tests::{
 
 /// Of a factor that is rounded to 11 bits.
 const ROUNDING: f64 = 1.0 / 2048.0;
+
+/// A simulated device in TF32 mode.
+fn tf32_mode() -> HostBuilder {
+    Host::builder().allow_tf32(true)
+}
 
 /// The nearest number with 10 bits of mantissa besides the leading one, ties away from zero: by arithmetic, not by bits.
 fn tf32(v: f32) -> f32 {
@@ -64,7 +69,7 @@ fn product(b: &CudaHost, [m, n, k]: [usize; 3], turned: usize, [left, right]: [&
 
 #[test]
 fn products_are_off_by_the_rounding_of_their_operands() -> Result<()> {
-    let fast = CudaHost::fast(0, 8, 2)?;
+    let fast = tf32_mode().cluster_size(2).build()?;
     for shape @ [m, n, k] in PRODUCTS {
         let (left, right) = (numbers(m * k, 1), numbers(k * n, 2));
         let sum = |i: usize, term: &dyn Fn(f32, f32) -> f64| -> f64 {
@@ -100,7 +105,7 @@ fn products_are_off_by_the_rounding_of_their_operands() -> Result<()> {
 
 #[test]
 fn what_tf32_has_is_exact() -> Result<()> {
-    let (fast, exact) = (CudaHost::fast(3, 8, 2)?, CudaHost::new()?);
+    let (fast, exact) = (tf32_mode().schedule(Schedule::Random(1)).cluster_size(2).build()?, Host::builder().build()?);
     for shape @ [m, n, k] in PRODUCTS {
         // Whole numbers below 2^10: sums are whole, too, and below 2^24.
         let whole = |len, seed| numbers(len, seed).into_iter().map(|v| (v * 100.0).round()).collect::<Vec<_>>();
@@ -178,7 +183,7 @@ fn compare_case(exact: &CudaHost, fast: &CudaHost, case: &Case) -> Result<f64> {
 }
 
 fn all_cases(fast: &CudaHost, path: &str, keep: impl Fn(&Case) -> bool) -> Result<()> {
-    let exact = CudaHost::with(0, 0, 0)?;
+    let exact = Host::builder().resident_blocks(0).build()?;
     let (mut worst, mut count, mut failed) = (0.0f64, 0, Vec::new());
     for case in cases::table().into_iter().filter(|case| keep(case)).map(filled) {
         count += 1;
@@ -201,30 +206,35 @@ fn is_small(case: &Case) -> bool {
 
 #[test]
 fn layers_by_a_kernel_a_step() -> Result<()> {
-    all_cases(&CudaHost::fast(0, 0, 0)?, "a kernel a step", is_small)
+    all_cases(&tf32_mode().resident_blocks(0).build()?, "a kernel a step", is_small)
 }
 
 #[test]
 fn layers_whose_steps_are_one_kernel() -> Result<()> {
-    all_cases(&CudaHost::fast(2, 8, 2)?, "cluster, persistent", |case| is_small(case) && case.group != "sizes")
+    all_cases(&tf32_mode().schedule(Schedule::Random(0)).cluster_size(2).build()?, "cluster, persistent", |case| {
+        is_small(case) && case.group != "sizes"
+    })
 }
 
 #[test]
 fn it_says_that_it_is_not_exact() -> Result<()> {
-    for (fast, path) in [(CudaHost::fast(0, 0, 0)?, "a kernel a step"), (CudaHost::fast(0, 8, 2)?, "cluster")] {
+    for (fast, path) in [
+        (tf32_mode().resident_blocks(0).build()?, "a kernel a step"),
+        (tf32_mode().cluster_size(2).build()?, "cluster"),
+    ] {
         ensure!(fast.name() == "cuda-host-tf32", "{}", fast.name());
         let Arithmetic::Inexact(why) = fast.arithmetic() else { panic!("{:?}", fast.arithmetic()) };
         ensure!(why.contains("TF32") && why.contains("10 bits"), "{why}");
         let paths = Lstm::new(&fast, Case::new("", "", CellKind::Fused).weights()?)?.paths();
         ensure!(paths == [ExecutionPath::Fused(format!("{path}, products in tf32").into())], "{paths:?}");
     }
-    ensure!(CudaHost::new()?.arithmetic() == Arithmetic::Exact, "without being asked for");
+    ensure!(Host::builder().build()?.arithmetic() == Arithmetic::Exact, "without being asked for");
     Ok(())
 }
 
 #[test]
 fn it_refuses_what_the_exact_mode_refuses() -> Result<()> {
-    let fast = CudaHost::fast(0, 8, 2)?;
+    let fast = tf32_mode().cluster_size(2).build()?;
     for (_, check) in refusals::checks::<CudaHost>() {
         check(&fast)?;
     }
@@ -234,7 +244,7 @@ fn it_refuses_what_the_exact_mode_refuses() -> Result<()> {
 /// Step by step, small streams take the exact kernels; large ones are as far off as sequences.
 #[test]
 fn streams() -> Result<()> {
-    let (fast, exact) = (CudaHost::fast(0, 8, 2)?, CudaHost::new()?);
+    let (fast, exact) = (tf32_mode().cluster_size(2).build()?, Host::builder().build()?);
     for (name, cell) in CELLS {
         for batch in [1, 15, 16, 19] {
             let case = Case { batch, ..filled(Case::new("", name, cell)) };
@@ -261,7 +271,7 @@ fn streams() -> Result<()> {
 /// Steps stay with one kernel for all of them, and exact, up to a size for which a kernel a step is worth its start.
 #[test]
 fn large_steps_leave_the_persistent_kernel() -> Result<()> {
-    let (fast, exact) = (CudaHost::fast(0, 8, 0)?, CudaHost::with(0, 8, 0)?);
+    let (fast, exact) = (tf32_mode().build()?, Host::builder().build()?);
     // Too few features for tensor cores. 4 multiprocessors of 2^21 multiplications are 4 * 128 * 128 * 128.
     let config = LstmConfig::new(3, 128);
     for batch in [127, 128] {

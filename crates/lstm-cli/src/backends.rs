@@ -156,9 +156,9 @@ backends! {
     "cuda-tf32" of "cuda" => |_| lstm_cuda::Cuda::fast(0),
     // Only for tests, so hidden from other builds.
     #[cfg(feature = "cuda-host")]
-    "cuda-host" of "cuda-host" => |_| lstm_cuda::CudaHost::new(),
+    "cuda-host" of "cuda-host" => |_| lstm_cuda_sim::Host::builder().build(),
     #[cfg(feature = "cuda-host")]
-    "cuda-host-tf32" of "cuda-host" => |_| lstm_cuda::CudaHost::fast(0, 8, 0),
+    "cuda-host-tf32" of "cuda-host" => |_| lstm_cuda_sim::Host::builder().allow_tf32(true).build(),
 }
 
 /// The compiled backends that run when none is named.

@@ -4,8 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 use lstm_core::{CellKind, LayerSpec, arithmetic};
 
-/// An address in device memory.
-pub(crate) type Address = u64;
+pub(crate) use crate::driver::Address;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]

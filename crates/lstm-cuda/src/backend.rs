@@ -27,7 +27,7 @@ use crate::{
     trace::Trace,
 };
 
-/// CUDA on a driver: [`Cuda`](crate::Cuda) on a device, `CudaHost` (feature `host`) on the host. Cloning shares it.
+/// CUDA on a driver: [`Cuda`](crate::Cuda) on a device. Cloning shares it.
 #[derive(Clone)]
 pub struct CudaBackend<D: Driver> {
     pub(crate) driver: D,
@@ -41,8 +41,12 @@ impl<D: Driver> fmt::Debug for CudaBackend<D> {
 }
 
 impl<D: Driver> CudaBackend<D> {
-    /// Looks at the device's bits first.
-    pub(crate) fn open(driver: D) -> Result<Self> {
+    /// Tests the arithmetic of a device and opens the backend on it. For the devices of this workspace only.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the test can't run, or if products in TF32 are less accurate than rounding explains.
+    #[doc(hidden)]
+    pub fn open(driver: D) -> Result<Self> {
         let unchecked = CudaBackend { driver, arithmetic: Arithmetic::Exact };
         let look = if unchecked.driver.fast() { check::fast } else { check::arithmetic };
         Ok(CudaBackend { arithmetic: look(&unchecked)?, ..unchecked })

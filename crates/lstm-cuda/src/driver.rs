@@ -5,7 +5,8 @@ use std::fmt;
 use bytemuck::Pod;
 use lstm_core::{Error, Result};
 
-use crate::args::Address;
+/// An address in device memory; 0 is null.
+pub type Address = u64;
 
 /// Where kernels run. Launches and copies are done in the order in which they are asked for; only `download` waits.
 ///
@@ -57,17 +58,20 @@ pub trait Driver: Clone + fmt::Debug + Send + Sync + 'static {
 /// A kernel, its grid and its arguments.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    pub(crate) kernel: &'static str,
-    pub(crate) grid: u32,
-    pub(crate) threads: u32,
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Number of blocks.
+    pub grid: u32,
+    /// Threads per block.
+    pub threads: u32,
     /// Bytes of shared memory.
-    pub(crate) shared: u32,
+    pub shared: u32,
     /// Whether all blocks must be there at the same time.
-    pub(crate) resident: bool,
+    pub resident: bool,
     /// Blocks of a cluster; 0 if they form none.
-    pub(crate) cluster: u32,
+    pub cluster: u32,
     /// The kernel's struct, as words.
-    pub(crate) args: Box<[u64]>,
+    pub args: Box<[u64]>,
 }
 
 impl Launch {

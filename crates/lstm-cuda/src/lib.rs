@@ -54,8 +54,6 @@ mod constants;
 mod device;
 mod driver;
 mod forward;
-#[cfg(feature = "host")]
-mod host;
 pub mod kernels;
 mod launches;
 mod layer;
@@ -66,9 +64,8 @@ mod trace;
 
 pub use backend::CudaBackend;
 pub use device::Device;
-pub use driver::Driver;
-#[cfg(feature = "host")]
-pub use host::Host;
+#[doc(hidden)]
+pub use driver::{Address, Driver, Launch};
 pub use layer::{Layer, Plan};
 pub use lstm_core::*;
 #[cfg(feature = "formats")]
@@ -97,10 +94,6 @@ impl Default for Limits {
 
 /// An NVIDIA GPU.
 pub type Cuda = CudaBackend<Device>;
-
-/// The kernels of [`Cuda`] on the host's CPU, thread by thread: for tests on machines without a GPU, and slow.
-#[cfg(feature = "host")]
-pub type CudaHost = CudaBackend<Host>;
 
 impl Cuda {
     /// Opens a device by its number, from 0. All work is done in order on a stream of its own. Memory that is given back stays
@@ -153,35 +146,5 @@ impl Cuda {
     /// [`Error::Device`]: what failed since somebody waited last.
     pub fn synchronize(&self) -> Result<()> {
         self.driver.synchronize()
-    }
-}
-
-#[cfg(feature = "host")]
-impl CudaHost {
-    /// Blocks and threads take turns as they are numbered.
-    ///
-    /// # Errors
-    /// [`Error::Device`] where the kernels can't run on the host: they need Linux on an x86-64 CPU with AVX2 and FMA, and a
-    /// C++ compiler when this is built.
-    pub fn new() -> Result<Self> {
-        CudaHost::with(0, 8, 0)
-    }
-
-    /// Blocks and threads take turns as numbered (`schedule` 0), backwards (1), or in an order drawn from another number;
-    /// `resident` blocks can be there at the same time: with 0, no layer takes the path `persistent`. They form clusters of
-    /// `cluster` blocks, and no others; with 0, no layer takes the path `cluster`.
-    ///
-    /// # Errors
-    /// As for [`new`](Self::new).
-    pub fn with(schedule: u32, resident: usize, cluster: u32) -> Result<Self> {
-        CudaBackend::open(Host::new(schedule, resident, cluster, false)?)
-    }
-
-    /// [`with`](Self::with) in the [fast mode](crate#the-fast-mode), whose sums the host makes in an order of its own.
-    ///
-    /// # Errors
-    /// As for [`Cuda::fast`], but for the architecture.
-    pub fn fast(schedule: u32, resident: usize, cluster: u32) -> Result<Self> {
-        CudaBackend::open(Host::new(schedule, resident, cluster, true)?)
     }
 }

@@ -1,16 +1,16 @@
 //! What only the host's stand-in for CUDA has: orders in which threads take their turns, and how many blocks can be
 //! there at the same time, which decides on a layer's path.
 
-use lstm_cuda::CudaHost;
+use lstm_cuda_sim::{CudaHost, Host, Schedule};
 
 use super::*;
 
-pub(super) fn trials(trials: &mut Trials) -> lstm_cuda::Result<()> {
+pub(super) fn trials(trials: &mut Trials) -> lstm_core::Result<()> {
     // Where it does not open, that was reported with the backend.
-    let Ok(steps) = CudaHost::with(0, 0, 0) else { return Ok(()) };
-    let clusters = CudaHost::with(0, 8, 2)?;
+    let Ok(steps) = Host::builder().resident_blocks(0).build() else { return Ok(()) };
+    let clusters = Host::builder().cluster_size(2).build()?;
     // The backend's own trials are those of persistent kernels.
-    let persistent = CudaHost::new()?;
+    let persistent = Host::builder().build()?;
     for (path, projected, host) in [
         ("a kernel a step", "a kernel a step", &steps),
         ("persistent", "persistent", &persistent),
@@ -22,15 +22,21 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_cuda::Result<()> {
     for (group, host) in [("kernel-a-step", &steps), ("cluster", &clusters)] {
         trials.cases_and_training("cuda-host", group, host);
     }
-    for (schedule, resident, cluster) in [(1, 4, 1), (2, 9, 4), (3, 16, 8), (4, 16, 16)] {
-        let host = CudaHost::with(schedule, resident, cluster)?;
+    let clusters = [
+        (Schedule::Descending, 4, 1),
+        (Schedule::Random(0), 9, 4),
+        (Schedule::Random(1), 16, 8),
+        (Schedule::Random(2), 16, 16),
+    ];
+    for (schedule, resident, cluster) in clusters {
+        let host = Host::builder().schedule(schedule).resident_blocks(resident).cluster_size(cluster).build()?;
         for case in small_cases().filter(|case| case.group != "sizes" && case.config.proj_size.is_none()) {
-            let (host, name) = (host.clone(), format!("{}-{schedule}-of-{cluster}", case.name));
+            let (host, name) = (host.clone(), format!("{}-{}-cluster-{cluster}", case.name, schedule_name(schedule)));
             trials.add("cuda-host", "schedules", &name, move || matches_snapshot(&host, &case));
         }
     }
     // So many blocks that they have all weights of the largest, whose rows on the way back are brought in several turns.
-    let large = CudaHost::with(0, 64, 0)?;
+    let large = Host::builder().resident_blocks(64).build()?;
     for case in cases::table().into_iter().filter(|case| case.config.hidden_size > 256) {
         let (host, name) = (large.clone(), case.name.clone());
         trials.add("cuda-host", "many-blocks", &name, move || {
@@ -40,14 +46,25 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_cuda::Result<()> {
         });
     }
     // Backwards, and drawn at random; with few blocks of many units and with many of few.
-    for (schedule, resident) in [(1, 3), (2, 8), (3, 64), (4, 0)] {
-        let host = CudaHost::with(schedule, resident, 0)?;
+    let blocks =
+        [(Schedule::Descending, 3), (Schedule::Random(0), 8), (Schedule::Random(1), 64), (Schedule::Random(2), 0)];
+    for (schedule, resident) in blocks {
+        let host = Host::builder().schedule(schedule).resident_blocks(resident).build()?;
         for case in small_cases().filter(|case| case.group != "sizes") {
-            let (host, name) = (host.clone(), format!("{}-{schedule}", case.name));
+            let (host, name) = (host.clone(), format!("{}-{}", case.name, schedule_name(schedule)));
             trials.add("cuda-host", "schedules", &name, move || matches_snapshot(&host, &case));
         }
     }
     Ok(())
+}
+
+/// The schedule as a part of a test's name.
+fn schedule_name(schedule: Schedule) -> String {
+    match schedule {
+        Schedule::Ascending => "ascending".to_owned(),
+        Schedule::Descending => "descending".to_owned(),
+        Schedule::Random(seed) => format!("random-{seed}"),
+    }
 }
 
 /// Every cell's layer names the path, and so does one with a projection.

@@ -1,4 +1,4 @@
-//! The kernels on the host under AddressSanitizer and ThreadSanitizer, as a C++ program of its own: `host/sanitize.cpp`.
+//! The kernels on the host under AddressSanitizer and ThreadSanitizer, as a C++ program of its own: `cpp/sanitize.cpp`.
 //! Then faults are planted, each of which must be caught: every barrier of the kernels is left out once.
 
 use std::{
@@ -69,7 +69,7 @@ fn compile(source: &Path, out: &Path, sanitizer: &str) -> Result<()> {
 }
 
 fn run() -> Result<usize> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("host/sanitize.cpp");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("cpp/sanitize.cpp");
     let build = |sanitizer: &str| {
         let out = directory().join(format!("sanitize-{sanitizer}"));
         compile(&source, &out, sanitizer).map(|()| out)

@@ -10,7 +10,7 @@ use cudarc::driver::{
 
 use crate::{
     Result, ensure,
-    standin::{Setup, Standin},
+    simulated_driver::{Setup, SimulatedDriver},
 };
 
 /// A context with a stream and the kernel `map`, which snaps some values where they are.
@@ -92,7 +92,7 @@ fn refused<T>(what: &str, done: Done<T>, code: R) -> Result<()> {
 }
 
 /// Whether the stand-in noted some words; they are forgotten.
-fn noted(standin: &Standin, words: &str) -> Result<()> {
+fn noted(standin: &SimulatedDriver, words: &str) -> Result<()> {
     let said = standin.check_use().err().unwrap_or_default();
     standin.reset();
     ensure!(said.contains(words), "`{words}` is not in `{said}`");
@@ -100,7 +100,7 @@ fn noted(standin: &Standin, words: &str) -> Result<()> {
 }
 
 pub(crate) fn run() -> Result<String> {
-    let standin = Standin::load()?;
+    let standin = SimulatedDriver::load()?;
     standin.setup(Setup { architecture: 90, multiprocessors: 4, ..Setup::PLAIN });
     for part in [memory, contexts, launches, capture, ends] {
         let raw = Raw::open().map_err(|e| format!("{:?}", e.0))?;
@@ -114,7 +114,7 @@ fn well<T>(done: Done<T>) -> Result<T> {
     done.map_err(|e| format!("refused what is right: {:?}", e.0))
 }
 
-fn memory(standin: &Standin, raw: Raw) -> Result<()> {
+fn memory(standin: &SimulatedDriver, raw: Raw) -> Result<()> {
     let memory = well(raw.alloc())?;
     well(raw.snap(memory))?;
     well(raw.free(memory))?;
@@ -145,7 +145,7 @@ fn memory(standin: &Standin, raw: Raw) -> Result<()> {
     well(raw.close())
 }
 
-fn contexts(standin: &Standin, raw: Raw) -> Result<()> {
+fn contexts(standin: &SimulatedDriver, raw: Raw) -> Result<()> {
     // SAFETY: as for `Raw`.
     let elsewhere = || thread::spawn(|| unsafe { result::malloc_sync(4) }).join().expect("no panic");
     refused("another thread", elsewhere(), R::CUDA_ERROR_INVALID_CONTEXT)?;
@@ -155,7 +155,7 @@ fn contexts(standin: &Standin, raw: Raw) -> Result<()> {
     refused("a context that ended", raw.alloc(), R::CUDA_ERROR_CONTEXT_IS_DESTROYED)
 }
 
-fn launches(_: &Standin, raw: Raw) -> Result<()> {
+fn launches(_: &SimulatedDriver, raw: Raw) -> Result<()> {
     let memory = well(raw.alloc())?;
     let large = || raw.launch(raw.map, memory, 64, 64 << 10);
     refused("64 KiB of shared memory", large(), R::CUDA_ERROR_INVALID_VALUE)?;
@@ -187,7 +187,7 @@ fn launches(_: &Standin, raw: Raw) -> Result<()> {
     well(raw.close())
 }
 
-fn capture(_: &Standin, raw: Raw) -> Result<()> {
+fn capture(_: &SimulatedDriver, raw: Raw) -> Result<()> {
     let memory = well(raw.alloc())?;
     well(raw.begin())?;
     refused("begun twice", raw.begin(), R::CUDA_ERROR_ILLEGAL_STATE)?;
@@ -226,7 +226,7 @@ fn capture(_: &Standin, raw: Raw) -> Result<()> {
     well(raw.close())
 }
 
-fn ends(standin: &Standin, raw: Raw) -> Result<()> {
+fn ends(standin: &SimulatedDriver, raw: Raw) -> Result<()> {
     let memory = well(raw.alloc())?;
     well(raw.snap(memory))?;
     // SAFETY: as for `Raw`.

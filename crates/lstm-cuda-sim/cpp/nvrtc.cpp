@@ -136,7 +136,7 @@ extern "C" int nvrtcGetPTX(Program *program, char *image) {
 }
 
 // For the test: the newest architecture that is known, and whether compiling fails. Returns how many programs there are.
-extern "C" size_t standin_nvrtc(int newest, int fails) {
+extern "C" size_t sim_nvrtc(int newest, int fails) {
     std::lock_guard<std::mutex> lock(mutex);
     known.clear();
     for (int architecture : {70, 75, 80, 86, 89, 90, 100})

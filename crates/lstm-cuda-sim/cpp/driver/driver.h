@@ -1,6 +1,6 @@
 // A stand-in for NVIDIA's driver: what it keeps, and the rules that its calls share. See driver.cpp.
 #pragma once
-#include "shim.h"
+#include "../executor/cuda.h"
 
 #include <cstdlib>
 #include <deque>
@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-extern "C" int lstm_cuda_host_launch(const char *name, unsigned grid, unsigned threads, size_t shared_bytes, int resident,
+extern "C" int lstm_cuda_sim_launch(const char *name, unsigned grid, unsigned threads, size_t shared_bytes, int resident,
                                      unsigned cluster, unsigned seed, const void *args, size_t args_size, char *why, size_t why_size);
 
 namespace standin {

@@ -8,7 +8,7 @@
 //   sanitize overflow        a write beyond shared memory: AddressSanitizer must report it
 //   sanitize divergence      a barrier that a thread never reaches: the runner must say who waits where
 //   sanitize lane            likewise a warp's product that one of its lanes never reaches
-#include "run.cpp"
+#include "executor/executor.cpp"
 
 #include <random>
 

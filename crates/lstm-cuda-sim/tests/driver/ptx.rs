@@ -5,7 +5,7 @@ use std::{env, fmt::Write, fs};
 
 use lstm_cuda::kernels;
 
-use crate::{FROM_PTX, Result, configurations, dir, ensure, standin::Standin};
+use crate::{FROM_PTX, Result, configurations, dir, ensure, simulated_driver::SimulatedDriver};
 
 /// The C++, in a directory of the stand-in that has it.
 pub(crate) const SOURCE: &str = "lstm_ptx.cpp";
@@ -26,14 +26,14 @@ pub(crate) fn write() -> Result<String> {
     let ptx = String::from_utf8(compiled.image).map_err(|e| e.to_string())?;
     let (cpp, kernels) = translate(ptx.trim_end_matches('\0'))?;
     let about = format!("{kernels} kernels by NVRTC {major}.{minor}, {} lines of PTX", ptx.lines().count());
-    let cpp = format!("extern \"C\" const char *standin_ptx() {{ return \"{about}\"; }}\n{cpp}");
+    let cpp = format!("extern \"C\" const char *sim_ptx() {{ return \"{about}\"; }}\n{cpp}");
     fs::write(dir(FROM_PTX).join(SOURCE), cpp).map_err(|e| e.to_string())?;
     Ok(about)
 }
 
 /// All that devices of several kinds are asked for.
 pub(crate) fn run() -> Result<String> {
-    let about = Standin::load()?.ptx().ok_or("the stand-in has the kernels' sources, not PTX")?;
+    let about = SimulatedDriver::load()?.ptx().ok_or("the stand-in has the kernels' sources, not PTX")?;
     configurations::run().map(|ran| format!("{about}; {ran}"))
 }
 

@@ -6,12 +6,12 @@ use lstm_cuda::{Cuda, Input, Lstm, LstmConfig, ndarray::Array3};
 
 use crate::{
     Result, ensure,
-    standin::{Host, OUT_OF_MEMORY, Setup, Standin},
+    simulated_driver::{Host, OUT_OF_MEMORY, Setup, SimulatedDriver},
     work::{STEPS, Work, check, check_all, configs, expected},
 };
 
 pub(crate) fn run() -> Result<String> {
-    let standin = Standin::load()?;
+    let standin = SimulatedDriver::load()?;
     let all = configs().map(|(_, config)| (config.clone(), expected(&config)));
     for setup in [Setup::PLAIN, Setup { cooperative: false, pools: false, host: Host::Pageable, ..Setup::PLAIN }] {
         standin.reset();
@@ -69,7 +69,7 @@ pub(crate) fn run() -> Result<String> {
 }
 
 /// Two threads work, and a call of one of them fails: it can be made again, and the other is not disturbed.
-fn one_fails(standin: &Standin, cuda: &Cuda, config: &LstmConfig, want: &[Vec<f32>], k: u64) -> Result<()> {
+fn one_fails(standin: &SimulatedDriver, cuda: &Cuda, config: &LstmConfig, want: &[Vec<f32>], k: u64) -> Result<()> {
     standin.reset();
     standin.fail(k, OUT_OF_MEMORY, false);
     let work = || -> Result<usize> {

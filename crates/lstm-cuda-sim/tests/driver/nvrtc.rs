@@ -6,7 +6,7 @@ use lstm_cuda::{Arithmetic, Cuda, LstmConfig, Ops, kernels};
 
 use crate::{
     Result, ensure,
-    standin::{Setup, Standin},
+    simulated_driver::{Setup, SimulatedDriver},
     work::{Work, check_all, expected},
 };
 
@@ -17,7 +17,7 @@ fn refusal(what: &str, words: &str) -> Result<()> {
 }
 
 pub(crate) fn run() -> Result<String> {
-    let standin = Standin::load()?;
+    let standin = SimulatedDriver::load()?;
     let sm_90 = Setup { architecture: 90, multiprocessors: 6, ..Setup::PLAIN };
     standin.setup(sm_90);
     standin.nvrtc(100, true);
@@ -51,7 +51,7 @@ pub(crate) fn run() -> Result<String> {
 
 /// In a process that keeps what was compiled.
 pub(crate) fn cache() -> Result<String> {
-    let standin = Standin::load()?;
+    let standin = SimulatedDriver::load()?;
     standin.setup(Setup::PLAIN);
     drop(Cuda::new(0).map_err(|e| e.to_string())?);
     standin.nvrtc(100, true);
@@ -66,7 +66,7 @@ pub(crate) fn cache() -> Result<String> {
 /// In a process that is told where kernels are that were built before.
 pub(crate) fn prebuilt() -> Result<String> {
     let dir = PathBuf::from(std::env::var_os("LSTM_CUDA_KERNELS").ok_or("the variable is not set")?);
-    let standin = Standin::load()?;
+    let standin = SimulatedDriver::load()?;
     standin.setup(Setup::PLAIN);
     let files = kernels::prebuild(&dir, &[80]).map_err(|e| e.to_string())?;
     standin.nvrtc(100, true);
@@ -86,7 +86,7 @@ pub(crate) fn prebuilt() -> Result<String> {
 
 /// In a process that finds no NVRTC.
 pub(crate) fn absent() -> Result<String> {
-    let standin = Standin::load()?;
+    let standin = SimulatedDriver::load()?;
     if let Ok((version, _)) = kernels::nvrtc() {
         return Ok(format!("not run: this machine has NVRTC {version:?}"));
     }

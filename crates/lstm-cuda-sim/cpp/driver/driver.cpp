@@ -1,7 +1,7 @@
 // A stand-in for NVIDIA's driver, for tests on machines without a GPU: the calls that lstm-cuda makes, as the driver's
-// documentation has them, or stricter where it leaves a choice. It runs the kernels by run.cpp. What is asked of a stream is
+// documentation has them, or stricter where it leaves a choice. It runs the kernels by executor.cpp. What is asked of a stream is
 // done at the next call that waits, in order; memory is NaN until it is written and when it was freed; whatever is not
-// allowed is an error, or is noted for the test (`standin_misuse`). What it does not have, the dynamic loader does not find.
+// allowed is an error, or is noted for the test (`sim_misuse`). What it does not have, the dynamic loader does not find.
 //
 // It is not the driver: it was written from the same pages as the code that it tests.
 #include "driver.h"
@@ -47,10 +47,10 @@ using namespace standin;
 extern "C" int cuInit(unsigned flags) {
     BEGIN(cuInit, EvenIfLost);
     if (flags) return InvalidValue;
-    // Of a program that does not know this for a stand-in, the environment says what it stands for: STANDIN_architecture=90.
+    // Of a program that does not know this for a stand-in, the environment says what it stands for: SIM_architecture=90.
     if (!state.initialized)
         for (auto &[what, value] : state.attributes)
-            if (const char *set = std::getenv(("STANDIN_" + what).c_str())) value = std::atoll(set);
+            if (const char *set = std::getenv(("SIM_" + what).c_str())) value = std::atoll(set);
     state.initialized = true;
     return Success;
 }
@@ -267,43 +267,43 @@ extern "C" int cuPointerGetAttribute(void *value, int attribute, uintptr_t addre
 // ---- For the test.
 
 // From here on calls and launches are counted anew, nothing is to fail, and what was lost is there again, as in a new process.
-extern "C" void standin_reset() {
+extern "C" void sim_reset() {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     state.calls.clear(), state.misuses.clear();
     state.fail_call = state.fail_launch = state.launches = 0;
     state.lost = 0;
 }
 
-extern "C" uint64_t standin_calls() {
+extern "C" uint64_t sim_calls() {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     return state.calls.size();
 }
 
 // The name of a call, counted from 0.
-extern "C" const char *standin_call(uint64_t n) {
+extern "C" const char *sim_call(uint64_t n) {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     return n < state.calls.size() ? state.calls[n] : "";
 }
 
 // The call with this number, counted from 0, is to fail; if that `lasts`, so do all after it.
-extern "C" void standin_fail(uint64_t n, int code, int lasts) {
+extern "C" void sim_fail(uint64_t n, int code, int lasts) {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     state.fail_call = n + 1, state.fail_code = code, state.fail_lasts = lasts;
 }
 
 // The kernel that runs as this one, counted from 0, is to fail as it runs.
-extern "C" void standin_fail_launch(uint64_t n, int code) {
+extern "C" void sim_fail_launch(uint64_t n, int code) {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     state.fail_launch = n + 1, state.fail_launch_code = code;
 }
 
-extern "C" uint64_t standin_launches() {
+extern "C" uint64_t sim_launches() {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     return state.launches;
 }
 
 // The names of the kernels that never ran.
-extern "C" const char *standin_idle() {
+extern "C" const char *sim_idle() {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     static std::string text;
     text.clear();
@@ -312,7 +312,7 @@ extern "C" const char *standin_idle() {
     return text.c_str();
 }
 
-extern "C" int standin_attribute(const char *what, int64_t value) {
+extern "C" int sim_attribute(const char *what, int64_t value) {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     const auto found = state.attributes.find(what);
     if (found == state.attributes.end()) return InvalidValue;
@@ -327,7 +327,7 @@ template <class Map> static uint64_t count(const Map &all) {
 }
 
 // How many there are: of memory that is not given back, modules, streams, graphs, their executables, retained contexts.
-extern "C" uint64_t standin_live(const char *what) {
+extern "C" uint64_t sim_live(const char *what) {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     const std::string kind = what;
     if (kind == "contexts") {
@@ -348,7 +348,7 @@ extern "C" uint64_t standin_live(const char *what) {
 }
 
 // What was done that a device would not have forgiven, or would have without telling; until the next call.
-extern "C" const char *standin_misuse() {
+extern "C" const char *sim_misuse() {
     std::lock_guard<std::recursive_mutex> lock(state.mutex);
     static std::string text;
     check_freed();

@@ -99,7 +99,7 @@ static int run_launch(Handle stream, Op &op) {
     }
     char why[512];
     const size_t bytes = op.args.size() * sizeof(uint64_t);
-    if (!lstm_cuda_host_launch(name.c_str(), op.grid, op.threads, op.shared, op.resident, op.cluster, 0, op.args.data(), bytes, why, sizeof why)) {
+    if (!lstm_cuda_sim_launch(name.c_str(), op.grid, op.threads, op.shared, op.resident, op.cluster, 0, op.args.data(), bytes, why, sizeof why)) {
         state.ran.insert(function->kernel);
         return Success;
     }

@@ -8,7 +8,7 @@ use lstm_cuda::Cuda;
 use crate::{Result, ensure};
 
 /// The library that `Cuda` finds as well.
-pub(crate) struct Standin {
+pub(crate) struct SimulatedDriver {
     driver: Library,
     nvrtc: Option<Library>,
 }
@@ -42,12 +42,12 @@ impl Setup {
 /// What must be given back.
 const KINDS: [&CStr; 6] = [c"memory", c"modules", c"streams", c"graphs", c"execs", c"contexts"];
 
-impl Standin {
+impl SimulatedDriver {
     pub(crate) fn load() -> Result<Self> {
         // SAFETY: the library does nothing when it is loaded.
         let open = |name: &str| unsafe { Library::new(name) };
         let driver = open("libcuda.so").map_err(|e| e.to_string())?;
-        let standin = Standin { driver, nvrtc: open("libnvrtc.so").ok() };
+        let standin = SimulatedDriver { driver, nvrtc: open("libnvrtc.so").ok() };
         // A real driver's library does not have them.
         standin.reset();
         let devices = Cuda::devices().map_err(|e| e.to_string())?;
@@ -58,7 +58,7 @@ impl Standin {
     /// What its kernels are, if they are from PTX.
     pub(crate) fn ptx(&self) -> Option<String> {
         // SAFETY: declared as `ptx::write` has it.
-        unsafe { self.driver.get::<extern "C" fn()>("standin_ptx") }.is_ok().then(|| self.words("standin_ptx"))
+        unsafe { self.driver.get::<extern "C" fn()>("sim_ptx") }.is_ok().then(|| self.words("sim_ptx"))
     }
 
     /// A function of the stand-in's.
@@ -69,7 +69,7 @@ impl Standin {
 
     /// Counts from 0 again, refuses nothing, has lost nothing.
     pub(crate) fn reset(&self) {
-        self.get::<extern "C" fn()>("standin_reset")();
+        self.get::<extern "C" fn()>("sim_reset")();
     }
 
     pub(crate) fn setup(&self, setup: Setup) {
@@ -83,19 +83,19 @@ impl Standin {
     }
 
     pub(crate) fn attribute(&self, what: &str, value: i64) {
-        let set: extern "C" fn(*const c_char, i64) -> c_int = self.get("standin_attribute");
+        let set: extern "C" fn(*const c_char, i64) -> c_int = self.get("sim_attribute");
         let name = CString::new(what).expect("no zero");
         assert_eq!(set(name.as_ptr(), value), 0, "{what}");
     }
 
     /// How many calls there were.
     pub(crate) fn calls(&self) -> u64 {
-        self.get::<extern "C" fn() -> u64>("standin_calls")()
+        self.get::<extern "C" fn() -> u64>("sim_calls")()
     }
 
     /// The names of all of them.
     pub(crate) fn names(&self) -> Vec<String> {
-        let name: extern "C" fn(u64) -> *const c_char = self.get("standin_call");
+        let name: extern "C" fn(u64) -> *const c_char = self.get("sim_call");
         // SAFETY: it returns words that stay.
         let name = |n| unsafe { CStr::from_ptr(name(n)) }.to_string_lossy().into_owned();
         (0..self.calls()).map(name).collect()
@@ -103,24 +103,24 @@ impl Standin {
 
     /// A call is to fail, and if that lasts, all that come after it.
     pub(crate) fn fail(&self, call: u64, code: Code, lasts: bool) {
-        let fail: extern "C" fn(u64, c_int, c_int) = self.get("standin_fail");
+        let fail: extern "C" fn(u64, c_int, c_int) = self.get("sim_fail");
         fail(call, code.0, lasts.into());
     }
 
     /// A kernel is to fail as it runs.
     pub(crate) fn fail_launch(&self, launch: u64, code: Code) {
-        let fail: extern "C" fn(u64, c_int) = self.get("standin_fail_launch");
+        let fail: extern "C" fn(u64, c_int) = self.get("sim_fail_launch");
         fail(launch, code.0);
     }
 
     /// How many kernels ran.
     pub(crate) fn launches(&self) -> u64 {
-        self.get::<extern "C" fn() -> u64>("standin_launches")()
+        self.get::<extern "C" fn() -> u64>("sim_launches")()
     }
 
     /// How many there are of what must be given back.
     pub(crate) fn live(&self) -> [u64; 6] {
-        let live: extern "C" fn(*const c_char) -> u64 = self.get("standin_live");
+        let live: extern "C" fn(*const c_char) -> u64 = self.get("sim_live");
         KINDS.map(|kind| live(kind.as_ptr()))
     }
 
@@ -133,14 +133,14 @@ impl Standin {
 
     /// Each kernel ran at least once.
     pub(crate) fn check_ran(&self) -> Result<()> {
-        let idle = self.words("standin_idle");
+        let idle = self.words("sim_idle");
         ensure!(idle.is_empty(), "kernels that never ran: {idle}");
         Ok(())
     }
 
     /// Nothing that should not have been done was done.
     pub(crate) fn check_use(&self) -> Result<()> {
-        let misuse = self.words("standin_misuse");
+        let misuse = self.words("sim_misuse");
         ensure!(misuse.is_empty(), "misuse: {}", misuse.trim());
         Ok(())
     }
@@ -162,7 +162,7 @@ impl Standin {
     pub(crate) fn nvrtc(&self, newest: c_int, fails: bool) -> usize {
         let nvrtc = self.nvrtc.as_ref().expect("NVRTC's stand-in");
         // SAFETY: as in `get`.
-        let set = unsafe { nvrtc.get::<extern "C" fn(c_int, c_int) -> usize>("standin_nvrtc") };
+        let set = unsafe { nvrtc.get::<extern "C" fn(c_int, c_int) -> usize>("sim_nvrtc") };
         set.expect("the stand-in's function")(newest, fails.into())
     }
 }

@@ -1,5 +1,5 @@
-// Runs kernels on the CPU: see shim.h. One translation unit with the kernels themselves, so that they are inlined.
-#include "shim.h"
+// Runs kernels on the CPU: see cuda.h. One translation unit with the kernels themselves, so that they are inlined.
+#include "cuda.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -10,22 +10,22 @@
 #include <vector>
 
 #ifdef LSTM_PTX // as NVRTC compiled them, see tests/driver/ptx.rs
-#include "ptx.h"
+#include "../ptx.h"
 #include "lstm_ptx.cpp"
 #else
-#include "../kernels/constants.cuh"
-#include "../kernels/args.cuh"
-#include "../kernels/arithmetic.cuh"
-#include "../kernels/tile.cuh"
-#include "../kernels/primitives.cu"
-#include "../kernels/forward.cu"
-#include "../kernels/backward.cu"
-#include "../kernels/fast.cu"
-#include "../kernels/shares.cuh"
-#include "../kernels/persistent.cu"
-#include "../kernels/persistent_back.cu"
-#include "../kernels/projected.cu"
-#include "../kernels/cluster.cu"
+#include "../../../lstm-cuda/kernels/constants.cuh"
+#include "../../../lstm-cuda/kernels/args.cuh"
+#include "../../../lstm-cuda/kernels/arithmetic.cuh"
+#include "../../../lstm-cuda/kernels/tile.cuh"
+#include "../../../lstm-cuda/kernels/primitives.cu"
+#include "../../../lstm-cuda/kernels/forward.cu"
+#include "../../../lstm-cuda/kernels/backward.cu"
+#include "../../../lstm-cuda/kernels/fast.cu"
+#include "../../../lstm-cuda/kernels/shares.cuh"
+#include "../../../lstm-cuda/kernels/persistent.cu"
+#include "../../../lstm-cuda/kernels/persistent_back.cu"
+#include "../../../lstm-cuda/kernels/projected.cu"
+#include "../../../lstm-cuda/kernels/cluster.cu"
 #endif
 
 #include "fibers.h"
@@ -242,7 +242,7 @@ SHIM_HIDDEN std::string launch(const char *name, unsigned grid, unsigned threads
 } // namespace shim
 
 // For Rust: 0 if it went well, else the reason is in `why`.
-extern "C" int lstm_cuda_host_launch(const char *name, unsigned grid, unsigned threads, size_t shared_bytes, int resident,
+extern "C" int lstm_cuda_sim_launch(const char *name, unsigned grid, unsigned threads, size_t shared_bytes, int resident,
                                      unsigned cluster, unsigned seed, const void *args, size_t args_size, char *why, size_t why_size) {
     const std::string error = shim::launch(name, grid, threads, shared_bytes, resident, cluster, seed, args, args_size);
     std::snprintf(why, why_size, "%s", error.c_str());

@@ -5,6 +5,8 @@ use lstm_cuda::{
     ndarray::{Array3, s},
 };
 
+use lstm_cuda_sim::{CudaHost, Host};
+
 use crate::{Result, ensure};
 
 /// What is done, in this order.
@@ -90,14 +92,9 @@ pub(crate) fn expected(config: &LstmConfig) -> Result<Bits> {
     Work::new(&Reference(host), config).all()
 }
 
-#[cfg(feature = "host")]
-pub(crate) fn host() -> Result<lstm_cuda::CudaHost, Error> {
-    lstm_cuda::CudaHost::new()
-}
-
-#[cfg(not(feature = "host"))]
-pub(crate) fn host() -> Result<lstm_cuda::Cuda, Error> {
-    unreachable!("nothing is run without it")
+/// The simulated device that runs kernels without a driver.
+pub(crate) fn host() -> Result<CudaHost, Error> {
+    Host::builder().build()
 }
 
 /// Every bit is equal.

@@ -7,12 +7,12 @@ use lstm_cuda::{
 
 use crate::{
     Result, ensure,
-    standin::{Host, Setup, Standin},
+    simulated_driver::{Host, Setup, SimulatedDriver},
     work::{Bits, Work, check, check_all, configs, expected, host},
 };
 
 pub(crate) fn run() -> Result<String> {
-    let standin = Standin::load()?;
+    let standin = SimulatedDriver::load()?;
     let plain = Setup::PLAIN;
     let sm_90 = Setup { architecture: 90, multiprocessors: 6, ..plain };
     let setups = [
@@ -44,7 +44,7 @@ pub(crate) fn run() -> Result<String> {
     Ok(format!("{} devices, {} models on each; every kernel ran", setups.len() + 5 + tiles, all.len()))
 }
 
-fn one(standin: &Standin, setup: Setup, path: &str, all: &[(&str, LstmConfig, Bits)]) -> Result<()> {
+fn one(standin: &SimulatedDriver, setup: Setup, path: &str, all: &[(&str, LstmConfig, Bits)]) -> Result<()> {
     standin.reset();
     standin.setup(setup);
     let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
@@ -79,7 +79,7 @@ fn one(standin: &Standin, setup: Setup, path: &str, all: &[(&str, LstmConfig, Bi
 
 /// Clusters of 16 blocks, which a kernel must be allowed to have, with as much shared memory as a block can have. On the way
 /// back some weights lie there, which layers take only where no other kernel does all steps.
-fn large_clusters(standin: &Standin) -> Result<()> {
+fn large_clusters(standin: &SimulatedDriver) -> Result<()> {
     standin.reset();
     standin.setup(Setup { architecture: 90, multiprocessors: 16, cooperative: false, ..Setup::PLAIN });
     let config = LstmConfig::new(2, 340);
@@ -117,7 +117,7 @@ fn large_clusters(standin: &Standin) -> Result<()> {
 
 /// Batches that get medium tiles, or on the way back four of them for each, depending on how large the device is. Also by the
 /// reference, whose primitives are kernels too. How many devices there were.
-fn tiles(standin: &Standin) -> Result<usize> {
+fn tiles(standin: &SimulatedDriver) -> Result<usize> {
     let config = LstmConfig::new(5, 40).clip(0.75);
     let x = Array3::from_shape_fn((64, 3, 5), |(a, t, i)| (a % 7) as f32 * 0.25 - (t * i) as f32 * 0.125);
     let devices = [2, 4];
@@ -151,7 +151,7 @@ fn both_ways<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Vec<f32>, Er
 }
 
 /// Layers take the next path where one is left out.
-fn within(standin: &Standin, setup: Setup) -> Result<()> {
+fn within(standin: &SimulatedDriver, setup: Setup) -> Result<()> {
     let none = Cuda::within(0, Limits { multiprocessors: Some(0), ..Limits::default() });
     let error = none.err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(error.contains("at least 1 multiprocessor, got 0"), "no multiprocessors: `{error}`");
@@ -170,7 +170,7 @@ fn within(standin: &Standin, setup: Setup) -> Result<()> {
 }
 
 /// The fast mode opens, says what it is, and its errors do.
-fn fast(standin: &Standin) -> Result<()> {
+fn fast(standin: &SimulatedDriver) -> Result<()> {
     standin.reset();
     standin.setup(Setup { architecture: 75, ..Setup::PLAIN });
     let refused = Cuda::fast(0).err().map(|e| e.to_string()).unwrap_or_default();
@@ -183,7 +183,7 @@ fn fast(standin: &Standin) -> Result<()> {
     let pass = lstm.forward_train(&x, Checkpointing::Everything).map_err(|e| e.to_string())?;
     pass.tape.backward(OutputGradients::from(&pass.y)).map_err(|e| e.to_string())?;
     standin.reset();
-    standin.fail(0, crate::standin::INVALID_VALUE, true);
+    standin.fail(0, crate::simulated_driver::INVALID_VALUE, true);
     let error = lstm.forward(&x).err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(error.starts_with("cuda-tf32: "), "another backend's error: {error}");
     drop((lstm, pass, cuda));
@@ -191,7 +191,7 @@ fn fast(standin: &Standin) -> Result<()> {
 }
 
 /// Memory runs out for one batch, and is enough for the next.
-fn full(standin: &Standin) -> Result<()> {
+fn full(standin: &SimulatedDriver) -> Result<()> {
     for pools in [true, false] {
         standin.reset();
         standin.setup(Setup { pools, ..Setup::PLAIN });

@@ -1,6 +1,6 @@
-// CUDA's threads as fibers: what each of them is, and where they meet. Part of run.cpp.
+// CUDA's threads as fibers: what each of them is, and where they meet. Part of executor.cpp.
 #pragma once
-#include "shim.h"
+#include "cuda.h"
 
 #include <cstdio>
 #include <cstdlib>

@@ -7,9 +7,9 @@ use lstm_cuda::{Arithmetic, Cuda, Error, LstmConfig, Ops};
 
 use crate::{
     Result, ensure,
-    standin::{
+    simulated_driver::{
         Code, Host, ILLEGAL_ADDRESS, INVALID_VALUE, INVALIDATED, LAUNCH_FAILED, OUT_OF_MEMORY, OUT_OF_RESOURCES, Setup,
-        Standin,
+        SimulatedDriver,
     },
     work::{Bits, STEPS, Work, check, check_all, configs, expected},
 };
@@ -94,7 +94,7 @@ fn cases() -> Result<Vec<(Setup, LstmConfig, Bits)>> {
 
 /// While a device is open.
 pub(crate) fn run() -> Result<String> {
-    let standin = Standin::load()?;
+    let standin = SimulatedDriver::load()?;
     let (mut count, mut told) = (0, 0);
     for (setup, config, want) in cases()? {
         standin.setup(setup);
@@ -132,7 +132,7 @@ pub(crate) fn run() -> Result<String> {
 
 /// One of the calls fails once. The step that was told, if one was.
 fn fault(
-    standin: &Standin,
+    standin: &SimulatedDriver,
     cuda: &Cuda,
     config: &LstmConfig,
     want: &[Vec<f32>],
@@ -158,7 +158,7 @@ fn fault(
 
 /// While a device is opened.
 pub(crate) fn opening() -> Result<String> {
-    let standin = Standin::load()?;
+    let standin = SimulatedDriver::load()?;
     let (mut count, mut told) = (0, 0);
     for setup in
         [Setup { architecture: 90, multiprocessors: 6, ..Setup::PLAIN }, Setup { pools: false, ..Setup::PLAIN }]
@@ -195,7 +195,7 @@ pub(crate) fn opening() -> Result<String> {
 
 /// An error after which nothing works any more: kernels that fail as they run, and calls that say that the device is lost.
 pub(crate) fn lost() -> Result<String> {
-    let standin = Standin::load()?;
+    let standin = SimulatedDriver::load()?;
     let (mut count, mut seen) = (0, HashSet::new());
     for (setup, config, want) in cases()? {
         standin.setup(setup);

@@ -5,7 +5,7 @@
 // A NaN that is computed is the one that devices make; an address that is not aligned ends the process, as it ends a kernel.
 // Registers are variables that hold bits, whose type is the instruction's to say.
 #pragma once
-#include "shim.h"
+#include "executor/cuda.h"
 
 #include <cstdio>
 #include <cstdlib>

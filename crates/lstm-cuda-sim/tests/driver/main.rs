@@ -9,7 +9,7 @@ mod faults;
 mod nvrtc;
 mod ptx;
 mod sharing;
-mod standin;
+mod simulated_driver;
 mod strict;
 mod work;
 
@@ -116,19 +116,16 @@ fn dir(name: &str) -> PathBuf {
 
 /// Where the kernels lie, built for the host, if the stand-in can be built for them and run.
 fn archive() -> Result<PathBuf> {
-    if !cfg!(feature = "host") {
-        return Err("built without the feature `host`".into());
-    }
     #[cfg(target_arch = "x86_64")]
     if !(std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2")) {
         return Err("this CPU has no AVX2 and FMA".into());
     }
-    let dir = option_env!("LSTM_CUDA_HOST_ARCHIVE").ok_or("the kernels were not built for the host")?;
+    let dir = option_env!("LSTM_CUDA_SIM_LIBRARY_DIR").ok_or("the kernels were not built for the host")?;
     Command::new(compiler()).arg("--version").output().map_err(|e| format!("{}: {e}", compiler()))?;
-    Ok(Path::new(dir).join("liblstm_cuda_host.a"))
+    Ok(Path::new(dir).join("liblstm_cuda_sim.a"))
 }
 
-const HOST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/host");
+const CPP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cpp");
 
 /// Builds both libraries.
 fn build(archive: PathBuf) -> Result<()> {
@@ -137,7 +134,7 @@ fn build(archive: PathBuf) -> Result<()> {
     }
     // The names that are looked for first.
     let nvrtc = dir(BOTH).join("libnvrtc.so");
-    compile(&SHARED, &[Path::new(HOST).join("driver_nvrtc.cpp")], &nvrtc)?;
+    compile(&SHARED, &[Path::new(CPP).join("nvrtc.cpp")], &nvrtc)?;
     driver(ALONE, archive)?;
     for (from, to) in [(dir(ALONE).join("libcuda.so"), BOTH), (nvrtc, FROM_PTX)] {
         std::fs::copy(&from, dir(to).join(from.file_name().expect("a library"))).map_err(|e| e.to_string())?;
@@ -147,17 +144,21 @@ fn build(archive: PathBuf) -> Result<()> {
 
 /// Builds the driver's stand-in, of its sources and the kernels.
 fn driver(name: &str, kernels: PathBuf) -> Result<()> {
-    let sources = ["driver.cpp", "driver_work.cpp", "driver_launch.cpp"].map(|name| Path::new(HOST).join(name));
+    let sources = ["driver/driver.cpp", "driver/memory.cpp", "driver/launch.cpp"].map(|name| Path::new(CPP).join(name));
     compile(&SHARED, &[&sources[..], &[kernels]].concat(), &dir(name).join("libcuda.so"))
 }
 
 /// The same with the kernels that `ptx::write` wrote.
 fn driver_from_ptx() -> Result<()> {
-    let kernels = dir(FROM_PTX).join("run.o");
+    let kernels = dir(FROM_PTX).join("executor.o");
     // As the kernels are built for the host, though less optimised; a variable for each register makes many warnings.
     let flags = ["-c", "-O1", "-mavx2", "-mfma", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-w"];
     let include = format!("-I{}", dir(FROM_PTX).display());
-    compile(&[&flags[..], &["-DLSTM_PTX", &include]].concat(), &[Path::new(HOST).join("run.cpp")], &kernels)?;
+    compile(
+        &[&flags[..], &["-DLSTM_PTX", &include]].concat(),
+        &[Path::new(CPP).join("executor/executor.cpp")],
+        &kernels,
+    )?;
     driver(FROM_PTX, kernels)
 }
 
