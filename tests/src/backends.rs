@@ -48,6 +48,7 @@ backends! {
     "cuda" => lstm_cuda::Cuda::new(0),
     "cuda-host" => lstm_cuda_sim::Host::builder().build(),
     "wgpu" => lstm_wgpu::Wgpu::blocking(),
+    "toy" => lstm_core::Result::Ok(crate::toy::Toy),
 }
 
 /// Opens each of the `wanted` backends, or every compiled one, for `visitor`; returns those that did not run.

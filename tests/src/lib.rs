@@ -18,5 +18,7 @@ pub mod python;
 pub mod refusals;
 pub mod results;
 pub mod specification;
+#[cfg(feature = "toy")]
+pub mod toy;
 pub mod training;
 pub mod verify;

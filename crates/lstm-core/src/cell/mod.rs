@@ -140,7 +140,13 @@ impl<T: Clone> Cell<T> {
                 let z = split(b, ConcatAxis::Cols, &cell.fused().recurrent(b, z, h)?, hidden_size)?;
                 cell.add_input_forget_peepholes(b, z, c)?
             }
-            _ => return Err(Error::shape("step: input_term", "the input term of this cell", "that of a cell of another kind")),
+            _ => {
+                return Err(Error::shape(
+                    "step: input_term",
+                    "the input term of this cell",
+                    "that of a cell of another kind",
+                ));
+            }
         };
         let i = sigmoid(zi)?;
         let f = match &self.ones {

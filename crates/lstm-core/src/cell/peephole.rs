@@ -82,7 +82,12 @@ impl<T: Clone> PeepholeDiagonal<T> {
     }
 
     /// `z_i = fma(c, p_i, z_i)` and `z_f = fma(c, p_f, z_f)`, with the cell state `c` before the time step.
-    pub fn add_input_forget_peepholes<B: Ops<Tensor = T>>(&self, b: &B, [i, f, g, o]: Gates<T>, c: &T) -> Result<Gates<T>> {
+    pub fn add_input_forget_peepholes<B: Ops<Tensor = T>>(
+        &self,
+        b: &B,
+        [i, f, g, o]: Gates<T>,
+        c: &T,
+    ) -> Result<Gates<T>> {
         let i = b.mul_add(1.0, c, Some(&self.i), Some(&i))?;
         let f = b.mul_add(1.0, c, Some(&self.f), Some(&f))?;
         Ok([i, f, g, o])

@@ -25,7 +25,11 @@ pub fn backward<B: Ops>(
     let spec = layer.spec();
     let (steps, batch) = (trace.gates.len(), trace.batch);
     if trace.spec != *spec {
-        return Err(Error::shape("backward: trace", format!("a trace of {spec:?}"), format!("a trace of {:?}", trace.spec)));
+        return Err(Error::shape(
+            "backward: trace",
+            format!("a trace of {spec:?}"),
+            format!("a trace of {:?}", trace.spec),
+        ));
     }
     upstream.check(spec, steps, batch, |t| b.shape(t))?;
     let pass = Pass { b, layer, trace, cell: Backward::new(b, layer)?, batch };
