@@ -1,25 +1,26 @@
-//! What the examples compute on.
+//! Selection of the backend by a command-line option.
 
 use clap::ValueEnum;
 
-/// The backends that this program was built with.
+/// The backends in this build.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum BackendName {
-    /// The CPU, with all its threads
+    /// The CPU, with all cores
     Cpu,
-    /// The fastest GPU that wgpu finds
+    /// The most powerful GPU that wgpu finds
     #[cfg(feature = "wgpu")]
     Wgpu,
     /// The first NVIDIA GPU
     #[cfg(feature = "cuda")]
     Cuda,
-    /// The kernels for NVIDIA GPUs, on the CPU: for tests, and slow
+    /// The CUDA kernels run on the CPU; slow, for tests
     #[cfg(feature = "cuda-host")]
     CudaHost,
 }
 
-/// A result, computed by `$run` with the backend of that name as `$backend`, or the error of opening it.
-macro_rules! on {
+/// Opens the device of the backend `$name` as `$backend` and evaluates `$run`. The value is the result of `$run`, or the error
+/// of opening the device.
+macro_rules! with_backend {
     ($name:expr, $backend:ident => $run:expr) => {
         match $name {
             $crate::backend::BackendName::Cpu => {
@@ -39,4 +40,4 @@ macro_rules! on {
         }
     };
 }
-pub(crate) use on;
+pub(crate) use with_backend;

@@ -1,7 +1,8 @@
-//! Trains a character-level language model on any text and lets it write.
+//! Trains a character-level language model on text, and generates text with it.
 //!
-//! `cargo run --release --example char_lm` learns from this repository's own Rust sources; `-- PATH ...` from others. It
-//! may be stopped at any time: the same command goes on where it stopped, with the same bits as a run that was not.
+//! `cargo run --release --example char_lm` trains on the Rust sources of this repository; `-- PATH ...` on other files.
+//! Training can be interrupted at any time. The same command resumes it, with results bit-identical to those of an
+//! uninterrupted run.
 
 mod backend;
 #[path = "char_lm/batches.rs"]
@@ -36,18 +37,18 @@ use clap::Parser;
 use lstm_core::{Backend, train::Trainer};
 
 use crate::{
-    backend::on,
+    backend::with_backend,
     checkpoint::Run,
     corpus::Corpus,
     options::Options,
-    sample::{Sample, Taste},
+    sample::{Sampling, TextGenerator},
     text::{Text, Vocabulary},
 };
 
-/// What a shell makes of a program that Ctrl-C ended.
+/// Exit code after an interrupt: 128 + SIGINT, as shells report it.
 const INTERRUPTED: u8 = 130;
 
-/// Everything that can go wrong, with the place where it did.
+/// The error type of the program.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{}: {source}", path.display())]
@@ -56,33 +57,33 @@ enum Error {
     #[error("{}: {why}", path.display())]
     File { path: PathBuf, why: String },
 
-    #[error("there is no text in {places}{}", match skipped {
+    #[error("no text in {places}{}", match skipped {
         0 => String::new(),
-        1 => "; 1 file skipped as not being UTF-8 text".into(),
-        n => format!("; {n} files skipped as not being UTF-8 text"),
+        1 => "; skipped 1 file that is not UTF-8 text".into(),
+        n => format!("; skipped {n} files that are not UTF-8 text"),
     })]
     EmptyCorpus { places: String, skipped: usize },
 
-    #[error("the text has {count} characters; at least {least} are needed")]
-    ShortCorpus { count: usize, least: usize },
+    #[error("expected a text of at least {min} characters, got {count}")]
+    ShortCorpus { count: usize, min: usize },
 
-    #[error("no character occurs {min_count} times in the text; see --min-count")]
+    #[error("no character occurs {min_count} times in the text; use a lower --min-count")]
     RareCharacters { min_count: usize },
 
     #[error(
-        "{} is of another run: {}. Give the options it was begun with, or another --checkpoint, or --fresh to start \
-         over; --sample-only writes with it as it is",
+        "{} is a checkpoint of a different run: {}. Use the options of that run, another --checkpoint, or --fresh to start \
+         over; --sample-only generates text with the checkpoint as it is",
         path.display(), differences.join(", ")
     )]
-    OtherRun { path: PathBuf, differences: Vec<String> },
+    DifferentRun { path: PathBuf, differences: Vec<String> },
 
-    #[error("{source}; {}. A lower --rate may help (with --fresh)", match saved {
-        0 => "nothing had been saved yet".into(),
-        step => format!("{} is still as it was after step {step}", path.display()),
+    #[error("{source}; {}. Try a lower --rate with --fresh", match saved {
+        0 => "no checkpoint was saved yet".into(),
+        step => format!("{} still contains the checkpoint of step {step}", path.display()),
     })]
     Diverged { source: lstm_core::Error, path: PathBuf, saved: u64 },
 
-    #[error("Ctrl-C can't be caught: {0}")]
+    #[error("can't install the Ctrl-C handler: {0}")]
     Signal(#[from] ctrlc::Error),
 
     #[error(transparent)]
@@ -90,31 +91,35 @@ enum Error {
 }
 
 impl Error {
+    /// Converts an I/O error of a file, for `map_err`.
     fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Error::Io { path: path.into(), source }
     }
 
+    /// Creates an [`Error::File`].
     fn file(path: &Path, why: impl ToString) -> Self {
         Error::File { path: path.into(), why: why.to_string() }
     }
 }
 
+/// `Result` with this program's [`Error`].
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// How a run ended.
+/// How the program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum Outcome {
     Finished,
     Interrupted,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let result = stop_at_ctrl_c()
-        .and_then(|stop| on!(options.backend, backend => run(&backend, &options, |_| stop.load(Ordering::Relaxed))));
+    let result = install_interrupt_flag().and_then(
+        |stop| with_backend!(options.backend, backend => run(&backend, &options, |_| stop.load(Ordering::Relaxed))),
+    );
     match result {
-        Ok(End::Finished) => ExitCode::SUCCESS,
-        Ok(End::Interrupted) => ExitCode::from(INTERRUPTED),
+        Ok(Outcome::Finished) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -122,8 +127,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// A flag that the first Ctrl-C sets; the second one ends the program on the spot.
-fn stop_at_ctrl_c() -> Result<&'static AtomicBool> {
+/// Returns a flag that the first Ctrl-C sets. The second Ctrl-C ends the program at once.
+fn install_interrupt_flag() -> Result<&'static AtomicBool> {
     static STOP: AtomicBool = AtomicBool::new(false);
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
@@ -133,16 +138,17 @@ fn stop_at_ctrl_c() -> Result<&'static AtomicBool> {
     Ok(&STOP)
 }
 
-/// Trains and writes, or only the one or the other. `stop` is asked after each step whether to stop there.
-fn run<B: Backend>(backend: &B, options: &Options, stop: impl Fn(u64) -> bool) -> Result<End> {
-    let path = options.checkpoint.clone().unwrap_or_else(|| workspace().join("target/char_lm.safetensors"));
+/// Trains the model and generates text, or only generates text with `--sample-only`. Stops when `stop` returns true; it is
+/// called with the number of finished training steps after each step and each generated character.
+fn run<B: Backend>(backend: &B, options: &Options, stop: impl Fn(u64) -> bool) -> Result<Outcome> {
+    let path = options.checkpoint.clone().unwrap_or_else(|| workspace_dir().join("target/char_lm.safetensors"));
     if options.sample_only {
         let Run { trainer, vocabulary, .. } = Run::open(backend, &path)?;
-        return write(&trainer, &vocabulary, options, &stop);
+        return generate(&trainer, &vocabulary, options, &stop);
     }
 
     let (paths, extensions) = match &options.paths[..] {
-        [] => (vec![workspace()], vec!["rs".into()]),
+        [] => (vec![workspace_dir()], vec!["rs".into()]),
         paths => (paths.to_vec(), vec![]),
     };
     let corpus = Corpus::read(&paths, options.extensions.as_ref().unwrap_or(&extensions))?;
@@ -155,50 +161,51 @@ fn run<B: Backend>(backend: &B, options: &Options, stop: impl Fn(u64) -> bool) -
         false => Run::start(backend, options, &text)?,
     };
     run.describe();
-    if training::train(&mut run, &text, options, &path, &stop)? == End::Interrupted {
-        let (done, path) = (run.trainer.steps(), shortened(&path));
-        println!("Stopped after step {done}; {path} holds it. The same command, without --fresh, goes on from there.");
-        return Ok(End::Interrupted);
+    if training::train(&mut run, &text, options, &path, &stop)? == Outcome::Interrupted {
+        let (done, path) = (run.trainer.steps(), relative_path(&path));
+        println!("Interrupted after step {done}, saved in {path}. Run the same command without --fresh to continue.");
+        return Ok(Outcome::Interrupted);
     }
     let bits = training::validate(&run.trainer, &text, options)?;
-    println!("Validation: {bits:.3} bits per character, where their frequencies alone need {:.3}.\n", text.order0());
-    write(&run.trainer, &run.vocabulary, options, &stop)
+    println!("Validation loss: {bits:.3} bits per character (unigram entropy {:.3}).\n", text.unigram_entropy());
+    generate(&run.trainer, &run.vocabulary, options, &stop)
 }
 
-/// Lets the model write.
-fn write<B: Backend>(
+/// Generates text and prints it.
+fn generate<B: Backend>(
     trainer: &Trainer<B>,
     vocabulary: &Vocabulary,
     options: &Options,
     stop: impl Fn(u64) -> bool,
-) -> Result<End> {
-    let taste = Taste { temperature: options.temperature, seed: options.seed };
-    let head = trainer.head().expect("a run has a head");
-    let sample = Sample::new(trainer.lstm(), head, vocabulary, &options.prompt, taste)?;
-    println!("It writes, at temperature {}:\n", options.temperature);
+) -> Result<Outcome> {
+    let sampling = Sampling { temperature: options.temperature, seed: options.seed };
+    let head = trainer.head().expect("the trainer of a run has a head");
+    let generator = TextGenerator::new(trainer.lstm(), head, vocabulary, &options.prompt, sampling)?;
+    println!("Generated text, at temperature {}:\n", options.temperature);
     let mut out = io::stdout().lock();
-    let mut put = |c: char| {
-        // What would move a terminal's cursor is not text.
+    let mut print = |c: char| {
+        // Control characters could change the state of the terminal.
         let c = if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
         write!(out, "{c}").map_err(Error::io(Path::new("standard output")))
     };
-    options.prompt.chars().try_for_each(&mut put)?;
-    for c in sample.take(options.sample_chars) {
-        put(c?)?;
+    options.prompt.chars().try_for_each(&mut print)?;
+    for c in generator.take(options.sample_chars) {
+        print(c?)?;
         if stop(trainer.steps()) {
             break;
         }
     }
-    put('\n')?;
-    Ok(if stop(trainer.steps()) { End::Interrupted } else { End::Finished })
+    print('\n')?;
+    Ok(if stop(trainer.steps()) { Outcome::Interrupted } else { Outcome::Finished })
 }
 
-fn workspace() -> PathBuf {
+/// Root directory of the workspace.
+fn workspace_dir() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package).into()
 }
 
-/// `path` as seen from the current folder, if it lies below.
-fn shortened(path: &Path) -> std::path::Display<'_> {
+/// Path relative to the current directory, if it is inside.
+fn relative_path(path: &Path) -> std::path::Display<'_> {
     env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).display()
 }

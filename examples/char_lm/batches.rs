@@ -1,60 +1,64 @@
-//! A text as batches for truncated backpropagation: streams of it side by side, cut into chunks of some steps.
+//! Splits a text into batches for truncated backpropagation through time.
 
 use lstm_core::{ndarray::Array3, train::IGNORE_INDEX};
 
-use crate::text::{Symbol, hot};
+use crate::text::{Symbol, one_hot_value};
 
-/// A text in `batch` streams of equal length, walked side by side in chunks of `steps` steps. A chunk goes on where the
-/// one before it ended, so a model's state may be carried from one to the next.
+/// A text split into `batch` streams of equal length, which are processed in parallel in chunks of `steps` steps. Each chunk
+/// continues where the previous chunk ended, so the model's state is carried over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Batches<'a> {
     symbols: &'a [Symbol],
-    /// How many symbols there are to tell apart.
+    /// Number of different symbols.
     classes: usize,
+    /// Number of streams.
     batch: usize,
+    /// Number of steps of a chunk.
     steps: usize,
-    /// Steps in a stream.
+    /// Number of steps of a stream.
     length: usize,
 }
 
-/// The symbols of a chunk and the ones to foretell.
+/// Inputs and targets of a chunk.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    /// [`hot`] at each symbol, time-major: `(steps, batch, classes)`. Zeros where the text is over.
+    /// One-hot inputs, shape `(steps, batch, classes)`, with [`one_hot_value`] at each symbol. Zeros after the end of the
+    /// text.
     pub(crate) x: Array3<f32>,
-    /// The next symbol of each row of `x`, or [`IGNORE_INDEX`] where the text is over.
+    /// Next symbol for each row `step * batch + stream` of `x`, or [`IGNORE_INDEX`] after the end of the text.
     pub(crate) targets: Vec<usize>,
 }
 
 impl Chunk {
-    /// How many symbols are to be foretold.
+    /// Number of targets that are not ignored.
     pub(crate) fn count(&self) -> usize {
         self.targets.iter().filter(|&&target| target != IGNORE_INDEX).count()
     }
 }
 
 impl<'a> Batches<'a> {
+    /// Splits `symbols` into streams.
     pub(crate) fn new(symbols: &'a [Symbol], classes: usize, batch: usize, steps: usize) -> Self {
-        // The last symbol is foretold but has none to foretell.
+        // The last symbol of the text is only a target, not an input.
         let length = symbols.len().saturating_sub(1).div_ceil(batch);
         Batches { symbols, classes, batch, steps: steps.min(length), length }
     }
 
-    /// How many chunks there are.
+    /// Number of chunks.
     pub(crate) fn len(&self) -> usize {
         self.length.div_ceil(self.steps.max(1))
     }
 
-    /// Chunk number `k`.
+    /// Returns chunk number `k`.
     pub(crate) fn chunk(&self, k: usize) -> Chunk {
-        let hot = hot(self.classes);
+        let hot = one_hot_value(self.classes);
         let mut x = Array3::zeros((self.steps, self.batch, self.classes));
         let mut targets = Vec::with_capacity(self.steps * self.batch);
         for t in 0..self.steps {
             let step = k * self.steps + t;
             for stream in 0..self.batch {
-                let place = stream * self.length + step;
-                match self.symbols.get(place..place + 2) {
+                let position = stream * self.length + step;
+                match self.symbols.get(position..position + 2) {
                     Some(&[symbol, next]) if step < self.length => {
                         x[[t, stream, symbol as usize]] = hot;
                         targets.push(next as usize);
@@ -71,16 +75,16 @@ impl<'a> Batches<'a> {
 mod tests {
     use super::*;
 
-    /// Every symbol but the last is an input once, in the order of its stream, with the next one as its target.
+    /// Every symbol except the last is an input exactly once, in stream order, with the next symbol as its target.
     #[test]
-    fn every_character_is_visited_once() {
+    fn chunks_cover_every_symbol_once() {
         for (n, batch, steps) in [(2, 1, 1), (25, 4, 3), (100, 7, 5), (10, 6, 2), (9, 2, 64), (3, 5, 4)] {
             let symbols: Vec<_> = (0..n).collect();
             let batches = Batches::new(&symbols, symbols.len(), batch, steps);
             let mut streams = vec![Vec::new(); batch];
             for k in 0..batches.len() {
                 let chunk = batches.chunk(k);
-                assert!(chunk.count() > 0, "{n} {batch} {steps}: chunk {k} has nothing to learn");
+                assert!(chunk.count() > 0, "{n} {batch} {steps}: chunk {k} has no targets");
                 let rows = chunk.x.rows().into_iter().zip(&chunk.targets).enumerate();
                 for (row, (x, &target)) in rows {
                     let hot: Vec<_> = (0..x.len()).filter(|&s| x[s] != 0.0).collect();

@@ -1,4 +1,4 @@
-//! A run, and the file from which it goes on.
+//! A training run and its checkpoint file.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -13,20 +13,23 @@ use crate::{
     text::{Text, Vocabulary},
 };
 
-/// Metadata beside the trainer's own. What defines the run is there too, as [`identity`] names it.
+/// Metadata key of the vocabulary in a checkpoint, which also contains the [`run_settings`].
 const VOCABULARY: &str = "vocabulary";
 
-/// A run between two steps.
+/// State of a training run between two steps.
 pub(crate) struct Run<B: Backend> {
+    /// Model and optimizer state.
     pub(crate) trainer: Trainer<B>,
+    /// Characters that the model distinguishes.
     pub(crate) vocabulary: Vocabulary,
-    /// Where the streams of the text stand: the state after the last step.
+    /// LSTM state after the last step, to continue the streams of the text; `None` before the first step.
     pub(crate) state: Option<HostState>,
-    identity: BTreeMap<String, String>,
+    /// Settings of the run, from [`run_settings`].
+    settings: BTreeMap<String, String>,
 }
 
-/// All that the bits of a run depend on, as people know it.
-fn identity(options: &Options, text: &Text) -> BTreeMap<String, String> {
+/// All settings on which the results of a run depend, by name.
+fn run_settings(options: &Options, text: &Text) -> BTreeMap<String, String> {
     let pairs = [
         ("the text", text.to_string()),
         ("--min-count", options.min_count.to_string()),
@@ -48,52 +51,54 @@ fn identity(options: &Options, text: &Text) -> BTreeMap<String, String> {
 }
 
 impl<B: Backend> Run<B> {
-    /// A model that has learned nothing.
+    /// Starts a run with an untrained model.
     pub(crate) fn start(backend: &B, options: &Options, text: &Text) -> Result<Self> {
         let (symbols, seed) = (text.vocabulary.len(), options.seed);
         let config = LstmConfig::new(symbols, options.hidden).layers(options.layers);
-        let config = config.dropout(options.dropout()).cell(options.cell.into());
+        let config = config.dropout(options.dropout()).cell(options.cell);
         let init = Init { kind: InitKind::Orthogonal, forget_bias: None };
         let lstm = Lstm::new(backend, Weights::init(config, &init, seed)?)?;
         let head = Linear::random(backend, options.hidden, symbols, seed.wrapping_add(1))?;
 
         let decay = options.train_steps.saturating_sub(options.warmup).max(1);
         let schedule = Schedule::cosine(options.rate, decay, options.min_rate).warmup(options.warmup);
-        let method = OptimizerConfig::adamw().weight_decay(options.weight_decay);
-        let settings = TrainerConfig::new(method, schedule).clip(Clip::Norm(options.clip)).seed(seed);
-        let trainer = Trainer::new(lstm, Some(head), settings)?;
-        Ok(Run { trainer, vocabulary: text.vocabulary.clone(), state: None, identity: identity(options, text) })
+        let optimizer = OptimizerConfig::adamw().weight_decay(options.weight_decay);
+        let trainer_config = TrainerConfig::new(optimizer, schedule).clip(Clip::Norm(options.clip)).seed(seed);
+        let trainer = Trainer::new(lstm, Some(head), trainer_config)?;
+        Ok(Run { trainer, vocabulary: text.vocabulary.clone(), state: None, settings: run_settings(options, text) })
     }
 
-    /// The run in a file, whatever it is.
+    /// Opens the run in a checkpoint, with any settings.
     pub(crate) fn open(backend: &B, path: &Path) -> Result<Self> {
         let (trainer, mut extras) = Trainer::resume(backend, path)?;
         let config = trainer.lstm().config();
         let vocabulary = extras.text.remove(VOCABULARY);
-        let vocabulary =
-            vocabulary.ok_or_else(|| Error::file(path, "it has no vocabulary: not a run of this program"))?;
+        let vocabulary = vocabulary.ok_or_else(|| {
+            Error::file(path, "the file has no vocabulary, so it is not a checkpoint of this program")
+        })?;
         let vocabulary = Vocabulary::from_line(&vocabulary).map_err(|why| Error::file(path, why))?;
         let outputs = trainer.head().map(Linear::output_size);
         if config.input_size != vocabulary.len() || outputs != Some(vocabulary.len()) {
-            return Err(Error::file(path, "its model does not fit its vocabulary"));
+            return Err(Error::file(path, "the sizes of the model do not match the vocabulary"));
         }
         let state = extras.take_state().map_err(|why| Error::file(path, why))?;
-        Ok(Run { state, vocabulary, identity: extras.text, trainer })
+        Ok(Run { state, vocabulary, settings: extras.text, trainer })
     }
 
-    /// The run in a file, which must be the one that options and text define.
+    /// Opens the run in a checkpoint. Fails if its settings differ from those given by the options and text.
     pub(crate) fn resume(backend: &B, path: &Path, options: &Options, text: &Text) -> Result<Self> {
         let run = Self::open(backend, path)?;
-        let differences = identity(options, text).into_iter().filter_map(|(name, now)| {
-            let then = run.identity.get(&name).map_or("not there", String::as_str);
-            (now != then).then(|| format!("{name} was {then}, now is {now}"))
+        let differences = run_settings(options, text).into_iter().filter_map(|(name, now)| {
+            let saved = run.settings.get(&name).map_or("missing", String::as_str);
+            (now != saved).then(|| format!("{name} was {saved}, now is {now}"))
         });
         let differences: Vec<_> = differences.collect();
-        if differences.is_empty() { Ok(run) } else { Err(Error::OtherRun { path: path.into(), differences }) }
+        if differences.is_empty() { Ok(run) } else { Err(Error::DifferentRun { path: path.into(), differences }) }
     }
 
+    /// Saves a checkpoint.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
-        let mut extras = CheckpointExtras { text: self.identity.clone(), ..CheckpointExtras::default() };
+        let mut extras = CheckpointExtras { text: self.settings.clone(), ..CheckpointExtras::default() };
         extras.text.insert(VOCABULARY.into(), self.vocabulary.line());
         if let Some(state) = &self.state {
             extras = extras.with_state(state);
@@ -101,7 +106,7 @@ impl<B: Backend> Run<B> {
         Ok(self.trainer.save_with(path, &extras)?)
     }
 
-    /// Says what is trained.
+    /// Prints a description of the model.
     pub(crate) fn describe(&self) {
         let lstm = self.trainer.lstm();
         let (config, paths) = (lstm.config(), lstm.paths());
@@ -109,7 +114,7 @@ impl<B: Backend> Run<B> {
         let head = (config.hidden_size + 1) * self.vocabulary.len();
         let kernels: Vec<_> = paths.iter().map(ToString::to_string).collect();
         println!(
-            "Model: {} layers of {} with a head, {} parameters, on {} ({}).",
+            "Model: {} LSTM layers with hidden size {} and a linear head, {} parameters, on {} ({}).",
             config.num_layers,
             config.hidden_size,
             layers.sum::<usize>() + head,

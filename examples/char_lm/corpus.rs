@@ -1,4 +1,4 @@
-//! The text to learn from: files and folders, read in an order that is always the same.
+//! Reads the training text from files and directories in a fixed order.
 
 use std::{
     fs,
@@ -7,28 +7,28 @@ use std::{
 
 use crate::{Error, Result};
 
-/// How many skipped files are named.
-const SHOWN: usize = 5;
+/// Number of skipped files that are listed by name.
+const MAX_LISTED: usize = 5;
 
-/// Characters from one or more files.
+/// The text of one or more files.
 #[derive(Debug, Default)]
 pub(crate) struct Corpus {
-    /// The files' contents one after another.
+    /// Concatenated contents of the files.
     pub(crate) text: String,
-    /// How many files that is.
+    /// Number of files read.
     pub(crate) files: usize,
-    /// Files that are not text.
+    /// Files that are not UTF-8 text.
     pub(crate) skipped: Vec<PathBuf>,
 }
 
 impl Corpus {
-    /// Reads files and, below folders in sorted order, all text files with one of the extensions (with any if there are
-    /// none). What a build or version control keeps for itself (`target`, names that start with a dot) and links are left
-    /// out.
+    /// Reads files, and all text files in directories, recursively in sorted order. If `extensions` is not empty, only files
+    /// in directories with one of them are read. Entries named `target`, names that start with a dot, and symbolic links are
+    /// skipped.
     pub(crate) fn read(paths: &[PathBuf], extensions: &[String]) -> Result<Self> {
         let mut corpus = Corpus::default();
         for path in paths {
-            if path.is_dir() { corpus.walk(path, extensions)? } else { corpus.add(path)? }
+            if path.is_dir() { corpus.add_directory(path, extensions)? } else { corpus.add_file(path)? }
         }
         if corpus.text.is_empty() {
             let list = |items: Vec<_>| items.join(", ");
@@ -41,42 +41,44 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// Says what was read and what was not.
+    /// Prints the number of files read and the files skipped.
     pub(crate) fn describe(&self) {
         println!("Read {} file{}.", self.files, if self.files == 1 { "" } else { "s" });
-        for path in self.skipped.iter().take(SHOWN) {
-            println!("Skipped, as it is not UTF-8 text: {}", path.display());
+        for path in self.skipped.iter().take(MAX_LISTED) {
+            println!("Skipped, not UTF-8 text: {}", path.display());
         }
-        if let Some(more @ 1..) = self.skipped.len().checked_sub(SHOWN) {
-            println!("Skipped, too: {more} more.");
+        if let Some(more @ 1..) = self.skipped.len().checked_sub(MAX_LISTED) {
+            println!("Skipped {more} more files.");
         }
     }
 
-    fn walk(&mut self, folder: &Path, extensions: &[String]) -> Result<()> {
-        let entries = fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let mut entries = entries.map_err(Error::io(folder))?;
+    /// Adds the text files in a directory.
+    fn add_directory(&mut self, directory: &Path, extensions: &[String]) -> Result<()> {
+        let entries = fs::read_dir(directory).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let mut entries = entries.map_err(Error::io(directory))?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             let (path, name) = (entry.path(), entry.file_name());
-            let kind = entry.file_type().map_err(Error::io(&path))?;
-            let wanted = || {
+            let file_type = entry.file_type().map_err(Error::io(&path))?;
+            let has_extension = || {
                 let extension = path.extension().unwrap_or_default();
-                extensions.is_empty() || extensions.iter().any(|wanted| extension == wanted.trim_start_matches('.'))
+                extensions.is_empty() || extensions.iter().any(|allowed| extension == allowed.trim_start_matches('.'))
             };
             if name == "target" || name.as_encoded_bytes().starts_with(b".") {
                 continue;
-            } else if kind.is_dir() {
-                self.walk(&path, extensions)?;
-            } else if kind.is_file() && wanted() {
-                self.add(&path)?;
+            } else if file_type.is_dir() {
+                self.add_directory(&path, extensions)?;
+            } else if file_type.is_file() && has_extension() {
+                self.add_file(&path)?;
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, path: &Path) -> Result<()> {
+    /// Adds a file, or lists it as skipped if it is not text.
+    fn add_file(&mut self, path: &Path) -> Result<()> {
         let bytes = fs::read(path).map_err(Error::io(path))?;
-        // Text has no NUL, whatever its bytes mean.
+        // A file with NUL characters is not text, even if it is valid UTF-8.
         match String::from_utf8(bytes) {
             Ok(text) if !text.contains('\0') => {
                 self.text += &text;
@@ -91,11 +93,11 @@ impl Corpus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::Folder;
+    use crate::tests::TempDir;
 
     #[test]
-    fn folders_are_walked_in_order() -> Result<()> {
-        let folder = Folder::new("walk");
+    fn reads_directories_in_sorted_order() -> Result<()> {
+        let dir = TempDir::new("directories");
         for (name, text) in [
             ("b.rs", &b"b"[..]),
             ("a/z.rs", b"z"),
@@ -106,36 +108,36 @@ mod tests {
             ("latin.rs", b"\xe9"),
             ("nul.rs", b"x\0"),
         ] {
-            folder.write(name, text);
+            dir.write(name, text);
         }
         let read = |paths: &[PathBuf], extensions: &[&str]| {
             let extensions: Vec<_> = extensions.iter().map(ToString::to_string).collect();
             Corpus::read(paths, &extensions)
         };
-        let root = folder.path("");
+        let root = dir.path("");
         let corpus = read(std::slice::from_ref(&root), &["rs"])?;
         assert_eq!((&*corpus.text, corpus.files), ("zab", 3));
-        assert_eq!(corpus.skipped, [folder.path("latin.rs"), folder.path("nul.rs")]);
+        assert_eq!(corpus.skipped, [dir.path("latin.rs"), dir.path("nul.rs")]);
         assert_eq!(read(std::slice::from_ref(&root), &[])?.text, "yzab");
         assert_eq!(read(std::slice::from_ref(&root), &[".txt", "md"])?.text, "y");
-        // A file that is named is read whatever it is called, and as often as it is named.
-        let b = folder.path("b.rs");
-        assert_eq!(read(&[b.clone(), folder.path("a"), b], &["txt"])?.text, "byb");
+        // Files given as arguments are read with any extension, and as often as they are given.
+        let b = dir.path("b.rs");
+        assert_eq!(read(&[b.clone(), dir.path("a"), b], &["txt"])?.text, "byb");
         Ok(())
     }
 
     #[test]
-    fn errors_say_where_they_looked() {
-        let folder = Folder::new("nothing");
-        folder.write("nul.txt", b"\0");
+    fn errors_name_the_searched_paths() {
+        let dir = TempDir::new("nothing");
+        dir.write("nul.txt", b"\0");
         let error = |name: &str, extensions: &[String]| {
-            Corpus::read(&[folder.path(name)], extensions).expect_err("no corpus").to_string()
+            Corpus::read(&[dir.path(name)], extensions).expect_err("no corpus").to_string()
         };
-        let path = |name: &str| folder.path(name).display().to_string();
+        let path = |name: &str| dir.path(name).display().to_string();
         assert!(error("no-such-file", &[]).starts_with(&format!("{}: ", path("no-such-file"))));
-        let want = format!("there is no text in {}; 1 file skipped as not being UTF-8 text", path(""));
+        let want = format!("no text in {}; skipped 1 file that is not UTF-8 text", path(""));
         assert_eq!(error("", &[]), want);
-        let want = format!("there is no text in {} (extensions rs, md)", path(""));
+        let want = format!("no text in {} (extensions rs, md)", path(""));
         assert_eq!(error("", &["rs".into(), "md".into()]), want);
     }
 }

@@ -1,162 +1,144 @@
-//! The command line.
+//! Command-line options.
 
-use std::{fmt, path::PathBuf};
+use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{
+    Parser,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use lstm_core::CellKind;
 
 use crate::backend::BackendName;
 
-/// Trains a character-level language model on any text and lets it write.
+/// Train a character-level language model on text, and generate text with it
 ///
-/// Ctrl-C stops it after the step at hand; the same command goes on from there, and then ends with the same bits as if
-/// it had never stopped.
+/// Ctrl-C stops training after the current step. The same command resumes it, and the results are bit-identical to those of an
+/// uninterrupted run.
 #[derive(Clone, Debug, Parser)]
 #[command(args_override_self = true)]
 pub(crate) struct Options {
-    /// Text files, and folders to be searched for them [default: this repository]
+    /// Text files, or directories with text files [default: this repository]
     #[arg(value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
 
-    /// Which files of a folder to read, as in `rs,md` [default: all that are text; of this repository, rs]
+    /// Extensions of the files to read in directories, such as `rs,md` [default: all text files; rs in this repository]
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Text")]
     pub(crate) extensions: Option<Vec<String>>,
 
-    /// How often a character must occur to be told apart from other rare ones
+    /// Characters that occur less often than this share one symbol for unknown characters
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Text")]
     pub(crate) min_count: usize,
 
-    /// LSTM layers, one upon the other
+    /// Number of stacked LSTM layers
     #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Model")]
     pub(crate) layers: usize,
 
-    /// Features of each layer
+    /// Hidden size of each layer
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Model")]
     pub(crate) hidden: usize,
 
-    /// Probability with which an output between two layers is dropped [default: 0.1; 0 if there is one layer]
+    /// Dropout probability between layers [default: 0.1, or 0 with one layer]
     #[arg(long, value_name = "P", help_heading = "Model")]
     pub(crate) dropout: Option<f32>,
 
-    /// The layers' equations
-    #[arg(long, value_name = "NAME", value_enum, default_value = "fused", help_heading = "Model")]
-    pub(crate) cell: Cell,
+    /// Cell kind. `fused` and `unfused` are the standard cell with one product for all gates, or one per gate. With peephole
+    /// cells, the gates also depend on the cell state, through a full matrix (`peephole-dense`) or a vector per gate
+    /// (`peephole-diagonal`)
+    #[arg(long, value_name = "NAME", value_parser = cell_parser(), default_value = CellKind::Fused.name(), help_heading = "Model")]
+    pub(crate) cell: CellKind,
 
-    /// Training steps in all
+    /// Total number of training steps
     #[arg(long, value_name = "N", default_value_t = 1500, help_heading = "Training")]
     pub(crate) train_steps: u64,
 
-    /// Streams of the text that are read side by side
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive, help_heading = "Training")]
+    /// Batch size: number of streams into which the text is split
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_positive, help_heading = "Training")]
     pub(crate) batch: usize,
 
-    /// Characters of each stream in a training step, and so how far back a gradient reaches
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive, help_heading = "Training")]
+    /// Characters of each stream per training step, the length of truncated backpropagation through time
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_positive, help_heading = "Training")]
     pub(crate) steps: usize,
 
-    /// The learning rate (AdamW's) at its highest, after the warm-up
+    /// Peak learning rate of AdamW, reached after the warm-up
     #[arg(long, value_name = "RATE", default_value_t = 0.01, help_heading = "Training")]
     pub(crate) rate: f32,
 
-    /// The learning rate at the end, to which it falls along a cosine
+    /// Final learning rate, at the end of the cosine decay
     #[arg(long, value_name = "RATE", default_value_t = 1e-4, help_heading = "Training")]
     pub(crate) min_rate: f32,
 
-    /// Training steps over which the learning rate rises
+    /// Number of training steps in which the learning rate rises linearly
     #[arg(long, value_name = "N", default_value_t = 50, help_heading = "Training")]
     pub(crate) warmup: u64,
 
-    /// How strongly weights are drawn to zero
+    /// Weight decay of AdamW
     #[arg(long, value_name = "X", default_value_t = 0.01, help_heading = "Training")]
     pub(crate) weight_decay: f32,
 
-    /// The norm of the gradients above which they are made smaller
+    /// Gradient clipping: largest norm of all gradients together
     #[arg(long, value_name = "NORM", default_value_t = 1.0, help_heading = "Training")]
     pub(crate) clip: f32,
 
-    /// Training steps between two looks at the part of the text that is not learned from; 0: only at the end
+    /// Training steps between validations; 0 validates only at the end
     #[arg(long, value_name = "N", default_value_t = 500, help_heading = "Training")]
     pub(crate) validate_every: u64,
 
-    /// How many characters to write
-    #[arg(long, value_name = "N", default_value_t = 600, help_heading = "Writing")]
+    /// Number of characters to generate
+    #[arg(long, value_name = "N", default_value_t = 600, help_heading = "Sampling")]
     pub(crate) sample_chars: usize,
 
-    /// What the written text goes on from [default: a new line]
-    #[arg(long, value_name = "TEXT", default_value = "\n", hide_default_value = true, help_heading = "Writing")]
+    /// Text to continue from [default: a newline]
+    #[arg(long, value_name = "TEXT", default_value = "\n", hide_default_value = true, help_heading = "Sampling")]
     pub(crate) prompt: String,
 
-    /// Below 1 the likely characters come more often than the model foretells, above 1 less often; 0: only the likeliest
-    #[arg(long, value_name = "X", default_value_t = 0.7, value_parser = temperature, help_heading = "Writing")]
+    /// Sampling temperature: lower values favor likely characters; 0 always takes the likeliest
+    #[arg(long, value_name = "X", default_value_t = 0.7, value_parser = parse_temperature, help_heading = "Sampling")]
     pub(crate) temperature: f32,
 
-    /// Write with the model of the checkpoint and do nothing else
-    #[arg(long, conflicts_with_all = ["paths", "fresh"], help_heading = "Writing")]
+    /// Do not train; only generate text with the model in the checkpoint
+    #[arg(long, conflicts_with_all = ["paths", "fresh"], help_heading = "Sampling")]
     pub(crate) sample_only: bool,
 
-    /// Where the run is saved, and from where it goes on [default: target/char_lm.safetensors in the workspace]
+    /// Checkpoint file to save to and to resume from [default: target/char_lm.safetensors in the workspace]
     #[arg(long, value_name = "FILE", help_heading = "Checkpoint")]
     pub(crate) checkpoint: Option<PathBuf>,
 
-    /// Training steps between two savings; 0: only at the end and at Ctrl-C
+    /// Training steps between checkpoints; 0 saves only at the end and on Ctrl-C
     #[arg(long, value_name = "N", default_value_t = 100, help_heading = "Checkpoint")]
     pub(crate) save_every: u64,
 
-    /// Start over, whatever was saved
+    /// Start a new run and overwrite the checkpoint
     #[arg(long, help_heading = "Checkpoint")]
     pub(crate) fresh: bool,
 
-    /// What all that is random follows from: the first weights, dropout, the written text
+    /// Random seed for initial weights, dropout and sampling
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
 
-    /// What to compute on
+    /// Backend to run on
     #[arg(long, value_name = "NAME", value_enum, default_value = "cpu")]
     pub(crate) backend: BackendName,
 }
 
 impl Options {
-    /// The dropout between layers.
+    /// Dropout probability between layers, with the default filled in.
     pub(crate) fn dropout(&self) -> f32 {
         self.dropout.unwrap_or(if self.layers > 1 { 0.1 } else { 0.0 })
     }
 }
 
-/// A [`CellKind`] by its name.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum Cell {
-    /// The standard cell, with one product for all gates
-    Fused,
-    /// The same, with a product for each gate
-    Unfused,
-    /// Gates that see the cell state through a matrix
-    PeepholeDense,
-    /// Gates that see the cell state through a vector
-    PeepholeDiagonal,
+/// Parser of cell names that lists them in help and errors.
+fn cell_parser() -> impl TypedValueParser<Value = CellKind> {
+    PossibleValuesParser::new(CellKind::ALL.map(CellKind::name)).try_map(|name| name.parse::<CellKind>())
 }
 
-impl From<Cell> for CellKind {
-    fn from(cell: Cell) -> Self {
-        match cell {
-            Cell::Fused => CellKind::Fused,
-            Cell::Unfused => CellKind::Unfused,
-            Cell::PeepholeDense => CellKind::PeepholeDense,
-            Cell::PeepholeDiagonal => CellKind::PeepholeDiagonal,
-        }
-    }
+/// Parses a positive integer.
+fn parse_positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected an integer of at least 1".into())
 }
 
-impl fmt::Display for Cell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
-    }
-}
-
-fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a number from 1".into())
-}
-
-fn temperature(text: &str) -> Result<f32, String> {
+/// Parses a temperature.
+fn parse_temperature(text: &str) -> Result<f32, String> {
     let value = text.parse().ok().filter(|&t| t == 0.0 || (0.01..=100.0).contains(&t));
     value.ok_or_else(|| "expected 0, or a number from 0.01 to 100".into())
 }
@@ -168,12 +150,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_options_are_consistent() {
+    fn options_are_consistent() {
         Options::command().debug_assert();
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn rejects_invalid_options() {
         for (arguments, want) in [
             (&["--batch", "0"][..], ErrorKind::ValueValidation),
             (&["--steps", "-1"], ErrorKind::UnknownArgument),
@@ -183,7 +165,7 @@ mod tests {
             (&["--sample-only", "--fresh"], ErrorKind::ArgumentConflict),
             (&["--sample-only", "text"], ErrorKind::ArgumentConflict),
         ] {
-            let error = Options::try_parse_from([&["char_lm"], arguments].concat()).expect_err("refused");
+            let error = Options::try_parse_from([&["char_lm"], arguments].concat()).expect_err("invalid options");
             assert_eq!(error.kind(), want, "{arguments:?}: {error}");
         }
     }

@@ -1,4 +1,4 @@
-//! A corpus as numbers: its vocabulary, and its two parts to learn from and to be tested on.
+//! Encodes a corpus as symbols, with a vocabulary, and splits it into training and validation parts.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -6,80 +6,85 @@ use lstm_core::arithmetic::Digest;
 
 use crate::{Error, Result};
 
-/// The share of a corpus that is not learned from: one character in so many, but no more than are enough to measure by.
-const VALIDATION: usize = 10;
-const ENOUGH: usize = 100_000;
+/// The last `1 / VALIDATION_DIVISOR` of a corpus is for validation, but at most [`MAX_VALIDATION`] characters.
+const VALIDATION_DIVISOR: usize = 10;
 
-/// The least that leaves a character and its next in each part.
-const LEAST: usize = 2 * VALIDATION;
+/// Largest number of characters for validation.
+const MAX_VALIDATION: usize = 100_000;
 
-/// A number for each character.
+/// Least number of characters of a corpus, so that each part has an input and a target.
+const MIN_CHARACTERS: usize = 2 * VALIDATION_DIVISOR;
+
+/// Index of a character in the vocabulary.
 pub(crate) type Symbol = u32;
 
-/// What stands for all characters that have no number of their own.
+/// Symbol of all characters that are not in the vocabulary.
 pub(crate) const UNKNOWN: Symbol = 0;
 
-/// What a model reads in the place of a symbol, of so many; in all other places it reads 0. The mean square is 1, for
-/// which fresh weights are made; if a symbol were 1, a model would start with hardly seeing it and learn slowly.
-pub(crate) fn hot(symbols: usize) -> f32 {
+/// Value of the nonzero element of a one-hot input with `symbols` elements: the square root of `symbols`. The mean square of
+/// the input is then 1, as the initial weights assume. With the value 1, inputs would hardly affect an untrained model, and it
+/// would learn slowly.
+pub(crate) fn one_hot_value(symbols: usize) -> f32 {
     (symbols as f32).sqrt()
 }
 
-/// The characters that a model tells apart, in order, with numbers from 1.
+/// The characters that a model distinguishes, in ascending order. Their symbols start at 1.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Vocabulary(Vec<char>);
 
 impl Vocabulary {
-    /// The characters that occur at least so many times.
-    fn of(text: impl Iterator<Item = char>, min_count: usize) -> Self {
+    /// Collects the characters that occur at least `min_count` times.
+    fn from_text(text: impl Iterator<Item = char>, min_count: usize) -> Self {
         let mut counts = BTreeMap::new();
         text.for_each(|c| *counts.entry(c).or_insert(0) += 1);
         Vocabulary(counts.into_iter().filter(|&(_, count)| count >= min_count).map(|(c, _)| c).collect())
     }
 
-    /// From a line of text, such as [`line`](Self::line) gives.
+    /// Parses the text that [`line`](Self::line) returns.
     pub(crate) fn from_line(line: &str) -> Result<Self, String> {
         let characters: Vec<_> = line.chars().collect();
         if !characters.is_sorted_by(|a, b| a < b) {
-            return Err(format!("expected different characters in order, found {line:?}"));
+            return Err(format!("expected distinct characters in ascending order, got {line:?}"));
         }
         Ok(Vocabulary(characters))
     }
 
-    /// All characters, without the unknown one.
+    /// All characters in ascending order, without [`UNKNOWN`].
     pub(crate) fn line(&self) -> String {
         self.0.iter().collect()
     }
 
-    /// How many symbols there are, with the unknown one.
+    /// Number of symbols, including [`UNKNOWN`].
     pub(crate) fn len(&self) -> usize {
         self.0.len() + 1
     }
 
+    /// Symbol of a character.
     pub(crate) fn symbol(&self, c: char) -> Symbol {
         self.0.binary_search(&c).map_or(UNKNOWN, |k| k as Symbol + 1)
     }
 
-    /// The character of a symbol below [`len`](Self::len) that is not [`UNKNOWN`].
+    /// Character of a symbol; `None` for [`UNKNOWN`] and for symbols of [`len`](Self::len) or more.
     pub(crate) fn character(&self, symbol: usize) -> Option<char> {
         symbol.checked_sub(1).and_then(|k| self.0.get(k).copied())
     }
 }
 
-/// A corpus, ready for a model.
+/// A corpus as symbols, split into training and validation parts.
 #[derive(Debug)]
 pub(crate) struct Text {
+    /// Vocabulary of the training part.
     pub(crate) vocabulary: Vocabulary,
-    /// What is learned from.
+    /// Symbols to train on.
     pub(crate) training: Vec<Symbol>,
-    /// The corpus's end.
+    /// Symbols for validation, the end of the corpus.
     pub(crate) validation: Vec<Symbol>,
-    /// Tells corpora apart.
+    /// Digest of all characters, to detect a changed corpus.
     pub(crate) digest: Digest,
 }
 
 impl Text {
-    /// Splits a corpus; the vocabulary is that of the part that is learned from.
+    /// Splits and encodes a corpus. The vocabulary comes from the training part only.
     pub(crate) fn new(text: &str, min_count: usize) -> Result<Self> {
         let mut digest = Digest::default();
         let mut count = 0;
@@ -87,11 +92,11 @@ impl Text {
             digest.add(f32::from_bits(c.into()));
             count += 1;
         }
-        if count < LEAST {
-            return Err(Error::ShortCorpus { count, least: LEAST });
+        if count < MIN_CHARACTERS {
+            return Err(Error::ShortCorpus { count, min: MIN_CHARACTERS });
         }
-        let training = count - (count / VALIDATION).min(ENOUGH);
-        let vocabulary = Vocabulary::of(text.chars().take(training), min_count);
+        let training = count - (count / VALIDATION_DIVISOR).min(MAX_VALIDATION);
+        let vocabulary = Vocabulary::from_text(text.chars().take(training), min_count);
         if vocabulary.0.is_empty() {
             return Err(Error::RareCharacters { min_count });
         }
@@ -100,19 +105,19 @@ impl Text {
         Ok(Text { vocabulary, training, validation, digest })
     }
 
-    /// Says what there is to learn.
+    /// Prints the sizes of both parts and of the vocabulary.
     pub(crate) fn describe(&self) {
         let (training, validation, symbols) = (self.training.len(), self.validation.len(), self.vocabulary.len());
         println!(
-            "Text: {training} characters to learn from, the last {validation} to validate; {symbols} symbols, whose \
-             frequencies alone need {:.3} bits per character.",
-            self.order0()
+            "Text: {training} characters for training, the last {validation} for validation; {symbols} symbols; unigram \
+             entropy {:.3} bits per character.",
+            self.unigram_entropy()
         );
     }
 
-    /// The entropy in bits of the validation's characters, each taken alone: what a guesser needs per character who
-    /// knows how often each one occurs there, and nothing else.
-    pub(crate) fn order0(&self) -> f64 {
+    /// Unigram entropy of the validation part in bits per character: the loss of a model that predicts each character with its
+    /// frequency in that part.
+    pub(crate) fn unigram_entropy(&self) -> f64 {
         let mut counts = vec![0usize; self.vocabulary.len()];
         self.validation.iter().for_each(|&s| counts[s as usize] += 1);
         let shares = counts.iter().filter(|&&n| n > 0).map(|&n| n as f64 / self.validation.len() as f64);
@@ -120,7 +125,7 @@ impl Text {
     }
 }
 
-/// What tells it from other texts.
+/// Writes the length and digest, which identify the text in checkpoints.
 impl fmt::Display for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} characters of digest {}", self.training.len() + self.validation.len(), self.digest)
@@ -133,19 +138,19 @@ mod tests {
 
     #[test]
     fn rare_characters_are_unknown() -> Result<()> {
-        // 18 characters to learn from, é twice and ß once among them, and 2 more.
+        // 18 characters for training, with é twice and ß once, and 2 for validation.
         let text = Text::new("abababéßabababéabaaz", 2)?;
         assert_eq!(text.vocabulary.line(), "abé");
         assert_eq!(text.training, [1, 2, 1, 2, 1, 2, 3, 0, 1, 2, 1, 2, 1, 2, 3, 1, 2, 1]);
         assert_eq!(text.validation, [1, 0]);
-        assert_eq!(text.order0(), 1.0);
+        assert_eq!(text.unigram_entropy(), 1.0);
         assert_eq!(Text::new("abababéßabababéabaaz", 3)?.vocabulary.line(), "ab");
         Ok(())
     }
 
     #[test]
     fn symbols_and_characters_are_inverse() {
-        let vocabulary = Vocabulary::from_line("\t ab").expect("in order");
+        let vocabulary = Vocabulary::from_line("\t ab").expect("valid vocabulary");
         assert_eq!((vocabulary.len(), &*vocabulary.line()), (5, "\t ab"));
         for (k, c) in "\t ab".chars().enumerate() {
             assert_eq!((vocabulary.symbol(c), vocabulary.character(k + 1)), (k as Symbol + 1, Some(c)));
@@ -155,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_tells_corpora_apart() -> Result<()> {
+    fn digest_depends_on_all_characters() -> Result<()> {
         let digest = |text: &str| Ok::<_, Error>(Text::new(text, 1)?.digest);
         let text = "a".repeat(20);
         assert_eq!(digest(&text)?, digest(&text)?);
@@ -165,10 +170,10 @@ mod tests {
     }
 
     #[test]
-    fn a_corpus_must_have_two_parts() {
+    fn rejects_short_corpora_and_rare_characters() {
         let error = Text::new(&"a".repeat(19), 1).expect_err("too short");
-        assert_eq!(error.to_string(), "the text has 19 characters; at least 20 are needed");
+        assert_eq!(error.to_string(), "expected a text of at least 20 characters, got 19");
         let error = Text::new(&"ab".repeat(19), 20).expect_err("too rare");
-        assert_eq!(error.to_string(), "no character occurs 20 times in the text; see --min-count");
+        assert_eq!(error.to_string(), "no character occurs 20 times in the text; use a lower --min-count");
     }
 }

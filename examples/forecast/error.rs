@@ -1,4 +1,4 @@
-//! What can go wrong in the program.
+//! The error type of the program.
 
 use std::{
     fs, io,
@@ -6,11 +6,11 @@ use std::{
 };
 
 use crate::{
-    report::{SHARE, TOLERANCE},
+    report::{MAX_ERROR_RATIO, TOLERANCE},
     train::MAX_LOSS,
 };
 
-/// Everything that can go wrong, with the place where it did.
+/// An error of the program.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{}: {source}", path.display())]
@@ -25,39 +25,41 @@ pub(crate) enum Error {
     #[error(transparent)]
     Lstm(#[from] lstm_core::Error),
 
-    #[error("{}: the saved model's forecast has not the bits of the trained one's", path.display())]
-    Reloaded { path: PathBuf },
+    #[error("{}: the forecasts of the saved model and of the trained model are not bit-identical", path.display())]
+    ReloadMismatch { path: PathBuf },
 
     #[error(
-        "{month}: the forecast {got} differs from the expected {want} by {difference:.1e}, more than {TOLERANCE:e}"
+        "{month}: expected the forecast {want}, got {got}; the relative difference {difference:.1e} is more than {TOLERANCE:e}"
     )]
-    Check { month: String, got: f64, want: f64, difference: f64 },
+    ForecastMismatch { month: String, got: f64, want: f64, difference: f64 },
 
     #[error(
-        "the forecast is {error:.2} % off, more than {:.0} % of the {error_repeated:.2} % of repeating the last year",
-        SHARE * 100.0
+        "the error of the forecast is {error:.2} %, more than {:.0} % of the error of repeating the last year, \
+         {error_repeated:.2} %",
+        MAX_ERROR_RATIO * 100.0
     )]
-    Unskilled { error: f64, error_repeated: f64 },
+    InaccurateForecast { error: f64, error_repeated: f64 },
 
-    #[error(
-        "the loss ended at {loss:.4}, more than {MAX_LOSS}: the model has learnt little; try other --steps or --rate"
-    )]
-    Untrained { loss: f64 },
+    #[error("the final loss is {loss:.4}, more than {MAX_LOSS}; try other --steps or --rate")]
+    HighLoss { loss: f64 },
 }
 
 impl Error {
+    /// Converts an I/O error of a file, for `map_err`.
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Error::Io { path: path.into(), source }
     }
 
+    /// Creates an [`Error::File`].
     pub(crate) fn file(path: &Path, why: impl ToString) -> Self {
         Error::File { path: path.into(), why: why.to_string() }
     }
 }
 
+/// `Result` with this program's [`Error`].
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Makes the folder of a file that is to be written.
-pub(crate) fn make_folder(path: &Path) -> Result<()> {
-    path.parent().map_or(Ok(()), |folder| fs::create_dir_all(folder).map_err(Error::io(folder)))
+/// Creates the directory of a file if it does not exist.
+pub(crate) fn create_parent_dir(path: &Path) -> Result<()> {
+    path.parent().map_or(Ok(()), |dir| fs::create_dir_all(dir).map_err(Error::io(dir)))
 }

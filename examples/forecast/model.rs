@@ -1,4 +1,4 @@
-//! The forecaster: year-over-year growth in, next month's growth out.
+//! The forecasting model: predicts the year-over-year growth of the next month from that of earlier months.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -13,7 +13,7 @@ use crate::{
     series::YEAR,
 };
 
-/// An LSTM, a linear head on its output, and the scale of what it reads and tells.
+/// An LSTM with a linear head, and the normalization of its inputs and outputs.
 pub(crate) struct Model<B: Backend> {
     pub(crate) lstm: Lstm<B>,
     pub(crate) head: Linear<B>,
@@ -21,26 +21,29 @@ pub(crate) struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads what this program or PyTorch saved. A tensor that is missing, misshapen or left over is an error.
+    /// Loads a model saved by this program or by PyTorch. Fails if a tensor is missing, has a wrong shape, or is unused.
     pub(crate) fn open(backend: &B, path: &Path) -> Result<Self> {
         let mut dict = StateDict::open(path)?;
         let growth = Growth::from_metadata(dict.metadata()).map_err(|why| Error::file(path, why))?;
         let weights = dict.take_lstm("lstm.").map_err(|e| Error::file(path, e))?;
         let (inputs, outputs) = (weights.config().input_size, weights.config().output_size());
         if inputs != Growth::FEATURES {
-            return Err(Error::file(path, format!("expected an LSTM of {} inputs, found {inputs}", Growth::FEATURES)));
+            return Err(Error::file(path, format!("expected an LSTM with {} inputs, got {inputs}", Growth::FEATURES)));
         }
         let head = Linear::take(backend, &mut dict, "head.").map_err(|e| Error::file(path, e))?;
         if (head.input_size(), head.output_size()) != (outputs, 1) {
-            let why =
-                format!("expected a head from {outputs} to 1, found {} to {}", head.input_size(), head.output_size());
+            let why = format!(
+                "expected a head with {outputs} inputs and 1 output, got {} and {}",
+                head.input_size(),
+                head.output_size()
+            );
             return Err(Error::file(path, why));
         }
         dict.finish().map_err(|e| Error::file(path, e))?;
         Ok(Model { lstm: Lstm::new(backend, weights)?, head, growth })
     }
 
-    /// One line for people.
+    /// Describes the model in one line.
     pub(crate) fn describe(&self) -> String {
         let (config, paths) = (self.lstm.config(), self.lstm.paths());
         let paths: Vec<_> = paths.iter().map(ToString::to_string).collect();
@@ -48,13 +51,13 @@ impl<B: Backend> Model<B> {
         format!("LSTM({inputs} -> {hidden}) on {} ({})", self.lstm.backend().name(), paths.join(", "))
     }
 
-    /// Continues a series of more than a year by `months`, feeding predictions back. Also returns the LSTM's outputs
-    /// behind them, a row each.
+    /// Forecasts `months` months after a series of more than a year. Each forecast is the input for the next one. Returns the
+    /// forecast and the outputs of the LSTM for each month, row-major.
     pub(crate) fn forecast(&self, known: &[f64], months: usize) -> Result<(Vec<f64>, Vec<f32>)> {
         let mut logs: Vec<f64> = known.iter().map(|v| v.ln()).collect();
         let mut outputs = Vec::new();
 
-        // Features look back only: a new month changes none of the old ones, and the stream's state stays good.
+        // Features depend on earlier months only, so a new month does not change earlier inputs, and the stream continues.
         let x = self.growth.inputs(&logs);
         let mut stream = self.lstm.stream(1)?;
         let mut y = stream.chunk(x.view())?.slice(s![0, -1, ..]).to_vec();
@@ -70,53 +73,62 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Growth of the logarithm over a year, standardised by the training data's mean and standard deviation.
+/// Normalization of the year-over-year growth of the logarithm, by mean and standard deviation of the training data.
 #[derive(Clone, Copy)]
 pub(crate) struct Growth {
+    /// Mean growth.
     pub(crate) mean: f64,
+    /// Standard deviation of the growth.
     std: f64,
 }
 
 impl Growth {
+    /// Number of input features of the LSTM.
     pub(crate) const FEATURES: usize = 2;
 
-    /// The scale of a series of more than a year.
-    pub(crate) fn of(known: &[f64]) -> Result<Self, String> {
+    /// Computes the normalization from a series of more than a year.
+    pub(crate) fn from_series(known: &[f64]) -> Result<Self, String> {
         let growths: Vec<f64> = known.iter().zip(&known[YEAR..]).map(|(old, new)| new.ln() - old.ln()).collect();
         let mean = growths.iter().sum::<f64>() / growths.len() as f64;
         let squares: f64 = growths.iter().map(|growth| (growth - mean).powi(2)).sum();
         let std = (squares / (growths.len() as f64 - 1.0)).sqrt();
-        // NaN of a single growth.
+        // NaN for a single value.
         if std > 0.0 {
             Ok(Growth { mean, std })
         } else {
-            Err("no two months grew differently: nothing to learn".into())
+            Err("expected year-over-year growth that varies, got constant growth".into())
         }
     }
 
+    /// Reads the normalization from the metadata of a file.
     fn from_metadata(metadata: &BTreeMap<String, String>) -> Result<Self, String> {
         let number = |key: &str| {
             let text = metadata.get(key).ok_or_else(|| format!("metadata `{key}` is missing"))?;
             let number = text.parse().ok().filter(|v: &f64| v.is_finite());
-            number.ok_or_else(|| format!("metadata `{key}`: expected a number, found {text:?}"))
+            number.ok_or_else(|| format!("metadata `{key}`: expected a number, got {text:?}"))
         };
         let growth = Growth { mean: number("mean")?, std: number("std")? };
-        if growth.std > 0.0 { Ok(growth) } else { Err(format!("metadata `std`: {} is not positive", growth.std)) }
+        if growth.std > 0.0 {
+            Ok(growth)
+        } else {
+            Err(format!("metadata `std`: expected a positive number, got {}", growth.std))
+        }
     }
 
-    /// What [`from_metadata`](Self::from_metadata) reads; `{:?}` keeps every bit.
+    /// Metadata for a file. `{:?}` formats numbers so that they parse to the same bits.
     pub(crate) fn metadata(&self) -> BTreeMap<String, String> {
         [("mean", self.mean), ("std", self.std)].map(|(key, value)| (key.into(), format!("{value:?}"))).into()
     }
 
-    /// What the LSTM reads from the second year on.
+    /// Inputs of the LSTM for all months from the second year on, shape `(1, months, FEATURES)`. `logs` are the logarithms of
+    /// the series.
     pub(crate) fn inputs(&self, logs: &[f64]) -> Array3<f32> {
         let shape = (1, logs.len() - YEAR, Self::FEATURES);
         Array3::from_shape_fn(shape, |(_, step, k)| self.features(logs, YEAR + step)[k])
     }
 
-    /// What the LSTM reads at month `t`, a year or more after the first: the month's growth, and that of the month a year
-    /// before the one to be forecast (0 where the series is too short).
+    /// Input of the LSTM at month `t`, which must be a year or more after the first: the growth of that month, and the growth
+    /// of the month one year before month `t + 1`, or 0 if the series does not reach back far enough.
     fn features(&self, logs: &[f64], t: usize) -> [f32; Self::FEATURES] {
         let growth = |t: usize| (logs[t] - logs[t - YEAR] - self.mean) / self.std;
         let year_before = t + 1 - YEAR;
@@ -133,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn streaming_equals_running_the_series_again() -> Result<()> {
+    fn streaming_matches_whole_sequence() -> Result<()> {
         let lstm = Lstm::random(&Cpu::new(), LstmConfig::new(2, 5), 1)?;
         let head = Linear::random(&Cpu::new(), 5, 1, 2)?;
         let model = Model { lstm, head, growth: Growth { mean: 0.1, std: 0.2 } };
@@ -142,19 +154,19 @@ mod tests {
         let known = series.len();
         series.extend_from_slice(&forecast);
 
-        // In one go, over features of the finished series; its last month is not an input any more.
+        // In a single call, over the features of the extended series. Its last month is not an input.
         let logs: Vec<f64> = series.iter().map(|v| v.ln()).collect();
         let x = model.growth.inputs(&logs[..logs.len() - 1]);
         let (y, _) = model.lstm.forward(&x)?;
-        let again = y.slice(s![0, known - YEAR - 1.., ..]);
-        assert_eq!(again.len(), outputs.len());
-        // exp and ln need not be exact inverses.
-        assert!(again.iter().zip(&outputs).all(|(a, b)| (a - b).abs() < 1e-6));
+        let whole = y.slice(s![0, known - YEAR - 1.., ..]);
+        assert_eq!(whole.len(), outputs.len());
+        // Not bit-identical, because exp and ln are not exact inverses.
+        assert!(whole.iter().zip(&outputs).all(|(a, b)| (a - b).abs() < 1e-6));
         Ok(())
     }
 
     #[test]
-    fn features_are_those_of_training() {
+    fn features_match_hand_calculation() {
         let growth = Growth { mean: 1.0, std: 2.0 };
         let logs: Vec<f64> = (0..30).map(|t| f64::from(t * t)).collect();
         // t^2 - (t - 12)^2 = 24 t - 144
@@ -164,16 +176,16 @@ mod tests {
     }
 
     #[test]
-    fn the_scale_is_that_of_training() {
+    fn normalization_matches_hand_calculation() {
         let known: Vec<f64> = (0..14).map(|t| f64::from(t * t).exp()).collect();
-        // Growths of 144 and 168.
-        let growth = Growth::of(&known).expect("two growths");
+        // The growths are 144 and 168.
+        let growth = Growth::from_series(&known).expect("the growth varies");
         assert!((growth.mean - 156.0).abs() < 1e-9 && (growth.std - 288.0f64.sqrt()).abs() < 1e-9);
-        assert!(Growth::of(&known[..13]).is_err() && Growth::of(&[1.0; 30]).is_err());
+        assert!(Growth::from_series(&known[..13]).is_err() && Growth::from_series(&[1.0; 30]).is_err());
     }
 
     #[test]
-    fn metadata_must_be_there() {
+    fn rejects_missing_and_invalid_metadata() {
         let growth = |pairs: &[(&str, &str)]| {
             let pairs = pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned()));
             Growth::from_metadata(&pairs.collect()).err()
@@ -181,8 +193,8 @@ mod tests {
         assert_eq!(growth(&[("mean", "0.5"), ("std", "1e-2")]), None);
         assert_eq!(growth(&[("mean", "0.5")]).as_deref(), Some("metadata `std` is missing"));
         let error = growth(&[("mean", "inf"), ("std", "1")]);
-        assert_eq!(error.as_deref(), Some("metadata `mean`: expected a number, found \"inf\""));
+        assert_eq!(error.as_deref(), Some("metadata `mean`: expected a number, got \"inf\""));
         let error = growth(&[("mean", "0"), ("std", "0")]);
-        assert_eq!(error.as_deref(), Some("metadata `std`: 0 is not positive"));
+        assert_eq!(error.as_deref(), Some("metadata `std`: expected a positive number, got 0"));
     }
 }

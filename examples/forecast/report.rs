@@ -1,4 +1,4 @@
-//! A forecast beside what happened: the table, the errors, and the checks that it must pass.
+//! Compares a forecast with the actual values: table, errors and checks.
 
 use std::{fmt, fs, path::Path};
 
@@ -10,32 +10,33 @@ use crate::{
     series::{Series, YEAR},
 };
 
-/// The largest relative difference to an expected forecast that passes.
+/// Largest accepted relative difference to an expected forecast.
 pub(crate) const TOLERANCE: f64 = 1e-3;
 
-/// The largest error of a trained model that passes, as a share of the error of repeating the last year.
-pub(crate) const SHARE: f64 = 0.6;
+/// Largest accepted error of a trained model, divided by the error of repeating the last year.
+pub(crate) const MAX_ERROR_RATIO: f64 = 0.6;
 
-/// A forecast of a series' last months.
+/// A forecast of the last months of a series.
 pub(crate) struct Report<'a> {
-    /// All actual figures.
+    /// The whole series with all actual values.
     pub(crate) series: &'a Series,
-    /// The forecast of the last months.
+    /// Forecast of the last months.
     pub(crate) forecast: Vec<f64>,
-    /// The last known year, repeated over the same months.
+    /// Baseline: the last known year, repeated over the same months.
     pub(crate) repeated: Vec<f64>,
     /// Mean absolute error of the forecast in percent.
     pub(crate) error: f64,
-    /// That of the repeated year.
+    /// Mean absolute error of the repeated year in percent.
     pub(crate) error_repeated: f64,
-    /// That of the last known year if it grows at the mean rate: what a model that learnt only the mean would tell.
+    /// Mean absolute error in percent of the repeated year with mean growth, which a model would forecast that learned only
+    /// the mean.
     error_grown: f64,
-    /// Of the LSTM's outputs behind the forecast.
+    /// Digest of the outputs of the LSTM.
     digest: Digest,
 }
 
 impl<'a> Report<'a> {
-    /// Lets the model in `file` forecast what the series holds back.
+    /// Forecasts the held-back months of a series. `file` is the path of the model for error messages.
     pub(crate) fn new<B: Backend>(series: &'a Series, model: &Model<B>, file: &Path) -> Result<Self> {
         let (known, actual) = (series.known(), series.held_back());
         let (forecast, outputs) = model.forecast(known, actual.len())?;
@@ -57,22 +58,26 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// Whether both forecasts and the outputs behind them have the same bits.
-    pub(crate) fn same_bits(&self, other: &Report<'_>) -> bool {
+    /// Whether both forecasts and the outputs of the LSTM are bit-identical.
+    pub(crate) fn is_bit_identical(&self, other: &Report<'_>) -> bool {
         let bits = |report: &Report<'_>| report.forecast.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         self.digest == other.digest && bits(self) == bits(other)
     }
 
-    /// Fails unless the forecast is far better than repeating the last year.
-    pub(crate) fn check_skill(&self) -> Result<()> {
+    /// Fails if the error is more than [`MAX_ERROR_RATIO`] times that of repeating the last year.
+    pub(crate) fn check_accuracy(&self) -> Result<()> {
         let Report { error, error_repeated, .. } = *self;
-        if error <= SHARE * error_repeated { Ok(()) } else { Err(Error::Unskilled { error, error_repeated }) }
+        if error <= MAX_ERROR_RATIO * error_repeated {
+            Ok(())
+        } else {
+            Err(Error::InaccurateForecast { error, error_repeated })
+        }
     }
 
-    /// The worst relative difference to `expected`, if it is small enough.
+    /// Compares the forecast with `expected` and returns the largest relative difference. Fails if it exceeds [`TOLERANCE`].
     pub(crate) fn check(&self, expected: &[f64]) -> Result<f64> {
         let differences = self.forecast.iter().zip(expected).map(|(got, want)| ((got - want) / want).abs());
-        // In the total order a NaN is the worst.
+        // `total_cmp` orders NaN above all numbers, so NaN fails the check.
         let Some((k, difference)) = differences.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)) else {
             return Ok(0.0);
         };
@@ -80,9 +85,10 @@ impl<'a> Report<'a> {
             return Ok(difference);
         }
         let month = self.month(k);
-        Err(Error::Check { month, got: self.forecast[k], want: expected[k], difference })
+        Err(Error::ForecastMismatch { month, got: self.forecast[k], want: expected[k], difference })
     }
 
+    /// Name of a forecast month.
     fn month(&self, k: usize) -> String {
         self.series.month(self.series.known().len() + k).to_string()
     }
@@ -98,19 +104,19 @@ impl fmt::Display for Report<'_> {
         writeln!(f, "\nMean absolute error: {error:.2} %.")?;
         writeln!(
             f,
-            "Repeating the last year: {error_repeated:.2} %; letting it grow at the mean rate: {error_grown:.2} %."
+            "Repeating the last year: {error_repeated:.2} %; repeating it with mean growth: {error_grown:.2} %."
         )?;
         write!(f, "Digest of the LSTM's {} outputs: {digest}", self.forecast.len())
     }
 }
 
-/// Mean absolute error in percent of the actual figures.
+/// Mean absolute error in percent of the actual values.
 fn mean_error(forecast: &[f64], actual: &[f64]) -> f64 {
     let sum: f64 = forecast.iter().zip(actual).map(|(f, a)| ((f - a) / a).abs()).sum();
     sum / actual.len() as f64 * 100.0
 }
 
-/// The forecast in the training script's results.
+/// Reads the expected forecast from the JSON file of the training script.
 pub(crate) fn read_expected(path: &Path, months: usize) -> Result<Vec<f64>> {
     #[derive(serde::Deserialize)]
     struct Expected {
@@ -119,7 +125,7 @@ pub(crate) fn read_expected(path: &Path, months: usize) -> Result<Vec<f64>> {
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
     let Expected { forecast_thousands } = serde_json::from_str(&text).map_err(|e| Error::file(path, e))?;
     if forecast_thousands.len() != months {
-        let why = format!("`forecast_thousands`: expected {months} months, found {}", forecast_thousands.len());
+        let why = format!("`forecast_thousands`: expected {months} months, got {}", forecast_thousands.len());
         return Err(Error::file(path, why));
     }
     Ok(forecast_thousands)
