@@ -8,7 +8,7 @@ use lstm_core::{
 };
 use lstm_formats::{
     OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural,
-    onnx::{Initial, Lengths, Port, PortAxis},
+    onnx::{GraphAxis, GraphPort, InitialState, SequenceLengths},
 };
 
 /// Larger models are loaded but not run.
@@ -118,22 +118,24 @@ fn run_graph<B: Backend>(b: &B, onnx: &OnnxLstm) {
     if onnx.weights.len() > MAX_PARAMS || onnx.outputs.len() > 16 {
         return;
     }
-    let array = |port: &Port, rows: usize, features: usize| {
-        let size = |label: &PortAxis| match label {
-            PortAxis::Steps => STEPS,
-            PortAxis::Batch => BATCH,
-            PortAxis::Layers => rows,
-            PortAxis::Directions => config.num_directions(),
-            PortAxis::Features => features,
+    let array = |port: &GraphPort, rows: usize, features: usize| {
+        let size = |label: &GraphAxis| match label {
+            GraphAxis::Steps => STEPS,
+            GraphAxis::Batch => BATCH,
+            GraphAxis::Layers => rows,
+            GraphAxis::Directions => config.num_directions(),
+            GraphAxis::Features => features,
         };
         let shape: Vec<usize> = port.axes.iter().map(|axis| axis.iter().map(size).product()).collect();
         ArrayD::from_elem(IxDyn(&shape), 0.5)
     };
-    let state = |initial: &Initial| match initial {
-        Initial::Inputs(ports) => ports.iter().map(|port| array(port, port.rows.len(), config.hidden_size)).collect(),
+    let state = |initial: &InitialState| match initial {
+        InitialState::Inputs(ports) => {
+            ports.iter().map(|port| array(port, port.rows.len(), config.hidden_size)).collect()
+        }
         _ => Vec::new(),
     };
-    let lengths = matches!(onnx.lengths, Lengths::Input(_)).then(|| vec![STEPS as i64, 1]);
+    let lengths = matches!(onnx.lengths, SequenceLengths::Input(_)).then(|| vec![STEPS as i64, 1]);
     let (initial_h, initial_c) = (state(&onnx.initial_h), state(&onnx.initial_c));
     let inputs = OnnxInputs { x: array(&onnx.x, 1, config.input_size), initial_h, initial_c, lengths };
     let lstm = Lstm::new(b, onnx.weights.clone()).expect("a small model fits the device");

@@ -5,7 +5,7 @@ use std::{fmt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{Backend, Lstm, StateDict, ndarray::ArrayD};
-use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, onnx::PortKind};
+use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, onnx::GraphPortKind};
 
 use crate::verify::Compared;
 
@@ -13,7 +13,8 @@ use crate::verify::Compared;
 pub const TOLERANCE: f64 = 1e-5;
 
 /// Names of expected outputs, and what they are.
-const OUTPUTS: [(&str, PortKind); 3] = [("Y", PortKind::Sequence), ("Y_h", PortKind::H), ("Y_c", PortKind::C)];
+const OUTPUTS: [(&str, GraphPortKind); 3] =
+    [("Y", GraphPortKind::Sequence), ("Y_h", GraphPortKind::H), ("Y_c", GraphPortKind::C)];
 
 /// A case: a model, its inputs, its outputs.
 pub struct OnnxCase {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{Backend, CellKind, Direction};
-use lstm_formats::onnx::{Initial, PortKind};
+use lstm_formats::onnx::{GraphPortKind, InitialState};
 use lstm_tests::{
     backends::{self, Visit},
     onnx::OnnxCase,
@@ -69,16 +69,16 @@ fn the_cases_have_every_option() -> Result<()> {
     // What a case's name says must be so.
     let case = |name: &str| cases.iter().find(|case| case.name == name).with_context(|| format!("no case {name}"));
     ensure!(format!("{:?}", case("layout-1")?.onnx.x.axes) == "[[Batch], [Steps], [Features]]");
-    ensure!(format!("{:?}", case("constants")?.onnx.initial_h).starts_with("Fixed"));
-    ensure!(format!("{:?}", case("constants")?.onnx.lengths) == "Fixed([2, 5])");
+    ensure!(format!("{:?}", case("constants")?.onnx.initial_h).starts_with("Constant"));
+    ensure!(format!("{:?}", case("constants")?.onnx.lengths) == "Constant([2, 5])");
     let state = case("keras-initial-state-per-layer")?;
-    let Initial::Inputs(inputs) = &state.onnx.initial_h else { bail!("{:?}", state.onnx.initial_h) };
+    let InitialState::Inputs(inputs) = &state.onnx.initial_h else { bail!("{:?}", state.onnx.initial_h) };
     ensure!(inputs.iter().map(|port| port.rows.clone()).eq([0..1, 1..2]), "{inputs:?}");
     for (name, kind, step) in [
-        ("pytorch-dynamo-dynamic-last", PortKind::H, None),
-        ("pytorch-dynamo-dynamic-last-of-both", PortKind::Sequence, Some(-1)),
-        ("pytorch-script-static-ends", PortKind::H, None),
-        ("keras-bidirectional-last", PortKind::H, None),
+        ("pytorch-dynamo-dynamic-last", GraphPortKind::H, None),
+        ("pytorch-dynamo-dynamic-last-of-both", GraphPortKind::Sequence, Some(-1)),
+        ("pytorch-script-static-ends", GraphPortKind::H, None),
+        ("keras-bidirectional-last", GraphPortKind::H, None),
     ] {
         let port = &case(name)?.onnx.outputs[0];
         ensure!((port.kind, port.step) == (kind, step), "{name}: {port:?}");

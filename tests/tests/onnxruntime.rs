@@ -18,7 +18,7 @@ use lstm_core::{
 };
 use lstm_formats::{
     OnnxInputs, OnnxModel, OnnxWriter,
-    onnx::{Initial, Lengths},
+    onnx::{InitialState, SequenceLengths},
 };
 use lstm_tests::{onnx::TOLERANCE, python};
 use peer::Compare;
@@ -62,15 +62,15 @@ fn write<B: Backend>(b: &B, path: &Path, config: LstmConfig, state: bool, length
     let onnx = OnnxModel::open(path)?.lstm()?;
     let config = onnx.weights.config().clone();
     let rows = config.num_layers * config.num_directions();
-    let initial = |initial: &Initial| match initial {
-        Initial::Inputs(_) => vec![wave(&[rows, 4, 5])],
+    let initial = |initial: &InitialState| match initial {
+        InitialState::Inputs(_) => vec![wave(&[rows, 4, 5])],
         _ => Vec::new(),
     };
     let inputs = OnnxInputs {
         x: wave(&[7, 4, 3]),
         initial_h: initial(&onnx.initial_h),
         initial_c: initial(&onnx.initial_c),
-        lengths: matches!(onnx.lengths, Lengths::Input(_)).then(|| vec![3, 7, 1, 5]),
+        lengths: matches!(onnx.lengths, SequenceLengths::Input(_)).then(|| vec![3, 7, 1, 5]),
     };
     let mut file = StateDictWriter::new().tensor("X", &inputs.x)?;
     if let ([h], [c]) = (&inputs.initial_h[..], &inputs.initial_c[..]) {

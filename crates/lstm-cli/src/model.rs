@@ -9,7 +9,7 @@ use std::{
 use lstm_core::{CellKind, HostState, LstmConfig, StateDict, Weights, ndarray::Axis};
 use lstm_formats::{
     OnnxLstm, OnnxModel, RtNeural,
-    onnx::{Initial, Lengths, Port, PortKind},
+    onnx::{GraphPort, GraphPortKind, InitialState, SequenceLengths},
 };
 
 use crate::error::{Error, Result};
@@ -244,14 +244,14 @@ impl ModelArgs {
         })?;
         let mut state_inputs = Vec::new();
         for initial in [&onnx.initial_h, &onnx.initial_c] {
-            if let Initial::Inputs(ports) = initial {
+            if let InitialState::Inputs(ports) = initial {
                 state_inputs.extend(ports.iter().map(|port| port.name.clone()));
             }
         }
         let (lengths, lengths_input) = match &onnx.lengths {
-            Lengths::Whole => (None, None),
-            Lengths::Fixed(lengths) => (Some(lengths.clone()), None),
-            Lengths::Input(name) => (None, Some(name.clone())),
+            SequenceLengths::Full => (None, None),
+            SequenceLengths::Constant(lengths) => (Some(lengths.clone()), None),
+            SequenceLengths::Input(name) => (None, Some(name.clone())),
         };
         Ok(LoadedModel {
             path: self.path.clone(),
@@ -264,7 +264,7 @@ impl ModelArgs {
             names: if names.is_empty() { model.lstm_nodes() } else { self.name.clone() },
             dtypes: onnx.dtypes.iter().map(ToString::to_string).collect(),
             config_from: "the graph",
-            unused: onnx.ignored.clone(),
+            unused: onnx.ignored_nodes.clone(),
             selected_by_name: !names.is_empty(),
             weights: onnx.weights.into(),
         })
@@ -296,7 +296,8 @@ impl ModelArgs {
 
 /// Constant initial state of an ONNX graph, if it has one.
 fn constant_state(onnx: &OnnxLstm) -> Result<Option<HostState>> {
-    let constant = |initial: &Initial| if let Initial::Fixed(array) = initial { Some(array.clone()) } else { None };
+    let constant =
+        |initial: &InitialState| if let InitialState::Constant(array) = initial { Some(array.clone()) } else { None };
     let (h, c) = (constant(&onnx.initial_h), constant(&onnx.initial_c));
     let Some(batch) = h.as_ref().or(c.as_ref()).map(|array| array.len_of(Axis(1))) else { return Ok(None) };
     let zeros = HostState::zeros(onnx.weights.config(), batch)?;
@@ -305,7 +306,7 @@ fn constant_state(onnx: &OnnxLstm) -> Result<Option<HostState>> {
 
 /// Outputs of an ONNX graph, if they do not include all steps of the last layer in all directions. Otherwise empty.
 fn partial_outputs(onnx: &OnnxLstm) -> Vec<String> {
-    let whole = |port: &&Port| port.kind == PortKind::Sequence && port.step.is_none();
+    let whole = |port: &&GraphPort| port.kind == GraphPortKind::Sequence && port.step.is_none();
     let is_output = |row| onnx.outputs.iter().filter(whole).any(|port| port.rows.contains(&row));
     match (0..onnx.weights.config().num_directions()).all(is_output) {
         true => Vec::new(),

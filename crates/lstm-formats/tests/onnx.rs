@@ -1,21 +1,22 @@
-//! Weights through ONNX: every option that ONNX can express comes back to the bit, the others are named.
+//! Round trips through ONNX files: weights stay bit-identical, and options that ONNX can't express are errors.
 
 use lstm_core::{Bias, CellKind, Direction, Error, Init, LstmConfig, Param, Weights, ndarray::Array3};
 use lstm_formats::{
     OnnxModel, OnnxWriter,
-    onnx::{Initial, Lengths, PortAxis, PortKind},
+    onnx::{GraphAxis, GraphPortKind, InitialState, SequenceLengths},
 };
 use proptest::prelude::*;
 
-fn fresh(config: LstmConfig) -> Weights {
+fn random_weights(config: LstmConfig) -> Weights {
     Weights::init(config, &Init::default(), 11).unwrap()
 }
 
-fn read(weights: &Weights) -> Weights {
+/// Writes weights to a file and reads them back.
+fn round_trip(weights: &Weights) -> Weights {
     OnnxModel::from_bytes(&OnnxWriter::new(weights).to_bytes().unwrap()).unwrap().lstm().unwrap().weights
 }
 
-/// Configurations that ONNX can express with nothing changed.
+/// Configurations that a round trip does not change.
 fn configs() -> impl Strategy<Value = LstmConfig> {
     let sizes = (1..6usize, 1..6usize, 1..4usize);
     let direction = prop::sample::select(vec![Direction::Forward, Direction::Reverse, Direction::Bidirectional]);
@@ -36,8 +37,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_option_comes_back_to_the_bit(config in configs(), state in any::<bool>(), lengths in any::<bool>()) {
-        let weights = fresh(config);
+    fn round_trip_is_bit_exact(config in configs(), state in any::<bool>(), lengths in any::<bool>()) {
+        let weights = random_weights(config);
         let mut writer = OnnxWriter::new(&weights);
         if state {
             writer = writer.initial_state();
@@ -49,90 +50,93 @@ proptest! {
         prop_assert_eq!(&bytes, &writer.to_bytes().unwrap());
         let onnx = OnnxModel::from_bytes(&bytes).unwrap().lstm().unwrap();
         prop_assert_eq!(&onnx.weights, &weights);
-        prop_assert_eq!(matches!(onnx.initial_h, Initial::Inputs(_)), state);
-        prop_assert_eq!(onnx.lengths != Lengths::Whole, lengths);
+        prop_assert_eq!(matches!(onnx.initial_h, InitialState::Inputs(_)), state);
+        prop_assert_eq!(onnx.lengths != SequenceLengths::Full, lengths);
         prop_assert_eq!(onnx.outputs.len(), 3);
-        prop_assert!(onnx.ignored.is_empty());
+        prop_assert!(onnx.ignored_nodes.is_empty());
     }
 }
 
 #[test]
-fn the_file_says_how_its_inputs_and_outputs_lie() {
-    let weights = fresh(LstmConfig::new(3, 5).layers(2).bidirectional());
+fn ports_describe_layout_of_inputs_and_outputs() {
+    let weights = random_weights(LstmConfig::new(3, 5).layers(2).bidirectional());
     let bytes = OnnxWriter::new(&weights).initial_state().lengths().to_bytes().unwrap();
     let onnx = OnnxModel::from_bytes(&bytes).unwrap().lstm().unwrap();
-    assert_eq!(onnx.x.axes, [[PortAxis::Steps], [PortAxis::Batch], [PortAxis::Features]]);
-    assert_eq!(onnx.lengths, Lengths::Input("sequence_lens".into()));
-    let Initial::Inputs(inputs) = &onnx.initial_h else { panic!("{:?}", onnx.initial_h) };
+    assert_eq!(onnx.x.axes, [[GraphAxis::Steps], [GraphAxis::Batch], [GraphAxis::Features]]);
+    assert_eq!(onnx.lengths, SequenceLengths::Input("sequence_lens".into()));
+    let InitialState::Inputs(inputs) = &onnx.initial_h else { panic!("{:?}", onnx.initial_h) };
     let [h] = &inputs[..] else { panic!("{inputs:?}") };
-    assert_eq!((h.name.as_str(), h.kind, h.rows.clone()), ("initial_h", PortKind::H, 0..4));
+    assert_eq!((h.name.as_str(), h.kind, h.rows.clone()), ("initial_h", GraphPortKind::H, 0..4));
     let names: Vec<_> = onnx.outputs.iter().map(|port| (port.name.as_str(), port.kind, port.rows.clone())).collect();
-    assert_eq!(names, [("Y", PortKind::Sequence, 0..2), ("Y_h", PortKind::H, 0..4), ("Y_c", PortKind::C, 0..4)]);
-    assert_eq!(onnx.outputs[0].axes[2], [PortAxis::Directions, PortAxis::Features]);
-    // Too few layers' states for the port.
+    assert_eq!(
+        names,
+        [("Y", GraphPortKind::Sequence, 0..2), ("Y_h", GraphPortKind::H, 0..4), ("Y_c", GraphPortKind::C, 0..4)]
+    );
+    assert_eq!(onnx.outputs[0].axes[2], [GraphAxis::Directions, GraphAxis::Features]);
+    // The state has fewer rows than the output.
     let state = lstm_core::HostState::zeros(&LstmConfig::new(3, 5), 1).unwrap();
     assert!(onnx.output(&onnx.outputs[1], &Array3::zeros((1, 1, 10)), &state).is_err());
 }
 
 #[test]
-fn what_only_is_called_otherwise_computes_the_same() {
-    let one = fresh(LstmConfig::new(3, 5).cell(CellKind::Unfused).bias(Bias::One).bidirectional());
-    let back = read(&one);
+fn unfused_cell_and_single_bias_become_equivalent_options() {
+    let weights = random_weights(LstmConfig::new(3, 5).cell(CellKind::Unfused).bias(Bias::One).bidirectional());
+    let back = round_trip(&weights);
     assert_eq!((back.config().cell, back.config().bias), (CellKind::Fused, Bias::Two));
-    for (one, back) in one.layers().iter().zip(back.layers()) {
-        assert_eq!((one.get(Param::WeightHh), one.bias()), (back.get(Param::WeightHh), back.bias()));
+    for (layer, back) in weights.layers().iter().zip(back.layers()) {
+        assert_eq!((layer.get(Param::WeightHh), layer.bias()), (back.get(Param::WeightHh), back.bias()));
         assert!(back.get(Param::BiasHh).unwrap().iter().all(|v| v.to_bits() == 0));
     }
 }
 
 #[test]
-fn what_onnx_can_not_express_is_named() {
-    for (config, named) in [
+fn rejects_options_that_onnx_cannot_express() {
+    for (config, expected) in [
         (LstmConfig::new(3, 5).cell(CellKind::PeepholeDense), "cell"),
         (LstmConfig::new(3, 5).proj_size(2), "proj_size"),
     ] {
-        let refused = OnnxWriter::new(&fresh(config)).to_bytes();
-        assert!(matches!(refused, Err(Error::Config { option, .. }) if option == named), "{named}: {refused:?}");
+        let result = OnnxWriter::new(&random_weights(config)).to_bytes();
+        assert!(matches!(result, Err(Error::Config { option, .. }) if option == expected), "{expected}: {result:?}");
     }
 }
 
 #[test]
-fn nodes_are_chosen_by_name() {
-    let weights = fresh(LstmConfig::new(3, 5).layers(3));
+fn selects_nodes_by_name() {
+    let weights = random_weights(LstmConfig::new(3, 5).layers(3));
     let model = OnnxModel::from_bytes(&OnnxWriter::new(&weights).to_bytes().unwrap()).unwrap();
     assert_eq!(model.lstm_nodes(), ["lstm_l0", "lstm_l1", "lstm_l2"]);
     let middle = model.lstm_named(&["lstm_l1"]).unwrap();
     assert_eq!(middle.weights.layers()[0].get(Param::WeightIh), weights.layers()[1].get(Param::WeightIh));
-    for (node, left_out) in [("lstm_l0", true), ("lstm_l1", false), ("lstm_l2", true), ("all_Y_h", true)] {
-        assert_eq!(middle.ignored.iter().any(|label| label.contains(node)), left_out, "{node}");
+    for (node, is_ignored) in [("lstm_l0", true), ("lstm_l1", false), ("lstm_l2", true), ("all_Y_h", true)] {
+        assert_eq!(middle.ignored_nodes.iter().any(|label| label.contains(node)), is_ignored, "{node}");
     }
     let two = model.lstm_named(&["lstm_l0", "lstm_l1"]).unwrap();
     assert_eq!(two.weights.layers(), &weights.layers()[..2]);
-    // What lies between is left out, so these are no chain.
+    // Without the layer between them, these are not stacked.
     let gap = model.lstm_named(&["lstm_l0", "lstm_l2"]).unwrap_err().to_string();
     assert!(gap.contains("lstm_l2") && gap.contains("outputs of layer 0"), "{gap}");
     let unknown = model.lstm_named(&["lstm"]).unwrap_err().to_string();
     assert!(unknown.contains("lstm_l0") && unknown.contains("got `lstm`"), "{unknown}");
     for (names, words) in [
-        (&["lstm_l1", "lstm_l1"][..], "got `lstm_l1` and then `lstm_l1`"),
-        (&["lstm_l0", "lstm_l2", "lstm_l1"], "got `lstm_l2` and then `lstm_l1`"),
+        (&["lstm_l1", "lstm_l1"][..], "got `lstm_l1` followed by `lstm_l1`"),
+        (&["lstm_l0", "lstm_l2", "lstm_l1"], "got `lstm_l2` followed by `lstm_l1`"),
     ] {
         let error = model.lstm_named(names).unwrap_err().to_string();
-        assert!(error.contains(words) && error.contains("each once"), "{error}");
+        assert!(error.contains(words) && error.contains("each name once"), "{error}");
     }
     assert_eq!(model.tensor("R_l1").unwrap().shape(), [1, 20, 5]);
     assert!(matches!(model.tensor("head"), Err(Error::MissingTensor { .. })));
 }
 
 #[test]
-fn a_file_is_replaced_whole_or_not_at_all() {
+fn failed_save_leaves_the_existing_file() {
     let dir = std::env::temp_dir().join(format!("lstm-onnx-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let path = dir.join("model.onnx");
-    let weights = fresh(LstmConfig::new(3, 5));
+    let weights = random_weights(LstmConfig::new(3, 5));
     OnnxWriter::new(&weights).save(&path).unwrap();
     assert_eq!(OnnxModel::open(&path).unwrap().lstm().unwrap().weights, weights);
-    assert!(OnnxWriter::new(&fresh(LstmConfig::new(3, 5).proj_size(2))).save(&path).is_err());
+    assert!(OnnxWriter::new(&random_weights(LstmConfig::new(3, 5).proj_size(2))).save(&path).is_err());
     assert_eq!(OnnxModel::open(&path).unwrap().lstm().unwrap().weights, weights);
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
     std::fs::remove_dir_all(&dir).unwrap();

@@ -1,4 +1,4 @@
-//! Writing ONNX files: the same weights give the same bytes, and a file is replaced whole or not at all.
+//! Writes ONNX files. The bytes depend only on the weights and the options.
 
 use std::path::Path;
 
@@ -7,22 +7,24 @@ use prost::Message;
 
 use super::proto::{
     Attribute, Dimension, Dims, FLOAT, Graph, INT32, INT64, Model, Node, Opset, Tensor, TensorType, Type, ValueInfo,
+    attribute_type,
 };
 use lstm_core::{Bias, CellKind, Direction, Error, LayerWeights, Param, Result, Weights, weights::file};
 
-/// The first operator set whose operators are all those used here, and the format's version of its time.
+/// Version of the operator set: the first that has all operators used here in their current form.
 const OPSET: i64 = 14;
+/// Version of the file format.
 const IR_VERSION: i64 = 8;
 
-/// What protocol buffers can hold.
+/// Maximum size of a protocol buffer.
 const MAX_BYTES: usize = i32::MAX as usize;
 
-/// Writes a model as a chain of `LSTM` nodes, one per layer, that ONNX Runtime runs and
-/// [`OnnxModel`](super::OnnxModel) reads back bit for bit.
+/// Writes a model as an ONNX graph with one `LSTM` node for each layer. ONNX Runtime can run the graph, and
+/// [`OnnxModel`](super::OnnxModel) reads bit-identical weights from it.
 ///
-/// The graph's input is `X`, `[steps, batch, input]`, its outputs are as PyTorch's: `Y`,
-/// `[steps, batch, directions * hidden]`, and `Y_h` and `Y_c`, `[layers * directions, batch, hidden]`. By default it
-/// starts from zeros and all sequences are whole.
+/// The graph has the input `X`, `[steps, batch, input]`, and the outputs `Y`, `[steps, batch, directions * hidden]`, and
+/// `Y_h` and `Y_c`, `[layers * directions, batch, hidden]`, as in PyTorch. By default, the initial state is zero and all
+/// sequences are as long as the input.
 ///
 /// ```no_run
 /// # use lstm_core::Weights;
@@ -34,42 +36,44 @@ const MAX_BYTES: usize = i32::MAX as usize;
 #[derive(Clone, Debug)]
 pub struct OnnxWriter<'a> {
     weights: &'a Weights,
-    state: bool,
-    lengths: bool,
+    /// Whether the graph has inputs for the initial state.
+    has_initial_state: bool,
+    /// Whether the graph has an input for the lengths.
+    has_lengths: bool,
 }
 
 impl<'a> OnnxWriter<'a> {
-    /// Of these weights, with one input.
+    /// A writer of these weights, for a graph with the input `X` only.
     pub fn new(weights: &'a Weights) -> Self {
-        OnnxWriter { weights, state: false, lengths: false }
+        OnnxWriter { weights, has_initial_state: false, has_lengths: false }
     }
 
-    /// Starts from two inputs more, `initial_h` and `initial_c`, `[layers * directions, batch, hidden]`.
+    /// Adds the inputs `initial_h` and `initial_c`, `[layers * directions, batch, hidden]`.
     pub fn initial_state(self) -> Self {
-        OnnxWriter { state: true, ..self }
+        OnnxWriter { has_initial_state: true, ..self }
     }
 
-    /// Takes the sequences' lengths from one input more, `sequence_lens`, `[batch]` of INT32. (An input that may be
-    /// left out is more than ONNX can express where the batch is not fixed.)
+    /// Adds the input `sequence_lens`, `[batch]` of INT32, with the lengths of the sequences. The input is then required:
+    /// ONNX can't express an optional one without fixing the batch size.
     pub fn lengths(self) -> Self {
-        OnnxWriter { lengths: true, ..self }
+        OnnxWriter { has_lengths: true, ..self }
     }
 
-    /// The file's bytes.
+    /// The bytes of the file.
     ///
-    /// A bias that is one becomes ONNX's first, beside a second of zeros; the unfused cell becomes the fused one,
-    /// which computes the same; dropout becomes a `Dropout` node, which does nothing outside training.
+    /// A single bias becomes ONNX's first bias, and the second one is zero. The unfused cell is written like the fused one,
+    /// which computes the same. Dropout becomes `Dropout` nodes, which are the identity in inference.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the option that ONNX can't express: the dense peephole, a projection.
-    /// [`Error::Format`] if the file were larger than the 2 GiB that the format allows.
+    /// [`Error::Config`] for the options that ONNX can't express: the dense peephole and projections. [`Error::Format`] if
+    /// the file would exceed the 2 GiB that the format allows.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let config = self.weights.config();
         if config.cell == CellKind::PeepholeDense {
-            return Err(Error::config("cell", "ONNX can't express the dense peephole"));
+            return Err(Error::config("cell", "ONNX can't express the dense peephole cell"));
         }
         if let Some(size) = config.proj_size {
-            return Err(Error::config("proj_size", format!("ONNX can't express a projection, got one of {size}")));
+            return Err(Error::config("proj_size", format!("ONNX can't express a projection, got proj_size {size}")));
         }
         let graph = self.graph();
         let opset = Opset { domain: Some(String::new()), version: Some(OPSET) };
@@ -82,57 +86,65 @@ impl<'a> OnnxWriter<'a> {
         };
         let len = model.encoded_len();
         if len > MAX_BYTES {
-            return Err(Error::format("onnx", format!("{len} bytes are more than the {MAX_BYTES} the format allows")));
+            return Err(Error::format("onnx", format!("expected at most {MAX_BYTES} bytes, got {len}")));
         }
         Ok(model.encode_to_vec())
     }
 
-    /// Writes the file: to another one beside it, which then takes its name. If anything fails, an older file of that
-    /// name is as it was.
+    /// Writes a file. The bytes go to a temporary file that is renamed on success, so that an error leaves an existing file
+    /// unchanged.
     ///
     /// # Errors
-    /// Those of [`to_bytes`](Self::to_bytes), and [`Error::Io`].
+    /// The errors of [`to_bytes`](Self::to_bytes), and [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         file::write_atomic(path.as_ref(), &self.to_bytes()?)
     }
 
+    /// The whole graph.
     fn graph(&self) -> Graph {
         let config = self.weights.config();
         let (layers, directions) = (config.num_layers, config.num_directions());
         let rows = layers * directions;
         let mut graph = Graph { name: "lstm".into(), ..Graph::default() };
 
-        let state = [size(rows), named("batch"), size(config.hidden_size)];
-        graph.input.push(info("X", FLOAT, &[named("steps"), named("batch"), size(config.input_size)]));
-        if self.lengths {
-            graph.input.push(info("sequence_lens", INT32, &[named("batch")]));
+        let state_shape = [fixed_dim(rows), symbolic_dim("batch"), fixed_dim(config.hidden_size)];
+        graph.input.push(value_info(
+            "X",
+            FLOAT,
+            &[symbolic_dim("steps"), symbolic_dim("batch"), fixed_dim(config.input_size)],
+        ));
+        if self.has_lengths {
+            graph.input.push(value_info("sequence_lens", INT32, &[symbolic_dim("batch")]));
         }
-        if self.state {
-            graph.input.extend(["initial_h", "initial_c"].map(|name| info(name, FLOAT, &state)));
+        if self.has_initial_state {
+            graph.input.extend(["initial_h", "initial_c"].map(|name| value_info(name, FLOAT, &state_shape)));
         }
-        graph.output.push(info("Y", FLOAT, &[named("steps"), named("batch"), size(config.output_size())]));
-        graph.output.extend(["Y_h", "Y_c"].map(|name| info(name, FLOAT, &state)));
+        graph.output.push(value_info(
+            "Y",
+            FLOAT,
+            &[symbolic_dim("steps"), symbolic_dim("batch"), fixed_dim(config.output_size())],
+        ));
+        graph.output.extend(["Y_h", "Y_c"].map(|name| value_info(name, FLOAT, &state_shape)));
 
-        let joined = "joined_shape";
         match directions {
-            1 => graph.initializer.push(ints("direction_axis", &[1])),
-            _ => graph.initializer.push(ints(joined, &[0, 0, -1])),
+            1 => graph.initializer.push(int_tensor("direction_axis", &[1])),
+            _ => graph.initializer.push(int_tensor("joined_shape", &[0, 0, -1])),
         }
-        if self.state && layers > 1 {
-            graph.initializer.push(ints("layers_axis", &[0]));
-            graph.initializer.extend((0..=layers).map(|k| ints(&format!("row_{k}"), &[(k * directions) as i64])));
+        if self.has_initial_state && layers > 1 {
+            graph.initializer.push(int_tensor("layers_axis", &[0]));
+            graph.initializer.extend((0..=layers).map(|k| int_tensor(&format!("row_{k}"), &[(k * directions) as i64])));
         }
         if config.dropout > 0.0 {
-            graph.initializer.push(floats("dropout", &[], &[config.dropout]));
+            graph.initializer.push(float_tensor("dropout", &[], &[config.dropout]));
         }
 
-        let mut below = "X".to_owned();
+        let mut layer_input = "X".to_owned();
         for (k, weights) in self.weights.layers().chunks(directions).enumerate() {
-            let last = k + 1 == layers;
-            let name = |what: &str| format!("{what}_l{k}");
-            let states = |what: &str| if layers == 1 { what.to_owned() } else { name(what) };
-            let inputs = self.inputs(&mut graph, k, below, weights);
-            let outputs = [name("sequence"), states("Y_h"), states("Y_c")];
+            let is_last = k + 1 == layers;
+            let name = |stem: &str| format!("{stem}_l{k}");
+            let state_name = |stem: &str| if layers == 1 { stem.to_owned() } else { name(stem) };
+            let inputs = self.layer_inputs(&mut graph, k, layer_input, weights);
+            let outputs = [name("sequence"), state_name("Y_h"), state_name("Y_c")];
             graph.node.push(node(
                 "LSTM",
                 &name("lstm"),
@@ -140,7 +152,7 @@ impl<'a> OnnxWriter<'a> {
                 &outputs.each_ref().map(String::as_str),
                 self.attributes(),
             ));
-            let y = if last { "Y".to_owned() } else { name("Y") };
+            let y = if is_last { "Y".to_owned() } else { name("Y") };
             match directions {
                 1 => {
                     let inputs = [name("sequence"), "direction_axis".into()];
@@ -148,45 +160,51 @@ impl<'a> OnnxWriter<'a> {
                 }
                 _ => {
                     let (inputs, by_step) = ([name("sequence")], name("by_step"));
-                    let perm = Attribute { ints: vec![0, 2, 1, 3], ..attribute("perm", 7) };
+                    let perm = Attribute { ints: vec![0, 2, 1, 3], ..attribute("perm", attribute_type::INTS) };
                     graph.node.push(node("Transpose", &name("transpose"), &inputs, &[&by_step], vec![perm]));
-                    let inputs = [by_step, joined.into()];
+                    let inputs = [by_step, "joined_shape".into()];
                     graph.node.push(node("Reshape", &name("reshape"), &inputs, &[&y], vec![]));
                 }
             }
-            below = y;
-            if config.dropout > 0.0 && !last {
+            layer_input = y;
+            if config.dropout > 0.0 && !is_last {
                 let dropped = name("dropped");
-                graph.node.push(node("Dropout", &name("dropout"), &[below, "dropout".into()], &[&dropped], vec![]));
-                below = dropped;
+                graph.node.push(node(
+                    "Dropout",
+                    &name("dropout"),
+                    &[layer_input, "dropout".into()],
+                    &[&dropped],
+                    vec![],
+                ));
+                layer_input = dropped;
             }
         }
         if layers > 1 {
-            for what in ["Y_h", "Y_c"] {
-                let parts: Vec<String> = (0..layers).map(|k| format!("{what}_l{k}")).collect();
-                let axis = Attribute { i: Some(0), ..attribute("axis", 2) };
-                graph.node.push(node("Concat", &format!("all_{what}"), &parts, &[what], vec![axis]));
+            for name in ["Y_h", "Y_c"] {
+                let parts: Vec<String> = (0..layers).map(|k| format!("{name}_l{k}")).collect();
+                let axis = Attribute { i: Some(0), ..attribute("axis", attribute_type::INT) };
+                graph.node.push(node("Concat", &format!("all_{name}"), &parts, &[name], vec![axis]));
             }
         }
         graph
     }
 
-    /// The names of a layer's inputs, which are added to the graph.
-    fn inputs(&self, graph: &mut Graph, k: usize, x: String, weights: &[LayerWeights]) -> Vec<String> {
+    /// Adds the weights and initial states of layer `k` to the graph, and returns the names of the inputs of its node.
+    fn layer_inputs(&self, graph: &mut Graph, k: usize, x: String, weights: &[LayerWeights]) -> Vec<String> {
         let config = self.weights.config();
         let directions = config.num_directions();
-        // Gates i, f, g, o to i, o, f, c.
+        /// ONNX's gate order i, o, f, c as indices into this library's order i, f, g, o, where g is ONNX's c.
         const GATES: &[usize] = &[0, 3, 1, 2];
         let mut weight = |stem: &str, shape: &[usize], params: &[(Param, &[usize])]| {
             let mut values = Vec::new();
             for layer in weights {
-                params.iter().for_each(|(param, order)| put(layer.get(*param), order, &mut values));
-                // A second bias that the model does not have.
+                params.iter().for_each(|(param, order)| append_reordered(layer.get(*param), order, &mut values));
+                // Appends a second bias of zeros if the model has one bias.
                 values.resize(values.len().next_multiple_of(shape.iter().product()), 0.0);
             }
             let name = format!("{stem}_l{k}");
             let shape: Vec<i64> = [&[directions], shape].concat().into_iter().map(|n| n as i64).collect();
-            graph.initializer.push(floats(&name, &shape, &values));
+            graph.initializer.push(float_tensor(&name, &shape, &values));
             name
         };
         let hidden = config.hidden_size;
@@ -206,25 +224,27 @@ impl<'a> OnnxWriter<'a> {
             _ => String::new(),
         };
         let mut inputs = vec![x, w, r, b];
-        inputs.push(if self.lengths { "sequence_lens".into() } else { String::new() });
-        for what in ["initial_h", "initial_c"] {
-            inputs.push(match (self.state, config.num_layers) {
+        inputs.push(if self.has_lengths { "sequence_lens".into() } else { String::new() });
+        for name in ["initial_h", "initial_c"] {
+            inputs.push(match (self.has_initial_state, config.num_layers) {
                 (false, _) => String::new(),
-                (true, 1) => what.to_owned(),
+                (true, 1) => name.to_owned(),
                 (true, _) => {
-                    let part = format!("{what}_l{k}");
-                    let from = [what.into(), format!("row_{k}"), format!("row_{}", k + 1), "layers_axis".into()];
-                    graph.node.push(node("Slice", &format!("slice_{part}"), &from, &[&part], vec![]));
+                    let part = format!("{name}_l{k}");
+                    let operands = [name.into(), format!("row_{k}"), format!("row_{}", k + 1), "layers_axis".into()];
+                    graph.node.push(node("Slice", &format!("slice_{part}"), &operands, &[&part], vec![]));
                     part
                 }
             });
         }
         inputs.push(p);
-        let used = inputs.iter().rposition(|name| !name.is_empty()).map_or(0, |k| k + 1);
-        inputs.truncate(used);
+        // Omitted inputs at the end are left out.
+        let present = inputs.iter().rposition(|name| !name.is_empty()).map_or(0, |k| k + 1);
+        inputs.truncate(present);
         inputs
     }
 
+    /// The attributes of an `LSTM` node, the same for all layers.
     fn attributes(&self) -> Vec<Attribute> {
         let config = self.weights.config();
         let direction = match config.direction {
@@ -233,55 +253,62 @@ impl<'a> OnnxWriter<'a> {
             Direction::Bidirectional => "bidirectional",
         };
         let mut attributes = vec![
-            Attribute { i: Some(config.hidden_size as i64), ..attribute("hidden_size", 2) },
-            Attribute { s: Some(direction.into()), ..attribute("direction", 3) },
+            Attribute { i: Some(config.hidden_size as i64), ..attribute("hidden_size", attribute_type::INT) },
+            Attribute { s: Some(direction.into()), ..attribute("direction", attribute_type::STRING) },
         ];
         if let Some(bound) = config.clip {
-            attributes.push(Attribute { f: Some(bound), ..attribute("clip", 1) });
+            attributes.push(Attribute { f: Some(bound), ..attribute("clip", attribute_type::FLOAT) });
         }
         if config.coupled {
-            attributes.push(Attribute { i: Some(1), ..attribute("input_forget", 2) });
+            attributes.push(Attribute { i: Some(1), ..attribute("input_forget", attribute_type::INT) });
         }
         attributes
     }
 }
 
-/// Appends a parameter's parts, as many as `order` has, along its first axis in that order.
-fn put(value: Option<&ArrayD<f32>>, order: &[usize], out: &mut Vec<f32>) {
+/// Splits a parameter along its first axis into `order.len()` equal parts, and appends them in this order to `out`.
+fn append_reordered(value: Option<&ArrayD<f32>>, order: &[usize], out: &mut Vec<f32>) {
     let Some(value) = value else { return };
     let parts: Vec<_> = value.axis_chunks_iter(Axis(0), (value.len_of(Axis(0)) / order.len()).max(1)).collect();
     order.iter().filter_map(|&k| parts.get(k)).for_each(|part| out.extend(part.iter()));
 }
 
-fn attribute(name: &str, kind: i32) -> Attribute {
-    Attribute { name: name.into(), kind: Some(kind), ..Attribute::default() }
+/// An attribute without a value.
+fn attribute(name: &str, attribute_type: i32) -> Attribute {
+    Attribute { name: name.into(), attribute_type: Some(attribute_type), ..Attribute::default() }
 }
 
-fn node(op: &str, name: &str, input: &[String], output: &[&str], attribute: Vec<Attribute>) -> Node {
+/// A node of operator `op_type`.
+fn node(op_type: &str, name: &str, input: &[String], output: &[&str], attribute: Vec<Attribute>) -> Node {
     let (input, output) = (input.to_vec(), output.iter().map(|&name| name.into()).collect());
-    Node { input, output, name: name.into(), op_type: op.into(), attribute, ..Node::default() }
+    Node { input, output, name: name.into(), op_type: op_type.into(), attribute, ..Node::default() }
 }
 
-fn size(n: usize) -> Dimension {
-    Dimension { value: Some(n as i64), param: None }
+/// A dimension of fixed size.
+fn fixed_dim(size: usize) -> Dimension {
+    Dimension { value: Some(size as i64), param: None }
 }
 
-fn named(name: &str) -> Dimension {
+/// A dimension whose size is chosen at run time.
+fn symbolic_dim(name: &str) -> Dimension {
     Dimension { value: None, param: Some(name.into()) }
 }
 
-fn info(name: &str, elem_type: i32, dim: &[Dimension]) -> ValueInfo {
+/// A graph input or output.
+fn value_info(name: &str, elem_type: i32, dim: &[Dimension]) -> ValueInfo {
     let tensor = TensorType { elem_type: Some(elem_type), shape: Some(Dims { dim: dim.to_vec() }) };
-    ValueInfo { name: name.into(), kind: Some(Type { tensor: Some(tensor) }) }
+    ValueInfo { name: name.into(), value_type: Some(Type { tensor: Some(tensor) }) }
 }
 
-fn floats(name: &str, dims: &[i64], values: &[f32]) -> Tensor {
+/// A FLOAT initializer.
+fn float_tensor(name: &str, dims: &[i64], values: &[f32]) -> Tensor {
     let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let (name, dims) = (name.to_owned(), dims.to_vec());
     Tensor { name, dims, data_type: Some(FLOAT), raw_data: Some(raw), ..Tensor::default() }
 }
 
-fn ints(name: &str, values: &[i64]) -> Tensor {
+/// An INT64 vector initializer.
+fn int_tensor(name: &str, values: &[i64]) -> Tensor {
     let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let (name, dims) = (name.to_owned(), vec![values.len() as i64]);
     Tensor { name, dims, data_type: Some(INT64), raw_data: Some(raw), ..Tensor::default() }

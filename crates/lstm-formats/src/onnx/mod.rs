@@ -1,29 +1,29 @@
-//! ONNX files: an [`OnnxModel`] whose `LSTM` nodes become one model, and an [`OnnxWriter`].
+//! ONNX files: [`OnnxModel`] reads the `LSTM` nodes of a graph as one model, [`OnnxWriter`] writes a model.
 //!
-//! Equations and layouts are those of ONNX's own definition, <https://onnx.ai/onnx/operators/onnx__LSTM.html>, opsets 7
-//! to 26. All nodes between and around the LSTMs must be of the kind that only moves axes and computes sizes; whatever
-//! else is in the graph is an error that names it, unless the caller chose LSTMs by name.
+//! Equations and layouts are those of the ONNX standard, <https://onnx.ai/onnx/operators/onnx__LSTM.html>, for opsets 7
+//! to 26. The nodes between and around the `LSTM` nodes may only move axes and compute sizes. Any other node is an error
+//! that names it, unless the caller selects `LSTM` nodes by name.
+//!
+//! Each module imports only modules to its left:
+//! `proto`, `tensor`, `node`, `value`, `operators`, `graph_port`, `context`, `lengths`, `initial_state`, `layer`,
+//! `traversal`, `lstm`, `assemble`, this module. `export` imports only `proto`.
 
-mod chain;
-#[cfg(test)]
-mod declared;
-#[cfg(test)]
-mod edits;
+mod assemble;
+mod context;
 mod export;
+mod graph_port;
+mod initial_state;
 mod layer;
+mod lengths;
+mod lstm;
 mod node;
-mod ops;
-mod parts;
-mod port;
+mod operators;
 mod proto;
-#[cfg(test)]
-mod refusals;
-mod select;
-mod start;
 mod tensor;
+#[cfg(test)]
+mod tests;
+mod traversal;
 mod value;
-mod walk;
-mod zeros;
 
 use std::{
     fmt, fs,
@@ -33,20 +33,20 @@ use std::{
 use ndarray::ArrayD;
 use prost::Message;
 
-pub use chain::{Initial, OnnxInputs, OnnxLstm};
 pub use export::OnnxWriter;
-pub use layer::Lengths;
-pub use port::{Port, PortAxis, PortKind};
+pub use graph_port::{GraphAxis, GraphPort, GraphPortKind};
+pub use lengths::SequenceLengths;
+pub use lstm::{InitialState, OnnxInputs, OnnxLstm};
 
 use lstm_core::{Error, Result};
 
-/// The operator sets that are read. After 22, the operators that are read took new element types and nothing else.
+/// The supported operator sets. The versions after 22 only add element types to the operators that are read here.
 const OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 
-/// A model file, parsed.
+/// A parsed ONNX file.
 ///
-/// An input of the graph that has a default, which is an initializer of its name, counts as the constant that it is: it
-/// can't be fed with anything else.
+/// A graph input with a default value, that is, with an initializer of the same name, is treated as a constant: it can't
+/// be set to another value.
 ///
 /// ```
 /// use lstm_core::{Init, LstmConfig, Weights};
@@ -61,8 +61,9 @@ const OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 /// ```
 #[derive(Clone)]
 pub struct OnnxModel {
-    /// What errors call it.
-    what: String,
+    /// Name of the file for error messages.
+    source: String,
+    /// Folder of external data.
     dir: Option<PathBuf>,
     graph: proto::Graph,
     opset: i64,
@@ -70,15 +71,16 @@ pub struct OnnxModel {
 
 impl fmt::Debug for OnnxModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OnnxModel({}, opset {}, {} nodes)", self.what, self.opset, self.graph.node.len())
+        write!(f, "OnnxModel({}, opset {}, {} nodes)", self.source, self.opset, self.graph.node.len())
     }
 }
 
 impl OnnxModel {
-    /// Reads a file. Tensors that it keeps in other files are read when they are needed, from its folder or below.
+    /// Reads a file. Tensors in external files, which must be in the folder of the model or below, are read when they are
+    /// needed.
     ///
     /// # Errors
-    /// [`Error::Io`] if it can't be read; [`Error::Format`] as for [`from_bytes`](Self::from_bytes), naming the file.
+    /// [`Error::Io`] if the file can't be read; the errors of [`from_bytes`](Self::from_bytes), with the name of the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
@@ -87,117 +89,126 @@ impl OnnxModel {
         Self::parse(&bytes, path.display().to_string(), Some(dir))
     }
 
-    /// Takes the bytes of a file that keeps all its tensors in itself.
+    /// Parses the bytes of a file that has no external data.
     ///
     /// # Errors
-    /// [`Error::Format`] if they are no ONNX model, or one of another operator set than 7 to 26, with sparse or
-    /// quantised tensors, or with operators of its own under ONNX's names.
+    /// [`Error::Format`] if the bytes are not an ONNX model, or if the model has an operator set other than 7 to 26, sparse
+    /// or quantized tensors, or functions in the domain of the ONNX standard.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         Self::parse(bytes, "onnx".into(), None)
     }
 
-    fn parse(bytes: &[u8], what: String, dir: Option<PathBuf>) -> Result<Self> {
-        let fail = |why: String| Error::format(&what, why);
-        let model = proto::Model::decode(bytes).map_err(|e| fail(e.to_string()))?;
-        let standard = |domain: &str| ["", "ai.onnx"].contains(&domain);
-        let opsets = model.opset_import.iter().filter(|o| standard(o.domain.as_deref().unwrap_or_default()));
+    /// Parses a file. `source` is its name for error messages, `dir` the folder of external data.
+    fn parse(bytes: &[u8], source: String, dir: Option<PathBuf>) -> Result<Self> {
+        let error = |why: String| Error::format(&source, why);
+        let model = proto::Model::decode(bytes).map_err(|e| error(e.to_string()))?;
+        let is_standard = |domain: &str| ["", "ai.onnx"].contains(&domain);
+        let opsets = model.opset_import.iter().filter(|o| is_standard(o.domain.as_deref().unwrap_or_default()));
         let versions: Vec<i64> = opsets.map(|o| o.version.unwrap_or_default()).collect();
-        let &[opset] = &versions[..] else { return Err(fail(format!("expected one operator set, got {versions:?}"))) };
+        let &[opset] = &versions[..] else {
+            return Err(error(format!("expected one version of the ONNX operator set, got {versions:?}")));
+        };
         if !OPSETS.contains(&opset) {
-            return Err(fail(format!("expected an operator set of {OPSETS:?}, got {opset}")));
+            return Err(error(format!("expected a version of the ONNX operator set in {OPSETS:?}, got {opset}")));
         }
-        if let Some(function) = model.functions.iter().find(|f| standard(&f.domain)) {
-            return Err(fail(format!("the file has its own operator `{}`", function.name)));
+        if let Some(function) = model.functions.iter().find(|f| is_standard(&f.domain)) {
+            let why = format!("redefinition of the standard operator `{}` is not supported", function.name);
+            return Err(error(why));
         }
-        let graph = model.graph.ok_or_else(|| fail("there is no graph".into()))?;
+        let graph = model.graph.ok_or_else(|| error("expected a graph, found none".into()))?;
         if !graph.sparse_initializer.is_empty() || !graph.quantization.is_empty() {
-            return Err(fail("sparse and quantised tensors are not read".into()));
+            return Err(error("sparse and quantized tensors are not supported".into()));
         }
-        Ok(OnnxModel { what, dir, graph, opset })
+        Ok(OnnxModel { source, dir, graph, opset })
     }
 
-    /// The operator set the file is written for.
+    /// Version of the ONNX operator set that the file uses.
     pub fn opset(&self) -> i64 {
         self.opset
     }
 
-    /// Names of the `LSTM` nodes in the order of the file; of one without a name, its number among all nodes.
+    /// Names of the `LSTM` nodes in the order of the file. A node without a name is named by its index among all nodes.
     pub fn lstm_nodes(&self) -> Vec<String> {
         let nodes = self.graph.node.iter().enumerate().filter(|(_, node)| node.op_type == "LSTM");
-        nodes.map(|(index, node)| walk::name(node, index)).collect()
+        nodes.map(|(index, node)| node::node_name(index, node)).collect()
     }
 
-    /// Names of the initializers, which [`tensor`](Self::tensor) reads.
+    /// Names of the initializers, for [`tensor`](Self::tensor).
     pub fn tensors(&self) -> impl Iterator<Item = &str> {
         self.graph.initializer.iter().map(|tensor| tensor.name.as_str())
     }
 
-    /// An initializer of FLOAT, FLOAT16, BFLOAT16 or DOUBLE (rounded to the nearest f32), such as a head's weights.
+    /// Reads an initializer of type FLOAT, FLOAT16, BFLOAT16 or DOUBLE, such as the weights of a dense layer. Elements are
+    /// rounded to the nearest f32.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::TensorType`], [`Error::Format`] if the elements are not as many as the shape
-    /// says or can't be held; what reading another file gives.
+    /// [`Error::MissingTensor`]; [`Error::TensorType`] for another element type; [`Error::Format`] if the number of
+    /// elements does not match the shape; [`Error::TooLarge`] if the shape does not fit in memory; [`Error::Io`] if external
+    /// data can't be read.
     pub fn tensor(&self, name: &str) -> Result<ArrayD<f32>> {
         let found = self.graph.initializer.iter().find(|tensor| tensor.name == name);
         let missing = || Error::MissingTensor { name: name.into(), expected: "an initializer".into() };
-        self.named(tensor::floats(found.ok_or_else(missing)?, self.dir.as_deref()))
+        self.with_source(tensor::floats(found.ok_or_else(missing)?, self.dir.as_deref()))
     }
 
-    /// The whole graph as one model: each `LSTM` node is a layer on top of the one before. Defaults of inputs are
-    /// constants here. Floats of any type are computed with as f32, whichever other type they meet.
+    /// The whole graph as one model, in which each `LSTM` node is a layer on top of the previous one. Floats of all types are
+    /// converted to f32.
     ///
     /// # Errors
-    /// [`Error::Format`] naming the node, output or tensor, what was expected and what came: a node that is neither an
-    /// LSTM nor only moves axes; an attribute, activation or combination that this library does not have; layers that
-    /// differ in more than their input's size; an output that is not the chain's; tensors of other shapes and types.
-    /// [`Error::UnusedTensors`] for inputs and initializers that nothing reads.
+    /// [`Error::Format`], which names the node, output or tensor, for: a node that is not an `LSTM` and does more than move
+    /// axes; an attribute or activation that this library does not support; layers that differ in more than their input
+    /// size; a graph output that is not an output of the LSTM; a tensor of the wrong shape or type.
+    /// [`Error::UnusedTensors`] for unused inputs and initializers.
     pub fn lstm(&self) -> Result<OnnxLstm> {
         self.load(None)
     }
 
-    /// The model made of the `LSTM` nodes with these names, each on top of the one before. Nodes that are then left
-    /// out are listed in [`OnnxLstm::ignored`].
+    /// The `LSTM` nodes with these [names](Self::lstm_nodes) as one model, in which each is a layer on top of the previous
+    /// one. Nodes that are not part of it are listed in [`OnnxLstm::ignored_nodes`].
     ///
     /// # Errors
-    /// Those of [`lstm`](Self::lstm), but for what is no part of these nodes and of what lies between them, and
-    /// [`Error::Format`] for a name that no `LSTM` node has, and for names that are not in the order of the file.
+    /// The errors of [`lstm`](Self::lstm), except those about ignored nodes, unused tensors and other outputs;
+    /// [`Error::Format`] if a name is not that of exactly one `LSTM` node, or the names are not in the order of the file.
     pub fn lstm_named(&self, names: &[&str]) -> Result<OnnxLstm> {
         self.load(Some(names))
     }
 
+    /// Loads the `LSTM` nodes with these names; `None` for all.
     fn load(&self, names: Option<&[&str]>) -> Result<OnnxLstm> {
         let nodes = self.lstm_nodes();
         if nodes.is_empty() {
-            return Err(Error::format(&self.what, "expected an LSTM node, found none"));
+            return Err(Error::format(&self.source, "expected an LSTM node, found none"));
         }
-        let unknown = names.unwrap_or_default().iter().find(|name| nodes.iter().filter(|n| n == *name).count() != 1);
-        if let Some(name) = unknown {
-            let why = format!("expected the name of one LSTM node out of {nodes:?}, got `{name}`");
-            return Err(Error::format(&self.what, why));
+        let is_unique = |name: &str| nodes.iter().filter(|node| *node == name).count() == 1;
+        if let Some(name) = names.unwrap_or_default().iter().find(|name| !is_unique(name)) {
+            let why = format!("expected the unique name of an LSTM node, one of {nodes:?}, got `{name}`");
+            return Err(Error::format(&self.source, why));
         }
-        let place = |name: &&str| nodes.iter().position(|node| node == name);
-        if let Some(pair) = names.unwrap_or_default().windows(2).find(|pair| place(&pair[0]) >= place(&pair[1])) {
-            let why = format!(
-                "expected names in the order of {nodes:?}, each once, got `{}` and then `{}`",
-                pair[0], pair[1]
-            );
-            return Err(Error::format(&self.what, why));
+        let position = |name: &&str| nodes.iter().position(|node| node == name);
+        let mut pairs = names.unwrap_or_default().windows(2);
+        if let Some(pair) = pairs.find(|pair| position(&pair[0]) >= position(&pair[1])) {
+            let got = format!("`{}` followed by `{}`", pair[0], pair[1]);
+            let why = format!("expected each name once, in the order of {nodes:?}, got {got}");
+            return Err(Error::format(&self.source, why));
         }
-        let walk = walk::Walk::run(&self.graph, self.opset, self.dir.as_deref(), names);
-        let loaded = walk.and_then(|(mut walk, outputs)| {
-            let lstm = chain::assemble(&mut walk, outputs)?;
-            if names.is_none() {
-                walk.all_used(&self.graph)?;
-            }
-            Ok(lstm)
-        });
-        self.named(loaded)
+        self.with_source(self.assemble(names))
     }
 
-    /// Puts the file's name before what is wrong with it.
-    fn named<T>(&self, result: Result<T>) -> Result<T> {
+    /// Loads the `LSTM` nodes with these names, which must be valid; `None` for all.
+    fn assemble(&self, names: Option<&[&str]>) -> Result<OnnxLstm> {
+        let traversal = traversal::Traversal::run(&self.graph, self.opset, self.dir.as_deref(), names)?;
+        let all_used = traversal.context.check_all_used(&self.graph);
+        let lstm = assemble::assemble(traversal)?;
+        if names.is_none() {
+            all_used?;
+        }
+        Ok(lstm)
+    }
+
+    /// Adds the name of the file to an error.
+    fn with_source<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| match error {
-            Error::Format { what, why } => Error::Format { what: format!("{}: {what}", self.what), why },
+            Error::Format { what, why } => Error::Format { what: format!("{}: {what}", self.source), why },
             other => other,
         })
     }

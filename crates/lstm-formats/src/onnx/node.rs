@@ -1,20 +1,21 @@
-//! A node and its attributes, which are claimed one by one so that none is left unnoticed.
+//! Reads the attributes of a node, and detects those that are not read.
 
 use std::collections::BTreeMap;
 
-use super::proto::{Attribute, Node, Tensor};
+use super::proto::{Attribute, Node, Tensor, attribute_type};
 use lstm_core::{Error, Result};
 
-/// A node with the attributes that nobody has asked for yet.
-pub(super) struct Op<'a> {
-    pub(super) node: &'a Node,
-    /// The node's name, or its number where it has none, and its operator.
-    pub(super) label: String,
-    attributes: BTreeMap<&'a str, &'a Attribute>,
+/// A node with its unread attributes. [`finish`](Self::finish) rejects attributes that were not read.
+pub(crate) struct NodeReader<'a> {
+    /// The node itself.
+    pub(crate) proto: &'a Node,
+    /// The node's name (or its index, if it has none) and operator, for error messages.
+    pub(crate) label: String,
+    unread: BTreeMap<&'a str, &'a Attribute>,
 }
 
-/// What errors call a node.
-pub(super) fn label(index: usize, node: &Node) -> String {
+/// The node's name and operator for error messages; unnamed nodes are identified by their index in the graph.
+pub(crate) fn node_label(index: usize, node: &Node) -> String {
     let domain = if node.domain.is_empty() { String::new() } else { format!("{}.", node.domain) };
     match node.name.as_str() {
         "" => format!("node {index} ({domain}{})", node.op_type),
@@ -22,73 +23,91 @@ pub(super) fn label(index: usize, node: &Node) -> String {
     }
 }
 
-impl<'a> Op<'a> {
-    pub(super) fn new(index: usize, node: &'a Node) -> Result<Self> {
-        let mut op = Op { node, label: label(index, node), attributes: BTreeMap::new() };
-        for attribute in &node.attribute {
-            if !attribute.ref_attr_name.is_empty() || op.attributes.insert(&attribute.name, attribute).is_some() {
-                return Err(op.fail(format!("attribute `{}` is a reference or there twice", attribute.name)));
+/// The name by which a caller selects a node: its name, or its index in the graph if it has none.
+pub(crate) fn node_name(index: usize, node: &Node) -> String {
+    if node.name.is_empty() { index.to_string() } else { node.name.clone() }
+}
+
+impl<'a> NodeReader<'a> {
+    /// Starts reading a node. Repeated attributes are an error.
+    pub(crate) fn new(index: usize, proto: &'a Node) -> Result<Self> {
+        let mut node = NodeReader { proto, label: node_label(index, proto), unread: BTreeMap::new() };
+        for attribute in &proto.attribute {
+            if !attribute.ref_attr_name.is_empty() {
+                return Err(node.error(format!("attribute `{}` refers to a function's attribute", attribute.name)));
+            }
+            if node.unread.insert(&attribute.name, attribute).is_some() {
+                return Err(node.error(format!("attribute `{}` is repeated", attribute.name)));
             }
         }
-        Ok(op)
+        Ok(node)
     }
 
     /// An error about this node.
-    pub(super) fn fail(&self, why: impl ToString) -> Error {
+    pub(crate) fn error(&self, why: impl ToString) -> Error {
         Error::format(&self.label, why)
     }
 
-    /// The name of an input; `None` where it is left out.
-    pub(super) fn input(&self, k: usize) -> Option<&'a str> {
-        self.node.input.get(k).map(String::as_str).filter(|name| !name.is_empty())
+    /// The name of input `k`; `None` if the input is omitted.
+    pub(crate) fn input(&self, k: usize) -> Option<&'a str> {
+        self.proto.input.get(k).map(String::as_str).filter(|name| !name.is_empty())
     }
 
-    /// Takes an attribute; `kind` is the number and name of its type.
-    fn take(&mut self, name: &str, kind: (i32, &str)) -> Result<Option<&'a Attribute>> {
-        match self.attributes.remove(name) {
-            Some(a) if a.kind.unwrap_or_default() != kind.0 => {
-                let got = a.kind.unwrap_or_default();
-                Err(self.fail(format!("attribute `{name}`: expected {} (type {}), got type {got}", kind.1, kind.0)))
-            }
-            attribute => Ok(attribute),
+    /// Marks an attribute as read and returns it. `type_name` describes `expected_type` in the error for another type.
+    fn take(&mut self, name: &str, expected_type: i32, type_name: &str) -> Result<Option<&'a Attribute>> {
+        let attribute = self.unread.remove(name);
+        let found = attribute.map(|attribute| attribute.attribute_type.unwrap_or_default());
+        match found.filter(|&found| found != expected_type) {
+            Some(found) => Err(self
+                .error(format!("attribute `{name}`: expected {type_name} (type {expected_type}), got type {found}"))),
+            None => Ok(attribute),
         }
     }
 
-    pub(super) fn float(&mut self, name: &str) -> Result<Option<f32>> {
-        Ok(self.take(name, (1, "a float"))?.map(|a| a.f.unwrap_or_default()))
+    /// Reads an attribute of type FLOAT.
+    pub(crate) fn float(&mut self, name: &str) -> Result<Option<f32>> {
+        Ok(self.take(name, attribute_type::FLOAT, "a float")?.map(|a| a.f.unwrap_or_default()))
     }
 
-    pub(super) fn int(&mut self, name: &str) -> Result<Option<i64>> {
-        Ok(self.take(name, (2, "an integer"))?.map(|a| a.i.unwrap_or_default()))
+    /// Reads an attribute of type INT.
+    pub(crate) fn int(&mut self, name: &str) -> Result<Option<i64>> {
+        Ok(self.take(name, attribute_type::INT, "an integer")?.map(|a| a.i.unwrap_or_default()))
     }
 
-    pub(super) fn text(&mut self, name: &str) -> Result<Option<String>> {
-        let text = |a: &Attribute| String::from_utf8_lossy(a.s.as_deref().unwrap_or_default()).into_owned();
-        Ok(self.take(name, (3, "a string"))?.map(text))
+    /// Reads an attribute of type STRING.
+    pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>> {
+        let decode = |a: &Attribute| String::from_utf8_lossy(a.s.as_deref().unwrap_or_default()).into_owned();
+        Ok(self.take(name, attribute_type::STRING, "a string")?.map(decode))
     }
 
-    pub(super) fn tensor(&mut self, name: &str) -> Result<Option<&'a Tensor>> {
-        let attribute = self.take(name, (4, "a tensor"))?;
-        attribute.map(|a| a.t.as_ref().ok_or_else(|| self.fail(format!("attribute `{name}` is empty")))).transpose()
+    /// Reads an attribute of type TENSOR.
+    pub(crate) fn tensor(&mut self, name: &str) -> Result<Option<&'a Tensor>> {
+        let attribute = self.take(name, attribute_type::TENSOR, "a tensor")?;
+        let missing = || self.error(format!("attribute `{name}` has no value"));
+        attribute.map(|a| a.t.as_ref().ok_or_else(missing)).transpose()
     }
 
-    pub(super) fn floats(&mut self, name: &str) -> Result<&'a [f32]> {
-        Ok(self.take(name, (6, "floats"))?.map(|a| &a.floats[..]).unwrap_or_default())
+    /// Reads an attribute of type FLOATS; empty if it is absent.
+    pub(crate) fn floats(&mut self, name: &str) -> Result<&'a [f32]> {
+        Ok(self.take(name, attribute_type::FLOATS, "floats")?.map(|a| &a.floats[..]).unwrap_or_default())
     }
 
-    pub(super) fn ints(&mut self, name: &str) -> Result<Option<&'a [i64]>> {
-        Ok(self.take(name, (7, "integers"))?.map(|a| &a.ints[..]))
+    /// Reads an attribute of type INTS.
+    pub(crate) fn ints(&mut self, name: &str) -> Result<Option<&'a [i64]>> {
+        Ok(self.take(name, attribute_type::INTS, "integers")?.map(|a| &a.ints[..]))
     }
 
-    pub(super) fn texts(&mut self, name: &str) -> Result<Vec<String>> {
-        let text = |s: &Vec<u8>| String::from_utf8_lossy(s).into_owned();
-        Ok(self.take(name, (8, "strings"))?.map(|a| a.strings.iter().map(text).collect()).unwrap_or_default())
+    /// Reads an attribute of type STRINGS; empty if it is absent.
+    pub(crate) fn strings(&mut self, name: &str) -> Result<Vec<String>> {
+        let attribute = self.take(name, attribute_type::STRINGS, "strings")?;
+        let strings = attribute.map(|a| a.strings.iter()).into_iter().flatten();
+        Ok(strings.map(|s| String::from_utf8_lossy(s).into_owned()).collect())
     }
 
-    /// Ends the reading: an attribute that is left is one that would be ignored.
-    pub(super) fn finish(&self) -> Result<()> {
-        match self.attributes.keys().next() {
-            Some(name) => Err(self.fail(format!("attribute `{name}` is not one of this operator's in this opset"))),
+    /// Rejects attributes that were not read, because ignoring them could change the results.
+    pub(crate) fn finish(&self) -> Result<()> {
+        match self.unread.keys().next() {
+            Some(name) => Err(self.error(format!("attribute `{name}` is not supported for this operator and opset"))),
             None => Ok(()),
         }
     }

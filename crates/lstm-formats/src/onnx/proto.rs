@@ -1,20 +1,38 @@
-//! The part of ONNX's `onnx.proto` that carries an LSTM; field numbers are those of the standard.
+//! Protocol buffer messages of ONNX, <https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>.
 //!
-//! What is left out says nothing about numbers: documentation, producers, inferred shapes, metadata.
+//! Field numbers are those of the standard. Fields that do not affect results are left out: documentation, producer
+//! versions, inferred shapes, metadata.
 
 use prost::Message;
 
-/// Element types, `TensorProto.DataType`.
-pub(super) const FLOAT: i32 = 1;
-pub(super) const INT32: i32 = 6;
-pub(super) const INT64: i32 = 7;
-pub(super) const BOOL: i32 = 9;
-pub(super) const FLOAT16: i32 = 10;
-pub(super) const DOUBLE: i32 = 11;
-pub(super) const BFLOAT16: i32 = 16;
+/// Element type `TensorProto.DataType.FLOAT`.
+pub(crate) const FLOAT: i32 = 1;
+/// Element type `TensorProto.DataType.INT32`.
+pub(crate) const INT32: i32 = 6;
+/// Element type `TensorProto.DataType.INT64`.
+pub(crate) const INT64: i32 = 7;
+/// Element type `TensorProto.DataType.BOOL`.
+pub(crate) const BOOL: i32 = 9;
+/// Element type `TensorProto.DataType.FLOAT16`.
+pub(crate) const FLOAT16: i32 = 10;
+/// Element type `TensorProto.DataType.DOUBLE`.
+pub(crate) const DOUBLE: i32 = 11;
+/// Element type `TensorProto.DataType.BFLOAT16`.
+pub(crate) const BFLOAT16: i32 = 16;
 
-/// Their names by number.
-const TYPES: [&str; 17] = [
+/// Attribute types, `AttributeProto.AttributeType`.
+pub(crate) mod attribute_type {
+    pub(crate) const FLOAT: i32 = 1;
+    pub(crate) const INT: i32 = 2;
+    pub(crate) const STRING: i32 = 3;
+    pub(crate) const TENSOR: i32 = 4;
+    pub(crate) const FLOATS: i32 = 6;
+    pub(crate) const INTS: i32 = 7;
+    pub(crate) const STRINGS: i32 = 8;
+}
+
+/// Names of the element types in `TensorProto.DataType`, by number.
+const TYPE_NAMES: [&str; 17] = [
     "UNDEFINED",
     "FLOAT",
     "UINT8",
@@ -34,174 +52,186 @@ const TYPES: [&str; 17] = [
     "BFLOAT16",
 ];
 
-/// What the standard calls an element type.
-pub(super) fn type_name(kind: i32) -> String {
-    let known = usize::try_from(kind).ok().and_then(|k| TYPES.get(k));
-    known.map_or_else(|| format!("element type {kind}"), |name| (*name).to_owned())
+/// The name of an element type in the ONNX standard.
+pub(crate) fn type_name(elem_type: i32) -> String {
+    let name = usize::try_from(elem_type).ok().and_then(|k| TYPE_NAMES.get(k));
+    name.map_or_else(|| format!("element type {elem_type}"), |name| (*name).to_owned())
 }
 
+/// `ModelProto`: the root message of a file.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Model {
+pub(crate) struct Model {
     #[prost(int64, optional, tag = "1")]
-    pub(super) ir_version: Option<i64>,
+    pub(crate) ir_version: Option<i64>,
     #[prost(string, tag = "2")]
-    pub(super) producer_name: String,
+    pub(crate) producer_name: String,
     #[prost(message, optional, tag = "7")]
-    pub(super) graph: Option<Graph>,
+    pub(crate) graph: Option<Graph>,
     #[prost(message, repeated, tag = "8")]
-    pub(super) opset_import: Vec<Opset>,
+    pub(crate) opset_import: Vec<Opset>,
     #[prost(message, repeated, tag = "25")]
-    pub(super) functions: Vec<Function>,
+    pub(crate) functions: Vec<Function>,
 }
 
+/// `OperatorSetIdProto`: an imported operator set.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Opset {
+pub(crate) struct Opset {
     #[prost(string, optional, tag = "1")]
-    pub(super) domain: Option<String>,
+    pub(crate) domain: Option<String>,
     #[prost(int64, optional, tag = "2")]
-    pub(super) version: Option<i64>,
+    pub(crate) version: Option<i64>,
 }
 
-/// An operator defined in the file.
+/// `FunctionProto`: an operator defined in the file.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Function {
+pub(crate) struct Function {
     #[prost(string, tag = "1")]
-    pub(super) name: String,
+    pub(crate) name: String,
     #[prost(string, tag = "10")]
-    pub(super) domain: String,
+    pub(crate) domain: String,
 }
 
+/// `GraphProto`: nodes in topological order, constants, inputs and outputs.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Graph {
+pub(crate) struct Graph {
     #[prost(message, repeated, tag = "1")]
-    pub(super) node: Vec<Node>,
+    pub(crate) node: Vec<Node>,
     #[prost(string, tag = "2")]
-    pub(super) name: String,
+    pub(crate) name: String,
     #[prost(message, repeated, tag = "5")]
-    pub(super) initializer: Vec<Tensor>,
+    pub(crate) initializer: Vec<Tensor>,
     #[prost(message, repeated, tag = "11")]
-    pub(super) input: Vec<ValueInfo>,
+    pub(crate) input: Vec<ValueInfo>,
     #[prost(message, repeated, tag = "12")]
-    pub(super) output: Vec<ValueInfo>,
-    /// Of messages that are not read, only whether they are there.
+    pub(crate) output: Vec<ValueInfo>,
+    /// Quantization parameters, not decoded: their presence is an error.
     #[prost(bytes = "vec", repeated, tag = "14")]
-    pub(super) quantization: Vec<Vec<u8>>,
+    pub(crate) quantization: Vec<Vec<u8>>,
+    /// Sparse constants, not decoded: their presence is an error.
     #[prost(bytes = "vec", repeated, tag = "15")]
-    pub(super) sparse_initializer: Vec<Vec<u8>>,
+    pub(crate) sparse_initializer: Vec<Vec<u8>>,
 }
 
+/// `NodeProto`: an operator with its inputs, outputs and attributes.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Node {
+pub(crate) struct Node {
     #[prost(string, repeated, tag = "1")]
-    pub(super) input: Vec<String>,
+    pub(crate) input: Vec<String>,
     #[prost(string, repeated, tag = "2")]
-    pub(super) output: Vec<String>,
+    pub(crate) output: Vec<String>,
     #[prost(string, tag = "3")]
-    pub(super) name: String,
+    pub(crate) name: String,
     #[prost(string, tag = "4")]
-    pub(super) op_type: String,
+    pub(crate) op_type: String,
     #[prost(message, repeated, tag = "5")]
-    pub(super) attribute: Vec<Attribute>,
+    pub(crate) attribute: Vec<Attribute>,
     #[prost(string, tag = "7")]
-    pub(super) domain: String,
+    pub(crate) domain: String,
     #[prost(string, tag = "8")]
-    pub(super) overload: String,
+    pub(crate) overload: String,
 }
 
+/// `AttributeProto`: a named constant of a node.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Attribute {
+pub(crate) struct Attribute {
     #[prost(string, tag = "1")]
-    pub(super) name: String,
+    pub(crate) name: String,
     #[prost(float, optional, tag = "2")]
-    pub(super) f: Option<f32>,
+    pub(crate) f: Option<f32>,
     #[prost(int64, optional, tag = "3")]
-    pub(super) i: Option<i64>,
+    pub(crate) i: Option<i64>,
     #[prost(bytes = "vec", optional, tag = "4")]
-    pub(super) s: Option<Vec<u8>>,
+    pub(crate) s: Option<Vec<u8>>,
     #[prost(message, optional, tag = "5")]
-    pub(super) t: Option<Tensor>,
+    pub(crate) t: Option<Tensor>,
     #[prost(float, repeated, packed = "false", tag = "7")]
-    pub(super) floats: Vec<f32>,
+    pub(crate) floats: Vec<f32>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
-    pub(super) ints: Vec<i64>,
+    pub(crate) ints: Vec<i64>,
     #[prost(bytes = "vec", repeated, tag = "9")]
-    pub(super) strings: Vec<Vec<u8>>,
-    /// Which of the above it is, `AttributeType`.
+    pub(crate) strings: Vec<Vec<u8>>,
+    /// The type of the attribute, one of [`attribute_type`]; it tells which of the fields above is set.
     #[prost(int32, optional, tag = "20")]
-    pub(super) kind: Option<i32>,
-    /// Set only inside functions.
+    pub(crate) attribute_type: Option<i32>,
+    /// The name of an attribute of the enclosing function. Set only inside functions.
     #[prost(string, tag = "21")]
-    pub(super) ref_attr_name: String,
+    pub(crate) ref_attr_name: String,
 }
 
+/// `TensorProto`: a constant tensor. Its elements are in one of the typed fields, in `raw_data` or in another file.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Tensor {
+pub(crate) struct Tensor {
     #[prost(int64, repeated, packed = "false", tag = "1")]
-    pub(super) dims: Vec<i64>,
+    pub(crate) dims: Vec<i64>,
     #[prost(int32, optional, tag = "2")]
-    pub(super) data_type: Option<i32>,
+    pub(crate) data_type: Option<i32>,
     #[prost(bytes = "vec", optional, tag = "3")]
-    pub(super) segment: Option<Vec<u8>>,
+    pub(crate) segment: Option<Vec<u8>>,
     #[prost(float, repeated, tag = "4")]
-    pub(super) float_data: Vec<f32>,
+    pub(crate) float_data: Vec<f32>,
     #[prost(int32, repeated, tag = "5")]
-    pub(super) int32_data: Vec<i32>,
+    pub(crate) int32_data: Vec<i32>,
     #[prost(int64, repeated, tag = "7")]
-    pub(super) int64_data: Vec<i64>,
+    pub(crate) int64_data: Vec<i64>,
     #[prost(string, tag = "8")]
-    pub(super) name: String,
+    pub(crate) name: String,
     #[prost(bytes = "vec", optional, tag = "9")]
-    pub(super) raw_data: Option<Vec<u8>>,
+    pub(crate) raw_data: Option<Vec<u8>>,
     #[prost(double, repeated, tag = "10")]
-    pub(super) double_data: Vec<f64>,
+    pub(crate) double_data: Vec<f64>,
     #[prost(message, repeated, tag = "13")]
-    pub(super) external_data: Vec<Entry>,
-    /// 1: the elements are in another file.
+    pub(crate) external_data: Vec<Entry>,
+    /// 1 if the elements are in another file, which `external_data` describes.
     #[prost(int32, optional, tag = "14")]
-    pub(super) data_location: Option<i32>,
+    pub(crate) data_location: Option<i32>,
 }
 
+/// `StringStringEntryProto`: a key and its value.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     #[prost(string, tag = "1")]
-    pub(super) key: String,
+    pub(crate) key: String,
     #[prost(string, tag = "2")]
-    pub(super) value: String,
+    pub(crate) value: String,
 }
 
+/// `ValueInfoProto`: the name and type of a graph input or output.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct ValueInfo {
+pub(crate) struct ValueInfo {
     #[prost(string, tag = "1")]
-    pub(super) name: String,
+    pub(crate) name: String,
     #[prost(message, optional, tag = "2")]
-    pub(super) kind: Option<Type>,
+    pub(crate) value_type: Option<Type>,
 }
 
+/// `TypeProto`: the type of a value. `tensor` is `None` for sequences, maps and optionals.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Type {
+pub(crate) struct Type {
     #[prost(message, optional, tag = "1")]
-    pub(super) tensor: Option<TensorType>,
+    pub(crate) tensor: Option<TensorType>,
 }
 
+/// `TypeProto.Tensor`: element type and shape.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct TensorType {
+pub(crate) struct TensorType {
     #[prost(int32, optional, tag = "1")]
-    pub(super) elem_type: Option<i32>,
+    pub(crate) elem_type: Option<i32>,
     #[prost(message, optional, tag = "2")]
-    pub(super) shape: Option<Dims>,
+    pub(crate) shape: Option<Dims>,
 }
 
+/// `TensorShapeProto`: the size of each axis.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Dims {
+pub(crate) struct Dims {
     #[prost(message, repeated, tag = "1")]
-    pub(super) dim: Vec<Dimension>,
+    pub(crate) dim: Vec<Dimension>,
 }
 
-/// A size, or a name for one that is not fixed.
+/// `TensorShapeProto.Dimension`: a fixed size, or the name of a symbolic one.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Dimension {
+pub(crate) struct Dimension {
     #[prost(int64, optional, tag = "1")]
-    pub(super) value: Option<i64>,
+    pub(crate) value: Option<i64>,
     #[prost(string, optional, tag = "2")]
-    pub(super) param: Option<String>,
+    pub(crate) param: Option<String>,
 }

@@ -1,22 +1,27 @@
-//! Tests: graphs that are valid files but no sensible models. Any edit gives an error or a model, never a panic.
+//! Random edits of valid graphs: loading the result gives an error or a model, but never panics.
 
 use proptest::{prelude::*, sample::Index};
 use prost::Message;
 
-use super::{OnnxModel, proto::Model};
+use crate::onnx::{
+    OnnxModel,
+    proto::{INT64, Model},
+};
 
+/// Files to edit, which together use all supported operators.
 const FILES: [&[u8]; 8] = [
-    include_bytes!("../../../../tests/data/onnx/pytorch-dynamo-dynamic-batch-first.onnx"),
-    include_bytes!("../../../../tests/data/onnx/pytorch-script-dynamic-state-stacked-bidirectional.onnx"),
-    include_bytes!("../../../../tests/data/onnx/pytorch-script-opset-9.onnx"),
-    include_bytes!("../../../../tests/data/onnx/peephole-bidirectional-clip.onnx"),
-    include_bytes!("../../../../tests/data/onnx/pytorch-script-static-ends.onnx"),
-    include_bytes!("../../../../tests/data/onnx/pytorch-script-packed-stacked-bidirectional.onnx"),
-    include_bytes!("../../../../tests/data/onnx/keras-bidirectional-states.onnx"),
-    include_bytes!("../../../../tests/data/onnx/two-nodes.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/pytorch-dynamo-dynamic-batch-first.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/pytorch-script-dynamic-state-stacked-bidirectional.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/pytorch-script-opset-9.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/peephole-bidirectional-clip.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/pytorch-script-static-ends.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/pytorch-script-packed-stacked-bidirectional.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/keras-bidirectional-states.onnx"),
+    include_bytes!("../../../../../tests/data/onnx/two-nodes.onnx"),
 ];
 
-const OPS: [&str; 16] = [
+/// Operators that replace others.
+const OPERATORS: [&str; 16] = [
     "LSTM",
     "Constant",
     "Identity",
@@ -35,26 +40,28 @@ const OPS: [&str; 16] = [
     "Dropout",
 ];
 
-/// One change: what of, where, and to which number.
+/// One edit: its kind, two positions, and a new number. Their meaning depends on the kind.
 type Edit = (u8, Index, Index, i64);
 
+/// Sizes, axes and indices, valid or not.
 fn number() -> impl Strategy<Value = i64> {
     prop_oneof![-6..12i64, Just(i64::MAX), Just(i64::MIN), any::<i64>()]
 }
 
-fn apply(model: &mut Model, (what, first, second, number): Edit) {
+/// Applies one edit, if the graph has what it would change.
+fn apply(model: &mut Model, (kind, first, second, number): Edit) {
     let Some(graph) = &mut model.graph else { return };
     let names: Vec<String> =
         graph.node.iter().flat_map(|node| node.input.iter().chain(&node.output)).cloned().collect();
     if graph.node.is_empty() || names.is_empty() {
         return;
     }
-    let at = first.index(graph.node.len());
-    let node = &mut graph.node[at];
-    match what {
-        // An operand of some node becomes another value.
+    let index = first.index(graph.node.len());
+    let node = &mut graph.node[index];
+    match kind {
+        // Replace an operand by another value.
         0..3 if !node.input.is_empty() => *second.get_mut(&mut node.input) = first.get(&names).clone(),
-        3 => node.op_type = (*second.get(&OPS)).to_owned(),
+        3 => node.op_type = (*second.get(&OPERATORS)).to_owned(),
         4 => drop(node.input.pop()),
         5 => node.output.push(second.get(&names).clone()),
         6 | 7 if !node.attribute.is_empty() => {
@@ -72,7 +79,7 @@ fn apply(model: &mut Model, (what, first, second, number): Edit) {
             }
             let tensor = first.get_mut(&mut tensors);
             match (&mut tensor.raw_data, &mut tensor.dims[..]) {
-                (Some(raw), _) if tensor.data_type == Some(7) && raw.len() >= 8 => {
+                (Some(raw), _) if tensor.data_type == Some(INT64) && raw.len() >= 8 => {
                     raw[..8].copy_from_slice(&number.to_le_bytes());
                 }
                 (_, []) => tensor.dims.push(number),
@@ -80,17 +87,22 @@ fn apply(model: &mut Model, (what, first, second, number): Edit) {
             }
         }
         10 => {
-            let node = graph.node.remove(at);
+            let node = graph.node.remove(index);
             graph.node.insert(second.index(graph.node.len() + 1), node);
         }
         11 => {
-            let copy = graph.node[at].clone();
-            graph.node.insert(at, copy);
+            let copy = graph.node[index].clone();
+            graph.node.insert(index, copy);
         }
-        12 => drop(graph.node.remove(at)),
+        12 => drop(graph.node.remove(index)),
         _ => {
+            // Fix a size of an input.
             let input = first.get_mut(&mut graph.input);
-            let shape = input.kind.as_mut().and_then(|kind| kind.tensor.as_mut()).and_then(|t| t.shape.as_mut());
+            let shape = input
+                .value_type
+                .as_mut()
+                .and_then(|value_type| value_type.tensor.as_mut())
+                .and_then(|t| t.shape.as_mut());
             if let Some(dim) = shape.and_then(|shape| shape.dim.get_mut(second.index(3))) {
                 dim.value = Some(number);
             }

@@ -1,0 +1,132 @@
+//! What is known about the graph while its nodes are read: the values computed so far, and which of them are used.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use ndarray::ArrayD;
+use safetensors::Dtype;
+
+use super::{
+    node::NodeReader,
+    proto::{Graph, Tensor},
+    tensor,
+    value::{Source, Value, Zeros},
+};
+use lstm_core::{Error, Result};
+
+/// Maximum number of reads of one tensor. It bounds the size of the model that a small file can produce.
+const MAX_READS: usize = 16;
+
+/// State shared by the readers of nodes.
+pub(crate) struct GraphContext<'a> {
+    /// Version of the operator set.
+    pub(crate) opset: i64,
+    /// Folder of external data.
+    pub(crate) dir: Option<&'a Path>,
+    /// The batch size, if the input's shape or a constant state fixes it.
+    pub(crate) batch_size: Option<i64>,
+    /// Element types of the constants that were read.
+    pub(crate) dtypes: BTreeSet<Dtype>,
+    values: BTreeMap<&'a str, Value<'a>>,
+    used: BTreeSet<&'a str>,
+    reads: BTreeMap<*const Tensor, usize>,
+}
+
+impl<'a> GraphContext<'a> {
+    /// A context without values.
+    pub(crate) fn new(opset: i64, dir: Option<&'a Path>) -> Self {
+        GraphContext {
+            opset,
+            dir,
+            batch_size: None,
+            dtypes: BTreeSet::new(),
+            values: BTreeMap::new(),
+            used: BTreeSet::new(),
+            reads: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a value under a new name.
+    pub(crate) fn define(&mut self, name: &'a str, value: Value<'a>) -> Result<()> {
+        match self.values.insert(name, value) {
+            Some(_) => Err(Error::format(format!("value `{name}`"), "is defined more than once")),
+            None => Ok(()),
+        }
+    }
+
+    /// The value of this name, if there is one.
+    pub(crate) fn get(&self, name: &str) -> Option<&Value<'a>> {
+        self.values.get(name)
+    }
+
+    /// Marks a name as used.
+    pub(crate) fn mark_used(&mut self, name: &'a str) {
+        self.used.insert(name);
+    }
+
+    /// The value of an operand of `node`, which is marked as used.
+    pub(crate) fn operand(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<&Value<'a>> {
+        self.mark_used(name);
+        let undefined = || node.error(format!("`{name}` is not an input, a constant or an output of an earlier node"));
+        self.values.get(name).ok_or_else(undefined)
+    }
+
+    /// The tensor of a constant operand. Counts the read.
+    fn tensor(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<&'a Tensor> {
+        let tensor = match self.operand(node, name)? {
+            Value::Constant(tensor) | Value::Zeros(Zeros { tensor: Some(tensor), .. }) => *tensor,
+            _ => return Err(node.error(format!("`{name}` is not a constant"))),
+        };
+        let reads = self.reads.entry(tensor).or_default();
+        *reads += 1;
+        if *reads > MAX_READS {
+            return Err(node.error(format!("tensor `{name}` is shared by more than {MAX_READS} nodes")));
+        }
+        Ok(tensor)
+    }
+
+    /// The elements of a constant operand of a float type.
+    pub(crate) fn floats(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<ArrayD<f32>> {
+        let tensor = self.tensor(node, name)?;
+        self.dtypes.extend(tensor::float_type(tensor));
+        tensor::floats(tensor, self.dir).map_err(|error| match error {
+            Error::Io { .. } => error,
+            other => node.error(other),
+        })
+    }
+
+    /// The elements of a constant operand of an integer type.
+    pub(crate) fn ints(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<Vec<i64>> {
+        let tensor = self.tensor(node, name)?;
+        tensor::ints(tensor, self.dir)
+    }
+
+    /// The declared size of the first axis of a graph input; `None` if it is not fixed.
+    pub(crate) fn first_size(&self, name: &str) -> Option<i64> {
+        match self.values.get(name) {
+            Some(Value::View(view)) => view.source_dims.first().and_then(|dim| dim.known()),
+            _ => None,
+        }
+    }
+
+    /// The declared shape of each graph input that has one, with `None` for sizes that are not fixed.
+    pub(crate) fn declared_shapes(&self) -> BTreeMap<String, Vec<Option<usize>>> {
+        let inputs = self.values.iter().filter_map(|(&name, value)| match value {
+            Value::View(view) if view.source == Source::Input(name) && view.row_range.is_none() => {
+                let sizes = view.source_dims.iter().map(|dim| usize::try_from(dim.known()?).ok());
+                Some((name.to_owned(), sizes.collect()))
+            }
+            _ => None,
+        });
+        inputs.collect()
+    }
+
+    /// Rejects inputs and initializers that are not used.
+    pub(crate) fn check_all_used(&self, graph: &'a Graph) -> Result<()> {
+        let names = graph.initializer.iter().map(|t| &t.name).chain(graph.input.iter().map(|input| &input.name));
+        let unused: Vec<String> = names.filter(|name| !self.used.contains(name.as_str())).cloned().collect();
+        if unused.is_empty() { Ok(()) } else { Err(Error::UnusedTensors { names: unused }) }
+    }
+}

@@ -1,0 +1,70 @@
+//! Sizes of axes, known or symbolic.
+
+use std::{fmt, ops::Range};
+
+/// Largest number of axes of a value, and of elements of an integer vector. Real models stay far below it; it bounds the
+/// work that a malicious graph can cause.
+pub(crate) const MAX_RANK: usize = 64;
+
+/// Slice ends from this value on mean the end of the axis, whatever its size. Exporters write the largest INT32 or
+/// INT64.
+pub(crate) const OPEN_END: i64 = i32::MAX as i64;
+
+/// The size of an axis, or an integer computed from such sizes.
+#[derive(Clone, Copy)]
+pub(crate) enum Dim<'a> {
+    /// A number.
+    Known(i64),
+    /// The size of an axis that the file does not fix: name of the value and index of the axis.
+    Symbolic(&'a str, usize),
+    /// A result of arithmetic with symbolic sizes.
+    Unknown,
+}
+
+impl fmt::Debug for Dim<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Dim::Known(size) => write!(f, "{size}"),
+            Dim::Symbolic(name, axis) => write!(f, "{name}.shape[{axis}]"),
+            Dim::Unknown => write!(f, "?"),
+        }
+    }
+}
+
+impl Dim<'_> {
+    /// The number, or `None` if it is not known.
+    pub(crate) fn known(self) -> Option<i64> {
+        if let Dim::Known(size) = self { Some(size) } else { None }
+    }
+
+    /// Whether both sizes are certainly equal.
+    pub(crate) fn equals(self, other: Self) -> bool {
+        match (self, other) {
+            (Dim::Known(a), Dim::Known(b)) => a == b,
+            (Dim::Symbolic(a, j), Dim::Symbolic(b, k)) => (a, j) == (b, k),
+            _ => false,
+        }
+    }
+
+    /// Whether the size is certainly 1.
+    pub(crate) fn is_one(self) -> bool {
+        matches!(self, Dim::Known(1))
+    }
+
+    /// The product of both sizes. It is unknown on overflow.
+    pub(crate) fn multiply(self, other: Self) -> Self {
+        match (self, other) {
+            (Dim::Known(a), Dim::Known(b)) => a.checked_mul(b).map_or(Dim::Unknown, Dim::Known),
+            (Dim::Known(1), size) | (size, Dim::Known(1)) => size,
+            _ => Dim::Unknown,
+        }
+    }
+}
+
+/// The indices that Python's `[start:end]` selects from `len` elements.
+pub(crate) fn slice_range(start: i64, end: i64, len: usize) -> Range<usize> {
+    let n = len as i64;
+    let clamp = |v: i64| (if v < 0 { v.saturating_add(n) } else { v }).clamp(0, n) as usize;
+    let (start, end) = (clamp(start), clamp(end));
+    start..end.max(start)
+}

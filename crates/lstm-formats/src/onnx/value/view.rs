@@ -1,0 +1,270 @@
+//! Views of graph inputs and of LSTM outputs, in which the position of every axis is tracked.
+//!
+//! Exporters surround LSTMs with nodes that only move axes and compute sizes. Tracking every axis through these nodes
+//! shows whether the result is the plain sequence or state that the next LSTM node or the caller expects.
+
+use super::dim::{Dim, OPEN_END, slice_range};
+use crate::onnx::proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, type_name};
+
+/// The tensor that a [`TensorView`] shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source<'a> {
+    /// A graph input, or an output of an ignored node, by name.
+    Input(&'a str),
+    /// The output sequence of a layer, with axes steps, directions, batch and features.
+    Sequence(LayerOutputs),
+    /// Rows `start..end` of the final `h` of a [`HostState`](lstm_core::HostState), with axes rows, batch and features.
+    FinalH(usize, usize),
+    /// Rows `start..end` of the final `c` of a [`HostState`](lstm_core::HostState), with axes rows, batch and features.
+    FinalC(usize, usize),
+}
+
+/// The layer that computes an output sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LayerOutputs {
+    /// Index of the layer in the stack.
+    pub(crate) layer: usize,
+    /// For each direction, whether it runs from the last step to the first.
+    pub(crate) reverse_flags: &'static [bool],
+    /// Whether all sequences are as long as the input.
+    pub(crate) full_length: bool,
+}
+
+/// A source tensor after operators that move, merge, slice or remove axes.
+#[derive(Clone, Debug)]
+pub(crate) struct TensorView<'a> {
+    /// The viewed tensor.
+    pub(crate) source: Source<'a>,
+    /// Size of each axis of the source.
+    pub(crate) source_dims: Vec<Dim<'a>>,
+    /// For each axis of the view, the indices of the source axes that it merges, slowest first. An axis that merges
+    /// none has size 1. A source axis of size 1 may be absent.
+    pub(crate) axes: Vec<Vec<usize>>,
+    /// The selected range of the first source axis, if not all of it. Only for [`Source::Input`].
+    pub(crate) row_range: Option<(i64, i64)>,
+    /// The selected time step, negative if counted from the end. Only for [`Source::Sequence`].
+    pub(crate) step: Option<i64>,
+    /// The selected direction, 0 or 1. Only for [`Source::Sequence`].
+    pub(crate) direction: Option<usize>,
+    /// ONNX element type of a graph input; `None` for values that nodes compute.
+    pub(crate) elem_type: Option<i32>,
+    /// Probability of the `Dropout` node that was applied, if any. Dropout is the identity in inference.
+    pub(crate) dropout: Option<f32>,
+}
+
+impl<'a> TensorView<'a> {
+    /// A view of the whole source with its axes unchanged.
+    pub(crate) fn new(source: Source<'a>, source_dims: Vec<Dim<'a>>) -> Self {
+        let axes = (0..source_dims.len()).map(|k| vec![k]).collect();
+        TensorView {
+            source,
+            source_dims,
+            axes,
+            row_range: None,
+            step: None,
+            direction: None,
+            elem_type: None,
+            dropout: None,
+        }
+    }
+
+    /// The size of an axis that merges the given source axes.
+    pub(crate) fn dim(&self, axis: &[usize]) -> Dim<'a> {
+        axis.iter().fold(Dim::Known(1), |dim, &k| dim.multiply(self.source_dims[k]))
+    }
+
+    /// The sizes of the axes of the view.
+    pub(crate) fn shape(&self) -> Vec<Dim<'a>> {
+        self.axes.iter().map(|axis| self.dim(axis)).collect()
+    }
+
+    /// A description for error messages.
+    pub(crate) fn describe(&self) -> String {
+        let source = match self.source {
+            Source::Input(name) => format!("`{name}`{}", self.type_suffix()),
+            Source::Sequence(outputs) => format!("the outputs of layer {}", outputs.layer),
+            Source::FinalH(start, end) => format!("rows {start}..{end} of the final h"),
+            Source::FinalC(start, end) => format!("rows {start}..{end} of the final c"),
+        };
+        let direction = self.direction.map(|d| format!(", direction {d} only")).unwrap_or_default();
+        let step = self.step.map(|step| format!(", step {step} only")).unwrap_or_default();
+        format!("{source}{direction}{step} with axes {:?}", self.axes)
+    }
+
+    /// Whether the elements are floats.
+    pub(crate) fn is_float(&self) -> bool {
+        self.elem_type.is_none_or(|elem_type| [FLOAT, FLOAT16, DOUBLE, BFLOAT16].contains(&elem_type))
+    }
+
+    /// ` of TYPE` for elements that are not floats, else nothing.
+    pub(super) fn type_suffix(&self) -> String {
+        let other = self.elem_type.filter(|_| !self.is_float());
+        other.map(|elem_type| format!(" of {}", type_name(elem_type))).unwrap_or_default()
+    }
+
+    /// Whether the axes of the view merge the source axes in `expected`, not counting source axes of size 1.
+    pub(crate) fn has_axes(&self, expected: &[&[usize]]) -> bool {
+        self.axes.len() == expected.len()
+            && self.axes.iter().zip(expected).all(|(axis, expected)| self.large(axis) == self.large(expected))
+    }
+
+    /// The source axes of `axis` that are not certainly of size 1.
+    fn large(&self, axis: &[usize]) -> Vec<usize> {
+        axis.iter().copied().filter(|&k| !self.source_dims[k].is_one()).collect()
+    }
+
+    /// Reshapes to `target`, as the operator `Reshape` does. `None` unless this only merges axes, or adds or removes axes
+    /// of size 1.
+    pub(crate) fn reshape(&self, target: &[Dim<'a>], zero_copies: bool) -> Option<Self> {
+        let mut axes = Vec::new();
+        // With two inferred sizes, the result would be ambiguous.
+        let inferred = target.iter().filter(|size| matches!(size, Dim::Known(-1))).count();
+        let found = inferred <= 1 && self.merge_axes(0, target, zero_copies, &mut axes);
+        found.then(|| TensorView { axes, ..self.clone() })
+    }
+
+    /// Searches for runs of the axes from index `from` on whose sizes are `target`, and appends them to `found`.
+    /// Returns whether there are such runs.
+    fn merge_axes(&self, from: usize, target: &[Dim<'a>], zero_copies: bool, found: &mut Vec<Vec<usize>>) -> bool {
+        let Some((&size, rest)) = target.split_first() else {
+            return from == self.axes.len();
+        };
+        for to in from..=self.axes.len() {
+            let merged = self.axes[from..to].concat();
+            let fits = match size {
+                Dim::Known(-1) => true,
+                Dim::Known(0) if zero_copies => to == from + 1 && from == found.len(),
+                size => self.dim(&merged).equals(size),
+            };
+            if !fits {
+                continue;
+            }
+            found.push(merged);
+            if self.merge_axes(to, rest, zero_copies, found) {
+                return true;
+            }
+            found.pop();
+        }
+        false
+    }
+
+    /// Slices one axis by Python's `[start:end]`.
+    ///
+    /// Supported are the whole axis, rows of an input or of a final state, one step, and one direction.
+    pub(crate) fn slice(&self, axis: usize, start: i64, end: i64) -> Result<Self, String> {
+        let source_axes = self.axes.get(axis).ok_or_else(|| format!("there is no axis {axis}"))?;
+        let size = self.dim(source_axes).known().and_then(|size| usize::try_from(size).ok());
+        let range = size.map(|size| slice_range(start, end, size));
+        if range == size.map(|size| 0..size) && range.is_some() || (start, size) == (0, None) && end >= OPEN_END {
+            return Ok(self.clone());
+        }
+        let unsupported = || format!("slice [{start}:{end}] of axis {axis} of {} is not supported", self.describe());
+        let large = self.large(source_axes);
+        let mut out = self.clone();
+        match self.source {
+            // The initial states of some layers, from an input with those of all layers.
+            Source::Input(_) if *source_axes == [0] && self.row_range.is_none() => {
+                let size = size.map_or(i64::MAX, |size| size as i64);
+                let end = if end < 0 { end.saturating_add(size) } else { end.min(size) };
+                if !(0..end).contains(&start) {
+                    return Err(format!("expected a non-empty range of the {size} rows, got {start}..{end}"));
+                }
+                out.row_range = Some((start, end));
+                out.source_dims[0] = Dim::Known(end - start);
+            }
+            Source::FinalH(from, _) | Source::FinalC(from, _) if large == [0] => {
+                let range = range.filter(|range| !range.is_empty()).ok_or_else(unsupported)?;
+                let rows = (from + range.start, from + range.end);
+                out.source = match self.source {
+                    Source::FinalH(..) => Source::FinalH(rows.0, rows.1),
+                    _ => Source::FinalC(rows.0, rows.1),
+                };
+                out.source_dims[0] = Dim::Known(range.len() as i64);
+            }
+            Source::Sequence(_) if *source_axes == [0] => {
+                out.step = Some(single_step(start, end, size).ok_or_else(unsupported)?);
+                out.source_dims[0] = Dim::Known(1);
+            }
+            // One direction, from the axis of directions or from directions merged with features.
+            Source::Sequence(_) if large == [1] || large == [1, 3] => {
+                let width = large.iter().skip(1).fold(Dim::Known(1), |n, &k| n.multiply(self.source_dims[k]));
+                let (Some(range), Dim::Known(width)) = (range, width) else { return Err(unsupported()) };
+                if range.len() as i64 != width || range.start as i64 % width != 0 {
+                    return Err(unsupported());
+                }
+                out.direction = Some((range.start as i64 / width) as usize);
+                out.source_dims[1] = Dim::Known(1);
+            }
+            _ => return Err(unsupported()),
+        }
+        Ok(out.last_step_as_final_h())
+    }
+
+    /// Turns the step that a direction computes last into the final `h` of that direction. They are equal if no sequence
+    /// is shorter than the input.
+    fn last_step_as_final_h(self) -> Self {
+        let (Source::Sequence(outputs), Some(step)) = (self.source, self.step) else { return self };
+        let only_direction = (outputs.reverse_flags.len() == 1).then_some(0);
+        let Some(direction) = self.direction.or(only_direction).filter(|_| outputs.full_length) else { return self };
+        if step != if outputs.reverse_flags[direction] { 0 } else { -1 } {
+            return self;
+        }
+        let row = outputs.layer * outputs.reverse_flags.len() + direction;
+        // Source axes were steps, directions, batch, features, and become rows, batch, features.
+        let axis = |axis: &Vec<usize>| axis.iter().filter(|&&k| k != 0).map(|k| k - 1).collect();
+        let axes = self.axes.iter().map(axis).collect();
+        let source_dims = self.source_dims[1..].to_vec();
+        TensorView { source: Source::FinalH(row, row + 1), source_dims, axes, step: None, direction: None, ..self }
+    }
+
+    /// Concatenates two views along an axis: final states of consecutive rows, or the sequences of both directions of
+    /// one layer.
+    pub(crate) fn concat(&self, other: &Self, along: usize) -> Result<Self, String> {
+        let (source, source_axis) = match (self.source, other.source) {
+            (Source::FinalH(start, m), Source::FinalH(n, end)) if m == n => (Source::FinalH(start, end), 0),
+            (Source::FinalC(start, m), Source::FinalC(n, end)) if m == n => (Source::FinalC(start, end), 0),
+            (Source::Sequence(x), Source::Sequence(y))
+                if x == y && (self.direction, other.direction) == (Some(0), Some(1)) && self.step == other.step =>
+            {
+                (self.source, 1)
+            }
+            _ => {
+                let (a, b) = (self.describe(), other.describe());
+                let expected = "the final states of consecutive layers, or the outputs of both directions of one layer";
+                return Err(format!("expected {expected}, got {a} and then {b}"));
+            }
+        };
+        // The concatenated source axis must be the slowest of axis `along`. If its size is 1, its position is
+        // irrelevant.
+        let other_axes = |view: &Self| {
+            let slowest = view.axes.get(along).and_then(|axis| axis.first()) == Some(&source_axis);
+            let without = |axis: &Vec<usize>| axis.iter().copied().filter(|&k| k != source_axis).collect::<Vec<_>>();
+            (slowest || view.source_dims[source_axis].is_one())
+                .then(|| view.axes.iter().map(without).collect::<Vec<_>>())
+        };
+        let sizes = (self.source_dims[source_axis], other.source_dims[source_axis]);
+        let (Some(mut axes), (Dim::Known(m), Dim::Known(n))) = (other_axes(self), sizes) else {
+            return Err(format!("concatenation along axis {along} of {} is not supported", self.describe()));
+        };
+        if other_axes(other).as_ref() != Some(&axes) || self.dropout != other.dropout || along >= axes.len() {
+            let (a, b) = (self.describe(), other.describe());
+            return Err(format!("expected parts with the same layout, got {a} and {b}"));
+        }
+        axes[along].insert(0, source_axis);
+        let mut source_dims = self.source_dims.clone();
+        source_dims[source_axis] = Dim::Known(m.saturating_add(n));
+        Ok(TensorView { source, source_dims, axes, direction: None, ..self.clone() })
+    }
+}
+
+/// The only step that `[start:end]` selects from `size` steps, negative if counted from the end; the last step is -1.
+fn single_step(start: i64, end: i64, size: Option<usize>) -> Option<i64> {
+    match size {
+        Some(size) => {
+            let range = slice_range(start, end, size);
+            (range.len() == 1).then_some(if range.end == size { -1 } else { range.start as i64 })
+        }
+        None if start == -1 && end >= OPEN_END => Some(-1),
+        None => (start != -1 && start.checked_add(1) == Some(end)).then_some(start),
+    }
+}
