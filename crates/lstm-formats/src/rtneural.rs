@@ -59,7 +59,8 @@ impl RtNeural {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file can't be read; the errors of [`from_bytes`](Self::from_bytes), with the name of the file.
+    /// [`Error::Io`] if the file can't be read; the errors of [`from_bytes`](Self::from_bytes), with the name of the
+    /// file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
@@ -69,8 +70,8 @@ impl RtNeural {
     /// Parses the bytes of a file. Numbers are rounded to f32.
     ///
     /// # Errors
-    /// [`Error::Format`] for unknown keys, layer types and activations; for a dense layer that is not the last layer; for
-    /// LSTM layers of different hidden sizes; for lists of the wrong shape; for a number that does not fit in f32.
+    /// [`Error::Format`] for unknown keys, layer types and activations; for a dense layer that is not the last layer;
+    /// for LSTM layers of different hidden sizes; for lists of the wrong shape; for a number that does not fit in f32.
     /// [`Error::Config`] for sizes that are not [valid](LstmConfig::validate).
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         Self::parse(bytes, "rtneural")

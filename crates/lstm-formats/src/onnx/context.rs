@@ -29,8 +29,11 @@ pub(crate) struct GraphContext<'a> {
     pub(crate) batch_size: Option<i64>,
     /// Element types of the constants that were read.
     pub(crate) dtypes: BTreeSet<Dtype>,
+    /// The values computed so far, by name.
     values: BTreeMap<&'a str, Value<'a>>,
+    /// Names of the values that nodes or graph outputs use.
     used: BTreeSet<&'a str>,
+    /// Number of reads of each tensor, by address.
     reads: BTreeMap<*const Tensor, usize>,
 }
 

@@ -22,9 +22,9 @@ const MAX_BYTES: usize = i32::MAX as usize;
 /// Writes a model as an ONNX graph with one `LSTM` node for each layer. ONNX Runtime can run the graph, and
 /// [`OnnxModel`](super::OnnxModel) reads bit-identical weights from it.
 ///
-/// The graph has the input `X`, `[steps, batch, input]`, and the outputs `Y`, `[steps, batch, directions * hidden]`, and
-/// `Y_h` and `Y_c`, `[layers * directions, batch, hidden]`, as in PyTorch. By default, the initial state is zero and all
-/// sequences are as long as the input.
+/// The graph has the input `X`, `[steps, batch, input]`, and the outputs `Y`, `[steps, batch, directions * hidden]`,
+/// and `Y_h` and `Y_c`, `[layers * directions, batch, hidden]`, as in PyTorch. By default, the initial state is zero
+/// and all sequences are as long as the input.
 ///
 /// ```no_run
 /// # use lstm_core::Weights;
@@ -35,6 +35,7 @@ const MAX_BYTES: usize = i32::MAX as usize;
 /// ```
 #[derive(Clone, Debug)]
 pub struct OnnxWriter<'a> {
+    /// The weights to write.
     weights: &'a Weights,
     /// Whether the graph has inputs for the initial state.
     has_initial_state: bool,
@@ -43,7 +44,7 @@ pub struct OnnxWriter<'a> {
 }
 
 impl<'a> OnnxWriter<'a> {
-    /// A writer of these weights, for a graph with the input `X` only.
+    /// Creates a writer of these weights, for a graph with the input `X` only.
     pub fn new(weights: &'a Weights) -> Self {
         OnnxWriter { weights, has_initial_state: false, has_lengths: false }
     }
@@ -53,20 +54,20 @@ impl<'a> OnnxWriter<'a> {
         OnnxWriter { has_initial_state: true, ..self }
     }
 
-    /// Adds the input `sequence_lens`, `[batch]` of INT32, with the lengths of the sequences. The input is then required:
-    /// ONNX can't express an optional one without fixing the batch size.
+    /// Adds the input `sequence_lens`, `[batch]` of INT32, with the lengths of the sequences. The input is then
+    /// required: ONNX can't express an optional one without fixing the batch size.
     pub fn lengths(self) -> Self {
         OnnxWriter { has_lengths: true, ..self }
     }
 
-    /// The bytes of the file.
+    /// Returns the bytes of the file.
     ///
-    /// A single bias becomes ONNX's first bias, and the second one is zero. The unfused cell is written like the fused one,
-    /// which computes the same. Dropout becomes `Dropout` nodes, which are the identity in inference.
+    /// A single bias becomes ONNX's first bias, and the second one is zero. The unfused cell is written like the fused
+    /// one, which computes the same. Dropout becomes `Dropout` nodes, which are the identity in inference.
     ///
     /// # Errors
-    /// [`Error::Config`] for the options that ONNX can't express: the dense peephole and projections. [`Error::Format`] if
-    /// the file would exceed the 2 GiB that the format allows.
+    /// [`Error::Config`] for the options that ONNX can't express: the dense peephole and projections. [`Error::Format`]
+    /// if the file would exceed the 2 GiB that the format allows.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let config = self.weights.config();
         if config.cell == CellKind::PeepholeDense {
@@ -91,8 +92,8 @@ impl<'a> OnnxWriter<'a> {
         Ok(model.encode_to_vec())
     }
 
-    /// Writes a file. The bytes go to a temporary file that is renamed on success, so that an error leaves an existing file
-    /// unchanged.
+    /// Writes a file. The bytes go to a temporary file that is renamed on success, so that an error leaves an existing
+    /// file unchanged.
     ///
     /// # Errors
     /// The errors of [`to_bytes`](Self::to_bytes), and [`Error::Io`].
@@ -100,7 +101,7 @@ impl<'a> OnnxWriter<'a> {
         file::write_atomic(path.as_ref(), &self.to_bytes()?)
     }
 
-    /// The whole graph.
+    /// Builds the graph.
     fn graph(&self) -> Graph {
         let config = self.weights.config();
         let (layers, directions) = (config.num_layers, config.num_directions());
@@ -238,13 +239,13 @@ impl<'a> OnnxWriter<'a> {
             });
         }
         inputs.push(p);
-        // Omitted inputs at the end are left out.
+        // Only omitted inputs before the last one need an empty name.
         let present = inputs.iter().rposition(|name| !name.is_empty()).map_or(0, |k| k + 1);
         inputs.truncate(present);
         inputs
     }
 
-    /// The attributes of an `LSTM` node, the same for all layers.
+    /// Builds the attributes of an `LSTM` node. They are the same for all layers.
     fn attributes(&self) -> Vec<Attribute> {
         let config = self.weights.config();
         let direction = match config.direction {
@@ -273,41 +274,41 @@ fn append_reordered(value: Option<&ArrayD<f32>>, order: &[usize], out: &mut Vec<
     order.iter().filter_map(|&k| parts.get(k)).for_each(|part| out.extend(part.iter()));
 }
 
-/// An attribute without a value.
+/// Builds an attribute without a value.
 fn attribute(name: &str, attribute_type: i32) -> Attribute {
     Attribute { name: name.into(), attribute_type: Some(attribute_type), ..Attribute::default() }
 }
 
-/// A node of operator `op_type`.
+/// Builds a node of the operator `op_type`.
 fn node(op_type: &str, name: &str, input: &[String], output: &[&str], attribute: Vec<Attribute>) -> Node {
     let (input, output) = (input.to_vec(), output.iter().map(|&name| name.into()).collect());
     Node { input, output, name: name.into(), op_type: op_type.into(), attribute, ..Node::default() }
 }
 
-/// A dimension of fixed size.
+/// Builds a dimension of fixed size.
 fn fixed_dim(size: usize) -> Dimension {
     Dimension { value: Some(size as i64), param: None }
 }
 
-/// A dimension whose size is chosen at run time.
+/// Builds a dimension whose size is chosen at run time.
 fn symbolic_dim(name: &str) -> Dimension {
     Dimension { value: None, param: Some(name.into()) }
 }
 
-/// A graph input or output.
+/// Builds the declaration of a graph input or output.
 fn value_info(name: &str, elem_type: i32, dim: &[Dimension]) -> ValueInfo {
     let tensor = TensorType { elem_type: Some(elem_type), shape: Some(Dims { dim: dim.to_vec() }) };
     ValueInfo { name: name.into(), value_type: Some(Type { tensor: Some(tensor) }) }
 }
 
-/// A FLOAT initializer.
+/// Builds an initializer of type FLOAT.
 fn float_tensor(name: &str, dims: &[i64], values: &[f32]) -> Tensor {
     let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let (name, dims) = (name.to_owned(), dims.to_vec());
     Tensor { name, dims, data_type: Some(FLOAT), raw_data: Some(raw), ..Tensor::default() }
 }
 
-/// An INT64 vector initializer.
+/// Builds a vector initializer of type INT64.
 fn int_tensor(name: &str, values: &[i64]) -> Tensor {
     let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let (name, dims) = (name.to_owned(), vec![values.len() as i64]);

@@ -164,7 +164,8 @@ fn state_rows<'a>(
     if shape.len() != 3 || shape[2].known().is_some_and(|size| size != hidden_size as i64) {
         return Err(error(format!("expected rows x batch x {hidden_size}, got {shape:?}")));
     }
-    // 0 for an unknown number of rows. The caller rejects it for one of several inputs, and replaces it for a single one.
+    // 0 for an unknown number of rows. The caller rejects it for one of several inputs, and replaces it for a single
+    // one.
     let count = shape[usize::from(batch_first)].known().map_or(0, |rows| usize::try_from(rows).unwrap_or_default());
     let port = GraphPort::input(node, view, meanings)?;
     if view.row_range.is_some() && port.axes.first().is_none_or(|axis| axis != &[GraphAxis::Layers]) {

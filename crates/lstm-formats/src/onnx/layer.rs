@@ -28,22 +28,23 @@ pub(crate) struct Layer<'a> {
     pub(crate) x: GraphPort,
     /// Probability of the dropout before this layer, if there is a `Dropout` node.
     pub(crate) dropout: Option<f32>,
-    /// Lengths of the sequences.
+    /// Where the lengths of the sequences come from.
     pub(crate) lengths: SequenceLengths,
-    /// Initial `h`.
+    /// Initial hidden state `h` of the layer.
     pub(crate) h: LayerInitialState<'a>,
-    /// Initial `c`.
+    /// Initial cell state `c` of the layer.
     pub(crate) c: LayerInitialState<'a>,
 }
 
 /// The attributes of an `LSTM` node.
 struct Attributes {
+    /// `None` if the attribute is absent. The size then follows from the weights.
     hidden_size: Option<usize>,
     direction: Direction,
-    /// ONNX's `layout` 1.
+    /// Whether the batch is the first axis of `X`, `Y` and the states: ONNX's attribute `layout`.
     batch_first: bool,
     clip: Option<f32>,
-    /// ONNX's `input_forget`.
+    /// Whether the input and forget gates are coupled: ONNX's attribute `input_forget`.
     coupled: bool,
 }
 
@@ -100,25 +101,26 @@ fn read_attributes(node: &mut NodeReader<'_>, opset: i64) -> Result<Attributes> 
 
 /// Reads an `LSTM` node as the next of `layers`, and returns the values of its outputs `Y`, `Y_h` and `Y_c`.
 ///
-/// `half` is for a bidirectional layer in two nodes: the direction, 0 or 1, that this node computes.
+/// If a bidirectional layer is split into two nodes, `node_direction` is the direction, 0 or 1, of this node.
 pub(crate) fn read<'a>(
     node: &mut NodeReader<'a>,
     context: &mut GraphContext<'a>,
     layers: &mut Vec<Layer<'a>>,
-    half: Option<usize>,
+    node_direction: Option<usize>,
 ) -> Result<[Value<'a>; 3]> {
     let attributes = read_attributes(node, context.opset)?;
     if node.proto.input.len() > 8 || node.proto.output.len() > 3 {
         return Err(node.error("expected at most 8 inputs and 3 outputs"));
     }
     let node_directions = attributes.direction.reverse_flags().len();
-    let layer_direction = half.map_or(attributes.direction, |_| Direction::Bidirectional);
+    let layer_direction = node_direction.map_or(attributes.direction, |_| Direction::Bidirectional);
     let reverse_flags = layer_direction.reverse_flags();
     let x_name = node.input(0).ok_or_else(|| node.error("input 0 (X) is missing"))?;
-    // The layer whose other direction has been read already.
-    let half_read =
-        half.and_then(|half| layers.iter().position(|layer| layer.missing_direction == Some((half, x_name))));
-    let k = half_read.unwrap_or(layers.len());
+    // Index of the layer whose other direction has already been read.
+    let started_layer = node_direction.and_then(|node_direction| {
+        layers.iter().position(|layer| layer.missing_direction == Some((node_direction, x_name)))
+    });
+    let k = started_layer.unwrap_or(layers.len());
 
     let x = read_input(node, context, x_name, k, attributes.batch_first)?;
     let w = required_weight(node, context, 1, "W")?;
@@ -184,27 +186,27 @@ pub(crate) fn read<'a>(
 
     let known = |n: usize| Dim::Known(n as i64);
     let outputs = LayerOutputs { layer: k, reverse_flags, full_length: lengths == SequenceLengths::Full };
-    let row = k * reverse_flags.len() + half.unwrap_or_default();
+    let row = k * reverse_flags.len() + node_direction.unwrap_or_default();
     let (start, end) = (row, row + node_directions);
     let y_dims = vec![x.steps, known(node_directions), x.batch, known(hidden_size)];
     let state_dims = vec![known(node_directions), x.batch, known(hidden_size)];
     let mut y = TensorView::new(Source::Sequence(outputs), y_dims);
     let mut y_h = TensorView::new(Source::FinalH(start, end), state_dims);
-    y.direction = half;
+    y.direction = node_direction;
     if attributes.batch_first {
         y.axes = vec![vec![2], vec![0], vec![1], vec![3]];
         y_h.axes.swap(0, 1);
     }
     let y_c = TensorView { source: Source::FinalC(start, end), ..y_h.clone() };
     let label = node.label.clone();
-    if half.is_some() {
+    if node_direction.is_some() {
         config.direction = Direction::Bidirectional;
     }
     let (dropout, x) = (x.dropout, x.port);
-    let missing_direction = half.map(|half| (1 - half, x_name));
+    let missing_direction = node_direction.map(|node_direction| (1 - node_direction, x_name));
     let layer = Layer { label, missing_direction, config, params, x, dropout, lengths, h, c };
-    match (half, half_read) {
-        (Some(half), Some(k)) => layers[k].add_direction(layer, half)?,
+    match (node_direction, started_layer) {
+        (Some(node_direction), Some(k)) => layers[k].add_direction(layer, node_direction)?,
         _ => layers.push(layer),
     }
     Ok([y, y_h, y_c].map(Value::View))
@@ -277,10 +279,15 @@ const NOT_STACKED: &str =
 
 /// The input `X` of a layer.
 struct LayerInput<'a> {
+    /// The graph input of the first layer; the default for other layers.
     port: GraphPort,
+    /// Probability of the dropout before the layer, if there is a `Dropout` node.
     dropout: Option<f32>,
+    /// Number of time steps.
     steps: Dim<'a>,
+    /// Number of sequences.
     batch: Dim<'a>,
+    /// Number of features.
     features: Dim<'a>,
 }
 

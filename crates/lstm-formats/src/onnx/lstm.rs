@@ -46,8 +46,8 @@ pub struct OnnxLstm {
     pub outputs: Vec<GraphPort>,
     /// Labels of the nodes that are not part of the LSTM. Empty unless `LSTM` nodes were selected by name.
     pub ignored_nodes: Vec<String>,
-    /// The declared shape of each graph input, with `None` for sizes that are not fixed. Constants in the graph may depend
-    /// on these sizes.
+    /// The declared shape of each graph input, with `None` for sizes that are not fixed. Constants in the graph may
+    /// depend on these sizes.
     pub(crate) declared_shapes: BTreeMap<String, Vec<Option<usize>>>,
 }
 
@@ -174,8 +174,8 @@ impl OnnxLstm {
     }
 }
 
-/// The initial `h` or `c` for a call. `name` is for error messages, `arrays` are those of the graph inputs, `zeros` has the
-/// shape of the result.
+/// The initial `h` or `c` for a call. `name` is for error messages, `arrays` are those of the graph inputs, `zeros` has
+/// the shape of the result.
 fn initial_state(
     name: &str,
     state: &InitialState,

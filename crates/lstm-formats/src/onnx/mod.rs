@@ -1,8 +1,8 @@
 //! ONNX files: [`OnnxModel`] reads the `LSTM` nodes of a graph as one model, [`OnnxWriter`] writes a model.
 //!
 //! Equations and layouts are those of the ONNX standard, <https://onnx.ai/onnx/operators/onnx__LSTM.html>, for opsets 7
-//! to 26. The nodes between and around the `LSTM` nodes may only move axes and compute sizes. Any other node is an error
-//! that names it, unless the caller selects `LSTM` nodes by name.
+//! to 26. The nodes between and around the `LSTM` nodes may only move axes and compute sizes. Any other node is an
+//! error that names it, unless the caller selects `LSTM` nodes by name.
 //!
 //! Each module imports only modules to its left:
 //! `proto`, `tensor`, `node`, `value`, `operators`, `graph_port`, `context`, `lengths`, `initial_state`, `layer`,
@@ -45,8 +45,8 @@ const OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 
 /// A parsed ONNX file.
 ///
-/// A graph input with a default value, that is, with an initializer of the same name, is treated as a constant: it can't
-/// be set to another value.
+/// A graph input with a default value, that is, with an initializer of the same name, is treated as a constant: it
+/// can't be set to another value.
 ///
 /// ```
 /// use lstm_core::{Init, LstmConfig, Weights};
@@ -66,6 +66,7 @@ pub struct OnnxModel {
     /// Folder of external data.
     dir: Option<PathBuf>,
     graph: proto::Graph,
+    /// Version of the operator set.
     opset: i64,
 }
 
@@ -76,11 +77,12 @@ impl fmt::Debug for OnnxModel {
 }
 
 impl OnnxModel {
-    /// Reads a file. Tensors in external files, which must be in the folder of the model or below, are read when they are
-    /// needed.
+    /// Reads a file. Tensors in external files, which must be in the folder of the model or below, are read when they
+    /// are needed.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file can't be read; the errors of [`from_bytes`](Self::from_bytes), with the name of the file.
+    /// [`Error::Io`] if the file can't be read; the errors of [`from_bytes`](Self::from_bytes), with the name of the
+    /// file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
@@ -92,8 +94,8 @@ impl OnnxModel {
     /// Parses the bytes of a file that has no external data.
     ///
     /// # Errors
-    /// [`Error::Format`] if the bytes are not an ONNX model, or if the model has an operator set other than 7 to 26, sparse
-    /// or quantized tensors, or functions in the domain of the ONNX standard.
+    /// [`Error::Format`] if the bytes are not an ONNX model, or if the model has an operator set other than 7 to 26,
+    /// sparse or quantized tensors, or functions in the domain of the ONNX standard.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         Self::parse(bytes, "onnx".into(), None)
     }
@@ -122,53 +124,55 @@ impl OnnxModel {
         Ok(OnnxModel { source, dir, graph, opset })
     }
 
-    /// Version of the ONNX operator set that the file uses.
+    /// Returns the version of the ONNX operator set that the file uses.
     pub fn opset(&self) -> i64 {
         self.opset
     }
 
-    /// Names of the `LSTM` nodes in the order of the file. A node without a name is named by its index among all nodes.
+    /// Returns the names of the `LSTM` nodes in the order of the file. A node without a name is named by its index
+    /// among all nodes.
     pub fn lstm_nodes(&self) -> Vec<String> {
         let nodes = self.graph.node.iter().enumerate().filter(|(_, node)| node.op_type == "LSTM");
         nodes.map(|(index, node)| node::node_name(index, node)).collect()
     }
 
-    /// Names of the initializers, for [`tensor`](Self::tensor).
+    /// Returns the names of the initializers, for [`tensor`](Self::tensor).
     pub fn tensors(&self) -> impl Iterator<Item = &str> {
         self.graph.initializer.iter().map(|tensor| tensor.name.as_str())
     }
 
-    /// Reads an initializer of type FLOAT, FLOAT16, BFLOAT16 or DOUBLE, such as the weights of a dense layer. Elements are
-    /// rounded to the nearest f32.
+    /// Reads an initializer of type FLOAT, FLOAT16, BFLOAT16 or DOUBLE, such as the weights of a dense layer. Elements
+    /// are rounded to the nearest f32.
     ///
     /// # Errors
     /// [`Error::MissingTensor`]; [`Error::TensorType`] for another element type; [`Error::Format`] if the number of
-    /// elements does not match the shape; [`Error::TooLarge`] if the shape does not fit in memory; [`Error::Io`] if external
-    /// data can't be read.
+    /// elements does not match the shape; [`Error::TooLarge`] if the shape does not fit in memory; [`Error::Io`] if
+    /// external data can't be read.
     pub fn tensor(&self, name: &str) -> Result<ArrayD<f32>> {
         let found = self.graph.initializer.iter().find(|tensor| tensor.name == name);
         let missing = || Error::MissingTensor { name: name.into(), expected: "an initializer".into() };
         self.with_source(tensor::floats(found.ok_or_else(missing)?, self.dir.as_deref()))
     }
 
-    /// The whole graph as one model, in which each `LSTM` node is a layer on top of the previous one. Floats of all types are
-    /// converted to f32.
+    /// Loads the whole graph as one model, in which each `LSTM` node is a layer on top of the previous one. Floats of
+    /// all types are converted to f32.
     ///
     /// # Errors
-    /// [`Error::Format`], which names the node, output or tensor, for: a node that is not an `LSTM` and does more than move
-    /// axes; an attribute or activation that this library does not support; layers that differ in more than their input
-    /// size; a graph output that is not an output of the LSTM; a tensor of the wrong shape or type.
+    /// [`Error::Format`], which names the node, output or tensor, for: a node that is not an `LSTM` and does more than
+    /// move axes; an attribute or activation that this library does not support; layers that differ in more than their
+    /// input size; a graph output that is not an output of the LSTM; a tensor of the wrong shape or type.
     /// [`Error::UnusedTensors`] for unused inputs and initializers.
     pub fn lstm(&self) -> Result<OnnxLstm> {
         self.load(None)
     }
 
-    /// The `LSTM` nodes with these [names](Self::lstm_nodes) as one model, in which each is a layer on top of the previous
-    /// one. Nodes that are not part of it are listed in [`OnnxLstm::ignored_nodes`].
+    /// Loads the `LSTM` nodes with these [names](Self::lstm_nodes) as one model, in which each is a layer on top of the
+    /// previous one. Nodes that are not part of it are listed in [`OnnxLstm::ignored_nodes`].
     ///
     /// # Errors
     /// The errors of [`lstm`](Self::lstm), except those about ignored nodes, unused tensors and other outputs;
-    /// [`Error::Format`] if a name is not that of exactly one `LSTM` node, or the names are not in the order of the file.
+    /// [`Error::Format`] if a name is not that of exactly one `LSTM` node, or the names are not in the order of the
+    /// file.
     pub fn lstm_named(&self, names: &[&str]) -> Result<OnnxLstm> {
         self.load(Some(names))
     }

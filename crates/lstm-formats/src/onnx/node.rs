@@ -11,6 +11,7 @@ pub(crate) struct NodeReader<'a> {
     pub(crate) proto: &'a Node,
     /// The node's name (or its index, if it has none) and operator, for error messages.
     pub(crate) label: String,
+    /// Attributes that were not read yet, by name.
     unread: BTreeMap<&'a str, &'a Attribute>,
 }
 

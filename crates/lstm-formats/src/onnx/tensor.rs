@@ -153,11 +153,9 @@ fn external(tensor: &Tensor, len: usize, dir: &Path) -> Result<Vec<u8>> {
     let file_len = file.metadata().map_err(io_error)?.len();
     let length = length.unwrap_or(file_len.saturating_sub(offset));
     if length != len as u64 || offset.checked_add(length).is_none_or(|end| end > file_len) {
-        let why = format!(
-            "external data: shape {:?} needs {len} bytes, got {length} bytes at offset {offset} of {}, which has {file_len} bytes",
-            tensor.dims,
-            path.display()
-        );
+        let (path, shape) = (path.display(), &tensor.dims);
+        let got = format!("{length} bytes at offset {offset} of {path}, which has {file_len} bytes");
+        let why = format!("external data: shape {shape:?} needs {len} bytes, got {got}");
         return Err(error(tensor, why));
     }
     let mut bytes = vec![0; len];

@@ -15,7 +15,7 @@ use lstm_core::{Error, Result};
 
 /// The result of a traversal.
 pub(crate) struct Traversal<'a> {
-    /// Values of the graph.
+    /// The values and other state of the graph.
     pub(crate) context: GraphContext<'a>,
     /// The layers, from the first to the last.
     pub(crate) layers: Vec<Layer<'a>>,
@@ -23,8 +23,8 @@ pub(crate) struct Traversal<'a> {
     pub(crate) outputs: Vec<GraphPort>,
     /// Labels of the nodes that were ignored because the caller selected others.
     pub(crate) ignored_nodes: Vec<String>,
-    /// For each node that is one direction of a bidirectional layer in two nodes, its index and direction, 0 or 1.
-    halves: BTreeMap<usize, usize>,
+    /// Index and direction, 0 or 1, of each `LSTM` node that is one direction of a bidirectional layer.
+    direction_nodes: BTreeMap<usize, usize>,
     /// Names of the `LSTM` nodes to load. With `None` all of them are loaded, and no node may be ignored.
     selected: Option<&'a [&'a str]>,
 }
@@ -43,7 +43,7 @@ impl<'a> Traversal<'a> {
             layers: Vec::new(),
             outputs: Vec::new(),
             ignored_nodes: Vec::new(),
-            halves: find_halves(graph, selected),
+            direction_nodes: find_direction_nodes(graph, selected),
             selected,
         };
         for tensor in &graph.initializer {
@@ -80,8 +80,8 @@ impl<'a> Traversal<'a> {
             self.context.operand(node, name)?;
         }
         let values = if is_lstm && is_selected(self.selected, index, proto) {
-            let half = self.halves.get(&index).copied();
-            layer::read(node, &mut self.context, &mut self.layers, half)?.to_vec()
+            let node_direction = self.direction_nodes.get(&index).copied();
+            layer::read(node, &mut self.context, &mut self.layers, node_direction)?.to_vec()
         } else {
             let values = match is_standard && !is_lstm {
                 true => self.evaluate(node),
@@ -149,9 +149,9 @@ fn is_selected(selected: Option<&[&str]>, index: usize, node: &super::proto::Nod
     selected.is_none_or(|selected| selected.contains(&node_name(index, node).as_str()))
 }
 
-/// Finds bidirectional layers in two nodes: pairs of one forward and one reverse `LSTM` node with the same input. Returns
-/// the index and direction of each of these nodes.
-fn find_halves(graph: &Graph, selected: Option<&[&str]>) -> BTreeMap<usize, usize> {
+/// Finds bidirectional layers that are split into two nodes: pairs of one forward and one reverse `LSTM` node with the
+/// same input. Returns the index and direction of each of these nodes.
+fn find_direction_nodes(graph: &Graph, selected: Option<&[&str]>) -> BTreeMap<usize, usize> {
     let mut by_input: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
     for (index, node) in graph.node.iter().enumerate().filter(|(_, node)| node.op_type == "LSTM") {
         let direction = node.attribute.iter().find(|a| a.name == "direction").and_then(|a| a.s.as_deref());

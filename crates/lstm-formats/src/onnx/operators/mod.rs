@@ -1,5 +1,5 @@
-//! Symbolic evaluation of the operators that exporters place between and around LSTMs. They move axes and compute sizes,
-//! but no other numbers.
+//! Symbolic evaluation of the operators that exporters place between and around LSTMs. They move axes and compute
+//! sizes, but no other numbers.
 //!
 //! Imports: `operands` <- `constants`, `axes`, `parts` <- this module.
 

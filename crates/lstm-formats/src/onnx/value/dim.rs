@@ -2,8 +2,8 @@
 
 use std::{fmt, ops::Range};
 
-/// Largest number of axes of a value, and of elements of an integer vector. Real models stay far below it; it bounds the
-/// work that a malicious graph can cause.
+/// Largest number of axes of a value, and of elements of an integer vector. Real models stay far below it; it bounds
+/// the work that a malicious graph can cause.
 pub(crate) const MAX_RANK: usize = 64;
 
 /// Slice ends from this value on mean the end of the axis, whatever its size. Exporters write the largest INT32 or

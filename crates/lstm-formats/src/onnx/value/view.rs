@@ -105,16 +105,16 @@ impl<'a> TensorView<'a> {
     /// Whether the axes of the view merge the source axes in `expected`, not counting source axes of size 1.
     pub(crate) fn has_axes(&self, expected: &[&[usize]]) -> bool {
         self.axes.len() == expected.len()
-            && self.axes.iter().zip(expected).all(|(axis, expected)| self.large(axis) == self.large(expected))
+            && self.axes.iter().zip(expected).all(|(axis, expected)| self.non_unit(axis) == self.non_unit(expected))
     }
 
     /// The source axes of `axis` that are not certainly of size 1.
-    fn large(&self, axis: &[usize]) -> Vec<usize> {
+    fn non_unit(&self, axis: &[usize]) -> Vec<usize> {
         axis.iter().copied().filter(|&k| !self.source_dims[k].is_one()).collect()
     }
 
-    /// Reshapes to `target`, as the operator `Reshape` does. `None` unless this only merges axes, or adds or removes axes
-    /// of size 1.
+    /// Reshapes to `target`, as the operator `Reshape` does. `None` unless this only merges axes, or adds or removes
+    /// axes of size 1.
     pub(crate) fn reshape(&self, target: &[Dim<'a>], zero_copies: bool) -> Option<Self> {
         let mut axes = Vec::new();
         // With two inferred sizes, the result would be ambiguous.
@@ -159,7 +159,7 @@ impl<'a> TensorView<'a> {
             return Ok(self.clone());
         }
         let unsupported = || format!("slice [{start}:{end}] of axis {axis} of {} is not supported", self.describe());
-        let large = self.large(source_axes);
+        let non_unit = self.non_unit(source_axes);
         let mut out = self.clone();
         match self.source {
             // The initial states of some layers, from an input with those of all layers.
@@ -172,7 +172,7 @@ impl<'a> TensorView<'a> {
                 out.row_range = Some((start, end));
                 out.source_dims[0] = Dim::Known(end - start);
             }
-            Source::FinalH(from, _) | Source::FinalC(from, _) if large == [0] => {
+            Source::FinalH(from, _) | Source::FinalC(from, _) if non_unit == [0] => {
                 let range = range.filter(|range| !range.is_empty()).ok_or_else(unsupported)?;
                 let rows = (from + range.start, from + range.end);
                 out.source = match self.source {
@@ -186,8 +186,8 @@ impl<'a> TensorView<'a> {
                 out.source_dims[0] = Dim::Known(1);
             }
             // One direction, from the axis of directions or from directions merged with features.
-            Source::Sequence(_) if large == [1] || large == [1, 3] => {
-                let width = large.iter().skip(1).fold(Dim::Known(1), |n, &k| n.multiply(self.source_dims[k]));
+            Source::Sequence(_) if non_unit == [1] || non_unit == [1, 3] => {
+                let width = non_unit.iter().skip(1).fold(Dim::Known(1), |n, &k| n.multiply(self.source_dims[k]));
                 let (Some(range), Dim::Known(width)) = (range, width) else { return Err(unsupported()) };
                 if range.len() as i64 != width || range.start as i64 % width != 0 {
                     return Err(unsupported());
@@ -200,8 +200,8 @@ impl<'a> TensorView<'a> {
         Ok(out.last_step_as_final_h())
     }
 
-    /// Turns the step that a direction computes last into the final `h` of that direction. They are equal if no sequence
-    /// is shorter than the input.
+    /// Turns the step that a direction computes last into the final `h` of that direction. They are equal if no
+    /// sequence is shorter than the input.
     fn last_step_as_final_h(self) -> Self {
         let (Source::Sequence(outputs), Some(step)) = (self.source, self.step) else { return self };
         let only_direction = (outputs.reverse_flags.len() == 1).then_some(0);
