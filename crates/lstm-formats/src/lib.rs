@@ -1,15 +1,13 @@
-//! Reads and writes the models of other programs.
+//! Reads and writes model files of other programs.
 //!
 //! | module | format | feature |
 //! |---|---|---|
-//! | [`onnx`] | ONNX files with `LSTM` nodes, read and written | `onnx` |
-//! | [`rtneural`] | RTNeural's JSON files, read | `rtneural` |
+//! | [`onnx`] | ONNX files with `LSTM` nodes: reads and writes | `onnx` |
+//! | [`rtneural`] | RTNeural's JSON files: reads | `rtneural` |
 //!
-//! Both features are on by default. Safetensors files with PyTorch's tensor names are read and written by
-//! [`lstm_core::StateDict`].
+//! Both features are on by default. [`lstm_core::StateDict`] reads safetensors files with PyTorch's tensor names.
 //!
-//! Users of a backend crate such as `lstm-cpu` do not need this crate: its feature `formats`, on by default, re-exports
-//! everything here.
+//! The backend crates, such as `lstm-cpu`, re-export this crate by their default feature `formats`.
 
 #![deny(unsafe_code)]
 
