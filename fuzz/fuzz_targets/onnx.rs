@@ -8,4 +8,4 @@ use lstm_cpu::Cpu;
 
 static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::builder().threads(1).build().expect("one thread needs no starting"));
 
-fuzz_target!(|bytes: &[u8]| drop(lstm_tests::hostile::onnx(&*CPU, bytes)));
+fuzz_target!(|bytes: &[u8]| drop(lstm_tests::malformed::onnx(&*CPU, bytes)));

@@ -1,48 +1,48 @@
-//! The one list of backends, and how to visit those that can run here.
+//! The list of backends, and a function that opens each one that can run on this machine.
 
 use std::fmt;
 
 use lstm_core::Backend;
 
-/// What is done with each backend. A trait because a closure can't be generic.
+/// A function that is generic over the backend. It is a trait because closures can't be generic.
 pub trait Visit {
-    /// Called once per backend that opened.
+    /// Called once for each backend that opened.
     fn visit<B: Backend + Send + 'static>(&mut self, name: &str, backend: B);
 }
 
-/// A backend that did not run, and why.
+/// A backend that did not run, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotRun {
-    /// The backend's name.
+    /// Name of the backend.
     pub name: String,
-    /// The reason, in words.
-    pub why: String,
+    /// The reason as text.
+    pub reason: String,
 }
 
 impl fmt::Display for NotRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: not run: {}", self.name, self.why)
+        write!(f, "{}: not run: {}", self.name, self.reason)
     }
 }
 
 macro_rules! backends {
     ($($name:literal => $open:expr,)*) => {
-        /// The backends that this build holds, the CPU first: it defines the snapshots.
+        /// Names of the backends that this build contains. The CPU comes first: it defines the snapshots.
         pub const COMPILED: &[&str] = &[$(#[cfg(feature = $name)] $name),*];
 
         fn open(name: &str, visitor: &mut impl Visit) -> Result<(), NotRun> {
-            let not_run = |why: String| NotRun { name: name.to_owned(), why };
+            let not_run = |reason: String| NotRun { name: name.to_owned(), reason };
             match name {
                 $(#[cfg(feature = $name)]
                 $name => visitor.visit(name, $open.map_err(|e: lstm_core::Error| not_run(e.to_string()))?),)*
-                _ => return Err(not_run(format!("not in this build, which holds: {}", COMPILED.join(", ")))),
+                _ => return Err(not_run(format!("not in this build, which contains: {}", COMPILED.join(", ")))),
             }
             Ok(())
         }
     };
 }
 
-// A backend's feature, and an expression that opens it or says why it can't run here.
+// The feature of each backend, and an expression that opens the backend or returns why it can't run here.
 backends! {
     "cpu" => lstm_core::Result::Ok(lstm_cpu::Cpu::new()),
     "cuda" => lstm_cuda::Cuda::new(0),
@@ -51,13 +51,15 @@ backends! {
     "toy" => lstm_core::Result::Ok(crate::toy::Toy),
 }
 
-/// Opens each of the `wanted` backends, or every compiled one, for `visitor`; returns those that did not run.
+/// Opens each of the `wanted` backends, or every backend of this build if `None`, and passes it to `visitor`. Returns
+/// the backends that did not run.
 pub fn for_each(wanted: Option<&[String]>, visitor: &mut impl Visit) -> Vec<NotRun> {
     let compiled: Vec<String> = COMPILED.iter().map(|&name| name.to_owned()).collect();
     wanted.unwrap_or(&compiled).iter().filter_map(|name| open(name, visitor).err()).collect()
 }
 
-/// What the environment variable `LSTM_BACKENDS` asks for, such as `cpu,wgpu`; `None`: every compiled backend.
+/// Names of the backends to test, from the environment variable `LSTM_BACKENDS`, such as `cpu,wgpu`. `None` means every
+/// backend of this build.
 pub fn wanted() -> Option<Vec<String>> {
     let list = std::env::var("LSTM_BACKENDS").ok()?;
     Some(list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
@@ -67,9 +69,9 @@ pub fn wanted() -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    struct TensorNames(Vec<String>);
+    struct BackendNames(Vec<String>);
 
-    impl Visit for TensorNames {
+    impl Visit for BackendNames {
         fn visit<B: Backend + Send + 'static>(&mut self, name: &str, backend: B) {
             assert_eq!(name, backend.name());
             self.0.push(name.to_owned());
@@ -77,8 +79,8 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_is_not_there_is_reported() {
-        let mut names = TensorNames(Vec::new());
+    fn reports_unknown_backend() {
+        let mut names = BackendNames(Vec::new());
         let missed = for_each(Some(&["abacus".to_owned()]), &mut names);
         assert!(names.0.is_empty());
         assert_eq!(missed.len(), 1);
@@ -86,8 +88,8 @@ mod tests {
     }
 
     #[test]
-    fn every_compiled_backend_has_its_feature_s_name() {
-        let mut names = TensorNames(Vec::new());
+    fn backend_names_match_feature_names() {
+        let mut names = BackendNames(Vec::new());
         let missed = for_each(None, &mut names);
         assert_eq!(names.0.len() + missed.len(), COMPILED.len());
     }

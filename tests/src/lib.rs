@@ -1,22 +1,23 @@
-//! One table of cases for every backend, and what it checks: see `tests/conformance.rs` for the list of trials.
+//! Conformance tests that run on every backend. `tests/conformance.rs` lists the trials.
 //!
-//! A backend joins by a feature and one line in [`backends`]; a case by one line in [`cases`].
+//! To add a backend, add a feature and a line in [`backends`]. To add a case, add a line in [`cases`].
 
 pub mod activations;
 pub mod backends;
 pub mod cases;
 pub mod check;
 pub mod compare;
-pub mod differences;
-pub mod double;
+pub mod f64_backend;
+pub mod faults;
+pub mod finite_differences;
 pub mod golden;
-pub mod hostile;
+pub mod invalid_input;
+pub mod malformed;
 pub mod onnx;
-pub mod planted;
 pub mod primitives;
 pub mod python;
-pub mod refusals;
 pub mod results;
+pub mod score;
 pub mod specification;
 #[cfg(feature = "toy")]
 pub mod toy;

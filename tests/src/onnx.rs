@@ -1,61 +1,44 @@
-//! ONNX cases: `NAME.onnx` beside `NAME.safetensors` with inputs and the outputs that another runtime gave for them, and
-//! how far a backend is from these.
+//! ONNX cases: a model `NAME.onnx`, and `NAME.safetensors` with inputs and the outputs that another runtime computed.
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{Backend, Lstm, StateDict, ndarray::ArrayD};
 use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, onnx::GraphPortKind};
 
-use crate::verify::Compared;
+use crate::score::{Score, relative_error};
 
-/// What passes: `|got - want| <= TOLERANCE + TOLERANCE * |want|`.
+/// Tolerance: an output passes if `|got - want| <= TOLERANCE + TOLERANCE * |want|`.
 pub const TOLERANCE: f64 = 1e-5;
 
-/// Names of expected outputs, and what they are.
-const OUTPUTS: [(&str, GraphPortKind); 3] =
-    [("Y", GraphPortKind::Sequence), ("Y_h", GraphPortKind::H), ("Y_c", GraphPortKind::C)];
+/// Names of the expected outputs in the safetensors file, and their kinds.
+const OUTPUTS: [(&str, GraphPortKind); 3] = [("Y", GraphPortKind::Sequence), ("Y_h", GraphPortKind::H), ("Y_c", GraphPortKind::C)];
 
-/// A case: a model, its inputs, its outputs.
+/// An ONNX case: a model, its inputs and its expected outputs.
 pub struct OnnxCase {
-    /// The files' name without extension.
+    /// Name of the files without the extension.
     pub name: String,
-    /// The model.
+    /// The LSTM of the ONNX file.
     pub onnx: OnnxLstm,
     inputs: OnnxInputs,
-    /// Names and values of outputs, by the graph's number of each.
+    /// Expected outputs: the name, the index of the output in the graph, and the values.
     want: Vec<(String, usize, ArrayD<f64>)>,
 }
 
-/// How far one output is from the other runtime's.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Score {
-    /// `Y`, `Y_h` or `Y_c`; the second of a kind is `Y_1` and so on.
-    pub output: String,
-    /// `max |got - want| / (1 + |want|)`; infinite where a NaN came or a shape differs.
-    pub error: f64,
-}
-
-impl Score {
-    /// Whether it is within the tolerance.
-    pub fn passes(&self) -> bool {
-        self.error <= TOLERANCE
-    }
-}
-
-impl fmt::Display for Score {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.passes() { "ok" } else { "FAIL" };
-        write!(f, "{:<5} error {:.2e}  limit {TOLERANCE:.0e}  {verdict}", self.output, self.error)
-    }
-}
-
-/// The name of the tensor for the first of a kind, or for one that follows.
+/// Name of the tensor for item `k` of a kind: `Y`, `Y_1`, `Y_2`, ...
 fn numbered(name: &str, k: usize) -> String {
     if k == 0 { name.to_owned() } else { format!("{name}_{k}") }
 }
 
 impl OnnxCase {
+    /// Reads `NAME.onnx` and the `NAME.safetensors` beside it.
+    ///
+    /// # Errors
+    /// A file can't be read, lacks an array or contains an unknown one.
+    pub fn open(path: &Path) -> Result<Self> {
+        OnnxCase::read(path).with_context(|| format!("{}", path.display()))
+    }
+
     fn read(path: &Path) -> Result<Self> {
         let onnx = OnnxModel::open(path)?.lstm()?;
         let mut file = StateDict::open(path.with_extension("safetensors"))?;
@@ -83,38 +66,24 @@ impl OnnxCase {
                 }
             }
         }
-        ensure!(!want.is_empty(), "none of Y, Y_h and Y_c is there");
+        ensure!(!want.is_empty(), "expected at least one of the outputs Y, Y_h and Y_c");
         file.finish()?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Ok(OnnxCase { name, onnx, inputs: OnnxInputs { x, initial_h, initial_c, lengths }, want })
     }
-}
 
-impl Compared for OnnxCase {
-    type Score = Score;
-
-    const EXTENSION: &str = "onnx";
-
-    fn open(path: &Path) -> Result<Self> {
-        OnnxCase::read(path).with_context(|| format!("{}", path.display()))
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// One score for each output that the file knows.
-    fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
+    /// Runs the model on a backend. Returns one score for each expected output.
+    ///
+    /// # Errors
+    /// The backend returns an error, or the graph has no such output.
+    pub fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
         let model = Lstm::new(b, self.onnx.weights.clone())?;
         let got = self.onnx.run(&model, self.inputs.clone())?;
         let score = |(output, index, want): &(String, usize, ArrayD<f64>)| {
-            let (_, got) = got.get(*index).with_context(|| format!("no output {index}"))?;
-            Ok(Score { output: output.clone(), error: crate::golden::error(want, got) })
+            let (_, got) = got.get(*index).with_context(|| format!("the graph has no output {index}"))?;
+            let error = relative_error(want, got);
+            Ok(Score { array: output.clone(), error, limit: TOLERANCE, float32_error: None })
         };
         self.want.iter().map(score).collect()
-    }
-
-    fn ratio(score: &Score) -> f64 {
-        score.error / TOLERANCE
     }
 }

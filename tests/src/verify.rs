@@ -1,65 +1,77 @@
-//! What the programs `verify` and `verify_onnx` share: every case of a directory on every backend, one line per array.
+//! The program `verify`: runs every golden and ONNX case of a directory on every backend.
 
-use std::{
-    fmt::Display,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::Backend;
 
-use crate::backends::{self, Visit};
+use crate::{
+    backends::{self, Visit},
+    golden::GoldenCase,
+    onnx::OnnxCase,
+    score::Score,
+};
 
-/// A kind of cases.
-pub trait Compared: Sized {
-    /// How far one array is from what it should be; its text is one line.
-    type Score: Display;
+/// A case of either kind.
+enum VerifyCase {
+    Golden(GoldenCase),
+    Onnx(OnnxCase),
+}
 
-    /// What its file ends in.
-    const EXTENSION: &str;
-
-    /// The cases in a directory, by name.
-    ///
-    /// # Errors
-    /// A directory that can't be read or holds none.
-    fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-        let entries = std::fs::read_dir(dir).with_context(|| format!("{}", dir.display()))?;
-        let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-        files.retain(|path| path.extension().is_some_and(|extension| extension == Self::EXTENSION));
-        ensure!(!files.is_empty(), "{}: no cases (*.{})", dir.display(), Self::EXTENSION);
-        files.sort();
-        Ok(files)
+impl VerifyCase {
+    /// Reads a case. A file with the extension `.onnx` is an ONNX case, any other file is a golden case.
+    fn open(path: &Path) -> Result<Self> {
+        match is_onnx(path) {
+            true => OnnxCase::open(path).map(VerifyCase::Onnx),
+            false => GoldenCase::open(path).map(VerifyCase::Golden),
+        }
     }
 
-    /// Reads a case.
-    ///
-    /// # Errors
-    /// What a file lacks, or has too much.
-    fn open(path: &Path) -> Result<Self>;
+    fn name(&self) -> &str {
+        match self {
+            VerifyCase::Golden(case) => &case.name,
+            VerifyCase::Onnx(case) => &case.name,
+        }
+    }
 
-    /// Its name.
-    fn name(&self) -> &str;
-
-    /// Runs it on a backend.
-    ///
-    /// # Errors
-    /// What the backend refuses.
-    fn score<B: Backend>(&self, b: &B) -> Result<Vec<Self::Score>>;
-
-    /// The error as a part of what passes: at most 1 is good, NaN never.
-    fn ratio(score: &Self::Score) -> f64;
+    fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
+        match self {
+            VerifyCase::Golden(case) => case.score(b),
+            VerifyCase::Onnx(case) => case.score(b),
+        }
+    }
 }
 
-/// Runs all cases on each backend it visits.
-struct Verify<C> {
-    cases: Vec<C>,
+fn is_onnx(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "onnx")
+}
+
+/// Returns the files of all cases in a directory, sorted by name: every `NAME.onnx`, and every `NAME.safetensors` without
+/// a `NAME.onnx` beside it.
+///
+/// # Errors
+/// The directory can't be read or contains no cases.
+pub fn case_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("{}", dir.display()))?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    files.retain(|path| {
+        let is_safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
+        is_onnx(path) || (is_safetensors && !path.with_extension("onnx").is_file())
+    });
+    ensure!(!files.is_empty(), "{}: no cases (*.onnx or *.safetensors)", dir.display());
+    files.sort();
+    Ok(files)
+}
+
+/// Runs all cases on each backend that it visits.
+struct Verify {
+    cases: Vec<VerifyCase>,
     failures: usize,
     backends: usize,
-    worst: Vec<String>,
+    summary: Vec<String>,
 }
 
-impl<C: Compared> Visit for Verify<C> {
+impl Visit for Verify {
     fn visit<B: Backend + Send + 'static>(&mut self, backend: &str, b: B) {
         self.backends += 1;
         let width = self.cases.iter().map(|case| case.name().len()).max().unwrap_or(0);
@@ -68,9 +80,9 @@ impl<C: Compared> Visit for Verify<C> {
             match case.score(&b) {
                 Ok(scores) => {
                     scores.iter().for_each(|score| println!("{name} {score}"));
-                    let ratios = || scores.iter().map(C::ratio);
-                    self.failures += ratios().filter(|ratio| ratio.is_nan() || *ratio > 1.0).count();
-                    self.worst.push(format!("{name} worst error / limit {:.3}", ratios().fold(0.0, f64::max)));
+                    self.failures += scores.iter().filter(|score| !score.passes()).count();
+                    let worst = scores.iter().map(Score::ratio).fold(0.0, f64::max);
+                    self.summary.push(format!("{name} worst error / limit {worst:.3}"));
                 }
                 Err(error) => {
                     println!("{name} FAIL: {error:#}");
@@ -81,23 +93,15 @@ impl<C: Compared> Visit for Verify<C> {
     }
 }
 
-/// Runs every case in `dir` on the backends that are named, each of which must run, or on all in this build.
-pub fn main<C: Compared>(dir: &Path, backends: Option<&[String]>) -> ExitCode {
-    match run::<C>(dir, backends) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Whether all is within its limits.
-fn run<C: Compared>(dir: &Path, backends: Option<&[String]>) -> Result<bool> {
-    let mut verify = Verify { cases: Vec::new(), failures: 0, backends: 0, worst: Vec::new() };
-    for path in C::files(dir)? {
-        match C::open(&path) {
+/// Runs every case in `dir` on the named backends, or on all backends of this build if `None`. Prints the errors and
+/// returns whether all of them are within their limits. A named backend that can't run is a failure.
+///
+/// # Errors
+/// The directory can't be read or contains no cases.
+pub fn run(dir: &Path, backends: Option<&[String]>) -> Result<bool> {
+    let mut verify = Verify { cases: Vec::new(), failures: 0, backends: 0, summary: Vec::new() };
+    for path in case_files(dir)? {
+        match VerifyCase::open(&path) {
             Ok(case) => verify.cases.push(case),
             Err(error) => {
                 println!("FAIL: {error:#}");
@@ -105,9 +109,8 @@ fn run<C: Compared>(dir: &Path, backends: Option<&[String]>) -> Result<bool> {
             }
         }
     }
-    for missed in backends::for_each(backends, &mut verify) {
-        println!("{missed}");
-        // Asked for by name, it must run.
+    for not_run in backends::for_each(backends, &mut verify) {
+        println!("{not_run}");
         verify.failures += usize::from(backends.is_some());
     }
     if verify.backends == 0 {
@@ -115,7 +118,32 @@ fn run<C: Compared>(dir: &Path, backends: Option<&[String]>) -> Result<bool> {
         verify.failures += 1;
     }
     println!();
-    verify.worst.iter().for_each(|line| println!("{line}"));
+    verify.summary.iter().for_each(|line| println!("{line}"));
     println!("{} cases, {} backends, {} failures", verify.cases.len(), verify.backends, verify.failures);
     Ok(verify.failures == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn detects_the_kind_of_each_case() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+        for (folder, onnx) in [("golden", false), ("onnx", true)] {
+            let files = case_files(&data.join(folder)).unwrap();
+            assert!(files.iter().all(|path| is_onnx(path) == onnx), "{files:?}");
+            let case = VerifyCase::open(&files[0]).unwrap();
+            assert_eq!(matches!(case, VerifyCase::Onnx(_)), onnx);
+        }
+    }
+
+    #[test]
+    fn directories_without_cases_and_unreadable_files_are_errors() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert!(case_files(&dir.join("no-such-directory")).is_err());
+        assert!(case_files(&dir.join("src")).expect_err("no cases").to_string().contains("no cases"));
+        let error = GoldenCase::open(&dir.join("Cargo.toml")).expect_err("not safetensors");
+        assert!(format!("{error:#}").contains("Cargo.toml"));
+    }
 }

@@ -1,8 +1,11 @@
-//! Every backend against the table of cases: trials named `backend::group::case`.
+//! Conformance tests: every backend runs the table of cases in trials named `backend::group::case`.
 //!
-//! `LSTM_BACKENDS=a,b` selects backends; `LSTM_RESULTS=FILE` collects one JSON line per trial; `--ignored` runs the
-//! activations over all 2^32 inputs; `LSTM_RUN_INEXACT=1` runs all groups of a backend that says its bits are not exact.
-//! Snapshots in `tests/snapshots` are shared by all backends.
+//! - `LSTM_BACKENDS=a,b` selects backends.
+//! - `LSTM_RESULTS=FILE` appends one JSON line for each trial to a file.
+//! - `LSTM_RUN_INEXACT=1` runs all groups on backends whose arithmetic is not exact, too.
+//! - `--ignored` runs the activations on all 2^32 inputs.
+//!
+//! All backends share the snapshots in `tests/snapshots`.
 
 use std::{
     env,
@@ -19,11 +22,12 @@ use lstm_tests::{
     backends::{self, Visit},
     cases::{self, CELLS, Case},
     check, compare,
-    golden::Golden,
-    primitives, refusals,
+    golden::GoldenCase,
+    invalid_input, primitives,
     results::{Line, Outcome, record},
+    score::Score,
     specification, training,
-    verify::Compared,
+    verify::case_files,
 };
 
 #[cfg(feature = "cuda")]
@@ -37,8 +41,8 @@ fn main() {
     let args = Arguments::from_args();
     let mut trials = Trials { trials: Vec::new(), list: args.list };
     let wanted = backends::wanted();
-    for missed in backends::for_each(wanted.as_deref(), &mut trials) {
-        trials.not_run(&missed.name, "", &missed.why);
+    for not_run in backends::for_each(wanted.as_deref(), &mut trials) {
+        trials.not_run(&not_run.name, "", &not_run.reason);
     }
     let is_wanted = |name: &str| wanted.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
     #[cfg(feature = "cpu")]
@@ -67,19 +71,19 @@ fn main() {
 /// The trials of all backends.
 struct Trials {
     trials: Vec<Trial>,
-    /// Whether they are only to be listed.
+    /// Whether the trials are only listed, not run.
     list: bool,
 }
 
 impl Trials {
-    /// A trial of `check`, which returns what it found, in words.
+    /// Adds a trial that runs `check`. The string that `check` returns is the detail in the results file.
     fn add(&mut self, backend: &str, group: &str, case: &str, check: impl FnOnce() -> Result<String> + Send + 'static) {
         let at = [backend, group, case].map(str::to_owned);
         let trial = Trial::test(at.join("::"), move || {
             let caught = catch_unwind(AssertUnwindSafe(check));
             let result = caught.unwrap_or_else(|panic| Err(anyhow!("panicked: {}", panic_text(&*panic))));
             let (outcome, detail) = match &result {
-                Ok(found) => (Outcome::Identical, found.clone()),
+                Ok(detail) => (Outcome::Identical, detail.clone()),
                 Err(error) => (Outcome::Failed, format!("{error:#}")),
             };
             let [backend, group, case] = &at;
@@ -89,7 +93,7 @@ impl Trials {
         self.trials.push(trial.with_ignored_flag(group == "exhaustive"));
     }
 
-    /// All cases and training runs against their snapshots, on a backend that takes one of its paths.
+    /// Adds all cases and training runs for a backend that is limited to one of its execution paths.
     #[cfg(any(feature = "cuda", feature = "cuda-host"))]
     fn cases_and_training<B: Backend + Send + 'static>(&mut self, backend: &str, group: &str, b: &B) {
         for case in cases::table() {
@@ -104,18 +108,19 @@ impl Trials {
         }
     }
 
-    /// Says that nothing of a backend, or of one of its groups, was run.
-    fn not_run(&self, backend: &str, group: &str, why: &str) {
+    /// Records that a backend, or one of its groups, was not run. An empty group means the whole backend.
+    fn not_run(&self, backend: &str, group: &str, reason: &str) {
         if self.list {
             return;
         }
-        eprintln!("{backend}: {group} not run: {why}");
-        if let Err(error) = record(&Line { backend, group, case: "", outcome: Outcome::NotRun, detail: why }) {
+        eprintln!("{backend}: {group} not run: {reason}");
+        if let Err(error) = record(&Line { backend, group, case: "", outcome: Outcome::NotRun, detail: reason }) {
             eprintln!("{error:#}");
         }
     }
 }
 
+/// The message of a panic.
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default()
@@ -123,7 +128,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 impl Visit for Trials {
     fn visit<B: Backend + Send + 'static>(&mut self, name: &str, b: B) {
-        // A trial owns its handle of the backend.
+        // Each trial owns a clone of the backend.
         macro_rules! add {
             ($group:expr, $case:expr, $check:expr) => {{
                 let (b, check) = (b.clone(), $check);
@@ -134,22 +139,22 @@ impl Visit for Trials {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             add!("golden", &stem, move |b: &B| within_limits(b, &path));
         });
-        for (case, check) in refusals::checks::<B>() {
-            add!("refusals", case, move |b: &B| check(b).map(|()| String::new()));
+        for (case, check) in invalid_input::checks::<B>() {
+            add!("invalid-input", case, move |b: &B| check(b).map(|()| String::new()));
         }
         for (case, cell) in CELLS {
             add!("empty", case, move |b: &B| check::empty(b, cell).map(|()| String::new()));
         }
         if let Arithmetic::Inexact(why) = b.arithmetic() {
-            let why = format!("the arithmetic is not exact: {why}");
+            let reason = format!("the arithmetic is not exact: {why}");
             if env::var_os("LSTM_RUN_INEXACT").is_none() {
                 for group in ["specification", "primitives", "cells", "options", "sizes", "training"] {
-                    self.not_run(name, group, &why);
+                    self.not_run(name, group, &reason);
                 }
                 return;
             }
-            // Who looks for what is wrong with a device wants to see all that is, of which this is the first.
-            self.add(name, "specification", "exact", move || Err(anyhow!(why)));
+            // With LSTM_RUN_INEXACT, the reason is reported as the first failure.
+            self.add(name, "specification", "exact", move || Err(anyhow!(reason)));
         }
         add!("specification", "cells", |b: &B| specification::cells(b).map(|()| String::new()));
         add!("specification", "generator", |b: &B| specification::generator(b).map(|()| String::new()));
@@ -175,7 +180,8 @@ impl Visit for Trials {
     }
 }
 
-/// Where the data are. A binary that was brought to another machine is told when it is started, as cargo does.
+/// The folder of this package, which contains the data. The environment variable `CARGO_MANIFEST_DIR`, which cargo sets,
+/// takes precedence over the folder at build time, so that the binary can run on another machine.
 fn package() -> &'static Path {
     static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| {
         env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
@@ -183,46 +189,48 @@ fn package() -> &'static Path {
     &PACKAGE
 }
 
+/// The files of the golden cases.
 fn golden_cases() -> Vec<PathBuf> {
     let dir = package().join("data/golden");
-    // Without the data there is one trial, which says so.
-    Golden::files(&dir).unwrap_or_else(|_| vec![dir.join("missing.safetensors")])
+    // Without the data, one trial fails with the name of a missing file.
+    case_files(&dir).unwrap_or_else(|_| vec![dir.join("missing.safetensors")])
 }
 
+/// Runs a golden case and checks all errors against their limits.
 fn within_limits<B: Backend>(b: &B, path: &Path) -> Result<String> {
-    let scores = Golden::open(path)?.score(b)?;
+    let scores = GoldenCase::open(path)?.score(b)?;
     for score in &scores {
         ensure!(score.passes(), "{score}");
     }
-    Ok(format!("worst error / limit {:.3}", scores.iter().fold(0.0, |worst: f64, score| worst.max(score.ratio()))))
+    Ok(format!("worst error / limit {:.3}", scores.iter().map(Score::ratio).fold(0.0, f64::max)))
 }
 
-/// The exact bits, shared by all backends. insta prints both texts where they differ; `cargo insta review`, or
-/// `INSTA_UPDATE=always`, accepts the new one.
+/// Compares a text with a snapshot, which all backends share. If they differ, insta prints both; `cargo insta review` or
+/// `INSTA_UPDATE=always` accepts the new text.
 fn snapshot(name: &str, text: &str) -> Result<()> {
     let dir = package().join("snapshots");
     let mut settings = insta::Settings::new();
     settings.set_snapshot_path(&dir);
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
-    let compared = catch_unwind(AssertUnwindSafe(|| settings.bind(|| insta::assert_snapshot!(name, text))));
-    if compared.is_ok() {
+    let result = catch_unwind(AssertUnwindSafe(|| settings.bind(|| insta::assert_snapshot!(name, text))));
+    if result.is_ok() {
         return Ok(());
     }
     let stored = std::fs::read_to_string(dir.join(format!("{name}.snap"))).context("no snapshot yet")?;
-    // Three lines of header come first.
+    // The snapshot file starts with a header of three lines.
     let first = text.lines().zip(stored.lines().skip(3)).find(|(got, want)| got != want);
-    let (got, want) = first.unwrap_or(("another number of lines", ""));
+    let (got, want) = first.unwrap_or(("a different number of lines", ""));
     Err(anyhow!("differs from the snapshot:\n  want {}\n  got  {}", want.trim(), got.trim()))
 }
 
-/// Cases for variants of a backend, and for a backend that computes products on the host.
+/// The small cases of the table, for variants of a backend and for slow backends.
 #[cfg(any(feature = "cpu", feature = "cuda-host", feature = "wgpu"))]
 fn small_cases() -> impl Iterator<Item = Case> {
     cases::table().into_iter().filter(|case| case.batch * case.steps * case.config.hidden_size < 5000)
 }
 
-/// A case's passes against their snapshot.
+/// Runs all checks of a case and compares the results with the snapshot.
 #[cfg(any(feature = "cuda", feature = "cuda-host", feature = "wgpu"))]
 fn matches_snapshot<B: Backend>(b: &B, case: &Case) -> Result<String> {
     snapshot(&case.name, &compare::render(&check::check_case(b, case)?)).map(|()| String::new())
@@ -230,12 +238,12 @@ fn matches_snapshot<B: Backend>(b: &B, case: &Case) -> Result<String> {
 
 #[cfg(feature = "cpu")]
 mod cpu {
-    //! What only the CPU has: numbers of threads and instruction sets, which all give the bits of plain code. And the checks
-    //! themselves, which need to be looked at once: do they find errors?
+    //! Trials of the CPU backend only: every number of threads and every instruction set is bit-identical to plain code, and
+    //! the conformance checks detect injected faults.
 
     use lstm_core::Checkpointing;
     use lstm_cpu::{Cpu, Isa};
-    use lstm_tests::planted::{Fault, Planted};
+    use lstm_tests::faults::{Fault, FaultyBackend};
 
     use super::*;
 
@@ -254,7 +262,7 @@ mod cpu {
             }
             for case in cases::table() {
                 let (plain, variants) = (plain.clone(), variants.clone());
-                trials.add("cpu", group, &case.name.clone(), move || equal(&plain, &variants, &case));
+                trials.add("cpu", group, &case.name.clone(), move || variants_match(&plain, &variants, &case));
             }
             for run in training::runs() {
                 let (plain, variants) = (plain.clone(), variants.clone());
@@ -269,10 +277,10 @@ mod cpu {
         }
         for fault in Fault::ALL {
             let cpu = plain.clone();
-            trials.add("cpu", "planted", &format!("{fault:?}"), move || found(&cpu, fault));
+            trials.add("cpu", "faults", &format!("{fault:?}"), move || detects_fault(&cpu, fault));
         }
-        trials.add("cpu", "planted", "None", move || not_found(&plain));
-        // The first is the default, whose sweep also looks at errors.
+        trials.add("cpu", "faults", "None", move || passes_without_fault(&plain));
+        // The first instruction set is the default; `visit` adds its trials.
         for (label, cpu) in isas.into_iter().skip(1) {
             for activation in Activation::ALL {
                 let cpu = cpu.clone();
@@ -283,27 +291,28 @@ mod cpu {
         Ok(())
     }
 
-    /// The checks must find a planted error.
-    fn found(cpu: &Cpu, fault: Fault) -> Result<String> {
-        let caught = small_cases().filter_map(|case| {
-            let error = check::check_case(&Planted::new(cpu.clone(), fault), &case).err()?;
+    /// At least one case must detect the fault.
+    fn detects_fault(cpu: &Cpu, fault: Fault) -> Result<String> {
+        let detected = small_cases().filter_map(|case| {
+            let error = check::check_case(&FaultyBackend::new(cpu.clone(), fault), &case).err()?;
             Some((case.name, format!("{error:#}")))
         });
-        let caught: Vec<_> = caught.collect();
-        let (name, error) = caught.first().ok_or_else(|| anyhow!("no case finds the planted error {fault:?}"))?;
-        ensure!(error.contains("elements differ"), "{name} fails for another reason: {error}");
-        Ok(format!("found by {} cases, first by {name}: {error}", caught.len()))
+        let detected: Vec<_> = detected.collect();
+        let (name, error) = detected.first().ok_or_else(|| anyhow!("no case detects the fault {fault:?}"))?;
+        ensure!(error.contains("elements differ"), "{name} fails for a different reason: {error}");
+        Ok(format!("detected by {} cases, first by {name}: {error}", detected.len()))
     }
 
-    /// And nothing where nothing is planted, or finding errors would mean little.
-    fn not_found(cpu: &Cpu) -> Result<String> {
+    /// Without a fault, all cases must pass; otherwise detecting faults would prove nothing.
+    fn passes_without_fault(cpu: &Cpu) -> Result<String> {
         for case in small_cases() {
-            check::check_case(&Planted::new(cpu.clone(), Fault::None), &case)?;
+            check::check_case(&FaultyBackend::new(cpu.clone(), Fault::None), &case)?;
         }
         Ok(String::new())
     }
 
-    fn equal(plain: &Cpu, variants: &[(String, Cpu)], case: &Case) -> Result<String> {
+    /// Every variant of the backend must be bit-identical to plain code.
+    fn variants_match(plain: &Cpu, variants: &[(String, Cpu)], case: &Case) -> Result<String> {
         let want = check::passes(&Lstm::new(plain, case.weights()?)?, &case.data(), Checkpointing::Everything)?;
         for (label, cpu) in variants {
             let got = check::check_case(cpu, case).with_context(|| label.clone())?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use lstm_cpu::Cpu;
-use lstm_tests::hostile;
+use lstm_tests::malformed;
 
 /// Runs a target over its files; each gives an error or a model.
 fn replay(target: &str, devour: impl Fn(&[u8]) -> lstm_core::Result<()>) -> Result<()> {
@@ -26,15 +26,15 @@ fn replay(target: &str, devour: impl Fn(&[u8]) -> lstm_core::Result<()>) -> Resu
 
 #[test]
 fn safetensors() -> Result<()> {
-    replay("safetensors", |bytes| hostile::safetensors(&Cpu::new(), bytes))
+    replay("safetensors", |bytes| malformed::safetensors(&Cpu::new(), bytes))
 }
 
 #[test]
 fn onnx() -> Result<()> {
-    replay("onnx", |bytes| hostile::onnx(&Cpu::new(), bytes))
+    replay("onnx", |bytes| malformed::onnx(&Cpu::new(), bytes))
 }
 
 #[test]
 fn rtneural() -> Result<()> {
-    replay("rtneural", |bytes| hostile::rtneural(&Cpu::new(), bytes))
+    replay("rtneural", |bytes| malformed::rtneural(&Cpu::new(), bytes))
 }

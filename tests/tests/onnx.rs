@@ -1,4 +1,4 @@
-//! ONNX cases on every backend, within the tolerance. `cargo xtask verify-onnx DIR` does the same for any directory.
+//! Runs the ONNX cases on every backend. `cargo xtask verify-onnx DIR` does the same for any directory.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -9,21 +9,21 @@ use lstm_tests::{
     backends::{self, Visit},
     onnx::OnnxCase,
     results::{Line, Outcome, record},
-    verify::Compared,
+    verify::case_files,
 };
 
 fn cases() -> Result<Vec<OnnxCase>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/onnx");
-    OnnxCase::files(&dir)?.iter().map(|path| OnnxCase::open(path)).collect()
+    case_files(&dir)?.iter().map(|path| OnnxCase::open(path)).collect()
 }
 
-/// Runs all cases and reports each.
-struct Run {
+/// Runs all cases on each backend that it visits, and records the results.
+struct RunAll {
     cases: Vec<OnnxCase>,
     failures: Vec<String>,
 }
 
-impl Visit for Run {
+impl Visit for RunAll {
     fn visit<B: Backend + Send + 'static>(&mut self, backend: &str, b: B) {
         for case in &self.cases {
             let (passed, detail) = match case.score(&b) {
@@ -43,30 +43,30 @@ impl Visit for Run {
 }
 
 #[test]
-fn outputs_are_those_of_the_other_runtimes() -> Result<()> {
-    let mut run = Run { cases: cases()?, failures: Vec::new() };
-    for missed in backends::for_each(backends::wanted().as_deref(), &mut run) {
-        println!("{missed}");
+fn outputs_match_other_runtimes() -> Result<()> {
+    let mut run = RunAll { cases: cases()?, failures: Vec::new() };
+    for not_run in backends::for_each(backends::wanted().as_deref(), &mut run) {
+        println!("{not_run}");
     }
     ensure!(run.failures.is_empty(), "{}", run.failures.join("\n"));
     Ok(())
 }
 
 #[test]
-fn the_cases_have_every_option() -> Result<()> {
+fn cases_cover_every_option() -> Result<()> {
     let cases = cases()?;
     let configs: Vec<_> = cases.iter().map(|case| case.onnx.weights.config()).collect();
     let directions: BTreeSet<_> = configs.iter().map(|c| format!("{:?}", c.direction)).collect();
     ensure!(directions.len() == 3, "{directions:?}");
-    for (option, there) in [
+    for (option, is_covered) in [
         ("peephole", configs.iter().any(|c| c.cell == CellKind::PeepholeDiagonal)),
         ("clip", configs.iter().any(|c| c.clip.is_some())),
         ("input_forget", configs.iter().any(|c| c.coupled)),
         ("layers", configs.iter().any(|c| c.num_layers > 1 && c.direction == Direction::Bidirectional)),
     ] {
-        ensure!(there, "no case with {option}");
+        ensure!(is_covered, "no case with {option}");
     }
-    // What a case's name says must be so.
+    // Each case must test what its name says.
     let case = |name: &str| cases.iter().find(|case| case.name == name).with_context(|| format!("no case {name}"));
     ensure!(format!("{:?}", case("layout-1")?.onnx.x.axes) == "[[Batch], [Steps], [Features]]");
     ensure!(format!("{:?}", case("constants")?.onnx.initial_h).starts_with("Constant"));
@@ -99,7 +99,7 @@ mod sizes {
     use super::*;
 
     #[test]
-    fn sizes_that_the_file_fixes_are_those_of_the_inputs() -> Result<()> {
+    fn rejects_inputs_of_other_sizes_than_the_file_declares() -> Result<()> {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/onnx");
         let zeros = |shape: [usize; 3]| ArrayD::<f32>::zeros(&shape[..]);
         let run = |name: &str, x, state, lengths| -> Result<String> {
@@ -109,13 +109,13 @@ mod sizes {
                 OnnxInputs { x: zeros(x), initial_h: vec![zeros(state)], initial_c: vec![zeros(state)], lengths };
             Ok(onnx.run(&model, inputs).map_or_else(|error| error.to_string(), |_| String::new()))
         };
-        let (script, lens) = ("pytorch-script-static-state-one.onnx", "bidirectional-lens.onnx");
-        ensure!(run(script, [5, 2, 3], [1, 2, 4], None)?.is_empty());
+        let (static_sizes, with_lengths) = ("pytorch-script-static-state-one.onnx", "bidirectional-lens.onnx");
+        ensure!(run(static_sizes, [5, 2, 3], [1, 2, 4], None)?.is_empty());
         for (name, x, state, lengths, words) in [
-            (script, [7, 2, 3], [1, 2, 4], None, ["`X`", "[5, 2, 3]", "[7, 2, 3]"]),
-            (script, [5, 1, 3], [1, 1, 4], None, ["`X`", "[5, 2, 3]", "[5, 1, 3]"]),
-            (script, [5, 2, 3], [1, 5, 4], None, ["`initial_h`", "[1, 2, 4]", "[1, 5, 4]"]),
-            (lens, [7, 4, 5], [2, 4, 9], Some(vec![7; 3]), ["`sequence_lens`", "[4]", "[3]"]),
+            (static_sizes, [7, 2, 3], [1, 2, 4], None, ["`X`", "[5, 2, 3]", "[7, 2, 3]"]),
+            (static_sizes, [5, 1, 3], [1, 1, 4], None, ["`X`", "[5, 2, 3]", "[5, 1, 3]"]),
+            (static_sizes, [5, 2, 3], [1, 5, 4], None, ["`initial_h`", "[1, 2, 4]", "[1, 5, 4]"]),
+            (with_lengths, [7, 4, 5], [2, 4, 9], Some(vec![7; 3]), ["`sequence_lens`", "[4]", "[3]"]),
         ] {
             let error = run(name, x, state, lengths)?;
             ensure!(words.iter().all(|word| error.contains(word)), "{error}: expected {words:?}");

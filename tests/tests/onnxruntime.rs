@@ -3,7 +3,7 @@
 //! Needs a Python with onnx, onnxruntime and safetensors: `python3`, or what the environment variable `LSTM_PYTHON`
 //! names. Without one the test says that it did not run, and so does the table of `cargo xtask test-all`.
 
-mod peer;
+mod python_peer;
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use lstm_formats::{
     onnx::{InitialState, SequenceLengths},
 };
 use lstm_tests::{onnx::TOLERANCE, python};
-use peer::Compare;
+use python_peer::Compare;
 
 /// Every option that ONNX can express, one layer and several.
 fn configs() -> Vec<LstmConfig> {
@@ -121,5 +121,5 @@ impl Compare for RoundTrip {
 }
 
 fn main() {
-    peer::main("onnxruntime", "onnx", "onnx, onnxruntime, safetensors.numpy", vec![("round trip", RoundTrip)]);
+    python_peer::main("onnxruntime", "onnx", "onnx, onnxruntime, safetensors.numpy", vec![("round trip", RoundTrip)]);
 }

@@ -3,7 +3,7 @@
 //! Needs a Python with torch and safetensors: `python3`, or what the environment variable `LSTM_PYTHON` names. Without
 //! one the test says that it did not run, and so does the table of `cargo xtask test-all`.
 
-mod peer;
+mod python_peer;
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
@@ -13,7 +13,7 @@ use lstm_tests::{
     python,
     training::{self, Run, Temporary},
 };
-use peer::Compare;
+use python_peer::Compare;
 
 /// The greatest relative difference that passes: some roundings of binary32.
 const TOLERANCE: f64 = 2e-6;
@@ -49,5 +49,5 @@ fn main() {
     // PyTorch has no other cells.
     let runs = training::runs().into_iter().filter(Run::is_pytorchs);
     let cases = runs.map(|run| (run.name, Trained(run))).collect();
-    peer::main("pytorch", "trained weights", "torch, safetensors.torch", cases);
+    python_peer::main("pytorch", "trained weights", "torch, safetensors.torch", cases);
 }

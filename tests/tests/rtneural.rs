@@ -1,4 +1,4 @@
-//! RTNeural's files, as Keras's weights are written there, against Keras's own outputs; written by `make_keras.py`.
+//! RTNeural files compared with the outputs of the Keras models they come from. `make_keras.py` writes the data.
 
 use std::path::Path;
 
@@ -7,24 +7,25 @@ use lstm_core::{Backend, Lstm, StateDict, ndarray::Ix3, train::Linear};
 use lstm_formats::RtNeural;
 use lstm_tests::{
     backends::{self, Visit},
-    golden,
     onnx::TOLERANCE,
+    score::relative_error,
 };
 
-struct Run(Result<usize>);
+/// Checks every file on each backend that it visits, and counts the comparisons.
+struct CheckAll(Result<usize>);
 
-impl Visit for Run {
+impl Visit for CheckAll {
     fn visit<B: Backend + Send + 'static>(&mut self, backend: &str, b: B) {
         if let Ok(cases) = &mut self.0 {
             match check(&b).with_context(|| backend.to_owned()) {
-                Ok(n) => *cases += n,
+                Ok(files) => *cases += files,
                 Err(error) => self.0 = Err(error),
             }
         }
     }
 }
 
-/// Runs every file; how many there are.
+/// Runs every file on a backend. Returns the number of files.
 fn check<B: Backend>(b: &B) -> Result<usize> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/rtneural");
     let mut cases = 0;
@@ -42,7 +43,7 @@ fn check<B: Backend>(b: &B) -> Result<usize> {
         if let Some((weight, bias)) = model.head {
             y = Linear::new(b, weight, Some(bias))?.forward(y.view())?;
         }
-        let error = golden::error(&want, &y.into_dyn());
+        let error = relative_error(&want, &y.into_dyn());
         ensure!(error <= TOLERANCE, "{}: error {error:.2e}", path.display());
         cases += 1;
     }
@@ -51,10 +52,10 @@ fn check<B: Backend>(b: &B) -> Result<usize> {
 }
 
 #[test]
-fn outputs_are_keras_s() -> Result<()> {
-    let mut run = Run(Ok(0));
-    for missed in backends::for_each(backends::wanted().as_deref(), &mut run) {
-        println!("{missed}");
+fn rtneural_outputs_match_keras() -> Result<()> {
+    let mut check = CheckAll(Ok(0));
+    for not_run in backends::for_each(backends::wanted().as_deref(), &mut check) {
+        println!("{not_run}");
     }
-    run.0.map(|cases| println!("{cases} compared"))
+    check.0.map(|cases| println!("{cases} compared"))
 }

@@ -11,7 +11,7 @@ use lstm_tests::{
     cases::{self, CELLS, Case, Data},
     check,
     compare::{self, Passes},
-    primitives, refusals,
+    invalid_input, primitives,
 };
 
 /// Of a factor that is rounded to 11 bits.
@@ -235,7 +235,7 @@ fn it_says_that_it_is_not_exact() -> Result<()> {
 #[test]
 fn it_refuses_what_the_exact_mode_refuses() -> Result<()> {
     let fast = tf32_mode().cluster_size(2).build()?;
-    for (_, check) in refusals::checks::<CudaHost>() {
+    for (_, check) in invalid_input::checks::<CudaHost>() {
         check(&fast)?;
     }
     CELLS.iter().try_for_each(|&(_, cell)| check::empty(&fast, cell))

@@ -1,4 +1,4 @@
-//! `cargo xtask COMMAND`: one file per command. It starts cargo and reads JSON, and links no part of the library.
+//! `cargo xtask COMMAND`, with one file for each command. It starts cargo, reads JSON, and does not link the library.
 
 mod bench;
 mod cargo;
@@ -17,7 +17,7 @@ enum Command {
     TestAll(test_all::Args),
     Bench(bench::Args),
     Verify(verify::Args),
-    /// Compare every backend with ONNX models and the outputs that another runtime gave
+    /// Compare every backend with ONNX models and the outputs of other runtimes (same program as `verify`)
     VerifyOnnx(verify::Args),
 }
 
@@ -25,8 +25,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::TestAll(args) => test_all::run(&args),
         Command::Bench(args) => bench::run(&args),
-        Command::Verify(args) => verify::run("verify", &args),
-        Command::VerifyOnnx(args) => verify::run("verify_onnx", &args),
+        Command::Verify(args) | Command::VerifyOnnx(args) => verify::run(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! `cargo xtask verify DIR` and `verify-onnx DIR`: cases against every backend, in a release build.
+//! `cargo xtask verify DIR` and `cargo xtask verify-onnx DIR`: both start the program `verify` in a release build.
 
 use std::path::PathBuf;
 
@@ -6,23 +6,23 @@ use anyhow::{Context, Result};
 
 use crate::cargo;
 
-/// Compare every backend with the cases in a directory
+/// Compare every backend with the golden or ONNX cases in a directory
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Directory of cases in the format of tests/data/golden/make.py, or for ONNX of tests/data/onnx/make_onnx.py
+    /// Directory of golden cases (tests/data/golden/make.py) or ONNX cases (tests/data/onnx/make_onnx.py)
     dir: PathBuf,
-    /// Backends to run, each of which must; by default all that are built
+    /// Backends to run; it is an error if one can't run (default: all backends of the build)
     #[arg(long, value_delimiter = ',')]
     backends: Option<Vec<String>>,
 }
 
-/// Starts the program of the tests that is called so.
-pub(crate) fn run(bin: &str, args: &Args) -> Result<bool> {
+/// Builds and runs the program `verify` of the package `lstm-tests`. Returns whether it succeeded.
+pub(crate) fn run(args: &Args) -> Result<bool> {
     let workspace = cargo::workspace()?;
-    // Relative to where the user is, which is not where cargo starts.
+    // The path is relative to the user's current directory, but cargo starts in the root of the workspace.
     let dir = std::path::absolute(&args.dir).with_context(|| format!("{}", args.dir.display()))?;
     let mut command = cargo::cargo();
-    command.args(["run", "--quiet", "--release", "--package", cargo::TESTS, "--bin", bin]);
+    command.args(["run", "--quiet", "--release", "--package", cargo::TESTS, "--bin", "verify"]);
     command.args(workspace.features(&[cargo::TESTS], args.backends.as_deref()));
     command.arg("--").arg(dir);
     if let Some(backends) = &args.backends {

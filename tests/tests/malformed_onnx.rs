@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use lstm_core::{CellKind, Init, LstmConfig, Result, Weights};
 use lstm_cpu::Cpu;
 use lstm_formats::OnnxWriter;
-use lstm_tests::hostile;
+use lstm_tests::malformed;
 use proptest::prelude::*;
 
 static CPU: LazyLock<Cpu> = LazyLock::new(Cpu::new);
@@ -21,7 +21,7 @@ static SMALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
 const EXPORTED: &[u8] = include_bytes!("../data/onnx/pytorch-dynamo-dynamic-batch-first.onnx");
 
 fn devour(bytes: &[u8]) -> Result<()> {
-    hostile::onnx(&*CPU, bytes)
+    malformed::onnx(&*CPU, bytes)
 }
 
 #[test]

@@ -7,7 +7,7 @@ use lstm_core::{
     weights::state_dict::Dtype,
 };
 use lstm_cpu::Cpu;
-use lstm_tests::hostile;
+use lstm_tests::malformed;
 use proptest::prelude::*;
 
 static CPU: LazyLock<Cpu> = LazyLock::new(Cpu::new);
@@ -27,7 +27,7 @@ fn small() -> Vec<u8> {
 }
 
 fn devour(bytes: Vec<u8>) -> Result<()> {
-    hostile::safetensors(&*CPU, &bytes)
+    malformed::safetensors(&*CPU, &bytes)
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A backend with a planted error, to see that the checks find it.
+//! Fault injection: a backend with one deliberate error, to test that the conformance checks detect it.
 
 use std::{future::Future, ops::Range};
 
@@ -7,95 +7,101 @@ use lstm_core::{
     MatrixRef, MatrixShape, Ops, Result, Sequence, State, arithmetic::dot, cell::Cell, reference,
 };
 
-/// A slight error of the kind that a kernel might have.
+/// A small error that a kernel could have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// None: the checks must pass.
+    /// No fault: the checks must pass.
     None,
-    /// Products sum in one chain instead of blocks.
-    OneChain,
-    /// Products sum in blocks of 16.
+    /// Matrix products sum each dot product in one chain instead of blocks of 32.
+    UnblockedSum,
+    /// Matrix products sum each dot product in blocks of 16 instead of 32.
     SmallBlocks,
-    /// Tiny values and negative zeros are let through.
+    /// `snap` does nothing: tiny values and negative zeros are kept.
     NoSnap,
-    /// A multiplication and an addition, each rounded, instead of one fused operation.
-    NotFused,
-    /// tanh by way of sigmoid, `2 sigmoid(2x) - 1`.
-    OtherTanh,
-    /// Steps beyond a sequence's length are computed like others.
+    /// `mul_add` rounds after the multiplication and again after the addition, instead of once.
+    UnfusedMulAdd,
+    /// `tanh(x)` is computed as `2 sigmoid(2x) - 1`.
+    TanhFromSigmoid,
+    /// Sequence lengths are ignored: the padding is computed like valid steps.
     IgnoredLengths,
-    /// Every sequence starts from zeros.
+    /// The initial state is ignored: every sequence starts from zeros.
     IgnoredState,
-    /// A bound on the gates is forgotten.
+    /// The clip bound on the gates is ignored.
     IgnoredClip,
-    /// In the backward pass, products sum in blocks of 16.
+    /// The backward pass sums dot products in blocks of 16 instead of 32.
     BackwardSmallBlocks,
-    /// In the backward pass, tiny values are let through.
+    /// The backward pass does not snap: tiny values and negative zeros are kept.
     BackwardNoSnap,
-    /// Slopes, and the gradient of coupled gates, are a product and a difference, each rounded.
-    SlopeNotFused,
-    /// Clipped gates pass their gradient on.
-    IgnoredBounds,
-    /// The gradient of the final state is taken for zero.
-    IgnoredFinalState,
-    /// The weights' gradients of later segments are forgotten.
-    IgnoredOnto,
+    /// The derivatives of activations and the gradient of coupled gates are computed as a product and a difference that
+    /// are rounded separately, instead of one fused operation.
+    UnfusedDerivative,
+    /// The gradient flows through clipped gates as if they were not clipped.
+    IgnoredClipBounds,
+    /// The gradient with respect to the final state is treated as zero.
+    IgnoredFinalStateGradient,
+    /// Weight gradients of later segments are not accumulated.
+    IgnoredAccumulation,
 }
 
 impl Fault {
-    /// All that are errors.
+    /// All faults, without [`Fault::None`].
     pub const ALL: [Fault; 14] = [
-        Fault::OneChain,
+        Fault::UnblockedSum,
         Fault::SmallBlocks,
         Fault::NoSnap,
-        Fault::NotFused,
-        Fault::OtherTanh,
+        Fault::UnfusedMulAdd,
+        Fault::TanhFromSigmoid,
         Fault::IgnoredLengths,
         Fault::IgnoredState,
         Fault::IgnoredClip,
         Fault::BackwardSmallBlocks,
         Fault::BackwardNoSnap,
-        Fault::SlopeNotFused,
-        Fault::IgnoredBounds,
-        Fault::IgnoredFinalState,
-        Fault::IgnoredOnto,
+        Fault::UnfusedDerivative,
+        Fault::IgnoredClipBounds,
+        Fault::IgnoredFinalStateGradient,
+        Fault::IgnoredAccumulation,
     ];
 
     fn is_backward(self) -> bool {
         use Fault::*;
         matches!(
             self,
-            BackwardSmallBlocks | BackwardNoSnap | SlopeNotFused | IgnoredBounds | IgnoredFinalState | IgnoredOnto
+            BackwardSmallBlocks
+                | BackwardNoSnap
+                | UnfusedDerivative
+                | IgnoredClipBounds
+                | IgnoredFinalStateGradient
+                | IgnoredAccumulation
         )
     }
 }
 
-/// `B` with right primitives and a whole-sequence path that is wrong in one thing.
+/// Backend `B` with correct primitives, whose whole-sequence path contains one fault.
 #[derive(Clone, Debug)]
-pub struct Planted<B> {
+pub struct FaultyBackend<B> {
     inner: B,
     fault: Fault,
-    /// Whether the primitives are wrong too; so only inside of the whole-sequence path.
+    /// Whether the primitives contain the fault too. This is so only inside the whole-sequence path.
     active: bool,
 }
 
-impl<B: Backend> Planted<B> {
-    /// Plants `fault`.
+impl<B: Backend> FaultyBackend<B> {
+    /// Creates a backend that computes as `inner` does, except for `fault`.
     pub fn new(inner: B, fault: Fault) -> Self {
-        Planted { inner, fault, active: false }
+        FaultyBackend { inner, fault, active: false }
     }
 
-    /// As it computes in the forward or the backward pass.
+    /// The backend whose primitives contain the fault if the fault belongs to the given pass.
     fn in_pass(&self, backward: bool) -> Self {
-        Planted { active: self.fault.is_backward() == backward, ..self.clone() }
+        FaultyBackend { active: self.fault.is_backward() == backward, ..self.clone() }
     }
 
     fn has(&self, fault: Fault) -> bool {
         self.active && self.fault == fault
     }
 
-    /// The state, or zeros where `fault` was planted.
-    fn unless(&self, fault: Fault, state: &State<B::Tensor>) -> Result<State<B::Tensor>> {
+    /// Returns zeros if this backend has `fault`, else the state.
+    fn zero_state_if(&self, fault: Fault, state: &State<B::Tensor>) -> Result<State<B::Tensor>> {
         let zeros = |x: &B::Tensor| self.upload(self.shape(x), &vec![0.0; self.shape(x).len()]);
         match self.fault == fault {
             true => Ok(State { h: zeros(&state.h)?, c: zeros(&state.c)? }),
@@ -103,14 +109,14 @@ impl<B: Backend> Planted<B> {
         }
     }
 
-    fn host(&self, x: &B::Tensor) -> Result<Vec<f32>> {
+    fn download_all(&self, x: &B::Tensor) -> Result<Vec<f32>> {
         let mut out = vec![0.0; self.shape(x).len()];
         pollster::block_on(self.download(x, &mut out))?;
         Ok(out)
     }
 
-    /// `acc + a . b` on the host with blocks of another size; whole blocks of `dot` are chains.
-    fn product(
+    /// Computes `acc + a b` on the host, summing each dot product in blocks of `block` terms.
+    fn product_in_blocks(
         &self,
         a: MatrixRef<'_, B::Tensor>,
         b: MatrixRef<'_, B::Tensor>,
@@ -119,16 +125,16 @@ impl<B: Backend> Planted<B> {
     ) -> Result<B::Tensor> {
         let exact = self.inner.gemm(a, b, None)?;
         let (shape, k) = (self.shape(&exact), a.shape(self.shape(a.tensor)).cols);
-        let (own_a, own_b) = (self.shape(a.tensor), self.shape(b.tensor));
-        let (host_a, host_b) = (self.host(a.tensor)?, self.host(b.tensor)?);
-        let at = |data: &[f32], own: MatrixShape, turned: bool, i, j| {
-            data[if turned { j * own.cols + i } else { i * own.cols + j }]
+        let (shape_a, shape_b) = (self.shape(a.tensor), self.shape(b.tensor));
+        let (host_a, host_b) = (self.download_all(a.tensor)?, self.download_all(b.tensor)?);
+        let at = |data: &[f32], shape: MatrixShape, transposed: bool, i, j| {
+            data[if transposed { j * shape.cols + i } else { i * shape.cols + j }]
         };
         let element = |i: usize, j: usize| {
-            let term = |p| (at(&host_a, own_a, a.transposed, i, p), at(&host_b, own_b, b.transposed, p, j));
+            let term = |p| (at(&host_a, shape_a, a.transposed, i, p), at(&host_b, shape_b, b.transposed, p, j));
             let chain =
                 |start: usize| (start..k.min(start + block)).fold(0.0f32, |sum, p| term(p).0.mul_add(term(p).1, sum));
-            // Sums of no more than 32 blocks are added from the left, as by `dot`.
+            // `dot` adds up to 32 terms from left to right; here the terms are the sums of the blocks.
             let sums: Vec<f32> = (0..k).step_by(block).map(chain).collect();
             dot(sums.len(), |p| sums[p], |_| 1.0)
         };
@@ -141,11 +147,11 @@ impl<B: Backend> Planted<B> {
     }
 }
 
-impl<B: Backend> Ops for Planted<B> {
+impl<B: Backend> Ops for FaultyBackend<B> {
     type Tensor = B::Tensor;
 
     fn name(&self) -> &str {
-        "planted"
+        "faulty"
     }
     fn arithmetic(&self) -> Arithmetic {
         self.inner.arithmetic()
@@ -169,15 +175,15 @@ impl<B: Backend> Ops for Planted<B> {
         acc: Option<&B::Tensor>,
     ) -> Result<B::Tensor> {
         match self.fault {
-            Fault::OneChain if self.active => self.product(a, b, acc, usize::MAX / 2),
-            Fault::SmallBlocks | Fault::BackwardSmallBlocks if self.active => self.product(a, b, acc, 16),
+            Fault::UnblockedSum if self.active => self.product_in_blocks(a, b, acc, usize::MAX / 2),
+            Fault::SmallBlocks | Fault::BackwardSmallBlocks if self.active => self.product_in_blocks(a, b, acc, 16),
             _ => self.inner.gemm(a, b, acc),
         }
     }
     fn mul_add(&self, alpha: f32, a: &B::Tensor, b: Option<&B::Tensor>, c: Option<&B::Tensor>) -> Result<B::Tensor> {
-        // Slopes have this factor on three operands, and where gates are coupled their common gradient.
-        let slope = alpha == -1.0 && b.is_some() && self.has(Fault::SlopeNotFused);
-        if (slope || self.has(Fault::NotFused)) && c.is_some() {
+        // Calls with `alpha = -1` and three operands compute derivatives, or the common gradient of coupled gates.
+        let is_derivative = alpha == -1.0 && b.is_some() && self.has(Fault::UnfusedDerivative);
+        if (is_derivative || self.has(Fault::UnfusedMulAdd)) && c.is_some() {
             let product = self.inner.mul_add(alpha, a, b, None)?;
             return self.inner.mul_add(1.0, &product, None, c);
         }
@@ -187,11 +193,11 @@ impl<B: Backend> Ops for Planted<B> {
         self.inner.sigmoid(x)
     }
     fn tanh(&self, x: B::Tensor) -> Result<B::Tensor> {
-        if self.has(Fault::OtherTanh) {
+        if self.has(Fault::TanhFromSigmoid) {
             let s = self.inner.sigmoid(self.inner.mul_add(2.0, &x, None, None)?)?;
             let cols = self.shape(&s).cols;
-            let ones = self.upload(MatrixShape::new(1, cols), &vec![-1.0; cols])?;
-            return self.inner.mul_add(2.0, &s, None, Some(&ones));
+            let minus_ones = self.upload(MatrixShape::new(1, cols), &vec![-1.0; cols])?;
+            return self.inner.mul_add(2.0, &s, None, Some(&minus_ones));
         }
         self.inner.tanh(x)
     }
@@ -199,7 +205,7 @@ impl<B: Backend> Ops for Planted<B> {
         if self.has(Fault::IgnoredClip) { Ok(x) } else { self.inner.clip(x, bound) }
     }
     fn select_between(&self, x: B::Tensor, by: &B::Tensor, low: &B::Tensor, high: &B::Tensor) -> Result<B::Tensor> {
-        if self.has(Fault::IgnoredBounds) { Ok(x) } else { self.inner.select_between(x, by, low, high) }
+        if self.has(Fault::IgnoredClipBounds) { Ok(x) } else { self.inner.select_between(x, by, low, high) }
     }
     fn slice(&self, x: &B::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<B::Tensor> {
         self.inner.slice(x, rows, cols)
@@ -209,7 +215,7 @@ impl<B: Backend> Ops for Planted<B> {
     }
 }
 
-impl<B: Backend> Backend for Planted<B> {
+impl<B: Backend> Backend for FaultyBackend<B> {
     type Layer = reference::Layer<B::Tensor>;
     type Plan = ();
     type Trace = reference::Trace<B::Tensor>;
@@ -225,7 +231,7 @@ impl<B: Backend> Backend for Planted<B> {
         ExecutionPath::Fused(format!("{:?}", self.fault).into())
     }
     fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, B::Tensor>) -> Result<LayerOutput<B::Tensor>> {
-        let state = self.unless(Fault::IgnoredState, s.state)?;
+        let state = self.zero_state_if(Fault::IgnoredState, s.state)?;
         let lengths = s.lengths.filter(|_| self.fault != Fault::IgnoredLengths);
         reference::forward(&self.in_pass(false), layer, Sequence { state: &state, lengths, ..s })
     }
@@ -244,13 +250,13 @@ impl<B: Backend> Backend for Planted<B> {
         trace: &Self::Trace,
         upstream: LayerOutputGradients<'_, B::Tensor>,
     ) -> Result<LayerGradients<B::Tensor>> {
-        let state = self.unless(Fault::IgnoredFinalState, upstream.state)?;
-        let onto = upstream.accumulate.filter(|_| self.fault != Fault::IgnoredOnto);
+        let state = self.zero_state_if(Fault::IgnoredFinalStateGradient, upstream.state)?;
+        let accumulate = upstream.accumulate.filter(|_| self.fault != Fault::IgnoredAccumulation);
         reference::backward(
             &self.in_pass(true),
             layer,
             trace,
-            LayerOutputGradients { state: &state, accumulate: onto, ..upstream },
+            LayerOutputGradients { state: &state, accumulate, ..upstream },
         )
     }
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {
