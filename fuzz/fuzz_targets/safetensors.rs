@@ -1,4 +1,4 @@
-//! Fuzzes what is done with a file of weights, on one thread.
+//! Fuzzes reading and running safetensors files. The backend uses one thread.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use lstm_cpu::Cpu;
 
-static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::builder().threads(1).build().expect("one thread needs no starting"));
+/// Backend that runs the models.
+static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::builder().threads(1).build().expect("a single thread can always be used"));
 
 fuzz_target!(|bytes: &[u8]| drop(lstm_tests::malformed::safetensors(&*CPU, bytes)));

@@ -1,4 +1,4 @@
-//! sigmoid and tanh on inputs of every kind, and over all 2^32 of them.
+//! Checks of sigmoid and tanh on samples, and on all 2^32 inputs.
 
 use anyhow::{Result, ensure};
 use lstm_core::{Backend, MatrixShape, arithmetic, arithmetic::Digest};
@@ -7,9 +7,9 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-use crate::{compare::same_slices, primitives::get};
+use crate::{compare::same_slices, primitives::download};
 
-/// One of the two activations.
+/// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// The logistic function.
@@ -19,10 +19,10 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Both.
+    /// All activation functions.
     pub const ALL: [Activation; 2] = [Activation::Sigmoid, Activation::Tanh];
 
-    /// Its name in reports.
+    /// Name of the function in reports.
     pub fn name(self) -> &'static str {
         match self {
             Activation::Sigmoid => "sigmoid",
@@ -30,7 +30,7 @@ impl Activation {
         }
     }
 
-    /// The definition.
+    /// The value for one input according to the specification (`lstm_core::arithmetic`).
     pub fn scalar(self, x: f32) -> f32 {
         match self {
             Activation::Sigmoid => arithmetic::sigmoid(x),
@@ -38,13 +38,13 @@ impl Activation {
         }
     }
 
-    /// The backend's primitive over `x`.
+    /// Applies the primitive of a backend to every value of `x`.
     ///
     /// # Errors
-    /// What the backend refuses.
+    /// The backend returns an error.
     pub fn run<B: Backend>(self, b: &B, x: &[f32]) -> Result<Vec<f32>> {
         let x = b.upload(MatrixShape::new(1, x.len()), x)?;
-        get(
+        download(
             b,
             &match self {
                 Activation::Sigmoid => b.sigmoid(x)?,
@@ -53,15 +53,15 @@ impl Activation {
         )
     }
 
-    /// The function that it approximates.
-    fn truth(self, x: f64) -> f64 {
+    /// The mathematical function, in f64.
+    fn exact(self, x: f64) -> f64 {
         match self {
             Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Activation::Tanh => x.tanh(),
         }
     }
 
-    /// The digest that the specification gives for all inputs.
+    /// The digest of the values of all 2^32 inputs, from the specification.
     fn digest(self) -> Digest {
         Digest(match self {
             Activation::Sigmoid => 0x614a_2369_3483_a476,
@@ -69,14 +69,14 @@ impl Activation {
         })
     }
 
-    /// Whether its error at `x` counts: sigmoid ends in a floor.
+    /// Whether the error at `x` is limited. It is not where sigmoid is rounded to its smallest value.
     fn is_bounded_at(self, x: f32) -> bool {
         self == Activation::Tanh || x > -arithmetic::SIGMOID_MAX
     }
 }
 
-/// Inputs of every kind: all exponents with both signs (so zeros, subnormals, infinities and NaNs), neighbours of every
-/// value at which a formula changes, and plenty where the functions bend.
+/// Sample inputs: values with every exponent and sign (which includes zeros, subnormals, infinities and NaNs), the
+/// neighbors of every value at which the formula changes, and 20,000 random values in [-16, 16).
 pub fn samples() -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(0xac7);
     let mut bits = Vec::new();
@@ -85,50 +85,51 @@ pub fn samples() -> Vec<f32> {
         bits.extend(low.map(|low| high << 23 | low));
         bits.extend((0..24).map(|_| high << 23 | rng.next_u32() >> 9));
     }
-    let turns = [arithmetic::SNAP_BITS, arithmetic::TANH_LINEAR_BITS]
+    let boundaries = [arithmetic::SNAP_BITS, arithmetic::TANH_LINEAR_BITS]
         .into_iter()
         .chain([arithmetic::SIGMOID_MAX, arithmetic::TANH_MAX].map(f32::to_bits))
-        // Where rounding x / ln(2) turns from one integer to the next.
+        // Values at which x / ln(2) rounds to the next integer.
         .chain((0..82).map(|n| ((n as f32 + 0.5) * std::f32::consts::LN_2).to_bits()));
-    for turn in turns {
-        bits.extend((turn - 3..=turn + 3).flat_map(|b| [b, b | 1 << 31]));
+    for boundary in boundaries {
+        bits.extend((boundary - 3..=boundary + 3).flat_map(|b| [b, b | 1 << 31]));
     }
-    let bend = (0..20_000).map(|_| ((rng.next_u32() >> 8) as f32 - 8_388_608.0) * 2f32.powi(-19));
-    bits.into_iter().map(f32::from_bits).chain(bend).collect()
+    let random = (0..20_000).map(|_| ((rng.next_u32() >> 8) as f32 - 8_388_608.0) * 2f32.powi(-19));
+    bits.into_iter().map(f32::from_bits).chain(random).collect()
 }
 
-/// The samples against the definition.
+/// Checks that a backend is bit-identical to the specification on the samples.
 ///
 /// # Errors
-/// The first that differs.
+/// Some value differs, or the backend returns an error.
 pub fn check_samples<B: Backend>(b: &B, activation: Activation) -> Result<()> {
     let x = samples();
     let want: Vec<f32> = x.iter().map(|&x| activation.scalar(x)).collect();
     same_slices(activation.name(), &want, &activation.run(b, &x)?)
 }
 
-/// Distance from the true value, in units of the last place of a float there.
+/// The error of `got` in units in the last place (ULP) of an f32 near `want`.
 pub fn ulps(got: f32, want: f64) -> f64 {
     let exponent = ((want.abs().to_bits() >> 52) as i64 - 1023).max(-126);
     (f64::from(got) - want).abs() / f64::from_bits(((exponent - 23 + 1023) as u64) << 52)
 }
 
-/// How many inputs go to the device at a time.
+/// Number of inputs in each call of the primitive.
 const CHUNK: u32 = 1 << 22;
 
-/// How far from the truth either may be.
+/// The largest allowed error in ULP.
 const MAX_ULPS: f64 = 2.0;
 
-/// All 2^32 inputs: the specification's digest, so every backend and instruction set gives the same bits; NaN in, NaN
-/// out; and with `truth`, monotonic and at most 2 units in the last place off. Returns the greatest error in words.
+/// Checks all 2^32 inputs: NaN gives NaN and nothing else does, and the digest of all values is that of the specification,
+/// so that the backend is bit-identical to all others. With `accuracy`, also checks that the function is monotonic and that
+/// no error exceeds 2 ULP. Returns the digest and the largest error as text.
 ///
 /// # Errors
-/// The first input that breaks a rule, or the digest.
-pub fn check_all<B: Backend>(b: &B, activation: Activation, truth: bool) -> Result<String> {
+/// An input violates one of the rules, or the digest differs.
+pub fn check_all<B: Backend>(b: &B, activation: Activation, accuracy: bool) -> Result<String> {
     let name = activation.name();
     let mut digest = Digest::default();
     let (mut worst, mut worst_at) = (0.0, 0.0);
-    let mut before: Option<(f32, f32)> = None;
+    let mut previous: Option<(f32, f32)> = None;
     for start in (0..=u32::MAX).step_by(CHUNK as usize) {
         let x: Vec<f32> = (start..=start + (CHUNK - 1)).map(f32::from_bits).collect();
         let y = activation.run(b, &x)?;
@@ -138,23 +139,23 @@ pub fn check_all<B: Backend>(b: &B, activation: Activation, truth: bool) -> Resu
                 continue;
             }
             digest.add(y);
-            if !truth {
+            if !accuracy {
                 continue;
             }
-            // Within a sign, bits ascend with the magnitude.
-            if let Some((x0, y0)) = before.filter(|(x0, _)| x0.is_sign_negative() == x.is_sign_negative()) {
+            // Among values of one sign, the bits ascend with the magnitude.
+            if let Some((x0, y0)) = previous.filter(|(x0, _)| x0.is_sign_negative() == x.is_sign_negative()) {
                 let ordered = if x > x0 { y >= y0 } else { y <= y0 };
                 ensure!(ordered, "{name} is not monotonic: {y0:e} at {x0:e}, {y:e} at {x:e}");
             }
-            before = Some((x, y));
-            let error = ulps(y, activation.truth(f64::from(x)));
+            previous = Some((x, y));
+            let error = ulps(y, activation.exact(f64::from(x)));
             if activation.is_bounded_at(x) && error > worst {
                 (worst, worst_at) = (error, x);
             }
         }
     }
     ensure!(digest == activation.digest(), "{name}: digest {digest}, expected {}", activation.digest());
-    if !truth {
+    if !accuracy {
         return Ok(format!("{name}: digest {digest}"));
     }
     ensure!(worst <= MAX_ULPS, "{name}: {worst:.3} ULP at {worst_at:e}");
@@ -166,17 +167,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ulps_of_neighbours() {
+    fn ulps_counts_neighboring_floats() {
         assert_eq!(ulps(1.0 + f32::EPSILON, 1.0), 1.0);
         assert_eq!(ulps(1.0, 1.0), 0.0);
         assert_eq!(ulps(f32::from_bits(3), 0.0), 3.0);
     }
 
     #[test]
-    fn the_definition_stays_within_two_ulps_on_the_samples() {
+    fn specification_is_accurate_to_two_ulps_on_the_samples() {
         for activation in Activation::ALL {
             for x in samples().into_iter().filter(|x| !x.is_nan() && activation.is_bounded_at(*x)) {
-                let error = ulps(activation.scalar(x), activation.truth(f64::from(x)));
+                let error = ulps(activation.scalar(x), activation.exact(f64::from(x)));
                 assert!(error <= MAX_ULPS, "{activation:?}({x:e}): {error} ULP");
             }
         }

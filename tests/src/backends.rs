@@ -81,16 +81,16 @@ mod tests {
     #[test]
     fn reports_unknown_backend() {
         let mut names = BackendNames(Vec::new());
-        let missed = for_each(Some(&["abacus".to_owned()]), &mut names);
+        let not_run = for_each(Some(&["abacus".to_owned()]), &mut names);
         assert!(names.0.is_empty());
-        assert_eq!(missed.len(), 1);
-        assert!(missed[0].to_string().starts_with("abacus: not run: not in this build"), "{}", missed[0]);
+        assert_eq!(not_run.len(), 1);
+        assert!(not_run[0].to_string().starts_with("abacus: not run: not in this build"), "{}", not_run[0]);
     }
 
     #[test]
     fn backend_names_match_feature_names() {
         let mut names = BackendNames(Vec::new());
-        let missed = for_each(None, &mut names);
-        assert_eq!(names.0.len() + missed.len(), COMPILED.len());
+        let not_run = for_each(None, &mut names);
+        assert_eq!(names.0.len() + not_run.len(), COMPILED.len());
     }
 }

@@ -1,4 +1,4 @@
-//! The case table that drives everything: which models over which inputs. All of it is determined by seeds.
+//! The table of test cases: models and their inputs. Seeds determine all values.
 
 use lstm_core::{
     Bias, CellKind, Direction, HostState, Init, Input, LstmConfig, OutputGradients, Result, State, Weights,
@@ -9,61 +9,61 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-/// One model over one input.
+/// A model and its input.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// Names the snapshot; unique.
+    /// Unique name, which is also the name of the snapshot.
     pub name: String,
-    /// Part of the table: `cells`, `options` or `sizes`.
+    /// Group of the case: `cells`, `options` or `sizes`.
     pub group: &'static str,
-    /// The model.
+    /// Configuration of the model.
     pub config: LstmConfig,
     /// Number of sequences.
     pub batch: usize,
-    /// Steps in the longest sequence.
+    /// Number of time steps of the input, padding included.
     pub steps: usize,
-    /// Each sequence's steps.
+    /// Length of each sequence in steps. `None`: every sequence has `steps` steps.
     pub lengths: Option<Vec<usize>>,
-    /// Whether it starts from a given state instead of zeros. Zeros hide errors: few cases start there.
+    /// Whether the model starts from a random state instead of zeros. Zeros hide errors, so few cases use them.
     pub initial_state: bool,
-    /// Factor on inputs and states, a power of two.
+    /// Factor by which inputs and states are scaled, a power of two.
     pub magnitude: f32,
-    /// Seed of the dropout masks, to run as in training.
+    /// Seed of the dropout masks in training mode. `None`: inference mode.
     pub training: Option<u64>,
-    /// Determines weights, inputs and states.
+    /// Seed of weights, inputs and states.
     pub seed: u64,
 }
 
-/// What a case runs over.
+/// The inputs of a case.
 #[derive(Clone, Debug)]
 pub struct Data {
-    /// `(batch, steps, input)`
+    /// Input, shape `(batch, steps, input)`.
     pub x: Array3<f32>,
-    /// The initial state, if any.
+    /// Initial state; `None` means zeros.
     pub state: Option<HostState>,
-    /// As in [`Case`].
+    /// Length of each sequence, as in [`Case::lengths`].
     pub lengths: Option<Vec<usize>>,
-    /// As in [`Case`].
+    /// Seed of the dropout masks, as in [`Case::training`].
     pub training: Option<u64>,
-    /// A loss's gradient with respect to the outputs, `(batch, steps, output)`.
+    /// Gradient of the loss with respect to the outputs, shape `(batch, steps, output)`.
     pub dy: Array3<f32>,
-    /// And to the final states.
+    /// Gradient of the loss with respect to the final state.
     pub dstate: HostState,
 }
 
 impl Data {
-    /// What a backward pass starts from; it asks for the input's gradient.
-    pub fn upstream(&self) -> OutputGradients<'_> {
+    /// The gradients that a backward pass starts from. They request the gradient of the input, too.
+    pub fn output_gradients(&self) -> OutputGradients<'_> {
         OutputGradients::from(&self.dy).state(&self.dstate).with_input()
     }
 
-    /// As an argument of `Lstm::forward`.
+    /// The argument of `Lstm::forward`.
     pub fn input(&self) -> Input<'_> {
-        self.options(Input::from(&self.x))
+        self.with_options(Input::from(&self.x))
     }
 
-    /// Another view of the same steps with this case's state, lengths and training.
-    pub fn options<'a>(&'a self, input: Input<'a>) -> Input<'a> {
+    /// Adds the state, lengths and dropout seed of this case to an input, which may be another view of `x`.
+    pub fn with_options<'a>(&'a self, input: Input<'a>) -> Input<'a> {
         let input = self.state.iter().fold(input, |input, state| input.state(state));
         let input = self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
         self.training.iter().fold(input, |input, &seed| input.training(seed))
@@ -71,10 +71,11 @@ impl Data {
 }
 
 impl Case {
-    /// A case of the table with sizes that divide nothing, an initial state, and nothing else.
+    /// Creates a case with small sizes, an initial state and no further options. The sizes 5, 7 and 3 are no multiples of any
+    /// block or vector length.
     pub fn new(group: &'static str, name: impl Into<String>, cell: CellKind) -> Self {
         let config = LstmConfig::new(5, 7).cell(cell);
-        // The notebook's cell has one bias.
+        // The cell of the original notebook has one bias.
         let config = if cell == CellKind::PeepholeDense { config.bias(Bias::One) } else { config };
         Case {
             name: name.into(),
@@ -90,7 +91,7 @@ impl Case {
         }
     }
 
-    /// Other sizes; the seed follows, so that no two sizes share numbers.
+    /// Sets the sizes, and a seed that depends on them, so that cases of different sizes have different values.
     pub fn sizes(self, input: usize, hidden: usize, batch: usize, steps: usize) -> Self {
         let seed = [input, hidden, batch, steps].into_iter().fold(0, |seed, n| seed * 1000 + n as u64);
         let resized = |mut config: LstmConfig| {
@@ -100,39 +101,39 @@ impl Case {
         Case { batch, steps, seed, ..self.with(resized) }
     }
 
-    /// Other options.
+    /// Changes the configuration of the model.
     pub fn with(self, change: impl Fn(LstmConfig) -> LstmConfig) -> Self {
         Case { config: change(self.config), ..self }
     }
 
-    /// Lengths in no order, with an empty, a single and two full sequences.
-    fn uneven(self) -> Self {
+    /// Sets a batch of 6 sequences with unsorted lengths: one empty, one of a single step, two of full length.
+    fn mixed_lengths(self) -> Self {
         let steps = self.steps;
         Case { batch: 6, lengths: Some(vec![3, 0, steps, 1, steps, steps - 1]), ..self }
     }
 
-    /// The weights, PyTorch's default initialisation.
+    /// The weights, from PyTorch's default initializer.
     ///
     /// # Errors
-    /// A configuration that is not valid.
+    /// The configuration is invalid.
     pub fn weights(&self) -> Result<Weights> {
         Weights::init(self.config.clone(), &Init::default(), self.seed)
     }
 
-    /// The inputs and states.
+    /// The inputs, states and output gradients.
     pub fn data(&self) -> Data {
-        // A stream of its own: the weights are drawn from the same seed.
+        // The weights use the same seed, so this generator needs a different one.
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ 0x7e57);
-        let state = HostState::zeros(&self.config, self.batch).expect("cases are small");
+        let state = HostState::zeros(&self.config, self.batch).expect("the sizes of cases fit in memory");
         let dstate = state.clone();
         let mut fill = |mut array: Array3<f32>, magnitude: f32| {
-            array.iter_mut().for_each(|v| *v = number(&mut rng) * magnitude);
+            array.iter_mut().for_each(|v| *v = random_value(&mut rng) * magnitude);
             array
         };
         let size = self.magnitude;
         let x = fill(Array3::zeros((self.batch, self.steps, self.config.input_size)), size);
         let state = self.initial_state.then(|| State { h: fill(state.h, size), c: fill(state.c, size) });
-        // Gradients of all sizes: they are scaled on their way in and out.
+        // Gradients of many magnitudes, because the backward pass scales them.
         let size = 2f32.powi((self.seed % 80) as i32 - 60);
         Data {
             x,
@@ -145,9 +146,9 @@ impl Case {
     }
 }
 
-/// The next of the numbers that all inputs are made of: multiples of 2^-22 in [-2, 2), with a zero, a negative zero, a
-/// subnormal and two magnitudes around the one below which `snap` gives zero among every few hundred.
-pub fn number(rng: &mut ChaCha8Rng) -> f32 {
+/// Draws a random input value: a multiple of 2^-22 in [-2, 2), or with a probability of 1/256 each zero, negative zero, a
+/// subnormal number, and the values just below and just above the threshold below which `snap` returns zero.
+pub fn random_value(rng: &mut ChaCha8Rng) -> f32 {
     let bits = rng.next_u32();
     match bits & 0xff {
         0 => 0.0,
@@ -155,12 +156,12 @@ pub fn number(rng: &mut ChaCha8Rng) -> f32 {
         2 => f32::from_bits(bits >> 16),
         3 => f32::from_bits(0x2b7f_ffff),
         4 => f32::from_bits(0xab80_0001),
-        // 24 bits and a power of two: exact.
+        // A 24-bit integer times a power of two is exact.
         _ => ((bits >> 8) as i32 - (1 << 23)) as f32 * 2f32.powi(-22),
     }
 }
 
-/// The cells under the names that cases carry.
+/// The cells and their names in the names of cases.
 pub const CELLS: [(&str, CellKind); 4] = [
     ("fused", CellKind::Fused),
     ("unfused", CellKind::Unfused),
@@ -168,17 +169,18 @@ pub const CELLS: [(&str, CellKind); 4] = [
     ("diagonal", CellKind::PeepholeDiagonal),
 ];
 
-/// Sizes around every block (32) and vector length (4, 8, 16).
+/// Sizes around multiples of the block length (32) and the vector lengths (4, 8, 16).
 pub const SIZES: [usize; 20] = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 200];
 
-/// Batches around what kernels take at a time.
+/// Batch sizes around the numbers of rows that kernels process together.
 pub const BATCHES: [usize; 9] = [1, 2, 3, 4, 5, 6, 7, 13, 64];
 
-/// The whole table.
+/// All cases.
 pub fn table() -> Vec<Case> {
     [cells(), options(), sizes()].concat()
 }
 
+/// Cases that test each cell with its basic options.
 fn cells() -> Vec<Case> {
     let of = |(name, cell)| {
         let case = |suffix| Case::new("cells", format!("{name}{suffix}"), cell);
@@ -186,7 +188,7 @@ fn cells() -> Vec<Case> {
             case(""),
             Case { initial_state: false, ..case("-zero-state").sizes(2, 2, 1, 3) },
             case("-larger").sizes(17, 33, 5, 9),
-            // All that moves here passes 2^-40 on its way down, where `snap` decides.
+            // All values are near 2^-40, the threshold of `snap`.
             Case { magnitude: 2f32.powi(-36), ..case("-tiny").with(|c| c.bias(Bias::None)) },
             Case { magnitude: 64.0, ..case("-saturated") },
         ]
@@ -194,12 +196,14 @@ fn cells() -> Vec<Case> {
     CELLS.into_iter().flat_map(of).collect()
 }
 
+/// Cases that test each option with each cell.
 fn options() -> Vec<Case> {
-    // The unfused cell is compared with the fused one in every case: it needs none of its own here.
+    // Every case of the fused cell also runs the unfused cell, which therefore has no cases here.
     let kinds = CELLS.into_iter().filter(|(_, cell)| *cell != CellKind::Unfused);
     kinds.flat_map(|(name, cell)| options_of(name, cell)).collect()
 }
 
+/// Cases that test each option with one cell.
 fn options_of(name: &str, cell: CellKind) -> Vec<Case> {
     let case = |suffix: &str| Case::new("options", format!("{name}-{suffix}"), cell);
     let mut cases = vec![
@@ -209,36 +213,40 @@ fn options_of(name: &str, cell: CellKind) -> Vec<Case> {
         case("no-bias").with(|c| c.bias(Bias::None)),
         case("one-bias").with(|c| c.bias(Bias::One)),
         case("two-biases").with(|c| c.bias(Bias::Two)),
-        case("lengths").uneven(),
-        case("lengths-reverse").uneven().with(|c| c.direction(Direction::Reverse)),
+        case("lengths").mixed_lengths(),
+        case("lengths-reverse").mixed_lengths().with(|c| c.direction(Direction::Reverse)),
         Case { lengths: Some(vec![0; 3]), ..case("lengths-all-empty") },
         case("coupled").with(LstmConfig::coupled),
         case("clip").with(|c| c.clip(0.25)),
         case("coupled-clip").with(|c| c.coupled().clip(0.5)),
-        case("stacked-bidirectional-lengths").uneven().with(|c| c.layers(2).bidirectional()),
+        case("stacked-bidirectional-lengths").mixed_lengths().with(|c| c.layers(2).bidirectional()),
         Case { training: Some(5), ..case("dropout").with(|c| c.layers(3).dropout(0.5)) },
-        // More than two of the chunks in which the weights' gradients are summed.
+        // Weight gradients are summed in chunks of 32 steps: these cases have more than two chunks.
         case("long").sizes(3, 6, 2, 70),
-        case("long-lengths").sizes(3, 5, 6, 66).uneven().with(|c| c.layers(2).bidirectional()),
-        // Without training, dropout does nothing.
+        case("long-lengths").sizes(3, 5, 6, 66).mixed_lengths().with(|c| c.layers(2).bidirectional()),
+        // Dropout has no effect in inference mode.
         case("dropout-inference").with(|c| c.layers(3).dropout(0.5)),
     ];
     let all = |c: LstmConfig| c.layers(2).bidirectional().coupled().clip(0.75).dropout(0.25);
-    cases.push(Case { training: Some(9), ..case("everything").sizes(9, 17, 6, 8).uneven().with(all) });
+    cases.push(Case { training: Some(9), ..case("all-options").sizes(9, 17, 6, 8).mixed_lengths().with(all) });
     if cell != CellKind::PeepholeDense {
         cases.push(case("projection").with(|c| c.proj_size(3)));
         cases.push(case("projection-stacked-bidirectional").with(|c| c.proj_size(3).layers(3).bidirectional()));
         let all = |c| all(c).proj_size(5);
-        cases.push(Case { training: Some(9), ..case("everything-projected").sizes(9, 17, 6, 8).uneven().with(all) });
+        cases.push(Case {
+            training: Some(9),
+            ..case("all-options-projection").sizes(9, 17, 6, 8).mixed_lengths().with(all)
+        });
     }
     cases
 }
 
+/// Cases that test sizes around block and vector lengths, large tiles and long sequences.
 fn sizes() -> Vec<Case> {
     let fused = |name: String| Case::new("sizes", name, CellKind::Fused);
     let mut cases = Vec::new();
     for (k, hidden) in SIZES.into_iter().enumerate() {
-        // Other sizes walk along at their own pace, so that all meet all kinds of neighbours.
+        // The other sizes advance at different rates, so that the combinations vary.
         let (input, batch) = (SIZES[(k * 7 + 3) % SIZES.len()], BATCHES[k % 8]);
         cases.push(fused(format!("hidden-{hidden}")).sizes(input, hidden, batch, 3));
         cases.push(fused(format!("input-{hidden}")).sizes(hidden, 10, batch, 2));
@@ -258,7 +266,7 @@ fn sizes() -> Vec<Case> {
         let case = fused(format!("hidden-{hidden}-projected-{proj}")).sizes(12, hidden, batch, 4);
         cases.push(case.with(|c| c.proj_size(proj)));
     }
-    // Many rows: products by large tiles, of sizes that can be read by fours and of others.
+    // Many rows: products in large tiles, with sizes that are multiples of four and sizes that are not.
     cases.push(fused("rows-40".to_owned()).sizes(20, 56, 40, 2));
     cases.push(fused("rows-40-wide".to_owned()).sizes(20, 112, 40, 2));
     cases.push(Case::new("sizes", "dense-rows-41", CellKind::PeepholeDense).sizes(21, 57, 41, 2));
@@ -269,11 +277,11 @@ fn sizes() -> Vec<Case> {
     }
     let diagonal = Case::new("sizes", "diagonal-rows-40-hidden-112-projected-56", CellKind::PeepholeDiagonal);
     cases.push(diagonal.sizes(20, 112, 40, 2).with(|c| c.proj_size(56)));
-    // Several chunks of steps, with one that is not whole, and without.
+    // Several chunks of steps: 70 steps are two full chunks of 32 and a partial one.
     let diagonal = Case::new("sizes", "diagonal-steps-70", CellKind::PeepholeDiagonal);
-    cases.push(diagonal.sizes(5, 9, 6, 70).uneven().with(LstmConfig::bidirectional));
+    cases.push(diagonal.sizes(5, 9, 6, 70).mixed_lengths().with(LstmConfig::bidirectional));
     cases.push(fused("steps-70-batch-8".to_owned()).sizes(129, 33, 8, 70).with(LstmConfig::bidirectional));
-    // Large enough that several threads share it.
+    // Large enough to be split among several threads.
     cases.push(fused("large".to_owned()).sizes(70, 260, 67, 2));
     cases.push(
         fused("large-stacked-bidirectional".to_owned()).sizes(33, 130, 35, 3).with(|c| c.layers(2).bidirectional()),
@@ -286,12 +294,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_unique_and_configurations_valid() {
+    fn names_are_unique_and_configurations_are_valid() {
         let mut names = std::collections::HashSet::new();
         for case in table() {
             assert!(case.config.validate().is_ok(), "{case:?}");
             assert!(case.lengths.as_ref().is_none_or(|lengths| lengths.len() == case.batch), "{case:?}");
-            assert!(names.insert(case.name.clone()), "{} twice", case.name);
+            assert!(names.insert(case.name.clone()), "duplicate name {}", case.name);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Comparison bit by bit with a readable report, and how results look in a snapshot.
+//! Bit-exact comparison of results with a readable report, and the text of snapshots.
 
 use std::fmt::Write;
 
@@ -10,18 +10,18 @@ use lstm_core::{
     weights::names,
 };
 
-/// What a model gives.
+/// Outputs of a model.
 #[derive(Clone, Debug)]
 pub struct Outputs {
-    /// `(batch, steps, output)`
+    /// Output of the last layer, shape `(batch, steps, output)`.
     pub y: Array3<f32>,
-    /// The final state of all layers.
+    /// Final state of all layers.
     pub state: HostState,
 }
 
 impl Outputs {
-    /// The three arrays under the names that golden files and snapshots use.
-    pub fn groups(&self) -> [(&'static str, &Array3<f32>); 3] {
+    /// The three arrays with their names in golden files and snapshots.
+    pub fn arrays(&self) -> [(&'static str, &Array3<f32>); 3] {
         [("y", &self.y), ("h_n", &self.state.h), ("c_n", &self.state.c)]
     }
 }
@@ -32,15 +32,15 @@ impl From<(Array3<f32>, HostState)> for Outputs {
     }
 }
 
-/// Whether two values count as the same: equal bits, or both NaN, whose payload is open.
+/// Whether two values are bit-identical, or both NaN. The payload of a NaN is unspecified.
 pub fn is_same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
 }
 
-/// Fails unless both have the same shape and the same bits; says how much differs, where first, and how.
+/// Checks that two arrays have the same shape and are bit-identical.
 ///
 /// # Errors
-/// The report.
+/// The arrays differ. The message contains the number of different elements and the first of them.
 pub fn same<D: Dimension>(what: &str, want: ArrayView<'_, f32, D>, got: ArrayView<'_, f32, D>) -> Result<()> {
     ensure!(want.shape() == got.shape(), "{what}: expected shape {:?}, got {:?}", want.shape(), got.shape());
     let pairs = || want.indexed_iter().zip(&got).map(|((at, &w), &g)| (at, w, g)).filter(|&(_, w, g)| !is_same(w, g));
@@ -55,42 +55,42 @@ pub fn same<D: Dimension>(what: &str, want: ArrayView<'_, f32, D>, got: ArrayVie
     )
 }
 
-/// [`same`] for slices.
+/// Compares two slices as [`same`] does.
 ///
 /// # Errors
-/// The report.
+/// The slices differ.
 pub fn same_slices(what: &str, want: &[f32], got: &[f32]) -> Result<()> {
     same(what, ArrayView1::from(want), ArrayView1::from(got))
 }
 
-/// [`same`] for outputs and states.
+/// Compares outputs and states as [`same`] does.
 ///
 /// # Errors
-/// The report.
+/// Some array differs.
 pub fn same_outputs(what: &str, want: &Outputs, got: &Outputs) -> Result<()> {
-    for ((name, want), (_, got)) in want.groups().into_iter().zip(got.groups()) {
+    for ((name, want), (_, got)) in want.arrays().into_iter().zip(got.arrays()) {
         same(&format!("{what}: {name}"), want.view(), got.view())?;
     }
     Ok(())
 }
 
-/// A model's outputs and the gradients of all that they depend on.
+/// Results of the forward and the backward pass of a model.
 #[derive(Clone, Debug)]
 pub struct Passes {
-    /// What the forward pass gives.
+    /// Results of the forward pass.
     pub outputs: Outputs,
-    /// What the backward pass gives.
+    /// Results of the backward pass.
     pub gradients: Gradients,
 }
 
 impl Passes {
-    /// All arrays under the names that golden files and snapshots use.
+    /// All arrays with their names in golden files and snapshots.
     pub fn arrays(&self) -> Vec<(String, ArrayView<'_, f32, IxDyn>)> {
-        let outputs = self.outputs.groups().map(|(name, array)| (name.to_owned(), array.view().into_dyn()));
+        let outputs = self.outputs.arrays().map(|(name, array)| (name.to_owned(), array.view().into_dyn()));
         outputs.into_iter().chain(self.gradients()).collect()
     }
 
-    /// The gradients under the names that golden files and snapshots use, weights as in a file of PyTorch's.
+    /// The gradients with their names in golden files and snapshots. Weight gradients have PyTorch's names and layout.
     fn gradients(&self) -> Vec<(String, ArrayView<'_, f32, IxDyn>)> {
         let Gradients { x, state, weights, .. } = &self.gradients;
         let mut all =
@@ -106,10 +106,10 @@ impl Passes {
     }
 }
 
-/// [`same`] for outputs, states and gradients.
+/// Compares outputs, states and gradients as [`same`] does.
 ///
 /// # Errors
-/// The report.
+/// Some array differs.
 pub fn same_passes(what: &str, want: &Passes, got: &Passes) -> Result<()> {
     same_outputs(what, &want.outputs, &got.outputs)?;
     let (want, got) = (want.gradients(), got.gradients());
@@ -120,20 +120,25 @@ pub fn same_passes(what: &str, want: &Passes, got: &Passes) -> Result<()> {
     Ok(())
 }
 
-/// How many values a snapshot shows of each output, and of each gradient.
-const SHOWN: [usize; 2] = [32, 4];
+/// Number of values of each output in a snapshot.
+const OUTPUT_VALUES: usize = 32;
 
-/// The text of a snapshot: for each array its shape, a digest of all of it, and the first values in hex and decimal.
+/// Number of values of each gradient in a snapshot.
+const GRADIENT_VALUES: usize = 4;
+
+/// Returns the text of a snapshot: for each array the shape, the digest of all values, and the first values in
+/// hexadecimal and decimal.
 pub fn render(passes: &Passes) -> String {
     let mut text = String::new();
-    let outputs = passes.outputs.groups().map(|(name, array)| (name.to_owned(), array.view().into_dyn(), SHOWN[0]));
-    let gradients = passes.gradients().into_iter().map(|(name, array)| (name, array, SHOWN[1]));
-    for (name, array, shown) in outputs.into_iter().chain(gradients) {
+    let outputs =
+        passes.outputs.arrays().map(|(name, array)| (name.to_owned(), array.view().into_dyn(), OUTPUT_VALUES));
+    let gradients = passes.gradients().into_iter().map(|(name, array)| (name, array, GRADIENT_VALUES));
+    for (name, array, count) in outputs.into_iter().chain(gradients) {
         // Writing to a string can't fail.
         let _ = writeln!(text, "{name} {:?} digest {}", array.shape(), Digest::of(&array));
-        let shown: Vec<String> =
-            array.iter().take(shown).map(|v| format!("{:08x} {:>15}", v.to_bits(), format!("{v:e}"))).collect();
-        for line in shown.chunks(4) {
+        let values: Vec<String> =
+            array.iter().take(count).map(|v| format!("{:08x} {:>15}", v.to_bits(), format!("{v:e}"))).collect();
+        for line in values.chunks(4) {
             let _ = writeln!(text, "  {}", line.join("   "));
         }
     }
@@ -145,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_report_shows_both_values() {
+    fn report_shows_the_first_difference() {
         let report = same_slices("y", &[1.0, 2.0, f32::NAN], &[1.0, f32::from_bits(0x4000_0001), -f32::NAN]);
         let report = report.expect_err("one bit differs").to_string();
         assert!(

@@ -1,4 +1,5 @@
-//! Bad arguments: an error that names the operation and argument, never a panic, and nothing changed.
+//! Checks of invalid arguments: every call returns an error that names the operation and the argument, does not panic, and
+//! changes nothing.
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
@@ -12,7 +13,7 @@ use lstm_core::{
 use crate::{
     cases::Case,
     compare::same_slices,
-    primitives::{Check, get},
+    primitives::{Check, download},
 };
 
 /// All checks.
@@ -30,48 +31,53 @@ pub fn checks<B: Backend>() -> Vec<Check<B>> {
     ]
 }
 
-/// Fails unless `result` is an error that says all of `words`.
-fn refused<T>(what: &str, words: &[&str], result: Result<T, Error>) -> Result<()> {
+/// Checks that `result` is an error whose message contains all of `words`. `what` describes the invalid argument.
+fn expect_error<T>(what: &str, words: &[&str], result: Result<T, Error>) -> Result<()> {
     let Err(error) = result else { bail!("{what} was accepted") };
     let text = error.to_string();
     match words.iter().find(|word| !text.contains(**word)) {
-        Some(word) => bail!("{what}: the error does not say `{word}`: {text}"),
+        Some(word) => bail!("{what}: the error does not contain `{word}`: {text}"),
         None => Ok(()),
     }
 }
 
+/// Shapes and bounds that primitives must reject.
 fn primitives<B: Backend>(b: &B) -> Result<()> {
     let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
     let (x, y) = (make(2, 3)?, make(4, 5)?);
-    refused("too few elements", &["upload", "[2, 3]", "5"], b.upload(MatrixShape::new(2, 3), &[0.0; 5]))?;
-    refused("an empty upload", &["upload"], b.upload(MatrixShape::new(0, 3), &[]))?;
-    refused("an impossible shape", &["upload"], b.upload(MatrixShape::new(usize::MAX, 2), &[]))?;
+    expect_error("too few elements", &["upload", "[2, 3]", "5"], b.upload(MatrixShape::new(2, 3), &[0.0; 5]))?;
+    expect_error("an empty upload", &["upload"], b.upload(MatrixShape::new(0, 3), &[]))?;
+    expect_error("an impossible shape", &["upload"], b.upload(MatrixShape::new(usize::MAX, 2), &[]))?;
     let mut out = [7.0; 5];
-    refused("a short download", &["download", "[2, 3]", "5"], pollster::block_on(b.download(&x, &mut out)))?;
-    ensure!(out == [7.0; 5], "a refused download wrote");
+    expect_error("a short download", &["download", "[2, 3]", "5"], pollster::block_on(b.download(&x, &mut out)))?;
+    ensure!(out == [7.0; 5], "a rejected download changed the output");
 
-    refused("gemm", &["gemm", "[2, 3]", "[4, 5]"], b.gemm((&x).into(), (&y).into(), None))?;
+    expect_error("gemm", &["gemm", "[2, 3]", "[4, 5]"], b.gemm((&x).into(), (&y).into(), None))?;
     for bound in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-        refused("a bound", &["clip", "positive"], b.clip(x.clone(), bound))?;
+        expect_error("an invalid bound", &["clip", "positive"], b.clip(x.clone(), bound))?;
     }
     let row = make(1, 3)?;
-    refused("within by y", &["select_between", "[2, 3]", "[4, 5]"], b.select_between(x.clone(), &y, &row, &row))?;
-    refused("within x", &["select_between", "[1, 3]", "[2, 3]"], b.select_between(x.clone(), &x, &row, &x))?;
+    expect_error("within by y", &["select_between", "[2, 3]", "[4, 5]"], b.select_between(x.clone(), &y, &row, &row))?;
+    expect_error("within x", &["select_between", "[1, 3]", "[2, 3]"], b.select_between(x.clone(), &x, &row, &x))?;
     let square = make(3, 3)?;
-    refused("gemm onto y", &["gemm acc", "[4, 5]"], b.gemm((&x).into(), (&square).into(), Some(&y)))?;
-    refused("mul_add by y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, Some(&y), None))?;
-    refused("mul_add onto y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, None, Some(&y)))?;
-    refused("no rows", &["slice", "[2, 3]"], b.slice(&x, 1..1, 0..3))?;
-    #[expect(clippy::reversed_empty_ranges, reason = "that is what is refused")]
-    refused("backwards", &["slice", "[2, 3]"], b.slice(&x, 0..2, 2..1))?;
-    refused("outside", &["slice", "[2, 3]"], b.slice(&x, 0..3, 0..3))?;
-    refused("outside", &["slice", "[2, 3]"], b.slice(&x, 0..2, 0..usize::MAX))?;
-    refused("no parts", &["concat"], b.concat(ConcatAxis::Rows, &[]))?;
-    refused("other columns", &["concat", "[4, 5]"], b.concat(ConcatAxis::Rows, &[x.clone(), y.clone()]))?;
-    refused("other rows", &["concat", "[4, 5]"], b.concat(ConcatAxis::Cols, &[x, y]))
+    expect_error("gemm with accumulator y", &["gemm acc", "[4, 5]"], b.gemm((&x).into(), (&square).into(), Some(&y)))?;
+    expect_error("mul_add with factor y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, Some(&y), None))?;
+    expect_error("mul_add with addend y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, None, Some(&y)))?;
+    expect_error("an empty range", &["slice", "[2, 3]"], b.slice(&x, 1..1, 0..3))?;
+    #[expect(clippy::reversed_empty_ranges, reason = "the reversed range must be rejected")]
+    expect_error("a reversed range", &["slice", "[2, 3]"], b.slice(&x, 0..2, 2..1))?;
+    expect_error("a range outside of the tensor", &["slice", "[2, 3]"], b.slice(&x, 0..3, 0..3))?;
+    expect_error("a range outside of the tensor", &["slice", "[2, 3]"], b.slice(&x, 0..2, 0..usize::MAX))?;
+    expect_error("no parts", &["concat"], b.concat(ConcatAxis::Rows, &[]))?;
+    expect_error(
+        "different numbers of columns",
+        &["concat", "[4, 5]"],
+        b.concat(ConcatAxis::Rows, &[x.clone(), y.clone()]),
+    )?;
+    expect_error("different numbers of rows", &["concat", "[4, 5]"], b.concat(ConcatAxis::Cols, &[x, y]))
 }
 
-/// A layer of the backend itself, below the model.
+/// Input, state and lengths that the forward pass of a layer must reject.
 fn layer<B: Backend>(b: &B) -> Result<()> {
     let case = Case::new("", "", CellKind::Fused);
     let weights = case.weights()?;
@@ -82,20 +88,20 @@ fn layer<B: Backend>(b: &B) -> Result<()> {
         let mut plan = b.plan(&layer, 2, 3)?;
         b.forward(&layer, &mut plan, Sequence { x, state, steps: 3, batch: 2, lengths })
     };
-    run(&x, &state, Some(&[3, 0])).context("in order")?;
-    refused("x", &["forward: x", "[6, 5]", "[6, 4]"], run(&make(6, 4)?, &state, None))?;
-    refused("rows of x", &["forward: x", "[6, 5]", "[5, 5]"], run(&make(5, 5)?, &state, None))?;
+    run(&x, &state, Some(&[3, 0])).context("valid lengths")?;
+    expect_error("x", &["forward: x", "[6, 5]", "[6, 4]"], run(&make(6, 4)?, &state, None))?;
+    expect_error("rows of x", &["forward: x", "[6, 5]", "[5, 5]"], run(&make(5, 5)?, &state, None))?;
     let other = State { h: make(2, 6)?, ..state.clone() };
-    refused("h", &["forward: state.h", "[2, 7]", "[2, 6]"], run(&x, &other, None))?;
+    expect_error("h", &["forward: state.h", "[2, 7]", "[2, 6]"], run(&x, &other, None))?;
     let other = State { c: make(1, 7)?, ..state.clone() };
-    refused("c", &["forward: state.c", "[2, 7]", "[1, 7]"], run(&x, &other, None))?;
+    expect_error("c", &["forward: state.c", "[2, 7]", "[1, 7]"], run(&x, &other, None))?;
     for lengths in [&[1, 3][..], &[4, 1], &[3], &[3, 2, 1]] {
-        refused("lengths", &["forward: lengths", "2 descending"], run(&x, &state, Some(lengths)))?;
+        expect_error("lengths", &["forward: lengths", "2 descending"], run(&x, &state, Some(lengths)))?;
     }
     Ok(())
 }
 
-/// The backward pass of a layer: gradients, traces and plans of other sizes.
+/// Output gradients, accumulators and traces that the backward pass of a layer must reject.
 fn layer_backward<B: Backend>(b: &B) -> Result<()> {
     let load = |config| b.load(&Weights::init(config, &Init::default(), 1)?.layers()[0]);
     let config = LstmConfig::new(5, 7);
@@ -109,17 +115,21 @@ fn layer_backward<B: Backend>(b: &B) -> Result<()> {
     let mut run = |layer: &B::Layer, y: &B::Tensor, state: &State<B::Tensor>, onto| {
         b.backward(layer, &mut plan, &trace, LayerOutputGradients { y, state, accumulate: onto, need_x: true })
     };
-    let first = run(&layer, &good, &state, None).context("the right shapes")?;
-    refused("columns of y", &["backward: y", "[6, 7]", "[6, 8]"], run(&layer, &make(6, 8)?, &state, None))?;
-    refused("rows of y", &["backward: y", "[6, 7]", "[4, 7]"], run(&layer, &make(4, 7)?, &state, None))?;
+    let first = run(&layer, &good, &state, None).context("valid shapes")?;
+    expect_error("columns of y", &["backward: y", "[6, 7]", "[6, 8]"], run(&layer, &make(6, 8)?, &state, None))?;
+    expect_error("rows of y", &["backward: y", "[6, 7]", "[4, 7]"], run(&layer, &make(4, 7)?, &state, None))?;
     let bad = State { h: make(3, 7)?, ..state.clone() };
-    refused("h", &["backward: state.h", "[2, 7]", "[3, 7]"], run(&layer, &good, &bad, None))?;
+    expect_error("h", &["backward: state.h", "[2, 7]", "[3, 7]"], run(&layer, &good, &bad, None))?;
     let bad = State { c: make(2, 6)?, ..state.clone() };
-    refused("c", &["backward: state.c", "[2, 7]", "[2, 6]"], run(&layer, &good, &bad, None))?;
+    expect_error("c", &["backward: state.c", "[2, 7]", "[2, 6]"], run(&layer, &good, &bad, None))?;
     let bad = WeightGradients { input: make(28, 4)?, ..first.weights.clone() };
-    refused("onto other weights", &["accumulate", "[28, 5]", "[28, 4]"], run(&layer, &good, &state, Some(bad)))?;
+    expect_error(
+        "an accumulator of other weights",
+        &["accumulate", "[28, 5]", "[28, 4]"],
+        run(&layer, &good, &state, Some(bad)),
+    )?;
     let bad = WeightGradients { bias: None, ..first.weights.clone() };
-    refused("onto no bias", &["accumulate", "bias"], run(&layer, &good, &state, Some(bad)))?;
+    expect_error("an accumulator without bias", &["accumulate", "bias"], run(&layer, &good, &state, Some(bad)))?;
     for other in [
         LstmConfig::new(5, 8),
         config.clone().cell(CellKind::PeepholeDiagonal),
@@ -130,165 +140,175 @@ fn layer_backward<B: Backend>(b: &B) -> Result<()> {
         config.coupled(),
     ] {
         let layer = load(other)?;
-        refused("another layer's trace", &["backward"], run(&layer, &good, &state, None))?;
+        expect_error("another layer's trace", &["backward"], run(&layer, &good, &state, None))?;
     }
     Ok(())
 }
 
-/// The backward pass of a model.
+/// Checkpointing and output gradients that the training passes of a model must reject.
 fn backward<B: Backend>(b: &B) -> Result<()> {
     let case = Case::new("", "", CellKind::Fused).with(|c| c.proj_size(4).layers(2));
     let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
-    for keep in [0, 1, 31, 33] {
-        let keep = Checkpointing::Segments(keep);
-        refused("odd segments", &["checkpointing", "multiple of 32"], model.forward_train(&data.x, keep))?;
+    for segment in [0, 1, 31, 33] {
+        let checkpointing = Checkpointing::Segments(segment);
+        expect_error(
+            "an invalid segment length",
+            &["checkpointing", "multiple of 32"],
+            model.forward_train(&data.x, checkpointing),
+        )?;
     }
     let other = Array3::<f32>::zeros((3, 6, 4));
     let other = model.forward_train(&other, Checkpointing::Everything);
-    refused("features", &["forward: x", "[3, 6, 5]", "[3, 6, 4]"], other)?;
+    expect_error("features", &["forward: x", "[3, 6, 5]", "[3, 6, 4]"], other)?;
     let tape = model.forward_train(&data.x, Checkpointing::Everything)?.tape;
     for shape in [(3, 6, 5), (3, 5, 4), (2, 6, 4), (6, 3, 4), (0, 0, 0)] {
-        refused("y", &["backward: y", "[3, 6, 4]"], tape.backward(&Array3::zeros(shape)))?;
+        expect_error("y", &["backward: y", "[3, 6, 4]"], tape.backward(&Array3::zeros(shape)))?;
     }
     let state = HostState::zeros(&case.config, 2)?;
-    refused("states", &["backward: state.h", "[2, 3, 4]", "[2, 2, 4]"], tape.backward(&state))
+    expect_error("states", &["backward: state.h", "[2, 3, 4]", "[2, 2, 4]"], tape.backward(&state))
 }
 
-/// Sizes whose products wrap around, or that no memory holds.
+/// Sizes whose products overflow, or that do not fit in memory.
 fn huge<B: Backend>(b: &B) -> Result<()> {
     let model = Lstm::random(b, LstmConfig::new(4, 4), 1)?;
     for batch in [1 << 50, 1 << 60, 1 << 62, usize::MAX] {
-        refused("a huge stream", &["do not fit in memory"], model.stream(batch))?;
+        expect_error("a huge stream", &["do not fit in memory"], model.stream(batch))?;
     }
     let layer = b.load(&model.weights().layers()[0])?;
     let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
     let (x, state) = (make(2, 4)?, State { h: make(2, 4)?, c: make(2, 4)? });
     let mut plan = b.plan(&layer, 2, 1)?;
     let sequence = Sequence { x: &x, state: &state, steps: (1 << 63) + 1, batch: 2, lengths: None };
-    refused("steps that wrap", &["forward", "do not fit"], b.forward(&layer, &mut plan, sequence))?;
+    expect_error("steps whose product overflows", &["forward", "do not fit"], b.forward(&layer, &mut plan, sequence))?;
     for empty in [Array3::zeros((1 << 60, 0, 4)), Array3::zeros((1 << 44, 0, 4))] {
-        refused("many empty sequences", &["do not fit"], model.forward(&empty))?;
-        refused("many empty sequences", &["do not fit"], model.forward_train(&empty, Checkpointing::Everything))?;
+        expect_error("many empty sequences", &["do not fit"], model.forward(&empty))?;
+        expect_error("many empty sequences", &["do not fit"], model.forward_train(&empty, Checkpointing::Everything))?;
     }
     let row = Array3::<f32>::zeros((1, 1, 4));
-    let wide = row.broadcast((1, 1 << 56, 4)).context("one row for all")?;
-    refused("a view of no memory", &["do not fit"], model.forward(wide))?;
-    refused("a view of no memory", &["do not fit"], model.forward_train(wide, Checkpointing::Everything))?;
+    let wide = row.broadcast((1, 1 << 56, 4)).context("broadcast of one row")?;
+    expect_error("a broadcast view", &["do not fit"], model.forward(wide))?;
+    expect_error("a broadcast view", &["do not fit"], model.forward_train(wide, Checkpointing::Everything))?;
     let head = Linear::random(b, 4, 1, 1)?;
-    refused("a view of no memory", &["do not fit"], head.forward(wide))?;
+    expect_error("a broadcast view", &["do not fit"], head.forward(wide))?;
     let tape = model.forward_train(&row, Checkpointing::Everything)?.tape;
-    refused("a wide gradient", &["backward: y"], tape.backward(wide))?;
+    expect_error("a wide gradient", &["backward: y"], tape.backward(wide))?;
     let (column, row) = (make(1 << 24, 1)?, make(1, 1 << 24)?);
-    refused("a huge product", &["gemm", "do not fit"], b.gemm((&column).into(), (&row).into(), None))?;
+    expect_error("a huge product", &["gemm", "do not fit"], b.gemm((&column).into(), (&row).into(), None))?;
     let config = LstmConfig::new(1 << 24, 1 << 24);
-    refused("a huge model", &["hidden_size"], Weights::init(config, &Init::default(), 1))?;
-    // A layer alone, with options that no model can have.
+    expect_error("a huge model", &["hidden_size"], Weights::init(config, &Init::default(), 1))?;
+    // A single layer with options that no model configuration allows.
     let spec = LstmConfig::new(1, 5).cell(CellKind::PeepholeDense).proj_size(70).layer_specs()[0];
     let values = spec.params().into_iter().map(|(_, shape)| ArrayD::zeros(shape)).collect();
-    refused("a projected dense peephole", &["proj_size"], LayerWeights::new(spec, values))
+    expect_error("a projected dense peephole", &["proj_size"], LayerWeights::new(spec, values))
 }
 
-/// Cells by hand: inputs and weights of other cells.
+/// Weights and inputs of other cells.
 fn cell<B: Backend>(b: &B) -> Result<()> {
     let layer = |cell| Weights::init(LstmConfig::new(3, 5).cell(cell), &Init::default(), 1);
     let (fused, unfused) = (layer(CellKind::Fused)?, layer(CellKind::Unfused)?);
     let [fused, unfused] = [&fused.layers()[0], &unfused.layers()[0]];
-    refused("the fused cell's weights", &["cell", "PeepholeDiagonal"], PeepholeDiagonal::load(b, fused))?;
+    expect_error("the fused cell's weights", &["cell", "PeepholeDiagonal"], PeepholeDiagonal::load(b, fused))?;
     let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
     let (x, state) = (make(2, 3)?, State { h: make(2, 5)?, c: make(2, 5)? });
     let input = Cell::load(b, unfused)?.input_term(b, &x)?;
     let fused = Cell::load(b, fused)?;
-    refused("the unfused cell's input", &["step: input"], fused.step(b, input, &state))?;
+    expect_error("the unfused cell's input", &["step: input"], fused.step(b, input, &state))?;
     let narrow = State { h: make(2, 4)?, ..state };
-    refused("a narrow h", &["gemm", "[2, 4]"], fused.step(b, fused.input_term(b, &x)?, &narrow))
+    expect_error("a narrow h", &["gemm", "[2, 4]"], fused.step(b, fused.input_term(b, &x)?, &narrow))
 }
 
+/// Input, states, lengths and weights that the forward pass of a model must reject.
 fn forward<B: Backend>(b: &B) -> Result<()> {
     let case = Case::new("", "", CellKind::Fused).with(|c| c.proj_size(4).layers(2));
     let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
     let zeros = |a, b, c| Array3::<f32>::zeros((a, b, c));
     let x = &data.x;
-    refused("features", &["forward: x", "[3, 6, 5]", "[3, 6, 4]"], model.forward(&zeros(3, 6, 4)))?;
-    refused("empty features", &["forward: x", "[0, 6, 5]"], model.forward(&zeros(0, 6, 4)))?;
+    expect_error("features", &["forward: x", "[3, 6, 5]", "[3, 6, 4]"], model.forward(&zeros(3, 6, 4)))?;
+    expect_error("empty features", &["forward: x", "[0, 6, 5]"], model.forward(&zeros(0, 6, 4)))?;
     let good = HostState::zeros(&case.config, 3)?;
     for h in [zeros(1, 3, 4), zeros(2, 2, 4), zeros(2, 3, 7)] {
         let bad = State { h, ..good.clone() };
-        refused("h", &["forward: state.h", "[2, 3, 4]"], model.forward(Input::from(x).state(&bad)))?;
+        expect_error("h", &["forward: state.h", "[2, 3, 4]"], model.forward(Input::from(x).state(&bad)))?;
     }
     for c in [zeros(3, 3, 7), zeros(2, 6, 7), zeros(2, 3, 4)] {
         let bad = State { c, ..good.clone() };
-        refused("c", &["forward: state.c", "[2, 3, 7]"], model.forward(Input::from(x).state(&bad)))?;
+        expect_error("c", &["forward: state.c", "[2, 3, 7]"], model.forward(Input::from(x).state(&bad)))?;
     }
     for lengths in [&[1, 2][..], &[1, 2, 3, 4], &[]] {
-        refused("lengths", &["forward: lengths", "3, one for"], model.forward(Input::from(x).lengths(lengths)))?;
+        expect_error("lengths", &["forward: lengths", "3, one for"], model.forward(Input::from(x).lengths(lengths)))?;
     }
     for lengths in [[1, 7, 1], [1, usize::MAX, 8]] {
-        refused("lengths", &["forward: lengths[1]", "at most 6"], model.forward(Input::from(x).lengths(&lengths)))?;
+        expect_error(
+            "lengths",
+            &["forward: lengths[1]", "at most 6"],
+            model.forward(Input::from(x).lengths(&lengths)),
+        )?;
     }
     let time_major = Input::from(x).time_major().lengths(&[1, 2, 3]);
-    refused("lengths of a time-major input", &["forward: lengths", "6"], model.forward(time_major))?;
+    expect_error("lengths of a time-major input", &["forward: lengths", "6"], model.forward(time_major))?;
     let mut model = model;
     let other = Lstm::random(b, LstmConfig::new(5, 8), 1)?.weights().clone();
-    refused("other weights", &["weights"], model.set_weights(other))
+    expect_error("other weights", &["weights"], model.set_weights(other))
 }
 
+/// Models, batch sizes, states and chunks that streams must reject.
 fn stream<B: Backend>(b: &B) -> Result<()> {
     for direction in [Direction::Reverse, Direction::Bidirectional] {
         let model = Lstm::random(b, LstmConfig::new(3, 5).direction(direction), 1)?;
-        refused("a reverse stream", &["direction"], model.stream(1))?;
+        expect_error("a reverse stream", &["direction"], model.stream(1))?;
     }
-    refused("no layers", &["layer"], b.stream(&[], 1))?;
+    expect_error("no layers", &["layer"], b.stream(&[], 1))?;
     let model = Lstm::random(b, LstmConfig::new(3, 5).layers(2), 1)?;
-    refused("no sequences", &["stream", "batch"], model.stream(0))?;
+    expect_error("no sequences", &["stream", "batch"], model.stream(0))?;
     let mut stream = model.stream(2)?;
     let bad = HostState::zeros(model.config(), 3)?;
-    refused("a state of another batch", &["set_state", "[2, 2, 5]"], stream.set_state(&bad))?;
-    refused("another batch", &["chunk: x", "[2, 4, 3]"], stream.chunk(Array3::zeros((3, 4, 3)).view()))?;
-    refused("other features", &["x", "[2, 4, 3]"], stream.chunk(Array3::zeros((2, 4, 5)).view()))
+    expect_error("a state of another batch", &["set_state", "[2, 2, 5]"], stream.set_state(&bad))?;
+    expect_error("another batch", &["chunk: x", "[2, 4, 3]"], stream.chunk(Array3::zeros((3, 4, 3)).view()))?;
+    expect_error("other features", &["x", "[2, 4, 3]"], stream.chunk(Array3::zeros((2, 4, 5)).view()))
 }
 
-/// A refused step leaves the output and the state as they were; an accepted one writes its output and nothing else.
+/// A rejected step changes neither the output nor the state. A successful step writes its output and nothing else.
 fn step<B: Backend>(b: &B) -> Result<()> {
     let case = Case::new("", "", CellKind::Fused).with(|c| c.layers(2));
     let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
     let mut stream = model.stream(case.batch)?;
-    stream.set_state(data.state.as_ref().context("cases start from a state")?)?;
+    stream.set_state(data.state.as_ref().context("the case has no initial state")?)?;
     let before = stream.state()?;
     let x = vec![0.5; case.batch * 5];
     let mut y = vec![7.0; case.batch * 7];
     let (half, wrong_y) = (x.len() / 2, y.len() - 1);
-    refused("a short x", &["step: x", "15", "7"], stream.step(&x[..half], &mut y))?;
-    refused("an empty x", &["step: x"], stream.step(&[], &mut y))?;
-    refused("a short y", &["step: y", "21", "20"], stream.step(&x, &mut y[..wrong_y]))?;
-    ensure!(y.iter().all(|v| *v == 7.0), "a refused step wrote");
-    ensure!(stream.state()? == before, "a refused step changed the state");
+    expect_error("a short x", &["step: x", "15", "7"], stream.step(&x[..half], &mut y))?;
+    expect_error("an empty x", &["step: x"], stream.step(&[], &mut y))?;
+    expect_error("a short y", &["step: y", "21", "20"], stream.step(&x, &mut y[..wrong_y]))?;
+    ensure!(y.iter().all(|v| *v == 7.0), "a rejected step changed the output");
+    ensure!(stream.state()? == before, "a rejected step changed the state");
 
     let y = crate::primitives::guarded(y.len(), |y| Ok(stream.step(&x, y)?))?;
     let last: Vec<f32> = stream.state()?.h.iter().skip(case.batch * 7).copied().collect();
-    same_slices("a step's output against the last layer's state", &last, &y)?;
+    same_slices("output of a step compared with the state of the last layer", &last, &y)?;
 
     let mut want = stream.state()?;
-    let not_there = stream.reset_sequences(&[0, case.batch]);
-    refused("a sequence that is not there", &["reset_sequences", "below 3", "got 3"], not_there)?;
-    ensure!(stream.state()? == want, "a refused reset changed the state");
+    let out_of_range = stream.reset_sequences(&[0, case.batch]);
+    expect_error("an index out of range", &["reset_sequences", "below 3", "got 3"], out_of_range)?;
+    ensure!(stream.state()? == want, "a rejected reset changed the state");
     stream.reset_sequences(&[1])?;
     [&mut want.h, &mut want.c].into_iter().for_each(|array| array.slice_mut(s![.., 1, ..]).fill(0.0));
-    ensure!(stream.state()? == want, "a sequence that was reset, and those beside it");
+    ensure!(stream.state()? == want, "reset_sequences did not reset exactly one sequence");
 
-    // Below the model: the state's shapes, one per layer.
+    // The backend's own stream needs one state for each layer.
     let layers = model.weights().layers().iter().map(|w| b.load(w)).collect::<Result<Vec<_>, _>>()?;
     let mut raw = b.stream(&layers, 2)?;
     let make = |cols| b.upload(MatrixShape::new(2, cols), &vec![1.0; 2 * cols]);
     let (good, bad) = (State { h: make(7)?, c: make(7)? }, State { h: make(7)?, c: make(6)? });
-    refused(
+    expect_error(
         "one state for two layers",
         &["stream state", "2"],
         b.set_stream_state(&mut raw, std::slice::from_ref(&good)),
     )?;
-    refused("a wide c", &["stream state", "[2, 6]"], b.set_stream_state(&mut raw, &[good.clone(), bad]))?;
+    expect_error("a wide c", &["stream state", "[2, 6]"], b.set_stream_state(&mut raw, &[good.clone(), bad]))?;
     b.set_stream_state(&mut raw, &[good.clone(), good])?;
     for state in b.stream_state(&raw)? {
-        same_slices("a stream's state", &[1.0; 14], &get(b, &state.c)?)?;
+        same_slices("state of a stream", &[1.0; 14], &download(b, &state.c)?)?;
     }
     Ok(())
 }

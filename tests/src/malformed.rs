@@ -1,5 +1,5 @@
-//! What is done with a file from anywhere: the fuzz targets and the tests with damaged files do the same. Whatever the
-//! bytes, an error or a model, never a panic; and a model that loads runs, streams and is written again.
+//! Functions that read a file from an untrusted source, for fuzz targets and tests of malformed files. Reading returns an
+//! error or a model and never panics. A model that loads is run, streamed and written again.
 
 use lstm_core::{
     Backend, CellKind, Direction, Input, Lstm, Reference, Result, StateDict, StateDictWriter, TensorNames, Weights,
@@ -11,22 +11,25 @@ use lstm_formats::{
     onnx::{GraphAxis, GraphPort, InitialState, SequenceLengths},
 };
 
-/// Larger models are loaded but not run.
+/// Models with more parameters are loaded but not run.
 const MAX_PARAMS: usize = 1 << 12;
 
+/// All cells.
 const CELLS: [CellKind; 4] = [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense, CellKind::PeepholeDiagonal];
 
-/// Sequences and steps of a run.
+/// Batch size of a run.
 const BATCH: usize = 2;
+
+/// Number of time steps of a run.
 const STEPS: usize = 3;
 
-/// Does with a safetensors file whatever one can.
+/// Reads a safetensors file in every supported way, runs the model, and writes it again.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The file is malformed.
 ///
 /// # Panics
-/// If a model that loads gives other bits on another way.
+/// The model's results differ between execution paths, or between reading and writing.
 pub fn safetensors<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     let dict = StateDict::from_bytes(bytes.to_vec())?;
     for name in dict.names() {
@@ -43,17 +46,17 @@ pub fn safetensors<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     run(b, &weights);
     let bytes = StateDictWriter::new().lstm("", &weights, TensorNames::PyTorch).and_then(|writer| writer.to_bytes());
     let again = bytes.and_then(StateDict::from_bytes).and_then(|mut dict| dict.take_lstm_as("", weights.config().cell));
-    same_weights(&weights, &again.expect("what is written is read"));
+    assert_same_weights(&weights, &again.expect("a written file can be read"));
     Ok(())
 }
 
-/// Does with an ONNX file whatever one can.
+/// Reads an ONNX file in every supported way, runs the model, and writes it again.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The file is malformed.
 ///
 /// # Panics
-/// If a model that loads gives other bits on another way.
+/// The model's results differ between execution paths, or between reading and writing.
 pub fn onnx<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     let model = OnnxModel::from_bytes(bytes)?;
     for name in model.tensors() {
@@ -68,17 +71,17 @@ pub fn onnx<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     run(b, &onnx.weights);
     run_graph(b, &onnx);
     let again = OnnxWriter::new(&onnx.weights).to_bytes().and_then(|bytes| OnnxModel::from_bytes(&bytes)?.lstm());
-    same_weights(&onnx.weights, &again.expect("what is written is read").weights);
+    assert_same_weights(&onnx.weights, &again.expect("a written file can be read").weights);
     Ok(())
 }
 
-/// Does with an RTNeural file whatever one can.
+/// Reads an RTNeural file and runs the model.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The file is malformed.
 ///
 /// # Panics
-/// If a model that loads gives other bits on another way.
+/// The model's results differ between execution paths, or between reading and writing.
 pub fn rtneural<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     let model = RtNeural::from_bytes(bytes)?;
     run(b, &model.lstm);
@@ -89,7 +92,7 @@ pub fn rtneural<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Forward on the backend's own path, on the reference path, and step by step.
+/// Runs a model on the backend's own path, on the reference path and as a stream, and compares the results.
 fn run<B: Backend>(b: &B, weights: &Weights) {
     let config = weights.config();
     if weights.len() > MAX_PARAMS {
@@ -98,21 +101,22 @@ fn run<B: Backend>(b: &B, weights: &Weights) {
     let size = config.input_size;
     let x = Array3::from_shape_fn((BATCH, STEPS, size), |(b, t, f)| ((b * 5 + t * 3 + f) % 7) as f32 * 0.5 - 1.5);
     let (own, reference) = (Lstm::new(b, weights.clone()), Lstm::new(&Reference(b.clone()), weights.clone()));
-    let own = own.expect("a small model fits the device");
-    let (y, _) = own.forward(&x).expect("an input of the model's size");
-    let want = reference.and_then(|lstm| lstm.forward(&x)).expect("an input of the model's size").0;
-    same(y.view(), want.view());
-    let _ = own.forward(Input::from(&x).lengths(&[STEPS, 1])).expect("lengths that fit");
+    let own = own.expect("a small model fits in memory");
+    let (y, _) = own.forward(&x).expect("the input has the model's size");
+    let want = reference.and_then(|lstm| lstm.forward(&x)).expect("the input has the model's size").0;
+    assert_same(y.view(), want.view());
+    let _ = own.forward(Input::from(&x).lengths(&[STEPS, 1])).expect("the lengths are valid");
     if config.direction == Direction::Forward {
-        let mut stream = own.stream(BATCH).expect("a forward model streams");
-        let first = stream.chunk(x.slice(s![.., ..1, ..])).expect("a chunk of the model's size");
-        let rest = stream.chunk(x.slice(s![.., 1.., ..])).expect("a chunk of the model's size");
-        same(y.slice(s![.., ..1, ..]), first.view());
-        same(y.slice(s![.., 1.., ..]), rest.view());
+        let mut stream = own.stream(BATCH).expect("a forward model supports streams");
+        let first = stream.chunk(x.slice(s![.., ..1, ..])).expect("the chunk has the model's size");
+        let rest = stream.chunk(x.slice(s![.., 1.., ..])).expect("the chunk has the model's size");
+        assert_same(y.slice(s![.., ..1, ..]), first.view());
+        assert_same(y.slice(s![.., 1.., ..]), rest.view());
     }
 }
 
-/// As the file's graph would be run: inputs that lie as it says; fixed states and lengths may not fit the batch.
+/// Runs a model with inputs in the layout of the file's graph. The result is ignored, because states and lengths that are
+/// constants of the graph may not fit the batch.
 fn run_graph<B: Backend>(b: &B, onnx: &OnnxLstm) {
     let config = onnx.weights.config();
     if onnx.weights.len() > MAX_PARAMS || onnx.outputs.len() > 16 {
@@ -138,17 +142,18 @@ fn run_graph<B: Backend>(b: &B, onnx: &OnnxLstm) {
     let lengths = matches!(onnx.lengths, SequenceLengths::Input(_)).then(|| vec![STEPS as i64, 1]);
     let (initial_h, initial_c) = (state(&onnx.initial_h), state(&onnx.initial_c));
     let inputs = OnnxInputs { x: array(&onnx.x, 1, config.input_size), initial_h, initial_c, lengths };
-    let lstm = Lstm::new(b, onnx.weights.clone()).expect("a small model fits the device");
+    let lstm = Lstm::new(b, onnx.weights.clone()).expect("a small model fits in memory");
     let _ = onnx.run(&lstm, inputs);
 }
 
-/// Equal to the bit, but that any NaN is as good as another.
-fn same(want: ArrayView3<'_, f32>, got: ArrayView3<'_, f32>) {
+/// Panics unless both arrays are bit-identical, where every NaN equals every other NaN.
+fn assert_same(want: ArrayView3<'_, f32>, got: ArrayView3<'_, f32>) {
     let equal = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
     assert!(want.dim() == got.dim() && want.iter().zip(got).all(equal), "{want:?} and {got:?}");
 }
 
-fn same_weights(want: &Weights, got: &Weights) {
+/// Panics unless both sets of weights are bit-identical.
+fn assert_same_weights(want: &Weights, got: &Weights) {
     let values = |weights: &Weights| {
         let params = weights.layers().iter().flat_map(|layer| layer.iter());
         params.flat_map(|(_, value)| value.iter().map(|v| v.to_bits()).collect::<Vec<_>>()).collect::<Vec<_>>()

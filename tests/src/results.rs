@@ -1,47 +1,48 @@
-//! One JSON line per trial in the file that the environment variable `LSTM_RESULTS` names; `cargo xtask test-all` reads it.
+//! Results of trials as JSON lines, in the file named by the environment variable `LSTM_RESULTS`. `cargo xtask test-all`
+//! reads the file.
 
 use std::{fs::OpenOptions, io::Write};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// How a trial ended.
+/// Outcome of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Outcome {
-    /// All bits as they should be; for golden data, within the limit.
+    /// The results are bit-identical to the expected ones, or for golden data within their limits.
     #[serde(rename = "identical")]
     Identical,
-    /// Not so.
+    /// The trial failed.
     #[serde(rename = "failed")]
     Failed,
-    /// Nothing was computed.
+    /// The trial was not run.
     #[serde(rename = "not run")]
     NotRun,
 }
 
-/// One line.
+/// The result of one trial, written as one JSON line.
 #[derive(Debug, Serialize)]
 pub struct Line<'a> {
-    /// The backend's name.
+    /// Name of the backend.
     pub backend: &'a str,
-    /// The group of cases; empty where it is about all of them.
+    /// Group of the case. Empty if the line is about the whole backend.
     pub group: &'a str,
-    /// The case's name.
+    /// Name of the case.
     pub case: &'a str,
-    /// How it ended.
+    /// Outcome of the trial.
     pub outcome: Outcome,
-    /// What was found, or why it did not run.
+    /// Details of the result, the error message, or the reason why the trial did not run.
     pub detail: &'a str,
 }
 
-/// Appends `line` if a file was asked for.
+/// Appends a line to the results file. Does nothing if `LSTM_RESULTS` is not set.
 ///
 /// # Errors
-/// What the file system refuses.
+/// The file can't be written.
 pub fn record(line: &Line<'_>) -> Result<()> {
     let Some(path) = std::env::var_os("LSTM_RESULTS") else { return Ok(()) };
     let text = serde_json::to_string(line)? + "\n";
     let file = OpenOptions::new().create(true).append(true).open(&path);
-    // A single write: trials run side by side.
+    // A single write for each line, because trials run in parallel.
     file.and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| format!("{}", path.display()))
 }

@@ -1,4 +1,5 @@
-//! The check values of `docs/specification.md`, read from the document itself, so that it and the code can't drift apart.
+//! Checks the test vectors in `docs/specification.md`. They are read from the document itself, so that the document and
+//! the code always agree.
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
@@ -10,15 +11,17 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
+/// Text of the specification.
 const DOCUMENT: &str = include_str!("../../docs/specification.md");
 
-/// The rows of the table under a heading row, cell by cell.
+/// The rows of the table whose header row starts with `heading`, split into columns.
 fn table(heading: &str) -> impl Iterator<Item = Vec<&'static str>> {
     let lines = DOCUMENT.lines().map(str::trim).skip_while(move |line| !line.starts_with(heading));
     let rows = lines.skip(2).take_while(|line| line.starts_with('|'));
     rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
 }
 
+/// The model of a row of the table of cells.
 fn model(name: &str) -> Result<Weights> {
     let config = LstmConfig::new(1, 1).bias(Bias::One);
     let config = match name {
@@ -27,7 +30,7 @@ fn model(name: &str) -> Result<Weights> {
         "diagonal peephole" => config.cell(CellKind::PeepholeDiagonal),
         "standard, coupled" => config.coupled(),
         "standard, clip 0.25" => config.clip(0.25),
-        _ => bail!("the document has a cell that is not known here: {name}"),
+        _ => bail!("the specification has an unknown cell: {name}"),
     };
     let spec = config.layer_specs()[0];
     let values = spec.params().into_iter().map(|(param, shape)| {
@@ -38,7 +41,7 @@ fn model(name: &str) -> Result<Weights> {
             Param::PeepholeI => vec![0.5],
             Param::PeepholeF => vec![-0.5],
             Param::PeepholeO => vec![0.25],
-            _ => bail!("{param:?} is not part of the document's cells"),
+            _ => bail!("{param:?} is not a parameter of the cells in the specification"),
         };
         Ok(ArrayD::from_shape_vec(shape, values)?)
     });
@@ -46,10 +49,10 @@ fn model(name: &str) -> Result<Weights> {
     Ok(Weights::new(config, vec![layer])?)
 }
 
-/// The states of each cell over three steps.
+/// Checks the states of each cell over three steps.
 ///
 /// # Errors
-/// Which cell's states differ from the document's, or what is not in it.
+/// A state differs from the specification, or a row is missing.
 pub fn cells<B: Backend>(b: &B) -> Result<()> {
     let mut rows = 0;
     for row in table("| cell |") {
@@ -61,17 +64,17 @@ pub fn cells<B: Backend>(b: &B) -> Result<()> {
         for (x, want) in [1.0, -0.5, 2.0].into_iter().zip(want) {
             state = model.forward(Input::from(&one(x)).state(&state))?.1;
             let got = format!("{:08x} {:08x}", state.h[[0, 0, 0]].to_bits(), state.c[[0, 0, 0]].to_bits());
-            ensure!(got == *want, "{name}: the document says {want}, got {got}");
+            ensure!(got == *want, "{name}: the specification says {want}, got {got}");
         }
     }
-    ensure!(rows == 5, "the document has {rows} cells, 5 are expected");
+    ensure!(rows == 5, "expected 5 cells in the specification, got {rows}");
     Ok(())
 }
 
-/// The generator of dropout masks.
+/// Checks the random number generator of dropout masks.
 ///
 /// # Errors
-/// Which seed's draws differ from the document's.
+/// A random number differs from the specification, or a row is missing.
 pub fn generator<B: Backend>(_: &B) -> Result<()> {
     let mut rows = 0;
     for row in table("| seed |") {
@@ -80,9 +83,9 @@ pub fn generator<B: Backend>(_: &B) -> Result<()> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed.parse()?);
         for want in draws.split(' ') {
             let got = format!("{:08x}", rng.next_u32());
-            ensure!(got == want, "seed {seed}: the document says {want}, got {got}");
+            ensure!(got == want, "seed {seed}: the specification says {want}, got {got}");
         }
     }
-    ensure!(rows == 2, "the document has {rows} seeds, 2 are expected");
+    ensure!(rows == 2, "expected 2 seeds in the specification, got {rows}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Whole runs of training: the same losses, weights and optimizer state on every backend, to the bit.
+//! Training runs whose losses, weights and optimizer states must be bit-identical on every backend.
 
 use std::{
     fmt::Write,
@@ -18,28 +18,29 @@ use lstm_core::{
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
-use crate::cases::number;
+use crate::cases::random_value;
 
-/// Steps of each run.
+/// Number of training steps of each run.
 pub const STEPS: u64 = 200;
 
-/// A run: a model, how it is trained, and on what.
+/// A training run: a model, the settings of the trainer, and random data.
 pub struct Run {
-    /// Names the snapshot.
+    /// Name of the run and its snapshot.
     pub name: &'static str,
     config: LstmConfig,
+    /// Number of outputs of the linear head.
     outputs: usize,
     settings: TrainerConfig,
     batch: usize,
     steps: usize,
     lengths: Option<&'static [usize]>,
-    /// Whether outputs are classes instead of numbers.
+    /// Whether the targets are classes (cross entropy) instead of numbers (mean squared error).
     classes: bool,
-    /// Whether each step goes on from the state of the one before.
+    /// Whether each training step starts from the final state of the previous one (truncated backpropagation).
     truncated: bool,
 }
 
-/// All runs; between them all optimizers, both losses and both ways of clipping.
+/// All runs. Together they cover all optimizers, two losses, and both kinds of gradient clipping.
 pub fn runs() -> Vec<Run> {
     let cosine = Schedule::cosine(0.02, 150, 1e-4).warmup(10);
     vec![
@@ -97,81 +98,82 @@ pub fn runs() -> Vec<Run> {
 }
 
 impl Run {
-    /// The model and how it is trained, before the first step.
+    /// Creates the trainer of the run before its first step.
     ///
     /// # Errors
-    /// What the backend refuses.
+    /// The backend returns an error.
     pub fn start<B: Backend>(&self, b: &B) -> Result<Trainer<B>> {
         let lstm = Lstm::random(b, self.config.clone(), 1)?;
         let head = Linear::random(b, self.config.output_size(), self.outputs, 2)?;
         Ok(Trainer::new(lstm, Some(head), self.settings.clone())?)
     }
 
-    /// Whether PyTorch has such a model.
-    pub fn is_pytorchs(&self) -> bool {
+    /// Whether PyTorch supports the model.
+    pub fn is_supported_by_pytorch(&self) -> bool {
         let LstmConfig { cell, clip, coupled, .. } = self.config;
         cell == CellKind::Fused && clip.is_none() && !coupled
     }
 
-    /// The inputs of step `k`, `(batch, steps, features)`.
+    /// The input of training step `k`, shape `(batch, steps, features)`.
     pub fn inputs(&self, k: u64) -> Array3<f32> {
         self.data(k).0
     }
 
-    /// The inputs of step `k`, and those of one time step before: what the model is to tell.
+    /// The input of training step `k`, and the same input delayed by one time step, from which the targets are computed.
     fn data(&self, k: u64) -> (Array3<f32>, Array3<f32>) {
-        // A few batches in turn, so that there is something to learn.
+        // Five batches in turn, so that the loss decreases.
         let mut rng = ChaCha8Rng::seed_from_u64(k % 5);
         let size = self.config.input_size;
-        let all = Array3::from_shape_simple_fn((self.batch, self.steps + 1, size), || number(&mut rng) * 0.5);
+        let all = Array3::from_shape_simple_fn((self.batch, self.steps + 1, size), || random_value(&mut rng) * 0.5);
         (all.slice(s![.., 1.., ..]).to_owned(), all.slice(s![.., ..-1, ..]).to_owned())
     }
 
-    /// The loss and its gradient of outputs `y` by what came before.
-    fn loss(&self, y: ArrayView3<'_, f32>, before: &Array3<f32>) -> lstm_core::Result<(f64, Array3<f32>)> {
+    /// The loss of the outputs `y` and its gradient. The targets depend on the delayed input.
+    fn loss(&self, y: ArrayView3<'_, f32>, delayed: &Array3<f32>) -> lstm_core::Result<(f64, Array3<f32>)> {
         if self.classes {
             let largest = |row: ArrayView1<'_, f32>| {
                 let largest = row.indexed_iter().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(k, _)| k);
-                // Some don't count.
+                // The loss ignores some of the targets.
                 if row[0] > 0.9 { IGNORE_INDEX } else { largest }
             };
-            let targets: Vec<_> = before.rows().into_iter().map(largest).collect();
+            let targets: Vec<_> = delayed.rows().into_iter().map(largest).collect();
             return cross_entropy(y, &targets);
         }
-        // Sums of features: within reach of a linear layer.
+        // Sums of two features, which a linear layer can represent.
         let targets =
-            Array3::from_shape_fn(y.dim(), |(b, t, o)| before[[b, t, o % before.dim().2]] + before[[b, t, 0]]);
+            Array3::from_shape_fn(y.dim(), |(b, t, o)| delayed[[b, t, o % delayed.dim().2]] + delayed[[b, t, 0]]);
         mean_squared_error(y, targets.view())
     }
 
-    /// Runs `steps` steps; returns the losses.
+    /// Runs `steps` training steps and returns their losses.
     ///
     /// # Errors
-    /// What the backend refuses.
+    /// The backend returns an error.
     pub fn train<B: Backend>(&self, trainer: &mut Trainer<B>, steps: u64) -> Result<Vec<f64>> {
         let mut state: Option<HostState> = None;
         let mut losses = Vec::new();
         for k in 0..steps {
-            let (x, before) = self.data(k);
+            let (x, delayed) = self.data(k);
             let input = state.iter().fold(Input::from(&x), |input, state| input.state(state));
             let input = self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
-            let step = trainer.step(input, |y| self.loss(y, &before))?;
+            let step = trainer.step(input, |y| self.loss(y, &delayed))?;
             losses.push(step.loss);
             state = self.truncated.then_some(step.state);
         }
         Ok(losses)
     }
 
-    /// The text of a snapshot: losses with their bits, a digest of all of them, and of every tensor of the saved run.
+    /// Runs the training and returns the text of its snapshot: some losses, a digest of all losses, and a digest of every
+    /// tensor in the checkpoint.
     ///
     /// # Errors
-    /// What the backend refuses; a loss that did not go down.
+    /// The backend returns an error, or the loss does not decrease.
     pub fn report<B: Backend>(&self, b: &B) -> Result<String> {
         let mut trainer = self.start(b)?;
         let losses = self.train(&mut trainer, STEPS)?;
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         let (first, last) = (mean(&losses[..10]), mean(&losses[losses.len() - 10..]));
-        ensure!(last < 0.9 * first, "the loss went from {first} to {last}");
+        ensure!(last < 0.9 * first, "the loss did not decrease enough: from {first} to {last}");
 
         let mut text = String::new();
         // Writing to a string can't fail.
@@ -180,12 +182,12 @@ impl Run {
         }
         let words = losses.iter().flat_map(|v| [v.to_bits() as u32, (v.to_bits() >> 32) as u32].map(f32::from_bits));
         let _ = writeln!(text, "losses digest {}", Digest::of(&words.collect::<Vec<_>>()));
-        let file = Temporary::new();
+        let file = TemporaryFile::new();
         trainer.save(&file.0)?;
         let mut saved = StateDict::open(&file.0)?;
         for name in saved.names().map(str::to_owned).collect::<Vec<_>>() {
             let value = saved.take_any(&name)?;
-            let first = value.first().context("no tensor is empty")?;
+            let first = value.first().context("a tensor of the checkpoint is empty")?;
             let _ =
                 writeln!(text, "{name} {:?} digest {}, {:08x} ...", value.shape(), Digest::of(&value), first.to_bits());
         }
@@ -193,39 +195,40 @@ impl Run {
     }
 }
 
-/// A file that is gone afterwards.
-pub struct Temporary(pub PathBuf);
+/// Path of a temporary file, which is deleted on drop.
+pub struct TemporaryFile(pub PathBuf);
 
-impl Default for Temporary {
+impl Default for TemporaryFile {
     fn default() -> Self {
-        Temporary::new()
+        TemporaryFile::new()
     }
 }
 
-impl Temporary {
-    /// A path of its own.
+impl TemporaryFile {
+    /// Chooses a unique path in the temporary directory. Does not create the file.
     pub fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("lstm-tests-{}-{}.safetensors", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        Temporary(std::env::temp_dir().join(name))
+        TemporaryFile(std::env::temp_dir().join(name))
     }
 }
 
-impl Drop for Temporary {
+impl Drop for TemporaryFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// A run on the backend's own path: its report. Its beginning must be that of the reference path.
+/// Checks that the first losses of a run are bit-identical on the backend's own path and on the reference path, then runs
+/// the training. Returns the text of the snapshot.
 ///
 /// # Errors
-/// What differs, or what the backend refuses.
+/// The losses differ, or the backend returns an error.
 pub fn check<B: Backend>(b: &B, run: &Run) -> Result<String> {
-    let beginning = 12;
-    let want = run.train(&mut run.start(&lstm_core::Reference(b.clone()))?, beginning)?;
-    let got = run.train(&mut run.start(b)?, beginning)?;
-    let differs = want.iter().zip(&got).position(|(want, got)| want.to_bits() != got.to_bits());
-    ensure!(differs.is_none(), "the loss of step {:?} differs from the reference: {want:?}, {got:?}", differs);
+    let steps = 12;
+    let want = run.train(&mut run.start(&lstm_core::Reference(b.clone()))?, steps)?;
+    let got = run.train(&mut run.start(b)?, steps)?;
+    let difference = want.iter().zip(&got).position(|(want, got)| want.to_bits() != got.to_bits());
+    ensure!(difference.is_none(), "the loss of step {difference:?} differs: expected {want:?}, got {got:?}");
     run.report(b)
 }

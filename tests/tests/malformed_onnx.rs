@@ -1,4 +1,4 @@
-//! Hostile ONNX files: whatever the bytes, an error or a model, quickly, never a panic.
+//! Malformed ONNX files: reading returns an error or a model in a short time, and never panics.
 
 use std::sync::LazyLock;
 
@@ -10,37 +10,38 @@ use proptest::prelude::*;
 
 static CPU: LazyLock<Cpu> = LazyLock::new(Cpu::new);
 
-/// A small file with all that is written: layers, states, lengths, peepholes, dropout.
+/// A small file with everything that the writer supports: layers, states, lengths, peepholes and dropout.
 static SMALL: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let config = LstmConfig::new(1, 1).layers(2).dropout(0.5).cell(CellKind::PeepholeDiagonal).clip(2.0).coupled();
     let weights = Weights::init(config, &Init::default(), 11).unwrap();
     OnnxWriter::new(&weights).initial_state().lengths().to_bytes().unwrap()
 });
 
-/// A file of PyTorch's exporter, with the nodes that ours does not write.
+/// A file from PyTorch's exporter with nodes that the writer does not use.
 const EXPORTED: &[u8] = include_bytes!("../data/onnx/pytorch-dynamo-dynamic-batch-first.onnx");
 
-fn devour(bytes: &[u8]) -> Result<()> {
+/// Reads a file and runs its model.
+fn read(bytes: &[u8]) -> Result<()> {
     malformed::onnx(&*CPU, bytes)
 }
 
 #[test]
-fn truncated_files_are_refused() {
+fn rejects_truncated_files() {
     for whole in [&SMALL[..], EXPORTED] {
-        devour(whole).unwrap();
-        // Fields may come in any order, so a file that ends between two of them is only incomplete.
+        read(whole).unwrap();
+        // A file that ends between two fields is valid protobuf, but the model is incomplete.
         let last = whole.len() - 1;
         for len in 0..last {
-            assert!(devour(&whole[..len]).is_err(), "cut to {len} of {}", whole.len());
+            assert!(read(&whole[..len]).is_err(), "cut to {len} of {}", whole.len());
         }
-        assert!(devour(&[whole, &[0]].concat()).is_err(), "one byte more");
+        assert!(read(&[whole, &[0]].concat()).is_err(), "with an additional byte");
     }
-    assert!(devour(&[]).is_err());
+    assert!(read(&[]).is_err());
 }
 
-/// Messages within messages, deeper than any stack.
+/// Messages that are nested more deeply than the stack allows.
 #[test]
-fn nesting_is_bounded() {
+fn rejects_deep_nesting() {
     let mut bytes = Vec::new();
     for _ in 0..5_000 {
         let mut outer = vec![0x0a];
@@ -53,7 +54,7 @@ fn nesting_is_bounded() {
         outer.append(&mut bytes);
         bytes = outer;
     }
-    assert!(devour(&bytes).is_err());
+    assert!(read(&bytes).is_err());
 }
 
 proptest! {
@@ -69,11 +70,11 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = value;
         }
-        let _ = devour(&bytes);
+        let _ = read(&bytes);
     }
 
     #[test]
-    fn parts_that_are_moved_never_panic(
+    fn moved_bytes_never_panic(
         exported in any::<bool>(),
         from in any::<prop::sample::Index>(),
         to in any::<prop::sample::Index>(),
@@ -84,6 +85,6 @@ proptest! {
         let part: Vec<u8> = bytes.drain(from..bytes.len().min(from + len)).collect();
         let to = to.index(bytes.len() + 1);
         bytes.splice(to..to, part);
-        let _ = devour(&bytes);
+        let _ = read(&bytes);
     }
 }

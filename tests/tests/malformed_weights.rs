@@ -1,4 +1,4 @@
-//! Hostile files: whatever the bytes, an error or a model, quickly, never a panic.
+//! Malformed safetensors files: reading returns an error or a model in a short time, and never panics.
 
 use std::sync::LazyLock;
 
@@ -12,11 +12,12 @@ use proptest::prelude::*;
 
 static CPU: LazyLock<Cpu> = LazyLock::new(Cpu::new);
 
-/// A file of this header and data.
+/// A safetensors file with the given header and data.
 fn raw(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
 }
 
+/// A small valid file.
 fn small() -> Vec<u8> {
     let writer = StateDictWriter::new().metadata("key", "value").dtype(Dtype::F16);
     writer
@@ -26,27 +27,28 @@ fn small() -> Vec<u8> {
         .unwrap()
 }
 
-fn devour(bytes: Vec<u8>) -> Result<()> {
+/// Reads a file and runs its model.
+fn read(bytes: Vec<u8>) -> Result<()> {
     malformed::safetensors(&*CPU, &bytes)
 }
 
 #[test]
-fn hostile_bytes_are_refused() {
+fn rejects_malformed_headers() {
     let whole = small();
-    assert!(devour(whole.clone()).is_ok());
+    assert!(read(whole.clone()).is_ok());
     for len in 0..whole.len() {
         assert!(StateDict::from_bytes(whole[..len].to_vec()).is_err(), "cut to {len}");
     }
-    assert!(StateDict::from_bytes([&whole[..], &[0]].concat()).is_err(), "one byte more");
+    assert!(StateDict::from_bytes([&whole[..], &[0]].concat()).is_err(), "with an additional byte");
     for length in [u64::MAX, u64::MAX - 7, 1 << 63, 100_000_000, 100_000_001, 0] {
         let mut bytes = whole.clone();
         bytes[..8].copy_from_slice(&length.to_le_bytes());
-        assert!(StateDict::from_bytes(bytes).is_err(), "a header of {length}");
+        assert!(StateDict::from_bytes(bytes).is_err(), "a header length of {length}");
     }
     let entry = |name: &str, shape: &str, start: u64, end: u64| {
         format!(r#""{name}":{{"dtype":"F32","shape":[{shape}],"data_offsets":[{start},{end}]}}"#)
     };
-    let refused = |entries: &[String], data: usize| {
+    let expect_error = |entries: &[String], data: usize| {
         let header = format!("{{{}}}", entries.join(","));
         match StateDict::from_bytes(raw(&header, &vec![0; data])) {
             Err(Error::Format { .. }) => {}
@@ -54,43 +56,43 @@ fn hostile_bytes_are_refused() {
         }
     };
     let max = i64::MAX as u64;
-    refused(&[entry("a", "2", 0, 8), entry("b", "2", 4, 12)], 12);
-    refused(&[entry("a", "1", 0, 4), entry("b", "1", 8, 12)], 12);
-    refused(&[entry("a", "4", 0, 16)], 12);
-    refused(&[entry("a", "1", 4, 0)], 4);
-    refused(&[entry("a", "4294967296,4294967296,4", 0, 4)], 4);
-    refused(&[entry("a", "9223372036854775807,9223372036854775807", 0, 4)], 4);
-    refused(&[entry("a", "4294967296,4294967296,0", 0, 0)], 4);
-    refused(&[entry("a", "-1", 0, 4)], 4);
-    refused(&[entry("a", "1", 0, u64::MAX)], 4);
-    refused(&[entry("a", "1", 0, 4), entry("a", "1", 0, 4)], 4);
-    refused(&[entry("a", "1", 0, 4), entry("\\u0061", "1", 0, 4)], 4);
-    refused(&[entry("a", "1", 0, 4), entry("a", "1", 4, 8)], 8);
-    refused(&[entry("a", "0", 0, 0), entry("a", "0,1", 0, 0)], 0);
-    refused(&[entry("a", "1", 0, 4), r#""__metadata__":null"#.into()], 4);
-    refused(&[entry("a", "1", 0, 4), r#""__metadata__":{"n":1}"#.into()], 4);
-    refused(&[format!(r#""a":{}1{}"#, "[".repeat(100_000), "]".repeat(100_000))], 0);
+    expect_error(&[entry("a", "2", 0, 8), entry("b", "2", 4, 12)], 12);
+    expect_error(&[entry("a", "1", 0, 4), entry("b", "1", 8, 12)], 12);
+    expect_error(&[entry("a", "4", 0, 16)], 12);
+    expect_error(&[entry("a", "1", 4, 0)], 4);
+    expect_error(&[entry("a", "4294967296,4294967296,4", 0, 4)], 4);
+    expect_error(&[entry("a", "9223372036854775807,9223372036854775807", 0, 4)], 4);
+    expect_error(&[entry("a", "4294967296,4294967296,0", 0, 0)], 4);
+    expect_error(&[entry("a", "-1", 0, 4)], 4);
+    expect_error(&[entry("a", "1", 0, u64::MAX)], 4);
+    expect_error(&[entry("a", "1", 0, 4), entry("a", "1", 0, 4)], 4);
+    expect_error(&[entry("a", "1", 0, 4), entry("\\u0061", "1", 0, 4)], 4);
+    expect_error(&[entry("a", "1", 0, 4), entry("a", "1", 4, 8)], 8);
+    expect_error(&[entry("a", "0", 0, 0), entry("a", "0,1", 0, 0)], 0);
+    expect_error(&[entry("a", "1", 0, 4), r#""__metadata__":null"#.into()], 4);
+    expect_error(&[entry("a", "1", 0, 4), r#""__metadata__":{"n":1}"#.into()], 4);
+    expect_error(&[format!(r#""a":{}1{}"#, "[".repeat(100_000), "]".repeat(100_000))], 0);
     assert!(StateDict::from_bytes(raw("{\"\u{e9}\":", &[])).is_err());
     assert!(StateDict::from_bytes([&2u64.to_le_bytes()[..], b"\xff\xfe"].concat()).is_err());
-    // Whole tensors of 2^61 - 1 bytes each: the sum of the sizes does not fit, and overflows inside the crate.
+    // Tensors of nearly 2^61 bytes each, whose total size overflows in the `safetensors` crate.
     let step = (1u64 << 61) - 8;
-    let tower: Vec<_> = (0..8)
+    let huge: Vec<_> = (0..8)
         .map(|k| (k * step, (k + 1) * step))
         .chain([(8 * step, u64::MAX - 7)])
         .enumerate()
         .map(|(k, (start, end))| entry(&format!("t{k}"), &((end - start) / 4).to_string(), start, end))
         .collect();
-    refused(&tower, 0);
-    refused(&tower[..4], 0);
-    refused(&[entry("a", &max.to_string(), 0, max)], 0);
-    // Names with digits, colons, quotes and braces are only names; sizes of zero elements only sizes.
-    let odd = entry("9999999999999999999999: {\\\"[", "0,1152921504606846976", 0, 0);
-    let mut dict = StateDict::from_bytes(raw(&format!("{{{odd}}}"), &[])).unwrap();
+    expect_error(&huge, 0);
+    expect_error(&huge[..4], 0);
+    expect_error(&[entry("a", &max.to_string(), 0, max)], 0);
+    // Names may contain digits, colons, quotes and braces. Sizes may be large if the tensor has no elements.
+    let unusual = entry("9999999999999999999999: {\\\"[", "0,1152921504606846976", 0, 0);
+    let mut dict = StateDict::from_bytes(raw(&format!("{{{unusual}}}"), &[])).unwrap();
     assert_eq!(dict.take_any("9999999999999999999999: {\"[").unwrap().len(), 0);
     let mut dict =
         StateDict::from_bytes(raw(&format!("{{{}}}", entry("", &["1"; 500].join(","), 0, 4)), &[0; 4])).unwrap();
     assert_eq!(dict.take_any("").unwrap().ndim(), 500);
-    // More than memory can index, though it holds nothing: an error where it is taken.
+    // An empty tensor whose sizes overflow is rejected when it is read.
     let wide = entry("a", &format!("{max},0,{max}"), 0, 0);
     let taken = StateDict::from_bytes(raw(&format!("{{{wide}}}"), &[])).and_then(|mut dict| dict.take_any("a"));
     assert!(matches!(taken, Err(Error::Format { .. })), "{taken:?}");
@@ -106,22 +108,22 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = value;
         }
-        let _ = devour(bytes);
+        let _ = read(bytes);
     }
 
     #[test]
-    fn digits_in_the_header_never_panic(flips in prop::collection::vec((any::<prop::sample::Index>(), 0..10u8), 1..6)) {
+    fn changed_digits_in_the_header_never_panic(flips in prop::collection::vec((any::<prop::sample::Index>(), 0..10u8), 1..6)) {
         let mut bytes = small();
         let header = 8 + usize::from(bytes[0]) + 256 * usize::from(bytes[1]);
         let digits: Vec<usize> = (8..header).filter(|k| bytes[*k].is_ascii_digit()).collect();
         for (at, digit) in flips {
             bytes[*at.get(&digits)] = b'0' + digit;
         }
-        let _ = devour(bytes);
+        let _ = read(bytes);
     }
 
     #[test]
-    fn any_text_survives_as_name_and_metadata(name in ".*", key in any::<String>(), value in any::<String>()) {
+    fn any_text_round_trips_as_name_and_metadata(name in ".*", key in any::<String>(), value in any::<String>()) {
         let writer = StateDictWriter::new().metadata(&key, &value).tensor(&name, &array![1.0f32]).unwrap();
         let mut dict = StateDict::from_bytes(writer.to_bytes().unwrap()).unwrap();
         prop_assert_eq!(dict.metadata().get(&key), Some(&value));

@@ -1,5 +1,5 @@
-//! What the CPU allocates: in a step of a stream nothing, in any thread; in training with checkpoints little more than a
-//! segment's states and gates.
+//! Memory use of the CPU backend: a step of a stream allocates nothing in any thread, and checkpointing reduces the memory
+//! of a training step.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -8,27 +8,30 @@ use std::{
 
 use lstm_cpu::{CellKind, Checkpointing, Cpu, Isa, Lstm, LstmConfig, ndarray::Array3};
 
-/// The system's allocator, counting.
-struct Counting;
+/// The system allocator with counters.
+struct CountingAllocator;
 
+/// Number of allocations since the start.
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-/// Bytes in use, and the most there were.
+/// Number of bytes in use.
 static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Largest number of bytes in use.
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
+// SAFETY: every call is passed on to the system allocator unchanged.
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
         let bytes = BYTES.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
         PEAK.fetch_max(bytes, Ordering::SeqCst);
-        // SAFETY: the caller's promises are the same.
+        // SAFETY: the requirements on the caller are the same.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         BYTES.fetch_sub(layout.size(), Ordering::SeqCst);
-        // SAFETY: the caller's promises are the same.
+        // SAFETY: the requirements on the caller are the same.
         unsafe { System.dealloc(at, layout) }
     }
 
@@ -36,9 +39,9 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// Allocations in a thousand steps after the first.
+/// Number of allocations in 1000 steps of a stream after the first step.
 fn allocations(cpu: &Cpu, config: LstmConfig, batch: usize) -> lstm_cpu::Result<usize> {
     let model = Lstm::random(cpu, config, 1)?;
     let x = vec![0.5; batch * model.config().input_size];
@@ -52,37 +55,40 @@ fn allocations(cpu: &Cpu, config: LstmConfig, batch: usize) -> lstm_cpu::Result<
     Ok(ALLOCATIONS.load(Ordering::SeqCst) - before)
 }
 
-/// Bytes that a training step of a long sequence takes at its peak.
-fn peak(keep: Checkpointing, steps: usize) -> lstm_cpu::Result<usize> {
-    // A device of its own, with no memory left over from others.
+/// Peak memory in bytes of the forward and backward pass of a sequence.
+fn peak(checkpointing: Checkpointing, steps: usize) -> lstm_cpu::Result<usize> {
+    // A new backend, whose memory pool is empty.
     let cpu = Cpu::builder().threads(1).build()?;
     let model = Lstm::random(&cpu, LstmConfig::new(2, 32).layers(2), 1)?;
     let x = Array3::ones((1, steps, 2));
     let before = BYTES.load(Ordering::SeqCst);
     PEAK.store(before, Ordering::SeqCst);
-    let pass = model.forward_train(&x, keep)?;
+    let pass = model.forward_train(&x, checkpointing)?;
     let gradients = pass.tape.backward(&pass.y)?;
     let peak = PEAK.load(Ordering::SeqCst) - before;
     drop((pass, gradients));
     Ok(peak)
 }
 
-/// What grows with the steps is then outputs and their gradients, a few rows of the hidden size, instead of all states
-/// and gates of two layers.
-fn checkpoints_save_memory() -> lstm_cpu::Result<()> {
-    let grows = |keep| Ok::<_, lstm_cpu::Error>((peak(keep, 8192)? - peak(keep, 4096)?) / 4096);
-    let (everything, segments, root) =
-        (grows(Checkpointing::Everything)?, grows(Checkpointing::Segments(64))?, grows(Checkpointing::SquareRoot)?);
+/// Checks that checkpointing at least halves the memory for each time step. With checkpointing, only outputs and their
+/// gradients grow with the number of steps; without, all states and gates of two layers do.
+fn checkpointing_saves_memory() -> lstm_cpu::Result<()> {
+    let bytes_per_step = |mode| Ok::<_, lstm_cpu::Error>((peak(mode, 8192)? - peak(mode, 4096)?) / 4096);
+    let (everything, segments, root) = (
+        bytes_per_step(Checkpointing::Everything)?,
+        bytes_per_step(Checkpointing::Segments(64))?,
+        bytes_per_step(Checkpointing::SquareRoot)?,
+    );
     println!(
-        "bytes a step: {everything} whole, {segments} in segments of 64, {root} in about as many as they are long"
+        "bytes per step: {everything} without checkpointing, {segments} in segments of 64, {root} with square-root segments"
     );
     assert!(2 * segments < everything && 2 * root < everything);
     Ok(())
 }
 
-/// Without libtest: its threads allocate whenever they like.
+/// The test does not use libtest, because the threads of libtest allocate memory at any time.
 fn main() -> lstm_cpu::Result<()> {
-    // Otherwise a count of 0 would say nothing.
+    // Check that allocations are counted at all.
     let before = ALLOCATIONS.load(Ordering::SeqCst);
     drop(std::hint::black_box(vec![1u8; 100]));
     assert!(ALLOCATIONS.load(Ordering::SeqCst) > before, "allocations are not counted");
@@ -96,17 +102,17 @@ fn main() -> lstm_cpu::Result<()> {
         ("projection", config.clone().proj_size(7)),
         ("two layers", config.clone().layers(2)),
         ("coupled, clip", config.coupled().clip(1.0)),
-        // Enough work for several threads.
+        // Large enough to be split among several threads.
         ("large", LstmConfig::new(64, 512)),
     ];
     let mut failed = 0;
     for isa in Isa::available() {
         for threads in [1, 2] {
             let cpu = Cpu::builder().threads(threads).isa(isa).build()?;
-            // A thread's start allocates: wait for it with a product that all threads share.
+            // Starting a thread allocates memory, so run a product that uses all threads first.
             Lstm::random(&cpu, LstmConfig::new(256, 256), 1)?.forward(&Array3::zeros((32, 4, 256)))?;
             for (name, config) in &configs {
-                // Plain code takes seconds for the large one, and shares all but the kernels.
+                // Plain code would take seconds for the large model and differs in the kernels only.
                 if *name == "large" && isa == Isa::Plain {
                     continue;
                 }
@@ -122,5 +128,5 @@ fn main() -> lstm_cpu::Result<()> {
     }
     assert_eq!(failed, 0, "steps allocate");
     println!("no allocation in any step: ok");
-    checkpoints_save_memory()
+    checkpointing_saves_memory()
 }

@@ -1,7 +1,7 @@
-//! What is written as ONNX in ONNX Runtime: the checker takes it, and it gives the same outputs.
+//! Runs exported ONNX models in ONNX Runtime and compares the outputs. `onnx.checker` checks the models, too.
 //!
-//! Needs a Python with onnx, onnxruntime and safetensors: `python3`, or what the environment variable `LSTM_PYTHON`
-//! names. Without one the test says that it did not run, and so does the table of `cargo xtask test-all`.
+//! Needs Python with onnx, onnxruntime and safetensors: `python3`, or the interpreter in the environment variable
+//! `LSTM_PYTHON`. If it is missing, the test reports that it did not run, also in the table of `cargo xtask test-all`.
 
 mod python_peer;
 
@@ -23,7 +23,7 @@ use lstm_formats::{
 use lstm_tests::{onnx::TOLERANCE, python};
 use python_peer::Compare;
 
-/// Every option that ONNX can express, one layer and several.
+/// Configurations with every option that ONNX can represent, with one and three layers.
 fn configs() -> Vec<LstmConfig> {
     let mut configs = Vec::new();
     for direction in [Direction::Forward, Direction::Reverse, Direction::Bidirectional] {
@@ -42,8 +42,8 @@ fn configs() -> Vec<LstmConfig> {
     configs
 }
 
-/// Values that are neither zero nor alike.
-fn wave(shape: &[usize]) -> ArrayD<f32> {
+/// An array of distinct values that are not zero.
+fn sine_values(shape: &[usize]) -> ArrayD<f32> {
     let mut k = 0.0f32;
     ArrayD::from_shape_simple_fn(IxDyn(shape), || {
         k += 1.0;
@@ -51,7 +51,7 @@ fn wave(shape: &[usize]) -> ArrayD<f32> {
     })
 }
 
-/// Writes one model with what it gives.
+/// Writes a model, its inputs, and the outputs that a backend computes.
 fn write<B: Backend>(b: &B, path: &Path, config: LstmConfig, state: bool, lengths: bool) -> Result<()> {
     let weights = Weights::init(config, &Init::default(), 3)?;
     let mut writer = OnnxWriter::new(&weights);
@@ -63,11 +63,11 @@ fn write<B: Backend>(b: &B, path: &Path, config: LstmConfig, state: bool, length
     let config = onnx.weights.config().clone();
     let rows = config.num_layers * config.num_directions();
     let initial = |initial: &InitialState| match initial {
-        InitialState::Inputs(_) => vec![wave(&[rows, 4, 5])],
+        InitialState::Inputs(_) => vec![sine_values(&[rows, 4, 5])],
         _ => Vec::new(),
     };
     let inputs = OnnxInputs {
-        x: wave(&[7, 4, 3]),
+        x: sine_values(&[7, 4, 3]),
         initial_h: initial(&onnx.initial_h),
         initial_c: initial(&onnx.initial_c),
         lengths: matches!(onnx.lengths, SequenceLengths::Input(_)).then(|| vec![3, 7, 1, 5]),
@@ -86,6 +86,7 @@ fn write<B: Backend>(b: &B, path: &Path, config: LstmConfig, state: bool, length
     Ok(file.save(path.with_extension("safetensors"))?)
 }
 
+/// Writes all models, runs them in ONNX Runtime, and checks the errors.
 fn round_trip<B: Backend>(b: &B) -> Result<String> {
     let dir: PathBuf = std::env::temp_dir().join(format!("lstm-onnxruntime-{}-{}", b.name(), std::process::id()));
     fs::create_dir_all(&dir)?;
@@ -102,16 +103,17 @@ fn round_trip<B: Backend>(b: &B) -> Result<String> {
     fs::remove_dir_all(&dir)?;
     let mut worst: f64 = 0.0;
     let text = String::from_utf8(output.stdout)?;
-    ensure!(text.lines().count() == written, "{written} models were written, {} run", text.lines().count());
+    ensure!(text.lines().count() == written, "wrote {written} models, but ONNX Runtime ran {}", text.lines().count());
     for line in text.lines() {
-        let error: f64 = line.split_whitespace().last().context("a number")?.parse()?;
-        // So that NaN fails too.
+        let error: f64 = line.split_whitespace().last().context("the script printed no number")?.parse()?;
+        // With `error > TOLERANCE` instead, NaN would pass.
         ensure!(error <= TOLERANCE, "{line}: more than {TOLERANCE:e}");
         worst = worst.max(error);
     }
-    Ok(format!("{written} models, {worst:.1e}"))
+    Ok(format!("{written} models, largest error {worst:.1e}"))
 }
 
+/// Comparison of exported models.
 struct RoundTrip;
 
 impl Compare for RoundTrip {

@@ -1,4 +1,4 @@
-//! Random models over random inputs, on every backend.
+//! Property tests: random models and inputs on every backend.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use proptest::{
     test_runner::{TestCaseError, TestRunner},
 };
 
-/// Models of every cell and option; whether they are valid is `validate`'s to say.
+/// Random configurations of every cell with every option. Some of them are invalid.
 fn configs() -> impl Strategy<Value = LstmConfig> {
     let sizes = (1..40usize, 1..40usize, 1..4usize, option::weighted(0.3, 1..20usize));
     let kinds = (
@@ -38,6 +38,7 @@ fn configs() -> impl Strategy<Value = LstmConfig> {
     )
 }
 
+/// Random cases.
 fn cases() -> impl Strategy<Value = Case> {
     let extent = (1..9usize, 1..12usize);
     let case = (configs(), extent, any::<u64>(), any::<bool>(), option::weighted(0.3, any::<u64>()));
@@ -55,26 +56,29 @@ fn cases() -> impl Strategy<Value = Case> {
     })
 }
 
-/// An option that does not exist is refused by the configuration, and then also by the weights.
-fn is_refused(case: &Case) -> Result<bool> {
-    let refused = case.config.validate().is_err();
-    ensure!(refused == case.weights().is_err(), "validate and Weights::init disagree");
-    Ok(refused)
+/// Whether the configuration is invalid. `LstmConfig::validate` and `Weights::init` must agree.
+fn is_invalid(case: &Case) -> Result<bool> {
+    let invalid = case.config.validate().is_err();
+    ensure!(invalid == case.weights().is_err(), "validate and Weights::init disagree");
+    Ok(invalid)
 }
 
-/// Outputs beyond a sequence's length are +0.
+/// Outputs in the padding must be +0.
 fn padding_is_zero(case: &Case, got: &Outputs) -> Result<()> {
     for (b, len) in case.lengths.iter().flatten().enumerate() {
         let padding = got.y.index_axis(Axis(0), b);
-        ensure!(padding.outer_iter().skip(*len).flatten().all(|v| v.to_bits() == 0), "sequence {b} beyond {len}");
+        ensure!(
+            padding.outer_iter().skip(*len).flatten().all(|v| v.to_bits() == 0),
+            "sequence {b}: the padding after {len} steps is not zero"
+        );
     }
     Ok(())
 }
 
-/// The sequences in another order: the outputs in that order.
-fn permutes<B: Backend>(b: &B, case: &Case, want: &Outputs) -> Result<()> {
+/// If the sequences of the batch are permuted, the outputs must be permuted in the same way.
+fn permutation_is_equivariant<B: Backend>(b: &B, case: &Case, want: &Outputs) -> Result<()> {
     if case.training.is_some() {
-        // The dropout masks are drawn by place in the batch.
+        // Dropout masks depend on the index in the batch.
         return Ok(());
     }
     let order: Vec<usize> = (0..case.batch).map(|k| (k * 5 + 2) % case.batch).collect();
@@ -90,27 +94,27 @@ fn permutes<B: Backend>(b: &B, case: &Case, want: &Outputs) -> Result<()> {
         ..data.clone()
     };
     let want = Outputs { y: want.y.select(Axis(0), &order), state: state(&want.state) };
-    same_outputs("another order", &want, &outputs(&Lstm::new(b, case.weights()?)?, &permuted)?)
+    same_outputs("permuted batch", &want, &outputs(&Lstm::new(b, case.weights()?)?, &permuted)?)
 }
 
+/// Checks one random case.
 fn check<B: Backend>(b: &B, case: &Case) -> Result<()> {
-    if is_refused(case)? {
+    if is_invalid(case)? {
         return Ok(());
     }
-    // Fused, reference, streams, layouts: all the same bits.
     let got = check_case(b, case)?.outputs;
     padding_is_zero(case, &got).context("padding")?;
-    permutes(b, case, &got)
+    permutation_is_equivariant(b, case, &got)
 }
 
-/// Runs the property on each backend it visits.
+/// Checks random cases on each backend that it visits.
 struct Properties;
 
 impl Visit for Properties {
     fn visit<B: Backend + Send + 'static>(&mut self, name: &str, b: B) {
-        // Stand-ins for GPUs take tens of times as long.
-        let tries = if name == "cpu" { 256 } else { 64 };
-        let config = ProptestConfig { cases: tries, failure_persistence: None, ..ProptestConfig::default() };
+        // Simulated GPUs are tens of times slower.
+        let count = if name == "cpu" { 256 } else { 64 };
+        let config = ProptestConfig { cases: count, failure_persistence: None, ..ProptestConfig::default() };
         let result = TestRunner::new(config)
             .run(&cases(), |case| check(&b, &case).map_err(|error| TestCaseError::fail(format!("{error:#}"))));
         if let Err(error) = result {
@@ -120,11 +124,11 @@ impl Visit for Properties {
 }
 
 #[test]
-fn any_model_gives_the_same_bits_in_every_way() {
+fn random_models_are_bit_identical_on_every_path() {
     let wanted = backends::wanted();
-    let missed = backends::for_each(wanted.as_deref(), &mut Properties);
-    missed.iter().for_each(|missed| eprintln!("{missed}"));
-    // Backends that can't run are in the conformance suite's report; a run of none is no test.
+    let not_run = backends::for_each(wanted.as_deref(), &mut Properties);
+    not_run.iter().for_each(|backend| eprintln!("{backend}"));
+    // The conformance tests report backends that can't run, but at least one must run.
     let all = wanted.map_or(backends::COMPILED.len(), |names| names.len());
-    assert!(all > missed.len(), "no backend ran");
+    assert!(all > not_run.len(), "no backend ran");
 }

@@ -64,7 +64,7 @@ fn product(b: &CudaHost, [m, n, k]: [usize; 3], turned: usize, [left, right]: [&
     let flags = [turned & 1 != 0, turned & 2 != 0];
     let (a, c) = (operand(left, m, k, flags[0])?, operand(right, k, n, flags[1])?);
     let (a, c) = (MatrixRef { tensor: &a, transposed: flags[0] }, MatrixRef { tensor: &c, transposed: flags[1] });
-    primitives::get(b, &b.gemm(a, c, None)?)
+    primitives::download(b, &b.gemm(a, c, None)?)
 }
 
 #[test]

@@ -1,63 +1,73 @@
-//! The table at the end of `test-all`: groups of cases by backends.
+//! The table that `test-all` prints: one row for each group of cases, one column for each backend.
 
 use std::fmt;
 
 use serde::Deserialize;
 
-/// A line of the results file: how one trial ended.
+/// A line of the results file: the result of one trial.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Line {
+    /// Name of the backend.
     pub(crate) backend: String,
-    /// Empty where it is about the whole backend.
+    /// Group of the case. Empty if the line is about the whole backend.
     pub(crate) group: String,
+    /// Name of the case.
     pub(crate) case: String,
+    /// Outcome of the trial.
     pub(crate) outcome: Outcome,
+    /// Details of the result, the error message, or the reason why the trial did not run.
     pub(crate) detail: String,
 }
 
+/// Outcome of a trial.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 pub(crate) enum Outcome {
+    /// The results are the expected ones.
     #[serde(rename = "identical")]
     Identical,
+    /// The trial failed.
     #[serde(rename = "failed")]
     Failed,
+    /// The trial was not run.
     #[serde(rename = "not run")]
     NotRun,
 }
 
-/// A backend, and why no trial of it can have been started, if so.
+/// A column of the table.
 #[derive(Clone, Debug)]
-pub(crate) struct NotRun {
-    pub(crate) name: String,
-    pub(crate) why: Option<String>,
+pub(crate) struct Column {
+    /// Name of the backend.
+    pub(crate) backend: String,
+    /// The reason why no trial of the backend was started. `None` if trials were started.
+    pub(crate) reason_not_run: Option<String>,
 }
 
-/// All that is known at the end.
+/// The results of all trials.
 pub(crate) struct Table {
     lines: Vec<Line>,
-    backends: Vec<NotRun>,
+    columns: Vec<Column>,
 }
 
 impl Table {
-    /// `backends` are its columns; any other that reported follows.
-    pub(crate) fn new(lines: Vec<Line>, mut backends: Vec<NotRun>) -> Self {
+    /// Creates a table with the given columns, followed by a column for each other backend in `lines`.
+    pub(crate) fn new(lines: Vec<Line>, mut columns: Vec<Column>) -> Self {
         for line in &lines {
-            if backends.iter().all(|b| b.name != line.backend) {
-                backends.push(NotRun { name: line.backend.clone(), why: None });
+            if columns.iter().all(|column| column.backend != line.backend) {
+                columns.push(Column { backend: line.backend.clone(), reason_not_run: None });
             }
         }
-        Table { lines, backends }
+        Table { lines, columns }
     }
 
-    /// Trials that failed.
+    /// Number of trials that failed.
     pub(crate) fn failures(&self) -> usize {
         self.lines.iter().filter(|line| line.outcome == Outcome::Failed).count()
     }
 
-    /// Whether trials of the backend were run, and no group of it was left out.
+    /// Whether trials of the backend were run and none of its groups was skipped.
     pub(crate) fn ran_all(&self, backend: &str) -> bool {
-        let left_out = self.lines.iter().any(|line| line.backend == backend && line.outcome == Outcome::NotRun);
-        self.ran(backend) && !left_out
+        let skipped = self.lines.iter().any(|line| line.backend == backend && line.outcome == Outcome::NotRun);
+        self.ran(backend) && !skipped
     }
 
     /// Whether any trial of the backend was run.
@@ -65,33 +75,36 @@ impl Table {
         self.lines.iter().any(|line| line.backend == backend && line.outcome != Outcome::NotRun)
     }
 
-    /// Why a backend did not run, or a group of it.
-    fn why_not(&self, backend: &NotRun, group: &str) -> Option<String> {
-        let told =
-            self.lines.iter().find(|l| l.backend == backend.name && l.outcome == Outcome::NotRun && l.group == group);
-        match told {
+    /// The reason why a group of a backend did not run, or for an empty group the whole backend. `None` if it ran.
+    fn reason_not_run(&self, column: &Column, group: &str) -> Option<String> {
+        let is_reported = |l: &&Line| l.backend == column.backend && l.outcome == Outcome::NotRun && l.group == group;
+        match self.lines.iter().find(is_reported) {
             Some(line) => Some(line.detail.clone()),
-            None if group.is_empty() && !self.ran(&backend.name) => {
-                Some(backend.why.clone().unwrap_or_else(|| "no result came: its tests did not get that far".to_owned()))
+            None if group.is_empty() && !self.ran(&column.backend) => {
+                let reason = column.reason_not_run.clone();
+                Some(reason.unwrap_or_else(|| "no results: the tests ended before the first trial".to_owned()))
             }
             None => None,
         }
     }
 
-    fn cell(&self, backend: &NotRun, group: &str) -> String {
-        let of = |outcome| {
-            let here = |l: &&Line| l.backend == backend.name && l.group == group && l.outcome == outcome;
-            self.lines.iter().filter(here).count()
+    /// The text for a backend and a group.
+    fn cell(&self, column: &Column, group: &str) -> String {
+        let count = |outcome| {
+            let matches = |l: &&Line| l.backend == column.backend && l.group == group && l.outcome == outcome;
+            self.lines.iter().filter(matches).count()
         };
-        match (of(Outcome::Identical), of(Outcome::Failed)) {
-            (0, 0) if self.why_not(backend, group).or(self.why_not(backend, "")).is_some() => "not run".to_owned(),
+        match (count(Outcome::Identical), count(Outcome::Failed)) {
+            (0, 0) if self.reason_not_run(column, group).or(self.reason_not_run(column, "")).is_some() => {
+                "not run".to_owned()
+            }
             (0, 0) => "-".to_owned(),
             (identical, 0) => format!("identical {identical}"),
             (identical, failed) => format!("identical {identical}, FAILED {failed}"),
         }
     }
 
-    /// Groups that anything was reported of, by name.
+    /// Names of all groups with results, sorted.
     fn groups(&self) -> Vec<&str> {
         let mut groups = Vec::new();
         for line in self.lines.iter().filter(|line| !line.group.is_empty()) {
@@ -108,10 +121,10 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let groups = self.groups();
         let mut rows = vec![vec!["group".to_owned()]];
-        rows[0].extend(self.backends.iter().map(|b| b.name.clone()));
-        // Where nothing was reported, one row still says which backends did not run.
+        rows[0].extend(self.columns.iter().map(|column| column.backend.clone()));
+        // Without results, one row shows which backends did not run.
         for group in if groups.is_empty() { vec!["all"] } else { groups.clone() } {
-            let cells = self.backends.iter().map(|b| self.cell(b, group));
+            let cells = self.columns.iter().map(|column| self.cell(column, group));
             rows.push(std::iter::once(group.to_owned()).chain(cells).collect());
         }
         let width = |column: usize| rows.iter().map(|row: &Vec<String>| row[column].len()).max().unwrap_or(0);
@@ -120,15 +133,15 @@ impl fmt::Display for Table {
             let line: Vec<String> = padded.collect();
             writeln!(f, "{}", line.join("  ").trim_end())?;
         }
-        for backend in &self.backends {
+        for column in &self.columns {
             for group in std::iter::once("").chain(groups.iter().copied()) {
-                if let Some(why) = self.why_not(backend, group) {
-                    let what = format!("{} {group}", backend.name);
-                    writeln!(f, "not run: {}: {why}", what.trim_end())?;
+                if let Some(reason) = self.reason_not_run(column, group) {
+                    let name = format!("{} {group}", column.backend);
+                    writeln!(f, "not run: {}: {reason}", name.trim_end())?;
                 }
             }
         }
-        // What the trials over all inputs found.
+        // Digests and errors of the activations on all inputs.
         for line in self.lines.iter().filter(|l| l.group == "exhaustive" && l.outcome == Outcome::Identical) {
             writeln!(f, "{} {}: {}", line.backend, line.case, line.detail)?;
         }
@@ -148,12 +161,12 @@ mod tests {
         Line { backend, group, case, outcome, detail }
     }
 
-    fn backend(name: &str, why: Option<&str>) -> NotRun {
-        NotRun { name: name.to_owned(), why: why.map(str::to_owned) }
+    fn column(backend: &str, reason_not_run: Option<&str>) -> Column {
+        Column { backend: backend.to_owned(), reason_not_run: reason_not_run.map(str::to_owned) }
     }
 
     #[test]
-    fn the_table_tells_what_ran_what_failed_and_what_did_not_run() {
+    fn table_shows_passed_failed_and_skipped_trials() {
         let lines = vec![
             line("cpu", "options", "a", Outcome::Identical, ""),
             line("cpu", "options", "b", Outcome::Failed, "1 of 2 elements differ"),
@@ -162,8 +175,8 @@ mod tests {
             line("odd", "cells", "", Outcome::NotRun, "not exact"),
             line("odd", "options", "a", Outcome::Identical, ""),
         ];
-        let backends = [backend("cpu", None), backend("wgpu", None), backend("cuda", Some("not built"))];
-        let table = Table::new(lines, backends.to_vec());
+        let columns = [column("cpu", None), column("wgpu", None), column("cuda", Some("not built"))];
+        let table = Table::new(lines, columns.to_vec());
         let want = "\
 group    cpu                    wgpu     cuda     odd
 cells    identical 1            not run  not run  not run
@@ -176,16 +189,16 @@ FAILED: cpu::options::b: 1 of 2 elements differ
         assert_eq!(table.to_string(), want);
         assert_eq!(table.failures(), 1);
         assert!(table.ran_all("cpu") && !table.ran_all("wgpu") && !table.ran_all("cuda"));
-        // Part of it is not all of it.
+        // Only a part of this backend ran.
         assert!(table.ran("odd") && !table.ran_all("odd"));
     }
 
     #[test]
-    fn without_results_the_table_says_so() {
-        let table = Table::new(Vec::new(), vec![backend("cpu", None)]);
+    fn table_without_results_shows_the_reason() {
+        let table = Table::new(Vec::new(), vec![column("cpu", None)]);
         assert_eq!(
             table.to_string(),
-            "group  cpu\nall    not run\nnot run: cpu: no result came: its tests did not get that far\n"
+            "group  cpu\nall    not run\nnot run: cpu: no results: the tests ended before the first trial\n"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask test-all`: all tests, and a table of what ran where.
+//! `cargo xtask test-all`: runs all tests and prints a table of the results by backend.
 
 use std::path::Path;
 
@@ -6,22 +6,22 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     cargo::{self, BACKENDS, TESTS, TOOL, Workspace},
-    table::{Line, NotRun, Table},
+    table::{Column, Line, Table},
 };
 
-/// Run all tests and end with a table: backends by groups of cases
+/// Run all tests and print a table of the results: groups of cases by backend
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Backends to test; by default all that can be built
+    /// Backends to test (default: all that can be built)
     #[arg(long, value_delimiter = ',')]
     backends: Option<Vec<String>>,
-    /// Backends that must run: it is a failure if one does not
+    /// Backends that must run: fail if one of them does not
     #[arg(long, value_delimiter = ',')]
     require: Vec<String>,
-    /// Build for speed: slower to build, several times faster to run
+    /// Build in release mode: slower to build, several times faster to run
     #[arg(long)]
     release: bool,
-    /// Also run the activations over all 2^32 inputs (minutes)
+    /// Also test the activations on all 2^32 inputs (takes minutes)
     #[arg(long)]
     exhaustive: bool,
 }
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let workspace = cargo::workspace()?;
     for name in args.backends.iter().flatten().chain(&args.require) {
         let known = BACKENDS.contains(&name.as_str()) || workspace.backends.contains(name);
-        ensure!(known, "no backend is called `{name}`; there are: {}", BACKENDS.join(", "));
+        ensure!(known, "unknown backend `{name}`; expected one of: {}", BACKENDS.join(", "));
     }
     let dir = workspace.target.join("test-all");
     std::fs::create_dir_all(&dir).with_context(|| format!("{}", dir.display()))?;
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         let features = workspace.features(packages, args.backends.as_deref());
         test(args, &workspace, &results, features, cargo_args, test_args)
     };
-    // Backends first to last: unit, integration and documentation tests of every package, whatever fails.
+    // Unit, integration and documentation tests of all packages. A failure does not stop the others.
     let all = ["--workspace", "--no-fail-fast"];
     let all = all.into_iter().chain(args.release.then_some("--release")).collect::<Vec<_>>();
     let mut passed = run(&[TESTS, TOOL], &all, &[])?;
@@ -51,17 +51,17 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 
     let text = std::fs::read_to_string(&results).with_context(|| format!("{}", results.display()))?;
     let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<Line>, _>>();
-    let table = Table::new(lines.with_context(|| format!("{}", results.display()))?, absent(args, &workspace));
+    let table = Table::new(lines.with_context(|| format!("{}", results.display()))?, columns(args, &workspace));
     println!("\n{table}");
     let missing: Vec<_> = args.require.iter().filter(|name| !table.ran_all(name)).collect();
     for name in &missing {
-        println!("required, did not run, or not all of it: {name}");
+        println!("required backend did not run completely: {name}");
     }
     println!("cargo test: {}", if passed { "passed" } else { "FAILED" });
     Ok(passed && missing.is_empty() && table.failures() == 0)
 }
 
-/// One run of `cargo test`; whether all of it passed.
+/// Runs `cargo test`. Returns whether all tests passed.
 fn test(
     args: &Args,
     workspace: &Workspace,
@@ -77,9 +77,9 @@ fn test(
     }
     command.env("LSTM_RESULTS", results);
     match &args.backends {
-        // Those that are not built are reported below.
-        Some(wanted) => {
-            let built = wanted.iter().filter(|name| workspace.backends.contains(name)).cloned();
+        // Backends that are not built are reported in the table.
+        Some(requested) => {
+            let built = requested.iter().filter(|name| workspace.backends.contains(name)).cloned();
             command.env("LSTM_BACKENDS", built.collect::<Vec<_>>().join(","))
         }
         None => command.env_remove("LSTM_BACKENDS"),
@@ -87,16 +87,16 @@ fn test(
     Ok(command.status().context("cargo test")?.success())
 }
 
-/// Backends that no test can have reported on, because they were not built or not asked for.
-fn absent(args: &Args, workspace: &Workspace) -> Vec<NotRun> {
+/// The columns of the table: all backends, with the reason if one was not built or not requested.
+fn columns(args: &Args, workspace: &Workspace) -> Vec<Column> {
     let mut names: Vec<String> = BACKENDS.map(str::to_owned).to_vec();
     names.extend(workspace.backends.iter().filter(|name| !BACKENDS.contains(&name.as_str())).cloned());
-    let why = |name: &String| {
+    let reason = |name: &String| {
         if !workspace.backends.contains(name) {
-            return Some("not built: no such feature yet");
+            return Some("not built: the tests have no such feature");
         }
-        let asked = args.backends.as_ref().is_none_or(|wanted| wanted.contains(name));
-        (!asked).then_some("not asked for")
+        let is_requested = args.backends.as_ref().is_none_or(|requested| requested.contains(name));
+        (!is_requested).then_some("not requested")
     };
-    names.into_iter().map(|name| NotRun { why: why(&name).map(str::to_owned), name }).collect()
+    names.into_iter().map(|name| Column { reason_not_run: reason(&name).map(str::to_owned), backend: name }).collect()
 }

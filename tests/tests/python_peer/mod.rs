@@ -1,4 +1,4 @@
-//! Trials against a peer in Python, which are reported as not run where it is not there.
+//! Trials that compare with a Python package. They are reported as not run if the package is missing.
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Trial};
@@ -9,55 +9,55 @@ use lstm_tests::{
     results::{Line, Outcome, record},
 };
 
-/// What is compared with a peer, on one backend.
+/// A comparison with a Python package.
 pub(crate) trait Compare {
-    /// Returns what was found, in words.
+    /// Compares one backend with the package. Returns a summary as text.
     ///
     /// # Errors
-    /// What differs.
+    /// The results differ, or the comparison fails.
     fn compare<B: Backend>(&self, b: &B) -> Result<String>;
 }
 
-/// Compares on every backend that it visits.
-struct All<'a, C> {
+/// Runs a comparison on each backend that it visits.
+struct CompareAll<'a, C> {
     compare: &'a C,
     results: Vec<Result<String>>,
 }
 
-impl<C: Compare> Visit for All<'_, C> {
+impl<C: Compare> Visit for CompareAll<'_, C> {
     fn visit<B: Backend + Send + 'static>(&mut self, name: &str, b: B) {
-        self.results.push(self.compare.compare(&b).map(|found| format!("{name}: {found}")));
+        self.results.push(self.compare.compare(&b).map(|summary| format!("{name}: {summary}")));
     }
 }
 
-/// What each backend found.
-fn everywhere<C: Compare>(compare: &C) -> Result<String> {
-    let mut all = All { compare, results: Vec::new() };
+/// Runs a comparison on every backend. Returns the summaries of all backends.
+fn compare_all<C: Compare>(compare: &C) -> Result<String> {
+    let mut all = CompareAll { compare, results: Vec::new() };
     backends::for_each(backends::wanted().as_deref(), &mut all);
     Ok(all.results.into_iter().collect::<Result<Vec<_>>>()?.join(", "))
 }
 
-/// Finds out whether any backend runs.
-struct Any(bool);
+/// Whether any backend was visited.
+struct AnyBackend(bool);
 
-impl Visit for Any {
+impl Visit for AnyBackend {
     fn visit<B: Backend + Send + 'static>(&mut self, _: &str, _: B) {
         self.0 = true;
     }
 }
 
-/// Why nothing can be compared, if so.
-fn missing(modules: &str) -> Option<String> {
-    let mut any = Any(false);
-    let missed = backends::for_each(backends::wanted().as_deref(), &mut any);
+/// The reason why comparisons can't run, or `None` if they can.
+fn reason_not_to_run(modules: &str) -> Option<String> {
+    let mut any = AnyBackend(false);
+    let not_run = backends::for_each(backends::wanted().as_deref(), &mut any);
     match any.0 {
-        true => python::missing(modules),
-        false => Some(missed.iter().map(NotRun::to_string).collect::<Vec<_>>().join(", ")),
+        true => python::import_error(modules),
+        false => Some(not_run.iter().map(NotRun::to_string).collect::<Vec<_>>().join(", ")),
     }
 }
 
-/// Runs `cases` against `peer`, which needs Python's `modules`. Without them nothing is run, and that is what is reported,
-/// also in the table of `cargo xtask test-all`.
+/// Runs the comparisons in `cases` with the package `peer`, which needs the Python modules `modules`. If they are missing,
+/// reports the trials as not run, also in the table of `cargo xtask test-all`.
 pub(crate) fn main<C: Compare + Send + 'static>(
     peer: &'static str,
     group: &'static str,
@@ -70,22 +70,22 @@ pub(crate) fn main<C: Compare + Send + 'static>(
         record(&Line { backend: peer, group, case, outcome, detail }).map_err(|error| format!("{error:#}"))
     };
     let mut trials = Vec::new();
-    match missing(modules) {
+    match reason_not_to_run(modules) {
         Some(_) if args.list => {}
-        Some(why) => {
-            if let Err(error) = report("", "", Outcome::NotRun, &format!("not run: {why}")) {
+        Some(reason) => {
+            if let Err(error) = report("", "", Outcome::NotRun, &format!("not run: {reason}")) {
                 eprintln!("{error}");
             }
         }
         None => trials.extend(cases.into_iter().map(|(case, compare)| {
             Trial::test(format!("{peer}::{case}"), move || {
-                let found = everywhere(&compare).map_err(|error| format!("{error:#}"));
-                let (outcome, detail) = match &found {
-                    Ok(found) => (Outcome::Identical, found),
+                let result = compare_all(&compare).map_err(|error| format!("{error:#}"));
+                let (outcome, detail) = match &result {
+                    Ok(summary) => (Outcome::Identical, summary),
                     Err(error) => (Outcome::Failed, error),
                 };
                 report(group, case, outcome, detail)?;
-                Ok(found.map(drop)?)
+                Ok(result.map(drop)?)
             })
         })),
     }

@@ -14,7 +14,7 @@ const GUARDED: [&str; 9] = [
     "batch-3",
     "dense-hidden-33",
     "hidden-33-projected-32",
-    "diagonal-everything-projected",
+    "diagonal-all-options-projection",
     "fused-long-lengths",
     "large-stacked-bidirectional",
 ];
