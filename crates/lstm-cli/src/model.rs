@@ -233,12 +233,12 @@ impl ModelArgs {
         let onnx = if names.is_empty() { model.lstm() } else { model.lstm_named(&names) };
         let onnx = onnx.map_err(|error| match error {
             // A graph with other nodes can be used only if the LSTM nodes are named.
-            lstm_core::Error::Format { what, why } if names.is_empty() && !model.lstm_nodes().is_empty() => {
+            lstm_core::Error::Format { what, reason } if names.is_empty() && !model.lstm_nodes().is_empty() => {
                 let hint = format!(
-                    "{why}; to use the LSTM nodes alone, select them with --name: {}",
+                    "{reason}; to use the LSTM nodes alone, select them with --name: {}",
                     quoted_list(&model.lstm_nodes())
                 );
-                lstm_core::Error::Format { what, why: hint }
+                lstm_core::Error::Format { what, reason: hint }
             }
             other => other,
         })?;

@@ -276,7 +276,7 @@ fn exit_codes_and_errors() {
         (&["run", &model, "-i", &good, "-o", &dir.path("y.txt")], 2, "option", "extension .npy or .csv"),
         (&["convert", &model, &dir.path("x.pt")], 2, "option", "OUT: expected the extension .safetensors or .onnx"),
         (&["run", &model, "-i", &good, "--digest", "--name", "rnn"], 1, "file", "`rnn`"),
-        (&["run", &model, "-i", &good, "--digest", "--cell", "peephole-dense"], 1, "model", "PeepholeDense"),
+        (&["run", &model, "-i", &good, "--digest", "--cell", "peephole-dense"], 1, "model", "peephole-dense"),
         (&["run", &bidirectional, "-i", &five, "--digest", "--clip", "1"], 2, "option", "only applies to .safetensors"),
         (&["run", &bidirectional, "-i", &five, "--digest", "--max-memory", "0"], 1, "file", "--max-memory"),
         (

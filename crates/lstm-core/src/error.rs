@@ -1,4 +1,4 @@
-//! The one error type: every variant names the operation, what was expected and what came.
+//! The error type of this crate.
 
 use std::path::PathBuf;
 
@@ -7,23 +7,24 @@ use crate::shape::MatrixShape;
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong. Nothing is changed by a call that returns one of these.
+/// An error of this crate or of a backend. The message says which operation failed, what it expected and what it got. A
+/// call that returns an error changes nothing.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An argument has a shape that the operation can't take.
+    /// An argument has an invalid shape, size or value.
     #[error("{op}: expected {expected}, got {got}")]
     Shape {
-        /// The operation and argument, such as `forward: state.h`.
+        /// The operation and the argument, such as `forward: state.h`.
         op: String,
-        /// The shape or condition it needs.
+        /// The required shape or condition.
         expected: String,
-        /// The shape that came.
+        /// The actual shape or value.
         got: String,
     },
 
-    /// Two operands don't fit together.
-    #[error("{op}: {lhs} does not fit {rhs}")]
+    /// The shapes of two operands are incompatible.
+    #[error("{op}: shapes {lhs} and {rhs} are incompatible")]
     Mismatch {
         /// The operation.
         op: &'static str,
@@ -33,116 +34,116 @@ pub enum Error {
         rhs: MatrixShape,
     },
 
-    /// Sizes whose product is more than memory holds.
+    /// An array is too large for memory.
     #[error("{op}: {sizes:?} elements do not fit in memory")]
     TooLarge {
         /// The operation.
         op: &'static str,
-        /// The sizes that are multiplied.
+        /// Sizes of the array; the number of elements is their product.
         sizes: Vec<usize>,
     },
 
-    /// An option, or a combination of options, that does not exist.
-    #[error("option {option}: {why}")]
+    /// An option, or a combination of options, is invalid.
+    #[error("option {option}: {reason}")]
     Config {
-        /// The option's name.
+        /// Name of the option.
         option: &'static str,
-        /// What was given and what would be accepted.
-        why: String,
+        /// The expected value and the actual value.
+        reason: String,
     },
 
-    /// A tensor that the weights need is not there.
-    #[error("tensor `{name}` is missing; needed: {expected}")]
+    /// A required tensor is missing.
+    #[error("tensor `{name}` is missing; expected {expected}")]
     MissingTensor {
-        /// Its full name, prefix included.
+        /// Full name of the tensor, including the prefix.
         name: String,
-        /// The shape or role it should have.
+        /// The required shape or a description of the tensor.
         expected: String,
     },
 
     /// A tensor has the wrong shape.
     #[error("tensor `{name}`: expected shape {expected:?}, found {found:?}")]
     TensorShape {
-        /// Its full name, prefix included.
+        /// Full name of the tensor, including the prefix.
         name: String,
-        /// The shape it should have.
+        /// The required shape.
         expected: Vec<usize>,
-        /// The shape in the file.
+        /// The actual shape.
         found: Vec<usize>,
     },
 
-    /// A tensor has an element type that is not a float this crate reads.
-    #[error("tensor `{name}`: element type {found} can't be read as {expected}")]
+    /// A tensor has an unsupported element type.
+    #[error("tensor `{name}`: expected element type {expected}, found {found}")]
     TensorType {
-        /// Its full name, prefix included.
+        /// Full name of the tensor, including the prefix.
         name: String,
-        /// The types that would be accepted.
+        /// The supported element types.
         expected: &'static str,
-        /// The type in the file.
+        /// The actual element type.
         found: String,
     },
 
-    /// Tensors that nobody asked for: an option or a layer this model does not have.
+    /// A file has tensors that were not read, for example of a layer or option that the model does not have.
     #[error("unused tensors: {}", names.join(", "))]
     UnusedTensors {
-        /// Their full names.
+        /// Full names of the tensors.
         names: Vec<String>,
     },
 
-    /// The bytes are not what they claim to be.
-    #[error("{what}: {why}")]
+    /// A file or a text has an invalid format.
+    #[error("{what}: {reason}")]
     Format {
-        /// What was being read.
+        /// What was read: a file, a tensor, a metadata key, a text.
         what: String,
-        /// What is wrong with it.
-        why: String,
+        /// What is invalid.
+        reason: String,
     },
 
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// Error of the operating system.
         source: std::io::Error,
     },
 
-    /// Training met a number that is not finite.
+    /// A value in training is infinite or NaN.
     #[error("training step {step}: {what} is {value}")]
     NotFinite {
-        /// The step, counted from 1.
+        /// Number of the training step, counted from 1.
         step: u64,
-        /// Which number.
+        /// What has the value: the loss, or the gradient, value or optimizer state of a parameter.
         what: String,
-        /// NaN or an infinity.
+        /// The value: infinite or NaN.
         value: f64,
     },
 
-    /// The device refused.
-    #[error("{backend}: {op}: {why}")]
+    /// A call to the device failed.
+    #[error("{backend}: {op}: {reason}")]
     Device {
-        /// The backend's name.
+        /// Name of the backend.
         backend: String,
         /// The call that failed.
         op: &'static str,
-        /// The device's reason.
-        why: String,
+        /// Error message of the device.
+        reason: String,
     },
 }
 
 impl Error {
-    /// An [`Error::Shape`] from anything printable.
+    /// Creates an [`Error::Shape`].
     pub fn shape(op: impl Into<String>, expected: impl ToString, got: impl ToString) -> Self {
         Error::Shape { op: op.into(), expected: expected.to_string(), got: got.to_string() }
     }
 
-    /// An [`Error::Config`] from anything printable.
-    pub fn config(option: &'static str, why: impl ToString) -> Self {
-        Error::Config { option, why: why.to_string() }
+    /// Creates an [`Error::Config`].
+    pub fn config(option: &'static str, reason: impl ToString) -> Self {
+        Error::Config { option, reason: reason.to_string() }
     }
 
-    /// An [`Error::Format`] from anything printable.
-    pub fn format(what: impl Into<String>, why: impl ToString) -> Self {
-        Error::Format { what: what.into(), why: why.to_string() }
+    /// Creates an [`Error::Format`].
+    pub fn format(what: impl Into<String>, reason: impl ToString) -> Self {
+        Error::Format { what: what.into(), reason: reason.to_string() }
     }
 }

@@ -48,7 +48,7 @@ fn metadata_of_another_model_are_refused() {
     let plain = fresh(LstmConfig::new(3, 5));
     for (weights, text, says) in [
         (&weights, "lstm input_size=3 hidden_size=5", "expected lstm input_size=3 hidden_size=5"),
-        (&plain, &*clipped, "expected none, since its tensors tell all, got lstm"),
+        (&plain, &*clipped, "expected none, as the configuration follows from the tensors, got lstm"),
     ] {
         let error = with(weights, text).unwrap_err().to_string();
         assert!(error.contains("metadata `lstm.lstm.config`") && error.contains(says), "{error}");
@@ -56,8 +56,8 @@ fn metadata_of_another_model_are_refused() {
     for (text, says) in [
         ("lstm input_size=3 hidden_size=5 clip=-1", "option clip"),
         ("lstm input_size=3", "hidden_size"),
-        ("lstm input_size=3 hidden_size=5 num_layers=2", "expected those of lstm input_size=3 hidden_size=5"),
-        ("lstm input_size=3 hidden_size=5 direction=reverse", "expected those of"),
+        ("lstm input_size=3 hidden_size=5 num_layers=2", "expected lstm input_size=3 hidden_size=5"),
+        ("lstm input_size=3 hidden_size=5 direction=reverse", "with any clip, coupled and dropout, got lstm"),
         ("", "expected"),
     ] {
         let shapes = [("weight_ih", &[20, 3][..]), ("weight_hh", &[20, 5]), ("bias_ih", &[20]), ("bias_hh", &[20])];

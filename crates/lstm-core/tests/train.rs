@@ -260,8 +260,8 @@ fn a_state_that_does_not_fit_is_refused() {
             &[("exp_avg.w", 2), ("exp_avg.w", 2)],
             "tensor `exp_avg.w`: the name occurs twice",
         ),
-        (OptimizerConfig::adam(), 1, &[("exp_avg.w", 2)], "tensor `exp_avg_sq.w` is missing; needed: [2]"),
-        (OptimizerConfig::adamw(), 1, &[("exp_avg_sq.w", 0)], "tensor `exp_avg.w` is missing; needed: [0]"),
+        (OptimizerConfig::adam(), 1, &[("exp_avg.w", 2)], "tensor `exp_avg_sq.w` is missing; expected [2]"),
+        (OptimizerConfig::adamw(), 1, &[("exp_avg_sq.w", 0)], "tensor `exp_avg.w` is missing; expected [0]"),
         (
             OptimizerConfig::adam(),
             1,

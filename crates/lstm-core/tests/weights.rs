@@ -98,7 +98,7 @@ fn the_notebooks_names_keep_the_bits_too() {
         assert_eq!(all[[feature, 6 + unit]], ours[[6 + unit, feature]]);
     }
     let refused = StateDictWriter::new().lstm("", &fresh(LstmConfig::new(3, 2)), TensorNames::Notebook).unwrap_err();
-    let says = "option bias: the notebook's names can't express two biases; PyTorch's can";
+    let says = "option bias: the notebook's tensor names do not support two biases; use PyTorch's names";
     assert_eq!(refused.to_string(), says);
 }
 
@@ -121,7 +121,7 @@ fn the_candidate_may_be_called_g_but_not_both() {
     assert_eq!(run(["g"; 3]).unwrap().config(), &config);
     assert_eq!(run(["c"; 3]).unwrap().config(), &config);
     let mixed = run(["c", "g", "c"]).unwrap_err().to_string();
-    assert_eq!(mixed, "tensor `m.V_c` is missing; needed: shape [5, 5]");
+    assert_eq!(mixed, "tensor `m.V_c` is missing; expected shape [5, 5]");
 }
 
 #[test]
@@ -160,11 +160,11 @@ fn tensors_are_claimed_one_by_one() {
     assert_eq!((dict.shape("x"), dict.shape("z")), (Some(&[3, 2][..]), None));
 
     let missing = dict.take("z", &[1]).unwrap_err().to_string();
-    assert_eq!(missing, "tensor `z` is missing; needed: shape [1]");
+    assert_eq!(missing, "tensor `z` is missing; expected shape [1]");
     let shape = dict.take("x", &[2, 3]).unwrap_err().to_string();
     assert_eq!(shape, "tensor `x`: expected shape [2, 3], found [3, 2]");
     let integers = dict.take_i64("x").unwrap_err().to_string();
-    assert_eq!(integers, "tensor `x`: element type F64 can't be read as I64 or I32");
+    assert_eq!(integers, "tensor `x`: expected element type I64 or I32, found F64");
     assert_eq!(dict.names().collect::<Vec<_>>(), ["x", "y"]);
 
     assert_eq!(dict.clone().take_f64("x").unwrap()[[1, 0]], f64::from(-2.0f32));
@@ -180,7 +180,7 @@ fn tensors_are_claimed_one_by_one() {
         assert!(writer.to_bytes().unwrap() == bytes, "the same whatever the order");
     }
     let twice = StateDictWriter::new().tensor("y", &array![1.0f32]).unwrap().tensor("y", &two);
-    assert_eq!(twice.unwrap_err().to_string(), "tensor `y`: the name is taken");
+    assert_eq!(twice.unwrap_err().to_string(), "tensor `y`: the name already exists");
     assert!(StateDictWriter::new().tensor("__metadata__", &two).is_err());
     assert!(StateDictWriter::new().dtype(Dtype::BOOL).tensor("y", &two).unwrap().to_bytes().is_err());
     let half = StateDictWriter::new().dtype(Dtype::F16).tensor("y", &array![1e5f32]).unwrap().to_bytes();
@@ -199,7 +199,7 @@ fn other_element_types_read_where_asked() {
     assert!(matches!(integers("U64", minus_two, 1), Err(Error::TensorType { .. })));
     let mut dict = StateDict::from_bytes(file("I64", minus_two, 1)).unwrap();
     let error = dict.take("m.x", &[1]).unwrap_err().to_string();
-    assert_eq!(error, "tensor `m.x`: element type I64 can't be read as F32, F16, BF16 or F64");
+    assert_eq!(error, "tensor `m.x`: expected element type F32, F16, BF16 or F64, found I64");
     assert!(dict.take_f64("m.x").is_err() && dict.shape("m.x").is_some());
     let mut dict = StateDict::from_bytes(file("F64", &(-1e39f64).to_le_bytes(), 1)).unwrap();
     assert_eq!(dict.take_any("m.x").unwrap_err().to_string(), "tensor `m.x`: -1e39 is too large for f32");
@@ -214,7 +214,7 @@ fn a_misfit_is_named() {
         [("m.weight_ih_l0", ih), ("m.weight_hh_l0", hh), ("m.bias_ih_l0", &[20]), ("m.bias_hh_l0", &[20])];
     let with = |more: Tensors| refusal(&[&layer[..], more].concat(), None);
     let bare = |tensors: Tensors| refusal(tensors, None);
-    let missing = |name: &str, shape: &str| format!("tensor `m.{name}` is missing; needed: shape {shape}");
+    let missing = |name: &str, shape: &str| format!("tensor `m.{name}` is missing; expected shape {shape}");
     let odd = |name: &str, expected: &str, found: &str| {
         format!("tensor `m.{name}`: expected shape {expected}, found {found}")
     };
@@ -231,10 +231,10 @@ fn a_misfit_is_named() {
     assert_eq!(bare(&[("m.weight_ih_l1_reverse", ih)]), missing("weight_ih_l0_reverse", "[20, input]"));
     assert_eq!(bare(&[("m.U_i", &[3, 5]), ("m.V_o", &[5, 5])]), missing("U_f", "[3, 5]"));
     assert_eq!(bare(&[("m.V_o", &[5, 5])]), missing("U_i", "[input, 5]"));
-    let nothing = "tensor `m.weight_ih_l0` is missing; needed: an LSTM; no tensor of one has this prefix";
+    let nothing = "tensor `m.weight_ih_l0` is missing; expected an LSTM with this prefix";
     assert_eq!(bare(&[]), nothing);
     let elsewhere = [("n.k.weight_ih_l0", ih), ("weight_ih_l0", ih), ("m.head", ih)];
-    assert_eq!(bare(&elsewhere), format!("{nothing}, but of one with the prefix ``, `n.k.`"));
+    assert_eq!(bare(&elsewhere), format!("{nothing}, found LSTMs with the prefixes ``, `n.k.`"));
 
     // Something is left over.
     assert_eq!(with(&[("m.x", &[1]), ("n", &[1]), ("m.weight_ih_l00", ih)]), "unused tensors: m.weight_ih_l00, m.x");
@@ -278,17 +278,16 @@ fn the_cell_asked_for_must_be_that_of_the_names() {
     let gates: &[(&str, &[usize])] = &[("m.U_i", &[3, 5])];
     let plain: &[(&str, &[usize])] = &[("m.weight_ih_l0", &[20, 3]), ("m.weight_hh_l0", &[20, 5])];
     let dense: &[(&str, &[usize])] = &[("m.weight_ih_l0", &[20, 3]), ("m.weight_ch_l0", &[20, 5])];
-    let which =
-        "option cell: `m.W`, `m.U`, `m.bias` may be the fused or the dense peephole cell: say which (take_lstm_as)";
+    let which = "option cell: `m.W`, `m.U`, `m.bias` may be of the fused or the dense peephole cell; specify the cell";
     assert_eq!(refusal(packed, None), which);
     for (tensors, hint, named) in [
-        (packed, CellKind::PeepholeDiagonal, "Fused or PeepholeDense or Unfused"),
-        (gates, CellKind::PeepholeDense, "Unfused or Fused"),
-        (plain, CellKind::PeepholeDense, "Fused or Unfused"),
-        (plain, CellKind::PeepholeDiagonal, "Fused or Unfused"),
-        (dense, CellKind::Fused, "PeepholeDense"),
+        (packed, CellKind::PeepholeDiagonal, "fused or peephole-dense or unfused"),
+        (gates, CellKind::PeepholeDense, "unfused or fused"),
+        (plain, CellKind::PeepholeDense, "fused or unfused"),
+        (plain, CellKind::PeepholeDiagonal, "fused or unfused"),
+        (dense, CellKind::Fused, "peephole-dense"),
     ] {
-        let says = format!("option cell: {hint:?} was asked for, but the names under `m.` are those of {named}");
+        let says = format!("option cell: expected {hint}, got tensors of {named} with the prefix `m.`");
         assert_eq!(refusal(tensors, Some(hint)), says);
     }
     for (tensors, cell) in [(packed, CellKind::Fused), (packed, CellKind::PeepholeDense), (plain, CellKind::Unfused)] {
@@ -328,10 +327,10 @@ fn files_are_replaced_whole_or_not_at_all() {
     assert!(matches!(StateDict::open(folder.join("absent")), Err(Error::Io { .. })));
     std::fs::write(&path, &before[..100]).unwrap();
     let short = StateDict::open(&path).unwrap_err().to_string();
-    assert!(short.ends_with("model.safetensors: no safetensors file: invalid header length"), "{short}");
+    assert!(short.ends_with("model.safetensors: not a safetensors file: invalid header length"), "{short}");
     for pickle in [&b"PK\x03\x04\0\0\x08\x08\0\0"[..], b"\x80\x02\x8a\x0al\xfc\x9cF\xf9"] {
         let error = StateDict::from_bytes(pickle.to_vec()).unwrap_err().to_string();
-        assert!(error.contains("no safetensors file") && error.contains("torch.save"), "{error}");
+        assert!(error.contains("not a safetensors file") && error.contains("torch.save"), "{error}");
     }
     std::fs::remove_dir_all(&folder).unwrap();
 }

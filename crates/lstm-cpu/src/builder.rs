@@ -47,7 +47,7 @@ impl CpuBuilder {
         let pool = Pool::new(threads).map_err(|e| Error::Device {
             backend: "cpu".into(),
             op: "start threads",
-            why: e.to_string(),
+            reason: e.to_string(),
         })?;
         Ok(Cpu { isa, kernels, pool: Arc::new(pool) })
     }

@@ -202,10 +202,10 @@ fn another_model_is_refused_by_the_option_that_differs() {
         (config, None, "head", "none", "one with 1 outputs"),
     ] {
         match as_other(&config, outputs) {
-            Err(Error::Config { option, why }) => {
+            Err(Error::Config { option, reason }) => {
                 assert_eq!(option, named);
                 let start = format!("expected {want}, got {got} in the checkpoint ");
-                assert!(why.starts_with(&start) && why.ends_with("run"), "{why}");
+                assert!(reason.starts_with(&start) && reason.ends_with("run"), "{reason}");
             }
             other => panic!("{named}: {other:?}"),
         }

@@ -96,7 +96,7 @@ impl Host {
     /// An error of the operation `op`.
     fn error(&self, op: &'static str, reason: impl ToString) -> Error {
         let backend = backend_name(self.options.allow_tf32).to_owned();
-        Error::Device { backend, op, why: reason.to_string() }
+        Error::Device { backend, op, reason: reason.to_string() }
     }
 }
 

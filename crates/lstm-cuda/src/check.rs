@@ -142,7 +142,7 @@ const TF32: &str = "products on tensor cores, whose operands are rounded to TF32
 /// # Errors
 /// What the device refuses, or what it gives that rounding to TF32 does not explain.
 pub(crate) fn fast<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
-    let wrong = |what: String| Error::Device { backend: b.driver.name().to_owned(), op: "check", why: what };
+    let wrong = |what: String| Error::Device { backend: b.driver.name().to_owned(), op: "check", reason: what };
     if let Some(found) = activations(b)? {
         return Err(wrong(format!("other bits than the specification's: {found}")));
     }

@@ -113,7 +113,7 @@ pub(crate) fn key(architecture: u32) -> String {
 }
 
 fn error(op: &'static str, why: impl ToString) -> Error {
-    Error::Device { backend: "cuda".to_owned(), op, why: why.to_string() }
+    Error::Device { backend: "cuda".to_owned(), op, reason: why.to_string() }
 }
 
 /// NVRTC's version and the architectures that it compiles for, such as 90 for `sm_90`.

@@ -6,7 +6,7 @@ use lstm_cuda::{Cuda, Error};
 fn opening_says_what_is_missing() {
     // With a device, a number that none has; without a driver that comes first.
     for (name, result) in [("cuda", Cuda::new(10_000)), ("cuda-tf32", Cuda::fast(10_000))] {
-        let Err(Error::Device { backend, op, why }) = result else { panic!("{result:?}") };
+        let Err(Error::Device { backend, op, reason: why }) = result else { panic!("{result:?}") };
         assert_eq!((backend.as_str(), op), (name, "open"));
         match Cuda::devices() {
             Ok(devices) => assert!(why.contains(&format!("no device 10000; there are {}", devices.len())), "{why}"),

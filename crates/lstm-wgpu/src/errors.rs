@@ -16,7 +16,7 @@ pub(crate) const NAME: &str = "wgpu";
 
 /// A device error of ours.
 pub(crate) fn device_error(op: &'static str, why: impl ToString) -> Error {
-    Error::Device { backend: NAME.to_owned(), op, why: why.to_string() }
+    Error::Device { backend: NAME.to_owned(), op, reason: why.to_string() }
 }
 
 /// The call, and what it will be known to have caused.

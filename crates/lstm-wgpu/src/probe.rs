@@ -123,7 +123,7 @@ pub(crate) async fn choose(
                 }
             }
             // A way that can't be compiled here is no reason to give up the others; a lost device is.
-            Err(Error::Device { op: "compile", why, .. }) => probe.tried.push((mode, Some(why))),
+            Err(Error::Device { op: "compile", reason: why, .. }) => probe.tried.push((mode, Some(why))),
             Err(error) => return Err(error),
         }
     }

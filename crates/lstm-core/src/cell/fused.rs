@@ -28,8 +28,8 @@ impl<T: Clone> Fused<T> {
         let gates = 4 * spec.hidden_size;
         let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
         Ok(Fused {
-            w: snapped(gates, spec.input_size, weights.expect(Param::WeightIh))?,
-            u: snapped(gates, spec.state_size(), weights.expect(Param::WeightHh))?,
+            w: snapped(gates, spec.input_size, weights.elements(Param::WeightIh))?,
+            u: snapped(gates, spec.state_size(), weights.elements(Param::WeightHh))?,
             bias: weights.bias().map(|bias| snapped(1, gates, &bias)).transpose()?,
         })
     }

@@ -77,7 +77,7 @@ impl<T: Clone> Cell<T> {
                 CellKind::PeepholeDense => Kind::PeepholeDense(PeepholeDense::load(b, weights)?),
                 CellKind::PeepholeDiagonal => Kind::PeepholeDiagonal(PeepholeDiagonal::load(b, weights)?),
             },
-            projection: spec.proj_size.map(|p| snapped(p, hidden, weights.expect(Param::WeightHr))).transpose()?,
+            projection: spec.proj_size.map(|p| snapped(p, hidden, weights.elements(Param::WeightHr))).transpose()?,
             ones: spec.coupled.then(|| b.upload(MatrixShape::new(1, hidden), &ones)).transpose()?,
         })
     }

@@ -62,7 +62,7 @@ impl<T: Clone> PeepholeDiagonal<T> {
             return Err(Error::config("cell", format!("expected {:?}, got {cell:?}", CellKind::PeepholeDiagonal)));
         }
         let row = MatrixShape::new(1, weights.spec().hidden_size);
-        let vector = |param| b.snap(b.upload(row, weights.expect(param))?);
+        let vector = |param| b.snap(b.upload(row, weights.elements(param))?);
         Ok(PeepholeDiagonal {
             products: Fused::load(b, weights)?,
             i: vector(Param::PeepholeI)?,

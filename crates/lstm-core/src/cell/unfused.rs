@@ -36,8 +36,8 @@ impl<T: Clone> Unfused<T> {
                 b.snap(b.upload(MatrixShape::new(rows, cols), &all[k * len..(k + 1) * len])?)
             };
             Ok(Gate {
-                w: gate_part(spec.hidden_size, spec.input_size, weights.expect(Param::WeightIh))?,
-                u: gate_part(spec.hidden_size, spec.state_size(), weights.expect(Param::WeightHh))?,
+                w: gate_part(spec.hidden_size, spec.input_size, weights.elements(Param::WeightIh))?,
+                u: gate_part(spec.hidden_size, spec.state_size(), weights.elements(Param::WeightHh))?,
                 bias: bias.as_deref().map(|all| gate_part(1, spec.hidden_size, all)).transpose()?,
             })
         };

@@ -1,70 +1,88 @@
-//! Elements of a file to floats and back: nearest where it must round, never a finite value to an infinite one.
+//! Conversion between the elements of a safetensors file and floats. Values are rounded to nearest. A finite value that
+//! would become infinite is an error.
 //!
-//! NaNs are moved by their bits, because conversion instructions set the quiet bit and so change a payload.
+//! NaNs are converted by integer operations on their bits, because conversion instructions set the quiet bit.
 
 use half::{bf16, f16};
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
 
+/// The supported element types, for error messages.
 const FLOATS: &str = "F32, F16, BF16 or F64";
 
-/// Elements as f32; an f64 is rounded to the nearest.
+/// Converts the elements of a tensor to f32. F32, F16 and BF16 are converted exactly; F64 is rounded to nearest.
+///
+/// # Errors
+/// [`Error::TensorType`] for any other type; [`Error::Format`] if a finite F64 is too large for f32.
 pub fn to_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
     match dtype {
-        Dtype::F32 => Ok(each(bytes, f32::from_le_bytes).collect()),
-        Dtype::F16 => Ok(each(bytes, u16::from_le_bytes).map(widen_f16).collect()),
-        Dtype::BF16 => Ok(each(bytes, u16::from_le_bytes).map(|b| f32::from_bits(u32::from(b) << 16)).collect()),
-        Dtype::F64 => each(bytes, f64::from_le_bytes)
+        Dtype::F32 => Ok(elements(bytes, f32::from_le_bytes).collect()),
+        Dtype::F16 => Ok(elements(bytes, u16::from_le_bytes).map(f16_to_f32).collect()),
+        Dtype::BF16 => Ok(elements(bytes, u16::from_le_bytes).map(|b| f32::from_bits(u32::from(b) << 16)).collect()),
+        Dtype::F64 => elements(bytes, f64::from_le_bytes)
             .map(|v| {
-                let narrow = if v.is_nan() { narrow_nan(v) } else { v as f32 };
-                if narrow.is_infinite() && v.is_finite() { Err(too_large(name, v, "f32")) } else { Ok(narrow) }
+                let converted = if v.is_nan() { f64_nan_to_f32(v) } else { v as f32 };
+                if converted.is_infinite() && v.is_finite() { Err(too_large(name, v, "f32")) } else { Ok(converted) }
             })
             .collect(),
         other => Err(Error::TensorType { name: name.into(), expected: FLOATS, found: other.to_string() }),
     }
 }
 
-/// Elements as f64, all exact.
+/// Converts the elements of a tensor to f64, exactly.
+///
+/// # Errors
+/// [`Error::TensorType`] if the type is not F32, F16, BF16 or F64.
 pub fn to_f64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f64>> {
     match dtype {
-        Dtype::F64 => Ok(each(bytes, f64::from_le_bytes).collect()),
-        _ => Ok(to_f32(name, dtype, bytes)?.into_iter().map(widen).collect()),
+        Dtype::F64 => Ok(elements(bytes, f64::from_le_bytes).collect()),
+        _ => Ok(to_f32(name, dtype, bytes)?.into_iter().map(f32_to_f64).collect()),
     }
 }
 
-/// Elements as i64, all exact.
+/// Converts the elements of an I64 or I32 tensor to i64, exactly.
+///
+/// # Errors
+/// [`Error::TensorType`] for any other type.
 pub fn to_i64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<i64>> {
     match dtype {
-        Dtype::I64 => Ok(each(bytes, i64::from_le_bytes).collect()),
-        Dtype::I32 => Ok(each(bytes, i32::from_le_bytes).map(i64::from).collect()),
+        Dtype::I64 => Ok(elements(bytes, i64::from_le_bytes).collect()),
+        Dtype::I32 => Ok(elements(bytes, i32::from_le_bytes).map(i64::from).collect()),
         other => Err(Error::TensorType { name: name.into(), expected: "I64 or I32", found: other.to_string() }),
     }
 }
 
-/// Appends `values` as elements of `dtype`.
+/// Appends `values` to `out` as little-endian elements of type `dtype`, rounded to nearest. `name` is the tensor's
+/// name, for error messages.
+///
+/// # Errors
+/// [`Error::Config`] if the type is not F32, F16, BF16 or F64; [`Error::Format`] if a finite value is too large for it.
 pub fn write(name: &str, dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
     for &v in values {
         match dtype {
             Dtype::F32 => out.extend(v.to_le_bytes()),
-            Dtype::F64 => out.extend(widen(v).to_le_bytes()),
-            Dtype::F16 => out.extend(narrow_f16(name, v)?.to_le_bytes()),
-            Dtype::BF16 => out.extend(narrow_bf16(name, v)?.to_le_bytes()),
+            Dtype::F64 => out.extend(f32_to_f64(v).to_le_bytes()),
+            Dtype::F16 => out.extend(f32_to_f16(name, v)?.to_le_bytes()),
+            Dtype::BF16 => out.extend(f32_to_bf16(name, v)?.to_le_bytes()),
             other => return Err(Error::config("dtype", format!("expected {FLOATS}, got {other}"))),
         }
     }
     Ok(())
 }
 
-fn each<const N: usize, T>(bytes: &[u8], read: fn([u8; N]) -> T) -> impl Iterator<Item = T> {
+/// Iterates over little-endian elements of `N` bytes each.
+fn elements<const N: usize, T>(bytes: &[u8], read: fn([u8; N]) -> T) -> impl Iterator<Item = T> {
     bytes.as_chunks().0.iter().map(move |b| read(*b))
 }
 
+/// The error for a finite value that would become infinite.
 fn too_large(name: &str, value: impl std::fmt::LowerExp, dtype: &str) -> Error {
     Error::format(format!("tensor `{name}`"), format!("{value:e} is too large for {dtype}"))
 }
 
-fn widen_f16(bits: u16) -> f32 {
+/// Converts an f16, given by its bits, exactly. A NaN keeps its payload.
+fn f16_to_f32(bits: u16) -> f32 {
     let value = f16::from_bits(bits);
     if value.is_nan() {
         let sign = u32::from(bits & 0x8000) << 16;
@@ -73,7 +91,8 @@ fn widen_f16(bits: u16) -> f32 {
     value.to_f32()
 }
 
-fn widen(v: f32) -> f64 {
+/// Converts exactly. A NaN keeps its payload.
+fn f32_to_f64(v: f32) -> f64 {
     if v.is_nan() {
         let (sign, payload) = (u64::from(v.to_bits() >> 31) << 63, u64::from(v.to_bits() & 0x007f_ffff) << 29);
         return f64::from_bits(sign | 0x7ff0_0000_0000_0000 | payload);
@@ -81,13 +100,15 @@ fn widen(v: f32) -> f64 {
     f64::from(v)
 }
 
-/// Keeps the leading bits of the payload; where none of these is set, the quiet bit, for else it were an infinity.
-fn narrow_nan(v: f64) -> f32 {
+/// Converts a NaN and keeps the leading bits of its payload. If they are all 0, the quiet bit is set; otherwise the
+/// result would be infinite.
+fn f64_nan_to_f32(v: f64) -> f32 {
     let (sign, payload) = ((v.to_bits() >> 63 << 31) as u32, (v.to_bits() >> 29) as u32 & 0x007f_ffff);
     f32::from_bits(sign | 0x7f80_0000 | if payload == 0 { 0x0040_0000 } else { payload })
 }
 
-fn narrow_f16(name: &str, v: f32) -> Result<u16> {
+/// Rounds to f16 and returns the bits. A NaN keeps the leading bits of its payload.
+fn f32_to_f16(name: &str, v: f32) -> Result<u16> {
     let sign = (v.to_bits() >> 16) as u16 & 0x8000;
     let payload = (v.to_bits() >> 13) as u16 & 0x03ff;
     let value = f16::from_f32(v);
@@ -98,7 +119,8 @@ fn narrow_f16(name: &str, v: f32) -> Result<u16> {
     }
 }
 
-fn narrow_bf16(name: &str, v: f32) -> Result<u16> {
+/// Rounds to bf16 and returns the bits. A NaN keeps the leading bits of its payload.
+fn f32_to_bf16(name: &str, v: f32) -> Result<u16> {
     let high = (v.to_bits() >> 16) as u16;
     let value = bf16::from_f32(v);
     match v.is_nan() {
@@ -112,37 +134,37 @@ fn narrow_bf16(name: &str, v: f32) -> Result<u16> {
 mod tests {
     use super::*;
 
-    fn there_and_back(dtype: Dtype, bytes: &[u8]) {
+    fn assert_round_trip(dtype: Dtype, bytes: &[u8]) {
         let mut out = Vec::new();
         write("w", dtype, &to_f32("w", dtype, bytes).unwrap(), &mut out).unwrap();
         assert!(out == bytes, "{dtype}");
     }
 
     #[test]
-    fn all_16_bit_floats_keep_their_bits() {
+    fn all_16_bit_floats_round_trip() {
         let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-        there_and_back(Dtype::F16, &all);
-        there_and_back(Dtype::BF16, &all);
+        assert_round_trip(Dtype::F16, &all);
+        assert_round_trip(Dtype::BF16, &all);
     }
 
     #[test]
-    fn odd_32_bit_floats_keep_their_bits() {
-        let odd = [0u32, 1 << 31, 1, 0x7f80_0000, 0xff80_0000, 0x7f80_0001, 0xffc1_2345, 0x7fff_ffff, 0x7f7f_ffff];
-        let bytes: Vec<u8> = odd.iter().flat_map(|b| b.to_le_bytes()).collect();
-        there_and_back(Dtype::F32, &bytes);
+    fn special_32_bit_floats_round_trip() {
+        let special = [0u32, 1 << 31, 1, 0x7f80_0000, 0xff80_0000, 0x7f80_0001, 0xffc1_2345, 0x7fff_ffff, 0x7f7f_ffff];
+        let bytes: Vec<u8> = special.iter().flat_map(|b| b.to_le_bytes()).collect();
+        assert_round_trip(Dtype::F32, &bytes);
         let values = to_f32("w", Dtype::F32, &bytes).unwrap();
         let mut wide = Vec::new();
         write("w", Dtype::F64, &values, &mut wide).unwrap();
-        there_and_back(Dtype::F64, &wide);
+        assert_round_trip(Dtype::F64, &wide);
         let back = to_f32("w", Dtype::F64, &wide).unwrap();
-        assert_eq!(back.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), odd);
+        assert_eq!(back.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), special);
         let mut f64s = Vec::new();
         to_f64("w", Dtype::F64, &wide).unwrap().iter().for_each(|v| f64s.extend(v.to_le_bytes()));
         assert_eq!(f64s, wide);
     }
 
     #[test]
-    fn rounds_to_nearest_and_refuses_to_overflow() {
+    fn rounds_to_nearest_and_rejects_overflow() {
         let read = |v: f64| to_f32("w", Dtype::F64, &v.to_le_bytes());
         assert_eq!(read(0.1).unwrap(), [0.1f32]);
         assert_eq!(read(-1e-60).unwrap()[0].to_bits(), 1 << 31);

@@ -1,4 +1,4 @@
-//! Files that are replaced whole or not at all.
+//! Atomic replacement of files.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -10,32 +10,40 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// Writes to another file beside `path`, which then takes its name. If anything fails, an older file is as it was.
+/// Writes `bytes` to a temporary file in the folder of `path` and renames it to `path`. An existing file is replaced
+/// atomically; it is unchanged after an error.
+///
+/// # Errors
+/// [`Error::Io`] if the temporary file cannot be created, written or renamed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path, bytes).map_err(|source| Error::Io { path: path.into(), source })
 }
 
+/// [`write_atomic`] with the operating system's error.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let (temporary, mut file) = create_beside(path)?;
+    let (temporary, mut file) = create_temporary(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     drop(file);
     written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
-        // The first failure is the one to report.
+        // The first error is returned, so an error of the removal is ignored.
         let _ = fs::remove_file(&temporary);
     })
 }
 
-fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file"))?;
+/// Creates a new file with a unique name in the folder of `path`.
+fn create_temporary(path: &Path) -> io::Result<(PathBuf, File)> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path does not end in a file name"))?;
     loop {
-        let mut unique = std::ffi::OsString::from(".");
-        unique.push(name);
-        unique.push(format!(".{}.{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-        let temporary = path.with_file_name(unique);
+        let mut unique_name = std::ffi::OsString::from(".");
+        unique_name.push(name);
+        unique_name.push(format!(".{}.{}", process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+        let temporary = path.with_file_name(unique_name);
         match OpenOptions::new().write(true).create_new(true).open(&temporary) {
             Ok(file) => return Ok((temporary, file)),
-            // Left by a process of the same number that was killed.
+            // A killed process with the same id left a file of this name.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
         }

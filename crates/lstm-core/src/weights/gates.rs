@@ -1,25 +1,25 @@
-//! Packing four separate gate matrices into one and back. Bits are moved, never changed.
+//! Conversion between four gate matrices and one packed matrix. Elements are copied bit for bit.
 
 use ndarray::{Array2, ArrayView2, Axis, concatenate};
 
 use crate::error::{Error, Result};
 
-/// `[hidden, n]` for each of the gates i, f, g, o, stacked to `[4 * hidden, n]`.
+/// Stacks the matrices of the gates i, f, g, o, each of shape `[hidden, n]`, to one matrix of shape `[4 * hidden, n]`.
 ///
 /// # Errors
-/// [`Error::Shape`] if the four differ in shape.
+/// [`Error::Shape`] if the four shapes differ.
 pub fn pack(gates: [ArrayView2<'_, f32>; 4]) -> Result<Array2<f32>> {
-    if let Some(odd) = gates.iter().find(|g| g.shape() != gates[0].shape()) {
-        let (want, got) = (format!("{:?}", gates[0].shape()), format!("{:?}", odd.shape()));
-        return Err(Error::shape("pack", want, got));
+    if let Some(other) = gates.iter().find(|g| g.shape() != gates[0].shape()) {
+        let (expected, got) = (format!("{:?}", gates[0].shape()), format!("{:?}", other.shape()));
+        return Err(Error::shape("pack", expected, got));
     }
-    concatenate(Axis(0), &gates).map_err(|e| Error::shape("pack", "matrices that stack", e))
+    concatenate(Axis(0), &gates).map_err(|e| Error::shape("pack", "matrices of one shape", e))
 }
 
-/// The inverse of [`pack`].
+/// Splits a matrix of shape `[4 * hidden, n]` into the matrices of the gates i, f, g, o. The inverse of [`pack`].
 ///
 /// # Errors
-/// [`Error::Shape`] if the rows are not a multiple of four.
+/// [`Error::Shape`] if the number of rows is not a multiple of four.
 pub fn unpack(packed: ArrayView2<'_, f32>) -> Result<[Array2<f32>; 4]> {
     let rows = packed.nrows();
     if !rows.is_multiple_of(4) {

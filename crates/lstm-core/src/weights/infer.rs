@@ -1,53 +1,59 @@
-//! What model a set of tensor names and shapes is: sizes, layers, direction, biases, projection, cell.
+//! Inference of a model's configuration from the names and shapes of its tensors: sizes, layers, direction, biases,
+//! projection, cell.
 //!
-//! A size is what most of the tensors that know it say, so that one misshapen tensor is the one that is blamed.
+//! Several tensors determine each size. The most common value is used, so that an error names the one tensor with a
+//! wrong shape.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
 };
 
-use super::names::{Parsed, Scheme, parse};
+use super::names::{FileLayout, ParsedName, parse};
 use crate::{
     config::{Bias, CellKind, Direction, LstmConfig, Param},
     error::{Error, Result},
 };
 
-/// What is missing where there is nothing.
-pub(crate) const NO_LSTM: &str = "an LSTM; no tensor of one has this prefix";
+/// The `expected` of the [`Error::MissingTensor`] if no tensor with the prefix belongs to an LSTM.
+pub(crate) const NO_LSTM: &str = "an LSTM with this prefix";
 
-/// The tensors under a prefix: names without it, and shapes.
-pub(crate) struct Found<'a> {
+/// Shapes of the tensors whose names have a prefix.
+pub(crate) struct TensorShapes<'a> {
+    /// The prefix of all names.
     pub(crate) prefix: &'a str,
+    /// Shape by name without the prefix.
     pub(crate) shapes: BTreeMap<&'a str, &'a [usize]>,
 }
 
-impl Found<'_> {
-    /// The model that the recognised names say, all of it valid but for tensors that may be missing, misshapen or left
-    /// over. Work and memory are bounded by the number of tensors, whatever numbers stand in their names.
-    pub(crate) fn infer(&self, hint: Option<CellKind>) -> Result<(LstmConfig, Scheme)> {
-        let known: Vec<_> = self.shapes.iter().filter_map(|(name, shape)| Some((parse(name)?, *shape))).collect();
-        let (config, scheme) = if !known.is_empty() {
-            (self.pytorch(&known, hint)?, Scheme::PyTorch)
+impl TensorShapes<'_> {
+    /// Infers the configuration and the layout of the file. `cell` is the expected cell, if the caller knows it. The
+    /// configuration is valid, but tensors may be missing, have wrong shapes or be unused. Time and memory depend on
+    /// the number of tensors only, not on layer numbers in their names.
+    pub(crate) fn infer(&self, cell: Option<CellKind>) -> Result<(LstmConfig, FileLayout)> {
+        let tensors: Vec<_> = self.shapes.iter().filter_map(|(name, shape)| Some((parse(name)?, *shape))).collect();
+        let (config, layout) = if !tensors.is_empty() {
+            (self.infer_pytorch(&tensors, cell)?, FileLayout::PyTorch)
         } else if self.shapes.keys().any(|name| gate_name(name).is_some()) {
-            let scheme = Scheme::Gates(if self.has_gate('g') && !self.has_gate('c') { 'g' } else { 'c' });
-            (self.gates(hint)?, scheme)
+            let layout = FileLayout::NotebookGates(if self.has_gate('g') && !self.has_gate('c') { 'g' } else { 'c' });
+            (self.infer_gates(cell)?, layout)
         } else if ["W", "U", "bias"].iter().any(|name| self.shapes.contains_key(name)) {
-            (self.packed(hint)?, Scheme::Packed)
+            (self.infer_packed(cell)?, FileLayout::NotebookPacked)
         } else {
             let name = format!("{}weight_ih_l0", self.prefix);
             return Err(Error::MissingTensor { name, expected: NO_LSTM.into() });
         };
         config.validate()?;
-        Ok((config, scheme))
+        Ok((config, layout))
     }
 
-    fn pytorch(&self, known: &[(Parsed, &[usize])], hint: Option<CellKind>) -> Result<LstmConfig> {
-        let any = |test: &dyn Fn(&Parsed) -> bool| known.iter().any(|(p, _)| test(p));
+    /// Infers the configuration from PyTorch-style names.
+    fn infer_pytorch(&self, tensors: &[(ParsedName, &[usize])], cell: Option<CellKind>) -> Result<LstmConfig> {
+        let any = |test: &dyn Fn(&ParsedName) -> bool| tensors.iter().any(|(p, _)| test(p));
         let has = |params: &[Param]| any(&|p| params.contains(&p.param));
         let projected = has(&[Param::WeightHr]);
 
-        let named: &[CellKind] = if any(&|p| p.dense) {
+        let possible_cells: &[CellKind] = if any(&|p| p.dense) {
             &[CellKind::PeepholeDense]
         } else if has(&[Param::PeepholeI, Param::PeepholeF, Param::PeepholeO]) {
             &[CellKind::PeepholeDiagonal]
@@ -64,83 +70,91 @@ impl Found<'_> {
             (false, true) => Bias::One,
             _ => Bias::None,
         };
-        // At a gap in the numbers the model ends with the layer that is missing.
-        let layers: BTreeSet<usize> = known.iter().map(|(p, _)| p.layer).collect();
-        let whole = (0..).zip(&layers).take_while(|(k, layer)| k == *layer).count();
-        let num_layers = whole + usize::from(whole < layers.len());
+        // If layer numbers have a gap, the first missing layer is the last layer, so that the error names its tensor.
+        let layers: BTreeSet<usize> = tensors.iter().map(|(p, _)| p.layer).collect();
+        let without_gap = (0..).zip(&layers).take_while(|(k, layer)| k == *layer).count();
+        let num_layers = without_gap + usize::from(without_gap < layers.len());
 
-        let input = known.iter().filter(|(p, _)| p.layer == 0 && p.param == Param::WeightIh);
-        let input_size = vote(input.filter_map(|(_, shape)| matrix(shape)).map(|[_, cols]| cols));
-        let hidden_size = vote(known.iter().flat_map(|(p, shape)| hidden_sizes(p.param, shape, projected)));
+        let input = tensors.iter().filter(|(p, _)| p.layer == 0 && p.param == Param::WeightIh);
+        let input_size = most_common(input.filter_map(|(_, shape)| matrix(shape)).map(|[_, cols]| cols));
+        let hidden_size = most_common(tensors.iter().flat_map(|(p, shape)| hidden_sizes(p.param, shape, projected)));
         let sizes = |param, axis: usize| {
-            let these = known.iter().filter(move |(p, _)| p.param == param);
-            these.filter_map(move |(_, shape)| Some(matrix(shape)?[axis]))
+            let tensors = tensors.iter().filter(move |(p, _)| p.param == param);
+            tensors.filter_map(move |(_, shape)| Some(matrix(shape)?[axis]))
         };
-        let proj_size = vote(sizes(Param::WeightHr, 0).chain(sizes(Param::WeightHh, 1)));
+        let proj_size = most_common(sizes(Param::WeightHr, 0).chain(sizes(Param::WeightHh, 1)));
 
         let suffix = if direction == Direction::Reverse { "_reverse" } else { "" };
         let first = format!("weight_ih_l0{suffix}");
-        let hidden = self.size(hidden_size, &first, "[4 * hidden, input]")?;
-        let input = self.size(input_size, &first, &format!("[{}, input]", hidden.saturating_mul(4)))?;
+        let hidden = self.require_size(hidden_size, &first, "[4 * hidden, input]")?;
+        let input = self.require_size(input_size, &first, &format!("[{}, input]", hidden.saturating_mul(4)))?;
         let config = LstmConfig::new(input, hidden).layers(num_layers).direction(direction);
-        let config = config.cell(self.cell(named, hint)?).bias(bias);
+        let config = config.cell(self.check_cell(possible_cells, cell)?).bias(bias);
         if !projected {
             return Ok(config);
         }
-        Ok(config.proj_size(self.size(proj_size, &format!("weight_hr_l0{suffix}"), &format!("[proj, {hidden}]"))?))
+        Ok(config.proj_size(self.require_size(
+            proj_size,
+            &format!("weight_hr_l0{suffix}"),
+            &format!("[proj, {hidden}]"),
+        )?))
     }
 
-    fn gates(&self, hint: Option<CellKind>) -> Result<LstmConfig> {
-        let cell = self.cell(&[CellKind::Unfused, CellKind::Fused], hint)?;
+    /// Infers the configuration from the notebook's names with one matrix per gate.
+    fn infer_gates(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
+        let cell = self.check_cell(&[CellKind::Unfused, CellKind::Fused], cell)?;
         let gate = |letter| self.shapes.iter().filter(move |(name, _)| gate_name(name).is_some_and(|n| n.0 == letter));
         let matrices = |letter| gate(letter).filter_map(|(_, shape)| matrix(shape));
         let hidden = matrices('V').flatten().chain(matrices('U').map(|[_, cols]| cols));
         let bias = gate('b').next().map_or(Bias::None, |_| Bias::One);
-        let hidden = self.size(vote(hidden), "U_i", "[input, hidden]")?;
-        let input = vote(matrices('U').map(|[rows, _]| rows));
-        let input = self.size(input, "U_i", &format!("[input, {hidden}]"))?;
+        let hidden = self.require_size(most_common(hidden), "U_i", "[input, hidden]")?;
+        let input = most_common(matrices('U').map(|[rows, _]| rows));
+        let input = self.require_size(input, "U_i", &format!("[input, {hidden}]"))?;
         Ok(LstmConfig::new(input, hidden).cell(cell).bias(bias))
     }
 
-    fn packed(&self, hint: Option<CellKind>) -> Result<LstmConfig> {
-        let named = [CellKind::Fused, CellKind::PeepholeDense, CellKind::Unfused];
-        if hint.is_none() {
-            let why = format!(
-                "`{0}W`, `{0}U`, `{0}bias` may be the fused or the dense peephole cell: say which (take_lstm_as)",
+    /// Infers the configuration from the notebook's names with packed matrices.
+    fn infer_packed(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
+        let possible_cells = [CellKind::Fused, CellKind::PeepholeDense, CellKind::Unfused];
+        if cell.is_none() {
+            let reason = format!(
+                "`{0}W`, `{0}U`, `{0}bias` may be of the fused or the dense peephole cell; specify the cell",
                 self.prefix
             );
-            return Err(Error::config("cell", why));
+            return Err(Error::config("cell", reason));
         }
         let shape = |name| self.shapes.get(name).copied();
         let (input, state) = (shape("W").and_then(matrix), shape("U").and_then(matrix));
         let bias = shape("bias").and_then(|shape| shape.first().copied());
         let wide = [input.map(|[_, cols]| cols), state.map(|[_, cols]| cols), bias];
-        let hidden = vote(wide.into_iter().flatten().filter_map(quarter).chain(state.map(|[rows, _]| rows)));
-        let hidden = self.size(hidden, "W", "[input, 4 * hidden]")?;
-        let input = self.size(input.map(|[rows, _]| rows), "W", &format!("[input, {}]", hidden.saturating_mul(4)))?;
+        let hidden = most_common(wide.into_iter().flatten().filter_map(quarter).chain(state.map(|[rows, _]| rows)));
+        let hidden = self.require_size(hidden, "W", "[input, 4 * hidden]")?;
+        let input =
+            self.require_size(input.map(|[rows, _]| rows), "W", &format!("[input, {}]", hidden.saturating_mul(4)))?;
         let bias = bias.map_or(Bias::None, |_| Bias::One);
-        Ok(LstmConfig::new(input, hidden).cell(self.cell(&named, hint)?).bias(bias))
+        Ok(LstmConfig::new(input, hidden).cell(self.check_cell(&possible_cells, cell)?).bias(bias))
     }
 
+    /// Whether a tensor of the notebook's names belongs to the gate.
     fn has_gate(&self, gate: char) -> bool {
         self.shapes.keys().any(|name| gate_name(name).is_some_and(|(_, x)| x == gate))
     }
 
-    /// The cell asked for, if it is one of those that the names allow; else the first of these.
-    fn cell(&self, named: &[CellKind], hint: Option<CellKind>) -> Result<CellKind> {
-        match hint {
-            None => Ok(named[0]),
-            Some(cell) if named.contains(&cell) => Ok(cell),
+    /// The expected cell, if the names of the tensors allow it; without one, the first of the possible cells.
+    fn check_cell(&self, possible: &[CellKind], expected: Option<CellKind>) -> Result<CellKind> {
+        match expected {
+            None => Ok(possible[0]),
+            Some(cell) if possible.contains(&cell) => Ok(cell),
             Some(cell) => {
-                let names = named.iter().map(|c| format!("{c:?}")).collect::<Vec<_>>().join(" or ");
-                let why = format!("{cell:?} was asked for, but the names under `{}` are those of {names}", self.prefix);
-                Err(Error::config("cell", why))
+                let names = possible.iter().map(|cell| cell.name()).collect::<Vec<_>>().join(" or ");
+                let reason = format!("expected {cell}, got tensors of {names} with the prefix `{}`", self.prefix);
+                Err(Error::config("cell", reason))
             }
         }
     }
 
-    /// A size, or what is wrong with the tensor that should tell it.
-    fn size(&self, size: Option<usize>, name: &str, expected: &str) -> Result<usize> {
+    /// A size, or an error about the tensor that should determine it if no tensor does.
+    fn require_size(&self, size: Option<usize>, name: &str, expected: &str) -> Result<usize> {
         let full = format!("{}{name}", self.prefix);
         match (size, self.shapes.get(name)) {
             (Some(size), _) => Ok(size),
@@ -150,7 +164,8 @@ impl Found<'_> {
     }
 }
 
-/// Splits `U_i` and its like; both letters of the candidate count.
+/// Splits a name such as `U_i` into the letter of the parameter (`U`, `V` or `b`) and the letter of the gate. The
+/// candidate may be `c` or `g`.
 fn gate_name(name: &str) -> Option<(char, char)> {
     match name.as_bytes() {
         &[letter @ (b'U' | b'V' | b'b'), b'_', gate @ (b'i' | b'f' | b'c' | b'g' | b'o')] => {
@@ -160,15 +175,18 @@ fn gate_name(name: &str) -> Option<(char, char)> {
     }
 }
 
+/// The shape of a matrix; `None` for another number of axes.
 fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
     shape.try_into().ok()
 }
 
+/// `rows / 4`; `None` if the number is not a multiple of four.
 fn quarter(rows: usize) -> Option<usize> {
     rows.is_multiple_of(4).then_some(rows / 4)
 }
 
-/// What a tensor says of the hidden size.
+/// The values of the hidden size that follow from the shape of a parameter. `projected` says whether the model has a
+/// projection.
 fn hidden_sizes(param: Param, shape: &[usize], projected: bool) -> impl Iterator<Item = usize> {
     let sizes = match (param, shape) {
         (Param::WeightHh, &[rows, cols]) if !projected => [quarter(rows), Some(cols)],
@@ -181,8 +199,8 @@ fn hidden_sizes(param: Param, shape: &[usize], projected: bool) -> impl Iterator
     sizes.into_iter().flatten()
 }
 
-/// The most frequent value; of several, the one that came first.
-fn vote(values: impl Iterator<Item = usize>) -> Option<usize> {
+/// The most frequent value; the first one of several equally frequent values.
+fn most_common(values: impl Iterator<Item = usize>) -> Option<usize> {
     let mut counts: BTreeMap<usize, (usize, Reverse<usize>)> = BTreeMap::new();
     for (k, value) in values.enumerate() {
         counts.entry(value).or_insert((0, Reverse(k))).0 += 1;

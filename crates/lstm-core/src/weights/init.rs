@@ -1,9 +1,9 @@
-//! Fresh parameters from a seed: uniform (PyTorch's default), Xavier, orthogonal.
+//! Initialization of parameters from a seed: uniform (PyTorch's default), Xavier, orthogonal.
 //!
-//! A seed gives the same bits for ever and on every machine: the generator is ChaCha8, and what is drawn from it is
-//! turned into floats by formulas given here, not by a library's distributions, which may change with a version.
-//! Layers are filled in the order of [`LstmConfig::layer_specs`], parameters in that of
-//! [`LayerSpec::params`](crate::LayerSpec::params), elements row by row, all from one generator.
+//! A seed gives bit-identical parameters on every machine and in every version. The generator is ChaCha8. Its output is
+//! converted to floats by the formulas in this module, because the distributions of a library may change between
+//! versions. One generator fills the layers in the order of [`LstmConfig::layer_specs`], the parameters of a layer in
+//! the order of [`LayerSpec::params`](crate::LayerSpec::params), and the elements of a parameter in row-major order.
 
 use ndarray::{Array2, ArrayD, IxDyn};
 use ndarray_rand::{
@@ -18,32 +18,34 @@ use crate::{
     weights::{LayerWeights, Weights},
 };
 
-/// How fresh parameters are drawn.
+/// The distribution of initial parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum InitKind {
-    /// `U(-k, k)` with `k = 1 / sqrt(hidden_size)` for every parameter, biases too: what `torch.nn.LSTM` does.
+    /// `U(-k, k)` with `k = 1 / sqrt(hidden_size)` for every parameter, including biases, as in `torch.nn.LSTM`.
     #[default]
     Uniform,
-    /// `U(-k, k)` with `k = sqrt(6 / (rows + columns))` for each matrix as it is stored (Glorot & Bengio 2010,
-    /// `torch.nn.init.xavier_uniform_`); biases and diagonal peepholes are zero.
+    /// `U(-k, k)` with `k = sqrt(6 / (rows + columns))` for each matrix, in the shape of [`LayerSpec::params`] (Glorot
+    /// & Bengio 2010; `torch.nn.init.xavier_uniform_`). Biases and diagonal peepholes are 0.
+    ///
+    /// [`LayerSpec::params`]: crate::LayerSpec::params
     Xavier,
-    /// Recurrent weights with orthonormal columns (Saxe et al. 2013, `torch.nn.init.orthogonal_`); all else as for
-    /// [`Xavier`](InitKind::Xavier).
+    /// Recurrent weights with orthonormal columns (Saxe et al. 2013; `torch.nn.init.orthogonal_`). All other parameters
+    /// are initialized as by [`Xavier`](InitKind::Xavier).
     Orthogonal,
 }
 
-/// How [`Weights::init`] fills a model; by default [`InitKind::Uniform`] and nothing else.
+/// Options of [`Weights::init`]. The default is [`InitKind::Uniform`] without a forget bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Init {
-    /// The distribution.
+    /// Distribution of the parameters.
     pub kind: InitKind,
-    /// What the forget gate's biases add up to, where it is not left to the distribution; 1 is a usual choice
-    /// (Jozefowicz et al. 2015). The first bias gets the value, a second one 0.
+    /// Initial bias of the forget gate; `None` leaves it to the distribution. 1 is a common choice (Jozefowicz et al.
+    /// 2015). With two bias vectors, the first gets this value and the second gets 0.
     pub forget_bias: Option<f32>,
 }
 
 impl Weights {
-    /// Fresh parameters; the same seed gives the same bits everywhere.
+    /// Initializes the parameters of a model from a seed. A seed gives bit-identical parameters on every machine.
     ///
     /// ```
     /// use lstm_core::{Init, InitKind, LstmConfig, Weights};
@@ -55,26 +57,26 @@ impl Weights {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Config`]: a configuration that is not [valid](LstmConfig::validate); a forget bias that is not
-    /// finite, or for a model without a bias or, its gates being coupled, without a forget gate of its own.
+    /// [`Error::Config`] if the configuration is not [valid](LstmConfig::validate), or if a forget bias is given that
+    /// is not finite, or for a model without biases or with coupled gates.
     pub fn init(config: LstmConfig, init: &Init, seed: u64) -> Result<Weights> {
         config.validate()?;
         if let Some(value) = init.forget_bias {
-            let refused = match config.bias {
-                _ if !value.is_finite() => Some("expected a finite value"),
-                Bias::None => Some("the model has no bias"),
-                _ if config.coupled => Some("the gates are coupled: f = 1 - i has no bias"),
+            let expected = match config.bias {
+                _ if !value.is_finite() => Some("a finite value"),
+                Bias::None => Some("none for a model without biases"),
+                _ if config.coupled => Some("none for coupled gates, whose forget gate 1 - i has no bias"),
                 _ => None,
             };
-            if let Some(why) = refused {
-                return Err(Error::config("forget_bias", format!("{why}, got {value}")));
+            if let Some(expected) = expected {
+                return Err(Error::config("forget_bias", format!("expected {expected}, got {value}")));
             }
         }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let layers = config.layer_specs().into_iter().map(|spec| {
             let hidden = spec.hidden_size;
             let draw = |(param, shape): (Param, Vec<usize>)| {
-                let mut value = fill(init.kind, param, &shape, hidden, &mut rng);
+                let mut value = draw_param(init.kind, param, &shape, hidden, &mut rng);
                 let forget = match param {
                     Param::Bias | Param::BiasIh => init.forget_bias,
                     Param::BiasHh => init.forget_bias.map(|_| 0.0),
@@ -93,27 +95,30 @@ impl Weights {
     }
 }
 
-fn fill(kind: InitKind, param: Param, shape: &[usize], hidden: usize, rng: &mut ChaCha8Rng) -> ArrayD<f32> {
-    let mut uniform =
-        |square: f64| ArrayD::random_using(IxDyn(shape), SymmetricUniform::with_squared_bound(square), rng);
+/// Draws one parameter of the given shape.
+fn draw_param(kind: InitKind, param: Param, shape: &[usize], hidden: usize, rng: &mut ChaCha8Rng) -> ArrayD<f32> {
+    let mut uniform = |squared_bound: f64| {
+        ArrayD::random_using(IxDyn(shape), SymmetricUniform::with_squared_bound(squared_bound), rng)
+    };
     match (kind, param, shape) {
         (InitKind::Uniform, ..) => uniform(1.0 / hidden as f64),
-        (InitKind::Orthogonal, Param::WeightHh, &[rows, cols]) => orthonormal(rows, cols, rng).into_dyn(),
+        (InitKind::Orthogonal, Param::WeightHh, &[rows, cols]) => random_orthonormal(rows, cols, rng).into_dyn(),
         (_, _, &[rows, cols]) => uniform(6.0 / (rows + cols) as f64),
         _ => ArrayD::zeros(IxDyn(shape)),
     }
 }
 
-/// `U[-bound, bound)` on a grid of 2^24 points: `((n - 2^23) / 2^23) * bound`, where n is the high 24 bits of a 32-bit
-/// draw. The quotient is exact, the product rounds once, and never up to `bound`.
+/// The uniform distribution on `[-bound, bound)`, with 2^24 possible values: `((n - 2^23) / 2^23) * bound`, where `n`
+/// is the high 24 bits of a 32-bit random number. The quotient is exact. The product is rounded once and is always less
+/// than `bound`.
 pub(crate) struct SymmetricUniform {
     bound: f32,
 }
 
 impl SymmetricUniform {
-    /// With the bound `sqrt(square)`, rounded once.
-    pub(crate) fn with_squared_bound(square: f64) -> Self {
-        SymmetricUniform { bound: libm::sqrt(square) as f32 }
+    /// The distribution with the bound `sqrt(squared_bound)`, rounded to f32.
+    pub(crate) fn with_squared_bound(squared_bound: f64) -> Self {
+        SymmetricUniform { bound: libm::sqrt(squared_bound) as f32 }
     }
 }
 
@@ -125,11 +130,12 @@ impl Distribution<f32> for SymmetricUniform {
     }
 }
 
-/// N(0, 1) by Box and Muller, the cosine half: `sqrt(-2 ln((a + 1) / 2^53)) * cos(2 pi b / 2^53)`, where a and b are
-/// the high 53 bits of two 64-bit draws; logarithm and cosine are those of the `libm` crate.
-struct Gaussian;
+/// The standard normal distribution, by the cosine half of the Box-Muller transform:
+/// `sqrt(-2 * ln((a + 1) / 2^53)) * cos(2 * pi * b / 2^53)`, where `a` and `b` are the high 53 bits of two 64-bit
+/// random numbers. Logarithm and cosine are those of the `libm` crate.
+struct StandardNormal;
 
-impl Distribution<f64> for Gaussian {
+impl Distribution<f64> for StandardNormal {
     fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> f64 {
         const UNIT: f64 = 1.0 / (1u64 << 53) as f64;
         let radius = ((rng.next_u64() >> 11) + 1) as f64 * UNIT;
@@ -138,18 +144,18 @@ impl Distribution<f64> for Gaussian {
     }
 }
 
-/// `rows >= cols`: a matrix whose columns are orthonormal, uniformly among all of these; Gaussian columns made
-/// orthogonal one after the other (modified Gram-Schmidt, which keeps the diagonal of R positive).
-fn orthonormal(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Array2<f32> {
-    let gaussians = Array2::random_using((rows, cols), Gaussian, rng);
-    let mut columns: Vec<Vec<f64>> = gaussians.columns().into_iter().map(|c| c.to_vec()).collect();
+/// Draws a matrix with orthonormal columns, uniformly among all such matrices; `rows >= cols`. Normally distributed
+/// columns are orthogonalized one after the other by modified Gram-Schmidt, which keeps the diagonal of R positive.
+fn random_orthonormal(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Array2<f32> {
+    let normal = Array2::random_using((rows, cols), StandardNormal, rng);
+    let mut columns: Vec<Vec<f64>> = normal.columns().into_iter().map(|c| c.to_vec()).collect();
     for k in 0..cols {
-        let (done, rest) = columns.split_at_mut(k);
+        let (earlier, rest) = columns.split_at_mut(k);
         let column = &mut rest[0];
-        // A second pass removes what rounding leaves of the first.
-        for earlier in done.iter().chain(done.iter()) {
-            let along = dot(earlier, column);
-            column.iter_mut().zip(earlier).for_each(|(v, e)| *v -= along * e);
+        // A second pass removes the rounding errors of the first.
+        for other in earlier.iter().chain(earlier.iter()) {
+            let projection = dot(other, column);
+            column.iter_mut().zip(other).for_each(|(v, o)| *v -= projection * o);
         }
         let norm = libm::sqrt(dot(column, column));
         column.iter_mut().for_each(|v| *v /= norm);
@@ -157,7 +163,8 @@ fn orthonormal(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Array2<f32> {
     Array2::from_shape_fn((rows, cols), |(r, c)| columns[c][r] as f32)
 }
 
-/// Eight sums side by side, added at the end: an order that is fixed and that vector units can follow.
+/// Dot product with eight partial sums, which are added at the end. The order of additions is fixed, and SIMD
+/// instructions can compute it.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
@@ -188,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_means_the_same_for_ever() {
+    fn parameters_for_a_seed_are_unchanged() {
         for (kind, ih, hh) in [
             (InitKind::Uniform, [0xbe7c_b66f, 0x3e26_98f5, 0xbea1_efb0], [0x3c39_f5aa, 0x3e1f_9968, 0x3ea6_6677]),
             (InitKind::Xavier, [0xbe90_4f21, 0x3e3e_448b, 0xbeb8_f1bb], [0x3c4b_b564, 0x3e2e_d50b, 0x3eb6_4847]),
@@ -201,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn one_generator_fills_everything_in_order() {
+    fn one_generator_fills_all_parameters_in_order() {
         let config = LstmConfig::new(3, 4).layers(2).bidirectional().proj_size(2).cell(CellKind::PeepholeDiagonal);
         let weights = init(InitKind::Uniform, config, 7);
         let mut rng = ChaCha8Rng::seed_from_u64(7);
@@ -213,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn uniform_and_xavier_fill_their_bounds() {
+    fn uniform_and_xavier_values_cover_their_range() {
         let config = LstmConfig::new(40, 64).proj_size(16).cell(CellKind::PeepholeDiagonal);
         for kind in [InitKind::Uniform, InitKind::Xavier] {
             let weights = init(kind, config.clone(), 1);
@@ -228,8 +235,8 @@ mod tests {
                 assert!(low <= -0.9 * bound && high >= 0.9 * bound, "{kind:?} {param:?}: {low} to {high}");
             }
         }
-        struct Ends(u32);
-        impl RngCore for Ends {
+        struct ConstantRng(u32);
+        impl RngCore for ConstantRng {
             fn next_u32(&mut self) -> u32 {
                 self.0
             }
@@ -239,13 +246,13 @@ mod tests {
             fn fill_bytes(&mut self, _: &mut [u8]) {}
         }
         for bound in [1.0, 0.1, 0.57735026, 1.9999999, f32::MIN_POSITIVE] {
-            assert_eq!(SymmetricUniform { bound }.sample(&mut Ends(0)), -bound);
-            assert!(SymmetricUniform { bound }.sample(&mut Ends(u32::MAX)) < bound);
+            assert_eq!(SymmetricUniform { bound }.sample(&mut ConstantRng(0)), -bound);
+            assert!(SymmetricUniform { bound }.sample(&mut ConstantRng(u32::MAX)) < bound);
         }
     }
 
     #[test]
-    fn recurrent_columns_are_orthonormal() {
+    fn orthogonal_recurrent_weights_have_orthonormal_columns() {
         for config in [
             LstmConfig::new(3, 1),
             LstmConfig::new(3, 67),
@@ -265,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn forget_bias_is_the_sum_of_the_biases() {
+    fn forget_biases_add_up_to_the_given_value() {
         let set = |config, value| Weights::init(config, &Init { forget_bias: Some(value), ..Init::default() }, 5);
         for bias in [Bias::One, Bias::Two] {
             let config = LstmConfig::new(3, 4).layers(2).bias(bias);
@@ -273,7 +280,7 @@ mod tests {
             for (layer, plain) in weights.layers().iter().zip(plain.layers()) {
                 let (sum, before) = (layer.bias().unwrap(), plain.bias().unwrap());
                 assert_eq!(sum[4..8], [1.5; 4]);
-                assert_eq!((&sum[..4], &sum[8..]), (&before[..4], &before[8..]), "the other draws stay");
+                assert_eq!((&sum[..4], &sum[8..]), (&before[..4], &before[8..]), "the other biases are unchanged");
             }
         }
         for (config, value) in [

@@ -1,4 +1,5 @@
-//! The parameters of a model on the host, exactly as loaded: device copies are snapped, these never are.
+//! The parameters of a model on the host, and safetensors files. Host parameters keep the exact values that were
+//! loaded; only the copies on the device are snapped (see [`arithmetic::snap`](crate::arithmetic::snap)).
 
 pub mod element;
 pub mod file;
@@ -24,11 +25,11 @@ pub struct LayerWeights {
 }
 
 impl LayerWeights {
-    /// Puts together `values` in the order of [`LayerSpec::params`].
+    /// Creates the parameters of a layer from one array per parameter, in the order of [`LayerSpec::params`].
     ///
     /// # Errors
-    /// A spec that is not [valid](LayerSpec::validate); [`Error::TensorShape`] names the first array that does not fit;
-    /// [`Error::Shape`] if there are too few or too many.
+    /// [`Error::Config`] if the spec is not [valid](LayerSpec::validate); [`Error::Shape`] if the number of arrays is
+    /// wrong; [`Error::TensorShape`] if the shape of an array is wrong.
     pub fn new(spec: LayerSpec, values: Vec<ArrayD<f32>>) -> Result<Self> {
         spec.validate()?;
         let params = spec.params();
@@ -48,28 +49,29 @@ impl LayerWeights {
         Ok(LayerWeights { spec, values })
     }
 
-    /// What the layer is.
+    /// Sizes and options of the layer.
     pub fn spec(&self) -> &LayerSpec {
         &self.spec
     }
 
-    /// One parameter, if this layer has it; row-major.
+    /// One parameter as a row-major array; `None` if the layer does not have it.
     pub fn get(&self, param: Param) -> Option<&ArrayD<f32>> {
         self.iter().find(|(p, _)| *p == param).map(|(_, value)| value)
     }
 
-    /// All parameters in the order of [`LayerSpec::params`].
+    /// Iterates over all parameters in the order of [`LayerSpec::params`].
     pub fn iter(&self) -> impl Iterator<Item = (Param, &ArrayD<f32>)> {
         self.spec.params().into_iter().map(|(p, _)| p).zip(&self.values)
     }
 
-    /// All parameters' elements, row-major, to be changed in place.
+    /// Iterates over the elements of all parameters, mutable and row-major, in the order of [`LayerSpec::params`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Param, &mut [f32])> {
-        let values = self.values.iter_mut().map(|v| v.as_slice_mut().expect("row-major since new"));
+        let values =
+            self.values.iter_mut().map(|v| v.as_slice_mut().expect("LayerWeights::new makes arrays row-major"));
         self.spec.params().into_iter().map(|(p, _)| p).zip(values)
     }
 
-    /// The bias that the cell adds, `b_ih + b_hh` or the only one, or `None`.
+    /// The total bias, shape `[4 * hidden]`: `b_ih + b_hh`, or the single bias; `None` for a layer without a bias.
     pub fn bias(&self) -> Option<Vec<f32>> {
         let get = |param| self.get(param).map(|v| v.iter().copied());
         match (get(Param::Bias), get(Param::BiasIh), get(Param::BiasHh)) {
@@ -79,13 +81,16 @@ impl LayerWeights {
         }
     }
 
-    /// The elements of a parameter that the spec says is there, row-major.
-    pub(crate) fn expect(&self, param: Param) -> &[f32] {
-        self.get(param).and_then(|v| v.as_slice()).expect("checked against the spec in new")
+    /// The row-major elements of a parameter.
+    ///
+    /// # Panics
+    /// If the layer does not have the parameter.
+    pub(crate) fn elements(&self, param: Param) -> &[f32] {
+        self.get(param).and_then(|v| v.as_slice()).expect("the layer has this parameter")
     }
 }
 
-/// The parameters of a whole model and its configuration.
+/// The configuration and all parameters of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights {
     config: LstmConfig,
@@ -93,37 +98,38 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Puts together layers in the order of [`LstmConfig::layer_specs`].
+    /// Creates the parameters of a model from those of its layers, in the order of [`LstmConfig::layer_specs`].
     ///
     /// # Errors
-    /// A configuration that is not [valid](LstmConfig::validate), or layers of another one.
+    /// [`Error::Config`] if the configuration is not [valid](LstmConfig::validate); [`Error::Shape`] if the number of
+    /// layers or the spec of a layer is wrong.
     pub fn new(config: LstmConfig, layers: Vec<LayerWeights>) -> Result<Self> {
         config.validate()?;
         let specs = config.layer_specs();
         if layers.len() != specs.len() {
-            let got = layers.len();
-            return Err(Error::shape("Weights::new", format!("{} layer directions", specs.len()), got));
+            return Err(Error::shape("Weights::new: layers", specs.len(), layers.len()));
         }
-        for (k, (layer, spec)) in layers.iter().zip(&specs).enumerate() {
+        for (index, (layer, spec)) in layers.iter().zip(&specs).enumerate() {
             if layer.spec != *spec {
-                let op = format!("Weights::new: layer direction {k}");
+                let op = format!("Weights::new: layers[{index}]");
                 return Err(Error::shape(op, format!("{spec:?}"), format!("{:?}", layer.spec)));
             }
         }
         Ok(Weights { config, layers })
     }
 
-    /// The configuration.
+    /// The configuration of the model.
     pub fn config(&self) -> &LstmConfig {
         &self.config
     }
 
-    /// The layers in the order of [`LstmConfig::layer_specs`].
+    /// The parameters of each layer and direction, in the order of [`LstmConfig::layer_specs`].
     pub fn layers(&self) -> &[LayerWeights] {
         &self.layers
     }
 
-    /// The elements of all parameters, to be changed in place: layer by layer, each as [`LayerWeights::iter_mut`] has them.
+    /// Iterates over the elements of all parameters, mutable and row-major, layer by layer. See
+    /// [`LayerWeights::iter_mut`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Param, &mut [f32])> {
         self.layers.iter_mut().flat_map(LayerWeights::iter_mut)
     }
@@ -133,39 +139,41 @@ impl Weights {
         self.layers.iter().flat_map(|layer| layer.values.iter().map(ArrayD::len)).sum()
     }
 
-    /// Whether there are no parameters; never so.
+    /// Whether the model has no parameters. Always false.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The same parameters computed by the fused instead of the unfused cell. See [`gates`] for bare matrices.
+    /// Changes the cell from [`CellKind::Unfused`] to [`CellKind::Fused`]. The parameters stay the same, and the
+    /// results are bit-identical. [`gates::pack`] packs separate matrices.
     ///
     /// # Errors
-    /// [`Error::Config`] if the cell is a peephole.
+    /// [`Error::Config`] for a peephole cell.
     pub fn pack(self) -> Result<Self> {
         self.with_cell(CellKind::Fused)
     }
 
-    /// The same parameters computed by the unfused instead of the fused cell.
+    /// Changes the cell from [`CellKind::Fused`] to [`CellKind::Unfused`]. The parameters stay the same, and the
+    /// results are bit-identical.
     ///
     /// # Errors
-    /// [`Error::Config`] if the cell is a peephole.
+    /// [`Error::Config`] for a peephole cell.
     pub fn unpack(self) -> Result<Self> {
         self.with_cell(CellKind::Unfused)
     }
 
-    /// The same parameters with other options that no parameter depends on: `clip`, `coupled`, `dropout`, and whether the
-    /// cell is fused or unfused.
+    /// Changes options that do not affect the parameters: `clip`, `coupled`, `dropout`, and the choice between the
+    /// fused and the unfused cell.
     ///
     /// # Errors
-    /// [`Error::Config`] if anything else differs, or for a configuration that is not [valid](LstmConfig::validate).
+    /// [`Error::Config`] if another option differs or the configuration is not [valid](LstmConfig::validate).
     pub fn with_config(self, config: LstmConfig) -> Result<Self> {
         config.validate()?;
         let cell = if self.config.cell.is_equivalent_to(config.cell) { config.cell } else { self.config.cell };
         let LstmConfig { coupled, clip, dropout, .. } = config;
         if config != (LstmConfig { cell, coupled, clip, dropout, ..self.config.clone() }) {
-            let why = format!("other than clip, coupled and dropout, expected those of {}, got {config}", self.config);
-            return Err(Error::config("config", why));
+            let reason = format!("expected {} with any clip, coupled and dropout, got {config}", self.config);
+            return Err(Error::config("config", reason));
         }
         let layers = config.layer_specs().into_iter().zip(self.layers);
         let layers = layers.map(|(spec, layer)| LayerWeights::new(spec, layer.values));
@@ -174,7 +182,7 @@ impl Weights {
 
     fn with_cell(self, cell: CellKind) -> Result<Self> {
         if !self.config.cell.is_equivalent_to(cell) {
-            return Err(Error::config("cell", format!("{:?} can't become {cell:?}", self.config.cell)));
+            return Err(Error::config("cell", format!("expected fused or unfused, got {}", self.config.cell)));
         }
         let config = LstmConfig { cell, ..self.config.clone() };
         self.with_config(config)

@@ -1,24 +1,27 @@
-//! What parameters are called in a file: PyTorch's `state_dict` names and the notebook's own, in both directions.
+//! Names and layouts of the parameters in a file: those of PyTorch's `state_dict` and those of the original notebook.
 
 use crate::{
     config::{Bias, CellKind, Direction, LayerSpec, LstmConfig, Param},
     error::{Error, Result},
 };
 
-/// A way of naming and laying out parameters.
+/// A convention for the names and layouts of parameters in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TensorNames {
-    /// `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, ..., with `_reverse` after those of the reverse direction, in this
-    /// crate's own layout `[4 * hidden, n]`. See [`pytorch_name`] for what PyTorch has no name for.
+    /// PyTorch's names `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, ..., with the suffix `_reverse` for the reverse
+    /// direction, and PyTorch's layout `[4 * hidden, n]`. [`pytorch_name`] also gives names to parameters that PyTorch
+    /// does not have.
     #[default]
     PyTorch,
-    /// The notebook's: `W`, `U`, `bias` of shapes `[input, 4 * hidden]`, `[hidden, 4 * hidden]`, `[4 * hidden]`, or for
-    /// the unfused cell `U_x`, `V_x`, `b_x` of shapes `[input, hidden]`, `[hidden, hidden]`, `[hidden]` for each gate x
-    /// of i, f, c (the candidate), o. One forward layer with at most one bias.
+    /// The names of the original notebook (`docs/history.md`), for one forward layer with at most one bias. The
+    /// parameters are `W`, `U`, `bias` with the shapes `[input, 4 * hidden]`, `[hidden, 4 * hidden]`, `[4 * hidden]`.
+    /// For the unfused cell they are `U_x`, `V_x`, `b_x` with the shapes `[input, hidden]`, `[hidden, hidden]`,
+    /// `[hidden]`, for each gate `x` of `i`, `f`, `c` (the candidate) and `o`.
     Notebook,
 }
 
-/// Beginnings of names, what they name, and whether only the dense peephole has it.
+/// PyTorch-style names without the suffix `_l{layer}`: the name, the parameter, and whether the name is only for the
+/// dense peephole cell.
 const STEMS: [(&str, Param, bool); 10] = [
     ("weight_ih", Param::WeightIh, false),
     ("weight_hh", Param::WeightHh, false),
@@ -34,9 +37,9 @@ const STEMS: [(&str, Param, bool); 10] = [
 
 /// PyTorch's name of a parameter, such as `weight_ih_l0` or `bias_hh_l1_reverse`.
 ///
-/// Where PyTorch has none, in its manner: an only bias is `bias_l0`, the diagonal peepholes are `weight_pi_l0`,
-/// `weight_pf_l0` and `weight_po_l0`, and the dense peephole's recurrent weights, which multiply the cell, are
-/// `weight_ch_l0`, so that a file says which cell it holds.
+/// Parameters that PyTorch does not have get similar names. A single bias is `bias_l0`. The diagonal peepholes are
+/// `weight_pi_l0`, `weight_pf_l0` and `weight_po_l0`. The recurrent weights of the dense peephole cell, which multiply
+/// the cell state, are `weight_ch_l0`, so that the names identify the cell.
 ///
 /// ```
 /// use lstm_core::{CellKind, Param, weights::names::pytorch_name};
@@ -49,92 +52,108 @@ pub fn pytorch_name(layer: usize, reverse: bool, cell: CellKind, param: Param) -
     format!("{stem}_l{layer}{}", if reverse { "_reverse" } else { "" })
 }
 
-/// What a name of PyTorch's says.
+/// The parts of a PyTorch-style name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Parsed {
+pub(crate) struct ParsedName {
+    /// Index of the layer.
     pub(crate) layer: usize,
+    /// Whether the name has the suffix `_reverse`.
     pub(crate) reverse: bool,
+    /// The parameter.
     pub(crate) param: Param,
-    /// Whether it is a parameter that only the dense peephole has.
+    /// Whether the name is only for the dense peephole cell.
     pub(crate) dense: bool,
 }
 
-/// The inverse of [`pytorch_name`]; `None` for any other name.
-pub(crate) fn parse(name: &str) -> Option<Parsed> {
+/// Parses a name that [`pytorch_name`] returns; `None` for any other name.
+pub(crate) fn parse(name: &str) -> Option<ParsedName> {
     let forward = name.strip_suffix("_reverse");
     let (stem, digits) = forward.unwrap_or(name).rsplit_once("_l")?;
     let (_, param, dense) = *STEMS.iter().find(|(s, ..)| *s == stem)?;
     let layer: usize = digits.parse().ok()?;
-    // `parse` also takes `+1` and `01`, which are not names of ours.
-    (layer.to_string() == digits).then_some(Parsed { layer, reverse: forward.is_some(), param, dense })
+    // `parse` also accepts `+1` and `01`, which `pytorch_name` never writes.
+    (layer.to_string() == digits).then_some(ParsedName { layer, reverse: forward.is_some(), param, dense })
 }
 
-/// The names and layout that one model has in one file.
+/// The names and layout of the parameters of one model in one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scheme {
+pub(crate) enum FileLayout {
+    /// [`TensorNames::PyTorch`].
     PyTorch,
-    /// The notebook's four gates apart, the candidate being called by this letter.
-    Gates(char),
-    /// The notebook's packed matrices.
-    Packed,
+    /// [`TensorNames::Notebook`] with one matrix per gate. The names use this letter for the candidate.
+    NotebookGates(char),
+    /// [`TensorNames::Notebook`] with packed matrices.
+    NotebookPacked,
 }
 
-/// Where a parameter lies: parts that are stacked along the first axis, each transposed in the file or not.
+/// The tensors of a file that hold one parameter, in the order in which they are stacked along the first axis of the
+/// parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stored {
-    /// Names without prefix, and shapes as in the file.
+pub(crate) struct StoredParam {
+    /// Name without prefix, and shape in the file, of each tensor.
     pub(crate) parts: Vec<(String, Vec<usize>)>,
+    /// Whether the tensors are transposed in the file.
     pub(crate) transposed: bool,
 }
 
-impl Scheme {
-    /// The scheme in which to write.
+impl FileLayout {
+    /// The layout in which a model is written.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the notebook's names do not support an option of the model.
     pub(crate) fn new(names: TensorNames, config: &LstmConfig) -> Result<Self> {
         if names == TensorNames::PyTorch {
-            return Ok(Scheme::PyTorch);
+            return Ok(FileLayout::PyTorch);
         }
-        let refuse = |option, what: String| {
-            Err(Error::config(option, format!("the notebook's names can't express {what}; PyTorch's can")))
+        let unsupported = |option, what: String| {
+            let reason = format!("the notebook's tensor names do not support {what}; use PyTorch's names");
+            Err(Error::config(option, reason))
         };
         match config {
-            c if c.num_layers != 1 => refuse("num_layers", format!("{} layers", c.num_layers)),
-            c if c.direction != Direction::Forward => refuse("direction", format!("{:?}", c.direction)),
-            c if c.bias == Bias::Two => refuse("bias", "two biases".into()),
-            c if c.proj_size.is_some() => refuse("proj_size", "a projection".into()),
-            c if c.cell == CellKind::PeepholeDiagonal => refuse("cell", format!("{:?}", c.cell)),
-            c if c.cell == CellKind::Unfused => Ok(Scheme::Gates('c')),
-            _ => Ok(Scheme::Packed),
+            c if c.num_layers != 1 => unsupported("num_layers", format!("{} layers", c.num_layers)),
+            c if c.direction != Direction::Forward => {
+                unsupported("direction", format!("the direction {:?}", c.direction))
+            }
+            c if c.bias == Bias::Two => unsupported("bias", "two biases".into()),
+            c if c.proj_size.is_some() => unsupported("proj_size", "a projection".into()),
+            c if c.cell == CellKind::PeepholeDiagonal => unsupported("cell", format!("the cell {}", c.cell)),
+            c if c.cell == CellKind::Unfused => Ok(FileLayout::NotebookGates('c')),
+            _ => Ok(FileLayout::NotebookPacked),
         }
     }
 
-    /// Where each parameter of a model lies, in the order of [`LstmConfig::layer_specs`] and [`LayerSpec::params`].
-    pub(crate) fn layout(self, config: &LstmConfig) -> Vec<(LayerSpec, Vec<Stored>)> {
+    /// The tensors of every parameter of a model, in the order of [`LstmConfig::layer_specs`] and
+    /// [`LayerSpec::params`].
+    pub(crate) fn stored_params(self, config: &LstmConfig) -> Vec<(LayerSpec, Vec<StoredParam>)> {
         let specs = config.layer_specs().into_iter().enumerate();
-        let layout = specs.map(|(k, spec)| {
+        let layers = specs.map(|(k, spec)| {
             let layer = k / config.num_directions();
-            (spec, spec.params().iter().map(|(param, shape)| self.stored(&spec, layer, *param, shape)).collect())
+            (spec, spec.params().iter().map(|(param, shape)| self.stored_param(&spec, layer, *param, shape)).collect())
         });
-        layout.collect()
+        layers.collect()
     }
 
-    fn stored(self, spec: &LayerSpec, layer: usize, param: Param, shape: &[usize]) -> Stored {
-        let (packed, gate) = match param {
+    /// The tensors of one parameter, which has the given shape in memory.
+    fn stored_param(self, spec: &LayerSpec, layer: usize, param: Param, shape: &[usize]) -> StoredParam {
+        let (packed_name, gate_letter) = match param {
             Param::WeightIh => ("W", "U"),
             Param::WeightHh => ("U", "V"),
             _ => ("bias", "b"),
         };
         let names = match self {
-            Scheme::PyTorch => vec![pytorch_name(layer, spec.reverse, spec.cell, param)],
-            Scheme::Gates(candidate) => ['i', 'f', candidate, 'o'].map(|x| format!("{gate}_{x}")).to_vec(),
-            Scheme::Packed => vec![packed.to_owned()],
+            FileLayout::PyTorch => vec![pytorch_name(layer, spec.reverse, spec.cell, param)],
+            FileLayout::NotebookGates(candidate) => {
+                ['i', 'f', candidate, 'o'].map(|gate| format!("{gate_letter}_{gate}")).to_vec()
+            }
+            FileLayout::NotebookPacked => vec![packed_name.to_owned()],
         };
-        let transposed = self != Scheme::PyTorch;
+        let transposed = self != FileLayout::PyTorch;
         let mut part = shape.to_vec();
         part[0] /= names.len();
         if transposed {
             part.reverse();
         }
-        Stored { parts: names.into_iter().map(|name| (name, part.clone())).collect(), transposed }
+        StoredParam { parts: names.into_iter().map(|name| (name, part.clone())).collect(), transposed }
     }
 }
 
@@ -143,13 +162,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_reads_back() {
+    fn pytorch_names_round_trip() {
         for (stem, param, dense) in STEMS {
             let cell = if dense { CellKind::PeepholeDense } else { CellKind::Fused };
             for (layer, reverse) in [(0, false), (10, true)] {
                 let name = pytorch_name(layer, reverse, cell, param);
                 assert!(name.starts_with(stem), "{name}");
-                assert_eq!(parse(&name), Some(Parsed { layer, reverse, param, dense }));
+                assert_eq!(parse(&name), Some(ParsedName { layer, reverse, param, dense }));
             }
         }
         for other in ["weight_ih_l", "weight_ih_l+1", "weight_ih_l01", "weight_ih_l0_", "weight_ih", "_l0", "W", ""] {
@@ -160,12 +179,12 @@ mod tests {
     }
 
     #[test]
-    fn the_notebooks_names_and_shapes() {
+    fn notebook_names_and_shapes() {
         let config = LstmConfig::new(3, 5).bias(Bias::One);
         let parts = |cell: CellKind| {
             let config = LstmConfig { cell, ..config.clone() };
-            let layout = Scheme::new(TensorNames::Notebook, &config).unwrap().layout(&config);
-            let parts = layout[0].1.iter().flat_map(|stored| stored.parts.clone());
+            let layers = FileLayout::new(TensorNames::Notebook, &config).unwrap().stored_params(&config);
+            let parts = layers[0].1.iter().flat_map(|stored| stored.parts.clone());
             parts.map(|(name, shape)| format!("{name}{shape:?}")).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(parts(CellKind::PeepholeDense), "W[3, 20] U[5, 20] bias[20]");
@@ -179,8 +198,11 @@ mod tests {
             (config.clone().proj_size(2), "proj_size"),
             (config.clone().cell(CellKind::PeepholeDiagonal), "cell"),
         ] {
-            let scheme = Scheme::new(TensorNames::Notebook, &config);
-            assert!(matches!(scheme, Err(Error::Config { option, .. }) if option == named), "{named}: {scheme:?}");
+            let file_layout = FileLayout::new(TensorNames::Notebook, &config);
+            assert!(
+                matches!(file_layout, Err(Error::Config { option, .. }) if option == named),
+                "{named}: {file_layout:?}"
+            );
         }
     }
 }

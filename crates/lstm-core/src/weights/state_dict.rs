@@ -1,4 +1,4 @@
-//! Reading safetensors files: a [`StateDict`] whose tensors are claimed one by one, so that none is left unnoticed.
+//! Reading of safetensors files.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,16 +16,16 @@ pub use safetensors::Dtype;
 
 use super::{
     LayerWeights, Weights, element,
-    infer::{Found, NO_LSTM},
-    names::{self, Stored},
+    infer::{NO_LSTM, TensorShapes},
+    names::{self, StoredParam},
 };
 use crate::{
     config::{CellKind, LstmConfig, Param},
     error::{Error, Result},
 };
 
-/// A safetensors file in memory. A tensor is converted and removed when taken; [`finish`](Self::finish) fails if any is
-/// left.
+/// A safetensors file in memory. The `take` methods convert and remove one tensor or one model;
+/// [`finish`](Self::finish) fails if tensors remain.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -47,14 +47,17 @@ use crate::{
 #[derive(Clone)]
 pub struct StateDict {
     bytes: Vec<u8>,
+    /// The tensors that were not taken, by name.
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
 }
 
+/// Element type, shape and position of a tensor.
 #[derive(Clone)]
 struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
+    /// Range of the elements in [`StateDict::bytes`].
     range: Range<usize>,
 }
 
@@ -66,31 +69,33 @@ impl fmt::Debug for StateDict {
 }
 
 impl StateDict {
-    /// Reads a file; its bytes stay in memory as they are.
+    /// Reads a safetensors file into memory. Tensors are converted when they are taken.
     ///
     /// # Errors
-    /// [`Error::Io`] if it can't be read; [`Error::Format`] as for [`from_bytes`](Self::from_bytes), naming the file.
+    /// [`Error::Io`] if the file cannot be read; the errors of [`from_bytes`](Self::from_bytes), which name the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
         Self::parse(bytes, &path.display().to_string())
     }
 
-    /// Takes the bytes of a file.
+    /// Parses the header of a safetensors file in memory. The elements of the tensors are not read.
     ///
     /// # Errors
-    /// [`Error::Format`] if they are not a safetensors file: cut short, a header that is not what it should be, a
-    /// name that occurs twice, tensors that overlap, leave gaps or end outside. No byte of data is looked at.
+    /// [`Error::Format`] if the bytes are not a safetensors file: the file is truncated, the header is invalid, a name
+    /// occurs twice, or tensors overlap, leave gaps or exceed the file.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Self::parse(bytes, "safetensors")
     }
 
+    /// Parses a file. `what` names it in error messages.
     fn parse(bytes: Vec<u8>, what: &str) -> Result<Self> {
-        let entries = scan(&bytes).map_err(|why| Error::format(what, why))?;
-        let (header, info) = SafeTensors::read_metadata(&bytes).map_err(|e| Error::format(what, unread(&bytes, &e)))?;
+        let entries = count_header_entries(&bytes).map_err(|reason| Error::format(what, reason))?;
+        let header = SafeTensors::read_metadata(&bytes);
+        let (header, info) = header.map_err(|e| Error::format(what, not_safetensors(&bytes, &e)))?;
         let tensors = info.tensors();
         if entries != tensors.len() + usize::from(info.metadata().is_some()) {
-            return Err(Error::format(what, "the header has a name twice or null metadata"));
+            return Err(Error::format(what, "the header has a duplicate name or null metadata"));
         }
         let data = size_of::<u64>() + header;
         let tensors = tensors.into_iter().map(|(name, tensor)| {
@@ -102,76 +107,77 @@ impl StateDict {
         Ok(StateDict { tensors: tensors.collect(), metadata, bytes })
     }
 
-    /// The file's own text, by key.
+    /// The metadata of the file: text by key.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// Names of the tensors that are left, sorted.
+    /// Names of the tensors that were not taken, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The shape of a tensor that is left.
+    /// Shape of a tensor; `None` if it does not exist or was taken.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| &entry.shape[..])
     }
 
-    /// The element type of a tensor that is left.
+    /// Element type of a tensor; `None` if it does not exist or was taken.
     pub fn dtype(&self, name: &str) -> Option<Dtype> {
         self.tensors.get(name).map(|entry| entry.dtype)
     }
 
-    /// The prefixes with which [`take_lstm`](Self::take_lstm) would find a model, sorted: all up to the last dot of a name
-    /// that an LSTM's input weights have. Whether the rest of the model is there shows when it is taken.
+    /// The prefixes of the LSTMs in the file, sorted, for [`take_lstm`](Self::take_lstm). An LSTM is recognized by its
+    /// input weights; its prefix is their name up to the last dot. Its other tensors may be missing.
     pub fn lstm_prefixes(&self) -> Vec<String> {
         let prefix = |name: &String| {
             let (prefix, rest) = name.split_at(name.rfind('.').map_or(0, |dot| dot + 1));
             let packed = rest == "W" && self.tensors.contains_key(&format!("{prefix}U"));
-            let found = packed || rest == "U_i" || names::parse(rest).is_some_and(|p| p.param == Param::WeightIh);
-            found.then(|| prefix.to_owned())
+            let is_input_weight =
+                packed || rest == "U_i" || names::parse(rest).is_some_and(|p| p.param == Param::WeightIh);
+            is_input_weight.then(|| prefix.to_owned())
         };
         self.tensors.keys().filter_map(prefix).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// The configuration that the metadata give the LSTM of a prefix, under `{prefix}lstm.config`: what
-    /// [`StateDictWriter::lstm`] adds where tensors don't tell all of it.
+    /// The configuration of an LSTM in the metadata, under the key `{prefix}lstm.config`. [`StateDictWriter::lstm`]
+    /// adds it if the configuration does not follow from the tensors. `None` if the key does not exist.
     ///
     /// # Errors
-    /// [`Error::Format`] if it is not the text of a valid one.
+    /// [`Error::Format`] if the text is not a valid configuration.
     pub fn lstm_config(&self, prefix: &str) -> Result<Option<LstmConfig>> {
         let key = config_key(prefix);
         let parse = |text: &String| {
             let config = text.parse::<LstmConfig>().and_then(|config| config.validate().map(|()| config));
-            config.map_err(|why| Error::format(format!("metadata `{key}`"), why))
+            config.map_err(|e| Error::format(format!("metadata `{key}`"), e))
         };
         self.metadata.get(&key).map(parse).transpose()
     }
 
-    /// Takes a tensor of a known shape, of F32, F16, BF16 or F64 (rounded to the nearest f32).
+    /// Takes a tensor of the given shape. Elements may be F32, F16, BF16 or F64; F64 is rounded to the nearest f32.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`], or [`Error::Format`] for a finite
-    /// value that f32 can't hold. Then nothing is taken.
+    /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`], or [`Error::Format`] if a finite value
+    /// is too large for f32. The tensor is not removed after an error.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<ArrayD<f32>> {
         self.check(name, shape)?;
         self.take_any(name)
     }
 
-    /// Takes a tensor of whatever shape.
+    /// Takes a tensor of any shape. Elements may be F32, F16, BF16 or F64; F64 is rounded to the nearest f32.
     ///
     /// # Errors
-    /// As for [`take`](Self::take), but for the shape.
+    /// As for [`take`](Self::take), except [`Error::TensorShape`].
     pub fn take_any(&mut self, name: &str) -> Result<ArrayD<f32>> {
         let value = self.read(name)?;
         self.tensors.remove(name);
         Ok(value)
     }
 
-    /// Takes a tensor of F64, F32, F16 or BF16 without rounding.
+    /// Takes a tensor of any shape as f64, without rounding. Elements may be F64, F32, F16 or BF16.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] or [`Error::TensorType`]. Then nothing is taken.
+    /// [`Error::MissingTensor`] or [`Error::TensorType`]. The tensor is not removed after an error.
     pub fn take_f64(&mut self, name: &str) -> Result<ArrayD<f64>> {
         let entry = self.entry(name, || "any shape".into())?;
         let value = array(name, entry, element::to_f64(name, entry.dtype, self.data(entry))?)?;
@@ -179,10 +185,10 @@ impl StateDict {
         Ok(value)
     }
 
-    /// Takes the elements of a tensor of I64 or I32, row by row.
+    /// Takes the elements of an I64 or I32 tensor in row-major order.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] or [`Error::TensorType`]. Then nothing is taken.
+    /// [`Error::MissingTensor`] or [`Error::TensorType`]. The tensor is not removed after an error.
     pub fn take_i64(&mut self, name: &str) -> Result<Vec<i64>> {
         let entry = self.entry(name, || "any shape".into())?;
         let value = element::to_i64(name, entry.dtype, self.data(entry))?;
@@ -190,65 +196,68 @@ impl StateDict {
         Ok(value)
     }
 
-    /// Takes a whole model: all tensors whose names start with `prefix`, such as `"lstm."`; with `""`, all that are
-    /// left. Their names are those of [`pytorch_name`](super::names::pytorch_name) or of the notebook
-    /// ([`TensorNames`](super::names::TensorNames); the candidate's letter may be `c` or `g`). Sizes, layers, direction, biases,
-    /// projection and cell follow from names and shapes.
+    /// Takes a model: all tensors whose names start with `prefix`, such as `"lstm."`. The prefix `""` selects all
+    /// tensors.
     ///
-    /// What has no tensor (`coupled`, `clip`, `dropout`) follows from [metadata](Self::lstm_config); in a file without them
-    /// it is off: call [`Weights::with_config`] after. PyTorch's names without peepholes give the fused cell, which computes
-    /// the same as the unfused one.
+    /// The names are those of [`pytorch_name`](super::names::pytorch_name) or of the original notebook
+    /// ([`TensorNames::Notebook`](super::names::TensorNames); the candidate's letter may be `c` or `g`). Sizes, number
+    /// of layers, direction, biases, projection and cell follow from names and shapes. PyTorch's names without
+    /// peepholes give the fused cell, which is bit-identical to the unfused one.
+    ///
+    /// The options `coupled`, `clip` and `dropout` come from the [metadata](Self::lstm_config). Without metadata they
+    /// are off; [`Weights::with_config`] sets them.
     ///
     /// # Errors
-    /// - [`Error::MissingTensor`] names the first tensor that the others make necessary, and its shape: a layer in a
-    ///   gap, the bias or the reverse half of a layer where another has one; or says that there is no model at all.
-    /// - [`Error::UnusedTensors`] names those under the prefix that the model has no place for.
-    /// - [`Error::TensorShape`] names one that differs from what the others say; [`Error::Shape`] one that alone tells
-    ///   a size and is no matrix.
-    /// - [`Error::Config`]: the notebook's `W`, `U`, `bias`, which two cells share (then use
-    ///   [`take_lstm_as`](Self::take_lstm_as)), or sizes that are not [valid](crate::LstmConfig::validate).
-    /// - [`Error::TensorType`] and [`Error::Format`] as for [`take`](Self::take); [`Error::Format`] for metadata that are no
-    ///   configuration, or not that of these tensors.
-    ///
-    /// Then nothing is taken.
+    /// Nothing is taken after an error.
+    /// - [`Error::MissingTensor`] names the first missing tensor: one of a layer in a gap of the layer numbers, a bias
+    ///   or a reverse direction that another layer has. Without any tensor of an LSTM, it lists the prefixes in the
+    ///   file.
+    /// - [`Error::UnusedTensors`] names tensors with the prefix that do not belong to the model.
+    /// - [`Error::TensorShape`] names a tensor whose shape contradicts the other tensors. [`Error::Shape`] names a
+    ///   tensor that is needed to determine a size and is not a matrix.
+    /// - [`Error::Config`] if a size is invalid, or the notebook's names `W`, `U`, `bias` do not determine the cell;
+    ///   use [`take_lstm_as`](Self::take_lstm_as) then.
+    /// - [`Error::TensorType`] and [`Error::Format`] as for [`take`](Self::take). [`Error::Format`] also if the
+    ///   metadata are invalid or contradict the tensors.
     pub fn take_lstm(&mut self, prefix: &str) -> Result<Weights> {
         self.take_model(prefix, None)
     }
 
-    /// As [`take_lstm`](Self::take_lstm) where the caller knows the cell. The fused and the unfused cell may each be
-    /// read from the other's names.
+    /// Takes a model with the given cell. See [`take_lstm`](Self::take_lstm). The tensors of the fused cell may be read
+    /// as the unfused cell and vice versa.
     ///
     /// # Errors
-    /// Those of [`take_lstm`](Self::take_lstm), and [`Error::Config`] if the names are those of another cell.
+    /// As for [`take_lstm`](Self::take_lstm), and [`Error::Config`] if the tensors are those of another cell.
     pub fn take_lstm_as(&mut self, prefix: &str, cell: CellKind) -> Result<Weights> {
         self.take_model(prefix, Some(cell))
     }
 
-    /// Drops a tensor that was [read](Self::read).
+    /// Removes a tensor, after [`read`](Self::read).
     pub(crate) fn remove(&mut self, name: &str) {
         self.tensors.remove(name);
     }
 
-    /// Ends the reading.
+    /// Checks that all tensors were taken.
     ///
     /// # Errors
-    /// [`Error::UnusedTensors`] if any tensor is left.
+    /// [`Error::UnusedTensors`], which names the tensors that were not taken.
     pub fn finish(self) -> Result<()> {
         let names: Vec<_> = self.tensors.into_keys().collect();
         if names.is_empty() { Ok(()) } else { Err(Error::UnusedTensors { names }) }
     }
 
-    fn take_model(&mut self, prefix: &str, hint: Option<CellKind>) -> Result<Weights> {
+    /// Takes a model. `cell` is the expected cell, if the caller knows it.
+    fn take_model(&mut self, prefix: &str, cell: Option<CellKind>) -> Result<Weights> {
         let shapes = self.tensors.iter().filter_map(|(name, e)| Some((name.strip_prefix(prefix)?, &e.shape[..])));
-        let said = self.lstm_config(prefix)?;
-        let hint = hint.or(said.as_ref().map(|said| said.cell));
-        let found = Found { prefix, shapes: shapes.collect() };
-        let (config, scheme) = found.infer(hint).map_err(|error| self.with_prefixes(error))?;
-        let mut layout = scheme.layout(&config);
-        for (name, _) in layout.iter_mut().flat_map(|(_, params)| params).flat_map(|stored| &mut stored.parts) {
+        let saved_config = self.lstm_config(prefix)?;
+        let cell = cell.or(saved_config.as_ref().map(|config| config.cell));
+        let shapes = TensorShapes { prefix, shapes: shapes.collect() };
+        let (config, layout) = shapes.infer(cell).map_err(|error| self.add_prefixes(error))?;
+        let mut layers = layout.stored_params(&config);
+        for (name, _) in layers.iter_mut().flat_map(|(_, params)| params).flat_map(|stored| &mut stored.parts) {
             name.insert_str(0, prefix);
         }
-        let parts = || layout.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.parts);
+        let parts = || layers.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.parts);
 
         for (name, shape) in parts() {
             self.entry(name, || format!("shape {shape:?}"))?;
@@ -263,41 +272,42 @@ impl StateDict {
             self.check(name, shape)?;
         }
 
-        let layers = layout.iter().map(|(spec, params)| {
-            let values = params.iter().map(|stored| self.assemble(stored));
+        let layer_weights = layers.iter().map(|(spec, params)| {
+            let values = params.iter().map(|stored| self.read_param(stored));
             LayerWeights::new(*spec, values.collect::<Result<_>>()?)
         });
-        let layers = layers.collect::<Result<_>>()?;
-        let mut weights = Weights::new(config, layers)?;
-        if let Some(mut said) = said {
-            if said.cell.is_equivalent_to(weights.config.cell) {
-                said.cell = weights.config.cell;
+        let layer_weights = layer_weights.collect::<Result<_>>()?;
+        let mut weights = Weights::new(config, layer_weights)?;
+        if let Some(mut saved_config) = saved_config {
+            if saved_config.cell.is_equivalent_to(weights.config.cell) {
+                saved_config.cell = weights.config.cell;
             }
-            let other = |why| Error::format(format!("metadata `{}`", config_key(prefix)), why);
-            weights = weights.with_config(said).map_err(other)?;
+            let error = |e| Error::format(format!("metadata `{}`", config_key(prefix)), e);
+            weights = weights.with_config(saved_config).map_err(error)?;
         }
         parts().for_each(|(name, _)| drop(self.tensors.remove(name)));
         Ok(weights)
     }
 
-    /// An error that there is no LSTM of a prefix says which prefixes there are.
-    fn with_prefixes(&self, error: Error) -> Error {
+    /// Adds the prefixes of the LSTMs in the file to the error that no LSTM has the requested prefix.
+    fn add_prefixes(&self, error: Error) -> Error {
         match (error, &self.lstm_prefixes()[..]) {
-            (Error::MissingTensor { name, expected }, there) if expected == NO_LSTM && !there.is_empty() => {
-                let expected = format!("{expected}, but of one with the prefix `{}`", there.join("`, `"));
+            (Error::MissingTensor { name, expected }, prefixes) if expected == NO_LSTM && !prefixes.is_empty() => {
+                let expected = format!("{expected}, found LSTMs with the prefixes `{}`", prefixes.join("`, `"));
                 Error::MissingTensor { name, expected }
             }
             (error, _) => error,
         }
     }
 
-    fn assemble(&self, stored: &Stored) -> Result<ArrayD<f32>> {
+    /// Reads the tensors of a parameter and stacks them.
+    fn read_param(&self, stored: &StoredParam) -> Result<ArrayD<f32>> {
         let parts = stored.parts.iter().map(|(name, _)| self.read(name)).collect::<Result<Vec<_>>>()?;
         let views: Vec<_> = parts.iter().map(|part| if stored.transposed { part.t() } else { part.view() }).collect();
-        concatenate(Axis(0), &views).map_err(|e| Error::shape("take_lstm", "parts that stack", e))
+        concatenate(Axis(0), &views).map_err(|e| Error::shape("take_lstm", "gates of one shape", e))
     }
 
-    /// Checks that a tensor is left and has a shape.
+    /// Checks that a tensor exists, was not taken, and has the given shape.
     pub(crate) fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
         let entry = self.entry(name, || format!("shape {shape:?}"))?;
         if entry.shape == shape {
@@ -306,38 +316,45 @@ impl StateDict {
         Err(Error::TensorShape { name: name.into(), expected: shape.into(), found: entry.shape.clone() })
     }
 
-    /// A tensor that is left, which it stays.
+    /// Reads a tensor of any shape without removing it.
     pub(crate) fn read(&self, name: &str) -> Result<ArrayD<f32>> {
         let entry = self.entry(name, || "any shape".into())?;
         array(name, entry, element::to_f32(name, entry.dtype, self.data(entry))?)
     }
 
+    /// The entry of a tensor. `expected` describes the tensor in the error message if it is missing.
     fn entry(&self, name: &str, expected: impl Fn() -> String) -> Result<&Entry> {
         self.tensors.get(name).ok_or_else(|| Error::MissingTensor { name: name.into(), expected: expected() })
     }
 
+    /// The bytes of a tensor's elements.
     fn data(&self, entry: &Entry) -> &[u8] {
         self.bytes.get(entry.range.clone()).unwrap_or_default()
     }
 }
 
-/// Why bytes are no safetensors file. Those of torch.save, zip archives now and pickles of old, are called by their name.
-fn unread(bytes: &[u8], why: &dyn fmt::Display) -> String {
-    let pickle = [&b"PK\x03\x04"[..], b"\x80\x02"].iter().any(|start| bytes.starts_with(start));
-    let hint =
-        if pickle { " (a pickle, as torch.save writes; safetensors.torch.save_file takes a state_dict)" } else { "" };
-    format!("no safetensors file: {why}{hint}")
+/// The error message for bytes that are not a safetensors file. It has a hint for files that `torch.save` wrote.
+fn not_safetensors(bytes: &[u8], error: &dyn fmt::Display) -> String {
+    // A zip archive, and a pickle of old versions of PyTorch.
+    let is_torch_file = [&b"PK\x03\x04"[..], b"\x80\x02"].iter().any(|start| bytes.starts_with(start));
+    let hint = if is_torch_file {
+        " (the file looks like the output of torch.save; write it with safetensors.torch.save_file instead)"
+    } else {
+        ""
+    };
+    format!("not a safetensors file: {error}{hint}")
 }
 
+/// An array of a tensor's shape from its elements in row-major order.
 fn array<T>(name: &str, entry: &Entry, values: Vec<T>) -> Result<ArrayD<T>> {
     let shape = IxDyn(&entry.shape);
     ArrayD::from_shape_vec(shape, values).map_err(|e| Error::format(format!("tensor `{name}`"), e))
 }
 
-/// The number of entries in the header, and a check that the safetensors crate leaves out: of numbers so large that
-/// sums of offsets overflow. The crate also lets the last of several equal names win; the count shows these.
-/// Whatever else is wrong is left to the crate.
-fn scan(bytes: &[u8]) -> Result<usize, &'static str> {
+/// Counts the entries of the header, and fails if the header has a number so large that a sum of offsets overflows. The
+/// safetensors crate does not check for overflow, and of duplicate names it uses the last; the count reveals
+/// duplicates. The crate detects all other errors.
+fn count_header_entries(bytes: &[u8]) -> Result<usize, &'static str> {
     let header = bytes.split_first_chunk().and_then(|(length, rest)| {
         let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
         rest.get(..length)
@@ -358,7 +375,7 @@ fn scan(bytes: &[u8]) -> Result<usize, &'static str> {
             _ => {}
         }
         if number > isize::MAX as usize {
-            return Err("the header has a number that no size or offset can be");
+            return Err("the header has a number that is too large for a size or an offset");
         }
     }
     Ok(entries)

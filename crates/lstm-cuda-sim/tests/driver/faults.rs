@@ -57,7 +57,9 @@ fn is_end(call: &str) -> bool {
 }
 
 fn check_error(call: &str, code: Code, error: &Error) -> Result<()> {
-    let Error::Device { backend, op, why } = error else { return Err(format!("{call}: another error: {error}")) };
+    let Error::Device { backend, op, reason: why } = error else {
+        return Err(format!("{call}: another error: {error}"));
+    };
     let named = why.contains(words(call)) && why.contains(code.1);
     ensure!(backend == "cuda" && !op.is_empty() && named, "{call}: the error does not say so: {error}");
     Ok(())

@@ -116,7 +116,7 @@ fn failed(backend: &str, op: &'static str, what: &str, error: DriverError) -> Er
 }
 
 fn refused(backend: &str, op: &'static str, why: impl ToString) -> Error {
-    Error::Device { backend: backend.to_owned(), op, why: why.to_string() }
+    Error::Device { backend: backend.to_owned(), op, reason: why.to_string() }
 }
 
 /// Blocks form clusters of `size`.

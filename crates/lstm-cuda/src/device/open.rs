@@ -190,7 +190,7 @@ fn module(backend: &str, architecture: u32) -> Result<sys::CUmodule> {
     let key = format!("driver {version}; {key}");
     cache::or_make(cache::dir().as_deref(), &key, load, || match kernels::compile(architecture) {
         // Whoever opens the fast mode gets its errors.
-        Err(Error::Device { op, why, .. }) => Err(refused(backend, op, why)),
+        Err(Error::Device { op, reason, .. }) => Err(refused(backend, op, reason)),
         compiled => Ok(compiled?.image),
     })
 }

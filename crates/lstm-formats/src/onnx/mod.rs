@@ -212,7 +212,7 @@ impl OnnxModel {
     /// Adds the name of the file to an error.
     fn with_source<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| match error {
-            Error::Format { what, why } => Error::Format { what: format!("{}: {what}", self.source), why },
+            Error::Format { what, reason } => Error::Format { what: format!("{}: {what}", self.source), reason },
             other => other,
         })
     }
