@@ -281,7 +281,7 @@ fn check_not_empty(op: &str, argument: &str, shape: &[usize]) -> Result<()> {
 }
 
 fn array<D: Dimension>(op: &str, dim: D, values: Vec<f32>) -> Result<Array<f32, D>> {
-    Array::from_shape_vec(dim.clone(), values).map_err(|why| Error::shape(op, format!("{:?}", dim.slice()), why))
+    Array::from_shape_vec(dim.clone(), values).map_err(|e| Error::shape(op, format!("{:?}", dim.slice()), e))
 }
 
 #[cfg(test)]
