@@ -1,12 +1,12 @@
-//! How a [`Cpu`] is made.
+//! The builder of a [`Cpu`].
 
 use std::{num::NonZero, sync::Arc};
 
 use lstm_core::{Error, Result};
 
-use crate::{backend::Cpu, isa::Isa, pool::Pool};
+use crate::{Cpu, kernel::isa::Isa, pool::Pool};
 
-/// Chooses threads and instruction set; see [`Cpu::builder`].
+/// Builds a [`Cpu`] with a number of threads and an instruction set; see [`Cpu::builder`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuBuilder {
     threads: Option<usize>,
@@ -14,31 +14,32 @@ pub struct CpuBuilder {
 }
 
 impl CpuBuilder {
-    /// Uses at most `n` threads, the calling one included; by default as many as the process may use. Work too small to
-    /// gain from more runs on the calling thread alone. The bits do not depend on it.
+    /// Sets the maximum number of threads, including the calling one. Default: the number of cores that the process may use.
+    /// Layers too small to gain from several threads run on the calling thread alone. Results are bit-identical for any
+    /// number of threads.
     ///
-    /// Threads meet at every time step, tens of thousands of times a second: give them cores of their own. Where other
-    /// programs keep the cores busy, one thread is faster.
+    /// Threads synchronize at every time step, tens of thousands of times a second, so each should have a core of its own.
+    /// If other programs keep the cores busy, one thread is faster.
     pub fn threads(self, n: usize) -> Self {
         CpuBuilder { threads: Some(n), ..self }
     }
 
-    /// Uses `isa` instead of the fastest that the machine has.
+    /// Sets the instruction set. Default: the fastest that the processor supports.
     pub fn isa(self, isa: Isa) -> Self {
         CpuBuilder { isa: Some(isa), ..self }
     }
 
-    /// Starts the threads.
+    /// Starts the threads and returns the backend.
     ///
     /// # Errors
-    /// [`Error::Config`] for 0 or more than 1024 threads or an instruction set that the machine lacks;
-    /// [`Error::Device`] if threads can't be started (on wasm, more than one).
+    /// [`Error::Config`] if the number of threads is 0 or more than 1024, or if the processor does not support the
+    /// instruction set. [`Error::Device`] if threads cannot be started. WebAssembly supports only one thread.
     pub fn build(self) -> Result<Cpu> {
         let available = Isa::available();
         let isa = self.isa.unwrap_or(available[0]);
         let kernels = isa.kernels().ok_or_else(|| {
             let list: Vec<_> = available.iter().map(Isa::to_string).collect();
-            Error::config("isa", format!("this machine has {}, not {isa}", list.join(", ")))
+            Error::config("isa", format!("this processor supports {}, got {isa}", list.join(", ")))
         })?;
         let threads = self.threads.unwrap_or_else(default_threads);
         if !(1..=1024).contains(&threads) {
@@ -53,6 +54,7 @@ impl CpuBuilder {
     }
 }
 
+/// The number of cores that the process may use, at most 1024.
 fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get).min(1024)
 }

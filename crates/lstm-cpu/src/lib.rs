@@ -1,5 +1,7 @@
-//! LSTMs on the CPU: AVX-512, AVX2, NEON or plain Rust, chosen at run time, on any number of threads; always the same
-//! bits. Everything of `lstm-core` is re-exported: depend on this crate alone.
+//! The CPU backend: LSTM inference, streaming and training with AVX-512, AVX2, NEON or plain Rust, chosen at run time, on any
+//! number of threads. Results are bit-identical on all of them.
+//!
+//! This crate re-exports everything in `lstm-core`, so users need no other crate.
 //!
 //! ```
 //! use lstm_cpu::{Cpu, Lstm, LstmConfig, ndarray::Array3};
@@ -10,7 +12,7 @@
 //! # Ok::<(), lstm_cpu::Error>(())
 //! ```
 //!
-//! A cell can also be run by hand, one step at a time, on matrices of the device:
+//! A cell can also be run one time step at a time, on matrices of the device:
 //!
 //! ```
 //! use lstm_cpu::{CellKind, Cpu, Init, LstmConfig, MatrixShape, Ops, State, Weights, cell::Cell};
@@ -25,46 +27,35 @@
 //! # Ok::<(), lstm_cpu::Error>(())
 //! ```
 
-mod activation;
 mod backend;
-mod backward;
-mod buffer;
 mod builder;
-mod elementwise;
-mod gemm;
-mod isa;
-#[cfg(all(test, target_arch = "x86_64"))]
-mod kernel_speed;
-#[cfg(test)]
-mod kernel_tests;
-mod kernels;
+mod cpu;
+mod kernel;
 mod layer;
+mod memory;
+mod ops;
+mod pass;
 mod pool;
-mod product;
-mod reversed;
-mod sequence;
-#[cfg(test)]
-mod sequence_tests;
-mod simd;
-mod step;
-mod step_backward;
-mod stream;
-mod tensor;
-mod trace;
 
-/// The examples of the README and the documents, compiled as tests, and run where they need no files.
+/// The examples of the README and of the documentation, as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/history.md")]
 struct Documents;
 
-pub use backend::Cpu;
 pub use builder::CpuBuilder;
-pub use isa::Isa;
+pub use cpu::Cpu;
+pub use kernel::isa::Isa;
 pub use layer::{Layer, Plan};
-pub use lstm_core::*;
+// Everything public in lstm-core, so that users depend on this crate alone.
+pub use lstm_core::{
+    Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, Direction, Error,
+    ExecutionPath, GATES, Gradients, HostState, Init, InitKind, Input, LayerGradients, LayerOutput,
+    LayerOutputGradients, LayerSpec, LayerWeights, Lstm, LstmConfig, MatrixRef, MatrixShape, Ops, OutputGradients,
+    Param, Reference, ReferencePath, Result, Sequence, State, StateDict, StateDictWriter, Stream, Tape, TensorNames,
+    TrainOutput, WeightGradients, Weights, arithmetic, cell, ndarray, reference, shape, train, weights,
+};
 #[cfg(feature = "formats")]
 pub use lstm_formats::{self as formats, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural};
-pub use stream::CpuStream;
-pub use tensor::Tensor;
-pub use trace::Trace;
+pub use memory::tensor::Tensor;
+pub use pass::{stream::CpuStream, trace::Trace};

@@ -1,0 +1,249 @@
+//! The forward kernel of all cells: the gates and the new state of one time step, given the matrix products.
+
+#![allow(clippy::needless_range_loop, reason = "arrays of vectors stay in registers when plain constants index them")]
+
+use lstm_core::CellKind;
+
+use crate::kernel::{
+    activation::{clip, sigmoid, snap, tanh},
+    simd::{Simd, load_strided, store_strided},
+    table::{Kernels, PANEL_VECTORS},
+};
+
+/// Arguments of the cell kernel. It runs over *items*, which are either the rows (sequences) of one panel, or the panels of
+/// one row. Per item it computes the four gates of `LANES` units. All pointers are those of the first item.
+pub(crate) struct CellArgs {
+    /// Number of items.
+    pub(crate) count: usize,
+    /// Floats between items.
+    pub(crate) strides: Strides,
+    /// `W x`, one panel row.
+    pub(crate) wx: *const f32,
+    /// `U h` of each gate, one vector each. Not read for the candidate of the dense peephole cell, which has none.
+    pub(crate) uh: [*const f32; PANEL_VECTORS],
+    /// Bias, one panel row.
+    pub(crate) bias: *const f32,
+    /// Diagonal peephole weights, `LANES` values for each of the gates i, f and o.
+    pub(crate) peephole: *const f32,
+    /// Cell state before the step.
+    pub(crate) c_old: *const f32,
+    /// Output: cell state after the step.
+    pub(crate) c_new: *mut f32,
+    /// Output: hidden state after the step, before a projection.
+    pub(crate) h: *mut f32,
+    /// Second output for `h`, without padding, or null.
+    pub(crate) y: *mut f32,
+    /// Number of units from the first item's panel on. Units beyond are padding and are not written to `y`.
+    pub(crate) units: usize,
+    /// Output: the values of the gates, one panel row, or null.
+    pub(crate) gates: *mut f32,
+    /// Equations of the cell.
+    pub(crate) kind: CellKind,
+    /// Whether the forget gate is `1 - i`.
+    pub(crate) coupled: bool,
+    /// Bound of the pre-activations.
+    pub(crate) clip: Option<f32>,
+}
+
+/// Floats between the items of [`CellArgs`], for each pointer.
+#[derive(Clone, Copy)]
+pub(crate) struct Strides {
+    pub(super) wx: usize,
+    uh: usize,
+    bias: usize,
+    peephole: usize,
+    /// Stride of `c_old`, `c_new` and `h`.
+    state: usize,
+    gates: usize,
+    y: usize,
+    /// Number of units in an item, or 0 if all items have the same units.
+    units: usize,
+}
+
+impl Strides {
+    /// Strides for the rows of one panel. `state` is the leading dimension of the states, `y` that of the output.
+    pub(crate) fn rows(kernels: &Kernels, state: usize, y: usize) -> Self {
+        let width = kernels.panel_width();
+        Strides { wx: width, uh: width, bias: 0, peephole: 0, state, gates: width, y, units: 0 }
+    }
+
+    /// Strides for the panels of one row, given those of `wx`, `uh` and `gates`.
+    pub(crate) fn panels(kernels: &Kernels, wx: usize, uh: usize, gates: usize) -> Self {
+        let (lanes, width) = (kernels.lanes, kernels.panel_width());
+        Strides { wx, uh, bias: width, peephole: 3 * lanes, state: lanes, gates, y: lanes, units: lanes }
+    }
+}
+
+/// Computes the gates, the cell state and the hidden state of `args.count` items. The equations are those of
+/// `lstm_core::cell`.
+///
+/// # Safety
+/// The pointers are valid for `args.count` items; otherwise as for [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn cell<S: Simd>(args: &CellArgs) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        match args.kind {
+            CellKind::Fused | CellKind::Unfused => cell_items::<S, false, false>(args),
+            CellKind::PeepholeDense => cell_items::<S, true, false>(args),
+            CellKind::PeepholeDiagonal => cell_items::<S, false, true>(args),
+        }
+    }
+}
+
+/// Number of items that are computed together, so that their latencies overlap.
+const ITEMS_TOGETHER: usize = 4;
+
+/// [`cell`] with the kind of cell as compile-time constants.
+///
+/// # Safety
+/// As for [`cell`].
+#[inline(always)]
+unsafe fn cell_items<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: &CellArgs) {
+    let mut n = 0;
+    // SAFETY: guaranteed by the caller: each call handles items below `args.count`.
+    unsafe {
+        while n + ITEMS_TOGETHER <= args.count {
+            let args = skip_items(args, n);
+            let wx = load_gates(args.wx, args.strides.wx);
+            let uh = load_each_gate(args.uh, args.strides.uh);
+            cell_vectors::<S, ITEMS_TOGETHER, DENSE, DIAGONAL>(&args, wx, uh);
+            n += ITEMS_TOGETHER;
+        }
+        while n < args.count {
+            let args = skip_items(args, n);
+            let (wx, uh) = (load_gates(args.wx, 0), load_each_gate(args.uh, 0));
+            cell_vectors::<S, 1, DENSE, DIAGONAL>(&args, wx, uh);
+            n += 1;
+        }
+    }
+}
+
+/// Loads one vector of each gate from `N` panel rows that are `stride` floats apart.
+///
+/// # Safety
+/// A valid panel row at each address; otherwise as for [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn load_gates<S: Simd, const N: usize>(p: *const f32, stride: usize) -> [[S; N]; PANEL_VECTORS] {
+    // SAFETY: guaranteed by the caller.
+    unsafe { load_each_gate([p, p.add(S::LANES), p.add(2 * S::LANES), p.add(3 * S::LANES)], stride) }
+}
+
+/// Loads `N` vectors of each gate, `stride` floats apart, with one start address per gate.
+///
+/// # Safety
+/// A valid vector at each address; otherwise as for [`Simd`].
+#[inline(always)]
+unsafe fn load_each_gate<S: Simd, const N: usize>(
+    p: [*const f32; PANEL_VECTORS],
+    stride: usize,
+) -> [[S; N]; PANEL_VECTORS] {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        [load_strided(p[0], stride), load_strided(p[1], stride), load_strided(p[2], stride), load_strided(p[3], stride)]
+    }
+}
+
+/// [`cell`] for `N` items, given their products `W x` and `U h` in registers.
+///
+/// # Safety
+/// As for [`cell`], with `N` items.
+#[inline(always)]
+pub(crate) unsafe fn cell_vectors<S: Simd, const N: usize, const DENSE: bool, const DIAGONAL: bool>(
+    args: &CellArgs,
+    wx: [[S; N]; PANEL_VECTORS],
+    uh: [[S; N]; PANEL_VECTORS],
+) {
+    let strides = args.strides;
+    // SAFETY: guaranteed by the caller: every access is within an item's panel row or vector.
+    unsafe {
+        let x = load_gates::<S, N>(args.bias, strides.bias).add(wx);
+        let c: [S; N] = load_strided(args.c_old, strides.state);
+        let g = if DENSE { sigmoid(clip_if_set(args, x[2])) } else { tanh(clip_if_set(args, x[2].add(uh[2]))) };
+        let z_i = clip_if_set(args, add_peephole::<S, N, DIAGONAL>(args, 0, c, x[0].add(uh[0])));
+        let [i, f] = if args.coupled {
+            let i = sigmoid(z_i);
+            [i, i.fma(Simd::splat(-1.0), Simd::splat(1.0))]
+        } else {
+            sigmoid([z_i, clip_if_set(args, add_peephole::<S, N, DIAGONAL>(args, 1, c, x[1].add(uh[1])))])
+        };
+        let g = snap(g);
+        let c = snap(f.fma(c, i.mul(g)));
+        store_strided(c, args.c_new, strides.state);
+        let o = sigmoid(clip_if_set(args, add_peephole::<S, N, DIAGONAL>(args, 2, c, x[3].add(uh[3]))));
+        if !args.gates.is_null() {
+            store_strided(i, args.gates, strides.gates);
+            store_strided(f, args.gates.add(S::LANES), strides.gates);
+            store_strided(g, args.gates.add(2 * S::LANES), strides.gates);
+            store_strided(o, args.gates.add(3 * S::LANES), strides.gates);
+        }
+        let h = if DENSE { tanh(o.mul(c)) } else { o.mul(tanh(c)) };
+        let h = snap(h);
+        store_strided(h, args.h, strides.state);
+        if !args.y.is_null() {
+            for n in 0..N {
+                h[n].store_first(args.units - n * strides.units, args.y.add(n * strides.y));
+            }
+        }
+    }
+}
+
+// These are functions rather than closures: a closure might be compiled without the kernel's target features.
+
+/// `z` plus the diagonal peephole term of a gate, or `z` unless `DIAGONAL`. `index` is 0, 1 or 2 for the gates i, f and o.
+///
+/// # Safety
+/// As for [`cell_vectors`].
+#[inline(always)]
+unsafe fn add_peephole<S: Simd, const N: usize, const DIAGONAL: bool>(
+    args: &CellArgs,
+    index: usize,
+    c: [S; N],
+    z: [S; N],
+) -> [S; N] {
+    if !DIAGONAL {
+        return z;
+    }
+    // SAFETY: guaranteed by the caller.
+    unsafe { c.fma(load_strided(args.peephole.add(index * S::LANES), args.strides.peephole), z) }
+}
+
+/// `z` clipped, if the layer has a clip bound.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn clip_if_set<S: Simd>(args: &CellArgs, z: S) -> S {
+    match args.clip {
+        // SAFETY: guaranteed by the caller.
+        Some(bound) => unsafe { clip(z, bound) },
+        None => z,
+    }
+}
+
+/// `args` with the pointers and `units` moved to item `n`.
+///
+/// # Safety
+/// The pointers are valid for more than `n` items.
+#[inline(always)]
+unsafe fn skip_items(args: &CellArgs, n: usize) -> CellArgs {
+    let strides = args.strides;
+    let (uh, state) = (n * strides.uh, n * strides.state);
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        CellArgs {
+            wx: args.wx.add(n * strides.wx),
+            uh: [args.uh[0].add(uh), args.uh[1].add(uh), args.uh[2].add(uh), args.uh[3].add(uh)],
+            bias: args.bias.add(n * strides.bias),
+            // May be null or dangling: it is read only by the diagonal peephole cell.
+            peephole: args.peephole.wrapping_add(n * strides.peephole),
+            c_old: args.c_old.add(state),
+            c_new: args.c_new.add(state),
+            h: args.h.add(state),
+            gates: if args.gates.is_null() { args.gates } else { args.gates.add(n * strides.gates) },
+            y: if args.y.is_null() { args.y } else { args.y.add(n * strides.y) },
+            units: args.units - n * strides.units,
+            ..*args
+        }
+    }
+}

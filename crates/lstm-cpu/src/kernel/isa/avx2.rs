@@ -1,0 +1,99 @@
+//! [`Simd`] for AVX2 and FMA: 8 lanes.
+
+use std::arch::x86_64::*;
+
+use crate::kernel::simd::Simd;
+
+impl Simd for __m256 {
+    const LANES: usize = 8;
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: `Simd` requires AVX2 and FMA, and 8 valid floats at `p`.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const f32) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_storeu_ps(p, self) }
+    }
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_set1_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_add_ps(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_sub_ps(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_mul_ps(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, b: Self, c: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_fmadd_ps(self, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn and_bits(self, mask: u32) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_and_ps(self, _mm256_castsi256_ps(_mm256_set1_epi32(mask as i32))) }
+    }
+    #[inline(always)]
+    unsafe fn or(self, b: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_or_ps(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn clamp_max(self, bound: f32) -> Self {
+        // SAFETY: guaranteed by the caller. Of NaN and a number, min and max give the second operand.
+        unsafe { _mm256_min_ps(_mm256_set1_ps(bound), self) }
+    }
+    #[inline(always)]
+    unsafe fn clamp_min(self, bound: f32) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_max_ps(_mm256_set1_ps(bound), self) }
+    }
+    #[inline(always)]
+    unsafe fn pow2(self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self))) }
+    }
+    #[inline(always)]
+    unsafe fn select_negative(self, a: Self, b: Self) -> Self {
+        // SAFETY: guaranteed by the caller. The blend looks at sign bits only.
+        unsafe { _mm256_blendv_ps(b, a, self) }
+    }
+    #[inline(always)]
+    unsafe fn select_magnitude_below(self, bound: u32, a: Self, b: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            let magnitude = _mm256_castps_si256(self.and_bits(0x7fff_ffff));
+            let below = _mm256_cmpgt_epi32(_mm256_set1_epi32(bound as i32), magnitude);
+            _mm256_blendv_ps(b, a, _mm256_castsi256_ps(below))
+        }
+    }
+    #[inline(always)]
+    unsafe fn select_between(self, by: Self, low: f32, high: f32) -> Self {
+        // SAFETY: guaranteed by the caller. Comparisons with NaN are false.
+        unsafe {
+            let low = _mm256_cmp_ps::<_CMP_LE_OQ>(by, _mm256_set1_ps(low));
+            let high = _mm256_cmp_ps::<_CMP_GE_OQ>(by, _mm256_set1_ps(high));
+            _mm256_andnot_ps(_mm256_or_ps(low, high), self)
+        }
+    }
+}
+
+crate::kernel::table::define_kernels!(__m256, "avx2,fma"; tiles: 1 x 2, 2 x 1, 3 x 1; single_row: 1, 2, 3);

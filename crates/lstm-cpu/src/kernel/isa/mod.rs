@@ -1,0 +1,71 @@
+//! Instruction sets, detected at run time. The kernels of an instruction set are reachable only through [`Isa::kernels`],
+//! which returns them only if this processor supports it.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod plain;
+
+use std::fmt;
+
+use crate::kernel::table::Kernels;
+
+/// An instruction set for which kernels exist. Results are bit-identical on all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// AVX-512 with F, BW, DQ and VL: 16 lanes.
+    Avx512,
+    /// AVX2 with FMA: 8 lanes.
+    Avx2,
+    /// NEON, which every 64-bit Arm processor has: 4 lanes.
+    Neon,
+    /// Plain Rust without vector instructions: one lane. Runs on every processor, slowly.
+    Plain,
+}
+
+impl Isa {
+    /// All instruction sets, fastest first.
+    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Plain];
+
+    /// The instruction sets that this processor supports, fastest first. Never empty.
+    pub fn available() -> Vec<Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.kernels().is_some()).collect()
+    }
+
+    /// The kernels for this instruction set, or `None` if this processor does not support it.
+    pub(crate) fn kernels(self) -> Option<&'static Kernels> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => (is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("fma"))
+            .then_some(&avx512::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(&avx2::KERNELS)
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Some(&neon::KERNELS),
+            Isa::Plain => Some(&plain::KERNELS),
+            #[allow(unreachable_patterns, reason = "on x86-64 and aarch64 some arms above exist, elsewhere none")]
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isa::Avx512 => "AVX-512",
+            Isa::Avx2 => "AVX2",
+            Isa::Neon => "NEON",
+            Isa::Plain => "plain",
+        })
+    }
+}

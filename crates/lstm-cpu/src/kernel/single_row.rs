@@ -1,0 +1,106 @@
+//! The kernel for a whole time step of one sequence in a small layer: matrix products and cell at once.
+
+#![allow(clippy::needless_range_loop, reason = "arrays of vectors stay in registers when plain constants index them")]
+
+use lstm_core::{CellKind, arithmetic::BLOCK};
+
+use crate::kernel::{
+    cell::{CellArgs, cell_vectors, load_gates},
+    simd::Simd,
+    table::PANEL_VECTORS,
+};
+
+/// Arguments of a [`SingleRowKernel`].
+pub(crate) struct SingleRowArgs {
+    /// The row by which the recurrent weights are multiplied: `h`, or `c` in the dense peephole cell.
+    pub(crate) operand: *const f32,
+    /// Number of elements of `operand`.
+    pub(crate) operand_len: usize,
+    /// Recurrent weights, `[recurrent panels][operand_len][panel]`.
+    pub(crate) u: *const f32,
+    /// Arguments of the cell, with the panels as items. `uh` and `count` are not used.
+    pub(crate) cell: CellArgs,
+    /// The row by which the input weights are multiplied. If null, `cell.wx` already holds the products.
+    pub(crate) input: *const f32,
+    /// Number of elements of `input`.
+    pub(crate) input_len: usize,
+    /// Input weights, `[panels][input_len][panel]`.
+    pub(crate) w: *const f32,
+}
+
+/// A kernel that computes a whole time step of one row for a fixed number of panels.
+///
+/// # Safety
+/// The pointers are valid for what [`SingleRowArgs`] describes.
+pub(crate) type SingleRowKernel = unsafe fn(&SingleRowArgs);
+
+/// A [`SingleRowKernel`] for `N` panels. It computes the products of all panels at once, then their cells.
+///
+/// # Safety
+/// As for [`SingleRowKernel`] and [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn single_row<S: Simd, const N: usize>(args: &SingleRowArgs) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        match args.cell.kind {
+            CellKind::Fused | CellKind::Unfused => single_row_of_kind::<S, N, false, false>(args),
+            CellKind::PeepholeDense => single_row_of_kind::<S, N, true, false>(args),
+            CellKind::PeepholeDiagonal => single_row_of_kind::<S, N, false, true>(args),
+        }
+    }
+}
+
+/// [`single_row`] with the kind of cell as compile-time constants.
+///
+/// # Safety
+/// As for [`single_row`].
+#[inline(always)]
+unsafe fn single_row_of_kind<S: Simd, const N: usize, const DENSE: bool, const DIAGONAL: bool>(args: &SingleRowArgs) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let wx = match args.input.is_null() {
+            true => load_gates(args.cell.wx, args.cell.strides.wx),
+            false => gate_products::<S, N, false>(args.input_len, args.input, args.w),
+        };
+        let uh = gate_products::<S, N, DENSE>(args.operand_len, args.operand, args.u);
+        cell_vectors::<S, N, DENSE, DIAGONAL>(&args.cell, wx, uh);
+    }
+}
+
+/// Multiplies a row of `k` elements by the weights of all gates of `N` panels. If `DENSE`, the weights are laid out without
+/// the candidate's vector, and its products are zero.
+///
+/// # Safety
+/// `k` valid floats at `row`, and `k` rows in each panel of `weights`; otherwise as for [`Simd`].
+#[inline(always)]
+unsafe fn gate_products<S: Simd, const N: usize, const DENSE: bool>(
+    k: usize,
+    row: *const f32,
+    weights: *const f32,
+) -> [[S; N]; PANEL_VECTORS] {
+    // SAFETY: guaranteed by the caller, as `k_in < k`.
+    unsafe {
+        let mut total = [[S::splat(0.0); N]; PANEL_VECTORS];
+        let mut start = 0;
+        while start < k {
+            let mut sums = [[S::splat(0.0); N]; PANEL_VECTORS];
+            for k_in in start..k.min(start + BLOCK) {
+                let a = S::splat(*row.add(k_in));
+                for n in 0..N {
+                    for j in 0..PANEL_VECTORS {
+                        if DENSE && j == 2 {
+                            continue;
+                        }
+                        let vector = if DENSE { n * 3 + j.min(2) } else { n * PANEL_VECTORS + j };
+                        let (panel, column) = (vector / PANEL_VECTORS, vector % PANEL_VECTORS);
+                        let b = S::load(weights.add(((panel * k + k_in) * PANEL_VECTORS + column) * S::LANES));
+                        sums[j][n] = a.fma(b, sums[j][n]);
+                    }
+                }
+            }
+            total = if start == 0 { sums } else { total.add(sums) };
+            start += BLOCK;
+        }
+        total
+    }
+}

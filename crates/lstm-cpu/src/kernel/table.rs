@@ -1,0 +1,148 @@
+//! The table of kernels of one instruction set, and the macros that build it.
+
+use crate::kernel::{
+    cell::CellArgs, cell_backward::CellBackwardArgs, elementwise::ColumnSumArgs, single_row::SingleRowKernel,
+    tile::TileKernel,
+};
+
+/// Number of vectors in a panel row. In weights of the gates there is one vector per gate, except in the recurrent weights
+/// of the dense peephole cell; see [`PackedLayer`](crate::layer::PackedLayer).
+pub(crate) const PANEL_VECTORS: usize = 4;
+
+/// The kernels of one instruction set.
+pub(crate) struct Kernels {
+    /// Number of floats in a vector.
+    pub(crate) lanes: usize,
+    /// Multiplies rows by a panel; `tiles[r - 1]` handles `r` rows.
+    pub(crate) tiles: &'static [TileKernel],
+    /// The gates and the new state, from the products.
+    pub(crate) cell: unsafe fn(&CellArgs),
+    /// A whole time step of one row; `single_row[p - 1]` handles `p` panels. There are as many entries as there are panels
+    /// whose sums fit in registers.
+    pub(crate) single_row: &'static [SingleRowKernel],
+    /// The gradients of the gates and of the cell state in one time step.
+    pub(crate) cell_backward: unsafe fn(&CellBackwardArgs),
+    /// Sums of columns.
+    pub(crate) column_sums: unsafe fn(&ColumnSumArgs),
+    /// Prefetches one vector of each of `rows` rows that are `stride` floats apart. The addresses need not be valid.
+    pub(crate) prefetch_rows: unsafe fn(*const f32, rows: usize, stride: usize),
+    /// `snap` of `n` values in place.
+    pub(crate) snap: unsafe fn(*mut f32, n: usize),
+    /// `sigmoid` of `n` values in place.
+    pub(crate) sigmoid: unsafe fn(*mut f32, n: usize),
+    /// `tanh` of `n` values in place.
+    pub(crate) tanh: unsafe fn(*mut f32, n: usize),
+    /// `clip` of `n` values in place.
+    pub(crate) clip: unsafe fn(*mut f32, n: usize, bound: f32),
+    /// `out = fma(alpha * a, b, c)` of `n` elements. `b` or `c` may be null, as in `Ops::mul_add`.
+    pub(crate) mul_add: unsafe fn(alpha: f32, a: *const f32, b: *const f32, c: *const f32, out: *mut f32, n: usize),
+}
+
+impl Kernels {
+    /// Number of floats in a panel row.
+    pub(crate) fn panel_width(&self) -> usize {
+        PANEL_VECTORS * self.lanes
+    }
+}
+
+/// Compiles all kernels for one vector type and its target features, and puts them into a static `KERNELS`.
+/// `tiles: rows x blocks, ...` lists the tiles from one row upwards, with the number of blocks that each sums at once.
+/// `single_row: panels, ...` counts from one panel upwards.
+macro_rules! define_kernels {
+    ($simd:ty $(, $features:literal)?; tiles: $($rows:literal x $blocks:literal),+; single_row: $($panels:literal),*) => {
+        // SAFETY of the functions below: the processor must support the target features, and the arguments must satisfy
+        // the generic kernel of the same name.
+        $(#[target_feature(enable = $features)])?
+        unsafe fn cell(args: &$crate::kernel::cell::CellArgs) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { $crate::kernel::cell::cell::<$simd>(args) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn cell_backward(args: &$crate::kernel::cell_backward::CellBackwardArgs) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { $crate::kernel::cell_backward::cell_backward::<$simd>(args) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn column_sums(args: &$crate::kernel::elementwise::ColumnSumArgs) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { $crate::kernel::elementwise::column_sums::<$simd>(args) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn prefetch_rows(p: *const f32, rows: usize, stride: usize) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { $crate::kernel::elementwise::prefetch_rows::<$simd>(p, rows, stride) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn snap(p: *mut f32, n: usize) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { $crate::kernel::elementwise::map_snap::<$simd>(p, n) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn sigmoid(p: *mut f32, n: usize) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { $crate::kernel::elementwise::map_sigmoid::<$simd>(p, n) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn tanh(p: *mut f32, n: usize) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { $crate::kernel::elementwise::map_tanh::<$simd>(p, n) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn clip(p: *mut f32, n: usize, bound: f32) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { $crate::kernel::elementwise::map_clip::<$simd>(p, n, bound) }
+        }
+        $(#[target_feature(enable = $features)])?
+        unsafe fn mul_add(alpha: f32, a: *const f32, b: *const f32, c: *const f32, out: *mut f32, n: usize) {
+            // SAFETY: guaranteed by the caller.
+            unsafe { $crate::kernel::elementwise::mul_add::<$simd>(alpha, a, b, c, out, n) }
+        }
+        pub(crate) static KERNELS: $crate::kernel::table::Kernels = $crate::kernel::table::Kernels {
+            lanes: <$simd as $crate::kernel::simd::Simd>::LANES,
+            tiles: $crate::kernel::table::kernel_table!(
+                tile($crate::kernel::tile::TileArgs), $simd $(, $features)?; $([$rows, $blocks]),+
+            ),
+            single_row: $crate::kernel::table::kernel_table!(
+                single_row($crate::kernel::single_row::SingleRowArgs), $simd $(, $features)?; $([$panels]),*
+            ),
+            cell,
+            cell_backward,
+            column_sums,
+            prefetch_rows,
+            snap,
+            sigmoid,
+            tanh,
+            clip,
+            mul_add,
+        };
+    };
+}
+pub(crate) use define_kernels;
+
+/// An array of kernels for [`define_kernels!`]: one function for each list of generic constants.
+macro_rules! kernel_table {
+    ($kernel:ident($args:ty), $simd:ty; $([$($n:literal),+]),*) => {
+        &[$({
+            /// # Safety
+            /// As for the generic kernel.
+            unsafe fn kernel(args: &$args) {
+                // SAFETY: guaranteed by the caller.
+                unsafe { $crate::kernel::$kernel::<$simd, $($n),+>(args) }
+            }
+            kernel
+        }),*]
+    };
+    ($kernel:ident($args:ty), $simd:ty, $features:literal; $([$($n:literal),+]),*) => {
+        &[$({
+            /// # Safety
+            /// The processor supports the target features; otherwise as for the generic kernel.
+            #[target_feature(enable = $features)]
+            unsafe fn kernel(args: &$args) {
+                // SAFETY: guaranteed by the caller.
+                unsafe { $crate::kernel::$kernel::<$simd, $($n),+>(args) }
+            }
+            kernel
+        }),*]
+    };
+}
+pub(crate) use kernel_table;

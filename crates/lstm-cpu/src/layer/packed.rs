@@ -1,0 +1,227 @@
+//! A layer's weights, packed into panels.
+//!
+//! A panel of gate weights holds the four gates of `lanes` units side by side, one vector per gate. One product with the
+//! panel therefore yields everything that the cell of these units needs. The panels of the last units are padded with
+//! zeros.
+//!
+//! The candidate of the dense peephole cell has no recurrent weights. In that cell, the recurrent vectors of three gates
+//! are packed without gaps: a *group* of four panels shares three recurrent panels.
+
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
+
+use lstm_core::{CellKind, LayerSpec, LayerWeights, Param, Result, arithmetic::snap};
+
+use crate::{
+    kernel::table::{Kernels, PANEL_VECTORS},
+    layer::backward_weights::{self, BackwardWeights},
+    memory::{
+        buffer::{Buffer, CACHE_LINE_FLOATS},
+        free_list::FreeList,
+    },
+    pool::Pool,
+};
+
+/// The weights of one layer in one direction, snapped and packed into panels.
+pub(crate) struct PackedLayer {
+    /// Sizes and options of the layer.
+    pub(crate) spec: LayerSpec,
+    /// The kernels for which the weights are packed.
+    pub(crate) kernels: &'static Kernels,
+    /// Number of panels that the hidden units fill.
+    pub(crate) panels: usize,
+    /// Input weights, `[panels][input_size][panel]`.
+    pub(crate) w: Buffer,
+    /// Recurrent weights, `[recurrent panels][state_size][panel]`.
+    pub(crate) u: Buffer,
+    /// Bias, `[panels][panel]`. Zero if the layer has none: adding zero changes no sum, because no sum is -0.
+    pub(crate) bias: Buffer,
+    /// Diagonal peephole weights of the gates i, f and o, `[panels][3][lanes]`. Empty if the layer has none.
+    pub(crate) peephole: Buffer,
+    /// Projection weights, `[projection panels][hidden_size][panel]`. Empty if the layer has none.
+    pub(crate) projection: Buffer,
+    /// Packed by the first backward pass.
+    backward_weights: OnceLock<BackwardWeights>,
+    /// Packed when the gradient of the input is first computed.
+    backward_input_weights: OnceLock<Buffer>,
+    /// The pool to which the memory returns. The next training step packs new weights of the same sizes.
+    pub(crate) pool: Arc<Pool>,
+}
+
+impl Drop for PackedLayer {
+    fn drop(&mut self) {
+        let backward_u = self.backward_weights.take().map(|weights| weights.u);
+        let backward = backward_u.into_iter().chain(self.backward_input_weights.take());
+        for buffer in [std::mem::take(&mut self.w), std::mem::take(&mut self.u)].into_iter().chain(backward) {
+            self.pool.free_buffers.put(buffer);
+        }
+    }
+}
+
+/// Indices of all gates. The weights hold the gates in the order i, f, g, o.
+pub(crate) const GATES: [usize; PANEL_VECTORS] = [0, 1, 2, 3];
+
+/// Indices of the gates that have recurrent weights: all, except the candidate of the dense peephole cell.
+pub(crate) fn recurrent_gates(cell: CellKind) -> &'static [usize] {
+    if cell == CellKind::PeepholeDense { &[0, 1, 3] } else { &GATES }
+}
+
+impl PackedLayer {
+    /// Snaps and packs `weights`.
+    pub(crate) fn new(kernels: &'static Kernels, pool: &Arc<Pool>, weights: &LayerWeights) -> Result<Self> {
+        let spec = *weights.spec();
+        let (hidden, lanes) = (spec.hidden_size, kernels.lanes);
+        let panels = hidden.div_ceil(lanes);
+        let get = |param| weights.get(param).and_then(|v| v.as_slice());
+        let pack_gates = |matrix: Option<&[f32]>, cols: usize, gates: &[usize]| {
+            let (matrix, panels) = (matrix.unwrap_or_default(), (panels * gates.len()).div_ceil(PANEL_VECTORS));
+            pack(kernels, &pool.free_buffers, panels, cols, |p, j| {
+                let vector = p * PANEL_VECTORS + j / lanes;
+                let (gate, unit) = (gates[vector % gates.len()], vector / gates.len() * lanes + j % lanes);
+                (unit < hidden).then(|| &matrix[(gate * hidden + unit) * cols..][..cols])
+            })
+        };
+        let bias = weights.bias();
+        let peepholes = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(get);
+        let mut peephole = Buffer::zeros("load", &[0])?;
+        if let [Some(i), Some(f), Some(o)] = peepholes {
+            peephole = Buffer::zeros("load", &[panels, 3, lanes])?;
+            for (k, v) in peephole.as_mut_slice().iter_mut().enumerate() {
+                let unit = k / (3 * lanes) * lanes + k % lanes;
+                *v = snap(*[i, f, o][k / lanes % 3].get(unit).unwrap_or(&0.0));
+            }
+        }
+        let projection = match (get(Param::WeightHr), spec.proj_size) {
+            (Some(matrix), Some(size)) => {
+                let width = kernels.panel_width();
+                pack(kernels, &pool.free_buffers, size.div_ceil(width), hidden, |p, j| {
+                    matrix.chunks_exact(hidden).nth(p * width + j)
+                })?
+            }
+            _ => Buffer::zeros("load", &[0])?,
+        };
+        Ok(PackedLayer {
+            spec,
+            kernels,
+            panels,
+            w: pack_gates(get(Param::WeightIh), spec.input_size, &GATES)?,
+            u: pack_gates(get(Param::WeightHh), spec.state_size(), recurrent_gates(spec.cell))?,
+            bias: pack_gates(Some(bias.as_deref().unwrap_or(&vec![0.0; 4 * hidden])), 1, &GATES)?,
+            peephole,
+            projection,
+            backward_weights: OnceLock::new(),
+            backward_input_weights: OnceLock::new(),
+            pool: pool.clone(),
+        })
+    }
+
+    /// The weights packed for the backward pass.
+    pub(crate) fn backward_weights(&self) -> Result<&BackwardWeights> {
+        get_or_try_init(&self.backward_weights, || BackwardWeights::new(self))
+    }
+
+    /// The input weights packed for the gradient of the input, `[input panels][4 gates][hidden_size][panel]`.
+    pub(crate) fn backward_input_weights(&self) -> Result<&Buffer> {
+        get_or_try_init(&self.backward_input_weights, || {
+            backward_weights::transpose_panels(self, &self.w, self.spec.input_size, &GATES)
+        })
+    }
+
+    // The methods below run in every time step, so they use constants rather than the length of `recurrent_gates`.
+
+    /// Whether the recurrent weights hold three gates: four panels then share three recurrent panels.
+    pub(super) fn is_dense_peephole(&self) -> bool {
+        self.spec.cell == CellKind::PeepholeDense
+    }
+
+    /// The recurrent panels that hold the gates of `panels`. The first and the last may also hold gates of other panels.
+    pub(crate) fn recurrent_panels(&self, panels: Range<usize>) -> Range<usize> {
+        if self.is_dense_peephole() && !panels.is_empty() {
+            panels.start * 3 / 4..(panels.end * 3).div_ceil(4)
+        } else {
+            panels
+        }
+    }
+
+    /// The recurrent panel, and the index of the vector in it, that holds `gate` of `panel`. Arbitrary for a candidate
+    /// without recurrent weights.
+    pub(crate) fn recurrent_vector(&self, panel: usize, gate: usize) -> (usize, usize) {
+        let vector = 3 * panel + [0, 1, 0, 2][gate];
+        if self.is_dense_peephole() { (vector / 4, vector % 4) } else { (panel, gate) }
+    }
+
+    /// Number of recurrent panels in a group.
+    pub(crate) fn recurrent_panels_per_group(&self) -> usize {
+        if self.is_dense_peephole() { 3 } else { 1 }
+    }
+
+    /// Index of recurrent panel `r` within its group.
+    pub(crate) fn index_in_group(&self, r: usize) -> usize {
+        if self.is_dense_peephole() { r % 3 } else { 0 }
+    }
+
+    /// The groups that contain any of `panels`. The panels of a group share recurrent panels; a group is the smallest set of
+    /// panels that shares none with others.
+    pub(crate) fn groups(&self, panels: Range<usize>) -> Range<usize> {
+        if self.is_dense_peephole() && !panels.is_empty() { panels.start / 4..panels.end.div_ceil(4) } else { panels }
+    }
+
+    /// The panels of group `n`. The range may extend beyond the last panel.
+    pub(crate) fn group_panels(&self, n: usize) -> Range<usize> {
+        if self.is_dense_peephole() { 4 * n..4 * n + 4 } else { n..n + 1 }
+    }
+
+    /// Number of floats in a padded row of `c`, and of `h` before a projection.
+    pub(crate) fn padded_hidden(&self) -> usize {
+        self.panels * self.kernels.lanes
+    }
+
+    /// Number of floats in a padded row of `h`, after the projection if there is one.
+    pub(crate) fn padded_state(&self) -> usize {
+        match self.spec.proj_size {
+            Some(size) => size.next_multiple_of(self.kernels.panel_width()),
+            None => self.padded_hidden(),
+        }
+    }
+
+    /// Number of floating-point operations per time step and sequence, without the input products.
+    pub(crate) fn step_flops(&self) -> usize {
+        let projection = self.spec.proj_size.unwrap_or(0) * 2;
+        self.spec.hidden_size * (2 * recurrent_gates(self.spec.cell).len() * self.spec.state_size() + projection)
+    }
+}
+
+/// The value of the cell, which is initialized by `make` if it is empty.
+fn get_or_try_init<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(made) = cell.get() {
+        return Ok(made);
+    }
+    let made = make()?;
+    Ok(cell.get_or_init(|| made))
+}
+
+/// Snaps and packs columns of `k` elements into `[panels][k][panel]`. `source(panel, column)` returns a column, or `None`
+/// for padding.
+fn pack<'a>(
+    kernels: &Kernels,
+    free_buffers: &FreeList<Buffer>,
+    panels: usize,
+    k: usize,
+    source: impl Fn(usize, usize) -> Option<&'a [f32]>,
+) -> Result<Buffer> {
+    let width = kernels.panel_width();
+    let mut out = free_buffers.zeros("load", &[panels, k, width])?;
+    for (p, panel) in out.as_mut_slice().chunks_exact_mut(k * width).enumerate() {
+        // One cache line of each column at a time, so that the rows written stay in the first-level cache.
+        for (line, rows) in panel.chunks_mut(CACHE_LINE_FLOATS * width).enumerate() {
+            for j in 0..width {
+                let Some(column) = source(p, j) else { continue };
+                let column = &column[line * CACHE_LINE_FLOATS..];
+                rows[j..].iter_mut().step_by(width).zip(column).for_each(|(to, v)| *to = snap(*v));
+            }
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,155 @@
+//! The workspace of a pass over one layer.
+
+use lstm_core::{CellKind, Error, LayerSpec, Result, State, arithmetic::snap};
+
+use crate::{kernel::table::PANEL_VECTORS, layer::PackedLayer, memory::buffer::Buffer, pass::backward::Scratch};
+
+/// The workspace of one layer for one batch size: scratch memory and the running state.
+pub struct Plan {
+    /// The layer for which this was made. The unsafe code of a pass relies on the sizes that follow from it.
+    spec: LayerSpec,
+    lanes: usize,
+    /// Number of sequences.
+    pub(crate) batch: usize,
+    /// Number of threads of a pass.
+    pub(crate) threads: usize,
+    /// Number of threads of a pass while the other direction runs at the same time, or 0 if it is faster to run the
+    /// directions one after the other.
+    pub(crate) threads_per_direction: usize,
+    /// Number of time steps whose input products are computed at once.
+    pub(crate) block_steps: usize,
+    /// Index of the half of `h` that holds the current state: 0 or 1.
+    pub(crate) current: usize,
+    /// Hidden state, double-buffered: `[2][batch][padded_state]`.
+    pub(crate) h: Buffer,
+    /// Cell state, `[2][batch][padded_hidden]`. Only the dense peephole cell uses the second half, because its products read
+    /// the whole old state.
+    pub(crate) c: Buffer,
+    /// `h` before the projection, `[batch][padded_hidden]`. Empty without a projection.
+    pub(crate) unprojected: Buffer,
+    /// Input products `W x`, `[panels][block_steps * batch][panel]`.
+    pub(crate) wx: Buffer,
+    /// Recurrent products `U h`. `[recurrent panels + threads][panel]` for a single sequence, otherwise
+    /// `[threads][recurrent panels per group][batch][panel]`.
+    pub(crate) uh: Buffer,
+    /// Scratch memory of the backward pass, allocated by the first one.
+    pub(crate) backward: Option<Scratch>,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Plan(batch {}, {} threads)", self.batch, self.threads)
+    }
+}
+
+/// Minimum number of rows of an input product, so that each panel is reused often enough.
+const MIN_BLOCK_ROWS: usize = 64;
+/// Maximum number of rows of an input product.
+const MAX_BLOCK_ROWS: usize = 192;
+/// Target size of the results of an input product, in floats, so that they stay in the cache.
+const BLOCK_FLOATS: usize = 1 << 18;
+
+impl Plan {
+    /// Allocates a workspace for at most `steps` time steps. Uses as many of `threads` threads as are faster than fewer.
+    pub(crate) fn new(layer: &PackedLayer, batch: usize, steps: usize, threads: usize) -> Result<Self> {
+        // A barrier costs some tenths of a microsecond, and waking the threads more. Small layers are faster on one thread,
+        // the more so if the weights stay in the first-level cache.
+        let flops = layer.step_flops().saturating_mul(batch);
+        let in_first_level_cache = size_of_val(layer.u.as_slice()) <= 48 << 10;
+        let flops_per_thread = if in_first_level_cache { 300_000 } else { 60_000 };
+        let useful_threads = if flops.saturating_mul(steps) < 2_000_000 { 1 } else { 1 + flops / flops_per_thread };
+        // In the dense peephole cell, a thread with one panel would often compute two recurrent panels.
+        let max_threads = if layer.is_dense_peephole() { layer.panels.div_ceil(2) } else { layer.panels };
+        let mut plan = Plan::with_threads(layer, batch, steps, threads.min(useful_threads).min(max_threads))?;
+        // With both directions at the same time there are half as many barriers, but each thread needs twice the weights in
+        // its cache.
+        let weights_per_thread = size_of_val(layer.u.as_slice()) / (threads / 2).max(1);
+        let cached = weights_per_thread <= 1 << 20 || batch >= 8;
+        if threads.is_multiple_of(2) && cached && flops.saturating_mul(2 * steps) >= 2_000_000 {
+            plan.threads_per_direction = plan.threads.min(threads / 2);
+        }
+        Ok(plan)
+    }
+
+    /// Allocates a workspace for exactly `threads` threads, even if some have nothing to do.
+    pub(crate) fn with_threads(layer: &PackedLayer, batch: usize, steps: usize, threads: usize) -> Result<Self> {
+        let width = PANEL_VECTORS * layer.kernels.lanes;
+        if batch == 0 {
+            return Err(Error::shape("plan: batch", "at least 1", 0));
+        }
+        let rows = (BLOCK_FLOATS / (layer.panels * width)).clamp(MIN_BLOCK_ROWS, MAX_BLOCK_ROWS);
+        let block_steps = (rows / batch).clamp(1, steps.max(1));
+        let zeros = |sizes: &[usize]| Buffer::zeros("plan", sizes);
+        let projected = usize::from(layer.spec.proj_size.is_some());
+        Ok(Plan {
+            spec: layer.spec,
+            lanes: layer.kernels.lanes,
+            batch,
+            threads,
+            threads_per_direction: 0,
+            block_steps,
+            current: 0,
+            h: zeros(&[2, batch, layer.padded_state()])?,
+            c: zeros(&[2, batch, layer.padded_hidden()])?,
+            unprojected: zeros(&[projected, batch, layer.padded_hidden()])?,
+            wx: zeros(&[layer.panels, block_steps, batch, width])?,
+            uh: match batch {
+                1 => zeros(&[layer.recurrent_panels(0..layer.panels).len() + threads, width])?,
+                _ => zeros(&[threads, layer.recurrent_panels_per_group(), batch, width])?,
+            },
+            backward: None,
+        })
+    }
+
+    /// Whether this was made for a layer with the spec and kernels of `layer`.
+    pub(crate) fn matches(&self, layer: &PackedLayer) -> bool {
+        self.spec == layer.spec && self.lanes == layer.kernels.lanes
+    }
+
+    /// The hidden state of sequence `b` in half `index` of `h`, without padding.
+    pub(crate) fn h_row(&self, layer: &PackedLayer, index: usize, b: usize) -> &[f32] {
+        let cols = layer.padded_state();
+        &self.h.as_slice()[(index * self.batch + b) * cols..][..layer.spec.state_size()]
+    }
+
+    /// The cell state of sequence `b` in half `index` of `c`, without padding.
+    pub(crate) fn c_row(&self, layer: &PackedLayer, index: usize, b: usize) -> &[f32] {
+        let cols = layer.padded_hidden();
+        &self.c.as_slice()[(index * self.batch + b) * cols..][..layer.spec.hidden_size]
+    }
+
+    /// Sets the state to `h: [batch, state_size]` and `c: [batch, hidden_size]`, snapped. Writes both halves of the double
+    /// buffers: in a reverse layer, shorter sequences start later, when either half may be the current one.
+    pub(crate) fn set_state(&mut self, layer: &PackedLayer, h: &[f32], c: &[f32]) {
+        let batch = self.batch;
+        self.current = 0;
+        let fill = |to: &mut Buffer, padded: usize, from: &[f32], cols: usize| {
+            for (row, to) in to.as_mut_slice().chunks_exact_mut(padded).enumerate() {
+                let from = &from[row % batch * cols..][..cols];
+                to.iter_mut().zip(from).for_each(|(to, &v)| *to = snap(v));
+            }
+        };
+        fill(&mut self.h, layer.padded_state(), h, layer.spec.state_size());
+        fill(&mut self.c, layer.padded_hidden(), c, layer.spec.hidden_size);
+    }
+
+    /// The state after a pass over `steps` time steps: `h: [batch, state_size]` and `c: [batch, hidden_size]`. In a forward
+    /// layer, a sequence ends after its own length; in a reverse layer, all end after `steps`.
+    pub(crate) fn last_state(&self, layer: &PackedLayer, steps: usize, lengths: Option<&[usize]>) -> State<Vec<f32>> {
+        let mut state = State { h: Vec::new(), c: Vec::new() };
+        for b in 0..self.batch {
+            let steps_run = match lengths {
+                Some(lengths) if !layer.spec.reverse => lengths[b],
+                _ => steps,
+            };
+            state.h.extend_from_slice(self.h_row(layer, steps_run % 2, b));
+            state.c.extend_from_slice(self.c_row(layer, Plan::c_index(layer.spec.cell, steps_run % 2), b));
+        }
+        state
+    }
+
+    /// Index of the half of `c` that holds the cell state when `current` is that of `h`.
+    pub(crate) fn c_index(cell: CellKind, current: usize) -> usize {
+        if cell == CellKind::PeepholeDense { current } else { 0 }
+    }
+}

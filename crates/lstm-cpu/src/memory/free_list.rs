@@ -1,0 +1,68 @@
+//! A list of freed memory that is kept for reuse.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+};
+
+use lstm_core::{Result, shape::checked_len};
+
+use crate::memory::buffer::Buffer;
+
+/// Freed allocations that are kept for reuse, up to a total number of floats. Without it, large allocations come from the
+/// operating system each time, page by page. That took a fifth of a training step and a tenth of a forward pass.
+pub(crate) struct FreeList<T> {
+    /// Oldest first.
+    entries: Mutex<VecDeque<T>>,
+    /// Maximum total number of floats.
+    capacity: usize,
+}
+
+/// Maximum number of allocations in a list.
+const MAX_ENTRIES: usize = 64;
+
+impl<T: AsRef<[f32]>> FreeList<T> {
+    /// An empty list that keeps at most `capacity` floats.
+    pub(crate) fn new(capacity: usize) -> Self {
+        FreeList { entries: Mutex::default(), capacity }
+    }
+
+    /// Removes and returns the newest allocation of exactly `len` floats.
+    pub(crate) fn take_exact(&self, len: usize) -> Option<T> {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = entries.iter().rposition(|entry| entry.as_ref().len() == len)?;
+        entries.remove(index)
+    }
+
+    /// Adds an allocation and drops the oldest ones if the list exceeds its limits. An allocation that is larger than the
+    /// capacity is dropped at once.
+    pub(crate) fn put(&self, entry: T) {
+        if entry.as_ref().len() > self.capacity {
+            return;
+        }
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.push_back(entry);
+        let floats = |entries: &VecDeque<T>| entries.iter().map(|entry| entry.as_ref().len()).sum::<usize>();
+        while entries.len() > MAX_ENTRIES || floats(&entries) > self.capacity {
+            entries.pop_front();
+        }
+    }
+}
+
+impl FreeList<Buffer> {
+    /// A buffer of zeros, reused or new, as long as the product of `sizes`.
+    pub(crate) fn zeros(&self, op: &'static str, sizes: &[usize]) -> Result<Buffer> {
+        match self.take_exact(checked_len(op, sizes)?) {
+            Some(mut buffer) => {
+                buffer.as_mut_slice().fill(0.0);
+                Ok(buffer)
+            }
+            None => Buffer::zeros(op, sizes),
+        }
+    }
+
+    /// A buffer with unspecified contents, reused or new, as long as the product of `sizes`.
+    pub(crate) fn unspecified(&self, op: &'static str, sizes: &[usize]) -> Result<Buffer> {
+        self.take_exact(checked_len(op, sizes)?).map_or_else(|| Buffer::zeros(op, sizes), Ok)
+    }
+}

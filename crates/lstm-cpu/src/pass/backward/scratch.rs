@@ -1,0 +1,108 @@
+//! The scratch memory of a backward pass and its layout.
+
+use lstm_core::{
+    CellKind, Result,
+    arithmetic::{BLOCK, CHUNK},
+};
+
+use crate::{
+    kernel::{
+        matmul::{ROWS_PER_PASS, scratch_len},
+        table::PANEL_VECTORS,
+    },
+    layer::PackedLayer,
+    memory::buffer::Buffer,
+};
+
+/// The scratch memory of a backward pass. It also holds the running gradient of the state.
+pub(crate) struct Scratch {
+    /// Maximum number of time steps in a chunk.
+    pub(super) chunk: usize,
+    /// Number of threads.
+    pub(super) threads: usize,
+    /// Gradient of `h` that the following time step contributes, `[batch][padded_state]`.
+    pub(super) dh_carry: Buffer,
+    /// Gradient of `h`: `dh_carry` plus the gradient of the output, `[batch][padded_state]`.
+    pub(super) dh: Buffer,
+    /// Gradient of the cell state, `[batch][ld_hidden]`.
+    pub(super) dc: Buffer,
+    /// Forget gate, `[batch][ld_hidden]`. Empty except for the dense peephole cell.
+    pub(super) f: Buffer,
+    /// Gradient of `h` before the projection, `[batch][ld_hidden]`. Empty without a projection.
+    pub(super) dh_unprojected: Buffer,
+    /// Gradient of the projection's result, `[chunk * batch][padded_state]`. Empty without a projection.
+    pub(super) dh_projected: Buffer,
+    /// The projection's operand `h`, `[chunk * batch][padded_hidden]`. Empty without a projection.
+    pub(super) h_unprojected: Buffer,
+    /// Gradients of the pre-activations of the gates, `[4 gates][blocks][chunk * batch][BLOCK]`. Blocks of units let both
+    /// kinds of products read memory sequentially: those that sum over units and those that sum over rows.
+    pub(super) dz: Buffer,
+    /// Scratch memory of the products, `[threads][product_len]`.
+    pub(super) product: Buffer,
+}
+
+/// Sizes and strides of [`Scratch`], in floats.
+#[derive(Clone, Copy)]
+pub(super) struct ScratchLayout {
+    /// Length of a panel row.
+    pub(super) panel_width: usize,
+    /// Length of a row of hidden units, padded to whole vectors.
+    pub(super) padded_hidden: usize,
+    /// Length of a row of the state, padded to whole panel rows.
+    pub(super) padded_state: usize,
+    /// Stride between blocks of units in `dz`.
+    pub(super) block_stride: usize,
+    /// Stride between gates in `dz`.
+    pub(super) gate_stride: usize,
+    /// Length of a row of hidden units, padded to whole panel rows.
+    pub(super) ld_hidden: usize,
+    /// Length of each thread's part of `product`.
+    pub(super) product_len: usize,
+}
+
+impl ScratchLayout {
+    /// The layout for chunks of at most `chunk` time steps of `batch` sequences.
+    pub(super) fn new(layer: &PackedLayer, chunk: usize, batch: usize) -> Self {
+        let (kernels, hidden) = (layer.kernels, layer.spec.hidden_size);
+        let panel_width = kernels.panel_width();
+        let block_stride = chunk * batch * BLOCK;
+        ScratchLayout {
+            panel_width,
+            padded_hidden: layer.padded_hidden(),
+            padded_state: layer.spec.state_size().next_multiple_of(panel_width),
+            block_stride,
+            gate_stride: layer.padded_hidden().div_ceil(BLOCK) * block_stride,
+            ld_hidden: hidden.next_multiple_of(panel_width),
+            product_len: scratch_len(kernels, chunk * batch).max(2 * ROWS_PER_PASS.max(batch) * panel_width),
+        }
+    }
+
+    /// Offset of a unit from the first unit of the same row and gate in `dz`.
+    pub(super) fn unit_offset(&self, unit: usize) -> usize {
+        unit / BLOCK * self.block_stride + unit % BLOCK
+    }
+}
+
+impl Scratch {
+    /// Allocates the scratch memory for `batch` sequences of `steps` time steps.
+    pub(super) fn new(layer: &PackedLayer, batch: usize, steps: usize, threads: usize) -> Result<Self> {
+        let chunk = CHUNK.min(steps);
+        let layout = ScratchLayout::new(layer, chunk, batch);
+        let zeros = |sizes: &[usize]| Buffer::zeros("backward", sizes);
+        let dense = usize::from(layer.spec.cell == CellKind::PeepholeDense);
+        let projected = usize::from(layer.spec.proj_size.is_some());
+        Ok(Scratch {
+            chunk,
+            threads,
+            dh_carry: zeros(&[batch, layout.padded_state])?,
+            dh: zeros(&[batch, layout.padded_state])?,
+            dc: zeros(&[batch, layout.ld_hidden])?,
+            f: zeros(&[dense, batch, layout.ld_hidden])?,
+            dh_unprojected: zeros(&[projected, batch, layout.ld_hidden])?,
+            dh_projected: zeros(&[projected, chunk, batch, layout.padded_state])?,
+            h_unprojected: zeros(&[projected, chunk, batch, layout.padded_hidden])?,
+            dz: zeros(&[PANEL_VECTORS, layer.padded_hidden().div_ceil(BLOCK), chunk, batch, BLOCK])?,
+            product: zeros(&[threads, layout.product_len])?,
+        })
+    }
+}

@@ -1,0 +1,72 @@
+//! The threads of a job and the barrier between them.
+
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use crate::pool::wait_until;
+
+/// The shared part of a barrier: the threads of a job, or a subset of them.
+pub(crate) struct Team {
+    /// Number of threads.
+    pub(super) size: usize,
+    /// Number of threads that have arrived at the current barrier.
+    arrived: AtomicUsize,
+    /// Number of barriers passed.
+    generation: AtomicUsize,
+}
+
+impl Team {
+    /// A team of `size` threads.
+    pub(crate) fn new(size: usize) -> Self {
+        Team { size, arrived: AtomicUsize::new(0), generation: AtomicUsize::new(0) }
+    }
+}
+
+/// One thread of a team, as the job sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct Member<'a> {
+    /// Index of this thread, from 0 to `size - 1`.
+    pub(crate) rank: usize,
+    /// Number of threads in the team.
+    pub(crate) size: usize,
+    pub(super) team: &'a Team,
+}
+
+impl Member<'_> {
+    /// Splits the team into the two given teams. Returns the index of the team to which this thread belongs, and this
+    /// thread as its member. Returns `None` if this is the only thread, as when the workers are busy.
+    pub(crate) fn split<'t>(&self, teams: &'t [Team; 2]) -> Option<(usize, Member<'t>)> {
+        let first = teams[0].size;
+        debug_assert!(self.size == 1 || self.size == first + teams[1].size);
+        (self.size == first + teams[1].size).then(|| {
+            let index = usize::from(self.rank >= first);
+            let (rank, team) = (self.rank - index * first, &teams[index]);
+            (index, Member { rank, size: team.size, team })
+        })
+    }
+
+    /// The part of `n` items that this thread handles. The parts of all threads are contiguous, disjoint and of nearly equal
+    /// size.
+    pub(crate) fn partition(&self, n: usize) -> Range<usize> {
+        match self.size {
+            1 => 0..n, // Saves the divisions in a streaming step.
+            size => n * self.rank / size..n * (self.rank + 1) / size,
+        }
+    }
+
+    /// Waits until all threads of the team have called this. Writes before the barrier are visible to all threads after it.
+    pub(crate) fn barrier(&self) {
+        if self.size == 1 {
+            return;
+        }
+        let generation = self.team.generation.load(Ordering::Acquire);
+        if self.team.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.size {
+            self.team.arrived.store(0, Ordering::Relaxed);
+            self.team.generation.store(generation.wrapping_add(1), Ordering::Release);
+        } else {
+            wait_until(|| self.team.generation.load(Ordering::Acquire) != generation);
+        }
+    }
+}
