@@ -201,11 +201,11 @@ unsafe fn add_peephole<S: Simd, const N: usize, const DIAGONAL: bool>(
     c: [S; N],
     z: [S; N],
 ) -> [S; N] {
-    if !DIAGONAL {
-        return z;
+    match DIAGONAL {
+        // SAFETY: guaranteed by the caller.
+        true => unsafe { c.fma(load_strided(args.peephole.add(index * S::LANES), args.strides.peephole), z) },
+        false => z,
     }
-    // SAFETY: guaranteed by the caller.
-    unsafe { c.fma(load_strided(args.peephole.add(index * S::LANES), args.strides.peephole), z) }
 }
 
 /// `z` clipped, if the layer has a clip bound.

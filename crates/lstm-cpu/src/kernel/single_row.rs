@@ -12,18 +12,18 @@ use crate::kernel::{
 
 /// Arguments of a [`SingleRowKernel`].
 pub(crate) struct SingleRowArgs {
-    /// The row by which the recurrent weights are multiplied: `h`, or `c` in the dense peephole cell.
-    pub(crate) operand: *const f32,
     /// Number of elements of `operand`.
     pub(crate) operand_len: usize,
+    /// The row by which the recurrent weights are multiplied: `h`, or `c` in the dense peephole cell.
+    pub(crate) operand: *const f32,
     /// Recurrent weights, `[recurrent panels][operand_len][panel]`.
     pub(crate) u: *const f32,
     /// Arguments of the cell, with the panels as items. `uh` and `count` are not used.
     pub(crate) cell: CellArgs,
-    /// The row by which the input weights are multiplied. If null, `cell.wx` already holds the products.
-    pub(crate) input: *const f32,
     /// Number of elements of `input`.
     pub(crate) input_len: usize,
+    /// The row by which the input weights are multiplied. If null, `cell.wx` already holds the products.
+    pub(crate) input: *const f32,
     /// Input weights, `[panels][input_len][panel]`.
     pub(crate) w: *const f32,
 }
