@@ -1,11 +1,11 @@
-//! A model can be shared by threads and awaited by executors that move their tasks between threads.
+//! Models can be shared between threads, and their futures can move between threads.
 
 use lstm_cpu::{Cpu, Lstm, LstmConfig, Stream, ndarray::Array3};
 
 fn is_send<T: Send>(_: &T) {}
 
 #[test]
-fn models_and_their_futures_cross_threads() {
+fn models_and_futures_are_send() {
     fn shared<T: Send + Sync>() {}
     shared::<Lstm<Cpu>>();
     shared::<Stream<Cpu>>();
@@ -17,9 +17,9 @@ fn models_and_their_futures_cross_threads() {
 }
 
 #[test]
-fn threads_that_share_a_model_get_the_same_bits() {
+fn concurrent_calls_are_bit_identical() {
     let cpu = Cpu::builder().threads(2).build().unwrap();
-    // Large enough that the pool's threads take part.
+    // Large enough to use several threads of the pool.
     let models = [LstmConfig::new(40, 200), LstmConfig::new(40, 200).bidirectional()];
     let x = Array3::from_shape_fn((6, 20, 40), |(b, t, i)| ((b * 31 + t * 17 + i * 7) % 23) as f32 / 11.5 - 1.0);
     for config in models {

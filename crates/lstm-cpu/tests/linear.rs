@@ -1,4 +1,4 @@
-//! The fully connected layer against its definition, bit for bit, and its gradients against differences of the loss.
+//! Tests of the fully connected layer: bit-exact against its definition, and gradients against finite differences.
 
 use lstm_cpu::{
     Backend, Cpu, Error, Init, LstmConfig, Param, Reference, StateDict, StateDictWriter, Weights,
@@ -7,7 +7,7 @@ use lstm_cpu::{
     train::{Linear, LinearGradients},
 };
 
-/// Numbers of either sign and of several magnitudes, some of which snap to zero.
+/// Pseudo-random numbers of both signs and several magnitudes. Some snap to zero.
 fn numbers(seed: u64) -> impl FnMut() -> f32 {
     let mut state = seed;
     move || {
@@ -17,15 +17,17 @@ fn numbers(seed: u64) -> impl FnMut() -> f32 {
     }
 }
 
+/// An array of pseudo-random numbers.
 fn fill<D: Dimension>(dim: impl lstm_cpu::ndarray::ShapeBuilder<Dim = D>, seed: u64) -> Array<f32, D> {
     Array::from_shape_simple_fn(dim, numbers(seed))
 }
 
+/// The bits of values.
 fn bits<'a>(values: impl IntoIterator<Item = &'a f32>) -> Vec<u32> {
     values.into_iter().map(|v| v.to_bits()).collect()
 }
 
-/// `docs/specification.md` in a few lines, for rows.
+/// The output and gradients for rows of inputs, as `docs/specification.md` defines them.
 fn definition(
     weight: &Array2<f32>,
     bias: Option<&Array1<f32>>,
@@ -50,19 +52,21 @@ fn definition(
     (y, gradients)
 }
 
+/// Expected gradients.
 struct Expected {
     x: Array2<f32>,
     weight: Array2<f32>,
     bias: Option<Array1<f32>>,
 }
 
-fn same_bits<D: Dimension>(got: &LinearGradients<D>, want: &Expected) {
+fn assert_bit_identical<D: Dimension>(got: &LinearGradients<D>, want: &Expected) {
     assert_eq!(bits(&got.x), bits(&want.x));
     assert_eq!(bits(&got.weight), bits(&want.weight));
     assert_eq!(got.bias.as_ref().map(bits), want.bias.as_ref().map(bits));
 }
 
-fn is_its_definition<B: Backend>(b: &B) {
+/// Compares outputs and gradients with [`definition`] for several sizes and magnitudes.
+fn check_definition<B: Backend>(b: &B) {
     for (rows, inputs, outputs) in [(1, 1, 1), (2, 31, 3), (33, 32, 5), (70, 33, 34), (65, 2, 65)] {
         for has_bias in [true, false] {
             let weight = fill((outputs, inputs), 1);
@@ -73,20 +77,20 @@ fn is_its_definition<B: Backend>(b: &B) {
                 let linear = Linear::new(b, weight.clone(), bias.clone()).unwrap();
                 let (y, gradients) = definition(&weight, bias.as_ref(), &x, &dy);
                 assert_eq!(bits(&linear.forward(x.view()).unwrap()), bits(&y));
-                same_bits(&linear.backward(x.view(), dy.view()).unwrap(), &gradients);
+                assert_bit_identical(&linear.backward(x.view(), dy.view()).unwrap(), &gradients);
             }
         }
     }
 }
 
 #[test]
-fn every_bit_is_the_definition_s() {
-    is_its_definition(&Cpu::new());
-    is_its_definition(&Reference(Cpu::new()));
+fn outputs_and_gradients_are_bit_exact() {
+    check_definition(&Cpu::new());
+    check_definition(&Reference(Cpu::new()));
 }
 
 #[test]
-fn rows_are_those_of_any_axes_and_strides() {
+fn accepts_any_number_of_axes_and_any_strides() {
     let cpu = Cpu::new();
     let linear = Linear::random(&cpu, 6, 4, 9).unwrap();
     let (x, dy) = (fill((35, 6), 3), fill((35, 4), 4));
@@ -97,21 +101,21 @@ fn rows_are_those_of_any_axes_and_strides() {
     assert_eq!((y3.dim(), bits(&y3)), ((5, 7, 4), bits(&y)));
     let got = linear.backward(x3.view(), dy3.view()).unwrap();
     assert_eq!(got.x.dim(), (5, 7, 6));
-    same_bits(&got, &gradients);
-    // Other strides, the same array.
+    assert_bit_identical(&got, &gradients);
+    // The same arrays with other strides.
     let (mut fx, mut fdy) = (Array3::zeros((6, 7, 5)).reversed_axes(), Array3::zeros((4, 7, 5)).reversed_axes());
     fx.assign(&x3);
     fdy.assign(&dy3);
-    same_bits(&linear.backward(fx.view(), fdy.view()).unwrap(), &gradients);
+    assert_bit_identical(&linear.backward(fx.view(), fdy.view()).unwrap(), &gradients);
     assert_eq!(bits(&linear.forward(fx.view()).unwrap()), bits(&y));
-    // One row, no other axes; and axes that only a run knows.
+    // A single row without other axes, and a dynamic number of axes.
     let one = linear.forward(x.row(3)).unwrap();
     assert_eq!(bits(&one), bits(y.row(3)));
     assert_eq!(linear.forward(x3.view().into_dyn()).unwrap().shape(), [5, 7, 4]);
 }
 
 #[test]
-fn no_rows_give_no_rows_and_zero_gradients() {
+fn empty_input_gives_empty_output_and_zero_gradients() {
     let linear = Linear::random(&Cpu::new(), 6, 4, 9).unwrap();
     let (x, dy) = (Array3::<f32>::zeros((0, 7, 6)), Array3::<f32>::zeros((0, 7, 4)));
     assert_eq!(linear.forward(x.view()).unwrap(), dy);
@@ -121,12 +125,12 @@ fn no_rows_give_no_rows_and_zero_gradients() {
 }
 
 #[test]
-fn gradients_are_the_loss_s_slopes() {
+fn gradients_match_finite_differences() {
     let cpu = Cpu::new();
     let (weight, bias) = (fill((3, 5), 1), fill(3, 2));
     let (x, target) = (fill((4, 5), 3), fill((4, 3), 4));
-    // Half the sum of squares, whose derivative by y is y - target; quadratic, so that central differences are exact
-    // but for roundings.
+    // Half the sum of squares: its derivative with respect to y is y - target. It is quadratic, so central differences are
+    // exact up to rounding.
     let loss = |weight: &Array2<f32>, bias: &Array1<f32>, x: &Array2<f32>| {
         let linear = Linear::new(&cpu, weight.clone(), Some(bias.clone())).unwrap();
         let difference = linear.forward(x.view()).unwrap() - &target;
@@ -137,25 +141,25 @@ fn gradients_are_the_loss_s_slopes() {
     let gradients = linear.backward(x.view(), dy.view()).unwrap();
     let slope = |change: &dyn Fn(f32) -> f64| (change(0.125) - change(-0.125)) / 0.25;
     let close = |got: f32, want: f64| assert!((f64::from(got) - want).abs() < 1e-4, "{got} {want}");
-    fn moved<D: Dimension>(array: &Array<f32, D>, k: usize, by: f32) -> Array<f32, D> {
+    fn shifted<D: Dimension>(array: &Array<f32, D>, k: usize, by: f32) -> Array<f32, D> {
         let mut array = array.clone();
         *array.iter_mut().nth(k).unwrap() += by;
         array
     }
     for (k, &got) in gradients.weight.iter().enumerate() {
-        close(got, slope(&|by| loss(&moved(&weight, k, by), &bias, &x)));
+        close(got, slope(&|by| loss(&shifted(&weight, k, by), &bias, &x)));
     }
     for (k, &got) in gradients.bias.as_ref().unwrap().iter().enumerate() {
-        close(got, slope(&|by| loss(&weight, &moved(&bias, k, by), &x)));
+        close(got, slope(&|by| loss(&weight, &shifted(&bias, k, by), &x)));
     }
     for (k, &got) in gradients.x.iter().enumerate() {
-        close(got, slope(&|by| loss(&weight, &bias, &moved(&x, k, by))));
+        close(got, slope(&|by| loss(&weight, &bias, &shifted(&x, k, by))));
     }
 }
 
 #[test]
-fn a_seed_means_the_same_for_ever() {
-    // The draws of `Weights::init`, which has its own test of this, at the same bound.
+fn random_initialization_is_stable() {
+    // The same random numbers as in `Weights::init`, whose stability has its own test, with the same bound.
     let lstm = Weights::init(LstmConfig::new(3, 3), &Init::default(), 42).unwrap();
     let draws = lstm.layers()[0].get(Param::WeightIh).unwrap();
     let linear = Linear::random(&Cpu::new(), 3, 2, 42).unwrap();
@@ -165,7 +169,7 @@ fn a_seed_means_the_same_for_ever() {
 }
 
 #[test]
-fn weights_stay_as_given_and_are_replaced_whole_or_not_at_all() {
+fn set_weights_keeps_exact_values_and_changes_nothing_on_error() {
     let cpu = Cpu::new();
     let (weight, bias) = (array![[1e-20f32, -0.0], [3.0, 4.0]], array![-0.0f32, 1.0]);
     let mut linear = Linear::new(&cpu, weight.clone(), Some(bias.clone())).unwrap();
@@ -187,7 +191,7 @@ fn weights_stay_as_given_and_are_replaced_whole_or_not_at_all() {
 }
 
 #[test]
-fn tiny_gradients_are_zero_and_nan_shows() {
+fn tiny_gradients_flush_to_zero_and_nan_propagates() {
     let linear = Linear::new(&Cpu::new(), array![[2.0f32]], Some(array![0.0])).unwrap();
     let tiny = f32::from_bits(FLUSH_BITS - 1);
     let gradients = linear.backward(array![[1.0f32]].view(), array![[tiny]].view()).unwrap();
@@ -197,7 +201,7 @@ fn tiny_gradients_are_zero_and_nan_shows() {
 }
 
 #[test]
-fn files_hold_it_under_a_prefix() {
+fn saves_and_loads_with_a_prefix() {
     let cpu = Cpu::new();
     let linear = Linear::random(&cpu, 3, 2, 1).unwrap();
     let plain = Linear::new(&cpu, linear.weight().clone(), None).unwrap();
@@ -213,7 +217,7 @@ fn files_hold_it_under_a_prefix() {
 }
 
 #[test]
-fn misfits_are_named_and_nothing_is_taken() {
+fn errors_name_mismatched_shapes_and_take_no_tensors() {
     let cpu = Cpu::new();
     let message = |error: Error| error.to_string();
     let linear = Linear::random(&cpu, 3, 2, 1).unwrap();

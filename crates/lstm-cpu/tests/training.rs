@@ -1,4 +1,4 @@
-//! Steps of training: what one is made of, that losses go down, that a failed one changes nothing.
+//! Tests of training steps: their parts, decreasing losses, and unchanged state after an error.
 
 #[allow(dead_code, reason = "each test uses a part")]
 mod common;
@@ -13,11 +13,13 @@ use lstm_cpu::{
     },
 };
 
+/// A configuration with SGD at a constant learning rate.
 fn sgd(rate: f32) -> TrainerConfig {
     TrainerConfig::new(OptimizerConfig::sgd(), Schedule::constant(rate))
 }
 
-fn losses_go_down<B: Backend>(b: &B) {
+/// Trains every case for 60 steps and checks that the loss decreases.
+fn check_loss_decreases<B: Backend>(b: &B) {
     for case in cases() {
         let (x, target) = task();
         let mut trainer = trainer(b, &case);
@@ -33,14 +35,14 @@ fn losses_go_down<B: Backend>(b: &B) {
 }
 
 #[test]
-fn losses_go_down_in_every_setting() {
-    losses_go_down(&Cpu::new());
-    losses_go_down(&device());
+fn loss_decreases_in_every_configuration() {
+    check_loss_decreases(&Cpu::new());
+    check_loss_decreases(&device());
 }
 
 #[test]
-fn classes_are_learnt_and_ignored() {
-    // Which feature is larger; nothing is asked of the first ten steps.
+fn cross_entropy_training_ignores_masked_steps() {
+    // The class tells whether the first feature is smaller. The first ten time steps are ignored.
     let (x, _) = task();
     let class = |(k, pair): (usize, ArrayView1<'_, f32>)| {
         if k % 40 < 10 { IGNORE_INDEX } else { usize::from(pair[0] < pair[1]) }
@@ -58,12 +60,12 @@ fn classes_are_learnt_and_ignored() {
     assert!(losses[0] > 0.6 && losses[49] < 0.3, "{losses:?}");
 }
 
-/// A step is the passes and the optimizer that a caller could write out.
-fn is_its_parts<B: Backend>(b: &B) {
+/// Compares a training step with the same passes and optimizer step, called one by one.
+fn check_step_parts<B: Backend>(b: &B) {
     for (config, has_head, settings) in cases() {
         let mut trainer = trainer(b, &(config.clone(), has_head, settings.clone()));
         let (x, target) = task();
-        // The first and the second number of SplitMix64.
+        // The first two outputs of SplitMix64.
         let seeds = [1u64, 2].map(|s| {
             let z = settings.seed.wrapping_add(s.wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -125,13 +127,13 @@ fn is_its_parts<B: Backend>(b: &B) {
 }
 
 #[test]
-fn a_step_is_its_parts() {
-    is_its_parts(&Cpu::new());
-    is_its_parts(&device());
+fn step_equals_its_parts_called_separately() {
+    check_step_parts(&Cpu::new());
+    check_step_parts(&device());
 }
 
 #[test]
-fn kernels_and_reference_train_to_the_same_bits() {
+fn training_is_bit_identical_on_kernels_and_reference_path() {
     for case in cases() {
         let (mut fused, mut reference) = (trainer(&Cpu::new(), &case), trainer(&device(), &case));
         for _ in 0..5 {
@@ -142,7 +144,7 @@ fn kernels_and_reference_train_to_the_same_bits() {
 }
 
 #[test]
-fn dropout_follows_from_seed_and_step_only() {
+fn dropout_depends_only_on_seed_and_step() {
     let case = cases().swap_remove(0);
     let loss = |trainer: &mut Trainer<_>, input: Input<'_>| {
         let target = task().1;
@@ -153,8 +155,8 @@ fn dropout_follows_from_seed_and_step_only() {
     let again = first.clone();
     let plain = mean_squared_error(first.predict(&x).unwrap().0.view(), task().1.view()).unwrap().0;
     let want = loss(&mut first, Input::from(&x));
-    assert_ne!(want, plain, "dropout acts");
-    assert_eq!(loss(&mut again.clone(), Input::from(&x).training(77)), want, "a seed of the input's does not");
+    assert_ne!(want, plain, "dropout changes the loss");
+    assert_eq!(loss(&mut again.clone(), Input::from(&x).training(77)), want, "the input's seed has no effect");
     let (y, _) = again.predict(Input::from(&x).training(77)).unwrap();
     assert_eq!(y, again.predict(&x).unwrap().0);
     let other = (case.0, case.1, case.2.seed(99));
@@ -162,7 +164,7 @@ fn dropout_follows_from_seed_and_step_only() {
 }
 
 #[test]
-fn states_go_on_from_chunk_to_chunk() {
+fn state_carries_over_between_chunks() {
     let mut trainer = trainer(&device(), &cases()[0]);
     let (x, target) = task();
     let (first, second) = x.view().split_at(Axis(1), 20);
@@ -180,23 +182,24 @@ fn states_go_on_from_chunk_to_chunk() {
 }
 
 #[test]
-fn nothing_beyond_a_length_matters() {
-    lengths_end_sequences(&Cpu::new());
-    lengths_end_sequences(&device());
+fn values_beyond_the_lengths_have_no_effect() {
+    check_lengths(&Cpu::new());
+    check_lengths(&device());
 }
 
-fn lengths_end_sequences<B: Backend>(device: &B) {
+/// Checks that training does not depend on inputs and gradients beyond the lengths.
+fn check_lengths<B: Backend>(device: &B) {
     let (x, target) = task();
     let lengths = [40, 3, 0, 17, 40, 1, 25, 39];
     for time_major in [false, true] {
-        let run = |rubbish: f32| {
-            let lay = |mut values: Array3<f32>, rubbish: f32| {
+        let run = |padding: f32| {
+            let pad = |mut values: Array3<f32>, padding: f32| {
                 for (b, &len) in lengths.iter().enumerate() {
-                    values.slice_mut(s![b, len.., ..]).fill(rubbish);
+                    values.slice_mut(s![b, len.., ..]).fill(padding);
                 }
                 if time_major { values.permuted_axes([1, 0, 2]) } else { values }
             };
-            let (x, target) = (lay(x.clone(), rubbish), lay(target.clone(), 0.0));
+            let (x, target) = (pad(x.clone(), padding), pad(target.clone(), 0.0));
             let input = Input::from(&x).lengths(&lengths);
             let input = if time_major { input.time_major() } else { input };
             let mut trainer = trainer(device, &cases()[0]);
@@ -211,7 +214,7 @@ fn lengths_end_sequences<B: Backend>(device: &B) {
                     for (b, &len) in lengths.iter().enumerate() {
                         let mut rest =
                             if time_major { dy.slice_mut(s![len.., b, ..]) } else { dy.slice_mut(s![b, len.., ..]) };
-                        rest.fill(rubbish);
+                        rest.fill(padding);
                     }
                     Ok((loss, dy))
                 })
@@ -223,7 +226,7 @@ fn lengths_end_sequences<B: Backend>(device: &B) {
 }
 
 #[test]
-fn a_head_must_fit_and_settings_must_be_valid() {
+fn rejects_mismatched_head_and_invalid_config() {
     let device = device();
     let lstm = Lstm::random(&device, LstmConfig::new(2, 6).bidirectional(), 1).unwrap();
     let head = Linear::random(&device, 6, 1, 2).unwrap();
@@ -242,40 +245,53 @@ fn a_head_must_fit_and_settings_must_be_valid() {
     }
 }
 
-/// A trainer after two careful steps, which a third one with this loss must leave alone, for the reason given.
+/// Trains two steps with tiny gradients, then one step with `loss`, which must fail with a message that contains `part` and
+/// leave the trainer unchanged.
 #[track_caller]
-fn refused(settings: TrainerConfig, loss: impl FnOnce(&Array3<f32>) -> Result<(f64, Array3<f32>)>, part: &str) {
+fn check_failing_step(
+    settings: TrainerConfig,
+    loss: impl FnOnce(&Array3<f32>) -> Result<(f64, Array3<f32>)>,
+    part: &str,
+) {
     let (x, device) = (task().0, device());
-    let careful = |y: ArrayView3<'_, f32>| Ok((1.0, Array3::from_elem(y.dim(), 1e-25)));
+    let tiny_gradient = |y: ArrayView3<'_, f32>| Ok((1.0, Array3::from_elem(y.dim(), 1e-25)));
     let lstm = Lstm::random(&device, LstmConfig::new(2, 6).layers(2).dropout(0.5), 1).unwrap();
     let mut trainer = Trainer::new(lstm, Some(Linear::random(&device, 6, 1, 2).unwrap()), settings).unwrap();
-    (0..2).for_each(|_| drop(trainer.step(&x, careful).unwrap()));
+    (0..2).for_each(|_| drop(trainer.step(&x, tiny_gradient).unwrap()));
     let (before, predicted) = (bits(&trainer), trainer.predict(&x).unwrap());
     let error = trainer.step(&x, |y| loss(&y.to_owned())).unwrap_err();
     assert!(error.to_string().contains(part), "{error}");
     assert_eq!((bits(&trainer), trainer.predict(&x).unwrap(), trainer.steps()), (before, predicted, 2));
-    assert_eq!(trainer.step(&x, careful).unwrap().step, 3);
+    assert_eq!(trainer.step(&x, tiny_gradient).unwrap().step, 3);
 }
 
 #[test]
-fn what_is_not_finite_is_named_and_changes_nothing() {
+fn non_finite_values_are_errors_that_change_nothing() {
     let adam = TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(0.01)).clip(Clip::Norm(1.0));
-    refused(adam.clone(), |y| Ok((f64::NAN, y.clone())), "training step 3: the loss is NaN");
-    refused(adam.clone(), |y| Ok((f64::NEG_INFINITY, y.clone())), "training step 3: the loss is -inf");
-    refused(adam.clone(), |y| Ok((1.0, y * f32::NAN)), "training step 3: the gradient of `lstm.weight_ih_l0` is NaN");
-    refused(adam, |y| Ok((1.0, Array3::from_elem(y.dim(), 3e38))), "the gradient of `");
+    check_failing_step(adam.clone(), |y| Ok((f64::NAN, y.clone())), "training step 3: the loss is NaN");
+    check_failing_step(adam.clone(), |y| Ok((f64::NEG_INFINITY, y.clone())), "training step 3: the loss is -inf");
+    check_failing_step(
+        adam.clone(),
+        |y| Ok((1.0, y * f32::NAN)),
+        "training step 3: the gradient of `lstm.weight_ih_l0` is NaN",
+    );
+    check_failing_step(adam, |y| Ok((1.0, Array3::from_elem(y.dim(), 3e38))), "the gradient of `");
     let huge = |y: &Array3<f32>| Ok((1.0, Array3::from_elem(y.dim(), 1e30)));
-    refused(sgd(1e15), huge, "training step 3: the new value of `lstm.weight_ih_l0` is ");
+    check_failing_step(sgd(1e15), huge, "training step 3: the new value of `lstm.weight_ih_l0` is ");
     let adam = TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(0.01));
-    refused(adam, huge, "training step 3: the optimizer's `exp_avg_sq.head.");
+    check_failing_step(adam, huge, "training step 3: the optimizer's `exp_avg_sq.head.");
 }
 
 #[test]
-fn other_failures_change_nothing_either() {
+fn failed_steps_change_nothing() {
     let settings = || sgd(0.1);
-    refused(settings(), |_| Err(Error::config("mine", "the caller's")), "option mine: the caller's");
+    check_failing_step(settings(), |_| Err(Error::config("mine", "the caller's")), "option mine: the caller's");
     let other = |_: &Array3<f32>| Ok((1.0, Array3::zeros((8, 40, 2))));
-    refused(settings(), other, "gradient of the loss: expected [8, 40, 1], the shape of the outputs, got [8, 40, 2]");
+    check_failing_step(
+        settings(),
+        other,
+        "gradient of the loss: expected [8, 40, 1], the shape of the outputs, got [8, 40, 2]",
+    );
     let mut trainer = trainer(&device(), &cases()[0]);
     let before = bits(&trainer);
     let x = Array3::zeros((8, 40, 3));
@@ -284,7 +300,7 @@ fn other_failures_change_nothing_either() {
 }
 
 #[test]
-fn trainers_and_their_futures_cross_threads() {
+fn trainers_and_futures_are_send() {
     fn is_send<T: Send>(_: &T) {}
     let mut trainer = trainer(&device(), &cases()[0]);
     let x = task().0;
@@ -294,7 +310,7 @@ fn trainers_and_their_futures_cross_threads() {
 }
 
 #[test]
-fn there_must_be_something_to_learn_from() {
+fn rejects_empty_batches() {
     let mut trainer = trainer(&Cpu::new(), &cases()[0]);
     let (x, before) = (task().0, bits(&trainer));
     let inputs = [x.slice(s![..0, .., ..]).into(), x.slice(s![.., ..0, ..]).into(), Input::from(&x).lengths(&[0; 8])];
