@@ -28,9 +28,7 @@ macro_rules! with_backend {
                 $run
             }
             #[cfg(feature = "wgpu")]
-            $crate::backend::BackendName::Wgpu => {
-                lstm_wgpu::Wgpu::blocking().map_err(From::from).and_then(|$backend| $run)
-            }
+            $crate::backend::BackendName::Wgpu => lstm_wgpu::Wgpu::new().map_err(From::from).and_then(|$backend| $run),
             #[cfg(feature = "cuda")]
             $crate::backend::BackendName::Cuda => lstm_cuda::Cuda::new(0).map_err(From::from).and_then(|$backend| $run),
             #[cfg(feature = "cuda-host")]

@@ -20,7 +20,7 @@ pub const BACKENDS: &[Entry] = &[
     #[cfg(feature = "cpu")]
     Entry { name: "cpu", threads: true, open: |n| Ok(Box::new(lstm_cpu::Cpu::builder().threads(n).build()?)) },
     #[cfg(feature = "wgpu")]
-    Entry { name: "wgpu", threads: false, open: |_| Ok(Box::new(lstm_wgpu::Wgpu::blocking()?)) },
+    Entry { name: "wgpu", threads: false, open: |_| Ok(Box::new(lstm_wgpu::Wgpu::new()?)) },
     #[cfg(feature = "cuda")]
     Entry { name: "cuda", threads: false, open: |_| Ok(Box::new(lstm_cuda::Cuda::new(0)?)) },
 ];

@@ -47,7 +47,7 @@ backends! {
     "cpu" => lstm_core::Result::Ok(lstm_cpu::Cpu::new()),
     "cuda" => lstm_cuda::Cuda::new(0),
     "cuda-host" => lstm_cuda_sim::Host::builder().build(),
-    "wgpu" => lstm_wgpu::Wgpu::blocking(),
+    "wgpu" => lstm_wgpu::Wgpu::new(),
     "toy" => lstm_core::Result::Ok(crate::toy::Toy),
 }
 

@@ -151,7 +151,7 @@ backends! {
         Some(n) => lstm_cpu::Cpu::builder().threads(n as usize).build(),
         None => Ok(lstm_cpu::Cpu::new()),
     },
-    "wgpu" of "wgpu" => |_| lstm_wgpu::Wgpu::blocking(),
+    "wgpu" of "wgpu" => |_| lstm_wgpu::Wgpu::new(),
     "cuda" of "cuda" => |_| lstm_cuda::Cuda::new(0),
     "cuda-tf32" of "cuda" => |_| lstm_cuda::Cuda::fast(0),
     // Only for tests, so hidden from other builds.

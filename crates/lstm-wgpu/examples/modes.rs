@@ -1,5 +1,5 @@
-//! What emulating `fma` costs on the adapter at hand: the same passes with its own `fma`, exact or not, and with both
-//! emulations, turn by turn; medians, and how often the first's.
+//! Measures what emulating `fma` costs on an adapter: runs the same forward passes with the adapter's own `fma`, exact or
+//! not, and with both emulations, in alternation. Prints median times and their ratios to the first mode.
 //!
 //! ```sh
 //! cargo run --release -p lstm-wgpu --example modes -- [ROUNDS]
@@ -14,21 +14,23 @@ use lstm_wgpu::{Fma, Lstm, LstmConfig, Mode, Ops, Wgpu, ndarray::Array3};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let rounds = match std::env::args().nth(1) {
-        Some(rounds) => rounds.parse::<usize>().ok().filter(|&n| n > 0).ok_or("ROUNDS: a number above 0")?,
+        Some(rounds) => {
+            rounds.parse::<usize>().ok().filter(|&n| n > 0).ok_or("invalid ROUNDS: expected a positive integer")?
+        }
         None => 9,
     };
-    let default = Wgpu::builder().allow_inexact(true).blocking()?;
+    let default = Wgpu::builder().allow_inexact(true).build()?;
     println!("{default:?}");
-    // All in the form of shaders that is taken here anyway.
-    let no_contraction = default.probe().tried.last().is_some_and(|(mode, _)| mode.no_contraction);
+    // All modes pass their shaders to the driver in the form that the default mode uses.
+    let no_contraction = default.probe().attempts.last().is_some_and(|(mode, _)| mode.no_contraction);
     let mut opened = Vec::new();
     for fma in [Fma::Native, Fma::F64, Fma::Integer] {
         let mode = Mode { fma, no_contraction };
-        match Wgpu::builder().mode(mode).allow_inexact(true).blocking() {
-            // Its name tells the mode that it got.
+        match Wgpu::builder().mode(mode).allow_inexact(true).build() {
+            // The debug text ends with the mode in use. If the requested one does not compile, it is another one.
             Ok(wgpu) if format!("{wgpu:?}").ends_with(&format!("{mode})")) => opened.push((mode, wgpu)),
-            Ok(wgpu) => println!("{mode}: not run: {}", wgpu.probe()),
-            Err(error) => println!("{mode}: not run: {error}"),
+            Ok(wgpu) => println!("{mode}: skipped: {}", wgpu.probe()),
+            Err(error) => println!("{mode}: skipped: {error}"),
         }
     }
     let cases =
@@ -41,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .map(|(_, wgpu)| Lstm::random(wgpu, LstmConfig::new(input, hidden), 42))
             .collect::<Result<Vec<_>, _>>()?;
         let mut times = vec![Vec::new(); models.len()];
-        // The first round compiles kernels.
+        // The first round is a warm-up that compiles the kernels.
         for round in 0..=rounds {
             for (model, times) in models.iter().zip(&mut times) {
                 let start = Instant::now();
@@ -56,9 +58,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             times.sort();
             let median = times[times.len() / 2];
             let ratio = median.as_secs_f64() / first.get_or_insert(median).as_secs_f64();
-            let (least, most) = (times[0], times[times.len() - 1]);
+            let (min, max) = (times[0], times[times.len() - 1]);
             let exact = if wgpu.arithmetic().is_exact() { "exact" } else { "not exact" };
-            println!("{name}, {mode}, {exact}: {median:.1?} ({least:.1?} to {most:.1?}), {ratio:.2} times the first's");
+            println!("{name}, {mode}, {exact}: median {median:.1?} ({min:.1?} to {max:.1?}), ratio {ratio:.2}");
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-// Copies a rectangle of one matrix into another, bits unchanged or snapped.
+// Copies a rectangle of matrix x into matrix y. The bits stay unchanged, or are snapped if p.snap is set.
 
 @group(0) @binding(0) var<storage, read> x: array<u32>;
 @group(0) @binding(1) var<storage, read_write> y: array<u32>;
@@ -9,6 +9,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if (i >= p.rows * p.cols) { return; }
     let row = i / p.cols;
     let col = i % p.cols;
-    let v = x[p.x_start + row * p.x_cols + col];
-    y[p.y_start + row * p.y_cols + col] = select(v, 0u, p.snap != 0u && (v & MAGNITUDE_BITS) < SNAP_BITS);
+    let v = x[p.x_offset + row * p.x_stride + col];
+    y[p.y_offset + row * p.y_stride + col] = select(v, 0u, p.snap != 0u && (v & MAGNITUDE_BITS) < SNAP_BITS);
 }

@@ -1,4 +1,4 @@
-// The product, one element per invocation: for small results, and for adapters that have no use for tiles.
+// Matrix product with one element per invocation, for small results.
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
@@ -8,22 +8,22 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let col = i % p.n;
     var sum = 0.0;
     if (p.acc != ABSENT) { sum = read_acc(row, col); }
-    for (var visit = 0u; visit < p.segments; visit++) {
-        let place = place_of_segment(visit);
-        let length = length_of_segment(place);
-        var at_a = p.a_start + row * p.a_row + place * p.a_segment;
-        var at_b = p.b_start + col * p.b_col + place * p.b_segment;
+    for (var order = 0u; order < p.segment_count; order++) {
+        let segment = segment_index(order);
+        let length = segment_length(segment);
+        var index_a = p.a_offset + row * p.a_row_stride + segment * p.a_segment_stride;
+        var index_b = p.b_offset + col * p.b_col_stride + segment * p.b_segment_stride;
         var total = 0.0;
         for (var start = 0u; start < length; start += BLOCK) {
             var s = 0.0;
             for (var k = start; k < min(start + BLOCK, length); k++) {
-                s = FMA(read_a(at_a), read_b(at_b), s);
-                at_a += p.a_k;
-                at_b += p.b_k;
+                s = FMA(read_a(index_a), read_b(index_b), s);
+                index_a += p.a_k_stride;
+                index_b += p.b_k_stride;
             }
             total = select(total + s, s, start == 0u);
         }
-        sum = select(sum + total, total, visit == 0u && p.acc == ABSENT);
+        sum = select(sum + total, total, order == 0u && p.acc == ABSENT);
     }
     write(row, col, sum);
 }

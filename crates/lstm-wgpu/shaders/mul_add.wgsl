@@ -1,4 +1,5 @@
-// fma(alpha * a, b, c) of each element; b and c may be one row for all, or absent.
+// y = fma(alpha * a, b, c) for each element. b and c are matrices, single rows that apply to all rows, or absent.
+// Without b the factor is 1; without c nothing is added.
 
 @group(0) @binding(0) var<storage, read> a: array<f32>;
 @group(0) @binding(1) var<storage, read> b: array<f32>;

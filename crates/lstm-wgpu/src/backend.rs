@@ -1,4 +1,4 @@
-//! wgpu as a backend.
+//! The wgpu backend.
 
 use std::{future::Future, ops::Range, sync::Arc};
 
@@ -9,22 +9,19 @@ use lstm_core::{
 };
 
 use crate::{
-    builder::WgpuBuilder,
-    errors::NAME,
-    gpu::Gpu,
-    layer::Layer,
-    probe::Probe,
-    shader::{Fma, Unary},
-    stream::WgpuStream,
-    tensor::Tensor,
-    trace::Trace,
+    device::{Fma, Gpu, NAME, Probe, WgpuBuilder},
+    memory::Tensor,
+    pass::{self, Layer, Trace, WgpuStream},
+    shader::Unary,
 };
 
-/// An adapter opened through wgpu. Cloning shares it.
+/// An open adapter. Clones share it.
 ///
-/// Operations only record work; it is handed over when something is downloaded, when a few thousand dispatches have
-/// gathered, or by [`submit`](Self::submit). Memory that is no longer used, up to 256 MiB of it, is kept for what comes
-/// next until the last clone is gone.
+/// Operations only record work. The work is submitted to the device by a download, after a few thousand dispatches,
+/// or by [`submit`](Self::submit). Up to 256 MiB of unused device memory is kept for reuse until the last clone is
+/// dropped.
+///
+/// A method with a variant `_async` blocks the calling thread. In a browser only the asynchronous variant exists.
 #[derive(Clone)]
 pub struct Wgpu {
     gpu: Arc<Gpu>,
@@ -39,29 +36,30 @@ impl std::fmt::Debug for Wgpu {
 }
 
 impl Wgpu {
-    /// The platform's fastest adapter, opened and probed.
+    /// Opens and probes the platform's fastest adapter. Blocks until it is open. In a browser, use
+    /// [`new_async`](Self::new_async).
     ///
     /// # Errors
-    /// [`Error::Device`](lstm_core::Error::Device): there is no adapter, it can't be opened, or its arithmetic is not the
-    /// specified one.
-    pub async fn new() -> Result<Self> {
-        Self::builder().build().await
-    }
-
-    /// [`new`](Self::new), waiting.
-    ///
-    /// # Errors
-    /// As `new`.
+    /// See [`new_async`](Self::new_async).
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn blocking() -> Result<Self> {
-        Self::builder().blocking()
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
     }
 
-    /// Chooses an adapter by name, power or interface, and how strict to be.
+    /// Opens and probes the platform's fastest adapter.
+    ///
+    /// # Errors
+    /// [`Error::Device`](lstm_core::Error::Device) if there is no adapter, if it cannot be opened, or if its
+    /// arithmetic is not bit-exact.
+    pub async fn new_async() -> Result<Self> {
+        Self::builder().build_async().await
+    }
+
+    /// Returns a builder that selects an adapter by name, power preference or graphics API, and how to compute on it.
     ///
     /// ```no_run
     /// use lstm_wgpu::{Wgpu, wgpu};
-    /// let integrated = Wgpu::builder().power(wgpu::PowerPreference::LowPower).blocking()?;
+    /// let integrated = Wgpu::builder().power_preference(wgpu::PowerPreference::LowPower).build()?;
     /// println!("{}: {}", integrated.adapter().name, integrated.probe());
     /// # Ok::<(), lstm_wgpu::Error>(())
     /// ```
@@ -69,10 +67,10 @@ impl Wgpu {
         WgpuBuilder::default()
     }
 
-    /// A device that the program has already; see [`WgpuBuilder::from_device`].
+    /// Uses and probes a device that the caller opened; see [`WgpuBuilder::from_device`].
     ///
     /// # Errors
-    /// [`Error::Device`](lstm_core::Error::Device) if its arithmetic is not the specified one.
+    /// [`Error::Device`](lstm_core::Error::Device) if the device's arithmetic is not bit-exact.
     pub async fn from_device(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         Self::builder().from_device(adapter, device, queue).await
     }
@@ -85,42 +83,43 @@ impl Wgpu {
         &self.gpu
     }
 
-    /// The adapter.
+    /// Name, type and driver of the adapter.
     pub fn adapter(&self) -> &wgpu::AdapterInfo {
         &self.gpu.info
     }
 
-    /// What the probe found.
+    /// Result of probing the adapter.
     pub fn probe(&self) -> &Probe {
         &self.probe
     }
 
-    /// The device, for programs that share it.
+    /// The wgpu device, for programs that also use it directly.
     pub fn device(&self) -> &wgpu::Device {
         &self.gpu.device
     }
 
-    /// The device's queue.
+    /// The queue of the wgpu device.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.gpu.queue
     }
 
-    /// Hands over what was recorded, without waiting.
+    /// Submits all recorded work to the device, without waiting for it.
     ///
     /// # Errors
-    /// [`Error::Device`](lstm_core::Error::Device): what the device refuses.
+    /// [`Error::Device`](lstm_core::Error::Device) if the device rejects the work.
     pub fn submit(&self) -> Result<()> {
         self.gpu.submit("submit")?;
-        // Also uploads of which no work knows yet.
+        // An empty submission flushes uploads that no recorded work uses yet.
         self.gpu.queue.submit([]);
         Ok(())
     }
 
-    /// Looks at the guards of all tensors that were dropped since the last time, if this was opened with
-    /// [`guards`](WgpuBuilder::guards); how many of them there were, in a model and in passes as well.
+    /// Checks the guard words of all tensors that were dropped since the last check, including internal ones. Returns
+    /// the number of tensors checked.
     ///
     /// # Errors
-    /// [`Error::Device`](lstm_core::Error::Device): a kernel wrote outside of a tensor, or there are no guards.
+    /// [`Error::Device`](lstm_core::Error::Device) if a kernel wrote outside of a tensor, or if this adapter was opened
+    /// without [`guards`](WgpuBuilder::guards).
     pub async fn check_guards(&self) -> Result<usize> {
         self.gpu.check_guards().await
     }
@@ -135,9 +134,9 @@ impl Ops for Wgpu {
 
     fn arithmetic(&self) -> Arithmetic {
         let name = &self.gpu.info.name;
-        match self.probe.tried.last() {
+        match self.probe.attempts.last() {
             Some((mode, None)) if mode.fma == Fma::Native => Arithmetic::Exact,
-            Some((mode, None)) => Arithmetic::Emulated(format!("fma on {name} is not fused: {mode}")),
+            Some((mode, None)) => Arithmetic::Emulated(format!("native fma on {name} is not bit-exact; using {mode}")),
             _ => Arithmetic::Inexact(format!("{name}: {}", self.probe)),
         }
     }
@@ -213,7 +212,7 @@ impl Backend for Wgpu {
     }
 
     fn forward(&self, layer: &Layer, _: &mut (), sequence: Sequence<'_, Tensor>) -> Result<LayerOutput<Tensor>> {
-        crate::forward::forward(&self.gpu, layer, sequence)
+        pass::forward(&self.gpu, layer, sequence)
     }
 
     fn forward_train(
@@ -222,7 +221,7 @@ impl Backend for Wgpu {
         _: &mut (),
         sequence: Sequence<'_, Tensor>,
     ) -> Result<(LayerOutput<Tensor>, Trace)> {
-        crate::forward::forward_train(&self.gpu, layer, sequence)
+        pass::forward_train(&self.gpu, layer, sequence)
     }
 
     fn backward(
@@ -230,9 +229,9 @@ impl Backend for Wgpu {
         layer: &Layer,
         _: &mut (),
         trace: &Trace,
-        upstream: LayerOutputGradients<'_, Tensor>,
+        output_gradients: LayerOutputGradients<'_, Tensor>,
     ) -> Result<LayerGradients<Tensor>> {
-        crate::backward::backward(&self.gpu, layer, trace, upstream)
+        pass::backward(&self.gpu, layer, trace, output_gradients)
     }
 
     fn stream(&self, layers: &[Layer], batch: usize) -> Result<WgpuStream> {

@@ -1,13 +1,13 @@
-//! What only wgpu has: kernels for GPUs, which an adapter that is a CPU does not choose by itself; guards around tensors;
-//! ways to compute; and low limits, for which work is cut to pieces.
+//! Checks that only the wgpu backend needs: guard words after tensors, the kernels for GPUs on an adapter that is a CPU,
+//! the emulation of `fma` in integers, and low limits, which make passes run in chunks.
 
 use lstm_wgpu::{Fma, Wgpu, WgpuBuilder, wgpu::Limits};
 
 use super::*;
 
-/// Cases that go with guards: sizes that fill no workgroup, one sequence and several, and all that has kernels or
-/// indices of its own. A driver takes long to compile them once more.
-const GUARDED: [&str; 9] = [
+/// Cases that run with guard words: sizes that do not fill a workgroup, one sequence and several, and every option that
+/// has kernels or index computations of its own. Only some of all cases, because compiling the kernels again is slow.
+const GUARDED_CASES: [&str; 9] = [
     "hidden-1",
     "hidden-33",
     "hidden-129",
@@ -20,56 +20,57 @@ const GUARDED: [&str; 9] = [
 ];
 
 pub(super) fn trials(trials: &mut Trials) {
-    // Where it does not open, that was reported with the backend.
-    let Ok(default) = Wgpu::blocking() else { return };
-    guarded(trials, "guards", Wgpu::builder());
+    // If the backend does not open, `main` has reported it already.
+    let Ok(default) = Wgpu::new() else { return };
+    add_guarded(trials, "guards", Wgpu::builder());
     if default.adapter().device_type == lstm_wgpu::wgpu::DeviceType::Cpu {
-        guarded(trials, "guards-for-gpus", Wgpu::builder().treat_as_cpu(false));
-        match Wgpu::builder().treat_as_cpu(false).blocking() {
+        add_guarded(trials, "guards-gpu-kernels", Wgpu::builder().treat_as_cpu(false));
+        match Wgpu::builder().treat_as_cpu(false).build() {
             Ok(wgpu) => {
-                // Sizes decide how these kernels share work; projections have kernels of their own, and lengths make
-                // invocations differ.
+                // Sizes determine the tiling of these kernels, projections have kernels of their own, and lengths make
+                // the invocations of a workgroup diverge.
                 let cases = cases::table()
                     .into_iter()
                     .filter(|case| case.group == "sizes" || case.config.proj_size.is_some() || case.lengths.is_some());
-                add(trials, "for-gpus", &wgpu, cases);
+                add_cases(trials, "gpu-kernels", &wgpu, cases);
                 for run in training::runs() {
                     let (wgpu, name) = (wgpu.clone(), format!("training-{}", run.name));
-                    trials.add("wgpu", "for-gpus", &name.clone(), move || {
+                    trials.add("wgpu", "gpu-kernels", &name.clone(), move || {
                         snapshot(&name, &run.report(&wgpu)?).map(|()| String::new())
                     });
                 }
             }
-            Err(error) => trials.add("wgpu", "for-gpus", "open", || Err(error.into())),
+            Err(error) => trials.add("wgpu", "gpu-kernels", "open", || Err(error.into())),
         }
     }
-    let mut modes: Vec<_> = default.probe().tried.iter().map(|(mode, _)| *mode).collect();
+    let mut modes: Vec<_> = default.probe().attempts.iter().map(|(mode, _)| *mode).collect();
     modes.iter_mut().for_each(|mode| mode.fma = Fma::Integer);
     modes.dedup();
     let Some(mode) = modes.pop() else { return };
-    match Wgpu::builder().mode(mode).blocking() {
-        // A few: a driver takes seconds to compile each of these kernels.
+    match Wgpu::builder().mode(mode).build() {
+        // Only one case, because compiling each of these kernels takes seconds.
         Ok(wgpu) => {
-            add(trials, "in-integers", &wgpu, cases::table().into_iter().filter(|case| case.name == "diagonal"))
+            add_cases(trials, "integer-fma", &wgpu, cases::table().into_iter().filter(|case| case.name == "diagonal"))
         }
-        // These need nothing that an adapter may lack.
-        Err(error) => trials.add("wgpu", "in-integers", "open", || Err(error.into())),
+        // Integer arithmetic needs no optional feature, so it must work on every adapter.
+        Err(error) => trials.add("wgpu", "integer-fma", "open", || Err(error.into())),
     }
-    // Few workgroups in a row, and buffers for little more than the largest tensor of the probe.
+    // Buffers are hardly larger than the largest tensor of the probe, and grids of workgroups have two dimensions.
     let limits = Limits {
         max_compute_workgroups_per_dimension: 64,
         max_storage_buffer_binding_size: 512 << 10,
         ..Limits::default()
     };
-    match Wgpu::builder().limits(limits).blocking() {
-        Ok(wgpu) => add(trials, "low-limits", &wgpu, small_cases().filter(|case| case.group != "sizes")),
+    match Wgpu::builder().limits(limits).build() {
+        Ok(wgpu) => add_cases(trials, "low-limits", &wgpu, small_cases().filter(|case| case.group != "sizes")),
         Err(error) => trials.add("wgpu", "low-limits", "open", || Err(error.into())),
     }
 }
 
-/// No kernel works outside of its tensors. What several trials do at a time is looked at by any of them.
-fn guarded(trials: &mut Trials, group: &str, builder: WgpuBuilder) {
-    let wgpu = match builder.guards(true).blocking() {
+/// Adds trials that no kernel accesses memory outside of its tensors. Trials run in parallel on one adapter, so an error
+/// may show in the trial of another case.
+fn add_guarded(trials: &mut Trials, group: &str, builder: WgpuBuilder) {
+    let wgpu = match builder.guards(true).build() {
         Ok(wgpu) => wgpu,
         Err(error) => return trials.add("wgpu", group, "open", || Err(error.into())),
     };
@@ -81,17 +82,18 @@ fn guarded(trials: &mut Trials, group: &str, builder: WgpuBuilder) {
             Ok(String::new())
         });
     }
-    for name in GUARDED {
+    for name in GUARDED_CASES {
         let (wgpu, case) = (wgpu.clone(), cases::table().into_iter().find(|case| case.name == name));
         trials.add("wgpu", group, name, move || {
-            let found = matches_snapshot(&wgpu, &case.context("no such case")?)?;
+            let found = matches_snapshot(&wgpu, &case.context("the table of cases has no case of this name")?)?;
             pollster::block_on(wgpu.check_guards())?;
             Ok(found)
         });
     }
 }
 
-fn add(trials: &mut Trials, group: &str, wgpu: &Wgpu, cases: impl IntoIterator<Item = Case>) {
+/// Adds trials that compare cases with their snapshots.
+fn add_cases(trials: &mut Trials, group: &str, wgpu: &Wgpu, cases: impl IntoIterator<Item = Case>) {
     for case in cases {
         let (wgpu, name) = (wgpu.clone(), case.name.clone());
         trials.add("wgpu", group, &name, move || matches_snapshot(&wgpu, &case));

@@ -1,0 +1,186 @@
+//! Options for opening an adapter.
+
+use std::sync::{Arc, Mutex};
+
+use lstm_core::Result;
+
+use super::{
+    adapter::{instance, select_adapter},
+    device_error,
+    mode::Mode,
+    probe,
+};
+use crate::{backend::Wgpu, memory::lock};
+
+/// Selects an adapter and how to compute on it. Created by [`Wgpu::builder`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct WgpuBuilder {
+    adapter_name: Option<String>,
+    power_preference: wgpu::PowerPreference,
+    backends: wgpu::Backends,
+    limits: Option<wgpu::Limits>,
+    compute: ComputeOptions,
+}
+
+/// Options that apply to every device, also to one that the caller opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ComputeOptions {
+    pub(crate) mode: Option<Mode>,
+    pub(crate) allow_inexact: bool,
+    pub(crate) treat_as_cpu: Option<bool>,
+    pub(crate) guards: bool,
+}
+
+impl Default for WgpuBuilder {
+    fn default() -> Self {
+        WgpuBuilder {
+            adapter_name: None,
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            backends: wgpu::Backends::PRIMARY,
+            limits: None,
+            compute: ComputeOptions::default(),
+        }
+    }
+}
+
+impl WgpuBuilder {
+    /// Selects the first adapter whose name contains `name`, ignoring case. Default: the adapter that the platform
+    /// prefers. Not available in browsers.
+    pub fn adapter_name(mut self, name: impl Into<String>) -> Self {
+        self.adapter_name = Some(name.into());
+        self
+    }
+
+    /// Sets whether the platform prefers a fast or a low-power adapter. Default: `HighPerformance`.
+    pub fn power_preference(mut self, power: wgpu::PowerPreference) -> Self {
+        self.power_preference = power;
+        self
+    }
+
+    /// Sets the graphics APIs to search for adapters. Default: Vulkan, Metal, DirectX 12 and, in a browser, WebGPU.
+    pub fn backends(mut self, backends: wgpu::Backends) -> Self {
+        self.backends = backends;
+        self
+    }
+
+    /// Sets the limits to request for the device. Default: the limits of the adapter.
+    pub fn limits(mut self, limits: wgpu::Limits) -> Self {
+        self.limits = Some(limits);
+        self
+    }
+
+    /// Sets how to compute. The probe then checks this mode alone, and opening fails if it is not bit-exact.
+    /// Default: the fastest mode that the probe finds bit-exact.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.compute.mode = Some(mode);
+        self
+    }
+
+    /// Sets whether an adapter is accepted if no mode is bit-exact on it. Then
+    /// [`arithmetic`](lstm_core::Backend::arithmetic) returns `Inexact`. Default: `false`.
+    pub fn allow_inexact(mut self, allow: bool) -> Self {
+        self.compute.allow_inexact = allow;
+        self
+    }
+
+    /// Sets whether to use the kernels for adapters that are a CPU, which use no workgroup memory and few barriers, or
+    /// those for GPUs. Both give bit-identical results. Default: determined by the type of the adapter.
+    pub fn treat_as_cpu(mut self, cpu: bool) -> Self {
+        self.compute.treat_as_cpu = Some(cpu);
+        self
+    }
+
+    /// Sets whether guard words follow every tensor in memory. No kernel may write them, and they read as NaN, so
+    /// [`Wgpu::check_guards`] detects kernels that access memory out of bounds. This is for tests: it is slow, and the
+    /// memory of dropped tensors is not reused until it was checked. Default: `false`.
+    pub fn guards(mut self, guards: bool) -> Self {
+        self.compute.guards = guards;
+        self
+    }
+
+    /// Opens and probes the adapter. Blocks until it is open. In a browser, use [`build_async`](Self::build_async).
+    ///
+    /// # Errors
+    /// See [`build_async`](Self::build_async).
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn build(self) -> Result<Wgpu> {
+        pollster::block_on(self.build_async())
+    }
+
+    /// Opens and probes the adapter.
+    ///
+    /// # Errors
+    /// [`Error::Device`](lstm_core::Error::Device) if there is no such adapter, if it cannot be opened, or if its
+    /// arithmetic is not bit-exact.
+    pub async fn build_async(self) -> Result<Wgpu> {
+        let instance = instance(self.backends);
+        let adapter =
+            select_adapter(&instance, self.backends, self.adapter_name.as_deref(), self.power_preference).await?;
+        let info = adapter.get_info();
+        let features = adapter.features() & optional_features(&info);
+        let experimental = match features.contains(wgpu::Features::PASSTHROUGH_SHADERS) {
+            // SAFETY: passthrough is the only experimental feature that is requested. It is used in one place, on
+            // shaders that naga validated.
+            true => unsafe { wgpu::ExperimentalFeatures::enabled() },
+            false => wgpu::ExperimentalFeatures::disabled(),
+        };
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("lstm"),
+                required_features: features,
+                required_limits: self.limits.clone().unwrap_or_else(|| adapter.limits()),
+                experimental_features: experimental,
+                memory_hints: wgpu::MemoryHints::Performance,
+                trace: wgpu::Trace::Off,
+            })
+            .await
+            .map_err(|e| device_error("open", format!("{}: {e}", info.name)))?;
+        let lost = Arc::new(Mutex::new(None));
+        let callback_lost = lost.clone();
+        device.set_device_lost_callback(move |reason, why| {
+            *lock(&callback_lost) = Some(format!("{reason:?}: {why}"));
+        });
+        self.probe_device(info, device, queue, lost).await
+    }
+
+    /// Uses and probes a device that the caller opened, with the features that it was opened with.
+    ///
+    /// The features `SHADER_F64` and `SHADER_INT64` allow emulating `fma` in f64. On Vulkan, `PASSTHROUGH_SHADERS`
+    /// allows shaders that forbid contraction. Of this builder, only `mode`, `allow_inexact`, `treat_as_cpu` and
+    /// `guards` may be set.
+    ///
+    /// # Errors
+    /// [`Error::Device`](lstm_core::Error::Device) if the device's arithmetic is not bit-exact, or if an adapter name,
+    /// power preference, graphics API or limit was set on this builder.
+    pub async fn from_device(self, adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Wgpu> {
+        let default = WgpuBuilder::default();
+        let selection = (&self.adapter_name, self.power_preference, self.backends, &self.limits);
+        if selection != (&default.adapter_name, default.power_preference, default.backends, &default.limits) {
+            let why =
+                "adapter name, power preference, backends and limits cannot be set for a device that is already open";
+            return Err(device_error("open", why));
+        }
+        self.probe_device(adapter.get_info(), device, queue, Arc::default()).await
+    }
+
+    async fn probe_device(
+        self,
+        info: wgpu::AdapterInfo,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        lost: Arc<Mutex<Option<String>>>,
+    ) -> Result<Wgpu> {
+        let (gpu, probe) = probe::select_mode(info, device, queue, lost, self.compute).await?;
+        Ok(Wgpu::from_parts(gpu, probe))
+    }
+}
+
+/// Features to request where the adapter has them.
+fn optional_features(info: &wgpu::AdapterInfo) -> wgpu::Features {
+    let emulation = wgpu::Features::SHADER_F64 | wgpu::Features::SHADER_INT64;
+    match info.backend {
+        wgpu::Backend::Vulkan => emulation | wgpu::Features::PASSTHROUGH_SHADERS,
+        _ => emulation,
+    }
+}

@@ -1,0 +1,107 @@
+//! Errors of the device, attributed to the calls that cause them.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+};
+
+use lstm_core::{Error, Result};
+
+use crate::memory::lock;
+
+/// Name of this backend.
+pub(crate) const NAME: &str = "wgpu";
+
+/// Creates an [`Error::Device`] of this backend for operation `op`.
+pub(crate) fn device_error(op: &'static str, why: impl ToString) -> Error {
+    Error::Device { backend: NAME.to_owned(), op, why: why.to_string() }
+}
+
+/// An operation, and a future that resolves to the error that it caused, if any.
+pub(crate) type DeferredError = (&'static str, Pin<Box<ErrorFuture>>);
+
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) type ErrorFuture = dyn Future<Output = Option<wgpu::Error>> + Send;
+#[cfg(target_arch = "wasm32")]
+pub(crate) type ErrorFuture = dyn Future<Output = Option<wgpu::Error>>;
+
+/// Open error scopes that catch out-of-memory, validation and internal errors of all device calls until they are
+/// closed.
+pub(crate) struct ErrorScopes([wgpu::ErrorScopeGuard; 3]);
+
+impl ErrorScopes {
+    pub(crate) fn open(device: &wgpu::Device) -> Self {
+        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        ErrorScopes([OutOfMemory, Validation, Internal].map(|filter| device.push_error_scope(filter)))
+    }
+
+    /// Closes the scopes. Returns the errors that the platform has not reported yet.
+    ///
+    /// # Errors
+    /// The first error that the platform has reported already.
+    pub(crate) fn close(self, op: &'static str) -> Result<Vec<DeferredError>> {
+        let [outer, middle, inner] = self.0;
+        // Scopes must be closed in reverse order.
+        let mut found = None;
+        let mut deferred: Vec<DeferredError> = Vec::new();
+        let errors: [Pin<Box<ErrorFuture>>; 3] = [Box::pin(inner.pop()), Box::pin(middle.pop()), Box::pin(outer.pop())];
+        for mut error in errors {
+            match error.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Some(error)) => found = found.or(Some(error)),
+                Poll::Ready(None) => {}
+                Poll::Pending => deferred.push((op, error)),
+            }
+        }
+        match found {
+            Some(error) => Err(device_error(op, describe(&error))),
+            None => Ok(deferred),
+        }
+    }
+}
+
+/// Text of a wgpu error.
+pub(crate) fn describe(error: &wgpu::Error) -> String {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => "out of memory".to_owned(),
+        wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => description.clone(),
+    }
+}
+
+/// State shared by the future and the callback of [`map_signal`].
+#[derive(Default)]
+struct MapState {
+    result: Option<std::result::Result<(), wgpu::BufferAsyncError>>,
+    waker: Option<Waker>,
+}
+
+/// Returns a future and the callback that completes it, for `map_async`.
+pub(crate) fn map_signal() -> (
+    impl Future<Output = std::result::Result<(), wgpu::BufferAsyncError>>,
+    impl FnOnce(std::result::Result<(), wgpu::BufferAsyncError>) + Send + 'static,
+) {
+    let shared = Arc::new(Mutex::new(MapState::default()));
+    let callback_state = shared.clone();
+    let future = std::future::poll_fn(move |context| {
+        let mut state = lock(&shared);
+        match state.result.take() {
+            Some(result) => Poll::Ready(result),
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    });
+    let callback = move |result| {
+        let waker = {
+            let mut state = lock(&callback_state);
+            state.result = Some(result);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    };
+    (future, callback)
+}

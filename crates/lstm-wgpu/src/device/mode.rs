@@ -1,0 +1,47 @@
+//! How the adapter computes: the source of `fma`, and whether shaders forbid contraction.
+
+use std::fmt;
+
+/// How a shader computes a fused multiply-add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fma {
+    /// The adapter's own `fma`.
+    Native,
+    /// Emulation in f64.
+    F64,
+    /// Emulation in 32-bit integers.
+    Integer,
+}
+
+/// How the kernels of an adapter are compiled so that their results are bit-exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mode {
+    /// How fused multiply-adds are computed.
+    pub fma: Fma,
+    /// Whether shaders are passed to the driver as SPIR-V that forbids contraction and reassociation.
+    pub no_contraction: bool,
+}
+
+/// Plain WGSL with the adapter's own `fma`.
+pub(crate) const PLAIN: Mode = Mode { fma: Fma::Native, no_contraction: false };
+
+/// Modes that an adapter with these features supports, fastest first.
+pub(crate) fn supported_modes(features: wgpu::Features, backend: wgpu::Backend) -> Vec<Mode> {
+    let f64_supported = features.contains(wgpu::Features::SHADER_F64 | wgpu::Features::SHADER_INT64);
+    let spirv_supported = backend == wgpu::Backend::Vulkan && features.contains(wgpu::Features::PASSTHROUGH_SHADERS);
+    let fmas = [(Fma::Native, true), (Fma::F64, f64_supported), (Fma::Integer, true)];
+    let variants = |fma| [Mode { fma, no_contraction: false }, Mode { fma, no_contraction: true }];
+    let modes = fmas.into_iter().filter(|(_, supported)| *supported).flat_map(|(fma, _)| variants(fma));
+    modes.filter(|mode| spirv_supported || !mode.no_contraction).collect()
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.fma {
+            Fma::Native => "native fma",
+            Fma::F64 => "fma emulated in f64",
+            Fma::Integer => "fma emulated in integers",
+        })?;
+        f.write_str(if self.no_contraction { ", NoContraction" } else { "" })
+    }
+}

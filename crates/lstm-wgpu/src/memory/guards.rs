@@ -1,0 +1,96 @@
+//! Guard words after tensors, for tests that no kernel accesses memory outside of its tensors. Bindings cover the whole
+//! buffer, so kernels can access the guard words, and indices beyond the buffer are clamped to its last word.
+
+use std::sync::Arc;
+
+use lstm_core::Result;
+
+use super::{DeviceMemory, Pool, lock, transfer::TENSOR_USAGE};
+use crate::device::{Gpu, device_error};
+
+/// Value of the guard words and of memory that was not written yet: a NaN that no computation produces.
+pub(super) const GUARD_WORD: u32 = 0x7fc5_e47e;
+
+/// Smallest number of guard words after a tensor.
+const MIN_GUARD_WORDS: usize = 256;
+
+/// A buffer of a dropped tensor whose guard words were not checked yet.
+#[derive(Debug)]
+pub(crate) struct UncheckedBuffer {
+    pub(super) buffer: wgpu::Buffer,
+    /// Offset in bytes of the guard words.
+    pub(super) bytes: u64,
+    /// Operation that allocated the tensor.
+    pub(super) op: &'static str,
+}
+
+impl Gpu {
+    pub(crate) fn has_guards(&self) -> bool {
+        self.pool.unchecked.is_some()
+    }
+
+    /// Allocates memory for `len` words, followed by guard words, and copies `data` to its start.
+    pub(super) fn allocate_guarded(&self, op: &'static str, len: usize, data: &[u8]) -> Result<Arc<DeviceMemory>> {
+        let size = Pool::size_class(self.checked_bytes(op, len + MIN_GUARD_WORDS)?);
+        let mut words = vec![GUARD_WORD; size as usize / 4];
+        bytemuck::cast_slice_mut(&mut words)[..data.len()].copy_from_slice(data);
+        let buffer = self.pool.take(size, TENSOR_USAGE, true);
+        self.with_error_scopes(op, || {
+            let buffer = buffer.unwrap_or_else(|| self.create_buffer(size, TENSOR_USAGE));
+            self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&words));
+            Arc::new(DeviceMemory { buffer, bytes: 4 * len as u64, op, pool: self.pool.clone() })
+        })
+    }
+
+    /// Checks the guard words of all memory that was dropped since the last check. Returns the number of buffers
+    /// checked.
+    pub(crate) async fn check_guards(&self) -> Result<usize> {
+        let op = "check_guards";
+        let Some(unchecked) = &self.pool.unchecked else {
+            return Err(device_error(op, "tensors have no guard words; enable them with `WgpuBuilder::guards`"));
+        };
+        let all = std::mem::take(&mut *lock(unchecked));
+        self.submit(op)?;
+        if all.is_empty() {
+            return Ok(0);
+        }
+        let mut words = vec![0u32; all.iter().map(UncheckedBuffer::guard_bytes).sum::<u64>() as usize / 4];
+        let size = self.checked_bytes(op, words.len())?;
+        let gathered = self.with_error_scopes(op, || {
+            let gathered = self.create_buffer(size, TENSOR_USAGE);
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            let mut offset = 0;
+            for one in &all {
+                encoder.copy_buffer_to_buffer(&one.buffer, one.bytes, &gathered, offset, one.guard_bytes());
+                offset += one.guard_bytes();
+            }
+            self.queue.submit([encoder.finish()]);
+            DeviceMemory { buffer: gathered, bytes: size, op, pool: self.pool.clone() }
+        })?;
+        self.download(op, &gathered, 0, bytemuck::cast_slice_mut(&mut words)).await?;
+        let mut rest = &words[..];
+        for one in &all {
+            let (guards, after) = rest.split_at(one.guard_bytes() as usize / 4);
+            rest = after;
+            if let Some(k) = guards.iter().position(|&word| word != GUARD_WORD) {
+                let (len, word) = (one.bytes / 4, guards[k]);
+                let why = format!(
+                    "a kernel wrote {word:08x} out of bounds, {k} words after the end of a tensor of {len} elements \
+                     that `{}` allocated",
+                    one.op
+                );
+                return Err(device_error(op, why));
+            }
+        }
+        let count = all.len();
+        all.into_iter().for_each(|one| self.pool.recycle(one.buffer));
+        Ok(count)
+    }
+}
+
+impl UncheckedBuffer {
+    /// Size in bytes of the guard words.
+    fn guard_bytes(&self) -> u64 {
+        self.buffer.size() - self.bytes
+    }
+}

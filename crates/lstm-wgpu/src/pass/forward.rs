@@ -1,0 +1,231 @@
+//! Forward pass of a layer: one matrix product for the inputs of all steps, then the steps, either one per dispatch
+//! or many.
+
+use std::sync::Arc;
+
+use lstm_core::{LayerOutput, MatrixShape, Result, Sequence, shape::checked_len};
+
+use super::{
+    layer::{Layer, PackedWeights, workgroup_count},
+    state::{StateSlot, allocate_states, read_state},
+    trace::Trace,
+};
+use crate::{
+    device::Gpu,
+    memory::{DeviceMemory, Tensor},
+    shader::{BoundKernel, ForwardParameters, GemmParameters, Kernel, ProjectParameters, Unary},
+};
+
+/// Largest size in bytes of `bias + W_ih x` in inference. Longer sequences are processed in chunks of steps.
+const MAX_GATES_BYTES: u64 = 64 << 20;
+
+/// Largest number of iterations in a dispatch. A dispatch that runs too long makes the driver's watchdog reset the
+/// device.
+pub(super) const MAX_ITERATIONS_PER_DISPATCH: u32 = 1024;
+
+/// Buffers that the steps of a layer read and write.
+pub(super) struct StepBuffers<'a> {
+    /// `bias + W_ih x` of all steps. Training overwrites it with the gate activations.
+    pub(super) gates: &'a Arc<DeviceMemory>,
+    /// Ring buffer of states.
+    pub(super) states: &'a Arc<DeviceMemory>,
+    pub(super) y: &'a Arc<DeviceMemory>,
+    /// With a projection: its input `o * tanh(c)`.
+    pub(super) projection_input: Option<&'a Arc<DeviceMemory>>,
+    pub(super) lengths: Option<&'a Arc<DeviceMemory>>,
+}
+
+/// Kernels of a layer's steps, bound to their buffers.
+pub(super) struct StepKernels {
+    step: BoundKernel,
+    workgroups: usize,
+    /// Kernel of the projection, if there is one.
+    project: Option<BoundKernel>,
+    train: bool,
+    iterations_per_dispatch: u32,
+}
+
+impl StepKernels {
+    pub(super) fn new(
+        gpu: &Gpu,
+        layer: &PackedWeights,
+        batch: usize,
+        train: bool,
+        buffers: &StepBuffers<'_>,
+    ) -> Result<Self> {
+        let op = "forward";
+        let spec = &layer.spec;
+        let tiling = layer.step_tiling(gpu, batch, spec.hidden_size, spec.state_size());
+        let kernel = Kernel::Forward { options: layer.options, train, tiling };
+        // Every binding needs a buffer. Bindings of absent operands are not read.
+        let unused = &layer.weight_hh_by_unit;
+        let lengths = buffers.lengths.unwrap_or(unused);
+        let peephole = layer.peephole.as_ref().unwrap_or(unused);
+        let y = buffers.projection_input.unwrap_or(buffers.y);
+        let step_buffers = [buffers.gates, &layer.weight_hh_by_unit, buffers.states, y, lengths, peephole];
+        let step = gpu.bind(op, kernel, &step_buffers)?;
+        let project = match (&layer.projection, buffers.projection_input) {
+            (Some(projection), Some(m)) => {
+                let buffers = [m, &projection.weight_hr_transposed, buffers.states, buffers.y, lengths];
+                Some(gpu.bind(op, Kernel::Project, &buffers)?)
+            }
+            _ => None,
+        };
+        let iterations_per_dispatch = if layer.is_multi_step(gpu) { MAX_ITERATIONS_PER_DISPATCH } else { 1 };
+        let workgroups = workgroup_count(tiling, batch, spec.hidden_size);
+        Ok(StepKernels { step, workgroups, project, train, iterations_per_dispatch })
+    }
+
+    /// Runs the iterations from `parameters.first_iteration` up to, but not including, `parameters.end_iteration`.
+    pub(super) fn run(&self, gpu: &Gpu, parameters: ForwardParameters) -> Result<()> {
+        let op = "forward";
+        let mut first_iteration = parameters.first_iteration;
+        while first_iteration < parameters.end_iteration {
+            let end_iteration =
+                parameters.end_iteration.min(first_iteration.saturating_add(self.iterations_per_dispatch));
+            let step_parameters = ForwardParameters { first_iteration, end_iteration, ..parameters };
+            gpu.dispatch(op, &self.step, &step_parameters, self.workgroups)?;
+            if let Some(project) = &self.project {
+                self.dispatch_projection(gpu, op, project, &parameters, first_iteration)?;
+            }
+            first_iteration = end_iteration;
+        }
+        Ok(())
+    }
+
+    fn dispatch_projection(
+        &self,
+        gpu: &Gpu,
+        op: &'static str,
+        project: &BoundKernel,
+        parameters: &ForwardParameters,
+        iteration: u32,
+    ) -> Result<()> {
+        let ForwardParameters { batch, steps, hidden_size, state_size, reverse, has_lengths, .. } = *parameters;
+        let step = if reverse == 1 { steps - 1 - iteration } else { iteration };
+        let slot_offset = |t: u32| t % parameters.state_slots * batch * state_size;
+        let parameters = ProjectParameters {
+            batch,
+            hidden_size,
+            state_size,
+            first_row: step * batch,
+            m_first_row: if self.train { step * batch } else { 0 },
+            step,
+            h_old_offset: slot_offset(step + reverse),
+            h_new_offset: slot_offset(step + 1 - reverse),
+            has_lengths,
+        };
+        let len = (batch * state_size) as usize;
+        gpu.dispatch(op, project, &parameters, len.div_ceil(Kernel::Project.workgroup_size() as usize))
+    }
+}
+
+/// Result shape and parameters of the matrix product `bias + W_ih x` for `rows` rows of `x`, starting at `first_row`.
+/// The kernel snaps `x` when it reads it.
+pub(super) fn input_product(layer: &PackedWeights, rows: usize, first_row: usize) -> (MatrixShape, GemmParameters) {
+    let input = layer.spec.input_size as u32;
+    let parameters = GemmParameters {
+        k: input,
+        segment_length: input,
+        segment_count: 1,
+        snap_a: 1,
+        a_row_stride: input,
+        a_k_stride: 1,
+        a_offset: first_row as u32 * input,
+        b_k_stride: 1,
+        b_col_stride: input,
+        ..GemmParameters::default()
+    };
+    (MatrixShape::new(rows, 4 * layer.spec.hidden_size), parameters)
+}
+
+/// Forward pass in inference.
+pub(crate) fn forward(gpu: &Gpu, layer: &Layer, sequence: Sequence<'_, Tensor>) -> Result<LayerOutput<Tensor>> {
+    run(gpu, &layer.0, sequence, false).map(|(output, _)| output)
+}
+
+/// Forward pass in training, which also returns what the backward pass needs.
+pub(crate) fn forward_train(
+    gpu: &Gpu,
+    layer: &Layer,
+    sequence: Sequence<'_, Tensor>,
+) -> Result<(LayerOutput<Tensor>, Trace)> {
+    run(gpu, &layer.0, sequence, true)
+}
+
+fn run(
+    gpu: &Gpu,
+    layer: &PackedWeights,
+    sequence: Sequence<'_, Tensor>,
+    train: bool,
+) -> Result<(LayerOutput<Tensor>, Trace)> {
+    let op = if train { "forward_train" } else { "forward" };
+    let spec = &layer.spec;
+    sequence.check(spec, |x| x.shape)?;
+    let Sequence { steps, batch, lengths, .. } = sequence;
+    let rows = steps * batch;
+
+    let lengths = match lengths {
+        Some(lengths) => {
+            let words: Vec<u32> = lengths.iter().map(|&len| len as u32).collect();
+            Some(gpu.upload(op, bytemuck::cast_slice(&words))?)
+        }
+        None => None,
+    };
+    let slots = if train { steps + 1 } else { 2 };
+    let (initial, last) = if spec.reverse { (steps % slots, 0) } else { (0, steps % slots) };
+    let states = allocate_states(gpu, op, spec, StateSlot { slots, batch, index: initial }, sequence.state)?;
+    let y = gpu.allocate_tensor(op, MatrixShape::new(rows, spec.state_size()))?;
+    let projection_input = match spec.proj_size {
+        Some(_) => {
+            let rows = if train { rows } else { batch };
+            Some(gpu.allocate(op, checked_len(op, &[rows, spec.hidden_size])?)?)
+        }
+        None => None,
+    };
+    let x = if train { gpu.unary(op, Unary::Snap, sequence.x, 0.0)? } else { sequence.x.clone() };
+
+    let parameters = ForwardParameters {
+        batch: batch as u32,
+        steps: steps as u32,
+        hidden_size: spec.hidden_size as u32,
+        state_size: spec.state_size() as u32,
+        reverse: u32::from(spec.reverse),
+        has_lengths: u32::from(lengths.is_some()),
+        state_slots: slots as u32,
+        clip: spec.clip.unwrap_or_default(),
+        ..ForwardParameters::default()
+    };
+    let bytes_per_step = 16 * batch as u64 * spec.hidden_size as u64;
+    let max_chunk = (MAX_GATES_BYTES.min(gpu.max_buffer_bytes() / 2) / bytes_per_step).max(1) as usize;
+    let chunk = if train { steps } else { steps.min(max_chunk) };
+    let mut gates = None;
+    for first in (0..steps).step_by(chunk) {
+        let end = steps.min(first + chunk);
+        let first_step = if spec.reverse { steps - end } else { first };
+        let (shape, product) = input_product(layer, (end - first) * batch, first_step * batch);
+        let z = gpu.product(op, &x.memory, &layer.weight_ih, layer.bias.as_ref(), shape, product)?.memory;
+        let buffers = StepBuffers {
+            gates: &z,
+            states: &states,
+            y: &y.memory,
+            projection_input: projection_input.as_ref(),
+            lengths: lengths.as_ref(),
+        };
+        let kernels = StepKernels::new(gpu, layer, batch, train, &buffers)?;
+        let chunk_parameters = ForwardParameters {
+            first_iteration: first as u32,
+            end_iteration: end as u32,
+            gates_first_row: (first_step * batch) as u32,
+            ..parameters
+        };
+        kernels.run(gpu, chunk_parameters)?;
+        gates = Some(z);
+    }
+    let state = read_state(gpu, op, spec, &states, StateSlot { slots, batch, index: last })?;
+    let gates = match gates {
+        Some(gates) => gates,
+        None => gpu.allocate(op, 1)?,
+    };
+    Ok((LayerOutput::new(y, state), Trace { spec: *spec, steps, batch, lengths, x, states, gates, projection_input }))
+}

@@ -1,0 +1,104 @@
+//! Assembles the WGSL source of a kernel: constants from `lstm_core::arithmetic`, one of three definitions of `FMA`,
+//! the arithmetic, the kernel's parameters, then the kernel's own files.
+
+use std::fmt::Write;
+
+use lstm_core::arithmetic as a;
+
+use super::{Kernel, KernelOptions, StepTiling, parameters};
+use crate::device::Fma;
+
+impl Kernel {
+    /// The complete WGSL source, with `FMA` defined by `fma`.
+    pub(super) fn source(self, fma: Fma) -> String {
+        let mut text = arithmetic_constants();
+        match self {
+            Kernel::Unary(operation) => write_constant(&mut text, "OPERATION", operation as u32),
+            Kernel::Forward { options, train, tiling } => {
+                write_options(&mut text, options);
+                text.push_str(&format!("const TRAIN: bool = {train};\n"));
+                write_tiling(&mut text, tiling);
+            }
+            Kernel::Backward { options, tiling } => {
+                write_options(&mut text, options);
+                write_tiling(&mut text, tiling);
+            }
+            Kernel::StateGradient(tiling) => write_tiling(&mut text, tiling),
+            _ => {}
+        }
+        text.push_str(match fma {
+            Fma::Native => include_str!("../../shaders/fma_native.wgsl"),
+            Fma::F64 => include_str!("../../shaders/fma_f64.wgsl"),
+            Fma::Integer => include_str!("../../shaders/fma_integer.wgsl"),
+        });
+        text.push_str(match fma {
+            Fma::Native => "fn FMA4(a: f32, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> { return fma(vec4(a), b, c); }\n",
+            _ => {
+                "fn FMA4(a: f32, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> {\n    \
+                 return vec4(FMA(a, b.x, c.x), FMA(a, b.y, c.y), FMA(a, b.z, c.z), FMA(a, b.w, c.w));\n}\n"
+            }
+        });
+        text.push_str(include_str!("../../shaders/arithmetic.wgsl"));
+        text.push_str(self.parameters().wgsl);
+        for file in self.files() {
+            text.push_str(file);
+        }
+        text
+    }
+}
+
+fn write_constant(text: &mut String, name: &str, value: u32) {
+    let _ = writeln!(text, "const {name}: u32 = {value}u;");
+}
+
+fn write_options(text: &mut String, KernelOptions { cell, coupled, clipped, projected }: KernelOptions) {
+    write_constant(text, "CELL", cell);
+    write_constant(text, "DENSE", 1);
+    write_constant(text, "DIAGONAL", 2);
+    for (name, value) in [("COUPLED", coupled), ("CLIPPED", clipped), ("PROJECTED", projected)] {
+        let _ = writeln!(text, "const {name}: bool = {value};");
+    }
+}
+
+fn write_tiling(text: &mut String, StepTiling { units, lanes, rows }: StepTiling) {
+    write_constant(text, "UNITS", units);
+    write_constant(text, "LANES", lanes);
+    write_constant(text, "ROWS", rows);
+}
+
+/// WGSL constants and polynomials of the arithmetic.
+fn arithmetic_constants() -> String {
+    let mut text = String::new();
+    write_constant(&mut text, "ABSENT", parameters::OPERAND_ABSENT);
+    write_constant(&mut text, "ROW", parameters::OPERAND_ROW);
+    write_constant(&mut text, "BLOCK", a::BLOCK as u32);
+    write_constant(&mut text, "SNAP_BITS", a::SNAP_BITS);
+    write_constant(&mut text, "MAGNITUDE_BITS", a::MAGNITUDE_BITS);
+    write_constant(&mut text, "SIGN_BIT", !a::MAGNITUDE_BITS);
+    write_constant(&mut text, "INFINITY_BITS", f32::INFINITY.to_bits());
+    write_constant(&mut text, "SPLIT_MASK", a::SPLIT_MASK);
+    write_constant(&mut text, "TANH_LINEAR_BITS", a::TANH_LINEAR_BITS);
+    for (name, value) in [
+        ("MAGIC", a::MAGIC),
+        ("LOG2_E", a::LOG2_E),
+        ("LN2_HIGH", a::LN2_HIGH),
+        ("LN2_LOW", a::LN2_LOW),
+        ("SIGMOID_MAX", a::SIGMOID_MAX),
+        ("TANH_MAX", a::TANH_MAX),
+    ] {
+        // Rust prints the shortest decimal that parses to the same float.
+        let _ = writeln!(text, "const {name}: f32 = {value:e}f;");
+    }
+    write_polynomial(&mut text, "exp_poly", &a::EXP);
+    write_polynomial(&mut text, "exp_twice_poly", &a::EXP_TWICE);
+    write_polynomial(&mut text, "sigmoid_poly", &a::SIGMOID);
+    write_polynomial(&mut text, "tanh_poly", &a::TANH);
+    text
+}
+
+/// Writes a WGSL function that evaluates a polynomial by Horner's method. `coefficients` start with the constant term.
+fn write_polynomial(text: &mut String, name: &str, coefficients: &[f32]) {
+    let (last, rest) = coefficients.split_last().expect("a polynomial has coefficients");
+    let body = rest.iter().rev().fold(format!("{last:e}f"), |sum, c| format!("FMA({sum}, x, {c:e}f)"));
+    let _ = writeln!(text, "fn {name}(x: f32) -> f32 {{ return {body}; }}");
+}
