@@ -21,7 +21,7 @@ use crate::{
 /// or by [`submit`](Self::submit). Up to 256 MiB of unused device memory is kept for reuse until the last clone is
 /// dropped.
 ///
-/// A method with a variant `_async` blocks the calling thread. In a browser only the asynchronous variant exists.
+/// [`new`](Self::new) and [`WgpuBuilder::build`] block the calling thread. Browsers need their `_async` variants.
 #[derive(Clone)]
 pub struct Wgpu {
     gpu: Arc<Gpu>,

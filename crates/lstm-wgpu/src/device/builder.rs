@@ -78,7 +78,7 @@ impl WgpuBuilder {
     }
 
     /// Sets whether an adapter is accepted if no mode is bit-exact on it. Then
-    /// [`arithmetic`](lstm_core::Backend::arithmetic) returns `Inexact`. Default: `false`.
+    /// [`arithmetic`](lstm_core::Ops::arithmetic) returns `Inexact`. Default: `false`.
     pub fn allow_inexact(mut self, allow: bool) -> Self {
         self.compute.allow_inexact = allow;
         self
@@ -99,7 +99,7 @@ impl WgpuBuilder {
         self
     }
 
-    /// Opens and probes the adapter. Blocks until it is open. In a browser, use [`build_async`](Self::build_async).
+    /// Opens and probes the selected adapter. Blocks until it is open. In a browser, use [`build_async`](Self::build_async).
     ///
     /// # Errors
     /// See [`build_async`](Self::build_async).
@@ -108,7 +108,7 @@ impl WgpuBuilder {
         pollster::block_on(self.build_async())
     }
 
-    /// Opens and probes the adapter.
+    /// Opens and probes the selected adapter.
     ///
     /// # Errors
     /// [`Error::Device`](lstm_core::Error::Device) if there is no such adapter, if it cannot be opened, or if its
@@ -176,7 +176,7 @@ impl WgpuBuilder {
     }
 }
 
-/// Features to request where the adapter has them.
+/// Optional features, which are requested if the adapter supports them.
 fn optional_features(info: &wgpu::AdapterInfo) -> wgpu::Features {
     let emulation = wgpu::Features::SHADER_F64 | wgpu::Features::SHADER_INT64;
     match info.backend {

@@ -103,7 +103,7 @@ impl Pool {
         bind_groups.insert(key, bind_group.clone());
     }
 
-    /// Records that all recorded work was submitted.
+    /// Notes that all recorded work was submitted.
     pub(crate) fn submitted(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }

@@ -35,12 +35,12 @@ pub(crate) struct PackedWeights {
     pub(crate) peephole: Option<Arc<DeviceMemory>>,
 }
 
-/// Projection weights in both orientations.
+/// Projection weights and their transpose.
 #[derive(Debug)]
 pub(crate) struct Projection {
-    /// `[proj, hidden]`
+    /// Projection weights, `[proj, hidden]`.
     pub(crate) weight_hr: Arc<DeviceMemory>,
-    /// `[hidden, proj]`
+    /// Transposed projection weights, `[hidden, proj]`.
     pub(crate) weight_hr_transposed: Arc<DeviceMemory>,
 }
 

@@ -2,7 +2,7 @@
 
 use lstm_core::{CellKind, LayerSpec};
 
-use super::parameters::{self, Definition, Parameters};
+use super::parameters::{self, ParameterDefinition, Parameters};
 
 /// An operation on each element of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,9 +16,9 @@ pub(crate) enum Unary {
 /// How the matrix product of a step is divided among workgroups and invocations; see `step_product.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct StepTiling {
-    /// Number of units per workgroup.
+    /// Number of hidden units per workgroup.
     pub(crate) units: u32,
-    /// Number of invocations that share a unit.
+    /// Number of invocations that share a hidden unit.
     pub(crate) lanes: u32,
     /// Number of sequences per workgroup.
     pub(crate) rows: u32,
@@ -129,7 +129,7 @@ impl Kernel {
     }
 
     /// Definition of the kernel's parameters.
-    pub(super) fn parameters(self) -> Definition {
+    pub(super) fn parameters(self) -> ParameterDefinition {
         match self {
             Kernel::FloatBehavior | Kernel::FmaSamples => parameters::LengthParameters::DEFINITION,
             Kernel::Unary(_) => parameters::UnaryParameters::DEFINITION,

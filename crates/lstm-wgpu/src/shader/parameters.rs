@@ -4,12 +4,12 @@ use bytemuck::{Pod, Zeroable};
 
 /// Parameters of a dispatch, which a kernel reads as the uniform `p`.
 pub(crate) trait Parameters: Pod {
-    const DEFINITION: Definition;
+    const DEFINITION: ParameterDefinition;
 }
 
 /// Definition of a kernel's parameters in WGSL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Definition {
+pub(crate) struct ParameterDefinition {
     /// WGSL source of the struct `Params` and of the uniform `p`.
     pub(super) wgsl: &'static str,
     /// Size in bytes of the Rust struct.
@@ -29,7 +29,7 @@ macro_rules! parameters {
         pub(crate) struct $name { $($(#[$member_doc])* pub(crate) $member: $type,)* }
 
         impl Parameters for $name {
-            const DEFINITION: Definition = Definition {
+            const DEFINITION: ParameterDefinition = ParameterDefinition {
                 wgsl: concat!(
                     "struct Params { ",
                     $(stringify!($member), ": ", stringify!($type), ", ",)*
@@ -150,9 +150,9 @@ parameters! {
         /// Row of the projection's input at which the step starts.
         m_first_row: u32,
         step: u32,
-        /// Offset of h before the step.
+        /// Offset in `states` of h before the step.
         h_old_offset: u32,
-        /// Offset of h after the step.
+        /// Offset in `states` of h after the step.
         h_new_offset: u32,
         /// 1 if the sequences have lengths of their own, else 0.
         has_lengths: u32,
@@ -173,13 +173,13 @@ parameters! {
         reverse: u32,
         /// 1 if the sequences have lengths of their own, else 0.
         has_lengths: u32,
-        /// sigmoid(-clip)
+        /// Value of sigmoid at the lower clip bound, `sigmoid(-clip)`.
         sigmoid_low: f32,
-        /// sigmoid(clip)
+        /// Value of sigmoid at the upper clip bound, `sigmoid(clip)`.
         sigmoid_high: f32,
-        /// tanh(-clip)
+        /// Value of tanh at the lower clip bound, `tanh(-clip)`.
         tanh_low: f32,
-        /// tanh(clip)
+        /// Value of tanh at the upper clip bound, `tanh(clip)`.
         tanh_high: f32,
     }
 }

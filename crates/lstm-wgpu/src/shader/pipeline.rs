@@ -6,7 +6,7 @@ use lstm_core::Result;
 
 #[cfg(not(target_arch = "wasm32"))]
 use super::spirv::compile_without_contraction;
-use super::{Kernel, parameters::Definition};
+use super::{Kernel, parameters::ParameterDefinition};
 use crate::{
     device::{Gpu, device_error},
     memory::{DeviceMemory, lock},
@@ -17,7 +17,7 @@ pub(crate) struct Pipeline {
     pub(crate) pipeline: wgpu::ComputePipeline,
     /// Layout of the bind group of the storage buffers.
     layout: wgpu::BindGroupLayout,
-    pub(crate) parameters: Definition,
+    pub(crate) parameters: ParameterDefinition,
 }
 
 /// A compiled kernel bound to its buffers. It keeps the buffers out of the pool.

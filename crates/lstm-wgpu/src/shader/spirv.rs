@@ -16,8 +16,9 @@ const OP_DECORATIONS: std::ops::RangeInclusive<u32> = 71..=72;
 pub(super) const OP_DECORATE: u32 = 71;
 /// Opcodes of OpFNegate, OpFAdd, OpFSub, OpFMul and OpFDiv.
 pub(super) const FLOAT_OPERATIONS: [u32; 5] = [127, 129, 131, 133, 136];
-/// Number of `Fma` in the instruction set GLSL.std.450.
+/// Instruction number of `Fma` in the extended instruction set GLSL.std.450.
 pub(super) const GLSL_FMA: u32 = 50;
+/// Number of the decoration `NoContraction`.
 pub(super) const NO_CONTRACTION: u32 = 42;
 /// Number of words before the first instruction.
 pub(super) const HEADER_WORDS: usize = 5;

@@ -1,9 +1,9 @@
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
-use super::{parameters::Definition, *};
+use super::{parameters::ParameterDefinition, *};
 use crate::device::Fma;
 
-/// All kernels, those of layers with all options and several tilings.
+/// All kernels. Kernels of layers are listed with all combinations of options and several tilings.
 fn kernels() -> Vec<Kernel> {
     let tilings = [
         StepTiling { units: 32, lanes: 8, rows: 4 },
@@ -83,7 +83,7 @@ fn wgsl_layout(module: &naga::Module, uniform: &naga::GlobalVariable) -> (usize,
 
 /// Size of the Rust parameters in bytes, and the names and offsets of their members.
 fn rust_layout(kernel: Kernel) -> (usize, Vec<(String, usize)>) {
-    let Definition { size, members, .. } = kernel.parameters();
+    let ParameterDefinition { size, members, .. } = kernel.parameters();
     (size, members.iter().map(|&(name, offset)| (name.to_owned(), offset)).collect())
 }
 
