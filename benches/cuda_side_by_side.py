@@ -31,7 +31,7 @@ SHAPES = [(128, 1, 1000), (256, 1, 1000), (512, 1, 512), (512, 16, 512), (1024, 
 PARTS = ["bits", "times", "conformance", "sanitizers"]
 
 # Under the sanitizers, which slow kernels down a hundredfold: the exact mode by every path, and few sizes.
-SANITIZED = ["cuda::kernel-a-step::rows-4", "cuda::persistent::rows-4", "cuda::cells::"]
+SANITIZED = ["cuda::kernel-per-step::rows-4", "cuda::persistent::rows-4", "cuda::cells::"]
 
 
 def environment():

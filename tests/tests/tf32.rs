@@ -206,7 +206,7 @@ fn is_small(case: &Case) -> bool {
 
 #[test]
 fn layers_by_a_kernel_a_step() -> Result<()> {
-    all_cases(&tf32_mode().resident_blocks(0).build()?, "a kernel a step", is_small)
+    all_cases(&tf32_mode().resident_blocks(0).build()?, "one kernel per step", is_small)
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn layers_whose_steps_are_one_kernel() -> Result<()> {
 #[test]
 fn it_says_that_it_is_not_exact() -> Result<()> {
     for (fast, path) in [
-        (tf32_mode().resident_blocks(0).build()?, "a kernel a step"),
+        (tf32_mode().resident_blocks(0).build()?, "one kernel per step"),
         (tf32_mode().cluster_size(2).build()?, "cluster"),
     ] {
         ensure!(fast.name() == "cuda-host-tf32", "{}", fast.name());
@@ -268,7 +268,7 @@ fn streams() -> Result<()> {
     Ok(())
 }
 
-/// Steps stay with one kernel for all of them, and exact, up to a size for which a kernel a step is worth its start.
+/// Steps stay with one kernel for all of them, and exact, up to a size for which one kernel per step is worth its start.
 #[test]
 fn large_steps_leave_the_persistent_kernel() -> Result<()> {
     let (fast, exact) = (tf32_mode().build()?, Host::builder().build()?);

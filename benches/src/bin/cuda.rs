@@ -1,12 +1,12 @@
-//! A GPU: first the bits against the CPU, then times. `benches/cuda_side_by_side.py` asks it for rounds between those of
-//! PyTorch, so that both meet the same clocks.
+//! A GPU: first the bits against the CPU, then times. `benches/cuda_side_by_side.py` asks it for rounds between those
+//! of PyTorch, so that both meet the same clocks.
 //!
-//! Without arguments it checks the bits of every shape and prints a time for each. With `--serve` it reads lines
-//! `PASS HIDDEN BATCH STEPS REPEATS`, where PASS is `check`, `forward` or `train`, and answers each with one line: `identical`
-//! or what differs, or microseconds for one pass, the median, or `not run: ` and why. `paths` asks how a shape's steps go.
-//! `check-tf32` and so on are the same in the fast mode, which is not exact: how far it is from the CPU. `check-clusters`,
-//! `check-persistent` and `check-steps` and so on are the same by other paths: by clusters, wherever they can have the weights,
-//! by all blocks together, and by a kernel a step.
+//! Without arguments it checks the bits of every shape and prints a time for each. With `--serve` it reads lines `PASS
+//! HIDDEN BATCH STEPS REPEATS`, where PASS is `check`, `forward` or `train`, and answers each with one line:
+//! `identical` or what differs, or microseconds for one pass, the median, or `not run: ` and why. `paths` asks how a
+//! shape's steps go. `check-tf32` and so on are the same in the fast mode, which is not exact: how far it is from the
+//! CPU. `check-clusters`, `check-persistent` and `check-steps` and so on are the same by other paths: by clusters,
+//! wherever they can have the weights, by all blocks together, and by one kernel per step.
 //!
 //! `--prebuild DIR` compiles the kernels for machines without NVRTC, and needs no GPU.
 
@@ -25,7 +25,7 @@ use lstm_core::{
     Result, Sequence, State, Weights, ndarray::Array3,
 };
 use lstm_cpu::Cpu;
-use lstm_cuda::{Cuda, Limits, kernels};
+use lstm_cuda::{Cuda, KernelLimits, kernels};
 
 /// A GPU's bits against the CPU, and times
 #[derive(Parser)]
@@ -77,7 +77,7 @@ fn all(cuda: &Cuda) -> Result<bool> {
         let label = format!("hidden {hidden} batch {batch} steps {steps}");
         println!("{label}: {checked}; forward {forward:.1} us, forward and backward {train:.1} us");
         let fast = || -> Result<String> {
-            let fast = Cuda::fast(0)?;
+            let fast = Cuda::builder().allow_tf32(true).build()?;
             let [forward, train] = [microseconds(&fast, shape, false, 20)?, microseconds(&fast, shape, true, 20)?];
             let checked = check(&fast, shape, &want, true)?;
             Ok(format!("{checked}; forward {forward:.1} us, forward and backward {train:.1} us"))
@@ -89,9 +89,11 @@ fn all(cuda: &Cuda) -> Result<bool> {
 
 fn serve(cuda: &Cuda) -> Result<bool> {
     // Opened when they are asked for first.
-    let fast = LazyCell::new(|| Cuda::fast(0));
+    let fast = LazyCell::new(|| Cuda::builder().allow_tf32(true).build());
     let [clusters, persistent, steps] = [(true, false), (false, true), (false, false)].map(|(clusters, persistent)| {
-        LazyCell::new(move || Cuda::within(0, Limits { clusters, persistent, ..Limits::default() }))
+        LazyCell::new(move || {
+            Cuda::builder().limit_kernels(KernelLimits { clusters, persistent, ..KernelLimits::default() }).build()
+        })
     });
     let mut known = HashMap::new();
     let mut answer = |line: &str| -> Result<String> {
@@ -107,7 +109,7 @@ fn serve(cuda: &Cuda) -> Result<bool> {
             "tf32" => (fast.as_ref(), None),
             "clusters" => (clusters.as_ref(), Some("cluster")),
             "persistent" => (persistent.as_ref(), Some("persistent")),
-            "steps" => (steps.as_ref(), Some("a kernel a step")),
+            "steps" => (steps.as_ref(), Some("one kernel per step")),
             _ => return Ok(format!("not run: expected -tf32, -clusters, -persistent or -steps, got `{line}`")),
         };
         let device = match device {

@@ -153,7 +153,7 @@ backends! {
     },
     "wgpu" of "wgpu" => |_| lstm_wgpu::Wgpu::new(),
     "cuda" of "cuda" => |_| lstm_cuda::Cuda::new(0),
-    "cuda-tf32" of "cuda" => |_| lstm_cuda::Cuda::fast(0),
+    "cuda-tf32" of "cuda" => |_| lstm_cuda::Cuda::builder().allow_tf32(true).build(),
     // Only for tests, so hidden from other builds.
     #[cfg(feature = "cuda-host")]
     "cuda-host" of "cuda-host" => |_| lstm_cuda_sim::Host::builder().build(),

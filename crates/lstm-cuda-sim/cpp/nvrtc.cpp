@@ -59,8 +59,8 @@ extern "C" int nvrtcDestroyProgram(Program **program) {
 
 // Below some architectures kernels are left out: see CLUSTERS and TENSOR_CORES in device.cuh.
 static bool is_built(const std::string &kernel, int architecture) {
-    if (!kernel.compare(0, 7, "cluster")) return architecture >= 90;
-    return kernel.compare(0, 4, "fast") || architecture >= 80;
+    if (!kernel.compare(0, 8, "cluster_")) return architecture >= 90;
+    return kernel.compare(0, 5, "tf32_") || architecture >= 80;
 }
 
 extern "C" int nvrtcCompileProgram(Program *program, int count, const char *const *options) {

@@ -73,7 +73,7 @@ static Values numbers(size_t n) {
 
 static void same(const char *what, const Values &got, const Values &want) {
     for (size_t i = 0; i < want.size(); i++)
-        if (bits_of(got[i]) != bits_of(want[i])) {
+        if (to_bits(got[i]) != to_bits(want[i])) {
             std::printf("%s, schedule %u: %zu is %g, not %g\n", what, seed, i, got[i], want[i]);
             failed = true;
             return;
@@ -92,7 +92,7 @@ static float dot(u32 depth, const float *a, u32 a_step, const float *b, u32 b_st
 
 enum Kind { STANDARD, DIAGONAL, DENSE, PROJECTED };
 
-template <class Tile> size_t tile_floats() { return 2 * Tile::STAGE; }
+template <class Tile> size_t tile_floats() { return 2 * Tile::BUFFER_FLOATS; }
 
 // Of sizes whose elements can be read by fours and of others, each operand lying along the depth or beside it.
 static void products() {
@@ -105,12 +105,12 @@ static void products() {
             for (u32 i = 0; i < m * n; i++)
                 want[i] = acc[i % n] + dot(k, &a[i / n * a_row], a_depth, &b[i % n * b_col], b_depth);
             const GemmArgs args{a.data(), b.data(), acc.data(), out.data(), m, n, k, 1, a_row, a_depth, 0, b_col, b_depth, 0, 0, 0};
-            start("gemm_small", 4, 64, tile_floats<Small>(), false, args);
+            start("gemm_small", 4, 64, tile_floats<SmallTile>(), false, args);
             same("gemm_small", out, want);
-            start("gemm_medium", 1, 256, tile_floats<Medium>(), false, args);
+            start("gemm_medium", 1, 256, tile_floats<MediumTile>(), false, args);
             same("gemm_medium", out, want);
             if (lies == 3 * whole) {
-                start("gemm_large", 1, 256, tile_floats<Large>(), false, args);
+                start("gemm_large", 1, 256, tile_floats<LargeTile>(), false, args);
                 same("gemm_large", out, want);
             }
         }
@@ -168,11 +168,11 @@ static void fast_products() {
     }
     for (const bool turned : {false, true}) {
         GemmArgs args{a.data(), b.data(), nullptr, out.data(), m, n, k, 1, k, 1, 0, k, 1, 0, 0, 0};
-        if (turned) args.a = at.data(), args.b = bt.data(), args.a_row = args.b_col = 1, args.a_depth = m, args.b_depth = n;
-        start("fast_gemm_narrow", 2, 256, 96 * 72, false, args);
-        near("fast_gemm_narrow", out, want, terms);
-        start("fast_gemm_wide", 1, 256, 256 * 40, false, args);
-        near("fast_gemm_wide", out, want, terms);
+        if (turned) args.a = at.data(), args.b = bt.data(), args.a_row_stride = args.b_col_stride = 1, args.a_depth_stride = m, args.b_depth_stride = n;
+        start("tf32_gemm_narrow", 2, 256, 96 * 72, false, args);
+        near("tf32_gemm_narrow", out, want, terms);
+        start("tf32_gemm_wide", 1, 256, 256 * 40, false, args);
+        near("tf32_gemm_wide", out, want, terms);
     }
 }
 
@@ -187,8 +187,8 @@ static void sums() {
         const u32 second = rows * cols;
         for (u32 i = 0; i < cols; i++)
             want[i] = acc[i] + dot(rows, &products[second + i], cols, ones.data(), 1) + dot(rows, &products[i], cols, ones.data(), 1);
-        start("sum", 2, 64, 64, false, SumArgs{&d[second], multiplied ? &by[second] : nullptr, acc.data(), out.data(), nullptr, rows, cols, cols, 1, 2, -(int)rows});
-        same("sum", out, want);
+        start("column_sums", 2, 64, 64, false, ColumnSumArgs{&d[second], multiplied ? &by[second] : nullptr, acc.data(), out.data(), nullptr, rows, cols, cols, 1, 2, -(int)rows});
+        same("column_sums", out, want);
     }
 }
 
@@ -202,15 +202,15 @@ static void fast_steps() {
     Values h2[2], c2[2], gates[2], dz[2], dh[2], dc[2];
     for (int fast = 0; fast < 2; fast++) {
         h2[fast] = c2[fast] = dh[fast] = dc[fast] = Values(place), gates[fast] = Values(4 * place), dz[fast] = Values(4 * place);
-        const StepArgs step{z.data(), u.data(), h.data(), c.data(), nullptr, h2[fast].data(), c2[fast].data(), nullptr, gates[fast].data(), nullptr, batch, batch - 1, hidden, hidden, cell};
-        if (fast) start("fast_step", 5, 256, 96 * 72, false, step);
-        else start("step_small", 20, 64, tile_floats<SmallStep>(), false, step);
-        const BackArgs back{z.data(), gates[0].data(), u.data(), nullptr, dy.data(), gates[0].data(), c.data(), c2[0].data(), nullptr, nullptr, dh[fast].data(), dc[fast].data(), dz[fast].data(), nullptr, nullptr, nullptr, batch, batch, batch - 1, hidden, hidden, 0, cell, GateBounds()};
-        if (fast) start("fast_back", 2, 256, 96 * 72, false, back);
-        else start("back_small", 6, 64, tile_floats<Small>(), false, back);
+        const ForwardStepArgs step{z.data(), u.data(), h.data(), c.data(), nullptr, h2[fast].data(), c2[fast].data(), nullptr, gates[fast].data(), nullptr, batch, batch - 1, hidden, hidden, cell};
+        if (fast) start("tf32_forward_step", 5, 256, 96 * 72, false, step);
+        else start("forward_step_small", 20, 64, tile_floats<SmallStepTile>(), false, step);
+        const BackwardStepArgs back{z.data(), gates[0].data(), u.data(), nullptr, dy.data(), gates[0].data(), c.data(), c2[0].data(), nullptr, nullptr, dh[fast].data(), dc[fast].data(), dz[fast].data(), nullptr, nullptr, nullptr, batch, batch, batch - 1, hidden, hidden, 0, cell, GateBounds()};
+        if (fast) start("tf32_backward_step", 2, 256, 96 * 72, false, back);
+        else start("backward_step_small", 6, 64, tile_floats<SmallTile>(), false, back);
     }
-    near("fast_step: h", h2[1], h2[0], bound), near("fast_step: c", c2[1], c2[0], bound);
-    near("fast_back: dz", dz[1], dz[0], bound), near("fast_back: dh", dh[1], dh[0], Values(place, 4.0f * hidden));
+    near("tf32_forward_step: h", h2[1], h2[0], bound), near("tf32_forward_step: c", c2[1], c2[0], bound);
+    near("tf32_backward_step: dz", dz[1], dz[0], bound), near("tf32_backward_step: dh", dh[1], dh[0], Values(place, 4.0f * hidden));
 }
 
 // A layer over a few steps, by a kernel a step and by one kernel, forward and back.
@@ -227,7 +227,7 @@ static void layer(bool reverse, bool lengths, Kind kind) {
     const std::vector<u32> active = lengths ? std::vector<u32>{4, 2, 0} : std::vector<u32>(steps, batch);
     const float *peephole = kind == DIAGONAL ? p.data() : nullptr, *w_hr = projects ? w.data() : nullptr;
     const CellOptions cell{dense, 0, 1, 0.75f};
-    const GateBounds bounds{sigmoid(-0.75f), sigmoid(0.75f), tanh_of(-0.75f), tanh_of(0.75f)};
+    const GateBounds bounds{sigmoid(-0.75f), sigmoid(0.75f), lstm_tanh(-0.75f), lstm_tanh(0.75f)};
     const size_t wide = batch * hidden, narrow = batch * state; // a step's cell states, and its h
 
     Values h((steps + 1) * narrow), c((steps + 1) * wide), y(steps * narrow), gates(4 * steps * wide), operand(wide);
@@ -237,22 +237,22 @@ static void layer(bool reverse, bool lengths, Kind kind) {
     for (u32 n = 0; n < steps; n++) {
         const u32 t = reverse ? steps - 1 - n : n, from = reverse ? t + 1 : t, to = reverse ? t : t + 1;
         float *h_new = &h[to * narrow], *y_new = &y[t * narrow];
-        const StepArgs args{&z[t * 4 * wide], u.data(), &h[from * narrow], &c[from * wide], peephole, projects ? nullptr : h_new, &c[to * wide], projects ? nullptr : y_new, &gates[t * 4 * wide], projects ? operand.data() : nullptr, batch, active[t], hidden, state, cell};
-        start("step_small", (4 * hidden + 15) / 16, 64, tile_floats<SmallStep>(), false, args);
-        const ProjectArgs project{operand.data(), w_hr, &h[from * narrow], h_new, y_new, batch, active[t], hidden, state};
-        if (projects) start("project_small", (state + 15) / 16, 64, tile_floats<Small>(), false, project);
+        const ForwardStepArgs args{&z[t * 4 * wide], u.data(), &h[from * narrow], &c[from * wide], peephole, projects ? nullptr : h_new, &c[to * wide], projects ? nullptr : y_new, &gates[t * 4 * wide], projects ? operand.data() : nullptr, batch, active[t], hidden, state, cell};
+        start("forward_step_small", (4 * hidden + 15) / 16, 64, tile_floats<SmallStepTile>(), false, args);
+        const ProjectionArgs project{operand.data(), w_hr, &h[from * narrow], h_new, y_new, batch, active[t], hidden, state};
+        if (projects) start("forward_projection_small", (state + 15) / 16, 64, tile_floats<SmallTile>(), false, project);
     }
-    const size_t depth = blocks_of(hidden); // of h as well
+    const size_t depth = depth_blocks(hidden); // of h as well
     const auto shared = [&](size_t fours, size_t blocks) {
         return (projects ? rows : 2 * part) * blocks * PITCH + (projects ? 1 : 2) * rows * 4 * fours + batch * (units + features);
     };
-    const float empty = value(~0u);
+    const float empty = from_bits(~0u);
     Values y2(y.size(), empty), passed(steps * wide, empty), h2(h.size()), c2(c.size()), gates2(gates.size()), h_last(narrow), c_last(wide);
-    const PersistentArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, w_hr, y2.data(), passed.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, part, units, cell};
+    const ForwardSequenceArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, w_hr, y2.data(), passed.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, part, units, cell};
     const size_t fours = units * depth, fours_back = std::max(4 * depth * ((features + 3) / 4), projects ? fours : 0);
     // Of two groups that share out the rows, and threads in eights.
     const auto threads = [](size_t fours) { return unsigned(2 * fours + 7) / 8 * 8; };
-    start(projects ? "projected" : "persistent", blocks, threads(fours), shared(fours, depth), true, one);
+    start(projects ? "persistent_projected_forward" : "persistent_forward", blocks, threads(fours), shared(fours, depth), true, one);
     const u32 last = reverse ? 0 : steps;
     same("all steps: y", y2, y), same("all steps: h", h2, h), same("all steps: c", c2, c), same("all steps: gates", gates2, gates);
     same("all steps: last h", h_last, Values(&h[last * narrow], &h[last * narrow] + narrow));
@@ -265,8 +265,8 @@ static void layer(bool reverse, bool lengths, Kind kind) {
     };
     if (!projects) {
         Values y3(y.size()), h3(h.size()), c3(c.size()), gates3(gates.size()), h_last3(narrow), c_last3(wide);
-        const PersistentArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, nullptr, y3.data(), nullptr, h3.data(), c3.data(), gates3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, most, in_cluster, reverse, state, most, in_cluster, held, cell};
-        start("cluster", 2 * size, in_cluster * most, cluster_floats(depth, most, held), false, clusters, size);
+        const ForwardSequenceArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, nullptr, y3.data(), nullptr, h3.data(), c3.data(), gates3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, most, in_cluster, reverse, state, most, in_cluster, held, cell};
+        start("cluster_forward", 2 * size, in_cluster * most, cluster_floats(depth, most, held), false, clusters, size);
         same("cluster: y", y3, y), same("cluster: last h", h_last3, h_last), same("cluster: last c", c_last3, c_last);
         same("cluster: h", h3, h), same("cluster: c", c3, c), same("cluster: gates", gates3, gates);
     }
@@ -277,22 +277,22 @@ static void layer(bool reverse, bool lengths, Kind kind) {
         const u32 t = n == steps ? 0 : reverse ? n : steps - 1 - n, visited = n == 0 ? 0 : reverse ? n - 1 : steps - n;
         const bool end = n == steps;
         const u32 from = reverse ? t + 1 : t, to = reverse ? t : t + 1;
-        const BackArgs args{&dz[visited * 4 * wide], &gates[visited * 4 * wide], u.data(), w_hr, &dy[t * narrow], &gates[t * 4 * wide], &c[from * wide], &c[to * wide], &h[to * narrow], peephole, dh.data(), dc.data(), end ? nullptr : &dz[t * 4 * wide], projects && !end ? &dp[t * narrow] : nullptr, projects && !end ? &m[t * wide] : nullptr, sums.data(), batch, end ? 0 : active[t], n == 0 ? 0 : active[visited], hidden, state, 0, cell, bounds};
+        const BackwardStepArgs args{&dz[visited * 4 * wide], &gates[visited * 4 * wide], u.data(), w_hr, &dy[t * narrow], &gates[t * 4 * wide], &c[from * wide], &c[to * wide], &h[to * narrow], peephole, dh.data(), dc.data(), end ? nullptr : &dz[t * 4 * wide], projects && !end ? &dp[t * narrow] : nullptr, projects && !end ? &m[t * wide] : nullptr, sums.data(), batch, end ? 0 : active[t], n == 0 ? 0 : active[visited], hidden, state, 0, cell, bounds};
         if (lengths) {
             // The gates' products apart.
-            if (n > 0) start("back_gates", 4, 256, tile_floats<Medium>(), false, args);
-            start(projects ? "back_state_joined" : "back_joined", (state + 31) / 32, 256, 0, false, args);
+            if (n > 0) start("backward_gate_products", 4, 256, tile_floats<MediumTile>(), false, args);
+            start(projects ? "backward_state_combine" : "backward_step_combine", (state + 31) / 32, 256, 0, false, args);
         } else {
-            start(projects ? "back_state_small" : "back_small", (state + 15) / 16, 64, tile_floats<Small>(), false, args);
+            start(projects ? "backward_state_small" : "backward_step_small", (state + 15) / 16, 64, tile_floats<SmallTile>(), false, args);
         }
-        if (projects && !end) start("back_units_small", (hidden + 15) / 16, 64, tile_floats<Small>(), false, args);
+        if (projects && !end) start("backward_units_small", (hidden + 15) / 16, 64, tile_floats<SmallTile>(), false, args);
     }
-    const PersistentBackArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, part, units, cell, bounds};
-    start(projects ? "projected_back" : "persistent_back", blocks, threads(fours_back), shared(fours_back, 4 * depth), true, back);
+    const BackwardSequenceArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, part, units, cell, bounds};
+    start(projects ? "persistent_projected_backward" : "persistent_backward", blocks, threads(fours_back), shared(fours_back, 4 * depth), true, back);
     same("all steps back: dz", dz2, dz), same("all steps back: dh", dh2, dh), same("all steps back: dc", dc2, dc);
     if (!projects) {
-        const PersistentBackArgs clusters{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, nullptr, dh3.data(), dc3.data(), dz3.data(), nullptr, nullptr, active.data(), steps, batch, hidden, most, in_cluster, reverse, state, most, in_cluster, held_back, cell, bounds};
-        start("cluster_back", 2 * size, in_cluster * most, cluster_floats(4 * depth, (most + 3) / 4, held_back), false, clusters, size);
+        const BackwardSequenceArgs clusters{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, nullptr, dh3.data(), dc3.data(), dz3.data(), nullptr, nullptr, active.data(), steps, batch, hidden, most, in_cluster, reverse, state, most, in_cluster, held_back, cell, bounds};
+        start("cluster_backward", 2 * size, in_cluster * most, cluster_floats(4 * depth, (most + 3) / 4, held_back), false, clusters, size);
         same("cluster back: dz", dz3, dz), same("cluster back: dh", dh3, dh), same("cluster back: dc", dc3, dc);
     }
     if (projects) same("all steps back: projected", dp2, dp), same("all steps back: operand", m2, m);

@@ -108,7 +108,7 @@ impl Driver for Host {
         backend_name(self.options.allow_tf32)
     }
 
-    fn fast(&self) -> bool {
+    fn allows_tf32(&self) -> bool {
         self.options.allow_tf32
     }
 
@@ -165,9 +165,9 @@ impl Driver for Host {
                 kernel.as_ptr(),
                 launch.grid,
                 launch.threads,
-                launch.shared as usize,
-                launch.resident.into(),
-                launch.cluster,
+                launch.shared_bytes as usize,
+                launch.cooperative.into(),
+                launch.cluster_size,
                 self.options.schedule.number(),
                 launch.args.as_ptr().cast(),
                 size_of_val(&*launch.args),
@@ -186,7 +186,7 @@ impl Driver for Host {
         Ok(launches)
     }
 
-    fn replay(&self, op: &'static str, graph: &Vec<Launch>) -> Result<()> {
+    fn launch_graph(&self, op: &'static str, graph: &Vec<Launch>) -> Result<()> {
         graph.iter().try_for_each(|launch| self.launch(op, launch))
     }
 
@@ -204,7 +204,7 @@ impl Driver for Host {
         Ok(if size == cluster_size { resident_blocks.div_ceil(size as usize) } else { 0 })
     }
 
-    fn max_shared(&self) -> u32 {
+    fn max_shared_bytes(&self) -> u32 {
         48 << 10
     }
 }

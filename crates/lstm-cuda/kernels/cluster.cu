@@ -1,194 +1,204 @@
-// All steps of a sequence in one launch, and those of the way back, for small hidden sizes: the blocks of a cluster share out
-// the units of some sequences, and tell one another what a step gave through their shared memory. Clusters never wait for
-// one another.
+// All steps of the forward or backward pass in one launch, for small hidden sizes. The blocks of a cluster divide the
+// units of some sequences among them, and write the results of a step to each other's shared memory. Clusters never
+// wait for one another.
 #if CLUSTERS
 
-// As `Share`, of weights in shared memory, four of the depth side by side: [4][LSTM_BLOCK / 4] of them, `pitch` apart, so that
-// neighbouring threads read neighbouring vectors.
-struct Kept {
+// A `WeightSlice` in shared memory: `[4][LSTM_BLOCK / 4]` float4, each of four adjacent elements of the depth, with
+// distance `stride`, so that adjacent threads read adjacent vectors.
+struct SharedWeightSlice {
     float4 *w;
-    u32 pitch;
+    u32 stride;
 
     MEMBER float4 dot(const float *x) const {
         float4 s = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 2 // more would want registers that hold weights
+#pragma unroll 2 // unrolling further would need registers that hold weights
         for (int n = 0; n < LSTM_BLOCK / 4; n++) {
             const float4 v = *reinterpret_cast<const float4 *>(x + 4 * n);
-            const float4 i = w[n * pitch], f = w[(LSTM_BLOCK / 4 + n) * pitch];
-            const float4 g = w[(2 * (LSTM_BLOCK / 4) + n) * pitch], o = w[(3 * (LSTM_BLOCK / 4) + n) * pitch];
-            s.x = along(s.x, v, i.x, i.y, i.z, i.w);
-            s.y = along(s.y, v, f.x, f.y, f.z, f.w);
-            s.z = along(s.z, v, g.x, g.y, g.z, g.w);
-            s.w = along(s.w, v, o.x, o.y, o.z, o.w);
+            const float4 i = w[n * stride], f = w[(LSTM_BLOCK / 4 + n) * stride];
+            const float4 g = w[(2 * (LSTM_BLOCK / 4) + n) * stride], o = w[(3 * (LSTM_BLOCK / 4) + n) * stride];
+            s.x = fma4(s.x, v, i.x, i.y, i.z, i.w);
+            s.y = fma4(s.y, v, f.x, f.y, f.z, f.w);
+            s.z = fma4(s.z, v, g.x, g.y, g.z, g.w);
+            s.w = fma4(s.w, v, o.x, o.y, o.z, o.w);
         }
         return s;
     }
 };
 
-// A cluster's block: its share of the units, in some sequences from `row0` on, and of shared memory: what steps tell, in two
-// places that they read and write in turns, `rows` rows of [blocks][PITCH] each; sums of blocks, [blocks][rows][fours]
-// float4; then the weights that are not in registers, where `held` of the fours are. A thread has at most one unit of one
-// sequence, and its state.
-struct Part {
-    u32 hidden, units, fours, held, rows, size, first_unit, row0, count, row_floats; // of `rows` there are `count`
-    float *places;
-    float4 *parts;
-    Share share;
-    Kept kept;
-    bool has_other;
+// A block's part in a cluster: some units of the sequences from `first_row` on. Its shared memory has three parts: a
+// double buffer for what steps exchange, `group_rows` rows of `[blocks][PITCH]` each; sums of depth blocks,
+// `[blocks][group_rows][quads]` float4; the weights of the quads that are not in registers, which hold those of the
+// first `register_quads`. A thread has at most one unit of one sequence, and keeps its state in registers.
+struct ClusterBlock {
+    u32 hidden, units, quads, register_quads, group_rows, cluster_blocks, first_unit, first_row;
+    u32 row_count, row_stride; // the cluster has `row_count` sequences, at most `group_rows`
+    float *buffers;
+    float4 *block_sums;
+    WeightSlice slice;
+    SharedWeightSlice shared_slice;
+    bool has_shared_slice;
 
-    template <class Args> MEMBER Part(const Args &args, float *memory, bool back)
-        : hidden(args.hidden), units(args.units), fours(back ? (args.units + 3) / 4 : args.units), held(args.held),
-          rows(args.rows), size(cluster_size()), first_unit(cluster_rank() * args.units),
-          row0(blockIdx.x / size * args.rows), places(memory), share((back ? 4 : 1) * blocks_of(args.hidden), args.held) {
-        count = args.batch - row0 < rows ? args.batch - row0 : rows;
-        row_floats = share.blocks * PITCH;
-        parts = reinterpret_cast<float4 *>(places + 2 * rows * row_floats);
-        const u32 others = fours - held, other = share.block * others + share.four;
-        has_other = share.works() && share.four < others;
-        kept = {parts + share.blocks * rows * fours + other, others * share.blocks};
-        const Strided u{args.u, hidden, hidden, back ? 1 : hidden, back ? hidden : 1};
-        if (back) share.load_back(u, hidden * hidden, first_unit);
-        else share.load(u, hidden * hidden, first_unit);
-        if (!has_other || share.group > 0) return;
+    template <class Args> MEMBER ClusterBlock(const Args &args, float *memory, bool backward)
+        : hidden(args.hidden), units(args.units), quads(backward ? (args.units + 3) / 4 : args.units),
+          register_quads(args.register_quads), group_rows(args.group_rows), cluster_blocks(cluster_size()),
+          first_unit(cluster_rank() * args.units), first_row(blockIdx.x / cluster_blocks * args.group_rows),
+          buffers(memory), slice((backward ? 4 : 1) * depth_blocks(args.hidden), args.register_quads) {
+        row_count = args.batch - first_row < group_rows ? args.batch - first_row : group_rows;
+        row_stride = slice.blocks * PITCH;
+        block_sums = reinterpret_cast<float4 *>(buffers + 2 * group_rows * row_stride);
+        const u32 shared_quads = quads - register_quads, index = slice.block * shared_quads + slice.quad;
+        has_shared_slice = slice.has_work() && slice.quad < shared_quads;
+        shared_slice = {block_sums + slice.blocks * group_rows * quads + index, shared_quads * slice.blocks};
+        const Strided u{args.u, hidden, hidden, backward ? 1 : hidden, backward ? hidden : 1};
+        if (backward) slice.load_backward(u, hidden * hidden, first_unit);
+        else slice.load(u, hidden * hidden, first_unit);
+        if (!has_shared_slice || slice.group > 0) return;
         for (u32 n = 0; n < LSTM_BLOCK; n++) {
-            const u32 sum = n / (LSTM_BLOCK / 4), four = held + share.four;
-            const u32 depth = share.blocks / (back ? 4 : 1);
-            const u32 unit = first_unit + (back ? 4 * four + sum : four), gate = back ? share.block / depth : sum;
-            const u32 k = share.block % depth * LSTM_BLOCK + n % (LSTM_BLOCK / 4) * 4;
-            const auto weight = [&](u32 on) { return Share::weight(u, unit, k + on, gate * hidden * hidden); };
-            kept.w[n * kept.pitch] = {weight(0), weight(1), weight(2), weight(3)};
+            const u32 sum = n / (LSTM_BLOCK / 4), quad = register_quads + slice.quad;
+            const u32 depth = slice.blocks / (backward ? 4 : 1);
+            const u32 unit = first_unit + (backward ? 4 * quad + sum : quad),
+                      gate = backward ? slice.block / depth : sum;
+            const u32 k = slice.block % depth * LSTM_BLOCK + n % (LSTM_BLOCK / 4) * 4;
+            const auto weight = [&](u32 offset) {
+                return WeightSlice::weight(u, unit, k + offset, gate * hidden * hidden);
+            };
+            shared_slice.w[n * shared_slice.stride] = {weight(0), weight(1), weight(2), weight(3)};
         }
     }
     MEMBER u32 row() const { return threadIdx.x / units; }
     MEMBER u32 unit() const { return first_unit + threadIdx.x % units; }
-    MEMBER bool is_mine() const { return row() < count && unit() < hidden; }
-    MEMBER float *place(u32 n) const { return places + n % 2 * rows * row_floats; }
+    MEMBER bool has_unit() const { return row() < row_count && unit() < hidden; }
+    MEMBER float *buffer(u32 n) const { return buffers + n % 2 * group_rows * row_stride; }
 
-    // The sums of some rows.
-    MEMBER void sum(const float *from, u32 rows_there) const {
-        for (u32 r = share.group; share.works() && r < rows_there; r += share.groups) {
-            float4 *sums = parts + (share.block * rows + r) * fours + share.four;
-            sums[0] = share.dot(from + r * row_floats);
-            if (has_other) sums[held] = kept.dot(from + r * row_floats + share.block * PITCH);
+    // Computes the sums of some rows.
+    MEMBER void compute_sums(const float *rows, u32 rows_to_sum) const {
+        for (u32 r = slice.group; slice.has_work() && r < rows_to_sum; r += slice.groups) {
+            float4 *sums = block_sums + (slice.block * group_rows + r) * quads + slice.quad;
+            sums[0] = slice.dot(rows + r * row_stride);
+            if (has_shared_slice) sums[register_quads] = shared_slice.dot(rows + r * row_stride + slice.block * PITCH);
         }
     }
 };
 
-// What steps tell is h, or with the dense peephole c.
-KERNEL(cluster, PersistentArgs, 256) {
+// Steps exchange h, or with dense peepholes c.
+KERNEL(cluster_forward, ForwardSequenceArgs, 256) {
     const u32 hidden = args.hidden;
     SHARED(memory);
-    const Part part(args, memory, false);
-    const u32 b = part.row0 + part.row(), unit = part.unit();
-    const bool mine = part.is_mine();
-    // Not to be read again in each step: a barrier of the cluster empties the first cache.
-    const Peephole peephole(mine ? args.peephole : nullptr, hidden, unit);
-    const float *initial = args.cell.dense ? args.c0 : args.h0;
+    const ClusterBlock block(args, memory, false);
+    const u32 b = block.first_row + block.row(), unit = block.unit();
+    const bool has_unit = block.has_unit();
+    // Loaded once: a cluster barrier invalidates the first-level cache, so that loads in each step would be slow.
+    const Peephole peephole(has_unit ? args.peephole : nullptr, hidden, unit);
+    const float *initial = args.cell.dense_peephole ? args.c0 : args.h0;
     float h = 0.0f, c = 0.0f;
-    // What training keeps of the state.
-    const auto keep = [&](u32 place) {
-        const u64 at = ((u64)place * args.batch + b) * hidden + unit;
-        args.h[at] = h, args.c[at] = c;
+    // Stores the state in the trace.
+    const auto store_trace = [&](u32 trace_index) {
+        const u64 at = ((u64)trace_index * args.batch + b) * hidden + unit;
+        args.trace_h[at] = h, args.trace_c[at] = c;
     };
-    if (mine) {
+    if (has_unit) {
         h = snap(args.h0[(u64)b * hidden + unit]);
         c = snap(args.c0[(u64)b * hidden + unit]);
-        if (args.h) keep(args.reverse ? args.steps : 0);
+        if (args.trace_h) store_trace(args.reverse ? args.steps : 0);
     }
-    // The padding is +0 in both places.
-    for (u32 i = threadIdx.x; i < 2 * part.rows * part.row_floats; i += blockDim.x) {
-        const u32 r = i / part.row_floats, k = i % part.row_floats / PITCH * LSTM_BLOCK + i % PITCH;
-        const bool there = r < part.count && i % PITCH < LSTM_BLOCK && k < hidden;
-        part.places[i] = there ? snap(initial[(u64)(part.row0 + r) * hidden + k]) : 0.0f;
+    // The padding is +0 in both buffers.
+    for (u32 i = threadIdx.x; i < 2 * block.group_rows * block.row_stride; i += blockDim.x) {
+        const u32 r = i / block.row_stride, k = i % block.row_stride / PITCH * LSTM_BLOCK + i % PITCH;
+        const bool exists = r < block.row_count && i % PITCH < LSTM_BLOCK && k < hidden;
+        block.buffers[i] = exists ? snap(initial[(u64)(block.first_row + r) * hidden + k]) : 0.0f;
     }
     cluster_arrive();
 
     for (u32 n = 0; n < args.steps; n++) {
-        const Walk at(args, n);
-        const u64 out = (u64)at.t * args.batch + b;
-        const bool runs = mine && b < at.active;
-        // It comes while others are waited for.
+        const ForwardStep step(args, n);
+        const u64 out = (u64)step.t * args.batch + b;
+        const bool active = has_unit && b < step.active;
+        // This load overlaps with waiting for other blocks.
         float4 x = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (runs) x = input_of(args, at.t, b, unit);
+        if (active) x = load_input_gates(args, step.t, b, unit);
         cluster_wait();
-        part.sum(part.place(n), part.count);
+        block.compute_sums(block.buffer(n), block.row_count);
         __syncthreads();
-        Unit next;
-        if (runs) {
+        CellOutput next;
+        if (active) {
             float u[4];
-            join(part.parts + threadIdx.x, part.share.blocks, part.rows * part.units, u);
-            next = cell(args.cell, x, peephole, u, c);
+            add_block_sums(block.block_sums + threadIdx.x, block.slice.blocks, block.group_rows * block.units, u);
+            next = cell_forward(args.cell, x, peephole, u, c);
             c = next.c, h = next.h;
         }
-        // Not after the last step: whoever is told must still be there.
+        // Not after the last step, since a block may end before another writes to its shared memory.
         if (n + 1 < args.steps) {
-            if (mine) {
-                float *place = part.place(n + 1) + part.row() * part.row_floats + unit / LSTM_BLOCK * PITCH + unit % LSTM_BLOCK;
-                for (u32 rank = 0; rank < part.size; rank++) tell(place, rank, args.cell.dense ? c : h);
+            if (has_unit) {
+                float *target = block.buffer(n + 1) + block.row() * block.row_stride + unit / LSTM_BLOCK * PITCH +
+                                unit % LSTM_BLOCK;
+                for (u32 rank = 0; rank < block.cluster_blocks; rank++)
+                    store_remote(target, rank, args.cell.dense_peephole ? c : h);
             }
             cluster_arrive();
         }
-        // The others wait for what is written from here on, if at all, at the next barrier.
-        if (!mine) continue;
-        args.y[out * hidden + unit] = runs ? h : 0.0f;
-        if (args.h) keep(at.place);
-        if (runs && args.gates)
-            for (int k = 0; k < 4; k++) args.gates[(out * 4 + k) * hidden + unit] = next.gates[k];
+        // Stores from here on need to complete only at the next cluster barrier.
+        if (!has_unit) continue;
+        args.y[out * hidden + unit] = active ? h : 0.0f;
+        if (args.trace_h) store_trace(step.trace_index);
+        if (active && args.trace_gates)
+            for (int k = 0; k < 4; k++) args.trace_gates[(out * 4 + k) * hidden + unit] = next.gates[k];
     }
-    if (mine) {
+    if (has_unit) {
         args.h_last[(u64)b * hidden + unit] = h;
         args.c_last[(u64)b * hidden + unit] = c;
     }
 }
 
-// What steps tell is the gates' gradients.
-KERNEL(cluster_back, PersistentBackArgs, 256) {
+// Steps exchange the gates' gradients.
+KERNEL(cluster_backward, BackwardSequenceArgs, 256) {
     const u32 hidden = args.hidden;
     SHARED(memory);
-    const Part part(args, memory, true);
-    const u32 b = part.row0 + part.row(), unit = part.unit();
-    const bool mine = part.is_mine();
-    const Peephole peephole(mine ? args.peephole : nullptr, hidden, unit);
-    const u64 own = (u64)b * hidden + unit;
+    const ClusterBlock block(args, memory, true);
+    const u32 b = block.first_row + block.row(), unit = block.unit();
+    const bool has_unit = block.has_unit();
+    const Peephole peephole(has_unit ? args.peephole : nullptr, hidden, unit);
+    const u64 index = (u64)b * hidden + unit;
     float dh = 0.0f, dc = 0.0f, f = 0.0f;
-    if (mine) dh = args.dh[own], dc = args.dc[own];
-    for (u32 i = threadIdx.x; i < 2 * part.rows * part.row_floats; i += blockDim.x) part.places[i] = 0.0f;
+    if (has_unit) dh = args.dh[index], dc = args.dc[index];
+    for (u32 i = threadIdx.x; i < 2 * block.group_rows * block.row_stride; i += blockDim.x) block.buffers[i] = 0.0f;
     cluster_arrive();
 
     for (u32 n = 0; n <= args.steps; n++) {
-        const WalkBack at(args, n);
-        const bool runs = mine && b < at.active;
-        // They come while others are waited for.
-        Seen seen = {};
+        const BackwardStep step(args, n);
+        const bool active = has_unit && b < step.active;
+        // These loads overlap with waiting for other blocks.
+        ForwardValues values = {};
         float dy = 0.0f;
-        if (runs) {
-            seen = seen_of(args, at.t, b, unit);
-            dy = args.dy[((u64)at.t * args.batch + b) * hidden + unit];
+        if (active) {
+            values = load_forward_values(args, step.t, b, unit);
+            dy = args.dy[((u64)step.t * args.batch + b) * hidden + unit];
         }
         cluster_wait();
-        part.sum(part.place(n), rows_from(part.row0, at.from, part.rows));
+        block.compute_sums(block.buffer(n), rows_in_range(block.first_row, step.previous_active, block.group_rows));
         __syncthreads();
-        if (mine && b < at.from) {
+        if (has_unit && b < step.previous_active) {
             float u[4];
-            const float *first = reinterpret_cast<const float *>(part.parts + part.row() * part.fours) + (unit - part.first_unit);
-            join_back(first, part.share.blocks, part.rows * part.fours * 4, u);
-            state_back(args.cell.dense, u, f, dh, dc);
+            const float *first = reinterpret_cast<const float *>(block.block_sums + block.row() * block.quads) +
+                                 (unit - block.first_unit);
+            add_block_sums_backward(first, block.slice.blocks, block.group_rows * block.quads * 4, u);
+            state_gradients(args.cell.dense_peephole, u, f, dh, dc);
         }
-        if (at.last) break;
+        if (step.after_last) break;
         float4 dz = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (runs) {
-            const UnitGradients back = run_unit_back(args, seen, peephole, snap(__fadd_rn(dy, dh)), dc);
-            dz = {back.dz[0], back.dz[1], back.dz[2], back.dz[3]};
-            dc = back.dc, f = seen.gates.y;
-            float *place = part.place(n + 1) + part.row() * part.row_floats + unit / LSTM_BLOCK * PITCH + unit % LSTM_BLOCK;
-            for (u32 rank = 0; rank < part.size; rank++) tell_four(place, part.row_floats / 4, rank, dz);
+        if (active) {
+            const UnitGradients gradients = unit_gradients(args, values, peephole, snap(__fadd_rn(dy, dh)), dc);
+            dz = {gradients.dz[0], gradients.dz[1], gradients.dz[2], gradients.dz[3]};
+            dc = gradients.dc, f = values.gates.y;
+            float *target =
+                block.buffer(n + 1) + block.row() * block.row_stride + unit / LSTM_BLOCK * PITCH + unit % LSTM_BLOCK;
+            for (u32 rank = 0; rank < block.cluster_blocks; rank++)
+                store_remote4(target, block.row_stride / 4, rank, dz);
         }
         cluster_arrive();
-        if (!mine) continue;
-        float *p = gradients_of(args, at.t, b, unit);
+        if (!has_unit) continue;
+        float *p = dz_address(args, step.t, b, unit);
         p[0] = dz.x, p[hidden] = dz.y, p[2 * (u64)hidden] = dz.z, p[3 * (u64)hidden] = dz.w;
     }
-    if (mine) args.dh[own] = dh, args.dc[own] = dc;
+    if (has_unit) args.dh[index] = dh, args.dc[index] = dc;
 }
 #endif

@@ -1,37 +1,42 @@
-// What the kernels need of CUDA C++, on a device. `host/shim.h` is the same vocabulary on a CPU.
-// No header is included: NVRTC compiles this where no CUDA toolkit is installed.
+// The parts of CUDA C++ that the kernels use, as they exist on a GPU. A simulation on a CPU replaces this file. It
+// includes no header, since NVRTC compiles it on machines without a CUDA toolkit.
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define DEVICE static __device__ __forceinline__
 #define MEMBER __device__ __forceinline__
 
-// A kernel takes one struct by value, so that it is launched the same way everywhere. Last, if it matters, as how many of
-// its blocks a multiprocessor's registers must do for.
+// Declares a kernel. Each kernel takes one struct by value, so that all are launched in the same way. The optional last
+// argument is the number of blocks that must fit in a multiprocessor's registers.
 #define KERNEL(name, Args, threads, ...) KERNEL_(name, Args, threads, ##__VA_ARGS__, 1)
-#define KERNEL_(name, Args, threads, blocks, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Args args)
+#define KERNEL_(name, Args, threads, blocks, ...) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const Args args)
 
-// All shared memory is dynamic: its size comes with the launch.
+// All shared memory is dynamic: its size is given with the launch.
 extern __shared__ float4 shared_memory[];
 #define SHARED(name) float *name = reinterpret_cast<float *>(shared_memory)
 
-// A word that carries its own validity needs no order with any other: relaxed, but not cached by the reader.
-DEVICE u32 peek(const float *p) {
+// Relaxed loads and stores at GPU scope, for words that other blocks write or read. Ordering is not needed, since each
+// word shows by itself whether it is valid (see `sequence.cuh`); the loads must not hit a stale first-level cache.
+DEVICE u32 load_relaxed(const float *p) {
     u32 v;
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
 }
-DEVICE float4 peek_four(const float *p) {
+DEVICE float4 load_relaxed4(const float *p) {
     float4 v;
-    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p)
+                 : "memory");
     return v;
 }
-DEVICE void publish(float *p, u32 v) {
+DEVICE void store_relaxed(float *p, u32 v) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 DEVICE void pause() {}
 
-// From here on blocks can form clusters, whose shared memory all of their blocks reach.
+// Thread block clusters: from sm_90 on, blocks of a cluster can access each other's shared memory.
 #define CLUSTERS (__CUDA_ARCH__ >= 900)
 #if CLUSTERS
 DEVICE u32 cluster_rank() {
@@ -44,45 +49,46 @@ DEVICE u32 cluster_size() {
     asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
     return size;
 }
-// Writes where block `rank` of the cluster has what `p` is here.
-DEVICE u32 at_peer(float *p, u32 rank) {
+// The shared-memory address in block `rank` of the cluster that corresponds to `p` in this block.
+DEVICE u32 remote_address(float *p, u32 rank) {
     u32 at = (u32)__cvta_generic_to_shared(p);
     asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(at) : "r"(rank));
     return at;
 }
-DEVICE void tell(float *p, u32 rank, float v) {
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at_peer(p, rank)), "f"(v) : "memory");
+DEVICE void store_remote(float *p, u32 rank, float v) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote_address(p, rank)), "f"(v) : "memory");
 }
-// The same of four words, so many apart.
-DEVICE void tell_four(float *p, u32 apart, u32 rank, float4 v) {
-    const u32 at = at_peer(p, rank);
+// Stores four words `stride` floats apart in the shared memory of block `rank`.
+DEVICE void store_remote4(float *p, u32 stride, u32 rank, float4 v) {
+    const u32 at = remote_address(p, rank);
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(v.x) : "memory");
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 4 * apart), "f"(v.y) : "memory");
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 8 * apart), "f"(v.z) : "memory");
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 12 * apart), "f"(v.w) : "memory");
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 4 * stride), "f"(v.y) : "memory");
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 8 * stride), "f"(v.z) : "memory");
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 12 * stride), "f"(v.w) : "memory");
 }
-// A barrier of all the cluster's threads in two halves: what a thread did before it arrives, others see once they have
-// waited. Not `.aligned`: threads of a warp may come out of different branches.
+// A barrier of all threads of the cluster, split in two. What a thread wrote before it arrives is visible to the others
+// after they have waited. It is not `.aligned`, since the threads of a warp may arrive from different branches.
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 #endif
 
-// From here on tensor cores take TF32: f32 with 10 bits of mantissa.
+// Tensor cores: from sm_80 on, they multiply in TF32, which is f32 with 10 bits of mantissa.
 #define TENSOR_CORES (__CUDA_ARCH__ >= 800)
 #if TENSOR_CORES
-// The nearest, ties away from zero.
+// Rounds to the nearest TF32 value, ties away from zero.
 DEVICE float to_tf32(float v) {
     u32 bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
     return __uint_as_float(bits);
 }
-// A warp's product of 16 x 8 and 8 x 8 elements, added to 16 x 8 sums. What a lane has of them is the instruction's to say:
-// `top` and `bottom` are two sums each, in rows 8 apart. In which order it sums is not said anywhere. Volatile: it must stay
-// where all of the warp's lanes are.
+// A warp's product of a 16 x 8 and an 8 x 8 matrix, added to a 16 x 8 matrix. The instruction defines which elements
+// each lane holds: `top` and `bottom` are two adjacent sums each, in rows 8 apart. The order of summation is
+// unspecified. The asm is volatile so that the compiler leaves it where all lanes of the warp execute it.
 DEVICE void mma(float *top, float *bottom, const float *a, const float *b) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(top[0]), "+f"(top[1]), "+f"(bottom[0]), "+f"(bottom[1])
-        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
-          "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(top[0]), "+f"(top[1]), "+f"(bottom[0]), "+f"(bottom[1])
+                 : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+                   "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 #endif

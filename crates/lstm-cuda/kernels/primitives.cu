@@ -1,84 +1,88 @@
-// The primitives of `lstm_core::Backend`: elementwise operations, copies of parts, products.
+// The primitives of the backend trait: elementwise operations, copies of matrix parts, products and column sums.
 
-DEVICE u64 first() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
-DEVICE u64 stride() { return (u64)gridDim.x * blockDim.x; }
+DEVICE u64 first_index() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
+DEVICE u64 grid_stride() { return (u64)gridDim.x * blockDim.x; }
 
 KERNEL(map, MapArgs, 256) {
-    for (u64 i = first(); i < args.len; i += stride()) {
+    for (u64 i = first_index(); i < args.len; i += grid_stride()) {
         float v = 0.0f;
         switch (args.op) {
         case 0: v = snap(args.x[i]); break;
         case 1: v = sigmoid(args.x[i]); break;
-        case 2: v = tanh_of(args.x[i]); break;
+        case 2: v = lstm_tanh(args.x[i]); break;
         case 3: v = clip(args.x[i], args.bound); break;
-        case 4: v = value(~0u); break;
+        case 4: v = from_bits(~0u); break;
         }
         args.out[i] = v;
     }
 }
 
 KERNEL(mul_add, MulAddArgs, 256) {
-    for (u64 i = first(); i < args.len; i += stride()) {
+    for (u64 i = first_index(); i < args.len; i += grid_stride()) {
         const u64 col = i % args.cols;
         const float a = __fmul_rn(args.alpha, args.a[i]);
-        const float b = args.b ? args.b[args.b_row ? col : i] : 1.0f;
-        args.out[i] = args.c ? __fmaf_rn(a, b, args.c[args.c_row ? col : i]) : __fmul_rn(a, b);
+        const float b = args.b ? args.b[args.b_is_row ? col : i] : 1.0f;
+        args.out[i] = args.c ? __fmaf_rn(a, b, args.c[args.c_is_row ? col : i]) : __fmul_rn(a, b);
     }
 }
 
-KERNEL(within, WithinArgs, 256) {
-    for (u64 i = first(); i < args.len; i += stride()) {
-        const float by = args.by[i];
-        const bool outside = by <= args.low[i % args.cols] || by >= args.high[i % args.cols];
+KERNEL(select_between, SelectBetweenArgs, 256) {
+    for (u64 i = first_index(); i < args.len; i += grid_stride()) {
+        const float selector = args.by[i];
+        const bool outside = selector <= args.low[i % args.cols] || selector >= args.high[i % args.cols];
         args.out[i] = outside ? 0.0f : args.x[i];
     }
 }
 
 KERNEL(copy, CopyArgs, 256) {
-    for (u64 i = first(); i < args.rows * args.cols; i += stride()) {
+    for (u64 i = first_index(); i < args.rows * args.cols; i += grid_stride()) {
         const u64 row = i / args.cols, col = i % args.cols;
         const float v = args.from[row * args.from_stride + col];
-        args.to[row * args.to_stride + col] = args.snapped ? snap(v) : v;
+        args.to[row * args.to_stride + col] = args.snap ? snap(v) : v;
     }
 }
 
-template <class T, bool PARTS> DEVICE void gemm(const GemmArgs &args) {
+template <class T, bool SEGMENTS> DEVICE void gemm(const GemmArgs &args) {
     u32 row0, col0;
-    T::place(args.cols, row0, col0);
-    const Strided a{args.a, args.rows, args.depth, args.a_row, args.a_depth, (args.snapped & 1) != 0};
-    const Strided b{args.b, args.cols, args.depth, args.b_col, args.b_depth, (args.snapped & 2) != 0};
+    T::origin(args.cols, row0, col0);
+    const Strided a{args.a, args.rows, args.depth, args.a_row_stride, args.a_depth_stride, (args.snap & 1) != 0};
+    const Strided b{args.b, args.cols, args.depth, args.b_col_stride, args.b_depth_stride, (args.snap & 2) != 0};
     T tile;
     tile.clear();
-    if constexpr (!PARTS) tile.product(args.depth, a, row0, b, col0);
-    // A thread's neighbouring columns, where all of them are there and can be read and written as one.
-    constexpr int N = T::ACROSS_EACH % 4 == 0 ? 4 : 1;
-    const bool whole = N == 4 && (((u64)args.acc | (u64)args.out) & 15) == 0 && (args.acc_row | args.cols) % 4 == 0;
-    // All that is added is read before anything is written, for which the next read would wait.
+    if constexpr (!SEGMENTS) tile.product(args.depth, a, row0, b, col0);
+    // Adjacent columns of a thread are read and written as one vector, if all of them exist and are aligned.
+    constexpr int N = T::THREAD_COLS % 4 == 0 ? 4 : 1;
+    const bool vectorized =
+        N == 4 && (((u64)args.acc | (u64)args.out) & 15) == 0 && (args.acc_row_stride | args.cols) % 4 == 0;
+    // Read all summands before writing any result: a load after a store would have to wait for it, in case both
+    // overlap.
     if (args.acc)
 #pragma unroll
-        for (int i = 0; i < T::DOWN_EACH; i++)
+        for (int i = 0; i < T::THREAD_ROWS; i++)
 #pragma unroll
-            for (int j = 0; j < T::ACROSS_EACH; j += N) {
+            for (int j = 0; j < T::THREAD_COLS; j += N) {
                 const u32 row = row0 + T::row(i), col = col0 + T::col(j);
                 if (row >= args.rows || col >= args.cols) continue;
-                const float *acc = args.acc + ((u64)row * args.acc_row + col);
+                const float *acc = args.acc + ((u64)row * args.acc_row_stride + col);
                 float v[N] = {};
-                if (whole) fetch<N>(acc, v);
+                if (vectorized) load_vector<N>(acc, v);
                 else
 #pragma unroll
                     for (int n = 0; n < N; n++) v[n] = col + n < args.cols ? acc[n] : 0.0f;
 #pragma unroll
-                for (int n = 0; n < N; n++) tile.sum[i][j + n] = PARTS ? v[n] : __fadd_rn(v[n], tile.sum[i][j + n]);
+                for (int n = 0; n < N; n++) tile.sum[i][j + n] = SEGMENTS ? v[n] : __fadd_rn(v[n], tile.sum[i][j + n]);
             }
-    if constexpr (PARTS) tile.join(args.parts, NOT_ONE, args.depth, a, args.a_part, row0, b, args.b_part, col0);
+    if constexpr (SEGMENTS)
+        tile.add_segments(args.segments, NO_SEGMENT, args.depth, a, args.a_segment_stride, row0, b,
+                          args.b_segment_stride, col0);
 #pragma unroll
-    for (int i = 0; i < T::DOWN_EACH; i++)
+    for (int i = 0; i < T::THREAD_ROWS; i++)
 #pragma unroll
-        for (int j = 0; j < T::ACROSS_EACH; j += N) {
+        for (int j = 0; j < T::THREAD_COLS; j += N) {
             const u32 row = row0 + T::row(i), col = col0 + T::col(j);
             if (row >= args.rows || col >= args.cols) continue;
             float *out = args.out + ((u64)row * args.cols + col), *v = tile.sum[i] + j;
-            if (whole) {
+            if (vectorized) {
                 if constexpr (N == 4) *reinterpret_cast<float4 *>(out) = {v[0], v[1], v[2], v[3]};
             } else
 #pragma unroll
@@ -87,41 +91,43 @@ template <class T, bool PARTS> DEVICE void gemm(const GemmArgs &args) {
         }
 }
 
-KERNEL(gemm_small, GemmArgs, 64) { gemm<Small, true>(args); }
-KERNEL(gemm_medium, GemmArgs, 256, 2) { gemm<Medium, true>(args); }
-KERNEL(gemm_large, GemmArgs, 256) { gemm<Large, false>(args); }
+KERNEL(gemm_small, GemmArgs, 64) { gemm<SmallTile, true>(args); }
+KERNEL(gemm_medium, GemmArgs, 256, 2) { gemm<MediumTile, true>(args); }
+KERNEL(gemm_large, GemmArgs, 256) { gemm<LargeTile, false>(args); }
 
-// A block has 32 columns; each of its warps sums another LSTM_BLOCK rows of them, which are joined from the left.
-KERNEL(sum, SumArgs, 256) {
+// Each block sums 32 columns. Each of its warps sums another LSTM_BLOCK rows of them; the warps' sums are then added
+// from left to right.
+KERNEL(column_sums, ColumnSumArgs, 256) {
     SHARED(blocks);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const u32 col = blockIdx.x * 32 + lane;
-    const float *d = args.d + col, *by = args.by ? args.by + col : nullptr;
-    const u32 *active = args.active;
-    float all = args.acc && col < args.cols ? args.acc[col] : 0.0f;
-    for (u32 n = 0; n < args.parts; n++) {
+    const float *x = args.x + col, *factor = args.factor ? args.factor + col : nullptr;
+    const u32 *active = args.active_counts;
+    float sum = args.acc && col < args.cols ? args.acc[col] : 0.0f;
+    for (u32 n = 0; n < args.segments; n++) {
         float total = 0.0f;
         for (u32 row0 = 0; row0 < args.rows; row0 += warps * LSTM_BLOCK) {
             float block = 0.0f;
 #pragma unroll 16
             for (u32 i = 0; i < LSTM_BLOCK; i++) {
                 const u32 row = row0 + warp * LSTM_BLOCK + i;
-                bool there = row < args.rows && col < args.cols;
-                if (there && active) there = row % args.batch < active[row / args.batch];
-                float v = there ? d[(u64)row * args.d_stride] : 0.0f;
-                if (there && by) v = __fmul_rn(v, by[(u64)row * args.cols]);
+                bool counts = row < args.rows && col < args.cols;
+                if (counts && active) counts = row % args.batch < active[row / args.batch];
+                float v = counts ? x[(u64)row * args.x_stride] : 0.0f;
+                if (counts && factor) v = __fmul_rn(v, factor[(u64)row * args.cols]);
                 block = __fadd_rn(block, v);
             }
-            __syncthreads(); // the sums before have been read
+            __syncthreads(); // the previous sums have been read
             blocks[threadIdx.x] = block;
             __syncthreads();
             if (warp == 0)
-                for (u32 k = 0; k < warps && row0 + k * LSTM_BLOCK < args.rows; k++) total = __fadd_rn(total, blocks[k * 32 + lane]);
+                for (u32 k = 0; k < warps && row0 + k * LSTM_BLOCK < args.rows; k++)
+                    total = __fadd_rn(total, blocks[k * 32 + lane]);
         }
-        all = __fadd_rn(all, total);
-        d += (long long)args.part * args.d_stride;
-        if (by) by += (long long)args.part * args.cols;
-        if (active) active += args.part / (int)args.batch;
+        sum = __fadd_rn(sum, total);
+        x += (long long)args.segment_stride * args.x_stride;
+        if (factor) factor += (long long)args.segment_stride * args.cols;
+        if (active) active += args.segment_stride / (int)args.batch;
     }
-    if (warp == 0 && col < args.cols) args.out[col] = all;
+    if (warp == 0 && col < args.cols) args.out[col] = sum;
 }

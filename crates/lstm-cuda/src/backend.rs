@@ -1,4 +1,4 @@
-//! The backend, over whatever runs its kernels.
+//! The implementation of the backend traits, for any [`Driver`].
 
 use std::{
     fmt,
@@ -17,17 +17,17 @@ use lstm_core::{
 };
 
 use crate::{
-    args::{MulAddArgs, WithinArgs},
-    check,
-    driver::{Driver, Launch, size},
-    launches::{Map, Operand, at, copy, gemm, map},
-    layer::{Layer, Loaded, Plan},
+    driver::{Address, Driver, Launch, kernel_size},
+    kernels::args::{MulAddArgs, SelectBetweenArgs},
+    launch::{Map, Operand, copy, gemm, map, offset},
+    layer::{DeviceWeights, Layer, Plan},
+    self_test,
+    sequence::Trace,
     stream::CudaStream,
     tensor::Tensor,
-    trace::Trace,
 };
 
-/// CUDA on a driver: [`Cuda`](crate::Cuda) on a device. Cloning shares it.
+/// The CUDA backend on a device, such as a GPU for [`Cuda`](crate::Cuda). Clones share the device.
 #[derive(Clone)]
 pub struct CudaBackend<D: Driver> {
     pub(crate) driver: D,
@@ -47,46 +47,46 @@ impl<D: Driver> CudaBackend<D> {
     /// [`Error::Device`] if the test can't run, or if products in TF32 are less accurate than rounding explains.
     #[doc(hidden)]
     pub fn open(driver: D) -> Result<Self> {
-        let unchecked = CudaBackend { driver, arithmetic: Arithmetic::Exact };
-        let look = if unchecked.driver.fast() { check::fast } else { check::arithmetic };
-        Ok(CudaBackend { arithmetic: look(&unchecked)?, ..unchecked })
+        let untested = CudaBackend { driver, arithmetic: Arithmetic::Exact };
+        let test = if untested.driver.allows_tf32() { self_test::tf32 } else { self_test::exact };
+        Ok(CudaBackend { arithmetic: test(&untested)?, ..untested })
     }
 
-    /// A tensor whose values are not defined.
+    /// Allocates a tensor with uninitialized values.
     pub(crate) fn tensor(&self, op: &'static str, shape: MatrixShape) -> Result<Tensor<D>> {
         let len = checked_len(op, &[shape.rows, shape.cols])?;
-        size(op, shape.rows)?;
-        size(op, shape.cols)?;
+        kernel_size(op, shape.rows)?;
+        kernel_size(op, shape.cols)?;
         Ok(Tensor { shape, data: Arc::new(self.driver.alloc(op, len)?) })
     }
 
-    /// One value.
-    pub(crate) fn constant(&self, op: &'static str, value: f32) -> Result<D::Memory> {
+    /// Allocates memory for one value and uploads it.
+    pub(crate) fn upload_scalar(&self, op: &'static str, value: f32) -> Result<D::Memory> {
         let memory = self.driver.alloc(op, 1)?;
         self.driver.upload(op, &memory, &[value])?;
         Ok(memory)
     }
 
-    fn address(&self, x: &Tensor<D>) -> u64 {
+    fn address(&self, x: &Tensor<D>) -> Address {
         self.driver.address(&x.data)
     }
 
-    /// `x` itself to be overwritten, or another tensor of its shape where somebody else holds it.
-    fn place_for(&self, op: &'static str, x: &mut Tensor<D>) -> Result<Tensor<D>> {
+    /// The output of an elementwise operation: `x` itself if its memory is not shared, else a new tensor of its shape.
+    fn reuse_or_allocate(&self, op: &'static str, x: &mut Tensor<D>) -> Result<Tensor<D>> {
         match Arc::get_mut(&mut x.data) {
             Some(_) => Ok(x.clone()),
             None => self.tensor(op, x.shape),
         }
     }
 
-    fn map(&self, op: &'static str, what: Map, mut x: Tensor<D>, bound: f32) -> Result<Tensor<D>> {
-        let out = self.place_for(op, &mut x)?;
-        let launch = map(op, what, self.address(&x), self.address(&out), x.shape.len(), bound)?;
+    fn map(&self, op: &'static str, function: Map, mut x: Tensor<D>, bound: f32) -> Result<Tensor<D>> {
+        let out = self.reuse_or_allocate(op, &mut x)?;
+        let launch = map(op, function, self.address(&x), self.address(&out), x.shape.len(), bound)?;
         self.driver.launch(op, &launch)?;
         Ok(out)
     }
 
-    fn run_all(&self, op: &'static str, launches: impl IntoIterator<Item = Result<Launch>>) -> Result<()> {
+    fn launch_all(&self, op: &'static str, launches: impl IntoIterator<Item = Result<Launch>>) -> Result<()> {
         launches.into_iter().try_for_each(|launch| self.driver.launch(op, &launch?))
     }
 }
@@ -131,9 +131,13 @@ impl<D: Driver> Ops for CudaBackend<D> {
         let (left, right) = (a.shape(a.tensor.shape), b.shape(b.tensor.shape));
         let shape = check_gemm(left, right, acc.map(|acc| acc.shape))?;
         let out = self.tensor("gemm", shape)?;
-        let operand = |mat: MatrixRef<'_, Tensor<D>>, along: bool| {
-            let (address, cols) = (self.address(mat.tensor), mat.tensor.shape.cols);
-            if along { Operand::lines(address, cols) } else { Operand::beside(address, cols) }
+        let operand = |matrix: MatrixRef<'_, Tensor<D>>, contiguous: bool| {
+            let (address, cols) = (self.address(matrix.tensor), matrix.tensor.shape.cols);
+            if contiguous {
+                Operand::contiguous_lines(address, cols)
+            } else {
+                Operand::interleaved_lines(address, cols)
+            }
         };
         let operands = (operand(a, !a.transposed), operand(b, b.transposed));
         let acc = acc.map(|acc| (self.address(acc), if acc.shape.rows == 1 { 0 } else { shape.cols }));
@@ -154,12 +158,12 @@ impl<D: Driver> Ops for CudaBackend<D> {
             c: address(c),
             out: self.address(&out),
             len: shape.len() as u64,
-            cols: size("mul_add", shape.cols)?,
-            b_row: is_row(b),
-            c_row: is_row(c),
+            cols: kernel_size("mul_add", shape.cols)?,
+            b_is_row: is_row(b),
+            c_is_row: is_row(c),
             alpha,
         };
-        self.driver.launch("mul_add", &Launch::over("mul_add", "mul_add", shape.len(), args)?)?;
+        self.driver.launch("mul_add", &Launch::elementwise("mul_add", "mul_add", shape.len(), args)?)?;
         Ok(out)
     }
 
@@ -178,27 +182,28 @@ impl<D: Driver> Ops for CudaBackend<D> {
 
     fn select_between(&self, mut x: Tensor<D>, by: &Tensor<D>, low: &Tensor<D>, high: &Tensor<D>) -> Result<Tensor<D>> {
         check_select_between(x.shape, by.shape, low.shape, high.shape)?;
-        let out = self.place_for("within", &mut x)?;
-        let args = WithinArgs {
+        let out = self.reuse_or_allocate("select_between", &mut x)?;
+        let args = SelectBetweenArgs {
             x: self.address(&x),
             by: self.address(by),
             low: self.address(low),
             high: self.address(high),
             out: self.address(&out),
             len: x.shape.len() as u64,
-            cols: size("within", x.shape.cols)?,
-            unused: 0,
+            cols: kernel_size("select_between", x.shape.cols)?,
+            padding: 0,
         };
-        self.driver.launch("within", &Launch::over("within", "within", x.shape.len(), args)?)?;
+        self.driver
+            .launch("select_between", &Launch::elementwise("select_between", "select_between", x.shape.len(), args)?)?;
         Ok(out)
     }
 
     fn slice(&self, x: &Tensor<D>, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor<D>> {
         let shape = check_slice(x.shape, &rows, &cols)?;
         let out = self.tensor("slice", shape)?;
-        let from = at(self.address(x), rows.start * x.shape.cols + cols.start);
+        let from = offset(self.address(x), rows.start * x.shape.cols + cols.start);
         let to = (self.address(&out), shape.cols);
-        self.run_all("slice", [copy("slice", (from, x.shape.cols), to, [shape.rows, shape.cols], false)])?;
+        self.launch_all("slice", [copy("slice", (from, x.shape.cols), to, [shape.rows, shape.cols], false)])?;
         Ok(out)
     }
 
@@ -209,10 +214,10 @@ impl<D: Driver> Ops for CudaBackend<D> {
         let launches = parts.iter().map(|part| {
             let MatrixShape { rows, cols } = part.shape;
             let launch = copy("concat", (self.address(part), cols), (to, shape.cols), [rows, cols], false);
-            to = at(to, if axis == ConcatAxis::Rows { rows * cols } else { cols });
+            to = offset(to, if axis == ConcatAxis::Rows { rows * cols } else { cols });
             launch
         });
-        self.run_all("concat", launches)?;
+        self.launch_all("concat", launches)?;
         Ok(out)
     }
 }
@@ -224,7 +229,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
     type Stream = CudaStream<D>;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer<D>> {
-        Ok(Layer(Arc::new(Loaded::new(&self.driver, weights)?)))
+        Ok(Layer(Arc::new(DeviceWeights::new(&self.driver, weights)?)))
     }
 
     fn plan(&self, layer: &Layer<D>, batch: usize, steps: usize) -> Result<Plan<D>> {
@@ -233,7 +238,11 @@ impl<D: Driver> Backend for CudaBackend<D> {
 
     fn path(&self, layer: &Layer<D>) -> ExecutionPath {
         let [path, _] = layer.paths(1);
-        ExecutionPath::Fused(if self.driver.fast() { format!("{path}, products in tf32").into() } else { path.into() })
+        ExecutionPath::Fused(if self.driver.allows_tf32() {
+            format!("{path}, products in tf32").into()
+        } else {
+            path.into()
+        })
     }
 
     fn forward(
@@ -244,7 +253,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
     ) -> Result<LayerOutput<Tensor<D>>> {
         sequence.check(&layer.spec, |x| x.shape)?;
         plan.check("forward", &layer.spec, sequence.batch, sequence.steps)?;
-        self.run("forward", layer, plan, &sequence, None)
+        self.run_layer("forward", layer, plan, &sequence, None)
     }
 
     fn forward_train(
@@ -256,7 +265,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
         sequence.check(&layer.spec, |x| x.shape)?;
         plan.check("forward_train", &layer.spec, sequence.batch, sequence.steps)?;
         let trace = Trace::new(self, &layer.spec, &sequence)?;
-        let output = self.run("forward_train", layer, plan, &sequence, Some(&trace))?;
+        let output = self.run_layer("forward_train", layer, plan, &sequence, Some(&trace))?;
         Ok((output, trace))
     }
 
@@ -265,15 +274,15 @@ impl<D: Driver> Backend for CudaBackend<D> {
         Layer(layer): &Layer<D>,
         plan: &mut Plan<D>,
         trace: &Trace<D>,
-        upstream: LayerOutputGradients<'_, Tensor<D>>,
+        output_gradients: LayerOutputGradients<'_, Tensor<D>>,
     ) -> Result<LayerGradients<Tensor<D>>> {
         if trace.spec != layer.spec {
             let (want, got) = (format!("one of {:?}", layer.spec), format!("one of {:?}", trace.spec));
             return Err(Error::shape("backward: trace", want, got));
         }
         plan.check("backward", &layer.spec, trace.batch, trace.steps)?;
-        upstream.check(&layer.spec, trace.steps, trace.batch, |x| x.shape)?;
-        self.gradients(layer, trace, upstream)
+        output_gradients.check(&layer.spec, trace.steps, trace.batch, |x| x.shape)?;
+        self.layer_gradients(layer, trace, output_gradients)
     }
 
     fn stream(&self, layers: &[Layer<D>], batch: usize) -> Result<CudaStream<D>> {

@@ -1,4 +1,5 @@
-//! What the backend needs of CUDA: memory, launches, graphs. A device and the host that stands in for one do it alike.
+//! What the backend needs from CUDA: memory, kernel launches and graphs. A GPU and its simulation on a CPU both
+//! implement it.
 
 use std::fmt;
 
@@ -8,54 +9,59 @@ use lstm_core::{Error, Result};
 /// An address in device memory; 0 is null.
 pub type Address = u64;
 
-/// Where kernels run. Launches and copies are done in the order in which they are asked for; only `download` waits.
+/// A device that runs kernels. Launches and copies run in the order in which they are enqueued. Only `download` waits
+/// for them.
 ///
-/// It is for this crate's devices only, and not part of what stays as it is. Launches hold bare addresses: whoever makes one sees to it that each is
-/// of memory as large as the kernel takes it to be. Memory may be given up as soon as everything that uses it was asked
-/// for; a graph's must live until its last replay was.
+/// This trait is for the devices of this workspace only and is not covered by semantic versioning. A [`Launch`] holds
+/// plain addresses: its creator guarantees that each is of memory as large as the kernel assumes. Memory may be dropped
+/// as soon as everything that uses it has been enqueued. Memory that a graph uses must live until the graph's last
+/// launch was enqueued.
 #[doc(hidden)]
 pub trait Driver: Clone + fmt::Debug + Send + Sync + 'static {
-    /// Device memory for some `f32`, freed when it is dropped and everything before has been done.
+    /// Device memory for a number of `f32`. It is freed when it is dropped and all work enqueued before has finished.
     type Memory: Send + Sync + 'static;
-    /// Launches that were prepared to be asked for at once.
+    /// A recorded sequence of launches.
     type Graph: Send + Sync + 'static;
 
-    /// A name for reports.
+    /// The backend's name.
     fn name(&self) -> &str;
-    /// Memory for `len` values; they are not defined.
+    /// Allocates memory for `len` uninitialized values.
     fn alloc(&self, op: &'static str, len: usize) -> Result<Self::Memory>;
-    /// Where it is.
+    /// The address of the memory's first value.
     fn address(&self, memory: &Self::Memory) -> Address;
-    /// Copies `data`, of at most the memory's length, bits unchanged.
+    /// Copies `data` to the start of `memory`, bits unchanged. `data` must not be longer than the memory.
     fn upload(&self, op: &'static str, memory: &Self::Memory, data: &[f32]) -> Result<()>;
-    /// Waits, and copies as many values as `out` has from `offset` on.
+    /// Waits for all enqueued work, then fills `out` with the values of `memory` from index `offset` on.
     fn download(&self, op: &'static str, memory: &Self::Memory, offset: usize, out: &mut [f32]) -> Result<()>;
-    /// Starts a kernel.
+    /// Enqueues a kernel launch.
     fn launch(&self, op: &'static str, launch: &Launch) -> Result<()>;
-    /// Prepares launches, each of which waits for the one before.
+    /// Records launches as a graph. Each launch waits for the one before it.
     fn graph(&self, op: &'static str, launches: Vec<Launch>) -> Result<Self::Graph>;
-    /// Starts them.
-    fn replay(&self, op: &'static str, graph: &Self::Graph) -> Result<()>;
-    /// Whether products go to tensor cores, which round their operands: the fast mode.
-    fn fast(&self) -> bool;
-    /// Multiprocessors, for the choice of a kernel's tiles.
+    /// Enqueues the launches of a graph.
+    fn launch_graph(&self, op: &'static str, graph: &Self::Graph) -> Result<()>;
+    /// Whether matrix products may run on tensor cores, which round their operands to TF32.
+    fn allows_tf32(&self) -> bool;
+    /// Number of multiprocessors, from which tile sizes are chosen.
     fn multiprocessors(&self) -> usize;
-    /// How many blocks of a kernel can be there at the same time; 0 where blocks can't wait for one another.
-    fn resident_blocks(&self, op: &'static str, kernel: &'static str, threads: u32, shared: u32) -> Result<usize>;
-    /// How many clusters of `size` blocks of a kernel can be there at the same time; 0 where there are none of that size.
+    /// How many blocks of a kernel can be resident at the same time; 0 if the device has no cooperative launches.
+    /// `threads` and `shared_bytes` are per block.
+    fn resident_blocks(&self, op: &'static str, kernel: &'static str, threads: u32, shared_bytes: u32)
+    -> Result<usize>;
+    /// How many clusters of `cluster_size` blocks of a kernel can be resident at the same time; 0 if the device has no
+    /// clusters of this size. `threads` and `shared_bytes` are per block.
     fn resident_clusters(
         &self,
         op: &'static str,
         kernel: &'static str,
-        size: u32,
+        cluster_size: u32,
         threads: u32,
-        shared: u32,
+        shared_bytes: u32,
     ) -> Result<usize>;
-    /// Most shared memory that a block can have, in bytes.
-    fn max_shared(&self) -> u32;
+    /// The largest amount of shared memory that a block can have, in bytes.
+    fn max_shared_bytes(&self) -> u32;
 }
 
-/// A kernel, its grid and its arguments.
+/// A kernel launch: the kernel, its grid and its arguments.
 #[derive(Clone, Debug)]
 pub struct Launch {
     /// The kernel's name.
@@ -64,21 +70,21 @@ pub struct Launch {
     pub grid: u32,
     /// Threads per block.
     pub threads: u32,
-    /// Bytes of shared memory.
-    pub shared: u32,
-    /// Whether all blocks must be there at the same time.
-    pub resident: bool,
-    /// Blocks of a cluster; 0 if they form none.
-    pub cluster: u32,
-    /// The kernel's struct, as words.
+    /// Bytes of shared memory per block.
+    pub shared_bytes: u32,
+    /// Whether this is a cooperative launch: all blocks must be resident at the same time.
+    pub cooperative: bool,
+    /// Blocks per cluster; 0 without clusters.
+    pub cluster_size: u32,
+    /// The kernel's argument struct, as 64-bit words.
     pub args: Box<[u64]>,
 }
 
 impl Launch {
-    /// `blocks` blocks without shared memory.
+    /// A launch of `blocks` blocks without shared memory.
     ///
     /// # Errors
-    /// More blocks than a grid has.
+    /// [`Error::TooLarge`] if a grid can't have so many blocks.
     pub(crate) fn new<A: Pod>(
         op: &'static str,
         kernel: &'static str,
@@ -89,20 +95,21 @@ impl Launch {
         let grid = u32::try_from(blocks).ok().filter(|&n| n <= i32::MAX as u32);
         let grid = grid.ok_or(Error::TooLarge { op, sizes: vec![blocks, threads as usize] })?;
         let args = Box::from(bytemuck::cast_slice::<A, u64>(&[args]));
-        Ok(Launch { kernel, grid, threads, shared: 0, resident: false, cluster: 0, args })
+        Ok(Launch { kernel, grid, threads, shared_bytes: 0, cooperative: false, cluster_size: 0, args })
     }
 
-    /// As many threads as there are elements, or somewhat fewer that take several each.
-    pub(crate) fn over<A: Pod>(op: &'static str, kernel: &'static str, len: usize, args: A) -> Result<Self> {
+    /// A launch of an elementwise kernel with one thread per element. For many elements there are fewer threads, and
+    /// each processes several elements.
+    pub(crate) fn elementwise<A: Pod>(op: &'static str, kernel: &'static str, len: usize, args: A) -> Result<Self> {
         let threads = len.next_multiple_of(32).min(256);
         Launch::new(op, kernel, len.div_ceil(threads).min(4096), threads as u32, args)
     }
 }
 
-/// A size as kernels take it.
+/// Converts a size to the 32 bits that kernels use.
 ///
 /// # Errors
-/// [`Error::TooLarge`] if they can't.
-pub(crate) fn size(op: &'static str, n: usize) -> Result<u32> {
+/// [`Error::TooLarge`] if it is larger than `i32::MAX`.
+pub(crate) fn kernel_size(op: &'static str, n: usize) -> Result<u32> {
     u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32).ok_or(Error::TooLarge { op, sizes: vec![n] })
 }

@@ -1,15 +1,16 @@
-//! LSTMs on NVIDIA GPUs, through CUDA: the same bits as on every other device. Everything of `lstm-core` is re-exported:
-//! depend on this crate alone.
+//! LSTM inference, streaming and training on NVIDIA GPUs through CUDA. Results are bit-identical to those of every
+//! other exact backend. This crate re-exports `lstm-core`, so that a program needs to depend on this crate only.
 //!
-//! It builds where no CUDA is installed, and looks for a driver and NVRTC when a device is opened. The kernels are
-//! compiled for the device then, and kept: in the directory that `LSTM_CUDA_CACHE` names (nothing: nowhere), else in
-//! `lstm-cuda` in the user's cache directory. A machine without NVRTC can have them [built before](kernels::prebuild).
+//! It builds on machines without CUDA: the driver and NVRTC are loaded when a device is opened. The kernels are then
+//! compiled for the device and cached, in the directory that the environment variable `LSTM_CUDA_CACHE` names, or in
+//! `lstm-cuda` in the user's cache directory. If the variable is set but empty, nothing is cached. For machines without
+//! NVRTC the kernels can be [compiled elsewhere](kernels::prebuild).
 //!
 //! ```
 //! use lstm_cuda::{Cuda, Lstm, LstmConfig, ndarray::Array3};
 //! let cuda = match Cuda::new(0) {
 //!     Ok(cuda) => cuda,
-//!     // Without a driver, a device or NVRTC it says which of them is missing.
+//!     // The error says whether the driver, the device or NVRTC is missing.
 //!     Err(error) => return Ok(println!("{error}")),
 //! };
 //! let lstm = Lstm::random(&cuda, LstmConfig::new(3, 5), 42)?;
@@ -19,50 +20,48 @@
 //! # Ok::<(), lstm_cuda::Error>(())
 //! ```
 //!
-//! A layer runs by one of three paths, which all give the same bits; [`Backend::path`] names the first that it can take:
-//! - `cluster`, one kernel for all steps, whose blocks pass the state on through their shared memory: a hidden size of up to
-//!   about 350 on devices of sm_90 and later, up to 512 where there is no `persistent`; not with a projection, and not for
-//!   batches larger than the clusters that are there at once can have.
-//! - `persistent`, one kernel for all steps whose blocks keep the recurrent weights in registers, where the device can hold
-//!   them: on GPUs with 132 multiprocessors a hidden size of up to 1024, or of up to 2048 with a projection to up to 512;
-//!   with 80 multiprocessors 800, and 672 on the way back. Not for batches of many hundred.
-//! - else a kernel a step.
+//! # Execution paths
 //!
-//! # The fast mode
+//! A layer runs on one of three execution paths, with bit-identical results. [`Backend::path`] returns the first of
+//! them that the layer can use for a batch of one:
+//! - `cluster`: one kernel launch for all steps, whose thread block clusters exchange the state through shared memory.
+//!   Needs sm_90 or later. For hidden sizes up to about 350, or up to 512 if `persistent` is not available. Not for
+//!   layers with a projection, nor for batches that do not fit in the clusters that can be resident at the same time.
+//! - `persistent`: one cooperative launch for all steps, whose blocks keep the recurrent weights in registers. The
+//!   weights must fit: on GPUs with 132 multiprocessors up to a hidden size of 1024, or 2048 with a projection to at
+//!   most 512; with 80 multiprocessors up to 800 in the forward pass and 672 in the backward pass. Not for batches of
+//!   many hundred sequences.
+//! - `one kernel per step`, for everything else.
 //!
-//! [`Cuda::fast`] opens a device (sm_80 and later) whose products go to tensor cores: both operands are rounded to TF32, 10
-//! bits of mantissa, so that a product is off by up to about 2^-10 of the sum of its terms' magnitudes, typically by much less, and
-//! the order of the sum is the device's own. Nothing else gives it. **It has not the bits of any other device**, nor of
-//! another size of batch or length of sequence: [`Backend::arithmetic`] is [`Arithmetic::Inexact`] and says why,
-//! [`Backend::path`] ends in `products in tf32`, [`Backend::name`] is `cuda-tf32`. Activations and the cell are the exact
-//! ones.
+//! # TF32 mode
 //!
-//! Tensor cores have the products of all steps at once (the input's, all weights' and the input's gradients), those of a
-//! kernel a step, and [`Backend::gemm`], from 16 rows, 8 columns and a depth of 8 on; smaller ones, such as a step of fewer than
-//! 16 sequences, are exact. Layers that `cluster` or `persistent` take keep these for their steps, whose sums are exact,
-//! unless a step is so large (about 2 million multiplications for each multiprocessor) that a kernel a step on tensor cores
-//! should be faster.
+//! [`CudaBuilder::allow_tf32`] opens a device (sm_80 or later) in a faster mode in which matrix products run on tensor
+//! cores. Both operands are rounded to TF32, which has 10 bits of mantissa. A product is thereby off by up to about
+//! 2^-10 of the sum of its terms' magnitudes, typically by much less, and the order of summation is up to the device.
+//! **Results are neither bit-identical to other devices, nor independent of the batch size and sequence length**:
+//! [`Ops::arithmetic`] is [`Arithmetic::Inexact`] with the reason, [`Backend::path`] ends in `products in tf32`, and
+//! [`Ops::name`] is `cuda-tf32`. Activations and cells are exact.
+//!
+//! The products on tensor cores are those over all steps at once (of the input, of the weights' gradients and of the
+//! input's gradient), those of the path `one kernel per step`, and [`Ops::gemm`], if they have at least 16 rows, 8
+//! columns and a depth of 8. Smaller products, such as a step of fewer than 16 sequences, are exact. Layers that can
+//! use `cluster` or `persistent` do so, with exact recurrent products, unless a step has so many multiplications (about
+//! 2 million per multiprocessor) that one kernel per step on tensor cores should be faster.
 
-mod args;
 mod backend;
-mod backward;
-mod cache;
-mod check;
-mod cluster;
-#[cfg(test)]
-mod constants;
+mod builder;
 mod device;
 mod driver;
-mod forward;
 pub mod kernels;
-mod launches;
+mod launch;
 mod layer;
-mod persistent;
+mod self_test;
+mod sequence;
 mod stream;
 mod tensor;
-mod trace;
 
 pub use backend::CudaBackend;
+pub use builder::{Cuda, CudaBuilder, KernelLimits};
 pub use device::Device;
 #[doc(hidden)]
 pub use driver::{Address, Driver, Launch};
@@ -70,81 +69,6 @@ pub use layer::{Layer, Plan};
 pub use lstm_core::*;
 #[cfg(feature = "formats")]
 pub use lstm_formats::{self as formats, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural};
+pub use sequence::Trace;
 pub use stream::CudaStream;
 pub use tensor::Tensor;
-pub use trace::Trace;
-
-/// What of a device is used: by default all of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Whether layers take the path `cluster`.
-    pub clusters: bool,
-    /// Whether layers take the path `persistent`.
-    pub persistent: bool,
-    /// Multiprocessors to reckon with, at least 1, if fewer than there are: what is large for few of them comes up in small
-    /// tests.
-    pub multiprocessors: Option<usize>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits { clusters: true, persistent: true, multiprocessors: None }
-    }
-}
-
-/// An NVIDIA GPU.
-pub type Cuda = CudaBackend<Device>;
-
-impl Cuda {
-    /// Opens a device by its number, from 0. All work is done in order on a stream of its own. Memory that is given back stays
-    /// with the process for the next allocation, as PyTorch's does; the driver takes it back if the process asks for
-    /// memory in other ways and there is none.
-    ///
-    /// The kernels are compiled, unless they are found compiled, and checked against the specification: see
-    /// [`Backend::arithmetic`].
-    ///
-    /// # Errors
-    /// [`Error::Device`] says what is missing: the driver, such a device, an architecture of at least sm_70, NVRTC. It also
-    /// names any call that fails.
-    pub fn new(ordinal: usize) -> Result<Self> {
-        CudaBackend::open(Device::open(ordinal, false, Limits::default())?)
-    }
-
-    /// [`new`](Self::new) in the fast mode, which is **not exact**: see [above](crate#the-fast-mode).
-    ///
-    /// # Errors
-    /// As for [`new`](Self::new); [`Error::Device`] also for an architecture before sm_80, and if products are off by more
-    /// than rounding their operands explains.
-    pub fn fast(ordinal: usize) -> Result<Self> {
-        CudaBackend::open(Device::open(ordinal, true, Limits::default())?)
-    }
-
-    /// [`new`](Self::new) within limits: for tests and measurements, since the bits are the same.
-    ///
-    /// # Errors
-    /// As for [`new`](Self::new); [`Error::Device`] also for no multiprocessors.
-    pub fn within(ordinal: usize, limits: Limits) -> Result<Self> {
-        CudaBackend::open(Device::open(ordinal, false, limits)?)
-    }
-
-    /// The names of the devices that there are.
-    ///
-    /// # Errors
-    /// [`Error::Device`] without a driver.
-    pub fn devices() -> Result<Vec<String>> {
-        device::devices("cuda")
-    }
-
-    /// The device's name and architecture.
-    pub fn device(&self) -> &str {
-        self.driver.label()
-    }
-
-    /// Waits until everything that was asked for is done.
-    ///
-    /// # Errors
-    /// [`Error::Device`]: what failed since somebody waited last.
-    pub fn synchronize(&self) -> Result<()> {
-        self.driver.synchronize()
-    }
-}

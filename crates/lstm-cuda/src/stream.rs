@@ -1,4 +1,5 @@
-//! A stack of layers, one step at a time: launches that are prepared once, for each of the two places of the state.
+//! Streaming: a stack of layers, one step at a time. The launches of a step are recorded once for each half of the
+//! state's double buffer.
 
 use std::fmt;
 
@@ -9,37 +10,36 @@ use lstm_core::{
 };
 
 use crate::{
-    args::Address,
     backend::CudaBackend,
-    driver::{Driver, Launch, size},
-    forward::{StepPlaces, input, step},
-    launches::{at, copy},
+    driver::{Address, Driver, Launch, kernel_size},
+    launch::{copy, offset},
     layer::Layer,
+    sequence::{StepBuffers, input_gates, push_step},
     tensor::Tensor,
 };
 
-/// Layers, their running state and the values between them.
+/// A stack of layers with its running state.
 pub struct CudaStream<D: Driver> {
     layers: Vec<Layer<D>>,
     batch: usize,
-    /// The step's input, as given.
+    /// The step's input, `[batch, input]`.
     x: D::Memory,
-    stages: Vec<Stage<D>>,
-    /// One for each place.
+    buffers: Vec<LayerBuffers<D>>,
+    /// The launches of one step, for each half of the state's double buffers that holds the current state.
     graphs: [D::Graph; 2],
-    /// Which of the two holds the state.
-    place: usize,
+    /// The half of the double buffers, 0 or 1, that holds the current state.
+    current: usize,
 }
 
-/// A layer's memory.
-struct Stage<D: Driver> {
-    /// `[batch, 4 * hidden]`
+/// The memory of one layer of a stream.
+struct LayerBuffers<D: Driver> {
+    /// `bias + W x`, `[batch, 4 * hidden]`.
     z: D::Memory,
-    /// Two places `[batch, state]`.
+    /// A double buffer for h, `[2, batch, state]`.
     h: D::Memory,
-    /// Two places `[batch, hidden]`.
+    /// A double buffer for c, `[2, batch, hidden]`.
     c: D::Memory,
-    /// With a projection, `[batch, hidden]`.
+    /// The projection's operand, `[batch, hidden]`; `None` without a projection.
     unprojected: Option<D::Memory>,
 }
 
@@ -49,9 +49,9 @@ impl<D: Driver> fmt::Debug for CudaStream<D> {
     }
 }
 
-/// The address of one of two places.
-fn place<D: Driver>(driver: &D, memory: &D::Memory, [batch, size]: [usize; 2], place: usize) -> Address {
-    at(driver.address(memory), place * batch * size)
+/// The address of one half (0 or 1) of a double buffer of shape `[2, batch, size]`.
+fn half_address<D: Driver>(driver: &D, memory: &D::Memory, [batch, size]: [usize; 2], half: usize) -> Address {
+    offset(driver.address(memory), half * batch * size)
 }
 
 impl<D: Driver> CudaStream<D> {
@@ -61,53 +61,56 @@ impl<D: Driver> CudaStream<D> {
         if batch == 0 {
             return Err(Error::shape("stream: batch", "at least 1", batch));
         }
-        size(op, batch)?;
+        kernel_size(op, batch)?;
         let alloc = |sizes: &[usize]| driver.alloc(op, checked_len(op, sizes)?);
-        let blank = |cols: usize| {
+        let zeroed = |cols: usize| {
             let memory = alloc(&[2, batch, cols])?;
             driver.upload(op, &memory, &zeros(op, &[2, batch, cols])?)?;
             Ok::<_, Error>(memory)
         };
-        let stage = |layer: &Layer<D>| {
+        let layer_buffers = |layer: &Layer<D>| {
             let LayerSpec { hidden_size, proj_size, .. } = layer.0.spec;
-            Ok(Stage {
+            Ok(LayerBuffers {
                 z: alloc(&[batch, 4, hidden_size])?,
-                h: blank(layer.0.spec.state_size())?,
-                c: blank(hidden_size)?,
+                h: zeroed(layer.0.spec.state_size())?,
+                c: zeroed(hidden_size)?,
                 unprojected: proj_size.map(|_| alloc(&[batch, hidden_size])).transpose()?,
             })
         };
-        let stages = layers.iter().map(stage).collect::<Result<Vec<_>>>()?;
+        let buffers = layers.iter().map(layer_buffers).collect::<Result<Vec<_>>>()?;
         let x = alloc(&[batch, layers[0].0.spec.input_size])?;
-        let graph = |from| driver.graph(op, launches(driver, layers, batch, &x, &stages, from)?);
+        let graph = |from| driver.graph(op, launches(driver, layers, batch, &x, &buffers, from)?);
         let graphs = [graph(0)?, graph(1)?];
-        Ok(CudaStream { layers: layers.to_vec(), batch, x, stages, graphs, place: 0 })
+        Ok(CudaStream { layers: layers.to_vec(), batch, x, buffers, graphs, current: 0 })
     }
 
     pub(crate) fn step(&mut self, driver: &D, x: &[f32], y: &mut [f32]) -> Result<()> {
-        // `check_stack` saw to it that there is a layer.
+        // There is at least one layer: `new` has checked it.
         let (first, last) = (&self.layers[0].0.spec, &self.layers[self.layers.len() - 1].0.spec);
         check_step(self.batch, first, last, x, y)?;
         driver.upload("step", &self.x, x)?;
-        driver.replay("step", &self.graphs[self.place])?;
-        let next = 1 - self.place;
-        let h = &self.stages[self.stages.len() - 1].h;
+        driver.launch_graph("step", &self.graphs[self.current])?;
+        let next = 1 - self.current;
+        let h = &self.buffers[self.buffers.len() - 1].h;
         driver.download("step", h, next * self.batch * last.state_size(), y)?;
-        self.place = next;
+        self.current = next;
         Ok(())
     }
 
     pub(crate) fn state(&self, b: &CudaBackend<D>) -> Result<Vec<State<Tensor<D>>>> {
-        let state = self.layers.iter().zip(&self.stages).map(|(layer, stage)| {
+        let state = self.layers.iter().zip(&self.buffers).map(|(layer, buffers)| {
             let rows = |memory: &D::Memory, cols: usize| {
                 let out = b.tensor("stream_state", MatrixShape::new(self.batch, cols))?;
-                let from = place(&b.driver, memory, [self.batch, cols], self.place);
+                let from = half_address(&b.driver, memory, [self.batch, cols], self.current);
                 let to = b.driver.address(&out.data);
                 let launch = copy("stream_state", (from, cols), (to, cols), [self.batch, cols], false)?;
                 b.driver.launch("stream_state", &launch)?;
                 Ok::<_, Error>(out)
             };
-            Ok(State { h: rows(&stage.h, layer.0.spec.state_size())?, c: rows(&stage.c, layer.0.spec.hidden_size)? })
+            Ok(State {
+                h: rows(&buffers.h, layer.0.spec.state_size())?,
+                c: rows(&buffers.c, layer.0.spec.hidden_size)?,
+            })
         });
         state.collect()
     }
@@ -116,49 +119,44 @@ impl<D: Driver> CudaStream<D> {
         let op = "set_stream_state";
         let specs: Vec<_> = self.layers.iter().map(|layer| layer.0.spec).collect();
         check_state(&specs, self.batch, state.iter().map(|s| State { h: s.h.shape, c: s.c.shape }))?;
-        // Into the place that is not in use, so that nothing has changed if this fails.
-        let next = 1 - self.place;
-        for ((spec, stage), state) in specs.iter().zip(&self.stages).zip(state) {
+        // Write to the other half, so that the state is unchanged if this fails.
+        let next = 1 - self.current;
+        for ((spec, buffers), state) in specs.iter().zip(&self.buffers).zip(state) {
             for (from, memory, cols) in
-                [(&state.h, &stage.h, spec.state_size()), (&state.c, &stage.c, spec.hidden_size)]
+                [(&state.h, &buffers.h, spec.state_size()), (&state.c, &buffers.c, spec.hidden_size)]
             {
-                let to = place(driver, memory, [self.batch, cols], next);
+                let to = half_address(driver, memory, [self.batch, cols], next);
                 let from = driver.address(&from.data);
                 driver.launch(op, &copy(op, (from, cols), (to, cols), [self.batch, cols], true)?)?;
             }
         }
-        self.place = next;
+        self.current = next;
         Ok(())
     }
 }
 
-/// A step of all layers, from the state in place `from` to the other.
+/// The launches of one step of all layers. The state is read from half `from` of the double buffers and written to the
+/// other.
 fn launches<D: Driver>(
     driver: &D,
     layers: &[Layer<D>],
     batch: usize,
     x: &D::Memory,
-    stages: &[Stage<D>],
+    buffers: &[LayerBuffers<D>],
     from: usize,
 ) -> Result<Vec<Launch>> {
     let mut launches = Vec::new();
     let mut x = driver.address(x);
-    for (Layer(layer), stage) in layers.iter().zip(stages) {
-        let z = driver.address(&stage.z);
-        launches.push(input(driver, "stream", layer, x, batch, z)?);
-        let places = |memory: &D::Memory, cols| [from, 1 - from].map(|n| place(driver, memory, [batch, cols], n));
-        let h = places(&stage.h, layer.spec.state_size());
-        let c = places(&stage.c, layer.spec.hidden_size);
-        let unprojected = stage.unprojected.as_ref().map_or(0, |memory| driver.address(memory));
-        step(
-            driver,
-            "stream",
-            layer,
-            batch,
-            batch,
-            StepPlaces { z, h, c, unprojected, y: 0, gates: 0 },
-            &mut launches,
-        )?;
+    for (Layer(layer), buffers) in layers.iter().zip(buffers) {
+        let z = driver.address(&buffers.z);
+        launches.push(input_gates(driver, "stream", layer, x, batch, z)?);
+        let halves =
+            |memory: &D::Memory, cols| [from, 1 - from].map(|half| half_address(driver, memory, [batch, cols], half));
+        let h = halves(&buffers.h, layer.spec.state_size());
+        let c = halves(&buffers.c, layer.spec.hidden_size);
+        let unprojected = buffers.unprojected.as_ref().map_or(0, |memory| driver.address(memory));
+        let step_buffers = StepBuffers { z, h, c, unprojected, y: 0, gates: 0 };
+        push_step(driver, "stream", layer, batch, batch, step_buffers, &mut launches)?;
         x = h[1];
     }
     Ok(launches)

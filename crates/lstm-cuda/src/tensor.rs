@@ -6,7 +6,7 @@ use lstm_core::MatrixShape;
 
 use crate::driver::Driver;
 
-/// A row-major matrix in device memory. Cloning shares the memory.
+/// A row-major matrix in device memory. Clones share the memory.
 pub struct Tensor<D: Driver> {
     pub(crate) shape: MatrixShape,
     pub(crate) data: Arc<D::Memory>,

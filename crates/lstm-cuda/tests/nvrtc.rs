@@ -63,12 +63,12 @@ fn spills(architecture: u32) -> Result<usize, String> {
         return Err(format!("sm_{architecture}: no report of registers in the compiler's log"));
     }
     // Clusters came with sm_90.
-    let clusters = compiled.usage.iter().filter(|usage| usage.kernel.starts_with("cluster")).count();
+    let clusters = compiled.usage.iter().filter(|usage| usage.kernel.starts_with("cluster_")).count();
     if clusters != if architecture >= 90 { 2 } else { 0 } {
         return Err(format!("sm_{architecture}: {clusters} kernels for clusters"));
     }
     // So did TF32 with sm_80.
-    let fast = compiled.usage.iter().filter(|usage| usage.kernel.starts_with("fast")).count();
+    let fast = compiled.usage.iter().filter(|usage| usage.kernel.starts_with("tf32_")).count();
     if fast != if architecture >= 80 { 7 } else { 0 } {
         return Err(format!("sm_{architecture}: {fast} kernels of the fast mode"));
     }
@@ -78,10 +78,10 @@ fn spills(architecture: u32) -> Result<usize, String> {
         "sm_{architecture}: {kernels} kernels, {bytes} bytes; most registers: {} in {}",
         most.registers, most.kernel
     );
-    let spilling = compiled.usage.iter().filter(|usage| usage.spilled > 0);
+    let spilling = compiled.usage.iter().filter(|usage| usage.spill_bytes > 0);
     Ok(spilling
         .inspect(|u| {
-            println!("  sm_{architecture}: {} spills {} bytes with {} registers", u.kernel, u.spilled, u.registers)
+            println!("  sm_{architecture}: {} spills {} bytes with {} registers", u.kernel, u.spill_bytes, u.registers)
         })
         .count())
 }

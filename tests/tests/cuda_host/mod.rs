@@ -12,14 +12,14 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_core::Result<()> {
     // The backend's own trials are those of persistent kernels.
     let persistent = Host::builder().build()?;
     for (path, projected, host) in [
-        ("a kernel a step", "a kernel a step", &steps),
+        ("one kernel per step", "one kernel per step", &steps),
         ("persistent", "persistent", &persistent),
         ("cluster", "persistent", &clusters),
     ] {
         let host = host.clone();
         trials.add("cuda-host", "paths", path, move || takes(&host, path, projected));
     }
-    for (group, host) in [("kernel-a-step", &steps), ("cluster", &clusters)] {
+    for (group, host) in [("kernel-per-step", &steps), ("cluster", &clusters)] {
         trials.cases_and_training("cuda-host", group, host);
     }
     let clusters = [

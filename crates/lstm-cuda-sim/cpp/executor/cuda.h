@@ -87,22 +87,22 @@ struct Kernel {
 #define gridDim (shim::grid_size)
 #define __syncthreads() shim::sync_block(__FILE__, __LINE__)
 
-static inline u32 peek(const float *p) { return __atomic_load_n(reinterpret_cast<const u32 *>(p), __ATOMIC_RELAXED); }
-static inline float4 peek_four(const float *p) {
+static inline u32 load_relaxed(const float *p) { return __atomic_load_n(reinterpret_cast<const u32 *>(p), __ATOMIC_RELAXED); }
+static inline float4 load_relaxed4(const float *p) {
     if (reinterpret_cast<uintptr_t>(p) % sizeof(float4)) __builtin_trap(); // as on a device
-    const u32 bits[4] = {peek(p), peek(p + 1), peek(p + 2), peek(p + 3)};
+    const u32 bits[4] = {load_relaxed(p), load_relaxed(p + 1), load_relaxed(p + 2), load_relaxed(p + 3)};
     float4 v;
     std::memcpy(&v, bits, sizeof v);
     return v;
 }
-static inline void publish(float *p, u32 v) { __atomic_store_n(reinterpret_cast<u32 *>(p), v, __ATOMIC_RELAXED); }
+static inline void store_relaxed(float *p, u32 v) { __atomic_store_n(reinterpret_cast<u32 *>(p), v, __ATOMIC_RELAXED); }
 static inline void pause() { shim::pause(); }
 
 #define CLUSTERS 1
 static inline u32 cluster_rank() { return shim::rank(); }
 static inline u32 cluster_size() { return shim::cluster_blocks; }
-static inline void tell(float *p, u32 rank, float v) { *shim::at_peer(p, rank) = v; }
-static inline void tell_four(float *p, u32 apart, u32 rank, float4 v) {
+static inline void store_remote(float *p, u32 rank, float v) { *shim::at_peer(p, rank) = v; }
+static inline void store_remote4(float *p, u32 apart, u32 rank, float4 v) {
     float *to = shim::at_peer(p, rank);
     to[0] = v.x, to[apart] = v.y, to[2 * apart] = v.z, to[3 * apart] = v.w;
 }

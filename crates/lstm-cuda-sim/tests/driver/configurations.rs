@@ -1,7 +1,7 @@
 //! Devices of several kinds: each gives the exact bits by the path that it should take, and gives back all that it took.
 
 use lstm_cuda::{
-    Arithmetic, Backend, Checkpointing, Cuda, Error, Init, Limits, Lstm, LstmConfig, Ops, OutputGradients, Param,
+    Arithmetic, Backend, Checkpointing, Cuda, Error, Init, KernelLimits, Lstm, LstmConfig, Ops, OutputGradients, Param,
     Reference, Weights, ndarray::Array3,
 };
 
@@ -18,14 +18,14 @@ pub(crate) fn run() -> Result<String> {
     let setups = [
         // sm_70 has no kernels for clusters, nor those of the fast mode.
         (Setup { architecture: 70, ..plain }, "persistent"),
-        (Setup { architecture: 70, cooperative: false, pools: false, ..plain }, "a kernel a step"),
+        (Setup { architecture: 70, cooperative: false, pools: false, ..plain }, "one kernel per step"),
         (plain, "persistent"),
         (Setup { pools: false, host: Host::Pageable, ..plain }, "persistent"),
         (Setup { host: Host::Pinned, ..plain }, "persistent"),
-        (Setup { cooperative: false, ..plain }, "a kernel a step"),
+        (Setup { cooperative: false, ..plain }, "one kernel per step"),
         (
             Setup { architecture: 86, multiprocessors: 3, cooperative: false, host: Host::Pageable, ..plain },
-            "a kernel a step",
+            "one kernel per step",
         ),
         (sm_90, "cluster"),
         (Setup { pools: false, cooperative: false, host: Host::Pageable, ..sm_90 }, "cluster"),
@@ -60,7 +60,7 @@ fn one(standin: &SimulatedDriver, setup: Setup, path: &str, all: &[(&str, LstmCo
         check_all(&got, want).map_err(|why| format!("{name}: {why}"))?;
         // Clusters do without projections.
         let path = if config.proj_size.is_some() && path == "cluster" {
-            if setup.cooperative { "persistent" } else { "a kernel a step" }
+            if setup.cooperative { "persistent" } else { "one kernel per step" }
         } else {
             path
         };
@@ -104,7 +104,7 @@ fn large_clusters(standin: &SimulatedDriver) -> Result<()> {
     let lstm = Lstm::random(&cuda, config, 3).map_err(|e| e.to_string())?;
     let loaded = Weights::init(LstmConfig::new(2, 340), &Init::default(), 3);
     let loaded = loaded.and_then(|weights| cuda.load(&weights.layers()[0])).map_err(|e| e.to_string())?;
-    for (batch, paths) in [(2, ["cluster", "a kernel a step"]), (usize::MAX, ["a kernel a step"; 2])] {
+    for (batch, paths) in [(2, ["cluster", "one kernel per step"]), (usize::MAX, ["one kernel per step"; 2])] {
         ensure!(loaded.paths(batch) == paths, "batch {batch}: {:?}", loaded.paths(batch));
     }
     drop(loaded);
@@ -152,15 +152,15 @@ fn both_ways<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Vec<f32>, Er
 
 /// Layers take the next path where one is left out.
 fn within(standin: &SimulatedDriver, setup: Setup) -> Result<()> {
-    let none = Cuda::within(0, Limits { multiprocessors: Some(0), ..Limits::default() });
+    let none = Cuda::builder().limit_kernels(KernelLimits { multiprocessors: Some(0), ..KernelLimits::default() }).build();
     let error = none.err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(error.contains("at least 1 multiprocessor, got 0"), "no multiprocessors: `{error}`");
-    let no_clusters = Limits { clusters: false, ..Limits::default() };
-    let steps = Limits { persistent: false, multiprocessors: Some(2), ..no_clusters };
-    for (limits, path) in [(no_clusters, "persistent"), (steps, "a kernel a step")] {
+    let no_clusters = KernelLimits { clusters: false, ..KernelLimits::default() };
+    let steps = KernelLimits { persistent: false, multiprocessors: Some(2), ..no_clusters };
+    for (limits, path) in [(no_clusters, "persistent"), (steps, "one kernel per step")] {
         standin.reset();
         standin.setup(setup);
-        let cuda = Cuda::within(0, limits).map_err(|e| e.to_string())?;
+        let cuda = Cuda::builder().limit_kernels(limits).build().map_err(|e| e.to_string())?;
         let paths = Lstm::random(&cuda, LstmConfig::new(3, 20), 1).map_err(|e| e.to_string())?.paths();
         ensure!(paths[0].to_string() == format!("fused: {path}"), "{limits:?}: {paths:?}");
         drop(cuda);
@@ -173,10 +173,10 @@ fn within(standin: &SimulatedDriver, setup: Setup) -> Result<()> {
 fn fast(standin: &SimulatedDriver) -> Result<()> {
     standin.reset();
     standin.setup(Setup { architecture: 75, ..Setup::PLAIN });
-    let refused = Cuda::fast(0).err().map(|e| e.to_string()).unwrap_or_default();
+    let refused = Cuda::builder().allow_tf32(true).build().err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(refused.contains("cuda-tf32: open") && refused.contains("from sm_80 on"), "sm_75: {refused}");
     standin.setup(Setup { architecture: 80, ..Setup::PLAIN });
-    let cuda = Cuda::fast(0).map_err(|e| e.to_string())?;
+    let cuda = Cuda::builder().allow_tf32(true).build().map_err(|e| e.to_string())?;
     ensure!(cuda.name() == "cuda-tf32" && cuda.arithmetic() != Arithmetic::Exact, "{:?}", cuda.arithmetic());
     let lstm = Lstm::random(&cuda, LstmConfig::new(8, 24), 1).map_err(|e| e.to_string())?;
     let x = Array3::<f32>::ones((17, 3, 8));

@@ -37,7 +37,7 @@ fn words(call: &str) -> &str {
         "cuLaunchKernel" | "cuLaunchCooperativeKernel" | "cuLaunchKernelEx" => "launch of",
         "cuModuleGetFunction" | "cuFuncSetAttribute" => "kernel",
         "cuGraphInstantiateWithFlags" => "cuGraphInstantiate",
-        "cuModuleLoadData" => "cuModuleLoadData, by a driver for CUDA 13.0, here with NVRTC 13.0",
+        "cuModuleLoadData" => "cuModuleLoadData, with a driver for CUDA 13.0 and NVRTC 13.0",
         _ => call.trim_end_matches("_v2"),
     }
 }

@@ -23,10 +23,10 @@ pub(crate) fn run() -> Result<String> {
     standin.nvrtc(100, true);
     refusal("a source that does not compile", "error: the stand-in was told to refuse this")?;
     refusal("a source that does not compile", "NVRTC_ERROR_COMPILATION")?;
-    let fast = Cuda::fast(0).err().map(|e| e.to_string()).unwrap_or_default();
+    let fast = Cuda::builder().allow_tf32(true).build().err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(fast.starts_with("cuda-tf32: compile: "), "another backend's error: {fast}");
     ensure!(standin.nvrtc(60, false) == 0, "a program is left after it did not compile");
-    refusal("NVRTC knows nothing so old", "sm_90: NVRTC knows []")?;
+    refusal("NVRTC knows nothing so old", "NVRTC does not support sm_90, only []")?;
     standin.check_end()?;
 
     // The driver compiles what is for an older architecture, and has no clusters then.
@@ -42,9 +42,9 @@ pub(crate) fn run() -> Result<String> {
     ensure!(standin.nvrtc(100, false) == 0, "a program is left");
 
     standin.setup(Setup { architecture: 61, ..Setup::PLAIN });
-    refusal("an old device", "is sm_61; the kernels need sm_70 or newer")?;
+    refusal("an old device", "is sm_61; the kernels need sm_70 or later")?;
     standin.attribute("devices", 0);
-    refusal("no device", "no device 0; there are 0: none")?;
+    refusal("no device", "no device 0; found 0: none")?;
     standin.check_end()?;
     Ok("refusals, and an architecture that NVRTC does not know".into())
 }
@@ -78,7 +78,7 @@ pub(crate) fn prebuilt() -> Result<String> {
     standin.setup(Setup::PLAIN);
     let whole = std::fs::read(&files[0]).map_err(|e| e.to_string())?;
     std::fs::write(&files[0], &whole[..whole.len() - 1]).map_err(|e| e.to_string())?;
-    refusal("a damaged file", "is damaged or of other sources than these")?;
+    refusal("a damaged file", "is damaged, or was built from other sources or options")?;
     ensure!(kernels::prebuild(&dir, &[60]).is_err(), "NVRTC knows nothing so old");
     standin.check_end()?;
     Ok("a device opened without compiling; a damaged file refused".into())
@@ -91,7 +91,7 @@ pub(crate) fn absent() -> Result<String> {
         return Ok(format!("not run: this machine has NVRTC {version:?}"));
     }
     standin.setup(Setup::PLAIN);
-    refusal("no NVRTC", "no NVRTC (libnvrtc.so.12 or .13")?;
+    refusal("no NVRTC", "no NVRTC: the dynamic loader does not find libnvrtc.so.12")?;
     standin.check_end()?;
     Ok("said to be missing".into())
 }

@@ -1,4 +1,4 @@
-//! A device's primary context and streams in it, each given back when it is dropped, whatever failed in between.
+//! Owners of a device's primary context and of streams, which release them on drop.
 
 use std::sync::Arc;
 
@@ -7,20 +7,21 @@ use cudarc::driver::{
     sys,
 };
 
-/// A device's primary context, which everybody in the process shares.
+/// A device's primary context, which is shared by all of the process.
 pub(super) struct Context {
     device: sys::CUdevice,
     raw: sys::CUcontext,
 }
 
-// SAFETY: any thread may make a context its own.
+// SAFETY: any thread may make a context current.
 unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
 impl Context {
+    /// Retains the primary context of a device.
     pub(super) fn new(device: sys::CUdevice) -> Result<Arc<Self>, DriverError> {
-        // SAFETY: a device that the driver named; released once, in `drop`.
+        // SAFETY: the device handle comes from the driver; the context is released once, in `drop`.
         let raw = unsafe { result::primary_ctx::retain(device) }?;
         Ok(Arc::new(Context { device, raw }))
     }
@@ -29,33 +30,33 @@ impl Context {
         self.device
     }
 
-    /// Makes it the calling thread's.
+    /// Makes this the calling thread's current context.
     pub(super) fn bind(&self) -> Result<(), DriverError> {
-        // SAFETY: it is retained as long as this lives.
+        // SAFETY: the context is retained as long as `self` lives.
         unsafe { result::ctx::set_current(self.raw) }
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained in `new`. Nobody is left to tell of an error.
+        // SAFETY: the context was retained in `new`. An error here can't be reported.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
 }
 
-/// Work in order, and in no order with other streams.
+/// A stream, whose work runs in order. It is not ordered with other streams, not even the default one.
 pub(super) struct Stream {
     context: Arc<Context>,
     raw: sys::CUstream,
 }
 
-// SAFETY: streams may be used from any thread that has their context.
+// SAFETY: a stream may be used from any thread in which its context is current.
 unsafe impl Send for Stream {}
 // SAFETY: as above.
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// The context must be the thread's.
+    /// Creates a stream. The context must be current.
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, DriverError> {
         let raw = result::stream::create(result::stream::StreamKind::NonBlocking)?;
         Ok(Stream { context: context.clone(), raw })
@@ -65,9 +66,9 @@ impl Stream {
         self.raw
     }
 
-    /// Waits for all that it was asked for.
+    /// Waits for all work of this stream.
     pub(super) fn synchronize(&self) -> Result<(), DriverError> {
-        // SAFETY: it lives.
+        // SAFETY: the stream exists as long as `self` lives.
         unsafe { result::stream::synchronize(self.raw) }
     }
 }
@@ -75,7 +76,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let _ = self.context.bind();
-        // SAFETY: made in `new`, and destroyed once.
+        // SAFETY: the stream was created in `new`, and is destroyed once.
         let _ = unsafe { result::stream::destroy(self.raw) };
     }
 }

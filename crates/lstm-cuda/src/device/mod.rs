@@ -1,4 +1,4 @@
-//! A GPU by NVIDIA, through the driver's API, which is looked for when a device is opened.
+//! An NVIDIA GPU, through the CUDA driver API. The driver's library is loaded when a device is opened.
 
 mod context;
 mod open;
@@ -19,57 +19,57 @@ use cudarc::driver::{
 use lstm_core::{Error, Result};
 
 use self::context::{Context, Stream};
-use crate::{
-    args::Address,
-    driver::{Driver, Launch},
-};
+use crate::driver::{Address, Driver, Launch};
 
-/// A device with a stream on which everything happens in order, and the kernels.
+/// A GPU with its kernels, and a stream on which all work runs in order. Clones share them.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
 struct Inner {
     context: Arc<Context>,
     stream: Stream,
-    /// Launches are recorded here, away from what other threads start meanwhile; one at a time.
-    recording: Mutex<Stream>,
+    /// The stream on which graphs are captured, by one thread at a time, apart from work that other threads enqueue.
+    capture_stream: Mutex<Stream>,
     module: sys::CUmodule,
     functions: HashMap<&'static str, sys::CUfunction>,
-    /// The device's name, for reports.
+    /// The device's name and architecture.
     label: String,
     multiprocessors: usize,
+    /// Whether the device has cooperative launches, and layers may use them.
     cooperative: bool,
-    max_shared: u32,
-    /// Whether products go to tensor cores.
-    fast: bool,
-    /// Whether memory is given and taken back in the stream's order.
-    ordered_memory: bool,
-    /// Whether the device can read any of the host's memory, so that copies from there may outlive the call.
-    reads_host: bool,
+    /// Limit of shared memory per block, in bytes.
+    max_shared_bytes: u32,
+    /// Whether matrix products may run on tensor cores.
+    allow_tf32: bool,
+    /// Whether memory can be allocated and freed in stream order, from a pool.
+    has_memory_pools: bool,
+    /// Whether the device can read pageable host memory. Copies from there may then be unfinished when the call
+    /// returns.
+    reads_pageable_memory: bool,
 }
 
-// SAFETY: the driver's objects may be used from any thread whose context is theirs, which `bind` sees to.
+// SAFETY: the driver's objects may be used from any thread in which their context is current; `bind` makes it so.
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Cuda({}{})", self.0.label, if self.0.fast { ", tf32" } else { "" })
+        write!(f, "Cuda({}{})", self.0.label, if self.0.allow_tf32 { ", tf32" } else { "" })
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // There is nobody left to tell of an error: what is lost with the device is lost.
+        // Errors here can't be reported. They mean that the device is lost, and these objects with it.
         let _ = self.context.bind();
         let _ = self.stream.synchronize();
-        // SAFETY: it was loaded in `open`, and nothing runs any more.
+        // SAFETY: the module was loaded in `open`, and no kernel is running.
         let _ = unsafe { result::module::unload(self.module) };
     }
 }
 
-/// Some values in the device's memory.
+/// Device memory, freed on drop.
 pub struct DeviceMemory {
     device: Arc<Inner>,
     address: sys::CUdeviceptr,
@@ -79,9 +79,9 @@ pub struct DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         let _ = self.device.context.bind();
-        // SAFETY: allocated in `alloc` and freed once, after all that was asked for before.
+        // SAFETY: the memory was allocated in `alloc`, and is freed once, after all work enqueued before.
         let _ = unsafe {
-            if self.device.ordered_memory {
+            if self.device.has_memory_pools {
                 result::free_async(self.address, self.device.stream.raw())
             } else {
                 let _ = self.device.stream.synchronize();
@@ -91,7 +91,7 @@ impl Drop for DeviceMemory {
     }
 }
 
-/// Launches that start together.
+/// A graph of kernel launches, destroyed on drop.
 pub struct DeviceGraph {
     device: Arc<Inner>,
     exec: sys::CUgraphExec,
@@ -99,39 +99,39 @@ pub struct DeviceGraph {
 
 // SAFETY: as for `Inner`.
 unsafe impl Send for DeviceGraph {}
-// SAFETY: as above; replays are ordered by the stream.
+// SAFETY: as above; launches of the graph are ordered by the stream.
 unsafe impl Sync for DeviceGraph {}
 
 impl Drop for DeviceGraph {
     fn drop(&mut self) {
         let _ = self.device.context.bind();
-        // SAFETY: made in `graph` and destroyed once; the driver waits for a replay that runs.
+        // SAFETY: the graph was made in `graph` and is destroyed once; the driver defers this while the graph runs.
         let _ = unsafe { result::graph::exec_destroy(self.exec) };
     }
 }
 
-/// An error in the driver's own name for it. Its words are not asked for: that is another call.
-fn failed(backend: &str, op: &'static str, what: &str, error: DriverError) -> Error {
-    refused(backend, op, format!("{what}: {:?}", error.0))
+/// The error for a failed call of the driver. It names the error code; its description would need another call.
+fn driver_error(backend: &str, op: &'static str, what: &str, error: DriverError) -> Error {
+    device_error(backend, op, format!("{what}: {:?}", error.0))
 }
 
-fn refused(backend: &str, op: &'static str, why: impl ToString) -> Error {
+fn device_error(backend: &str, op: &'static str, why: impl ToString) -> Error {
     Error::Device { backend: backend.to_owned(), op, reason: why.to_string() }
 }
 
-/// Blocks form clusters of `size`.
-fn cluster_of(size: u32) -> sys::CUlaunchAttribute {
+/// The launch attribute for clusters of `size` blocks.
+fn cluster_attribute(size: u32) -> sys::CUlaunchAttribute {
     let value = sys::CUlaunchAttributeValue {
         clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: size, y: 1, z: 1 },
     };
     sys::CUlaunchAttribute { id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, pad: [0; 4], value }
 }
 
-/// A launch; the attributes must outlive its use.
-fn config(
+/// A launch configuration. It points to `attributes`, which must live as long as it is used.
+fn launch_config(
     grid: u32,
     threads: u32,
-    shared: u32,
+    shared_bytes: u32,
     stream: sys::CUstream,
     attributes: &mut [sys::CUlaunchAttribute; 1],
 ) -> sys::CUlaunchConfig {
@@ -142,7 +142,7 @@ fn config(
         blockDimX: threads,
         blockDimY: 1,
         blockDimZ: 1,
-        sharedMemBytes: shared,
+        sharedMemBytes: shared_bytes,
         hStream: stream,
         attrs: attributes.as_mut_ptr(),
         numAttrs: 1,
@@ -150,17 +150,18 @@ fn config(
 }
 
 impl Device {
-    /// The backend's name, in the fast mode or not.
-    fn name_of(fast: bool) -> &'static str {
-        if fast { "cuda-tf32" } else { "cuda" }
+    /// The backend's name, which tells whether TF32 is allowed.
+    fn backend_name(allow_tf32: bool) -> &'static str {
+        if allow_tf32 { "cuda-tf32" } else { "cuda" }
     }
 
-    fn failed(&self, op: &'static str, what: &str, error: DriverError) -> Error {
-        failed(self.name(), op, what, error)
+    fn driver_error(&self, op: &'static str, what: &str, error: DriverError) -> Error {
+        driver_error(self.name(), op, what, error)
     }
 
+    /// Makes the device's context current in this thread.
     fn bind(&self, op: &'static str) -> Result<()> {
-        self.0.context.bind().map_err(|e| self.failed(op, "cuCtxSetCurrent", e))
+        self.0.context.bind().map_err(|e| self.driver_error(op, "cuCtxSetCurrent", e))
     }
 
     fn function(&self, op: &'static str, kernel: &str) -> Result<sys::CUfunction> {
@@ -168,7 +169,7 @@ impl Device {
             .functions
             .get(kernel)
             .copied()
-            .ok_or_else(|| refused(self.name(), op, format!("no kernel is called {kernel}")))
+            .ok_or_else(|| device_error(self.name(), op, format!("there is no kernel {kernel}")))
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
@@ -176,45 +177,49 @@ impl Device {
         self.wait("synchronize")
     }
 
+    /// Waits for all enqueued work.
     fn wait(&self, op: &'static str) -> Result<()> {
-        self.0.stream.synchronize().map_err(|e| self.failed(op, "cuStreamSynchronize", e))
+        self.0.stream.synchronize().map_err(|e| self.driver_error(op, "cuStreamSynchronize", e))
     }
 
-    /// Whether a copy from the host's memory takes it up before it returns, as it does unless the device reads it itself:
-    /// some devices read all memory, all of them what somebody made known to CUDA.
+    /// Whether an asynchronous copy from host memory reads all of it before the call returns. This is not so if the
+    /// device reads the memory directly: some devices read all host memory, and all devices read memory that is
+    /// registered with CUDA.
     fn is_staged(&self, op: &'static str, data: &[f32]) -> Result<bool> {
-        if self.0.reads_host {
+        if self.0.reads_pageable_memory {
             return Ok(false);
         }
         let (mut kind, at) = (0u32, data.as_ptr() as sys::CUdeviceptr);
         let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
-        // SAFETY: the attribute is a number of 32 bits; the address is only looked up.
+        // SAFETY: the attribute is a 32-bit number; the address is only looked up, not accessed.
         match unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, at) } {
-            // CUDA does not know the address.
+            // The memory is not registered with CUDA.
             sys::CUresult::CUDA_ERROR_INVALID_VALUE => Ok(true),
-            asked => asked.result().map(|()| false).map_err(|e| self.failed(op, "cuPointerGetAttribute", e)),
+            status => status.result().map(|()| false).map_err(|e| self.driver_error(op, "cuPointerGetAttribute", e)),
         }
     }
 
     fn launch_in(&self, op: &'static str, launch: &Launch, stream: &Stream) -> Result<()> {
         let function = self.function(op, launch.kernel)?;
         let mut params = [launch.args.as_ptr().cast::<c_void>().cast_mut()];
-        if launch.cluster > 0 {
-            let mut attributes = [cluster_of(launch.cluster)];
-            let config = config(launch.grid, launch.threads, launch.shared, stream.raw(), &mut attributes);
-            // SAFETY: as below; the attributes live until it returns.
+        if launch.cluster_size > 0 {
+            let mut attributes = [cluster_attribute(launch.cluster_size)];
+            let config = launch_config(launch.grid, launch.threads, launch.shared_bytes, stream.raw(), &mut attributes);
+            // SAFETY: as below; the attributes live until the call returns.
             let launched = unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), ptr::null_mut()) };
             return launched
                 .result()
-                .map_err(|e| self.failed(op, &format!("launch of {} in clusters", launch.kernel), e));
+                .map_err(|e| self.driver_error(op, &format!("launch of {} in clusters", launch.kernel), e));
         }
         let (grid, threads) = ((launch.grid, 1, 1), (launch.threads, 1, 1));
-        // SAFETY: a kernel takes one struct, which is copied before this returns; the addresses in it are as `Driver` says.
+        // SAFETY: a kernel takes one struct, which is copied before the call returns; for the addresses in it see
+        // `Driver`.
         let launched = unsafe {
-            let start = if launch.resident { result::launch_cooperative_kernel } else { result::launch_kernel };
-            start(function, grid, threads, launch.shared, stream.raw(), &mut params)
+            let launch_kernel =
+                if launch.cooperative { result::launch_cooperative_kernel } else { result::launch_kernel };
+            launch_kernel(function, grid, threads, launch.shared_bytes, stream.raw(), &mut params)
         };
-        launched.map_err(|e| self.failed(op, &format!("launch of {}", launch.kernel), e))
+        launched.map_err(|e| self.driver_error(op, &format!("launch of {}", launch.kernel), e))
     }
 }
 
@@ -223,27 +228,27 @@ impl Driver for Device {
     type Graph = DeviceGraph;
 
     fn name(&self) -> &str {
-        Device::name_of(self.0.fast)
+        Device::backend_name(self.0.allow_tf32)
     }
 
-    fn fast(&self) -> bool {
-        self.0.fast
+    fn allows_tf32(&self) -> bool {
+        self.0.allow_tf32
     }
 
     fn alloc(&self, op: &'static str, len: usize) -> Result<DeviceMemory> {
         self.bind(op)?;
         let bytes = len.max(1).checked_mul(4).ok_or(Error::TooLarge { op, sizes: vec![len] })?;
-        // SAFETY: the stream lives as long as the memory does.
+        // SAFETY: the memory keeps the device alive, and thereby the stream.
         let address = unsafe {
-            if self.0.ordered_memory {
+            if self.0.has_memory_pools {
                 result::malloc_async(self.0.stream.raw(), bytes)
             } else {
                 result::malloc_sync(bytes)
             }
         };
         let address = address.map_err(|e| {
-            let full = if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY { ", which do not fit in memory" } else { "" };
-            self.failed(op, &format!("allocation of {bytes} bytes{full}"), e)
+            let full = if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY { ", more than is free" } else { "" };
+            self.driver_error(op, &format!("allocation of {bytes} bytes{full}"), e)
         })?;
         Ok(DeviceMemory { device: self.0.clone(), address, len })
     }
@@ -258,9 +263,10 @@ impl Driver for Device {
             return Err(Error::shape(op, format!("at most {} values", memory.len), data.len()));
         }
         let staged = self.is_staged(op, data)?;
-        // SAFETY: as much memory was allocated. The host's is read before this returns: it is staged, or we wait.
+        // SAFETY: the device memory is large enough. The host memory has been read when this function returns: either
+        // the copy is staged, or we wait.
         let copied = unsafe { result::memcpy_htod_async(memory.address, data, self.0.stream.raw()) };
-        copied.map_err(|e| self.failed(op, "copy to the device", e))?;
+        copied.map_err(|e| self.driver_error(op, "copy to the device", e))?;
         if staged { Ok(()) } else { self.wait(op) }
     }
 
@@ -274,11 +280,11 @@ impl Driver for Device {
             ));
         }
         let from = memory.address + 4 * offset as Address;
-        // SAFETY: as much memory was allocated; we wait until it is copied.
+        // SAFETY: the range is inside the device memory; we wait until it is copied.
         let copied = unsafe { result::memcpy_dtoh_async(out, from, self.0.stream.raw()) };
-        // Even after an error nothing may still be writing to `out`.
+        // Wait even after an error, so that nothing writes to `out` later.
         let waited = self.wait(op);
-        copied.map_err(|e| self.failed(op, "copy to the host", e))?;
+        copied.map_err(|e| self.driver_error(op, "copy to the host", e))?;
         waited
     }
 
@@ -289,50 +295,57 @@ impl Driver for Device {
 
     fn graph(&self, op: &'static str, launches: Vec<Launch>) -> Result<DeviceGraph> {
         self.bind(op)?;
-        let stream = self.0.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = self.0.capture_stream.lock().unwrap_or_else(PoisonError::into_inner);
         let raw = stream.raw();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is used for nothing else, and by one thread at a time.
-        unsafe { result::stream::begin_capture(raw, mode) }.map_err(|e| self.failed(op, "cuStreamBeginCapture", e))?;
+        // SAFETY: this stream is only used for capturing, and by one thread at a time.
+        unsafe { result::stream::begin_capture(raw, mode) }
+            .map_err(|e| self.driver_error(op, "cuStreamBeginCapture", e))?;
         let recorded = launches.iter().try_for_each(|launch| self.launch_in(op, launch, &stream));
-        // SAFETY: begun above; it must end whatever came between.
+        // SAFETY: the capture was begun above. It must be ended even if a launch failed.
         let graph = unsafe { result::stream::end_capture(raw) };
-        // A capture that lacks a launch ends in a graph as well.
+        // After a failed launch the capture may still give a graph, which is incomplete.
         let exec = recorded.and_then(|()| {
-            let graph = graph.map_err(|e| self.failed(op, "cuStreamEndCapture", e))?;
-            // SAFETY: the graph was just recorded.
+            let graph = graph.map_err(|e| self.driver_error(op, "cuStreamEndCapture", e))?;
+            // SAFETY: the graph was just captured.
             let exec = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
-            exec.map_err(|e| self.failed(op, "cuGraphInstantiate", e))
+            exec.map_err(|e| self.driver_error(op, "cuGraphInstantiate", e))
         });
         if let Ok(graph) = graph {
-            // SAFETY: as above; what is made of it does not need it.
+            // SAFETY: as above; the executable graph does not depend on it.
             let _ = unsafe { result::graph::destroy(graph) };
         }
         Ok(DeviceGraph { device: self.0.clone(), exec: exec? })
     }
 
-    fn replay(&self, op: &'static str, graph: &DeviceGraph) -> Result<()> {
+    fn launch_graph(&self, op: &'static str, graph: &DeviceGraph) -> Result<()> {
         self.bind(op)?;
-        // SAFETY: both live; the addresses in its launches are as `Driver` says.
+        // SAFETY: the graph and the stream exist; for the addresses in the launches see `Driver`.
         let launched = unsafe { result::graph::launch(graph.exec, self.0.stream.raw()) };
-        launched.map_err(|e| self.failed(op, "cuGraphLaunch", e))
+        launched.map_err(|e| self.driver_error(op, "cuGraphLaunch", e))
     }
 
     fn multiprocessors(&self) -> usize {
         self.0.multiprocessors
     }
 
-    fn resident_blocks(&self, op: &'static str, kernel: &'static str, threads: u32, shared: u32) -> Result<usize> {
+    fn resident_blocks(
+        &self,
+        op: &'static str,
+        kernel: &'static str,
+        threads: u32,
+        shared_bytes: u32,
+    ) -> Result<usize> {
         self.bind(op)?;
         if !self.0.cooperative {
             return Ok(0);
         }
         let function = self.function(op, kernel)?;
-        // SAFETY: a function of a module that is loaded.
+        // SAFETY: the function's module is loaded.
         let blocks = unsafe {
-            result::occupancy::max_active_block_per_multiprocessor(function, threads as i32, shared as usize)
+            result::occupancy::max_active_block_per_multiprocessor(function, threads as i32, shared_bytes as usize)
         };
-        let blocks = blocks.map_err(|e| self.failed(op, "cuOccupancyMaxActiveBlocksPerMultiprocessor", e))?;
+        let blocks = blocks.map_err(|e| self.driver_error(op, "cuOccupancyMaxActiveBlocksPerMultiprocessor", e))?;
         Ok(usize::try_from(blocks).unwrap_or(0) * self.0.multiprocessors)
     }
 
@@ -340,30 +353,32 @@ impl Driver for Device {
         &self,
         op: &'static str,
         kernel: &'static str,
-        size: u32,
+        cluster_size: u32,
         threads: u32,
-        shared: u32,
+        shared_bytes: u32,
     ) -> Result<usize> {
-        // Absent before sm_90.
+        // Kernels with clusters do not exist before sm_90.
         let Some(&function) = self.0.functions.get(kernel) else { return Ok(0) };
         self.bind(op)?;
-        let mut attributes = [cluster_of(size)];
-        let config = config(size, threads, shared, self.0.stream.raw(), &mut attributes);
+        let mut attributes = [cluster_attribute(cluster_size)];
+        let config = launch_config(cluster_size, threads, shared_bytes, self.0.stream.raw(), &mut attributes);
         let mut count = 0;
-        // SAFETY: a function of a module that is loaded; the pointers are of these variables.
+        // SAFETY: the function's module is loaded; the pointers are to these variables.
         match unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) } {
-            // The device has none of that size. Which error says so is not written down; what is wrong with the question
-            // itself would be told of smaller ones, too.
+            // The device has no clusters of this size. Which error code this gives is not documented. Invalid arguments
+            // of ours would give errors for smaller clusters, too.
             sys::CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(0),
-            sys::CUresult::CUDA_ERROR_INVALID_VALUE | sys::CUresult::CUDA_ERROR_NOT_SUPPORTED if size > 8 => Ok(0),
-            asked => {
-                asked.result().map_err(|e| self.failed(op, "cuOccupancyMaxActiveClusters", e))?;
+            sys::CUresult::CUDA_ERROR_INVALID_VALUE | sys::CUresult::CUDA_ERROR_NOT_SUPPORTED if cluster_size > 8 => {
+                Ok(0)
+            }
+            status => {
+                status.result().map_err(|e| self.driver_error(op, "cuOccupancyMaxActiveClusters", e))?;
                 Ok(usize::try_from(count).unwrap_or(0))
             }
         }
     }
 
-    fn max_shared(&self) -> u32 {
-        self.0.max_shared
+    fn max_shared_bytes(&self) -> u32 {
+        self.0.max_shared_bytes
     }
 }

@@ -1,0 +1,39 @@
+//! Sums of a matrix's columns.
+
+use lstm_core::{Result, arithmetic::BLOCK};
+
+use crate::{
+    driver::{Address, Launch, kernel_size},
+    kernels::args::ColumnSumArgs,
+};
+
+/// Arguments for the column sums of a matrix `[rows, cols]`, whose rows are `stride` elements apart. They are added to
+/// `acc`, if there is one, in the order of a product with ones. For other options, change the result's fields.
+pub(crate) fn column_sum_args(
+    op: &'static str,
+    (x, stride): (Address, usize),
+    [rows, cols]: [usize; 2],
+    acc: Option<Address>,
+    out: Address,
+) -> Result<ColumnSumArgs> {
+    Ok(ColumnSumArgs {
+        x,
+        factor: 0,
+        acc: acc.unwrap_or(0),
+        out,
+        active_counts: 0,
+        rows: kernel_size(op, rows)?,
+        cols: kernel_size(op, cols)?,
+        x_stride: kernel_size(op, stride)?,
+        batch: 1,
+        segments: 1,
+        segment_stride: 0,
+    })
+}
+
+/// Launches `column_sums` with one warp per block of rows, up to eight warps per thread block.
+pub(crate) fn column_sums(op: &'static str, args: ColumnSumArgs) -> Result<Launch> {
+    let threads = 32 * (args.rows as usize).div_ceil(BLOCK).clamp(1, 8) as u32;
+    let launch = Launch::new(op, "column_sums", (args.cols as usize).div_ceil(32), threads, args)?;
+    Ok(Launch { shared_bytes: 4 * threads, ..launch })
+}

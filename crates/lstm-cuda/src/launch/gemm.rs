@@ -1,0 +1,93 @@
+//! Matrix products of strided operands.
+
+use lstm_core::{Error, Result, arithmetic::BLOCK};
+
+use super::tile::{LARGE, TF32_WIDE, step_tile, uses_tensor_cores};
+use crate::{
+    driver::{Address, Driver, Launch, kernel_size},
+    kernels::args::GemmArgs,
+};
+
+/// An operand of a product. Its lines are the rows of the left operand or the columns of the right one; the elements of
+/// a line are indexed by the inner dimension, the depth.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand {
+    pub(crate) address: Address,
+    /// Elements from one line to the next.
+    pub(crate) line_stride: usize,
+    /// Elements from one element of a line to the next.
+    pub(crate) depth_stride: usize,
+    /// Elements from one segment to the next.
+    pub(crate) segment_stride: isize,
+    /// Whether the kernel snaps the elements as it reads them.
+    pub(crate) snap: bool,
+}
+
+impl Operand {
+    /// An operand whose lines are contiguous, each of `depth` elements: a row-major left operand or a transposed right
+    /// one.
+    pub(crate) fn contiguous_lines(address: Address, depth: usize) -> Self {
+        Operand { address, line_stride: depth, depth_stride: 1, segment_stride: 0, snap: false }
+    }
+
+    /// An operand whose `lines` lines are interleaved: a transposed left operand or a row-major right one.
+    pub(crate) fn interleaved_lines(address: Address, lines: usize) -> Self {
+        Operand { address, line_stride: 1, depth_stride: lines, segment_stride: 0, snap: false }
+    }
+}
+
+/// Converts a stride to the 32 bits that kernels use.
+///
+/// # Errors
+/// [`Error::TooLarge`] if it does not fit.
+pub(crate) fn signed_stride(op: &'static str, n: isize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| Error::TooLarge { op, sizes: vec![n.unsigned_abs()] })
+}
+
+/// Whether the products of several segments are faster with one launch per segment. Large tiles have too few registers
+/// for the sums of a segment besides the total. If the depth is large, the cost of reading and writing the result in
+/// each launch is less than the gain from large tiles.
+pub(crate) fn launches_segments_separately(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> bool {
+    depth >= 8 * BLOCK && LARGE.fills_device(driver, [rows, cols]) && !uses_tensor_cores(driver, [rows, cols, depth])
+}
+
+/// Computes `acc + a b` of shape `[rows, cols]`, with inner dimension `depth`. With several segments, the product of
+/// each is added, in order. `acc` comes with the number of elements from one of its rows to the next, 0 for one row
+/// that is used for all; `None` is 0.
+pub(crate) fn gemm(
+    driver: &impl Driver,
+    op: &'static str,
+    [rows, cols, depth]: [usize; 3],
+    segments: usize,
+    (a, b): (Operand, Operand),
+    acc: Option<(Address, usize)>,
+    out: Address,
+) -> Result<Launch> {
+    let (acc, acc_row_stride) = acc.unwrap_or((0, 0));
+    let args = GemmArgs {
+        a: a.address,
+        b: b.address,
+        acc,
+        out,
+        rows: kernel_size(op, rows)?,
+        cols: kernel_size(op, cols)?,
+        depth: kernel_size(op, depth)?,
+        segments: kernel_size(op, segments)?,
+        a_row_stride: kernel_size(op, a.line_stride)?,
+        a_depth_stride: kernel_size(op, a.depth_stride)?,
+        a_segment_stride: signed_stride(op, a.segment_stride)?,
+        b_col_stride: kernel_size(op, b.line_stride)?,
+        b_depth_stride: kernel_size(op, b.depth_stride)?,
+        b_segment_stride: signed_stride(op, b.segment_stride)?,
+        acc_row_stride: kernel_size(op, acc_row_stride)?,
+        snap: u32::from(a.snap) | u32::from(b.snap) << 1,
+    };
+    let shape = [rows, cols];
+    let tile = match uses_tensor_cores(driver, [rows, cols, depth]) {
+        true if TF32_WIDE.fills_device(driver, shape) => TF32_WIDE,
+        false if LARGE.fills_device(driver, shape) && segments == 1 => LARGE,
+        _ => step_tile(driver, [rows, cols, depth]),
+    };
+    let kernels = ["gemm_small", "gemm_medium", "tf32_gemm_narrow", "gemm_large", "tf32_gemm_wide"];
+    tile.launch(op, &kernels, shape, args)
+}

@@ -1,0 +1,18 @@
+//! Launches of the kernels that several parts of the backend use: elementwise operations, products and column sums.
+
+mod column_sums;
+mod elementwise;
+mod gemm;
+mod tile;
+
+pub(crate) use column_sums::{column_sum_args, column_sums};
+pub(crate) use elementwise::{Map, copy, map};
+pub(crate) use gemm::{Operand, gemm, launches_segments_separately, signed_stride};
+pub(crate) use tile::{backward_tiles, step_tile};
+
+use crate::driver::Address;
+
+/// The address of the value at index `index` of the values at `address`.
+pub(crate) fn offset(address: Address, index: usize) -> Address {
+    address + 4 * index as Address
+}

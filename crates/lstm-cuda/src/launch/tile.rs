@@ -1,0 +1,118 @@
+//! The tiles in which kernels compute products, and their selection by the size of the problem and of the device.
+
+use bytemuck::Pod;
+use lstm_core::Result;
+
+use crate::driver::{Driver, Launch};
+
+/// A kernel variant's tile: the part of a result that one block computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Tile {
+    /// Index of the variant in an operation's list of kernels: 0 small, 1 medium, 2 narrow on tensor cores; then 3
+    /// combine for steps, or 3 large and 4 wide on tensor cores for [`gemm`](super::gemm).
+    variant: usize,
+    /// Threads per block.
+    threads: u32,
+    rows: usize,
+    cols: usize,
+    /// Floats of shared memory per block: the buffers of both operands, with padding.
+    shared_floats: usize,
+}
+
+const SMALL: Tile = Tile::exact(0, 64, 16, 64);
+const MEDIUM: Tile = Tile::exact(1, 256, 64, 32);
+/// For kernels that add products that another kernel has computed.
+const COMBINE: Tile = Tile { variant: 3, threads: 256, rows: 8, cols: 32, shared_floats: 0 };
+const TF32_NARROW: Tile = Tile::tf32(2, 64, 32, 64);
+pub(super) const LARGE: Tile = Tile::exact(3, 256, 128, 16);
+pub(super) const TF32_WIDE: Tile = Tile::tf32(4, 128, 128, 32);
+
+/// The rows, columns and depth of one tensor core instruction.
+const TENSOR_INSTRUCTION: [usize; 3] = [16, 8, 8];
+
+impl Tile {
+    /// A square tile computed by fma, with a double buffer for `depth` elements of the inner dimension.
+    const fn exact(variant: usize, threads: u32, side: usize, depth: usize) -> Self {
+        Tile { variant, threads, rows: side, cols: side, shared_floats: 2 * depth * 2 * (side + 4) }
+    }
+
+    /// A tile computed on tensor cores, with a buffer for `depth` elements of the inner dimension.
+    const fn tf32(variant: usize, rows: usize, cols: usize, depth: usize) -> Self {
+        Tile { variant, threads: 256, rows, cols, shared_floats: (rows + cols) * (depth + 8) }
+    }
+
+    /// How many tiles a result of a shape (rows, columns) has.
+    fn count(self, [rows, cols]: [usize; 2]) -> usize {
+        rows.div_ceil(self.rows) * cols.div_ceil(self.cols)
+    }
+
+    /// Whether `results` results of a shape occupy at least two fifths of the multiprocessors, and at least half of
+    /// each tile is used.
+    fn occupies_device(self, driver: &impl Driver, shape: [usize; 2], results: usize) -> bool {
+        results * self.count(shape) * 5 >= driver.multiprocessors() * 2 && self.is_half_used(shape)
+    }
+
+    /// Whether a result of a shape has a tile for each multiprocessor, and at least half of each tile is used.
+    pub(super) fn fills_device(self, driver: &impl Driver, shape: [usize; 2]) -> bool {
+        self.count(shape) >= driver.multiprocessors() && self.is_half_used(shape)
+    }
+
+    /// Whether on average at least half of each tile lies inside a result of a shape.
+    fn is_half_used(self, shape: [usize; 2]) -> bool {
+        self.count(shape) * self.rows * self.cols <= 2 * shape[0] * shape[1]
+    }
+
+    /// Launches this tile's kernel, out of the kernels for all variants, for a result of a shape.
+    pub(crate) fn launch<A: Pod>(
+        self,
+        op: &'static str,
+        kernels: &[&'static str],
+        shape: [usize; 2],
+        args: A,
+    ) -> Result<Launch> {
+        self.launch_blocks(op, kernels[self.variant], self.count(shape), args)
+    }
+
+    /// Launches a kernel that computes four products of a shape, one per gate.
+    pub(crate) fn launch_per_gate<A: Pod>(
+        self,
+        op: &'static str,
+        kernel: &'static str,
+        shape: [usize; 2],
+        args: A,
+    ) -> Result<Launch> {
+        self.launch_blocks(op, kernel, 4 * self.count(shape), args)
+    }
+
+    fn launch_blocks<A: Pod>(self, op: &'static str, kernel: &'static str, blocks: usize, args: A) -> Result<Launch> {
+        let launch = Launch::new(op, kernel, blocks, self.threads, args)?;
+        Ok(Launch { shared_bytes: (4 * self.shared_floats) as u32, ..launch })
+    }
+}
+
+/// Whether a product, given by its rows, columns and depth, runs on tensor cores: TF32 is allowed, and the product is
+/// at least as large as one instruction.
+pub(super) fn uses_tensor_cores(driver: &impl Driver, product: [usize; 3]) -> bool {
+    driver.allows_tf32() && product.iter().zip(TENSOR_INSTRUCTION).all(|(&size, least)| size >= least)
+}
+
+/// The tile for a product of some rows, columns and depth: narrow on tensor cores if it runs there; medium if this
+/// occupies the device and wastes at most half of the tiles; else small.
+pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> Tile {
+    if uses_tensor_cores(driver, [rows, cols, depth]) {
+        TF32_NARROW
+    } else if MEDIUM.occupies_device(driver, [rows, cols], 1) {
+        MEDIUM
+    } else {
+        SMALL
+    }
+}
+
+/// The tiles for the recurrent product of a backward step, which is a sum of one product per gate. If medium tiles
+/// occupy the device only when each computes a single gate, the first tile is that of the kernel for single gates, and
+/// the second that of the kernel that adds its results. Otherwise the second tile computes the whole sum.
+pub(crate) fn backward_tiles(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> (Option<Tile>, Tile) {
+    let tile = step_tile(driver, [rows, cols, depth]);
+    let per_gate = tile == SMALL && MEDIUM.occupies_device(driver, [rows, cols], 4);
+    if per_gate { (Some(MEDIUM), COMBINE) } else { (None, tile) }
+}

@@ -1,0 +1,143 @@
+//! One layer in one direction: its weights on the device, the kernels that run it, and its scratch memory.
+
+mod cluster;
+mod pass;
+mod persistent;
+mod plan;
+mod single_launch;
+
+pub use plan::Plan;
+pub(crate) use {pass::Pass, plan::GraphKey, single_launch::SingleLaunch};
+
+use std::{fmt, sync::Arc};
+
+use lstm_core::{CellKind, Error, LayerSpec, LayerWeights, Param, Result};
+
+use self::{cluster::ClusterConfig, persistent::PersistentConfig};
+use crate::{
+    driver::{Address, Driver, kernel_size},
+    launch::{Map, map},
+};
+
+/// The snapped weights of one layer in one direction. Clones share them.
+pub struct Layer<D: Driver>(pub(crate) Arc<DeviceWeights<D>>);
+
+impl<D: Driver> Clone for Layer<D> {
+    fn clone(&self) -> Self {
+        Layer(self.0.clone())
+    }
+}
+
+impl<D: Driver> fmt::Debug for Layer<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Layer({:?})", self.0.spec)
+    }
+}
+
+/// A layer's weights in device memory, in the shapes of [`Param`], and the kernels that can run the layer.
+pub(crate) struct DeviceWeights<D: Driver> {
+    pub(crate) spec: LayerSpec,
+    /// The input weights, `[4 * hidden, input]`.
+    pub(crate) w: D::Memory,
+    /// The recurrent weights, `[4 * hidden, state]`.
+    pub(crate) u: D::Memory,
+    /// The sum of both biases, `[4 * hidden]`.
+    pub(crate) bias: Option<D::Memory>,
+    /// The projection's weights, `[state, hidden]`.
+    projection: Option<D::Memory>,
+    /// The weights of diagonal peepholes, `[3, hidden]`.
+    peephole: Option<D::Memory>,
+    /// How the `persistent` kernels divide the layer among blocks, indexed by [`Pass`]; `None` if they can't run it.
+    pub(crate) persistent: [Option<PersistentConfig>; 2],
+    /// How the `cluster` kernels divide the layer among the blocks of a cluster, indexed by [`Pass`]; `None` if they
+    /// can't run it.
+    pub(crate) clusters: [Option<ClusterConfig>; 2],
+    /// With TF32, the number of multiplications per step from which steps run on tensor cores, one launch per step,
+    /// even if a single launch could run all steps.
+    pub(crate) tensor_core_threshold: Option<usize>,
+}
+
+/// Multiplications per step and multiprocessor from which the cost of a launch per step should be small against the
+/// gain from tensor cores. An estimate, not measured.
+const TENSOR_CORE_STEP: usize = 2 << 20;
+
+impl<D: Driver> DeviceWeights<D> {
+    pub(crate) fn new(driver: &D, weights: &LayerWeights) -> Result<Self> {
+        let spec = *weights.spec();
+        let param = |param: Param| -> Result<&[f32]> {
+            let values = weights.get(param).and_then(|v| v.as_slice());
+            values.ok_or_else(|| Error::shape("load", format!("{param:?}"), "none"))
+        };
+        let load = |values: &[f32]| {
+            // Kernels index the elements of a matrix with 32 bits.
+            kernel_size("load", values.len())?;
+            let memory = driver.alloc("load", values.len())?;
+            driver.upload("load", &memory, values)?;
+            let address = driver.address(&memory);
+            driver.launch("load", &map("load", Map::Snap, address, address, values.len(), 0.0)?)?;
+            Ok::<_, Error>(memory)
+        };
+        let peephole = match spec.cell {
+            CellKind::PeepholeDiagonal => {
+                Some([param(Param::PeepholeI)?, param(Param::PeepholeF)?, param(Param::PeepholeO)?].concat())
+            }
+            _ => None,
+        };
+        let [forward, backward] = Pass::BOTH;
+        Ok(DeviceWeights {
+            spec,
+            w: load(param(Param::WeightIh)?)?,
+            u: load(param(Param::WeightHh)?)?,
+            bias: weights.bias().map(|bias| load(&bias)).transpose()?,
+            projection: spec.proj_size.map(|_| load(param(Param::WeightHr)?)).transpose()?,
+            peephole: peephole.map(|p| load(&p)).transpose()?,
+            persistent: [
+                PersistentConfig::new(driver, &spec, forward)?,
+                PersistentConfig::new(driver, &spec, backward)?,
+            ],
+            clusters: [ClusterConfig::new(driver, &spec, forward)?, ClusterConfig::new(driver, &spec, backward)?],
+            tensor_core_threshold: driver
+                .allows_tf32()
+                .then(|| driver.multiprocessors().saturating_mul(TENSOR_CORE_STEP)),
+        })
+    }
+
+    /// The address of the projection's weights; 0 without a projection.
+    pub(crate) fn projection(&self, driver: &D) -> Address {
+        self.projection.as_ref().map_or(0, |p| driver.address(p))
+    }
+
+    /// The address of the diagonal peepholes' weights; 0 without such peepholes.
+    pub(crate) fn peephole(&self, driver: &D) -> Address {
+        self.peephole.as_ref().map_or(0, |p| driver.address(p))
+    }
+
+    /// How a single launch runs all steps of a batch; `None` if none can, or if with TF32 a step is large enough for
+    /// tensor cores. A single launch computes exact sums even with TF32.
+    pub(crate) fn single_launch(&self, pass: Pass, batch: usize) -> Option<SingleLaunch> {
+        let step = [4, self.spec.hidden_size, self.spec.state_size()].into_iter().fold(batch, usize::saturating_mul);
+        // A batch that does not fit in 32 bits does not fit in memory either.
+        if u32::try_from(batch).is_err() || self.tensor_core_threshold.is_some_and(|threshold| step >= threshold) {
+            return None;
+        }
+        let clusters = self.clusters[pass as usize].and_then(|c| Some(SingleLaunch::Clusters(c, c.rows(batch)?)));
+        let persistent = self.persistent[pass as usize].and_then(|p| Some(SingleLaunch::Persistent(p, p.rows(batch)?)));
+        // Reading weights from shared memory in each step is slower than an exchange through global memory.
+        match clusters {
+            Some(SingleLaunch::Clusters(c, _)) if !c.is_in_registers() => persistent.or(clusters),
+            _ => clusters.or(persistent),
+        }
+    }
+}
+
+impl<D: Driver> Layer<D> {
+    /// How the forward and the backward pass run the steps of a batch of sequences: `cluster`, `persistent` or
+    /// `one kernel per step`.
+    pub fn paths(&self, batch: usize) -> [&'static str; 2] {
+        Pass::BOTH.map(|pass| match self.0.single_launch(pass, batch) {
+            Some(SingleLaunch::Clusters(..)) => "cluster",
+            Some(SingleLaunch::Persistent(..)) => "persistent",
+            None => "one kernel per step",
+        })
+    }
+}
