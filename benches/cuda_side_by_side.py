@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""One command for a machine with a GPU: bits against the CPU, then times beside PyTorch's with cuDNN.
+"""Checks lstm-cuda on a machine with a GPU against the CPU, then compares its speed with that of PyTorch with cuDNN.
 
     python3 cuda_side_by_side.py PATH/TO/cuda [--conformance PATH --tests DIR] [--only PARTS] [--logs DIR]
 
-PATH/TO/cuda is the program of benches/src/bin/cuda.rs, built elsewhere:
-`cargo build --release -p lstm-benches --features cuda --bin cuda`. It needs the driver, and NVRTC or kernels built before:
-`cuda --prebuild DIR` makes them, LSTM_CUDA_KERNELS=DIR points to them. The NVRTC of PyTorch's wheels is found by itself.
+PATH/TO/cuda is the program of benches/src/bin/cuda.rs, built elsewhere with
+`cargo build --release -p lstm-benches --features cuda --bin cuda`. It needs the driver, and either NVRTC or prebuilt kernels,
+which `cuda --prebuild DIR` makes and LSTM_CUDA_KERNELS=DIR selects. The NVRTC of PyTorch's wheels is found automatically.
 
-Rounds of both alternate; float32 with TF32 off is the comparison, the other precisions are printed beside it. A line of its own,
-`lstm-cuda tf32`, is the fast mode, which is not exact, beside PyTorch with TF32 on. All sizes include the input's product.
+Rounds of both alternate. Compared is float32 with TF32 off; times of other precisions are printed beside it. The line
+`lstm-cuda tf32` compares TF32 mode, which is not exact, with PyTorch with TF32 on. All times include the product with the input.
 
-With --conformance, afterwards the whole conformance suite runs on the device, and then a part of it under compute-sanitizer's
-memcheck and racecheck; a tool that refuses the device did not pass. PATH is what `cargo test --release -p lstm-tests
---features cuda --test conformance --no-run` names, DIR a copy of `tests/` with its snapshots and data.
+With --conformance, the whole conformance suite then runs on the device, and a part of it under compute-sanitizer's memcheck and
+racecheck. A tool that does not support the device counts as a failure. PATH is the program that `cargo test --release
+-p lstm-tests --features cuda --test conformance --no-run` names, DIR a copy of `tests/` with its snapshots and data.
 
-Whatever hangs is killed and reported, and the rest goes on. What programs print goes to files in --logs while they run.
+A program that hangs is killed and reported, and the rest continues. The output of programs goes to files in --logs as they run.
 """
 
 import argparse
@@ -30,31 +30,31 @@ import time
 SHAPES = [(128, 1, 1000), (256, 1, 1000), (512, 1, 512), (512, 16, 512), (1024, 16, 256), (1024, 64, 256), (2048, 64, 128)]
 PARTS = ["bits", "times", "conformance", "sanitizers"]
 
-# Under the sanitizers, which slow kernels down a hundredfold: the exact mode by every path, and few sizes.
+# Trials to run under the sanitizers, which slow kernels down a hundredfold: every execution path in exact mode, few sizes.
 SANITIZED = ["cuda::kernel-per-step::rows-4", "cuda::persistent::rows-4", "cuda::cells::"]
 
 
 def environment():
-    """Ours, in which programs find the NVRTC of Python's packages or of a toolkit."""
+    """Our environment, plus the paths of NVRTC in Python's packages and in a toolkit."""
     found = [path for folder in sys.path for path in glob.glob(os.path.join(folder, "nvidia", "*", "lib", "libnvrtc.so.*"))]
     folders = sorted({os.path.dirname(path) for path in found}) + glob.glob("/usr/local/cuda/lib64")
-    # Before what is there, which may be how the driver is found.
+    # The existing value is kept, since the driver may be found through it.
     paths = [path for path in (*folders, os.environ.get("LD_LIBRARY_PATH")) if path]
     return dict(os.environ, LD_LIBRARY_PATH=":".join(paths)) if paths else dict(os.environ)
 
 
 def sanitizer():
-    """Where compute-sanitizer is, if anywhere."""
+    """The path of compute-sanitizer, or None."""
     folders = [os.environ.get("PATH", ""), "/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin"]
     return shutil.which("compute-sanitizer", path=":".join(folders))
 
 
 def suite(name, command, args, seconds):
-    """One run of the conformance suite, or of a part of it; whether it failed."""
+    """Runs the conformance suite or a part of it. Returns whether it failed."""
     tests, label = os.path.abspath(args.tests), "".join(c if c.isalnum() else "-" for c in name)
     log = os.path.join(args.logs, f"{label}.log")
     variables = dict(environment(), CARGO_MANIFEST_DIR=tests, INSTA_WORKSPACE_ROOT=tests, INSTA_UPDATE="no", LSTM_BACKENDS="cuda")
-    # A line for each trial that has ended, whatever comes later. Where the bits are not exact, all trials say where they aren't.
+    # One line per finished trial, written at once. LSTM_RUN_INEXACT runs the trials even if the device is not exact.
     results = os.path.abspath(os.path.join(args.logs, f"{label}.jsonl"))
     open(results, "w").close()
     variables.update(LSTM_RESULTS=results, LSTM_RUN_INEXACT="1")
@@ -67,19 +67,19 @@ def suite(name, command, args, seconds):
     with open(log, errors="replace") as text:
         lines = [line for line in text.read().splitlines() if line.strip()]
     ran = any(line.startswith("test result: ok. ") and not line.startswith("test result: ok. 0 ") for line in lines)
-    # A sanitizer that can't watch the device says so, and may let the program run.
-    refused = any("not supported" in line or "Unable to" in line for line in lines)
-    # As does the suite where the bits are not exact.
-    whole = not any("not run: " in line for line in lines)
-    passed = code == 0 and ran and whole and not refused
+    # A sanitizer that does not support the device says so, and may run the program without checks.
+    unsupported = any("not supported" in line or "Unable to" in line for line in lines)
+    # The suite prints this if the device is not exact.
+    complete = not any("not run: " in line for line in lines)
+    passed = code == 0 and ran and complete and not unsupported
     print(f"{name}: {'passed' if passed else f'FAILED ({code})'} in {time.perf_counter() - start:.0f} s; {log}", flush=True)
-    telling = [line for line in lines if not line.endswith("... ok")]
-    print("\n".join(f"    {line}" for line in (lines[-1:] if passed else telling[:60] + telling[-2:])), flush=True)
+    notable = [line for line in lines if not line.endswith("... ok")]
+    print("\n".join(f"    {line}" for line in (lines[-1:] if passed else notable[:60] + notable[-2:])), flush=True)
     return not passed
 
 
 def sanitizers(args):
-    """How many runs under the sanitizers failed."""
+    """Runs parts of the suite under the sanitizers. Returns the number of failed runs."""
     found, failed = sanitizer(), 0
     for tool in ("memcheck", "racecheck"):
         if not found:
@@ -87,22 +87,22 @@ def sanitizers(args):
             failed += 1
             continue
         for part in SANITIZED:
-            # Whether an address is CUDA's is asked by a call that fails if it isn't: errors of calls are the program's to judge.
-            watch = [found, "--tool", tool, "--error-exitcode", "9", "--show-backtrace", "device"]
-            watch += ["--report-api-errors", "no"] * (tool == "memcheck")
-            command = [*watch, args.conformance, "--test-threads", "1", part]
+            # API errors are not reported, since the backend makes a call that fails on purpose: it asks whether CUDA knows an address.
+            prefix = [found, "--tool", tool, "--error-exitcode", "9", "--show-backtrace", "device"]
+            prefix += ["--report-api-errors", "no"] * (tool == "memcheck")
+            command = [*prefix, args.conformance, "--test-threads", "1", part]
             failed += suite(f"compute-sanitizer {tool}, {part}", command, args, args.seconds)
     return failed
 
 
 class Program:
-    """benches/src/bin/cuda.rs, which answers each line with one; started anew after it has failed."""
+    """The program of benches/src/bin/cuda.rs, which answers each line with one line. It is restarted after a failure."""
 
     def __init__(self, path, seconds, log):
         self.command, self.seconds, self.log, self.child = [path, "--serve"], seconds, open(log, "w"), None
 
     def ask(self, *words):
-        """Its answer. One that begins with `not run: ` says why there is none."""
+        """Sends a request and returns the answer. If it begins with `not run: `, the rest is the reason."""
         if self.child is None:
             pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
             self.child, self.read = subprocess.Popen(self.command, env=environment(), **pipes), b""
@@ -114,14 +114,14 @@ class Program:
             self.end()
             return f"not run: no answer in {self.seconds} s"
         except (BrokenPipeError, EOFError):
-            return f"not run: the program has ended (exit code {self.end()}): see {self.log.name}"
-        # After an error of the device all that follow fail, in this process.
+            return f"not run: the program ended (exit code {self.end()}): see {self.log.name}"
+        # After an error of the device, all later calls of the same process fail.
         if answer.startswith("not run: ") and "another path" not in answer:
             self.end()
         return answer
 
     def line(self):
-        """The next line."""
+        """Reads the next line."""
         end = time.monotonic() + self.seconds
         while b"\n" not in self.read:
             ready, _, _ = select.select([self.child.stdout], [], [], max(0, end - time.monotonic()))
@@ -135,7 +135,7 @@ class Program:
         return line.decode().strip()
 
     def end(self):
-        """Its exit code: its own, if it ends by itself."""
+        """Ends the program, after a second by force. Returns its exit code."""
         child, self.child = self.child, None
         try:
             return child.wait(1)
@@ -144,7 +144,7 @@ class Program:
             return child.wait()
 
     def times(self, words, shape, repeats):
-        """Microseconds, or why there are none."""
+        """Requests a time. Returns microseconds and an empty string, or None and the reason."""
         answer = self.ask(words, *shape, repeats)
         try:
             return float(answer), ""
@@ -152,27 +152,27 @@ class Program:
             return None, answer
 
 
-def ways(shape):
-    """By which paths a shape's steps go where others are left out; clusters don't have larger layers."""
+def path_suffixes(shape):
+    """The suffixes for execution paths that a shape may use. Larger layers do not fit in clusters."""
     return ("clusters", "persistent", "steps") if shape[0] <= 512 else ("persistent", "steps")
 
 
 def bits(program):
-    """How many shapes and paths differ from the CPU."""
+    """Checks all shapes on all paths. Returns how many differ from the CPU."""
     different = 0
     for shape in SHAPES:
-        for way in ("", *ways(shape)):
-            answer = program.ask(f"check-{way}" if way else "check", *shape, 0)
-            # That a device does not take the path is no difference.
-            different += answer != "identical" and not (way and answer.startswith("not run: it takes another path"))
-            path = f", {way}" if way else f" by {program.ask('paths', *shape, 0)}"
-            print(f"bits {shape}{path}: {answer}", flush=True)
+        for suffix in ("", *path_suffixes(shape)):
+            answer = program.ask(f"check-{suffix}" if suffix else "check", *shape, 0)
+            # It is not a difference if the layer can't use the path on this device.
+            different += answer != "identical" and not (suffix and answer.startswith("not run: the layer uses another path"))
+            path = f", {suffix}" if suffix else f" by {program.ask('paths', *shape, 0)}"
+            print(f"check {shape}{path}: {answer}", flush=True)
         print(f"lstm-cuda tf32 {shape}: {program.ask('check-tf32', *shape, 0)}", flush=True)
     return different
 
 
 def peer(torch, shape, train, dtype, tf32, repeats):
-    """Microseconds of one pass of torch.nn.LSTM, the median."""
+    """The median time of one pass of torch.nn.LSTM, in microseconds."""
     hidden, batch, steps = shape
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     lstm = torch.nn.LSTM(hidden, hidden).to("cuda", dtype)
@@ -201,7 +201,7 @@ def peer(torch, shape, train, dtype, tf32, repeats):
 
 
 def rounds(program, torch, words, shape, train, tf32, args):
-    """Times of both in turns; of what could not be run, why."""
+    """Measures both in alternation. Returns both medians and the spread, or None, None and the reason."""
     ours, theirs = [], []
     for _ in range(args.rounds):
         time_of_ours, why = program.times(words, shape, args.repeats)
@@ -214,36 +214,36 @@ def rounds(program, torch, words, shape, train, tf32, args):
 
 
 def compare(program, torch, shape, train, args):
-    """One shape's pass."""
+    """Compares one pass of one shape. Returns whether it could not be measured."""
     (hidden, batch, steps), words = shape, "train" if train else "forward"
     label = f"{shape} {'forward+backward' if train else 'forward'}"
-    a, b, said = rounds(program, torch, words, shape, train, False, args)
+    a, b, note = rounds(program, torch, words, shape, train, False, args)
     if a is None:
-        print(f"{label}: {said}", flush=True)
+        print(f"{label}: {note}", flush=True)
     else:
-        # 66.9 TFLOP/s of fp32 on an H100 or H200; forward is 16 H^2 flop a step and sequence, with the input's product.
-        floor = 16 * hidden**2 * batch * steps * (3 if train else 1) / 66.9e12 * 1e6
+        # The peak of an H100 or H200 is 66.9 TFLOP/s in fp32. Forward takes 16 H^2 FLOP per step and sequence, with the input.
+        roofline = 16 * hidden**2 * batch * steps * (3 if train else 1) / 66.9e12 * 1e6
         others = [("tf32", torch.float32, True), ("bf16", torch.bfloat16, False), ("fp16", torch.float16, False)]
         beside = "  ".join(f"{name} {peer(torch, shape, train, dtype, tf32, args.repeats):.0f}" for name, dtype, tf32 in others)
         print(
-            f"{label}: ours {a:.0f} us, cuDNN fp32 {b:.0f} us, ratio {b / a:.2f}, to the floor {a / floor:.1f}"
-            f"  ({said}; labelled, not compared: {beside})",
+            f"{label}: ours {a:.0f} us, cuDNN fp32 {b:.0f} us, ratio {b / a:.2f}, time / roofline {a / roofline:.1f}"
+            f"  ({note}; labelled, not compared: {beside})",
             flush=True,
         )
-    # Whether the device's own choice is right.
-    by = [(way, *program.times(f"{words}-{way}", shape, args.repeats)) for way in ways(shape)]
-    print("    by other paths: " + ", ".join(f"{way} {why or f'{us:.0f} us'}" for way, us, why in by), flush=True)
-    c, d, said = rounds(program, torch, f"{words}-tf32", shape, train, True, args)
+    # Shows whether the path that is chosen by default is the fastest.
+    paths = [(suffix, *program.times(f"{words}-{suffix}", shape, args.repeats)) for suffix in path_suffixes(shape)]
+    print("    by path: " + ", ".join(f"{suffix} {why or f'{us:.0f} us'}" for suffix, us, why in paths), flush=True)
+    c, d, note = rounds(program, torch, f"{words}-tf32", shape, train, True, args)
     if c is None:
-        print(f"    lstm-cuda tf32: {said}", flush=True)
+        print(f"    lstm-cuda tf32: {note}", flush=True)
     else:
         gain = f"; ours exact / ours tf32 {a / c:.2f}" if a else ""
-        print(f"    lstm-cuda tf32 (not exact) {c:.0f} us, cuDNN tf32 {d:.0f} us, ratio {d / c:.2f}{gain}  ({said})", flush=True)
+        print(f"    lstm-cuda tf32 (not exact) {c:.0f} us, cuDNN tf32 {d:.0f} us, ratio {d / c:.2f}{gain}  ({note})", flush=True)
     return a is None
 
 
 def times(program, args):
-    """How many passes of the exact mode could not be timed. Without PyTorch nothing can be compared, which is said."""
+    """Compares all shapes. Returns how many passes of the exact mode could not be measured. Needs PyTorch with a GPU."""
     try:
         import torch
     except ImportError as error:
@@ -264,7 +264,7 @@ def main():
     parser.add_argument("--conformance", metavar="PATH")
     parser.add_argument("--tests", metavar="DIR", default="tests")
     parser.add_argument("--only", metavar="PARTS", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--seconds", type=int, default=300, help="after which a question, or a run of a suite, is given up")
+    parser.add_argument("--seconds", type=int, default=300, help="time limit for a request and for a run of the suite")
     parser.add_argument("--logs", metavar="DIR", default="cuda-logs")
     args = parser.parse_args()
     parts = args.only.split(",")
@@ -272,10 +272,10 @@ def main():
         parser.error(f"--only takes some of {','.join(PARTS)}, not {args.only}")
     for path in (args.program, *([args.conformance, os.path.join(args.tests, "snapshots")] if args.conformance else [])):
         if not os.path.exists(path):
-            parser.error(f"there is no {path}")
+            parser.error(f"{path} does not exist")
     os.makedirs(args.logs, exist_ok=True)
     program = Program(args.program, args.seconds, os.path.join(args.logs, "program.log"))
-    # What costs little and says most comes first.
+    # The fastest and most informative parts come first.
     failed = bits(program) if "bits" in parts else 0
     failed += times(program, args) if "times" in parts else 0
     if args.conformance and "conformance" in parts:

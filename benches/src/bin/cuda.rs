@@ -1,14 +1,18 @@
-//! A GPU: first the bits against the CPU, then times. `benches/cuda_side_by_side.py` asks it for rounds between those
-//! of PyTorch, so that both meet the same clocks.
+//! Checks the results of a GPU against the CPU, then measures times. `benches/cuda_side_by_side.py` runs this program
+//! and requests its rounds in alternation with those of PyTorch, so that both run at the same clock rates.
 //!
-//! Without arguments it checks the bits of every shape and prints a time for each. With `--serve` it reads lines `PASS
-//! HIDDEN BATCH STEPS REPEATS`, where PASS is `check`, `forward` or `train`, and answers each with one line:
-//! `identical` or what differs, or microseconds for one pass, the median, or `not run: ` and why. `paths` asks how a
-//! shape's steps go. `check-tf32` and so on are the same in the fast mode, which is not exact: how far it is from the
-//! CPU. `check-clusters`, `check-persistent` and `check-steps` and so on are the same by other paths: by clusters,
-//! wherever they can have the weights, by all blocks together, and by one kernel per step.
+//! Without arguments, this program checks every shape and prints a time for each. With `--serve` it reads lines `PASS
+//! HIDDEN BATCH STEPS REPEATS`, and answers each with one line:
+//! - `check`: `identical`, or what differs.
+//! - `forward` and `train` (forward and backward): the median time of one pass in microseconds.
+//! - `paths`: the execution paths of the shape's forward and backward pass.
+//! - `not run: ` and the reason, if there is no result.
 //!
-//! `--prebuild DIR` compiles the kernels for machines without NVRTC, and needs no GPU.
+//! Each PASS may have a suffix. `check-tf32` and so on use TF32 mode, which is not exact: the answer to `check-tf32`
+//! says how much the results differ from the CPU's. With the suffixes `-clusters`, `-persistent` and `-steps`, layers
+//! run only on the execution path `cluster`, `persistent` or `one kernel per step`.
+//!
+//! `--prebuild DIR` compiles the kernels for machines without NVRTC. It needs no GPU.
 
 use std::{
     cell::LazyCell,
@@ -27,21 +31,21 @@ use lstm_core::{
 use lstm_cpu::Cpu;
 use lstm_cuda::{Cuda, KernelLimits, kernels};
 
-/// A GPU's bits against the CPU, and times
+/// Check a GPU against the CPU and measure times
 #[derive(Parser)]
 struct Args {
-    /// Answer questions from standard input
+    /// Answer requests from standard input
     #[arg(long, conflicts_with = "prebuild")]
     serve: bool,
-    /// Compile the kernels into files of this directory instead, which LSTM_CUDA_KERNELS then points to
+    /// Compile the kernels into files in this directory instead, for use with LSTM_CUDA_KERNELS
     #[arg(long, value_name = "DIR")]
     prebuild: Option<PathBuf>,
-    /// For these architectures
+    /// The architectures for which --prebuild compiles
     #[arg(long, value_delimiter = ',', default_value = "90", requires = "prebuild")]
     architectures: Vec<u32>,
 }
 
-/// Hidden size (and features), batch, steps.
+/// The shapes: hidden size, which is also the input size, batch size and number of steps.
 const SHAPES: [[usize; 3]; 7] =
     [[128, 1, 1000], [256, 1, 1000], [512, 1, 512], [512, 16, 512], [1024, 16, 256], [1024, 64, 256], [2048, 64, 128]];
 
@@ -54,7 +58,7 @@ fn main() -> ExitCode {
         }
         let cuda = Cuda::new(0)?;
         eprintln!("{}: {:?}", cuda.device(), cuda.arithmetic());
-        if args.serve { serve(&cuda) } else { all(&cuda) }
+        if args.serve { serve(&cuda) } else { run_all(&cuda) }
     };
     match run() {
         Ok(true) => ExitCode::SUCCESS,
@@ -66,7 +70,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn all(cuda: &Cuda) -> Result<bool> {
+/// Checks and measures all shapes. Returns whether all results are identical to the CPU's.
+fn run_all(cuda: &Cuda) -> Result<bool> {
     let mut identical = true;
     for shape in SHAPES {
         let want = values(&Cpu::new(), shape)?;
@@ -76,37 +81,37 @@ fn all(cuda: &Cuda) -> Result<bool> {
         let [hidden, batch, steps] = shape;
         let label = format!("hidden {hidden} batch {batch} steps {steps}");
         println!("{label}: {checked}; forward {forward:.1} us, forward and backward {train:.1} us");
-        let fast = || -> Result<String> {
-            let fast = Cuda::builder().allow_tf32(true).build()?;
-            let [forward, train] = [microseconds(&fast, shape, false, 20)?, microseconds(&fast, shape, true, 20)?];
-            let checked = check(&fast, shape, &want, true)?;
+        let run_tf32 = || -> Result<String> {
+            let tf32 = Cuda::builder().allow_tf32(true).build()?;
+            let [forward, train] = [microseconds(&tf32, shape, false, 20)?, microseconds(&tf32, shape, true, 20)?];
+            let checked = check(&tf32, shape, &want, true)?;
             Ok(format!("{checked}; forward {forward:.1} us, forward and backward {train:.1} us"))
         };
-        println!("{label}, lstm-cuda tf32: {}", fast().unwrap_or_else(|error| format!("not run: {error}")));
+        println!("{label}, lstm-cuda tf32: {}", run_tf32().unwrap_or_else(|error| format!("not run: {error}")));
     }
     Ok(identical)
 }
 
+/// Answers requests from standard input until it ends.
 fn serve(cuda: &Cuda) -> Result<bool> {
-    // Opened when they are asked for first.
-    let fast = LazyCell::new(|| Cuda::builder().allow_tf32(true).build());
+    // Each device is opened on its first use.
+    let tf32 = LazyCell::new(|| Cuda::builder().allow_tf32(true).build());
     let [clusters, persistent, steps] = [(true, false), (false, true), (false, false)].map(|(clusters, persistent)| {
         LazyCell::new(move || {
             Cuda::builder().limit_kernels(KernelLimits { clusters, persistent, ..KernelLimits::default() }).build()
         })
     });
-    let mut known = HashMap::new();
+    let mut expected = HashMap::new();
     let mut answer = |line: &str| -> Result<String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let numbers: Vec<usize> = words.iter().skip(1).filter_map(|word| word.parse().ok()).collect();
-        let (pass, way) = words.first().map_or(("", ""), |word| word.split_once('-').unwrap_or((word, "")));
-        let (true, &[hidden, batch, steps_there, repeats]) = (words.len() == 5, &numbers[..]) else {
+        let (pass, suffix) = words.first().map_or(("", ""), |word| word.split_once('-').unwrap_or((word, "")));
+        let (true, &[hidden, batch, step_count, repeats]) = (words.len() == 5, &numbers[..]) else {
             return Ok(format!("not run: expected PASS HIDDEN BATCH STEPS REPEATS, got `{line}`"));
         };
-        // A path that was asked for and that a shape does not take on this device is not timed as if it did.
-        let (device, path) = match way {
+        let (device, path) = match suffix {
             "" => (Ok(cuda), None),
-            "tf32" => (fast.as_ref(), None),
+            "tf32" => (tf32.as_ref(), None),
             "clusters" => (clusters.as_ref(), Some("cluster")),
             "persistent" => (persistent.as_ref(), Some("persistent")),
             "steps" => (steps.as_ref(), Some("one kernel per step")),
@@ -116,90 +121,106 @@ fn serve(cuda: &Cuda) -> Result<bool> {
             Ok(device) => device,
             Err(error) => return Ok(format!("not run: {error}")),
         };
-        let shape = [hidden, batch, steps_there];
-        let takes = device.load(&weights(hidden)?.layers()[0])?.paths(batch);
-        let takes = &takes[..if pass == "forward" { 1 } else { 2 }];
-        if path.is_some_and(|path| takes.iter().any(|takes| *takes != path)) {
-            return Ok(format!("not run: it takes another path: {}", takes.join(", back ")));
+        let shape = [hidden, batch, step_count];
+        let paths = device.load(&weights(hidden)?.layers()[0])?.paths(batch);
+        let paths = &paths[..if pass == "forward" { 1 } else { 2 }];
+        // If the shape can't use the requested path on this device, do not report a time of another path.
+        if path.is_some_and(|path| paths.iter().any(|used| *used != path)) {
+            return Ok(format!("not run: the layer uses another path: {}", paths.join(", backward ")));
         }
         match pass {
-            "paths" => Ok(takes.join(", back ")),
+            "paths" => Ok(paths.join(", backward ")),
             "check" => {
-                let want = match known.entry(shape) {
-                    Entry::Occupied(there) => there.into_mut(),
-                    Entry::Vacant(none) => none.insert(values(&Cpu::new(), shape)?),
+                let want = match expected.entry(shape) {
+                    Entry::Occupied(entry) => entry.into_mut(),
+                    Entry::Vacant(entry) => entry.insert(values(&Cpu::new(), shape)?),
                 };
-                check(device, shape, want, way == "tf32")
+                check(device, shape, want, suffix == "tf32")
             }
             "forward" | "train" if repeats > 0 => {
                 Ok(microseconds(device, shape, pass == "train", repeats)?.to_string())
             }
-            _ => Ok(format!("not run: expected paths or check, or forward or train and repeats, got `{line}`")),
+            _ => Ok(format!(
+                "not run: expected paths, check, forward or train, and at least 1 repeat for times, got `{line}`"
+            )),
         }
     };
     for line in std::io::stdin().lock().lines() {
         let answer = answer(&line.unwrap_or_default()).unwrap_or_else(|error| format!("not run: {error}"));
-        // One line, whatever words a compiler has.
+        // The answer must be one line, and errors of a compiler may have several.
         println!("{}", answer.replace('\n', " / "));
-        // The other side waits for it; that it has gone away is not for us to report.
+        // If the other side has gone away, there is nobody to report an error to.
         let _ = std::io::stdout().flush();
     }
     Ok(true)
 }
 
+/// The weights of the layer that is measured.
 fn weights(hidden: usize) -> Result<Weights> {
     Weights::init(LstmConfig::new(hidden, hidden).cell(CellKind::Fused), &Init::default(), 1)
 }
 
-fn number(k: usize) -> f32 {
+/// A pseudorandom value in [-1, 1).
+fn value(k: usize) -> f32 {
     (k as u32).wrapping_mul(0x9e37_79b9) as i32 as f32 * 2f32.powi(-31)
 }
 
-/// What both passes give, by names.
+/// Results of both passes, with their names.
 type Values = Vec<(String, Vec<f32>)>;
 
+/// Runs both passes and returns the outputs and all gradients.
 fn values<B: Backend>(b: &B, [hidden, batch, steps]: [usize; 3]) -> Result<Values> {
-    let x = Array3::from_shape_fn((batch, steps, hidden), |(b, t, k)| number((b * steps + t) * hidden + k));
+    let x = Array3::from_shape_fn((batch, steps, hidden), |(b, t, k)| value((b * steps + t) * hidden + k));
     let pass = Lstm::new(b, weights(hidden)?)?.forward_train(&x, Checkpointing::Everything)?;
     let gradients = pass.tape.backward(OutputGradients::from(&x).with_input())?;
-    let of = |values: &mut dyn Iterator<Item = &f32>| values.copied().collect::<Vec<_>>();
-    let mut all = vec![("y".to_owned(), of(&mut pass.y.iter())), ("c".to_owned(), of(&mut pass.state.c.iter()))];
-    all.extend(gradients.x.iter().map(|x| ("dx".to_owned(), of(&mut x.iter()))));
+    let collect = |values: &mut dyn Iterator<Item = &f32>| values.copied().collect::<Vec<_>>();
+    let mut all =
+        vec![("y".to_owned(), collect(&mut pass.y.iter())), ("c".to_owned(), collect(&mut pass.state.c.iter()))];
+    all.extend(gradients.x.iter().map(|x| ("dx".to_owned(), collect(&mut x.iter()))));
     let layers = gradients.weights.layers().iter().flat_map(|layer| layer.iter());
-    all.extend(layers.map(|(param, values)| (format!("d{param:?}"), of(&mut values.iter()))));
+    all.extend(layers.map(|(param, values)| (format!("d{param:?}"), collect(&mut values.iter()))));
     Ok(all)
 }
 
-/// Both passes against the CPU's: whether they are identical, or what differs; of the fast mode, how far off they are.
-fn check(cuda: &Cuda, shape: [usize; 3], want: &Values, fast: bool) -> Result<String> {
+/// Compares the results of both passes with those of the CPU. Returns `identical` or the differences; in TF32 mode, the
+/// relative differences.
+fn check(cuda: &Cuda, shape: [usize; 3], want: &Values, tf32: bool) -> Result<String> {
     let got = values(cuda, shape)?;
     let answer = got.iter().zip(want).filter_map(|((name, got), (_, want))| {
-        let most = |values: &mut dyn Iterator<Item = f32>| {
-            values.map(f32::abs).fold(0.0f32, |most, v| if v > most || v.is_nan() { v } else { most })
+        let max_abs = |values: &mut dyn Iterator<Item = f32>| {
+            values.map(f32::abs).fold(0.0f32, |max, v| if v > max || v.is_nan() { v } else { max })
         };
-        let off = most(&mut got.iter().zip(want).map(|(a, b)| a - b)) / most(&mut want.iter().copied());
-        if fast {
-            return Some(format!("{name} {off:.1e}"));
+        let relative = max_abs(&mut got.iter().zip(want).map(|(a, b)| a - b)) / max_abs(&mut want.iter().copied());
+        if tf32 {
+            return Some(format!("{name} {relative:.1e}"));
         }
         let mut differ = got.iter().zip(want).enumerate().filter(|(_, (a, b))| a.to_bits() != b.to_bits());
-        let (at, (a, b)) = differ.next()?;
-        let first = format!("the first at {at}: {a:e} ({:08x}), not {b:e} ({:08x})", a.to_bits(), b.to_bits());
-        Some(format!("{name}: {} of {} values differ by at most {off:.1e}, {first}", differ.count() + 1, want.len()))
+        let (index, (a, b)) = differ.next()?;
+        let first = format!(
+            "the first at index {index}: got {a:e} ({:08x}), expected {b:e} ({:08x})",
+            a.to_bits(),
+            b.to_bits()
+        );
+        Some(format!(
+            "{name}: {} of {} values differ, by at most {relative:.1e} of the largest value, {first}",
+            differ.count() + 1,
+            want.len()
+        ))
     });
     let answer = answer.collect::<Vec<_>>().join("; ");
     Ok(match answer.as_str() {
         "" => "identical".to_owned(),
-        _ if fast => format!("not exact; off, of the largest value: {answer}"),
+        _ if tf32 => format!("not exact; largest differences relative to the largest value: {answer}"),
         _ => answer,
     })
 }
 
-/// One pass on data that are on the device already, until all of it is done.
+/// The median time of one pass in microseconds, with all data on the device, until all work has finished.
 fn microseconds(cuda: &Cuda, [hidden, batch, steps]: [usize; 3], train: bool, repeats: usize) -> Result<f64> {
     let layer = cuda.load(&weights(hidden)?.layers()[0])?;
     let mut plan = cuda.plan(&layer, batch, steps)?;
     let upload = |rows: usize| {
-        let data: Vec<f32> = (0..rows * hidden).map(number).collect();
+        let data: Vec<f32> = (0..rows * hidden).map(value).collect();
         cuda.upload(MatrixShape::new(rows, hidden), &data)
     };
     let (x, zeros) =
@@ -209,8 +230,8 @@ fn microseconds(cuda: &Cuda, [hidden, batch, steps]: [usize; 3], train: bool, re
         let sequence = Sequence { x: &x, state: &state, steps, batch, lengths: None };
         if train {
             let (output, trace) = cuda.forward_train(&layer, &mut plan, sequence)?;
-            let upstream = LayerOutputGradients { y: &output.y, state: &state, accumulate: None, need_x: true };
-            cuda.backward(&layer, &mut plan, &trace, upstream)?;
+            let output_gradients = LayerOutputGradients { y: &output.y, state: &state, accumulate: None, need_x: true };
+            cuda.backward(&layer, &mut plan, &trace, output_gradients)?;
         } else {
             cuda.forward(&layer, &mut plan, sequence)?;
         }

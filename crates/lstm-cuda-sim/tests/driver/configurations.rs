@@ -152,7 +152,8 @@ fn both_ways<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Vec<f32>, Er
 
 /// Layers take the next path where one is left out.
 fn within(standin: &SimulatedDriver, setup: Setup) -> Result<()> {
-    let none = Cuda::builder().limit_kernels(KernelLimits { multiprocessors: Some(0), ..KernelLimits::default() }).build();
+    let none =
+        Cuda::builder().limit_kernels(KernelLimits { multiprocessors: Some(0), ..KernelLimits::default() }).build();
     let error = none.err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(error.contains("at least 1 multiprocessor, got 0"), "no multiprocessors: `{error}`");
     let no_clusters = KernelLimits { clusters: false, ..KernelLimits::default() };
