@@ -12,7 +12,8 @@ use crate::score::{Score, relative_error};
 pub const TOLERANCE: f64 = 1e-5;
 
 /// Names of the expected outputs in the safetensors file, and their kinds.
-const OUTPUTS: [(&str, GraphPortKind); 3] = [("Y", GraphPortKind::Sequence), ("Y_h", GraphPortKind::H), ("Y_c", GraphPortKind::C)];
+const OUTPUTS: [(&str, GraphPortKind); 3] =
+    [("Y", GraphPortKind::Sequence), ("Y_h", GraphPortKind::H), ("Y_c", GraphPortKind::C)];
 
 /// An ONNX case: a model, its inputs and its expected outputs.
 pub struct OnnxCase {

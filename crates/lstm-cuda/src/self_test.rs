@@ -143,7 +143,7 @@ const TF32: &str = "products run on tensor cores, which round their operands to 
 /// # Errors
 /// Errors of the device; [`Error::Device`] also if results differ by more than rounding to TF32 explains.
 pub(crate) fn tf32<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
-    let wrong = |what: String| Error::Device { backend: b.driver.name().to_owned(), op: "check", why: what };
+    let wrong = |what: String| Error::Device { backend: b.driver.name().to_owned(), op: "check", reason: what };
     if let Some(found) = test_activations(b)? {
         return Err(wrong(format!("results differ from the specification: {found}")));
     }

@@ -40,7 +40,7 @@ pub(crate) fn image_key(architecture: u32) -> String {
 }
 
 fn error(op: &'static str, why: impl ToString) -> Error {
-    Error::Device { backend: "cuda".to_owned(), op, why: why.to_string() }
+    Error::Device { backend: "cuda".to_owned(), op, reason: why.to_string() }
 }
 
 /// NVRTC's version, as major and minor, and the architectures that it can compile for, such as 90 for `sm_90`.

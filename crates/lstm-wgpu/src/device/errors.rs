@@ -16,7 +16,7 @@ pub(crate) const NAME: &str = "wgpu";
 
 /// Creates an [`Error::Device`] of this backend for operation `op`.
 pub(crate) fn device_error(op: &'static str, why: impl ToString) -> Error {
-    Error::Device { backend: NAME.to_owned(), op, why: why.to_string() }
+    Error::Device { backend: NAME.to_owned(), op, reason: why.to_string() }
 }
 
 /// An operation, and a future that resolves to the error that it caused, if any.
