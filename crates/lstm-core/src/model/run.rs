@@ -22,6 +22,9 @@ pub(crate) struct DeviceBatch<'a, T> {
     pub(crate) dropout_seed: Option<u64>,
 }
 
+/// The output of one layer, with the final state of each of its one or two directions.
+pub(crate) type DirectionsOutput<T> = LayerOutput<T, Vec<State<T>>>;
+
 /// The enqueued result of [`Lstm::run`].
 pub(crate) struct StackOutput<T> {
     /// Outputs of the last layer, `[steps * batch, output_size]`.
@@ -75,7 +78,7 @@ fn run_layer<'a, B: Backend>(
     plans: &mut [B::Plan],
     initial: &'a [State<B::Tensor>],
     sequence: impl Fn(&'a State<B::Tensor>) -> Sequence<'a, B::Tensor>,
-) -> Result<LayerOutput<B::Tensor, Vec<State<B::Tensor>>>> {
+) -> Result<DirectionsOutput<B::Tensor>> {
     if let ([forward, reverse], [plan, reverse_plan]) = (layers, &mut *plans) {
         let (first, second) = (sequence(&initial[0]), &initial[1]);
         let out = b.forward_bidirectional([forward, reverse], [plan, reverse_plan], first, second)?;

@@ -17,7 +17,7 @@ use crate::{
         input::{HostState, Input},
         layout::Layout,
         lstm::{Lstm, wait},
-        run::{DeviceBatch, Plans},
+        run::{DeviceBatch, DirectionsOutput, Plans},
     },
     weights::{LayerWeights, Weights},
 };
@@ -80,7 +80,7 @@ impl<B: Backend> Recorder<B> {
         layers: &[B::Layer],
         plans: &mut [B::Plan],
         sequences: impl Iterator<Item = Sequence<'a, B::Tensor>>,
-    ) -> Result<LayerOutput<B::Tensor, Vec<State<B::Tensor>>>>
+    ) -> Result<DirectionsOutput<B::Tensor>>
     where
         B::Tensor: 'a,
     {
