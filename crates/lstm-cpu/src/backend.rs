@@ -82,8 +82,8 @@ impl Backend for Cpu {
         let mut y = UninitBuffer::new("forward", &self.pool, &sizes, lengths.is_some())?;
         plan.set_state(layer, state.h.as_slice(), state.c.as_slice());
         let input = SequenceInput { steps, lengths, x: x.as_slice() };
-        // SAFETY: `y` has a row for every time step and sequence. The pass writes all of them, or with lengths they were
-        // zeroed.
+        // SAFETY: `y` has a row for every time step and sequence. The pass writes all of them, or with lengths they
+        // were zeroed.
         let y = unsafe {
             forward::run(&self.pool, layer, plan, input, y.as_mut_ptr(), None);
             y.assume_init()

@@ -14,12 +14,12 @@ pub struct CpuBuilder {
 }
 
 impl CpuBuilder {
-    /// Sets the maximum number of threads, including the calling one. Default: the number of cores that the process may use.
-    /// Layers too small to gain from several threads run on the calling thread alone. Results are bit-identical for any
-    /// number of threads.
+    /// Sets the maximum number of threads, including the calling one. Default: the number of cores that the process may
+    /// use. Layers too small to gain from several threads run on the calling thread alone. Results are bit-identical
+    /// for any number of threads.
     ///
-    /// Threads synchronize at every time step, tens of thousands of times a second, so each should have a core of its own.
-    /// If other programs keep the cores busy, one thread is faster.
+    /// Threads synchronize at every time step, tens of thousands of times a second, so each should have a core of its
+    /// own. If other programs keep the cores busy, one thread is faster.
     pub fn threads(self, n: usize) -> Self {
         CpuBuilder { threads: Some(n), ..self }
     }

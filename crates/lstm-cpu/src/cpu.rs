@@ -6,8 +6,8 @@ use crate::{builder::CpuBuilder, kernel::isa::Isa, kernel::table::Kernels, pool:
 
 /// The CPU backend: an instruction set and a pool of threads. A clone shares the threads.
 ///
-/// Up to 256 MiB of freed memory of passes, tensors and models is kept for reuse. The memory and the threads are released
-/// when the last clone is dropped, together with every tensor, layer and trace that was made with it.
+/// Up to 256 MiB of freed memory of passes, tensors and models is kept for reuse. The memory and the threads are
+/// released when the last clone is dropped, together with every tensor, layer and trace that was made with it.
 #[derive(Clone)]
 pub struct Cpu {
     pub(crate) isa: Isa,
@@ -28,8 +28,8 @@ impl Default for Cpu {
 }
 
 impl Cpu {
-    /// A backend with the fastest instruction set and as many threads as there are cores that the process may use. Uses one
-    /// thread if more cannot be started.
+    /// A backend with the fastest instruction set and as many threads as there are cores that the process may use. Uses
+    /// one thread if more cannot be started.
     pub fn new() -> Self {
         let single_threaded = || Cpu::builder().threads(1).build();
         Cpu::builder().build().or_else(|_| single_threaded()).expect("one thread needs no start")

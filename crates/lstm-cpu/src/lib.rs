@@ -1,5 +1,5 @@
-//! The CPU backend: LSTM inference, streaming and training with AVX-512, AVX2, NEON or plain Rust, chosen at run time, on any
-//! number of threads. Results are bit-identical on all of them.
+//! The CPU backend: LSTM inference, streaming and training with AVX-512, AVX2, NEON or plain Rust, chosen at run time,
+//! on any number of threads. Results are bit-identical on all of them.
 //!
 //! This crate re-exports everything in `lstm-core`, so users need no other crate.
 //!

@@ -68,7 +68,8 @@ impl Ops for Cpu {
         };
         for (k, out) in data.chunks_exact_mut(shape.cols).enumerate() {
             let (a, b, c) = (row(Some(a), k), row(b, k), row(c, k));
-            // SAFETY: the processor supports the kernels. The shapes were checked: all rows have as many columns as `out`.
+            // SAFETY: the processor supports the kernels. The shapes were checked: all rows have as many columns as
+            // `out`.
             unsafe { (self.kernels.mul_add)(alpha, a, b, c, out.as_mut_ptr(), out.len()) };
         }
         Ok(Tensor::new(shape, data))

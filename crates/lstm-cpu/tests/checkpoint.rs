@@ -1,4 +1,5 @@
-//! Tests of training checkpoints: a resumed run is bit-identical to an uninterrupted one, and invalid files are rejected.
+//! Tests of training checkpoints: a resumed run is bit-identical to an uninterrupted one, and invalid files are
+//! rejected.
 
 #[allow(dead_code, reason = "each test uses a part")]
 mod common;

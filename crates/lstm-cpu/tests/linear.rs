@@ -129,8 +129,8 @@ fn gradients_match_finite_differences() {
     let cpu = Cpu::new();
     let (weight, bias) = (fill((3, 5), 1), fill(3, 2));
     let (x, target) = (fill((4, 5), 3), fill((4, 3), 4));
-    // Half the sum of squares: its derivative with respect to y is y - target. It is quadratic, so central differences are
-    // exact up to rounding.
+    // Half the sum of squares: its derivative with respect to y is y - target. It is quadratic, so central differences
+    // are exact up to rounding.
     let loss = |weight: &Array2<f32>, bias: &Array1<f32>, x: &Array2<f32>| {
         let linear = Linear::new(&cpu, weight.clone(), Some(bias.clone())).unwrap();
         let difference = linear.forward(x.view()).unwrap() - &target;

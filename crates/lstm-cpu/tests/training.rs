@@ -245,8 +245,8 @@ fn rejects_mismatched_head_and_invalid_config() {
     }
 }
 
-/// Trains two steps with tiny gradients, then one step with `loss`, which must fail with a message that contains `part` and
-/// leave the trainer unchanged.
+/// Trains two steps with tiny gradients, then one step with `loss`, which must fail with a message that contains `part`
+/// and leave the trainer unchanged.
 #[track_caller]
 fn check_failing_step(
     settings: TrainerConfig,

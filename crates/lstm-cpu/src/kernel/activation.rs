@@ -1,4 +1,5 @@
-//! Vector versions of `snap`, `clip`, `sigmoid` and `tanh`, with the operations of `lstm_core::arithmetic` in the same order.
+//! Vector versions of `snap`, `clip`, `sigmoid` and `tanh`, with the operations of `lstm_core::arithmetic` in the same
+//! order.
 
 use lstm_core::arithmetic::*;
 

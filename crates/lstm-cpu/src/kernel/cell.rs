@@ -10,8 +10,8 @@ use crate::kernel::{
     table::{Kernels, PANEL_VECTORS},
 };
 
-/// Arguments of the cell kernel. It runs over *items*, which are either the rows (sequences) of one panel, or the panels of
-/// one row. Per item it computes the four gates of `LANES` units. All pointers are those of the first item.
+/// Arguments of the cell kernel. It runs over *items*, which are either the rows (sequences) of one panel, or the
+/// panels of one row. Per item it computes the four gates of `LANES` units. All pointers are those of the first item.
 pub(crate) struct CellArgs {
     /// Number of items.
     pub(crate) count: usize,
@@ -190,7 +190,8 @@ pub(crate) unsafe fn cell_vectors<S: Simd, const N: usize, const DENSE: bool, co
 
 // These are functions rather than closures: a closure might be compiled without the kernel's target features.
 
-/// `z` plus the diagonal peephole term of a gate, or `z` unless `DIAGONAL`. `index` is 0, 1 or 2 for the gates i, f and o.
+/// `z` plus the diagonal peephole term of a gate, or `z` unless `DIAGONAL`. `index` is 0, 1 or 2 for the gates i, f and
+/// o.
 ///
 /// # Safety
 /// As for [`cell_vectors`].

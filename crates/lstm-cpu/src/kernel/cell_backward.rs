@@ -25,8 +25,8 @@ pub(crate) struct CellBackwardArgs {
     pub(crate) dh: *const f32,
     /// Leading dimension of `dh`, in floats.
     pub(crate) ldh: usize,
-    /// On entry, the gradient of the cell state after the step. On return, the gradient of the cell state before the step.
-    /// In the dense peephole cell, the caller must still multiply it by `f` and add the recurrent products.
+    /// On entry, the gradient of the cell state after the step. On return, the gradient of the cell state before the
+    /// step. In the dense peephole cell, the caller must still multiply it by `f` and add the recurrent products.
     pub(crate) dc: *mut f32,
     /// Output of the dense peephole cell: the forget gate. Else unused.
     pub(crate) f: *mut f32,
@@ -50,11 +50,13 @@ pub(crate) struct CellBackwardArgs {
     pub(crate) clip_bounds: Option<ClipBounds>,
 }
 
-/// Values of the activations at the clip bounds: `[f(-clip), f(clip)]`. A gate that has one of these values was clipped, so
-/// its pre-activation has no gradient.
+/// Values of the activations at the clip bounds: `[f(-clip), f(clip)]`. A gate that has one of these values was
+/// clipped, so its pre-activation has no gradient.
 #[derive(Clone, Copy)]
 pub(crate) struct ClipBounds {
+    /// Values of sigmoid at the bounds.
     pub(crate) sigmoid: [f32; 2],
+    /// Values of tanh at the bounds.
     pub(crate) tanh: [f32; 2],
 }
 
@@ -86,8 +88,8 @@ unsafe fn backward_rows<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: 
             let gates = args.gates.add(row * PANEL_VECTORS * S::LANES);
             let (i, f) = (S::load(gates), S::load(gates.add(S::LANES)));
             let (g, o) = (S::load(gates.add(2 * S::LANES)), S::load(gates.add(3 * S::LANES)));
-            let at = row * args.ld_state;
-            let (c_old, c) = (S::load(args.c_old.add(at)), S::load(args.c_new.add(at)));
+            let offset = row * args.ld_state;
+            let (c_old, c) = (S::load(args.c_old.add(offset)), S::load(args.c_new.add(offset)));
             let (dh, dc) = (S::load(args.dh.add(row * args.ldh)), S::load(args.dc.add(row * args.ldc)));
 
             // h = o * t with t = tanh(c); for the dense peephole cell h = tanh(o * c).
@@ -97,7 +99,7 @@ unsafe fn backward_rows<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: 
             } else {
                 let t = tanh(c);
                 if !args.h.is_null() {
-                    snap(o.mul(t)).store(args.h.add(at));
+                    snap(o.mul(t)).store(args.h.add(offset));
                 }
                 (dh, t, snap(dh.mul(o).fma(tanh_derivative(t), dc)))
             };

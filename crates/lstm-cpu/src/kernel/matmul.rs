@@ -1,5 +1,5 @@
-//! The product of two strided matrices, computed panel by panel with the tile kernels. Used for the `gemm` primitive and
-//! for weight gradients.
+//! The product of two strided matrices, computed panel by panel with the tile kernels. Used for the `gemm` primitive
+//! and for weight gradients.
 
 use std::ops::Range;
 
@@ -59,8 +59,8 @@ impl MatMul<'_> {
     /// Computes the columns of panel `p` of the output, for some rows.
     ///
     /// # Safety
-    /// The matrices are valid for their sizes. `scratch` has at least [`scratch_len`] floats. No other thread accesses these
-    /// rows and columns of the output.
+    /// The matrices are valid for their sizes. `scratch` has at least [`scratch_len`] floats. No other thread accesses
+    /// these rows and columns of the output.
     pub(crate) unsafe fn compute_panel(&self, p: usize, rows: Range<usize>, scratch: &mut [f32]) {
         // SAFETY: guaranteed by the caller.
         unsafe {
@@ -69,8 +69,8 @@ impl MatMul<'_> {
         }
     }
 
-    /// [`compute_panel`](Self::compute_panel) with a panel that [`pack_panel`](Self::pack_panel) has put into `scratch`. A
-    /// packed panel can be used for all products with the same `b`.
+    /// [`compute_panel`](Self::compute_panel) with a panel that [`pack_panel`](Self::pack_panel) has put into
+    /// `scratch`. A packed panel can be used for all products with the same `b`.
     ///
     /// # Safety
     /// As for [`compute_panel`](Self::compute_panel).

@@ -1,7 +1,7 @@
 //! Kernels: the inner loops, each written once, generic over the vector type, and compiled for each instruction set.
 //!
-//! Weights are packed into *panels*. A panel is a matrix with [`PANEL_VECTORS`](table::PANEL_VECTORS) vectors per row. A
-//! *tile* kernel multiplies a few rows of activations by one panel and keeps the sums in registers.
+//! Weights are packed into *panels*. A panel is a matrix with [`PANEL_VECTORS`](table::PANEL_VECTORS) vectors per row.
+//! A *tile* kernel multiplies a few rows of activations by one panel and keeps the sums in registers.
 
 pub(crate) mod activation;
 pub(crate) mod cell;

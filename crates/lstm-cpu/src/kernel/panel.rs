@@ -7,13 +7,13 @@ use crate::{
     memory::buffer::CACHE_LINE_FLOATS,
 };
 
-/// Number of products after which the sums go to memory and the next rows are multiplied. A slice of this many panel rows
-/// stays in the first-level cache. A multiple of `BLOCK`.
+/// Number of products after which the sums go to memory and the next rows are multiplied. A slice of this many panel
+/// rows stays in the first-level cache. A multiple of `BLOCK`.
 const K_SLICE: usize = 4 * BLOCK;
 
 impl Kernels {
-    /// Multiplies `rows` rows by one panel. `rows` may be zero or exceed the largest tile. `args` describes the first row and
-    /// the first product.
+    /// Multiplies `rows` rows by one panel. `rows` may be zero or exceed the largest tile. `args` describes the first
+    /// row and the first product.
     ///
     /// # Safety
     /// As for [`TileKernel`](crate::kernel::tile::TileKernel).
@@ -28,9 +28,9 @@ impl Kernels {
             // SAFETY: guaranteed by the caller.
             return unsafe { self.tiles[rows - 1](&TileArgs { prefetch, prefetch_stride, ..args }) };
         }
-        // All rows are multiplied by one slice of the panel before the next slice. The rows are divided evenly into groups
-        // of one tile each. The first group brings the slice into the cache, so it gets one row of the last group if the
-        // tiles are large enough.
+        // All rows are multiplied by one slice of the panel before the next slice. The rows are divided evenly into
+        // groups of one tile each. The first group brings the slice into the cache, so it gets one row of the last
+        // group if the tiles are large enough.
         let groups = rows.div_ceil(self.tiles.len());
         let (base_height, taller_groups) = (rows / groups.max(1), rows % groups.max(1));
         let shift_row = base_height > 3 && base_height + taller_groups.min(1) < self.tiles.len();

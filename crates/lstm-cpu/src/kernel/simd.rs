@@ -4,8 +4,8 @@
 
 use lstm_core::arithmetic::{MAGIC, MAGNITUDE_BITS};
 
-/// [`MAGIC`] plus the exponent bias 127. Adding it to a float rounds to the nearest integer n and leaves n + 127 in the low
-/// bits, so that a shift by 23 turns them into 2^n.
+/// [`MAGIC`] plus the exponent bias 127. Adding it to a float rounds to the nearest integer n and leaves n + 127 in the
+/// low bits, so that a shift by 23 turns them into 2^n.
 ///
 /// The bias is odd, which changes how ties round. There are none: up to `SIGMOID_MAX`, no product with log2(e) has a
 /// fractional part of exactly one half, because the significand of log2(e) is odd and long.
@@ -140,8 +140,8 @@ impl Simd for f32 {
     }
 }
 
-/// Implements methods of [`Simd`] for an array of vectors by calling the method of each vector. The calls are independent,
-/// so that their latencies overlap.
+/// Implements methods of [`Simd`] for an array of vectors by calling the method of each vector. The calls are
+/// independent, so that their latencies overlap.
 macro_rules! for_each_vector {
     ($(fn $name:ident($this:ident $(, $vector:ident: Self)* $(; $arg:ident: $ty:ty)*);)+) => {
         $(

@@ -67,8 +67,8 @@ unsafe fn single_row_of_kind<S: Simd, const N: usize, const DENSE: bool, const D
     }
 }
 
-/// Multiplies a row of `k` elements by the weights of all gates of `N` panels. If `DENSE`, the weights are laid out without
-/// the candidate's vector, and its products are zero.
+/// Multiplies a row of `k` elements by the weights of all gates of `N` panels. If `DENSE`, the weights are laid out
+/// without the candidate's vector, and its products are zero.
 ///
 /// # Safety
 /// `k` valid floats at `row`, and `k` rows in each panel of `weights`; otherwise as for [`Simd`].

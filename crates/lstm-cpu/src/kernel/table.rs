@@ -5,8 +5,8 @@ use crate::kernel::{
     tile::TileKernel,
 };
 
-/// Number of vectors in a panel row. In weights of the gates there is one vector per gate, except in the recurrent weights
-/// of the dense peephole cell; see [`PackedLayer`](crate::layer::PackedLayer).
+/// Number of vectors in a panel row. In weights of the gates there is one vector per gate, except in the recurrent
+/// weights of the dense peephole cell; see `PackedLayer`.
 pub(crate) const PANEL_VECTORS: usize = 4;
 
 /// The kernels of one instruction set.
@@ -17,8 +17,8 @@ pub(crate) struct Kernels {
     pub(crate) tiles: &'static [TileKernel],
     /// The gates and the new state, from the products.
     pub(crate) cell: unsafe fn(&CellArgs),
-    /// A whole time step of one row; `single_row[p - 1]` handles `p` panels. There are as many entries as there are panels
-    /// whose sums fit in registers.
+    /// A whole time step of one row; `single_row[p - 1]` handles `p` panels. There are as many entries as there are
+    /// panels whose sums fit in registers.
     pub(crate) single_row: &'static [SingleRowKernel],
     /// The gradients of the gates and of the cell state in one time step.
     pub(crate) cell_backward: unsafe fn(&CellBackwardArgs),
@@ -49,7 +49,11 @@ impl Kernels {
 /// `tiles: rows x blocks, ...` lists the tiles from one row upwards, with the number of blocks that each sums at once.
 /// `single_row: panels, ...` counts from one panel upwards.
 macro_rules! define_kernels {
-    ($simd:ty $(, $features:literal)?; tiles: $($rows:literal x $blocks:literal),+; single_row: $($panels:literal),*) => {
+    (
+        $simd:ty $(, $features:literal)?;
+        tiles: $($rows:literal x $blocks:literal),+;
+        single_row: $($panels:literal),*
+    ) => {
         // SAFETY of the functions below: the processor must support the target features, and the arguments must satisfy
         // the generic kernel of the same name.
         $(#[target_feature(enable = $features)])?

@@ -27,14 +27,15 @@ pub(crate) struct TileArgs {
     pub(crate) ldo: usize,
     /// Whether to add to `out`, which then holds the sum of the preceding blocks.
     pub(crate) accumulate: bool,
-    /// Only for [`Kernels::multiply_panel`](crate::kernel::table::Kernels::multiply_panel): the panel that is used next.
-    /// Its cache lines are prefetched; if there are more rows than a tile has, after the rest of this panel. If null, the
-    /// panel that follows in memory.
+    /// Only for [`Kernels::multiply_panel`](crate::kernel::table::Kernels::multiply_panel): the panel that is used
+    /// next. Its cache lines are prefetched; if there are more rows than a tile has, after the rest of this panel. If
+    /// null, the panel that follows in memory.
     pub(crate) next_panel: *const f32,
     /// First address to prefetch; need not be valid. For `Kernels::multiply_panel`, an address to prefetch instead of
     /// panels, or null.
     pub(crate) prefetch: *const f32,
-    /// Floats by which the prefetch address advances per product. For `Kernels::multiply_panel`, per product of all rows.
+    /// Floats by which the prefetch address advances per product. For `Kernels::multiply_panel`, per product of all
+    /// rows.
     pub(crate) prefetch_stride: usize,
 }
 
@@ -51,8 +52,8 @@ impl TileArgs {
 /// The pointers are valid for what [`TileArgs`] describes.
 pub(crate) type TileKernel = unsafe fn(&TileArgs);
 
-/// A [`TileKernel`] for `ROWS` rows. It sums `BLOCKS` blocks at once, so that there are enough independent sums to hide the
-/// latency of fused multiply-add even with few rows.
+/// A [`TileKernel`] for `ROWS` rows. It sums `BLOCKS` blocks at once, so that there are enough independent sums to hide
+/// the latency of fused multiply-add even with few rows.
 ///
 /// # Safety
 /// As for [`TileKernel`] and [`Simd`].

@@ -1,5 +1,5 @@
-//! A layer's weights, packed for the backward pass: transposed, because its products sum over the units of each gate. They
-//! are packed when a layer first runs backward.
+//! A layer's weights, packed for the backward pass: transposed, because its products sum over the units of each gate.
+//! They are packed when a layer first runs backward.
 
 use lstm_core::Result;
 
@@ -42,8 +42,8 @@ impl BackwardWeights {
     }
 }
 
-/// Transposes packed gate weights from `[panels][cols][panel]` to `[column panels][4 gates][hidden_size][panel]`. `gates`
-/// are the gates that `from` holds. The result is zero for other gates.
+/// Transposes packed gate weights from `[panels][cols][panel]` to `[column panels][4 gates][hidden_size][panel]`.
+/// `gates` are the gates that `from` holds. The result is zero for other gates.
 pub(crate) fn transpose_panels(layer: &PackedLayer, from: &Buffer, cols: usize, gates: &[usize]) -> Result<Buffer> {
     let (hidden, lanes, width) = (layer.spec.hidden_size, layer.kernels.lanes, layer.kernels.panel_width());
     let mut out = layer.pool.free_buffers.zeros("backward", &[cols.div_ceil(width), PANEL_VECTORS, hidden, width])?;

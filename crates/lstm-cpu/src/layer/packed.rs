@@ -1,11 +1,11 @@
 //! A layer's weights, packed into panels.
 //!
-//! A panel of gate weights holds the four gates of `lanes` units side by side, one vector per gate. One product with the
-//! panel therefore yields everything that the cell of these units needs. The panels of the last units are padded with
-//! zeros.
+//! A panel of gate weights holds the four gates of `lanes` units side by side, one vector per gate. One product with
+//! the panel therefore yields everything that the cell of these units needs. The panels of the last units are padded
+//! with zeros.
 //!
-//! The candidate of the dense peephole cell has no recurrent weights. In that cell, the recurrent vectors of three gates
-//! are packed without gaps: a *group* of four panels shares three recurrent panels.
+//! The candidate of the dense peephole cell has no recurrent weights. In that cell, the recurrent vectors of three
+//! gates are packed without gaps: a *group* of four panels shares three recurrent panels.
 
 use std::{
     ops::Range,
@@ -136,7 +136,8 @@ impl PackedLayer {
         self.spec.cell == CellKind::PeepholeDense
     }
 
-    /// The recurrent panels that hold the gates of `panels`. The first and the last may also hold gates of other panels.
+    /// The recurrent panels that hold the gates of `panels`. The first and the last may also hold gates of other
+    /// panels.
     pub(crate) fn recurrent_panels(&self, panels: Range<usize>) -> Range<usize> {
         if self.is_dense_peephole() && !panels.is_empty() {
             panels.start * 3 / 4..(panels.end * 3).div_ceil(4)
@@ -162,8 +163,8 @@ impl PackedLayer {
         if self.is_dense_peephole() { r % 3 } else { 0 }
     }
 
-    /// The groups that contain any of `panels`. The panels of a group share recurrent panels; a group is the smallest set of
-    /// panels that shares none with others.
+    /// The groups that contain any of `panels`. The panels of a group share recurrent panels; a group is the smallest
+    /// set of panels that shares none with others.
     pub(crate) fn groups(&self, panels: Range<usize>) -> Range<usize> {
         if self.is_dense_peephole() && !panels.is_empty() { panels.start / 4..panels.end.div_ceil(4) } else { panels }
     }
@@ -202,8 +203,8 @@ fn get_or_try_init<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> R
     Ok(cell.get_or_init(|| made))
 }
 
-/// Snaps and packs columns of `k` elements into `[panels][k][panel]`. `source(panel, column)` returns a column, or `None`
-/// for padding.
+/// Snaps and packs columns of `k` elements into `[panels][k][panel]`. `source(panel, column)` returns a column, or
+/// `None` for padding.
 fn pack<'a>(
     kernels: &Kernels,
     free_buffers: &FreeList<Buffer>,

@@ -22,8 +22,8 @@ pub struct Plan {
     pub(crate) current: usize,
     /// Hidden state, double-buffered: `[2][batch][padded_state]`.
     pub(crate) h: Buffer,
-    /// Cell state, `[2][batch][padded_hidden]`. Only the dense peephole cell uses the second half, because its products read
-    /// the whole old state.
+    /// Cell state, `[2][batch][padded_hidden]`. Only the dense peephole cell uses the second half, because its products
+    /// read the whole old state.
     pub(crate) c: Buffer,
     /// `h` before the projection, `[batch][padded_hidden]`. Empty without a projection.
     pub(crate) unprojected: Buffer,
@@ -50,10 +50,11 @@ const MAX_BLOCK_ROWS: usize = 192;
 const BLOCK_FLOATS: usize = 1 << 18;
 
 impl Plan {
-    /// Allocates a workspace for at most `steps` time steps. Uses as many of `threads` threads as are faster than fewer.
+    /// Allocates a workspace for at most `steps` time steps. Uses as many of `threads` threads as are faster than
+    /// fewer.
     pub(crate) fn new(layer: &PackedLayer, batch: usize, steps: usize, threads: usize) -> Result<Self> {
-        // A barrier costs some tenths of a microsecond, and waking the threads more. Small layers are faster on one thread,
-        // the more so if the weights stay in the first-level cache.
+        // A barrier costs some tenths of a microsecond, and waking the threads more. Small layers are faster on one
+        // thread, the more so if the weights stay in the first-level cache.
         let flops = layer.step_flops().saturating_mul(batch);
         let in_first_level_cache = size_of_val(layer.u.as_slice()) <= 48 << 10;
         let flops_per_thread = if in_first_level_cache { 300_000 } else { 60_000 };
@@ -61,8 +62,8 @@ impl Plan {
         // In the dense peephole cell, a thread with one panel would often compute two recurrent panels.
         let max_threads = if layer.is_dense_peephole() { layer.panels.div_ceil(2) } else { layer.panels };
         let mut plan = Plan::with_threads(layer, batch, steps, threads.min(useful_threads).min(max_threads))?;
-        // With both directions at the same time there are half as many barriers, but each thread needs twice the weights in
-        // its cache.
+        // With both directions at the same time there are half as many barriers, but each thread needs twice the
+        // weights in its cache.
         let weights_per_thread = size_of_val(layer.u.as_slice()) / (threads / 2).max(1);
         let cached = weights_per_thread <= 1 << 20 || batch >= 8;
         if threads.is_multiple_of(2) && cached && flops.saturating_mul(2 * steps) >= 2_000_000 {
@@ -118,8 +119,8 @@ impl Plan {
         &self.c.as_slice()[(index * self.batch + b) * cols..][..layer.spec.hidden_size]
     }
 
-    /// Sets the state to `h: [batch, state_size]` and `c: [batch, hidden_size]`, snapped. Writes both halves of the double
-    /// buffers: in a reverse layer, shorter sequences start later, when either half may be the current one.
+    /// Sets the state to `h: [batch, state_size]` and `c: [batch, hidden_size]`, snapped. Writes both halves of the
+    /// double buffers: in a reverse layer, shorter sequences start later, when either half may be the current one.
     pub(crate) fn set_state(&mut self, layer: &PackedLayer, h: &[f32], c: &[f32]) {
         let batch = self.batch;
         self.current = 0;
@@ -133,8 +134,8 @@ impl Plan {
         fill(&mut self.c, layer.padded_hidden(), c, layer.spec.hidden_size);
     }
 
-    /// The state after a pass over `steps` time steps: `h: [batch, state_size]` and `c: [batch, hidden_size]`. In a forward
-    /// layer, a sequence ends after its own length; in a reverse layer, all end after `steps`.
+    /// The state after a pass over `steps` time steps: `h: [batch, state_size]` and `c: [batch, hidden_size]`. In a
+    /// forward layer, a sequence ends after its own length; in a reverse layer, all end after `steps`.
     pub(crate) fn last_state(&self, layer: &PackedLayer, steps: usize, lengths: Option<&[usize]>) -> State<Vec<f32>> {
         let mut state = State { h: Vec::new(), c: Vec::new() };
         for b in 0..self.batch {

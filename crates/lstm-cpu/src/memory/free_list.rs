@@ -9,8 +9,8 @@ use lstm_core::{Result, shape::checked_len};
 
 use crate::memory::buffer::Buffer;
 
-/// Freed allocations that are kept for reuse, up to a total number of floats. Without it, large allocations come from the
-/// operating system each time, page by page. That took a fifth of a training step and a tenth of a forward pass.
+/// Freed allocations that are kept for reuse, up to a total number of floats. Without it, large allocations come from
+/// the operating system each time, page by page. That took a fifth of a training step and a tenth of a forward pass.
 pub(crate) struct FreeList<T> {
     /// Oldest first.
     entries: Mutex<VecDeque<T>>,
@@ -34,8 +34,8 @@ impl<T: AsRef<[f32]>> FreeList<T> {
         entries.remove(index)
     }
 
-    /// Adds an allocation and drops the oldest ones if the list exceeds its limits. An allocation that is larger than the
-    /// capacity is dropped at once.
+    /// Adds an allocation and drops the oldest ones if the list exceeds its limits. An allocation that is larger than
+    /// the capacity is dropped at once.
     pub(crate) fn put(&self, entry: T) {
         if entry.as_ref().len() > self.capacity {
             return;

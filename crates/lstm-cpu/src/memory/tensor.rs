@@ -72,7 +72,8 @@ impl Tensor {
         Tensor { shape, data: Arc::new(Storage { values, pool }), snapped: false }
     }
 
-    /// Copies `data` and detects whether it is snapped. `data` must have as many elements as `shape`. An error names `op`.
+    /// Copies `data` and detects whether it is snapped. `data` must have as many elements as `shape`. An error names
+    /// `op`.
     pub(crate) fn copy_from(op: &'static str, pool: &Arc<Pool>, shape: MatrixShape, data: &[f32]) -> Result<Self> {
         assert_eq!(shape.len(), data.len());
         let mut buffer = UninitBuffer::new(op, pool, &[shape.rows, shape.cols], false)?;

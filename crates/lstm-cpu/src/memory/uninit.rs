@@ -13,8 +13,8 @@ pub(crate) struct UninitBuffer {
 }
 
 impl UninitBuffer {
-    /// Memory for as many floats as the product of `sizes`, from the free list of `pool` or newly allocated. All floats are
-    /// zero if `zeroed`. An error names `op`.
+    /// Memory for as many floats as the product of `sizes`, from the free list of `pool` or newly allocated. All floats
+    /// are zero if `zeroed`. An error names `op`.
     pub(crate) fn new(op: &'static str, pool: &Pool, sizes: &[usize], zeroed: bool) -> Result<Self> {
         let len = checked_len(op, sizes)?;
         let mut values = pool.free_tensors.take_exact(len).unwrap_or_default();

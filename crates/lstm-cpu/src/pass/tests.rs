@@ -33,8 +33,8 @@ fn small_steps_are_bit_identical_for_any_number_of_threads() {
     check_thread_counts(20, &[4]);
 }
 
-/// For a single sequence, the cell kernel runs over panels, and two threads may compute the same recurrent panel of the dense
-/// peephole cell.
+/// For a single sequence, the cell kernel runs over panels, and two threads may compute the same recurrent panel of the
+/// dense peephole cell.
 #[test]
 fn single_sequence_is_bit_identical_for_any_number_of_threads() {
     check_thread_counts(150, &[3]);

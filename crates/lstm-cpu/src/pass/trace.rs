@@ -11,8 +11,8 @@ use crate::{
     pool::Pool,
 };
 
-/// What a forward pass of one layer saves for the backward pass: the input, the states before and after every time step, and
-/// the gates of every time step.
+/// What a forward pass of one layer saves for the backward pass: the input, the states before and after every time
+/// step, and the gates of every time step.
 pub struct Trace {
     spec: LayerSpec,
     lanes: usize,
@@ -49,8 +49,8 @@ impl std::fmt::Debug for Trace {
 }
 
 impl Trace {
-    /// Allocates a trace for a sequence that starts from `h: [batch, state_size]` and `c: [batch, hidden_size]`, which are
-    /// snapped.
+    /// Allocates a trace for a sequence that starts from `h: [batch, state_size]` and `c: [batch, hidden_size]`, which
+    /// are snapped.
     pub(crate) fn new(
         pool: &Arc<Pool>,
         layer: &PackedLayer,
@@ -86,8 +86,8 @@ impl Trace {
         Ok(trace)
     }
 
-    /// Indices in `h` and `c` of the states before and after time step `t`. States are stored in time order, also those of
-    /// a reverse layer.
+    /// Indices in `h` and `c` of the states before and after time step `t`. States are stored in time order, also those
+    /// of a reverse layer.
     pub(crate) fn state_indices(reverse: bool, t: usize) -> (usize, usize) {
         if reverse { (t + 1, t) } else { (t, t + 1) }
     }

@@ -1,5 +1,5 @@
-//! A thread pool with a barrier. Idle threads spin for a while before they sleep, because waking a thread takes longer than
-//! a time step.
+//! A thread pool with a barrier. Idle threads spin for a while before they sleep, because waking a thread takes longer
+//! than a time step.
 
 mod sync_ptr;
 mod team;
@@ -25,8 +25,8 @@ use crate::memory::{buffer::Buffer, free_list::FreeList};
 /// microseconds.
 const SPINS: u32 = 1 << 11;
 
-/// A thread pool: the calling thread and `threads - 1` workers. It runs one job at a time. While the workers are busy, the
-/// job of another caller runs on that caller's thread alone. The pool also owns the free lists of reusable memory.
+/// A thread pool: the calling thread and `threads - 1` workers. It runs one job at a time. While the workers are busy,
+/// the job of another caller runs on that caller's thread alone. The pool also owns the free lists of reusable memory.
 pub(crate) struct Pool {
     workers: Vec<Worker>,
     /// Locked while a job runs on the workers.
@@ -62,8 +62,8 @@ struct Job {
     remaining: AtomicUsize,
 }
 
-/// Waits until `done` returns true: spins first, then yields. If there are more threads than cores, the thread that this one
-/// waits for may need its core.
+/// Waits until `done` returns true: spins first, then yields. If there are more threads than cores, the thread that
+/// this one waits for may need its core.
 fn wait_until(done: impl Fn() -> bool) {
     let mut spins = 0;
     while !done() {
@@ -96,9 +96,9 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `f` on `threads` threads, the caller's included, and returns when all have finished. It uses fewer threads if
-    /// the pool has fewer, and only the caller's while the workers are busy with another job. So `f` must be correct for
-    /// any [`Member::size`]. Allocates nothing.
+    /// Runs `f` on `threads` threads, the caller's included, and returns when all have finished. It uses fewer threads
+    /// if the pool has fewer, and only the caller's while the workers are busy with another job. So `f` must be correct
+    /// for any [`Member::size`]. Allocates nothing.
     pub(crate) fn run(&self, threads: usize, f: &(dyn Fn(Member<'_>) + Sync)) {
         let mut team = Team::new(1);
         let wanted = threads.min(self.threads());
@@ -140,8 +140,8 @@ impl Drop for Pool {
     }
 }
 
-/// Runs `f` and aborts the process if it panics. After a panic, other threads would wait at a barrier forever, or use the
-/// caller's stack after it is gone.
+/// Runs `f` and aborts the process if it panics. After a panic, other threads would wait at a barrier forever, or use
+/// the caller's stack after it is gone.
 fn abort_on_panic(f: impl FnOnce()) {
     if panic::catch_unwind(AssertUnwindSafe(f)).is_err() {
         eprintln!("lstm-cpu: a kernel panicked; this is a bug in lstm-cpu");
@@ -155,8 +155,8 @@ fn worker_loop(mailbox: &Mailbox) {
     loop {
         let job = mailbox.job.swap(null_mut(), Ordering::AcqRel);
         if !job.is_null() {
-            // SAFETY: the caller keeps the job, its team and its closure alive until `remaining` is 0. This worker's last
-            // access to them is its decrement.
+            // SAFETY: the caller keeps the job, its team and its closure alive until `remaining` is 0. This worker's
+            // last access to them is its decrement.
             unsafe {
                 let (run, team) = (&*(*job).run, &*(*job).team);
                 let rank = (*job).next_rank.fetch_add(1, Ordering::Relaxed);

@@ -47,8 +47,8 @@ impl Member<'_> {
         })
     }
 
-    /// The part of `n` items that this thread handles. The parts of all threads are contiguous, disjoint and of nearly equal
-    /// size.
+    /// The part of `n` items that this thread handles. The parts of all threads are contiguous, disjoint and of nearly
+    /// equal size.
     pub(crate) fn partition(&self, n: usize) -> Range<usize> {
         match self.size {
             1 => 0..n, // Saves the divisions in a streaming step.
@@ -56,7 +56,8 @@ impl Member<'_> {
         }
     }
 
-    /// Waits until all threads of the team have called this. Writes before the barrier are visible to all threads after it.
+    /// Waits until all threads of the team have called this. Writes before the barrier are visible to all threads after
+    /// it.
     pub(crate) fn barrier(&self) {
         if self.size == 1 {
             return;

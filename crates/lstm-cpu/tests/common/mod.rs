@@ -33,7 +33,8 @@ pub(crate) fn task() -> (Array3<f32>, Array3<f32>) {
 }
 
 /// Configurations that together cover dropout, both directions, all cells, models with and without a head, clipping,
-/// checkpointing, and every optimizer and schedule. Each is a model, whether it has a head, and the trainer's configuration.
+/// checkpointing, and every optimizer and schedule. Each is a model, whether it has a head, and the trainer's
+/// configuration.
 pub(crate) fn cases() -> Vec<(LstmConfig, bool, TrainerConfig)> {
     let deep = LstmConfig::new(2, 6).layers(2);
     vec![
@@ -72,7 +73,8 @@ pub(crate) fn trainer<B: Backend>(b: &B, (config, head, settings): &(LstmConfig,
     Trainer::new(lstm, head, settings.clone()).unwrap()
 }
 
-/// One training step on two sequences, one of them shorter. [`shuffled_indices`] chooses them by the number of the step.
+/// One training step on two sequences, one of them shorter. [`shuffled_indices`] chooses them by the number of the
+/// step.
 pub(crate) fn step<B: Backend>(trainer: &mut Trainer<B>) -> Result<StepReport> {
     let (x, target) = task();
     let (epoch, batch) = (trainer.steps() / 4, trainer.steps() as usize % 4);

@@ -58,7 +58,7 @@ impl Simd for __m256 {
     }
     #[inline(always)]
     unsafe fn clamp_max(self, bound: f32) -> Self {
-        // SAFETY: guaranteed by the caller. Of NaN and a number, min and max give the second operand.
+        // SAFETY: guaranteed by the caller. If one operand is NaN, min and max return the second.
         unsafe { _mm256_min_ps(_mm256_set1_ps(bound), self) }
     }
     #[inline(always)]

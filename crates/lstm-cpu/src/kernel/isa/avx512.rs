@@ -63,7 +63,7 @@ impl Simd for __m512 {
     }
     #[inline(always)]
     unsafe fn clamp_max(self, bound: f32) -> Self {
-        // SAFETY: guaranteed by the caller. Of NaN and a number, min and max give the second operand.
+        // SAFETY: guaranteed by the caller. If one operand is NaN, min and max return the second.
         unsafe { _mm512_min_ps(_mm512_set1_ps(bound), self) }
     }
     #[inline(always)]

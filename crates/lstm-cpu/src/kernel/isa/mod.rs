@@ -1,5 +1,5 @@
-//! Instruction sets, detected at run time. The kernels of an instruction set are reachable only through [`Isa::kernels`],
-//! which returns them only if this processor supports it.
+//! Instruction sets, detected at run time. The kernels of an instruction set are reachable only through
+//! [`Isa::kernels`], which returns them only if this processor supports it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -86,4 +86,7 @@ impl Simd for float32x4_t {
     }
 }
 
-crate::kernel::table::define_kernels!(float32x4_t; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1; single_row: 1, 2, 3, 4, 5, 6);
+crate::kernel::table::define_kernels!(
+    float32x4_t; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1;
+    single_row: 1, 2, 3, 4, 5, 6
+);

@@ -1,5 +1,5 @@
-//! Tests of the kernels of every available instruction set against the scalar definition. Guard values around each output
-//! detect writes out of bounds.
+//! Tests of the kernels of every available instruction set against the scalar definition. Guard values around each
+//! output detect writes out of bounds.
 
 #[cfg(target_arch = "x86_64")]
 mod speed;
@@ -55,7 +55,8 @@ fn tiles_match_dot_and_stay_in_bounds() {
                         |row: usize, k: usize| row * row_stride + k / BLOCK * block_stride + k % BLOCK * col_stride;
                     let (a, panel) = (values(index(rows, k) + 1, 1), values(k * width, 2));
                     let mut out = vec![GUARD; rows * ldo + 7];
-                    // SAFETY: the processor supports the kernels; the slices have the sizes that follow from the strides.
+                    // SAFETY: the processor supports the kernels; the slices have the sizes that follow from the
+                    // strides.
                     unsafe {
                         let (a, panel, out) = (a.as_ptr(), panel.as_ptr(), out.as_mut_ptr());
                         let a = StridedMatrix { ptr: a, row_stride, col_stride, block_stride };
@@ -129,8 +130,8 @@ fn column_sums_match_dot_with_ones() {
             let (x, y) = (values(rows * ldx, 7), values(rows * ldy, 8));
             for factors in [false, true] {
                 let mut out = vec![GUARD; lanes + 2];
-                // SAFETY: the processor supports the kernels; the slices have `rows` rows with these leading dimensions, and
-                // `out` has `lanes` elements.
+                // SAFETY: the processor supports the kernels; the slices have `rows` rows with these leading
+                // dimensions, and `out` has `lanes` elements.
                 unsafe {
                     let y = if factors { y.as_ptr() } else { std::ptr::null() };
                     let out = out[1..].as_mut_ptr();
@@ -212,7 +213,8 @@ fn cells_of_many_panels_and_single_row_steps_match_one_panel_at_a_time() {
                         clip: Some(3.0),
                     };
                     let outputs = [c_new, h, y, gates].map(|output| output.as_mut_ptr());
-                    // SAFETY: the processor supports the kernels; the outputs are as long as `panels` panels of one row.
+                    // SAFETY: the processor supports the kernels; the outputs are as long as `panels` panels of one
+                    // row.
                     unsafe {
                         if method == 0 {
                             (0..panels).for_each(|panel| (kernels.cell)(&args(panel, outputs)));

@@ -52,8 +52,8 @@ fn buffer(n: usize) -> Buffer {
     out
 }
 
-/// Minimum and median seconds per operation of each measurement. They run alternately, many times, so that changes of the
-/// clock frequency affect all alike.
+/// Minimum and median seconds per operation of each measurement. They run alternately, many times, so that changes of
+/// the clock frequency affect all alike.
 fn measure(all: &mut [Measurement<'_>]) -> Vec<(f64, f64)> {
     let mut times = vec![Vec::new(); all.len()];
     for _ in 0..60 {
@@ -190,8 +190,8 @@ fn kernel_speed() {
     let pool = Pool::new(2).unwrap();
     let mut h = buffer(4 * 128);
     let (weights, h) = (SyncPtr(u.as_ptr()), SyncPtr(h.as_mut_ptr()));
-    // The parts of a time step of 128 units on two threads. Each thread writes half of `h`. If `exchange`, it reads all of
-    // `h`, else only its own half.
+    // The parts of a time step of 128 units on two threads. Each thread writes half of `h`. If `exchange`, it reads all
+    // of `h`, else only its own half.
     let two_threads = |products: bool, exchange: bool| {
         const STEPS: usize = 1000;
         pool.run(2, &|member| {

@@ -20,8 +20,8 @@ use crate::{
 };
 
 impl BackwardPass<'_> {
-    /// Computes this thread's part of the gradients that the time steps in `chunk` contribute. Writes the gradient of the
-    /// input. Adds to the gradients of the weights if `accumulate`, else overwrites them.
+    /// Computes this thread's part of the gradients that the time steps in `chunk` contribute. Writes the gradient of
+    /// the input. Adds to the gradients of the weights if `accumulate`, else overwrites them.
     ///
     /// # Safety
     /// As for [`run_thread`](Self::run_thread).
@@ -37,8 +37,8 @@ impl BackwardPass<'_> {
             task += 1;
             task % member.size == member.rank
         };
-        // SAFETY: offsets follow the layouts in `Scratch`, `Trace` and `GradientBuffers`. Tasks write to disjoint rows or
-        // columns, and each thread has its own part of `product`.
+        // SAFETY: offsets follow the layouts in `Scratch`, `Trace` and `GradientBuffers`. Tasks write to disjoint rows
+        // or columns, and each thread has its own part of `product`.
         unsafe {
             let sums = self.product.add(member.rank * layout.product_len);
             let scratch = std::slice::from_raw_parts_mut(sums, layout.product_len);

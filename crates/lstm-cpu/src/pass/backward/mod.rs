@@ -1,9 +1,9 @@
 //! The backward pass of a layer over whole sequences.
 //!
-//! Time steps run from the last to the first, in chunks. Each time step computes the gradients of the gates, and from them
-//! the gradient of the state before it. After each chunk, its contributions to the weight gradients are computed as a few
-//! large products. Threads divide the units of a time step and meet at barriers. No sum is split between threads, so results
-//! do not depend on their number.
+//! Time steps run from the last to the first, in chunks. Each time step computes the gradients of the gates, and from
+//! them the gradient of the state before it. After each chunk, its contributions to the weight gradients are computed
+//! as a few large products. Threads divide the units of a time step and meet at barriers. No sum is split between
+//! threads, so results do not depend on their number.
 
 mod chunk;
 mod scratch;
@@ -53,8 +53,8 @@ pub(crate) struct GradientBuffers<'a> {
     pub(crate) c: &'a mut [f32],
 }
 
-/// A backward pass, as its threads share it. Between barriers, threads write to disjoint units and columns. The pointers
-/// refer to the fields of the same name in [`Scratch`] and [`GradientBuffers`].
+/// A backward pass, as its threads share it. Between barriers, threads write to disjoint units and columns. The
+/// pointers refer to the fields of the same name in [`Scratch`] and [`GradientBuffers`].
 struct BackwardPass<'a> {
     layer: &'a PackedLayer,
     weights: &'a BackwardWeights,
@@ -178,8 +178,8 @@ impl BackwardPass<'_> {
     /// Runs one thread's part of the pass.
     ///
     /// # Safety
-    /// The pointers are valid for what [`Scratch`], [`Trace`] and [`GradientBuffers`] describe. All members of a team call
-    /// this, each with its own rank.
+    /// The pointers are valid for what [`Scratch`], [`Trace`] and [`GradientBuffers`] describe. All members of a team
+    /// call this, each with its own rank.
     unsafe fn run_thread(&self, member: Member<'_>) {
         let steps = self.trace.steps;
         let chunks = steps.div_ceil(CHUNK);
@@ -198,8 +198,8 @@ impl BackwardPass<'_> {
         }
     }
 
-    /// Computes time step `t`, which has index `step_in_chunk` in its chunk: the gradients of the gates, and of the state
-    /// before the time step.
+    /// Computes time step `t`, which has index `step_in_chunk` in its chunk: the gradients of the gates, and of the
+    /// state before the time step.
     ///
     /// # Safety
     /// As for [`run_thread`](Self::run_thread).
@@ -312,12 +312,13 @@ impl BackwardPass<'_> {
         }
     }
 
-    /// Multiplies `dz` of each gate by the gate's part of a transposed panel, `[4 gates][hidden_size][panel]`, and writes the
-    /// sum `((i + f) + g) + o` of the products to `out`. Leaves out gates for which `skip` returns true and the coupled
-    /// forget gate, whose products are +0.
+    /// Multiplies `dz` of each gate by the gate's part of a transposed panel, `[4 gates][hidden_size][panel]`, and
+    /// writes the sum `((i + f) + g) + o` of the products to `out`. Leaves out gates for which `skip` returns true and
+    /// the coupled forget gate, whose products are +0.
     ///
     /// # Safety
-    /// `dz` is valid for `rows` rows of each block, `out` for `2 * rows` panel rows; otherwise as for [`run_thread`](Self::run_thread).
+    /// `dz` is valid for `rows` rows of each block, `out` for `2 * rows` panel rows; otherwise as for
+    /// [`run_thread`](Self::run_thread).
     unsafe fn sum_gate_products(
         &self,
         rows: usize,

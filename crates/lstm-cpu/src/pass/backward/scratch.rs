@@ -34,8 +34,8 @@ pub(crate) struct Scratch {
     pub(super) dh_projected: Buffer,
     /// The projection's operand `h`, `[chunk * batch][padded_hidden]`. Empty without a projection.
     pub(super) h_unprojected: Buffer,
-    /// Gradients of the pre-activations of the gates, `[4 gates][blocks][chunk * batch][BLOCK]`. Blocks of units let both
-    /// kinds of products read memory sequentially: those that sum over units and those that sum over rows.
+    /// Gradients of the pre-activations of the gates, `[4 gates][blocks][chunk * batch][BLOCK]`. Blocks of units let
+    /// both kinds of products read memory sequentially: those that sum over units and those that sum over rows.
     pub(super) dz: Buffer,
     /// Scratch memory of the products, `[threads][product_len]`.
     pub(super) product: Buffer,

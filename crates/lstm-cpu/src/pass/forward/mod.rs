@@ -1,9 +1,9 @@
 //! The forward pass of a layer over whole sequences.
 //!
 //! The pass first computes the input products `W x` for a block of time steps. For each time step it then computes the
-//! recurrent products and the gates. Threads divide the units of a time step and meet at a barrier after it. No sum is split
-//! between threads, so results do not depend on their number. Both directions of a bidirectional layer may run at the same
-//! time, each on half of the threads.
+//! recurrent products and the gates. Threads divide the units of a time step and meet at a barrier after it. No sum is
+//! split between threads, so results do not depend on their number. Both directions of a bidirectional layer may run at
+//! the same time, each on half of the threads.
 
 mod thread;
 
@@ -45,8 +45,8 @@ struct ForwardPass<'a> {
     wx: *mut f32,
     /// See [`Plan::uh`].
     uh: *mut f32,
-    /// Gates saved for the backward pass, `[panels][steps * batch][panel]`, or null without a trace. With a trace, `h` and
-    /// `c` hold the states before and after every time step.
+    /// Gates saved for the backward pass, `[panels][steps * batch][panel]`, or null without a trace. With a trace, `h`
+    /// and `c` hold the states before and after every time step.
     gates: *mut f32,
 }
 
@@ -64,9 +64,9 @@ pub(crate) struct SequenceInput<'a> {
     pub(crate) x: &'a [f32],
 }
 
-/// Runs a layer from the state in `plan` and writes its hidden states to `y: [steps * batch, state_size]`. Rows beyond the
-/// length of a sequence are not written; without lengths, all of `y` is. With a trace, starts from the state in the trace
-/// instead and fills the trace. Allocates nothing.
+/// Runs a layer from the state in `plan` and writes its hidden states to `y: [steps * batch, state_size]`. Rows beyond
+/// the length of a sequence are not written; without lengths, all of `y` is. With a trace, starts from the state in the
+/// trace instead and fills the trace. Allocates nothing.
 ///
 /// # Safety
 /// `y` is valid for writes, and nothing else accesses it during the call.
@@ -80,14 +80,14 @@ pub(crate) unsafe fn run(
 ) {
     let cols = layer.spec.state_size();
     let pass = ForwardPass::new(layer, plan, input, y, (0..cols, cols), trace);
-    // SAFETY: the slices have the sizes for which the plan was made and that `ForwardPass::new` checked. That `y` is valid
-    // is guaranteed by the caller.
+    // SAFETY: the slices have the sizes for which the plan was made and that `ForwardPass::new` checked. That `y` is
+    // valid is guaranteed by the caller.
     pool.run(plan.threads, &|member| unsafe { pass.run_thread(member) });
     pass.finish(plan);
 }
 
-/// Runs both directions of a layer, as [`run`] does, and writes their hidden states to `y` side by side, `layers[0]` first.
-/// Allocates nothing.
+/// Runs both directions of a layer, as [`run`] does, and writes their hidden states to `y` side by side, `layers[0]`
+/// first. Allocates nothing.
 ///
 /// # Safety
 /// As for [`run`].

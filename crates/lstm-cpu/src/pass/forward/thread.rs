@@ -48,7 +48,8 @@ impl ForwardPass<'_> {
     /// Runs one thread's part of the pass.
     ///
     /// # Safety
-    /// The pointers are valid for what [`ForwardPass`] describes. All members of a team call this, each with its own rank.
+    /// The pointers are valid for what [`ForwardPass`] describes. All members of a team call this, each with its own
+    /// rank.
     pub(super) unsafe fn run_thread(&self, member: Member<'_>) {
         let panels = member.partition(self.layer.panels);
         let single_row = match self.batch == 1 && member.size == 1 {
@@ -108,9 +109,9 @@ impl ForwardPass<'_> {
         }
     }
 
-    /// Computes time step `t` of the first `active` rows. `t` is the `k`th time step that runs, and `step_in_block` its index
-    /// in the block. If `single_row` is given, it computes the whole time step, with the input products if the block has
-    /// only one time step.
+    /// Computes time step `t` of the first `active` rows. `t` is the `k`th time step that runs, and `step_in_block` its
+    /// index in the block. If `single_row` is given, it computes the whole time step, with the input products if the
+    /// block has only one time step.
     ///
     /// # Safety
     /// As for [`run_thread`](Self::run_thread).
@@ -149,8 +150,8 @@ impl ForwardPass<'_> {
                 }
                 false => Strides::rows(kernels, padded, self.ldy),
             };
-            // Where the products of recurrent panel `r` go. For a single sequence, two threads may compute the same panel, so
-            // each has its own copy.
+            // Where the products of recurrent panel `r` go. For a single sequence, two threads may compute the same
+            // panel, so each has its own copy.
             let uh = |r: usize| match single {
                 true => self.uh.add((r + member.rank) * width),
                 false => {
@@ -192,7 +193,8 @@ impl ForwardPass<'_> {
                 let w = self.layer.w.as_ptr();
                 single_row(&SingleRowArgs { operand, operand_len: state, u, cell: cell(0), input, input_len, w });
             } else {
-                // The order of the groups alternates: those that the previous time step used last are still in the cache.
+                // The order of the groups alternates: those that the previous time step used last are still in the
+                // cache.
                 let groups = self.layer.groups(panels.clone());
                 // This thread's panels in the `n`th group that runs.
                 let own = |n: usize| {
@@ -201,8 +203,8 @@ impl ForwardPass<'_> {
                     panels.start.max(group.start)..panels.end.min(group.end)
                 };
                 for n in 0..groups.len() {
-                    // Each row of a panel's output is on a cache line of its own, and writing many is faster with prefetch.
-                    // With one row it was slower; two were not measured.
+                    // Each row of a panel's output is on a cache line of its own, and writing many is faster with
+                    // prefetch. With one row it was slower; two were not measured.
                     if active > 2 && spec.proj_size.is_none() {
                         own(n).for_each(|p| (kernels.prefetch_rows)(y(p), active, self.ldy));
                     }
@@ -248,8 +250,8 @@ impl ForwardPass<'_> {
         let indices = self.state_indices(k, t);
         for p in member.partition(padded_state / width) {
             let len = width.min(state - p * width);
-            // SAFETY: offsets follow the layouts in `PackedLayer` and `Plan`. A thread's part of `uh` has a panel row for each
-            // sequence.
+            // SAFETY: offsets follow the layouts in `PackedLayer` and `Plan`. A thread's part of `uh` has a panel row
+            // for each sequence.
             unsafe {
                 let projected = self.uh.add(member.rank * self.batch * width);
                 let panel = self.layer.projection.as_ptr().add(p * spec.hidden_size * width);
