@@ -1,5 +1,5 @@
 //! Measures the speed of single AVX-512 kernels in relation to the peak of the processor, and prints it:
-//! `cargo test --release -p lstm-cpu --lib kernel_speed -- --ignored --nocapture`
+//! `cargo test --release -p lstm-cpu --lib kernel::tests::speed -- --ignored --nocapture`
 
 use std::{arch::x86_64::__m512, hint::black_box, ptr::null_mut, time::Instant};
 
