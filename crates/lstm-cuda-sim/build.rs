@@ -1,5 +1,5 @@
-//! Compiles the CUDA kernels for the host CPU, as a static library. If that is not possible, the build still succeeds, and
-//! opening the simulated device returns the reason as an error.
+//! Compiles the CUDA kernels for the host CPU, as a static library. If that is not possible, the build still succeeds,
+//! and opening the simulated device returns the reason as an error.
 
 use std::env;
 

@@ -1,5 +1,5 @@
-// A stand-in for NVRTC, for tests: what it "compiles" is a text that names the architecture and the kernels that the source
-// has for it, which the stand-in for the driver loads. Nothing is compiled, so nothing is found that is wrong with a source.
+// A fake NVRTC for tests. It compiles nothing. Its images are text with the architecture and the names of the kernels
+// that the source has for this architecture. The simulated driver loads them. So it does not detect errors in a source.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+// Values of `nvrtcResult`.
 enum Result { Success = 0, InvalidInput = 3, InvalidProgram = 4, InvalidOption = 5, Compilation = 6 };
 
 struct Program {
@@ -17,8 +18,8 @@ struct Program {
 
 static std::mutex mutex;
 static std::set<Program *> programs;
-static std::vector<int> known = {70, 75, 80, 86, 89, 90, 100};
-static bool failing = false;
+static std::vector<int> supported = {70, 75, 80, 86, 89, 90, 100};
+static bool fails_compilation = false; // set by the test
 
 static bool is_program(Program *program) { return programs.count(program) > 0; }
 
@@ -29,18 +30,18 @@ extern "C" int nvrtcVersion(int *major, int *minor) {
 
 extern "C" int nvrtcGetNumSupportedArchs(int *count) {
     std::lock_guard<std::mutex> lock(mutex);
-    *count = static_cast<int>(known.size());
+    *count = static_cast<int>(supported.size());
     return Success;
 }
 
 extern "C" int nvrtcGetSupportedArchs(int *all) {
     std::lock_guard<std::mutex> lock(mutex);
-    for (int architecture : known) *all++ = architecture;
+    for (int architecture : supported) *all++ = architecture;
     return Success;
 }
 
-extern "C" int nvrtcCreateProgram(Program **program, const char *source, const char *name, int headers, const char *const *texts,
-                                  const char *const *names) {
+extern "C" int nvrtcCreateProgram(Program **program, const char *source, const char *name, int headers,
+                                  const char *const *texts, const char *const *names) {
     std::lock_guard<std::mutex> lock(mutex);
     if (!source || !name || headers || texts || names) return InvalidInput;
     *program = new Program;
@@ -57,8 +58,8 @@ extern "C" int nvrtcDestroyProgram(Program **program) {
     return Success;
 }
 
-// Below some architectures kernels are left out: see CLUSTERS and TENSOR_CORES in device.cuh.
-static bool is_built(const std::string &kernel, int architecture) {
+// Whether the source has a kernel for an architecture: see CLUSTERS and TENSOR_CORES in device.cuh.
+static bool has_kernel(const std::string &kernel, int architecture) {
     if (!kernel.compare(0, 8, "cluster_")) return architecture >= 90;
     return kernel.compare(0, 5, "tf32_") || architecture >= 80;
 }
@@ -66,36 +67,36 @@ static bool is_built(const std::string &kernel, int architecture) {
 extern "C" int nvrtcCompileProgram(Program *program, int count, const char *const *options) {
     std::lock_guard<std::mutex> lock(mutex);
     if (!is_program(program)) return InvalidProgram;
-    if (failing) {
-        program->log = "lstm.cu(1): error: the stand-in was told to refuse this";
+    if (fails_compilation) {
+        program->log = "lstm.cu(1): error: injected compilation error";
         return Compilation;
     }
     int architecture = 0;
-    const std::string wanted = "--gpu-architecture=";
+    const std::string prefix = "--gpu-architecture=";
     for (int i = 0; i < count; i++) {
         const std::string option = options[i];
-        if (option.compare(0, wanted.size(), wanted)) continue;
-        const std::string value = option.substr(wanted.size());
+        if (option.compare(0, prefix.size(), prefix)) continue;
+        const std::string value = option.substr(prefix.size());
         program->is_cubin = !value.compare(0, 3, "sm_");
         architecture = std::stoi(value.substr(value.find('_') + 1));
-        program->image = (program->is_cubin ? "stand-in cubin " : "stand-in PTX ") + value;
+        program->image = (program->is_cubin ? "simulated cubin " : "simulated PTX ") + value;
     }
-    bool is_known = false;
-    for (int one : known) is_known |= one == architecture;
-    if (!is_known) return InvalidOption;
+    bool is_supported = false;
+    for (int other : supported) is_supported |= other == architecture;
+    if (!is_supported) return InvalidOption;
     const std::string start = "\nKERNEL(";
     for (size_t at = 0; (at = program->source.find(start, at)) != std::string::npos;) {
         at += start.size();
         const std::string kernel = program->source.substr(at, program->source.find(',', at) - at);
-        if (is_built(kernel, architecture)) program->image += "\n" + kernel;
+        if (has_kernel(kernel, architecture)) program->image += "\n" + kernel;
     }
     program->image += "\nend\n";
     return Success;
 }
 
-// With a zero at its end, as all of NVRTC's texts but machine code.
-static int copy(const std::string &text, char *to, bool zero) {
-    std::memcpy(to, text.c_str(), text.size() + zero);
+// Copies a text. All texts of NVRTC but cubins are zero-terminated.
+static int copy(const std::string &text, char *to, bool zero_terminated) {
+    std::memcpy(to, text.c_str(), text.size() + zero_terminated);
     return Success;
 }
 
@@ -135,12 +136,13 @@ extern "C" int nvrtcGetPTX(Program *program, char *image) {
     return is_program(program) && !program->is_cubin ? copy(program->image, image, true) : InvalidProgram;
 }
 
-// For the test: the newest architecture that is known, and whether compiling fails. Returns how many programs there are.
-extern "C" size_t sim_nvrtc(int newest, int fails) {
+// For the test: sets the newest supported architecture and whether compilation fails. Returns the number of programs
+// that have not been destroyed.
+extern "C" size_t sim_nvrtc_setup(int newest, int fails) {
     std::lock_guard<std::mutex> lock(mutex);
-    known.clear();
+    supported.clear();
     for (int architecture : {70, 75, 80, 86, 89, 90, 100})
-        if (architecture <= newest) known.push_back(architecture);
-    failing = fails;
+        if (architecture <= newest) supported.push_back(architecture);
+    fails_compilation = fails;
     return programs.size();
 }

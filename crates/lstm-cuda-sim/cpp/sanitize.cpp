@@ -1,328 +1,493 @@
-// The kernels on small shapes, for ThreadSanitizer and AddressSanitizer: a program of its own, because a Rust test binary
-// is not built for them. It compares with plain loops, under several schedules.
+// Runs all kernels on small shapes, for ThreadSanitizer and AddressSanitizer. It is a program of its own, since Rust
+// test binaries are not instrumented by the C++ compiler's sanitizers. Results are compared with plain loops, under
+// several schedules. tests/sanitizers.rs compiles and runs it.
 //
-//   sanitize                 all kernels; then prints every barrier's place as `barrier FILE LINE`
-//   sanitize FILE LINE       the same without that barrier: the sanitizer must report a race
-//   sanitize release         a word that is passed on, with its order and the sanitizer must be silent;
-//   sanitize no-release      without, and it must report a race though the numbers are right
-//   sanitize overflow        a write beyond shared memory: AddressSanitizer must report it
-//   sanitize divergence      a barrier that a thread never reaches: the runner must say who waits where
-//   sanitize lane            likewise a warp's product that one of its lanes never reaches
+//   sanitize                 runs all kernels, then prints the place of every barrier as `barrier FILE LINE`
+//   sanitize FILE LINE       skips this barrier: ThreadSanitizer must report a data race
+//   sanitize release         passes data from one block to another with release and acquire: no data race
+//   sanitize no-release      the same with relaxed operations: ThreadSanitizer must report a data race
+//   sanitize overflow        writes beyond the end of shared memory: AddressSanitizer must report it
+//   sanitize divergence      one thread skips a barrier: the executor must report a deadlock
+//   sanitize lane            one lane of a warp skips an `mma`: the executor must report a deadlock
 #include "executor/executor.cpp"
 
 #include <random>
 
-struct PassArgs {
+// ---- Kernels with deliberate errors.
+
+struct PublishArgs {
     u32 *data, *flag;
-    u32 ordered, unused;
+    u32 is_ordered, padding;
 };
 
-// Block 0 writes data, then a flag; block 1 waits for the flag and reads the data.
-KERNEL(pass, PassArgs, 1) {
+// Block 0 writes data and then a flag. Block 1 waits for the flag and reads the data.
+KERNEL(publish, PublishArgs, 1) {
     if (blockIdx.x == 0) {
         *args.data = 42;
-        __atomic_store_n(args.flag, 1u, args.ordered ? __ATOMIC_RELEASE : __ATOMIC_RELAXED);
+        __atomic_store_n(args.flag, 1u, args.is_ordered ? __ATOMIC_RELEASE : __ATOMIC_RELAXED);
     } else {
-        while (!__atomic_load_n(args.flag, args.ordered ? __ATOMIC_ACQUIRE : __ATOMIC_RELAXED)) pause();
+        while (!__atomic_load_n(args.flag, args.is_ordered ? __ATOMIC_ACQUIRE : __ATOMIC_RELAXED)) pause();
         if (*args.data != 42) std::abort();
     }
 }
 
-struct OverflowArgs {
-    u32 at, unused;
+struct IndexArgs {
+    u32 index, padding;
 };
-KERNEL(overflow, OverflowArgs, 32) {
+// Writes shared memory from `index` on.
+KERNEL(overflow, IndexArgs, 32) {
     SHARED(memory);
-    memory[threadIdx.x + args.at] = 1.0f;
+    memory[threadIdx.x + args.index] = 1.0f;
 }
-KERNEL(divergence, OverflowArgs, 32) {
-    if (threadIdx.x != args.at) __syncthreads();
+// Thread `index` skips a barrier.
+KERNEL(divergence, IndexArgs, 32) {
+    if (threadIdx.x != args.index) __syncthreads();
 }
-KERNEL(lane, OverflowArgs, 32) {
+// Lane `index` skips an `mma`.
+KERNEL(lane, IndexArgs, 32) {
     float sums[4] = {}, a[4] = {}, b[2] = {};
-    if (threadIdx.x != args.at) mma(sums, sums + 2, a, b);
+    if (threadIdx.x != args.index) mma(sums, sums + 2, a, b);
 }
 
-// One of tensor cores' instructions: a lane's own values, as the instruction has them.
-struct InstructionArgs {
+// Arguments of `one_mma`, a single `mma` of one warp. Each lane has a row.
+struct MmaArgs {
     const float *a, *b; // [32, 4] and [32, 2]
     float *c;           // [32, 4]
 };
-KERNEL(instruction, InstructionArgs, 32) {
+KERNEL(one_mma, MmaArgs, 32) {
     float *c = args.c + 4 * threadIdx.x, top[2] = {c[0], c[1]}, bottom[2] = {c[2], c[3]};
     mma(top, bottom, args.a + 4 * threadIdx.x, args.b + 2 * threadIdx.x);
     c[0] = top[0], c[1] = top[1], c[2] = bottom[0], c[3] = bottom[1];
 }
 
-static bool failed = false;
-static unsigned seed = 0;
+// ---- Helpers.
 
-template <class A> static void start(const char *name, unsigned grid, unsigned threads, size_t floats, bool resident, const A &args, unsigned cluster = 0) {
-    const std::string why = shim::launch(name, grid, threads, floats * 4, resident, cluster, seed, &args, sizeof args);
-    if (!why.empty()) std::printf("%s: %s\n", name, why.c_str()), failed = true;
+static bool failed = false;
+static unsigned schedule = 0;
+
+struct Grid {
+    unsigned blocks, threads;
+    size_t shared_floats = 0;
+    bool cooperative = false;
+    unsigned cluster_size = 0;
+};
+
+template <class Args> static void launch(const char *kernel, const Grid &grid, const Args &args) {
+    const std::string error = executor::launch(kernel, grid.blocks, grid.threads, grid.shared_floats * sizeof(float),
+                                               grid.cooperative, grid.cluster_size, schedule, &args, sizeof args);
+    if (!error.empty()) std::printf("%s: %s\n", kernel, error.c_str()), failed = true;
 }
 
 typedef std::vector<float> Values;
 static std::mt19937 generator(1);
-static Values numbers(size_t n) {
-    std::uniform_real_distribution<float> d(-1.0f, 1.0f);
-    Values v(n);
-    for (float &x : v) x = snap(d(generator));
-    return v;
+static Values random_values(size_t n) {
+    std::uniform_real_distribution<float> distribution(-1.0f, 1.0f);
+    Values values(n);
+    for (float &v : values) v = snap(distribution(generator));
+    return values;
 }
 
-static void same(const char *what, const Values &got, const Values &want) {
+// Fails unless all values are bit-identical.
+static void expect_equal(const char *what, const Values &got, const Values &want) {
     for (size_t i = 0; i < want.size(); i++)
         if (to_bits(got[i]) != to_bits(want[i])) {
-            std::printf("%s, schedule %u: %zu is %g, not %g\n", what, seed, i, got[i], want[i]);
+            std::printf("%s, schedule %u: element %zu is %g, expected %g\n", what, schedule, i, got[i], want[i]);
             failed = true;
             return;
         }
 }
 
-static float dot(u32 depth, const float *a, u32 a_step, const float *b, u32 b_step) {
+// Fails unless all errors are at most what rounding both factors of each product to 11 significant bits explains.
+// `magnitudes` are the sums of the products' absolute values.
+static void expect_near(const char *what, const Values &got, const Values &want, const Values &magnitudes) {
+    for (size_t i = 0; i < want.size(); i++)
+        if (!(std::fabs(got[i] - want[i]) <= std::ldexp(1.01f, -10) * magnitudes[i])) {
+            std::printf("%s, schedule %u: element %zu is %g, expected about %g\n", what, schedule, i, got[i], want[i]);
+            failed = true;
+            return;
+        }
+}
+
+// A dot product in the specified order: blocks of LSTM_BLOCK elements, whose sums are added.
+static float dot(u32 depth, const float *a, u32 a_stride, const float *b, u32 b_stride) {
     float total = 0.0f;
     for (u32 k0 = 0; k0 < depth; k0 += LSTM_BLOCK) {
-        float part = 0.0f;
-        for (u32 k = k0; k < depth && k < k0 + LSTM_BLOCK; k++) part = std::fma(a[(u64)k * a_step], b[(u64)k * b_step], part);
-        total = total + part;
+        float partial = 0.0f;
+        for (u32 k = k0; k < depth && k < k0 + LSTM_BLOCK; k++)
+            partial = std::fma(a[(u64)k * a_stride], b[(u64)k * b_stride], partial);
+        total = total + partial;
     }
     return total;
 }
 
-enum Kind { STANDARD, DIAGONAL, DENSE, PROJECTED };
-
+// Floats of shared memory of a kernel with this tile, which is double-buffered.
 template <class Tile> size_t tile_floats() { return 2 * Tile::BUFFER_FLOATS; }
+// The same for kernels on tensor cores.
+static const size_t NARROW_FLOATS = 96 * 72, WIDE_FLOATS = 256 * 40;
 
-// Of sizes whose elements can be read by fours and of others, each operand lying along the depth or beside it.
-static void products() {
-    for (u32 whole = 0; whole < 2; whole++)
-        for (u32 lies = 0; lies < 4; lies++) {
-            const u32 m = whole ? 20 : 19, n = whole ? 24 : 18, k = whole ? 72 : 70;
-            const u32 a_row = lies & 1 ? 1 : k, a_depth = lies & 1 ? m : 1, b_col = lies & 2 ? 1 : k, b_depth = lies & 2 ? n : 1;
-            const Values a = numbers(m * k), b = numbers(n * k), acc = numbers(n);
+// ---- Matrix products and sums.
+
+// Products of sizes that are multiples of 4, whose elements can be loaded as `float4`, and of other sizes; each operand
+// stored with the depth contiguous, or transposed.
+static void test_products() {
+    for (const bool multiple_of_4 : {false, true})
+        for (u32 transposed = 0; transposed < 4; transposed++) { // bit 0 for a, bit 1 for b
+            const u32 m = multiple_of_4 ? 20 : 19, n = multiple_of_4 ? 24 : 18, k = multiple_of_4 ? 72 : 70;
+            GemmArgs args{};
+            args.a_row_stride = transposed & 1 ? 1 : k, args.a_depth_stride = transposed & 1 ? m : 1;
+            args.b_col_stride = transposed & 2 ? 1 : k, args.b_depth_stride = transposed & 2 ? n : 1;
+            const Values a = random_values(m * k), b = random_values(n * k), acc = random_values(n);
             Values want(m * n), out(m * n);
             for (u32 i = 0; i < m * n; i++)
-                want[i] = acc[i % n] + dot(k, &a[i / n * a_row], a_depth, &b[i % n * b_col], b_depth);
-            const GemmArgs args{a.data(), b.data(), acc.data(), out.data(), m, n, k, 1, a_row, a_depth, 0, b_col, b_depth, 0, 0, 0};
-            start("gemm_small", 4, 64, tile_floats<SmallTile>(), false, args);
-            same("gemm_small", out, want);
-            start("gemm_medium", 1, 256, tile_floats<MediumTile>(), false, args);
-            same("gemm_medium", out, want);
-            if (lies == 3 * whole) {
-                start("gemm_large", 1, 256, tile_floats<LargeTile>(), false, args);
-                same("gemm_large", out, want);
+                want[i] = acc[i % n] + dot(k, &a[i / n * args.a_row_stride], args.a_depth_stride,
+                                           &b[i % n * args.b_col_stride], args.b_depth_stride);
+            args.a = a.data(), args.b = b.data(), args.acc = acc.data(), args.out = out.data();
+            args.rows = m, args.cols = n, args.depth = k, args.segments = 1;
+            launch("gemm_small", {4, 64, tile_floats<SmallTile>()}, args);
+            expect_equal("gemm_small", out, want);
+            launch("gemm_medium", {1, 256, tile_floats<MediumTile>()}, args);
+            expect_equal("gemm_medium", out, want);
+            if (transposed == (multiple_of_4 ? 3 : 0)) {
+                launch("gemm_large", {1, 256, tile_floats<LargeTile>()}, args);
+                expect_equal("gemm_large", out, want);
             }
         }
 }
 
-static Values rounded(Values v) {
-    for (float &x : v) x = to_tf32(x);
-    return v;
+static Values round_to_tf32(Values values) {
+    for (float &v : values) v = to_tf32(v);
+    return values;
 }
 
-// The stand-in for tensor cores' instruction against a plain product of its matrices, which lie in lanes as PTX's tables for
-// m16n8k8 with .tf32 say.
-static void fragments() {
-    const Values a = numbers(16 * 8), b = numbers(8 * 8), c = numbers(16 * 8), ra = rounded(a), rb = rounded(b);
-    Values as(32 * 4), bs(32 * 2), cs(32 * 4), got(16 * 8), want = c;
+// Compares the simulated `mma` with a plain matrix product. Elements are distributed to lanes as the PTX manual's
+// tables for m16n8k8 with .tf32 say.
+static void test_mma() {
+    const Values a = random_values(16 * 8), b = random_values(8 * 8), c = random_values(16 * 8);
+    const Values rounded_a = round_to_tf32(a), rounded_b = round_to_tf32(b);
+    Values lanes_a(32 * 4), lanes_b(32 * 2), lanes_c(32 * 4), got(16 * 8), want = c;
     for (u32 lane = 0; lane < 32; lane++) {
         const u32 group = lane >> 2, member = lane & 3;
         for (u32 i = 0; i < 4; i++) {
-            as[lane * 4 + i] = ra[(i == 0 || i == 2 ? group : group + 8) * 8 + (i < 2 ? member : member + 4)];
-            cs[lane * 4 + i] = c[(i < 2 ? group : group + 8) * 8 + member * 2 + (i & 1)];
+            lanes_a[lane * 4 + i] =
+                rounded_a[(i == 0 || i == 2 ? group : group + 8) * 8 + (i < 2 ? member : member + 4)];
+            lanes_c[lane * 4 + i] = c[(i < 2 ? group : group + 8) * 8 + member * 2 + (i & 1)];
         }
-        for (u32 i = 0; i < 2; i++) bs[lane * 2 + i] = rb[(i == 0 ? member : member + 4) * 8 + group];
+        for (u32 i = 0; i < 2; i++) lanes_b[lane * 2 + i] = rounded_b[(i == 0 ? member : member + 4) * 8 + group];
     }
-    start("instruction", 1, 32, 0, false, InstructionArgs{as.data(), bs.data(), cs.data()});
+    launch("one_mma", {1, 32}, MmaArgs{lanes_a.data(), lanes_b.data(), lanes_c.data()});
     for (u32 lane = 0; lane < 32; lane++)
-        for (u32 i = 0; i < 4; i++) got[((i < 2 ? 0 : 8) + lane / 4) * 8 + lane % 4 * 2 + i % 2] = cs[lane * 4 + i];
+        for (u32 i = 0; i < 4; i++)
+            got[((i < 2 ? 0 : 8) + lane / 4) * 8 + lane % 4 * 2 + i % 2] = lanes_c[lane * 4 + i];
     for (u32 row = 0; row < 16; row++)
         for (u32 col = 0; col < 8; col++)
-            for (u32 k = 0; k < 8; k++) want[row * 8 + col] = std::fma(ra[row * 8 + k], rb[k * 8 + col], want[row * 8 + col]);
-    same("instruction", got, want);
-    // 1 + 2^-11 lies halfway between two neighbours; the sign and 10 bits are kept.
-    const float ties[][2] = {{1.00048828125f, 1.0009765625f}, {-1.00048828125f, -1.0009765625f}, {1.0004882f, 1.0f}, {0.0f, 0.0f}};
-    for (const auto &tie : ties) same("to_tf32", {to_tf32(tie[0])}, {tie[1]});
+            for (u32 k = 0; k < 8; k++)
+                want[row * 8 + col] = std::fma(rounded_a[row * 8 + k], rounded_b[k * 8 + col], want[row * 8 + col]);
+    expect_equal("mma", got, want);
+    // 1 + 2^-11 is halfway between two TF32 numbers, and rounds away from zero.
+    const float cases[][2] = {
+        {1.00048828125f, 1.0009765625f}, {-1.00048828125f, -1.0009765625f}, {1.0004882f, 1.0f}, {0.0f, 0.0f}};
+    for (const auto &one : cases) expect_equal("to_tf32", {to_tf32(one[0])}, {one[1]});
 }
 
-// Off by no more than rounding both factors of each term to 11 bits explains.
-static void near(const char *what, const Values &got, const Values &want, const Values &terms) {
-    for (size_t i = 0; i < want.size(); i++)
-        if (!(std::fabs(got[i] - want[i]) <= std::ldexp(1.01f, -10) * terms[i])) {
-            std::printf("%s, schedule %u: %zu is %g, not about %g\n", what, seed, i, got[i], want[i]);
-            failed = true;
-            return;
-        }
+static Values transposed(const Values &x, u32 rows, u32 cols) {
+    Values out(x.size());
+    for (u32 i = 0; i < rows * cols; i++) out[i % cols * rows + i / cols] = x[i];
+    return out;
 }
 
-static void fast_products() {
+static Values absolute(Values values) {
+    for (float &v : values) v = std::fabs(v);
+    return values;
+}
+
+static void test_tf32_products() {
     const u32 m = 19, n = 37, k = 70;
-    const Values a = numbers(m * k), b = numbers(n * k);
-    Values at(a.size()), bt(b.size()), magnitudes_a = a, magnitudes_b = b, out(m * n), want(m * n), terms(m * n);
-    for (u32 i = 0; i < m * k; i++) at[i % k * m + i / k] = a[i], magnitudes_a[i] = std::fabs(a[i]);
-    for (u32 i = 0; i < n * k; i++) bt[i % k * n + i / k] = b[i], magnitudes_b[i] = std::fabs(b[i]);
+    const Values a = random_values(m * k), b = random_values(n * k), absolute_a = absolute(a), absolute_b = absolute(b);
+    const Values transposed_a = transposed(a, m, k), transposed_b = transposed(b, n, k);
+    Values out(m * n), want(m * n), magnitudes(m * n);
     for (u32 i = 0; i < m * n; i++) {
         want[i] = dot(k, &a[i / n * k], 1, &b[i % n * k], 1);
-        terms[i] = dot(k, &magnitudes_a[i / n * k], 1, &magnitudes_b[i % n * k], 1);
+        magnitudes[i] = dot(k, &absolute_a[i / n * k], 1, &absolute_b[i % n * k], 1);
     }
-    for (const bool turned : {false, true}) {
-        GemmArgs args{a.data(), b.data(), nullptr, out.data(), m, n, k, 1, k, 1, 0, k, 1, 0, 0, 0};
-        if (turned) args.a = at.data(), args.b = bt.data(), args.a_row_stride = args.b_col_stride = 1, args.a_depth_stride = m, args.b_depth_stride = n;
-        start("tf32_gemm_narrow", 2, 256, 96 * 72, false, args);
-        near("tf32_gemm_narrow", out, want, terms);
-        start("tf32_gemm_wide", 1, 256, 256 * 40, false, args);
-        near("tf32_gemm_wide", out, want, terms);
+    for (const bool is_transposed : {false, true}) {
+        GemmArgs args{};
+        args.a = (is_transposed ? transposed_a : a).data(), args.b = (is_transposed ? transposed_b : b).data();
+        args.out = out.data(), args.rows = m, args.cols = n, args.depth = k, args.segments = 1;
+        args.a_row_stride = args.b_col_stride = is_transposed ? 1 : k;
+        args.a_depth_stride = is_transposed ? m : 1, args.b_depth_stride = is_transposed ? n : 1;
+        launch("tf32_gemm_narrow", {2, 256, NARROW_FLOATS}, args);
+        expect_near("tf32_gemm_narrow", out, want, magnitudes);
+        launch("tf32_gemm_wide", {1, 256, WIDE_FLOATS}, args);
+        expect_near("tf32_gemm_wide", out, want, magnitudes);
     }
 }
 
-// Columns' sums of two parts in several rounds of two warps.
-static void sums() {
-    const u32 rows = 150, cols = 40;
-    const Values d = numbers(2 * rows * cols), by = numbers(2 * rows * cols), acc = numbers(cols), ones(rows, 1.0f);
-    for (const bool multiplied : {false, true}) {
-        Values out(cols), want(cols), products = d;
-        for (u32 i = 0; multiplied && i < d.size(); i++) products[i] = d[i] * by[i];
-        // The second half first.
-        const u32 second = rows * cols;
+// Column sums of two segments, the second of which is first in memory. Two warps sum them in several rounds.
+static void test_column_sums() {
+    const u32 rows = 150, cols = 40, segment = rows * cols;
+    const Values x = random_values(2 * segment), factor = random_values(2 * segment), acc = random_values(cols);
+    const Values ones(rows, 1.0f);
+    for (const bool has_factor : {false, true}) {
+        Values out(cols), want(cols), products = x;
+        for (u32 i = 0; has_factor && i < x.size(); i++) products[i] = x[i] * factor[i];
         for (u32 i = 0; i < cols; i++)
-            want[i] = acc[i] + dot(rows, &products[second + i], cols, ones.data(), 1) + dot(rows, &products[i], cols, ones.data(), 1);
-        start("column_sums", 2, 64, 64, false, ColumnSumArgs{&d[second], multiplied ? &by[second] : nullptr, acc.data(), out.data(), nullptr, rows, cols, cols, 1, 2, -(int)rows});
-        same("column_sums", out, want);
+            want[i] = acc[i] + dot(rows, &products[segment + i], cols, ones.data(), 1) +
+                      dot(rows, &products[i], cols, ones.data(), 1);
+        ColumnSumArgs args{};
+        args.x = &x[segment], args.factor = has_factor ? &factor[segment] : nullptr;
+        args.acc = acc.data(), args.out = out.data();
+        args.rows = rows, args.cols = cols, args.x_stride = cols, args.batch = 1;
+        args.segments = 2, args.segment_stride = -(int)rows;
+        launch("column_sums", {2, 64, 64}, args);
+        expect_equal("column_sums", out, want);
     }
 }
 
-// One step's kernels against the exact ones. What a state is off by is less than what a gate's sum is, since no slope is
-// greater than 1; of gradients, which are products of few factors below 1, the same is asked.
-static void fast_steps() {
-    const u32 hidden = 37, batch = 19, place = batch * hidden;
-    const Values z = numbers(4 * place), u = numbers(4 * hidden * hidden), h = numbers(place), c = numbers(place), dy = numbers(place);
-    const CellOptions cell{0, 0, 0, 0.0f};
-    const Values bound(4 * place, hidden);
-    Values h2[2], c2[2], gates[2], dz[2], dh[2], dc[2];
-    for (int fast = 0; fast < 2; fast++) {
-        h2[fast] = c2[fast] = dh[fast] = dc[fast] = Values(place), gates[fast] = Values(4 * place), dz[fast] = Values(4 * place);
-        const ForwardStepArgs step{z.data(), u.data(), h.data(), c.data(), nullptr, h2[fast].data(), c2[fast].data(), nullptr, gates[fast].data(), nullptr, batch, batch - 1, hidden, hidden, cell};
-        if (fast) start("tf32_forward_step", 5, 256, 96 * 72, false, step);
-        else start("forward_step_small", 20, 64, tile_floats<SmallStepTile>(), false, step);
-        const BackwardStepArgs back{z.data(), gates[0].data(), u.data(), nullptr, dy.data(), gates[0].data(), c.data(), c2[0].data(), nullptr, nullptr, dh[fast].data(), dc[fast].data(), dz[fast].data(), nullptr, nullptr, nullptr, batch, batch, batch - 1, hidden, hidden, 0, cell, GateBounds()};
-        if (fast) start("tf32_backward_step", 2, 256, 96 * 72, false, back);
-        else start("backward_step_small", 6, 64, tile_floats<SmallTile>(), false, back);
+// ---- Steps and layers.
+
+// Compares kernels for one step on tensor cores with the exact ones. The error of a state is smaller than that of a
+// gate's sum, since no activation has a slope above 1. Gradients get the same bound: they are products of few factors
+// below 1.
+static void test_tf32_steps() {
+    const u32 hidden = 37, batch = 19, cells = batch * hidden;
+    const Values z = random_values(4 * cells), u = random_values(4 * hidden * hidden);
+    const Values h = random_values(cells), c = random_values(cells), dy = random_values(cells);
+    Values h_new[2], c_new[2], gates[2], dz[2], dh[2], dc[2]; // exact, then in TF32
+    for (const bool tf32 : {false, true}) {
+        h_new[tf32] = c_new[tf32] = dh[tf32] = dc[tf32] = Values(cells), gates[tf32] = dz[tf32] = Values(4 * cells);
+        ForwardStepArgs forward{};
+        forward.z = z.data(), forward.u = u.data(), forward.h_old = h.data(), forward.c_old = c.data();
+        forward.h_new = h_new[tf32].data(), forward.c_new = c_new[tf32].data(), forward.gates = gates[tf32].data();
+        forward.batch = batch, forward.active = batch - 1, forward.hidden = forward.state_size = hidden;
+        if (tf32) launch("tf32_forward_step", {5, 256, NARROW_FLOATS}, forward);
+        else launch("forward_step_small", {20, 64, tile_floats<SmallStepTile>()}, forward);
+        BackwardStepArgs backward{};
+        backward.dz_next = z.data(), backward.gates_next = backward.gates = gates[0].data(), backward.u = u.data();
+        backward.dy = dy.data(), backward.c_old = c.data(), backward.c_new = c_new[0].data();
+        backward.dh = dh[tf32].data(), backward.dc = dc[tf32].data(), backward.dz = dz[tf32].data();
+        backward.batch = backward.active = batch, backward.active_next = batch - 1;
+        backward.hidden = backward.state_size = hidden;
+        if (tf32) launch("tf32_backward_step", {2, 256, NARROW_FLOATS}, backward);
+        else launch("backward_step_small", {6, 64, tile_floats<SmallTile>()}, backward);
     }
-    near("tf32_forward_step: h", h2[1], h2[0], bound), near("tf32_forward_step: c", c2[1], c2[0], bound);
-    near("tf32_backward_step: dz", dz[1], dz[0], bound), near("tf32_backward_step: dh", dh[1], dh[0], Values(place, 4.0f * hidden));
+    const Values bound(4 * cells, hidden);
+    expect_near("tf32_forward_step: h", h_new[1], h_new[0], bound);
+    expect_near("tf32_forward_step: c", c_new[1], c_new[0], bound);
+    expect_near("tf32_backward_step: dz", dz[1], dz[0], bound);
+    expect_near("tf32_backward_step: dh", dh[1], dh[0], Values(cells, 4.0f * hidden));
 }
 
-// A layer over a few steps, by a kernel a step and by one kernel, forward and back.
-static void layer(bool reverse, bool lengths, Kind kind) {
-    // Rows and threads that do not divide one another, so that no thread finds only what it wrote itself.
-    const bool projects = kind == PROJECTED, dense = kind == DENSE;
-    // Words that can't be read by fours, that can, and where blocks of all rows lie one after another.
-    // The batch is joined in two parts, or at once; rows are summed two at a time.
-    const u32 hidden = lengths ? (kind == STANDARD ? 64 : 40) : 37, batch = 4, steps = 3, units = 9, rows = reverse ? 4 : 3, part = 2, blocks = (hidden + units - 1) / units;
-    const u32 state = projects ? hidden - (lengths ? 4 : 2) : hidden, features = projects ? (state + blocks - 1) / blocks : units;
-    const Values z = numbers(steps * batch * 4 * hidden), u = numbers(4 * hidden * state), p = numbers(3 * hidden);
-    const Values w = numbers(state * hidden), h0 = numbers(batch * state), c0 = numbers(batch * hidden);
-    const Values dy = numbers(steps * batch * state);
-    const std::vector<u32> active = lengths ? std::vector<u32>{4, 2, 0} : std::vector<u32>(steps, batch);
-    const float *peephole = kind == DIAGONAL ? p.data() : nullptr, *w_hr = projects ? w.data() : nullptr;
-    const CellOptions cell{dense, 0, 1, 0.75f};
+enum Kind { STANDARD, DIAGONAL_PEEPHOLE, DENSE_PEEPHOLE, PROJECTED };
+
+// Runs a layer over a few steps with one kernel per step, with the persistent kernels and with the cluster kernels,
+// forward and backward, and compares the results.
+struct LayerTest {
+    const bool reverse, has_lengths;
+    const Kind kind;
+    const bool projects = kind == PROJECTED;
+    // The sizes don't divide one another, so that every thread reads values that other threads wrote. With lengths, the
+    // hidden size is a multiple of 4, so that `float4` loads are used, and for the standard kind a multiple of 32.
+    const u32 hidden = has_lengths ? (kind == STANDARD ? 64 : 40) : 37, batch = 4, steps = 3;
+    const u32 state_size = projects ? hidden - (has_lengths ? 4 : 2) : hidden;
+    const size_t cells = batch * hidden, states = batch * state_size; // elements of c and of h in one step
+    const u32 depth = depth_blocks(hidden);                           // also of the state size
+    const std::vector<u32> active_counts = has_lengths ? std::vector<u32>{4, 2, 0} : std::vector<u32>(steps, batch);
+    const CellOptions cell{kind == DENSE_PEEPHOLE, 0, 1, 0.75f};
     const GateBounds bounds{sigmoid(-0.75f), sigmoid(0.75f), lstm_tanh(-0.75f), lstm_tanh(0.75f)};
-    const size_t wide = batch * hidden, narrow = batch * state; // a step's cell states, and its h
 
-    Values h((steps + 1) * narrow), c((steps + 1) * wide), y(steps * narrow), gates(4 * steps * wide), operand(wide);
-    const u32 first = reverse ? steps : 0;
-    std::copy(h0.begin(), h0.end(), h.begin() + first * narrow);
-    std::copy(c0.begin(), c0.end(), c.begin() + first * wide);
-    for (u32 n = 0; n < steps; n++) {
-        const u32 t = reverse ? steps - 1 - n : n, from = reverse ? t + 1 : t, to = reverse ? t : t + 1;
-        float *h_new = &h[to * narrow], *y_new = &y[t * narrow];
-        const ForwardStepArgs args{&z[t * 4 * wide], u.data(), &h[from * narrow], &c[from * wide], peephole, projects ? nullptr : h_new, &c[to * wide], projects ? nullptr : y_new, &gates[t * 4 * wide], projects ? operand.data() : nullptr, batch, active[t], hidden, state, cell};
-        start("forward_step_small", (4 * hidden + 15) / 16, 64, tile_floats<SmallStepTile>(), false, args);
-        const ProjectionArgs project{operand.data(), w_hr, &h[from * narrow], h_new, y_new, batch, active[t], hidden, state};
-        if (projects) start("forward_projection_small", (state + 15) / 16, 64, tile_floats<SmallTile>(), false, project);
-    }
-    const size_t depth = depth_blocks(hidden); // of h as well
-    const auto shared = [&](size_t fours, size_t blocks) {
-        return (projects ? rows : 2 * part) * blocks * PITCH + (projects ? 1 : 2) * rows * 4 * fours + batch * (units + features);
-    };
-    const float empty = from_bits(~0u);
-    Values y2(y.size(), empty), passed(steps * wide, empty), h2(h.size()), c2(c.size()), gates2(gates.size()), h_last(narrow), c_last(wide);
-    const ForwardSequenceArgs one{z.data(), u.data(), h0.data(), c0.data(), peephole, w_hr, y2.data(), passed.data(), h2.data(), c2.data(), gates2.data(), h_last.data(), c_last.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, part, units, cell};
-    const size_t fours = units * depth, fours_back = std::max(4 * depth * ((features + 3) / 4), projects ? fours : 0);
-    // Of two groups that share out the rows, and threads in eights.
-    const auto threads = [](size_t fours) { return unsigned(2 * fours + 7) / 8 * 8; };
-    start(projects ? "persistent_projected_forward" : "persistent_forward", blocks, threads(fours), shared(fours, depth), true, one);
-    const u32 last = reverse ? 0 : steps;
-    same("all steps: y", y2, y), same("all steps: h", h2, h), same("all steps: c", c2, c), same("all steps: gates", gates2, gates);
-    same("all steps: last h", h_last, Values(&h[last * narrow], &h[last * narrow] + narrow));
-    same("all steps: last c", c_last, Values(&c[last * wide], &c[last * wide] + wide));
+    // How the persistent kernels divide the layer. Reversed, one row group has all rows; else the last one is smaller.
+    const u32 units = 9, group_rows = reverse ? 4 : 3, tile_rows = 2, blocks = (hidden + units - 1) / units;
+    const u32 features = projects ? (state_size + blocks - 1) / blocks : units;
+    // How the cluster kernels do: two clusters, the second with one sequence. Some weights are in shared memory.
+    const u32 cluster_size = 2, cluster_units = (hidden + 1) / 2, cluster_rows = 3;
+    const u32 register_quads = cluster_units - cluster_units / 3, register_quads_backward = (cluster_units + 3) / 4 - 2;
+    const float sentinel = from_bits(~0u);
 
-    // Two clusters, the second with one sequence; some units' weights in shared memory.
-    const u32 size = 2, most = (hidden + 1) / 2, held = most - most / 3, held_back = (most + 3) / 4 - 2, in_cluster = 3;
-    const auto cluster_floats = [&](size_t blocks, size_t fours, size_t held) {
-        return in_cluster * (2 * blocks * PITCH + 4 * blocks * fours) + (fours - held) * blocks * LSTM_BLOCK * 4;
-    };
-    if (!projects) {
-        Values y3(y.size()), h3(h.size()), c3(c.size()), gates3(gates.size()), h_last3(narrow), c_last3(wide);
-        const ForwardSequenceArgs clusters{z.data(), u.data(), h0.data(), c0.data(), peephole, nullptr, y3.data(), nullptr, h3.data(), c3.data(), gates3.data(), h_last3.data(), c_last3.data(), active.data(), steps, batch, hidden, most, in_cluster, reverse, state, most, in_cluster, held, cell};
-        start("cluster_forward", 2 * size, in_cluster * most, cluster_floats(depth, most, held), false, clusters, size);
-        same("cluster: y", y3, y), same("cluster: last h", h_last3, h_last), same("cluster: last c", c_last3, c_last);
-        same("cluster: h", h3, h), same("cluster: c", c3, c), same("cluster: gates", gates3, gates);
-    }
+    const Values z = random_values(steps * 4 * cells), u = random_values(4 * hidden * state_size);
+    const Values peephole = random_values(3 * hidden), w_hr = random_values(state_size * hidden);
+    const Values h0 = random_values(states), c0 = random_values(cells), dy = random_values(steps * states);
+    const Values dh_last = random_values(states), dc_last = random_values(cells);
 
-    Values dh = numbers(narrow), dc = numbers(wide), dz(4 * steps * wide), dp(steps * narrow), m(steps * wide);
-    Values dh2 = dh, dc2 = dc, dh3 = dh, dc3 = dc, dz2(dz.size(), empty), dz3(dz.size()), dp2(dp.size(), empty), m2(m.size()), sums(4 * narrow);
-    for (u32 n = 0; n <= steps; n++) {
-        const u32 t = n == steps ? 0 : reverse ? n : steps - 1 - n, visited = n == 0 ? 0 : reverse ? n - 1 : steps - n;
-        const bool end = n == steps;
-        const u32 from = reverse ? t + 1 : t, to = reverse ? t : t + 1;
-        const BackwardStepArgs args{&dz[visited * 4 * wide], &gates[visited * 4 * wide], u.data(), w_hr, &dy[t * narrow], &gates[t * 4 * wide], &c[from * wide], &c[to * wide], &h[to * narrow], peephole, dh.data(), dc.data(), end ? nullptr : &dz[t * 4 * wide], projects && !end ? &dp[t * narrow] : nullptr, projects && !end ? &m[t * wide] : nullptr, sums.data(), batch, end ? 0 : active[t], n == 0 ? 0 : active[visited], hidden, state, 0, cell, bounds};
-        if (lengths) {
-            // The gates' products apart.
-            if (n > 0) start("backward_gate_products", 4, 256, tile_floats<MediumTile>(), false, args);
-            start(projects ? "backward_state_combine" : "backward_step_combine", (state + 31) / 32, 256, 0, false, args);
-        } else {
-            start(projects ? "backward_state_small" : "backward_step_small", (state + 15) / 16, 64, tile_floats<SmallTile>(), false, args);
+    // Results of the kernels for one step.
+    Values h = Values((steps + 1) * states), c = Values((steps + 1) * cells), y = Values(steps * states);
+    Values gates = Values(4 * steps * cells);
+    Values dh = dh_last, dc = dc_last, dz = Values(4 * steps * cells);
+    Values dh_projected = Values(steps * states), unprojected = Values(steps * cells);
+
+    const float *peephole_or_null() const { return kind == DIAGONAL_PEEPHOLE ? peephole.data() : nullptr; }
+    const float *w_hr_or_null() const { return projects ? w_hr.data() : nullptr; }
+    // Index of the states before and after step `t` in `h` and `c`.
+    u32 before(u32 t) const { return reverse ? t + 1 : t; }
+    u32 after(u32 t) const { return reverse ? t : t + 1; }
+
+    void forward_by_steps() {
+        Values operand(cells);
+        std::copy(h0.begin(), h0.end(), h.begin() + (reverse ? steps : 0) * states);
+        std::copy(c0.begin(), c0.end(), c.begin() + (reverse ? steps : 0) * cells);
+        for (u32 n = 0; n < steps; n++) {
+            const u32 t = reverse ? steps - 1 - n : n;
+            float *h_old = &h[before(t) * states], *h_new = &h[after(t) * states], *y_step = &y[t * states];
+            ForwardStepArgs args{};
+            args.z = &z[t * 4 * cells], args.u = u.data(), args.peephole = peephole_or_null();
+            args.h_old = h_old, args.c_old = &c[before(t) * cells], args.c_new = &c[after(t) * cells];
+            args.gates = &gates[t * 4 * cells];
+            if (projects) args.unprojected = operand.data();
+            else args.h_new = h_new, args.y = y_step;
+            args.batch = batch, args.active = active_counts[t], args.hidden = hidden, args.state_size = state_size;
+            args.cell = cell;
+            launch("forward_step_small", {(4 * hidden + 15) / 16, 64, tile_floats<SmallStepTile>()}, args);
+            const ProjectionArgs projection{operand.data(), w_hr.data(),      h_old,  h_new,     y_step,
+                                            batch,          active_counts[t], hidden, state_size};
+            if (projects)
+                launch("forward_projection_small", {(state_size + 15) / 16, 64, tile_floats<SmallTile>()}, projection);
         }
-        if (projects && !end) start("backward_units_small", (hidden + 15) / 16, 64, tile_floats<SmallTile>(), false, args);
     }
-    const BackwardSequenceArgs back{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, w_hr, dh2.data(), dc2.data(), dz2.data(), dp2.data(), m2.data(), active.data(), steps, batch, hidden, units, rows, reverse, state, features, part, units, cell, bounds};
-    start(projects ? "persistent_projected_backward" : "persistent_backward", blocks, threads(fours_back), shared(fours_back, 4 * depth), true, back);
-    same("all steps back: dz", dz2, dz), same("all steps back: dh", dh2, dh), same("all steps back: dc", dc2, dc);
-    if (!projects) {
-        const BackwardSequenceArgs clusters{u.data(), dy.data(), gates.data(), h.data(), c.data(), peephole, nullptr, dh3.data(), dc3.data(), dz3.data(), nullptr, nullptr, active.data(), steps, batch, hidden, most, in_cluster, reverse, state, most, in_cluster, held_back, cell, bounds};
-        start("cluster_backward", 2 * size, in_cluster * most, cluster_floats(4 * depth, (most + 3) / 4, held_back), false, clusters, size);
-        same("cluster back: dz", dz3, dz), same("cluster back: dh", dh3, dh), same("cluster back: dc", dc3, dc);
+
+    // The grid of a persistent kernel whose blocks have `quads` groups of four sums and whose operand has
+    // `operand_blocks` blocks of depth. Two groups of threads divide the rows; their number is rounded up to a multiple
+    // of 8.
+    Grid persistent_grid(size_t quads, size_t operand_blocks) const {
+        const size_t operand = (projects ? group_rows : 2 * tile_rows) * operand_blocks * PITCH;
+        const size_t sums = (projects ? 1 : 2) * group_rows * 4 * quads;
+        return {blocks, unsigned(2 * quads + 7) / 8 * 8, operand + sums + batch * (units + features), true};
     }
-    if (projects) same("all steps back: projected", dp2, dp), same("all steps back: operand", m2, m);
-}
+
+    // The grid of a cluster kernel, likewise.
+    Grid cluster_grid(size_t quads, size_t operand_blocks, size_t in_registers) const {
+        const size_t sums = cluster_rows * (2 * operand_blocks * PITCH + 4 * operand_blocks * quads);
+        const size_t weights = (quads - in_registers) * operand_blocks * LSTM_BLOCK * 4;
+        return {2 * cluster_size, cluster_rows * cluster_units, sums + weights, false, cluster_size};
+    }
+
+    void forward_by_sequence(bool use_clusters) {
+        Values other_y(y.size(), sentinel), exchange(steps * cells, sentinel);
+        Values other_h(h.size()), other_c(c.size()), other_gates(gates.size()), h_last(states), c_last(cells);
+        ForwardSequenceArgs args{};
+        args.z = z.data(), args.u = u.data(), args.h0 = h0.data(), args.c0 = c0.data();
+        args.peephole = peephole_or_null(), args.w_hr = w_hr_or_null();
+        args.y = other_y.data(), args.exchange = use_clusters ? nullptr : exchange.data();
+        args.trace_h = other_h.data(), args.trace_c = other_c.data(), args.trace_gates = other_gates.data();
+        args.h_last = h_last.data(), args.c_last = c_last.data(), args.active_counts = active_counts.data();
+        args.steps = steps, args.batch = batch, args.hidden = hidden, args.state_size = state_size;
+        args.reverse = reverse, args.cell = cell;
+        if (use_clusters) {
+            args.units = args.features = cluster_units, args.group_rows = args.tile_rows = cluster_rows;
+            args.register_quads = register_quads;
+            launch("cluster_forward", cluster_grid(cluster_units, depth, register_quads), args);
+        } else {
+            args.units = args.register_quads = units, args.features = features;
+            args.group_rows = group_rows, args.tile_rows = tile_rows;
+            const char *kernel = projects ? "persistent_projected_forward" : "persistent_forward";
+            launch(kernel, persistent_grid(units * depth, depth), args);
+        }
+        const u32 last = reverse ? 0 : steps;
+        expect_equal("sequence: y", other_y, y);
+        expect_equal("sequence: h", other_h, h), expect_equal("sequence: c", other_c, c);
+        expect_equal("sequence: gates", other_gates, gates);
+        expect_equal("sequence: last h", h_last, Values(&h[last * states], &h[last * states] + states));
+        expect_equal("sequence: last c", c_last, Values(&c[last * cells], &c[last * cells] + cells));
+    }
+
+    // With lengths by kernels that compute the gates' products first, else by kernels that compute all of a step.
+    void backward_by_steps() {
+        Values gate_products(4 * states);
+        // One more than there are steps: the last call computes the gradient of the initial state.
+        for (u32 n = 0; n <= steps; n++) {
+            const bool is_end = n == steps;
+            const u32 t = is_end ? 0 : reverse ? n : steps - 1 - n, next = n == 0 ? 0 : reverse ? n - 1 : steps - n;
+            BackwardStepArgs args{};
+            args.dz_next = &dz[next * 4 * cells], args.gates_next = &gates[next * 4 * cells];
+            args.u = u.data(), args.w_hr = w_hr_or_null(), args.peephole = peephole_or_null();
+            args.dy = &dy[t * states], args.gates = &gates[t * 4 * cells];
+            args.c_old = &c[before(t) * cells], args.c_new = &c[after(t) * cells], args.h_new = &h[after(t) * states];
+            args.dh = dh.data(), args.dc = dc.data(), args.dz = is_end ? nullptr : &dz[t * 4 * cells];
+            if (projects && !is_end)
+                args.dh_projected = &dh_projected[t * states], args.unprojected = &unprojected[t * cells];
+            args.gate_products = gate_products.data();
+            args.batch = batch, args.hidden = hidden, args.state_size = state_size;
+            args.active = is_end ? 0 : active_counts[t], args.active_next = n == 0 ? 0 : active_counts[next];
+            args.cell = cell, args.bounds = bounds;
+            if (has_lengths) {
+                if (n > 0) launch("backward_gate_products", {4, 256, tile_floats<MediumTile>()}, args);
+                launch(projects ? "backward_state_combine" : "backward_step_combine", {(state_size + 31) / 32, 256},
+                       args);
+            } else {
+                const Grid grid{(state_size + 15) / 16, 64, tile_floats<SmallTile>()};
+                launch(projects ? "backward_state_small" : "backward_step_small", grid, args);
+            }
+            if (projects && !is_end)
+                launch("backward_units_small", {(hidden + 15) / 16, 64, tile_floats<SmallTile>()}, args);
+        }
+    }
+
+    void backward_by_sequence(bool use_clusters) {
+        Values other_dh = dh_last, other_dc = dc_last, other_dz(dz.size(), sentinel);
+        Values other_dh_projected(dh_projected.size(), sentinel), other_unprojected(unprojected.size());
+        BackwardSequenceArgs args{};
+        args.u = u.data(), args.dy = dy.data(), args.gates = gates.data(), args.h = h.data(), args.c = c.data();
+        args.peephole = peephole_or_null(), args.w_hr = w_hr_or_null();
+        args.dh = other_dh.data(), args.dc = other_dc.data(), args.dz = other_dz.data();
+        args.active_counts = active_counts.data();
+        args.steps = steps, args.batch = batch, args.hidden = hidden, args.state_size = state_size;
+        args.reverse = reverse, args.cell = cell, args.bounds = bounds;
+        if (use_clusters) {
+            args.units = args.features = cluster_units, args.group_rows = args.tile_rows = cluster_rows;
+            args.register_quads = register_quads_backward;
+            launch("cluster_backward", cluster_grid((cluster_units + 3) / 4, 4 * depth, register_quads_backward), args);
+        } else {
+            args.dh_projected = other_dh_projected.data(), args.unprojected = other_unprojected.data();
+            args.units = args.register_quads = units, args.features = features;
+            args.group_rows = group_rows, args.tile_rows = tile_rows;
+            const size_t quads = std::max(4 * depth * ((features + 3) / 4), projects ? units * depth : 0);
+            const char *kernel = projects ? "persistent_projected_backward" : "persistent_backward";
+            launch(kernel, persistent_grid(quads, 4 * depth), args);
+        }
+        expect_equal("backward sequence: dz", other_dz, dz);
+        expect_equal("backward sequence: dh", other_dh, dh), expect_equal("backward sequence: dc", other_dc, dc);
+        if (projects) {
+            expect_equal("backward sequence: projected dh", other_dh_projected, dh_projected);
+            expect_equal("backward sequence: unprojected h", other_unprojected, unprojected);
+        }
+    }
+
+    void run() {
+        forward_by_steps();
+        forward_by_sequence(false);
+        if (!projects) forward_by_sequence(true);
+        backward_by_steps();
+        backward_by_sequence(false);
+        if (!projects) backward_by_sequence(true);
+    }
+};
 
 int main(int argc, char **argv) {
-    const std::string what = argc > 1 ? argv[1] : "";
-    if (what == "release" || what == "no-release") {
+    const std::string mode = argc > 1 ? argv[1] : "";
+    if (mode == "release" || mode == "no-release") {
         u32 data = 0, flag = 0;
-        start("pass", 2, 1, 0, true, PassArgs{&data, &flag, what == "release", 0});
+        launch("publish", {2, 1, 0, true}, PublishArgs{&data, &flag, mode == "release", 0});
         return failed;
     }
-    if (what == "overflow") {
-        start("overflow", 1, 32, 32, false, OverflowArgs{1, 0});
+    if (mode == "overflow") {
+        launch("overflow", {1, 32, 32}, IndexArgs{1, 0});
         return failed;
     }
-    if (what == "divergence" || what == "lane") {
-        start(what.c_str(), 1, 32, 32, false, OverflowArgs{7, 0});
+    if (mode == "divergence" || mode == "lane") {
+        launch(mode.c_str(), {1, 32, 32}, IndexArgs{7, 0});
         return failed;
     }
-    shim::collecting = argc == 1;
-    if (argc == 3) shim::planted = {argv[1], std::atoi(argv[2])};
-    for (seed = 0; seed < 3; seed++) {
-        products(), sums();
-        fragments(), fast_products(), fast_steps();
-        // Every kind; with a planted fault, fewer directions and lengths.
-        for (int k = 0; k < 16; k++)
-            if (argc != 3 || k % 5 == 0 || k == 12) layer(k & 1, k & 2, Kind(k / 4));
+    const bool skips_barrier = argc == 3;
+    executor::collect_barriers = argc == 1;
+    if (skips_barrier) executor::skipped_barrier = {argv[1], std::atoi(argv[2])};
+    for (schedule = 0; schedule < 3; schedule++) {
+        test_products(), test_column_sums();
+        test_mma(), test_tf32_products(), test_tf32_steps();
+        // All kinds, both directions, with and without lengths; with a skipped barrier only some combinations, to save
+        // time.
+        for (int n = 0; n < 16; n++)
+            if (!skips_barrier || n % 5 == 0 || n == 12) LayerTest{bool(n & 1), bool(n & 2), Kind(n / 4)}.run();
     }
-    for (unsigned i = 0; i < shim::site_count; i++) std::printf("barrier %s %d\n", shim::sites[i].file, shim::sites[i].line);
-    std::puts(failed ? "FAILED" : "all as it should be");
+    for (unsigned i = 0; i < executor::barrier_count; i++)
+        std::printf("barrier %s %d\n", executor::barriers[i].file, executor::barriers[i].line);
+    std::puts(failed ? "FAILED" : "passed");
     return failed;
 }

@@ -51,22 +51,22 @@ impl HostBuilder {
         self
     }
 
-    /// The number of blocks that can be resident at the same time. With 0, no layer uses the execution path `persistent`.
-    /// Default: 8.
+    /// The number of blocks that can be resident at the same time. With 0, no layer uses the execution path
+    /// `persistent`. Default: 8.
     pub fn resident_blocks(mut self, blocks: usize) -> Self {
         self.resident_blocks = blocks;
         self
     }
 
-    /// The number of blocks in a thread block cluster. The device supports clusters of this size only. With 0, it supports
-    /// none, and no layer uses the execution path `cluster`. Default: 0.
+    /// The number of blocks in a thread block cluster. The device supports clusters of this size only. With 0, it
+    /// supports none, and no layer uses the execution path `cluster`. Default: 0.
     pub fn cluster_size(mut self, blocks: u32) -> Self {
         self.cluster_size = blocks;
         self
     }
 
-    /// Whether matrix products may run on simulated tensor cores, which round their operands to TF32. The order of their sums
-    /// is the simulation's own. Default: false.
+    /// Whether matrix products may run on simulated tensor cores, which round their operands to TF32. The order of
+    /// their sums is the simulation's own. Default: false.
     pub fn allow_tf32(mut self, allow: bool) -> Self {
         self.allow_tf32 = allow;
         self
@@ -75,9 +75,9 @@ impl HostBuilder {
     /// Opens the simulated device and tests its arithmetic.
     ///
     /// # Errors
-    /// [`Error::Device`](lstm_core::Error::Device) if the kernels can't run on this machine, which needs Linux, an x86-64 CPU
-    /// with AVX2 and FMA, and a C++ compiler at build time; or if products in TF32 are less accurate than the rounding of
-    /// their operands explains.
+    /// [`Error::Device`](lstm_core::Error::Device) if the kernels can't run on this machine, which needs Linux, an
+    /// x86-64 CPU with AVX2 and FMA, and a C++ compiler at build time; or if products in TF32 are less accurate than
+    /// the rounding of their operands explains.
     pub fn build(self) -> Result<CudaHost> {
         CudaHost::open(Host::new(self)?)
     }

@@ -47,8 +47,8 @@ impl Drop for HostMemory {
 
 #[cfg(kernels_compiled)]
 unsafe extern "C" {
-    /// Runs a kernel; defined in `executor.cpp`. Returns 0 on success. Otherwise it writes the reason to `error`, a buffer of
-    /// `error_size` bytes.
+    /// Runs a kernel; defined in `executor.cpp`. Returns 0 on success. Otherwise it writes the reason to `error`, a
+    /// buffer of `error_size` bytes.
     fn lstm_cuda_sim_launch(
         kernel: *const c_char,
         grid: c_uint,
@@ -158,8 +158,8 @@ impl Driver for Host {
     fn launch(&self, op: &'static str, launch: &Launch) -> Result<()> {
         let kernel = CString::new(launch.kernel).map_err(|e| self.error(op, e))?;
         let mut reason = [0u8; 512];
-        // SAFETY: the function checks the kernel's name and the size of the arguments. As `Driver` requires, the addresses in
-        // the arguments are of memory as large as the kernel assumes.
+        // SAFETY: the function checks the kernel's name and the size of the arguments. As `Driver` requires, the
+        // addresses in the arguments are of memory as large as the kernel assumes.
         let code = unsafe {
             lstm_cuda_sim_launch(
                 kernel.as_ptr(),

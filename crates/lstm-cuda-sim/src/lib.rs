@@ -1,8 +1,8 @@
 //! A simulated GPU for tests of `lstm-cuda` on machines without one. This crate is not published.
 //!
-//! [`CudaHost`] is the CUDA backend on a simulated device, [`Host`], which runs the CUDA kernels on the CPU. The kernels' own
-//! sources are compiled for the CPU, and each CUDA thread is a fiber. This is slow, but the results are bit-identical to those
-//! of every other exact backend.
+//! [`CudaHost`] is the CUDA backend on a simulated device, [`Host`], which runs the CUDA kernels on the CPU. The
+//! kernels' own sources are compiled for the CPU, and each CUDA thread is a fiber. This is slow, but the results are
+//! bit-identical to those of every other exact backend.
 //!
 //! ```
 //! use lstm_cuda_sim::Host;
@@ -13,8 +13,9 @@
 //! }
 //! ```
 //!
-//! The folder `cpp` also has a simulated NVIDIA driver, a fake NVRTC and the semantics of PTX instructions. The test `driver`
-//! builds them as the libraries `libcuda.so` and `libnvrtc.so`, which `lstm_cuda::Cuda` then loads instead of NVIDIA's.
+//! The folder `cpp` also has a simulated NVIDIA driver, a fake NVRTC and the semantics of PTX instructions. The test
+//! `driver` builds them as the libraries `libcuda.so` and `libnvrtc.so`, which `lstm_cuda::Cuda` then loads instead of
+//! NVIDIA's.
 
 mod builder;
 mod host;

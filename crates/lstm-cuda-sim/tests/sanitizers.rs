@@ -1,5 +1,5 @@
-//! The kernels on the host under AddressSanitizer and ThreadSanitizer, as a C++ program of its own: `cpp/sanitize.cpp`.
-//! Then faults are planted, each of which must be caught: every barrier of the kernels is left out once.
+//! Runs the kernels on the CPU under AddressSanitizer and ThreadSanitizer, by the C++ program `cpp/sanitize.cpp`. Then
+//! injects faults, which must be detected: each barrier of the kernels is skipped once.
 
 use std::{
     env,
@@ -12,40 +12,41 @@ use std::{
 type Result<T> = std::result::Result<T, String>;
 
 fn main() -> ExitCode {
-    if let Some(why) = cannot_run() {
-        println!("sanitizers: not run: {why}");
+    if let Some(reason) = reason_not_to_run() {
+        println!("sanitizers: not run: {reason}");
         return if env::var_os("LSTM_REQUIRE").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     match run() {
-        Ok(planted) => {
-            println!("sanitizers: nothing found; {planted} planted faults, all of them caught");
+        Ok(faults) => {
+            println!("sanitizers: no errors in the kernels; {faults} injected faults, all detected");
             ExitCode::SUCCESS
         }
-        Err(why) => {
-            println!("sanitizers: FAILED: {why}");
+        Err(error) => {
+            println!("sanitizers: FAILED: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// The fibers' switch is written for one ABI; the compiler's sanitizers must be installed.
-fn cannot_run() -> Option<String> {
+/// Why the sanitizers can't run on this machine: its architecture, or a compiler that lacks them.
+fn reason_not_to_run() -> Option<String> {
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        return Some("the runner's sanitizers need x86-64 Linux".into());
+        return Some("running the kernels on a CPU needs x86-64 Linux".into());
     }
     #[cfg(target_arch = "x86_64")]
     if !(std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2")) {
         return Some("this CPU has no AVX2 and FMA".into());
     }
-    let trivial = directory().join("trivial.cpp");
-    let linked = |sanitizer: &str| {
+    let source = directory().join("trivial.cpp");
+    let try_compile = |sanitizer: &str| {
         let out = directory().join("trivial");
-        std::fs::write(&trivial, "int main() {}\n").map_err(|e| e.to_string())?;
-        compile(&trivial, &out, sanitizer)
+        std::fs::write(&source, "int main() {}\n").map_err(|e| e.to_string())?;
+        compile(&source, &out, sanitizer)
     };
-    ["thread", "address"].into_iter().find_map(|sanitizer| linked(sanitizer).err())
+    ["thread", "address"].into_iter().find_map(|sanitizer| try_compile(sanitizer).err())
 }
 
+/// The directory for compiled programs.
 fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
 }
@@ -55,7 +56,7 @@ fn compile(source: &Path, out: &Path, sanitizer: &str) -> Result<()> {
     let mut command = Command::new(&compiler);
     command.args(["-std=c++17", "-g1", "-mavx2", "-mfma", "-ffp-contract=off", "-Wno-unknown-pragmas"]);
     if sanitizer == "address" {
-        // What vectors are read from, too. Not optimised: that takes longer than it saves.
+        // Also detects misaligned `float4` loads. Without optimization, which takes longer than it saves.
         command.args(["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]);
     } else {
         command.arg("-O1");
@@ -68,44 +69,43 @@ fn compile(source: &Path, out: &Path, sanitizer: &str) -> Result<()> {
     Err(format!("{compiler} -fsanitize={sanitizer}: {}", String::from_utf8_lossy(&output.stderr).trim()))
 }
 
+/// Runs everything; returns the number of injected faults.
 fn run() -> Result<usize> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("cpp/sanitize.cpp");
     let build = |sanitizer: &str| {
         let out = directory().join(format!("sanitize-{sanitizer}"));
         compile(&source, &out, sanitizer).map(|()| out)
     };
-    let address = || {
+    let under_address_sanitizer = || {
         let program = build("address")?;
-        clean(&program)?;
-        caught(&program, &["overflow"], "heap-buffer-overflow")?;
-        caught(&program, &["divergence"], "no thread can go on")?;
-        caught(&program, &["lane"], "no thread can go on")
+        expect_success(&program, &[])?;
+        expect_detected(&program, &["overflow"], "heap-buffer-overflow")?;
+        expect_detected(&program, &["divergence"], "deadlock")?;
+        expect_detected(&program, &["lane"], "deadlock")
     };
-    let thread = || {
+    let under_thread_sanitizer = || {
         let program = build("thread")?;
-        let said = clean(&program)?;
-        Ok((program, said))
+        let output = expect_success(&program, &[])?;
+        Ok((program, output))
     };
-    let ((thread, said), ()) = both(thread, address)?;
-    let sites = said.lines().filter_map(|line| line.strip_prefix("barrier ")?.rsplit_once(' '));
-    let barriers = sites.collect::<Vec<_>>();
+    let ((program, output), ()) = in_parallel(under_thread_sanitizer, under_address_sanitizer)?;
+    let barriers = output.lines().filter_map(|line| line.strip_prefix("barrier ")?.rsplit_once(' '));
+    let barriers = barriers.collect::<Vec<_>>();
     if barriers.is_empty() {
-        return Err("no barrier was met".into());
+        return Err("the kernels executed no barrier".into());
     }
-    caught(&thread, &["no-release"], "data race")?;
-    let ordered = start(&thread, &["release"])?;
-    if !ordered.status.success() {
-        return Err(format!("a race where there is none: {}", head(&text(&ordered))));
-    }
-    let waiting = Mutex::new(barriers.iter());
-    let next = || waiting.lock().expect("no panic").next();
-    let planted = || std::iter::from_fn(next).try_for_each(|&(file, line)| caught(&thread, &[file, line], "data race"));
-    both(planted, planted)?;
+    expect_detected(&program, &["no-release"], "data race")?;
+    expect_success(&program, &["release"])?;
+    let queue = Mutex::new(barriers.iter());
+    let next = || queue.lock().expect("no panic").next();
+    let skip_barriers =
+        || std::iter::from_fn(next).try_for_each(|&(file, line)| expect_detected(&program, &[file, line], "data race"));
+    in_parallel(skip_barriers, skip_barriers)?;
     Ok(barriers.len() + 4)
 }
 
-/// Two things at the same time.
-fn both<A, B: Send>(a: impl FnOnce() -> Result<A>, b: impl FnOnce() -> Result<B> + Send) -> Result<(A, B)> {
+/// Runs two functions at the same time.
+fn in_parallel<A, B: Send>(a: impl FnOnce() -> Result<A>, b: impl FnOnce() -> Result<B> + Send) -> Result<(A, B)> {
     thread::scope(|scope| {
         let b = scope.spawn(b);
         let a = a();
@@ -113,12 +113,22 @@ fn both<A, B: Send>(a: impl FnOnce() -> Result<A>, b: impl FnOnce() -> Result<B>
     })
 }
 
-/// What a program says in which there is nothing to find.
-fn clean(program: &Path) -> Result<String> {
-    let output = start(program, &[])?;
+/// Runs a program, which must succeed without a message of a sanitizer. Returns its output.
+fn expect_success(program: &Path, args: &[&str]) -> Result<String> {
+    let output = start(program, args)?;
     let text = text(&output);
-    let found = !output.status.success() || text.contains("Sanitizer");
-    if found { Err(format!("{}: {}", program.display(), head(&text))) } else { Ok(text) }
+    let is_clean = output.status.success() && !text.contains("Sanitizer");
+    if is_clean { Ok(text) } else { Err(format!("{} {args:?}: {}", program.display(), first_lines(&text))) }
+}
+
+/// Runs a program with an injected fault. It must fail with a message that contains `words`.
+fn expect_detected(program: &Path, args: &[&str], words: &str) -> Result<()> {
+    let output = start(program, args)?;
+    let text = text(&output);
+    if output.status.success() || !text.contains(words) {
+        return Err(format!("injected fault {args:?}: no report of `{words}`: {}", first_lines(&text)));
+    }
+    Ok(())
 }
 
 fn start(program: &Path, args: &[&str]) -> Result<Output> {
@@ -127,19 +137,11 @@ fn start(program: &Path, args: &[&str]) -> Result<Output> {
     command.output().map_err(|e| format!("{}: {e}", program.display()))
 }
 
-fn caught(program: &Path, args: &[&str], words: &str) -> Result<()> {
-    let output = start(program, args)?;
-    let text = text(&output);
-    if output.status.success() || !text.contains(words) {
-        return Err(format!("planted {args:?}: `{words}` was not reported: {}", head(&text)));
-    }
-    Ok(())
-}
-
+/// Standard output and standard error.
 fn text(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
 }
 
-fn head(text: &str) -> String {
+fn first_lines(text: &str) -> String {
     text.lines().take(30).collect::<Vec<_>>().join("\n")
 }
