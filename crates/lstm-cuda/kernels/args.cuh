@@ -2,9 +2,9 @@
 
 // Arguments of `map`, which applies one function to each element.
 struct MapArgs {
-    // `[len]`.
+    // The operand, `[len]`.
     const float *x;
-    // `[len]`; may be `x`.
+    // The result, `[len]`; may be `x`.
     float *out;
     u64 len;
     // The function: 0 snap, 1 sigmoid, 2 tanh, 3 clip to `[-bound, bound]`, 4 the sentinel, whatever `x` is.
@@ -15,9 +15,9 @@ struct MapArgs {
 // Arguments of `mul_add`: `out = alpha * a * b + c`, elementwise.
 struct MulAddArgs {
     const float *a;
-    // Null for a factor of 1.
+    // The factor, as large as `a` or one row; null for 1.
     const float *b;
-    // Null for a summand of 0.
+    // The summand, as large as `a` or one row; null for 0.
     const float *c;
     float *out;
     // Number of elements of `a` and `out`.
@@ -34,9 +34,9 @@ struct MulAddArgs {
 struct SelectBetweenArgs {
     const float *x;
     const float *by;
-    // One row, `[cols]`.
+    // The lower bounds, one row, `[cols]`.
     const float *low;
-    // One row, `[cols]`.
+    // The upper bounds, one row, `[cols]`.
     const float *high;
     float *out;
     // Number of elements of `x`, `by` and `out`.
@@ -51,9 +51,9 @@ struct CopyArgs {
     float *to;
     u64 rows;
     u32 cols;
-    // Elements from one row to the next.
+    // Elements from one row of `from` to the next.
     u32 from_stride;
-    // Elements from one row to the next.
+    // Elements from one row of `to` to the next.
     u32 to_stride;
     // Whether values are snapped on the way.
     u32 snap;
@@ -68,7 +68,7 @@ struct GemmArgs {
     const float *b;
     // What the products are added to, `[rows, cols]`; null for 0.
     const float *acc;
-    // `[rows, cols]`, row-major; may be `acc`.
+    // The result, `[rows, cols]`, row-major; may be `acc`.
     float *out;
     u32 rows;
     u32 cols;
@@ -101,7 +101,7 @@ struct ColumnSumArgs {
     const float *factor;
     // What the sums are added to, `[cols]`; null for 0.
     const float *acc;
-    // `[cols]`.
+    // The sums, `[cols]`.
     float *out;
     // Number of sequences that have each step, from the first segment's first step on. Rows of other sequences are
     // left out. Null if all sequences have all steps.
@@ -110,7 +110,7 @@ struct ColumnSumArgs {
     u32 cols;
     // Elements from one row of `x` to the next.
     u32 x_stride;
-    // Rows per step.
+    // Number of rows per step: the batch size.
     u32 batch;
     // Number of segments. Their sums are added one after another.
     u32 segments;
@@ -129,8 +129,8 @@ struct CellOptions {
     float clip;
 };
 
-// Arguments of the forward kernels for one step. Without a projection they compute the whole step, with one they
-// compute the projection's operand.
+// Arguments of the forward kernels for one step. Without a projection they compute the whole step; with a
+// projection they compute its operand.
 struct ForwardStepArgs {
     // `bias + W x`, `[batch, 4 * hidden]`.
     const float *z;
@@ -146,7 +146,7 @@ struct ForwardStepArgs {
     float *h_new;
     // c after the step, `[batch, hidden]`.
     float *c_new;
-    // The step's output, `[batch, state_size]`; null with a projection, or if nobody reads it.
+    // The step's output, `[batch, state_size]`; null with a projection, or if it is not needed.
     float *y;
     // The gates' activations, `[batch, 4 * hidden]`; null in inference.
     float *gates;
@@ -163,7 +163,7 @@ struct ForwardStepArgs {
 
 // Arguments of the kernels that compute the projection of one step.
 struct ProjectionArgs {
-    // The operand, `[batch, hidden]`.
+    // The projection's operand, `[batch, hidden]`.
     const float *unprojected;
     // The projection's weights, `[state_size, hidden]`.
     const float *w_hr;
@@ -171,7 +171,7 @@ struct ProjectionArgs {
     const float *h_old;
     // h after the step, `[batch, state_size]`.
     float *h_new;
-    // The step's output, `[batch, state_size]`; null if nobody reads it.
+    // The step's output, `[batch, state_size]`; null if it is not needed.
     float *y;
     u32 batch;
     // Number of sequences that have this step. They are the first rows; the other rows keep their state.
@@ -182,8 +182,8 @@ struct ProjectionArgs {
 };
 
 // Arguments of the kernels that run the forward pass of all steps in one launch. The `persistent` kernels run all
-// sequences on blocks that are resident at the same time. Of the `cluster` kernel each cluster runs some of the
-// sequences; it snaps the initial state itself.
+// sequences on blocks that are resident at the same time. In the `cluster` kernel each cluster runs some of the
+// sequences, and snaps their initial state itself.
 struct ForwardSequenceArgs {
     // `bias + W x`, `[steps * batch, 4 * hidden]`.
     const float *z;
@@ -244,8 +244,8 @@ struct GateBounds {
     float tanh_high;
 };
 
-// Arguments of the backward kernels for one step. They first multiply the gates' gradients of the step visited
-// before by U, which gives the gradient of h after this step, then compute this step's gates' gradients. After the
+// Arguments of the backward kernels for one step. They multiply the gates' gradients of the step visited before
+// by U, which gives the gradient of h after this step, and then compute this step's gates' gradients. After the
 // last step they run once more, without a step of their own, for the gradient of the initial state.
 struct BackwardStepArgs {
     // Gates' gradients of the step visited before, `[batch, 4 * hidden]`.

@@ -118,19 +118,20 @@ struct ForwardValues {
 };
 
 DEVICE ForwardValues load_forward_values(const BackwardStepArgs &args, u32 row, u32 unit) {
-    const u64 at = (u64)row * args.hidden + unit;
+    const u64 index = (u64)row * args.hidden + unit;
     const float4 gates = load_gates(args.gates + ((u64)row * 4 * args.hidden + unit), args.hidden);
-    return {gates, args.c_old[at], args.c_new[at], args.cell.dense_peephole ? args.h_new[at] : 0.0f, args.dc[at]};
+    return {gates, args.c_old[index], args.c_new[index], args.cell.dense_peephole ? args.h_new[index] : 0.0f,
+            args.dc[index]};
 }
 
 DEVICE void unit_backward(const BackwardStepArgs &args, u32 row, u32 unit, const ForwardValues &values, float dq) {
-    const u64 at = (u64)row * args.hidden + unit;
+    const u64 index = (u64)row * args.hidden + unit;
     const UnitGradients gradients =
         cell_backward(args.cell, args.bounds, values.gates, {args.peephole, args.hidden, unit}, values.c_old, values.c,
                       values.h, dq, values.dc);
     for (int k = 0; k < 4; k++) args.dz[((u64)row * 4 + k) * args.hidden + unit] = gradients.dz[k];
-    args.dc[at] = gradients.dc;
-    if (args.unprojected) args.unprojected[at] = gradients.operand;
+    args.dc[index] = gradients.dc;
+    if (args.unprojected) args.unprojected[index] = gradients.operand;
 }
 
 DEVICE void zero_unit_gradients(const BackwardStepArgs &args, u32 row, u32 unit) {
@@ -156,12 +157,12 @@ template <class T> DEVICE void backward_step(const BackwardStepArgs &args) {
         for (int j = 0; j < T::THREAD_COLS; j++) {
             const u32 unit = col0 + T::col(j);
             if (unit >= args.hidden) continue;
-            const u64 at = (u64)row * args.hidden + unit;
-            dh[j] = row < args.active_next ? snap(tile.sum[i][j]) : args.dh[at];
-            if (row < args.active) values[j] = load_forward_values(args, row, unit), dy[j] = args.dy[at];
+            const u64 index = (u64)row * args.hidden + unit;
+            dh[j] = row < args.active_next ? snap(tile.sum[i][j]) : args.dh[index];
+            if (row < args.active) values[j] = load_forward_values(args, row, unit), dy[j] = args.dy[index];
             if (row < args.active_next && args.cell.dense_peephole) {
                 const float f = args.gates_next[((u64)row * 4 + 1) * args.hidden + unit];
-                values[j].dc = snap(__fmaf_rn(args.dc[at], f, dh[j]));
+                values[j].dc = snap(__fmaf_rn(args.dc[index], f, dh[j]));
                 dh[j] = 0.0f;
             }
         }
@@ -169,10 +170,10 @@ template <class T> DEVICE void backward_step(const BackwardStepArgs &args) {
         for (int j = 0; j < T::THREAD_COLS; j++) {
             const u32 unit = col0 + T::col(j);
             if (unit >= args.hidden) continue;
-            const u64 at = (u64)row * args.hidden + unit;
+            const u64 index = (u64)row * args.hidden + unit;
             if (row < args.active_next) {
-                args.dh[at] = dh[j];
-                if (args.cell.dense_peephole) args.dc[at] = values[j].dc;
+                args.dh[index] = dh[j];
+                if (args.cell.dense_peephole) args.dc[index] = values[j].dc;
             }
             if (row < args.active) unit_backward(args, row, unit, values[j], snap(__fadd_rn(dy[j], dh[j])));
             else if (args.dz) zero_unit_gradients(args, row, unit);
@@ -197,10 +198,10 @@ template <class T> DEVICE void backward_state(const BackwardStepArgs &args) {
         for (int j = 0; j < T::THREAD_COLS; j++) {
             const u32 row = row0 + T::row(i), col = col0 + T::col(j);
             if (row >= args.batch || col >= args.state_size) continue;
-            const u64 at = (u64)row * args.state_size + col;
-            if (row < args.active_next) args.dh[at] = snap(tile.sum[i][j]);
+            const u64 index = (u64)row * args.state_size + col;
+            if (row < args.active_next) args.dh[index] = snap(tile.sum[i][j]);
             if (!args.dh_projected) continue;
-            args.dh_projected[at] = row < args.active ? snap(__fadd_rn(args.dy[at], args.dh[at])) : 0.0f;
+            args.dh_projected[index] = row < args.active ? snap(__fadd_rn(args.dy[index], args.dh[index])) : 0.0f;
         }
 }
 

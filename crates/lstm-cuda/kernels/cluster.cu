@@ -93,8 +93,8 @@ KERNEL(cluster_forward, ForwardSequenceArgs, 256) {
     float h = 0.0f, c = 0.0f;
     // Stores the state in the trace.
     const auto store_trace = [&](u32 trace_index) {
-        const u64 at = ((u64)trace_index * args.batch + b) * hidden + unit;
-        args.trace_h[at] = h, args.trace_c[at] = c;
+        const u64 index = ((u64)trace_index * args.batch + b) * hidden + unit;
+        args.trace_h[index] = h, args.trace_c[index] = c;
     };
     if (has_unit) {
         h = snap(args.h0[(u64)b * hidden + unit]);

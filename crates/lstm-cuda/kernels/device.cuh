@@ -51,20 +51,20 @@ DEVICE u32 cluster_size() {
 }
 // The shared-memory address in block `rank` of the cluster that corresponds to `p` in this block.
 DEVICE u32 remote_address(float *p, u32 rank) {
-    u32 at = (u32)__cvta_generic_to_shared(p);
-    asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(at) : "r"(rank));
-    return at;
+    u32 address = (u32)__cvta_generic_to_shared(p);
+    asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+    return address;
 }
 DEVICE void store_remote(float *p, u32 rank, float v) {
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote_address(p, rank)), "f"(v) : "memory");
 }
 // Stores four words `stride` floats apart in the shared memory of block `rank`.
 DEVICE void store_remote4(float *p, u32 stride, u32 rank, float4 v) {
-    const u32 at = remote_address(p, rank);
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(v.x) : "memory");
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 4 * stride), "f"(v.y) : "memory");
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 8 * stride), "f"(v.z) : "memory");
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at + 12 * stride), "f"(v.w) : "memory");
+    const u32 address = remote_address(p, rank);
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(v.x) : "memory");
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address + 4 * stride), "f"(v.y) : "memory");
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address + 8 * stride), "f"(v.z) : "memory");
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address + 12 * stride), "f"(v.w) : "memory");
 }
 // A barrier of all threads of the cluster, split in two. What a thread wrote before it arrives is visible to the others
 // after they have waited. It is not `.aligned`, since the threads of a warp may arrive from different branches.

@@ -90,19 +90,19 @@ template <class T> DEVICE void forward_step(const ForwardStepArgs &args) {
     for (int i = 0; i < T::THREAD_ROWS; i++) {
         const u32 row = row0 + T::row(i);
         if (row >= args.batch) continue;
-        const u64 at = (u64)row * args.hidden + unit;
+        const u64 index = (u64)row * args.hidden + unit;
         const bool active = row < args.active;
         if (active) {
             const CellOutput next = cell_forward(args.cell, x[i], peephole, tile.sum[i], c_old[i]);
-            args.c_new[at] = next.c;
-            (args.unprojected ? args.unprojected : args.h_new)[at] = next.h;
+            args.c_new[index] = next.c;
+            (args.unprojected ? args.unprojected : args.h_new)[index] = next.h;
             if (args.gates)
                 for (int k = 0; k < 4; k++) args.gates[((u64)row * 4 + k) * args.hidden + unit] = next.gates[k];
-            if (args.y) args.y[at] = next.h;
+            if (args.y) args.y[index] = next.h;
         } else {
-            args.c_new[at] = c_old[i];
-            if (args.h_new) args.h_new[at] = args.h_old[at];
-            if (args.y) args.y[at] = 0.0f;
+            args.c_new[index] = c_old[i];
+            if (args.h_new) args.h_new[index] = args.h_old[index];
+            if (args.y) args.y[index] = 0.0f;
         }
     }
 }
@@ -124,10 +124,10 @@ template <class T> DEVICE void forward_projection(const ProjectionArgs &args) {
         for (int j = 0; j < T::THREAD_COLS; j++) {
             const u32 row = row0 + T::row(i), col = col0 + T::col(j);
             if (row >= args.batch || col >= args.state_size) continue;
-            const u64 at = (u64)row * args.state_size + col;
+            const u64 index = (u64)row * args.state_size + col;
             const float h = snap(tile.sum[i][j]);
-            args.h_new[at] = row < args.active ? h : args.h_old[at];
-            if (args.y) args.y[at] = row < args.active ? h : 0.0f;
+            args.h_new[index] = row < args.active ? h : args.h_old[index];
+            if (args.y) args.y[index] = row < args.active ? h : 0.0f;
         }
 }
 

@@ -159,19 +159,19 @@ template <int N> struct RowLoader {
         return k < width ? load_relaxed4(row + k) : float4{0.0f, 0.0f, 0.0f, 0.0f};
     }
 
-    MEMBER void request(Position at, const OperandRows &from) {
+    MEMBER void request(Position position, const OperandRows &from) {
         if (from.contiguous) {
-            const float *p = from.exchanged + (at.n * LSTM_BLOCK + first_word());
+            const float *p = from.exchanged + (position.n * LSTM_BLOCK + first_word());
 #pragma unroll
-            for (int e = 0; e < N; e++, at.n += blocks_per_pass, p += blocks_per_pass * LSTM_BLOCK) {
+            for (int e = 0; e < N; e++, position.n += blocks_per_pass, p += blocks_per_pass * LSTM_BLOCK) {
                 words[e] = {0.0f, 0.0f, 0.0f, 0.0f};
-                if (at.n < from.count * blocks) words[e] = load_relaxed4(p);
+                if (position.n < from.count * blocks) words[e] = load_relaxed4(p);
             }
         } else {
 #pragma unroll
-            for (int e = 0; e < N; e++, advance(at)) {
+            for (int e = 0; e < N; e++, advance(position)) {
                 words[e] = {0.0f, 0.0f, 0.0f, 0.0f};
-                if (at.row < from.count) words[e] = poll(at, from);
+                if (position.row < from.count) words[e] = poll(position, from);
             }
         }
     }
@@ -183,14 +183,14 @@ template <int N> struct RowLoader {
             for (int e = 0; e < N; e++) missing = max_of(missing, max_bits(words[e]));
             while (missing == ~0u) {
                 missing = 0;
-                Position at = first;
+                Position position = first;
                 // Prevents the compiler from keeping all addresses from one poll to the next, in registers that the
                 // weights need.
-                asm volatile("" : "+r"(at.n), "+r"(at.row), "+r"(at.block));
+                asm volatile("" : "+r"(position.n), "+r"(position.row), "+r"(position.block));
 #pragma unroll
-                for (int e = 0; e < N; e++, advance(at))
-                    if (at.row < from.exchanged_count && max_bits(words[e]) == ~0u) {
-                        words[e] = poll(at, from);
+                for (int e = 0; e < N; e++, advance(position))
+                    if (position.row < from.exchanged_count && max_bits(words[e]) == ~0u) {
+                        words[e] = poll(position, from);
                         missing = ~0u;
                     }
                 if (missing) pause();
@@ -224,9 +224,9 @@ struct BlockState {
         for (u32 i = threadIdx.x; i < batch * elements; i += blockDim.x) {
             const u32 element = first + i % elements;
             if (element >= width) continue;
-            const u64 at = (u64)(i / elements) * width + element;
-            values[i] = from[at];
-            if (trace) trace[at] = values[i];
+            const u64 index = (u64)(i / elements) * width + element;
+            values[i] = from[index];
+            if (trace) trace[index] = values[i];
         }
     }
     MEMBER void store(u32 batch, float *to) const {

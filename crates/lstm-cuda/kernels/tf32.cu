@@ -78,20 +78,21 @@ template <int WARPS_DOWN, int WARPS_ACROSS, int M, int N, int K> struct TensorTi
     // Multiplies K of the depth. An instruction takes elements t and t + 4 of eight from a lane. Here they are elements
     // 2 t and 2 t + 1, of both operands, so that they are loaded as one vector.
     MEMBER void multiply(const float *left, const float *right) {
-        const u32 lane = threadIdx.x % 32, at = lane / 4 * PITCH + lane % 4 * 2;
+        const u32 lane = threadIdx.x % 32, lane_offset = lane / 4 * PITCH + lane % 4 * 2;
 #pragma unroll
         for (int q = 0; q < K; q += 8) {
             float a[M][4], b[N][2];
 #pragma unroll
             for (int m = 0; m < M; m++) {
-                const float *p = left + (warp_row() + 16 * m) * PITCH + q + at;
+                const float *p = left + (warp_row() + 16 * m) * PITCH + q + lane_offset;
                 const float2 top = *reinterpret_cast<const float2 *>(p),
                              bottom = *reinterpret_cast<const float2 *>(p + 8 * PITCH);
                 a[m][0] = top.x, a[m][1] = bottom.x, a[m][2] = top.y, a[m][3] = bottom.y;
             }
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                const float2 side = *reinterpret_cast<const float2 *>(right + (warp_col() + 8 * n) * PITCH + q + at);
+                const float2 side =
+                    *reinterpret_cast<const float2 *>(right + (warp_col() + 8 * n) * PITCH + q + lane_offset);
                 b[n][0] = side.x, b[n][1] = side.y;
             }
 #pragma unroll

@@ -132,7 +132,7 @@ template <int ROWS, int COLS, int THREAD_ROWS, int THREAD_COLS, int K> struct Ti
         MEMBER void fetch(u32 k0) {
 #pragma unroll
             for (int e = 0; e < VECTORS; e++, p += (u64)DEPTH_STEP * depth_stride) {
-                const u32 at = k0 + e * DEPTH_STEP, valid = at >= depth_left ? 0 : along ? depth_left - at : lines_left;
+                const u32 k = k0 + e * DEPTH_STEP, valid = k >= depth_left ? 0 : along ? depth_left - k : lines_left;
                 if (vectorized) {
                     loaded[e] = {0.0f, 0.0f, 0.0f, 0.0f};
                     if (valid) loaded[e] = *reinterpret_cast<const float4 *>(p);
@@ -149,11 +149,11 @@ template <int ROWS, int COLS, int THREAD_ROWS, int THREAD_COLS, int K> struct Ti
 #pragma unroll
             for (int e = 0; e < VECTORS; e++) {
                 if (x.snaps) loaded[e] = {snap(loaded[e].x), snap(loaded[e].y), snap(loaded[e].z), snap(loaded[e].w)};
-                float *at = to + (slot + e * DEPTH_STEP * PITCH);
+                float *target = to + (slot + e * DEPTH_STEP * PITCH);
                 if (along)
-                    at[0] = loaded[e].x, at[PITCH] = loaded[e].y, at[2 * PITCH] = loaded[e].z,
-                    at[3 * PITCH] = loaded[e].w;
-                else *reinterpret_cast<float4 *>(at) = loaded[e];
+                    target[0] = loaded[e].x, target[PITCH] = loaded[e].y, target[2 * PITCH] = loaded[e].z,
+                    target[3 * PITCH] = loaded[e].w;
+                else *reinterpret_cast<float4 *>(target) = loaded[e];
             }
         }
     };

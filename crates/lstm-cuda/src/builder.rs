@@ -68,7 +68,7 @@ impl CudaBuilder {
     }
 
     /// Opens the device, compiles its kernels unless compiled ones are found, and tests its arithmetic. The result of
-    /// the test is [`Backend::arithmetic`](crate::Backend::arithmetic).
+    /// the test is [`Ops::arithmetic`](crate::Ops::arithmetic).
     ///
     /// All work runs in order on a stream of its own. Freed memory stays with the process for later allocations, as in
     /// PyTorch. The driver takes it back if the process allocates memory in other ways and there is none left.

@@ -75,9 +75,9 @@ macro_rules! kernel_args {
 kernel_args! {
     /// Arguments of `map`, which applies one function to each element.
     struct MapArgs {
-        /// `[len]`.
+        /// The operand, `[len]`.
         x: Input,
-        /// `[len]`; may be `x`.
+        /// The result, `[len]`; may be `x`.
         out: Output,
         len: u64,
         /// The function: 0 snap, 1 sigmoid, 2 tanh, 3 clip to `[-bound, bound]`, 4 the sentinel, whatever `x` is.
@@ -88,9 +88,9 @@ kernel_args! {
     /// Arguments of `mul_add`: `out = alpha * a * b + c`, elementwise.
     struct MulAddArgs {
         a: Input,
-        /// Null for a factor of 1.
+        /// The factor, as large as `a` or one row; null for 1.
         b: Input,
-        /// Null for a summand of 0.
+        /// The summand, as large as `a` or one row; null for 0.
         c: Input,
         out: Output,
         /// Number of elements of `a` and `out`.
@@ -107,9 +107,9 @@ kernel_args! {
     struct SelectBetweenArgs {
         x: Input,
         by: Input,
-        /// One row, `[cols]`.
+        /// The lower bounds, one row, `[cols]`.
         low: Input,
-        /// One row, `[cols]`.
+        /// The upper bounds, one row, `[cols]`.
         high: Input,
         out: Output,
         /// Number of elements of `x`, `by` and `out`.
@@ -124,9 +124,9 @@ kernel_args! {
         to: Output,
         rows: u64,
         cols: u32,
-        /// Elements from one row to the next.
+        /// Elements from one row of `from` to the next.
         from_stride: u32,
-        /// Elements from one row to the next.
+        /// Elements from one row of `to` to the next.
         to_stride: u32,
         /// Whether values are snapped on the way.
         snap: u32,
@@ -141,7 +141,7 @@ kernel_args! {
         b: Input,
         /// What the products are added to, `[rows, cols]`; null for 0.
         acc: Input,
-        /// `[rows, cols]`, row-major; may be `acc`.
+        /// The result, `[rows, cols]`, row-major; may be `acc`.
         out: Output,
         rows: u32,
         cols: u32,
@@ -174,7 +174,7 @@ kernel_args! {
         factor: Input,
         /// What the sums are added to, `[cols]`; null for 0.
         acc: Input,
-        /// `[cols]`.
+        /// The sums, `[cols]`.
         out: Output,
         /// Number of sequences that have each step, from the first segment's first step on. Rows of other sequences are
         /// left out. Null if all sequences have all steps.
@@ -183,7 +183,7 @@ kernel_args! {
         cols: u32,
         /// Elements from one row of `x` to the next.
         x_stride: u32,
-        /// Rows per step.
+        /// Number of rows per step: the batch size.
         batch: u32,
         /// Number of segments. Their sums are added one after another.
         segments: u32,
@@ -202,8 +202,8 @@ kernel_args! {
         clip: f32,
     }
 
-    /// Arguments of the forward kernels for one step. Without a projection they compute the whole step, with one they
-    /// compute the projection's operand.
+    /// Arguments of the forward kernels for one step. Without a projection they compute the whole step; with a
+    /// projection they compute its operand.
     struct ForwardStepArgs {
         /// `bias + W x`, `[batch, 4 * hidden]`.
         z: Input,
@@ -219,7 +219,7 @@ kernel_args! {
         h_new: Output,
         /// c after the step, `[batch, hidden]`.
         c_new: Output,
-        /// The step's output, `[batch, state_size]`; null with a projection, or if nobody reads it.
+        /// The step's output, `[batch, state_size]`; null with a projection, or if it is not needed.
         y: Output,
         /// The gates' activations, `[batch, 4 * hidden]`; null in inference.
         gates: Output,
@@ -236,7 +236,7 @@ kernel_args! {
 
     /// Arguments of the kernels that compute the projection of one step.
     struct ProjectionArgs {
-        /// The operand, `[batch, hidden]`.
+        /// The projection's operand, `[batch, hidden]`.
         unprojected: Input,
         /// The projection's weights, `[state_size, hidden]`.
         w_hr: Input,
@@ -244,7 +244,7 @@ kernel_args! {
         h_old: Input,
         /// h after the step, `[batch, state_size]`.
         h_new: Output,
-        /// The step's output, `[batch, state_size]`; null if nobody reads it.
+        /// The step's output, `[batch, state_size]`; null if it is not needed.
         y: Output,
         batch: u32,
         /// Number of sequences that have this step. They are the first rows; the other rows keep their state.
@@ -255,8 +255,8 @@ kernel_args! {
     }
 
     /// Arguments of the kernels that run the forward pass of all steps in one launch. The `persistent` kernels run all
-    /// sequences on blocks that are resident at the same time. Of the `cluster` kernel each cluster runs some of the
-    /// sequences; it snaps the initial state itself.
+    /// sequences on blocks that are resident at the same time. In the `cluster` kernel each cluster runs some of the
+    /// sequences, and snaps their initial state itself.
     struct ForwardSequenceArgs {
         /// `bias + W x`, `[steps * batch, 4 * hidden]`.
         z: Input,
@@ -317,8 +317,8 @@ kernel_args! {
         tanh_high: f32,
     }
 
-    /// Arguments of the backward kernels for one step. They first multiply the gates' gradients of the step visited
-    /// before by U, which gives the gradient of h after this step, then compute this step's gates' gradients. After the
+    /// Arguments of the backward kernels for one step. They multiply the gates' gradients of the step visited before
+    /// by U, which gives the gradient of h after this step, and then compute this step's gates' gradients. After the
     /// last step they run once more, without a step of their own, for the gradient of the initial state.
     struct BackwardStepArgs {
         /// Gates' gradients of the step visited before, `[batch, 4 * hidden]`.

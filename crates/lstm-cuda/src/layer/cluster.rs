@@ -131,14 +131,16 @@ mod tests {
     use super::*;
 
     /// Bytes of shared memory that a block of sm_90 can have.
-    const SM_90: u32 = 227 << 10;
+    const SM_90_SHARED_BYTES: u32 = 227 << 10;
 
     /// For both passes, the cluster size, the units per block and the quads in registers, on a device with 132
     /// multiprocessors and clusters of up to `largest` blocks.
     fn choose(hidden: usize, largest: u32) -> [Option<(u32, usize, usize)>; 2] {
         Pass::BOTH.map(|pass| {
             let resident = |size| Ok(if size <= largest { 132 / size as usize } else { 0 });
-            ClusterConfig::choose(pass, hidden, SM_90, resident).unwrap().map(|c| (c.size, c.units, c.register_quads))
+            ClusterConfig::choose(pass, hidden, SM_90_SHARED_BYTES, resident)
+                .unwrap()
+                .map(|c| (c.size, c.units, c.register_quads))
         })
     }
 
@@ -159,15 +161,15 @@ mod tests {
 
     #[test]
     fn rows_per_cluster_within_limits() {
-        let clusters = ClusterConfig::choose(Pass::Forward, 512, SM_90, |_| Ok(8)).unwrap().unwrap();
+        let clusters = ClusterConfig::choose(Pass::Forward, 512, SM_90_SHARED_BYTES, |_| Ok(8)).unwrap().unwrap();
         assert_eq!((clusters.rows(1), clusters.rows(8), clusters.rows(9)), (Some(1), Some(1), Some(2)));
         // Limited by shared memory, 227 KiB: 128 KiB for weights and 12.5 KiB per sequence.
         assert_eq!((clusters.rows(56), clusters.rows(57)), (Some(7), None));
         // In the backward pass, 18 KiB per sequence for the exchange and 8 KiB for the sums.
-        let clusters = ClusterConfig::choose(Pass::Backward, 512, SM_90, |_| Ok(8)).unwrap().unwrap();
+        let clusters = ClusterConfig::choose(Pass::Backward, 512, SM_90_SHARED_BYTES, |_| Ok(8)).unwrap().unwrap();
         assert_eq!((clusters.rows(24), clusters.rows(25)), (Some(3), None));
         // Limited by the number of threads.
-        let clusters = ClusterConfig::choose(Pass::Forward, 64, SM_90, |_| Ok(2)).unwrap().unwrap();
+        let clusters = ClusterConfig::choose(Pass::Forward, 64, SM_90_SHARED_BYTES, |_| Ok(2)).unwrap().unwrap();
         assert_eq!((clusters.rows(8), clusters.rows(9)), (Some(4), None));
     }
 
@@ -175,12 +177,14 @@ mod tests {
     fn every_unit_has_a_thread_and_fits_in_shared_memory() {
         for hidden in 1..=MAX_HIDDEN {
             for (largest, pass) in SIZES.into_iter().flat_map(|size| [(size, Pass::Forward), (size, Pass::Backward)]) {
-                let clusters = ClusterConfig::choose(pass, hidden, SM_90, |size| Ok((size <= largest).into())).unwrap();
+                let clusters =
+                    ClusterConfig::choose(pass, hidden, SM_90_SHARED_BYTES, |size| Ok((size <= largest).into()))
+                        .unwrap();
                 let Some(c) = clusters else { continue };
                 assert!(c.units * c.size as usize >= hidden && c.register_quads * c.depth_blocks <= MAX_THREADS);
                 assert!(c.quads <= 2 * c.register_quads && c.quads == pass.quads(c.units));
                 let rows = c.rows(1).expect("one sequence always fits");
-                assert!(c.shared_bytes(rows) <= SM_90 as usize);
+                assert!(c.shared_bytes(rows) <= SM_90_SHARED_BYTES as usize);
             }
         }
     }
