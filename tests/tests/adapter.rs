@@ -98,11 +98,11 @@ fn arithmetic_matches_probe(b: &Wgpu) -> CheckResult {
     let (mode, difference) = b.probe().attempts.last().ok_or("the probe tried no mode")?;
     match b.arithmetic() {
         Arithmetic::Exact => ensure(mode.fma == Fma::Native && difference.is_none(), b.probe())?,
-        Arithmetic::Emulated(why) => {
+        Arithmetic::Emulated(reason) => {
             ensure(mode.fma != Fma::Native && difference.is_none(), b.probe())?;
-            ensure(why.contains(&b.adapter().name), why)?;
+            ensure(reason.contains(&b.adapter().name), reason)?;
         }
-        Arithmetic::Inexact(why) => return Err(why.into()),
+        Arithmetic::Inexact(reason) => return Err(reason.into()),
     }
     if !b.probe().float_behavior.fma_is_fused {
         ensure(matches!(b.arithmetic(), Arithmetic::Emulated(_)), "native fma rounds twice, so it must be emulated")?;
@@ -151,7 +151,7 @@ fn allow_inexact_accepts_inexact_mode(b: &Wgpu) -> CheckResult {
     let inexact = Wgpu::builder().mode(mode).allow_inexact(true).build()?;
     ensure(format!("{inexact:?}").ends_with("native fma)"), format!("{inexact:?}"))?;
     match inexact.arithmetic() {
-        Arithmetic::Inexact(why) => ensure(why.contains("fma fused: no"), why)?,
+        Arithmetic::Inexact(reason) => ensure(reason.contains("fma fused: no"), reason)?,
         other => return Err(format!("{other:?}").into()),
     }
     let (want, got) = (passes(&Cpu::new(), 70)?, passes(&inexact, 70)?);

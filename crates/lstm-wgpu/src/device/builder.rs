@@ -138,8 +138,8 @@ impl WgpuBuilder {
             .map_err(|e| device_error("open", format!("{}: {e}", info.name)))?;
         let lost = Arc::new(Mutex::new(None));
         let callback_lost = lost.clone();
-        device.set_device_lost_callback(move |reason, why| {
-            *lock(&callback_lost) = Some(format!("{reason:?}: {why}"));
+        device.set_device_lost_callback(move |reason, message| {
+            *lock(&callback_lost) = Some(format!("{reason:?}: {message}"));
         });
         self.probe_device(info, device, queue, lost).await
     }
@@ -157,9 +157,9 @@ impl WgpuBuilder {
         let default = WgpuBuilder::default();
         let selection = (&self.adapter_name, self.power_preference, self.backends, &self.limits);
         if selection != (&default.adapter_name, default.power_preference, default.backends, &default.limits) {
-            let why =
+            let reason =
                 "adapter name, power preference, backends and limits cannot be set for a device that is already open";
-            return Err(device_error("open", why));
+            return Err(device_error("open", reason));
         }
         self.probe_device(adapter.get_info(), device, queue, Arc::default()).await
     }

@@ -15,8 +15,8 @@ use crate::memory::lock;
 pub(crate) const NAME: &str = "wgpu";
 
 /// Creates an [`Error::Device`] of this backend for operation `op`.
-pub(crate) fn device_error(op: &'static str, why: impl ToString) -> Error {
-    Error::Device { backend: NAME.to_owned(), op, reason: why.to_string() }
+pub(crate) fn device_error(op: &'static str, reason: impl ToString) -> Error {
+    Error::Device { backend: NAME.to_owned(), op, reason: reason.to_string() }
 }
 
 /// An operation, and a future that resolves to the error that it caused, if any.

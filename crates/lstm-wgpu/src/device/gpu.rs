@@ -53,7 +53,7 @@ impl Gpu {
         mode: Mode,
     ) -> Result<Self> {
         let limits = device.limits();
-        check_limits(&limits).map_err(|why| device_error("open", format!("{}: {why}", info.name)))?;
+        check_limits(&limits).map_err(|reason| device_error("open", format!("{}: {reason}", info.name)))?;
         let scopes = ErrorScopes::open(&device);
         let parameters = ParametersBuffer::new(&device);
         let deferred_errors = scopes.close("open")?;
@@ -97,11 +97,13 @@ impl Gpu {
 
     /// Checks that the device is not lost and that no recorded work was lost.
     pub(crate) fn check_usable(&self, op: &'static str) -> Result<()> {
-        if let Some(why) = &*lock(&self.lost) {
-            return Err(device_error(op, format!("the device was lost: {why}")));
+        if let Some(reason) = &*lock(&self.lost) {
+            return Err(device_error(op, format!("the device was lost: {reason}")));
         }
         match &*lock(&self.poisoned) {
-            Some(why) => Err(device_error(op, format!("an earlier error lost work, open the device again: {why}"))),
+            Some(reason) => {
+                Err(device_error(op, format!("an earlier error lost work, open the device again: {reason}")))
+            }
             None => Ok(()),
         }
     }

@@ -74,12 +74,12 @@ impl Gpu {
             rest = after;
             if let Some(k) = guards.iter().position(|&word| word != GUARD_WORD) {
                 let (len, word) = (one.bytes / 4, guards[k]);
-                let why = format!(
+                let reason = format!(
                     "a kernel wrote {word:08x} out of bounds, {k} words after the end of a tensor of {len} elements \
                      that `{}` allocated",
                     one.op
                 );
-                return Err(device_error(op, why));
+                return Err(device_error(op, reason));
             }
         }
         let count = all.len();

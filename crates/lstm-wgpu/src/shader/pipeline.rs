@@ -45,8 +45,8 @@ impl Gpu {
             })?,
             #[cfg(not(target_arch = "wasm32"))]
             true => {
-                let words =
-                    compile_without_contraction(&source, self.has_guards()).map_err(|why| device_error(op, why))?;
+                let words = compile_without_contraction(&source, self.has_guards())
+                    .map_err(|reason| device_error(op, reason))?;
                 self.with_error_scopes(op, || {
                     let entry = wgpu::PassthroughShaderEntryPoint {
                         name: "main".into(),

@@ -116,7 +116,7 @@ pub(super) async fn select_mode(
             }
             // If this mode does not compile here, another one may. Any other error, such as a lost device, ends the
             // probe.
-            Err(Error::Device { op: "compile", reason: why, .. }) => probe.attempts.push((mode, Some(why))),
+            Err(Error::Device { op: "compile", reason, .. }) => probe.attempts.push((mode, Some(reason))),
             Err(error) => return Err(error),
         }
     }
