@@ -145,14 +145,12 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
             }
         }
     };
-    let config_text = config.to_string();
-    let options = config_text.split(' ').filter_map(|option| option.split_once('='));
     output.report(&Report {
         model: path_text(&args.model.path),
         format: loaded.format.name(),
         names: loaded.names.clone(),
         dtypes: loaded.dtypes.clone(),
-        config: options.map(|(name, text)| (name.to_owned(), option_value(text))).collect(),
+        config: config.options().into_iter().map(|(name, text)| (name.to_owned(), option_value(&text))).collect(),
         config_from: loaded.config_from,
         parameters: loaded.weights.len(),
         layers: config.layer_specs().into_iter().enumerate().map(layer).collect(),

@@ -1,51 +1,51 @@
-//! Options that no tensor tells, in a file's metadata.
+//! The metadata of a file that hold the options that do not follow from tensors.
 
 use lstm_core::{
     Bias, CellKind, Direction, Init, LstmConfig, StateDict, StateDictWriter, TensorNames, Weights,
     ndarray::{ArrayD, IxDyn},
 };
 
-fn fresh(config: LstmConfig) -> Weights {
+fn random_weights(config: LstmConfig) -> Weights {
     Weights::init(config, &Init::default(), 11).unwrap()
 }
 
-fn written(weights: &Weights, names: TensorNames) -> Vec<u8> {
+fn to_bytes(weights: &Weights, names: TensorNames) -> Vec<u8> {
     StateDictWriter::new().lstm("lstm.", weights, names).unwrap().to_bytes().unwrap()
 }
 
 #[test]
-fn options_without_tensors_are_in_the_metadata() {
+fn metadata_hold_options_without_tensors() {
     let two = LstmConfig::new(3, 5).layers(2);
     for config in [two.clone().clip(0.5), two.clone().coupled(), two.clone().dropout(0.25), two.coupled().clip(1.5)] {
-        let (a, b) = (fresh(config.clone()), fresh(LstmConfig::new(2, 3)));
+        let (a, b) = (random_weights(config.clone()), random_weights(LstmConfig::new(2, 3)));
         let writer = StateDictWriter::new().lstm("a.", &a, TensorNames::PyTorch).unwrap();
         let bytes = writer.lstm("b.", &b, TensorNames::PyTorch).unwrap().to_bytes().unwrap();
         let mut dict = StateDict::from_bytes(bytes).unwrap();
         assert_eq!(dict.metadata().keys().collect::<Vec<_>>(), ["a.lstm.config"]);
         assert_eq!((dict.take_lstm("a.").unwrap(), dict.take_lstm("b.").unwrap()), (a, b));
     }
-    // The cells that give the same bits are the caller's to choose.
-    let unfused = fresh(LstmConfig::new(3, 5).cell(CellKind::Unfused).clip(0.5));
-    let mut dict = StateDict::from_bytes(written(&unfused, TensorNames::PyTorch)).unwrap();
+    // The caller may choose between the fused and the unfused cell, which are bit-identical.
+    let unfused = random_weights(LstmConfig::new(3, 5).cell(CellKind::Unfused).clip(0.5));
+    let mut dict = StateDict::from_bytes(to_bytes(&unfused, TensorNames::PyTorch)).unwrap();
     assert_eq!(dict.take_lstm_as("lstm.", CellKind::Fused).unwrap(), unfused.pack().unwrap());
-    // The notebook's names that two cells share.
-    let dense = fresh(LstmConfig::new(3, 5).cell(CellKind::PeepholeDense).bias(Bias::One));
-    let mut dict = StateDict::from_bytes(written(&dense, TensorNames::Notebook)).unwrap();
+    // The fused and the dense peephole cell share the notebook's names.
+    let dense = random_weights(LstmConfig::new(3, 5).cell(CellKind::PeepholeDense).bias(Bias::One));
+    let mut dict = StateDict::from_bytes(to_bytes(&dense, TensorNames::Notebook)).unwrap();
     assert!(dict.clone().take_lstm_as("lstm.", CellKind::Fused).is_err());
     assert_eq!(dict.take_lstm("lstm.").unwrap(), dense);
 }
 
 #[test]
-fn metadata_of_another_model_are_refused() {
-    let weights = fresh(LstmConfig::new(3, 5).clip(0.5));
+fn rejects_metadata_of_another_model() {
+    let weights = random_weights(LstmConfig::new(3, 5).clip(0.5));
     let with = |weights: &Weights, text: &str| {
         let writer = StateDictWriter::new().metadata("lstm.lstm.config", text);
         writer.lstm("lstm.", weights, TensorNames::PyTorch).unwrap().to_bytes()
     };
-    // Of another model than the one that is written.
+    // Metadata of a model other than the written one.
     let clipped = weights.config().to_string();
-    assert_eq!(with(&weights, &clipped).unwrap(), written(&weights, TensorNames::PyTorch));
-    let plain = fresh(LstmConfig::new(3, 5));
+    assert_eq!(with(&weights, &clipped).unwrap(), to_bytes(&weights, TensorNames::PyTorch));
+    let plain = random_weights(LstmConfig::new(3, 5));
     for (weights, text, says) in [
         (&weights, "lstm input_size=3 hidden_size=5", "expected lstm input_size=3 hidden_size=5"),
         (&plain, &*clipped, "expected none, as the configuration follows from the tensors, got lstm"),
@@ -68,7 +68,7 @@ fn metadata_of_another_model_are_refused() {
         let mut dict = StateDict::from_bytes(writer.to_bytes().unwrap()).unwrap();
         let error = dict.take_lstm("lstm.").unwrap_err().to_string();
         assert!(error.contains("metadata `lstm.lstm.config`") && error.contains(says), "{text}: {error}");
-        assert_eq!(dict.names().count(), 4, "nothing was taken");
+        assert_eq!(dict.names().count(), 4, "no tensor was taken");
     }
     let config = LstmConfig::new(5, 5).layers(2);
     for other in [
@@ -76,7 +76,7 @@ fn metadata_of_another_model_are_refused() {
         config.clone().direction(Direction::Reverse),
         config.clone().cell(CellKind::PeepholeDense),
     ] {
-        let error = fresh(config.clone()).with_config(other.clone()).unwrap_err().to_string();
+        let error = random_weights(config.clone()).with_config(other.clone()).unwrap_err().to_string();
         assert!(error.contains("option config") && error.contains(&other.to_string()), "{error}");
     }
 }

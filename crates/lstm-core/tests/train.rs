@@ -1,9 +1,8 @@
-//! Losses, optimizers, clipping and schedules against what PyTorch gives for the same numbers, and optimizers that are
-//! saved and restored.
+//! Losses, optimizers, clipping and schedules compared with PyTorch, and saved and restored optimizers.
 //!
-//! The data are in `tests/data/train`, written by PyTorch 2.15 with `make.py` beside them; to write them again, run it.
-//! PyTorch computes optimizers and clipping in f32 and fuses some operations, so what is compared may differ by
-//! [`TOLERANCE`] times the largest element of the tensor (of all its steps); that is a few roundings.
+//! The script `tests/data/train/make.py` wrote the data in its folder with PyTorch 2.15. PyTorch computes optimizers
+//! and clipping in f32 and fuses some operations, so results may differ by [`TOLERANCE`] times the largest element of
+//! the tensor over all steps. This is a few rounding errors.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -17,7 +16,7 @@ use lstm_core::{
     },
 };
 
-/// As a part of the largest element of the tensor that is compared; of each rate itself, for schedules.
+/// Largest difference from PyTorch, relative to the largest element of the tensor, or to each rate of a schedule.
 const TOLERANCE: f64 = 1e-6;
 
 const NAMES: [&str; 3] = ["weight", "bias", "scale"];
@@ -26,7 +25,7 @@ fn golden(file: &str) -> StateDict {
     StateDict::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/train").join(file)).unwrap()
 }
 
-/// What comes before the colon in the names of a file's tensors.
+/// The part before the colon of the names of a file's tensors.
 fn cases(file: &StateDict) -> BTreeSet<String> {
     file.names().filter_map(|name| Some(name.split_once(": ")?.0.to_owned())).collect()
 }
@@ -41,7 +40,7 @@ fn assert_close<T: Copy + Into<f64>>(what: &str, got: impl IntoIterator<Item = T
     }
 }
 
-/// Parameters as a model would hold them, and a gradient for each step.
+/// Parameters, with a gradient and a learning rate for each step.
 #[derive(Clone)]
 struct Model {
     values: Vec<Vec<f32>>,
@@ -74,12 +73,12 @@ impl Model {
     }
 }
 
-fn methods() -> Vec<OptimizerConfig> {
+fn optimizer_configs() -> Vec<OptimizerConfig> {
     cases(&golden("optimizers.safetensors")).iter().map(|text| text.parse().unwrap()).collect()
 }
 
 #[test]
-fn optimizers_take_pytorch_s_steps() {
+fn optimizers_match_pytorch() {
     let mut file = golden("optimizers.safetensors");
     let cases = cases(&file);
     assert_eq!(cases.len(), 17);
@@ -102,18 +101,18 @@ fn optimizers_take_pytorch_s_steps() {
             assert_close(&name, got.iter().copied(), &file.take_f64(&name).unwrap());
         }
     }
-    // What PyTorch keeps is what is kept here.
+    // The optimizer state has exactly the arrays that PyTorch has.
     file.finish().unwrap();
 }
 
 #[test]
-fn a_restored_optimizer_goes_on_with_the_same_bits() {
-    for method in methods() {
+fn steps_after_a_restore_are_bit_identical() {
+    for config in optimizer_configs() {
         let (mut whole, mut halves) = (Model::load(), Model::load());
-        let mut optimizer = Optimizer::new(method.clone()).unwrap();
+        let mut optimizer = Optimizer::new(config.clone()).unwrap();
         (0..20).for_each(|step| whole.step(&mut optimizer, step));
 
-        let mut first = Optimizer::new(method.clone()).unwrap();
+        let mut first = Optimizer::new(config.clone()).unwrap();
         (0..9).for_each(|step| halves.step(&mut first, step));
         let mut writer = StateDictWriter::new()
             .metadata("method", first.config().to_string())
@@ -132,18 +131,18 @@ fn a_restored_optimizer_goes_on_with_the_same_bits() {
         let mut second = Optimizer::restore(saved.parse().unwrap(), steps, state).unwrap();
         assert_eq!(second, first);
         (9..20).for_each(|step| halves.step(&mut second, step));
-        assert_eq!(halves.bits(), whole.bits(), "{method}");
-        assert_eq!(second, optimizer, "{method}");
+        assert_eq!(halves.bits(), whole.bits(), "{config}");
+        assert_eq!(second, optimizer, "{config}");
     }
 }
 
-/// PyTorch allows a tolerance; one machine beside another does not.
+/// Results must be bit-identical on all machines, while the comparison with PyTorch has a tolerance.
 #[test]
-fn bits_are_the_same_for_ever() {
+fn results_match_the_recorded_digests() {
     let mut digests = [Digest::default(); 5];
     let [optimizers, schedules, losses, clips, answers] = &mut digests;
-    for method in methods() {
-        let (mut model, mut optimizer) = (Model::load(), Optimizer::new(method).unwrap());
+    for config in optimizer_configs() {
+        let (mut model, mut optimizer) = (Model::load(), Optimizer::new(config).unwrap());
         (0..20).for_each(|step| model.step(&mut optimizer, step));
         let kept = optimizer.state().flat_map(|(_, values)| values);
         model.values.iter().flatten().chain(kept).for_each(|v| optimizers.add(*v));
@@ -169,7 +168,7 @@ fn bits_are_the_same_for_ever() {
 }
 
 #[test]
-fn the_order_of_parameters_does_not_matter() {
+fn order_of_parameters_does_not_matter() {
     let step = |names: [&str; 2]| {
         let mut optimizer = Optimizer::new(OptimizerConfig::adam()).unwrap();
         let (mut x, mut y) = ([1.0, 2.0], [3.0]);
@@ -186,7 +185,8 @@ fn the_order_of_parameters_does_not_matter() {
     assert_eq!(names, ["exp_avg.x", "exp_avg_sq.x", "exp_avg.y", "exp_avg_sq.y"]);
 }
 
-/// A step on parameters of the given names and lengths; the gradient is `extra` longer.
+/// Takes a step with parameters of the given names and lengths, whose gradients have `extra` more elements. Returns the
+/// error message and whether the parameters are unchanged.
 fn try_step(optimizer: &mut Optimizer, rate: f32, shapes: &[(&str, usize)], extra: usize) -> (String, bool) {
     let mut values: Vec<Vec<f32>> = shapes.iter().map(|(_, len)| vec![1.0; *len]).collect();
     let gradients: Vec<Vec<f32>> = shapes.iter().map(|(_, len)| vec![0.5; len + extra]).collect();
@@ -198,23 +198,23 @@ fn try_step(optimizer: &mut Optimizer, rate: f32, shapes: &[(&str, usize)], extr
 }
 
 #[test]
-fn a_refused_step_changes_nothing() {
-    let fits: &[(&str, usize)] = &[("a", 2), ("b", 3)];
-    for method in methods() {
-        let mut optimizer = Optimizer::new(method.clone()).unwrap();
-        let keeps = method != OptimizerConfig::sgd() && method != OptimizerConfig::sgd().weight_decay(0.1);
+fn failed_step_changes_nothing() {
+    let valid: &[(&str, usize)] = &[("a", 2), ("b", 3)];
+    for config in optimizer_configs() {
+        let mut optimizer = Optimizer::new(config.clone()).unwrap();
+        let has_state = config != OptimizerConfig::sgd() && config != OptimizerConfig::sgd().weight_decay(0.1);
         for taken in 0..3 {
             let before = optimizer.clone();
-            let mut refused = vec![
-                (-0.1, fits, 0, "rate"),
-                (f32::NAN, fits, 0, "rate"),
-                (f32::INFINITY, fits, 0, "rate"),
-                (0.1, fits, 1, "parameter `a`: expected a gradient of 2 elements, the length of the value, got 3"),
+            let mut failing = vec![
+                (-0.1, valid, 0, "rate"),
+                (f32::NAN, valid, 0, "rate"),
+                (f32::INFINITY, valid, 0, "rate"),
+                (0.1, valid, 1, "parameter `a`: expected a gradient of 2 elements, the length of the value, got 3"),
                 (0.1, &[][..], 0, "parameters: expected at least one"),
                 (0.1, &[("a", 2), ("b", 3), ("a", 2)], 0, "parameter `a`: expected each name once"),
             ];
-            if keeps && taken > 0 {
-                refused.extend([
+            if has_state && taken > 0 {
+                failing.extend([
                     (
                         0.1,
                         &[("a", 2)][..],
@@ -225,27 +225,27 @@ fn a_refused_step_changes_nothing() {
                     (0.1, &[("a", 2), ("b", 4)], 0, "parameter `b`: expected 3 elements, as in the first step, got 4"),
                 ]);
             }
-            for (rate, shapes, extra, part) in refused {
+            for (rate, shapes, extra, part) in failing {
                 let (error, unchanged) = try_step(&mut optimizer, rate, shapes, extra);
-                assert!(error.contains(part) && unchanged, "{method}, {part}: {error}");
-                assert_eq!(optimizer, before, "{method}, {part}");
+                assert!(error.contains(part) && unchanged, "{config}, {part}: {error}");
+                assert_eq!(optimizer, before, "{config}, {part}");
             }
-            assert_eq!(try_step(&mut optimizer, 0.1, fits, 0), (String::new(), false));
+            assert_eq!(try_step(&mut optimizer, 0.1, valid, 0), (String::new(), false));
             assert_eq!(optimizer.steps(), taken + 1);
         }
-        assert_eq!(optimizer.state().next().is_some(), keeps);
+        assert_eq!(optimizer.state().next().is_some(), has_state);
     }
     assert!(matches!(Optimizer::new(OptimizerConfig::sgd().weight_decay(-1.0)), Err(Error::Config { .. })));
 }
 
 #[test]
-fn a_state_that_does_not_fit_is_refused() {
-    let restore = |method: OptimizerConfig, steps, state: &[(&str, usize)]| {
+fn rejects_invalid_optimizer_state() {
+    let restore = |config: OptimizerConfig, steps, state: &[(&str, usize)]| {
         let state = state.iter().map(|(name, len)| ((*name).to_owned(), vec![0.0; *len]));
-        Optimizer::restore(method, steps, state)
+        Optimizer::restore(config, steps, state)
     };
     let pair = &[("exp_avg_sq.l.w", 2), ("exp_avg.l.w", 2)];
-    for (method, steps, state, part) in [
+    for (config, steps, state, part) in [
         (OptimizerConfig::adam().weight_decay(-1.0), 1, &pair[..], "option weight_decay"),
         (OptimizerConfig::sgd(), 1, &[("momentum.w", 2)], "unused tensors: momentum.w"),
         (
@@ -272,7 +272,7 @@ fn a_state_that_does_not_fit_is_refused() {
         (OptimizerConfig::momentum(0.9), 0, &[("momentum.w", 2)], "option steps: expected at least 1"),
         (OptimizerConfig::adam(), 3, &[], "option steps: expected 0 without optimizer state, got 3"),
     ] {
-        let error = restore(method, steps, state).unwrap_err().to_string();
+        let error = restore(config, steps, state).unwrap_err().to_string();
         assert!(error.contains(part), "{part}: {error}");
     }
     assert_eq!(restore(OptimizerConfig::sgd(), 7, &[]).unwrap().steps(), 7);
@@ -283,7 +283,7 @@ fn a_state_that_does_not_fit_is_refused() {
 }
 
 #[test]
-fn schedules_give_pytorch_s_rates() {
+fn schedules_match_pytorch() {
     let mut file = golden("schedules.safetensors");
     let texts: Vec<_> = file.names().map(str::to_owned).collect();
     assert_eq!(texts.len(), 12);
@@ -299,7 +299,7 @@ fn schedules_give_pytorch_s_rates() {
 }
 
 #[test]
-fn losses_and_gradients_are_pytorch_s() {
+fn losses_and_gradients_match_pytorch() {
     let mut file = golden("losses.safetensors");
     let [p, t, x, yes] = ["p", "t", "x", "probabilities"].map(|name| file.take_any(name).unwrap());
     let targets = file.take_i64("targets").unwrap();
@@ -319,7 +319,7 @@ fn losses_and_gradients_are_pytorch_s() {
 }
 
 #[test]
-fn clipping_is_pytorch_s() {
+fn clipping_matches_pytorch() {
     let mut file = golden("clips.safetensors");
     let cases = cases(&file);
     assert_eq!(cases.len(), 4);

@@ -1,4 +1,4 @@
-//! Weights through files: every option round trips to the bit, every misfit is named.
+//! Weights in safetensors files: exact round trips for every option, and errors that name the tensor.
 
 use lstm_core::{
     Bias, CellKind, Direction, Error, Init, LayerWeights, LstmConfig, Param, StateDict, StateDictWriter, TensorNames,
@@ -7,16 +7,14 @@ use lstm_core::{
     weights::state_dict::Dtype,
 };
 
-const CELLS: [CellKind; 4] = [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense, CellKind::PeepholeDiagonal];
-
-fn fresh(config: LstmConfig) -> Weights {
+fn random_weights(config: LstmConfig) -> Weights {
     Weights::init(config, &Init::default(), 11).unwrap()
 }
 
 /// Every combination of cell, direction, layers, bias and projection that exists.
 fn configs() -> Vec<LstmConfig> {
     let mut configs = Vec::new();
-    for cell in CELLS {
+    for cell in CellKind::ALL {
         for direction in [Direction::Forward, Direction::Reverse, Direction::Bidirectional] {
             for bias in [Bias::None, Bias::One, Bias::Two] {
                 for (layers, proj) in [(1, None), (3, None), (1, Some(2)), (2, Some(2))] {
@@ -30,7 +28,7 @@ fn configs() -> Vec<LstmConfig> {
     configs
 }
 
-fn written(weights: &Weights, names: TensorNames) -> Vec<u8> {
+fn to_bytes(weights: &Weights, names: TensorNames) -> Vec<u8> {
     StateDictWriter::new().lstm("lstm.", weights, names).unwrap().to_bytes().unwrap()
 }
 
@@ -52,7 +50,7 @@ fn raw(header: &str, data: &[u8]) -> Vec<u8> {
 }
 
 /// What `take_lstm` says of them, having checked that it took nothing.
-fn refusal(tensors: &[(&str, &[usize])], hint: Option<CellKind>) -> String {
+fn error_message(tensors: &[(&str, &[usize])], hint: Option<CellKind>) -> String {
     let mut dict = zeros(tensors);
     let taken = match hint {
         None => dict.take_lstm("m."),
@@ -64,10 +62,10 @@ fn refusal(tensors: &[(&str, &[usize])], hint: Option<CellKind>) -> String {
 }
 
 #[test]
-fn every_model_keeps_its_bits_under_pytorchs_names() {
+fn pytorch_names_round_trip_is_exact() {
     for config in configs() {
-        let weights = fresh(config.clone());
-        let mut dict = StateDict::from_bytes(written(&weights, TensorNames::PyTorch)).unwrap();
+        let weights = random_weights(config.clone());
+        let mut dict = StateDict::from_bytes(to_bytes(&weights, TensorNames::PyTorch)).unwrap();
         assert_eq!(dict.lstm_config("lstm.").unwrap(), (config.cell == CellKind::Unfused).then(|| config.clone()));
         assert_eq!(dict.clone().take_lstm("lstm.").unwrap(), weights, "{config:?}");
         assert_eq!(dict.take_lstm_as("lstm.", config.cell).unwrap(), weights, "{config:?}");
@@ -76,34 +74,35 @@ fn every_model_keeps_its_bits_under_pytorchs_names() {
 }
 
 #[test]
-fn the_notebooks_names_keep_the_bits_too() {
+fn notebook_names_round_trip_is_exact() {
     for cell in [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense] {
         for bias in [Bias::None, Bias::One] {
-            let weights = fresh(LstmConfig::new(3, 5).cell(cell).bias(bias));
-            let mut dict = StateDict::from_bytes(written(&weights, TensorNames::Notebook)).unwrap();
+            let weights = random_weights(LstmConfig::new(3, 5).cell(cell).bias(bias));
+            let mut dict = StateDict::from_bytes(to_bytes(&weights, TensorNames::Notebook)).unwrap();
             assert_eq!(dict.take_lstm_as("lstm.", cell).unwrap(), weights);
             dict.finish().unwrap();
         }
     }
     // The layout itself: (input, hidden) for each gate, and (input, 4 * hidden) for all, i f g o.
-    let weights = fresh(LstmConfig::new(3, 2).cell(CellKind::Unfused).bias(Bias::One));
+    let weights = random_weights(LstmConfig::new(3, 2).cell(CellKind::Unfused).bias(Bias::One));
     let ours = weights.layers()[0].get(Param::WeightIh).unwrap().clone();
-    let mut gates = StateDict::from_bytes(written(&weights, TensorNames::Notebook)).unwrap();
+    let mut gates = StateDict::from_bytes(to_bytes(&weights, TensorNames::Notebook)).unwrap();
     let candidate = gates.take("lstm.U_c", &[3, 2]).unwrap();
     let weights = weights.pack().unwrap();
-    let mut packed = StateDict::from_bytes(written(&weights, TensorNames::Notebook)).unwrap();
+    let mut packed = StateDict::from_bytes(to_bytes(&weights, TensorNames::Notebook)).unwrap();
     let all = packed.take("lstm.W", &[3, 8]).unwrap();
     for (feature, unit) in [(0, 0), (2, 0), (1, 1)] {
         assert_eq!(candidate[[feature, unit]], ours[[4 + unit, feature]]);
         assert_eq!(all[[feature, 6 + unit]], ours[[6 + unit, feature]]);
     }
-    let refused = StateDictWriter::new().lstm("", &fresh(LstmConfig::new(3, 2)), TensorNames::Notebook).unwrap_err();
+    let refused =
+        StateDictWriter::new().lstm("", &random_weights(LstmConfig::new(3, 2)), TensorNames::Notebook).unwrap_err();
     let says = "option bias: the notebook's tensor names do not support two biases; use PyTorch's names";
     assert_eq!(refused.to_string(), says);
 }
 
 #[test]
-fn the_candidate_may_be_called_g_but_not_both() {
+fn candidate_letter_may_be_c_or_g_but_not_both() {
     let gates = |letters: [&str; 3]| {
         let mut tensors = Vec::new();
         for (stem, shape, letter) in
@@ -128,7 +127,7 @@ fn the_candidate_may_be_called_g_but_not_both() {
 fn element_types_round_trip() {
     let odd = [0x0000u16, 0x8000, 0x0001, 0x7c00, 0xfc00, 0x7c01, 0xfe12, 0x3c00, 0x7bff];
     for (dtype, len) in [(Dtype::F16, 2), (Dtype::BF16, 2), (Dtype::F32, 4), (Dtype::F64, 8)] {
-        let weights = fresh(LstmConfig::new(3, 4).layers(2));
+        let weights = random_weights(LstmConfig::new(3, 4).layers(2));
         let writer = StateDictWriter::new().dtype(dtype).lstm("lstm.", &weights, TensorNames::PyTorch).unwrap();
         let bytes = writer.to_bytes().unwrap();
         let mut dict = StateDict::from_bytes(bytes.clone()).unwrap();
@@ -141,15 +140,15 @@ fn element_types_round_trip() {
         assert!(again.to_bytes().unwrap() == bytes, "{dtype}: a file read and saved is the same file");
     }
     let values: Vec<f32> = odd.iter().map(|b| f32::from_bits(u32::from(*b) << 16 | 1)).collect();
-    let mut weights = fresh(LstmConfig::new(1, 1));
+    let mut weights = random_weights(LstmConfig::new(1, 1));
     let (_, slice) = weights.iter_mut().next().unwrap();
     slice.copy_from_slice(&values[3..7]);
-    let mut dict = StateDict::from_bytes(written(&weights, TensorNames::PyTorch)).unwrap();
+    let mut dict = StateDict::from_bytes(to_bytes(&weights, TensorNames::PyTorch)).unwrap();
     assert_eq!(bits(&dict.take_lstm("lstm.").unwrap()), bits(&weights), "infinities and NaN payloads");
 }
 
 #[test]
-fn tensors_are_claimed_one_by_one() {
+fn tensors_are_taken_one_by_one() {
     let two = array![[1.5f32, -2.0, 3.0], [0.1, 0.2, 0.3]];
     let writer = StateDictWriter::new().metadata("b", "2 \"\\\n\u{1}é").metadata("a", "1");
     let writer = writer.tensor("x", &two.t()).unwrap().tensor("y", &array![1.0f32]).unwrap();
@@ -188,7 +187,7 @@ fn tensors_are_claimed_one_by_one() {
 }
 
 #[test]
-fn other_element_types_read_where_asked() {
+fn integers_and_f64_can_be_read() {
     let file = |dtype: &str, data: &[u8], n: usize| {
         raw(&format!(r#"{{"m.x":{{"dtype":"{dtype}","shape":[{n}],"data_offsets":[0,{}]}}}}"#, data.len()), data)
     };
@@ -207,13 +206,13 @@ fn other_element_types_read_where_asked() {
 }
 
 #[test]
-fn a_misfit_is_named() {
+fn errors_name_the_tensor() {
     type Tensors<'a> = &'a [(&'a str, &'a [usize])];
     let (ih, hh): (&[usize], &[usize]) = (&[20, 3], &[20, 5]);
     let layer: [(&str, &[usize]); 4] =
         [("m.weight_ih_l0", ih), ("m.weight_hh_l0", hh), ("m.bias_ih_l0", &[20]), ("m.bias_hh_l0", &[20])];
-    let with = |more: Tensors| refusal(&[&layer[..], more].concat(), None);
-    let bare = |tensors: Tensors| refusal(tensors, None);
+    let with = |more: Tensors| error_message(&[&layer[..], more].concat(), None);
+    let bare = |tensors: Tensors| error_message(tensors, None);
     let missing = |name: &str, shape: &str| format!("tensor `m.{name}` is missing; expected shape {shape}");
     let odd = |name: &str, expected: &str, found: &str| {
         format!("tensor `m.{name}`: expected shape {expected}, found {found}")
@@ -247,7 +246,7 @@ fn a_misfit_is_named() {
     let swap = |k: usize, shape: &[usize]| {
         let mut layer = layer;
         layer[k].1 = shape;
-        refusal(&layer, None)
+        error_message(&layer, None)
     };
     assert_eq!(swap(0, &[19, 3]), odd("weight_ih_l0", "[20, 3]", "[19, 3]"));
     assert_eq!(swap(0, &[16, 3]), odd("weight_ih_l0", "[20, 3]", "[16, 3]"));
@@ -273,13 +272,13 @@ fn a_misfit_is_named() {
 }
 
 #[test]
-fn the_cell_asked_for_must_be_that_of_the_names() {
+fn expected_cell_must_match_the_names() {
     let packed: &[(&str, &[usize])] = &[("m.W", &[3, 20]), ("m.U", &[5, 20]), ("m.bias", &[20])];
     let gates: &[(&str, &[usize])] = &[("m.U_i", &[3, 5])];
     let plain: &[(&str, &[usize])] = &[("m.weight_ih_l0", &[20, 3]), ("m.weight_hh_l0", &[20, 5])];
     let dense: &[(&str, &[usize])] = &[("m.weight_ih_l0", &[20, 3]), ("m.weight_ch_l0", &[20, 5])];
     let which = "option cell: `m.W`, `m.U`, `m.bias` may be of the fused or the dense peephole cell; specify the cell";
-    assert_eq!(refusal(packed, None), which);
+    assert_eq!(error_message(packed, None), which);
     for (tensors, hint, named) in [
         (packed, CellKind::PeepholeDiagonal, "fused or peephole-dense or unfused"),
         (gates, CellKind::PeepholeDense, "unfused or fused"),
@@ -288,7 +287,7 @@ fn the_cell_asked_for_must_be_that_of_the_names() {
         (dense, CellKind::Fused, "peephole-dense"),
     ] {
         let says = format!("option cell: expected {hint}, got tensors of {named} with the prefix `m.`");
-        assert_eq!(refusal(tensors, Some(hint)), says);
+        assert_eq!(error_message(tensors, Some(hint)), says);
     }
     for (tensors, cell) in [(packed, CellKind::Fused), (packed, CellKind::PeepholeDense), (plain, CellKind::Unfused)] {
         assert_eq!(zeros(tensors).take_lstm_as("m.", cell).unwrap().config().cell, cell);
@@ -296,16 +295,16 @@ fn the_cell_asked_for_must_be_that_of_the_names() {
     assert_eq!(zeros(dense).take_lstm("m.").unwrap().config().cell, CellKind::PeepholeDense);
     let narrow: &[(&str, &[usize])] = &[("m.W", &[3, 20]), ("m.U", &[5, 16]), ("m.bias", &[20])];
     let says = "tensor `m.U`: expected shape [5, 20], found [5, 16]";
-    assert_eq!(refusal(narrow, Some(CellKind::Fused)), says);
+    assert_eq!(error_message(narrow, Some(CellKind::Fused)), says);
 }
 
 #[test]
-fn files_are_replaced_whole_or_not_at_all() {
+fn files_are_replaced_atomically() {
     let folder = std::env::temp_dir().join(format!("lstm-core-weights-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("model.safetensors");
     let files = || std::fs::read_dir(&folder).unwrap().count();
-    let weights = fresh(LstmConfig::new(3, 5));
+    let weights = random_weights(LstmConfig::new(3, 5));
     let writer = StateDictWriter::new().lstm("", &weights, TensorNames::PyTorch).unwrap();
     writer.save(&path).unwrap();
     writer.clone().metadata("again", "yes").save(&path).unwrap();
@@ -336,8 +335,8 @@ fn files_are_replaced_whole_or_not_at_all() {
 }
 
 #[test]
-fn parts_are_checked_where_weights_are_put_together() {
-    let weights = fresh(LstmConfig::new(3, 5));
+fn layer_weights_check_their_arrays() {
+    let weights = random_weights(LstmConfig::new(3, 5));
     let spec = *weights.layers()[0].spec();
     let values: Vec<_> = weights.layers()[0].iter().map(|(_, v)| v.clone()).collect();
     assert!(LayerWeights::new(spec, values[1..].to_vec()).is_err());
