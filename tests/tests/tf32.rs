@@ -1,5 +1,5 @@
-//! The fast mode of CUDA on the host's stand-in, which is not exact: compared within bounds that follow from TF32's 10 bits of
-//! mantissa, and looked at whether it is TF32 at all.
+//! TF32 mode of the CUDA backend, on the simulated device. Its results are not exact. Errors must be within bounds that
+//! follow from TF32's 10 bits of mantissa, and large enough to show that TF32 was used.
 
 use anyhow::{Result, ensure};
 use lstm_core::{
@@ -14,7 +14,7 @@ use lstm_tests::{
     invalid_input, primitives,
 };
 
-/// Of a factor that is rounded to 11 bits.
+/// The relative error of rounding to TF32, which has 11 significant bits.
 const ROUNDING: f64 = 1.0 / 2048.0;
 
 /// A simulated device in TF32 mode.
@@ -22,8 +22,8 @@ fn tf32_mode() -> HostBuilder {
     Host::builder().allow_tf32(true)
 }
 
-/// The nearest number with 10 bits of mantissa besides the leading one, ties away from zero: by arithmetic, not by bits.
-fn tf32(v: f32) -> f32 {
+/// Rounds to the nearest TF32 number, ties away from zero. This uses arithmetic; the kernels use bit operations.
+fn round_to_tf32(v: f32) -> f32 {
     let Some(exponent) = (v != 0.0 && v.is_finite()).then(|| (v.to_bits() >> 23 & 0xff).max(1) as i32 - 127) else {
         return v;
     };
@@ -31,16 +31,19 @@ fn tf32(v: f32) -> f32 {
     ((f64::from(v) / unit).round() * unit) as f32
 }
 
+/// Rounds all values to TF32.
 fn round_all<'a>(values: impl IntoIterator<Item = &'a mut f32>) {
-    values.into_iter().for_each(|v| *v = tf32(*v));
+    values.into_iter().for_each(|v| *v = round_to_tf32(*v));
 }
 
-fn numbers(len: usize, seed: u32) -> Vec<f32> {
+/// Pseudorandom values in [-1, 1).
+fn random_values(len: usize, seed: u32) -> Vec<f32> {
     let at = |k: usize| (k as u32 + seed).wrapping_mul(0x9e37_79b9).rotate_left(7);
     (0..len).map(|k| at(k) as i32 as f32 * 2f32.powi(-31)).collect()
 }
 
-/// Shapes around tiles of both sizes, blocks of the depth, and one instruction: rows, columns, depth.
+/// Shapes of products (rows, columns, depth) around the sizes of both kinds of tiles, of blocks of depth, and of one
+/// tensor core instruction.
 const PRODUCTS: [[usize; 3]; 10] = [
     [16, 8, 8],
     [17, 9, 9],
@@ -54,82 +57,80 @@ const PRODUCTS: [[usize; 3]; 10] = [
     [255, 257, 70],
 ];
 
-/// A product with one of four arrangements of its operands.
-fn product(b: &CudaHost, [m, n, k]: [usize; 3], turned: usize, [left, right]: [&[f32]; 2]) -> Result<Vec<f32>> {
+/// A matrix product. Bit 0 of `transposed` means that the left operand is stored transposed, bit 1 the right one.
+fn product(b: &CudaHost, [m, n, k]: [usize; 3], transposed: usize, [left, right]: [&[f32]; 2]) -> Result<Vec<f32>> {
     let operand = |values: &[f32], rows: usize, cols: usize, transposed: bool| {
         let at = |i: usize| if transposed { values[i % rows * cols + i / rows] } else { values[i] };
         let shape = if transposed { MatrixShape::new(cols, rows) } else { MatrixShape::new(rows, cols) };
         b.upload(shape, &(0..rows * cols).map(at).collect::<Vec<_>>())
     };
-    let flags = [turned & 1 != 0, turned & 2 != 0];
+    let flags = [transposed & 1 != 0, transposed & 2 != 0];
     let (a, c) = (operand(left, m, k, flags[0])?, operand(right, k, n, flags[1])?);
     let (a, c) = (MatrixRef { tensor: &a, transposed: flags[0] }, MatrixRef { tensor: &c, transposed: flags[1] });
     primitives::download(b, &b.gemm(a, c, None)?)
 }
 
 #[test]
-fn products_are_off_by_the_rounding_of_their_operands() -> Result<()> {
-    let fast = tf32_mode().cluster_size(2).build()?;
+fn errors_of_products_are_those_of_rounded_operands() -> Result<()> {
+    let tf32 = tf32_mode().cluster_size(2).build()?;
     for shape @ [m, n, k] in PRODUCTS {
-        let (left, right) = (numbers(m * k, 1), numbers(k * n, 2));
+        let (left, right) = (random_values(m * k, 1), random_values(k * n, 2));
         let sum = |i: usize, term: &dyn Fn(f32, f32) -> f64| -> f64 {
             (0..k).map(|p| term(left[i / n * k + p], right[p * n + i % n])).sum()
         };
-        let (mut differ, mut worst) = (0, 0.0f64);
-        for turned in 0..4 {
-            let got = product(&fast, shape, turned, [&left, &right])?;
+        let (mut inexact, mut worst) = (0, 0.0f64);
+        for transposed in 0..4 {
+            let got = product(&tf32, shape, transposed, [&left, &right])?;
             for (i, &got) in got.iter().enumerate() {
                 let magnitude = sum(i, &|a, b| (f64::from(a) * f64::from(b)).abs());
                 let exact = sum(i, &|a, b| f64::from(a) * f64::from(b));
-                let rounded = sum(i, &|a, b| f64::from(tf32(a)) * f64::from(tf32(b)));
-                let (off, from_rounded) = ((f64::from(got) - exact).abs(), (f64::from(got) - rounded).abs());
-                // Two factors of each term, then the sums of f32.
-                let sums = (k + 1) as f64 * 2f64.powi(-24);
+                let rounded = sum(i, &|a, b| f64::from(round_to_tf32(a)) * f64::from(round_to_tf32(b)));
+                let (error, error_from_rounded) = ((f64::from(got) - exact).abs(), (f64::from(got) - rounded).abs());
+                // The bound on the relative error of the sums in f32. The rounding of two factors of each term comes on
+                // top.
+                let sum_error = (k + 1) as f64 * 2f64.powi(-24);
                 ensure!(
-                    off <= (2.0 * ROUNDING + ROUNDING * ROUNDING + sums) * magnitude,
-                    "{shape:?}, element {i}: {off:e} off"
+                    error <= (2.0 * ROUNDING + ROUNDING * ROUNDING + sum_error) * magnitude,
+                    "{shape:?}, element {i}: error {error:e} is too large"
                 );
                 ensure!(
-                    from_rounded <= sums * magnitude,
-                    "{shape:?}, element {i}: not a sum of rounded operands' products"
+                    error_from_rounded <= sum_error * magnitude,
+                    "{shape:?}, element {i}: not the sum of the products of rounded operands"
                 );
-                differ += usize::from(off > sums * magnitude);
-                worst = worst.max(off / magnitude);
+                inexact += usize::from(error > sum_error * magnitude);
+                worst = worst.max(error / magnitude);
             }
         }
-        println!("{shape:?}: worst {:.2} of 2^-11 of the terms' magnitudes", worst / ROUNDING);
-        ensure!(differ > 2 * m * n, "{shape:?}: nothing was rounded in most elements");
+        println!("{shape:?}: worst error {:.2} * 2^-11 * sum of the terms' magnitudes", worst / ROUNDING);
+        ensure!(inexact > 2 * m * n, "{shape:?}: operands were not rounded for most elements");
     }
     Ok(())
 }
 
 #[test]
-fn what_tf32_has_is_exact() -> Result<()> {
-    let (fast, exact) = (tf32_mode().schedule(Schedule::Random(1)).cluster_size(2).build()?, Host::builder().build()?);
+fn products_of_tf32_numbers_are_exact() -> Result<()> {
+    let (tf32, exact) = (tf32_mode().schedule(Schedule::Random(1)).cluster_size(2).build()?, Host::builder().build()?);
     for shape @ [m, n, k] in PRODUCTS {
-        // Whole numbers below 2^10: sums are whole, too, and below 2^24.
-        let whole = |len, seed| numbers(len, seed).into_iter().map(|v| (v * 100.0).round()).collect::<Vec<_>>();
-        let (left, right) = (whole(m * k, 3), whole(k * n, 4));
-        for turned in 0..4 {
-            let [got, want] = [&fast, &exact].map(|b| product(b, shape, turned, [&left, &right]));
+        // Integers below 2^10: sums are integers below 2^24, which f32 represents exactly.
+        let integers =
+            |len, seed| random_values(len, seed).into_iter().map(|v| (v * 100.0).round()).collect::<Vec<_>>();
+        let (left, right) = (integers(m * k, 3), integers(k * n, 4));
+        for transposed in 0..4 {
+            let [got, want] = [&tf32, &exact].map(|b| product(b, shape, transposed, [&left, &right]));
             compare::same_slices(&format!("{shape:?}"), &want?, &got?)?;
         }
-        // What is not finite stays so, where it belongs.
-        let mut spoiled = left.clone();
-        (spoiled[k - 1], spoiled[2 * k - 1]) = (f32::NAN, f32::INFINITY);
-        let got = product(&fast, shape, 0, [&spoiled, &vec![1.0; k * n]])?;
-        let finite = |row: usize| got[row * n..(row + 1) * n].iter().filter(|v| v.is_finite()).count();
-        ensure!(
-            finite(0) == 0 && finite(1) == 0 && got[2 * n..].iter().all(|v| v.is_finite()),
-            "{shape:?}: not finite"
-        );
+        // NaN and infinity propagate to their rows of the product only.
+        let mut non_finite = left.clone();
+        (non_finite[k - 1], non_finite[2 * k - 1]) = (f32::NAN, f32::INFINITY);
+        let got = product(&tf32, shape, 0, [&non_finite, &vec![1.0; k * n]])?;
+        ensure!(got[2 * n..].iter().all(|v| v.is_finite()), "{shape:?}: other rows are not finite");
         ensure!(got[..n].iter().all(|v| v.is_nan()) && got[n..2 * n].iter().all(|&v| v == f32::INFINITY), "{shape:?}");
     }
     Ok(())
 }
 
-/// The table's case with enough of everything for tensor cores, edges included.
-fn filled(case: Case) -> Case {
+/// Enlarges a case of the table so that its products run on tensor cores. The sizes are not multiples of tile sizes.
+fn enlarged(case: Case) -> Case {
     let mut config = case.config;
     config.input_size = config.input_size.max(11);
     config.hidden_size = config.hidden_size.max(21);
@@ -139,115 +140,124 @@ fn filled(case: Case) -> Case {
     Case { config, batch: 19, steps, lengths: case.lengths.map(shortened), ..case }
 }
 
-fn run(b: &CudaHost, case: &Case, data: &Data, rounded: bool) -> Result<Passes> {
+/// Runs a case, with its weights rounded to TF32 if `round_weights`.
+fn run(b: &CudaHost, case: &Case, data: &Data, round_weights: bool) -> Result<Passes> {
     let mut weights = case.weights()?;
-    if rounded {
+    if round_weights {
         weights.iter_mut().for_each(|(_, values)| round_all(values));
     }
     check::passes(&Lstm::new(b, weights)?, data, Checkpointing::Everything)
 }
 
+/// The largest absolute difference of two arrays; NaN if a difference is NaN.
 fn largest_difference(a: &ArrayView<'_, f32, IxDyn>, b: &ArrayView<'_, f32, IxDyn>) -> f64 {
-    // A NaN is as far away as can be.
+    // `f64::max` would ignore NaN.
     a.iter()
         .zip(b)
         .map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs())
         .fold(0.0, |most, v| if v > most || v.is_nan() { v } else { most })
 }
 
-/// How much the exact results move when weights and data are rounded to TF32 is what rounding does to this very case: the mode
-/// rounds these, and the states and the gates' gradients of each step as well.
-fn compare_case(exact: &CudaHost, fast: &CudaHost, case: &Case) -> Result<f64> {
+/// Compares the results of a case in TF32 mode with the exact ones. The bound on the errors is a multiple of the change
+/// of the exact results when weights and data are rounded to TF32: the mode rounds these, and also the states and the
+/// gates' gradients of each step. Returns the largest error, as a fraction of its bound.
+fn compare_case(exact: &CudaHost, tf32: &CudaHost, case: &Case) -> Result<f64> {
     let data = case.data();
     let mut rounded = data.clone();
     round_all(rounded.x.iter_mut().chain(&mut rounded.dy));
     rounded.state.iter_mut().for_each(|state| round_all(state.h.iter_mut().chain(&mut state.c)));
-    let [want, moved, got] =
-        [run(exact, case, &data, false)?, run(exact, case, &rounded, true)?, run(fast, case, &data, false)?];
-    ensure!(compare::same_passes("", &want, &got).is_err(), "{}: exact bits: nothing ran on tensor cores", case.name);
+    let [want, perturbed, got] =
+        [run(exact, case, &data, false)?, run(exact, case, &rounded, true)?, run(tf32, case, &data, false)?];
+    ensure!(
+        compare::same_passes("", &want, &got).is_err(),
+        "{}: results are exact: nothing ran on tensor cores",
+        case.name
+    );
     let mut worst: f64 = 0.0;
-    for (((name, want), (_, moved)), (_, got)) in want.arrays().iter().zip(moved.arrays()).zip(got.arrays()) {
-        let size = want.iter().fold(0.0f64, |most, &v| most.max(f64::from(v).abs()));
-        let (off, moved) = (largest_difference(want, &got), largest_difference(want, &moved));
-        let limit = 4.0 * moved + ROUNDING / 16.0 * size;
-        if off > 0.0 {
-            worst = worst.max(off / limit);
+    for (((name, want), (_, perturbed)), (_, got)) in want.arrays().iter().zip(perturbed.arrays()).zip(got.arrays()) {
+        let largest = want.iter().fold(0.0f64, |largest, &v| largest.max(f64::from(v).abs()));
+        let (error, change) = (largest_difference(want, &got), largest_difference(want, &perturbed));
+        let bound = 4.0 * change + ROUNDING / 16.0 * largest;
+        if error > 0.0 {
+            worst = worst.max(error / bound);
         }
         ensure!(
-            off <= limit,
-            "{}: {name} is {off:e} off, where {limit:e} is the limit and {size:e} the largest",
+            error <= bound,
+            "{}: the error of {name} is {error:e}; the bound is {bound:e}, the largest value {largest:e}",
             case.name
         );
     }
     Ok(worst)
 }
 
-fn all_cases(fast: &CudaHost, path: &str, keep: impl Fn(&Case) -> bool) -> Result<()> {
+/// Compares all cases that `keep` selects.
+fn compare_cases(tf32: &CudaHost, path: &str, keep: impl Fn(&Case) -> bool) -> Result<()> {
     let exact = Host::builder().resident_blocks(0).build()?;
     let (mut worst, mut count, mut failed) = (0.0f64, 0, Vec::new());
-    for case in cases::table().into_iter().filter(|case| keep(case)).map(filled) {
+    for case in cases::table().into_iter().filter(|case| keep(case)).map(enlarged) {
         count += 1;
-        match compare_case(&exact, fast, &case) {
-            Ok(ratio) => worst = worst.max(ratio),
+        match compare_case(&exact, tf32, &case) {
+            Ok(fraction) => worst = worst.max(fraction),
             Err(error) => failed.push(error.to_string()),
         }
     }
-    println!("{path}: {count} cases, worst error / limit {worst:.3}");
+    println!("{path}: {count} cases, largest error / bound {worst:.3}");
     ensure!(failed.is_empty(), "{} of {count} cases fail:\n{}", failed.len(), failed.join("\n"));
-    ensure!(count > 0, "no case");
+    ensure!(count > 0, "no case was selected");
     Ok(())
 }
 
-/// Large ones would take minutes, and hold nothing new. Without a step there is nothing to be off.
+/// Whether a case is small and has a step. Large cases would take minutes and test nothing more; results without a step
+/// are exact.
 fn is_small(case: &Case) -> bool {
     let steps = case.lengths.as_ref().map_or(case.steps, |lengths| lengths.iter().sum());
     case.config.hidden_size <= 130 && case.config.num_layers <= 2 && steps > 0
 }
 
 #[test]
-fn layers_by_a_kernel_a_step() -> Result<()> {
-    all_cases(&tf32_mode().resident_blocks(0).build()?, "one kernel per step", is_small)
+fn errors_of_layers_with_one_kernel_per_step() -> Result<()> {
+    compare_cases(&tf32_mode().resident_blocks(0).build()?, "one kernel per step", is_small)
 }
 
 #[test]
-fn layers_whose_steps_are_one_kernel() -> Result<()> {
-    all_cases(&tf32_mode().schedule(Schedule::Random(0)).cluster_size(2).build()?, "cluster, persistent", |case| {
+fn errors_of_layers_with_sequence_kernels() -> Result<()> {
+    compare_cases(&tf32_mode().schedule(Schedule::Random(0)).cluster_size(2).build()?, "cluster, persistent", |case| {
         is_small(case) && case.group != "sizes"
     })
 }
 
 #[test]
-fn it_says_that_it_is_not_exact() -> Result<()> {
-    for (fast, path) in [
+fn reports_inexact_arithmetic() -> Result<()> {
+    for (tf32, path) in [
         (tf32_mode().resident_blocks(0).build()?, "one kernel per step"),
         (tf32_mode().cluster_size(2).build()?, "cluster"),
     ] {
-        ensure!(fast.name() == "cuda-host-tf32", "{}", fast.name());
-        let Arithmetic::Inexact(why) = fast.arithmetic() else { panic!("{:?}", fast.arithmetic()) };
-        ensure!(why.contains("TF32") && why.contains("10 bits"), "{why}");
-        let paths = Lstm::new(&fast, Case::new("", "", CellKind::Fused).weights()?)?.paths();
+        ensure!(tf32.name() == "cuda-host-tf32", "{}", tf32.name());
+        let Arithmetic::Inexact(reason) = tf32.arithmetic() else { panic!("{:?}", tf32.arithmetic()) };
+        ensure!(reason.contains("TF32") && reason.contains("10 bits"), "{reason}");
+        let paths = Lstm::new(&tf32, Case::new("", "", CellKind::Fused).weights()?)?.paths();
         ensure!(paths == [ExecutionPath::Fused(format!("{path}, products in tf32").into())], "{paths:?}");
     }
-    ensure!(Host::builder().build()?.arithmetic() == Arithmetic::Exact, "without being asked for");
+    ensure!(Host::builder().build()?.arithmetic() == Arithmetic::Exact, "TF32 mode is not the default");
     Ok(())
 }
 
 #[test]
-fn it_refuses_what_the_exact_mode_refuses() -> Result<()> {
-    let fast = tf32_mode().cluster_size(2).build()?;
+fn rejects_invalid_input() -> Result<()> {
+    let tf32 = tf32_mode().cluster_size(2).build()?;
     for (_, check) in invalid_input::checks::<CudaHost>() {
-        check(&fast)?;
+        check(&tf32)?;
     }
-    CELLS.iter().try_for_each(|&(_, cell)| check::empty(&fast, cell))
+    CELLS.iter().try_for_each(|&(_, cell)| check::empty(&tf32, cell))
 }
 
-/// Step by step, small streams take the exact kernels; large ones are as far off as sequences.
+/// Streams with few rows use the exact kernels. Streams with many rows have errors like those of sequences.
 #[test]
-fn streams() -> Result<()> {
-    let (fast, exact) = (tf32_mode().cluster_size(2).build()?, Host::builder().build()?);
+fn streams_are_exact_below_16_rows() -> Result<()> {
+    let (tf32, exact) = (tf32_mode().cluster_size(2).build()?, Host::builder().build()?);
     for (name, cell) in CELLS {
         for batch in [1, 15, 16, 19] {
-            let case = Case { batch, ..filled(Case::new("", name, cell)) };
+            let case = Case { batch, ..enlarged(Case::new("", name, cell)) };
             let data = case.data();
             let outputs = |b: &CudaHost| -> Result<Vec<f32>> {
                 let mut stream = Lstm::new(b, case.weights()?)?.stream(batch)?;
@@ -257,28 +267,30 @@ fn streams() -> Result<()> {
                 }
                 Ok(y)
             };
-            let (want, got) = (outputs(&exact)?, outputs(&fast)?);
-            let same = compare::same_slices(name, &want, &got).is_ok();
-            ensure!(same == (batch < 16), "{name}, batch {batch}: the exact bits: {same}");
-            // |y| < 1, and no sum has more than 2 times 21 terms of up to 2 times 1 / sqrt(21).
-            let near = |(a, b): (&f32, &f32)| f64::from((a - b).abs()) < 42.0 * 0.44 * ROUNDING;
-            ensure!(want.iter().zip(&got).all(near), "{name}, batch {batch}: far off");
+            let (want, got) = (outputs(&exact)?, outputs(&tf32)?);
+            let is_exact = compare::same_slices(name, &want, &got).is_ok();
+            ensure!(is_exact == (batch < 16), "{name}, batch {batch}: exact: {is_exact}");
+            // |y| < 1, and a sum has at most 2 * 21 terms of at most 2 / sqrt(21).
+            let is_near = |(a, b): (&f32, &f32)| f64::from((a - b).abs()) < 42.0 * 0.44 * ROUNDING;
+            ensure!(want.iter().zip(&got).all(is_near), "{name}, batch {batch}: the error is too large");
         }
     }
     Ok(())
 }
 
-/// Steps stay with one kernel for all of them, and exact, up to a size for which one kernel per step is worth its start.
+/// Layers use one kernel per step on tensor cores only for large steps. Smaller steps run in one exact kernel for all
+/// steps.
 #[test]
-fn large_steps_leave_the_persistent_kernel() -> Result<()> {
-    let (fast, exact) = (tf32_mode().build()?, Host::builder().build()?);
-    // Too few features for tensor cores. 4 multiprocessors of 2^21 multiplications are 4 * 128 * 128 * 128.
+fn only_large_steps_use_tensor_cores() -> Result<()> {
+    let (tf32, exact) = (tf32_mode().build()?, Host::builder().build()?);
+    // The input has too few features for tensor cores. With 4 multiprocessors, a large step has at least 4 * 2^21
+    // multiplications, which is 128 * (4 * 128) * 128.
     let config = LstmConfig::new(3, 128);
     for batch in [127, 128] {
         let case = Case { config: config.clone(), batch, steps: 2, ..Case::new("", "", CellKind::Fused) };
-        let [want, got] = [&exact, &fast].map(|b| check::outputs(&Lstm::new(b, case.weights()?)?, &case.data()));
-        let same = compare::same_outputs("", &want?, &got?).is_ok();
-        ensure!(same == (batch < 128), "batch {batch}: the exact bits: {same}");
+        let [want, got] = [&exact, &tf32].map(|b| check::outputs(&Lstm::new(b, case.weights()?)?, &case.data()));
+        let is_exact = compare::same_outputs("", &want?, &got?).is_ok();
+        ensure!(is_exact == (batch < 128), "batch {batch}: exact: {is_exact}");
     }
     Ok(())
 }

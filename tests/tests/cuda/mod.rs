@@ -1,18 +1,18 @@
-//! A device by the paths that its layers take only where those before are left out; and the kernels for what is large,
-//! which on a large device no case is.
+//! Trials of a CUDA device on the execution paths that its layers would not use by default, and with the kernels for
+//! large problems, which no case of the table is large enough for on a large device.
 
 use lstm_cuda::{Cuda, KernelLimits};
 
 use super::*;
 
 pub(super) fn trials(trials: &mut Trials) {
-    // Where it does not open at all, that was reported with the backend.
+    // If there is no device, the backend's own trials report it.
     if Cuda::new(0).is_err() {
         return;
     }
     let persistent = KernelLimits { clusters: false, ..KernelLimits::default() };
-    let steps = KernelLimits { persistent: false, multiprocessors: Some(4), ..persistent };
-    for (group, limits) in [("kernel-per-step", steps), ("persistent", persistent)] {
+    let kernel_per_step = KernelLimits { persistent: false, multiprocessors: Some(4), ..persistent };
+    for (group, limits) in [("kernel-per-step", kernel_per_step), ("persistent", persistent)] {
         let cuda = match Cuda::builder().limit_kernels(limits).build() {
             Ok(cuda) => cuda,
             Err(error) => {
