@@ -15,7 +15,7 @@ use crate::{
     pool::{Pool, SyncPtr},
 };
 
-/// Number of multiply-adds per thread below which another thread is not worth waking.
+/// Minimum number of multiply-adds per thread, so that waking the thread is worth its cost.
 const MULTIPLY_ADDS_PER_THREAD: usize = 500_000;
 
 /// `acc + a . b`, or `a . b`. Threads divide the columns of the result.
