@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Writes what Keras's ONNX export (with TensorFlow, through tf2onnx) makes of its LSTM layers: keras-NAME.onnx and, beside
-it, the inputs and Keras's own outputs, as make_onnx.py does; axes are as the model has them.
+"""Exports Keras LSTM layers to ONNX (with TensorFlow and tf2onnx). Writes keras-NAME.onnx, and the inputs and Keras's
+outputs in keras-NAME.safetensors as make_onnx.py does, with the axes of the Keras model.
 
-    make_keras.py OUT_DIR SEED     needs keras, tensorflow, tf2onnx, onnx, safetensors; the files here: make_keras.py . 7
+    make_keras.py OUT_DIR SEED     needs keras, tensorflow, tf2onnx, onnx and safetensors
 
-The same seed gives the same numbers; in which order tf2onnx writes nodes is left to chance.
+The files in this folder were written by `make_keras.py . 7`. The same seed gives the same values, but the order of the
+nodes that tf2onnx writes is random.
 """
 import json, os, pathlib, sys
 os.environ["KERAS_BACKEND"], os.environ["TF_CPP_MIN_LOG_LEVEL"] = "tensorflow", "3"
@@ -16,13 +17,13 @@ out, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 keras.utils.set_random_seed(seed)
 
 def strip(path):
-    """Removes what says nothing about numbers, and gives values short names instead of paths through the model."""
+    """Removes metadata that does not affect the results, and shortens the names of nodes and values."""
     model = onnx.load(path)
     graph, names = model.graph, {"": ""}
     del graph.value_info[:]
     for item in [*graph.input, *graph.output, *graph.node]:
         item.ClearField("doc_string")
-    # Interfaces keep their names.
+    # Inputs and outputs of the graph keep their names.
     names |= {value.name: value.name for value in [*graph.input, *graph.output]}
     short = lambda name: names.setdefault(name, f"v{len(names)}")
     for tensor in graph.initializer:
@@ -34,7 +35,8 @@ def strip(path):
     onnx.save(model, path)
 
 def export(name, outputs, build, states=()):
-    """`build` gets the input and states (h and c of each, [batch, 4]) and gives what `outputs` names."""
+    """Exports a model. `build` maps the input and the initial states ([batch, 4], h and c alternating) to the outputs, whose
+    names are `outputs`."""
     x = keras.Input((None, 3), name="X")
     inputs = [x, *(keras.Input((4,), name=s) for s in states)]
     model = keras.Model(inputs, build(*inputs))
@@ -54,7 +56,7 @@ def export(name, outputs, build, states=()):
     print(path.name, [n.op_type for n in onnx.load(path).graph.node])
 
 def rtneural(name, model):
-    """The same weights in RTNeural's format, as the `model_utils.py` of that project writes it, in ../rtneural."""
+    """Writes a model to ../rtneural in RTNeural's format, as `model_utils.py` of that project does."""
     x = np.random.standard_normal((2, 9, model.input_shape[-1])).astype(np.float32)
     y = model(x).numpy()
     kinds = {layers.LSTM: "lstm", layers.Dense: "dense", layers.TimeDistributed: "time-distributed-dense"}

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Writes ONNX LSTM cases: NAME.onnx (one LSTM node, weights as initializers) and NAME.safetensors with its inputs
-(X, initial_h?, initial_c?, sequence_lens?) and the outputs (Y, Y_h, Y_c) that ONNX Runtime gives, or, for the cases of the
-ONNX standard's own node tests, that the standard gives. What ONNX Runtime's CPU does not run in float32 (layout 1, tensors of other
-floats than float32) has the outputs that it gives for the same numbers in the form that it runs.
+"""Writes ONNX LSTM cases: NAME.onnx with one LSTM node whose weights are initializers, and NAME.safetensors with the
+inputs (X, initial_h?, initial_c?, sequence_lens?) and the outputs (Y, Y_h, Y_c). ONNX Runtime computes the outputs; those
+of the ONNX standard's node tests come from the standard. ONNX Runtime's CPU provider does not support layout 1 and float
+types other than float32: for these cases, the outputs come from an equivalent model in layout 0 and float32.
 
-    make_onnx.py OUT_DIR SEED        needs onnx, onnxruntime, safetensors; the files here: make_onnx.py . 7
+    make_onnx.py OUT_DIR SEED        needs onnx, onnxruntime and safetensors
+
+The files in this folder were written by `make_onnx.py . 7`.
 """
 import pathlib, sys, numpy as np, onnx, onnxruntime as ort
 from onnx import helper as oh, numpy_helper as nh, TensorProto as TP
@@ -16,7 +18,7 @@ NAMES = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]
 OUTPUTS = (("Y", 4), ("Y_h", 3), ("Y_c", 3))
 
 def graph(name, attrs, inputs, tensors, rename=lambda n: n, nodes=(), outputs=("Y", "Y_h", "Y_c")):
-    """One LSTM; `rename` maps its operands to names in the graph, which `nodes` compute."""
+    """A graph with one LSTM node. `rename` maps the names of its operands to names in the graph; `nodes` are further nodes."""
     have = set(inputs) | {t.name.split(":")[0] for t in tensors}
     ins = [rename(n) if n in have else "" for n in NAMES]
     while ins and ins[-1] == "": ins.pop()
@@ -43,13 +45,13 @@ def run(m, inputs):
 
 def tensors(weights): return [nh.from_array(v, n) for n, v in weights.items()]
 
-# the standard's own node tests
+# The node tests of the ONNX standard.
 import onnx.backend.test.case.node as nodes
 from onnx.backend.test.case.node import lstm  # noqa: F401  (registers its cases)
 for c in nodes._NodeTestCases:
     if "lstm" not in c.name: continue
     n = c.model.graph.node[0]; ins, outs = c.data_sets[0]
-    # a data set holds one array per non-empty graph input, in order
+    # A data set contains one array for each graph input that is not empty, in order.
     named = dict(zip([i.name for i in c.model.graph.input], ins)); onames = [o.name for o in c.model.graph.output]
     have = {NAMES[k]: np.asarray(named[i]) for k, i in enumerate(n.input) if i}
     inputs = {k: v for k, v in have.items() if k in ("X", "sequence_lens", "initial_h", "initial_c")}
@@ -93,7 +95,7 @@ gen("activations-bidirectional", 4, 8, 2, 5, D=2, attrs={**both, "activations": 
 gen("last-state-only", 4, 8, 2, 5, outputs=("Y_h",))
 for opset in (7, 9, 13, 22): gen(f"opset-{opset}", 4, 8, 2, 5, D=2, init=True, opset=opset, attrs=both)
 
-# layout 1: the same arrays, the batch's axis first
+# Layout 1: the same arrays with the batch as the first axis.
 for name, D, kw, attrs in [("layout-1", 1, {}, {}), ("layout-1-bidirectional-lens", 2, {"lens": [3, 5]}, both)]:
     inputs, w = draw(4, 8, 2, 5, D=D, init=True, **kw)
     want = run(model(graph(name, {"hidden_size": 8, **attrs}, inputs, tensors(w))), inputs)
@@ -102,7 +104,7 @@ for name, D, kw, attrs in [("layout-1", 1, {}, {}), ("layout-1-bidirectional-len
     m = model(graph(name, {"hidden_size": 8, "layout": 1, **attrs}, ins, tensors(w)))
     save(name, m, {**ins, **{n: first(n, v) for n, v in want.items()}}, "layout 1")
 
-# initial states and lengths that are constants, in the file or made by a node
+# Initial states and lengths that are constants: initializers, or outputs of nodes.
 inputs, w = draw(4, 8, 2, 5, init=True, lens=[2, 5])
 fixed = {n: v for n, v in inputs.items() if n != "X"}
 m = model(graph("constants", {"hidden_size": 8}, {"X": inputs["X"]}, tensors({**w, **fixed})))
@@ -114,14 +116,14 @@ del g.initializer[-1]
 m = model(g)
 save("constant-nodes", m, {"X": inputs["X"], **run(m, {"X": inputs["X"]})}, "Constant and Identity")
 
-# elements of other types, through Cast: this ONNX Runtime runs
+# Weights of other element types with Cast nodes, which ONNX Runtime supports.
 for name, dtype in (("float16", np.float16), ("float64", np.float64)):
     inputs, w = draw(4, 8, 2, 5, init=True)
     w = {n: v.astype(dtype) for n, v in w.items()}
     casts = [oh.make_node("Cast", [n + ":0"], [n], to=TP.FLOAT) for n in w]
     m = model(graph(name, {"hidden_size": 8}, inputs, tensors({n + ":0": v for n, v in w.items()}), nodes=casts))
     save(name + "-cast", m, {**inputs, **run(m, inputs)}, "Cast")
-    # and the whole model of that type, its elements in the tensors' typed fields
+    # The whole model in that type, with the elements in the typed fields of the tensors.
     narrow = {n: v.astype(dtype) for n, v in inputs.items()}
     want = run(model(graph(name, {"hidden_size": 8}, inputs, tensors({n: v.astype(np.float32) for n, v in w.items()}))), {n: v.astype(np.float32) for n, v in narrow.items()})
     kind = {np.float16: TP.FLOAT16, np.float64: TP.DOUBLE}[dtype]
@@ -139,7 +141,7 @@ inputs, w = draw(4, 8, 2, 5)
 m = model(graph("float32", {"hidden_size": 8}, inputs, [oh.make_tensor(n, TP.FLOAT, v.shape, v.ravel()) for n, v in w.items()]))
 save("float32-typed", m, {**inputs, **run(m, inputs)}, "typed fields")
 
-# elements in another file, the first tensor without offset and length, the others behind it
+# Weights in an external file.
 inputs, w = draw(4, 8, 2, 5)
 m = model(graph("external", {"hidden_size": 8}, inputs, tensors(w)))
 want, blob = run(m, inputs), b""
@@ -150,7 +152,8 @@ for t in m.graph.initializer:
 (out / "external-weights.bin").write_bytes(blob)
 save("external", m, {**inputs, **want}, "external data")
 
-# a bidirectional layer in two nodes, as some exporters write it, stacked; states from one input that is split, and joined
+# Two bidirectional layers of two nodes each, as some exporters write them. The initial states are split from one input and
+# the final states are concatenated.
 inputs, lower = draw(4, 8, 2, 5, D=2, init=True)
 _, upper = draw(16, 8, 2, 5, D=2)
 node, parts, init = oh.make_node, [], [nh.from_array(np.array([1], np.int64), "one")]
@@ -173,4 +176,4 @@ for name, states in (("two-nodes", True), ("two-nodes-zeros", False)):
     for p in nodes:
         if p.op_type == "LSTM" and not states: del p.input[4:]
     m = model(oh.make_graph(nodes, name, [info(n, list(v.shape)) for n, v in ins.items()], [info("Y", [None] * 3), info("Y_h", [None] * 3)], init))
-    save(name, m, {**ins, **run(m, ins)}, "both directions apart")
+    save(name, m, {**ins, **run(m, ins)}, "one node for each direction")

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Writes what PyTorch's two exporters make of nn.LSTM: pytorch-NAME.onnx and, beside it, inputs and PyTorch's outputs, as
-make_onnx.py does; axes are as the model has them.
+"""Exports torch.nn.LSTM to ONNX with both of PyTorch's exporters. Writes pytorch-NAME.onnx, and the inputs and PyTorch's
+outputs in pytorch-NAME.safetensors as make_onnx.py does, with the axes of the PyTorch model.
 
-    make_pytorch.py OUT_DIR SEED     needs torch, onnx, onnxscript, safetensors; the files here: make_pytorch.py . 7
+    make_pytorch.py OUT_DIR SEED     needs torch, onnx, onnxscript and safetensors
+
+The files in this folder were written by `make_pytorch.py . 7`.
 """
 import itertools, pathlib, sys, warnings
 import onnx, torch
@@ -23,7 +25,7 @@ class Model(torch.nn.Module):
         return self.parts(y, h, c) if self.parts else (y, h, c)
 
 def strip(path):
-    """Removes what says nothing about numbers and is most of the file."""
+    """Removes metadata that does not affect the results, which is most of the file."""
     model = onnx.load(path, load_external_data=False)
     del model.metadata_props[:]
     del model.graph.metadata_props[:], model.graph.value_info[:]
@@ -75,7 +77,7 @@ export("script-opset-12", False, True, False, num_layers=2, opset=12)
 export("dynamo-external", True, True, False, num_layers=2, external=True)
 export("dynamo-opset-22", True, True, True, num_layers=2, bidirectional=True, opset=22)
 
-# What models take of an LSTM's outputs: the last step, final states side by side, one direction.
+# Models that use parts of the outputs: the last step, concatenated final states, one direction.
 both = dict(bidirectional=True, batch_first=True)
 for dynamo, dynamic in itertools.product((False, True), repeat=2):
     name = f"{'dynamo' if dynamo else 'script'}-{'dynamic' if dynamic else 'static'}"
@@ -85,7 +87,7 @@ for dynamo, dynamic in itertools.product((False, True), repeat=2):
     export(f"{name}-ends", dynamo, dynamic, False, outputs=("Y_h",), parts=lambda y, h, c: (torch.cat([y[:, -1, :4], y[:, 0, 4:]], -1),), **both)
     export(f"{name}-directions", dynamo, dynamic, False, outputs=("Y", "Y_1", "Y_c"), parts=lambda y, h, c: (*y.chunk(2, -1), c[0]), **both)
 
-# Sequences of different lengths, which PyTorch packs; lengths of either integer type.
+# Packed sequences of different lengths; the lengths are int64 or int32.
 class Packed(Model):
     def forward(self, x, lengths):
         packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, self.lstm.batch_first)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Runs DIR/NAME.onnx in ONNX Runtime on the inputs in DIR/NAME.safetensors and compares outputs: run.py DIR
+"""Runs each DIR/NAME.onnx in ONNX Runtime on the inputs in DIR/NAME.safetensors and compares the outputs: run.py DIR
 
-Needs onnx, onnxruntime, safetensors. Checks each model with onnx.checker, shapes included, and prints, one line each, its
-name and the greatest |got - want| / (1 + |want|) in float32.
+Needs onnx, onnxruntime and safetensors. Checks each model and its shapes with onnx.checker. Prints one line for each model
+with its name and the largest |got - want| / (1 + |want|) in float32.
 """
 import pathlib, sys
 import numpy as np, onnx, onnxruntime

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Loads a trained model into PyTorch and compares outputs: load.py MODEL X_AND_Y      needs torch, safetensors
+"""Loads a trained model into PyTorch and compares the outputs: load.py MODEL X_AND_Y      needs torch and safetensors
 
-MODEL holds `lstm.*` and `head.*`, X_AND_Y an input `x` (batch, steps, features) and the outputs `y` to compare with. Prints
-the greatest |got - y| / (1 + |y|) in float32.
+MODEL contains the tensors `lstm.*` and `head.*`. X_AND_Y contains an input `x` (batch, steps, features) and the expected
+outputs `y`. Prints the largest |got - y| / (1 + |y|) in float32.
 """
 import sys
 import torch

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Writes what PyTorch's losses, optimizers, clipping and schedules give, for crates/lstm-core/tests/train.rs.
+"""Writes the results of PyTorch's losses, optimizers, clipping and schedules, for crates/lstm-core/tests/train.rs.
 
-  make.py       needs torch, numpy, safetensors; writes beside itself
+  make.py       needs torch, numpy and safetensors; writes to its own folder
 
-Options are float32, as the library has them, and so handed to PyTorch; the text of each case, which begins the names
-of its tensors, is what the library parses.
+Options are rounded to float32, as in the library, before they are passed to PyTorch. The names of tensors start with the
+name of the case, which is the text form of the options that the library parses.
 
   optimizers.safetensors   rates [STEPS], start.NAME and gradients.NAME [STEPS, ...], float32, shared by all cases;
-                           "METHOD: values.NAME" after each step, "METHOD: exp_avg.NAME", ... after the last one
+                           "OPTIMIZER: values.NAME" after each step, "OPTIMIZER: exp_avg.NAME", ... after the last
   schedules.safetensors    "SCHEDULE": the rate of each step, float64
   losses.safetensors       p, t and mse.loss, mse.gradient; x, targets and cross_entropy.loss, .gradient; p, probabilities
                            and binary_cross_entropy.loss, .gradient; results float64, computed in float64
@@ -26,7 +26,7 @@ def f32(x): return float(numpy.float32(x))
 STEPS = 20
 SHAPES = {"weight": (3, 4), "bias": (5,), "scale": (1,)}
 
-# Optimizers. Gradients are given, not computed, so that a difference does not feed back into them.
+# Optimizers. The gradients are fixed, so that they do not depend on rounding errors of previous steps.
 start = {name: nrm(*shape) for name, shape in SHAPES.items()}
 gradients = {name: nrm(STEPS, *shape) for name, shape in SHAPES.items()}
 rates = torch.linspace(0.1, 0.01, STEPS)
@@ -73,7 +73,7 @@ for kind in ["adam", "adamw"]:
     optimizer(kind, beta1=0.3, beta2=0.0, eps=0.1, weight_decay=0.2)
 save_file(tensors, here / "optimizers.safetensors")
 
-# Schedules: up to the end of the cosine, after which PyTorch's rises again.
+# Schedules, up to the end of the cosine: PyTorch's cosine rises again after it.
 tensors = {}
 def schedule(text, length, make):
     words = text.split()
@@ -102,7 +102,7 @@ for warmup in ["", " warmup=1", " warmup=7"]:
     schedule("cosine rate=0.05 steps=9" + warmup, 10, cosine)
 save_file(tensors, here / "schedules.safetensors")
 
-# Losses, with rows that are left out.
+# Losses; cross entropy ignores some rows.
 p, t, x = nrm(4, 3, 2), nrm(4, 3, 2), 3 * nrm(4, 3, 5)
 targets = torch.randint(0, 5, (4, 3), generator=gen)
 targets[1, 2] = targets[3, 0] = -100
@@ -118,7 +118,7 @@ tensors["probabilities"] = torch.sigmoid(2 * t)
 loss("binary_cross_entropy", p, lambda p: torch.nn.BCEWithLogitsLoss()(p, tensors["probabilities"].double()))
 save_file(tensors, here / "losses.safetensors")
 
-# Clipping: one bound that bites and one that does not.
+# Clipping with a bound that changes the gradients and one that does not.
 tensors = {f"gradient.{name}": nrm(*shape) for name, shape in SHAPES.items()}
 grads = {name: tensors[f"gradient.{name}"] for name in SHAPES}
 def clip(kind, bound, function):
