@@ -118,9 +118,9 @@ def signature(source: str, code: str, position: int) -> str:
         character = code[end]
         if depth == 0 and character in ";,{}" or depth == 0 and character == ")":
             break
-        if character in "([<":
+        if character in "([" or (character == "<" and code[end + 1 : end + 2] not in "< =" and code[end - 1] != "<"):
             depth += 1
-        elif character in ")]" or (character == ">" and code[end - 1] not in "-="):
+        elif character in ")]" or (character == ">" and code[end - 1] not in "-= "):
             depth = max(depth - 1, 0)
         elif character in "{}":
             break

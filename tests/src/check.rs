@@ -86,7 +86,7 @@ pub fn passes<B: Backend>(model: &Lstm<B>, data: &Data, checkpointing: Checkpoin
     Ok(Passes { outputs: Outputs { y: pass.y, state: pass.state }, gradients })
 }
 
-/// Runs the forward pass of a model in inference mode.
+/// Runs the forward pass of a model without recording a tape.
 ///
 /// # Errors
 /// The backend returns an error.

@@ -166,8 +166,8 @@ impl Ops for F64Backend {
         Ok(x)
     }
     fn gemm(&self, a: MatrixRef<'_, Matrix>, b: MatrixRef<'_, Matrix>, acc: Option<&Matrix>) -> Result<Matrix> {
-        let (view_a, view_b) = (a.shape(a.tensor.shape), b.shape(b.tensor.shape));
-        let shape = check_gemm(view_a, view_b, acc.map(|acc| acc.shape))?;
+        let (shape_a, shape_b) = (a.shape(a.tensor.shape), b.shape(b.tensor.shape));
+        let shape = check_gemm(shape_a, shape_b, acc.map(|acc| acc.shape))?;
         // The row stride and the column stride.
         let strides =
             |m: MatrixRef<'_, Matrix>| if m.transposed { (1, m.tensor.shape.cols) } else { (m.tensor.shape.cols, 1) };
@@ -176,7 +176,7 @@ impl Ops for F64Backend {
             let (i, j) = (k / shape.cols, k % shape.cols);
             let term = |p| a.tensor.data[i * a_row + p * a_col] * b.tensor.data[p * b_row + j * b_col];
             let acc = acc.filter(|_| fault != Some(OpFault::IgnoredAddend)).map_or(0.0, |acc| acc.at(k));
-            acc + (0..view_a.cols).map(term).sum::<f64>()
+            acc + (0..shape_a.cols).map(term).sum::<f64>()
         }))
     }
     fn mul_add(&self, alpha: f32, a: &Matrix, b: Option<&Matrix>, c: Option<&Matrix>) -> Result<Matrix> {

@@ -248,15 +248,15 @@ impl<B: Backend> Backend for FaultyBackend<B> {
         layer: &Self::Layer,
         _: &mut (),
         trace: &Self::Trace,
-        upstream: LayerOutputGradients<'_, B::Tensor>,
+        output_gradients: LayerOutputGradients<'_, B::Tensor>,
     ) -> Result<LayerGradients<B::Tensor>> {
-        let state = self.zero_state_if(Fault::IgnoredFinalStateGradient, upstream.state)?;
-        let accumulate = upstream.accumulate.filter(|_| self.fault != Fault::IgnoredAccumulation);
+        let state = self.zero_state_if(Fault::IgnoredFinalStateGradient, output_gradients.state)?;
+        let accumulate = output_gradients.accumulate.filter(|_| self.fault != Fault::IgnoredAccumulation);
         reference::backward(
             &self.in_pass(true),
             layer,
             trace,
-            LayerOutputGradients { state: &state, accumulate, ..upstream },
+            LayerOutputGradients { state: &state, accumulate, ..output_gradients },
         )
     }
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {

@@ -207,12 +207,12 @@ impl Problem {
     /// The backend returns an error.
     pub fn backward(&self, b: &F64Backend, tape: &Tape<F64Backend>, input: bool) -> Result<Gradients> {
         b.clear();
-        let upstream = match (&self.y, &self.state) {
+        let output_gradients = match (&self.y, &self.state) {
             (Some(y), Some(state)) => OutputGradients::from(y).state(state),
             (Some(y), None) => y.into(),
             (None, state) => state.as_ref().context("the loss depends on neither outputs nor states")?.into(),
         };
-        let found = tape.backward(if input { upstream.with_input() } else { upstream })?;
+        let found = tape.backward(if input { output_gradients.with_input() } else { output_gradients })?;
         let scale = self.scale();
         let read = |handles: &mut dyn Iterator<Item = &f32>| handles.map(|&v| b.read(v, scale)).collect();
         let mut gradients = vec![read(&mut found.x.iter().flatten())];

@@ -184,10 +184,10 @@ fn select_between<B: Backend>(b: &B) -> Result<()> {
         };
         let want: Vec<f32> = x.iter().enumerate().map(want).collect();
         let row = MatrixShape::new(1, cols);
-        let (tx, tby) = (b.upload(full, &x)?, b.upload(full, &by)?);
-        let got = b.select_between(tx.clone(), &tby, &b.upload(row, &low)?, &b.upload(row, &high)?)?;
+        let (tensor_x, tensor_by) = (b.upload(full, &x)?, b.upload(full, &by)?);
+        let got = b.select_between(tensor_x.clone(), &tensor_by, &b.upload(row, &low)?, &b.upload(row, &high)?)?;
         same_slices(&format!("select_between of {full}"), &want, &download(b, &got)?)?;
-        same_slices("clone of an overwritten tensor", &x, &download(b, &tx)?)?;
+        same_slices("clone of an overwritten tensor", &x, &download(b, &tensor_x)?)?;
     }
     Ok(())
 }
