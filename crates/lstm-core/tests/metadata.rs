@@ -1,4 +1,4 @@
-//! The metadata of a file that hold the options that do not follow from tensors.
+//! Tests of configuration options in the metadata of safetensors files: those that do not follow from the tensors.
 
 use lstm_core::{
     Bias, CellKind, Direction, Init, LstmConfig, StateDict, StateDictWriter, TensorNames, Weights,

@@ -11,7 +11,7 @@ fn random_weights(config: LstmConfig) -> Weights {
     Weights::init(config, &Init::default(), 11).unwrap()
 }
 
-/// Every combination of cell, direction, layers, bias and projection that exists.
+/// All valid combinations of cell, direction, number of layers, bias and projection.
 fn configs() -> Vec<LstmConfig> {
     let mut configs = Vec::new();
     for cell in CellKind::ALL {
@@ -36,7 +36,7 @@ fn bits(weights: &Weights) -> Vec<u32> {
     weights.layers().iter().flat_map(|l| l.iter()).flat_map(|(_, v)| v.iter().map(|v| v.to_bits())).collect()
 }
 
-/// Named tensors of zeros, so that names and shapes can be made wrong.
+/// A file with tensors of zeros with the given names and shapes.
 fn zeros(tensors: &[(&str, &[usize])]) -> StateDict {
     let writer = tensors
         .iter()
@@ -44,12 +44,12 @@ fn zeros(tensors: &[(&str, &[usize])]) -> StateDict {
     StateDict::from_bytes(writer.unwrap().to_bytes().unwrap()).unwrap()
 }
 
-/// A file of this header and data.
+/// A safetensors file with the given header and data.
 fn raw(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
 }
 
-/// What `take_lstm` says of them, having checked that it took nothing.
+/// The error message of `take_lstm` for tensors of zeros with the given names and shapes. Checks that no tensor was taken.
 fn error_message(tensors: &[(&str, &[usize])], hint: Option<CellKind>) -> String {
     let mut dict = zeros(tensors);
     let taken = match hint {
