@@ -1,6 +1,8 @@
-//! Every kernel compiled by NVRTC for every architecture from sm_70 on, which needs no GPU: none may spill registers.
+//! Compiles every kernel with NVRTC for every architecture from sm_70 on, and checks that none spills registers. This
+//! needs no GPU.
 //!
-//! `LSTM_NVRTC` names a directory with NVRTC's library, such as the `nvidia/cuda_nvrtc/lib` of a PyPI wheel.
+//! The environment variable `LSTM_NVRTC` names a directory with NVRTC's library, such as `nvidia/cuda_nvrtc/lib` of a
+//! PyPI wheel.
 
 use std::{
     env,
@@ -11,43 +13,43 @@ use std::{
 
 use lstm_cuda::kernels;
 
-/// The dynamic loader reads this when a process starts.
-const PATH: &str = "LD_LIBRARY_PATH";
+/// The variable from which the dynamic loader takes its search path when a process starts.
+const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
 
 fn main() -> ExitCode {
-    if let Some(dir) = env::var_os("LSTM_NVRTC").filter(|dir| env::var_os(PATH).as_ref() != Some(dir)) {
-        let again =
-            env::current_exe().and_then(|exe| Command::new(exe).args(env::args_os().skip(1)).env(PATH, dir).status());
-        return match again {
+    if let Some(dir) = env::var_os("LSTM_NVRTC").filter(|dir| env::var_os(LIBRARY_PATH).as_ref() != Some(dir)) {
+        let status = env::current_exe()
+            .and_then(|exe| Command::new(exe).args(env::args_os().skip(1)).env(LIBRARY_PATH, dir).status());
+        return match status {
             Ok(status) if status.success() => ExitCode::SUCCESS,
             Ok(_) => ExitCode::FAILURE,
             Err(error) => fail(error),
         };
     }
-    let ((major, minor), known) = match kernels::nvrtc() {
+    let ((major, minor), supported) = match kernels::nvrtc() {
         Ok(found) => found,
-        // Whoever names a directory, or asks for it, wants it to be there.
+        // If a directory is named, or tests are required to run, a missing library is a failure.
         Err(error) if env::var_os("LSTM_NVRTC").or_else(|| env::var_os("LSTM_REQUIRE")).is_some() => {
             return fail(error);
         }
         Err(error) => {
-            println!("nvrtc: not run: {error}; LSTM_NVRTC=... names a directory that has it");
+            println!("nvrtc: not run: {error}; set LSTM_NVRTC to a directory that has it");
             return ExitCode::SUCCESS;
         }
     };
-    let architectures: Vec<u32> = known.into_iter().filter(|&architecture| architecture >= 70).collect();
+    let architectures: Vec<u32> = supported.into_iter().filter(|&architecture| architecture >= 70).collect();
     println!("NVRTC {major}.{minor}");
-    // Two at a time; the newest, which take longest, first.
+    // Two at a time. The newest, which take the longest, come first.
     let waiting = Mutex::new(architectures.clone());
-    let next = || waiting.lock().expect("no panic").pop();
-    let some = || std::iter::from_fn(next).map(spills).sum::<Result<usize, String>>();
+    let next = || waiting.lock().expect("no thread panics").pop();
+    let compile_all = || std::iter::from_fn(next).map(spilling_kernels).sum::<Result<usize, String>>();
     let results = thread::scope(|scope| {
-        let others = scope.spawn(some);
-        [some(), others.join().expect("no panic")]
+        let others = scope.spawn(compile_all);
+        [compile_all(), others.join().expect("the thread does not panic")]
     });
     let spilled: usize = match results.into_iter().sum() {
         Ok(spilled) => spilled,
-        Err(why) => return fail(why),
+        Err(reason) => return fail(reason),
     };
     if architectures.is_empty() || spilled > 0 {
         return fail(format!("{} architectures, {spilled} kernels that spill", architectures.len()));
@@ -56,27 +58,27 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Compiles for an architecture, and says how many kernels spill registers.
-fn spills(architecture: u32) -> Result<usize, String> {
+/// Compiles the kernels for an architecture. Returns how many of them spill registers.
+fn spilling_kernels(architecture: u32) -> Result<usize, String> {
     let compiled = kernels::compile(architecture).map_err(|error| error.to_string())?;
     if compiled.usage.is_empty() {
-        return Err(format!("sm_{architecture}: no report of registers in the compiler's log"));
+        return Err(format!("sm_{architecture}: the compiler's log has no resource usage"));
     }
-    // Clusters came with sm_90.
+    // Clusters exist from sm_90 on.
     let clusters = compiled.usage.iter().filter(|usage| usage.kernel.starts_with("cluster_")).count();
     if clusters != if architecture >= 90 { 2 } else { 0 } {
-        return Err(format!("sm_{architecture}: {clusters} kernels for clusters"));
+        return Err(format!("sm_{architecture}: {clusters} kernels with clusters"));
     }
-    // So did TF32 with sm_80.
-    let fast = compiled.usage.iter().filter(|usage| usage.kernel.starts_with("tf32_")).count();
-    if fast != if architecture >= 80 { 7 } else { 0 } {
-        return Err(format!("sm_{architecture}: {fast} kernels of the fast mode"));
+    // TF32 exists from sm_80 on.
+    let tf32 = compiled.usage.iter().filter(|usage| usage.kernel.starts_with("tf32_")).count();
+    if tf32 != if architecture >= 80 { 7 } else { 0 } {
+        return Err(format!("sm_{architecture}: {tf32} kernels of TF32 mode"));
     }
-    let most = compiled.usage.iter().max_by_key(|usage| usage.registers).expect("it is not empty");
+    let largest = compiled.usage.iter().max_by_key(|usage| usage.registers).expect("there are kernels");
     let (kernels, bytes) = (compiled.usage.len(), compiled.image.len());
     println!(
         "sm_{architecture}: {kernels} kernels, {bytes} bytes; most registers: {} in {}",
-        most.registers, most.kernel
+        largest.registers, largest.kernel
     );
     let spilling = compiled.usage.iter().filter(|usage| usage.spill_bytes > 0);
     Ok(spilling
@@ -86,7 +88,7 @@ fn spills(architecture: u32) -> Result<usize, String> {
         .count())
 }
 
-fn fail(why: impl std::fmt::Display) -> ExitCode {
-    println!("nvrtc: FAILED: {why}");
+fn fail(reason: impl std::fmt::Display) -> ExitCode {
+    println!("nvrtc: FAILED: {reason}");
     ExitCode::FAILURE
 }

@@ -115,8 +115,8 @@ fn driver_error(backend: &str, op: &'static str, what: &str, error: DriverError)
     device_error(backend, op, format!("{what}: {:?}", error.0))
 }
 
-fn device_error(backend: &str, op: &'static str, why: impl ToString) -> Error {
-    Error::Device { backend: backend.to_owned(), op, reason: why.to_string() }
+fn device_error(backend: &str, op: &'static str, reason: impl ToString) -> Error {
+    Error::Device { backend: backend.to_owned(), op, reason: reason.to_string() }
 }
 
 /// The launch attribute for clusters of `size` blocks.

@@ -62,8 +62,8 @@ impl Device {
         let devices = devices(backend)?;
         let Some(name) = devices.get(ordinal) else {
             let names = if devices.is_empty() { "none".to_owned() } else { devices.join(", ") };
-            let why = format!("there is no device {ordinal}; found {}: {names}", devices.len());
-            return Err(device_error(backend, OP, why));
+            let reason = format!("there is no device {ordinal}; found {}: {names}", devices.len());
+            return Err(device_error(backend, OP, reason));
         };
         let device = result::device::get(ordinal as i32).map_err(|e| failed("cuDeviceGet", e))?;
         let get = |attribute| {
@@ -75,12 +75,12 @@ impl Device {
         let architecture = 10 * get_u32(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
             + get_u32(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         if architecture < OLDEST {
-            let why = format!("{name} is sm_{architecture}; the kernels need sm_{OLDEST} or later");
-            return Err(device_error(backend, OP, why));
+            let reason = format!("{name} is sm_{architecture}; the kernels need sm_{OLDEST} or later");
+            return Err(device_error(backend, OP, reason));
         }
         if allow_tf32 && architecture < OLDEST_TF32 {
-            let why = format!("{name} is sm_{architecture}; tensor cores support TF32 from sm_{OLDEST_TF32} on");
-            return Err(device_error(backend, OP, why));
+            let reason = format!("{name} is sm_{architecture}; tensor cores support TF32 from sm_{OLDEST_TF32} on");
+            return Err(device_error(backend, OP, reason));
         }
         let max_shared_bytes = get(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let multiprocessors = get_u32(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
@@ -183,8 +183,8 @@ fn load_module(backend: &str, architecture: u32) -> Result<sys::CUmodule> {
         let path = kernels::prebuilt_path(&PathBuf::from(dir), architecture);
         if path.exists() {
             let invalid = || {
-                let why = format!("{} is damaged, or was built from other sources or options", path.display());
-                device_error(backend, OP, why)
+                let reason = format!("{} is damaged, or was built from other sources or options", path.display());
+                device_error(backend, OP, reason)
             };
             return load(&cache::read(&path, &key).ok_or_else(invalid)?);
         }

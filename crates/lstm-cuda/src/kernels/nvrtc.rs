@@ -39,8 +39,8 @@ pub(crate) fn image_key(architecture: u32) -> String {
     format!("sm_{architecture} {} {:016x}", OPTIONS.join(" "), cache::digest(source().as_bytes()))
 }
 
-fn error(op: &'static str, why: impl ToString) -> Error {
-    Error::Device { backend: "cuda".to_owned(), op, reason: why.to_string() }
+fn error(op: &'static str, reason: impl ToString) -> Error {
+    Error::Device { backend: "cuda".to_owned(), op, reason: reason.to_string() }
 }
 
 /// NVRTC's version, as major and minor, and the architectures that it can compile for, such as 90 for `sm_90`.
@@ -51,9 +51,9 @@ pub fn nvrtc() -> Result<((i32, i32), Vec<u32>)> {
     let op = "nvrtc";
     // SAFETY: this only opens the library. It is checked first because cudarc panics if the library is missing.
     if !unsafe { sys::is_culib_present() } {
-        let why = "no NVRTC: the dynamic loader does not find libnvrtc.so.12, libnvrtc.so.13 or nvrtc64_*.dll; install the \
-                   CUDA toolkit, or the PyPI package nvidia-cuda-nvrtc-cu12 or nvidia-cuda-nvrtc";
-        return Err(error(op, why));
+        let reason = "no NVRTC: the dynamic loader does not find libnvrtc.so.12, libnvrtc.so.13 or nvrtc64_*.dll; install \
+                      the CUDA toolkit, or the PyPI package nvidia-cuda-nvrtc-cu12 or nvidia-cuda-nvrtc";
+        return Err(error(op, reason));
     }
     let (mut major, mut minor, mut count) = (0, 0, 0);
     let failed = |e| error(op, format!("{e:?}"));
