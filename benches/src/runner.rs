@@ -101,7 +101,7 @@ impl Worker {
             Worker { program: program.clone(), description: String::new(), child, requests, replies, timeout };
         match worker.receive(timeout)? {
             Reply::Ready(description) => worker.description = description,
-            Reply::Cannot(why) => bail!(why),
+            Reply::Failed(why) => bail!(why),
             other => bail!("expected the reply `ready`, got {other:?}"),
         }
         Ok(worker)
@@ -135,7 +135,7 @@ impl Worker {
             return Err(error).context("the process ended");
         }
         match self.receive(self.timeout + Duration::from_secs_f64(seconds))? {
-            Reply::Cannot(why) => bail!(why),
+            Reply::Failed(why) => bail!(why),
             reply => Ok(reply),
         }
     }

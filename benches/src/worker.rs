@@ -33,7 +33,7 @@ pub enum Request {
     },
 }
 
-/// A reply of a worker. Before the first request, a worker sends `Ready` or `Cannot`.
+/// A reply of a worker. Before the first request, a worker sends `Ready` or `Failed`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reply {
@@ -42,7 +42,8 @@ pub enum Reply {
     /// The case is prepared, and its output is written.
     Prepared,
     /// The request failed, or the worker can't run at all. Holds the reason.
-    Cannot(String),
+    #[serde(rename = "cannot")]
+    Failed(String),
     /// Times of the prepared case.
     Timed(RunTimes),
 }
@@ -59,13 +60,13 @@ pub struct RunTimes {
 }
 
 /// Serves requests until the end of standard input. `ready` is the description for [`Reply::Ready`], or the reason for
-/// [`Reply::Cannot`]. `prepare` prepares a case, given the directory with its files.
+/// [`Reply::Failed`]. `prepare` prepares a case, given the directory with its files.
 ///
 /// # Errors
 /// If a line is not a valid request or a pipe is closed. A case that can't be run is a reply, not an error.
 pub fn serve(ready: Result<String>, mut prepare: impl FnMut(&Case, &Path) -> Result<Box<dyn Run>>) -> Result<()> {
     let cannot =
-        |error: anyhow::Error| Reply::Cannot(format!("{error:#}").lines().next().unwrap_or_default().to_owned());
+        |error: anyhow::Error| Reply::Failed(format!("{error:#}").lines().next().unwrap_or_default().to_owned());
     let failed = ready.is_err();
     send(&ready.map_or_else(cannot, Reply::Ready))?;
     if failed {
@@ -88,7 +89,7 @@ pub fn serve(ready: Result<String>, mut prepare: impl FnMut(&Case, &Path) -> Res
             }
             Request::Run { seconds } => match &mut prepared_case {
                 Some(run) => time(run.as_mut(), seconds).map_or_else(cannot, Reply::Timed),
-                None => Reply::Cannot("no case is prepared".to_owned()),
+                None => Reply::Failed("no case is prepared".to_owned()),
             },
         };
         send(&reply)?;

@@ -40,7 +40,7 @@ pub fn check_case<B: Backend>(b: &B, case: &Case) -> Result<Passes> {
     Ok(passes)
 }
 
-/// Checks the backward pass of the backend's own path: with and without checkpointing, batch-first and time-major, twice on
+/// Checks the backward pass of the backend's default path: with and without checkpointing, batch-first and time-major, twice on
 /// one tape, and without the gradient of the input.
 fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> Result<()> {
     let data = case.data();

@@ -72,7 +72,7 @@ impl std::ops::AddAssign for Report {
     }
 }
 
-/// Rounds to the nearest multiple of [`GRID`].
+/// Rounds to the nearest multiple of 2^-20.
 pub fn round(v: f32) -> f32 {
     (v / GRID).round() * GRID
 }

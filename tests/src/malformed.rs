@@ -92,7 +92,7 @@ pub fn rtneural<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Runs a model on the backend's own path, on the reference path and as a stream, and compares the results.
+/// Runs a model on the backend's default path, on the reference path and as a stream, and compares the results.
 fn run<B: Backend>(b: &B, weights: &Weights) {
     let config = weights.config();
     if weights.len() > MAX_PARAMS {

@@ -44,8 +44,8 @@ const GUARD: usize = 67;
 pub fn guarded(len: usize, write: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<Vec<f32>> {
     let mut buffer = vec![f32::from_bits(SENTINEL); len + 2 * GUARD];
     write(&mut buffer[GUARD..GUARD + len])?;
-    let around = buffer[..GUARD].iter().chain(&buffer[GUARD + len..]);
-    ensure!(around.clone().all(|v| v.to_bits() == SENTINEL), "values next to the output were overwritten");
+    let guards = buffer[..GUARD].iter().chain(&buffer[GUARD + len..]);
+    ensure!(guards.clone().all(|v| v.to_bits() == SENTINEL), "values next to the output were overwritten");
     buffer.truncate(GUARD + len);
     Ok(buffer.split_off(GUARD))
 }

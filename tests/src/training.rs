@@ -219,7 +219,7 @@ impl Drop for TemporaryFile {
     }
 }
 
-/// Checks that the first losses of a run are bit-identical on the backend's own path and on the reference path, then runs
+/// Checks that the first losses of a run are bit-identical on the backend's default path and on the reference path, then runs
 /// the training. Returns the text of the snapshot.
 ///
 /// # Errors

@@ -51,8 +51,8 @@ struct Args {
     seconds: Option<f64>,
     /// Seconds to wait for a reply of a backend or library, in addition to --seconds, before it is stopped and reported as
     /// not run
-    #[arg(long, default_value_t = 120)]
-    patience: u64,
+    #[arg(long = "patience", value_name = "SECONDS", default_value_t = 120)]
+    timeout_seconds: u64,
     /// Quick check that everything works: 2 rounds of 0.01 s by default
     #[arg(long)]
     quick: bool,
@@ -106,10 +106,14 @@ fn run(args: Args) -> Result<bool> {
     let timing = Timing {
         rounds: args.rounds.unwrap_or(if args.quick { 2 } else { 7 }),
         seconds: args.seconds.unwrap_or(if args.quick { 0.01 } else { 0.2 }),
-        timeout: Duration::from_secs(args.patience),
+        timeout: Duration::from_secs(args.timeout_seconds),
     };
     ensure!((1..=1000).contains(&timing.rounds), "--rounds: expected 1 to 1000, got {}", timing.rounds);
-    ensure!((1..=86_400).contains(&args.patience), "--patience: expected 1 to 86400, got {}", args.patience);
+    ensure!(
+        (1..=86_400).contains(&args.timeout_seconds),
+        "--patience: expected 1 to 86400, got {}",
+        args.timeout_seconds
+    );
     ensure!((0.0..=600.0).contains(&timing.seconds), "--seconds: expected 0 to 600, got {}", timing.seconds);
     let mut cases = case::load(args.cases.as_deref())?;
     cases.retain(|case| case.name.contains(&args.only));

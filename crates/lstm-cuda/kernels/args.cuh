@@ -55,7 +55,7 @@ struct CopyArgs {
     u32 from_stride;
     // Elements from one row of `to` to the next.
     u32 to_stride;
-    // Whether values are snapped on the way.
+    // Whether values are snapped while they are copied.
     u32 snap;
 };
 
@@ -278,7 +278,7 @@ struct BackwardStepArgs {
     float *dh_projected;
     // With a projection, its operand, `[batch, hidden]`; null otherwise.
     float *unprojected;
-    // The products of single gates, `[4, batch, state_size]`, where a kernel of its own computes them.
+    // The recurrent product of each gate, `[4, batch, state_size]`, if a separate kernel computes it.
     float *gate_products;
     u32 batch;
     // Number of sequences that have this step.

@@ -150,7 +150,7 @@ impl<B: Ops> Pass<'_, B> {
         let acc = accumulate.as_ref();
         let rows = b.shape(z).rows;
         let ones = b.upload(MatrixShape::new(rows, 1), &vec![1.0; rows])?;
-        let outer =
+        let outer_product =
             |d: &B::Tensor, x: &B::Tensor, acc: Option<&B::Tensor>| b.gemm(MatrixRef::from(d).t(), x.into(), acc);
         let sum = |d: &B::Tensor, acc: Option<&B::Tensor>| b.gemm(MatrixRef::from(&ones).t(), d.into(), acc);
 
@@ -172,7 +172,7 @@ impl<B: Ops> Pass<'_, B> {
                 let parts = || steps.iter().filter_map(|step| step.projection.as_ref());
                 let (d, h) =
                     (self.join(parts().map(|p| Ok(p.0.clone())))?, self.join(parts().map(|p| Ok(p.1.clone())))?);
-                Some(outer(&d, &h, acc.and_then(|a| a.projection.as_ref()))?)
+                Some(outer_product(&d, &h, acc.and_then(|a| a.projection.as_ref()))?)
             }
             None => None,
         };
@@ -187,8 +187,8 @@ impl<B: Ops> Pass<'_, B> {
             _ => None,
         };
         Ok(WeightGradients {
-            input: outer(z, &x, acc.map(|a| &a.input))?,
-            recurrent: outer(&dz_recurrent, &recurrent_input, acc.map(|a| &a.recurrent))?,
+            input: outer_product(z, &x, acc.map(|a| &a.input))?,
+            recurrent: outer_product(&dz_recurrent, &recurrent_input, acc.map(|a| &a.recurrent))?,
             bias: match spec.bias {
                 Bias::None => None,
                 _ => Some(sum(z, acc.and_then(|a| a.bias.as_ref()))?),

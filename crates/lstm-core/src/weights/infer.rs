@@ -113,7 +113,7 @@ impl TensorShapes<'_> {
         Ok(LstmConfig::new(input, hidden).cell(cell).bias(bias))
     }
 
-    /// Infers the configuration from the notebook's names with packed matrices.
+    /// Infers the configuration from packed matrices with the names of [`TensorNames::Notebook`](super::names::TensorNames).
     fn infer_packed(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
         let possible_cells = [CellKind::Fused, CellKind::PeepholeDense, CellKind::Unfused];
         if cell.is_none() {

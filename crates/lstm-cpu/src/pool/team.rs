@@ -7,7 +7,7 @@ use std::{
 
 use crate::pool::wait_until;
 
-/// The shared part of a barrier: the threads of a job, or a subset of them.
+/// A group of threads that share a barrier: all threads of a job, or some of them.
 pub(crate) struct Team {
     /// Number of threads.
     pub(super) size: usize,

@@ -128,7 +128,7 @@ kernel_args! {
         from_stride: u32,
         /// Elements from one row of `to` to the next.
         to_stride: u32,
-        /// Whether values are snapped on the way.
+        /// Whether values are snapped while they are copied.
         snap: u32,
     }
 
@@ -351,7 +351,7 @@ kernel_args! {
         dh_projected: Output,
         /// With a projection, its operand, `[batch, hidden]`; null otherwise.
         unprojected: Output,
-        /// The products of single gates, `[4, batch, state_size]`, where a kernel of its own computes them.
+        /// The recurrent product of each gate, `[4, batch, state_size]`, if a separate kernel computes it.
         gate_products: Output,
         batch: u32,
         /// Number of sequences that have this step.

@@ -24,7 +24,7 @@ pub(crate) fn map(op: &'static str, map: Map, x: Address, out: Address, len: usi
 }
 
 /// Copies a matrix. Each address comes with the number of elements from one row to the next. If `snap` is true, values
-/// are snapped on the way.
+/// are snapped while they are copied.
 pub(crate) fn copy(
     op: &'static str,
     (from, from_stride): (Address, usize),

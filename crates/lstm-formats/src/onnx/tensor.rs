@@ -60,8 +60,8 @@ pub(crate) fn is_zero(tensor: &Tensor) -> bool {
 
 /// Whether the tensor is the BOOL scalar `false`, stored in the model file itself.
 pub(crate) fn is_false(tensor: &Tensor) -> bool {
-    let is_single = tensor.raw_data.as_deref() == Some(&[0]) || tensor.int32_data == [0];
-    tensor.data_type == Some(BOOL) && tensor.dims.is_empty() && is_single && is_zero(tensor)
+    let is_one_zero = tensor.raw_data.as_deref() == Some(&[0]) || tensor.int32_data == [0];
+    tensor.data_type == Some(BOOL) && tensor.dims.is_empty() && is_one_zero && is_zero(tensor)
 }
 
 /// The elements as f32; f64 is rounded to nearest. `dir` is the folder of external data.

@@ -71,7 +71,7 @@ pub(crate) enum Kernel {
 type BufferWrites = &'static [bool];
 
 impl Kernel {
-    /// Source files of the kernel, which follow the arithmetic, and which storage buffers it writes.
+    /// Source files of the kernel, without those of the arithmetic, and a flag for each storage buffer that it writes.
     fn definition(self) -> (&'static [&'static str], BufferWrites) {
         match self {
             Kernel::FloatBehavior => (&[include_str!("../../shaders/float_behavior.wgsl")], &[false, true]),
@@ -118,7 +118,7 @@ impl Kernel {
         }
     }
 
-    /// Source files of the kernel, which follow the arithmetic and the parameters.
+    /// Source files of the kernel. They are appended to those of the arithmetic and the parameters.
     pub(super) fn files(self) -> &'static [&'static str] {
         self.definition().0
     }

@@ -102,13 +102,13 @@ fn insert_axes<T: Clone>(node: &NodeReader<'_>, old: &[T], axes: &[usize], new: 
 pub(super) fn reshape<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     /// The search for merged axes is exponential in the number of axes.
     const MAX_SEARCHED_RANK: usize = 6;
-    let zero_copies = node.int("allowzero")?.unwrap_or(0) == 0;
+    let zero_copies_size = node.int("allowzero")?.unwrap_or(0) == 0;
     let target = required(node, inputs, 1)?;
     let Value::Integers { is_scalar: false, values: target } = target else {
         return unexpected(node, "the sizes of a shape", target);
     };
     match required(node, inputs, 0)? {
-        Value::Zeros(zeros) => zeros.reshape(target, zero_copies).map(Value::Zeros).map_err(|why| node.error(why)),
+        Value::Zeros(zeros) => zeros.reshape(target, zero_copies_size).map(Value::Zeros).map_err(|why| node.error(why)),
         Value::Integers { values, .. } => {
             let is_scalar = target.is_empty() && values.len() == 1;
             let is_unchanged = matches!(target[..], [Dim::Known(n)] if n == -1 || n == values.len() as i64);
@@ -118,7 +118,7 @@ pub(super) fn reshape<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) -> 
             }
         }
         Value::View(view) if target.len() <= MAX_SEARCHED_RANK && view.axes.len() <= MAX_SEARCHED_RANK => {
-            let reshaped = view.reshape(target, zero_copies).map(Value::View);
+            let reshaped = view.reshape(target, zero_copies_size).map(Value::View);
             let unsupported = || {
                 let shape = view.shape();
                 node.error(format!("expected a reshape that only merges axes, got {shape:?} to {target:?}"))

@@ -115,17 +115,17 @@ impl<'a> TensorView<'a> {
 
     /// Reshapes to `target`, as the operator `Reshape` does. `None` unless this only merges axes, or adds or removes
     /// axes of size 1.
-    pub(crate) fn reshape(&self, target: &[Dim<'a>], zero_copies: bool) -> Option<Self> {
+    pub(crate) fn reshape(&self, target: &[Dim<'a>], zero_copies_size: bool) -> Option<Self> {
         let mut axes = Vec::new();
         // With two inferred sizes, the result would be ambiguous.
         let inferred = target.iter().filter(|size| matches!(size, Dim::Known(-1))).count();
-        let found = inferred <= 1 && self.merge_axes(0, target, zero_copies, &mut axes);
+        let found = inferred <= 1 && self.merge_axes(0, target, zero_copies_size, &mut axes);
         found.then(|| TensorView { axes, ..self.clone() })
     }
 
     /// Searches for runs of the axes from index `from` on whose sizes are `target`, and appends them to `found`.
     /// Returns whether there are such runs.
-    fn merge_axes(&self, from: usize, target: &[Dim<'a>], zero_copies: bool, found: &mut Vec<Vec<usize>>) -> bool {
+    fn merge_axes(&self, from: usize, target: &[Dim<'a>], zero_copies_size: bool, found: &mut Vec<Vec<usize>>) -> bool {
         let Some((&size, rest)) = target.split_first() else {
             return from == self.axes.len();
         };
@@ -133,14 +133,14 @@ impl<'a> TensorView<'a> {
             let merged = self.axes[from..to].concat();
             let fits = match size {
                 Dim::Known(-1) => true,
-                Dim::Known(0) if zero_copies => to == from + 1 && from == found.len(),
+                Dim::Known(0) if zero_copies_size => to == from + 1 && from == found.len(),
                 size => self.dim(&merged).equals(size),
             };
             if !fits {
                 continue;
             }
             found.push(merged);
-            if self.merge_axes(to, rest, zero_copies, found) {
+            if self.merge_axes(to, rest, zero_copies_size, found) {
                 return true;
             }
             found.pop();

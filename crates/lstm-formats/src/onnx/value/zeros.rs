@@ -49,11 +49,11 @@ impl<'a> Zeros<'a> {
         Ok(Zeros::computed(Some((0..rank).map(broadcast).collect::<Result<_, _>>()?)))
     }
 
-    /// Reshapes to `target`, in which -1 is inferred. With `zero_copies`, 0 copies the old size.
-    pub(crate) fn reshape(&self, target: &[Dim<'a>], zero_copies: bool) -> Result<Self, String> {
+    /// Reshapes to `target`, in which -1 is inferred. With `zero_copies_size`, 0 copies the old size.
+    pub(crate) fn reshape(&self, target: &[Dim<'a>], zero_copies_size: bool) -> Result<Self, String> {
         let old_size = |k: usize| self.shape.as_ref().and_then(|old| old.get(k)).copied().unwrap_or(Dim::Unknown);
         let new_size = |(k, size): (usize, &Dim<'a>)| match size {
-            Dim::Known(0) if zero_copies => old_size(k),
+            Dim::Known(0) if zero_copies_size => old_size(k),
             size => *size,
         };
         let mut shape: Vec<_> = target.iter().enumerate().map(new_size).collect();
