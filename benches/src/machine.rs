@@ -43,7 +43,7 @@ impl Machine {
         }
     }
 
-    /// Name of the smallest cache level, or `memory`, that holds each thread's share of `bytes`.
+    /// Name of the smallest cache level that can hold `bytes / threads` bytes, or `memory` if no cache can.
     pub fn memory_level(&self, bytes: f64, threads: usize) -> String {
         let bytes_per_thread = bytes / threads as f64;
         match self.caches.iter().position(|&size| bytes_per_thread <= size as f64) {

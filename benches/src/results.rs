@@ -52,7 +52,7 @@ pub struct Subject {
     /// Version of the library, or device of the backend.
     #[serde(rename = "about")]
     pub description: String,
-    /// Whether it is a backend of this repository.
+    /// Whether the subject is a backend of this repository.
     pub ours: bool,
     /// Whether the subject runs on the CPU, to which the rooflines apply.
     #[serde(rename = "cores")]
@@ -68,14 +68,15 @@ pub struct Times {
     pub subject: String,
     /// Number of threads.
     pub threads: usize,
-    /// Median time of a run in each round, in seconds. Equal indices are the same round for all subjects.
+    /// Median time of a run in each round, in seconds. Element `k` is round `k`, in which all subjects were timed one
+    /// after another.
     #[serde(rename = "turns_s")]
     pub round_medians_s: Vec<f64>,
     /// Time of the fastest run in seconds.
     pub min_s: f64,
     /// Total number of timed runs.
     pub runs: usize,
-    /// Largest difference of the outputs from those of the first subject.
+    /// Largest difference between the outputs of this subject and the outputs of the first subject.
     pub difference: f64,
 }
 
@@ -163,7 +164,7 @@ impl Times {
         (quantile_at(0.75) - quantile_at(0.25)) / quantile_at(0.5)
     }
 
-    /// Ratio of this time to that of `base`, round by round.
+    /// Time of each round divided by the time of `base` in the same round: median, smallest and largest ratio.
     pub fn ratio_to(&self, base: &Times) -> Option<Spread> {
         Spread::of(self.round_medians_s.iter().zip(&base.round_medians_s).map(|(time, base)| time / base))
     }

@@ -28,8 +28,8 @@ pub(crate) struct Report<'a> {
     pub(crate) error: f64,
     /// Mean absolute error of the repeated year in percent.
     pub(crate) error_repeated: f64,
-    /// Mean absolute error in percent of the repeated year with mean growth, which a model would forecast that learned only
-    /// the mean.
+    /// Mean absolute error in percent of the last known year increased by the mean growth. A model that has learned
+    /// only the mean would forecast this.
     error_grown: f64,
     /// Digest of the outputs of the LSTM.
     digest: Digest,

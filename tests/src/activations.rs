@@ -69,7 +69,8 @@ impl Activation {
         })
     }
 
-    /// Whether the error at `x` is limited. It is not where sigmoid is rounded to its smallest value.
+    /// Whether the error at `x` must be within the limit. The limit does not apply to inputs of sigmoid at or below
+    /// `-SIGMOID_MAX`, where it returns its smallest value.
     fn is_bounded_at(self, x: f32) -> bool {
         self == Activation::Tanh || x > -arithmetic::SIGMOID_MAX
     }

@@ -81,7 +81,8 @@ impl Fault {
 pub struct FaultyBackend<B> {
     inner: B,
     fault: Fault,
-    /// Whether the primitives contain the fault too. This is so only inside the whole-sequence path.
+    /// Whether the primitives of this instance contain the fault. This is true only for the instances that run the
+    /// passes of the whole-sequence path.
     active: bool,
 }
 

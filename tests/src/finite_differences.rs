@@ -14,7 +14,7 @@ use crate::{
     f64_backend::F64Backend,
 };
 
-/// The larger of the two step sizes of a difference.
+/// The larger of the two step sizes from which each finite difference is extrapolated.
 const STEP: f32 = 1.0 / 2048.0;
 
 /// Every input and parameter of a problem is a multiple of this, so that `f32` represents the value plus or minus a step

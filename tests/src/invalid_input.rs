@@ -202,7 +202,7 @@ fn huge<B: Backend>(b: &B) -> Result<()> {
     expect_error("a projected dense peephole", &["proj_size"], LayerWeights::new(spec, values))
 }
 
-/// Weights and inputs of other cells.
+/// Weights and inputs that belong to a different cell than that of the model or layer.
 fn cell<B: Backend>(b: &B) -> Result<()> {
     let layer = |cell| Weights::init(LstmConfig::new(3, 5).cell(cell), &Init::default(), 1);
     let (fused, unfused) = (layer(CellKind::Fused)?, layer(CellKind::Unfused)?);

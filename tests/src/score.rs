@@ -13,7 +13,8 @@ pub struct Score {
     pub error: f64,
     /// The largest error that passes.
     pub limit: f64,
-    /// PyTorch's own error for this array in float32; golden cases only.
+    /// The error of PyTorch for this array in float32, compared with the expected float64 values; `None` except in
+    /// golden cases.
     pub float32_error: Option<f64>,
 }
 

@@ -21,7 +21,7 @@ fn table(heading: &str) -> impl Iterator<Item = Vec<&'static str>> {
     rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
 }
 
-/// The model of a row of the table of cells.
+/// The model that the table of cells in the specification calls `name`.
 fn model(name: &str) -> Result<Weights> {
     let config = LstmConfig::new(1, 1).bias(Bias::One);
     let config = match name {

@@ -14,7 +14,7 @@ use lstm_core::{
     },
 };
 
-/// The device: the host's memory, one thread.
+/// The backend. It keeps tensors in host memory and computes on one thread.
 #[derive(Clone, Debug, Default)]
 pub struct Toy;
 

@@ -14,7 +14,7 @@ use crate::results::Spread;
 pub(super) struct Series {
     /// Name in the legend.
     pub(super) name: String,
-    /// Whether its dots are drawn larger.
+    /// Whether the dots of this series are drawn larger than those of other series.
     pub(super) bold: bool,
     /// Index into [`COLORS`].
     pub(super) color: usize,
@@ -221,8 +221,8 @@ fn svg(title: &str, height: i32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> 
     Ok(svg)
 }
 
-/// Draws a dot plot. Each row has a dot for every series with a value there, and a line over its range. A vertical line is
-/// drawn at `mark`.
+/// Draws a dot plot. In each row, every series that has a value for this row is drawn as a dot at the median, and a
+/// line from the smallest to the largest value. If `mark` is given, a vertical line is drawn at this value.
 pub(super) fn dot_plot(
     title: &str,
     axis: Axis,
@@ -260,7 +260,7 @@ pub(super) fn dot_plot(
     })
 }
 
-/// Draws a line plot. The values of each series belong to `xs`.
+/// Draws a line plot. Value `k` of each series is drawn at the horizontal position `xs[k]`.
 pub(super) fn line_plot(title: &str, x: Axis, y: Axis, xs: &[f64], series: &[Series]) -> Result<String> {
     let height = 440;
     let x_scale = x.scale(xs.iter().copied());

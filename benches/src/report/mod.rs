@@ -183,8 +183,8 @@ fn times_of<'a>(results: &'a Results, subject: &'a str) -> impl Iterator<Item = 
     })
 }
 
-/// For each case whose cell is not the fused one: its name, and the ratio of the time of the same case with the fused cell to
-/// its time.
+/// Compares the fused cell with other cells. Returns, for each case with another cell, the name of the case and a
+/// ratio: the time of the same case with the fused cell, divided by the time of the case.
 pub(crate) fn cell_ratios(results: &Results, subject: &str, threads: usize) -> Vec<(String, Spread)> {
     let mut ratios = Vec::new();
     for case in results.cases.iter().filter(|case| case.cell != CellKind::Fused) {
@@ -274,7 +274,7 @@ pub fn markdown(results: &Results) -> String {
     text
 }
 
-/// Main cases: those of the fused cell that belong to no series.
+/// The main cases: cases that use the fused cell and are not part of a series of sizes.
 pub(crate) fn main_cases(results: &Results) -> Vec<&Case> {
     results.cases.iter().filter(|case| case.series.is_none() && case.cell == CellKind::Fused).collect()
 }

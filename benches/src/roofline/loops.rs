@@ -100,7 +100,8 @@ macro_rules! loops {
                 }))
             }
 
-            /// Runs multiply-adds on registers and returns their number, of vectors.
+            /// Runs multiply-adds of vectors in registers and returns the number of vector operations. If `chain`, each
+            /// operation depends on the one before.
             fn run(chain: bool) -> f64 {
                 // SAFETY: `select` returns these loops only if the CPU supports the instruction set.
                 #[allow(unused_unsafe, reason = "portable Rust needs no instruction set")]
@@ -128,7 +129,8 @@ loops!(neon, "NEON", float32x4_t, 4, 24, vdupq_n_f32, vfmaq, "neon");
 #[cfg(not(target_arch = "aarch64"))]
 loops!(plain, "plain", f32, 1, 8, std::convert::identity, f32::mul_add);
 
-/// `a * b + c` with NEON, in the operand order of the other instruction sets.
+/// `a * b + c` with NEON. The operands have the order of the intrinsics of the other instruction sets; NEON's
+/// `vfmaq_f32` takes `c` first.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
 fn vfmaq(

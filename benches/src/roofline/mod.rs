@@ -77,8 +77,8 @@ pub fn measure(threads: usize, samples: usize, max_working_set: usize) -> Result
     })
 }
 
-/// Work per second of all threads together, the best of some samples. `make` creates the loop of a thread; the result is
-/// `None` if it returns `None` in any thread.
+/// Work per second of all threads together: the largest value of several samples. Each thread calls `make` to create
+/// its loop. Returns `None` if `make` returns `None` in any thread.
 fn total_rate(threads: usize, samples: usize, make: impl Fn() -> Option<loops::Reader> + Sync) -> Result<Option<f64>> {
     const SAMPLE: Duration = Duration::from_millis(5);
     let (barrier, failed) = (Barrier::new(threads), AtomicBool::new(false));
@@ -125,8 +125,9 @@ impl MachineLimits {
         self
     }
 
-    /// Read bandwidth in bytes per second for a working set of `bytes`, interpolated between measured sizes on logarithmic
-    /// scales. A size counts as at least as fast as every larger size.
+    /// Read bandwidth in bytes per second for a working set of `bytes`, interpolated between measured sizes on
+    /// logarithmic scales. If a larger working set was measured with a higher bandwidth, that bandwidth is used for the
+    /// smaller size too.
     pub fn bandwidth(&self, bytes: f64) -> f64 {
         let at_least = |k: usize| self.bandwidths[k..].iter().map(|point| point.bytes_per_s).fold(0.0, f64::max);
         let Some(last) = self.bandwidths.len().checked_sub(1) else { return f64::INFINITY };

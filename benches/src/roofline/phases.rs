@@ -59,9 +59,9 @@ pub enum Bound {
 pub struct Roofline {
     /// Sum of the times of all phases in seconds.
     pub seconds: f64,
-    /// Bound of the longest phase.
+    /// The resource that bounds the phase with the longest time.
     pub bound: Bound,
-    /// Bytes that the longest phase reads in every repetition.
+    /// Bytes read in each repetition of the phase with the longest time.
     pub working_set: f64,
     /// Flops of the matrix products only, as usually reported.
     pub flops: f64,
@@ -72,7 +72,7 @@ pub struct Roofline {
 }
 
 impl Phase {
-    /// Least time of all repetitions in seconds, and what bounds it.
+    /// Least time of all repetitions in seconds, and the resource that determines this time.
     fn seconds(&self, limits: &MachineLimits) -> (f64, Bound) {
         let compute = (self.flops / limits.flops_per_s, Bound::Compute);
         let bandwidth = (self.bytes / limits.bandwidth(self.bytes), Bound::Bandwidth);

@@ -92,7 +92,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Fails if an option is given that none of `backends` has.
+    /// Fails if an option is set that does not apply to any of `backends`.
     pub(crate) fn check(self, backends: &[BackendEntry]) -> Result<()> {
         let names: Vec<&str> = backends.iter().map(|entry| entry.name).collect();
         match self.threads {
@@ -116,8 +116,8 @@ pub(crate) struct BackendEntry {
 }
 
 impl BackendEntry {
-    /// Whether the backend runs when none is named. Modes whose name is not that of their feature are inexact and run only
-    /// on request.
+    /// Whether the backend runs if the user names no backend. An entry whose name differs from its Cargo feature is an
+    /// inexact mode of a backend, which runs only if the user names it.
     fn is_default(self) -> bool {
         self.name == self.feature
     }
@@ -161,7 +161,7 @@ backends! {
     "cuda-host-tf32" of "cuda-host" => |_| lstm_cuda_sim::Host::builder().allow_tf32(true).build(),
 }
 
-/// The compiled backends that run when none is named.
+/// The compiled backends that run if the user names no backend.
 pub(crate) fn defaults() -> impl Iterator<Item = BackendEntry> {
     BACKENDS.iter().copied().filter(|entry| entry.compiled && entry.is_default())
 }
@@ -186,7 +186,7 @@ pub(crate) fn describe_arithmetic(arithmetic: &Arithmetic) -> String {
     }
 }
 
-/// Lists execution paths, equal neighbors once.
+/// Lists execution paths, separated by commas. Consecutive equal paths are listed once.
 pub(crate) fn describe_paths(paths: &[ExecutionPath]) -> String {
     let mut all: Vec<String> = paths.iter().map(ToString::to_string).collect();
     all.dedup();

@@ -83,7 +83,7 @@ impl Error {
         }
     }
 
-    /// Converts an I/O error of a file, for `map_err`.
+    /// Returns a function for `map_err` that converts an I/O error to an error that names the file `path`.
     pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Self {
         move |error| Error::file(path, error)
     }

@@ -65,8 +65,8 @@ impl HostBuilder {
         self
     }
 
-    /// Whether matrix products may run on simulated tensor cores, which round their operands to TF32. The order of
-    /// their sums is the simulation's own. Default: false.
+    /// Whether matrix products may run on simulated tensor cores, which round their operands to TF32. The order in
+    /// which they add products may differ from that of a real GPU. Default: false.
     pub fn allow_tf32(mut self, allow: bool) -> Self {
         self.allow_tf32 = allow;
         self

@@ -70,8 +70,9 @@ impl CudaBuilder {
     /// Opens the device, compiles its kernels unless compiled ones are found, and tests its arithmetic. The result of
     /// the test is [`Ops::arithmetic`](crate::Ops::arithmetic).
     ///
-    /// All work runs in order on a stream of its own. Freed memory stays with the process for later allocations, as in
-    /// PyTorch. The driver takes it back if the process allocates memory in other ways and there is none left.
+    /// All work of the device runs in order on one CUDA stream, which is not used for anything else. Freed memory stays
+    /// with the process for later allocations, as in PyTorch. The driver releases it when other allocations in the
+    /// process would otherwise fail for lack of memory.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) if something is missing (the driver, the device, an architecture of at

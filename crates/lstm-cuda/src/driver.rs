@@ -13,9 +13,9 @@ pub type Address = u64;
 /// for them.
 ///
 /// This trait is for the devices of this workspace only and is not covered by semantic versioning. A [`Launch`] holds
-/// plain addresses: its creator guarantees that each is of memory as large as the kernel assumes. Memory may be dropped
-/// as soon as everything that uses it has been enqueued. Memory that a graph uses must live until the graph's last
-/// launch was enqueued.
+/// plain addresses: the code that creates it guarantees that each address refers to a memory block of at least the size
+/// that the kernel assumes. Memory may be dropped as soon as everything that uses it has been enqueued. Memory that a
+/// graph uses must live until the graph's last launch was enqueued.
 #[doc(hidden)]
 pub trait Driver: Clone + fmt::Debug + Send + Sync + 'static {
     /// Device memory for a number of `f32`. It is freed when it is dropped and all work enqueued before has finished.

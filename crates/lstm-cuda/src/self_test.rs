@@ -134,7 +134,7 @@ pub(crate) fn exact<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
     Ok(Arithmetic::Exact)
 }
 
-/// Why arithmetic in TF32 mode is inexact.
+/// The reason that [`Arithmetic::Inexact`] gives in TF32 mode.
 const TF32: &str = "products run on tensor cores, which round their operands to TF32 (10 bits of mantissa) and sum in an \
                     unspecified order; activations and cells are exact";
 

@@ -1,5 +1,5 @@
-//! Streaming: a stack of layers, one step at a time. The launches of a step are recorded once for each half of the
-//! state's double buffer.
+//! Streaming: a stack of layers, one step at a time. The state has a double buffer, and the launches of a step are
+//! recorded twice: once for each half that can hold the state before the step.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ pub struct CudaStream<D: Driver> {
     /// The step's input, `[batch, input]`.
     x: D::Memory,
     buffers: Vec<LayerBuffers<D>>,
-    /// The launches of one step, for each half of the state's double buffers that holds the current state.
+    /// The launches of one step: graph `k` is for steps before which half `k` of the double buffers holds the state.
     graphs: [D::Graph; 2],
     /// The half of the double buffers, 0 or 1, that holds the current state.
     current: usize,

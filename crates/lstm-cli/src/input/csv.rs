@@ -7,7 +7,7 @@ use lstm_core::ndarray::Array3;
 
 use super::{Extent, array};
 
-/// Reader of the rows that were not read yet.
+/// Reads rows from the current position in the file to its end.
 pub(super) struct RowReader<R> {
     csv: Reader<R>,
 }

@@ -16,8 +16,8 @@ pub struct LayerOutputGradients<'a, T> {
     pub y: &'a T,
     /// Gradient with respect to the final state.
     pub state: &'a State<T>,
-    /// Weight gradients to which this pass adds its own. With checkpointing these come from later segments of the same
-    /// sequence. `None` starts from zero.
+    /// Weight gradients to which this pass adds the gradients that it computes. With checkpointing they are the sums
+    /// over later segments of the same sequence. `None` starts from zero.
     pub accumulate: Option<WeightGradients<T>>,
     /// Whether to compute the gradient with respect to the layer's input.
     pub need_x: bool,

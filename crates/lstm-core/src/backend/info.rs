@@ -5,8 +5,8 @@ use std::{borrow::Cow, fmt};
 /// Whether a backend's results are bit-exact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arithmetic {
-    /// Bit-exact: every result equals that of [`arithmetic`](crate::arithmetic), computed with the device's own fused
-    /// multiply-add.
+    /// Bit-exact: every result equals the result of [`arithmetic`](crate::arithmetic). It is computed with the fused
+    /// multiply-add operation that the device provides.
     Exact,
     /// Bit-exact, but slower: fused multiply-add is emulated. The text gives the reason.
     Emulated(String),

@@ -41,8 +41,8 @@ pub trait Backend: Ops {
     /// Uploads the weights of a layer: adds the two biases, then snaps and packs everything.
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer>;
 
-    /// Replaces the weights of a layer by others of the same [`LayerSpec`](crate::LayerSpec), as after an optimizer step.
-    /// Clones of the layer, such as those in running streams, keep the old weights.
+    /// Replaces the weights of a layer, for example after an optimizer step. The new weights must have the same
+    /// [`LayerSpec`](crate::LayerSpec). Clones of the layer, such as those in running streams, keep the old weights.
     fn reload(&self, layer: &mut Self::Layer, weights: &LayerWeights) -> Result<()> {
         *layer = self.load(weights)?;
         Ok(())
@@ -63,9 +63,10 @@ pub trait Backend: Ops {
         sequence: Sequence<'_, Self::Tensor>,
     ) -> Result<LayerOutput<Self::Tensor>>;
 
-    /// Runs both directions of a bidirectional layer over the same sequences. `sequence` holds the initial state of
-    /// `layers[0]`, `second` that of `layers[1]`. Returns both outputs side by side, `layers[0]` first, and both final
-    /// states. The layers may be any two of the same input size. Errors are those of [`forward`](Self::forward).
+    /// Runs both directions of a bidirectional layer over the same sequences. `sequence` holds the input, and the
+    /// initial state for `layers[0]`; `second` is the initial state for `layers[1]`. Returns the outputs of both layers
+    /// side by side, `layers[0]` first, and both final states. The layers may be any two layers with the same input
+    /// size. Errors are those of [`forward`](Self::forward).
     fn forward_bidirectional(
         &self,
         layers: [&Self::Layer; 2],
@@ -80,8 +81,9 @@ pub trait Backend: Ops {
         Ok(LayerOutput { y: self.concat(ConcatAxis::Cols, &[a.y, b.y])?, state: [a.state, b.state] })
     }
 
-    /// [`forward`](Self::forward), bit-identical, that also saves what [`backward`](Self::backward) needs. Inputs beyond
-    /// a sequence's length must be finite, because the weight gradients multiply them by zero.
+    /// Runs a layer like [`forward`](Self::forward), with bit-identical results, and also saves what
+    /// [`backward`](Self::backward) needs. Inputs beyond a sequence's length must be finite, because the weight
+    /// gradients multiply them by zero.
     fn forward_train(
         &self,
         layer: &Self::Layer,
@@ -89,9 +91,10 @@ pub trait Backend: Ops {
         sequence: Sequence<'_, Self::Tensor>,
     ) -> Result<(LayerOutput<Self::Tensor>, Self::Trace)>;
 
-    /// Computes the gradients of a layer from those of its outputs, which are snapped first. `layer` must hold the weights
-    /// that made `trace`: that its spec is the same is checked, that the weights are the same is not. The result is
-    /// defined by [`reference::backward`](crate::reference::backward()).
+    /// Computes the gradients of a layer from the gradients with respect to its outputs, which are snapped first.
+    /// `layer` must hold the weights with which `trace` was recorded. An error is returned if the specs of the two
+    /// differ, but different weights are not detected. The result is defined by
+    /// [`reference::backward`](crate::reference::backward()).
     fn backward(
         &self,
         layer: &Self::Layer,

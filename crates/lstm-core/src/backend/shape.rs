@@ -150,7 +150,7 @@ pub fn check_select_between(x: MatrixShape, by: MatrixShape, low: MatrixShape, h
     }
 }
 
-/// Checks that `operand` has the shape `full`, or is one row of it, or is absent. Returns `full`.
+/// Checks that `operand` is absent, has the shape `full`, or is a single row with as many columns. Returns `full`.
 pub fn check_rows(op: &'static str, full: MatrixShape, operand: Option<MatrixShape>) -> Result<MatrixShape> {
     match operand {
         Some(s) if s != full && s != MatrixShape::new(1, full.cols) => Err(Error::Mismatch { op, lhs: full, rhs: s }),

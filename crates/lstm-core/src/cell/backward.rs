@@ -1,5 +1,5 @@
-//! The backward pass of one time step, shared by all cells: from the gradients with respect to the state after it, to
-//! the gradients with respect to the gates' pre-activations `z` and the state before it.
+//! The backward pass of one time step, shared by all cells. From the gradients with respect to the state after the time
+//! step, it computes those with respect to the pre-activations `z` of the gates and the state before the time step.
 
 use super::{Cell, Gates, Kind};
 use crate::{
@@ -9,8 +9,8 @@ use crate::{
     shape::{MatrixRef, MatrixShape, zeros},
 };
 
-/// A cell prepared for the backward pass. `dx` and `dh` are one product per gate, so the weights of the gates are
-/// separate.
+/// A cell prepared for the backward pass. The gradients with respect to `x` and `h` are computed by one matrix product
+/// per gate, so the weights of the gates are stored as separate matrices.
 pub(crate) struct Backward<'a, T> {
     cell: &'a Cell<T>,
     u: Gates<T>,
@@ -48,13 +48,14 @@ pub(crate) struct StepGradients<T> {
     pub(crate) z: Gates<T>,
     /// Gradients with respect to the state before the time step.
     pub(crate) state: State<T>,
-    /// With a projection: the gradient with respect to its result, and its operand `h`.
+    /// If the layer has a projection: the gradient with respect to the projected hidden state, and the hidden state `h`
+    /// before the projection.
     pub(crate) projection: Option<(T, T)>,
     /// With diagonal peepholes: the terms that each row adds to the gradients of `p_i`, `p_f` and `p_o`.
     pub(crate) peephole: Option<[T; 3]>,
 }
 
-/// The sum over gates of `d . w`, from left to right: `((i + f) + g) + o`.
+/// The sum of the matrix products `d . w` of all gates, added in the order of `gates`: `((i + f) + g) + o`.
 pub(crate) fn sum_of_products<B: Ops>(b: &B, gates: &[(&B::Tensor, &B::Tensor)]) -> Result<B::Tensor> {
     let mut sum = None;
     for (d, weights) in gates {

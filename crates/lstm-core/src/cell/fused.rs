@@ -34,12 +34,12 @@ impl<T: Clone> Fused<T> {
         })
     }
 
-    /// `bias + W x` of all gates, one product.
+    /// Computes `bias + W x` of all gates as one matrix product.
     pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
         b.gemm(x.into(), MatrixRef::from(&self.w).t(), self.bias.as_ref())
     }
 
-    /// `z + U h` of all gates, one product.
+    /// Computes `z + U h` of all gates as one matrix product.
     pub fn recurrent<B: Ops<Tensor = T>>(&self, b: &B, z: T, h: &T) -> Result<T> {
         b.gemm(h.into(), MatrixRef::from(&self.u).t(), Some(&z))
     }

@@ -97,7 +97,8 @@ impl<T: Clone> Cell<T> {
         }
     }
 
-    /// Runs one time step, from the input term of its rows and the snapped state before it. Returns the new state.
+    /// Runs one time step. `input_term` is the input term of this time step, and `state` the snapped state before it.
+    /// Returns the new state.
     ///
     /// ```text
     /// z = input_term + U h
@@ -192,7 +193,7 @@ impl<T: Clone> Cell<T> {
         }
     }
 
-    /// The packed matrices, or as `Err` the separate matrices of each gate.
+    /// The packed matrices of all gates; for the unfused cell, `Err` with the separate matrices of each gate.
     fn packed(&self) -> Result<&Fused<T>, &Unfused<T>> {
         match &self.kind {
             Kind::Fused(cell) => Ok(cell),

@@ -27,7 +27,7 @@ impl<T: Clone> PeepholeDense<T> {
         &self.products
     }
 
-    /// `bias + W x`.
+    /// Computes `bias + W x` of all gates.
     pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
         self.products.input_term(b, x)
     }
@@ -71,7 +71,7 @@ impl<T: Clone> PeepholeDiagonal<T> {
         })
     }
 
-    /// `p_i`, `p_f`, `p_o`.
+    /// The peephole vectors `p_i`, `p_f` and `p_o`.
     pub(super) fn peephole_weights(&self) -> [&T; 3] {
         [&self.i, &self.f, &self.o]
     }

@@ -54,14 +54,14 @@ impl<T: Clone> Unfused<T> {
         self.gates.each_ref().map(|gate| gate.u.clone())
     }
 
-    /// `bias + W x` of each gate, four products.
+    /// Computes `bias + W x` as four matrix products, one for each gate.
     pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<Gates<T>> {
         let [i, f, g, o] = &self.gates;
         let product = |gate: &Gate<T>| b.gemm(x.into(), MatrixRef::from(&gate.w).t(), gate.bias.as_ref());
         Ok([product(i)?, product(f)?, product(g)?, product(o)?])
     }
 
-    /// `z + U h` of each gate, four products.
+    /// Computes `z + U h` as four matrix products, one for each gate.
     pub fn recurrent<B: Ops<Tensor = T>>(&self, b: &B, z: Gates<T>, h: &T) -> Result<Gates<T>> {
         let [i, f, g, o] = &self.gates;
         let product = |gate: &Gate<T>, z: &T| b.gemm(h.into(), MatrixRef::from(&gate.u).t(), Some(z));

@@ -9,8 +9,8 @@ use crate::{
     shape::check_clip,
 };
 
-/// Sizes and options of one layer in one direction, as a backend needs them. [`LstmConfig::layer_specs`] makes it;
-/// [`LayerWeights`] exist for valid specs only.
+/// Sizes and options of one layer in one direction, as a backend needs them. [`LstmConfig::layer_specs`] creates them
+/// from a configuration; [`LayerWeights`] can be created only for a valid spec.
 ///
 /// [`LstmConfig::layer_specs`]: crate::LstmConfig::layer_specs
 /// [`LayerWeights`]: crate::LayerWeights

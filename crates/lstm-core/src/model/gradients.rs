@@ -1,4 +1,5 @@
-//! The host's side of a backward pass: what to save, the loss's gradients, and the resulting gradients.
+//! Host types of the backward pass: what the forward pass saves, the gradients of the loss with respect to a model's
+//! outputs, and the resulting gradients.
 
 use ndarray::{Array3, ArrayView3};
 
@@ -21,8 +22,8 @@ pub enum Checkpointing {
     /// pass computes each segment again: this costs one more forward pass, and needs the memory for the states and gates
     /// of one segment only (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
     Segments(usize),
-    /// [`Segments`](Self::Segments) whose length is the square root of the number of time steps, rounded up to a multiple
-    /// of 32.
+    /// Like [`Segments`](Self::Segments), with a segment length of the square root of the number of time steps, rounded
+    /// up to a multiple of 32.
     SquareRoot,
 }
 

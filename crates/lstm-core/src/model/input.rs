@@ -98,7 +98,7 @@ impl<'a> Input<'a> {
         Input { dropout_seed: Some(seed), ..self }
     }
 
-    /// `(batch, steps)`
+    /// Batch size and number of time steps of the input, as `(batch, steps)`.
     pub(crate) fn extent(&self) -> (usize, usize) {
         let (a, b, _) = self.x.dim();
         if self.time_major { (b, a) } else { (a, b) }
@@ -123,8 +123,8 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Checks that there is one length for each sequence and that none exceeds `steps`. The error names the first one that
-/// does.
+/// Checks that there is one length for each sequence and that no length exceeds `steps`. The error names the first
+/// sequence whose length is too large.
 pub(crate) fn check_lengths(op: &str, lengths: &[usize], [batch, steps]: [usize; 2]) -> Result<()> {
     let op = format!("{op}: lengths");
     if lengths.len() != batch {

@@ -31,7 +31,7 @@ pub(crate) struct Layout {
     pub(crate) steps: usize,
     /// Number of time steps of each sequence, in descending order.
     pub(crate) lengths: Option<Vec<usize>>,
-    /// The caller's index of each sequence.
+    /// For each sequence in device order, its index in the caller's array.
     order: Vec<usize>,
     time_major: bool,
 }
@@ -55,7 +55,7 @@ impl Layout {
         if self.time_major { (self.steps, self.batch, cols) } else { (self.batch, self.steps, cols) }
     }
 
-    /// Whether the caller's array has this layout already.
+    /// Whether the caller's array already has the order of rows that the device needs.
     fn is_host_layout(&self) -> bool {
         self.order.is_sorted() && (self.time_major || self.batch == 1)
     }

@@ -1,4 +1,5 @@
-//! The user's side of the library: the model [`Lstm`], its inputs and outputs, streams, and training passes.
+//! The public interface for running and training a model: [`Lstm`], its inputs and outputs, streams, and training
+//! passes.
 
 mod gradients;
 mod input;

@@ -25,7 +25,7 @@ pub(crate) struct DeviceBatch<'a, T> {
 /// The output of one layer, with the final state of each of its one or two directions.
 pub(crate) type DirectionsOutput<T> = LayerOutput<T, Vec<State<T>>>;
 
-/// The enqueued result of [`Lstm::run`].
+/// The result of [`Lstm::run`]. The device may still be computing it.
 pub(crate) struct StackOutput<T> {
     /// Outputs of the last layer, `[steps * batch, output_size]`.
     pub(crate) y: T,
@@ -36,7 +36,7 @@ pub(crate) struct StackOutput<T> {
 }
 
 impl<B: Backend> Lstm<B> {
-    /// Enqueues all layers. With a recorder, it saves what the backward pass needs.
+    /// Enqueues the forward pass of all layers. If a recorder is given, it saves what the backward pass needs.
     pub(crate) fn run(
         &self,
         input: DeviceBatch<'_, B::Tensor>,

@@ -50,7 +50,7 @@ impl<B: Backend> std::fmt::Debug for Tape<B> {
     }
 }
 
-/// What is saved of one layer in one direction.
+/// What a forward pass saves of one layer in one direction.
 enum Record<B: Backend> {
     /// Everything that the backward pass needs.
     Full(B::Trace),
@@ -135,8 +135,8 @@ fn forward_segments<B: Backend>(
 }
 
 impl<B: Backend> Lstm<B> {
-    /// [`forward`](Self::forward), bit-identical, that also records the pass for [`Tape::backward`]. Dropout is applied
-    /// only if the input was given a seed with [`Input::training`].
+    /// Runs the model like [`forward`](Self::forward), with bit-identical results, and records the pass for
+    /// [`Tape::backward`]. Dropout is applied only if the input was given a seed with [`Input::training`].
     ///
     /// ```
     /// # use lstm_core::{Backend, Gradients, Input, Checkpointing, Lstm, Result, ndarray::Array3};
@@ -236,8 +236,8 @@ impl<B: Backend> Tape<B> {
     }
 
     /// Computes the gradients of the loss with respect to every weight, the initial states and, if
-    /// [requested](OutputGradients::with_input), the input, from its gradients with respect to the outputs. It may be
-    /// called several times.
+    /// [requested](OutputGradients::with_input), the input. `upstream` holds the gradients of the loss with respect to
+    /// the outputs. This method may be called several times.
     ///
     /// [`snap`](crate::arithmetic::snap) passes gradients through unchanged (a straight-through estimator). A clipped gate
     /// has gradient 0 where it is at its bound, as with `torch.clamp`. All gradients of the model are scaled by one power

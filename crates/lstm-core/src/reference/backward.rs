@@ -68,7 +68,7 @@ pub fn backward<B: Ops>(
     Ok(LayerGradients { x, state: d, weights })
 }
 
-/// What all time steps of a pass share.
+/// The data that all time steps of a backward pass use.
 struct Pass<'a, B: Ops> {
     b: &'a B,
     layer: &'a Layer<B::Tensor>,
@@ -123,7 +123,7 @@ impl<B: Ops> Pass<'_, B> {
         Ok(step)
     }
 
-    /// Zero gradients for all rows, of a time step that no sequence reaches.
+    /// Zero gradients for all rows, for a time step after the end of every sequence.
     fn zero_step(&self) -> Result<StepGradients<B::Tensor>> {
         let spec = self.layer.spec();
         let zeros = |cols| self.b.upload(MatrixShape::new(self.batch, cols), &zeros("backward", &[self.batch, cols])?);

@@ -27,7 +27,7 @@ use crate::{
 /// A layer on the reference path.
 pub type Layer<T> = Cell<T>;
 
-/// `h` and `c`, both snapped.
+/// A copy of `state` with `h` and `c` snapped.
 fn snap_state<B: Ops>(b: &B, state: &State<B::Tensor>) -> Result<State<B::Tensor>> {
     Ok(State { h: b.snap(state.h.clone())?, c: b.snap(state.c.clone())? })
 }

@@ -19,7 +19,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path, bytes).map_err(|source| Error::Io { path: path.into(), source })
 }
 
-/// [`write_atomic`] with the operating system's error.
+/// Does the work of [`write_atomic`]. Errors do not have the path of the file yet.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let (temporary, mut file) = create_temporary(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());

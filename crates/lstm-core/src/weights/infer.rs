@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The `expected` of the [`Error::MissingTensor`] if no tensor with the prefix belongs to an LSTM.
+/// Text of the field `expected` of [`Error::MissingTensor`] if no tensor with the prefix belongs to an LSTM.
 pub(crate) const NO_LSTM: &str = "an LSTM with this prefix";
 
 /// Shapes of the tensors whose names have a prefix.
@@ -135,12 +135,13 @@ impl TensorShapes<'_> {
         Ok(LstmConfig::new(input, hidden).cell(self.check_cell(&possible_cells, cell)?).bias(bias))
     }
 
-    /// Whether a tensor of the notebook's names belongs to the gate.
+    /// Whether the name of any tensor follows the notebook's convention and ends with the letter of this gate.
     fn has_gate(&self, gate: char) -> bool {
         self.shapes.keys().any(|name| gate_name(name).is_some_and(|(_, x)| x == gate))
     }
 
-    /// The expected cell, if the names of the tensors allow it; without one, the first of the possible cells.
+    /// Returns `expected` if it is one of the `possible` cells, otherwise an error. If `expected` is `None`, returns
+    /// the first of the possible cells.
     fn check_cell(&self, possible: &[CellKind], expected: Option<CellKind>) -> Result<CellKind> {
         match expected {
             None => Ok(possible[0]),
@@ -153,7 +154,8 @@ impl TensorShapes<'_> {
         }
     }
 
-    /// A size, or an error about the tensor that should determine it if no tensor does.
+    /// Returns `size`. If it is `None`, returns an error about the tensor `name`, which is missing or has a wrong
+    /// shape.
     fn require_size(&self, size: Option<usize>, name: &str, expected: &str) -> Result<usize> {
         let full = format!("{}{name}", self.prefix);
         match (size, self.shapes.get(name)) {

@@ -50,7 +50,7 @@ impl Default for StateDictWriter {
 }
 
 impl StateDictWriter {
-    /// Nothing yet; elements will be F32.
+    /// Creates a writer without tensors or metadata. The element type is F32.
     pub fn new() -> Self {
         Self::default()
     }

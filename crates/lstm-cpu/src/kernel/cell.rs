@@ -31,11 +31,12 @@ pub(crate) struct CellArgs {
     pub(crate) c_new: *mut f32,
     /// Output: hidden state after the step, before a projection.
     pub(crate) h: *mut f32,
-    /// Second output for `h`, without padding, or null.
+    /// Output: a second copy of `h`, in rows without padding. Null if it is not needed.
     pub(crate) y: *mut f32,
-    /// Number of units from the first item's panel on. Units beyond are padding and are not written to `y`.
+    /// Number of units from the first unit of the first item to the last unit of the layer. Units beyond are padding
+    /// and are not written to `y`.
     pub(crate) units: usize,
-    /// Output: the values of the gates, one panel row, or null.
+    /// Output: the values of the gates, one panel row per item. Null if they are not needed.
     pub(crate) gates: *mut f32,
     /// Equations of the cell.
     pub(crate) kind: CellKind,
@@ -61,13 +62,15 @@ pub(crate) struct Strides {
 }
 
 impl Strides {
-    /// Strides for the rows of one panel. `state` is the leading dimension of the states, `y` that of the output.
+    /// Strides if the items are the rows of one panel. `state` is the leading dimension of `c_old`, `c_new` and `h`;
+    /// `y` is the leading dimension of the output `y`.
     pub(crate) fn rows(kernels: &Kernels, state: usize, y: usize) -> Self {
         let width = kernels.panel_width();
         Strides { wx: width, uh: width, bias: 0, peephole: 0, state, gates: width, y, units: 0 }
     }
 
-    /// Strides for the panels of one row, given those of `wx`, `uh` and `gates`.
+    /// Strides if the items are the panels of one row. `wx`, `uh` and `gates` are the strides of the pointers of these
+    /// names.
     pub(crate) fn panels(kernels: &Kernels, wx: usize, uh: usize, gates: usize) -> Self {
         let (lanes, width) = (kernels.lanes, kernels.panel_width());
         Strides { wx, uh, bias: width, peephole: 3 * lanes, state: lanes, gates, y: lanes, units: lanes }

@@ -7,7 +7,8 @@ use lstm_core::arithmetic::BLOCK;
 
 use crate::kernel::{strided::StridedMatrix, table::Kernels, tile::TileArgs};
 
-/// Number of rows whose sums are kept in scratch memory beside the packed panel.
+/// Maximum number of rows that are multiplied by a packed panel at once. Their sums are kept in scratch memory, after
+/// the panel.
 pub(crate) const ROWS_PER_PASS: usize = 96;
 
 /// The matrix to which a product is added. Each sum of products is complete before the addition.

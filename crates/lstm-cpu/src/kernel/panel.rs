@@ -7,8 +7,8 @@ use crate::{
     memory::buffer::CACHE_LINE_FLOATS,
 };
 
-/// Number of products after which the sums go to memory and the next rows are multiplied. A slice of this many panel
-/// rows stays in the first-level cache. A multiple of `BLOCK`.
+/// Number of products that are added to the sums of all rows before the next products are added. The panel rows for
+/// these products stay in the first-level cache while all rows use them. A multiple of `BLOCK`.
 const K_SLICE: usize = 4 * BLOCK;
 
 impl Kernels {

@@ -66,7 +66,7 @@ pub(crate) trait Simd: Copy {
             std::ptr::copy_nonoverlapping(all.as_ptr(), p, n);
         }
     }
-    /// n as a float, given `MAGIC_BIASED + n` for an integer n.
+    /// The integer `n` as a float, if `self` is `MAGIC_BIASED + n`.
     #[inline(always)]
     unsafe fn integer(self) -> Self {
         // SAFETY: guaranteed by the caller.

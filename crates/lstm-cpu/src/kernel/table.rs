@@ -15,9 +15,9 @@ pub(crate) struct Kernels {
     pub(crate) lanes: usize,
     /// Multiplies rows by a panel; `tiles[r - 1]` handles `r` rows.
     pub(crate) tiles: &'static [TileKernel],
-    /// The gates and the new state, from the products.
+    /// Computes the gates and the new state from the matrix products `W x` and `U h`.
     pub(crate) cell: unsafe fn(&CellArgs),
-    /// A whole time step of one row; `single_row[p - 1]` handles `p` panels. There are as many entries as there are
+    /// Computes a whole time step of one row; `single_row[p - 1]` handles `p` panels. The largest `p` is the number of
     /// panels whose sums fit in registers.
     pub(crate) single_row: &'static [SingleRowKernel],
     /// The gradients of the gates and of the cell state in one time step.

@@ -15,7 +15,8 @@ use crate::kernel::{
 /// Arguments of a [`TileKernel`]: `out[r] = sum over k of a[r][k] * panel[k]`, or that sum added to `out[r]`.
 #[derive(Clone, Copy)]
 pub(crate) struct TileArgs {
-    /// Number of products in each sum. The first product is at a multiple of `BLOCK` of the whole sum.
+    /// Number of products in each sum. If they are a part of a longer sum, the index of the first product in the longer
+    /// sum is a multiple of `BLOCK`.
     pub(crate) k: usize,
     /// Rows of activations, `k` columns.
     pub(crate) a: StridedMatrix,
@@ -40,7 +41,7 @@ pub(crate) struct TileArgs {
 }
 
 impl TileArgs {
-    /// A whole product, with default prefetching.
+    /// Arguments for complete sums of `k` products, with default prefetching.
     pub(crate) fn new(k: usize, a: StridedMatrix, panel: *const f32, out: *mut f32, ldo: usize) -> Self {
         TileArgs { k, a, panel, out, ldo, accumulate: false, next_panel: null(), prefetch: null(), prefetch_stride: 0 }
     }

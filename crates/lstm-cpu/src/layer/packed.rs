@@ -42,11 +42,12 @@ pub(crate) struct PackedLayer {
     pub(crate) peephole: Buffer,
     /// Projection weights, `[projection panels][hidden_size][panel]`. Empty if the layer has none.
     pub(crate) projection: Buffer,
-    /// Packed by the first backward pass.
+    /// Weights packed for the backward pass. Empty until the first backward pass.
     backward_weights: OnceLock<BackwardWeights>,
-    /// Packed when the gradient of the input is first computed.
+    /// Input weights packed for the gradient of the input. Empty until that gradient is first computed.
     backward_input_weights: OnceLock<Buffer>,
-    /// The pool to which the memory returns. The next training step packs new weights of the same sizes.
+    /// The pool that receives the memory of the weights when this layer is dropped. The next training step packs new
+    /// weights of the same sizes.
     pub(crate) pool: Arc<Pool>,
 }
 
@@ -131,7 +132,8 @@ impl PackedLayer {
 
     // The methods below run in every time step, so they use constants rather than the length of `recurrent_gates`.
 
-    /// Whether the recurrent weights hold three gates: four panels then share three recurrent panels.
+    /// Whether the cell is the dense peephole cell. Its recurrent weights hold three gates, so the gates of four panels
+    /// fill three recurrent panels.
     pub(super) fn is_dense_peephole(&self) -> bool {
         self.spec.cell == CellKind::PeepholeDense
     }
@@ -153,12 +155,12 @@ impl PackedLayer {
         if self.is_dense_peephole() { (vector / 4, vector % 4) } else { (panel, gate) }
     }
 
-    /// Number of recurrent panels in a group.
+    /// Number of recurrent panels in a group; see [`groups`](Self::groups).
     pub(crate) fn recurrent_panels_per_group(&self) -> usize {
         if self.is_dense_peephole() { 3 } else { 1 }
     }
 
-    /// Index of recurrent panel `r` within its group.
+    /// Index of recurrent panel `r` within its group; see [`groups`](Self::groups).
     pub(crate) fn index_in_group(&self, r: usize) -> usize {
         if self.is_dense_peephole() { r % 3 } else { 0 }
     }

@@ -6,7 +6,7 @@ use crate::{kernel::table::PANEL_VECTORS, layer::PackedLayer, memory::buffer::Bu
 
 /// The workspace of one layer for one batch size: scratch memory and the running state.
 pub struct Plan {
-    /// The layer for which this was made. The unsafe code of a pass relies on the sizes that follow from it.
+    /// The spec of the layer for which this workspace was allocated. The unsafe code of a pass relies on its sizes.
     spec: LayerSpec,
     lanes: usize,
     /// Number of sequences.
@@ -50,8 +50,8 @@ const MAX_BLOCK_ROWS: usize = 192;
 const BLOCK_FLOATS: usize = 1 << 18;
 
 impl Plan {
-    /// Allocates a workspace for at most `steps` time steps. Uses as many of `threads` threads as are faster than
-    /// fewer.
+    /// Allocates a workspace for at most `steps` time steps. Chooses a number of threads, at most `threads`: small
+    /// layers are faster with fewer.
     pub(crate) fn new(layer: &PackedLayer, batch: usize, steps: usize, threads: usize) -> Result<Self> {
         // A barrier costs some tenths of a microsecond, and waking the threads more. Small layers are faster on one
         // thread, the more so if the weights stay in the first-level cache.
@@ -102,7 +102,7 @@ impl Plan {
         })
     }
 
-    /// Whether this was made for a layer with the spec and kernels of `layer`.
+    /// Whether this workspace was allocated for a layer with the same spec and kernels as `layer`.
     pub(crate) fn matches(&self, layer: &PackedLayer) -> bool {
         self.spec == layer.spec && self.lanes == layer.kernels.lanes
     }
@@ -149,7 +149,8 @@ impl Plan {
         state
     }
 
-    /// Index of the half of `c` that holds the cell state when `current` is that of `h`.
+    /// Index of the half of `c` that holds the current cell state. `current` is the index of the half of `h` that holds
+    /// the current hidden state.
     pub(crate) fn c_index(cell: CellKind, current: usize) -> usize {
         if cell == CellKind::PeepholeDense { current } else { 0 }
     }

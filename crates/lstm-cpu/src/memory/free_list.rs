@@ -12,7 +12,7 @@ use crate::memory::buffer::Buffer;
 /// Freed allocations that are kept for reuse, up to a total number of floats. Without it, large allocations come from
 /// the operating system each time, page by page. That took a fifth of a training step and a tenth of a forward pass.
 pub(crate) struct FreeList<T> {
-    /// Oldest first.
+    /// The freed allocations, from the oldest to the newest.
     entries: Mutex<VecDeque<T>>,
     /// Maximum total number of floats.
     capacity: usize,

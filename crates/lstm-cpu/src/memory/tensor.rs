@@ -31,7 +31,7 @@ pub struct Tensor {
 #[derive(Clone)]
 struct Storage {
     values: Vec<f32>,
-    /// `None` if the memory is freed instead.
+    /// The pool that receives the memory when the tensor is dropped; `None` if the memory is freed.
     pool: Option<Arc<Pool>>,
 }
 
@@ -52,10 +52,12 @@ impl Drop for Storage {
 /// Minimum number of floats for memory to return to the pool. The system's allocator caches smaller allocations itself.
 const MIN_POOLED_LEN: usize = 1 << 14;
 
-/// Minimum number of floats that several threads copy. Waking the threads takes some microseconds.
+/// Minimum number of floats for which a copy is divided among several threads. Waking the threads takes some
+/// microseconds.
 const MIN_PARALLEL_COPY_LEN: usize = 1 << 17;
 
-/// Number of floats that are copied before they are checked, so that they are still in the cache.
+/// Number of floats that are copied at once. Whether they are snapped is checked directly after, while they are still
+/// in the cache.
 const COPY_CHUNK_LEN: usize = 1 << 12;
 
 impl Tensor {

@@ -91,9 +91,9 @@ impl CpuStream {
     }
 }
 
-/// Runs one time step of a small layer and a single sequence with one kernel call. The result is that of
-/// [`forward::run`], whose preparation would take another third of the time. Returns false, without having done
-/// anything, if the layer is too large or has a projection, or if the plan has several sequences or threads.
+/// Runs one time step of a small layer and a single sequence with one kernel call. The result is the same as with
+/// [`forward::run`], but the setup of `forward::run` would add about a third to the time. Returns false, without having
+/// done anything, if the layer is too large or has a projection, or if the plan has several sequences or threads.
 ///
 /// # Safety
 /// The plan was made for this layer; `x` and `y` have the sizes of its input and output.

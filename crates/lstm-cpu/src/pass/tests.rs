@@ -1,5 +1,6 @@
 //! Tests that results do not depend on the number of threads: for every cell, with and without projection and lengths,
-//! forward and backward. `Plan::with_threads` divides layers that `Plan::new` would run on one thread.
+//! forward and backward. The plans are made with `Plan::with_threads`, because `Plan::new` runs layers of these sizes
+//! on one thread.
 
 use std::sync::Arc;
 

@@ -105,7 +105,7 @@ impl Trace {
         }
     }
 
-    /// Whether this was made by a layer with the spec and kernels of `layer`.
+    /// Whether this trace was made by a layer with the same spec and kernels as `layer`.
     pub(crate) fn matches(&self, layer: &PackedLayer) -> bool {
         self.spec == layer.spec && self.lanes == layer.kernels.lanes
     }

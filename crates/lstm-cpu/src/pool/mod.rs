@@ -44,7 +44,7 @@ struct Worker {
     handle: Option<JoinHandle<()>>,
 }
 
-/// How the pool passes jobs to a worker.
+/// Shared memory through which the pool passes jobs to one worker.
 struct Mailbox {
     /// The next job, or null.
     job: AtomicPtr<Job>,
@@ -52,7 +52,7 @@ struct Mailbox {
     stop: AtomicBool,
 }
 
-/// A job, on the stack of the caller until `remaining` is 0.
+/// A job. It lies on the stack of the thread that called [`Pool::run`], which waits until `remaining` is 0.
 struct Job {
     run: *const (dyn Fn(Member<'_>) + Sync),
     team: *const Team,
@@ -62,8 +62,8 @@ struct Job {
     remaining: AtomicUsize,
 }
 
-/// Waits until `done` returns true: spins first, then yields. If there are more threads than cores, the thread that
-/// this one waits for may need its core.
+/// Waits until `done` returns true: spins first, then yields. Yielding matters if there are more threads than cores:
+/// the awaited thread may need the core of the waiting thread.
 fn wait_until(done: impl Fn() -> bool) {
     let mut spins = 0;
     while !done() {

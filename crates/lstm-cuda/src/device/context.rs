@@ -44,7 +44,7 @@ impl Drop for Context {
     }
 }
 
-/// A stream, whose work runs in order. It is not ordered with other streams, not even the default one.
+/// A CUDA stream. Its work runs in order, but is not synchronized with other streams, not even the default stream.
 pub(super) struct Stream {
     context: Arc<Context>,
     raw: sys::CUstream,

@@ -110,7 +110,8 @@ impl Drop for DeviceGraph {
     }
 }
 
-/// The error for a failed call of the driver. It names the error code; its description would need another call.
+/// The error for a failed call of the driver. The message contains the name of the error code but not its description,
+/// which would need another call of the driver.
 fn driver_error(backend: &str, op: &'static str, what: &str, error: DriverError) -> Error {
     device_error(backend, op, format!("{what}: {:?}", error.0))
 }

@@ -17,7 +17,8 @@ const OPTIONS: [&str; 5] = ["--std=c++17", "--fmad=false", "--ftz=false", "--pre
 /// The kernels, compiled for one architecture.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// A module for a driver to load: a cubin, or PTX for an older architecture if NVRTC does not support this one.
+    /// The compiled code, which the CUDA driver loads as a module: a cubin, or PTX for an older architecture if NVRTC
+    /// does not support the requested one.
     pub image: Vec<u8>,
     /// Resource usage of each kernel; empty for PTX.
     pub usage: Vec<ResourceUsage>,

@@ -7,8 +7,9 @@ use crate::{
     kernels::args::ColumnSumArgs,
 };
 
-/// Arguments for the column sums of a matrix `[rows, cols]`, whose rows are `stride` elements apart. They are added to
-/// `acc`, if there is one, in the order of a product with ones. For other options, change the result's fields.
+/// Arguments for the column sums of a matrix `[rows, cols]`, whose rows are `stride` elements apart. The sums are added
+/// to `acc`, if there is one. The order of summation is that of a matrix product with a row of ones. The remaining
+/// fields of the result have default values, which the caller may change.
 pub(crate) fn column_sum_args(
     op: &'static str,
     (x, stride): (Address, usize),

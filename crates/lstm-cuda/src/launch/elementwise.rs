@@ -7,7 +7,7 @@ use crate::{
     kernels::args::{CopyArgs, MapArgs},
 };
 
-/// The function that the kernel `map` applies; the numbers are those of [`MapArgs::op`].
+/// The function that the kernel `map` applies. The discriminants are the values of [`MapArgs::op`].
 #[derive(Clone, Copy)]
 pub(crate) enum Map {
     Snap = 0,

@@ -8,16 +8,16 @@ use crate::{
     kernels::args::GemmArgs,
 };
 
-/// An operand of a product. Its lines are the rows of the left operand or the columns of the right one; the elements of
-/// a line are indexed by the inner dimension, the depth.
+/// An operand of a matrix product. A line is a row of the left operand or a column of the right operand. Depth is the
+/// inner dimension of the product, which indexes the elements of a line.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand {
     pub(crate) address: Address,
-    /// Elements from one line to the next.
+    /// Distance from one line to the next, in elements.
     pub(crate) line_stride: usize,
-    /// Elements from one element of a line to the next.
+    /// Distance between neighboring elements of a line, in elements.
     pub(crate) depth_stride: usize,
-    /// Elements from one segment to the next.
+    /// Distance from one segment to the next, in elements.
     pub(crate) segment_stride: isize,
     /// Whether the kernel snaps the elements as it reads them.
     pub(crate) snap: bool,
@@ -44,16 +44,16 @@ pub(crate) fn signed_stride(op: &'static str, n: isize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::TooLarge { op, sizes: vec![n.unsigned_abs()] })
 }
 
-/// Whether the products of several segments are faster with one launch per segment. Large tiles have too few registers
-/// for the sums of a segment besides the total. If the depth is large, the cost of reading and writing the result in
-/// each launch is less than the gain from large tiles.
+/// Whether the products of several segments are faster with one launch per segment. With large tiles, a thread has too
+/// few registers to hold the sums of the current segment in addition to the total over all segments. If the depth is
+/// large, the cost of reading and writing the result in each launch is less than the gain from large tiles.
 pub(crate) fn launches_segments_separately(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> bool {
     depth >= 8 * BLOCK && LARGE.fills_device(driver, [rows, cols]) && !uses_tensor_cores(driver, [rows, cols, depth])
 }
 
-/// Computes `acc + a b` of shape `[rows, cols]`, with inner dimension `depth`. With several segments, the product of
-/// each is added, in order. `acc` comes with the number of elements from one of its rows to the next, 0 for one row
-/// that is used for all; `None` is 0.
+/// Computes `acc + a b` of shape `[rows, cols]`, with inner dimension `depth`. With several segments, the products of
+/// all segments are added in order. `acc` is an address and the distance between rows in elements; a distance of 0 adds
+/// the same row to every row of the result. `None` stands for a zero matrix.
 pub(crate) fn gemm(
     driver: &impl Driver,
     op: &'static str,

@@ -8,8 +8,9 @@ use crate::driver::{Driver, Launch};
 /// A kernel variant's tile: the part of a result that one block computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Tile {
-    /// Index of the variant in an operation's list of kernels: 0 small, 1 medium, 2 narrow on tensor cores; then 3
-    /// combine for steps, or 3 large and 4 wide on tensor cores for [`gemm`](super::gemm).
+    /// Index of the variant in an operation's list of kernels: 0 is small, 1 is medium, and 2 is narrow on tensor
+    /// cores. For steps, 3 is the kernel that adds the products of the gates. For [`gemm`](super::gemm), 3 is large,
+    /// and 4 is wide on tensor cores.
     variant: usize,
     /// Threads per block.
     threads: u32,
@@ -21,7 +22,7 @@ pub(crate) struct Tile {
 
 const SMALL: Tile = Tile::exact(0, 64, 16, 64);
 const MEDIUM: Tile = Tile::exact(1, 256, 64, 32);
-/// For kernels that add products that another kernel has computed.
+/// Tile of the kernels that add the products of the gates, which a previous kernel has computed.
 const COMBINE: Tile = Tile { variant: 3, threads: 256, rows: 8, cols: 32, shared_floats: 0 };
 const TF32_NARROW: Tile = Tile::tf32(2, 64, 32, 64);
 pub(super) const LARGE: Tile = Tile::exact(3, 256, 128, 16);
@@ -41,28 +42,30 @@ impl Tile {
         Tile { variant, threads: 256, rows, cols, shared_floats: (rows + cols) * (depth + 8) }
     }
 
-    /// How many tiles a result of a shape (rows, columns) has.
+    /// Number of tiles that cover a result with the given numbers of rows and columns.
     fn count(self, [rows, cols]: [usize; 2]) -> usize {
         rows.div_ceil(self.rows) * cols.div_ceil(self.cols)
     }
 
-    /// Whether `results` results of a shape occupy at least two fifths of the multiprocessors, and at least half of
-    /// each tile is used.
+    /// Whether the tiles of `results` matrices of the given shape occupy at least two fifths of the multiprocessors,
+    /// and on average at least half of a tile lies inside the matrix.
     fn occupies_device(self, driver: &impl Driver, shape: [usize; 2], results: usize) -> bool {
         results * self.count(shape) * 5 >= driver.multiprocessors() * 2 && self.is_half_used(shape)
     }
 
-    /// Whether a result of a shape has a tile for each multiprocessor, and at least half of each tile is used.
+    /// Whether a matrix of the given shape has at least one tile per multiprocessor, and on average at least half of a
+    /// tile lies inside the matrix.
     pub(super) fn fills_device(self, driver: &impl Driver, shape: [usize; 2]) -> bool {
         self.count(shape) >= driver.multiprocessors() && self.is_half_used(shape)
     }
 
-    /// Whether on average at least half of each tile lies inside a result of a shape.
+    /// Whether on average at least half of a tile lies inside a matrix of the given shape.
     fn is_half_used(self, shape: [usize; 2]) -> bool {
         self.count(shape) * self.rows * self.cols <= 2 * shape[0] * shape[1]
     }
 
-    /// Launches this tile's kernel, out of the kernels for all variants, for a result of a shape.
+    /// The launch of the kernel for this tile, chosen from `kernels`, which lists one kernel per variant. It computes a
+    /// matrix of the given shape.
     pub(crate) fn launch<A: Pod>(
         self,
         op: &'static str,
@@ -73,7 +76,7 @@ impl Tile {
         self.launch_blocks(op, kernels[self.variant], self.count(shape), args)
     }
 
-    /// Launches a kernel that computes four products of a shape, one per gate.
+    /// The launch of a kernel that computes four matrix products with results of the given shape, one per gate.
     pub(crate) fn launch_per_gate<A: Pod>(
         self,
         op: &'static str,
@@ -96,8 +99,8 @@ pub(super) fn uses_tensor_cores(driver: &impl Driver, product: [usize; 3]) -> bo
     driver.allows_tf32() && product.iter().zip(TENSOR_INSTRUCTION).all(|(&size, least)| size >= least)
 }
 
-/// The tile for a product of some rows, columns and depth: narrow on tensor cores if it runs there; medium if this
-/// occupies the device and wastes at most half of the tiles; else small.
+/// The tile for a product of some rows, columns and depth: the narrow tensor core tile if the product runs on tensor
+/// cores; the medium tile if it [occupies the device](Tile::occupies_device); else the small tile.
 pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> Tile {
     if uses_tensor_cores(driver, [rows, cols, depth]) {
         TF32_NARROW
@@ -109,8 +112,9 @@ pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -
 }
 
 /// The tiles for the recurrent product of a backward step, which is a sum of one product per gate. If medium tiles
-/// occupy the device only when each computes a single gate, the first tile is that of the kernel for single gates, and
-/// the second that of the kernel that adds its results. Otherwise the second tile computes the whole sum.
+/// occupy the device only when each block computes the product of a single gate, two kernels are used: the first tile
+/// is for the kernel that computes the products of the gates, the second for the kernel that adds them. Otherwise the
+/// first is `None`, and one kernel computes the whole sum in the second tile.
 pub(crate) fn backward_tiles(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> (Option<Tile>, Tile) {
     let tile = step_tile(driver, [rows, cols, depth]);
     let per_gate = tile == SMALL && MEDIUM.occupies_device(driver, [rows, cols], 4);

@@ -22,13 +22,13 @@ const SIZES: [u32; 5] = [1, 2, 4, 8, 16];
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct ClusterConfig {
     pass: Pass,
-    /// Number of blocks of the depth: see [`Pass::depth_blocks`].
+    /// Number of blocks of the inner dimension: see [`Pass::depth_blocks`].
     depth_blocks: usize,
     /// Number of blocks per cluster.
     size: u32,
     /// Number of units per block.
     pub(crate) units: usize,
-    /// Number of quads per block of the depth: see [`Pass::quads`].
+    /// Number of quads (groups of four sums) per block of the inner dimension: see [`Pass::quads`].
     quads: usize,
     /// Number of quads whose weights are in registers; the weights of the others are in shared memory.
     pub(crate) register_quads: usize,
@@ -39,9 +39,10 @@ pub(crate) struct ClusterConfig {
 }
 
 impl ClusterConfig {
-    /// Chooses the smallest cluster that can keep all weights in registers, since exchanges between blocks are what
-    /// costs time; else the smallest that can keep them in registers and shared memory. `None` if the device has no
-    /// such clusters, or if the layer has a projection, whose steps would need two exchanges.
+    /// Chooses the smallest cluster that can keep all weights in registers, since most time is spent on exchanges
+    /// between blocks. If there is none, chooses the smallest cluster that can keep the weights in registers and shared
+    /// memory together. `None` if the device has no such clusters, or if the layer has a projection, since each step
+    /// would then need two exchanges.
     pub(crate) fn new(driver: &impl Driver, spec: &LayerSpec, pass: Pass) -> Result<Option<Self>> {
         if spec.proj_size.is_some() {
             return Ok(None);

@@ -52,13 +52,13 @@ pub(crate) struct DeviceWeights<D: Driver> {
     /// How the `cluster` kernels divide the layer among the blocks of a cluster, indexed by [`Pass`]; `None` if they
     /// can't run it.
     pub(crate) clusters: [Option<ClusterConfig>; 2],
-    /// With TF32, the number of multiplications per step from which steps run on tensor cores, one launch per step,
-    /// even if a single launch could run all steps.
+    /// Least number of multiplications per step for which the steps run on tensor cores, with one launch per step, even
+    /// if a single launch could run all steps. `None` without TF32.
     pub(crate) tensor_core_threshold: Option<usize>,
 }
 
-/// Multiplications per step and multiprocessor from which the cost of a launch per step should be small against the
-/// gain from tensor cores. An estimate, not measured.
+/// Least number of multiplications per step and multiprocessor for which tensor cores should save more time than one
+/// launch per step costs. The value is an estimate, not a measurement.
 const TENSOR_CORE_STEP: usize = 2 << 20;
 
 impl<D: Driver> DeviceWeights<D> {

@@ -1,4 +1,4 @@
-//! The direction of a pass over the steps of a sequence.
+//! The two passes over the steps of a sequence, forward and backward, and how their sums are divided among threads.
 
 use lstm_core::arithmetic::BLOCK;
 
@@ -12,8 +12,9 @@ pub(crate) enum Pass {
 impl Pass {
     pub(crate) const BOTH: [Pass; 2] = [Pass::Forward, Pass::Backward];
 
-    /// How many blocks of the depth a unit's four gates sum over, for an operand of `depth` elements. In the backward
-    /// pass each gate has an operand of its own.
+    /// Number of blocks of `BLOCK` elements into which the sums of a unit are divided, for vectors of `depth` elements.
+    /// In the forward pass all four gates multiply the same vector (h, or c with dense peepholes). In the backward pass
+    /// there are four vectors, the gradients of the four gates.
     pub(crate) fn depth_blocks(self, depth: usize) -> usize {
         match self {
             Pass::Forward => depth.div_ceil(BLOCK),
@@ -21,8 +22,8 @@ impl Pass {
         }
     }
 
-    /// How many quads (groups of four sums, of which a thread computes one) a block of the depth has for `units` units.
-    /// In the forward pass a quad is the four gates of a unit, in the backward pass one gate of four units.
+    /// Number of quads for `units` units in one block of the inner dimension. A quad is a group of four sums that one
+    /// thread computes: in the forward pass the four gates of one unit, in the backward pass one gate of four units.
     pub(crate) fn quads(self, units: usize) -> usize {
         match self {
             Pass::Forward => units,

@@ -10,14 +10,15 @@ use crate::driver::{Driver, Launch, kernel_size};
 /// The largest number of threads per block: with more, a thread has too few registers for its weights.
 pub(crate) const MAX_THREADS: usize = 256;
 
-/// Floats from one block of the depth to the next in shared memory.
+/// Distance, in floats, between consecutive blocks of the inner dimension in shared memory.
 pub(crate) const PITCH: usize = BLOCK + 4;
 
 /// The largest number of sequences in a row group, which a block processes together.
 pub(crate) const MAX_ROWS: usize = 8;
 
-/// The number of weight slices times rows from which a batch is divided into at least two row groups. A multiprocessor
-/// starts the multiply-adds of about one slice and row per cycle, and another group costs another barrier. An estimate.
+/// Least product of the number of weight slices and the batch size for which a batch is divided into at least two row
+/// groups. Per cycle, a multiprocessor starts the multiply-adds of about one slice for one row, and each further group
+/// costs a barrier. The value is an estimate.
 const MIN_WORK_FOR_GROUPS: usize = 512;
 
 /// The number of `float4` loads that a thread has in flight.
@@ -28,15 +29,17 @@ const LOADS_IN_FLIGHT: usize = 8;
 pub(crate) struct PersistentConfig {
     pass: Pass,
     has_projection: bool,
-    /// Number of blocks of the depth of a row that a block loads: see [`Pass::depth_blocks`]. With a projection, the
-    /// number for the product with the larger operand.
+    /// Number of blocks of the inner dimension per row that a thread block loads: see [`Pass::depth_blocks`]. With a
+    /// projection, this is the number for the larger of the two operands, that of the recurrent product and that of the
+    /// projection.
     depth_blocks: usize,
     /// Number of units per block.
     pub(crate) units: usize,
     /// Number of elements of h per block: with a projection fewer than units.
     pub(crate) features: usize,
-    /// Number of weight slices per block, each of which a thread keeps in registers: those of one quad (four sums) over
-    /// one block of the depth. With a projection, the number for the product that has more.
+    /// Number of weight slices per thread block. A weight slice holds the weights of one quad (four sums) for one block
+    /// of the inner dimension; a thread keeps it in registers. With a projection, this is the larger of the numbers for
+    /// the recurrent product and the projection.
     weight_slices: usize,
     /// Number of thread blocks.
     blocks: usize,
@@ -46,7 +49,7 @@ pub(crate) struct PersistentConfig {
 
 impl PersistentConfig {
     /// Divides the layer among as many blocks as can be resident at the same time. `None` if the weights do not fit in
-    /// their registers, or the device has no cooperative launches.
+    /// the registers of these blocks, or if the device has no cooperative launches.
     pub(crate) fn new(driver: &impl Driver, spec: &LayerSpec, pass: Pass) -> Result<Option<Self>> {
         let (threads, max_shared_bytes) = (MAX_THREADS as u32, driver.max_shared_bytes());
         let resident =
@@ -60,7 +63,7 @@ impl PersistentConfig {
     }
 
     /// Divides the layer among at most `resident` blocks, whether its weights fit or not. In the backward pass the
-    /// features per block are a multiple of four, since a thread computes four sums of one gate anyway.
+    /// features per block are a multiple of four, since a thread always computes the sums of one gate for four units.
     fn divide(spec: &LayerSpec, pass: Pass, resident: usize, max_shared_bytes: u32) -> Self {
         let (hidden, state, has_projection) = (spec.hidden_size, spec.state_size(), spec.proj_size.is_some());
         let (mut units, mut features) = (hidden.div_ceil(resident), state.div_ceil(resident));
@@ -91,8 +94,8 @@ impl PersistentConfig {
         }
     }
 
-    /// Threads per block, for `rows` rows in a group: enough for one group of slices per row, for loading all rows at
-    /// once, and for one cell each, up to the limit.
+    /// Threads per block, for `rows` rows in a group: enough to process each row with its own set of threads (one per
+    /// weight slice), to load all rows at once, and to compute one cell per thread, but at most [`MAX_THREADS`].
     fn threads(&self, rows: usize) -> usize {
         let groups = (MAX_THREADS / self.weight_slices).min(rows);
         let loaders = (rows * self.depth_blocks * BLOCK / 4).div_ceil(LOADS_IN_FLIGHT);
@@ -113,7 +116,8 @@ impl PersistentConfig {
     }
 
     /// The number of rows in a row group; `None` if the batch is too large. A batch with enough work is divided into at
-    /// least two groups, so that one is summed while the cells of the other are computed and exchanged.
+    /// least two groups, so that the products of one group are computed while the cells of another group are computed
+    /// and exchanged between blocks.
     pub(crate) fn rows(&self, batch: usize) -> Option<usize> {
         let max_rows = if batch * self.weight_slices >= MIN_WORK_FOR_GROUPS { batch.div_ceil(2) } else { batch };
         let fits = |rows: &usize| self.shared_bytes(*rows, batch) <= self.max_shared_bytes;

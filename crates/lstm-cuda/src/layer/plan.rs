@@ -24,8 +24,8 @@ pub struct Plan<D: Driver> {
     /// The outputs, `[steps * batch, state]`, where recorded launches write them; `None` if a single launch runs all
     /// steps.
     pub(crate) y: Option<D::Memory>,
-    /// What the launches of the last sequence depended on. Their graph is recorded when a second sequence has the same
-    /// key.
+    /// The key of the last sequence, and the graph of its launches. The graph is recorded when two sequences in a row
+    /// have the same key; `None` before.
     pub(crate) graph: Option<(GraphKey, Option<D::Graph>)>,
 }
 

@@ -9,9 +9,10 @@ use crate::driver::{Launch, kernel_size};
 /// The kind of kernel that runs all steps of a batch in a single launch, and the size of its row groups.
 #[derive(Clone, Copy)]
 pub(crate) enum SingleLaunch {
-    /// Each cluster runs this number of sequences.
+    /// Each cluster runs some of the sequences. The number is that of the sequences per cluster.
     Clusters(ClusterConfig, usize),
-    /// All blocks together run all sequences, in groups of this number, and exchange results through global memory.
+    /// All blocks together run all sequences, and exchange results through global memory. The number is that of the
+    /// sequences in a row group, which are processed together.
     Persistent(PersistentConfig, usize),
 }
 

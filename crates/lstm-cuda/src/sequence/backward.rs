@@ -15,15 +15,15 @@ use crate::{
 
 pub(super) const OP: &str = "backward";
 
-/// A backward pass that is running.
+/// The data of one backward pass while it runs.
 pub(super) struct BackwardPass<'a, D: Driver> {
     pub(super) backend: &'a CudaBackend<D>,
     pub(super) layer: &'a DeviceWeights<D>,
     pub(super) trace: &'a Trace<D>,
     /// The gates' gradients, `[steps * batch, 4 * hidden]`.
     pub(super) dz: D::Memory,
-    /// With a projection, the gradient of its result, `[steps * batch, state]`, and its operand, `[steps * batch,
-    /// hidden]`.
+    /// For layers with a projection: the gradient of the projected h, `[steps * batch, state]`, and the operand of the
+    /// projection, `[steps * batch, hidden]`.
     pub(super) projection: Option<[D::Memory; 2]>,
 }
 

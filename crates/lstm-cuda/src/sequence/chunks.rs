@@ -16,7 +16,8 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    /// The chunks of a sequence, in the order of the backward pass: its whole chunks, and the shorter chunk at its end.
+    /// The chunks of a sequence, in the order of the backward pass: one item for the chunks of full length, and one for
+    /// the shorter chunk at the end of the sequence, if there is one.
     pub(super) fn of(steps: usize, reverse: bool) -> impl Iterator<Item = Self> {
         let (count, rest) = (steps / CHUNK, steps % CHUNK);
         let (start, stride) =

@@ -36,7 +36,7 @@ pub(crate) struct StepBuffers {
     pub(crate) c: [Address; 2],
     /// The projection's operand; 0 without a projection.
     pub(crate) unprojected: Address,
-    /// The step's output; 0 if it is not needed besides h.
+    /// The step's output; 0 if only the new h is needed, which has the same values.
     pub(crate) y: Address,
     /// The gates' activations; 0 in inference.
     pub(crate) gates: Address,

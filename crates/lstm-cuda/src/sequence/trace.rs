@@ -6,8 +6,8 @@ use lstm_core::{LayerSpec, Result, Sequence, shape::checked_len};
 
 use crate::{backend::CudaBackend, driver::Driver, tensor::Tensor};
 
-/// The values of a layer's forward pass that its backward pass needs: the input, and for each step the states around it
-/// and the gates.
+/// The values of a layer's forward pass that its backward pass needs: the input, and for each step the states before
+/// and after it and the gate activations.
 pub struct Trace<D: Driver> {
     pub(crate) spec: LayerSpec,
     pub(crate) steps: usize,

@@ -104,8 +104,9 @@ impl<D: Driver> BackwardPass<'_, D> {
         self.backend.tensor(OP, shape)
     }
 
-    /// Computes `acc + d^T x`, summed over the rows of each chunk. `d` and `x` start at the first chunk and come with
-    /// their numbers of columns; `acc` and `out` come with the row at which the result starts.
+    /// Computes `acc + d^T x`, summed over the rows of each chunk. `d` and `x` are operands that start at the first
+    /// chunk, each with its number of columns. `acc` and `out` are tensors, each with the index of its first row to be
+    /// used.
     fn outer_products(
         &self,
         (d, d_cols): (Operand, usize),

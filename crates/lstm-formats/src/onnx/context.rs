@@ -19,7 +19,7 @@ use lstm_core::{Error, Result};
 /// Maximum number of reads of one tensor. It bounds the size of the model that a small file can produce.
 const MAX_READS: usize = 16;
 
-/// State shared by the readers of nodes.
+/// State of the traversal of a graph, which the functions that read nodes share.
 pub(crate) struct GraphContext<'a> {
     /// Version of the operator set.
     pub(crate) opset: i64,

@@ -52,12 +52,13 @@ pub struct GraphPort {
     pub rows: Range<usize>,
     /// For an output sequence, its only time step, negative if counted from the end; `None` for all steps.
     pub step: Option<i64>,
-    /// For each axis of the array, the axes that it merges, slowest first. An axis that merges none has size 1.
+    /// For each axis of the array, what it contains: one meaning, or several if axes were merged by a reshape, the
+    /// slowest varying first. An axis with an empty list has size 1.
     pub axes: Vec<Vec<GraphAxis>>,
 }
 
 impl GraphPort {
-    /// The graph input that `view` shows. `meanings` are those of the three axes of the view.
+    /// The graph input that `view` refers to. `meanings` are the meanings of the three axes of the view.
     pub(crate) fn input(node: &NodeReader<'_>, view: &TensorView<'_>, meanings: [GraphAxis; 3]) -> Result<GraphPort> {
         let Source::Input(name) = view.source else { return Err(node.error("expected an input of the graph")) };
         let mut axes = vec![Vec::new(); view.source_dims.len()];
@@ -108,7 +109,7 @@ impl GraphPort {
     }
 }
 
-/// The kind of a graph output with this source, and the meanings of the source axes.
+/// The kind of a graph output that is computed from `source`, and the meanings of the axes of `source`.
 pub(crate) fn output_kind(source: Source<'_>) -> (GraphPortKind, &'static [GraphAxis]) {
     use GraphAxis::{Batch, Directions, Features, Layers, Steps};
     match source {

@@ -141,7 +141,7 @@ fn check_shape(
     Ok(())
 }
 
-/// The rows of a graph input that `view` shows. Each row is the state of one direction.
+/// The rows of a graph input that `view` selects. Each row is the state of one direction.
 fn state_rows<'a>(
     node: &NodeReader<'a>,
     input_name: &str,

@@ -24,7 +24,7 @@ pub(crate) struct Layer<'a> {
     pub(crate) config: LstmConfig,
     /// For each direction, its parameters in the order of [`LayerSpec::params`](lstm_core::LayerSpec::params).
     pub(crate) params: Vec<Vec<ArrayD<f32>>>,
-    /// The graph input of the first layer; the default for other layers.
+    /// For the first layer, the graph input that it reads. For other layers, [`GraphPort::default`], which is not used.
     pub(crate) x: GraphPort,
     /// Probability of the dropout before this layer, if there is a `Dropout` node.
     pub(crate) dropout: Option<f32>,
@@ -279,7 +279,7 @@ const NOT_STACKED: &str =
 
 /// The input `X` of a layer.
 struct LayerInput<'a> {
-    /// The graph input of the first layer; the default for other layers.
+    /// For the first layer, the graph input that it reads. For other layers, [`GraphPort::default`], which is not used.
     port: GraphPort,
     /// Probability of the dropout before the layer, if there is a `Dropout` node.
     dropout: Option<f32>,

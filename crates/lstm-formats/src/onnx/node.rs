@@ -54,7 +54,8 @@ impl<'a> NodeReader<'a> {
         self.proto.input.get(k).map(String::as_str).filter(|name| !name.is_empty())
     }
 
-    /// Marks an attribute as read and returns it. `type_name` describes `expected_type` in the error for another type.
+    /// Marks an attribute as read and returns it. It is an error if the type of the attribute is not `expected_type`,
+    /// which the message calls `type_name`.
     fn take(&mut self, name: &str, expected_type: i32, type_name: &str) -> Result<Option<&'a Attribute>> {
         let attribute = self.unread.remove(name);
         let found = attribute.map(|attribute| attribute.attribute_type.unwrap_or_default());

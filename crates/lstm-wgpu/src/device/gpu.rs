@@ -36,7 +36,8 @@ pub(crate) struct Gpu {
     pub(super) parameters: ParametersBuffer,
     /// Why the device was lost, if it was.
     lost: Arc<Mutex<Option<String>>>,
-    /// The first error that lost recorded work. Tensors of that work may hold anything, so every later call fails.
+    /// The first error because of which recorded work was not executed. The tensors that this work should have computed
+    /// have unspecified contents, so every later call fails with this error.
     poisoned: Mutex<Option<String>>,
     /// Errors that the platform has not reported yet. Browsers report errors after the call that caused them.
     pub(super) deferred_errors: Mutex<Vec<DeferredError>>,

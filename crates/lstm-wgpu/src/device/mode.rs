@@ -5,7 +5,7 @@ use std::fmt;
 /// How a shader computes a fused multiply-add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fma {
-    /// The adapter's own `fma`.
+    /// The function `fma` of WGSL, as the adapter implements it.
     Native,
     /// Emulation in f64.
     F64,
@@ -22,7 +22,7 @@ pub struct Mode {
     pub no_contraction: bool,
 }
 
-/// Plain WGSL with the adapter's own `fma`.
+/// WGSL without SPIR-V decorations, with `fma` as the adapter implements it.
 pub(crate) const PLAIN: Mode = Mode { fma: Fma::Native, no_contraction: false };
 
 /// Modes that an adapter with these features supports, fastest first.

@@ -18,7 +18,7 @@ const MIN_GUARD_WORDS: usize = 256;
 #[derive(Debug)]
 pub(crate) struct UncheckedBuffer {
     pub(super) buffer: wgpu::Buffer,
-    /// Offset in bytes of the guard words.
+    /// Size of the tensor in bytes, which is the offset of the guard words in the buffer.
     pub(super) bytes: u64,
     /// Operation that allocated the tensor.
     pub(super) op: &'static str,

@@ -38,11 +38,12 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 pub(super) struct FreeBuffer {
     pub(super) buffer: wgpu::Buffer,
-    /// The last submission that may use it.
+    /// Number of the last submission whose work may use the buffer.
     epoch: u64,
 }
 
-/// Locks a mutex, also after a panic in another thread: critical sections here leave consistent data behind.
+/// Locks a mutex, even if another thread panicked while it held the lock: the data is consistent at every point where a
+/// critical section of this crate can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -96,7 +96,7 @@ impl Layer {
 }
 
 impl PackedWeights {
-    /// Whether one dispatch runs many steps. Then a workgroup holds all units of its sequences.
+    /// Whether one dispatch runs many steps. If so, each workgroup computes all hidden units of its sequences.
     pub(crate) fn is_multi_step(&self, gpu: &Gpu) -> bool {
         let max = if gpu.is_cpu { MAX_MULTI_STEP_HIDDEN_ON_CPU } else { MAX_MULTI_STEP_HIDDEN };
         self.spec.hidden_size <= max && self.projection.is_none()

@@ -54,7 +54,7 @@ pub(super) fn write_state(
     copy(&state.c, slots * batch * spec.state_size() + index * batch * spec.hidden_size)
 }
 
-/// Copies the state at `slot` of a ring buffer to tensors of its own.
+/// Copies the state at `slot` of a ring buffer to new tensors.
 pub(super) fn read_state(
     gpu: &Gpu,
     op: &'static str,

@@ -49,7 +49,7 @@ impl KernelOptions {
     }
 }
 
-/// A kernel with its constants. Each value is compiled to a pipeline of its own.
+/// A kernel with its constants. Each distinct value is compiled to a separate pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {
     FloatBehavior,

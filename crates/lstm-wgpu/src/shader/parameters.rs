@@ -90,8 +90,8 @@ parameters! {
         snap: u32,
     }
 
-    /// Parameters of the matrix product over segments of k; see `gemm_common.wgsl`. Strides and offsets are in
-    /// elements.
+    /// Parameters of the matrix product, whose inner dimension k is divided into segments; see `gemm_common.wgsl`.
+    /// Strides and offsets are in elements.
     struct GemmParameters {
         /// Number of rows of the result.
         m: u32,
@@ -132,7 +132,7 @@ parameters! {
         reverse: u32,
         /// 1 if the sequences have lengths of their own, else 0.
         has_lengths: u32,
-        /// Row of the whole sequence that row 0 of `gates` belongs to.
+        /// Index, in the rows of the whole sequence, of the row that is row 0 of `gates`.
         gates_first_row: u32,
         /// Number of states in the ring buffer.
         state_slots: u32,

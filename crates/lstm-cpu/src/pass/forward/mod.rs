@@ -25,7 +25,7 @@ struct ForwardPass<'a> {
     batch: usize,
     /// Number of time steps whose input products are computed at once.
     block_steps: usize,
-    /// Index of the half of `h` that holds the initial state, without a trace.
+    /// Index of the half of [`Plan::h`] that holds the initial state, in a pass without a trace.
     current: usize,
     /// Length of each sequence, in descending order.
     lengths: Option<&'a [usize]>,

@@ -20,7 +20,7 @@ use crate::{
     pool::Member,
 };
 
-/// Indices of the states before and after a time step, among those that `h` and `c` hold.
+/// Indices, into the arrays of states `h` and `c`, of the states before and after a time step.
 struct StateIndices {
     h_old: usize,
     h_new: usize,
@@ -34,7 +34,7 @@ impl ForwardPass<'_> {
         self.lengths.map_or(self.batch, |lengths| lengths.partition_point(|&len| len > t))
     }
 
-    /// Indices of the states before and after time step `t`, which is the `k`th that runs.
+    /// Indices of the states before and after time step `t`, which is the `k`th time step in the order of execution.
     fn state_indices(&self, k: usize, t: usize) -> StateIndices {
         if !self.gates.is_null() {
             let (old, new) = Trace::state_indices(self.layer.spec.reverse, t);
@@ -109,9 +109,9 @@ impl ForwardPass<'_> {
         }
     }
 
-    /// Computes time step `t` of the first `active` rows. `t` is the `k`th time step that runs, and `step_in_block` its
-    /// index in the block. If `single_row` is given, it computes the whole time step, with the input products if the
-    /// block has only one time step.
+    /// Computes time step `t` of the first `active` rows. `t` is the `k`th time step in the order of execution, and
+    /// `step_in_block` is its index in the block of time steps. If `single_row` is given, it computes the whole time
+    /// step, with the input products if the block has only one time step.
     ///
     /// # Safety
     /// As for [`run_thread`](Self::run_thread).
@@ -239,7 +239,7 @@ impl ForwardPass<'_> {
         }
     }
 
-    /// Projects the hidden states of time step `t`, the `k`th that runs: `snap(W_hr h)`.
+    /// Computes the projection `snap(W_hr h)` for time step `t`, the `k`th time step in the order of execution.
     ///
     /// # Safety
     /// As for [`run_thread`](Self::run_thread).

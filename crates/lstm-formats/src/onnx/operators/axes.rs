@@ -98,9 +98,10 @@ fn insert_axes<T: Clone>(node: &NodeReader<'_>, old: &[T], axes: &[usize], new: 
     all.collect::<Option<_>>().ok_or_else(|| node.error("an axis is repeated"))
 }
 
-/// `Reshape`: of zeros, of integers, and of views where it merges axes or adds and removes axes of size 1.
+/// `Reshape`: supported for zeros, for integers, and for views if it only merges axes or adds and removes axes of size
+/// 1.
 pub(super) fn reshape<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
-    /// The search for merged axes is exponential in the number of axes.
+    /// Maximum number of axes for which merged axes are searched: the search takes exponential time.
     const MAX_SEARCHED_RANK: usize = 6;
     let zero_copies_size = node.int("allowzero")?.unwrap_or(0) == 0;
     let target = required(node, inputs, 1)?;
@@ -148,7 +149,7 @@ pub(super) fn transpose<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) -
     Ok(Value::View(TensorView { axes, ..view }))
 }
 
-/// `Expand`: only of zeros.
+/// `Expand`: supported for zeros only.
 pub(super) fn expand<'a>(node: &NodeReader<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     let value = required(node, inputs, 0)?;
     let Value::Zeros(zeros) = value else { return unexpected(node, "zeros to expand", value) };

@@ -7,7 +7,7 @@ use crate::onnx::{
 };
 use lstm_core::Result;
 
-/// `Gather`: any integers of a vector, or one index of an axis.
+/// `Gather`: supported with any indices for a vector of integers, otherwise with a single index along an axis.
 pub(super) fn gather<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     let axis = node.int("axis")?.unwrap_or(0);
     let value = required(node, inputs, 0)?;
@@ -110,7 +110,8 @@ fn slice_bounds<'a>(node: &mut NodeReader<'a>, opset: i64, inputs: Inputs<'_, 'a
     Ok((axis, start, end))
 }
 
-/// `Concat`: of integers, of zeros, of graph inputs, and of consecutive states or both directions of a layer.
+/// `Concat`: supported for integers, zeros, graph inputs, final states of consecutive layers or directions, and the
+/// output sequences of both directions of a layer.
 pub(super) fn concat<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
     let axis = node.int("axis")?.unwrap_or(0);
     let first = required(node, inputs, 0)?;

@@ -20,7 +20,7 @@ const FILES: [&[u8]; 8] = [
     include_bytes!("../../../../../tests/data/onnx/two-nodes.onnx"),
 ];
 
-/// Operators that replace others.
+/// Operator names that an edit can put in place of the operator of a node.
 const OPERATORS: [&str; 16] = [
     "LSTM",
     "Constant",
@@ -48,7 +48,7 @@ fn number() -> impl Strategy<Value = i64> {
     prop_oneof![-6..12i64, Just(i64::MAX), Just(i64::MIN), any::<i64>()]
 }
 
-/// Applies one edit, if the graph has what it would change.
+/// Applies one edit, if the graph contains an element of the kind that the edit changes.
 fn apply(model: &mut Model, (kind, first, second, number): Edit) {
     let Some(graph) = &mut model.graph else { return };
     let names: Vec<String> =

@@ -1,4 +1,4 @@
-//! Graphs with anything that would have to be ignored are rejected, and the error names it.
+//! Tests that a graph is rejected if a part of it would have to be ignored, and that the error names this part.
 
 use prost::Message;
 

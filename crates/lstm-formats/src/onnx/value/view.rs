@@ -6,7 +6,7 @@
 use super::dim::{Dim, OPEN_END, slice_range};
 use crate::onnx::proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, type_name};
 
-/// The tensor that a [`TensorView`] shows.
+/// The tensor that a [`TensorView`] refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source<'a> {
     /// A graph input, or an output of an ignored node, by name.
@@ -37,8 +37,8 @@ pub(crate) struct TensorView<'a> {
     pub(crate) source: Source<'a>,
     /// Size of each axis of the source.
     pub(crate) source_dims: Vec<Dim<'a>>,
-    /// For each axis of the view, the indices of the source axes that it merges, slowest first. An axis that merges
-    /// none has size 1. A source axis of size 1 may be absent.
+    /// For each axis of the view, the indices of the source axes that it contains: several if axes were merged, the
+    /// slowest varying first. An axis with an empty list has size 1. Source axes of size 1 may be in no list.
     pub(crate) axes: Vec<Vec<usize>>,
     /// The selected range of the first source axis, if not all of it. Only for [`Source::Input`].
     pub(crate) row_range: Option<(i64, i64)>,

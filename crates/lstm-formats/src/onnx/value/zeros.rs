@@ -18,7 +18,7 @@ impl<'a> Zeros<'a> {
         Zeros { tensor: None, shape: shape.filter(|shape| shape.len() <= MAX_RANK) }
     }
 
-    /// Zeros of which not even the rank is known.
+    /// Zeros of unknown shape and rank.
     pub(crate) fn unknown() -> Self {
         Zeros::computed(None)
     }
@@ -97,7 +97,7 @@ impl<'a> Zeros<'a> {
         Zeros::computed(shape)
     }
 
-    /// Concatenates both along an axis.
+    /// Concatenates two zero tensors along an axis.
     pub(crate) fn concat(&self, other: &Self, axis: usize) -> Result<Self, String> {
         let (Some(a), Some(b)) = (&self.shape, &other.shape) else { return Ok(Zeros::unknown()) };
         let mismatch = || Err(format!("cannot concatenate zeros of shapes {a:?} and {b:?} along axis {axis}"));

@@ -1,6 +1,7 @@
 //! Inputs of the probe's checks.
 
-/// Pseudorandom number generator. The probe has its own so that its inputs do not change with a library's version.
+/// Pseudorandom number generator. The probe does not use a library for this, so that its inputs do not change with the
+/// version of the library.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -9,12 +10,12 @@ impl Random {
         (self.0 >> 32) as u32
     }
 
-    /// Uniform in [-1, 1), a multiple of 2^-23.
+    /// A random multiple of 2^-23, uniform in [-1, 1).
     pub(super) fn float(&mut self) -> f32 {
         (self.bits() >> 8) as f32 / 8_388_608.0 - 1.0
     }
 
-    /// Random sign and significand, with the given biased exponent, which is limited to those of normal numbers.
+    /// A normal number with random sign and significand and the given biased exponent, clamped to [1, 254].
     pub(super) fn with_exponent(&mut self, exponent: u32) -> f32 {
         f32::from_bits(self.bits() & 0x807f_ffff | exponent.clamp(1, 254) << 23)
     }
