@@ -18,7 +18,7 @@ pub enum Schedule {
 
 impl Schedule {
     /// The number of this schedule in `executor.cpp`.
-    #[cfg_attr(not(kernels_compiled), expect(dead_code, reason = "without kernels, nothing is scheduled"))]
+    #[cfg_attr(not(kernels_compiled), allow(dead_code, reason = "without kernels, nothing is scheduled"))]
     pub(crate) fn number(self) -> u32 {
         match self {
             Schedule::Ascending => 0,
@@ -32,6 +32,7 @@ impl Schedule {
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct HostBuilder {
+    #[cfg_attr(not(kernels_compiled), allow(dead_code, reason = "without kernels, nothing is scheduled"))]
     pub(crate) schedule: Schedule,
     pub(crate) resident_blocks: usize,
     pub(crate) cluster_size: u32,
