@@ -248,7 +248,7 @@ impl Driver for Device {
             }
         };
         let address = address.map_err(|e| {
-            let full = if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY { ", more than is free" } else { "" };
+            let full = if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY { ", which do not fit in memory" } else { "" };
             self.driver_error(op, &format!("allocation of {bytes} bytes{full}"), e)
         })?;
         Ok(DeviceMemory { device: self.0.clone(), address, len })

@@ -22,7 +22,7 @@ impl Gpu {
             None => Err(device_error(
                 op,
                 format!(
-                    "{len} elements do not fit into a buffer; the largest buffer on {} has {} bytes",
+                    "{len} elements do not fit in memory: the largest buffer on {} has {} bytes",
                     self.info.name,
                     self.max_buffer_bytes()
                 ),
