@@ -45,8 +45,8 @@ use crate::{
     text::{Text, Vocabulary},
 };
 
-/// Exit code after an interrupt: 128 + SIGINT, as shells report it.
-const INTERRUPTED: u8 = 130;
+/// Exit code after an interrupt by Ctrl-C: 128 + SIGINT, as shells report it.
+const INTERRUPTED_EXIT_CODE: u8 = 130;
 
 /// The error type of the program.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +57,12 @@ enum Error {
     #[error("{}: {why}", path.display())]
     File { path: PathBuf, why: String },
 
-    #[error("no text in {places}{}", match skipped {
+    #[error("no text in {searched_paths}{}", match skipped_count {
         0 => String::new(),
         1 => "; skipped 1 file that is not UTF-8 text".into(),
         n => format!("; skipped {n} files that are not UTF-8 text"),
     })]
-    EmptyCorpus { places: String, skipped: usize },
+    EmptyCorpus { searched_paths: String, skipped_count: usize },
 
     #[error("expected a text of at least {min} characters, got {count}")]
     ShortCorpus { count: usize, min: usize },
@@ -77,11 +77,11 @@ enum Error {
     )]
     DifferentRun { path: PathBuf, differences: Vec<String> },
 
-    #[error("{source}; {}. Try a lower --rate with --fresh", match saved {
+    #[error("{source}; {}. Try a lower --rate with --fresh", match saved_step {
         0 => "no checkpoint was saved yet".into(),
         step => format!("{} still contains the checkpoint of step {step}", path.display()),
     })]
-    Diverged { source: lstm_core::Error, path: PathBuf, saved: u64 },
+    Diverged { source: lstm_core::Error, path: PathBuf, saved_step: u64 },
 
     #[error("can't install the Ctrl-C handler: {0}")]
     Signal(#[from] ctrlc::Error),
@@ -119,7 +119,7 @@ fn main() -> ExitCode {
     );
     match result {
         Ok(Outcome::Finished) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED_EXIT_CODE),
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -129,22 +129,22 @@ fn main() -> ExitCode {
 
 /// Returns a flag that the first Ctrl-C sets. The second Ctrl-C ends the program at once.
 fn install_interrupt_flag() -> Result<&'static AtomicBool> {
-    static STOP: AtomicBool = AtomicBool::new(false);
+    static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);
     ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::Relaxed) {
-            process::exit(INTERRUPTED.into());
+        if STOP_REQUESTED.swap(true, Ordering::Relaxed) {
+            process::exit(INTERRUPTED_EXIT_CODE.into());
         }
     })?;
-    Ok(&STOP)
+    Ok(&STOP_REQUESTED)
 }
 
-/// Trains the model and generates text, or only generates text with `--sample-only`. Stops when `stop` returns true; it is
-/// called with the number of finished training steps after each step and each generated character.
-fn run<B: Backend>(backend: &B, options: &Options, stop: impl Fn(u64) -> bool) -> Result<Outcome> {
+/// Trains the model and generates text, or only generates text with `--sample-only`. Stops when `should_stop` returns
+/// true; it is called with the number of finished training steps after each step and each generated character.
+fn run<B: Backend>(backend: &B, options: &Options, should_stop: impl Fn(u64) -> bool) -> Result<Outcome> {
     let path = options.checkpoint.clone().unwrap_or_else(|| workspace_dir().join("target/char_lm.safetensors"));
     if options.sample_only {
         let Run { trainer, vocabulary, .. } = Run::open(backend, &path)?;
-        return generate(&trainer, &vocabulary, options, &stop);
+        return generate(&trainer, &vocabulary, options, &should_stop);
     }
 
     let (paths, extensions) = match &options.paths[..] {
@@ -161,14 +161,19 @@ fn run<B: Backend>(backend: &B, options: &Options, stop: impl Fn(u64) -> bool) -
         false => Run::start(backend, options, &text)?,
     };
     run.describe();
-    if training::train(&mut run, &text, options, &path, &stop)? == Outcome::Interrupted {
-        let (done, path) = (run.trainer.steps(), relative_path(&path));
-        println!("Interrupted after step {done}, saved in {path}. Run the same command without --fresh to continue.");
+    if training::train(&mut run, &text, options, &path, &should_stop)? == Outcome::Interrupted {
+        let (finished_steps, path) = (run.trainer.steps(), relative_path(&path));
+        println!(
+            "Interrupted after step {finished_steps}, saved in {path}. Run the same command without --fresh to continue."
+        );
         return Ok(Outcome::Interrupted);
     }
-    let bits = training::validate(&run.trainer, &text, options)?;
-    println!("Validation loss: {bits:.3} bits per character (unigram entropy {:.3}).\n", text.unigram_entropy());
-    generate(&run.trainer, &run.vocabulary, options, &stop)
+    let validation_bits = training::validate(&run.trainer, &text, options)?;
+    println!(
+        "Validation loss: {validation_bits:.3} bits per character (unigram entropy {:.3}).\n",
+        text.unigram_entropy()
+    );
+    generate(&run.trainer, &run.vocabulary, options, &should_stop)
 }
 
 /// Generates text and prints it.
@@ -176,36 +181,36 @@ fn generate<B: Backend>(
     trainer: &Trainer<B>,
     vocabulary: &Vocabulary,
     options: &Options,
-    stop: impl Fn(u64) -> bool,
+    should_stop: impl Fn(u64) -> bool,
 ) -> Result<Outcome> {
     let sampling = Sampling { temperature: options.temperature, seed: options.seed };
     let head = trainer.head().expect("the trainer of a run has a head");
     let generator = TextGenerator::new(trainer.lstm(), head, vocabulary, &options.prompt, sampling)?;
     println!("Generated text, at temperature {}:\n", options.temperature);
     let mut out = io::stdout().lock();
-    let mut print = |c: char| {
+    let mut print_char = |c: char| {
         // Control characters could change the state of the terminal.
         let c = if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
         write!(out, "{c}").map_err(Error::io(Path::new("standard output")))
     };
-    options.prompt.chars().try_for_each(&mut print)?;
+    options.prompt.chars().try_for_each(&mut print_char)?;
     for c in generator.take(options.sample_chars) {
-        print(c?)?;
-        if stop(trainer.steps()) {
+        print_char(c?)?;
+        if should_stop(trainer.steps()) {
             break;
         }
     }
-    print('\n')?;
-    Ok(if stop(trainer.steps()) { Outcome::Interrupted } else { Outcome::Finished })
+    print_char('\n')?;
+    Ok(if should_stop(trainer.steps()) { Outcome::Interrupted } else { Outcome::Finished })
 }
 
 /// Root directory of the workspace.
 fn workspace_dir() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    package.parent().unwrap_or(package).into()
+    let package_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package_dir.parent().unwrap_or(package_dir).into()
 }
 
-/// Path relative to the current directory, if it is inside.
+/// Returns `path` relative to the current directory if it is inside that directory, or `path` itself.
 fn relative_path(path: &Path) -> std::path::Display<'_> {
     env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).display()
 }

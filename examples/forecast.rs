@@ -31,14 +31,14 @@ use lstm_core::Backend;
 use crate::{
     backend::{BackendName, with_backend},
     error::{Error, Result},
-    model::{Growth, Model},
-    report::{MAX_ERROR_RATIO, Report, TOLERANCE, read_expected},
-    series::{Series, YEAR},
+    model::{GrowthNormalization, Model},
+    report::{MAX_ERROR_RATIO, MAX_RELATIVE_DIFFERENCE, Report, read_expected},
+    series::{MONTHS_PER_YEAR, Series},
     train::{MAX_LOSS, TrainingOptions, train},
 };
 
 /// Number of months to forecast.
-const HORIZON: usize = 2 * YEAR;
+const HORIZON_MONTHS: usize = 2 * MONTHS_PER_YEAR;
 
 /// Train an LSTM on monthly airline passengers, forecast the last two years, and draw a chart
 ///
@@ -62,8 +62,8 @@ struct Options {
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
 
-    /// JSON file with the expected forecast, as tests/data/passengers/train.py writes it [default: expected.json in the directory
-    /// of the weights, if it exists and --data is not given]
+    /// JSON file with the expected forecast, as tests/data/passengers/train.py writes it [default: expected.json in the
+    /// directory of the weights, if it exists and --data is not given]
     #[arg(long, value_name = "FILE", requires = "weights")]
     expected: Option<PathBuf>,
 
@@ -91,7 +91,7 @@ fn main() -> ExitCode {
 /// Runs the program on a backend.
 fn run<B: Backend>(backend: &B, options: &Options) -> Result<()> {
     let data = options.data.clone().unwrap_or_else(|| repository_data("passengers.csv"));
-    let series = Series::read(&data, HORIZON)?;
+    let series = Series::read(&data, HORIZON_MONTHS)?;
     match &options.weights {
         Some(weights) => forecast_from_weights(backend, options, &series, weights),
         None => train_and_forecast(backend, options, &series, &data),
@@ -100,12 +100,12 @@ fn run<B: Backend>(backend: &B, options: &Options) -> Result<()> {
 
 /// Trains a model, forecasts with it, and checks the loss and the forecast.
 fn train_and_forecast<B: Backend>(backend: &B, options: &Options, series: &Series, data: &Path) -> Result<()> {
-    let (training, known) = (&options.training, series.known());
-    let growth = Growth::from_series(known).map_err(|why| Error::file(data, why))?;
-    println!("Training on {} to {}: {training}.", series.month(0), series.month(known.len() - 1));
+    let (training, known_values) = (&options.training, series.known_values());
+    let growth = GrowthNormalization::from_series(known_values).map_err(|why| Error::file(data, why))?;
+    println!("Training on {} to {}: {training}.", series.month(0), series.month(known_values.len() - 1));
     let start = Instant::now();
-    let trained = train(backend, known, growth, training)?;
-    if let (Some(first), Some(last)) = (trained.losses.first(), trained.losses.last()) {
+    let trained_model = train(backend, known_values, growth, training)?;
+    if let (Some(first), Some(last)) = (trained_model.losses.first(), trained_model.losses.last()) {
         println!(
             "Trained in {:.1} s: the loss decreased from {first:.4} to {last:.4}.\n",
             start.elapsed().as_secs_f64()
@@ -113,22 +113,22 @@ fn train_and_forecast<B: Backend>(backend: &B, options: &Options, series: &Serie
     }
 
     let file = options.save.clone().unwrap_or_else(|| workspace_dir().join("target/forecast.safetensors"));
-    trained.save(&file)?;
+    trained_model.save(&file)?;
     let model = Model::open(backend, &file)?;
     let report = print_forecast(series, &model, &file)?;
-    if !report.is_bit_identical(&Report::new(series, &trained.model(), &file)?) {
+    if !report.is_bit_identical(&Report::new(series, &trained_model.model(), &file)?) {
         return Err(Error::ReloadMismatch { path: file });
     }
     println!(
         "Weights: {} (the forecast uses this file; the model in memory gives a bit-identical forecast)",
         relative_path(&file).display()
     );
-    draw(&report, &trained.losses, options)?;
-    trained.check_loss()?;
+    draw(&report, &trained_model.losses, options)?;
+    trained_model.check_loss()?;
     report.check_accuracy()?;
-    let percent = MAX_ERROR_RATIO * 100.0;
+    let max_error_percent = MAX_ERROR_RATIO * 100.0;
     println!(
-        "Checked: the loss is at most {MAX_LOSS}, and the error at most {percent:.0} % of that of repeating the last year."
+        "Checked: the loss is at most {MAX_LOSS}, and the error at most {max_error_percent:.0} % of that of repeating the last year."
     );
     Ok(())
 }
@@ -143,27 +143,27 @@ fn forecast_from_weights<B: Backend>(backend: &B, options: &Options, series: &Se
         println!("Not checked: there is no expected forecast for these weights and data; use --expected.");
         return Ok(());
     };
-    let largest = report.check(&read_expected(&expected, HORIZON)?)?;
+    let largest_difference = report.check_forecast(&read_expected(&expected, HORIZON_MONTHS)?)?;
     println!(
-        "Checked: the largest relative difference to PyTorch's forecast in double precision is {largest:.1e} (limit {TOLERANCE:e})."
+        "Checked: the largest relative difference to PyTorch's forecast in double precision is {largest_difference:.1e} (limit {MAX_RELATIVE_DIFFERENCE:e})."
     );
     Ok(())
 }
 
-/// Forecasts with a model and prints the table. `file` is the model's path for error messages.
+/// Forecasts with a model and prints the table of the forecast. `file` is the model's path for error messages.
 fn print_forecast<'a, B: Backend>(series: &'a Series, model: &Model<B>, file: &Path) -> Result<Report<'a>> {
     let report = Report::new(series, model, file)?;
     println!("{}", model.describe());
     println!(
         "Input: {} to {}, then the model's own forecasts.\n",
         series.month(0),
-        series.month(series.known().len() - 1)
+        series.month(series.known_values().len() - 1)
     );
     println!("{report}");
     Ok(report)
 }
 
-/// Draws the chart.
+/// Draws the chart of the forecast and of the training losses to the file that the options name.
 fn draw(report: &Report<'_>, losses: &[f64], options: &Options) -> Result<()> {
     let out = options.out.clone().unwrap_or_else(|| workspace_dir().join("target/forecast.svg"));
     chart::draw(report, losses, &out)?;
@@ -173,16 +173,16 @@ fn draw(report: &Report<'_>, losses: &[f64], options: &Options) -> Result<()> {
 
 /// Root directory of the workspace.
 fn workspace_dir() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    package.parent().unwrap_or(package).into()
+    let package_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package_dir.parent().unwrap_or(package_dir).into()
 }
 
-/// Path of a file with test data of this example.
+/// Path of the file `name` in the directory with the data of this example.
 fn repository_data(name: &str) -> PathBuf {
     workspace_dir().join("tests/data/passengers").join(name)
 }
 
-/// Path relative to the current directory, if it is inside.
+/// Returns `path` relative to the current directory if it is inside that directory, or `path` itself.
 fn relative_path(path: &Path) -> &Path {
     env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path)
 }
@@ -194,56 +194,60 @@ mod tests {
 
     use super::*;
 
-    fn passengers() -> Result<Series> {
-        Series::read(&repository_data("passengers.csv"), HORIZON)
+    fn read_passengers() -> Result<Series> {
+        Series::read(&repository_data("passengers.csv"), HORIZON_MONTHS)
     }
 
     #[test]
     fn forecast_matches_pytorch() -> Result<()> {
-        let (series, file) = (passengers()?, repository_data("model.safetensors"));
+        let (series, file) = (read_passengers()?, repository_data("model.safetensors"));
         let report = Report::new(&series, &Model::open(&Cpu::new(), &file)?, &file)?;
-        let mut expected = read_expected(&repository_data("expected.json"), HORIZON)?;
-        assert!(report.check(&expected)? < TOLERANCE);
+        let mut expected = read_expected(&repository_data("expected.json"), HORIZON_MONTHS)?;
+        assert!(report.check_forecast(&expected)? < MAX_RELATIVE_DIFFERENCE);
         assert!((report.error - 5.933_473_596_246_486).abs() < 0.01);
 
-        let reference = Model::open(&Reference(Cpu::new()), &file)?;
-        assert!(report.is_bit_identical(&Report::new(&series, &reference, &file)?));
+        let reference_model = Model::open(&Reference(Cpu::new()), &file)?;
+        assert!(report.is_bit_identical(&Report::new(&series, &reference_model, &file)?));
 
         expected[3] *= 1.002;
-        let error = report.check(&expected).expect_err("difference of 2e-3");
+        let error = report.check_forecast(&expected).expect_err("difference of 2e-3");
         assert!(error.to_string().starts_with("1959-04: expected the forecast "), "{error}");
         expected[5] = f64::NAN;
-        let error = report.check(&expected).expect_err("NaN");
+        let error = report.check_forecast(&expected).expect_err("NaN");
         assert!(error.to_string().starts_with("1959-06: "), "{error}");
         Ok(())
     }
 
     #[test]
     fn training_is_bit_identical_on_all_paths_and_after_reload() -> Result<()> {
-        fn trained<B: Backend>(backend: &B, training: &TrainingOptions, file: &Path) -> Result<(Vec<f64>, Vec<u64>)> {
-            let series = passengers()?;
-            let growth = Growth::from_series(series.known()).expect("growth varies");
-            let trained = train(backend, series.known(), growth, training)?;
-            trained.save(file)?;
+        fn train_and_reload<B: Backend>(
+            backend: &B,
+            training: &TrainingOptions,
+            file: &Path,
+        ) -> Result<(Vec<f64>, Vec<u64>)> {
+            let series = read_passengers()?;
+            let growth = GrowthNormalization::from_series(series.known_values()).expect("growth varies");
+            let trained_model = train(backend, series.known_values(), growth, training)?;
+            trained_model.save(file)?;
             let report = Report::new(&series, &Model::open(backend, file)?, file)?;
-            assert!(report.is_bit_identical(&Report::new(&series, &trained.model(), file)?));
-            Ok((trained.losses, report.forecast.iter().map(|v| v.to_bits()).collect()))
+            assert!(report.is_bit_identical(&Report::new(&series, &trained_model.model(), file)?));
+            Ok((trained_model.losses, report.forecast.iter().map(|v| v.to_bits()).collect()))
         }
         let file = env::temp_dir().join(format!("forecast-{}/new/model.safetensors", std::process::id()));
         let training = TrainingOptions { steps: 30, seed: 1, hidden: 9, rate: 0.01 };
-        let (losses, forecast) = trained(&Cpu::new(), &training, &file)?;
+        let (losses, forecast) = train_and_reload(&Cpu::new(), &training, &file)?;
         assert!(losses[29] < 0.9 * losses[0], "{losses:?}");
-        let one = Cpu::builder().threads(1).build()?;
-        assert_eq!(trained(&one, &training, &file)?, (losses.clone(), forecast.clone()));
+        let single_threaded = Cpu::builder().threads(1).build()?;
+        assert_eq!(train_and_reload(&single_threaded, &training, &file)?, (losses.clone(), forecast.clone()));
         #[cfg(feature = "cuda-host")]
         match lstm_cuda_sim::Host::builder().build() {
-            Ok(host) => assert_eq!(trained(&host, &training, &file)?, (losses.clone(), forecast.clone())),
+            Ok(host) => assert_eq!(train_and_reload(&host, &training, &file)?, (losses.clone(), forecast.clone())),
             Err(error) => eprintln!("cuda-host: not run: {error}"),
         }
-        assert_eq!(trained(&Reference(one), &training, &file)?, (losses, forecast));
+        assert_eq!(train_and_reload(&Reference(single_threaded), &training, &file)?, (losses, forecast));
 
-        let error =
-            trained(&Cpu::new(), &TrainingOptions { rate: 1e30, ..training }, &file).expect_err("the loss diverges");
+        let error = train_and_reload(&Cpu::new(), &TrainingOptions { rate: 1e30, ..training }, &file)
+            .expect_err("the loss diverges");
         assert!(error.to_string().contains("step "), "{error}");
         std::fs::remove_dir_all(file.ancestors().nth(2).expect("the file is in a subdirectory"))
             .expect("the directory exists");
@@ -252,10 +256,10 @@ mod tests {
 
     #[test]
     fn rejects_forecasts_little_better_than_the_last_year() -> Result<()> {
-        let (series, file) = (passengers()?, repository_data("model.safetensors"));
+        let (series, file) = (read_passengers()?, repository_data("model.safetensors"));
         let mut report = Report::new(&series, &Model::open(&Cpu::new(), &file)?, &file)?;
         report.check_accuracy()?;
-        for error in [MAX_ERROR_RATIO * report.error_repeated + 0.1, f64::NAN] {
+        for error in [MAX_ERROR_RATIO * report.repeated_year_error + 0.1, f64::NAN] {
             report.error = error;
             assert!(report.check_accuracy().is_err());
         }

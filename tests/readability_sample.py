@@ -189,7 +189,7 @@ def identifiers(path: str, source: str, code: str) -> list[Identifier]:
             if match := re.compile(r"(?:pub\s*(?:\([^)]*\))?\s*)?(?:r#)?(?P<name>[a-z_]\w*)\s*:(?!:)").match(part, at):
                 add("field", start + offset + match.start("name"), match.group("name"))
 
-    item = r"(?<!')\b(struct|enum|union|trait|type|mod|fn|const|static)\s+(?:mut\s+)?(?:r#)?([A-Za-z_]\w*)"
+    item = r"(?<!['*])\b(struct|enum|union|trait|type|mod|fn|const|static)\s+(?:mut\s+)?(?:r#)?([A-Za-z_]\w*)"
     for match in re.finditer(item, code):
         kind, name = match.groups()
         if name in KEYWORDS:

@@ -6,26 +6,30 @@ use crate::job::Device;
 
 /// A backend in this build.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
+pub struct BackendEntry {
     /// Name of the backend and of its Cargo feature.
     pub name: &'static str,
-    /// Whether its speed depends on the number of threads.
-    pub threads: bool,
-    /// Opens the device with a number of threads.
+    /// Whether the speed of the backend depends on the number of threads.
+    pub uses_threads: bool,
+    /// Opens the device of the backend; the argument is the number of threads.
     open: fn(usize) -> Result<Box<dyn Device>>,
 }
 
 /// All backends in this build.
-pub const BACKENDS: &[Entry] = &[
+pub const BACKENDS: &[BackendEntry] = &[
     #[cfg(feature = "cpu")]
-    Entry { name: "cpu", threads: true, open: |n| Ok(Box::new(lstm_cpu::Cpu::builder().threads(n).build()?)) },
+    BackendEntry {
+        name: "cpu",
+        uses_threads: true,
+        open: |n| Ok(Box::new(lstm_cpu::Cpu::builder().threads(n).build()?)),
+    },
     #[cfg(feature = "wgpu")]
-    Entry { name: "wgpu", threads: false, open: |_| Ok(Box::new(lstm_wgpu::Wgpu::new()?)) },
+    BackendEntry { name: "wgpu", uses_threads: false, open: |_| Ok(Box::new(lstm_wgpu::Wgpu::new()?)) },
     #[cfg(feature = "cuda")]
-    Entry { name: "cuda", threads: false, open: |_| Ok(Box::new(lstm_cuda::Cuda::new(0)?)) },
+    BackendEntry { name: "cuda", uses_threads: false, open: |_| Ok(Box::new(lstm_cuda::Cuda::new(0)?)) },
 ];
 
-/// Opens the device of a backend with a number of threads.
+/// Opens the device of the backend `name`, which uses `threads` threads if it runs on the CPU.
 ///
 /// # Errors
 /// If the backend is not in this build or has no usable device.

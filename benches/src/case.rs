@@ -12,8 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub struct Case {
     /// Name in reports: ASCII letters, digits and dashes.
     pub name: String,
-    /// What is timed.
-    pub kind: Kind,
+    /// Kind of work that is timed.
+    pub kind: CaseKind,
     /// Number of input features.
     pub input: usize,
     /// Hidden size.
@@ -26,7 +26,7 @@ pub struct Case {
     pub layers: usize,
     /// Whether the layers are bidirectional.
     pub bidir: bool,
-    /// Cell kind; fused by default. JSON has [`CellKind::name`] without the prefix `peephole-`.
+    /// Cell kind; fused by default. In JSON, it is written as [`CellKind::name`] without the prefix `peephole-`.
     #[serde(
         default,
         serialize_with = "serialize_cell",
@@ -36,13 +36,13 @@ pub struct Case {
     pub cell: CellKind,
     /// The size that varies over the series of cases to which this case belongs; `None` if it belongs to no series.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub series: Option<Series>,
+    pub series: Option<VariedSize>,
 }
 
-/// What a case times.
+/// The kind of work that a case times.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum CaseKind {
     /// One step of a stream.
     Step,
     /// Forward pass over whole sequences, time-major, from zero state.
@@ -54,7 +54,7 @@ pub enum Kind {
 /// The size that varies over a series of cases, while the other sizes are constant.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub enum Series {
+pub enum VariedSize {
     /// Hidden size, with an equal input size.
     Hidden,
     /// Batch size.
@@ -88,12 +88,12 @@ fn is_default_cell(cell: &CellKind) -> bool {
 /// Largest size of a case, to reject mistyped sizes.
 const MAX_SIZE: usize = 1 << 16;
 
-/// Loads the table of cases from a file, or the built-in table if `file` is `None`.
+/// Loads the table of cases from a file, or the built-in table if `path` is `None`.
 ///
 /// # Errors
 /// If the file can't be read, is not a valid table, or has two cases of the same name.
-pub fn load(file: Option<&Path>) -> Result<Vec<Case>> {
-    let (name, text) = match file {
+pub fn load(path: Option<&Path>) -> Result<Vec<Case>> {
+    let (name, text) = match path {
         Some(path) => {
             let name = path.display().to_string();
             (name.clone(), std::fs::read_to_string(path).with_context(|| name)?)
@@ -107,7 +107,7 @@ fn parse(text: &str) -> Result<Vec<Case>> {
     let cases: Vec<Case> = serde_json::from_str(text)?;
     ensure!(!cases.is_empty(), "expected at least one case, got none");
     for (k, case) in cases.iter().enumerate() {
-        case.check().with_context(|| format!("case `{}`", case.name))?;
+        case.validate().with_context(|| format!("case `{}`", case.name))?;
         ensure!(cases[..k].iter().all(|other| other.name != case.name), "case `{}`: expected a unique name", case.name);
     }
     Ok(cases)
@@ -115,7 +115,7 @@ fn parse(text: &str) -> Result<Vec<Case>> {
 
 impl Case {
     /// Checks that the name and sizes are valid.
-    fn check(&self) -> Result<()> {
+    fn validate(&self) -> Result<()> {
         let is_valid_name = !self.name.is_empty() && self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         ensure!(is_valid_name, "name: expected letters, digits and dashes");
         for (size, what) in [
@@ -127,7 +127,7 @@ impl Case {
         ] {
             ensure!((1..=MAX_SIZE).contains(&size), "{what}: expected 1 to {MAX_SIZE}, got {size}");
         }
-        if self.kind == Kind::Step {
+        if self.kind == CaseKind::Step {
             ensure!(self.seq == 1, "seq: expected 1 for kind `step`, got {}", self.seq);
             ensure!(!self.bidir, "bidir: expected false for kind `step`, because streams run forward only");
         }
@@ -143,7 +143,7 @@ impl Case {
     /// Weights of the model, identical in every call.
     ///
     /// # Errors
-    /// As [`Weights::init`].
+    /// The errors of [`Weights::init`].
     pub fn weights(&self) -> lstm_core::Result<Weights> {
         Weights::init(self.config(), &Init::default(), 1)
     }
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn built_in_table_is_valid_and_complete() {
         let cases = load(None).unwrap();
-        for kind in [Kind::Step, Kind::Forward, Kind::Train] {
+        for kind in [CaseKind::Step, CaseKind::Forward, CaseKind::Train] {
             assert!(cases.iter().any(|case| case.kind == kind), "{kind:?}");
         }
         for cell in CellKind::ALL {
@@ -180,22 +180,22 @@ mod tests {
 
     #[test]
     fn rejects_invalid_tables() {
-        let case = |name: &str, rest: &str| {
+        let case_json = |name: &str, more_fields: &str| {
             format!(
-                r#"{{"name":"{name}","kind":"step","input":1,"hidden":2,"batch":1,"layers":1,"bidir":false{rest}}}"#
+                r#"{{"name":"{name}","kind":"step","input":1,"hidden":2,"batch":1,"layers":1,"bidir":false{more_fields}}}"#
             )
         };
         for (text, want) in [
             ("[]".to_owned(), "at least one case"),
             ("[1]".to_owned(), "invalid type"),
-            (format!("[{}]", case("a", "")), "missing field `seq`"),
-            (format!("[{}]", case("a", r#","seq":1,"depth":2"#)), "unknown field `depth`"),
-            (format!("[{}]", case("a", r#","seq":0"#)), "seq: expected 1 to 65536, got 0"),
-            (format!("[{}]", case("a", r#","seq":2"#)), "seq: expected 1 for kind"),
-            (format!("[{}]", case("../a", r#","seq":1"#)), "letters, digits and dashes"),
-            (format!("[{0},{0}]", case("a", r#","seq":1"#)), "expected a unique name"),
+            (format!("[{}]", case_json("a", "")), "missing field `seq`"),
+            (format!("[{}]", case_json("a", r#","seq":1,"depth":2"#)), "unknown field `depth`"),
+            (format!("[{}]", case_json("a", r#","seq":0"#)), "seq: expected 1 to 65536, got 0"),
+            (format!("[{}]", case_json("a", r#","seq":2"#)), "seq: expected 1 for kind"),
+            (format!("[{}]", case_json("../a", r#","seq":1"#)), "letters, digits and dashes"),
+            (format!("[{0},{0}]", case_json("a", r#","seq":1"#)), "expected a unique name"),
             (
-                format!("[{}]", case("a", r#","seq":1,"cell":"gru""#)),
+                format!("[{}]", case_json("a", r#","seq":1,"cell":"gru""#)),
                 "expected one of fused, unfused, dense, diagonal, got `gru`",
             ),
         ] {

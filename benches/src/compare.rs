@@ -7,22 +7,23 @@ use crate::{
     results::{Results, Times},
 };
 
-/// Smallest relative slowdown that counts. Smaller ones may come from the placement of code and data in memory.
-const TOLERANCE: f64 = 0.05;
+/// Smallest relative slowdown that counts as a regression. Smaller slowdowns may come from the placement of code and data in
+/// memory.
+const MIN_SLOWDOWN: f64 = 0.05;
 
-/// Change of the time of a case between two runs.
+/// Change of the time of a case between an old and a new run of the benchmark.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Change {
+pub struct TimeChange {
     /// New time divided by old time.
     pub ratio: f64,
-    /// Relative change that noise explains: twice the sum of both runs' [`Times::noise`], at least 5 %.
+    /// Largest relative change that noise can explain: twice the sum of both runs' [`Times::noise`], at least 5 %.
     pub noise: f64,
 }
 
-impl Change {
-    fn between(old: &Times, new: &Times) -> Self {
+impl TimeChange {
+    fn between_runs(old: &Times, new: &Times) -> Self {
         let noise = 2.0 * (old.noise() + new.noise());
-        Change { ratio: new.median_s() / old.median_s(), noise: noise.max(TOLERANCE) }
+        TimeChange { ratio: new.median_s() / old.median_s(), noise: noise.max(MIN_SLOWDOWN) }
     }
 
     /// Verdict for the table: `SLOWER`, `faster` or `same`.
@@ -40,33 +41,35 @@ impl Change {
 /// # Errors
 /// If the runs are from different machines or have no case, backend and number of threads in common.
 pub fn compare(old: &Results, new: &Results) -> Result<(Table, usize)> {
-    let machine = |r: &Results| format!("{}, {} cores, {}", r.machine.cpu, r.machine.cores, r.machine.system);
+    let describe_machine = |r: &Results| format!("{}, {} cores, {}", r.machine.cpu, r.machine.cores, r.machine.system);
     ensure!(
-        machine(old) == machine(new),
+        describe_machine(old) == describe_machine(new),
         "expected results of this machine ({}), got those of {}",
-        machine(new),
-        machine(old)
+        describe_machine(new),
+        describe_machine(old)
     );
     let mut table = Table::new(["case", "threads", "backend", "before", "now", "now / before", "noise", "verdict"]);
-    let (mut regressions, mut common) = (0, 0);
-    let ours = |r: &Results, name: &str| r.subjects.iter().any(|s| s.ours && s.name == name);
-    for before in old.times.iter().filter(|t| ours(old, &t.subject)) {
-        let key = [before.case.clone(), before.threads.to_string(), before.subject.clone()];
-        let find_case = |r: &Results| r.cases.iter().find(|case| case.name == before.case).cloned();
-        let now = new.times(&before.case, &before.subject, before.threads).filter(|_| find_case(old) == find_case(new));
-        let rest = match now {
-            Some(now) => {
-                let change = Change::between(before, now);
-                common += 1;
+    let (mut regressions, mut common_count) = (0, 0);
+    let is_own_backend = |r: &Results, name: &str| r.subjects.iter().any(|s| s.ours && s.name == name);
+    for old_times in old.times.iter().filter(|t| is_own_backend(old, &t.subject)) {
+        let first_cells = [old_times.case.clone(), old_times.threads.to_string(), old_times.subject.clone()];
+        let find_case = |r: &Results| r.cases.iter().find(|case| case.name == old_times.case).cloned();
+        let new_times = new
+            .times(&old_times.case, &old_times.subject, old_times.threads)
+            .filter(|_| find_case(old) == find_case(new));
+        let last_cells = match new_times {
+            Some(new_times) => {
+                let change = TimeChange::between_runs(old_times, new_times);
+                common_count += 1;
                 regressions += usize::from(change.verdict() == "SLOWER");
                 let noise = format!("{:.0} %", change.noise * 100.0);
-                [format_time(now.median_s()), format!("{:.2}", change.ratio), noise, change.verdict().to_owned()]
+                [format_time(new_times.median_s()), format!("{:.2}", change.ratio), noise, change.verdict().to_owned()]
             }
             None => ["-", "-", "-", "not timed now"].map(str::to_owned),
         };
-        table.row(key.into_iter().chain([format_time(before.median_s())]).chain(rest));
+        table.add_row(first_cells.into_iter().chain([format_time(old_times.median_s())]).chain(last_cells));
     }
-    ensure!(common > 0, "the two runs have no case, backend and number of threads in common");
+    ensure!(common_count > 0, "the two runs have no case, backend and number of threads in common");
     Ok((table, regressions))
 }
 
@@ -76,7 +79,7 @@ mod tests {
 
     #[test]
     fn regressions_must_exceed_the_noise() {
-        let times = |rounds: &[f64]| Times {
+        let times_of = |rounds: &[f64]| Times {
             case: String::new(),
             subject: String::new(),
             threads: 1,
@@ -85,7 +88,7 @@ mod tests {
             runs: 1,
             difference: 0.0,
         };
-        let verdict = |old: &[f64], new: &[f64]| Change::between(&times(old), &times(new)).verdict();
+        let verdict = |old: &[f64], new: &[f64]| TimeChange::between_runs(&times_of(old), &times_of(new)).verdict();
         assert_eq!(verdict(&[1.0, 1.0, 1.0], &[1.04, 1.04, 1.04]), "same");
         assert_eq!(verdict(&[1.0, 1.0, 1.0], &[1.06, 1.06, 1.06]), "SLOWER");
         assert_eq!(verdict(&[1.0, 1.0, 1.0], &[0.9, 0.9, 0.9]), "faster");

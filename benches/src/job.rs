@@ -5,19 +5,19 @@ use std::fmt::Debug;
 use anyhow::Result;
 use lstm_core::{Backend, Checkpointing, Input, Lstm, Param, Stream, ndarray::Array3};
 
-use crate::case::{Case, Kind};
+use crate::case::{Case, CaseKind};
 
 /// A prepared case that can be run repeatedly, on a backend or by another library.
-pub trait Run {
+pub trait PreparedCase {
     /// Runs the case once and waits until the results are on the host.
     ///
     /// # Errors
     /// If the device or library fails.
     fn run(&mut self) -> Result<()>;
 
-    /// Computes the values that are compared between backends and libraries. [`Kind::Forward`]: the outputs, time-major.
-    /// [`Kind::Train`]: the outputs, followed by the gradient of the first layer's recurrent weights. [`Kind::Step`]: the
-    /// output after [`STREAM_STEPS`] steps from zero state, all with the same input.
+    /// Computes the values that are compared between backends and libraries. [`CaseKind::Forward`]: the outputs,
+    /// time-major. [`CaseKind::Train`]: the outputs, followed by the gradient of the first layer's recurrent weights.
+    /// [`CaseKind::Step`]: the output after [`STREAM_STEPS`] steps from zero state, all with the same input.
     ///
     /// # Errors
     /// If the device or library fails.
@@ -36,7 +36,7 @@ pub trait Device {
     ///
     /// # Errors
     /// If the device fails.
-    fn prepare(&self, case: &Case) -> Result<Box<dyn Run>>;
+    fn prepare(&self, case: &Case) -> Result<Box<dyn PreparedCase>>;
 }
 
 impl<B: Backend + Debug + 'static> Device for B {
@@ -44,13 +44,13 @@ impl<B: Backend + Debug + 'static> Device for B {
         format!("{self:?}")
     }
 
-    fn prepare(&self, case: &Case) -> Result<Box<dyn Run>> {
+    fn prepare(&self, case: &Case) -> Result<Box<dyn PreparedCase>> {
         let lstm = Lstm::new(self, case.weights()?)?;
         let x = case.x();
         Ok(match case.kind {
-            Kind::Forward => Box::new(Forward { lstm, x }),
-            Kind::Train => Box::new(Train { lstm, x }),
-            Kind::Step => Box::new(Step {
+            CaseKind::Forward => Box::new(PreparedForward { lstm, x }),
+            CaseKind::Train => Box::new(PreparedTrain { lstm, x }),
+            CaseKind::Step => Box::new(PreparedStep {
                 stream: lstm.stream(case.batch)?,
                 y: vec![0.0; case.batch * case.config().output_size()],
                 x: x.into_raw_vec_and_offset().0,
@@ -59,18 +59,18 @@ impl<B: Backend + Debug + 'static> Device for B {
     }
 }
 
-struct Forward<B: Backend> {
+struct PreparedForward<B: Backend> {
     lstm: Lstm<B>,
     x: Array3<f32>,
 }
 
-impl<B: Backend> Forward<B> {
+impl<B: Backend> PreparedForward<B> {
     fn forward(&self) -> Result<Array3<f32>> {
         Ok(self.lstm.forward(Input::from(&self.x).time_major())?.0)
     }
 }
 
-impl<B: Backend> Run for Forward<B> {
+impl<B: Backend> PreparedCase for PreparedForward<B> {
     fn run(&mut self) -> Result<()> {
         std::hint::black_box(self.forward()?);
         Ok(())
@@ -81,15 +81,16 @@ impl<B: Backend> Run for Forward<B> {
     }
 }
 
-struct Train<B: Backend> {
+struct PreparedTrain<B: Backend> {
     lstm: Lstm<B>,
     x: Array3<f32>,
 }
 
-impl<B: Backend> Train<B> {
-    /// Returns the outputs, and the gradients of the mean of their squares.
+impl<B: Backend> PreparedTrain<B> {
+    /// Runs the forward pass, and the backward pass with the mean of the squared outputs as the loss. Returns the outputs
+    /// and the gradients.
     fn forward_backward(&self) -> Result<(Array3<f32>, lstm_core::Gradients)> {
-        let pass = self.lstm.forward_train(Input::from(&self.x).time_major(), Checkpointing::Everything)?;
+        let pass = self.lstm.forward_train(Input::from(&self.x).time_major(), Checkpointing::SaveEverything)?;
         let n = pass.y.len() as f32;
         std::hint::black_box(pass.y.iter().map(|v| v * v).sum::<f32>() / n);
         let gradients = pass.tape.backward(&pass.y.mapv(|v| 2.0 / n * v))?;
@@ -97,7 +98,7 @@ impl<B: Backend> Train<B> {
     }
 }
 
-impl<B: Backend> Run for Train<B> {
+impl<B: Backend> PreparedCase for PreparedTrain<B> {
     fn run(&mut self) -> Result<()> {
         std::hint::black_box(self.forward_backward()?);
         Ok(())
@@ -105,18 +106,18 @@ impl<B: Backend> Run for Train<B> {
 
     fn output(&mut self) -> Result<Vec<f32>> {
         let (y, gradients) = self.forward_backward()?;
-        let recurrent = gradients.weights.layers()[0].get(Param::WeightHh);
-        Ok(y.iter().chain(recurrent.into_iter().flatten()).copied().collect())
+        let recurrent_gradient = gradients.weights.layers()[0].get(Param::WeightHh);
+        Ok(y.iter().chain(recurrent_gradient.into_iter().flatten()).copied().collect())
     }
 }
 
-struct Step<B: Backend> {
+struct PreparedStep<B: Backend> {
     stream: Stream<B>,
     x: Vec<f32>,
     y: Vec<f32>,
 }
 
-impl<B: Backend> Run for Step<B> {
+impl<B: Backend> PreparedCase for PreparedStep<B> {
     fn run(&mut self) -> Result<()> {
         Ok(self.stream.step(&self.x, &mut self.y)?)
     }

@@ -13,7 +13,7 @@ pub struct Machine {
     pub cores: usize,
     /// Architecture and operating system.
     pub system: String,
-    /// Supported instruction sets, of those that the CPU backend can use.
+    /// Instruction sets that the CPU supports and that the CPU backend can use.
     pub features: Vec<String>,
     /// Sizes of the data caches of one core in bytes, starting with L1; empty if unknown.
     pub caches: Vec<u64>,
@@ -28,17 +28,17 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Describes this machine now.
+    /// Reads the properties of this machine, the compiler and the current commit.
     pub fn current() -> Self {
         Machine {
-            cpu: cpu().unwrap_or_else(|| "unknown CPU".to_owned()),
+            cpu: cpu_name().unwrap_or_else(|| "unknown CPU".to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             system: format!("{} {}", std::env::consts::ARCH, std::env::consts::OS),
-            features: features(),
-            caches: caches(),
-            load: read("/proc/loadavg").and_then(|text| text.split(' ').next()?.parse().ok()),
-            rustc: output("rustc", &["--version"]).unwrap_or_else(|| "unknown rustc".to_owned()),
-            commit: commit().unwrap_or_else(|| "unknown commit".to_owned()),
+            features: instruction_sets(),
+            caches: data_cache_sizes(),
+            load: read_text("/proc/loadavg").and_then(|text| text.split(' ').next()?.parse().ok()),
+            rustc: command_output("rustc", &["--version"]).unwrap_or_else(|| "unknown rustc".to_owned()),
+            commit: commit_hash().unwrap_or_else(|| "unknown commit".to_owned()),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
         }
     }
@@ -54,34 +54,34 @@ impl Machine {
 }
 
 /// Contents of a text file, if it can be read.
-fn read(path: &str) -> Option<String> {
+fn read_text(path: &str) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
 /// Standard output of a program, trimmed; `None` if it fails.
-fn output(program: &str, args: &[&str]) -> Option<String> {
+fn command_output(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Model name of the CPU.
-fn cpu() -> Option<String> {
-    let value = |line: &str| line.split_once(':').map(|(_, value)| value.trim().to_owned());
-    let field = |text: &str, key: &str| text.lines().find(|line| line.starts_with(key)).and_then(value);
-    if let Some(text) = read("/proc/cpuinfo") {
-        let name = field(&text, "model name").or_else(|| field(&text, "CPU part"))?;
+fn cpu_name() -> Option<String> {
+    let value_of_line = |line: &str| line.split_once(':').map(|(_, value)| value.trim().to_owned());
+    let find_value = |text: &str, key: &str| text.lines().find(|line| line.starts_with(key)).and_then(value_of_line);
+    if let Some(text) = read_text("/proc/cpuinfo") {
+        let name = find_value(&text, "model name").or_else(|| find_value(&text, "CPU part"))?;
         // Virtual machines often hide the model name, but not the family and model numbers.
-        let number = |key| field(&text, key).map(|value| format!("{} {value}", key.trim_end()));
-        let numbers: Vec<String> = ["cpu family", "model\t"].into_iter().filter_map(number).collect();
-        return Some(if numbers.is_empty() { name } else { format!("{name} ({})", numbers.join(", ")) });
+        let named_number = |key| find_value(&text, key).map(|value| format!("{} {value}", key.trim_end()));
+        let model_numbers: Vec<String> = ["cpu family", "model\t"].into_iter().filter_map(named_number).collect();
+        return Some(if model_numbers.is_empty() { name } else { format!("{name} ({})", model_numbers.join(", ")) });
     }
-    output("sysctl", &["-n", "machdep.cpu.brand_string"]).or_else(|| std::env::var("PROCESSOR_IDENTIFIER").ok())
+    command_output("sysctl", &["-n", "machdep.cpu.brand_string"]).or_else(|| std::env::var("PROCESSOR_IDENTIFIER").ok())
 }
 
-/// Supported instruction sets, of those that the CPU backend can use.
-fn features() -> Vec<String> {
+/// Instruction sets that the CPU supports and that the CPU backend can use.
+fn instruction_sets() -> Vec<String> {
     #[cfg(target_arch = "x86_64")]
-    let all = [
+    let set_flags = [
         ("avx2", is_x86_feature_detected!("avx2")),
         ("fma", is_x86_feature_detected!("fma")),
         ("avx512f", is_x86_feature_detected!("avx512f")),
@@ -90,28 +90,28 @@ fn features() -> Vec<String> {
         ("avx512vl", is_x86_feature_detected!("avx512vl")),
     ];
     #[cfg(target_arch = "aarch64")]
-    let all = [("neon", true)];
+    let set_flags = [("neon", true)];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let all: [(&str, bool); 0] = [];
-    all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect()
+    let set_flags: [(&str, bool); 0] = [];
+    set_flags.into_iter().filter(|(_, is_supported)| *is_supported).map(|(name, _)| name.to_owned()).collect()
 }
 
 /// Sizes of the data caches of core 0 in bytes, starting with L1, from Linux's sysfs.
-fn caches() -> Vec<u64> {
-    let of = |index: usize| {
-        let file = |name: &str| read(&format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{name}"));
-        let (level, kind, size) = (file("level")?, file("type")?, file("size")?);
+fn data_cache_sizes() -> Vec<u64> {
+    let data_cache_level = |index: usize| {
+        let read_file = |name: &str| read_text(&format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{name}"));
+        let (level, cache_kind, size) = (read_file("level")?, read_file("type")?, read_file("size")?);
         let kib: u64 = size.trim().strip_suffix('K')?.parse().ok()?;
-        (kind.trim() != "Instruction").then_some((level.trim().parse::<u8>().ok()?, kib * 1024))
+        (cache_kind.trim() != "Instruction").then_some((level.trim().parse::<u8>().ok()?, kib * 1024))
     };
-    let mut levels: Vec<(u8, u64)> = (0..8).filter_map(of).collect();
-    levels.sort_unstable();
-    levels.into_iter().map(|(_, size)| size).collect()
+    let mut sizes_by_level: Vec<(u8, u64)> = (0..8).filter_map(data_cache_level).collect();
+    sizes_by_level.sort_unstable();
+    sizes_by_level.into_iter().map(|(_, size)| size).collect()
 }
 
 /// Hash of the current commit, followed by `+` if the working tree has changes.
-fn commit() -> Option<String> {
-    let hash = output("git", &["rev-parse", "--short=12", "HEAD"])?;
-    let clean = output("git", &["status", "--porcelain"])?.is_empty();
-    Some(if clean { hash } else { format!("{hash}+") })
+fn commit_hash() -> Option<String> {
+    let hash = command_output("git", &["rev-parse", "--short=12", "HEAD"])?;
+    let is_clean = command_output("git", &["status", "--porcelain"])?.is_empty();
+    Some(if is_clean { hash } else { format!("{hash}+") })
 }

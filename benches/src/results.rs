@@ -10,24 +10,24 @@ use crate::{
     machine::Machine,
     roofline::{
         MachineLimits,
-        phases::{Bound, Roofline},
+        phases::{LimitingResource, Roofline},
     },
 };
 
 /// Version of the file format.
-pub const VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 1;
 
 /// Results of a run. Some JSON keys differ from the field names, so that results of older versions can be read.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Results {
-    /// Version of the file format, [`VERSION`].
+    /// Version of the file format, [`FORMAT_VERSION`].
     pub version: u32,
     /// Machine, compiler and commit.
     pub machine: Machine,
     /// Number of rounds.
     pub rounds: usize,
-    /// Duration of a subject's runs in one round, in seconds.
+    /// Seconds for which each subject runs a case in one round.
     pub seconds: f64,
     /// Limits of the machine, for each number of threads.
     #[serde(rename = "floors")]
@@ -44,7 +44,7 @@ pub struct Results {
     pub not_run: Vec<NotRun>,
 }
 
-/// A backend or library that is timed.
+/// A subject of the benchmark: a backend of this repository or another library.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Subject {
     /// Name, such as `lstm-cpu` or `torch`.
@@ -59,7 +59,7 @@ pub struct Subject {
     pub on_cpu: bool,
 }
 
-/// Times of one case, subject and number of threads.
+/// Times of one case, run by one subject with one number of threads.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Times {
     /// Name of the case.
@@ -80,7 +80,7 @@ pub struct Times {
     pub difference: f64,
 }
 
-/// A subject, in one or all cases, that was not timed.
+/// A subject that was not timed in one case or in all cases.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct NotRun {
     /// Name of the subject.
@@ -89,7 +89,7 @@ pub struct NotRun {
     pub case: Option<String>,
     /// Number of threads.
     pub threads: usize,
-    /// Why it was not timed.
+    /// Why the subject was not timed.
     pub why: String,
 }
 
@@ -104,7 +104,7 @@ pub struct CaseRoofline {
     pub roofline: Roofline,
 }
 
-/// Median, smallest and largest of some values.
+/// Median, smallest and largest value of a list.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// The median.
@@ -118,9 +118,9 @@ pub struct Spread {
 impl Spread {
     /// Spread of some values; `None` if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
-        let mut all: Vec<f64> = values.into_iter().collect();
-        all.sort_by(f64::total_cmp);
-        Some(Spread { median: quantile(&all, 0.5)?, min: *all.first()?, max: *all.last()? })
+        let mut ascending: Vec<f64> = values.into_iter().collect();
+        ascending.sort_by(f64::total_cmp);
+        Some(Spread { median: quantile(&ascending, 0.5)?, min: *ascending.first()?, max: *ascending.last()? })
     }
 }
 
@@ -137,10 +137,10 @@ impl Results {
     /// # Errors
     /// If there are no results with one of these numbers of threads.
     pub fn with_threads(mut self, threads: &[usize]) -> Result<Self> {
-        let available: Vec<usize> = self.limits.iter().map(|limits| limits.threads).collect();
+        let available_counts: Vec<usize> = self.limits.iter().map(|limits| limits.threads).collect();
         ensure!(
-            threads.iter().all(|n| available.contains(n)),
-            "expected numbers of threads among {available:?}, got {threads:?}"
+            threads.iter().all(|n| available_counts.contains(n)),
+            "expected numbers of threads among {available_counts:?}, got {threads:?}"
         );
         self.limits.retain(|limits| threads.contains(&limits.threads));
         self.times.retain(|times| threads.contains(&times.threads));
@@ -180,8 +180,8 @@ impl Results {
         let value: serde_json::Value =
             serde_json::from_slice(&std::fs::read(path).with_context(name)?).with_context(name)?;
         ensure!(
-            value["version"] == VERSION,
-            "{}: expected results of version {VERSION}, got {}",
+            value["version"] == FORMAT_VERSION,
+            "{}: expected results of version {FORMAT_VERSION}, got {}",
             name(),
             value["version"]
         );
@@ -208,9 +208,9 @@ impl Results {
 
     /// The subject that others are compared with: the first backend of this repository that runs on the CPU, or the first
     /// one on any device.
-    pub fn base(&self) -> Option<&Subject> {
-        let mut ours = self.subjects.iter().filter(|subject| subject.ours);
-        ours.clone().find(|subject| subject.on_cpu).or_else(|| ours.next())
+    pub fn base_subject(&self) -> Option<&Subject> {
+        let mut own_subjects = self.subjects.iter().filter(|subject| subject.ours);
+        own_subjects.clone().find(|subject| subject.on_cpu).or_else(|| own_subjects.next())
     }
 
     /// Roofline of a case with a number of threads.
@@ -225,12 +225,14 @@ impl Results {
         Some(roofline.seconds / times.median_s())
     }
 
-    /// Resource that bounds a case, in words.
+    /// Describes the resource that bounds a case, such as `L2 bandwidth`.
     pub fn describe_bound(&self, roofline: &Roofline, threads: usize) -> String {
         match roofline.bound {
-            Bound::Compute => "compute".to_owned(),
-            Bound::Latency => "latency".to_owned(),
-            Bound::Bandwidth => format!("{} bandwidth", self.machine.memory_level(roofline.working_set, threads)),
+            LimitingResource::Compute => "compute".to_owned(),
+            LimitingResource::Latency => "latency".to_owned(),
+            LimitingResource::Bandwidth => {
+                format!("{} bandwidth", self.machine.memory_level(roofline.working_set, threads))
+            }
         }
     }
 
@@ -255,7 +257,7 @@ mod tests {
 
     #[test]
     fn medians_noise_and_ratios() {
-        let times = |rounds: &[f64]| Times {
+        let times_of = |rounds: &[f64]| Times {
             case: String::new(),
             subject: String::new(),
             threads: 1,
@@ -264,11 +266,11 @@ mod tests {
             runs: 1,
             difference: 0.0,
         };
-        let (ours, theirs) = (times(&[1.0, 4.0, 2.0]), times(&[2.0, 4.0, 6.0]));
-        assert_eq!(ours.median_s(), 2.0);
-        assert_eq!(ours.noise(), 0.75);
+        let (base_times, other_times) = (times_of(&[1.0, 4.0, 2.0]), times_of(&[2.0, 4.0, 6.0]));
+        assert_eq!(base_times.median_s(), 2.0);
+        assert_eq!(base_times.noise(), 0.75);
         // Ratios are taken within a round.
-        assert_eq!(theirs.ratio_to(&ours), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
-        assert_eq!(times(&[]).ratio_to(&ours), None);
+        assert_eq!(other_times.ratio_to(&base_times), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(times_of(&[]).ratio_to(&base_times), None);
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     worker::{Reply, Request, RunTimes},
 };
 
-/// Command that starts the worker of one subject.
+/// Command that starts the worker process of one subject (a backend or library).
 #[derive(Clone, Debug)]
 pub struct Program {
     /// Name of the subject.
@@ -48,7 +48,7 @@ struct Worker {
     timeout: Duration,
 }
 
-/// Results of timing some subjects with one number of threads.
+/// Results of a group of subjects that are timed with the same number of threads.
 #[derive(Debug, Default)]
 pub struct GroupResults {
     /// Subjects whose workers started.
@@ -64,7 +64,7 @@ pub struct GroupResults {
 pub struct Timing {
     /// Number of rounds. In each round, all subjects run the case, one after another.
     pub rounds: usize,
-    /// Duration of a subject's runs in one round, in seconds.
+    /// Seconds for which each subject runs a case in one round.
     pub seconds: f64,
     /// Longest time to wait for a worker's reply, in addition to `seconds`; then the worker is stopped.
     pub timeout: Duration,
@@ -72,9 +72,9 @@ pub struct Timing {
 
 /// Largest accepted difference from the first subject: absolute for outputs, which are in -1 to 1, and relative to the
 /// largest gradient for gradients.
-const TOLERANCE: f64 = 1e-4;
+const MAX_DIFFERENCE: f64 = 1e-4;
 
-/// Pause between two subjects, because threads of some libraries keep spinning for a while after a run.
+/// Pause between the runs of two subjects, because threads of some libraries keep spinning for a while after a run.
 const PAUSE: Duration = Duration::from_millis(10);
 
 impl Worker {
@@ -94,9 +94,9 @@ impl Worker {
             .with_context(|| format!("can't start {}", Path::new(&program.command[0]).display()))?;
         let requests = child.stdin.take();
         let lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
-        let (send, replies) = mpsc::channel();
+        let (sender, replies) = mpsc::channel();
         // The thread ends with the process, or when the receiver is dropped.
-        thread::spawn(move || lines.into_iter().try_for_each(|line| send.send(line)));
+        thread::spawn(move || lines.into_iter().try_for_each(|line| sender.send(line)));
         let mut worker =
             Worker { program: program.clone(), description: String::new(), child, requests, replies, timeout };
         match worker.receive(timeout)? {
@@ -185,7 +185,7 @@ impl Drop for Worker {
 }
 
 /// Times `cases` in the workers of `programs`. The outputs of the first program that runs a case are the reference for all
-/// others. Calls `done` after each case.
+/// others. Calls `after_case` after each case.
 ///
 /// # Errors
 /// If the files of a case can't be written. Failures of workers are part of the results, not errors.
@@ -195,9 +195,9 @@ pub fn time_cases(
     cases: &[Case],
     timing: Timing,
     dir: &Path,
-    mut done: impl FnMut(&Case, &[Times]),
+    mut after_case: impl FnMut(&Case, &[Times]),
 ) -> Result<GroupResults> {
-    let mut group = GroupResults::default();
+    let mut group_results = GroupResults::default();
     let mut workers = Vec::new();
     let not_run = |program: &Program, case: Option<&Case>, error: anyhow::Error| NotRun {
         subject: program.name.clone(),
@@ -209,29 +209,29 @@ pub fn time_cases(
         match Worker::start(program, threads, timing.timeout) {
             Ok(worker) => {
                 let Program { name, ours, on_cpu, .. } = program.clone();
-                group.subjects.push(Subject { name, description: worker.description.clone(), ours, on_cpu });
+                group_results.subjects.push(Subject { name, description: worker.description.clone(), ours, on_cpu });
                 workers.push(worker);
             }
-            Err(error) => group.not_run.push(not_run(program, None, error)),
+            Err(error) => group_results.not_run.push(not_run(program, None, error)),
         }
     }
     for case in cases {
-        let dir = write_files(case, dir)?;
-        let mut reference: Option<Vec<f32>> = None;
-        let mut running = Vec::new();
+        let dir = write_case_files(case, dir)?;
+        let mut reference_output: Option<Vec<f32>> = None;
+        let mut running_workers = Vec::new();
         for worker in &mut workers {
-            let checked =
+            let difference =
                 worker.restart_if_stopped(threads).and_then(|()| worker.prepare(case, &dir)).and_then(|output| {
-                    match &reference {
+                    match &reference_output {
                         None => {
                             ensure!(output.iter().all(|v| v.is_finite()), "the outputs are not finite");
-                            reference = Some(output);
+                            reference_output = Some(output);
                             Ok(0.0)
                         }
-                        Some(want) => compare(case, want, &output),
+                        Some(want) => compare_with_reference(case, want, &output),
                     }
                 });
-            match checked {
+            match difference {
                 Ok(difference) => {
                     let (case, subject) = (case.name.clone(), worker.program.name.clone());
                     let times = Times {
@@ -243,36 +243,36 @@ pub fn time_cases(
                         runs: 0,
                         difference,
                     };
-                    running.push((worker, times));
+                    running_workers.push((worker, times));
                 }
-                Err(error) => group.not_run.push(not_run(&worker.program, Some(case), error)),
+                Err(error) => group_results.not_run.push(not_run(&worker.program, Some(case), error)),
             }
         }
         for _ in 0..timing.rounds {
-            let mut succeeded = Vec::new();
-            for (worker, mut times) in running {
+            let mut remaining_workers = Vec::new();
+            for (worker, mut times) in running_workers {
                 std::thread::sleep(PAUSE);
                 match worker.run(timing.seconds) {
                     Ok(round) => {
                         times.round_medians_s.push(round.median_s);
                         times.min_s = times.min_s.min(round.min_s);
                         times.runs += round.runs;
-                        succeeded.push((worker, times));
+                        remaining_workers.push((worker, times));
                     }
-                    Err(error) => group.not_run.push(not_run(&worker.program, Some(case), error)),
+                    Err(error) => group_results.not_run.push(not_run(&worker.program, Some(case), error)),
                 }
             }
-            running = succeeded;
+            running_workers = remaining_workers;
         }
-        let all: Vec<Times> = running.into_iter().map(|(_, times)| times).collect();
-        done(case, &all);
-        group.times.extend(all);
+        let case_times: Vec<Times> = running_workers.into_iter().map(|(_, times)| times).collect();
+        after_case(case, &case_times);
+        group_results.times.extend(case_times);
     }
-    Ok(group)
+    Ok(group_results)
 }
 
 /// Writes the weights and input of a case for other libraries. Returns the directory of the files.
-fn write_files(case: &Case, dir: &Path) -> Result<PathBuf> {
+fn write_case_files(case: &Case, dir: &Path) -> Result<PathBuf> {
     let dir = dir.join(&case.name);
     // Files of an earlier run may be from another table.
     if dir.exists() {
@@ -281,39 +281,40 @@ fn write_files(case: &Case, dir: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
     let weights = case.weights()?;
     // The unfused cell is the fused cell with the weights of each gate in a separate matrix.
-    let weights = if case.cell == CellKind::Unfused { weights.pack()? } else { weights };
-    let [state_dict, onnx] = ["weights.safetensors", "model.onnx"].map(|name| dir.join(name));
+    let weights = if case.cell == CellKind::Unfused { weights.into_fused()? } else { weights };
+    let [state_dict_path, onnx_path] = ["weights.safetensors", "model.onnx"].map(|name| dir.join(name));
     let writer = StateDictWriter::new().tensor("x", &case.x())?;
     if case.cell == CellKind::Fused || case.cell == CellKind::Unfused {
-        writer.lstm("", &weights, TensorNames::PyTorch)?.save(state_dict)?;
+        writer.lstm("", &weights, TensorNames::PyTorch)?.save(state_dict_path)?;
     } else {
         // PyTorch has no peephole connections.
-        writer.save(state_dict)?;
+        writer.save(state_dict_path)?;
     }
     if case.cell != CellKind::PeepholeDense {
-        OnnxWriter::new(&weights).save(onnx)?;
+        OnnxWriter::new(&weights).save(onnx_path)?;
     }
     Ok(dir)
 }
 
-/// Compares outputs with the reference. Returns the largest difference, or an error if it exceeds [`TOLERANCE`].
-fn compare(case: &Case, want: &[f32], got: &[f32]) -> Result<f64> {
+/// Compares the outputs `got` of a worker with the reference `want`. Returns the largest difference, or an error if it
+/// exceeds [`MAX_DIFFERENCE`].
+fn compare_with_reference(case: &Case, want: &[f32], got: &[f32]) -> Result<f64> {
     ensure!(got.len() == want.len(), "expected {} outputs, got {}", want.len(), got.len());
-    let outputs = case.total_steps() * case.config().output_size();
-    let difference = |want: &[f32], got: &[f32]| {
-        let each = want.iter().zip(got).map(|(want, got)| f64::from(want - got).abs());
+    let output_count = case.total_steps() * case.config().output_size();
+    let max_difference = |want: &[f32], got: &[f32]| {
+        let differences = want.iter().zip(got).map(|(want, got)| f64::from(want - got).abs());
         // NaN counts as the largest difference.
-        each.fold(0.0, |a: f64, b| if b > a || b.is_nan() { b } else { a })
+        differences.fold(0.0, |a: f64, b| if b > a || b.is_nan() { b } else { a })
     };
-    let (y, gradient) = want.split_at(outputs.min(want.len()));
-    let of_outputs = difference(y, got);
-    let largest = gradient.iter().fold(0.0, |a, v| v.abs().max(a));
-    let of_gradient =
-        if gradient.is_empty() { 0.0 } else { difference(gradient, &got[y.len()..]) / f64::from(largest) };
-    for (difference, what) in [(of_outputs, "outputs"), (of_gradient, "gradients")] {
-        ensure!(difference <= TOLERANCE, "the {what} differ by {difference:.2e}, more than {TOLERANCE:.0e}");
+    let (y, gradient) = want.split_at(output_count.min(want.len()));
+    let output_difference = max_difference(y, got);
+    let largest_gradient = gradient.iter().fold(0.0, |a, v| v.abs().max(a));
+    let gradient_difference =
+        if gradient.is_empty() { 0.0 } else { max_difference(gradient, &got[y.len()..]) / f64::from(largest_gradient) };
+    for (difference, what) in [(output_difference, "outputs"), (gradient_difference, "gradients")] {
+        ensure!(difference <= MAX_DIFFERENCE, "the {what} differ by {difference:.2e}, more than {MAX_DIFFERENCE:.0e}");
     }
-    Ok(of_outputs.max(of_gradient))
+    Ok(output_difference.max(gradient_difference))
 }
 
 #[cfg(test)]
@@ -323,7 +324,7 @@ mod tests {
 
     /// A worker that is a shell script.
     #[cfg(unix)]
-    fn shell(script: &str) -> Program {
+    fn shell_worker(script: &str) -> Program {
         let command = ["sh", "-c", script].map(OsString::from).to_vec();
         Program { name: "shell".to_owned(), ours: false, on_cpu: true, command }
     }
@@ -332,12 +333,12 @@ mod tests {
     #[test]
     fn unresponsive_workers_are_stopped_and_restarted() {
         let timeout = Duration::from_millis(500);
-        let error = Worker::start(&shell("exec sleep 1000"), 1, timeout).err().unwrap();
+        let error = Worker::start(&shell_worker("exec sleep 1000"), 1, timeout).err().unwrap();
         assert!(error.to_string().contains("no reply within 0.5 s"), "{error}");
-        let error = Worker::start(&shell("exit 1"), 1, timeout).err().unwrap();
+        let error = Worker::start(&shell_worker("exit 1"), 1, timeout).err().unwrap();
         assert!(error.to_string().contains("ended without a reply"), "{error}");
-        let ready = r#"echo '{"ready":"about"}'; read line; exec sleep 1000"#;
-        let mut worker = Worker::start(&shell(ready), 1, Duration::from_secs(5)).unwrap();
+        let ready_script = r#"echo '{"ready":"about"}'; read line; exec sleep 1000"#;
+        let mut worker = Worker::start(&shell_worker(ready_script), 1, Duration::from_secs(5)).unwrap();
         worker.timeout = timeout;
         for _ in 0..2 {
             worker.restart_if_stopped(1).unwrap();
@@ -345,7 +346,8 @@ mod tests {
             assert!(error.to_string().contains("no reply within 0.6 s"), "{error}");
         }
         // A process that ends between two requests is restarted too.
-        let mut worker = Worker::start(&shell(r#"echo '{"ready":"about"}'"#), 1, Duration::from_secs(5)).unwrap();
+        let mut worker =
+            Worker::start(&shell_worker(r#"echo '{"ready":"about"}'"#), 1, Duration::from_secs(5)).unwrap();
         worker.child.wait().unwrap();
         for _ in 0..2 {
             worker.restart_if_stopped(1).unwrap();
@@ -359,15 +361,19 @@ mod tests {
         let cases = case::load(None).unwrap();
         let case = cases.iter().find(|case| case.name == "stream-h24").unwrap();
         let want = vec![0.5; 24];
-        let with = |value: f32| [vec![0.5; 23], vec![value]].concat();
-        assert!(compare(case, &want, &with(0.50005)).unwrap() > 4e-5);
-        for (got, error) in
-            [(with(0.5002), "outputs differ"), (with(f32::NAN), "outputs differ"), (vec![0.5; 23], "got 23")]
-        {
-            assert!(compare(case, &want, &got).unwrap_err().to_string().contains(error), "{error}");
+        let output_ending_with = |value: f32| [vec![0.5; 23], vec![value]].concat();
+        assert!(compare_with_reference(case, &want, &output_ending_with(0.50005)).unwrap() > 4e-5);
+        for (got, error) in [
+            (output_ending_with(0.5002), "outputs differ"),
+            (output_ending_with(f32::NAN), "outputs differ"),
+            (vec![0.5; 23], "got 23"),
+        ] {
+            assert!(compare_with_reference(case, &want, &got).unwrap_err().to_string().contains(error), "{error}");
         }
         // Gradients follow the outputs and are compared relative to the largest one.
         let (want, got) = ([want.clone(), vec![1e-6]].concat(), [want, vec![1.1e-6]].concat());
-        assert!(compare(case, &want, &got).unwrap_err().to_string().contains("gradients differ by 1.00e-1"));
+        assert!(
+            compare_with_reference(case, &want, &got).unwrap_err().to_string().contains("gradients differ by 1.00e-1")
+        );
     }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Chunk {
 
 impl Chunk {
     /// Number of targets that are not ignored.
-    pub(crate) fn count(&self) -> usize {
+    pub(crate) fn target_count(&self) -> usize {
         self.targets.iter().filter(|&&target| target != IGNORE_INDEX).count()
     }
 }
@@ -51,7 +51,7 @@ impl<'a> Batches<'a> {
 
     /// Returns chunk number `k`.
     pub(crate) fn chunk(&self, k: usize) -> Chunk {
-        let hot = one_hot_value(self.classes);
+        let hot_value = one_hot_value(self.classes);
         let mut x = Array3::zeros((self.steps, self.batch, self.classes));
         let mut targets = Vec::with_capacity(self.steps * self.batch);
         for t in 0..self.steps {
@@ -60,7 +60,7 @@ impl<'a> Batches<'a> {
                 let position = stream * self.length + step;
                 match self.symbols.get(position..position + 2) {
                     Some(&[symbol, next]) if step < self.length => {
-                        x[[t, stream, symbol as usize]] = hot;
+                        x[[t, stream, symbol as usize]] = hot_value;
                         targets.push(next as usize);
                     }
                     _ => targets.push(IGNORE_INDEX),
@@ -84,21 +84,21 @@ mod tests {
             let mut streams = vec![Vec::new(); batch];
             for k in 0..batches.len() {
                 let chunk = batches.chunk(k);
-                assert!(chunk.count() > 0, "{n} {batch} {steps}: chunk {k} has no targets");
+                assert!(chunk.target_count() > 0, "{n} {batch} {steps}: chunk {k} has no targets");
                 let rows = chunk.x.rows().into_iter().zip(&chunk.targets).enumerate();
                 for (row, (x, &target)) in rows {
-                    let hot: Vec<_> = (0..x.len()).filter(|&s| x[s] != 0.0).collect();
+                    let hot_indices: Vec<_> = (0..x.len()).filter(|&s| x[s] != 0.0).collect();
                     match target {
                         IGNORE_INDEX => assert_eq!(x.sum(), 0.0),
                         target => {
-                            assert_eq!(hot, [target - 1]);
+                            assert_eq!(hot_indices, [target - 1]);
                             streams[row % batch].push(target - 1);
                         }
                     }
                 }
             }
-            let visited: Vec<_> = streams.concat();
-            assert_eq!(visited, (0..symbols.len() - 1).collect::<Vec<_>>(), "{n} {batch} {steps}");
+            let visited_symbols: Vec<_> = streams.concat();
+            assert_eq!(visited_symbols, (0..symbols.len() - 1).collect::<Vec<_>>(), "{n} {batch} {steps}");
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Metadata key of the vocabulary in a checkpoint, which also contains the [`run_settings`].
-const VOCABULARY: &str = "vocabulary";
+const VOCABULARY_KEY: &str = "vocabulary";
 
 /// State of a training run between two steps.
 pub(crate) struct Run<B: Backend> {
@@ -60,19 +60,19 @@ impl<B: Backend> Run<B> {
         let lstm = Lstm::new(backend, Weights::init(config, &init, seed)?)?;
         let head = Linear::random(backend, options.hidden, symbols, seed.wrapping_add(1))?;
 
-        let decay = options.train_steps.saturating_sub(options.warmup).max(1);
-        let schedule = Schedule::cosine(options.rate, decay, options.min_rate).warmup(options.warmup);
+        let decay_steps = options.train_steps.saturating_sub(options.warmup).max(1);
+        let schedule = Schedule::cosine(options.rate, decay_steps, options.min_rate).warmup(options.warmup);
         let optimizer = OptimizerConfig::adamw().weight_decay(options.weight_decay);
         let trainer_config = TrainerConfig::new(optimizer, schedule).clip(Clip::Norm(options.clip)).seed(seed);
         let trainer = Trainer::new(lstm, Some(head), trainer_config)?;
         Ok(Run { trainer, vocabulary: text.vocabulary.clone(), state: None, settings: run_settings(options, text) })
     }
 
-    /// Opens the run in a checkpoint, with any settings.
+    /// Opens the run that is stored in a checkpoint, whatever its settings are.
     pub(crate) fn open(backend: &B, path: &Path) -> Result<Self> {
         let (trainer, mut extras) = Trainer::resume(backend, path)?;
         let config = trainer.lstm().config();
-        let vocabulary = extras.text.remove(VOCABULARY);
+        let vocabulary = extras.text.remove(VOCABULARY_KEY);
         let vocabulary = vocabulary.ok_or_else(|| {
             Error::file(path, "the file has no vocabulary, so it is not a checkpoint of this program")
         })?;
@@ -85,21 +85,22 @@ impl<B: Backend> Run<B> {
         Ok(Run { state, vocabulary, settings: extras.text, trainer })
     }
 
-    /// Opens the run in a checkpoint. Fails if its settings differ from those given by the options and text.
+    /// Opens the run that is stored in a checkpoint. Fails if the settings of the run differ from those given by `options` and
+    /// `text`.
     pub(crate) fn resume(backend: &B, path: &Path, options: &Options, text: &Text) -> Result<Self> {
         let run = Self::open(backend, path)?;
-        let differences = run_settings(options, text).into_iter().filter_map(|(name, now)| {
-            let saved = run.settings.get(&name).map_or("missing", String::as_str);
-            (now != saved).then(|| format!("{name} was {saved}, now is {now}"))
+        let differences = run_settings(options, text).into_iter().filter_map(|(name, new_value)| {
+            let saved_value = run.settings.get(&name).map_or("missing", String::as_str);
+            (new_value != saved_value).then(|| format!("{name} was {saved_value}, now is {new_value}"))
         });
         let differences: Vec<_> = differences.collect();
         if differences.is_empty() { Ok(run) } else { Err(Error::DifferentRun { path: path.into(), differences }) }
     }
 
-    /// Saves a checkpoint.
+    /// Saves the run as a checkpoint file.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
         let mut extras = CheckpointExtras { text: self.settings.clone(), ..CheckpointExtras::default() };
-        extras.text.insert(VOCABULARY.into(), self.vocabulary.line());
+        extras.text.insert(VOCABULARY_KEY.into(), self.vocabulary.line());
         if let Some(state) = &self.state {
             extras = extras.with_state(state);
         }
@@ -111,15 +112,15 @@ impl<B: Backend> Run<B> {
         let lstm = self.trainer.lstm();
         let (config, paths) = (lstm.config(), lstm.paths());
         let layers = lstm.weights().layers().iter().flat_map(|layer| layer.iter().map(|(_, values)| values.len()));
-        let head = (config.hidden_size + 1) * self.vocabulary.len();
-        let kernels: Vec<_> = paths.iter().map(ToString::to_string).collect();
+        let head_params = (config.hidden_size + 1) * self.vocabulary.len();
+        let path_names: Vec<_> = paths.iter().map(ToString::to_string).collect();
         println!(
             "Model: {} LSTM layers with hidden size {} and a linear head, {} parameters, on {} ({}).",
             config.num_layers,
             config.hidden_size,
-            layers.sum::<usize>() + head,
+            layers.sum::<usize>() + head_params,
             lstm.backend().name(),
-            kernels.join(", ")
+            path_names.join(", ")
         );
     }
 }

@@ -7,8 +7,8 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Number of skipped files that are listed by name.
-const MAX_LISTED: usize = 5;
+/// Largest number of skipped files that are listed by name.
+const MAX_LISTED_FILES: usize = 5;
 
 /// The text of one or more files.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ pub(crate) struct Corpus {
     /// Number of files read.
     pub(crate) files: usize,
     /// Files that are not UTF-8 text.
-    pub(crate) skipped: Vec<PathBuf>,
+    pub(crate) skipped_files: Vec<PathBuf>,
 }
 
 impl Corpus {
@@ -31,12 +31,12 @@ impl Corpus {
             if path.is_dir() { corpus.add_directory(path, extensions)? } else { corpus.add_file(path)? }
         }
         if corpus.text.is_empty() {
-            let list = |items: Vec<_>| items.join(", ");
-            let mut places = list(paths.iter().map(|path| path.display().to_string()).collect());
+            let join = |items: Vec<_>| items.join(", ");
+            let mut searched_paths = join(paths.iter().map(|path| path.display().to_string()).collect());
             if !extensions.is_empty() {
-                places = format!("{places} (extensions {})", list(extensions.to_vec()));
+                searched_paths = format!("{searched_paths} (extensions {})", join(extensions.to_vec()));
             }
-            return Err(Error::EmptyCorpus { places, skipped: corpus.skipped.len() });
+            return Err(Error::EmptyCorpus { searched_paths, skipped_count: corpus.skipped_files.len() });
         }
         Ok(corpus)
     }
@@ -44,11 +44,11 @@ impl Corpus {
     /// Prints the number of files read and the files skipped.
     pub(crate) fn describe(&self) {
         println!("Read {} file{}.", self.files, if self.files == 1 { "" } else { "s" });
-        for path in self.skipped.iter().take(MAX_LISTED) {
+        for path in self.skipped_files.iter().take(MAX_LISTED_FILES) {
             println!("Skipped, not UTF-8 text: {}", path.display());
         }
-        if let Some(more @ 1..) = self.skipped.len().checked_sub(MAX_LISTED) {
-            println!("Skipped {more} more files.");
+        if let Some(unlisted_count @ 1..) = self.skipped_files.len().checked_sub(MAX_LISTED_FILES) {
+            println!("Skipped {unlisted_count} more files.");
         }
     }
 
@@ -84,7 +84,7 @@ impl Corpus {
                 self.text += &text;
                 self.files += 1;
             }
-            _ => self.skipped.push(path.into()),
+            _ => self.skipped_files.push(path.into()),
         }
         Ok(())
     }
@@ -117,7 +117,7 @@ mod tests {
         let root = dir.path("");
         let corpus = read(std::slice::from_ref(&root), &["rs"])?;
         assert_eq!((&*corpus.text, corpus.files), ("zab", 3));
-        assert_eq!(corpus.skipped, [dir.path("latin.rs"), dir.path("nul.rs")]);
+        assert_eq!(corpus.skipped_files, [dir.path("latin.rs"), dir.path("nul.rs")]);
         assert_eq!(read(std::slice::from_ref(&root), &[])?.text, "yzab");
         assert_eq!(read(std::slice::from_ref(&root), &[".txt", "md"])?.text, "y");
         // Files given as arguments are read with any extension, and as often as they are given.

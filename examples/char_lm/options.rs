@@ -121,13 +121,13 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Dropout probability between layers, with the default filled in.
+    /// Dropout probability between layers: the value of the option, or its default.
     pub(crate) fn dropout(&self) -> f32 {
         self.dropout.unwrap_or(if self.layers > 1 { 0.1 } else { 0.0 })
     }
 }
 
-/// Parser of cell names that lists them in help and errors.
+/// Parser of cell names. It lists the names in the help text and in errors.
 fn cell_parser() -> impl TypedValueParser<Value = CellKind> {
     PossibleValuesParser::new(CellKind::ALL.map(CellKind::name)).try_map(|name| name.parse::<CellKind>())
 }

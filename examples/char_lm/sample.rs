@@ -8,7 +8,7 @@ use lstm_core::{
 
 use crate::{
     Result,
-    text::{UNKNOWN, Vocabulary, one_hot_value},
+    text::{UNKNOWN_SYMBOL, Vocabulary, one_hot_value},
 };
 
 /// Settings of the sampling.
@@ -29,7 +29,7 @@ pub(crate) struct TextGenerator<'a, B: Backend> {
     head: &'a Linear<B>,
     vocabulary: &'a Vocabulary,
     temperature: f32,
-    random: SplitMix64,
+    rng: SplitMix64,
     /// Last input of the LSTM, one-hot.
     x: Vec<f32>,
     /// Last output of the LSTM.
@@ -46,47 +46,47 @@ impl<'a, B: Backend> TextGenerator<'a, B> {
         Sampling { temperature, seed }: Sampling,
     ) -> Result<Self> {
         let (x, y) = (vec![0.0; vocabulary.len()], vec![0.0; lstm.config().output_size()]);
-        let (stream, random) = (lstm.stream(1)?, SplitMix64(seed));
-        let mut generator = TextGenerator { stream, head, vocabulary, temperature, random, x, y };
-        prompt.chars().try_for_each(|c| generator.read(vocabulary.symbol(c) as usize))?;
+        let (stream, rng) = (lstm.stream(1)?, SplitMix64(seed));
+        let mut generator = TextGenerator { stream, head, vocabulary, temperature, rng, x, y };
+        prompt.chars().try_for_each(|c| generator.feed(vocabulary.symbol(c) as usize))?;
         Ok(generator)
     }
 
     /// Runs the LSTM for one step with a symbol as input.
-    fn read(&mut self, symbol: usize) -> Result<()> {
+    fn feed(&mut self, symbol: usize) -> Result<()> {
         self.x.fill(0.0);
         self.x[symbol] = one_hot_value(self.vocabulary.len());
         Ok(self.stream.step(&self.x, &mut self.y)?)
     }
 
-    /// Samples the next symbol. [`UNKNOWN`] is excluded, because it has no character.
+    /// Samples the next symbol. [`UNKNOWN_SYMBOL`] is excluded, because it has no character.
     fn sample(&mut self) -> Result<usize> {
         let mut logits = self.head.forward(ArrayView1::from(&self.y))?;
-        let candidates = UNKNOWN as usize + 1..self.vocabulary.len();
+        let candidates = UNKNOWN_SYMBOL as usize + 1..self.vocabulary.len();
         if self.temperature == 0.0 {
-            let likeliest = candidates.max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-            return Ok(likeliest.unwrap_or_default());
+            let likeliest_symbol = candidates.max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+            return Ok(likeliest_symbol.unwrap_or_default());
         }
         logits.mapv_inplace(|logit| logit / self.temperature);
         // Excluded before the softmax: if it were very likely, the other probabilities might round to zero.
-        logits[UNKNOWN as usize] = f32::NEG_INFINITY;
+        logits[UNKNOWN_SYMBOL as usize] = f32::NEG_INFINITY;
         // The gradient of the cross entropy is the softmax, except at the target.
-        let (_, probabilities) = cross_entropy(logits.view(), &[UNKNOWN as usize])?;
+        let (_, probabilities) = cross_entropy(logits.view(), &[UNKNOWN_SYMBOL as usize])?;
         let probabilities = candidates.map(|symbol| (symbol, f64::from(probabilities[symbol])));
-        let total = probabilities.clone().map(|(_, probabilities)| probabilities).sum::<f64>();
-        if total.is_nan() {
+        let total_probability = probabilities.clone().map(|(_, probability)| probability).sum::<f64>();
+        if total_probability.is_nan() {
             return Err(lstm_core::Error::format("the model", "the outputs are not finite").into());
         }
-        let mut remaining = self.random.uniform() * total;
-        let mut sampled = 0;
-        for (symbol, probabilities) in probabilities.filter(|&(_, probabilities)| probabilities > 0.0) {
-            sampled = symbol;
-            remaining -= probabilities;
-            if remaining < 0.0 {
+        let mut remaining_probability = self.rng.uniform() * total_probability;
+        let mut sampled_symbol = 0;
+        for (symbol, probability) in probabilities.filter(|&(_, probability)| probability > 0.0) {
+            sampled_symbol = symbol;
+            remaining_probability -= probability;
+            if remaining_probability < 0.0 {
                 break;
             }
         }
-        Ok(sampled)
+        Ok(sampled_symbol)
     }
 }
 
@@ -94,8 +94,8 @@ impl<B: Backend> Iterator for TextGenerator<'_, B> {
     type Item = Result<char>;
 
     fn next(&mut self) -> Option<Result<char>> {
-        let sampled = self.sample().and_then(|symbol| self.read(symbol).map(|()| symbol));
-        sampled.map(|symbol| self.vocabulary.character(symbol)).transpose()
+        let sampled_symbol = self.sample().and_then(|symbol| self.feed(symbol).map(|()| symbol));
+        sampled_symbol.map(|symbol| self.vocabulary.character(symbol)).transpose()
     }
 }
 
@@ -129,18 +129,19 @@ mod tests {
         let (cpu, size) = (Cpu::new(), vocabulary.len());
         let lstm = Lstm::random(&cpu, LstmConfig::new(size, 6).layers(2), 1)?;
         let head = Linear::random(&cpu, 6, size, 2)?;
-        let sample = |prompt, temperature, seed| {
+        let generator = |prompt, temperature, seed| {
             TextGenerator::new(&lstm, &head, &vocabulary, prompt, Sampling { temperature, seed })
         };
-        let text = |prompt, temperature, seed| sample(prompt, temperature, seed)?.take(50).collect::<Result<String>>();
-        let one = text("abc", 1.0, 7)?;
-        assert_eq!(one, text("abc", 1.0, 7)?);
-        assert_eq!(one.chars().count(), 50);
-        assert_ne!(one, text("abc", 1.0, 8)?);
+        let text =
+            |prompt, temperature, seed| generator(prompt, temperature, seed)?.take(50).collect::<Result<String>>();
+        let first_text = text("abc", 1.0, 7)?;
+        assert_eq!(first_text, text("abc", 1.0, 7)?);
+        assert_eq!(first_text.chars().count(), 50);
+        assert_ne!(first_text, text("abc", 1.0, 8)?);
         assert_eq!(text("abc", 0.0, 7)?, text("abc", 0.0, 8)?);
         // The prompt changes the outputs, and all unknown characters in it are one symbol.
-        assert_ne!(sample("abc", 1.0, 7)?.y, sample("ab", 1.0, 7)?.y);
-        assert_eq!(sample("a?", 1.0, 7)?.y, sample("a!", 1.0, 7)?.y);
+        assert_ne!(generator("abc", 1.0, 7)?.y, generator("ab", 1.0, 7)?.y);
+        assert_eq!(generator("a?", 1.0, 7)?.y, generator("a!", 1.0, 7)?.y);
         text("", 1.0, 7)?;
         Ok(())
     }
@@ -153,14 +154,14 @@ mod tests {
         // Logits that do not depend on the LSTM: b is twice as likely as a, and UNKNOWN, which is never sampled, far likelier.
         let bias = Array1::from(vec![5.0, 0.0, std::f32::consts::LN_2]);
         let head = Linear::new(&cpu, Array2::zeros((3, 2)), Some(bias))?;
-        let share = |temperature| {
-            let sample = TextGenerator::new(&lstm, &head, &vocabulary, "", Sampling { temperature, seed: 3 })?;
-            let text = sample.take(6000).collect::<Result<String>>()?;
+        let share_of_a = |temperature| {
+            let generator = TextGenerator::new(&lstm, &head, &vocabulary, "", Sampling { temperature, seed: 3 })?;
+            let text = generator.take(6000).collect::<Result<String>>()?;
             assert_eq!(text.chars().count(), 6000);
             Ok::<_, crate::Error>(text.matches('a').count() as f64 / 6000.0)
         };
         for (temperature, want) in [(1.0, 1.0 / 3.0), (0.5, 1.0 / 5.0), (0.0, 0.0), (0.01, 0.0), (100.0, 0.498)] {
-            let got = share(temperature)?;
+            let got = share_of_a(temperature)?;
             assert!((got - want).abs() < 0.02, "expected {want}, got {got} at temperature {temperature}");
         }
         Ok(())
@@ -169,9 +170,9 @@ mod tests {
     #[test]
     fn splitmix64_matches_published_values() {
         // Published outputs for the seed 1234567: 6457827717110365317 and 3203168211198807973.
-        let mut random = SplitMix64(1_234_567);
-        let top = |n: u64| (n >> 11) as f64 / (1u64 << 53) as f64;
-        assert_eq!(random.uniform(), top(6_457_827_717_110_365_317));
-        assert_eq!(random.uniform(), top(3_203_168_211_198_807_973));
+        let mut rng = SplitMix64(1_234_567);
+        let to_unit_interval = |n: u64| (n >> 11) as f64 / (1u64 << 53) as f64;
+        assert_eq!(rng.uniform(), to_unit_interval(6_457_827_717_110_365_317));
+        assert_eq!(rng.uniform(), to_unit_interval(3_203_168_211_198_807_973));
     }
 }

@@ -6,11 +6,11 @@ use lstm_core::arithmetic::Digest;
 
 use crate::{Error, Result};
 
-/// The last `1 / VALIDATION_DIVISOR` of a corpus is for validation, but at most [`MAX_VALIDATION`] characters.
+/// The last `1 / VALIDATION_DIVISOR` of a corpus is for validation, but at most [`MAX_VALIDATION_CHARACTERS`] characters.
 const VALIDATION_DIVISOR: usize = 10;
 
 /// Largest number of characters for validation.
-const MAX_VALIDATION: usize = 100_000;
+const MAX_VALIDATION_CHARACTERS: usize = 100_000;
 
 /// Least number of characters of a corpus, so that each part has an input and a target.
 const MIN_CHARACTERS: usize = 2 * VALIDATION_DIVISOR;
@@ -19,7 +19,7 @@ const MIN_CHARACTERS: usize = 2 * VALIDATION_DIVISOR;
 pub(crate) type Symbol = u32;
 
 /// Symbol of all characters that are not in the vocabulary.
-pub(crate) const UNKNOWN: Symbol = 0;
+pub(crate) const UNKNOWN_SYMBOL: Symbol = 0;
 
 /// Value of the nonzero element of a one-hot input with `symbols` elements: the square root of `symbols`. The mean square of
 /// the input is then 1, as the initial weights assume. With the value 1, inputs would hardly affect an untrained model, and it
@@ -49,22 +49,22 @@ impl Vocabulary {
         Ok(Vocabulary(characters))
     }
 
-    /// All characters in ascending order, without [`UNKNOWN`].
+    /// All characters of the vocabulary in ascending order, without [`UNKNOWN_SYMBOL`].
     pub(crate) fn line(&self) -> String {
         self.0.iter().collect()
     }
 
-    /// Number of symbols, including [`UNKNOWN`].
+    /// Number of symbols, including [`UNKNOWN_SYMBOL`].
     pub(crate) fn len(&self) -> usize {
         self.0.len() + 1
     }
 
     /// Symbol of a character.
     pub(crate) fn symbol(&self, c: char) -> Symbol {
-        self.0.binary_search(&c).map_or(UNKNOWN, |k| k as Symbol + 1)
+        self.0.binary_search(&c).map_or(UNKNOWN_SYMBOL, |k| k as Symbol + 1)
     }
 
-    /// Character of a symbol; `None` for [`UNKNOWN`] and for symbols of [`len`](Self::len) or more.
+    /// Character of a symbol; `None` for [`UNKNOWN_SYMBOL`] and for symbols of [`len`](Self::len) or more.
     pub(crate) fn character(&self, symbol: usize) -> Option<char> {
         symbol.checked_sub(1).and_then(|k| self.0.get(k).copied())
     }
@@ -95,13 +95,13 @@ impl Text {
         if count < MIN_CHARACTERS {
             return Err(Error::ShortCorpus { count, min: MIN_CHARACTERS });
         }
-        let training = count - (count / VALIDATION_DIVISOR).min(MAX_VALIDATION);
-        let vocabulary = Vocabulary::from_text(text.chars().take(training), min_count);
+        let training_count = count - (count / VALIDATION_DIVISOR).min(MAX_VALIDATION_CHARACTERS);
+        let vocabulary = Vocabulary::from_text(text.chars().take(training_count), min_count);
         if vocabulary.0.is_empty() {
             return Err(Error::RareCharacters { min_count });
         }
         let mut symbols = text.chars().map(|c| vocabulary.symbol(c));
-        let (training, validation) = (symbols.by_ref().take(training).collect(), symbols.collect());
+        let (training, validation) = (symbols.by_ref().take(training_count).collect(), symbols.collect());
         Ok(Text { vocabulary, training, validation, digest })
     }
 
@@ -120,12 +120,12 @@ impl Text {
     pub(crate) fn unigram_entropy(&self) -> f64 {
         let mut counts = vec![0usize; self.vocabulary.len()];
         self.validation.iter().for_each(|&s| counts[s as usize] += 1);
-        let shares = counts.iter().filter(|&&n| n > 0).map(|&n| n as f64 / self.validation.len() as f64);
-        -shares.map(|p| p * p.log2()).sum::<f64>()
+        let frequencies = counts.iter().filter(|&&n| n > 0).map(|&n| n as f64 / self.validation.len() as f64);
+        -frequencies.map(|p| p * p.log2()).sum::<f64>()
     }
 }
 
-/// Writes the length and digest, which identify the text in checkpoints.
+/// Writes the number of characters and the digest, which identify the text in checkpoints.
 impl fmt::Display for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} characters of digest {}", self.training.len() + self.validation.len(), self.digest)

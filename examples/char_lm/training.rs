@@ -16,52 +16,52 @@ use crate::{
     text::Text,
 };
 
-/// Runs the remaining training steps, saving checkpoints regularly and at the end. Stops when `stop`, called with the number
-/// of finished steps after each step, returns true.
+/// Runs the remaining training steps, saving checkpoints regularly and at the end. Stops when `should_stop`, called with
+/// the number of finished steps after each step, returns true.
 pub(crate) fn train<B: Backend>(
     run: &mut Run<B>,
     text: &Text,
     options: &Options,
     path: &Path,
-    stop: impl Fn(u64) -> bool,
+    should_stop: impl Fn(u64) -> bool,
 ) -> Result<Outcome> {
     let batches = Batches::new(&text.training, text.vocabulary.len(), options.batch, options.steps);
-    let (total, epoch) = (options.train_steps, batches.len() as u64);
+    let (total_steps, epoch_steps) = (options.train_steps, batches.len() as u64);
     let is_due = |interval, step: u64| interval > 0 && step.is_multiple_of(interval);
     // Create the directory before training, so that a failure does not lose work.
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
     }
-    let mut done = run.trainer.steps();
-    let mut saved = done;
-    println!("Training: {total} steps ({epoch} steps per epoch), {done} finished.");
-    let mut progress = Progress::new(done, total);
-    while done < total {
+    let mut finished_steps = run.trainer.steps();
+    let mut saved_step = finished_steps;
+    println!("Training: {total_steps} steps ({epoch_steps} steps per epoch), {finished_steps} finished.");
+    let mut progress = Progress::new(finished_steps, total_steps);
+    while finished_steps < total_steps {
         // The position in the text depends only on the step, so a resumed run continues at the right chunk.
-        let position = done % epoch;
+        let position = finished_steps % epoch_steps;
         let chunk = batches.chunk(position as usize);
         let state = run.state.take().filter(|_| position > 0);
         let step = run.trainer.step(input(&chunk, state.as_ref()), |y| cross_entropy(y, &chunk.targets));
         let step = step.map_err(|source| match source {
-            lstm_core::Error::NotFinite { .. } => Error::Diverged { source, path: path.into(), saved },
+            lstm_core::Error::NotFinite { .. } => Error::Diverged { source, path: path.into(), saved_step },
             other => other.into(),
         })?;
-        done = step.step;
-        progress.step(done, step.loss / LN_2, step.learning_rate, chunk.count());
+        finished_steps = step.step;
+        progress.record_step(finished_steps, step.loss / LN_2, step.learning_rate, chunk.target_count());
         run.state = Some(step.state);
 
-        let stopped = stop(done) && done < total;
-        if stopped || done == total || is_due(options.save_every, done) {
+        let is_interrupted = should_stop(finished_steps) && finished_steps < total_steps;
+        if is_interrupted || finished_steps == total_steps || is_due(options.save_every, finished_steps) {
             run.save(path)?;
-            saved = done;
+            saved_step = finished_steps;
         }
-        if stopped {
+        if is_interrupted {
             progress.finish();
             return Ok(Outcome::Interrupted);
         }
-        if is_due(options.validate_every, done) && done < total {
-            let bits = validate(&run.trainer, text, options)?;
-            progress.print_line(&format!("step {done}: validation {bits:.3} bits per character"));
+        if is_due(options.validate_every, finished_steps) && finished_steps < total_steps {
+            let validation_bits = validate(&run.trainer, text, options)?;
+            progress.print_line(&format!("step {finished_steps}: validation {validation_bits:.3} bits per character"));
         }
     }
     progress.finish();
@@ -71,15 +71,15 @@ pub(crate) fn train<B: Backend>(
 /// Returns the validation loss in bits per character.
 pub(crate) fn validate<B: Backend>(trainer: &Trainer<B>, text: &Text, options: &Options) -> Result<f64> {
     let batches = Batches::new(&text.validation, text.vocabulary.len(), options.batch, options.steps);
-    let (mut nats, mut count, mut state) = (0.0, 0, None);
+    let (mut total_nats, mut target_count, mut state) = (0.0, 0, None);
     for chunk in (0..batches.len()).map(|k| batches.chunk(k)) {
         let (y, next_state) = trainer.predict(input(&chunk, state.as_ref()))?;
         let (loss, _) = cross_entropy(y.view(), &chunk.targets)?;
-        nats += loss * chunk.count() as f64;
-        count += chunk.count();
+        total_nats += loss * chunk.target_count() as f64;
+        target_count += chunk.target_count();
         state = Some(next_state);
     }
-    Ok(nats / LN_2 / count as f64)
+    Ok(total_nats / LN_2 / target_count as f64)
 }
 
 /// Input of the model for a chunk.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    report::{MAX_ERROR_RATIO, TOLERANCE},
+    report::{MAX_ERROR_RATIO, MAX_RELATIVE_DIFFERENCE},
     train::MAX_LOSS,
 };
 
@@ -17,7 +17,7 @@ pub(crate) enum Error {
     Io { path: PathBuf, source: io::Error },
 
     #[error("{}:{line}: {why}", path.display())]
-    Line { path: PathBuf, line: usize, why: String },
+    InvalidLine { path: PathBuf, line: usize, why: String },
 
     #[error("{}: {why}", path.display())]
     File { path: PathBuf, why: String },
@@ -29,16 +29,16 @@ pub(crate) enum Error {
     ReloadMismatch { path: PathBuf },
 
     #[error(
-        "{month}: expected the forecast {want}, got {got}; the relative difference {difference:.1e} is more than {TOLERANCE:e}"
+        "{month}: expected the forecast {want}, got {got}; the relative difference {difference:.1e} is more than {MAX_RELATIVE_DIFFERENCE:e}"
     )]
     ForecastMismatch { month: String, got: f64, want: f64, difference: f64 },
 
     #[error(
         "the error of the forecast is {error:.2} %, more than {:.0} % of the error of repeating the last year, \
-         {error_repeated:.2} %",
+         {repeated_year_error:.2} %",
         MAX_ERROR_RATIO * 100.0
     )]
-    InaccurateForecast { error: f64, error_repeated: f64 },
+    InaccurateForecast { error: f64, repeated_year_error: f64 },
 
     #[error("the final loss is {loss:.4}, more than {MAX_LOSS}; try other --steps or --rate")]
     HighLoss { loss: f64 },

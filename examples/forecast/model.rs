@@ -10,25 +10,28 @@ use lstm_core::{
 
 use crate::{
     error::{Error, Result},
-    series::YEAR,
+    series::MONTHS_PER_YEAR,
 };
 
 /// An LSTM with a linear head, and the normalization of its inputs and outputs.
 pub(crate) struct Model<B: Backend> {
     pub(crate) lstm: Lstm<B>,
     pub(crate) head: Linear<B>,
-    pub(crate) growth: Growth,
+    pub(crate) growth: GrowthNormalization,
 }
 
 impl<B: Backend> Model<B> {
     /// Loads a model saved by this program or by PyTorch. Fails if a tensor is missing, has a wrong shape, or is unused.
     pub(crate) fn open(backend: &B, path: &Path) -> Result<Self> {
         let mut dict = StateDict::open(path)?;
-        let growth = Growth::from_metadata(dict.metadata()).map_err(|why| Error::file(path, why))?;
+        let growth = GrowthNormalization::from_metadata(dict.metadata()).map_err(|why| Error::file(path, why))?;
         let weights = dict.take_lstm("lstm.").map_err(|e| Error::file(path, e))?;
         let (inputs, outputs) = (weights.config().input_size, weights.config().output_size());
-        if inputs != Growth::FEATURES {
-            return Err(Error::file(path, format!("expected an LSTM with {} inputs, got {inputs}", Growth::FEATURES)));
+        if inputs != GrowthNormalization::FEATURE_COUNT {
+            return Err(Error::file(
+                path,
+                format!("expected an LSTM with {} inputs, got {inputs}", GrowthNormalization::FEATURE_COUNT),
+            ));
         }
         let head = Linear::take(backend, &mut dict, "head.").map_err(|e| Error::file(path, e))?;
         if (head.input_size(), head.output_size()) != (outputs, 1) {
@@ -53,48 +56,50 @@ impl<B: Backend> Model<B> {
 
     /// Forecasts `months` months after a series of more than a year. Each forecast is the input for the next one. Returns the
     /// forecast and the outputs of the LSTM for each month, row-major.
-    pub(crate) fn forecast(&self, known: &[f64], months: usize) -> Result<(Vec<f64>, Vec<f32>)> {
-        let mut logs: Vec<f64> = known.iter().map(|v| v.ln()).collect();
+    pub(crate) fn forecast(&self, known_values: &[f64], months: usize) -> Result<(Vec<f64>, Vec<f32>)> {
+        let mut log_values: Vec<f64> = known_values.iter().map(|v| v.ln()).collect();
         let mut outputs = Vec::new();
 
         // Features depend on earlier months only, so a new month does not change earlier inputs, and the stream continues.
-        let x = self.growth.inputs(&logs);
+        let x = self.growth.inputs(&log_values);
         let mut stream = self.lstm.stream(1)?;
         let mut y = stream.chunk(x.view())?.slice(s![0, -1, ..]).to_vec();
         for month in 0..months {
             if month > 0 {
-                stream.step(&self.growth.features(&logs, logs.len() - 1), &mut y)?;
+                stream.step(&self.growth.features(&log_values, log_values.len() - 1), &mut y)?;
             }
             let growth = f64::from(self.head.forward(aview1(&y))?[0]);
-            logs.push(logs[logs.len() - YEAR] + growth * self.growth.std + self.growth.mean);
+            log_values
+                .push(log_values[log_values.len() - MONTHS_PER_YEAR] + growth * self.growth.std + self.growth.mean);
             outputs.extend_from_slice(&y);
         }
-        Ok((logs[known.len()..].iter().map(|v| v.exp()).collect(), outputs))
+        Ok((log_values[known_values.len()..].iter().map(|v| v.exp()).collect(), outputs))
     }
 }
 
 /// Normalization of the year-over-year growth of the logarithm, by mean and standard deviation of the training data.
 #[derive(Clone, Copy)]
-pub(crate) struct Growth {
+pub(crate) struct GrowthNormalization {
     /// Mean growth.
     pub(crate) mean: f64,
     /// Standard deviation of the growth.
     std: f64,
 }
 
-impl Growth {
+impl GrowthNormalization {
     /// Number of input features of the LSTM.
-    pub(crate) const FEATURES: usize = 2;
+    pub(crate) const FEATURE_COUNT: usize = 2;
 
     /// Computes the normalization from a series of more than a year.
-    pub(crate) fn from_series(known: &[f64]) -> Result<Self, String> {
-        let growths: Vec<f64> = known.iter().zip(&known[YEAR..]).map(|(old, new)| new.ln() - old.ln()).collect();
+    pub(crate) fn from_series(known_values: &[f64]) -> Result<Self, String> {
+        let growths: Vec<f64> =
+            known_values.iter().zip(&known_values[MONTHS_PER_YEAR..]).map(|(old, new)| new.ln() - old.ln()).collect();
         let mean = growths.iter().sum::<f64>() / growths.len() as f64;
-        let squares: f64 = growths.iter().map(|growth| (growth - mean).powi(2)).sum();
-        let std = (squares / (growths.len() as f64 - 1.0)).sqrt();
+        let sum_of_squares: f64 = growths.iter().map(|growth| (growth - mean).powi(2)).sum();
+        let std = (sum_of_squares / (growths.len() as f64 - 1.0)).sqrt();
         // NaN for a single value.
         if std > 0.0 {
-            Ok(Growth { mean, std })
+            Ok(GrowthNormalization { mean, std })
         } else {
             Err("expected year-over-year growth that varies, got constant growth".into())
         }
@@ -102,12 +107,12 @@ impl Growth {
 
     /// Reads the normalization from the metadata of a file.
     fn from_metadata(metadata: &BTreeMap<String, String>) -> Result<Self, String> {
-        let number = |key: &str| {
+        let parse_number = |key: &str| {
             let text = metadata.get(key).ok_or_else(|| format!("metadata `{key}` is missing"))?;
-            let number = text.parse().ok().filter(|v: &f64| v.is_finite());
-            number.ok_or_else(|| format!("metadata `{key}`: expected a number, got {text:?}"))
+            let parse_number = text.parse().ok().filter(|v: &f64| v.is_finite());
+            parse_number.ok_or_else(|| format!("metadata `{key}`: expected a number, got {text:?}"))
         };
-        let growth = Growth { mean: number("mean")?, std: number("std")? };
+        let growth = GrowthNormalization { mean: parse_number("mean")?, std: parse_number("std")? };
         if growth.std > 0.0 {
             Ok(growth)
         } else {
@@ -115,25 +120,25 @@ impl Growth {
         }
     }
 
-    /// Metadata for a file. `{:?}` formats numbers so that they parse to the same bits.
+    /// Returns the normalization as metadata for a file. `{:?}` formats numbers so that they parse to the same bits.
     pub(crate) fn metadata(&self) -> BTreeMap<String, String> {
         [("mean", self.mean), ("std", self.std)].map(|(key, value)| (key.into(), format!("{value:?}"))).into()
     }
 
-    /// Inputs of the LSTM for all months from the second year on, shape `(1, months, FEATURES)`. `logs` are the logarithms of
-    /// the series.
-    pub(crate) fn inputs(&self, logs: &[f64]) -> Array3<f32> {
-        let shape = (1, logs.len() - YEAR, Self::FEATURES);
-        Array3::from_shape_fn(shape, |(_, step, k)| self.features(logs, YEAR + step)[k])
+    /// Inputs of the LSTM for all months from the second year on, shape `(1, months, FEATURES)`. `log_values` are the
+    /// logarithms of the series.
+    pub(crate) fn inputs(&self, log_values: &[f64]) -> Array3<f32> {
+        let shape = (1, log_values.len() - MONTHS_PER_YEAR, Self::FEATURE_COUNT);
+        Array3::from_shape_fn(shape, |(_, step, k)| self.features(log_values, MONTHS_PER_YEAR + step)[k])
     }
 
     /// Input of the LSTM at month `t`, which must be a year or more after the first: the growth of that month, and the growth
     /// of the month one year before month `t + 1`, or 0 if the series does not reach back far enough.
-    fn features(&self, logs: &[f64], t: usize) -> [f32; Self::FEATURES] {
-        let growth = |t: usize| (logs[t] - logs[t - YEAR] - self.mean) / self.std;
-        let year_before = t + 1 - YEAR;
-        let old = if year_before >= YEAR { growth(year_before) } else { 0.0 };
-        [growth(t) as f32, old as f32]
+    fn features(&self, log_values: &[f64], t: usize) -> [f32; Self::FEATURE_COUNT] {
+        let growth = |t: usize| (log_values[t] - log_values[t - MONTHS_PER_YEAR] - self.mean) / self.std;
+        let year_before = t + 1 - MONTHS_PER_YEAR;
+        let year_ago_growth = if year_before >= MONTHS_PER_YEAR { growth(year_before) } else { 0.0 };
+        [growth(t) as f32, year_ago_growth as f32]
     }
 }
 
@@ -148,47 +153,50 @@ mod tests {
     fn streaming_matches_whole_sequence() -> Result<()> {
         let lstm = Lstm::random(&Cpu::new(), LstmConfig::new(2, 5), 1)?;
         let head = Linear::random(&Cpu::new(), 5, 1, 2)?;
-        let model = Model { lstm, head, growth: Growth { mean: 0.1, std: 0.2 } };
+        let model = Model { lstm, head, growth: GrowthNormalization { mean: 0.1, std: 0.2 } };
         let mut series: Vec<f64> = (0..30).map(|t| 100.0 + f64::from(t * 37 % 23)).collect();
         let (forecast, outputs) = model.forecast(&series, 15)?;
-        let known = series.len();
+        let known_count = series.len();
         series.extend_from_slice(&forecast);
 
         // In a single call, over the features of the extended series. Its last month is not an input.
-        let logs: Vec<f64> = series.iter().map(|v| v.ln()).collect();
-        let x = model.growth.inputs(&logs[..logs.len() - 1]);
+        let log_values: Vec<f64> = series.iter().map(|v| v.ln()).collect();
+        let x = model.growth.inputs(&log_values[..log_values.len() - 1]);
         let (y, _) = model.lstm.forward(&x)?;
-        let whole = y.slice(s![0, known - YEAR - 1.., ..]);
-        assert_eq!(whole.len(), outputs.len());
+        let whole_sequence_outputs = y.slice(s![0, known_count - MONTHS_PER_YEAR - 1.., ..]);
+        assert_eq!(whole_sequence_outputs.len(), outputs.len());
         // Not bit-identical, because exp and ln are not exact inverses.
-        assert!(whole.iter().zip(&outputs).all(|(a, b)| (a - b).abs() < 1e-6));
+        assert!(whole_sequence_outputs.iter().zip(&outputs).all(|(a, b)| (a - b).abs() < 1e-6));
         Ok(())
     }
 
     #[test]
     fn features_match_hand_calculation() {
-        let growth = Growth { mean: 1.0, std: 2.0 };
-        let logs: Vec<f64> = (0..30).map(|t| f64::from(t * t)).collect();
+        let growth = GrowthNormalization { mean: 1.0, std: 2.0 };
+        let log_values: Vec<f64> = (0..30).map(|t| f64::from(t * t)).collect();
         // t^2 - (t - 12)^2 = 24 t - 144
-        assert_eq!(growth.features(&logs, 12), [71.5, 0.0]);
-        assert_eq!(growth.features(&logs, 22), [191.5, 0.0]);
-        assert_eq!(growth.features(&logs, 23), [203.5, 71.5]);
+        assert_eq!(growth.features(&log_values, 12), [71.5, 0.0]);
+        assert_eq!(growth.features(&log_values, 22), [191.5, 0.0]);
+        assert_eq!(growth.features(&log_values, 23), [203.5, 71.5]);
     }
 
     #[test]
     fn normalization_matches_hand_calculation() {
-        let known: Vec<f64> = (0..14).map(|t| f64::from(t * t).exp()).collect();
+        let known_values: Vec<f64> = (0..14).map(|t| f64::from(t * t).exp()).collect();
         // The growths are 144 and 168.
-        let growth = Growth::from_series(&known).expect("the growth varies");
+        let growth = GrowthNormalization::from_series(&known_values).expect("the growth varies");
         assert!((growth.mean - 156.0).abs() < 1e-9 && (growth.std - 288.0f64.sqrt()).abs() < 1e-9);
-        assert!(Growth::from_series(&known[..13]).is_err() && Growth::from_series(&[1.0; 30]).is_err());
+        assert!(
+            GrowthNormalization::from_series(&known_values[..13]).is_err()
+                && GrowthNormalization::from_series(&[1.0; 30]).is_err()
+        );
     }
 
     #[test]
     fn rejects_missing_and_invalid_metadata() {
         let growth = |pairs: &[(&str, &str)]| {
             let pairs = pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned()));
-            Growth::from_metadata(&pairs.collect()).err()
+            GrowthNormalization::from_metadata(&pairs.collect()).err()
         };
         assert_eq!(growth(&[("mean", "0.5"), ("std", "1e-2")]), None);
         assert_eq!(growth(&[("mean", "0.5")]).as_deref(), Some("metadata `std` is missing"));

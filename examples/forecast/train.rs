@@ -12,7 +12,7 @@ use lstm_core::{
 
 use crate::{
     error::{Error, Result, create_parent_dir},
-    model::{Growth, Model},
+    model::{GrowthNormalization, Model},
 };
 
 /// Weight decay, an L2 penalty.
@@ -54,9 +54,9 @@ impl fmt::Display for TrainingOptions {
 }
 
 /// A trained model.
-pub(crate) struct Trained<B: Backend> {
+pub(crate) struct TrainedModel<B: Backend> {
     trainer: Trainer<B>,
-    growth: Growth,
+    growth: GrowthNormalization,
     /// Loss of each step, before its update of the weights.
     pub(crate) losses: Vec<f64>,
 }
@@ -64,17 +64,17 @@ pub(crate) struct Trained<B: Backend> {
 /// Trains a model on a series of more than a year with the normalization `growth`, and shows progress.
 pub(crate) fn train<B: Backend>(
     backend: &B,
-    known: &[f64],
-    growth: Growth,
+    known_values: &[f64],
+    growth: GrowthNormalization,
     training: &TrainingOptions,
-) -> Result<Trained<B>> {
-    let logs: Vec<f64> = known.iter().map(|v| v.ln()).collect();
+) -> Result<TrainedModel<B>> {
+    let log_values: Vec<f64> = known_values.iter().map(|v| v.ln()).collect();
     // Every month except the last is an input. Its target is the growth of the next month.
-    let all = growth.inputs(&logs);
-    let (x, target) = (all.slice(s![.., ..-1, ..]), all.slice(s![.., 1.., ..1]));
+    let all_inputs = growth.inputs(&log_values);
+    let (x, target) = (all_inputs.slice(s![.., ..-1, ..]), all_inputs.slice(s![.., 1.., ..1]));
 
     let TrainingOptions { steps, seed, hidden, rate } = *training;
-    let lstm = Lstm::random(backend, LstmConfig::new(Growth::FEATURES, hidden), seed)?;
+    let lstm = Lstm::random(backend, LstmConfig::new(GrowthNormalization::FEATURE_COUNT, hidden), seed)?;
     // Another seed than for the LSTM: the same seed would give the same random numbers.
     let head = Linear::random(backend, hidden, 1, seed.wrapping_add(1))?;
     let config =
@@ -94,18 +94,18 @@ pub(crate) fn train<B: Backend>(
         }
     }
     bar.finish_and_clear();
-    Ok(Trained { trainer, growth, losses })
+    Ok(TrainedModel { trainer, growth, losses })
 }
 
-impl<B: Backend> Trained<B> {
+impl<B: Backend> TrainedModel<B> {
     /// The trained model.
     pub(crate) fn model(&self) -> Model<B> {
         let head = self.trainer.head().expect("the trainer has a head");
         Model { lstm: self.trainer.lstm().clone(), head: head.clone(), growth: self.growth }
     }
 
-    /// Fails if the final loss is more than [`MAX_LOSS`], so that the model learned little more than the mean. The forecast does
-    /// not show this, because the growth in 1959 and 1960 was close to the mean.
+    /// Fails if the final loss is more than [`MAX_LOSS`], so that the model learned little more than the mean. The
+    /// forecast does not show this, because the growth in 1959 and 1960 was close to the mean.
     pub(crate) fn check_loss(&self) -> Result<()> {
         match self.losses.last() {
             Some(&loss) if loss > MAX_LOSS => Err(Error::HighLoss { loss }),
@@ -113,7 +113,7 @@ impl<B: Backend> Trained<B> {
         }
     }
 
-    /// Saves the model for [`Model::open`], with tensor names of PyTorch.
+    /// Saves the model to a file that [`Model::open`] reads, with the tensor names of PyTorch.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
         create_parent_dir(path)?;
         Ok(self.trainer.save_model(path, &self.growth.metadata())?)

@@ -7,6 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use lstm_cpu::Cpu;
 
 /// Backend that runs the models.
-static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::builder().threads(1).build().expect("a single thread can always be used"));
+static CPU: LazyLock<Cpu> =
+    LazyLock::new(|| Cpu::builder().threads(1).build().expect("a single thread can always be used"));
 
-fuzz_target!(|bytes: &[u8]| drop(lstm_tests::malformed::onnx(&*CPU, bytes)));
+fuzz_target!(|bytes: &[u8]| drop(lstm_tests::malformed::check_onnx(&*CPU, bytes)));

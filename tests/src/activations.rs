@@ -7,7 +7,7 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-use crate::{compare::same_slices, primitives::download};
+use crate::{compare::check_same_slices, primitives::download};
 
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,15 +30,15 @@ impl Activation {
         }
     }
 
-    /// The value for one input according to the specification (`lstm_core::arithmetic`).
-    pub fn scalar(self, x: f32) -> f32 {
+    /// The value of the function for one input, computed as the specification defines it (`lstm_core::arithmetic`).
+    pub fn specified_value(self, x: f32) -> f32 {
         match self {
             Activation::Sigmoid => arithmetic::sigmoid(x),
             Activation::Tanh => arithmetic::tanh(x),
         }
     }
 
-    /// Applies the primitive of a backend to every value of `x`.
+    /// Applies the function to every value of `x` with the primitive of a backend.
     ///
     /// # Errors
     /// The backend returns an error.
@@ -53,8 +53,8 @@ impl Activation {
         )
     }
 
-    /// The mathematical function, in f64.
-    fn exact(self, x: f64) -> f64 {
+    /// The value of the mathematical function, computed in f64 with the standard library.
+    fn exact_value(self, x: f64) -> f64 {
         match self {
             Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Activation::Tanh => x.tanh(),
@@ -69,9 +69,9 @@ impl Activation {
         })
     }
 
-    /// Whether the error at `x` must be within the limit. The limit does not apply to inputs of sigmoid at or below
-    /// `-SIGMOID_MAX`, where it returns its smallest value.
-    fn is_bounded_at(self, x: f32) -> bool {
+    /// Whether the error of the function at `x` must be within the limit. The limit does not apply to inputs of sigmoid
+    /// at or below `-SIGMOID_MAX`, where it returns its smallest value.
+    fn is_error_limited_at(self, x: f32) -> bool {
         self == Activation::Tanh || x > -arithmetic::SIGMOID_MAX
     }
 }
@@ -80,22 +80,22 @@ impl Activation {
 /// neighbors of every value at which the formula changes, and 20,000 random values in [-16, 16).
 pub fn samples() -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(0xac7);
-    let mut bits = Vec::new();
-    for high in 0..512u32 {
-        let low = [0, 1, 2, 0x3f_ffff, 0x40_0000, 0x40_0001, 0x7f_fffe, 0x7f_ffff];
-        bits.extend(low.map(|low| high << 23 | low));
-        bits.extend((0..24).map(|_| high << 23 | rng.next_u32() >> 9));
+    let mut sample_bits = Vec::new();
+    for sign_and_exponent in 0..512u32 {
+        let mantissas = [0, 1, 2, 0x3f_ffff, 0x40_0000, 0x40_0001, 0x7f_fffe, 0x7f_ffff];
+        sample_bits.extend(mantissas.map(|mantissas| sign_and_exponent << 23 | mantissas));
+        sample_bits.extend((0..24).map(|_| sign_and_exponent << 23 | rng.next_u32() >> 9));
     }
-    let boundaries = [arithmetic::SNAP_BITS, arithmetic::TANH_LINEAR_BITS]
+    let boundaries = [arithmetic::SNAP_THRESHOLD_BITS, arithmetic::TANH_LINEAR_BITS]
         .into_iter()
         .chain([arithmetic::SIGMOID_MAX, arithmetic::TANH_MAX].map(f32::to_bits))
         // Values at which x / ln(2) rounds to the next integer.
         .chain((0..82).map(|n| ((n as f32 + 0.5) * std::f32::consts::LN_2).to_bits()));
     for boundary in boundaries {
-        bits.extend((boundary - 3..=boundary + 3).flat_map(|b| [b, b | 1 << 31]));
+        sample_bits.extend((boundary - 3..=boundary + 3).flat_map(|b| [b, b | 1 << 31]));
     }
-    let random = (0..20_000).map(|_| ((rng.next_u32() >> 8) as f32 - 8_388_608.0) * 2f32.powi(-19));
-    bits.into_iter().map(f32::from_bits).chain(random).collect()
+    let random_values = (0..20_000).map(|_| ((rng.next_u32() >> 8) as f32 - 8_388_608.0) * 2f32.powi(-19));
+    sample_bits.into_iter().map(f32::from_bits).chain(random_values).collect()
 }
 
 /// Checks that a backend is bit-identical to the specification on the samples.
@@ -104,8 +104,8 @@ pub fn samples() -> Vec<f32> {
 /// Some value differs, or the backend returns an error.
 pub fn check_samples<B: Backend>(b: &B, activation: Activation) -> Result<()> {
     let x = samples();
-    let want: Vec<f32> = x.iter().map(|&x| activation.scalar(x)).collect();
-    same_slices(activation.name(), &want, &activation.run(b, &x)?)
+    let want: Vec<f32> = x.iter().map(|&x| activation.specified_value(x)).collect();
+    check_same_slices(activation.name(), &want, &activation.run(b, &x)?)
 }
 
 /// The error of `got` in units in the last place (ULP) of an f32 near `want`.
@@ -114,25 +114,25 @@ pub fn ulps(got: f32, want: f64) -> f64 {
     (f64::from(got) - want).abs() / f64::from_bits(((exponent - 23 + 1023) as u64) << 52)
 }
 
-/// Number of inputs in each call of the primitive.
-const CHUNK: u32 = 1 << 22;
+/// Number of inputs in each call of the primitive when all inputs are checked.
+const INPUTS_PER_CALL: u32 = 1 << 22;
 
 /// The largest allowed error in ULP.
 const MAX_ULPS: f64 = 2.0;
 
-/// Checks all 2^32 inputs: NaN gives NaN and nothing else does, and the digest of all values is that of the specification,
-/// so that the backend is bit-identical to all others. With `accuracy`, also checks that the function is monotonic and that
-/// no error exceeds 2 ULP. Returns the digest and the largest error as text.
+/// Checks all 2^32 inputs: NaN gives NaN and nothing else does, and the digest of all values is that of the
+/// specification, so that the backend is bit-identical to all others. With `check_accuracy`, also checks that the
+/// function is monotonic and that no error exceeds 2 ULP. Returns the digest and the largest error as text.
 ///
 /// # Errors
 /// An input violates one of the rules, or the digest differs.
-pub fn check_all<B: Backend>(b: &B, activation: Activation, accuracy: bool) -> Result<String> {
+pub fn check_all<B: Backend>(b: &B, activation: Activation, check_accuracy: bool) -> Result<String> {
     let name = activation.name();
     let mut digest = Digest::default();
-    let (mut worst, mut worst_at) = (0.0, 0.0);
+    let (mut max_error, mut max_error_x) = (0.0, 0.0);
     let mut previous: Option<(f32, f32)> = None;
-    for start in (0..=u32::MAX).step_by(CHUNK as usize) {
-        let x: Vec<f32> = (start..=start + (CHUNK - 1)).map(f32::from_bits).collect();
+    for start in (0..=u32::MAX).step_by(INPUTS_PER_CALL as usize) {
+        let x: Vec<f32> = (start..=start + (INPUTS_PER_CALL - 1)).map(f32::from_bits).collect();
         let y = activation.run(b, &x)?;
         for (&x, &y) in x.iter().zip(&y) {
             ensure!(x.is_nan() == y.is_nan(), "{name} of {:08x} ({x:e}) is {y:e}", x.to_bits());
@@ -140,27 +140,27 @@ pub fn check_all<B: Backend>(b: &B, activation: Activation, accuracy: bool) -> R
                 continue;
             }
             digest.add(y);
-            if !accuracy {
+            if !check_accuracy {
                 continue;
             }
             // Among values of one sign, the bits ascend with the magnitude.
             if let Some((x0, y0)) = previous.filter(|(x0, _)| x0.is_sign_negative() == x.is_sign_negative()) {
-                let ordered = if x > x0 { y >= y0 } else { y <= y0 };
-                ensure!(ordered, "{name} is not monotonic: {y0:e} at {x0:e}, {y:e} at {x:e}");
+                let is_monotonic = if x > x0 { y >= y0 } else { y <= y0 };
+                ensure!(is_monotonic, "{name} is not monotonic: {y0:e} at {x0:e}, {y:e} at {x:e}");
             }
             previous = Some((x, y));
-            let error = ulps(y, activation.exact(f64::from(x)));
-            if activation.is_bounded_at(x) && error > worst {
-                (worst, worst_at) = (error, x);
+            let error = ulps(y, activation.exact_value(f64::from(x)));
+            if activation.is_error_limited_at(x) && error > max_error {
+                (max_error, max_error_x) = (error, x);
             }
         }
     }
     ensure!(digest == activation.digest(), "{name}: digest {digest}, expected {}", activation.digest());
-    if !accuracy {
+    if !check_accuracy {
         return Ok(format!("{name}: digest {digest}"));
     }
-    ensure!(worst <= MAX_ULPS, "{name}: {worst:.3} ULP at {worst_at:e}");
-    Ok(format!("{name}: digest {digest}, at most {worst:.3} ULP, at {worst_at:e}"))
+    ensure!(max_error <= MAX_ULPS, "{name}: {max_error:.3} ULP at {max_error_x:e}");
+    Ok(format!("{name}: digest {digest}, at most {max_error:.3} ULP, at {max_error_x:e}"))
 }
 
 #[cfg(test)]
@@ -177,8 +177,8 @@ mod tests {
     #[test]
     fn specification_is_accurate_to_two_ulps_on_the_samples() {
         for activation in Activation::ALL {
-            for x in samples().into_iter().filter(|x| !x.is_nan() && activation.is_bounded_at(*x)) {
-                let error = ulps(activation.scalar(x), activation.exact(f64::from(x)));
+            for x in samples().into_iter().filter(|x| !x.is_nan() && activation.is_error_limited_at(*x)) {
+                let error = ulps(activation.specified_value(x), activation.exact_value(f64::from(x)));
                 assert!(error <= MAX_ULPS, "{activation:?}({x:e}): {error} ULP");
             }
         }

@@ -4,9 +4,9 @@ use std::fmt;
 
 use lstm_core::Backend;
 
-/// A function that is generic over the backend. It is a trait because closures can't be generic.
-pub trait Visit {
-    /// Called once for each backend that opened.
+/// A function that is called with each backend. It is a trait because closures can't be generic over the type of the backend.
+pub trait BackendVisitor {
+    /// Is called once for each backend that could be opened.
     fn visit<B: Backend + Send + 'static>(&mut self, name: &str, backend: B);
 }
 
@@ -15,7 +15,7 @@ pub trait Visit {
 pub struct NotRun {
     /// Name of the backend.
     pub name: String,
-    /// The reason as text.
+    /// Why the backend did not run.
     pub reason: String,
 }
 
@@ -28,14 +28,14 @@ impl fmt::Display for NotRun {
 macro_rules! backends {
     ($($name:literal => $open:expr,)*) => {
         /// Names of the backends that this build contains. The CPU comes first: it defines the snapshots.
-        pub const COMPILED: &[&str] = &[$(#[cfg(feature = $name)] $name),*];
+        pub const COMPILED_BACKENDS: &[&str] = &[$(#[cfg(feature = $name)] $name),*];
 
-        fn open(name: &str, visitor: &mut impl Visit) -> Result<(), NotRun> {
+        fn open(name: &str, visitor: &mut impl BackendVisitor) -> Result<(), NotRun> {
             let not_run = |reason: String| NotRun { name: name.to_owned(), reason };
             match name {
                 $(#[cfg(feature = $name)]
                 $name => visitor.visit(name, $open.map_err(|e: lstm_core::Error| not_run(e.to_string()))?),)*
-                _ => return Err(not_run(format!("not in this build, which contains: {}", COMPILED.join(", ")))),
+                _ => return Err(not_run(format!("not in this build, which contains: {}", COMPILED_BACKENDS.join(", ")))),
             }
             Ok(())
         }
@@ -51,18 +51,18 @@ backends! {
     "toy" => lstm_core::Result::Ok(crate::toy::Toy),
 }
 
-/// Opens each of the `wanted` backends, or every backend of this build if `None`, and passes it to `visitor`. Returns
+/// Opens each of the backends in `names`, or every backend of this build if `None`, and passes it to `visitor`. Returns
 /// the backends that did not run.
-pub fn for_each(wanted: Option<&[String]>, visitor: &mut impl Visit) -> Vec<NotRun> {
-    let compiled: Vec<String> = COMPILED.iter().map(|&name| name.to_owned()).collect();
-    wanted.unwrap_or(&compiled).iter().filter_map(|name| open(name, visitor).err()).collect()
+pub fn for_each_backend(names: Option<&[String]>, visitor: &mut impl BackendVisitor) -> Vec<NotRun> {
+    let compiled: Vec<String> = COMPILED_BACKENDS.iter().map(|&name| name.to_owned()).collect();
+    names.unwrap_or(&compiled).iter().filter_map(|name| open(name, visitor).err()).collect()
 }
 
 /// Names of the backends to test, from the environment variable `LSTM_BACKENDS`, such as `cpu,wgpu`. `None` means every
 /// backend of this build.
-pub fn wanted() -> Option<Vec<String>> {
-    let list = std::env::var("LSTM_BACKENDS").ok()?;
-    Some(list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+pub fn wanted_backends() -> Option<Vec<String>> {
+    let backend_list = std::env::var("LSTM_BACKENDS").ok()?;
+    Some(backend_list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
 
 #[cfg(test)]
@@ -71,7 +71,7 @@ mod tests {
 
     struct BackendNames(Vec<String>);
 
-    impl Visit for BackendNames {
+    impl BackendVisitor for BackendNames {
         fn visit<B: Backend + Send + 'static>(&mut self, name: &str, backend: B) {
             assert_eq!(name, backend.name());
             self.0.push(name.to_owned());
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn reports_unknown_backend() {
         let mut names = BackendNames(Vec::new());
-        let not_run = for_each(Some(&["abacus".to_owned()]), &mut names);
+        let not_run = for_each_backend(Some(&["abacus".to_owned()]), &mut names);
         assert!(names.0.is_empty());
         assert_eq!(not_run.len(), 1);
         assert!(not_run[0].to_string().starts_with("abacus: not run: not in this build"), "{}", not_run[0]);
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn backend_names_match_feature_names() {
         let mut names = BackendNames(Vec::new());
-        let not_run = for_each(None, &mut names);
-        assert_eq!(names.0.len() + not_run.len(), COMPILED.len());
+        let not_run = for_each_backend(None, &mut names);
+        assert_eq!(names.0.len() + not_run.len(), COMPILED_BACKENDS.len());
     }
 }

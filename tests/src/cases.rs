@@ -24,49 +24,50 @@ pub struct Case {
     pub steps: usize,
     /// Length of each sequence in steps. `None`: every sequence has `steps` steps.
     pub lengths: Option<Vec<usize>>,
-    /// Whether the model starts from a random state instead of zeros. Zeros hide errors, so few cases use them.
+    /// Whether the model starts from a random state instead of zeros. An initial state of zeros hides errors, so few
+    /// cases use it.
     pub initial_state: bool,
     /// Factor by which inputs and states are scaled, a power of two.
     pub magnitude: f32,
     /// Seed of the dropout masks in training mode. `None`: inference mode.
-    pub training: Option<u64>,
+    pub dropout_seed: Option<u64>,
     /// Seed of weights, inputs and states.
     pub seed: u64,
 }
 
 /// The inputs of a case.
 #[derive(Clone, Debug)]
-pub struct Data {
+pub struct CaseData {
     /// Input, shape `(batch, steps, input)`.
     pub x: Array3<f32>,
     /// Initial state; `None` means zeros.
     pub state: Option<HostState>,
     /// Length of each sequence, as in [`Case::lengths`].
     pub lengths: Option<Vec<usize>>,
-    /// Seed of the dropout masks, as in [`Case::training`].
-    pub training: Option<u64>,
+    /// Seed of the dropout masks, as in [`Case::dropout_seed`].
+    pub dropout_seed: Option<u64>,
     /// Gradient of the loss with respect to the outputs, shape `(batch, steps, output)`.
     pub dy: Array3<f32>,
     /// Gradient of the loss with respect to the final state.
     pub dstate: HostState,
 }
 
-impl Data {
-    /// The gradients that a backward pass starts from. They request the gradient of the input, too.
+impl CaseData {
+    /// The gradients that a backward pass starts from, with a request to compute the gradient of the input too.
     pub fn output_gradients(&self) -> OutputGradients<'_> {
-        OutputGradients::from(&self.dy).state(&self.dstate).with_input()
+        OutputGradients::from(&self.dy).state(&self.dstate).with_input_gradient()
     }
 
-    /// The argument of `Lstm::forward`.
+    /// The input for `Lstm::forward`: `x`, the initial state, the lengths and the dropout seed.
     pub fn input(&self) -> Input<'_> {
         self.with_options(Input::from(&self.x))
     }
 
-    /// Adds the state, lengths and dropout seed of this case to an input, which may be another view of `x`.
+    /// Adds the initial state, lengths and dropout seed to an input that holds `x` or another view of `x`.
     pub fn with_options<'a>(&'a self, input: Input<'a>) -> Input<'a> {
         let input = self.state.iter().fold(input, |input, state| input.state(state));
         let input = self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
-        self.training.iter().fold(input, |input, &seed| input.training(seed))
+        self.dropout_seed.iter().fold(input, |input, &seed| input.with_dropout(seed))
     }
 }
 
@@ -86,7 +87,7 @@ impl Case {
             lengths: None,
             initial_state: true,
             magnitude: 1.0,
-            training: None,
+            dropout_seed: None,
             seed: 1,
         }
     }
@@ -94,15 +95,15 @@ impl Case {
     /// Sets the sizes, and a seed that depends on them, so that cases of different sizes have different values.
     pub fn sizes(self, input: usize, hidden: usize, batch: usize, steps: usize) -> Self {
         let seed = [input, hidden, batch, steps].into_iter().fold(0, |seed, n| seed * 1000 + n as u64);
-        let resized = |mut config: LstmConfig| {
+        let set_sizes = |mut config: LstmConfig| {
             (config.input_size, config.hidden_size) = (input, hidden);
             config
         };
-        Case { batch, steps, seed, ..self.with(resized) }
+        Case { batch, steps, seed, ..self.map_config(set_sizes) }
     }
 
     /// Changes the configuration of the model.
-    pub fn with(self, change: impl Fn(LstmConfig) -> LstmConfig) -> Self {
+    pub fn map_config(self, change: impl Fn(LstmConfig) -> LstmConfig) -> Self {
         Case { config: change(self.config), ..self }
     }
 
@@ -120,28 +121,30 @@ impl Case {
         Weights::init(self.config.clone(), &Init::default(), self.seed)
     }
 
-    /// The inputs, states and output gradients.
-    pub fn data(&self) -> Data {
+    /// Generates the inputs, states and output gradients of the case.
+    pub fn data(&self) -> CaseData {
         // The weights use the same seed, so this generator needs a different one.
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ 0x7e57);
         let state = HostState::zeros(&self.config, self.batch).expect("the sizes of cases fit in memory");
         let dstate = state.clone();
-        let mut fill = |mut array: Array3<f32>, magnitude: f32| {
+        let mut fill_with_random = |mut array: Array3<f32>, magnitude: f32| {
             array.iter_mut().for_each(|v| *v = random_value(&mut rng) * magnitude);
             array
         };
-        let size = self.magnitude;
-        let x = fill(Array3::zeros((self.batch, self.steps, self.config.input_size)), size);
-        let state = self.initial_state.then(|| State { h: fill(state.h, size), c: fill(state.c, size) });
+        let magnitude = self.magnitude;
+        let x = fill_with_random(Array3::zeros((self.batch, self.steps, self.config.input_size)), magnitude);
+        let state = self
+            .initial_state
+            .then(|| State { h: fill_with_random(state.h, magnitude), c: fill_with_random(state.c, magnitude) });
         // Gradients of many magnitudes, because the backward pass scales them.
-        let size = 2f32.powi((self.seed % 80) as i32 - 60);
-        Data {
+        let magnitude = 2f32.powi((self.seed % 80) as i32 - 60);
+        CaseData {
             x,
             state,
-            dy: fill(Array3::zeros((self.batch, self.steps, self.config.output_size())), size),
-            dstate: State { h: fill(dstate.h, size), c: fill(dstate.c, size) },
+            dy: fill_with_random(Array3::zeros((self.batch, self.steps, self.config.output_size())), magnitude),
+            dstate: State { h: fill_with_random(dstate.h, magnitude), c: fill_with_random(dstate.c, magnitude) },
             lengths: self.lengths.clone(),
-            training: self.training,
+            dropout_seed: self.dropout_seed,
         }
     }
 }
@@ -161,7 +164,7 @@ pub fn random_value(rng: &mut ChaCha8Rng) -> f32 {
     }
 }
 
-/// The cells and their names in the names of cases.
+/// Each cell with the word that stands for it in the names of cases.
 pub const CELLS: [(&str, CellKind); 4] = [
     ("fused", CellKind::Fused),
     ("unfused", CellKind::Unfused),
@@ -173,89 +176,92 @@ pub const CELLS: [(&str, CellKind); 4] = [
 pub const SIZES: [usize; 20] = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 200];
 
 /// Batch sizes around the numbers of rows that kernels process together.
-pub const BATCHES: [usize; 9] = [1, 2, 3, 4, 5, 6, 7, 13, 64];
+pub const BATCH_SIZES: [usize; 9] = [1, 2, 3, 4, 5, 6, 7, 13, 64];
 
-/// All cases.
-pub fn table() -> Vec<Case> {
-    [cells(), options(), sizes()].concat()
+/// The table: all cases of all groups.
+pub fn all_cases() -> Vec<Case> {
+    [cell_cases(), option_cases(), size_cases()].concat()
 }
 
 /// Cases that test each cell with its basic options.
-fn cells() -> Vec<Case> {
-    let of = |(name, cell)| {
+fn cell_cases() -> Vec<Case> {
+    let cases_of_cell = |(name, cell)| {
         let case = |suffix| Case::new("cells", format!("{name}{suffix}"), cell);
         [
             case(""),
             Case { initial_state: false, ..case("-zero-state").sizes(2, 2, 1, 3) },
             case("-larger").sizes(17, 33, 5, 9),
             // All values are near 2^-40, the threshold of `snap`.
-            Case { magnitude: 2f32.powi(-36), ..case("-tiny").with(|c| c.bias(Bias::None)) },
+            Case { magnitude: 2f32.powi(-36), ..case("-tiny").map_config(|c| c.bias(Bias::None)) },
             Case { magnitude: 64.0, ..case("-saturated") },
         ]
     };
-    CELLS.into_iter().flat_map(of).collect()
+    CELLS.into_iter().flat_map(cases_of_cell).collect()
 }
 
 /// Cases that test each option with each cell.
-fn options() -> Vec<Case> {
+fn option_cases() -> Vec<Case> {
     // Every case of the fused cell also runs the unfused cell, which therefore has no cases here.
-    let kinds = CELLS.into_iter().filter(|(_, cell)| *cell != CellKind::Unfused);
-    kinds.flat_map(|(name, cell)| options_of(name, cell)).collect()
+    let tested_cells = CELLS.into_iter().filter(|(_, cell)| *cell != CellKind::Unfused);
+    tested_cells.flat_map(|(name, cell)| option_cases_of(name, cell)).collect()
 }
 
 /// Cases that test each option with one cell.
-fn options_of(name: &str, cell: CellKind) -> Vec<Case> {
+fn option_cases_of(name: &str, cell: CellKind) -> Vec<Case> {
     let case = |suffix: &str| Case::new("options", format!("{name}-{suffix}"), cell);
     let mut cases = vec![
-        case("stacked").with(|c| c.layers(3)),
-        case("bidirectional").with(LstmConfig::bidirectional),
-        case("reverse").with(|c| c.direction(Direction::Reverse)),
-        case("no-bias").with(|c| c.bias(Bias::None)),
-        case("one-bias").with(|c| c.bias(Bias::One)),
-        case("two-biases").with(|c| c.bias(Bias::Two)),
+        case("stacked").map_config(|c| c.layers(3)),
+        case("bidirectional").map_config(LstmConfig::bidirectional),
+        case("reverse").map_config(|c| c.direction(Direction::Reverse)),
+        case("no-bias").map_config(|c| c.bias(Bias::None)),
+        case("one-bias").map_config(|c| c.bias(Bias::One)),
+        case("two-biases").map_config(|c| c.bias(Bias::Two)),
         case("lengths").mixed_lengths(),
-        case("lengths-reverse").mixed_lengths().with(|c| c.direction(Direction::Reverse)),
+        case("lengths-reverse").mixed_lengths().map_config(|c| c.direction(Direction::Reverse)),
         Case { lengths: Some(vec![0; 3]), ..case("lengths-all-empty") },
-        case("coupled").with(LstmConfig::coupled),
-        case("clip").with(|c| c.clip(0.25)),
-        case("coupled-clip").with(|c| c.coupled().clip(0.5)),
-        case("stacked-bidirectional-lengths").mixed_lengths().with(|c| c.layers(2).bidirectional()),
-        Case { training: Some(5), ..case("dropout").with(|c| c.layers(3).dropout(0.5)) },
+        case("coupled").map_config(LstmConfig::coupled),
+        case("clip").map_config(|c| c.clip(0.25)),
+        case("coupled-clip").map_config(|c| c.coupled().clip(0.5)),
+        case("stacked-bidirectional-lengths").mixed_lengths().map_config(|c| c.layers(2).bidirectional()),
+        Case { dropout_seed: Some(5), ..case("dropout").map_config(|c| c.layers(3).dropout(0.5)) },
         // Weight gradients are summed in chunks of 32 steps: these cases have more than two chunks.
         case("long").sizes(3, 6, 2, 70),
-        case("long-lengths").sizes(3, 5, 6, 66).mixed_lengths().with(|c| c.layers(2).bidirectional()),
+        case("long-lengths").sizes(3, 5, 6, 66).mixed_lengths().map_config(|c| c.layers(2).bidirectional()),
         // Dropout has no effect in inference mode.
-        case("dropout-inference").with(|c| c.layers(3).dropout(0.5)),
+        case("dropout-inference").map_config(|c| c.layers(3).dropout(0.5)),
     ];
-    let all = |c: LstmConfig| c.layers(2).bidirectional().coupled().clip(0.75).dropout(0.25);
-    cases.push(Case { training: Some(9), ..case("all-options").sizes(9, 17, 6, 8).mixed_lengths().with(all) });
+    let set_all_options = |c: LstmConfig| c.layers(2).bidirectional().coupled().clip(0.75).dropout(0.25);
+    cases.push(Case {
+        dropout_seed: Some(9),
+        ..case("all-options").sizes(9, 17, 6, 8).mixed_lengths().map_config(set_all_options)
+    });
     if cell != CellKind::PeepholeDense {
-        cases.push(case("projection").with(|c| c.proj_size(3)));
-        cases.push(case("projection-stacked-bidirectional").with(|c| c.proj_size(3).layers(3).bidirectional()));
-        let all = |c| all(c).proj_size(5);
+        cases.push(case("projection").map_config(|c| c.proj_size(3)));
+        cases.push(case("projection-stacked-bidirectional").map_config(|c| c.proj_size(3).layers(3).bidirectional()));
+        let set_all_options = |c| set_all_options(c).proj_size(5);
         cases.push(Case {
-            training: Some(9),
-            ..case("all-options-projection").sizes(9, 17, 6, 8).mixed_lengths().with(all)
+            dropout_seed: Some(9),
+            ..case("all-options-projection").sizes(9, 17, 6, 8).mixed_lengths().map_config(set_all_options)
         });
     }
     cases
 }
 
 /// Cases that test sizes around block and vector lengths, large tiles and long sequences.
-fn sizes() -> Vec<Case> {
-    let fused = |name: String| Case::new("sizes", name, CellKind::Fused);
+fn size_cases() -> Vec<Case> {
+    let fused_case = |name: String| Case::new("sizes", name, CellKind::Fused);
     let mut cases = Vec::new();
     for (k, hidden) in SIZES.into_iter().enumerate() {
         // The other sizes advance at different rates, so that the combinations vary.
-        let (input, batch) = (SIZES[(k * 7 + 3) % SIZES.len()], BATCHES[k % 8]);
-        cases.push(fused(format!("hidden-{hidden}")).sizes(input, hidden, batch, 3));
-        cases.push(fused(format!("input-{hidden}")).sizes(hidden, 10, batch, 2));
+        let (input, batch) = (SIZES[(k * 7 + 3) % SIZES.len()], BATCH_SIZES[k % 8]);
+        cases.push(fused_case(format!("hidden-{hidden}")).sizes(input, hidden, batch, 3));
+        cases.push(fused_case(format!("input-{hidden}")).sizes(hidden, 10, batch, 2));
     }
-    for batch in BATCHES {
-        cases.push(fused(format!("batch-{batch}")).sizes(17, 33, batch, 3));
+    for batch in BATCH_SIZES {
+        cases.push(fused_case(format!("batch-{batch}")).sizes(17, 33, batch, 3));
     }
     for steps in [1, 2, 40] {
-        cases.push(fused(format!("steps-{steps}")).sizes(6, 24, 2, steps));
+        cases.push(fused_case(format!("steps-{steps}")).sizes(6, 24, 2, steps));
     }
     for (name, cell) in [("dense", CellKind::PeepholeDense), ("diagonal", CellKind::PeepholeDiagonal)] {
         for (hidden, batch) in [(1, 2), (8, 1), (15, 6), (16, 7), (17, 1), (33, 13), (65, 5)] {
@@ -263,28 +269,30 @@ fn sizes() -> Vec<Case> {
         }
     }
     for (hidden, proj, batch) in [(2, 1, 1), (17, 16, 6), (33, 32, 5), (65, 33, 2), (40, 15, 13)] {
-        let case = fused(format!("hidden-{hidden}-projected-{proj}")).sizes(12, hidden, batch, 4);
-        cases.push(case.with(|c| c.proj_size(proj)));
+        let case = fused_case(format!("hidden-{hidden}-projected-{proj}")).sizes(12, hidden, batch, 4);
+        cases.push(case.map_config(|c| c.proj_size(proj)));
     }
     // Many rows: products in large tiles, with sizes that are multiples of four and sizes that are not.
-    cases.push(fused("rows-40".to_owned()).sizes(20, 56, 40, 2));
-    cases.push(fused("rows-40-wide".to_owned()).sizes(20, 112, 40, 2));
+    cases.push(fused_case("rows-40".to_owned()).sizes(20, 56, 40, 2));
+    cases.push(fused_case("rows-40-wide".to_owned()).sizes(20, 112, 40, 2));
     cases.push(Case::new("sizes", "dense-rows-41", CellKind::PeepholeDense).sizes(21, 57, 41, 2));
     cases.push(Case::new("sizes", "diagonal-rows-40", CellKind::PeepholeDiagonal).sizes(20, 56, 40, 2));
     for (hidden, proj) in [(112, 56), (128, 112)] {
-        let case = fused(format!("rows-40-hidden-{hidden}-projected-{proj}")).sizes(20, hidden, 40, 2);
-        cases.push(case.with(|c| c.proj_size(proj)));
+        let case = fused_case(format!("rows-40-hidden-{hidden}-projected-{proj}")).sizes(20, hidden, 40, 2);
+        cases.push(case.map_config(|c| c.proj_size(proj)));
     }
-    let diagonal = Case::new("sizes", "diagonal-rows-40-hidden-112-projected-56", CellKind::PeepholeDiagonal);
-    cases.push(diagonal.sizes(20, 112, 40, 2).with(|c| c.proj_size(56)));
+    let diagonal_case = Case::new("sizes", "diagonal-rows-40-hidden-112-projected-56", CellKind::PeepholeDiagonal);
+    cases.push(diagonal_case.sizes(20, 112, 40, 2).map_config(|c| c.proj_size(56)));
     // Several chunks of steps: 70 steps are two full chunks of 32 and a partial one.
-    let diagonal = Case::new("sizes", "diagonal-steps-70", CellKind::PeepholeDiagonal);
-    cases.push(diagonal.sizes(5, 9, 6, 70).mixed_lengths().with(LstmConfig::bidirectional));
-    cases.push(fused("steps-70-batch-8".to_owned()).sizes(129, 33, 8, 70).with(LstmConfig::bidirectional));
+    let diagonal_case = Case::new("sizes", "diagonal-steps-70", CellKind::PeepholeDiagonal);
+    cases.push(diagonal_case.sizes(5, 9, 6, 70).mixed_lengths().map_config(LstmConfig::bidirectional));
+    cases.push(fused_case("steps-70-batch-8".to_owned()).sizes(129, 33, 8, 70).map_config(LstmConfig::bidirectional));
     // Large enough to be split among several threads.
-    cases.push(fused("large".to_owned()).sizes(70, 260, 67, 2));
+    cases.push(fused_case("large".to_owned()).sizes(70, 260, 67, 2));
     cases.push(
-        fused("large-stacked-bidirectional".to_owned()).sizes(33, 130, 35, 3).with(|c| c.layers(2).bidirectional()),
+        fused_case("large-stacked-bidirectional".to_owned())
+            .sizes(33, 130, 35, 3)
+            .map_config(|c| c.layers(2).bidirectional()),
     );
     cases
 }
@@ -296,7 +304,7 @@ mod tests {
     #[test]
     fn names_are_unique_and_configurations_are_valid() {
         let mut names = std::collections::HashSet::new();
-        for case in table() {
+        for case in all_cases() {
             assert!(case.config.validate().is_ok(), "{case:?}");
             assert!(case.lengths.as_ref().is_none_or(|lengths| lengths.len() == case.batch), "{case:?}");
             assert!(names.insert(case.name.clone()), "duplicate name {}", case.name);

@@ -4,13 +4,13 @@ use anyhow::{Context, Result, ensure};
 use lstm_core::{
     Backend, CellKind, Checkpointing, Direction, HostState, Input, Lstm, LstmConfig, OutputGradients, Reference, State,
     Weights,
-    arithmetic::CHUNK,
+    arithmetic::CHUNK_STEPS,
     ndarray::{Array3, ArrayView3, Axis, ShapeBuilder, concatenate, s},
 };
 
 use crate::{
-    cases::{Case, Data},
-    compare::{Outputs, Passes, same_outputs, same_passes},
+    cases::{Case, CaseData},
+    compare::{Outputs, PassResults, check_same_outputs, check_same_passes},
 };
 
 /// Runs a case on every execution path, with every input layout and as a stream, and checks that the results are
@@ -18,34 +18,42 @@ use crate::{
 ///
 /// # Errors
 /// Two results differ, or the backend returns an error.
-pub fn check_case<B: Backend>(b: &B, case: &Case) -> Result<Passes> {
+pub fn check_case<B: Backend>(b: &B, case: &Case) -> Result<PassResults> {
     let (weights, data) = (case.weights()?, case.data());
-    let reference = Lstm::new(&Reference(b.clone()), weights.clone())?;
-    let passes = passes(&reference, &data, Checkpointing::Everything)?;
+    let reference_model = Lstm::new(&Reference(b.clone()), weights.clone())?;
+    let passes = run_passes(&reference_model, &data, Checkpointing::SaveEverything)?;
     let want = &passes.outputs;
-    same_outputs("inference compared with training, on the reference path", want, &outputs(&reference, &data)?)?;
+    check_same_outputs(
+        "inference compared with training, on the reference path",
+        want,
+        &run_forward(&reference_model, &data)?,
+    )?;
 
     let model = Lstm::new(b, weights.clone())?;
     let paths = model.paths().iter().map(|path| path.to_string()).collect::<Vec<_>>().join(", ");
-    same_outputs(&format!("{paths} compared with the reference path"), want, &outputs(&model, &data)?)?;
+    check_same_outputs(&format!("{paths} compared with the reference path"), want, &run_forward(&model, &data)?)?;
     check_gradients(&model, case, &passes).with_context(|| format!("{paths} compared with the reference path"))?;
 
-    fused_and_unfused_cell(b, weights, &data, &passes)?;
-    reused_plan(&model, case, &passes)?;
-    layouts(&model, &data, want)?;
-    if case.config.direction == Direction::Forward && case.lengths.is_none() && case.training.is_none() {
-        streams(&model, &data, want)?;
-        streams(&reference, &data, want).context("on the reference path")?;
+    check_fused_and_unfused_cell(b, weights, &data, &passes)?;
+    check_reused_plan(&model, case, &passes)?;
+    check_layouts(&model, &data, want)?;
+    if case.config.direction == Direction::Forward && case.lengths.is_none() && case.dropout_seed.is_none() {
+        check_streams(&model, &data, want)?;
+        check_streams(&reference_model, &data, want).context("on the reference path")?;
     }
     Ok(passes)
 }
 
-/// Checks the backward pass of the backend's default path: with and without checkpointing, batch-first and time-major, twice on
-/// one tape, and without the gradient of the input.
-fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> Result<()> {
+/// Checks the backward pass of the backend's default path: with and without checkpointing, batch-first and time-major,
+/// twice on one tape, and without the gradient of the input.
+fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &PassResults) -> Result<()> {
     let data = case.data();
-    same_passes("training", want, &passes(model, &data, Checkpointing::Everything)?)?;
-    same_passes("checkpointing in segments", want, &passes(model, &data, Checkpointing::Segments(CHUNK))?)?;
+    check_same_passes("training", want, &run_passes(model, &data, Checkpointing::SaveEverything)?)?;
+    check_same_passes(
+        "checkpointing in segments",
+        want,
+        &run_passes(model, &data, Checkpointing::Segments(CHUNK_STEPS))?,
+    )?;
 
     if let Some(lengths) = &data.lengths {
         // Padding must not influence the results.
@@ -54,25 +62,25 @@ fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> R
             data.x.slice_mut(s![b, len.., ..]).fill(f32::NAN);
             data.dy.slice_mut(s![b, len.., ..]).fill(f32::NAN);
         }
-        same_passes("NaN in the padding", want, &passes(model, &data, Checkpointing::Everything)?)?;
+        check_same_passes("NaN in the padding", want, &run_passes(model, &data, Checkpointing::SaveEverything)?)?;
     }
 
-    let transposed = |a: &Array3<f32>| a.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
-    let (x, dy) = (transposed(&data.x), transposed(&data.dy));
-    let pass = model.forward_train(data.with_options(Input::from(&x)).time_major(), Checkpointing::Everything)?;
+    let swap_batch_and_time = |a: &Array3<f32>| a.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
+    let (x, dy) = (swap_batch_and_time(&data.x), swap_batch_and_time(&data.dy));
+    let pass = model.forward_train(data.with_options(Input::from(&x)).time_major(), Checkpointing::SaveEverything)?;
     let output_gradients = OutputGradients::from(&dy).state(&data.dstate);
-    let mut gradients = pass.tape.backward(output_gradients.with_input())?;
-    gradients.x = gradients.x.as_ref().map(transposed);
-    let outputs = Outputs { y: transposed(&pass.y), state: pass.state };
-    same_passes("time-major", want, &Passes { outputs: outputs.clone(), gradients })?;
+    let mut gradients = pass.tape.backward(output_gradients.with_input_gradient())?;
+    gradients.x = gradients.x.as_ref().map(swap_batch_and_time);
+    let outputs = Outputs { y: swap_batch_and_time(&pass.y), state: pass.state };
+    check_same_passes("time-major", want, &PassResults { outputs: outputs.clone(), gradients })?;
 
     let mut gradients = pass.tape.backward(output_gradients)?;
     ensure!(gradients.x.is_none(), "the gradient of the input was not requested");
     gradients.x = want.gradients.x.clone();
-    same_passes(
+    check_same_passes(
         "second backward pass on one tape, without the gradient of the input",
         want,
-        &Passes { outputs, gradients },
+        &PassResults { outputs, gradients },
     )
 }
 
@@ -80,73 +88,80 @@ fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> R
 ///
 /// # Errors
 /// The backend returns an error.
-pub fn passes<B: Backend>(model: &Lstm<B>, data: &Data, checkpointing: Checkpointing) -> Result<Passes> {
+pub fn run_passes<B: Backend>(model: &Lstm<B>, data: &CaseData, checkpointing: Checkpointing) -> Result<PassResults> {
     let pass = model.forward_train(data.input(), checkpointing)?;
     let gradients = pass.tape.backward(data.output_gradients())?;
-    Ok(Passes { outputs: Outputs { y: pass.y, state: pass.state }, gradients })
+    Ok(PassResults { outputs: Outputs { y: pass.y, state: pass.state }, gradients })
 }
 
 /// Runs the forward pass of a model without recording a tape.
 ///
 /// # Errors
 /// The backend returns an error.
-pub fn outputs<B: Backend>(model: &Lstm<B>, data: &Data) -> Result<Outputs> {
+pub fn run_forward<B: Backend>(model: &Lstm<B>, data: &CaseData) -> Result<Outputs> {
     Ok(model.forward(data.input())?.into())
 }
 
-/// The fused cell (one product for four gates) and the unfused cell (four products) must be bit-identical.
-fn fused_and_unfused_cell<B: Backend>(b: &B, weights: Weights, data: &Data, want: &Passes) -> Result<()> {
-    let other = match weights.config().cell {
-        CellKind::Fused => weights.unpack()?,
-        CellKind::Unfused => weights.pack()?,
+/// Checks that the fused cell (one product for four gates) and the unfused cell (four products) are bit-identical.
+fn check_fused_and_unfused_cell<B: Backend>(
+    b: &B,
+    weights: Weights,
+    data: &CaseData,
+    want: &PassResults,
+) -> Result<()> {
+    let other_weights = match weights.config().cell {
+        CellKind::Fused => weights.into_unfused()?,
+        CellKind::Unfused => weights.into_fused()?,
         CellKind::PeepholeDense | CellKind::PeepholeDiagonal => return Ok(()),
     };
-    let what = format!("{:?} cell", other.config().cell);
-    same_passes(&what, want, &passes(&Lstm::new(b, other)?, data, Checkpointing::Everything)?)
+    let what = format!("{:?} cell", other_weights.config().cell);
+    check_same_passes(&what, want, &run_passes(&Lstm::new(b, other_weights)?, data, Checkpointing::SaveEverything)?)
 }
 
-/// A plan that was used for a longer sequence must give the same results as a new one.
-fn reused_plan<B: Backend>(model: &Lstm<B>, case: &Case, want: &Passes) -> Result<()> {
+/// Checks that a plan (the reusable buffers of a layer) gives the same results after it was used for a longer sequence as a
+/// new plan.
+fn check_reused_plan<B: Backend>(model: &Lstm<B>, case: &Case, want: &PassResults) -> Result<()> {
     // A new model, because the given one already has plans for these sizes.
     let model = Lstm::new(model.backend(), model.weights().clone())?;
-    let longer = Case { steps: case.steps + 3, lengths: None, seed: case.seed + 1, ..case.clone() };
-    passes(&model, &longer.data(), Checkpointing::Everything)?;
+    let longer_case = Case { steps: case.steps + 3, lengths: None, seed: case.seed + 1, ..case.clone() };
+    run_passes(&model, &longer_case.data(), Checkpointing::SaveEverything)?;
     for _ in 0..2 {
-        same_outputs("reused plan", &want.outputs, &outputs(&model, &case.data())?)?;
-        same_passes("reused plan", want, &passes(&model, &case.data(), Checkpointing::Everything)?)?;
+        check_same_outputs("reused plan", &want.outputs, &run_forward(&model, &case.data())?)?;
+        check_same_passes("reused plan", want, &run_passes(&model, &case.data(), Checkpointing::SaveEverything)?)?;
     }
     Ok(())
 }
 
-/// Arrays with different strides, and time-major arrays, must give the same results.
-fn layouts<B: Backend>(model: &Lstm<B>, data: &Data, want: &Outputs) -> Result<()> {
+/// Checks that arrays with different strides, and time-major arrays, give the same results.
+fn check_layouts<B: Backend>(model: &Lstm<B>, data: &CaseData, want: &Outputs) -> Result<()> {
     let run = |what, x: ArrayView3<'_, f32>, state: &Option<HostState>| {
-        let data = Data { state: state.clone(), ..data.clone() };
+        let data = CaseData { state: state.clone(), ..data.clone() };
         let got = model.forward(data.with_options(Input::from(x)))?.into();
-        same_outputs(what, want, &got)
+        check_same_outputs(what, want, &got)
     };
-    let transposed = data.x.view().reversed_axes().as_standard_layout().into_owned();
-    let column_major = |a: &Array3<f32>| Array3::from_shape_fn(a.dim().f(), |at| a[at]);
-    let state = data.state.as_ref().map(|s| State { h: column_major(&s.h), c: column_major(&s.c) });
-    run("transposed view, column-major state", transposed.view().reversed_axes(), &state)?;
+    let transposed_x = data.x.view().reversed_axes().as_standard_layout().into_owned();
+    let to_column_major = |a: &Array3<f32>| Array3::from_shape_fn(a.dim().f(), |at| a[at]);
+    let state = data.state.as_ref().map(|s| State { h: to_column_major(&s.h), c: to_column_major(&s.c) });
+    run("transposed view, column-major state", transposed_x.view().reversed_axes(), &state)?;
 
-    let reversed = data.x.slice(s![.., ..;-1, ..;-1]).as_standard_layout().into_owned();
-    run("reversed view", reversed.slice(s![.., ..;-1, ..;-1]), &data.state)?;
+    let reversed_x = data.x.slice(s![.., ..;-1, ..;-1]).as_standard_layout().into_owned();
+    run("reversed view", reversed_x.slice(s![.., ..;-1, ..;-1]), &data.state)?;
 
-    let time_major = data.x.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
-    let (y, state) = model.forward(data.with_options(Input::from(&time_major)).time_major())?;
+    let time_major_x = data.x.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
+    let (y, state) = model.forward(data.with_options(Input::from(&time_major_x)).time_major())?;
     let y = y.permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
-    same_outputs("time-major", want, &Outputs { y, state })
+    check_same_outputs("time-major", want, &Outputs { y, state })
 }
 
-/// A stream must give the same results step by step and in chunks of different sizes.
-fn streams<B: Backend>(model: &Lstm<B>, data: &Data, want: &Outputs) -> Result<()> {
-    same_outputs("stream, step by step", want, &stream(model, data, &[1])?)?;
-    same_outputs("stream, chunks of different sizes", want, &stream(model, data, &[3, 1, 1, 7, 2])?)
+/// Checks that a stream gives the same results step by step and in chunks of different sizes.
+fn check_streams<B: Backend>(model: &Lstm<B>, data: &CaseData, want: &Outputs) -> Result<()> {
+    check_same_outputs("stream, step by step", want, &run_stream(model, data, &[1])?)?;
+    check_same_outputs("stream, chunks of different sizes", want, &run_stream(model, data, &[3, 1, 1, 7, 2])?)
 }
 
-/// Feeds a stream with chunks of the given numbers of steps, repeated until the input ends. Chunks of one step use `step`.
-fn stream<B: Backend>(model: &Lstm<B>, data: &Data, sizes: &[usize]) -> Result<Outputs> {
+/// Runs a stream on the input of a case, in chunks of the given numbers of steps, repeated until the input ends. Chunks
+/// of one step use `step`.
+fn run_stream<B: Backend>(model: &Lstm<B>, data: &CaseData, sizes: &[usize]) -> Result<Outputs> {
     let (batch, steps, _) = data.x.dim();
     let mut stream = model.stream(batch)?;
     if let Some(state) = &data.state {
@@ -177,15 +192,19 @@ fn stream<B: Backend>(model: &Lstm<B>, data: &Data, sizes: &[usize]) -> Result<O
 ///
 /// # Errors
 /// A result is wrong, or the backend returns an error.
-pub fn empty<B: Backend>(b: &B, cell: CellKind) -> Result<()> {
+pub fn check_empty_inputs<B: Backend>(b: &B, cell: CellKind) -> Result<()> {
     let config = LstmConfig::new(3, 5).cell(cell).layers(2).bidirectional();
     for (batch, steps) in [(0, 4), (2, 0), (0, 0)] {
         let case = Case { config: config.clone(), batch, steps, ..Case::new("", "", cell) };
         let (model, mut data) = (Lstm::new(b, case.weights()?)?, case.data());
         let y = Array3::zeros((batch, steps, config.output_size()));
-        let given = data.state.clone().context("the case has no initial state")?;
-        same_outputs("with an initial state", &Outputs { y: y.clone(), state: given }, &outputs(&model, &data)?)?;
-        let gradients = passes(&model, &data, Checkpointing::Everything)?.gradients;
+        let initial_state = data.state.clone().context("the case has no initial state")?;
+        check_same_outputs(
+            "with an initial state",
+            &Outputs { y: y.clone(), state: initial_state },
+            &run_forward(&model, &data)?,
+        )?;
+        let gradients = run_passes(&model, &data, Checkpointing::SaveEverything)?.gradients;
         ensure!(
             gradients.state == data.dstate,
             "the gradient of the initial state differs from that of the final state"
@@ -195,7 +214,7 @@ pub fn empty<B: Backend>(b: &B, cell: CellKind) -> Result<()> {
         ensure!(weights.flat_map(|(_, v)| v).all(|v| v.to_bits() == 0), "a weight gradient is not zero");
         data.state = None;
         let state = HostState::zeros(&config, batch)?;
-        same_outputs("without an initial state", &Outputs { y, state }, &outputs(&model, &data)?)?;
+        check_same_outputs("without an initial state", &Outputs { y, state }, &run_forward(&model, &data)?)?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use lstm_core::{
     Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, ReferencePath, Result,
     arithmetic::{Digest, GradientScale},
     shape::{
-        check_clip, check_concat, check_download, check_gemm, check_rows, check_select_between, check_slice,
+        check_clip, check_concat, check_download, check_gemm, check_row_broadcast, check_select_between, check_slice,
         check_upload,
     },
 };
@@ -29,7 +29,7 @@ pub enum OpFault {
 }
 
 impl OpFault {
-    /// All faults.
+    /// All kinds of fault.
     pub const ALL: [OpFault; 3] = [OpFault::Scaled, OpFault::IgnoredFactor, OpFault::IgnoredAddend];
 }
 
@@ -52,21 +52,21 @@ impl Matrix {
 /// `snap` is the identity and the activations are those of the standard library, because finite differences need smooth
 /// functions.
 ///
-/// Downloads return `f32`, which would lose precision. A download therefore stores the `f64` values in a log and returns
-/// their indices in the log as handles; [`read`](Self::read) returns the value of a handle. A fault can be
-/// [injected](Self::inject) to test that a check detects it.
+/// Downloads return `f32`, which would lose precision. A download therefore stores the `f64` values in a list and returns
+/// their indices in the list as handles; [`read`](Self::read) returns the value of a handle. A fault can be
+/// [injected](Self::inject_fault) to test that a check detects it.
 #[derive(Clone, Debug, Default)]
-pub struct F64Backend(Rc<Shared>);
+pub struct F64Backend(Rc<SharedState>);
 
 /// State that the clones of a backend share.
 #[derive(Debug, Default)]
-struct Shared {
-    /// All downloaded values. A handle is an index into this list.
-    log: RefCell<Vec<f64>>,
-    /// Digest of which elements each call of `clip` changed, and in which direction.
+struct SharedState {
+    /// All downloaded values. The handles that downloads return are indices into this list.
+    downloads: RefCell<Vec<f64>>,
+    /// Digest of which elements each call of `clip` changed, and in which direction it changed them.
     clip_pattern: Cell<Digest>,
-    /// Number of calls of computing primitives since the last call of `inject`.
-    calls: Cell<usize>,
+    /// Number of calls of computing primitives since the last call of `inject_fault`.
+    call_count: Cell<usize>,
     /// The injected fault and the index of the call that contains it.
     fault: Cell<Option<(usize, OpFault)>>,
     /// Name of the primitive whose result the fault changed.
@@ -74,14 +74,15 @@ struct Shared {
 }
 
 impl F64Backend {
-    /// The value of a handle. `scale` is the scale of the pass that returned the handle.
+    /// Returns the value of a handle that a download returned. `scale` is the scale of the gradients in the pass that returned
+    /// the handle.
     pub fn read(&self, handle: f32, scale: GradientScale) -> f64 {
-        self.0.log.borrow()[scale.apply(handle) as usize] * f64::from(scale.undo(1.0))
+        self.0.downloads.borrow()[scale.scale_value(handle) as usize] * f64::from(scale.unscale_value(1.0))
     }
 
-    /// Clears the log and the clip pattern. Handles from before are invalid.
+    /// Clears the downloaded values and the clip pattern. Handles that were returned before become invalid.
     pub fn clear(&self) {
-        self.0.log.borrow_mut().clear();
+        self.0.downloads.borrow_mut().clear();
         self.0.clip_pattern.set(Digest::default());
     }
 
@@ -92,15 +93,15 @@ impl F64Backend {
     }
 
     /// Injects a fault into one of the following calls of computing primitives, counted from 0. `None` removes the fault.
-    pub fn inject(&self, fault: Option<(usize, OpFault)>) {
-        self.0.calls.set(0);
+    pub fn inject_fault(&self, fault: Option<(usize, OpFault)>) {
+        self.0.call_count.set(0);
         self.0.changed_primitive.set(None);
         self.0.fault.set(fault);
     }
 
-    /// Number of calls of computing primitives since [`inject`](Self::inject).
-    pub fn calls(&self) -> usize {
-        self.0.calls.get()
+    /// Number of calls of computing primitives since [`inject_fault`](Self::inject_fault).
+    pub fn call_count(&self) -> usize {
+        self.0.call_count.get()
     }
 
     /// Name of the primitive whose result the injected fault changed. `None` if no result changed, for example because the
@@ -117,16 +118,16 @@ impl F64Backend {
         value: impl Fn(Option<OpFault>, usize) -> f64,
     ) -> Matrix {
         let shared = &self.0;
-        let correct: Rc<[f64]> = (0..shape.len()).map(|k| value(None, k)).collect();
-        let call = shared.calls.replace(shared.calls.get() + 1);
+        let correct_data: Rc<[f64]> = (0..shape.len()).map(|k| value(None, k)).collect();
+        let call_index = shared.call_count.replace(shared.call_count.get() + 1);
         let data = match shared.fault.get() {
-            Some((at, fault)) if at == call => {
+            Some((faulty_call, fault)) if faulty_call == call_index => {
                 let factor = if fault == OpFault::Scaled { 1.01 } else { 1.0 };
-                let faulty: Rc<[f64]> = (0..shape.len()).map(|k| factor * value(Some(fault), k)).collect();
-                shared.changed_primitive.set((faulty != correct).then_some(primitive));
-                faulty
+                let faulty_data: Rc<[f64]> = (0..shape.len()).map(|k| factor * value(Some(fault), k)).collect();
+                shared.changed_primitive.set((faulty_data != correct_data).then_some(primitive));
+                faulty_data
             }
-            _ => correct,
+            _ => correct_data,
         };
         Matrix { shape, data }
     }
@@ -153,14 +154,14 @@ impl Ops for F64Backend {
         Ok(Matrix { shape, data: data.iter().map(|&v| v.into()).collect() })
     }
     fn download(&self, x: &Matrix, out: &mut [f32]) -> impl Future<Output = Result<()>> {
-        let checked = check_download(x.shape, out.len());
-        if checked.is_ok() {
-            let mut log = self.0.log.borrow_mut();
-            assert!(log.len() + out.len() < 1 << f32::MANTISSA_DIGITS, "f32 can't represent the handle");
-            out.iter_mut().enumerate().for_each(|(k, v)| *v = (log.len() + k) as f32);
-            log.extend_from_slice(&x.data);
+        let size_check = check_download(x.shape, out.len());
+        if size_check.is_ok() {
+            let mut downloads = self.0.downloads.borrow_mut();
+            assert!(downloads.len() + out.len() < 1 << f32::MANTISSA_DIGITS, "f32 can't represent the handle");
+            out.iter_mut().enumerate().for_each(|(k, v)| *v = (downloads.len() + k) as f32);
+            downloads.extend_from_slice(&x.data);
         }
-        ready(checked)
+        ready(size_check)
     }
     fn snap(&self, x: Matrix) -> Result<Matrix> {
         Ok(x)
@@ -181,7 +182,7 @@ impl Ops for F64Backend {
     }
     fn mul_add(&self, alpha: f32, a: &Matrix, b: Option<&Matrix>, c: Option<&Matrix>) -> Result<Matrix> {
         for operand in [b, c] {
-            check_rows("mul_add", a.shape, operand.map(|x| x.shape))?;
+            check_row_broadcast("mul_add", a.shape, operand.map(|x| x.shape))?;
         }
         Ok(self.compute("mul_add", a.shape, |fault, k| {
             let b = b.filter(|_| fault != Some(OpFault::IgnoredFactor)).map_or(1.0, |b| b.at(k));
@@ -205,15 +206,15 @@ impl Ops for F64Backend {
     }
     fn select_between(&self, x: Matrix, by: &Matrix, low: &Matrix, high: &Matrix) -> Result<Matrix> {
         check_select_between(x.shape, by.shape, low.shape, high.shape)?;
-        let outside = |k| by.data[k] <= low.at(k) || by.data[k] >= high.at(k);
+        let is_outside = |k| by.data[k] <= low.at(k) || by.data[k] >= high.at(k);
         Ok(self.compute("select_between", x.shape, |fault, k| {
-            if outside(k) && fault != Some(OpFault::IgnoredFactor) { 0.0 } else { x.data[k] }
+            if is_outside(k) && fault != Some(OpFault::IgnoredFactor) { 0.0 } else { x.data[k] }
         }))
     }
     fn slice(&self, x: &Matrix, rows: Range<usize>, cols: Range<usize>) -> Result<Matrix> {
         let shape = check_slice(x.shape, &rows, &cols)?;
-        let source = |k| (rows.start + k / shape.cols) * x.shape.cols + cols.start + k % shape.cols;
-        Ok(Matrix { shape, data: (0..shape.len()).map(|k| x.data[source(k)]).collect() })
+        let source_index = |k| (rows.start + k / shape.cols) * x.shape.cols + cols.start + k % shape.cols;
+        Ok(Matrix { shape, data: (0..shape.len()).map(|k| x.data[source_index(k)]).collect() })
     }
     fn concat(&self, axis: ConcatAxis, parts: &[Matrix]) -> Result<Matrix> {
         let shape = check_concat(axis, parts.iter().map(|part| part.shape))?;
@@ -241,14 +242,15 @@ mod tests {
         let b = F64Backend::default();
         let a = b.upload(MatrixShape::new(2, 3), &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
         let (ones, acc) = (row(&b, &[1.0; 3]), row(&b, &[0.5, 0.25]));
-        let sums = b.gemm((&ones).into(), MatrixRef::from(&a).t(), Some(&acc)).unwrap();
-        assert_eq!((sums.shape, &*sums.data), (MatrixShape::new(1, 2), &[6.5, 15.25][..]));
-        let outer = b.gemm(MatrixRef::from(&acc).t(), (&ones).into(), None).unwrap();
-        assert_eq!(*outer.data, [0.5, 0.5, 0.5, 0.25, 0.25, 0.25]);
-        let scaled = b.mul_add(-2.0, &a, Some(&row(&b, &[1.0, 0.0, 3.0])), Some(&ones)).unwrap();
-        assert_eq!(*scaled.data, [-1.0, 1.0, -17.0, -7.0, 1.0, -35.0]);
-        let rotated = b.concat(ConcatAxis::Cols, &[b.slice(&a, 0..2, 2..3).unwrap(), b.slice(&a, 0..2, 0..2).unwrap()]);
-        assert_eq!(*rotated.unwrap().data, [3.0, 1.0, 2.0, 6.0, 4.0, 5.0]);
+        let row_sums = b.gemm((&ones).into(), MatrixRef::from(&a).t(), Some(&acc)).unwrap();
+        assert_eq!((row_sums.shape, &*row_sums.data), (MatrixShape::new(1, 2), &[6.5, 15.25][..]));
+        let outer_product = b.gemm(MatrixRef::from(&acc).t(), (&ones).into(), None).unwrap();
+        assert_eq!(*outer_product.data, [0.5, 0.5, 0.5, 0.25, 0.25, 0.25]);
+        let scaled_matrix = b.mul_add(-2.0, &a, Some(&row(&b, &[1.0, 0.0, 3.0])), Some(&ones)).unwrap();
+        assert_eq!(*scaled_matrix.data, [-1.0, 1.0, -17.0, -7.0, 1.0, -35.0]);
+        let rotated_matrix =
+            b.concat(ConcatAxis::Cols, &[b.slice(&a, 0..2, 2..3).unwrap(), b.slice(&a, 0..2, 0..2).unwrap()]);
+        assert_eq!(*rotated_matrix.unwrap().data, [3.0, 1.0, 2.0, 6.0, 4.0, 5.0]);
         assert!(b.gemm((&a).into(), (&a).into(), None).is_err() && b.mul_add(1.0, &ones, Some(&a), None).is_err());
     }
 
@@ -264,16 +266,16 @@ mod tests {
 
     #[test]
     fn clip_pattern_depends_on_clipped_elements_and_their_signs() {
-        let digest = |values: &[f32]| {
+        let clip = |values: &[f32]| {
             let b = F64Backend::default();
             let clipped = b.clip(row(&b, values), 0.5).unwrap();
             (clipped.data.to_vec(), b.clip_pattern())
         };
-        let (values, at) = digest(&[1.0, -1.0, 0.25]);
+        let (values, pattern) = clip(&[1.0, -1.0, 0.25]);
         assert_eq!(values, [0.5, -0.5, 0.25]);
-        assert_eq!(at, digest(&[0.75, -2.0, -0.25]).1);
-        assert_ne!(at, digest(&[1.0, 1.0, 0.25]).1);
-        assert_ne!(at, digest(&[1.0, -0.5, 0.25]).1);
+        assert_eq!(pattern, clip(&[0.75, -2.0, -0.25]).1);
+        assert_ne!(pattern, clip(&[1.0, 1.0, 0.25]).1);
+        assert_ne!(pattern, clip(&[1.0, -0.5, 0.25]).1);
     }
 
     #[test]
@@ -284,22 +286,23 @@ mod tests {
         handles.iter_mut().for_each(|out| pollster::block_on(b.download(&tanh, out)).unwrap());
         let scale = GradientScale::of(&[8.0]);
         assert_eq!(b.read(handles[1][1], GradientScale::of(&[1.0])), (-3f64).tanh());
-        assert_eq!(b.read(scale.undo(handles[1][0]), scale), 0.5f64.tanh() * 8.0);
+        assert_eq!(b.read(scale.unscale_value(handles[1][0]), scale), 0.5f64.tanh() * 8.0);
     }
 
     #[test]
     fn fault_changes_one_call() {
         let b = F64Backend::default();
-        let (two, five) = (row(&b, &[2.0]), row(&b, &[5.0]));
+        let (matrix_of_two, matrix_of_five) = (row(&b, &[2.0]), row(&b, &[5.0]));
         for (fault, faulty) in
             [(OpFault::Scaled, 12.0 * 1.01), (OpFault::IgnoredFactor, 4.0), (OpFault::IgnoredAddend, 10.0)]
         {
-            b.inject(Some((1, fault)));
-            let sums = [0; 3].map(|_| b.mul_add(1.0, &two, Some(&five), Some(&two)).unwrap().data[0]);
-            assert_eq!((sums, b.calls(), b.changed_primitive()), ([12.0, faulty, 12.0], 3, Some("mul_add")));
+            b.inject_fault(Some((1, fault)));
+            let results = [0; 3]
+                .map(|_| b.mul_add(1.0, &matrix_of_two, Some(&matrix_of_five), Some(&matrix_of_two)).unwrap().data[0]);
+            assert_eq!((results, b.call_count(), b.changed_primitive()), ([12.0, faulty, 12.0], 3, Some("mul_add")));
         }
-        b.inject(Some((0, OpFault::IgnoredAddend)));
-        b.mul_add(1.0, &two, None, None).unwrap();
-        assert_eq!((b.calls(), b.changed_primitive()), (1, None));
+        b.inject_fault(Some((0, OpFault::IgnoredAddend)));
+        b.mul_add(1.0, &matrix_of_two, None, None).unwrap();
+        assert_eq!((b.call_count(), b.changed_primitive()), (1, None));
     }
 }

@@ -76,36 +76,37 @@ impl Fault {
     }
 }
 
-/// Backend `B` with correct primitives, whose whole-sequence path contains one fault.
+/// Backend `B` with one fault in the path that runs whole sequences. Direct calls of its primitives are correct.
 #[derive(Clone, Debug)]
 pub struct FaultyBackend<B> {
     inner: B,
     fault: Fault,
     /// Whether the primitives of this instance contain the fault. This is true only for the instances that run the
     /// passes of the whole-sequence path.
-    active: bool,
+    is_active: bool,
 }
 
 impl<B: Backend> FaultyBackend<B> {
     /// Creates a backend that computes as `inner` does, except for `fault`.
     pub fn new(inner: B, fault: Fault) -> Self {
-        FaultyBackend { inner, fault, active: false }
+        FaultyBackend { inner, fault, is_active: false }
     }
 
-    /// The backend whose primitives contain the fault if the fault belongs to the given pass.
-    fn in_pass(&self, backward: bool) -> Self {
-        FaultyBackend { active: self.fault.is_backward() == backward, ..self.clone() }
+    /// Returns the backend for the forward or the backward pass. Its primitives contain the fault if the fault belongs to that
+    /// pass.
+    fn for_pass(&self, backward: bool) -> Self {
+        FaultyBackend { is_active: self.fault.is_backward() == backward, ..self.clone() }
     }
 
-    fn has(&self, fault: Fault) -> bool {
-        self.active && self.fault == fault
+    fn has_fault(&self, fault: Fault) -> bool {
+        self.is_active && self.fault == fault
     }
 
     /// Returns zeros if this backend has `fault`, else the state.
     fn zero_state_if(&self, fault: Fault, state: &State<B::Tensor>) -> Result<State<B::Tensor>> {
-        let zeros = |x: &B::Tensor| self.upload(self.shape(x), &vec![0.0; self.shape(x).len()]);
+        let zeros_like = |x: &B::Tensor| self.upload(self.shape(x), &vec![0.0; self.shape(x).len()]);
         match self.fault == fault {
-            true => Ok(State { h: zeros(&state.h)?, c: zeros(&state.c)? }),
+            true => Ok(State { h: zeros_like(&state.h)?, c: zeros_like(&state.c)? }),
             false => Ok(state.clone()),
         }
     }
@@ -124,22 +125,24 @@ impl<B: Backend> FaultyBackend<B> {
         acc: Option<&B::Tensor>,
         block: usize,
     ) -> Result<B::Tensor> {
-        let exact = self.inner.gemm(a, b, None)?;
-        let (shape, k) = (self.shape(&exact), a.shape(self.shape(a.tensor)).cols);
+        let exact_product = self.inner.gemm(a, b, None)?;
+        let (shape, k) = (self.shape(&exact_product), a.shape(self.shape(a.tensor)).cols);
         let (shape_a, shape_b) = (self.shape(a.tensor), self.shape(b.tensor));
         let (host_a, host_b) = (self.download_all(a.tensor)?, self.download_all(b.tensor)?);
-        let at = |data: &[f32], shape: MatrixShape, transposed: bool, i, j| {
+        let element_at = |data: &[f32], shape: MatrixShape, transposed: bool, i, j| {
             data[if transposed { j * shape.cols + i } else { i * shape.cols + j }]
         };
         let element = |i: usize, j: usize| {
-            let term = |p| (at(&host_a, shape_a, a.transposed, i, p), at(&host_b, shape_b, b.transposed, p, j));
-            let chain =
+            let term = |p| {
+                (element_at(&host_a, shape_a, a.transposed, i, p), element_at(&host_b, shape_b, b.transposed, p, j))
+            };
+            let block_sum =
                 |start: usize| (start..k.min(start + block)).fold(0.0f32, |sum, p| term(p).0.mul_add(term(p).1, sum));
             // `dot` adds up to 32 terms from left to right; here the terms are the sums of the blocks.
-            let sums: Vec<f32> = (0..k).step_by(block).map(chain).collect();
-            dot(sums.len(), |p| sums[p], |_| 1.0)
+            let block_sums: Vec<f32> = (0..k).step_by(block).map(block_sum).collect();
+            dot(block_sums.len(), |p| block_sums[p], |_| 1.0)
         };
-        let product: Vec<f32> = (0..shape.len()).map(|at| element(at / shape.cols, at % shape.cols)).collect();
+        let product: Vec<f32> = (0..shape.len()).map(|index| element(index / shape.cols, index % shape.cols)).collect();
         let product = self.upload(shape, &product)?;
         match acc {
             Some(acc) => self.inner.mul_add(1.0, &product, None, Some(acc)),
@@ -167,7 +170,7 @@ impl<B: Backend> Ops for FaultyBackend<B> {
         self.inner.download(x, out)
     }
     fn snap(&self, x: B::Tensor) -> Result<B::Tensor> {
-        if self.has(Fault::NoSnap) || self.has(Fault::BackwardNoSnap) { Ok(x) } else { self.inner.snap(x) }
+        if self.has_fault(Fault::NoSnap) || self.has_fault(Fault::BackwardNoSnap) { Ok(x) } else { self.inner.snap(x) }
     }
     fn gemm(
         &self,
@@ -176,15 +179,15 @@ impl<B: Backend> Ops for FaultyBackend<B> {
         acc: Option<&B::Tensor>,
     ) -> Result<B::Tensor> {
         match self.fault {
-            Fault::UnblockedSum if self.active => self.product_in_blocks(a, b, acc, usize::MAX / 2),
-            Fault::SmallBlocks | Fault::BackwardSmallBlocks if self.active => self.product_in_blocks(a, b, acc, 16),
+            Fault::UnblockedSum if self.is_active => self.product_in_blocks(a, b, acc, usize::MAX / 2),
+            Fault::SmallBlocks | Fault::BackwardSmallBlocks if self.is_active => self.product_in_blocks(a, b, acc, 16),
             _ => self.inner.gemm(a, b, acc),
         }
     }
     fn mul_add(&self, alpha: f32, a: &B::Tensor, b: Option<&B::Tensor>, c: Option<&B::Tensor>) -> Result<B::Tensor> {
         // Calls with `alpha = -1` and three operands compute derivatives, or the common gradient of coupled gates.
-        let is_derivative = alpha == -1.0 && b.is_some() && self.has(Fault::UnfusedDerivative);
-        if (is_derivative || self.has(Fault::UnfusedMulAdd)) && c.is_some() {
+        let is_derivative = alpha == -1.0 && b.is_some() && self.has_fault(Fault::UnfusedDerivative);
+        if (is_derivative || self.has_fault(Fault::UnfusedMulAdd)) && c.is_some() {
             let product = self.inner.mul_add(alpha, a, b, None)?;
             return self.inner.mul_add(1.0, &product, None, c);
         }
@@ -194,7 +197,7 @@ impl<B: Backend> Ops for FaultyBackend<B> {
         self.inner.sigmoid(x)
     }
     fn tanh(&self, x: B::Tensor) -> Result<B::Tensor> {
-        if self.has(Fault::TanhFromSigmoid) {
+        if self.has_fault(Fault::TanhFromSigmoid) {
             let s = self.inner.sigmoid(self.inner.mul_add(2.0, &x, None, None)?)?;
             let cols = self.shape(&s).cols;
             let minus_ones = self.upload(MatrixShape::new(1, cols), &vec![-1.0; cols])?;
@@ -203,10 +206,10 @@ impl<B: Backend> Ops for FaultyBackend<B> {
         self.inner.tanh(x)
     }
     fn clip(&self, x: B::Tensor, bound: f32) -> Result<B::Tensor> {
-        if self.has(Fault::IgnoredClip) { Ok(x) } else { self.inner.clip(x, bound) }
+        if self.has_fault(Fault::IgnoredClip) { Ok(x) } else { self.inner.clip(x, bound) }
     }
     fn select_between(&self, x: B::Tensor, by: &B::Tensor, low: &B::Tensor, high: &B::Tensor) -> Result<B::Tensor> {
-        if self.has(Fault::IgnoredClipBounds) { Ok(x) } else { self.inner.select_between(x, by, low, high) }
+        if self.has_fault(Fault::IgnoredClipBounds) { Ok(x) } else { self.inner.select_between(x, by, low, high) }
     }
     fn slice(&self, x: &B::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<B::Tensor> {
         self.inner.slice(x, rows, cols)
@@ -234,7 +237,7 @@ impl<B: Backend> Backend for FaultyBackend<B> {
     fn forward(&self, layer: &Self::Layer, _: &mut (), s: Sequence<'_, B::Tensor>) -> Result<LayerOutput<B::Tensor>> {
         let state = self.zero_state_if(Fault::IgnoredState, s.state)?;
         let lengths = s.lengths.filter(|_| self.fault != Fault::IgnoredLengths);
-        reference::forward(&self.in_pass(false), layer, Sequence { state: &state, lengths, ..s })
+        reference::forward(&self.for_pass(false), layer, Sequence { state: &state, lengths, ..s })
     }
     fn forward_train(
         &self,
@@ -242,7 +245,7 @@ impl<B: Backend> Backend for FaultyBackend<B> {
         _: &mut (),
         s: Sequence<'_, B::Tensor>,
     ) -> Result<(LayerOutput<B::Tensor>, Self::Trace)> {
-        reference::forward_train(&self.in_pass(false), layer, s)
+        reference::forward_train(&self.for_pass(false), layer, s)
     }
     fn backward(
         &self,
@@ -254,7 +257,7 @@ impl<B: Backend> Backend for FaultyBackend<B> {
         let state = self.zero_state_if(Fault::IgnoredFinalStateGradient, output_gradients.state)?;
         let accumulate = output_gradients.accumulate.filter(|_| self.fault != Fault::IgnoredAccumulation);
         reference::backward(
-            &self.in_pass(true),
+            &self.for_pass(true),
             layer,
             trace,
             LayerOutputGradients { state: &state, accumulate, ..output_gradients },

@@ -10,16 +10,16 @@ use rand_chacha::{
 };
 
 use crate::{
-    cases::{Case, Data},
+    cases::{Case, CaseData},
     f64_backend::F64Backend,
 };
 
 /// The larger of the two step sizes from which each finite difference is extrapolated.
-const STEP: f32 = 1.0 / 2048.0;
+const STEP_SIZE: f32 = 1.0 / 2048.0;
 
-/// Every input and parameter of a problem is a multiple of this, so that `f32` represents the value plus or minus a step
+/// Every input and parameter of a problem is a multiple of this value, so that `f32` represents the value plus or minus a step
 /// exactly.
-const GRID: f32 = 1.0 / 1_048_576.0;
+const GRID_SPACING: f32 = 1.0 / 1_048_576.0;
 
 /// The largest allowed error, `|gradient - difference| / (1 + |difference|)`.
 ///
@@ -33,11 +33,11 @@ pub struct Problem {
     /// Parameters of the model.
     pub weights: Weights,
     /// Inputs, initial state and lengths.
-    pub data: Data,
+    pub data: CaseData,
     /// Weights of the outputs in the loss, shape `(batch, steps, output)`. `None` leaves the outputs out.
-    pub y: Option<Array3<f32>>,
+    pub output_weights: Option<Array3<f32>>,
     /// Weights of the final states in the loss. `None` leaves the states out.
-    pub state: Option<HostState>,
+    pub state_weights: Option<HostState>,
     seed: u64,
 }
 
@@ -47,34 +47,34 @@ pub type Gradients = Vec<Vec<f64>>;
 /// Finite differences of the loss for some elements of each array.
 #[derive(Clone, Debug)]
 pub struct Differences {
-    /// Index of the array, index of the element, and the difference.
+    /// Index of the array, index of the element in the array, and the finite difference.
     values: Vec<(usize, usize, f64)>,
-    /// Number of elements without a difference, as in [`Report::skipped`].
-    skipped: usize,
+    /// Number of elements without a difference, as in [`Report::skipped_count`].
+    skipped_count: usize,
 }
 
-/// Statistics of comparisons.
+/// Statistics of comparisons of gradients with finite differences.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
     /// Number of elements compared.
-    pub compared: usize,
+    pub compared_count: usize,
     /// Number of elements skipped because some gate reaches its clip bound within a step, where the loss is not smooth.
-    pub skipped: usize,
+    pub skipped_count: usize,
     /// The largest error, as defined for [`TOLERANCE`].
-    pub worst: f64,
+    pub max_error: f64,
 }
 
 impl std::ops::AddAssign for Report {
     fn add_assign(&mut self, other: Self) {
-        self.compared += other.compared;
-        self.skipped += other.skipped;
-        self.worst = self.worst.max(other.worst);
+        self.compared_count += other.compared_count;
+        self.skipped_count += other.skipped_count;
+        self.max_error = self.max_error.max(other.max_error);
     }
 }
 
-/// Rounds to the nearest multiple of 2^-20.
-pub fn round(v: f32) -> f32 {
-    (v / GRID).round() * GRID
+/// Rounds `v` to the nearest multiple of 2^-20.
+pub fn round_to_grid(v: f32) -> f32 {
+    (v / GRID_SPACING).round() * GRID_SPACING
 }
 
 impl Problem {
@@ -84,18 +84,24 @@ impl Problem {
     /// The configuration is invalid.
     pub fn new(case: &Case) -> Result<Self> {
         let mut rng = ChaCha8Rng::seed_from_u64(case.seed ^ 0x1055);
-        let mut fill = |mut array: Array3<f32>| {
+        let mut fill_with_random = |mut array: Array3<f32>| {
             // Magnitudes of 1 to 2, because a factor near zero would hide errors.
-            let number = |bits: u32| (1.0 + (bits >> 12) as f32 * GRID) * if bits & 1 == 0 { 1.0 } else { -1.0 };
-            array.iter_mut().for_each(|v| *v = number(rng.next_u32()));
+            let random_weight =
+                |bits: u32| (1.0 + (bits >> 12) as f32 * GRID_SPACING) * if bits & 1 == 0 { 1.0 } else { -1.0 };
+            array.iter_mut().for_each(|v| *v = random_weight(rng.next_u32()));
             array
         };
-        let y = fill(Array3::zeros((case.batch, case.steps, case.config.output_size())));
+        let y = fill_with_random(Array3::zeros((case.batch, case.steps, case.config.output_size())));
         let state = HostState::zeros(&case.config, case.batch)?;
-        let state = State { h: fill(state.h), c: fill(state.c) };
-        let mut problem =
-            Problem { weights: case.weights()?, data: case.data(), y: Some(y), state: Some(state), seed: case.seed };
-        problem.arrays().into_iter().flatten().for_each(|v| *v = round(*v));
+        let state = State { h: fill_with_random(state.h), c: fill_with_random(state.c) };
+        let mut problem = Problem {
+            weights: case.weights()?,
+            data: case.data(),
+            output_weights: Some(y),
+            state_weights: Some(state),
+            seed: case.seed,
+        };
+        problem.arrays().into_iter().flatten().for_each(|v| *v = round_to_grid(*v));
         Ok(problem)
     }
 
@@ -117,11 +123,11 @@ impl Problem {
         inputs.chain(weights).collect()
     }
 
-    /// The scale of the backward pass.
+    /// The scale by which the backward pass multiplies its gradients, computed from the weights of the loss.
     fn scale(&self) -> GradientScale {
         // Weights of the padding count too; they are no larger than the others.
-        let state = self.state.iter().flat_map(|state| state.h.iter().chain(&state.c));
-        GradientScale::of(self.y.iter().flatten().chain(state))
+        let state = self.state_weights.iter().flat_map(|state| state.h.iter().chain(&state.c));
+        GradientScale::of(self.output_weights.iter().flatten().chain(state))
     }
 
     /// Runs the forward pass and returns the loss.
@@ -131,31 +137,31 @@ impl Problem {
         let weighted_sum = |handles: &Array3<f32>, weights: &Array3<f32>| -> f64 {
             handles.iter().zip(weights).map(|(&v, &weight)| b.read(v, GradientScale::of(&[])) * f64::from(weight)).sum()
         };
-        let of_states = |weights: &HostState| weighted_sum(&state.h, &weights.h) + weighted_sum(&state.c, &weights.c);
-        let of_outputs = |weights| weighted_sum(&y, weights);
-        Ok(self.y.as_ref().map_or(0.0, of_outputs) + self.state.as_ref().map_or(0.0, of_states))
+        let state_loss = |weights: &HostState| weighted_sum(&state.h, &weights.h) + weighted_sum(&state.c, &weights.c);
+        let output_loss = |weights| weighted_sum(&y, weights);
+        Ok(self.output_weights.as_ref().map_or(0.0, output_loss) + self.state_weights.as_ref().map_or(0.0, state_loss))
     }
 
-    /// Computes finite differences for at most `sample` elements of each array.
+    /// Computes finite differences for at most `max_samples` elements of each array.
     ///
     /// # Errors
     /// The backend returns an error.
-    pub fn differences(&self, sample: usize) -> Result<Differences> {
-        let (b, mut varied) = (F64Backend::default(), self.clone());
+    pub fn differences(&self, max_samples: usize) -> Result<Differences> {
+        let (b, mut changed_problem) = (F64Backend::default(), self.clone());
         let config = self.weights.config();
-        varied.data.state = Some(match &self.data.state {
+        changed_problem.data.state = Some(match &self.data.state {
             Some(state) => state.clone(),
             None => HostState::zeros(config, self.data.x.dim().0)?,
         });
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ 0x5a);
-        let sizes: Vec<usize> = varied.arrays().iter().map(|values| values.len()).collect();
-        let mut differences = Differences { values: Vec::new(), skipped: 0 };
+        let sizes: Vec<usize> = changed_problem.arrays().iter().map(|values| values.len()).collect();
+        let mut differences = Differences { values: Vec::new(), skipped_count: 0 };
         for (array, len) in sizes.into_iter().enumerate() {
-            for k in 0..len.min(sample) {
-                let element = if len <= sample { k } else { rng.next_u32() as usize % len };
-                match varied.difference(&b, array, element)? {
+            for k in 0..len.min(max_samples) {
+                let element = if len <= max_samples { k } else { rng.next_u32() as usize % len };
+                match changed_problem.difference(&b, array, element)? {
                     Some(difference) => differences.values.push((array, element, difference)),
-                    None => differences.skipped += 1,
+                    None => differences.skipped_count += 1,
                 }
             }
         }
@@ -164,61 +170,67 @@ impl Problem {
 
     /// The finite difference for one element, extrapolated from two step sizes such that the third derivative cancels.
     /// Returns `None` if the loss is not smooth within a step.
-    fn difference(&mut self, b: &F64Backend, array: usize, element: usize) -> Result<Option<f64>> {
-        let value = self.arrays()[array][element];
+    fn difference(&mut self, b: &F64Backend, array_index: usize, element_index: usize) -> Result<Option<f64>> {
+        let value = self.arrays()[array_index][element_index];
         let mut loss_at = |step: f32| {
-            self.arrays()[array][element] = value + step;
+            self.arrays()[array_index][element_index] = value + step;
             ensure!((value + step) - value == step, "{value} plus a step of {step} is not exact in f32");
             Ok((self.loss(b)?, b.clip_pattern()))
         };
-        let losses = [loss_at(STEP)?, loss_at(STEP / 2.0)?, loss_at(-STEP / 2.0)?, loss_at(-STEP)?];
-        self.arrays()[array][element] = value;
+        let losses = [loss_at(STEP_SIZE)?, loss_at(STEP_SIZE / 2.0)?, loss_at(-STEP_SIZE / 2.0)?, loss_at(-STEP_SIZE)?];
+        self.arrays()[array_index][element_index] = value;
         if losses.iter().any(|(_, pattern)| *pattern != losses[0].1) {
             return Ok(None);
         }
-        let [far, near, minus_near, minus_far] = losses.map(|(loss, _)| loss);
-        let step = f64::from(STEP);
-        Ok(Some((4.0 * (near - minus_near) / step - (far - minus_far) / (2.0 * step)) / 3.0))
+        let [loss_plus_step, loss_plus_half_step, loss_minus_half_step, loss_minus_step] = losses.map(|(loss, _)| loss);
+        let step = f64::from(STEP_SIZE);
+        Ok(Some(
+            (4.0 * (loss_plus_half_step - loss_minus_half_step) / step
+                - (loss_plus_step - loss_minus_step) / (2.0 * step))
+                / 3.0,
+        ))
     }
 
     /// Runs the forward pass and returns its tape.
     ///
     /// # Errors
     /// The backend returns an error.
-    pub fn forward(&self, b: &F64Backend, keep: Checkpointing) -> Result<Tape<F64Backend>> {
+    pub fn forward(&self, b: &F64Backend, checkpointing: Checkpointing) -> Result<Tape<F64Backend>> {
         b.clear();
-        Ok(Lstm::new(b, self.weights.clone())?.forward_train(self.data.input(), keep)?.tape)
+        Ok(Lstm::new(b, self.weights.clone())?.forward_train(self.data.input(), checkpointing)?.tape)
     }
 
-    /// The final state, rounded to `f32`.
+    /// Runs the forward pass and returns the final state, rounded to `f32`.
     ///
     /// # Errors
     /// The backend returns an error.
     pub fn final_state(&self, b: &F64Backend) -> Result<HostState> {
         b.clear();
         let (_, state) = Lstm::new(b, self.weights.clone())?.forward(self.data.input())?;
-        let read = |handles: Array3<f32>| handles.mapv(|v| b.read(v, GradientScale::of(&[])) as f32);
-        Ok(State { h: read(state.h), c: read(state.c) })
+        let read_values = |handles: Array3<f32>| handles.mapv(|v| b.read(v, GradientScale::of(&[])) as f32);
+        Ok(State { h: read_values(state.h), c: read_values(state.c) })
     }
 
-    /// Runs the backward pass. If `input` is false, the list for the gradient of the input is empty.
+    /// Runs the backward pass. If `with_input_gradient` is false, the list for the gradient of the input is empty.
     ///
     /// # Errors
     /// The backend returns an error.
-    pub fn backward(&self, b: &F64Backend, tape: &Tape<F64Backend>, input: bool) -> Result<Gradients> {
+    pub fn backward(&self, b: &F64Backend, tape: &Tape<F64Backend>, with_input_gradient: bool) -> Result<Gradients> {
         b.clear();
-        let output_gradients = match (&self.y, &self.state) {
+        let output_gradients = match (&self.output_weights, &self.state_weights) {
             (Some(y), Some(state)) => OutputGradients::from(y).state(state),
             (Some(y), None) => y.into(),
             (None, state) => state.as_ref().context("the loss depends on neither outputs nor states")?.into(),
         };
-        let found = tape.backward(if input { output_gradients.with_input() } else { output_gradients })?;
+        let tape_gradients =
+            tape.backward(if with_input_gradient { output_gradients.with_input_gradient() } else { output_gradients })?;
         let scale = self.scale();
-        let read = |handles: &mut dyn Iterator<Item = &f32>| handles.map(|&v| b.read(v, scale)).collect();
-        let mut gradients = vec![read(&mut found.x.iter().flatten())];
-        gradients.extend([&found.state.h, &found.state.c].map(|array| read(&mut array.iter())));
-        for layer in found.weights.layers() {
-            gradients.extend(layer.iter().map(|(_, values)| read(&mut values.iter())));
+        let read_values = |handles: &mut dyn Iterator<Item = &f32>| handles.map(|&v| b.read(v, scale)).collect();
+        let mut gradients = vec![read_values(&mut tape_gradients.x.iter().flatten())];
+        gradients
+            .extend([&tape_gradients.state.h, &tape_gradients.state.c].map(|array| read_values(&mut array.iter())));
+        for layer in tape_gradients.weights.layers() {
+            gradients.extend(layer.iter().map(|(_, values)| read_values(&mut values.iter())));
         }
         Ok(gradients)
     }
@@ -235,20 +247,29 @@ impl Problem {
             gradients.len(),
             names.len()
         );
-        let mut report = Report { compared: differences.values.len(), skipped: differences.skipped, worst: 0.0 };
+        let mut report = Report {
+            compared_count: differences.values.len(),
+            skipped_count: differences.skipped_count,
+            max_error: 0.0,
+        };
         for &(array, element, want) in &differences.values {
             let got = gradients[array][element];
             let error = (got - want).abs() / (1.0 + want.abs());
             // With `error > TOLERANCE` instead, NaN would pass.
-            let within = error <= TOLERANCE;
-            ensure!(within, "{}, element {element}: the gradient is {got}, the finite difference {want}", names[array]);
-            report.worst = report.worst.max(error);
+            let is_within_tolerance = error <= TOLERANCE;
+            ensure!(
+                is_within_tolerance,
+                "{}, element {element}: the gradient is {got}, the finite difference {want}",
+                names[array]
+            );
+            report.max_error = report.max_error.max(error);
         }
         let (_, steps, features) = self.data.x.dim();
         for (sequence, &len) in self.data.lengths.iter().flatten().enumerate() {
-            let padding = &gradients[0][(sequence * steps + len) * features..(sequence + 1) * steps * features];
+            let padding_gradients =
+                &gradients[0][(sequence * steps + len) * features..(sequence + 1) * steps * features];
             ensure!(
-                padding.iter().all(|v| v.to_bits() == 0),
+                padding_gradients.iter().all(|v| v.to_bits() == 0),
                 "x, sequence {sequence}: the gradient of the padding after {len} steps is not zero"
             );
         }

@@ -12,16 +12,16 @@ use lstm_core::{
 use serde::Deserialize;
 
 use crate::{
-    cases::Data,
-    check::passes,
-    compare::{Outputs, Passes},
+    cases::CaseData,
+    check::run_passes,
+    compare::{Outputs, PassResults},
     score::{Score, relative_error},
 };
 
 /// Prefix of the names of gradients in a file.
-const GRADIENT: &str = "grad.";
+const GRADIENT_PREFIX: &str = "grad.";
 
-/// The metadata entry `config` of a file.
+/// The metadata entry `config` of a golden file: the configuration of the model and the size of its input.
 #[derive(Debug, Deserialize)]
 // Unknown settings must not be ignored.
 #[serde(deny_unknown_fields)]
@@ -37,20 +37,20 @@ struct CaseConfig {
     proj_size: usize,
 }
 
-/// A golden case.
+/// A golden case: a model with inputs, and expected outputs and gradients that PyTorch computed in float64.
 #[derive(Debug)]
 pub struct GoldenCase {
     /// Name of the file without the extension.
     pub name: String,
     weights: Weights,
-    /// Inputs. The loss is `sum(y * r) + sum(h_n) + sum(c_n)`, where `r` is `dy`.
-    data: Data,
+    /// Inputs of the model. The loss is `sum(y * r) + sum(h_n) + sum(c_n)`, where `r` is `dy`.
+    data: CaseData,
     /// Name and float64 values of each output and gradient, and the error of PyTorch in float32.
     want: Vec<(String, ArrayD<f64>, f64)>,
 }
 
 impl GoldenCase {
-    /// Reads a case.
+    /// Reads a golden case from a safetensors file.
     ///
     /// # Errors
     /// The file can't be read, lacks an array or contains an unknown one.
@@ -62,7 +62,7 @@ impl GoldenCase {
         let mut file = StateDict::open(path)?;
         let metadata = |key| file.metadata().get(key).with_context(|| format!("metadata `{key}` is missing"));
         let settings: CaseConfig = serde_json::from_str(metadata("config")?).context("metadata `config`")?;
-        let errors: BTreeMap<String, f64> =
+        let float32_errors: BTreeMap<String, f64> =
             serde_json::from_str(metadata("float32_error")?).context("metadata `float32_error`")?;
 
         let config = settings.config()?;
@@ -81,21 +81,22 @@ impl GoldenCase {
             true => Some(file.take_i64("lengths")?.into_iter().map(usize::try_from).collect::<Result<_, _>>()?),
             false => None,
         };
-        let output = [batch, steps, config.output_size()];
-        let loss_weight = into_3d(file.take("loss_weight", &output)?)?;
+        let output_shape = [batch, steps, config.output_size()];
+        let loss_weight = into_3d(file.take("loss_weight", &output_shape)?)?;
         let names: Vec<String> = file.names().map(str::to_owned).collect();
-        let compared =
-            names.iter().filter(|name| ["y", "h_n", "c_n"].contains(&name.as_str()) || name.starts_with(GRADIENT));
+        let compared_names = names
+            .iter()
+            .filter(|name| ["y", "h_n", "c_n"].contains(&name.as_str()) || name.starts_with(GRADIENT_PREFIX));
         let mut want = Vec::new();
-        for name in compared {
-            let error = errors.get(name).with_context(|| format!("float32_error has no `{name}`"))?;
+        for name in compared_names {
+            let error = float32_errors.get(name).with_context(|| format!("float32_error has no `{name}`"))?;
             want.push((name.clone(), file.take_f64(name)?, *error));
         }
         for name in ["y", "h_n", "c_n", "grad.x"] {
             ensure!(want.iter().any(|(wanted, ..)| wanted == name), "`{name}` is missing");
         }
         let dstate = State { h: Array3::ones(zeros.h.dim()), c: Array3::ones(zeros.c.dim()) };
-        let data = Data { x, state, lengths, training: None, dy: loss_weight, dstate };
+        let data = CaseData { x, state, lengths, dropout_seed: None, dy: loss_weight, dstate };
         let weights = file.take_lstm_as("", config.cell)?;
         file.finish()?;
         ensure!(
@@ -113,19 +114,22 @@ impl GoldenCase {
     /// The backend returns an error, or the model has a gradient that is not in the file.
     pub fn score<B: Backend>(&self, b: &B) -> Result<Vec<Score>> {
         let model = Lstm::new(b, self.weights.clone())?;
-        let Passes { outputs: Outputs { y, state }, gradients } =
-            passes(&model, &self.data, Checkpointing::Everything)?;
+        let PassResults { outputs: Outputs { y, state }, gradients } =
+            run_passes(&model, &self.data, Checkpointing::SaveEverything)?;
         let mut got: BTreeMap<String, ArrayD<f32>> = BTreeMap::new();
         got.insert("y".into(), y.into_dyn());
         got.insert("h_n".into(), state.h.into_dyn());
         got.insert("c_n".into(), state.c.into_dyn());
-        got.insert(format!("{GRADIENT}h0"), gradients.state.h.into_dyn());
-        got.insert(format!("{GRADIENT}c0"), gradients.state.c.into_dyn());
-        got.insert(format!("{GRADIENT}x"), gradients.x.context("the gradient of the input is missing")?.into_dyn());
+        got.insert(format!("{GRADIENT_PREFIX}h0"), gradients.state.h.into_dyn());
+        got.insert(format!("{GRADIENT_PREFIX}c0"), gradients.state.c.into_dyn());
+        got.insert(
+            format!("{GRADIENT_PREFIX}x"),
+            gradients.x.context("the gradient of the input is missing")?.into_dyn(),
+        );
         // Writing the gradients like weights gives them the names and the layout of the file.
-        let notebook = self.want.iter().any(|(name, ..)| name == "grad.W");
-        let names = if notebook { TensorNames::Notebook } else { TensorNames::PyTorch };
-        let bytes = StateDictWriter::new().lstm(GRADIENT, &gradients.weights, names)?.to_bytes()?;
+        let is_notebook = self.want.iter().any(|(name, ..)| name == "grad.W");
+        let names = if is_notebook { TensorNames::Notebook } else { TensorNames::PyTorch };
+        let bytes = StateDictWriter::new().lstm(GRADIENT_PREFIX, &gradients.weights, names)?.to_bytes()?;
         let mut weights = StateDict::from_bytes(bytes)?;
         for name in weights.names().map(str::to_owned).collect::<Vec<_>>() {
             ensure!(self.want.iter().any(|(wanted, ..)| *wanted == name), "the file has no tensor `{name}`");

@@ -12,39 +12,39 @@ use lstm_core::{
 
 use crate::{
     cases::Case,
-    compare::same_slices,
-    primitives::{Check, download},
+    compare::check_same_slices,
+    primitives::{NamedCheck, download},
 };
 
-/// All checks.
-pub fn checks<B: Backend>() -> Vec<Check<B>> {
+/// All checks of invalid arguments.
+pub fn checks<B: Backend>() -> Vec<NamedCheck<B>> {
     vec![
-        ("primitives", primitives),
-        ("layer", layer),
-        ("forward", forward),
-        ("layer-backward", |b| layer_backward(b).and_then(|()| layer_backward(&Reference(b.clone())))),
-        ("backward", backward),
-        ("stream", stream),
-        ("step", step),
-        ("huge", huge),
-        ("cell", cell),
+        ("primitives", check_primitives),
+        ("layer", check_layer),
+        ("forward", check_forward),
+        ("layer-backward", |b| check_layer_backward(b).and_then(|()| check_layer_backward(&Reference(b.clone())))),
+        ("backward", check_backward),
+        ("stream", check_stream),
+        ("step", check_step),
+        ("huge", check_huge_sizes),
+        ("cell", check_cell),
     ]
 }
 
-/// Checks that `result` is an error whose message contains all of `words`. `what` describes the invalid argument.
-fn expect_error<T>(what: &str, words: &[&str], result: Result<T, Error>) -> Result<()> {
+/// Checks that `result` is an error whose message contains all of `expected_words`. `what` describes the invalid argument.
+fn expect_error<T>(what: &str, expected_words: &[&str], result: Result<T, Error>) -> Result<()> {
     let Err(error) = result else { bail!("{what} was accepted") };
     let text = error.to_string();
-    match words.iter().find(|word| !text.contains(**word)) {
+    match expected_words.iter().find(|word| !text.contains(**word)) {
         Some(word) => bail!("{what}: the error does not contain `{word}`: {text}"),
         None => Ok(()),
     }
 }
 
-/// Shapes and bounds that primitives must reject.
-fn primitives<B: Backend>(b: &B) -> Result<()> {
-    let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
-    let (x, y) = (make(2, 3)?, make(4, 5)?);
+/// Checks shapes and bounds that primitives must reject.
+fn check_primitives<B: Backend>(b: &B) -> Result<()> {
+    let upload_ones = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
+    let (x, y) = (upload_ones(2, 3)?, upload_ones(4, 5)?);
     expect_error("too few elements", &["upload", "[2, 3]", "5"], b.upload(MatrixShape::new(2, 3), &[0.0; 5]))?;
     expect_error("an empty upload", &["upload"], b.upload(MatrixShape::new(0, 3), &[]))?;
     expect_error("an impossible shape", &["upload"], b.upload(MatrixShape::new(usize::MAX, 2), &[]))?;
@@ -56,11 +56,15 @@ fn primitives<B: Backend>(b: &B) -> Result<()> {
     for bound in [0.0, -1.0, f32::NAN, f32::INFINITY] {
         expect_error("an invalid bound", &["clip", "positive"], b.clip(x.clone(), bound))?;
     }
-    let row = make(1, 3)?;
+    let row = upload_ones(1, 3)?;
     expect_error("within by y", &["select_between", "[2, 3]", "[4, 5]"], b.select_between(x.clone(), &y, &row, &row))?;
     expect_error("within x", &["select_between", "[1, 3]", "[2, 3]"], b.select_between(x.clone(), &x, &row, &x))?;
-    let square = make(3, 3)?;
-    expect_error("gemm with accumulator y", &["gemm acc", "[4, 5]"], b.gemm((&x).into(), (&square).into(), Some(&y)))?;
+    let square_matrix = upload_ones(3, 3)?;
+    expect_error(
+        "gemm with accumulator y",
+        &["gemm acc", "[4, 5]"],
+        b.gemm((&x).into(), (&square_matrix).into(), Some(&y)),
+    )?;
     expect_error("mul_add with factor y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, Some(&y), None))?;
     expect_error("mul_add with addend y", &["mul_add", "[2, 3]", "[4, 5]"], b.mul_add(1.0, &x, None, Some(&y)))?;
     expect_error("an empty range", &["slice", "[2, 3]"], b.slice(&x, 1..1, 0..3))?;
@@ -77,59 +81,63 @@ fn primitives<B: Backend>(b: &B) -> Result<()> {
     expect_error("different numbers of rows", &["concat", "[4, 5]"], b.concat(ConcatAxis::Cols, &[x, y]))
 }
 
-/// Input, state and lengths that the forward pass of a layer must reject.
-fn layer<B: Backend>(b: &B) -> Result<()> {
+/// Checks inputs, states and lengths that the forward pass of a layer must reject.
+fn check_layer<B: Backend>(b: &B) -> Result<()> {
     let case = Case::new("", "", CellKind::Fused);
     let weights = case.weights()?;
     let layer = b.load(&weights.layers()[0])?;
-    let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
-    let (x, state) = (make(6, 5)?, State { h: make(2, 7)?, c: make(2, 7)? });
+    let upload_ones = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
+    let (x, state) = (upload_ones(6, 5)?, State { h: upload_ones(2, 7)?, c: upload_ones(2, 7)? });
     let run = |x: &B::Tensor, state: &State<B::Tensor>, lengths: Option<&[usize]>| {
         let mut plan = b.plan(&layer, 2, 3)?;
         b.forward(&layer, &mut plan, Sequence { x, state, steps: 3, batch: 2, lengths })
     };
     run(&x, &state, Some(&[3, 0])).context("valid lengths")?;
-    expect_error("x", &["forward: x", "[6, 5]", "[6, 4]"], run(&make(6, 4)?, &state, None))?;
-    expect_error("rows of x", &["forward: x", "[6, 5]", "[5, 5]"], run(&make(5, 5)?, &state, None))?;
-    let other = State { h: make(2, 6)?, ..state.clone() };
-    expect_error("h", &["forward: state.h", "[2, 7]", "[2, 6]"], run(&x, &other, None))?;
-    let other = State { c: make(1, 7)?, ..state.clone() };
-    expect_error("c", &["forward: state.c", "[2, 7]", "[1, 7]"], run(&x, &other, None))?;
+    expect_error("x", &["forward: x", "[6, 5]", "[6, 4]"], run(&upload_ones(6, 4)?, &state, None))?;
+    expect_error("rows of x", &["forward: x", "[6, 5]", "[5, 5]"], run(&upload_ones(5, 5)?, &state, None))?;
+    let wrong_state = State { h: upload_ones(2, 6)?, ..state.clone() };
+    expect_error("h", &["forward: state.h", "[2, 7]", "[2, 6]"], run(&x, &wrong_state, None))?;
+    let wrong_state = State { c: upload_ones(1, 7)?, ..state.clone() };
+    expect_error("c", &["forward: state.c", "[2, 7]", "[1, 7]"], run(&x, &wrong_state, None))?;
     for lengths in [&[1, 3][..], &[4, 1], &[3], &[3, 2, 1]] {
         expect_error("lengths", &["forward: lengths", "2 descending"], run(&x, &state, Some(lengths)))?;
     }
     Ok(())
 }
 
-/// Output gradients, accumulators and traces that the backward pass of a layer must reject.
-fn layer_backward<B: Backend>(b: &B) -> Result<()> {
-    let load = |config| b.load(&Weights::init(config, &Init::default(), 1)?.layers()[0]);
+/// Checks output gradients, accumulators and traces that the backward pass of a layer must reject.
+fn check_layer_backward<B: Backend>(b: &B) -> Result<()> {
+    let load_layer = |config| b.load(&Weights::init(config, &Init::default(), 1)?.layers()[0]);
     let config = LstmConfig::new(5, 7);
-    let layer = load(config.clone())?;
-    let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
-    let (x, state) = (make(6, 5)?, State { h: make(2, 7)?, c: make(2, 7)? });
+    let layer = load_layer(config.clone())?;
+    let upload_ones = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
+    let (x, state) = (upload_ones(6, 5)?, State { h: upload_ones(2, 7)?, c: upload_ones(2, 7)? });
     let mut plan = b.plan(&layer, 2, 3)?;
     let sequence = Sequence { x: &x, state: &state, steps: 3, batch: 2, lengths: None };
     let (_, trace) = b.forward_train(&layer, &mut plan, sequence)?;
-    let good = make(6, 7)?;
-    let mut run = |layer: &B::Layer, y: &B::Tensor, state: &State<B::Tensor>, onto| {
-        b.backward(layer, &mut plan, &trace, LayerOutputGradients { y, state, accumulate: onto, need_x: true })
+    let valid_y = upload_ones(6, 7)?;
+    let mut run = |layer: &B::Layer, y: &B::Tensor, state: &State<B::Tensor>, accumulate| {
+        b.backward(layer, &mut plan, &trace, LayerOutputGradients { y, state, accumulate, needs_input_gradient: true })
     };
-    let first = run(&layer, &good, &state, None).context("valid shapes")?;
-    expect_error("columns of y", &["backward: y", "[6, 7]", "[6, 8]"], run(&layer, &make(6, 8)?, &state, None))?;
-    expect_error("rows of y", &["backward: y", "[6, 7]", "[4, 7]"], run(&layer, &make(4, 7)?, &state, None))?;
-    let bad = State { h: make(3, 7)?, ..state.clone() };
-    expect_error("h", &["backward: state.h", "[2, 7]", "[3, 7]"], run(&layer, &good, &bad, None))?;
-    let bad = State { c: make(2, 6)?, ..state.clone() };
-    expect_error("c", &["backward: state.c", "[2, 7]", "[2, 6]"], run(&layer, &good, &bad, None))?;
-    let bad = WeightGradients { input: make(28, 4)?, ..first.weights.clone() };
+    let first_gradients = run(&layer, &valid_y, &state, None).context("valid shapes")?;
+    expect_error("columns of y", &["backward: y", "[6, 7]", "[6, 8]"], run(&layer, &upload_ones(6, 8)?, &state, None))?;
+    expect_error("rows of y", &["backward: y", "[6, 7]", "[4, 7]"], run(&layer, &upload_ones(4, 7)?, &state, None))?;
+    let invalid_state = State { h: upload_ones(3, 7)?, ..state.clone() };
+    expect_error("h", &["backward: state.h", "[2, 7]", "[3, 7]"], run(&layer, &valid_y, &invalid_state, None))?;
+    let invalid_state = State { c: upload_ones(2, 6)?, ..state.clone() };
+    expect_error("c", &["backward: state.c", "[2, 7]", "[2, 6]"], run(&layer, &valid_y, &invalid_state, None))?;
+    let other_weights = WeightGradients { input: upload_ones(28, 4)?, ..first_gradients.weights.clone() };
     expect_error(
         "an accumulator of other weights",
         &["accumulate", "[28, 5]", "[28, 4]"],
-        run(&layer, &good, &state, Some(bad)),
+        run(&layer, &valid_y, &state, Some(other_weights)),
     )?;
-    let bad = WeightGradients { bias: None, ..first.weights.clone() };
-    expect_error("an accumulator without bias", &["accumulate", "bias"], run(&layer, &good, &state, Some(bad)))?;
+    let without_bias = WeightGradients { bias: None, ..first_gradients.weights.clone() };
+    expect_error(
+        "an accumulator without bias",
+        &["accumulate", "bias"],
+        run(&layer, &valid_y, &state, Some(without_bias)),
+    )?;
     for other in [
         LstmConfig::new(5, 8),
         config.clone().cell(CellKind::PeepholeDiagonal),
@@ -139,15 +147,15 @@ fn layer_backward<B: Backend>(b: &B) -> Result<()> {
         config.clone().clip(1.0),
         config.coupled(),
     ] {
-        let layer = load(other)?;
-        expect_error("another layer's trace", &["backward"], run(&layer, &good, &state, None))?;
+        let layer = load_layer(other)?;
+        expect_error("another layer's trace", &["backward"], run(&layer, &valid_y, &state, None))?;
     }
     Ok(())
 }
 
-/// Checkpointing and output gradients that the training passes of a model must reject.
-fn backward<B: Backend>(b: &B) -> Result<()> {
-    let case = Case::new("", "", CellKind::Fused).with(|c| c.proj_size(4).layers(2));
+/// Checks segment lengths of checkpointing, and output gradients, that the training passes of a model must reject.
+fn check_backward<B: Backend>(b: &B) -> Result<()> {
+    let case = Case::new("", "", CellKind::Fused).map_config(|c| c.proj_size(4).layers(2));
     let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
     for segment in [0, 1, 31, 33] {
         let checkpointing = Checkpointing::Segments(segment);
@@ -158,9 +166,9 @@ fn backward<B: Backend>(b: &B) -> Result<()> {
         )?;
     }
     let other = Array3::<f32>::zeros((3, 6, 4));
-    let other = model.forward_train(&other, Checkpointing::Everything);
+    let other = model.forward_train(&other, Checkpointing::SaveEverything);
     expect_error("features", &["forward: x", "[3, 6, 5]", "[3, 6, 4]"], other)?;
-    let tape = model.forward_train(&data.x, Checkpointing::Everything)?.tape;
+    let tape = model.forward_train(&data.x, Checkpointing::SaveEverything)?.tape;
     for shape in [(3, 6, 5), (3, 5, 4), (2, 6, 4), (6, 3, 4), (0, 0, 0)] {
         expect_error("y", &["backward: y", "[3, 6, 4]"], tape.backward(&Array3::zeros(shape)))?;
     }
@@ -168,31 +176,35 @@ fn backward<B: Backend>(b: &B) -> Result<()> {
     expect_error("states", &["backward: state.h", "[2, 3, 4]", "[2, 2, 4]"], tape.backward(&state))
 }
 
-/// Sizes whose products overflow, or that do not fit in memory.
-fn huge<B: Backend>(b: &B) -> Result<()> {
+/// Checks that sizes are rejected whose products overflow or that do not fit in memory.
+fn check_huge_sizes<B: Backend>(b: &B) -> Result<()> {
     let model = Lstm::random(b, LstmConfig::new(4, 4), 1)?;
     for batch in [1 << 50, 1 << 60, 1 << 62, usize::MAX] {
         expect_error("a huge stream", &["do not fit in memory"], model.stream(batch))?;
     }
     let layer = b.load(&model.weights().layers()[0])?;
-    let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
-    let (x, state) = (make(2, 4)?, State { h: make(2, 4)?, c: make(2, 4)? });
+    let upload_ones = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
+    let (x, state) = (upload_ones(2, 4)?, State { h: upload_ones(2, 4)?, c: upload_ones(2, 4)? });
     let mut plan = b.plan(&layer, 2, 1)?;
     let sequence = Sequence { x: &x, state: &state, steps: (1 << 63) + 1, batch: 2, lengths: None };
     expect_error("steps whose product overflows", &["forward", "do not fit"], b.forward(&layer, &mut plan, sequence))?;
     for empty in [Array3::zeros((1 << 60, 0, 4)), Array3::zeros((1 << 44, 0, 4))] {
         expect_error("many empty sequences", &["do not fit"], model.forward(&empty))?;
-        expect_error("many empty sequences", &["do not fit"], model.forward_train(&empty, Checkpointing::Everything))?;
+        expect_error(
+            "many empty sequences",
+            &["do not fit"],
+            model.forward_train(&empty, Checkpointing::SaveEverything),
+        )?;
     }
     let row = Array3::<f32>::zeros((1, 1, 4));
-    let wide = row.broadcast((1, 1 << 56, 4)).context("broadcast of one row")?;
-    expect_error("a broadcast view", &["do not fit"], model.forward(wide))?;
-    expect_error("a broadcast view", &["do not fit"], model.forward_train(wide, Checkpointing::Everything))?;
+    let wide_view = row.broadcast((1, 1 << 56, 4)).context("broadcast of one row")?;
+    expect_error("a broadcast view", &["do not fit"], model.forward(wide_view))?;
+    expect_error("a broadcast view", &["do not fit"], model.forward_train(wide_view, Checkpointing::SaveEverything))?;
     let head = Linear::random(b, 4, 1, 1)?;
-    expect_error("a broadcast view", &["do not fit"], head.forward(wide))?;
-    let tape = model.forward_train(&row, Checkpointing::Everything)?.tape;
-    expect_error("a wide gradient", &["backward: y"], tape.backward(wide))?;
-    let (column, row) = (make(1 << 24, 1)?, make(1, 1 << 24)?);
+    expect_error("a broadcast view", &["do not fit"], head.forward(wide_view))?;
+    let tape = model.forward_train(&row, Checkpointing::SaveEverything)?.tape;
+    expect_error("a wide gradient", &["backward: y"], tape.backward(wide_view))?;
+    let (column, row) = (upload_ones(1 << 24, 1)?, upload_ones(1, 1 << 24)?);
     expect_error("a huge product", &["gemm", "do not fit"], b.gemm((&column).into(), (&row).into(), None))?;
     let config = LstmConfig::new(1 << 24, 1 << 24);
     expect_error("a huge model", &["hidden_size"], Weights::init(config, &Init::default(), 1))?;
@@ -202,37 +214,37 @@ fn huge<B: Backend>(b: &B) -> Result<()> {
     expect_error("a projected dense peephole", &["proj_size"], LayerWeights::new(spec, values))
 }
 
-/// Weights and inputs that belong to a different cell than that of the model or layer.
-fn cell<B: Backend>(b: &B) -> Result<()> {
+/// Checks that weights and inputs are rejected that belong to a different cell than that of the model or layer.
+fn check_cell<B: Backend>(b: &B) -> Result<()> {
     let layer = |cell| Weights::init(LstmConfig::new(3, 5).cell(cell), &Init::default(), 1);
     let (fused, unfused) = (layer(CellKind::Fused)?, layer(CellKind::Unfused)?);
     let [fused, unfused] = [&fused.layers()[0], &unfused.layers()[0]];
     expect_error("the fused cell's weights", &["cell", "PeepholeDiagonal"], PeepholeDiagonal::load(b, fused))?;
-    let make = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
-    let (x, state) = (make(2, 3)?, State { h: make(2, 5)?, c: make(2, 5)? });
+    let upload_ones = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
+    let (x, state) = (upload_ones(2, 3)?, State { h: upload_ones(2, 5)?, c: upload_ones(2, 5)? });
     let input = Cell::load(b, unfused)?.input_term(b, &x)?;
     let fused = Cell::load(b, fused)?;
     expect_error("the unfused cell's input", &["step: input"], fused.step(b, input, &state))?;
-    let narrow = State { h: make(2, 4)?, ..state };
-    expect_error("a narrow h", &["gemm", "[2, 4]"], fused.step(b, fused.input_term(b, &x)?, &narrow))
+    let narrow_state = State { h: upload_ones(2, 4)?, ..state };
+    expect_error("a narrow h", &["gemm", "[2, 4]"], fused.step(b, fused.input_term(b, &x)?, &narrow_state))
 }
 
-/// Input, states, lengths and weights that the forward pass of a model must reject.
-fn forward<B: Backend>(b: &B) -> Result<()> {
-    let case = Case::new("", "", CellKind::Fused).with(|c| c.proj_size(4).layers(2));
+/// Checks inputs, states, lengths and weights that the forward pass of a model must reject.
+fn check_forward<B: Backend>(b: &B) -> Result<()> {
+    let case = Case::new("", "", CellKind::Fused).map_config(|c| c.proj_size(4).layers(2));
     let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
     let zeros = |a, b, c| Array3::<f32>::zeros((a, b, c));
     let x = &data.x;
     expect_error("features", &["forward: x", "[3, 6, 5]", "[3, 6, 4]"], model.forward(&zeros(3, 6, 4)))?;
     expect_error("empty features", &["forward: x", "[0, 6, 5]"], model.forward(&zeros(0, 6, 4)))?;
-    let good = HostState::zeros(&case.config, 3)?;
+    let valid_state = HostState::zeros(&case.config, 3)?;
     for h in [zeros(1, 3, 4), zeros(2, 2, 4), zeros(2, 3, 7)] {
-        let bad = State { h, ..good.clone() };
-        expect_error("h", &["forward: state.h", "[2, 3, 4]"], model.forward(Input::from(x).state(&bad)))?;
+        let invalid_state = State { h, ..valid_state.clone() };
+        expect_error("h", &["forward: state.h", "[2, 3, 4]"], model.forward(Input::from(x).state(&invalid_state)))?;
     }
     for c in [zeros(3, 3, 7), zeros(2, 6, 7), zeros(2, 3, 4)] {
-        let bad = State { c, ..good.clone() };
-        expect_error("c", &["forward: state.c", "[2, 3, 7]"], model.forward(Input::from(x).state(&bad)))?;
+        let invalid_state = State { c, ..valid_state.clone() };
+        expect_error("c", &["forward: state.c", "[2, 3, 7]"], model.forward(Input::from(x).state(&invalid_state)))?;
     }
     for lengths in [&[1, 2][..], &[1, 2, 3, 4], &[]] {
         expect_error("lengths", &["forward: lengths", "3, one for"], model.forward(Input::from(x).lengths(lengths)))?;
@@ -251,8 +263,8 @@ fn forward<B: Backend>(b: &B) -> Result<()> {
     expect_error("other weights", &["weights"], model.set_weights(other))
 }
 
-/// Models, batch sizes, states and chunks that streams must reject.
-fn stream<B: Backend>(b: &B) -> Result<()> {
+/// Checks models, batch sizes, states and chunks that streams must reject.
+fn check_stream<B: Backend>(b: &B) -> Result<()> {
     for direction in [Direction::Reverse, Direction::Bidirectional] {
         let model = Lstm::random(b, LstmConfig::new(3, 5).direction(direction), 1)?;
         expect_error("a reverse stream", &["direction"], model.stream(1))?;
@@ -261,35 +273,36 @@ fn stream<B: Backend>(b: &B) -> Result<()> {
     let model = Lstm::random(b, LstmConfig::new(3, 5).layers(2), 1)?;
     expect_error("no sequences", &["stream", "batch"], model.stream(0))?;
     let mut stream = model.stream(2)?;
-    let bad = HostState::zeros(model.config(), 3)?;
-    expect_error("a state of another batch", &["set_state", "[2, 2, 5]"], stream.set_state(&bad))?;
+    let invalid_state = HostState::zeros(model.config(), 3)?;
+    expect_error("a state of another batch", &["set_state", "[2, 2, 5]"], stream.set_state(&invalid_state))?;
     expect_error("another batch", &["chunk: x", "[2, 4, 3]"], stream.chunk(Array3::zeros((3, 4, 3)).view()))?;
     expect_error("other features", &["x", "[2, 4, 3]"], stream.chunk(Array3::zeros((2, 4, 5)).view()))
 }
 
-/// A rejected step changes neither the output nor the state. A successful step writes its output and nothing else.
-fn step<B: Backend>(b: &B) -> Result<()> {
-    let case = Case::new("", "", CellKind::Fused).with(|c| c.layers(2));
+/// Checks that a rejected step of a stream changes neither the output nor the state, and that a successful step writes its
+/// output and nothing else.
+fn check_step<B: Backend>(b: &B) -> Result<()> {
+    let case = Case::new("", "", CellKind::Fused).map_config(|c| c.layers(2));
     let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
     let mut stream = model.stream(case.batch)?;
     stream.set_state(data.state.as_ref().context("the case has no initial state")?)?;
     let before = stream.state()?;
     let x = vec![0.5; case.batch * 5];
     let mut y = vec![7.0; case.batch * 7];
-    let (half, wrong_y) = (x.len() / 2, y.len() - 1);
-    expect_error("a short x", &["step: x", "15", "7"], stream.step(&x[..half], &mut y))?;
+    let (half_len, short_len) = (x.len() / 2, y.len() - 1);
+    expect_error("a short x", &["step: x", "15", "7"], stream.step(&x[..half_len], &mut y))?;
     expect_error("an empty x", &["step: x"], stream.step(&[], &mut y))?;
-    expect_error("a short y", &["step: y", "21", "20"], stream.step(&x, &mut y[..wrong_y]))?;
+    expect_error("a short y", &["step: y", "21", "20"], stream.step(&x, &mut y[..short_len]))?;
     ensure!(y.iter().all(|v| *v == 7.0), "a rejected step changed the output");
     ensure!(stream.state()? == before, "a rejected step changed the state");
 
-    let y = crate::primitives::guarded(y.len(), |y| Ok(stream.step(&x, y)?))?;
-    let last: Vec<f32> = stream.state()?.h.iter().skip(case.batch * 7).copied().collect();
-    same_slices("output of a step compared with the state of the last layer", &last, &y)?;
+    let y = crate::primitives::write_guarded(y.len(), |y| Ok(stream.step(&x, y)?))?;
+    let last_layer_h: Vec<f32> = stream.state()?.h.iter().skip(case.batch * 7).copied().collect();
+    check_same_slices("output of a step compared with the state of the last layer", &last_layer_h, &y)?;
 
     let mut want = stream.state()?;
-    let out_of_range = stream.reset_sequences(&[0, case.batch]);
-    expect_error("an index out of range", &["reset_sequences", "below 3", "got 3"], out_of_range)?;
+    let reset_result = stream.reset_sequences(&[0, case.batch]);
+    expect_error("an index out of range", &["reset_sequences", "below 3", "got 3"], reset_result)?;
     ensure!(stream.state()? == want, "a rejected reset changed the state");
     stream.reset_sequences(&[1])?;
     [&mut want.h, &mut want.c].into_iter().for_each(|array| array.slice_mut(s![.., 1, ..]).fill(0.0));
@@ -297,18 +310,23 @@ fn step<B: Backend>(b: &B) -> Result<()> {
 
     // The backend's own stream needs one state for each layer.
     let layers = model.weights().layers().iter().map(|w| b.load(w)).collect::<Result<Vec<_>, _>>()?;
-    let mut raw = b.stream(&layers, 2)?;
-    let make = |cols| b.upload(MatrixShape::new(2, cols), &vec![1.0; 2 * cols]);
-    let (good, bad) = (State { h: make(7)?, c: make(7)? }, State { h: make(7)?, c: make(6)? });
+    let mut backend_stream = b.stream(&layers, 2)?;
+    let upload_ones = |cols| b.upload(MatrixShape::new(2, cols), &vec![1.0; 2 * cols]);
+    let (valid_state, invalid_state) =
+        (State { h: upload_ones(7)?, c: upload_ones(7)? }, State { h: upload_ones(7)?, c: upload_ones(6)? });
     expect_error(
         "one state for two layers",
         &["stream state", "2"],
-        b.set_stream_state(&mut raw, std::slice::from_ref(&good)),
+        b.set_stream_state(&mut backend_stream, std::slice::from_ref(&valid_state)),
     )?;
-    expect_error("a wide c", &["stream state", "[2, 6]"], b.set_stream_state(&mut raw, &[good.clone(), bad]))?;
-    b.set_stream_state(&mut raw, &[good.clone(), good])?;
-    for state in b.stream_state(&raw)? {
-        same_slices("state of a stream", &[1.0; 14], &download(b, &state.c)?)?;
+    expect_error(
+        "a wide c",
+        &["stream state", "[2, 6]"],
+        b.set_stream_state(&mut backend_stream, &[valid_state.clone(), invalid_state]),
+    )?;
+    b.set_stream_state(&mut backend_stream, &[valid_state.clone(), valid_state])?;
+    for state in b.stream_state(&backend_stream)? {
+        check_same_slices("state of a stream", &[1.0; 14], &download(b, &state.c)?)?;
     }
     Ok(())
 }

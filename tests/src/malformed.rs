@@ -11,16 +11,16 @@ use lstm_formats::{
     onnx::{GraphAxis, GraphPort, InitialState, SequenceLengths},
 };
 
-/// Models with more parameters are loaded but not run.
+/// Largest number of parameters of a model that is run. Larger models are only loaded.
 const MAX_PARAMS: usize = 1 << 12;
 
-/// All cells.
+/// All cell kinds.
 const CELLS: [CellKind; 4] = [CellKind::Fused, CellKind::Unfused, CellKind::PeepholeDense, CellKind::PeepholeDiagonal];
 
-/// Batch size of a run.
-const BATCH: usize = 2;
+/// Batch size of the input on which models are run.
+const BATCH_SIZE: usize = 2;
 
-/// Number of time steps of a run.
+/// Number of time steps of the input on which models are run.
 const STEPS: usize = 3;
 
 /// Reads a safetensors file in every supported way, runs the model, and writes it again.
@@ -30,7 +30,7 @@ const STEPS: usize = 3;
 ///
 /// # Panics
 /// The model's results differ between execution paths, or between reading and writing.
-pub fn safetensors<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
+pub fn check_safetensors<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     let dict = StateDict::from_bytes(bytes.to_vec())?;
     for name in dict.names() {
         let _ = dict.clone().take_any(name);
@@ -39,14 +39,15 @@ pub fn safetensors<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     }
     for cell in CELLS {
         if let Ok(weights) = dict.clone().take_lstm_as("", cell) {
-            run(b, &weights);
+            run_model(b, &weights);
         }
     }
     let weights = dict.clone().take_lstm("")?;
-    run(b, &weights);
+    run_model(b, &weights);
     let bytes = StateDictWriter::new().lstm("", &weights, TensorNames::PyTorch).and_then(|writer| writer.to_bytes());
-    let again = bytes.and_then(StateDict::from_bytes).and_then(|mut dict| dict.take_lstm_as("", weights.config().cell));
-    assert_same_weights(&weights, &again.expect("a written file can be read"));
+    let reread_weights =
+        bytes.and_then(StateDict::from_bytes).and_then(|mut dict| dict.take_lstm_as("", weights.config().cell));
+    assert_same_weights(&weights, &reread_weights.expect("a written file can be read"));
     Ok(())
 }
 
@@ -57,9 +58,9 @@ pub fn safetensors<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
 ///
 /// # Panics
 /// The model's results differ between execution paths, or between reading and writing.
-pub fn onnx<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
+pub fn check_onnx<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     let model = OnnxModel::from_bytes(bytes)?;
-    for name in model.tensors() {
+    for name in model.tensor_names() {
         let _ = model.tensor(name);
     }
     let nodes = model.lstm_nodes();
@@ -68,10 +69,11 @@ pub fn onnx<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     }
     let _ = model.lstm_named(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
     let onnx = model.lstm()?;
-    run(b, &onnx.weights);
-    run_graph(b, &onnx);
-    let again = OnnxWriter::new(&onnx.weights).to_bytes().and_then(|bytes| OnnxModel::from_bytes(&bytes)?.lstm());
-    assert_same_weights(&onnx.weights, &again.expect("a written file can be read").weights);
+    run_model(b, &onnx.weights);
+    run_onnx_graph(b, &onnx);
+    let reread_model =
+        OnnxWriter::new(&onnx.weights).to_bytes().and_then(|bytes| OnnxModel::from_bytes(&bytes)?.lstm());
+    assert_same_weights(&onnx.weights, &reread_model.expect("a written file can be read").weights);
     Ok(())
 }
 
@@ -82,50 +84,51 @@ pub fn onnx<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
 ///
 /// # Panics
 /// The model's results differ between execution paths, or between reading and writing.
-pub fn rtneural<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
+pub fn check_rtneural<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     let model = RtNeural::from_bytes(bytes)?;
-    run(b, &model.lstm);
-    if let Some((weight, bias)) = model.head {
-        assert_eq!(weight.ncols(), model.lstm.config().output_size());
-        Linear::new(b, weight, Some(bias)).map(drop)?;
+    run_model(b, &model.lstm);
+    if let Some((head_weight, head_bias)) = model.head {
+        assert_eq!(head_weight.ncols(), model.lstm.config().output_size());
+        Linear::new(b, head_weight, Some(head_bias)).map(drop)?;
     }
     Ok(())
 }
 
 /// Runs a model on the backend's default path, on the reference path and as a stream, and compares the results.
-fn run<B: Backend>(b: &B, weights: &Weights) {
+fn run_model<B: Backend>(b: &B, weights: &Weights) {
     let config = weights.config();
     if weights.len() > MAX_PARAMS {
         return;
     }
     let size = config.input_size;
-    let x = Array3::from_shape_fn((BATCH, STEPS, size), |(b, t, f)| ((b * 5 + t * 3 + f) % 7) as f32 * 0.5 - 1.5);
-    let (own, reference) = (Lstm::new(b, weights.clone()), Lstm::new(&Reference(b.clone()), weights.clone()));
-    let own = own.expect("a small model fits in memory");
-    let (y, _) = own.forward(&x).expect("the input has the model's size");
-    let want = reference.and_then(|lstm| lstm.forward(&x)).expect("the input has the model's size").0;
+    let x = Array3::from_shape_fn((BATCH_SIZE, STEPS, size), |(b, t, f)| ((b * 5 + t * 3 + f) % 7) as f32 * 0.5 - 1.5);
+    let (default_model, reference_model) =
+        (Lstm::new(b, weights.clone()), Lstm::new(&Reference(b.clone()), weights.clone()));
+    let default_model = default_model.expect("a small model fits in memory");
+    let (y, _) = default_model.forward(&x).expect("the input has the model's size");
+    let want = reference_model.and_then(|lstm| lstm.forward(&x)).expect("the input has the model's size").0;
     assert_same(y.view(), want.view());
-    let _ = own.forward(Input::from(&x).lengths(&[STEPS, 1])).expect("the lengths are valid");
+    let _ = default_model.forward(Input::from(&x).lengths(&[STEPS, 1])).expect("the lengths are valid");
     if config.direction == Direction::Forward {
-        let mut stream = own.stream(BATCH).expect("a forward model supports streams");
-        let first = stream.chunk(x.slice(s![.., ..1, ..])).expect("the chunk has the model's size");
-        let rest = stream.chunk(x.slice(s![.., 1.., ..])).expect("the chunk has the model's size");
-        assert_same(y.slice(s![.., ..1, ..]), first.view());
-        assert_same(y.slice(s![.., 1.., ..]), rest.view());
+        let mut stream = default_model.stream(BATCH_SIZE).expect("a forward model supports streams");
+        let first_step = stream.chunk(x.slice(s![.., ..1, ..])).expect("the chunk has the model's size");
+        let later_steps = stream.chunk(x.slice(s![.., 1.., ..])).expect("the chunk has the model's size");
+        assert_same(y.slice(s![.., ..1, ..]), first_step.view());
+        assert_same(y.slice(s![.., 1.., ..]), later_steps.view());
     }
 }
 
-/// Runs a model with inputs in the layout of the file's graph. The result is ignored, because states and lengths that are
-/// constants of the graph may not fit the batch.
-fn run_graph<B: Backend>(b: &B, onnx: &OnnxLstm) {
+/// Runs the model of an ONNX file with inputs in the layout of the file's graph. The result is ignored, because states and
+/// lengths that are constants of the graph may not fit the batch.
+fn run_onnx_graph<B: Backend>(b: &B, onnx: &OnnxLstm) {
     let config = onnx.weights.config();
     if onnx.weights.len() > MAX_PARAMS || onnx.outputs.len() > 16 {
         return;
     }
-    let array = |port: &GraphPort, rows: usize, features: usize| {
+    let array_for_port = |port: &GraphPort, rows: usize, features: usize| {
         let size = |label: &GraphAxis| match label {
             GraphAxis::Steps => STEPS,
-            GraphAxis::Batch => BATCH,
+            GraphAxis::Batch => BATCH_SIZE,
             GraphAxis::Layers => rows,
             GraphAxis::Directions => config.num_directions(),
             GraphAxis::Features => features,
@@ -135,21 +138,21 @@ fn run_graph<B: Backend>(b: &B, onnx: &OnnxLstm) {
     };
     let state = |initial: &InitialState| match initial {
         InitialState::Inputs(ports) => {
-            ports.iter().map(|port| array(port, port.rows.len(), config.hidden_size)).collect()
+            ports.iter().map(|port| array_for_port(port, port.rows.len(), config.hidden_size)).collect()
         }
         _ => Vec::new(),
     };
     let lengths = matches!(onnx.lengths, SequenceLengths::Input(_)).then(|| vec![STEPS as i64, 1]);
     let (initial_h, initial_c) = (state(&onnx.initial_h), state(&onnx.initial_c));
-    let inputs = OnnxInputs { x: array(&onnx.x, 1, config.input_size), initial_h, initial_c, lengths };
+    let inputs = OnnxInputs { x: array_for_port(&onnx.x, 1, config.input_size), initial_h, initial_c, lengths };
     let lstm = Lstm::new(b, onnx.weights.clone()).expect("a small model fits in memory");
     let _ = onnx.run(&lstm, inputs);
 }
 
-/// Panics unless both arrays are bit-identical, where every NaN equals every other NaN.
+/// Panics unless both arrays are bit-identical. Every NaN counts as equal to every other NaN.
 fn assert_same(want: ArrayView3<'_, f32>, got: ArrayView3<'_, f32>) {
-    let equal = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
-    assert!(want.dim() == got.dim() && want.iter().zip(got).all(equal), "{want:?} and {got:?}");
+    let is_equal = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+    assert!(want.dim() == got.dim() && want.iter().zip(got).all(is_equal), "{want:?} and {got:?}");
 }
 
 /// Panics unless both sets of weights are bit-identical.

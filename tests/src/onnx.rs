@@ -8,7 +8,7 @@ use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, onnx::GraphPortKind};
 
 use crate::score::{Score, relative_error};
 
-/// Tolerance: an output passes if `|got - want| <= TOLERANCE + TOLERANCE * |want|`.
+/// Absolute and relative tolerance: an output value passes if `|got - want| <= TOLERANCE + TOLERANCE * |want|`.
 pub const TOLERANCE: f64 = 1e-5;
 
 /// Names of the expected outputs in the safetensors file, and their kinds.
@@ -26,8 +26,8 @@ pub struct OnnxCase {
     want: Vec<(String, usize, ArrayD<f64>)>,
 }
 
-/// Name of the tensor for item `k` of a kind: `Y`, `Y_1`, `Y_2`, ...
-fn numbered(name: &str, k: usize) -> String {
+/// Name of tensor number `k` of those that share a name: `Y`, `Y_1`, `Y_2`, ...
+fn numbered_name(name: &str, k: usize) -> String {
     if k == 0 { name.to_owned() } else { format!("{name}_{k}") }
 }
 
@@ -43,24 +43,24 @@ impl OnnxCase {
     fn read(path: &Path) -> Result<Self> {
         let onnx = OnnxModel::open(path)?.lstm()?;
         let mut file = StateDict::open(path.with_extension("safetensors"))?;
-        let mut optional = |name: &str| match file.shape(name).is_some() {
+        let mut take_optional = |name: &str| match file.shape(name).is_some() {
             true => file.take_any(name).map(Some),
             false => Ok(None),
         };
-        let x = optional("X")?.context("`X` is missing")?;
-        let mut several = |name: &str| {
+        let x = take_optional("X")?.context("`X` is missing")?;
+        let mut take_numbered = |name: &str| {
             (0..)
-                .map(|k| numbered(name, k))
-                .map_while(|name| optional(&name).transpose())
+                .map(|k| numbered_name(name, k))
+                .map_while(|name| take_optional(&name).transpose())
                 .collect::<lstm_core::Result<Vec<_>>>()
         };
-        let (initial_h, initial_c) = (several("initial_h")?, several("initial_c")?);
+        let (initial_h, initial_c) = (take_numbered("initial_h")?, take_numbered("initial_c")?);
         let lengths = file.shape("sequence_lens").is_some().then(|| file.take_i64("sequence_lens")).transpose()?;
         let mut want = Vec::new();
         for (name, kind) in OUTPUTS {
             let ports = onnx.outputs.iter().enumerate().filter(|(_, port)| port.kind == kind);
             for (k, (index, _)) in ports.enumerate() {
-                let name = numbered(name, k);
+                let name = numbered_name(name, k);
                 if file.shape(&name).is_some() {
                     let value = file.take_f64(&name)?;
                     want.push((name, index, value));

@@ -22,7 +22,7 @@ pub enum Outcome {
 
 /// The result of one trial, written as one JSON line.
 #[derive(Debug, Serialize)]
-pub struct Line<'a> {
+pub struct ResultLine<'a> {
     /// Name of the backend.
     pub backend: &'a str,
     /// Group of the case. Empty if the line is about the whole backend.
@@ -39,7 +39,7 @@ pub struct Line<'a> {
 ///
 /// # Errors
 /// The file can't be written.
-pub fn record(line: &Line<'_>) -> Result<()> {
+pub fn record_result(line: &ResultLine<'_>) -> Result<()> {
     let Some(path) = std::env::var_os("LSTM_RESULTS") else { return Ok(()) };
     let text = serde_json::to_string(line)? + "\n";
     let file = OpenOptions::new().create(true).append(true).open(&path);

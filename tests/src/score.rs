@@ -46,7 +46,7 @@ impl fmt::Display for Score {
     }
 }
 
-/// `max |got - want| / (1 + |want|)` over all elements. Infinite if an element is NaN or the shapes differ.
+/// The largest `|got - want| / (1 + |want|)` of all elements. It is infinite if an element is NaN or the shapes differ.
 pub fn relative_error(want: &ArrayD<f64>, got: &ArrayD<f32>) -> f64 {
     if want.shape() != got.shape() {
         return f64::INFINITY;

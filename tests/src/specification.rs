@@ -11,12 +11,12 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-/// Text of the specification.
-const DOCUMENT: &str = include_str!("../../docs/specification.md");
+/// Text of the document with the specification.
+const SPECIFICATION: &str = include_str!("../../docs/specification.md");
 
 /// The rows of the table whose header row starts with `heading`, split into columns.
-fn table(heading: &str) -> impl Iterator<Item = Vec<&'static str>> {
-    let lines = DOCUMENT.lines().map(str::trim).skip_while(move |line| !line.starts_with(heading));
+fn table_rows(heading: &str) -> impl Iterator<Item = Vec<&'static str>> {
+    let lines = SPECIFICATION.lines().map(str::trim).skip_while(move |line| !line.starts_with(heading));
     let rows = lines.skip(2).take_while(|line| line.starts_with('|'));
     rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
 }
@@ -53,16 +53,16 @@ fn model(name: &str) -> Result<Weights> {
 ///
 /// # Errors
 /// A state differs from the specification, or a row is missing.
-pub fn cells<B: Backend>(b: &B) -> Result<()> {
+pub fn check_cells<B: Backend>(b: &B) -> Result<()> {
     let mut rows = 0;
-    for row in table("| cell |") {
+    for row in table_rows("| cell |") {
         rows += 1;
         let (name, want) = row.split_first().context("an empty row")?;
         let model = Lstm::new(b, model(name)?)?;
-        let one = |v| Array3::from_elem((1, 1, 1), v);
-        let mut state: HostState = State { h: one(0.25), c: one(-0.5) };
+        let single_value = |v| Array3::from_elem((1, 1, 1), v);
+        let mut state: HostState = State { h: single_value(0.25), c: single_value(-0.5) };
         for (x, want) in [1.0, -0.5, 2.0].into_iter().zip(want) {
-            state = model.forward(Input::from(&one(x)).state(&state))?.1;
+            state = model.forward(Input::from(&single_value(x)).state(&state))?.1;
             let got = format!("{:08x} {:08x}", state.h[[0, 0, 0]].to_bits(), state.c[[0, 0, 0]].to_bits());
             ensure!(got == *want, "{name}: the specification says {want}, got {got}");
         }
@@ -75,13 +75,13 @@ pub fn cells<B: Backend>(b: &B) -> Result<()> {
 ///
 /// # Errors
 /// A random number differs from the specification, or a row is missing.
-pub fn generator<B: Backend>(_: &B) -> Result<()> {
+pub fn check_generator<B: Backend>(_: &B) -> Result<()> {
     let mut rows = 0;
-    for row in table("| seed |") {
+    for row in table_rows("| seed |") {
         rows += 1;
-        let [seed, _, draws] = row[..] else { bail!("expected three columns, got {row:?}") };
+        let [seed, _, random_numbers] = row[..] else { bail!("expected three columns, got {row:?}") };
         let mut rng = ChaCha8Rng::seed_from_u64(seed.parse()?);
-        for want in draws.split(' ') {
+        for want in random_numbers.split(' ') {
             let got = format!("{:08x}", rng.next_u32());
             ensure!(got == want, "seed {seed}: the specification says {want}, got {got}");
         }

@@ -9,7 +9,7 @@ use std::{
 use lstm_core::{
     Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, ReferencePath, Result, arithmetic,
     shape::{
-        check_clip, check_concat, check_download, check_gemm, check_rows, check_select_between, check_slice,
+        check_clip, check_concat, check_download, check_gemm, check_row_broadcast, check_select_between, check_slice,
         check_upload, zeros,
     },
 };
@@ -94,8 +94,8 @@ impl Ops for Toy {
     }
 
     fn mul_add(&self, alpha: f32, a: &Tensor, b: Option<&Tensor>, c: Option<&Tensor>) -> Result<Tensor> {
-        let shape = check_rows("mul_add factor", a.shape, b.map(|b| b.shape))?;
-        check_rows("mul_add summand", shape, c.map(|c| c.shape))?;
+        let shape = check_row_broadcast("mul_add factor", a.shape, b.map(|b| b.shape))?;
+        check_row_broadcast("mul_add summand", shape, c.map(|c| c.shape))?;
         Tensor::from_fn("mul_add", shape, |row, col| {
             let (scaled, b) = (alpha * a.at(row, col), b.map_or(1.0, |b| b.broadcast(row, col)));
             c.map_or(scaled * b, |c| scaled.mul_add(b, c.broadcast(row, col)))
@@ -119,8 +119,8 @@ impl Ops for Toy {
         check_select_between(x.shape, by.shape, low.shape, high.shape)?;
         Tensor::from_fn("select_between", x.shape, |row, col| {
             let by = by.at(row, col);
-            let outside = by <= low.at(0, col) || by >= high.at(0, col);
-            if outside { 0.0 } else { x.at(row, col) }
+            let is_outside = by <= low.at(0, col) || by >= high.at(0, col);
+            if is_outside { 0.0 } else { x.at(row, col) }
         })
     }
 

@@ -21,7 +21,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use crate::cases::random_value;
 
 /// Number of training steps of each run.
-pub const STEPS: u64 = 200;
+pub const TRAINING_STEPS: u64 = 200;
 
 /// A training run: a model, the settings of the trainer, and random data.
 pub struct Run {
@@ -35,37 +35,37 @@ pub struct Run {
     steps: usize,
     lengths: Option<&'static [usize]>,
     /// Whether the targets are classes (cross entropy) instead of numbers (mean squared error).
-    classes: bool,
-    /// Whether each training step starts from the final state of the previous one (truncated backpropagation).
-    truncated: bool,
+    has_class_targets: bool,
+    /// Whether each training step starts from the final LSTM state of the previous step (truncated backpropagation).
+    carries_state: bool,
 }
 
-/// All runs. Together they cover all optimizers, two losses, and both kinds of gradient clipping.
+/// All training runs. Together they cover all optimizers, two losses, and both kinds of gradient clipping.
 pub fn runs() -> Vec<Run> {
-    let cosine = Schedule::cosine(0.02, 150, 1e-4).warmup(10);
+    let cosine_schedule = Schedule::cosine(0.02, 150, 1e-4).warmup(10);
     vec![
         Run {
             name: "adamw-dropout-lengths",
             config: LstmConfig::new(3, 11).layers(2).dropout(0.25),
             outputs: 2,
-            settings: TrainerConfig::new(OptimizerConfig::adamw(), cosine).clip(Clip::Norm(0.5)).seed(7),
+            settings: TrainerConfig::new(OptimizerConfig::adamw(), cosine_schedule).clip(Clip::Norm(0.5)).seed(7),
             batch: 4,
             steps: 37,
             lengths: Some(&[37, 5, 0, 33]),
-            classes: false,
-            truncated: false,
+            has_class_targets: false,
+            carries_state: false,
         },
         Run {
             name: "adam-bidirectional-projection",
             config: LstmConfig::new(2, 9).layers(2).bidirectional().proj_size(4),
             outputs: 1,
             settings: TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(0.02))
-                .checkpointing(Checkpointing::SquareRoot),
+                .checkpointing(Checkpointing::SquareRootSegments),
             batch: 3,
             steps: 35,
             lengths: None,
-            classes: false,
-            truncated: false,
+            has_class_targets: false,
+            carries_state: false,
         },
         Run {
             name: "sgd-diagonal-bidirectional-projection",
@@ -80,8 +80,8 @@ pub fn runs() -> Vec<Run> {
             batch: 3,
             steps: 40,
             lengths: None,
-            classes: false,
-            truncated: false,
+            has_class_targets: false,
+            carries_state: false,
         },
         Run {
             name: "adam-dense-classes-truncated",
@@ -91,8 +91,8 @@ pub fn runs() -> Vec<Run> {
             batch: 2,
             steps: 9,
             lengths: None,
-            classes: true,
-            truncated: true,
+            has_class_targets: true,
+            carries_state: true,
         },
     ]
 }
@@ -124,24 +124,25 @@ impl Run {
         // Five batches in turn, so that the loss decreases.
         let mut rng = ChaCha8Rng::seed_from_u64(k % 5);
         let size = self.config.input_size;
-        let all = Array3::from_shape_simple_fn((self.batch, self.steps + 1, size), || random_value(&mut rng) * 0.5);
-        (all.slice(s![.., 1.., ..]).to_owned(), all.slice(s![.., ..-1, ..]).to_owned())
+        let all_steps =
+            Array3::from_shape_simple_fn((self.batch, self.steps + 1, size), || random_value(&mut rng) * 0.5);
+        (all_steps.slice(s![.., 1.., ..]).to_owned(), all_steps.slice(s![.., ..-1, ..]).to_owned())
     }
 
     /// The loss of the outputs `y` and its gradient. The targets depend on the delayed input.
-    fn loss(&self, y: ArrayView3<'_, f32>, delayed: &Array3<f32>) -> lstm_core::Result<(f64, Array3<f32>)> {
-        if self.classes {
-            let largest = |row: ArrayView1<'_, f32>| {
-                let largest = row.indexed_iter().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(k, _)| k);
+    fn loss(&self, y: ArrayView3<'_, f32>, delayed_x: &Array3<f32>) -> lstm_core::Result<(f64, Array3<f32>)> {
+        if self.has_class_targets {
+            let target_class = |row: ArrayView1<'_, f32>| {
+                let target_class = row.indexed_iter().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(k, _)| k);
                 // The loss ignores some of the targets.
-                if row[0] > 0.9 { IGNORE_INDEX } else { largest }
+                if row[0] > 0.9 { IGNORE_INDEX } else { target_class }
             };
-            let targets: Vec<_> = delayed.rows().into_iter().map(largest).collect();
+            let targets: Vec<_> = delayed_x.rows().into_iter().map(target_class).collect();
             return cross_entropy(y, &targets);
         }
         // Sums of two features, which a linear layer can represent.
         let targets =
-            Array3::from_shape_fn(y.dim(), |(b, t, o)| delayed[[b, t, o % delayed.dim().2]] + delayed[[b, t, 0]]);
+            Array3::from_shape_fn(y.dim(), |(b, t, o)| delayed_x[[b, t, o % delayed_x.dim().2]] + delayed_x[[b, t, 0]]);
         mean_squared_error(y, targets.view())
     }
 
@@ -153,12 +154,12 @@ impl Run {
         let mut state: Option<HostState> = None;
         let mut losses = Vec::new();
         for k in 0..steps {
-            let (x, delayed) = self.data(k);
+            let (x, delayed_x) = self.data(k);
             let input = state.iter().fold(Input::from(&x), |input, state| input.state(state));
             let input = self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
-            let step = trainer.step(input, |y| self.loss(y, &delayed))?;
+            let step = trainer.step(input, |y| self.loss(y, &delayed_x))?;
             losses.push(step.loss);
-            state = self.truncated.then_some(step.state);
+            state = self.carries_state.then_some(step.state);
         }
         Ok(losses)
     }
@@ -170,7 +171,7 @@ impl Run {
     /// The backend returns an error, or the loss does not decrease.
     pub fn report<B: Backend>(&self, b: &B) -> Result<String> {
         let mut trainer = self.start(b)?;
-        let losses = self.train(&mut trainer, STEPS)?;
+        let losses = self.train(&mut trainer, TRAINING_STEPS)?;
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         let (first, last) = (mean(&losses[..10]), mean(&losses[losses.len() - 10..]));
         ensure!(last < 0.9 * first, "the loss did not decrease enough: from {first} to {last}");
@@ -180,13 +181,14 @@ impl Run {
         for (k, loss) in losses.iter().enumerate().filter(|(k, _)| k % 20 == 0 || k + 1 == losses.len()) {
             let _ = writeln!(text, "step {:3} loss {:016x} {loss:e}", k + 1, loss.to_bits());
         }
-        let words = losses.iter().flat_map(|v| [v.to_bits() as u32, (v.to_bits() >> 32) as u32].map(f32::from_bits));
-        let _ = writeln!(text, "losses digest {}", Digest::of(&words.collect::<Vec<_>>()));
+        let loss_words =
+            losses.iter().flat_map(|v| [v.to_bits() as u32, (v.to_bits() >> 32) as u32].map(f32::from_bits));
+        let _ = writeln!(text, "losses digest {}", Digest::of(&loss_words.collect::<Vec<_>>()));
         let file = TemporaryFile::new();
         trainer.save(&file.0)?;
-        let mut saved = StateDict::open(&file.0)?;
-        for name in saved.names().map(str::to_owned).collect::<Vec<_>>() {
-            let value = saved.take_any(&name)?;
+        let mut checkpoint = StateDict::open(&file.0)?;
+        for name in checkpoint.names().map(str::to_owned).collect::<Vec<_>>() {
+            let value = checkpoint.take_any(&name)?;
             let first = value.first().context("a tensor of the checkpoint is empty")?;
             let _ =
                 writeln!(text, "{name} {:?} digest {}, {:08x} ...", value.shape(), Digest::of(&value), first.to_bits());
@@ -207,8 +209,9 @@ impl Default for TemporaryFile {
 impl TemporaryFile {
     /// Chooses a unique path in the temporary directory. Does not create the file.
     pub fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("lstm-tests-{}-{}.safetensors", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        static FILE_COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name =
+            format!("lstm-tests-{}-{}.safetensors", std::process::id(), FILE_COUNT.fetch_add(1, Ordering::Relaxed));
         TemporaryFile(std::env::temp_dir().join(name))
     }
 }
@@ -224,7 +227,7 @@ impl Drop for TemporaryFile {
 ///
 /// # Errors
 /// The losses differ, or the backend returns an error.
-pub fn check<B: Backend>(b: &B, run: &Run) -> Result<String> {
+pub fn check_run<B: Backend>(b: &B, run: &Run) -> Result<String> {
     let steps = 12;
     let want = run.train(&mut run.start(&lstm_core::Reference(b.clone()))?, steps)?;
     let got = run.train(&mut run.start(b)?, steps)?;

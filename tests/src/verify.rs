@@ -6,13 +6,13 @@ use anyhow::{Context, Result, ensure};
 use lstm_core::Backend;
 
 use crate::{
-    backends::{self, Visit},
+    backends::{self, BackendVisitor},
     golden::GoldenCase,
     onnx::OnnxCase,
     score::Score,
 };
 
-/// A case of either kind.
+/// A golden case or an ONNX case.
 enum VerifyCase {
     Golden(GoldenCase),
     Onnx(OnnxCase),
@@ -63,30 +63,30 @@ pub fn case_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Runs all cases on each backend that it visits.
-struct Verify {
+/// Visitor that runs all cases on each backend and counts the failures.
+struct Verification {
     cases: Vec<VerifyCase>,
-    failures: usize,
-    backends: usize,
-    summary: Vec<String>,
+    failure_count: usize,
+    backend_count: usize,
+    summary_lines: Vec<String>,
 }
 
-impl Visit for Verify {
+impl BackendVisitor for Verification {
     fn visit<B: Backend + Send + 'static>(&mut self, backend: &str, b: B) {
-        self.backends += 1;
+        self.backend_count += 1;
         let width = self.cases.iter().map(|case| case.name().len()).max().unwrap_or(0);
         for case in &self.cases {
             let name = format!("{:<width$} {backend:<6}", case.name());
             match case.score(&b) {
                 Ok(scores) => {
                     scores.iter().for_each(|score| println!("{name} {score}"));
-                    self.failures += scores.iter().filter(|score| !score.passes()).count();
-                    let worst = scores.iter().map(Score::ratio).fold(0.0, f64::max);
-                    self.summary.push(format!("{name} worst error / limit {worst:.3}"));
+                    self.failure_count += scores.iter().filter(|score| !score.passes()).count();
+                    let max_ratio = scores.iter().map(Score::ratio).fold(0.0, f64::max);
+                    self.summary_lines.push(format!("{name} worst error / limit {max_ratio:.3}"));
                 }
                 Err(error) => {
                     println!("{name} FAIL: {error:#}");
-                    self.failures += 1;
+                    self.failure_count += 1;
                 }
             }
         }
@@ -99,28 +99,34 @@ impl Visit for Verify {
 /// # Errors
 /// The directory can't be read or contains no cases.
 pub fn run(dir: &Path, backends: Option<&[String]>) -> Result<bool> {
-    let mut verify = Verify { cases: Vec::new(), failures: 0, backends: 0, summary: Vec::new() };
+    let mut verification =
+        Verification { cases: Vec::new(), failure_count: 0, backend_count: 0, summary_lines: Vec::new() };
     for path in case_files(dir)? {
         match VerifyCase::open(&path) {
-            Ok(case) => verify.cases.push(case),
+            Ok(case) => verification.cases.push(case),
             Err(error) => {
                 println!("FAIL: {error:#}");
-                verify.failures += 1;
+                verification.failure_count += 1;
             }
         }
     }
-    for not_run in backends::for_each(backends, &mut verify) {
+    for not_run in backends::for_each_backend(backends, &mut verification) {
         println!("{not_run}");
-        verify.failures += usize::from(backends.is_some());
+        verification.failure_count += usize::from(backends.is_some());
     }
-    if verify.backends == 0 {
+    if verification.backend_count == 0 {
         println!("FAIL: no backend ran");
-        verify.failures += 1;
+        verification.failure_count += 1;
     }
     println!();
-    verify.summary.iter().for_each(|line| println!("{line}"));
-    println!("{} cases, {} backends, {} failures", verify.cases.len(), verify.backends, verify.failures);
-    Ok(verify.failures == 0)
+    verification.summary_lines.iter().for_each(|line| println!("{line}"));
+    println!(
+        "{} cases, {} backends, {} failures",
+        verification.cases.len(),
+        verification.backend_count,
+        verification.failure_count
+    );
+    Ok(verification.failure_count == 0)
 }
 
 #[cfg(test)]

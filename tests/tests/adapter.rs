@@ -61,8 +61,8 @@ fn input(steps: usize) -> Array3<f32> {
 /// Outputs, final cell states and input gradients of a forward and a backward pass.
 fn passes<B: Backend>(b: &B, hidden: usize) -> lstm_wgpu::Result<Vec<f32>> {
     let (model, x) = (model(b, hidden), input(9));
-    let pass = model.forward_train(Input::from(&x), Checkpointing::Everything)?;
-    let gradients = pass.tape.backward(OutputGradients::from(&pass.y).with_input())?;
+    let pass = model.forward_train(Input::from(&x), Checkpointing::SaveEverything)?;
+    let gradients = pass.tape.backward(OutputGradients::from(&pass.y).with_input_gradient())?;
     Ok(pass.y.iter().chain(&pass.state.c).chain(gradients.x.iter().flatten()).copied().collect())
 }
 
@@ -122,7 +122,7 @@ fn selects_adapter_by_name(b: &Wgpu) -> CheckResult {
 
 fn every_mode_is_exact_or_rejected(b: &Wgpu) -> CheckResult {
     let mut exact = 0;
-    for fma in [Fma::Native, Fma::F64, Fma::Integer] {
+    for fma in [Fma::Native, Fma::EmulatedInF64, Fma::EmulatedInIntegers] {
         for no_contraction in [false, true] {
             let mode = Mode { fma, no_contraction };
             match Wgpu::builder().mode(mode).build() {
@@ -219,7 +219,7 @@ fn rejects_tensors_larger_than_a_buffer(_: &Wgpu) -> CheckResult {
     ensure(want == got, "inference in chunks is not bit-identical")?;
     // Training keeps the gates of all steps.
     check_rejected(
-        model(&small, 100).forward_train(Input::from(&x), Checkpointing::Everything),
+        model(&small, 100).forward_train(Input::from(&x), Checkpointing::SaveEverything),
         &["forward_train", "1048576"],
     )
 }
@@ -232,7 +232,7 @@ fn destroyed_device_is_an_error(_: &Wgpu) -> CheckResult {
     destroyed.device().destroy();
     for _ in 0..2 {
         check_rejected(model.forward(Input::from(&x)), &["wgpu"])?;
-        check_rejected(model.forward_train(Input::from(&x), Checkpointing::Everything), &["wgpu"])?;
+        check_rejected(model.forward_train(Input::from(&x), Checkpointing::SaveEverything), &["wgpu"])?;
         check_rejected(stream.chunk(x.view()), &["wgpu"])?;
         check_rejected(destroyed.upload(MatrixShape::new(1, 1), &[1.0]), &["upload"])?;
         let mut out = [0.0; 2];

@@ -19,12 +19,12 @@ use libtest_mimic::{Arguments, Trial};
 use lstm_core::{Arithmetic, Backend, Lstm};
 use lstm_tests::{
     activations::{self, Activation},
-    backends::{self, Visit},
+    backends::{self, BackendVisitor},
     cases::{self, CELLS, Case},
     check, compare,
     golden::GoldenCase,
     invalid_input, primitives,
-    results::{Line, Outcome, record},
+    results::{Outcome, ResultLine, record_result},
     score::Score,
     specification, training,
     verify::case_files,
@@ -40,8 +40,8 @@ mod wgpu;
 fn main() {
     let args = Arguments::from_args();
     let mut trials = Trials { trials: Vec::new(), list: args.list };
-    let wanted = backends::wanted();
-    for not_run in backends::for_each(wanted.as_deref(), &mut trials) {
+    let wanted = backends::wanted_backends();
+    for not_run in backends::for_each_backend(wanted.as_deref(), &mut trials) {
         trials.not_run(&not_run.name, "", &not_run.reason);
     }
     let is_wanted = |name: &str| wanted.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
@@ -87,7 +87,8 @@ impl Trials {
                 Err(error) => (Outcome::Failed, format!("{error:#}")),
             };
             let [backend, group, case] = &at;
-            record(&Line { backend, group, case, outcome, detail: &detail }).map_err(|e| format!("{e:#}"))?;
+            record_result(&ResultLine { backend, group, case, outcome, detail: &detail })
+                .map_err(|e| format!("{e:#}"))?;
             result.map(drop).map_err(|error| format!("{error:#}").into())
         });
         self.trials.push(trial.with_ignored_flag(group == "exhaustive"));
@@ -96,14 +97,14 @@ impl Trials {
     /// Adds all cases and training runs for a backend that is limited to one of its execution paths.
     #[cfg(any(feature = "cuda", feature = "cuda-host"))]
     fn cases_and_training<B: Backend + Send + 'static>(&mut self, backend: &str, group: &str, b: &B) {
-        for case in cases::table() {
+        for case in cases::all_cases() {
             let (b, name) = (b.clone(), case.name.clone());
             self.add(backend, group, &name, move || matches_snapshot(&b, &case));
         }
         for run in training::runs() {
             let (b, name) = (b.clone(), format!("training-{}", run.name));
             self.add(backend, group, &name.clone(), move || {
-                snapshot(&name, &training::check(&b, &run)?).map(|()| String::new())
+                snapshot(&name, &training::check_run(&b, &run)?).map(|()| String::new())
             });
         }
     }
@@ -114,7 +115,9 @@ impl Trials {
             return;
         }
         eprintln!("{backend}: {group} not run: {reason}");
-        if let Err(error) = record(&Line { backend, group, case: "", outcome: Outcome::NotRun, detail: reason }) {
+        if let Err(error) =
+            record_result(&ResultLine { backend, group, case: "", outcome: Outcome::NotRun, detail: reason })
+        {
             eprintln!("{error:#}");
         }
     }
@@ -126,7 +129,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default()
 }
 
-impl Visit for Trials {
+impl BackendVisitor for Trials {
     fn visit<B: Backend + Send + 'static>(&mut self, name: &str, b: B) {
         // Each trial owns a clone of the backend.
         macro_rules! add {
@@ -143,7 +146,7 @@ impl Visit for Trials {
             add!("invalid-input", case, move |b: &B| check(b).map(|()| String::new()));
         }
         for (case, cell) in CELLS {
-            add!("empty", case, move |b: &B| check::empty(b, cell).map(|()| String::new()));
+            add!("empty", case, move |b: &B| check::check_empty_inputs(b, cell).map(|()| String::new()));
         }
         if let Arithmetic::Inexact(why) = b.arithmetic() {
             let reason = format!("the arithmetic is not exact: {why}");
@@ -156,22 +159,22 @@ impl Visit for Trials {
             // With LSTM_RUN_INEXACT, the reason is reported as the first failure.
             self.add(name, "specification", "exact", move || Err(anyhow!(reason)));
         }
-        add!("specification", "cells", |b: &B| specification::cells(b).map(|()| String::new()));
-        add!("specification", "generator", |b: &B| specification::generator(b).map(|()| String::new()));
+        add!("specification", "cells", |b: &B| specification::check_cells(b).map(|()| String::new()));
+        add!("specification", "generator", |b: &B| specification::check_generator(b).map(|()| String::new()));
         for (case, check) in primitives::checks::<B>() {
             add!("primitives", case, move |b: &B| check(b).map(|()| String::new()));
         }
-        for case in cases::table() {
+        for case in cases::all_cases() {
             let (group, name) = (case.group, case.name.clone());
             add!(group, &name, move |b: &B| {
-                let text = compare::render(&check::check_case(b, &case)?);
+                let text = compare::snapshot_text(&check::check_case(b, &case)?);
                 snapshot(&case.name, &text).map(|()| String::new())
             });
         }
         for run in training::runs() {
             let name = run.name;
             add!("training", name, move |b: &B| {
-                snapshot(&format!("training-{name}"), &training::check(b, &run)?).map(|()| String::new())
+                snapshot(&format!("training-{name}"), &training::check_run(b, &run)?).map(|()| String::new())
             });
         }
         for activation in Activation::ALL {
@@ -227,13 +230,13 @@ fn snapshot(name: &str, text: &str) -> Result<()> {
 /// The small cases of the table, for variants of a backend and for slow backends.
 #[cfg(any(feature = "cpu", feature = "cuda-host", feature = "wgpu"))]
 fn small_cases() -> impl Iterator<Item = Case> {
-    cases::table().into_iter().filter(|case| case.batch * case.steps * case.config.hidden_size < 5000)
+    cases::all_cases().into_iter().filter(|case| case.batch * case.steps * case.config.hidden_size < 5000)
 }
 
 /// Runs all checks of a case and compares the results with the snapshot.
 #[cfg(any(feature = "cuda", feature = "cuda-host", feature = "wgpu"))]
 fn matches_snapshot<B: Backend>(b: &B, case: &Case) -> Result<String> {
-    snapshot(&case.name, &compare::render(&check::check_case(b, case)?)).map(|()| String::new())
+    snapshot(&case.name, &compare::snapshot_text(&check::check_case(b, case)?)).map(|()| String::new())
 }
 
 #[cfg(feature = "cpu")]
@@ -260,7 +263,7 @@ mod cpu {
                     trials.add("cpu", group, &format!("{name}-{label}"), move || check(&cpu).map(|()| String::new()));
                 }
             }
-            for case in cases::table() {
+            for case in cases::all_cases() {
                 let (plain, variants) = (plain.clone(), variants.clone());
                 trials.add("cpu", group, &case.name.clone(), move || variants_match(&plain, &variants, &case));
             }
@@ -313,10 +316,10 @@ mod cpu {
 
     /// Every variant of the backend must be bit-identical to plain code.
     fn variants_match(plain: &Cpu, variants: &[(String, Cpu)], case: &Case) -> Result<String> {
-        let want = check::passes(&Lstm::new(plain, case.weights()?)?, &case.data(), Checkpointing::Everything)?;
+        let want = check::run_passes(&Lstm::new(plain, case.weights()?)?, &case.data(), Checkpointing::SaveEverything)?;
         for (label, cpu) in variants {
             let got = check::check_case(cpu, case).with_context(|| label.clone())?;
-            compare::same_passes(&format!("{label} against plain"), &want, &got)?;
+            compare::check_same_passes(&format!("{label} against plain"), &want, &got)?;
         }
         Ok(String::new())
     }

@@ -26,15 +26,15 @@ fn replay(target: &str, read: impl Fn(&[u8]) -> lstm_core::Result<()>) -> Result
 
 #[test]
 fn safetensors_corpus_does_not_panic() -> Result<()> {
-    replay("safetensors", |bytes| malformed::safetensors(&Cpu::new(), bytes))
+    replay("safetensors", |bytes| malformed::check_safetensors(&Cpu::new(), bytes))
 }
 
 #[test]
 fn onnx_corpus_does_not_panic() -> Result<()> {
-    replay("onnx", |bytes| malformed::onnx(&Cpu::new(), bytes))
+    replay("onnx", |bytes| malformed::check_onnx(&Cpu::new(), bytes))
 }
 
 #[test]
 fn rtneural_corpus_does_not_panic() -> Result<()> {
-    replay("rtneural", |bytes| malformed::rtneural(&Cpu::new(), bytes))
+    replay("rtneural", |bytes| malformed::check_rtneural(&Cpu::new(), bytes))
 }

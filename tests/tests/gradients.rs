@@ -8,7 +8,7 @@ use lstm_core::{Bias, CellKind, Checkpointing, Direction, HostState, LstmConfig,
 use lstm_tests::{
     cases::{CELLS, Case},
     f64_backend::{F64Backend, OpFault},
-    finite_differences::{Gradients, Problem, Report, round},
+    finite_differences::{Gradients, Problem, Report, round_to_grid},
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -42,7 +42,7 @@ fn random_case(seed: u64, cell: CellKind, long: bool) -> Case {
         steps,
         lengths: (below(2) == 0).then(|| (0..batch).map(|_| below(steps + 1)).collect()),
         initial_state: below(4) != 0,
-        training: (below(4) != 0).then_some(seed),
+        dropout_seed: (below(4) != 0).then_some(seed),
         seed,
         ..Case::new("random", format!("{cell:?} {seed}"), cell)
     }
@@ -56,7 +56,7 @@ fn options(case: &Case) -> Vec<String> {
         ("coupled", c.coupled),
         ("clip", c.clip.is_some()),
         ("projection", c.proj_size.is_some()),
-        ("dropout", c.dropout > 0.0 && case.training.is_some()),
+        ("dropout", c.dropout > 0.0 && case.dropout_seed.is_some()),
         ("lengths", case.lengths.is_some()),
         ("empty sequence", case.lengths.as_ref().is_some_and(|lengths| lengths.contains(&0))),
         ("zero state", !case.initial_state),
@@ -71,14 +71,14 @@ fn options(case: &Case) -> Vec<String> {
 fn check(case: &Case) -> Result<Report> {
     let (mut problem, b) = (Problem::new(case)?, F64Backend::default());
     match case.seed % 4 {
-        0 => problem.y = None,
-        1 => problem.state = None,
+        0 => problem.output_weights = None,
+        1 => problem.state_weights = None,
         _ => {}
     }
-    let tape = problem.forward(&b, Checkpointing::Everything)?;
+    let tape = problem.forward(&b, Checkpointing::SaveEverything)?;
     let gradients = problem.backward(&b, &tape, true)?;
     let report = problem.compare(&gradients, &problem.differences(SAMPLE)?)?;
-    for keep in [Checkpointing::Segments(32), Checkpointing::Segments(64), Checkpointing::SquareRoot] {
+    for keep in [Checkpointing::Segments(32), Checkpointing::Segments(64), Checkpointing::SquareRootSegments] {
         let again = problem.backward(&b, &problem.forward(&b, keep)?, true)?;
         ensure!(again == gradients, "{keep:?} changes the gradients");
     }
@@ -108,8 +108,11 @@ fn gradients_match_finite_differences() -> Result<()> {
     }
     println!("{all:?}\nwith clip: {clipped:?}");
     coverage.iter().for_each(|(option, cells)| println!("{option}: {cells:?}"));
-    ensure!(all.skipped == clipped.skipped, "elements were skipped without clip");
-    ensure!(clipped.skipped * 20 < clipped.compared, "more than a twentieth of the elements was skipped: {clipped:?}");
+    ensure!(all.skipped_count == clipped.skipped_count, "elements were skipped without clip");
+    ensure!(
+        clipped.skipped_count * 20 < clipped.compared_count,
+        "more than a twentieth of the elements was skipped: {clipped:?}"
+    );
     ensure!(coverage.len() == 15, "no model has one of the options");
     for (option, cells) in coverage {
         // The dense peephole cell has no projection.
@@ -123,24 +126,24 @@ fn gradients_match_finite_differences() -> Result<()> {
 #[test]
 fn truncated_backpropagation_treats_carried_state_as_constant() -> Result<()> {
     for (name, cell) in CELLS {
-        let case = Case::new("truncated", name, cell).sizes(2, 3, 2, 9).with(|c| c.layers(2));
+        let case = Case::new("truncated", name, cell).sizes(2, 3, 2, 9).map_config(|c| c.layers(2));
         let (whole, b) = (Problem::new(&case)?, F64Backend::default());
         let chunk = |steps: std::ops::Range<usize>, state: Option<HostState>| {
             let mut chunk = whole.clone();
             chunk.data.x = chunk.data.x.slice(s![.., steps.clone(), ..]).to_owned();
             chunk.data.state = state.or(chunk.data.state);
-            chunk.y = chunk.y.map(|y| y.slice(s![.., steps, ..]).to_owned());
+            chunk.output_weights = chunk.output_weights.map(|y| y.slice(s![.., steps, ..]).to_owned());
             chunk
         };
         let gradients =
-            |problem: &Problem| problem.backward(&b, &problem.forward(&b, Checkpointing::Everything)?, true);
+            |problem: &Problem| problem.backward(&b, &problem.forward(&b, Checkpointing::SaveEverything)?, true);
         let mut first = chunk(0..5, None);
         let mut carried = first.final_state(&b)?;
         for array in [&mut carried.h, &mut carried.c] {
-            array.mapv_inplace(round);
+            array.mapv_inplace(round_to_grid);
         }
         // Only the last chunk has the final state.
-        first.state = None;
+        first.state_weights = None;
         let last = chunk(5..9, Some(carried.clone()));
         for problem in [&first, &last] {
             problem.compare(&gradients(problem)?, &problem.differences(SAMPLE)?).context(name)?;
@@ -156,7 +159,7 @@ fn truncated_backpropagation_treats_carried_state_as_constant() -> Result<()> {
             .zip(&last[1])
             .chain(passed_on.c.iter_mut().zip(&last[2]))
             .for_each(|(to, &v)| *to = v as f32);
-        first.state = Some(passed_on);
+        first.state_weights = Some(passed_on);
         let deviation = |first: &Gradients| {
             let sums = first.iter().zip(&last).skip(3).flat_map(|(a, b)| a.iter().zip(b)).map(|(a, b)| a + b);
             sums.zip(whole.iter().skip(3).flatten()).fold(0.0, |worst: f64, (sum, want)| worst.max((sum - want).abs()))
@@ -176,14 +179,14 @@ struct FaultCase(Case, Checkpointing, usize);
 /// Cases that together cover every term of the backward pass. With their seeds, every clip bound has gates on both sides.
 fn fault_cases() -> Vec<FaultCase> {
     let small = |name: &str, cell, change: fn(LstmConfig) -> LstmConfig| {
-        let case = Case::new("faults", name, cell).sizes(2, 4, 4, 4).with(change);
-        Case { lengths: Some(vec![3, 4, 0, 4]), training: Some(3), seed: 1, ..case }
+        let case = Case::new("faults", name, cell).sizes(2, 4, 4, 4).map_config(change);
+        Case { lengths: Some(vec![3, 4, 0, 4]), dropout_seed: Some(3), seed: 1, ..case }
     };
     let long = |name: &str, cell| {
         let case = Case::new("faults", name, cell).sizes(1, 2, 2, 34);
         Case { lengths: Some(vec![34, 33]), ..case }
     };
-    let whole = |case| FaultCase(case, Checkpointing::Everything, 0);
+    let whole = |case| FaultCase(case, Checkpointing::SaveEverything, 0);
     vec![
         whole(small("fused, projected, clipped", CellKind::Fused, |c| c.proj_size(2).clip(0.5))),
         whole(small("fused, coupled, clipped, reverse", CellKind::Fused, |c| {
@@ -195,7 +198,7 @@ fn fault_cases() -> Vec<FaultCase> {
         whole(small("unfused", CellKind::Unfused, |c| c)),
         whole(small("unfused, projected, coupled", CellKind::Unfused, |c| c.proj_size(2).coupled())),
         // Two faults without effect, one for each bound of tanh: the candidate gate of this cell is a sigmoid.
-        FaultCase(small("dense, clipped", CellKind::PeepholeDense, |c| c.clip(0.5)), Checkpointing::Everything, 2),
+        FaultCase(small("dense, clipped", CellKind::PeepholeDense, |c| c.clip(0.5)), Checkpointing::SaveEverything, 2),
         whole(small("dense, coupled", CellKind::PeepholeDense, |c| c.coupled())),
         whole(small("diagonal, projected, clipped", CellKind::PeepholeDiagonal, |c| c.proj_size(2).clip(0.5))),
         whole(small("diagonal, coupled", CellKind::PeepholeDiagonal, |c| c.coupled())),
@@ -215,13 +218,13 @@ fn finite_differences_detect_every_injected_fault() -> Result<()> {
         let (problem, b) = (Problem::new(&case)?, F64Backend::default());
         let differences = problem.differences(usize::MAX)?;
         let tape = problem.forward(&b, keep)?;
-        b.inject(None);
+        b.inject_fault(None);
         let correct = problem.backward(&b, &tape, true)?;
         problem.compare(&correct, &differences).with_context(|| case.name.clone())?;
-        let calls = b.calls();
+        let calls = b.call_count();
         let (mut detected, mut without_effect) = (BTreeMap::new(), Vec::new());
         for (fault, call) in OpFault::ALL.into_iter().flat_map(|fault| (0..calls).map(move |call| (fault, call))) {
-            b.inject(Some((call, fault)));
+            b.inject_fault(Some((call, fault)));
             let faulty = problem.backward(&b, &tape, true)?;
             let Some(primitive) = b.changed_primitive() else { continue };
             if faulty == correct {

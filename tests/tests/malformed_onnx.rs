@@ -22,7 +22,7 @@ const EXPORTED: &[u8] = include_bytes!("../data/onnx/pytorch-dynamo-dynamic-batc
 
 /// Reads a file and runs its model.
 fn read(bytes: &[u8]) -> Result<()> {
-    malformed::onnx(&*CPU, bytes)
+    malformed::check_onnx(&*CPU, bytes)
 }
 
 #[test]

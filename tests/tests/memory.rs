@@ -75,9 +75,9 @@ fn peak(checkpointing: Checkpointing, steps: usize) -> lstm_cpu::Result<usize> {
 fn checkpointing_saves_memory() -> lstm_cpu::Result<()> {
     let bytes_per_step = |mode| Ok::<_, lstm_cpu::Error>((peak(mode, 8192)? - peak(mode, 4096)?) / 4096);
     let (everything, segments, root) = (
-        bytes_per_step(Checkpointing::Everything)?,
+        bytes_per_step(Checkpointing::SaveEverything)?,
         bytes_per_step(Checkpointing::Segments(64))?,
-        bytes_per_step(Checkpointing::SquareRoot)?,
+        bytes_per_step(Checkpointing::SquareRootSegments)?,
     );
     println!(
         "bytes per step: {everything} without checkpointing, {segments} in segments of 64, {root} with square-root segments"

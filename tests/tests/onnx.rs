@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{Backend, CellKind, Direction};
 use lstm_formats::onnx::{GraphPortKind, InitialState};
 use lstm_tests::{
-    backends::{self, Visit},
+    backends::{self, BackendVisitor},
     onnx::OnnxCase,
-    results::{Line, Outcome, record},
+    results::{Outcome, ResultLine, record_result},
     verify::case_files,
 };
 
@@ -23,7 +23,7 @@ struct RunAll {
     failures: Vec<String>,
 }
 
-impl Visit for RunAll {
+impl BackendVisitor for RunAll {
     fn visit<B: Backend + Send + 'static>(&mut self, backend: &str, b: B) {
         for case in &self.cases {
             let (passed, detail) = match case.score(&b) {
@@ -34,7 +34,8 @@ impl Visit for RunAll {
                 Err(error) => (false, format!("{error:#}")),
             };
             let outcome = if passed { Outcome::Identical } else { Outcome::Failed };
-            let recorded = record(&Line { backend, group: "onnx", case: &case.name, outcome, detail: &detail });
+            let recorded =
+                record_result(&ResultLine { backend, group: "onnx", case: &case.name, outcome, detail: &detail });
             if !passed || recorded.is_err() {
                 self.failures.push(format!("{} on {backend}: {detail} {recorded:?}", case.name));
             }
@@ -45,7 +46,7 @@ impl Visit for RunAll {
 #[test]
 fn outputs_match_other_runtimes() -> Result<()> {
     let mut run = RunAll { cases: cases()?, failures: Vec::new() };
-    for not_run in backends::for_each(backends::wanted().as_deref(), &mut run) {
+    for not_run in backends::for_each_backend(backends::wanted_backends().as_deref(), &mut run) {
         println!("{not_run}");
     }
     ensure!(run.failures.is_empty(), "{}", run.failures.join("\n"));

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use lstm_core::{Backend, Bias, CellKind, Direction, HostState, Lstm, LstmConfig, State, ndarray::Axis};
 use lstm_tests::{
-    backends::{self, Visit},
-    cases::{CELLS, Case, Data},
-    check::{check_case, outputs},
-    compare::{Outputs, same_outputs},
+    backends::{self, BackendVisitor},
+    cases::{CELLS, Case, CaseData},
+    check::{check_case, run_forward},
+    compare::{Outputs, check_same_outputs},
 };
 use proptest::{
     collection::vec,
@@ -42,14 +42,14 @@ fn configs() -> impl Strategy<Value = LstmConfig> {
 fn cases() -> impl Strategy<Value = Case> {
     let extent = (1..9usize, 1..12usize);
     let case = (configs(), extent, any::<u64>(), any::<bool>(), option::weighted(0.3, any::<u64>()));
-    case.prop_flat_map(|(config, (batch, steps), seed, initial_state, training)| {
+    case.prop_flat_map(|(config, (batch, steps), seed, initial_state, dropout_seed)| {
         option::of(vec(0..=steps, batch)).prop_map(move |lengths| Case {
             config: config.clone(),
             batch,
             steps,
             lengths,
             initial_state,
-            training,
+            dropout_seed,
             seed,
             ..Case::new("random", "random", CellKind::Fused)
         })
@@ -77,7 +77,7 @@ fn padding_is_zero(case: &Case, got: &Outputs) -> Result<()> {
 
 /// If the sequences of the batch are permuted, the outputs must be permuted in the same way.
 fn permutation_is_equivariant<B: Backend>(b: &B, case: &Case, want: &Outputs) -> Result<()> {
-    if case.training.is_some() {
+    if case.dropout_seed.is_some() {
         // Dropout masks depend on the index in the batch.
         return Ok(());
     }
@@ -86,15 +86,15 @@ fn permutation_is_equivariant<B: Backend>(b: &B, case: &Case, want: &Outputs) ->
         if order.iter().collect::<BTreeSet<_>>().len() == case.batch { order } else { (0..case.batch).rev().collect() };
     let data = case.data();
     let state = |s: &HostState| State { h: s.h.select(Axis(1), &order), c: s.c.select(Axis(1), &order) };
-    let permuted = Data {
+    let permuted = CaseData {
         x: data.x.select(Axis(0), &order),
         state: data.state.as_ref().map(state),
         lengths: data.lengths.as_ref().map(|lengths| order.iter().map(|&k| lengths[k]).collect()),
-        training: None,
+        dropout_seed: None,
         ..data.clone()
     };
     let want = Outputs { y: want.y.select(Axis(0), &order), state: state(&want.state) };
-    same_outputs("permuted batch", &want, &outputs(&Lstm::new(b, case.weights()?)?, &permuted)?)
+    check_same_outputs("permuted batch", &want, &run_forward(&Lstm::new(b, case.weights()?)?, &permuted)?)
 }
 
 /// Checks one random case.
@@ -110,7 +110,7 @@ fn check<B: Backend>(b: &B, case: &Case) -> Result<()> {
 /// Checks random cases on each backend that it visits.
 struct Properties;
 
-impl Visit for Properties {
+impl BackendVisitor for Properties {
     fn visit<B: Backend + Send + 'static>(&mut self, name: &str, b: B) {
         // Simulated GPUs are tens of times slower.
         let count = if name == "cpu" { 256 } else { 64 };
@@ -125,10 +125,10 @@ impl Visit for Properties {
 
 #[test]
 fn random_models_are_bit_identical_on_every_path() {
-    let wanted = backends::wanted();
-    let not_run = backends::for_each(wanted.as_deref(), &mut Properties);
+    let wanted = backends::wanted_backends();
+    let not_run = backends::for_each_backend(wanted.as_deref(), &mut Properties);
     not_run.iter().for_each(|backend| eprintln!("{backend}"));
     // The conformance tests report backends that can't run, but at least one must run.
-    let all = wanted.map_or(backends::COMPILED.len(), |names| names.len());
+    let all = wanted.map_or(backends::COMPILED_BACKENDS.len(), |names| names.len());
     assert!(all > not_run.len(), "no backend ran");
 }

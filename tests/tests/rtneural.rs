@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lstm_core::{Backend, Lstm, StateDict, ndarray::Ix3, train::Linear};
 use lstm_formats::RtNeural;
 use lstm_tests::{
-    backends::{self, Visit},
+    backends::{self, BackendVisitor},
     onnx::TOLERANCE,
     score::relative_error,
 };
@@ -14,7 +14,7 @@ use lstm_tests::{
 /// Checks every file on each backend that it visits, and counts the comparisons.
 struct CheckAll(Result<usize>);
 
-impl Visit for CheckAll {
+impl BackendVisitor for CheckAll {
     fn visit<B: Backend + Send + 'static>(&mut self, backend: &str, b: B) {
         if let Ok(cases) = &mut self.0 {
             match check(&b).with_context(|| backend.to_owned()) {
@@ -54,7 +54,7 @@ fn check<B: Backend>(b: &B) -> Result<usize> {
 #[test]
 fn rtneural_outputs_match_keras() -> Result<()> {
     let mut check = CheckAll(Ok(0));
-    for not_run in backends::for_each(backends::wanted().as_deref(), &mut check) {
+    for not_run in backends::for_each_backend(backends::wanted_backends().as_deref(), &mut check) {
         println!("{not_run}");
     }
     check.0.map(|cases| println!("{cases} compared"))

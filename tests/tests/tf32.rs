@@ -8,9 +8,9 @@ use lstm_core::{
 };
 use lstm_cuda_sim::{CudaHost, Host, HostBuilder, Schedule};
 use lstm_tests::{
-    cases::{self, CELLS, Case, Data},
+    cases::{self, CELLS, Case, CaseData},
     check,
-    compare::{self, Passes},
+    compare::{self, PassResults},
     invalid_input, primitives,
 };
 
@@ -117,7 +117,7 @@ fn products_of_tf32_numbers_are_exact() -> Result<()> {
         let (left, right) = (integers(m * k, 3), integers(k * n, 4));
         for transposed in 0..4 {
             let [got, want] = [&tf32, &exact].map(|b| product(b, shape, transposed, [&left, &right]));
-            compare::same_slices(&format!("{shape:?}"), &want?, &got?)?;
+            compare::check_same_slices(&format!("{shape:?}"), &want?, &got?)?;
         }
         // NaN and infinity propagate to their rows of the product only.
         let mut non_finite = left.clone();
@@ -141,12 +141,12 @@ fn enlarged(case: Case) -> Case {
 }
 
 /// Runs a case, with its weights rounded to TF32 if `round_weights`.
-fn run(b: &CudaHost, case: &Case, data: &Data, round_weights: bool) -> Result<Passes> {
+fn run(b: &CudaHost, case: &Case, data: &CaseData, round_weights: bool) -> Result<PassResults> {
     let mut weights = case.weights()?;
     if round_weights {
         weights.iter_mut().for_each(|(_, values)| round_all(values));
     }
-    check::passes(&Lstm::new(b, weights)?, data, Checkpointing::Everything)
+    check::run_passes(&Lstm::new(b, weights)?, data, Checkpointing::SaveEverything)
 }
 
 /// The largest absolute difference of two arrays; NaN if a difference is NaN.
@@ -169,7 +169,7 @@ fn compare_case(exact: &CudaHost, tf32: &CudaHost, case: &Case) -> Result<f64> {
     let [want, perturbed, got] =
         [run(exact, case, &data, false)?, run(exact, case, &rounded, true)?, run(tf32, case, &data, false)?];
     ensure!(
-        compare::same_passes("", &want, &got).is_err(),
+        compare::check_same_passes("", &want, &got).is_err(),
         "{}: results are exact: nothing ran on tensor cores",
         case.name
     );
@@ -194,7 +194,7 @@ fn compare_case(exact: &CudaHost, tf32: &CudaHost, case: &Case) -> Result<f64> {
 fn compare_cases(tf32: &CudaHost, path: &str, keep: impl Fn(&Case) -> bool) -> Result<()> {
     let exact = Host::builder().resident_blocks(0).build()?;
     let (mut worst, mut count, mut failed) = (0.0f64, 0, Vec::new());
-    for case in cases::table().into_iter().filter(|case| keep(case)).map(enlarged) {
+    for case in cases::all_cases().into_iter().filter(|case| keep(case)).map(enlarged) {
         count += 1;
         match compare_case(&exact, tf32, &case) {
             Ok(fraction) => worst = worst.max(fraction),
@@ -248,7 +248,7 @@ fn rejects_invalid_input() -> Result<()> {
     for (_, check) in invalid_input::checks::<CudaHost>() {
         check(&tf32)?;
     }
-    CELLS.iter().try_for_each(|&(_, cell)| check::empty(&tf32, cell))
+    CELLS.iter().try_for_each(|&(_, cell)| check::check_empty_inputs(&tf32, cell))
 }
 
 /// Streams with few rows use the exact kernels. Streams with many rows have errors like those of sequences.
@@ -268,7 +268,7 @@ fn streams_are_exact_below_16_rows() -> Result<()> {
                 Ok(y)
             };
             let (want, got) = (outputs(&exact)?, outputs(&tf32)?);
-            let is_exact = compare::same_slices(name, &want, &got).is_ok();
+            let is_exact = compare::check_same_slices(name, &want, &got).is_ok();
             ensure!(is_exact == (batch < 16), "{name}, batch {batch}: exact: {is_exact}");
             // |y| < 1, and a sum has at most 2 * 21 terms of at most 2 / sqrt(21).
             let is_near = |(a, b): (&f32, &f32)| f64::from((a - b).abs()) < 42.0 * 0.44 * ROUNDING;
@@ -288,8 +288,8 @@ fn only_large_steps_use_tensor_cores() -> Result<()> {
     let config = LstmConfig::new(3, 128);
     for batch in [127, 128] {
         let case = Case { config: config.clone(), batch, steps: 2, ..Case::new("", "", CellKind::Fused) };
-        let [want, got] = [&exact, &tf32].map(|b| check::outputs(&Lstm::new(b, case.weights()?)?, &case.data()));
-        let is_exact = compare::same_outputs("", &want?, &got?).is_ok();
+        let [want, got] = [&exact, &tf32].map(|b| check::run_forward(&Lstm::new(b, case.weights()?)?, &case.data()));
+        let is_exact = compare::check_same_outputs("", &want?, &got?).is_ok();
         ensure!(is_exact == (batch < 128), "batch {batch}: exact: {is_exact}");
     }
     Ok(())

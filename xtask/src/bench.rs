@@ -16,30 +16,43 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let workspace = cargo::workspace()?;
-    let requested = value(&args.options, "--backends");
-    let requested: Option<Vec<String>> = requested.map(|list| list.split(',').map(str::to_owned).collect());
-    let mut build = cargo::cargo();
-    build.args(["build", "--quiet", "--release", "--package", cargo::BENCHES, "--bin", "bench", "--bin", "worker"]);
+    let workspace = cargo::read_workspace()?;
+    let requested_backends = option_value(&args.options, "--backends");
+    let requested_backends: Option<Vec<String>> =
+        requested_backends.map(|list| list.split(',').map(str::to_owned).collect());
+    let mut build_command = cargo::cargo_command();
+    build_command.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        cargo::BENCHES_PACKAGE,
+        "--bin",
+        "bench",
+        "--bin",
+        "worker",
+    ]);
     // Only the requested backends, without the default feature.
-    build.arg("--no-default-features").args(workspace.features(&[cargo::BENCHES], requested.as_deref()));
-    ensure!(build.status().context("cargo build")?.success(), "building the benchmarks failed");
-    let program = workspace.target.join("release").join(format!("bench{}", std::env::consts::EXE_SUFFIX));
+    build_command
+        .arg("--no-default-features")
+        .args(workspace.feature_args(&[cargo::BENCHES_PACKAGE], requested_backends.as_deref()));
+    ensure!(build_command.status().context("cargo build")?.success(), "building the benchmarks failed");
+    let program = workspace.target_dir.join("release").join(format!("bench{}", std::env::consts::EXE_SUFFIX));
     // Runs in the user's current directory, because paths in the options are relative to it.
-    let mut bench = std::process::Command::new(&program);
-    bench.args(&args.options);
-    if value(&args.options, "--out").is_none() {
-        bench.arg("--out").arg(Path::new(&workspace.target).join("bench"));
+    let mut bench_command = std::process::Command::new(&program);
+    bench_command.args(&args.options);
+    if option_value(&args.options, "--out").is_none() {
+        bench_command.arg("--out").arg(Path::new(&workspace.target_dir).join("bench"));
     }
-    Ok(bench.status().with_context(|| program.display().to_string())?.success())
+    Ok(bench_command.status().with_context(|| program.display().to_string())?.success())
 }
 
 /// The value of an option, given as `NAME VALUE` or `NAME=VALUE`.
-fn value<'a>(options: &'a [String], name: &str) -> Option<&'a str> {
-    let at = options.iter().position(|word| word == name || word.starts_with(&format!("{name}=")))?;
-    match options[at].split_once('=') {
+fn option_value<'a>(options: &'a [String], name: &str) -> Option<&'a str> {
+    let index = options.iter().position(|word| word == name || word.starts_with(&format!("{name}=")))?;
+    match options[index].split_once('=') {
         Some((_, value)) => Some(value),
-        None => options.get(at + 1).map(String::as_str),
+        None => options.get(index + 1).map(String::as_str),
     }
 }
 
@@ -50,9 +63,9 @@ mod tests {
     #[test]
     fn option_values_follow_as_word_or_after_equals_sign() {
         let options = ["--quick", "--backends", "cpu,cuda", "--out=x", "--json"].map(str::to_owned);
-        assert_eq!(value(&options, "--backends"), Some("cpu,cuda"));
-        assert_eq!(value(&options, "--out"), Some("x"));
-        assert_eq!(value(&options, "--json"), None);
-        assert_eq!(value(&options, "--back"), None);
+        assert_eq!(option_value(&options, "--backends"), Some("cpu,cuda"));
+        assert_eq!(option_value(&options, "--out"), Some("x"));
+        assert_eq!(option_value(&options, "--json"), None);
+        assert_eq!(option_value(&options, "--back"), None);
     }
 }

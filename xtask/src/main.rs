@@ -1,4 +1,5 @@
-//! `cargo xtask COMMAND`, with one file for each command. It starts cargo, reads JSON, and does not link the library.
+//! `cargo xtask COMMAND`, with one file for each command. The program starts cargo and reads JSON; it does not link the
+//! library.
 
 mod bench;
 mod cargo;

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 /// A line of the results file: the result of one trial.
 #[derive(Clone, Debug, Deserialize)]
-pub(crate) struct Line {
+pub(crate) struct ResultLine {
     /// Name of the backend.
     pub(crate) backend: String,
     /// Group of the case. Empty if the line is about the whole backend.
@@ -22,7 +22,7 @@ pub(crate) struct Line {
 /// Outcome of a trial.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The results are the expected ones.
+    /// The results are bit-identical to the expected results, or within their limits.
     #[serde(rename = "identical")]
     Identical,
     /// The trial failed.
@@ -44,13 +44,13 @@ pub(crate) struct Column {
 
 /// The results of all trials.
 pub(crate) struct Table {
-    lines: Vec<Line>,
+    lines: Vec<ResultLine>,
     columns: Vec<Column>,
 }
 
 impl Table {
     /// Creates a table with the given columns, followed by a column for each other backend in `lines`.
-    pub(crate) fn new(lines: Vec<Line>, mut columns: Vec<Column>) -> Self {
+    pub(crate) fn new(lines: Vec<ResultLine>, mut columns: Vec<Column>) -> Self {
         for line in &lines {
             if columns.iter().all(|column| column.backend != line.backend) {
                 columns.push(Column { backend: line.backend.clone(), reason_not_run: None });
@@ -60,27 +60,29 @@ impl Table {
     }
 
     /// Number of trials that failed.
-    pub(crate) fn failures(&self) -> usize {
+    pub(crate) fn failure_count(&self) -> usize {
         self.lines.iter().filter(|line| line.outcome == Outcome::Failed).count()
     }
 
     /// Whether trials of the backend were run and none of its groups was skipped.
     pub(crate) fn ran_all(&self, backend: &str) -> bool {
-        let skipped = self.lines.iter().any(|line| line.backend == backend && line.outcome == Outcome::NotRun);
-        self.ran(backend) && !skipped
+        let any_skipped = self.lines.iter().any(|line| line.backend == backend && line.outcome == Outcome::NotRun);
+        self.has_run(backend) && !any_skipped
     }
 
     /// Whether any trial of the backend was run.
-    fn ran(&self, backend: &str) -> bool {
+    fn has_run(&self, backend: &str) -> bool {
         self.lines.iter().any(|line| line.backend == backend && line.outcome != Outcome::NotRun)
     }
 
-    /// The reason why a group of a backend did not run, or for an empty group the whole backend. `None` if it ran.
+    /// The reason why a group of a backend did not run, or for an empty group the whole backend. `None` if the group
+    /// or backend ran.
     fn reason_not_run(&self, column: &Column, group: &str) -> Option<String> {
-        let is_reported = |l: &&Line| l.backend == column.backend && l.outcome == Outcome::NotRun && l.group == group;
+        let is_reported =
+            |l: &&ResultLine| l.backend == column.backend && l.outcome == Outcome::NotRun && l.group == group;
         match self.lines.iter().find(is_reported) {
             Some(line) => Some(line.detail.clone()),
-            None if group.is_empty() && !self.ran(&column.backend) => {
+            None if group.is_empty() && !self.has_run(&column.backend) => {
                 let reason = column.reason_not_run.clone();
                 Some(reason.unwrap_or_else(|| "no results: the tests ended before the first trial".to_owned()))
             }
@@ -88,11 +90,11 @@ impl Table {
         }
     }
 
-    /// The text for a backend and a group.
-    fn cell(&self, column: &Column, group: &str) -> String {
+    /// The text of the table cell for a backend and a group.
+    fn cell_text(&self, column: &Column, group: &str) -> String {
         let count = |outcome| {
-            let matches = |l: &&Line| l.backend == column.backend && l.group == group && l.outcome == outcome;
-            self.lines.iter().filter(matches).count()
+            let is_counted = |l: &&ResultLine| l.backend == column.backend && l.group == group && l.outcome == outcome;
+            self.lines.iter().filter(is_counted).count()
         };
         match (count(Outcome::Identical), count(Outcome::Failed)) {
             (0, 0) if self.reason_not_run(column, group).or(self.reason_not_run(column, "")).is_some() => {
@@ -124,13 +126,13 @@ impl fmt::Display for Table {
         rows[0].extend(self.columns.iter().map(|column| column.backend.clone()));
         // Without results, one row shows which backends did not run.
         for group in if groups.is_empty() { vec!["all"] } else { groups.clone() } {
-            let cells = self.columns.iter().map(|column| self.cell(column, group));
+            let cells = self.columns.iter().map(|column| self.cell_text(column, group));
             rows.push(std::iter::once(group.to_owned()).chain(cells).collect());
         }
         let width = |column: usize| rows.iter().map(|row: &Vec<String>| row[column].len()).max().unwrap_or(0);
         for row in &rows {
-            let padded = row.iter().enumerate().map(|(k, cell)| format!("{cell:<width$}", width = width(k)));
-            let line: Vec<String> = padded.collect();
+            let padded_cells = row.iter().enumerate().map(|(k, cell)| format!("{cell:<width$}", width = width(k)));
+            let line: Vec<String> = padded_cells.collect();
             writeln!(f, "{}", line.join("  ").trim_end())?;
         }
         for column in &self.columns {
@@ -156,9 +158,9 @@ impl fmt::Display for Table {
 mod tests {
     use super::*;
 
-    fn line(backend: &str, group: &str, case: &str, outcome: Outcome, detail: &str) -> Line {
+    fn line(backend: &str, group: &str, case: &str, outcome: Outcome, detail: &str) -> ResultLine {
         let [backend, group, case, detail] = [backend, group, case, detail].map(str::to_owned);
-        Line { backend, group, case, outcome, detail }
+        ResultLine { backend, group, case, outcome, detail }
     }
 
     fn column(backend: &str, reason_not_run: Option<&str>) -> Column {
@@ -187,10 +189,10 @@ not run: odd cells: not exact
 FAILED: cpu::options::b: 1 of 2 elements differ
 ";
         assert_eq!(table.to_string(), want);
-        assert_eq!(table.failures(), 1);
+        assert_eq!(table.failure_count(), 1);
         assert!(table.ran_all("cpu") && !table.ran_all("wgpu") && !table.ran_all("cuda"));
         // Only a part of this backend ran.
-        assert!(table.ran("odd") && !table.ran_all("odd"));
+        assert!(table.has_run("odd") && !table.ran_all("odd"));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    cargo::{self, BACKENDS, TESTS, TOOL, Workspace},
-    table::{Column, Line, Table},
+    cargo::{self, BACKENDS, TESTS_PACKAGE, TOOL_PACKAGE, Workspace},
+    table::{Column, ResultLine, Table},
 };
 
 /// Run all tests and print a table of the results: groups of cases by backend
@@ -27,42 +27,43 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let workspace = cargo::workspace()?;
+    let workspace = cargo::read_workspace()?;
     for name in args.backends.iter().flatten().chain(&args.require) {
-        let known = BACKENDS.contains(&name.as_str()) || workspace.backends.contains(name);
-        ensure!(known, "unknown backend `{name}`; expected one of: {}", BACKENDS.join(", "));
+        let is_known = BACKENDS.contains(&name.as_str()) || workspace.backends.contains(name);
+        ensure!(is_known, "unknown backend `{name}`; expected one of: {}", BACKENDS.join(", "));
     }
-    let dir = workspace.target.join("test-all");
+    let dir = workspace.target_dir.join("test-all");
     std::fs::create_dir_all(&dir).with_context(|| format!("{}", dir.display()))?;
     let results = dir.join("results.jsonl");
     std::fs::write(&results, "").with_context(|| format!("{}", results.display()))?;
 
     let run = |packages: &[&str], cargo_args: &[&str], test_args: &[&str]| {
-        let features = workspace.features(packages, args.backends.as_deref());
-        test(args, &workspace, &results, features, cargo_args, test_args)
+        let features = workspace.feature_args(packages, args.backends.as_deref());
+        run_cargo_test(args, &workspace, &results, features, cargo_args, test_args)
     };
     // Unit, integration and documentation tests of all packages. A failure does not stop the others.
-    let all = ["--workspace", "--no-fail-fast"];
-    let all = all.into_iter().chain(args.release.then_some("--release")).collect::<Vec<_>>();
-    let mut passed = run(&[TESTS, TOOL], &all, &[])?;
+    let all_args = ["--workspace", "--no-fail-fast"];
+    let all_args = all_args.into_iter().chain(args.release.then_some("--release")).collect::<Vec<_>>();
+    let mut all_passed = run(&[TESTS_PACKAGE, TOOL_PACKAGE], &all_args, &[])?;
     if args.exhaustive {
-        passed &= run(&[TESTS], &["--release", "--package", TESTS, "--test", "conformance"], &["--ignored"])?;
+        all_passed &=
+            run(&[TESTS_PACKAGE], &["--release", "--package", TESTS_PACKAGE, "--test", "conformance"], &["--ignored"])?;
     }
 
     let text = std::fs::read_to_string(&results).with_context(|| format!("{}", results.display()))?;
-    let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<Line>, _>>();
+    let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<ResultLine>, _>>();
     let table = Table::new(lines.with_context(|| format!("{}", results.display()))?, columns(args, &workspace));
     println!("\n{table}");
-    let missing: Vec<_> = args.require.iter().filter(|name| !table.ran_all(name)).collect();
-    for name in &missing {
+    let missing_backends: Vec<_> = args.require.iter().filter(|name| !table.ran_all(name)).collect();
+    for name in &missing_backends {
         println!("required backend did not run completely: {name}");
     }
-    println!("cargo test: {}", if passed { "passed" } else { "FAILED" });
-    Ok(passed && missing.is_empty() && table.failures() == 0)
+    println!("cargo test: {}", if all_passed { "passed" } else { "FAILED" });
+    Ok(all_passed && missing_backends.is_empty() && table.failure_count() == 0)
 }
 
-/// Runs `cargo test`. Returns whether all tests passed.
-fn test(
+/// Runs `cargo test` with these features and arguments. Returns whether all tests passed.
+fn run_cargo_test(
     args: &Args,
     workspace: &Workspace,
     results: &Path,
@@ -70,7 +71,7 @@ fn test(
     cargo_args: &[&str],
     test_args: &[&str],
 ) -> Result<bool> {
-    let mut command = cargo::cargo();
+    let mut command = cargo::cargo_command();
     command.arg("test").args(cargo_args).args(features);
     if !test_args.is_empty() {
         command.arg("--").args(test_args);
@@ -79,8 +80,8 @@ fn test(
     match &args.backends {
         // Backends that are not built are reported in the table.
         Some(requested) => {
-            let built = requested.iter().filter(|name| workspace.backends.contains(name)).cloned();
-            command.env("LSTM_BACKENDS", built.collect::<Vec<_>>().join(","))
+            let built_backends = requested.iter().filter(|name| workspace.backends.contains(name)).cloned();
+            command.env("LSTM_BACKENDS", built_backends.collect::<Vec<_>>().join(","))
         }
         None => command.env_remove("LSTM_BACKENDS"),
     };

@@ -10,15 +10,15 @@ use burn::{
     tensor::{Tensor, TensorData, backend::Backend},
 };
 use lstm_benches::{
-    case::{Case, Kind},
-    job::{Run, STREAM_STEPS},
+    case::{Case, CaseKind},
+    job::{PreparedCase, STREAM_STEPS},
 };
 
 use crate::{Model, swap_axes};
 
 /// A case prepared with burn.
 struct Burn<B: Backend> {
-    kind: Kind,
+    kind: CaseKind,
     device: B::Device,
     train: Lstm<Autodiff<B>>,
     infer: Lstm<B>,
@@ -28,7 +28,7 @@ struct Burn<B: Backend> {
 }
 
 /// Prepares a case with burn.
-pub(crate) fn prepare<B: Backend + 'static>(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
+pub(crate) fn prepare<B: Backend + 'static>(case: &Case, dir: &Path) -> Result<Box<dyn PreparedCase>> {
     let model = Model::one_layer(case, dir)?;
     let device = B::Device::default();
     let mut train = LstmConfig::new(case.input, case.hidden, true).init::<Autodiff<B>>(&device);
@@ -81,31 +81,31 @@ impl<B: Backend> Burn<B> {
     }
 }
 
-impl<B: Backend> Run for Burn<B> {
+impl<B: Backend> PreparedCase for Burn<B> {
     fn run(&mut self) -> Result<()> {
         match self.kind {
-            Kind::Step => {
+            CaseKind::Step => {
                 let (y, state) = self.infer.forward(self.x.clone(), self.state.take());
                 self.state = Some(state);
                 std::hint::black_box(y.into_data());
             }
-            Kind::Forward => drop(std::hint::black_box(self.infer.forward(self.x.clone(), None).0.into_data())),
-            Kind::Train => drop(std::hint::black_box(self.forward_backward()?)),
+            CaseKind::Forward => drop(std::hint::black_box(self.infer.forward(self.x.clone(), None).0.into_data())),
+            CaseKind::Train => drop(std::hint::black_box(self.forward_backward()?)),
         }
         Ok(())
     }
 
     fn output(&mut self) -> Result<Vec<f32>> {
         Ok(match self.kind {
-            Kind::Step => {
+            CaseKind::Step => {
                 self.state = None;
                 for _ in 0..STREAM_STEPS {
                     self.run()?;
                 }
                 values(self.state.as_ref().context("missing state")?.hidden.clone())?
             }
-            Kind::Forward => values(self.infer.forward(self.x.clone(), None).0.swap_dims(0, 1))?,
-            Kind::Train => {
+            CaseKind::Forward => values(self.infer.forward(self.x.clone(), None).0.swap_dims(0, 1))?,
+            CaseKind::Train => {
                 let (y, gradients) = self.forward_backward()?;
                 let mut all = values(y.swap_dims(0, 1))?;
                 for gradient in gradients {

@@ -9,15 +9,15 @@ use candle_nn::{
     rnn::{LSTM, LSTMState, RNN},
 };
 use lstm_benches::{
-    case::{Case, Kind},
-    job::{Run, STREAM_STEPS},
+    case::{Case, CaseKind},
+    job::{PreparedCase, STREAM_STEPS},
 };
 
 use crate::{Model, swap_axes};
 
 /// A case prepared with candle.
 struct Candle {
-    kind: Kind,
+    kind: CaseKind,
     lstm: LSTM,
     /// Recurrent weights, for their gradient.
     recurrent: Var,
@@ -27,7 +27,7 @@ struct Candle {
 }
 
 /// Prepares a case with candle.
-pub(crate) fn prepare(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
+pub(crate) fn prepare(case: &Case, dir: &Path) -> Result<Box<dyn PreparedCase>> {
     let model = Model::one_layer(case, dir)?;
     let mut vars = std::collections::HashMap::new();
     for (name, tensor) in &model.tensors {
@@ -39,7 +39,7 @@ pub(crate) fn prepare(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
     let lstm = candle_nn::lstm(case.input, case.hidden, Default::default(), builder)?;
     let x = swap_axes(&model.x.data, [case.seq, case.batch, case.input]);
     let x = match case.kind {
-        Kind::Step => Tensor::from_vec(x, (case.batch, case.input), &Device::Cpu)?,
+        CaseKind::Step => Tensor::from_vec(x, (case.batch, case.input), &Device::Cpu)?,
         _ => Tensor::from_vec(x, (case.batch, case.seq, case.input), &Device::Cpu)?,
     };
     let state = lstm.zero_state(case.batch)?;
@@ -60,16 +60,16 @@ impl Candle {
     }
 }
 
-impl Run for Candle {
+impl PreparedCase for Candle {
     fn run(&mut self) -> Result<()> {
         match self.kind {
             // Detached, so that the autodiff graph does not grow with every step.
-            Kind::Step => {
+            CaseKind::Step => {
                 let next = self.lstm.step(&self.x, &self.state)?;
                 self.state = LSTMState::new(next.h().detach(), next.c().detach());
             }
-            Kind::Forward => drop(std::hint::black_box(self.forward()?)),
-            Kind::Train => drop(std::hint::black_box(self.forward_backward()?)),
+            CaseKind::Forward => drop(std::hint::black_box(self.forward()?)),
+            CaseKind::Train => drop(std::hint::black_box(self.forward_backward()?)),
         }
         Ok(())
     }
@@ -77,15 +77,15 @@ impl Run for Candle {
     fn output(&mut self) -> Result<Vec<f32>> {
         let time_major = |y: &Tensor| y.transpose(0, 1)?.flatten_all()?.to_vec1::<f32>();
         Ok(match self.kind {
-            Kind::Step => {
+            CaseKind::Step => {
                 self.state = self.lstm.zero_state(self.x.dim(0)?)?;
                 for _ in 0..STREAM_STEPS {
                     self.run()?;
                 }
                 self.state.h().flatten_all()?.to_vec1()?
             }
-            Kind::Forward => time_major(&self.forward()?)?,
-            Kind::Train => {
+            CaseKind::Forward => time_major(&self.forward()?)?,
+            CaseKind::Train => {
                 let (y, gradients) = self.forward_backward()?;
                 let recurrent = gradients.get(&self.recurrent).context("no gradient of the recurrent weights")?;
                 [time_major(&y)?, recurrent.flatten_all()?.to_vec1()?].concat()

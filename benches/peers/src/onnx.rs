@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use lstm_benches::{
-    case::{Case, Kind},
-    job::Run,
+    case::{Case, CaseKind},
+    job::PreparedCase,
 };
 
 use crate::Model;
 
 /// Path of the ONNX model of a case, and its input with shape.
 fn open(case: &Case, dir: &Path) -> Result<(PathBuf, Vec<f32>, [usize; 3])> {
-    ensure!(case.kind == Kind::Forward, "the library only runs forward passes over whole sequences");
+    ensure!(case.kind == CaseKind::Forward, "the library only runs forward passes over whole sequences");
     let path = dir.join("model.onnx");
     ensure!(path.exists(), "ONNX has no dense peephole cell");
     Ok((path, Model::open(dir)?.x.data, [case.seq, case.batch, case.input]))
@@ -24,7 +24,7 @@ struct Closure<F: FnMut() -> Result<Vec<f32>>, G: FnMut() -> Result<()>> {
     run: G,
 }
 
-impl<F: FnMut() -> Result<Vec<f32>>, G: FnMut() -> Result<()>> Run for Closure<F, G> {
+impl<F: FnMut() -> Result<Vec<f32>>, G: FnMut() -> Result<()>> PreparedCase for Closure<F, G> {
     fn run(&mut self) -> Result<()> {
         (self.run)()
     }
@@ -35,7 +35,7 @@ impl<F: FnMut() -> Result<Vec<f32>>, G: FnMut() -> Result<()>> Run for Closure<F
 }
 
 /// Prepares a case with rten.
-pub(crate) fn rten(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
+pub(crate) fn rten(case: &Case, dir: &Path) -> Result<Box<dyn PreparedCase>> {
     use rten_tensor::{NdTensor, prelude::*};
 
     let (path, x, shape) = open(case, dir)?;
@@ -55,7 +55,7 @@ pub(crate) fn rten(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
 }
 
 /// Prepares a case with tract.
-pub(crate) fn tract(case: &Case, dir: &Path) -> Result<Box<dyn Run>> {
+pub(crate) fn tract(case: &Case, dir: &Path) -> Result<Box<dyn PreparedCase>> {
     use tract_onnx::prelude::*;
 
     let (path, x, shape) = open(case, dir)?;

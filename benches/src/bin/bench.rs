@@ -15,7 +15,7 @@ use lstm_benches::{
     compare,
     machine::Machine,
     report::{self, format_time, html, readme},
-    results::{CaseRoofline, Results, Times, VERSION},
+    results::{CaseRoofline, FORMAT_VERSION, Results, Times},
     roofline::{self, MachineLimits, phases},
     runner::{self, Program, Timing},
 };
@@ -98,7 +98,7 @@ fn run(args: Args) -> Result<bool> {
         return write_readme().map(|()| true);
     }
     // Check all arguments before spending minutes on measurements.
-    let old = args.compare.as_deref().map(Results::read).transpose()?;
+    let earlier_results = args.compare.as_deref().map(Results::read).transpose()?;
     if let Some(name) = &args.publish {
         let is_valid_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         ensure!(is_valid_name, "--publish: expected letters, digits and dashes, got `{name}`");
@@ -118,7 +118,7 @@ fn run(args: Args) -> Result<bool> {
     let mut cases = case::load(args.cases.as_deref())?;
     cases.retain(|case| case.name.contains(&args.only));
     ensure!(!cases.is_empty(), "--only: no case has a name that contains `{}`", args.only);
-    let threads = threads(&args)?;
+    let threads = thread_counts(&args)?;
     let programs = if args.from.is_none() { programs(&args)? } else { Vec::new() };
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
 
@@ -127,48 +127,48 @@ fn run(args: Args) -> Result<bool> {
         Some(path) => Results::read(path)?,
         None => measure(&args, cases, &threads, &programs, timing)?,
     };
-    let (json, md, html) = (results.to_json()?, report::markdown(&results), html::page(&results)?);
-    let write = |dir: &Path| {
+    let (json, markdown, html) = (results.to_json()?, report::markdown(&results), html::format_page(&results)?);
+    let write_reports = |dir: &Path| {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        for (name, text) in [("results.json", &json), ("report.md", &md), ("report.html", &html)] {
+        for (name, text) in [("results.json", &json), ("report.md", &markdown), ("report.html", &html)] {
             let path = dir.join(name);
             std::fs::write(&path, text).with_context(|| path.display().to_string())?;
         }
         eprintln!("wrote {}/report.html, report.md and results.json", dir.display());
         Ok::<_, anyhow::Error>(())
     };
-    write(&args.out)?;
+    write_reports(&args.out)?;
     if args.json {
         results.json_lines().iter().for_each(|line| println!("{line}"));
     }
     let mut success = !results.times.is_empty();
-    if let Some(old) = old {
-        let (table, regressions) = compare::compare(&old, &results)?;
-        eprintln!("\n{}\n{regressions} regressions larger than noise", table.markdown());
+    if let Some(earlier_results) = earlier_results {
+        let (table, regressions) = compare::compare(&earlier_results, &results)?;
+        eprintln!("\n{}\n{regressions} regressions larger than noise", table.to_markdown());
         success &= regressions == 0;
     }
     if let Some(name) = &args.publish {
-        write(&root().join("reports").join(name))?;
+        write_reports(&repository_root().join("reports").join(name))?;
         write_readme()?;
     }
     Ok(success)
 }
 
 /// Root directory of the repository.
-fn root() -> &'static Path {
+fn repository_root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("benches/ is in the repository")
 }
 
 /// Updates the table in README.md from the latest report.
 fn write_readme() -> Result<()> {
-    let path = root().join("README.md");
+    let path = repository_root().join("README.md");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let made = readme::update(&text, &readme::reports(&root().join("reports"))?)?;
-    std::fs::write(&path, made).with_context(|| path.display().to_string())
+    let updated = readme::update_table(&text, &readme::read_reports(&repository_root().join("reports"))?)?;
+    std::fs::write(&path, updated).with_context(|| path.display().to_string())
 }
 
-/// Numbers of threads to time with, ascending.
-fn threads(args: &Args) -> Result<Vec<usize>> {
+/// Numbers of threads with which the cases are timed, ascending.
+fn thread_counts(args: &Args) -> Result<Vec<usize>> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut threads = args.threads.clone().unwrap_or_else(|| vec![1, cores]);
     ensure!(
@@ -183,31 +183,31 @@ fn threads(args: &Args) -> Result<Vec<usize>> {
 /// Worker programs of the backends, followed by those of other libraries.
 fn programs(args: &Args) -> Result<Vec<Program>> {
     let names: Vec<&str> = BACKENDS.iter().map(|entry| entry.name).collect();
-    let wanted = args.backends.clone().unwrap_or_else(|| names.iter().map(|&name| name.to_owned()).collect());
-    ensure!(!wanted.is_empty(), "--backends: expected at least one backend");
-    let worker = std::env::current_exe()?.with_file_name(format!("worker{}", std::env::consts::EXE_SUFFIX));
-    ensure!(worker.exists(), "{} does not exist; build it with `cargo xtask bench`", worker.display());
+    let wanted_backends = args.backends.clone().unwrap_or_else(|| names.iter().map(|&name| name.to_owned()).collect());
+    ensure!(!wanted_backends.is_empty(), "--backends: expected at least one backend");
+    let worker_path = std::env::current_exe()?.with_file_name(format!("worker{}", std::env::consts::EXE_SUFFIX));
+    ensure!(worker_path.exists(), "{} does not exist; build it with `cargo xtask bench`", worker_path.display());
     let mut programs = Vec::new();
-    for name in &wanted {
+    for name in &wanted_backends {
         let entry = BACKENDS.iter().find(|entry| entry.name == name);
         let entry = entry
             .with_context(|| format!("no backend `{name}` in this build; expected one of {}", names.join(", ")))?;
-        let command = vec![worker.clone().into(), name.into()];
-        programs.push(Program { name: format!("lstm-{name}"), ours: true, on_cpu: entry.threads, command });
+        let command = vec![worker_path.clone().into(), name.into()];
+        programs.push(Program { name: format!("lstm-{name}"), ours: true, on_cpu: entry.uses_threads, command });
     }
-    let all = PYTHON_PEERS.iter().chain(&RUST_PEERS).copied();
+    let all_peers = PYTHON_PEERS.iter().chain(&RUST_PEERS).copied();
     let peers: Vec<&str> =
-        if args.peers == ["all"] { all.collect() } else { args.peers.iter().map(String::as_str).collect() };
-    let mut rust_program: Option<OsString> = None;
+        if args.peers == ["all"] { all_peers.collect() } else { args.peers.iter().map(String::as_str).collect() };
+    let mut rust_peers_program: Option<OsString> = None;
     for name in peers {
         // `ort` is a short name of onnxruntime.
         let name = if name == "ort" { "onnxruntime" } else { name };
         let command = if PYTHON_PEERS.contains(&name) {
-            vec![args.python.clone().into(), root().join("benches/peers.py").into(), name.into()]
+            vec![args.python.clone().into(), repository_root().join("benches/peers.py").into(), name.into()]
         } else if RUST_PEERS.contains(&name) {
-            let program = match &rust_program {
+            let program = match &rust_peers_program {
                 Some(program) => program.clone(),
-                None => rust_program.insert(build_peers()?).clone(),
+                None => rust_peers_program.insert(build_peers()?).clone(),
             };
             vec![program, name.into()]
         } else {
@@ -220,15 +220,15 @@ fn programs(args: &Args) -> Result<Vec<Program>> {
 
 /// Builds `benches/peers` and returns the path of the program.
 fn build_peers() -> Result<OsString> {
-    let target = std::env::current_exe()?.with_file_name("peers");
+    let target_dir = std::env::current_exe()?.with_file_name("peers");
     eprintln!("building benches/peers, which takes minutes the first time");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    cargo
+    let mut build_command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    build_command
         .args(["build", "--quiet", "--release", "--locked", "--manifest-path"])
-        .arg(root().join("benches/peers/Cargo.toml"));
-    let status = cargo.arg("--target-dir").arg(&target).stdout(Stdio::null()).status().context("cargo")?;
+        .arg(repository_root().join("benches/peers/Cargo.toml"));
+    let status = build_command.arg("--target-dir").arg(&target_dir).stdout(Stdio::null()).status().context("cargo")?;
     ensure!(status.success(), "benches/peers did not build; see the compiler output above");
-    Ok(target.join("release").join(format!("lstm-peers{}", std::env::consts::EXE_SUFFIX)).into())
+    Ok(target_dir.join("release").join(format!("lstm-peers{}", std::env::consts::EXE_SUFFIX)).into())
 }
 
 /// Measures the machine and times all cases.
@@ -236,12 +236,15 @@ fn measure(args: &Args, cases: Vec<Case>, threads: &[usize], programs: &[Program
     let machine = Machine::current();
     let (samples, max_working_set) = if args.quick { (1, 1 << 22) } else { (20, roofline::MAX_WORKING_SET) };
     let measure_limits = || {
-        threads.iter().map(|&n| roofline::measure(n, samples, max_working_set)).collect::<Result<Vec<MachineLimits>>>()
+        threads
+            .iter()
+            .map(|&n| roofline::measure_limits(n, samples, max_working_set))
+            .collect::<Result<Vec<MachineLimits>>>()
     };
     eprintln!("measuring the machine");
-    let before = measure_limits()?;
+    let limits_before = measure_limits()?;
     let mut results = Results {
-        version: VERSION,
+        version: FORMAT_VERSION,
         machine,
         rounds: timing.rounds,
         seconds: timing.seconds,
@@ -254,33 +257,39 @@ fn measure(args: &Args, cases: Vec<Case>, threads: &[usize], programs: &[Program
     };
     for (k, &n) in threads.iter().enumerate() {
         // Other devices do not depend on the number of threads, so they are timed only with the largest one.
-        let last = k + 1 == threads.len();
-        let group_programs: Vec<Program> = programs.iter().filter(|program| program.on_cpu || last).cloned().collect();
+        let is_last = k + 1 == threads.len();
+        let group_programs: Vec<Program> =
+            programs.iter().filter(|program| program.on_cpu || is_last).cloned().collect();
         if group_programs.is_empty() {
             continue;
         }
-        let group =
+        let group_results =
             runner::time_cases(&group_programs, n, &results.cases, timing, &args.out.join("cases"), |case, times| {
-                let describe = |t: &Times| format!("{} {}", t.subject, format_time(t.median_s()));
+                let describe_time = |t: &Times| format!("{} {}", t.subject, format_time(t.median_s()));
                 eprintln!(
                     "{}, {}: {}",
                     case.name,
-                    report::thread_count(n),
-                    times.iter().map(describe).collect::<Vec<_>>().join(", ")
+                    report::format_thread_count(n),
+                    times.iter().map(describe_time).collect::<Vec<_>>().join(", ")
                 );
             })?;
-        for subject in group.subjects {
+        for subject in group_results.subjects {
             if results.subjects.iter().all(|known| known.name != subject.name) {
                 results.subjects.push(subject);
             }
         }
-        results.times.extend(group.times);
-        group.not_run.iter().filter(|n| n.case.is_none()).for_each(|n| eprintln!("not run: {}: {}", n.subject, n.why));
-        results.not_run.extend(group.not_run);
+        results.times.extend(group_results.times);
+        group_results
+            .not_run
+            .iter()
+            .filter(|n| n.case.is_none())
+            .for_each(|n| eprintln!("not run: {}: {}", n.subject, n.why));
+        results.not_run.extend(group_results.not_run);
     }
     results.subjects.sort_by_key(|subject| programs.iter().position(|program| program.name == subject.name));
     // Other load only makes measurements worse, so the better of both is closer to the limits of the machine.
-    results.limits = before.into_iter().zip(&measure_limits()?).map(|(before, after)| before.best(after)).collect();
+    results.limits =
+        limits_before.into_iter().zip(&measure_limits()?).map(|(before, after)| before.merge_best(after)).collect();
     let rooflines = results.limits.iter().flat_map(|limits| {
         results.cases.iter().map(|case| CaseRoofline {
             case: case.name.clone(),

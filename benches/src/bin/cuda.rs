@@ -45,7 +45,7 @@ struct Args {
     architectures: Vec<u32>,
 }
 
-/// The shapes: hidden size, which is also the input size, batch size and number of steps.
+/// Problem sizes: the hidden size (which is also the input size), the batch size, and the number of steps.
 const SHAPES: [[usize; 3]; 7] =
     [[128, 1, 1000], [256, 1, 1000], [512, 1, 512], [512, 16, 512], [1024, 16, 256], [1024, 64, 256], [2048, 64, 128]];
 
@@ -57,8 +57,8 @@ fn main() -> ExitCode {
             return Ok(true);
         }
         let cuda = Cuda::new(0)?;
-        eprintln!("{}: {:?}", cuda.device(), cuda.arithmetic());
-        if args.serve { serve(&cuda) } else { run_all(&cuda) }
+        eprintln!("{}: {:?}", cuda.device_name(), cuda.arithmetic());
+        if args.serve { serve_requests(&cuda) } else { run_all(&cuda) }
     };
     match run() {
         Ok(true) => ExitCode::SUCCESS,
@@ -72,49 +72,58 @@ fn main() -> ExitCode {
 
 /// Checks and measures all shapes. Returns whether all results are identical to the CPU's.
 fn run_all(cuda: &Cuda) -> Result<bool> {
-    let mut identical = true;
+    let mut all_identical = true;
     for shape in SHAPES {
-        let want = values(&Cpu::new(), shape)?;
-        let checked = check(cuda, shape, &want, false)?;
-        identical &= checked == "identical";
-        let [forward, train] = [microseconds(cuda, shape, false, 20)?, microseconds(cuda, shape, true, 20)?];
+        let want = compute_values(&Cpu::new(), shape)?;
+        let comparison = compare_with_cpu(cuda, shape, &want, false)?;
+        all_identical &= comparison == "identical";
+        let [forward_us, train_us] =
+            [median_microseconds(cuda, shape, false, 20)?, median_microseconds(cuda, shape, true, 20)?];
         let [hidden, batch, steps] = shape;
         let label = format!("hidden {hidden} batch {batch} steps {steps}");
-        println!("{label}: {checked}; forward {forward:.1} us, forward and backward {train:.1} us");
+        println!("{label}: {comparison}; forward {forward_us:.1} us, forward and backward {train_us:.1} us");
         let run_tf32 = || -> Result<String> {
-            let tf32 = Cuda::builder().allow_tf32(true).build()?;
-            let [forward, train] = [microseconds(&tf32, shape, false, 20)?, microseconds(&tf32, shape, true, 20)?];
-            let checked = check(&tf32, shape, &want, true)?;
-            Ok(format!("{checked}; forward {forward:.1} us, forward and backward {train:.1} us"))
+            let tf32_cuda = Cuda::builder().allow_tf32(true).build()?;
+            let [forward_us, train_us] =
+                [median_microseconds(&tf32_cuda, shape, false, 20)?, median_microseconds(&tf32_cuda, shape, true, 20)?];
+            let comparison = compare_with_cpu(&tf32_cuda, shape, &want, true)?;
+            Ok(format!("{comparison}; forward {forward_us:.1} us, forward and backward {train_us:.1} us"))
         };
         println!("{label}, lstm-cuda tf32: {}", run_tf32().unwrap_or_else(|error| format!("not run: {error}")));
     }
-    Ok(identical)
+    Ok(all_identical)
 }
 
 /// Answers requests from standard input until it ends.
-fn serve(cuda: &Cuda) -> Result<bool> {
+fn serve_requests(cuda: &Cuda) -> Result<bool> {
     // Each device is opened on its first use.
-    let tf32 = LazyCell::new(|| Cuda::builder().allow_tf32(true).build());
-    let [clusters, persistent, steps] = [(true, false), (false, true), (false, false)].map(|(clusters, persistent)| {
-        LazyCell::new(move || {
-            Cuda::builder().limit_kernels(KernelLimits { clusters, persistent, ..KernelLimits::default() }).build()
-        })
-    });
-    let mut expected = HashMap::new();
-    let mut answer = |line: &str| -> Result<String> {
+    let tf32_cuda = LazyCell::new(|| Cuda::builder().allow_tf32(true).build());
+    let [cluster_cuda, persistent_cuda, step_cuda] =
+        [(true, false), (false, true), (false, false)].map(|(clusters, persistent)| {
+            LazyCell::new(move || {
+                Cuda::builder()
+                    .limit_kernels(KernelLimits {
+                        allow_clusters: clusters,
+                        allow_persistent: persistent,
+                        ..KernelLimits::default()
+                    })
+                    .build()
+            })
+        });
+    let mut cpu_values = HashMap::new();
+    let mut answer_request = |line: &str| -> Result<String> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let numbers: Vec<usize> = words.iter().skip(1).filter_map(|word| word.parse().ok()).collect();
+        let sizes: Vec<usize> = words.iter().skip(1).filter_map(|word| word.parse().ok()).collect();
         let (pass, suffix) = words.first().map_or(("", ""), |word| word.split_once('-').unwrap_or((word, "")));
-        let (true, &[hidden, batch, step_count, repeats]) = (words.len() == 5, &numbers[..]) else {
+        let (true, &[hidden, batch, step_count, repeats]) = (words.len() == 5, &sizes[..]) else {
             return Ok(format!("not run: expected PASS HIDDEN BATCH STEPS REPEATS, got `{line}`"));
         };
-        let (device, path) = match suffix {
+        let (device, wanted_path) = match suffix {
             "" => (Ok(cuda), None),
-            "tf32" => (tf32.as_ref(), None),
-            "clusters" => (clusters.as_ref(), Some("cluster")),
-            "persistent" => (persistent.as_ref(), Some("persistent")),
-            "steps" => (steps.as_ref(), Some("one kernel per step")),
+            "tf32" => (tf32_cuda.as_ref(), None),
+            "clusters" => (cluster_cuda.as_ref(), Some("cluster")),
+            "persistent" => (persistent_cuda.as_ref(), Some("persistent")),
+            "steps" => (step_cuda.as_ref(), Some("one kernel per step")),
             _ => return Ok(format!("not run: expected -tf32, -clusters, -persistent or -steps, got `{line}`")),
         };
         let device = match device {
@@ -125,20 +134,20 @@ fn serve(cuda: &Cuda) -> Result<bool> {
         let paths = device.load(&weights(hidden)?.layers()[0])?.paths(batch);
         let paths = &paths[..if pass == "forward" { 1 } else { 2 }];
         // If the shape can't use the requested path on this device, do not report a time of another path.
-        if path.is_some_and(|path| paths.iter().any(|used| *used != path)) {
+        if wanted_path.is_some_and(|wanted_path| paths.iter().any(|used| *used != wanted_path)) {
             return Ok(format!("not run: the layer uses another path: {}", paths.join(", backward ")));
         }
         match pass {
             "paths" => Ok(paths.join(", backward ")),
             "check" => {
-                let want = match expected.entry(shape) {
+                let want = match cpu_values.entry(shape) {
                     Entry::Occupied(entry) => entry.into_mut(),
-                    Entry::Vacant(entry) => entry.insert(values(&Cpu::new(), shape)?),
+                    Entry::Vacant(entry) => entry.insert(compute_values(&Cpu::new(), shape)?),
                 };
-                check(device, shape, want, suffix == "tf32")
+                compare_with_cpu(device, shape, want, suffix == "tf32")
             }
             "forward" | "train" if repeats > 0 => {
-                Ok(microseconds(device, shape, pass == "train", repeats)?.to_string())
+                Ok(median_microseconds(device, shape, pass == "train", repeats)?.to_string())
             }
             _ => Ok(format!(
                 "not run: expected paths, check, forward or train, and at least 1 repeat for times, got `{line}`"
@@ -146,7 +155,7 @@ fn serve(cuda: &Cuda) -> Result<bool> {
         }
     };
     for line in std::io::stdin().lock().lines() {
-        let answer = answer(&line.unwrap_or_default()).unwrap_or_else(|error| format!("not run: {error}"));
+        let answer = answer_request(&line.unwrap_or_default()).unwrap_or_else(|error| format!("not run: {error}"));
         // The answer must be one line, and errors of a compiler may have several.
         println!("{}", answer.replace('\n', " / "));
         // If the other side has gone away, there is nobody to report an error to.
@@ -155,82 +164,91 @@ fn serve(cuda: &Cuda) -> Result<bool> {
     Ok(true)
 }
 
-/// The weights of the layer that is measured.
+/// The weights of the layer that is timed.
 fn weights(hidden: usize) -> Result<Weights> {
     Weights::init(LstmConfig::new(hidden, hidden).cell(CellKind::Fused), &Init::default(), 1)
 }
 
-/// A pseudorandom value in [-1, 1).
-fn value(k: usize) -> f32 {
+/// A pseudorandom value in [-1, 1) for element `k` of an array.
+fn pseudorandom_value(k: usize) -> f32 {
     (k as u32).wrapping_mul(0x9e37_79b9) as i32 as f32 * 2f32.powi(-31)
 }
 
-/// Results of both passes, with their names.
-type Values = Vec<(String, Vec<f32>)>;
+/// Result arrays of the forward and the backward pass, each with its name.
+type NamedArrays = Vec<(String, Vec<f32>)>;
 
-/// Runs both passes and returns the outputs and all gradients.
-fn values<B: Backend>(b: &B, [hidden, batch, steps]: [usize; 3]) -> Result<Values> {
-    let x = Array3::from_shape_fn((batch, steps, hidden), |(b, t, k)| value((b * steps + t) * hidden + k));
-    let pass = Lstm::new(b, weights(hidden)?)?.forward_train(&x, Checkpointing::Everything)?;
-    let gradients = pass.tape.backward(OutputGradients::from(&x).with_input())?;
-    let collect = |values: &mut dyn Iterator<Item = &f32>| values.copied().collect::<Vec<_>>();
-    let mut all =
-        vec![("y".to_owned(), collect(&mut pass.y.iter())), ("c".to_owned(), collect(&mut pass.state.c.iter()))];
-    all.extend(gradients.x.iter().map(|x| ("dx".to_owned(), collect(&mut x.iter()))));
+/// Runs the forward and the backward pass, and returns the outputs and all gradients.
+fn compute_values<B: Backend>(b: &B, [hidden, batch, steps]: [usize; 3]) -> Result<NamedArrays> {
+    let x = Array3::from_shape_fn((batch, steps, hidden), |(b, t, k)| pseudorandom_value((b * steps + t) * hidden + k));
+    let pass = Lstm::new(b, weights(hidden)?)?.forward_train(&x, Checkpointing::SaveEverything)?;
+    let gradients = pass.tape.backward(OutputGradients::from(&x).with_input_gradient())?;
+    let to_vec = |values: &mut dyn Iterator<Item = &f32>| values.copied().collect::<Vec<_>>();
+    let mut arrays =
+        vec![("y".to_owned(), to_vec(&mut pass.y.iter())), ("c".to_owned(), to_vec(&mut pass.state.c.iter()))];
+    arrays.extend(gradients.x.iter().map(|x| ("dx".to_owned(), to_vec(&mut x.iter()))));
     let layers = gradients.weights.layers().iter().flat_map(|layer| layer.iter());
-    all.extend(layers.map(|(param, values)| (format!("d{param:?}"), collect(&mut values.iter()))));
-    Ok(all)
+    arrays.extend(layers.map(|(param, values)| (format!("d{param:?}"), to_vec(&mut values.iter()))));
+    Ok(arrays)
 }
 
-/// Compares the results of both passes with those of the CPU. Returns `identical` or the differences; in TF32 mode, the
-/// relative differences.
-fn check(cuda: &Cuda, shape: [usize; 3], want: &Values, tf32: bool) -> Result<String> {
-    let got = values(cuda, shape)?;
-    let answer = got.iter().zip(want).filter_map(|((name, got), (_, want))| {
+/// Compares the results `want` of the CPU with those of the GPU. Returns `identical` or a text that lists the differences;
+/// in TF32 mode, the relative differences.
+fn compare_with_cpu(cuda: &Cuda, shape: [usize; 3], want: &NamedArrays, is_tf32: bool) -> Result<String> {
+    let got = compute_values(cuda, shape)?;
+    let differences = got.iter().zip(want).filter_map(|((name, got), (_, want))| {
         let max_abs = |values: &mut dyn Iterator<Item = f32>| {
             values.map(f32::abs).fold(0.0f32, |max, v| if v > max || v.is_nan() { v } else { max })
         };
-        let relative = max_abs(&mut got.iter().zip(want).map(|(a, b)| a - b)) / max_abs(&mut want.iter().copied());
-        if tf32 {
-            return Some(format!("{name} {relative:.1e}"));
+        let relative_difference = max_abs(&mut got.iter().zip(want).map(|(a, b)| a - b)) / max_abs(&mut want.iter().copied());
+        if is_tf32 {
+            return Some(format!("{name} {relative_difference:.1e}"));
         }
-        let mut differ = got.iter().zip(want).enumerate().filter(|(_, (a, b))| a.to_bits() != b.to_bits());
-        let (index, (a, b)) = differ.next()?;
-        let first = format!(
+        let mut different_values = got.iter().zip(want).enumerate().filter(|(_, (a, b))| a.to_bits() != b.to_bits());
+        let (index, (a, b)) = different_values.next()?;
+        let first_difference = format!(
             "the first at index {index}: got {a:e} ({:08x}), expected {b:e} ({:08x})",
             a.to_bits(),
             b.to_bits()
         );
         Some(format!(
-            "{name}: {} of {} values differ, by at most {relative:.1e} of the largest value, {first}",
-            differ.count() + 1,
+            "{name}: {} of {} values differ, by at most {relative_difference:.1e} of the largest value, {first_difference}",
+            different_values.count() + 1,
             want.len()
         ))
     });
-    let answer = answer.collect::<Vec<_>>().join("; ");
-    Ok(match answer.as_str() {
+    let differences = differences.collect::<Vec<_>>().join("; ");
+    Ok(match differences.as_str() {
         "" => "identical".to_owned(),
-        _ if tf32 => format!("not exact; largest differences relative to the largest value: {answer}"),
-        _ => answer,
+        _ if is_tf32 => format!("not exact; largest differences relative to the largest value: {differences}"),
+        _ => differences,
     })
 }
 
-/// The median time of one pass in microseconds, with all data on the device, until all work has finished.
-fn microseconds(cuda: &Cuda, [hidden, batch, steps]: [usize; 3], train: bool, repeats: usize) -> Result<f64> {
+/// Runs a forward pass `repeats` times, followed by a backward pass if `with_backward`. Returns the median time in
+/// microseconds. All data is on the device, and each time ends when the device has finished.
+fn median_microseconds(
+    cuda: &Cuda,
+    [hidden, batch, steps]: [usize; 3],
+    with_backward: bool,
+    repeats: usize,
+) -> Result<f64> {
     let layer = cuda.load(&weights(hidden)?.layers()[0])?;
     let mut plan = cuda.plan(&layer, batch, steps)?;
-    let upload = |rows: usize| {
-        let data: Vec<f32> = (0..rows * hidden).map(value).collect();
+    let upload_pseudorandom = |rows: usize| {
+        let data: Vec<f32> = (0..rows * hidden).map(pseudorandom_value).collect();
         cuda.upload(MatrixShape::new(rows, hidden), &data)
     };
-    let (x, zeros) =
-        (upload(steps * batch)?, cuda.upload(MatrixShape::new(batch, hidden), &vec![0.0; batch * hidden])?);
+    let (x, zeros) = (
+        upload_pseudorandom(steps * batch)?,
+        cuda.upload(MatrixShape::new(batch, hidden), &vec![0.0; batch * hidden])?,
+    );
     let state = State { h: zeros.clone(), c: zeros };
-    let mut once = || {
+    let mut run_pass = || {
         let sequence = Sequence { x: &x, state: &state, steps, batch, lengths: None };
-        if train {
+        if with_backward {
             let (output, trace) = cuda.forward_train(&layer, &mut plan, sequence)?;
-            let output_gradients = LayerOutputGradients { y: &output.y, state: &state, accumulate: None, need_x: true };
+            let output_gradients =
+                LayerOutputGradients { y: &output.y, state: &state, accumulate: None, needs_input_gradient: true };
             cuda.backward(&layer, &mut plan, &trace, output_gradients)?;
         } else {
             cuda.forward(&layer, &mut plan, sequence)?;
@@ -238,12 +256,12 @@ fn microseconds(cuda: &Cuda, [hidden, batch, steps]: [usize; 3], train: bool, re
         cuda.synchronize()
     };
     for _ in 0..3 {
-        once()?;
+        run_pass()?;
     }
     let mut times = Vec::new();
     for _ in 0..repeats {
         let start = Instant::now();
-        once()?;
+        run_pass()?;
         times.push(start.elapsed().as_secs_f64() * 1e6);
     }
     times.sort_by(f64::total_cmp);

@@ -7,9 +7,10 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let usage = "expected arguments BACKEND THREADS";
     let (name, threads) = (args.next().context(usage)?, args.next().context(usage)?.parse().context(usage)?);
-    let opened = backends::open(&name, threads);
-    let description = opened.as_ref().map(|device| device.description()).map_err(|error| anyhow::anyhow!("{error:#}"));
+    let opened_device = backends::open(&name, threads);
+    let description =
+        opened_device.as_ref().map(|device| device.description()).map_err(|error| anyhow::anyhow!("{error:#}"));
     worker::serve(description, |case, _| {
-        opened.as_ref().expect("requests are served only if the device was opened").prepare(case)
+        opened_device.as_ref().expect("requests are served only if the device was opened").prepare(case)
     })
 }

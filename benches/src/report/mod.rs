@@ -7,7 +7,7 @@ pub mod readme;
 pub mod table;
 
 use crate::{
-    case::{Case, Kind},
+    case::{Case, CaseKind},
     results::{Results, Spread, Times},
 };
 use lstm_core::CellKind;
@@ -21,16 +21,16 @@ pub fn format_time(seconds: f64) -> String {
         s if s < 1.0 => (s * 1e3, "ms"),
         s => (s, "s"),
     };
-    format!("{} {unit}", digits(value))
+    format!("{} {unit}", format_number(value))
 }
 
 /// Formats a number of threads, such as `2 threads`.
-pub fn thread_count(threads: usize) -> String {
+pub fn format_thread_count(threads: usize) -> String {
     if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") }
 }
 
 /// Formats a number with three significant digits.
-fn digits(value: f64) -> String {
+fn format_number(value: f64) -> String {
     match value.abs() {
         v if v >= 99.95 => format!("{value:.0}"),
         v if v >= 9.995 => format!("{value:.1}"),
@@ -40,15 +40,15 @@ fn digits(value: f64) -> String {
 
 /// Formats the median of ratios, and their range.
 fn format_ratio(spread: Spread) -> String {
-    format!("{} ({} to {})", digits(spread.median), digits(spread.min), digits(spread.max))
+    format!("{} ({} to {})", format_number(spread.median), format_number(spread.min), format_number(spread.max))
 }
 
 /// Title of the report, and facts about the run.
-pub fn heading(results: &Results) -> (String, Vec<String>) {
+pub fn report_heading(results: &Results) -> (String, Vec<String>) {
     let m = &results.machine;
     let caches: Vec<String> =
         m.caches.iter().enumerate().map(|(k, size)| format!("L{} {} KiB", k + 1, size / 1024)).collect();
-    let load = m.load.map_or("unknown".to_owned(), |load| format!("{load:.2}"));
+    let load_average = m.load.map_or("unknown".to_owned(), |load_average| format!("{load_average:.2}"));
     let title = format!("LSTM times on {}, {} cores", m.cpu, m.cores);
     let facts = vec![
         format!(
@@ -61,7 +61,7 @@ pub fn heading(results: &Results) -> (String, Vec<String>) {
             m.date
         ),
         format!(
-            "{} rounds of {} for each backend and library, one after another. Load average of the minute before: {load}.",
+            "{} rounds of {} for each backend and library, one after another. Load average of the minute before: {load_average}.",
             results.rounds,
             format_time(results.seconds)
         ),
@@ -77,28 +77,32 @@ pub fn sections(results: &Results) -> Vec<(&'static str, &'static str, Table)> {
             "Time: the median over rounds of the median run of each round. Roofline: the least time that the machine (below) needs \
              for the case's flops and bytes; weights count as read once for the input product and once per step. GFLOP/s and \
              GB/s count the matrix products and the weights only.",
-            this_library(results),
+            this_library_table(results),
         ),
         (
             "Other libraries",
             "Time of another library divided by the time of this library in the same round: the median, and the smallest and \
              largest in parentheses. Above 1, this library is faster. All outputs agree; \"-\" means not timed.",
-            other_libraries(results),
+            other_libraries_table(results),
         ),
-        ("Cells", "Time of the fused cell divided by the time of another cell in the same case.", cells(results)),
+        (
+            "Cells",
+            "Time of the fused cell divided by the time of another cell in the same case.",
+            cell_ratios_table(results),
+        ),
         (
             "Machine limits",
             "Measured before and after the cases with the same number of threads: throughput of fused multiply-adds (FMA) on \
              registers, latency of dependent ones, and bandwidth of reads from working sets of half of each cache's size and, \
              for memory, of the largest size.",
-            machine_limits(results),
+            machine_limits_table(results),
         ),
-        ("Not run", "Backends, libraries and cases that were not timed, and why.", not_run(results)),
+        ("Not run", "Backends, libraries and cases that were not timed, and why.", not_run_table(results)),
     ]
 }
 
 /// Table of the times of this repository's backends.
-fn this_library(results: &Results) -> Table {
+fn this_library_table(results: &Results) -> Table {
     let mut table = Table::new([
         "case",
         "threads",
@@ -121,19 +125,19 @@ fn this_library(results: &Results) -> Table {
             times.subject.clone(),
             format_time(seconds),
             format_time(times.min_s),
-            si_prefix(case.total_steps() as f64 / seconds),
+            format_with_si_prefix(case.total_steps() as f64 / seconds),
         ];
         row.extend(match results.roofline(&times.case, times.threads) {
-            Some(r) => [digits(r.flops / seconds * 1e-9), digits(r.bytes / seconds * 1e-9)],
+            Some(r) => [format_number(r.flops / seconds * 1e-9), format_number(r.bytes / seconds * 1e-9)],
             None => ["-".to_owned(), "-".to_owned()],
         });
         row.extend(match (results.roofline(&times.case, times.threads), results.roofline_fraction(times)) {
             (Some(r), Some(fraction)) => {
-                [format_time(r.seconds), percent(fraction), results.describe_bound(r, times.threads)]
+                [format_time(r.seconds), format_percent(fraction), results.describe_bound(r, times.threads)]
             }
             _ => ["-".to_owned(), "-".to_owned(), "not measured on this device".to_owned()],
         });
-        table.row(row);
+        table.add_row(row);
     }
     table
 }
@@ -144,33 +148,33 @@ fn is_backend(results: &Results, times: &Times) -> bool {
 }
 
 /// Formats a fraction in percent.
-fn percent(fraction: f64) -> String {
+fn format_percent(fraction: f64) -> String {
     format!("{:.0} %", fraction * 100.0)
 }
 
 /// Formats a number with the prefix k or M.
-fn si_prefix(value: f64) -> String {
+fn format_with_si_prefix(value: f64) -> String {
     match value {
-        v if v >= 1e6 => format!("{} M", digits(v * 1e-6)),
-        v if v >= 1e3 => format!("{} k", digits(v * 1e-3)),
-        v => digits(v),
+        v if v >= 1e6 => format!("{} M", format_number(v * 1e-6)),
+        v if v >= 1e3 => format!("{} k", format_number(v * 1e-3)),
+        v => format_number(v),
     }
 }
 
 /// Table of other subjects' times relative to the base subject.
-fn other_libraries(results: &Results) -> Table {
-    let Some(base) = results.base() else { return Table::new(["case", "threads"]) };
-    let others: Vec<_> = results.subjects.iter().filter(|s| s.name != base.name).collect();
+fn other_libraries_table(results: &Results) -> Table {
+    let Some(base) = results.base_subject() else { return Table::new(["case", "threads"]) };
+    let other_subjects: Vec<_> = results.subjects.iter().filter(|s| s.name != base.name).collect();
     let mut columns = vec!["case".to_owned(), "threads".to_owned(), base.name.clone()];
-    columns.extend(others.iter().map(|s| if s.ours { s.name.clone() } else { s.description.clone() }));
+    columns.extend(other_subjects.iter().map(|s| if s.ours { s.name.clone() } else { s.description.clone() }));
     let mut table = Table::new(columns);
     for (case, threads, base_times) in times_of(results, &base.name) {
         let mut row = vec![case.to_owned(), threads.to_string(), format_time(base_times.median_s())];
-        row.extend(others.iter().map(|other| {
+        row.extend(other_subjects.iter().map(|other| {
             let ratio = results.times(case, &other.name, threads).and_then(|times| times.ratio_to(base_times));
             ratio.map_or("-".to_owned(), format_ratio)
         }));
-        table.row(row);
+        table.add_row(row);
     }
     table
 }
@@ -188,26 +192,27 @@ fn times_of<'a>(results: &'a Results, subject: &'a str) -> impl Iterator<Item = 
 pub(crate) fn cell_ratios(results: &Results, subject: &str, threads: usize) -> Vec<(String, Spread)> {
     let mut ratios = Vec::new();
     for case in results.cases.iter().filter(|case| case.cell != CellKind::Fused) {
-        let fused = results.cases.iter().find(|other| {
-            let mut renamed = (*other).clone();
-            (renamed.name, renamed.cell) = (case.name.clone(), case.cell);
-            other.cell == CellKind::Fused && renamed == *case
+        let fused_case = results.cases.iter().find(|other| {
+            let mut candidate = (*other).clone();
+            (candidate.name, candidate.cell) = (case.name.clone(), case.cell);
+            other.cell == CellKind::Fused && candidate == *case
         });
         let times = |name: &str| results.times(name, subject, threads);
-        if let Some((this_cell, fused)) = times(&case.name).zip(fused.and_then(|fused| times(&fused.name))) {
-            ratios.extend(fused.ratio_to(this_cell).map(|spread| (case.name.clone(), spread)));
+        if let Some((case_times, fused_times)) = times(&case.name).zip(fused_case.and_then(|fused| times(&fused.name)))
+        {
+            ratios.extend(fused_times.ratio_to(case_times).map(|spread| (case.name.clone(), spread)));
         }
     }
     ratios
 }
 
 /// Table of the fused cell's time relative to other cells.
-fn cells(results: &Results) -> Table {
+fn cell_ratios_table(results: &Results) -> Table {
     let mut table = Table::new(["case", "threads", "backend", "fused / this cell"]);
     for subject in results.subjects.iter().filter(|s| s.ours) {
         for threads in results.threads() {
             for (case, spread) in cell_ratios(results, &subject.name, threads) {
-                table.row([case, threads.to_string(), subject.name.clone(), format_ratio(spread)]);
+                table.add_row([case, threads.to_string(), subject.name.clone(), format_ratio(spread)]);
             }
         }
     }
@@ -215,7 +220,7 @@ fn cells(results: &Results) -> Table {
 }
 
 /// Table of the limits of the machine.
-fn machine_limits(results: &Results) -> Table {
+fn machine_limits_table(results: &Results) -> Table {
     let caches = &results.machine.caches;
     let mut columns: Vec<String> = ["threads", "instructions", "GFLOP/s", "FMA latency"].map(str::to_owned).to_vec();
     columns.extend((0..caches.len()).map(|k| format!("L{}, GB/s", k + 1)));
@@ -225,20 +230,22 @@ fn machine_limits(results: &Results) -> Table {
         let mut row = vec![
             limits.threads.to_string(),
             limits.isa.clone(),
-            digits(limits.flops_per_s * 1e-9),
+            format_number(limits.flops_per_s * 1e-9),
             format_time(limits.latency_s),
         ];
         row.extend(
-            caches.iter().map(|&size| digits(limits.bandwidth(size as f64 / 2.0 * limits.threads as f64) * 1e-9)),
+            caches
+                .iter()
+                .map(|&size| format_number(limits.bandwidth(size as f64 / 2.0 * limits.threads as f64) * 1e-9)),
         );
-        row.push(limits.bandwidths.last().map_or("-".to_owned(), |last| digits(last.bytes_per_s * 1e-9)));
-        table.row(row);
+        row.push(limits.bandwidths.last().map_or("-".to_owned(), |last| format_number(last.bytes_per_s * 1e-9)));
+        table.add_row(row);
     }
     table
 }
 
 /// Table of what was not timed, with one row for each subject and reason.
-fn not_run(results: &Results) -> Table {
+fn not_run_table(results: &Results) -> Table {
     let mut table = Table::new(["backend or library", "threads", "cases", "reason"]);
     let mut reasons: Vec<(&str, &str)> = Vec::new();
     for n in &results.not_run {
@@ -247,29 +254,30 @@ fn not_run(results: &Results) -> Table {
         }
     }
     for (subject, why) in reasons {
-        let same_reason = || results.not_run.iter().filter(|n| (n.subject.as_str(), n.why.as_str()) == (subject, why));
-        let join_distinct = |all: &mut dyn Iterator<Item = String>| {
-            let mut distinct: Vec<String> = Vec::new();
-            all.for_each(|value| {
-                if !distinct.contains(&value) {
-                    distinct.push(value)
+        let entries_with_reason =
+            || results.not_run.iter().filter(|n| (n.subject.as_str(), n.why.as_str()) == (subject, why));
+        let join_distinct = |values: &mut dyn Iterator<Item = String>| {
+            let mut distinct_values: Vec<String> = Vec::new();
+            values.for_each(|value| {
+                if !distinct_values.contains(&value) {
+                    distinct_values.push(value)
                 }
             });
-            distinct.join(", ")
+            distinct_values.join(", ")
         };
-        let threads = join_distinct(&mut same_reason().map(|n| n.threads.to_string()));
-        let cases = join_distinct(&mut same_reason().map(|n| n.case.clone().unwrap_or("all".to_owned())));
-        table.row([subject.to_owned(), threads, cases, why.to_owned()]);
+        let threads = join_distinct(&mut entries_with_reason().map(|n| n.threads.to_string()));
+        let cases = join_distinct(&mut entries_with_reason().map(|n| n.case.clone().unwrap_or("all".to_owned())));
+        table.add_row([subject.to_owned(), threads, cases, why.to_owned()]);
     }
     table
 }
 
 /// Formats the report as Markdown.
 pub fn markdown(results: &Results) -> String {
-    let (title, facts) = heading(results);
+    let (title, facts) = report_heading(results);
     let mut text = format!("# {title}\n\n{}\n", facts.join("\n"));
     for (section_title, explanation, table) in sections(results).into_iter().filter(|(.., table)| !table.is_empty()) {
-        text.push_str(&format!("\n## {section_title}\n\n{explanation}\n\n{}", table.markdown()));
+        text.push_str(&format!("\n## {section_title}\n\n{explanation}\n\n{}", table.to_markdown()));
     }
     text
 }
@@ -282,15 +290,15 @@ pub(crate) fn main_cases(results: &Results) -> Vec<&Case> {
 /// Short description of a case.
 pub(crate) fn describe_case(case: &Case) -> String {
     let kind = match case.kind {
-        Kind::Step => "one step of a stream",
-        Kind::Forward => "forward",
-        Kind::Train => "forward and backward",
+        CaseKind::Step => "one step of a stream",
+        CaseKind::Forward => "forward",
+        CaseKind::Train => "forward and backward",
     };
     let layers = match (case.layers, case.bidir) {
         (1, false) => String::new(),
         (n, false) => format!(", {n} layers"),
         (n, true) => format!(", {n} layers, both directions"),
     };
-    let steps = if case.kind == Kind::Step { String::new() } else { format!(", {} steps", case.seq) };
+    let steps = if case.kind == CaseKind::Step { String::new() } else { format!(", {} steps", case.seq) };
     format!("{kind}, {} to {}, batch {}{steps}{layers}", case.input, case.hidden, case.batch)
 }

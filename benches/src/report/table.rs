@@ -14,7 +14,7 @@ impl Table {
     }
 
     /// Adds a row, which must have as many cells as the header.
-    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub fn add_row(&mut self, cells: impl IntoIterator<Item = String>) {
         let row: Vec<String> = cells.into_iter().collect();
         debug_assert_eq!(row.len(), self.header.len());
         self.rows.push(row);
@@ -26,7 +26,7 @@ impl Table {
     }
 
     /// Formats the table as Markdown.
-    pub fn markdown(&self) -> String {
+    pub fn to_markdown(&self) -> String {
         let line = |cells: &[String]| {
             let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")).collect();
             format!("| {} |\n", cells.join(" | "))
@@ -36,9 +36,9 @@ impl Table {
     }
 
     /// Formats the table as HTML.
-    pub fn html(&self) -> String {
+    pub fn to_html(&self) -> String {
         let line = |tag: &str, cells: &[String]| {
-            let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
+            let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape_html(cell))).collect();
             format!("<tr>{cells}</tr>\n")
         };
         let rows: String = self.rows.iter().map(|row| line("td", row)).collect();
@@ -50,7 +50,7 @@ impl Table {
 }
 
 /// Escapes text for HTML.
-pub fn escape(text: &str) -> String {
+pub fn escape_html(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -62,8 +62,8 @@ mod tests {
     fn special_characters_are_escaped() {
         let mut table = Table::new(["a", "b"]);
         assert!(table.is_empty());
-        table.row(["x|y".to_owned(), "<1 & 2>".to_owned()]);
-        assert_eq!(table.markdown(), "| a | b |\n|---|---|\n| x\\|y | <1 & 2> |\n");
-        assert!(table.html().contains("<td>&lt;1 &amp; 2&gt;</td>"));
+        table.add_row(["x|y".to_owned(), "<1 & 2>".to_owned()]);
+        assert_eq!(table.to_markdown(), "| a | b |\n|---|---|\n| x\\|y | <1 & 2> |\n");
+        assert!(table.to_html().contains("<td>&lt;1 &amp; 2&gt;</td>"));
     }
 }

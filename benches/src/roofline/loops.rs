@@ -6,23 +6,23 @@
 pub(super) struct Loops {
     /// Name of the instruction set.
     pub(super) name: &'static str,
-    /// Runs independent multiply-adds on registers and returns their number of flops.
-    pub(super) throughput: fn() -> f64,
-    /// Runs a chain of multiply-adds, each dependent on the one before, and returns their number.
-    pub(super) latency: fn() -> f64,
+    /// Runs independent multiply-adds on registers and returns the number of floating-point operations.
+    pub(super) run_throughput_loop: fn() -> f64,
+    /// Runs a chain of multiply-adds, each of which depends on the result of the previous one, and returns their number.
+    pub(super) run_latency_loop: fn() -> f64,
     /// Creates a loop over a buffer of the given size in bytes, read alternately forward and backward, with one load per
     /// multiply-add. Returns `None` if memory allocation fails.
-    pub(super) reader: fn(usize) -> Option<Reader>,
+    pub(super) make_reader: fn(usize) -> Option<ReadLoop>,
 }
 
 /// A loop that reads a buffer and returns the number of bytes read.
-pub(super) type Reader = Box<dyn FnMut() -> f64>;
+pub(super) type ReadLoop = Box<dyn FnMut() -> f64>;
 
-/// Iterations per call of a loop on registers, which takes some microseconds.
+/// Number of iterations in each call of a loop on registers. A call takes some microseconds.
 const ITERATIONS: usize = 1000;
 
 /// Least number of bytes that one call of a reader reads, so that the cost of reading the clock is negligible.
-const MIN_READ: usize = 1 << 20;
+const MIN_READ_BYTES: usize = 1 << 20;
 
 macro_rules! loops {
     ($module:ident, $name:literal, $vector:ty, $lanes:literal, $registers:literal, $splat:path, $fma:path $(, $feature:literal)?) => {
@@ -35,85 +35,85 @@ macro_rules! loops {
             #[cfg(target_arch = "x86_64")]
             use std::arch::x86_64::*;
 
-            use super::{Loops, MIN_READ, ITERATIONS, Reader};
+            use super::{Loops, MIN_READ_BYTES, ITERATIONS, ReadLoop};
 
             type V = $vector;
             const N: usize = $registers;
 
             $(#[target_feature(enable = $feature)])?
-            fn registers(chain: bool) {
+            fn run_on_registers(dependent: bool) {
                 // The values converge to 1, so nothing overflows or becomes subnormal.
                 let (a, b) = ($splat(black_box(0.5)), $splat(black_box(0.5)));
-                let mut sums: [V; N] = [a; N];
+                let mut accumulators: [V; N] = [a; N];
                 for _ in 0..ITERATIONS {
-                    if chain {
+                    if dependent {
                         for _ in 0..N {
-                            sums[0] = $fma(sums[0], a, b);
+                            accumulators[0] = $fma(accumulators[0], a, b);
                         }
                     } else {
-                        for sum in &mut sums {
+                        for sum in &mut accumulators {
                             *sum = $fma(*sum, a, b);
                         }
                     }
                 }
-                black_box(sums);
+                black_box(accumulators);
             }
 
             $(#[target_feature(enable = $feature)])?
-            fn read(data: &[V], passes: usize) {
+            fn read_buffer(data: &[V], passes: usize) {
                 let a = $splat(black_box(0.5));
-                let mut sums: [V; N] = [a; N];
-                let (whole, rest) = data.as_chunks::<N>();
+                let mut accumulators: [V; N] = [a; N];
+                let (chunks, remainder) = data.as_chunks::<N>();
                 for pass in 0..passes {
-                    let mut add = |chunk: &[V; N]| {
+                    let mut add_chunk = |chunk: &[V; N]| {
                         for k in 0..N {
-                            sums[k] = $fma(chunk[k], a, sums[k]);
+                            accumulators[k] = $fma(chunk[k], a, accumulators[k]);
                         }
                     };
-                    if pass % 2 == 0 { whole.iter().for_each(&mut add) } else { whole.iter().rev().for_each(&mut add) }
-                    for v in rest {
-                        sums[0] = $fma(*v, a, sums[0]);
+                    if pass % 2 == 0 { chunks.iter().for_each(&mut add_chunk) } else { chunks.iter().rev().for_each(&mut add_chunk) }
+                    for v in remainder {
+                        accumulators[0] = $fma(*v, a, accumulators[0]);
                     }
                 }
-                black_box(sums);
+                black_box(accumulators);
             }
 
             $(#[target_feature(enable = $feature)])?
-            fn fill(data: &mut Vec<V>, vectors: usize) {
-                data.resize(vectors, $splat(0.25));
+            fn fill(data: &mut Vec<V>, vector_count: usize) {
+                data.resize(vector_count, $splat(0.25));
             }
 
-            fn reader(bytes: usize) -> Option<Reader> {
-                let vectors = (bytes / size_of::<V>()).max(N);
+            fn make_reader(bytes: usize) -> Option<ReadLoop> {
+                let vector_count = (bytes / size_of::<V>()).max(N);
                 let mut data: Vec<V> = Vec::new();
-                data.try_reserve_exact(vectors).ok()?;
-                // SAFETY: `select` returns these loops only if the CPU supports the instruction set.
+                data.try_reserve_exact(vector_count).ok()?;
+                // SAFETY: `select_loops` returns these loops only if the CPU supports the instruction set.
                 #[allow(unused_unsafe, reason = "portable Rust needs no instruction set")]
-                unsafe { fill(&mut data, vectors) };
+                unsafe { fill(&mut data, vector_count) };
                 // An even number, so that each call starts at the end where the previous call stopped.
-                let passes = MIN_READ.div_ceil(bytes).next_multiple_of(2);
+                let passes = MIN_READ_BYTES.div_ceil(bytes).next_multiple_of(2);
                 Some(Box::new(move || {
-                    // SAFETY: `select` returns these loops only if the CPU supports the instruction set.
+                    // SAFETY: `select_loops` returns these loops only if the CPU supports the instruction set.
                     #[allow(unused_unsafe, reason = "portable Rust needs no instruction set")]
-                    unsafe { read(&data, passes) };
+                    unsafe { read_buffer(&data, passes) };
                     (passes * data.len() * size_of::<V>()) as f64
                 }))
             }
 
-            /// Runs multiply-adds of vectors in registers and returns the number of vector operations. If `chain`, each
-            /// operation depends on the one before.
-            fn run(chain: bool) -> f64 {
-                // SAFETY: `select` returns these loops only if the CPU supports the instruction set.
+            /// Runs multiply-adds of vectors in registers and returns the number of vector operations. If
+            /// `dependent`, each operation depends on the result of the previous one.
+            fn run(dependent: bool) -> f64 {
+                // SAFETY: `select_loops` returns these loops only if the CPU supports the instruction set.
                 #[allow(unused_unsafe, reason = "portable Rust needs no instruction set")]
-                unsafe { registers(chain) };
+                unsafe { run_on_registers(dependent) };
                 (ITERATIONS * N) as f64
             }
 
             pub(super) const LOOPS: Loops = Loops {
                 name: $name,
-                throughput: || run(false) * $lanes as f64 * 2.0,
-                latency: || run(true),
-                reader,
+                run_throughput_loop: || run(false) * $lanes as f64 * 2.0,
+                run_latency_loop: || run(true),
+                make_reader,
             };
         }
     };
@@ -142,7 +142,7 @@ fn vfmaq(
 }
 
 /// Loops for the widest vectors that this CPU supports.
-pub(super) fn select() -> Loops {
+pub(super) fn select_loops() -> Loops {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {

@@ -53,19 +53,20 @@ pub const MAX_WORKING_SET: usize = 1 << 29;
 ///
 /// # Errors
 /// If a loop on registers can't be created.
-pub fn measure(threads: usize, samples: usize, max_working_set: usize) -> Result<MachineLimits> {
-    let loops = loops::select();
+pub fn measure_limits(threads: usize, samples: usize, max_working_set: usize) -> Result<MachineLimits> {
+    let loops = loops::select_loops();
     let register_rate = |run: fn() -> f64| {
         let rate = total_rate(threads, samples, || Some(Box::new(run)))?;
         rate.context("loops on registers need no memory")
     };
-    let (flops_per_s, dependent_per_s) = (register_rate(loops.throughput)?, register_rate(loops.latency)?);
+    let (flops_per_s, dependent_per_s) =
+        (register_rate(loops.run_throughput_loop)?, register_rate(loops.run_latency_loop)?);
     let mut bandwidths = Vec::new();
     for size in std::iter::successors(Some(MIN_WORKING_SET), |size| size.checked_mul(2))
         .take_while(|&size| size <= max_working_set)
     {
         // Stop at the first size for which memory can't be allocated.
-        let Some(bytes_per_s) = total_rate(threads, samples, || (loops.reader)(size))? else { break };
+        let Some(bytes_per_s) = total_rate(threads, samples, || (loops.make_reader)(size))? else { break };
         bandwidths.push(Bandwidth { bytes: (size * threads) as f64, bytes_per_s });
     }
     Ok(MachineLimits {
@@ -77,46 +78,50 @@ pub fn measure(threads: usize, samples: usize, max_working_set: usize) -> Result
     })
 }
 
-/// Work per second of all threads together: the largest value of several samples. Each thread calls `make` to create
-/// its loop. Returns `None` if `make` returns `None` in any thread.
-fn total_rate(threads: usize, samples: usize, make: impl Fn() -> Option<loops::Reader> + Sync) -> Result<Option<f64>> {
-    const SAMPLE: Duration = Duration::from_millis(5);
-    let (barrier, failed) = (Barrier::new(threads), AtomicBool::new(false));
+/// Measures the work per second of all threads together: the largest value of several samples. Each thread calls
+/// `make_loop` to create its loop. Returns `None` if `make_loop` returns `None` in any thread.
+fn total_rate(
+    threads: usize,
+    samples: usize,
+    make_loop: impl Fn() -> Option<loops::ReadLoop> + Sync,
+) -> Result<Option<f64>> {
+    const SAMPLE_DURATION: Duration = Duration::from_millis(5);
+    let (barrier, any_failed) = (Barrier::new(threads), AtomicBool::new(false));
     let run_thread = || {
         // Created by the thread that uses it, so that its memory is local to the thread's NUMA node.
-        let created = make();
-        failed.fetch_or(created.is_none(), Ordering::Relaxed);
+        let new_loop = make_loop();
+        any_failed.fetch_or(new_loop.is_none(), Ordering::Relaxed);
         barrier.wait();
-        let mut work = created.filter(|_| !failed.load(Ordering::Relaxed))?;
-        work();
-        let sample = |_| {
+        let mut run_loop = new_loop.filter(|_| !any_failed.load(Ordering::Relaxed))?;
+        run_loop();
+        let run_sample = |_| {
             barrier.wait();
-            let (start, mut done) = (Instant::now(), 0.0);
-            while start.elapsed() < SAMPLE {
-                done += work();
+            let (start, mut work_done) = (Instant::now(), 0.0);
+            while start.elapsed() < SAMPLE_DURATION {
+                work_done += run_loop();
             }
-            (done, start, Instant::now())
+            (work_done, start, Instant::now())
         };
-        Some((0..samples).map(sample).collect::<Vec<_>>())
+        Some((0..samples).map(run_sample).collect::<Vec<_>>())
     };
-    let per_thread: Option<Vec<Vec<_>>> = std::thread::scope(|scope| {
+    let samples_per_thread: Option<Vec<Vec<_>>> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..threads).map(|_| scope.spawn(run_thread)).collect();
         handles.into_iter().map(|handle| handle.join().expect("loops do not panic")).collect()
     });
-    let Some(per_thread) = per_thread else { return Ok(None) };
+    let Some(samples_per_thread) = samples_per_thread else { return Ok(None) };
     // From the first start to the last end, so that threads that share a core do not count as two cores.
     let rates = (0..samples).filter_map(|k| {
-        let sample = per_thread.iter().map(|samples: &Vec<(f64, Instant, Instant)>| samples[k]);
-        let done: f64 = sample.clone().map(|(done, ..)| done).sum();
-        let (start, end) = (sample.clone().map(|t| t.1).min()?, sample.map(|t| t.2).max()?);
-        Some(done / (end - start).as_secs_f64())
+        let thread_samples = samples_per_thread.iter().map(|samples: &Vec<(f64, Instant, Instant)>| samples[k]);
+        let total_work: f64 = thread_samples.clone().map(|(work_done, ..)| work_done).sum();
+        let (start, end) = (thread_samples.clone().map(|t| t.1).min()?, thread_samples.map(|t| t.2).max()?);
+        Some(total_work / (end - start).as_secs_f64())
     });
     Ok(Some(rates.fold(0.0, f64::max)))
 }
 
 impl MachineLimits {
     /// Combines two measurements of the same machine: the better value of each limit.
-    pub fn best(mut self, other: &MachineLimits) -> MachineLimits {
+    pub fn merge_best(mut self, other: &MachineLimits) -> MachineLimits {
         self.flops_per_s = self.flops_per_s.max(other.flops_per_s);
         self.latency_s = self.latency_s.min(other.latency_s);
         for (mine, theirs) in self.bandwidths.iter_mut().zip(&other.bandwidths) {
@@ -129,15 +134,17 @@ impl MachineLimits {
     /// logarithmic scales. If a larger working set was measured with a higher bandwidth, that bandwidth is used for the
     /// smaller size too.
     pub fn bandwidth(&self, bytes: f64) -> f64 {
-        let at_least = |k: usize| self.bandwidths[k..].iter().map(|point| point.bytes_per_s).fold(0.0, f64::max);
-        let Some(last) = self.bandwidths.len().checked_sub(1) else { return f64::INFINITY };
-        let above = self.bandwidths.partition_point(|point| point.bytes <= bytes);
-        if above == 0 || above > last {
-            return at_least(above.min(last));
+        let max_bandwidth_from =
+            |k: usize| self.bandwidths[k..].iter().map(|point| point.bytes_per_s).fold(0.0, f64::max);
+        let Some(last_index) = self.bandwidths.len().checked_sub(1) else { return f64::INFINITY };
+        let upper_index = self.bandwidths.partition_point(|point| point.bytes <= bytes);
+        if upper_index == 0 || upper_index > last_index {
+            return max_bandwidth_from(upper_index.min(last_index));
         }
-        let (low, high) = (self.bandwidths[above - 1].bytes.ln(), self.bandwidths[above].bytes.ln());
-        let fraction = (bytes.ln() - low) / (high - low);
-        at_least(above - 1).powf(1.0 - fraction) * at_least(above).powf(fraction)
+        let (log_low, log_high) =
+            (self.bandwidths[upper_index - 1].bytes.ln(), self.bandwidths[upper_index].bytes.ln());
+        let fraction = (bytes.ln() - log_low) / (log_high - log_low);
+        max_bandwidth_from(upper_index - 1).powf(1.0 - fraction) * max_bandwidth_from(upper_index).powf(fraction)
     }
 }
 
@@ -166,14 +173,14 @@ mod tests {
     fn rate_is_none_if_a_loop_is_missing() {
         assert_eq!(total_rate(2, 1, || None).unwrap(), None);
         // The other thread must not wait at the barrier forever.
-        let first = AtomicBool::new(true);
-        let once = || first.swap(false, Ordering::Relaxed).then(|| Box::new(|| 1.0) as loops::Reader);
-        assert_eq!(total_rate(2, 1, once).unwrap(), None);
+        let is_first = AtomicBool::new(true);
+        let make_loop_once = || is_first.swap(false, Ordering::Relaxed).then(|| Box::new(|| 1.0) as loops::ReadLoop);
+        assert_eq!(total_rate(2, 1, make_loop_once).unwrap(), None);
     }
 
     #[test]
     fn measured_limits_are_plausible() {
-        let limits = measure(2, 1, 1 << 20).unwrap();
+        let limits = measure_limits(2, 1, 1 << 20).unwrap();
         assert!(limits.flops_per_s > 1e6 && limits.flops_per_s < 1e15, "{limits:?}");
         assert!(limits.latency_s > 1e-11 && limits.latency_s < 1e-5, "{limits:?}");
         assert_eq!(limits.bandwidths.len(), 7);

@@ -4,30 +4,31 @@
 //! level that they fit into, and its longest chain of dependent operations at the latency of a multiply-add. The roofline
 //! time of a case is the sum over its phases.
 
-use lstm_core::{CellKind, LayerSpec, arithmetic::BLOCK};
+use lstm_core::{CellKind, LayerSpec, arithmetic::DOT_BLOCK};
 use serde::{Deserialize, Serialize};
 
 use super::MachineLimits;
-use crate::case::{Case, Kind};
+use crate::case::{Case, CaseKind};
 
 /// Number of operations of a `sigmoid` as defined in `lstm_core::arithmetic`. An operation costs at most as much as a
 /// multiply-add and counts as two flops.
-const SIGMOID: f64 = 28.0;
+const SIGMOID_OPS: f64 = 28.0;
 
-/// Number of operations of a `tanh`, counted as for [`SIGMOID`].
-const TANH: f64 = 33.0;
+/// Number of operations of a `tanh`, counted as for [`SIGMOID_OPS`].
+const TANH_OPS: f64 = 33.0;
 
-/// Number of other operations of a hidden unit in a step, counted as for [`SIGMOID`]: additions, multiplications, snaps.
-const CELL: f64 = 17.0;
+/// Number of other operations of a hidden unit in a step, counted as for [`SIGMOID_OPS`]: additions, multiplications, snaps.
+const CELL_OPS: f64 = 17.0;
 
-/// Number of operations of a hidden unit in a backward step, counted as for [`SIGMOID`]: a tanh, and 33 for five gradients.
-const CELL_BACKWARD: f64 = TANH + 33.0;
+/// Number of operations of a hidden unit in a backward step, counted as for [`SIGMOID_OPS`]: a tanh, and 33 for five
+/// gradients.
+const CELL_BACKWARD_OPS: f64 = TANH_OPS + 33.0;
 
 /// Number of dependent operations of a step after the recurrent product: adding the input term, a sigmoid (19), two for the
 /// cell state, a tanh (19), and the product with the output gate.
-const CELL_CHAIN: f64 = 43.0;
+const CELL_CHAIN_OPS: f64 = 43.0;
 
-/// A phase of a case, such as the time loop.
+/// A phase of the computation of a case, such as the time loop.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Phase {
     /// Name of the phase.
@@ -45,7 +46,7 @@ pub struct Phase {
 /// The resource that bounds a phase.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub enum Bound {
+pub enum LimitingResource {
     /// Peak throughput of multiply-adds.
     Compute,
     /// Read bandwidth.
@@ -60,7 +61,7 @@ pub struct Roofline {
     /// Sum of the times of all phases in seconds.
     pub seconds: f64,
     /// The resource that bounds the phase with the longest time.
-    pub bound: Bound,
+    pub bound: LimitingResource,
     /// Bytes read in each repetition of the phase with the longest time.
     pub working_set: f64,
     /// Flops of the matrix products only, as usually reported.
@@ -68,35 +69,36 @@ pub struct Roofline {
     /// Total bytes of weights read.
     pub bytes: f64,
     /// All phases, with time in seconds and bound.
-    pub phases: Vec<(Phase, f64, Bound)>,
+    pub phases: Vec<(Phase, f64, LimitingResource)>,
 }
 
 impl Phase {
     /// Least time of all repetitions in seconds, and the resource that determines this time.
-    fn seconds(&self, limits: &MachineLimits) -> (f64, Bound) {
-        let compute = (self.flops / limits.flops_per_s, Bound::Compute);
-        let bandwidth = (self.bytes / limits.bandwidth(self.bytes), Bound::Bandwidth);
-        let latency = (self.chain * limits.latency_s, Bound::Latency);
-        let largest = [bandwidth, latency].into_iter().fold(compute, |a, b| if b.0 > a.0 { b } else { a });
-        (largest.0 * self.times, largest.1)
+    fn seconds(&self, limits: &MachineLimits) -> (f64, LimitingResource) {
+        let compute_time = (self.flops / limits.flops_per_s, LimitingResource::Compute);
+        let bandwidth_time = (self.bytes / limits.bandwidth(self.bytes), LimitingResource::Bandwidth);
+        let latency_time = (self.chain * limits.latency_s, LimitingResource::Latency);
+        let longest_time =
+            [bandwidth_time, latency_time].into_iter().fold(compute_time, |a, b| if b.0 > a.0 { b } else { a });
+        (longest_time.0 * self.times, longest_time.1)
     }
 }
 
-/// Phases of a case.
+/// Phases of the computation of a case, in order.
 pub fn phases(case: &Case) -> Vec<Phase> {
     let specs = case.config().layer_specs();
     let directions = case.config().num_directions();
-    let layer = |(k, spec): (usize, &LayerSpec)| {
+    let layer_phases = |(k, spec): (usize, &LayerSpec)| {
         // The gradient with respect to the input of the first layer is not computed.
         let input_gradient = k >= directions;
-        forward(case, spec)
-            .into_iter()
-            .chain((case.kind == Kind::Train).then(|| backward(case, spec, input_gradient)).into_iter().flatten())
+        forward_phases(case, spec).into_iter().chain(
+            (case.kind == CaseKind::Train).then(|| backward_phases(case, spec, input_gradient)).into_iter().flatten(),
+        )
     };
-    specs.iter().enumerate().flat_map(layer).collect()
+    specs.iter().enumerate().flat_map(layer_phases).collect()
 }
 
-const F32: f64 = size_of::<f32>() as f64;
+const F32_BYTES: f64 = size_of::<f32>() as f64;
 
 /// Steps, batch size, input size, hidden size and state size.
 fn sizes(case: &Case, spec: &LayerSpec) -> [f64; 5] {
@@ -104,18 +106,18 @@ fn sizes(case: &Case, spec: &LayerSpec) -> [f64; 5] {
 }
 
 /// Phases of the forward pass of a layer and direction.
-fn forward(case: &Case, spec: &LayerSpec) -> [Phase; 3] {
+fn forward_phases(case: &Case, spec: &LayerSpec) -> [Phase; 3] {
     let [steps, batch, input, hidden, state] = sizes(case, spec);
     // The candidate gate of the dense peephole cell has no recurrent weights.
-    let recurrent = if spec.cell == CellKind::PeepholeDense { 3.0 } else { 4.0 } * hidden * state;
-    let tanhs = if spec.cell == CellKind::PeepholeDense { 1.0 } else { 2.0 };
-    let activations = (5.0 - tanhs) * SIGMOID + tanhs * TANH + CELL;
-    let block = (state as usize).min(BLOCK);
+    let recurrent_weights = if spec.cell == CellKind::PeepholeDense { 3.0 } else { 4.0 } * hidden * state;
+    let tanh_count = if spec.cell == CellKind::PeepholeDense { 1.0 } else { 2.0 };
+    let activation_ops = (5.0 - tanh_count) * SIGMOID_OPS + tanh_count * TANH_OPS + CELL_OPS;
+    let block_length = (state as usize).min(DOT_BLOCK);
     let phase = |name: &str, times, flops, weights: f64, chain| Phase {
         name: name.to_owned(),
         times,
         flops,
-        bytes: weights * F32,
+        bytes: weights * F32_BYTES,
         chain,
     };
     [
@@ -123,46 +125,51 @@ fn forward(case: &Case, spec: &LayerSpec) -> [Phase; 3] {
         phase(
             "time loop",
             steps,
-            2.0 * recurrent * batch,
-            recurrent,
-            (block + (state as usize).div_ceil(BLOCK) - 1) as f64 + CELL_CHAIN,
+            2.0 * recurrent_weights * batch,
+            recurrent_weights,
+            (block_length + (state as usize).div_ceil(DOT_BLOCK) - 1) as f64 + CELL_CHAIN_OPS,
         ),
-        phase("activations", 1.0, 2.0 * activations * hidden * steps * batch, 0.0, 0.0),
+        phase("activations", 1.0, 2.0 * activation_ops * hidden * steps * batch, 0.0, 0.0),
     ]
 }
 
 /// Phases of the backward pass of a layer and direction.
-fn backward(case: &Case, spec: &LayerSpec, input_gradient: bool) -> [Phase; 3] {
+fn backward_phases(case: &Case, spec: &LayerSpec, input_gradient: bool) -> [Phase; 3] {
     let [steps, batch, input, hidden, state] = sizes(case, spec);
-    let recurrent = if spec.cell == CellKind::PeepholeDense { 3.0 } else { 4.0 } * hidden * state;
-    let inputs = 4.0 * hidden * input * if input_gradient { 2.0 } else { 1.0 };
+    let recurrent_weights = if spec.cell == CellKind::PeepholeDense { 3.0 } else { 4.0 } * hidden * state;
+    let input_products = 4.0 * hidden * input * if input_gradient { 2.0 } else { 1.0 };
     let phase = |name: &str, times, flops, weights: f64| Phase {
         name: name.to_owned(),
         times,
         flops,
-        bytes: weights * F32,
+        bytes: weights * F32_BYTES,
         chain: 0.0,
     };
     [
-        phase("time loop, backward", steps, 2.0 * recurrent * batch, recurrent),
-        phase("weights' gradients", 1.0, 2.0 * (recurrent + inputs) * steps * batch, recurrent + inputs),
-        phase("gates' gradients", 1.0, 2.0 * CELL_BACKWARD * hidden * steps * batch, 0.0),
+        phase("time loop, backward", steps, 2.0 * recurrent_weights * batch, recurrent_weights),
+        phase(
+            "weights' gradients",
+            1.0,
+            2.0 * (recurrent_weights + input_products) * steps * batch,
+            recurrent_weights + input_products,
+        ),
+        phase("gates' gradients", 1.0, 2.0 * CELL_BACKWARD_OPS * hidden * steps * batch, 0.0),
     ]
 }
 
 /// Least time of a case on a machine with these limits.
 pub fn roofline(case: &Case, limits: &MachineLimits) -> Roofline {
-    let timed = phases(case).into_iter().map(|phase| {
+    let timed_phases = phases(case).into_iter().map(|phase| {
         let (seconds, bound) = phase.seconds(limits);
         (phase, seconds, bound)
     });
-    let phases: Vec<_> = timed.collect();
-    let longest = phases.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("every case has phases");
-    let is_product = |(phase, _, _): &&(Phase, f64, Bound)| phase.bytes > 0.0;
+    let phases: Vec<_> = timed_phases.collect();
+    let longest_phase = phases.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("every case has phases");
+    let is_product = |(phase, _, _): &&(Phase, f64, LimitingResource)| phase.bytes > 0.0;
     Roofline {
         seconds: phases.iter().map(|(_, seconds, _)| seconds).sum(),
-        bound: longest.2,
-        working_set: longest.0.bytes,
+        bound: longest_phase.2,
+        working_set: longest_phase.0.bytes,
         flops: phases.iter().filter(is_product).map(|(phase, ..)| phase.times * phase.flops).sum(),
         bytes: phases.iter().map(|(phase, ..)| phase.times * phase.bytes).sum(),
         phases,
@@ -193,23 +200,23 @@ mod tests {
         let train = roofline(&find_case("train-h256"), &limits(1e9, 1e9, 1e-9));
         assert_eq!(train.flops, 8.0 * 256.0 * (3.0 * 384.0 - 128.0) * 1600.0);
         // Two layers with two directions. The input of the second layer is the outputs of both directions.
-        let bi2 = roofline(&find_case("bi2-h256"), &limits(1e9, 1e9, 1e-9));
-        assert_eq!(bi2.flops, 2.0 * 8.0 * 256.0 * ((128.0 + 256.0) + (512.0 + 256.0)) * 800.0);
+        let two_layers = roofline(&find_case("bi2-h256"), &limits(1e9, 1e9, 1e-9));
+        assert_eq!(two_layers.flops, 2.0 * 8.0 * 256.0 * ((128.0 + 256.0) + (512.0 + 256.0)) * 800.0);
     }
 
     #[test]
     fn the_slowest_resource_is_the_bound() {
         for (flops, rate, latency, want) in [
-            (1e6, 1e15, 1e-15, Bound::Compute),
-            (1e15, 1e6, 1e-15, Bound::Bandwidth),
-            (1e15, 1e15, 1e-3, Bound::Latency),
+            (1e6, 1e15, 1e-15, LimitingResource::Compute),
+            (1e15, 1e6, 1e-15, LimitingResource::Bandwidth),
+            (1e15, 1e15, 1e-3, LimitingResource::Latency),
         ] {
             assert_eq!(roofline(&find_case("single-h512"), &limits(flops, rate, latency)).bound, want);
         }
         // Calculated by hand for one flop and one byte per second and no latency.
         let step = roofline(&find_case("stream-h24"), &limits(1.0, 1.0, 0.0));
-        let [input, recurrent] = [4.0 * 24.0, 4.0 * 24.0 * 24.0];
-        let activations = 2.0 * 24.0 * (3.0 * SIGMOID + 2.0 * TANH + CELL);
-        assert_eq!(step.seconds, 4.0 * input + 4.0 * recurrent + activations);
+        let [input, recurrent_weights] = [4.0 * 24.0, 4.0 * 24.0 * 24.0];
+        let activation_ops = 2.0 * 24.0 * (3.0 * SIGMOID_OPS + 2.0 * TANH_OPS + CELL_OPS);
+        assert_eq!(step.seconds, 4.0 * input + 4.0 * recurrent_weights + activation_ops);
     }
 }

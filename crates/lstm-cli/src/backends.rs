@@ -13,13 +13,13 @@ use crate::error::{Error, Result};
 pub(crate) trait Device {
     /// Name of the backend.
     fn name(&self) -> &str;
-    /// Whether results are bit-exact on this device.
+    /// Arithmetic of the device: whether its results are bit-exact.
     fn arithmetic(&self) -> Arithmetic;
     /// Human-readable description of the device and its settings.
     fn description(&self) -> String;
-    /// Loads a model onto the device. With `reference`, it runs by the reference path on the backend's primitives instead
-    /// of the backend's fused kernels.
-    fn load(&self, weights: &Arc<Weights>, reference: bool) -> Result<Box<dyn Model>>;
+    /// Loads a model onto the device. With `use_reference_path`, it runs by the reference path on the backend's
+    /// primitives instead of the backend's fused kernels.
+    fn load(&self, weights: &Arc<Weights>, use_reference_path: bool) -> Result<Box<dyn Model>>;
 }
 
 /// A model loaded onto a device.
@@ -33,7 +33,7 @@ pub(crate) trait Model {
     /// Current state of the streams.
     fn state(&self) -> Result<HostState>;
     /// Runs whole sequences in one call and returns their outputs and final state.
-    fn run_whole(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)>;
+    fn run_whole_sequences(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)>;
 }
 
 impl<B: Backend + Debug + 'static> Device for B {
@@ -46,21 +46,21 @@ impl<B: Backend + Debug + 'static> Device for B {
     fn description(&self) -> String {
         format!("{self:?}")
     }
-    fn load(&self, weights: &Arc<Weights>, reference: bool) -> Result<Box<dyn Model>> {
-        Ok(match reference {
-            false => Box::new(LoadedModel { lstm: Lstm::new(self, weights.clone())?, stream: None }),
-            true => Box::new(LoadedModel { lstm: Lstm::new(&Reference(self.clone()), weights.clone())?, stream: None }),
+    fn load(&self, weights: &Arc<Weights>, use_reference_path: bool) -> Result<Box<dyn Model>> {
+        Ok(match use_reference_path {
+            false => Box::new(DeviceModel { lstm: Lstm::new(self, weights.clone())?, stream: None }),
+            true => Box::new(DeviceModel { lstm: Lstm::new(&Reference(self.clone()), weights.clone())?, stream: None }),
         })
     }
 }
 
 /// A model on backend `B`, with its streams if they were started.
-struct LoadedModel<B: Backend> {
+struct DeviceModel<B: Backend> {
     lstm: Lstm<B>,
     stream: Option<Stream<B>>,
 }
 
-impl<B: Backend> Model for LoadedModel<B> {
+impl<B: Backend> Model for DeviceModel<B> {
     fn paths(&self) -> Vec<ExecutionPath> {
         self.lstm.paths()
     }
@@ -78,22 +78,22 @@ impl<B: Backend> Model for LoadedModel<B> {
     fn state(&self) -> Result<HostState> {
         Ok(self.stream.as_ref().expect("streams were started").state()?)
     }
-    fn run_whole(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)> {
+    fn run_whole_sequences(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)> {
         Ok(self.lstm.forward(input)?)
     }
 }
 
 /// Command-line options for opening a backend.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct BackendOptions {
     /// Number of threads of the cpu backend; results do not depend on it [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
 }
 
-impl Options {
+impl BackendOptions {
     /// Fails if an option is set that does not apply to any of `backends`.
-    pub(crate) fn check(self, backends: &[BackendEntry]) -> Result<()> {
+    pub(crate) fn check_applicable(self, backends: &[BackendEntry]) -> Result<()> {
         let names: Vec<&str> = backends.iter().map(|entry| entry.name).collect();
         match self.threads {
             Some(_) if !names.contains(&"cpu") => {
@@ -131,15 +131,15 @@ macro_rules! backends {
 
         /// Opens the device of a backend. Fails with [`Error::Backend`] if the backend is not available.
         #[allow(unused_variables, reason = "a build may contain no backend")]
-        pub(crate) fn open(entry: BackendEntry, options: Options) -> Result<Box<dyn Device>> {
-            let fail = |why: String| Error::Backend { name: entry.name.to_owned(), why };
+        pub(crate) fn open_device(entry: BackendEntry, options: BackendOptions) -> Result<Box<dyn Device>> {
+            let backend_error = |why: String| Error::Backend { name: entry.name.to_owned(), why };
             match entry.name {
                 $(#[cfg(feature = $feature)]
                 $name => {
-                    let open: fn(Options) -> lstm_core::Result<_> = $open;
-                    Ok(Box::new(open(options).map_err(|e| fail(e.to_string()))?))
+                    let open: fn(BackendOptions) -> lstm_core::Result<_> = $open;
+                    Ok(Box::new(open(options).map_err(|e| backend_error(e.to_string()))?))
                 })*
-                _ => Err(fail(format!("not in this build; build with `--features {}`", entry.feature))),
+                _ => Err(backend_error(format!("not in this build; build with `--features {}`", entry.feature))),
             }
         }
     };
@@ -162,18 +162,18 @@ backends! {
 }
 
 /// The compiled backends that run if the user names no backend.
-pub(crate) fn defaults() -> impl Iterator<Item = BackendEntry> {
+pub(crate) fn default_backends() -> impl Iterator<Item = BackendEntry> {
     BACKENDS.iter().copied().filter(|entry| entry.compiled && entry.is_default())
 }
 
 /// Parses a backend's name from the command line.
-pub(crate) fn parse(name: &str) -> Result<BackendEntry, String> {
+pub(crate) fn parse_backend(name: &str) -> Result<BackendEntry, String> {
     let names = || BACKENDS.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ");
     BACKENDS.iter().copied().find(|entry| entry.name == name).ok_or_else(|| format!("expected one of {}", names()))
 }
 
 /// Length of the longest backend name, for aligning tables.
-pub(crate) fn name_width() -> usize {
+pub(crate) fn max_name_len() -> usize {
     BACKENDS.iter().map(|entry| entry.name.len()).max().unwrap_or(0)
 }
 
@@ -188,7 +188,7 @@ pub(crate) fn describe_arithmetic(arithmetic: &Arithmetic) -> String {
 
 /// Lists execution paths, separated by commas. Consecutive equal paths are listed once.
 pub(crate) fn describe_paths(paths: &[ExecutionPath]) -> String {
-    let mut all: Vec<String> = paths.iter().map(ToString::to_string).collect();
-    all.dedup();
-    all.join(", ")
+    let mut path_names: Vec<String> = paths.iter().map(ToString::to_string).collect();
+    path_names.dedup();
+    path_names.join(", ")
 }

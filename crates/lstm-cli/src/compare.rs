@@ -8,9 +8,9 @@ use serde::Serialize;
 use crate::{
     backends::{self, BackendEntry, Device, Model, describe_arithmetic, describe_paths},
     error::{Error, Result},
-    feed, model,
-    report::{Output, path_text},
-    run,
+    model,
+    report::{OutputSettings, path_text},
+    run, sequences,
 };
 
 /// Run a model on every backend and compare outputs and final states bit by bit
@@ -24,10 +24,10 @@ pub(crate) struct Args {
     model: model::ModelArgs,
 
     #[command(flatten)]
-    feed: feed::FeedArgs,
+    sequences: sequences::SequenceArgs,
 
     /// Backends to compare; each must be available [default: all available ones except cuda-tf32, which is inexact]
-    #[arg(long, short, value_name = "NAME,...", value_delimiter = ',', value_parser = backends::parse)]
+    #[arg(long, short, value_name = "NAME,...", value_delimiter = ',', value_parser = backends::parse_backend)]
     backend: Option<Vec<BackendEntry>>,
 
     /// Run the reference path on every backend, not only on the first
@@ -36,16 +36,16 @@ pub(crate) struct Args {
 
     /// Largest allowed absolute difference between a value of an inexact backend and the first run's; exact backends must
     /// always be bit-identical
-    #[arg(long, value_name = "DIFFERENCE", value_parser = tolerance)]
+    #[arg(long, value_name = "DIFFERENCE", value_parser = parse_tolerance)]
     tolerance: Option<f64>,
 
     #[command(flatten)]
-    options: backends::Options,
+    options: backends::BackendOptions,
 }
 
-fn tolerance(text: &str) -> Result<f64, String> {
-    let found = text.parse().ok().filter(|&v: &f64| v.is_finite() && v >= 0.0);
-    found.ok_or_else(|| "expected a finite number of at least 0, such as 1e-3".into())
+fn parse_tolerance(text: &str) -> Result<f64, String> {
+    let tolerance = text.parse().ok().filter(|&v: &f64| v.is_finite() && v >= 0.0);
+    tolerance.ok_or_else(|| "expected a finite number of at least 0, such as 1e-3".into())
 }
 
 #[derive(Serialize)]
@@ -58,7 +58,7 @@ struct Report {
     exact_runs_identical: Option<bool>,
     tolerance: Option<f64>,
     runs: Vec<Run>,
-    not_run: Vec<NotRun>,
+    not_run: Vec<UnavailableBackend>,
 }
 
 /// One run, and how its results differ from those of the first run.
@@ -85,7 +85,7 @@ struct Run {
 }
 
 #[derive(Serialize)]
-struct NotRun {
+struct UnavailableBackend {
     backend: String,
     why: String,
 }
@@ -95,10 +95,10 @@ impl Run {
     fn compare(&mut self, want: &Array3<f32>, got: &Array3<f32>) {
         for (want, got) in want.iter().zip(got) {
             self.values += 1;
-            let bits = (want.to_bits() ^ got.to_bits()).count_ones();
-            if bits > 0 && !(want.is_nan() && got.is_nan()) {
+            let bit_count = (want.to_bits() ^ got.to_bits()).count_ones();
+            if bit_count > 0 && !(want.is_nan() && got.is_nan()) {
                 self.differing += 1;
-                self.differing_bits += u64::from(bits);
+                self.differing_bits += u64::from(bit_count);
                 let difference = (f64::from(*want) - f64::from(*got)).abs();
                 let difference = if difference.is_nan() { f64::INFINITY } else { difference };
                 self.largest_difference = self.largest_difference.max(difference);
@@ -109,21 +109,22 @@ impl Run {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heading = ["backend", "path", "digest", "differing", "bits", "largest", "arithmetic"].map(String::from);
+        let heading_cells =
+            ["backend", "path", "digest", "differing", "bits", "largest", "arithmetic"].map(String::from);
         let rows = self.runs.iter().map(|row| {
             let Run { backend, path, digest, differing, differing_bits, largest_difference, arithmetic, .. } = row;
-            let numbers = [differing.to_string(), differing_bits.to_string(), format!("{largest_difference:.1e}")];
-            let [differing, bits, largest] = numbers;
+            let number_cells = [differing.to_string(), differing_bits.to_string(), format!("{largest_difference:.1e}")];
+            let [differing, bits, largest] = number_cells;
             [backend.clone(), path.clone(), digest.clone(), differing, bits, largest, arithmetic.clone()]
         });
-        let rows: Vec<_> = std::iter::once(heading).chain(rows).collect();
+        let rows: Vec<_> = std::iter::once(heading_cells).chain(rows).collect();
         for row in &rows {
-            let width = |k: usize| rows.iter().map(|row| row[k].chars().count()).max().unwrap_or(0);
+            let column_width = |k: usize| rows.iter().map(|row| row[k].chars().count()).max().unwrap_or(0);
             let cells: Vec<_> =
-                row.iter().enumerate().map(|(k, cell)| format!("{cell:<width$}", width = width(k))).collect();
+                row.iter().enumerate().map(|(k, cell)| format!("{cell:<width$}", width = column_width(k))).collect();
             writeln!(f, "{}", cells.join("  ").trim_end())?;
         }
-        for NotRun { backend, why } in &self.not_run {
+        for UnavailableBackend { backend, why } in &self.not_run {
             writeln!(f, "not run: {backend}: {why}")?;
         }
         let verdict = match self.exact_runs_identical {
@@ -147,16 +148,16 @@ impl fmt::Display for Report {
     }
 }
 
-pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    let loaded = args.model.load()?;
-    let feed = args.feed.open(&loaded, output)?;
+pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
+    let loaded_model = args.model.load()?;
+    let sequences = args.sequences.open(&loaded_model, output)?;
     let mut not_run = Vec::new();
     let devices = open_devices(args, &mut not_run)?;
     let mut models: Vec<Box<dyn Model>> = Vec::new();
     let mut rows: Vec<Run> = Vec::new();
     for (k, device) in devices.iter().enumerate() {
         for reference in if k == 0 || args.references { &[true, false][..] } else { &[false] } {
-            let model = device.load(&loaded.weights, *reference)?;
+            let model = device.load(&loaded_model.weights, *reference)?;
             let arithmetic = device.arithmetic();
             rows.push(Run {
                 backend: device.name().to_owned(),
@@ -174,9 +175,9 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
             "all of these backends are exact and must be bit-identical, so a tolerance has no effect",
         ));
     }
-    let (extent, input) = (feed.extent(), path_text(feed.path()));
-    feed::catch_interrupts();
-    let states = feed.run(&mut models, |outputs| {
+    let (sequence_shape, input) = (sequences.sequence_shape(), path_text(sequences.path()));
+    sequences::catch_interrupts();
+    let states = sequences.run_models(&mut models, |outputs| {
         for (row, y) in rows.iter_mut().zip(outputs) {
             run::add_to_digest(&mut row.running_digest, y);
             row.compare(&outputs[0], y);
@@ -195,8 +196,8 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     output.report(&Report {
         model: path_text(&args.model.path),
         input,
-        batch: extent.batch,
-        steps: extent.steps,
+        batch: sequence_shape.batch,
+        steps: sequence_shape.steps,
         exact_runs_identical,
         tolerance: args.tolerance,
         runs: rows,
@@ -208,20 +209,22 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
 /// Whether all exact runs are bit-identical. Exact runs come before inexact ones, so if the first run is inexact, no run is
 /// exact, and the result is `None`.
 fn exact_runs_identical(rows: &[Run]) -> Option<bool> {
-    let same = |row: &Run| row.differing == 0 || !row.exact;
-    rows.first().filter(|first| first.exact).map(|_| rows.iter().all(same))
+    let is_identical = |row: &Run| row.differing == 0 || !row.exact;
+    rows.first().filter(|first| first.exact).map(|_| rows.iter().all(is_identical))
 }
 
 /// Opens the devices, sorted so that exact ones come first. Backends that are not available go to `not_run`, unless the user
 /// named them: then they are an error.
-fn open_devices(args: &Args, not_run: &mut Vec<NotRun>) -> Result<Vec<Box<dyn Device>>> {
-    let backends = args.backend.clone().unwrap_or_else(|| backends::defaults().collect());
-    args.options.check(&backends)?;
+fn open_devices(args: &Args, not_run: &mut Vec<UnavailableBackend>) -> Result<Vec<Box<dyn Device>>> {
+    let backends = args.backend.clone().unwrap_or_else(|| backends::default_backends().collect());
+    args.options.check_applicable(&backends)?;
     let mut devices = Vec::new();
     for entry in backends {
-        match backends::open(entry, args.options) {
+        match backends::open_device(entry, args.options) {
             Ok(device) => devices.push(device),
-            Err(Error::Backend { name, why }) if args.backend.is_none() => not_run.push(NotRun { backend: name, why }),
+            Err(Error::Backend { name, why }) if args.backend.is_none() => {
+                not_run.push(UnavailableBackend { backend: name, why })
+            }
             Err(error) => return Err(error),
         }
     }

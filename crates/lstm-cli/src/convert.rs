@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::{
     error::{Error, Result},
     model::{self, ModelFormat, quoted_list},
-    output::{check_distinct, check_extension},
-    report::{Output, path_text},
+    output::{check_distinct_paths, check_extension},
+    report::{OutputSettings, path_text},
 };
 
 /// Convert a model to .safetensors (with PyTorch's tensor names) or .onnx
@@ -53,9 +53,9 @@ fn parse_prefix(text: &str) -> Result<String, String> {
 }
 
 fn parse_dtype(name: &str) -> Result<Dtype, String> {
-    let known = [Dtype::F32, Dtype::F64, Dtype::F16, Dtype::BF16];
-    let found = known.into_iter().find(|dtype| dtype.to_string().eq_ignore_ascii_case(name));
-    found.ok_or_else(|| "expected F32, F64, F16 or BF16".into())
+    let dtypes = [Dtype::F32, Dtype::F64, Dtype::F16, Dtype::BF16];
+    let dtype = dtypes.into_iter().find(|dtype| dtype.to_string().eq_ignore_ascii_case(name));
+    dtype.ok_or_else(|| "expected F32, F64, F16 or BF16".into())
 }
 
 #[derive(Serialize)]
@@ -72,35 +72,36 @@ impl fmt::Display for Report {
     }
 }
 
-pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
+pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     check_extension("OUT", Some(&args.out), &["safetensors", "onnx"])?;
-    check_distinct("OUT", Some(&args.out), &[("MODEL", Some(&args.model.path))])?;
-    let onnx = ModelFormat::of(&args.out)? == ModelFormat::Onnx;
-    let loaded = args.model.load()?;
-    let would_lose = |why: &str| Error::file(&args.model.path, why);
-    if loaded.state.is_some() || loaded.lengths.is_some() {
-        return Err(would_lose("its graph has constant initial states or sequence lengths, which would be lost"));
+    check_distinct_paths("OUT", Some(&args.out), &[("MODEL", Some(&args.model.path))])?;
+    let writes_onnx = ModelFormat::of(&args.out)? == ModelFormat::Onnx;
+    let loaded_model = args.model.load()?;
+    let loss_error = |why: &str| Error::file(&args.model.path, why);
+    if loaded_model.state.is_some() || loaded_model.lengths.is_some() {
+        return Err(loss_error("its graph has constant initial states or sequence lengths, which would be lost"));
     }
-    if let Some(unused) = loaded.describe_unused() {
-        return Err(would_lose(&format!("{unused}; this would be lost")));
+    if let Some(unused_text) = loaded_model.describe_unused() {
+        return Err(loss_error(&format!("{unused_text}; this would be lost")));
     }
-    let hint = format!("to convert the LSTM nodes alone, select them with --name: {}", quoted_list(&loaded.names));
-    let inputs: Vec<String> = loaded.state_inputs.iter().chain(&loaded.lengths_input).cloned().collect();
-    if !(inputs.is_empty() || loaded.selected_by_name || args.inputs) {
-        let keep = if onnx { "; --inputs keeps them" } else { "" };
-        return Err(would_lose(&format!(
-            "its graph's inputs for states or lengths, {}, would be lost{keep}; {hint}",
+    let hint =
+        format!("to convert the LSTM nodes alone, select them with --name: {}", quoted_list(&loaded_model.names));
+    let inputs: Vec<String> = loaded_model.state_inputs.iter().chain(&loaded_model.lengths_input).cloned().collect();
+    if !(inputs.is_empty() || loaded_model.selected_by_name || args.inputs) {
+        let inputs_hint = if writes_onnx { "; --inputs keeps them" } else { "" };
+        return Err(loss_error(&format!(
+            "its graph's inputs for states or lengths, {}, would be lost{inputs_hint}; {hint}",
             quoted_list(&inputs)
         )));
     }
-    if !loaded.partial_outputs.is_empty() {
-        let outputs = quoted_list(&loaded.partial_outputs);
-        return Err(would_lose(&format!(
+    if !loaded_model.partial_outputs.is_empty() {
+        let outputs = quoted_list(&loaded_model.partial_outputs);
+        return Err(loss_error(&format!(
             "its graph's outputs {outputs} would be replaced by the whole output sequence of the last layer; {hint}"
         )));
     }
-    let weights = &loaded.weights;
-    match onnx {
+    let weights = &loaded_model.weights;
+    match writes_onnx {
         false if args.inputs => return Err(Error::option("inputs", "only an .onnx file can have inputs")),
         false => {
             let writer = StateDictWriter::new().dtype(args.dtype);

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     backends::{self, BACKENDS, BackendEntry, describe_arithmetic},
     error::Result,
-    report::Output,
+    report::OutputSettings,
 };
 
 /// List the backends: the device of each, and whether its results are bit-exact, or why the backend is not available
@@ -16,11 +16,11 @@ pub(crate) struct Args {}
 
 #[derive(Serialize)]
 struct Report {
-    backends: Vec<Row>,
+    backends: Vec<DeviceRow>,
 }
 
 #[derive(Serialize)]
-struct Row {
+struct DeviceRow {
     name: String,
     /// Whether this build contains the backend.
     compiled: bool,
@@ -34,8 +34,8 @@ struct Row {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = backends::name_width();
-        for Row { name, device, arithmetic, why, .. } in &self.backends {
+        let width = backends::max_name_len();
+        for DeviceRow { name, device, arithmetic, why, .. } in &self.backends {
             match (device, arithmetic) {
                 (Some(device), Some(arithmetic)) => writeln!(f, "{name:<width$} {device}, arithmetic {arithmetic}")?,
                 _ => writeln!(f, "{name:<width$} not available: {}", why.as_deref().unwrap_or_default())?,
@@ -45,19 +45,19 @@ impl fmt::Display for Report {
     }
 }
 
-pub(crate) fn run(_: &Args, output: Output) -> Result<ExitCode> {
+pub(crate) fn run(_: &Args, output: OutputSettings) -> Result<ExitCode> {
     let row = |&entry: &BackendEntry| {
         let BackendEntry { name, compiled, .. } = entry;
-        let opened = backends::open(entry, backends::Options::default());
-        let device = opened.as_ref().ok();
-        Row {
+        let open_result = backends::open_device(entry, backends::BackendOptions::default());
+        let device = open_result.as_ref().ok();
+        DeviceRow {
             name: name.to_owned(),
             compiled,
             available: device.is_some(),
             device: device.map(|device| device.description()),
             arithmetic: device.map(|device| describe_arithmetic(&device.arithmetic())),
             exact: device.map(|device| device.arithmetic().is_exact()),
-            why: opened.as_ref().err().map(ToString::to_string),
+            why: open_result.as_ref().err().map(ToString::to_string),
         }
     };
     output.report(&Report { backends: BACKENDS.iter().map(row).collect() })?;

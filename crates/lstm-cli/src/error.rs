@@ -35,7 +35,7 @@ pub enum Error {
     },
 
     /// An invalid value of a command-line option, or options that can't be combined.
-    #[error("{}{option}: {why}", dashes(option))]
+    #[error("{}{option}: {why}", option_prefix(option))]
     Option {
         /// Name of the option without dashes, or name of a positional argument in capitals.
         option: &'static str,
@@ -58,7 +58,7 @@ pub enum Error {
 }
 
 /// The dashes before an option's name; positional arguments, in capitals, have none.
-fn dashes(option: &str) -> &'static str {
+fn option_prefix(option: &str) -> &'static str {
     if option.starts_with(char::is_uppercase) { "" } else { "--" }
 }
 
@@ -100,7 +100,7 @@ impl Error {
     }
 
     /// Exit code of the process.
-    pub fn code(&self) -> u8 {
+    pub fn exit_code(&self) -> u8 {
         match self {
             Error::Model(_) | Error::ModelFile { .. } | Error::File { .. } => 1,
             Error::Option { .. } => 2,

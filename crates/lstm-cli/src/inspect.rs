@@ -10,7 +10,7 @@ use crate::{
     backends::{self, BACKENDS, BackendEntry, describe_arithmetic, describe_paths},
     error::Result,
     model::{self, quoted_list},
-    report::{Output, path_text},
+    report::{OutputSettings, path_text},
 };
 
 /// Show a model's layers, sizes, options and element types, and which backends can run it on which execution path
@@ -83,8 +83,8 @@ impl fmt::Display for Report {
                 "layer {layer} {direction}: {input_size} -> {hidden_size} -> {output_size}, {parameters} parameters"
             )?;
         }
-        let streams = if self.streams { "can run in chunks of any length" } else { "needs whole sequences" };
-        writeln!(f, "{streams}")?;
+        let streaming_text = if self.streams { "can run in chunks of any length" } else { "needs whole sequences" };
+        writeln!(f, "{streaming_text}")?;
         if self.fixed_state || self.fixed_lengths.is_some() {
             writeln!(f, "the graph has constant initial states or sequence lengths")?;
         }
@@ -95,7 +95,7 @@ impl fmt::Display for Report {
         if !self.unused.is_empty() {
             writeln!(f, "not part of this LSTM: {}", quoted_list(&self.unused))?;
         }
-        let width = backends::name_width();
+        let width = backends::max_name_len();
         for BackendSupport { backend, path, arithmetic, why_not, .. } in &self.backends {
             match (path, arithmetic) {
                 (Some(path), Some(arithmetic)) => writeln!(f, "{backend:<width$} {path}, arithmetic {arithmetic}")?,
@@ -107,16 +107,16 @@ impl fmt::Display for Report {
 }
 
 /// Converts the text of an option's value to JSON: a number, `true`, `false`, `null` for `none`, otherwise a string.
-fn option_value(text: &str) -> Value {
+fn option_to_json(text: &str) -> Value {
     match text {
         "none" => Value::Null,
         text => serde_json::from_str(text).unwrap_or_else(|_| text.into()),
     }
 }
 
-pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
-    let loaded = args.model.load()?;
-    let config = loaded.weights.config();
+pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
+    let loaded_model = args.model.load()?;
+    let config = loaded_model.weights.config();
     let num_params = |spec: &LayerSpec| spec.params().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let layer = |(k, spec): (usize, LayerSpec)| Layer {
         layer: k / config.num_directions(),
@@ -126,9 +126,9 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         output_size: spec.state_size(),
         parameters: num_params(&spec),
     };
-    let support = |&entry: &BackendEntry| {
-        let result = backends::open(entry, backends::Options::default()).and_then(|device| {
-            let model = device.load(&loaded.weights, false)?;
+    let backend_support = |&entry: &BackendEntry| {
+        let result = backends::open_device(entry, backends::BackendOptions::default()).and_then(|device| {
+            let model = device.load(&loaded_model.weights, false)?;
             Ok((describe_paths(&model.paths()), device.arithmetic()))
         });
         let backend = entry.name.to_owned();
@@ -147,20 +147,20 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     };
     output.report(&Report {
         model: path_text(&args.model.path),
-        format: loaded.format.name(),
-        names: loaded.names.clone(),
-        dtypes: loaded.dtypes.clone(),
-        config: config.options().into_iter().map(|(name, text)| (name.to_owned(), option_value(&text))).collect(),
-        config_from: loaded.config_from,
-        parameters: loaded.weights.len(),
+        format: loaded_model.format.name(),
+        names: loaded_model.names.clone(),
+        dtypes: loaded_model.dtypes.clone(),
+        config: config.options().into_iter().map(|(name, text)| (name.to_owned(), option_to_json(&text))).collect(),
+        config_from: loaded_model.config_source,
+        parameters: loaded_model.weights.len(),
         layers: config.layer_specs().into_iter().enumerate().map(layer).collect(),
-        streams: config.direction == lstm_core::Direction::Forward && loaded.lengths.is_none(),
-        fixed_state: loaded.state.is_some(),
-        fixed_lengths: loaded.lengths.clone(),
-        state_inputs: loaded.state_inputs.clone(),
-        lengths_input: loaded.lengths_input.clone(),
-        unused: loaded.unused.clone(),
-        backends: BACKENDS.iter().map(support).collect(),
+        streams: config.direction == lstm_core::Direction::Forward && loaded_model.lengths.is_none(),
+        fixed_state: loaded_model.state.is_some(),
+        fixed_lengths: loaded_model.lengths.clone(),
+        state_inputs: loaded_model.state_inputs.clone(),
+        lengths_input: loaded_model.lengths_input.clone(),
+        unused: loaded_model.unused_names.clone(),
+        backends: BACKENDS.iter().map(backend_support).collect(),
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -23,23 +23,23 @@ mod compare;
 mod convert;
 mod devices;
 mod error;
-mod feed;
 mod input;
 mod inspect;
 mod model;
 mod output;
 mod report;
 mod run;
+mod sequences;
 mod state;
 
 pub use error::{Error, Result};
-pub use input::{Extent, Format, Layout, Reader};
+pub use input::{Format, Layout, Reader, SequenceShape};
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use report::Output;
+use report::OutputSettings;
 
 /// Inspect, run, compare and convert LSTM models; every exact backend computes bit-identical outputs
 ///
@@ -48,7 +48,7 @@ use report::Output;
 /// are allowed only at its end. Outputs are f32 and have the same axes as the input. Files may be larger than memory,
 /// unless the model has a reverse direction: then whole sequences are held in memory.
 #[derive(Parser)]
-#[command(name = "lstm", version, after_help = EXIT_CODES)]
+#[command(name = "lstm", version, after_help = EXIT_CODES_HELP)]
 struct Args {
     /// Write one JSON object to stdout instead of text; usage errors are still text on stderr
     #[arg(long, global = true)]
@@ -62,7 +62,7 @@ struct Args {
     command: Command,
 }
 
-const EXIT_CODES: &str = "\
+const EXIT_CODES_HELP: &str = "\
 Exit codes:
   0    success
   1    a file can't be read or written, is invalid, or does not match the model
@@ -84,7 +84,7 @@ enum Command {
 /// Runs the tool with the process's command-line arguments and returns the exit code.
 pub fn main() -> ExitCode {
     let Args { json, quiet, command } = Args::parse();
-    let output = Output { json, quiet };
+    let output = OutputSettings { json, quiet };
     let result = match command {
         Command::Inspect(args) => inspect::run(&args, output),
         Command::Run(args) => run::run(&args, output),
@@ -92,5 +92,5 @@ pub fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args, output),
         Command::Devices(args) => devices::run(&args, output),
     };
-    result.unwrap_or_else(|error| output.fail(&error))
+    result.unwrap_or_else(|error| output.report_error(&error))
 }

@@ -15,7 +15,7 @@ use lstm_formats::{
 use crate::error::{Error, Result};
 
 /// Metadata key under which a checkpoint of [`lstm_core::train`] stores the model's configuration.
-const CHECKPOINT_CONFIG: &str = "trainer.model";
+const CHECKPOINT_CONFIG_KEY: &str = "trainer.model";
 
 /// Name prefixes of a checkpoint's tensors that are not weights of the model.
 const CHECKPOINT_STATE_PREFIXES: [&str; 2] = ["optimizer.", "extra."];
@@ -51,8 +51,8 @@ fn parse_cell(name: &str) -> Result<CellKind, String> {
 
 /// Parses a clip bound.
 fn parse_clip(text: &str) -> Result<f32, String> {
-    let found = text.parse().ok().filter(|&bound: &f32| bound.is_finite() && bound > 0.0);
-    found.ok_or_else(|| "expected a positive finite bound, such as 1.5".into())
+    let bound = text.parse().ok().filter(|&bound: &f32| bound.is_finite() && bound > 0.0);
+    bound.ok_or_else(|| "expected a positive finite bound, such as 1.5".into())
 }
 
 /// File format of a model.
@@ -84,7 +84,7 @@ impl ModelFormat {
     }
 }
 
-/// A model and what else its file contains.
+/// A model, and the other contents of its file.
 pub(crate) struct LoadedModel {
     pub(crate) path: PathBuf,
     pub(crate) format: ModelFormat,
@@ -94,20 +94,20 @@ pub(crate) struct LoadedModel {
     /// Element types of the LSTM's tensors in the file.
     pub(crate) dtypes: Vec<String>,
     /// Source of the configuration, in words.
-    pub(crate) config_from: &'static str,
+    pub(crate) config_source: &'static str,
     /// Constant initial state in the file.
     pub(crate) state: Option<HostState>,
     /// Constant sequence lengths in the file.
     pub(crate) lengths: Option<Vec<usize>>,
-    /// Inputs of an ONNX graph for initial states.
+    /// Names of the inputs of an ONNX graph for initial states.
     pub(crate) state_inputs: Vec<String>,
-    /// Input of an ONNX graph for sequence lengths.
+    /// Name of the input of an ONNX graph for sequence lengths.
     pub(crate) lengths_input: Option<String>,
-    /// Outputs of an ONNX graph, if they do not include the whole output sequence of the last layer. Empty otherwise, and
-    /// if the user selected the LSTM by name.
+    /// Names of the outputs of an ONNX graph, if they do not include the whole output sequence of the last
+    /// layer. Empty otherwise, and if the user selected the LSTM by name.
     pub(crate) partial_outputs: Vec<String>,
-    /// Tensors or nodes in the file that are not part of the LSTM.
-    pub(crate) unused: Vec<String>,
+    /// Names of the tensors or nodes in the file that are not part of the LSTM.
+    pub(crate) unused_names: Vec<String>,
     /// Whether the user selected the LSTM with `--name`.
     pub(crate) selected_by_name: bool,
 }
@@ -115,23 +115,23 @@ pub(crate) struct LoadedModel {
 impl ModelArgs {
     /// Loads the model.
     pub(crate) fn load(&self) -> Result<LoadedModel> {
-        let loaded = match ModelFormat::of(&self.path)? {
+        let loaded_model = match ModelFormat::of(&self.path)? {
             ModelFormat::Safetensors => self.load_safetensors(),
             ModelFormat::Onnx => self.load_onnx(),
             ModelFormat::RtNeural => self.load_rtneural(),
         };
-        loaded.map_err(|e| e.with_path(&self.path))
+        loaded_model.map_err(|e| e.with_path(&self.path))
     }
 
-    fn fail(&self, why: impl ToString) -> Error {
+    fn file_error(&self, why: impl ToString) -> Error {
         Error::file(&self.path, why)
     }
 
     fn load_safetensors(&self) -> Result<LoadedModel> {
         let mut file = StateDict::open(&self.path)?;
-        let checkpoint = file.metadata().get(CHECKPOINT_CONFIG).cloned();
+        let checkpoint_config = file.metadata().get(CHECKPOINT_CONFIG_KEY).cloned();
         let mut prefixes = file.lstm_prefixes();
-        if checkpoint.is_some() {
+        if checkpoint_config.is_some() {
             prefixes.retain(|prefix| CHECKPOINT_STATE_PREFIXES.iter().all(|own| !prefix.starts_with(own)));
         }
         let prefix = match (&self.name[..], &prefixes[..]) {
@@ -144,13 +144,16 @@ impl ModelArgs {
                     several.len(),
                     quoted_list(several)
                 );
-                return Err(self.fail(why));
+                return Err(self.file_error(why));
             }
             ([name], _) => {
-                let found = prefixes.iter().find(|prefix| *prefix == name || **prefix == format!("{name}."));
-                found
+                let matching_prefix = prefixes.iter().find(|prefix| *prefix == name || **prefix == format!("{name}."));
+                matching_prefix
                     .ok_or_else(|| {
-                        self.fail(format!("no LSTM is named `{name}`; expected one of: {}", quoted_list(&prefixes)))
+                        self.file_error(format!(
+                            "no LSTM is named `{name}`; expected one of: {}",
+                            quoted_list(&prefixes)
+                        ))
                     })?
                     .clone()
             }
@@ -164,16 +167,16 @@ impl ModelArgs {
         // Tensor names of the LSTM have no dot after the prefix. Names with a dot belong to something else, such as another
         // LSTM.
         let is_foreign = |name: &&str| name.strip_prefix(&*prefix).is_some_and(|rest| rest.contains('.'));
-        let mut unused: Vec<String> = file.names().filter(is_foreign).map(str::to_owned).collect();
+        let mut unused_names: Vec<String> = file.names().filter(is_foreign).map(str::to_owned).collect();
         // Tensors of other element types stay in the file and cause an error below.
-        unused.retain(|name| file.take_any(name).is_ok() || file.take_i64(name).is_ok());
+        unused_names.retain(|name| file.take_any(name).is_ok() || file.take_i64(name).is_ok());
         let dtypes: BTreeSet<String> = file
             .names()
             .filter(|name| name.starts_with(&prefix))
             .filter_map(|name| file.dtype(name))
             .map(|dtype| dtype.to_string())
             .collect();
-        let (stored_config, config_from) = match (file.lstm_config(&prefix)?, checkpoint) {
+        let (stored_config, config_source) = match (file.lstm_config(&prefix)?, checkpoint_config) {
             (Some(config), _) => (Some(config), "metadata"),
             (None, Some(text)) => (Some(text.parse::<LstmConfig>()?), "checkpoint"),
             (None, None) => (None, "names and shapes of tensors"),
@@ -181,7 +184,7 @@ impl ModelArgs {
         if let Some(config) = &stored_config
             && (self.clip.is_some() || self.coupled || self.cell.is_some_and(|cell| cell != config.cell))
         {
-            return Err(self.fail(format!(
+            return Err(self.file_error(format!(
                 "its metadata contains the configuration ({config}); omit --cell, --clip and --coupled"
             )));
         }
@@ -195,31 +198,33 @@ impl ModelArgs {
             config
         });
         let weights = weights.with_config(config)?;
-        unused.extend(file.names().map(str::to_owned));
-        unused.sort();
-        let config_from = if self.clip.is_some() || self.coupled { "names, shapes and options" } else { config_from };
+        unused_names.extend(file.names().map(str::to_owned));
+        unused_names.sort();
+        let config_source =
+            if self.clip.is_some() || self.coupled { "names, shapes and options" } else { config_source };
         Ok(LoadedModel {
             path: self.path.clone(),
             format: ModelFormat::Safetensors,
             weights: weights.into(),
             names: vec![prefix],
             dtypes: dtypes.into_iter().collect(),
-            config_from,
+            config_source,
             state: None,
             lengths: None,
             state_inputs: Vec::new(),
             lengths_input: None,
             partial_outputs: Vec::new(),
-            unused,
+            unused_names,
             selected_by_name: !self.name.is_empty(),
         })
     }
 
     /// Fails if an option is given that only applies to .safetensors files.
     fn reject_config_options(&self) -> Result<()> {
-        for (option, given) in [("cell", self.cell.is_some()), ("clip", self.clip.is_some()), ("coupled", self.coupled)]
+        for (option, is_given) in
+            [("cell", self.cell.is_some()), ("clip", self.clip.is_some()), ("coupled", self.coupled)]
         {
-            if given {
+            if is_given {
                 return Err(Error::option(option, "only applies to .safetensors files"));
             }
         }
@@ -233,12 +238,12 @@ impl ModelArgs {
         let onnx = if names.is_empty() { model.lstm() } else { model.lstm_named(&names) };
         let onnx = onnx.map_err(|error| match error {
             // A graph with other nodes can be used only if the LSTM nodes are named.
-            lstm_core::Error::Format { what, reason } if names.is_empty() && !model.lstm_nodes().is_empty() => {
+            lstm_core::Error::Format { input, reason } if names.is_empty() && !model.lstm_nodes().is_empty() => {
                 let hint = format!(
                     "{reason}; to use the LSTM nodes alone, select them with --name: {}",
                     quoted_list(&model.lstm_nodes())
                 );
-                lstm_core::Error::Format { what, reason: hint }
+                lstm_core::Error::Format { input, reason: hint }
             }
             other => other,
         })?;
@@ -263,8 +268,8 @@ impl ModelArgs {
             partial_outputs: if names.is_empty() { partial_outputs(&onnx) } else { Vec::new() },
             names: if names.is_empty() { model.lstm_nodes() } else { self.name.clone() },
             dtypes: onnx.dtypes.iter().map(ToString::to_string).collect(),
-            config_from: "the graph",
-            unused: onnx.ignored_nodes.clone(),
+            config_source: "the graph",
+            unused_names: onnx.ignored_nodes.clone(),
             selected_by_name: !names.is_empty(),
             weights: onnx.weights.into(),
         })
@@ -282,13 +287,13 @@ impl ModelArgs {
             weights: lstm.into(),
             names: Vec::new(),
             dtypes: vec!["decimal numbers".into()],
-            config_from: "the layers",
+            config_source: "the layers",
             state: None,
             lengths: None,
             state_inputs: Vec::new(),
             lengths_input: None,
             partial_outputs: Vec::new(),
-            unused: head.map(|(weight, _)| format!("dense layer {:?}", weight.shape())).into_iter().collect(),
+            unused_names: head.map(|(weight, _)| format!("dense layer {:?}", weight.shape())).into_iter().collect(),
             selected_by_name: false,
         })
     }
@@ -296,19 +301,20 @@ impl ModelArgs {
 
 /// Constant initial state of an ONNX graph, if it has one.
 fn constant_state(onnx: &OnnxLstm) -> Result<Option<HostState>> {
-    let constant =
+    let constant_array =
         |initial: &InitialState| if let InitialState::Constant(array) = initial { Some(array.clone()) } else { None };
-    let (h, c) = (constant(&onnx.initial_h), constant(&onnx.initial_c));
+    let (h, c) = (constant_array(&onnx.initial_h), constant_array(&onnx.initial_c));
     let Some(batch) = h.as_ref().or(c.as_ref()).map(|array| array.len_of(Axis(1))) else { return Ok(None) };
     let zeros = HostState::zeros(onnx.weights.config(), batch)?;
     Ok(Some(HostState { h: h.unwrap_or(zeros.h), c: c.unwrap_or(zeros.c) }))
 }
 
-/// Outputs of an ONNX graph, if they do not include all steps of the last layer in all directions. Otherwise empty.
+/// Names of the outputs of an ONNX graph, if they do not include all steps of the last layer in all directions. Empty
+/// otherwise.
 fn partial_outputs(onnx: &OnnxLstm) -> Vec<String> {
-    let whole = |port: &&GraphPort| port.kind == GraphPortKind::Sequence && port.step.is_none();
-    let is_output = |row| onnx.outputs.iter().filter(whole).any(|port| port.rows.contains(&row));
-    match (0..onnx.weights.config().num_directions()).all(is_output) {
+    let is_whole_sequence = |port: &&GraphPort| port.kind == GraphPortKind::Sequence && port.step.is_none();
+    let is_direction_output = |row| onnx.outputs.iter().filter(is_whole_sequence).any(|port| port.rows.contains(&row));
+    match (0..onnx.weights.config().num_directions()).all(is_direction_output) {
         true => Vec::new(),
         false => onnx.outputs.iter().map(|port| port.name.clone()).collect(),
     }
@@ -320,9 +326,10 @@ pub(crate) fn quoted_list(names: &[String]) -> String {
 }
 
 impl LoadedModel {
-    /// Describes what is not used of the file. `None` if everything is used, or if the user selected the LSTM by name.
+    /// Describes the contents of the file that are not used. `None` if everything is used, or if the user selected
+    /// the LSTM by name.
     pub(crate) fn describe_unused(&self) -> Option<String> {
-        (!self.selected_by_name && !self.unused.is_empty())
-            .then(|| format!("not part of the LSTM and not used: {}", self.unused.join(", ")))
+        (!self.selected_by_name && !self.unused_names.is_empty())
+            .then(|| format!("not part of the LSTM and not used: {}", self.unused_names.join(", ")))
     }
 }

@@ -11,30 +11,31 @@ use tempfile::NamedTempFile;
 
 use crate::{
     error::{Error, Result},
-    input::{Extent, Format, encode_npy_header},
+    input::{Format, SequenceShape, encode_npy_header},
 };
 
-/// Checks that the path given for `option` has one of the `allowed` extensions.
-pub(crate) fn check_extension(option: &'static str, path: Option<&Path>, allowed: &[&str]) -> Result<()> {
+/// Checks that the path given for `option` has one of these extensions.
+pub(crate) fn check_extension(option: &'static str, path: Option<&Path>, extensions: &[&str]) -> Result<()> {
     let extension = |path: &Path| path.extension().and_then(|extension| extension.to_str()).map(str::to_owned);
     match path {
-        Some(path) if !extension(path).is_some_and(|extension| allowed.contains(&&*extension)) => {
-            let allowed: Vec<_> = allowed.iter().map(|extension| format!(".{extension}")).collect();
-            let why = format!("expected the extension {}, got {}", allowed.join(" or "), path.display());
+        Some(path) if !extension(path).is_some_and(|extension| extensions.contains(&&*extension)) => {
+            let allowed_extensions: Vec<_> = extensions.iter().map(|extension| format!(".{extension}")).collect();
+            let why = format!("expected the extension {}, got {}", allowed_extensions.join(" or "), path.display());
             Err(Error::option(option, why))
         }
         _ => Ok(()),
     }
 }
 
-/// Checks that the file written for `option` is not one of `others`, given with their names, which it would overwrite.
-pub(crate) fn check_distinct(
+/// Checks that `path`, the file to write for `option`, is not one of `others`, which it would overwrite. The names in
+/// `others` are those of the options or arguments for these files.
+pub(crate) fn check_distinct_paths(
     option: &'static str,
     path: Option<&Path>,
     others: &[(&str, Option<&Path>)],
 ) -> Result<()> {
-    let same = |other: &Path| path.is_some_and(|path| resolve(path) == resolve(other));
-    match others.iter().find_map(|(name, other)| other.filter(|other| same(other)).map(|other| (name, other))) {
+    let is_same_file = |other: &Path| path.is_some_and(|path| canonical_path(path) == canonical_path(other));
+    match others.iter().find_map(|(name, other)| other.filter(|other| is_same_file(other)).map(|other| (name, other))) {
         Some((name, other)) => {
             let why = format!("expected another file than {name}, {}, which it would overwrite", other.display());
             Err(Error::option(option, why))
@@ -44,17 +45,17 @@ pub(crate) fn check_distinct(
 }
 
 /// Canonical path of a file. If the file does not exist yet, its directory is canonicalized instead.
-fn resolve(path: &Path) -> PathBuf {
-    let new = || Some(directory(path).canonicalize().ok()?.join(path.file_name()?));
+fn canonical_path(path: &Path) -> PathBuf {
+    let new = || Some(parent_directory(path).canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(new).unwrap_or_else(|| path.to_owned())
 }
 
 /// Directory that contains a file.
-fn directory(path: &Path) -> &Path {
+fn parent_directory(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A temporary file that [`commit`] renames to its final path.
+/// A temporary file that [`commit_files`] renames to its final path.
 pub(crate) struct PendingFile {
     path: PathBuf,
     file: BufWriter<NamedTempFile>,
@@ -65,41 +66,41 @@ impl PendingFile {
     pub(crate) fn create(path: &Path) -> Result<Self> {
         let ends_with_separator =
             path.as_os_str().as_encoded_bytes().last().is_some_and(|&c| std::path::is_separator(c.into()));
-        let existing = match path.metadata() {
+        let existing_metadata = match path.metadata() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             metadata => Some(metadata.map_err(Error::io(path))?),
         };
-        if ends_with_separator || existing.is_some_and(|metadata| metadata.is_dir()) {
+        if ends_with_separator || existing_metadata.is_some_and(|metadata| metadata.is_dir()) {
             return Err(Error::file(path, "expected a file name, got a directory"));
         }
-        let file = temporary_files().tempfile_in(directory(path)).map_err(Error::io(path))?;
+        let file = temporary_file_builder().tempfile_in(parent_directory(path)).map_err(Error::io(path))?;
         Ok(PendingFile { path: path.to_owned(), file: BufWriter::new(file) })
     }
 
-    /// Appends bytes.
+    /// Appends bytes to the temporary file.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(Error::io(&self.path))
     }
 }
 
 /// Renames files to their final paths, after all of them were written to disk.
-pub(crate) fn commit(files: impl IntoIterator<Item = PendingFile>) -> Result<()> {
-    let mut complete = Vec::new();
+pub(crate) fn commit_files(files: impl IntoIterator<Item = PendingFile>) -> Result<()> {
+    let mut written_files = Vec::new();
     for PendingFile { path, file } in files {
         let file = file.into_inner().map_err(|e| Error::file(&path, e.error()))?;
         file.as_file().sync_all().map_err(Error::io(&path))?;
-        complete.push((path, file));
+        written_files.push((path, file));
     }
-    complete
+    written_files
         .into_iter()
         .try_for_each(|(path, file)| file.persist(&path).map(drop).map_err(|e| Error::file(&path, e.error)))
 }
 
 /// Writer of output sequences, in chunks of steps.
-pub(crate) struct Writer {
+pub(crate) struct SequenceWriter {
     file: PendingFile,
     format: Format,
-    extent: Extent,
+    sequence_shape: SequenceShape,
     features: usize,
     /// Offset of the first element of an .npy file, in bytes.
     data_offset: u64,
@@ -107,36 +108,39 @@ pub(crate) struct Writer {
     next_step: usize,
 }
 
-impl Writer {
-    /// Creates a file for sequences with the layout, batch and steps of `extent` and the given number of features.
-    pub(crate) fn create(path: &Path, extent: Extent, features: usize) -> Result<Self> {
+impl SequenceWriter {
+    /// Creates a file for sequences with the layout, batch and steps of `sequence_shape` and the given number of
+    /// features.
+    pub(crate) fn create(path: &Path, sequence_shape: SequenceShape, features: usize) -> Result<Self> {
         let format = Format::of(path)?;
-        if format == Format::Csv && extent.batch > 1 {
-            let why = format!("a .csv file holds one sequence, got {}; write an .npy file instead", extent.batch);
+        if format == Format::Csv && sequence_shape.batch > 1 {
+            let why =
+                format!("a .csv file holds one sequence, got {}; write an .npy file instead", sequence_shape.batch);
             return Err(Error::file(path, why));
         }
         let mut file = PendingFile::create(path)?;
-        let header = if format == Format::Npy { encode_npy_header(&extent.shape(features)) } else { Vec::new() };
+        let header =
+            if format == Format::Npy { encode_npy_header(&sequence_shape.array_shape(features)) } else { Vec::new() };
         file.write(&header)?;
-        Ok(Writer { file, format, extent, features, data_offset: header.len() as u64, next_step: 0 })
+        Ok(SequenceWriter { file, format, sequence_shape, features, data_offset: header.len() as u64, next_step: 0 })
     }
 
     /// Writes the next steps `y`, shape `(batch, steps, features)`.
     pub(crate) fn write(&mut self, y: ArrayView3<'_, f32>) -> Result<()> {
-        let first = self.next_step;
+        let first_step = self.next_step;
         self.next_step += y.len_of(Axis(1));
-        let written = match self.format {
+        let result = match self.format {
             Format::Csv => self.write_rows(y),
-            Format::Npy if self.extent.time_major || self.extent.batch == 1 => {
+            Format::Npy if self.sequence_shape.time_major || self.sequence_shape.batch == 1 => {
                 self.write_elements(y.permuted_axes([1, 0, 2]))
             }
-            Format::Npy => (0..self.extent.batch).try_for_each(|b| {
-                let offset = ((b * self.extent.steps + first) * self.features * size_of::<f32>()) as u64;
+            Format::Npy => (0..self.sequence_shape.batch).try_for_each(|b| {
+                let offset = ((b * self.sequence_shape.steps + first_step) * self.features * size_of::<f32>()) as u64;
                 self.file.file.seek(SeekFrom::Start(self.data_offset + offset))?;
                 self.write_elements(y.slice(s![b..=b, .., ..]))
             }),
         };
-        written.map_err(Error::io(&self.file.path))
+        result.map_err(Error::io(&self.file.path))
     }
 
     fn write_elements(&mut self, y: ArrayView3<'_, f32>) -> io::Result<()> {
@@ -164,7 +168,7 @@ impl Writer {
 }
 
 /// Builder of temporary files with the default permissions of new files.
-fn temporary_files() -> tempfile::Builder<'static, 'static> {
+fn temporary_file_builder() -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".lstm-");
     #[cfg(unix)]

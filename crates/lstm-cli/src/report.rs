@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 
 /// Output settings of a command.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Output {
+pub(crate) struct OutputSettings {
     /// Whether to write JSON instead of text to stdout.
     pub(crate) json: bool,
     /// Whether to suppress progress and notes.
     pub(crate) quiet: bool,
 }
 
-impl Output {
+impl OutputSettings {
     /// Writes a command's report to stdout.
     pub(crate) fn report(self, report: &(impl Serialize + Display)) -> Result<()> {
         let text = match self.json {
@@ -34,14 +34,14 @@ impl Output {
     }
 
     /// Reports an error and returns its exit code.
-    pub(crate) fn fail(self, error: &Error) -> ExitCode {
+    pub(crate) fn report_error(self, error: &Error) -> ExitCode {
         write_stderr(&format!("error: {error}"));
         if self.json {
             let report = json!({ "error": { "kind": error.kind(), "message": error.to_string() } });
             // A failure to write the error can't be reported.
             let _ = write_stdout(&format!("{report:#}"));
         }
-        ExitCode::from(error.code())
+        ExitCode::from(error.exit_code())
     }
 }
 

@@ -11,11 +11,10 @@ use serde::Serialize;
 use crate::{
     backends::{self, BackendEntry, describe_arithmetic, describe_paths},
     error::{Error, Result},
-    feed,
     model::{self, quoted_list},
-    output::{PendingFile, Writer, check_distinct, check_extension, commit},
-    report::{Output, path_text},
-    state,
+    output::{PendingFile, SequenceWriter, check_distinct_paths, check_extension, commit_files},
+    report::{OutputSettings, path_text},
+    sequences, state,
 };
 
 /// Run a model over sequences
@@ -28,7 +27,7 @@ pub(crate) struct Args {
     model: model::ModelArgs,
 
     #[command(flatten)]
-    feed: feed::FeedArgs,
+    sequences: sequences::SequenceArgs,
 
     /// Write the outputs to this .npy or .csv file; the file appears only if the whole run succeeds
     #[arg(long, short, value_name = "FILE")]
@@ -43,11 +42,11 @@ pub(crate) struct Args {
     digest: bool,
 
     /// Backend, one of those that `lstm devices` lists [default: the first one in this build, never the inexact cuda-tf32]
-    #[arg(long, short, value_name = "NAME", value_parser = backends::parse)]
+    #[arg(long, short, value_name = "NAME", value_parser = backends::parse_backend)]
     backend: Option<BackendEntry>,
 
     #[command(flatten)]
-    options: backends::Options,
+    options: backends::BackendOptions,
 }
 
 #[derive(Serialize)]
@@ -90,39 +89,39 @@ pub(crate) fn add_to_digest(digest: &mut Digest, y: &Array3<f32>) {
     y.axis_iter(Axis(1)).for_each(|step| step.iter().for_each(|&v| digest.add(v)));
 }
 
-pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
+pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     if args.output.is_none() && args.state_out.is_none() && !args.digest {
         return Err(Error::option("output", "nothing to do: expected --output, --state-out or --digest"));
     }
     check_extension("output", args.output.as_deref(), &["npy", "csv"])?;
     check_extension("state-out", args.state_out.as_deref(), &["safetensors"])?;
-    let (model, input, y) = (&*args.model.path, &*args.feed.input, args.output.as_deref());
+    let (model, input, y) = (&*args.model.path, &*args.sequences.input, args.output.as_deref());
     let others = [("MODEL", Some(model)), ("--input", Some(input)), ("--output", y)];
-    check_distinct("output", y, &others[..2])?;
-    check_distinct("state-out", args.state_out.as_deref(), &others)?;
-    let backend = args.backend.or(backends::defaults().next());
+    check_distinct_paths("output", y, &others[..2])?;
+    check_distinct_paths("state-out", args.state_out.as_deref(), &others)?;
+    let backend = args.backend.or(backends::default_backends().next());
     let backend = backend.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
-    args.options.check(&[backend])?;
-    let device = backends::open(backend, args.options)?;
-    let loaded = args.model.load()?;
-    let config = loaded.weights.config().clone();
-    let feed = args.feed.open(&loaded, output)?;
-    let (extent, chunk) = (feed.extent(), feed.chunk());
-    if !loaded.partial_outputs.is_empty() {
-        let outputs = quoted_list(&loaded.partial_outputs);
+    args.options.check_applicable(&[backend])?;
+    let device = backends::open_device(backend, args.options)?;
+    let loaded_model = args.model.load()?;
+    let config = loaded_model.weights.config().clone();
+    let sequences = args.sequences.open(&loaded_model, output)?;
+    let (sequence_shape, chunk) = (sequences.sequence_shape(), sequences.chunk_steps());
+    if !loaded_model.partial_outputs.is_empty() {
+        let outputs = quoted_list(&loaded_model.partial_outputs);
         output.note(format!("the graph's outputs are {outputs}; this command outputs the last layer's whole sequence"));
     }
-    let mut models = [device.load(&loaded.weights, false)?];
+    let mut models = [device.load(&loaded_model.weights, false)?];
     let path = describe_paths(&models[0].paths());
 
-    feed::catch_interrupts();
-    let create = |path| Writer::create(path, extent, config.output_size());
-    let mut writer = args.output.as_deref().map(create).transpose()?;
+    sequences::catch_interrupts();
+    let create_writer = |path| SequenceWriter::create(path, sequence_shape, config.output_size());
+    let mut writer = args.output.as_deref().map(create_writer).transpose()?;
     let mut state_file = args.state_out.as_deref().map(PendingFile::create).transpose()?;
     let start = Instant::now();
     let mut digest = Digest::default();
-    let input = path_text(feed.path());
-    let states = feed.run(&mut models, |outputs| {
+    let input = path_text(sequences.path());
+    let states = sequences.run_models(&mut models, |outputs| {
         for y in outputs {
             add_to_digest(&mut digest, y);
             writer.iter_mut().try_for_each(|writer| writer.write(y.view()))?;
@@ -132,7 +131,7 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
     if let (Some(file), Some(state)) = (&mut state_file, states.first()) {
         file.write(&state::to_bytes(state)?)?;
     }
-    commit(writer.map(Writer::into_file).into_iter().chain(state_file))?;
+    commit_files(writer.map(SequenceWriter::into_file).into_iter().chain(state_file))?;
     output.report(&Report {
         model: path_text(&args.model.path),
         input,
@@ -143,13 +142,13 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<ExitCode> {
         arithmetic: describe_arithmetic(&device.arithmetic()),
         exact: device.arithmetic().is_exact(),
         path,
-        batch: extent.batch,
-        steps: extent.steps,
+        batch: sequence_shape.batch,
+        steps: sequence_shape.steps,
         output_size: config.output_size(),
         chunk,
         seconds: start.elapsed().as_secs_f64(),
         digest: args.digest.then(|| digest.to_string()),
-        unused: loaded.unused,
+        unused: loaded_model.unused_names,
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,29 +6,29 @@ use lstm_core::{Error as ModelError, HostState, LstmConfig, StateDict, StateDict
 
 use crate::error::{Error, Result};
 
-/// Reads a state. [`check`] compares its shape with a model.
-pub(crate) fn read(path: &Path) -> Result<HostState> {
+/// Reads a state. [`check_state_shape`] compares its shape with a model.
+pub(crate) fn read_state(path: &Path) -> Result<HostState> {
     read_tensors(path).map_err(|e| e.with_path(path))
 }
 
 fn read_tensors(path: &Path) -> Result<HostState> {
     let mut file = StateDict::open(path)?;
-    let mut take = |name: &str| -> Result<Array3<f32>> {
+    let mut take_array = |name: &str| -> Result<Array3<f32>> {
         let array = file.take_any(name)?;
         let shape = format!("{:?}", array.shape());
         array
             .into_dimensionality()
             .map_err(|_| ModelError::shape(format!("tensor `{name}`"), "three axes", shape).into())
     };
-    let state = HostState { h: take("h")?, c: take("c")? };
+    let state = HostState { h: take_array("h")?, c: take_array("c")? };
     file.finish()?;
     Ok(state)
 }
 
 /// Checks that the shapes of a state match a model and `batch` sequences.
-pub(crate) fn check(state: &HostState, config: &LstmConfig, batch: usize) -> Result<()> {
-    let want = HostState::zeros(config, batch)?;
-    for (name, want, got) in [("h", &want.h, &state.h), ("c", &want.c, &state.c)] {
+pub(crate) fn check_state_shape(state: &HostState, config: &LstmConfig, batch: usize) -> Result<()> {
+    let expected_state = HostState::zeros(config, batch)?;
+    for (name, want, got) in [("h", &expected_state.h, &state.h), ("c", &expected_state.c, &state.c)] {
         if want.shape() != got.shape() {
             let expected = format!("{:?} for {batch} sequences", want.shape());
             return Err(ModelError::shape(format!("state {name}"), expected, format!("{:?}", got.shape())).into());

@@ -4,21 +4,21 @@
 //! `mul_add` is a fused multiply-add. A change of any constant, order or formula is a new version.
 
 /// Number of products in one partial sum of [`dot`].
-pub const BLOCK: usize = 32;
+pub const DOT_BLOCK: usize = 32;
 
-/// Number of time steps per chunk: the rows of one chunk form one product in a weight's gradient.
-pub const CHUNK: usize = 32;
+/// Number of time steps per chunk. The gradient of a weight matrix is a sum of matrix products, one for each chunk.
+pub const CHUNK_STEPS: usize = 32;
 
 /// Bits of 2^-40, the threshold of [`snap`].
-pub const SNAP_BITS: u32 = 0x2b80_0000;
+pub const SNAP_THRESHOLD_BITS: u32 = 0x2b80_0000;
 
 /// Mask of all bits except the sign.
 pub const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
 
 /// Mask that clears the low 4 bits of a factor in [`sigmoid`] and [`tanh`], so that the product with it is exact.
-pub const SPLIT_MASK: u32 = 0xffff_fff0;
+pub const CLEAR_LOW_BITS_MASK: u32 = 0xffff_fff0;
 
-const fn table<const N: usize>(bits: [u32; N]) -> [f32; N] {
+const fn f32_array_from_bits<const N: usize>(bits: [u32; N]) -> [f32; N] {
     let mut out = [0.0; N];
     let mut i = 0;
     while i < N {
@@ -28,23 +28,34 @@ const fn table<const N: usize>(bits: [u32; N]) -> [f32; N] {
     out
 }
 
-/// `1.5 * 2^23`. Adding it to a small number leaves the nearest integer in the low bits.
-pub const MAGIC: f32 = f32::from_bits(0x4b40_0000);
-/// log2(e).
+/// The float `1.5 * 2^23`. Adding it to a number of magnitude below 2^22 rounds the number to an integer, which is then
+/// in the low bits of the sum.
+pub const ROUNDING_MAGIC: f32 = f32::from_bits(0x4b40_0000);
+/// The base-2 logarithm of e.
 pub const LOG2_E: f32 = f32::from_bits(0x3fb8_aa3b);
-/// The leading part of ln(2).
+/// ln(2) rounded to f32, the first of two parts of ln(2).
 pub const LN2_HIGH: f32 = f32::from_bits(0x3f31_7218);
-/// ln(2) minus [`LN2_HIGH`].
+/// The second part of ln(2): ln(2) minus [`LN2_HIGH`], rounded to f32.
 pub const LN2_LOW: f32 = f32::from_bits(0xb102_e308);
-/// Polynomial of `(exp(r) - 1 - r) / r^2` on `|r| <= ln(2)/2`. As in every table here, the coefficient of the lowest
-/// power comes first.
-pub const EXP: [f32; 5] = table([0x3f000000, 0x3e2aaa2e, 0x3d2aaa24, 0x3c092ac3, 0x3ab6bb82]);
-/// Polynomial of `1 / (1 + e)` on `0 <= e <= 1`, the first approximation in [`sigmoid`].
-pub const SIGMOID: [f32; 6] = table([0x3f7ffc61, 0xbf7efc9e, 0x3f738c1c, 0xbf43a50a, 0x3ed1f390, 0xbdcf03e9]);
-/// Polynomial of `1 / (1 - q)` on `0 <= q <= 1/2`, the first approximation in [`tanh`].
-pub const TANH: [f32; 6] = table([0x3f7ffca8, 0x3f80ef0f, 0x3f55fbf4, 0x40131d37, 0xc055fbf4, 0x40d5fbf4]);
-/// Polynomial of `(exp(2r) - 1 - 2r) / (2 r^2)`: [`EXP`] with coefficient k multiplied by `2^(k+1)`.
-pub const EXP_TWICE: [f32; 5] = [EXP[0] * 2.0, EXP[1] * 4.0, EXP[2] * 8.0, EXP[3] * 16.0, EXP[4] * 32.0];
+/// Coefficients of a polynomial that approximates `(exp(r) - 1 - r) / r^2` on `|r| <= ln(2)/2`, lowest power first.
+pub const EXP_POLYNOMIAL: [f32; 5] = f32_array_from_bits([0x3f000000, 0x3e2aaa2e, 0x3d2aaa24, 0x3c092ac3, 0x3ab6bb82]);
+/// Coefficients, lowest power first, of a polynomial that approximates `1 / (1 + e)` on `0 <= e <= 1`. [`sigmoid`]
+/// refines its value.
+pub const SIGMOID_POLYNOMIAL: [f32; 6] =
+    f32_array_from_bits([0x3f7ffc61, 0xbf7efc9e, 0x3f738c1c, 0xbf43a50a, 0x3ed1f390, 0xbdcf03e9]);
+/// Coefficients, lowest power first, of a polynomial that approximates `1 / (1 - q)` on `0 <= q <= 1/2`. [`tanh`]
+/// refines its value.
+pub const TANH_POLYNOMIAL: [f32; 6] =
+    f32_array_from_bits([0x3f7ffca8, 0x3f80ef0f, 0x3f55fbf4, 0x40131d37, 0xc055fbf4, 0x40d5fbf4]);
+/// Coefficients of a polynomial that approximates `(exp(2r) - 1 - 2r) / (2 r^2)`: coefficient k is that of
+/// [`EXP_POLYNOMIAL`] multiplied by `2^(k+1)`.
+pub const EXP_2R_POLYNOMIAL: [f32; 5] = [
+    EXP_POLYNOMIAL[0] * 2.0,
+    EXP_POLYNOMIAL[1] * 4.0,
+    EXP_POLYNOMIAL[2] * 8.0,
+    EXP_POLYNOMIAL[3] * 16.0,
+    EXP_POLYNOMIAL[4] * 32.0,
+];
 /// The argument of [`sigmoid`] is limited to this magnitude.
 pub const SIGMOID_MAX: f32 = 56.0;
 /// The argument of [`tanh`] is limited to this magnitude.
@@ -55,16 +66,16 @@ pub const TANH_LINEAR_BITS: u32 = 0x3980_0000;
 /// Flushes small numbers: +0 for `|v| < 2^-40`, else `v`. NaN stays NaN.
 ///
 /// Weights, inputs and states are snapped. Every product is then a multiple of 2^-126, so no result is subnormal, and a
-/// device that flushes subnormals gives bit-identical results. It also removes negative zeros.
+/// device that flushes subnormals gives bit-identical results. Negative zero becomes +0.
 pub fn snap(v: f32) -> f32 {
-    if v.to_bits() & MAGNITUDE_BITS < SNAP_BITS { 0.0 } else { v }
+    if v.to_bits() & MAGNITUDE_BITS < SNAP_THRESHOLD_BITS { 0.0 } else { v }
 }
 
-/// The dot product, the sum over `k` of `a(k) * b(k)`, in a fixed order: each block of [`BLOCK`] products is summed by
-/// `fma` with ascending `k`, starting at +0; then block sums are added from left to right. An empty sum is +0.
+/// The dot product, the sum over `k` of `a(k) * b(k)`, in a fixed order: each block of [`DOT_BLOCK`] products is summed
+/// by `fma` with ascending `k`, starting at +0; then block sums are added from left to right. An empty sum is +0.
 pub fn dot(len: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32 {
-    let block = |start: usize| (start..len.min(start + BLOCK)).fold(0.0, |s, k| a(k).mul_add(b(k), s));
-    (BLOCK..len).step_by(BLOCK).fold(block(0), |total, start| total + block(start))
+    let block_sum = |start: usize| (start..len.min(start + DOT_BLOCK)).fold(0.0, |s, k| a(k).mul_add(b(k), s));
+    (DOT_BLOCK..len).step_by(DOT_BLOCK).fold(block_sum(0), |total, start| total + block_sum(start))
 }
 
 /// `v` limited to `[-bound, bound]`. NaN stays NaN.
@@ -79,48 +90,48 @@ pub fn clip(v: f32, bound: f32) -> f32 {
 }
 
 /// Evaluates a polynomial by Horner's method.
-fn horner<const N: usize>(table: &[f32; N], x: f32) -> f32 {
-    table[..N - 1].iter().rev().fold(table[N - 1], |sum, &c| sum.mul_add(x, c))
+fn horner<const N: usize>(coefficients: &[f32; N], x: f32) -> f32 {
+    coefficients[..N - 1].iter().rev().fold(coefficients[N - 1], |sum, &c| sum.mul_add(x, c))
 }
 
 /// `min(|x|, bound)`. NaN stays NaN.
-fn magnitude(x: f32, bound: f32) -> f32 {
+fn bounded_magnitude(x: f32, bound: f32) -> f32 {
     let z = f32::from_bits(x.to_bits() & MAGNITUDE_BITS);
     if z > bound { bound } else { z }
 }
 
-/// Range reduction of `exp(-z)`: returns `(s, r)` with `s` a power of two and `exp(-z) = s * exp(r)`. `log2` is
-/// `-log2(e)`; `high` and `low` are the two parts of `-ln(2)`. With twice `log2` and half of `high` and `low`, as in
-/// [`tanh`], it is `exp(-2z) = s * exp(2r)`.
-fn split(z: f32, log2: f32, high: f32, low: f32) -> (f32, f32) {
-    let t = z.mul_add(log2, MAGIC);
-    let n = (t.to_bits().wrapping_sub(MAGIC.to_bits()) as i32) as f32;
+/// Range reduction of `exp(-z)`: returns `(s, r)` with `s` a power of two and `exp(-z) = s * exp(r)`. `minus_log2_e` is
+/// `-log2(e)`; `minus_ln2_high` and `minus_ln2_low` are the two parts of `-ln(2)`. If a caller doubles `minus_log2_e`
+/// and halves the two parts, as [`tanh`] does, the result satisfies `exp(-2z) = s * exp(2r)`.
+fn reduce_range(z: f32, minus_log2_e: f32, minus_ln2_high: f32, minus_ln2_low: f32) -> (f32, f32) {
+    let t = z.mul_add(minus_log2_e, ROUNDING_MAGIC);
+    let n = (t.to_bits().wrapping_sub(ROUNDING_MAGIC.to_bits()) as i32) as f32;
     let s = f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000));
-    (s, n.mul_add(low, n.mul_add(high, -z)))
+    (s, n.mul_add(minus_ln2_low, n.mul_add(minus_ln2_high, -z)))
 }
 
 /// The logistic function `1 / (1 + exp(-x))`. Monotonic; the error is at most 1.508 ULP for x > -56.
 pub fn sigmoid(x: f32) -> f32 {
-    let z = magnitude(x, SIGMOID_MAX);
-    let (s, r) = split(z, -LOG2_E, -LN2_HIGH, -LN2_LOW);
-    let m = (r * r).mul_add(horner(&EXP, r), r);
+    let z = bounded_magnitude(x, SIGMOID_MAX);
+    let (s, r) = reduce_range(z, -LOG2_E, -LN2_HIGH, -LN2_LOW);
+    let m = (r * r).mul_add(horner(&EXP_POLYNOMIAL, r), r);
     let e = s.mul_add(m, s);
-    let num = if x.to_bits() > MAGNITUDE_BITS { e } else { 1.0 };
-    let y0 = horner(&SIGMOID, e);
-    let t0 = f32::from_bits((num * y0).to_bits() & SPLIT_MASK);
-    let d = num - t0;
+    let numerator = if x.to_bits() > MAGNITUDE_BITS { e } else { 1.0 };
+    let y0 = horner(&SIGMOID_POLYNOMIAL, e);
+    let t0 = f32::from_bits((numerator * y0).to_bits() & CLEAR_LOW_BITS_MASK);
+    let d = numerator - t0;
     (-t0).mul_add(e, d).mul_add(y0, t0)
 }
 
 /// The hyperbolic tangent. Monotonic and odd; the error is at most 1.906 ULP.
 pub fn tanh(x: f32) -> f32 {
-    let z = magnitude(x, TANH_MAX);
-    let (s, r) = split(z, -2.0 * LOG2_E, -0.5 * LN2_HIGH, -0.5 * LN2_LOW);
-    let m = (r * r).mul_add(horner(&EXP_TWICE, r), r);
+    let z = bounded_magnitude(x, TANH_MAX);
+    let (s, r) = reduce_range(z, -2.0 * LOG2_E, -0.5 * LN2_HIGH, -0.5 * LN2_LOW);
+    let m = (r * r).mul_add(horner(&EXP_2R_POLYNOMIAL, r), r);
     let h = s.mul_add(-0.5, 0.5);
     let q = (-s).mul_add(m, h);
-    let y0 = horner(&TANH, q);
-    let t0 = f32::from_bits((q * y0).to_bits() & SPLIT_MASK);
+    let y0 = horner(&TANH_POLYNOMIAL, q);
+    let t0 = f32::from_bits((q * y0).to_bits() & CLEAR_LOW_BITS_MASK);
     let d = q - t0;
     let y = t0.mul_add(q, d).mul_add(y0, t0);
     if x.to_bits() & MAGNITUDE_BITS < TANH_LINEAR_BITS {
@@ -129,7 +140,7 @@ pub fn tanh(x: f32) -> f32 {
     f32::from_bits(y.to_bits() & MAGNITUDE_BITS | x.to_bits() & !MAGNITUDE_BITS)
 }
 
-/// The power of two by which a backward pass multiplies the gradients given to it, and divides its results.
+/// The power of two by which a backward pass multiplies the gradients given to it, and by which it divides its results.
 ///
 /// It brings the largest gradient near 1, so that [`snap`] flushes only gradients that are small in comparison, whatever
 /// the scale of the loss. One factor is used for the whole model.
@@ -137,32 +148,33 @@ pub fn tanh(x: f32) -> f32 {
 pub struct GradientScale(i32);
 
 /// Bits of 2^-100. Gradients of smaller magnitude, given to or returned by a backward pass, become +0.
-pub const FLUSH_BITS: u32 = 0x0d80_0000;
+pub const FLUSH_THRESHOLD_BITS: u32 = 0x0d80_0000;
 
 impl GradientScale {
     /// The factor that brings the largest finite magnitude of `values` into [1, 2); 1 if all are below 2^-100.
     pub fn of<'a>(values: impl IntoIterator<Item = &'a f32>) -> Self {
         // A signed comparison, because vector instructions have no unsigned one.
-        let finite = |bits: i32| if bits < 0x7f80_0000 { bits } else { 0 };
-        let largest =
-            values.into_iter().fold(0, |most: i32, v| most.max(finite((v.to_bits() & MAGNITUDE_BITS) as i32)));
-        GradientScale(if largest < FLUSH_BITS as i32 { 0 } else { 127 - (largest >> 23) })
+        let zero_if_not_finite = |bits: i32| if bits < 0x7f80_0000 { bits } else { 0 };
+        let largest_bits = values
+            .into_iter()
+            .fold(0, |most: i32, v| most.max(zero_if_not_finite((v.to_bits() & MAGNITUDE_BITS) as i32)));
+        GradientScale(if largest_bits < FLUSH_THRESHOLD_BITS as i32 { 0 } else { 127 - (largest_bits >> 23) })
     }
 
     /// `v` times the factor; +0 for `|v| < 2^-100`.
-    pub fn apply(self, v: f32) -> f32 {
-        if v.to_bits() & MAGNITUDE_BITS < FLUSH_BITS { 0.0 } else { times(v, self.0) }
+    pub fn scale_value(self, v: f32) -> f32 {
+        if v.to_bits() & MAGNITUDE_BITS < FLUSH_THRESHOLD_BITS { 0.0 } else { mul_power_of_two(v, self.0) }
     }
 
     /// `v` divided by the factor; +0 if the magnitude of the result is below 2^-100.
-    pub fn undo(self, v: f32) -> f32 {
-        let v = times(v, -self.0);
-        if v.to_bits() & MAGNITUDE_BITS < FLUSH_BITS { 0.0 } else { v }
+    pub fn unscale_value(self, v: f32) -> f32 {
+        let v = mul_power_of_two(v, -self.0);
+        if v.to_bits() & MAGNITUDE_BITS < FLUSH_THRESHOLD_BITS { 0.0 } else { v }
     }
 }
 
 /// `v * 2^exponent`, rounded once. Where that power of two is subnormal, the product is computed in f64.
-fn times(v: f32, exponent: i32) -> f32 {
+fn mul_power_of_two(v: f32, exponent: i32) -> f32 {
     if exponent > -127 {
         return v * f32::from_bits(((127 + exponent) as u32) << 23);
     }
@@ -187,7 +199,7 @@ impl Digest {
         digest
     }
 
-    /// Adds one value.
+    /// Updates the digest with the next value.
     pub fn add(&mut self, value: f32) {
         self.0 = (self.0 ^ u64::from(value.to_bits())).wrapping_mul(0x0000_0100_0000_01b3);
     }
@@ -226,37 +238,37 @@ mod tests {
     fn dot_adds_blocks_left_to_right() {
         // 2^24 + 1 is not an f32, so the result depends on the order of the additions.
         let a = |k: usize| if k == 0 { 16_777_216.0 } else { 1.0 };
-        assert_eq!(dot(BLOCK + 2, a, |_| 1.0), 16_777_218.0);
-        assert_eq!(dot(BLOCK, a, |_| 1.0), 16_777_216.0);
+        assert_eq!(dot(DOT_BLOCK + 2, a, |_| 1.0), 16_777_218.0);
+        assert_eq!(dot(DOT_BLOCK, a, |_| 1.0), 16_777_216.0);
         assert_eq!(dot(0, a, a).to_bits(), 0);
     }
 
     #[test]
     fn gradient_scale_brings_largest_value_into_one_to_two() {
-        let tiny = f32::from_bits(FLUSH_BITS - 1);
-        for (values, largest) in [
+        let tiny = f32::from_bits(FLUSH_THRESHOLD_BITS - 1);
+        for (values, expected) in [
             (&[3.0, -5.0, 0.0][..], -1.25),
             (&[f32::MAX, 1.0], f32::from_bits(0x3fff_ffff)),
             (&[f32::NAN, f32::INFINITY, 0.75], 1.5),
-            (&[f32::from_bits(FLUSH_BITS)], 1.0),
+            (&[f32::from_bits(FLUSH_THRESHOLD_BITS)], 1.0),
         ] {
             let scale = GradientScale::of(values);
-            let greatest = values.iter().copied().filter(|v| v.is_finite()).max_by(|a, b| a.abs().total_cmp(&b.abs()));
-            let scaled = scale.apply(greatest.unwrap());
-            assert_eq!(scaled, largest);
-            assert_eq!(scale.undo(scaled), greatest.unwrap());
+            let largest = values.iter().copied().filter(|v| v.is_finite()).max_by(|a, b| a.abs().total_cmp(&b.abs()));
+            let scaled = scale.scale_value(largest.unwrap());
+            assert_eq!(scaled, expected);
+            assert_eq!(scale.unscale_value(scaled), largest.unwrap());
         }
         assert_eq!(GradientScale::of(&[tiny, 0.0]), GradientScale::of(&[1.0]));
-        assert_eq!(GradientScale::of(&[1.0]).apply(-tiny).to_bits(), 0);
-        assert_eq!(GradientScale::of(&[2f32.powi(-90)]).undo(-(2f32.powi(-11))).to_bits(), 0);
-        assert!(GradientScale::of(&[4.0]).apply(f32::NAN).is_nan());
+        assert_eq!(GradientScale::of(&[1.0]).scale_value(-tiny).to_bits(), 0);
+        assert_eq!(GradientScale::of(&[2f32.powi(-90)]).unscale_value(-(2f32.powi(-11))).to_bits(), 0);
+        assert!(GradientScale::of(&[4.0]).scale_value(f32::NAN).is_nan());
     }
 
     #[test]
     fn snap_and_clip_are_bit_exact() {
         assert_eq!(snap(-0.0).to_bits(), 0);
-        assert_eq!(snap(f32::from_bits(SNAP_BITS - 1)).to_bits(), 0);
-        assert_eq!(snap(-f32::from_bits(SNAP_BITS)), -f32::from_bits(SNAP_BITS));
+        assert_eq!(snap(f32::from_bits(SNAP_THRESHOLD_BITS - 1)).to_bits(), 0);
+        assert_eq!(snap(-f32::from_bits(SNAP_THRESHOLD_BITS)), -f32::from_bits(SNAP_THRESHOLD_BITS));
         assert_eq!((clip(3.0, 2.0), clip(-3.0, 2.0), clip(1.0, 2.0)), (2.0, -2.0, 1.0));
         assert!(clip(f32::NAN, 2.0).is_nan());
     }

@@ -91,10 +91,10 @@ pub enum Error {
     },
 
     /// A file or a text has an invalid format.
-    #[error("{what}: {reason}")]
+    #[error("{input}: {reason}")]
     Format {
-        /// What was read: a file, a tensor, a metadata key, a text.
-        what: String,
+        /// The invalid input: a file, a tensor, a metadata key or a text.
+        input: String,
         /// What is invalid.
         reason: String,
     },
@@ -109,12 +109,12 @@ pub enum Error {
     },
 
     /// A value in training is infinite or NaN.
-    #[error("training step {step}: {what} is {value}")]
+    #[error("training step {step}: {quantity} is {value}")]
     NotFinite {
         /// Number of the training step, counted from 1.
         step: u64,
-        /// What has the value: the loss, or the gradient, value or optimizer state of a parameter.
-        what: String,
+        /// The quantity that is infinite or NaN: the loss, or the gradient, value or optimizer state of a parameter.
+        quantity: String,
         /// The value: infinite or NaN.
         value: f64,
     },
@@ -143,7 +143,7 @@ impl Error {
     }
 
     /// Creates an [`Error::Format`].
-    pub fn format(what: impl Into<String>, reason: impl ToString) -> Self {
-        Error::Format { what: what.into(), reason: reason.to_string() }
+    pub fn format(input: impl Into<String>, reason: impl ToString) -> Self {
+        Error::Format { input: input.into(), reason: reason.to_string() }
     }
 }

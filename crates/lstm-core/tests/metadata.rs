@@ -27,7 +27,7 @@ fn metadata_hold_options_without_tensors() {
     // The caller may choose between the fused and the unfused cell, which are bit-identical.
     let unfused = random_weights(LstmConfig::new(3, 5).cell(CellKind::Unfused).clip(0.5));
     let mut dict = StateDict::from_bytes(to_bytes(&unfused, TensorNames::PyTorch)).unwrap();
-    assert_eq!(dict.take_lstm_as("lstm.", CellKind::Fused).unwrap(), unfused.pack().unwrap());
+    assert_eq!(dict.take_lstm_as("lstm.", CellKind::Fused).unwrap(), unfused.into_fused().unwrap());
     // The fused and the dense peephole cell share the notebook's names.
     let dense = random_weights(LstmConfig::new(3, 5).cell(CellKind::PeepholeDense).bias(Bias::One));
     let mut dict = StateDict::from_bytes(to_bytes(&dense, TensorNames::Notebook)).unwrap();

@@ -88,7 +88,7 @@ fn notebook_names_round_trip_is_exact() {
     let ours = weights.layers()[0].get(Param::WeightIh).unwrap().clone();
     let mut gates = StateDict::from_bytes(to_bytes(&weights, TensorNames::Notebook)).unwrap();
     let candidate = gates.take("lstm.U_c", &[3, 2]).unwrap();
-    let weights = weights.pack().unwrap();
+    let weights = weights.into_fused().unwrap();
     let mut packed = StateDict::from_bytes(to_bytes(&weights, TensorNames::Notebook)).unwrap();
     let all = packed.take("lstm.W", &[3, 8]).unwrap();
     for (feature, unit) in [(0, 0), (2, 0), (1, 1)] {

@@ -23,24 +23,37 @@ use crate::{
 
 impl Cpu {
     /// Checks a sequence, and that `plan` was made for the layer and batch size.
-    fn check(&self, op: &str, layer: &PackedLayer, plan: &Plan, sequence: &Sequence<'_, Tensor>) -> Result<()> {
+    fn check_arguments(
+        &self,
+        op: &str,
+        layer: &PackedLayer,
+        plan: &Plan,
+        sequence: &Sequence<'_, Tensor>,
+    ) -> Result<()> {
         sequence.check(&layer.spec, |x| x.shape)?;
         if plan.batch != sequence.batch || !plan.matches(layer) {
-            let want = format!("a plan for {:?} and batch {}", layer.spec, sequence.batch);
-            return Err(Error::shape(format!("{op}: plan"), want, format!("{plan:?}")));
+            let expected = format!("a plan for {:?} and batch {}", layer.spec, sequence.batch);
+            return Err(Error::shape(format!("{op}: plan"), expected, format!("{plan:?}")));
         }
         Ok(())
     }
 
-    /// [`check`](Self::check)s the arguments of a pass and returns the snapped input.
-    fn prepare(&self, op: &str, layer: &PackedLayer, plan: &Plan, sequence: &Sequence<'_, Tensor>) -> Result<Tensor> {
-        self.check(op, layer, plan, sequence)?;
+    /// Checks the arguments of a pass, as [`check_arguments`](Self::check_arguments) does, and returns the snapped
+    /// input.
+    fn check_and_snap_input(
+        &self,
+        op: &str,
+        layer: &PackedLayer,
+        plan: &Plan,
+        sequence: &Sequence<'_, Tensor>,
+    ) -> Result<Tensor> {
+        self.check_arguments(op, layer, plan, sequence)?;
         let x = sequence.x.clone();
         if x.is_snapped() { Ok(x) } else { self.snap(x) }
     }
 
-    /// The output of a pass as tensors. `y` is snapped, as every hidden state is.
-    fn output(
+    /// Returns the output of a pass as tensors. `y` is marked as snapped, because every hidden state is snapped.
+    fn layer_output(
         &self,
         y: Vec<f32>,
         state: State<Vec<f32>>,
@@ -76,7 +89,7 @@ impl Backend for Cpu {
         plan: &mut Plan,
         sequence: Sequence<'_, Tensor>,
     ) -> Result<LayerOutput<Tensor>> {
-        let x = self.prepare("forward", layer, plan, &sequence)?;
+        let x = self.check_and_snap_input("forward", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
         let sizes = [steps, batch, layer.spec.state_size()];
         let mut y = UninitBuffer::new("forward", &self.pool, &sizes, lengths.is_some())?;
@@ -88,7 +101,7 @@ impl Backend for Cpu {
             forward::run(&self.pool, layer, plan, input, y.as_mut_ptr(), None);
             y.assume_init()
         };
-        Ok(self.output(y, plan.last_state(layer, steps, lengths), batch, [steps, layer.spec.state_size()]))
+        Ok(self.layer_output(y, plan.last_state(layer, steps, lengths), batch, [steps, layer.spec.state_size()]))
     }
 
     fn forward_bidirectional(
@@ -96,17 +109,17 @@ impl Backend for Cpu {
         [Layer(layer), Layer(second_layer)]: [&Layer; 2],
         [plan, second_plan]: [&mut Plan; 2],
         sequence: Sequence<'_, Tensor>,
-        second: &State<Tensor>,
+        second_state: &State<Tensor>,
     ) -> Result<BidirectionalOutput<Tensor>> {
-        let x = self.prepare("forward", layer, plan, &sequence)?;
-        let Sequence { x: unsnapped, steps, batch, lengths, state } = sequence;
-        let second_sequence = Sequence { x: unsnapped, steps, batch, lengths, state: second };
-        self.check("forward", second_layer, second_plan, &second_sequence)?;
+        let x = self.check_and_snap_input("forward", layer, plan, &sequence)?;
+        let Sequence { x: unsnapped_x, steps, batch, lengths, state } = sequence;
+        let second_sequence = Sequence { x: unsnapped_x, steps, batch, lengths, state: second_state };
+        self.check_arguments("forward", second_layer, second_plan, &second_sequence)?;
         let layers = [&**layer, &**second_layer];
         let cols = layers.iter().map(|layer| layer.spec.state_size()).sum();
         let mut y = UninitBuffer::new("forward", &self.pool, &[steps, batch, cols], lengths.is_some())?;
         plan.set_state(layer, state.h.as_slice(), state.c.as_slice());
-        second_plan.set_state(second_layer, second.h.as_slice(), second.c.as_slice());
+        second_plan.set_state(second_layer, second_state.h.as_slice(), second_state.c.as_slice());
         let input = SequenceInput { steps, lengths, x: x.as_slice() };
         // SAFETY: as in `forward`.
         let y = unsafe {
@@ -126,7 +139,7 @@ impl Backend for Cpu {
         plan: &mut Plan,
         sequence: Sequence<'_, Tensor>,
     ) -> Result<(LayerOutput<Tensor>, Trace)> {
-        let x = self.prepare("forward_train", layer, plan, &sequence)?;
+        let x = self.check_and_snap_input("forward_train", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
         let sizes = [steps, batch, layer.spec.state_size()];
         let mut y = UninitBuffer::new("forward_train", &self.pool, &sizes, lengths.is_some())?;
@@ -144,7 +157,7 @@ impl Backend for Cpu {
             forward::run(&self.pool, layer, plan, input, y.as_mut_ptr(), Some(&mut trace));
             y.assume_init()
         };
-        Ok((self.output(y, trace.last_state(layer), batch, [steps, layer.spec.state_size()]), trace))
+        Ok((self.layer_output(y, trace.last_state(layer), batch, [steps, layer.spec.state_size()]), trace))
     }
 
     fn backward(
@@ -152,20 +165,20 @@ impl Backend for Cpu {
         Layer(layer): &Layer,
         plan: &mut Plan,
         trace: &Trace,
-        upstream: LayerOutputGradients<'_, Tensor>,
+        output_gradients: LayerOutputGradients<'_, Tensor>,
     ) -> Result<LayerGradients<Tensor>> {
         let (spec, steps, batch) = (&layer.spec, trace.steps, trace.batch);
         if !trace.matches(layer) || plan.batch != batch || !plan.matches(layer) {
-            let want = format!("a trace and a plan for {spec:?} and batch {batch}");
-            return Err(Error::shape("backward", want, format!("{trace:?} and {plan:?}")));
+            let expected = format!("a trace and a plan for {spec:?} and batch {batch}");
+            return Err(Error::shape("backward", expected, format!("{trace:?} and {plan:?}")));
         }
-        upstream.check(spec, steps, batch, |x| x.shape)?;
-        let accumulate = upstream.accumulate.is_some();
-        let mut weights = match upstream.accumulate {
+        output_gradients.check(spec, steps, batch, |x| x.shape)?;
+        let accumulate = output_gradients.accumulate.is_some();
+        let mut weights = match output_gradients.accumulate {
             Some(weights) => weights,
             None => zero_gradients(spec)?,
         };
-        let mut x = match upstream.need_x {
+        let mut x = match output_gradients.needs_input_gradient {
             true => Some(zeros("backward", &[steps, batch, spec.input_size])?),
             false => None,
         };
@@ -182,9 +195,9 @@ impl Backend for Cpu {
             h: &mut h,
             c: &mut c,
         };
-        let state = (upstream.state.h.as_slice(), upstream.state.c.as_slice());
-        backward::run(&self.pool, layer, plan, trace, upstream.y.as_slice(), state, out)?;
-        let x = x.map(|x| matrix(x, steps * batch));
+        let state = (output_gradients.state.h.as_slice(), output_gradients.state.c.as_slice());
+        backward::run(&self.pool, layer, plan, trace, output_gradients.y.as_slice(), state, out)?;
+        let x = x.map(|x| tensor_with_rows(x, steps * batch));
         Ok(LayerGradients { x, state: state_tensors(State { h, c }, batch), weights })
     }
 
@@ -207,25 +220,27 @@ impl Backend for Cpu {
 
 /// The state of `batch` sequences as tensors.
 fn state_tensors(state: State<Vec<f32>>, batch: usize) -> State<Tensor> {
-    State { h: matrix(state.h, batch), c: matrix(state.c, batch) }
+    State { h: tensor_with_rows(state.h, batch), c: tensor_with_rows(state.c, batch) }
 }
 
-/// A matrix with the given number of rows.
-fn matrix(data: Vec<f32>, rows: usize) -> Tensor {
+/// A tensor with `rows` rows and the elements `data`.
+fn tensor_with_rows(data: Vec<f32>, rows: usize) -> Tensor {
     Tensor::new(MatrixShape::new(rows, data.len() / rows), data)
 }
 
-/// Zero gradients of a layer's weights.
+/// Gradients of a layer's weights, all zero.
 fn zero_gradients(spec: &LayerSpec) -> Result<WeightGradients<Tensor>> {
     let (hidden, gates) = (spec.hidden_size, 4 * spec.hidden_size);
-    let zero = |rows, cols| Ok(Tensor::new(MatrixShape::new(rows, cols), zeros("backward", &[rows, cols])?));
+    let zero_matrix = |rows, cols| Ok(Tensor::new(MatrixShape::new(rows, cols), zeros("backward", &[rows, cols])?));
     Ok(WeightGradients {
-        input: zero(gates, spec.input_size)?,
-        recurrent: zero(gates, spec.state_size())?,
-        bias: if spec.bias == Bias::None { None } else { Some(zero(1, gates)?) },
-        projection: spec.proj_size.map(|size| zero(size, hidden)).transpose()?,
+        input: zero_matrix(gates, spec.input_size)?,
+        recurrent: zero_matrix(gates, spec.state_size())?,
+        bias: if spec.bias == Bias::None { None } else { Some(zero_matrix(1, gates)?) },
+        projection: spec.proj_size.map(|size| zero_matrix(size, hidden)).transpose()?,
         peephole: match spec.cell {
-            CellKind::PeepholeDiagonal => Some([zero(1, hidden)?, zero(1, hidden)?, zero(1, hidden)?]),
+            CellKind::PeepholeDiagonal => {
+                Some([zero_matrix(1, hidden)?, zero_matrix(1, hidden)?, zero_matrix(1, hidden)?])
+            }
             _ => None,
         },
     })

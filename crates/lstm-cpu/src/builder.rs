@@ -4,7 +4,7 @@ use std::{num::NonZero, sync::Arc};
 
 use lstm_core::{Error, Result};
 
-use crate::{Cpu, kernel::isa::Isa, pool::Pool};
+use crate::{Cpu, kernel::isa::Isa, pool::ThreadPool};
 
 /// Builds a [`Cpu`] with a number of threads and an instruction set; see [`Cpu::builder`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,14 +38,14 @@ impl CpuBuilder {
         let available = Isa::available();
         let isa = self.isa.unwrap_or(available[0]);
         let kernels = isa.kernels().ok_or_else(|| {
-            let list: Vec<_> = available.iter().map(Isa::to_string).collect();
-            Error::config("isa", format!("this processor supports {}, got {isa}", list.join(", ")))
+            let names: Vec<_> = available.iter().map(Isa::to_string).collect();
+            Error::config("isa", format!("this processor supports {}, got {isa}", names.join(", ")))
         })?;
         let threads = self.threads.unwrap_or_else(default_threads);
         if !(1..=1024).contains(&threads) {
             return Err(Error::config("threads", format!("expected 1 to 1024, got {threads}")));
         }
-        let pool = Pool::new(threads).map_err(|e| Error::Device {
+        let pool = ThreadPool::new(threads).map_err(|e| Error::Device {
             backend: "cpu".into(),
             op: "start threads",
             reason: e.to_string(),

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{builder::CpuBuilder, kernel::isa::Isa, kernel::table::Kernels, pool::Pool};
+use crate::{builder::CpuBuilder, kernel::isa::Isa, kernel::table::Kernels, pool::ThreadPool};
 
 /// The CPU backend: an instruction set and a pool of threads. A clone shares the threads.
 ///
@@ -12,7 +12,7 @@ use crate::{builder::CpuBuilder, kernel::isa::Isa, kernel::table::Kernels, pool:
 pub struct Cpu {
     pub(crate) isa: Isa,
     pub(crate) kernels: &'static Kernels,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) pool: Arc<ThreadPool>,
 }
 
 impl fmt::Debug for Cpu {
@@ -31,8 +31,8 @@ impl Cpu {
     /// A backend with the fastest instruction set and as many threads as there are cores that the process may use. Uses
     /// one thread if more cannot be started.
     pub fn new() -> Self {
-        let single_threaded = || Cpu::builder().threads(1).build();
-        Cpu::builder().build().or_else(|_| single_threaded()).expect("one thread needs no start")
+        let build_single_threaded = || Cpu::builder().threads(1).build();
+        Cpu::builder().build().or_else(|_| build_single_threaded()).expect("one thread needs no start")
     }
 
     /// A builder that sets the number of threads and the instruction set.

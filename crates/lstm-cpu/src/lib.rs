@@ -41,7 +41,7 @@ mod pool;
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/history.md")]
-struct Documents;
+struct DocumentationTests;
 
 pub use builder::CpuBuilder;
 pub use cpu::Cpu;

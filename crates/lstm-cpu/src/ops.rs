@@ -9,7 +9,8 @@ use std::{
 use lstm_core::{
     Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, Result,
     shape::{
-        check_clip, check_concat, check_download, check_rows, check_select_between, check_slice, check_upload, zeros,
+        check_clip, check_concat, check_download, check_row_broadcast, check_select_between, check_slice, check_upload,
+        zeros,
     },
 };
 
@@ -50,7 +51,7 @@ impl Ops for Cpu {
 
     fn snap(&self, x: Tensor) -> Result<Tensor> {
         // SAFETY: the processor supports the kernels; pointer and length are those of a slice.
-        Ok(map(x, |p, n| unsafe { (self.kernels.snap)(p, n) }).assume_snapped(true))
+        Ok(apply_kernel(x, |p, n| unsafe { (self.kernels.snap)(p, n) }).assume_snapped(true))
     }
 
     fn gemm(&self, a: MatrixRef<'_, Tensor>, b: MatrixRef<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
@@ -58,16 +59,16 @@ impl Ops for Cpu {
     }
 
     fn mul_add(&self, alpha: f32, a: &Tensor, b: Option<&Tensor>, c: Option<&Tensor>) -> Result<Tensor> {
-        let shape = check_rows("mul_add factor", a.shape, b.map(|b| b.shape))?;
-        check_rows("mul_add summand", shape, c.map(|c| c.shape))?;
+        let shape = check_row_broadcast("mul_add factor", a.shape, b.map(|b| b.shape))?;
+        check_row_broadcast("mul_add summand", shape, c.map(|c| c.shape))?;
         let mut data = zeros("mul_add", &[shape.rows, shape.cols])?;
-        let row = |x: Option<&Tensor>, row: usize| match x {
+        let row_ptr = |x: Option<&Tensor>, row: usize| match x {
             Some(x) if x.shape.rows == 1 => x.rows(0..1).as_ptr(),
             Some(x) => x.rows(row..row + 1).as_ptr(),
             None => null(),
         };
         for (k, out) in data.chunks_exact_mut(shape.cols).enumerate() {
-            let (a, b, c) = (row(Some(a), k), row(b, k), row(c, k));
+            let (a, b, c) = (row_ptr(Some(a), k), row_ptr(b, k), row_ptr(c, k));
             // SAFETY: the processor supports the kernels. The shapes were checked: all rows have as many columns as
             // `out`.
             unsafe { (self.kernels.mul_add)(alpha, a, b, c, out.as_mut_ptr(), out.len()) };
@@ -77,18 +78,18 @@ impl Ops for Cpu {
 
     fn sigmoid(&self, x: Tensor) -> Result<Tensor> {
         // SAFETY: the processor supports the kernels; pointer and length are those of a slice.
-        Ok(map(x, |p, n| unsafe { (self.kernels.sigmoid)(p, n) }))
+        Ok(apply_kernel(x, |p, n| unsafe { (self.kernels.sigmoid)(p, n) }))
     }
 
     fn tanh(&self, x: Tensor) -> Result<Tensor> {
         // SAFETY: the processor supports the kernels; pointer and length are those of a slice.
-        Ok(map(x, |p, n| unsafe { (self.kernels.tanh)(p, n) }))
+        Ok(apply_kernel(x, |p, n| unsafe { (self.kernels.tanh)(p, n) }))
     }
 
     fn clip(&self, x: Tensor, bound: f32) -> Result<Tensor> {
         check_clip(bound)?;
         // SAFETY: the processor supports the kernels; pointer and length are those of a slice.
-        Ok(map(x, |p, n| unsafe { (self.kernels.clip)(p, n, bound) }))
+        Ok(apply_kernel(x, |p, n| unsafe { (self.kernels.clip)(p, n, bound) }))
     }
 
     fn select_between(&self, mut x: Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
@@ -124,7 +125,7 @@ impl Ops for Cpu {
 }
 
 /// Applies a kernel to all elements. Works in place if the memory is not shared, else on a copy.
-fn map(mut x: Tensor, kernel: impl Fn(*mut f32, usize)) -> Tensor {
+fn apply_kernel(mut x: Tensor, kernel: impl Fn(*mut f32, usize)) -> Tensor {
     let data = x.as_mut_slice();
     kernel(data.as_mut_ptr(), data.len());
     x

@@ -173,7 +173,7 @@ fn rejects_files_that_are_not_checkpoints() {
     for len in [0, 7, 8, 100, bytes.len() / 2, bytes.len() - 1] {
         fs::write(dir.file("cut"), &bytes[..len]).unwrap();
         let error = resume(&dir.file("cut")).unwrap_err();
-        assert!(matches!(&error, Error::Format { what, .. } if what.ends_with("cut")), "{len}: {error}");
+        assert!(matches!(&error, Error::Format { input, .. } if input.ends_with("cut")), "{len}: {error}");
     }
     fs::write(dir.file("text"), "no model at all").unwrap();
     assert!(matches!(resume(&dir.file("text")), Err(Error::Format { .. })));

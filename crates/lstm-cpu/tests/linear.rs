@@ -2,7 +2,7 @@
 
 use lstm_cpu::{
     Backend, Cpu, Error, Init, LstmConfig, Param, Reference, StateDict, StateDictWriter, Weights,
-    arithmetic::{FLUSH_BITS, GradientScale, dot, snap},
+    arithmetic::{FLUSH_THRESHOLD_BITS, GradientScale, dot, snap},
     ndarray::{Array, Array1, Array2, Array3, Dimension, arr0, array, s},
     train::{Linear, LinearGradients},
 };
@@ -36,14 +36,14 @@ fn definition(
 ) -> (Array2<f32>, Expected) {
     let (rows, (outputs, inputs)) = (x.nrows(), weight.dim());
     let scale = GradientScale::of(dy);
-    let (w, x, dy) = (weight.mapv(snap), x.mapv(snap), dy.mapv(|v| snap(scale.apply(v))));
+    let (w, x, dy) = (weight.mapv(snap), x.mapv(snap), dy.mapv(|v| snap(scale.scale_value(v))));
     let y = Array2::from_shape_fn((rows, outputs), |(n, o)| {
         let product = dot(inputs, |i| x[[n, i]], |i| w[[o, i]]);
         bias.map_or(product, |bias| snap(bias[o]) + product)
     });
-    let dx = |(n, i)| scale.undo(dot(outputs, |o| dy[[n, o]], |o| w[[o, i]]));
-    let dw = |(o, i)| scale.undo(dot(rows, |n| dy[[n, o]], |n| x[[n, i]]));
-    let db = |o| scale.undo(dot(rows, |_| 1.0, |n| dy[[n, o]]));
+    let dx = |(n, i)| scale.unscale_value(dot(outputs, |o| dy[[n, o]], |o| w[[o, i]]));
+    let dw = |(o, i)| scale.unscale_value(dot(rows, |n| dy[[n, o]], |n| x[[n, i]]));
+    let db = |o| scale.unscale_value(dot(rows, |_| 1.0, |n| dy[[n, o]]));
     let gradients = Expected {
         x: Array2::from_shape_fn((rows, inputs), dx),
         weight: Array2::from_shape_fn((outputs, inputs), dw),
@@ -193,7 +193,7 @@ fn set_weights_keeps_exact_values_and_changes_nothing_on_error() {
 #[test]
 fn tiny_gradients_flush_to_zero_and_nan_propagates() {
     let linear = Linear::new(&Cpu::new(), array![[2.0f32]], Some(array![0.0])).unwrap();
-    let tiny = f32::from_bits(FLUSH_BITS - 1);
+    let tiny = f32::from_bits(FLUSH_THRESHOLD_BITS - 1);
     let gradients = linear.backward(array![[1.0f32]].view(), array![[tiny]].view()).unwrap();
     assert_eq!((gradients.x[[0, 0]], gradients.weight[[0, 0]]), (0.0, 0.0));
     let gradients = linear.backward(array![[1.0f32], [1.0]].view(), array![[1.0], [f32::NAN]].view()).unwrap();

@@ -79,7 +79,7 @@ fn check_step_parts<B: Backend>(b: &B) {
             assert_eq!(trainer.learning_rate(), rate);
             let done = trainer.step(&x, |y| mean_squared_error(y, target.view())).unwrap();
 
-            let pass = lstm.forward_train(Input::from(&x).training(seed), Checkpointing::Everything).unwrap();
+            let pass = lstm.forward_train(Input::from(&x).with_dropout(seed), Checkpointing::SaveEverything).unwrap();
             let y = head.as_ref().map_or(pass.y.clone(), |head| head.forward(pass.y.view()).unwrap());
             let (loss, dy) = mean_squared_error(y.view(), target.view()).unwrap();
             let by_head = head.as_ref().map(|head| head.backward(pass.y.view(), dy.view()).unwrap());
@@ -156,8 +156,8 @@ fn dropout_depends_only_on_seed_and_step() {
     let plain = mean_squared_error(first.predict(&x).unwrap().0.view(), task().1.view()).unwrap().0;
     let want = loss(&mut first, Input::from(&x));
     assert_ne!(want, plain, "dropout changes the loss");
-    assert_eq!(loss(&mut again.clone(), Input::from(&x).training(77)), want, "the input's seed has no effect");
-    let (y, _) = again.predict(Input::from(&x).training(77)).unwrap();
+    assert_eq!(loss(&mut again.clone(), Input::from(&x).with_dropout(77)), want, "the input's seed has no effect");
+    let (y, _) = again.predict(Input::from(&x).with_dropout(77)).unwrap();
     assert_eq!(y, again.predict(&x).unwrap().0);
     let other = (case.0, case.1, case.2.seed(99));
     assert_ne!(loss(&mut trainer(&device(), &other), Input::from(&x)), want);

@@ -258,14 +258,14 @@ static void test_tf32_steps() {
         ForwardStepArgs forward{};
         forward.z = z.data(), forward.u = u.data(), forward.h_old = h.data(), forward.c_old = c.data();
         forward.h_new = h_new[tf32].data(), forward.c_new = c_new[tf32].data(), forward.gates = gates[tf32].data();
-        forward.batch = batch, forward.active = batch - 1, forward.hidden = forward.state_size = hidden;
+        forward.batch = batch, forward.active_rows = batch - 1, forward.hidden = forward.state_size = hidden;
         if (tf32) launch("tf32_forward_step", {5, 256, NARROW_FLOATS}, forward);
         else launch("forward_step_small", {20, 64, tile_floats<SmallStepTile>()}, forward);
         BackwardStepArgs backward{};
         backward.dz_next = z.data(), backward.gates_next = backward.gates = gates[0].data(), backward.u = u.data();
         backward.dy = dy.data(), backward.c_old = c.data(), backward.c_new = c_new[0].data();
         backward.dh = dh[tf32].data(), backward.dc = dc[tf32].data(), backward.dz = dz[tf32].data();
-        backward.batch = backward.active = batch, backward.active_next = batch - 1;
+        backward.batch = backward.active_rows = batch, backward.active_rows_next = batch - 1;
         backward.hidden = backward.state_size = hidden;
         if (tf32) launch("tf32_backward_step", {2, 256, NARROW_FLOATS}, backward);
         else launch("backward_step_small", {6, 64, tile_floats<SmallTile>()}, backward);
@@ -331,9 +331,9 @@ struct LayerTest {
             args.z = &z[t * 4 * cells], args.u = u.data(), args.peephole = peephole_or_null();
             args.h_old = h_old, args.c_old = &c[before(t) * cells], args.c_new = &c[after(t) * cells];
             args.gates = &gates[t * 4 * cells];
-            if (projects) args.unprojected = operand.data();
+            if (projects) args.projection_input = operand.data();
             else args.h_new = h_new, args.y = y_step;
-            args.batch = batch, args.active = active_counts[t], args.hidden = hidden, args.state_size = state_size;
+            args.batch = batch, args.active_rows = active_counts[t], args.hidden = hidden, args.state_size = state_size;
             args.cell = cell;
             launch("forward_step_small", {(4 * hidden + 15) / 16, 64, tile_floats<SmallStepTile>()}, args);
             const ProjectionArgs projection{operand.data(), w_hr.data(),      h_old,  h_new,     y_step,
@@ -365,17 +365,18 @@ struct LayerTest {
         ForwardSequenceArgs args{};
         args.z = z.data(), args.u = u.data(), args.h0 = h0.data(), args.c0 = c0.data();
         args.peephole = peephole_or_null(), args.w_hr = w_hr_or_null();
-        args.y = other_y.data(), args.exchange = use_clusters ? nullptr : exchange.data();
+        args.y = other_y.data(), args.exchange_buffer = use_clusters ? nullptr : exchange.data();
         args.trace_h = other_h.data(), args.trace_c = other_c.data(), args.trace_gates = other_gates.data();
         args.h_last = h_last.data(), args.c_last = c_last.data(), args.active_counts = active_counts.data();
         args.steps = steps, args.batch = batch, args.hidden = hidden, args.state_size = state_size;
         args.reverse = reverse, args.cell = cell;
         if (use_clusters) {
-            args.units = args.features = cluster_units, args.group_rows = args.tile_rows = cluster_rows;
-            args.register_quads = register_quads;
+            args.units_per_block = args.features_per_block = cluster_units;
+            args.group_rows = args.tile_rows = cluster_rows;
+            args.quads_in_registers = register_quads;
             launch("cluster_forward", cluster_grid(cluster_units, depth, register_quads), args);
         } else {
-            args.units = args.register_quads = units, args.features = features;
+            args.units_per_block = args.quads_in_registers = units, args.features_per_block = features;
             args.group_rows = group_rows, args.tile_rows = tile_rows;
             const char *kernel = projects ? "persistent_projected_forward" : "persistent_forward";
             launch(kernel, persistent_grid(units * depth, depth), args);
@@ -402,10 +403,10 @@ struct LayerTest {
             args.c_old = &c[before(t) * cells], args.c_new = &c[after(t) * cells], args.h_new = &h[after(t) * states];
             args.dh = dh.data(), args.dc = dc.data(), args.dz = is_end ? nullptr : &dz[t * 4 * cells];
             if (projects && !is_end)
-                args.dh_projected = &dh_projected[t * states], args.unprojected = &unprojected[t * cells];
+                args.dh_projected = &dh_projected[t * states], args.projection_input = &unprojected[t * cells];
             args.gate_products = gate_products.data();
             args.batch = batch, args.hidden = hidden, args.state_size = state_size;
-            args.active = is_end ? 0 : active_counts[t], args.active_next = n == 0 ? 0 : active_counts[next];
+            args.active_rows = is_end ? 0 : active_counts[t], args.active_rows_next = n == 0 ? 0 : active_counts[next];
             args.cell = cell, args.bounds = bounds;
             if (has_lengths) {
                 if (n > 0) launch("backward_gate_products", {4, 256, tile_floats<MediumTile>()}, args);
@@ -431,12 +432,13 @@ struct LayerTest {
         args.steps = steps, args.batch = batch, args.hidden = hidden, args.state_size = state_size;
         args.reverse = reverse, args.cell = cell, args.bounds = bounds;
         if (use_clusters) {
-            args.units = args.features = cluster_units, args.group_rows = args.tile_rows = cluster_rows;
-            args.register_quads = register_quads_backward;
+            args.units_per_block = args.features_per_block = cluster_units;
+            args.group_rows = args.tile_rows = cluster_rows;
+            args.quads_in_registers = register_quads_backward;
             launch("cluster_backward", cluster_grid((cluster_units + 3) / 4, 4 * depth, register_quads_backward), args);
         } else {
-            args.dh_projected = other_dh_projected.data(), args.unprojected = other_unprojected.data();
-            args.units = args.register_quads = units, args.features = features;
+            args.dh_projected = other_dh_projected.data(), args.projection_input = other_unprojected.data();
+            args.units_per_block = args.quads_in_registers = units, args.features_per_block = features;
             args.group_rows = group_rows, args.tile_rows = tile_rows;
             const size_t quads = std::max(4 * depth * ((features + 3) / 4), projects ? units * depth : 0);
             const char *kernel = projects ? "persistent_projected_backward" : "persistent_backward";

@@ -17,9 +17,9 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The number of this schedule in `executor.cpp`.
+    /// Returns the number that stands for this schedule in `executor.cpp`.
     #[cfg_attr(not(kernels_compiled), allow(dead_code, reason = "without kernels, nothing is scheduled"))]
-    pub(crate) fn number(self) -> u32 {
+    pub(crate) fn executor_code(self) -> u32 {
         match self {
             Schedule::Ascending => 0,
             Schedule::Descending => 1,
@@ -46,27 +46,27 @@ impl Default for HostBuilder {
 }
 
 impl HostBuilder {
-    /// The order in which blocks and threads are scheduled. Default: [`Schedule::Ascending`].
+    /// Sets the order in which blocks and threads are scheduled. Default: [`Schedule::Ascending`].
     pub fn schedule(mut self, schedule: Schedule) -> Self {
         self.schedule = schedule;
         self
     }
 
-    /// The number of blocks that can be resident at the same time. With 0, no layer uses the execution path
+    /// Sets the number of blocks that can be resident at the same time. With 0, no layer uses the execution path
     /// `persistent`. Default: 8.
     pub fn resident_blocks(mut self, blocks: usize) -> Self {
         self.resident_blocks = blocks;
         self
     }
 
-    /// The number of blocks in a thread block cluster. The device supports clusters of this size only. With 0, it
+    /// Sets the number of blocks in a thread block cluster. The device supports clusters of this size only. With 0, it
     /// supports none, and no layer uses the execution path `cluster`. Default: 0.
     pub fn cluster_size(mut self, blocks: u32) -> Self {
         self.cluster_size = blocks;
         self
     }
 
-    /// Whether matrix products may run on simulated tensor cores, which round their operands to TF32. The order in
+    /// Sets whether matrix products may run on simulated tensor cores, which round their operands to TF32. The order in
     /// which they add products may differ from that of a real GPU. Default: false.
     pub fn allow_tf32(mut self, allow: bool) -> Self {
         self.allow_tf32 = allow;
@@ -77,8 +77,8 @@ impl HostBuilder {
     ///
     /// # Errors
     /// [`Error::Device`](lstm_core::Error::Device) if the kernels can't run on this machine, which needs Linux, an
-    /// x86-64 CPU with AVX2 and FMA, and a C++ compiler at build time; or if products in TF32 are less accurate than
-    /// the rounding of their operands explains.
+    /// x86-64 CPU with AVX2 and FMA, and a C++ compiler at build time; or if products in TF32 have larger errors than
+    /// rounding their operands to TF32 can cause.
     pub fn build(self) -> Result<CudaHost> {
         CudaHost::open(Host::new(self)?)
     }

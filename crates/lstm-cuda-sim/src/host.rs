@@ -12,7 +12,7 @@ use lstm_cuda::{Address, Driver, Launch};
 
 use crate::HostBuilder;
 
-/// A simulated CUDA device that runs kernels on the CPU. A launch has finished when the call returns.
+/// A simulated CUDA device that runs kernels on the CPU. A kernel has finished when `launch` returns.
 #[derive(Clone, Debug)]
 pub struct Host {
     options: HostBuilder,
@@ -31,7 +31,7 @@ unsafe impl Send for HostMemory {}
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
-    /// The allocation's layout; `None` if it is too large.
+    /// Returns the layout of memory for `len` values; `None` if it is too large.
     fn layout(len: usize) -> Option<Layout> {
         Layout::array::<f32>(len.max(1)).ok()?.align_to(64).ok()
     }
@@ -47,8 +47,8 @@ impl Drop for HostMemory {
 
 #[cfg(kernels_compiled)]
 unsafe extern "C" {
-    /// Runs a kernel; defined in `executor.cpp`. Returns 0 on success. Otherwise it writes the reason to `error`, a
-    /// buffer of `error_size` bytes.
+    /// Runs a kernel; defined in `executor.cpp`. Returns 0 on success. Otherwise the function writes the reason to
+    /// `error`, a buffer of `error_size` bytes.
     fn lstm_cuda_sim_launch(
         kernel: *const c_char,
         grid: c_uint,
@@ -70,30 +70,32 @@ fn backend_name(allow_tf32: bool) -> &'static str {
 }
 
 impl Host {
-    /// Options for opening a simulated device.
+    /// Returns the default options for opening a simulated device.
     pub fn builder() -> HostBuilder {
         HostBuilder::default()
     }
 
+    /// Opens a simulated device with these options.
+    ///
     /// # Errors
     /// [`Error::Device`] if the kernels can't run on this machine.
     pub(crate) fn new(options: HostBuilder) -> Result<Self> {
         let host = Host { options };
         #[cfg(kernels_compiled)]
-        let unavailable =
+        let unavailable_reason =
             match std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2") {
                 true => None,
                 false => Some("the kernels were compiled for AVX2 and FMA, which this CPU does not have"),
             };
         #[cfg(not(kernels_compiled))]
-        let unavailable = Some(env!("LSTM_CUDA_SIM_UNAVAILABLE"));
-        match unavailable {
+        let unavailable_reason = Some(env!("LSTM_CUDA_SIM_UNAVAILABLE"));
+        match unavailable_reason {
             None => Ok(host),
             Some(reason) => Err(host.error("open", reason)),
         }
     }
 
-    /// An error of the operation `op`.
+    /// Returns an error of the operation `op` on this device.
     fn error(&self, op: &'static str, reason: impl ToString) -> Error {
         let backend = backend_name(self.options.allow_tf32).to_owned();
         Error::Device { backend, op, reason: reason.to_string() }
@@ -113,10 +115,10 @@ impl Driver for Host {
     }
 
     fn alloc(&self, op: &'static str, len: usize) -> Result<HostMemory> {
-        let too_large = || Error::TooLarge { op, sizes: vec![len] };
-        let layout = HostMemory::layout(len).ok_or_else(too_large)?;
+        let too_large_error = || Error::TooLarge { op, sizes: vec![len] };
+        let layout = HostMemory::layout(len).ok_or_else(too_large_error)?;
         // SAFETY: the layout's size is not zero.
-        let data = NonNull::new(unsafe { alloc(layout) }.cast::<f32>()).ok_or_else(too_large)?;
+        let data = NonNull::new(unsafe { alloc(layout) }.cast::<f32>()).ok_or_else(too_large_error)?;
         // Fill with NaN, so that reads of uninitialized memory change results.
         // SAFETY: `len` values were allocated.
         unsafe { std::slice::from_raw_parts_mut(data.as_ptr().cast::<u32>(), len) }.fill(0x7fc0_dead);
@@ -160,7 +162,7 @@ impl Driver for Host {
         let mut reason = [0u8; 512];
         // SAFETY: the function checks the kernel's name and the size of the arguments. As `Driver` requires, the
         // addresses in the arguments are of memory as large as the kernel assumes.
-        let code = unsafe {
+        let status = unsafe {
             lstm_cuda_sim_launch(
                 kernel.as_ptr(),
                 launch.grid,
@@ -168,21 +170,21 @@ impl Driver for Host {
                 launch.shared_bytes as usize,
                 launch.cooperative.into(),
                 launch.cluster_size,
-                self.options.schedule.number(),
+                self.options.schedule.executor_code(),
                 launch.args.as_ptr().cast(),
                 size_of_val(&*launch.args),
                 reason.as_mut_ptr().cast(),
                 reason.len(),
             )
         };
-        if code == 0 {
+        if status == 0 {
             return Ok(());
         }
         let reason = CStr::from_bytes_until_nul(&reason).unwrap_or_default().to_string_lossy();
         Err(self.error(op, format!("kernel {}: {reason}", launch.kernel)))
     }
 
-    fn graph(&self, _: &'static str, launches: Vec<Launch>) -> Result<Vec<Launch>> {
+    fn record_graph(&self, _: &'static str, launches: Vec<Launch>) -> Result<Vec<Launch>> {
         Ok(launches)
     }
 
@@ -190,7 +192,7 @@ impl Driver for Host {
         graph.iter().try_for_each(|launch| self.launch(op, launch))
     }
 
-    /// A small number, so that small tests use the kernels for large problems.
+    /// Returns a small number, so that small tests use the kernels for large problems, too.
     fn multiprocessors(&self) -> usize {
         4
     }

@@ -13,9 +13,9 @@
 //! }
 //! ```
 //!
-//! The folder `cpp` also has a simulated NVIDIA driver, a fake NVRTC and the semantics of PTX instructions. The test
-//! `driver` builds them as the libraries `libcuda.so` and `libnvrtc.so`, which `lstm_cuda::Cuda` then loads instead of
-//! NVIDIA's.
+//! The folder `cpp` also has a simulated NVIDIA driver, a fake NVRTC and definitions of the PTX instructions in C++.
+//! The test `driver` builds them as the libraries `libcuda.so` and `libnvrtc.so`, which `lstm_cuda::Cuda` then loads
+//! instead of NVIDIA's.
 
 mod builder;
 mod host;

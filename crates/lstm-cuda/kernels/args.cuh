@@ -7,7 +7,8 @@ struct MapArgs {
     // The result, `[len]`; may be `x`.
     float *out;
     u64 len;
-    // The function: 0 snap, 1 sigmoid, 2 tanh, 3 clip to `[-bound, bound]`, 4 the sentinel, whatever `x` is.
+    // Which function is applied: 0 snap (magnitudes below 2^-40 become +0), 1 sigmoid, 2 tanh, 3 clip to
+    // `[-bound, bound]`, 4 the constant sentinel (a word with all bits set).
     u32 op;
     float bound;
 };
@@ -30,31 +31,31 @@ struct MulAddArgs {
     float alpha;
 };
 
-// Arguments of `select_between`: `out` is `x` where `low < by < high`, else +0.
+// Arguments of `select_between`: `out` is `x` where `low < selector < high`, else +0.
 struct SelectBetweenArgs {
     const float *x;
-    const float *by;
+    const float *selector;
     // The lower bounds, one row, `[cols]`.
     const float *low;
     // The upper bounds, one row, `[cols]`.
     const float *high;
     float *out;
-    // Number of elements of `x`, `by` and `out`.
+    // Number of elements of `x`, `selector` and `out`.
     u64 len;
     u32 cols;
     u32 padding;
 };
 
-// Arguments of `copy`, which copies a matrix between two row strides.
+// Arguments of `copy`, which copies a matrix to memory with another row stride.
 struct CopyArgs {
-    const float *from;
-    float *to;
+    const float *src;
+    float *dst;
     u64 rows;
     u32 cols;
-    // Elements from one row of `from` to the next.
-    u32 from_stride;
-    // Elements from one row of `to` to the next.
-    u32 to_stride;
+    // Number of elements from one row of `src` to the next.
+    u32 src_stride;
+    // Number of elements from one row of `dst` to the next.
+    u32 dst_stride;
     // Whether values are snapped while they are copied.
     u32 snap;
 };
@@ -75,46 +76,47 @@ struct GemmArgs {
     // The inner dimension of each product.
     u32 depth;
     u32 segments;
-    // Elements from one row of `a` to the next.
+    // Number of elements from one row of `a` to the next.
     u32 a_row_stride;
-    // Elements of `a` from one index of the inner dimension to the next.
+    // Number of elements of `a` from one index of the inner dimension to the next.
     u32 a_depth_stride;
-    // Elements from one segment of `a` to the next.
+    // Number of elements from one segment of `a` to the next.
     int a_segment_stride;
-    // Elements from one column of `b` to the next.
+    // Number of elements from one column of `b` to the next.
     u32 b_col_stride;
-    // Elements of `b` from one index of the inner dimension to the next.
+    // Number of elements of `b` from one index of the inner dimension to the next.
     u32 b_depth_stride;
-    // Elements from one segment of `b` to the next.
+    // Number of elements from one segment of `b` to the next.
     int b_segment_stride;
-    // Elements from one row of `acc` to the next; 0 if `acc` is one row, used for all rows.
+    // Number of elements from one row of `acc` to the next; 0 if `acc` is one row, used for all rows.
     u32 acc_row_stride;
     // Which operands are snapped as they are read: bit 0 for `a`, bit 1 for `b`.
     u32 snap;
 };
 
-// Arguments of `column_sums`, which sums the rows of a matrix in the order of a product with a row of ones.
+// Arguments of `column_sums`, which sums each column of a matrix, in the order of summation of the product of a
+// row of ones with the matrix.
 struct ColumnSumArgs {
-    // The first segment, `[rows, cols]`.
+    // The first segment of the matrix, `[rows, cols]`.
     const float *x;
-    // Factors of the elements, `[rows, cols]`; null for 1.
+    // Factors by which the elements are multiplied before they are summed, `[rows, cols]`; null for 1.
     const float *factor;
     // What the sums are added to, `[cols]`; null for 0.
     const float *acc;
     // The sums, `[cols]`.
     float *out;
-    // Number of sequences that have each step, from the first segment's first step on. Rows of other sequences are
-    // left out. Null if all sequences have all steps.
+    // Number of sequences that have each step, from the first segment's first step on. Rows of shorter sequences
+    // are left out. Null if all sequences have all steps.
     const u32 *active_counts;
     u32 rows;
     u32 cols;
-    // Elements from one row of `x` to the next.
+    // Number of elements from one row of `x` to the next.
     u32 x_stride;
     // Number of rows per step: the batch size.
     u32 batch;
     // Number of segments. Their sums are added one after another.
     u32 segments;
-    // Rows from one segment to the next.
+    // Number of rows from one segment to the next.
     int segment_stride;
 };
 
@@ -124,13 +126,13 @@ struct CellOptions {
     u32 dense_peephole;
     // Whether the forget gate is one minus the input gate.
     u32 coupled_gates;
-    // Whether the gates' sums are clipped to `[-clip, clip]`.
-    u32 clips;
+    // Whether the gates' pre-activations are clipped to `[-clip, clip]`.
+    u32 has_clip;
     float clip;
 };
 
 // Arguments of the forward kernels for one step. Without a projection they compute the whole step; with a
-// projection they compute its operand.
+// projection they compute only the projection's input.
 struct ForwardStepArgs {
     // `bias + W x`, `[batch, 4 * hidden]`.
     const float *z;
@@ -150,21 +152,22 @@ struct ForwardStepArgs {
     float *y;
     // The gates' activations, `[batch, 4 * hidden]`; null in inference.
     float *gates;
-    // The projection's operand, `[batch, hidden]`; null without a projection.
-    float *unprojected;
+    // The projection's input, `[batch, hidden]`; null without a projection.
+    float *projection_input;
     u32 batch;
-    // Number of sequences that have this step. They are the first rows; the other rows keep their state.
-    u32 active;
+    // Number of sequences that are long enough to have this step. They are the first rows of the batch; the other
+    // rows keep their state.
+    u32 active_rows;
     u32 hidden;
-    // Size of h: the projection's size, or `hidden`.
+    // Number of elements of h: the projection's size, or `hidden`.
     u32 state_size;
     CellOptions cell;
 };
 
 // Arguments of the kernels that compute the projection of one step.
 struct ProjectionArgs {
-    // The projection's operand, `[batch, hidden]`.
-    const float *unprojected;
+    // The projection's input, `[batch, hidden]`.
+    const float *projection_input;
     // The projection's weights, `[state_size, hidden]`.
     const float *w_hr;
     // h before the step, `[batch, state_size]`.
@@ -174,10 +177,11 @@ struct ProjectionArgs {
     // The step's output, `[batch, state_size]`; null if it is not needed.
     float *y;
     u32 batch;
-    // Number of sequences that have this step. They are the first rows; the other rows keep their state.
-    u32 active;
+    // Number of sequences that are long enough to have this step. They are the first rows of the batch; the other
+    // rows keep their state.
+    u32 active_rows;
     u32 hidden;
-    // Size of h.
+    // Number of elements of h.
     u32 state_size;
 };
 
@@ -197,12 +201,12 @@ struct ForwardSequenceArgs {
     const float *peephole;
     // The projection's weights, `[state_size, hidden]`; null if there is none.
     const float *w_hr;
-    // The outputs, `[steps * batch, state_size]`. `persistent` kernels exchange h through them, for which they
-    // start as sentinels; with dense peepholes they exchange c instead.
+    // The outputs, `[steps * batch, state_size]`. Unless there are dense peepholes, the blocks of `persistent`
+    // kernels exchange h through this buffer, which must then be filled with sentinels before the launch.
     float *y;
-    // `[steps * batch, hidden]`, sentinels at first: a second buffer through which `persistent` kernels exchange
-    // the dense peephole's c or the projection's operand. Null otherwise.
-    float *exchange;
+    // A second buffer, `[steps * batch, hidden]`, filled with sentinels before the launch, through which the
+    // blocks of `persistent` kernels exchange c (with dense peepholes) or the projection's input. Null otherwise.
+    float *exchange_buffer;
     // h before and after each step, `[steps + 1, batch, state_size]`, for the backward pass; null in inference.
     float *trace_h;
     // c before and after each step, `[steps + 1, batch, hidden]`, for the backward pass; null in inference.
@@ -218,39 +222,41 @@ struct ForwardSequenceArgs {
     u32 steps;
     u32 batch;
     u32 hidden;
-    // Number of units per block.
-    u32 units;
-    // Number of sequences that a block, or a cluster, processes together: a row group.
+    // Number of units that each block computes.
+    u32 units_per_block;
+    // Number of sequences in a row group, the sequences that a block or a cluster processes together.
     u32 group_rows;
     // Whether steps run from the last to the first.
     u32 reverse;
-    // Size of h.
+    // Number of elements of h.
     u32 state_size;
-    // Number of elements of h per block.
-    u32 features;
+    // Number of elements of h that each block computes.
+    u32 features_per_block;
     // Number of rows of a row group whose sums are computed at a time.
     u32 tile_rows;
     // For clusters, how many of a block's groups of four sums have their weights in registers; the others have
     // them in shared memory.
-    u32 register_quads;
+    u32 quads_in_registers;
     CellOptions cell;
 };
 
-// Values of the activations at the bounds of clipped gates. Where a gate has such a value, its gradient is 0.
+// Values of the activation functions at the bounds to which pre-activations are clipped. Where a gate's activation
+// has such a value, the gate's gradient is 0.
 struct GateBounds {
-    float sigmoid_low;
-    float sigmoid_high;
-    float tanh_low;
-    float tanh_high;
+    float sigmoid_min;
+    float sigmoid_max;
+    float tanh_min;
+    float tanh_max;
 };
 
-// Arguments of the backward kernels for one step. They multiply the gates' gradients of the step visited before
-// by U, which gives the gradient of h after this step, and then compute this step's gates' gradients. After the
-// last step they run once more, without a step of their own, for the gradient of the initial state.
+// Arguments of the backward kernels for one step. The backward pass visits the steps one after another. For each
+// step the kernels multiply the gates' gradients of the previously visited step by U, which gives the gradient of
+// h after this step, and then compute this step's gates' gradients. After the last step they run once more, only
+// to compute the gradient of the initial state.
 struct BackwardStepArgs {
-    // Gates' gradients of the step visited before, `[batch, 4 * hidden]`.
+    // Gates' gradients of the previously visited step, `[batch, 4 * hidden]`.
     const float *dz_next;
-    // Gates' activations of the step visited before, `[batch, 4 * hidden]`.
+    // Gates' activations of the previously visited step, `[batch, 4 * hidden]`.
     const float *gates_next;
     // The recurrent weights, `[4 * hidden, state_size]`.
     const float *u;
@@ -268,33 +274,33 @@ struct BackwardStepArgs {
     const float *h_new;
     // The weights of diagonal peepholes, `[3, hidden]`; null if there are none.
     const float *peephole;
-    // Running gradient of h, `[batch, state_size]`.
+    // Gradient of h, `[batch, state_size]`, which each launch updates.
     float *dh;
-    // Running gradient of c, `[batch, hidden]`.
+    // Gradient of c, `[batch, hidden]`, which each launch updates.
     float *dc;
-    // This step's gates' gradients, `[batch, 4 * hidden]`; null after the last step.
+    // This step's gates' gradients, `[batch, 4 * hidden]`; null in the extra launch after the last step.
     float *dz;
     // With a projection, the gradient of the projected h, `[batch, state_size]`; null otherwise.
     float *dh_projected;
-    // With a projection, its operand, `[batch, hidden]`; null otherwise.
-    float *unprojected;
+    // With a projection, the input of the projection, `[batch, hidden]`; null otherwise.
+    float *projection_input;
     // The recurrent product of each gate, `[4, batch, state_size]`, if a separate kernel computes it.
     float *gate_products;
     u32 batch;
-    // Number of sequences that have this step.
-    u32 active;
-    // Number of sequences that have the step visited before.
-    u32 active_next;
+    // Number of sequences that are long enough to have this step.
+    u32 active_rows;
+    // Number of sequences that are long enough to have the previously visited step.
+    u32 active_rows_next;
     u32 hidden;
-    // Size of h.
+    // Number of elements of h.
     u32 state_size;
     u32 padding;
     CellOptions cell;
     GateBounds bounds;
 };
 
-// Arguments of the kernels that run the backward pass of all steps in one launch, as `ForwardSequenceArgs` does
-// for the forward pass.
+// Arguments of the kernels that run the backward pass of all steps in one launch. They are the counterpart of
+// `ForwardSequenceArgs`.
 struct BackwardSequenceArgs {
     // The recurrent weights, `[4 * hidden, state_size]`.
     const float *u;
@@ -310,38 +316,39 @@ struct BackwardSequenceArgs {
     const float *peephole;
     // The projection's weights, `[state_size, hidden]`; null if there is none.
     const float *w_hr;
-    // Gradient of the final h, snapped, then of the initial h, `[batch, state_size]`.
+    // Gradient of h, `[batch, state_size]`: of the final h (snapped) before the launch, and of the initial h after
+    // it.
     float *dh;
-    // Gradient of the final c, snapped, then of the initial c, `[batch, hidden]`.
+    // Gradient of c, `[batch, hidden]`: of the final c (snapped) before the launch, and of the initial c after it.
     float *dc;
-    // The gates' gradients, `[steps * batch, 4 * hidden]`. `persistent` kernels exchange them here; for these they
-    // start as sentinels.
+    // The gates' gradients, `[steps * batch, 4 * hidden]`. The blocks of `persistent` kernels exchange them
+    // through this buffer, which must then be filled with sentinels before the launch.
     float *dz;
-    // With a projection, the gradients of the projected h, `[steps * batch, state_size]`, sentinels at first; null
-    // otherwise.
+    // With a projection, the gradients of the projected h, `[steps * batch, state_size]`, filled with sentinels
+    // before the launch; null otherwise.
     float *dh_projected;
-    // With a projection, its operand, `[steps * batch, hidden]`; null otherwise.
-    float *unprojected;
+    // With a projection, the input of the projection, `[steps * batch, hidden]`; null otherwise.
+    float *projection_input;
     // Number of sequences that have each step, `[steps]`; null if all sequences have all steps.
     const u32 *active_counts;
     u32 steps;
     u32 batch;
     u32 hidden;
-    // Number of units per block.
-    u32 units;
-    // Number of sequences that a block, or a cluster, processes together: a row group.
+    // Number of units that each block computes.
+    u32 units_per_block;
+    // Number of sequences in a row group, the sequences that a block or a cluster processes together.
     u32 group_rows;
     // Whether the forward pass ran from the last step to the first.
     u32 reverse;
-    // Size of h.
+    // Number of elements of h.
     u32 state_size;
-    // Number of elements of h per block.
-    u32 features;
+    // Number of elements of h that each block computes.
+    u32 features_per_block;
     // Number of rows of a row group whose sums are computed at a time.
     u32 tile_rows;
     // For clusters, how many of a block's groups of four sums have their weights in registers; the others have
     // them in shared memory.
-    u32 register_quads;
+    u32 quads_in_registers;
     CellOptions cell;
     GateBounds bounds;
 };

@@ -21,8 +21,8 @@ DEVICE float tanh_slope(float t) { return __fmaf_rn(-t, t, 1.0f); }
 DEVICE UnitGradients cell_backward(const CellOptions &options, const GateBounds &bounds, float4 gates,
                                    const Peephole &p, float c_old, float c, float h, float dq, float dc) {
     const float i = gates.x, f = gates.y, g = gates.z, o = gates.w;
-    const bool clipped = options.clips;
-    const float low = bounds.sigmoid_low, high = bounds.sigmoid_high;
+    const bool clipped = options.has_clip;
+    const float low = bounds.sigmoid_min, high = bounds.sigmoid_max;
     UnitGradients unit;
     float t;
     if (options.dense_peephole) {
@@ -46,7 +46,7 @@ DEVICE UnitGradients cell_backward(const CellOptions &options, const GateBounds 
     }
     const float dg = __fmul_rn(dc, i);
     unit.dz[2] = options.dense_peephole ? gate_gradient(dg, sigmoid_slope(g), g, clipped, low, high)
-                               : gate_gradient(dg, tanh_slope(g), g, clipped, bounds.tanh_low, bounds.tanh_high);
+                               : gate_gradient(dg, tanh_slope(g), g, clipped, bounds.tanh_min, bounds.tanh_max);
     if (!options.dense_peephole) {
         dc = snap(__fmul_rn(dc, f));
         if (p.present) {
@@ -61,7 +61,7 @@ DEVICE UnitGradients cell_backward(const CellOptions &options, const GateBounds 
 // The operands of the first gate's product: the gates' gradients of the step visited before, and U. The other gates'
 // operands follow at fixed distances.
 DEVICE Strided dz_operand(const BackwardStepArgs &args) {
-    return {args.dz_next, args.active_next, args.hidden, 4 * args.hidden, 1};
+    return {args.dz_next, args.active_rows_next, args.hidden, 4 * args.hidden, 1};
 }
 DEVICE Strided u_operand(const BackwardStepArgs &args) {
     return {args.u, args.state_size, args.hidden, 1, args.state_size};
@@ -71,7 +71,7 @@ DEVICE Strided u_operand(const BackwardStepArgs &args) {
 template <class T> DEVICE void recurrent_product(const BackwardStepArgs &args, u32 row0, u32 col0, T &tile) {
     tile.clear();
     // With dense peepholes, the candidate gate has no recurrent term.
-    if (row0 < args.active_next)
+    if (row0 < args.active_rows_next)
         tile.add_segments(4, args.cell.dense_peephole ? 2 : NO_SEGMENT, args.hidden, dz_operand(args), (int)args.hidden,
                           row0, u_operand(args), (int)(args.hidden * args.state_size), col0);
 }
@@ -82,7 +82,7 @@ KERNEL(backward_gate_products, BackwardStepArgs, 256, 2) {
     const u32 tiles = gridDim.x / 4, gate = blockIdx.x / tiles;
     u32 row0, col0;
     MediumTile::origin(args.state_size, row0, col0, blockIdx.x % tiles);
-    if (row0 >= args.active_next || (args.cell.dense_peephole && gate == 2)) return;
+    if (row0 >= args.active_rows_next || (args.cell.dense_peephole && gate == 2)) return;
     Strided dz = dz_operand(args), u = u_operand(args);
     dz.p += (u64)gate * args.hidden, u.p += (u64)gate * args.hidden * args.state_size;
     MediumTile tile;
@@ -92,7 +92,7 @@ KERNEL(backward_gate_products, BackwardStepArgs, 256, 2) {
 #pragma unroll
         for (int j = 0; j < MediumTile::THREAD_COLS; j++) {
             const u32 row = row0 + MediumTile::row(i), col = col0 + MediumTile::col(j);
-            if (row < args.active_next && col < args.state_size)
+            if (row < args.active_rows_next && col < args.state_size)
                 args.gate_products[((u64)gate * args.batch + row) * args.state_size + col] = tile.sum[i][j];
         }
 }
@@ -105,7 +105,7 @@ struct GateSumTile : TileSums<8, 32, 1, 1> {
 DEVICE void recurrent_product(const BackwardStepArgs &args, u32 row0, u32 col0, GateSumTile &tile) {
     const u32 row = row0 + GateSumTile::row(0), col = col0 + GateSumTile::col(0);
     tile.clear();
-    if (row >= args.active_next || col >= args.state_size) return;
+    if (row >= args.active_rows_next || col >= args.state_size) return;
     const float *p = args.gate_products + ((u64)row * args.state_size + col);
     for (u32 gate = 0; gate < 4; gate++, p += (u64)args.batch * args.state_size)
         if (!args.cell.dense_peephole || gate != 2) tile.sum[0][0] = __fadd_rn(tile.sum[0][0], *p);
@@ -131,12 +131,12 @@ DEVICE void unit_backward(const BackwardStepArgs &args, u32 row, u32 unit, const
                       values.h, dq, values.dc);
     for (int k = 0; k < 4; k++) args.dz[((u64)row * 4 + k) * args.hidden + unit] = gradients.dz[k];
     args.dc[index] = gradients.dc;
-    if (args.unprojected) args.unprojected[index] = gradients.operand;
+    if (args.projection_input) args.projection_input[index] = gradients.operand;
 }
 
 DEVICE void zero_unit_gradients(const BackwardStepArgs &args, u32 row, u32 unit) {
     for (int k = 0; k < 4; k++) args.dz[((u64)row * 4 + k) * args.hidden + unit] = 0.0f;
-    if (args.unprojected) args.unprojected[(u64)row * args.hidden + unit] = 0.0f;
+    if (args.projection_input) args.projection_input[(u64)row * args.hidden + unit] = 0.0f;
 }
 
 // A whole step of the backward pass, without a projection. After the last step it runs once more, with no active
@@ -158,9 +158,9 @@ template <class T> DEVICE void backward_step(const BackwardStepArgs &args) {
             const u32 unit = col0 + T::col(j);
             if (unit >= args.hidden) continue;
             const u64 index = (u64)row * args.hidden + unit;
-            dh[j] = row < args.active_next ? snap(tile.sum[i][j]) : args.dh[index];
-            if (row < args.active) values[j] = load_forward_values(args, row, unit), dy[j] = args.dy[index];
-            if (row < args.active_next && args.cell.dense_peephole) {
+            dh[j] = row < args.active_rows_next ? snap(tile.sum[i][j]) : args.dh[index];
+            if (row < args.active_rows) values[j] = load_forward_values(args, row, unit), dy[j] = args.dy[index];
+            if (row < args.active_rows_next && args.cell.dense_peephole) {
                 const float f = args.gates_next[((u64)row * 4 + 1) * args.hidden + unit];
                 values[j].dc = snap(__fmaf_rn(args.dc[index], f, dh[j]));
                 dh[j] = 0.0f;
@@ -171,11 +171,11 @@ template <class T> DEVICE void backward_step(const BackwardStepArgs &args) {
             const u32 unit = col0 + T::col(j);
             if (unit >= args.hidden) continue;
             const u64 index = (u64)row * args.hidden + unit;
-            if (row < args.active_next) {
+            if (row < args.active_rows_next) {
                 args.dh[index] = dh[j];
                 if (args.cell.dense_peephole) args.dc[index] = values[j].dc;
             }
-            if (row < args.active) unit_backward(args, row, unit, values[j], snap(__fadd_rn(dy[j], dh[j])));
+            if (row < args.active_rows) unit_backward(args, row, unit, values[j], snap(__fadd_rn(dy[j], dh[j])));
             else if (args.dz) zero_unit_gradients(args, row, unit);
         }
     }
@@ -199,9 +199,9 @@ template <class T> DEVICE void backward_state(const BackwardStepArgs &args) {
             const u32 row = row0 + T::row(i), col = col0 + T::col(j);
             if (row >= args.batch || col >= args.state_size) continue;
             const u64 index = (u64)row * args.state_size + col;
-            if (row < args.active_next) args.dh[index] = snap(tile.sum[i][j]);
+            if (row < args.active_rows_next) args.dh[index] = snap(tile.sum[i][j]);
             if (!args.dh_projected) continue;
-            args.dh_projected[index] = row < args.active ? snap(__fadd_rn(args.dy[index], args.dh[index])) : 0.0f;
+            args.dh_projected[index] = row < args.active_rows ? snap(__fadd_rn(args.dy[index], args.dh[index])) : 0.0f;
         }
 }
 
@@ -214,8 +214,8 @@ template <class T> DEVICE void backward_units(const BackwardStepArgs &args) {
     T::origin(args.hidden, row0, col0);
     T tile;
     tile.clear();
-    if (row0 < args.active)
-        tile.product(args.state_size, Strided{args.dh_projected, args.active, args.state_size, args.state_size, 1},
+    if (row0 < args.active_rows)
+        tile.product(args.state_size, Strided{args.dh_projected, args.active_rows, args.state_size, args.state_size, 1},
                      row0, Strided{args.w_hr, args.hidden, args.state_size, 1, args.hidden}, col0);
 #pragma unroll
     for (int i = 0; i < T::THREAD_ROWS; i++) {
@@ -225,13 +225,13 @@ template <class T> DEVICE void backward_units(const BackwardStepArgs &args) {
         ForwardValues values[T::THREAD_COLS] = {};
 #pragma unroll
         for (int j = 0; j < T::THREAD_COLS; j++)
-            if (row < args.active && col0 + T::col(j) < args.hidden)
+            if (row < args.active_rows && col0 + T::col(j) < args.hidden)
                 values[j] = load_forward_values(args, row, col0 + T::col(j));
 #pragma unroll
         for (int j = 0; j < T::THREAD_COLS; j++) {
             const u32 unit = col0 + T::col(j);
             if (unit >= args.hidden) continue;
-            if (row < args.active) unit_backward(args, row, unit, values[j], snap(tile.sum[i][j]));
+            if (row < args.active_rows) unit_backward(args, row, unit, values[j], snap(tile.sum[i][j]));
             else zero_unit_gradients(args, row, unit);
         }
     }

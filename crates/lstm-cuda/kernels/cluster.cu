@@ -39,10 +39,11 @@ struct ClusterBlock {
     bool has_shared_slice;
 
     template <class Args> MEMBER ClusterBlock(const Args &args, float *memory, bool backward)
-        : hidden(args.hidden), units(args.units), quads(backward ? (args.units + 3) / 4 : args.units),
-          register_quads(args.register_quads), group_rows(args.group_rows), cluster_blocks(cluster_size()),
-          first_unit(cluster_rank() * args.units), first_row(blockIdx.x / cluster_blocks * args.group_rows),
-          buffers(memory), slice((backward ? 4 : 1) * depth_blocks(args.hidden), args.register_quads) {
+        : hidden(args.hidden), units(args.units_per_block),
+          quads(backward ? (args.units_per_block + 3) / 4 : args.units_per_block),
+          register_quads(args.quads_in_registers), group_rows(args.group_rows), cluster_blocks(cluster_size()),
+          first_unit(cluster_rank() * args.units_per_block), first_row(blockIdx.x / cluster_blocks * args.group_rows),
+          buffers(memory), slice((backward ? 4 : 1) * depth_blocks(args.hidden), args.quads_in_registers) {
         row_count = args.batch - first_row < group_rows ? args.batch - first_row : group_rows;
         row_stride = slice.blocks * PITCH;
         block_sums = reinterpret_cast<float4 *>(buffers + 2 * group_rows * row_stride);

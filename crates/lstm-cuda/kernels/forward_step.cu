@@ -44,7 +44,7 @@ DEVICE CellOutput cell_forward(const CellOptions &options, float4 x, const Peeph
         z[0] = __fmaf_rn(p.i, c_old, z[0]);
         z[1] = __fmaf_rn(p.f, c_old, z[1]);
     }
-    if (options.clips) {
+    if (options.has_clip) {
 #pragma unroll
         for (int k = 0; k < 3; k++) z[k] = clip(z[k], options.clip);
     }
@@ -54,7 +54,7 @@ DEVICE CellOutput cell_forward(const CellOptions &options, float4 x, const Peeph
     unit.gates[2] = snap(options.dense_peephole ? sigmoid(z[2]) : lstm_tanh(z[2]));
     unit.c = snap(__fmaf_rn(unit.gates[1], c_old, __fmul_rn(unit.gates[0], unit.gates[2])));
     if (p.present) z[3] = __fmaf_rn(p.o, unit.c, z[3]);
-    if (options.clips) z[3] = clip(z[3], options.clip);
+    if (options.has_clip) z[3] = clip(z[3], options.clip);
     unit.gates[3] = sigmoid(z[3]);
     unit.h = snap(options.dense_peephole ? lstm_tanh(__fmul_rn(unit.gates[3], unit.c))
                                          : __fmul_rn(unit.gates[3], lstm_tanh(unit.c)));
@@ -74,15 +74,16 @@ template <class T> DEVICE void forward_step(const ForwardStepArgs &args) {
         const u32 row = row0 + T::row(i);
         const bool exists = row < args.batch && unit < args.hidden;
         x[i] = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (exists && row < args.active) x[i] = load_gates(args.z + (u64)row * 4 * args.hidden + unit, args.hidden);
+        if (exists && row < args.active_rows)
+            x[i] = load_gates(args.z + (u64)row * 4 * args.hidden + unit, args.hidden);
         c_old[i] = exists ? args.c_old[(u64)row * args.hidden + unit] : 0.0f;
     }
     const float *operand = args.cell.dense_peephole ? args.c_old : args.h_old;
     T tile;
     tile.clear();
     // The condition is the same for all threads of a block, as the barriers in `product` require.
-    if (row0 < args.active)
-        tile.product(args.state_size, Strided{operand, args.active, args.state_size, args.state_size, 1}, row0,
+    if (row0 < args.active_rows)
+        tile.product(args.state_size, Strided{operand, args.active_rows, args.state_size, args.state_size, 1}, row0,
                      InterleavedGates{args.u, 4 * args.hidden, args.state_size, args.hidden}, col0);
     if (unit >= args.hidden) return;
     const Peephole peephole(args.peephole, args.hidden, unit);
@@ -91,11 +92,11 @@ template <class T> DEVICE void forward_step(const ForwardStepArgs &args) {
         const u32 row = row0 + T::row(i);
         if (row >= args.batch) continue;
         const u64 index = (u64)row * args.hidden + unit;
-        const bool active = row < args.active;
+        const bool active = row < args.active_rows;
         if (active) {
             const CellOutput next = cell_forward(args.cell, x[i], peephole, tile.sum[i], c_old[i]);
             args.c_new[index] = next.c;
-            (args.unprojected ? args.unprojected : args.h_new)[index] = next.h;
+            (args.projection_input ? args.projection_input : args.h_new)[index] = next.h;
             if (args.gates)
                 for (int k = 0; k < 4; k++) args.gates[((u64)row * 4 + k) * args.hidden + unit] = next.gates[k];
             if (args.y) args.y[index] = next.h;
@@ -115,8 +116,8 @@ template <class T> DEVICE void forward_projection(const ProjectionArgs &args) {
     T::origin(args.state_size, row0, col0);
     T tile;
     tile.clear();
-    if (row0 < args.active)
-        tile.product(args.hidden, Strided{args.unprojected, args.active, args.hidden, args.hidden, 1}, row0,
+    if (row0 < args.active_rows)
+        tile.product(args.hidden, Strided{args.projection_input, args.active_rows, args.hidden, args.hidden, 1}, row0,
                      Strided{args.w_hr, args.state_size, args.hidden, args.hidden, 1}, col0);
 #pragma unroll
     for (int i = 0; i < T::THREAD_ROWS; i++)
@@ -126,8 +127,8 @@ template <class T> DEVICE void forward_projection(const ProjectionArgs &args) {
             if (row >= args.batch || col >= args.state_size) continue;
             const u64 index = (u64)row * args.state_size + col;
             const float h = snap(tile.sum[i][j]);
-            args.h_new[index] = row < args.active ? h : args.h_old[index];
-            if (args.y) args.y[index] = row < args.active ? h : 0.0f;
+            args.h_new[index] = row < args.active_rows ? h : args.h_old[index];
+            if (args.y) args.y[index] = row < args.active_rows ? h : 0.0f;
         }
 }
 

@@ -5,7 +5,7 @@
 // Shared memory: a double buffer for `tile_rows` rows of dz, `[blocks][PITCH]` each; a double buffer for the sums of
 // depth blocks, `[blocks][group_rows][quads]` float4; the block's dh and dc, `[batch][units]` each.
 KERNEL(persistent_backward, BackwardSequenceArgs, 256) {
-    const u32 hidden = args.hidden, batch = args.batch, units = args.units, first_unit = blockIdx.x * units;
+    const u32 hidden = args.hidden, batch = args.batch, units = args.units_per_block, first_unit = blockIdx.x * units;
     const u32 quads = (units + 3) / 4;
     WeightSlice slice(4 * depth_blocks(hidden), quads);
     const u32 row_stride = slice.blocks * PITCH, sums_size = slice.blocks * args.group_rows * quads;

@@ -4,7 +4,7 @@
 // Shared memory: a double buffer for `tile_rows` rows of what is exchanged, `[blocks][PITCH]` each; a double buffer for
 // the sums of depth blocks, `[blocks][group_rows][units]` float4; the block's h and c, `[batch][units]` each.
 KERNEL(persistent_forward, ForwardSequenceArgs, 256) {
-    const u32 hidden = args.hidden, batch = args.batch, units = args.units, first_unit = blockIdx.x * units;
+    const u32 hidden = args.hidden, batch = args.batch, units = args.units_per_block, first_unit = blockIdx.x * units;
     WeightSlice slice(depth_blocks(hidden), units);
     const u32 row_stride = slice.blocks * PITCH, sums_size = slice.blocks * args.group_rows * units;
     SHARED(rows);
@@ -12,7 +12,7 @@ KERNEL(persistent_forward, ForwardSequenceArgs, 256) {
     float *state = reinterpret_cast<float *>(sums + 2 * sums_size);
     const BlockState h{state, units, first_unit, hidden}, c{state + batch * units, units, first_unit, hidden};
     const float *initial = args.cell.dense_peephole ? args.c0 : args.h0;
-    float *exchange = args.cell.dense_peephole ? args.exchange : args.y;
+    float *exchange = args.cell.dense_peephole ? args.exchange_buffer : args.y;
 
     slice.load(Strided{args.u, hidden, hidden, hidden, 1}, hidden * hidden, first_unit);
     const u64 trace_start = (u64)(args.reverse ? args.steps : 0) * batch * hidden;

@@ -44,8 +44,8 @@ DEVICE u32 max_block_sums(const WeightSlice &slice, u32 quads, const ProjectionS
 // of U h `[blocks][group_rows][units]` float4, of the projection `[blocks][group_rows][features]`; the block's h,
 // `[batch][features]`, and c, `[batch][units]`.
 KERNEL(persistent_projected_forward, ForwardSequenceArgs, 256) {
-    const u32 hidden = args.hidden, state_size = args.state_size, batch = args.batch, units = args.units,
-              features = args.features;
+    const u32 hidden = args.hidden, state_size = args.state_size, batch = args.batch, units = args.units_per_block,
+              features = args.features_per_block;
     const u32 first_unit = blockIdx.x * units, first_feature = blockIdx.x * features;
     WeightSlice slice(depth_blocks(state_size), units);
     ProjectionSlice projection(hidden, features);
@@ -90,7 +90,7 @@ KERNEL(persistent_projected_forward, ForwardSequenceArgs, 256) {
                     const CellOutput next = unit_forward(args, step.t, b, unit, load_input_gates(args, step.t, b, unit),
                                                          u, c.values[state_index]);
                     c.values[state_index] = next.c;
-                    publish(args.exchange + (step_row + b) * hidden + unit, next.h);
+                    publish(args.exchange_buffer + (step_row + b) * hidden + unit, next.h);
                 }
                 if (args.trace_c) args.trace_c[(trace_row + b) * hidden + unit] = c.values[state_index];
             }
@@ -98,7 +98,7 @@ KERNEL(persistent_projected_forward, ForwardSequenceArgs, 256) {
         for (u32 group_start = 0; group_start < batch; group_start += args.group_rows) {
             const u32 count = rows_in_range(group_start, step.active, args.group_rows),
                       all_rows = rows_in_range(group_start, batch, args.group_rows);
-            const float *operand = args.exchange + (step_row + group_start) * hidden;
+            const float *operand = args.exchange_buffer + (step_row + group_start) * hidden;
             gather_rows<2>(rows, OperandRows(operand, operand, hidden, count, count));
             __syncthreads();
             if (projection.has_work())
@@ -131,8 +131,8 @@ KERNEL(persistent_projected_forward, ForwardSequenceArgs, 256) {
 // blocks, of dz U `[blocks][group_rows][quads]` float4, of the projection `[blocks][group_rows][units]`; the block's
 // dh, `[batch][features]`, and dc, `[batch][units]`.
 KERNEL(persistent_projected_backward, BackwardSequenceArgs, 256) {
-    const u32 hidden = args.hidden, state_size = args.state_size, batch = args.batch, units = args.units,
-              features = args.features;
+    const u32 hidden = args.hidden, state_size = args.state_size, batch = args.batch, units = args.units_per_block,
+              features = args.features_per_block;
     const u32 first_unit = blockIdx.x * units, first_feature = blockIdx.x * features;
     const u32 quads = (features + 3) / 4;
     WeightSlice slice(4 * depth_blocks(hidden), quads);
@@ -199,7 +199,7 @@ KERNEL(persistent_projected_backward, BackwardSequenceArgs, 256) {
                 const u32 row = i / units, b = group_start + row, state_index = b * units + i % units,
                           unit = first_unit + i % units;
                 if (unit >= hidden) continue;
-                float *operand = args.unprojected + (step_row + b) * hidden + unit;
+                float *operand = args.projection_input + (step_row + b) * hidden + unit;
                 if (row < count) {
                     const float dq = snap(add_block_sums(block_sums + i, projection.blocks, args.group_rows * units));
                     const UnitGradients gradients =

@@ -28,7 +28,7 @@ KERNEL(mul_add, MulAddArgs, 256) {
 
 KERNEL(select_between, SelectBetweenArgs, 256) {
     for (u64 i = first_index(); i < args.len; i += grid_stride()) {
-        const float selector = args.by[i];
+        const float selector = args.selector[i];
         const bool outside = selector <= args.low[i % args.cols] || selector >= args.high[i % args.cols];
         args.out[i] = outside ? 0.0f : args.x[i];
     }
@@ -37,8 +37,8 @@ KERNEL(select_between, SelectBetweenArgs, 256) {
 KERNEL(copy, CopyArgs, 256) {
     for (u64 i = first_index(); i < args.rows * args.cols; i += grid_stride()) {
         const u64 row = i / args.cols, col = i % args.cols;
-        const float v = args.from[row * args.from_stride + col];
-        args.to[row * args.to_stride + col] = args.snap ? snap(v) : v;
+        const float v = args.src[row * args.src_stride + col];
+        args.dst[row * args.dst_stride + col] = args.snap ? snap(v) : v;
     }
 }
 

@@ -31,8 +31,8 @@ struct WeightSlice {
     MEMBER bool has_work() const { return group < groups; }
 
     // Loads the weights. `u` is the first gate's matrix, whose lines are units; the gates' matrices are `gate_stride`
-    // gate_stride. Offsets have 32 bits, which suffice for a matrix: with 64 bits there are too few registers for the
-    // weights.
+    // elements apart. Offsets have 32 bits, which suffice for a matrix: with 64 bits there are too few registers for
+    // the weights.
     MEMBER void load(const Strided &u, u32 gate_stride, u32 first_unit) {
 #pragma unroll
         for (int sum = 0; sum < 4; sum++)
@@ -69,7 +69,7 @@ struct WeightSlice {
 };
 
 // Adds the sums of all depth blocks from left to right, for the four gates of one unit and row. The depth blocks are
-// `stride` gate_stride.
+// `stride` elements apart.
 DEVICE void add_block_sums(const float4 *block_sums, u32 blocks, u32 stride, float *sum) {
     float4 s = block_sums[0];
 #pragma unroll 4

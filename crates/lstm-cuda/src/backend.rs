@@ -11,15 +11,15 @@ use lstm_core::{
     Arithmetic, Backend, ConcatAxis, Error, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients,
     LayerWeights, MatrixRef, MatrixShape, Ops, Result, Sequence, State,
     shape::{
-        check_clip, check_concat, check_download, check_gemm, check_rows, check_select_between, check_slice,
+        check_clip, check_concat, check_download, check_gemm, check_row_broadcast, check_select_between, check_slice,
         check_upload, checked_len,
     },
 };
 
 use crate::{
-    driver::{Address, Driver, Launch, kernel_size},
+    driver::{Address, Driver, Launch, checked_u32},
     kernels::args::{MulAddArgs, SelectBetweenArgs},
-    launch::{Map, Operand, copy, gemm, map, offset},
+    launch::{MapFunction, Operand, copy, gemm, map, offset},
     layer::{DeviceWeights, Layer, Plan},
     self_test,
     sequence::Trace,
@@ -27,7 +27,7 @@ use crate::{
     tensor::Tensor,
 };
 
-/// The CUDA backend on a device, such as a GPU for [`Cuda`](crate::Cuda). Clones share the device.
+/// The CUDA backend on a device of type `D`. [`Cuda`](crate::Cuda) is this backend on a GPU. Clones share the device.
 #[derive(Clone)]
 pub struct CudaBackend<D: Driver> {
     pub(crate) driver: D,
@@ -41,22 +41,25 @@ impl<D: Driver> fmt::Debug for CudaBackend<D> {
 }
 
 impl<D: Driver> CudaBackend<D> {
-    /// Tests the arithmetic of a device and opens the backend on it. For the devices of this workspace only.
+    /// Tests the arithmetic of a device and opens the backend on it. Only for the implementations of [`Driver`] in this
+    /// workspace.
     ///
     /// # Errors
-    /// [`Error::Device`] if the test can't run, or if products in TF32 are less accurate than rounding explains.
+    /// [`Error::Device`] if the test can't run, or if products in TF32 have larger errors than rounding their operands
+    /// to TF32 can cause.
     #[doc(hidden)]
     pub fn open(driver: D) -> Result<Self> {
-        let untested = CudaBackend { driver, arithmetic: Arithmetic::Exact };
-        let test = if untested.driver.allows_tf32() { self_test::tf32 } else { self_test::exact };
-        Ok(CudaBackend { arithmetic: test(&untested)?, ..untested })
+        let untested_backend = CudaBackend { driver, arithmetic: Arithmetic::Exact };
+        let self_test =
+            if untested_backend.driver.allows_tf32() { self_test::test_tf32 } else { self_test::test_exact };
+        Ok(CudaBackend { arithmetic: self_test(&untested_backend)?, ..untested_backend })
     }
 
     /// Allocates a tensor with uninitialized values.
-    pub(crate) fn tensor(&self, op: &'static str, shape: MatrixShape) -> Result<Tensor<D>> {
+    pub(crate) fn allocate_tensor(&self, op: &'static str, shape: MatrixShape) -> Result<Tensor<D>> {
         let len = checked_len(op, &[shape.rows, shape.cols])?;
-        kernel_size(op, shape.rows)?;
-        kernel_size(op, shape.cols)?;
+        checked_u32(op, shape.rows)?;
+        checked_u32(op, shape.cols)?;
         Ok(Tensor { shape, data: Arc::new(self.driver.alloc(op, len)?) })
     }
 
@@ -71,15 +74,16 @@ impl<D: Driver> CudaBackend<D> {
         self.driver.address(&x.data)
     }
 
-    /// The output of an elementwise operation: `x` itself if its memory is not shared, else a new tensor of its shape.
+    /// Returns a tensor for the output of an elementwise operation on `x`: `x` itself if its memory is not shared, else
+    /// a new tensor of its shape.
     fn reuse_or_allocate(&self, op: &'static str, x: &mut Tensor<D>) -> Result<Tensor<D>> {
         match Arc::get_mut(&mut x.data) {
             Some(_) => Ok(x.clone()),
-            None => self.tensor(op, x.shape),
+            None => self.allocate_tensor(op, x.shape),
         }
     }
 
-    fn map(&self, op: &'static str, function: Map, mut x: Tensor<D>, bound: f32) -> Result<Tensor<D>> {
+    fn map(&self, op: &'static str, function: MapFunction, mut x: Tensor<D>, bound: f32) -> Result<Tensor<D>> {
         let out = self.reuse_or_allocate(op, &mut x)?;
         let launch = map(op, function, self.address(&x), self.address(&out), x.shape.len(), bound)?;
         self.driver.launch(op, &launch)?;
@@ -108,18 +112,18 @@ impl<D: Driver> Ops for CudaBackend<D> {
 
     fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<Tensor<D>> {
         check_upload(shape, data.len())?;
-        let tensor = self.tensor("upload", shape)?;
+        let tensor = self.allocate_tensor("upload", shape)?;
         self.driver.upload("upload", &tensor.data, data)?;
         Ok(tensor)
     }
 
     fn download(&self, x: &Tensor<D>, out: &mut [f32]) -> impl Future<Output = Result<()>> {
-        let checked = check_download(x.shape, out.len());
-        ready(checked.and_then(|()| self.driver.download("download", &x.data, 0, out)))
+        let length_check = check_download(x.shape, out.len());
+        ready(length_check.and_then(|()| self.driver.download("download", &x.data, 0, out)))
     }
 
     fn snap(&self, x: Tensor<D>) -> Result<Tensor<D>> {
-        self.map("snap", Map::Snap, x, 0.0)
+        self.map("snap", MapFunction::Snap, x, 0.0)
     }
 
     fn gemm(
@@ -128,9 +132,9 @@ impl<D: Driver> Ops for CudaBackend<D> {
         b: MatrixRef<'_, Tensor<D>>,
         acc: Option<&Tensor<D>>,
     ) -> Result<Tensor<D>> {
-        let (left, right) = (a.shape(a.tensor.shape), b.shape(b.tensor.shape));
-        let shape = check_gemm(left, right, acc.map(|acc| acc.shape))?;
-        let out = self.tensor("gemm", shape)?;
+        let (left_shape, right_shape) = (a.shape(a.tensor.shape), b.shape(b.tensor.shape));
+        let shape = check_gemm(left_shape, right_shape, acc.map(|acc| acc.shape))?;
+        let out = self.allocate_tensor("gemm", shape)?;
         let operand = |matrix: MatrixRef<'_, Tensor<D>>, contiguous: bool| {
             let (address, cols) = (self.address(matrix.tensor), matrix.tensor.shape.cols);
             if contiguous {
@@ -141,15 +145,16 @@ impl<D: Driver> Ops for CudaBackend<D> {
         };
         let operands = (operand(a, !a.transposed), operand(b, b.transposed));
         let acc = acc.map(|acc| (self.address(acc), if acc.shape.rows == 1 { 0 } else { shape.cols }));
-        let sizes = [shape.rows, shape.cols, left.cols];
-        self.driver.launch("gemm", &gemm(&self.driver, "gemm", sizes, 1, operands, acc, self.address(&out))?)?;
+        let product_shape = [shape.rows, shape.cols, left_shape.cols];
+        self.driver
+            .launch("gemm", &gemm(&self.driver, "gemm", product_shape, 1, operands, acc, self.address(&out))?)?;
         Ok(out)
     }
 
     fn mul_add(&self, alpha: f32, a: &Tensor<D>, b: Option<&Tensor<D>>, c: Option<&Tensor<D>>) -> Result<Tensor<D>> {
-        let shape = check_rows("mul_add factor", a.shape, b.map(|b| b.shape))?;
-        check_rows("mul_add summand", shape, c.map(|c| c.shape))?;
-        let out = self.tensor("mul_add", shape)?;
+        let shape = check_row_broadcast("mul_add factor", a.shape, b.map(|b| b.shape))?;
+        check_row_broadcast("mul_add summand", shape, c.map(|c| c.shape))?;
+        let out = self.allocate_tensor("mul_add", shape)?;
         let address = |x: Option<&Tensor<D>>| x.map_or(0, |x| self.address(x));
         let is_row = |x: Option<&Tensor<D>>| x.is_some_and(|x| x.shape.rows == 1).into();
         let args = MulAddArgs {
@@ -158,7 +163,7 @@ impl<D: Driver> Ops for CudaBackend<D> {
             c: address(c),
             out: self.address(&out),
             len: shape.len() as u64,
-            cols: kernel_size("mul_add", shape.cols)?,
+            cols: checked_u32("mul_add", shape.cols)?,
             b_is_row: is_row(b),
             c_is_row: is_row(c),
             alpha,
@@ -168,29 +173,35 @@ impl<D: Driver> Ops for CudaBackend<D> {
     }
 
     fn sigmoid(&self, x: Tensor<D>) -> Result<Tensor<D>> {
-        self.map("sigmoid", Map::Sigmoid, x, 0.0)
+        self.map("sigmoid", MapFunction::Sigmoid, x, 0.0)
     }
 
     fn tanh(&self, x: Tensor<D>) -> Result<Tensor<D>> {
-        self.map("tanh", Map::Tanh, x, 0.0)
+        self.map("tanh", MapFunction::Tanh, x, 0.0)
     }
 
     fn clip(&self, x: Tensor<D>, bound: f32) -> Result<Tensor<D>> {
         check_clip(bound)?;
-        self.map("clip", Map::Clip, x, bound)
+        self.map("clip", MapFunction::Clip, x, bound)
     }
 
-    fn select_between(&self, mut x: Tensor<D>, by: &Tensor<D>, low: &Tensor<D>, high: &Tensor<D>) -> Result<Tensor<D>> {
-        check_select_between(x.shape, by.shape, low.shape, high.shape)?;
+    fn select_between(
+        &self,
+        mut x: Tensor<D>,
+        selector: &Tensor<D>,
+        low: &Tensor<D>,
+        high: &Tensor<D>,
+    ) -> Result<Tensor<D>> {
+        check_select_between(x.shape, selector.shape, low.shape, high.shape)?;
         let out = self.reuse_or_allocate("select_between", &mut x)?;
         let args = SelectBetweenArgs {
             x: self.address(&x),
-            by: self.address(by),
+            selector: self.address(selector),
             low: self.address(low),
             high: self.address(high),
             out: self.address(&out),
             len: x.shape.len() as u64,
-            cols: kernel_size("select_between", x.shape.cols)?,
+            cols: checked_u32("select_between", x.shape.cols)?,
             padding: 0,
         };
         self.driver
@@ -200,21 +211,21 @@ impl<D: Driver> Ops for CudaBackend<D> {
 
     fn slice(&self, x: &Tensor<D>, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor<D>> {
         let shape = check_slice(x.shape, &rows, &cols)?;
-        let out = self.tensor("slice", shape)?;
-        let from = offset(self.address(x), rows.start * x.shape.cols + cols.start);
-        let to = (self.address(&out), shape.cols);
-        self.launch_all("slice", [copy("slice", (from, x.shape.cols), to, [shape.rows, shape.cols], false)])?;
+        let out = self.allocate_tensor("slice", shape)?;
+        let src = offset(self.address(x), rows.start * x.shape.cols + cols.start);
+        let dst = (self.address(&out), shape.cols);
+        self.launch_all("slice", [copy("slice", (src, x.shape.cols), dst, [shape.rows, shape.cols], false)])?;
         Ok(out)
     }
 
     fn concat(&self, axis: ConcatAxis, parts: &[Tensor<D>]) -> Result<Tensor<D>> {
         let shape = check_concat(axis, parts.iter().map(|part| part.shape))?;
-        let out = self.tensor("concat", shape)?;
-        let mut to = self.address(&out);
+        let out = self.allocate_tensor("concat", shape)?;
+        let mut dst = self.address(&out);
         let launches = parts.iter().map(|part| {
             let MatrixShape { rows, cols } = part.shape;
-            let launch = copy("concat", (self.address(part), cols), (to, shape.cols), [rows, cols], false);
-            to = offset(to, if axis == ConcatAxis::Rows { rows * cols } else { cols });
+            let launch = copy("concat", (self.address(part), cols), (dst, shape.cols), [rows, cols], false);
+            dst = offset(dst, if axis == ConcatAxis::Rows { rows * cols } else { cols });
             launch
         });
         self.launch_all("concat", launches)?;

@@ -10,22 +10,23 @@ use crate::{
 /// An NVIDIA GPU.
 pub type Cuda = CudaBackend<Device>;
 
-/// Restricts which kernels layers use. The default restricts nothing. Exact results do not depend on it: it is for
-/// tests and measurements.
+/// Limits on which kernels the layers use, for tests and measurements. By default there are no limits. Exact results do
+/// not depend on the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelLimits {
-    /// Whether layers may use the execution path `cluster`.
-    pub clusters: bool,
-    /// Whether layers may use the execution path `persistent`.
-    pub persistent: bool,
+    /// Whether layers may use the execution path `cluster`, which runs all steps in one launch on thread block
+    /// clusters.
+    pub allow_clusters: bool,
+    /// Whether layers may use the execution path `persistent`, which runs all steps in one cooperative launch.
+    pub allow_persistent: bool,
     /// The largest number of multiprocessors that kernel and tile selection assumes, at least 1. `None` for as many as
-    /// the device has. With a small number, small problems use the kernels for large ones.
-    pub multiprocessors: Option<usize>,
+    /// the device has. With a small number, the kernels for large problems are used for small problems, too.
+    pub max_multiprocessors: Option<usize>,
 }
 
 impl Default for KernelLimits {
     fn default() -> Self {
-        KernelLimits { clusters: true, persistent: true, multiprocessors: None }
+        KernelLimits { allow_clusters: true, allow_persistent: true, max_multiprocessors: None }
     }
 }
 
@@ -33,9 +34,9 @@ impl Default for KernelLimits {
 ///
 /// ```
 /// use lstm_cuda::{Cuda, KernelLimits};
-/// let limits = KernelLimits { clusters: false, ..KernelLimits::default() };
+/// let limits = KernelLimits { allow_clusters: false, ..KernelLimits::default() };
 /// match Cuda::builder().ordinal(0).limit_kernels(limits).build() {
-///     Ok(cuda) => println!("{}", cuda.device()),
+///     Ok(cuda) => println!("{}", cuda.device_name()),
 ///     Err(error) => println!("{error}"),
 /// }
 /// ```
@@ -48,27 +49,27 @@ pub struct CudaBuilder {
 }
 
 impl CudaBuilder {
-    /// The device's number, from 0. Default: 0.
+    /// Sets the device's number, counted from 0. Default: 0.
     pub fn ordinal(mut self, ordinal: usize) -> Self {
         self.ordinal = ordinal;
         self
     }
 
-    /// Whether matrix products may run on tensor cores in TF32. This is faster but **not exact**: see
-    /// [TF32 mode](crate#tf32-mode). Needs sm_80 or later. Default: false.
+    /// Sets whether matrix products may run on tensor cores in TF32. This is faster but **not exact**: see [TF32
+    /// mode](crate#tf32-mode). Needs sm_80 or later. Default: false.
     pub fn allow_tf32(mut self, allow: bool) -> Self {
         self.allow_tf32 = allow;
         self
     }
 
-    /// Restricts which kernels layers use. Default: no restrictions.
+    /// Limits which kernels the layers use. Default: no limits.
     pub fn limit_kernels(mut self, limits: KernelLimits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Opens the device, compiles its kernels unless compiled ones are found, and tests its arithmetic. The result of
-    /// the test is [`Ops::arithmetic`](crate::Ops::arithmetic).
+    /// Opens the device, compiles the kernels for it unless compiled kernels are found, and tests its arithmetic. The
+    /// result of the test is [`Ops::arithmetic`](crate::Ops::arithmetic).
     ///
     /// All work of the device runs in order on one CUDA stream, which is not used for anything else. Freed memory stays
     /// with the process for later allocations, as in PyTorch. The driver releases it when other allocations in the
@@ -77,7 +78,7 @@ impl CudaBuilder {
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) if something is missing (the driver, the device, an architecture of at
     /// least sm_70, or sm_80 with TF32, NVRTC), if a call of the driver fails, if the limit of multiprocessors is 0, or
-    /// if products in TF32 are less accurate than the rounding of their operands explains.
+    /// if products in TF32 have larger errors than rounding their operands to TF32 can cause.
     pub fn build(self) -> Result<Cuda> {
         CudaBackend::open(Device::open(self.ordinal, self.allow_tf32, self.limits)?)
     }
@@ -93,12 +94,12 @@ impl Cuda {
         Cuda::builder().ordinal(ordinal).build()
     }
 
-    /// Options for opening a device.
+    /// Returns the default options for opening a device.
     pub fn builder() -> CudaBuilder {
         CudaBuilder::default()
     }
 
-    /// The names of all devices, in the order of their numbers.
+    /// Returns the names of all devices, in the order of their numbers.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) if there is no driver.
@@ -107,7 +108,7 @@ impl Cuda {
     }
 
     /// The device's name and architecture, such as `NVIDIA H100, sm_90`.
-    pub fn device(&self) -> &str {
+    pub fn device_name(&self) -> &str {
         self.driver.label()
     }
 

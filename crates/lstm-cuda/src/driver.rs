@@ -1,5 +1,5 @@
-//! What the backend needs from CUDA: memory, kernel launches and graphs. A GPU and its simulation on a CPU both
-//! implement it.
+//! The operations that the backend needs from CUDA: memory, kernel launches and graphs. They are implemented by GPUs,
+//! and by a simulated GPU that runs on the CPU.
 
 use std::fmt;
 
@@ -18,14 +18,15 @@ pub type Address = u64;
 /// graph uses must live until the graph's last launch was enqueued.
 #[doc(hidden)]
 pub trait Driver: Clone + fmt::Debug + Send + Sync + 'static {
-    /// Device memory for a number of `f32`. It is freed when it is dropped and all work enqueued before has finished.
+    /// Device memory for a fixed number of `f32` values. After a drop, the memory is freed when all work enqueued
+    /// before the drop has finished.
     type Memory: Send + Sync + 'static;
-    /// A recorded sequence of launches.
+    /// A recorded sequence of kernel launches.
     type Graph: Send + Sync + 'static;
 
     /// The backend's name.
     fn name(&self) -> &str;
-    /// Allocates memory for `len` uninitialized values.
+    /// Allocates memory for `len` uninitialized `f32` values.
     fn alloc(&self, op: &'static str, len: usize) -> Result<Self::Memory>;
     /// The address of the memory's first value.
     fn address(&self, memory: &Self::Memory) -> Address;
@@ -36,12 +37,12 @@ pub trait Driver: Clone + fmt::Debug + Send + Sync + 'static {
     /// Enqueues a kernel launch.
     fn launch(&self, op: &'static str, launch: &Launch) -> Result<()>;
     /// Records launches as a graph. Each launch waits for the one before it.
-    fn graph(&self, op: &'static str, launches: Vec<Launch>) -> Result<Self::Graph>;
+    fn record_graph(&self, op: &'static str, launches: Vec<Launch>) -> Result<Self::Graph>;
     /// Enqueues the launches of a graph.
     fn launch_graph(&self, op: &'static str, graph: &Self::Graph) -> Result<()>;
     /// Whether matrix products may run on tensor cores, which round their operands to TF32.
     fn allows_tf32(&self) -> bool;
-    /// Number of multiprocessors, from which tile sizes are chosen.
+    /// The number of multiprocessors, by which tile sizes are chosen.
     fn multiprocessors(&self) -> usize;
     /// How many blocks of a kernel can be resident at the same time; 0 if the device has no cooperative launches.
     /// `threads` and `shared_bytes` are per block.
@@ -81,10 +82,10 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// A launch of `blocks` blocks without shared memory.
+    /// Returns a launch of `blocks` blocks without shared memory.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if a grid can't have so many blocks.
+    /// [`Error::TooLarge`] if there are more blocks than a grid can have.
     pub(crate) fn new<A: Pod>(
         op: &'static str,
         kernel: &'static str,
@@ -98,18 +99,18 @@ impl Launch {
         Ok(Launch { kernel, grid, threads, shared_bytes: 0, cooperative: false, cluster_size: 0, args })
     }
 
-    /// A launch of an elementwise kernel with one thread per element. For many elements there are fewer threads, and
-    /// each processes several elements.
+    /// Returns a launch of an elementwise kernel with one thread per element. For many elements there are fewer
+    /// threads, and each processes several elements.
     pub(crate) fn elementwise<A: Pod>(op: &'static str, kernel: &'static str, len: usize, args: A) -> Result<Self> {
         let threads = len.next_multiple_of(32).min(256);
         Launch::new(op, kernel, len.div_ceil(threads).min(4096), threads as u32, args)
     }
 }
 
-/// Converts a size to the 32 bits that kernels use.
+/// Converts a size to `u32`, the type of sizes in kernel arguments.
 ///
 /// # Errors
-/// [`Error::TooLarge`] if it is larger than `i32::MAX`.
-pub(crate) fn kernel_size(op: &'static str, n: usize) -> Result<u32> {
+/// [`Error::TooLarge`] if the size is larger than `i32::MAX`.
+pub(crate) fn checked_u32(op: &'static str, n: usize) -> Result<u32> {
     u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32).ok_or(Error::TooLarge { op, sizes: vec![n] })
 }

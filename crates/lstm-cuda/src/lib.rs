@@ -25,12 +25,13 @@
 //! A layer runs on one of three execution paths, with bit-identical results. [`Backend::path`] returns the first of
 //! them that the layer can use for a batch of one:
 //! - `cluster`: one kernel launch for all steps, whose thread block clusters exchange the state through shared memory.
-//!   Needs sm_90 or later. For hidden sizes up to about 350, or up to 512 if `persistent` is not available. Not for
-//!   layers with a projection, nor for batches that do not fit in the clusters that can be resident at the same time.
+//!   It needs sm_90 or later. It is used for hidden sizes up to about 350, or up to 512 if `persistent` is not
+//!   available, but not for layers with a projection, nor for batches that do not fit in the clusters that can be
+//!   resident at the same time.
 //! - `persistent`: one cooperative launch for all steps, whose blocks keep the recurrent weights in registers. The
-//!   weights must fit: on GPUs with 132 multiprocessors up to a hidden size of 1024, or 2048 with a projection to at
-//!   most 512; with 80 multiprocessors up to 800 in the forward pass and 672 in the backward pass. Not for batches of
-//!   many hundred sequences.
+//!   weights must fit in the registers: on GPUs with 132 multiprocessors up to a hidden size of 1024, or 2048 with a
+//!   projection to at most 512; with 80 multiprocessors up to 800 in the forward pass and 672 in the backward pass. It
+//!   is not used for batches of many hundred sequences.
 //! - `one kernel per step`, for everything else.
 //!
 //! # TF32 mode

@@ -17,24 +17,24 @@ use crate::{
 };
 
 /// The number of inputs for which activations are tested, spread over all bit patterns.
-const SAMPLES: u32 = 1 << 14;
+const ACTIVATION_SAMPLES: u32 = 1 << 14;
 
 /// Describes the first value that is not bit-identical to the expected one; all NaNs count as equal.
 fn first_difference<'a>(
-    what: &str,
+    name: &str,
     got: impl IntoIterator<Item = &'a f32>,
     want: impl IntoIterator<Item = &'a f32>,
 ) -> Option<String> {
     let pairs = got.into_iter().zip(want).enumerate();
-    let mut different = pairs.filter(|(_, (a, b))| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan()));
-    let (index, (a, b)) = different.next()?;
-    Some(format!("{what}, element {index}: got {a:e}, expected {b:e}, and {} more", different.count()))
+    let mut differences = pairs.filter(|(_, (a, b))| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan()));
+    let (index, (a, b)) = differences.next()?;
+    Some(format!("{name}, element {index}: got {a:e}, expected {b:e}, and {} more", differences.count()))
 }
 
 /// Snapped pseudorandom values in [-1, 1), which vary in all bits.
 fn test_values(len: usize) -> Vec<f32> {
-    let bits = |k: usize| (k as u32).wrapping_mul(0x9e37_79b9).rotate_left(7);
-    (0..len).map(|k| bits(k) as i32 as f32 * 2f32.powi(-31)).map(spec::snap).collect()
+    let pseudorandom_bits = |k: usize| (k as u32).wrapping_mul(0x9e37_79b9).rotate_left(7);
+    (0..len).map(|k| pseudorandom_bits(k) as i32 as f32 * 2f32.powi(-31)).map(spec::snap).collect()
 }
 
 fn download<D: Driver>(b: &CudaBackend<D>, x: &Tensor<D>) -> Result<Vec<f32>> {
@@ -44,16 +44,16 @@ fn download<D: Driver>(b: &CudaBackend<D>, x: &Tensor<D>) -> Result<Vec<f32>> {
 
 /// Compares snap, sigmoid and tanh with the specification; returns the first difference.
 fn test_activations<D: Driver>(b: &CudaBackend<D>) -> Result<Option<String>> {
-    let x: Vec<f32> = (0..SAMPLES).map(|k| f32::from_bits(k.wrapping_mul(0x0004_0003))).collect();
+    let x: Vec<f32> = (0..ACTIVATION_SAMPLES).map(|k| f32::from_bits(k.wrapping_mul(0x0004_0003))).collect();
     let tensor = || b.upload(MatrixShape::new(1, x.len()), &x);
     for (name, got, want) in [
         ("snap", b.snap(tensor()?)?, spec::snap as fn(f32) -> f32),
         ("sigmoid", b.sigmoid(tensor()?)?, spec::sigmoid),
         ("tanh", b.tanh(tensor()?)?, spec::tanh),
     ] {
-        let found = first_difference(name, &download(b, &got)?, &x.iter().map(|&v| want(v)).collect::<Vec<_>>());
-        if found.is_some() {
-            return Ok(found);
+        let difference = first_difference(name, &download(b, &got)?, &x.iter().map(|&v| want(v)).collect::<Vec<_>>());
+        if difference.is_some() {
+            return Ok(difference);
         }
     }
     Ok(None)
@@ -63,23 +63,26 @@ fn test_activations<D: Driver>(b: &CudaBackend<D>) -> Result<Option<String>> {
 ///
 /// # Errors
 /// Errors of the device.
-pub(crate) fn exact<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
-    let differs = |what: String| Ok(Arithmetic::Inexact(format!("results differ from the specification: {what}")));
-    if let Some(found) = test_activations(b)? {
-        return differs(found);
+pub(crate) fn test_exact<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
+    let inexact = |what: String| Ok(Arithmetic::Inexact(format!("results differ from the specification: {what}")));
+    if let Some(difference) = test_activations(b)? {
+        return inexact(difference);
     }
 
     // Products with small tiles, and with large tiles and operands that allow float4 loads.
-    for (m, n, k) in [(5, 9, 2 * spec::BLOCK + 7), (72, 128 * b.driver.multiprocessors(), 2 * spec::BLOCK + 8)] {
+    for (m, n, k) in [(5, 9, 2 * spec::DOT_BLOCK + 7), (72, 128 * b.driver.multiprocessors(), 2 * spec::DOT_BLOCK + 8)]
+    {
         let (left, right) = (test_values(m * k), test_values(k * n));
         let (a, c) = (b.upload(MatrixShape::new(m, k), &left)?, b.upload(MatrixShape::new(k, n), &right)?);
         let product = download(b, &b.gemm(MatrixRef::from(&a), MatrixRef::from(&c), None)?)?;
         // A sample of the elements, if there are many, in all rows and different columns.
-        let sample = || (0..m * n).step_by((m * n / (1 << 13)) | 1);
-        let want = sample().map(|i| spec::dot(k, |p| left[i / n * k + p], |p| right[p * n + i % n]));
-        let what = format!("product [{m}, {k}] x [{k}, {n}], sampled");
-        if let Some(found) = first_difference(&what, sample().map(|i| &product[i]), &want.collect::<Vec<_>>()) {
-            return differs(found);
+        let sampled_indices = || (0..m * n).step_by((m * n / (1 << 13)) | 1);
+        let want = sampled_indices().map(|i| spec::dot(k, |p| left[i / n * k + p], |p| right[p * n + i % n]));
+        let product_name = format!("product [{m}, {k}] x [{k}, {n}], sampled");
+        if let Some(difference) =
+            first_difference(&product_name, sampled_indices().map(|i| &product[i]), &want.collect::<Vec<_>>())
+        {
+            return inexact(difference);
         }
     }
 
@@ -95,24 +98,31 @@ pub(crate) fn exact<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
     ];
     for config in configs {
         let lstm = Lstm::random(b, config.clone(), 1)?;
-        let (own, (y, state)) = (lstm.forward_train(&x, Checkpointing::Everything)?, lstm.forward(&x)?);
-        let reference =
-            Lstm::random(&Reference(b.clone()), config.clone(), 1)?.forward_train(&x, Checkpointing::Everything)?;
-        let mut found = first_difference("y in training", &own.y, &reference.y)
-            .or_else(|| first_difference("c in training", &own.state.c, &reference.state.c))
-            .or_else(|| first_difference("y", &y, &reference.y))
-            .or_else(|| first_difference("h", &state.h, &reference.state.h))
-            .or_else(|| first_difference("c", &state.c, &reference.state.c));
-        let own = own.tape.backward(OutputGradients::from(&own.y).with_input())?;
-        let reference = reference.tape.backward(OutputGradients::from(&reference.y).with_input())?;
-        let weights = own.weights.layers().iter().zip(reference.weights.layers());
-        for ((param, own), (_, reference)) in weights.flat_map(|(a, b)| a.iter().zip(b.iter())) {
-            found = found.or_else(|| first_difference(&format!("gradient of {param:?}"), own, reference));
+        let (fused_output, (y, state)) = (lstm.forward_train(&x, Checkpointing::SaveEverything)?, lstm.forward(&x)?);
+        let reference_output =
+            Lstm::random(&Reference(b.clone()), config.clone(), 1)?.forward_train(&x, Checkpointing::SaveEverything)?;
+        let mut difference = first_difference("y in training", &fused_output.y, &reference_output.y)
+            .or_else(|| first_difference("c in training", &fused_output.state.c, &reference_output.state.c))
+            .or_else(|| first_difference("y", &y, &reference_output.y))
+            .or_else(|| first_difference("h", &state.h, &reference_output.state.h))
+            .or_else(|| first_difference("c", &state.c, &reference_output.state.c));
+        let fused_gradients =
+            fused_output.tape.backward(OutputGradients::from(&fused_output.y).with_input_gradient())?;
+        let reference_gradients =
+            reference_output.tape.backward(OutputGradients::from(&reference_output.y).with_input_gradient())?;
+        let weights = fused_gradients.weights.layers().iter().zip(reference_gradients.weights.layers());
+        for ((param, fused), (_, reference)) in weights.flat_map(|(a, b)| a.iter().zip(b.iter())) {
+            difference = difference.or_else(|| first_difference(&format!("gradient of {param:?}"), fused, reference));
         }
-        found =
-            found.or_else(|| first_difference("gradient of x", own.x.iter().flatten(), reference.x.iter().flatten()));
-        if let Some(found) = found {
-            return differs(format!("{config:?}, {}: {found}", lstm.paths()[0]));
+        difference = difference.or_else(|| {
+            first_difference(
+                "gradient of x",
+                fused_gradients.x.iter().flatten(),
+                reference_gradients.x.iter().flatten(),
+            )
+        });
+        if let Some(difference) = difference {
+            return inexact(format!("{config:?}, {}: {difference}", lstm.paths()[0]));
         }
     }
 
@@ -126,8 +136,8 @@ pub(crate) fn exact<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
         let want = run_both_passes(b, &reference, &reference.load(weights)?, weights.spec())?;
         let got = run_both_passes(b, b, &Layer(Arc::new(device_weights)), weights.spec())?;
         for (k, (got, want)) in got.iter().zip(&want).enumerate() {
-            if let Some(found) = first_difference(&format!("result {k}"), got, want) {
-                return differs(format!("{:?}, persistent: {found}", weights.spec()));
+            if let Some(difference) = first_difference(&format!("result {k}"), got, want) {
+                return inexact(format!("{:?}, persistent: {difference}", weights.spec()));
             }
         }
     }
@@ -135,25 +145,25 @@ pub(crate) fn exact<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
 }
 
 /// The reason that [`Arithmetic::Inexact`] gives in TF32 mode.
-const TF32: &str = "products run on tensor cores, which round their operands to TF32 (10 bits of mantissa) and sum in an \
+const TF32_REASON: &str = "products run on tensor cores, which round their operands to TF32 (10 bits of mantissa) and sum in an \
                     unspecified order; activations and cells are exact";
 
 /// Tests activations, products and both passes of layers in TF32 mode.
 ///
 /// # Errors
 /// Errors of the device; [`Error::Device`] also if results differ by more than rounding to TF32 explains.
-pub(crate) fn tf32<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
-    let wrong = |what: String| Error::Device { backend: b.driver.name().to_owned(), op: "check", reason: what };
-    if let Some(found) = test_activations(b)? {
-        return Err(wrong(format!("results differ from the specification: {found}")));
+pub(crate) fn test_tf32<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
+    let check_error = |what: String| Error::Device { backend: b.driver.name().to_owned(), op: "check", reason: what };
+    if let Some(difference) = test_activations(b)? {
+        return Err(check_error(format!("results differ from the specification: {difference}")));
     }
     // Products of small integers, which are exact in TF32 and whose sums are exact in f32 in any order. For both kinds
     // of tiles, with partial tiles at the edges, and with operands as they are and transposed.
     for (m, n, k, transposed) in [(37, 21, 71, true), (125, 128 * b.driver.multiprocessors(), 41, false)] {
-        let integers = |len: usize, seed: usize| -> Vec<f32> {
+        let small_integers = |len: usize, seed: usize| -> Vec<f32> {
             (0..len).map(|i| ((i + seed) * 7919 % 1021 % 33) as f32 - 16.0).collect()
         };
-        let (left, right) = (integers(m * k, 1), integers(k * n, 2));
+        let (left, right) = (small_integers(m * k, 1), small_integers(k * n, 2));
         let (left_strides, right_strides) = if transposed { ([1, m], [1, k]) } else { ([k, 1], [n, 1]) };
         let shape = |rows, cols| if transposed { MatrixShape::new(cols, rows) } else { MatrixShape::new(rows, cols) };
         let (a, c) = (b.upload(shape(m, k), &left)?, b.upload(shape(k, n), &right)?);
@@ -169,15 +179,15 @@ pub(crate) fn tf32<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
         for (index, got) in download(b, &product)?.into_iter().enumerate().step_by((m * n / (1 << 15)) | 1) {
             let want = want(index / n, index % n);
             if got != want {
-                return Err(wrong(format!(
+                return Err(check_error(format!(
                     "element {index} of a product [{m}, {k}] x [{k}, {n}]: got {got}, expected {want}"
                 )));
             }
         }
     }
     // Layers with one kernel per step, then as they run by default.
-    let plain = LstmConfig::new(9, 40);
-    for config in [plain.clone().cell(CellKind::PeepholeDense), plain.proj_size(24)] {
+    let base_config = LstmConfig::new(9, 40);
+    for config in [base_config.clone().cell(CellKind::PeepholeDense), base_config.proj_size(24)] {
         let weights = Weights::init(config.clone(), &Init::default(), 1)?;
         let weights = &weights.layers()[0];
         let reference = Reference(b.clone());
@@ -185,28 +195,28 @@ pub(crate) fn tf32<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
         for kernel_per_step in [true, false] {
             let mut device_weights = DeviceWeights::new(&b.driver, weights)?;
             if kernel_per_step {
-                device_weights.tensor_core_threshold = Some(0);
+                device_weights.tensor_core_min_multiplications = Some(0);
             }
             let got = run_both_passes(b, b, &Layer(Arc::new(device_weights)), weights.spec())?;
             for (k, (got, want)) in got.iter().zip(&want).enumerate() {
-                let largest = want.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+                let max_magnitude = want.iter().fold(0.0f32, |max_magnitude, v| max_magnitude.max(v.abs()));
                 // Both sides round their operands, though not always the same ones. A difference from the order of
                 // summation can also change a rounding to TF32, by 2^-10.
-                let near = |(a, b): (&f32, &f32)| (a - b).abs() <= largest * 2f32.powi(-8);
-                if !got.iter().zip(want).all(near) {
-                    let what = format!("result {k} of {config:?}, one kernel per step: {kernel_per_step}");
-                    return Err(wrong(format!(
-                        "results of a layer differ from the reference by more than TF32 explains: {what}"
+                let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= max_magnitude * 2f32.powi(-8);
+                if !got.iter().zip(want).all(is_near) {
+                    let result_name = format!("result {k} of {config:?}, one kernel per step: {kernel_per_step}");
+                    return Err(check_error(format!(
+                        "results of a layer differ from the reference by more than TF32 explains: {result_name}"
                     )));
                 }
             }
         }
     }
-    Ok(Arithmetic::Inexact(TF32.to_owned()))
+    Ok(Arithmetic::Inexact(TF32_REASON.to_owned()))
 }
 
-/// Runs the forward and backward pass of a layer over a batch of 17, one row more than a tensor core instruction has.
-/// Returns the results.
+/// Runs the forward and backward pass of a layer over a batch of 17 sequences, one more than the rows of a tensor core
+/// instruction. Returns the outputs and gradients.
 fn run_both_passes<D: Driver, B: Backend<Tensor = Tensor<D>>>(
     b: &CudaBackend<D>,
     backend: &B,
@@ -220,7 +230,8 @@ fn run_both_passes<D: Driver, B: Backend<Tensor = Tensor<D>>>(
     let state = State { h: upload(batch, spec.state_size())?, c: upload(batch, spec.hidden_size)? };
     let sequence = Sequence { x: &x, state: &state, steps, batch, lengths: None };
     let (output, trace) = backend.forward_train(layer, &mut plan, sequence)?;
-    let output_gradients = LayerOutputGradients { y: &output.y, state: &state, accumulate: None, need_x: true };
+    let output_gradients =
+        LayerOutputGradients { y: &output.y, state: &state, accumulate: None, needs_input_gradient: true };
     let gradients = backend.backward(layer, &mut plan, &trace, output_gradients)?;
     let weights = gradients.weights;
     let tensors = [output.y, output.state.c, weights.input, weights.recurrent, gradients.state.c];
@@ -235,7 +246,7 @@ mod tests {
     fn describes_the_first_difference() {
         let nan = f32::from_bits(0x7fc0_0001);
         assert_eq!(first_difference("y", &[1.0, f32::NAN, 2.0], &[1.0, nan, 2.0]), None);
-        let found = first_difference("y", &[1.0, 0.0, 2.0, f32::NAN], &[1.0, -0.0, 2.0, 3.0]);
-        assert_eq!(found.as_deref(), Some("y, element 1: got 0e0, expected -0e0, and 1 more"));
+        let difference = first_difference("y", &[1.0, 0.0, 2.0, f32::NAN], &[1.0, -0.0, 2.0, 3.0]);
+        assert_eq!(difference.as_deref(), Some("y, element 1: got 0e0, expected -0e0, and 1 more"));
     }
 }

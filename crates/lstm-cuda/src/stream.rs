@@ -11,10 +11,10 @@ use lstm_core::{
 
 use crate::{
     backend::CudaBackend,
-    driver::{Address, Driver, Launch, kernel_size},
+    driver::{Address, Driver, Launch, checked_u32},
     launch::{copy, offset},
     layer::Layer,
-    sequence::{StepBuffers, input_gates, push_step},
+    sequence::{StepBuffers, input_term_launch, push_step_launches},
     tensor::Tensor,
 };
 
@@ -28,7 +28,7 @@ pub struct CudaStream<D: Driver> {
     /// The launches of one step: graph `k` is for steps before which half `k` of the double buffers holds the state.
     graphs: [D::Graph; 2],
     /// The half of the double buffers, 0 or 1, that holds the current state.
-    current: usize,
+    current_half: usize,
 }
 
 /// The memory of one layer of a stream.
@@ -39,8 +39,8 @@ struct LayerBuffers<D: Driver> {
     h: D::Memory,
     /// A double buffer for c, `[2, batch, hidden]`.
     c: D::Memory,
-    /// The projection's operand, `[batch, hidden]`; `None` without a projection.
-    unprojected: Option<D::Memory>,
+    /// The projection's input, `[batch, hidden]`; `None` without a projection.
+    projection_input: Option<D::Memory>,
 }
 
 impl<D: Driver> fmt::Debug for CudaStream<D> {
@@ -49,7 +49,7 @@ impl<D: Driver> fmt::Debug for CudaStream<D> {
     }
 }
 
-/// The address of one half (0 or 1) of a double buffer of shape `[2, batch, size]`.
+/// Returns the address of one half (0 or 1) of a double buffer of shape `[2, batch, size]`.
 fn half_address<D: Driver>(driver: &D, memory: &D::Memory, [batch, size]: [usize; 2], half: usize) -> Address {
     offset(driver.address(memory), half * batch * size)
 }
@@ -61,9 +61,9 @@ impl<D: Driver> CudaStream<D> {
         if batch == 0 {
             return Err(Error::shape("stream: batch", "at least 1", batch));
         }
-        kernel_size(op, batch)?;
+        checked_u32(op, batch)?;
         let alloc = |sizes: &[usize]| driver.alloc(op, checked_len(op, sizes)?);
-        let zeroed = |cols: usize| {
+        let alloc_zeroed = |cols: usize| {
             let memory = alloc(&[2, batch, cols])?;
             driver.upload(op, &memory, &zeros(op, &[2, batch, cols])?)?;
             Ok::<_, Error>(memory)
@@ -72,44 +72,45 @@ impl<D: Driver> CudaStream<D> {
             let LayerSpec { hidden_size, proj_size, .. } = layer.0.spec;
             Ok(LayerBuffers {
                 z: alloc(&[batch, 4, hidden_size])?,
-                h: zeroed(layer.0.spec.state_size())?,
-                c: zeroed(hidden_size)?,
-                unprojected: proj_size.map(|_| alloc(&[batch, hidden_size])).transpose()?,
+                h: alloc_zeroed(layer.0.spec.state_size())?,
+                c: alloc_zeroed(hidden_size)?,
+                projection_input: proj_size.map(|_| alloc(&[batch, hidden_size])).transpose()?,
             })
         };
         let buffers = layers.iter().map(layer_buffers).collect::<Result<Vec<_>>>()?;
         let x = alloc(&[batch, layers[0].0.spec.input_size])?;
-        let graph = |from| driver.graph(op, launches(driver, layers, batch, &x, &buffers, from)?);
-        let graphs = [graph(0)?, graph(1)?];
-        Ok(CudaStream { layers: layers.to_vec(), batch, x, buffers, graphs, current: 0 })
+        let record_step =
+            |from_half| driver.record_graph(op, step_launches(driver, layers, batch, &x, &buffers, from_half)?);
+        let graphs = [record_step(0)?, record_step(1)?];
+        Ok(CudaStream { layers: layers.to_vec(), batch, x, buffers, graphs, current_half: 0 })
     }
 
     pub(crate) fn step(&mut self, driver: &D, x: &[f32], y: &mut [f32]) -> Result<()> {
         // There is at least one layer: `new` has checked it.
-        let (first, last) = (&self.layers[0].0.spec, &self.layers[self.layers.len() - 1].0.spec);
-        check_step(self.batch, first, last, x, y)?;
+        let (first_spec, last_spec) = (&self.layers[0].0.spec, &self.layers[self.layers.len() - 1].0.spec);
+        check_step(self.batch, first_spec, last_spec, x, y)?;
         driver.upload("step", &self.x, x)?;
-        driver.launch_graph("step", &self.graphs[self.current])?;
-        let next = 1 - self.current;
+        driver.launch_graph("step", &self.graphs[self.current_half])?;
+        let next_half = 1 - self.current_half;
         let h = &self.buffers[self.buffers.len() - 1].h;
-        driver.download("step", h, next * self.batch * last.state_size(), y)?;
-        self.current = next;
+        driver.download("step", h, next_half * self.batch * last_spec.state_size(), y)?;
+        self.current_half = next_half;
         Ok(())
     }
 
     pub(crate) fn state(&self, b: &CudaBackend<D>) -> Result<Vec<State<Tensor<D>>>> {
         let state = self.layers.iter().zip(&self.buffers).map(|(layer, buffers)| {
-            let rows = |memory: &D::Memory, cols: usize| {
-                let out = b.tensor("stream_state", MatrixShape::new(self.batch, cols))?;
-                let from = half_address(&b.driver, memory, [self.batch, cols], self.current);
-                let to = b.driver.address(&out.data);
-                let launch = copy("stream_state", (from, cols), (to, cols), [self.batch, cols], false)?;
+            let copy_half = |memory: &D::Memory, cols: usize| {
+                let out = b.allocate_tensor("stream_state", MatrixShape::new(self.batch, cols))?;
+                let src = half_address(&b.driver, memory, [self.batch, cols], self.current_half);
+                let dst = b.driver.address(&out.data);
+                let launch = copy("stream_state", (src, cols), (dst, cols), [self.batch, cols], false)?;
                 b.driver.launch("stream_state", &launch)?;
                 Ok::<_, Error>(out)
             };
             Ok(State {
-                h: rows(&buffers.h, layer.0.spec.state_size())?,
-                c: rows(&buffers.c, layer.0.spec.hidden_size)?,
+                h: copy_half(&buffers.h, layer.0.spec.state_size())?,
+                c: copy_half(&buffers.c, layer.0.spec.hidden_size)?,
             })
         });
         state.collect()
@@ -120,43 +121,44 @@ impl<D: Driver> CudaStream<D> {
         let specs: Vec<_> = self.layers.iter().map(|layer| layer.0.spec).collect();
         check_state(&specs, self.batch, state.iter().map(|s| State { h: s.h.shape, c: s.c.shape }))?;
         // Write to the other half, so that the state is unchanged if this fails.
-        let next = 1 - self.current;
+        let next_half = 1 - self.current_half;
         for ((spec, buffers), state) in specs.iter().zip(&self.buffers).zip(state) {
-            for (from, memory, cols) in
+            for (src, memory, cols) in
                 [(&state.h, &buffers.h, spec.state_size()), (&state.c, &buffers.c, spec.hidden_size)]
             {
-                let to = half_address(driver, memory, [self.batch, cols], next);
-                let from = driver.address(&from.data);
-                driver.launch(op, &copy(op, (from, cols), (to, cols), [self.batch, cols], true)?)?;
+                let dst = half_address(driver, memory, [self.batch, cols], next_half);
+                let src = driver.address(&src.data);
+                driver.launch(op, &copy(op, (src, cols), (dst, cols), [self.batch, cols], true)?)?;
             }
         }
-        self.current = next;
+        self.current_half = next_half;
         Ok(())
     }
 }
 
-/// The launches of one step of all layers. The state is read from half `from` of the double buffers and written to the
-/// other.
-fn launches<D: Driver>(
+/// Returns the launches of one step of all layers. They read the state from half `from_half` of the double buffers and
+/// write the new state to the other half.
+fn step_launches<D: Driver>(
     driver: &D,
     layers: &[Layer<D>],
     batch: usize,
     x: &D::Memory,
     buffers: &[LayerBuffers<D>],
-    from: usize,
+    from_half: usize,
 ) -> Result<Vec<Launch>> {
     let mut launches = Vec::new();
     let mut x = driver.address(x);
     for (Layer(layer), buffers) in layers.iter().zip(buffers) {
         let z = driver.address(&buffers.z);
-        launches.push(input_gates(driver, "stream", layer, x, batch, z)?);
-        let halves =
-            |memory: &D::Memory, cols| [from, 1 - from].map(|half| half_address(driver, memory, [batch, cols], half));
-        let h = halves(&buffers.h, layer.spec.state_size());
-        let c = halves(&buffers.c, layer.spec.hidden_size);
-        let unprojected = buffers.unprojected.as_ref().map_or(0, |memory| driver.address(memory));
-        let step_buffers = StepBuffers { z, h, c, unprojected, y: 0, gates: 0 };
-        push_step(driver, "stream", layer, batch, batch, step_buffers, &mut launches)?;
+        launches.push(input_term_launch(driver, "stream", layer, x, batch, z)?);
+        let half_addresses = |memory: &D::Memory, cols| {
+            [from_half, 1 - from_half].map(|half| half_address(driver, memory, [batch, cols], half))
+        };
+        let h = half_addresses(&buffers.h, layer.spec.state_size());
+        let c = half_addresses(&buffers.c, layer.spec.hidden_size);
+        let projection_input = buffers.projection_input.as_ref().map_or(0, |memory| driver.address(memory));
+        let step_buffers = StepBuffers { z, h, c, projection_input, y: 0, gates: 0 };
+        push_step_launches(driver, "stream", layer, batch, batch, step_buffers, &mut launches)?;
         x = h[1];
     }
     Ok(launches)

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             Err(error) => fail(error),
         };
     }
-    let ((major, minor), supported) = match kernels::nvrtc() {
+    let ((major, minor), supported) = match kernels::nvrtc_capabilities() {
         Ok(found) => found,
         // If a directory is named, or tests are required to run, a missing library is a failure.
         Err(error) if env::var_os("LSTM_NVRTC").or_else(|| env::var_os("LSTM_REQUIRE")).is_some() => {

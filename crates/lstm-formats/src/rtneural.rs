@@ -31,18 +31,18 @@ struct File {
     layers: Vec<Layer>,
 }
 
-/// A layer. `shape` is the shape of its output, with the number of features last.
+/// A layer of the file. `shape` is the shape of its output, with the number of features last.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 enum Layer {
-    /// `weights` are kernel, recurrent kernel and bias.
+    /// An LSTM layer. `weights` are its kernel, recurrent kernel and bias.
     Lstm {
         #[serde(default)]
         activation: String,
         shape: Vec<Option<usize>>,
         weights: (Matrix, Matrix, Vec<f64>),
     },
-    /// `weights` are kernel and bias.
+    /// A dense layer. `weights` are its kernel and bias.
     #[serde(alias = "time-distributed-dense")]
     Dense {
         #[serde(default)]
@@ -81,42 +81,42 @@ impl RtNeural {
     fn parse(bytes: &[u8], source: &str) -> Result<Self> {
         let error = |why: String| Error::format(source, why);
         let file: File = serde_json::from_slice(bytes).map_err(|e| error(e.to_string()))?;
-        let features = |shape: &[Option<usize>], place: &str| {
+        let features = |shape: &[Option<usize>], layer_label: &str| {
             let size = shape.last().copied().flatten();
-            size.ok_or_else(|| error(format!("{place}: expected a shape that ends with a size, got {shape:?}")))
+            size.ok_or_else(|| error(format!("{layer_label}: expected a shape that ends with a size, got {shape:?}")))
         };
         let input_size = features(&file.in_shape, "in_shape")?;
         let (mut layers, mut head, mut hidden_size) = (Vec::new(), None, None);
         for (k, layer) in file.layers.iter().enumerate() {
-            let place = format!("layer {k}");
+            let layer_label = format!("layer {k}");
             let matrix =
-                |rows: &[Vec<f64>], shape| to_matrix(rows, shape).map_err(|why| error(format!("{place}: {why}")));
+                |rows: &[Vec<f64>], shape| to_matrix(rows, shape).map_err(|why| error(format!("{layer_label}: {why}")));
             let vector = |row: &[f64], len| Ok::<_, Error>(matrix(&[row.to_vec()], (1, len))?.flatten().to_owned());
             let layer_input_size = hidden_size.unwrap_or(input_size);
             match layer {
                 Layer::Lstm { activation, shape, weights: (kernel, recurrent_kernel, bias) } => {
-                    let size = features(shape, &place)?;
+                    let size = features(shape, &layer_label)?;
                     if head.is_some() || hidden_size.is_some_and(|hidden_size| hidden_size != size) {
                         let why = "expected LSTM layers of the same size, then at most one dense layer";
-                        return Err(error(format!("{place} (lstm, {size}): {why}")));
+                        return Err(error(format!("{layer_label} (lstm, {size}): {why}")));
                     }
                     // Keras's `activation` is that of the candidate gate and the output.
                     if !["", "tanh"].contains(&&**activation) {
-                        return Err(error(format!("{place}: expected the activation tanh, got `{activation}`")));
+                        return Err(error(format!("{layer_label}: expected the activation tanh, got `{activation}`")));
                     }
-                    let gates = size.saturating_mul(4);
-                    let kernel = matrix(kernel, (layer_input_size, gates))?.reversed_axes();
-                    let recurrent_kernel = matrix(recurrent_kernel, (size, gates))?.reversed_axes();
-                    let bias = vector(bias, gates)?;
+                    let gates_size = size.saturating_mul(4);
+                    let kernel = matrix(kernel, (layer_input_size, gates_size))?.reversed_axes();
+                    let recurrent_kernel = matrix(recurrent_kernel, (size, gates_size))?.reversed_axes();
+                    let bias = vector(bias, gates_size)?;
                     layers.push(vec![kernel.into_dyn(), recurrent_kernel.into_dyn(), bias.into_dyn()]);
                     hidden_size = Some(size);
                 }
                 Layer::Dense { activation, shape, weights: (kernel, bias) } => {
                     if head.is_some() || hidden_size.is_none() || !activation.is_empty() {
                         let why = "expected one dense layer without an activation, after the LSTM layers";
-                        return Err(error(format!("{place} (dense, activation `{activation}`): {why}")));
+                        return Err(error(format!("{layer_label} (dense, activation `{activation}`): {why}")));
                     }
-                    let size = features(shape, &place)?;
+                    let size = features(shape, &layer_label)?;
                     head = Some((matrix(kernel, (layer_input_size, size))?.reversed_axes(), vector(bias, size)?));
                 }
             }
@@ -149,11 +149,11 @@ mod tests {
     use super::*;
     use lstm_core::Param;
 
-    const DENSE: &str =
+    const DENSE_LAYER: &str =
         r#"{"type": "dense", "activation": "", "shape": [null, null, 1], "weights": [[[7], [8]], [9]]}"#;
 
     /// An LSTM layer of hidden size 2. The element at `[row, column]` of its matrices is `10 * row + column`.
-    fn lstm(input: usize) -> String {
+    fn lstm_layer(input: usize) -> String {
         let row = |first: usize| {
             let values: Vec<_> = (first..first + 8).map(|v| v.to_string()).collect();
             format!("[{}]", values.join(", "))
@@ -164,41 +164,44 @@ mod tests {
     }
 
     /// Parses a file with one input feature and these layers.
-    fn parse(layers: &[&str]) -> Result<RtNeural> {
+    fn parse_layers(layers: &[&str]) -> Result<RtNeural> {
         let text = format!(r#"{{"in_shape": [null, null, 1], "layers": [{}]}}"#, layers.join(", "));
         RtNeural::from_bytes(text.as_bytes())
     }
 
     #[test]
     fn keras_kernels_are_transposed() {
-        let model = parse(&[&lstm(1), &lstm(2), DENSE]).unwrap();
+        let model = parse_layers(&[&lstm_layer(1), &lstm_layer(2), DENSE_LAYER]).unwrap();
         assert_eq!(model.lstm.config(), &LstmConfig::new(1, 2).layers(2).bias(Bias::One));
-        let second_layer = model.lstm.layers()[1].get(Param::WeightIh).unwrap();
-        assert_eq!((second_layer.shape(), second_layer[[3, 1]]), (&[8, 2][..], 13.0));
+        let second_layer_weight = model.lstm.layers()[1].get(Param::WeightIh).unwrap();
+        assert_eq!((second_layer_weight.shape(), second_layer_weight[[3, 1]]), (&[8, 2][..], 13.0));
         let (weight, bias) = model.head.unwrap();
         assert_eq!((weight, bias), (ndarray::array![[7.0, 8.0]], ndarray::array![9.0]));
     }
 
     #[test]
     fn rejects_unsupported_files() {
-        let rejects = |layers: &[&str], word: &str| {
-            let error = parse(layers).unwrap_err().to_string();
+        let assert_rejected = |layers: &[&str], word: &str| {
+            let error = parse_layers(layers).unwrap_err().to_string();
             assert!(error.contains(word), "{error}: expected {word}");
         };
-        let (one, two) = (lstm(1), lstm(2));
-        rejects(&[&one.replace("lstm", "gru")], "`gru`");
-        rejects(&[&one.replace("lstm", "conv1d")], "`conv1d`");
-        rejects(&[&one.replace("tanh", "relu")], "`relu`");
-        rejects(&[&one, &DENSE.replace(r#""activation": """#, r#""activation": "tanh""#)], "`tanh`");
-        rejects(&[&one, DENSE, DENSE], "layer 2 (dense");
-        rejects(&[DENSE], "layer 0 (dense");
-        rejects(&[&one, DENSE, &two], "layer 2 (lstm");
-        rejects(&[&one, &two.replace("null, 2]", "null, 3]")], "layer 1 (lstm, 3)");
-        rejects(&[&two], "1 x 8");
-        rejects(&[&one.replace("[[0, 1,", "[[1e60, 1,")], "fit in f32");
-        rejects(&[&one.replace("null, 2]", "2, null]")], "ends with a size");
-        rejects(&[&one.replace(r#""shape""#, r#""dropout": 0.5, "shape""#)], "`dropout`");
-        rejects(&[], "none");
+        let (one_input_lstm, two_input_lstm) = (lstm_layer(1), lstm_layer(2));
+        assert_rejected(&[&one_input_lstm.replace("lstm", "gru")], "`gru`");
+        assert_rejected(&[&one_input_lstm.replace("lstm", "conv1d")], "`conv1d`");
+        assert_rejected(&[&one_input_lstm.replace("tanh", "relu")], "`relu`");
+        assert_rejected(
+            &[&one_input_lstm, &DENSE_LAYER.replace(r#""activation": """#, r#""activation": "tanh""#)],
+            "`tanh`",
+        );
+        assert_rejected(&[&one_input_lstm, DENSE_LAYER, DENSE_LAYER], "layer 2 (dense");
+        assert_rejected(&[DENSE_LAYER], "layer 0 (dense");
+        assert_rejected(&[&one_input_lstm, DENSE_LAYER, &two_input_lstm], "layer 2 (lstm");
+        assert_rejected(&[&one_input_lstm, &two_input_lstm.replace("null, 2]", "null, 3]")], "layer 1 (lstm, 3)");
+        assert_rejected(&[&two_input_lstm], "1 x 8");
+        assert_rejected(&[&one_input_lstm.replace("[[0, 1,", "[[1e60, 1,")], "fit in f32");
+        assert_rejected(&[&one_input_lstm.replace("null, 2]", "2, null]")], "ends with a size");
+        assert_rejected(&[&one_input_lstm.replace(r#""shape""#, r#""dropout": 0.5, "shape""#)], "`dropout`");
+        assert_rejected(&[], "none");
         let unknown_key = r#"{"in_shape": [1], "layers": [], "in_skip": 1}"#;
         assert!(RtNeural::from_bytes(unknown_key.as_bytes()).unwrap_err().to_string().contains("`in_skip`"));
         assert!(RtNeural::from_bytes(b"[").is_err());

@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // All modes pass their shaders to the driver in the form that the default mode uses.
     let no_contraction = default.probe().attempts.last().is_some_and(|(mode, _)| mode.no_contraction);
     let mut opened = Vec::new();
-    for fma in [Fma::Native, Fma::F64, Fma::Integer] {
+    for fma in [Fma::Native, Fma::EmulatedInF64, Fma::EmulatedInIntegers] {
         let mode = Mode { fma, no_contraction };
         match Wgpu::builder().mode(mode).allow_inexact(true).build() {
             // The debug text ends with the mode in use. If the requested one does not compile, it is another one.

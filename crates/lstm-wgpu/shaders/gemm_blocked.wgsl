@@ -12,7 +12,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let row = min(rows, vec4(p.m - 1u));
     let col = min(cols, vec4(p.n - 1u));
     var sum: array<vec4<f32>, 4>;
-    if (p.acc != ABSENT) {
+    if (p.acc_layout != ABSENT) {
         for (var r = 0u; r < 4u; r++) {
             for (var c = 0u; c < 4u; c++) { sum[r][c] = read_acc(row[r], col[c]); }
         }
@@ -39,7 +39,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
             }
         }
         for (var r = 0u; r < 4u; r++) {
-            sum[r] = select(sum[r] + total[r], total[r], order == 0u && p.acc == ABSENT);
+            sum[r] = select(sum[r] + total[r], total[r], order == 0u && p.acc_layout == ABSENT);
         }
     }
     for (var r = 0u; r < 4u; r++) {

@@ -8,7 +8,7 @@
 
 // Index of the segment that is added as number `order`.
 fn segment_index(order: u32) -> u32 {
-    return select(order, p.segment_count - 1u - order, p.descending != 0u);
+    return select(order, p.segment_count - 1u - order, p.descending_segments != 0u);
 }
 
 // The last segment may be shorter than the others.
@@ -26,7 +26,7 @@ fn read_b(index: u32) -> f32 {
 }
 
 fn read_acc(row: u32, col: u32) -> f32 {
-    return acc[select(row * p.n + col, col, p.acc == ROW)];
+    return acc[select(row * p.n + col, col, p.acc_layout == ROW)];
 }
 
 fn write(row: u32, col: u32, v: f32) {

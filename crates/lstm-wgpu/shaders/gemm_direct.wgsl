@@ -7,7 +7,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let row = i / p.n;
     let col = i % p.n;
     var sum = 0.0;
-    if (p.acc != ABSENT) { sum = read_acc(row, col); }
+    if (p.acc_layout != ABSENT) { sum = read_acc(row, col); }
     for (var order = 0u; order < p.segment_count; order++) {
         let segment = segment_index(order);
         let length = segment_length(segment);
@@ -23,7 +23,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
             }
             total = select(total + s, s, start == 0u);
         }
-        sum = select(sum + total, total, order == 0u && p.acc == ABSENT);
+        sum = select(sum + total, total, order == 0u && p.acc_layout == ABSENT);
     }
     write(row, col, sum);
 }

@@ -25,7 +25,7 @@ fn main(
     var sum: array<vec4<f32>, 4>;
     for (var r = 0u; r < 4u; r++) {
         for (var c = 0u; c < 4u; c++) {
-            if (p.acc != ABSENT && first_row + local_row + r < p.m && first_col + local_col + c < p.n) {
+            if (p.acc_layout != ABSENT && first_row + local_row + r < p.m && first_col + local_col + c < p.n) {
                 sum[r][c] = read_acc(first_row + local_row + r, first_col + local_col + c);
             }
         }
@@ -74,7 +74,7 @@ fn main(
             }
         }
         for (var r = 0u; r < 4u; r++) {
-            sum[r] = select(sum[r] + total[r], total[r], order == 0u && p.acc == ABSENT);
+            sum[r] = select(sum[r] + total[r], total[r], order == 0u && p.acc_layout == ABSENT);
         }
     }
     for (var r = 0u; r < 4u; r++) {

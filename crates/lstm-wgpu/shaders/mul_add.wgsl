@@ -11,11 +11,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let i = id.x + id.y * groups.x * 256u;
     if (i >= p.len) { return; }
     var factor = 1.0;
-    if (p.b != ABSENT) { factor = b[select(i, i % p.cols, p.b == ROW)]; }
+    if (p.b_layout != ABSENT) { factor = b[select(i, i % p.cols, p.b_layout == ROW)]; }
     let scaled = p.alpha * a[i];
-    if (p.c == ABSENT) {
+    if (p.c_layout == ABSENT) {
         y[i] = scaled * factor;
     } else {
-        y[i] = FMA(scaled, factor, c[select(i, i % p.cols, p.c == ROW)]);
+        y[i] = FMA(scaled, factor, c[select(i, i % p.cols, p.c_layout == ROW)]);
     }
 }

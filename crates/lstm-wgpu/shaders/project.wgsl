@@ -16,13 +16,13 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     if (i >= p.batch * p.state_size) { return; }
     let row = i / p.state_size;
     let col = i % p.state_size;
-    let out_index = (p.first_row + row) * p.state_size + col;
+    let out_index = (p.y_first_row + row) * p.state_size + col;
     if (p.has_lengths != 0u && p.step >= lengths[row]) {
         states[p.h_new_offset + i] = states[p.h_old_offset + i];
         y[out_index] = 0.0;
         return;
     }
-    let start = (p.m_first_row + row) * p.hidden_size;
+    let start = (p.input_first_row + row) * p.hidden_size;
     var total = 0.0;
     for (var block = 0u; block < p.hidden_size; block += BLOCK) {
         var s = 0.0;

@@ -9,7 +9,7 @@ use lstm_core::{
 };
 
 use crate::{
-    device::{Fma, Gpu, NAME, Probe, WgpuBuilder},
+    device::{BACKEND_NAME, Fma, Gpu, Probe, WgpuBuilder},
     memory::Tensor,
     pass::{self, Layer, Trace, WgpuStream},
     shader::Unary,
@@ -36,8 +36,8 @@ impl std::fmt::Debug for Wgpu {
 }
 
 impl Wgpu {
-    /// Opens and probes the platform's fastest adapter. Blocks until it is open. In a browser, use
-    /// [`new_async`](Self::new_async).
+    /// Opens the platform's fastest adapter, and tests in which mode its results are bit-exact. Blocks until the
+    /// adapter is open. In a browser, use [`new_async`](Self::new_async).
     ///
     /// # Errors
     /// See [`new_async`](Self::new_async).
@@ -46,7 +46,7 @@ impl Wgpu {
         Self::builder().build()
     }
 
-    /// Opens and probes the platform's fastest adapter.
+    /// Opens the platform's fastest adapter, and tests in which mode its results are bit-exact.
     ///
     /// # Errors
     /// [`Error::Device`](lstm_core::Error::Device) if there is no adapter, if it cannot be opened, or if its
@@ -67,7 +67,8 @@ impl Wgpu {
         WgpuBuilder::default()
     }
 
-    /// Uses and probes a device that the caller opened; see [`WgpuBuilder::from_device`].
+    /// Uses a device that the caller opened, and tests in which mode its results are bit-exact; see
+    /// [`WgpuBuilder::from_device`].
     ///
     /// # Errors
     /// [`Error::Device`](lstm_core::Error::Device) if the device's arithmetic is not bit-exact.
@@ -88,7 +89,7 @@ impl Wgpu {
         &self.gpu.info
     }
 
-    /// Result of probing the adapter.
+    /// Results of the arithmetic tests that ran when the adapter was opened.
     pub fn probe(&self) -> &Probe {
         &self.probe
     }
@@ -129,7 +130,7 @@ impl Ops for Wgpu {
     type Tensor = Tensor;
 
     fn name(&self) -> &str {
-        NAME
+        BACKEND_NAME
     }
 
     fn arithmetic(&self) -> Arithmetic {
@@ -156,7 +157,7 @@ impl Ops for Wgpu {
     }
 
     fn snap(&self, x: Tensor) -> Result<Tensor> {
-        self.gpu.unary("snap", Unary::Snap, &x, 0.0)
+        self.gpu.apply_unary("snap", Unary::Snap, &x, 0.0)
     }
 
     fn gemm(&self, a: MatrixRef<'_, Tensor>, b: MatrixRef<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
@@ -168,16 +169,16 @@ impl Ops for Wgpu {
     }
 
     fn sigmoid(&self, x: Tensor) -> Result<Tensor> {
-        self.gpu.unary("sigmoid", Unary::Sigmoid, &x, 0.0)
+        self.gpu.apply_unary("sigmoid", Unary::Sigmoid, &x, 0.0)
     }
 
     fn tanh(&self, x: Tensor) -> Result<Tensor> {
-        self.gpu.unary("tanh", Unary::Tanh, &x, 0.0)
+        self.gpu.apply_unary("tanh", Unary::Tanh, &x, 0.0)
     }
 
     fn clip(&self, x: Tensor, bound: f32) -> Result<Tensor> {
         check_clip(bound)?;
-        self.gpu.unary("clip", Unary::Clip, &x, bound)
+        self.gpu.apply_unary("clip", Unary::Clip, &x, bound)
     }
 
     fn select_between(&self, x: Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {

@@ -14,9 +14,8 @@
 //! # Ok::<(), lstm_wgpu::Error>(())
 //! ```
 //!
-//! WGSL does not fully specify how floats are rounded. Therefore a probe compares the adapter's results with the
-//! specification when it is opened. If the adapter's `fma` rounds twice, it is emulated. See [`WgpuBuilder`] and
-//! [`Probe`].
+//! WGSL does not fully specify how floats are rounded. Therefore opening an adapter compares its results with the
+//! specification. If the adapter's `fma` rounds twice, it is emulated. See [`WgpuBuilder`] and [`Probe`].
 
 mod backend;
 mod device;

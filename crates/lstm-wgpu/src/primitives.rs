@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use lstm_core::{
     ConcatAxis, MatrixRef, MatrixShape, Result,
-    shape::{check_concat, check_gemm, check_rows, check_select_between, check_slice},
+    shape::{check_concat, check_gemm, check_row_broadcast, check_select_between, check_slice},
 };
 
 use crate::{
@@ -19,26 +19,26 @@ use crate::{
 /// Smallest number of elements of a product for which the tiled or blocked kernel is faster than the direct one.
 const MIN_TILED_ELEMENTS: usize = 64 * 64;
 
-/// Layout of an optional operand: absent, of the `full` shape, or a single row.
-fn operand_layout(full: MatrixShape, operand: Option<MatrixShape>) -> u32 {
+/// Layout of an optional operand: absent, a matrix of shape `full_shape`, or a single row.
+fn operand_layout(full_shape: MatrixShape, operand: Option<MatrixShape>) -> u32 {
     match operand {
         None => OPERAND_ABSENT,
-        Some(shape) if shape == full => OPERAND_FULL,
+        Some(shape) if shape == full_shape => OPERAND_FULL,
         Some(_) => OPERAND_ROW,
     }
 }
 
 impl Gpu {
-    pub(crate) fn unary(&self, op: &'static str, operation: Unary, x: &Tensor, bound: f32) -> Result<Tensor> {
+    pub(crate) fn apply_unary(&self, op: &'static str, operation: Unary, x: &Tensor, bound: f32) -> Result<Tensor> {
         let y = self.allocate_tensor(op, x.shape)?;
         let len = x.shape.len();
         let parameters = UnaryParameters { len: len as u32, bound };
-        self.elementwise(op, Kernel::Unary(operation), &[&x.memory, &y.memory], &parameters, len)?;
+        self.dispatch_elementwise(op, Kernel::Unary(operation), &[&x.memory, &y.memory], &parameters, len)?;
         Ok(y)
     }
 
     /// Dispatches a kernel with one invocation for each of `len` elements.
-    fn elementwise(
+    fn dispatch_elementwise(
         &self,
         op: &'static str,
         kernel: Kernel,
@@ -51,18 +51,18 @@ impl Gpu {
 
     pub(crate) fn mul_add(&self, alpha: f32, a: &Tensor, b: Option<&Tensor>, c: Option<&Tensor>) -> Result<Tensor> {
         let op = "mul_add";
-        let shape = check_rows("mul_add factor", a.shape, b.map(|b| b.shape))?;
-        check_rows("mul_add summand", shape, c.map(|c| c.shape))?;
+        let shape = check_row_broadcast("mul_add factor", a.shape, b.map(|b| b.shape))?;
+        check_row_broadcast("mul_add summand", shape, c.map(|c| c.shape))?;
         let y = self.allocate_tensor(op, shape)?;
         let parameters = MulAddParameters {
             len: shape.len() as u32,
             cols: shape.cols as u32,
-            b: operand_layout(shape, b.map(|b| b.shape)),
-            c: operand_layout(shape, c.map(|c| c.shape)),
+            b_layout: operand_layout(shape, b.map(|b| b.shape)),
+            c_layout: operand_layout(shape, c.map(|c| c.shape)),
             alpha,
         };
         let buffers = [&a.memory, &b.unwrap_or(a).memory, &c.unwrap_or(a).memory, &y.memory];
-        self.elementwise(op, Kernel::MulAdd, &buffers, &parameters, shape.len())?;
+        self.dispatch_elementwise(op, Kernel::MulAdd, &buffers, &parameters, shape.len())?;
         Ok(y)
     }
 
@@ -73,12 +73,12 @@ impl Gpu {
         let len = x.shape.len();
         let parameters = SelectBetweenParameters { len: len as u32, cols: x.shape.cols as u32 };
         let buffers = [&x.memory, &key.memory, &low.memory, &high.memory, &y.memory];
-        self.elementwise(op, Kernel::SelectBetween, &buffers, &parameters, len)?;
+        self.dispatch_elementwise(op, Kernel::SelectBetween, &buffers, &parameters, len)?;
         Ok(y)
     }
 
     /// Copies a rectangle of `x` to a rectangle of `y`.
-    pub(crate) fn copy(
+    pub(crate) fn copy_rectangle(
         &self,
         op: &'static str,
         x: &Arc<DeviceMemory>,
@@ -86,7 +86,7 @@ impl Gpu {
         parameters: &CopyParameters,
     ) -> Result<()> {
         let len = parameters.rows as usize * parameters.cols as usize;
-        self.elementwise(op, Kernel::Copy, &[x, y], parameters, len)
+        self.dispatch_elementwise(op, Kernel::Copy, &[x, y], parameters, len)
     }
 
     pub(crate) fn slice(&self, x: &Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor> {
@@ -99,9 +99,9 @@ impl Gpu {
             x_stride: x.shape.cols as u32,
             y_offset: 0,
             y_stride: shape.cols as u32,
-            snap: 0,
+            snap_values: 0,
         };
-        self.copy("slice", &x.memory, &y.memory, &parameters)?;
+        self.copy_rectangle("slice", &x.memory, &y.memory, &parameters)?;
         Ok(y)
     }
 
@@ -116,8 +116,9 @@ impl Gpu {
         let y = self.allocate_tensor(op, shape)?;
         let (rows, cols) = (shape.rows as u32, shape.cols as u32);
         let x_offset = offset as u32;
-        let parameters = CopyParameters { rows, cols, x_offset, x_stride: cols, y_offset: 0, y_stride: cols, snap: 0 };
-        self.copy(op, x, &y.memory, &parameters)?;
+        let parameters =
+            CopyParameters { rows, cols, x_offset, x_stride: cols, y_offset: 0, y_stride: cols, snap_values: 0 };
+        self.copy_rectangle(op, x, &y.memory, &parameters)?;
         Ok(y)
     }
 
@@ -128,8 +129,9 @@ impl Gpu {
         for part in parts {
             let (rows, cols) = (part.shape.rows as u32, part.shape.cols as u32);
             let y_stride = shape.cols as u32;
-            let parameters = CopyParameters { rows, cols, x_offset: 0, x_stride: cols, y_offset, y_stride, snap: 0 };
-            self.copy("concat", &part.memory, &y.memory, &parameters)?;
+            let parameters =
+                CopyParameters { rows, cols, x_offset: 0, x_stride: cols, y_offset, y_stride, snap_values: 0 };
+            self.copy_rectangle("concat", &part.memory, &y.memory, &parameters)?;
             y_offset += match axis {
                 ConcatAxis::Rows => rows * y_stride,
                 ConcatAxis::Cols => cols,
@@ -162,11 +164,11 @@ impl Gpu {
             b_col_stride,
             ..GemmParameters::default()
         };
-        self.product("gemm", &a.tensor.memory, &b.tensor.memory, acc, shape, parameters)
+        self.matrix_product("gemm", &a.tensor.memory, &b.tensor.memory, acc, shape, parameters)
     }
 
-    /// General matrix product. Sets `m`, `n` and `acc` of `parameters` from `shape` and `acc`.
-    pub(crate) fn product(
+    /// General matrix product. Sets `m`, `n` and `acc_layout` of `parameters` from `shape` and `acc`.
+    pub(crate) fn matrix_product(
         &self,
         op: &'static str,
         a: &Arc<DeviceMemory>,
@@ -179,7 +181,7 @@ impl Gpu {
         let parameters = GemmParameters {
             m: shape.rows as u32,
             n: shape.cols as u32,
-            acc: operand_layout(shape, acc.map(|acc| acc.shape)),
+            acc_layout: operand_layout(shape, acc.map(|acc| acc.shape)),
             ..parameters
         };
         let (kernel, workgroups) = self.gemm_kernel(shape);
@@ -190,12 +192,12 @@ impl Gpu {
 
     /// Kernel for a matrix product with a result of this shape, and its number of workgroups.
     pub(crate) fn gemm_kernel(&self, shape: MatrixShape) -> (Kernel, usize) {
-        let with_invocations = |kernel: Kernel, n: usize| (kernel, n.div_ceil(kernel.workgroup_size() as usize));
+        let kernel_and_workgroups = |kernel: Kernel, n: usize| (kernel, n.div_ceil(kernel.workgroup_size() as usize));
         if shape.len() < MIN_TILED_ELEMENTS || shape.rows < 16 || shape.cols < 16 {
-            with_invocations(Kernel::GemmDirect, shape.len())
+            kernel_and_workgroups(Kernel::GemmDirect, shape.len())
         } else if self.is_cpu {
             // On a CPU, the barriers of the tiled kernel cost more than its tiles save.
-            with_invocations(Kernel::GemmBlocked, shape.rows.div_ceil(4) * shape.cols.div_ceil(4))
+            kernel_and_workgroups(Kernel::GemmBlocked, shape.rows.div_ceil(4) * shape.cols.div_ceil(4))
         } else {
             (Kernel::GemmTiled, shape.rows.div_ceil(64) * shape.cols.div_ceil(64))
         }

@@ -39,7 +39,7 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_core::Result<()> {
     // With so many blocks, the persistent kernels support the largest cases. Their backward pass then loads rows in
     // several rounds.
     let many_blocks = Host::builder().resident_blocks(64).build()?;
-    for case in cases::table().into_iter().filter(|case| case.config.hidden_size > 256) {
+    for case in cases::all_cases().into_iter().filter(|case| case.config.hidden_size > 256) {
         let (host, name) = (many_blocks.clone(), case.name.clone());
         trials.add("cuda-host", "many-blocks", &name, move || {
             let paths = Lstm::new(&host, case.weights()?)?.paths();
@@ -72,7 +72,7 @@ fn schedule_name(schedule: Schedule) -> String {
 /// Checks the execution path of a layer of each cell kind, and of a layer with a projection.
 fn uses_path(host: &CudaHost, path: &str, path_with_projection: &str) -> Result<String> {
     let cells = CELLS.map(|(name, cell)| (Case::new("", name, cell), path));
-    let projection = Case::new("", "projection", CELLS[0].1).with(|c| c.proj_size(3));
+    let projection = Case::new("", "projection", CELLS[0].1).map_config(|c| c.proj_size(3));
     for (case, want) in cells.into_iter().chain([(projection, path_with_projection)]) {
         let paths = Lstm::new(host, case.weights()?)?.paths();
         ensure!(

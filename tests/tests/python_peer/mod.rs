@@ -4,9 +4,9 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Trial};
 use lstm_core::Backend;
 use lstm_tests::{
-    backends::{self, NotRun, Visit},
+    backends::{self, BackendVisitor, NotRun},
     python,
-    results::{Line, Outcome, record},
+    results::{Outcome, ResultLine, record_result},
 };
 
 /// A comparison with a Python package.
@@ -24,7 +24,7 @@ struct CompareAll<'a, C> {
     results: Vec<Result<String>>,
 }
 
-impl<C: Compare> Visit for CompareAll<'_, C> {
+impl<C: Compare> BackendVisitor for CompareAll<'_, C> {
     fn visit<B: Backend + Send + 'static>(&mut self, name: &str, b: B) {
         self.results.push(self.compare.compare(&b).map(|summary| format!("{name}: {summary}")));
     }
@@ -33,14 +33,14 @@ impl<C: Compare> Visit for CompareAll<'_, C> {
 /// Runs a comparison on every backend. Returns the summaries of all backends.
 fn compare_all<C: Compare>(compare: &C) -> Result<String> {
     let mut all = CompareAll { compare, results: Vec::new() };
-    backends::for_each(backends::wanted().as_deref(), &mut all);
+    backends::for_each_backend(backends::wanted_backends().as_deref(), &mut all);
     Ok(all.results.into_iter().collect::<Result<Vec<_>>>()?.join(", "))
 }
 
 /// Whether any backend was visited.
 struct AnyBackend(bool);
 
-impl Visit for AnyBackend {
+impl BackendVisitor for AnyBackend {
     fn visit<B: Backend + Send + 'static>(&mut self, _: &str, _: B) {
         self.0 = true;
     }
@@ -49,7 +49,7 @@ impl Visit for AnyBackend {
 /// The reason why comparisons can't run, or `None` if they can.
 fn reason_not_to_run(modules: &str) -> Option<String> {
     let mut any = AnyBackend(false);
-    let not_run = backends::for_each(backends::wanted().as_deref(), &mut any);
+    let not_run = backends::for_each_backend(backends::wanted_backends().as_deref(), &mut any);
     match any.0 {
         true => python::import_error(modules),
         false => Some(not_run.iter().map(NotRun::to_string).collect::<Vec<_>>().join(", ")),
@@ -67,7 +67,7 @@ pub(crate) fn main<C: Compare + Send + 'static>(
     let args = Arguments::from_args();
     let report = move |group, case, outcome, detail: &str| {
         println!("{peer}: {case} {detail}");
-        record(&Line { backend: peer, group, case, outcome, detail }).map_err(|error| format!("{error:#}"))
+        record_result(&ResultLine { backend: peer, group, case, outcome, detail }).map_err(|error| format!("{error:#}"))
     };
     let mut trials = Vec::new();
     match reason_not_to_run(modules) {

@@ -29,7 +29,7 @@ pub(super) fn trials(trials: &mut Trials) {
             Ok(wgpu) => {
                 // Sizes determine the tiling of these kernels, projections have kernels of their own, and lengths make
                 // the invocations of a workgroup diverge.
-                let cases = cases::table()
+                let cases = cases::all_cases()
                     .into_iter()
                     .filter(|case| case.group == "sizes" || case.config.proj_size.is_some() || case.lengths.is_some());
                 add_cases(trials, "gpu-kernels", &wgpu, cases);
@@ -44,14 +44,17 @@ pub(super) fn trials(trials: &mut Trials) {
         }
     }
     let mut modes: Vec<_> = default.probe().attempts.iter().map(|(mode, _)| *mode).collect();
-    modes.iter_mut().for_each(|mode| mode.fma = Fma::Integer);
+    modes.iter_mut().for_each(|mode| mode.fma = Fma::EmulatedInIntegers);
     modes.dedup();
     let Some(mode) = modes.pop() else { return };
     match Wgpu::builder().mode(mode).build() {
         // Only one case, because compiling each of these kernels takes seconds.
-        Ok(wgpu) => {
-            add_cases(trials, "integer-fma", &wgpu, cases::table().into_iter().filter(|case| case.name == "diagonal"))
-        }
+        Ok(wgpu) => add_cases(
+            trials,
+            "integer-fma",
+            &wgpu,
+            cases::all_cases().into_iter().filter(|case| case.name == "diagonal"),
+        ),
         // Integer arithmetic needs no optional feature, so it must work on every adapter.
         Err(error) => trials.add("wgpu", "integer-fma", "open", || Err(error.into())),
     }
@@ -83,7 +86,7 @@ fn add_guarded(trials: &mut Trials, group: &str, builder: WgpuBuilder) {
         });
     }
     for name in GUARDED_CASES {
-        let (wgpu, case) = (wgpu.clone(), cases::table().into_iter().find(|case| case.name == name));
+        let (wgpu, case) = (wgpu.clone(), cases::all_cases().into_iter().find(|case| case.name == name));
         trials.add("wgpu", group, name, move || {
             let found = matches_snapshot(&wgpu, &case.context("the table of cases has no case of this name")?)?;
             pollster::block_on(wgpu.check_guards())?;

@@ -5,9 +5,9 @@ use std::io::{self, Read, Seek};
 use ::csv::{ByteRecord, Reader, ReaderBuilder, StringRecord, Trim};
 use lstm_core::ndarray::Array3;
 
-use super::{Extent, array};
+use super::{SequenceShape, array_from_values};
 
-/// Reads rows from the current position in the file to its end.
+/// Reader of the rows of a .csv file, from its current position to its end.
 pub(super) struct RowReader<R> {
     csv: Reader<R>,
 }
@@ -19,11 +19,11 @@ struct BlankLineCheck<R> {
     /// Number of the current line, from 1.
     line: u64,
     /// Whether the current line has no bytes so far.
-    empty: bool,
+    line_is_empty: bool,
     /// Whether the last byte was a carriage return; a line feed after it does not end another line.
     after_carriage_return: bool,
     /// Number of the first blank line.
-    blank: Option<u64>,
+    blank_line: Option<u64>,
 }
 
 impl<R: Read> Read for BlankLineCheck<R> {
@@ -33,18 +33,18 @@ impl<R: Read> Read for BlankLineCheck<R> {
             match byte {
                 b'\n' if self.after_carriage_return => {}
                 b'\r' | b'\n' => {
-                    if self.empty {
-                        self.blank.get_or_insert(self.line);
+                    if self.line_is_empty {
+                        self.blank_line.get_or_insert(self.line);
                     }
-                    (self.line, self.empty) = (self.line + 1, true);
+                    (self.line, self.line_is_empty) = (self.line + 1, true);
                 }
                 _ => {
-                    if let Some(line) = self.blank {
+                    if let Some(line) = self.blank_line {
                         return Err(io::Error::other(format!(
                             "line {line}: expected a row of numbers, got a blank line"
                         )));
                     }
-                    self.empty = false;
+                    self.line_is_empty = false;
                 }
             }
             self.after_carriage_return = byte == b'\r';
@@ -54,11 +54,12 @@ impl<R: Read> Read for BlankLineCheck<R> {
 }
 
 /// Opens a .csv file: reads it once to count its rows, which must have the same number of fields, and rewinds it.
-pub(super) fn open<R: Read + Seek>(mut r: R, header: bool) -> Result<(RowReader<R>, Extent), String> {
+pub(super) fn open<R: Read + Seek>(mut r: R, has_header: bool) -> Result<(RowReader<R>, SequenceShape), String> {
     let mut builder = ReaderBuilder::new();
-    builder.has_headers(header).trim(Trim::All);
-    let checked = BlankLineCheck { inner: &mut r, line: 1, empty: true, after_carriage_return: false, blank: None };
-    let mut csv = builder.from_reader(checked);
+    builder.has_headers(has_header).trim(Trim::All);
+    let checked_reader =
+        BlankLineCheck { inner: &mut r, line: 1, line_is_empty: true, after_carriage_return: false, blank_line: None };
+    let mut csv = builder.from_reader(checked_reader);
     let (mut steps, mut features) = (0, 0);
     let mut record = ByteRecord::new();
     while csv.read_byte_record(&mut record).map_err(|e| e.to_string())? {
@@ -66,17 +67,20 @@ pub(super) fn open<R: Read + Seek>(mut r: R, header: bool) -> Result<(RowReader<
         steps += 1;
     }
     if steps == 0 {
-        return Err(format!("expected rows of numbers, found none{}", if header { " below the header" } else { "" }));
+        return Err(format!(
+            "expected rows of numbers, found none{}",
+            if has_header { " below the header" } else { "" }
+        ));
     }
     drop(csv);
     r.rewind().map_err(|e| e.to_string())?;
     let csv = builder.from_reader(r);
-    Ok((RowReader { csv }, Extent { batch: 1, steps, features, single: true, time_major: false }))
+    Ok((RowReader { csv }, SequenceShape { batch: 1, steps, features, is_single_sequence: true, time_major: false }))
 }
 
 impl<R: Read> RowReader<R> {
     /// Reads the next `n` rows as an array of shape `(1, n, features)`.
-    pub(super) fn read(&mut self, extent: &Extent, n: usize) -> Result<Array3<f32>, String> {
+    pub(super) fn read(&mut self, sequence_shape: &SequenceShape, n: usize) -> Result<Array3<f32>, String> {
         let mut values = Vec::new();
         let mut record = StringRecord::new();
         for _ in 0..n {
@@ -91,7 +95,7 @@ impl<R: Read> RowReader<R> {
                 })?);
             }
         }
-        array((1, n, extent.features), values)
+        array_from_values((1, n, sequence_shape.features), values)
     }
 }
 
@@ -110,17 +114,18 @@ mod tests {
     #[test]
     fn reads_rows_in_chunks() {
         let text = "a,b\n1, 2.5\n-3,4e-2\n5,nan\n\n";
-        let (mut rows, extent) = open(Cursor::new(text), true).unwrap();
-        assert_eq!((extent.steps, extent.features), (3, 2));
-        assert_eq!(rows.read(&extent, 2).unwrap().into_iter().collect::<Vec<_>>(), [1.0, 2.5, -3.0, 0.04]);
-        assert!(rows.read(&extent, 1).unwrap()[[0, 0, 1]].is_nan());
-        assert!(rows.read(&extent, 1).is_err());
+        let (mut rows, sequence_shape) = open(Cursor::new(text), true).unwrap();
+        assert_eq!((sequence_shape.steps, sequence_shape.features), (3, 2));
+        assert_eq!(rows.read(&sequence_shape, 2).unwrap().into_iter().collect::<Vec<_>>(), [1.0, 2.5, -3.0, 0.04]);
+        assert!(rows.read(&sequence_shape, 1).unwrap()[[0, 0, 1]].is_nan());
+        assert!(rows.read(&sequence_shape, 1).is_err());
     }
 
     #[test]
     fn rejects_blank_lines_between_rows() {
-        let blank = |text: &str, header| open(Cursor::new(text.to_owned()), header).err().unwrap_or_default();
-        for (text, header, line) in [
+        let open_error =
+            |text: &str, has_header| open(Cursor::new(text.to_owned()), has_header).err().unwrap_or_default();
+        for (text, has_header, line) in [
             ("1\n2\n\n4\n", false, 3),
             ("1,2\r\n\r\n\r\n3,4\r\n", false, 2),
             ("1\r2\r\r4", false, 3),
@@ -128,15 +133,15 @@ mod tests {
             ("a\n\n1\n", true, 2),
         ] {
             assert_eq!(
-                blank(text, header),
+                open_error(text, has_header),
                 format!("line {line}: expected a row of numbers, got a blank line"),
                 "{text:?}"
             );
         }
         for text in ["1\n2\n\n\n", "1\r\n2\r\n\r\n", "1\r2\r\r", "1\n2"] {
-            let (mut rows, extent) = open(Cursor::new(text), false).unwrap();
+            let (mut rows, sequence_shape) = open(Cursor::new(text), false).unwrap();
             assert_eq!(
-                rows.read(&extent, extent.steps).unwrap().into_iter().collect::<Vec<_>>(),
+                rows.read(&sequence_shape, sequence_shape.steps).unwrap().into_iter().collect::<Vec<_>>(),
                 [1.0, 2.0],
                 "{text:?}"
             );
@@ -145,8 +150,8 @@ mod tests {
 
     #[test]
     fn rejects_fields_that_are_not_numbers() {
-        let error = |text: &str, header| match open(Cursor::new(text.to_owned()), header) {
-            Ok((mut rows, extent)) => rows.read(&extent, extent.steps).unwrap_err(),
+        let error = |text: &str, has_header| match open(Cursor::new(text.to_owned()), has_header) {
+            Ok((mut rows, sequence_shape)) => rows.read(&sequence_shape, sequence_shape.steps).unwrap_err(),
             Err(error) => error,
         };
         assert!(error("a,b\n1,2\n", false).contains("--header"));

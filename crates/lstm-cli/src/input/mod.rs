@@ -53,7 +53,7 @@ pub struct Layout {
 
 /// Shape of the sequences in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
+pub struct SequenceShape {
     /// Number of sequences.
     pub batch: usize,
     /// Number of steps of each sequence.
@@ -61,15 +61,15 @@ pub struct Extent {
     /// Number of features of a step.
     pub features: usize,
     /// Whether the file has no batch axis; `batch` is then 1.
-    pub single: bool,
+    pub is_single_sequence: bool,
     /// Whether the time axis comes before the batch axis.
     pub time_major: bool,
 }
 
-impl Extent {
-    /// Shape of an array in a file with this layout and the given number of features.
-    pub(crate) fn shape(&self, features: usize) -> Vec<usize> {
-        match (self.single, self.time_major) {
+impl SequenceShape {
+    /// Shape of an array of these sequences in a file, with the given number of features per step.
+    pub(crate) fn array_shape(&self, features: usize) -> Vec<usize> {
+        match (self.is_single_sequence, self.time_major) {
             (true, _) => vec![self.steps, features],
             (false, true) => vec![self.steps, self.batch, features],
             (false, false) => vec![self.batch, self.steps, features],
@@ -80,20 +80,20 @@ impl Extent {
 /// Reader of a file of sequences, from the first step to the last.
 pub struct Reader<R> {
     path: PathBuf,
-    extent: Extent,
+    sequence_shape: SequenceShape,
     /// Index of the next step to read.
     next_step: usize,
-    inner: FormatReader<R>,
+    format_reader: FormatReader<R>,
 }
 
-/// The reader of a file format.
+/// A reader for each file format.
 enum FormatReader<R> {
     Npy(npy::ElementReader<R>),
     Csv(csv::RowReader<R>),
 }
 
 impl Reader<File> {
-    /// Opens a file and determines its extent. A .csv file is read once for this.
+    /// Opens a file and determines the shape of its sequences. A .csv file is read once for this.
     ///
     /// # Errors
     /// As [`new`](Self::new), and if the file can't be opened.
@@ -108,7 +108,7 @@ impl Reader<File> {
 }
 
 impl<R: Read + Seek> Reader<R> {
-    /// Creates a reader of `r` and determines its extent. Error messages name it `path`.
+    /// Creates a reader of the sequences in `r` and determines their shape. Error messages call the file `path`.
     ///
     /// # Errors
     /// [`Error::File`] if the contents are not of this format, have an unsupported element type or number of axes, are
@@ -117,39 +117,43 @@ impl<R: Read + Seek> Reader<R> {
         if layout.header && format != Format::Csv {
             return Err(Error::option("header", format!("expected a .csv file, got {}", path.display())));
         }
-        let fail = |why: String| Error::file(path, why);
-        let (inner, extent) = match format {
-            Format::Npy => npy::open(r, layout.time_major).map(|(data, extent)| (FormatReader::Npy(data), extent)),
-            Format::Csv => csv::open(r, layout.header).map(|(rows, extent)| (FormatReader::Csv(rows), extent)),
+        let file_error = |why: String| Error::file(path, why);
+        let (format_reader, sequence_shape) = match format {
+            Format::Npy => {
+                npy::open(r, layout.time_major).map(|(data, sequence_shape)| (FormatReader::Npy(data), sequence_shape))
+            }
+            Format::Csv => {
+                csv::open(r, layout.header).map(|(rows, sequence_shape)| (FormatReader::Csv(rows), sequence_shape))
+            }
         }
-        .map_err(fail)?;
-        Ok(Reader { path: path.to_owned(), extent, next_step: 0, inner })
+        .map_err(file_error)?;
+        Ok(Reader { path: path.to_owned(), sequence_shape, next_step: 0, format_reader })
     }
 
     /// Shape of the sequences.
-    pub fn extent(&self) -> Extent {
-        self.extent
+    pub fn sequence_shape(&self) -> SequenceShape {
+        self.sequence_shape
     }
 
     /// Reads at most `max` further steps as an array of shape `(batch, steps, features)`. Returns `None` at the end.
     ///
     /// # Errors
     /// [`Error::File`] if the file can't be read or contains a value that is not a number in the range of f32.
-    pub fn next_steps(&mut self, max: usize) -> Result<Option<Array3<f32>>> {
-        let n = max.max(1).min(self.extent.steps - self.next_step);
+    pub fn next_steps(&mut self, max_steps: usize) -> Result<Option<Array3<f32>>> {
+        let n = max_steps.max(1).min(self.sequence_shape.steps - self.next_step);
         if n == 0 {
             return Ok(None);
         }
-        let read = match &mut self.inner {
-            FormatReader::Npy(data) => data.read(&self.extent, self.next_step, n),
-            FormatReader::Csv(rows) => rows.read(&self.extent, n),
+        let result = match &mut self.format_reader {
+            FormatReader::Npy(data) => data.read(&self.sequence_shape, self.next_step, n),
+            FormatReader::Csv(rows) => rows.read(&self.sequence_shape, n),
         };
         self.next_step += n;
-        read.map(Some).map_err(|why| Error::file(&self.path, why))
+        result.map(Some).map_err(|why| Error::file(&self.path, why))
     }
 }
 
 /// Creates an array from its elements in C order.
-fn array(shape: (usize, usize, usize), values: Vec<f32>) -> Result<Array3<f32>, String> {
+fn array_from_values(shape: (usize, usize, usize), values: Vec<f32>) -> Result<Array3<f32>, String> {
     Array3::from_shape_vec(shape, values).map_err(|e| e.to_string())
 }

@@ -18,7 +18,7 @@ pub(crate) fn read_input(bytes: &[u8]) -> Result<()> {
     let open = || Reader::new(Path::new("input"), Cursor::new(bytes), format, layout);
     let (mut whole, mut by_step) = (open()?, open()?);
     let all = whole.next_steps(usize::MAX)?.expect("a valid file has at least one step");
-    for t in 0..whole.extent().steps {
+    for t in 0..whole.sequence_shape().steps {
         let step = by_step.next_steps(1)?.expect("the file has as many steps as its extent says");
         let is_equal = |(k, v): (usize, &f32)| v.to_bits() == all[[k / step.dim().2, t, k % step.dim().2]].to_bits();
         assert!(step.iter().enumerate().all(is_equal), "step {t}");

@@ -16,11 +16,11 @@ pub struct LayerOutputGradients<'a, T> {
     pub y: &'a T,
     /// Gradient with respect to the final state.
     pub state: &'a State<T>,
-    /// Weight gradients to which this pass adds the gradients that it computes. With checkpointing they are the sums
+    /// Weight gradients to which this backward pass adds those that it computes. With checkpointing they are the sums
     /// over later segments of the same sequence. `None` starts from zero.
     pub accumulate: Option<WeightGradients<T>>,
     /// Whether to compute the gradient with respect to the layer's input.
-    pub need_x: bool,
+    pub needs_input_gradient: bool,
 }
 
 impl<T> LayerOutputGradients<'_, T> {
@@ -29,25 +29,30 @@ impl<T> LayerOutputGradients<'_, T> {
     /// # Errors
     /// [`Error::Shape`] names the gradient that does not match.
     pub fn check(&self, spec: &LayerSpec, steps: usize, batch: usize, shape: impl Fn(&T) -> MatrixShape) -> Result<()> {
-        let expect = |op: &str, tensor: &T, want: MatrixShape| {
+        let check_tensor = |op: &str, tensor: &T, expected_shape: MatrixShape| {
             let got = shape(tensor);
-            if got == want { Ok(()) } else { Err(Error::shape(format!("backward: {op}"), want, got)) }
+            if got == expected_shape {
+                Ok(())
+            } else {
+                Err(Error::shape(format!("backward: {op}"), expected_shape, got))
+            }
         };
-        expect("y", self.y, MatrixShape::new(checked_len("backward", &[steps, batch])?, spec.state_size()))?;
-        expect("state.h", &self.state.h, MatrixShape::new(batch, spec.state_size()))?;
-        expect("state.c", &self.state.c, MatrixShape::new(batch, spec.hidden_size))?;
+        check_tensor("y", self.y, MatrixShape::new(checked_len("backward", &[steps, batch])?, spec.state_size()))?;
+        check_tensor("state.h", &self.state.h, MatrixShape::new(batch, spec.state_size()))?;
+        check_tensor("state.c", &self.state.c, MatrixShape::new(batch, spec.hidden_size))?;
         let Some(weights) = &self.accumulate else { return Ok(()) };
-        let expected = (spec.bias != Bias::None, spec.proj_size.is_some(), spec.cell == CellKind::PeepholeDiagonal);
-        let present = (weights.bias.is_some(), weights.projection.is_some(), weights.peephole.is_some());
-        if present != expected {
-            let text = |(bias, projection, peephole): (bool, bool, bool)| {
+        let expected_presence =
+            (spec.bias != Bias::None, spec.proj_size.is_some(), spec.cell == CellKind::PeepholeDiagonal);
+        let presence = (weights.bias.is_some(), weights.projection.is_some(), weights.peephole.is_some());
+        if presence != expected_presence {
+            let describe = |(bias, projection, peephole): (bool, bool, bool)| {
                 format!("gradients with bias {bias}, projection {projection}, peephole {peephole}")
             };
-            return Err(Error::shape("backward: accumulate", text(expected), text(present)));
+            return Err(Error::shape("backward: accumulate", describe(expected_presence), describe(presence)));
         }
         for (param, shape) in spec.params() {
             let gradient = weights.get(param).expect("presence was checked above");
-            expect(&format!("accumulate.{param:?}"), gradient, device_shape(&shape))?;
+            check_tensor(&format!("accumulate.{param:?}"), gradient, device_shape(&shape))?;
         }
         Ok(())
     }
@@ -107,7 +112,7 @@ impl<T> WeightGradients<T> {
 #[derive(Clone, Debug)]
 pub struct LayerGradients<T> {
     /// Gradient with respect to the input, `[steps * batch, input_size]`, +0 beyond a sequence's length. `None` unless
-    /// [`LayerOutputGradients::need_x`] was set.
+    /// [`LayerOutputGradients::needs_input_gradient`] was set.
     pub x: Option<T>,
     /// Gradient with respect to the initial state.
     pub state: State<T>,

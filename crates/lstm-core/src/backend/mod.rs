@@ -1,4 +1,4 @@
-//! What a device implements: [`Ops`], the primitives, and [`Backend`], whole layers.
+//! The traits that a device implements: [`Ops`] for the primitive operations and [`Backend`] for whole layers.
 //!
 //! A new device implements [`Ops`] and the marker [`ReferencePath`]; it is then a [`Backend`] that runs every cell by
 //! the [reference path](crate::reference). A device with kernels of its own implements [`Backend`] instead of the
@@ -27,10 +27,11 @@ use crate::{backend::shape::ConcatAxis, error::Result, weights::LayerWeights};
 ///
 /// Implement [`ReferencePath`] instead for a device that has only the primitives.
 pub trait Backend: Ops {
-    /// The weights of one layer in one direction on the device, snapped and packed for its kernels. A clone shares them.
+    /// The weights of one layer in one direction on the device, in the form that its kernels read. A clone shares the
+    /// memory.
     type Layer: Clone;
-    /// The workspace of [`forward`](Self::forward) and [`backward`](Self::backward) for one layer and batch size: scratch
-    /// memory, bind groups, a captured graph. One call at a time uses it. It stays valid when
+    /// The workspace of [`forward`](Self::forward) and [`backward`](Self::backward) for one layer and batch size, such
+    /// as scratch memory, bind groups or a captured CUDA graph. One call at a time uses it. It stays valid when
     /// [`reload`](Self::reload) replaces the layer's weights.
     type Plan;
     /// What a forward pass saves for the backward pass: the input, and the states and gates of every time step.
@@ -38,7 +39,8 @@ pub trait Backend: Ops {
     /// A stack of layers with its current state, which runs one time step per call.
     type Stream;
 
-    /// Uploads the weights of a layer: adds the two biases, then snaps and packs everything.
+    /// Uploads the weights of a layer. Its two biases are added first. All values are
+    /// [snapped](crate::arithmetic::snap), and packed in the order in which the kernels read them.
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer>;
 
     /// Replaces the weights of a layer, for example after an optimizer step. The new weights must have the same
@@ -64,20 +66,20 @@ pub trait Backend: Ops {
     ) -> Result<LayerOutput<Self::Tensor>>;
 
     /// Runs both directions of a bidirectional layer over the same sequences. `sequence` holds the input, and the
-    /// initial state for `layers[0]`; `second` is the initial state for `layers[1]`. Returns the outputs of both layers
-    /// side by side, `layers[0]` first, and both final states. The layers may be any two layers with the same input
-    /// size. Errors are those of [`forward`](Self::forward).
+    /// initial state for `layers[0]`; `reverse_state` is the initial state for `layers[1]`. Returns the outputs of both
+    /// layers side by side, `layers[0]` first, and both final states. The layers may be any two layers with the same
+    /// input size. Errors are those of [`forward`](Self::forward).
     fn forward_bidirectional(
         &self,
         layers: [&Self::Layer; 2],
         plans: [&mut Self::Plan; 2],
         sequence: Sequence<'_, Self::Tensor>,
-        second: &State<Self::Tensor>,
+        reverse_state: &State<Self::Tensor>,
     ) -> Result<BidirectionalOutput<Self::Tensor>> {
         let Sequence { x, steps, batch, lengths, .. } = sequence;
-        let [plan, second_plan] = plans;
+        let [plan, reverse_plan] = plans;
         let a = self.forward(layers[0], plan, sequence)?;
-        let b = self.forward(layers[1], second_plan, Sequence { x, state: second, steps, batch, lengths })?;
+        let b = self.forward(layers[1], reverse_plan, Sequence { x, state: reverse_state, steps, batch, lengths })?;
         Ok(LayerOutput { y: self.concat(ConcatAxis::Cols, &[a.y, b.y])?, state: [a.state, b.state] })
     }
 
@@ -103,15 +105,15 @@ pub trait Backend: Ops {
         upstream: LayerOutputGradients<'_, Self::Tensor>,
     ) -> Result<LayerGradients<Self::Tensor>>;
 
-    /// Makes a stream of a stack of forward layers, with zero state.
+    /// Creates a stream: a stack of forward layers that runs time step by time step, from zero state.
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream>;
 
-    /// Runs the whole stack for one time step: reads `x: [batch, input_size]`, waits, and writes the hidden state of the
-    /// last layer to `y: [batch, state_size]`. Bit-identical to [`forward`](Self::forward) over a sequence of one time
-    /// step.
+    /// Runs the whole stack for one time step: reads `x: [batch, input_size]`, waits for the device, and writes the
+    /// hidden state of the last layer to `y: [batch, state_size]`. Bit-identical to [`forward`](Self::forward) over a
+    /// sequence of one time step.
     fn step(&self, stream: &mut Self::Stream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>>;
 
-    /// A copy of the state of each layer of a stream.
+    /// Returns a copy of the state of each layer of a stream.
     fn stream_state(&self, stream: &Self::Stream) -> Result<Vec<State<Self::Tensor>>>;
 
     /// Replaces the state of each layer of a stream. The new state is snapped.

@@ -1,4 +1,4 @@
-//! The primitive operations of a device.
+//! The primitive operations of a device, from which layers are composed.
 
 use std::{future::Future, ops::Range};
 
@@ -12,9 +12,9 @@ use crate::{
 
 /// The primitive operations on `f32` matrices that a device must implement.
 ///
-/// A value is a handle: a clone is cheap and refers to the same device. Operations only *enqueue* work;
-/// [`download`](Self::download) waits for it. A tensor that is passed by value may be overwritten in place; one that is
-/// passed by reference is not changed. Tensors are never empty.
+/// An implementor is a handle to a device: its clone is cheap and refers to the same device. Operations only *enqueue*
+/// work; [`download`](Self::download) waits for it. A tensor that is passed by value may be overwritten in place; one
+/// that is passed by reference is not changed. Tensors are never empty.
 ///
 /// Every operation is bit-exact: its result is defined by [`arithmetic`](crate::arithmetic), unless
 /// [`Ops::arithmetic`] reports [`Arithmetic::Inexact`].
@@ -87,8 +87,8 @@ pub trait Ops: Clone {
     /// [`clip`](crate::arithmetic::clip) of each element to `[-bound, bound]`. The bound is positive and finite.
     fn clip(&self, x: Self::Tensor, bound: f32) -> Result<Self::Tensor>;
 
-    /// `x` where `low < by < high` or any of these is NaN, else +0. This is the gradient of a clipped gate. `by` has the
-    /// shape of `x`; `low` and `high` are one row that is broadcast to every row.
+    /// `x` where `low < by < high` or any of these is NaN, else +0. This is the gradient of a clipped gate. `by` has
+    /// the shape of `x`; `low` and `high` are one row each, which is broadcast to every row.
     fn select_between(
         &self,
         x: Self::Tensor,

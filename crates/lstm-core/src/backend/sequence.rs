@@ -32,7 +32,7 @@ pub struct Sequence<'a, T> {
 
 impl<T> Sequence<'_, T> {
     /// The number of sequences that are longer than `t`. Lengths descend, so these are the first rows of time step `t`.
-    pub fn active(&self, t: usize) -> usize {
+    pub fn num_active(&self, t: usize) -> usize {
         self.lengths.map_or(self.batch, |lengths| lengths.partition_point(|&len| len > t))
     }
 
@@ -43,20 +43,20 @@ impl<T> Sequence<'_, T> {
     /// [`Error::Shape`] names the argument that does not match.
     pub fn check(&self, spec: &LayerSpec, shape: impl Fn(&T) -> MatrixShape) -> Result<()> {
         let rows = checked_len("forward", &[self.steps, self.batch])?;
-        let expect = |op: &str, got, rows, cols| {
-            let want = MatrixShape::new(rows, cols);
-            if got == want { Ok(()) } else { Err(Error::shape(format!("forward: {op}"), want, got)) }
+        let check_tensor = |op: &str, got, rows, cols| {
+            let expected = MatrixShape::new(rows, cols);
+            if got == expected { Ok(()) } else { Err(Error::shape(format!("forward: {op}"), expected, got)) }
         };
-        expect("x", shape(self.x), rows, spec.input_size)?;
-        expect("state.h", shape(&self.state.h), self.batch, spec.state_size())?;
-        expect("state.c", shape(&self.state.c), self.batch, spec.hidden_size)?;
+        check_tensor("x", shape(self.x), rows, spec.input_size)?;
+        check_tensor("state.h", shape(&self.state.h), self.batch, spec.state_size())?;
+        check_tensor("state.c", shape(&self.state.c), self.batch, spec.hidden_size)?;
         if let Some(lengths) = self.lengths
             && !(lengths.len() == self.batch
                 && lengths.is_sorted_by(|a, b| a >= b)
                 && lengths.iter().all(|&len| len <= self.steps))
         {
-            let want = format!("{} descending lengths of at most {}", self.batch, self.steps);
-            return Err(Error::shape("forward: lengths", want, format!("{lengths:?}")));
+            let expected = format!("{} descending lengths of at most {}", self.batch, self.steps);
+            return Err(Error::shape("forward: lengths", expected, format!("{lengths:?}")));
         }
         Ok(())
     }

@@ -67,9 +67,9 @@ pub fn zeros(op: &'static str, sizes: &[usize]) -> Result<Vec<f32>> {
 /// The axis along which [`Ops::concat`](crate::Ops::concat) joins matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConcatAxis {
-    /// One below the other; the number of columns must be equal.
+    /// Joins matrices one below the other; their numbers of columns must be equal.
     Rows,
-    /// Side by side; the number of rows must be equal.
+    /// Joins matrices side by side; their numbers of rows must be equal.
     Cols,
 }
 
@@ -97,8 +97,8 @@ impl<T> MatrixRef<'_, T> {
     }
 
     /// The shape of the operand, given the shape of the stored tensor.
-    pub fn shape(&self, own: MatrixShape) -> MatrixShape {
-        if self.transposed { MatrixShape::new(own.cols, own.rows) } else { own }
+    pub fn shape(&self, stored_shape: MatrixShape) -> MatrixShape {
+        if self.transposed { MatrixShape::new(stored_shape.cols, stored_shape.rows) } else { stored_shape }
     }
 }
 
@@ -124,13 +124,13 @@ pub fn check_download(shape: MatrixShape, len: usize) -> Result<()> {
     Err(Error::shape("download", format!("{} elements for {shape}", shape.len()), len))
 }
 
-/// The shape of the product `a . b`. Checks that `acc` has this shape, or is one row, or is absent.
+/// Returns the shape of the matrix product `a . b`. Checks that `acc` has this shape, or is one row, or is absent.
 pub fn check_gemm(a: MatrixShape, b: MatrixShape, acc: Option<MatrixShape>) -> Result<MatrixShape> {
     if a.cols != b.rows {
         return Err(Error::Mismatch { op: "gemm", lhs: a, rhs: b });
     }
     checked_len("gemm", &[a.rows, b.cols])?;
-    check_rows("gemm accumulator", MatrixShape::new(a.rows, b.cols), acc)
+    check_row_broadcast("gemm accumulator", MatrixShape::new(a.rows, b.cols), acc)
 }
 
 /// Checks that the bound of [`clip`](crate::arithmetic::clip) is positive and finite.
@@ -143,43 +143,50 @@ pub fn check_clip(bound: f32) -> Result<()> {
 
 /// Checks the shapes of the operands of [`Ops::select_between`](crate::Ops::select_between).
 pub fn check_select_between(x: MatrixShape, by: MatrixShape, low: MatrixShape, high: MatrixShape) -> Result<()> {
-    let row = MatrixShape::new(1, x.cols);
-    match [(by, x), (low, row), (high, row)].into_iter().find(|(got, want)| got != want) {
-        Some((got, want)) => Err(Error::shape(format!("select_between: operand of {x}"), want, got)),
+    let row_shape = MatrixShape::new(1, x.cols);
+    match [(by, x), (low, row_shape), (high, row_shape)].into_iter().find(|(got, expected)| got != expected) {
+        Some((got, expected)) => Err(Error::shape(format!("select_between: operand of {x}"), expected, got)),
         None => Ok(()),
     }
 }
 
-/// Checks that `operand` is absent, has the shape `full`, or is a single row with as many columns. Returns `full`.
-pub fn check_rows(op: &'static str, full: MatrixShape, operand: Option<MatrixShape>) -> Result<MatrixShape> {
+/// Checks that `operand` is absent, has the shape `full_shape`, or is a single row with as many columns, which is
+/// broadcast. Returns `full_shape`.
+pub fn check_row_broadcast(
+    op: &'static str,
+    full_shape: MatrixShape,
+    operand: Option<MatrixShape>,
+) -> Result<MatrixShape> {
     match operand {
-        Some(s) if s != full && s != MatrixShape::new(1, full.cols) => Err(Error::Mismatch { op, lhs: full, rhs: s }),
-        _ => Ok(full),
+        Some(s) if s != full_shape && s != MatrixShape::new(1, full_shape.cols) => {
+            Err(Error::Mismatch { op, lhs: full_shape, rhs: s })
+        }
+        _ => Ok(full_shape),
     }
 }
 
-/// The shape of a slice. Checks that the ranges are not empty and within `shape`.
+/// Returns the shape of a slice of a matrix of shape `shape`. Checks that the ranges are not empty and within `shape`.
 pub fn check_slice(shape: MatrixShape, rows: &Range<usize>, cols: &Range<usize>) -> Result<MatrixShape> {
-    let inside = |r: &Range<usize>, n| r.start < r.end && r.end <= n;
-    if inside(rows, shape.rows) && inside(cols, shape.cols) {
+    let is_valid_range = |r: &Range<usize>, n| r.start < r.end && r.end <= n;
+    if is_valid_range(rows, shape.rows) && is_valid_range(cols, shape.cols) {
         return Ok(MatrixShape::new(rows.len(), cols.len()));
     }
     Err(Error::shape("slice", format!("non-empty ranges within {shape}"), format!("rows {rows:?}, columns {cols:?}")))
 }
 
-/// The shape of `parts` joined along `axis`.
+/// Returns the shape of `parts` joined along `axis`. Checks that their sizes along the other axis are equal.
 pub fn check_concat(axis: ConcatAxis, parts: impl IntoIterator<Item = MatrixShape>) -> Result<MatrixShape> {
     let mut parts = parts.into_iter();
     let first = parts.next().ok_or_else(|| Error::shape("concat", "at least one part", "none"))?;
     parts.try_fold(first, |all, part| {
         // Each part exists, but clones share memory: the joined matrix may not fit.
-        let (same, joined) = match axis {
+        let (sizes_match, joined_shape) = match axis {
             ConcatAxis::Rows => (all.cols == part.cols, MatrixShape::new(all.rows.saturating_add(part.rows), all.cols)),
             ConcatAxis::Cols => (all.rows == part.rows, MatrixShape::new(all.rows, all.cols.saturating_add(part.cols))),
         };
-        if !same {
+        if !sizes_match {
             return Err(Error::Mismatch { op: "concat", lhs: all, rhs: part });
         }
-        checked_len("concat", &[joined.rows, joined.cols]).map(|_| joined)
+        checked_len("concat", &[joined_shape.rows, joined_shape.cols]).map(|_| joined_shape)
     })
 }

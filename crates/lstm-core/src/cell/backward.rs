@@ -1,7 +1,7 @@
 //! The backward pass of one time step, shared by all cells. From the gradients with respect to the state after the time
 //! step, it computes those with respect to the pre-activations `z` of the gates and the state before the time step.
 
-use super::{Cell, Gates, Kind};
+use super::{Cell, CellWeights, Gates};
 use crate::{
     backend::{Ops, State},
     config::CellKind,
@@ -11,16 +11,16 @@ use crate::{
 
 /// A cell prepared for the backward pass. The gradients with respect to `x` and `h` are computed by one matrix product
 /// per gate, so the weights of the gates are stored as separate matrices.
-pub(crate) struct Backward<'a, T> {
+pub(crate) struct BackwardCell<'a, T> {
     cell: &'a Cell<T>,
     u: Gates<T>,
-    /// Ones, `[1, hidden_size]`.
+    /// A row of ones, `[1, hidden_size]`.
     ones: T,
-    /// With `clip`, the values of a gate's activation at the bounds.
-    bounds: Option<Bounds<T>>,
+    /// The values of the gate activations at the clipping bounds; `None` for a layer without `clip`.
+    bounds: Option<ActivationBounds<T>>,
 }
 
-struct Bounds<T> {
+struct ActivationBounds<T> {
     /// `sigmoid(-clip)` and `sigmoid(clip)`, `[1, hidden_size]` each.
     sigmoid: [T; 2],
     /// `tanh(-clip)` and `tanh(clip)`, `[1, hidden_size]` each.
@@ -28,7 +28,7 @@ struct Bounds<T> {
 }
 
 /// The input of a time step's backward pass: what the forward pass saved, and the gradients with respect to the state
-/// after the time step. All have the same rows.
+/// after the time step. All tensors have the same number of rows.
 pub(crate) struct SavedStep<T> {
     /// The gates i, f, g, o.
     pub(crate) gates: Gates<T>,
@@ -48,14 +48,14 @@ pub(crate) struct StepGradients<T> {
     pub(crate) z: Gates<T>,
     /// Gradients with respect to the state before the time step.
     pub(crate) state: State<T>,
-    /// If the layer has a projection: the gradient with respect to the projected hidden state, and the hidden state `h`
+    /// For a layer with a projection, the gradient with respect to the projected hidden state, and the hidden state `h`
     /// before the projection.
     pub(crate) projection: Option<(T, T)>,
-    /// With diagonal peepholes: the terms that each row adds to the gradients of `p_i`, `p_f` and `p_o`.
+    /// For a cell with diagonal peepholes, the terms that each row adds to the gradients of `p_i`, `p_f` and `p_o`.
     pub(crate) peephole: Option<[T; 3]>,
 }
 
-/// The sum of the matrix products `d . w` of all gates, added in the order of `gates`: `((i + f) + g) + o`.
+/// The sum of the matrix products `d . w` of the pairs `(d, w)` in `gates`, added in their order: `((i + f) + g) + o`.
 pub(crate) fn sum_of_products<B: Ops>(b: &B, gates: &[(&B::Tensor, &B::Tensor)]) -> Result<B::Tensor> {
     let mut sum = None;
     for (d, weights) in gates {
@@ -64,21 +64,21 @@ pub(crate) fn sum_of_products<B: Ops>(b: &B, gates: &[(&B::Tensor, &B::Tensor)])
     Ok(sum.expect("there is at least one gate"))
 }
 
-/// Zeros of the shape of `like`.
-fn zeros_like<B: Ops>(b: &B, like: &B::Tensor) -> Result<B::Tensor> {
-    let shape = b.shape(like);
+/// Zeros of the shape of `tensor`.
+fn zeros_like<B: Ops>(b: &B, tensor: &B::Tensor) -> Result<B::Tensor> {
+    let shape = b.shape(tensor);
     b.upload(shape, &zeros("backward", &[shape.rows, shape.cols])?)
 }
 
-impl<'a, T: Clone> Backward<'a, T> {
+impl<'a, T: Clone> BackwardCell<'a, T> {
     pub(crate) fn new<B: Ops<Tensor = T>>(b: &B, cell: &'a Cell<T>) -> Result<Self> {
         let hidden = cell.spec.hidden_size;
-        let row = |v: f32| b.upload(MatrixShape::new(1, hidden), &vec![v; hidden]);
+        let constant_row = |v: f32| b.upload(MatrixShape::new(1, hidden), &vec![v; hidden]);
         let bounds = cell.spec.clip.map(|bound| {
-            let sigmoid = [b.sigmoid(row(-bound)?)?, b.sigmoid(row(bound)?)?];
-            Ok(Bounds { sigmoid, tanh: [b.tanh(row(-bound)?)?, b.tanh(row(bound)?)?] })
+            let sigmoid = [b.sigmoid(constant_row(-bound)?)?, b.sigmoid(constant_row(bound)?)?];
+            Ok(ActivationBounds { sigmoid, tanh: [b.tanh(constant_row(-bound)?)?, b.tanh(constant_row(bound)?)?] })
         });
-        Ok(Backward { cell, u: cell.recurrent_weights(b)?, ones: row(1.0)?, bounds: bounds.transpose()? })
+        Ok(BackwardCell { cell, u: cell.recurrent_weights(b)?, ones: constant_row(1.0)?, bounds: bounds.transpose()? })
     }
 
     /// The backward pass of one time step.
@@ -89,11 +89,13 @@ impl<'a, T: Clone> Backward<'a, T> {
     /// dc_old = snap(dc f)       dh_old = snap(((dz_i U_i + dz_f U_f) + dz_g U_g) + dz_o U_o)
     /// ```
     ///
-    /// where the derivative at the value `s` of a sigmoid is `s' = fma(-s, s, s)`, and at the value `t` of a tanh is
-    /// `t' = fma(-t, t, 1)`. `docs/specification.md` has the equations of the other cells and options.
-    pub(crate) fn step<B: Ops<Tensor = T>>(&self, b: &B, kept: SavedStep<T>) -> Result<StepGradients<T>> {
+    /// Here `c` and `c'` are the cell state before and after the time step, and `dc` and `dh` are the gradients with
+    /// respect to the new state. For a gate with a sigmoid, `s' = fma(-s, s, s)` is the derivative at the gate's value
+    /// `s`; for a tanh with the value `t`, the derivative is `t' = fma(-t, t, 1)`. `docs/specification.md` has the
+    /// equations of the other cells and options.
+    pub(crate) fn step<B: Ops<Tensor = T>>(&self, b: &B, saved: SavedStep<T>) -> Result<StepGradients<T>> {
         let spec = &self.cell.spec;
-        let dense = spec.cell == CellKind::PeepholeDense;
+        let is_dense_peephole = spec.cell == CellKind::PeepholeDense;
         let mul = |x: &T, y: &T| b.mul_add(1.0, x, Some(y), None);
         let snapped_fma = |x: &T, y: &T, z: &T| b.snap(b.mul_add(1.0, x, Some(y), Some(z))?);
         let sigmoid_derivative = |s: &T| b.mul_add(-1.0, s, Some(s), Some(s));
@@ -111,10 +113,10 @@ impl<'a, T: Clone> Backward<'a, T> {
         };
         let dz_sigmoid = |d: T, s: &T| dz(d, s, sigmoid_derivative(s)?, false);
 
-        let SavedStep { gates: [i, f, g, o], c_old, c, h, d: State { h: dh, c: dc } } = kept;
+        let SavedStep { gates: [i, f, g, o], c_old, c, h, d: State { h: dh, c: dc } } = saved;
         let mut projection = None;
         // h = o t with t = tanh(c); dense peephole: h = tanh(o t) with t = c. `dq` is the gradient of the product o t.
-        let (dq, t, dc) = if dense {
+        let (dq, t, dc) = if is_dense_peephole {
             let dq = mul(&dh, &tanh_derivative(&h)?)?;
             let dc = snapped_fma(&dq, &o, &dc)?;
             (dq, c.clone(), dc)
@@ -131,11 +133,11 @@ impl<'a, T: Clone> Backward<'a, T> {
             (dq, t, dc)
         };
         let dz_o = dz_sigmoid(mul(&dq, &t)?, &o)?;
-        let diagonal = match &self.cell.kind {
-            Kind::PeepholeDiagonal(cell) => Some(cell.peephole_weights()),
+        let diagonal_peepholes = match &self.cell.weights {
+            CellWeights::PeepholeDiagonal(cell) => Some(cell.peephole_weights()),
             _ => None,
         };
-        let dc = match diagonal {
+        let dc = match diagonal_peepholes {
             Some([_, _, p_o]) => snapped_fma(&dz_o, p_o, &dc)?,
             None => dc,
         };
@@ -147,23 +149,23 @@ impl<'a, T: Clone> Backward<'a, T> {
             (dz_sigmoid(mul(&dc, &g)?, &i)?, dz_sigmoid(mul(&dc, &c_old)?, &f)?)
         };
         let d = mul(&dc, &i)?;
-        let dz_g = if dense { dz_sigmoid(d, &g)? } else { dz(d, &g, tanh_derivative(&g)?, true)? };
+        let dz_g = if is_dense_peephole { dz_sigmoid(d, &g)? } else { dz(d, &g, tanh_derivative(&g)?, true)? };
 
         let [u_i, u_f, u_g, u_o] = &self.u;
-        let state = if dense {
+        let state = if is_dense_peephole {
             let peephole_term = b.snap(sum_of_products(b, &[(&dz_i, u_i), (&dz_f, u_f), (&dz_o, u_o)])?)?;
             // The dense peephole cell does not read h.
             State { h: zeros_like(b, &h)?, c: snapped_fma(&dc, &f, &peephole_term)? }
         } else {
             let dh = b.snap(sum_of_products(b, &[(&dz_i, u_i), (&dz_f, u_f), (&dz_g, u_g), (&dz_o, u_o)])?)?;
             let mut dc = b.snap(mul(&dc, &f)?)?;
-            if let Some([p_i, p_f, _]) = diagonal {
+            if let Some([p_i, p_f, _]) = diagonal_peepholes {
                 dc = snapped_fma(&dz_i, p_i, &dc)?;
                 dc = snapped_fma(&dz_f, p_f, &dc)?;
             }
             State { h: dh, c: dc }
         };
-        let peephole = match diagonal {
+        let peephole = match diagonal_peepholes {
             Some(_) => Some([mul(&dz_i, &c_old)?, mul(&dz_f, &c_old)?, mul(&dz_o, &c)?]),
             None => None,
         };

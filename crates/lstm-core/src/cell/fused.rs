@@ -10,14 +10,14 @@ use crate::{
     weights::LayerWeights,
 };
 
-/// The packed weights of a layer, gates in the order i, f, g, o.
+/// The weights of a layer, with the matrices of the gates i, f, g, o stacked in this order.
 #[derive(Clone, Debug)]
 pub struct Fused<T> {
-    /// `W: [4 * hidden_size, input_size]`.
+    /// Input weights `W`, `[4 * hidden_size, input_size]`.
     pub(super) w: T,
-    /// `U: [4 * hidden_size, state_size]`.
+    /// Recurrent weights `U`, `[4 * hidden_size, state_size]`.
     pub(super) u: T,
-    /// `[1, 4 * hidden_size]`.
+    /// Bias of all gates, `[1, 4 * hidden_size]`.
     bias: Option<T>,
 }
 
@@ -25,12 +25,12 @@ impl<T: Clone> Fused<T> {
     /// Uploads and snaps the weights of a layer.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
-        let gates = 4 * spec.hidden_size;
-        let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
+        let gate_rows = 4 * spec.hidden_size;
+        let upload_snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
         Ok(Fused {
-            w: snapped(gates, spec.input_size, weights.elements(Param::WeightIh))?,
-            u: snapped(gates, spec.state_size(), weights.elements(Param::WeightHh))?,
-            bias: weights.bias().map(|bias| snapped(1, gates, &bias)).transpose()?,
+            w: upload_snapped(gate_rows, spec.input_size, weights.elements(Param::WeightIh))?,
+            u: upload_snapped(gate_rows, spec.state_size(), weights.elements(Param::WeightHh))?,
+            bias: weights.bias().map(|bias| upload_snapped(1, gate_rows, &bias)).transpose()?,
         })
     }
 
@@ -40,7 +40,7 @@ impl<T: Clone> Fused<T> {
     }
 
     /// Computes `z + U h` of all gates as one matrix product.
-    pub fn recurrent<B: Ops<Tensor = T>>(&self, b: &B, z: T, h: &T) -> Result<T> {
+    pub fn add_recurrent_term<B: Ops<Tensor = T>>(&self, b: &B, z: T, h: &T) -> Result<T> {
         b.gemm(h.into(), MatrixRef::from(&self.u).t(), Some(&z))
     }
 }

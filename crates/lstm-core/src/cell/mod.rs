@@ -8,7 +8,7 @@ mod fused;
 mod peephole;
 mod unfused;
 
-pub(crate) use backward::{Backward, SavedStep, StepGradients, sum_of_products};
+pub(crate) use backward::{BackwardCell, SavedStep, StepGradients, sum_of_products};
 pub use fused::Fused;
 pub use peephole::{PeepholeDense, PeepholeDiagonal};
 pub use unfused::Unfused;
@@ -28,15 +28,15 @@ pub type Gates<T> = [T; 4];
 #[derive(Clone, Debug)]
 pub struct Cell<T> {
     spec: LayerSpec,
-    kind: Kind<T>,
-    /// `W_hr: [proj, hidden]`.
+    weights: CellWeights<T>,
+    /// Projection weights `W_hr`, `[proj_size, hidden_size]`.
     projection: Option<T>,
-    /// Ones `[1, hidden_size]`, for `f = 1 - i` of coupled gates.
+    /// A row of ones, `[1, hidden_size]`, from which coupled gates compute `f = 1 - i`.
     ones: Option<T>,
 }
 
 #[derive(Clone, Debug)]
-enum Kind<T> {
+enum CellWeights<T> {
     Fused(Fused<T>),
     Unfused(Unfused<T>),
     PeepholeDense(PeepholeDense<T>),
@@ -46,7 +46,7 @@ enum Kind<T> {
 /// The input term `bias + W x` of some rows, computed by [`Cell::input_term`].
 #[derive(Clone, Debug)]
 pub enum InputTerm<T> {
-    /// All gates side by side, `[rows, 4 * hidden_size]`.
+    /// One matrix with all gates side by side, `[rows, 4 * hidden_size]`.
     Packed(T),
     /// One matrix for each gate, `[rows, hidden_size]`.
     Split(Gates<T>),
@@ -55,10 +55,12 @@ pub enum InputTerm<T> {
 impl<T: Clone> InputTerm<T> {
     /// A copy of a range of rows.
     pub fn rows<B: Ops<Tensor = T>>(&self, b: &B, rows: std::ops::Range<usize>) -> Result<Self> {
-        let cut = |z: &T| b.slice(z, rows.clone(), 0..b.shape(z).cols);
+        let slice_rows = |z: &T| b.slice(z, rows.clone(), 0..b.shape(z).cols);
         Ok(match self {
-            InputTerm::Packed(z) => InputTerm::Packed(cut(z)?),
-            InputTerm::Split([i, f, g, o]) => InputTerm::Split([cut(i)?, cut(f)?, cut(g)?, cut(o)?]),
+            InputTerm::Packed(z) => InputTerm::Packed(slice_rows(z)?),
+            InputTerm::Split([i, f, g, o]) => {
+                InputTerm::Split([slice_rows(i)?, slice_rows(f)?, slice_rows(g)?, slice_rows(o)?])
+            }
         })
     }
 }
@@ -67,17 +69,20 @@ impl<T: Clone> Cell<T> {
     /// Uploads and snaps the weights of a layer.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
-        let snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
+        let upload_snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
         let (hidden, ones) = (spec.hidden_size, vec![1.0; spec.hidden_size]);
         Ok(Cell {
             spec,
-            kind: match spec.cell {
-                CellKind::Fused => Kind::Fused(Fused::load(b, weights)?),
-                CellKind::Unfused => Kind::Unfused(Unfused::load(b, weights)?),
-                CellKind::PeepholeDense => Kind::PeepholeDense(PeepholeDense::load(b, weights)?),
-                CellKind::PeepholeDiagonal => Kind::PeepholeDiagonal(PeepholeDiagonal::load(b, weights)?),
+            weights: match spec.cell {
+                CellKind::Fused => CellWeights::Fused(Fused::load(b, weights)?),
+                CellKind::Unfused => CellWeights::Unfused(Unfused::load(b, weights)?),
+                CellKind::PeepholeDense => CellWeights::PeepholeDense(PeepholeDense::load(b, weights)?),
+                CellKind::PeepholeDiagonal => CellWeights::PeepholeDiagonal(PeepholeDiagonal::load(b, weights)?),
             },
-            projection: spec.proj_size.map(|p| snapped(p, hidden, weights.elements(Param::WeightHr))).transpose()?,
+            projection: spec
+                .proj_size
+                .map(|p| upload_snapped(p, hidden, weights.elements(Param::WeightHr)))
+                .transpose()?,
             ones: spec.coupled.then(|| b.upload(MatrixShape::new(1, hidden), &ones)).transpose()?,
         })
     }
@@ -89,11 +94,11 @@ impl<T: Clone> Cell<T> {
 
     /// The input term `bias + W x` of each row of `x: [rows, input_size]`, which must be snapped.
     pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<InputTerm<T>> {
-        match &self.kind {
-            Kind::Fused(cell) => cell.input_term(b, x).map(InputTerm::Packed),
-            Kind::Unfused(cell) => cell.input_term(b, x).map(InputTerm::Split),
-            Kind::PeepholeDense(cell) => cell.input_term(b, x).map(InputTerm::Packed),
-            Kind::PeepholeDiagonal(cell) => cell.fused().input_term(b, x).map(InputTerm::Packed),
+        match &self.weights {
+            CellWeights::Fused(cell) => cell.input_term(b, x).map(InputTerm::Packed),
+            CellWeights::Unfused(cell) => cell.input_term(b, x).map(InputTerm::Split),
+            CellWeights::PeepholeDense(cell) => cell.input_term(b, x).map(InputTerm::Packed),
+            CellWeights::PeepholeDiagonal(cell) => cell.fused().input_term(b, x).map(InputTerm::Packed),
         }
     }
 
@@ -124,21 +129,21 @@ impl<T: Clone> Cell<T> {
         state: &State<T>,
     ) -> Result<(State<T>, Gates<T>)> {
         let LayerSpec { hidden_size, clip, .. } = self.spec;
-        let clipped = |z: T| match clip {
+        let clip_pre_activation = |z: T| match clip {
             Some(bound) => b.clip(z, bound),
             None => Ok(z),
         };
-        let sigmoid = |z: T| b.sigmoid(clipped(z)?);
+        let sigmoid = |z: T| b.sigmoid(clip_pre_activation(z)?);
         let (h, c) = (&state.h, &state.c);
 
-        let [zi, zf, zg, zo] = match (&self.kind, input_term) {
-            (Kind::Fused(cell), InputTerm::Packed(z)) => {
-                split(b, ConcatAxis::Cols, &cell.recurrent(b, z, h)?, hidden_size)?
+        let [zi, zf, zg, zo] = match (&self.weights, input_term) {
+            (CellWeights::Fused(cell), InputTerm::Packed(z)) => {
+                split_gates(b, ConcatAxis::Cols, &cell.add_recurrent_term(b, z, h)?, hidden_size)?
             }
-            (Kind::Unfused(cell), InputTerm::Split(z)) => cell.recurrent(b, z, h)?,
-            (Kind::PeepholeDense(cell), InputTerm::Packed(z)) => cell.recurrent(b, z, c)?,
-            (Kind::PeepholeDiagonal(cell), InputTerm::Packed(z)) => {
-                let z = split(b, ConcatAxis::Cols, &cell.fused().recurrent(b, z, h)?, hidden_size)?;
+            (CellWeights::Unfused(cell), InputTerm::Split(z)) => cell.add_recurrent_term(b, z, h)?,
+            (CellWeights::PeepholeDense(cell), InputTerm::Packed(z)) => cell.add_recurrent_term(b, z, c)?,
+            (CellWeights::PeepholeDiagonal(cell), InputTerm::Packed(z)) => {
+                let z = split_gates(b, ConcatAxis::Cols, &cell.fused().add_recurrent_term(b, z, h)?, hidden_size)?;
                 cell.add_input_forget_peepholes(b, z, c)?
             }
             _ => {
@@ -154,19 +159,19 @@ impl<T: Clone> Cell<T> {
             Some(ones) => b.mul_add(-1.0, &i, None, Some(ones))?,
             None => sigmoid(zf)?,
         };
-        let g = match self.kind {
-            Kind::PeepholeDense(_) => b.snap(sigmoid(zg)?)?,
-            _ => b.snap(b.tanh(clipped(zg)?)?)?,
+        let g = match self.weights {
+            CellWeights::PeepholeDense(_) => b.snap(sigmoid(zg)?)?,
+            _ => b.snap(b.tanh(clip_pre_activation(zg)?)?)?,
         };
-        let product = b.mul_add(1.0, &i, Some(&g), None)?;
-        let c = b.snap(b.mul_add(1.0, &f, Some(c), Some(&product))?)?;
-        let zo = match &self.kind {
-            Kind::PeepholeDiagonal(cell) => cell.add_output_peephole(b, zo, &c)?,
+        let i_times_g = b.mul_add(1.0, &i, Some(&g), None)?;
+        let c = b.snap(b.mul_add(1.0, &f, Some(c), Some(&i_times_g))?)?;
+        let zo = match &self.weights {
+            CellWeights::PeepholeDiagonal(cell) => cell.add_output_peephole(b, zo, &c)?,
             _ => zo,
         };
         let o = sigmoid(zo)?;
-        let h = match self.kind {
-            Kind::PeepholeDense(_) => b.tanh(b.mul_add(1.0, &o, Some(&c), None)?)?,
+        let h = match self.weights {
+            CellWeights::PeepholeDense(_) => b.tanh(b.mul_add(1.0, &o, Some(&c), None)?)?,
             _ => b.mul_add(1.0, &o, Some(&b.tanh(c.clone())?), None)?,
         };
         let h = b.snap(h)?;
@@ -177,39 +182,40 @@ impl<T: Clone> Cell<T> {
         Ok((State { h, c }, [i, f, g, o]))
     }
 
-    /// `W` of each gate, `[hidden_size, input_size]`.
+    /// The input weights `W` of each gate, `[hidden_size, input_size]`.
     pub(crate) fn input_weights<B: Ops<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
-        match self.packed() {
-            Ok(cell) => split(b, ConcatAxis::Rows, &cell.w, self.spec.hidden_size),
+        match self.packed_or_separate() {
+            Ok(cell) => split_gates(b, ConcatAxis::Rows, &cell.w, self.spec.hidden_size),
             Err(cell) => Ok(cell.input_weights()),
         }
     }
 
-    /// `U` of each gate, `[hidden_size, state_size]`.
+    /// The recurrent weights `U` of each gate, `[hidden_size, state_size]`.
     pub(crate) fn recurrent_weights<B: Ops<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
-        match self.packed() {
-            Ok(cell) => split(b, ConcatAxis::Rows, &cell.u, self.spec.hidden_size),
+        match self.packed_or_separate() {
+            Ok(cell) => split_gates(b, ConcatAxis::Rows, &cell.u, self.spec.hidden_size),
             Err(cell) => Ok(cell.recurrent_weights()),
         }
     }
 
-    /// The packed matrices of all gates; for the unfused cell, `Err` with the separate matrices of each gate.
-    fn packed(&self) -> Result<&Fused<T>, &Unfused<T>> {
-        match &self.kind {
-            Kind::Fused(cell) => Ok(cell),
-            Kind::PeepholeDense(cell) => Ok(cell.fused()),
-            Kind::PeepholeDiagonal(cell) => Ok(cell.fused()),
-            Kind::Unfused(cell) => Err(cell),
+    /// Returns `Ok` with the packed matrices of all gates or, for the unfused cell, `Err` with the separate matrices of
+    /// each gate.
+    fn packed_or_separate(&self) -> Result<&Fused<T>, &Unfused<T>> {
+        match &self.weights {
+            CellWeights::Fused(cell) => Ok(cell),
+            CellWeights::PeepholeDense(cell) => Ok(cell.fused()),
+            CellWeights::PeepholeDiagonal(cell) => Ok(cell.fused()),
+            CellWeights::Unfused(cell) => Err(cell),
         }
     }
 }
 
-/// Splits a matrix of four gates, joined along `axis` with `hidden` rows or columns each.
-pub(crate) fn split<B: Ops>(b: &B, axis: ConcatAxis, z: &B::Tensor, hidden: usize) -> Result<Gates<B::Tensor>> {
+/// Splits a matrix in which the four gates are joined along `axis`, with `hidden` rows or columns each.
+pub(crate) fn split_gates<B: Ops>(b: &B, axis: ConcatAxis, z: &B::Tensor, hidden: usize) -> Result<Gates<B::Tensor>> {
     let MatrixShape { rows, cols } = b.shape(z);
-    let gate = |k| match axis {
+    let slice_gate = |k| match axis {
         ConcatAxis::Rows => b.slice(z, k * hidden..(k + 1) * hidden, 0..cols),
         ConcatAxis::Cols => b.slice(z, 0..rows, k * hidden..(k + 1) * hidden),
     };
-    Ok([gate(0)?, gate(1)?, gate(2)?, gate(3)?])
+    Ok([slice_gate(0)?, slice_gate(1)?, slice_gate(2)?, slice_gate(3)?])
 }

@@ -1,6 +1,6 @@
-//! The peephole terms: what the cell state adds to the gates, through a dense or a diagonal matrix.
+//! The peephole cells, whose gates also depend on the cell state, through a dense or a diagonal matrix.
 
-use super::{Fused, Gates, split};
+use super::{Fused, Gates, split_gates};
 use crate::{
     backend::Ops,
     config::{CellKind, Param},
@@ -12,31 +12,31 @@ use crate::{
 /// The dense peephole cell: `U` multiplies the cell state `c` instead of `h`, and the candidate g has no recurrent term.
 #[derive(Clone, Debug)]
 pub struct PeepholeDense<T> {
-    products: Fused<T>,
+    packed: Fused<T>,
     hidden: usize,
 }
 
 impl<T: Clone> PeepholeDense<T> {
     /// Uploads and snaps the weights of a layer.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
-        Ok(PeepholeDense { products: Fused::load(b, weights)?, hidden: weights.spec().hidden_size })
+        Ok(PeepholeDense { packed: Fused::load(b, weights)?, hidden: weights.spec().hidden_size })
     }
 
-    /// The packed matrices.
+    /// The packed input and recurrent weights.
     pub(super) fn fused(&self) -> &Fused<T> {
-        &self.products
+        &self.packed
     }
 
     /// Computes `bias + W x` of all gates.
     pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
-        self.products.input_term(b, x)
+        self.packed.input_term(b, x)
     }
 
-    /// `z + U c` for the gates i, f and o; `z` unchanged for g.
-    pub fn recurrent<B: Ops<Tensor = T>>(&self, b: &B, z: T, c: &T) -> Result<Gates<T>> {
+    /// Computes `z + U c` for the gates i, f and o, and leaves `z` unchanged for the candidate g.
+    pub fn add_recurrent_term<B: Ops<Tensor = T>>(&self, b: &B, z: T, c: &T) -> Result<Gates<T>> {
         let (rows, hidden) = (b.shape(&z).rows, self.hidden);
         let candidate = b.slice(&z, 0..rows, 2 * hidden..3 * hidden)?;
-        let [i, f, _, o] = split(b, ConcatAxis::Cols, &self.products.recurrent(b, z, c)?, hidden)?;
+        let [i, f, _, o] = split_gates(b, ConcatAxis::Cols, &self.packed.add_recurrent_term(b, z, c)?, hidden)?;
         Ok([i, f, candidate, o])
     }
 }
@@ -45,7 +45,7 @@ impl<T: Clone> PeepholeDense<T> {
 /// gates i, f and o, multiplied elementwise with the cell state.
 #[derive(Clone, Debug)]
 pub struct PeepholeDiagonal<T> {
-    products: Fused<T>,
+    packed: Fused<T>,
     i: T,
     f: T,
     o: T,
@@ -61,13 +61,13 @@ impl<T: Clone> PeepholeDiagonal<T> {
         if cell != CellKind::PeepholeDiagonal {
             return Err(Error::config("cell", format!("expected {:?}, got {cell:?}", CellKind::PeepholeDiagonal)));
         }
-        let row = MatrixShape::new(1, weights.spec().hidden_size);
-        let vector = |param| b.snap(b.upload(row, weights.elements(param))?);
+        let row_shape = MatrixShape::new(1, weights.spec().hidden_size);
+        let upload_vector = |param| b.snap(b.upload(row_shape, weights.elements(param))?);
         Ok(PeepholeDiagonal {
-            products: Fused::load(b, weights)?,
-            i: vector(Param::PeepholeI)?,
-            f: vector(Param::PeepholeF)?,
-            o: vector(Param::PeepholeO)?,
+            packed: Fused::load(b, weights)?,
+            i: upload_vector(Param::PeepholeI)?,
+            f: upload_vector(Param::PeepholeF)?,
+            o: upload_vector(Param::PeepholeO)?,
         })
     }
 
@@ -76,12 +76,12 @@ impl<T: Clone> PeepholeDiagonal<T> {
         [&self.i, &self.f, &self.o]
     }
 
-    /// The packed matrices.
+    /// The packed input and recurrent weights.
     pub fn fused(&self) -> &Fused<T> {
-        &self.products
+        &self.packed
     }
 
-    /// `z_i = fma(c, p_i, z_i)` and `z_f = fma(c, p_f, z_f)`, with the cell state `c` before the time step.
+    /// Computes `z_i = fma(c, p_i, z_i)` and `z_f = fma(c, p_f, z_f)`, with the cell state `c` before the time step.
     pub fn add_input_forget_peepholes<B: Ops<Tensor = T>>(
         &self,
         b: &B,
@@ -93,7 +93,7 @@ impl<T: Clone> PeepholeDiagonal<T> {
         Ok([i, f, g, o])
     }
 
-    /// `z_o = fma(c', p_o, z_o)`, with the cell state `c'` after the time step.
+    /// Computes `z_o = fma(c', p_o, z_o)`, with the cell state `c'` after the time step.
     pub fn add_output_peephole<B: Ops<Tensor = T>>(&self, b: &B, zo: T, c: &T) -> Result<T> {
         b.mul_add(1.0, c, Some(&self.o), Some(&zo))
     }

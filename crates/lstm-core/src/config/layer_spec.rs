@@ -42,7 +42,7 @@ impl LayerSpec {
         self.proj_size.unwrap_or(self.hidden_size)
     }
 
-    /// Checks every option and every combination of options of one layer. [`LstmConfig::validate`] calls it.
+    /// Checks every option and every combination of options of one layer. [`LstmConfig::validate`] calls this method.
     ///
     /// # Errors
     /// [`Error::Config`], which names the option.
@@ -62,9 +62,9 @@ impl LayerSpec {
                 return Err(Error::config("proj_size", reason));
             }
         }
-        let params = self.num_params();
-        if params > MAX_PARAMS {
-            let reason = format!("expected at most {MAX_PARAMS} parameters, got {params}");
+        let num_params = self.num_params();
+        if num_params > MAX_PARAMS {
+            let reason = format!("expected at most {MAX_PARAMS} parameters, got {num_params}");
             return Err(Error::config("hidden_size", reason));
         }
         self.clip.map_or(Ok(()), check_clip)
@@ -78,13 +78,15 @@ impl LayerSpec {
 
     /// The layer's parameters with their shapes, in the order in which they are initialized and stored.
     pub fn params(&self) -> Vec<(Param, Vec<usize>)> {
-        let (hidden, gates) = (self.hidden_size, self.hidden_size.saturating_mul(4));
-        let mut params =
-            vec![(Param::WeightIh, vec![gates, self.input_size]), (Param::WeightHh, vec![gates, self.state_size()])];
+        let (hidden, gate_rows) = (self.hidden_size, self.hidden_size.saturating_mul(4));
+        let mut params = vec![
+            (Param::WeightIh, vec![gate_rows, self.input_size]),
+            (Param::WeightHh, vec![gate_rows, self.state_size()]),
+        ];
         match self.bias {
             Bias::None => {}
-            Bias::One => params.push((Param::Bias, vec![gates])),
-            Bias::Two => params.extend([(Param::BiasIh, vec![gates]), (Param::BiasHh, vec![gates])]),
+            Bias::One => params.push((Param::Bias, vec![gate_rows])),
+            Bias::Two => params.extend([(Param::BiasIh, vec![gate_rows]), (Param::BiasHh, vec![gate_rows])]),
         }
         if let Some(size) = self.proj_size {
             params.push((Param::WeightHr, vec![size, hidden]));

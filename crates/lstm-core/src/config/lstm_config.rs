@@ -192,13 +192,14 @@ impl LstmConfig {
     /// - a `dropout` outside `[0, 1)`, or a positive one with a single layer.
     pub fn validate(&self) -> Result<()> {
         check_size("num_layers", self.num_layers)?;
-        let first = self.layer_spec(0, false);
-        first.validate()?;
-        let inner = LayerSpec { input_size: self.output_size(), ..first };
-        let count = |spec: &LayerSpec, layers: usize| spec.num_params().saturating_mul(layers * self.num_directions());
-        let params = count(&first, 1).saturating_add(count(&inner, self.num_layers - 1));
-        if params > MAX_PARAMS {
-            let reason = format!("expected at most {MAX_PARAMS} parameters in total, got {params}");
+        let first_layer = self.layer_spec(0, false);
+        first_layer.validate()?;
+        let later_layer = LayerSpec { input_size: self.output_size(), ..first_layer };
+        let count_params =
+            |spec: &LayerSpec, layers: usize| spec.num_params().saturating_mul(layers * self.num_directions());
+        let num_params = count_params(&first_layer, 1).saturating_add(count_params(&later_layer, self.num_layers - 1));
+        if num_params > MAX_PARAMS {
+            let reason = format!("expected at most {MAX_PARAMS} parameters in total, got {num_params}");
             return Err(Error::config("hidden_size", reason));
         }
         if !(0.0..1.0).contains(&self.dropout) {
@@ -281,15 +282,15 @@ impl FromStr for LstmConfig {
         if options.kind() != "lstm" {
             return Err(options.unexpected_kind("lstm"));
         }
-        let mut config = LstmConfig::new(options.required("input_size")?, options.required("hidden_size")?);
-        options.set("num_layers", &mut config.num_layers)?;
-        options.set("direction", &mut config.direction)?;
-        options.set("cell", &mut config.cell)?;
-        options.set("bias", &mut config.bias)?;
-        options.set("proj_size", &mut config.proj_size)?;
-        options.set("coupled", &mut config.coupled)?;
-        options.set("clip", &mut config.clip)?;
-        options.set("dropout", &mut config.dropout)?;
+        let mut config = LstmConfig::new(options.read_required("input_size")?, options.read_required("hidden_size")?);
+        options.read_into("num_layers", &mut config.num_layers)?;
+        options.read_into("direction", &mut config.direction)?;
+        options.read_into("cell", &mut config.cell)?;
+        options.read_into("bias", &mut config.bias)?;
+        options.read_into("proj_size", &mut config.proj_size)?;
+        options.read_into("coupled", &mut config.coupled)?;
+        options.read_into("clip", &mut config.clip)?;
+        options.read_into("dropout", &mut config.dropout)?;
         options.finish()?;
         config.validate()?;
         Ok(config)
@@ -302,56 +303,59 @@ mod tests {
 
     #[test]
     fn rejects_invalid_options_by_name() {
-        let valid = LstmConfig::new(3, 5);
+        let valid_config = LstmConfig::new(3, 5);
         for (config, option) in [
             (LstmConfig::new(0, 5), "input_size"),
             (LstmConfig::new(3, 0), "hidden_size"),
             (LstmConfig::new(usize::MAX, 5), "input_size"),
             (LstmConfig::new(1 << 24, 1 << 24), "hidden_size"),
             (LstmConfig::new(1, 1 << 12).layers(1 << 20), "hidden_size"),
-            (valid.clone().layers(0), "num_layers"),
-            (valid.clone().proj_size(5), "proj_size"),
-            (valid.clone().proj_size(0), "proj_size"),
-            (valid.clone().cell(CellKind::PeepholeDense).proj_size(2), "proj_size"),
-            (valid.clone().clip(-1.0), "clip"),
-            (valid.clone().clip(f32::NAN), "clip"),
-            (valid.clone().layers(2).dropout(1.0), "dropout"),
-            (valid.clone().dropout(0.5), "dropout"),
+            (valid_config.clone().layers(0), "num_layers"),
+            (valid_config.clone().proj_size(5), "proj_size"),
+            (valid_config.clone().proj_size(0), "proj_size"),
+            (valid_config.clone().cell(CellKind::PeepholeDense).proj_size(2), "proj_size"),
+            (valid_config.clone().clip(-1.0), "clip"),
+            (valid_config.clone().clip(f32::NAN), "clip"),
+            (valid_config.clone().layers(2).dropout(1.0), "dropout"),
+            (valid_config.clone().dropout(0.5), "dropout"),
         ] {
             match config.validate() {
                 Err(Error::Config { option: named, .. }) => assert_eq!(named, option),
                 other => panic!("{config:?}: {other:?}"),
             }
         }
-        assert!(valid.layers(2).dropout(0.5).proj_size(2).coupled().clip(1.0).validate().is_ok());
+        assert!(valid_config.layers(2).dropout(0.5).proj_size(2).coupled().clip(1.0).validate().is_ok());
     }
 
     #[test]
     fn text_round_trip_is_exact() {
-        let odd = f32::from_bits(0x3dcc_ccce);
-        let base = LstmConfig::new(3, 5);
-        let mut configs = vec![base.clone().layers(2).dropout(odd).clip(odd).coupled(), base.clone().proj_size(4)];
-        configs.extend(Direction::ALL.map(|direction| base.clone().direction(direction)));
-        configs.extend(CellKind::ALL.map(|cell| base.clone().cell(cell)));
-        configs.extend(Bias::ALL.map(|bias| base.clone().bias(bias)));
+        let long_decimal = f32::from_bits(0x3dcc_ccce);
+        let base_config = LstmConfig::new(3, 5);
+        let mut configs = vec![
+            base_config.clone().layers(2).dropout(long_decimal).clip(long_decimal).coupled(),
+            base_config.clone().proj_size(4),
+        ];
+        configs.extend(Direction::ALL.map(|direction| base_config.clone().direction(direction)));
+        configs.extend(CellKind::ALL.map(|cell| base_config.clone().cell(cell)));
+        configs.extend(Bias::ALL.map(|bias| base_config.clone().bias(bias)));
         for config in configs {
             assert_eq!(config.to_string().parse::<LstmConfig>().unwrap(), config);
         }
-        assert_eq!("lstm hidden_size=5 input_size=3".parse::<LstmConfig>().unwrap(), base);
+        assert_eq!("lstm hidden_size=5 input_size=3".parse::<LstmConfig>().unwrap(), base_config);
     }
 
     #[test]
     fn rejects_other_text() {
-        let sizes = "lstm input_size=3 hidden_size=5";
+        let sizes_text = "lstm input_size=3 hidden_size=5";
         for (text, part) in [
             ("gru input_size=3", "expected lstm, got `gru`"),
             ("lstm input_size=3", "`lstm` requires the option hidden_size"),
-            (&format!("{sizes} cell=x"), "peephole-dense, peephole-diagonal, got `x`"),
-            (&format!("{sizes} bias="), "bias: expected one of none, one, two, got ``"),
-            (&format!("{sizes} clip=big"), "clip: expected none or a number, got `big`"),
-            (&format!("{sizes} clip=NaN"), "option clip: expected a positive finite bound"),
-            (&format!("{sizes} dropout=NaN num_layers=2"), "option dropout"),
-            (&format!("{sizes} gates=4"), "no option `gates`"),
+            (&format!("{sizes_text} cell=x"), "peephole-dense, peephole-diagonal, got `x`"),
+            (&format!("{sizes_text} bias="), "bias: expected one of none, one, two, got ``"),
+            (&format!("{sizes_text} clip=big"), "clip: expected none or a number, got `big`"),
+            (&format!("{sizes_text} clip=NaN"), "option clip: expected a positive finite bound"),
+            (&format!("{sizes_text} dropout=NaN num_layers=2"), "option dropout"),
+            (&format!("{sizes_text} gates=4"), "no option `gates`"),
             ("lstm input_size=3 hidden_size=0", "option hidden_size"),
         ] {
             let error = text.parse::<LstmConfig>().unwrap_err().to_string();

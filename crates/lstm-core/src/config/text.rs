@@ -8,10 +8,10 @@ use crate::error::{Error, Result};
 
 /// A value of an option in the text form.
 pub(crate) trait OptionValue: Sized {
-    /// Describes the valid texts, for error messages: `a number`.
-    fn expected() -> String;
+    /// Describes the valid texts in error messages, for example as `a number`.
+    fn describe_valid_text() -> String;
 
-    /// The text of the value. [`from_text`](Self::from_text) gives back an equal value.
+    /// The text of the value. [`from_text`](Self::from_text) parses it to an equal value.
     fn to_text(&self) -> String;
 
     /// Parses the text of a value; `None` if it is invalid.
@@ -20,10 +20,10 @@ pub(crate) trait OptionValue: Sized {
 
 /// Implements [`OptionValue`] for types whose `Debug` output `FromStr` parses. For an f32 that output is the shortest
 /// decimal that parses to the same value.
-macro_rules! option_value_by_debug {
+macro_rules! impl_option_value_by_debug {
     ($($type:ty: $expected:literal),*) => {$(
         impl OptionValue for $type {
-            fn expected() -> String {
+            fn describe_valid_text() -> String {
                 $expected.into()
             }
 
@@ -38,13 +38,13 @@ macro_rules! option_value_by_debug {
     )*};
 }
 
-option_value_by_debug!(f32: "a number", u64: "a whole number", usize: "a whole number", bool: "true or false");
+impl_option_value_by_debug!(f32: "a number", u64: "a whole number", usize: "a whole number", bool: "true or false");
 
 /// Implements [`OptionValue`] for enums with the associated items `ALL` and `name`.
-macro_rules! option_value_by_name {
+macro_rules! impl_option_value_by_name {
     ($($type:ty),*) => {$(
         impl OptionValue for $type {
-            fn expected() -> String {
+            fn describe_valid_text() -> String {
                 format!("one of {}", <$type>::ALL.map(<$type>::name).join(", "))
             }
 
@@ -59,12 +59,12 @@ macro_rules! option_value_by_name {
     )*};
 }
 
-option_value_by_name!(Bias, CellKind, Direction);
+impl_option_value_by_name!(Bias, CellKind, Direction);
 
-/// The text of `None` is `none`.
+/// The text form of an optional value: `none` for `None`, otherwise the text of the value.
 impl<T: OptionValue> OptionValue for Option<T> {
-    fn expected() -> String {
-        format!("none or {}", T::expected())
+    fn describe_valid_text() -> String {
+        format!("none or {}", T::describe_valid_text())
     }
 
     fn to_text(&self) -> String {
@@ -82,29 +82,30 @@ pub(crate) fn write_options(f: &mut fmt::Formatter<'_>, kind: &str, options: &[(
     options.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
 }
 
-/// A parsed line of options. Options are removed when they are read; [`finish`](Self::finish) fails if any is left.
+/// A parsed line of options. An option is removed when it is read; [`finish`](Self::finish) fails if one has not been
+/// read.
 #[derive(Debug)]
 pub(crate) struct ParsedOptions<'a> {
-    subject: &'static str,
+    setting_name: &'static str,
     text: &'a str,
     kind: &'a str,
-    unread: Vec<(&'a str, &'a str)>,
+    unread_options: Vec<(&'a str, &'a str)>,
 }
 
 impl<'a> ParsedOptions<'a> {
-    /// Splits a line into its kind and its options. `subject` says what the line describes, for error messages.
-    pub(crate) fn new(subject: &'static str, text: &'a str) -> Result<Self> {
+    /// Splits a line into its kind and its options. `setting_name` says what the line describes, for error messages.
+    pub(crate) fn new(setting_name: &'static str, text: &'a str) -> Result<Self> {
         let mut words = text.split_whitespace();
         let kind = words.next().unwrap_or_default();
-        let mut options = ParsedOptions { subject, text, kind, unread: Vec::new() };
+        let mut options = ParsedOptions { setting_name, text, kind, unread_options: Vec::new() };
         for word in words {
             let Some((name, value)) = word.split_once('=') else {
                 return Err(options.error(format!("expected name=value, got `{word}`")));
             };
-            if options.unread.iter().any(|(earlier, _)| *earlier == name) {
+            if options.unread_options.iter().any(|(earlier, _)| *earlier == name) {
                 return Err(options.error(format!("expected each option once, got `{name}` twice")));
             }
-            options.unread.push((name, value));
+            options.unread_options.push((name, value));
         }
         Ok(options)
     }
@@ -116,7 +117,7 @@ impl<'a> ParsedOptions<'a> {
 
     /// An [`Error::Format`] about this line.
     fn error(&self, reason: String) -> Error {
-        Error::format(format!("{} `{}`", self.subject, self.text), reason)
+        Error::format(format!("{} `{}`", self.setting_name, self.text), reason)
     }
 
     /// The error for a line whose kind is not one of those in `expected`, such as `norm or value`.
@@ -125,29 +126,32 @@ impl<'a> ParsedOptions<'a> {
     }
 
     /// Reads an option; `None` if the line does not have it.
-    fn read<T: OptionValue>(&mut self, name: &str) -> Result<Option<T>> {
-        let Some(index) = self.unread.iter().position(|(unread, _)| *unread == name) else { return Ok(None) };
-        let (_, text) = self.unread.remove(index);
-        let invalid = || self.error(format!("option {name}: expected {}, got `{text}`", T::expected()));
-        T::from_text(text).ok_or_else(invalid).map(Some)
+    fn read_option<T: OptionValue>(&mut self, name: &str) -> Result<Option<T>> {
+        let Some(index) = self.unread_options.iter().position(|(option_name, _)| *option_name == name) else {
+            return Ok(None);
+        };
+        let (_, text) = self.unread_options.remove(index);
+        let invalid_option_error =
+            || self.error(format!("option {name}: expected {}, got `{text}`", T::describe_valid_text()));
+        T::from_text(text).ok_or_else(invalid_option_error).map(Some)
     }
 
     /// Reads an option into `value`, which is unchanged if the line does not have the option.
-    pub(crate) fn set<T: OptionValue>(&mut self, name: &str, value: &mut T) -> Result<()> {
-        if let Some(read) = self.read(name)? {
-            *value = read;
+    pub(crate) fn read_into<T: OptionValue>(&mut self, name: &str, value: &mut T) -> Result<()> {
+        if let Some(parsed) = self.read_option(name)? {
+            *value = parsed;
         }
         Ok(())
     }
 
     /// Reads an option that the line must have.
-    pub(crate) fn required<T: OptionValue>(&mut self, name: &str) -> Result<T> {
-        self.read(name)?.ok_or_else(|| self.error(format!("`{}` requires the option {name}", self.kind)))
+    pub(crate) fn read_required<T: OptionValue>(&mut self, name: &str) -> Result<T> {
+        self.read_option(name)?.ok_or_else(|| self.error(format!("`{}` requires the option {name}", self.kind)))
     }
 
     /// Fails if the line has an option that was not read.
     pub(crate) fn finish(self) -> Result<()> {
-        match self.unread.first() {
+        match self.unread_options.first() {
             None => Ok(()),
             Some((name, _)) => Err(self.error(format!("`{}` has no option `{name}`", self.kind))),
         }

@@ -4,10 +4,10 @@
 use ndarray::{Array3, ArrayView3};
 
 use crate::{
-    arithmetic::CHUNK,
+    arithmetic::CHUNK_STEPS,
     config::LstmConfig,
     error::{Error, Result},
-    model::{input::HostState, layout::Layout},
+    model::{input::HostState, layout::BatchLayout},
     weights::Weights,
 };
 
@@ -17,43 +17,44 @@ use crate::{
 pub enum Checkpointing {
     /// Saves the states and gates of all time steps, about `6 * hidden_size` numbers per time step, sequence and layer.
     #[default]
-    Everything,
+    SaveEverything,
     /// Saves each layer's input, and the state once per segment of this many time steps, a multiple of 32. The backward
-    /// pass computes each segment again: this costs one more forward pass, and needs the memory for the states and gates
-    /// of one segment only (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
+    /// pass computes each segment again: this costs one more forward pass, and needs the memory for the states and
+    /// gates of one segment only (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
     Segments(usize),
     /// Like [`Segments`](Self::Segments), with a segment length of the square root of the number of time steps, rounded
     /// up to a multiple of 32.
-    SquareRoot,
+    SquareRootSegments,
 }
 
 impl Checkpointing {
-    /// The number of time steps per segment; `None` for [`Everything`](Self::Everything).
-    pub(crate) fn segment(self, steps: usize) -> Result<Option<usize>> {
+    /// The number of time steps per segment of a pass over `steps` time steps; `None` for
+    /// [`SaveEverything`](Self::SaveEverything).
+    pub(crate) fn segment_len(self, steps: usize) -> Result<Option<usize>> {
         match self {
-            Checkpointing::Everything => Ok(None),
-            Checkpointing::Segments(n) if n > 0 && n.is_multiple_of(CHUNK) => Ok(Some(n)),
+            Checkpointing::SaveEverything => Ok(None),
+            Checkpointing::Segments(n) if n > 0 && n.is_multiple_of(CHUNK_STEPS) => Ok(Some(n)),
             Checkpointing::Segments(n) => {
-                let why = format!("expected segments of a positive multiple of {CHUNK} steps, got {n}");
-                Err(Error::config("checkpointing", why))
+                let reason = format!("expected segments of a positive multiple of {CHUNK_STEPS} steps, got {n}");
+                Err(Error::config("checkpointing", reason))
             }
-            Checkpointing::SquareRoot => Ok(Some(steps.isqrt().max(1).next_multiple_of(CHUNK))),
+            Checkpointing::SquareRootSegments => Ok(Some(steps.isqrt().max(1).next_multiple_of(CHUNK_STEPS))),
         }
     }
 }
 
 /// The input of [`Tape::backward`](crate::Tape::backward): gradients of the loss with respect to a model's outputs, its
-/// final states, or both. An array of the outputs' shape converts into it.
+/// final states, or both. An array of the outputs' shape can be converted into this type.
 #[derive(Clone, Copy, Debug)]
 pub struct OutputGradients<'a> {
     pub(crate) y: Option<ArrayView3<'a, f32>>,
     pub(crate) state: Option<&'a HostState>,
-    pub(crate) need_x: bool,
+    pub(crate) needs_input_gradient: bool,
 }
 
 impl<'a> From<ArrayView3<'a, f32>> for OutputGradients<'a> {
     fn from(y: ArrayView3<'a, f32>) -> Self {
-        OutputGradients { y: Some(y), state: None, need_x: false }
+        OutputGradients { y: Some(y), state: None, needs_input_gradient: false }
     }
 }
 
@@ -65,7 +66,7 @@ impl<'a> From<&'a Array3<f32>> for OutputGradients<'a> {
 
 impl<'a> From<&'a HostState> for OutputGradients<'a> {
     fn from(state: &'a HostState) -> Self {
-        OutputGradients { y: None, state: Some(state), need_x: false }
+        OutputGradients { y: None, state: Some(state), needs_input_gradient: false }
     }
 }
 
@@ -77,16 +78,16 @@ impl<'a> OutputGradients<'a> {
     }
 
     /// Requests the gradient with respect to the model's input.
-    pub fn with_input(self) -> Self {
-        OutputGradients { need_x: true, ..self }
+    pub fn with_input_gradient(self) -> Self {
+        OutputGradients { needs_input_gradient: true, ..self }
     }
 
-    /// Checks the shapes.
-    pub(crate) fn check(&self, config: &LstmConfig, layout: &Layout) -> Result<()> {
-        let want = layout.host_shape(config.output_size());
-        if let Some(y) = self.y.filter(|y| y.dim() != want) {
-            let want = format!("{:?}", [want.0, want.1, want.2]);
-            return Err(Error::shape("backward: y", want, format!("{:?}", y.shape())));
+    /// Checks the shapes of the gradients against the configuration and the batch.
+    pub(crate) fn check(&self, config: &LstmConfig, layout: &BatchLayout) -> Result<()> {
+        let expected = layout.host_shape(config.output_size());
+        if let Some(y) = self.y.filter(|y| y.dim() != expected) {
+            let expected = format!("{:?}", [expected.0, expected.1, expected.2]);
+            return Err(Error::shape("backward: y", expected, format!("{:?}", y.shape())));
         }
         self.state.map_or(Ok(()), |state| state.check("backward", config, layout.batch))
     }
@@ -97,7 +98,7 @@ impl<'a> OutputGradients<'a> {
 #[non_exhaustive]
 pub struct Gradients {
     /// Gradient with respect to the input, in the input's layout, +0 beyond a sequence's length. `None` unless
-    /// [requested](OutputGradients::with_input).
+    /// [requested](OutputGradients::with_input_gradient).
     pub x: Option<Array3<f32>>,
     /// Gradients with respect to the initial states.
     pub state: HostState,

@@ -20,22 +20,22 @@ impl HostState {
     /// [`Error::TooLarge`] if they do not fit in memory.
     pub fn zeros(config: &LstmConfig, batch: usize) -> Result<Self> {
         let n = config.num_layers.saturating_mul(config.num_directions());
-        let array = |cols| {
+        let zero_array = |cols| {
             let zeros = zeros("state", &[n, batch, cols])?;
             Array3::from_shape_vec((n, batch, cols), zeros).map_err(|e| Error::shape("state", "a shape", e))
         };
-        Ok(State { h: array(config.state_size())?, c: array(config.hidden_size)? })
+        Ok(State { h: zero_array(config.state_size())?, c: zero_array(config.hidden_size)? })
     }
 
     /// Checks the shapes of `h` and `c`.
     pub(crate) fn check(&self, op: &str, config: &LstmConfig, batch: usize) -> Result<()> {
         let n = config.num_layers * config.num_directions();
         for (name, array, cols) in [("h", &self.h, config.state_size()), ("c", &self.c, config.hidden_size)] {
-            let want = [n, batch, cols];
-            if array.shape() != want {
+            let expected = [n, batch, cols];
+            if array.shape() != expected {
                 return Err(Error::shape(
                     format!("{op}: state.{name}"),
-                    format!("{want:?}"),
+                    format!("{expected:?}"),
                     format!("{:?}", array.shape()),
                 ));
             }
@@ -44,8 +44,8 @@ impl HostState {
     }
 }
 
-/// The input of [`Lstm::forward`](crate::Lstm::forward): a batch of sequences with its options. An array converts into
-/// an input without options.
+/// The input of [`Lstm::forward`](crate::Lstm::forward): a batch of sequences with its options. An array can be
+/// converted into an input without options.
 ///
 /// ```
 /// use lstm_core::{Input, ndarray::Array3};
@@ -94,24 +94,24 @@ impl<'a> Input<'a> {
 
     /// Applies dropout between layers, with the probability of the configuration and masks that `seed` determines. By
     /// default there is no dropout.
-    pub fn training(self, seed: u64) -> Self {
+    pub fn with_dropout(self, seed: u64) -> Self {
         Input { dropout_seed: Some(seed), ..self }
     }
 
     /// Batch size and number of time steps of the input, as `(batch, steps)`.
-    pub(crate) fn extent(&self) -> (usize, usize) {
+    pub(crate) fn batch_and_steps(&self) -> (usize, usize) {
         let (a, b, _) = self.x.dim();
         if self.time_major { (b, a) } else { (a, b) }
     }
 
-    /// Checks shapes and lengths.
+    /// Checks the shapes of the arrays and the sequence lengths.
     pub(crate) fn check(&self, config: &LstmConfig) -> Result<()> {
-        let (batch, steps) = self.extent();
+        let (batch, steps) = self.batch_and_steps();
         let features = self.x.dim().2;
         if features != config.input_size {
             let (a, b, _) = self.x.dim();
-            let want = [a, b, config.input_size];
-            return Err(Error::shape("forward: x", format!("{want:?}"), format!("{:?}", self.x.shape())));
+            let expected = [a, b, config.input_size];
+            return Err(Error::shape("forward: x", format!("{expected:?}"), format!("{:?}", self.x.shape())));
         }
         if let Some(state) = self.state {
             state.check("forward", config, batch)?;

@@ -15,7 +15,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Error::TooLarge`] if they do not fit in memory.
-pub(crate) fn reserved<T>(len: usize) -> Result<Vec<T>> {
+pub(crate) fn vec_with_capacity<T>(len: usize) -> Result<Vec<T>> {
     let mut vec = Vec::new();
     vec.try_reserve_exact(len).map_err(|_| Error::TooLarge { op: "input", sizes: vec![len] })?;
     Ok(vec)
@@ -24,7 +24,7 @@ pub(crate) fn reserved<T>(len: usize) -> Result<Vec<T>> {
 /// The order of a batch's rows in device memory: time-major, the longest sequence first. At every time step the
 /// sequences that have not ended are then the first rows.
 #[derive(Clone, Debug)]
-pub(crate) struct Layout {
+pub(crate) struct BatchLayout {
     /// Number of sequences.
     pub(crate) batch: usize,
     /// Number of time steps of the longest sequence.
@@ -32,22 +32,22 @@ pub(crate) struct Layout {
     /// Number of time steps of each sequence, in descending order.
     pub(crate) lengths: Option<Vec<usize>>,
     /// For each sequence in device order, its index in the caller's array.
-    order: Vec<usize>,
+    host_indices: Vec<usize>,
     time_major: bool,
 }
 
-impl Layout {
-    /// The layout of an input that was checked.
+impl BatchLayout {
+    /// Creates the layout of an input. The caller has checked the input.
     pub(crate) fn new(input: &Input<'_>) -> Result<Self> {
-        let (batch, steps) = input.extent();
+        let (batch, steps) = input.batch_and_steps();
         // An array without time steps takes no memory, but the order of its sequences does.
-        let mut order: Vec<usize> = reserved(batch)?;
-        order.extend(0..batch);
+        let mut host_indices: Vec<usize> = vec_with_capacity(batch)?;
+        host_indices.extend(0..batch);
         let lengths = input.lengths.map(|lengths| {
-            order.sort_by_key(|&b| std::cmp::Reverse(lengths[b]));
-            order.iter().map(|&b| lengths[b]).collect()
+            host_indices.sort_by_key(|&b| std::cmp::Reverse(lengths[b]));
+            host_indices.iter().map(|&b| lengths[b]).collect()
         });
-        Ok(Layout { batch, steps, lengths, order, time_major: input.time_major })
+        Ok(BatchLayout { batch, steps, lengths, host_indices, time_major: input.time_major })
     }
 
     /// The shape of the caller's array with `cols` features.
@@ -57,29 +57,30 @@ impl Layout {
 
     /// Whether the caller's array already has the order of rows that the device needs.
     fn is_host_layout(&self) -> bool {
-        self.order.is_sorted() && (self.time_major || self.batch == 1)
+        self.host_indices.is_sorted() && (self.time_major || self.batch == 1)
     }
 
     /// The position of each of the caller's sequences among the rows of a time step.
-    fn positions(&self) -> Vec<usize> {
-        let mut positions = vec![0; self.batch];
-        self.order.iter().enumerate().for_each(|(k, &b)| positions[b] = k);
-        positions
+    fn device_positions(&self) -> Vec<usize> {
+        let mut device_positions = vec![0; self.batch];
+        self.host_indices.iter().enumerate().for_each(|(k, &b)| device_positions[b] = k);
+        device_positions
     }
 
-    /// The rows of the caller's array in device order. It is copied only if its layout differs.
+    /// The rows of the caller's array in device order. The array is copied only if its layout differs.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if the copy does not fit in memory: a broadcast view may be larger than its array.
-    pub(crate) fn rows<'a>(&self, x: ArrayView3<'a, f32>) -> Result<Cow<'a, [f32]>> {
+    /// [`Error::TooLarge`] if the copy does not fit in memory: a broadcast view may have more elements
+    /// than the array that it views.
+    pub(crate) fn to_device_rows<'a>(&self, x: ArrayView3<'a, f32>) -> Result<Cow<'a, [f32]>> {
         if let Some(rows) = x.to_slice()
             && self.is_host_layout()
         {
             return Ok(rows.into());
         }
-        let mut rows = reserved(x.len())?;
+        let mut rows = vec_with_capacity(x.len())?;
         for step in x.axis_iter(Axis(if self.time_major { 0 } else { 1 })) {
-            for &b in &self.order {
+            for &b in &self.host_indices {
                 // Without the axis of time, the batch is the first of two axes.
                 let row = step.index_axis(Axis(0), b);
                 match row.as_slice() {
@@ -91,12 +92,12 @@ impl Layout {
         Ok(rows.into())
     }
 
-    /// [`rows`](Self::rows), with +0 beyond each sequence's length.
+    /// [`to_device_rows`](Self::to_device_rows), with +0 beyond each sequence's length.
     ///
     /// # Errors
-    /// As for [`rows`](Self::rows).
+    /// As for [`to_device_rows`](Self::to_device_rows).
     pub(crate) fn zero_padded_rows<'a>(&self, x: ArrayView3<'a, f32>) -> Result<Cow<'a, [f32]>> {
-        let mut rows = self.rows(x)?;
+        let mut rows = self.to_device_rows(x)?;
         for (b, &len) in self.lengths.iter().flatten().enumerate().filter(|(_, len)| **len < self.steps) {
             let cols = rows.len() / (self.batch * self.steps);
             let rows = rows.to_mut();
@@ -105,15 +106,16 @@ impl Layout {
         Ok(rows)
     }
 
-    /// Rows in device order as an array in the caller's layout, the inverse of [`rows`](Self::rows).
+    /// Converts rows in device order to an array in the caller's layout, the inverse of
+    /// [`to_device_rows`](Self::to_device_rows).
     pub(crate) fn to_host(&self, rows: Vec<f32>) -> Array3<f32> {
         let (batch, steps) = (self.batch, self.steps);
         let cols = rows.len() / (batch * steps);
         let out = if self.is_host_layout() {
             rows
         } else {
-            let positions = self.positions();
-            let row = |t: usize, b: usize| &rows[(t * batch + positions[b]) * cols..][..cols];
+            let device_positions = self.device_positions();
+            let row = |t: usize, b: usize| &rows[(t * batch + device_positions[b]) * cols..][..cols];
             let mut out = Vec::with_capacity(rows.len());
             if self.time_major {
                 (0..steps).for_each(|t| (0..batch).for_each(|b| out.extend_from_slice(row(t, b))));
@@ -128,7 +130,7 @@ impl Layout {
     /// The rows of entry `k` of host states (one entry per layer and direction) in device order; zeros without `states`.
     pub(crate) fn state_rows(&self, states: Option<&Array3<f32>>, k: usize, cols: usize) -> Vec<f32> {
         match states {
-            Some(states) => self.order.iter().flat_map(|&b| states.slice(s![k, b, ..]).to_vec()).collect(),
+            Some(states) => self.host_indices.iter().flat_map(|&b| states.slice(s![k, b, ..]).to_vec()).collect(),
             None => vec![0.0; self.batch * cols],
         }
     }
@@ -137,7 +139,7 @@ impl Layout {
     pub(crate) fn states_to_host(&self, rows: &[f32], states: &mut Array3<f32>) {
         let cols = states.dim().2;
         for (k, row) in rows.chunks_exact(cols).enumerate() {
-            let mut to = states.slice_mut(s![k / self.batch, self.order[k % self.batch], ..]);
+            let mut to = states.slice_mut(s![k / self.batch, self.host_indices[k % self.batch], ..]);
             to.iter_mut().zip(row).for_each(|(to, &v)| *to = v);
         }
     }
@@ -148,9 +150,9 @@ impl Layout {
         let threshold = (f64::from(p) * 4_294_967_296.0).round() as u64;
         let scale = 1.0 / (1.0 - p);
         let mut mask = vec![0.0; self.steps * self.batch * cols];
-        let positions = self.positions();
+        let device_positions = self.device_positions();
         for step in mask.chunks_exact_mut(self.batch * cols) {
-            for &k in &positions {
+            for &k in &device_positions {
                 for v in &mut step[k * cols..(k + 1) * cols] {
                     *v = if u64::from(rng.next_u32()) >= threshold { scale } else { 0.0 };
                 }

@@ -1,4 +1,4 @@
-//! The model [`Lstm`]: stacked layers, from host array to host array.
+//! The model [`Lstm`]: a stack of layers that maps host arrays to host arrays.
 
 use std::{
     borrow::Cow,
@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     model::{
         input::{HostState, Input},
-        layout::Layout,
+        layout::BatchLayout,
         run::{DeviceBatch, PlanCache, Plans, StackOutput},
         stream::Stream,
     },
@@ -34,7 +34,7 @@ pub struct Lstm<B: Backend> {
     backend: B,
     weights: Arc<Weights>,
     layers: Vec<B::Layer>,
-    plans: Arc<PlanCache<B>>,
+    plan_cache: Arc<PlanCache<B>>,
 }
 
 impl<B: Backend> Clone for Lstm<B> {
@@ -43,7 +43,7 @@ impl<B: Backend> Clone for Lstm<B> {
             backend: self.backend.clone(),
             weights: self.weights.clone(),
             layers: self.layers.clone(),
-            plans: self.plans.clone(),
+            plan_cache: self.plan_cache.clone(),
         }
     }
 }
@@ -62,7 +62,7 @@ impl<B: Backend> Lstm<B> {
     pub fn new(backend: &B, weights: impl Into<Arc<Weights>>) -> Result<Self> {
         let weights = weights.into();
         let layers = weights.layers().iter().map(|layer| backend.load(layer)).collect::<Result<_>>()?;
-        Ok(Lstm { backend: backend.clone(), weights, layers, plans: Arc::default() })
+        Ok(Lstm { backend: backend.clone(), weights, layers, plan_cache: Arc::default() })
     }
 
     /// Creates a model with random weights, drawn from the uniform distribution `U(-1/sqrt(hidden_size),
@@ -102,8 +102,8 @@ impl<B: Backend> Lstm<B> {
     pub fn set_weights(&mut self, weights: impl Into<Arc<Weights>>) -> Result<()> {
         let weights = weights.into();
         if weights.config() != self.config() {
-            let why = format!("expected weights of {:?}, got {:?}", self.config(), weights.config());
-            return Err(Error::config("weights", why));
+            let reason = format!("expected weights of {:?}, got {:?}", self.config(), weights.config());
+            return Err(Error::config("weights", reason));
         }
         let mut layers = self.layers.clone();
         for (layer, weights) in layers.iter_mut().zip(weights.layers()) {
@@ -137,7 +137,7 @@ impl<B: Backend> Lstm<B> {
     /// # Errors
     /// [`Error::Shape`] names the argument, the expected and the given shape; [`Error::Device`] if the device fails.
     pub fn forward<'a>(&self, input: impl Into<Input<'a>>) -> Result<(Array3<f32>, HostState)> {
-        wait(self.forward_async(input))
+        block_on(self.forward_async(input))
     }
 
     /// [`forward`](Self::forward) without blocking the thread.
@@ -147,15 +147,15 @@ impl<B: Backend> Lstm<B> {
     pub async fn forward_async<'a>(&self, input: impl Into<Input<'a>>) -> Result<(Array3<f32>, HostState)> {
         let input = input.into();
         input.check(self.config())?;
-        let (batch, steps) = input.extent();
+        let (batch, steps) = input.batch_and_steps();
         if batch == 0 || steps == 0 {
             return self.empty_output(&input);
         }
-        let layout = Layout::new(&input)?;
-        let x = self.upload_rows(layout.rows(input.x)?, self.config().input_size)?;
-        let initial = self.upload_states(&layout, input.state)?;
+        let layout = BatchLayout::new(&input)?;
+        let x = self.upload_rows(layout.to_device_rows(input.x)?, self.config().input_size)?;
+        let initial_states = self.upload_states(&layout, input.state)?;
         let mut plans = self.take_plans(&layout)?;
-        let batch = DeviceBatch { layout: &layout, x, initial, dropout_seed: input.dropout_seed };
+        let batch = DeviceBatch { layout: &layout, x, initial_states, dropout_seed: input.dropout_seed };
         let result = self.run(batch, &mut plans, None);
         self.put_back_plans(plans);
         self.download_outputs(&layout, result?).await
@@ -164,7 +164,7 @@ impl<B: Backend> Lstm<B> {
     /// The result for an input without sequences or time steps.
     pub(crate) fn empty_output(&self, input: &Input<'_>) -> Result<(Array3<f32>, HostState)> {
         let (config, (a, b, _)) = (self.config(), input.x.dim());
-        let zeros = || HostState::zeros(config, input.extent().0);
+        let zeros = || HostState::zeros(config, input.batch_and_steps().0);
         let state = input.state.map_or_else(zeros, |state| Ok(state.clone()))?;
         checked_len("forward", &[a, b, config.output_size()])?;
         Ok((Array3::zeros((a, b, config.output_size())), state))
@@ -173,7 +173,7 @@ impl<B: Backend> Lstm<B> {
     /// Downloads outputs and final states into the caller's order of sequences.
     pub(crate) async fn download_outputs(
         &self,
-        layout: &Layout,
+        layout: &BatchLayout,
         output: StackOutput<B::Tensor>,
     ) -> Result<(Array3<f32>, HostState)> {
         let y = layout.to_host(self.backend.download_vec(output.y).await?);
@@ -181,7 +181,7 @@ impl<B: Backend> Lstm<B> {
     }
 
     /// Downloads one state per layer and direction into the caller's order of sequences.
-    pub(crate) async fn download_states(&self, layout: &Layout, states: &[State<B::Tensor>]) -> Result<HostState> {
+    pub(crate) async fn download_states(&self, layout: &BatchLayout, states: &[State<B::Tensor>]) -> Result<HostState> {
         let mut out = HostState::zeros(self.config(), layout.batch)?;
         for (array, pick) in [(&mut out.h, (|s| &s.h) as fn(&State<B::Tensor>) -> &B::Tensor), (&mut out.c, |s| &s.c)] {
             let parts: Vec<_> = states.iter().map(|state| pick(state).clone()).collect();
@@ -201,14 +201,18 @@ impl<B: Backend> Lstm<B> {
     }
 
     /// Uploads the initial state of every layer and direction; zeros without `states`.
-    pub(crate) fn upload_states(&self, layout: &Layout, states: Option<&HostState>) -> Result<Vec<State<B::Tensor>>> {
+    pub(crate) fn upload_states(
+        &self,
+        layout: &BatchLayout,
+        states: Option<&HostState>,
+    ) -> Result<Vec<State<B::Tensor>>> {
         (0..self.layers.len()).map(|k| self.upload_state(layout, states, k, |v| v)).collect()
     }
 
     /// Uploads the state of entry `k` of [`HostState`], with `map` applied to each value; zeros without `states`.
     pub(crate) fn upload_state(
         &self,
-        layout: &Layout,
+        layout: &BatchLayout,
         states: Option<&HostState>,
         k: usize,
         map: impl Fn(f32) -> f32,
@@ -224,19 +228,20 @@ impl<B: Backend> Lstm<B> {
         })
     }
 
-    /// Takes the workspaces for a batch of this layout. Give them back with [`put_back_plans`](Self::put_back_plans).
-    pub(crate) fn take_plans(&self, layout: &Layout) -> Result<Plans<B>> {
-        self.plans.take(&self.backend, &self.layers, layout.batch, layout.steps)
+    /// Takes the workspaces for a batch of this layout from the cache. Give them back with
+    /// [`put_back_plans`](Self::put_back_plans).
+    pub(crate) fn take_plans(&self, layout: &BatchLayout) -> Result<Plans<B>> {
+        self.plan_cache.take(&self.backend, &self.layers, layout.batch, layout.steps)
     }
 
-    /// Keeps workspaces for later calls.
+    /// Returns workspaces to the cache, for later calls.
     pub(crate) fn put_back_plans(&self, plans: Plans<B>) {
-        self.plans.put_back(plans);
+        self.plan_cache.put_back(plans);
     }
 }
 
 /// Blocks until `future` is ready. A future that is ready at once, as on the CPU, costs no allocation.
-pub(crate) fn wait<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,

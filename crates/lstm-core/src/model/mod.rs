@@ -16,5 +16,5 @@ pub use stream::Stream;
 pub use tape::{Tape, TrainOutput};
 
 pub(crate) use input::check_lengths;
-pub(crate) use layout::reserved;
-pub(crate) use lstm::wait;
+pub(crate) use layout::vec_with_capacity;
+pub(crate) use lstm::block_on;

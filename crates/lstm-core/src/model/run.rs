@@ -8,16 +8,16 @@ use rand_chacha::ChaCha8Rng;
 use crate::{
     backend::{Backend, LayerOutput, Sequence, State, shape::MatrixShape},
     error::Result,
-    model::{layout::Layout, lstm::Lstm, tape::Recorder},
+    model::{layout::BatchLayout, lstm::Lstm, tape::Recorder},
 };
 
 /// A batch of sequences on the device, ready to run.
 pub(crate) struct DeviceBatch<'a, T> {
-    pub(crate) layout: &'a Layout,
+    pub(crate) layout: &'a BatchLayout,
     /// The input, `[steps * batch, input_size]`.
     pub(crate) x: T,
     /// The initial state of each layer and direction.
-    pub(crate) initial: Vec<State<T>>,
+    pub(crate) initial_states: Vec<State<T>>,
     /// Seed of the dropout masks; `None` runs without dropout.
     pub(crate) dropout_seed: Option<u64>,
 }
@@ -32,7 +32,7 @@ pub(crate) struct StackOutput<T> {
     /// Final state of each layer and direction.
     pub(crate) states: Vec<State<T>>,
     /// The dropout masks between layers; empty without dropout.
-    pub(crate) masks: Vec<T>,
+    pub(crate) dropout_masks: Vec<T>,
 }
 
 impl<B: Backend> Lstm<B> {
@@ -43,31 +43,31 @@ impl<B: Backend> Lstm<B> {
         plans: &mut Plans<B>,
         mut recorder: Option<&mut Recorder<B>>,
     ) -> Result<StackOutput<B::Tensor>> {
-        let DeviceBatch { layout, mut x, initial, dropout_seed } = input;
+        let DeviceBatch { layout, mut x, initial_states, dropout_seed } = input;
         let (b, config) = (self.backend(), self.config());
         let (batch, steps, lengths) = (layout.batch, layout.steps, layout.lengths.as_deref());
-        let mut dropout = dropout_seed.filter(|_| config.dropout > 0.0).map(ChaCha8Rng::seed_from_u64);
-        let (mut states, mut masks) = (Vec::new(), Vec::new());
+        let mut dropout_rng = dropout_seed.filter(|_| config.dropout > 0.0).map(ChaCha8Rng::seed_from_u64);
+        let (mut states, mut dropout_masks) = (Vec::new(), Vec::new());
         let directions = config.num_directions();
         let layers = self.device_layers().chunks(directions);
-        let layers = layers.zip(plans.plans.chunks_mut(directions)).zip(initial.chunks(directions));
-        for (k, ((layers, plans), initial)) in layers.enumerate() {
-            if let (Some(rng), true) = (&mut dropout, k > 0) {
+        let layers = layers.zip(plans.plans.chunks_mut(directions)).zip(initial_states.chunks(directions));
+        for (k, ((layers, plans), initial_states)) in layers.enumerate() {
+            if let (Some(rng), true) = (&mut dropout_rng, k > 0) {
                 let cols = config.output_size();
                 let mask = layout.dropout_mask(rng, config.dropout, cols);
                 let mask = b.upload_vec(MatrixShape::new(steps * batch, cols), mask)?;
                 x = b.mul_add(1.0, &x, Some(&mask), None)?;
-                masks.push(mask);
+                dropout_masks.push(mask);
             }
             let sequence = |state| Sequence { x: &x, state, steps, batch, lengths };
             let out = match &mut recorder {
-                Some(recorder) => recorder.run_layer(b, layers, plans, initial.iter().map(sequence))?,
-                None => run_layer(b, layers, plans, initial, sequence)?,
+                Some(recorder) => recorder.run_layer(b, layers, plans, initial_states.iter().map(sequence))?,
+                None => run_layer(b, layers, plans, initial_states, sequence)?,
             };
             states.extend(out.state);
             x = out.y;
         }
-        Ok(StackOutput { y: x, states, masks })
+        Ok(StackOutput { y: x, states, dropout_masks })
     }
 }
 
@@ -76,19 +76,19 @@ fn run_layer<'a, B: Backend>(
     b: &B,
     layers: &[B::Layer],
     plans: &mut [B::Plan],
-    initial: &'a [State<B::Tensor>],
+    initial_states: &'a [State<B::Tensor>],
     sequence: impl Fn(&'a State<B::Tensor>) -> Sequence<'a, B::Tensor>,
 ) -> Result<DirectionsOutput<B::Tensor>> {
     if let ([forward, reverse], [plan, reverse_plan]) = (layers, &mut *plans) {
-        let (first, second) = (sequence(&initial[0]), &initial[1]);
-        let out = b.forward_bidirectional([forward, reverse], [plan, reverse_plan], first, second)?;
+        let (forward_sequence, reverse_state) = (sequence(&initial_states[0]), &initial_states[1]);
+        let out = b.forward_bidirectional([forward, reverse], [plan, reverse_plan], forward_sequence, reverse_state)?;
         return Ok(LayerOutput::new(out.y, out.state.into()));
     }
-    let out = b.forward(&layers[0], &mut plans[0], sequence(&initial[0]))?;
+    let out = b.forward(&layers[0], &mut plans[0], sequence(&initial_states[0]))?;
     Ok(LayerOutput::new(out.y, vec![out.state]))
 }
 
-/// The plans of all layers and directions for one batch size.
+/// The plans (workspaces) of all layers and directions for one batch size.
 pub(crate) struct Plans<B: Backend> {
     batch: usize,
     steps: usize,
@@ -99,8 +99,8 @@ pub(crate) struct Plans<B: Backend> {
 /// share a workspace.
 pub(crate) struct PlanCache<B: Backend>(Mutex<Vec<Plans<B>>>);
 
-/// How many sets of plans are kept.
-const KEPT_PLANS: usize = 4;
+/// Maximum number of sets of plans in the cache.
+const MAX_CACHED_PLANS: usize = 4;
 
 impl<B: Backend> Default for PlanCache<B> {
     fn default() -> Self {
@@ -109,23 +109,23 @@ impl<B: Backend> Default for PlanCache<B> {
 }
 
 impl<B: Backend> PlanCache<B> {
-    /// Takes plans for this batch size and at least this many time steps, or makes them.
+    /// Takes plans for this batch size and at least this many time steps from the cache, or makes new ones.
     pub(crate) fn take(&self, b: &B, layers: &[B::Layer], batch: usize, steps: usize) -> Result<Plans<B>> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(k) = kept.iter().position(|p| p.batch == batch && p.steps >= steps) {
-            return Ok(kept.remove(k));
+        let mut cached_plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(k) = cached_plans.iter().position(|p| p.batch == batch && p.steps >= steps) {
+            return Ok(cached_plans.remove(k));
         }
-        drop(kept);
+        drop(cached_plans);
         let plans = layers.iter().map(|layer| b.plan(layer, batch, steps)).collect::<Result<_>>()?;
         Ok(Plans { batch, steps, plans })
     }
 
-    /// Keeps plans for later calls. Drops the oldest if there are too many.
+    /// Returns plans to the cache, for later calls. A full cache drops its oldest plans.
     pub(crate) fn put_back(&self, plans: Plans<B>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == KEPT_PLANS {
-            kept.remove(0);
+        let mut cached_plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if cached_plans.len() == MAX_CACHED_PLANS {
+            cached_plans.remove(0);
         }
-        kept.push(plans);
+        cached_plans.push(plans);
     }
 }

@@ -15,8 +15,8 @@ use crate::{
     model::{
         gradients::{Checkpointing, Gradients, OutputGradients},
         input::{HostState, Input},
-        layout::Layout,
-        lstm::{Lstm, wait},
+        layout::BatchLayout,
+        lstm::{Lstm, block_on},
         run::{DeviceBatch, DirectionsOutput, Plans},
     },
     weights::{LayerWeights, Weights},
@@ -37,11 +37,11 @@ pub struct TrainOutput<B: Backend> {
 /// A recorded forward pass. It holds the weights that the pass used, so later changes of the model do not affect it.
 pub struct Tape<B: Backend> {
     lstm: Lstm<B>,
-    layout: Layout,
+    layout: BatchLayout,
     /// One record for each layer and direction; empty for an empty input.
-    records: Vec<Record<B>>,
+    records: Vec<LayerRecord<B>>,
     /// The dropout masks between layers.
-    masks: Vec<B::Tensor>,
+    dropout_masks: Vec<B::Tensor>,
 }
 
 impl<B: Backend> std::fmt::Debug for Tape<B> {
@@ -51,15 +51,15 @@ impl<B: Backend> std::fmt::Debug for Tape<B> {
 }
 
 /// What a forward pass saves of one layer in one direction.
-enum Record<B: Backend> {
+enum LayerRecord<B: Backend> {
     /// Everything that the backward pass needs.
     Full(B::Trace),
     /// The input and the state before each segment. The backward pass computes each segment again.
     Checkpoints {
         x: B::Tensor,
-        /// The state before each segment, in the order in which the layer runs them.
+        /// The state before each segment, in the order in which the layer runs the segments.
         states: Vec<State<B::Tensor>>,
-        /// The time steps of each segment, in the same order.
+        /// The time steps of each segment, in the order in which the layer runs the segments.
         segments: Vec<Range<usize>>,
     },
 }
@@ -68,8 +68,8 @@ enum Record<B: Backend> {
 pub(crate) struct Recorder<B: Backend> {
     specs: Vec<LayerSpec>,
     /// Time steps per segment with checkpointing; `None` saves everything.
-    segment: Option<usize>,
-    records: Vec<Record<B>>,
+    segment_len: Option<usize>,
+    records: Vec<LayerRecord<B>>,
 }
 
 impl<B: Backend> Recorder<B> {
@@ -86,10 +86,10 @@ impl<B: Backend> Recorder<B> {
     {
         let (mut y, mut states) = (Vec::new(), Vec::new());
         for ((layer, plan), sequence) in layers.iter().zip(plans).zip(sequences) {
-            let (output, record) = match self.segment {
+            let (output, record) = match self.segment_len {
                 None => {
                     let (output, trace) = b.forward_train(layer, plan, sequence)?;
-                    (output, Record::Full(trace))
+                    (output, LayerRecord::Full(trace))
                 }
                 Some(steps) => {
                     let reverse = self.specs[self.records.len()].reverse;
@@ -113,9 +113,9 @@ fn forward_segments<B: Backend>(
     plan: &mut B::Plan,
     sequence: Sequence<'_, B::Tensor>,
     steps: usize,
-) -> Result<(LayerOutput<B::Tensor>, Record<B>)> {
-    let starts = (0..sequence.steps).step_by(steps);
-    let mut segments: Vec<_> = starts.map(|t| t..sequence.steps.min(t + steps)).collect();
+) -> Result<(LayerOutput<B::Tensor>, LayerRecord<B>)> {
+    let segment_starts = (0..sequence.steps).step_by(steps);
+    let mut segments: Vec<_> = segment_starts.map(|t| t..sequence.steps.min(t + steps)).collect();
     if reverse {
         segments.reverse();
     }
@@ -130,18 +130,18 @@ fn forward_segments<B: Backend>(
     if reverse {
         y.reverse();
     }
-    let record = Record::Checkpoints { x: sequence.x.clone(), states, segments };
+    let record = LayerRecord::Checkpoints { x: sequence.x.clone(), states, segments };
     Ok((LayerOutput::new(b.concat(ConcatAxis::Rows, &y)?, state), record))
 }
 
 impl<B: Backend> Lstm<B> {
     /// Runs the model like [`forward`](Self::forward), with bit-identical results, and records the pass for
-    /// [`Tape::backward`]. Dropout is applied only if the input was given a seed with [`Input::training`].
+    /// [`Tape::backward`]. Dropout is applied only if the input was given a seed with [`Input::with_dropout`].
     ///
     /// ```
     /// # use lstm_core::{Backend, Gradients, Input, Checkpointing, Lstm, Result, ndarray::Array3};
     /// # fn gradients<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Gradients> {
-    /// let pass = lstm.forward_train(Input::from(x).training(1), Checkpointing::Everything)?;
+    /// let pass = lstm.forward_train(Input::from(x).with_dropout(1), Checkpointing::SaveEverything)?;
     /// let dy = pass.y.mapv(|y| 2.0 * y / pass.y.len() as f32); // the loss is the mean of the squared outputs
     /// let gradients = pass.tape.backward(&dy)?;
     /// # Ok(gradients) }
@@ -154,7 +154,7 @@ impl<B: Backend> Lstm<B> {
         input: impl Into<Input<'a>>,
         checkpointing: Checkpointing,
     ) -> Result<TrainOutput<B>> {
-        wait(self.forward_train_async(input, checkpointing))
+        block_on(self.forward_train_async(input, checkpointing))
     }
 
     /// [`forward_train`](Self::forward_train) without blocking the thread.
@@ -168,30 +168,30 @@ impl<B: Backend> Lstm<B> {
     ) -> Result<TrainOutput<B>> {
         let input = input.into();
         input.check(self.config())?;
-        let layout = Layout::new(&input)?;
-        let segment = checkpointing.segment(layout.steps)?;
-        let mut tape = Tape { lstm: self.clone(), layout, records: Vec::new(), masks: Vec::new() };
+        let layout = BatchLayout::new(&input)?;
+        let segment_len = checkpointing.segment_len(layout.steps)?;
+        let mut tape = Tape { lstm: self.clone(), layout, records: Vec::new(), dropout_masks: Vec::new() };
         if tape.is_empty() {
             let (y, state) = self.empty_output(&input)?;
             return Ok(TrainOutput { y, state, tape });
         }
         let layout = &tape.layout;
         let x = self.upload_rows(layout.zero_padded_rows(input.x)?, self.config().input_size)?;
-        let initial = self.upload_states(layout, input.state)?;
+        let initial_states = self.upload_states(layout, input.state)?;
         let mut plans = self.take_plans(layout)?;
-        let mut recorder = Recorder { specs: self.config().layer_specs(), segment, records: Vec::new() };
-        let batch = DeviceBatch { layout, x, initial, dropout_seed: input.dropout_seed };
+        let mut recorder = Recorder { specs: self.config().layer_specs(), segment_len, records: Vec::new() };
+        let batch = DeviceBatch { layout, x, initial_states, dropout_seed: input.dropout_seed };
         let result = self.run(batch, &mut plans, Some(&mut recorder));
         self.put_back_plans(plans);
         let mut output = result?;
         tape.records = recorder.records;
-        tape.masks = std::mem::take(&mut output.masks);
+        tape.dropout_masks = std::mem::take(&mut output.dropout_masks);
         let (y, state) = self.download_outputs(&tape.layout, output).await?;
         Ok(TrainOutput { y, state, tape })
     }
 }
 
-/// A range of time steps of a sequence.
+/// A layer's input for a range of time steps.
 struct Segment<T> {
     x: T,
     steps: usize,
@@ -222,7 +222,7 @@ impl<T> Segment<T> {
     }
 }
 
-/// The rows of a range of time steps.
+/// The rows of a range of time steps of a time-major matrix `x`.
 fn rows<B: Ops>(b: &B, x: &B::Tensor, batch: usize, steps: &Range<usize>) -> Result<B::Tensor> {
     b.slice(x, steps.start * batch..steps.end * batch, 0..b.shape(x).cols)
 }
@@ -236,8 +236,8 @@ impl<B: Backend> Tape<B> {
     }
 
     /// Computes the gradients of the loss with respect to every weight, the initial states and, if
-    /// [requested](OutputGradients::with_input), the input. `upstream` holds the gradients of the loss with respect to
-    /// the outputs. This method may be called several times.
+    /// [requested](OutputGradients::with_input_gradient), the input. `upstream` holds the gradients of the loss with
+    /// respect to the outputs. This method may be called several times.
     ///
     /// [`snap`](crate::arithmetic::snap) passes gradients through unchanged (a straight-through estimator). A clipped gate
     /// has gradient 0 where it is at its bound, as with `torch.clamp`. All gradients of the model are scaled by one power
@@ -247,7 +247,7 @@ impl<B: Backend> Tape<B> {
     /// # Errors
     /// [`Error::Shape`] names the argument, the expected and the given shape; [`Error::Device`] if the device fails.
     pub fn backward<'a>(&self, upstream: impl Into<OutputGradients<'a>>) -> Result<Gradients> {
-        wait(self.backward_async(upstream))
+        block_on(self.backward_async(upstream))
     }
 
     /// [`backward`](Self::backward) without blocking the thread.
@@ -266,7 +266,7 @@ impl<B: Backend> Tape<B> {
         let scale = GradientScale::of(y.as_deref().unwrap_or_default().iter().chain(states));
         let shape = MatrixShape::new(layout.steps * layout.batch, config.output_size());
         let rows = match y {
-            Some(rows) => rows.iter().map(|v| scale.apply(*v)).collect(),
+            Some(rows) => rows.iter().map(|v| scale.scale_value(*v)).collect(),
             None => zeros("backward", &[shape.rows, shape.cols])?,
         };
         let y = self.lstm.backend().upload_vec(shape, rows)?;
@@ -287,7 +287,7 @@ impl<B: Backend> Tape<B> {
             states.push(layer.state);
         }
         let mut state = self.lstm.download_states(layout, &states).await?;
-        state.h.iter_mut().chain(&mut state.c).for_each(|v| *v = scale.undo(*v));
+        state.h.iter_mut().chain(&mut state.c).for_each(|v| *v = scale.unscale_value(*v));
         let x = match x {
             Some(x) => Some(layout.to_host(self.download(x, scale).await?)),
             None => None,
@@ -298,7 +298,7 @@ impl<B: Backend> Tape<B> {
     /// Downloads a gradient and undoes the scale.
     async fn download(&self, x: B::Tensor, scale: GradientScale) -> Result<Vec<f32>> {
         let mut values = self.lstm.backend().download_vec(x).await?;
-        values.iter_mut().for_each(|v| *v = scale.undo(*v));
+        values.iter_mut().for_each(|v| *v = scale.unscale_value(*v));
         Ok(values)
     }
 
@@ -311,38 +311,45 @@ impl<B: Backend> Tape<B> {
         plans: &mut Plans<B>,
     ) -> Result<DeviceGradients<B::Tensor>> {
         let (b, config, layout) = (self.lstm.backend(), self.lstm.config(), &self.layout);
-        let (directions, size) = (config.num_directions(), config.state_size());
+        let (directions, state_size) = (config.num_directions(), config.state_size());
         let (mut x, mut gradients) = (Some(y), Vec::new());
         for layer in (0..config.num_layers).rev() {
             let y = x.take().ok_or_else(|| Error::shape("backward: y", "a gradient", "none"))?;
             // With dropout there is a mask for each layer but the last.
-            let y = match self.masks.get(layer) {
+            let y = match self.dropout_masks.get(layer) {
                 Some(mask) => b.mul_add(1.0, &y, Some(mask), None)?,
                 None => y,
             };
-            let need_x = layer > 0 || upstream.need_x;
+            let needs_input_gradient = layer > 0 || upstream.needs_input_gradient;
             for d in (0..directions).rev() {
                 let k = layer * directions + d;
-                let part = match directions {
+                let direction_gradient = match directions {
                     1 => y.clone(),
-                    _ => b.slice(&y, 0..b.shape(&y).rows, d * size..(d + 1) * size)?,
+                    _ => b.slice(&y, 0..b.shape(&y).rows, d * state_size..(d + 1) * state_size)?,
                 };
-                let state = self.lstm.upload_state(layout, upstream.state, k, |v| scale.apply(v))?;
-                let upstream = LayerOutputGradients { y: &part, state: &state, accumulate: None, need_x };
-                let mut out = self.backward_layer(k, &mut plans.plans[k], upstream)?;
-                x = match (out.x.take(), x) {
+                let state = self.lstm.upload_state(layout, upstream.state, k, |v| scale.scale_value(v))?;
+                let upstream = LayerOutputGradients {
+                    y: &direction_gradient,
+                    state: &state,
+                    accumulate: None,
+                    needs_input_gradient,
+                };
+                let mut layer_gradients = self.backward_layer(k, &mut plans.plans[k], upstream)?;
+                x = match (layer_gradients.x.take(), x) {
                     // The sum of both directions, the forward one as the first operand.
                     (Some(forward), Some(reverse)) => Some(b.mul_add(1.0, &forward, None, Some(&reverse))?),
                     (only, None) | (None, only) => only,
                 };
-                gradients.push(out);
+                gradients.push(layer_gradients);
             }
         }
         gradients.reverse();
-        Ok((x.filter(|_| upstream.need_x), gradients))
+        Ok((x.filter(|_| upstream.needs_input_gradient), gradients))
     }
 
-    /// The gradients of entry `k` of the device layers. With checkpointing, each segment is computed again first.
+    /// Computes the gradients of layer and direction `k`, counted as in
+    /// [`LstmConfig::layer_specs`](crate::LstmConfig::layer_specs). With checkpointing, the forward pass of each
+    /// segment runs again first.
     fn backward_layer(
         &self,
         k: usize,
@@ -351,29 +358,35 @@ impl<B: Backend> Tape<B> {
     ) -> Result<LayerGradients<B::Tensor>> {
         let (b, layer, layout) = (self.lstm.backend(), &self.lstm.device_layers()[k], &self.layout);
         let (x, states, segments) = match &self.records[k] {
-            Record::Full(trace) => return b.backward(layer, plan, trace, upstream),
-            Record::Checkpoints { x, states, segments } => (x, states, segments),
+            LayerRecord::Full(trace) => return b.backward(layer, plan, trace, upstream),
+            LayerRecord::Checkpoints { x, states, segments } => (x, states, segments),
         };
         let mut x_gradients = Vec::new();
-        let mut later: Option<LayerGradients<B::Tensor>> = None;
-        for (steps, initial) in segments.iter().zip(states).rev() {
+        let mut later_gradients: Option<LayerGradients<B::Tensor>> = None;
+        for (steps, initial_state) in segments.iter().zip(states).rev() {
             let segment = Segment::new(b, x, layout.batch, layout.lengths.as_deref(), steps)?;
-            let (_, trace) = b.forward_train(layer, plan, segment.sequence(initial))?;
+            let (_, trace) = b.forward_train(layer, plan, segment.sequence(initial_state))?;
             let y = rows(b, upstream.y, layout.batch, steps)?;
-            let (state, accumulate) = match later {
-                Some(later) => (later.state, Some(later.weights)),
+            let (state, accumulate) = match later_gradients {
+                Some(later_gradients) => (later_gradients.state, Some(later_gradients.weights)),
                 None => (upstream.state.clone(), None),
             };
-            let upstream = LayerOutputGradients { y: &y, state: &state, accumulate, need_x: upstream.need_x };
-            let mut out = b.backward(layer, plan, &trace, upstream)?;
-            x_gradients.extend(out.x.take().map(|x| (steps.start, x)));
-            later = Some(out);
+            let upstream = LayerOutputGradients {
+                y: &y,
+                state: &state,
+                accumulate,
+                needs_input_gradient: upstream.needs_input_gradient,
+            };
+            let mut segment_gradients = b.backward(layer, plan, &trace, upstream)?;
+            x_gradients.extend(segment_gradients.x.take().map(|x| (steps.start, x)));
+            later_gradients = Some(segment_gradients);
         }
-        let mut out = later.ok_or_else(|| Error::shape("backward", "at least one segment", "none"))?;
+        let mut gradients = later_gradients.ok_or_else(|| Error::shape("backward", "at least one segment", "none"))?;
         x_gradients.sort_by_key(|(start, _)| *start);
         let x_gradients: Vec<_> = x_gradients.into_iter().map(|(_, x)| x).collect();
-        out.x = if upstream.need_x { Some(b.concat(ConcatAxis::Rows, &x_gradients)?) } else { None };
-        Ok(out)
+        gradients.x =
+            if upstream.needs_input_gradient { Some(b.concat(ConcatAxis::Rows, &x_gradients)?) } else { None };
+        Ok(gradients)
     }
 
     /// The gradients of an empty input: zero for the weights, and the final states' gradients for the initial states.
@@ -383,7 +396,7 @@ impl<B: Backend> Tape<B> {
         weights.iter_mut().for_each(|(_, values)| values.fill(0.0));
         let zeros = || HostState::zeros(config, self.layout.batch);
         let state = upstream.state.map_or_else(zeros, |state| Ok(state.clone()))?;
-        let x = upstream.need_x.then(|| Array3::zeros(self.layout.host_shape(config.input_size)));
+        let x = upstream.needs_input_gradient.then(|| Array3::zeros(self.layout.host_shape(config.input_size)));
         Ok(Gradients { x, state, weights })
     }
 }

@@ -7,9 +7,9 @@ use std::ops::Range;
 
 use super::{Layer, Trace, snap_state};
 use crate::{
-    arithmetic::CHUNK,
+    arithmetic::CHUNK_STEPS,
     backend::{LayerGradients, LayerOutputGradients, Ops, State, WeightGradients},
-    cell::{Backward, Gates, SavedStep, StepGradients, split, sum_of_products},
+    cell::{BackwardCell, Gates, SavedStep, StepGradients, split_gates, sum_of_products},
     config::{Bias, CellKind},
     error::{Error, Result},
     shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
@@ -32,52 +32,53 @@ pub fn backward<B: Ops>(
         ));
     }
     upstream.check(spec, steps, batch, |t| b.shape(t))?;
-    let pass = Pass { b, layer, trace, cell: Backward::new(b, layer)?, batch };
-    let w = if upstream.need_x { Some(layer.input_weights(b)?) } else { None };
+    let pass = BackwardPass { b, layer, trace, cell: BackwardCell::new(b, layer)?, batch };
+    let w = if upstream.needs_input_gradient { Some(layer.input_weights(b)?) } else { None };
 
     let mut d = snap_state(b, upstream.state)?;
     let mut weights = upstream.accumulate;
-    let mut chunks: Vec<Range<usize>> = (0..steps).step_by(CHUNK).map(|t| t..steps.min(t + CHUNK)).collect();
+    let mut chunks: Vec<Range<usize>> =
+        (0..steps).step_by(CHUNK_STEPS).map(|t| t..steps.min(t + CHUNK_STEPS)).collect();
     if !spec.reverse {
         chunks.reverse();
     }
     let mut x = Vec::new();
     for chunk in chunks {
-        let mut rows: Vec<StepGradients<B::Tensor>> = Vec::new();
+        let mut step_gradients: Vec<StepGradients<B::Tensor>> = Vec::new();
         for k in 0..chunk.len() {
             let t = if spec.reverse { chunk.start + k } else { chunk.end - 1 - k };
             let step = pass.step(t, upstream.y, d)?;
             d = step.state.clone();
-            rows.push(step);
+            step_gradients.push(step);
         }
         if !spec.reverse {
-            rows.reverse();
+            step_gradients.reverse();
         }
-        let z = pass.join(rows.iter().map(|step| b.concat(ConcatAxis::Cols, &step.z)))?;
-        weights = Some(pass.weights(chunk, &z, &rows, weights)?);
+        let z = pass.concat_rows(step_gradients.iter().map(|step| b.concat(ConcatAxis::Cols, &step.z)))?;
+        weights = Some(pass.weight_gradients(chunk, &z, &step_gradients, weights)?);
         if let Some([w_i, w_f, w_g, w_o]) = &w {
-            let [z_i, z_f, z_g, z_o] = split(b, ConcatAxis::Cols, &z, spec.hidden_size)?;
+            let [z_i, z_f, z_g, z_o] = split_gates(b, ConcatAxis::Cols, &z, spec.hidden_size)?;
             x.push(sum_of_products(b, &[(&z_i, w_i), (&z_f, w_f), (&z_g, w_g), (&z_o, w_o)])?);
         }
     }
     if !spec.reverse {
         x.reverse();
     }
-    let x = if upstream.need_x { Some(b.concat(ConcatAxis::Rows, &x)?) } else { None };
+    let x = if upstream.needs_input_gradient { Some(b.concat(ConcatAxis::Rows, &x)?) } else { None };
     let weights = weights.ok_or_else(|| Error::shape("backward: steps", "at least 1", 0))?;
     Ok(LayerGradients { x, state: d, weights })
 }
 
 /// The data that all time steps of a backward pass use.
-struct Pass<'a, B: Ops> {
+struct BackwardPass<'a, B: Ops> {
     b: &'a B,
     layer: &'a Layer<B::Tensor>,
     trace: &'a Trace<B::Tensor>,
-    cell: Backward<'a, B::Tensor>,
+    cell: BackwardCell<'a, B::Tensor>,
     batch: usize,
 }
 
-impl<B: Ops> Pass<'_, B> {
+impl<B: Ops> BackwardPass<'_, B> {
     /// The backward pass of time step `t`, given the gradients `d` with respect to the state after it. Rows of sequences
     /// that are shorter have zero gradients.
     fn step(&self, t: usize, y: &B::Tensor, d: State<B::Tensor>) -> Result<StepGradients<B::Tensor>> {
@@ -86,39 +87,43 @@ impl<B: Ops> Pass<'_, B> {
             return Ok(StepGradients { state: d, ..self.zero_step()? });
         };
         let n = b.shape(&gates[0]).rows;
-        let first = |x: &B::Tensor| self.rows(x, 0..n);
-        let (old, new) = if spec.reverse { (t + 1, t) } else { (t, t + 1) };
-        let (old, new) = (&self.trace.states[old], &self.trace.states[new]);
+        let active_rows = |x: &B::Tensor| self.rows(x, 0..n);
+        let (index_before, index_after) = if spec.reverse { (t + 1, t) } else { (t, t + 1) };
+        let (state_before, state_after) = (&self.trace.states[index_before], &self.trace.states[index_after]);
         let dy = self.rows(y, t * self.batch..t * self.batch + n)?;
-        let dh = b.snap(b.mul_add(1.0, &dy, None, Some(&first(&d.h)?))?)?;
+        let dh = b.snap(b.mul_add(1.0, &dy, None, Some(&active_rows(&d.h)?))?)?;
         let mut step = self.cell.step(
             b,
             SavedStep {
                 gates: gates.clone(),
-                c_old: first(&old.c)?,
-                c: first(&new.c)?,
-                h: first(&new.h)?,
-                d: State { h: dh, c: first(&d.c)? },
+                c_old: active_rows(&state_before.c)?,
+                c: active_rows(&state_after.c)?,
+                h: active_rows(&state_after.h)?,
+                d: State { h: dh, c: active_rows(&d.c)? },
             },
         )?;
         if n == self.batch {
             return Ok(step);
         }
-        let blank = self.zero_step()?;
-        let rest = |x: &B::Tensor| self.rows(x, n..self.batch);
-        let stack = |top: &B::Tensor, bottom: &B::Tensor| b.concat(ConcatAxis::Rows, &[top.clone(), bottom.clone()]);
-        let pad = |top: &mut B::Tensor, blank: &B::Tensor| {
-            *top = stack(top, &rest(blank)?)?;
+        let zero_gradients = self.zero_step()?;
+        let ended_rows = |x: &B::Tensor| self.rows(x, n..self.batch);
+        let stack_rows =
+            |top: &B::Tensor, bottom: &B::Tensor| b.concat(ConcatAxis::Rows, &[top.clone(), bottom.clone()]);
+        let append_zero_rows = |top: &mut B::Tensor, zero_rows: &B::Tensor| {
+            *top = stack_rows(top, &ended_rows(zero_rows)?)?;
             Ok(())
         };
-        step.state = State { h: stack(&step.state.h, &rest(&d.h)?)?, c: stack(&step.state.c, &rest(&d.c)?)? };
-        step.z.iter_mut().zip(&blank.z).try_for_each(|(z, blank)| pad(z, blank))?;
-        if let (Some((dh, h)), Some((blank_dh, blank_h))) = (&mut step.projection, &blank.projection) {
-            pad(dh, blank_dh)?;
-            pad(h, blank_h)?;
+        step.state = State {
+            h: stack_rows(&step.state.h, &ended_rows(&d.h)?)?,
+            c: stack_rows(&step.state.c, &ended_rows(&d.c)?)?,
+        };
+        step.z.iter_mut().zip(&zero_gradients.z).try_for_each(|(z, zeros)| append_zero_rows(z, zeros))?;
+        if let (Some((dh, h)), Some((zero_dh, zero_h))) = (&mut step.projection, &zero_gradients.projection) {
+            append_zero_rows(dh, zero_dh)?;
+            append_zero_rows(h, zero_h)?;
         }
-        if let (Some(rows), Some(blank)) = (&mut step.peephole, &blank.peephole) {
-            rows.iter_mut().zip(blank).try_for_each(|(row, blank)| pad(row, blank))?;
+        if let (Some(rows), Some(zeros)) = (&mut step.peephole, &zero_gradients.peephole) {
+            rows.iter_mut().zip(zeros).try_for_each(|(row, zeros)| append_zero_rows(row, zeros))?;
         }
         Ok(step)
     }
@@ -128,9 +133,9 @@ impl<B: Ops> Pass<'_, B> {
         let spec = self.layer.spec();
         let zeros = |cols| self.b.upload(MatrixShape::new(self.batch, cols), &zeros("backward", &[self.batch, cols])?);
         let (h, c) = (zeros(spec.state_size())?, zeros(spec.hidden_size)?);
-        let four = || -> Gates<B::Tensor> { [c.clone(), c.clone(), c.clone(), c.clone()] };
+        let four_zeros = || -> Gates<B::Tensor> { [c.clone(), c.clone(), c.clone(), c.clone()] };
         Ok(StepGradients {
-            z: four(),
+            z: four_zeros(),
             projection: spec.proj_size.map(|_| (h.clone(), c.clone())),
             peephole: (spec.cell == CellKind::PeepholeDiagonal).then(|| [c.clone(), c.clone(), c.clone()]),
             state: State { h, c: c.clone() },
@@ -139,7 +144,7 @@ impl<B: Ops> Pass<'_, B> {
 
     /// The weight gradients of a chunk of time steps, added to `accumulate`. Each is a product over all rows of the
     /// chunk.
-    fn weights(
+    fn weight_gradients(
         &self,
         chunk: Range<usize>,
         z: &B::Tensor,
@@ -152,37 +157,39 @@ impl<B: Ops> Pass<'_, B> {
         let ones = b.upload(MatrixShape::new(rows, 1), &vec![1.0; rows])?;
         let outer_product =
             |d: &B::Tensor, x: &B::Tensor, acc: Option<&B::Tensor>| b.gemm(MatrixRef::from(d).t(), x.into(), acc);
-        let sum = |d: &B::Tensor, acc: Option<&B::Tensor>| b.gemm(MatrixRef::from(&ones).t(), d.into(), acc);
+        let column_sums = |d: &B::Tensor, acc: Option<&B::Tensor>| b.gemm(MatrixRef::from(&ones).t(), d.into(), acc);
 
         let x = self.rows(&trace.x, chunk.start * self.batch..chunk.end * self.batch)?;
-        let before = if spec.reverse { chunk.start + 1..chunk.end + 1 } else { chunk };
-        let states = trace.states[before].iter();
+        let state_range = if spec.reverse { chunk.start + 1..chunk.end + 1 } else { chunk };
+        let states = trace.states[state_range].iter();
         // The candidate of the dense peephole cell has no recurrent term: its gradient is zero here.
         let (recurrent_input, dz_recurrent) = match spec.cell {
             CellKind::PeepholeDense => {
-                let mut parts = split(b, ConcatAxis::Cols, z, spec.hidden_size)?;
+                let mut parts = split_gates(b, ConcatAxis::Cols, z, spec.hidden_size)?;
                 let shape = b.shape(&parts[2]);
                 parts[2] = b.upload(shape, &zeros("backward", &[shape.rows, shape.cols])?)?;
-                (self.join(states.map(|s| Ok(s.c.clone())))?, b.concat(ConcatAxis::Cols, &parts)?)
+                (self.concat_rows(states.map(|s| Ok(s.c.clone())))?, b.concat(ConcatAxis::Cols, &parts)?)
             }
-            _ => (self.join(states.map(|s| Ok(s.h.clone())))?, z.clone()),
+            _ => (self.concat_rows(states.map(|s| Ok(s.h.clone())))?, z.clone()),
         };
         let projection = match spec.proj_size {
             Some(_) => {
                 let parts = || steps.iter().filter_map(|step| step.projection.as_ref());
-                let (d, h) =
-                    (self.join(parts().map(|p| Ok(p.0.clone())))?, self.join(parts().map(|p| Ok(p.1.clone())))?);
+                let (d, h) = (
+                    self.concat_rows(parts().map(|p| Ok(p.0.clone())))?,
+                    self.concat_rows(parts().map(|p| Ok(p.1.clone())))?,
+                );
                 Some(outer_product(&d, &h, acc.and_then(|a| a.projection.as_ref()))?)
             }
             None => None,
         };
         let peephole = match spec.cell {
             CellKind::PeepholeDiagonal => {
-                let vector = |k: usize| {
+                let peephole_gradient = |k: usize| {
                     let rows = steps.iter().filter_map(|s| s.peephole.as_ref()).map(|rows| Ok(rows[k].clone()));
-                    sum(&self.join(rows)?, acc.and_then(|a| a.peephole.as_ref()).map(|p| &p[k]))
+                    column_sums(&self.concat_rows(rows)?, acc.and_then(|a| a.peephole.as_ref()).map(|p| &p[k]))
                 };
-                Some([vector(0)?, vector(1)?, vector(2)?])
+                Some([peephole_gradient(0)?, peephole_gradient(1)?, peephole_gradient(2)?])
             }
             _ => None,
         };
@@ -191,14 +198,14 @@ impl<B: Ops> Pass<'_, B> {
             recurrent: outer_product(&dz_recurrent, &recurrent_input, acc.map(|a| &a.recurrent))?,
             bias: match spec.bias {
                 Bias::None => None,
-                _ => Some(sum(z, acc.and_then(|a| a.bias.as_ref()))?),
+                _ => Some(column_sums(z, acc.and_then(|a| a.bias.as_ref()))?),
             },
             projection,
             peephole,
         })
     }
 
-    fn join(&self, parts: impl Iterator<Item = Result<B::Tensor>>) -> Result<B::Tensor> {
+    fn concat_rows(&self, parts: impl Iterator<Item = Result<B::Tensor>>) -> Result<B::Tensor> {
         self.b.concat(ConcatAxis::Rows, &parts.collect::<Result<Vec<_>>>()?)
     }
 

@@ -24,7 +24,8 @@ pub struct Trace<T> {
     /// forward layer reads entry `t` and writes entry `t + 1` at time step `t`; a reverse layer reads entry `t + 1` and
     /// writes entry `t`. A sequence that is shorter than the time step keeps its state.
     pub(super) states: Vec<State<T>>,
-    /// The gates of each time step, `[active, hidden_size]` each; `None` where every sequence is shorter.
+    /// The gates of each time step, with one row for each sequence that has this time step; `None` if no sequence has
+    /// it.
     pub(super) gates: Vec<Option<Gates<T>>>,
     /// Number of sequences.
     pub(super) batch: usize,
@@ -71,18 +72,18 @@ fn run<B: Ops>(
     sequence.check(spec, |t| b.shape(t))?;
     let (steps, batch) = (sequence.steps, sequence.batch);
     let rows = |t: &B::Tensor, rows: Range<usize>| b.slice(t, rows, 0..b.shape(t).cols);
-    let stack = |top: B::Tensor, bottom: B::Tensor| b.concat(ConcatAxis::Rows, &[top, bottom]);
+    let stack_rows = |top: B::Tensor, bottom: B::Tensor| b.concat(ConcatAxis::Rows, &[top, bottom]);
 
     let x = b.snap(sequence.x.clone())?;
     let input_term = layer.input_term(b, &x)?;
     let mut state = snap_state(b, sequence.state)?;
-    let blank = MatrixShape::new(batch, spec.state_size());
-    let blank = b.upload(blank, &zeros("forward", &[blank.rows, blank.cols])?)?;
-    let mut y = vec![blank.clone(); steps];
+    let zero_rows = MatrixShape::new(batch, spec.state_size());
+    let zero_rows = b.upload(zero_rows, &zeros("forward", &[zero_rows.rows, zero_rows.cols])?)?;
+    let mut y = vec![zero_rows.clone(); steps];
     record(&state, None);
     for k in 0..steps {
         let t = if spec.reverse { steps - 1 - k } else { k };
-        let gates = match sequence.active(t) {
+        let gates = match sequence.num_active(t) {
             0 => None,
             n if n == batch => {
                 let gates;
@@ -92,11 +93,12 @@ fn run<B: Ops>(
             }
             // Lengths descend: the active sequences are the first n rows.
             n => {
-                let active = State { h: rows(&state.h, 0..n)?, c: rows(&state.c, 0..n)? };
-                let (next, gates) = layer.step_with_gates(b, input_term.rows(b, t * batch..t * batch + n)?, &active)?;
-                y[t] = stack(next.h.clone(), rows(&blank, n..batch)?)?;
-                state.h = stack(next.h, rows(&state.h, n..batch)?)?;
-                state.c = stack(next.c, rows(&state.c, n..batch)?)?;
+                let active_state = State { h: rows(&state.h, 0..n)?, c: rows(&state.c, 0..n)? };
+                let (next_state, gates) =
+                    layer.step_with_gates(b, input_term.rows(b, t * batch..t * batch + n)?, &active_state)?;
+                y[t] = stack_rows(next_state.h.clone(), rows(&zero_rows, n..batch)?)?;
+                state.h = stack_rows(next_state.h, rows(&state.h, n..batch)?)?;
+                state.c = stack_rows(next_state.c, rows(&state.c, n..batch)?)?;
                 Some(gates)
             }
         };

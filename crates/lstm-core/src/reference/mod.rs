@@ -1,7 +1,7 @@
 //! The reference path: layers and streams composed of the primitives of [`Ops`].
 //!
-//! It defines the result of every method of [`Backend`]. Each fused kernel is tested against it on the same device. It is
-//! also how a device without such kernels runs layers: see [`ReferencePath`].
+//! It defines the result of every method of [`Backend`]. Each fused kernel is tested against it on the same device. A
+//! device without fused kernels runs its layers by this path: see [`ReferencePath`].
 
 mod backward;
 mod forward;

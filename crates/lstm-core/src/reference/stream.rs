@@ -38,17 +38,17 @@ pub fn stream<B: Ops>(b: &B, layers: &[Layer<B::Tensor>], batch: usize) -> Resul
 
 /// [`Backend::step`](crate::Backend::step) on the reference path.
 pub async fn step<B: Ops>(b: &B, stream: &mut Stream<B::Tensor>, x: &[f32], y: &mut [f32]) -> Result<()> {
-    let (first, last) = (stream.layers[0].spec(), stream.layers[stream.layers.len() - 1].spec());
-    check_step(stream.batch, first, last, x, y)?;
-    let mut next = Vec::with_capacity(stream.layers.len());
+    let (first_layer, last_layer) = (stream.layers[0].spec(), stream.layers[stream.layers.len() - 1].spec());
+    check_step(stream.batch, first_layer, last_layer, x, y)?;
+    let mut next_states = Vec::with_capacity(stream.layers.len());
     let mut x = b.upload(MatrixShape::new(stream.batch, x.len() / stream.batch), x)?;
     for (layer, state) in stream.layers.iter().zip(&stream.state) {
         let state = layer.step(b, layer.input_term(b, &b.snap(x)?)?, state)?;
         x = state.h.clone();
-        next.push(state);
+        next_states.push(state);
     }
     b.download(&x, y).await?;
-    stream.state = next;
+    stream.state = next_states;
     Ok(())
 }
 
@@ -87,16 +87,16 @@ pub fn check_stack<'a>(specs: impl Iterator<Item = &'a LayerSpec>) -> Result<()>
 ///
 /// # Errors
 /// [`Error::Shape`] if a length differs.
-pub fn check_step(batch: usize, first: &LayerSpec, last: &LayerSpec, x: &[f32], y: &[f32]) -> Result<()> {
-    let expect = |op: &str, size: usize, len: usize| {
+pub fn check_step(batch: usize, first_layer: &LayerSpec, last_layer: &LayerSpec, x: &[f32], y: &[f32]) -> Result<()> {
+    let check_len = |op: &str, size: usize, len: usize| {
         if batch.checked_mul(size) == Some(len) {
             return Ok(());
         }
-        let want = format!("{} values ({batch} x {size})", batch.saturating_mul(size));
-        Err(Error::shape(op, want, format!("{len} values")))
+        let expected = format!("{} values ({batch} x {size})", batch.saturating_mul(size));
+        Err(Error::shape(op, expected, format!("{len} values")))
     };
-    expect("step: x", first.input_size, x.len())?;
-    expect("step: y", last.state_size(), y.len())
+    check_len("step: x", first_layer.input_size, x.len())?;
+    check_len("step: y", last_layer.state_size(), y.len())
 }
 
 /// Checks that `state` holds the shapes of one state for each layer of a stream.
@@ -112,11 +112,11 @@ pub fn check_state(
         return Err(Error::shape("stream state", format!("{} layers", specs.len()), state.len()));
     }
     for (k, (spec, got)) in specs.iter().zip(state).enumerate() {
-        let want =
+        let expected =
             State { h: MatrixShape::new(batch, spec.state_size()), c: MatrixShape::new(batch, spec.hidden_size) };
-        if got != want {
-            let show = |s: &State<MatrixShape>| format!("h {}, c {}", s.h, s.c);
-            return Err(Error::shape(format!("stream state of layer {k}"), show(&want), show(&got)));
+        if got != expected {
+            let describe = |s: &State<MatrixShape>| format!("h {}, c {}", s.h, s.c);
+            return Err(Error::shape(format!("stream state of layer {k}"), describe(&expected), describe(&got)));
         }
     }
     Ok(())

@@ -12,9 +12,9 @@ use crate::{
 impl fmt::Display for Checkpointing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Checkpointing::Everything => write_options(f, "everything", &[]),
+            Checkpointing::SaveEverything => write_options(f, "everything", &[]),
             Checkpointing::Segments(steps) => write_options(f, "segments", &[("steps", steps.to_text())]),
-            Checkpointing::SquareRoot => write_options(f, "square-root", &[]),
+            Checkpointing::SquareRootSegments => write_options(f, "square-root", &[]),
         }
     }
 }
@@ -27,13 +27,13 @@ impl FromStr for Checkpointing {
     fn from_str(text: &str) -> Result<Self> {
         let mut options = ParsedOptions::new("checkpointing", text)?;
         let checkpointing = match options.kind() {
-            "everything" => Checkpointing::Everything,
-            "segments" => Checkpointing::Segments(options.required("steps")?),
-            "square-root" => Checkpointing::SquareRoot,
+            "everything" => Checkpointing::SaveEverything,
+            "segments" => Checkpointing::Segments(options.read_required("steps")?),
+            "square-root" => Checkpointing::SquareRootSegments,
             _ => return Err(options.unexpected_kind("everything, segments or square-root")),
         };
         options.finish()?;
-        checkpointing.segment(1)?;
+        checkpointing.segment_len(1)?;
         Ok(checkpointing)
     }
 }
@@ -44,7 +44,9 @@ mod tests {
 
     #[test]
     fn text_round_trip_is_exact() {
-        for checkpointing in [Checkpointing::Everything, Checkpointing::Segments(64), Checkpointing::SquareRoot] {
+        for checkpointing in
+            [Checkpointing::SaveEverything, Checkpointing::Segments(64), Checkpointing::SquareRootSegments]
+        {
             assert_eq!(checkpointing.to_string().parse::<Checkpointing>().unwrap(), checkpointing);
         }
         assert_eq!(Checkpointing::Segments(64).to_string(), "segments steps=64");

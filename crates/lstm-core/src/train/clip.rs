@@ -78,8 +78,8 @@ impl FromStr for Clip {
     fn from_str(text: &str) -> Result<Self> {
         let mut options = ParsedOptions::new("clip", text)?;
         let clip = match options.kind() {
-            "norm" => Clip::Norm(options.required("bound")?),
-            "value" => Clip::Value(options.required("bound")?),
+            "norm" => Clip::Norm(options.read_required("bound")?),
+            "value" => Clip::Value(options.read_required("bound")?),
             _ => return Err(options.unexpected_kind("norm or value")),
         };
         options.finish()?;
@@ -92,47 +92,48 @@ impl FromStr for Clip {
 /// the order of the gradients and their elements. It is 0 without gradients, and infinite or NaN exactly if an element
 /// is.
 pub fn gradient_norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
-    let sum = gradients.into_iter().flatten().fold(0.0, |sum, &g| sum + f64::from(g) * f64::from(g));
-    libm::sqrt(sum)
+    let sum_of_squares =
+        gradients.into_iter().flatten().fold(0.0, |sum_of_squares, &g| sum_of_squares + f64::from(g) * f64::from(g));
+    libm::sqrt(sum_of_squares)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn clipped(clip: Clip, mut a: Vec<f32>, mut b: Vec<f32>) -> (f64, Vec<f32>) {
+    fn clip_gradients(clip: Clip, mut a: Vec<f32>, mut b: Vec<f32>) -> (f64, Vec<f32>) {
         let norm = clip.apply(&mut [&mut a, &mut b]).unwrap();
         (norm, [a, b].concat())
     }
 
     #[test]
     fn norm_clipping_scales_all_gradients_by_one_factor() {
-        let (norm, g) = clipped(Clip::Norm(1.0), vec![3.0], vec![0.0, -4.0]);
+        let (norm, g) = clip_gradients(Clip::Norm(1.0), vec![3.0], vec![0.0, -4.0]);
         let factor = (1.0 / (5.0 + 1e-6)) as f32;
         assert_eq!((norm, g), (5.0, vec![3.0 * factor, 0.0, -4.0 * factor]));
     }
 
     #[test]
     fn gradients_below_the_bound_are_unchanged() {
-        let (norm, g) = clipped(Clip::Norm(5.1), vec![3.0], vec![-0.0, -4.0]);
+        let (norm, g) = clip_gradients(Clip::Norm(5.1), vec![3.0], vec![-0.0, -4.0]);
         assert_eq!((norm, g[1].to_bits(), g), (5.0, (-0.0f32).to_bits(), vec![3.0, 0.0, -4.0]));
-        assert_eq!(clipped(Clip::Norm(1.0), vec![], vec![]), (0.0, vec![]));
+        assert_eq!(clip_gradients(Clip::Norm(1.0), vec![], vec![]), (0.0, vec![]));
     }
 
     #[test]
     fn value_clipping_bounds_each_element() {
-        assert_eq!(clipped(Clip::Value(2.0), vec![3.0], vec![1.0, -4.0]).1, [2.0, 1.0, -2.0]);
+        assert_eq!(clip_gradients(Clip::Value(2.0), vec![3.0], vec![1.0, -4.0]).1, [2.0, 1.0, -2.0]);
     }
 
     #[test]
     fn non_finite_gradients_are_unchanged() {
         for clip in [Clip::Norm(1.0), Clip::Value(1.0)] {
             for bad in [f32::NAN, f32::INFINITY] {
-                let (norm, g) = clipped(clip, vec![3.0], vec![bad, -4.0]);
+                let (norm, g) = clip_gradients(clip, vec![3.0], vec![bad, -4.0]);
                 assert!(!norm.is_finite() && g[1].to_bits() == bad.to_bits());
                 assert_eq!((g[0], g[2]), (3.0, -4.0));
             }
-            assert!(clipped(clip, vec![f32::MAX; 9], vec![]).0.is_finite());
+            assert!(clip_gradients(clip, vec![f32::MAX; 9], vec![]).0.is_finite());
         }
     }
 

@@ -9,7 +9,7 @@ use crate::{
     backend::Backend,
     config::check::check_size,
     error::{Error, Result},
-    model::{reserved, wait},
+    model::{block_on, vec_with_capacity},
     shape::{MatrixRef, MatrixShape, zeros},
     weights::{
         init::SymmetricUniform,
@@ -38,7 +38,7 @@ pub struct Linear<B: Backend> {
     backend: B,
     weight: Array2<f32>,
     bias: Option<Array1<f32>>,
-    device: DeviceWeights<B::Tensor>,
+    device_weights: DeviceWeights<B::Tensor>,
 }
 
 /// Snapped copies of the weights on the device: `weight [out, in]` and `bias [1, out]`.
@@ -87,11 +87,11 @@ impl<B: Backend> Linear<B> {
             let values = values.expect("as_standard_layout gives a row-major array");
             backend.snap(backend.upload(MatrixShape::new(rows, cols), values)?)
         };
-        let device = DeviceWeights {
+        let device_weights = DeviceWeights {
             weight: upload_snapped(output, input, weight.as_slice())?,
             bias: bias.as_ref().map(|bias| upload_snapped(1, output, bias.as_slice())).transpose()?,
         };
-        Ok(Linear { backend: backend.clone(), weight, bias, device })
+        Ok(Linear { backend: backend.clone(), weight, bias, device_weights })
     }
 
     /// Creates a layer with weight and bias drawn from `U(-1/sqrt(in), 1/sqrt(in))`, PyTorch's default. A seed gives
@@ -110,14 +110,14 @@ impl<B: Backend> Linear<B> {
         check_size("output_size", output)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let uniform = SymmetricUniform::with_squared_bound(1.0 / input as f64);
-        let mut draw = |sizes: &[usize]| {
+        let mut draw_values = |sizes: &[usize]| {
             let mut values = zeros(OP, sizes)?;
             values.iter_mut().for_each(|v| *v = uniform.sample(&mut rng));
             Ok::<_, Error>(values)
         };
-        let weight = draw(&[output, input])?;
+        let weight = draw_values(&[output, input])?;
         let weight = Array2::from_shape_vec((output, input), weight).map_err(|e| Error::shape(OP, "a matrix", e))?;
-        let bias = draw(&[output])?;
+        let bias = draw_values(&[output])?;
         Self::new(backend, weight, Some(bias.into()))
     }
 
@@ -130,18 +130,19 @@ impl<B: Backend> Linear<B> {
     /// [`StateDict::take`] and [`new`](Self::new). The state dict is unchanged after an error.
     pub fn take(backend: &B, dict: &mut StateDict, prefix: &str) -> Result<Self> {
         let [weight, bias] = ["weight", "bias"].map(|name| format!("{prefix}{name}"));
-        let matrix = dict.read(&weight)?;
-        let shape = format!("{:?}", matrix.shape());
-        let matrix = matrix.into_dimensionality::<Ix2>();
-        let matrix = matrix.map_err(|_| Error::shape(format!("tensor `{weight}`"), "(out, in)", shape))?;
-        let vector = match dict.shape(&bias) {
+        let weight_matrix = dict.read(&weight)?;
+        let shape = format!("{:?}", weight_matrix.shape());
+        let weight_matrix = weight_matrix.into_dimensionality::<Ix2>();
+        let weight_matrix =
+            weight_matrix.map_err(|_| Error::shape(format!("tensor `{weight}`"), "(out, in)", shape))?;
+        let bias_vector = match dict.shape(&bias) {
             None => None,
             Some(_) => {
-                dict.check(&bias, &[matrix.nrows()])?;
+                dict.check(&bias, &[weight_matrix.nrows()])?;
                 Some(dict.read(&bias)?.into_iter().collect())
             }
         };
-        let layer = Self::new(backend, matrix, vector)?;
+        let layer = Self::new(backend, weight_matrix, bias_vector)?;
         dict.remove(&weight);
         dict.remove(&bias);
         Ok(layer)
@@ -191,9 +192,11 @@ impl<B: Backend> Linear<B> {
     /// unchanged after an error.
     pub fn set_weights(&mut self, weight: Array2<f32>, bias: Option<Array1<f32>>) -> Result<()> {
         let check_shape = |argument: &str, expected: Option<&[usize]>, got: Option<&[usize]>| {
-            let text = |shape: Option<&[usize]>| shape.map_or("none".into(), |shape| format!("{shape:?}"));
-            let error = || Error::shape(format!("Linear::set_weights: {argument}"), text(expected), text(got));
-            if expected == got { Ok(()) } else { Err(error()) }
+            let describe_shape = |shape: Option<&[usize]>| shape.map_or("none".into(), |shape| format!("{shape:?}"));
+            let shape_error = || {
+                Error::shape(format!("Linear::set_weights: {argument}"), describe_shape(expected), describe_shape(got))
+            };
+            if expected == got { Ok(()) } else { Err(shape_error()) }
         };
         check_shape("weight", Some(self.weight.shape()), Some(weight.shape()))?;
         check_shape("bias", self.bias.as_ref().map(Array::shape), bias.as_ref().map(Array::shape))?;
@@ -206,7 +209,7 @@ impl<B: Backend> Linear<B> {
     /// # Errors
     /// [`Error::Shape`] if the last axis of `x` is not `in`; errors of the device.
     pub fn forward<D: Dimension>(&self, x: ArrayView<'_, f32, D>) -> Result<Array<f32, D>> {
-        wait(self.forward_async(x))
+        block_on(self.forward_async(x))
     }
 
     /// Asynchronous [`forward`](Self::forward), which does not block the thread.
@@ -217,13 +220,13 @@ impl<B: Backend> Linear<B> {
         let dim = self.output_dim("forward", &x)?;
         let y = match self.upload_rows(x)? {
             Some(x) => {
-                let weight = MatrixRef::from(&self.device.weight).t();
-                let y = self.backend.gemm((&x).into(), weight, self.device.bias.as_ref())?;
+                let weight = MatrixRef::from(&self.device_weights.weight).t();
+                let y = self.backend.gemm((&x).into(), weight, self.device_weights.bias.as_ref())?;
                 self.backend.download_vec(y).await?
             }
             None => Vec::new(),
         };
-        array(dim, y)
+        array_from_elements(dim, y)
     }
 
     /// Computes the gradients with respect to the input, the weight and the bias from `dy`, the gradient of the loss
@@ -240,7 +243,7 @@ impl<B: Backend> Linear<B> {
         x: ArrayView<'_, f32, D>,
         dy: ArrayView<'_, f32, D>,
     ) -> Result<LinearGradients<D>> {
-        wait(self.backward_async(x, dy))
+        block_on(self.backward_async(x, dy))
     }
 
     /// Asynchronous [`backward`](Self::backward), which does not block the thread.
@@ -258,12 +261,13 @@ impl<B: Backend> Linear<B> {
             return Err(Error::shape("Linear::backward: dy", expected, got));
         }
         let scale = GradientScale::of(&dy);
-        let (Some(x), Some(dy)) = (self.upload_rows(x)?, self.upload_rows(dy.mapv(|v| scale.apply(v)).view())?) else {
+        let (Some(x), Some(dy)) = (self.upload_rows(x)?, self.upload_rows(dy.mapv(|v| scale.scale_value(v)).view())?)
+        else {
             let weight = Array2::zeros(self.weight.raw_dim());
             let bias = self.bias.as_ref().map(|bias| Array1::zeros(bias.raw_dim()));
-            return Ok(LinearGradients { x: array(dim, Vec::new())?, weight, bias });
+            return Ok(LinearGradients { x: array_from_elements(dim, Vec::new())?, weight, bias });
         };
-        let dx = b.gemm((&dy).into(), (&self.device.weight).into(), None)?;
+        let dx = b.gemm((&dy).into(), (&self.device_weights.weight).into(), None)?;
         let weight = b.gemm(MatrixRef::from(&dy).t(), (&x).into(), None)?;
         let bias = match self.bias {
             Some(_) => {
@@ -274,8 +278,8 @@ impl<B: Backend> Linear<B> {
             None => None,
         };
         Ok(LinearGradients {
-            x: array(dim, self.download(dx, scale).await?)?,
-            weight: array(self.weight.raw_dim(), self.download(weight, scale).await?)?,
+            x: array_from_elements(dim, self.download(dx, scale).await?)?,
+            weight: array_from_elements(self.weight.raw_dim(), self.download(weight, scale).await?)?,
             bias: match bias {
                 Some(bias) => Some(self.download(bias, scale).await?.into()),
                 None => None,
@@ -304,7 +308,7 @@ impl<B: Backend> Linear<B> {
             Some(rows) => self.backend.upload(shape, rows)?,
             None => {
                 // A broadcast view can have more elements than its data, so the allocation may fail.
-                let mut rows = reserved(x.len())?;
+                let mut rows = vec_with_capacity(x.len())?;
                 rows.extend(x.iter().copied());
                 self.backend.upload_vec(shape, rows)?
             }
@@ -315,13 +319,13 @@ impl<B: Backend> Linear<B> {
     /// Downloads a gradient and undoes the scaling.
     async fn download(&self, gradient: B::Tensor, scale: GradientScale) -> Result<Vec<f32>> {
         let mut values = self.backend.download_vec(gradient).await?;
-        values.iter_mut().for_each(|v| *v = scale.undo(*v));
+        values.iter_mut().for_each(|v| *v = scale.unscale_value(*v));
         Ok(values)
     }
 }
 
 /// An array of the given shape from its elements in row-major order.
-fn array<D: Dimension>(dim: D, values: Vec<f32>) -> Result<Array<f32, D>> {
+fn array_from_elements<D: Dimension>(dim: D, values: Vec<f32>) -> Result<Array<f32, D>> {
     let shape = format!("{:?}", dim.slice());
     Array::from_shape_vec(dim, values).map_err(|error| Error::shape("Linear", shape, error))
 }

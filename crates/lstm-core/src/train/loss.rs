@@ -32,7 +32,7 @@ pub fn mean_squared_error<D: Dimension>(
     prediction: ArrayView<'_, f32, D>,
     target: ArrayView<'_, f32, D>,
 ) -> Result<(f64, Array<f32, D>)> {
-    mean("mean_squared_error", prediction, target, squared_error)
+    mean_loss("mean_squared_error", prediction, target, squared_error)
 }
 
 /// [`mean_squared_error`] over the time steps within each sequence's length. `prediction` and `target` have the shape
@@ -57,7 +57,7 @@ pub fn masked_mean_squared_error(
     target: ArrayView3<'_, f32>,
     lengths: &[usize],
 ) -> Result<(f64, Array3<f32>)> {
-    masked_mean("masked_mean_squared_error", prediction, target, lengths, squared_error)
+    masked_mean_loss("masked_mean_squared_error", prediction, target, lengths, squared_error)
 }
 
 /// Mean binary cross entropy of logits, in nats, and its gradient with respect to the logits, as
@@ -90,7 +90,7 @@ pub fn binary_cross_entropy_with_logits<D: Dimension>(
 ) -> Result<(f64, Array<f32, D>)> {
     const OP: &str = "binary_cross_entropy";
     check_probabilities(OP, targets.iter())?;
-    mean(OP, logits, targets, binary_cross_entropy)
+    mean_loss(OP, logits, targets, binary_cross_entropy)
 }
 
 /// [`binary_cross_entropy_with_logits`] over the time steps within each sequence's length. `logits` and `targets` have
@@ -107,12 +107,12 @@ pub fn masked_binary_cross_entropy_with_logits(
     lengths: &[usize],
 ) -> Result<(f64, Array3<f32>)> {
     const OP: &str = "masked_binary_cross_entropy_with_logits";
-    let unmasked = targets
+    let unmasked_targets = targets
         .outer_iter()
         .zip(lengths)
         .map(|(rows, &len)| rows.into_iter().take(len.saturating_mul(targets.dim().2)));
-    check_probabilities(OP, unmasked.flatten())?;
-    masked_mean(OP, logits, targets, lengths, binary_cross_entropy)
+    check_probabilities(OP, unmasked_targets.flatten())?;
+    masked_mean_loss(OP, logits, targets, lengths, binary_cross_entropy)
 }
 
 /// Maps the prediction and target of one element to its loss and the derivative of the loss by the prediction.
@@ -127,14 +127,14 @@ fn squared_error(p: f64, t: f64) -> (f64, f64) {
 /// Binary cross entropy of one logit.
 fn binary_cross_entropy(x: f64, t: f64) -> (f64, f64) {
     let e = libm::exp(-x.abs());
-    let wrong = if x > 0.0 { 1.0 - t } else { t };
+    let opposite_probability = if x > 0.0 { 1.0 - t } else { t };
     // An infinite logit of the correct sign has a loss of 0; the product would be infinity times 0, which is NaN.
-    let loss = if wrong == 0.0 { 0.0 } else { x.abs() * wrong } + libm::log1p(e);
+    let loss = if opposite_probability == 0.0 { 0.0 } else { x.abs() * opposite_probability } + libm::log1p(e);
     (loss, if x >= 0.0 { 1.0 } else { e } / (1.0 + e) - t)
 }
 
 /// Mean of an element-wise loss over all elements, and its gradient.
-fn mean<D: Dimension>(
+fn mean_loss<D: Dimension>(
     op: &'static str,
     prediction: ArrayView<'_, f32, D>,
     target: ArrayView<'_, f32, D>,
@@ -145,12 +145,12 @@ fn mean<D: Dimension>(
     check_not_empty(op, "prediction", shape)?;
     let n = prediction.len() as f64;
     let mut gradient = zeros(op, shape)?;
-    let sum = accumulate(0.0, gradient.iter_mut().zip(&prediction).zip(&target), n, element_loss);
-    Ok((sum / n, array(op, prediction.raw_dim(), gradient)?))
+    let sum = add_element_losses(0.0, gradient.iter_mut().zip(&prediction).zip(&target), n, element_loss);
+    Ok((sum / n, array_from_elements(op, prediction.raw_dim(), gradient)?))
 }
 
 /// Mean of an element-wise loss over the elements within the lengths, and its gradient.
-fn masked_mean(
+fn masked_mean_loss(
     op: &'static str,
     prediction: ArrayView3<'_, f32>,
     target: ArrayView3<'_, f32>,
@@ -165,18 +165,18 @@ fn masked_mean(
         let expected = "at least one element within the lengths";
         return Err(Error::shape(format!("{op}: lengths"), expected, format!("{lengths:?}")));
     }
-    let mut gradient = array(op, prediction.raw_dim(), zeros(op, prediction.shape())?)?;
+    let mut gradient = array_from_elements(op, prediction.raw_dim(), zeros(op, prediction.shape())?)?;
     let mut sum = 0.0;
     for (b, &len) in lengths.iter().enumerate() {
         let (p, t) = (prediction.slice(s![b, ..len, ..]), target.slice(s![b, ..len, ..]));
-        sum = accumulate(sum, gradient.slice_mut(s![b, ..len, ..]).iter_mut().zip(p).zip(t), n, element_loss);
+        sum = add_element_losses(sum, gradient.slice_mut(s![b, ..len, ..]).iter_mut().zip(p).zip(t), n, element_loss);
     }
     Ok((sum / n, gradient))
 }
 
 /// Adds the loss of each element to `sum`, in order, and returns the result. Each element is a gradient to write, a
 /// prediction and a target; the gradient becomes the derivative of the loss divided by `n`.
-fn accumulate<'a>(
+fn add_element_losses<'a>(
     mut sum: f64,
     elements: impl Iterator<Item = ((&'a mut f32, &'a f32), &'a f32)>,
     n: f64,
@@ -232,27 +232,27 @@ pub fn cross_entropy<D: Dimension>(logits: ArrayView<'_, f32, D>, targets: &[usi
         let expected = format!("a class below {classes} or IGNORE_INDEX");
         return Err(Error::shape(format!("{OP}: target of row {row}"), expected, targets[row]));
     }
-    let count = targets.iter().filter(|&&t| t != IGNORE_INDEX).count();
-    if count == 0 {
+    let num_targets = targets.iter().filter(|&&t| t != IGNORE_INDEX).count();
+    if num_targets == 0 {
         return Err(Error::shape(format!("{OP}: targets"), "at least one that is not IGNORE_INDEX", "none"));
     }
-    let n = count as f64;
+    let n = num_targets as f64;
     let mut gradient = zeros(OP, shape)?;
     let mut sum = 0.0;
     for ((row, gradients), &target) in logits.rows().into_iter().zip(gradient.chunks_exact_mut(classes)).zip(targets) {
         if target == IGNORE_INDEX {
             continue;
         }
-        let max = row.iter().fold(f64::NEG_INFINITY, |max, &x| max.max(f64::from(x)));
-        let shifted = |x: f32| f64::from(x) - max;
-        let total = row.iter().fold(0.0, |total, &x| total + libm::exp(shifted(x)));
-        sum += libm::log(total) - shifted(row[target]);
+        let max_logit = row.iter().fold(f64::NEG_INFINITY, |max, &x| max.max(f64::from(x)));
+        let minus_max = |x: f32| f64::from(x) - max_logit;
+        let exp_sum = row.iter().fold(0.0, |exp_sum, &x| exp_sum + libm::exp(minus_max(x)));
+        sum += libm::log(exp_sum) - minus_max(row[target]);
         for (class, (gradient, &x)) in gradients.iter_mut().zip(row).enumerate() {
             let one_hot = if class == target { 1.0 } else { 0.0 };
-            *gradient = ((libm::exp(shifted(x)) / total - one_hot) / n) as f32;
+            *gradient = ((libm::exp(minus_max(x)) / exp_sum - one_hot) / n) as f32;
         }
     }
-    Ok((sum / n, array(OP, logits.raw_dim(), gradient)?))
+    Ok((sum / n, array_from_elements(OP, logits.raw_dim(), gradient)?))
 }
 
 fn check_same_shape(op: &str, prediction: &[usize], target: &[usize]) -> Result<()> {
@@ -280,7 +280,7 @@ fn check_not_empty(op: &str, argument: &str, shape: &[usize]) -> Result<()> {
     Ok(())
 }
 
-fn array<D: Dimension>(op: &str, dim: D, values: Vec<f32>) -> Result<Array<f32, D>> {
+fn array_from_elements<D: Dimension>(op: &str, dim: D, values: Vec<f32>) -> Result<Array<f32, D>> {
     Array::from_shape_vec(dim.clone(), values).map_err(|e| Error::shape(op, format!("{:?}", dim.slice()), e))
 }
 
@@ -290,7 +290,7 @@ mod tests {
 
     use super::*;
 
-    fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
+    fn error_message<T: std::fmt::Debug>(result: Result<T>) -> String {
         result.unwrap_err().to_string()
     }
 
@@ -298,9 +298,9 @@ mod tests {
     fn results_do_not_depend_on_memory_layout() {
         let (p, t) = (array![[1.5f32, -2.0, 0.25], [3.0, 0.0, -7.5]], array![[1.0f32, 2.0, 3.0], [-4.0, 5.0, 6.0]]);
         let (fp, ft) = (p.t().as_standard_layout().into_owned(), t.t().as_standard_layout().into_owned());
-        let plain = mean_squared_error(p.view(), t.view()).unwrap();
-        assert_eq!(plain, mean_squared_error(fp.t(), ft.t()).unwrap());
-        assert_eq!(plain, mean_squared_error(p.view(), ft.t()).unwrap());
+        let contiguous_result = mean_squared_error(p.view(), t.view()).unwrap();
+        assert_eq!(contiguous_result, mean_squared_error(fp.t(), ft.t()).unwrap());
+        assert_eq!(contiguous_result, mean_squared_error(p.view(), ft.t()).unwrap());
         assert!(mean_squared_error(fp.t(), ft.t()).unwrap().1.is_standard_layout());
         assert_eq!(cross_entropy(p.view(), &[2, 0]).unwrap(), cross_entropy(fp.t(), &[2, 0]).unwrap());
     }
@@ -309,23 +309,24 @@ mod tests {
     fn masked_losses_ignore_elements_beyond_the_lengths() {
         let p = Array3::from_shape_fn((3, 4, 2), |(b, t, k)| (b + 2 * t) as f32 - 0.5 * k as f32);
         let mut t = p.mapv(|v| 0.25 * v + 1.0);
-        let all = mean_squared_error(p.view(), t.view()).unwrap();
-        assert_eq!(masked_mean_squared_error(p.view(), t.view(), &[4, 4, 4]).unwrap(), all);
+        let unmasked_result = mean_squared_error(p.view(), t.view()).unwrap();
+        assert_eq!(masked_mean_squared_error(p.view(), t.view(), &[4, 4, 4]).unwrap(), unmasked_result);
         t.slice_mut(s![1, 2.., ..]).fill(f32::NAN);
         t.slice_mut(s![2, .., ..]).fill(f32::INFINITY);
         let (loss, gradient) = masked_mean_squared_error(p.view(), t.view(), &[4, 2, 0]).unwrap();
-        let rows = |x: &Array3<f32>| {
+        let unmasked_rows = |x: &Array3<f32>| {
             let rows = [x.slice(s![0, .., ..]), x.slice(s![1, ..2, ..])];
             ndarray::concatenate(Axis(0), &rows).unwrap()
         };
-        let expected = mean_squared_error(rows(&p).view(), rows(&t).view()).unwrap();
-        assert_eq!((loss, rows(&gradient)), expected);
+        let expected = mean_squared_error(unmasked_rows(&p).view(), unmasked_rows(&t).view()).unwrap();
+        assert_eq!((loss, unmasked_rows(&gradient)), expected);
         let probabilities = t.mapv(|t| if t.is_finite() { t.clamp(0.0, 1.0) } else { t });
         let (loss, logit_gradient) =
             masked_binary_cross_entropy_with_logits(p.view(), probabilities.view(), &[4, 2, 0]).unwrap();
-        let expected = binary_cross_entropy_with_logits(rows(&p).view(), rows(&probabilities).view()).unwrap();
-        assert_eq!((loss, rows(&logit_gradient)), expected);
-        let error = message(masked_binary_cross_entropy_with_logits(p.view(), probabilities.view(), &[4, 3, 0]));
+        let expected =
+            binary_cross_entropy_with_logits(unmasked_rows(&p).view(), unmasked_rows(&probabilities).view()).unwrap();
+        assert_eq!((loss, unmasked_rows(&logit_gradient)), expected);
+        let error = error_message(masked_binary_cross_entropy_with_logits(p.view(), probabilities.view(), &[4, 3, 0]));
         assert!(error.contains("target: expected probabilities from 0 to 1, got NaN"), "{error}");
         assert!(masked_binary_cross_entropy_with_logits(p.view(), probabilities.view(), &[usize::MAX, 1, 1]).is_err());
         assert!(gradient.slice(s![1, 2.., ..]).iter().chain(gradient.slice(s![2, .., ..])).all(|v| v.to_bits() == 0));
@@ -334,10 +335,10 @@ mod tests {
             (&[4, 4], ["lengths", "3, one for each sequence", "got 2"]),
             (&[0, 0, 0], ["lengths", "at least one element", "[0, 0, 0]"]),
         ] {
-            let error = message(masked_mean_squared_error(p.view(), t.view(), lengths));
+            let error = error_message(masked_mean_squared_error(p.view(), t.view(), lengths));
             assert!(parts.iter().all(|part| error.contains(part)), "{error}: {parts:?}");
         }
-        let error = message(masked_mean_squared_error(p.view(), t.slice(s![..2, .., ..]), &[1, 1, 1]));
+        let error = error_message(masked_mean_squared_error(p.view(), t.slice(s![..2, .., ..]), &[1, 1, 1]));
         assert!(error.contains("target: expected [3, 4, 2], the shape of the prediction, got [2, 4, 2]"), "{error}");
     }
 
@@ -374,27 +375,27 @@ mod tests {
         let x = Array2::<f32>::zeros((2, 3));
         for (error, parts) in [
             (
-                message(mean_squared_error(x.view(), Array2::zeros((3, 2)).view())),
+                error_message(mean_squared_error(x.view(), Array2::zeros((3, 2)).view())),
                 ["mean_squared_error: target", "[2, 3]", "[3, 2]"],
             ),
             (
-                message(mean_squared_error(x.view().into_dyn(), ArrayD::zeros(IxDyn(&[6])).view())),
+                error_message(mean_squared_error(x.view().into_dyn(), ArrayD::zeros(IxDyn(&[6])).view())),
                 ["target", "[2, 3]", "[6]"],
             ),
             (
-                message(mean_squared_error(x.slice(ndarray::s![0..0, ..]), Array2::zeros((0, 3)).view())),
+                error_message(mean_squared_error(x.slice(ndarray::s![0..0, ..]), Array2::zeros((0, 3)).view())),
                 ["one", "[0, 3]", ""],
             ),
             (
-                message(binary_cross_entropy_with_logits(x.view(), Array2::from_elem((2, 3), -0.5).view())),
+                error_message(binary_cross_entropy_with_logits(x.view(), Array2::from_elem((2, 3), -0.5).view())),
                 ["binary_cross_entropy: target", "from 0 to 1", "got -0.5"],
             ),
-            (message(cross_entropy(arr0(1.0f32).view(), &[0])), ["cross_entropy: logits", "one axis", "none"]),
-            (message(cross_entropy(Array2::zeros((2, 0)).view(), &[0, 0])), ["logits", "one element", "[2, 0]"]),
-            (message(cross_entropy(x.view(), &[0])), ["targets", "2, one per row of [2, 3]", "got 1"]),
-            (message(cross_entropy(x.view(), &[IGNORE_INDEX, 3])), ["row 1", "below 3", "got 3"]),
+            (error_message(cross_entropy(arr0(1.0f32).view(), &[0])), ["cross_entropy: logits", "one axis", "none"]),
+            (error_message(cross_entropy(Array2::zeros((2, 0)).view(), &[0, 0])), ["logits", "one element", "[2, 0]"]),
+            (error_message(cross_entropy(x.view(), &[0])), ["targets", "2, one per row of [2, 3]", "got 1"]),
+            (error_message(cross_entropy(x.view(), &[IGNORE_INDEX, 3])), ["row 1", "below 3", "got 3"]),
             (
-                message(cross_entropy(x.view(), &[IGNORE_INDEX, IGNORE_INDEX])),
+                error_message(cross_entropy(x.view(), &[IGNORE_INDEX, IGNORE_INDEX])),
                 ["targets", "at least one", "IGNORE_INDEX"],
             ),
         ] {
@@ -404,8 +405,11 @@ mod tests {
 
     #[test]
     fn rejects_shapes_larger_than_memory() {
-        let huge = array![1.0f32];
-        let huge = huge.broadcast(isize::MAX as usize).unwrap();
-        assert!(matches!(mean_squared_error(huge, huge), Err(Error::TooLarge { op: "mean_squared_error", .. })));
+        let huge_array = array![1.0f32];
+        let huge_array = huge_array.broadcast(isize::MAX as usize).unwrap();
+        assert!(matches!(
+            mean_squared_error(huge_array, huge_array),
+            Err(Error::TooLarge { op: "mean_squared_error", .. })
+        ));
     }
 }

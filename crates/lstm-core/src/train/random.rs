@@ -1,4 +1,5 @@
-//! Random numbers for training. Each depends only on a seed and a counter, so checkpoints need no generator state.
+//! Random numbers for training. Each number depends only on a seed and a counter, so checkpoints need no generator
+//! state.
 
 use ndarray_rand::rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -65,13 +66,13 @@ mod tests {
         assert_ne!(shuffled_indices(3, 4, 50).unwrap(), shuffled_indices(4, 4, 50).unwrap());
         // Computed by an independent implementation of the specification.
         assert_eq!(shuffled_indices(3, u64::MAX, 5).unwrap(), [1, 2, 4, 0, 3]);
-        let sum = shuffled_indices(7, 5, 50)
+        let weighted_sum = shuffled_indices(7, 5, 50)
             .unwrap()
             .into_iter()
             .enumerate()
             .map(|(position, index)| (position + 1) * index)
             .sum::<usize>();
-        assert_eq!(sum, 29840);
+        assert_eq!(weighted_sum, 29840);
         assert!(matches!(shuffled_indices(1, 1, usize::MAX), Err(Error::TooLarge { op: "shuffled_indices", .. })));
     }
 

@@ -60,7 +60,7 @@ pub enum Decay {
     Step {
         /// Number of steps between two changes of the rate; at least 1.
         every: u64,
-        /// Factor of each change; from 0 to 1.
+        /// Factor by which the rate is multiplied; from 0 to 1.
         factor: f32,
     },
     /// Cosine annealing (Loshchilov & Hutter 2017): `min + (r - min) * (1 + cos(pi * u / steps)) / 2` for `u < steps`,
@@ -98,16 +98,16 @@ impl Schedule {
     /// The learning rate of a step, counted from 0: [`Optimizer::steps`](super::Optimizer::steps) before the step. It
     /// is finite and not negative if the schedule is [valid](Self::validate).
     pub fn rate_at(&self, step: u64) -> f32 {
-        let base = f64::from(self.rate);
+        let base_rate = f64::from(self.rate);
         let Some(u) = step.checked_sub(self.warmup) else {
-            return (base * (step + 1) as f64 / self.warmup as f64) as f32;
+            return (base_rate * (step + 1) as f64 / self.warmup as f64) as f32;
         };
         let rate = match self.decay {
-            Decay::Constant => base,
-            Decay::Step { every, factor } => base * libm::pow(f64::from(factor), (u / every.max(1)) as f64),
+            Decay::Constant => base_rate,
+            Decay::Step { every, factor } => base_rate * libm::pow(f64::from(factor), (u / every.max(1)) as f64),
             Decay::Cosine { steps, min } if u < steps => {
                 let (angle, min) = (std::f64::consts::PI * u as f64 / steps as f64, f64::from(min));
-                min + (base - min) * (1.0 + libm::cos(angle)) / 2.0
+                min + (base_rate - min) * (1.0 + libm::cos(angle)) / 2.0
             }
             Decay::Cosine { min, .. } => f64::from(min),
         };
@@ -162,16 +162,16 @@ impl FromStr for Schedule {
         let mut options = ParsedOptions::new("schedule", text)?;
         let decay = match options.kind() {
             "constant" => Decay::Constant,
-            "step" => Decay::Step { every: options.required("every")?, factor: options.required("factor")? },
+            "step" => Decay::Step { every: options.read_required("every")?, factor: options.read_required("factor")? },
             "cosine" => {
-                let (steps, mut min) = (options.required("steps")?, 0.0);
-                options.set("min", &mut min)?;
+                let (steps, mut min) = (options.read_required("steps")?, 0.0);
+                options.read_into("min", &mut min)?;
                 Decay::Cosine { steps, min }
             }
             _ => return Err(options.unexpected_kind("constant, step or cosine")),
         };
-        let mut schedule = Schedule { rate: options.required("rate")?, warmup: 0, decay };
-        options.set("warmup", &mut schedule.warmup)?;
+        let mut schedule = Schedule { rate: options.read_required("rate")?, warmup: 0, decay };
+        options.read_into("warmup", &mut schedule.warmup)?;
         options.finish()?;
         schedule.validate()?;
         Ok(schedule)
@@ -224,12 +224,12 @@ mod tests {
 
     #[test]
     fn text_round_trip_is_exact() {
-        let odd = f32::from_bits(0x3dcc_ccce);
+        let long_decimal = f32::from_bits(0x3dcc_ccce);
         for schedule in [
-            Schedule::constant(odd),
+            Schedule::constant(long_decimal),
             Schedule::constant(f32::MAX).warmup(u64::MAX),
-            Schedule::step(1e-7, u64::MAX, odd).warmup(3),
-            Schedule::cosine(odd, 7, f32::from_bits(1)),
+            Schedule::step(1e-7, u64::MAX, long_decimal).warmup(3),
+            Schedule::cosine(long_decimal, 7, f32::from_bits(1)),
         ] {
             assert_eq!(schedule.to_string().parse::<Schedule>().unwrap(), schedule);
         }

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use crate::error::{Error, Result};
 
 /// The supported element types, for error messages.
-const FLOATS: &str = "F32, F16, BF16 or F64";
+const FLOAT_TYPES: &str = "F32, F16, BF16 or F64";
 
 /// Converts the elements of a tensor to f32. F32, F16 and BF16 are converted exactly; F64 is rounded to nearest.
 ///
@@ -23,10 +23,14 @@ pub fn to_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
         Dtype::F64 => elements(bytes, f64::from_le_bytes)
             .map(|v| {
                 let converted = if v.is_nan() { f64_nan_to_f32(v) } else { v as f32 };
-                if converted.is_infinite() && v.is_finite() { Err(too_large(name, v, "f32")) } else { Ok(converted) }
+                if converted.is_infinite() && v.is_finite() {
+                    Err(too_large_error(name, v, "f32"))
+                } else {
+                    Ok(converted)
+                }
             })
             .collect(),
-        other => Err(Error::TensorType { name: name.into(), expected: FLOATS, found: other.to_string() }),
+        other => Err(Error::TensorType { name: name.into(), expected: FLOAT_TYPES, found: other.to_string() }),
     }
 }
 
@@ -58,26 +62,26 @@ pub fn to_i64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<i64>> {
 ///
 /// # Errors
 /// [`Error::Config`] if the type is not F32, F16, BF16 or F64; [`Error::Format`] if a finite value is too large for it.
-pub fn write(name: &str, dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
+pub fn append(name: &str, dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
     for &v in values {
         match dtype {
             Dtype::F32 => out.extend(v.to_le_bytes()),
             Dtype::F64 => out.extend(f32_to_f64(v).to_le_bytes()),
             Dtype::F16 => out.extend(f32_to_f16(name, v)?.to_le_bytes()),
             Dtype::BF16 => out.extend(f32_to_bf16(name, v)?.to_le_bytes()),
-            other => return Err(Error::config("dtype", format!("expected {FLOATS}, got {other}"))),
+            other => return Err(Error::config("dtype", format!("expected {FLOAT_TYPES}, got {other}"))),
         }
     }
     Ok(())
 }
 
 /// Iterates over little-endian elements of `N` bytes each.
-fn elements<const N: usize, T>(bytes: &[u8], read: fn([u8; N]) -> T) -> impl Iterator<Item = T> {
-    bytes.as_chunks().0.iter().map(move |b| read(*b))
+fn elements<const N: usize, T>(bytes: &[u8], from_le_bytes: fn([u8; N]) -> T) -> impl Iterator<Item = T> {
+    bytes.as_chunks().0.iter().map(move |b| from_le_bytes(*b))
 }
 
-/// The error for a finite value that would become infinite.
-fn too_large(name: &str, value: impl std::fmt::LowerExp, dtype: &str) -> Error {
+/// The error for a finite value of tensor `name` that is infinite when converted to `dtype`.
+fn too_large_error(name: &str, value: impl std::fmt::LowerExp, dtype: &str) -> Error {
     Error::format(format!("tensor `{name}`"), format!("{value:e} is too large for {dtype}"))
 }
 
@@ -91,7 +95,7 @@ fn f16_to_f32(bits: u16) -> f32 {
     value.to_f32()
 }
 
-/// Converts exactly. A NaN keeps its payload.
+/// Converts an f32 to f64 exactly. A NaN keeps its payload.
 fn f32_to_f64(v: f32) -> f64 {
     if v.is_nan() {
         let (sign, payload) = (u64::from(v.to_bits() >> 31) << 63, u64::from(v.to_bits() & 0x007f_ffff) << 29);
@@ -100,32 +104,32 @@ fn f32_to_f64(v: f32) -> f64 {
     f64::from(v)
 }
 
-/// Converts a NaN and keeps the leading bits of its payload. If they are all 0, the quiet bit is set; otherwise the
-/// result would be infinite.
+/// Converts a NaN to f32 and keeps the leading bits of its payload. If these bits are all 0, the quiet bit is set;
+/// otherwise the result would be infinite.
 fn f64_nan_to_f32(v: f64) -> f32 {
     let (sign, payload) = ((v.to_bits() >> 63 << 31) as u32, (v.to_bits() >> 29) as u32 & 0x007f_ffff);
     f32::from_bits(sign | 0x7f80_0000 | if payload == 0 { 0x0040_0000 } else { payload })
 }
 
-/// Rounds to f16 and returns the bits. A NaN keeps the leading bits of its payload.
+/// Rounds a value to f16 and returns its bits. A NaN keeps the leading bits of its payload.
 fn f32_to_f16(name: &str, v: f32) -> Result<u16> {
     let sign = (v.to_bits() >> 16) as u16 & 0x8000;
     let payload = (v.to_bits() >> 13) as u16 & 0x03ff;
     let value = f16::from_f32(v);
     match v.is_nan() {
         true => Ok(sign | 0x7c00 | if payload == 0 { 0x0200 } else { payload }),
-        false if value.is_infinite() && v.is_finite() => Err(too_large(name, v, "F16")),
+        false if value.is_infinite() && v.is_finite() => Err(too_large_error(name, v, "F16")),
         false => Ok(value.to_bits()),
     }
 }
 
-/// Rounds to bf16 and returns the bits. A NaN keeps the leading bits of its payload.
+/// Rounds a value to bf16 and returns its bits. A NaN keeps the leading bits of its payload.
 fn f32_to_bf16(name: &str, v: f32) -> Result<u16> {
-    let high = (v.to_bits() >> 16) as u16;
+    let high_bits = (v.to_bits() >> 16) as u16;
     let value = bf16::from_f32(v);
     match v.is_nan() {
-        true => Ok(if high & 0x007f == 0 { high | 0x0040 } else { high }),
-        false if value.is_infinite() && v.is_finite() => Err(too_large(name, v, "BF16")),
+        true => Ok(if high_bits & 0x007f == 0 { high_bits | 0x0040 } else { high_bits }),
+        false if value.is_infinite() && v.is_finite() => Err(too_large_error(name, v, "BF16")),
         false => Ok(value.to_bits()),
     }
 }
@@ -136,53 +140,60 @@ mod tests {
 
     fn assert_round_trip(dtype: Dtype, bytes: &[u8]) {
         let mut out = Vec::new();
-        write("w", dtype, &to_f32("w", dtype, bytes).unwrap(), &mut out).unwrap();
+        append("w", dtype, &to_f32("w", dtype, bytes).unwrap(), &mut out).unwrap();
         assert!(out == bytes, "{dtype}");
     }
 
     #[test]
     fn all_16_bit_floats_round_trip() {
-        let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-        assert_round_trip(Dtype::F16, &all);
-        assert_round_trip(Dtype::BF16, &all);
+        let all_values: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        assert_round_trip(Dtype::F16, &all_values);
+        assert_round_trip(Dtype::BF16, &all_values);
     }
 
     #[test]
     fn special_32_bit_floats_round_trip() {
-        let special = [0u32, 1 << 31, 1, 0x7f80_0000, 0xff80_0000, 0x7f80_0001, 0xffc1_2345, 0x7fff_ffff, 0x7f7f_ffff];
-        let bytes: Vec<u8> = special.iter().flat_map(|b| b.to_le_bytes()).collect();
+        let special_bits =
+            [0u32, 1 << 31, 1, 0x7f80_0000, 0xff80_0000, 0x7f80_0001, 0xffc1_2345, 0x7fff_ffff, 0x7f7f_ffff];
+        let bytes: Vec<u8> = special_bits.iter().flat_map(|b| b.to_le_bytes()).collect();
         assert_round_trip(Dtype::F32, &bytes);
         let values = to_f32("w", Dtype::F32, &bytes).unwrap();
-        let mut wide = Vec::new();
-        write("w", Dtype::F64, &values, &mut wide).unwrap();
-        assert_round_trip(Dtype::F64, &wide);
-        let back = to_f32("w", Dtype::F64, &wide).unwrap();
-        assert_eq!(back.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), special);
-        let mut f64s = Vec::new();
-        to_f64("w", Dtype::F64, &wide).unwrap().iter().for_each(|v| f64s.extend(v.to_le_bytes()));
-        assert_eq!(f64s, wide);
+        let mut f64_bytes = Vec::new();
+        append("w", Dtype::F64, &values, &mut f64_bytes).unwrap();
+        assert_round_trip(Dtype::F64, &f64_bytes);
+        let converted_back = to_f32("w", Dtype::F64, &f64_bytes).unwrap();
+        assert_eq!(converted_back.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), special_bits);
+        let mut round_trip_bytes = Vec::new();
+        to_f64("w", Dtype::F64, &f64_bytes).unwrap().iter().for_each(|v| round_trip_bytes.extend(v.to_le_bytes()));
+        assert_eq!(round_trip_bytes, f64_bytes);
     }
 
     #[test]
     fn rounds_to_nearest_and_rejects_overflow() {
-        let read = |v: f64| to_f32("w", Dtype::F64, &v.to_le_bytes());
-        assert_eq!(read(0.1).unwrap(), [0.1f32]);
-        assert_eq!(read(-1e-60).unwrap()[0].to_bits(), 1 << 31);
-        assert_eq!(read(f64::INFINITY).unwrap(), [f32::INFINITY]);
-        assert!(read(f64::from_bits(0x7ff0_0000_0000_0001)).unwrap()[0].is_nan());
-        assert_eq!(read(-1e39).unwrap_err().to_string(), "tensor `w`: -1e39 is too large for f32");
-        let save = |dtype, v: f32| write("w", dtype, &[v], &mut Vec::new());
-        assert!(save(Dtype::F16, 65519.0).is_ok() && save(Dtype::F16, f32::INFINITY).is_ok());
-        assert_eq!(save(Dtype::F16, 65520.0).unwrap_err().to_string(), "tensor `w`: 6.552e4 is too large for F16");
-        assert!(save(Dtype::BF16, f32::MAX).is_err() && save(Dtype::BF16, 3.38e38).is_ok());
+        let read_f64 = |v: f64| to_f32("w", Dtype::F64, &v.to_le_bytes());
+        assert_eq!(read_f64(0.1).unwrap(), [0.1f32]);
+        assert_eq!(read_f64(-1e-60).unwrap()[0].to_bits(), 1 << 31);
+        assert_eq!(read_f64(f64::INFINITY).unwrap(), [f32::INFINITY]);
+        assert!(read_f64(f64::from_bits(0x7ff0_0000_0000_0001)).unwrap()[0].is_nan());
+        assert_eq!(read_f64(-1e39).unwrap_err().to_string(), "tensor `w`: -1e39 is too large for f32");
+        let append_value = |dtype, v: f32| append("w", dtype, &[v], &mut Vec::new());
+        assert!(append_value(Dtype::F16, 65519.0).is_ok() && append_value(Dtype::F16, f32::INFINITY).is_ok());
+        assert_eq!(
+            append_value(Dtype::F16, 65520.0).unwrap_err().to_string(),
+            "tensor `w`: 6.552e4 is too large for F16"
+        );
+        assert!(append_value(Dtype::BF16, f32::MAX).is_err() && append_value(Dtype::BF16, 3.38e38).is_ok());
         for nan in [0x7f80_0001u32, 0xff80_0001, 0x7fff_ffff].map(f32::from_bits) {
             for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64] {
                 let mut out = Vec::new();
-                write("w", dtype, &[nan], &mut out).unwrap();
-                let back = to_f32("w", dtype, &out).unwrap()[0];
-                assert!(back.is_nan() && back.is_sign_negative() == nan.is_sign_negative(), "{dtype}");
+                append("w", dtype, &[nan], &mut out).unwrap();
+                let converted_back = to_f32("w", dtype, &out).unwrap()[0];
+                assert!(
+                    converted_back.is_nan() && converted_back.is_sign_negative() == nan.is_sign_negative(),
+                    "{dtype}"
+                );
             }
         }
-        assert!(matches!(save(Dtype::I64, 1.0), Err(Error::Config { option: "dtype", .. })));
+        assert!(matches!(append_value(Dtype::I64, 1.0), Err(Error::Config { option: "dtype", .. })));
     }
 }

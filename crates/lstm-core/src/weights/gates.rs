@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::Shape`] if the four shapes differ.
 pub fn pack(gates: [ArrayView2<'_, f32>; 4]) -> Result<Array2<f32>> {
-    if let Some(other) = gates.iter().find(|g| g.shape() != gates[0].shape()) {
-        let (expected, got) = (format!("{:?}", gates[0].shape()), format!("{:?}", other.shape()));
+    if let Some(mismatched) = gates.iter().find(|g| g.shape() != gates[0].shape()) {
+        let (expected, got) = (format!("{:?}", gates[0].shape()), format!("{:?}", mismatched.shape()));
         return Err(Error::shape("pack", expected, got));
     }
     concatenate(Axis(0), &gates).map_err(|e| Error::shape("pack", "matrices of one shape", e))

@@ -1,22 +1,22 @@
 //! Inference of a model's configuration from the names and shapes of its tensors: sizes, layers, direction, biases,
 //! projection, cell.
 //!
-//! Several tensors determine each size. The most common value is used, so that an error names the one tensor with a
-//! wrong shape.
+//! Several tensors determine each size. Of different values, the most common is used, so that an error names the tensor
+//! whose shape is wrong.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
 };
 
-use super::names::{FileLayout, ParsedName, parse};
+use super::names::{FileLayout, ParsedName, parse_pytorch_name};
 use crate::{
     config::{Bias, CellKind, Direction, LstmConfig, Param},
     error::{Error, Result},
 };
 
 /// Text of the field `expected` of [`Error::MissingTensor`] if no tensor with the prefix belongs to an LSTM.
-pub(crate) const NO_LSTM: &str = "an LSTM with this prefix";
+pub(crate) const EXPECTED_LSTM: &str = "an LSTM with this prefix";
 
 /// Shapes of the tensors whose names have a prefix.
 pub(crate) struct TensorShapes<'a> {
@@ -31,17 +31,18 @@ impl TensorShapes<'_> {
     /// configuration is valid, but tensors may be missing, have wrong shapes or be unused. Time and memory depend on
     /// the number of tensors only, not on layer numbers in their names.
     pub(crate) fn infer(&self, cell: Option<CellKind>) -> Result<(LstmConfig, FileLayout)> {
-        let tensors: Vec<_> = self.shapes.iter().filter_map(|(name, shape)| Some((parse(name)?, *shape))).collect();
+        let tensors: Vec<_> =
+            self.shapes.iter().filter_map(|(name, shape)| Some((parse_pytorch_name(name)?, *shape))).collect();
         let (config, layout) = if !tensors.is_empty() {
             (self.infer_pytorch(&tensors, cell)?, FileLayout::PyTorch)
         } else if self.shapes.keys().any(|name| gate_name(name).is_some()) {
             let layout = FileLayout::NotebookGates(if self.has_gate('g') && !self.has_gate('c') { 'g' } else { 'c' });
-            (self.infer_gates(cell)?, layout)
+            (self.infer_notebook_gates(cell)?, layout)
         } else if ["W", "U", "bias"].iter().any(|name| self.shapes.contains_key(name)) {
-            (self.infer_packed(cell)?, FileLayout::NotebookPacked)
+            (self.infer_notebook_packed(cell)?, FileLayout::NotebookPacked)
         } else {
             let name = format!("{}weight_ih_l0", self.prefix);
-            return Err(Error::MissingTensor { name, expected: NO_LSTM.into() });
+            return Err(Error::MissingTensor { name, expected: EXPECTED_LSTM.into() });
         };
         config.validate()?;
         Ok((config, layout))
@@ -49,48 +50,49 @@ impl TensorShapes<'_> {
 
     /// Infers the configuration from PyTorch-style names.
     fn infer_pytorch(&self, tensors: &[(ParsedName, &[usize])], cell: Option<CellKind>) -> Result<LstmConfig> {
-        let any = |test: &dyn Fn(&ParsedName) -> bool| tensors.iter().any(|(p, _)| test(p));
-        let has = |params: &[Param]| any(&|p| params.contains(&p.param));
-        let projected = has(&[Param::WeightHr]);
+        let any_name = |test: &dyn Fn(&ParsedName) -> bool| tensors.iter().any(|(p, _)| test(p));
+        let has_param = |params: &[Param]| any_name(&|p| params.contains(&p.param));
+        let has_projection = has_param(&[Param::WeightHr]);
 
-        let possible_cells: &[CellKind] = if any(&|p| p.dense) {
+        let possible_cells: &[CellKind] = if any_name(&|p| p.only_dense_peephole) {
             &[CellKind::PeepholeDense]
-        } else if has(&[Param::PeepholeI, Param::PeepholeF, Param::PeepholeO]) {
+        } else if has_param(&[Param::PeepholeI, Param::PeepholeF, Param::PeepholeO]) {
             &[CellKind::PeepholeDiagonal]
         } else {
             &[CellKind::Fused, CellKind::Unfused]
         };
-        let direction = match (any(&|p| !p.reverse), any(&|p| p.reverse)) {
+        let direction = match (any_name(&|p| !p.reverse), any_name(&|p| p.reverse)) {
             (true, true) => Direction::Bidirectional,
             (false, true) => Direction::Reverse,
             _ => Direction::Forward,
         };
-        let bias = match (has(&[Param::BiasIh, Param::BiasHh]), has(&[Param::Bias])) {
+        let bias = match (has_param(&[Param::BiasIh, Param::BiasHh]), has_param(&[Param::Bias])) {
             (true, _) => Bias::Two,
             (false, true) => Bias::One,
             _ => Bias::None,
         };
         // If layer numbers have a gap, the first missing layer is the last layer, so that the error names its tensor.
         let layers: BTreeSet<usize> = tensors.iter().map(|(p, _)| p.layer).collect();
-        let without_gap = (0..).zip(&layers).take_while(|(k, layer)| k == *layer).count();
-        let num_layers = without_gap + usize::from(without_gap < layers.len());
+        let num_consecutive_layers = (0..).zip(&layers).take_while(|(k, layer)| k == *layer).count();
+        let num_layers = num_consecutive_layers + usize::from(num_consecutive_layers < layers.len());
 
-        let input = tensors.iter().filter(|(p, _)| p.layer == 0 && p.param == Param::WeightIh);
-        let input_size = most_common(input.filter_map(|(_, shape)| matrix(shape)).map(|[_, cols]| cols));
-        let hidden_size = most_common(tensors.iter().flat_map(|(p, shape)| hidden_sizes(p.param, shape, projected)));
-        let sizes = |param, axis: usize| {
+        let input_weights = tensors.iter().filter(|(p, _)| p.layer == 0 && p.param == Param::WeightIh);
+        let input_size = most_common(input_weights.filter_map(|(_, shape)| matrix_shape(shape)).map(|[_, cols]| cols));
+        let hidden_size =
+            most_common(tensors.iter().flat_map(|(p, shape)| hidden_sizes(p.param, shape, has_projection)));
+        let axis_sizes = |param, axis: usize| {
             let tensors = tensors.iter().filter(move |(p, _)| p.param == param);
-            tensors.filter_map(move |(_, shape)| Some(matrix(shape)?[axis]))
+            tensors.filter_map(move |(_, shape)| Some(matrix_shape(shape)?[axis]))
         };
-        let proj_size = most_common(sizes(Param::WeightHr, 0).chain(sizes(Param::WeightHh, 1)));
+        let proj_size = most_common(axis_sizes(Param::WeightHr, 0).chain(axis_sizes(Param::WeightHh, 1)));
 
         let suffix = if direction == Direction::Reverse { "_reverse" } else { "" };
-        let first = format!("weight_ih_l0{suffix}");
-        let hidden = self.require_size(hidden_size, &first, "[4 * hidden, input]")?;
-        let input = self.require_size(input_size, &first, &format!("[{}, input]", hidden.saturating_mul(4)))?;
+        let first_name = format!("weight_ih_l0{suffix}");
+        let hidden = self.require_size(hidden_size, &first_name, "[4 * hidden, input]")?;
+        let input = self.require_size(input_size, &first_name, &format!("[{}, input]", hidden.saturating_mul(4)))?;
         let config = LstmConfig::new(input, hidden).layers(num_layers).direction(direction);
         let config = config.cell(self.check_cell(possible_cells, cell)?).bias(bias);
-        if !projected {
+        if !has_projection {
             return Ok(config);
         }
         Ok(config.proj_size(self.require_size(
@@ -100,21 +102,23 @@ impl TensorShapes<'_> {
         )?))
     }
 
-    /// Infers the configuration from the notebook's names with one matrix per gate.
-    fn infer_gates(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
+    /// Infers the configuration from names of [`TensorNames::Notebook`](super::names::TensorNames) with one matrix per
+    /// gate.
+    fn infer_notebook_gates(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
         let cell = self.check_cell(&[CellKind::Unfused, CellKind::Fused], cell)?;
-        let gate = |letter| self.shapes.iter().filter(move |(name, _)| gate_name(name).is_some_and(|n| n.0 == letter));
-        let matrices = |letter| gate(letter).filter_map(|(_, shape)| matrix(shape));
-        let hidden = matrices('V').flatten().chain(matrices('U').map(|[_, cols]| cols));
-        let bias = gate('b').next().map_or(Bias::None, |_| Bias::One);
+        let tensors_with_letter =
+            |letter| self.shapes.iter().filter(move |(name, _)| gate_name(name).is_some_and(|n| n.0 == letter));
+        let matrix_shapes = |letter| tensors_with_letter(letter).filter_map(|(_, shape)| matrix_shape(shape));
+        let hidden = matrix_shapes('V').flatten().chain(matrix_shapes('U').map(|[_, cols]| cols));
+        let bias = tensors_with_letter('b').next().map_or(Bias::None, |_| Bias::One);
         let hidden = self.require_size(most_common(hidden), "U_i", "[input, hidden]")?;
-        let input = most_common(matrices('U').map(|[rows, _]| rows));
+        let input = most_common(matrix_shapes('U').map(|[rows, _]| rows));
         let input = self.require_size(input, "U_i", &format!("[input, {hidden}]"))?;
         Ok(LstmConfig::new(input, hidden).cell(cell).bias(bias))
     }
 
-    /// Infers the configuration from packed matrices with the names of [`TensorNames::Notebook`](super::names::TensorNames).
-    fn infer_packed(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
+    /// Infers the configuration from the packed matrices of [`TensorNames::Notebook`](super::names::TensorNames).
+    fn infer_notebook_packed(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
         let possible_cells = [CellKind::Fused, CellKind::PeepholeDense, CellKind::Unfused];
         if cell.is_none() {
             let reason = format!(
@@ -123,11 +127,12 @@ impl TensorShapes<'_> {
             );
             return Err(Error::config("cell", reason));
         }
-        let shape = |name| self.shapes.get(name).copied();
-        let (input, state) = (shape("W").and_then(matrix), shape("U").and_then(matrix));
-        let bias = shape("bias").and_then(|shape| shape.first().copied());
-        let wide = [input.map(|[_, cols]| cols), state.map(|[_, cols]| cols), bias];
-        let hidden = most_common(wide.into_iter().flatten().filter_map(quarter).chain(state.map(|[rows, _]| rows)));
+        let shape_of = |name| self.shapes.get(name).copied();
+        let (input, state) = (shape_of("W").and_then(matrix_shape), shape_of("U").and_then(matrix_shape));
+        let bias = shape_of("bias").and_then(|shape| shape.first().copied());
+        let packed_widths = [input.map(|[_, cols]| cols), state.map(|[_, cols]| cols), bias];
+        let hidden =
+            most_common(packed_widths.into_iter().flatten().filter_map(gate_rows).chain(state.map(|[rows, _]| rows)));
         let hidden = self.require_size(hidden, "W", "[input, 4 * hidden]")?;
         let input =
             self.require_size(input.map(|[rows, _]| rows), "W", &format!("[input, {}]", hidden.saturating_mul(4)))?;
@@ -135,19 +140,20 @@ impl TensorShapes<'_> {
         Ok(LstmConfig::new(input, hidden).cell(self.check_cell(&possible_cells, cell)?).bias(bias))
     }
 
-    /// Whether the name of any tensor follows the notebook's convention and ends with the letter of this gate.
+    /// Whether any tensor has a name of [`TensorNames::Notebook`](super::names::TensorNames) that ends with the letter
+    /// of this gate.
     fn has_gate(&self, gate: char) -> bool {
         self.shapes.keys().any(|name| gate_name(name).is_some_and(|(_, x)| x == gate))
     }
 
-    /// Returns `expected` if it is one of the `possible` cells, otherwise an error. If `expected` is `None`, returns
-    /// the first of the possible cells.
-    fn check_cell(&self, possible: &[CellKind], expected: Option<CellKind>) -> Result<CellKind> {
+    /// Returns `expected` if it is one of `possible_cells`, otherwise an error. If `expected` is `None`, returns the
+    /// first of the possible cells.
+    fn check_cell(&self, possible_cells: &[CellKind], expected: Option<CellKind>) -> Result<CellKind> {
         match expected {
-            None => Ok(possible[0]),
-            Some(cell) if possible.contains(&cell) => Ok(cell),
+            None => Ok(possible_cells[0]),
+            Some(cell) if possible_cells.contains(&cell) => Ok(cell),
             Some(cell) => {
-                let names = possible.iter().map(|cell| cell.name()).collect::<Vec<_>>().join(" or ");
+                let names = possible_cells.iter().map(|cell| cell.name()).collect::<Vec<_>>().join(" or ");
                 let reason = format!("expected {cell}, got tensors of {names} with the prefix `{}`", self.prefix);
                 Err(Error::config("cell", reason))
             }
@@ -157,17 +163,17 @@ impl TensorShapes<'_> {
     /// Returns `size`. If it is `None`, returns an error about the tensor `name`, which is missing or has a wrong
     /// shape.
     fn require_size(&self, size: Option<usize>, name: &str, expected: &str) -> Result<usize> {
-        let full = format!("{}{name}", self.prefix);
+        let full_name = format!("{}{name}", self.prefix);
         match (size, self.shapes.get(name)) {
             (Some(size), _) => Ok(size),
-            (None, None) => Err(Error::MissingTensor { name: full, expected: format!("shape {expected}") }),
-            (None, Some(shape)) => Err(Error::shape(format!("tensor `{full}`"), expected, format!("{shape:?}"))),
+            (None, None) => Err(Error::MissingTensor { name: full_name, expected: format!("shape {expected}") }),
+            (None, Some(shape)) => Err(Error::shape(format!("tensor `{full_name}`"), expected, format!("{shape:?}"))),
         }
     }
 }
 
 /// Splits a name such as `U_i` into the letter of the parameter (`U`, `V` or `b`) and the letter of the gate. The
-/// candidate may be `c` or `g`.
+/// letter of the candidate gate may be `c` or `g`.
 fn gate_name(name: &str) -> Option<(char, char)> {
     match name.as_bytes() {
         &[letter @ (b'U' | b'V' | b'b'), b'_', gate @ (b'i' | b'f' | b'c' | b'g' | b'o')] => {
@@ -178,22 +184,22 @@ fn gate_name(name: &str) -> Option<(char, char)> {
 }
 
 /// The shape of a matrix; `None` for another number of axes.
-fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
+fn matrix_shape(shape: &[usize]) -> Option<[usize; 2]> {
     shape.try_into().ok()
 }
 
 /// `rows / 4`; `None` if the number is not a multiple of four.
-fn quarter(rows: usize) -> Option<usize> {
+fn gate_rows(rows: usize) -> Option<usize> {
     rows.is_multiple_of(4).then_some(rows / 4)
 }
 
-/// The values of the hidden size that follow from the shape of a parameter. `projected` says whether the model has a
-/// projection.
-fn hidden_sizes(param: Param, shape: &[usize], projected: bool) -> impl Iterator<Item = usize> {
+/// The values of the hidden size that follow from the shape of a parameter. `has_projection` says whether the model has
+/// a projection.
+fn hidden_sizes(param: Param, shape: &[usize], has_projection: bool) -> impl Iterator<Item = usize> {
     let sizes = match (param, shape) {
-        (Param::WeightHh, &[rows, cols]) if !projected => [quarter(rows), Some(cols)],
-        (Param::WeightIh | Param::WeightHh, &[rows, _]) => [quarter(rows), None],
-        (Param::Bias | Param::BiasIh | Param::BiasHh, &[len]) => [quarter(len), None],
+        (Param::WeightHh, &[rows, cols]) if !has_projection => [gate_rows(rows), Some(cols)],
+        (Param::WeightIh | Param::WeightHh, &[rows, _]) => [gate_rows(rows), None],
+        (Param::Bias | Param::BiasIh | Param::BiasHh, &[len]) => [gate_rows(len), None],
         (Param::WeightHr, &[_, cols]) => [Some(cols), None],
         (Param::PeepholeI | Param::PeepholeF | Param::PeepholeO, &[len]) => [Some(len), None],
         _ => [None, None],

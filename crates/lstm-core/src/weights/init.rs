@@ -75,19 +75,19 @@ impl Weights {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let layers = config.layer_specs().into_iter().map(|spec| {
             let hidden = spec.hidden_size;
-            let draw = |(param, shape): (Param, Vec<usize>)| {
+            let draw_values = |(param, shape): (Param, Vec<usize>)| {
                 let mut value = draw_param(init.kind, param, &shape, hidden, &mut rng);
-                let forget = match param {
+                let forget_bias = match param {
                     Param::Bias | Param::BiasIh => init.forget_bias,
                     Param::BiasHh => init.forget_bias.map(|_| 0.0),
                     _ => None,
                 };
-                if let Some(bias) = forget {
+                if let Some(bias) = forget_bias {
                     value.iter_mut().skip(hidden).take(hidden).for_each(|v| *v = bias);
                 }
                 value
             };
-            let values = spec.params().into_iter().map(draw).collect();
+            let values = spec.params().into_iter().map(draw_values).collect();
             LayerWeights::new(spec, values)
         });
         let layers = layers.collect::<Result<_>>()?;
@@ -97,13 +97,13 @@ impl Weights {
 
 /// Draws one parameter of the given shape.
 fn draw_param(kind: InitKind, param: Param, shape: &[usize], hidden: usize, rng: &mut ChaCha8Rng) -> ArrayD<f32> {
-    let mut uniform = |squared_bound: f64| {
+    let mut draw_uniform = |squared_bound: f64| {
         ArrayD::random_using(IxDyn(shape), SymmetricUniform::with_squared_bound(squared_bound), rng)
     };
     match (kind, param, shape) {
-        (InitKind::Uniform, ..) => uniform(1.0 / hidden as f64),
+        (InitKind::Uniform, ..) => draw_uniform(1.0 / hidden as f64),
         (InitKind::Orthogonal, Param::WeightHh, &[rows, cols]) => random_orthonormal(rows, cols, rng).into_dyn(),
-        (_, _, &[rows, cols]) => uniform(6.0 / (rows + cols) as f64),
+        (_, _, &[rows, cols]) => draw_uniform(6.0 / (rows + cols) as f64),
         _ => ArrayD::zeros(IxDyn(shape)),
     }
 }
@@ -124,9 +124,9 @@ impl SymmetricUniform {
 
 impl Distribution<f32> for SymmetricUniform {
     fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> f32 {
-        const HALF: i32 = 1 << 23;
-        let n = (rng.next_u32() >> 8) as i32 - HALF;
-        n as f32 / HALF as f32 * self.bound
+        const TWO_POW_23: i32 = 1 << 23;
+        let n = (rng.next_u32() >> 8) as i32 - TWO_POW_23;
+        n as f32 / TWO_POW_23 as f32 * self.bound
     }
 }
 
@@ -137,23 +137,23 @@ struct StandardNormal;
 
 impl Distribution<f64> for StandardNormal {
     fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> f64 {
-        const UNIT: f64 = 1.0 / (1u64 << 53) as f64;
-        let radius = ((rng.next_u64() >> 11) + 1) as f64 * UNIT;
-        let angle = (rng.next_u64() >> 11) as f64 * UNIT;
-        libm::sqrt(-2.0 * libm::log(radius)) * libm::cos(2.0 * std::f64::consts::PI * angle)
+        const TWO_POW_MINUS_53: f64 = 1.0 / (1u64 << 53) as f64;
+        let uniform_radius = ((rng.next_u64() >> 11) + 1) as f64 * TWO_POW_MINUS_53;
+        let uniform_angle = (rng.next_u64() >> 11) as f64 * TWO_POW_MINUS_53;
+        libm::sqrt(-2.0 * libm::log(uniform_radius)) * libm::cos(2.0 * std::f64::consts::PI * uniform_angle)
     }
 }
 
 /// Draws a matrix with orthonormal columns, uniformly among all such matrices; `rows >= cols`. Normally distributed
 /// columns are orthogonalized one after the other by modified Gram-Schmidt, which keeps the diagonal of R positive.
 fn random_orthonormal(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Array2<f32> {
-    let normal = Array2::random_using((rows, cols), StandardNormal, rng);
-    let mut columns: Vec<Vec<f64>> = normal.columns().into_iter().map(|c| c.to_vec()).collect();
+    let normal_matrix = Array2::random_using((rows, cols), StandardNormal, rng);
+    let mut columns: Vec<Vec<f64>> = normal_matrix.columns().into_iter().map(|c| c.to_vec()).collect();
     for k in 0..cols {
-        let (earlier, rest) = columns.split_at_mut(k);
-        let column = &mut rest[0];
+        let (earlier_columns, remaining_columns) = columns.split_at_mut(k);
+        let column = &mut remaining_columns[0];
         // A second pass removes the rounding errors of the first.
-        for other in earlier.iter().chain(earlier.iter()) {
+        for other in earlier_columns.iter().chain(earlier_columns.iter()) {
             let projection = dot(other, column);
             column.iter_mut().zip(other).for_each(|(v, o)| *v -= projection * o);
         }
@@ -166,17 +166,17 @@ fn random_orthonormal(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Array2<
 /// Dot product with eight partial sums, which are added at the end. The order of additions is fixed, and SIMD
 /// instructions can compute it.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut sums = [0.0; 8];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut partial_sums = [0.0; 8];
+    let ((a, a_remainder), (b, b_remainder)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     for (a, b) in a.iter().zip(b) {
         for k in 0..8 {
-            sums[k] += a[k] * b[k];
+            partial_sums[k] += a[k] * b[k];
         }
     }
-    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+    for ((sum, a), b) in partial_sums.iter_mut().zip(a_remainder).zip(b_remainder) {
         *sum += a * b;
     }
-    sums.iter().sum()
+    partial_sums.iter().sum()
 }
 
 #[cfg(test)]
@@ -202,8 +202,12 @@ mod tests {
             (InitKind::Orthogonal, [0xbe90_4f21, 0x3e3e_448b, 0xbeb8_f1bb], [0x3e15_e6a3, 0x3d50_f9cd, 0xbddc_2fb4]),
         ] {
             let weights = init(kind, LstmConfig::new(3, 5), 42);
-            let bits = |param| values(&weights, 0, param).iter().take(3).map(|v| v.to_bits()).collect::<Vec<_>>();
-            assert_eq!((bits(Param::WeightIh), bits(Param::WeightHh)), (ih.to_vec(), hh.to_vec()), "{kind:?}");
+            let first_bits = |param| values(&weights, 0, param).iter().take(3).map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(
+                (first_bits(Param::WeightIh), first_bits(Param::WeightHh)),
+                (ih.to_vec(), hh.to_vec()),
+                "{kind:?}"
+            );
         }
     }
 
@@ -273,14 +277,20 @@ mod tests {
 
     #[test]
     fn forget_biases_add_up_to_the_given_value() {
-        let set = |config, value| Weights::init(config, &Init { forget_bias: Some(value), ..Init::default() }, 5);
+        let init_with_forget_bias =
+            |config, value| Weights::init(config, &Init { forget_bias: Some(value), ..Init::default() }, 5);
         for bias in [Bias::One, Bias::Two] {
             let config = LstmConfig::new(3, 4).layers(2).bias(bias);
-            let (plain, weights) = (init(InitKind::Uniform, config.clone(), 5), set(config, 1.5).unwrap());
-            for (layer, plain) in weights.layers().iter().zip(plain.layers()) {
-                let (sum, before) = (layer.bias().unwrap(), plain.bias().unwrap());
-                assert_eq!(sum[4..8], [1.5; 4]);
-                assert_eq!((&sum[..4], &sum[8..]), (&before[..4], &before[8..]), "the other biases are unchanged");
+            let (uniform_weights, weights) =
+                (init(InitKind::Uniform, config.clone(), 5), init_with_forget_bias(config, 1.5).unwrap());
+            for (layer, uniform_layer) in weights.layers().iter().zip(uniform_weights.layers()) {
+                let (bias, uniform_bias) = (layer.bias().unwrap(), uniform_layer.bias().unwrap());
+                assert_eq!(bias[4..8], [1.5; 4]);
+                assert_eq!(
+                    (&bias[..4], &bias[8..]),
+                    (&uniform_bias[..4], &uniform_bias[8..]),
+                    "the other biases are unchanged"
+                );
             }
         }
         for (config, value) in [
@@ -288,8 +298,11 @@ mod tests {
             (LstmConfig::new(3, 4).coupled(), 1.0),
             (LstmConfig::new(3, 4), f32::NAN),
         ] {
-            assert!(matches!(set(config, value), Err(Error::Config { option: "forget_bias", .. })));
+            assert!(matches!(init_with_forget_bias(config, value), Err(Error::Config { option: "forget_bias", .. })));
         }
-        assert!(matches!(set(LstmConfig::new(0, 4), 1.0), Err(Error::Config { option: "input_size", .. })));
+        assert!(matches!(
+            init_with_forget_bias(LstmConfig::new(0, 4), 1.0),
+            Err(Error::Config { option: "input_size", .. })
+        ));
     }
 }

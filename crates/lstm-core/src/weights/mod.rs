@@ -73,8 +73,8 @@ impl LayerWeights {
 
     /// The total bias, shape `[4 * hidden]`: `b_ih + b_hh`, or the single bias; `None` for a layer without a bias.
     pub fn bias(&self) -> Option<Vec<f32>> {
-        let get = |param| self.get(param).map(|v| v.iter().copied());
-        match (get(Param::Bias), get(Param::BiasIh), get(Param::BiasHh)) {
+        let elements_of = |param| self.get(param).map(|v| v.iter().copied());
+        match (elements_of(Param::Bias), elements_of(Param::BiasIh), elements_of(Param::BiasHh)) {
             (Some(bias), _, _) => Some(bias.collect()),
             (_, Some(ih), Some(hh)) => Some(ih.zip(hh).map(|(a, b)| a + b).collect()),
             _ => None,
@@ -149,7 +149,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::Config`] for a peephole cell.
-    pub fn pack(self) -> Result<Self> {
+    pub fn into_fused(self) -> Result<Self> {
         self.with_cell(CellKind::Fused)
     }
 
@@ -158,7 +158,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::Config`] for a peephole cell.
-    pub fn unpack(self) -> Result<Self> {
+    pub fn into_unfused(self) -> Result<Self> {
         self.with_cell(CellKind::Unfused)
     }
 

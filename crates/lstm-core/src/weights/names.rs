@@ -22,7 +22,7 @@ pub enum TensorNames {
 
 /// PyTorch-style names without the suffix `_l{layer}`: the name, the parameter, and whether the name is only for the
 /// dense peephole cell.
-const STEMS: [(&str, Param, bool); 10] = [
+const NAME_STEMS: [(&str, Param, bool); 10] = [
     ("weight_ih", Param::WeightIh, false),
     ("weight_hh", Param::WeightHh, false),
     ("weight_ch", Param::WeightHh, true),
@@ -47,8 +47,11 @@ const STEMS: [(&str, Param, bool); 10] = [
 /// assert_eq!(pytorch_name(0, false, CellKind::PeepholeDense, Param::WeightHh), "weight_ch_l0");
 /// ```
 pub fn pytorch_name(layer: usize, reverse: bool, cell: CellKind, param: Param) -> String {
-    let dense = cell == CellKind::PeepholeDense && param == Param::WeightHh;
-    let (stem, ..) = STEMS.iter().find(|stem| (stem.1, stem.2) == (param, dense)).expect("every parameter has a stem");
+    let only_dense_peephole = cell == CellKind::PeepholeDense && param == Param::WeightHh;
+    let (stem, ..) = NAME_STEMS
+        .iter()
+        .find(|stem| (stem.1, stem.2) == (param, only_dense_peephole))
+        .expect("every parameter has a stem");
     format!("{stem}_l{layer}{}", if reverse { "_reverse" } else { "" })
 }
 
@@ -62,27 +65,32 @@ pub(crate) struct ParsedName {
     /// The parameter.
     pub(crate) param: Param,
     /// Whether the name is only for the dense peephole cell.
-    pub(crate) dense: bool,
+    pub(crate) only_dense_peephole: bool,
 }
 
 /// Parses a name that [`pytorch_name`] returns; `None` for any other name.
-pub(crate) fn parse(name: &str) -> Option<ParsedName> {
-    let forward = name.strip_suffix("_reverse");
-    let (stem, digits) = forward.unwrap_or(name).rsplit_once("_l")?;
-    let (_, param, dense) = *STEMS.iter().find(|(s, ..)| *s == stem)?;
-    let layer: usize = digits.parse().ok()?;
+pub(crate) fn parse_pytorch_name(name: &str) -> Option<ParsedName> {
+    let without_suffix = name.strip_suffix("_reverse");
+    let (stem, layer_digits) = without_suffix.unwrap_or(name).rsplit_once("_l")?;
+    let (_, param, only_dense_peephole) = *NAME_STEMS.iter().find(|(s, ..)| *s == stem)?;
+    let layer: usize = layer_digits.parse().ok()?;
     // `parse` also accepts `+1` and `01`, which `pytorch_name` never writes.
-    (layer.to_string() == digits).then_some(ParsedName { layer, reverse: forward.is_some(), param, dense })
+    (layer.to_string() == layer_digits).then_some(ParsedName {
+        layer,
+        reverse: without_suffix.is_some(),
+        param,
+        only_dense_peephole,
+    })
 }
 
 /// The names and layout of the parameters of one model in one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileLayout {
-    /// [`TensorNames::PyTorch`].
+    /// The names and layout of [`TensorNames::PyTorch`].
     PyTorch,
-    /// [`TensorNames::Notebook`] with one matrix per gate. The names use this letter for the candidate.
+    /// The names of [`TensorNames::Notebook`] with one matrix per gate. They use this letter for the candidate.
     NotebookGates(char),
-    /// [`TensorNames::Notebook`] with packed matrices.
+    /// The names of [`TensorNames::Notebook`] with packed matrices.
     NotebookPacked,
 }
 
@@ -91,7 +99,7 @@ pub(crate) enum FileLayout {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredParam {
     /// Name without prefix, and shape in the file, of each tensor.
-    pub(crate) parts: Vec<(String, Vec<usize>)>,
+    pub(crate) tensors: Vec<(String, Vec<usize>)>,
     /// Whether the tensors are transposed in the file.
     pub(crate) transposed: bool,
 }
@@ -105,18 +113,18 @@ impl FileLayout {
         if names == TensorNames::PyTorch {
             return Ok(FileLayout::PyTorch);
         }
-        let unsupported = |option, what: String| {
+        let unsupported_option = |option, what: String| {
             let reason = format!("the notebook's tensor names do not support {what}; use PyTorch's names");
             Err(Error::config(option, reason))
         };
         match config {
-            c if c.num_layers != 1 => unsupported("num_layers", format!("{} layers", c.num_layers)),
+            c if c.num_layers != 1 => unsupported_option("num_layers", format!("{} layers", c.num_layers)),
             c if c.direction != Direction::Forward => {
-                unsupported("direction", format!("the direction {:?}", c.direction))
+                unsupported_option("direction", format!("the direction {:?}", c.direction))
             }
-            c if c.bias == Bias::Two => unsupported("bias", "two biases".into()),
-            c if c.proj_size.is_some() => unsupported("proj_size", "a projection".into()),
-            c if c.cell == CellKind::PeepholeDiagonal => unsupported("cell", format!("the cell {}", c.cell)),
+            c if c.bias == Bias::Two => unsupported_option("bias", "two biases".into()),
+            c if c.proj_size.is_some() => unsupported_option("proj_size", "a projection".into()),
+            c if c.cell == CellKind::PeepholeDiagonal => unsupported_option("cell", format!("the cell {}", c.cell)),
             c if c.cell == CellKind::Unfused => Ok(FileLayout::NotebookGates('c')),
             _ => Ok(FileLayout::NotebookPacked),
         }
@@ -148,12 +156,12 @@ impl FileLayout {
             FileLayout::NotebookPacked => vec![packed_name.to_owned()],
         };
         let transposed = self != FileLayout::PyTorch;
-        let mut part = shape.to_vec();
-        part[0] /= names.len();
+        let mut part_shape = shape.to_vec();
+        part_shape[0] /= names.len();
         if transposed {
-            part.reverse();
+            part_shape.reverse();
         }
-        StoredParam { parts: names.into_iter().map(|name| (name, part.clone())).collect(), transposed }
+        StoredParam { tensors: names.into_iter().map(|name| (name, part_shape.clone())).collect(), transposed }
     }
 }
 
@@ -163,33 +171,33 @@ mod tests {
 
     #[test]
     fn pytorch_names_round_trip() {
-        for (stem, param, dense) in STEMS {
-            let cell = if dense { CellKind::PeepholeDense } else { CellKind::Fused };
+        for (stem, param, only_dense_peephole) in NAME_STEMS {
+            let cell = if only_dense_peephole { CellKind::PeepholeDense } else { CellKind::Fused };
             for (layer, reverse) in [(0, false), (10, true)] {
                 let name = pytorch_name(layer, reverse, cell, param);
                 assert!(name.starts_with(stem), "{name}");
-                assert_eq!(parse(&name), Some(ParsedName { layer, reverse, param, dense }));
+                assert_eq!(parse_pytorch_name(&name), Some(ParsedName { layer, reverse, param, only_dense_peephole }));
             }
         }
         for other in ["weight_ih_l", "weight_ih_l+1", "weight_ih_l01", "weight_ih_l0_", "weight_ih", "_l0", "W", ""] {
-            assert_eq!(parse(other), None, "{other}");
+            assert_eq!(parse_pytorch_name(other), None, "{other}");
         }
-        assert_eq!(parse("weight_ih_l0_reverse_reverse"), None);
-        assert_eq!(parse("weight_ih_l99999999999999999999999"), None);
+        assert_eq!(parse_pytorch_name("weight_ih_l0_reverse_reverse"), None);
+        assert_eq!(parse_pytorch_name("weight_ih_l99999999999999999999999"), None);
     }
 
     #[test]
     fn notebook_names_and_shapes() {
         let config = LstmConfig::new(3, 5).bias(Bias::One);
-        let parts = |cell: CellKind| {
+        let describe_parts = |cell: CellKind| {
             let config = LstmConfig { cell, ..config.clone() };
             let layers = FileLayout::new(TensorNames::Notebook, &config).unwrap().stored_params(&config);
-            let parts = layers[0].1.iter().flat_map(|stored| stored.parts.clone());
-            parts.map(|(name, shape)| format!("{name}{shape:?}")).collect::<Vec<_>>().join(" ")
+            let tensors = layers[0].1.iter().flat_map(|stored| stored.tensors.clone());
+            tensors.map(|(name, shape)| format!("{name}{shape:?}")).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(parts(CellKind::PeepholeDense), "W[3, 20] U[5, 20] bias[20]");
+        assert_eq!(describe_parts(CellKind::PeepholeDense), "W[3, 20] U[5, 20] bias[20]");
         let gates = "U_i[3, 5] U_f[3, 5] U_c[3, 5] U_o[3, 5] V_i[5, 5] V_f[5, 5] V_c[5, 5] V_o[5, 5]";
-        assert_eq!(parts(CellKind::Unfused), format!("{gates} b_i[5] b_f[5] b_c[5] b_o[5]"));
+        assert_eq!(describe_parts(CellKind::Unfused), format!("{gates} b_i[5] b_f[5] b_c[5] b_o[5]"));
         for (config, named) in [
             (config.clone().layers(2), "num_layers"),
             (config.clone().bidirectional(), "direction"),

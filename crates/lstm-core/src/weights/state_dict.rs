@@ -16,7 +16,7 @@ pub use safetensors::Dtype;
 
 use super::{
     LayerWeights, Weights, element,
-    infer::{NO_LSTM, TensorShapes},
+    infer::{EXPECTED_LSTM, TensorShapes},
     names::{self, StoredParam},
 };
 use crate::{
@@ -47,14 +47,14 @@ use crate::{
 #[derive(Clone)]
 pub struct StateDict {
     bytes: Vec<u8>,
-    /// The tensors that were not taken, by name.
-    tensors: BTreeMap<String, Entry>,
+    /// The tensors that have not been taken yet, by name.
+    tensors: BTreeMap<String, TensorEntry>,
     metadata: BTreeMap<String, String>,
 }
 
 /// Element type, shape and position of a tensor.
 #[derive(Clone)]
-struct Entry {
+struct TensorEntry {
     dtype: Dtype,
     shape: Vec<usize>,
     /// Range of the elements in [`StateDict::bytes`].
@@ -88,22 +88,23 @@ impl StateDict {
         Self::parse(bytes, "safetensors")
     }
 
-    /// Parses a file. `what` names it in error messages.
-    fn parse(bytes: Vec<u8>, what: &str) -> Result<Self> {
-        let entries = count_header_entries(&bytes).map_err(|reason| Error::format(what, reason))?;
-        let header = SafeTensors::read_metadata(&bytes);
-        let (header, info) = header.map_err(|e| Error::format(what, not_safetensors(&bytes, &e)))?;
-        let tensors = info.tensors();
-        if entries != tensors.len() + usize::from(info.metadata().is_some()) {
-            return Err(Error::format(what, "the header has a duplicate name or null metadata"));
+    /// Parses a file. `file_name` names the file in error messages.
+    fn parse(bytes: Vec<u8>, file_name: &str) -> Result<Self> {
+        let entries = count_header_entries(&bytes).map_err(|reason| Error::format(file_name, reason))?;
+        let read_result = SafeTensors::read_metadata(&bytes);
+        let (header_len, parsed_header) =
+            read_result.map_err(|e| Error::format(file_name, not_safetensors_message(&bytes, &e)))?;
+        let tensors = parsed_header.tensors();
+        if entries != tensors.len() + usize::from(parsed_header.metadata().is_some()) {
+            return Err(Error::format(file_name, "the header has a duplicate name or null metadata"));
         }
-        let data = size_of::<u64>() + header;
+        let data_start = size_of::<u64>() + header_len;
         let tensors = tensors.into_iter().map(|(name, tensor)| {
             let (start, end) = tensor.data_offsets;
-            let range = data + start..data + end;
-            (name, Entry { dtype: tensor.dtype, shape: tensor.shape.clone(), range })
+            let range = data_start + start..data_start + end;
+            (name, TensorEntry { dtype: tensor.dtype, shape: tensor.shape.clone(), range })
         });
-        let metadata = info.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let metadata = parsed_header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         Ok(StateDict { tensors: tensors.collect(), metadata, bytes })
     }
 
@@ -112,7 +113,7 @@ impl StateDict {
         &self.metadata
     }
 
-    /// Names of the tensors that were not taken, sorted.
+    /// Names of the tensors that have not been taken yet, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -127,14 +128,15 @@ impl StateDict {
         self.tensors.get(name).map(|entry| entry.dtype)
     }
 
-    /// The prefixes of the LSTMs in the file, sorted, for [`take_lstm`](Self::take_lstm). An LSTM is recognized by its
-    /// input weights; its prefix is their name up to the last dot. Its other tensors may be missing.
+    /// The prefixes of the LSTMs in the file, sorted, for [`take_lstm`](Self::take_lstm). An LSTM is recognized by the
+    /// name of its input weights; the prefix is this name up to the last dot. Other tensors of the LSTM may be missing.
     pub fn lstm_prefixes(&self) -> Vec<String> {
         let prefix = |name: &String| {
-            let (prefix, rest) = name.split_at(name.rfind('.').map_or(0, |dot| dot + 1));
-            let packed = rest == "W" && self.tensors.contains_key(&format!("{prefix}U"));
-            let is_input_weight =
-                packed || rest == "U_i" || names::parse(rest).is_some_and(|p| p.param == Param::WeightIh);
+            let (prefix, last_part) = name.split_at(name.rfind('.').map_or(0, |dot| dot + 1));
+            let is_packed = last_part == "W" && self.tensors.contains_key(&format!("{prefix}U"));
+            let is_input_weight = is_packed
+                || last_part == "U_i"
+                || names::parse_pytorch_name(last_part).is_some_and(|p| p.param == Param::WeightIh);
             is_input_weight.then(|| prefix.to_owned())
         };
         self.tensors.keys().filter_map(prefix).collect::<BTreeSet<_>>().into_iter().collect()
@@ -180,7 +182,7 @@ impl StateDict {
     /// [`Error::MissingTensor`] or [`Error::TensorType`]. The tensor is not removed after an error.
     pub fn take_f64(&mut self, name: &str) -> Result<ArrayD<f64>> {
         let entry = self.entry(name, || "any shape".into())?;
-        let value = array(name, entry, element::to_f64(name, entry.dtype, self.data(entry))?)?;
+        let value = array_from_elements(name, entry, element::to_f64(name, entry.dtype, self.data(entry))?)?;
         self.tensors.remove(name);
         Ok(value)
     }
@@ -232,7 +234,7 @@ impl StateDict {
         self.take_model(prefix, Some(cell))
     }
 
-    /// Removes a tensor, after [`read`](Self::read).
+    /// Removes a tensor, which [`read`](Self::read) has read before.
     pub(crate) fn remove(&mut self, name: &str) {
         self.tensors.remove(name);
     }
@@ -252,23 +254,23 @@ impl StateDict {
         let saved_config = self.lstm_config(prefix)?;
         let cell = cell.or(saved_config.as_ref().map(|config| config.cell));
         let shapes = TensorShapes { prefix, shapes: shapes.collect() };
-        let (config, layout) = shapes.infer(cell).map_err(|error| self.add_prefixes(error))?;
+        let (config, layout) = shapes.infer(cell).map_err(|error| self.add_found_prefixes(error))?;
         let mut layers = layout.stored_params(&config);
-        for (name, _) in layers.iter_mut().flat_map(|(_, params)| params).flat_map(|stored| &mut stored.parts) {
+        for (name, _) in layers.iter_mut().flat_map(|(_, params)| params).flat_map(|stored| &mut stored.tensors) {
             name.insert_str(0, prefix);
         }
-        let parts = || layers.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.parts);
+        let stored_tensors = || layers.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.tensors);
 
-        for (name, shape) in parts() {
+        for (name, shape) in stored_tensors() {
             self.entry(name, || format!("shape {shape:?}"))?;
         }
-        let used: BTreeSet<&str> = parts().map(|(name, _)| name.as_str()).collect();
-        let unused = self.names().filter(|name| name.starts_with(prefix) && !used.contains(name));
-        let names: Vec<_> = unused.map(str::to_owned).collect();
+        let used_names: BTreeSet<&str> = stored_tensors().map(|(name, _)| name.as_str()).collect();
+        let unused_names = self.names().filter(|name| name.starts_with(prefix) && !used_names.contains(name));
+        let names: Vec<_> = unused_names.map(str::to_owned).collect();
         if !names.is_empty() {
             return Err(Error::UnusedTensors { names });
         }
-        for (name, shape) in parts() {
+        for (name, shape) in stored_tensors() {
             self.check(name, shape)?;
         }
 
@@ -282,17 +284,19 @@ impl StateDict {
             if saved_config.cell.is_equivalent_to(weights.config.cell) {
                 saved_config.cell = weights.config.cell;
             }
-            let error = |e| Error::format(format!("metadata `{}`", config_key(prefix)), e);
-            weights = weights.with_config(saved_config).map_err(error)?;
+            let metadata_error = |e| Error::format(format!("metadata `{}`", config_key(prefix)), e);
+            weights = weights.with_config(saved_config).map_err(metadata_error)?;
         }
-        parts().for_each(|(name, _)| drop(self.tensors.remove(name)));
+        stored_tensors().for_each(|(name, _)| drop(self.tensors.remove(name)));
         Ok(weights)
     }
 
-    /// Adds the prefixes of the LSTMs in the file to the error that no LSTM has the requested prefix.
-    fn add_prefixes(&self, error: Error) -> Error {
+    /// If `error` says that no LSTM has the requested prefix, adds the prefixes of the LSTMs in the file to it.
+    fn add_found_prefixes(&self, error: Error) -> Error {
         match (error, &self.lstm_prefixes()[..]) {
-            (Error::MissingTensor { name, expected }, prefixes) if expected == NO_LSTM && !prefixes.is_empty() => {
+            (Error::MissingTensor { name, expected }, prefixes)
+                if expected == EXPECTED_LSTM && !prefixes.is_empty() =>
+            {
                 let expected = format!("{expected}, found LSTMs with the prefixes `{}`", prefixes.join("`, `"));
                 Error::MissingTensor { name, expected }
             }
@@ -302,8 +306,9 @@ impl StateDict {
 
     /// Reads the tensors of a parameter and stacks them.
     fn read_param(&self, stored: &StoredParam) -> Result<ArrayD<f32>> {
-        let parts = stored.parts.iter().map(|(name, _)| self.read(name)).collect::<Result<Vec<_>>>()?;
-        let views: Vec<_> = parts.iter().map(|part| if stored.transposed { part.t() } else { part.view() }).collect();
+        let tensors = stored.tensors.iter().map(|(name, _)| self.read(name)).collect::<Result<Vec<_>>>()?;
+        let views: Vec<_> =
+            tensors.iter().map(|tensor| if stored.transposed { tensor.t() } else { tensor.view() }).collect();
         concatenate(Axis(0), &views).map_err(|e| Error::shape("take_lstm", "gates of one shape", e))
     }
 
@@ -319,22 +324,22 @@ impl StateDict {
     /// Reads a tensor of any shape without removing it.
     pub(crate) fn read(&self, name: &str) -> Result<ArrayD<f32>> {
         let entry = self.entry(name, || "any shape".into())?;
-        array(name, entry, element::to_f32(name, entry.dtype, self.data(entry))?)
+        array_from_elements(name, entry, element::to_f32(name, entry.dtype, self.data(entry))?)
     }
 
-    /// The entry of a tensor. `expected` describes the tensor in the error message if it is missing.
-    fn entry(&self, name: &str, expected: impl Fn() -> String) -> Result<&Entry> {
+    /// The header entry of a tensor. `expected` describes the tensor in the error message if it is missing.
+    fn entry(&self, name: &str, expected: impl Fn() -> String) -> Result<&TensorEntry> {
         self.tensors.get(name).ok_or_else(|| Error::MissingTensor { name: name.into(), expected: expected() })
     }
 
     /// The bytes of a tensor's elements.
-    fn data(&self, entry: &Entry) -> &[u8] {
+    fn data(&self, entry: &TensorEntry) -> &[u8] {
         self.bytes.get(entry.range.clone()).unwrap_or_default()
     }
 }
 
 /// The error message for bytes that are not a safetensors file. It has a hint for files that `torch.save` wrote.
-fn not_safetensors(bytes: &[u8], error: &dyn fmt::Display) -> String {
+fn not_safetensors_message(bytes: &[u8], error: &dyn fmt::Display) -> String {
     // A zip archive, and a pickle of old versions of PyTorch.
     let is_torch_file = [&b"PK\x03\x04"[..], b"\x80\x02"].iter().any(|start| bytes.starts_with(start));
     let hint = if is_torch_file {
@@ -346,7 +351,7 @@ fn not_safetensors(bytes: &[u8], error: &dyn fmt::Display) -> String {
 }
 
 /// An array of a tensor's shape from its elements in row-major order.
-fn array<T>(name: &str, entry: &Entry, values: Vec<T>) -> Result<ArrayD<T>> {
+fn array_from_elements<T>(name: &str, entry: &TensorEntry, values: Vec<T>) -> Result<ArrayD<T>> {
     let shape = IxDyn(&entry.shape);
     ArrayD::from_shape_vec(shape, values).map_err(|e| Error::format(format!("tensor `{name}`"), e))
 }
@@ -355,26 +360,26 @@ fn array<T>(name: &str, entry: &Entry, values: Vec<T>) -> Result<ArrayD<T>> {
 /// safetensors crate does not check for overflow, and of duplicate names it uses the last; the count reveals
 /// duplicates. The crate detects all other errors.
 fn count_header_entries(bytes: &[u8]) -> Result<usize, &'static str> {
-    let header = bytes.split_first_chunk().and_then(|(length, rest)| {
-        let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
-        rest.get(..length)
+    let header = bytes.split_first_chunk().and_then(|(header_len, following_bytes)| {
+        let header_len = usize::try_from(u64::from_le_bytes(*header_len)).ok()?;
+        following_bytes.get(..header_len)
     });
-    let (mut depth, mut entries, mut number) = (0usize, 0, 0usize);
-    let (mut quoted, mut escaped) = (false, false);
+    let (mut nesting_depth, mut entries, mut parsed_number) = (0usize, 0, 0usize);
+    let (mut in_string, mut after_backslash) = (false, false);
     for &byte in header.unwrap_or_default() {
-        number = if byte.is_ascii_digit() && !quoted { number.saturating_mul(10) } else { 0 };
+        parsed_number = if byte.is_ascii_digit() && !in_string { parsed_number.saturating_mul(10) } else { 0 };
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            _ if quoted => {}
-            b'0'..=b'9' => number = number.saturating_add(usize::from(byte - b'0')),
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            b':' if depth == 1 => entries += 1,
+            _ if after_backslash => after_backslash = false,
+            b'\\' if in_string => after_backslash = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'0'..=b'9' => parsed_number = parsed_number.saturating_add(usize::from(byte - b'0')),
+            b'{' | b'[' => nesting_depth += 1,
+            b'}' | b']' => nesting_depth = nesting_depth.saturating_sub(1),
+            b':' if nesting_depth == 1 => entries += 1,
             _ => {}
         }
-        if number > isize::MAX as usize {
+        if parsed_number > isize::MAX as usize {
             return Err("the header has a number that is too large for a size or an offset");
         }
     }

@@ -17,8 +17,8 @@ pub(crate) fn config_key(prefix: &str) -> String {
     format!("{prefix}lstm.config")
 }
 
-/// Largest size of a header in bytes. The safetensors crate rejects larger ones.
-const MAX_HEADER: usize = 100_000_000;
+/// Largest size of a header in bytes. The safetensors crate rejects larger headers.
+const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// Builder of a safetensors file from tensors and metadata. [`StateDict`](super::state_dict::StateDict) reads the file.
 ///
@@ -38,14 +38,14 @@ pub struct StateDictWriter {
     tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
     metadata: BTreeMap<String, String>,
     /// Text of each model's configuration by metadata key; `None` if the configuration follows from the tensors.
-    configs: BTreeMap<String, Option<String>>,
+    config_texts: BTreeMap<String, Option<String>>,
     dtype: Dtype,
 }
 
 impl Default for StateDictWriter {
     fn default() -> Self {
-        let (tensors, metadata, configs) = Default::default();
-        StateDictWriter { tensors, metadata, configs, dtype: Dtype::F32 }
+        let (tensors, metadata, config_texts) = Default::default();
+        StateDictWriter { tensors, metadata, config_texts, dtype: Dtype::F32 }
     }
 }
 
@@ -82,17 +82,17 @@ impl StateDictWriter {
     pub fn lstm(mut self, prefix: &str, weights: &Weights, names: TensorNames) -> Result<Self> {
         let config = weights.config();
         let layers = FileLayout::new(names, config)?.stored_params(config);
-        let parts = || layers.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.parts);
-        let shapes = parts().map(|(name, shape)| (name.as_str(), &shape[..])).collect();
+        let stored_tensors = || layers.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.tensors);
+        let shapes = stored_tensors().map(|(name, shape)| (name.as_str(), &shape[..])).collect();
         let inferred = TensorShapes { prefix, shapes }.infer(None);
         let needs_metadata = !inferred.is_ok_and(|(inferred, _)| inferred == *config);
-        self.configs.insert(config_key(prefix), needs_metadata.then(|| config.to_string()));
+        self.config_texts.insert(config_key(prefix), needs_metadata.then(|| config.to_string()));
         for (layer, (_, params)) in weights.layers().iter().zip(layers) {
             for ((_, value), stored) in layer.iter().zip(params) {
-                let rows = value.len_of(Axis(0)) / stored.parts.len();
-                for (part, (name, shape)) in value.axis_chunks_iter(Axis(0), rows).zip(stored.parts) {
+                let rows = value.len_of(Axis(0)) / stored.tensors.len();
+                for (part, (name, shape)) in value.axis_chunks_iter(Axis(0), rows).zip(stored.tensors) {
                     let part = if stored.transposed { part.reversed_axes() } else { part };
-                    self.add(format!("{prefix}{name}"), shape, part.iter().copied().collect())?;
+                    self.add_tensor(format!("{prefix}{name}"), shape, part.iter().copied().collect())?;
                 }
             }
         }
@@ -108,7 +108,7 @@ impl StateDictWriter {
         S: Data<Elem = f32>,
         D: Dimension,
     {
-        self.add(name.into(), array.shape().to_vec(), array.iter().copied().collect())?;
+        self.add_tensor(name.into(), array.shape().to_vec(), array.iter().copied().collect())?;
         Ok(self)
     }
 
@@ -121,37 +121,42 @@ impl StateDictWriter {
     ///   text.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut data = Vec::new();
-        let mut entries = Vec::new();
+        let mut header_entries = Vec::new();
         let mut metadata = self.metadata.clone();
-        for (key, config) in &self.configs {
+        for (key, config) in &self.config_texts {
             // The caller may copy the metadata of another file; a reader would then use the options of another model.
-            if let Some(other) = metadata.get(key).filter(|other| Some(*other) != config.as_ref()) {
+            if let Some(caller_text) = metadata.get(key).filter(|caller_text| Some(*caller_text) != config.as_ref()) {
                 let expected = config.as_deref().unwrap_or("none, as the configuration follows from the tensors");
-                return Err(Error::format(format!("metadata `{key}`"), format!("expected {expected}, got {other}")));
+                return Err(Error::format(
+                    format!("metadata `{key}`"),
+                    format!("expected {expected}, got {caller_text}"),
+                ));
             }
             metadata.extend(config.clone().map(|config| (key.clone(), config)));
         }
         // The safetensors crate writes metadata in the order of a hash map, which changes from run to run.
         if !metadata.is_empty() {
-            let pairs = metadata.iter().map(|(k, v)| format!("{}:{}", json_string(k), json_string(v)));
-            entries.push(format!("\"__metadata__\":{{{}}}", pairs.collect::<Vec<_>>().join(",")));
+            let json_pairs = metadata.iter().map(|(k, v)| format!("{}:{}", json_string(k), json_string(v)));
+            header_entries.push(format!("\"__metadata__\":{{{}}}", json_pairs.collect::<Vec<_>>().join(",")));
         }
         for (name, (shape, values)) in &self.tensors {
-            let start = data.len();
-            element::write(name, self.dtype, values, &mut data)?;
+            let data_start = data.len();
+            element::append(name, self.dtype, values, &mut data)?;
             let shape = shape.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-            let info = format!(r#""dtype":"{}","shape":[{shape}],"data_offsets":[{start},{}]"#, self.dtype, data.len());
-            entries.push(format!("{}:{{{info}}}", json_string(name)));
+            let json_fields =
+                format!(r#""dtype":"{}","shape":[{shape}],"data_offsets":[{data_start},{}]"#, self.dtype, data.len());
+            header_entries.push(format!("{}:{{{json_fields}}}", json_string(name)));
         }
-        let mut header = format!("{{{}}}", entries.join(","));
+        let mut header = format!("{{{}}}", header_entries.join(","));
         // Padded with spaces to a multiple of 8, so that the elements are aligned.
         header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-        if header.len() > MAX_HEADER {
-            let reason = format!("expected names and metadata of at most {MAX_HEADER} bytes, got {}", header.len());
+        if header.len() > MAX_HEADER_BYTES {
+            let reason =
+                format!("expected names and metadata of at most {MAX_HEADER_BYTES} bytes, got {}", header.len());
             return Err(Error::format("safetensors", reason));
         }
-        let length = (header.len() as u64).to_le_bytes();
-        Ok([&length, header.as_bytes(), &data].concat())
+        let header_len_bytes = (header.len() as u64).to_le_bytes();
+        Ok([&header_len_bytes, header.as_bytes(), &data].concat())
     }
 
     /// Writes the file: to a temporary file in the same folder, which is then renamed. An existing file is replaced
@@ -164,7 +169,7 @@ impl StateDictWriter {
     }
 
     /// Adds a tensor with the given shape and row-major elements.
-    fn add(&mut self, name: String, shape: Vec<usize>, values: Vec<f32>) -> Result<()> {
+    fn add_tensor(&mut self, name: String, shape: Vec<usize>, values: Vec<f32>) -> Result<()> {
         if name == "__metadata__" || self.tensors.contains_key(&name) {
             return Err(Error::format(format!("tensor `{name}`"), "the name already exists"));
         }

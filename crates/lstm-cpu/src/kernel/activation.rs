@@ -3,7 +3,7 @@
 
 use lstm_core::arithmetic::*;
 
-use crate::kernel::simd::{MAGIC_BIASED, Simd};
+use crate::kernel::simd::{MAGIC_PLUS_EXPONENT_BIAS, Simd};
 
 /// `lstm_core::arithmetic::snap` of each lane.
 ///
@@ -12,7 +12,7 @@ use crate::kernel::simd::{MAGIC_BIASED, Simd};
 #[inline(always)]
 pub(crate) unsafe fn snap<S: Simd>(v: S) -> S {
     // SAFETY: guaranteed by the caller.
-    unsafe { v.select_magnitude_below(SNAP_BITS, S::splat(0.0), v) }
+    unsafe { v.select_magnitude_below(SNAP_THRESHOLD_BITS, S::splat(0.0), v) }
 }
 
 /// `lstm_core::arithmetic::clip` of each lane.
@@ -44,19 +44,19 @@ unsafe fn horner<S: Simd, const N: usize>(coefficients: &[f32; N], x: S) -> S {
 }
 
 /// Range reduction for `exp(-scale * z)`: `(s, r)` with `exp(-scale * z) = s * exp(scale * r)` and `s` a power of two.
-/// `log2` is `-log2(e) * scale`; `high` and `low` are the two parts of `-ln(2) / scale`.
+/// `log2_e` is `-log2(e) * scale`; `ln2_high` and `ln2_low` are the two parts of `-ln(2) / scale`.
 ///
 /// # Safety
 /// As for [`Simd`].
 #[inline(always)]
-unsafe fn reduce_range<S: Simd>(z: S, log2: f32, high: f32, low: f32) -> (S, S) {
+unsafe fn reduce_range<S: Simd>(z: S, log2_e: f32, ln2_high: f32, ln2_low: f32) -> (S, S) {
     // SAFETY: guaranteed by the caller.
     unsafe {
-        let t = z.fma(S::splat(log2), S::splat(MAGIC_BIASED));
-        let n = t.integer();
+        let t = z.fma(S::splat(log2_e), S::splat(MAGIC_PLUS_EXPONENT_BIAS));
+        let n = t.subtract_magic();
         // Exact. The multiplication negates `z` without a negation operation in `Simd`.
-        let r = n.fma(S::splat(high), z.mul(S::splat(-1.0)));
-        (t.pow2(), n.fma(S::splat(low), r))
+        let r = n.fma(S::splat(ln2_high), z.mul(S::splat(-1.0)));
+        (t.exp2_from_bits(), n.fma(S::splat(ln2_low), r))
     }
 }
 
@@ -70,12 +70,12 @@ pub(crate) unsafe fn sigmoid<S: Simd>(x: S) -> S {
     unsafe {
         let z = x.and_bits(MAGNITUDE_BITS).clamp_max(SIGMOID_MAX);
         let (s, r) = reduce_range(z, -LOG2_E, -LN2_HIGH, -LN2_LOW);
-        let m = r.mul(r).fma(horner(&EXP, r), r);
+        let m = r.mul(r).fma(horner(&EXP_POLYNOMIAL, r), r);
         let e = s.fma(m, s);
-        let num = x.select_negative(e, S::splat(1.0));
-        let y0 = horner(&SIGMOID, e);
-        let t0 = num.mul(y0).and_bits(SPLIT_MASK);
-        let d = num.sub(t0);
+        let numerator = x.select_negative(e, S::splat(1.0));
+        let y0 = horner(&SIGMOID_POLYNOMIAL, e);
+        let t0 = numerator.mul(y0).and_bits(CLEAR_LOW_BITS_MASK);
+        let d = numerator.sub(t0);
         t0.mul(S::splat(-1.0)).fma(e, d).fma(y0, t0)
     }
 }
@@ -90,14 +90,14 @@ pub(crate) unsafe fn tanh<S: Simd>(x: S) -> S {
     unsafe {
         let z = x.and_bits(MAGNITUDE_BITS).clamp_max(TANH_MAX);
         let (s, r) = reduce_range(z, -2.0 * LOG2_E, -0.5 * LN2_HIGH, -0.5 * LN2_LOW);
-        let m = r.mul(r).fma(horner(&EXP_TWICE, r), r);
+        let m = r.mul(r).fma(horner(&EXP_2R_POLYNOMIAL, r), r);
         let h = s.fma(S::splat(-0.5), S::splat(0.5));
         let q = s.mul(S::splat(-1.0)).fma(m, h);
-        let y0 = horner(&TANH, q);
-        let t0 = q.mul(y0).and_bits(SPLIT_MASK);
+        let y0 = horner(&TANH_POLYNOMIAL, q);
+        let t0 = q.mul(y0).and_bits(CLEAR_LOW_BITS_MASK);
         let d = q.sub(t0);
         let y = t0.fma(q, d).fma(y0, t0);
-        let y = y.and_bits(MAGNITUDE_BITS).or(x.and_bits(!MAGNITUDE_BITS));
+        let y = y.and_bits(MAGNITUDE_BITS).or_bits(x.and_bits(!MAGNITUDE_BITS));
         x.select_magnitude_below(TANH_LINEAR_BITS, x, y)
     }
 }

@@ -14,12 +14,13 @@ use crate::kernel::{
 /// panels of one row. Per item it computes the four gates of `LANES` units. All pointers are those of the first item.
 pub(crate) struct CellArgs {
     /// Number of items.
-    pub(crate) count: usize,
-    /// Floats between items.
-    pub(crate) strides: Strides,
+    pub(crate) item_count: usize,
+    /// Number of floats between consecutive items, for each pointer.
+    pub(crate) strides: CellStrides,
     /// `W x`, one panel row.
     pub(crate) wx: *const f32,
-    /// `U h` of each gate, one vector each. Not read for the candidate of the dense peephole cell, which has none.
+    /// `U h` of each gate, one vector each. In the dense peephole cell, the candidate has no recurrent weights, and its
+    /// pointer is not read.
     pub(crate) uh: [*const f32; PANEL_VECTORS],
     /// Bias, one panel row.
     pub(crate) bias: *const f32,
@@ -48,7 +49,7 @@ pub(crate) struct CellArgs {
 
 /// Floats between the items of [`CellArgs`], for each pointer.
 #[derive(Clone, Copy)]
-pub(crate) struct Strides {
+pub(crate) struct CellStrides {
     pub(super) wx: usize,
     uh: usize,
     bias: usize,
@@ -61,62 +62,62 @@ pub(crate) struct Strides {
     units: usize,
 }
 
-impl Strides {
-    /// Strides if the items are the rows of one panel. `state` is the leading dimension of `c_old`, `c_new` and `h`;
-    /// `y` is the leading dimension of the output `y`.
-    pub(crate) fn rows(kernels: &Kernels, state: usize, y: usize) -> Self {
+impl CellStrides {
+    /// Returns the strides for items that are the rows of one panel. `state` is the leading dimension of `c_old`,
+    /// `c_new` and `h`; `y` is the leading dimension of the output `y`.
+    pub(crate) fn for_rows(kernels: &Kernels, state: usize, y: usize) -> Self {
         let width = kernels.panel_width();
-        Strides { wx: width, uh: width, bias: 0, peephole: 0, state, gates: width, y, units: 0 }
+        CellStrides { wx: width, uh: width, bias: 0, peephole: 0, state, gates: width, y, units: 0 }
     }
 
-    /// Strides if the items are the panels of one row. `wx`, `uh` and `gates` are the strides of the pointers of these
-    /// names.
-    pub(crate) fn panels(kernels: &Kernels, wx: usize, uh: usize, gates: usize) -> Self {
+    /// Returns the strides for items that are the panels of one row. `wx`, `uh` and `gates` are the strides of the
+    /// pointers of these names.
+    pub(crate) fn for_panels(kernels: &Kernels, wx: usize, uh: usize, gates: usize) -> Self {
         let (lanes, width) = (kernels.lanes, kernels.panel_width());
-        Strides { wx, uh, bias: width, peephole: 3 * lanes, state: lanes, gates, y: lanes, units: lanes }
+        CellStrides { wx, uh, bias: width, peephole: 3 * lanes, state: lanes, gates, y: lanes, units: lanes }
     }
 }
 
-/// Computes the gates, the cell state and the hidden state of `args.count` items. The equations are those of
+/// Computes the gates, the cell state and the hidden state of `args.item_count` items. The equations are those of
 /// `lstm_core::cell`.
 ///
 /// # Safety
-/// The pointers are valid for `args.count` items; otherwise as for [`Simd`].
+/// The pointers are valid for `args.item_count` items; otherwise as for [`Simd`].
 #[inline(always)]
-pub(crate) unsafe fn cell<S: Simd>(args: &CellArgs) {
+pub(crate) unsafe fn cell_forward<S: Simd>(args: &CellArgs) {
     // SAFETY: guaranteed by the caller.
     unsafe {
         match args.kind {
-            CellKind::Fused | CellKind::Unfused => cell_items::<S, false, false>(args),
-            CellKind::PeepholeDense => cell_items::<S, true, false>(args),
-            CellKind::PeepholeDiagonal => cell_items::<S, false, true>(args),
+            CellKind::Fused | CellKind::Unfused => cell_forward_items::<S, false, false>(args),
+            CellKind::PeepholeDense => cell_forward_items::<S, true, false>(args),
+            CellKind::PeepholeDiagonal => cell_forward_items::<S, false, true>(args),
         }
     }
 }
 
 /// Number of items that are computed together, so that their latencies overlap.
-const ITEMS_TOGETHER: usize = 4;
+const ITEMS_PER_ITERATION: usize = 4;
 
-/// [`cell`] with the kind of cell as compile-time constants.
+/// [`cell_forward`] with the kind of cell as compile-time constants.
 ///
 /// # Safety
-/// As for [`cell`].
+/// As for [`cell_forward`].
 #[inline(always)]
-unsafe fn cell_items<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: &CellArgs) {
+unsafe fn cell_forward_items<S: Simd, const DENSE_PEEPHOLE: bool, const DIAGONAL_PEEPHOLE: bool>(args: &CellArgs) {
     let mut n = 0;
-    // SAFETY: guaranteed by the caller: each call handles items below `args.count`.
+    // SAFETY: guaranteed by the caller: each call handles items below `args.item_count`.
     unsafe {
-        while n + ITEMS_TOGETHER <= args.count {
+        while n + ITEMS_PER_ITERATION <= args.item_count {
             let args = skip_items(args, n);
             let wx = load_gates(args.wx, args.strides.wx);
             let uh = load_each_gate(args.uh, args.strides.uh);
-            cell_vectors::<S, ITEMS_TOGETHER, DENSE, DIAGONAL>(&args, wx, uh);
-            n += ITEMS_TOGETHER;
+            cell_forward_vectors::<S, ITEMS_PER_ITERATION, DENSE_PEEPHOLE, DIAGONAL_PEEPHOLE>(&args, wx, uh);
+            n += ITEMS_PER_ITERATION;
         }
-        while n < args.count {
+        while n < args.item_count {
             let args = skip_items(args, n);
             let (wx, uh) = (load_gates(args.wx, 0), load_each_gate(args.uh, 0));
-            cell_vectors::<S, 1, DENSE, DIAGONAL>(&args, wx, uh);
+            cell_forward_vectors::<S, 1, DENSE_PEEPHOLE, DIAGONAL_PEEPHOLE>(&args, wx, uh);
             n += 1;
         }
     }
@@ -147,12 +148,17 @@ unsafe fn load_each_gate<S: Simd, const N: usize>(
     }
 }
 
-/// [`cell`] for `N` items, given their products `W x` and `U h` in registers.
+/// [`cell_forward`] for `N` items, given their products `W x` and `U h` in registers.
 ///
 /// # Safety
-/// As for [`cell`], with `N` items.
+/// As for [`cell_forward`], with `N` items.
 #[inline(always)]
-pub(crate) unsafe fn cell_vectors<S: Simd, const N: usize, const DENSE: bool, const DIAGONAL: bool>(
+pub(crate) unsafe fn cell_forward_vectors<
+    S: Simd,
+    const N: usize,
+    const DENSE_PEEPHOLE: bool,
+    const DIAGONAL_PEEPHOLE: bool,
+>(
     args: &CellArgs,
     wx: [[S; N]; PANEL_VECTORS],
     uh: [[S; N]; PANEL_VECTORS],
@@ -162,25 +168,26 @@ pub(crate) unsafe fn cell_vectors<S: Simd, const N: usize, const DENSE: bool, co
     unsafe {
         let x = load_gates::<S, N>(args.bias, strides.bias).add(wx);
         let c: [S; N] = load_strided(args.c_old, strides.state);
-        let g = if DENSE { sigmoid(clip_if_set(args, x[2])) } else { tanh(clip_if_set(args, x[2].add(uh[2]))) };
-        let z_i = clip_if_set(args, add_peephole::<S, N, DIAGONAL>(args, 0, c, x[0].add(uh[0])));
+        let g =
+            if DENSE_PEEPHOLE { sigmoid(clip_if_set(args, x[2])) } else { tanh(clip_if_set(args, x[2].add(uh[2]))) };
+        let z_i = clip_if_set(args, add_peephole::<S, N, DIAGONAL_PEEPHOLE>(args, 0, c, x[0].add(uh[0])));
         let [i, f] = if args.coupled {
             let i = sigmoid(z_i);
             [i, i.fma(Simd::splat(-1.0), Simd::splat(1.0))]
         } else {
-            sigmoid([z_i, clip_if_set(args, add_peephole::<S, N, DIAGONAL>(args, 1, c, x[1].add(uh[1])))])
+            sigmoid([z_i, clip_if_set(args, add_peephole::<S, N, DIAGONAL_PEEPHOLE>(args, 1, c, x[1].add(uh[1])))])
         };
         let g = snap(g);
         let c = snap(f.fma(c, i.mul(g)));
         store_strided(c, args.c_new, strides.state);
-        let o = sigmoid(clip_if_set(args, add_peephole::<S, N, DIAGONAL>(args, 2, c, x[3].add(uh[3]))));
+        let o = sigmoid(clip_if_set(args, add_peephole::<S, N, DIAGONAL_PEEPHOLE>(args, 2, c, x[3].add(uh[3]))));
         if !args.gates.is_null() {
             store_strided(i, args.gates, strides.gates);
             store_strided(f, args.gates.add(S::LANES), strides.gates);
             store_strided(g, args.gates.add(2 * S::LANES), strides.gates);
             store_strided(o, args.gates.add(3 * S::LANES), strides.gates);
         }
-        let h = if DENSE { tanh(o.mul(c)) } else { o.mul(tanh(c)) };
+        let h = if DENSE_PEEPHOLE { tanh(o.mul(c)) } else { o.mul(tanh(c)) };
         let h = snap(h);
         store_strided(h, args.h, strides.state);
         if !args.y.is_null() {
@@ -193,19 +200,19 @@ pub(crate) unsafe fn cell_vectors<S: Simd, const N: usize, const DENSE: bool, co
 
 // These are functions rather than closures: a closure might be compiled without the kernel's target features.
 
-/// `z` plus the diagonal peephole term of a gate, or `z` unless `DIAGONAL`. `index` is 0, 1 or 2 for the gates i, f and
-/// o.
+/// `z` plus the diagonal peephole term of a gate, or `z` unless `DIAGONAL_PEEPHOLE`. `index` is 0, 1 or 2 for the gates
+/// i, f and o.
 ///
 /// # Safety
-/// As for [`cell_vectors`].
+/// As for [`cell_forward_vectors`].
 #[inline(always)]
-unsafe fn add_peephole<S: Simd, const N: usize, const DIAGONAL: bool>(
+unsafe fn add_peephole<S: Simd, const N: usize, const DIAGONAL_PEEPHOLE: bool>(
     args: &CellArgs,
     index: usize,
     c: [S; N],
     z: [S; N],
 ) -> [S; N] {
-    match DIAGONAL {
+    match DIAGONAL_PEEPHOLE {
         // SAFETY: guaranteed by the caller.
         true => unsafe { c.fma(load_strided(args.peephole.add(index * S::LANES), args.strides.peephole), z) },
         false => z,

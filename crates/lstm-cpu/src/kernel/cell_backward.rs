@@ -28,7 +28,7 @@ pub(crate) struct CellBackwardArgs {
     /// On entry, the gradient of the cell state after the step. On return, the gradient of the cell state before the
     /// step. In the dense peephole cell, the caller must still multiply it by `f` and add the recurrent products.
     pub(crate) dc: *mut f32,
-    /// Output of the dense peephole cell: the forget gate. Else unused.
+    /// Output of the dense peephole cell: the forget gate. Other cells do not use it.
     pub(crate) f: *mut f32,
     /// Output: `h` before the projection, or null.
     pub(crate) h: *mut f32,
@@ -69,9 +69,9 @@ pub(crate) unsafe fn cell_backward<S: Simd>(args: &CellBackwardArgs) {
     // SAFETY: guaranteed by the caller.
     unsafe {
         match args.kind {
-            CellKind::Fused | CellKind::Unfused => backward_rows::<S, false, false>(args),
-            CellKind::PeepholeDense => backward_rows::<S, true, false>(args),
-            CellKind::PeepholeDiagonal => backward_rows::<S, false, true>(args),
+            CellKind::Fused | CellKind::Unfused => cell_backward_rows::<S, false, false>(args),
+            CellKind::PeepholeDense => cell_backward_rows::<S, true, false>(args),
+            CellKind::PeepholeDiagonal => cell_backward_rows::<S, false, true>(args),
         }
     }
 }
@@ -81,7 +81,9 @@ pub(crate) unsafe fn cell_backward<S: Simd>(args: &CellBackwardArgs) {
 /// # Safety
 /// As for [`cell_backward`].
 #[inline(always)]
-unsafe fn backward_rows<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: &CellBackwardArgs) {
+unsafe fn cell_backward_rows<S: Simd, const DENSE_PEEPHOLE: bool, const DIAGONAL_PEEPHOLE: bool>(
+    args: &CellBackwardArgs,
+) {
     // SAFETY: guaranteed by the caller: every access is within a row's panel row or vector.
     unsafe {
         for row in 0..args.rows {
@@ -93,7 +95,7 @@ unsafe fn backward_rows<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: 
             let (dh, dc) = (S::load(args.dh.add(row * args.ldh)), S::load(args.dc.add(row * args.ldc)));
 
             // h = o * t with t = tanh(c); for the dense peephole cell h = tanh(o * c).
-            let (dq, t, dc) = if DENSE {
+            let (dq, t, dc) = if DENSE_PEEPHOLE {
                 let dq = dh.mul(tanh_derivative(snap(tanh(o.mul(c)))));
                 (dq, c, snap(dq.fma(o, dc)))
             } else {
@@ -104,7 +106,7 @@ unsafe fn backward_rows<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: 
                 (dh, t, snap(dh.mul(o).fma(tanh_derivative(t), dc)))
             };
             let dz_o = gate_gradient(args, dq.mul(t), o);
-            let dc = if DIAGONAL { snap(dz_o.fma(load_peephole(args, 2), dc)) } else { dc };
+            let dc = if DIAGONAL_PEEPHOLE { snap(dz_o.fma(load_peephole(args, 2), dc)) } else { dc };
             let (dz_i, dz_f) = if args.coupled {
                 let d = dc.mul(S::splat(-1.0)).fma(c_old, dc.mul(g));
                 (gate_gradient(args, d, i), S::splat(0.0))
@@ -112,17 +114,17 @@ unsafe fn backward_rows<S: Simd, const DENSE: bool, const DIAGONAL: bool>(args: 
                 (gate_gradient(args, dc.mul(g), i), gate_gradient(args, dc.mul(c_old), f))
             };
             let dg = dc.mul(i);
-            let dz_g = if DENSE { gate_gradient(args, dg, g) } else { candidate_gradient(args, dg, g) };
+            let dz_g = if DENSE_PEEPHOLE { gate_gradient(args, dg, g) } else { candidate_gradient(args, dg, g) };
 
             let dz = args.dz.add(row * args.ldz);
             dz_i.store(dz);
             dz_f.store(dz.add(args.gate_stride));
             dz_g.store(dz.add(2 * args.gate_stride));
             dz_o.store(dz.add(3 * args.gate_stride));
-            let dc_old = if DENSE {
+            let dc_old = if DENSE_PEEPHOLE {
                 f.store(args.f.add(row * args.ldc));
                 dc
-            } else if DIAGONAL {
+            } else if DIAGONAL_PEEPHOLE {
                 let dc_old = snap(dz_i.fma(load_peephole(args, 0), snap(dc.mul(f))));
                 snap(dz_f.fma(load_peephole(args, 1), dc_old))
             } else {

@@ -1,7 +1,7 @@
 //! Elementwise kernels and column sums, generic over the vector type. Elements that do not fill a vector go through a
 //! padded copy or are handled one at a time.
 
-use lstm_core::arithmetic::BLOCK;
+use lstm_core::arithmetic::DOT_BLOCK;
 
 use crate::kernel::{
     activation::{clip, sigmoid, snap, tanh},
@@ -24,7 +24,7 @@ pub(crate) unsafe fn prefetch_rows<S: Simd>(p: *const f32, rows: usize, stride: 
     }
 }
 
-/// Defines a kernel that replaces each of `n` values by `f` of it.
+/// Defines a kernel that replaces each of `n` values by the result of the function `f` for that value.
 macro_rules! map_in_place {
     ($name:ident, $f:ident $(, $arg:ident)?) => {
         #[doc = concat!("Replaces each of the `n` floats at `p` by its `", stringify!($f), "`.")]
@@ -33,17 +33,18 @@ macro_rules! map_in_place {
         /// `n` valid floats at `p`; otherwise as for [`Simd`].
         #[inline(always)]
         pub(crate) unsafe fn $name<S: Simd>(p: *mut f32, n: usize $(, $arg: f32)?) {
-            let whole = n - n % S::LANES;
-            // SAFETY: the vectors end at `whole`, the rest at `n`; `rest` is as long as the widest vector.
+            let vectorized_len = n - n % S::LANES;
+            // SAFETY: the vectors end at `vectorized_len`, the rest at `n`; `remainder` is as long as the widest
+            // vector.
             unsafe {
-                for k in (0..whole).step_by(S::LANES) {
+                for k in (0..vectorized_len).step_by(S::LANES) {
                     $f(S::load(p.add(k)) $(, $arg)?).store(p.add(k));
                 }
-                if whole < n {
-                    let mut rest = [0.0f32; 16];
-                    std::ptr::copy_nonoverlapping(p.add(whole), rest.as_mut_ptr(), n - whole);
-                    $f(S::load(rest.as_ptr()) $(, $arg)?).store(rest.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(rest.as_ptr(), p.add(whole), n - whole);
+                if vectorized_len < n {
+                    let mut remainder = [0.0f32; 16];
+                    std::ptr::copy_nonoverlapping(p.add(vectorized_len), remainder.as_mut_ptr(), n - vectorized_len);
+                    $f(S::load(remainder.as_ptr()) $(, $arg)?).store(remainder.as_mut_ptr());
+                    std::ptr::copy_nonoverlapping(remainder.as_ptr(), p.add(vectorized_len), n - vectorized_len);
                 }
             }
         }
@@ -58,11 +59,12 @@ map_in_place!(map_clip, clip, bound);
 pub(crate) struct ColumnSumArgs {
     /// Number of rows of `x`.
     pub(crate) rows: usize,
-    /// First row, `LANES` columns.
+    /// First row of `x`; the kernel reads `LANES` columns.
     pub(crate) x: *const f32,
     /// Leading dimension of `x`, in floats.
     pub(crate) ldx: usize,
-    /// Matrix of the same size as `x` by which each element is multiplied first, or null.
+    /// Matrix of the same size as `x`, by which `x` is multiplied element by element before the sum. Null for the sums
+    /// of `x`.
     pub(crate) y: *const f32,
     /// Leading dimension of `y`, in floats.
     pub(crate) ldy: usize,
@@ -79,9 +81,9 @@ pub(crate) unsafe fn column_sums<S: Simd>(args: &ColumnSumArgs) {
     // SAFETY: guaranteed by the caller.
     unsafe {
         let mut total = S::splat(0.0);
-        for start in (0..args.rows).step_by(BLOCK) {
+        for start in (0..args.rows).step_by(DOT_BLOCK) {
             let mut sum = S::splat(0.0);
-            for row in start..args.rows.min(start + BLOCK) {
+            for row in start..args.rows.min(start + DOT_BLOCK) {
                 let x = S::load(args.x.add(row * args.ldx));
                 let x = if args.y.is_null() { x } else { x.mul(S::load(args.y.add(row * args.ldy))) };
                 sum = sum.add(x);
@@ -105,13 +107,13 @@ pub(crate) unsafe fn mul_add<S: Simd>(
     out: *mut f32,
     n: usize,
 ) {
-    let whole = n - n % S::LANES;
+    let vectorized_len = n - n % S::LANES;
     // SAFETY: guaranteed by the caller.
     unsafe {
-        for k in (0..whole).step_by(S::LANES) {
+        for k in (0..vectorized_len).step_by(S::LANES) {
             mul_add_at::<S>(alpha, a, b, c, out, k);
         }
-        for k in whole..n {
+        for k in vectorized_len..n {
             mul_add_at::<f32>(alpha, a, b, c, out, k);
         }
     }

@@ -12,16 +12,16 @@ use crate::{
         table::Kernels,
     },
     memory::{buffer::Buffer, tensor::Tensor},
-    pool::{Pool, SyncPtr},
+    pool::{SyncPtr, ThreadPool},
 };
 
 /// Minimum number of multiply-adds per thread, so that waking the thread is worth its cost.
-const MULTIPLY_ADDS_PER_THREAD: usize = 500_000;
+const MIN_MULTIPLY_ADDS_PER_THREAD: usize = 500_000;
 
 /// `acc + a . b`, or `a . b`. Threads divide the columns of the result.
 pub(crate) fn gemm(
     kernels: &Kernels,
-    pool: &Pool,
+    pool: &ThreadPool,
     a: MatrixRef<'_, Tensor>,
     b: MatrixRef<'_, Tensor>,
     acc: Option<&Tensor>,
@@ -29,7 +29,7 @@ pub(crate) fn gemm(
     let (a_shape, b_shape) = (a.shape(a.tensor.shape), b.shape(b.tensor.shape));
     let shape = check_gemm(a_shape, b_shape, acc.map(|acc| acc.shape))?;
     let mut data = zeros("gemm", &[shape.rows, shape.cols])?;
-    let strided = |m: MatrixRef<'_, Tensor>| {
+    let strided_matrix = |m: MatrixRef<'_, Tensor>| {
         let matrix = StridedMatrix::row_major(m.tensor.as_slice().as_ptr(), m.tensor.shape.cols);
         if m.transposed { matrix.transposed() } else { matrix }
     };
@@ -38,25 +38,25 @@ pub(crate) fn gemm(
         m: shape.rows,
         k: a_shape.cols,
         n: shape.cols,
-        a: strided(a),
-        b: strided(b),
+        a: strided_matrix(a),
+        b: strided_matrix(b),
         addend: match acc {
-            Some(acc) if acc.shape.rows == 1 => Addend::Matrix(acc.as_slice().as_ptr(), 0),
-            Some(acc) => Addend::Matrix(acc.as_slice().as_ptr(), shape.cols),
+            Some(acc) if acc.shape.rows == 1 => Addend::Matrix { ptr: acc.as_slice().as_ptr(), row_stride: 0 },
+            Some(acc) => Addend::Matrix { ptr: acc.as_slice().as_ptr(), row_stride: shape.cols },
             None => Addend::None,
         },
-        prefetch: std::ptr::null(),
+        prefetch_ptr: std::ptr::null(),
         out: data.as_mut_ptr(),
         ldo: shape.cols,
     };
     let panels = matmul.panel_count();
-    let useful_threads = 1 + shape.len().saturating_mul(matmul.k) / MULTIPLY_ADDS_PER_THREAD;
+    let useful_threads = 1 + shape.len().saturating_mul(matmul.k) / MIN_MULTIPLY_ADDS_PER_THREAD;
     let threads = useful_threads.min(panels).min(pool.threads());
     let len = scratch_len(kernels, matmul.k);
     let mut scratch = Buffer::zeros("gemm", &[threads, len])?;
-    let shared = SyncPtr((&matmul, scratch.as_mut_ptr()));
+    let shared_ptrs = SyncPtr((&matmul, scratch.as_mut_ptr()));
     pool.run(threads, &|member| {
-        let (matmul, scratch) = shared.get();
+        let (matmul, scratch) = shared_ptrs.get();
         // SAFETY: the scratch memory has a part for each rank, and ranks are distinct. Shapes were checked above. Each
         // thread writes to the columns of its own panels.
         unsafe {

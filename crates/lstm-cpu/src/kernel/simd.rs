@@ -2,16 +2,17 @@
 
 #![allow(clippy::needless_range_loop, reason = "arrays of vectors stay in registers when plain constants index them")]
 
-use lstm_core::arithmetic::{MAGIC, MAGNITUDE_BITS};
+use lstm_core::arithmetic::{MAGNITUDE_BITS, ROUNDING_MAGIC};
 
-/// [`MAGIC`] plus the exponent bias 127. Adding it to a float rounds to the nearest integer n and leaves n + 127 in the
-/// low bits, so that a shift by 23 turns them into 2^n.
+/// [`ROUNDING_MAGIC`] plus the exponent bias 127. Adding it to a float rounds to the nearest integer n and leaves n +
+/// 127 in the low bits, so that a shift by 23 turns them into 2^n.
 ///
 /// The bias is odd, which changes how ties round. There are none: up to `SIGMOID_MAX`, no product with log2(e) has a
 /// fractional part of exactly one half, because the significand of log2(e) is odd and long.
-pub(crate) const MAGIC_BIASED: f32 = MAGIC + 127.0;
+pub(crate) const MAGIC_PLUS_EXPONENT_BIAS: f32 = ROUNDING_MAGIC + 127.0;
 
-/// A vector of `LANES` floats with the operations of the arithmetic. Each lane rounds like the scalar operation.
+/// A vector of `LANES` floats with the operations that `lstm_core::arithmetic` uses. Each lane rounds like the scalar
+/// operation.
 ///
 /// # Safety
 /// Call a method only if the CPU supports the instruction set of the implementing type. `load` and `store` need `LANES`
@@ -35,14 +36,14 @@ pub(crate) trait Simd: Copy {
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// Bitwise AND of each lane with `mask`.
     unsafe fn and_bits(self, mask: u32) -> Self;
-    /// Bitwise OR.
-    unsafe fn or(self, b: Self) -> Self;
+    /// Bitwise OR of `self` and `b`.
+    unsafe fn or_bits(self, b: Self) -> Self;
     /// `min(self, bound)`. NaN stays NaN.
     unsafe fn clamp_max(self, bound: f32) -> Self;
     /// `max(self, bound)`. NaN stays NaN.
     unsafe fn clamp_min(self, bound: f32) -> Self;
-    /// 2^n, given `MAGIC_BIASED + n` for an integer n: `from_bits(to_bits(self) << 23)`.
-    unsafe fn pow2(self) -> Self;
+    /// 2^n, given `MAGIC_PLUS_EXPONENT_BIAS + n` for an integer n: `from_bits(to_bits(self) << 23)`.
+    unsafe fn exp2_from_bits(self) -> Self;
     /// `a` in lanes where the sign bit of `self` is set, else `b`.
     unsafe fn select_negative(self, a: Self, b: Self) -> Self;
     /// `a` in lanes where the bits of `|self|` are less than `bound`, else `b`.
@@ -55,22 +56,22 @@ pub(crate) trait Simd: Copy {
     /// Stores the first `n` lanes, or all lanes if `n >= LANES`.
     #[inline(always)]
     unsafe fn store_first(self, n: usize, p: *mut f32) {
-        // SAFETY: the caller guarantees `n` valid floats at `p`; `all` is as long as the widest vector.
+        // SAFETY: the caller guarantees `n` valid floats at `p`; `all_lanes` is as long as the widest vector.
         unsafe {
             if n >= Self::LANES {
                 return self.store(p);
             }
             const { assert!(Self::LANES <= 16) };
-            let mut all = [0.0f32; 16];
-            self.store(all.as_mut_ptr());
-            std::ptr::copy_nonoverlapping(all.as_ptr(), p, n);
+            let mut all_lanes = [0.0f32; 16];
+            self.store(all_lanes.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(all_lanes.as_ptr(), p, n);
         }
     }
-    /// The integer `n` as a float, if `self` is `MAGIC_BIASED + n`.
+    /// The integer `n` as a float, if `self` is `MAGIC_PLUS_EXPONENT_BIAS + n`.
     #[inline(always)]
-    unsafe fn integer(self) -> Self {
+    unsafe fn subtract_magic(self) -> Self {
         // SAFETY: guaranteed by the caller.
-        unsafe { self.sub(Self::splat(MAGIC_BIASED)) }
+        unsafe { self.sub(Self::splat(MAGIC_PLUS_EXPONENT_BIAS)) }
     }
 }
 
@@ -111,7 +112,7 @@ impl Simd for f32 {
         f32::from_bits(self.to_bits() & mask)
     }
     #[inline(always)]
-    unsafe fn or(self, b: f32) -> f32 {
+    unsafe fn or_bits(self, b: f32) -> f32 {
         f32::from_bits(self.to_bits() | b.to_bits())
     }
     #[inline(always)]
@@ -123,7 +124,7 @@ impl Simd for f32 {
         if self < bound { bound } else { self }
     }
     #[inline(always)]
-    unsafe fn pow2(self) -> f32 {
+    unsafe fn exp2_from_bits(self) -> f32 {
         f32::from_bits(self.to_bits() << 23)
     }
     #[inline(always)]
@@ -181,10 +182,10 @@ impl<S: Simd, const N: usize> Simd for [S; N] {
         fn mul(out, b: Self);
         fn fma(out, b: Self, c: Self);
         fn and_bits(out; mask: u32);
-        fn or(out, b: Self);
+        fn or_bits(out, b: Self);
         fn clamp_max(out; bound: f32);
         fn clamp_min(out; bound: f32);
-        fn pow2(out);
+        fn exp2_from_bits(out);
         fn select_negative(out, a: Self, b: Self);
     }
     #[inline(always)]

@@ -13,28 +13,28 @@ pub(crate) const PANEL_VECTORS: usize = 4;
 pub(crate) struct Kernels {
     /// Number of floats in a vector.
     pub(crate) lanes: usize,
-    /// Multiplies rows by a panel; `tiles[r - 1]` handles `r` rows.
-    pub(crate) tiles: &'static [TileKernel],
+    /// Multiplies rows by a panel; `tile_kernels[r - 1]` handles `r` rows.
+    pub(crate) tile_kernels: &'static [TileKernel],
     /// Computes the gates and the new state from the matrix products `W x` and `U h`.
-    pub(crate) cell: unsafe fn(&CellArgs),
-    /// Computes a whole time step of one row; `single_row[p - 1]` handles `p` panels. The largest `p` is the number of
-    /// panels whose sums fit in registers.
-    pub(crate) single_row: &'static [SingleRowKernel],
-    /// The gradients of the gates and of the cell state in one time step.
+    pub(crate) cell_forward: unsafe fn(&CellArgs),
+    /// Computes a whole time step of one row; `single_row_kernels[p - 1]` handles `p` panels. The largest `p` is the
+    /// number of panels whose sums fit in registers.
+    pub(crate) single_row_kernels: &'static [SingleRowKernel],
+    /// Computes the gradients of the gates and of the cell state in one time step.
     pub(crate) cell_backward: unsafe fn(&CellBackwardArgs),
-    /// Sums of columns.
+    /// Computes the sums of `LANES` columns of a matrix.
     pub(crate) column_sums: unsafe fn(&ColumnSumArgs),
     /// Prefetches one vector of each of `rows` rows that are `stride` floats apart. The addresses need not be valid.
     pub(crate) prefetch_rows: unsafe fn(*const f32, rows: usize, stride: usize),
-    /// `snap` of `n` values in place.
+    /// Computes `snap` of `n` values in place.
     pub(crate) snap: unsafe fn(*mut f32, n: usize),
-    /// `sigmoid` of `n` values in place.
+    /// Computes `sigmoid` of `n` values in place.
     pub(crate) sigmoid: unsafe fn(*mut f32, n: usize),
-    /// `tanh` of `n` values in place.
+    /// Computes `tanh` of `n` values in place.
     pub(crate) tanh: unsafe fn(*mut f32, n: usize),
-    /// `clip` of `n` values in place.
+    /// Computes `clip` of `n` values in place.
     pub(crate) clip: unsafe fn(*mut f32, n: usize, bound: f32),
-    /// `out = fma(alpha * a, b, c)` of `n` elements. `b` or `c` may be null, as in `Ops::mul_add`.
+    /// Computes `out = fma(alpha * a, b, c)` of `n` elements. `b` or `c` may be null, as in `Ops::mul_add`.
     pub(crate) mul_add: unsafe fn(alpha: f32, a: *const f32, b: *const f32, c: *const f32, out: *mut f32, n: usize),
 }
 
@@ -57,9 +57,9 @@ macro_rules! define_kernels {
         // SAFETY of the functions below: the processor must support the target features, and the arguments must satisfy
         // the generic kernel of the same name.
         $(#[target_feature(enable = $features)])?
-        unsafe fn cell(args: &$crate::kernel::cell::CellArgs) {
+        unsafe fn cell_forward(args: &$crate::kernel::cell::CellArgs) {
             // SAFETY: guaranteed by the caller.
-            unsafe { $crate::kernel::cell::cell::<$simd>(args) }
+            unsafe { $crate::kernel::cell::cell_forward::<$simd>(args) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn cell_backward(args: &$crate::kernel::cell_backward::CellBackwardArgs) {
@@ -103,13 +103,13 @@ macro_rules! define_kernels {
         }
         pub(crate) static KERNELS: $crate::kernel::table::Kernels = $crate::kernel::table::Kernels {
             lanes: <$simd as $crate::kernel::simd::Simd>::LANES,
-            tiles: $crate::kernel::table::kernel_table!(
+            tile_kernels: $crate::kernel::table::kernel_table!(
                 tile($crate::kernel::tile::TileArgs), $simd $(, $features)?; $([$rows, $blocks]),+
             ),
-            single_row: $crate::kernel::table::kernel_table!(
+            single_row_kernels: $crate::kernel::table::kernel_table!(
                 single_row($crate::kernel::single_row::SingleRowArgs), $simd $(, $features)?; $([$panels]),*
             ),
-            cell,
+            cell_forward,
             cell_backward,
             column_sums,
             prefetch_rows,
@@ -127,6 +127,8 @@ pub(crate) use define_kernels;
 macro_rules! kernel_table {
     ($kernel:ident($args:ty), $simd:ty; $([$($n:literal),+]),*) => {
         &[$({
+            /// Calls the generic kernel with the generic constants of this entry of the table.
+            ///
             /// # Safety
             /// As for the generic kernel.
             unsafe fn kernel(args: &$args) {
@@ -138,6 +140,8 @@ macro_rules! kernel_table {
     };
     ($kernel:ident($args:ty), $simd:ty, $features:literal; $([$($n:literal),+]),*) => {
         &[$({
+            /// Calls the generic kernel with the generic constants of this entry of the table.
+            ///
             /// # Safety
             /// The processor supports the target features; otherwise as for the generic kernel.
             #[target_feature(enable = $features)]

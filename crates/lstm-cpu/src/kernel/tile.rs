@@ -4,7 +4,7 @@
 
 use std::ptr::null;
 
-use lstm_core::arithmetic::BLOCK;
+use lstm_core::arithmetic::DOT_BLOCK;
 
 use crate::kernel::{
     simd::{Simd, load_strided},
@@ -16,7 +16,7 @@ use crate::kernel::{
 #[derive(Clone, Copy)]
 pub(crate) struct TileArgs {
     /// Number of products in each sum. If they are a part of a longer sum, the index of the first product in the longer
-    /// sum is a multiple of `BLOCK`.
+    /// sum is a multiple of `DOT_BLOCK`.
     pub(crate) k: usize,
     /// Rows of activations, `k` columns.
     pub(crate) a: StridedMatrix,
@@ -28,22 +28,33 @@ pub(crate) struct TileArgs {
     pub(crate) ldo: usize,
     /// Whether to add to `out`, which then holds the sum of the preceding blocks.
     pub(crate) accumulate: bool,
-    /// Only for [`Kernels::multiply_panel`](crate::kernel::table::Kernels::multiply_panel): the panel that is used
-    /// next. Its cache lines are prefetched; if there are more rows than a tile has, after the rest of this panel. If
-    /// null, the panel that follows in memory.
+    /// Panel that the next product uses. Only
+    /// [`Kernels::multiply_panel`](crate::kernel::table::Kernels::multiply_panel) reads this field and prefetches the
+    /// panel. If there are more rows than a tile has, it first prefetches the rest of the current panel. Null means the
+    /// panel that follows in memory.
     pub(crate) next_panel: *const f32,
-    /// First address to prefetch; need not be valid. For `Kernels::multiply_panel`, an address to prefetch instead of
-    /// panels, or null.
-    pub(crate) prefetch: *const f32,
-    /// Floats by which the prefetch address advances per product. For `Kernels::multiply_panel`, per product of all
-    /// rows.
+    /// First address to prefetch, which need not be valid. `Kernels::multiply_panel` prefetches it instead of panels,
+    /// unless it is null.
+    pub(crate) prefetch_ptr: *const f32,
+    /// Number of floats by which the prefetch address advances after each product. In a call of
+    /// `Kernels::multiply_panel`, it advances after each product of all rows.
     pub(crate) prefetch_stride: usize,
 }
 
 impl TileArgs {
     /// Arguments for complete sums of `k` products, with default prefetching.
     pub(crate) fn new(k: usize, a: StridedMatrix, panel: *const f32, out: *mut f32, ldo: usize) -> Self {
-        TileArgs { k, a, panel, out, ldo, accumulate: false, next_panel: null(), prefetch: null(), prefetch_stride: 0 }
+        TileArgs {
+            k,
+            a,
+            panel,
+            out,
+            ldo,
+            accumulate: false,
+            next_panel: null(),
+            prefetch_ptr: null(),
+            prefetch_stride: 0,
+        }
     }
 }
 
@@ -82,29 +93,30 @@ unsafe fn tile_with_layout<S: Simd, const ROWS: usize, const BLOCKS: usize, cons
     while start < args.k {
         // SAFETY: guaranteed by the caller, as `start < k`.
         unsafe {
-            let block = TileArgs {
-                k: BLOCK.min(args.k - start),
-                a: args.a.offset(0, start / BLOCK),
+            let block_args = TileArgs {
+                k: DOT_BLOCK.min(args.k - start),
+                a: args.a.offset(0, start / DOT_BLOCK),
                 panel: args.panel.add(start * width),
                 accumulate: args.accumulate || start > 0,
-                prefetch: args.prefetch.wrapping_add(start * args.prefetch_stride),
+                prefetch_ptr: args.prefetch_ptr.wrapping_add(start * args.prefetch_stride),
                 ..*args
             };
-            if BLOCKS > 1 && args.k - start >= BLOCKS * BLOCK {
-                tile_blocks::<S, ROWS, BLOCKS, TRANSPOSED>(&block);
-                start += BLOCKS * BLOCK;
+            if BLOCKS > 1 && args.k - start >= BLOCKS * DOT_BLOCK {
+                tile_blocks::<S, ROWS, BLOCKS, TRANSPOSED>(&block_args);
+                start += BLOCKS * DOT_BLOCK;
             } else {
-                tile_blocks::<S, ROWS, 1, TRANSPOSED>(&block);
-                start += BLOCK;
+                tile_blocks::<S, ROWS, 1, TRANSPOSED>(&block_args);
+                start += DOT_BLOCK;
             }
         }
     }
 }
 
-/// Number of products per loop iteration, to save address arithmetic. Eight were slower, two almost as fast.
+/// Number of products per iteration of the unrolled loop, which saves address arithmetic. In measurements, eight were
+/// slower and two almost as fast.
 const UNROLL: usize = 4;
 
-/// Sums `BLOCKS` adjacent blocks of `args.k` products each. If there is more than one block, `args.k` is `BLOCK`.
+/// Sums `BLOCKS` adjacent blocks of `args.k` products each. If there is more than one block, `args.k` is `DOT_BLOCK`.
 ///
 /// # Safety
 /// As for [`tile_with_layout`].
@@ -153,19 +165,19 @@ unsafe fn add_product<S: Simd, const ROWS: usize, const BLOCKS: usize, const TRA
     unsafe {
         // With one or two rows, memory bandwidth is the limit, and prefetching gains nothing.
         if ROWS > 2 {
-            S::prefetch(args.prefetch.wrapping_add((k + offset) * args.prefetch_stride));
+            S::prefetch(args.prefetch_ptr.wrapping_add((k + offset) * args.prefetch_stride));
         }
         for q in 0..BLOCKS {
             // Adding the constant last lets the load instruction encode it as its displacement.
-            let b = args.panel.add(k * width).add((q * BLOCK + offset) * width);
+            let b = args.panel.add(k * width).add((q * DOT_BLOCK + offset) * width);
             let b: [S; PANEL_VECTORS] = load_strided(b, S::LANES);
             for r in 0..ROWS {
-                let block = a.ptr.add(q * a.block_stride);
-                let element = match TRANSPOSED {
-                    true => block.add((k + offset) * a.col_stride + r),
-                    false => block.add(r * a.row_stride + k).add(offset),
+                let block_ptr = a.ptr.add(q * a.block_stride);
+                let element_ptr = match TRANSPOSED {
+                    true => block_ptr.add((k + offset) * a.col_stride + r),
+                    false => block_ptr.add(r * a.row_stride + k).add(offset),
                 };
-                let a = S::splat(*element);
+                let a = S::splat(*element_ptr);
                 for j in 0..PANEL_VECTORS {
                     sums[q][r][j] = a.fma(b[j], sums[q][r][j]);
                 }

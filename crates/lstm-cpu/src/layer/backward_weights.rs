@@ -1,5 +1,5 @@
-//! A layer's weights, packed for the backward pass: transposed, because its products sum over the units of each gate.
-//! They are packed when a layer first runs backward.
+//! A layer's weights, packed for the backward pass: transposed, because the matrix products of the backward pass sum
+//! over the units of each gate. The weights are packed when a layer first runs backward.
 
 use lstm_core::Result;
 
@@ -43,26 +43,31 @@ impl BackwardWeights {
 }
 
 /// Transposes packed gate weights from `[panels][cols][panel]` to `[column panels][4 gates][hidden_size][panel]`.
-/// `gates` are the gates that `from` holds. The result is zero for other gates.
-pub(crate) fn transpose_panels(layer: &PackedLayer, from: &Buffer, cols: usize, gates: &[usize]) -> Result<Buffer> {
+/// `gates` are the gates that `packed_weights` holds. The result is zero for other gates.
+pub(crate) fn transpose_panels(
+    layer: &PackedLayer,
+    packed_weights: &Buffer,
+    cols: usize,
+    gates: &[usize],
+) -> Result<Buffer> {
     let (hidden, lanes, width) = (layer.spec.hidden_size, layer.kernels.lanes, layer.kernels.panel_width());
     let mut out = layer.pool.free_buffers.zeros("backward", &[cols.div_ceil(width), PANEL_VECTORS, hidden, width])?;
     let to = out.as_mut_slice();
-    for (p, panel) in from.as_slice().chunks_exact(cols * width).enumerate() {
+    for (p, panel) in packed_weights.as_slice().chunks_exact(cols * width).enumerate() {
         // One block of columns at a time, so that it stays in the first-level cache.
-        for (block, from) in panel.chunks(width * width).enumerate() {
+        for (block, block_rows) in panel.chunks(width * width).enumerate() {
             for j in 0..PANEL_VECTORS {
-                let vector = p * PANEL_VECTORS + j;
-                let (gate, unit) = (gates[vector % gates.len()], vector / gates.len() * lanes);
+                let vector_index = p * PANEL_VECTORS + j;
+                let (gate, unit) = (gates[vector_index % gates.len()], vector_index / gates.len() * lanes);
                 if unit >= hidden {
                     continue;
                 }
                 let units = lanes.min(hidden - unit);
-                let first = (block * PANEL_VECTORS + gate) * hidden + unit;
-                let rows = &mut to[first * width..][..units * width];
-                for (col, from) in from.chunks_exact(width).enumerate() {
-                    let from = &from[j * lanes..][..units];
-                    rows.chunks_exact_mut(width).zip(from).for_each(|(row, v)| row[col] = *v);
+                let first_row = (block * PANEL_VECTORS + gate) * hidden + unit;
+                let rows = &mut to[first_row * width..][..units * width];
+                for (col, row_values) in block_rows.chunks_exact(width).enumerate() {
+                    let gate_values = &row_values[j * lanes..][..units];
+                    rows.chunks_exact_mut(width).zip(gate_values).for_each(|(row, v)| row[col] = *v);
                 }
             }
         }

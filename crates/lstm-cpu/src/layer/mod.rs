@@ -7,7 +7,7 @@ mod plan;
 use std::sync::Arc;
 
 pub(crate) use backward_weights::BackwardWeights;
-pub(crate) use packed::{GATES, PackedLayer, recurrent_gates};
+pub(crate) use packed::{ALL_GATES, PackedLayer, recurrent_gates};
 pub use plan::Plan;
 
 /// The weights of one layer in one direction, snapped and packed into panels. A clone shares them.

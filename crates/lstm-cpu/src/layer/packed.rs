@@ -21,7 +21,7 @@ use crate::{
         buffer::{Buffer, CACHE_LINE_FLOATS},
         free_list::FreeList,
     },
-    pool::Pool,
+    pool::ThreadPool,
 };
 
 /// The weights of one layer in one direction, snapped and packed into panels.
@@ -48,44 +48,44 @@ pub(crate) struct PackedLayer {
     backward_input_weights: OnceLock<Buffer>,
     /// The pool that receives the memory of the weights when this layer is dropped. The next training step packs new
     /// weights of the same sizes.
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) pool: Arc<ThreadPool>,
 }
 
 impl Drop for PackedLayer {
     fn drop(&mut self) {
-        let backward_u = self.backward_weights.take().map(|weights| weights.u);
-        let backward = backward_u.into_iter().chain(self.backward_input_weights.take());
-        for buffer in [std::mem::take(&mut self.w), std::mem::take(&mut self.u)].into_iter().chain(backward) {
+        let backward_recurrent_weights = self.backward_weights.take().map(|weights| weights.u);
+        let backward_buffers = backward_recurrent_weights.into_iter().chain(self.backward_input_weights.take());
+        for buffer in [std::mem::take(&mut self.w), std::mem::take(&mut self.u)].into_iter().chain(backward_buffers) {
             self.pool.free_buffers.put(buffer);
         }
     }
 }
 
 /// Indices of all gates. The weights hold the gates in the order i, f, g, o.
-pub(crate) const GATES: [usize; PANEL_VECTORS] = [0, 1, 2, 3];
+pub(crate) const ALL_GATES: [usize; PANEL_VECTORS] = [0, 1, 2, 3];
 
 /// Indices of the gates that have recurrent weights: all, except the candidate of the dense peephole cell.
 pub(crate) fn recurrent_gates(cell: CellKind) -> &'static [usize] {
-    if cell == CellKind::PeepholeDense { &[0, 1, 3] } else { &GATES }
+    if cell == CellKind::PeepholeDense { &[0, 1, 3] } else { &ALL_GATES }
 }
 
 impl PackedLayer {
     /// Snaps and packs `weights`.
-    pub(crate) fn new(kernels: &'static Kernels, pool: &Arc<Pool>, weights: &LayerWeights) -> Result<Self> {
+    pub(crate) fn new(kernels: &'static Kernels, pool: &Arc<ThreadPool>, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
         let (hidden, lanes) = (spec.hidden_size, kernels.lanes);
         let panels = hidden.div_ceil(lanes);
-        let get = |param| weights.get(param).and_then(|v| v.as_slice());
+        let weight_slice = |param| weights.get(param).and_then(|v| v.as_slice());
         let pack_gates = |matrix: Option<&[f32]>, cols: usize, gates: &[usize]| {
             let (matrix, panels) = (matrix.unwrap_or_default(), (panels * gates.len()).div_ceil(PANEL_VECTORS));
-            pack(kernels, &pool.free_buffers, panels, cols, |p, j| {
-                let vector = p * PANEL_VECTORS + j / lanes;
-                let (gate, unit) = (gates[vector % gates.len()], vector / gates.len() * lanes + j % lanes);
+            pack_columns(kernels, &pool.free_buffers, panels, cols, |p, j| {
+                let vector_index = p * PANEL_VECTORS + j / lanes;
+                let (gate, unit) = (gates[vector_index % gates.len()], vector_index / gates.len() * lanes + j % lanes);
                 (unit < hidden).then(|| &matrix[(gate * hidden + unit) * cols..][..cols])
             })
         };
         let bias = weights.bias();
-        let peepholes = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(get);
+        let peepholes = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(weight_slice);
         let mut peephole = Buffer::zeros("load", &[0])?;
         if let [Some(i), Some(f), Some(o)] = peepholes {
             peephole = Buffer::zeros("load", &[panels, 3, lanes])?;
@@ -94,10 +94,10 @@ impl PackedLayer {
                 *v = snap(*[i, f, o][k / lanes % 3].get(unit).unwrap_or(&0.0));
             }
         }
-        let projection = match (get(Param::WeightHr), spec.proj_size) {
+        let projection = match (weight_slice(Param::WeightHr), spec.proj_size) {
             (Some(matrix), Some(size)) => {
                 let width = kernels.panel_width();
-                pack(kernels, &pool.free_buffers, size.div_ceil(width), hidden, |p, j| {
+                pack_columns(kernels, &pool.free_buffers, size.div_ceil(width), hidden, |p, j| {
                     matrix.chunks_exact(hidden).nth(p * width + j)
                 })?
             }
@@ -107,9 +107,9 @@ impl PackedLayer {
             spec,
             kernels,
             panels,
-            w: pack_gates(get(Param::WeightIh), spec.input_size, &GATES)?,
-            u: pack_gates(get(Param::WeightHh), spec.state_size(), recurrent_gates(spec.cell))?,
-            bias: pack_gates(Some(bias.as_deref().unwrap_or(&vec![0.0; 4 * hidden])), 1, &GATES)?,
+            w: pack_gates(weight_slice(Param::WeightIh), spec.input_size, &ALL_GATES)?,
+            u: pack_gates(weight_slice(Param::WeightHh), spec.state_size(), recurrent_gates(spec.cell))?,
+            bias: pack_gates(Some(bias.as_deref().unwrap_or(&vec![0.0; 4 * hidden])), 1, &ALL_GATES)?,
             peephole,
             projection,
             backward_weights: OnceLock::new(),
@@ -126,7 +126,7 @@ impl PackedLayer {
     /// The input weights packed for the gradient of the input, `[input panels][4 gates][hidden_size][panel]`.
     pub(crate) fn backward_input_weights(&self) -> Result<&Buffer> {
         get_or_try_init(&self.backward_input_weights, || {
-            backward_weights::transpose_panels(self, &self.w, self.spec.input_size, &GATES)
+            backward_weights::transpose_panels(self, &self.w, self.spec.input_size, &ALL_GATES)
         })
     }
 
@@ -148,31 +148,31 @@ impl PackedLayer {
         }
     }
 
-    /// The recurrent panel, and the index of the vector in it, that holds `gate` of `panel`. Arbitrary for a candidate
-    /// without recurrent weights.
+    /// The recurrent panel, and the index of the vector in it, that holds `gate` of `panel`. The result is arbitrary
+    /// for a candidate without recurrent weights.
     pub(crate) fn recurrent_vector(&self, panel: usize, gate: usize) -> (usize, usize) {
-        let vector = 3 * panel + [0, 1, 0, 2][gate];
-        if self.is_dense_peephole() { (vector / 4, vector % 4) } else { (panel, gate) }
+        let vector_index = 3 * panel + [0, 1, 0, 2][gate];
+        if self.is_dense_peephole() { (vector_index / 4, vector_index % 4) } else { (panel, gate) }
     }
 
-    /// Number of recurrent panels in a group; see [`groups`](Self::groups).
+    /// Number of recurrent panels in a group; see [`groups_of_panels`](Self::groups_of_panels).
     pub(crate) fn recurrent_panels_per_group(&self) -> usize {
         if self.is_dense_peephole() { 3 } else { 1 }
     }
 
-    /// Index of recurrent panel `r` within its group; see [`groups`](Self::groups).
+    /// Index of recurrent panel `r` within its group; see [`groups_of_panels`](Self::groups_of_panels).
     pub(crate) fn index_in_group(&self, r: usize) -> usize {
         if self.is_dense_peephole() { r % 3 } else { 0 }
     }
 
     /// The groups that contain any of `panels`. The panels of a group share recurrent panels; a group is the smallest
     /// set of panels that shares none with others.
-    pub(crate) fn groups(&self, panels: Range<usize>) -> Range<usize> {
+    pub(crate) fn groups_of_panels(&self, panels: Range<usize>) -> Range<usize> {
         if self.is_dense_peephole() && !panels.is_empty() { panels.start / 4..panels.end.div_ceil(4) } else { panels }
     }
 
     /// The panels of group `n`. The range may extend beyond the last panel.
-    pub(crate) fn group_panels(&self, n: usize) -> Range<usize> {
+    pub(crate) fn panels_of_group(&self, n: usize) -> Range<usize> {
         if self.is_dense_peephole() { 4 * n..4 * n + 4 } else { n..n + 1 }
     }
 
@@ -191,28 +191,28 @@ impl PackedLayer {
 
     /// Number of floating-point operations per time step and sequence, without the input products.
     pub(crate) fn step_flops(&self) -> usize {
-        let projection = self.spec.proj_size.unwrap_or(0) * 2;
-        self.spec.hidden_size * (2 * recurrent_gates(self.spec.cell).len() * self.spec.state_size() + projection)
+        let projection_flops = self.spec.proj_size.unwrap_or(0) * 2;
+        self.spec.hidden_size * (2 * recurrent_gates(self.spec.cell).len() * self.spec.state_size() + projection_flops)
     }
 }
 
-/// The value of the cell, which is initialized by `make` if it is empty.
-fn get_or_try_init<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
-    if let Some(made) = cell.get() {
-        return Ok(made);
+/// Returns the value of `cell`. If the cell is empty, `init` computes the value first.
+fn get_or_try_init<T>(cell: &OnceLock<T>, init: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(value) = cell.get() {
+        return Ok(value);
     }
-    let made = make()?;
-    Ok(cell.get_or_init(|| made))
+    let value = init()?;
+    Ok(cell.get_or_init(|| value))
 }
 
-/// Snaps and packs columns of `k` elements into `[panels][k][panel]`. `source(panel, column)` returns a column, or
-/// `None` for padding.
-fn pack<'a>(
+/// Snaps and packs columns of `k` elements into `[panels][k][panel]`. `get_column(panel, index)` returns a column of a
+/// panel, or `None` for padding.
+fn pack_columns<'a>(
     kernels: &Kernels,
     free_buffers: &FreeList<Buffer>,
     panels: usize,
     k: usize,
-    source: impl Fn(usize, usize) -> Option<&'a [f32]>,
+    get_column: impl Fn(usize, usize) -> Option<&'a [f32]>,
 ) -> Result<Buffer> {
     let width = kernels.panel_width();
     let mut out = free_buffers.zeros("load", &[panels, k, width])?;
@@ -220,7 +220,7 @@ fn pack<'a>(
         // One cache line of each column at a time, so that the rows written stay in the first-level cache.
         for (line, rows) in panel.chunks_mut(CACHE_LINE_FLOATS * width).enumerate() {
             for j in 0..width {
-                let Some(column) = source(p, j) else { continue };
+                let Some(column) = get_column(p, j) else { continue };
                 let column = &column[line * CACHE_LINE_FLOATS..];
                 rows[j..].iter_mut().step_by(width).zip(column).for_each(|(to, v)| *to = snap(*v));
             }

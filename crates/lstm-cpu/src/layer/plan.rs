@@ -19,21 +19,21 @@ pub struct Plan {
     /// Number of time steps whose input products are computed at once.
     pub(crate) block_steps: usize,
     /// Index of the half of `h` that holds the current state: 0 or 1.
-    pub(crate) current: usize,
+    pub(crate) current_state_index: usize,
     /// Hidden state, double-buffered: `[2][batch][padded_state]`.
     pub(crate) h: Buffer,
     /// Cell state, `[2][batch][padded_hidden]`. Only the dense peephole cell uses the second half, because its products
     /// read the whole old state.
     pub(crate) c: Buffer,
     /// `h` before the projection, `[batch][padded_hidden]`. Empty without a projection.
-    pub(crate) unprojected: Buffer,
+    pub(crate) h_unprojected: Buffer,
     /// Input products `W x`, `[panels][block_steps * batch][panel]`.
     pub(crate) wx: Buffer,
     /// Recurrent products `U h`. `[recurrent panels + threads][panel]` for a single sequence, otherwise
     /// `[threads][recurrent panels per group][batch][panel]`.
     pub(crate) uh: Buffer,
-    /// Scratch memory of the backward pass, allocated by the first one.
-    pub(crate) backward: Option<Scratch>,
+    /// Scratch memory of the backward pass, allocated by the first backward pass.
+    pub(crate) backward_scratch: Option<Scratch>,
 }
 
 impl std::fmt::Debug for Plan {
@@ -43,11 +43,11 @@ impl std::fmt::Debug for Plan {
 }
 
 /// Minimum number of rows of an input product, so that each panel is reused often enough.
-const MIN_BLOCK_ROWS: usize = 64;
+const MIN_INPUT_PRODUCT_ROWS: usize = 64;
 /// Maximum number of rows of an input product.
-const MAX_BLOCK_ROWS: usize = 192;
+const MAX_INPUT_PRODUCT_ROWS: usize = 192;
 /// Target size of the results of an input product, in floats, so that they stay in the cache.
-const BLOCK_FLOATS: usize = 1 << 18;
+const INPUT_PRODUCT_FLOATS: usize = 1 << 18;
 
 impl Plan {
     /// Allocates a workspace for at most `steps` time steps. Chooses a number of threads, at most `threads`: small
@@ -65,8 +65,8 @@ impl Plan {
         // With both directions at the same time there are half as many barriers, but each thread needs twice the
         // weights in its cache.
         let weights_per_thread = size_of_val(layer.u.as_slice()) / (threads / 2).max(1);
-        let cached = weights_per_thread <= 1 << 20 || batch >= 8;
-        if threads.is_multiple_of(2) && cached && flops.saturating_mul(2 * steps) >= 2_000_000 {
+        let weights_in_cache = weights_per_thread <= 1 << 20 || batch >= 8;
+        if threads.is_multiple_of(2) && weights_in_cache && flops.saturating_mul(2 * steps) >= 2_000_000 {
             plan.threads_per_direction = plan.threads.min(threads / 2);
         }
         Ok(plan)
@@ -78,10 +78,11 @@ impl Plan {
         if batch == 0 {
             return Err(Error::shape("plan: batch", "at least 1", 0));
         }
-        let rows = (BLOCK_FLOATS / (layer.panels * width)).clamp(MIN_BLOCK_ROWS, MAX_BLOCK_ROWS);
+        let rows =
+            (INPUT_PRODUCT_FLOATS / (layer.panels * width)).clamp(MIN_INPUT_PRODUCT_ROWS, MAX_INPUT_PRODUCT_ROWS);
         let block_steps = (rows / batch).clamp(1, steps.max(1));
         let zeros = |sizes: &[usize]| Buffer::zeros("plan", sizes);
-        let projected = usize::from(layer.spec.proj_size.is_some());
+        let projection_count = usize::from(layer.spec.proj_size.is_some());
         Ok(Plan {
             spec: layer.spec,
             lanes: layer.kernels.lanes,
@@ -89,16 +90,16 @@ impl Plan {
             threads,
             threads_per_direction: 0,
             block_steps,
-            current: 0,
+            current_state_index: 0,
             h: zeros(&[2, batch, layer.padded_state()])?,
             c: zeros(&[2, batch, layer.padded_hidden()])?,
-            unprojected: zeros(&[projected, batch, layer.padded_hidden()])?,
+            h_unprojected: zeros(&[projection_count, batch, layer.padded_hidden()])?,
             wx: zeros(&[layer.panels, block_steps, batch, width])?,
             uh: match batch {
                 1 => zeros(&[layer.recurrent_panels(0..layer.panels).len() + threads, width])?,
                 _ => zeros(&[threads, layer.recurrent_panels_per_group(), batch, width])?,
             },
-            backward: None,
+            backward_scratch: None,
         })
     }
 
@@ -107,31 +108,31 @@ impl Plan {
         self.spec == layer.spec && self.lanes == layer.kernels.lanes
     }
 
-    /// The hidden state of sequence `b` in half `index` of `h`, without padding.
-    pub(crate) fn h_row(&self, layer: &PackedLayer, index: usize, b: usize) -> &[f32] {
+    /// The hidden state of sequence `b` in half `state_index` of `h`, without padding.
+    pub(crate) fn h_row(&self, layer: &PackedLayer, state_index: usize, b: usize) -> &[f32] {
         let cols = layer.padded_state();
-        &self.h.as_slice()[(index * self.batch + b) * cols..][..layer.spec.state_size()]
+        &self.h.as_slice()[(state_index * self.batch + b) * cols..][..layer.spec.state_size()]
     }
 
-    /// The cell state of sequence `b` in half `index` of `c`, without padding.
-    pub(crate) fn c_row(&self, layer: &PackedLayer, index: usize, b: usize) -> &[f32] {
+    /// The cell state of sequence `b` in half `state_index` of `c`, without padding.
+    pub(crate) fn c_row(&self, layer: &PackedLayer, state_index: usize, b: usize) -> &[f32] {
         let cols = layer.padded_hidden();
-        &self.c.as_slice()[(index * self.batch + b) * cols..][..layer.spec.hidden_size]
+        &self.c.as_slice()[(state_index * self.batch + b) * cols..][..layer.spec.hidden_size]
     }
 
     /// Sets the state to `h: [batch, state_size]` and `c: [batch, hidden_size]`, snapped. Writes both halves of the
     /// double buffers: in a reverse layer, shorter sequences start later, when either half may be the current one.
     pub(crate) fn set_state(&mut self, layer: &PackedLayer, h: &[f32], c: &[f32]) {
         let batch = self.batch;
-        self.current = 0;
-        let fill = |to: &mut Buffer, padded: usize, from: &[f32], cols: usize| {
-            for (row, to) in to.as_mut_slice().chunks_exact_mut(padded).enumerate() {
+        self.current_state_index = 0;
+        let fill_snapped = |to: &mut Buffer, padded_len: usize, from: &[f32], cols: usize| {
+            for (row, to) in to.as_mut_slice().chunks_exact_mut(padded_len).enumerate() {
                 let from = &from[row % batch * cols..][..cols];
                 to.iter_mut().zip(from).for_each(|(to, &v)| *to = snap(v));
             }
         };
-        fill(&mut self.h, layer.padded_state(), h, layer.spec.state_size());
-        fill(&mut self.c, layer.padded_hidden(), c, layer.spec.hidden_size);
+        fill_snapped(&mut self.h, layer.padded_state(), h, layer.spec.state_size());
+        fill_snapped(&mut self.c, layer.padded_hidden(), c, layer.spec.hidden_size);
     }
 
     /// The state after a pass over `steps` time steps: `h: [batch, state_size]` and `c: [batch, hidden_size]`. In a
@@ -139,19 +140,19 @@ impl Plan {
     pub(crate) fn last_state(&self, layer: &PackedLayer, steps: usize, lengths: Option<&[usize]>) -> State<Vec<f32>> {
         let mut state = State { h: Vec::new(), c: Vec::new() };
         for b in 0..self.batch {
-            let steps_run = match lengths {
+            let executed_steps = match lengths {
                 Some(lengths) if !layer.spec.reverse => lengths[b],
                 _ => steps,
             };
-            state.h.extend_from_slice(self.h_row(layer, steps_run % 2, b));
-            state.c.extend_from_slice(self.c_row(layer, Plan::c_index(layer.spec.cell, steps_run % 2), b));
+            state.h.extend_from_slice(self.h_row(layer, executed_steps % 2, b));
+            state.c.extend_from_slice(self.c_row(layer, Plan::c_state_index(layer.spec.cell, executed_steps % 2), b));
         }
         state
     }
 
-    /// Index of the half of `c` that holds the current cell state. `current` is the index of the half of `h` that holds
-    /// the current hidden state.
-    pub(crate) fn c_index(cell: CellKind, current: usize) -> usize {
-        if cell == CellKind::PeepholeDense { current } else { 0 }
+    /// Index of the half of `c` that holds the current cell state. `h_state_index` is the index of the half of `h` that
+    /// holds the current hidden state.
+    pub(crate) fn c_state_index(cell: CellKind, h_state_index: usize) -> usize {
+        if cell == CellKind::PeepholeDense { h_state_index } else { 0 }
     }
 }

@@ -8,12 +8,12 @@ pub(crate) const CACHE_LINE_FLOATS: usize = 16;
 /// One cache line of floats.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
-struct Line([f32; CACHE_LINE_FLOATS]);
+struct CacheLine([f32; CACHE_LINE_FLOATS]);
 
 /// A buffer of `len` floats, aligned to 64 bytes.
 #[derive(Default)]
 pub(crate) struct Buffer {
-    lines: Vec<Line>,
+    lines: Vec<CacheLine>,
     len: usize,
 }
 
@@ -25,7 +25,7 @@ impl Buffer {
         lines
             .try_reserve_exact(len.div_ceil(CACHE_LINE_FLOATS))
             .map_err(|_| Error::TooLarge { op, sizes: sizes.to_vec() })?;
-        lines.resize(len.div_ceil(CACHE_LINE_FLOATS), Line([0.0; CACHE_LINE_FLOATS]));
+        lines.resize(len.div_ceil(CACHE_LINE_FLOATS), CacheLine([0.0; CACHE_LINE_FLOATS]));
         Ok(Buffer { lines, len })
     }
 

@@ -9,22 +9,23 @@ use lstm_core::{Result, shape::checked_len};
 
 use crate::memory::buffer::Buffer;
 
-/// Freed allocations that are kept for reuse, up to a total number of floats. Without it, large allocations come from
-/// the operating system each time, page by page. That took a fifth of a training step and a tenth of a forward pass.
+/// Freed allocations that are kept for reuse, up to a total number of floats. Without this list, large allocations come
+/// from the operating system each time, page by page. That took a fifth of a training step and a tenth of a forward
+/// pass.
 pub(crate) struct FreeList<T> {
     /// The freed allocations, from the oldest to the newest.
     entries: Mutex<VecDeque<T>>,
     /// Maximum total number of floats.
-    capacity: usize,
+    max_floats: usize,
 }
 
 /// Maximum number of allocations in a list.
 const MAX_ENTRIES: usize = 64;
 
 impl<T: AsRef<[f32]>> FreeList<T> {
-    /// An empty list that keeps at most `capacity` floats.
-    pub(crate) fn new(capacity: usize) -> Self {
-        FreeList { entries: Mutex::default(), capacity }
+    /// An empty list that keeps at most `max_floats` floats.
+    pub(crate) fn new(max_floats: usize) -> Self {
+        FreeList { entries: Mutex::default(), max_floats }
     }
 
     /// Removes and returns the newest allocation of exactly `len` floats.
@@ -35,15 +36,15 @@ impl<T: AsRef<[f32]>> FreeList<T> {
     }
 
     /// Adds an allocation and drops the oldest ones if the list exceeds its limits. An allocation that is larger than
-    /// the capacity is dropped at once.
+    /// `max_floats` is dropped at once.
     pub(crate) fn put(&self, entry: T) {
-        if entry.as_ref().len() > self.capacity {
+        if entry.as_ref().len() > self.max_floats {
             return;
         }
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.push_back(entry);
-        let floats = |entries: &VecDeque<T>| entries.iter().map(|entry| entry.as_ref().len()).sum::<usize>();
-        while entries.len() > MAX_ENTRIES || floats(&entries) > self.capacity {
+        let total_floats = |entries: &VecDeque<T>| entries.iter().map(|entry| entry.as_ref().len()).sum::<usize>();
+        while entries.len() > MAX_ENTRIES || total_floats(&entries) > self.max_floats {
             entries.pop_front();
         }
     }
@@ -62,7 +63,7 @@ impl FreeList<Buffer> {
     }
 
     /// A buffer with unspecified contents, reused or new, as long as the product of `sizes`.
-    pub(crate) fn unspecified(&self, op: &'static str, sizes: &[usize]) -> Result<Buffer> {
+    pub(crate) fn unspecified_buffer(&self, op: &'static str, sizes: &[usize]) -> Result<Buffer> {
         self.take_exact(checked_len(op, sizes)?).map_or_else(|| Buffer::zeros(op, sizes), Ok)
     }
 }

@@ -10,19 +10,19 @@ use std::{
 
 use lstm_core::{
     MatrixShape, Result,
-    arithmetic::{MAGNITUDE_BITS, SNAP_BITS},
+    arithmetic::{MAGNITUDE_BITS, SNAP_THRESHOLD_BITS},
 };
 
 use crate::{
     memory::uninit::UninitBuffer,
-    pool::{Pool, SyncPtr},
+    pool::{SyncPtr, ThreadPool},
 };
 
 /// A row-major matrix. A clone shares the memory, which is copied before one of several owners changes it.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     pub(crate) shape: MatrixShape,
-    data: Arc<Storage>,
+    storage: Arc<Storage>,
     /// Whether all values are known to be snapped.
     snapped: bool,
 }
@@ -32,7 +32,7 @@ pub struct Tensor {
 struct Storage {
     values: Vec<f32>,
     /// The pool that receives the memory when the tensor is dropped; `None` if the memory is freed.
-    pool: Option<Arc<Pool>>,
+    pool: Option<Arc<ThreadPool>>,
 }
 
 impl std::fmt::Debug for Storage {
@@ -64,28 +64,33 @@ impl Tensor {
     /// A tensor whose memory is freed when it is dropped.
     pub(crate) fn new(shape: MatrixShape, values: Vec<f32>) -> Self {
         debug_assert_eq!(shape.len(), values.len());
-        Tensor { shape, data: Arc::new(Storage { values, pool: None }), snapped: false }
+        Tensor { shape, storage: Arc::new(Storage { values, pool: None }), snapped: false }
     }
 
     /// A tensor whose memory returns to `pool` when it is dropped, unless it is small.
-    pub(crate) fn from_pool(shape: MatrixShape, values: Vec<f32>, pool: &Arc<Pool>) -> Self {
+    pub(crate) fn from_pool(shape: MatrixShape, values: Vec<f32>, pool: &Arc<ThreadPool>) -> Self {
         debug_assert_eq!(shape.len(), values.len());
         let pool = (values.len() >= MIN_POOLED_LEN).then(|| pool.clone());
-        Tensor { shape, data: Arc::new(Storage { values, pool }), snapped: false }
+        Tensor { shape, storage: Arc::new(Storage { values, pool }), snapped: false }
     }
 
     /// Copies `data` and detects whether it is snapped. `data` must have as many elements as `shape`. An error names
     /// `op`.
-    pub(crate) fn copy_from(op: &'static str, pool: &Arc<Pool>, shape: MatrixShape, data: &[f32]) -> Result<Self> {
+    pub(crate) fn copy_from(
+        op: &'static str,
+        pool: &Arc<ThreadPool>,
+        shape: MatrixShape,
+        data: &[f32],
+    ) -> Result<Self> {
         assert_eq!(shape.len(), data.len());
         let mut buffer = UninitBuffer::new(op, pool, &[shape.rows, shape.cols], false)?;
         let to = SyncPtr(buffer.as_mut_ptr().cast::<f32>());
         let snapped = AtomicBool::new(true);
         let threads = if data.len() < MIN_PARALLEL_COPY_LEN { 1 } else { pool.threads() };
         pool.run(threads, &|member| {
-            let part = member.partition(data.len());
-            for (n, chunk) in data[part.clone()].chunks(COPY_CHUNK_LEN).enumerate() {
-                let offset = part.start + n * COPY_CHUNK_LEN;
+            let range = member.partition(data.len());
+            for (n, chunk) in data[range.clone()].chunks(COPY_CHUNK_LEN).enumerate() {
+                let offset = range.start + n * COPY_CHUNK_LEN;
                 // SAFETY: the threads' parts are disjoint, and the buffer is as long as `data`.
                 unsafe { ptr::copy_nonoverlapping(chunk.as_ptr(), to.get().add(offset), chunk.len()) };
                 if !is_snapped(chunk) {
@@ -98,7 +103,7 @@ impl Tensor {
         Ok(Tensor::from_pool(shape, values, pool).assume_snapped(snapped.into_inner()))
     }
 
-    /// Sets whether all values are known to be snapped. The caller must be sure of it.
+    /// Sets whether all values are known to be snapped. The caller guarantees that `snapped` is correct.
     pub(crate) fn assume_snapped(self, snapped: bool) -> Self {
         Tensor { snapped, ..self }
     }
@@ -110,18 +115,18 @@ impl Tensor {
 
     /// The elements in row-major order.
     pub fn as_slice(&self) -> &[f32] {
-        &self.data.values
+        &self.storage.values
     }
 
     /// The elements, to be changed in place. Copies them first if they are shared.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
         self.snapped = false;
-        &mut Arc::make_mut(&mut self.data).values
+        &mut Arc::make_mut(&mut self.storage).values
     }
 
     /// The elements. Copies them if they are shared.
     pub(crate) fn into_vec(self) -> Vec<f32> {
-        match Arc::try_unwrap(self.data) {
+        match Arc::try_unwrap(self.storage) {
             Ok(mut storage) => {
                 storage.pool = None;
                 std::mem::take(&mut storage.values)
@@ -138,7 +143,7 @@ impl Tensor {
 
 /// Whether all values are snapped: `snap` would change none of them.
 pub(crate) fn is_snapped(x: &[f32]) -> bool {
-    !x.iter().fold(false, |small, v| small | (v.to_bits() & MAGNITUDE_BITS < SNAP_BITS && v.to_bits() != 0))
+    !x.iter().fold(false, |small, v| small | (v.to_bits() & MAGNITUDE_BITS < SNAP_THRESHOLD_BITS && v.to_bits() != 0))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::ptr;
 
 use lstm_core::{Error, Result, shape::checked_len};
 
-use crate::pool::Pool;
+use crate::pool::ThreadPool;
 
 /// Memory for an output that a pass writes completely. Zeroing it first would cost time on one thread.
 pub(crate) struct UninitBuffer {
@@ -15,7 +15,7 @@ pub(crate) struct UninitBuffer {
 impl UninitBuffer {
     /// Memory for as many floats as the product of `sizes`, from the free list of `pool` or newly allocated. All floats
     /// are zero if `zeroed`. An error names `op`.
-    pub(crate) fn new(op: &'static str, pool: &Pool, sizes: &[usize], zeroed: bool) -> Result<Self> {
+    pub(crate) fn new(op: &'static str, pool: &ThreadPool, sizes: &[usize], zeroed: bool) -> Result<Self> {
         let len = checked_len(op, sizes)?;
         let mut values = pool.free_tensors.take_exact(len).unwrap_or_default();
         values.clear();

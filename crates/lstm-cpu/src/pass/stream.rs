@@ -11,14 +11,14 @@ use lstm_core::{
 
 use crate::{
     kernel::{
-        cell::{CellArgs, Strides},
+        cell::{CellArgs, CellStrides},
         single_row::SingleRowArgs,
         table::PANEL_VECTORS,
     },
     layer::{Layer, PackedLayer, Plan},
     memory::tensor::Tensor,
     pass::forward::{self, SequenceInput},
-    pool::Pool,
+    pool::ThreadPool,
 };
 
 /// A stack of layers with its running state, which runs one time step per call.
@@ -27,7 +27,7 @@ pub struct CpuStream {
     layers: Vec<Layer>,
     plans: Vec<Plan>,
     /// The input of each layer: the snapped input of the stack, then the outputs of all layers except the last.
-    inputs: Vec<Vec<f32>>,
+    layer_inputs: Vec<Vec<f32>>,
     batch: usize,
 }
 
@@ -39,21 +39,21 @@ impl CpuStream {
         let sizes = std::iter::once(layers[0].0.spec.input_size).chain(sizes).take(layers.len());
         Ok(CpuStream {
             plans: layers.iter().map(|layer| Plan::new(&layer.0, batch, 1, threads)).collect::<Result<_>>()?,
-            inputs: sizes.map(|size| zeros("stream", &[batch, size])).collect::<Result<_>>()?,
+            layer_inputs: sizes.map(|size| zeros("stream", &[batch, size])).collect::<Result<_>>()?,
             layers: layers.to_vec(),
             batch,
         })
     }
 
     /// Runs one time step; see `Backend::step`.
-    pub(crate) fn step(&mut self, pool: &Pool, x: &[f32], y: &mut [f32]) -> Result<()> {
+    pub(crate) fn step(&mut self, pool: &ThreadPool, x: &[f32], y: &mut [f32]) -> Result<()> {
         // There is at least one layer: `check_stack` rejects an empty stack.
-        let (first, last) = (&self.layers[0].0.spec, &self.layers[self.layers.len() - 1].0.spec);
-        check_step(self.batch, first, last, x, y)?;
-        self.inputs[0].iter_mut().zip(x).for_each(|(to, v)| *to = snap(*v));
+        let (first_spec, last_spec) = (&self.layers[0].0.spec, &self.layers[self.layers.len() - 1].0.spec);
+        check_step(self.batch, first_spec, last_spec, x, y)?;
+        self.layer_inputs[0].iter_mut().zip(x).for_each(|(to, v)| *to = snap(*v));
         for (k, (layer, plan)) in self.layers.iter().zip(&mut self.plans).enumerate() {
-            let (inputs, outputs) = self.inputs.split_at_mut(k + 1);
-            let x = &inputs[k];
+            let (layer_inputs, outputs) = self.layer_inputs.split_at_mut(k + 1);
+            let x = &layer_inputs[k];
             let y = outputs.first_mut().map_or(&mut *y, Vec::as_mut_slice);
             // SAFETY: `y` is borrowed mutably. The plan was made for the layer, and `x` and `y` have the layer's sizes.
             unsafe {
@@ -67,14 +67,14 @@ impl CpuStream {
 
     /// A copy of the state of each layer.
     pub(crate) fn state(&self) -> Vec<State<Tensor>> {
-        let tensor = |cols: usize, row: &dyn Fn(usize) -> Vec<f32>| {
+        let state_tensor = |cols: usize, row: &dyn Fn(usize) -> Vec<f32>| {
             Tensor::new(MatrixShape::new(self.batch, cols), (0..self.batch).flat_map(row).collect())
         };
         let state = self.layers.iter().zip(&self.plans).map(|(Layer(layer), plan)| {
-            let c_index = Plan::c_index(layer.spec.cell, plan.current);
+            let c_state_index = Plan::c_state_index(layer.spec.cell, plan.current_state_index);
             State {
-                h: tensor(layer.spec.state_size(), &|b| plan.h_row(layer, plan.current, b).to_vec()),
-                c: tensor(layer.spec.hidden_size, &|b| plan.c_row(layer, c_index, b).to_vec()),
+                h: state_tensor(layer.spec.state_size(), &|b| plan.h_row(layer, plan.current_state_index, b).to_vec()),
+                c: state_tensor(layer.spec.hidden_size, &|b| plan.c_row(layer, c_state_index, b).to_vec()),
             }
         });
         state.collect()
@@ -99,32 +99,33 @@ impl CpuStream {
 /// The plan was made for this layer; `x` and `y` have the sizes of its input and output.
 unsafe fn try_small_step(layer: &PackedLayer, plan: &mut Plan, x: &[f32], y: &mut [f32]) -> bool {
     let PackedLayer { spec, kernels, .. } = layer;
-    let single_row = match (plan.batch, plan.threads, spec.proj_size) {
-        (1, 1, None) => kernels.single_row.get(layer.panels - 1),
+    let single_row_kernel = match (plan.batch, plan.threads, spec.proj_size) {
+        (1, 1, None) => kernels.single_row_kernels.get(layer.panels - 1),
         _ => None,
     };
-    let Some(single_row) = single_row else { return false };
+    let Some(single_row_kernel) = single_row_kernel else { return false };
     debug_assert!(plan.matches(layer) && (x.len(), y.len()) == (spec.input_size, spec.hidden_size));
-    let (old, padded) = (plan.current, layer.padded_hidden());
-    let [c_old, c_new] = [old, 1 - old].map(|h| Plan::c_index(spec.cell, h) * padded);
+    let (old_state_index, padded_hidden) = (plan.current_state_index, layer.padded_hidden());
+    let [c_old, c_new] =
+        [old_state_index, 1 - old_state_index].map(|h| Plan::c_state_index(spec.cell, h) * padded_hidden);
     let (h, c) = (plan.h.as_mut_ptr(), plan.c.as_mut_ptr());
     // SAFETY: guaranteed by the caller; offsets follow the layouts in `PackedLayer` and `Plan`.
     unsafe {
-        let (h_old, c_old, c_new) = (h.add(old * padded), c.add(c_old), c.add(c_new));
-        single_row(&SingleRowArgs {
-            operand_len: spec.hidden_size,
-            operand: if spec.cell == CellKind::PeepholeDense { c_old } else { h_old },
+        let (h_old, c_old, c_new) = (h.add(old_state_index * padded_hidden), c.add(c_old), c.add(c_new));
+        single_row_kernel(&SingleRowArgs {
+            recurrent_operand_len: spec.hidden_size,
+            recurrent_operand: if spec.cell == CellKind::PeepholeDense { c_old } else { h_old },
             u: layer.u.as_ptr(),
-            cell: CellArgs {
-                count: layer.panels,
-                strides: Strides::panels(kernels, 0, 0, 0),
+            cell_args: CellArgs {
+                item_count: layer.panels,
+                strides: CellStrides::for_panels(kernels, 0, 0, 0),
                 wx: null(),
                 uh: [null(); PANEL_VECTORS],
                 bias: layer.bias.as_ptr(),
                 peephole: layer.peephole.as_ptr(),
                 c_old,
                 c_new,
-                h: h.add((1 - old) * padded),
+                h: h.add((1 - old_state_index) * padded_hidden),
                 y: y.as_mut_ptr(),
                 units: spec.hidden_size,
                 gates: null_mut(),
@@ -137,6 +138,6 @@ unsafe fn try_small_step(layer: &PackedLayer, plan: &mut Plan, x: &[f32], y: &mu
             w: layer.w.as_ptr(),
         });
     }
-    plan.current = 1 - old;
+    plan.current_state_index = 1 - old_state_index;
     true
 }

@@ -15,11 +15,11 @@ use crate::{
         forward::{SequenceInput, run, run_bidirectional},
         trace::Trace,
     },
-    pool::Pool,
+    pool::ThreadPool,
 };
 
 /// A pseudo-random value in [-1, 1) for each `k`.
-fn value(k: usize) -> f32 {
+fn pseudo_random(k: usize) -> f32 {
     ((k as u32).wrapping_mul(2_654_435_769) >> 8) as f32 / 8_388_608.0 - 1.0
 }
 
@@ -43,7 +43,7 @@ fn single_sequence_is_bit_identical_for_any_number_of_threads() {
 
 /// Compares all outputs and gradients on 1, 2, 3 and 5 threads, with and without `lengths`.
 fn check_thread_counts(hidden: usize, lengths: &[usize]) {
-    let pools: Vec<_> = [1, 2, 3, 5].into_iter().map(|threads| Arc::new(Pool::new(threads).unwrap())).collect();
+    let pools: Vec<_> = [1, 2, 3, 5].into_iter().map(|threads| Arc::new(ThreadPool::new(threads).unwrap())).collect();
     // More time steps than one chunk of the backward pass.
     let (batch, steps, input_size) = (lengths.len(), 33, 9);
     for isa in Isa::available() {
@@ -60,9 +60,9 @@ fn check_thread_counts(hidden: usize, lengths: &[usize]) {
             for weights in weights.layers() {
                 let layer = PackedLayer::new(isa.kernels().unwrap(), &pools[0], weights).unwrap();
                 let state = weights.spec().state_size();
-                let x: Vec<f32> = (0..steps * batch * input_size).map(value).collect();
-                let [h, c] = [state, hidden].map(|n| (0..batch * n).map(|k| value(k + 1)).collect::<Vec<_>>());
-                let dy: Vec<f32> = (0..steps * batch * state).map(|k| value(k + 2)).collect();
+                let x: Vec<f32> = (0..steps * batch * input_size).map(pseudo_random).collect();
+                let [h, c] = [state, hidden].map(|n| (0..batch * n).map(|k| pseudo_random(k + 1)).collect::<Vec<_>>());
+                let dy: Vec<f32> = (0..steps * batch * state).map(|k| pseudo_random(k + 2)).collect();
                 let spec = weights.spec();
                 for lengths in [None, Some(lengths)] {
                     let outputs = pools.iter().map(|pool| {
@@ -72,14 +72,14 @@ fn check_thread_counts(hidden: usize, lengths: &[usize]) {
                         let input = SequenceInput { steps, lengths, x: &x };
                         // SAFETY: `y` is a local variable.
                         unsafe { run(pool, &layer, &mut plan, input, &mut y[..], None) };
-                        let mut all = [&y, plan.h.as_slice(), plan.c.as_slice()].concat();
+                        let mut results = [&y, plan.h.as_slice(), plan.c.as_slice()].concat();
 
                         let tensor = Tensor::new(MatrixShape::new(steps * batch, input_size), x.clone());
                         let mut trace = Trace::new(pool, &layer, tensor, (steps, batch), lengths, (&h, &c)).unwrap();
-                        let mut trained_y = vec![0.0; y.len()];
-                        // SAFETY: `trained_y` is a local variable.
-                        unsafe { run(pool, &layer, &mut plan, input, &mut trained_y[..], Some(&mut trace)) };
-                        assert!(y == trained_y);
+                        let mut training_y = vec![0.0; y.len()];
+                        // SAFETY: `training_y` is a local variable.
+                        unsafe { run(pool, &layer, &mut plan, input, &mut training_y[..], Some(&mut trace)) };
+                        assert!(y == training_y);
                         let zeros = |rows: usize, cols: usize| vec![0.0; rows * cols];
                         let (mut dx, mut dw, mut du) =
                             (zeros(steps * batch, input_size), zeros(4 * hidden, input_size), zeros(4 * hidden, state));
@@ -103,13 +103,13 @@ fn check_thread_counts(hidden: usize, lengths: &[usize]) {
                         };
                         backward::run(pool, &layer, &mut plan, &trace, &dy, (&h, &c), out).unwrap();
                         for part in [dx, dw, du, bias, projection, dh, dc, p_i, p_f, p_o] {
-                            all.extend(part);
+                            results.extend(part);
                         }
-                        all.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+                        results.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
                     });
                     let outputs: Vec<_> = outputs.collect();
-                    for (k, other) in outputs.iter().enumerate() {
-                        assert!(*other == outputs[0], "{isa}, {spec:?}, {lengths:?}: {} threads", pools[k].threads());
+                    for (k, output) in outputs.iter().enumerate() {
+                        assert!(*output == outputs[0], "{isa}, {spec:?}, {lengths:?}: {} threads", pools[k].threads());
                     }
                 }
             }
@@ -132,9 +132,9 @@ fn check_directions(lengths: &[usize]) {
         let config = LstmConfig::new(input_size, hidden).cell(cell);
         let config = proj.into_iter().fold(config, LstmConfig::proj_size);
         let weights = Weights::init(LstmConfig::bidirectional(config), &Init::default(), 3).unwrap();
-        let x: Vec<f32> = (0..steps * batch * input_size).map(value).collect();
+        let x: Vec<f32> = (0..steps * batch * input_size).map(pseudo_random).collect();
         for threads in [1, 2, 3, 4] {
-            let pool = Arc::new(Pool::new(threads).unwrap());
+            let pool = Arc::new(ThreadPool::new(threads).unwrap());
             let kernels = Isa::available()[0].kernels().unwrap();
             let layers: [_; 2] =
                 std::array::from_fn(|k| PackedLayer::new(kernels, &pool, &weights.layers()[k]).unwrap());
@@ -145,13 +145,13 @@ fn check_directions(lengths: &[usize]) {
                 for (plan, layer) in plans.iter_mut().zip(&layers) {
                     *plan = Plan::with_threads(layer, batch, steps, threads).unwrap();
                 }
-                let separate = plans.iter_mut().zip(&layers).map(|(plan, layer)| {
+                let separate_results = plans.iter_mut().zip(&layers).map(|(plan, layer)| {
                     let mut y = vec![0.0; steps * batch * cols];
                     // SAFETY: `y` is a local variable.
                     unsafe { run(&pool, layer, plan, input, &mut y[..], None) };
                     (y, plan.last_state(layer, steps, lengths))
                 });
-                let separate: Vec<_> = separate.collect();
+                let separate_results: Vec<_> = separate_results.collect();
                 for threads_per_direction in 0..=threads / 2 {
                     for plan in &mut plans {
                         plan.set_state(&layers[0], &vec![0.0; batch * cols], &vec![0.0; batch * hidden]);
@@ -165,17 +165,17 @@ fn check_directions(lengths: &[usize]) {
                     }
                     for (k, row) in y.chunks_exact(cols).enumerate() {
                         assert!(
-                            *row == separate[k % 2].0[k / 2 * cols..][..cols],
+                            *row == separate_results[k % 2].0[k / 2 * cols..][..cols],
                             "{threads} threads, {threads_per_direction} per direction, row {k}"
                         );
                     }
-                    for ((plan, layer), (_, want)) in plans.iter().zip(&layers).zip(&separate) {
-                        let got = plan.last_state(layer, steps, lengths);
+                    for ((plan, layer), (_, expected)) in plans.iter().zip(&layers).zip(&separate_results) {
+                        let actual = plan.last_state(layer, steps, lengths);
                         assert!(
-                            got.h == want.h && got.c == want.c,
+                            actual.h == expected.h && actual.c == expected.c,
                             "{threads} threads, {threads_per_direction} per direction"
                         );
-                        assert_eq!(plan.current, steps % 2);
+                        assert_eq!(plan.current_state_index, steps % 2);
                     }
                 }
             }

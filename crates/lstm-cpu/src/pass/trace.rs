@@ -8,7 +8,7 @@ use crate::{
     kernel::table::PANEL_VECTORS,
     layer::PackedLayer,
     memory::{buffer::Buffer, tensor::Tensor},
-    pool::Pool,
+    pool::ThreadPool,
 };
 
 /// What a forward pass of one layer saves for the backward pass: the input, the states before and after every time
@@ -31,7 +31,7 @@ pub struct Trace {
     /// Values of the gates, `[panels][steps * batch][panel]`.
     pub(crate) gates: Buffer,
     /// The pool from which the memory comes and to which it returns.
-    pool: Arc<Pool>,
+    pool: Arc<ThreadPool>,
 }
 
 impl Drop for Trace {
@@ -52,7 +52,7 @@ impl Trace {
     /// Allocates a trace for a sequence that starts from `h: [batch, state_size]` and `c: [batch, hidden_size]`, which
     /// are snapped.
     pub(crate) fn new(
-        pool: &Arc<Pool>,
+        pool: &Arc<ThreadPool>,
         layer: &PackedLayer,
         x: Tensor,
         (steps, batch): (usize, usize),
@@ -61,7 +61,7 @@ impl Trace {
     ) -> Result<Self> {
         let width = PANEL_VECTORS * layer.kernels.lanes;
         // Unspecified contents are safe: the pass writes everything on which a result depends.
-        let buffer = |sizes: &[usize]| pool.free_buffers.unspecified("forward_train", sizes);
+        let unspecified_buffer = |sizes: &[usize]| pool.free_buffers.unspecified_buffer("forward_train", sizes);
         let mut trace = Trace {
             spec: layer.spec,
             lanes: layer.kernels.lanes,
@@ -69,20 +69,20 @@ impl Trace {
             batch,
             lengths: lengths.map(<[_]>::to_vec),
             x,
-            h: buffer(&[steps + 1, batch, layer.padded_state()])?,
-            c: buffer(&[steps + 1, batch, layer.padded_hidden()])?,
-            gates: buffer(&[layer.panels, steps, batch, width])?,
+            h: unspecified_buffer(&[steps + 1, batch, layer.padded_state()])?,
+            c: unspecified_buffer(&[steps + 1, batch, layer.padded_hidden()])?,
+            gates: unspecified_buffer(&[layer.panels, steps, batch, width])?,
             pool: pool.clone(),
         };
-        let first = if layer.spec.reverse { steps } else { 0 };
-        let fill = |to: &mut Buffer, padded: usize, from: &[f32]| {
-            let to = to.as_mut_slice()[first * batch * padded..].chunks_exact_mut(padded);
+        let first_index = if layer.spec.reverse { steps } else { 0 };
+        let fill_snapped = |to: &mut Buffer, padded_len: usize, from: &[f32]| {
+            let to = to.as_mut_slice()[first_index * batch * padded_len..].chunks_exact_mut(padded_len);
             for (to, from) in to.zip(from.chunks_exact(from.len() / batch)) {
                 to.iter_mut().zip(from).for_each(|(to, &v)| *to = snap(v));
             }
         };
-        fill(&mut trace.h, layer.padded_state(), h);
-        fill(&mut trace.c, layer.padded_hidden(), c);
+        fill_snapped(&mut trace.h, layer.padded_state(), h);
+        fill_snapped(&mut trace.c, layer.padded_hidden(), c);
         Ok(trace)
     }
 
@@ -94,14 +94,15 @@ impl Trace {
 
     /// The final state: `h: [batch, state_size]` and `c: [batch, hidden_size]`.
     pub(crate) fn last_state(&self, layer: &PackedLayer) -> State<Vec<f32>> {
-        let last = if self.spec.reverse { 0 } else { self.steps };
-        let rows = |from: &Buffer, padded: usize, cols: usize| {
-            let from = from.as_slice()[last * self.batch * padded..].chunks_exact(padded).take(self.batch);
+        let last_index = if self.spec.reverse { 0 } else { self.steps };
+        let unpadded_rows = |from: &Buffer, padded_len: usize, cols: usize| {
+            let from =
+                from.as_slice()[last_index * self.batch * padded_len..].chunks_exact(padded_len).take(self.batch);
             from.flat_map(|row| row[..cols].iter().copied()).collect()
         };
         State {
-            h: rows(&self.h, layer.padded_state(), self.spec.state_size()),
-            c: rows(&self.c, layer.padded_hidden(), self.spec.hidden_size),
+            h: unpadded_rows(&self.h, layer.padded_state(), self.spec.state_size()),
+            c: unpadded_rows(&self.c, layer.padded_hidden(), self.spec.hidden_size),
         }
     }
 
@@ -111,7 +112,7 @@ impl Trace {
     }
 
     /// Number of sequences that have a time step `t`. They are the first rows of the batch.
-    pub(crate) fn active(&self, t: usize) -> usize {
+    pub(crate) fn active_sequences(&self, t: usize) -> usize {
         self.lengths.as_ref().map_or(self.batch, |lengths| lengths.partition_point(|&len| len > t))
     }
 }

@@ -17,20 +17,20 @@ use std::{
 };
 
 pub(crate) use sync_ptr::SyncPtr;
-pub(crate) use team::{Member, Team};
+pub(crate) use team::{Team, TeamMember};
 
 use crate::memory::{buffer::Buffer, free_list::FreeList};
 
 /// Number of spins before a waiting thread sleeps or yields. A pause takes 10 to 50 ns, so this is some tens of
 /// microseconds.
-const SPINS: u32 = 1 << 11;
+const MAX_SPINS: u32 = 1 << 11;
 
 /// A thread pool: the calling thread and `threads - 1` workers. It runs one job at a time. While the workers are busy,
 /// the job of another caller runs on that caller's thread alone. The pool also owns the free lists of reusable memory.
-pub(crate) struct Pool {
+pub(crate) struct ThreadPool {
     workers: Vec<Worker>,
     /// Locked while a job runs on the workers.
-    busy: Mutex<()>,
+    job_lock: Mutex<()>,
     /// Freed buffers, at most 192 MiB.
     pub(crate) free_buffers: FreeList<Buffer>,
     /// Freed memory of tensors, at most 64 MiB.
@@ -41,7 +41,7 @@ pub(crate) struct Pool {
 struct Worker {
     mailbox: Arc<Mailbox>,
     thread: Thread,
-    handle: Option<JoinHandle<()>>,
+    join_handle: Option<JoinHandle<()>>,
 }
 
 /// Shared memory through which the pool passes jobs to one worker.
@@ -52,22 +52,23 @@ struct Mailbox {
     stop: AtomicBool,
 }
 
-/// A job. It lies on the stack of the thread that called [`Pool::run`], which waits until `remaining` is 0.
+/// A job. It lies on the stack of the thread that called [`ThreadPool::run`], which waits until `running_workers`
+/// is 0.
 struct Job {
-    run: *const (dyn Fn(Member<'_>) + Sync),
+    function: *const (dyn Fn(TeamMember<'_>) + Sync),
     team: *const Team,
     /// Rank of the next worker that starts the job.
     next_rank: AtomicUsize,
     /// Number of workers that have not finished.
-    remaining: AtomicUsize,
+    running_workers: AtomicUsize,
 }
 
-/// Waits until `done` returns true: spins first, then yields. Yielding matters if there are more threads than cores:
+/// Waits until `is_done` returns true: spins first, then yields. Yielding matters if there are more threads than cores:
 /// the awaited thread may need the core of the waiting thread.
-fn wait_until(done: impl Fn() -> bool) {
+fn wait_until(is_done: impl Fn() -> bool) {
     let mut spins = 0;
-    while !done() {
-        if spins < SPINS {
+    while !is_done() {
+        if spins < MAX_SPINS {
             spins += 1;
             std::hint::spin_loop();
         } else {
@@ -76,17 +77,17 @@ fn wait_until(done: impl Fn() -> bool) {
     }
 }
 
-impl Pool {
+impl ThreadPool {
     /// Starts `threads - 1` workers.
     pub(crate) fn new(threads: usize) -> io::Result<Self> {
         let (free_buffers, free_tensors) = (FreeList::new(3 << 24), FreeList::new(1 << 24));
-        let mut pool = Pool { workers: Vec::new(), busy: Mutex::new(()), free_buffers, free_tensors };
+        let mut pool = ThreadPool { workers: Vec::new(), job_lock: Mutex::new(()), free_buffers, free_tensors };
         for k in 1..threads {
             let mailbox = Arc::new(Mailbox { job: AtomicPtr::new(null_mut()), stop: AtomicBool::new(false) });
             let worker_mailbox = mailbox.clone();
-            let handle =
+            let join_handle =
                 thread::Builder::new().name(format!("lstm-cpu-{k}")).spawn(move || worker_loop(&worker_mailbox))?;
-            pool.workers.push(Worker { mailbox, thread: handle.thread().clone(), handle: Some(handle) });
+            pool.workers.push(Worker { mailbox, thread: join_handle.thread().clone(), join_handle: Some(join_handle) });
         }
         Ok(pool)
     }
@@ -98,43 +99,46 @@ impl Pool {
 
     /// Runs `f` on `threads` threads, the caller's included, and returns when all have finished. It uses fewer threads
     /// if the pool has fewer, and only the caller's while the workers are busy with another job. So `f` must be correct
-    /// for any [`Member::size`]. Allocates nothing.
-    pub(crate) fn run(&self, threads: usize, f: &(dyn Fn(Member<'_>) + Sync)) {
+    /// for any [`TeamMember::size`]. Allocates nothing.
+    pub(crate) fn run(&self, threads: usize, f: &(dyn Fn(TeamMember<'_>) + Sync)) {
         let mut team = Team::new(1);
-        let wanted = threads.min(self.threads());
-        let guard = if wanted > 1 { self.busy.try_lock() } else { Err(TryLockError::WouldBlock) };
-        let Ok(_guard) = guard else {
-            return f(Member { rank: 0, size: 1, team: &team });
+        let team_size = threads.min(self.threads());
+        let lock_result = if team_size > 1 { self.job_lock.try_lock() } else { Err(TryLockError::WouldBlock) };
+        let Ok(_guard) = lock_result else {
+            return f(TeamMember { rank: 0, size: 1, team: &team });
         };
-        team.size = wanted;
+        team.size = team_size;
         let mut job = Job {
-            // SAFETY: this changes only the lifetime. The function neither returns nor unwinds before `remaining` is 0.
-            run: unsafe {
-                std::mem::transmute::<*const (dyn Fn(Member<'_>) + Sync + '_), *const (dyn Fn(Member<'_>) + Sync)>(f)
+            // SAFETY: this changes only the lifetime. The function neither returns nor unwinds before `running_workers`
+            // is 0.
+            function: unsafe {
+                std::mem::transmute::<*const (dyn Fn(TeamMember<'_>) + Sync + '_), *const (dyn Fn(TeamMember<'_>) + Sync)>(
+                    f,
+                )
             },
             team: &team,
             next_rank: AtomicUsize::new(1),
-            remaining: AtomicUsize::new(wanted - 1),
+            running_workers: AtomicUsize::new(team_size - 1),
         };
-        let pointer: *mut Job = &mut job;
-        for worker in &self.workers[..wanted - 1] {
-            worker.mailbox.job.store(pointer, Ordering::Release);
+        let job_ptr: *mut Job = &mut job;
+        for worker in &self.workers[..team_size - 1] {
+            worker.mailbox.job.store(job_ptr, Ordering::Release);
             worker.thread.unpark();
         }
-        abort_on_panic(|| f(Member { rank: 0, size: wanted, team: &team }));
+        abort_on_panic(|| f(TeamMember { rank: 0, size: team_size, team: &team }));
         // SAFETY: `job` is a local variable that is still alive; the workers change only its atomics.
-        let remaining = unsafe { &(*pointer).remaining };
-        wait_until(|| remaining.load(Ordering::Acquire) == 0);
+        let running_workers = unsafe { &(*job_ptr).running_workers };
+        wait_until(|| running_workers.load(Ordering::Acquire) == 0);
     }
 }
 
-impl Drop for Pool {
+impl Drop for ThreadPool {
     fn drop(&mut self) {
         for worker in &mut self.workers {
             worker.mailbox.stop.store(true, Ordering::Release);
             worker.thread.unpark();
-            if let Some(handle) = worker.handle.take() {
-                let _ = handle.join();
+            if let Some(join_handle) = worker.join_handle.take() {
+                let _ = join_handle.join();
             }
         }
     }
@@ -155,18 +159,18 @@ fn worker_loop(mailbox: &Mailbox) {
     loop {
         let job = mailbox.job.swap(null_mut(), Ordering::AcqRel);
         if !job.is_null() {
-            // SAFETY: the caller keeps the job, its team and its closure alive until `remaining` is 0. This worker's
-            // last access to them is its decrement.
+            // SAFETY: the caller keeps the job, its team and its closure alive until `running_workers` is 0. This
+            // worker's last access to them is its decrement.
             unsafe {
-                let (run, team) = (&*(*job).run, &*(*job).team);
+                let (function, team) = (&*(*job).function, &*(*job).team);
                 let rank = (*job).next_rank.fetch_add(1, Ordering::Relaxed);
-                abort_on_panic(|| run(Member { rank, size: team.size, team }));
-                (*job).remaining.fetch_sub(1, Ordering::Release);
+                abort_on_panic(|| function(TeamMember { rank, size: team.size, team }));
+                (*job).running_workers.fetch_sub(1, Ordering::Release);
             }
             spins = 0;
         } else if mailbox.stop.load(Ordering::Acquire) {
             return;
-        } else if spins < SPINS {
+        } else if spins < MAX_SPINS {
             spins += 1;
             std::hint::spin_loop();
         } else {
@@ -182,7 +186,7 @@ mod tests {
 
     #[test]
     fn each_rank_runs_once_and_barriers_synchronize() {
-        let pool = Pool::new(4).unwrap();
+        let pool = ThreadPool::new(4).unwrap();
         for threads in [1, 2, 3, 4, 9] {
             for _ in 0..200 {
                 let (sum, ranks) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -203,7 +207,7 @@ mod tests {
 
     #[test]
     fn concurrent_callers_all_finish() {
-        let pool = Pool::new(2).unwrap();
+        let pool = ThreadPool::new(2).unwrap();
         let total = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..4 {

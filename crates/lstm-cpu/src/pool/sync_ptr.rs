@@ -8,7 +8,8 @@ pub(crate) struct SyncPtr<T>(pub(crate) T);
 unsafe impl<T> Sync for SyncPtr<T> {}
 
 impl<T: Copy> SyncPtr<T> {
-    /// The pointer. A method, because a closure that used the field would capture the field, which is not `Sync`.
+    /// Returns the pointer. Closures call this method, because a closure that used the field would capture the field,
+    /// which is not `Sync`.
     pub(crate) fn get(&self) -> T {
         self.0
     }

@@ -12,7 +12,7 @@ pub(crate) struct Team {
     /// Number of threads.
     pub(super) size: usize,
     /// Number of threads that have arrived at the current barrier.
-    arrived: AtomicUsize,
+    arrived_threads: AtomicUsize,
     /// Number of barriers passed.
     generation: AtomicUsize,
 }
@@ -20,13 +20,13 @@ pub(crate) struct Team {
 impl Team {
     /// A team of `size` threads.
     pub(crate) fn new(size: usize) -> Self {
-        Team { size, arrived: AtomicUsize::new(0), generation: AtomicUsize::new(0) }
+        Team { size, arrived_threads: AtomicUsize::new(0), generation: AtomicUsize::new(0) }
     }
 }
 
-/// One thread of a team, as the job sees it.
+/// One thread of a [`Team`]. The function of a job receives it as its argument.
 #[derive(Clone, Copy)]
-pub(crate) struct Member<'a> {
+pub(crate) struct TeamMember<'a> {
     /// Index of this thread, from 0 to `size - 1`.
     pub(crate) rank: usize,
     /// Number of threads in the team.
@@ -34,16 +34,16 @@ pub(crate) struct Member<'a> {
     pub(super) team: &'a Team,
 }
 
-impl Member<'_> {
+impl TeamMember<'_> {
     /// Splits the team into the two given teams. Returns the index of the team to which this thread belongs, and this
     /// thread as its member. Returns `None` if this is the only thread, as when the workers are busy.
-    pub(crate) fn split<'t>(&self, teams: &'t [Team; 2]) -> Option<(usize, Member<'t>)> {
-        let first = teams[0].size;
-        debug_assert!(self.size == 1 || self.size == first + teams[1].size);
-        (self.size == first + teams[1].size).then(|| {
-            let index = usize::from(self.rank >= first);
-            let (rank, team) = (self.rank - index * first, &teams[index]);
-            (index, Member { rank, size: team.size, team })
+    pub(crate) fn split<'t>(&self, teams: &'t [Team; 2]) -> Option<(usize, TeamMember<'t>)> {
+        let first_size = teams[0].size;
+        debug_assert!(self.size == 1 || self.size == first_size + teams[1].size);
+        (self.size == first_size + teams[1].size).then(|| {
+            let index = usize::from(self.rank >= first_size);
+            let (rank, team) = (self.rank - index * first_size, &teams[index]);
+            (index, TeamMember { rank, size: team.size, team })
         })
     }
 
@@ -63,8 +63,8 @@ impl Member<'_> {
             return;
         }
         let generation = self.team.generation.load(Ordering::Acquire);
-        if self.team.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.size {
-            self.team.arrived.store(0, Ordering::Relaxed);
+        if self.team.arrived_threads.fetch_add(1, Ordering::AcqRel) + 1 == self.size {
+            self.team.arrived_threads.store(0, Ordering::Relaxed);
             self.team.generation.store(generation.wrapping_add(1), Ordering::Release);
         } else {
             wait_until(|| self.team.generation.load(Ordering::Acquire) != generation);

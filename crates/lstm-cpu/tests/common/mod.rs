@@ -61,7 +61,7 @@ pub(crate) fn cases() -> Vec<(LstmConfig, bool, TrainerConfig)> {
             LstmConfig::new(2, 5).cell(CellKind::PeepholeDense),
             true,
             TrainerConfig::new(OptimizerConfig::sgd(), Schedule::constant(0.1))
-                .checkpointing(Checkpointing::SquareRoot),
+                .checkpointing(Checkpointing::SquareRootSegments),
         ),
     ]
 }

@@ -87,7 +87,7 @@ pub(crate) fn prebuilt() -> Result<String> {
 /// The error if there is no NVRTC. The library path of this part has none.
 pub(crate) fn without_nvrtc() -> Result<String> {
     let driver = SimulatedDriver::load()?;
-    if let Ok((version, _)) = kernels::nvrtc() {
+    if let Ok((version, _)) = kernels::nvrtc_capabilities() {
         return Ok(format!("not run: NVRTC {version:?} is installed on this machine"));
     }
     driver.set_properties(DeviceProperties::DEFAULT);

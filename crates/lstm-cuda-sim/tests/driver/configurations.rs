@@ -60,7 +60,7 @@ fn all_models(
     let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
     ensure!(cuda.arithmetic() == Arithmetic::Exact, "{:?}", cuda.arithmetic());
     let device = format!("simulated GPU 0, sm_{}", properties.architecture);
-    ensure!(cuda.device().contains(&device), "{} does not contain {device}", cuda.device());
+    ensure!(cuda.device_name().contains(&device), "{} does not contain {device}", cuda.device_name());
     for (name, config, want) in models {
         let mut workload = Workload::new(&cuda, config);
         let got = workload.run_all().map_err(|error| format!("{name}: {error}"))?;
@@ -160,19 +160,19 @@ fn medium_tiles(driver: &SimulatedDriver) -> Result<usize> {
 /// Runs the forward and backward pass. Returns the outputs and the gradients of the inputs and of the recurrent
 /// weights.
 fn both_passes<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Vec<f32>, Error> {
-    let output = lstm.forward_train(x, Checkpointing::Everything)?;
-    let gradients = output.tape.backward(OutputGradients::from(&output.y).with_input())?;
+    let output = lstm.forward_train(x, Checkpointing::SaveEverything)?;
+    let gradients = output.tape.backward(OutputGradients::from(&output.y).with_input_gradient())?;
     let recurrent = gradients.weights.layers()[0].get(Param::WeightHh).into_iter().flatten().copied();
     Ok(output.y.iter().copied().chain(gradients.x.into_iter().flatten()).chain(recurrent).collect())
 }
 
 /// `KernelLimits` makes layers use another execution path.
 fn limited_kernels(driver: &SimulatedDriver) -> Result<()> {
-    let invalid = KernelLimits { multiprocessors: Some(0), ..KernelLimits::default() };
+    let invalid = KernelLimits { max_multiprocessors: Some(0), ..KernelLimits::default() };
     let error = Cuda::builder().limit_kernels(invalid).build().err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(error.contains("at least 1 multiprocessor, got 0"), "no multiprocessors: `{error}`");
-    let no_clusters = KernelLimits { clusters: false, ..KernelLimits::default() };
-    let only_steps = KernelLimits { persistent: false, multiprocessors: Some(2), ..no_clusters };
+    let no_clusters = KernelLimits { allow_clusters: false, ..KernelLimits::default() };
+    let only_steps = KernelLimits { allow_persistent: false, max_multiprocessors: Some(2), ..no_clusters };
     for (limits, path) in [(no_clusters, "persistent"), (only_steps, ONE_KERNEL_PER_STEP)] {
         driver.reset();
         driver.set_properties(DeviceProperties::SM_90);
@@ -197,7 +197,7 @@ fn tf32_mode(driver: &SimulatedDriver) -> Result<()> {
     ensure!(cuda.name() == "cuda-tf32" && cuda.arithmetic() != Arithmetic::Exact, "{:?}", cuda.arithmetic());
     let lstm = Lstm::random(&cuda, LstmConfig::new(8, 24), 1).map_err(|e| e.to_string())?;
     let x = Array3::<f32>::ones((17, 3, 8));
-    let output = lstm.forward_train(&x, Checkpointing::Everything).map_err(|e| e.to_string())?;
+    let output = lstm.forward_train(&x, Checkpointing::SaveEverything).map_err(|e| e.to_string())?;
     output.tape.backward(OutputGradients::from(&output.y)).map_err(|e| e.to_string())?;
     driver.reset();
     driver.fail_call(0, INVALID_VALUE, true);

@@ -13,7 +13,7 @@ pub(crate) const TRANSLATED_KERNELS: &str = "lstm_ptx.cpp";
 
 /// Compiles the kernels to PTX with NVIDIA's NVRTC, and writes them as C++.
 pub(crate) fn compile() -> Result<String> {
-    let ((major, minor), supported) = match kernels::nvrtc() {
+    let ((major, minor), supported) = match kernels::nvrtc_capabilities() {
         Ok(found) => found,
         // With one of these variables, NVRTC is required.
         Err(error) if ["LSTM_NVRTC", "LSTM_REQUIRE"].iter().all(|name| env::var_os(name).is_none()) => {

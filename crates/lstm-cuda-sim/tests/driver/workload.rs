@@ -46,8 +46,8 @@ impl<'a, B: Backend> Workload<'a, B> {
             ("forward", _) => lstm.forward(&x).map(|(y, state)| concat(y, state)),
             ("lengths", _) => lstm.forward(Input::from(&x).lengths(&[2, 5, 1])).map(|(y, state)| concat(y, state)),
             ("train", _) => {
-                let output = lstm.forward_train(&x, Checkpointing::Everything)?;
-                let gradients = output.tape.backward(OutputGradients::from(&output.y).with_input())?;
+                let output = lstm.forward_train(&x, Checkpointing::SaveEverything)?;
+                let gradients = output.tape.backward(OutputGradients::from(&output.y).with_input_gradient())?;
                 let layers = gradients.weights.layers().iter();
                 let weights = layers.flat_map(|layer| layer.iter().flat_map(|(_, values)| values.iter().copied()));
                 let mut values: Vec<f32> = weights.chain(gradients.x.into_iter().flatten()).collect();

@@ -1,4 +1,4 @@
-//! Owners of a device's primary context and of streams, which release them on drop.
+//! Types that own a device's primary context and CUDA streams, and release them on drop.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use cudarc::driver::{
     sys,
 };
 
-/// A device's primary context, which is shared by all of the process.
+/// A device's primary context, which the whole process shares.
 pub(super) struct Context {
     device: sys::CUdevice,
     raw: sys::CUcontext,
@@ -30,7 +30,7 @@ impl Context {
         self.device
     }
 
-    /// Makes this the calling thread's current context.
+    /// Makes this context the current context of the calling thread.
     pub(super) fn bind(&self) -> Result<(), DriverError> {
         // SAFETY: the context is retained as long as `self` lives.
         unsafe { result::ctx::set_current(self.raw) }

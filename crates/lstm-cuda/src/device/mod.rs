@@ -21,14 +21,16 @@ use lstm_core::{Error, Result};
 use self::context::{Context, Stream};
 use crate::driver::{Address, Driver, Launch};
 
-/// A GPU with its kernels, and a stream on which all work runs in order. Clones share them.
+/// A GPU with its loaded kernels, and a CUDA stream on which all work runs in order. Clones share the same GPU and
+/// stream.
 #[derive(Clone)]
-pub struct Device(Arc<Inner>);
+pub struct Device(Arc<DeviceInner>);
 
-struct Inner {
+struct DeviceInner {
     context: Arc<Context>,
     stream: Stream,
-    /// The stream on which graphs are captured, by one thread at a time, apart from work that other threads enqueue.
+    /// A separate stream on which graphs are captured, so that a capture does not record the work that other threads
+    /// enqueue. One thread captures at a time.
     capture_stream: Mutex<Stream>,
     module: sys::CUmodule,
     functions: HashMap<&'static str, sys::CUfunction>,
@@ -36,22 +38,22 @@ struct Inner {
     label: String,
     multiprocessors: usize,
     /// Whether the device has cooperative launches, and layers may use them.
-    cooperative: bool,
+    cooperative_launches: bool,
     /// Limit of shared memory per block, in bytes.
     max_shared_bytes: u32,
-    /// Whether matrix products may run on tensor cores.
+    /// Whether matrix products may run on tensor cores, in TF32.
     allow_tf32: bool,
     /// Whether memory can be allocated and freed in stream order, from a pool.
     has_memory_pools: bool,
-    /// Whether the device can read pageable host memory. Copies from there may then be unfinished when the call
-    /// returns.
+    /// Whether the device can read pageable host memory. A copy from such memory may then be unfinished when the
+    /// driver's function returns.
     reads_pageable_memory: bool,
 }
 
 // SAFETY: the driver's objects may be used from any thread in which their context is current; `bind` makes it so.
-unsafe impl Send for Inner {}
+unsafe impl Send for DeviceInner {}
 // SAFETY: as above.
-unsafe impl Sync for Inner {}
+unsafe impl Sync for DeviceInner {}
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,7 +61,7 @@ impl fmt::Debug for Device {
     }
 }
 
-impl Drop for Inner {
+impl Drop for DeviceInner {
     fn drop(&mut self) {
         // Errors here can't be reported. They mean that the device is lost, and these objects with it.
         let _ = self.context.bind();
@@ -71,7 +73,7 @@ impl Drop for Inner {
 
 /// Device memory, freed on drop.
 pub struct DeviceMemory {
-    device: Arc<Inner>,
+    device: Arc<DeviceInner>,
     address: sys::CUdeviceptr,
     len: usize,
 }
@@ -93,11 +95,11 @@ impl Drop for DeviceMemory {
 
 /// A graph of kernel launches, destroyed on drop.
 pub struct DeviceGraph {
-    device: Arc<Inner>,
+    device: Arc<DeviceInner>,
     exec: sys::CUgraphExec,
 }
 
-// SAFETY: as for `Inner`.
+// SAFETY: as for `DeviceInner`.
 unsafe impl Send for DeviceGraph {}
 // SAFETY: as above; launches of the graph are ordered by the stream.
 unsafe impl Sync for DeviceGraph {}
@@ -110,17 +112,17 @@ impl Drop for DeviceGraph {
     }
 }
 
-/// The error for a failed call of the driver. The message contains the name of the error code but not its description,
-/// which would need another call of the driver.
-fn driver_error(backend: &str, op: &'static str, what: &str, error: DriverError) -> Error {
-    device_error(backend, op, format!("{what}: {:?}", error.0))
+/// Returns the error for an action of the driver that failed. The message contains the name of the error code but not
+/// its description, which would need another call of the driver.
+fn driver_error(backend: &str, op: &'static str, action: &str, error: DriverError) -> Error {
+    device_error(backend, op, format!("{action}: {:?}", error.0))
 }
 
 fn device_error(backend: &str, op: &'static str, reason: impl ToString) -> Error {
     Error::Device { backend: backend.to_owned(), op, reason: reason.to_string() }
 }
 
-/// The launch attribute for clusters of `size` blocks.
+/// Returns the launch attribute for clusters of `size` blocks.
 fn cluster_attribute(size: u32) -> sys::CUlaunchAttribute {
     let value = sys::CUlaunchAttributeValue {
         clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: size, y: 1, z: 1 },
@@ -128,7 +130,7 @@ fn cluster_attribute(size: u32) -> sys::CUlaunchAttribute {
     sys::CUlaunchAttribute { id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, pad: [0; 4], value }
 }
 
-/// A launch configuration. It points to `attributes`, which must live as long as it is used.
+/// Returns a launch configuration. The configuration points to `attributes`, which must outlive it.
 fn launch_config(
     grid: u32,
     threads: u32,
@@ -156,8 +158,8 @@ impl Device {
         if allow_tf32 { "cuda-tf32" } else { "cuda" }
     }
 
-    fn driver_error(&self, op: &'static str, what: &str, error: DriverError) -> Error {
-        driver_error(self.name(), op, what, error)
+    fn driver_error(&self, op: &'static str, action: &str, error: DriverError) -> Error {
+        driver_error(self.name(), op, action, error)
     }
 
     /// Makes the device's context current in this thread.
@@ -183,44 +185,45 @@ impl Device {
         self.0.stream.synchronize().map_err(|e| self.driver_error(op, "cuStreamSynchronize", e))
     }
 
-    /// Whether an asynchronous copy from host memory reads all of it before the call returns. This is not so if the
-    /// device reads the memory directly: some devices read all host memory, and all devices read memory that is
-    /// registered with CUDA.
-    fn is_staged(&self, op: &'static str, data: &[f32]) -> Result<bool> {
+    /// Whether an asynchronous copy of `data` to the device has read all of `data` when the driver's function returns.
+    /// It has not if the device reads the host memory directly: some devices read all host memory, and all devices read
+    /// memory that is registered with CUDA.
+    fn is_copy_staged(&self, op: &'static str, data: &[f32]) -> Result<bool> {
         if self.0.reads_pageable_memory {
             return Ok(false);
         }
-        let (mut kind, at) = (0u32, data.as_ptr() as sys::CUdeviceptr);
+        let (mut memory_type, host_address) = (0u32, data.as_ptr() as sys::CUdeviceptr);
         let attribute = sys::CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE;
         // SAFETY: the attribute is a 32-bit number; the address is only looked up, not accessed.
-        match unsafe { sys::cuPointerGetAttribute((&raw mut kind).cast(), attribute, at) } {
+        match unsafe { sys::cuPointerGetAttribute((&raw mut memory_type).cast(), attribute, host_address) } {
             // The memory is not registered with CUDA.
             sys::CUresult::CUDA_ERROR_INVALID_VALUE => Ok(true),
             status => status.result().map(|()| false).map_err(|e| self.driver_error(op, "cuPointerGetAttribute", e)),
         }
     }
 
-    fn launch_in(&self, op: &'static str, launch: &Launch, stream: &Stream) -> Result<()> {
+    fn launch_on_stream(&self, op: &'static str, launch: &Launch, stream: &Stream) -> Result<()> {
         let function = self.function(op, launch.kernel)?;
         let mut params = [launch.args.as_ptr().cast::<c_void>().cast_mut()];
         if launch.cluster_size > 0 {
             let mut attributes = [cluster_attribute(launch.cluster_size)];
             let config = launch_config(launch.grid, launch.threads, launch.shared_bytes, stream.raw(), &mut attributes);
             // SAFETY: as below; the attributes live until the call returns.
-            let launched = unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), ptr::null_mut()) };
-            return launched
+            let launch_result =
+                unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), ptr::null_mut()) };
+            return launch_result
                 .result()
                 .map_err(|e| self.driver_error(op, &format!("launch of {} in clusters", launch.kernel), e));
         }
         let (grid, threads) = ((launch.grid, 1, 1), (launch.threads, 1, 1));
         // SAFETY: a kernel takes one struct, which is copied before the call returns; for the addresses in it see
         // `Driver`.
-        let launched = unsafe {
+        let launch_result = unsafe {
             let launch_kernel =
                 if launch.cooperative { result::launch_cooperative_kernel } else { result::launch_kernel };
             launch_kernel(function, grid, threads, launch.shared_bytes, stream.raw(), &mut params)
         };
-        launched.map_err(|e| self.driver_error(op, &format!("launch of {}", launch.kernel), e))
+        launch_result.map_err(|e| self.driver_error(op, &format!("launch of {}", launch.kernel), e))
     }
 }
 
@@ -248,8 +251,9 @@ impl Driver for Device {
             }
         };
         let address = address.map_err(|e| {
-            let full = if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY { ", which do not fit in memory" } else { "" };
-            self.driver_error(op, &format!("allocation of {bytes} bytes{full}"), e)
+            let out_of_memory_note =
+                if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY { ", which do not fit in memory" } else { "" };
+            self.driver_error(op, &format!("allocation of {bytes} bytes{out_of_memory_note}"), e)
         })?;
         Ok(DeviceMemory { device: self.0.clone(), address, len })
     }
@@ -263,12 +267,12 @@ impl Driver for Device {
         if data.len() > memory.len {
             return Err(Error::shape(op, format!("at most {} values", memory.len), data.len()));
         }
-        let staged = self.is_staged(op, data)?;
+        let is_staged = self.is_copy_staged(op, data)?;
         // SAFETY: the device memory is large enough. The host memory has been read when this function returns: either
         // the copy is staged, or we wait.
-        let copied = unsafe { result::memcpy_htod_async(memory.address, data, self.0.stream.raw()) };
-        copied.map_err(|e| self.driver_error(op, "copy to the device", e))?;
-        if staged { Ok(()) } else { self.wait(op) }
+        let copy_result = unsafe { result::memcpy_htod_async(memory.address, data, self.0.stream.raw()) };
+        copy_result.map_err(|e| self.driver_error(op, "copy to the device", e))?;
+        if is_staged { Ok(()) } else { self.wait(op) }
     }
 
     fn download(&self, op: &'static str, memory: &DeviceMemory, offset: usize, out: &mut [f32]) -> Result<()> {
@@ -280,33 +284,33 @@ impl Driver for Device {
                 format!("{} from {offset}", out.len()),
             ));
         }
-        let from = memory.address + 4 * offset as Address;
+        let src = memory.address + 4 * offset as Address;
         // SAFETY: the range is inside the device memory; we wait until it is copied.
-        let copied = unsafe { result::memcpy_dtoh_async(out, from, self.0.stream.raw()) };
+        let copy_result = unsafe { result::memcpy_dtoh_async(out, src, self.0.stream.raw()) };
         // Wait even after an error, so that nothing writes to `out` later.
-        let waited = self.wait(op);
-        copied.map_err(|e| self.driver_error(op, "copy to the host", e))?;
-        waited
+        let wait_result = self.wait(op);
+        copy_result.map_err(|e| self.driver_error(op, "copy to the host", e))?;
+        wait_result
     }
 
     fn launch(&self, op: &'static str, launch: &Launch) -> Result<()> {
         self.bind(op)?;
-        self.launch_in(op, launch, &self.0.stream)
+        self.launch_on_stream(op, launch, &self.0.stream)
     }
 
-    fn graph(&self, op: &'static str, launches: Vec<Launch>) -> Result<DeviceGraph> {
+    fn record_graph(&self, op: &'static str, launches: Vec<Launch>) -> Result<DeviceGraph> {
         self.bind(op)?;
         let stream = self.0.capture_stream.lock().unwrap_or_else(PoisonError::into_inner);
         let raw = stream.raw();
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let capture_mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: this stream is only used for capturing, and by one thread at a time.
-        unsafe { result::stream::begin_capture(raw, mode) }
+        unsafe { result::stream::begin_capture(raw, capture_mode) }
             .map_err(|e| self.driver_error(op, "cuStreamBeginCapture", e))?;
-        let recorded = launches.iter().try_for_each(|launch| self.launch_in(op, launch, &stream));
+        let record_result = launches.iter().try_for_each(|launch| self.launch_on_stream(op, launch, &stream));
         // SAFETY: the capture was begun above. It must be ended even if a launch failed.
         let graph = unsafe { result::stream::end_capture(raw) };
         // After a failed launch the capture may still give a graph, which is incomplete.
-        let exec = recorded.and_then(|()| {
+        let exec = record_result.and_then(|()| {
             let graph = graph.map_err(|e| self.driver_error(op, "cuStreamEndCapture", e))?;
             // SAFETY: the graph was just captured.
             let exec = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) };
@@ -322,8 +326,8 @@ impl Driver for Device {
     fn launch_graph(&self, op: &'static str, graph: &DeviceGraph) -> Result<()> {
         self.bind(op)?;
         // SAFETY: the graph and the stream exist; for the addresses in the launches see `Driver`.
-        let launched = unsafe { result::graph::launch(graph.exec, self.0.stream.raw()) };
-        launched.map_err(|e| self.driver_error(op, "cuGraphLaunch", e))
+        let launch_result = unsafe { result::graph::launch(graph.exec, self.0.stream.raw()) };
+        launch_result.map_err(|e| self.driver_error(op, "cuGraphLaunch", e))
     }
 
     fn multiprocessors(&self) -> usize {
@@ -338,7 +342,7 @@ impl Driver for Device {
         shared_bytes: u32,
     ) -> Result<usize> {
         self.bind(op)?;
-        if !self.0.cooperative {
+        if !self.0.cooperative_launches {
             return Ok(0);
         }
         let function = self.function(op, kernel)?;

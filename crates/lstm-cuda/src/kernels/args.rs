@@ -1,7 +1,8 @@
 //! The kernels' arguments. Each struct is defined once, here, and exists in both languages: the macro declares the Rust
 //! struct and writes the CUDA C++ definition that `kernels/args.cuh` contains.
 //!
-//! No struct has padding, and the size of each is a multiple of eight bytes. Addresses come first for this reason.
+//! No struct has implicit padding, and the size of each is a multiple of eight bytes. For this reason addresses come
+//! first.
 
 use bytemuck::{Pod, Zeroable};
 use lstm_core::{CellKind, LayerSpec, arithmetic};
@@ -9,22 +10,23 @@ use lstm_core::{CellKind, LayerSpec, arithmetic};
 use crate::driver::Address;
 
 /// Address of values that a kernel reads; 0 if there are none.
-pub(crate) type Input = Address;
+pub(crate) type InputAddress = Address;
 /// Address of values that a kernel writes, and may read; 0 if there are none.
-pub(crate) type Output = Address;
-/// Address of one `u32` per step: the number of sequences that have the step. 0 if all sequences have all steps.
-pub(crate) type Counts = Address;
+pub(crate) type OutputAddress = Address;
+/// Address of one `u32` per step: the number of sequences of the batch that are long enough to have this step. 0 if all
+/// sequences have all steps.
+pub(crate) type CountsAddress = Address;
 
-/// The CUDA C++ type of a field, up to its name.
+/// Expands to the CUDA C++ type of an argument struct's field, with the separator before the field's name.
 #[cfg(test)]
 macro_rules! cuda_type {
-    (Input) => {
+    (InputAddress) => {
         "const float *"
     };
-    (Output) => {
+    (OutputAddress) => {
         "float *"
     };
-    (Counts) => {
+    (CountsAddress) => {
         "const u32 *"
     };
     (u64) => {
@@ -47,7 +49,8 @@ macro_rules! cuda_type {
     };
 }
 
-/// Declares argument structs in Rust, and `CUDA_STRUCTS`, their definitions in CUDA C++ with the same comments.
+/// Declares the argument structs in Rust, and the constant `CUDA_STRUCTS`, which has their definitions in CUDA C++ with
+/// the same comments.
 macro_rules! kernel_args {
     ($($(#[doc = $doc:literal])* struct $name:ident {
         $($(#[doc = $field_doc:literal])* $field:ident: $type:ident,)*
@@ -61,7 +64,7 @@ macro_rules! kernel_args {
             }
         )*
 
-        /// The definitions in CUDA C++.
+        /// The definitions of all argument structs in CUDA C++.
         #[cfg(test)]
         pub(crate) const CUDA_STRUCTS: &str = concat!($(
             "\n", $("//", $doc, "\n",)*
@@ -76,23 +79,24 @@ kernel_args! {
     /// Arguments of `map`, which applies one function to each element.
     struct MapArgs {
         /// The operand, `[len]`.
-        x: Input,
+        x: InputAddress,
         /// The result, `[len]`; may be `x`.
-        out: Output,
+        out: OutputAddress,
         len: u64,
-        /// The function: 0 snap, 1 sigmoid, 2 tanh, 3 clip to `[-bound, bound]`, 4 the sentinel, whatever `x` is.
+        /// Which function is applied: 0 snap (magnitudes below 2^-40 become +0), 1 sigmoid, 2 tanh, 3 clip to
+        /// `[-bound, bound]`, 4 the constant sentinel (a word with all bits set).
         op: u32,
         bound: f32,
     }
 
     /// Arguments of `mul_add`: `out = alpha * a * b + c`, elementwise.
     struct MulAddArgs {
-        a: Input,
+        a: InputAddress,
         /// The factor, as large as `a` or one row; null for 1.
-        b: Input,
+        b: InputAddress,
         /// The summand, as large as `a` or one row; null for 0.
-        c: Input,
-        out: Output,
+        c: InputAddress,
+        out: OutputAddress,
         /// Number of elements of `a` and `out`.
         len: u64,
         cols: u32,
@@ -103,31 +107,31 @@ kernel_args! {
         alpha: f32,
     }
 
-    /// Arguments of `select_between`: `out` is `x` where `low < by < high`, else +0.
+    /// Arguments of `select_between`: `out` is `x` where `low < selector < high`, else +0.
     struct SelectBetweenArgs {
-        x: Input,
-        by: Input,
+        x: InputAddress,
+        selector: InputAddress,
         /// The lower bounds, one row, `[cols]`.
-        low: Input,
+        low: InputAddress,
         /// The upper bounds, one row, `[cols]`.
-        high: Input,
-        out: Output,
-        /// Number of elements of `x`, `by` and `out`.
+        high: InputAddress,
+        out: OutputAddress,
+        /// Number of elements of `x`, `selector` and `out`.
         len: u64,
         cols: u32,
         padding: u32,
     }
 
-    /// Arguments of `copy`, which copies a matrix between two row strides.
+    /// Arguments of `copy`, which copies a matrix to memory with another row stride.
     struct CopyArgs {
-        from: Input,
-        to: Output,
+        src: InputAddress,
+        dst: OutputAddress,
         rows: u64,
         cols: u32,
-        /// Elements from one row of `from` to the next.
-        from_stride: u32,
-        /// Elements from one row of `to` to the next.
-        to_stride: u32,
+        /// Number of elements from one row of `src` to the next.
+        src_stride: u32,
+        /// Number of elements from one row of `dst` to the next.
+        dst_stride: u32,
         /// Whether values are snapped while they are copied.
         snap: u32,
     }
@@ -136,58 +140,59 @@ kernel_args! {
     /// segments. `gemm_large` computes one segment only.
     struct GemmArgs {
         /// The first segment of the left operand, `[rows, depth]`.
-        a: Input,
+        a: InputAddress,
         /// The first segment of the right operand, `[depth, cols]`.
-        b: Input,
+        b: InputAddress,
         /// What the products are added to, `[rows, cols]`; null for 0.
-        acc: Input,
+        acc: InputAddress,
         /// The result, `[rows, cols]`, row-major; may be `acc`.
-        out: Output,
+        out: OutputAddress,
         rows: u32,
         cols: u32,
         /// The inner dimension of each product.
         depth: u32,
         segments: u32,
-        /// Elements from one row of `a` to the next.
+        /// Number of elements from one row of `a` to the next.
         a_row_stride: u32,
-        /// Elements of `a` from one index of the inner dimension to the next.
+        /// Number of elements of `a` from one index of the inner dimension to the next.
         a_depth_stride: u32,
-        /// Elements from one segment of `a` to the next.
+        /// Number of elements from one segment of `a` to the next.
         a_segment_stride: i32,
-        /// Elements from one column of `b` to the next.
+        /// Number of elements from one column of `b` to the next.
         b_col_stride: u32,
-        /// Elements of `b` from one index of the inner dimension to the next.
+        /// Number of elements of `b` from one index of the inner dimension to the next.
         b_depth_stride: u32,
-        /// Elements from one segment of `b` to the next.
+        /// Number of elements from one segment of `b` to the next.
         b_segment_stride: i32,
-        /// Elements from one row of `acc` to the next; 0 if `acc` is one row, used for all rows.
+        /// Number of elements from one row of `acc` to the next; 0 if `acc` is one row, used for all rows.
         acc_row_stride: u32,
         /// Which operands are snapped as they are read: bit 0 for `a`, bit 1 for `b`.
         snap: u32,
     }
 
-    /// Arguments of `column_sums`, which sums the rows of a matrix in the order of a product with a row of ones.
+    /// Arguments of `column_sums`, which sums each column of a matrix, in the order of summation of the product of a
+    /// row of ones with the matrix.
     struct ColumnSumArgs {
-        /// The first segment, `[rows, cols]`.
-        x: Input,
-        /// Factors of the elements, `[rows, cols]`; null for 1.
-        factor: Input,
+        /// The first segment of the matrix, `[rows, cols]`.
+        x: InputAddress,
+        /// Factors by which the elements are multiplied before they are summed, `[rows, cols]`; null for 1.
+        factor: InputAddress,
         /// What the sums are added to, `[cols]`; null for 0.
-        acc: Input,
+        acc: InputAddress,
         /// The sums, `[cols]`.
-        out: Output,
-        /// Number of sequences that have each step, from the first segment's first step on. Rows of other sequences are
-        /// left out. Null if all sequences have all steps.
-        active_counts: Counts,
+        out: OutputAddress,
+        /// Number of sequences that have each step, from the first segment's first step on. Rows of shorter sequences
+        /// are left out. Null if all sequences have all steps.
+        active_counts: CountsAddress,
         rows: u32,
         cols: u32,
-        /// Elements from one row of `x` to the next.
+        /// Number of elements from one row of `x` to the next.
         x_stride: u32,
         /// Number of rows per step: the batch size.
         batch: u32,
         /// Number of segments. Their sums are added one after another.
         segments: u32,
-        /// Rows from one segment to the next.
+        /// Number of rows from one segment to the next.
         segment_stride: i32,
     }
 
@@ -197,60 +202,62 @@ kernel_args! {
         dense_peephole: u32,
         /// Whether the forget gate is one minus the input gate.
         coupled_gates: u32,
-        /// Whether the gates' sums are clipped to `[-clip, clip]`.
-        clips: u32,
+        /// Whether the gates' pre-activations are clipped to `[-clip, clip]`.
+        has_clip: u32,
         clip: f32,
     }
 
     /// Arguments of the forward kernels for one step. Without a projection they compute the whole step; with a
-    /// projection they compute its operand.
+    /// projection they compute only the projection's input.
     struct ForwardStepArgs {
         /// `bias + W x`, `[batch, 4 * hidden]`.
-        z: Input,
+        z: InputAddress,
         /// The recurrent weights, `[4 * hidden, state_size]`.
-        u: Input,
+        u: InputAddress,
         /// h before the step, `[batch, state_size]`.
-        h_old: Input,
+        h_old: InputAddress,
         /// c before the step, `[batch, hidden]`.
-        c_old: Input,
+        c_old: InputAddress,
         /// The weights of diagonal peepholes, `[3, hidden]`; null if there are none.
-        peephole: Input,
+        peephole: InputAddress,
         /// h after the step, `[batch, state_size]`; null with a projection.
-        h_new: Output,
+        h_new: OutputAddress,
         /// c after the step, `[batch, hidden]`.
-        c_new: Output,
+        c_new: OutputAddress,
         /// The step's output, `[batch, state_size]`; null with a projection, or if it is not needed.
-        y: Output,
+        y: OutputAddress,
         /// The gates' activations, `[batch, 4 * hidden]`; null in inference.
-        gates: Output,
-        /// The projection's operand, `[batch, hidden]`; null without a projection.
-        unprojected: Output,
+        gates: OutputAddress,
+        /// The projection's input, `[batch, hidden]`; null without a projection.
+        projection_input: OutputAddress,
         batch: u32,
-        /// Number of sequences that have this step. They are the first rows; the other rows keep their state.
-        active: u32,
+        /// Number of sequences that are long enough to have this step. They are the first rows of the batch; the other
+        /// rows keep their state.
+        active_rows: u32,
         hidden: u32,
-        /// Size of h: the projection's size, or `hidden`.
+        /// Number of elements of h: the projection's size, or `hidden`.
         state_size: u32,
         cell: CellOptions,
     }
 
     /// Arguments of the kernels that compute the projection of one step.
     struct ProjectionArgs {
-        /// The projection's operand, `[batch, hidden]`.
-        unprojected: Input,
+        /// The projection's input, `[batch, hidden]`.
+        projection_input: InputAddress,
         /// The projection's weights, `[state_size, hidden]`.
-        w_hr: Input,
+        w_hr: InputAddress,
         /// h before the step, `[batch, state_size]`.
-        h_old: Input,
+        h_old: InputAddress,
         /// h after the step, `[batch, state_size]`.
-        h_new: Output,
+        h_new: OutputAddress,
         /// The step's output, `[batch, state_size]`; null if it is not needed.
-        y: Output,
+        y: OutputAddress,
         batch: u32,
-        /// Number of sequences that have this step. They are the first rows; the other rows keep their state.
-        active: u32,
+        /// Number of sequences that are long enough to have this step. They are the first rows of the batch; the other
+        /// rows keep their state.
+        active_rows: u32,
         hidden: u32,
-        /// Size of h.
+        /// Number of elements of h.
         state_size: u32,
     }
 
@@ -259,162 +266,165 @@ kernel_args! {
     /// sequences, and snaps their initial state itself.
     struct ForwardSequenceArgs {
         /// `bias + W x`, `[steps * batch, 4 * hidden]`.
-        z: Input,
+        z: InputAddress,
         /// The recurrent weights, `[4 * hidden, state_size]`.
-        u: Input,
+        u: InputAddress,
         /// The initial h, `[batch, state_size]`.
-        h0: Input,
+        h0: InputAddress,
         /// The initial c, `[batch, hidden]`.
-        c0: Input,
+        c0: InputAddress,
         /// The weights of diagonal peepholes, `[3, hidden]`; null if there are none.
-        peephole: Input,
+        peephole: InputAddress,
         /// The projection's weights, `[state_size, hidden]`; null if there is none.
-        w_hr: Input,
-        /// The outputs, `[steps * batch, state_size]`. `persistent` kernels exchange h through them, for which they
-        /// start as sentinels; with dense peepholes they exchange c instead.
-        y: Output,
-        /// `[steps * batch, hidden]`, sentinels at first: a second buffer through which `persistent` kernels exchange
-        /// the dense peephole's c or the projection's operand. Null otherwise.
-        exchange: Output,
+        w_hr: InputAddress,
+        /// The outputs, `[steps * batch, state_size]`. Unless there are dense peepholes, the blocks of `persistent`
+        /// kernels exchange h through this buffer, which must then be filled with sentinels before the launch.
+        y: OutputAddress,
+        /// A second buffer, `[steps * batch, hidden]`, filled with sentinels before the launch, through which the
+        /// blocks of `persistent` kernels exchange c (with dense peepholes) or the projection's input. Null otherwise.
+        exchange_buffer: OutputAddress,
         /// h before and after each step, `[steps + 1, batch, state_size]`, for the backward pass; null in inference.
-        trace_h: Output,
+        trace_h: OutputAddress,
         /// c before and after each step, `[steps + 1, batch, hidden]`, for the backward pass; null in inference.
-        trace_c: Output,
+        trace_c: OutputAddress,
         /// The gates' activations, `[steps * batch, 4 * hidden]`, for the backward pass; null in inference.
-        trace_gates: Output,
+        trace_gates: OutputAddress,
         /// The final h, `[batch, state_size]`.
-        h_last: Output,
+        h_last: OutputAddress,
         /// The final c, `[batch, hidden]`.
-        c_last: Output,
+        c_last: OutputAddress,
         /// Number of sequences that have each step, `[steps]`; null if all sequences have all steps.
-        active_counts: Counts,
+        active_counts: CountsAddress,
         steps: u32,
         batch: u32,
         hidden: u32,
-        /// Number of units per block.
-        units: u32,
-        /// Number of sequences that a block, or a cluster, processes together: a row group.
+        /// Number of units that each block computes.
+        units_per_block: u32,
+        /// Number of sequences in a row group, the sequences that a block or a cluster processes together.
         group_rows: u32,
         /// Whether steps run from the last to the first.
         reverse: u32,
-        /// Size of h.
+        /// Number of elements of h.
         state_size: u32,
-        /// Number of elements of h per block.
-        features: u32,
+        /// Number of elements of h that each block computes.
+        features_per_block: u32,
         /// Number of rows of a row group whose sums are computed at a time.
         tile_rows: u32,
         /// For clusters, how many of a block's groups of four sums have their weights in registers; the others have
         /// them in shared memory.
-        register_quads: u32,
+        quads_in_registers: u32,
         cell: CellOptions,
     }
 
-    /// Values of the activations at the bounds of clipped gates. Where a gate has such a value, its gradient is 0.
+    /// Values of the activation functions at the bounds to which pre-activations are clipped. Where a gate's activation
+    /// has such a value, the gate's gradient is 0.
     struct GateBounds {
-        sigmoid_low: f32,
-        sigmoid_high: f32,
-        tanh_low: f32,
-        tanh_high: f32,
+        sigmoid_min: f32,
+        sigmoid_max: f32,
+        tanh_min: f32,
+        tanh_max: f32,
     }
 
-    /// Arguments of the backward kernels for one step. They multiply the gates' gradients of the step visited before
-    /// by U, which gives the gradient of h after this step, and then compute this step's gates' gradients. After the
-    /// last step they run once more, without a step of their own, for the gradient of the initial state.
+    /// Arguments of the backward kernels for one step. The backward pass visits the steps one after another. For each
+    /// step the kernels multiply the gates' gradients of the previously visited step by U, which gives the gradient of
+    /// h after this step, and then compute this step's gates' gradients. After the last step they run once more, only
+    /// to compute the gradient of the initial state.
     struct BackwardStepArgs {
-        /// Gates' gradients of the step visited before, `[batch, 4 * hidden]`.
-        dz_next: Input,
-        /// Gates' activations of the step visited before, `[batch, 4 * hidden]`.
-        gates_next: Input,
+        /// Gates' gradients of the previously visited step, `[batch, 4 * hidden]`.
+        dz_next: InputAddress,
+        /// Gates' activations of the previously visited step, `[batch, 4 * hidden]`.
+        gates_next: InputAddress,
         /// The recurrent weights, `[4 * hidden, state_size]`.
-        u: Input,
+        u: InputAddress,
         /// The projection's weights, `[state_size, hidden]`; null if there is none.
-        w_hr: Input,
+        w_hr: InputAddress,
         /// Gradient of this step's output, `[batch, state_size]`.
-        dy: Input,
+        dy: InputAddress,
         /// This step's gates' activations, `[batch, 4 * hidden]`.
-        gates: Input,
+        gates: InputAddress,
         /// c before this step, `[batch, hidden]`.
-        c_old: Input,
+        c_old: InputAddress,
         /// c after this step, `[batch, hidden]`.
-        c_new: Input,
+        c_new: InputAddress,
         /// h after this step, `[batch, state_size]`.
-        h_new: Input,
+        h_new: InputAddress,
         /// The weights of diagonal peepholes, `[3, hidden]`; null if there are none.
-        peephole: Input,
-        /// Running gradient of h, `[batch, state_size]`.
-        dh: Output,
-        /// Running gradient of c, `[batch, hidden]`.
-        dc: Output,
-        /// This step's gates' gradients, `[batch, 4 * hidden]`; null after the last step.
-        dz: Output,
+        peephole: InputAddress,
+        /// Gradient of h, `[batch, state_size]`, which each launch updates.
+        dh: OutputAddress,
+        /// Gradient of c, `[batch, hidden]`, which each launch updates.
+        dc: OutputAddress,
+        /// This step's gates' gradients, `[batch, 4 * hidden]`; null in the extra launch after the last step.
+        dz: OutputAddress,
         /// With a projection, the gradient of the projected h, `[batch, state_size]`; null otherwise.
-        dh_projected: Output,
-        /// With a projection, its operand, `[batch, hidden]`; null otherwise.
-        unprojected: Output,
+        dh_projected: OutputAddress,
+        /// With a projection, the input of the projection, `[batch, hidden]`; null otherwise.
+        projection_input: OutputAddress,
         /// The recurrent product of each gate, `[4, batch, state_size]`, if a separate kernel computes it.
-        gate_products: Output,
+        gate_products: OutputAddress,
         batch: u32,
-        /// Number of sequences that have this step.
-        active: u32,
-        /// Number of sequences that have the step visited before.
-        active_next: u32,
+        /// Number of sequences that are long enough to have this step.
+        active_rows: u32,
+        /// Number of sequences that are long enough to have the previously visited step.
+        active_rows_next: u32,
         hidden: u32,
-        /// Size of h.
+        /// Number of elements of h.
         state_size: u32,
         padding: u32,
         cell: CellOptions,
         bounds: GateBounds,
     }
 
-    /// Arguments of the kernels that run the backward pass of all steps in one launch, as `ForwardSequenceArgs` does
-    /// for the forward pass.
+    /// Arguments of the kernels that run the backward pass of all steps in one launch. They are the counterpart of
+    /// `ForwardSequenceArgs`.
     struct BackwardSequenceArgs {
         /// The recurrent weights, `[4 * hidden, state_size]`.
-        u: Input,
+        u: InputAddress,
         /// Gradients of the outputs, `[steps * batch, state_size]`.
-        dy: Input,
+        dy: InputAddress,
         /// The gates' activations, `[steps * batch, 4 * hidden]`.
-        gates: Input,
+        gates: InputAddress,
         /// h before and after each step, `[steps + 1, batch, state_size]`.
-        h: Input,
+        h: InputAddress,
         /// c before and after each step, `[steps + 1, batch, hidden]`.
-        c: Input,
+        c: InputAddress,
         /// The weights of diagonal peepholes, `[3, hidden]`; null if there are none.
-        peephole: Input,
+        peephole: InputAddress,
         /// The projection's weights, `[state_size, hidden]`; null if there is none.
-        w_hr: Input,
-        /// Gradient of the final h, snapped, then of the initial h, `[batch, state_size]`.
-        dh: Output,
-        /// Gradient of the final c, snapped, then of the initial c, `[batch, hidden]`.
-        dc: Output,
-        /// The gates' gradients, `[steps * batch, 4 * hidden]`. `persistent` kernels exchange them here; for these they
-        /// start as sentinels.
-        dz: Output,
-        /// With a projection, the gradients of the projected h, `[steps * batch, state_size]`, sentinels at first; null
-        /// otherwise.
-        dh_projected: Output,
-        /// With a projection, its operand, `[steps * batch, hidden]`; null otherwise.
-        unprojected: Output,
+        w_hr: InputAddress,
+        /// Gradient of h, `[batch, state_size]`: of the final h (snapped) before the launch, and of the initial h after
+        /// it.
+        dh: OutputAddress,
+        /// Gradient of c, `[batch, hidden]`: of the final c (snapped) before the launch, and of the initial c after it.
+        dc: OutputAddress,
+        /// The gates' gradients, `[steps * batch, 4 * hidden]`. The blocks of `persistent` kernels exchange them
+        /// through this buffer, which must then be filled with sentinels before the launch.
+        dz: OutputAddress,
+        /// With a projection, the gradients of the projected h, `[steps * batch, state_size]`, filled with sentinels
+        /// before the launch; null otherwise.
+        dh_projected: OutputAddress,
+        /// With a projection, the input of the projection, `[steps * batch, hidden]`; null otherwise.
+        projection_input: OutputAddress,
         /// Number of sequences that have each step, `[steps]`; null if all sequences have all steps.
-        active_counts: Counts,
+        active_counts: CountsAddress,
         steps: u32,
         batch: u32,
         hidden: u32,
-        /// Number of units per block.
-        units: u32,
-        /// Number of sequences that a block, or a cluster, processes together: a row group.
+        /// Number of units that each block computes.
+        units_per_block: u32,
+        /// Number of sequences in a row group, the sequences that a block or a cluster processes together.
         group_rows: u32,
         /// Whether the forward pass ran from the last step to the first.
         reverse: u32,
-        /// Size of h.
+        /// Number of elements of h.
         state_size: u32,
-        /// Number of elements of h per block.
-        features: u32,
+        /// Number of elements of h that each block computes.
+        features_per_block: u32,
         /// Number of rows of a row group whose sums are computed at a time.
         tile_rows: u32,
         /// For clusters, how many of a block's groups of four sums have their weights in registers; the others have
         /// them in shared memory.
-        register_quads: u32,
+        quads_in_registers: u32,
         cell: CellOptions,
         bounds: GateBounds,
     }
@@ -425,7 +435,7 @@ impl CellOptions {
         CellOptions {
             dense_peephole: (spec.cell == CellKind::PeepholeDense).into(),
             coupled_gates: spec.coupled.into(),
-            clips: spec.clip.is_some().into(),
+            has_clip: spec.clip.is_some().into(),
             clip: spec.clip.unwrap_or(0.0),
         }
     }
@@ -435,10 +445,10 @@ impl GateBounds {
     pub(crate) fn new(spec: &LayerSpec) -> Self {
         let bound = spec.clip.unwrap_or(0.0);
         GateBounds {
-            sigmoid_low: arithmetic::sigmoid(-bound),
-            sigmoid_high: arithmetic::sigmoid(bound),
-            tanh_low: arithmetic::tanh(-bound),
-            tanh_high: arithmetic::tanh(bound),
+            sigmoid_min: arithmetic::sigmoid(-bound),
+            sigmoid_max: arithmetic::sigmoid(bound),
+            tanh_min: arithmetic::tanh(-bound),
+            tanh_max: arithmetic::tanh(bound),
         }
     }
 }

@@ -6,12 +6,12 @@ pub(crate) mod cache;
 mod headers;
 mod nvrtc;
 
-pub use nvrtc::{Compiled, ResourceUsage, compile, nvrtc, prebuild};
+pub use nvrtc::{CompiledKernels, ResourceUsage, compile, nvrtc_capabilities, prebuild};
 pub(crate) use nvrtc::{image_key, prebuilt_path};
 
 /// The source files, in the order in which they are concatenated for NVRTC. Builds for a CPU include them in the same
 /// order.
-const SOURCES: [(&str, &str); 14] = [
+const SOURCE_FILES: [(&str, &str); 14] = [
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("constants.cuh", include_str!("../../kernels/constants.cuh")),
     ("args.cuh", include_str!("../../kernels/args.cuh")),
@@ -28,8 +28,8 @@ const SOURCES: [(&str, &str); 14] = [
     ("cluster.cu", include_str!("../../kernels/cluster.cu")),
 ];
 
-/// The names of all kernels, in any order.
-pub(crate) const NAMES: [&str; 34] = [
+/// The names of all kernels, in no particular order.
+pub(crate) const KERNEL_NAMES: [&str; 34] = [
     "map",
     "mul_add",
     "select_between",
@@ -67,7 +67,7 @@ pub(crate) const NAMES: [&str; 34] = [
 ];
 
 /// The oldest architecture for which the kernels on tensor cores are compiled.
-pub(crate) const OLDEST_TF32: u32 = 80;
+pub(crate) const OLDEST_TF32_ARCHITECTURE: u32 = 80;
 
 /// Whether a kernel uses thread block clusters. Such kernels are compiled for sm_90 and later only.
 pub(crate) fn uses_clusters(kernel: &str) -> bool {
@@ -84,21 +84,21 @@ pub(crate) fn is_optional(kernel: &str) -> bool {
     uses_clusters(kernel) || kernel.starts_with("tf32_")
 }
 
-/// All sources, concatenated.
+/// Returns all source files, concatenated.
 pub(crate) fn source() -> String {
-    SOURCES.iter().map(|(name, text)| format!("#line 1 \"{name}\"\n{text}\n")).collect()
+    SOURCE_FILES.iter().map(|(name, text)| format!("#line 1 \"{name}\"\n{text}\n")).collect()
 }
 
 #[test]
 fn names_lists_every_kernel_of_the_sources() {
     let source = source();
-    let defined = source.match_indices("\nKERNEL(").map(|(at, found)| {
-        let rest = &source[at + found.len()..];
-        rest[..rest.find(',').expect("a kernel has arguments")].to_owned()
+    let defined_names = source.match_indices("\nKERNEL(").map(|(at, found)| {
+        let after_kernel_macro = &source[at + found.len()..];
+        after_kernel_macro[..after_kernel_macro.find(',').expect("a kernel has arguments")].to_owned()
     });
-    let mut defined: Vec<_> = defined.collect();
-    let mut listed = NAMES.map(str::to_owned).to_vec();
-    defined.sort();
-    listed.sort();
-    assert_eq!(defined, listed);
+    let mut defined_names: Vec<_> = defined_names.collect();
+    let mut listed_names = KERNEL_NAMES.map(str::to_owned).to_vec();
+    defined_names.sort();
+    listed_names.sort();
+    assert_eq!(defined_names, listed_names);
 }

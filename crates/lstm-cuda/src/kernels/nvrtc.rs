@@ -12,11 +12,12 @@ use super::{cache, source};
 
 /// Compiler options besides the architecture. They turn off contraction to fma and flushing of subnormals, which would
 /// change results.
-const OPTIONS: [&str; 5] = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--ptxas-options=-v"];
+const COMPILER_OPTIONS: [&str; 5] =
+    ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--ptxas-options=-v"];
 
 /// The kernels, compiled for one architecture.
 #[derive(Clone, Debug)]
-pub struct Compiled {
+pub struct CompiledKernels {
     /// The compiled code, which the CUDA driver loads as a module: a cubin, or PTX for an older architecture if NVRTC
     /// does not support the requested one.
     pub image: Vec<u8>,
@@ -35,42 +36,43 @@ pub struct ResourceUsage {
     pub spill_bytes: u32,
 }
 
-/// Identifies a compiled image: the architecture, the compiler options and a digest of the sources.
+/// Returns the key that identifies a compiled image. It consists of the architecture, the compiler options and a digest
+/// of the sources.
 pub(crate) fn image_key(architecture: u32) -> String {
-    format!("sm_{architecture} {} {:016x}", OPTIONS.join(" "), cache::digest(source().as_bytes()))
+    format!("sm_{architecture} {} {:016x}", COMPILER_OPTIONS.join(" "), cache::digest(source().as_bytes()))
 }
 
-fn error(op: &'static str, reason: impl ToString) -> Error {
+fn nvrtc_error(op: &'static str, reason: impl ToString) -> Error {
     Error::Device { backend: "cuda".to_owned(), op, reason: reason.to_string() }
 }
 
-/// NVRTC's version, as major and minor, and the architectures that it can compile for, such as 90 for `sm_90`.
+/// Returns NVRTC's version, as major and minor, and the architectures that it can compile for, such as 90 for `sm_90`.
 ///
 /// # Errors
 /// [`Error::Device`] if there is no NVRTC.
-pub fn nvrtc() -> Result<((i32, i32), Vec<u32>)> {
+pub fn nvrtc_capabilities() -> Result<((i32, i32), Vec<u32>)> {
     let op = "nvrtc";
     // SAFETY: this only opens the library. It is checked first because cudarc panics if the library is missing.
     if !unsafe { sys::is_culib_present() } {
         let reason = "no NVRTC: the dynamic loader does not find libnvrtc.so.12, libnvrtc.so.13 or nvrtc64_*.dll; install \
                       the CUDA toolkit, or the PyPI package nvidia-cuda-nvrtc-cu12 or nvidia-cuda-nvrtc";
-        return Err(error(op, reason));
+        return Err(nvrtc_error(op, reason));
     }
-    let (mut major, mut minor, mut count) = (0, 0, 0);
-    let failed = |e| error(op, format!("{e:?}"));
+    let (mut major, mut minor, mut architecture_count) = (0, 0, 0);
+    let to_error = |e| nvrtc_error(op, format!("{e:?}"));
     // SAFETY: the library is present; the pointers are to these variables, and the list has the length that NVRTC
     // reported.
     unsafe {
-        sys::nvrtcVersion(&mut major, &mut minor).result().map_err(failed)?;
-        sys::nvrtcGetNumSupportedArchs(&mut count).result().map_err(failed)?;
-        let mut list = vec![0; usize::try_from(count).unwrap_or(0)];
-        sys::nvrtcGetSupportedArchs(list.as_mut_ptr()).result().map_err(failed)?;
-        Ok(((major, minor), list.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect()))
+        sys::nvrtcVersion(&mut major, &mut minor).result().map_err(to_error)?;
+        sys::nvrtcGetNumSupportedArchs(&mut architecture_count).result().map_err(to_error)?;
+        let mut architectures = vec![0; usize::try_from(architecture_count).unwrap_or(0)];
+        sys::nvrtcGetSupportedArchs(architectures.as_mut_ptr()).result().map_err(to_error)?;
+        Ok(((major, minor), architectures.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect()))
     }
 }
 
-fn unsupported(op: &'static str, architecture: u32, supported: &[u32]) -> Error {
-    error(op, format!("NVRTC does not support sm_{architecture}, only {supported:?}"))
+fn unsupported_error(op: &'static str, architecture: u32, supported_architectures: &[u32]) -> Error {
+    nvrtc_error(op, format!("NVRTC does not support sm_{architecture}, only {supported_architectures:?}"))
 }
 
 /// Compiles the kernels for an architecture, such as 90 for `sm_90`.
@@ -78,36 +80,38 @@ fn unsupported(op: &'static str, architecture: u32, supported: &[u32]) -> Error 
 /// # Errors
 /// [`Error::Device`] if there is no NVRTC, if NVRTC supports neither this architecture nor an older one, or if the
 /// compilation fails.
-pub fn compile(architecture: u32) -> Result<Compiled> {
-    let (_, supported) = nvrtc()?;
-    if supported.contains(&architecture) {
-        let (image, log) = build(&format!("sm_{architecture}"), true)?;
-        return Ok(Compiled { image, usage: parse_usage(&log) });
+pub fn compile(architecture: u32) -> Result<CompiledKernels> {
+    let (_, supported_architectures) = nvrtc_capabilities()?;
+    if supported_architectures.contains(&architecture) {
+        let (image, log) = compile_source(&format!("sm_{architecture}"), true)?;
+        return Ok(CompiledKernels { image, usage: parse_usage(&log) });
     }
     // A driver can compile PTX of an older architecture for a newer one.
-    let older = supported.iter().filter(|&&older| older < architecture).max();
-    let older = older.ok_or_else(|| unsupported("compile", architecture, &supported))?;
-    let (image, _) = build(&format!("compute_{older}"), false)?;
-    Ok(Compiled { image, usage: Vec::new() })
+    let older_architecture =
+        supported_architectures.iter().filter(|&&older_architecture| older_architecture < architecture).max();
+    let older_architecture =
+        older_architecture.ok_or_else(|| unsupported_error("compile", architecture, &supported_architectures))?;
+    let (image, _) = compile_source(&format!("compute_{older_architecture}"), false)?;
+    Ok(CompiledKernels { image, usage: Vec::new() })
 }
 
-/// Compiles the kernels for some architectures into files in a directory, for machines without NVRTC. There, the
-/// environment variable `LSTM_CUDA_KERNELS` must name the directory. Returns the paths of the files.
+/// Compiles the kernels for some architectures into files in a directory, for machines without NVRTC. On those machines
+/// the environment variable `LSTM_CUDA_KERNELS` must name the directory. Returns the paths of the files.
 ///
 /// # Errors
 /// [`Error::Device`] if there is no NVRTC, if NVRTC does not support an architecture, or if the compilation fails;
 /// [`Error::Io`] if a file can't be written.
 pub fn prebuild(dir: &Path, architectures: &[u32]) -> Result<Vec<PathBuf>> {
-    let (_, supported) = nvrtc()?;
-    let files = architectures.iter().map(|&architecture| {
-        if !supported.contains(&architecture) {
-            return Err(unsupported("prebuild", architecture, &supported));
+    let (_, supported_architectures) = nvrtc_capabilities()?;
+    let paths = architectures.iter().map(|&architecture| {
+        if !supported_architectures.contains(&architecture) {
+            return Err(unsupported_error("prebuild", architecture, &supported_architectures));
         }
         let path = prebuilt_path(dir, architecture);
         cache::write(&path, &image_key(architecture), &compile(architecture)?.image)?;
         Ok(path)
     });
-    files.collect()
+    paths.collect()
 }
 
 /// The file to which [`prebuild`] writes the kernels for an architecture.
@@ -125,32 +129,32 @@ impl Drop for Program {
     }
 }
 
-/// Compiles the kernels to a cubin or to PTX. Returns the image and the compiler's log.
-fn build(architecture: &str, cubin: bool) -> Result<(Vec<u8>, String)> {
+/// Compiles the kernels to a cubin if `to_cubin` is true, else to PTX. Returns the image and the compiler's log.
+fn compile_source(architecture: &str, to_cubin: bool) -> Result<(Vec<u8>, String)> {
     let op = "compile";
-    let failed = |e: result::NvrtcError| error(op, format!("{architecture}: {e:?}"));
-    let source = CString::new(source()).map_err(|e| error(op, e))?;
-    let program = Program(result::create_program(&source, Some(c"lstm.cu")).map_err(failed)?);
+    let to_error = |e: result::NvrtcError| nvrtc_error(op, format!("{architecture}: {e:?}"));
+    let source = CString::new(source()).map_err(|e| nvrtc_error(op, e))?;
+    let program = Program(result::create_program(&source, Some(c"lstm.cu")).map_err(to_error)?);
     let mut options = vec![format!("--gpu-architecture={architecture}")];
-    options.extend(OPTIONS.map(str::to_owned));
+    options.extend(COMPILER_OPTIONS.map(str::to_owned));
     // SAFETY: the program is alive, here and below, and no option contains a zero byte.
-    let compiled = unsafe { result::compile_program(program.0, &options) };
+    let compile_result = unsafe { result::compile_program(program.0, &options) };
     // SAFETY: as above.
-    let log = unsafe { result::get_program_log(program.0) }.map_err(failed)?;
+    let log = unsafe { result::get_program_log(program.0) }.map_err(to_error)?;
     let log = log_text(&log);
-    compiled.map_err(|e| error(op, format!("{architecture}: {e:?}\n{log}")))?;
-    let image = if cubin {
-        let mut size = 0;
+    compile_result.map_err(|e| nvrtc_error(op, format!("{architecture}: {e:?}\n{log}")))?;
+    let image = if to_cubin {
+        let mut image_size = 0;
         // SAFETY: as above; the buffer has the size that NVRTC reported.
         unsafe {
-            sys::nvrtcGetCUBINSize(program.0, &mut size).result().map_err(failed)?;
-            let mut image = vec![0u8; size];
-            sys::nvrtcGetCUBIN(program.0, image.as_mut_ptr().cast()).result().map_err(failed)?;
+            sys::nvrtcGetCUBINSize(program.0, &mut image_size).result().map_err(to_error)?;
+            let mut image = vec![0u8; image_size];
+            sys::nvrtcGetCUBIN(program.0, image.as_mut_ptr().cast()).result().map_err(to_error)?;
             image
         }
     } else {
         // SAFETY: as above. The image keeps the zero at its end, which the driver requires.
-        let ptx = unsafe { result::get_ptx(program.0) }.map_err(failed)?;
+        let ptx = unsafe { result::get_ptx(program.0) }.map_err(to_error)?;
         ptx.into_iter().map(|c| c as u8).collect()
     };
     Ok((image, log))
@@ -170,8 +174,8 @@ fn parse_usage(log: &str) -> Vec<ResourceUsage> {
     let (mut usage, mut spill_bytes) = (Vec::new(), 0);
     let mut kernel = None;
     for line in log.lines() {
-        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
-            kernel = rest.split('\'').next().map(str::to_owned);
+        if let Some((_, after_prefix)) = line.split_once("Compiling entry function '") {
+            kernel = after_prefix.split('\'').next().map(str::to_owned);
         } else if let Some(bytes) = number_before(line, " bytes spill stores") {
             spill_bytes = bytes;
         } else if let Some(registers) = number_before(line, " registers")

@@ -1,15 +1,15 @@
 //! Sums of a matrix's columns.
 
-use lstm_core::{Result, arithmetic::BLOCK};
+use lstm_core::{Result, arithmetic::DOT_BLOCK};
 
 use crate::{
-    driver::{Address, Launch, kernel_size},
+    driver::{Address, Launch, checked_u32},
     kernels::args::ColumnSumArgs,
 };
 
-/// Arguments for the column sums of a matrix `[rows, cols]`, whose rows are `stride` elements apart. The sums are added
-/// to `acc`, if there is one. The order of summation is that of a matrix product with a row of ones. The remaining
-/// fields of the result have default values, which the caller may change.
+/// Returns the kernel arguments for the column sums of a matrix `[rows, cols]`, whose rows are `stride` elements apart.
+/// The sums are added to `acc`, if there is one. The order of summation is that of a matrix product with a row of ones.
+/// The remaining fields of the result have default values, which the caller may change.
 pub(crate) fn column_sum_args(
     op: &'static str,
     (x, stride): (Address, usize),
@@ -23,18 +23,18 @@ pub(crate) fn column_sum_args(
         acc: acc.unwrap_or(0),
         out,
         active_counts: 0,
-        rows: kernel_size(op, rows)?,
-        cols: kernel_size(op, cols)?,
-        x_stride: kernel_size(op, stride)?,
+        rows: checked_u32(op, rows)?,
+        cols: checked_u32(op, cols)?,
+        x_stride: checked_u32(op, stride)?,
         batch: 1,
         segments: 1,
         segment_stride: 0,
     })
 }
 
-/// Launches `column_sums` with one warp per block of rows, up to eight warps per thread block.
+/// Returns a launch of the kernel `column_sums`, with one warp per block of rows, up to eight warps per thread block.
 pub(crate) fn column_sums(op: &'static str, args: ColumnSumArgs) -> Result<Launch> {
-    let threads = 32 * (args.rows as usize).div_ceil(BLOCK).clamp(1, 8) as u32;
+    let threads = 32 * (args.rows as usize).div_ceil(DOT_BLOCK).clamp(1, 8) as u32;
     let launch = Launch::new(op, "column_sums", (args.cols as usize).div_ceil(32), threads, args)?;
     Ok(Launch { shared_bytes: 4 * threads, ..launch })
 }

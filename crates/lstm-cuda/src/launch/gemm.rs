@@ -1,10 +1,10 @@
 //! Matrix products of strided operands.
 
-use lstm_core::{Error, Result, arithmetic::BLOCK};
+use lstm_core::{Error, Result, arithmetic::DOT_BLOCK};
 
 use super::tile::{LARGE, TF32_WIDE, step_tile, uses_tensor_cores};
 use crate::{
-    driver::{Address, Driver, Launch, kernel_size},
+    driver::{Address, Driver, Launch, checked_u32},
     kernels::args::GemmArgs,
 };
 
@@ -25,22 +25,22 @@ pub(crate) struct Operand {
 
 impl Operand {
     /// An operand whose lines are contiguous, each of `depth` elements: a row-major left operand or a transposed right
-    /// one.
+    /// operand.
     pub(crate) fn contiguous_lines(address: Address, depth: usize) -> Self {
         Operand { address, line_stride: depth, depth_stride: 1, segment_stride: 0, snap: false }
     }
 
-    /// An operand whose `lines` lines are interleaved: a transposed left operand or a row-major right one.
+    /// An operand whose `lines` lines are interleaved: a transposed left operand or a row-major right operand.
     pub(crate) fn interleaved_lines(address: Address, lines: usize) -> Self {
         Operand { address, line_stride: 1, depth_stride: lines, segment_stride: 0, snap: false }
     }
 }
 
-/// Converts a stride to the 32 bits that kernels use.
+/// Converts a stride to `i32`, the type of signed strides in kernel arguments.
 ///
 /// # Errors
-/// [`Error::TooLarge`] if it does not fit.
-pub(crate) fn signed_stride(op: &'static str, n: isize) -> Result<i32> {
+/// [`Error::TooLarge`] if the stride does not fit.
+pub(crate) fn checked_i32(op: &'static str, n: isize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::TooLarge { op, sizes: vec![n.unsigned_abs()] })
 }
 
@@ -48,12 +48,14 @@ pub(crate) fn signed_stride(op: &'static str, n: isize) -> Result<i32> {
 /// few registers to hold the sums of the current segment in addition to the total over all segments. If the depth is
 /// large, the cost of reading and writing the result in each launch is less than the gain from large tiles.
 pub(crate) fn launches_segments_separately(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> bool {
-    depth >= 8 * BLOCK && LARGE.fills_device(driver, [rows, cols]) && !uses_tensor_cores(driver, [rows, cols, depth])
+    depth >= 8 * DOT_BLOCK
+        && LARGE.fills_device(driver, [rows, cols])
+        && !uses_tensor_cores(driver, [rows, cols, depth])
 }
 
-/// Computes `acc + a b` of shape `[rows, cols]`, with inner dimension `depth`. With several segments, the products of
-/// all segments are added in order. `acc` is an address and the distance between rows in elements; a distance of 0 adds
-/// the same row to every row of the result. `None` stands for a zero matrix.
+/// Returns a launch that computes `acc + a b` of shape `[rows, cols]`, with inner dimension `depth`. With several
+/// segments, the products of all segments are added in order. `acc` consists of an address and the distance between
+/// rows in elements; a distance of 0 adds the same row to every row of the result. `None` stands for zeros.
 pub(crate) fn gemm(
     driver: &impl Driver,
     op: &'static str,
@@ -69,17 +71,17 @@ pub(crate) fn gemm(
         b: b.address,
         acc,
         out,
-        rows: kernel_size(op, rows)?,
-        cols: kernel_size(op, cols)?,
-        depth: kernel_size(op, depth)?,
-        segments: kernel_size(op, segments)?,
-        a_row_stride: kernel_size(op, a.line_stride)?,
-        a_depth_stride: kernel_size(op, a.depth_stride)?,
-        a_segment_stride: signed_stride(op, a.segment_stride)?,
-        b_col_stride: kernel_size(op, b.line_stride)?,
-        b_depth_stride: kernel_size(op, b.depth_stride)?,
-        b_segment_stride: signed_stride(op, b.segment_stride)?,
-        acc_row_stride: kernel_size(op, acc_row_stride)?,
+        rows: checked_u32(op, rows)?,
+        cols: checked_u32(op, cols)?,
+        depth: checked_u32(op, depth)?,
+        segments: checked_u32(op, segments)?,
+        a_row_stride: checked_u32(op, a.line_stride)?,
+        a_depth_stride: checked_u32(op, a.depth_stride)?,
+        a_segment_stride: checked_i32(op, a.segment_stride)?,
+        b_col_stride: checked_u32(op, b.line_stride)?,
+        b_depth_stride: checked_u32(op, b.depth_stride)?,
+        b_segment_stride: checked_i32(op, b.segment_stride)?,
+        acc_row_stride: checked_u32(op, acc_row_stride)?,
         snap: u32::from(a.snap) | u32::from(b.snap) << 1,
     };
     let shape = [rows, cols];

@@ -6,13 +6,13 @@ mod gemm;
 mod tile;
 
 pub(crate) use column_sums::{column_sum_args, column_sums};
-pub(crate) use elementwise::{Map, copy, map};
-pub(crate) use gemm::{Operand, gemm, launches_segments_separately, signed_stride};
+pub(crate) use elementwise::{MapFunction, copy, map};
+pub(crate) use gemm::{Operand, checked_i32, gemm, launches_segments_separately};
 pub(crate) use tile::{backward_tiles, step_tile};
 
 use crate::driver::Address;
 
-/// The address of the value at index `index` of the values at `address`.
+/// Returns the address of element `index` of the `f32` array at `address`.
 pub(crate) fn offset(address: Address, index: usize) -> Address {
     address + 4 * index as Address
 }

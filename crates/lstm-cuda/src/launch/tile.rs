@@ -23,13 +23,13 @@ pub(crate) struct Tile {
 const SMALL: Tile = Tile::exact(0, 64, 16, 64);
 const MEDIUM: Tile = Tile::exact(1, 256, 64, 32);
 /// Tile of the kernels that add the products of the gates, which a previous kernel has computed.
-const COMBINE: Tile = Tile { variant: 3, threads: 256, rows: 8, cols: 32, shared_floats: 0 };
+const GATE_SUM: Tile = Tile { variant: 3, threads: 256, rows: 8, cols: 32, shared_floats: 0 };
 const TF32_NARROW: Tile = Tile::tf32(2, 64, 32, 64);
 pub(super) const LARGE: Tile = Tile::exact(3, 256, 128, 16);
 pub(super) const TF32_WIDE: Tile = Tile::tf32(4, 128, 128, 32);
 
 /// The rows, columns and depth of one tensor core instruction.
-const TENSOR_INSTRUCTION: [usize; 3] = [16, 8, 8];
+const TENSOR_CORE_INSTRUCTION_SHAPE: [usize; 3] = [16, 8, 8];
 
 impl Tile {
     /// A square tile computed by fma, with a double buffer for `depth` elements of the inner dimension.
@@ -47,25 +47,25 @@ impl Tile {
         rows.div_ceil(self.rows) * cols.div_ceil(self.cols)
     }
 
-    /// Whether the tiles of `results` matrices of the given shape occupy at least two fifths of the multiprocessors,
+    /// Whether the tiles of this many matrices of the given shape occupy at least two fifths of the multiprocessors,
     /// and on average at least half of a tile lies inside the matrix.
-    fn occupies_device(self, driver: &impl Driver, shape: [usize; 2], results: usize) -> bool {
-        results * self.count(shape) * 5 >= driver.multiprocessors() * 2 && self.is_half_used(shape)
+    fn occupies_device(self, driver: &impl Driver, shape: [usize; 2], matrices: usize) -> bool {
+        matrices * self.count(shape) * 5 >= driver.multiprocessors() * 2 && self.is_at_least_half_used(shape)
     }
 
     /// Whether a matrix of the given shape has at least one tile per multiprocessor, and on average at least half of a
     /// tile lies inside the matrix.
     pub(super) fn fills_device(self, driver: &impl Driver, shape: [usize; 2]) -> bool {
-        self.count(shape) >= driver.multiprocessors() && self.is_half_used(shape)
+        self.count(shape) >= driver.multiprocessors() && self.is_at_least_half_used(shape)
     }
 
     /// Whether on average at least half of a tile lies inside a matrix of the given shape.
-    fn is_half_used(self, shape: [usize; 2]) -> bool {
+    fn is_at_least_half_used(self, shape: [usize; 2]) -> bool {
         self.count(shape) * self.rows * self.cols <= 2 * shape[0] * shape[1]
     }
 
-    /// The launch of the kernel for this tile, chosen from `kernels`, which lists one kernel per variant. It computes a
-    /// matrix of the given shape.
+    /// Returns the launch of the kernel for this tile, which computes a matrix of the given shape. `kernels` lists one
+    /// kernel per variant.
     pub(crate) fn launch<A: Pod>(
         self,
         op: &'static str,
@@ -76,7 +76,7 @@ impl Tile {
         self.launch_blocks(op, kernels[self.variant], self.count(shape), args)
     }
 
-    /// The launch of a kernel that computes four matrix products with results of the given shape, one per gate.
+    /// Returns the launch of a kernel that computes four matrix products with results of the given shape, one per gate.
     pub(crate) fn launch_per_gate<A: Pod>(
         self,
         op: &'static str,
@@ -95,8 +95,8 @@ impl Tile {
 
 /// Whether a product, given by its rows, columns and depth, runs on tensor cores: TF32 is allowed, and the product is
 /// at least as large as one instruction.
-pub(super) fn uses_tensor_cores(driver: &impl Driver, product: [usize; 3]) -> bool {
-    driver.allows_tf32() && product.iter().zip(TENSOR_INSTRUCTION).all(|(&size, least)| size >= least)
+pub(super) fn uses_tensor_cores(driver: &impl Driver, product_shape: [usize; 3]) -> bool {
+    driver.allows_tf32() && product_shape.iter().zip(TENSOR_CORE_INSTRUCTION_SHAPE).all(|(&size, least)| size >= least)
 }
 
 /// The tile for a product of some rows, columns and depth: the narrow tensor core tile if the product runs on tensor
@@ -117,6 +117,6 @@ pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -
 /// first is `None`, and one kernel computes the whole sum in the second tile.
 pub(crate) fn backward_tiles(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> (Option<Tile>, Tile) {
     let tile = step_tile(driver, [rows, cols, depth]);
-    let per_gate = tile == SMALL && MEDIUM.occupies_device(driver, [rows, cols], 4);
-    if per_gate { (Some(MEDIUM), COMBINE) } else { (None, tile) }
+    let splits_gates = tile == SMALL && MEDIUM.occupies_device(driver, [rows, cols], 4);
+    if splits_gates { (Some(MEDIUM), GATE_SUM) } else { (None, tile) }
 }

@@ -1,8 +1,8 @@
 //! The two passes over the steps of a sequence, forward and backward, and how their sums are divided among threads.
 
-use lstm_core::arithmetic::BLOCK;
+use lstm_core::arithmetic::DOT_BLOCK;
 
-/// The forward or the backward pass. As an index (`as usize`) it is 0 or 1.
+/// The forward or the backward pass. Cast to `usize`, the value is an index: 0 for forward, 1 for backward.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Pass {
     Forward,
@@ -10,21 +10,22 @@ pub(crate) enum Pass {
 }
 
 impl Pass {
-    pub(crate) const BOTH: [Pass; 2] = [Pass::Forward, Pass::Backward];
+    pub(crate) const ALL: [Pass; 2] = [Pass::Forward, Pass::Backward];
 
-    /// Number of blocks of `BLOCK` elements into which the sums of a unit are divided, for vectors of `depth` elements.
-    /// In the forward pass all four gates multiply the same vector (h, or c with dense peepholes). In the backward pass
-    /// there are four vectors, the gradients of the four gates.
+    /// Number of blocks of `DOT_BLOCK` elements into which the dot products of a unit are divided, for vectors of
+    /// `depth` elements. In the forward pass all four gates multiply the same vector (h, or c with dense peepholes). In
+    /// the backward pass there are four vectors, the gradients of the four gates.
     pub(crate) fn depth_blocks(self, depth: usize) -> usize {
         match self {
-            Pass::Forward => depth.div_ceil(BLOCK),
-            Pass::Backward => 4 * depth.div_ceil(BLOCK),
+            Pass::Forward => depth.div_ceil(DOT_BLOCK),
+            Pass::Backward => 4 * depth.div_ceil(DOT_BLOCK),
         }
     }
 
-    /// Number of quads for `units` units in one block of the inner dimension. A quad is a group of four sums that one
-    /// thread computes: in the forward pass the four gates of one unit, in the backward pass one gate of four units.
-    pub(crate) fn quads(self, units: usize) -> usize {
+    /// Number of quads that compute `units` units, for one block of the inner dimension. A quad is a group of four sums
+    /// that one thread computes: in the forward pass the four gates of one unit, in the backward pass one gate of four
+    /// units.
+    pub(crate) fn sum_quads(self, units: usize) -> usize {
         match self {
             Pass::Forward => units,
             Pass::Backward => units.div_ceil(4),

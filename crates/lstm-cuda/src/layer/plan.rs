@@ -5,7 +5,7 @@ use std::fmt;
 use lstm_core::{Error, LayerSpec, Result, shape::checked_len};
 
 use super::{DeviceWeights, Pass};
-use crate::driver::{Address, Driver, kernel_size};
+use crate::driver::{Address, Driver, checked_u32};
 
 /// Scratch memory for running a layer over one batch of sequences, and the recorded launches of the last such run.
 pub struct Plan<D: Driver> {
@@ -19,13 +19,13 @@ pub struct Plan<D: Driver> {
     pub(crate) h: D::Memory,
     /// A double buffer for c, `[2, batch, hidden]`.
     pub(crate) c: D::Memory,
-    /// The projection's operand of one step, `[batch, hidden]`; `None` without a projection.
-    pub(crate) unprojected: Option<D::Memory>,
+    /// The projection's input of one step, `[batch, hidden]`; `None` without a projection.
+    pub(crate) projection_input: Option<D::Memory>,
     /// The outputs, `[steps * batch, state]`, where recorded launches write them; `None` if a single launch runs all
     /// steps.
     pub(crate) y: Option<D::Memory>,
-    /// The key of the last sequence, and the graph of its launches. The graph is recorded when two sequences in a row
-    /// have the same key; `None` before.
+    /// The key of the last sequence, and the graph of its launches, which is recorded when two sequences in a row have
+    /// the same key and is `None` before. The whole field is `None` before the first sequence.
     pub(crate) graph: Option<(GraphKey, Option<D::Graph>)>,
 }
 
@@ -48,7 +48,7 @@ impl<D: Driver> Plan<D> {
     pub(crate) fn new(driver: &D, layer: &DeviceWeights<D>, batch: usize, steps: usize) -> Result<Self> {
         let spec = &layer.spec;
         let alloc = |sizes: &[usize]| driver.alloc("plan", checked_len("plan", sizes)?);
-        kernel_size("plan", checked_len("plan", &[steps, batch])?)?;
+        checked_u32("plan", checked_len("plan", &[steps, batch])?)?;
         Ok(Plan {
             spec: *spec,
             batch,
@@ -56,8 +56,8 @@ impl<D: Driver> Plan<D> {
             z: alloc(&[steps, batch, 4, spec.hidden_size])?,
             h: alloc(&[2, batch, spec.state_size()])?,
             c: alloc(&[2, batch, spec.hidden_size])?,
-            unprojected: spec.proj_size.map(|_| alloc(&[batch, spec.hidden_size])).transpose()?,
-            y: match layer.single_launch(Pass::Forward, batch) {
+            projection_input: spec.proj_size.map(|_| alloc(&[batch, spec.hidden_size])).transpose()?,
+            y: match layer.choose_single_launch(Pass::Forward, batch) {
                 Some(_) => None,
                 None => Some(alloc(&[steps, batch, spec.state_size()])?),
             },

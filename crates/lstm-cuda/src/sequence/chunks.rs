@@ -1,30 +1,38 @@
 //! Division of a sequence into the chunks of steps over which weight gradients are summed.
 
-use lstm_core::arithmetic::CHUNK;
+use lstm_core::arithmetic::CHUNK_STEPS;
 
 /// Equally spaced chunks with the same number of steps each, in the order in which their weight gradients are added.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Chunks {
     /// The first step of the first chunk.
-    pub(super) start: usize,
+    pub(super) first_step: usize,
     /// Number of steps per chunk.
     pub(super) steps: usize,
     /// Number of chunks.
     pub(super) count: usize,
-    /// Steps from the start of one chunk to the start of the next.
+    /// Number of steps from the start of one chunk to the start of the next, negative if the chunks run backward.
     pub(super) stride: isize,
 }
 
 impl Chunks {
-    /// The chunks of a sequence, in the order of the backward pass: one item for the chunks of full length, and one for
-    /// the shorter chunk at the end of the sequence, if there is one.
+    /// Returns the chunks of a sequence, in the order of the backward pass: one item for the chunks of full length, and
+    /// one for the shorter chunk at the end of the sequence, if there is one.
     pub(super) fn of(steps: usize, reverse: bool) -> impl Iterator<Item = Self> {
-        let (count, rest) = (steps / CHUNK, steps % CHUNK);
-        let (start, stride) =
-            if reverse { (0, CHUNK as isize) } else { (count.max(1) * CHUNK - CHUNK, -(CHUNK as isize)) };
-        let whole = Chunks { start, steps: CHUNK, count, stride };
-        let rest = Chunks { start: count * CHUNK, steps: rest, count: rest.min(1), stride: 0 };
-        let both = if reverse { [whole, rest] } else { [rest, whole] };
-        both.into_iter().filter(|chunks| chunks.count > 0)
+        let (count, remaining_steps) = (steps / CHUNK_STEPS, steps % CHUNK_STEPS);
+        let (first_step, stride) = if reverse {
+            (0, CHUNK_STEPS as isize)
+        } else {
+            (count.max(1) * CHUNK_STEPS - CHUNK_STEPS, -(CHUNK_STEPS as isize))
+        };
+        let full_chunks = Chunks { first_step, steps: CHUNK_STEPS, count, stride };
+        let partial_chunk = Chunks {
+            first_step: count * CHUNK_STEPS,
+            steps: remaining_steps,
+            count: remaining_steps.min(1),
+            stride: 0,
+        };
+        let ordered_chunks = if reverse { [full_chunks, partial_chunk] } else { [partial_chunk, full_chunks] };
+        ordered_chunks.into_iter().filter(|chunks| chunks.count > 0)
     }
 }

@@ -7,5 +7,5 @@ mod step;
 mod trace;
 mod weight_gradients;
 
-pub(crate) use step::{StepBuffers, input_gates, push_step};
+pub(crate) use step::{StepBuffers, input_term_launch, push_step_launches};
 pub use trace::Trace;

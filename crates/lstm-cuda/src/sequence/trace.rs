@@ -14,7 +14,8 @@ pub struct Trace<D: Driver> {
     pub(crate) batch: usize,
     /// Lengths of the sequences, longest first; `None` if all have all steps.
     lengths: Option<Vec<usize>>,
-    /// The number of sequences that have each step, as `u32`; `None` if all sequences have all steps.
+    /// The number of sequences that are long enough to have each step, as `u32`; `None` if all sequences have all
+    /// steps.
     pub(crate) active_counts: Option<D::Memory>,
     /// The input, `[steps * batch, input]`, not snapped.
     pub(crate) x: Tensor<D>,
@@ -39,7 +40,7 @@ impl<D: Driver> Trace<D> {
     pub(crate) fn new(backend: &CudaBackend<D>, spec: &LayerSpec, sequence: &Sequence<'_, Tensor<D>>) -> Result<Self> {
         let (op, steps, batch) = ("forward_train", sequence.steps, sequence.batch);
         let alloc = |sizes: &[usize]| backend.driver.alloc(op, checked_len(op, sizes)?);
-        let upload_counts = |_| backend.upload_active_counts(op, steps, |t| sequence.active(t));
+        let upload_counts = |_| backend.upload_active_counts(op, steps, |t| sequence.num_active(t));
         Ok(Trace {
             spec: *spec,
             steps,
@@ -53,8 +54,8 @@ impl<D: Driver> Trace<D> {
         })
     }
 
-    /// The number of sequences that have step `t`. They are the first rows.
-    pub(crate) fn active(&self, t: usize) -> usize {
+    /// Returns the number of sequences that are long enough to have step `t`. They are the first rows of the batch.
+    pub(crate) fn num_active(&self, t: usize) -> usize {
         self.lengths.as_ref().map_or(self.batch, |lengths| lengths.partition_point(|&len| len > t))
     }
 }

@@ -18,7 +18,7 @@ use lstm_core::{Error, LayerWeights, LstmConfig, Result, Weights};
 pub(crate) fn assemble(traversal: Traversal<'_>) -> Result<OnnxLstm> {
     let Traversal { mut context, layers, outputs, ignored_nodes, .. } = traversal;
     let config = common_config(&layers)?;
-    let Some(first) = layers.first() else { return Err(no_lstm()) };
+    let Some(first) = layers.first() else { return Err(no_lstm_error()) };
     let (x, lengths) = (first.x.clone(), first.lengths.clone());
     let (mut params, mut h, mut c) = (Vec::new(), Vec::new(), Vec::new());
     for layer in layers {
@@ -32,8 +32,8 @@ pub(crate) fn assemble(traversal: Traversal<'_>) -> Result<OnnxLstm> {
     let weights = specs.into_iter().zip(params).map(|(spec, params)| LayerWeights::new(spec, params));
     let weights = weights.collect::<Result<_>>()?;
     Ok(OnnxLstm {
-        initial_h: initial_state(&context, GraphPortKind::H, directions, h)?,
-        initial_c: initial_state(&context, GraphPortKind::C, directions, c)?,
+        initial_h: join_initial_states(&context, GraphPortKind::H, directions, h)?,
+        initial_c: join_initial_states(&context, GraphPortKind::C, directions, c)?,
         weights: Weights::new(config, weights)?,
         declared_shapes: declared_shapes(&context, &x),
         dtypes: std::mem::take(&mut context.dtypes).into_iter().collect(),
@@ -45,13 +45,14 @@ pub(crate) fn assemble(traversal: Traversal<'_>) -> Result<OnnxLstm> {
 }
 
 /// The error for a graph without `LSTM` nodes.
-fn no_lstm() -> Error {
+fn no_lstm_error() -> Error {
     Error::format("graph", "expected an LSTM node, found none")
 }
 
-/// The configuration of the whole model. All layers must have the options, lengths and dropout of the first ones.
+/// The configuration of the whole model. All layers must have the options and lengths of the first layer, and all but
+/// the first must have the same dropout before them.
 fn common_config(layers: &[Layer<'_>]) -> Result<LstmConfig> {
-    let first = layers.first().ok_or_else(no_lstm)?;
+    let first = layers.first().ok_or_else(no_lstm_error)?;
     let mut config = first.config.clone().layers(layers.len());
     let dropout = layers.get(1).and_then(|layer| layer.dropout);
     config.dropout = dropout.unwrap_or_default();
@@ -93,8 +94,9 @@ fn declared_shapes(context: &GraphContext<'_>, x: &GraphPort) -> BTreeMap<String
     shapes
 }
 
-/// Joins the labels and initial states of all layers to one initial state.
-fn initial_state(
+/// Joins the initial `h` or `c` of all layers to one initial state. `layers` holds the label of each layer, for error
+/// messages, and its initial state; `directions` is the number of directions of a layer.
+fn join_initial_states(
     context: &GraphContext<'_>,
     kind: GraphPortKind,
     directions: usize,
@@ -123,13 +125,13 @@ fn initial_state(
         return Ok(InitialState::Zeros);
     }
     let views: Vec<_> = arrays.iter().map(|array| array.view()).collect();
-    let joined = concatenate(Axis(0), &views)
+    let joined_state = concatenate(Axis(0), &views)
         .map_err(|e| Error::shape("onnx initial state", "states of the same batch size", e))?;
-    Ok(InitialState::Constant(into_array3(joined)?))
+    Ok(InitialState::Constant(into_array3(joined_state)?))
 }
 
-/// Joins initial states of which at least one comes from graph inputs. Every input must be used from its first to its
-/// last row, by consecutive layers and directions.
+/// Joins the initial `h` or `c` of all layers, of which at least one comes from graph inputs. Every input must be used
+/// from its first to its last row, by consecutive layers and directions.
 fn state_from_inputs(
     context: &GraphContext<'_>,
     kind: GraphPortKind,
@@ -152,20 +154,20 @@ fn state_from_inputs(
             }
         };
         for input in layer_inputs {
-            let rows = row..row + input.count;
+            let rows = row..row + input.row_count;
             row = rows.end;
             match inputs.iter_mut().find(|other| other.source == input.source) {
                 // The next rows of an input that is already used.
-                Some(StateRows { port, range: Some((_, end)), .. })
+                Some(StateRows { port, row_range: Some((_, end)), .. })
                     if port.axes == input.port.axes && port.rows.end == rows.start =>
                 {
-                    let Some((_, next_end)) = input.range.filter(|(start, _)| start == end) else {
+                    let Some((_, next_end)) = input.row_range.filter(|(start, _)| start == end) else {
                         let why = format!("expected an initial state from rows {end}.. of `{}`", input.source);
                         return Err(Error::format(label, why));
                     };
                     (port.rows.end, *end) = (rows.end, next_end);
                 }
-                None if input.range.is_none_or(|(start, _)| start == 0) => {
+                None if input.row_range.is_none_or(|(start, _)| start == 0) => {
                     let port = GraphPort { kind, rows, ..input.port.clone() };
                     inputs.push(StateRows { port, ..input.clone() });
                 }
@@ -176,11 +178,11 @@ fn state_from_inputs(
             }
         }
     }
-    for StateRows { source, range, .. } in &inputs {
-        if let (Some((_, used)), Some(size)) = (range, context.first_size(source))
-            && size != *used
+    for StateRows { source, row_range, .. } in &inputs {
+        if let (Some((_, used_rows)), Some(size)) = (row_range, context.first_axis_size(source))
+            && size != *used_rows
         {
-            let why = format!("expected all {size} rows to be used, but only {used} are used");
+            let why = format!("expected all {size} rows to be used, but only {used_rows} are used");
             return Err(Error::format(format!("input `{source}`"), why));
         }
     }

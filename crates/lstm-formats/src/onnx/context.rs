@@ -1,4 +1,4 @@
-//! What is known about the graph while its nodes are read: the values computed so far, and which of them are used.
+//! State of reading the nodes of a graph: the values computed so far, and which of them are used.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use super::{
 use lstm_core::{Error, Result};
 
 /// Maximum number of reads of one tensor. It bounds the size of the model that a small file can produce.
-const MAX_READS: usize = 16;
+const MAX_TENSOR_READS: usize = 16;
 
 /// State of the traversal of a graph, which the functions that read nodes share.
 pub(crate) struct GraphContext<'a> {
@@ -32,13 +32,13 @@ pub(crate) struct GraphContext<'a> {
     /// The values computed so far, by name.
     values: BTreeMap<&'a str, Value<'a>>,
     /// Names of the values that nodes or graph outputs use.
-    used: BTreeSet<&'a str>,
+    used_names: BTreeSet<&'a str>,
     /// Number of reads of each tensor, by address.
-    reads: BTreeMap<*const Tensor, usize>,
+    read_counts: BTreeMap<*const Tensor, usize>,
 }
 
 impl<'a> GraphContext<'a> {
-    /// A context without values.
+    /// Creates a context without values.
     pub(crate) fn new(opset: i64, dir: Option<&'a Path>) -> Self {
         GraphContext {
             opset,
@@ -46,8 +46,8 @@ impl<'a> GraphContext<'a> {
             batch_size: None,
             dtypes: BTreeSet::new(),
             values: BTreeMap::new(),
-            used: BTreeSet::new(),
-            reads: BTreeMap::new(),
+            used_names: BTreeSet::new(),
+            read_counts: BTreeMap::new(),
         }
     }
 
@@ -60,39 +60,40 @@ impl<'a> GraphContext<'a> {
     }
 
     /// The value of this name, if there is one.
-    pub(crate) fn get(&self, name: &str) -> Option<&Value<'a>> {
+    pub(crate) fn value(&self, name: &str) -> Option<&Value<'a>> {
         self.values.get(name)
     }
 
     /// Marks a name as used.
     pub(crate) fn mark_used(&mut self, name: &'a str) {
-        self.used.insert(name);
+        self.used_names.insert(name);
     }
 
     /// The value of an operand of `node`, which is marked as used.
     pub(crate) fn operand(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<&Value<'a>> {
         self.mark_used(name);
-        let undefined = || node.error(format!("`{name}` is not an input, a constant or an output of an earlier node"));
-        self.values.get(name).ok_or_else(undefined)
+        let undefined_error =
+            || node.error(format!("`{name}` is not an input, a constant or an output of an earlier node"));
+        self.values.get(name).ok_or_else(undefined_error)
     }
 
-    /// The tensor of a constant operand. Counts the read.
-    fn tensor(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<&'a Tensor> {
+    /// The tensor of a constant operand. Fails if the tensor is read more than [`MAX_TENSOR_READS`] times.
+    fn constant_tensor(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<&'a Tensor> {
         let tensor = match self.operand(node, name)? {
             Value::Constant(tensor) | Value::Zeros(Zeros { tensor: Some(tensor), .. }) => *tensor,
             _ => return Err(node.error(format!("`{name}` is not a constant"))),
         };
-        let reads = self.reads.entry(tensor).or_default();
-        *reads += 1;
-        if *reads > MAX_READS {
-            return Err(node.error(format!("tensor `{name}` is shared by more than {MAX_READS} nodes")));
+        let read_count = self.read_counts.entry(tensor).or_default();
+        *read_count += 1;
+        if *read_count > MAX_TENSOR_READS {
+            return Err(node.error(format!("tensor `{name}` is shared by more than {MAX_TENSOR_READS} nodes")));
         }
         Ok(tensor)
     }
 
     /// The elements of a constant operand of a float type.
-    pub(crate) fn floats(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<ArrayD<f32>> {
-        let tensor = self.tensor(node, name)?;
+    pub(crate) fn constant_floats(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<ArrayD<f32>> {
+        let tensor = self.constant_tensor(node, name)?;
         self.dtypes.extend(tensor::float_type(tensor));
         tensor::floats(tensor, self.dir).map_err(|error| match error {
             Error::Io { .. } => error,
@@ -101,15 +102,15 @@ impl<'a> GraphContext<'a> {
     }
 
     /// The elements of a constant operand of an integer type.
-    pub(crate) fn ints(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<Vec<i64>> {
-        let tensor = self.tensor(node, name)?;
+    pub(crate) fn constant_ints(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<Vec<i64>> {
+        let tensor = self.constant_tensor(node, name)?;
         tensor::ints(tensor, self.dir)
     }
 
     /// The declared size of the first axis of a graph input; `None` if it is not fixed.
-    pub(crate) fn first_size(&self, name: &str) -> Option<i64> {
+    pub(crate) fn first_axis_size(&self, name: &str) -> Option<i64> {
         match self.values.get(name) {
-            Some(Value::View(view)) => view.source_dims.first().and_then(|dim| dim.known()),
+            Some(Value::View(view)) => view.source_dims.first().and_then(|dim| dim.as_known()),
             _ => None,
         }
     }
@@ -118,7 +119,7 @@ impl<'a> GraphContext<'a> {
     pub(crate) fn declared_shapes(&self) -> BTreeMap<String, Vec<Option<usize>>> {
         let inputs = self.values.iter().filter_map(|(&name, value)| match value {
             Value::View(view) if view.source == Source::Input(name) && view.row_range.is_none() => {
-                let sizes = view.source_dims.iter().map(|dim| usize::try_from(dim.known()?).ok());
+                let sizes = view.source_dims.iter().map(|dim| usize::try_from(dim.as_known()?).ok());
                 Some((name.to_owned(), sizes.collect()))
             }
             _ => None,
@@ -129,7 +130,8 @@ impl<'a> GraphContext<'a> {
     /// Rejects inputs and initializers that are not used.
     pub(crate) fn check_all_used(&self, graph: &'a Graph) -> Result<()> {
         let names = graph.initializer.iter().map(|t| &t.name).chain(graph.input.iter().map(|input| &input.name));
-        let unused: Vec<String> = names.filter(|name| !self.used.contains(name.as_str())).cloned().collect();
-        if unused.is_empty() { Ok(()) } else { Err(Error::UnusedTensors { names: unused }) }
+        let unused_names: Vec<String> =
+            names.filter(|name| !self.used_names.contains(name.as_str())).cloned().collect();
+        if unused_names.is_empty() { Ok(()) } else { Err(Error::UnusedTensors { names: unused_names }) }
     }
 }

@@ -12,12 +12,12 @@ use super::proto::{
 use lstm_core::{Bias, CellKind, Direction, Error, LayerWeights, Param, Result, Weights, weights::file};
 
 /// Version of the operator set: the first that has all operators used here in their current form.
-const OPSET: i64 = 14;
-/// Version of the file format.
+const EXPORT_OPSET: i64 = 14;
+/// Version of the ONNX file format, ONNX's `ir_version`.
 const IR_VERSION: i64 = 8;
 
-/// Maximum size of a protocol buffer.
-const MAX_BYTES: usize = i32::MAX as usize;
+/// Maximum size of a protocol buffer in bytes.
+const MAX_PROTOBUF_BYTES: usize = i32::MAX as usize;
 
 /// Writes a model as an ONNX graph with one `LSTM` node for each layer. ONNX Runtime can run the graph, and
 /// [`OnnxModel`](super::OnnxModel) reads bit-identical weights from it.
@@ -76,8 +76,8 @@ impl<'a> OnnxWriter<'a> {
         if let Some(size) = config.proj_size {
             return Err(Error::config("proj_size", format!("ONNX can't express a projection, got proj_size {size}")));
         }
-        let graph = self.graph();
-        let opset = Opset { domain: Some(String::new()), version: Some(OPSET) };
+        let graph = self.build_graph();
+        let opset = Opset { domain: Some(String::new()), version: Some(EXPORT_OPSET) };
         let model = Model {
             ir_version: Some(IR_VERSION),
             producer_name: "lstm-core".into(),
@@ -86,8 +86,8 @@ impl<'a> OnnxWriter<'a> {
             functions: Vec::new(),
         };
         let len = model.encoded_len();
-        if len > MAX_BYTES {
-            return Err(Error::format("onnx", format!("expected at most {MAX_BYTES} bytes, got {len}")));
+        if len > MAX_PROTOBUF_BYTES {
+            return Err(Error::format("onnx", format!("expected at most {MAX_PROTOBUF_BYTES} bytes, got {len}")));
         }
         Ok(model.encode_to_vec())
     }
@@ -102,7 +102,7 @@ impl<'a> OnnxWriter<'a> {
     }
 
     /// Builds the graph.
-    fn graph(&self) -> Graph {
+    fn build_graph(&self) -> Graph {
         let config = self.weights.config();
         let (layers, directions) = (config.num_layers, config.num_directions());
         let rows = layers * directions;
@@ -141,62 +141,62 @@ impl<'a> OnnxWriter<'a> {
 
         let mut layer_input = "X".to_owned();
         for (k, weights) in self.weights.layers().chunks(directions).enumerate() {
-            let is_last = k + 1 == layers;
+            let is_last_layer = k + 1 == layers;
             let name = |stem: &str| format!("{stem}_l{k}");
             let state_name = |stem: &str| if layers == 1 { stem.to_owned() } else { name(stem) };
-            let inputs = self.layer_inputs(&mut graph, k, layer_input, weights);
+            let inputs = self.add_layer_inputs(&mut graph, k, layer_input, weights);
             let outputs = [name("sequence"), state_name("Y_h"), state_name("Y_c")];
             graph.node.push(node(
                 "LSTM",
                 &name("lstm"),
                 &inputs,
                 &outputs.each_ref().map(String::as_str),
-                self.attributes(),
+                self.lstm_attributes(),
             ));
-            let y = if is_last { "Y".to_owned() } else { name("Y") };
+            let y = if is_last_layer { "Y".to_owned() } else { name("Y") };
             match directions {
                 1 => {
                     let inputs = [name("sequence"), "direction_axis".into()];
                     graph.node.push(node("Squeeze", &name("squeeze"), &inputs, &[&y], vec![]));
                 }
                 _ => {
-                    let (inputs, by_step) = ([name("sequence")], name("by_step"));
+                    let (inputs, transposed_name) = ([name("sequence")], name("by_step"));
                     let perm = Attribute { ints: vec![0, 2, 1, 3], ..attribute("perm", attribute_type::INTS) };
-                    graph.node.push(node("Transpose", &name("transpose"), &inputs, &[&by_step], vec![perm]));
-                    let inputs = [by_step, "joined_shape".into()];
+                    graph.node.push(node("Transpose", &name("transpose"), &inputs, &[&transposed_name], vec![perm]));
+                    let inputs = [transposed_name, "joined_shape".into()];
                     graph.node.push(node("Reshape", &name("reshape"), &inputs, &[&y], vec![]));
                 }
             }
             layer_input = y;
-            if config.dropout > 0.0 && !is_last {
-                let dropped = name("dropped");
+            if config.dropout > 0.0 && !is_last_layer {
+                let dropout_output = name("dropped");
                 graph.node.push(node(
                     "Dropout",
                     &name("dropout"),
                     &[layer_input, "dropout".into()],
-                    &[&dropped],
+                    &[&dropout_output],
                     vec![],
                 ));
-                layer_input = dropped;
+                layer_input = dropout_output;
             }
         }
         if layers > 1 {
             for name in ["Y_h", "Y_c"] {
-                let parts: Vec<String> = (0..layers).map(|k| format!("{name}_l{k}")).collect();
+                let state_names: Vec<String> = (0..layers).map(|k| format!("{name}_l{k}")).collect();
                 let axis = Attribute { i: Some(0), ..attribute("axis", attribute_type::INT) };
-                graph.node.push(node("Concat", &format!("all_{name}"), &parts, &[name], vec![axis]));
+                graph.node.push(node("Concat", &format!("all_{name}"), &state_names, &[name], vec![axis]));
             }
         }
         graph
     }
 
     /// Adds the weights and initial states of layer `k` to the graph, and returns the names of the inputs of its node.
-    fn layer_inputs(&self, graph: &mut Graph, k: usize, x: String, weights: &[LayerWeights]) -> Vec<String> {
+    fn add_layer_inputs(&self, graph: &mut Graph, k: usize, x: String, weights: &[LayerWeights]) -> Vec<String> {
         let config = self.weights.config();
         let directions = config.num_directions();
         /// ONNX's gate order i, o, f, c as indices into this library's order i, f, g, o, where g is ONNX's c.
-        const GATES: &[usize] = &[0, 3, 1, 2];
-        let mut weight = |stem: &str, shape: &[usize], params: &[(Param, &[usize])]| {
+        const ONNX_GATE_ORDER: &[usize] = &[0, 3, 1, 2];
+        let mut add_weight = |stem: &str, shape: &[usize], params: &[(Param, &[usize])]| {
             let mut values = Vec::new();
             for layer in weights {
                 params.iter().for_each(|(param, order)| append_reordered(layer.get(*param), order, &mut values));
@@ -209,18 +209,20 @@ impl<'a> OnnxWriter<'a> {
             name
         };
         let hidden = config.hidden_size;
-        let input = if k == 0 { config.input_size } else { config.output_size() };
-        let w = weight("W", &[4 * hidden, input], &[(Param::WeightIh, GATES)]);
-        let r = weight("R", &[4 * hidden, hidden], &[(Param::WeightHh, GATES)]);
+        let input_size = if k == 0 { config.input_size } else { config.output_size() };
+        let w = add_weight("W", &[4 * hidden, input_size], &[(Param::WeightIh, ONNX_GATE_ORDER)]);
+        let r = add_weight("R", &[4 * hidden, hidden], &[(Param::WeightHh, ONNX_GATE_ORDER)]);
         let b = match config.bias {
             Bias::None => String::new(),
-            Bias::One => weight("B", &[8 * hidden], &[(Param::Bias, GATES)]),
-            Bias::Two => weight("B", &[8 * hidden], &[(Param::BiasIh, GATES), (Param::BiasHh, GATES)]),
+            Bias::One => add_weight("B", &[8 * hidden], &[(Param::Bias, ONNX_GATE_ORDER)]),
+            Bias::Two => {
+                add_weight("B", &[8 * hidden], &[(Param::BiasIh, ONNX_GATE_ORDER), (Param::BiasHh, ONNX_GATE_ORDER)])
+            }
         };
         let p = match config.cell {
             CellKind::PeepholeDiagonal => {
                 let params = [Param::PeepholeI, Param::PeepholeO, Param::PeepholeF].map(|p| (p, &[0][..]));
-                weight("P", &[3 * hidden], &params)
+                add_weight("P", &[3 * hidden], &params)
             }
             _ => String::new(),
         };
@@ -231,22 +233,28 @@ impl<'a> OnnxWriter<'a> {
                 (false, _) => String::new(),
                 (true, 1) => name.to_owned(),
                 (true, _) => {
-                    let part = format!("{name}_l{k}");
+                    let slice_output = format!("{name}_l{k}");
                     let operands = [name.into(), format!("row_{k}"), format!("row_{}", k + 1), "layers_axis".into()];
-                    graph.node.push(node("Slice", &format!("slice_{part}"), &operands, &[&part], vec![]));
-                    part
+                    graph.node.push(node(
+                        "Slice",
+                        &format!("slice_{slice_output}"),
+                        &operands,
+                        &[&slice_output],
+                        vec![],
+                    ));
+                    slice_output
                 }
             });
         }
         inputs.push(p);
         // Only omitted inputs before the last one need an empty name.
-        let present = inputs.iter().rposition(|name| !name.is_empty()).map_or(0, |k| k + 1);
-        inputs.truncate(present);
+        let num_inputs = inputs.iter().rposition(|name| !name.is_empty()).map_or(0, |k| k + 1);
+        inputs.truncate(num_inputs);
         inputs
     }
 
     /// Builds the attributes of an `LSTM` node. They are the same for all layers.
-    fn attributes(&self) -> Vec<Attribute> {
+    fn lstm_attributes(&self) -> Vec<Attribute> {
         let config = self.weights.config();
         let direction = match config.direction {
             Direction::Forward => "forward",
@@ -267,7 +275,8 @@ impl<'a> OnnxWriter<'a> {
     }
 }
 
-/// Splits a parameter along its first axis into `order.len()` equal parts, and appends them in this order to `out`.
+/// Splits the parameter `value` along its first axis into `order.len()` equal parts, and appends the parts to `out` in
+/// the order `order`. Without a value, nothing is appended.
 fn append_reordered(value: Option<&ArrayD<f32>>, order: &[usize], out: &mut Vec<f32>) {
     let Some(value) = value else { return };
     let parts: Vec<_> = value.axis_chunks_iter(Axis(0), (value.len_of(Axis(0)) / order.len()).max(1)).collect();
@@ -280,9 +289,9 @@ fn attribute(name: &str, attribute_type: i32) -> Attribute {
 }
 
 /// Builds a node of the operator `op_type`.
-fn node(op_type: &str, name: &str, input: &[String], output: &[&str], attribute: Vec<Attribute>) -> Node {
-    let (input, output) = (input.to_vec(), output.iter().map(|&name| name.into()).collect());
-    Node { input, output, name: name.into(), op_type: op_type.into(), attribute, ..Node::default() }
+fn node(op_type: &str, name: &str, inputs: &[String], outputs: &[&str], attributes: Vec<Attribute>) -> Node {
+    let (input, output) = (inputs.to_vec(), outputs.iter().map(|&name| name.into()).collect());
+    Node { input, output, name: name.into(), op_type: op_type.into(), attribute: attributes, ..Node::default() }
 }
 
 /// Builds a dimension of fixed size.
@@ -296,8 +305,8 @@ fn symbolic_dim(name: &str) -> Dimension {
 }
 
 /// Builds the declaration of a graph input or output.
-fn value_info(name: &str, elem_type: i32, dim: &[Dimension]) -> ValueInfo {
-    let tensor = TensorType { elem_type: Some(elem_type), shape: Some(Dims { dim: dim.to_vec() }) };
+fn value_info(name: &str, elem_type: i32, dims: &[Dimension]) -> ValueInfo {
+    let tensor = TensorType { elem_type: Some(elem_type), shape: Some(Dims { dim: dims.to_vec() }) };
     ValueInfo { name: name.into(), value_type: Some(Type { tensor: Some(tensor) }) }
 }
 

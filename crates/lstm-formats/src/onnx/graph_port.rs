@@ -58,11 +58,15 @@ pub struct GraphPort {
 }
 
 impl GraphPort {
-    /// The graph input that `view` refers to. `meanings` are the meanings of the three axes of the view.
-    pub(crate) fn input(node: &NodeReader<'_>, view: &TensorView<'_>, meanings: [GraphAxis; 3]) -> Result<GraphPort> {
+    /// The graph input that `view` refers to. `axis_meanings` are the meanings of the three axes of the view.
+    pub(crate) fn from_view(
+        node: &NodeReader<'_>,
+        view: &TensorView<'_>,
+        axis_meanings: [GraphAxis; 3],
+    ) -> Result<GraphPort> {
         let Source::Input(name) = view.source else { return Err(node.error("expected an input of the graph")) };
         let mut axes = vec![Vec::new(); view.source_dims.len()];
-        for (axis, meaning) in view.axes.iter().zip(meanings) {
+        for (axis, meaning) in view.axes.iter().zip(axis_meanings) {
             match axis[..] {
                 [] => {}
                 [source_axis] => axes[source_axis].push(meaning),
@@ -72,40 +76,40 @@ impl GraphPort {
         Ok(GraphPort { name: name.to_owned(), axes, ..GraphPort::default() })
     }
 
-    /// Permutes an input array from the layout of the graph to the axes `to`.
-    pub(crate) fn permute_input(&self, array: ArrayD<f32>, to: &[GraphAxis]) -> Result<ArrayD<f32>> {
-        let mismatch = |got: &[usize]| {
+    /// Permutes an input array from the layout of the graph to the axes `to_axes`.
+    pub(crate) fn permute_input(&self, array: ArrayD<f32>, to_axes: &[GraphAxis]) -> Result<ArrayD<f32>> {
+        let shape_error = |got: &[usize]| {
             Error::shape(format!("onnx input `{}`", self.name), format!("axes {:?}", self.axes), format!("{got:?}"))
         };
         let shape = array.shape().to_vec();
         if shape.len() != self.axes.len() || self.axes.iter().zip(&shape).any(|(axis, &n)| axis.is_empty() && n != 1) {
-            return Err(mismatch(&shape));
+            return Err(shape_error(&shape));
         }
         // Inputs have no merged axes.
-        let size = |label| self.axes.iter().position(|axis| axis[..] == [label]).map_or(1, |k| shape[k]);
-        let present: Vec<GraphAxis> = self.axes.concat();
-        let missing = to.iter().copied().filter(|label| !present.contains(label));
-        let order: Vec<GraphAxis> = present.iter().copied().chain(missing).collect();
-        let sizes: Vec<usize> = order.iter().map(|&label| size(label)).collect();
+        let size = |meaning| self.axes.iter().position(|axis| axis[..] == [meaning]).map_or(1, |k| shape[k]);
+        let present_axes: Vec<GraphAxis> = self.axes.concat();
+        let missing_axes = to_axes.iter().copied().filter(|meaning| !present_axes.contains(meaning));
+        let order: Vec<GraphAxis> = present_axes.iter().copied().chain(missing_axes).collect();
+        let sizes: Vec<usize> = order.iter().map(|&meaning| size(meaning)).collect();
         let array = array.as_standard_layout().into_owned();
-        let array = array.into_shape_with_order(IxDyn(&sizes)).map_err(|_| mismatch(&shape))?;
-        permute(array, &order, to).ok_or_else(|| mismatch(&shape))
+        let array = array.into_shape_with_order(IxDyn(&sizes)).map_err(|_| shape_error(&shape))?;
+        permute(array, &order, to_axes).ok_or_else(|| shape_error(&shape))
     }
 
-    /// Permutes an output array with the axes `from` to the layout of the graph.
-    pub(crate) fn permute_output(&self, array: ArrayD<f32>, from: &[GraphAxis]) -> Result<ArrayD<f32>> {
-        let mismatch = |got: &[usize]| {
+    /// Permutes an output array with the axes `from_axes` to the layout of the graph.
+    pub(crate) fn permute_output(&self, array: ArrayD<f32>, from_axes: &[GraphAxis]) -> Result<ArrayD<f32>> {
+        let shape_error = |got: &[usize]| {
             Error::shape(format!("onnx output `{}`", self.name), format!("axes {:?}", self.axes), format!("{got:?}"))
         };
         let shape = array.shape().to_vec();
-        let size = |label: &GraphAxis| from.iter().position(|f| f == label).map_or(1, |k| shape[k]);
-        let present: Vec<GraphAxis> = self.axes.concat();
-        let missing = from.iter().copied().filter(|label| !present.contains(label));
-        let order: Vec<GraphAxis> = present.iter().copied().chain(missing).collect();
-        let array = permute(array, from, &order).ok_or_else(|| mismatch(&shape))?;
+        let size = |meaning: &GraphAxis| from_axes.iter().position(|f| f == meaning).map_or(1, |k| shape[k]);
+        let present_axes: Vec<GraphAxis> = self.axes.concat();
+        let missing_axes = from_axes.iter().copied().filter(|meaning| !present_axes.contains(meaning));
+        let order: Vec<GraphAxis> = present_axes.iter().copied().chain(missing_axes).collect();
+        let array = permute(array, from_axes, &order).ok_or_else(|| shape_error(&shape))?;
         let sizes: Vec<usize> = self.axes.iter().map(|axis| axis.iter().map(size).product()).collect();
         let array = array.as_standard_layout().into_owned();
-        array.into_shape_with_order(IxDyn(&sizes)).map_err(|_| mismatch(&shape))
+        array.into_shape_with_order(IxDyn(&sizes)).map_err(|_| shape_error(&shape))
     }
 }
 
@@ -120,8 +124,9 @@ pub(crate) fn output_kind(source: Source<'_>) -> (GraphPortKind, &'static [Graph
     }
 }
 
-/// Permutes the axes `from` to the order `to`; `None` unless both list the same axes.
-fn permute(array: ArrayD<f32>, from: &[GraphAxis], to: &[GraphAxis]) -> Option<ArrayD<f32>> {
-    let order: Vec<usize> = to.iter().map(|label| from.iter().position(|f| f == label)).collect::<Option<_>>()?;
-    (order.len() == array.ndim() && order.len() == from.len()).then(|| array.permuted_axes(IxDyn(&order)))
+/// Permutes the axes `from_axes` to the order `to_axes`; `None` unless both list the same axes.
+fn permute(array: ArrayD<f32>, from_axes: &[GraphAxis], to_axes: &[GraphAxis]) -> Option<ArrayD<f32>> {
+    let order: Vec<usize> =
+        to_axes.iter().map(|meaning| from_axes.iter().position(|f| f == meaning)).collect::<Option<_>>()?;
+    (order.len() == array.ndim() && order.len() == from_axes.len()).then(|| array.permuted_axes(IxDyn(&order)))
 }

@@ -11,9 +11,9 @@ use super::{
 use lstm_core::Result;
 
 /// Index of `initial_h` among the inputs of an `LSTM` node.
-pub(crate) const INITIAL_H: usize = 5;
+pub(crate) const INITIAL_H_INPUT: usize = 5;
 /// Index of `initial_c` among the inputs of an `LSTM` node.
-pub(crate) const INITIAL_C: usize = 6;
+pub(crate) const INITIAL_C_INPUT: usize = 6;
 
 /// The initial `h` or `c` of one layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,13 +34,14 @@ pub(crate) struct StateRows<'a> {
     /// Name of the graph input.
     pub(crate) source: &'a str,
     /// Start and end of the rows; `None` for all of them.
-    pub(crate) range: Option<(i64, i64)>,
+    pub(crate) row_range: Option<(i64, i64)>,
     /// Number of rows.
-    pub(crate) count: usize,
+    pub(crate) row_count: usize,
 }
 
 impl LayerInitialState<'_> {
-    /// Joins the states of the forward and the backward direction; `None` if they are not of the same kind.
+    /// Joins the states of the forward and the backward direction; `None` if they are not of the same kind:
+    /// zeros, constants or inputs.
     pub(crate) fn join_directions(states: [Self; 2]) -> Option<Self> {
         use LayerInitialState::{Constant, Inputs, Zeros};
         match states {
@@ -55,16 +56,17 @@ impl LayerInitialState<'_> {
     }
 }
 
-/// Reads input `k` of a node, [`INITIAL_H`] or [`INITIAL_C`]. `batch_first` is the node's attribute `layout`.
-pub(crate) fn read<'a>(
+/// Reads input `k` of a node, [`INITIAL_H_INPUT`] or [`INITIAL_C_INPUT`]. `batch_first` is the node's attribute
+/// `layout`.
+pub(crate) fn read_initial_state<'a>(
     node: &NodeReader<'a>,
     context: &mut GraphContext<'a>,
     k: usize,
     batch_first: bool,
     [directions, hidden_size]: [usize; 2],
 ) -> Result<LayerInitialState<'a>> {
-    let Some(name) = node.input(k) else { return Ok(LayerInitialState::Zeros) };
-    let input_name = if k == INITIAL_H { "initial_h" } else { "initial_c" };
+    let Some(name) = node.input_name(k) else { return Ok(LayerInitialState::Zeros) };
+    let input_name = if k == INITIAL_H_INPUT { "initial_h" } else { "initial_c" };
     let value = context.operand(node, name)?.clone();
     match &value {
         Value::Zeros(zeros) => {
@@ -74,7 +76,7 @@ pub(crate) fn read<'a>(
             Ok(LayerInitialState::Zeros)
         }
         Value::Constant(_) => {
-            let mut array = context.floats(node, name)?;
+            let mut array = context.constant_floats(node, name)?;
             let shape = array.shape().iter().map(|&size| Dim::Known(size as i64)).collect();
             check_shape(node, context, input_name, shape, batch_first, [directions, hidden_size])?;
             if batch_first {
@@ -89,8 +91,8 @@ pub(crate) fn read<'a>(
             }
             let inputs = parts.iter().map(|part| state_rows(node, input_name, part, batch_first, hidden_size));
             let inputs = inputs.collect::<Result<Vec<_>>>()?;
-            let rows = inputs.iter().fold(0, |sum: usize, input| sum.saturating_add(input.count));
-            if rows != directions || inputs.iter().any(|input| input.count == 0) {
+            let rows = inputs.iter().fold(0, |sum: usize, input| sum.saturating_add(input.row_count));
+            if rows != directions || inputs.iter().any(|input| input.row_count == 0) {
                 let got = value.describe();
                 return Err(node.error(format!("{input_name}: expected {directions} rows, got {rows} of {got}")));
             }
@@ -100,11 +102,11 @@ pub(crate) fn read<'a>(
             let view = value.to_view(3).map_err(|why| node.error(why))?;
             let mut input = state_rows(node, input_name, &view, batch_first, hidden_size)?;
             let rows = view.dim(&view.axes[usize::from(batch_first)]);
-            if rows.known().is_some_and(|rows| rows != directions as i64) {
+            if rows.as_known().is_some_and(|rows| rows != directions as i64) {
                 let expected = format!("{directions} rows x batch x {hidden_size}");
                 return Err(node.error(format!("{input_name}: expected {expected}, got {:?}", view.shape())));
             }
-            input.count = directions;
+            input.row_count = directions;
             Ok(LayerInitialState::Inputs(vec![input]))
         }
     }
@@ -122,7 +124,7 @@ fn check_shape(
     if batch_first && shape.len() == 3 {
         shape.swap(0, 1);
     }
-    let may_equal = |size: Dim<'_>, expected: usize| size.known().is_none_or(|size| size == expected as i64);
+    let may_equal = |size: Dim<'_>, expected: usize| size.as_known().is_none_or(|size| size == expected as i64);
     let batch = match shape[..] {
         [rows, batch, features] if may_equal(rows, directions) && may_equal(features, hidden_size) => Some(batch),
         _ => None,
@@ -156,20 +158,21 @@ fn state_rows<'a>(
     if !view.is_float() {
         return Err(error(format!("expected floats, got {}", view.describe())));
     }
-    let meanings = match batch_first {
+    let axis_meanings = match batch_first {
         false => [GraphAxis::Layers, GraphAxis::Batch, GraphAxis::Features],
         true => [GraphAxis::Batch, GraphAxis::Layers, GraphAxis::Features],
     };
     let shape = view.shape();
-    if shape.len() != 3 || shape[2].known().is_some_and(|size| size != hidden_size as i64) {
+    if shape.len() != 3 || shape[2].as_known().is_some_and(|size| size != hidden_size as i64) {
         return Err(error(format!("expected rows x batch x {hidden_size}, got {shape:?}")));
     }
     // 0 for an unknown number of rows. The caller rejects it for one of several inputs, and replaces it for a single
     // one.
-    let count = shape[usize::from(batch_first)].known().map_or(0, |rows| usize::try_from(rows).unwrap_or_default());
-    let port = GraphPort::input(node, view, meanings)?;
+    let row_count =
+        shape[usize::from(batch_first)].as_known().map_or(0, |rows| usize::try_from(rows).unwrap_or_default());
+    let port = GraphPort::from_view(node, view, axis_meanings)?;
     if view.row_range.is_some() && port.axes.first().is_none_or(|axis| axis != &[GraphAxis::Layers]) {
         return Err(error("slices of the batch or features of a graph input are not supported".into()));
     }
-    Ok(StateRows { port, source, range: view.row_range, count })
+    Ok(StateRows { port, source, row_range: view.row_range, row_count })
 }

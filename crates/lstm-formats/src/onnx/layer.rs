@@ -7,7 +7,7 @@ use ndarray::{ArrayD, Axis, concatenate};
 use super::{
     context::GraphContext,
     graph_port::{GraphAxis, GraphPort},
-    initial_state::{self, INITIAL_C, INITIAL_H, LayerInitialState},
+    initial_state::{self, INITIAL_C_INPUT, INITIAL_H_INPUT, LayerInitialState},
     lengths::{self, SequenceLengths},
     node::NodeReader,
     value::{Dim, LayerOutputs, Source, TensorView, Value, Zeros},
@@ -37,8 +37,8 @@ pub(crate) struct Layer<'a> {
 }
 
 /// The attributes of an `LSTM` node.
-struct Attributes {
-    /// `None` if the attribute is absent. The size then follows from the weights.
+struct LstmAttributes {
+    /// Hidden size; `None` if the attribute is absent. The size then follows from the weights.
     hidden_size: Option<usize>,
     direction: Direction,
     /// Whether the batch is the first axis of `X`, `Y` and the states: ONNX's attribute `layout`.
@@ -49,15 +49,15 @@ struct Attributes {
 }
 
 /// Reads and checks all attributes of an `LSTM` node.
-fn read_attributes(node: &mut NodeReader<'_>, opset: i64) -> Result<Attributes> {
-    let hidden_size = match node.int("hidden_size")? {
+fn read_attributes(node: &mut NodeReader<'_>, opset: i64) -> Result<LstmAttributes> {
+    let hidden_size = match node.int_attribute("hidden_size")? {
         Some(size) => {
-            let invalid = |_| node.error(format!("attribute `hidden_size`: expected a positive size, got {size}"));
-            Some(usize::try_from(size).map_err(invalid)?)
+            let size_error = |_| node.error(format!("attribute `hidden_size`: expected a positive size, got {size}"));
+            Some(usize::try_from(size).map_err(size_error)?)
         }
         None => None,
     };
-    let direction = match node.string("direction")?.as_deref() {
+    let direction = match node.string_attribute("direction")?.as_deref() {
         None | Some("forward") => Direction::Forward,
         Some("reverse") => Direction::Reverse,
         Some("bidirectional") => Direction::Bidirectional,
@@ -66,43 +66,44 @@ fn read_attributes(node: &mut NodeReader<'_>, opset: i64) -> Result<Attributes> 
             return Err(node.error(why));
         }
     };
-    let flag = |node: &mut NodeReader<'_>, name: &str| match node.int(name)? {
+    let bool_attribute = |node: &mut NodeReader<'_>, name: &str| match node.int_attribute(name)? {
         None | Some(0) => Ok(false),
         Some(1) => Ok(true),
         Some(other) => Err(node.error(format!("attribute `{name}`: expected 0 or 1, got {other}"))),
     };
-    let coupled = flag(node, "input_forget")?;
-    let batch_first = opset >= 14 && flag(node, "layout")?;
-    let clip = node.float("clip")?;
+    let coupled = bool_attribute(node, "input_forget")?;
+    let batch_first = opset >= 14 && bool_attribute(node, "layout")?;
+    let clip = node.float_attribute("clip")?;
     if let Some(bound) = clip.filter(|bound| !(bound.is_finite() && *bound > 0.0)) {
         return Err(node.error(format!("attribute `clip`: expected a positive and finite bound, got {bound}")));
     }
-    let activations = node.strings("activations")?;
-    let supported = ["Sigmoid", "Tanh", "Tanh"].repeat(direction.reverse_flags().len());
-    let is_other = |(k, name): &(usize, &String)| supported.get(*k).is_none_or(|s| !s.eq_ignore_ascii_case(name));
-    if let Some((k, name)) = activations.iter().enumerate().find(is_other) {
-        let expected = supported.get(k).copied().unwrap_or("no further activation");
+    let activations = node.strings_attribute("activations")?;
+    let supported_activations = ["Sigmoid", "Tanh", "Tanh"].repeat(direction.reverse_flags().len());
+    let is_unsupported =
+        |(k, name): &(usize, &String)| supported_activations.get(*k).is_none_or(|s| !s.eq_ignore_ascii_case(name));
+    if let Some((k, name)) = activations.iter().enumerate().find(is_unsupported) {
+        let expected = supported_activations.get(k).copied().unwrap_or("no further activation");
         return Err(node.error(format!("attribute `activations`: expected {expected} at index {k}, got `{name}`")));
     }
-    if !activations.is_empty() && activations.len() < supported.len() {
-        let (expected, got) = (supported.len(), activations.len());
+    if !activations.is_empty() && activations.len() < supported_activations.len() {
+        let (expected, got) = (supported_activations.len(), activations.len());
         return Err(node.error(format!("attribute `activations`: expected {expected} names, got {got}")));
     }
     for name in ["activation_alpha", "activation_beta"] {
-        let values = node.floats(name)?;
+        let values = node.floats_attribute(name)?;
         if !values.is_empty() {
             let why = format!("attribute `{name}`: expected no values for Sigmoid and Tanh, got {values:?}");
             return Err(node.error(why));
         }
     }
-    node.finish()?;
-    Ok(Attributes { hidden_size, direction, batch_first, clip, coupled })
+    node.check_all_attributes_read()?;
+    Ok(LstmAttributes { hidden_size, direction, batch_first, clip, coupled })
 }
 
 /// Reads an `LSTM` node as the next of `layers`, and returns the values of its outputs `Y`, `Y_h` and `Y_c`.
 ///
 /// If a bidirectional layer is split into two nodes, `node_direction` is the direction, 0 or 1, of this node.
-pub(crate) fn read<'a>(
+pub(crate) fn read_layer<'a>(
     node: &mut NodeReader<'a>,
     context: &mut GraphContext<'a>,
     layers: &mut Vec<Layer<'a>>,
@@ -112,10 +113,10 @@ pub(crate) fn read<'a>(
     if node.proto.input.len() > 8 || node.proto.output.len() > 3 {
         return Err(node.error("expected at most 8 inputs and 3 outputs"));
     }
-    let node_directions = attributes.direction.reverse_flags().len();
+    let num_directions = attributes.direction.reverse_flags().len();
     let layer_direction = node_direction.map_or(attributes.direction, |_| Direction::Bidirectional);
     let reverse_flags = layer_direction.reverse_flags();
-    let x_name = node.input(0).ok_or_else(|| node.error("input 0 (X) is missing"))?;
+    let x_name = node.input_name(0).ok_or_else(|| node.error("input 0 (X) is missing"))?;
     // Index of the layer whose other direction has already been read.
     let started_layer = node_direction.and_then(|node_direction| {
         layers.iter().position(|layer| layer.missing_direction == Some((node_direction, x_name)))
@@ -126,12 +127,14 @@ pub(crate) fn read<'a>(
     let w = required_weight(node, context, 1, "W")?;
     let r = required_weight(node, context, 2, "R")?;
     let hidden_size = attributes.hidden_size.or(r.shape().last().copied()).unwrap_or_default();
-    if let Some(LstmConfig { hidden_size: first_size, direction: first_direction, .. }) =
+    if let Some(LstmConfig { hidden_size: first_hidden_size, direction: first_direction, .. }) =
         layers.first().map(|first| &first.config)
-        && (*first_size, *first_direction) != (hidden_size, layer_direction)
+        && (*first_hidden_size, *first_direction) != (hidden_size, layer_direction)
     {
-        let expected = format!("{first_direction:?} of hidden size {first_size}, as in the first layer");
-        return Err(node.error(format!("expected {expected}, got {layer_direction:?} of {hidden_size}; {NOT_STACKED}")));
+        let expected = format!("{first_direction:?} of hidden size {first_hidden_size}, as in the first layer");
+        return Err(
+            node.error(format!("expected {expected}, got {layer_direction:?} of {hidden_size}; {NOT_STACKED_HINT}"))
+        );
     }
     let input_size = match k {
         0 => w.shape().last().copied().unwrap_or_default(),
@@ -144,52 +147,52 @@ pub(crate) fn read<'a>(
         true => Ok(()),
         false => Err(node.error(format!("{name}: expected shape {expected:?}, got {:?}", array.shape()))),
     };
-    check_shape("W", &w, &[node_directions, 4 * hidden_size, input_size])?;
-    check_shape("R", &r, &[node_directions, 4 * hidden_size, hidden_size])?;
-    if x.features.known().is_some_and(|size| size != input_size as i64) {
+    check_shape("W", &w, &[num_directions, 4 * hidden_size, input_size])?;
+    check_shape("R", &r, &[num_directions, 4 * hidden_size, hidden_size])?;
+    if x.features.as_known().is_some_and(|size| size != input_size as i64) {
         return Err(node.error(format!("X: expected {input_size} features, got {:?}", x.features)));
     }
     let b = optional_weight(node, context, 3)?;
     if let Some(b) = &b {
-        check_shape("B", b, &[node_directions, 8 * hidden_size])?;
+        check_shape("B", b, &[num_directions, 8 * hidden_size])?;
         config.bias = Bias::Two;
     }
     let p = optional_weight(node, context, 7)?;
     if let Some(p) = &p {
-        check_shape("P", p, &[node_directions, 3 * hidden_size])?;
+        check_shape("P", p, &[num_directions, 3 * hidden_size])?;
         config.cell = CellKind::PeepholeDiagonal;
     }
-    let params = (0..node_directions).map(|direction| {
-        let of_direction = |array: &ArrayD<f32>| array.index_axis(Axis(0), direction).to_owned();
-        let mut params = vec![reorder_gates(&of_direction(&w))?, reorder_gates(&of_direction(&r))?];
+    let params = (0..num_directions).map(|direction| {
+        let direction_slice = |array: &ArrayD<f32>| array.index_axis(Axis(0), direction).to_owned();
+        let mut params = vec![reorder_gates(&direction_slice(&w))?, reorder_gates(&direction_slice(&r))?];
         if let Some(b) = &b {
-            let biases = split_first_axis(&of_direction(b), 2);
+            let biases = split_first_axis(&direction_slice(b), 2);
             params.extend(biases.iter().map(reorder_gates).collect::<Result<Vec<_>>>()?);
         }
         if let Some(p) = &p {
             // ONNX orders the peepholes i, o, f; this library orders them i, f, o.
-            let parts = split_first_axis(&of_direction(p), 3);
-            let [i, o, f] = <[_; 3]>::try_from(parts).map_err(|_| node.error("P: expected three peepholes"))?;
+            let peepholes = split_first_axis(&direction_slice(p), 3);
+            let [i, o, f] = <[_; 3]>::try_from(peepholes).map_err(|_| node.error("P: expected three peepholes"))?;
             params.extend([i, f, o]);
         }
         Ok(params)
     });
     let params = params.collect::<Result<_>>()?;
 
-    let lengths = lengths::read(node, context)?;
+    let lengths = lengths::read_lengths(node, context)?;
     if let (0, Dim::Known(batch)) = (k, x.batch) {
         context.batch_size = Some(batch);
     }
-    let sizes = [node_directions, hidden_size];
-    let h = initial_state::read(node, context, INITIAL_H, attributes.batch_first, sizes)?;
-    let c = initial_state::read(node, context, INITIAL_C, attributes.batch_first, sizes)?;
+    let sizes = [num_directions, hidden_size];
+    let h = initial_state::read_initial_state(node, context, INITIAL_H_INPUT, attributes.batch_first, sizes)?;
+    let c = initial_state::read_initial_state(node, context, INITIAL_C_INPUT, attributes.batch_first, sizes)?;
 
-    let known = |n: usize| Dim::Known(n as i64);
+    let known_dim = |n: usize| Dim::Known(n as i64);
     let outputs = LayerOutputs { layer: k, reverse_flags, full_length: lengths == SequenceLengths::Full };
     let row = k * reverse_flags.len() + node_direction.unwrap_or_default();
-    let (start, end) = (row, row + node_directions);
-    let y_dims = vec![x.steps, known(node_directions), x.batch, known(hidden_size)];
-    let state_dims = vec![known(node_directions), x.batch, known(hidden_size)];
+    let (start, end) = (row, row + num_directions);
+    let y_dims = vec![x.steps, known_dim(num_directions), x.batch, known_dim(hidden_size)];
+    let state_dims = vec![known_dim(num_directions), x.batch, known_dim(hidden_size)];
     let mut y = TensorView::new(Source::Sequence(outputs), y_dims);
     let mut y_h = TensorView::new(Source::FinalH(start, end), state_dims);
     y.direction = node_direction;
@@ -213,13 +216,13 @@ pub(crate) fn read<'a>(
 }
 
 impl<'a> Layer<'a> {
-    /// Adds the missing direction, 0 or 1, from `other`.
+    /// Adds the missing direction, 0 (forward) or 1 (reverse), from `other`, which was read from another node.
     fn add_direction(&mut self, other: Layer<'a>, direction: usize) -> Result<()> {
-        let (ours, others) = (
+        let (own_options, other_options) = (
             (&self.config, &self.x, self.dropout, &self.lengths),
             (&other.config, &other.x, other.dropout, &other.lengths),
         );
-        if ours != others {
+        if own_options != other_options {
             let why = format!("expected the sizes, options and lengths of the other direction, {}", self.label);
             return Err(Error::format(&other.label, why));
         }
@@ -255,15 +258,17 @@ fn split_first_axis(array: &ArrayD<f32>, n: usize) -> Vec<ArrayD<f32>> {
 
 /// The constant that is input `k` of a node; `None` if the input is omitted.
 fn optional_weight<'a>(node: &NodeReader<'a>, context: &mut GraphContext<'a>, k: usize) -> Result<Option<ArrayD<f32>>> {
-    let Some(name) = node.input(k) else { return Ok(None) };
+    let Some(name) = node.input_name(k) else { return Ok(None) };
     match context.operand(node, name)? {
         // A constant bias of zeros counts as a bias, so that the model has the parameters of the file.
-        Value::Zeros(Zeros { tensor: Some(_), .. }) | Value::Constant(_) => context.floats(node, name).map(Some),
+        Value::Zeros(Zeros { tensor: Some(_), .. }) | Value::Constant(_) => {
+            context.constant_floats(node, name).map(Some)
+        }
         other => Err(node.error(format!("input {k}: expected a constant, got {}", other.describe()))),
     }
 }
 
-/// The constant that is input `k` of a node.
+/// The constant that is input `k` of a node. `name` is the name of the input for error messages.
 fn required_weight<'a>(
     node: &NodeReader<'a>,
     context: &mut GraphContext<'a>,
@@ -273,8 +278,8 @@ fn required_weight<'a>(
     optional_weight(node, context, k)?.ok_or_else(|| node.error(format!("input {k} ({name}) is missing")))
 }
 
-/// Hint in errors about `LSTM` nodes that are not layers of one model.
-const NOT_STACKED: &str =
+/// Hint in error messages about `LSTM` nodes that are not layers of one model.
+const NOT_STACKED_HINT: &str =
     "an LSTM node that is not stacked on the previous ones is a separate model, which `lstm_named` can load";
 
 /// The input `X` of a layer.
@@ -304,32 +309,35 @@ fn read_input<'a>(
     if !view.is_float() {
         return Err(node.error(format!("X: expected floats, got {}", value.describe())));
     }
-    let meanings = match batch_first {
+    let axis_meanings = match batch_first {
         false => [GraphAxis::Steps, GraphAxis::Batch, GraphAxis::Features],
         true => [GraphAxis::Batch, GraphAxis::Steps, GraphAxis::Features],
     };
     let shape = view.shape();
-    let &[first, second, features] = &shape[..] else {
+    let &[first_axis_size, second_axis_size, features] = &shape[..] else {
         return Err(node.error(format!("X: expected three axes, got {shape:?}")));
     };
-    let (steps, batch) = if batch_first { (second, first) } else { (first, second) };
+    let (steps, batch) =
+        if batch_first { (second_axis_size, first_axis_size) } else { (first_axis_size, second_axis_size) };
     let port = match view.source {
-        Source::Input(_) if k == 0 && view.row_range.is_none() => match GraphPort::input(node, &view, meanings) {
-            // An output of an ignored node that other nodes reshape: the result of these becomes the input.
-            Err(_) if view.elem_type.is_none() => {
-                let view = TensorView::new(Source::Input(name), vec![Dim::Unknown; 3]);
-                GraphPort::input(node, &view, meanings)?
+        Source::Input(_) if k == 0 && view.row_range.is_none() => {
+            match GraphPort::from_view(node, &view, axis_meanings) {
+                // An output of an ignored node that other nodes reshape: the result of these becomes the input.
+                Err(_) if view.elem_type.is_none() => {
+                    let view = TensorView::new(Source::Input(name), vec![Dim::Unknown; 3]);
+                    GraphPort::from_view(node, &view, axis_meanings)?
+                }
+                port => port?,
             }
-            port => port?,
-        },
+        }
         Source::Sequence(outputs) if outputs.layer + 1 == k && (view.step, view.direction) == (None, None) => {
             let expected: [&[usize]; 3] = match batch_first {
                 false => [&[0], &[2], &[1, 3]],
                 true => [&[2], &[0], &[1, 3]],
             };
             if !view.has_axes(&expected) {
-                let order = if batch_first { "batch, steps" } else { "steps, batch" };
-                let expected = format!("the axes {order}, and directions merged with features");
+                let axis_order = if batch_first { "batch, steps" } else { "steps, batch" };
+                let expected = format!("the axes {axis_order}, and directions merged with features");
                 return Err(node.error(format!("X: expected {expected}, got {}", value.describe())));
             }
             GraphPort::default()
@@ -338,7 +346,7 @@ fn read_input<'a>(
             let got = value.describe();
             return Err(node.error(match k {
                 0 => format!("X: expected a graph input, got {got}"),
-                _ => format!("X: expected the outputs of layer {}, got {got}; {NOT_STACKED}", k - 1),
+                _ => format!("X: expected the outputs of layer {}, got {got}; {NOT_STACKED_HINT}", k - 1),
             }));
         }
     };

@@ -10,7 +10,7 @@ use super::{
 use lstm_core::Result;
 
 /// Index of `sequence_lens` among the inputs of an `LSTM` node.
-const SEQUENCE_LENS: usize = 4;
+const SEQUENCE_LENS_INPUT: usize = 4;
 
 /// Where the lengths of the sequences come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,10 +24,10 @@ pub enum SequenceLengths {
     Input(String),
 }
 
-/// Reads `sequence_lens` of a node.
-pub(crate) fn read<'a>(node: &NodeReader<'a>, context: &mut GraphContext<'a>) -> Result<SequenceLengths> {
-    let Some(name) = node.input(SEQUENCE_LENS) else { return Ok(SequenceLengths::Full) };
-    let unexpected =
+/// Reads the input `sequence_lens` of an `LSTM` node.
+pub(crate) fn read_lengths<'a>(node: &NodeReader<'a>, context: &mut GraphContext<'a>) -> Result<SequenceLengths> {
+    let Some(name) = node.input_name(SEQUENCE_LENS_INPUT) else { return Ok(SequenceLengths::Full) };
+    let unexpected_error =
         |got: String| node.error(format!("sequence_lens: expected a graph input or constant lengths, got {got}"));
     let values = match context.operand(node, name)? {
         Value::UnknownRank(_, Some(elem_type)) | Value::View(TensorView { elem_type: Some(elem_type), .. })
@@ -42,13 +42,13 @@ pub(crate) fn read<'a>(node: &NodeReader<'a>, context: &mut GraphContext<'a>) ->
         {
             return Ok(SequenceLengths::Input((*name).to_owned()));
         }
-        Value::Constant(t) if tensor::is_int(t) && t.dims.len() == 1 => context.ints(node, name)?,
+        Value::Constant(t) if tensor::is_int(t) && t.dims.len() == 1 => context.constant_ints(node, name)?,
         Value::Integers { is_scalar: false, values } => {
-            let known = values.iter().map(|dim| dim.known());
-            known.collect::<Option<Vec<_>>>().ok_or_else(|| unexpected("sizes of an input".into()))?
+            let known_lengths = values.iter().map(|dim| dim.as_known());
+            known_lengths.collect::<Option<Vec<_>>>().ok_or_else(|| unexpected_error("sizes of an input".into()))?
         }
-        other => return Err(unexpected(other.describe())),
+        other => return Err(unexpected_error(other.describe())),
     };
     let lengths = values.iter().map(|&n| usize::try_from(n)).collect::<Result<_, _>>();
-    lengths.map(SequenceLengths::Constant).map_err(|_| unexpected(format!("{values:?}")))
+    lengths.map(SequenceLengths::Constant).map_err(|_| unexpected_error(format!("{values:?}")))
 }

@@ -93,11 +93,11 @@ impl OnnxLstm {
             h: initial_state("initial_h", &self.initial_h, inputs.initial_h, zeros.h)?,
             c: initial_state("initial_c", &self.initial_c, inputs.initial_c, zeros.c)?,
         };
-        let given = inputs.lengths.map(|lengths| {
+        let input_lengths = inputs.lengths.map(|lengths| {
             let sizes = lengths.iter().map(|&n| usize::try_from(n)).collect::<Result<Vec<_>, _>>();
             sizes.map_err(|_| Error::shape("onnx: lengths", "lengths of at least 0", format!("{lengths:?}")))
         });
-        let lengths = match (&self.lengths, given.transpose()?) {
+        let lengths = match (&self.lengths, input_lengths.transpose()?) {
             (SequenceLengths::Full, None) => None,
             (SequenceLengths::Constant(lengths), None) => Some(lengths.clone()),
             (SequenceLengths::Input(_), Some(lengths)) => Some(lengths),
@@ -121,8 +121,8 @@ impl OnnxLstm {
     /// Checks the shape of an input against the sizes that the file declares.
     pub(crate) fn check_input_shape(&self, name: &str, shape: &[usize]) -> Result<()> {
         let Some(sizes) = self.declared_shapes.get(name) else { return Ok(()) };
-        let agrees = |(declared, got): (&Option<usize>, &usize)| declared.is_none_or(|declared| declared == *got);
-        if sizes.len() == shape.len() && sizes.iter().zip(shape).all(agrees) {
+        let size_agrees = |(declared, got): (&Option<usize>, &usize)| declared.is_none_or(|declared| declared == *got);
+        if sizes.len() == shape.len() && sizes.iter().zip(shape).all(size_agrees) {
             return Ok(());
         }
         let sizes: Vec<_> = sizes.iter().map(|size| size.map_or("?".into(), |size| size.to_string())).collect();
@@ -141,18 +141,18 @@ impl OnnxLstm {
     pub fn output(&self, port: &GraphPort, y: &Array3<f32>, state: &HostState) -> Result<ArrayD<f32>> {
         let config = self.weights.config();
         let directions = config.num_directions();
-        let mismatch = |got: &[usize]| Error::shape("onnx: output", "outputs of this model", format!("{got:?}"));
+        let shape_error = |got: &[usize]| Error::shape("onnx: output", "outputs of this model", format!("{got:?}"));
         let select_rows = |array: ArrayD<f32>, axis| match port.rows.end <= array.len_of(axis) && !port.rows.is_empty()
         {
             true => Ok(array.slice_axis(axis, Slice::from(port.rows.clone())).into_owned()),
-            false => Err(mismatch(array.shape())),
+            false => Err(shape_error(array.shape())),
         };
         let state = match port.kind {
             GraphPortKind::Sequence => {
                 let (batch, steps, _) = y.dim();
-                let split = (batch, steps, directions, config.hidden_size);
+                let split_shape = (batch, steps, directions, config.hidden_size);
                 let y = y.as_standard_layout().into_owned();
-                let y = y.to_shape(split).map_err(|_| mismatch(y.shape()))?.into_owned().into_dyn();
+                let y = y.to_shape(split_shape).map_err(|_| shape_error(y.shape()))?.into_owned().into_dyn();
                 let mut y = select_rows(y, Axis(2))?;
                 if let Some(step) = port.step {
                     let index = if step < 0 { (steps as i64).checked_add(step) } else { Some(step) };
@@ -174,8 +174,8 @@ impl OnnxLstm {
     }
 }
 
-/// The initial `h` or `c` for a call. `name` is for error messages, `arrays` are those of the graph inputs, `zeros` has
-/// the shape of the result.
+/// The initial `h` or `c` for one run of the model. `name` is for error messages, `arrays` are the arrays of the graph
+/// inputs, and `zeros` has the shape of the result.
 fn initial_state(
     name: &str,
     state: &InitialState,
@@ -189,12 +189,12 @@ fn initial_state(
             let mut state = zeros.into_dyn();
             for (port, array) in ports.iter().zip(arrays) {
                 let rows = port.permute_input(array, &STATE_AXES)?;
-                let mut target = state.slice_axis_mut(Axis(0), Slice::from(port.rows.clone()));
-                if rows.shape() != target.shape() {
+                let mut state_rows = state.slice_axis_mut(Axis(0), Slice::from(port.rows.clone()));
+                if rows.shape() != state_rows.shape() {
                     let op = format!("onnx {name}, input `{}`", port.name);
-                    return Err(Error::shape(op, format!("{:?}", target.shape()), format!("{:?}", rows.shape())));
+                    return Err(Error::shape(op, format!("{:?}", state_rows.shape()), format!("{:?}", rows.shape())));
                 }
-                target.assign(&rows);
+                state_rows.assign(&rows);
             }
             into_array3(state)
         }
@@ -212,7 +212,7 @@ fn initial_state(
     }
 }
 
-/// Converts to an array of three axes.
+/// Converts an array to one of three axes. Fails if it has another number of axes.
 pub(crate) fn into_array3(array: ArrayD<f32>) -> Result<Array3<f32>> {
     let shape = format!("{:?}", array.shape());
     array.into_dimensionality::<Ix3>().map_err(|_| Error::shape("onnx", "three axes", shape))

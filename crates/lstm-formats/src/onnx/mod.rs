@@ -41,7 +41,7 @@ pub use lstm::{InitialState, OnnxInputs, OnnxLstm};
 use lstm_core::{Error, Result};
 
 /// The supported operator sets. The versions after 22 only add element types to the operators that are read here.
-const OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
+const SUPPORTED_OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 
 /// A parsed ONNX file.
 ///
@@ -110,8 +110,10 @@ impl OnnxModel {
         let &[opset] = &versions[..] else {
             return Err(error(format!("expected one version of the ONNX operator set, got {versions:?}")));
         };
-        if !OPSETS.contains(&opset) {
-            return Err(error(format!("expected a version of the ONNX operator set in {OPSETS:?}, got {opset}")));
+        if !SUPPORTED_OPSETS.contains(&opset) {
+            return Err(error(format!(
+                "expected a version of the ONNX operator set in {SUPPORTED_OPSETS:?}, got {opset}"
+            )));
         }
         if let Some(function) = model.functions.iter().find(|f| is_standard(&f.domain)) {
             let why = format!("redefinition of the standard operator `{}` is not supported", function.name);
@@ -137,7 +139,7 @@ impl OnnxModel {
     }
 
     /// Returns the names of the initializers, for [`tensor`](Self::tensor).
-    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.graph.initializer.iter().map(|tensor| tensor.name.as_str())
     }
 
@@ -149,9 +151,9 @@ impl OnnxModel {
     /// elements does not match the shape; [`Error::TooLarge`] if the shape does not fit in memory; [`Error::Io`] if
     /// external data can't be read.
     pub fn tensor(&self, name: &str) -> Result<ArrayD<f32>> {
-        let found = self.graph.initializer.iter().find(|tensor| tensor.name == name);
-        let missing = || Error::MissingTensor { name: name.into(), expected: "an initializer".into() };
-        self.with_source(tensor::floats(found.ok_or_else(missing)?, self.dir.as_deref()))
+        let initializer = self.graph.initializer.iter().find(|tensor| tensor.name == name);
+        let missing_error = || Error::MissingTensor { name: name.into(), expected: "an initializer".into() };
+        self.with_source(tensor::floats(initializer.ok_or_else(missing_error)?, self.dir.as_deref()))
     }
 
     /// Loads the whole graph as one model, in which each `LSTM` node is a layer on top of the previous one. Floats of
@@ -188,9 +190,9 @@ impl OnnxModel {
             let why = format!("expected the unique name of an LSTM node, one of {nodes:?}, got `{name}`");
             return Err(Error::format(&self.source, why));
         }
-        let position = |name: &&str| nodes.iter().position(|node| node == name);
+        let node_index = |name: &&str| nodes.iter().position(|node| node == name);
         let mut pairs = names.unwrap_or_default().windows(2);
-        if let Some(pair) = pairs.find(|pair| position(&pair[0]) >= position(&pair[1])) {
+        if let Some(pair) = pairs.find(|pair| node_index(&pair[0]) >= node_index(&pair[1])) {
             let got = format!("`{}` followed by `{}`", pair[0], pair[1]);
             let why = format!("expected each name once, in the order of {nodes:?}, got {got}");
             return Err(Error::format(&self.source, why));
@@ -201,10 +203,10 @@ impl OnnxModel {
     /// Loads the `LSTM` nodes with these names, which must be valid; `None` for all.
     fn assemble(&self, names: Option<&[&str]>) -> Result<OnnxLstm> {
         let traversal = traversal::Traversal::run(&self.graph, self.opset, self.dir.as_deref(), names)?;
-        let all_used = traversal.context.check_all_used(&self.graph);
+        let all_used_result = traversal.context.check_all_used(&self.graph);
         let lstm = assemble::assemble(traversal)?;
         if names.is_none() {
-            all_used?;
+            all_used_result?;
         }
         Ok(lstm)
     }
@@ -212,7 +214,7 @@ impl OnnxModel {
     /// Adds the name of the file to an error.
     fn with_source<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| match error {
-            Error::Format { what, reason } => Error::Format { what: format!("{}: {what}", self.source), reason },
+            Error::Format { input, reason } => Error::Format { input: format!("{}: {input}", self.source), reason },
             other => other,
         })
     }

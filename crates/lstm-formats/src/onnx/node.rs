@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use super::proto::{Attribute, Node, Tensor, attribute_type};
 use lstm_core::{Error, Result};
 
-/// A node with its unread attributes. [`finish`](Self::finish) rejects attributes that were not read.
+/// A node with its unread attributes. [`check_all_attributes_read`](Self::check_all_attributes_read) rejects
+/// attributes that were not read.
 pub(crate) struct NodeReader<'a> {
     /// The node itself.
     pub(crate) proto: &'a Node,
     /// The node's name (or its index, if it has none) and operator, for error messages.
     pub(crate) label: String,
     /// Attributes that were not read yet, by name.
-    unread: BTreeMap<&'a str, &'a Attribute>,
+    unread_attributes: BTreeMap<&'a str, &'a Attribute>,
 }
 
 /// The node's name and operator for error messages; unnamed nodes are identified by their index in the graph.
@@ -32,12 +33,12 @@ pub(crate) fn node_name(index: usize, node: &Node) -> String {
 impl<'a> NodeReader<'a> {
     /// Starts reading a node. Repeated attributes are an error.
     pub(crate) fn new(index: usize, proto: &'a Node) -> Result<Self> {
-        let mut node = NodeReader { proto, label: node_label(index, proto), unread: BTreeMap::new() };
+        let mut node = NodeReader { proto, label: node_label(index, proto), unread_attributes: BTreeMap::new() };
         for attribute in &proto.attribute {
             if !attribute.ref_attr_name.is_empty() {
                 return Err(node.error(format!("attribute `{}` refers to a function's attribute", attribute.name)));
             }
-            if node.unread.insert(&attribute.name, attribute).is_some() {
+            if node.unread_attributes.insert(&attribute.name, attribute).is_some() {
                 return Err(node.error(format!("attribute `{}` is repeated", attribute.name)));
             }
         }
@@ -50,65 +51,66 @@ impl<'a> NodeReader<'a> {
     }
 
     /// The name of input `k`; `None` if the input is omitted.
-    pub(crate) fn input(&self, k: usize) -> Option<&'a str> {
+    pub(crate) fn input_name(&self, k: usize) -> Option<&'a str> {
         self.proto.input.get(k).map(String::as_str).filter(|name| !name.is_empty())
     }
 
     /// Marks an attribute as read and returns it. It is an error if the type of the attribute is not `expected_type`,
     /// which the message calls `type_name`.
-    fn take(&mut self, name: &str, expected_type: i32, type_name: &str) -> Result<Option<&'a Attribute>> {
-        let attribute = self.unread.remove(name);
-        let found = attribute.map(|attribute| attribute.attribute_type.unwrap_or_default());
-        match found.filter(|&found| found != expected_type) {
-            Some(found) => Err(self
-                .error(format!("attribute `{name}`: expected {type_name} (type {expected_type}), got type {found}"))),
+    fn take_attribute(&mut self, name: &str, expected_type: i32, type_name: &str) -> Result<Option<&'a Attribute>> {
+        let attribute = self.unread_attributes.remove(name);
+        let found_type = attribute.map(|attribute| attribute.attribute_type.unwrap_or_default());
+        match found_type.filter(|&found_type| found_type != expected_type) {
+            Some(found_type) => Err(self.error(format!(
+                "attribute `{name}`: expected {type_name} (type {expected_type}), got type {found_type}"
+            ))),
             None => Ok(attribute),
         }
     }
 
     /// Reads an attribute of type FLOAT.
-    pub(crate) fn float(&mut self, name: &str) -> Result<Option<f32>> {
-        Ok(self.take(name, attribute_type::FLOAT, "a float")?.map(|a| a.f.unwrap_or_default()))
+    pub(crate) fn float_attribute(&mut self, name: &str) -> Result<Option<f32>> {
+        Ok(self.take_attribute(name, attribute_type::FLOAT, "a float")?.map(|a| a.f.unwrap_or_default()))
     }
 
     /// Reads an attribute of type INT.
-    pub(crate) fn int(&mut self, name: &str) -> Result<Option<i64>> {
-        Ok(self.take(name, attribute_type::INT, "an integer")?.map(|a| a.i.unwrap_or_default()))
+    pub(crate) fn int_attribute(&mut self, name: &str) -> Result<Option<i64>> {
+        Ok(self.take_attribute(name, attribute_type::INT, "an integer")?.map(|a| a.i.unwrap_or_default()))
     }
 
     /// Reads an attribute of type STRING.
-    pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>> {
-        let decode = |a: &Attribute| String::from_utf8_lossy(a.s.as_deref().unwrap_or_default()).into_owned();
-        Ok(self.take(name, attribute_type::STRING, "a string")?.map(decode))
+    pub(crate) fn string_attribute(&mut self, name: &str) -> Result<Option<String>> {
+        let decode_utf8 = |a: &Attribute| String::from_utf8_lossy(a.s.as_deref().unwrap_or_default()).into_owned();
+        Ok(self.take_attribute(name, attribute_type::STRING, "a string")?.map(decode_utf8))
     }
 
     /// Reads an attribute of type TENSOR.
-    pub(crate) fn tensor(&mut self, name: &str) -> Result<Option<&'a Tensor>> {
-        let attribute = self.take(name, attribute_type::TENSOR, "a tensor")?;
-        let missing = || self.error(format!("attribute `{name}` has no value"));
-        attribute.map(|a| a.t.as_ref().ok_or_else(missing)).transpose()
+    pub(crate) fn tensor_attribute(&mut self, name: &str) -> Result<Option<&'a Tensor>> {
+        let attribute = self.take_attribute(name, attribute_type::TENSOR, "a tensor")?;
+        let missing_value_error = || self.error(format!("attribute `{name}` has no value"));
+        attribute.map(|a| a.t.as_ref().ok_or_else(missing_value_error)).transpose()
     }
 
     /// Reads an attribute of type FLOATS; empty if it is absent.
-    pub(crate) fn floats(&mut self, name: &str) -> Result<&'a [f32]> {
-        Ok(self.take(name, attribute_type::FLOATS, "floats")?.map(|a| &a.floats[..]).unwrap_or_default())
+    pub(crate) fn floats_attribute(&mut self, name: &str) -> Result<&'a [f32]> {
+        Ok(self.take_attribute(name, attribute_type::FLOATS, "floats")?.map(|a| &a.floats[..]).unwrap_or_default())
     }
 
     /// Reads an attribute of type INTS.
-    pub(crate) fn ints(&mut self, name: &str) -> Result<Option<&'a [i64]>> {
-        Ok(self.take(name, attribute_type::INTS, "integers")?.map(|a| &a.ints[..]))
+    pub(crate) fn ints_attribute(&mut self, name: &str) -> Result<Option<&'a [i64]>> {
+        Ok(self.take_attribute(name, attribute_type::INTS, "integers")?.map(|a| &a.ints[..]))
     }
 
     /// Reads an attribute of type STRINGS; empty if it is absent.
-    pub(crate) fn strings(&mut self, name: &str) -> Result<Vec<String>> {
-        let attribute = self.take(name, attribute_type::STRINGS, "strings")?;
+    pub(crate) fn strings_attribute(&mut self, name: &str) -> Result<Vec<String>> {
+        let attribute = self.take_attribute(name, attribute_type::STRINGS, "strings")?;
         let strings = attribute.map(|a| a.strings.iter()).into_iter().flatten();
         Ok(strings.map(|s| String::from_utf8_lossy(s).into_owned()).collect())
     }
 
     /// Rejects attributes that were not read, because ignoring them could change the results.
-    pub(crate) fn finish(&self) -> Result<()> {
-        match self.unread.keys().next() {
+    pub(crate) fn check_all_attributes_read(&self) -> Result<()> {
+        match self.unread_attributes.keys().next() {
             Some(name) => Err(self.error(format!("attribute `{name}` is not supported for this operator and opset"))),
             None => Ok(()),
         }

@@ -14,7 +14,7 @@ use super::proto::{BFLOAT16, BOOL, DOUBLE, FLOAT, FLOAT16, INT32, INT64, Tensor,
 use lstm_core::{Error, Result, weights::element};
 
 /// The `data_location` of tensors whose elements are in another file.
-const EXTERNAL: i32 = 1;
+const EXTERNAL_DATA_LOCATION: i32 = 1;
 
 /// An error about this tensor.
 fn error(tensor: &Tensor, why: impl ToString) -> Error {
@@ -50,7 +50,7 @@ pub(crate) fn is_int(tensor: &Tensor) -> bool {
 
 /// Whether all elements are +0 and stored in the model file itself.
 pub(crate) fn is_zero(tensor: &Tensor) -> bool {
-    tensor.data_location != Some(EXTERNAL)
+    tensor.data_location != Some(EXTERNAL_DATA_LOCATION)
         && tensor.raw_data.iter().flatten().all(|&byte| byte == 0)
         && tensor.float_data.iter().all(|v| v.to_bits() == 0)
         && tensor.double_data.iter().all(|v| v.to_bits() == 0)
@@ -60,8 +60,8 @@ pub(crate) fn is_zero(tensor: &Tensor) -> bool {
 
 /// Whether the tensor is the BOOL scalar `false`, stored in the model file itself.
 pub(crate) fn is_false(tensor: &Tensor) -> bool {
-    let is_one_zero = tensor.raw_data.as_deref() == Some(&[0]) || tensor.int32_data == [0];
-    tensor.data_type == Some(BOOL) && tensor.dims.is_empty() && is_one_zero && is_zero(tensor)
+    let is_single_zero = tensor.raw_data.as_deref() == Some(&[0]) || tensor.int32_data == [0];
+    tensor.data_type == Some(BOOL) && tensor.dims.is_empty() && is_single_zero && is_zero(tensor)
 }
 
 /// The elements as f32; f64 is rounded to nearest. `dir` is the folder of external data.
@@ -70,7 +70,7 @@ pub(crate) fn floats(tensor: &Tensor, dir: Option<&Path>) -> Result<ArrayD<f32>>
         let (name, found) = (tensor.name.clone(), type_name(tensor.data_type.unwrap_or_default()));
         Error::TensorType { name, expected: "FLOAT, FLOAT16, BFLOAT16 or DOUBLE", found }
     })?;
-    let bytes = bytes(tensor, dtype.bitsize() / 8, dir)?;
+    let bytes = element_bytes(tensor, dtype.bitsize() / 8, dir)?;
     let values = element::to_f32(&tensor.name, dtype, &bytes)?;
     ArrayD::from_shape_vec(IxDyn(&shape(tensor)?), values).map_err(|e| error(tensor, e))
 }
@@ -85,11 +85,11 @@ pub(crate) fn ints(tensor: &Tensor, dir: Option<&Path>) -> Result<Vec<i64>> {
             return Err(Error::TensorType { name, expected: "INT32 or INT64", found });
         }
     };
-    element::to_i64(&tensor.name, dtype, &bytes(tensor, size, dir)?)
+    element::to_i64(&tensor.name, dtype, &element_bytes(tensor, size, dir)?)
 }
 
 /// The elements as little-endian bytes. Checks that there are as many as the shape says.
-fn bytes<'a>(tensor: &'a Tensor, element_size: usize, dir: Option<&Path>) -> Result<Cow<'a, [u8]>> {
+fn element_bytes<'a>(tensor: &'a Tensor, element_size: usize, dir: Option<&Path>) -> Result<Cow<'a, [u8]>> {
     let shape = shape(tensor)?;
     let len = shape.iter().try_fold(element_size, |len, &n| len.checked_mul(n));
     let len = len.filter(|&len| isize::try_from(len).is_ok());
@@ -97,12 +97,13 @@ fn bytes<'a>(tensor: &'a Tensor, element_size: usize, dir: Option<&Path>) -> Res
     if tensor.segment.is_some() {
         return Err(error(tensor, "`segment` is set, but segmented tensors are not supported"));
     }
-    if tensor.data_location == Some(EXTERNAL) {
+    if tensor.data_location == Some(EXTERNAL_DATA_LOCATION) {
         let dir = dir.ok_or_else(|| error(tensor, "the elements are in another file; open the model from its path"))?;
-        return Ok(external(tensor, len, dir)?.into());
+        return Ok(read_external_data(tensor, len, dir)?.into());
     }
-    let typed = [tensor.float_data.len(), tensor.double_data.len(), tensor.int32_data.len(), tensor.int64_data.len()];
-    if typed.iter().filter(|&&n| n > 0).count() + usize::from(tensor.raw_data.is_some()) > 1 {
+    let typed_lens =
+        [tensor.float_data.len(), tensor.double_data.len(), tensor.int32_data.len(), tensor.int64_data.len()];
+    if typed_lens.iter().filter(|&&n| n > 0).count() + usize::from(tensor.raw_data.is_some()) > 1 {
         return Err(error(tensor, "the elements are stored in more than one field"));
     }
     let bytes: Cow<[u8]> = match (&tensor.raw_data, tensor.data_type.unwrap_or_default()) {
@@ -113,9 +114,9 @@ fn bytes<'a>(tensor: &'a Tensor, element_size: usize, dir: Option<&Path>) -> Res
         (_, INT32) => tensor.int32_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
         // Each int32 holds one 16-bit float in its low half.
         (_, _) => {
-            let halves = tensor.int32_data.iter().map(|&v| u16::try_from(v)).collect::<Result<Vec<_>, _>>();
-            let halves = halves.map_err(|_| error(tensor, "`int32_data` has an element of more than 16 bits"))?;
-            halves.into_iter().flat_map(u16::to_le_bytes).collect()
+            let half_bits = tensor.int32_data.iter().map(|&v| u16::try_from(v)).collect::<Result<Vec<_>, _>>();
+            let half_bits = half_bits.map_err(|_| error(tensor, "`int32_data` has an element of more than 16 bits"))?;
+            half_bits.into_iter().flat_map(u16::to_le_bytes).collect()
         }
     };
     if bytes.len() != len {
@@ -126,8 +127,8 @@ fn bytes<'a>(tensor: &'a Tensor, element_size: usize, dir: Option<&Path>) -> Res
 }
 
 /// Reads `len` bytes from the external file of a tensor, which must be inside `dir`.
-fn external(tensor: &Tensor, len: usize, dir: &Path) -> Result<Vec<u8>> {
-    let number = |value: &str| {
+fn read_external_data(tensor: &Tensor, len: usize, dir: &Path) -> Result<Vec<u8>> {
+    let parse_number = |value: &str| {
         value.parse::<u64>().map_err(|_| error(tensor, format!("external data: expected a number, got `{value}`")))
     };
     let (mut location, mut offset, mut length) = (None, 0, None);
@@ -137,14 +138,14 @@ fn external(tensor: &Tensor, len: usize, dir: &Path) -> Result<Vec<u8>> {
         }
         match entry.key.as_str() {
             "location" => location = Some(Path::new(&entry.value)),
-            "offset" => offset = number(&entry.value)?,
-            "length" => length = Some(number(&entry.value)?),
+            "offset" => offset = parse_number(&entry.value)?,
+            "length" => length = Some(parse_number(&entry.value)?),
             "checksum" => {}
             other => return Err(error(tensor, format!("external data: unknown key `{other}`"))),
         }
     }
     let location = location.ok_or_else(|| error(tensor, "external data: key `location` is missing"))?;
-    let path = join_inside(dir, location).ok_or_else(|| {
+    let path = path_inside(dir, location).ok_or_else(|| {
         let why = "external data: expected a path inside the folder of the model, got";
         error(tensor, format!("{why} `{}`", location.display()))
     })?;
@@ -164,9 +165,9 @@ fn external(tensor: &Tensor, len: usize, dir: &Path) -> Result<Vec<u8>> {
 }
 
 /// The path of `location` inside `dir`; `None` if it leads outside, directly or through a symbolic link.
-fn join_inside(dir: &Path, location: &Path) -> Option<PathBuf> {
-    let is_plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
-    if location.as_os_str().is_empty() || !location.components().all(is_plain) {
+fn path_inside(dir: &Path, location: &Path) -> Option<PathBuf> {
+    let is_plain_component = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if location.as_os_str().is_empty() || !location.components().all(is_plain_component) {
         return None;
     }
     let path = dir.join(location);

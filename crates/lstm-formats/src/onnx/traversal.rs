@@ -23,28 +23,29 @@ pub(crate) struct Traversal<'a> {
     pub(crate) outputs: Vec<GraphPort>,
     /// Labels of the nodes that were ignored because the caller selected others.
     pub(crate) ignored_nodes: Vec<String>,
-    /// Index and direction, 0 or 1, of each `LSTM` node that is one direction of a bidirectional layer.
-    direction_nodes: BTreeMap<usize, usize>,
+    /// Direction, 0 (forward) or 1 (reverse), of each `LSTM` node that is one direction of a bidirectional layer, by
+    /// the index of the node.
+    direction_by_node: BTreeMap<usize, usize>,
     /// Names of the `LSTM` nodes to load. With `None` all of them are loaded, and no node may be ignored.
-    selected: Option<&'a [&'a str]>,
+    selected_names: Option<&'a [&'a str]>,
 }
 
 impl<'a> Traversal<'a> {
-    /// Traverses a graph. `dir` is the folder of external data; `selected` are the names of the `LSTM` nodes to load,
-    /// `None` for all.
+    /// Traverses a graph. `dir` is the folder of external data; `selected_names` are the names of the `LSTM` nodes to
+    /// load, `None` for all.
     pub(crate) fn run(
         graph: &'a Graph,
         opset: i64,
         dir: Option<&'a Path>,
-        selected: Option<&'a [&'a str]>,
+        selected_names: Option<&'a [&'a str]>,
     ) -> Result<Self> {
         let mut traversal = Traversal {
             context: GraphContext::new(opset, dir),
             layers: Vec::new(),
             outputs: Vec::new(),
             ignored_nodes: Vec::new(),
-            direction_nodes: find_direction_nodes(graph, selected),
-            selected,
+            direction_by_node: find_split_directions(graph, selected_names),
+            selected_names,
         };
         for tensor in &graph.initializer {
             traversal.context.define(&tensor.name, Value::constant(tensor, dir)?)?;
@@ -53,7 +54,7 @@ impl<'a> Traversal<'a> {
         for input in &graph.input {
             // Initializers among the inputs: required in IR versions below 4, default values in later ones.
             match constants.get(input.name.as_str()) {
-                Some(tensor) => check_default(input, tensor)?,
+                Some(tensor) => check_default_value(input, tensor)?,
                 None => traversal.context.define(&input.name, input_value(input)?)?,
             }
         }
@@ -63,7 +64,7 @@ impl<'a> Traversal<'a> {
         }
         for output in &graph.output {
             let port = traversal.output_port(output);
-            match selected {
+            match selected_names {
                 None => traversal.outputs.push(port?),
                 Some(_) => traversal.outputs.extend(port),
             }
@@ -79,9 +80,9 @@ impl<'a> Traversal<'a> {
         for name in proto.input.iter().filter(|name| !name.is_empty()) {
             self.context.operand(node, name)?;
         }
-        let values = if is_lstm && is_selected(self.selected, index, proto) {
-            let node_direction = self.direction_nodes.get(&index).copied();
-            layer::read(node, &mut self.context, &mut self.layers, node_direction)?.to_vec()
+        let values = if is_lstm && is_selected(self.selected_names, index, proto) {
+            let node_direction = self.direction_by_node.get(&index).copied();
+            layer::read_layer(node, &mut self.context, &mut self.layers, node_direction)?.to_vec()
         } else {
             let values = match is_standard && !is_lstm {
                 true => self.evaluate(node),
@@ -90,7 +91,7 @@ impl<'a> Traversal<'a> {
             match values {
                 Ok(values) => values,
                 // The node is not part of the selected LSTMs.
-                Err(_) if self.selected.is_some() => {
+                Err(_) if self.selected_names.is_some() => {
                     self.ignored_nodes.push(node_label(index, proto));
                     proto.output.iter().map(|name| Value::UnknownRank(name.as_str(), None)).collect()
                 }
@@ -104,11 +105,11 @@ impl<'a> Traversal<'a> {
     /// Evaluates a node of any operator but `LSTM`.
     fn evaluate(&self, node: &mut NodeReader<'a>) -> Result<Vec<Value<'a>>> {
         let proto = node.proto;
-        let inputs: Vec<Option<&Value>> = proto.input.iter().map(|name| self.context.get(name)).collect();
+        let inputs: Vec<Option<&Value>> = proto.input.iter().map(|name| self.context.value(name)).collect();
         let values = operators::evaluate(node, self.context.opset, &inputs, self.context.dir)?;
-        node.finish()?;
-        let is_named = |k: usize| proto.output.get(k).is_some_and(|name| !name.is_empty());
-        if !is_named(0) || (values.len()..proto.output.len()).any(is_named) {
+        node.check_all_attributes_read()?;
+        let is_output_named = |k: usize| proto.output.get(k).is_some_and(|name| !name.is_empty());
+        if !is_output_named(0) || (values.len()..proto.output.len()).any(is_output_named) {
             return Err(node.error(format!("expected {} outputs, got {:?}", values.len(), proto.output)));
         }
         Ok(values)
@@ -119,13 +120,13 @@ impl<'a> Traversal<'a> {
         let name = output.name.as_str();
         let error = |why: String| Error::format(format!("output `{name}`"), why);
         self.context.mark_used(name);
-        let Some(value) = self.context.get(name) else { return Err(error("no node computes it".into())) };
+        let Some(value) = self.context.value(name) else { return Err(error("no node computes it".into())) };
         let Value::View(view) = value else {
             return Err(error(format!("expected an output of an LSTM, got {}", value.describe())));
         };
-        let last_layer = self.layers.len().checked_sub(1);
+        let last_layer_index = self.layers.len().checked_sub(1);
         let rows = match view.source {
-            Source::Sequence(outputs) if Some(outputs.layer) == last_layer => match view.direction {
+            Source::Sequence(outputs) if Some(outputs.layer) == last_layer_index => match view.direction {
                 Some(direction) => direction..direction + 1,
                 None => 0..outputs.reverse_flags.len(),
             },
@@ -138,35 +139,37 @@ impl<'a> Traversal<'a> {
                 value.describe()
             )));
         }
-        let (kind, meanings) = output_kind(view.source);
-        let axes = view.axes.iter().map(|axis| axis.iter().map(|&k| meanings[k]).collect()).collect();
+        let (kind, axis_meanings) = output_kind(view.source);
+        let axes = view.axes.iter().map(|axis| axis.iter().map(|&k| axis_meanings[k]).collect()).collect();
         Ok(GraphPort { name: name.to_owned(), kind, rows, step: view.step, axes })
     }
 }
 
 /// Whether the caller selected this `LSTM` node.
-fn is_selected(selected: Option<&[&str]>, index: usize, node: &super::proto::Node) -> bool {
-    selected.is_none_or(|selected| selected.contains(&node_name(index, node).as_str()))
+fn is_selected(selected_names: Option<&[&str]>, index: usize, node: &super::proto::Node) -> bool {
+    selected_names.is_none_or(|selected_names| selected_names.contains(&node_name(index, node).as_str()))
 }
 
 /// Finds bidirectional layers that are split into two nodes: pairs of one forward and one reverse `LSTM` node with the
 /// same input. Returns the index and direction of each of these nodes.
-fn find_direction_nodes(graph: &Graph, selected: Option<&[&str]>) -> BTreeMap<usize, usize> {
-    let mut by_input: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
+fn find_split_directions(graph: &Graph, selected_names: Option<&[&str]>) -> BTreeMap<usize, usize> {
+    let mut nodes_by_input: BTreeMap<&str, Vec<(usize, usize)>> = BTreeMap::new();
     for (index, node) in graph.node.iter().enumerate().filter(|(_, node)| node.op_type == "LSTM") {
         let direction = node.attribute.iter().find(|a| a.name == "direction").and_then(|a| a.s.as_deref());
         let direction = ["forward", "reverse"].iter().position(|d| d.as_bytes() == direction.unwrap_or(b"forward"));
-        if let (Some(direction), Some(x), true) = (direction, node.input.first(), is_selected(selected, index, node)) {
-            by_input.entry(x).or_default().push((index, direction));
+        if let (Some(direction), Some(x), true) =
+            (direction, node.input.first(), is_selected(selected_names, index, node))
+        {
+            nodes_by_input.entry(x).or_default().push((index, direction));
         }
     }
-    let pairs = by_input.into_values().filter(|nodes| matches!(nodes[..], [(_, a), (_, b)] if a != b));
+    let pairs = nodes_by_input.into_values().filter(|nodes| matches!(nodes[..], [(_, a), (_, b)] if a != b));
     pairs.flatten().collect()
 }
 
 /// Checks that the declared type and shape of an input agree with its default value.
-fn check_default(input: &ValueInfo, tensor: &Tensor) -> Result<()> {
-    let Some(declared) = input.value_type.as_ref().and_then(|value_type| value_type.tensor.as_ref()) else {
+fn check_default_value(input: &ValueInfo, tensor: &Tensor) -> Result<()> {
+    let Some(declared_type) = input.value_type.as_ref().and_then(|value_type| value_type.tensor.as_ref()) else {
         return Ok(());
     };
     let mismatch = |expected: String, got: String| {
@@ -174,13 +177,13 @@ fn check_default(input: &ValueInfo, tensor: &Tensor) -> Result<()> {
         Err(Error::format(format!("input `{}`", input.name), why))
     };
     let elem_type = tensor.data_type.unwrap_or_default();
-    if let Some(got) = declared.elem_type.filter(|&got| got != elem_type) {
+    if let Some(got) = declared_type.elem_type.filter(|&got| got != elem_type) {
         return mismatch(type_name(elem_type), type_name(got));
     }
-    let Some(shape) = &declared.shape else { return Ok(()) };
+    let Some(shape) = &declared_type.shape else { return Ok(()) };
     let sizes: Vec<_> = shape.dim.iter().map(|dim| dim.value).collect();
-    let agrees = |(declared, actual): (&Option<i64>, &i64)| declared.is_none_or(|declared| declared == *actual);
-    if sizes.len() == tensor.dims.len() && sizes.iter().zip(&tensor.dims).all(agrees) {
+    let size_agrees = |(declared, actual): (&Option<i64>, &i64)| declared.is_none_or(|declared| declared == *actual);
+    if sizes.len() == tensor.dims.len() && sizes.iter().zip(&tensor.dims).all(size_agrees) {
         return Ok(());
     }
     let sizes: Vec<_> = sizes.iter().map(|size| size.map_or("?".into(), |size| size.to_string())).collect();

@@ -10,11 +10,11 @@ const NO_ADAPTER: &str = "found no adapter; on Debian, install one with: apt-get
 /// Lists the adapters of this machine that the given graphics APIs provide.
 #[cfg(not(target_arch = "wasm32"))]
 pub async fn adapters(backends: wgpu::Backends) -> Vec<wgpu::AdapterInfo> {
-    instance(backends).enumerate_adapters(backends).await.iter().map(wgpu::Adapter::get_info).collect()
+    create_instance(backends).enumerate_adapters(backends).await.iter().map(wgpu::Adapter::get_info).collect()
 }
 
 /// Creates a wgpu instance for the given graphics APIs.
-pub(super) fn instance(backends: wgpu::Backends) -> wgpu::Instance {
+pub(super) fn create_instance(backends: wgpu::Backends) -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor { backends, ..wgpu::InstanceDescriptor::new_without_display_handle() })
 }
 
@@ -29,9 +29,9 @@ pub(super) async fn select_adapter(
     let Some(name) = name else { return default_adapter(instance, power).await };
     let adapters = instance.enumerate_adapters(backends).await;
     let names: Vec<String> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
-    let wanted = name.to_lowercase();
-    let found = adapters.into_iter().find(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));
-    found.ok_or_else(|| match names.is_empty() {
+    let lowercase_name = name.to_lowercase();
+    let adapter = adapters.into_iter().find(|adapter| adapter.get_info().name.to_lowercase().contains(&lowercase_name));
+    adapter.ok_or_else(|| match names.is_empty() {
         true => device_error("open", NO_ADAPTER),
         false => {
             device_error("open", format!("no adapter name contains `{name}`; available adapters: {}", names.join(", ")))

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use lstm_core::Result;
 
 use super::{
-    adapter::{instance, select_adapter},
+    adapter::{create_instance, select_adapter},
     device_error,
     mode::Mode,
     probe,
@@ -70,8 +70,8 @@ impl WgpuBuilder {
         self
     }
 
-    /// Sets how to compute. The probe then checks this mode alone, and opening fails if it is not bit-exact.
-    /// Default: the fastest mode that the probe finds bit-exact.
+    /// Sets how to compute. Opening the adapter then tests this mode alone, and fails if it is not bit-exact. Default:
+    /// the fastest mode that is bit-exact in the tests.
     pub fn mode(mut self, mode: Mode) -> Self {
         self.compute.mode = Some(mode);
         self
@@ -84,8 +84,9 @@ impl WgpuBuilder {
         self
     }
 
-    /// Sets whether to use the kernels for adapters that are a CPU, which use no workgroup memory and few barriers, or
-    /// those for GPUs. Both give bit-identical results. Default: determined by the type of the adapter.
+    /// Sets which kernels to use: if `cpu`, the kernels for adapters that run on a CPU, which use no workgroup memory
+    /// and few barriers, else the kernels for GPUs. Both give bit-identical results. Default: determined by the type of
+    /// the adapter.
     pub fn treat_as_cpu(mut self, cpu: bool) -> Self {
         self.compute.treat_as_cpu = Some(cpu);
         self
@@ -99,7 +100,8 @@ impl WgpuBuilder {
         self
     }
 
-    /// Opens and probes the selected adapter. Blocks until it is open. In a browser, use [`build_async`](Self::build_async).
+    /// Opens the selected adapter, and tests in which mode its results are bit-exact. Blocks until the adapter is open.
+    /// In a browser, use [`build_async`](Self::build_async).
     ///
     /// # Errors
     /// See [`build_async`](Self::build_async).
@@ -108,18 +110,18 @@ impl WgpuBuilder {
         pollster::block_on(self.build_async())
     }
 
-    /// Opens and probes the selected adapter.
+    /// Opens the selected adapter, and tests in which mode its results are bit-exact.
     ///
     /// # Errors
     /// [`Error::Device`](lstm_core::Error::Device) if there is no such adapter, if it cannot be opened, or if its
     /// arithmetic is not bit-exact.
     pub async fn build_async(self) -> Result<Wgpu> {
-        let instance = instance(self.backends);
+        let instance = create_instance(self.backends);
         let adapter =
             select_adapter(&instance, self.backends, self.adapter_name.as_deref(), self.power_preference).await?;
         let info = adapter.get_info();
         let features = adapter.features() & optional_features(&info);
-        let experimental = match features.contains(wgpu::Features::PASSTHROUGH_SHADERS) {
+        let experimental_features = match features.contains(wgpu::Features::PASSTHROUGH_SHADERS) {
             // SAFETY: passthrough is the only experimental feature that is requested. It is used in one place, on
             // shaders that naga validated.
             true => unsafe { wgpu::ExperimentalFeatures::enabled() },
@@ -130,21 +132,22 @@ impl WgpuBuilder {
                 label: Some("lstm"),
                 required_features: features,
                 required_limits: self.limits.clone().unwrap_or_else(|| adapter.limits()),
-                experimental_features: experimental,
+                experimental_features,
                 memory_hints: wgpu::MemoryHints::Performance,
                 trace: wgpu::Trace::Off,
             })
             .await
             .map_err(|e| device_error("open", format!("{}: {e}", info.name)))?;
-        let lost = Arc::new(Mutex::new(None));
-        let callback_lost = lost.clone();
+        let loss_reason = Arc::new(Mutex::new(None));
+        let callback_loss_reason = loss_reason.clone();
         device.set_device_lost_callback(move |reason, message| {
-            *lock(&callback_lost) = Some(format!("{reason:?}: {message}"));
+            *lock(&callback_loss_reason) = Some(format!("{reason:?}: {message}"));
         });
-        self.probe_device(info, device, queue, lost).await
+        self.probe_device(info, device, queue, loss_reason).await
     }
 
-    /// Uses and probes a device that the caller opened, with the features that it was opened with.
+    /// Uses a device that the caller opened, with the features that it was opened with. Tests in which mode its results
+    /// are bit-exact.
     ///
     /// The features `SHADER_F64` and `SHADER_INT64` allow emulating `fma` in f64. On Vulkan, `PASSTHROUGH_SHADERS`
     /// allows shaders that forbid contraction. Of this builder, only `mode`, `allow_inexact`, `treat_as_cpu` and
@@ -154,9 +157,16 @@ impl WgpuBuilder {
     /// [`Error::Device`](lstm_core::Error::Device) if the device's arithmetic is not bit-exact, or if an adapter name,
     /// power preference, graphics API or limit was set on this builder.
     pub async fn from_device(self, adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Wgpu> {
-        let default = WgpuBuilder::default();
-        let selection = (&self.adapter_name, self.power_preference, self.backends, &self.limits);
-        if selection != (&default.adapter_name, default.power_preference, default.backends, &default.limits) {
+        let default_builder = WgpuBuilder::default();
+        let adapter_options = (&self.adapter_name, self.power_preference, self.backends, &self.limits);
+        if adapter_options
+            != (
+                &default_builder.adapter_name,
+                default_builder.power_preference,
+                default_builder.backends,
+                &default_builder.limits,
+            )
+        {
             let reason =
                 "adapter name, power preference, backends and limits cannot be set for a device that is already open";
             return Err(device_error("open", reason));
@@ -169,18 +179,18 @@ impl WgpuBuilder {
         info: wgpu::AdapterInfo,
         device: wgpu::Device,
         queue: wgpu::Queue,
-        lost: Arc<Mutex<Option<String>>>,
+        loss_reason: Arc<Mutex<Option<String>>>,
     ) -> Result<Wgpu> {
-        let (gpu, probe) = probe::select_mode(info, device, queue, lost, self.compute).await?;
+        let (gpu, probe) = probe::select_mode(info, device, queue, loss_reason, self.compute).await?;
         Ok(Wgpu::from_parts(gpu, probe))
     }
 }
 
 /// Optional features, which are requested if the adapter supports them.
 fn optional_features(info: &wgpu::AdapterInfo) -> wgpu::Features {
-    let emulation = wgpu::Features::SHADER_F64 | wgpu::Features::SHADER_INT64;
+    let emulation_features = wgpu::Features::SHADER_F64 | wgpu::Features::SHADER_INT64;
     match info.backend {
-        wgpu::Backend::Vulkan => emulation | wgpu::Features::PASSTHROUGH_SHADERS,
-        _ => emulation,
+        wgpu::Backend::Vulkan => emulation_features | wgpu::Features::PASSTHROUGH_SHADERS,
+        _ => emulation_features,
     }
 }

@@ -12,11 +12,11 @@ use lstm_core::{Error, Result};
 use crate::memory::lock;
 
 /// Name of this backend.
-pub(crate) const NAME: &str = "wgpu";
+pub(crate) const BACKEND_NAME: &str = "wgpu";
 
 /// Creates an [`Error::Device`] of this backend for operation `op`.
 pub(crate) fn device_error(op: &'static str, reason: impl ToString) -> Error {
-    Error::Device { backend: NAME.to_owned(), op, reason: reason.to_string() }
+    Error::Device { backend: BACKEND_NAME.to_owned(), op, reason: reason.to_string() }
 }
 
 /// An operation, and a future that resolves to the error that it caused, if any.
@@ -42,34 +42,35 @@ impl ErrorScopes {
     /// # Errors
     /// The first error that the platform has reported already.
     pub(crate) fn close(self, op: &'static str) -> Result<Vec<DeferredError>> {
-        let [outer, middle, inner] = self.0;
+        let [outer_scope, middle_scope, inner_scope] = self.0;
         // Scopes must be closed in reverse order.
-        let mut found = None;
-        let mut deferred: Vec<DeferredError> = Vec::new();
-        let errors: [Pin<Box<ErrorFuture>>; 3] = [Box::pin(inner.pop()), Box::pin(middle.pop()), Box::pin(outer.pop())];
+        let mut first_error = None;
+        let mut deferred_errors: Vec<DeferredError> = Vec::new();
+        let errors: [Pin<Box<ErrorFuture>>; 3] =
+            [Box::pin(inner_scope.pop()), Box::pin(middle_scope.pop()), Box::pin(outer_scope.pop())];
         for mut error in errors {
             match error.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(Some(error)) => found = found.or(Some(error)),
+                Poll::Ready(Some(error)) => first_error = first_error.or(Some(error)),
                 Poll::Ready(None) => {}
-                Poll::Pending => deferred.push((op, error)),
+                Poll::Pending => deferred_errors.push((op, error)),
             }
         }
-        match found {
-            Some(error) => Err(device_error(op, describe(&error))),
-            None => Ok(deferred),
+        match first_error {
+            Some(error) => Err(device_error(op, error_text(&error))),
+            None => Ok(deferred_errors),
         }
     }
 }
 
 /// Text of a wgpu error.
-pub(crate) fn describe(error: &wgpu::Error) -> String {
+pub(crate) fn error_text(error: &wgpu::Error) -> String {
     match error {
         wgpu::Error::OutOfMemory { .. } => "out of memory".to_owned(),
         wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => description.clone(),
     }
 }
 
-/// State shared by the future and the callback of [`map_signal`].
+/// State shared by the future and the callback of [`map_async_future`].
 #[derive(Default)]
 struct MapState {
     result: Option<std::result::Result<(), wgpu::BufferAsyncError>>,
@@ -77,14 +78,14 @@ struct MapState {
 }
 
 /// Returns a future and the callback that completes it, for `map_async`.
-pub(crate) fn map_signal() -> (
+pub(crate) fn map_async_future() -> (
     impl Future<Output = std::result::Result<(), wgpu::BufferAsyncError>>,
     impl FnOnce(std::result::Result<(), wgpu::BufferAsyncError>) + Send + 'static,
 ) {
-    let shared = Arc::new(Mutex::new(MapState::default()));
-    let callback_state = shared.clone();
+    let shared_state = Arc::new(Mutex::new(MapState::default()));
+    let callback_state = shared_state.clone();
     let future = std::future::poll_fn(move |context| {
-        let mut state = lock(&shared);
+        let mut state = lock(&shared_state);
         match state.result.take() {
             Some(result) => Poll::Ready(result),
             None => {

@@ -15,7 +15,7 @@ use super::{
     queue::{ParametersBuffer, PendingWork},
 };
 use crate::{
-    memory::{DeviceMemory, Pool, lock},
+    memory::{BufferPool, DeviceMemory, lock},
     shader::{Kernel, Pipeline},
 };
 
@@ -24,7 +24,7 @@ pub(crate) struct Gpu {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
-    /// Whether to use the kernels for adapters that are a CPU.
+    /// Whether to use the kernels for adapters that run on a CPU.
     pub(crate) is_cpu: bool,
     pub(crate) mode: Mode,
     /// Size in bytes of the largest buffer that a kernel can access.
@@ -32,13 +32,13 @@ pub(crate) struct Gpu {
     pub(super) max_workgroups_per_dimension: u32,
     pub(crate) pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
     pub(super) pending: Mutex<PendingWork>,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) pool: Arc<BufferPool>,
     pub(super) parameters: ParametersBuffer,
-    /// Why the device was lost, if it was.
-    lost: Arc<Mutex<Option<String>>>,
+    /// Reason for which the device was lost, or `None`.
+    loss_reason: Arc<Mutex<Option<String>>>,
     /// The first error because of which recorded work was not executed. The tensors that this work should have computed
     /// have unspecified contents, so every later call fails with this error.
-    poisoned: Mutex<Option<String>>,
+    poison_reason: Mutex<Option<String>>,
     /// Errors that the platform has not reported yet. Browsers report errors after the call that caused them.
     pub(super) deferred_errors: Mutex<Vec<DeferredError>>,
 }
@@ -49,7 +49,7 @@ impl Gpu {
         queue: wgpu::Queue,
         info: wgpu::AdapterInfo,
         is_cpu: bool,
-        lost: Arc<Mutex<Option<String>>>,
+        loss_reason: Arc<Mutex<Option<String>>>,
         guards: bool,
         mode: Mode,
     ) -> Result<Self> {
@@ -69,10 +69,10 @@ impl Gpu {
             mode,
             pipelines: Mutex::default(),
             pending: Mutex::default(),
-            pool: Arc::new(Pool::new(guards)),
+            pool: Arc::new(BufferPool::new(guards)),
             parameters,
-            lost,
-            poisoned: Mutex::default(),
+            loss_reason,
+            poison_reason: Mutex::default(),
             deferred_errors: Mutex::new(deferred_errors),
         })
     }
@@ -98,10 +98,10 @@ impl Gpu {
 
     /// Checks that the device is not lost and that no recorded work was lost.
     pub(crate) fn check_usable(&self, op: &'static str) -> Result<()> {
-        if let Some(reason) = &*lock(&self.lost) {
+        if let Some(reason) = &*lock(&self.loss_reason) {
             return Err(device_error(op, format!("the device was lost: {reason}")));
         }
-        match &*lock(&self.poisoned) {
+        match &*lock(&self.poison_reason) {
             Some(reason) => {
                 Err(device_error(op, format!("an earlier error lost work, open the device again: {reason}")))
             }
@@ -111,7 +111,7 @@ impl Gpu {
 
     /// Makes every later call fail with `error`, and returns it.
     pub(crate) fn poison(&self, error: Error) -> Error {
-        lock(&self.poisoned).get_or_insert_with(|| error.to_string());
+        lock(&self.poison_reason).get_or_insert_with(|| error.to_string());
         error
     }
 

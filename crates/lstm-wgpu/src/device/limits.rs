@@ -12,7 +12,7 @@ pub(crate) const MAX_WORKGROUP_BYTES: usize = 16_384;
 /// # Errors
 /// The first limit that is too low, with its value and the required value.
 pub(crate) fn check_limits(limits: &wgpu::Limits) -> std::result::Result<(), String> {
-    let required: [(&str, u64, u64); 7] = [
+    let required_limits: [(&str, u64, u64); 7] = [
         ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage.into(), 8),
         (
             "max_dynamic_uniform_buffers_per_pipeline_layout",
@@ -33,7 +33,7 @@ pub(crate) fn check_limits(limits: &wgpu::Limits) -> std::result::Result<(), Str
         ("max_compute_workgroups_per_dimension", limits.max_compute_workgroups_per_dimension.into(), 1),
         ("max_buffer_size", limits.max_buffer_size, (PARAMETERS_STRIDE * MAX_PENDING_DISPATCHES) as u64),
     ];
-    match required.into_iter().find(|(_, actual, minimum)| actual < minimum) {
+    match required_limits.into_iter().find(|(_, actual, minimum)| actual < minimum) {
         Some((name, actual, minimum)) => Err(format!("limit {name} is {actual}, but at least {minimum} is required")),
         None => Ok(()),
     }

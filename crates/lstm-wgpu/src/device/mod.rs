@@ -15,6 +15,6 @@ pub use builder::WgpuBuilder;
 pub use mode::{Fma, Mode};
 pub use probe::{FloatBehavior, Probe};
 
-pub(crate) use errors::{NAME, device_error, map_signal};
+pub(crate) use errors::{BACKEND_NAME, device_error, map_async_future};
 pub(crate) use gpu::Gpu;
 pub(crate) use limits::{MAX_INVOCATIONS, MAX_WORKGROUP_BYTES};

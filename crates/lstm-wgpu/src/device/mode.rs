@@ -7,10 +7,10 @@ use std::fmt;
 pub enum Fma {
     /// The function `fma` of WGSL, as the adapter implements it.
     Native,
-    /// Emulation in f64.
-    F64,
-    /// Emulation in 32-bit integers.
-    Integer,
+    /// An emulation with operations on f64.
+    EmulatedInF64,
+    /// An emulation with operations on 32-bit integers.
+    EmulatedInIntegers,
 }
 
 /// How the kernels of an adapter are compiled so that their results are bit-exact.
@@ -23,15 +23,15 @@ pub struct Mode {
 }
 
 /// WGSL without SPIR-V decorations, with `fma` as the adapter implements it.
-pub(crate) const PLAIN: Mode = Mode { fma: Fma::Native, no_contraction: false };
+pub(crate) const PLAIN_MODE: Mode = Mode { fma: Fma::Native, no_contraction: false };
 
 /// Modes that an adapter with these features supports, fastest first.
 pub(crate) fn supported_modes(features: wgpu::Features, backend: wgpu::Backend) -> Vec<Mode> {
     let f64_supported = features.contains(wgpu::Features::SHADER_F64 | wgpu::Features::SHADER_INT64);
     let spirv_supported = backend == wgpu::Backend::Vulkan && features.contains(wgpu::Features::PASSTHROUGH_SHADERS);
-    let fmas = [(Fma::Native, true), (Fma::F64, f64_supported), (Fma::Integer, true)];
-    let variants = |fma| [Mode { fma, no_contraction: false }, Mode { fma, no_contraction: true }];
-    let modes = fmas.into_iter().filter(|(_, supported)| *supported).flat_map(|(fma, _)| variants(fma));
+    let fma_support = [(Fma::Native, true), (Fma::EmulatedInF64, f64_supported), (Fma::EmulatedInIntegers, true)];
+    let modes_with_fma = |fma| [Mode { fma, no_contraction: false }, Mode { fma, no_contraction: true }];
+    let modes = fma_support.into_iter().filter(|(_, supported)| *supported).flat_map(|(fma, _)| modes_with_fma(fma));
     modes.filter(|mode| spirv_supported || !mode.no_contraction).collect()
 }
 
@@ -39,8 +39,8 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.fma {
             Fma::Native => "native fma",
-            Fma::F64 => "fma emulated in f64",
-            Fma::Integer => "fma emulated in integers",
+            Fma::EmulatedInF64 => "fma emulated in f64",
+            Fma::EmulatedInIntegers => "fma emulated in integers",
         })?;
         f.write_str(if self.no_contraction { ", NoContraction" } else { "" })
     }

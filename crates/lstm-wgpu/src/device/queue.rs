@@ -7,7 +7,7 @@ use std::{
 
 use lstm_core::Result;
 
-use super::{device_error, errors::describe, gpu::Gpu};
+use super::{device_error, errors::error_text, gpu::Gpu};
 use crate::{
     memory::{DeviceMemory, lock},
     shader::{BoundKernel, Kernel, Parameters, layout_entry},
@@ -81,9 +81,12 @@ impl Gpu {
         if kernel.pipeline.parameters != P::DEFINITION {
             return Err(device_error(op, "the parameters belong to another kernel"));
         }
-        let max = self.max_workgroups_per_dimension;
-        let (x, y) = workgroup_grid(workgroups, max).ok_or_else(|| {
-            device_error(op, format!("a dispatch of {workgroups} workgroups exceeds the limit of {max} squared"))
+        let max_per_dimension = self.max_workgroups_per_dimension;
+        let (x, y) = workgroup_grid(workgroups, max_per_dimension).ok_or_else(|| {
+            device_error(
+                op,
+                format!("a dispatch of {workgroups} workgroups exceeds the limit of {max_per_dimension} squared"),
+            )
         })?;
         let mut pending = lock(&self.pending);
         if pending.parameters.len() == PARAMETERS_STRIDE * MAX_PENDING_DISPATCHES {
@@ -152,7 +155,7 @@ impl Gpu {
 
     fn submit_pending(&self, op: &'static str, pending: &mut PendingWork) -> Result<()> {
         let PendingWork { encoder, pass, parameters } = std::mem::take(pending);
-        let submitted = self.with_error_scopes(op, || {
+        let submit_result = self.with_error_scopes(op, || {
             drop(pass);
             if let Some(encoder) = encoder {
                 self.queue.write_buffer(&self.parameters.buffer, 0, &parameters);
@@ -160,37 +163,38 @@ impl Gpu {
             }
         });
         // The submission also contains work of other calls, which is lost now.
-        submitted.map_err(|error| self.poison(error))?;
-        self.pool.submitted();
-        let mut deferred = lock(&self.deferred_errors);
-        let mut failed = None;
-        deferred.retain_mut(|(op, error)| match error.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        submit_result.map_err(|error| self.poison(error))?;
+        self.pool.note_submission();
+        let mut deferred_errors = lock(&self.deferred_errors);
+        let mut first_error = None;
+        deferred_errors.retain_mut(|(op, error)| match error.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Pending => true,
             Poll::Ready(error) => {
-                failed = failed.take().or_else(|| error.map(|error| device_error(op, describe(&error))));
+                first_error = first_error.take().or_else(|| error.map(|error| device_error(op, error_text(&error))));
                 false
             }
         });
-        failed.map_or(Ok(()), |error| Err(self.poison(error)))
+        first_error.map_or(Ok(()), |error| Err(self.poison(error)))
     }
 
     /// Waits for the deferred errors and returns the first.
     pub(crate) async fn check_deferred_errors(&self) -> Result<()> {
-        let deferred = std::mem::take(&mut *lock(&self.deferred_errors));
-        for (op, error) in deferred {
+        let deferred_errors = std::mem::take(&mut *lock(&self.deferred_errors));
+        for (op, error) in deferred_errors {
             if let Some(error) = error.await {
-                return Err(self.poison(device_error(op, describe(&error))));
+                return Err(self.poison(device_error(op, error_text(&error))));
             }
         }
         Ok(())
     }
 }
 
-/// Arranges at least `workgroups` workgroups in a grid of at most `max` by `max`. `None` if they do not fit.
-fn workgroup_grid(workgroups: usize, max: u32) -> Option<(u32, u32)> {
-    let x = workgroups.clamp(1, max as usize);
+/// Arranges at least `workgroups` workgroups in a grid of at most `max_per_dimension` by `max_per_dimension`. `None` if
+/// they do not fit.
+fn workgroup_grid(workgroups: usize, max_per_dimension: u32) -> Option<(u32, u32)> {
+    let x = workgroups.clamp(1, max_per_dimension as usize);
     let y = workgroups.div_ceil(x);
-    (y <= max as usize).then_some((x as u32, y.max(1) as u32))
+    (y <= max_per_dimension as usize).then_some((x as u32, y.max(1) as u32))
 }
 
 #[cfg(test)]
@@ -199,7 +203,7 @@ mod tests {
 
     #[test]
     fn workgroup_grid_covers_all_workgroups_within_the_limit() {
-        for (workgroups, max, expected) in [
+        for (workgroups, max_per_dimension, expected) in [
             (0, 8, Some((1, 1))),
             (8, 8, Some((8, 1))),
             (9, 8, Some((8, 2))),
@@ -207,7 +211,11 @@ mod tests {
             (65, 8, None),
             (1 << 20, 65_535, Some((65_535, 17))),
         ] {
-            assert_eq!(workgroup_grid(workgroups, max), expected, "{workgroups} workgroups, limit {max}");
+            assert_eq!(
+                workgroup_grid(workgroups, max_per_dimension),
+                expected,
+                "{workgroups} workgroups, limit {max_per_dimension}"
+            );
         }
     }
 }

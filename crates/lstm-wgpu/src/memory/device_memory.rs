@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     guards::UncheckedBuffer,
-    pool::{Pool, lock},
+    pool::{BufferPool, lock},
 };
 
 /// A buffer in device memory. Dropping it returns the buffer to the pool.
@@ -15,14 +15,16 @@ pub(crate) struct DeviceMemory {
     pub(crate) bytes: u64,
     /// Operation that allocated it, for error messages.
     pub(crate) op: &'static str,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) pool: Arc<BufferPool>,
 }
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         let (buffer, bytes, op) = (self.buffer.clone(), self.bytes, self.op);
-        match &self.pool.unchecked {
-            Some(unchecked) if bytes < buffer.size() => lock(unchecked).push(UncheckedBuffer { buffer, bytes, op }),
+        match &self.pool.unchecked_buffers {
+            Some(unchecked_buffers) if bytes < buffer.size() => {
+                lock(unchecked_buffers).push(UncheckedBuffer { buffer, bytes, op })
+            }
             _ => self.pool.recycle(buffer),
         }
     }
@@ -31,6 +33,6 @@ impl Drop for DeviceMemory {
 impl DeviceMemory {
     /// Number of bytes that kernels can access. Includes the guard words, if there are any.
     pub(crate) fn accessible_bytes(&self) -> u64 {
-        if self.pool.unchecked.is_some() { self.buffer.size() } else { self.bytes }
+        if self.pool.unchecked_buffers.is_some() { self.buffer.size() } else { self.bytes }
     }
 }

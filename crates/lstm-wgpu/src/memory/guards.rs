@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lstm_core::Result;
 
-use super::{DeviceMemory, Pool, lock, transfer::TENSOR_USAGE};
+use super::{BufferPool, DeviceMemory, lock, transfer::TENSOR_USAGE};
 use crate::device::{Gpu, device_error};
 
 /// Value of the guard words and of memory that was not written yet: a NaN that no computation produces.
@@ -26,15 +26,15 @@ pub(crate) struct UncheckedBuffer {
 
 impl Gpu {
     pub(crate) fn has_guards(&self) -> bool {
-        self.pool.unchecked.is_some()
+        self.pool.unchecked_buffers.is_some()
     }
 
     /// Allocates memory for `len` words, followed by guard words, and copies `data` to its start.
     pub(super) fn allocate_guarded(&self, op: &'static str, len: usize, data: &[u8]) -> Result<Arc<DeviceMemory>> {
-        let size = Pool::size_class(self.checked_bytes(op, len + MIN_GUARD_WORDS)?);
+        let size = BufferPool::size_class(self.checked_bytes(op, len + MIN_GUARD_WORDS)?);
         let mut words = vec![GUARD_WORD; size as usize / 4];
         bytemuck::cast_slice_mut(&mut words)[..data.len()].copy_from_slice(data);
-        let buffer = self.pool.take(size, TENSOR_USAGE, true);
+        let buffer = self.pool.take_free_buffer(size, TENSOR_USAGE, true);
         self.with_error_scopes(op, || {
             let buffer = buffer.unwrap_or_else(|| self.create_buffer(size, TENSOR_USAGE));
             self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&words));
@@ -46,44 +46,50 @@ impl Gpu {
     /// checked.
     pub(crate) async fn check_guards(&self) -> Result<usize> {
         let op = "check_guards";
-        let Some(unchecked) = &self.pool.unchecked else {
+        let Some(unchecked_buffers) = &self.pool.unchecked_buffers else {
             return Err(device_error(op, "tensors have no guard words; enable them with `WgpuBuilder::guards`"));
         };
-        let all = std::mem::take(&mut *lock(unchecked));
+        let dropped_buffers = std::mem::take(&mut *lock(unchecked_buffers));
         self.submit(op)?;
-        if all.is_empty() {
+        if dropped_buffers.is_empty() {
             return Ok(0);
         }
-        let mut words = vec![0u32; all.iter().map(UncheckedBuffer::guard_bytes).sum::<u64>() as usize / 4];
+        let mut words = vec![0u32; dropped_buffers.iter().map(UncheckedBuffer::guard_bytes).sum::<u64>() as usize / 4];
         let size = self.checked_bytes(op, words.len())?;
-        let gathered = self.with_error_scopes(op, || {
-            let gathered = self.create_buffer(size, TENSOR_USAGE);
+        let gathered_guards = self.with_error_scopes(op, || {
+            let gathered_guards = self.create_buffer(size, TENSOR_USAGE);
             let mut encoder = self.device.create_command_encoder(&Default::default());
             let mut offset = 0;
-            for one in &all {
-                encoder.copy_buffer_to_buffer(&one.buffer, one.bytes, &gathered, offset, one.guard_bytes());
-                offset += one.guard_bytes();
+            for dropped_buffer in &dropped_buffers {
+                encoder.copy_buffer_to_buffer(
+                    &dropped_buffer.buffer,
+                    dropped_buffer.bytes,
+                    &gathered_guards,
+                    offset,
+                    dropped_buffer.guard_bytes(),
+                );
+                offset += dropped_buffer.guard_bytes();
             }
             self.queue.submit([encoder.finish()]);
-            DeviceMemory { buffer: gathered, bytes: size, op, pool: self.pool.clone() }
+            DeviceMemory { buffer: gathered_guards, bytes: size, op, pool: self.pool.clone() }
         })?;
-        self.download(op, &gathered, 0, bytemuck::cast_slice_mut(&mut words)).await?;
-        let mut rest = &words[..];
-        for one in &all {
-            let (guards, after) = rest.split_at(one.guard_bytes() as usize / 4);
-            rest = after;
+        self.download(op, &gathered_guards, 0, bytemuck::cast_slice_mut(&mut words)).await?;
+        let mut remaining_words = &words[..];
+        for dropped_buffer in &dropped_buffers {
+            let (guards, later_words) = remaining_words.split_at(dropped_buffer.guard_bytes() as usize / 4);
+            remaining_words = later_words;
             if let Some(k) = guards.iter().position(|&word| word != GUARD_WORD) {
-                let (len, word) = (one.bytes / 4, guards[k]);
+                let (len, word) = (dropped_buffer.bytes / 4, guards[k]);
                 let reason = format!(
                     "a kernel wrote {word:08x} out of bounds, {k} words after the end of a tensor of {len} elements \
                      that `{}` allocated",
-                    one.op
+                    dropped_buffer.op
                 );
                 return Err(device_error(op, reason));
             }
         }
-        let count = all.len();
-        all.into_iter().for_each(|one| self.pool.recycle(one.buffer));
+        let count = dropped_buffers.len();
+        dropped_buffers.into_iter().for_each(|dropped_buffer| self.pool.recycle(dropped_buffer.buffer));
         Ok(count)
     }
 }

@@ -11,4 +11,4 @@ mod transfer;
 pub use tensor::Tensor;
 
 pub(crate) use device_memory::DeviceMemory;
-pub(crate) use pool::{Pool, lock};
+pub(crate) use pool::{BufferPool, lock};

@@ -14,9 +14,9 @@ use crate::{
 #[test]
 fn size_class_is_large_enough_and_wastes_at_most_a_quarter() {
     for bytes in (4..100_000).step_by(4).chain([1 << 20, (1 << 20) + 4, (1 << 27) - 4]) {
-        let size = Pool::size_class(bytes);
+        let size = BufferPool::size_class(bytes);
         assert!(size >= bytes && size.is_multiple_of(4) && size <= (bytes + bytes / 4).max(256), "{bytes}: {size}");
-        assert_eq!(Pool::size_class(size), size);
+        assert_eq!(BufferPool::size_class(size), size);
     }
 }
 
@@ -24,29 +24,29 @@ fn size_class_is_large_enough_and_wastes_at_most_a_quarter() {
 fn bind_groups_are_cached_as_long_as_their_buffers_exist() {
     let Some(wgpu) = open_adapter(false) else { return };
     let (gpu, x) = (wgpu.gpu(), wgpu.upload(MatrixShape::new(1, 3), &[1.0; 3]).unwrap());
-    let snapped = || gpu.unary("snap", Unary::Snap, &x, 0.0).unwrap();
-    let count = || lock(&gpu.pool.bind_groups).len();
-    drop(snapped());
-    let count_before = count();
-    drop(snapped());
-    assert_eq!(count(), count_before, "the second call reuses the buffers and the bind group");
+    let snapped_tensor = || gpu.apply_unary("snap", Unary::Snap, &x, 0.0).unwrap();
+    let bind_group_count = || lock(&gpu.pool.bind_groups).len();
+    drop(snapped_tensor());
+    let count_before = bind_group_count();
+    drop(snapped_tensor());
+    assert_eq!(bind_group_count(), count_before, "the second call reuses the buffers and the bind group");
 
     // If there are more buffers than the pool keeps, it drops the oldest, and their bind groups with them.
-    let many: Vec<_> = (0..MAX_FREE_BUFFERS + 10).map(|_| snapped()).collect();
-    let count_with_many = count();
+    let many_tensors: Vec<_> = (0..MAX_FREE_BUFFERS + 10).map(|_| snapped_tensor()).collect();
+    let count_with_many = bind_group_count();
     assert!(count_with_many > count_before + 100);
-    drop(many);
-    assert!(count() < count_with_many);
-    let free = lock(&gpu.pool.free);
+    drop(many_tensors);
+    assert!(bind_group_count() < count_with_many);
+    let free_buffers = lock(&gpu.pool.free_buffers);
     for (buffer, _) in lock(&gpu.pool.bind_groups).keys().flat_map(|(_, buffers)| buffers) {
-        let exists = buffer == x.buffer() || free.iter().any(|f| f.buffer == *buffer);
-        assert!(exists, "a bind group keeps a dropped buffer alive");
+        let buffer_exists = buffer == x.buffer() || free_buffers.iter().any(|f| f.buffer == *buffer);
+        assert!(buffer_exists, "a bind group keeps a dropped buffer alive");
     }
-    drop(free);
+    drop(free_buffers);
 
     // The number of bind groups is limited.
-    let others: Vec<_> = (0..MAX_BIND_GROUPS + 10).map(|_| snapped()).collect();
-    assert!(count() <= MAX_BIND_GROUPS && others.len() > MAX_BIND_GROUPS);
+    let other_tensors: Vec<_> = (0..MAX_BIND_GROUPS + 10).map(|_| snapped_tensor()).collect();
+    assert!(bind_group_count() <= MAX_BIND_GROUPS && other_tensors.len() > MAX_BIND_GROUPS);
 }
 
 /// Copies three words to offset `y_offset` of a tensor of three words, and checks the guard words.
@@ -54,7 +54,7 @@ fn copy_with_offset(wgpu: &Wgpu, y_offset: u32) -> Result<usize> {
     let x = wgpu.upload(MatrixShape::new(1, 3), &[1.0; 3])?;
     let y = wgpu.gpu().allocate("test", 3)?;
     let parameters = CopyParameters { rows: 1, cols: 3, x_stride: 3, y_offset, y_stride: 3, ..Default::default() };
-    wgpu.gpu().copy("copy", &x.memory, &y, &parameters)?;
+    wgpu.gpu().copy_rectangle("copy", &x.memory, &y, &parameters)?;
     drop((x, y));
     pollster::block_on(wgpu.check_guards())
 }
@@ -88,7 +88,7 @@ fn guarded_memory_reads_as_nan_out_of_bounds_and_before_it_is_written() {
     let x = wgpu.upload(MatrixShape::new(1, 3), &[1.0; 3]).unwrap();
     let y = gpu.allocate_tensor("test", MatrixShape::new(1, 5)).unwrap();
     let parameters = CopyParameters { rows: 1, cols: 4, x_stride: 4, y_stride: 4, ..Default::default() };
-    gpu.copy("copy", &x.memory, &y.memory, &parameters).unwrap();
+    gpu.copy_rectangle("copy", &x.memory, &y.memory, &parameters).unwrap();
     let mut out = [0.0; 5];
     pollster::block_on(wgpu.download(&y, &mut out)).unwrap();
     assert_eq!(out[..3], [1.0; 3]);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use lstm_core::{MatrixShape, Result};
 
-use super::{DeviceMemory, Pool, Tensor};
-use crate::device::{Gpu, device_error, map_signal};
+use super::{BufferPool, DeviceMemory, Tensor};
+use crate::device::{Gpu, device_error, map_async_future};
 
 /// Usage of the buffers of all tensors.
 pub(super) const TENSOR_USAGE: wgpu::BufferUsages =
@@ -32,7 +32,7 @@ impl Gpu {
 
     /// Size of the buffer to allocate for `bytes` bytes.
     fn buffer_size(&self, bytes: u64) -> u64 {
-        Pool::size_class(bytes).min(self.max_buffer_bytes() & !3)
+        BufferPool::size_class(bytes).min(self.max_buffer_bytes() & !3)
     }
 
     /// Allocates memory for `len` elements. The contents are unspecified.
@@ -42,7 +42,7 @@ impl Gpu {
         }
         let bytes = self.checked_bytes(op, len)?;
         let size = self.buffer_size(bytes);
-        let buffer = match self.pool.take(size, TENSOR_USAGE, false) {
+        let buffer = match self.pool.take_free_buffer(size, TENSOR_USAGE, false) {
             Some(buffer) => buffer,
             None => self.with_error_scopes(op, || self.create_buffer(size, TENSOR_USAGE))?,
         };
@@ -71,7 +71,7 @@ impl Gpu {
         let bytes = self.checked_bytes(op, data.len() / 4)?;
         let size = self.buffer_size(bytes);
         // The write takes effect before all recorded work, so the buffer must not be used by any of it.
-        let buffer = self.pool.take(size, TENSOR_USAGE, true);
+        let buffer = self.pool.take_free_buffer(size, TENSOR_USAGE, true);
         self.with_error_scopes(op, || {
             let buffer = buffer.unwrap_or_else(|| self.create_buffer(size, TENSOR_USAGE));
             self.queue.write_buffer(&buffer, 0, data);
@@ -97,21 +97,21 @@ impl Gpu {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let bytes = out.len() as u64;
         let size = self.buffer_size(bytes);
-        let staging = match self.pool.take(size, usage, false) {
+        let staging = match self.pool.take_free_buffer(size, usage, false) {
             Some(buffer) => buffer,
             None => self.with_error_scopes(op, || self.create_buffer(size, usage))?,
         };
         self.submit_copy(op, &memory.buffer, 4 * start as u64, &staging, bytes)?;
-        let (mapped, callback) = map_signal();
+        let (mapping, callback) = map_async_future();
         self.with_error_scopes(op, || staging.slice(..bytes).map_async(wgpu::MapMode::Read, callback))?;
         // In a browser this has no effect; there the event loop completes the mapping.
-        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        let poll_result = self.device.poll(wgpu::PollType::wait_indefinitely());
         self.check_usable(op)?;
-        polled.map_err(|e| self.poison(device_error(op, e)))?;
-        mapped.await.map_err(|e| self.poison(device_error(op, e)))?;
-        let view = staging.slice(..bytes).get_mapped_range().map_err(|e| device_error(op, e))?;
-        out.copy_from_slice(&view);
-        drop(view);
+        poll_result.map_err(|e| self.poison(device_error(op, e)))?;
+        mapping.await.map_err(|e| self.poison(device_error(op, e)))?;
+        let mapped_view = staging.slice(..bytes).get_mapped_range().map_err(|e| device_error(op, e))?;
+        out.copy_from_slice(&mapped_view);
+        drop(mapped_view);
         staging.unmap();
         self.pool.recycle(staging);
         self.check_deferred_errors().await

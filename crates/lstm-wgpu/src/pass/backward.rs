@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lstm_core::{
     Bias, CellKind, ConcatAxis, Error, LayerGradients, LayerOutputGradients, MatrixShape, Result, WeightGradients,
-    arithmetic::{CHUNK, sigmoid, tanh},
+    arithmetic::{CHUNK_STEPS, sigmoid, tanh},
     shape::checked_len,
 };
 
@@ -37,7 +37,7 @@ pub(crate) fn backward(
     output_gradients.check(spec, steps, batch, |x| x.shape)?;
     let (hidden, state, rows) = (spec.hidden_size, spec.state_size(), steps * batch);
 
-    let slot = StateSlot { slots: 1, batch, index: 0 };
+    let slot = StateSlot { slot_count: 1, batch, index: 0 };
     let state_gradients = allocate_states(gpu, OP, spec, slot, output_gradients.state)?;
     let dz = gpu.allocate_tensor(OP, MatrixShape::new(rows, 4 * hidden))?;
     let dh = match spec.proj_size {
@@ -52,7 +52,7 @@ pub(crate) fn backward(
     };
     run_steps(gpu, layer, trace, &buffers)?;
 
-    let x = if output_gradients.need_x {
+    let x = if output_gradients.needs_input_gradient {
         let input = spec.input_size;
         // The sum over the four gates of dz times the gate's input weights.
         let parameters = GemmParameters {
@@ -67,7 +67,7 @@ pub(crate) fn backward(
             b_segment_stride: (hidden * input) as u32,
             ..GemmParameters::default()
         };
-        Some(gpu.product(OP, &dz.memory, &layer.weight_ih, None, MatrixShape::new(rows, input), parameters)?)
+        Some(gpu.matrix_product(OP, &dz.memory, &layer.weight_ih, None, MatrixShape::new(rows, input), parameters)?)
     } else {
         None
     };
@@ -84,7 +84,7 @@ struct StepBuffers<'a> {
     dy: &'a Arc<DeviceMemory>,
     /// Result: gradient of the gates before their activations, `[steps * batch, 4 * hidden]`.
     dz: &'a Arc<DeviceMemory>,
-    /// With a projection, result: complete gradient of the output h, `[steps * batch, state]`.
+    /// Result: complete gradient of the output h, `[steps * batch, state]`. `None` without a projection.
     dh: Option<&'a Arc<DeviceMemory>>,
     /// Gradient of the final state. The steps overwrite it with the gradient of the initial state.
     state_gradients: &'a Arc<DeviceMemory>,
@@ -111,13 +111,13 @@ fn run_steps(gpu: &Gpu, layer: &PackedWeights, trace: &Trace, buffers: &StepBuff
         tanh_high: tanh(bound),
     };
     // Every binding needs a buffer. Bindings of absent operands are not read.
-    let unused = &layer.weight_ih;
-    let lengths = trace.lengths.as_ref().unwrap_or(unused);
-    let peephole = layer.peephole.as_ref().unwrap_or(unused);
+    let unused_buffer = &layer.weight_ih;
+    let lengths = trace.lengths.as_ref().unwrap_or(unused_buffer);
+    let peephole = layer.peephole.as_ref().unwrap_or(unused_buffer);
     let steps = trace.steps as u32;
 
-    let depth = spec.proj_size.unwrap_or(hidden);
-    let tiling = layer.step_tiling(gpu, batch, hidden, depth);
+    let inner_size = spec.proj_size.unwrap_or(hidden);
+    let tiling = layer.step_tiling(gpu, batch, hidden, inner_size);
     let kernel = Kernel::Backward { options: layer.options, tiling };
     let workgroups = workgroup_count(tiling, batch, hidden);
     let (weights, output_gradients) = match (&layer.projection, dh) {
@@ -125,22 +125,27 @@ fn run_steps(gpu: &Gpu, layer: &PackedWeights, trace: &Trace, buffers: &StepBuff
         _ => (&layer.weight_hh, dy),
     };
     let bindings = [&trace.gates, &trace.states, weights, output_gradients, dz, state_gradients, lengths, peephole];
-    let step = gpu.bind(OP, kernel, &bindings)?;
+    let step_kernel = gpu.bind(OP, kernel, &bindings)?;
     let Some(dh) = dh else {
-        let iterations = if layer.is_multi_step(gpu) { MAX_ITERATIONS_PER_DISPATCH } else { 1 };
-        return (0..=steps).step_by(iterations as usize).try_for_each(|first| {
-            gpu.dispatch(OP, &step, &parameters(first, (steps + 1).min(first + iterations)), workgroups)
+        let iterations_per_dispatch = if layer.is_multi_step(gpu) { MAX_ITERATIONS_PER_DISPATCH } else { 1 };
+        return (0..=steps).step_by(iterations_per_dispatch as usize).try_for_each(|first| {
+            gpu.dispatch(
+                OP,
+                &step_kernel,
+                &parameters(first, (steps + 1).min(first + iterations_per_dispatch)),
+                workgroups,
+            )
         });
     };
     let tiling = layer.step_tiling(gpu, batch, state, hidden);
     let state_gradient_bindings = [dz, &layer.weight_hh, dy, dh, state_gradients, lengths];
-    let state_gradient = gpu.bind(OP, Kernel::StateGradient(tiling), &state_gradient_bindings)?;
+    let state_gradient_kernel = gpu.bind(OP, Kernel::StateGradient(tiling), &state_gradient_bindings)?;
     let state_gradient_workgroups = workgroup_count(tiling, batch, state);
     for iteration in 0..=steps {
         let parameters = parameters(iteration, iteration + 1);
-        gpu.dispatch(OP, &state_gradient, &parameters, state_gradient_workgroups)?;
+        gpu.dispatch(OP, &state_gradient_kernel, &parameters, state_gradient_workgroups)?;
         if iteration < steps {
-            gpu.dispatch(OP, &step, &parameters, workgroups)?;
+            gpu.dispatch(OP, &step_kernel, &parameters, workgroups)?;
         }
     }
     Ok(())
@@ -159,12 +164,12 @@ fn weight_gradients(
     let (spec, batch) = (&layer.spec, trace.batch);
     let (hidden, state, rows) = (spec.hidden_size, spec.state_size(), dz.shape.rows);
     // A sequence shorter than a chunk is a single chunk.
-    let chunk = (CHUNK * batch).min(rows);
-    let chunks = GemmParameters {
+    let chunk_rows = (CHUNK_STEPS * batch).min(rows);
+    let chunk_parameters = GemmParameters {
         k: rows as u32,
-        segment_length: chunk as u32,
-        segment_count: rows.div_ceil(chunk) as u32,
-        descending: u32::from(!spec.reverse),
+        segment_length: chunk_rows as u32,
+        segment_count: rows.div_ceil(chunk_rows) as u32,
+        descending_segments: u32::from(!spec.reverse),
         ..GemmParameters::default()
     };
     // accumulate + d^T x, where x is given by its memory, its offset in elements and its number of columns.
@@ -174,26 +179,26 @@ fn weight_gradients(
             let parameters = GemmParameters {
                 a_row_stride: 1,
                 a_k_stride: cols as u32,
-                a_segment_stride: (chunk * cols) as u32,
+                a_segment_stride: (chunk_rows * cols) as u32,
                 b_k_stride: width as u32,
                 b_col_stride: 1,
-                b_segment_stride: (chunk * width) as u32,
+                b_segment_stride: (chunk_rows * width) as u32,
                 b_offset: offset as u32,
-                ..chunks
+                ..chunk_parameters
             };
-            gpu.product(OP, &d.memory, x, accumulate, MatrixShape::new(cols, width), parameters)
+            gpu.matrix_product(OP, &d.memory, x, accumulate, MatrixShape::new(cols, width), parameters)
         };
     // accumulate + the sum of the rows of d, as a product with a row of ones whose stride is 0.
-    let row_sum = |d: &Tensor, accumulate: Option<&Tensor>| {
+    let sum_rows = |d: &Tensor, accumulate: Option<&Tensor>| {
         let cols = d.shape.cols;
         let one = gpu.upload(OP, bytemuck::bytes_of(&1f32))?;
         let parameters = GemmParameters {
             b_k_stride: cols as u32,
             b_col_stride: 1,
-            b_segment_stride: (chunk * cols) as u32,
-            ..chunks
+            b_segment_stride: (chunk_rows * cols) as u32,
+            ..chunk_parameters
         };
-        gpu.product(OP, &one, &d.memory, accumulate, MatrixShape::new(1, cols), parameters)
+        gpu.matrix_product(OP, &one, &d.memory, accumulate, MatrixShape::new(1, cols), parameters)
     };
     // First rows of the states before and after each step; see `Trace::states`.
     let (old_row, new_row) = if spec.reverse { (batch, 0) } else { (0, batch) };
@@ -223,11 +228,11 @@ fn weight_gradients(
             let shape = MatrixShape::new(rows, hidden);
             let cell_states = |row: usize| gpu.copy_rows(OP, &trace.states, c_offset + row * hidden, shape);
             let (c_old, c_new) = (cell_states(old_row)?, cell_states(new_row)?);
-            let gradient = |index: usize, gate: usize, c: &Tensor| {
+            let peephole_gradient = |index: usize, gate: usize, c: &Tensor| {
                 let products = gpu.mul_add(1.0, &gate_columns(gate)?, Some(c), None)?;
-                row_sum(&products, accumulate.and_then(|a| a.peephole.as_ref()).map(|p| &p[index]))
+                sum_rows(&products, accumulate.and_then(|a| a.peephole.as_ref()).map(|p| &p[index]))
             };
-            Some([gradient(0, 0, &c_old)?, gradient(1, 1, &c_old)?, gradient(2, 3, &c_new)?])
+            Some([peephole_gradient(0, 0, &c_old)?, peephole_gradient(1, 1, &c_old)?, peephole_gradient(2, 3, &c_new)?])
         }
         _ => None,
     };
@@ -236,7 +241,7 @@ fn weight_gradients(
         recurrent,
         bias: match spec.bias {
             Bias::None => None,
-            _ => Some(row_sum(dz, accumulate.and_then(|a| a.bias.as_ref()))?),
+            _ => Some(sum_rows(dz, accumulate.and_then(|a| a.bias.as_ref()))?),
         },
         projection,
         peephole,
@@ -248,8 +253,15 @@ fn zeros(gpu: &Gpu, len: usize) -> Result<Arc<DeviceMemory>> {
     // Copies a single zero with a stride of 0.
     let zero = gpu.upload(OP, bytemuck::bytes_of(&0f32))?;
     let zeros = gpu.allocate(OP, checked_len(OP, &[len])?)?;
-    let parameters =
-        CopyParameters { rows: len as u32, cols: 1, x_offset: 0, x_stride: 0, y_offset: 0, y_stride: 1, snap: 0 };
-    gpu.copy(OP, &zero, &zeros, &parameters)?;
+    let parameters = CopyParameters {
+        rows: len as u32,
+        cols: 1,
+        x_offset: 0,
+        x_stride: 0,
+        y_offset: 0,
+        y_stride: 1,
+        snap_values: 0,
+    };
+    gpu.copy_rectangle(OP, &zero, &zeros, &parameters)?;
     Ok(zeros)
 }

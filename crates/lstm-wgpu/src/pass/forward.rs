@@ -30,17 +30,17 @@ pub(super) struct StepBuffers<'a> {
     /// Ring buffer of states.
     pub(super) states: &'a Arc<DeviceMemory>,
     pub(super) y: &'a Arc<DeviceMemory>,
-    /// With a projection: its input `o * tanh(c)`.
+    /// Input of the projection, `o * tanh(c)`. `None` without a projection.
     pub(super) projection_input: Option<&'a Arc<DeviceMemory>>,
     pub(super) lengths: Option<&'a Arc<DeviceMemory>>,
 }
 
 /// Kernels of a layer's steps, bound to their buffers.
 pub(super) struct StepKernels {
-    step: BoundKernel,
+    step_kernel: BoundKernel,
     workgroups: usize,
     /// Kernel of the projection, if there is one.
-    project: Option<BoundKernel>,
+    projection_kernel: Option<BoundKernel>,
     train: bool,
     iterations_per_dispatch: u32,
 }
@@ -58,13 +58,13 @@ impl StepKernels {
         let tiling = layer.step_tiling(gpu, batch, spec.hidden_size, spec.state_size());
         let kernel = Kernel::Forward { options: layer.options, train, tiling };
         // Every binding needs a buffer. Bindings of absent operands are not read.
-        let unused = &layer.weight_hh_by_unit;
-        let lengths = buffers.lengths.unwrap_or(unused);
-        let peephole = layer.peephole.as_ref().unwrap_or(unused);
+        let unused_buffer = &layer.weight_hh_by_unit;
+        let lengths = buffers.lengths.unwrap_or(unused_buffer);
+        let peephole = layer.peephole.as_ref().unwrap_or(unused_buffer);
         let y = buffers.projection_input.unwrap_or(buffers.y);
         let step_buffers = [buffers.gates, &layer.weight_hh_by_unit, buffers.states, y, lengths, peephole];
-        let step = gpu.bind(op, kernel, &step_buffers)?;
-        let project = match (&layer.projection, buffers.projection_input) {
+        let step_kernel = gpu.bind(op, kernel, &step_buffers)?;
+        let projection_kernel = match (&layer.projection, buffers.projection_input) {
             (Some(projection), Some(m)) => {
                 let buffers = [m, &projection.weight_hr_transposed, buffers.states, buffers.y, lengths];
                 Some(gpu.bind(op, Kernel::Project, &buffers)?)
@@ -73,7 +73,7 @@ impl StepKernels {
         };
         let iterations_per_dispatch = if layer.is_multi_step(gpu) { MAX_ITERATIONS_PER_DISPATCH } else { 1 };
         let workgroups = workgroup_count(tiling, batch, spec.hidden_size);
-        Ok(StepKernels { step, workgroups, project, train, iterations_per_dispatch })
+        Ok(StepKernels { step_kernel, workgroups, projection_kernel, train, iterations_per_dispatch })
     }
 
     /// Runs the iterations from `parameters.first_iteration` up to, but not including, `parameters.end_iteration`.
@@ -84,9 +84,9 @@ impl StepKernels {
             let end_iteration =
                 parameters.end_iteration.min(first_iteration.saturating_add(self.iterations_per_dispatch));
             let step_parameters = ForwardParameters { first_iteration, end_iteration, ..parameters };
-            gpu.dispatch(op, &self.step, &step_parameters, self.workgroups)?;
-            if let Some(project) = &self.project {
-                self.dispatch_projection(gpu, op, project, &parameters, first_iteration)?;
+            gpu.dispatch(op, &self.step_kernel, &step_parameters, self.workgroups)?;
+            if let Some(projection_kernel) = &self.projection_kernel {
+                self.dispatch_projection(gpu, op, projection_kernel, &parameters, first_iteration)?;
             }
             first_iteration = end_iteration;
         }
@@ -97,7 +97,7 @@ impl StepKernels {
         &self,
         gpu: &Gpu,
         op: &'static str,
-        project: &BoundKernel,
+        projection_kernel: &BoundKernel,
         parameters: &ForwardParameters,
         iteration: u32,
     ) -> Result<()> {
@@ -108,15 +108,15 @@ impl StepKernels {
             batch,
             hidden_size,
             state_size,
-            first_row: step * batch,
-            m_first_row: if self.train { step * batch } else { 0 },
+            y_first_row: step * batch,
+            input_first_row: if self.train { step * batch } else { 0 },
             step,
             h_old_offset: slot_offset(step + reverse),
             h_new_offset: slot_offset(step + 1 - reverse),
             has_lengths,
         };
         let len = (batch * state_size) as usize;
-        gpu.dispatch(op, project, &parameters, len.div_ceil(Kernel::Project.workgroup_size() as usize))
+        gpu.dispatch(op, projection_kernel, &parameters, len.div_ceil(Kernel::Project.workgroup_size() as usize))
     }
 }
 
@@ -167,14 +167,14 @@ fn run(
 
     let lengths = match lengths {
         Some(lengths) => {
-            let words: Vec<u32> = lengths.iter().map(|&len| len as u32).collect();
-            Some(gpu.upload(op, bytemuck::cast_slice(&words))?)
+            let lengths_u32: Vec<u32> = lengths.iter().map(|&len| len as u32).collect();
+            Some(gpu.upload(op, bytemuck::cast_slice(&lengths_u32))?)
         }
         None => None,
     };
-    let slots = if train { steps + 1 } else { 2 };
-    let (initial, last) = if spec.reverse { (steps % slots, 0) } else { (0, steps % slots) };
-    let states = allocate_states(gpu, op, spec, StateSlot { slots, batch, index: initial }, sequence.state)?;
+    let slot_count = if train { steps + 1 } else { 2 };
+    let (initial_slot, last_slot) = if spec.reverse { (steps % slot_count, 0) } else { (0, steps % slot_count) };
+    let states = allocate_states(gpu, op, spec, StateSlot { slot_count, batch, index: initial_slot }, sequence.state)?;
     let y = gpu.allocate_tensor(op, MatrixShape::new(rows, spec.state_size()))?;
     let projection_input = match spec.proj_size {
         Some(_) => {
@@ -183,7 +183,7 @@ fn run(
         }
         None => None,
     };
-    let x = if train { gpu.unary(op, Unary::Snap, sequence.x, 0.0)? } else { sequence.x.clone() };
+    let x = if train { gpu.apply_unary(op, Unary::Snap, sequence.x, 0.0)? } else { sequence.x.clone() };
 
     let parameters = ForwardParameters {
         batch: batch as u32,
@@ -192,19 +192,21 @@ fn run(
         state_size: spec.state_size() as u32,
         reverse: u32::from(spec.reverse),
         has_lengths: u32::from(lengths.is_some()),
-        state_slots: slots as u32,
+        state_slots: slot_count as u32,
         clip: spec.clip.unwrap_or_default(),
         ..ForwardParameters::default()
     };
     let bytes_per_step = 16 * batch as u64 * spec.hidden_size as u64;
-    let max_chunk = (MAX_GATES_BYTES.min(gpu.max_buffer_bytes() / 2) / bytes_per_step).max(1) as usize;
-    let chunk = if train { steps } else { steps.min(max_chunk) };
+    let max_chunk_steps = (MAX_GATES_BYTES.min(gpu.max_buffer_bytes() / 2) / bytes_per_step).max(1) as usize;
+    let chunk_steps = if train { steps } else { steps.min(max_chunk_steps) };
     let mut gates = None;
-    for first in (0..steps).step_by(chunk) {
-        let end = steps.min(first + chunk);
-        let first_step = if spec.reverse { steps - end } else { first };
-        let (shape, product) = input_product(layer, (end - first) * batch, first_step * batch);
-        let z = gpu.product(op, &x.memory, &layer.weight_ih, layer.bias.as_ref(), shape, product)?.memory;
+    for first_iteration in (0..steps).step_by(chunk_steps) {
+        let end_iteration = steps.min(first_iteration + chunk_steps);
+        let first_step = if spec.reverse { steps - end_iteration } else { first_iteration };
+        let (shape, product_parameters) =
+            input_product(layer, (end_iteration - first_iteration) * batch, first_step * batch);
+        let z =
+            gpu.matrix_product(op, &x.memory, &layer.weight_ih, layer.bias.as_ref(), shape, product_parameters)?.memory;
         let buffers = StepBuffers {
             gates: &z,
             states: &states,
@@ -214,15 +216,15 @@ fn run(
         };
         let kernels = StepKernels::new(gpu, layer, batch, train, &buffers)?;
         let chunk_parameters = ForwardParameters {
-            first_iteration: first as u32,
-            end_iteration: end as u32,
+            first_iteration: first_iteration as u32,
+            end_iteration: end_iteration as u32,
             gates_first_row: (first_step * batch) as u32,
             ..parameters
         };
         kernels.run(gpu, chunk_parameters)?;
         gates = Some(z);
     }
-    let state = read_state(gpu, op, spec, &states, StateSlot { slots, batch, index: last })?;
+    let state = read_state(gpu, op, spec, &states, StateSlot { slot_count, batch, index: last_slot })?;
     let gates = match gates {
         Some(gates) => gates,
         None => gpu.allocate(op, 1)?,

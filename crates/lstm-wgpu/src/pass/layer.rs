@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lstm_core::{
     Error, LayerSpec, LayerWeights, MatrixShape, Param, Result,
-    arithmetic::{BLOCK, snap},
+    arithmetic::{DOT_BLOCK, snap},
 };
 
 use crate::{
@@ -55,34 +55,35 @@ impl Layer {
     pub(crate) fn new(gpu: &Gpu, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
         let (hidden, state) = (spec.hidden_size, spec.state_size());
-        let snapped = |values: &[f32]| values.iter().map(|&v| snap(v)).collect::<Vec<_>>();
+        let snap_all = |values: &[f32]| values.iter().map(|&v| snap(v)).collect::<Vec<_>>();
         let upload = |values: &[f32]| gpu.upload("load", bytemuck::cast_slice(values));
-        let get = |param| weights.get(param).and_then(|v| v.as_slice()).map(snapped);
-        let required = |param| get(param).ok_or_else(|| Error::shape("load", format!("{param:?}"), "none"));
-        let weight_hh = required(Param::WeightHh)?;
-        let mut by_unit = Vec::with_capacity(weight_hh.len());
+        let snapped_param = |param| weights.get(param).and_then(|v| v.as_slice()).map(snap_all);
+        let required_param =
+            |param| snapped_param(param).ok_or_else(|| Error::shape("load", format!("{param:?}"), "none"));
+        let weight_hh = required_param(Param::WeightHh)?;
+        let mut weight_hh_by_unit = Vec::with_capacity(weight_hh.len());
         for (k, unit) in (0..state).flat_map(|k| (0..hidden).map(move |unit| (k, unit))) {
-            by_unit.extend((0..4).map(|gate| weight_hh[(gate * hidden + unit) * state + k]));
+            weight_hh_by_unit.extend((0..4).map(|gate| weight_hh[(gate * hidden + unit) * state + k]));
         }
         let bias = match weights.bias() {
-            Some(bias) => Some(Tensor { shape: MatrixShape::new(1, 4 * hidden), memory: upload(&snapped(&bias))? }),
+            Some(bias) => Some(Tensor { shape: MatrixShape::new(1, 4 * hidden), memory: upload(&snap_all(&bias))? }),
             None => None,
         };
-        let projection = match get(Param::WeightHr) {
+        let projection = match snapped_param(Param::WeightHr) {
             Some(w) => {
                 let transposed: Vec<f32> = (0..hidden).flat_map(|k| w[k..].iter().step_by(hidden)).copied().collect();
                 Some(Projection { weight_hr: upload(&w)?, weight_hr_transposed: upload(&transposed)? })
             }
             None => None,
         };
-        let peephole = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(get);
+        let peephole = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(snapped_param);
         let peephole: Vec<f32> = peephole.into_iter().flatten().flatten().collect();
         Ok(Layer(Arc::new(PackedWeights {
             spec,
             options: KernelOptions::new(&spec),
-            weight_ih: upload(&required(Param::WeightIh)?)?,
+            weight_ih: upload(&required_param(Param::WeightIh)?)?,
             weight_hh: upload(&weight_hh)?,
-            weight_hh_by_unit: upload(&by_unit)?,
+            weight_hh_by_unit: upload(&weight_hh_by_unit)?,
             bias,
             projection,
             peephole: if peephole.is_empty() { None } else { Some(upload(&peephole)?) },
@@ -98,18 +99,18 @@ impl Layer {
 impl PackedWeights {
     /// Whether one dispatch runs many steps. If so, each workgroup computes all hidden units of its sequences.
     pub(crate) fn is_multi_step(&self, gpu: &Gpu) -> bool {
-        let max = if gpu.is_cpu { MAX_MULTI_STEP_HIDDEN_ON_CPU } else { MAX_MULTI_STEP_HIDDEN };
-        self.spec.hidden_size <= max && self.projection.is_none()
+        let max_hidden = if gpu.is_cpu { MAX_MULTI_STEP_HIDDEN_ON_CPU } else { MAX_MULTI_STEP_HIDDEN };
+        self.spec.hidden_size <= max_hidden && self.projection.is_none()
     }
 
-    /// Tiling of a step's matrix product with `units` columns and `depth` summands, for `batch` sequences.
-    pub(crate) fn step_tiling(&self, gpu: &Gpu, batch: usize, units: usize, depth: usize) -> StepTiling {
+    /// Tiling of a step's matrix product with `units` columns and `inner_size` summands, for `batch` sequences.
+    pub(crate) fn step_tiling(&self, gpu: &Gpu, batch: usize, units: usize, inner_size: usize) -> StepTiling {
         let units = if self.is_multi_step(gpu) { units.next_multiple_of(32) } else { 32 };
         // On a CPU, sharing a unit only adds barriers.
         let lanes = if gpu.is_cpu {
             1
         } else {
-            let lanes = depth.div_ceil(BLOCK).next_power_of_two().min(8).min(MAX_INVOCATIONS / units);
+            let lanes = inner_size.div_ceil(DOT_BLOCK).next_power_of_two().min(8).min(MAX_INVOCATIONS / units);
             1 << lanes.ilog2()
         };
         let max_rows_in_memory = MAX_WORKGROUP_BYTES / (lanes * units * 16);

@@ -36,7 +36,7 @@ pub struct WgpuStream {
 struct StreamLayer {
     layer: Layer,
     input_product: InputProduct,
-    step: StepKernels,
+    step_kernels: StepKernels,
     states: Arc<DeviceMemory>,
     /// Output h, `[2, batch, state]`, one for each state slot.
     y: Arc<DeviceMemory>,
@@ -73,7 +73,7 @@ impl WgpuStream {
                 Ok(Tensor { shape, memory: gpu.upload(op, bytemuck::cast_slice(&zeros))? })
             };
             let zero_state = State { h: zeros(state)?, c: zeros(hidden)? };
-            let first_slot = StateSlot { slots: STATE_SLOTS, batch, index: 0 };
+            let first_slot = StateSlot { slot_count: STATE_SLOTS, batch, index: 0 };
             write_state(gpu, op, &weights.spec, &states, first_slot, &zero_state)?;
             let x = stream_layers.last().map_or(&x, |previous| &previous.y);
             let input_product = {
@@ -82,8 +82,9 @@ impl WgpuStream {
                 let acc = weights.bias.as_ref().map_or(&weights.weight_ih, |bias| &bias.memory);
                 let kernel = gpu.bind(op, kernel, &[x, &weights.weight_ih, acc, &gates])?;
                 // The bias is a single row.
-                let acc = if weights.bias.is_some() { OPERAND_ROW } else { OPERAND_ABSENT };
-                let parameters = GemmParameters { m: shape.rows as u32, n: shape.cols as u32, acc, ..parameters };
+                let acc_layout = if weights.bias.is_some() { OPERAND_ROW } else { OPERAND_ABSENT };
+                let parameters =
+                    GemmParameters { m: shape.rows as u32, n: shape.cols as u32, acc_layout, ..parameters };
                 InputProduct { kernel, parameters, workgroups }
             };
             let buffers = StepBuffers {
@@ -93,8 +94,8 @@ impl WgpuStream {
                 projection_input: projection_input.as_ref(),
                 lengths: None,
             };
-            let step = StepKernels::new(gpu, weights, batch, false, &buffers)?;
-            stream_layers.push(StreamLayer { layer: layer.clone(), input_product, step, states, y });
+            let step_kernels = StepKernels::new(gpu, weights, batch, false, &buffers)?;
+            stream_layers.push(StreamLayer { layer: layer.clone(), input_product, step_kernels, states, y });
         }
         Ok(WgpuStream { layers: stream_layers, x, batch, current_slot: 0 })
     }
@@ -102,14 +103,14 @@ impl WgpuStream {
     pub(crate) async fn step(&mut self, gpu: &Gpu, x: &[f32], y: &mut [f32]) -> Result<()> {
         let op = "step";
         // `check_stack` ensured that there is at least one layer.
-        let (first, last) = (&self.layers[0], &self.layers[self.layers.len() - 1]);
-        check_step(self.batch, &first.layer.0.spec, &last.layer.0.spec, x, y)?;
+        let (first_layer, last_layer) = (&self.layers[0], &self.layers[self.layers.len() - 1]);
+        check_step(self.batch, &first_layer.layer.0.spec, &last_layer.layer.0.spec, x, y)?;
         gpu.submit(op)?;
         gpu.write(op, &self.x, bytemuck::cast_slice(x))?;
         let slot = self.current_slot as u32;
         // Offset of the layer's input: 0 in `self.x`, then the slot in the output of the layer below.
         let mut x_offset = 0;
-        for StreamLayer { layer, input_product, step, .. } in &self.layers {
+        for StreamLayer { layer, input_product, step_kernels, .. } in &self.layers {
             let spec = &layer.0.spec;
             let product_parameters = GemmParameters { a_offset: x_offset, ..input_product.parameters };
             gpu.dispatch(op, &input_product.kernel, &product_parameters, input_product.workgroups)?;
@@ -127,16 +128,16 @@ impl WgpuStream {
                 clip: spec.clip.unwrap_or_default(),
                 ..ForwardParameters::default()
             };
-            step.run(gpu, parameters)?;
+            step_kernels.run(gpu, parameters)?;
             x_offset = slot * batch * spec.state_size() as u32;
         }
-        gpu.download(op, &last.y, x_offset as usize, bytemuck::cast_slice_mut(y)).await?;
+        gpu.download(op, &last_layer.y, x_offset as usize, bytemuck::cast_slice_mut(y)).await?;
         self.current_slot = 1 - self.current_slot;
         Ok(())
     }
 
     pub(crate) fn state(&self, gpu: &Gpu) -> Result<Vec<State<Tensor>>> {
-        let slot = StateSlot { slots: STATE_SLOTS, batch: self.batch, index: self.current_slot };
+        let slot = StateSlot { slot_count: STATE_SLOTS, batch: self.batch, index: self.current_slot };
         let state = |layer: &StreamLayer| read_state(gpu, "stream_state", &layer.layer.0.spec, &layer.states, slot);
         self.layers.iter().map(state).collect()
     }
@@ -147,7 +148,7 @@ impl WgpuStream {
         // Write to the other slot: if it fails for one layer, all layers keep their state.
         let other_slot = 1 - self.current_slot;
         self.layers.iter().zip(state).try_for_each(|(layer, state)| {
-            let slot = StateSlot { slots: STATE_SLOTS, batch: self.batch, index: other_slot };
+            let slot = StateSlot { slot_count: STATE_SLOTS, batch: self.batch, index: other_slot };
             write_state(gpu, "set_stream_state", &layer.layer.0.spec, &layer.states, slot, state)
         })?;
         self.current_slot = other_slot;

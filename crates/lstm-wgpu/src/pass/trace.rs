@@ -20,6 +20,6 @@ pub struct Trace {
     pub(super) states: Arc<DeviceMemory>,
     /// Gate activations i, f, g, o, `[steps * batch, 4 * hidden]`.
     pub(super) gates: Arc<DeviceMemory>,
-    /// With a projection: its input `o * tanh(c)`, `[steps * batch, hidden]`.
+    /// Input of the projection, `o * tanh(c)`, `[steps * batch, hidden]`. `None` without a projection.
     pub(super) projection_input: Option<Arc<DeviceMemory>>,
 }

@@ -28,23 +28,23 @@ pub(crate) struct StepTiling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct KernelOptions {
     /// Value of `CELL` in the shaders: 0 without peepholes, 1 with dense ones, 2 with diagonal ones.
-    pub(super) cell: u32,
+    pub(super) cell_code: u32,
     pub(super) coupled: bool,
-    pub(super) clipped: bool,
-    pub(super) projected: bool,
+    pub(super) has_clip: bool,
+    pub(super) has_projection: bool,
 }
 
 impl KernelOptions {
     pub(crate) fn new(spec: &LayerSpec) -> Self {
         KernelOptions {
-            cell: match spec.cell {
+            cell_code: match spec.cell {
                 CellKind::Fused | CellKind::Unfused => 0,
                 CellKind::PeepholeDense => 1,
                 CellKind::PeepholeDiagonal => 2,
             },
             coupled: spec.coupled,
-            clipped: spec.clip.is_some(),
-            projected: spec.proj_size.is_some(),
+            has_clip: spec.clip.is_some(),
+            has_projection: spec.proj_size.is_some(),
         }
     }
 }
@@ -72,7 +72,7 @@ type BufferWrites = &'static [bool];
 
 impl Kernel {
     /// Source files of the kernel, without those of the arithmetic, and a flag for each storage buffer that it writes.
-    fn definition(self) -> (&'static [&'static str], BufferWrites) {
+    fn files_and_buffer_writes(self) -> (&'static [&'static str], BufferWrites) {
         match self {
             Kernel::FloatBehavior => (&[include_str!("../../shaders/float_behavior.wgsl")], &[false, true]),
             Kernel::FmaSamples => (&[include_str!("../../shaders/fma_samples.wgsl")], &[false, true]),
@@ -119,19 +119,19 @@ impl Kernel {
     }
 
     /// Source files of the kernel. They are appended to those of the arithmetic and the parameters.
-    pub(super) fn files(self) -> &'static [&'static str] {
-        self.definition().0
+    pub(super) fn source_files(self) -> &'static [&'static str] {
+        self.files_and_buffer_writes().0
     }
 
     /// For each storage buffer, in the order of the bindings, whether the kernel writes it.
     pub(super) fn buffer_writes(self) -> BufferWrites {
-        self.definition().1
+        self.files_and_buffer_writes().1
     }
 
     /// Definition of the kernel's parameters.
     pub(super) fn parameters(self) -> ParameterDefinition {
         match self {
-            Kernel::FloatBehavior | Kernel::FmaSamples => parameters::LengthParameters::DEFINITION,
+            Kernel::FloatBehavior | Kernel::FmaSamples => parameters::ProbeParameters::DEFINITION,
             Kernel::Unary(_) => parameters::UnaryParameters::DEFINITION,
             Kernel::MulAdd => parameters::MulAddParameters::DEFINITION,
             Kernel::SelectBetween => parameters::SelectBetweenParameters::DEFINITION,

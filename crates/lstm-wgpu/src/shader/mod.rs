@@ -11,7 +11,8 @@ mod tests;
 
 pub(crate) use kernel::{Kernel, KernelOptions, StepTiling, Unary};
 pub(crate) use parameters::{
-    BackwardParameters, CopyParameters, ForwardParameters, GemmParameters, LengthParameters, MulAddParameters,
-    OPERAND_ABSENT, OPERAND_FULL, OPERAND_ROW, Parameters, ProjectParameters, SelectBetweenParameters, UnaryParameters,
+    BackwardParameters, CopyParameters, ForwardParameters, GemmParameters, MulAddParameters, OPERAND_ABSENT,
+    OPERAND_FULL, OPERAND_ROW, Parameters, ProbeParameters, ProjectParameters, SelectBetweenParameters,
+    UnaryParameters,
 };
 pub(crate) use pipeline::{BoundKernel, Pipeline, layout_entry};

@@ -45,8 +45,8 @@ macro_rules! parameters {
 }
 
 parameters! {
-    /// Parameters of the probe's kernels.
-    struct LengthParameters {
+    /// Parameters of the kernels that test the adapter's arithmetic.
+    struct ProbeParameters {
         /// Number of results.
         len: u32,
     }
@@ -65,9 +65,9 @@ parameters! {
         len: u32,
         cols: u32,
         /// Layout of the operand b: [`OPERAND_ABSENT`], [`OPERAND_ROW`] or [`OPERAND_FULL`].
-        b: u32,
+        b_layout: u32,
         /// Layout of the operand c: [`OPERAND_ABSENT`], [`OPERAND_ROW`] or [`OPERAND_FULL`].
-        c: u32,
+        c_layout: u32,
         alpha: f32,
     }
 
@@ -87,7 +87,7 @@ parameters! {
         y_offset: u32,
         y_stride: u32,
         /// 1 if the values are snapped, else 0.
-        snap: u32,
+        snap_values: u32,
     }
 
     /// Parameters of the matrix product, whose inner dimension k is divided into segments; see `gemm_common.wgsl`.
@@ -103,9 +103,9 @@ parameters! {
         segment_length: u32,
         segment_count: u32,
         /// 1 if the segments are added from the last to the first, else 0.
-        descending: u32,
+        descending_segments: u32,
         /// Layout of the accumulator: [`OPERAND_ABSENT`], [`OPERAND_ROW`] or [`OPERAND_FULL`].
-        acc: u32,
+        acc_layout: u32,
         /// 1 if elements of a are snapped when they are read, else 0.
         snap_a: u32,
         a_row_stride: u32,
@@ -132,11 +132,11 @@ parameters! {
         reverse: u32,
         /// 1 if the sequences have lengths of their own, else 0.
         has_lengths: u32,
-        /// Index, in the rows of the whole sequence, of the row that is row 0 of `gates`.
+        /// Row of the whole sequence that is stored in row 0 of `gates`.
         gates_first_row: u32,
         /// Number of states in the ring buffer.
         state_slots: u32,
-        /// Clip bound of the gates' sums; ignored without clipping.
+        /// Clip bound of the gates' pre-activations; ignored without clipping.
         clip: f32,
     }
 
@@ -146,9 +146,9 @@ parameters! {
         hidden_size: u32,
         state_size: u32,
         /// Row of `y` at which the step starts.
-        first_row: u32,
+        y_first_row: u32,
         /// Row of the projection's input at which the step starts.
-        m_first_row: u32,
+        input_first_row: u32,
         step: u32,
         /// Offset in `states` of h before the step.
         h_old_offset: u32,

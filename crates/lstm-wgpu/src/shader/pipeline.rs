@@ -20,7 +20,7 @@ pub(crate) struct Pipeline {
     pub(crate) parameters: ParameterDefinition,
 }
 
-/// A compiled kernel bound to its buffers. It keeps the buffers out of the pool.
+/// A compiled kernel bound to its buffers. While it exists, its buffers do not return to the pool.
 pub(crate) struct BoundKernel {
     pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) bind_group: wgpu::BindGroup,
@@ -34,7 +34,7 @@ impl Gpu {
             return Ok(pipeline.clone());
         }
         let op = "compile";
-        let source = kernel.source(self.mode.fma);
+        let source = kernel.wgsl_source(self.mode.fma);
         let pipeline = match self.mode.no_contraction {
             false => self.with_error_scopes(op, || {
                 let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -48,13 +48,13 @@ impl Gpu {
                 let words = compile_without_contraction(&source, self.has_guards())
                     .map_err(|reason| device_error(op, reason))?;
                 self.with_error_scopes(op, || {
-                    let entry = wgpu::PassthroughShaderEntryPoint {
+                    let entry_point = wgpu::PassthroughShaderEntryPoint {
                         name: "main".into(),
                         workgroup_size: (kernel.workgroup_size(), 1, 1),
                     };
                     let descriptor = wgpu::ShaderModuleDescriptorPassthrough {
                         label: Some("lstm"),
-                        entry_points: vec![entry].into(),
+                        entry_points: vec![entry_point].into(),
                         spirv: Some(words.into()),
                         ..Default::default()
                     };
@@ -75,7 +75,7 @@ impl Gpu {
     }
 
     fn create_pipeline(&self, kernel: Kernel, module: &wgpu::ShaderModule) -> Pipeline {
-        let storage = |write: &bool| wgpu::BindingType::Buffer {
+        let storage_binding = |write: &bool| wgpu::BindingType::Buffer {
             ty: wgpu::BufferBindingType::Storage { read_only: !write },
             has_dynamic_offset: false,
             min_binding_size: None,
@@ -84,7 +84,7 @@ impl Gpu {
             .buffer_writes()
             .iter()
             .enumerate()
-            .map(|(k, write)| layout_entry(k as u32, storage(write)))
+            .map(|(k, write)| layout_entry(k as u32, storage_binding(write)))
             .collect();
         let layout = self
             .device
@@ -106,12 +106,12 @@ impl Gpu {
     }
 
     fn create_bind_group<'a>(&self, pipeline: &Pipeline, buffers: &[&'a Arc<DeviceMemory>]) -> wgpu::BindGroup {
-        let binding = |memory: &'a Arc<DeviceMemory>| wgpu::BufferBinding {
+        let buffer_binding = |memory: &'a Arc<DeviceMemory>| wgpu::BufferBinding {
             buffer: &memory.buffer,
             offset: 0,
             size: std::num::NonZeroU64::new(memory.accessible_bytes()),
         };
-        let resources = buffers.iter().map(|&memory| wgpu::BindingResource::Buffer(binding(memory)));
+        let resources = buffers.iter().map(|&memory| wgpu::BindingResource::Buffer(buffer_binding(memory)));
         let entries = resources.enumerate().map(|(k, resource)| wgpu::BindGroupEntry { binding: k as u32, resource });
         let entries: Vec<_> = entries.collect();
         self.device.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -121,13 +121,13 @@ impl Gpu {
         })
     }
 
-    /// Binds a kernel to buffers, in the order of its bindings.
+    /// Binds a kernel to buffers. The buffers are in the order of the bindings in the kernel's source.
     pub(crate) fn bind(&self, op: &'static str, kernel: Kernel, buffers: &[&Arc<DeviceMemory>]) -> Result<BoundKernel> {
         debug_assert_eq!(buffers.len(), kernel.buffer_writes().len());
         buffers.iter().try_for_each(|memory| self.check_owner(op, memory))?;
         let pipeline = self.pipeline(kernel)?;
         let key = (kernel, buffers.iter().map(|memory| (memory.buffer.clone(), memory.accessible_bytes())).collect());
-        let bind_group = match self.pool.bind_group(&key) {
+        let bind_group = match self.pool.cached_bind_group(&key) {
             Some(bind_group) => bind_group,
             None => {
                 let bind_group = self.with_error_scopes(op, || self.create_bind_group(&pipeline, buffers))?;

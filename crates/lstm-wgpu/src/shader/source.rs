@@ -10,7 +10,7 @@ use crate::device::Fma;
 
 impl Kernel {
     /// The complete WGSL source, with `FMA` defined by `fma`.
-    pub(super) fn source(self, fma: Fma) -> String {
+    pub(super) fn wgsl_source(self, fma: Fma) -> String {
         let mut text = arithmetic_constants();
         match self {
             Kernel::Unary(operation) => write_constant(&mut text, "OPERATION", operation as u32),
@@ -28,8 +28,8 @@ impl Kernel {
         }
         text.push_str(match fma {
             Fma::Native => include_str!("../../shaders/fma_native.wgsl"),
-            Fma::F64 => include_str!("../../shaders/fma_f64.wgsl"),
-            Fma::Integer => include_str!("../../shaders/fma_integer.wgsl"),
+            Fma::EmulatedInF64 => include_str!("../../shaders/fma_f64.wgsl"),
+            Fma::EmulatedInIntegers => include_str!("../../shaders/fma_integer.wgsl"),
         });
         text.push_str(match fma {
             Fma::Native => "fn FMA4(a: f32, b: vec4<f32>, c: vec4<f32>) -> vec4<f32> { return fma(vec4(a), b, c); }\n",
@@ -40,7 +40,7 @@ impl Kernel {
         });
         text.push_str(include_str!("../../shaders/arithmetic.wgsl"));
         text.push_str(self.parameters().wgsl);
-        for file in self.files() {
+        for file in self.source_files() {
             text.push_str(file);
         }
         text
@@ -51,11 +51,11 @@ fn write_constant(text: &mut String, name: &str, value: u32) {
     let _ = writeln!(text, "const {name}: u32 = {value}u;");
 }
 
-fn write_options(text: &mut String, KernelOptions { cell, coupled, clipped, projected }: KernelOptions) {
-    write_constant(text, "CELL", cell);
+fn write_options(text: &mut String, KernelOptions { cell_code, coupled, has_clip, has_projection }: KernelOptions) {
+    write_constant(text, "CELL", cell_code);
     write_constant(text, "DENSE", 1);
     write_constant(text, "DIAGONAL", 2);
-    for (name, value) in [("COUPLED", coupled), ("CLIPPED", clipped), ("PROJECTED", projected)] {
+    for (name, value) in [("COUPLED", coupled), ("CLIPPED", has_clip), ("PROJECTED", has_projection)] {
         let _ = writeln!(text, "const {name}: bool = {value};");
     }
 }
@@ -71,15 +71,15 @@ fn arithmetic_constants() -> String {
     let mut text = String::new();
     write_constant(&mut text, "ABSENT", parameters::OPERAND_ABSENT);
     write_constant(&mut text, "ROW", parameters::OPERAND_ROW);
-    write_constant(&mut text, "BLOCK", a::BLOCK as u32);
-    write_constant(&mut text, "SNAP_BITS", a::SNAP_BITS);
+    write_constant(&mut text, "BLOCK", a::DOT_BLOCK as u32);
+    write_constant(&mut text, "SNAP_BITS", a::SNAP_THRESHOLD_BITS);
     write_constant(&mut text, "MAGNITUDE_BITS", a::MAGNITUDE_BITS);
     write_constant(&mut text, "SIGN_BIT", !a::MAGNITUDE_BITS);
     write_constant(&mut text, "INFINITY_BITS", f32::INFINITY.to_bits());
-    write_constant(&mut text, "SPLIT_MASK", a::SPLIT_MASK);
+    write_constant(&mut text, "SPLIT_MASK", a::CLEAR_LOW_BITS_MASK);
     write_constant(&mut text, "TANH_LINEAR_BITS", a::TANH_LINEAR_BITS);
     for (name, value) in [
-        ("MAGIC", a::MAGIC),
+        ("MAGIC", a::ROUNDING_MAGIC),
         ("LOG2_E", a::LOG2_E),
         ("LN2_HIGH", a::LN2_HIGH),
         ("LN2_LOW", a::LN2_LOW),
@@ -89,16 +89,19 @@ fn arithmetic_constants() -> String {
         // Rust prints the shortest decimal that parses to the same float.
         let _ = writeln!(text, "const {name}: f32 = {value:e}f;");
     }
-    write_polynomial(&mut text, "exp_poly", &a::EXP);
-    write_polynomial(&mut text, "exp_twice_poly", &a::EXP_TWICE);
-    write_polynomial(&mut text, "sigmoid_poly", &a::SIGMOID);
-    write_polynomial(&mut text, "tanh_poly", &a::TANH);
+    write_polynomial(&mut text, "exp_poly", &a::EXP_POLYNOMIAL);
+    write_polynomial(&mut text, "exp_twice_poly", &a::EXP_2R_POLYNOMIAL);
+    write_polynomial(&mut text, "sigmoid_poly", &a::SIGMOID_POLYNOMIAL);
+    write_polynomial(&mut text, "tanh_poly", &a::TANH_POLYNOMIAL);
     text
 }
 
 /// Writes a WGSL function that evaluates a polynomial by Horner's method. `coefficients` start with the constant term.
 fn write_polynomial(text: &mut String, name: &str, coefficients: &[f32]) {
-    let (last, rest) = coefficients.split_last().expect("a polynomial has coefficients");
-    let body = rest.iter().rev().fold(format!("{last:e}f"), |sum, c| format!("FMA({sum}, x, {c:e}f)"));
+    let (highest_coefficient, lower_coefficients) = coefficients.split_last().expect("a polynomial has coefficients");
+    let body = lower_coefficients
+        .iter()
+        .rev()
+        .fold(format!("{highest_coefficient:e}f"), |sum, c| format!("FMA({sum}, x, {c:e}f)"));
     let _ = writeln!(text, "fn {name}(x: f32) -> f32 {{ return {body}; }}");
 }

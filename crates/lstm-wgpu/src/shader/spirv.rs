@@ -1,5 +1,5 @@
-//! Compiles WGSL to SPIR-V with `NoContraction` on every float operation, for drivers that contract or reassociate
-//! otherwise.
+//! Compiles WGSL to SPIR-V with `NoContraction` on every float operation, for drivers that would otherwise contract or
+//! reassociate these operations.
 
 use naga::{
     back::spv::{Options, WriterFlags, write_vec},
@@ -11,11 +11,11 @@ use naga::{
 // low half and the number of words in its high half.
 const OP_EXT_INST_IMPORT: u32 = 11;
 pub(super) const OP_EXT_INST: u32 = 12;
-const OP_TYPES: std::ops::RangeInclusive<u32> = 19..=33;
-const OP_DECORATIONS: std::ops::RangeInclusive<u32> = 71..=72;
+const TYPE_OPCODES: std::ops::RangeInclusive<u32> = 19..=33;
+const DECORATION_OPCODES: std::ops::RangeInclusive<u32> = 71..=72;
 pub(super) const OP_DECORATE: u32 = 71;
 /// Opcodes of OpFNegate, OpFAdd, OpFSub, OpFMul and OpFDiv.
-pub(super) const FLOAT_OPERATIONS: [u32; 5] = [127, 129, 131, 133, 136];
+pub(super) const FLOAT_OPCODES: [u32; 5] = [127, 129, 131, 133, 136];
 /// Instruction number of `Fma` in the extended instruction set GLSL.std.450.
 pub(super) const GLSL_FMA: u32 = 50;
 /// Number of the decoration `NoContraction`.
@@ -43,17 +43,17 @@ pub(super) fn compile_without_contraction(wgsl: &str, clamp_indices: bool) -> Re
     };
     options.flags -= WriterFlags::ADJUST_COORDINATE_SPACE;
     let words = write_vec(&module, &info, &options, None).map_err(|e| e.to_string())?;
-    decorate(&words)
+    add_no_contraction(&words)
 }
 
 /// Iterates over the instructions of a module. Yields the position, the opcode and the words of each.
 pub(super) fn instructions(words: &[u32]) -> impl Iterator<Item = Result<(usize, u32, &[u32]), String>> {
-    let mut next = HEADER_WORDS;
+    let mut next_position = HEADER_WORDS;
     std::iter::from_fn(move || {
-        let first = *words.get(next)?;
-        let (opcode, len) = (first & 0xffff, (first >> 16) as usize);
-        let position = next;
-        next = if len == 0 { words.len() } else { next + len };
+        let first_word = *words.get(next_position)?;
+        let (opcode, len) = (first_word & 0xffff, (first_word >> 16) as usize);
+        let position = next_position;
+        next_position = if len == 0 { words.len() } else { next_position + len };
         Some(
             words
                 .get(position..position + len.max(1))
@@ -65,25 +65,26 @@ pub(super) fn instructions(words: &[u32]) -> impl Iterator<Item = Result<(usize,
 }
 
 /// Adds a `NoContraction` decoration for every float operation of a module.
-pub(super) fn decorate(words: &[u32]) -> Result<Vec<u32>, String> {
-    let (mut results, mut annotations, mut glsl) = (Vec::new(), None, None);
+pub(super) fn add_no_contraction(words: &[u32]) -> Result<Vec<u32>, String> {
+    let (mut float_result_ids, mut annotations_position, mut glsl_set_id) = (Vec::new(), None, None);
     for instruction in instructions(words) {
         let (position, opcode, operands) = instruction?;
         // Decorations precede types in a module.
-        if annotations.is_none() && (OP_TYPES.contains(&opcode) || OP_DECORATIONS.contains(&opcode)) {
-            annotations = Some(position);
+        if annotations_position.is_none() && (TYPE_OPCODES.contains(&opcode) || DECORATION_OPCODES.contains(&opcode)) {
+            annotations_position = Some(position);
         }
         if opcode == OP_EXT_INST_IMPORT {
-            glsl = operands.get(1).copied();
+            glsl_set_id = operands.get(1).copied();
         }
-        let is_fma = opcode == OP_EXT_INST && operands.get(3).copied() == glsl && operands.get(4) == Some(&GLSL_FMA);
-        if FLOAT_OPERATIONS.contains(&opcode) || is_fma {
-            results.push(*operands.get(2).ok_or("a SPIR-V float operation has no result")?);
+        let is_fma =
+            opcode == OP_EXT_INST && operands.get(3).copied() == glsl_set_id && operands.get(4) == Some(&GLSL_FMA);
+        if FLOAT_OPCODES.contains(&opcode) || is_fma {
+            float_result_ids.push(*operands.get(2).ok_or("a SPIR-V float operation has no result")?);
         }
     }
-    let insert_position = annotations.ok_or("the SPIR-V module has no types")?;
+    let insert_position = annotations_position.ok_or("the SPIR-V module has no types")?;
     let mut out = words[..insert_position].to_vec();
-    out.extend(results.iter().flat_map(|&id| [3 << 16 | OP_DECORATE, id, NO_CONTRACTION]));
+    out.extend(float_result_ids.iter().flat_map(|&id| [3 << 16 | OP_DECORATE, id, NO_CONTRACTION]));
     out.extend_from_slice(&words[insert_position..]);
     Ok(out)
 }

@@ -10,7 +10,7 @@ fn kernels() -> Vec<Kernel> {
         StepTiling { units: 128, lanes: 2, rows: 1 },
         StepTiling { units: 64, lanes: 1, rows: 4 },
     ];
-    let mut all = vec![
+    let mut all_kernels = vec![
         Kernel::FloatBehavior,
         Kernel::FmaSamples,
         Kernel::MulAdd,
@@ -21,48 +21,49 @@ fn kernels() -> Vec<Kernel> {
         Kernel::GemmTiled,
         Kernel::Project,
     ];
-    all.extend([Unary::Snap, Unary::Sigmoid, Unary::Tanh, Unary::Clip].map(Kernel::Unary));
+    all_kernels.extend([Unary::Snap, Unary::Sigmoid, Unary::Tanh, Unary::Clip].map(Kernel::Unary));
     for tiling in tilings {
-        all.push(Kernel::StateGradient(tiling));
+        all_kernels.push(Kernel::StateGradient(tiling));
         for flags in 0..3 * 16 {
-            let bit = |k: u32| ((flags / 3) >> k) & 1 == 1;
-            let options = KernelOptions { cell: flags % 3, coupled: bit(0), clipped: bit(1), projected: bit(2) };
-            all.push(Kernel::Forward { options, train: bit(3), tiling });
-            all.push(Kernel::Backward { options, tiling });
+            let flag = |k: u32| ((flags / 3) >> k) & 1 == 1;
+            let options =
+                KernelOptions { cell_code: flags % 3, coupled: flag(0), has_clip: flag(1), has_projection: flag(2) };
+            all_kernels.push(Kernel::Forward { options, train: flag(3), tiling });
+            all_kernels.push(Kernel::Backward { options, tiling });
         }
     }
-    all
+    all_kernels
 }
 
 #[test]
 fn naga_validates_all_shaders() {
     for kernel in kernels() {
-        for fma in [Fma::Native, Fma::F64, Fma::Integer] {
-            let text = kernel.source(fma);
+        for fma in [Fma::Native, Fma::EmulatedInF64, Fma::EmulatedInIntegers] {
+            let text = kernel.wgsl_source(fma);
             let module = naga::front::wgsl::parse_str(&text)
                 .unwrap_or_else(|e| panic!("{kernel:?}, {fma:?}: {}", e.emit_to_string(&text)));
             let capabilities = match fma {
-                Fma::F64 => Capabilities::FLOAT64 | Capabilities::SHADER_INT64,
+                Fma::EmulatedInF64 => Capabilities::FLOAT64 | Capabilities::SHADER_INT64,
                 _ => Capabilities::empty(),
             };
             Validator::new(ValidationFlags::all(), capabilities)
                 .validate(&module)
                 .unwrap_or_else(|e| panic!("{kernel:?}, {fma:?}: {}", e.emit_to_string(&text)));
-            let (entry, writes) = (&module.entry_points[0], kernel.buffer_writes());
-            assert_eq!(entry.workgroup_size.iter().product::<u32>(), kernel.workgroup_size(), "{kernel:?}");
-            let mut uniforms = 0;
+            let (entry_point, buffer_writes) = (&module.entry_points[0], kernel.buffer_writes());
+            assert_eq!(entry_point.workgroup_size.iter().product::<u32>(), kernel.workgroup_size(), "{kernel:?}");
+            let mut uniform_count = 0;
             for (_, variable) in module.global_variables.iter() {
                 if variable.space == naga::AddressSpace::Uniform {
-                    uniforms += 1;
+                    uniform_count += 1;
                     assert_eq!(wgsl_layout(&module, variable), rust_layout(kernel), "{kernel:?}");
                 }
                 if let naga::AddressSpace::Storage { access } = variable.space {
                     let binding = variable.binding.expect("storage buffers have bindings").binding as usize;
-                    let written = access.contains(naga::StorageAccess::STORE);
-                    assert_eq!(written, writes[binding], "{kernel:?}, binding {binding}");
+                    let is_written = access.contains(naga::StorageAccess::STORE);
+                    assert_eq!(is_written, buffer_writes[binding], "{kernel:?}, binding {binding}");
                 }
             }
-            assert_eq!(uniforms, 1, "{kernel:?}");
+            assert_eq!(uniform_count, 1, "{kernel:?}");
             if fma != Fma::Native {
                 assert!(!text.contains("return fma("), "{kernel:?}");
             }
@@ -92,14 +93,14 @@ fn rust_layout(kernel: Kernel) -> (usize, Vec<(String, usize)>) {
 fn shaders_call_no_functions_of_unspecified_accuracy() {
     // This kernel tests the adapter's own fma.
     for kernel in kernels().into_iter().filter(|kernel| *kernel != Kernel::FloatBehavior) {
-        let text = kernel.source(Fma::Integer);
+        let text = kernel.wgsl_source(Fma::EmulatedInIntegers);
         let code = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>();
         let text = code.join("\n");
         let calls = text.split(|c: char| !(c.is_alphanumeric() || "_(/=".contains(c)));
         for name in calls.filter_map(|call| call.split_once('(').map(|(name, _)| name)) {
-            let unspecified =
+            let inexact_functions =
                 ["exp", "exp2", "log", "tanh", "sqrt", "pow", "fma", "dot", "mix", "inverseSqrt", "smoothstep"];
-            assert!(!unspecified.contains(&name), "{kernel:?} calls {name}");
+            assert!(!inexact_functions.contains(&name), "{kernel:?} calls {name}");
         }
     }
 }
@@ -107,31 +108,31 @@ fn shaders_call_no_functions_of_unspecified_accuracy() {
 #[cfg(not(target_arch = "wasm32"))]
 #[test]
 fn every_float_operation_is_decorated_once() {
-    use super::spirv::{FLOAT_OPERATIONS, GLSL_FMA, NO_CONTRACTION, OP_DECORATE, OP_EXT_INST};
-    for fma in [Fma::Native, Fma::F64, Fma::Integer] {
-        let words = spirv::compile_without_contraction(&Kernel::GemmTiled.source(fma), false).unwrap();
-        let (mut decorated, mut operations) = (Vec::new(), Vec::new());
+    use super::spirv::{FLOAT_OPCODES, GLSL_FMA, NO_CONTRACTION, OP_DECORATE, OP_EXT_INST};
+    for fma in [Fma::Native, Fma::EmulatedInF64, Fma::EmulatedInIntegers] {
+        let words = spirv::compile_without_contraction(&Kernel::GemmTiled.wgsl_source(fma), false).unwrap();
+        let (mut decorated_ids, mut operation_ids) = (Vec::new(), Vec::new());
         for instruction in spirv::instructions(&words) {
             let (_, opcode, w) = instruction.unwrap();
             if opcode == OP_DECORATE && w.get(2) == Some(&NO_CONTRACTION) {
-                decorated.push(w[1]);
+                decorated_ids.push(w[1]);
             }
-            if FLOAT_OPERATIONS.contains(&opcode) || (opcode == OP_EXT_INST && w.get(4) == Some(&GLSL_FMA)) {
-                operations.push(w[2]);
+            if FLOAT_OPCODES.contains(&opcode) || (opcode == OP_EXT_INST && w.get(4) == Some(&GLSL_FMA)) {
+                operation_ids.push(w[2]);
             }
         }
-        assert!(!operations.is_empty());
-        assert_eq!(decorated, operations, "{fma:?}");
+        assert!(!operation_ids.is_empty());
+        assert_eq!(decorated_ids, operation_ids, "{fma:?}");
     }
 }
 
 #[cfg(not(target_arch = "wasm32"))]
 #[test]
 fn rejects_malformed_spirv_and_wgsl() {
-    use super::spirv::{HEADER_WORDS, compile_without_contraction, decorate};
-    assert!(decorate(&[0; HEADER_WORDS]).is_err());
-    assert!(decorate(&[0, 0, 0, 0, 0, 9 << 16 | 19]).is_err());
-    assert!(decorate(&[0, 0, 0, 0, 0, 0]).is_err());
+    use super::spirv::{HEADER_WORDS, add_no_contraction, compile_without_contraction};
+    assert!(add_no_contraction(&[0; HEADER_WORDS]).is_err());
+    assert!(add_no_contraction(&[0, 0, 0, 0, 0, 9 << 16 | 19]).is_err());
+    assert!(add_no_contraction(&[0, 0, 0, 0, 0, 0]).is_err());
     assert!(compile_without_contraction("fn", false).is_err());
 }
 
@@ -141,6 +142,6 @@ fn dispatch_rejects_parameters_of_another_kernel() {
     let Some(wgpu) = crate::testing::open_adapter(false) else { return };
     let x = wgpu.gpu().allocate("test", 1).unwrap();
     let y = wgpu.gpu().allocate("test", 1).unwrap();
-    let result = wgpu.gpu().bind_and_dispatch("test", Kernel::Copy, &[&x, &y], &LengthParameters { len: 1 }, 1);
+    let result = wgpu.gpu().bind_and_dispatch("test", Kernel::Copy, &[&x, &y], &ProbeParameters { len: 1 }, 1);
     assert!(result.unwrap_err().to_string().contains("parameters belong to another kernel"));
 }

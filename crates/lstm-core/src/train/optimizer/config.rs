@@ -214,17 +214,17 @@ impl FromStr for OptimizerConfig {
         };
         match &mut config {
             OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => {
-                options.set("momentum", momentum)?;
-                options.set("dampening", dampening)?;
-                options.set("nesterov", nesterov)?;
-                options.set("weight_decay", weight_decay)?;
+                options.read_into("momentum", momentum)?;
+                options.read_into("dampening", dampening)?;
+                options.read_into("nesterov", nesterov)?;
+                options.read_into("weight_decay", weight_decay)?;
             }
             OptimizerConfig::Adam { beta1, beta2, eps, weight_decay }
             | OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
-                options.set("beta1", beta1)?;
-                options.set("beta2", beta2)?;
-                options.set("eps", eps)?;
-                options.set("weight_decay", weight_decay)?;
+                options.read_into("beta1", beta1)?;
+                options.read_into("beta2", beta2)?;
+                options.read_into("eps", eps)?;
+                options.read_into("weight_decay", weight_decay)?;
             }
         }
         options.finish()?;
@@ -275,14 +275,19 @@ mod tests {
 
     #[test]
     fn text_round_trip_is_exact() {
-        let odd = f32::from_bits(0x3dcc_ccce);
+        let long_decimal = f32::from_bits(0x3dcc_ccce);
         for config in [
             OptimizerConfig::sgd(),
-            OptimizerConfig::momentum(odd).weight_decay(f32::from_bits(1)),
+            OptimizerConfig::momentum(long_decimal).weight_decay(f32::from_bits(1)),
             OptimizerConfig::nesterov(f32::MAX),
-            OptimizerConfig::Sgd { momentum: 0.9, dampening: odd, nesterov: false, weight_decay: 1e-20 },
-            OptimizerConfig::adam().weight_decay(odd),
-            OptimizerConfig::AdamW { beta1: odd, beta2: 0.999_999_94, eps: f32::MIN_POSITIVE, weight_decay: 3e7 },
+            OptimizerConfig::Sgd { momentum: 0.9, dampening: long_decimal, nesterov: false, weight_decay: 1e-20 },
+            OptimizerConfig::adam().weight_decay(long_decimal),
+            OptimizerConfig::AdamW {
+                beta1: long_decimal,
+                beta2: 0.999_999_94,
+                eps: f32::MIN_POSITIVE,
+                weight_decay: 3e7,
+            },
         ] {
             assert_eq!(config.to_string().parse::<OptimizerConfig>().unwrap(), config);
         }

@@ -90,9 +90,9 @@ impl Optimizer {
             self.check_same_as_first_step(parameters)?;
         }
         self.steps = self.steps.saturating_add(1);
-        let mut no_state = ParameterState::default();
+        let mut empty_state = ParameterState::default();
         for Parameter { name, value, gradient } in parameters {
-            let state = self.state.get_mut(*name).unwrap_or(&mut no_state);
+            let state = self.state.get_mut(*name).unwrap_or(&mut empty_state);
             update(&self.config, rate, self.steps, value, gradient, state);
         }
         Ok(())
@@ -125,33 +125,34 @@ impl Optimizer {
     ) -> Result<Self> {
         config.validate()?;
         let names = config.state_names();
-        let mut found: BTreeMap<String, [Option<Vec<f32>>; 2]> = BTreeMap::new();
-        let mut unused = Vec::new();
+        let mut arrays_by_parameter: BTreeMap<String, [Option<Vec<f32>>; 2]> = BTreeMap::new();
+        let mut unused_names = Vec::new();
         for (full_name, array) in state {
-            let split = full_name.split_once('.');
-            let index_and_parameter =
-                split.and_then(|(name, parameter)| Some((names.iter().position(|n| *n == name)?, parameter)));
+            let name_and_parameter = full_name.split_once('.');
+            let index_and_parameter = name_and_parameter
+                .and_then(|(name, parameter)| Some((names.iter().position(|n| *n == name)?, parameter)));
             let Some((index, parameter)) = index_and_parameter else {
-                unused.push(full_name);
+                unused_names.push(full_name);
                 continue;
             };
-            let slot = &mut found.entry(parameter.to_owned()).or_default()[index];
-            if slot.replace(array).is_some() {
+            let array_slot = &mut arrays_by_parameter.entry(parameter.to_owned()).or_default()[index];
+            if array_slot.replace(array).is_some() {
                 return Err(Error::format(format!("tensor `{full_name}`"), "the name occurs twice"));
             }
         }
-        if !unused.is_empty() {
-            return Err(Error::UnusedTensors { names: unused });
+        if !unused_names.is_empty() {
+            return Err(Error::UnusedTensors { names: unused_names });
         }
-        if (steps == 0) != found.is_empty() && !names.is_empty() {
-            let (expected, state) = if found.is_empty() {
+        if (steps == 0) != arrays_by_parameter.is_empty() && !names.is_empty() {
+            let (expected, state_presence) = if arrays_by_parameter.is_empty() {
                 ("0", "without optimizer state")
             } else {
                 ("at least 1", "with optimizer state")
             };
-            return Err(Error::config("steps", format!("expected {expected} {state}, got {steps}")));
+            return Err(Error::config("steps", format!("expected {expected} {state_presence}, got {steps}")));
         }
-        let state = found.into_iter().map(|(parameter, arrays)| complete_state(names, parameter, arrays));
+        let state =
+            arrays_by_parameter.into_iter().map(|(parameter, arrays)| check_state_complete(names, parameter, arrays));
         Ok(Optimizer { config, steps, state: state.collect::<Result<_>>()? })
     }
 
@@ -215,21 +216,21 @@ fn zero_state(config: &OptimizerConfig, parameters: &[Parameter<'_>]) -> Result<
 }
 
 /// Checks that a restored parameter has all its state arrays and that they have the same length.
-fn complete_state(
+fn check_state_complete(
     names: &[&str],
     parameter: String,
     arrays: [Option<Vec<f32>>; 2],
 ) -> Result<(String, ParameterState)> {
     let mut state = ParameterState::default();
     let len = arrays.iter().flatten().next().map_or(0, Vec::len);
-    for ((name, array), slot) in names.iter().zip(arrays).zip(&mut state) {
+    for ((name, array), array_slot) in names.iter().zip(arrays).zip(&mut state) {
         let full_name = format!("{name}.{parameter}");
         let array =
             array.ok_or_else(|| Error::MissingTensor { name: full_name.clone(), expected: format!("[{len}]") })?;
         if array.len() != len {
             return Err(Error::TensorShape { name: full_name, expected: vec![len], found: vec![array.len()] });
         }
-        *slot = array;
+        *array_slot = array;
     }
     Ok((parameter, state))
 }

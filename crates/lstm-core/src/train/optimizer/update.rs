@@ -14,16 +14,16 @@ pub(super) fn update(
     step: u64,
     value: &mut [f32],
     gradient: &[f32],
-    [first, second]: &mut ParameterState,
+    [first_array, second_array]: &mut ParameterState,
 ) {
     match *config {
         OptimizerConfig::Sgd { momentum, dampening, nesterov, weight_decay } => {
-            let pairs = value.iter_mut().zip(gradient);
+            let values_and_gradients = value.iter_mut().zip(gradient);
             if momentum == 0.0 {
-                return pairs.for_each(|(p, &g)| *p -= rate * add_l2_penalty(g, *p, weight_decay));
+                return values_and_gradients.for_each(|(p, &g)| *p -= rate * add_l2_penalty(g, *p, weight_decay));
             }
             let gradient_factor = one_minus(dampening);
-            for ((p, &g), b) in pairs.zip(first) {
+            for ((p, &g), b) in values_and_gradients.zip(first_array) {
                 let g = add_l2_penalty(g, *p, weight_decay);
                 *b = if step == 1 { g } else { momentum * *b + gradient_factor * g };
                 *p -= rate * if nesterov { g + momentum * *b } else { *b };
@@ -34,16 +34,16 @@ pub(super) fn update(
             let bias_correction = |beta: f32| 1.0 - libm::pow(f64::from(beta), step as f64);
             let step_size = (f64::from(rate) / bias_correction(beta1)) as f32;
             let sqrt_bias_correction2 = libm::sqrt(bias_correction(beta2)) as f32;
-            let (weight1, weight2) = (one_minus(beta1), one_minus(beta2));
+            let (one_minus_beta1, one_minus_beta2) = (one_minus(beta1), one_minus(beta2));
             let (l2_penalty, decay_factor) = match config {
                 OptimizerConfig::Adam { .. } => (weight_decay, 1.0),
                 _ => (0.0, (1.0 - f64::from(rate) * f64::from(weight_decay)) as f32),
             };
-            for (((p, &g), m), v) in value.iter_mut().zip(gradient).zip(first).zip(second) {
+            for (((p, &g), m), v) in value.iter_mut().zip(gradient).zip(first_array).zip(second_array) {
                 let g = add_l2_penalty(g, *p, l2_penalty);
                 *p *= decay_factor;
-                *m = lerp(*m, g, weight1);
-                *v = beta2 * *v + weight2 * g * g;
+                *m = lerp(*m, g, one_minus_beta1);
+                *v = beta2 * *v + one_minus_beta2 * g * g;
                 *p -= step_size * *m / (v.sqrt() / sqrt_bias_correction2 + eps);
             }
         }
@@ -97,9 +97,9 @@ mod tests {
 
     #[test]
     fn adam_adds_weight_decay_to_the_gradient_and_adamw_to_the_value() {
-        let state = || [vec![0.0], vec![0.0]];
-        let adam = update_scalar(&OptimizerConfig::adam().weight_decay(0.5), 1, 8.0, 0.0, &mut state());
-        let adamw = update_scalar(&OptimizerConfig::adamw().weight_decay(0.5), 1, 8.0, 0.0, &mut state());
+        let zero_state = || [vec![0.0], vec![0.0]];
+        let adam = update_scalar(&OptimizerConfig::adam().weight_decay(0.5), 1, 8.0, 0.0, &mut zero_state());
+        let adamw = update_scalar(&OptimizerConfig::adamw().weight_decay(0.5), 1, 8.0, 0.0, &mut zero_state());
         assert!((adam - 7.9).abs() < 1e-5);
         assert_eq!(adamw, 8.0 * (1.0 - 0.1f32 * 0.5));
     }

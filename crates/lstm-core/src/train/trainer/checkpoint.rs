@@ -1,4 +1,4 @@
-//! Checkpoints: a run in one safetensors file, with everything that later steps depend on.
+//! Checkpoints: one safetensors file with everything on which the later steps of a training run depend.
 
 use std::{collections::BTreeMap, fmt::Display, path::Path, str::FromStr};
 
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Version of the checkpoint format.
-const VERSION: &str = "1";
+const FORMAT_VERSION: &str = "1";
 
 /// Prefix of the names of the optimizer's tensors.
 const OPTIMIZER_PREFIX: &str = "optimizer.";
@@ -73,8 +73,8 @@ impl CheckpointExtras {
             };
         };
         let to_array3 = |array: &ArrayD<f32>| {
-            let error = |_| Error::shape("take_state", "three dimensions", format!("{:?}", array.shape()));
-            array.clone().into_dimensionality::<Ix3>().map_err(error)
+            let shape_error = |_| Error::shape("take_state", "three dimensions", format!("{:?}", array.shape()));
+            array.clone().into_dimensionality::<Ix3>().map_err(shape_error)
         };
         let state = HostState { h: to_array3(h)?, c: to_array3(c)? };
         STATE_NAMES.iter().for_each(|name| drop(self.tensors.remove(*name)));
@@ -119,14 +119,14 @@ impl<B: Backend> Trainer<B> {
         }
         let config = &self.config;
         let head = self.head.as_ref().map(HeadSpec::of);
-        let or_none = |text: Option<String>| text.unwrap_or("none".into());
+        let text_or_none = |text: Option<String>| text.unwrap_or("none".into());
         for (key, value) in [
-            ("format", VERSION.into()),
+            ("format", FORMAT_VERSION.into()),
             ("model", self.lstm.config().to_string()),
-            ("head", or_none(head.map(|head| head.to_string()))),
+            ("head", text_or_none(head.map(|head| head.to_string()))),
             ("method", config.optimizer.to_string()),
             ("schedule", config.schedule.to_string()),
-            ("clip", or_none(config.clip.map(|clip| clip.to_string()))),
+            ("clip", text_or_none(config.clip.map(|clip| clip.to_string()))),
             ("keep", config.checkpointing.to_string()),
             ("seed", config.seed.to_string()),
             ("steps", self.steps().to_string()),
@@ -187,8 +187,8 @@ impl<B: Backend> Trainer<B> {
         Checkpoint::open(path.as_ref())?.into_trainer(backend)
     }
 
-    /// Resumes a run as [`resume`](Self::resume), and checks that the model has the given configuration and the head
-    /// the given number of outputs. `outputs` is `None` for a model without a head.
+    /// Resumes a run as [`resume`](Self::resume), and checks that the model has the given configuration and that the
+    /// head has `output_size` outputs. `output_size` is `None` for a model without a head.
     ///
     /// # Errors
     /// As for [`resume`](Self::resume); [`Error::Config`], which names the first option that differs, and the file.
@@ -196,17 +196,17 @@ impl<B: Backend> Trainer<B> {
         backend: &B,
         path: impl AsRef<Path>,
         config: &LstmConfig,
-        outputs: Option<usize>,
+        output_size: Option<usize>,
     ) -> Result<(Self, CheckpointExtras)> {
         let checkpoint = Checkpoint::open(path.as_ref())?;
-        checkpoint.check_model(config, outputs)?;
+        checkpoint.check_model(config, output_size)?;
         checkpoint.into_trainer(backend)
     }
 }
 
 /// A checkpoint file with parsed metadata. Its tensors have not been read.
 struct Checkpoint {
-    file: String,
+    file_name: String,
     dict: StateDict,
     lstm_config: LstmConfig,
     head: Option<HeadSpec>,
@@ -218,50 +218,53 @@ struct Checkpoint {
 
 impl Checkpoint {
     fn open(path: &Path) -> Result<Self> {
-        let (file, dict) = (path.display().to_string(), StateDict::open(path)?);
-        let (own, mut extra_text): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        let (file_name, dict) = (path.display().to_string(), StateDict::open(path)?);
+        let (trainer_metadata, mut extra_text): (BTreeMap<_, _>, BTreeMap<_, _>) =
             dict.metadata().clone().into_iter().partition(|(key, _)| key.starts_with(TRAINER_PREFIX));
         extra_text.remove(&config_key(LSTM_PREFIX));
-        let mut metadata = UnreadMetadata { file: &file, unread: own };
-        match metadata.unread.remove("trainer.format") {
-            Some(version) if version == VERSION => {}
+        let mut metadata = UnreadMetadata { file_name: &file_name, entries: trainer_metadata };
+        match metadata.entries.remove("trainer.format") {
+            Some(version) if version == FORMAT_VERSION => {}
             Some(version) => {
-                let reason = format!("expected checkpoint version {VERSION}, got `{version}`");
-                return Err(Error::format(file, reason));
+                let reason = format!("expected checkpoint version {FORMAT_VERSION}, got `{version}`");
+                return Err(Error::format(file_name, reason));
             }
-            None => return Err(Error::format(file, "not a checkpoint: the metadata key `trainer.format` is missing")),
+            None => {
+                return Err(Error::format(file_name, "not a checkpoint: the metadata key `trainer.format` is missing"));
+            }
         }
         let lstm_config = metadata.parse("model")?;
-        if let Some(other) = dict.lstm_config(LSTM_PREFIX)?.filter(|other| *other != lstm_config) {
+        if let Some(saved_config) = dict.lstm_config(LSTM_PREFIX)?.filter(|saved_config| *saved_config != lstm_config) {
             let key = config_key(LSTM_PREFIX);
-            let reason = format!("metadata `trainer.model` ({lstm_config}) and `{key}` ({other}) differ");
-            return Err(Error::format(file, reason));
+            let reason = format!("metadata `trainer.model` ({lstm_config}) and `{key}` ({saved_config}) differ");
+            return Err(Error::format(file_name, reason));
         }
-        let head = metadata.parse::<NoneOr<HeadSpec>>("head")?.0;
+        let head = metadata.parse::<OptionText<HeadSpec>>("head")?.0;
         let mut config = TrainerConfig::new(metadata.parse("method")?, metadata.parse("schedule")?);
-        config.clip = metadata.parse::<NoneOr<_>>("clip")?.0;
+        config.clip = metadata.parse::<OptionText<_>>("clip")?.0;
         config.checkpointing = metadata.parse("keep")?;
         config.seed = metadata.parse("seed")?;
         let steps = metadata.parse("steps")?;
-        if let Some(key) = metadata.unread.keys().next() {
-            return Err(Error::format(file, format!("unknown metadata key `{key}`")));
+        if let Some(key) = metadata.entries.keys().next() {
+            return Err(Error::format(file_name, format!("unknown metadata key `{key}`")));
         }
-        Ok(Checkpoint { file, dict, lstm_config, head, config, steps, extra_text })
+        Ok(Checkpoint { file_name, dict, lstm_config, head, config, steps, extra_text })
     }
 
     /// Checks that the checkpoint has the model that the caller expects.
-    fn check_model(&self, config: &LstmConfig, outputs: Option<usize>) -> Result<()> {
-        let mismatch = |option, expected: &str, got: &str| {
-            Err(Error::config(option, format!("expected {expected}, got {got} in the checkpoint {}", self.file)))
+    fn check_model(&self, config: &LstmConfig, output_size: Option<usize>) -> Result<()> {
+        let mismatch_error = |option, expected: &str, got: &str| {
+            Err(Error::config(option, format!("expected {expected}, got {got} in the checkpoint {}", self.file_name)))
         };
         for ((option, expected), (_, got)) in config.options().into_iter().zip(self.lstm_config.options()) {
             if expected != got {
-                return mismatch(option, &expected, &got);
+                return mismatch_error(option, &expected, &got);
             }
         }
-        let got = self.head.map(|head| head.outputs);
-        let text = |outputs: Option<usize>| outputs.map_or("none".into(), |n| format!("one with {n} outputs"));
-        if outputs == got { Ok(()) } else { mismatch("head", &text(outputs), &text(got)) }
+        let got = self.head.map(|head| head.output_size);
+        let describe =
+            |output_size: Option<usize>| output_size.map_or("none".into(), |n| format!("one with {n} outputs"));
+        if output_size == got { Ok(()) } else { mismatch_error("head", &describe(output_size), &describe(got)) }
     }
 
     /// Reads all tensors and creates a trainer in the saved state.
@@ -314,30 +317,31 @@ impl Checkpoint {
     }
 }
 
-/// The metadata of a checkpoint whose keys start with `trainer.` and that have not been read.
+/// The metadata entries of a checkpoint whose keys start with `trainer.` and that have not been read yet.
 struct UnreadMetadata<'a> {
-    file: &'a str,
-    unread: BTreeMap<String, String>,
+    file_name: &'a str,
+    entries: BTreeMap<String, String>,
 }
 
 impl UnreadMetadata<'_> {
     /// Removes and parses the text of `trainer.{key}`.
     fn parse<T: FromStr<Err: Display>>(&mut self, key: &str) -> Result<T> {
         let key = format!("{TRAINER_PREFIX}{key}");
-        let Some(text) = self.unread.remove(&key) else {
-            return Err(Error::format(self.file, format!("the metadata key `{key}` is missing")));
+        let Some(text) = self.entries.remove(&key) else {
+            return Err(Error::format(self.file_name, format!("the metadata key `{key}` is missing")));
         };
-        text.parse().map_err(|e| Error::format(self.file, format!("metadata `{key}`, with the text `{text}`: {e}")))
+        text.parse()
+            .map_err(|e| Error::format(self.file_name, format!("metadata `{key}`, with the text `{text}`: {e}")))
     }
 }
 
 /// An optional value whose text form is `none` for `None`.
-struct NoneOr<T>(Option<T>);
+struct OptionText<T>(Option<T>);
 
-impl<T: FromStr> FromStr for NoneOr<T> {
+impl<T: FromStr> FromStr for OptionText<T> {
     type Err = T::Err;
 
     fn from_str(text: &str) -> Result<Self, T::Err> {
-        Ok(NoneOr(if text == "none" { None } else { Some(text.parse()?) }))
+        Ok(OptionText(if text == "none" { None } else { Some(text.parse()?) }))
     }
 }

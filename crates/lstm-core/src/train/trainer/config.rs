@@ -18,16 +18,16 @@ pub struct TrainerConfig {
     /// Gradient clipping; none by default.
     pub clip: Option<Clip>,
     /// What the forward pass stores for the backward pass. It trades memory for time and does not change results;
-    /// [`Checkpointing::Everything`] by default.
+    /// [`Checkpointing::SaveEverything`] by default.
     pub checkpointing: Checkpointing,
-    /// Seed of dropout; 0 by default. Each step derives its own seed from this one.
+    /// Seed of dropout; 0 by default. Each training step derives its own seed from this seed.
     pub seed: u64,
 }
 
 impl TrainerConfig {
-    /// A configuration without clipping, with [`Checkpointing::Everything`] and seed 0.
+    /// A configuration without clipping, with [`Checkpointing::SaveEverything`] and seed 0.
     pub fn new(optimizer: OptimizerConfig, schedule: Schedule) -> Self {
-        TrainerConfig { optimizer, schedule, clip: None, checkpointing: Checkpointing::Everything, seed: 0 }
+        TrainerConfig { optimizer, schedule, clip: None, checkpointing: Checkpointing::SaveEverything, seed: 0 }
     }
 
     /// Sets gradient clipping.
@@ -54,7 +54,7 @@ impl TrainerConfig {
     pub fn validate(&self) -> Result<()> {
         self.optimizer.validate()?;
         self.schedule.validate()?;
-        self.checkpointing.segment(1)?;
+        self.checkpointing.segment_len(1)?;
         self.clip.map_or(Ok(()), |clip| clip.validate())
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     backend::Backend,
     error::{Error, Result},
     model::{HostState, Input},
-    model::{Lstm, wait},
+    model::{Lstm, block_on},
 };
 use parameters::{HeadSpec, ModelArrays, parameter_shapes};
 
@@ -100,10 +100,12 @@ impl<B: Backend> Trainer<B> {
     /// arrays. The trainer is unchanged after an error.
     pub fn set_config(&mut self, config: TrainerConfig) -> Result<()> {
         config.validate()?;
-        let (old, new) = (self.config.optimizer.state_names(), config.optimizer.state_names());
-        if old != new {
-            let reason =
-                format!("expected an optimizer with the state arrays {old:?}, got {new:?}: {}", config.optimizer);
+        let (old_names, new_names) = (self.config.optimizer.state_names(), config.optimizer.state_names());
+        if old_names != new_names {
+            let reason = format!(
+                "expected an optimizer with the state arrays {old_names:?}, got {new_names:?}: {}",
+                config.optimizer
+            );
             return Err(Error::config("optimizer", reason));
         }
         let state = self.optimizer.state().map(|(name, values)| (name, values.to_vec()));
@@ -134,7 +136,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// The errors of [`Lstm::forward`].
     pub fn predict<'a>(&self, input: impl Into<Input<'a>>) -> Result<(Array3<f32>, HostState)> {
-        wait(self.predict_async(input))
+        block_on(self.predict_async(input))
     }
 
     /// Asynchronous [`predict`](Self::predict), which does not block the thread.
@@ -173,7 +175,7 @@ impl<B: Backend> Trainer<B> {
         input: impl Into<Input<'a>>,
         loss: impl FnOnce(ArrayView3<'_, f32>) -> Result<(f64, Array3<f32>)>,
     ) -> Result<StepReport> {
-        wait(self.step_async(input, loss))
+        block_on(self.step_async(input, loss))
     }
 
     /// Asynchronous [`step`](Self::step), which does not block the thread. The trainer is unchanged if the future is
@@ -187,7 +189,7 @@ impl<B: Backend> Trainer<B> {
         loss: impl FnOnce(ArrayView3<'_, f32>) -> Result<(f64, Array3<f32>)>,
     ) -> Result<StepReport> {
         let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
-        let input = input.into().training(dropout_seed(self.config.seed, step));
+        let input = input.into().with_dropout(dropout_seed(self.config.seed, step));
         if input.x.is_empty() || input.lengths.is_some_and(|lengths| lengths.iter().all(|&len| len == 0)) {
             let got = format!("{:?}, lengths {:?}", input.x.shape(), input.lengths);
             return Err(Error::shape("Trainer::step: x", "at least one time step of one sequence", got));
@@ -249,9 +251,9 @@ impl<B: Backend> Trainer<B> {
         let y = head_outputs(head, &output.y, input).await?;
         let (loss, mut dy) = checked_loss(step, loss, &y)?;
         clear_beyond_lengths(&mut dy, input);
-        let head = head.backward_async(output.y.view(), dy.view()).await?;
-        let lstm = output.tape.backward_async(&head.x).await?.weights;
-        Ok((loss, output.state, ModelArrays { lstm, head: Some((head.weight, head.bias)) }))
+        let head_gradients = head.backward_async(output.y.view(), dy.view()).await?;
+        let lstm = output.tape.backward_async(&head_gradients.x).await?.weights;
+        Ok((loss, output.state, ModelArrays { lstm, head: Some((head_gradients.weight, head_gradients.bias)) }))
     }
 }
 
@@ -281,15 +283,16 @@ fn checked_loss(
         return Err(Error::shape("Trainer::step: gradient of the loss", expected, got));
     }
     if !loss.is_finite() {
-        return Err(Error::NotFinite { step, what: "the loss".into(), value: loss });
+        return Err(Error::NotFinite { step, quantity: "the loss".into(), value: loss });
     }
     Ok((loss, dy))
 }
 
-/// Fails with [`Error::NotFinite`] if an element is infinite or NaN. `what` describes the values in the error message.
-fn check_finite(step: u64, what: impl Fn() -> String, values: &[f32]) -> Result<()> {
+/// Fails with [`Error::NotFinite`] if an element is infinite or NaN. `describe_values` returns the description of the
+/// values in the error message.
+fn check_finite(step: u64, describe_values: impl Fn() -> String, values: &[f32]) -> Result<()> {
     match values.iter().find(|v| !v.is_finite()) {
-        Some(&value) => Err(Error::NotFinite { step, what: what(), value: value.into() }),
+        Some(&value) => Err(Error::NotFinite { step, quantity: describe_values(), value: value.into() }),
         None => Ok(()),
     }
 }

@@ -25,7 +25,7 @@ pub(super) const HEAD_PREFIX: &str = "head.";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HeadSpec {
     /// Number of output features.
-    pub(super) outputs: usize,
+    pub(super) output_size: usize,
     /// Whether the head has a bias.
     pub(super) bias: bool,
 }
@@ -33,14 +33,14 @@ pub(super) struct HeadSpec {
 impl HeadSpec {
     /// The output size and bias of a layer.
     pub(super) fn of<B: Backend>(head: &Linear<B>) -> Self {
-        HeadSpec { outputs: head.output_size(), bias: head.bias().is_some() }
+        HeadSpec { output_size: head.output_size(), bias: head.bias().is_some() }
     }
 }
 
 /// Writes `linear outputs=1 bias=true`, the text form in checkpoints.
 impl fmt::Display for HeadSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_options(f, "linear", &[("outputs", self.outputs.to_text()), ("bias", self.bias.to_text())])
+        write_options(f, "linear", &[("outputs", self.output_size.to_text()), ("bias", self.bias.to_text())])
     }
 }
 
@@ -53,7 +53,7 @@ impl FromStr for HeadSpec {
         if options.kind() != "linear" {
             return Err(options.unexpected_kind("linear"));
         }
-        let head = HeadSpec { outputs: options.required("outputs")?, bias: options.required("bias")? };
+        let head = HeadSpec { output_size: options.read_required("outputs")?, bias: options.read_required("bias")? };
         options.finish()?;
         Ok(head)
     }
@@ -65,12 +65,12 @@ pub(super) fn parameter_shapes(config: &LstmConfig, head: Option<HeadSpec>) -> V
     let mut shapes = Vec::new();
     for (k, spec) in config.layer_specs().into_iter().enumerate() {
         let layer = k / config.num_directions();
-        let name = |param| format!("{LSTM_PREFIX}{}", pytorch_name(layer, spec.reverse, spec.cell, param));
-        shapes.extend(spec.params().into_iter().map(|(param, shape)| (name(param), shape)));
+        let full_name = |param| format!("{LSTM_PREFIX}{}", pytorch_name(layer, spec.reverse, spec.cell, param));
+        shapes.extend(spec.params().into_iter().map(|(param, shape)| (full_name(param), shape)));
     }
-    if let Some(HeadSpec { outputs, bias }) = head {
-        shapes.push((format!("{HEAD_PREFIX}weight"), vec![outputs, config.output_size()]));
-        shapes.extend(bias.then(|| (format!("{HEAD_PREFIX}bias"), vec![outputs])));
+    if let Some(HeadSpec { output_size, bias }) = head {
+        shapes.push((format!("{HEAD_PREFIX}weight"), vec![output_size, config.output_size()]));
+        shapes.extend(bias.then(|| (format!("{HEAD_PREFIX}bias"), vec![output_size])));
     }
     shapes
 }
@@ -87,11 +87,11 @@ pub(super) struct ModelArrays {
 impl ModelArrays {
     /// The elements of each array, in the order of [`parameter_shapes`].
     pub(super) fn slices(&mut self) -> Vec<&mut [f32]> {
-        const ROW_MAJOR: &str = "layers keep their arrays row-major";
+        const ROW_MAJOR_MESSAGE: &str = "layers keep their arrays row-major";
         let mut slices: Vec<_> = self.lstm.iter_mut().map(|(_, values)| values).collect();
         if let Some((weight, bias)) = &mut self.head {
-            slices.push(weight.as_slice_mut().expect(ROW_MAJOR));
-            slices.extend(bias.as_mut().map(|bias| bias.as_slice_mut().expect(ROW_MAJOR)));
+            slices.push(weight.as_slice_mut().expect(ROW_MAJOR_MESSAGE));
+            slices.extend(bias.as_mut().map(|bias| bias.as_slice_mut().expect(ROW_MAJOR_MESSAGE)));
         }
         slices
     }

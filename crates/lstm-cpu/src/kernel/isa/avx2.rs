@@ -52,7 +52,7 @@ impl Simd for __m256 {
         unsafe { _mm256_and_ps(self, _mm256_castsi256_ps(_mm256_set1_epi32(mask as i32))) }
     }
     #[inline(always)]
-    unsafe fn or(self, b: Self) -> Self {
+    unsafe fn or_bits(self, b: Self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe { _mm256_or_ps(self, b) }
     }
@@ -67,7 +67,7 @@ impl Simd for __m256 {
         unsafe { _mm256_max_ps(_mm256_set1_ps(bound), self) }
     }
     #[inline(always)]
-    unsafe fn pow2(self) -> Self {
+    unsafe fn exp2_from_bits(self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self))) }
     }
@@ -81,17 +81,17 @@ impl Simd for __m256 {
         // SAFETY: guaranteed by the caller.
         unsafe {
             let magnitude = _mm256_castps_si256(self.and_bits(0x7fff_ffff));
-            let below = _mm256_cmpgt_epi32(_mm256_set1_epi32(bound as i32), magnitude);
-            _mm256_blendv_ps(b, a, _mm256_castsi256_ps(below))
+            let is_below = _mm256_cmpgt_epi32(_mm256_set1_epi32(bound as i32), magnitude);
+            _mm256_blendv_ps(b, a, _mm256_castsi256_ps(is_below))
         }
     }
     #[inline(always)]
     unsafe fn select_between(self, by: Self, low: f32, high: f32) -> Self {
         // SAFETY: guaranteed by the caller. Comparisons with NaN are false.
         unsafe {
-            let low = _mm256_cmp_ps::<_CMP_LE_OQ>(by, _mm256_set1_ps(low));
-            let high = _mm256_cmp_ps::<_CMP_GE_OQ>(by, _mm256_set1_ps(high));
-            _mm256_andnot_ps(_mm256_or_ps(low, high), self)
+            let at_or_below_low = _mm256_cmp_ps::<_CMP_LE_OQ>(by, _mm256_set1_ps(low));
+            let at_or_above_high = _mm256_cmp_ps::<_CMP_GE_OQ>(by, _mm256_set1_ps(high));
+            _mm256_andnot_ps(_mm256_or_ps(at_or_below_low, at_or_above_high), self)
         }
     }
 }

@@ -57,7 +57,7 @@ impl Simd for __m512 {
         unsafe { _mm512_and_ps(self, _mm512_castsi512_ps(_mm512_set1_epi32(mask as i32))) }
     }
     #[inline(always)]
-    unsafe fn or(self, b: Self) -> Self {
+    unsafe fn or_bits(self, b: Self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe { _mm512_or_ps(self, b) }
     }
@@ -72,7 +72,7 @@ impl Simd for __m512 {
         unsafe { _mm512_max_ps(_mm512_set1_ps(bound), self) }
     }
     #[inline(always)]
-    unsafe fn pow2(self) -> Self {
+    unsafe fn exp2_from_bits(self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self))) }
     }
@@ -93,9 +93,9 @@ impl Simd for __m512 {
     unsafe fn select_between(self, by: Self, low: f32, high: f32) -> Self {
         // SAFETY: guaranteed by the caller. Comparisons with NaN are false.
         unsafe {
-            let low = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(by, _mm512_set1_ps(low));
-            let high = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(by, _mm512_set1_ps(high));
-            _mm512_mask_blend_ps(low | high, self, _mm512_setzero_ps())
+            let at_or_below_low = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(by, _mm512_set1_ps(low));
+            let at_or_above_high = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(by, _mm512_set1_ps(high));
+            _mm512_mask_blend_ps(at_or_below_low | at_or_above_high, self, _mm512_setzero_ps())
         }
     }
 }

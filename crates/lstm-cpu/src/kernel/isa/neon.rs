@@ -47,7 +47,7 @@ impl Simd for float32x4_t {
         unsafe { vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(self), vdupq_n_u32(mask))) }
     }
     #[inline(always)]
-    unsafe fn or(self, b: Self) -> Self {
+    unsafe fn or_bits(self, b: Self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe { vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(self), vreinterpretq_u32_f32(b))) }
     }
@@ -62,7 +62,7 @@ impl Simd for float32x4_t {
         unsafe { vbslq_f32(vcltq_f32(self, vdupq_n_f32(bound)), vdupq_n_f32(bound), self) }
     }
     #[inline(always)]
-    unsafe fn pow2(self) -> Self {
+    unsafe fn exp2_from_bits(self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<23>(vreinterpretq_u32_f32(self))) }
     }
@@ -80,8 +80,8 @@ impl Simd for float32x4_t {
     unsafe fn select_between(self, by: Self, low: f32, high: f32) -> Self {
         // SAFETY: guaranteed by the caller. Comparisons with NaN are false.
         unsafe {
-            let outside = vorrq_u32(vcleq_f32(by, vdupq_n_f32(low)), vcgeq_f32(by, vdupq_n_f32(high)));
-            vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(self), outside))
+            let is_outside = vorrq_u32(vcleq_f32(by, vdupq_n_f32(low)), vcgeq_f32(by, vdupq_n_f32(high)));
+            vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(self), is_outside))
         }
     }
 }

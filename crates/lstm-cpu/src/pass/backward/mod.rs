@@ -12,7 +12,7 @@ use std::ptr::{self, null, null_mut};
 
 use lstm_core::{
     CellKind, Result,
-    arithmetic::{self, BLOCK, CHUNK, snap},
+    arithmetic::{self, CHUNK_STEPS, DOT_BLOCK, snap},
 };
 
 pub(crate) use scratch::Scratch;
@@ -28,7 +28,7 @@ use crate::{
     layer::{BackwardWeights, PackedLayer, Plan},
     memory::buffer::Buffer,
     pass::trace::Trace,
-    pool::{Member, Pool},
+    pool::{TeamMember, ThreadPool},
 };
 
 /// Where a backward pass writes the gradients. All are row-major without padding, in the layout of the parameters.
@@ -58,7 +58,8 @@ pub(crate) struct GradientBuffers<'a> {
 struct BackwardPass<'a> {
     layer: &'a PackedLayer,
     weights: &'a BackwardWeights,
-    /// See [`PackedLayer::backward_input_weights`]. Null if the gradient of the input is not needed.
+    /// Weights for the gradient of the input; see [`PackedLayer::backward_input_weights`]. Null if that gradient is not
+    /// needed.
     input_weights: *const f32,
     trace: &'a Trace,
     layout: ScratchLayout,
@@ -73,7 +74,7 @@ struct BackwardPass<'a> {
     dh_projected: *mut f32,
     h_unprojected: *mut f32,
     dz: *mut f32,
-    product: *mut f32,
+    product_scratch: *mut f32,
     dx: *mut f32,
     dw: *mut f32,
     du: *mut f32,
@@ -92,7 +93,7 @@ unsafe impl Sync for BackwardPass<'_> {}
 /// # Panics
 /// If sizes do not match: the unsafe code relies on them. Callers check them first and report errors.
 pub(crate) fn run(
-    pool: &Pool,
+    pool: &ThreadPool,
     layer: &PackedLayer,
     plan: &mut Plan,
     trace: &Trace,
@@ -104,36 +105,43 @@ pub(crate) fn run(
     assert!(plan.batch == batch && plan.matches(layer) && trace.matches(layer) && steps > 0);
     let weights = layer.backward_weights()?;
     let input_weights = if out.x.is_some() { layer.backward_input_weights()?.as_ptr() } else { null() };
-    let previous = plan.backward.take().filter(|scratch| scratch.chunk >= CHUNK.min(steps));
-    let scratch = match previous {
-        Some(scratch) => plan.backward.insert(scratch),
-        None => plan.backward.insert(Scratch::new(layer, batch, steps, plan.threads)?),
+    let reusable_scratch = plan.backward_scratch.take().filter(|scratch| scratch.chunk_steps >= CHUNK_STEPS.min(steps));
+    let scratch = match reusable_scratch {
+        Some(scratch) => plan.backward_scratch.insert(scratch),
+        None => plan.backward_scratch.insert(Scratch::new(layer, batch, steps, plan.threads)?),
     };
-    let len = |rows: usize, cols: usize| rows.checked_mul(cols);
+    let checked_product = |rows: usize, cols: usize| rows.checked_mul(cols);
     let (hidden, state, gates) = (spec.hidden_size, spec.state_size(), 4 * spec.hidden_size);
-    assert_eq!(len(steps * batch, state), Some(dy.len()));
-    assert!(len(batch, state) == Some(dh.len()) && len(batch, hidden) == Some(dc.len()));
+    assert_eq!(checked_product(steps * batch, state), Some(dy.len()));
+    assert!(checked_product(batch, state) == Some(dh.len()) && checked_product(batch, hidden) == Some(dc.len()));
     assert!(dh.len() == out.h.len() && dc.len() == out.c.len());
-    assert!(len(gates, spec.input_size) == Some(out.w.len()) && len(gates, state) == Some(out.u.len()));
-    assert!(out.x.as_ref().is_none_or(|x| len(steps * batch, spec.input_size) == Some(x.len())));
+    assert!(
+        checked_product(gates, spec.input_size) == Some(out.w.len())
+            && checked_product(gates, state) == Some(out.u.len())
+    );
+    assert!(out.x.as_ref().is_none_or(|x| checked_product(steps * batch, spec.input_size) == Some(x.len())));
     assert!(out.bias.as_ref().is_none_or(|bias| bias.len() == gates));
-    assert!(out.projection.as_ref().is_none_or(|p| len(state, hidden) == Some(p.len()) && spec.proj_size.is_some()));
-    let vectors = out.peephole.as_ref().map(|p| p.iter().all(|v| v.len() == hidden));
-    assert_eq!(vectors, (spec.cell == CellKind::PeepholeDiagonal).then_some(true));
+    assert!(
+        out.projection
+            .as_ref()
+            .is_none_or(|p| checked_product(state, hidden) == Some(p.len()) && spec.proj_size.is_some())
+    );
+    let peephole_lens_match = out.peephole.as_ref().map(|p| p.iter().all(|v| v.len() == hidden));
+    assert_eq!(peephole_lens_match, (spec.cell == CellKind::PeepholeDiagonal).then_some(true));
 
-    let layout = ScratchLayout::new(layer, scratch.chunk, batch);
-    let fill = |to: &mut Buffer, from: &[f32], stride: usize| {
+    let layout = ScratchLayout::new(layer, scratch.chunk_steps, batch);
+    let fill_snapped = |to: &mut Buffer, from: &[f32], stride: usize| {
         for (to, from) in to.as_mut_slice().chunks_exact_mut(stride).zip(from.chunks_exact(from.len() / batch)) {
             to.iter_mut().zip(from).for_each(|(to, v)| *to = snap(*v));
         }
     };
-    fill(&mut scratch.dh_carry, dh, layout.padded_state);
-    fill(&mut scratch.dc, dc, layout.ld_hidden);
+    fill_snapped(&mut scratch.dh_carry, dh, layout.padded_state);
+    fill_snapped(&mut scratch.dc, dc, layout.ld_hidden);
     let clip_bounds = spec.clip.map(|b| ClipBounds {
         sigmoid: [arithmetic::sigmoid(-b), arithmetic::sigmoid(b)],
         tanh: [arithmetic::tanh(-b), arithmetic::tanh(b)],
     });
-    let or_null = |slice: Option<&mut [f32]>| slice.map_or(null_mut(), <[f32]>::as_mut_ptr);
+    let ptr_or_null = |slice: Option<&mut [f32]>| slice.map_or(null_mut(), <[f32]>::as_mut_ptr);
     let pass = BackwardPass {
         layer,
         weights,
@@ -150,12 +158,12 @@ pub(crate) fn run(
         dh_projected: scratch.dh_projected.as_mut_ptr(),
         h_unprojected: scratch.h_unprojected.as_mut_ptr(),
         dz: scratch.dz.as_mut_ptr(),
-        product: scratch.product.as_mut_ptr(),
-        dx: or_null(out.x),
+        product_scratch: scratch.product_scratch.as_mut_ptr(),
+        dx: ptr_or_null(out.x),
         dw: out.w.as_mut_ptr(),
         du: out.u.as_mut_ptr(),
-        bias: or_null(out.bias),
-        projection: or_null(out.projection),
+        bias: ptr_or_null(out.bias),
+        projection: ptr_or_null(out.projection),
         peephole: out.peephole.map_or([null_mut(); 3], |p| p.map(<[f32]>::as_mut_ptr)),
         accumulate: out.accumulate,
     };
@@ -171,7 +179,7 @@ pub(crate) fn run(
 
 impl BackwardPass<'_> {
     /// Whether the layer processes sequences from the last time step to the first.
-    fn reverse(&self) -> bool {
+    fn is_reverse(&self) -> bool {
         self.layer.spec.reverse
     }
 
@@ -180,14 +188,14 @@ impl BackwardPass<'_> {
     /// # Safety
     /// The pointers are valid for what [`Scratch`], [`Trace`] and [`GradientBuffers`] describe. All members of a team
     /// call this, each with its own rank.
-    unsafe fn run_thread(&self, member: Member<'_>) {
+    unsafe fn run_thread(&self, member: TeamMember<'_>) {
         let steps = self.trace.steps;
-        let chunks = steps.div_ceil(CHUNK);
-        for k in 0..chunks {
-            let first = if self.reverse() { k } else { chunks - 1 - k } * CHUNK;
-            let chunk = first..steps.min(first + CHUNK);
+        let chunk_count = steps.div_ceil(CHUNK_STEPS);
+        for k in 0..chunk_count {
+            let first_step = if self.is_reverse() { k } else { chunk_count - 1 - k } * CHUNK_STEPS;
+            let chunk = first_step..steps.min(first_step + CHUNK_STEPS);
             for n in 0..chunk.len() {
-                let t = if self.reverse() { chunk.start + n } else { chunk.end - 1 - n };
+                let t = if self.is_reverse() { chunk.start + n } else { chunk.end - 1 - n };
                 // SAFETY: guaranteed by the caller.
                 unsafe { self.step(member, t, t - chunk.start) };
             }
@@ -203,20 +211,20 @@ impl BackwardPass<'_> {
     ///
     /// # Safety
     /// As for [`run_thread`](Self::run_thread).
-    unsafe fn step(&self, member: Member<'_>, t: usize, step_in_chunk: usize) {
+    unsafe fn step(&self, member: TeamMember<'_>, t: usize, step_in_chunk: usize) {
         let (spec, kernels, layout) = (&self.layer.spec, self.layer.kernels, self.layout);
-        let ScratchLayout { panel_width: width, padded_hidden: padded, padded_state, ld_hidden, .. } = layout;
-        let (batch, state, active) = (self.trace.batch, spec.state_size(), self.trace.active(t));
+        let ScratchLayout { panel_width: width, padded_hidden, padded_state, ld_hidden, .. } = layout;
+        let (batch, state, active_rows) = (self.trace.batch, spec.state_size(), self.trace.active_sequences(t));
         let state_panels = member.partition(padded_state / width);
         // SAFETY: offsets follow the layouts in `Scratch` and `Trace`. No other thread writes to these columns.
         unsafe {
-            let dz = self.dz.add(step_in_chunk * batch * BLOCK);
+            let dz = self.dz.add(step_in_chunk * batch * DOT_BLOCK);
             let dh_projected = self.dh_projected.wrapping_add(step_in_chunk * batch * padded_state);
-            let h_unprojected = self.h_unprojected.wrapping_add(step_in_chunk * batch * padded);
+            let h_unprojected = self.h_unprojected.wrapping_add(step_in_chunk * batch * padded_hidden);
 
             // dh = snap(dy + dh_carry)
             let cols = state_panels.start * width..(state_panels.end * width).min(state);
-            for row in 0..active {
+            for row in 0..active_rows {
                 let offset = row * padded_state + cols.start;
                 let dy = self.dy.add((t * batch + row) * state + cols.start);
                 let dh = self.dh.add(offset);
@@ -227,25 +235,25 @@ impl BackwardPass<'_> {
                 }
             }
             if spec.proj_size.is_some() {
-                for row in active..batch {
+                for row in active_rows..batch {
                     ptr::write_bytes(dh_projected.add(row * padded_state + cols.start), 0, cols.len());
                 }
             }
             member.barrier();
-            if active > 0 && spec.proj_size.is_some() {
+            if active_rows > 0 && spec.proj_size.is_some() {
                 for p in member.partition(ld_hidden / width) {
                     let out = self.dh_unprojected.add(p * width);
                     let panel = self.weights.projection.as_ptr().add(p * state * width);
                     let (a, ldo) = (StridedMatrix::row_major(self.dh, padded_state), ld_hidden);
                     let args = TileArgs::new(state, a, panel, out, ldo);
-                    kernels.multiply_panel(active, args);
-                    (0..active).for_each(|row| (kernels.snap)(out.add(row * ldo), width));
+                    kernels.multiply_panel(active_rows, args);
+                    (0..active_rows).for_each(|row| (kernels.snap)(out.add(row * ldo), width));
                 }
                 member.barrier();
             }
 
             // The gradients of the gates.
-            let (old, new) = Trace::state_indices(spec.reverse, t);
+            let (old_index, new_index) = Trace::state_indices(spec.reverse, t);
             let panels = member.partition(self.layer.panels);
             for p in panels.clone() {
                 let unit = p * kernels.lanes;
@@ -253,14 +261,14 @@ impl BackwardPass<'_> {
                     Some(_) => (self.dh_unprojected, ld_hidden),
                     None => (self.dh, padded_state),
                 };
-                let c = |index: usize| self.trace.c.as_ptr().add(index * batch * padded + unit);
+                let c = |index: usize| self.trace.c.as_ptr().add(index * batch * padded_hidden + unit);
                 (kernels.cell_backward)(&CellBackwardArgs {
-                    rows: active,
+                    rows: active_rows,
                     gates: self.trace.gates.as_ptr().add((p * self.trace.steps + t) * batch * width),
                     peephole: self.layer.peephole.as_ptr().wrapping_add(3 * unit),
-                    c_old: c(old),
-                    c_new: c(new),
-                    ld_state: padded,
+                    c_old: c(old_index),
+                    c_new: c(new_index),
+                    ld_state: padded_hidden,
                     dh: dh.add(unit),
                     ldh,
                     dc: self.dc.add(unit),
@@ -269,37 +277,37 @@ impl BackwardPass<'_> {
                     h: if spec.proj_size.is_some() { h_unprojected.add(unit) } else { null_mut() },
                     dz: dz.add(layout.unit_offset(unit)),
                     gate_stride: layout.gate_stride,
-                    ldz: BLOCK,
+                    ldz: DOT_BLOCK,
                     kind: spec.cell,
                     coupled: spec.coupled,
                     clip_bounds: self.clip_bounds,
                 });
             }
             let (first_unit, len) = (panels.start * kernels.lanes, panels.len() * kernels.lanes);
-            for row in active..batch {
+            for row in active_rows..batch {
                 for (gate, p) in (0..PANEL_VECTORS).flat_map(|gate| panels.clone().map(move |p| (gate, p))) {
-                    let offset = gate * layout.gate_stride + layout.unit_offset(p * kernels.lanes) + row * BLOCK;
+                    let offset = gate * layout.gate_stride + layout.unit_offset(p * kernels.lanes) + row * DOT_BLOCK;
                     ptr::write_bytes(dz.add(offset), 0, kernels.lanes);
                 }
                 if spec.proj_size.is_some() {
-                    ptr::write_bytes(h_unprojected.add(row * padded + first_unit), 0, len);
+                    ptr::write_bytes(h_unprojected.add(row * padded_hidden + first_unit), 0, len);
                 }
             }
             member.barrier();
-            if active == 0 {
+            if active_rows == 0 {
                 return;
             }
 
             // The gradient of the state before the time step, through the recurrent weights.
-            let dense = spec.cell == CellKind::PeepholeDense;
-            let sums = self.product.add(member.rank * layout.product_len);
+            let is_dense = spec.cell == CellKind::PeepholeDense;
+            let sums = self.product_scratch.add(member.rank * layout.product_scratch_len);
             for p in state_panels {
                 let panel = self.weights.u.as_ptr().add(p * PANEL_VECTORS * spec.hidden_size * width);
-                self.sum_gate_products(active, dz, panel, sums, |gate| gate == 2 && dense);
-                (kernels.snap)(sums, active * width);
-                for row in 0..active {
+                self.sum_gate_products(active_rows, dz, panel, sums, |gate| gate == 2 && is_dense);
+                (kernels.snap)(sums, active_rows * width);
+                for row in 0..active_rows {
                     let (from, col) = (sums.add(row * width), p * width);
-                    if dense {
+                    if is_dense {
                         let dc = self.dc.add(row * ld_hidden + col);
                         (kernels.mul_add)(1.0, dc, self.f.add(row * ld_hidden + col), from, dc, width);
                         (kernels.snap)(dc, width);
@@ -313,8 +321,8 @@ impl BackwardPass<'_> {
     }
 
     /// Multiplies `dz` of each gate by the gate's part of a transposed panel, `[4 gates][hidden_size][panel]`, and
-    /// writes the sum `((i + f) + g) + o` of the products to `out`. Leaves out gates for which `skip` returns true and
-    /// the coupled forget gate, whose products are +0.
+    /// writes the sum `((i + f) + g) + o` of the products to `out`. Leaves out gates for which `skip_gate` returns true
+    /// and the coupled forget gate, whose products are +0.
     ///
     /// # Safety
     /// `dz` is valid for `rows` rows of each block, `out` for `2 * rows` panel rows; otherwise as for
@@ -325,19 +333,19 @@ impl BackwardPass<'_> {
         dz: *const f32,
         panel: *const f32,
         out: *mut f32,
-        skip: impl Fn(usize) -> bool,
+        skip_gate: impl Fn(usize) -> bool,
     ) {
         let (kernels, hidden, width) = (self.layer.kernels, self.layer.spec.hidden_size, self.layout.panel_width);
         // SAFETY: guaranteed by the caller.
         unsafe {
             for gate in 0..PANEL_VECTORS {
-                if gate == 1 && self.layer.spec.coupled || skip(gate) {
+                if gate == 1 && self.layer.spec.coupled || skip_gate(gate) {
                     continue;
                 }
                 let product = if gate == 0 { out } else { out.add(rows * width) };
                 let a = StridedMatrix {
                     ptr: dz.add(gate * self.layout.gate_stride),
-                    row_stride: BLOCK,
+                    row_stride: DOT_BLOCK,
                     col_stride: 1,
                     block_stride: self.layout.block_stride,
                 };

@@ -2,12 +2,12 @@
 
 use lstm_core::{
     CellKind, Result,
-    arithmetic::{BLOCK, CHUNK},
+    arithmetic::{CHUNK_STEPS, DOT_BLOCK},
 };
 
 use crate::{
     kernel::{
-        matmul::{ROWS_PER_PASS, scratch_len},
+        matmul::{MAX_ROWS_PER_PRODUCT, scratch_len},
         table::PANEL_VECTORS,
     },
     layer::PackedLayer,
@@ -17,7 +17,7 @@ use crate::{
 /// The scratch memory of a backward pass. It also holds the running gradient of the state.
 pub(crate) struct Scratch {
     /// Maximum number of time steps in a chunk.
-    pub(super) chunk: usize,
+    pub(super) chunk_steps: usize,
     /// Number of threads.
     pub(super) threads: usize,
     /// Gradient of `h` that the following time step contributes, `[batch][padded_state]`.
@@ -30,15 +30,16 @@ pub(crate) struct Scratch {
     pub(super) f: Buffer,
     /// Gradient of `h` before the projection, `[batch][ld_hidden]`. Empty without a projection.
     pub(super) dh_unprojected: Buffer,
-    /// Gradient of the projection's result, `[chunk * batch][padded_state]`. Empty without a projection.
+    /// Gradient of the projection's result, `[chunk_steps * batch][padded_state]`. Empty without a projection.
     pub(super) dh_projected: Buffer,
-    /// The projection's operand `h`, `[chunk * batch][padded_hidden]`. Empty without a projection.
+    /// The projection's operand `h`, `[chunk_steps * batch][padded_hidden]`. Empty without a projection.
     pub(super) h_unprojected: Buffer,
-    /// Gradients of the pre-activations of the gates, `[4 gates][blocks][chunk * batch][BLOCK]`. Blocks of units let
-    /// both kinds of products read memory sequentially: those that sum over units and those that sum over rows.
+    /// Gradients of the pre-activations of the gates, `[4 gates][blocks][chunk_steps * batch][DOT_BLOCK]`. Blocks of
+    /// units let both kinds of products read memory sequentially: those that sum over units and those that sum over
+    /// rows.
     pub(super) dz: Buffer,
-    /// Scratch memory of the products, `[threads][product_len]`.
-    pub(super) product: Buffer,
+    /// Scratch memory of the products, `[threads][product_scratch_len]`.
+    pub(super) product_scratch: Buffer,
 }
 
 /// Sizes and strides of [`Scratch`], in floats.
@@ -56,53 +57,54 @@ pub(super) struct ScratchLayout {
     pub(super) gate_stride: usize,
     /// Length of a row of hidden units, padded to whole panel rows.
     pub(super) ld_hidden: usize,
-    /// Length of each thread's part of `product`.
-    pub(super) product_len: usize,
+    /// Length of each thread's part of `product_scratch`.
+    pub(super) product_scratch_len: usize,
 }
 
 impl ScratchLayout {
-    /// The layout for chunks of at most `chunk` time steps of `batch` sequences.
-    pub(super) fn new(layer: &PackedLayer, chunk: usize, batch: usize) -> Self {
+    /// The layout for chunks of at most `chunk_steps` time steps of `batch` sequences.
+    pub(super) fn new(layer: &PackedLayer, chunk_steps: usize, batch: usize) -> Self {
         let (kernels, hidden) = (layer.kernels, layer.spec.hidden_size);
         let panel_width = kernels.panel_width();
-        let block_stride = chunk * batch * BLOCK;
+        let block_stride = chunk_steps * batch * DOT_BLOCK;
         ScratchLayout {
             panel_width,
             padded_hidden: layer.padded_hidden(),
             padded_state: layer.spec.state_size().next_multiple_of(panel_width),
             block_stride,
-            gate_stride: layer.padded_hidden().div_ceil(BLOCK) * block_stride,
+            gate_stride: layer.padded_hidden().div_ceil(DOT_BLOCK) * block_stride,
             ld_hidden: hidden.next_multiple_of(panel_width),
-            product_len: scratch_len(kernels, chunk * batch).max(2 * ROWS_PER_PASS.max(batch) * panel_width),
+            product_scratch_len: scratch_len(kernels, chunk_steps * batch)
+                .max(2 * MAX_ROWS_PER_PRODUCT.max(batch) * panel_width),
         }
     }
 
     /// Offset of a unit from the first unit of the same row and gate in `dz`.
     pub(super) fn unit_offset(&self, unit: usize) -> usize {
-        unit / BLOCK * self.block_stride + unit % BLOCK
+        unit / DOT_BLOCK * self.block_stride + unit % DOT_BLOCK
     }
 }
 
 impl Scratch {
     /// Allocates the scratch memory for `batch` sequences of `steps` time steps.
     pub(super) fn new(layer: &PackedLayer, batch: usize, steps: usize, threads: usize) -> Result<Self> {
-        let chunk = CHUNK.min(steps);
-        let layout = ScratchLayout::new(layer, chunk, batch);
+        let chunk_steps = CHUNK_STEPS.min(steps);
+        let layout = ScratchLayout::new(layer, chunk_steps, batch);
         let zeros = |sizes: &[usize]| Buffer::zeros("backward", sizes);
-        let dense = usize::from(layer.spec.cell == CellKind::PeepholeDense);
-        let projected = usize::from(layer.spec.proj_size.is_some());
+        let dense_cell_count = usize::from(layer.spec.cell == CellKind::PeepholeDense);
+        let projection_count = usize::from(layer.spec.proj_size.is_some());
         Ok(Scratch {
-            chunk,
+            chunk_steps,
             threads,
             dh_carry: zeros(&[batch, layout.padded_state])?,
             dh: zeros(&[batch, layout.padded_state])?,
             dc: zeros(&[batch, layout.ld_hidden])?,
-            f: zeros(&[dense, batch, layout.ld_hidden])?,
-            dh_unprojected: zeros(&[projected, batch, layout.ld_hidden])?,
-            dh_projected: zeros(&[projected, chunk, batch, layout.padded_state])?,
-            h_unprojected: zeros(&[projected, chunk, batch, layout.padded_hidden])?,
-            dz: zeros(&[PANEL_VECTORS, layer.padded_hidden().div_ceil(BLOCK), chunk, batch, BLOCK])?,
-            product: zeros(&[threads, layout.product_len])?,
+            f: zeros(&[dense_cell_count, batch, layout.ld_hidden])?,
+            dh_unprojected: zeros(&[projection_count, batch, layout.ld_hidden])?,
+            dh_projected: zeros(&[projection_count, chunk_steps, batch, layout.padded_state])?,
+            h_unprojected: zeros(&[projection_count, chunk_steps, batch, layout.padded_hidden])?,
+            dz: zeros(&[PANEL_VECTORS, layer.padded_hidden().div_ceil(DOT_BLOCK), chunk_steps, batch, DOT_BLOCK])?,
+            product_scratch: zeros(&[threads, layout.product_scratch_len])?,
         })
     }
 }

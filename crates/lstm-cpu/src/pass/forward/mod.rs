@@ -12,7 +12,7 @@ use std::{ops::Range, ptr};
 use crate::{
     layer::{PackedLayer, Plan},
     pass::trace::Trace,
-    pool::{Pool, Team},
+    pool::{Team, ThreadPool},
 };
 
 /// A forward pass, as its threads share it. Between barriers, threads write to disjoint memory: to the columns of their
@@ -26,7 +26,7 @@ struct ForwardPass<'a> {
     /// Number of time steps whose input products are computed at once.
     block_steps: usize,
     /// Index of the half of [`Plan::h`] that holds the initial state, in a pass without a trace.
-    current: usize,
+    initial_state_index: usize,
     /// Length of each sequence, in descending order.
     lengths: Option<&'a [usize]>,
     /// Snapped input, `[steps * batch, input_size]`.
@@ -39,11 +39,11 @@ struct ForwardPass<'a> {
     h: *mut f32,
     /// Cell state, as in [`Plan`] or [`Trace`].
     c: *mut f32,
-    /// See [`Plan::unprojected`].
-    unprojected: *mut f32,
-    /// See [`Plan::wx`].
+    /// `h` before the projection, as in [`Plan`].
+    h_unprojected: *mut f32,
+    /// Input products `W x`, as in [`Plan`].
     wx: *mut f32,
-    /// See [`Plan::uh`].
+    /// Recurrent products `U h`, as in [`Plan`].
     uh: *mut f32,
     /// Gates saved for the backward pass, `[panels][steps * batch][panel]`, or null without a trace. With a trace, `h`
     /// and `c` hold the states before and after every time step.
@@ -65,13 +65,13 @@ pub(crate) struct SequenceInput<'a> {
 }
 
 /// Runs a layer from the state in `plan` and writes its hidden states to `y: [steps * batch, state_size]`. Rows beyond
-/// the length of a sequence are not written; without lengths, all of `y` is. With a trace, starts from the state in the
-/// trace instead and fills the trace. Allocates nothing.
+/// the length of a sequence are not written; without lengths, all of `y` is written. With a trace, starts from the
+/// state in the trace instead and fills the trace. Allocates nothing.
 ///
 /// # Safety
 /// `y` is valid for writes, and nothing else accesses it during the call.
 pub(crate) unsafe fn run(
-    pool: &Pool,
+    pool: &ThreadPool,
     layer: &PackedLayer,
     plan: &mut Plan,
     input: SequenceInput<'_>,
@@ -83,7 +83,7 @@ pub(crate) unsafe fn run(
     // SAFETY: the slices have the sizes for which the plan was made and that `ForwardPass::new` checked. That `y` is
     // valid is guaranteed by the caller.
     pool.run(plan.threads, &|member| unsafe { pass.run_thread(member) });
-    pass.finish(plan);
+    pass.update_plan(plan);
 }
 
 /// Runs both directions of a layer, as [`run`] does, and writes their hidden states to `y` side by side, `layers[0]`
@@ -92,7 +92,7 @@ pub(crate) unsafe fn run(
 /// # Safety
 /// As for [`run`].
 pub(crate) unsafe fn run_bidirectional(
-    pool: &Pool,
+    pool: &ThreadPool,
     layers: [&PackedLayer; 2],
     plans: [&mut Plan; 2],
     input: SequenceInput<'_>,
@@ -102,10 +102,11 @@ pub(crate) unsafe fn run_bidirectional(
     let [plan, second_plan] = plans;
     let pass = ForwardPass::new(layers[0], plan, input, y, (0..a, a + b), None);
     let passes = [pass, ForwardPass::new(layers[1], second_plan, input, y, (a..a + b, a + b), None)];
-    let half = (pool.threads() / 2).min(plan.threads_per_direction).min(second_plan.threads_per_direction);
-    if half > 0 {
-        let teams = [Team::new(half), Team::new(half)];
-        pool.run(2 * half, &|member| match member.split(&teams) {
+    let threads_per_direction =
+        (pool.threads() / 2).min(plan.threads_per_direction).min(second_plan.threads_per_direction);
+    if threads_per_direction > 0 {
+        let teams = [Team::new(threads_per_direction), Team::new(threads_per_direction)];
+        pool.run(2 * threads_per_direction, &|member| match member.split(&teams) {
             // SAFETY: as in `run`; the two passes write to different plans and columns.
             Some((direction, member)) => unsafe { passes[direction].run_thread(member) },
             // SAFETY: as in `run`.
@@ -117,8 +118,8 @@ pub(crate) unsafe fn run_bidirectional(
             pool.run(threads, &|member| unsafe { pass.run_thread(member) });
         }
     }
-    passes[0].finish(plan);
-    passes[1].finish(second_plan);
+    passes[0].update_plan(plan);
+    passes[1].update_plan(second_plan);
 }
 
 impl<'a> ForwardPass<'a> {
@@ -140,8 +141,8 @@ impl<'a> ForwardPass<'a> {
         assert_eq!(rows.and_then(|rows| rows.checked_mul(layer.spec.input_size)), Some(input.len()));
         assert!(rows.and_then(|rows| rows.checked_mul(ldy)) == Some(y.len()) && columns.end <= ldy);
         assert!(lengths.is_none_or(|lengths| lengths.len() == plan.batch));
-        let matches = |trace: &Trace| trace.matches(layer) && (trace.steps, trace.batch) == (steps, plan.batch);
-        assert!(trace.as_deref().is_none_or(matches));
+        let trace_matches = |trace: &Trace| trace.matches(layer) && (trace.steps, trace.batch) == (steps, plan.batch);
+        assert!(trace.as_deref().is_none_or(trace_matches));
         let (h, c, gates) = match trace {
             Some(trace) => (trace.h.as_mut_ptr(), trace.c.as_mut_ptr(), trace.gates.as_mut_ptr()),
             None => (plan.h.as_mut_ptr(), plan.c.as_mut_ptr(), ptr::null_mut()),
@@ -151,7 +152,7 @@ impl<'a> ForwardPass<'a> {
             steps,
             batch: plan.batch,
             block_steps: plan.block_steps,
-            current: plan.current,
+            initial_state_index: plan.current_state_index,
             lengths,
             input: input.as_ptr(),
             y: y.cast::<f32>().wrapping_add(columns.start),
@@ -159,16 +160,16 @@ impl<'a> ForwardPass<'a> {
             h,
             c,
             gates,
-            unprojected: plan.unprojected.as_mut_ptr(),
+            h_unprojected: plan.h_unprojected.as_mut_ptr(),
             wx: plan.wx.as_mut_ptr(),
             uh: plan.uh.as_mut_ptr(),
         }
     }
 
     /// Records in `plan` which half of `h` holds the final state.
-    fn finish(&self, plan: &mut Plan) {
+    fn update_plan(&self, plan: &mut Plan) {
         if self.gates.is_null() {
-            plan.current = (plan.current + self.steps) % 2;
+            plan.current_state_index = (plan.current_state_index + self.steps) % 2;
         }
     }
 }

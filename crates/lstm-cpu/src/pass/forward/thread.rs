@@ -10,27 +10,27 @@ use lstm_core::CellKind;
 use super::ForwardPass;
 use crate::{
     kernel::{
-        cell::{CellArgs, Strides},
+        cell::{CellArgs, CellStrides},
         single_row::{SingleRowArgs, SingleRowKernel},
         strided::StridedMatrix,
         tile::TileArgs,
     },
-    layer::{GATES, PackedLayer, Plan, recurrent_gates},
+    layer::{ALL_GATES, PackedLayer, Plan, recurrent_gates},
     pass::trace::Trace,
-    pool::Member,
+    pool::TeamMember,
 };
 
 /// Indices, into the arrays of states `h` and `c`, of the states before and after a time step.
 struct StateIndices {
-    h_old: usize,
-    h_new: usize,
-    c_old: usize,
-    c_new: usize,
+    h_old_index: usize,
+    h_new_index: usize,
+    c_old_index: usize,
+    c_new_index: usize,
 }
 
 impl ForwardPass<'_> {
     /// Number of sequences that have a time step `t`. They are the first rows of the batch.
-    fn active(&self, t: usize) -> usize {
+    fn active_sequences(&self, t: usize) -> usize {
         self.lengths.map_or(self.batch, |lengths| lengths.partition_point(|&len| len > t))
     }
 
@@ -38,11 +38,11 @@ impl ForwardPass<'_> {
     fn state_indices(&self, k: usize, t: usize) -> StateIndices {
         if !self.gates.is_null() {
             let (old, new) = Trace::state_indices(self.layer.spec.reverse, t);
-            return StateIndices { h_old: old, h_new: new, c_old: old, c_new: new };
+            return StateIndices { h_old_index: old, h_new_index: new, c_old_index: old, c_new_index: new };
         }
-        let old = (self.current + k) % 2;
-        let c = |h| Plan::c_index(self.layer.spec.cell, h);
-        StateIndices { h_old: old, h_new: 1 - old, c_old: c(old), c_new: c(1 - old) }
+        let old = (self.initial_state_index + k) % 2;
+        let c = |h| Plan::c_state_index(self.layer.spec.cell, h);
+        StateIndices { h_old_index: old, h_new_index: 1 - old, c_old_index: c(old), c_new_index: c(1 - old) }
     }
 
     /// Runs one thread's part of the pass.
@@ -50,68 +50,76 @@ impl ForwardPass<'_> {
     /// # Safety
     /// The pointers are valid for what [`ForwardPass`] describes. All members of a team call this, each with its own
     /// rank.
-    pub(super) unsafe fn run_thread(&self, member: Member<'_>) {
+    pub(super) unsafe fn run_thread(&self, member: TeamMember<'_>) {
         let panels = member.partition(self.layer.panels);
-        let single_row = match self.batch == 1 && member.size == 1 {
-            true => self.layer.kernels.single_row.get(self.layer.panels - 1).copied(),
+        let single_row_kernel = match self.batch == 1 && member.size == 1 {
+            true => self.layer.kernels.single_row_kernels.get(self.layer.panels - 1).copied(),
             false => None,
         };
-        let mut first = 0;
-        while first < self.steps {
-            let count = self.block_steps.min(self.steps - first);
+        let mut first_step = 0;
+        while first_step < self.steps {
+            let step_count = self.block_steps.min(self.steps - first_step);
             // First time step of the block in memory, for either direction.
-            let block_start = if self.layer.spec.reverse { self.steps - first - count } else { first };
-            if single_row.is_none() || self.block_steps > 1 {
+            let block_start = if self.layer.spec.reverse { self.steps - first_step - step_count } else { first_step };
+            if single_row_kernel.is_none() || self.block_steps > 1 {
                 // SAFETY: guaranteed by the caller.
-                unsafe { self.input_products(panels.clone(), block_start, count) };
+                unsafe { self.input_products(panels.clone(), block_start, step_count) };
             }
-            for k in first..first + count {
+            for k in first_step..first_step + step_count {
                 let t = if self.layer.spec.reverse { self.steps - 1 - k } else { k };
-                let active = self.active(t);
-                if active == 0 && self.gates.is_null() {
+                let active_rows = self.active_sequences(t);
+                if active_rows == 0 && self.gates.is_null() {
                     continue;
                 }
                 // SAFETY: guaranteed by the caller.
                 unsafe {
-                    self.step(panels.clone(), member, single_row, k, t, t - block_start, active);
+                    self.step(panels.clone(), member, single_row_kernel, k, t, t - block_start, active_rows);
                     member.barrier();
                     if self.layer.spec.proj_size.is_some() {
-                        self.project(member, k, t, active);
+                        self.project(member, k, t, active_rows);
                         member.barrier();
                     }
                 }
             }
-            first += count;
+            first_step += step_count;
         }
     }
 
-    /// Computes `W x` for `count` time steps from `first` on.
+    /// Computes `W x` for `step_count` time steps from `first_step` on.
     ///
     /// # Safety
     /// As for [`run_thread`](Self::run_thread).
-    unsafe fn input_products(&self, panels: Range<usize>, first: usize, count: usize) {
-        let (kernels, features) = (self.layer.kernels, self.layer.spec.input_size);
+    unsafe fn input_products(&self, panels: Range<usize>, first_step: usize, step_count: usize) {
+        let (kernels, input_size) = (self.layer.kernels, self.layer.spec.input_size);
         let width = kernels.panel_width();
         // With lengths, only the rows of sequences that have the time step, so one product per time step.
-        let pieces = if self.lengths.is_some() { count } else { 1 };
+        let product_count = if self.lengths.is_some() { step_count } else { 1 };
         for p in panels {
-            for piece in 0..pieces {
-                let rows = if self.lengths.is_some() { self.active(first + piece) } else { count * self.batch };
-                // SAFETY: `w` and `wx` have panel `p`; the input has rows for time steps `first..first + count`.
+            for product_index in 0..product_count {
+                let rows = if self.lengths.is_some() {
+                    self.active_sequences(first_step + product_index)
+                } else {
+                    step_count * self.batch
+                };
+                // SAFETY: `w` and `wx` have panel `p`; the input has rows for `step_count` time steps from `first_step`
+                // on.
                 unsafe {
-                    let a = StridedMatrix::row_major(self.input.add((first + piece) * self.batch * features), features);
-                    let panel = self.layer.w.as_ptr().add(p * features * width);
-                    let out = self.wx.add((p * self.block_steps + piece) * self.batch * width);
-                    let args = TileArgs::new(features, a, panel, out, width);
+                    let a = StridedMatrix::row_major(
+                        self.input.add((first_step + product_index) * self.batch * input_size),
+                        input_size,
+                    );
+                    let panel = self.layer.w.as_ptr().add(p * input_size * width);
+                    let out = self.wx.add((p * self.block_steps + product_index) * self.batch * width);
+                    let args = TileArgs::new(input_size, a, panel, out, width);
                     kernels.multiply_panel(rows, args);
                 }
             }
         }
     }
 
-    /// Computes time step `t` of the first `active` rows. `t` is the `k`th time step in the order of execution, and
-    /// `step_in_block` is its index in the block of time steps. If `single_row` is given, it computes the whole time
-    /// step, with the input products if the block has only one time step.
+    /// Computes time step `t` of the first `active_rows` rows. `t` is the `k`th time step in the order of execution,
+    /// and `step_in_block` is its index in the block of time steps. If `single_row_kernel` is given, it computes the
+    /// whole time step, with the input products if the block has only one time step.
     ///
     /// # Safety
     /// As for [`run_thread`](Self::run_thread).
@@ -119,40 +127,41 @@ impl ForwardPass<'_> {
     unsafe fn step(
         &self,
         panels: Range<usize>,
-        member: Member<'_>,
-        single_row: Option<SingleRowKernel>,
+        member: TeamMember<'_>,
+        single_row_kernel: Option<SingleRowKernel>,
         k: usize,
         t: usize,
         step_in_block: usize,
-        active: usize,
+        active_rows: usize,
     ) {
         let PackedLayer { spec, kernels, .. } = self.layer;
         let (lanes, width) = (kernels.lanes, kernels.panel_width());
-        let (padded, padded_state, state) = (self.layer.padded_hidden(), self.layer.padded_state(), spec.state_size());
+        let (padded_hidden, padded_state, state) =
+            (self.layer.padded_hidden(), self.layer.padded_state(), spec.state_size());
         let indices = self.state_indices(k, t);
         // SAFETY: offsets follow the layouts in `PackedLayer`, `Plan` and `Trace`.
         unsafe {
-            let c_old = self.c.add(indices.c_old * self.batch * padded);
-            let c_new = self.c.add(indices.c_new * self.batch * padded);
-            let h_old = self.h.add(indices.h_old * self.batch * padded_state);
+            let c_old = self.c.add(indices.c_old_index * self.batch * padded_hidden);
+            let c_new = self.c.add(indices.c_new_index * self.batch * padded_hidden);
+            let h_old = self.h.add(indices.h_old_index * self.batch * padded_state);
             let h_new = match spec.proj_size {
-                Some(_) => self.unprojected,
-                None => self.h.add(indices.h_new * self.batch * padded),
+                Some(_) => self.h_unprojected,
+                None => self.h.add(indices.h_new_index * self.batch * padded_hidden),
             };
-            let (operand, stride) =
-                if spec.cell == CellKind::PeepholeDense { (c_old, padded) } else { (h_old, padded_state) };
+            let (recurrent_operand, stride) =
+                if spec.cell == CellKind::PeepholeDense { (c_old, padded_hidden) } else { (h_old, padded_state) };
             // For a single sequence, the cell kernel runs over the panels at once; else over the rows of each panel.
-            let single = self.batch == 1;
-            let strides = match single {
+            let is_single_sequence = self.batch == 1;
+            let strides = match is_single_sequence {
                 true => {
                     let gates = recurrent_gates(spec.cell).len();
-                    Strides::panels(kernels, self.block_steps * width, gates * lanes, self.steps * width)
+                    CellStrides::for_panels(kernels, self.block_steps * width, gates * lanes, self.steps * width)
                 }
-                false => Strides::rows(kernels, padded, self.ldy),
+                false => CellStrides::for_rows(kernels, padded_hidden, self.ldy),
             };
             // Where the products of recurrent panel `r` go. For a single sequence, two threads may compute the same
             // panel, so each has its own copy.
-            let uh = |r: usize| match single {
+            let uh = |r: usize| match is_single_sequence {
                 true => self.uh.add((r + member.rank) * width),
                 false => {
                     let index = member.rank * self.layer.recurrent_panels_per_group() + self.layer.index_in_group(r);
@@ -163,13 +172,13 @@ impl ForwardPass<'_> {
                 Some(_) => ptr::null_mut(),
                 None => self.y.add(t * self.batch * self.ldy + p * lanes),
             };
-            let cell = |p: usize| CellArgs {
-                count: if single { panels.len() } else { active },
+            let panel_cell_args = |p: usize| CellArgs {
+                item_count: if is_single_sequence { panels.len() } else { active_rows },
                 strides,
                 wx: self.wx.add((p * self.block_steps + step_in_block) * self.batch * width),
-                uh: GATES.map(|gate| {
-                    let (r, vector) = self.layer.recurrent_vector(p, gate);
-                    uh(r).add(vector * lanes).cast_const()
+                uh: ALL_GATES.map(|gate| {
+                    let (r, vector_index) = self.layer.recurrent_vector(p, gate);
+                    uh(r).add(vector_index * lanes).cast_const()
                 }),
                 bias: self.layer.bias.as_ptr().add(p * width),
                 peephole: self.layer.peephole.as_ptr().wrapping_add(p * 3 * lanes),
@@ -187,49 +196,58 @@ impl ForwardPass<'_> {
                 clip: spec.clip,
             };
             let u = self.layer.u.as_ptr();
-            if let Some(single_row) = single_row.filter(|_| active > 0) {
+            if let Some(single_row_kernel) = single_row_kernel.filter(|_| active_rows > 0) {
                 let input_len = spec.input_size;
                 let input = if self.block_steps == 1 { self.input.add(t * input_len) } else { null() };
                 let w = self.layer.w.as_ptr();
-                single_row(&SingleRowArgs { operand, operand_len: state, u, cell: cell(0), input, input_len, w });
+                single_row_kernel(&SingleRowArgs {
+                    recurrent_operand,
+                    recurrent_operand_len: state,
+                    u,
+                    cell_args: panel_cell_args(0),
+                    input,
+                    input_len,
+                    w,
+                });
             } else {
                 // The order of the groups alternates: those that the previous time step used last are still in the
                 // cache.
-                let groups = self.layer.groups(panels.clone());
+                let groups = self.layer.groups_of_panels(panels.clone());
                 // This thread's panels in the `n`th group that runs.
-                let own = |n: usize| {
+                let own_panels = |n: usize| {
                     let n = if k.is_multiple_of(2) { groups.start + n } else { groups.end - 1 - n };
-                    let group = self.layer.group_panels(n);
-                    panels.start.max(group.start)..panels.end.min(group.end)
+                    let group_panels = self.layer.panels_of_group(n);
+                    panels.start.max(group_panels.start)..panels.end.min(group_panels.end)
                 };
                 for n in 0..groups.len() {
                     // Each row of a panel's output is on a cache line of its own, and writing many is faster with
                     // prefetch. With one row it was slower; two were not measured.
-                    if active > 2 && spec.proj_size.is_none() {
-                        own(n).for_each(|p| (kernels.prefetch_rows)(y(p), active, self.ldy));
+                    if active_rows > 2 && spec.proj_size.is_none() {
+                        own_panels(n).for_each(|p| (kernels.prefetch_rows)(y(p), active_rows, self.ldy));
                     }
-                    let recurrent = self.layer.recurrent_panels(own(n));
-                    let next = self.layer.recurrent_panels(own((n + 1).min(groups.len() - 1))).start;
-                    for r in recurrent.clone() {
-                        let next = if r + 1 < recurrent.end { r + 1 } else { next };
-                        let (panel, next_panel) = (u.add(r * state * width), u.add(next * state * width));
-                        let a = StridedMatrix::row_major(operand, stride);
+                    let recurrent_panels = self.layer.recurrent_panels(own_panels(n));
+                    let next_group_start = self.layer.recurrent_panels(own_panels((n + 1).min(groups.len() - 1))).start;
+                    for r in recurrent_panels.clone() {
+                        let next_recurrent_panel = if r + 1 < recurrent_panels.end { r + 1 } else { next_group_start };
+                        let (panel, next_panel) =
+                            (u.add(r * state * width), u.add(next_recurrent_panel * state * width));
+                        let a = StridedMatrix::row_major(recurrent_operand, stride);
                         let args = TileArgs::new(state, a, panel, uh(r), width);
-                        kernels.multiply_panel(active, TileArgs { next_panel, ..args });
+                        kernels.multiply_panel(active_rows, TileArgs { next_panel, ..args });
                     }
-                    if !single {
-                        own(n).for_each(|p| (kernels.cell)(&cell(p)));
+                    if !is_single_sequence {
+                        own_panels(n).for_each(|p| (kernels.cell_forward)(&panel_cell_args(p)));
                     }
                 }
-                if single && active > 0 && !panels.is_empty() {
-                    (kernels.cell)(&cell(panels.start));
+                if is_single_sequence && active_rows > 0 && !panels.is_empty() {
+                    (kernels.cell_forward)(&panel_cell_args(panels.start));
                 }
             }
             let first_col = panels.start * lanes;
             if !self.gates.is_null() {
                 // Sequences that have ended, or not yet started in reverse, keep their state.
-                for row in active..self.batch {
-                    let offset = row * padded + first_col;
+                for row in active_rows..self.batch {
+                    let offset = row * padded_hidden + first_col;
                     ptr::copy_nonoverlapping(c_old.add(offset), c_new.add(offset), panels.len() * lanes);
                     if spec.proj_size.is_none() {
                         ptr::copy_nonoverlapping(h_old.add(offset), h_new.add(offset), panels.len() * lanes);
@@ -243,31 +261,32 @@ impl ForwardPass<'_> {
     ///
     /// # Safety
     /// As for [`run_thread`](Self::run_thread).
-    unsafe fn project(&self, member: Member<'_>, k: usize, t: usize, active: usize) {
+    unsafe fn project(&self, member: TeamMember<'_>, k: usize, t: usize, active_rows: usize) {
         let PackedLayer { spec, kernels, .. } = self.layer;
         let width = kernels.panel_width();
-        let (padded, padded_state, state) = (self.layer.padded_hidden(), self.layer.padded_state(), spec.state_size());
+        let (padded_hidden, padded_state, state) =
+            (self.layer.padded_hidden(), self.layer.padded_state(), spec.state_size());
         let indices = self.state_indices(k, t);
         for p in member.partition(padded_state / width) {
             let len = width.min(state - p * width);
             // SAFETY: offsets follow the layouts in `PackedLayer` and `Plan`. A thread's part of `uh` has a panel row
             // for each sequence.
             unsafe {
-                let projected = self.uh.add(member.rank * self.batch * width);
+                let h_projected = self.uh.add(member.rank * self.batch * width);
                 let panel = self.layer.projection.as_ptr().add(p * spec.hidden_size * width);
-                let (k, a) = (spec.hidden_size, StridedMatrix::row_major(self.unprojected, padded));
-                kernels.multiply_panel(active, TileArgs::new(k, a, panel, projected, width));
-                (kernels.snap)(projected, active * width);
-                for row in 0..active {
-                    let from = projected.add(row * width);
-                    let h = self.h.add((indices.h_new * self.batch + row) * padded_state + p * width);
+                let (k, a) = (spec.hidden_size, StridedMatrix::row_major(self.h_unprojected, padded_hidden));
+                kernels.multiply_panel(active_rows, TileArgs::new(k, a, panel, h_projected, width));
+                (kernels.snap)(h_projected, active_rows * width);
+                for row in 0..active_rows {
+                    let from = h_projected.add(row * width);
+                    let h = self.h.add((indices.h_new_index * self.batch + row) * padded_state + p * width);
                     ptr::copy_nonoverlapping(from, h, width);
                     let y = self.y.add((t * self.batch + row) * self.ldy + p * width);
                     ptr::copy_nonoverlapping(from, y, len);
                 }
-                for row in if self.gates.is_null() { 0..0 } else { active..self.batch } {
+                for row in if self.gates.is_null() { 0..0 } else { active_rows..self.batch } {
                     let h = |index: usize| self.h.add((index * self.batch + row) * padded_state + p * width);
-                    ptr::copy_nonoverlapping(h(indices.h_old), h(indices.h_new), width);
+                    ptr::copy_nonoverlapping(h(indices.h_old_index), h(indices.h_new_index), width);
                 }
             }
         }

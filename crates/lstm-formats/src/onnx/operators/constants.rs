@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::operands::{Inputs, optional, required, sizes, unexpected};
+use super::operands::{NodeInputs, input_sizes, optional_input, required_input, unexpected_input};
 use crate::onnx::{
     node::NodeReader,
     proto::{DOUBLE, FLOAT, INT32, INT64, type_name},
@@ -12,15 +12,15 @@ use crate::onnx::{
 };
 use lstm_core::Result;
 
-/// `Constant`: a tensor, an integer or a short list of integers.
+/// `Constant`: makes a tensor, an integer or a short list of integers.
 pub(super) fn constant<'a>(node: &mut NodeReader<'a>, dir: Option<&Path>) -> Result<Value<'a>> {
-    if let Some(tensor) = node.tensor("value")? {
+    if let Some(tensor) = node.tensor_attribute("value")? {
         return Value::constant(tensor, dir);
     }
-    if let Some(n) = node.int("value_int")? {
+    if let Some(n) = node.int_attribute("value_int")? {
         return Ok(Value::Integers { is_scalar: true, values: vec![Dim::Known(n)] });
     }
-    match node.ints("value_ints")? {
+    match node.ints_attribute("value_ints")? {
         Some(values) if values.len() <= MAX_RANK => {
             Ok(Value::Integers { is_scalar: false, values: values.iter().copied().map(Dim::Known).collect() })
         }
@@ -31,29 +31,29 @@ pub(super) fn constant<'a>(node: &mut NodeReader<'a>, dir: Option<&Path>) -> Res
 /// `ConstantOfShape`: only zeros are supported.
 pub(super) fn constant_of_shape<'a>(
     node: &mut NodeReader<'a>,
-    inputs: Inputs<'_, 'a>,
+    inputs: NodeInputs<'_, 'a>,
     dir: Option<&Path>,
 ) -> Result<Value<'a>> {
-    let value = node.tensor("value")?.map(|tensor| Value::constant(tensor, dir)).transpose()?;
+    let value = node.tensor_attribute("value")?.map(|tensor| Value::constant(tensor, dir)).transpose()?;
     match value {
-        None | Some(Value::Zeros(_)) => Ok(Value::Zeros(Zeros::computed(sizes(inputs, 0).map(<[_]>::to_vec)))),
-        Some(other) => unexpected(node, "a fill value of zero", &other),
+        None | Some(Value::Zeros(_)) => Ok(Value::Zeros(Zeros::of_shape(input_sizes(inputs, 0).map(<[_]>::to_vec)))),
+        Some(other) => unexpected_input(node, "a fill value of zero", &other),
     }
 }
 
-/// `Cast`: supported where it changes no value, apart from rounding to f32, which applies to all constants anyway.
-pub(super) fn cast<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
-    let to = node.int("to")?.unwrap_or_default();
-    let value = required(node, inputs, 0)?;
-    let to_float = [FLOAT, DOUBLE].map(i64::from).contains(&to);
-    let to_integer = [INT32, INT64].map(i64::from).contains(&to);
+/// `Cast`: supported where it changes no value, apart from the rounding to f32 that applies to all constants.
+pub(super) fn cast<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, 'a>) -> Result<Value<'a>> {
+    let to = node.int_attribute("to")?.unwrap_or_default();
+    let value = required_input(node, inputs, 0)?;
+    let casts_to_float = [FLOAT, DOUBLE].map(i64::from).contains(&to);
+    let casts_to_integer = [INT32, INT64].map(i64::from).contains(&to);
     match value {
-        Value::Zeros(_) if to_float => Ok(value.clone()),
-        Value::Constant(t) if to_float && tensor::is_float(t) => Ok(value.clone()),
-        Value::Integers { .. } if to_integer => Ok(value.clone()),
+        Value::Zeros(_) if casts_to_float => Ok(value.clone()),
+        Value::Constant(t) if casts_to_float && tensor::is_float(t) => Ok(value.clone()),
+        Value::Integers { .. } if casts_to_integer => Ok(value.clone()),
         // Sequence lengths. A length that does not fit the target type exceeds the number of steps of any input.
         Value::View(TensorView { elem_type: Some(INT32 | INT64), .. }) | Value::UnknownRank(_, Some(INT32 | INT64))
-            if to_integer =>
+            if casts_to_integer =>
         {
             let mut value = value.clone();
             if let Value::View(TensorView { elem_type, .. }) | Value::UnknownRank(_, elem_type) = &mut value {
@@ -62,37 +62,38 @@ pub(super) fn cast<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) -> Res
             Ok(value)
         }
         other => {
-            let target = i32::try_from(to).map_or_else(|_| format!("element type {to}"), type_name);
-            unexpected(node, &format!("constants or sequence lengths to cast to {target}"), other)
+            let target_type = i32::try_from(to).map_or_else(|_| format!("element type {to}"), type_name);
+            unexpected_input(node, &format!("constants or sequence lengths to cast to {target_type}"), other)
         }
     }
 }
 
-/// `Shape`: the sizes of a value, or a range of them.
-pub(super) fn shape<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
-    let (start, end) = (node.int("start")?, node.int("end")?);
-    let values = match required(node, inputs, 0)? {
+/// `Shape`: returns the sizes of the axes of a value, or a range of these sizes.
+pub(super) fn shape<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, 'a>) -> Result<Value<'a>> {
+    let (start, end) = (node.int_attribute("start")?, node.int_attribute("end")?);
+    let values = match required_input(node, inputs, 0)? {
         Value::View(view) => view.shape(),
         Value::Constant(t) if t.dims.len() <= MAX_RANK => t.dims.iter().copied().map(Dim::Known).collect(),
-        other => return unexpected(node, "a value with a shape", other),
+        other => return unexpected_input(node, "a value with a shape", other),
     };
     let range = slice_range(start.unwrap_or(0), end.unwrap_or(i64::MAX), values.len());
     Ok(Value::Integers { is_scalar: false, values: values[range].to_vec() })
 }
 
-/// `Add`, `Sub`, `Mul` and `Div` of two integers. Sums, differences and quotients of symbolic sizes are unknown.
-pub(super) fn arithmetic<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) -> Result<Value<'a>> {
+/// `Add`, `Sub`, `Mul` and `Div`: supported for two integers. Sums, differences and quotients of symbolic
+/// sizes are unknown.
+pub(super) fn arithmetic<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, 'a>) -> Result<Value<'a>> {
     const EXPECTED: &str = "two integers";
-    let (a, b) = (required(node, inputs, 0)?, required(node, inputs, 1)?);
+    let (a, b) = (required_input(node, inputs, 0)?, required_input(node, inputs, 1)?);
     let (
         Value::Integers { is_scalar: a_is_scalar, values: a_values },
         Value::Integers { is_scalar: b_is_scalar, values: b_values },
     ) = (a, b)
     else {
         let other = if let Value::Integers { .. } = a { b } else { a };
-        return unexpected(node, EXPECTED, other);
+        return unexpected_input(node, EXPECTED, other);
     };
-    let (&[u], &[v]) = (&a_values[..], &b_values[..]) else { return unexpected(node, EXPECTED, a) };
+    let (&[u], &[v]) = (&a_values[..], &b_values[..]) else { return unexpected_input(node, EXPECTED, a) };
     let value = match (node.proto.op_type.as_str(), u, v) {
         ("Mul", u, v) => u.multiply(v),
         (op_type, Dim::Known(u), Dim::Known(v)) => {
@@ -113,29 +114,30 @@ pub(super) fn arithmetic<'a>(node: &mut NodeReader<'a>, inputs: Inputs<'_, 'a>) 
 pub(super) fn dropout<'a>(
     node: &mut NodeReader<'a>,
     opset: i64,
-    inputs: Inputs<'_, 'a>,
+    inputs: NodeInputs<'_, 'a>,
     dir: Option<&Path>,
 ) -> Result<Value<'a>> {
     let ratio = if opset < 12 {
-        node.float("ratio")?
+        node.float_attribute("ratio")?
     } else {
-        node.int("seed")?;
-        match optional(inputs, 1) {
+        node.int_attribute("seed")?;
+        match optional_input(inputs, 1) {
             Some(Value::Constant(t) | Value::Zeros(Zeros { tensor: Some(t), .. })) => {
                 let ratio = tensor::floats(t, dir)?;
                 let scalar = ratio.first().copied().filter(|_| ratio.ndim() == 0);
-                let not_scalar = || node.error(format!("ratio: expected a scalar, got shape {:?}", ratio.shape()));
-                Some(scalar.ok_or_else(not_scalar)?)
+                let not_scalar_error =
+                    || node.error(format!("ratio: expected a scalar, got shape {:?}", ratio.shape()));
+                Some(scalar.ok_or_else(not_scalar_error)?)
             }
             None => None,
-            Some(other) => return unexpected(node, "a constant ratio", other),
+            Some(other) => return unexpected_input(node, "a constant ratio", other),
         }
     };
-    let training_mode = optional(inputs, 2);
+    let training_mode = optional_input(inputs, 2);
     if training_mode.is_some_and(|value| !matches!(value, Value::Constant(t) if tensor::is_false(t))) {
         return Err(node.error("`training_mode` must be false: expected a model for inference"));
     }
-    let mut out = required(node, inputs, 0)?.to_view(0).map_err(|why| node.error(why))?;
+    let mut out = required_input(node, inputs, 0)?.to_view(0).map_err(|why| node.error(why))?;
     if out.dropout.is_some() || !matches!(out.source, Source::Sequence(_)) {
         return Err(node.error("expected a single dropout between two layers"));
     }

@@ -15,14 +15,14 @@ use super::{
     value::{MAX_RANK, Value},
 };
 use lstm_core::Result;
-use operands::{Inputs, required};
+use operands::{NodeInputs, required_input};
 
 /// Evaluates a node of any operator but `LSTM`, and returns the values of its outputs. `dir` is the folder of external
 /// data.
 pub(crate) fn evaluate<'a>(
     node: &mut NodeReader<'a>,
     opset: i64,
-    inputs: Inputs<'_, 'a>,
+    inputs: NodeInputs<'_, 'a>,
     dir: Option<&Path>,
 ) -> Result<Vec<Value<'a>>> {
     let value = match node.proto.op_type.as_str() {
@@ -31,7 +31,7 @@ pub(crate) fn evaluate<'a>(
         "Cast" => constants::cast(node, inputs)?,
         "Shape" => constants::shape(node, inputs)?,
         "Add" | "Sub" | "Mul" | "Div" => constants::arithmetic(node, inputs)?,
-        "Identity" => required(node, inputs, 0)?.clone(),
+        "Identity" => required_input(node, inputs, 0)?.clone(),
         "Dropout" => constants::dropout(node, opset, inputs, dir)?,
         "Squeeze" => axes::squeeze(node, opset, inputs)?,
         "Unsqueeze" => axes::unsqueeze(node, opset, inputs)?,

@@ -1,16 +1,16 @@
-//! Declared shapes and types of graph inputs and constants are checked.
+//! Tests that declared shapes and types of graph inputs and constants are checked.
 
 use prost::Message;
 
-use super::{assert_rejected, insert_node, int_attribute, load, model_with_x_only, node, two_layers};
+use super::{assert_rejected, insert_node, int_attribute, load, model_with_x_only, node, two_layer_model};
 use crate::onnx::{
     InitialState, OnnxModel, SequenceLengths,
     proto::{BOOL, Dimension, Dims, FLOAT, INT32, INT64, Model, Tensor, TensorType, Type, ValueInfo},
 };
 use lstm_core::LstmConfig;
 
-/// One layer, input size 4, hidden size 6, with the input `X` only.
-fn one_layer() -> Model {
+/// A model of one layer, input size 4, hidden size 6, with the input `X` only.
+fn one_layer_model() -> Model {
     model_with_x_only(LstmConfig::new(4, 6))
 }
 
@@ -25,9 +25,10 @@ fn filled_tensor(name: &str, dims: &[i64], value: f32) -> Tensor {
     Tensor { name: name.into(), dims: dims.to_vec(), data_type: Some(FLOAT), raw_data, ..Tensor::default() }
 }
 
-/// One layer with these values as `initial_h` and `initial_c`, and these initializers.
-fn with_states(names: [&str; 2], tensors: Vec<Tensor>) -> Model {
-    let mut model = one_layer();
+/// A model of one layer whose inputs `initial_h` and `initial_c` are the values with these names, and which has these
+/// initializers.
+fn model_with_states(names: [&str; 2], tensors: Vec<Tensor>) -> Model {
+    let mut model = one_layer_model();
     node(&mut model, "lstm_l0").input.extend(["", names[0], names[1]].map(Into::into));
     model.graph.as_mut().unwrap().initializer.extend(tensors);
     model
@@ -37,14 +38,16 @@ fn with_states(names: [&str; 2], tensors: Vec<Tensor>) -> Model {
 fn rejects_constant_states_of_wrong_shape() {
     for value in [0.0, 0.5] {
         for shape in [&[7][..], &[2, 2, 6], &[1, 2, 7], &[1, 2, 6, 1], &[]] {
-            let model = with_states(["s", ""], vec![filled_tensor("s", shape, value)]);
+            let model = model_with_states(["s", ""], vec![filled_tensor("s", shape, value)]);
             assert_rejected(&model, &["lstm_l0", "initial_h: expected [1, batch, 6]", &format!("got {shape:?}")]);
         }
-        let model =
-            with_states(["h", "c"], vec![filled_tensor("h", &[1, 3, 6], value), filled_tensor("c", &[1, 5, 6], value)]);
+        let model = model_with_states(
+            ["h", "c"],
+            vec![filled_tensor("h", &[1, 3, 6], value), filled_tensor("c", &[1, 5, 6], value)],
+        );
         assert_rejected(&model, &["lstm_l0", "initial_c: expected [1, 3, 6], got [1, 5, 6]"]);
     }
-    let onnx = load(&with_states(["s", "s"], vec![filled_tensor("s", &[1, 2, 6], 0.0)])).unwrap();
+    let onnx = load(&model_with_states(["s", "s"], vec![filled_tensor("s", &[1, 2, 6], 0.0)])).unwrap();
     assert_eq!(onnx.initial_c, InitialState::Zeros);
     // The constant states fix the batch size, though the declared shape of the input does not.
     let error = onnx.check_input_shape("X", &[7, 3, 4]).unwrap_err().to_string();
@@ -53,14 +56,14 @@ fn rejects_constant_states_of_wrong_shape() {
 }
 
 /// Operators with their inputs. The output of the node with index `k` is `v{k}`.
-type Nodes<'a> = &'a [(&'a str, &'a [&'a str])];
+type OperatorsWithInputs<'a> = &'a [(&'a str, &'a [&'a str])];
 
 #[test]
 fn rejects_computed_zero_states_of_wrong_shape() {
     // The nodes are inserted before the LSTM. The output of the last one is the initial state.
-    let build = |nodes: Nodes<'_>| {
+    let build_model = |nodes: OperatorsWithInputs<'_>| {
         let vector = |name, values: &[i64]| int_tensor(name, &[values.len() as i64], values);
-        let mut model = with_states(
+        let mut model = model_with_states(
             ["", &format!("v{}", nodes.len() - 1)],
             vec![
                 filled_tensor("zeros", &[2, 2, 6], 0.0),
@@ -84,25 +87,25 @@ fn rejects_computed_zero_states_of_wrong_shape() {
             }
         }
         let graph = model.graph.as_mut().unwrap();
-        let used: Vec<&str> = nodes.iter().flat_map(|(_, inputs)| inputs.iter().copied()).collect();
-        graph.initializer.retain(|t| t.name.contains("_") || used.contains(&t.name.as_str()));
+        let used_names: Vec<&str> = nodes.iter().flat_map(|(_, inputs)| inputs.iter().copied()).collect();
+        graph.initializer.retain(|t| t.name.contains("_") || used_names.contains(&t.name.as_str()));
         model
     };
     // Zeros of the batch size of `X`.
-    let batch_zeros: [(&str, &[&str]); 5] = [
+    let batch_zeros_nodes: [(&str, &[&str]); 5] = [
         ("Shape", &["X"]),
         ("Gather", &["v0", "scalar"]),
         ("Unsqueeze", &["v1", "0"]),
         ("Concat", &["1", "v2", "6"]),
         ("ConstantOfShape", &["v3"]),
     ];
-    let cases: [(Nodes<'_>, Result<(), &str>); 15] = [
+    let cases: [(OperatorsWithInputs<'_>, Result<(), &str>); 15] = [
         (&[("ConstantOfShape", &["nine"])], Err("[9, 9, 9]")),
         (&[("ConstantOfShape", &["state"])], Ok(())),
-        (&batch_zeros, Ok(())),
-        (&[&batch_zeros[..], &[("Unsqueeze", &["v4", "0"])]].concat(), Err("[1, 1, X.shape[1], 6]")),
-        (&[&batch_zeros[..], &[("Concat", &["v4", "v4"])]].concat(), Err("[2, X.shape[1], 6]")),
-        (&[&batch_zeros[..3], &[("Concat", &["1", "v2", "1"]), ("Expand", &["one", "v3"])]].concat(), Ok(())),
+        (&batch_zeros_nodes, Ok(())),
+        (&[&batch_zeros_nodes[..], &[("Unsqueeze", &["v4", "0"])]].concat(), Err("[1, 1, X.shape[1], 6]")),
+        (&[&batch_zeros_nodes[..], &[("Concat", &["v4", "v4"])]].concat(), Err("[2, X.shape[1], 6]")),
+        (&[&batch_zeros_nodes[..3], &[("Concat", &["1", "v2", "1"]), ("Expand", &["one", "v3"])]].concat(), Ok(())),
         (&[("Expand", &["one", "state"])], Ok(())),
         (&[("Expand", &["zeros", "nine"])], Err("cannot expand")),
         (&[("Expand", &["vector", "state"])], Ok(())),
@@ -114,7 +117,7 @@ fn rejects_computed_zero_states_of_wrong_shape() {
         (&[("Reshape", &["zeros", "state"])], Err("24 zeros")),
     ];
     for (nodes, want) in cases {
-        match (want, load(&build(nodes))) {
+        match (want, load(&build_model(nodes))) {
             (Ok(()), Ok(onnx)) => assert_eq!(onnx.initial_c, InitialState::Zeros, "{nodes:?}"),
             (Err(word), Err(error)) if error.to_string().contains(word) => {}
             (want, got) => panic!("{nodes:?}: expected {want:?}, got {:?}", got.map(|_| ())),
@@ -124,8 +127,9 @@ fn rejects_computed_zero_states_of_wrong_shape() {
 
 /// Changes the element type of a graph input.
 fn set_input_type(model: &mut Model, input: &str, elem_type: i32) {
-    let info = model.graph.as_mut().unwrap().input.iter_mut().find(|info| info.name == input).unwrap();
-    info.value_type.as_mut().unwrap().tensor.as_mut().unwrap().elem_type = Some(elem_type);
+    let input_info =
+        model.graph.as_mut().unwrap().input.iter_mut().find(|input_info| input_info.name == input).unwrap();
+    input_info.value_type.as_mut().unwrap().tensor.as_mut().unwrap().elem_type = Some(elem_type);
 }
 
 #[test]
@@ -139,21 +143,21 @@ fn rejects_inputs_of_wrong_type() {
         ("sequence_lens", INT64, ["expected INT32", "`sequence_lens` of INT64"]),
         ("sequence_lens", 99, ["expected INT32", "`sequence_lens` of element type 99"]),
     ] {
-        let mut model = two_layers();
+        let mut model = two_layer_model();
         set_input_type(&mut model, input, elem_type);
         assert_rejected(&model, &words);
     }
-    let mut model = one_layer();
+    let mut model = one_layer_model();
     model.graph.as_mut().unwrap().input[0].value_type = None;
     assert_rejected(&model, &["X: expected floats", "`X` of UNDEFINED"]);
 }
 
 #[test]
 fn ignored_nodes_may_have_inputs_of_any_type() {
-    let mut model = one_layer();
+    let mut model = one_layer_model();
     let graph = model.graph.as_mut().unwrap();
-    let ids = Type { tensor: Some(TensorType { elem_type: Some(INT64), shape: None }) };
-    graph.input[0] = ValueInfo { name: "ids".into(), value_type: Some(ids) };
+    let ids_type = Type { tensor: Some(TensorType { elem_type: Some(INT64), shape: None }) };
+    graph.input[0] = ValueInfo { name: "ids".into(), value_type: Some(ids_type) };
     graph.input.push(ValueInfo { name: "list".into(), value_type: None });
     graph.initializer.push(filled_tensor("table", &[9, 4], 0.5));
     insert_node(&mut model, 0, "Gather", &["table", "ids"], "X");
@@ -165,58 +169,61 @@ fn ignored_nodes_may_have_inputs_of_any_type() {
 #[test]
 fn accepts_lengths_after_integer_casts() {
     // Inserts casts to these types between `sequence_lens`, of type `from`, and the LSTM nodes.
-    let cast = |from: i32, to: &[i32]| {
-        let mut model = two_layers();
+    let model_with_casts = |from: i32, to: &[i32]| {
+        let mut model = two_layer_model();
         set_input_type(&mut model, "sequence_lens", from);
         for (k, &to) in to.iter().enumerate() {
             let input = if k == 0 { "sequence_lens".into() } else { format!("cast{}", k - 1) };
             insert_node(&mut model, k, "Cast", &[&input], &format!("cast{k}"));
             model.graph.as_mut().unwrap().node[k].attribute.push(int_attribute("to", i64::from(to)));
         }
-        let last = format!("cast{}", to.len() - 1);
-        ["lstm_l0", "lstm_l1"].iter().for_each(|name| node(&mut model, name).input[4] = last.clone());
+        let last_output = format!("cast{}", to.len() - 1);
+        ["lstm_l0", "lstm_l1"].iter().for_each(|name| node(&mut model, name).input[4] = last_output.clone());
         model
     };
     for (from, to) in [(INT64, &[INT32][..]), (INT64, &[INT64, INT32]), (INT32, &[INT64, INT32]), (INT32, &[INT32])] {
         assert_eq!(
-            load(&cast(from, to)).unwrap().lengths,
+            load(&model_with_casts(from, to)).unwrap().lengths,
             SequenceLengths::Input("sequence_lens".into()),
             "{from} {to:?}"
         );
     }
-    assert_rejected(&cast(INT32, &[INT64]), &["lstm_l0", "expected INT32", "of INT64"]);
-    assert_rejected(&cast(INT64, &[FLOAT]), &["(Cast)", "FLOAT", "`sequence_lens` of INT64"]);
-    assert_rejected(&cast(FLOAT, &[INT32]), &["(Cast)", "INT32", "`sequence_lens`"]);
+    assert_rejected(&model_with_casts(INT32, &[INT64]), &["lstm_l0", "expected INT32", "of INT64"]);
+    assert_rejected(&model_with_casts(INT64, &[FLOAT]), &["(Cast)", "FLOAT", "`sequence_lens` of INT64"]);
+    assert_rejected(&model_with_casts(FLOAT, &[INT32]), &["(Cast)", "INT32", "`sequence_lens`"]);
 }
 
 #[test]
 fn rejects_declarations_that_contradict_the_default() {
-    let declared = |elem_type: i32, sizes: Option<&[Option<i64>]>| {
+    let model_with_declared_weight = |elem_type: i32, sizes: Option<&[Option<i64>]>| {
         let dims = |sizes: &[Option<i64>]| sizes.iter().map(|&value| Dimension { value, param: None }).collect();
         let shape = sizes.map(|sizes| Dims { dim: dims(sizes) });
         let tensor = Some(TensorType { elem_type: Some(elem_type), shape });
-        let mut model = one_layer();
+        let mut model = one_layer_model();
         model.graph.as_mut().unwrap().input.push(ValueInfo { name: "W_l0".into(), value_type: Some(Type { tensor }) });
         model
     };
-    let expected = load(&one_layer()).unwrap();
+    let expected = load(&one_layer_model()).unwrap();
     for sizes in [None, Some(&[Some(1), Some(24), Some(4)][..]), Some(&[None, Some(24), None])] {
-        assert_eq!(load(&declared(FLOAT, sizes)).unwrap(), expected, "{sizes:?}");
+        assert_eq!(load(&model_with_declared_weight(FLOAT, sizes)).unwrap(), expected, "{sizes:?}");
     }
-    assert_rejected(&declared(INT32, None), &["input `W_l0`", "expected FLOAT, as in its initializer, got INT32"]);
     assert_rejected(
-        &declared(FLOAT, Some(&[Some(9), Some(9)])),
+        &model_with_declared_weight(INT32, None),
+        &["input `W_l0`", "expected FLOAT, as in its initializer, got INT32"],
+    );
+    assert_rejected(
+        &model_with_declared_weight(FLOAT, Some(&[Some(9), Some(9)])),
         &["input `W_l0`", "[1, 24, 4], as in its initializer, got [9, 9]"],
     );
     assert_rejected(
-        &declared(FLOAT, Some(&[None, Some(23), Some(4)])),
+        &model_with_declared_weight(FLOAT, Some(&[None, Some(23), Some(4)])),
         &["input `W_l0`", "[1, 24, 4], as in its initializer, got [?, 23, 4]"],
     );
 }
 
 #[test]
 fn rejects_dropout_in_training_mode_or_with_several_ratios() {
-    let with_dropout = |ratio: Tensor, training_mode: Option<Tensor>| {
+    let model_with_dropout = |ratio: Tensor, training_mode: Option<Tensor>| {
         let mut model = model_with_x_only(LstmConfig::new(4, 6).layers(2).dropout(0.5));
         let graph = model.graph.as_mut().unwrap();
         graph.initializer.retain(|t| t.name != "dropout");
@@ -226,7 +233,7 @@ fn rejects_dropout_in_training_mode_or_with_several_ratios() {
         graph.initializer.extend(training_mode);
         model
     };
-    let flag = |value: u8| {
+    let bool_tensor = |value: u8| {
         Some(Tensor {
             name: "training".into(),
             data_type: Some(BOOL),
@@ -234,14 +241,17 @@ fn rejects_dropout_in_training_mode_or_with_several_ratios() {
             ..Tensor::default()
         })
     };
-    for (ratio, training_mode) in [(0.25, None), (0.0, None), (0.25, flag(0))] {
-        let onnx = load(&with_dropout(filled_tensor("dropout", &[], ratio), training_mode)).unwrap();
+    for (ratio, training_mode) in [(0.25, None), (0.0, None), (0.25, bool_tensor(0))] {
+        let onnx = load(&model_with_dropout(filled_tensor("dropout", &[], ratio), training_mode)).unwrap();
         assert_eq!(onnx.weights.config().dropout, ratio);
     }
-    assert_rejected(&with_dropout(filled_tensor("dropout", &[], 0.25), flag(1)), &["(Dropout)", "`training_mode`"]);
+    assert_rejected(
+        &model_with_dropout(filled_tensor("dropout", &[], 0.25), bool_tensor(1)),
+        &["(Dropout)", "`training_mode`"],
+    );
     for value in [0.0, 0.25] {
         assert_rejected(
-            &with_dropout(filled_tensor("dropout", &[2], value), None),
+            &model_with_dropout(filled_tensor("dropout", &[2], value), None),
             &["(Dropout)", "ratio", "scalar", "[2]"],
         );
     }

@@ -8,8 +8,8 @@ use crate::onnx::{
     proto::{INT64, Model},
 };
 
-/// Files to edit, which together use all supported operators.
-const FILES: [&[u8]; 8] = [
+/// Model files to edit, which together use all supported operators.
+const MODEL_FILES: [&[u8]; 8] = [
     include_bytes!("../../../../../tests/data/onnx/pytorch-dynamo-dynamic-batch-first.onnx"),
     include_bytes!("../../../../../tests/data/onnx/pytorch-script-dynamic-state-stacked-bidirectional.onnx"),
     include_bytes!("../../../../../tests/data/onnx/pytorch-script-opset-9.onnx"),
@@ -21,7 +21,7 @@ const FILES: [&[u8]; 8] = [
 ];
 
 /// Operator names that an edit can put in place of the operator of a node.
-const OPERATORS: [&str; 16] = [
+const OPERATOR_NAMES: [&str; 16] = [
     "LSTM",
     "Constant",
     "Identity",
@@ -40,35 +40,36 @@ const OPERATORS: [&str; 16] = [
     "Dropout",
 ];
 
-/// One edit: its kind, two positions, and a new number. Their meaning depends on the kind.
-type Edit = (u8, Index, Index, i64);
+/// A random edit of a graph: the number of its kind, two random indices, and a new number. The kind determines which
+/// lists the indices select from, and which number is replaced.
+type GraphEdit = (u8, Index, Index, i64);
 
-/// Sizes, axes and indices, valid or not.
-fn number() -> impl Strategy<Value = i64> {
+/// Generates numbers to use as sizes, axes or indices, valid or not.
+fn any_number() -> impl Strategy<Value = i64> {
     prop_oneof![-6..12i64, Just(i64::MAX), Just(i64::MIN), any::<i64>()]
 }
 
 /// Applies one edit, if the graph contains an element of the kind that the edit changes.
-fn apply(model: &mut Model, (kind, first, second, number): Edit) {
+fn apply_edit(model: &mut Model, (kind, first_index, second_index, new_number): GraphEdit) {
     let Some(graph) = &mut model.graph else { return };
     let names: Vec<String> =
         graph.node.iter().flat_map(|node| node.input.iter().chain(&node.output)).cloned().collect();
     if graph.node.is_empty() || names.is_empty() {
         return;
     }
-    let index = first.index(graph.node.len());
+    let index = first_index.index(graph.node.len());
     let node = &mut graph.node[index];
     match kind {
         // Replace an operand by another value.
-        0..3 if !node.input.is_empty() => *second.get_mut(&mut node.input) = first.get(&names).clone(),
-        3 => node.op_type = (*second.get(&OPERATORS)).to_owned(),
+        0..3 if !node.input.is_empty() => *second_index.get_mut(&mut node.input) = first_index.get(&names).clone(),
+        3 => node.op_type = (*second_index.get(&OPERATOR_NAMES)).to_owned(),
         4 => drop(node.input.pop()),
-        5 => node.output.push(second.get(&names).clone()),
+        5 => node.output.push(second_index.get(&names).clone()),
         6 | 7 if !node.attribute.is_empty() => {
-            let attribute = second.get_mut(&mut node.attribute);
-            attribute.i = attribute.i.map(|_| number);
+            let attribute = second_index.get_mut(&mut node.attribute);
+            attribute.i = attribute.i.map(|_| new_number);
             if !attribute.ints.is_empty() {
-                *first.get_mut(&mut attribute.ints) = number;
+                *first_index.get_mut(&mut attribute.ints) = new_number;
             }
         }
         8 | 9 => {
@@ -77,18 +78,18 @@ fn apply(model: &mut Model, (kind, first, second, number): Edit) {
             if tensors.is_empty() {
                 return;
             }
-            let tensor = first.get_mut(&mut tensors);
+            let tensor = first_index.get_mut(&mut tensors);
             match (&mut tensor.raw_data, &mut tensor.dims[..]) {
                 (Some(raw), _) if tensor.data_type == Some(INT64) && raw.len() >= 8 => {
-                    raw[..8].copy_from_slice(&number.to_le_bytes());
+                    raw[..8].copy_from_slice(&new_number.to_le_bytes());
                 }
-                (_, []) => tensor.dims.push(number),
-                (_, dims) => *second.get_mut(dims) = number,
+                (_, []) => tensor.dims.push(new_number),
+                (_, dims) => *second_index.get_mut(dims) = new_number,
             }
         }
         10 => {
             let node = graph.node.remove(index);
-            graph.node.insert(second.index(graph.node.len() + 1), node);
+            graph.node.insert(second_index.index(graph.node.len() + 1), node);
         }
         11 => {
             let copy = graph.node[index].clone();
@@ -97,14 +98,14 @@ fn apply(model: &mut Model, (kind, first, second, number): Edit) {
         12 => drop(graph.node.remove(index)),
         _ => {
             // Fix a size of an input.
-            let input = first.get_mut(&mut graph.input);
+            let input = first_index.get_mut(&mut graph.input);
             let shape = input
                 .value_type
                 .as_mut()
                 .and_then(|value_type| value_type.tensor.as_mut())
                 .and_then(|t| t.shape.as_mut());
-            if let Some(dim) = shape.and_then(|shape| shape.dim.get_mut(second.index(3))) {
-                dim.value = Some(number);
+            if let Some(dim) = shape.and_then(|shape| shape.dim.get_mut(second_index.index(3))) {
+                dim.value = Some(new_number);
             }
         }
     }
@@ -115,11 +116,11 @@ proptest! {
 
     #[test]
     fn edited_graphs_never_panic(
-        file in 0..FILES.len(),
-        edits in prop::collection::vec((0..14u8, any::<Index>(), any::<Index>(), number()), 1..5),
+        file in 0..MODEL_FILES.len(),
+        edits in prop::collection::vec((0..14u8, any::<Index>(), any::<Index>(), any_number()), 1..5),
     ) {
-        let mut model = Model::decode(FILES[file]).unwrap();
-        edits.into_iter().for_each(|edit| apply(&mut model, edit));
+        let mut model = Model::decode(MODEL_FILES[file]).unwrap();
+        edits.into_iter().for_each(|edit| apply_edit(&mut model, edit));
         if let Ok(model) = OnnxModel::from_bytes(&model.encode_to_vec()) {
             let _ = model.lstm();
             let nodes = model.lstm_nodes();

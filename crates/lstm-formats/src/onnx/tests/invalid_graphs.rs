@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::{
     assert_rejected, insert_node, int_attribute, load, model_with_all_inputs, model_with_x_only, node, set_attribute,
-    string_attribute, tensor, two_layers,
+    string_attribute, tensor, two_layer_model,
 };
 use crate::onnx::{
     GraphPortKind, OnnxModel,
@@ -12,37 +12,45 @@ use crate::onnx::{
 };
 use lstm_core::LstmConfig;
 
-/// Changes the model of [`two_layers`], and checks that loading fails with a message that contains all `words`.
+/// Changes the model of [`two_layer_model`], and checks that loading fails with a message that contains all `words`.
 #[track_caller]
-fn rejects(words: &[&str], change: impl FnOnce(&mut Model)) {
-    let mut model = two_layers();
+fn assert_change_rejected(words: &[&str], change: impl FnOnce(&mut Model)) {
+    let mut model = two_layer_model();
     change(&mut model);
     assert_rejected(&model, words);
 }
 
 #[test]
 fn rejects_unsupported_attributes() {
-    assert!(load(&two_layers()).is_ok());
-    rejects(&["lstm_l0", "`hidden_size`", "-5"], |m| set_attribute(m, "lstm_l0", int_attribute("hidden_size", -5)));
-    rejects(&["lstm_l0", "W", "[2, 24, 3]", "[2, 20, 3]"], |m| {
+    assert!(load(&two_layer_model()).is_ok());
+    assert_change_rejected(&["lstm_l0", "`hidden_size`", "-5"], |m| {
+        set_attribute(m, "lstm_l0", int_attribute("hidden_size", -5))
+    });
+    assert_change_rejected(&["lstm_l0", "W", "[2, 24, 3]", "[2, 20, 3]"], |m| {
         set_attribute(m, "lstm_l0", int_attribute("hidden_size", 6))
     });
-    rejects(&["lstm_l0", "hidden_size"], |m| set_attribute(m, "lstm_l0", int_attribute("hidden_size", i64::MAX)));
-    rejects(&["lstm_l1", "`direction`", "sideways"], |m| {
+    assert_change_rejected(&["lstm_l0", "hidden_size"], |m| {
+        set_attribute(m, "lstm_l0", int_attribute("hidden_size", i64::MAX))
+    });
+    assert_change_rejected(&["lstm_l1", "`direction`", "sideways"], |m| {
         set_attribute(m, "lstm_l1", string_attribute("direction", "sideways"))
     });
-    rejects(&["lstm_l0", "`direction`", "type 3", "type 2"], |m| {
+    assert_change_rejected(&["lstm_l0", "`direction`", "type 3", "type 2"], |m| {
         set_attribute(m, "lstm_l0", int_attribute("direction", 1))
     });
-    rejects(&["lstm_l0", "`layout`", "2"], |m| set_attribute(m, "lstm_l0", int_attribute("layout", 2)));
-    rejects(&["lstm_l0", "initial_h"], |m| set_attribute(m, "lstm_l0", int_attribute("layout", 1)));
-    rejects(&["lstm_l0", "`layout`", "opset"], |m| {
+    assert_change_rejected(&["lstm_l0", "`layout`", "2"], |m| set_attribute(m, "lstm_l0", int_attribute("layout", 2)));
+    assert_change_rejected(&["lstm_l0", "initial_h"], |m| set_attribute(m, "lstm_l0", int_attribute("layout", 1)));
+    assert_change_rejected(&["lstm_l0", "`layout`", "opset"], |m| {
         m.opset_import[0].version = Some(13);
         set_attribute(m, "lstm_l0", int_attribute("layout", 0));
     });
-    rejects(&["lstm_l0", "`output_sequence`"], |m| set_attribute(m, "lstm_l0", int_attribute("output_sequence", 1)));
-    rejects(&["lstm_l0", "`input_forget`"], |m| set_attribute(m, "lstm_l0", int_attribute("input_forget", 7)));
-    rejects(&["lstm_l1", "first layer", "coupled: true"], |m| {
+    assert_change_rejected(&["lstm_l0", "`output_sequence`"], |m| {
+        set_attribute(m, "lstm_l0", int_attribute("output_sequence", 1))
+    });
+    assert_change_rejected(&["lstm_l0", "`input_forget`"], |m| {
+        set_attribute(m, "lstm_l0", int_attribute("input_forget", 7))
+    });
+    assert_change_rejected(&["lstm_l1", "first layer", "coupled: true"], |m| {
         set_attribute(m, "lstm_l1", int_attribute("input_forget", 1))
     });
     for bound in [0.0, -1.0, f32::NAN, f32::INFINITY] {
@@ -52,7 +60,7 @@ fn rejects_unsupported_attributes() {
             f: Some(bound),
             ..Attribute::default()
         };
-        rejects(&["lstm_l0", "`clip`", &bound.to_string()], |m| set_attribute(m, "lstm_l0", clip));
+        assert_change_rejected(&["lstm_l0", "`clip`", &bound.to_string()], |m| set_attribute(m, "lstm_l0", clip));
     }
     let activations = |names: &[&str]| {
         let strings = names.iter().map(|name| name.as_bytes().to_vec()).collect();
@@ -63,10 +71,10 @@ fn rejects_unsupported_attributes() {
             ..Attribute::default()
         }
     };
-    let supported = ["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Tanh"];
+    let supported_activations = ["Sigmoid", "Tanh", "Tanh", "Sigmoid", "Tanh"];
     for (last, words) in [(Some("Relu"), ["index 5", "`Relu`"]), (None, ["expected 6", "got 5"])] {
-        let names: Vec<&str> = supported.into_iter().chain(last).collect();
-        rejects(&[&["lstm_l0", "`activations`"], &words[..]].concat(), |m| {
+        let names: Vec<&str> = supported_activations.into_iter().chain(last).collect();
+        assert_change_rejected(&[&["lstm_l0", "`activations`"], &words[..]].concat(), |m| {
             set_attribute(m, "lstm_l0", activations(&names))
         });
     }
@@ -76,41 +84,43 @@ fn rejects_unsupported_attributes() {
         floats: vec![0.1],
         ..Attribute::default()
     };
-    rejects(&["lstm_l0", "`activation_alpha`", "0.1"], |m| set_attribute(m, "lstm_l0", alpha));
-    rejects(&["lstm_l0", "`direction`", "repeated"], |m| {
+    assert_change_rejected(&["lstm_l0", "`activation_alpha`", "0.1"], |m| set_attribute(m, "lstm_l0", alpha));
+    assert_change_rejected(&["lstm_l0", "`direction`", "repeated"], |m| {
         node(m, "lstm_l0").attribute.push(string_attribute("direction", "forward"));
     });
-    rejects(&["transpose_l0", "`perm`"], |m| node(m, "transpose_l0").attribute[0].ints = vec![0, 2, 2, 3]);
+    assert_change_rejected(&["transpose_l0", "`perm`"], |m| {
+        node(m, "transpose_l0").attribute[0].ints = vec![0, 2, 2, 3]
+    });
 }
 
 #[test]
 fn rejects_unsupported_graphs() {
     // Permuted, missing or misplaced values.
-    rejects(&["lstm_l1", "outputs of layer 0", "directions merged with features"], |m| {
+    assert_change_rejected(&["lstm_l1", "outputs of layer 0", "directions merged with features"], |m| {
         node(m, "transpose_l0").attribute[0].ints = vec![0, 2, 3, 1];
     });
-    rejects(&["lstm_l1", "X"], |m| node(m, "transpose_l0").attribute[0].ints = vec![2, 0, 1, 3]);
-    rejects(&["lstm_l1", "X", "outputs of layer 0"], |m| node(m, "lstm_l1").input[0] = "X".into());
-    rejects(&["lstm_l0", "`Y`", "earlier node"], |m| node(m, "lstm_l0").input[0] = "Y".into());
-    rejects(&["all_Y_h", "consecutive layers"], |m| node(m, "all_Y_h").input.reverse());
-    rejects(&["output `Y_c`", "no node"], |m| node(m, "all_Y_c").output[0] = "other".into());
-    rejects(&["output `Y_l0`", "layer 0"], |m| m.graph.as_mut().unwrap().output[0].name = "Y_l0".into());
-    rejects(&["lstm_l1", "rows"], |m| {
+    assert_change_rejected(&["lstm_l1", "X"], |m| node(m, "transpose_l0").attribute[0].ints = vec![2, 0, 1, 3]);
+    assert_change_rejected(&["lstm_l1", "X", "outputs of layer 0"], |m| node(m, "lstm_l1").input[0] = "X".into());
+    assert_change_rejected(&["lstm_l0", "`Y`", "earlier node"], |m| node(m, "lstm_l0").input[0] = "Y".into());
+    assert_change_rejected(&["all_Y_h", "consecutive layers"], |m| node(m, "all_Y_h").input.reverse());
+    assert_change_rejected(&["output `Y_c`", "no node"], |m| node(m, "all_Y_c").output[0] = "other".into());
+    assert_change_rejected(&["output `Y_l0`", "layer 0"], |m| m.graph.as_mut().unwrap().output[0].name = "Y_l0".into());
+    assert_change_rejected(&["lstm_l1", "rows"], |m| {
         let first = node(m, "slice_initial_h_l0").output[0].clone();
         node(m, "lstm_l1").input[5] = first;
     });
-    rejects(&["initial_h", "6 rows", "only 4 are used"], |m| {
+    assert_change_rejected(&["initial_h", "6 rows", "only 4 are used"], |m| {
         let input = &mut m.graph.as_mut().unwrap().input[2];
         let shape = input.value_type.as_mut().unwrap().tensor.as_mut().unwrap().shape.as_mut().unwrap();
         shape.dim[0] = Dimension { value: Some(6), param: None };
     });
-    rejects(&["lstm_l1", "lengths"], |m| node(m, "lstm_l1").input[4].clear());
+    assert_change_rejected(&["lstm_l1", "lengths"], |m| node(m, "lstm_l1").input[4].clear());
     // Nodes and tensors that are not part of the LSTM.
-    rejects(&["node 1 (Relu)", "not supported"], |m| insert_node(m, 1, "Relu", &["X"], "more"));
-    rejects(&["(GRU)", "not supported"], |m| insert_node(m, 1, "GRU", &["X", "W_l0", "R_l0"], "more"));
-    rejects(&["ours.LSTM"], |m| node(m, "lstm_l0").domain = "ours".into());
-    rejects(&["`Y_l0`", "more than once"], |m| insert_node(m, 9, "Identity", &["X"], "Y_l0"));
-    rejects(&["unused", "more"], |m| {
+    assert_change_rejected(&["node 1 (Relu)", "not supported"], |m| insert_node(m, 1, "Relu", &["X"], "more"));
+    assert_change_rejected(&["(GRU)", "not supported"], |m| insert_node(m, 1, "GRU", &["X", "W_l0", "R_l0"], "more"));
+    assert_change_rejected(&["ours.LSTM"], |m| node(m, "lstm_l0").domain = "ours".into());
+    assert_change_rejected(&["`Y_l0`", "more than once"], |m| insert_node(m, 9, "Identity", &["X"], "Y_l0"));
+    assert_change_rejected(&["unused", "more"], |m| {
         m.graph.as_mut().unwrap().initializer.push(Tensor {
             name: "more".into(),
             data_type: Some(FLOAT),
@@ -118,21 +128,23 @@ fn rejects_unsupported_graphs() {
             ..Tensor::default()
         })
     });
-    rejects(&["sparse"], |m| m.graph.as_mut().unwrap().sparse_initializer.push(vec![]));
-    rejects(&["redefinition", "LSTM"], |m| m.functions.push(Function { name: "LSTM".into(), domain: "".into() }));
-    rejects(&["LSTM"], |m| m.graph.as_mut().unwrap().node.clear());
-    rejects(&["graph"], |m| m.graph = None);
-    let mut model = two_layers();
+    assert_change_rejected(&["sparse"], |m| m.graph.as_mut().unwrap().sparse_initializer.push(vec![]));
+    assert_change_rejected(&["redefinition", "LSTM"], |m| {
+        m.functions.push(Function { name: "LSTM".into(), domain: "".into() })
+    });
+    assert_change_rejected(&["LSTM"], |m| m.graph.as_mut().unwrap().node.clear());
+    assert_change_rejected(&["graph"], |m| m.graph = None);
+    let mut model = two_layer_model();
     let expected = load(&model).unwrap();
     for version in [22, 23, 24, 25, 26] {
         model.opset_import[0].version = Some(version);
         assert_eq!(load(&model).unwrap(), expected, "{version}");
     }
     for version in [6, 27, -1] {
-        rejects(&["7..=26", &version.to_string()], |m| m.opset_import[0].version = Some(version));
+        assert_change_rejected(&["7..=26", &version.to_string()], |m| m.opset_import[0].version = Some(version));
     }
-    rejects(&["operator set"], |m| m.opset_import.clear());
-    rejects(&["operator set", "14, 15"], |m| {
+    assert_change_rejected(&["operator set"], |m| m.opset_import.clear());
+    assert_change_rejected(&["operator set", "14, 15"], |m| {
         m.opset_import.push(Opset { domain: Some("ai.onnx".into()), version: Some(15) });
     });
 }
@@ -148,50 +160,50 @@ fn insert_slice(model: &mut Model, index: usize, input: &str, [start, end, axis]
 }
 
 /// The index of the node with this name.
-fn position(model: &Model, name: &str) -> usize {
+fn node_index(model: &Model, name: &str) -> usize {
     model.graph.as_ref().unwrap().node.iter().position(|node| node.name == name).unwrap()
 }
 
 #[test]
 fn rejects_unsupported_slices() {
-    let node_count = two_layers().graph.unwrap().node.len();
+    let node_count = two_layer_model().graph.unwrap().node.len();
     let slice_output = |range: [i64; 3]| {
         move |m: &mut Model| {
             insert_slice(m, node_count, "Y", range, "part");
             m.graph.as_mut().unwrap().output[0].name = "part".into();
         }
     };
-    rejects(&["(Slice)", "[0:2] of axis 0", "outputs of layer 1"], slice_output([0, 2, 0]));
-    rejects(&["(Slice)", "[-1:0] of axis 0"], slice_output([-1, 0, 0]));
-    rejects(&["(Slice)", "[1:6] of axis 2"], slice_output([1, 6, 2]));
-    rejects(&["(Slice)", "[0:1] of axis 1"], slice_output([0, 1, 1]));
-    rejects(&["(Slice)", "axis 3"], slice_output([0, 1, 3]));
-    rejects(&["(ReverseSequence)", "not supported"], |m| {
+    assert_change_rejected(&["(Slice)", "[0:2] of axis 0", "outputs of layer 1"], slice_output([0, 2, 0]));
+    assert_change_rejected(&["(Slice)", "[-1:0] of axis 0"], slice_output([-1, 0, 0]));
+    assert_change_rejected(&["(Slice)", "[1:6] of axis 2"], slice_output([1, 6, 2]));
+    assert_change_rejected(&["(Slice)", "[0:1] of axis 1"], slice_output([0, 1, 1]));
+    assert_change_rejected(&["(Slice)", "axis 3"], slice_output([0, 1, 3]));
+    assert_change_rejected(&["(ReverseSequence)", "not supported"], |m| {
         insert_node(m, 0, "ReverseSequence", &["X", "sequence_lens"], "back")
     });
     // A single step or direction is a supported output. With lengths, the last step is not the final state.
     for (range, step, rows) in
         [([-1, i64::MAX, 0], Some(-1), 0..2), ([3, 4, 0], Some(3), 0..2), ([5, 10, 2], None, 1..2)]
     {
-        let mut model = two_layers();
+        let mut model = two_layer_model();
         slice_output(range)(&mut model);
         let port = load(&model).unwrap().outputs[0].clone();
         assert_eq!((port.kind, port.step, port.rows), (GraphPortKind::Sequence, step, rows), "{range:?}");
     }
-    let mut model = two_layers();
+    let mut model = two_layer_model();
     slice_output([-1, i64::from(i32::MAX), 0])(&mut model);
     ["lstm_l0", "lstm_l1"].iter().for_each(|name| node(&mut model, name).input[4].clear());
     model.graph.as_mut().unwrap().input.remove(1);
     assert_eq!(load(&model).unwrap().outputs[0].kind, GraphPortKind::Sequence, "the reverse direction ends at step 0");
 
     // The next layer needs the whole output.
-    rejects(&["lstm_l1", "X", "direction 0 only"], |m| {
-        let index = position(m, "lstm_l1");
+    assert_change_rejected(&["lstm_l1", "X", "direction 0 only"], |m| {
+        let index = node_index(m, "lstm_l1");
         insert_slice(m, index, "Y_l0", [0, 5, 2], "half");
         node(m, "lstm_l1").input[0] = "half".into();
     });
-    rejects(&["lstm_l1", "X", "step 2 only"], |m| {
-        let index = position(m, "lstm_l1");
+    assert_change_rejected(&["lstm_l1", "X", "step 2 only"], |m| {
+        let index = node_index(m, "lstm_l1");
         insert_slice(m, index, "Y_l0", [2, 3, 0], "step");
         node(m, "lstm_l1").input[0] = "step".into();
     });
@@ -200,10 +212,10 @@ fn rejects_unsupported_slices() {
 #[test]
 fn rejects_invalid_pairs_of_direction_nodes() {
     let file = include_bytes!("../../../../../tests/data/onnx/two-nodes.onnx");
-    let valid = Model::decode(&file[..]).unwrap();
-    assert!(load(&valid).is_ok());
-    let rejects = |words: &[&str], change: fn(&mut Model)| {
-        let mut model = valid.clone();
+    let valid_model = Model::decode(&file[..]).unwrap();
+    assert!(load(&valid_model).is_ok());
+    let assert_change_rejected = |words: &[&str], change: fn(&mut Model)| {
+        let mut model = valid_model.clone();
         change(&mut model);
         assert_rejected(&model, words);
     };
@@ -211,18 +223,18 @@ fn rejects_invalid_pairs_of_direction_nodes() {
     fn node_at(m: &mut Model, k: usize) -> &mut Node {
         &mut m.graph.as_mut().unwrap().node[k]
     }
-    rejects(&["node 4", "other direction", "node 2"], |m| {
+    assert_change_rejected(&["node 4", "other direction", "node 2"], |m| {
         node_at(m, 4).attribute.push(int_attribute("input_forget", 1))
     });
-    rejects(&["node 4", "state", "other direction"], |m| node_at(m, 4).input[5].clear());
+    assert_change_rejected(&["node 4", "state", "other direction"], |m| node_at(m, 4).input[5].clear());
     // Two forward nodes with the same input are neither a bidirectional layer nor a stack.
-    rejects(&["node 4", "X: expected the outputs of layer 0, got `X`", "`lstm_named`"], |m| {
+    assert_change_rejected(&["node 4", "X: expected the outputs of layer 0, got `X`", "`lstm_named`"], |m| {
         let attributes = &mut node_at(m, 4).attribute;
         attributes.retain(|a| a.name != "direction");
     });
-    rejects(&["(Concat)", "direction 1 only"], |m| node_at(m, 6).input.reverse());
-    rejects(&["h", "rows"], |m| node_at(m, 4).input[5] = "h0".into());
-    rejects(&["(Split)", "add up to 2"], |m| {
+    assert_change_rejected(&["(Concat)", "direction 1 only"], |m| node_at(m, 6).input.reverse());
+    assert_change_rejected(&["h", "rows"], |m| node_at(m, 4).input[5] = "h0".into());
+    assert_change_rejected(&["(Split)", "add up to 2"], |m| {
         m.opset_import[0].version = Some(11);
         node_at(m, 0).attribute.push(Attribute {
             name: "split".into(),
@@ -238,11 +250,11 @@ fn rejects_invalid_pairs_of_direction_nodes() {
 fn rejects_nodes_that_are_not_stacked() {
     // `x` is the input of the second LSTM.
     let two_lstms = |first: LstmConfig, second: LstmConfig, x: &str| {
-        let (mut model, other) = (model_with_x_only(first), model_with_x_only(second));
-        let (graph, other) = (model.graph.as_mut().unwrap(), other.graph.unwrap());
+        let (mut model, second_lstm) = (model_with_x_only(first), model_with_x_only(second));
+        let (graph, second_lstm) = (model.graph.as_mut().unwrap(), second_lstm.graph.unwrap());
         let rename = |name: &String| if ["", "X"].contains(&&**name) { name.clone() } else { format!("{name}_2") };
-        graph.initializer.extend(other.initializer.into_iter().map(|t| Tensor { name: rename(&t.name), ..t }));
-        graph.node.extend(other.node.into_iter().map(|mut node| {
+        graph.initializer.extend(second_lstm.initializer.into_iter().map(|t| Tensor { name: rename(&t.name), ..t }));
+        graph.node.extend(second_lstm.node.into_iter().map(|mut node| {
             node.name = rename(&node.name);
             node.input = node.input.iter().map(|name| if name == "X" { x.into() } else { rename(name) }).collect();
             node.output = node.output.iter().map(rename).collect();
@@ -250,20 +262,29 @@ fn rejects_nodes_that_are_not_stacked() {
         }));
         model
     };
-    let (one, both) = (LstmConfig::new(3, 5), LstmConfig::new(3, 5).bidirectional());
+    let (one_direction, two_directions) = (LstmConfig::new(3, 5), LstmConfig::new(3, 5).bidirectional());
     for (model, words) in [
-        (two_lstms(one.clone(), LstmConfig::new(5, 3), "Y"), ["Forward of hidden size 5", "got Forward of 3"]),
-        (two_lstms(both.clone(), LstmConfig::new(10, 5), "Y"), ["Bidirectional of hidden size 5", "got Forward of 5"]),
         (
-            two_lstms(one.clone(), LstmConfig::new(5, 5).bidirectional(), "Y"),
+            two_lstms(one_direction.clone(), LstmConfig::new(5, 3), "Y"),
+            ["Forward of hidden size 5", "got Forward of 3"],
+        ),
+        (
+            two_lstms(two_directions.clone(), LstmConfig::new(10, 5), "Y"),
+            ["Bidirectional of hidden size 5", "got Forward of 5"],
+        ),
+        (
+            two_lstms(one_direction.clone(), LstmConfig::new(5, 5).bidirectional(), "Y"),
             ["Forward of hidden", "got Bidirectional"],
         ),
-        (two_lstms(one.clone(), one.clone(), "X"), ["X: expected the outputs of layer 0", "got `X`"]),
-        (two_lstms(one, LstmConfig::new(3, 7), "X"), ["X: expected the outputs of layer 0", "got `X`"]),
+        (
+            two_lstms(one_direction.clone(), one_direction.clone(), "X"),
+            ["X: expected the outputs of layer 0", "got `X`"],
+        ),
+        (two_lstms(one_direction, LstmConfig::new(3, 7), "X"), ["X: expected the outputs of layer 0", "got `X`"]),
     ] {
         let error = load(&model).unwrap_err().to_string();
-        let common = ["lstm_l0_2", "`lstm_named`"];
-        assert!(words.iter().chain(&common).all(|word| error.contains(word)), "{error}: expected {words:?}");
+        let expected_words = ["lstm_l0_2", "`lstm_named`"];
+        assert!(words.iter().chain(&expected_words).all(|word| error.contains(word)), "{error}: expected {words:?}");
         let model = OnnxModel::from_bytes(&model.encode_to_vec()).unwrap();
         ["lstm_l0", "lstm_l0_2"].iter().for_each(|name| drop(model.lstm_named(&[name]).unwrap()));
     }
@@ -271,20 +292,20 @@ fn rejects_nodes_that_are_not_stacked() {
 
 #[test]
 fn rejects_invalid_tensors() {
-    rejects(&["lstm_l0", "W", "[2, 3, 20]"], |m| tensor(m, "W_l0").dims = vec![2, 3, 20]);
-    rejects(&["lstm_l1", "input 2 (R)", "missing"], |m| node(m, "lstm_l1").input[2].clear());
-    rejects(&["lstm_l1", "first layer", "None"], |m| node(m, "lstm_l1").input[3].clear());
-    rejects(&["lstm_l0", "`W_l0`", "480 bytes", "found 479"], |m| {
+    assert_change_rejected(&["lstm_l0", "W", "[2, 3, 20]"], |m| tensor(m, "W_l0").dims = vec![2, 3, 20]);
+    assert_change_rejected(&["lstm_l1", "input 2 (R)", "missing"], |m| node(m, "lstm_l1").input[2].clear());
+    assert_change_rejected(&["lstm_l1", "first layer", "None"], |m| node(m, "lstm_l1").input[3].clear());
+    assert_change_rejected(&["lstm_l0", "`W_l0`", "480 bytes", "found 479"], |m| {
         tensor(m, "W_l0").raw_data.as_mut().unwrap().truncate(479);
     });
-    rejects(&["`W_l0`", "invalid shape"], |m| tensor(m, "W_l0").dims = vec![2, -20, 3]);
-    rejects(&["fit in memory"], |m| tensor(m, "W_l0").dims = vec![1 << 40, 1 << 40, 3]);
-    rejects(&["fit in memory"], |m| tensor(m, "W_l0").dims = vec![i64::MAX, 2, 2]);
-    rejects(&["bytes"], |m| tensor(m, "W_l0").dims = vec![1 << 30, 1 << 30, 0]);
-    rejects(&["`W_l0`", "INT8"], |m| tensor(m, "W_l0").data_type = Some(3));
-    rejects(&["`W_l0`", "more than one field"], |m| tensor(m, "W_l0").float_data = vec![1.0]);
-    rejects(&["`W_l0`", "segment"], |m| tensor(m, "W_l0").segment = Some(vec![]));
-    rejects(&["`W_l0`", "another file"], |m| tensor(m, "W_l0").data_location = Some(1));
+    assert_change_rejected(&["`W_l0`", "invalid shape"], |m| tensor(m, "W_l0").dims = vec![2, -20, 3]);
+    assert_change_rejected(&["fit in memory"], |m| tensor(m, "W_l0").dims = vec![1 << 40, 1 << 40, 3]);
+    assert_change_rejected(&["fit in memory"], |m| tensor(m, "W_l0").dims = vec![i64::MAX, 2, 2]);
+    assert_change_rejected(&["bytes"], |m| tensor(m, "W_l0").dims = vec![1 << 30, 1 << 30, 0]);
+    assert_change_rejected(&["`W_l0`", "INT8"], |m| tensor(m, "W_l0").data_type = Some(3));
+    assert_change_rejected(&["`W_l0`", "more than one field"], |m| tensor(m, "W_l0").float_data = vec![1.0]);
+    assert_change_rejected(&["`W_l0`", "segment"], |m| tensor(m, "W_l0").segment = Some(vec![]));
+    assert_change_rejected(&["`W_l0`", "another file"], |m| tensor(m, "W_l0").data_location = Some(1));
     // A small file with a large model: all layers share their weights.
     let mut model = model_with_all_inputs(LstmConfig::new(5, 5).layers(40));
     for k in 1..40 {
@@ -298,39 +319,39 @@ fn rejects_invalid_tensors() {
 #[test]
 fn rejects_external_data_outside_the_folder() {
     let dir = std::env::temp_dir().join(format!("lstm-onnx-external-{}", std::process::id()));
-    let inner = dir.join("model");
-    std::fs::create_dir_all(&inner).unwrap();
-    let model = two_layers();
+    let model_dir = dir.join("model");
+    std::fs::create_dir_all(&model_dir).unwrap();
+    let model = two_layer_model();
     let raw = model.graph.as_ref().unwrap().initializer.iter().find(|t| t.name == "W_l0").unwrap().raw_data.clone();
     let raw = raw.unwrap();
-    std::fs::write(inner.join("w.bin"), &raw).unwrap();
+    std::fs::write(model_dir.join("w.bin"), &raw).unwrap();
     std::fs::write(dir.join("outside.bin"), &raw).unwrap();
     #[cfg(unix)]
-    let _ = std::os::unix::fs::symlink("../outside.bin", inner.join("link.bin"));
+    let _ = std::os::unix::fs::symlink("../outside.bin", model_dir.join("link.bin"));
     let load = |entries: &[(&str, &str)]| {
         let mut model = model.clone();
         let w = tensor(&mut model, "W_l0");
         (w.raw_data, w.data_location) = (None, Some(1));
         w.external_data = entries.iter().map(|&(key, value)| Entry { key: key.into(), value: value.into() }).collect();
-        let path = inner.join("model.onnx");
+        let path = model_dir.join("model.onnx");
         std::fs::write(&path, model.encode_to_vec()).unwrap();
         OnnxModel::open(&path)?.lstm()
     };
     let expected = OnnxModel::from_bytes(&model.encode_to_vec()).unwrap().lstm().unwrap();
     let length = raw.len().to_string();
-    let max = u64::MAX.to_string();
+    let max_offset = u64::MAX.to_string();
     for entries in [
         &[("location", "w.bin")][..],
         &[("location", "./w.bin"), ("offset", "0"), ("length", &length), ("checksum", "")],
     ] {
         assert_eq!(load(entries).unwrap(), expected);
     }
-    let absolute = dir.join("outside.bin").display().to_string();
+    let absolute_path = dir.join("outside.bin").display().to_string();
     for (entries, word) in [
         (&[][..], "location"),
         (&[("location", "../outside.bin")], "folder"),
         (&[("location", "nowhere/../../outside.bin")], "folder"),
-        (&[("location", &absolute)], "folder"),
+        (&[("location", &absolute_path)], "folder"),
         (&[("location", "")], "folder"),
         #[cfg(unix)]
         (&[("location", "link.bin")], "folder"),
@@ -338,8 +359,8 @@ fn rejects_external_data_outside_the_folder() {
         (&[("location", ".")], ""),
         (&[("location", "w.bin"), ("offset", "1")], "bytes"),
         (&[("location", "w.bin"), ("offset", "-1")], "`-1`"),
-        (&[("location", "w.bin"), ("offset", &max), ("length", &length)], "bytes at offset"),
-        (&[("location", "w.bin"), ("length", &max)], "bytes"),
+        (&[("location", "w.bin"), ("offset", &max_offset), ("length", &length)], "bytes at offset"),
+        (&[("location", "w.bin"), ("length", &max_offset)], "bytes"),
         (&[("location", "w.bin"), ("basepath", "/")], "`basepath`"),
         (&[("location", "nowhere.bin"), ("location", "w.bin")], "`location` is repeated"),
         (&[("location", "w.bin"), ("offset", "0"), ("offset", "0")], "`offset` is repeated"),

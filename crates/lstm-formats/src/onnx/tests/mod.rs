@@ -25,8 +25,8 @@ fn model_with_x_only(config: LstmConfig) -> Model {
     Model::decode(&OnnxWriter::new(&weights).to_bytes().unwrap()[..]).unwrap()
 }
 
-/// Two bidirectional layers with peepholes, input size 3, hidden size 5, and all inputs.
-fn two_layers() -> Model {
+/// A model of two bidirectional layers with peepholes, input size 3, hidden size 5, and all inputs.
+fn two_layer_model() -> Model {
     model_with_all_inputs(LstmConfig::new(3, 5).layers(2).bidirectional().cell(CellKind::PeepholeDiagonal))
 }
 

@@ -2,18 +2,18 @@
 
 use std::{fmt, ops::Range};
 
-/// Largest number of axes of a value, and of elements of an integer vector. Real models stay far below it; it bounds
-/// the work that a malicious graph can cause.
+/// Largest number of axes of a value, and of elements of an integer vector. Real models have far fewer; the
+/// limit bounds the work that a malicious graph can cause.
 pub(crate) const MAX_RANK: usize = 64;
 
 /// Slice ends from this value on mean the end of the axis, whatever its size. Exporters write the largest INT32 or
 /// INT64.
-pub(crate) const OPEN_END: i64 = i32::MAX as i64;
+pub(crate) const OPEN_SLICE_END: i64 = i32::MAX as i64;
 
 /// The size of an axis, or an integer computed from such sizes.
 #[derive(Clone, Copy)]
 pub(crate) enum Dim<'a> {
-    /// A number.
+    /// A known number.
     Known(i64),
     /// The size of an axis that the file does not fix: name of the value and index of the axis.
     Symbolic(&'a str, usize),
@@ -33,7 +33,7 @@ impl fmt::Debug for Dim<'_> {
 
 impl Dim<'_> {
     /// The number, or `None` if it is not known.
-    pub(crate) fn known(self) -> Option<i64> {
+    pub(crate) fn as_known(self) -> Option<i64> {
         if let Dim::Known(size) = self { Some(size) } else { None }
     }
 
@@ -51,7 +51,7 @@ impl Dim<'_> {
         matches!(self, Dim::Known(1))
     }
 
-    /// The product of both sizes. It is unknown on overflow.
+    /// The product of both sizes, which is unknown on overflow.
     pub(crate) fn multiply(self, other: Self) -> Self {
         match (self, other) {
             (Dim::Known(a), Dim::Known(b)) => a.checked_mul(b).map_or(Dim::Unknown, Dim::Known),

@@ -95,21 +95,21 @@ impl<'a> Value<'a> {
             Value::View(view) => view.slice(axis, start, end).map(Value::View),
             Value::Zeros(zeros) => Ok(Value::Zeros(zeros.slice(axis, start, end))),
             Value::Concat { axis: concat_axis, parts } if *concat_axis == axis => {
-                let mut total = 0;
+                let mut total_size = 0;
                 let mut bounds = vec![0];
                 for part in parts {
-                    let size = part.dim(&part.axes[axis]).known();
+                    let size = part.dim(&part.axes[axis]).as_known();
                     let size = size.ok_or("cannot slice a concatenation of inputs whose sizes are not fixed")?;
-                    total = i64::checked_add(total, size).ok_or("the inputs have too many rows")?;
-                    bounds.push(total);
+                    total_size = i64::checked_add(total_size, size).ok_or("the inputs have too many rows")?;
+                    bounds.push(total_size);
                 }
-                let range = slice_range(start, end, total as usize);
-                let part_at = |row: usize| bounds.iter().position(|&bound| bound == row as i64);
-                let (Some(first), Some(last)) = (part_at(range.start), part_at(range.end)) else {
+                let range = slice_range(start, end, total_size as usize);
+                let part_index_at = |row: usize| bounds.iter().position(|&bound| bound == row as i64);
+                let (Some(first), Some(last)) = (part_index_at(range.start), part_index_at(range.end)) else {
                     return Err(format!("expected whole inputs, got rows {range:?} of inputs with bounds {bounds:?}"));
                 };
                 match &parts[first..last] {
-                    [] => Err(format!("expected a non-empty range of the {total} rows, got {start}..{end}")),
+                    [] => Err(format!("expected a non-empty range of the {total_size} rows, got {start}..{end}")),
                     [single] => Ok(Value::View(single.clone())),
                     several => Ok(Value::Concat { axis, parts: several.to_vec() }),
                 }

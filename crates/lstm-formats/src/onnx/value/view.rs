@@ -3,7 +3,7 @@
 //! Exporters surround LSTMs with nodes that only move axes and compute sizes. Tracking every axis through these nodes
 //! shows whether the result is the plain sequence or state that the next LSTM node or the caller expects.
 
-use super::dim::{Dim, OPEN_END, slice_range};
+use super::dim::{Dim, OPEN_SLICE_END, slice_range};
 use crate::onnx::proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, type_name};
 
 /// The tensor that a [`TensorView`] refers to.
@@ -30,7 +30,7 @@ pub(crate) struct LayerOutputs {
     pub(crate) full_length: bool,
 }
 
-/// A source tensor after operators that move, merge, slice or remove axes.
+/// The result of operators that move, merge, slice or remove axes of a source tensor.
 #[derive(Clone, Debug)]
 pub(crate) struct TensorView<'a> {
     /// The viewed tensor.
@@ -98,52 +98,63 @@ impl<'a> TensorView<'a> {
 
     /// ` of TYPE` for elements that are not floats, else nothing.
     pub(super) fn type_suffix(&self) -> String {
-        let other = self.elem_type.filter(|_| !self.is_float());
-        other.map(|elem_type| format!(" of {}", type_name(elem_type))).unwrap_or_default()
+        let non_float_type = self.elem_type.filter(|_| !self.is_float());
+        non_float_type.map(|elem_type| format!(" of {}", type_name(elem_type))).unwrap_or_default()
     }
 
     /// Whether the axes of the view merge the source axes in `expected`, not counting source axes of size 1.
     pub(crate) fn has_axes(&self, expected: &[&[usize]]) -> bool {
         self.axes.len() == expected.len()
-            && self.axes.iter().zip(expected).all(|(axis, expected)| self.non_unit(axis) == self.non_unit(expected))
+            && self
+                .axes
+                .iter()
+                .zip(expected)
+                .all(|(axis, expected)| self.non_unit_axes(axis) == self.non_unit_axes(expected))
     }
 
     /// The source axes of `axis` that are not certainly of size 1.
-    fn non_unit(&self, axis: &[usize]) -> Vec<usize> {
+    fn non_unit_axes(&self, axis: &[usize]) -> Vec<usize> {
         axis.iter().copied().filter(|&k| !self.source_dims[k].is_one()).collect()
     }
 
-    /// Reshapes to `target`, as the operator `Reshape` does. `None` unless this only merges axes, or adds or removes
-    /// axes of size 1.
-    pub(crate) fn reshape(&self, target: &[Dim<'a>], zero_copies_size: bool) -> Option<Self> {
+    /// Reshapes to the sizes `target_shape`, as the operator `Reshape` does. `None` unless this only merges axes, or
+    /// adds or removes axes of size 1. With `zero_copies_size`, a size of 0 copies the size of the same axis of
+    /// the view.
+    pub(crate) fn reshape(&self, target_shape: &[Dim<'a>], zero_copies_size: bool) -> Option<Self> {
         let mut axes = Vec::new();
         // With two inferred sizes, the result would be ambiguous.
-        let inferred = target.iter().filter(|size| matches!(size, Dim::Known(-1))).count();
-        let found = inferred <= 1 && self.merge_axes(0, target, zero_copies_size, &mut axes);
-        found.then(|| TensorView { axes, ..self.clone() })
+        let num_inferred = target_shape.iter().filter(|size| matches!(size, Dim::Known(-1))).count();
+        let is_supported = num_inferred <= 1 && self.merge_axes(0, target_shape, zero_copies_size, &mut axes);
+        is_supported.then(|| TensorView { axes, ..self.clone() })
     }
 
-    /// Searches for runs of the axes from index `from` on whose sizes are `target`, and appends them to `found`.
-    /// Returns whether there are such runs.
-    fn merge_axes(&self, from: usize, target: &[Dim<'a>], zero_copies_size: bool, found: &mut Vec<Vec<usize>>) -> bool {
-        let Some((&size, rest)) = target.split_first() else {
-            return from == self.axes.len();
+    /// Searches for consecutive groups of the axes from index `first_axis` on whose merged sizes are `target_shape`,
+    /// and appends the source axes of each group to `merged_axes`. Returns whether there are such groups.
+    fn merge_axes(
+        &self,
+        first_axis: usize,
+        target_shape: &[Dim<'a>],
+        zero_copies_size: bool,
+        merged_axes: &mut Vec<Vec<usize>>,
+    ) -> bool {
+        let Some((&size, other_sizes)) = target_shape.split_first() else {
+            return first_axis == self.axes.len();
         };
-        for to in from..=self.axes.len() {
-            let merged = self.axes[from..to].concat();
-            let fits = match size {
+        for end_axis in first_axis..=self.axes.len() {
+            let source_axes = self.axes[first_axis..end_axis].concat();
+            let size_matches = match size {
                 Dim::Known(-1) => true,
-                Dim::Known(0) if zero_copies_size => to == from + 1 && from == found.len(),
-                size => self.dim(&merged).equals(size),
+                Dim::Known(0) if zero_copies_size => end_axis == first_axis + 1 && first_axis == merged_axes.len(),
+                size => self.dim(&source_axes).equals(size),
             };
-            if !fits {
+            if !size_matches {
                 continue;
             }
-            found.push(merged);
-            if self.merge_axes(to, rest, zero_copies_size, found) {
+            merged_axes.push(source_axes);
+            if self.merge_axes(end_axis, other_sizes, zero_copies_size, merged_axes) {
                 return true;
             }
-            found.pop();
+            merged_axes.pop();
         }
         false
     }
@@ -153,13 +164,13 @@ impl<'a> TensorView<'a> {
     /// Supported are the whole axis, rows of an input or of a final state, one step, and one direction.
     pub(crate) fn slice(&self, axis: usize, start: i64, end: i64) -> Result<Self, String> {
         let source_axes = self.axes.get(axis).ok_or_else(|| format!("there is no axis {axis}"))?;
-        let size = self.dim(source_axes).known().and_then(|size| usize::try_from(size).ok());
+        let size = self.dim(source_axes).as_known().and_then(|size| usize::try_from(size).ok());
         let range = size.map(|size| slice_range(start, end, size));
-        if range == size.map(|size| 0..size) && range.is_some() || (start, size) == (0, None) && end >= OPEN_END {
+        if range == size.map(|size| 0..size) && range.is_some() || (start, size) == (0, None) && end >= OPEN_SLICE_END {
             return Ok(self.clone());
         }
         let unsupported = || format!("slice [{start}:{end}] of axis {axis} of {} is not supported", self.describe());
-        let non_unit = self.non_unit(source_axes);
+        let non_unit_axes = self.non_unit_axes(source_axes);
         let mut out = self.clone();
         match self.source {
             // The initial states of some layers, from an input with those of all layers.
@@ -172,7 +183,7 @@ impl<'a> TensorView<'a> {
                 out.row_range = Some((start, end));
                 out.source_dims[0] = Dim::Known(end - start);
             }
-            Source::FinalH(from, _) | Source::FinalC(from, _) if non_unit == [0] => {
+            Source::FinalH(from, _) | Source::FinalC(from, _) if non_unit_axes == [0] => {
                 let range = range.filter(|range| !range.is_empty()).ok_or_else(unsupported)?;
                 let rows = (from + range.start, from + range.end);
                 out.source = match self.source {
@@ -182,17 +193,20 @@ impl<'a> TensorView<'a> {
                 out.source_dims[0] = Dim::Known(range.len() as i64);
             }
             Source::Sequence(_) if *source_axes == [0] => {
-                out.step = Some(single_step(start, end, size).ok_or_else(unsupported)?);
+                out.step = Some(selected_step(start, end, size).ok_or_else(unsupported)?);
                 out.source_dims[0] = Dim::Known(1);
             }
             // One direction, from the axis of directions or from directions merged with features.
-            Source::Sequence(_) if non_unit == [1] || non_unit == [1, 3] => {
-                let width = non_unit.iter().skip(1).fold(Dim::Known(1), |n, &k| n.multiply(self.source_dims[k]));
-                let (Some(range), Dim::Known(width)) = (range, width) else { return Err(unsupported()) };
-                if range.len() as i64 != width || range.start as i64 % width != 0 {
+            Source::Sequence(_) if non_unit_axes == [1] || non_unit_axes == [1, 3] => {
+                let direction_width =
+                    non_unit_axes.iter().skip(1).fold(Dim::Known(1), |n, &k| n.multiply(self.source_dims[k]));
+                let (Some(range), Dim::Known(direction_width)) = (range, direction_width) else {
+                    return Err(unsupported());
+                };
+                if range.len() as i64 != direction_width || range.start as i64 % direction_width != 0 {
                     return Err(unsupported());
                 }
-                out.direction = Some((range.start as i64 / width) as usize);
+                out.direction = Some((range.start as i64 / direction_width) as usize);
                 out.source_dims[1] = Dim::Known(1);
             }
             _ => return Err(unsupported()),
@@ -200,8 +214,8 @@ impl<'a> TensorView<'a> {
         Ok(out.last_step_as_final_h())
     }
 
-    /// Turns the step that a direction computes last into the final `h` of that direction. They are equal if no
-    /// sequence is shorter than the input.
+    /// Replaces a view of the step that a direction computes last by a view of the final `h` of that direction: they
+    /// are equal if no sequence is shorter than the input. Other views stay as they are.
     fn last_step_as_final_h(self) -> Self {
         let (Source::Sequence(outputs), Some(step)) = (self.source, self.step) else { return self };
         let only_direction = (outputs.reverse_flags.len() == 1).then_some(0);
@@ -217,9 +231,9 @@ impl<'a> TensorView<'a> {
         TensorView { source: Source::FinalH(row, row + 1), source_dims, axes, step: None, direction: None, ..self }
     }
 
-    /// Concatenates two views along an axis: final states of consecutive rows, or the sequences of both directions of
-    /// one layer.
-    pub(crate) fn concat(&self, other: &Self, along: usize) -> Result<Self, String> {
+    /// Concatenates two views along the axis `concat_axis`: final states of consecutive rows, or the sequences
+    /// of both directions of one layer.
+    pub(crate) fn concat(&self, other: &Self, concat_axis: usize) -> Result<Self, String> {
         let (source, source_axis) = match (self.source, other.source) {
             (Source::FinalH(start, m), Source::FinalH(n, end)) if m == n => (Source::FinalH(start, end), 0),
             (Source::FinalC(start, m), Source::FinalC(n, end)) if m == n => (Source::FinalC(start, end), 0),
@@ -234,23 +248,24 @@ impl<'a> TensorView<'a> {
                 return Err(format!("expected {expected}, got {a} and then {b}"));
             }
         };
-        // The concatenated source axis must be the slowest of axis `along`. If its size is 1, its position is
+        // The concatenated source axis must be the slowest of axis `concat_axis`. If its size is 1, its position is
         // irrelevant.
         let other_axes = |view: &Self| {
-            let slowest = view.axes.get(along).and_then(|axis| axis.first()) == Some(&source_axis);
-            let without = |axis: &Vec<usize>| axis.iter().copied().filter(|&k| k != source_axis).collect::<Vec<_>>();
-            (slowest || view.source_dims[source_axis].is_one())
-                .then(|| view.axes.iter().map(without).collect::<Vec<_>>())
+            let is_slowest = view.axes.get(concat_axis).and_then(|axis| axis.first()) == Some(&source_axis);
+            let without_source_axis =
+                |axis: &Vec<usize>| axis.iter().copied().filter(|&k| k != source_axis).collect::<Vec<_>>();
+            (is_slowest || view.source_dims[source_axis].is_one())
+                .then(|| view.axes.iter().map(without_source_axis).collect::<Vec<_>>())
         };
         let sizes = (self.source_dims[source_axis], other.source_dims[source_axis]);
         let (Some(mut axes), (Dim::Known(m), Dim::Known(n))) = (other_axes(self), sizes) else {
-            return Err(format!("concatenation along axis {along} of {} is not supported", self.describe()));
+            return Err(format!("concatenation along axis {concat_axis} of {} is not supported", self.describe()));
         };
-        if other_axes(other).as_ref() != Some(&axes) || self.dropout != other.dropout || along >= axes.len() {
+        if other_axes(other).as_ref() != Some(&axes) || self.dropout != other.dropout || concat_axis >= axes.len() {
             let (a, b) = (self.describe(), other.describe());
             return Err(format!("expected parts with the same layout, got {a} and {b}"));
         }
-        axes[along].insert(0, source_axis);
+        axes[concat_axis].insert(0, source_axis);
         let mut source_dims = self.source_dims.clone();
         source_dims[source_axis] = Dim::Known(m.saturating_add(n));
         Ok(TensorView { source, source_dims, axes, direction: None, ..self.clone() })
@@ -258,13 +273,13 @@ impl<'a> TensorView<'a> {
 }
 
 /// The only step that `[start:end]` selects from `size` steps, negative if counted from the end; the last step is -1.
-fn single_step(start: i64, end: i64, size: Option<usize>) -> Option<i64> {
+fn selected_step(start: i64, end: i64, size: Option<usize>) -> Option<i64> {
     match size {
         Some(size) => {
             let range = slice_range(start, end, size);
             (range.len() == 1).then_some(if range.end == size { -1 } else { range.start as i64 })
         }
-        None if start == -1 && end >= OPEN_END => Some(-1),
+        None if start == -1 && end >= OPEN_SLICE_END => Some(-1),
         None => (start != -1 && start.checked_add(1) == Some(end)).then_some(start),
     }
 }

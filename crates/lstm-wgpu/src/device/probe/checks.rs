@@ -23,7 +23,7 @@ pub(super) async fn first_difference(wgpu: &Wgpu) -> Result<Option<String>> {
     let x = fma_operands();
     let expected: Vec<f32> = x.chunks_exact(3).map(|t| t[0].mul_add(t[1], t[2])).collect();
     let actual = run_kernel(gpu, Kernel::FmaSamples, &x, expected.len(), expected.len().div_ceil(64)).await?;
-    if let Some(difference) = compare("fma", &expected, &actual) {
+    if let Some(difference) = describe_difference("fma", &expected, &actual) {
         return Ok(Some(difference));
     }
     let x = activation_inputs();
@@ -35,8 +35,8 @@ pub(super) async fn first_difference(wgpu: &Wgpu) -> Result<Option<String>> {
         ("snap", Unary::Snap, snap),
     ] {
         let expected: Vec<f32> = x.iter().map(|&x| function(x)).collect();
-        let actual = download(wgpu, &gpu.unary("probe", operation, &tensor, 0.0)?).await?;
-        if let Some(difference) = compare(name, &expected, &actual) {
+        let actual = download(wgpu, &gpu.apply_unary("probe", operation, &tensor, 0.0)?).await?;
+        if let Some(difference) = describe_difference(name, &expected, &actual) {
             return Ok(Some(difference));
         }
     }
@@ -44,37 +44,39 @@ pub(super) async fn first_difference(wgpu: &Wgpu) -> Result<Option<String>> {
     let mut random = Random(5);
     for (m, k, n) in [(5, 67, 9), (65, 97, 66)] {
         let (a, b): (Vec<f32>, Vec<f32>) =
-            ((0..m * k).map(|_| random.float()).collect(), (0..k * n).map(|_| random.float()).collect());
+            ((0..m * k).map(|_| random.next_float()).collect(), (0..k * n).map(|_| random.next_float()).collect());
         let expected: Vec<f32> = (0..m * n).map(|i| dot(k, |j| a[i / n * k + j], |j| b[j * n + i % n])).collect();
         let (a, b) = (wgpu.upload(MatrixShape::new(m, k), &a)?, wgpu.upload(MatrixShape::new(k, n), &b)?);
         let actual = download(wgpu, &gpu.gemm((&a).into(), (&b).into(), None)?).await?;
-        if let Some(difference) = compare("gemm", &expected, &actual) {
+        if let Some(difference) = describe_difference("gemm", &expected, &actual) {
             return Ok(Some(difference));
         }
     }
-    let x: Vec<f32> = (0..300).map(|_| random.float()).collect();
+    let x: Vec<f32> = (0..300).map(|_| random.next_float()).collect();
     let (matrix, row) = (wgpu.upload(MatrixShape::new(20, 15), &x)?, wgpu.upload(MatrixShape::new(1, 15), &x[..15])?);
     let expected: Vec<f32> = (0..300).map(|k| (0.5 * x[k]).mul_add(x[k % 15], x[k])).collect();
     let actual = download(wgpu, &gpu.mul_add(0.5, &matrix, Some(&row), Some(&matrix))?).await?;
-    if let Some(difference) = compare("mul_add", &expected, &actual) {
+    if let Some(difference) = describe_difference("mul_add", &expected, &actual) {
         return Ok(Some(difference));
     }
     if let Some(difference) = compare_forward(wgpu).await? {
         return Ok(Some(difference));
     }
     // The checks above cover all that the reference path consists of. Now compare the fused passes with that path.
-    let large = LstmConfig::new(6, 150);
-    let all_options = LstmConfig::new(6, 20)
+    let large_config = LstmConfig::new(6, 150);
+    let config_with_all_options = LstmConfig::new(6, 20)
         .cell(CellKind::PeepholeDiagonal)
         .coupled()
         .clip(2.0)
         .proj_size(7)
         .direction(Direction::Reverse);
-    for (name, config) in [("passes with one dispatch per step", large), ("passes with all options", all_options)] {
+    for (name, config) in
+        [("passes with one dispatch per step", large_config), ("passes with all options", config_with_all_options)]
+    {
         let weights = Weights::init(config, &Default::default(), 3)?;
         let expected = training_results(&Lstm::new(&Reference(wgpu.clone()), weights.clone())?).await?;
         let actual = training_results(&Lstm::new(wgpu, weights)?).await?;
-        if let Some(difference) = compare(name, &expected, &actual) {
+        if let Some(difference) = describe_difference(name, &expected, &actual) {
             return Ok(Some(difference));
         }
     }
@@ -84,9 +86,9 @@ pub(super) async fn first_difference(wgpu: &Wgpu) -> Result<Option<String>> {
 /// All outputs, states and gradients of a forward and a backward pass.
 async fn training_results<B: Backend>(lstm: &Lstm<B>) -> Result<Vec<f32>> {
     let mut random = Random(13);
-    let x = Array3::from_shape_simple_fn((3, 3, 6), || random.float());
-    let pass = lstm.forward_train_async(&x, Checkpointing::Everything).await?;
-    let gradients = pass.tape.backward_async(OutputGradients::from(&pass.y).with_input()).await?;
+    let x = Array3::from_shape_simple_fn((3, 3, 6), || random.next_float());
+    let pass = lstm.forward_train_async(&x, Checkpointing::SaveEverything).await?;
+    let gradients = pass.tape.backward_async(OutputGradients::from(&pass.y).with_input_gradient()).await?;
     let mut all: Vec<f32> = pass.y.iter().chain(&pass.state.h).chain(&pass.state.c).copied().collect();
     all.extend(gradients.x.iter().flatten().chain(&gradients.state.h).chain(&gradients.state.c));
     for layer in gradients.weights.layers() {
@@ -99,7 +101,7 @@ async fn training_results<B: Backend>(lstm: &Lstm<B>) -> Result<Vec<f32>> {
 async fn compare_forward(wgpu: &Wgpu) -> Result<Option<String>> {
     let (input, hidden, batch, steps) = (5, 40, 3, 4);
     let mut random = Random(7);
-    let mut values = |len: usize| -> Vec<f32> { (0..len).map(|_| random.float()).collect() };
+    let mut values = |len: usize| -> Vec<f32> { (0..len).map(|_| random.next_float()).collect() };
     let weights = Weights::init(LstmConfig::new(input, hidden), &Default::default(), 3)?;
     let (x, h, c) = (values(steps * batch * input), values(batch * hidden), values(batch * hidden));
     let expected = forward_in_rust(&weights.layers()[0], &x, &h, &c, (steps, batch));
@@ -110,7 +112,7 @@ async fn compare_forward(wgpu: &Wgpu) -> Result<Option<String>> {
     let sequence = Sequence { x: &upload(steps * batch, &x)?, state: &state, steps, batch, lengths: None };
     let output = wgpu.forward(&layer, &mut wgpu.plan(&layer, batch, steps)?, sequence)?;
     let actual = download(wgpu, &output.y).await?;
-    Ok(compare("forward pass of a layer", &expected, &actual))
+    Ok(describe_difference("forward pass of a layer", &expected, &actual))
 }
 
 /// The forward pass of a layer without options, in plain Rust. Returns `y`.
@@ -123,10 +125,11 @@ fn forward_in_rust(
 ) -> Vec<f32> {
     use lstm_core::Param::{WeightHh, WeightIh};
     let (input, hidden) = (weights.spec().input_size, weights.spec().hidden_size);
-    let snapped = |v: &[f32]| v.iter().map(|&v| snap(v)).collect::<Vec<f32>>();
-    let get = |param| snapped(weights.get(param).and_then(|v| v.as_slice()).unwrap_or_default());
-    let (w, u, bias) = (get(WeightIh), get(WeightHh), snapped(&weights.bias().unwrap_or_default()));
-    let (x, mut h, mut c, mut y) = (snapped(x), snapped(h), snapped(c), Vec::new());
+    let snap_all = |v: &[f32]| v.iter().map(|&v| snap(v)).collect::<Vec<f32>>();
+    let snapped_param = |param| snap_all(weights.get(param).and_then(|v| v.as_slice()).unwrap_or_default());
+    let (w, u, bias) =
+        (snapped_param(WeightIh), snapped_param(WeightHh), snap_all(&weights.bias().unwrap_or_default()));
+    let (x, mut h, mut c, mut y) = (snap_all(x), snap_all(h), snap_all(c), Vec::new());
     for t in 0..steps {
         let h_old = h.clone();
         for (b, j) in (0..batch).flat_map(|b| (0..hidden).map(move |j| (b, j))) {
@@ -152,7 +155,7 @@ async fn download(wgpu: &Wgpu, x: &Tensor) -> Result<Vec<f32>> {
 }
 
 /// Describes the first difference in bits between two results. All NaN count as equal.
-fn compare(name: &str, expected: &[f32], actual: &[f32]) -> Option<String> {
+fn describe_difference(name: &str, expected: &[f32], actual: &[f32]) -> Option<String> {
     let differs = |(e, a): &(&f32, &f32)| e.to_bits() != a.to_bits() && !(e.is_nan() && a.is_nan());
     let count = expected.iter().zip(actual).filter(differs).count();
     let (k, (e, a)) = expected.iter().zip(actual).enumerate().find(|(_, pair)| differs(pair))?;

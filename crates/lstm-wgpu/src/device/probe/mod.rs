@@ -14,11 +14,11 @@ use super::{
     builder::ComputeOptions,
     device_error,
     gpu::Gpu,
-    mode::{Mode, PLAIN, supported_modes},
+    mode::{Mode, PLAIN_MODE, supported_modes},
 };
 use crate::{
     backend::Wgpu,
-    shader::{Kernel, LengthParameters},
+    shader::{Kernel, ProbeParameters},
 };
 
 /// How an adapter rounds single float operations in plain WGSL.
@@ -30,8 +30,8 @@ pub struct FloatBehavior {
     /// Whether `fma(a, b, c)` rounds once.
     pub fma_is_fused: bool,
     /// Whether `a * b + c` rounds once, which means that it is contracted to a fused multiply-add.
-    pub contracts: bool,
-    /// Whether `(x + m) - m` or `(a + b) - a` is simplified.
+    pub contracts_mul_add: bool,
+    /// Whether `(x + m) - m` is simplified to `x`, or `(a + b) - a` to `b`.
     pub reassociates: bool,
     /// Whether ties round to even.
     pub rounds_to_even: bool,
@@ -39,11 +39,11 @@ pub struct FloatBehavior {
     pub keeps_subnormals: bool,
 }
 
-/// Result of probing an adapter.
+/// Results of the arithmetic tests that run when an adapter is opened.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Probe {
-    /// How the adapter rounds single operations.
+    /// How the adapter rounds single float operations.
     pub float_behavior: FloatBehavior,
     /// The modes that were tried, in order, each with a description of the first difference from the specification.
     /// `None` if the mode is bit-exact.
@@ -53,13 +53,13 @@ pub struct Probe {
 impl fmt::Display for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let yes_no = |b: bool| if b { "yes" } else { "no" };
-        let FloatBehavior { fma_is_fused, contracts, reassociates, rounds_to_even, keeps_subnormals } =
+        let FloatBehavior { fma_is_fused, contracts_mul_add, reassociates, rounds_to_even, keeps_subnormals } =
             self.float_behavior;
         write!(
             f,
             "fma fused: {}, a*b+c contracted: {}, reassociation: {}, ties to even: {}, subnormals kept: {}",
             yes_no(fma_is_fused),
-            yes_no(contracts),
+            yes_no(contracts_mul_add),
             yes_no(reassociates),
             yes_no(rounds_to_even),
             yes_no(keeps_subnormals)
@@ -77,31 +77,32 @@ pub(super) async fn select_mode(
     info: wgpu::AdapterInfo,
     device: wgpu::Device,
     queue: wgpu::Queue,
-    lost: Arc<Mutex<Option<String>>>,
-    ComputeOptions { mode: requested, allow_inexact, treat_as_cpu, guards }: ComputeOptions,
+    loss_reason: Arc<Mutex<Option<String>>>,
+    ComputeOptions { mode: requested_mode, allow_inexact, treat_as_cpu, guards }: ComputeOptions,
 ) -> Result<(Arc<Gpu>, Probe)> {
     let is_cpu = treat_as_cpu.unwrap_or(info.device_type == wgpu::DeviceType::Cpu);
-    let open =
-        |mode| Gpu::new(device.clone(), queue.clone(), info.clone(), is_cpu, lost.clone(), guards, mode).map(Arc::new);
-    let plain = open(PLAIN)?;
-    let float_behavior = measure_float_behavior(&plain).await?;
+    let open_gpu = |mode| {
+        Gpu::new(device.clone(), queue.clone(), info.clone(), is_cpu, loss_reason.clone(), guards, mode).map(Arc::new)
+    };
+    let plain_gpu = open_gpu(PLAIN_MODE)?;
+    let float_behavior = measure_float_behavior(&plain_gpu).await?;
     let mut probe = Probe { float_behavior, attempts: Vec::new() };
     let features = device.features();
     let mut modes = supported_modes(features, info.backend);
-    match requested {
-        Some(requested) => modes.retain(|mode| *mode == requested),
+    match requested_mode {
+        Some(requested_mode) => modes.retain(|mode| *mode == requested_mode),
         // Without a fused fma, the plain mode cannot be exact.
-        None => modes.retain(|mode| float_behavior.fma_is_fused || *mode != PLAIN),
+        None => modes.retain(|mode| float_behavior.fma_is_fused || *mode != PLAIN_MODE),
     }
-    if let Some(mode) = requested.filter(|_| modes.is_empty()) {
-        let required = "emulation in f64 requires the features SHADER_F64 and SHADER_INT64, and NoContraction requires \
-                        PASSTHROUGH_SHADERS on Vulkan";
-        return Err(device_error("probe", format!("{} does not support the mode `{mode}`: {required}", info.name)));
+    if let Some(mode) = requested_mode.filter(|_| modes.is_empty()) {
+        let requirements = "emulation in f64 requires the features SHADER_F64 and SHADER_INT64, and NoContraction \
+                            requires PASSTHROUGH_SHADERS on Vulkan";
+        return Err(device_error("probe", format!("{} does not support the mode `{mode}`: {requirements}", info.name)));
     }
     // Used with `allow_inexact` if no mode is exact: the requested mode, or the fastest one.
-    let mut inexact = plain;
+    let mut fallback_gpu = plain_gpu;
     for mode in modes {
-        let gpu = open(mode)?;
+        let gpu = open_gpu(mode)?;
         let wgpu = Wgpu::from_parts(gpu.clone(), probe.clone());
         match checks::first_difference(&wgpu).await {
             Ok(None) => {
@@ -110,8 +111,8 @@ pub(super) async fn select_mode(
             }
             Ok(Some(difference)) => {
                 probe.attempts.push((mode, Some(difference)));
-                if requested.is_some() {
-                    inexact = gpu;
+                if requested_mode.is_some() {
+                    fallback_gpu = gpu;
                 }
             }
             // If this mode does not compile here, another one may. Any other error, such as a lost device, ends the
@@ -121,10 +122,10 @@ pub(super) async fn select_mode(
         }
     }
     if allow_inexact {
-        return Ok((inexact, probe));
+        return Ok((fallback_gpu, probe));
     }
-    let wanted = requested.map(|mode| format!(" in the requested mode `{mode}`")).unwrap_or_default();
-    Err(device_error("probe", format!("{} is not bit-exact{wanted}: {probe}", info.name)))
+    let mode_suffix = requested_mode.map(|mode| format!(" in the requested mode `{mode}`")).unwrap_or_default();
+    Err(device_error("probe", format!("{} is not bit-exact{mode_suffix}: {probe}", info.name)))
 }
 
 async fn measure_float_behavior(gpu: &Gpu) -> Result<FloatBehavior> {
@@ -144,7 +145,7 @@ async fn measure_float_behavior(gpu: &Gpu) -> Result<FloatBehavior> {
     let y = run_kernel(gpu, Kernel::FloatBehavior, &x, 7, 1).await?;
     Ok(FloatBehavior {
         fma_is_fused: y[0] == power_of_two(-24),
-        contracts: y[1] == power_of_two(-24),
+        contracts_mul_add: y[1] == power_of_two(-24),
         reassociates: y[2] != 1.0 || y[3] != 0.0,
         rounds_to_even: y[4] == 1.0,
         keeps_subnormals: y[5].to_bits() == 0x1234 && y[6] == 1e-30 * 1e-10,
@@ -155,7 +156,7 @@ async fn measure_float_behavior(gpu: &Gpu) -> Result<FloatBehavior> {
 async fn run_kernel(gpu: &Gpu, kernel: Kernel, x: &[f32], len: usize, workgroups: usize) -> Result<Vec<f32>> {
     let input = gpu.upload("probe", bytemuck::cast_slice(x))?;
     let output = gpu.allocate("probe", len)?;
-    let parameters = LengthParameters { len: len as u32 };
+    let parameters = ProbeParameters { len: len as u32 };
     gpu.bind_and_dispatch("probe", kernel, &[&input, &output], &parameters, workgroups)?;
     let mut y = vec![0.0; len];
     gpu.download("probe", &output, 0, bytemuck::cast_slice_mut(&mut y)).await?;

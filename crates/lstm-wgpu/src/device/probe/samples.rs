@@ -5,19 +5,19 @@
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    pub(super) fn bits(&mut self) -> u32 {
+    pub(super) fn next_bits(&mut self) -> u32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 32) as u32
     }
 
     /// A random multiple of 2^-23, uniform in [-1, 1).
-    pub(super) fn float(&mut self) -> f32 {
-        (self.bits() >> 8) as f32 / 8_388_608.0 - 1.0
+    pub(super) fn next_float(&mut self) -> f32 {
+        (self.next_bits() >> 8) as f32 / 8_388_608.0 - 1.0
     }
 
     /// A normal number with random sign and significand and the given biased exponent, clamped to [1, 254].
-    pub(super) fn with_exponent(&mut self, exponent: u32) -> f32 {
-        f32::from_bits(self.bits() & 0x807f_ffff | exponent.clamp(1, 254) << 23)
+    pub(super) fn float_with_exponent(&mut self, exponent: u32) -> f32 {
+        f32::from_bits(self.next_bits() & 0x807f_ffff | exponent.clamp(1, 254) << 23)
     }
 }
 
@@ -25,34 +25,35 @@ impl Random {
 /// rounding twice gets wrong.
 pub(super) fn fma_operands() -> Vec<f32> {
     let mut random = Random(99);
-    let mut triples = vec![f32::NAN, 1.0, 1.0, 1.0, 1.0, f32::NAN, 0.0, -1.0, 0.0, 0.0, -1.0, -0.0, 3.0, -0.0, 5.0];
+    let mut operand_triples =
+        vec![f32::NAN, 1.0, 1.0, 1.0, 1.0, f32::NAN, 0.0, -1.0, 0.0, 0.0, -1.0, -0.0, 3.0, -0.0, 5.0];
     for k in 0..8192 {
-        let (a_exponent, b_exponent) = (100 + random.bits() % 54, 100 + random.bits() % 54);
-        let (mut a, mut b) = (random.with_exponent(a_exponent), random.with_exponent(b_exponent));
+        let (a_exponent, b_exponent) = (100 + random.next_bits() % 54, 100 + random.next_bits() % 54);
+        let (mut a, mut b) = (random.float_with_exponent(a_exponent), random.float_with_exponent(b_exponent));
         let product_exponent = (a * b).to_bits() >> 23 & 0xff;
         let c = match k % 4 {
             0 => {
-                let exponent = 60 + random.bits() % 130;
-                random.with_exponent(exponent)
+                let exponent = 60 + random.next_bits() % 130;
+                random.float_with_exponent(exponent)
             }
             1 => -(a * b),
             2 => {
                 // With q = 2^-n, the product a b is (1 - q^2) times a power of two. Added to a larger c, it is just off
                 // a tie.
-                let q = 2f32.powi(-(15 + (random.bits() % 3) as i32));
-                let (u, v) = (random.bits() % 20, random.bits() % 20);
-                let sign = if random.bits() & 1 == 1 { -1.0 } else { 1.0 };
+                let q = 2f32.powi(-(15 + (random.next_bits() % 3) as i32));
+                let (u, v) = (random.next_bits() % 20, random.next_bits() % 20);
+                let sign = if random.next_bits() & 1 == 1 { -1.0 } else { 1.0 };
                 (a, b) = ((1.0 + q) * 2f32.powi(u as i32), (1.0 - q) * 2f32.powi(v as i32) * sign);
-                random.with_exponent(127 + 24 + u + v)
+                random.float_with_exponent(127 + 24 + u + v)
             }
             _ => {
-                let exponent = product_exponent.max(30) - 28 + random.bits() % 54;
-                random.with_exponent(exponent)
+                let exponent = product_exponent.max(30) - 28 + random.next_bits() % 54;
+                random.float_with_exponent(exponent)
             }
         };
-        triples.extend([a, b, c]);
+        operand_triples.extend([a, b, c]);
     }
-    triples
+    operand_triples
 }
 
 /// Inputs of the activations: all exponents with both signs, and many values where the functions are not saturated.
@@ -62,6 +63,6 @@ pub(super) fn activation_inputs() -> Vec<f32> {
     for high in 0..512u32 {
         samples.extend([0, 1, 0x40_0000, 0x7f_ffff].map(|low| f32::from_bits(high << 23 | low)));
     }
-    samples.extend((0..6000).map(|_| random.float() * 16.0));
+    samples.extend((0..6000).map(|_| random.next_float() * 16.0));
     samples
 }

@@ -14,15 +14,15 @@ use lstm_core::{
 use crate::{
     backends::Model,
     error::{Error, Result},
-    input::{Extent, Layout, Reader},
+    input::{Layout, Reader, SequenceShape},
     model::LoadedModel,
-    report::Output,
+    report::OutputSettings,
     state,
 };
 
 /// Command-line options for the input sequences.
 #[derive(Debug, clap::Args)]
-pub(crate) struct FeedArgs {
+pub(crate) struct SequenceArgs {
     /// Input sequences, an .npy or .csv file
     #[arg(long, short, value_name = "FILE")]
     pub(crate) input: PathBuf,
@@ -48,65 +48,67 @@ pub(crate) struct FeedArgs {
     max_memory: u64,
 }
 
-/// Default number of f32 values of a chunk, inputs, outputs and gates together.
-const CHUNK_VALUES: usize = 1 << 20;
+/// Maximum number of f32 values of a chunk by default: inputs, outputs and gates together.
+const DEFAULT_CHUNK_VALUES: usize = 1 << 20;
 
-/// Opened input sequences, with their initial state and lengths.
-pub(crate) struct Feed {
+/// The input sequences in an opened file, with their initial state and lengths.
+pub(crate) struct Sequences {
     reader: Reader<std::fs::File>,
     path: PathBuf,
     state: Option<HostState>,
     lengths: Option<Vec<usize>>,
     /// Whether the model needs whole sequences.
-    whole: bool,
-    /// Steps per chunk, if the sequences are not run whole.
-    chunk: usize,
+    needs_whole_sequences: bool,
+    /// Steps per chunk, if the model does not need whole sequences.
+    chunk_steps: usize,
     quiet: bool,
 }
 
-impl FeedArgs {
+impl SequenceArgs {
     /// Opens the input and checks that it matches the model.
-    pub(crate) fn open(&self, model: &LoadedModel, output: Output) -> Result<Feed> {
+    pub(crate) fn open(&self, model: &LoadedModel, output: OutputSettings) -> Result<Sequences> {
         state::check_path(self.state_in.as_deref())?;
         let config = model.weights.config();
         let reader = Reader::open(&self.input, self.layout)?;
-        let extent = reader.extent();
-        if extent.features != config.input_size {
+        let sequence_shape = reader.sequence_shape();
+        if sequence_shape.features != config.input_size {
             let why = format!(
                 "expected {} features, got {} (shape {:?})",
                 config.input_size,
-                extent.features,
-                extent.shape(extent.features)
+                sequence_shape.features,
+                sequence_shape.array_shape(sequence_shape.features)
             );
             return Err(Error::file(&self.input, why));
         }
         let lengths = self.lengths.clone().or(model.lengths.clone());
         if let Some(lengths) = &lengths
-            && (lengths.len() != extent.batch || lengths.iter().any(|&n| n > extent.steps))
+            && (lengths.len() != sequence_shape.batch || lengths.iter().any(|&n| n > sequence_shape.steps))
         {
-            let source = if self.lengths.is_some() { "--lengths" } else { "the model's file" };
-            let why =
-                format!("expected {} lengths of at most {}, got {lengths:?} from {source}", extent.batch, extent.steps);
+            let lengths_source = if self.lengths.is_some() { "--lengths" } else { "the model's file" };
+            let why = format!(
+                "expected {} lengths of at most {}, got {lengths:?} from {lengths_source}",
+                sequence_shape.batch, sequence_shape.steps
+            );
             return Err(Error::file(&self.input, why));
         }
-        let whole = config.direction != Direction::Forward || lengths.is_some();
-        let needed = memory_needed(config, extent).div_ceil(1 << 20);
-        if whole && needed > u128::from(self.max_memory) {
+        let needs_whole_sequences = config.direction != Direction::Forward || lengths.is_some();
+        let needed_mib = needed_memory_bytes(config, sequence_shape).div_ceil(1 << 20);
+        if needs_whole_sequences && needed_mib > u128::from(self.max_memory) {
             let why = format!(
-                "a model with a reverse direction, or with lengths, needs whole sequences in memory: about {needed} MiB, but \
-                 --max-memory is {}",
+                "a model with a reverse direction, or with lengths, needs whole sequences in memory: about {needed_mib} MiB, \
+                 but --max-memory is {}",
                 self.max_memory
             );
             return Err(Error::file(&self.input, why));
         }
-        let state = self.state_in.as_deref().map(state::read).transpose()?.or(model.state.clone());
+        let state = self.state_in.as_deref().map(state::read_state).transpose()?.or(model.state.clone());
         if let Some(state) = &state {
-            let source = self.state_in.as_ref().unwrap_or(&model.path);
-            state::check(state, config, extent.batch).map_err(|e| e.with_path(source))?;
+            let state_path = self.state_in.as_ref().unwrap_or(&model.path);
+            state::check_state_shape(state, config, sequence_shape.batch).map_err(|e| e.with_path(state_path))?;
         }
         let values_per_step =
-            extent.batch.saturating_mul(config.input_size + config.output_size() + 4 * config.hidden_size);
-        let chunk = self.chunk.map_or((CHUNK_VALUES / values_per_step).max(1), |n| n as usize);
+            sequence_shape.batch.saturating_mul(config.input_size + config.output_size() + 4 * config.hidden_size);
+        let chunk_steps = self.chunk.map_or((DEFAULT_CHUNK_VALUES / values_per_step).max(1), |n| n as usize);
         if !model.state_inputs.is_empty() && self.state_in.is_none() {
             let inputs = model.state_inputs.join(", ");
             output.note(format!("the graph's state inputs {inputs} are set to zero; use --state-in to set them"));
@@ -114,54 +116,62 @@ impl FeedArgs {
         if let (Some(input), None) = (&model.lengths_input, &self.lengths) {
             output.note(format!("the graph's input {input} is set to the full length; use --lengths to set it"));
         }
-        if let Some(unused) = model.describe_unused() {
-            output.note(unused);
+        if let Some(unused_text) = model.describe_unused() {
+            output.note(unused_text);
         }
-        Ok(Feed { reader, path: self.input.clone(), state, lengths, whole, chunk, quiet: output.quiet })
+        Ok(Sequences {
+            reader,
+            path: self.input.clone(),
+            state,
+            lengths,
+            needs_whole_sequences,
+            chunk_steps,
+            quiet: output.quiet,
+        })
     }
 }
 
 /// Approximate number of bytes that whole sequences take on the host: inputs and outputs, and copies of both in the layer's
 /// time-major order.
-fn memory_needed(config: &LstmConfig, extent: Extent) -> u128 {
-    let floats = 2 * config.input_size + 3 * config.output_size();
-    [extent.batch, extent.steps, floats, size_of::<f32>()].iter().map(|&n| n as u128).product()
+fn needed_memory_bytes(config: &LstmConfig, sequence_shape: SequenceShape) -> u128 {
+    let floats_per_step = 2 * config.input_size + 3 * config.output_size();
+    [sequence_shape.batch, sequence_shape.steps, floats_per_step, size_of::<f32>()].iter().map(|&n| n as u128).product()
 }
 
-impl Feed {
-    /// Batch size, steps and features of the input.
-    pub(crate) fn extent(&self) -> Extent {
-        self.reader.extent()
+impl Sequences {
+    /// Shape of the input sequences.
+    pub(crate) fn sequence_shape(&self) -> SequenceShape {
+        self.reader.sequence_shape()
     }
 
     /// Steps per chunk: all steps if the model needs whole sequences.
-    pub(crate) fn chunk(&self) -> usize {
-        if self.whole { self.extent().steps } else { self.chunk }
+    pub(crate) fn chunk_steps(&self) -> usize {
+        if self.needs_whole_sequences { self.sequence_shape().steps } else { self.chunk_steps }
     }
 
     /// Runs all models over the same sequences and returns their final states. For every chunk, calls `on_outputs` with one
     /// array of outputs per model, shape `(batch, steps, features)`.
-    pub(crate) fn run(
+    pub(crate) fn run_models(
         mut self,
         models: &mut [Box<dyn Model>],
         mut on_outputs: impl FnMut(&[Array3<f32>]) -> Result<()>,
     ) -> Result<Vec<HostState>> {
-        let extent = self.extent();
-        let bar = progress_bar(extent.steps, self.quiet);
-        if !self.whole {
-            models.iter_mut().try_for_each(|model| model.start_streams(extent.batch, self.state.as_ref()))?;
+        let sequence_shape = self.sequence_shape();
+        let bar = progress_bar(sequence_shape.steps, self.quiet);
+        if !self.needs_whole_sequences {
+            models.iter_mut().try_for_each(|model| model.start_streams(sequence_shape.batch, self.state.as_ref()))?;
         }
         let mut states = Vec::new();
-        while let Some(x) = self.reader.next_steps(self.chunk())? {
-            if interrupted() {
+        while let Some(x) = self.reader.next_steps(self.chunk_steps())? {
+            if is_interrupted() {
                 return Err(Error::Interrupted);
             }
             let mut outputs = Vec::new();
             for model in models.iter_mut() {
-                outputs.push(match self.whole {
+                outputs.push(match self.needs_whole_sequences {
                     false => model.run_chunk(x.view())?,
                     true => {
-                        let (y, state) = model.run_whole(self.input(x.view()))?;
+                        let (y, state) = model.run_whole_sequences(self.model_input(x.view()))?;
                         states.push(state);
                         y
                     }
@@ -171,11 +181,11 @@ impl Feed {
             bar.inc(x.dim().1 as u64);
         }
         bar.finish_and_clear();
-        if self.whole { Ok(states) } else { models.iter().map(|model| model.state()).collect() }
+        if self.needs_whole_sequences { Ok(states) } else { models.iter().map(|model| model.state()).collect() }
     }
 
-    /// Adds the initial state and lengths to whole sequences `x`.
-    fn input<'a>(&'a self, x: ArrayView3<'a, f32>) -> Input<'a> {
+    /// Combines whole sequences `x` with the initial state and the lengths to the input of a model.
+    fn model_input<'a>(&'a self, x: ArrayView3<'a, f32>) -> Input<'a> {
         let input = self.state.iter().fold(Input::from(x), |input, state| input.state(state));
         self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths))
     }
@@ -204,11 +214,11 @@ pub(crate) fn catch_interrupts() {
     let _ = ctrlc::try_set_handler(|| {
         // A second interrupt does not wait for the end of a long chunk, even if a temporary file stays behind.
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(Error::Interrupted.code().into());
+            std::process::exit(Error::Interrupted.exit_code().into());
         }
     });
 }
 
-fn interrupted() -> bool {
+fn is_interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
