@@ -21,13 +21,16 @@ pub mod train;
 pub mod weights;
 
 pub use backend::{
-    Arithmetic, Backend, BidirectionalOutput, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, Ops,
-    ReferencePath, Sequence, State, WeightGradients,
+    Arithmetic, Backend, BidirectionalOutput, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients,
+    LinearWeights, MaybeSend, MaybeSync, Ops, ReferencePath, Sequence, State, WeightGradients,
     shape::{self, ConcatAxis, MatrixRef, MatrixShape},
 };
 pub use config::{Bias, CellKind, Direction, GATES, LayerSpec, LstmConfig, Param};
 pub use error::{Error, Result};
-pub use model::{Checkpointing, Gradients, HostState, Input, Lstm, OutputGradients, Stream, Tape, TrainOutput};
+pub use model::{
+    Checkpointing, Dropout, Gradients, HostState, Input, Linear, LinearGradients, Lstm, OutputGradients, Stream, Tape,
+    TrainOutput,
+};
 pub use reference::Reference;
 pub use weights::{
     LayerWeights, Weights,

@@ -6,15 +6,19 @@
 
 mod gradients;
 mod info;
+mod linear;
 mod ops;
+mod send;
 mod sequence;
 pub mod shape;
 
-use std::future::Future;
+use std::{future::Future, ops::Range};
 
 pub use gradients::{LayerGradients, LayerOutputGradients, WeightGradients};
 pub use info::{Arithmetic, ExecutionPath};
+pub use linear::LinearWeights;
 pub use ops::Ops;
+pub use send::{MaybeSend, MaybeSync};
 pub use sequence::{BidirectionalOutput, LayerOutput, Sequence, State};
 
 use crate::{backend::shape::ConcatAxis, error::Result, weights::LayerWeights};
@@ -29,15 +33,19 @@ use crate::{backend::shape::ConcatAxis, error::Result, weights::LayerWeights};
 pub trait Backend: Ops {
     /// The weights of one layer in one direction on the device, in the form that its kernels read. A clone shares the
     /// memory.
-    type Layer: Clone;
+    type Layer: Clone + MaybeSend + MaybeSync;
     /// The workspace of [`forward`](Self::forward) and [`backward`](Self::backward) for one layer and batch size, such
     /// as scratch memory, bind groups or a captured CUDA graph. One call at a time uses it. It stays valid when
     /// [`reload`](Self::reload) replaces the layer's weights.
-    type Plan;
+    type Plan: MaybeSend;
     /// What a forward pass saves for the backward pass: the input, and the states and gates of every time step.
-    type Trace;
+    type Trace: MaybeSend + MaybeSync;
     /// A stack of layers with its current state, which runs one time step per call.
-    type Stream;
+    type Stream: MaybeSend + MaybeSync;
+
+    /// The weights of a fully connected layer on the device, ready for [`linear_step`](Self::linear_step). A clone shares
+    /// them.
+    type Linear: Clone + AsRef<LinearWeights<Self::Tensor>> + MaybeSend + MaybeSync;
 
     /// Uploads the weights of a layer. Its two biases are added first. All values are
     /// [snapped](crate::arithmetic::snap), and packed in the order in which the kernels read them.
@@ -111,13 +119,42 @@ pub trait Backend: Ops {
     /// Runs the whole stack for one time step: reads `x: [batch, input_size]`, waits for the device, and writes the
     /// hidden state of the last layer to `y: [batch, state_size]`. Bit-identical to [`forward`](Self::forward) over a
     /// sequence of one time step.
-    fn step(&self, stream: &mut Self::Stream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>>;
+    fn step(&self, stream: &mut Self::Stream, x: &[f32], y: &mut [f32])
+    -> impl Future<Output = Result<()>> + MaybeSend;
 
-    /// Returns a copy of the state of each layer of a stream.
-    fn stream_state(&self, stream: &Self::Stream) -> Result<Vec<State<Self::Tensor>>>;
+    /// Runs one time step of some sequences: row `k` of `x` and `y` belongs to sequence `sequences[k]` of the stream.
+    /// The other sequences keep their state. Bit-identical to [`step`](Self::step) for the sequences that run.
+    /// [`reference::check_step_some`](crate::reference::check_step_some) defines the errors.
+    fn step_some(
+        &self,
+        stream: &mut Self::Stream,
+        sequences: &[usize],
+        x: &[f32],
+        y: &mut [f32],
+    ) -> impl Future<Output = Result<()>> + MaybeSend;
 
-    /// Replaces the state of each layer of a stream. The new state is snapped.
-    fn set_stream_state(&self, stream: &mut Self::Stream, state: &[State<Self::Tensor>]) -> Result<()>;
+    /// Returns a copy of the state of each layer of a stream, for a range of its sequences.
+    fn stream_state(&self, stream: &Self::Stream, sequences: Range<usize>) -> Result<Vec<State<Self::Tensor>>>;
+
+    /// Replaces the state of each layer of a stream, for the sequences from number `first` on: as many as `state` has
+    /// rows. The new state is snapped. The other sequences keep their state.
+    fn set_stream_state(&self, stream: &mut Self::Stream, first: usize, state: &[State<Self::Tensor>]) -> Result<()>;
+
+    /// Prepares a fully connected layer for [`linear_step`](Self::linear_step), for example by packing its weights for a
+    /// kernel. The weights are on the device and snapped.
+    fn load_linear(&self, weights: LinearWeights<Self::Tensor>) -> Result<Self::Linear>;
+
+    /// Computes `y = snap(x) W^T + b` of a fully connected layer, for any number of rows: `x: [rows, in]` and
+    /// `y: [rows, out]`. Bit-identical to [`snap`](Ops::snap) and [`gemm`](Ops::gemm), which the default uses. A backend
+    /// on the host can avoid their allocations.
+    fn linear_step(
+        &self,
+        linear: &Self::Linear,
+        x: &[f32],
+        y: &mut [f32],
+    ) -> impl Future<Output = Result<()>> + MaybeSend {
+        async move { linear::step(self, linear.as_ref(), x, y).await }
+    }
 }
 
 /// Marks a device without kernels for whole layers: it implements [`Ops`] only, and is a [`Backend`] whose methods are the

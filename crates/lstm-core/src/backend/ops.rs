@@ -5,6 +5,7 @@ use std::{future::Future, ops::Range};
 use crate::{
     backend::{
         info::Arithmetic,
+        send::{MaybeSend, MaybeSync},
         shape::{ConcatAxis, MatrixRef, MatrixShape},
     },
     error::Result,
@@ -23,9 +24,9 @@ use crate::{
 /// No operation panics. Shapes are checked with the functions of [`shape`](crate::shape), so that all backends report
 /// the same [`Error::Shape`](crate::Error::Shape) or [`Error::Mismatch`](crate::Error::Mismatch). A failure of the device
 /// is an [`Error::Device`](crate::Error::Device).
-pub trait Ops: Clone {
+pub trait Ops: Clone + MaybeSend + MaybeSync {
     /// A row-major matrix in device memory. A clone shares the memory.
-    type Tensor: Clone;
+    type Tensor: Clone + MaybeSend + MaybeSync;
 
     /// A short name for reports, such as `cpu`.
     fn name(&self) -> &str;
@@ -40,7 +41,7 @@ pub trait Ops: Clone {
     fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<Self::Tensor>;
 
     /// Waits until `x` is computed and copies it to `out`. Bits are not changed.
-    fn download(&self, x: &Self::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>>;
+    fn download(&self, x: &Self::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> + MaybeSend;
 
     /// Like [`upload`](Self::upload), but takes ownership of `data`. A backend on the host can avoid the copy.
     fn upload_vec(&self, shape: MatrixShape, data: Vec<f32>) -> Result<Self::Tensor> {
@@ -48,7 +49,7 @@ pub trait Ops: Clone {
     }
 
     /// Like [`download`](Self::download), but takes ownership of `x`. A backend on the host can avoid the copy.
-    fn download_vec(&self, x: Self::Tensor) -> impl Future<Output = Result<Vec<f32>>> {
+    fn download_vec(&self, x: Self::Tensor) -> impl Future<Output = Result<Vec<f32>>> + MaybeSend {
         async move {
             let mut out = vec![0.0; self.shape(&x).len()];
             self.download(&x, &mut out).await?;

@@ -1,6 +1,6 @@
 //! The input of a model and its state, as host arrays.
 
-use ndarray::{Array3, ArrayView3};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, concatenate, s};
 
 use crate::{
     backend::{State, shape::zeros},
@@ -27,6 +27,40 @@ impl HostState {
         Ok(State { h: zero_array(config.state_size())?, c: zero_array(config.hidden_size)? })
     }
 
+    /// The hidden state of the last layer for each sequence, `(batch, output_size)`: what a classifier reads. In a
+    /// bidirectional model, the state of the forward direction comes first. This is PyTorch's `h_n[-1]`, or
+    /// `torch.cat((h_n[-2], h_n[-1]), 1)`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if this is not a state of a model with this configuration.
+    pub fn last(&self, config: &LstmConfig) -> Result<Array2<f32>> {
+        self.check("HostState::last", config, self.h.dim().1)?;
+        let (entries, directions) = (self.h.dim().0, config.num_directions());
+        let last_layer: Vec<_> = (entries - directions..entries).map(|k| self.h.index_axis(Axis(0), k)).collect();
+        concatenate(Axis(1), &last_layer).map_err(|e| Error::shape("HostState::last", "a state", e))
+    }
+
+    /// A state that is zero except for the hidden state of the last layer, which is `last`, `(batch, output_size)`. With
+    /// the gradient of a loss with respect to [`last`](Self::last), this is the gradient with respect to the state.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `last` does not have `output_size` columns; [`Error::TooLarge`] if the state does not fit in
+    /// memory.
+    pub fn from_last<'a>(config: &LstmConfig, last: impl Into<ArrayView2<'a, f32>>) -> Result<Self> {
+        let last = last.into();
+        if last.ncols() != config.output_size() {
+            let expected = format!("[batch, {}]", config.output_size());
+            return Err(Error::shape("HostState::from_last", expected, format!("{:?}", last.shape())));
+        }
+        let mut state = HostState::zeros(config, last.nrows())?;
+        let (entries, directions, size) = (state.h.dim().0, config.num_directions(), config.state_size());
+        for direction in 0..directions {
+            let columns = last.slice(s![.., direction * size..(direction + 1) * size]);
+            state.h.index_axis_mut(Axis(0), entries - directions + direction).assign(&columns);
+        }
+        Ok(state)
+    }
+
     /// Checks the shapes of `h` and `c`.
     pub(crate) fn check(&self, op: &str, config: &LstmConfig, batch: usize) -> Result<()> {
         let n = config.num_layers * config.num_directions();
@@ -44,6 +78,15 @@ impl HostState {
     }
 }
 
+/// Whether a forward pass applies dropout between layers; see [`Input::dropout`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropout {
+    /// No dropout, as in inference.
+    Off,
+    /// Dropout with masks that the seed determines. Use another seed for each training step.
+    Seed(u64),
+}
+
 /// The input of [`Lstm::forward`](crate::Lstm::forward): a batch of sequences with its options. An array can be
 /// converted into an input without options.
 ///
@@ -59,12 +102,12 @@ pub struct Input<'a> {
     pub(crate) state: Option<&'a HostState>,
     pub(crate) lengths: Option<&'a [usize]>,
     pub(crate) time_major: bool,
-    pub(crate) dropout_seed: Option<u64>,
+    pub(crate) dropout: Option<Dropout>,
 }
 
 impl<'a> From<ArrayView3<'a, f32>> for Input<'a> {
     fn from(x: ArrayView3<'a, f32>) -> Self {
-        Input { x, state: None, lengths: None, time_major: false, dropout_seed: None }
+        Input { x, state: None, lengths: None, time_major: false, dropout: None }
     }
 }
 
@@ -92,10 +135,11 @@ impl<'a> Input<'a> {
         Input { time_major: true, ..self }
     }
 
-    /// Applies dropout between layers, with the probability of the configuration and masks that `seed` determines. By
-    /// default there is no dropout.
-    pub fn with_dropout(self, seed: u64) -> Self {
-        Input { dropout_seed: Some(seed), ..self }
+    /// Sets whether dropout is applied between layers, with the probability of the configuration.
+    /// [`Lstm::forward`](crate::Lstm::forward) applies none by default;
+    /// [`Lstm::forward_train`](crate::Lstm::forward_train) has no default for a model with dropout.
+    pub fn dropout(self, dropout: Dropout) -> Self {
+        Input { dropout: Some(dropout), ..self }
     }
 
     /// Batch size and number of time steps of the input, as `(batch, steps)`.

@@ -155,7 +155,7 @@ impl<B: Backend> Lstm<B> {
         let x = self.upload_rows(layout.to_device_rows(input.x)?, self.config().input_size)?;
         let initial_states = self.upload_states(&layout, input.state)?;
         let mut plans = self.take_plans(&layout)?;
-        let batch = DeviceBatch { layout: &layout, x, initial_states, dropout_seed: input.dropout_seed };
+        let batch = DeviceBatch { layout: &layout, x, initial_states, dropout: input.dropout };
         let result = self.run(batch, &mut plans, None);
         self.put_back_plans(plans);
         self.download_outputs(&layout, result?).await

@@ -4,17 +4,18 @@
 mod gradients;
 mod input;
 mod layout;
+mod linear;
 mod lstm;
 mod run;
 mod stream;
 mod tape;
 
 pub use gradients::{Checkpointing, Gradients, OutputGradients};
-pub use input::{HostState, Input};
+pub use input::{Dropout, HostState, Input};
+pub use linear::{Linear, LinearGradients};
 pub use lstm::Lstm;
 pub use stream::Stream;
 pub use tape::{Tape, TrainOutput};
 
 pub(crate) use input::check_lengths;
-pub(crate) use layout::vec_with_capacity;
 pub(crate) use lstm::block_on;

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::{
     backend::{Backend, LayerOutput, Sequence, State, shape::MatrixShape},
     error::Result,
-    model::{layout::BatchLayout, lstm::Lstm, tape::Recorder},
+    model::{input::Dropout, layout::BatchLayout, lstm::Lstm, tape::Recorder},
 };
 
 /// A batch of sequences on the device, ready to run.
@@ -18,8 +18,8 @@ pub(crate) struct DeviceBatch<'a, T> {
     pub(crate) x: T,
     /// The initial state of each layer and direction.
     pub(crate) initial_states: Vec<State<T>>,
-    /// Seed of the dropout masks; `None` runs without dropout.
-    pub(crate) dropout_seed: Option<u64>,
+    /// Whether to apply dropout; `None` does not.
+    pub(crate) dropout: Option<Dropout>,
 }
 
 /// The output of one layer, with the final state of each of its one or two directions.
@@ -43,10 +43,13 @@ impl<B: Backend> Lstm<B> {
         plans: &mut Plans<B>,
         mut recorder: Option<&mut Recorder<B>>,
     ) -> Result<StackOutput<B::Tensor>> {
-        let DeviceBatch { layout, mut x, initial_states, dropout_seed } = input;
+        let DeviceBatch { layout, mut x, initial_states, dropout } = input;
         let (b, config) = (self.backend(), self.config());
         let (batch, steps, lengths) = (layout.batch, layout.steps, layout.lengths.as_deref());
-        let mut dropout_rng = dropout_seed.filter(|_| config.dropout > 0.0).map(ChaCha8Rng::seed_from_u64);
+        let mut dropout_rng = match dropout {
+            Some(Dropout::Seed(seed)) if config.dropout > 0.0 => Some(ChaCha8Rng::seed_from_u64(seed)),
+            _ => None,
+        };
         let (mut states, mut dropout_masks) = (Vec::new(), Vec::new());
         let directions = config.num_directions();
         let layers = self.device_layers().chunks(directions);

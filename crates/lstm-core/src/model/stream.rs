@@ -1,5 +1,7 @@
 //! Streaming: each call runs one time step or several, and the state is kept between calls.
 
+use std::ops::Range;
+
 use ndarray::{Array3, ArrayView3, s};
 
 use crate::{
@@ -66,6 +68,34 @@ impl<B: Backend> Stream<B> {
         self.lstm.backend().step(&mut self.device_stream, x, y).await
     }
 
+    /// Runs one time step of some sequences, where the others have no input now: row `k` of `x` and `y` belongs to
+    /// sequence `sequences[k]`. Sequences are numbered from 0, in any order; the order of the batch is fastest. The
+    /// others keep their state. The work is that of a batch of `sequences.len()`, and the outputs are bit-identical to
+    /// those of [`step`](Self::step). The CPU backend does not allocate here.
+    ///
+    /// ```
+    /// # fn example(mut stream: lstm_core::Stream<impl lstm_core::Backend>) -> lstm_core::Result<()> {
+    /// // Of 100 clients, numbers 3 and 7 have sent a sample of 2 features.
+    /// let (x, mut y) = ([0.1, 0.2, 0.3, 0.4], vec![0.0; 2 * stream.lstm().config().output_size()]);
+    /// stream.step_some(&[3, 7], &x, &mut y)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a number is not less than [`batch`](Self::batch) or occurs twice, or if a slice has the wrong
+    /// length; [`Error::Device`] if the device fails. The state is then unchanged.
+    pub fn step_some(&mut self, sequences: &[usize], x: &[f32], y: &mut [f32]) -> Result<()> {
+        block_on(self.step_some_async(sequences, x, y))
+    }
+
+    /// [`step_some`](Self::step_some) without blocking the thread.
+    ///
+    /// # Errors
+    /// As for [`step_some`](Self::step_some).
+    pub async fn step_some_async(&mut self, sequences: &[usize], x: &[f32], y: &mut [f32]) -> Result<()> {
+        self.lstm.backend().step_some(&mut self.device_stream, sequences, x, y).await
+    }
+
     /// Runs any number of time steps, `(batch, steps, input_size)` to `(batch, steps, output_size)`, with the kernels for
     /// whole sequences. The state stays on the device.
     ///
@@ -92,14 +122,14 @@ impl<B: Backend> Stream<B> {
         }
         let layout = BatchLayout::new(&input)?;
         let x = lstm.upload_rows(layout.to_device_rows(input.x)?, config.input_size)?;
-        let initial_states = lstm.backend().stream_state(&self.device_stream)?;
+        let initial_states = lstm.backend().stream_state(&self.device_stream, 0..self.batch)?;
         let mut plans = lstm.take_plans(&layout)?;
-        let batch = DeviceBatch { layout: &layout, x, initial_states, dropout_seed: None };
+        let batch = DeviceBatch { layout: &layout, x, initial_states, dropout: None };
         let result = lstm.run(batch, &mut plans, None);
         lstm.put_back_plans(plans);
         let output = result?;
         let y = lstm.backend().download_vec(output.y).await?;
-        lstm.backend().set_stream_state(&mut self.device_stream, &output.states)?;
+        lstm.backend().set_stream_state(&mut self.device_stream, 0, &output.states)?;
         Ok(layout.to_host(y))
     }
 
@@ -116,14 +146,7 @@ impl<B: Backend> Stream<B> {
     /// # Errors
     /// As for [`state`](Self::state).
     pub async fn state_async(&self) -> Result<HostState> {
-        let mut out = HostState::zeros(self.lstm.config(), self.batch)?;
-        for (k, state) in self.lstm.backend().stream_state(&self.device_stream)?.iter().enumerate() {
-            for (array, tensor) in [(&mut out.h, &state.h), (&mut out.c, &state.c)] {
-                let rows = self.lstm.backend().download_vec(tensor.clone()).await?;
-                array.slice_mut(s![k, .., ..]).iter_mut().zip(rows).for_each(|(to, v)| *to = v);
-            }
-        }
-        Ok(out)
+        self.download_state(0..self.batch).await
     }
 
     /// Replaces the state of all layers.
@@ -131,16 +154,41 @@ impl<B: Backend> Stream<B> {
     /// # Errors
     /// [`Error::Shape`] if a shape differs; [`Error::Device`] if the device fails. The state is then unchanged.
     pub fn set_state(&mut self, state: &HostState) -> Result<()> {
-        let (b, config) = (self.lstm.backend(), self.lstm.config());
-        state.check("set_state", config, self.batch)?;
-        let upload = |array: &Array3<f32>, k: usize| {
-            let layer = array.slice(s![k, .., ..]);
-            let rows: Vec<f32> = layer.iter().copied().collect();
-            b.upload(MatrixShape::new(layer.nrows(), layer.ncols()), &rows)
-        };
-        let layers = (0..config.num_layers).map(|k| Ok(State { h: upload(&state.h, k)?, c: upload(&state.c, k)? }));
-        let layers: Vec<_> = layers.collect::<Result<_>>()?;
-        b.set_stream_state(&mut self.device_stream, &layers)
+        state.check("set_state", self.lstm.config(), self.batch)?;
+        self.upload_state(0, state)
+    }
+
+    /// Takes the state of one sequence out of the stream, and leaves zero: for a client that pauses. Sequences are numbered
+    /// from 0. The result is a state for a batch of 1. [`put_state`](Self::put_state) puts it back, in this stream or in
+    /// another one of the same model, on any backend.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `sequence` is not less than [`batch`](Self::batch); [`Error::Device`] if the device fails. The
+    /// state is then unchanged.
+    pub fn take_state(&mut self, sequence: usize) -> Result<HostState> {
+        block_on(self.take_state_async(sequence))
+    }
+
+    /// [`take_state`](Self::take_state) without blocking the thread.
+    ///
+    /// # Errors
+    /// As for [`take_state`](Self::take_state).
+    pub async fn take_state_async(&mut self, sequence: usize) -> Result<HostState> {
+        self.check_sequence("take_state", sequence)?;
+        let state = self.download_state(sequence..sequence + 1).await?;
+        self.upload_state(sequence, &HostState::zeros(self.lstm.config(), 1)?)?;
+        Ok(state)
+    }
+
+    /// Replaces the state of one sequence by a state for a batch of 1. The others keep theirs.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `sequence` is not less than [`batch`](Self::batch) or a shape differs; [`Error::Device`] if the
+    /// device fails. The state is then unchanged.
+    pub fn put_state(&mut self, sequence: usize, state: &HostState) -> Result<()> {
+        self.check_sequence("put_state", sequence)?;
+        state.check("put_state", self.lstm.config(), 1)?;
+        self.upload_state(sequence, state)
     }
 
     /// Sets the state of all sequences to zero.
@@ -151,9 +199,8 @@ impl<B: Backend> Stream<B> {
         self.set_state(&HostState::zeros(self.lstm.config(), self.batch)?)
     }
 
-    /// Sets the state of some sequences to zero, for example where one audio recording ends and another starts in its
-    /// place. Sequences are numbered from 0; the state of the others does not change. The whole state is copied to the
-    /// host and back, which takes about as long as a step.
+    /// Sets the state of some sequences to zero, for example where one speaker left and another takes the slot. Sequences
+    /// are numbered from 0; the state of the others does not change.
     ///
     /// # Errors
     /// [`Error::Shape`] if a number is not less than [`batch`](Self::batch); [`Error::Device`] if the device fails. The
@@ -167,15 +214,49 @@ impl<B: Backend> Stream<B> {
     /// # Errors
     /// As for [`reset_sequences`](Self::reset_sequences).
     pub async fn reset_sequences_async(&mut self, sequences: &[usize]) -> Result<()> {
-        if let Some(b) = sequences.iter().find(|&&b| b >= self.batch) {
-            return Err(Error::shape("reset_sequences", format!("sequences below {}", self.batch), b));
-        }
-        let mut state = self.state_async().await?;
+        sequences.iter().try_for_each(|&b| self.check_sequence("reset_sequences", b))?;
+        let (Some(&first), Some(&last)) = (sequences.iter().min(), sequences.iter().max()) else { return Ok(()) };
+        // One upload replaces the range from the first to the last sequence, so that an error leaves all as they were.
+        let mut state = self.download_state(first..last + 1).await?;
         for &b in sequences {
             for array in [&mut state.h, &mut state.c] {
-                array.slice_mut(s![.., b, ..]).fill(0.0);
+                array.slice_mut(s![.., b - first, ..]).fill(0.0);
             }
         }
-        self.set_state(&state)
+        self.upload_state(first, &state)
+    }
+
+    /// Checks the number of a sequence.
+    fn check_sequence(&self, op: &str, sequence: usize) -> Result<()> {
+        if sequence < self.batch {
+            return Ok(());
+        }
+        Err(Error::shape(op, format!("sequences below {}", self.batch), sequence))
+    }
+
+    /// Downloads the state of a range of sequences.
+    async fn download_state(&self, sequences: Range<usize>) -> Result<HostState> {
+        let mut out = HostState::zeros(self.lstm.config(), sequences.len())?;
+        for (k, state) in self.lstm.backend().stream_state(&self.device_stream, sequences)?.iter().enumerate() {
+            for (array, tensor) in [(&mut out.h, &state.h), (&mut out.c, &state.c)] {
+                let rows = self.lstm.backend().download_vec(tensor.clone()).await?;
+                array.slice_mut(s![k, .., ..]).iter_mut().zip(rows).for_each(|(to, v)| *to = v);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Replaces the state of the sequences from number `first` on by a state whose shapes were checked.
+    fn upload_state(&mut self, first: usize, state: &HostState) -> Result<()> {
+        let b = self.lstm.backend();
+        let upload = |array: &Array3<f32>, k: usize| {
+            let layer = array.slice(s![k, .., ..]);
+            let rows: Vec<f32> = layer.iter().copied().collect();
+            b.upload(MatrixShape::new(layer.nrows(), layer.ncols()), &rows)
+        };
+        let layers = 0..self.lstm.config().num_layers;
+        let layers = layers.map(|k| Ok(State { h: upload(&state.h, k)?, c: upload(&state.c, k)? }));
+        let layers: Vec<_> = layers.collect::<Result<_>>()?;
+        b.set_stream_state(&mut self.device_stream, first, &layers)
     }
 }

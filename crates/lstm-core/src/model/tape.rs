@@ -136,19 +136,20 @@ fn forward_segments<B: Backend>(
 
 impl<B: Backend> Lstm<B> {
     /// Runs the model like [`forward`](Self::forward), with bit-identical results, and records the pass for
-    /// [`Tape::backward`]. Dropout is applied only if the input was given a seed with [`Input::with_dropout`].
+    /// [`Tape::backward`]. For a model with dropout, the input says whether to apply it: [`Input::dropout`].
     ///
     /// ```
-    /// # use lstm_core::{Backend, Gradients, Input, Checkpointing, Lstm, Result, ndarray::Array3};
+    /// # use lstm_core::{Backend, Dropout, Gradients, Input, Checkpointing, Lstm, Result, ndarray::Array3};
     /// # fn gradients<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Gradients> {
-    /// let pass = lstm.forward_train(Input::from(x).with_dropout(1), Checkpointing::SaveEverything)?;
+    /// let pass = lstm.forward_train(Input::from(x).dropout(Dropout::Seed(1)), Checkpointing::SaveEverything)?;
     /// let dy = pass.y.mapv(|y| 2.0 * y / pass.y.len() as f32); // the loss is the mean of the squared outputs
     /// let gradients = pass.tape.backward(&dy)?;
     /// # Ok(gradients) }
     /// ```
     ///
     /// # Errors
-    /// As for [`forward`](Self::forward); [`Error::Config`] for segments whose length is not a positive multiple of 32.
+    /// As for [`forward`](Self::forward); [`Error::Config`] for segments whose length is not a positive multiple of
+    /// 32, or if the model has dropout and the input does not say whether to apply it.
     pub fn forward_train<'a>(
         &self,
         input: impl Into<Input<'a>>,
@@ -168,6 +169,13 @@ impl<B: Backend> Lstm<B> {
     ) -> Result<TrainOutput<B>> {
         let input = input.into();
         input.check(self.config())?;
+        if input.dropout.is_none() && self.config().dropout > 0.0 {
+            let reason = format!(
+                "this model has dropout {}; call Input::dropout with Dropout::Seed(..) to apply it, or Dropout::Off",
+                self.config().dropout
+            );
+            return Err(Error::config("dropout", reason));
+        }
         let layout = BatchLayout::new(&input)?;
         let segment_len = checkpointing.segment_len(layout.steps)?;
         let mut tape = Tape { lstm: self.clone(), layout, records: Vec::new(), dropout_masks: Vec::new() };
@@ -180,7 +188,7 @@ impl<B: Backend> Lstm<B> {
         let initial_states = self.upload_states(layout, input.state)?;
         let mut plans = self.take_plans(layout)?;
         let mut recorder = Recorder { specs: self.config().layer_specs(), segment_len, records: Vec::new() };
-        let batch = DeviceBatch { layout, x, initial_states, dropout_seed: input.dropout_seed };
+        let batch = DeviceBatch { layout, x, initial_states, dropout: input.dropout };
         let result = self.run(batch, &mut plans, Some(&mut recorder));
         self.put_back_plans(plans);
         let mut output = result?;

@@ -11,12 +11,15 @@ use std::{future::Future, ops::Range};
 
 pub use backward::backward;
 pub use forward::{Trace, forward, forward_train};
-pub use stream::{Stream, check_stack, check_state, check_step, set_stream_state, step, stream};
+pub use stream::{
+    Stream, check_sequences, check_stack, check_state, check_step, check_step_some, set_stream_state, step, step_some,
+    stream, stream_state,
+};
 
 use crate::{
     backend::{
-        Arithmetic, Backend, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, Ops, ReferencePath,
-        Sequence, State,
+        Arithmetic, Backend, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LinearWeights,
+        MaybeSend, Ops, ReferencePath, Sequence, State,
         shape::{ConcatAxis, MatrixRef, MatrixShape},
     },
     cell::Cell,
@@ -37,6 +40,7 @@ impl<B: ReferencePath> Backend for B {
     type Plan = ();
     type Trace = Trace<B::Tensor>;
     type Stream = Stream<B::Tensor>;
+    type Linear = LinearWeights<B::Tensor>;
 
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer> {
         Cell::load(self, weights)
@@ -70,14 +74,26 @@ impl<B: ReferencePath> Backend for B {
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {
         stream(self, layers, batch)
     }
-    fn step(&self, s: &mut Self::Stream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> {
+    fn step(&self, s: &mut Self::Stream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> + MaybeSend {
         step(self, s, x, y)
     }
-    fn stream_state(&self, stream: &Self::Stream) -> Result<Vec<State<B::Tensor>>> {
-        Ok(stream.state().to_vec())
+    fn step_some(
+        &self,
+        s: &mut Self::Stream,
+        sequences: &[usize],
+        x: &[f32],
+        y: &mut [f32],
+    ) -> impl Future<Output = Result<()>> + MaybeSend {
+        step_some(self, s, sequences, x, y)
     }
-    fn set_stream_state(&self, stream: &mut Self::Stream, state: &[State<B::Tensor>]) -> Result<()> {
-        set_stream_state(self, stream, state)
+    fn stream_state(&self, stream: &Self::Stream, sequences: Range<usize>) -> Result<Vec<State<B::Tensor>>> {
+        stream_state(self, stream, sequences)
+    }
+    fn set_stream_state(&self, stream: &mut Self::Stream, first: usize, state: &[State<B::Tensor>]) -> Result<()> {
+        set_stream_state(self, stream, first, state)
+    }
+    fn load_linear(&self, weights: LinearWeights<B::Tensor>) -> Result<Self::Linear> {
+        Ok(weights)
     }
 }
 
@@ -103,13 +119,13 @@ impl<B: Ops> Ops for Reference<B> {
     fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<B::Tensor> {
         self.0.upload(shape, data)
     }
-    fn download(&self, x: &B::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {
+    fn download(&self, x: &B::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> + MaybeSend {
         self.0.download(x, out)
     }
     fn upload_vec(&self, shape: MatrixShape, data: Vec<f32>) -> Result<B::Tensor> {
         self.0.upload_vec(shape, data)
     }
-    fn download_vec(&self, x: B::Tensor) -> impl Future<Output = Result<Vec<f32>>> {
+    fn download_vec(&self, x: B::Tensor) -> impl Future<Output = Result<Vec<f32>>> + MaybeSend {
         self.0.download_vec(x)
     }
     fn snap(&self, x: B::Tensor) -> Result<B::Tensor> {

@@ -1,10 +1,12 @@
 //! Streams composed of primitives, and the checks of stream arguments that all backends share.
 
+use std::ops::Range;
+
 use super::{Layer, snap_state};
 use crate::{
     backend::{
         Ops, State,
-        shape::{MatrixShape, zeros},
+        shape::{ConcatAxis, MatrixShape, zeros},
     },
     config::LayerSpec,
     error::{Error, Result},
@@ -16,13 +18,6 @@ pub struct Stream<T> {
     layers: Vec<Layer<T>>,
     state: Vec<State<T>>,
     batch: usize,
-}
-
-impl<T> Stream<T> {
-    /// The state of each layer.
-    pub(super) fn state(&self) -> &[State<T>] {
-        &self.state
-    }
 }
 
 /// [`Backend::stream`](crate::Backend::stream) on the reference path.
@@ -52,11 +47,80 @@ pub async fn step<B: Ops>(b: &B, stream: &mut Stream<B::Tensor>, x: &[f32], y: &
     Ok(())
 }
 
+/// [`Backend::step_some`](crate::Backend::step_some) on the reference path: gathers the states of the sequences, runs
+/// the layers on them alone, and scatters the new states.
+pub async fn step_some<B: Ops>(
+    b: &B,
+    stream: &mut Stream<B::Tensor>,
+    sequences: &[usize],
+    x: &[f32],
+    y: &mut [f32],
+) -> Result<()> {
+    let (first_layer, last_layer) = (stream.layers[0].spec(), stream.layers[stream.layers.len() - 1].spec());
+    check_step_some(stream.batch, sequences, first_layer, last_layer, x, y)?;
+    if sequences.is_empty() {
+        return Ok(());
+    }
+    let row = |t: &B::Tensor, k: usize| b.slice(t, k..k + 1, 0..b.shape(t).cols);
+    let gather = |t: &B::Tensor| {
+        let rows: Vec<_> = sequences.iter().map(|&k| row(t, k)).collect::<Result<_>>()?;
+        b.concat(ConcatAxis::Rows, &rows)
+    };
+    let scatter = |new: &B::Tensor, old: &B::Tensor| {
+        let rows = (0..stream.batch).map(|k| match sequences.iter().position(|&sequence| sequence == k) {
+            Some(k) => row(new, k),
+            None => row(old, k),
+        });
+        b.concat(ConcatAxis::Rows, &rows.collect::<Result<Vec<_>>>()?)
+    };
+    let mut next_states = Vec::with_capacity(stream.layers.len());
+    let mut x = b.upload(MatrixShape::new(sequences.len(), x.len() / sequences.len()), x)?;
+    for (layer, state) in stream.layers.iter().zip(&stream.state) {
+        let compact = State { h: gather(&state.h)?, c: gather(&state.c)? };
+        let next = layer.step(b, layer.input_term(b, &b.snap(x)?)?, &compact)?;
+        next_states.push(State { h: scatter(&next.h, &state.h)?, c: scatter(&next.c, &state.c)? });
+        x = next.h;
+    }
+    b.download(&x, y).await?;
+    stream.state = next_states;
+    Ok(())
+}
+
+/// [`Backend::stream_state`](crate::Backend::stream_state) on the reference path.
+pub fn stream_state<B: Ops>(
+    b: &B,
+    stream: &Stream<B::Tensor>,
+    sequences: Range<usize>,
+) -> Result<Vec<State<B::Tensor>>> {
+    check_sequences(stream.batch, &sequences)?;
+    let rows = |t: &B::Tensor| b.slice(t, sequences.clone(), 0..b.shape(t).cols);
+    stream.state.iter().map(|state| Ok(State { h: rows(&state.h)?, c: rows(&state.c)? })).collect()
+}
+
 /// [`Backend::set_stream_state`](crate::Backend::set_stream_state) on the reference path.
-pub fn set_stream_state<B: Ops>(b: &B, stream: &mut Stream<B::Tensor>, state: &[State<B::Tensor>]) -> Result<()> {
-    let specs: Vec<_> = stream.layers.iter().map(|layer| *layer.spec()).collect();
-    check_state(&specs, stream.batch, state.iter().map(|s| State { h: b.shape(&s.h), c: b.shape(&s.c) }))?;
-    stream.state = state.iter().map(|s| snap_state(b, s)).collect::<Result<_>>()?;
+pub fn set_stream_state<B: Ops>(
+    b: &B,
+    stream: &mut Stream<B::Tensor>,
+    first: usize,
+    state: &[State<B::Tensor>],
+) -> Result<()> {
+    let (specs, batch): (Vec<_>, _) = (stream.layers.iter().map(|layer| *layer.spec()).collect(), stream.batch);
+    let shapes = state.iter().map(|s| State { h: b.shape(&s.h), c: b.shape(&s.c) });
+    let replaced = check_state(&specs, batch, first, shapes)?;
+    let splice = |new: B::Tensor, old: &B::Tensor| {
+        let cols = b.shape(old).cols;
+        let kept = |rows: Range<usize>| (!rows.is_empty()).then(|| b.slice(old, rows, 0..cols));
+        let parts = [kept(0..replaced.start), Some(Ok(new)), kept(replaced.end..batch)];
+        b.concat(ConcatAxis::Rows, &parts.into_iter().flatten().collect::<Result<Vec<_>>>()?)
+    };
+    let states = state.iter().zip(&stream.state).map(|(new, old)| {
+        let new = snap_state(b, new)?;
+        if replaced.len() == batch {
+            return Ok(new);
+        }
+        Ok(State { h: splice(new.h, &old.h)?, c: splice(new.c, &old.c)? })
+    });
+    stream.state = states.collect::<Result<_>>()?;
     Ok(())
 }
 
@@ -88,36 +152,92 @@ pub fn check_stack<'a>(specs: impl Iterator<Item = &'a LayerSpec>) -> Result<()>
 /// # Errors
 /// [`Error::Shape`] if a length differs.
 pub fn check_step(batch: usize, first_layer: &LayerSpec, last_layer: &LayerSpec, x: &[f32], y: &[f32]) -> Result<()> {
-    let check_len = |op: &str, size: usize, len: usize| {
-        if batch.checked_mul(size) == Some(len) {
-            return Ok(());
-        }
-        let expected = format!("{} values ({batch} x {size})", batch.saturating_mul(size));
-        Err(Error::shape(op, expected, format!("{len} values")))
-    };
-    check_len("step: x", first_layer.input_size, x.len())?;
-    check_len("step: y", last_layer.state_size(), y.len())
+    check_rows("step", batch, first_layer, last_layer, x, y)
 }
 
-/// Checks that `state` holds the shapes of one state for each layer of a stream.
+/// Checks the arguments of [`Backend::step_some`](crate::Backend::step_some): the sequences are distinct and exist, and
+/// `x` and `y` have one row for each. Allocates nothing; sequences in ascending order are checked fastest.
+///
+/// # Errors
+/// [`Error::Shape`] names the first argument that does not match.
+pub fn check_step_some(
+    batch: usize,
+    sequences: &[usize],
+    first_layer: &LayerSpec,
+    last_layer: &LayerSpec,
+    x: &[f32],
+    y: &[f32],
+) -> Result<()> {
+    if let Some(k) = sequences.iter().find(|&&k| k >= batch) {
+        return Err(Error::shape("step_some: sequences", format!("numbers below the batch size {batch}"), k));
+    }
+    if !sequences.is_sorted_by(|a, b| a < b) {
+        let repeated = (1..sequences.len()).find(|&k| sequences[..k].contains(&sequences[k]));
+        if let Some(k) = repeated {
+            let got = format!("{} twice", sequences[k]);
+            return Err(Error::shape("step_some: sequences", "distinct numbers", got));
+        }
+    }
+    check_rows("step_some", sequences.len(), first_layer, last_layer, x, y)
+}
+
+/// Checks that `x` and `y` hold `rows` inputs of the first layer and outputs of the last layer.
+fn check_rows(
+    op: &str,
+    rows: usize,
+    first_layer: &LayerSpec,
+    last_layer: &LayerSpec,
+    x: &[f32],
+    y: &[f32],
+) -> Result<()> {
+    let check_len = |argument: &str, size: usize, len: usize| {
+        if rows.checked_mul(size) == Some(len) {
+            return Ok(());
+        }
+        let expected = format!("{} values ({rows} x {size})", rows.saturating_mul(size));
+        Err(Error::shape(format!("{op}: {argument}"), expected, format!("{len} values")))
+    };
+    check_len("x", first_layer.input_size, x.len())?;
+    check_len("y", last_layer.state_size(), y.len())
+}
+
+/// Checks that a range of sequences is not empty and within the batch.
+///
+/// # Errors
+/// [`Error::Shape`] gives the range and the batch size.
+pub fn check_sequences(batch: usize, sequences: &Range<usize>) -> Result<()> {
+    if sequences.start < sequences.end && sequences.end <= batch {
+        return Ok(());
+    }
+    Err(Error::shape("stream state", format!("a range of the {batch} sequences"), format!("{sequences:?}")))
+}
+
+/// Checks that `state` holds the shapes of one state for each layer of a stream, all with the same number of rows, and
+/// that the stream has as many sequences from number `first` on. Returns the range of the sequences.
 ///
 /// # Errors
 /// [`Error::Shape`] names the first layer whose state does not match.
 pub fn check_state(
     specs: &[LayerSpec],
     batch: usize,
+    first: usize,
     state: impl ExactSizeIterator<Item = State<MatrixShape>>,
-) -> Result<()> {
+) -> Result<Range<usize>> {
     if state.len() != specs.len() {
         return Err(Error::shape("stream state", format!("{} layers", specs.len()), state.len()));
     }
+    let mut state = state.peekable();
+    // A state for more sequences than there are must be reported with the shape that fits.
+    let rows = state.peek().map_or(1, |s| s.h.rows).min(batch.saturating_sub(first));
+    let sequences = first..first.saturating_add(rows);
+    check_sequences(batch, &sequences)?;
     for (k, (spec, got)) in specs.iter().zip(state).enumerate() {
         let expected =
-            State { h: MatrixShape::new(batch, spec.state_size()), c: MatrixShape::new(batch, spec.hidden_size) };
+            State { h: MatrixShape::new(rows, spec.state_size()), c: MatrixShape::new(rows, spec.hidden_size) };
         if got != expected {
             let describe = |s: &State<MatrixShape>| format!("h {}, c {}", s.h, s.c);
             return Err(Error::shape(format!("stream state of layer {k}"), describe(&expected), describe(&got)));
         }
     }
-    Ok(())
+    Ok(sequences)
 }

@@ -1,5 +1,5 @@
-//! Training: losses, optimizers, gradient clipping, learning rate schedules, the [`Linear`] layer for a model's head,
-//! and a [`Trainer`] that combines them and saves checkpoints.
+//! Training: losses, optimizers, gradient clipping, learning rate schedules, and a
+//! [`Trainer`] that combines them and saves checkpoints.
 //!
 //! Only the model runs on a device. The rest runs on the host in one scalar implementation, so that training gives
 //! bit-identical results on every machine. Each item documents the order of its operations. Operations are IEEE and
@@ -29,19 +29,19 @@
 
 mod checkpointing;
 mod clip;
-mod linear;
 mod loss;
+mod loss_input;
 mod optimizer;
 mod random;
 mod schedule;
 mod trainer;
 
 pub use clip::{Clip, gradient_norm};
-pub use linear::{Linear, LinearGradients};
 pub use loss::{
     IGNORE_INDEX, binary_cross_entropy_with_logits, cross_entropy, masked_binary_cross_entropy_with_logits,
     masked_mean_squared_error, mean_squared_error,
 };
+pub use loss_input::{LossGradient, ModelOutputs, Read, Shard};
 pub use optimizer::{Optimizer, OptimizerConfig, Parameter};
 pub use random::shuffled_indices;
 pub use schedule::{Decay, Schedule};

@@ -12,8 +12,8 @@ use crate::{
     backend::Backend,
     config::LstmConfig,
     error::{Error, Result},
-    model::{HostState, Lstm},
-    train::{Linear, Optimizer},
+    model::{HostState, Linear, Lstm},
+    train::Optimizer,
     weights::{
         LayerWeights, Weights,
         names::TensorNames,

@@ -4,22 +4,23 @@ mod checkpoint;
 mod config;
 mod parameters;
 
-use ndarray::{Array3, ArrayView3, Axis, s};
+use ndarray::{Array1, Array2, Array3, Axis, s};
 
 pub use checkpoint::CheckpointExtras;
 pub use config::{StepReport, TrainerConfig};
 
 use super::{
     clip::gradient_norm,
-    linear::Linear,
+    loss_input::{LossGradient, ModelOutputs, Read, Shard},
     optimizer::{Optimizer, Parameter},
     random::dropout_seed,
 };
 use crate::{
     backend::Backend,
+    config::LstmConfig,
     error::{Error, Result},
-    model::{HostState, Input},
-    model::{Lstm, block_on},
+    model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on},
+    weights::Weights,
 };
 use parameters::{HeadSpec, ModelArrays, parameter_shapes};
 
@@ -30,8 +31,8 @@ use parameters::{HeadSpec, ModelArrays, parameter_shapes};
 /// [`mean_squared_error`](crate::train::mean_squared_error).
 ///
 /// ```no_run
-/// use lstm_core::{Backend, Lstm, LstmConfig, Result, ndarray::Array3};
-/// use lstm_core::train::{Clip, Linear, OptimizerConfig, Schedule, TrainerConfig, Trainer, mean_squared_error};
+/// use lstm_core::{Backend, Linear, Lstm, LstmConfig, Result, ndarray::Array3};
+/// use lstm_core::train::{Clip, OptimizerConfig, Read, Schedule, TrainerConfig, Trainer, mean_squared_error};
 ///
 /// fn train<B: Backend>(backend: &B, x: &Array3<f32>, target: &Array3<f32>) -> Result<()> {
 ///     let lstm = Lstm::random(backend, LstmConfig::new(3, 64).layers(2).dropout(0.1), 1)?;
@@ -40,7 +41,7 @@ use parameters::{HeadSpec, ModelArrays, parameter_shapes};
 ///     let config = config.clip(Clip::Norm(1.0)).seed(3);
 ///     let mut trainer = Trainer::new(lstm, Some(head), config)?;
 ///     for _ in 0..1000 {
-///         let report = trainer.step(x, |y| mean_squared_error(y, target.view()))?;
+///         let report = trainer.step(x, Read::Outputs, |out, _| mean_squared_error(out.y()?, target.view()))?;
 ///         println!("{}: {}", report.step, report.loss);
 ///     }
 ///     trainer.save("run.safetensors")
@@ -144,7 +145,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// As for [`predict`](Self::predict).
     pub async fn predict_async<'a>(&self, input: impl Into<Input<'a>>) -> Result<(Array3<f32>, HostState)> {
-        let input = Input { dropout_seed: None, ..input.into() };
+        let input = input.into().dropout(Dropout::Off);
         let (y, state) = self.lstm.forward_async(input).await?;
         let y = match &self.head {
             Some(head) => head_outputs(head, &y, &input).await?,
@@ -154,8 +155,18 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Runs one training step: forward pass with dropout, loss, backward pass, gradient clipping, optimizer step.
-    /// `loss` maps the outputs, which have the shape that [`predict`](Self::predict) returns, to the loss and its
-    /// gradient with respect to the outputs.
+    ///
+    /// `loss` maps the [results](ModelOutputs) that `read` selects to the loss and its gradient with respect to them. It
+    /// also gets the [`Shard`]: which sequences of the batch these are. A batch is one shard, so it is called once. Its
+    /// error type may be the caller's own.
+    ///
+    /// ```
+    /// # use lstm_core::{Backend, Error, ndarray::Array3, train::{Read, StepReport, Trainer, cross_entropy}};
+    /// // A classifier: one class for each sequence.
+    /// # fn example<B: Backend>(trainer: &mut Trainer<B>, x: &Array3<f32>, classes: &[usize]) -> Result<StepReport, Error> {
+    /// trainer.step(x, Read::LastState, |out, shard| cross_entropy(out.last()?, &classes[shard.rows.clone()]))
+    /// # }
+    /// ```
     ///
     /// Outputs beyond a sequence's length are +0, and their gradients are ignored. A loss that is a mean should exclude
     /// them; see [`masked_mean_squared_error`](crate::train::masked_mean_squared_error) and
@@ -170,12 +181,13 @@ impl<B: Backend> Trainer<B> {
     ///   gradient of a parameter, its new value, its optimizer state.
     /// - [`Error::Shape`] if the input is empty, or the gradient does not have the shape of the outputs.
     /// - The errors of [`Lstm::forward`] and of `loss`.
-    pub fn step<'a>(
+    pub fn step<'a, G: Into<LossGradient>, E: From<Error>>(
         &mut self,
         input: impl Into<Input<'a>>,
-        loss: impl FnOnce(ArrayView3<'_, f32>) -> Result<(f64, Array3<f32>)>,
-    ) -> Result<StepReport> {
-        block_on(self.step_async(input, loss))
+        read: Read,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<StepReport, E> {
+        block_on(self.step_async(input, read, loss))
     }
 
     /// Asynchronous [`step`](Self::step), which does not block the thread. The trainer is unchanged if the future is
@@ -183,19 +195,30 @@ impl<B: Backend> Trainer<B> {
     ///
     /// # Errors
     /// As for [`step`](Self::step).
-    pub async fn step_async<'a>(
+    pub async fn step_async<'a, G: Into<LossGradient>, E: From<Error>>(
         &mut self,
         input: impl Into<Input<'a>>,
-        loss: impl FnOnce(ArrayView3<'_, f32>) -> Result<(f64, Array3<f32>)>,
-    ) -> Result<StepReport> {
+        read: Read,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<StepReport, E> {
         let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
-        let input = input.into().with_dropout(dropout_seed(self.config.seed, step));
+        let input = input.into().dropout(Dropout::Seed(dropout_seed(self.config.seed, step)));
         if input.x.is_empty() || input.lengths.is_some_and(|lengths| lengths.iter().all(|&len| len == 0)) {
             let got = format!("{:?}, lengths {:?}", input.x.shape(), input.lengths);
-            return Err(Error::shape("Trainer::step: x", "at least one time step of one sequence", got));
+            return Err(Error::shape("Trainer::step: x", "at least one time step of one sequence", got).into());
         }
-        let (loss, state, mut gradients) = self.gradients(step, &input, loss).await?;
+        let (loss, state, gradients) = self.gradients(step, &input, read, loss).await?;
+        Ok(self.apply(step, learning_rate, gradients).map(|gradient_norm| StepReport {
+            step,
+            loss,
+            gradient_norm,
+            learning_rate,
+            state,
+        })?)
+    }
 
+    /// Clips the gradients, runs the optimizer and replaces the weights. Returns the norm of the gradients.
+    fn apply(&mut self, step: u64, learning_rate: f32, mut gradients: ModelArrays) -> Result<f64> {
         let head_spec = self.head.as_ref().map(HeadSpec::of);
         let shapes = parameter_shapes(self.lstm.config(), head_spec);
         let names: Vec<_> = shapes.into_iter().map(|(name, _)| name).collect();
@@ -232,29 +255,77 @@ impl<B: Backend> Trainer<B> {
             _ => None,
         };
         (self.lstm, self.head, self.optimizer) = (lstm, head, optimizer);
-        Ok(StepReport { step, loss, gradient_norm, learning_rate, state })
+        Ok(gradient_norm)
     }
 
     /// Runs the forward pass, the loss and the backward pass. Returns the loss, the final states and the gradients.
-    async fn gradients(
+    async fn gradients<G: Into<LossGradient>, E: From<Error>>(
         &self,
         step: u64,
         input: &Input<'_>,
-        loss: impl FnOnce(ArrayView3<'_, f32>) -> Result<(f64, Array3<f32>)>,
-    ) -> Result<(f64, HostState, ModelArrays)> {
+        read: Read,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<(f64, HostState, ModelArrays), E> {
+        let config = self.lstm.config();
         let output = self.lstm.forward_train_async(*input, self.config.checkpointing).await?;
+        let last_hidden = if read.reads_last_state() { Some(output.state.last(config)?) } else { None };
         let Some(head) = &self.head else {
-            let (loss, dy) = checked_loss(step, loss, &output.y)?;
-            let lstm = output.tape.backward_async(&dy).await?.weights;
+            let outputs = ModelOutputs {
+                y: read.reads_outputs().then(|| output.y.view()),
+                last: last_hidden.as_ref().map(|last| last.view()),
+            };
+            let (loss, gradient) = checked_loss(step, loss, outputs, &shard(input, read))?;
+            let lstm = backward(&output.tape, config, gradient).await?;
             return Ok((loss, output.state, ModelArrays { lstm, head: None }));
         };
-        let y = head_outputs(head, &output.y, input).await?;
-        let (loss, mut dy) = checked_loss(step, loss, &y)?;
-        clear_beyond_lengths(&mut dy, input);
-        let head_gradients = head.backward_async(output.y.view(), dy.view()).await?;
-        let lstm = output.tape.backward_async(&head_gradients.x).await?.weights;
-        Ok((loss, output.state, ModelArrays { lstm, head: Some((head_gradients.weight, head_gradients.bias)) }))
+        let y = if read.reads_outputs() { Some(head_outputs(head, &output.y, input).await?) } else { None };
+        let last = match &last_hidden {
+            Some(last) => Some(head.forward_async(last).await?),
+            None => None,
+        };
+        let outputs = ModelOutputs { y: y.as_ref().map(|y| y.view()), last: last.as_ref().map(|last| last.view()) };
+        let (loss, mut gradient) = checked_loss(step, loss, outputs, &shard(input, read))?;
+        let mut head_gradients: Option<HeadArrays> = None;
+        let mut hidden_gradient = LossGradient { y: None, last: None };
+        if let Some(dy) = &mut gradient.y {
+            clear_beyond_lengths(dy, input);
+            let from_outputs = head.backward_async(&output.y, &*dy).await?;
+            hidden_gradient.y = Some(from_outputs.x);
+            head_gradients = Some((from_outputs.weight, from_outputs.bias));
+        }
+        if let (Some(last_hidden), Some(dlast)) = (&last_hidden, &gradient.last) {
+            let from_last = head.backward_async(last_hidden, dlast).await?;
+            hidden_gradient.last = Some(from_last.x);
+            head_gradients = Some(match head_gradients {
+                Some((weight, bias)) => (weight + from_last.weight, bias.zip(from_last.bias).map(|(a, b)| a + b)),
+                None => (from_last.weight, from_last.bias),
+            });
+        }
+        let lstm = backward(&output.tape, config, hidden_gradient).await?;
+        Ok((loss, output.state, ModelArrays { lstm, head: head_gradients }))
     }
+}
+
+/// Weight and bias of a head.
+type HeadArrays = (Array2<f32>, Option<Array1<f32>>);
+
+/// The only shard of a batch.
+fn shard(input: &Input<'_>, read: Read) -> Shard {
+    let (batch, steps) = input.batch_and_steps();
+    let time_steps = input.lengths.map_or(batch * steps, |lengths| lengths.iter().sum());
+    Shard { index: 0, rows: 0..batch, count: if read.reads_outputs() { time_steps } else { batch } }
+}
+
+/// The gradients of the LSTM's weights, from the gradient of the loss with respect to its outputs and last hidden states.
+async fn backward<B: Backend>(tape: &Tape<B>, config: &LstmConfig, gradient: LossGradient) -> Result<Weights> {
+    let state = gradient.last.map(|last| HostState::from_last(config, &last)).transpose()?;
+    let gradients = match (&gradient.y, &state) {
+        (Some(y), Some(state)) => OutputGradients::from(y).state(state),
+        (Some(y), None) => y.into(),
+        (None, Some(state)) => state.into(),
+        (None, None) => return Err(Error::shape("Trainer::step: gradient of the loss", "an array", "none")),
+    };
+    Ok(tape.backward_async(gradients).await?.weights)
 }
 
 /// Outputs of the head for the outputs `x` of the LSTM, +0 beyond each sequence's length.
@@ -271,21 +342,21 @@ fn clear_beyond_lengths(values: &mut Array3<f32>, input: &Input<'_>) {
     }
 }
 
-/// Computes the loss and its gradient. Fails if the loss is not finite or the gradient does not have the shape of `y`.
-fn checked_loss(
+/// Computes the loss and its gradient. Fails if the loss is not finite or the gradient does not have the shapes of the
+/// outputs.
+fn checked_loss<G: Into<LossGradient>, E: From<Error>>(
     step: u64,
-    loss: impl FnOnce(ArrayView3<'_, f32>) -> Result<(f64, Array3<f32>)>,
-    y: &Array3<f32>,
-) -> Result<(f64, Array3<f32>)> {
-    let (loss, dy) = loss(y.view())?;
-    if dy.dim() != y.dim() {
-        let (expected, got) = (format!("{:?}, the shape of the outputs", y.shape()), format!("{:?}", dy.shape()));
-        return Err(Error::shape("Trainer::step: gradient of the loss", expected, got));
-    }
+    mut loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    outputs: ModelOutputs<'_>,
+    shard: &Shard,
+) -> Result<(f64, LossGradient), E> {
+    let (loss, gradient) = loss(outputs, shard)?;
+    let gradient = gradient.into();
+    gradient.check(&outputs)?;
     if !loss.is_finite() {
-        return Err(Error::NotFinite { step, quantity: "the loss".into(), value: loss });
+        return Err(Error::NotFinite { step, quantity: "the loss".into(), value: loss }.into());
     }
-    Ok((loss, dy))
+    Ok((loss, gradient))
 }
 
 /// Fails with [`Error::NotFinite`] if an element is infinite or NaN. `describe_values` returns the description of the

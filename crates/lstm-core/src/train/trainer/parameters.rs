@@ -11,7 +11,7 @@ use crate::{
         text::{OptionValue, ParsedOptions, write_options},
     },
     error::{Error, Result},
-    train::Linear,
+    model::Linear,
     weights::{Weights, names::pytorch_name},
 };
 

@@ -1,4 +1,4 @@
-//! A fully connected layer with its gradients, for use as the head of a model.
+//! A fully connected layer, such as the head of a model, with its gradients.
 
 use ndarray::{Array, Array1, Array2, ArrayView, Dimension, Ix2};
 use ndarray_rand::rand::{SeedableRng, distr::Distribution};
@@ -6,10 +6,10 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{
     arithmetic::GradientScale,
-    backend::Backend,
+    backend::{Backend, LinearWeights},
     config::check::check_size,
     error::{Error, Result},
-    model::{block_on, vec_with_capacity},
+    model::{layout::vec_with_capacity, lstm::block_on},
     shape::{MatrixRef, MatrixShape, zeros},
     weights::{
         init::SymmetricUniform,
@@ -25,12 +25,12 @@ use crate::{
 /// the copy on the device is snapped (see [`arithmetic::snap`](crate::arithmetic::snap)).
 ///
 /// ```no_run
-/// # use lstm_core::{Backend, Result, ndarray::{Array3, array}, train::Linear};
+/// # use lstm_core::{Backend, Linear, Result, ndarray::{Array3, array}};
 /// # fn example<B: Backend>(backend: &B) -> Result<()> {
 /// let head = Linear::new(backend, array![[1.0, 2.0], [0.0, -1.0], [0.5, 0.5]], Some(array![0.0, 1.0, 2.0]))?;
 /// let x = Array3::<f32>::zeros((4, 10, 2));
-/// let y = head.forward(x.view())?; // (4, 10, 3)
-/// let gradients = head.backward(x.view(), y.view())?; // gradients of the loss sum(y^2) / 2
+/// let y = head.forward(&x)?; // (4, 10, 3)
+/// let gradients = head.backward(&x, &y)?; // gradients of the loss sum(y^2) / 2
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -38,14 +38,7 @@ pub struct Linear<B: Backend> {
     backend: B,
     weight: Array2<f32>,
     bias: Option<Array1<f32>>,
-    device_weights: DeviceWeights<B::Tensor>,
-}
-
-/// Snapped copies of the weights on the device: `weight [out, in]` and `bias [1, out]`.
-#[derive(Clone)]
-struct DeviceWeights<T> {
-    weight: T,
-    bias: Option<T>,
+    device_weights: B::Linear,
 }
 
 /// Gradients of a loss with respect to the input and the parameters of a [`Linear`] layer.
@@ -87,10 +80,11 @@ impl<B: Backend> Linear<B> {
             let values = values.expect("as_standard_layout gives a row-major array");
             backend.snap(backend.upload(MatrixShape::new(rows, cols), values)?)
         };
-        let device_weights = DeviceWeights {
+        let device_weights = LinearWeights {
             weight: upload_snapped(output, input, weight.as_slice())?,
             bias: bias.as_ref().map(|bias| upload_snapped(1, output, bias.as_slice())).transpose()?,
         };
+        let device_weights = backend.load_linear(device_weights)?;
         Ok(Linear { backend: backend.clone(), weight, bias, device_weights })
     }
 
@@ -208,7 +202,7 @@ impl<B: Backend> Linear<B> {
     ///
     /// # Errors
     /// [`Error::Shape`] if the last axis of `x` is not `in`; errors of the device.
-    pub fn forward<D: Dimension>(&self, x: ArrayView<'_, f32, D>) -> Result<Array<f32, D>> {
+    pub fn forward<'a, D: Dimension + 'a>(&self, x: impl Into<ArrayView<'a, f32, D>>) -> Result<Array<f32, D>> {
         block_on(self.forward_async(x))
     }
 
@@ -216,17 +210,39 @@ impl<B: Backend> Linear<B> {
     ///
     /// # Errors
     /// As for [`forward`](Self::forward).
-    pub async fn forward_async<D: Dimension>(&self, x: ArrayView<'_, f32, D>) -> Result<Array<f32, D>> {
+    pub async fn forward_async<'a, D: Dimension + 'a>(
+        &self,
+        x: impl Into<ArrayView<'a, f32, D>>,
+    ) -> Result<Array<f32, D>> {
+        let x = x.into();
         let dim = self.output_dim("forward", &x)?;
         let y = match self.upload_rows(x)? {
             Some(x) => {
-                let weight = MatrixRef::from(&self.device_weights.weight).t();
-                let y = self.backend.gemm((&x).into(), weight, self.device_weights.bias.as_ref())?;
+                let LinearWeights { weight, bias } = self.device_weights.as_ref();
+                let y = self.backend.gemm((&x).into(), MatrixRef::from(weight).t(), bias.as_ref())?;
                 self.backend.download_vec(y).await?
             }
             None => Vec::new(),
         };
         array_from_elements(dim, y)
+    }
+
+    /// Computes the output of some rows without an array: reads `x: [rows, in]` and writes `y: [rows, out]`, both
+    /// row-major, for any number of rows. It is meant for the head of a [`Stream`](crate::Stream). The results are
+    /// bit-identical to those of [`forward`](Self::forward). The CPU backend does not allocate here.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the slices do not have the same number of rows; errors of the device.
+    pub fn step(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
+        block_on(self.step_async(x, y))
+    }
+
+    /// Asynchronous [`step`](Self::step), which does not block the thread.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step).
+    pub async fn step_async(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
+        self.backend.linear_step(&self.device_weights, x, y).await
     }
 
     /// Computes the gradients with respect to the input, the weight and the bias from `dy`, the gradient of the loss
@@ -238,10 +254,10 @@ impl<B: Backend> Linear<B> {
     ///
     /// # Errors
     /// [`Error::Shape`] if `x` does not have the shape `(.., in)` or `dy` the shape `(.., out)`; errors of the device.
-    pub fn backward<D: Dimension>(
+    pub fn backward<'a, D: Dimension + 'a>(
         &self,
-        x: ArrayView<'_, f32, D>,
-        dy: ArrayView<'_, f32, D>,
+        x: impl Into<ArrayView<'a, f32, D>>,
+        dy: impl Into<ArrayView<'a, f32, D>>,
     ) -> Result<LinearGradients<D>> {
         block_on(self.backward_async(x, dy))
     }
@@ -250,11 +266,12 @@ impl<B: Backend> Linear<B> {
     ///
     /// # Errors
     /// As for [`backward`](Self::backward).
-    pub async fn backward_async<D: Dimension>(
+    pub async fn backward_async<'a, D: Dimension + 'a>(
         &self,
-        x: ArrayView<'_, f32, D>,
-        dy: ArrayView<'_, f32, D>,
+        x: impl Into<ArrayView<'a, f32, D>>,
+        dy: impl Into<ArrayView<'a, f32, D>>,
     ) -> Result<LinearGradients<D>> {
+        let (x, dy) = (x.into(), dy.into());
         let (b, dim, expected) = (&self.backend, x.raw_dim(), self.output_dim("backward", &x)?);
         if dy.raw_dim() != expected {
             let (expected, got) = (format!("{:?}", expected.slice()), format!("{:?}", dy.shape()));
@@ -267,7 +284,7 @@ impl<B: Backend> Linear<B> {
             let bias = self.bias.as_ref().map(|bias| Array1::zeros(bias.raw_dim()));
             return Ok(LinearGradients { x: array_from_elements(dim, Vec::new())?, weight, bias });
         };
-        let dx = b.gemm((&dy).into(), (&self.device_weights.weight).into(), None)?;
+        let dx = b.gemm((&dy).into(), (&self.device_weights.as_ref().weight).into(), None)?;
         let weight = b.gemm(MatrixRef::from(&dy).t(), (&x).into(), None)?;
         let bias = match self.bias {
             Some(_) => {

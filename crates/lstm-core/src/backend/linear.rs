@@ -1,0 +1,62 @@
+//! A fully connected layer on a device.
+
+use crate::{
+    backend::{
+        ops::Ops,
+        shape::{MatrixRef, MatrixShape},
+    },
+    error::{Error, Result},
+};
+
+/// The snapped weights of a fully connected layer `y = x W^T + b` on a device.
+#[derive(Clone, Debug)]
+pub struct LinearWeights<T> {
+    /// The weight `W`, `[out, in]`.
+    pub weight: T,
+    /// The bias `b`, `[1, out]`; `None` for a layer without a bias.
+    pub bias: Option<T>,
+}
+
+impl<T> AsRef<LinearWeights<T>> for LinearWeights<T> {
+    fn as_ref(&self) -> &LinearWeights<T> {
+        self
+    }
+}
+
+impl<T> LinearWeights<T> {
+    /// Checks the lengths of the arguments of [`Backend::linear_step`](crate::Backend::linear_step) and returns the number
+    /// of rows. `shape` is the shape of the weight.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `x` is not a number of rows of `in` values, or `y` does not have as many rows of `out` values.
+    pub fn check_step(shape: MatrixShape, x: &[f32], y: &[f32]) -> Result<usize> {
+        let MatrixShape { rows: output_size, cols: input_size } = shape;
+        if !x.len().is_multiple_of(input_size) {
+            let expected = format!("rows of {input_size} values");
+            return Err(Error::shape("Linear::step: x", expected, format!("{} values", x.len())));
+        }
+        let rows = x.len() / input_size;
+        if rows.checked_mul(output_size) != Some(y.len()) {
+            let expected = format!("{} values ({rows} x {output_size})", rows.saturating_mul(output_size));
+            return Err(Error::shape("Linear::step: y", expected, format!("{} values", y.len())));
+        }
+        Ok(rows)
+    }
+}
+
+/// The default of [`Backend::linear_step`](crate::Backend::linear_step): upload, product, download.
+pub(super) async fn step<B: Ops>(
+    b: &B,
+    LinearWeights { weight, bias }: &LinearWeights<B::Tensor>,
+    x: &[f32],
+    y: &mut [f32],
+) -> Result<()> {
+    let shape = b.shape(weight);
+    let rows = LinearWeights::<B::Tensor>::check_step(shape, x, y)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let x = b.snap(b.upload(MatrixShape::new(rows, shape.cols), x)?)?;
+    let product = b.gemm((&x).into(), MatrixRef::from(weight).t(), bias.as_ref())?;
+    b.download(&product, y).await
+}
