@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use lstm_core::{
-    Backend, HostState, Init, InitKind, Lstm, LstmConfig, Weights,
-    train::{CheckpointExtras, Clip, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig},
+    Backend, HostState, Init, InitKind, Linear, Lstm, LstmConfig, Weights,
+    train::{CheckpointExtras, Clip, OptimizerConfig, Schedule, Trainer, TrainerConfig},
 };
 
 use crate::{

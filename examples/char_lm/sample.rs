@@ -1,10 +1,6 @@
 //! Generates text: samples characters from the predictions of the model and feeds each back as the next input.
 
-use lstm_core::{
-    Backend, Lstm, Stream,
-    ndarray::ArrayView1,
-    train::{Linear, cross_entropy},
-};
+use lstm_core::{Backend, Linear, Lstm, Stream, ndarray::ArrayView1, train::cross_entropy};
 
 use crate::{
     Result,

@@ -4,7 +4,7 @@ use std::{f64::consts::LN_2, fs, path::Path};
 
 use lstm_core::{
     Backend, HostState, Input,
-    train::{Trainer, cross_entropy},
+    train::{LossInput, Trainer, cross_entropy},
 };
 
 use crate::{
@@ -41,7 +41,8 @@ pub(crate) fn train<B: Backend>(
         let position = finished_steps % epoch_steps;
         let chunk = batches.chunk(position as usize);
         let state = run.state.take().filter(|_| position > 0);
-        let step = run.trainer.step(input(&chunk, state.as_ref()), |y| cross_entropy(y, &chunk.targets));
+        let input = input(&chunk, state.as_ref());
+        let step = run.trainer.step(input, LossInput::Outputs, |out, _| cross_entropy(out.y()?, &chunk.targets));
         let step = step.map_err(|source| match source {
             lstm_core::Error::NotFinite { .. } => Error::Diverged { source, path: path.into(), saved_step },
             other => other.into(),

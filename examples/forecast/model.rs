@@ -3,9 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use lstm_core::{
-    Backend, Lstm, StateDict,
+    Backend, Linear, Lstm, StateDict,
     ndarray::{Array3, aview1, s},
-    train::Linear,
 };
 
 use crate::{

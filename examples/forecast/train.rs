@@ -5,9 +5,9 @@ use std::{fmt, path::Path};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use lstm_core::{
-    Backend, Lstm, LstmConfig,
+    Backend, Linear, Lstm, LstmConfig,
     ndarray::s,
-    train::{Linear, OptimizerConfig, Schedule, StepReport, Trainer, TrainerConfig, mean_squared_error},
+    train::{LossInput, OptimizerConfig, Schedule, StepReport, Trainer, TrainerConfig, mean_squared_error},
 };
 
 use crate::{
@@ -85,7 +85,8 @@ pub(crate) fn train<B: Backend>(
     let bar = ProgressBar::new(steps).with_style(style.expect("the template is valid"));
     let mut losses = Vec::new();
     for _ in 0..steps {
-        let StepReport { step, loss, .. } = trainer.step(x, |y| mean_squared_error(y, target))?;
+        let StepReport { step, loss, .. } =
+            trainer.step(x, LossInput::Outputs, |out, _| mean_squared_error(out.y()?, target))?;
         losses.push(loss);
         bar.set_message(format!("{loss:.4}"));
         bar.inc(1);

@@ -4,10 +4,9 @@
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
     Backend, CellKind, Checkpointing, ConcatAxis, Direction, Error, HostState, Init, Input, LayerOutputGradients,
-    LayerWeights, Lstm, LstmConfig, MatrixShape, Reference, Sequence, State, WeightGradients, Weights,
+    LayerWeights, Linear, Lstm, LstmConfig, MatrixShape, Reference, Sequence, State, WeightGradients, Weights,
     cell::{Cell, PeepholeDiagonal},
     ndarray::{Array3, ArrayD, s},
-    train::Linear,
 };
 
 use crate::{

@@ -2,17 +2,18 @@
 
 use std::{
     future::{Future, ready},
+    ops::Range,
     sync::Arc,
 };
 
 use lstm_core::{
     Backend, Bias, BidirectionalOutput, CellKind, Error, ExecutionPath, LayerGradients, LayerOutput,
-    LayerOutputGradients, LayerSpec, LayerWeights, MatrixShape, Ops, Result, Sequence, State, WeightGradients,
-    shape::zeros,
+    LayerOutputGradients, LayerSpec, LayerWeights, LinearWeights, MatrixShape, MaybeSend, Ops, Result, Sequence, State,
+    WeightGradients, shape::zeros,
 };
 
 use crate::{
-    Cpu, CpuStream, Layer, Plan, Tensor, Trace,
+    Cpu, CpuLinear, CpuStream, Layer, Plan, Tensor, Trace,
     layer::PackedLayer,
     memory::uninit::UninitBuffer,
     pass::{
@@ -70,6 +71,7 @@ impl Backend for Cpu {
     type Plan = Plan;
     type Trace = Trace;
     type Stream = CpuStream;
+    type Linear = CpuLinear;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer> {
         Ok(Layer(Arc::new(PackedLayer::new(self.kernels, &self.pool, weights)?)))
@@ -205,16 +207,39 @@ impl Backend for Cpu {
         CpuStream::new(layers, batch, self.threads())
     }
 
-    fn step(&self, stream: &mut CpuStream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> {
+    fn step(&self, stream: &mut CpuStream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> + MaybeSend {
         ready(stream.step(&self.pool, x, y))
     }
 
-    fn stream_state(&self, stream: &CpuStream) -> Result<Vec<State<Tensor>>> {
-        Ok(stream.state())
+    fn step_some(
+        &self,
+        stream: &mut CpuStream,
+        sequences: &[usize],
+        x: &[f32],
+        y: &mut [f32],
+    ) -> impl Future<Output = Result<()>> + MaybeSend {
+        ready(stream.step_some(&self.pool, sequences, x, y))
     }
 
-    fn set_stream_state(&self, stream: &mut CpuStream, state: &[State<Tensor>]) -> Result<()> {
-        stream.set_state(state)
+    fn stream_state(&self, stream: &CpuStream, sequences: Range<usize>) -> Result<Vec<State<Tensor>>> {
+        stream.state(sequences)
+    }
+
+    fn set_stream_state(&self, stream: &mut CpuStream, first: usize, state: &[State<Tensor>]) -> Result<()> {
+        stream.set_state(first, state)
+    }
+
+    fn load_linear(&self, weights: LinearWeights<Tensor>) -> Result<CpuLinear> {
+        CpuLinear::new(self.kernels, weights)
+    }
+
+    fn linear_step(
+        &self,
+        linear: &CpuLinear,
+        x: &[f32],
+        y: &mut [f32],
+    ) -> impl Future<Output = Result<()>> + MaybeSend {
+        ready(linear.step(x, y))
     }
 }
 

@@ -46,14 +46,15 @@ struct DocumentationTests;
 pub use builder::CpuBuilder;
 pub use cpu::Cpu;
 pub use kernel::isa::Isa;
-pub use layer::{Layer, Plan};
+pub use layer::{CpuLinear, Layer, Plan};
 // Everything public in lstm-core, so that users depend on this crate alone.
 pub use lstm_core::{
-    Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, Direction, Error,
+    Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, Direction, Dropout, Error,
     ExecutionPath, GATES, Gradients, HostState, Init, InitKind, Input, LayerGradients, LayerOutput,
-    LayerOutputGradients, LayerSpec, LayerWeights, Lstm, LstmConfig, MatrixRef, MatrixShape, Ops, OutputGradients,
-    Param, Reference, ReferencePath, Result, Sequence, State, StateDict, StateDictWriter, Stream, Tape, TensorNames,
-    TrainOutput, WeightGradients, Weights, arithmetic, cell, ndarray, reference, shape, train, weights,
+    LayerOutputGradients, LayerSpec, LayerWeights, Linear, LinearGradients, LinearWeights, Lstm, LstmConfig, MatrixRef,
+    MatrixShape, MaybeSend, MaybeSync, Ops, OutputGradients, Param, Reference, ReferencePath, Result, Sequence, State,
+    StateDict, StateDictWriter, Stream, Tape, TensorNames, TrainOutput, WeightGradients, Weights, arithmetic, cell,
+    ndarray, reference, shape, train, weights,
 };
 #[cfg(feature = "formats")]
 pub use lstm_formats::{self as formats, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural};

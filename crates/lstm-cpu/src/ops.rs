@@ -7,7 +7,7 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, Result,
+    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, MaybeSend, Ops, Result,
     shape::{
         check_clip, check_concat, check_download, check_row_broadcast, check_select_between, check_slice, check_upload,
         zeros,
@@ -36,7 +36,7 @@ impl Ops for Cpu {
         Tensor::copy_from("upload", &self.pool, shape, data)
     }
 
-    fn download(&self, x: &Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {
+    fn download(&self, x: &Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> + MaybeSend {
         ready(check_download(x.shape, out.len()).map(|()| out.copy_from_slice(x.as_slice())))
     }
 
@@ -45,7 +45,7 @@ impl Ops for Cpu {
         Ok(Tensor::new(shape, data))
     }
 
-    fn download_vec(&self, x: Tensor) -> impl Future<Output = Result<Vec<f32>>> {
+    fn download_vec(&self, x: Tensor) -> impl Future<Output = Result<Vec<f32>>> + MaybeSend {
         ready(Ok(x.into_vec()))
     }
 

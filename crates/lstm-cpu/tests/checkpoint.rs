@@ -8,9 +8,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use common::{Device, TempDir, bits, cases, device, step, step_bits, trainer};
 use lstm_cpu::{
-    Backend, Bias, CellKind, Cpu, Error, HostState, LstmConfig, StateDict, StateDictWriter,
+    Backend, Bias, CellKind, Cpu, Error, HostState, Linear, LstmConfig, StateDict, StateDictWriter,
     ndarray::{ArrayD, IxDyn},
-    train::{CheckpointExtras, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig},
+    train::{CheckpointExtras, OptimizerConfig, Schedule, Trainer, TrainerConfig},
 };
 
 /// What a program might save with a checkpoint after `k` steps.

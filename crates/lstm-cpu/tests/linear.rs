@@ -1,10 +1,10 @@
 //! Tests of the fully connected layer: bit-exact against its definition, and gradients against finite differences.
 
 use lstm_cpu::{
-    Backend, Cpu, Error, Init, LstmConfig, Param, Reference, StateDict, StateDictWriter, Weights,
+    Backend, Cpu, Error, Init, Linear, LinearGradients, LstmConfig, Param, Reference, StateDict, StateDictWriter,
+    Weights,
     arithmetic::{FLUSH_THRESHOLD_BITS, GradientScale, dot, snap},
     ndarray::{Array, Array1, Array2, Array3, Dimension, arr0, array, s},
-    train::{Linear, LinearGradients},
 };
 
 /// Pseudo-random numbers of both signs and several magnitudes. Some snap to zero.

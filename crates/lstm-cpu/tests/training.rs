@@ -5,11 +5,11 @@ mod common;
 
 use common::{bits, cases, device, step, step_bits, task, trainer};
 use lstm_cpu::{
-    Backend, Checkpointing, Cpu, Error, Input, Lstm, LstmConfig, Result,
-    ndarray::{Array2, Array3, ArrayView1, ArrayView3, Axis, s},
+    Backend, Checkpointing, Cpu, Dropout, Error, Input, Linear, Lstm, LstmConfig, Result,
+    ndarray::{Array2, Array3, ArrayView1, Axis, s},
     train::{
-        Clip, IGNORE_INDEX, Linear, Optimizer, OptimizerConfig, Parameter, Schedule, Trainer, TrainerConfig,
-        cross_entropy, mean_squared_error,
+        Clip, IGNORE_INDEX, LossInput, ModelOutputs, Optimizer, OptimizerConfig, Parameter, Schedule, Shard, Trainer,
+        TrainerConfig, cross_entropy, mean_squared_error,
     },
 };
 
@@ -55,7 +55,7 @@ fn cross_entropy_training_ignores_masked_steps() {
     let mut trainer = Trainer::new(lstm, Some(head), settings).unwrap();
     let mut losses = Vec::new();
     for _ in 0..50 {
-        losses.push(trainer.step(&x, |y| cross_entropy(y, &classes)).unwrap().loss);
+        losses.push(trainer.step(&x, LossInput::Outputs, |out, _| cross_entropy(out.y()?, &classes)).unwrap().loss);
     }
     assert!(losses[0] > 0.6 && losses[49] < 0.3, "{losses:?}");
 }
@@ -77,9 +77,12 @@ fn check_step_parts<B: Backend>(b: &B) {
         for (k, seed) in seeds.into_iter().enumerate() {
             let rate = settings.schedule.rate_at(k as u64);
             assert_eq!(trainer.learning_rate(), rate);
-            let done = trainer.step(&x, |y| mean_squared_error(y, target.view())).unwrap();
+            let done =
+                trainer.step(&x, LossInput::Outputs, |out, _| mean_squared_error(out.y()?, target.view())).unwrap();
 
-            let pass = lstm.forward_train(Input::from(&x).with_dropout(seed), Checkpointing::SaveEverything).unwrap();
+            let pass = lstm
+                .forward_train(Input::from(&x).dropout(Dropout::Seed(seed)), Checkpointing::SaveEverything)
+                .unwrap();
             let y = head.as_ref().map_or(pass.y.clone(), |head| head.forward(pass.y.view()).unwrap());
             let (loss, dy) = mean_squared_error(y.view(), target.view()).unwrap();
             let by_head = head.as_ref().map(|head| head.backward(pass.y.view(), dy.view()).unwrap());
@@ -148,7 +151,7 @@ fn dropout_depends_only_on_seed_and_step() {
     let case = cases().swap_remove(0);
     let loss = |trainer: &mut Trainer<_>, input: Input<'_>| {
         let target = task().1;
-        trainer.step(input, |y| mean_squared_error(y, target.view())).unwrap().loss
+        trainer.step(input, LossInput::Outputs, |out, _| mean_squared_error(out.y()?, target.view())).unwrap().loss
     };
     let x = task().0;
     let mut first = trainer(&device(), &case);
@@ -156,8 +159,12 @@ fn dropout_depends_only_on_seed_and_step() {
     let plain = mean_squared_error(first.predict(&x).unwrap().0.view(), task().1.view()).unwrap().0;
     let want = loss(&mut first, Input::from(&x));
     assert_ne!(want, plain, "dropout changes the loss");
-    assert_eq!(loss(&mut again.clone(), Input::from(&x).with_dropout(77)), want, "the input's seed has no effect");
-    let (y, _) = again.predict(Input::from(&x).with_dropout(77)).unwrap();
+    assert_eq!(
+        loss(&mut again.clone(), Input::from(&x).dropout(Dropout::Seed(77))),
+        want,
+        "the input's seed has no effect"
+    );
+    let (y, _) = again.predict(Input::from(&x).dropout(Dropout::Seed(77))).unwrap();
     assert_eq!(y, again.predict(&x).unwrap().0);
     let other = (case.0, case.1, case.2.seed(99));
     assert_ne!(loss(&mut trainer(&device(), &other), Input::from(&x)), want);
@@ -169,7 +176,9 @@ fn state_carries_over_between_chunks() {
     let (x, target) = task();
     let (first, second) = x.view().split_at(Axis(1), 20);
     let step = trainer
-        .step(first, |y| {
+        .step(first, LossInput::Outputs, |out, shard| {
+            let y = out.y()?;
+            assert_eq!((shard.index, shard.rows.clone(), shard.count), (0, 0..8, 8 * 20));
             assert_eq!(y.dim(), (8, 20, 1));
             mean_squared_error(y, target.slice(s![.., ..20, ..]))
         })
@@ -177,7 +186,9 @@ fn state_carries_over_between_chunks() {
     let (y, _) = trainer.predict(Input::from(second).state(&step.state)).unwrap();
     assert_ne!(y, trainer.predict(second).unwrap().0);
     trainer
-        .step(Input::from(second).state(&step.state), |y| mean_squared_error(y, target.slice(s![.., 20.., ..])))
+        .step(Input::from(second).state(&step.state), LossInput::Outputs, |out, _| {
+            mean_squared_error(out.y()?, target.slice(s![.., 20.., ..]))
+        })
         .unwrap();
 }
 
@@ -209,14 +220,15 @@ fn check_lengths<B: Backend>(device: &B) {
                 assert!(beyond.slice(s![b, len.., ..]).iter().all(|v| v.to_bits() == 0));
             }
             trainer
-                .step(input, |y| {
-                    let (loss, mut dy) = mean_squared_error(y, target.view())?;
+                .step(input, LossInput::Outputs, |out, shard| {
+                    assert_eq!(shard.count, lengths.iter().sum::<usize>());
+                    let (loss, mut dy) = mean_squared_error(out.y()?, target.view())?;
                     for (b, &len) in lengths.iter().enumerate() {
                         let mut rest =
                             if time_major { dy.slice_mut(s![len.., b, ..]) } else { dy.slice_mut(s![b, len.., ..]) };
                         rest.fill(padding);
                     }
-                    Ok((loss, dy))
+                    Ok::<_, Error>((loss, dy))
                 })
                 .unwrap();
             bits(&trainer)
@@ -248,21 +260,18 @@ fn rejects_mismatched_head_and_invalid_config() {
 /// Trains two steps with tiny gradients, then one step with `loss`, which must fail with a message that contains `part`
 /// and leave the trainer unchanged.
 #[track_caller]
-fn check_failing_step(
-    settings: TrainerConfig,
-    loss: impl FnOnce(&Array3<f32>) -> Result<(f64, Array3<f32>)>,
-    part: &str,
-) {
+fn check_failing_step(settings: TrainerConfig, loss: impl Fn(&Array3<f32>) -> Result<(f64, Array3<f32>)>, part: &str) {
     let (x, device) = (task().0, device());
-    let tiny_gradient = |y: ArrayView3<'_, f32>| Ok((1.0, Array3::from_elem(y.dim(), 1e-25)));
+    let tiny_gradient =
+        |out: ModelOutputs<'_>, _: &Shard| Ok::<_, Error>((1.0, Array3::from_elem(out.y()?.dim(), 1e-25)));
     let lstm = Lstm::random(&device, LstmConfig::new(2, 6).layers(2).dropout(0.5), 1).unwrap();
     let mut trainer = Trainer::new(lstm, Some(Linear::random(&device, 6, 1, 2).unwrap()), settings).unwrap();
-    (0..2).for_each(|_| drop(trainer.step(&x, tiny_gradient).unwrap()));
+    (0..2).for_each(|_| drop(trainer.step(&x, LossInput::Outputs, tiny_gradient).unwrap()));
     let (before, predicted) = (bits(&trainer), trainer.predict(&x).unwrap());
-    let error = trainer.step(&x, |y| loss(&y.to_owned())).unwrap_err();
+    let error = trainer.step(&x, LossInput::Outputs, |out, _| loss(&out.y()?.to_owned())).unwrap_err();
     assert!(error.to_string().contains(part), "{error}");
     assert_eq!((bits(&trainer), trainer.predict(&x).unwrap(), trainer.steps()), (before, predicted, 2));
-    assert_eq!(trainer.step(&x, tiny_gradient).unwrap().step, 3);
+    assert_eq!(trainer.step(&x, LossInput::Outputs, tiny_gradient).unwrap().step, 3);
 }
 
 #[test]
@@ -295,7 +304,10 @@ fn failed_steps_change_nothing() {
     let mut trainer = trainer(&device(), &cases()[0]);
     let before = bits(&trainer);
     let x = Array3::zeros((8, 40, 3));
-    assert!(matches!(trainer.step(&x, |y| Ok((0.0, y.to_owned()))), Err(Error::Shape { .. })));
+    assert!(matches!(
+        trainer.step(&x, LossInput::Outputs, |out, _| Ok((0.0, out.y()?.to_owned()))),
+        Err(Error::Shape { .. })
+    ));
     assert_eq!(bits(&trainer), before);
 }
 
@@ -306,7 +318,9 @@ fn trainers_and_futures_are_send() {
     let x = task().0;
     is_send(&trainer);
     is_send(&trainer.predict_async(&x));
-    is_send(&trainer.step_async(&x, |y| Ok((0.0, y.to_owned()))));
+    is_send(&trainer.step_async(&x, LossInput::Both, |out, _| {
+        Ok::<_, Error>((0.0, (out.y()?.to_owned(), out.last()?.to_owned())))
+    }));
 }
 
 #[test]
@@ -315,7 +329,7 @@ fn rejects_empty_batches() {
     let (x, before) = (task().0, bits(&trainer));
     let inputs = [x.slice(s![..0, .., ..]).into(), x.slice(s![.., ..0, ..]).into(), Input::from(&x).lengths(&[0; 8])];
     for empty in inputs {
-        let step = trainer.step(empty, |y| Ok((0.0, y.to_owned())));
+        let step = trainer.step(empty, LossInput::Outputs, |out, _| Ok((0.0, out.y()?.to_owned())));
         assert!(matches!(step, Err(Error::Shape { op, .. }) if op == "Trainer::step: x"));
     }
     assert_eq!(bits(&trainer), before);

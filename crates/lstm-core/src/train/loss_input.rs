@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// Which of a model's results the loss of [`Trainer::step`](crate::train::Trainer::step) reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Read {
+pub enum LossInput {
     /// The outputs of all time steps.
     #[default]
     Outputs,
@@ -19,15 +19,15 @@ pub enum Read {
     Both,
 }
 
-impl Read {
+impl LossInput {
     /// Whether the loss reads the outputs of all time steps.
     pub(super) fn reads_outputs(self) -> bool {
-        self != Read::LastState
+        self != LossInput::LastState
     }
 
     /// Whether the loss reads the last states.
     pub(super) fn reads_last_state(self) -> bool {
-        self != Read::Outputs
+        self != LossInput::Outputs
     }
 }
 
@@ -40,7 +40,7 @@ pub struct Shard {
     /// The sequences of the batch that are in this shard.
     pub rows: Range<usize>,
     /// What a mean over the whole batch divides by: the number of time steps within the lengths of all sequences, or the
-    /// number of sequences for [`Read::LastState`].
+    /// number of sequences for [`LossInput::LastState`].
     pub count: usize,
 }
 
@@ -56,10 +56,13 @@ impl<'a> ModelOutputs<'a> {
     /// sequence's length.
     ///
     /// # Errors
-    /// [`Error::Config`] if the training step was called with [`Read::LastState`].
+    /// [`Error::Config`] if the training step was called with [`LossInput::LastState`].
     pub fn y(&self) -> Result<ArrayView3<'a, f32>> {
         self.y.ok_or_else(|| {
-            Error::config("read", "the loss reads outputs; call `step` with Read::Outputs or Read::Both")
+            Error::config(
+                "loss_input",
+                "the loss reads outputs; call `step` with LossInput::Outputs or LossInput::Both",
+            )
         })
     }
 
@@ -67,15 +70,15 @@ impl<'a> ModelOutputs<'a> {
     /// [`HostState::last`](crate::HostState::last).
     ///
     /// # Errors
-    /// [`Error::Config`] if the training step was called with [`Read::Outputs`].
+    /// [`Error::Config`] if the training step was called with [`LossInput::Outputs`].
     pub fn last(&self) -> Result<ArrayView2<'a, f32>> {
-        let reason = "the loss reads last states; call `step` with Read::LastState or Read::Both";
-        self.last.ok_or_else(|| Error::config("read", reason))
+        let reason = "the loss reads last states; call `step` with LossInput::LastState or LossInput::Both";
+        self.last.ok_or_else(|| Error::config("loss_input", reason))
     }
 }
 
 /// The gradient of a loss with respect to the [`ModelOutputs`] that it reads. An array of the shape of
-/// [`y`](ModelOutputs::y) or [`last`](ModelOutputs::last) converts into it; for [`Read::Both`] a pair of both does.
+/// [`y`](ModelOutputs::y) or [`last`](ModelOutputs::last) converts into it; for [`LossInput::Both`] a pair of both does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossGradient {
     pub(super) y: Option<Array3<f32>>,

@@ -41,7 +41,7 @@ pub use loss::{
     IGNORE_INDEX, binary_cross_entropy_with_logits, cross_entropy, masked_binary_cross_entropy_with_logits,
     masked_mean_squared_error, mean_squared_error,
 };
-pub use loss_input::{LossGradient, ModelOutputs, Read, Shard};
+pub use loss_input::{LossGradient, LossInput, ModelOutputs, Shard};
 pub use optimizer::{Optimizer, OptimizerConfig, Parameter};
 pub use random::shuffled_indices;
 pub use schedule::{Decay, Schedule};

@@ -1,12 +1,14 @@
 //! The weights of a layer, packed for the kernels, and the workspace of a pass.
 
 mod backward_weights;
+mod linear;
 mod packed;
 mod plan;
 
 use std::sync::Arc;
 
 pub(crate) use backward_weights::BackwardWeights;
+pub use linear::CpuLinear;
 pub(crate) use packed::{ALL_GATES, PackedLayer, recurrent_gates};
 pub use plan::Plan;
 

@@ -37,12 +37,23 @@ impl Buffer {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 
+    /// Copies row `from_row` of another buffer to row `row`. Both have rows of `len` floats.
+    pub(crate) fn copy_row(&mut self, row: usize, from: &Buffer, from_row: usize, len: usize) {
+        self.as_mut_slice()[row * len..][..len].copy_from_slice(&from.as_slice()[from_row * len..][..len]);
+    }
+
     pub(crate) fn as_ptr(&self) -> *const f32 {
         self.as_slice().as_ptr()
     }
 
     pub(crate) fn as_mut_ptr(&mut self) -> *mut f32 {
         self.as_mut_slice().as_mut_ptr()
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} floats)", self.len)
     }
 }
 

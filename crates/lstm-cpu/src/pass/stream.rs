@@ -1,11 +1,14 @@
 //! Streaming: a stack of layers that runs one time step per call, without allocation.
 
-use std::ptr::{null, null_mut};
+use std::{
+    ops::Range,
+    ptr::{null, null_mut},
+};
 
 use lstm_core::{
     CellKind, MatrixShape, Result, State,
     arithmetic::snap,
-    reference::{check_stack, check_state, check_step},
+    reference::{check_sequences, check_stack, check_state, check_step, check_step_some},
     shape::zeros,
 };
 
@@ -16,7 +19,7 @@ use crate::{
         table::PANEL_VECTORS,
     },
     layer::{Layer, PackedLayer, Plan},
-    memory::tensor::Tensor,
+    memory::{buffer::Buffer, tensor::Tensor},
     pass::forward::{self, SequenceInput},
     pool::ThreadPool,
 };
@@ -29,6 +32,19 @@ pub struct CpuStream {
     /// The input of each layer: the snapped input of the stack, then the outputs of all layers except the last.
     layer_inputs: Vec<Vec<f32>>,
     batch: usize,
+    /// Memory for steps of some sequences; `None` for a batch of one.
+    compact: Option<CompactRows>,
+}
+
+/// Memory for a step of some sequences, whose states are copied to consecutive rows.
+#[derive(Debug)]
+struct CompactRows {
+    /// For each layer, the state in the layout of [`Plan::h`] and [`Plan::c`], with which the plan runs.
+    states: Vec<[Buffer; 2]>,
+    /// 1 for each row that runs, then 0: the number of time steps of each row.
+    lengths: Vec<usize>,
+    /// Output of the last layer for the whole batch.
+    y: Vec<f32>,
 }
 
 impl CpuStream {
@@ -37,8 +53,23 @@ impl CpuStream {
         check_stack(layers.iter().map(|layer| &layer.0.spec))?;
         let sizes = layers.iter().map(|layer| layer.0.spec.state_size());
         let sizes = std::iter::once(layers[0].0.spec.input_size).chain(sizes).take(layers.len());
+        let plans: Vec<_> = layers.iter().map(|layer| Plan::new(&layer.0, batch, 1, threads)).collect::<Result<_>>()?;
+        let compact = match batch {
+            1 => None,
+            _ => {
+                let copy = |buffer: &Buffer| Buffer::zeros("stream", &[buffer.as_slice().len()]);
+                let states = plans.iter().map(|plan| Ok([copy(&plan.h)?, copy(&plan.c)?]));
+                let output_size = layers[layers.len() - 1].0.spec.state_size();
+                Some(CompactRows {
+                    states: states.collect::<Result<_>>()?,
+                    lengths: vec![0; batch],
+                    y: zeros("stream", &[batch, output_size])?,
+                })
+            }
+        };
         Ok(CpuStream {
-            plans: layers.iter().map(|layer| Plan::new(&layer.0, batch, 1, threads)).collect::<Result<_>>()?,
+            plans,
+            compact,
             layer_inputs: sizes.map(|size| zeros("stream", &[batch, size])).collect::<Result<_>>()?,
             layers: layers.to_vec(),
             batch,
@@ -65,10 +96,57 @@ impl CpuStream {
         Ok(())
     }
 
-    /// A copy of the state of each layer.
-    pub(crate) fn state(&self) -> Vec<State<Tensor>> {
+    /// Runs one time step of some sequences; see `Backend::step_some`. Their states are copied to the first rows of other
+    /// memory, with which the plan runs as if the other sequences had ended, and back.
+    pub(crate) fn step_some(&mut self, pool: &ThreadPool, sequences: &[usize], x: &[f32], y: &mut [f32]) -> Result<()> {
+        let (first_spec, last_spec) = (&self.layers[0].0.spec, &self.layers[self.layers.len() - 1].0.spec);
+        check_step_some(self.batch, sequences, first_spec, last_spec, x, y)?;
+        let all_in_order = sequences.len() == self.batch && sequences.is_sorted();
+        let CpuStream { layers, plans, layer_inputs, compact, batch } = self;
+        let compact = match compact {
+            _ if sequences.is_empty() => return Ok(()),
+            Some(compact) if !all_in_order => compact,
+            _ => return self.step(pool, x, y),
+        };
+        let CompactRows { states, lengths, y: all_y } = compact;
+        lengths.iter_mut().enumerate().for_each(|(row, length)| *length = usize::from(row < sequences.len()));
+        layer_inputs[0].iter_mut().zip(x).for_each(|(to, v)| *to = snap(*v));
+        for (k, ((Layer(layer), plan), [h, c])) in layers.iter().zip(plans).zip(states).enumerate() {
+            let (current, threads) = (plan.current_state_index, plan.threads);
+            let current_c = Plan::c_state_index(layer.spec.cell, current);
+            let (h_len, c_len) = (layer.padded_state(), layer.padded_hidden());
+            for (row, &sequence) in sequences.iter().enumerate() {
+                h.copy_row(row, &plan.h, current * *batch + sequence, h_len);
+                c.copy_row(row, &plan.c, current_c * *batch + sequence, c_len);
+            }
+            std::mem::swap(&mut plan.h, h);
+            std::mem::swap(&mut plan.c, c);
+            plan.current_state_index = 0;
+            plan.threads = (threads * sequences.len()).div_ceil(*batch);
+            let (layer_inputs, outputs) = layer_inputs.split_at_mut(k + 1);
+            let y = outputs.first_mut().map_or(&mut all_y[..], Vec::as_mut_slice);
+            let input = SequenceInput { steps: 1, lengths: Some(lengths), x: &layer_inputs[k] };
+            // SAFETY: `y` is borrowed mutably and has a row for each sequence of the batch.
+            unsafe { forward::run(pool, layer, plan, input, y, None) };
+            std::mem::swap(&mut plan.h, h);
+            std::mem::swap(&mut plan.c, c);
+            (plan.current_state_index, plan.threads) = (current, threads);
+            // The step has written the half with index 1.
+            let new_c = Plan::c_state_index(layer.spec.cell, 1);
+            for (row, &sequence) in sequences.iter().enumerate() {
+                plan.h.copy_row(current * *batch + sequence, h, *batch + row, h_len);
+                plan.c.copy_row(current_c * *batch + sequence, c, new_c * *batch + row, c_len);
+            }
+        }
+        y.copy_from_slice(&all_y[..y.len()]);
+        Ok(())
+    }
+
+    /// A copy of the state of each layer, for a range of sequences.
+    pub(crate) fn state(&self, sequences: Range<usize>) -> Result<Vec<State<Tensor>>> {
+        check_sequences(self.batch, &sequences)?;
         let state_tensor = |cols: usize, row: &dyn Fn(usize) -> Vec<f32>| {
-            Tensor::new(MatrixShape::new(self.batch, cols), (0..self.batch).flat_map(row).collect())
+            Tensor::new(MatrixShape::new(sequences.len(), cols), sequences.clone().flat_map(row).collect())
         };
         let state = self.layers.iter().zip(&self.plans).map(|(Layer(layer), plan)| {
             let c_state_index = Plan::c_state_index(layer.spec.cell, plan.current_state_index);
@@ -77,15 +155,15 @@ impl CpuStream {
                 c: state_tensor(layer.spec.hidden_size, &|b| plan.c_row(layer, c_state_index, b).to_vec()),
             }
         });
-        state.collect()
+        Ok(state.collect())
     }
 
-    /// Replaces the state of each layer.
-    pub(crate) fn set_state(&mut self, state: &[State<Tensor>]) -> Result<()> {
+    /// Replaces the state of each layer, for the sequences from number `first` on.
+    pub(crate) fn set_state(&mut self, first: usize, state: &[State<Tensor>]) -> Result<()> {
         let specs: Vec<_> = self.layers.iter().map(|layer| layer.0.spec).collect();
-        check_state(&specs, self.batch, state.iter().map(|s| State { h: s.h.shape, c: s.c.shape }))?;
+        check_state(&specs, self.batch, first, state.iter().map(|s| State { h: s.h.shape, c: s.c.shape }))?;
         for ((layer, plan), state) in self.layers.iter().zip(&mut self.plans).zip(state) {
-            plan.set_state(&layer.0, state.h.as_slice(), state.c.as_slice());
+            plan.set_state_rows(&layer.0, first, state.h.as_slice(), state.c.as_slice());
         }
         Ok(())
     }

@@ -8,10 +8,10 @@ use std::{
 };
 
 use lstm_cpu::{
-    Backend, CellKind, Checkpointing, Cpu, HostState, Input, Lstm, LstmConfig, Reference, Result,
+    Backend, CellKind, Checkpointing, Cpu, HostState, Input, Linear, Lstm, LstmConfig, Reference, Result,
     ndarray::{Array3, s},
     train::{
-        Clip, Linear, OptimizerConfig, Schedule, StepReport, Trainer, TrainerConfig, mean_squared_error,
+        Clip, LossInput, OptimizerConfig, Schedule, StepReport, Trainer, TrainerConfig, mean_squared_error,
         shuffled_indices,
     },
 };
@@ -82,7 +82,8 @@ pub(crate) fn step<B: Backend>(trainer: &mut Trainer<B>) -> Result<StepReport> {
     let pick = |all: &Array3<f32>| all.select(lstm_cpu::ndarray::Axis(0), chosen);
     let (x, mut target) = (pick(&x), pick(&target));
     target.slice_mut(s![1, 33.., ..]).fill(0.0);
-    trainer.step(Input::from(&x).lengths(&[40, 33]), |y| mean_squared_error(y, target.view()))
+    let input = Input::from(&x).lengths(&[40, 33]);
+    trainer.step(input, LossInput::Outputs, |out, _| mean_squared_error(out.y()?, target.view()))
 }
 
 /// The checkpoint of a trainer, as bits: everything on which later steps depend.

@@ -11,7 +11,7 @@ pub use config::{StepReport, TrainerConfig};
 
 use super::{
     clip::gradient_norm,
-    loss_input::{LossGradient, ModelOutputs, Read, Shard},
+    loss_input::{LossGradient, LossInput, ModelOutputs, Shard},
     optimizer::{Optimizer, Parameter},
     random::dropout_seed,
 };
@@ -32,7 +32,7 @@ use parameters::{HeadSpec, ModelArrays, parameter_shapes};
 ///
 /// ```no_run
 /// use lstm_core::{Backend, Linear, Lstm, LstmConfig, Result, ndarray::Array3};
-/// use lstm_core::train::{Clip, OptimizerConfig, Read, Schedule, TrainerConfig, Trainer, mean_squared_error};
+/// use lstm_core::train::{Clip, OptimizerConfig, LossInput, Schedule, TrainerConfig, Trainer, mean_squared_error};
 ///
 /// fn train<B: Backend>(backend: &B, x: &Array3<f32>, target: &Array3<f32>) -> Result<()> {
 ///     let lstm = Lstm::random(backend, LstmConfig::new(3, 64).layers(2).dropout(0.1), 1)?;
@@ -41,7 +41,7 @@ use parameters::{HeadSpec, ModelArrays, parameter_shapes};
 ///     let config = config.clip(Clip::Norm(1.0)).seed(3);
 ///     let mut trainer = Trainer::new(lstm, Some(head), config)?;
 ///     for _ in 0..1000 {
-///         let report = trainer.step(x, Read::Outputs, |out, _| mean_squared_error(out.y()?, target.view()))?;
+///         let report = trainer.step(x, LossInput::Outputs, |out, _| mean_squared_error(out.y()?, target.view()))?;
 ///         println!("{}: {}", report.step, report.loss);
 ///     }
 ///     trainer.save("run.safetensors")
@@ -156,15 +156,15 @@ impl<B: Backend> Trainer<B> {
 
     /// Runs one training step: forward pass with dropout, loss, backward pass, gradient clipping, optimizer step.
     ///
-    /// `loss` maps the [results](ModelOutputs) that `read` selects to the loss and its gradient with respect to them. It
+    /// `loss` maps the [results](ModelOutputs) that `loss_input` selects to the loss and its gradient with respect to them. It
     /// also gets the [`Shard`]: which sequences of the batch these are. A batch is one shard, so it is called once. Its
     /// error type may be the caller's own.
     ///
     /// ```
-    /// # use lstm_core::{Backend, Error, ndarray::Array3, train::{Read, StepReport, Trainer, cross_entropy}};
+    /// # use lstm_core::{Backend, Error, ndarray::Array3, train::{LossInput, StepReport, Trainer, cross_entropy}};
     /// // A classifier: one class for each sequence.
     /// # fn example<B: Backend>(trainer: &mut Trainer<B>, x: &Array3<f32>, classes: &[usize]) -> Result<StepReport, Error> {
-    /// trainer.step(x, Read::LastState, |out, shard| cross_entropy(out.last()?, &classes[shard.rows.clone()]))
+    /// trainer.step(x, LossInput::LastState, |out, shard| cross_entropy(out.last()?, &classes[shard.rows.clone()]))
     /// # }
     /// ```
     ///
@@ -184,10 +184,10 @@ impl<B: Backend> Trainer<B> {
     pub fn step<'a, G: Into<LossGradient>, E: From<Error>>(
         &mut self,
         input: impl Into<Input<'a>>,
-        read: Read,
+        loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<StepReport, E> {
-        block_on(self.step_async(input, read, loss))
+        block_on(self.step_async(input, loss_input, loss))
     }
 
     /// Asynchronous [`step`](Self::step), which does not block the thread. The trainer is unchanged if the future is
@@ -198,7 +198,7 @@ impl<B: Backend> Trainer<B> {
     pub async fn step_async<'a, G: Into<LossGradient>, E: From<Error>>(
         &mut self,
         input: impl Into<Input<'a>>,
-        read: Read,
+        loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<StepReport, E> {
         let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
@@ -207,7 +207,7 @@ impl<B: Backend> Trainer<B> {
             let got = format!("{:?}, lengths {:?}", input.x.shape(), input.lengths);
             return Err(Error::shape("Trainer::step: x", "at least one time step of one sequence", got).into());
         }
-        let (loss, state, gradients) = self.gradients(step, &input, read, loss).await?;
+        let (loss, state, gradients) = self.gradients(step, &input, loss_input, loss).await?;
         Ok(self.apply(step, learning_rate, gradients).map(|gradient_norm| StepReport {
             step,
             loss,
@@ -263,28 +263,28 @@ impl<B: Backend> Trainer<B> {
         &self,
         step: u64,
         input: &Input<'_>,
-        read: Read,
+        loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<(f64, HostState, ModelArrays), E> {
         let config = self.lstm.config();
         let output = self.lstm.forward_train_async(*input, self.config.checkpointing).await?;
-        let last_hidden = if read.reads_last_state() { Some(output.state.last(config)?) } else { None };
+        let last_hidden = if loss_input.reads_last_state() { Some(output.state.last(config)?) } else { None };
         let Some(head) = &self.head else {
             let outputs = ModelOutputs {
-                y: read.reads_outputs().then(|| output.y.view()),
+                y: loss_input.reads_outputs().then(|| output.y.view()),
                 last: last_hidden.as_ref().map(|last| last.view()),
             };
-            let (loss, gradient) = checked_loss(step, loss, outputs, &shard(input, read))?;
+            let (loss, gradient) = checked_loss(step, loss, outputs, &shard(input, loss_input))?;
             let lstm = backward(&output.tape, config, gradient).await?;
             return Ok((loss, output.state, ModelArrays { lstm, head: None }));
         };
-        let y = if read.reads_outputs() { Some(head_outputs(head, &output.y, input).await?) } else { None };
+        let y = if loss_input.reads_outputs() { Some(head_outputs(head, &output.y, input).await?) } else { None };
         let last = match &last_hidden {
             Some(last) => Some(head.forward_async(last).await?),
             None => None,
         };
         let outputs = ModelOutputs { y: y.as_ref().map(|y| y.view()), last: last.as_ref().map(|last| last.view()) };
-        let (loss, mut gradient) = checked_loss(step, loss, outputs, &shard(input, read))?;
+        let (loss, mut gradient) = checked_loss(step, loss, outputs, &shard(input, loss_input))?;
         let mut head_gradients: Option<HeadArrays> = None;
         let mut hidden_gradient = LossGradient { y: None, last: None };
         if let Some(dy) = &mut gradient.y {
@@ -310,10 +310,10 @@ impl<B: Backend> Trainer<B> {
 type HeadArrays = (Array2<f32>, Option<Array1<f32>>);
 
 /// The only shard of a batch.
-fn shard(input: &Input<'_>, read: Read) -> Shard {
+fn shard(input: &Input<'_>, loss_input: LossInput) -> Shard {
     let (batch, steps) = input.batch_and_steps();
     let time_steps = input.lengths.map_or(batch * steps, |lengths| lengths.iter().sum());
-    Shard { index: 0, rows: 0..batch, count: if read.reads_outputs() { time_steps } else { batch } }
+    Shard { index: 0, rows: 0..batch, count: if loss_input.reads_outputs() { time_steps } else { batch } }
 }
 
 /// The gradients of the LSTM's weights, from the gradient of the loss with respect to its outputs and last hidden states.

@@ -1,0 +1,102 @@
+//! A fully connected layer, packed for steps without allocation.
+
+use std::{fmt, sync::Arc};
+
+use lstm_core::{LinearWeights, MatrixShape, Result, arithmetic::DOT_BLOCK, arithmetic::snap};
+
+use crate::{
+    kernel::{
+        strided::StridedMatrix,
+        table::{Kernels, PANEL_VECTORS},
+        tile::TileArgs,
+    },
+    memory::{buffer::Buffer, tensor::Tensor},
+};
+
+/// The weights of a fully connected layer, snapped and packed into panels. A clone shares them.
+#[derive(Clone)]
+pub struct CpuLinear(Arc<PackedLinear>);
+
+struct PackedLinear {
+    weights: LinearWeights<Tensor>,
+    /// The kernels for which the weights are packed.
+    kernels: &'static Kernels,
+    /// The weights, `[panels][in][panel]`. Outputs beyond the last are zero.
+    panels: Buffer,
+}
+
+impl fmt::Debug for CpuLinear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MatrixShape { rows, cols } = self.0.weights.weight.shape;
+        write!(f, "CpuLinear({cols} to {rows})")
+    }
+}
+
+impl AsRef<LinearWeights<Tensor>> for CpuLinear {
+    fn as_ref(&self) -> &LinearWeights<Tensor> {
+        &self.0.weights
+    }
+}
+
+/// Number of rows that are multiplied at once.
+const STEP_ROWS: usize = 4;
+/// Number of inputs that are multiplied at once, a multiple of `DOT_BLOCK`, so that the order of each sum stays.
+const STEP_INPUTS: usize = 4 * DOT_BLOCK;
+/// Number of floats in a panel row of the widest vectors.
+const MAX_PANEL_WIDTH: usize = PANEL_VECTORS * 16;
+
+/// Values on the stack, aligned for vectors.
+#[repr(align(64))]
+struct AlignedArray<const N: usize>([f32; N]);
+
+impl CpuLinear {
+    pub(crate) fn new(kernels: &'static Kernels, weights: LinearWeights<Tensor>) -> Result<Self> {
+        let (MatrixShape { rows: output_size, cols: input_size }, width) =
+            (weights.weight.shape, kernels.panel_width());
+        let mut panels = Buffer::zeros("load_linear", &[output_size.div_ceil(width), input_size, width])?;
+        for (k, panel) in panels.as_mut_slice().chunks_exact_mut(input_size * width).enumerate() {
+            let rows = weights.weight.rows(k * width..output_size.min((k + 1) * width));
+            for (output, row) in rows.chunks_exact(input_size).enumerate() {
+                row.iter().enumerate().for_each(|(input, &w)| panel[input * width + output] = w);
+            }
+        }
+        Ok(CpuLinear(Arc::new(PackedLinear { weights, kernels, panels })))
+    }
+
+    /// Computes rows of outputs on the calling thread; see `Backend::linear_step`.
+    pub(crate) fn step(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
+        let PackedLinear { weights: LinearWeights { weight, bias }, kernels, panels } = &*self.0;
+        let (MatrixShape { rows: output_size, cols: input_size }, width) = (weight.shape, kernels.panel_width());
+        LinearWeights::<Tensor>::check_step(weight.shape, x, y)?;
+        let mut inputs = AlignedArray([0.0; STEP_ROWS * STEP_INPUTS]);
+        let mut sums = AlignedArray([0.0; STEP_ROWS * MAX_PANEL_WIDTH]);
+        for (x, y) in x.chunks(STEP_ROWS * input_size).zip(y.chunks_mut(STEP_ROWS * output_size)) {
+            for (p, panel) in panels.as_slice().chunks_exact(input_size * width).enumerate() {
+                for start in (0..input_size).step_by(STEP_INPUTS) {
+                    let count = STEP_INPUTS.min(input_size - start);
+                    for (to, row) in inputs.0.chunks_exact_mut(STEP_INPUTS).zip(x.chunks_exact(input_size)) {
+                        to.iter_mut().zip(&row[start..start + count]).for_each(|(to, &v)| *to = snap(v));
+                    }
+                    let a = StridedMatrix::row_major(inputs.0.as_ptr(), STEP_INPUTS);
+                    let panel = panel[start * width..].as_ptr();
+                    let args = TileArgs::new(count, a, panel, sums.0.as_mut_ptr(), width);
+                    // SAFETY: the processor supports the kernels. There are at most `STEP_ROWS` rows of `inputs` and of
+                    // `sums`, whose panel rows are at most `MAX_PANEL_WIDTH` wide, and `count` panel rows from `start` on.
+                    unsafe { kernels.multiply_panel(x.len() / input_size, TileArgs { accumulate: start > 0, ..args }) };
+                }
+                let columns = p * width..output_size.min((p + 1) * width);
+                for (y, sums) in y.chunks_exact_mut(output_size).zip(sums.0.chunks_exact(width)) {
+                    let y = &mut y[columns.clone()];
+                    match bias {
+                        Some(bias) => {
+                            let bias = &bias.as_slice()[columns.clone()];
+                            y.iter_mut().zip(sums).zip(bias).for_each(|((y, sum), bias)| *y = bias + sum);
+                        }
+                        None => y.copy_from_slice(&sums[..y.len()]),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
