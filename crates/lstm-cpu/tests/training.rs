@@ -5,11 +5,11 @@ mod common;
 
 use common::{bits, cases, device, step, step_bits, task, trainer};
 use lstm_cpu::{
-    Backend, Checkpointing, Cpu, Dropout, Error, Input, Linear, Lstm, LstmConfig, Result,
+    Backend, Checkpointing, Cpu, Dropout, Error, HostState, Input, Linear, Lstm, LstmConfig, OutputGradients, Result,
     ndarray::{Array2, Array3, ArrayView1, Axis, s},
     train::{
-        Clip, IGNORE_INDEX, LossInput, ModelOutputs, Optimizer, OptimizerConfig, Parameter, Schedule, Shard, Trainer,
-        TrainerConfig, cross_entropy, mean_squared_error,
+        Clip, IGNORE_INDEX, LossGradient, LossInput, ModelOutputs, Optimizer, OptimizerConfig, Parameter, Schedule,
+        Shard, StepReport, Trainer, TrainerConfig, cross_entropy, mean_squared_error,
     },
 };
 
@@ -333,4 +333,107 @@ fn rejects_empty_batches() {
         assert!(matches!(step, Err(Error::Shape { op, .. }) if op == "Trainer::step: x"));
     }
     assert_eq!(bits(&trainer), before);
+}
+
+/// Compares a step whose loss reads the last states, and one that reads outputs and last states, with the same passes
+/// called one by one.
+#[test]
+fn losses_read_last_states() {
+    let device = device();
+    for (config, has_head) in [(LstmConfig::new(2, 6).bidirectional().layers(2), false), (LstmConfig::new(2, 6), true)]
+    {
+        let lstm = Lstm::random(&device, config.clone(), 1).unwrap();
+        let size = config.output_size();
+        let head = has_head.then(|| Linear::random(&device, size, 3, 2).unwrap());
+        let (x, lengths) = (task().0, [40, 3, 1, 17, 40, 1, 25, 39]);
+        let input = Input::from(&x).lengths(&lengths);
+        for loss_input in [LossInput::LastState, LossInput::Both] {
+            let pass = lstm.forward_train(input, Checkpointing::SaveEverything).unwrap();
+            let last = pass.state.last(&config).unwrap();
+            let reads_outputs = loss_input == LossInput::Both;
+            // The loss is half the sum of squares, so the gradient is the value.
+            let (mut y, mut dlast, mut head_weight) = (pass.y.clone(), last.clone(), None);
+            if let Some(head) = &head {
+                let mut outputs = head.forward(&pass.y).unwrap();
+                for (b, &len) in lengths.iter().enumerate() {
+                    outputs.slice_mut(s![b, len.., ..]).fill(0.0);
+                }
+                let by_last = head.backward(&last, &head.forward(&last).unwrap()).unwrap();
+                let by_outputs = head.backward(&pass.y, &outputs).unwrap();
+                head_weight = Some(if reads_outputs { by_outputs.weight + by_last.weight } else { by_last.weight });
+                (y, dlast) = (by_outputs.x, by_last.x);
+            }
+            let state = HostState::from_last(&config, &dlast).unwrap();
+            let gradients = if reads_outputs { OutputGradients::from(&y).state(&state) } else { (&state).into() };
+            let by_lstm = pass.tape.backward(gradients).unwrap().weights;
+
+            let mut trainer = Trainer::new(lstm.clone(), head.clone(), sgd(1.0)).unwrap();
+            trainer
+                .step(input, loss_input, |out, shard| {
+                    assert_eq!(shard.count, if reads_outputs { lengths.iter().sum() } else { 8 });
+                    let half_square = |v: f64| v * v / 2.0;
+                    let last = out.last()?.to_owned();
+                    let mut loss: f64 = last.iter().map(|&v| half_square(v.into())).sum();
+                    Ok::<_, Error>(match reads_outputs {
+                        true => {
+                            let y = out.y()?.to_owned();
+                            loss += y.iter().map(|&v| half_square(v.into())).sum::<f64>();
+                            (loss, LossGradient::from((y, last)))
+                        }
+                        false => (loss, last.into()),
+                    })
+                })
+                .unwrap();
+            let (mut new, mut old, mut by_lstm) = (trainer.lstm().weights().clone(), lstm.weights().clone(), by_lstm);
+            for (((_, new), (_, old)), (_, gradient)) in new.iter_mut().zip(old.iter_mut()).zip(by_lstm.iter_mut()) {
+                let want = old.iter().zip(gradient.iter()).map(|(w, g)| w - g);
+                assert!(new.iter().zip(want).all(|(new, want)| new.to_bits() == want.to_bits()));
+            }
+            if let (Some(old), Some(new), Some(gradient)) = (&head, trainer.head(), head_weight) {
+                assert_eq!(new.weight(), old.weight() - gradient);
+            }
+        }
+    }
+}
+
+#[test]
+fn losses_that_read_what_was_not_asked_for_are_errors() {
+    let mut trainer = trainer(&device(), &cases()[0]);
+    let (x, before) = (task().0, bits(&trainer));
+    let message = |result: Result<StepReport>| result.unwrap_err().to_string();
+    let error = message(trainer.step(&x, LossInput::LastState, |out, _| Ok((0.0, out.y()?.to_owned()))));
+    assert!(error.contains("LossInput::Outputs or LossInput::Both"), "{error}");
+    let error = message(trainer.step(&x, LossInput::Outputs, |out, _| Ok((0.0, out.last()?.to_owned()))));
+    assert!(error.contains("LossInput::LastState or LossInput::Both"), "{error}");
+    // Of what was read, each part needs a gradient.
+    let error = message(trainer.step(&x, LossInput::Both, |out, _| Ok((0.0, out.last()?.to_owned()))));
+    assert!(error.contains("expected [8, 40, 1], the shape of the outputs, got none"), "{error}");
+    assert_eq!(bits(&trainer), before);
+    // An error of the caller's own type comes back unchanged.
+    #[derive(Debug)]
+    enum Mine {
+        Lstm,
+        Stop,
+    }
+    impl From<Error> for Mine {
+        fn from(_: Error) -> Self {
+            Mine::Lstm
+        }
+    }
+    let stop = |_: ModelOutputs<'_>, _: &Shard| Err::<(f64, LossGradient), _>(Mine::Stop);
+    assert!(matches!(trainer.step(&x, LossInput::Outputs, stop), Err(Mine::Stop)));
+    let wrong = Array3::zeros((8, 40, 3));
+    assert!(matches!(trainer.step(&wrong, LossInput::Outputs, stop), Err(Mine::Lstm)));
+}
+
+#[test]
+fn models_with_dropout_must_be_told() {
+    let lstm = Lstm::random(&device(), LstmConfig::new(2, 6).layers(2).dropout(0.5), 1).unwrap();
+    let x = task().0;
+    let error = lstm.forward_train(&x, Checkpointing::SaveEverything).unwrap_err().to_string();
+    assert!(error.contains("Input::dropout with Dropout::Seed(..) to apply it, or Dropout::Off"), "{error}");
+    let pass = |dropout| lstm.forward_train(Input::from(&x).dropout(dropout), Checkpointing::SaveEverything).unwrap().y;
+    assert_eq!(pass(Dropout::Off), lstm.forward(&x).unwrap().0);
+    assert_ne!(pass(Dropout::Seed(1)), pass(Dropout::Off));
+    assert_eq!(pass(Dropout::Seed(1)), pass(Dropout::Seed(1)));
 }
