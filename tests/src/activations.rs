@@ -69,9 +69,9 @@ impl Activation {
         })
     }
 
-    /// Whether the error of the function at `x` must be within the limit. The limit does not apply to inputs of sigmoid
+    /// Whether the error limit of the function applies to the input `x`. The limit does not apply to inputs of sigmoid
     /// at or below `-SIGMOID_MAX`, where it returns its smallest value.
-    fn is_error_limited_at(self, x: f32) -> bool {
+    fn has_error_limit_at(self, x: f32) -> bool {
         self == Activation::Tanh || x > -arithmetic::SIGMOID_MAX
     }
 }
@@ -150,7 +150,7 @@ pub fn check_all<B: Backend>(b: &B, activation: Activation, check_accuracy: bool
             }
             previous = Some((x, y));
             let error = ulps(y, activation.exact_value(f64::from(x)));
-            if activation.is_error_limited_at(x) && error > max_error {
+            if activation.has_error_limit_at(x) && error > max_error {
                 (max_error, max_error_x) = (error, x);
             }
         }
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn specification_is_accurate_to_two_ulps_on_the_samples() {
         for activation in Activation::ALL {
-            for x in samples().into_iter().filter(|x| !x.is_nan() && activation.is_error_limited_at(*x)) {
+            for x in samples().into_iter().filter(|x| !x.is_nan() && activation.has_error_limit_at(*x)) {
                 let error = ulps(activation.specified_value(x), activation.exact_value(f64::from(x)));
                 assert!(error <= MAX_ULPS, "{activation:?}({x:e}): {error} ULP");
             }

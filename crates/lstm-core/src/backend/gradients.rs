@@ -17,7 +17,7 @@ pub struct LayerOutputGradients<'a, T> {
     /// Gradient with respect to the final state.
     pub state: &'a State<T>,
     /// Weight gradients to which this backward pass adds those that it computes. With checkpointing they are the sums
-    /// over later segments of the same sequence. `None` starts from zero.
+    /// over later time steps of the same sequence. `None` starts from zero.
     pub accumulate: Option<WeightGradients<T>>,
     /// Whether to compute the gradient with respect to the layer's input.
     pub needs_input_gradient: bool,

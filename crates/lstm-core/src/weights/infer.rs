@@ -106,11 +106,11 @@ impl TensorShapes<'_> {
     /// gate.
     fn infer_notebook_gates(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
         let cell = self.check_cell(&[CellKind::Unfused, CellKind::Fused], cell)?;
-        let tensors_with_letter =
+        let tensors_named_like =
             |letter| self.shapes.iter().filter(move |(name, _)| gate_name(name).is_some_and(|n| n.0 == letter));
-        let matrix_shapes = |letter| tensors_with_letter(letter).filter_map(|(_, shape)| matrix_shape(shape));
+        let matrix_shapes = |letter| tensors_named_like(letter).filter_map(|(_, shape)| matrix_shape(shape));
         let hidden = matrix_shapes('V').flatten().chain(matrix_shapes('U').map(|[_, cols]| cols));
-        let bias = tensors_with_letter('b').next().map_or(Bias::None, |_| Bias::One);
+        let bias = tensors_named_like('b').next().map_or(Bias::None, |_| Bias::One);
         let hidden = self.require_size(most_common(hidden), "U_i", "[input, hidden]")?;
         let input = most_common(matrix_shapes('U').map(|[rows, _]| rows));
         let input = self.require_size(input, "U_i", &format!("[input, {hidden}]"))?;

@@ -47,7 +47,8 @@ pub(crate) struct CellArgs {
     pub(crate) clip: Option<f32>,
 }
 
-/// Floats between the items of [`CellArgs`], for each pointer.
+/// Strides in floats: for each pointer of [`CellArgs`], the distance between two items. The items are the rows of one panel
+/// or the panels of one row.
 #[derive(Clone, Copy)]
 pub(crate) struct CellStrides {
     pub(super) wx: usize,

@@ -6,7 +6,8 @@ use lstm_core::{Error, Result, shape::checked_len};
 
 use crate::pool::ThreadPool;
 
-/// Memory for an output that a pass writes completely. Zeroing it first would cost time on one thread.
+/// Uninitialized memory for an output that a pass writes completely. Zeros would be written by one thread, which takes
+/// time.
 pub(crate) struct UninitBuffer {
     values: Vec<f32>,
     len: usize,

@@ -252,10 +252,10 @@ impl<'a> TensorView<'a> {
         // irrelevant.
         let other_axes = |view: &Self| {
             let is_slowest = view.axes.get(concat_axis).and_then(|axis| axis.first()) == Some(&source_axis);
-            let without_source_axis =
+            let remove_source_axis =
                 |axis: &Vec<usize>| axis.iter().copied().filter(|&k| k != source_axis).collect::<Vec<_>>();
             (is_slowest || view.source_dims[source_axis].is_one())
-                .then(|| view.axes.iter().map(without_source_axis).collect::<Vec<_>>())
+                .then(|| view.axes.iter().map(remove_source_axis).collect::<Vec<_>>())
         };
         let sizes = (self.source_dims[source_axis], other.source_dims[source_axis]);
         let (Some(mut axes), (Dim::Known(m), Dim::Known(n))) = (other_axes(self), sizes) else {
