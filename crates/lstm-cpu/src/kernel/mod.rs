@@ -6,6 +6,7 @@
 pub(crate) mod activation;
 pub(crate) mod cell;
 pub(crate) mod cell_backward;
+pub(crate) mod dot;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod isa;

@@ -26,6 +26,8 @@ pub(crate) struct Kernels {
     pub(crate) column_sums: unsafe fn(&ColumnSumArgs),
     /// Prefetches one vector of each of `rows` rows that are `stride` floats apart. The addresses need not be valid.
     pub(crate) prefetch_rows: unsafe fn(*const f32, rows: usize, stride: usize),
+    /// Computes the dot product of `n` values, which are snapped first, and `n` weights.
+    pub(crate) dot_snapped: unsafe fn(x: *const f32, w: *const f32, n: usize) -> f32,
     /// Computes `snap` of `n` values in place.
     pub(crate) snap: unsafe fn(*mut f32, n: usize),
     /// Computes `sigmoid` of `n` values in place.
@@ -77,6 +79,11 @@ macro_rules! define_kernels {
             unsafe { $crate::kernel::elementwise::prefetch_rows::<$simd>(p, rows, stride) }
         }
         $(#[target_feature(enable = $features)])?
+        unsafe fn dot_snapped(x: *const f32, w: *const f32, n: usize) -> f32 {
+            // SAFETY: guaranteed by the caller.
+            unsafe { $crate::kernel::dot::dot_snapped(x, w, n) }
+        }
+        $(#[target_feature(enable = $features)])?
         unsafe fn snap(p: *mut f32, n: usize) {
             // SAFETY: guaranteed by the caller.
             unsafe { $crate::kernel::elementwise::map_snap::<$simd>(p, n) }
@@ -113,6 +120,7 @@ macro_rules! define_kernels {
             cell_backward,
             column_sums,
             prefetch_rows,
+            dot_snapped,
             snap,
             sigmoid,
             tanh,

@@ -38,6 +38,8 @@ impl AsRef<LinearWeights<Tensor>> for CpuLinear {
     }
 }
 
+/// Maximum number of outputs for which one dot product each is faster than a panel, most of which would be padding.
+const MAX_DOT_OUTPUTS: usize = 2;
 /// Number of rows that are multiplied at once.
 const STEP_ROWS: usize = 4;
 /// Number of inputs that are multiplied at once, a multiple of `DOT_BLOCK`, so that the order of each sum stays.
@@ -68,6 +70,16 @@ impl CpuLinear {
         let PackedLinear { weights: LinearWeights { weight, bias }, kernels, panels } = &*self.0;
         let (MatrixShape { rows: output_size, cols: input_size }, width) = (weight.shape, kernels.panel_width());
         LinearWeights::<Tensor>::check_step(weight.shape, x, y)?;
+        if output_size <= MAX_DOT_OUTPUTS {
+            for (x, y) in x.chunks_exact(input_size).zip(y.chunks_exact_mut(output_size)) {
+                for (output, (y, w)) in y.iter_mut().zip(weight.as_slice().chunks_exact(input_size)).enumerate() {
+                    // SAFETY: the processor supports the kernels; both slices have `input_size` values.
+                    let sum = unsafe { (kernels.dot_snapped)(x.as_ptr(), w.as_ptr(), input_size) };
+                    *y = bias.as_ref().map_or(sum, |bias| bias.as_slice()[output] + sum);
+                }
+            }
+            return Ok(());
+        }
         let mut inputs = AlignedArray([0.0; STEP_ROWS * STEP_INPUTS]);
         let mut sums = AlignedArray([0.0; STEP_ROWS * MAX_PANEL_WIDTH]);
         for (x, y) in x.chunks(STEP_ROWS * input_size).zip(y.chunks_mut(STEP_ROWS * output_size)) {
