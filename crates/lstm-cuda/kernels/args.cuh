@@ -84,13 +84,13 @@ struct GemmArgs {
     u32 a_row_stride;
     // Number of elements of `a` from one index of the inner dimension to the next.
     u32 a_depth_stride;
-    // Number of elements from one segment of `a` to the next.
+    // Number of elements from `a_0` to `a_1`, and from each further operand to the next.
     int a_segment_stride;
     // Number of elements from one column of `b` to the next.
     u32 b_col_stride;
     // Number of elements of `b` from one index of the inner dimension to the next.
     u32 b_depth_stride;
-    // Number of elements from one segment of `b` to the next.
+    // Number of elements from `b_0` to `b_1`, and from each further operand to the next.
     int b_segment_stride;
     // Number of elements from one row of `acc` to the next; 0 if `acc` is one row, used for all rows.
     u32 acc_row_stride;

@@ -165,13 +165,13 @@ kernel_args! {
         a_row_stride: u32,
         /// Number of elements of `a` from one index of the inner dimension to the next.
         a_depth_stride: u32,
-        /// Number of elements from one segment of `a` to the next.
+        /// Number of elements from `a_0` to `a_1`, and from each further operand to the next.
         a_segment_stride: i32,
         /// Number of elements from one column of `b` to the next.
         b_col_stride: u32,
         /// Number of elements of `b` from one index of the inner dimension to the next.
         b_depth_stride: u32,
-        /// Number of elements from one segment of `b` to the next.
+        /// Number of elements from `b_0` to `b_1`, and from each further operand to the next.
         b_segment_stride: i32,
         /// Number of elements from one row of `acc` to the next; 0 if `acc` is one row, used for all rows.
         acc_row_stride: u32,

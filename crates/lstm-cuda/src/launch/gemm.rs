@@ -15,7 +15,7 @@ pub(crate) struct Operand {
     pub(crate) address: Address,
     /// Distance from one line to the next, in elements.
     pub(crate) line_stride: usize,
-    /// Distance between neighboring elements of a line, in elements.
+    /// Distance between neighboring elements of a row of the left operand or a column of the right operand, in elements.
     pub(crate) depth_stride: usize,
     /// Distance from one segment to the next, in elements.
     pub(crate) segment_stride: isize,

@@ -1,4 +1,5 @@
-//! How the adapter computes: the source of `fma`, and whether shaders forbid contraction.
+//! How shaders compute on an adapter: with its own `fma` or an emulated one, and whether they forbid contraction of a
+//! product and a sum into one `fma`.
 
 use std::fmt;
 

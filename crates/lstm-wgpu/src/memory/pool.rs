@@ -29,7 +29,7 @@ pub(crate) struct BufferPool {
     pub(super) free_buffers: Mutex<Vec<FreeBuffer>>,
     /// Number of submissions so far, which identifies the submission that recorded work will be part of.
     submission_count: AtomicU64,
-    /// Cached bind groups. They hold only buffers that are free in this pool or in use.
+    /// Cached bind groups. A bind group is dropped with the first of its buffers that this pool drops.
     pub(super) bind_groups: Mutex<HashMap<BindGroupKey, wgpu::BindGroup>>,
     /// Buffers of dropped tensors whose guard words were not checked yet. `None` if tensors have no guard words.
     pub(super) unchecked_buffers: Option<Mutex<Vec<UncheckedBuffer>>>,

@@ -33,10 +33,10 @@ fn bind_groups_are_cached_as_long_as_their_buffers_exist() {
 
     // If there are more buffers than the pool keeps, it drops the oldest, and their bind groups with them.
     let many_tensors: Vec<_> = (0..MAX_FREE_BUFFERS + 10).map(|_| snapped_tensor()).collect();
-    let count_with_many = bind_group_count();
-    assert!(count_with_many > count_before + 100);
+    let count_with_many_tensors = bind_group_count();
+    assert!(count_with_many_tensors > count_before + 100);
     drop(many_tensors);
-    assert!(bind_group_count() < count_with_many);
+    assert!(bind_group_count() < count_with_many_tensors);
     let free_buffers = lock(&gpu.pool.free_buffers);
     for (buffer, _) in lock(&gpu.pool.bind_groups).keys().flat_map(|(_, buffers)| buffers) {
         let buffer_exists = buffer == x.buffer() || free_buffers.iter().any(|f| f.buffer == *buffer);

@@ -40,7 +40,7 @@ struct StreamLayer {
     input_product: InputProduct,
     step_kernels: StepKernels,
     states: Arc<DeviceMemory>,
-    /// Output h, `[2, batch, state]`, one for each state slot.
+    /// The layer's output h after a step, `[2, batch, state]`. A step that reads state slot k writes entry k.
     y: Arc<DeviceMemory>,
 }
 

@@ -110,10 +110,12 @@ parameters! {
         snap_a: u32,
         a_row_stride: u32,
         a_k_stride: u32,
+        /// Number of elements from one segment of k to the next, in a.
         a_segment_stride: u32,
         a_offset: u32,
         b_k_stride: u32,
         b_col_stride: u32,
+        /// Number of elements from one segment of k to the next, in b.
         b_segment_stride: u32,
         b_offset: u32,
     }
