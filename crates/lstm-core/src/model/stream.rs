@@ -69,9 +69,9 @@ impl<B: Backend> Stream<B> {
     }
 
     /// Runs one time step of some sequences, where the others have no input now: row `k` of `x` and `y` belongs to
-    /// sequence `sequences[k]`. Sequences are numbered from 0, in any order; the order of the batch is fastest. The
-    /// others keep their state. The work is that of a batch of `sequences.len()`, and the outputs are bit-identical to
-    /// those of [`step`](Self::step). The CPU backend does not allocate here.
+    /// sequence `sequences[k]`. Sequences are numbered from 0, in any order; ascending order is fastest. The others keep
+    /// their state. The outputs are bit-identical to those of [`step`](Self::step). On the CPU the work is that of a batch
+    /// of `sequences.len()`, and nothing is allocated. The GPU backends run the whole batch.
     ///
     /// ```
     /// # fn example(mut stream: lstm_core::Stream<impl lstm_core::Backend>) -> lstm_core::Result<()> {
