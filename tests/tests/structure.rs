@@ -2,7 +2,7 @@
 //! and no absolute paths of a development machine.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -113,6 +113,73 @@ fn modules_have_no_circular_dependencies() -> Result<()> {
         if let Some(cycle) = module_cycles::find(&root().join(folder))? {
             anyhow::bail!("{folder}: circular dependency among the modules {}", cycle.join(" -> "));
         }
+    }
+    Ok(())
+}
+
+/// The most packages of a build of `lstm-cpu` without features, itself included.
+const MAX_PACKAGES: usize = 30;
+
+#[test]
+fn lstm_cpu_without_features_has_few_dependencies() -> Result<()> {
+    let cargo = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--edges", "normal", "--package", "lstm-cpu", "--no-default-features"])
+        .args(["--prefix", "none", "--format", "{p}", "--no-dedupe"])
+        .current_dir(root())
+        .output()?;
+    ensure!(cargo.status.success(), "cargo tree: {}", String::from_utf8_lossy(&cargo.stderr));
+    let output = String::from_utf8(cargo.stdout)?;
+    let packages: BTreeSet<&str> = output.lines().collect();
+    ensure!(packages.iter().any(|package| package.starts_with("lstm-core ")), "cargo tree: {output}");
+    ensure!(packages.len() <= MAX_PACKAGES, "expected at most {MAX_PACKAGES}, got {}: {packages:#?}", packages.len());
+    for unwanted in ["prost", "serde", "serde_core", "serde_json", "safetensors"] {
+        let is_absent = !packages.iter().any(|package| package.split(' ').next() == Some(unwanted));
+        ensure!(is_absent, "lstm-cpu without features depends on {unwanted}");
+    }
+    Ok(())
+}
+
+/// The crates that re-export what is public in lstm-core, and lstm-formats.
+const RE_EXPORTING_CRATES: &[&str] = &["lstm-cpu", "lstm-wgpu", "lstm-cuda"];
+
+/// The statements of a crate's `lib.rs` that start with one of `starts`, after an optional attribute. Each is one line.
+fn statements(package: &str, starts: &[&str]) -> Result<BTreeSet<String>> {
+    let path = root().join(format!("crates/{package}/src/lib.rs"));
+    let source = std::fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+    let code: Vec<&str> =
+        source.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).collect();
+    let is_requested = |statement: &&str| {
+        let after_attribute = statement.rsplit_once(")] ").map_or(*statement, |(_, statement)| statement);
+        starts.iter().any(|start| after_attribute.starts_with(start))
+    };
+    Ok(code.join(" ").split(';').map(str::trim).filter(is_requested).map(str::to_owned).collect())
+}
+
+/// The names that `pub use` and `pub mod` statements make public.
+fn public_names(statements: &BTreeSet<String>) -> BTreeSet<String> {
+    let parts = statements.iter().map(|statement| statement.replace("::{self,", ", {"));
+    let names = parts.flat_map(|statement| {
+        let names = statement.split([',', '{', '}']).filter_map(|part| part.trim().rsplit([':', ' ']).next());
+        names.filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    });
+    names.collect()
+}
+
+#[test]
+fn backends_re_export_everything_of_the_core() -> Result<()> {
+    let core = public_names(&statements("lstm-core", &["pub use ", "pub mod "])?);
+    let list = |package| statements(package, &["pub use lstm_core::", "pub use lstm_formats"]);
+    let first = list(RE_EXPORTING_CRATES[0])?;
+    for package in RE_EXPORTING_CRATES {
+        let names = public_names(&statements(package, &["pub use lstm_core::"])?);
+        let difference: Vec<_> = core.symmetric_difference(&names).collect();
+        ensure!(core.len() > 50 && difference.is_empty(), "lstm-core and {package} do not both export {difference:?}");
+        let difference: Vec<_> = first.symmetric_difference(&list(package)?).cloned().collect();
+        ensure!(
+            difference.is_empty(),
+            "the re-exports of {} and {package} differ: {difference:#?}",
+            RE_EXPORTING_CRATES[0]
+        );
     }
     Ok(())
 }

@@ -62,6 +62,17 @@ pub(crate) fn read_workspace() -> Result<Workspace> {
 }
 
 impl Workspace {
+    /// Names of all packages.
+    pub(crate) fn package_names(&self) -> impl Iterator<Item = &str> {
+        self.packages.iter().map(|package| package.name.as_str())
+    }
+
+    /// Names of the features of a package, sorted.
+    pub(crate) fn features(&self, package: &str) -> impl Iterator<Item = &str> {
+        let packages = self.packages.iter().filter(move |candidate| candidate.name == package);
+        packages.flat_map(|package| package.features.keys()).map(String::as_str)
+    }
+
     /// Returns arguments for cargo that enable the requested backends in the given packages, or all backends if `None`.
     /// Backends without a feature are left out.
     pub(crate) fn feature_args(&self, packages: &[&str], requested_backends: Option<&[String]>) -> Vec<String> {

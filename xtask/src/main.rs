@@ -3,6 +3,7 @@
 
 mod bench;
 mod cargo;
+mod check_features;
 mod table;
 mod test_all;
 mod verify;
@@ -17,6 +18,7 @@ use clap::Parser;
 enum Command {
     TestAll(test_all::Args),
     Bench(bench::Args),
+    CheckFeatures(check_features::Args),
     Verify(verify::Args),
     /// Compare every backend with ONNX models and the outputs of other runtimes (same program as `verify`)
     VerifyOnnx(verify::Args),
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::TestAll(args) => test_all::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::CheckFeatures(args) => check_features::run(&args),
         Command::Verify(args) | Command::VerifyOnnx(args) => verify::run(&args),
     };
     match result {

@@ -7,6 +7,9 @@
 //! - [`weights`]: parameters, and safetensors files with PyTorch's tensor names;
 //! - what a device implements: [`Ops`], the primitives, and [`Backend`], whole layers;
 //! - what they compute: [`arithmetic`], bit by bit; [`cell`], a time step; [`mod@reference`], a whole sequence.
+//!
+//! The default feature `train` enables [`train`], and the default feature `safetensors` everything that reads and writes
+//! safetensors files.
 
 #![deny(unsafe_code)]
 
@@ -17,6 +20,7 @@ mod config;
 mod error;
 mod model;
 pub mod reference;
+#[cfg(feature = "train")]
 pub mod train;
 pub mod weights;
 
@@ -35,6 +39,9 @@ pub use reference::Reference;
 pub use weights::{
     LayerWeights, Weights,
     init::{Init, InitKind},
+};
+#[cfg(feature = "safetensors")]
+pub use weights::{
     names::TensorNames,
     state_dict::{StateDict, StateDictWriter},
 };

@@ -26,6 +26,15 @@
 //! assert_eq!(state.h.as_slice().len(), 10);
 //! # Ok::<(), lstm_cpu::Error>(())
 //! ```
+//!
+//! # Features
+//!
+//! All are on by default. Without them the crate runs models and computes gradients, with few dependencies.
+//!
+//! - `safetensors`: [`StateDict`] and [`StateDictWriter`], safetensors files.
+//! - `onnx` and `rtneural`: [`formats`], the files of other programs.
+//! - `formats`: all three.
+//! - `train`: [`train`], losses, optimizers and training runs. Its checkpoints take `safetensors`.
 
 mod backend;
 mod builder;
@@ -38,7 +47,7 @@ mod pass;
 mod pool;
 
 /// The examples of the README and of the documentation, as tests.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "formats", feature = "train"))]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/history.md")]
 struct DocumentationTests;
@@ -47,16 +56,23 @@ pub use builder::CpuBuilder;
 pub use cpu::Cpu;
 pub use kernel::isa::Isa;
 pub use layer::{CpuLinear, Layer, Plan};
-// Everything public in lstm-core, so that users depend on this crate alone.
+// Everything public in lstm-core, so that users depend on this crate alone. Every backend has the same list.
+#[cfg(feature = "train")]
+pub use lstm_core::train;
 pub use lstm_core::{
     Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, Direction, Dropout, Error,
     ExecutionPath, GATES, Gradients, HostState, Init, InitKind, Input, LayerGradients, LayerOutput,
     LayerOutputGradients, LayerSpec, LayerWeights, Linear, LinearGradients, LinearWeights, Lstm, LstmConfig, MatrixRef,
     MatrixShape, MaybeSend, MaybeSync, Ops, OutputGradients, Param, Reference, ReferencePath, Result, Sequence, State,
-    StateDict, StateDictWriter, Stream, Tape, TensorNames, TrainOutput, WeightGradients, Weights, arithmetic, cell,
-    ndarray, reference, shape, train, weights,
+    Stream, Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell, ndarray, reference, shape, weights,
 };
-#[cfg(feature = "formats")]
-pub use lstm_formats::{self as formats, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural};
+#[cfg(feature = "safetensors")]
+pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
+#[cfg(any(feature = "onnx", feature = "rtneural"))]
+pub use lstm_formats as formats;
+#[cfg(feature = "rtneural")]
+pub use lstm_formats::RtNeural;
+#[cfg(feature = "onnx")]
+pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
 pub use memory::tensor::Tensor;
 pub use pass::{stream::CpuStream, trace::Trace};

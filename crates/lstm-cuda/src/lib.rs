@@ -48,6 +48,17 @@
 //! columns and a depth of 8. Smaller products, such as a step of fewer than 16 sequences, are exact. Layers that can
 //! use `cluster` or `persistent` do so, with exact recurrent products, unless a step has so many multiplications (about
 //! 2 million per multiprocessor) that one kernel per step on tensor cores should be faster.
+//!
+//! # Features
+//!
+//! All are on by default. Without them the crate runs models and computes gradients, with few dependencies.
+//!
+//! - `safetensors`: [`StateDict`] and [`StateDictWriter`], safetensors files.
+//! - `onnx` and `rtneural`: [`formats`], the files of other programs.
+//! - `formats`: all three.
+//! - `train`: [`train`], losses, optimizers and training runs. Its checkpoints take `safetensors`.
+//! - `bindings`: the interface of CUDA 13.0. Without it, a program chooses the version by a feature of the crate `cudarc`;
+//!   otherwise it is that of the installed CUDA, or the latest that `cudarc` has.
 
 mod backend;
 mod builder;
@@ -67,9 +78,24 @@ pub use device::Device;
 #[doc(hidden)]
 pub use driver::{Address, Driver, Launch};
 pub use layer::{Layer, Plan};
-pub use lstm_core::*;
-#[cfg(feature = "formats")]
-pub use lstm_formats::{self as formats, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural};
+// Everything public in lstm-core, so that users depend on this crate alone. Every backend has the same list.
+#[cfg(feature = "train")]
+pub use lstm_core::train;
+pub use lstm_core::{
+    Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, Direction, Dropout, Error,
+    ExecutionPath, GATES, Gradients, HostState, Init, InitKind, Input, LayerGradients, LayerOutput,
+    LayerOutputGradients, LayerSpec, LayerWeights, Linear, LinearGradients, LinearWeights, Lstm, LstmConfig, MatrixRef,
+    MatrixShape, MaybeSend, MaybeSync, Ops, OutputGradients, Param, Reference, ReferencePath, Result, Sequence, State,
+    Stream, Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell, ndarray, reference, shape, weights,
+};
+#[cfg(feature = "safetensors")]
+pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
+#[cfg(any(feature = "onnx", feature = "rtneural"))]
+pub use lstm_formats as formats;
+#[cfg(feature = "rtneural")]
+pub use lstm_formats::RtNeural;
+#[cfg(feature = "onnx")]
+pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
 pub use sequence::Trace;
 pub use stream::CudaStream;
 pub use tensor::Tensor;

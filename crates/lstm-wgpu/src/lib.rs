@@ -16,6 +16,15 @@
 //!
 //! WGSL does not fully specify how floats are rounded. Therefore opening an adapter compares its results with the
 //! specification. If the adapter's `fma` rounds twice, it is emulated. See [`WgpuBuilder`] and [`Probe`].
+//!
+//! # Features
+//!
+//! All are on by default. Without them the crate runs models and computes gradients, with few dependencies.
+//!
+//! - `safetensors`: [`StateDict`] and [`StateDictWriter`], safetensors files.
+//! - `onnx` and `rtneural`: [`formats`], the files of other programs.
+//! - `formats`: all three.
+//! - `train`: [`train`], losses, optimizers and training runs. Its checkpoints take `safetensors`.
 
 mod backend;
 mod device;
@@ -30,9 +39,24 @@ pub use backend::Wgpu;
 #[cfg(not(target_arch = "wasm32"))]
 pub use device::adapters;
 pub use device::{FloatBehavior, Fma, Mode, Probe, WgpuBuilder};
-pub use lstm_core::*;
-#[cfg(feature = "formats")]
-pub use lstm_formats::{self as formats, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural};
+// Everything public in lstm-core, so that users depend on this crate alone. Every backend has the same list.
+#[cfg(feature = "train")]
+pub use lstm_core::train;
+pub use lstm_core::{
+    Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, Direction, Dropout, Error,
+    ExecutionPath, GATES, Gradients, HostState, Init, InitKind, Input, LayerGradients, LayerOutput,
+    LayerOutputGradients, LayerSpec, LayerWeights, Linear, LinearGradients, LinearWeights, Lstm, LstmConfig, MatrixRef,
+    MatrixShape, MaybeSend, MaybeSync, Ops, OutputGradients, Param, Reference, ReferencePath, Result, Sequence, State,
+    Stream, Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell, ndarray, reference, shape, weights,
+};
+#[cfg(feature = "safetensors")]
+pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
+#[cfg(any(feature = "onnx", feature = "rtneural"))]
+pub use lstm_formats as formats;
+#[cfg(feature = "rtneural")]
+pub use lstm_formats::RtNeural;
+#[cfg(feature = "onnx")]
+pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
 pub use memory::Tensor;
 pub use pass::{Layer, Trace, WgpuStream};
 pub use wgpu;

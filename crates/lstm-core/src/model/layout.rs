@@ -3,8 +3,7 @@
 use std::borrow::Cow;
 
 use ndarray::{Array3, ArrayView3, Axis, s};
-use ndarray_rand::rand::RngCore;
-use rand_chacha::ChaCha8Rng;
+use rand_chacha::{ChaCha8Rng, rand_core::RngCore};
 
 use crate::{
     error::{Error, Result},

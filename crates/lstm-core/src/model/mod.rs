@@ -5,6 +5,8 @@ mod gradients;
 mod input;
 mod layout;
 mod linear;
+#[cfg(feature = "safetensors")]
+mod linear_file;
 mod lstm;
 mod run;
 mod stream;
@@ -17,5 +19,5 @@ pub use lstm::Lstm;
 pub use stream::Stream;
 pub use tape::{Tape, TrainOutput};
 
-pub(crate) use input::check_lengths;
-pub(crate) use lstm::block_on;
+#[cfg(feature = "train")]
+pub(crate) use {input::check_lengths, lstm::block_on};

@@ -2,8 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use ndarray_rand::rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
 use crate::{
     backend::{Backend, LayerOutput, Sequence, State, shape::MatrixShape},

@@ -27,6 +27,7 @@
 //! # Ok::<(), lstm_core::Error>(())
 //! ```
 
+mod check;
 mod checkpointing;
 mod clip;
 mod loss;

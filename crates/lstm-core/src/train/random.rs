@@ -1,8 +1,10 @@
 //! Random numbers for training. Each number depends only on a seed and a counter, so checkpoints need no generator
 //! state.
 
-use ndarray_rand::rand::{RngCore, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore, SeedableRng},
+};
 
 use crate::error::{Error, Result};
 

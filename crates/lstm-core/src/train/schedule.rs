@@ -3,11 +3,9 @@
 use std::{fmt, str::FromStr};
 
 use crate::{
-    config::{
-        check::{check_at_least_one, check_not_negative, check_range},
-        text::{OptionValue, ParsedOptions, write_options},
-    },
+    config::text::{OptionValue, ParsedOptions, write_options},
     error::{Error, Result},
+    train::check::{check_at_least_one, check_not_negative, check_range},
 };
 
 /// Learning rate schedule: a linear warm-up followed by a [`Decay`].

@@ -6,11 +6,10 @@
 //! the order of [`LayerSpec::params`](crate::LayerSpec::params), and the elements of a parameter in row-major order.
 
 use ndarray::{Array2, ArrayD, IxDyn};
-use ndarray_rand::{
-    RandomExt,
-    rand::{Rng, SeedableRng, distr::Distribution},
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore, SeedableRng},
 };
-use rand_chacha::ChaCha8Rng;
 
 use crate::{
     config::{Bias, LstmConfig, Param},
@@ -98,7 +97,8 @@ impl Weights {
 /// Draws one parameter of the given shape.
 fn draw_param(kind: InitKind, param: Param, shape: &[usize], hidden: usize, rng: &mut ChaCha8Rng) -> ArrayD<f32> {
     let mut draw_uniform = |squared_bound: f64| {
-        ArrayD::random_using(IxDyn(shape), SymmetricUniform::with_squared_bound(squared_bound), rng)
+        let uniform = SymmetricUniform::with_squared_bound(squared_bound);
+        ArrayD::from_shape_simple_fn(IxDyn(shape), || uniform.sample(rng))
     };
     match (kind, param, shape) {
         (InitKind::Uniform, ..) => draw_uniform(1.0 / hidden as f64),
@@ -120,34 +120,29 @@ impl SymmetricUniform {
     pub(crate) fn with_squared_bound(squared_bound: f64) -> Self {
         SymmetricUniform { bound: libm::sqrt(squared_bound) as f32 }
     }
-}
 
-impl Distribution<f32> for SymmetricUniform {
-    fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> f32 {
+    /// Draws one value.
+    pub(crate) fn sample(&self, rng: &mut impl RngCore) -> f32 {
         const TWO_POW_23: i32 = 1 << 23;
         let n = (rng.next_u32() >> 8) as i32 - TWO_POW_23;
         n as f32 / TWO_POW_23 as f32 * self.bound
     }
 }
 
-/// The standard normal distribution, by the cosine half of the Box-Muller transform:
+/// Draws from the standard normal distribution, by the cosine half of the Box-Muller transform:
 /// `sqrt(-2 * ln((a + 1) / 2^53)) * cos(2 * pi * b / 2^53)`, where `a` and `b` are the high 53 bits of two 64-bit
 /// random numbers. Logarithm and cosine are those of the `libm` crate.
-struct StandardNormal;
-
-impl Distribution<f64> for StandardNormal {
-    fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> f64 {
-        const TWO_POW_MINUS_53: f64 = 1.0 / (1u64 << 53) as f64;
-        let uniform_radius = ((rng.next_u64() >> 11) + 1) as f64 * TWO_POW_MINUS_53;
-        let uniform_angle = (rng.next_u64() >> 11) as f64 * TWO_POW_MINUS_53;
-        libm::sqrt(-2.0 * libm::log(uniform_radius)) * libm::cos(2.0 * std::f64::consts::PI * uniform_angle)
-    }
+fn sample_standard_normal(rng: &mut impl RngCore) -> f64 {
+    const TWO_POW_MINUS_53: f64 = 1.0 / (1u64 << 53) as f64;
+    let uniform_radius = ((rng.next_u64() >> 11) + 1) as f64 * TWO_POW_MINUS_53;
+    let uniform_angle = (rng.next_u64() >> 11) as f64 * TWO_POW_MINUS_53;
+    libm::sqrt(-2.0 * libm::log(uniform_radius)) * libm::cos(2.0 * std::f64::consts::PI * uniform_angle)
 }
 
 /// Draws a matrix with orthonormal columns, uniformly among all such matrices; `rows >= cols`. Normally distributed
 /// columns are orthogonalized one after the other by modified Gram-Schmidt, which keeps the diagonal of R positive.
 fn random_orthonormal(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Array2<f32> {
-    let normal_matrix = Array2::random_using((rows, cols), StandardNormal, rng);
+    let normal_matrix = Array2::from_shape_simple_fn((rows, cols), || sample_standard_normal(rng));
     let mut columns: Vec<Vec<f64>> = normal_matrix.columns().into_iter().map(|c| c.to_vec()).collect();
     for k in 0..cols {
         let (earlier_columns, remaining_columns) = columns.split_at_mut(k);
@@ -181,8 +176,6 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use ndarray_rand::rand::RngCore;
-
     use super::*;
     use crate::config::CellKind;
 

@@ -1,13 +1,19 @@
 //! The parameters of a model on the host, and safetensors files. Host parameters keep the exact values that were
 //! loaded; only the copies on the device are snapped (see [`arithmetic::snap`](crate::arithmetic::snap)).
 
+#[cfg(feature = "safetensors")]
 pub mod element;
+#[cfg(feature = "safetensors")]
 pub mod file;
 pub mod gates;
+#[cfg(feature = "safetensors")]
 mod infer;
 pub mod init;
+#[cfg(feature = "safetensors")]
 pub mod names;
+#[cfg(feature = "safetensors")]
 pub mod state_dict;
+#[cfg(feature = "safetensors")]
 mod writer;
 
 use ndarray::ArrayD;

@@ -3,11 +3,9 @@
 use std::{fmt, str::FromStr};
 
 use crate::{
-    config::{
-        check::{check_not_negative, check_range},
-        text::{OptionValue, ParsedOptions, write_options},
-    },
+    config::text::{OptionValue, ParsedOptions, write_options},
     error::{Error, Result},
+    train::check::{check_not_negative, check_range},
 };
 
 /// The algorithm of an [`Optimizer`](super::Optimizer) and its options.

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use config::OptimizerConfig;
 
 use crate::{
-    config::check::check_not_negative,
     error::{Error, Result},
     shape::zeros,
+    train::check::check_not_negative,
 };
 use update::{ParameterState, update};
 

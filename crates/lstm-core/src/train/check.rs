@@ -1,0 +1,28 @@
+//! Checks of option values. Each fails with [`Error::Config`], which names the option.
+
+use std::ops::RangeBounds;
+
+use crate::error::{Error, Result};
+
+/// Checks that a number is finite and in `range`. `expected` describes the range in the error message.
+pub(super) fn check_range(
+    option: &'static str,
+    value: f32,
+    range: impl RangeBounds<f32>,
+    expected: &str,
+) -> Result<()> {
+    if value.is_finite() && range.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::config(option, format!("expected {expected}, got {value:?}")))
+}
+
+/// Checks that a number is finite and not negative.
+pub(super) fn check_not_negative(option: &'static str, value: f32) -> Result<()> {
+    check_range(option, value, 0.0.., "a finite number of at least 0")
+}
+
+/// Checks that a count is not 0.
+pub(super) fn check_at_least_one(option: &'static str, count: u64) -> Result<()> {
+    if count == 0 { Err(Error::config(option, "expected at least 1, got 0")) } else { Ok(()) }
+}
