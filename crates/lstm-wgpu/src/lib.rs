@@ -29,7 +29,7 @@ mod testing;
 pub use backend::Wgpu;
 #[cfg(not(target_arch = "wasm32"))]
 pub use device::adapters;
-pub use device::{FloatBehavior, Fma, Mode, Probe, WgpuBuilder};
+pub use device::{FloatBehavior, Fma, Mode, Probe, WgpuBuilder, is_software};
 pub use lstm_core::*;
 #[cfg(feature = "formats")]
 pub use lstm_formats::{self as formats, OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural};
