@@ -1,7 +1,7 @@
 //! The table of test cases: models and their inputs. Seeds determine all values.
 
 use lstm_core::{
-    Bias, CellKind, Direction, HostState, Init, Input, LstmConfig, OutputGradients, Result, State, Weights,
+    Bias, CellKind, Direction, Dropout, HostState, Init, Input, LstmConfig, OutputGradients, Result, State, Weights,
     ndarray::Array3,
 };
 use rand_chacha::{
@@ -67,7 +67,7 @@ impl CaseData {
     pub fn with_options<'a>(&'a self, input: Input<'a>) -> Input<'a> {
         let input = self.state.iter().fold(input, |input, state| input.state(state));
         let input = self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
-        self.dropout_seed.iter().fold(input, |input, &seed| input.with_dropout(seed))
+        self.dropout_seed.iter().fold(input, |input, &seed| input.dropout(Dropout::Seed(seed)))
     }
 }
 

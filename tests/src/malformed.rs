@@ -2,9 +2,9 @@
 //! error or a model and never panics. A model that loads is run, streamed and written again.
 
 use lstm_core::{
-    Backend, CellKind, Direction, Input, Lstm, Reference, Result, StateDict, StateDictWriter, TensorNames, Weights,
+    Backend, CellKind, Direction, Input, Linear, Lstm, Reference, Result, StateDict, StateDictWriter, TensorNames,
+    Weights,
     ndarray::{Array3, ArrayD, ArrayView3, IxDyn, s},
-    train::Linear,
 };
 use lstm_formats::{
     OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, RtNeural,

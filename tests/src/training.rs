@@ -8,12 +8,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{
-    Backend, CellKind, Checkpointing, HostState, Input, Lstm, LstmConfig, StateDict,
+    Backend, CellKind, Checkpointing, HostState, Input, Linear, Lstm, LstmConfig, StateDict,
     arithmetic::Digest,
     ndarray::{Array3, ArrayView1, ArrayView3, s},
     train::{
-        Clip, IGNORE_INDEX, Linear, OptimizerConfig, Schedule, Trainer, TrainerConfig, cross_entropy,
-        mean_squared_error,
+        Clip, IGNORE_INDEX, OptimizerConfig, Read, Schedule, Trainer, TrainerConfig, cross_entropy, mean_squared_error,
     },
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -157,7 +156,7 @@ impl Run {
             let (x, delayed_x) = self.data(k);
             let input = state.iter().fold(Input::from(&x), |input, state| input.state(state));
             let input = self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
-            let step = trainer.step(input, |y| self.loss(y, &delayed_x))?;
+            let step = trainer.step(input, Read::Outputs, |out, _| self.loss(out.y()?, &delayed_x))?;
             losses.push(step.loss);
             state = self.carries_state.then_some(step.state);
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use lstm_core::{Backend, Lstm, StateDict, ndarray::Ix3, train::Linear};
+use lstm_core::{Backend, Linear, Lstm, StateDict, ndarray::Ix3};
 use lstm_formats::RtNeural;
 use lstm_tests::{
     backends::{self, BackendVisitor},

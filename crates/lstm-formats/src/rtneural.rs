@@ -18,7 +18,7 @@ pub struct RtNeural {
     /// Weights of the LSTM layers, for [`Lstm::new`](lstm_core::Lstm::new).
     pub lstm: Weights,
     /// Weight `[output, input]` and bias `[output]` of the dense layer after the LSTM, for
-    /// [`Linear::new`](lstm_core::train::Linear::new).
+    /// [`Linear::new`](lstm_core::Linear::new).
     pub head: Option<(Array2<f32>, Array1<f32>)>,
 }
 
