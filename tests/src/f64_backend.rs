@@ -2,14 +2,13 @@
 //! only, so that its passes are those of the reference path in `lstm-core`.
 
 use std::{
-    cell::{Cell, RefCell},
     future::{Future, ready},
     ops::Range,
-    rc::Rc,
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use lstm_core::{
-    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, ReferencePath, Result,
+    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, MaybeSend, Ops, ReferencePath, Result,
     arithmetic::{Digest, GradientScale},
     shape::{
         check_clip, check_concat, check_download, check_gemm, check_row_broadcast, check_select_between, check_slice,
@@ -37,7 +36,7 @@ impl OpFault {
 #[derive(Clone, Debug)]
 pub struct Matrix {
     shape: MatrixShape,
-    data: Rc<[f64]>,
+    data: Arc<[f64]>,
 }
 
 impl Matrix {
@@ -56,58 +55,62 @@ impl Matrix {
 /// their indices in the list as handles; [`read`](Self::read) returns the value of a handle. A fault can be
 /// [injected](Self::inject_fault) to test that a check detects it.
 #[derive(Clone, Debug, Default)]
-pub struct F64Backend(Rc<SharedState>);
+pub struct F64Backend(Arc<Mutex<SharedState>>);
 
 /// State that the clones of a backend share.
 #[derive(Debug, Default)]
 struct SharedState {
     /// All downloaded values. The handles that downloads return are indices into this list.
-    downloads: RefCell<Vec<f64>>,
+    downloads: Vec<f64>,
     /// Digest of which elements each call of `clip` changed, and in which direction it changed them.
-    clip_pattern: Cell<Digest>,
+    clip_pattern: Digest,
     /// Number of calls of computing primitives since the last call of `inject_fault`.
-    call_count: Cell<usize>,
+    call_count: usize,
     /// The injected fault and the index of the call that contains it.
-    fault: Cell<Option<(usize, OpFault)>>,
+    fault: Option<(usize, OpFault)>,
     /// Name of the primitive whose result the fault changed.
-    changed_primitive: Cell<Option<&'static str>>,
+    changed_primitive: Option<&'static str>,
 }
 
 impl F64Backend {
+    fn shared(&self) -> MutexGuard<'_, SharedState> {
+        self.0.lock().expect("no thread panicked while it held the lock")
+    }
+
     /// Returns the value of a handle that a download returned. `scale` is the scale of the gradients in the pass that returned
     /// the handle.
     pub fn read(&self, handle: f32, scale: GradientScale) -> f64 {
-        self.0.downloads.borrow()[scale.scale_value(handle) as usize] * f64::from(scale.unscale_value(1.0))
+        self.shared().downloads[scale.scale_value(handle) as usize] * f64::from(scale.unscale_value(1.0))
     }
 
     /// Clears the downloaded values and the clip pattern. Handles that were returned before become invalid.
     pub fn clear(&self) {
-        self.0.downloads.borrow_mut().clear();
-        self.0.clip_pattern.set(Digest::default());
+        let mut shared = self.shared();
+        shared.downloads.clear();
+        shared.clip_pattern = Digest::default();
     }
 
     /// Digest of which elements were clipped since [`clear`](Self::clear), and in which direction. If two passes have equal
     /// digests, the loss is smooth between them.
     pub fn clip_pattern(&self) -> Digest {
-        self.0.clip_pattern.get()
+        self.shared().clip_pattern
     }
 
     /// Injects a fault into one of the following calls of computing primitives, counted from 0. `None` removes the fault.
     pub fn inject_fault(&self, fault: Option<(usize, OpFault)>) {
-        self.0.call_count.set(0);
-        self.0.changed_primitive.set(None);
-        self.0.fault.set(fault);
+        let mut shared = self.shared();
+        (shared.call_count, shared.changed_primitive, shared.fault) = (0, None, fault);
     }
 
     /// Number of calls of computing primitives since [`inject_fault`](Self::inject_fault).
     pub fn call_count(&self) -> usize {
-        self.0.call_count.get()
+        self.shared().call_count
     }
 
     /// Name of the primitive whose result the injected fault changed. `None` if no result changed, for example because the
     /// call has no such operand or the operand is zero.
     pub fn changed_primitive(&self) -> Option<&'static str> {
-        self.0.changed_primitive.get()
+        self.shared().changed_primitive
     }
 
     /// Computes a matrix element by element. `value` gets the fault to apply, if any, and the index of the element.
@@ -117,14 +120,15 @@ impl F64Backend {
         shape: MatrixShape,
         value: impl Fn(Option<OpFault>, usize) -> f64,
     ) -> Matrix {
-        let shared = &self.0;
-        let correct_data: Rc<[f64]> = (0..shape.len()).map(|k| value(None, k)).collect();
-        let call_index = shared.call_count.replace(shared.call_count.get() + 1);
-        let data = match shared.fault.get() {
+        let correct_data: Arc<[f64]> = (0..shape.len()).map(|k| value(None, k)).collect();
+        let mut shared = self.shared();
+        let call_index = shared.call_count;
+        shared.call_count += 1;
+        let data = match shared.fault {
             Some((faulty_call, fault)) if faulty_call == call_index => {
                 let factor = if fault == OpFault::Scaled { 1.01 } else { 1.0 };
-                let faulty_data: Rc<[f64]> = (0..shape.len()).map(|k| factor * value(Some(fault), k)).collect();
-                shared.changed_primitive.set((faulty_data != correct_data).then_some(primitive));
+                let faulty_data: Arc<[f64]> = (0..shape.len()).map(|k| factor * value(Some(fault), k)).collect();
+                shared.changed_primitive = (faulty_data != correct_data).then_some(primitive);
                 faulty_data
             }
             _ => correct_data,
@@ -153,10 +157,10 @@ impl Ops for F64Backend {
         check_upload(shape, data.len())?;
         Ok(Matrix { shape, data: data.iter().map(|&v| v.into()).collect() })
     }
-    fn download(&self, x: &Matrix, out: &mut [f32]) -> impl Future<Output = Result<()>> {
+    fn download(&self, x: &Matrix, out: &mut [f32]) -> impl Future<Output = Result<()>> + MaybeSend {
         let size_check = check_download(x.shape, out.len());
         if size_check.is_ok() {
-            let mut downloads = self.0.downloads.borrow_mut();
+            let downloads = &mut self.shared().downloads;
             assert!(downloads.len() + out.len() < 1 << f32::MANTISSA_DIGITS, "f32 can't represent the handle");
             out.iter_mut().enumerate().for_each(|(k, v)| *v = (downloads.len() + k) as f32);
             downloads.extend_from_slice(&x.data);
@@ -199,9 +203,9 @@ impl Ops for F64Backend {
     fn clip(&self, x: Matrix, bound: f32) -> Result<Matrix> {
         check_clip(bound)?;
         let bound = f64::from(bound);
-        let mut pattern = self.0.clip_pattern.get();
+        let mut pattern = self.shared().clip_pattern;
         x.data.iter().for_each(|&v| pattern.add(if v.abs() > bound { v.signum() as f32 } else { 0.0 }));
-        self.0.clip_pattern.set(pattern);
+        self.shared().clip_pattern = pattern;
         Ok(self.map("clip", &x, |v| v.clamp(-bound, bound)))
     }
     fn select_between(&self, x: Matrix, by: &Matrix, low: &Matrix, high: &Matrix) -> Result<Matrix> {

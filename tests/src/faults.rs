@@ -4,7 +4,8 @@ use std::{future::Future, ops::Range};
 
 use lstm_core::{
     Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LayerWeights,
-    MatrixRef, MatrixShape, Ops, Result, Sequence, State, arithmetic::dot, cell::Cell, reference,
+    LinearWeights, MatrixRef, MatrixShape, MaybeSend, Ops, Result, Sequence, State, arithmetic::dot, cell::Cell,
+    reference,
 };
 
 /// A small error that a kernel could have.
@@ -166,7 +167,7 @@ impl<B: Backend> Ops for FaultyBackend<B> {
     fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<B::Tensor> {
         self.inner.upload(shape, data)
     }
-    fn download(&self, x: &B::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> {
+    fn download(&self, x: &B::Tensor, out: &mut [f32]) -> impl Future<Output = Result<()>> + MaybeSend {
         self.inner.download(x, out)
     }
     fn snap(&self, x: B::Tensor) -> Result<B::Tensor> {
@@ -224,6 +225,7 @@ impl<B: Backend> Backend for FaultyBackend<B> {
     type Plan = ();
     type Trace = reference::Trace<B::Tensor>;
     type Stream = reference::Stream<B::Tensor>;
+    type Linear = LinearWeights<B::Tensor>;
 
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer> {
         Cell::load(self, weights)
@@ -266,13 +268,25 @@ impl<B: Backend> Backend for FaultyBackend<B> {
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream> {
         reference::stream(self, layers, batch)
     }
-    fn step(&self, s: &mut Self::Stream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> {
+    fn step(&self, s: &mut Self::Stream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> + MaybeSend {
         reference::step(self, s, x, y)
     }
-    fn stream_state(&self, stream: &Self::Stream) -> Result<Vec<State<B::Tensor>>> {
-        lstm_core::Reference(self.clone()).stream_state(stream)
+    fn step_some(
+        &self,
+        s: &mut Self::Stream,
+        sequences: &[usize],
+        x: &[f32],
+        y: &mut [f32],
+    ) -> impl Future<Output = Result<()>> + MaybeSend {
+        reference::step_some(self, s, sequences, x, y)
     }
-    fn set_stream_state(&self, stream: &mut Self::Stream, state: &[State<B::Tensor>]) -> Result<()> {
-        reference::set_stream_state(self, stream, state)
+    fn stream_state(&self, stream: &Self::Stream, sequences: Range<usize>) -> Result<Vec<State<B::Tensor>>> {
+        reference::stream_state(self, stream, sequences)
+    }
+    fn set_stream_state(&self, stream: &mut Self::Stream, first: usize, state: &[State<B::Tensor>]) -> Result<()> {
+        reference::set_stream_state(self, stream, first, state)
+    }
+    fn load_linear(&self, weights: LinearWeights<B::Tensor>) -> Result<Self::Linear> {
+        Ok(weights)
     }
 }

@@ -31,7 +31,7 @@ pub fn checks<B: Backend>() -> Vec<NamedCheck<B>> {
 }
 
 /// Checks that `result` is an error whose message contains all of `expected_words`. `what` describes the invalid argument.
-fn expect_error<T>(what: &str, expected_words: &[&str], result: Result<T, Error>) -> Result<()> {
+pub(crate) fn expect_error<T>(what: &str, expected_words: &[&str], result: Result<T, Error>) -> Result<()> {
     let Err(error) = result else { bail!("{what} was accepted") };
     let text = error.to_string();
     match expected_words.iter().find(|word| !text.contains(**word)) {
@@ -316,15 +316,27 @@ fn check_step<B: Backend>(b: &B) -> Result<()> {
     expect_error(
         "one state for two layers",
         &["stream state", "2"],
-        b.set_stream_state(&mut backend_stream, std::slice::from_ref(&valid_state)),
+        b.set_stream_state(&mut backend_stream, 0, std::slice::from_ref(&valid_state)),
     )?;
     expect_error(
         "a wide c",
         &["stream state", "[2, 6]"],
-        b.set_stream_state(&mut backend_stream, &[valid_state.clone(), invalid_state]),
+        b.set_stream_state(&mut backend_stream, 0, &[valid_state.clone(), invalid_state]),
     )?;
-    b.set_stream_state(&mut backend_stream, &[valid_state.clone(), valid_state])?;
-    for state in b.stream_state(&backend_stream)? {
+    for first in [1, 2, usize::MAX] {
+        expect_error(
+            "a state for sequences beyond the batch",
+            &["stream state"],
+            b.set_stream_state(&mut backend_stream, first, &[valid_state.clone(), valid_state.clone()]),
+        )?;
+    }
+    #[expect(clippy::reversed_empty_ranges, reason = "the reversed range must be rejected")]
+    for sequences in [0..3, 1..1, 2..1, 2..3, 0..usize::MAX] {
+        let range = format!("{sequences:?}");
+        expect_error("an invalid range", &["stream state", "2", &range], b.stream_state(&backend_stream, sequences))?;
+    }
+    b.set_stream_state(&mut backend_stream, 0, &[valid_state.clone(), valid_state])?;
+    for state in b.stream_state(&backend_stream, 0..2)? {
         check_same_slices("state of a stream", &[1.0; 14], &download(b, &state.c)?)?;
     }
     Ok(())

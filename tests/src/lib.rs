@@ -19,6 +19,7 @@ pub mod python;
 pub mod results;
 pub mod score;
 pub mod specification;
+pub mod streams;
 #[cfg(feature = "toy")]
 pub mod toy;
 pub mod training;

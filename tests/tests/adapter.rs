@@ -266,7 +266,7 @@ fn set_stream_state_is_atomic(b: &Wgpu) -> CheckResult {
     };
     let values = |stream: &WgpuStream| -> Result<Vec<f32>, Error> {
         let mut all = Vec::new();
-        for State { h, c } in b.stream_state(stream)? {
+        for State { h, c } in b.stream_state(stream, 0..1)? {
             for tensor in [h, c] {
                 let mut out = [0.0; 8];
                 pollster::block_on(b.download(&tensor, &mut out))?;
@@ -275,9 +275,9 @@ fn set_stream_state_is_atomic(b: &Wgpu) -> CheckResult {
         }
         Ok(all)
     };
-    check_rejected(b.set_stream_state(&mut stream, &[state(b)?, state(&other)?]), &["set_stream_state"])?;
+    check_rejected(b.set_stream_state(&mut stream, 0, &[state(b)?, state(&other)?]), &["set_stream_state"])?;
     ensure(values(&stream)? == [0.0; 32], "a failed call changed the state")?;
-    b.set_stream_state(&mut stream, &[state(b)?, state(b)?])?;
+    b.set_stream_state(&mut stream, 0, &[state(b)?, state(b)?])?;
     ensure(values(&stream)? == [0.5; 32], "the state is not the one that was set")
 }
 

@@ -26,7 +26,7 @@ use lstm_tests::{
     invalid_input, primitives,
     results::{Outcome, ResultLine, record_result},
     score::Score,
-    specification, training,
+    specification, streams, training,
     verify::case_files,
 };
 
@@ -151,7 +151,7 @@ impl BackendVisitor for Trials {
         if let Arithmetic::Inexact(why) = b.arithmetic() {
             let reason = format!("the arithmetic is not exact: {why}");
             if env::var_os("LSTM_RUN_INEXACT").is_none() {
-                for group in ["specification", "primitives", "cells", "options", "sizes", "training"] {
+                for group in ["specification", "primitives", "streams", "cells", "options", "sizes", "training"] {
                     self.not_run(name, group, &reason);
                 }
                 return;
@@ -163,6 +163,9 @@ impl BackendVisitor for Trials {
         add!("specification", "generator", |b: &B| specification::check_generator(b).map(|()| String::new()));
         for (case, check) in primitives::checks::<B>() {
             add!("primitives", case, move |b: &B| check(b).map(|()| String::new()));
+        }
+        for (case, check) in streams::checks::<B>() {
+            add!("streams", case, move |b: &B| check(b).map(|()| String::new()));
         }
         for case in cases::all_cases() {
             let (group, name) = (case.group, case.name.clone());

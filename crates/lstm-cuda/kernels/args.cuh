@@ -46,10 +46,14 @@ struct SelectBetweenArgs {
     u32 padding;
 };
 
-// Arguments of `copy`, which copies a matrix to memory with another row stride.
+// Arguments of `copy`, which copies rows of a matrix to memory that may have another row stride.
 struct CopyArgs {
     const float *src;
     float *dst;
+    // The numbers of the rows that are copied, `[rows]`. A row has the same number in `src` and `dst`. Null to copy
+    // the first `rows` rows.
+    const u32 *row_numbers;
+    // Number of rows that are copied.
     u64 rows;
     u32 cols;
     // Number of elements from one row of `src` to the next.

@@ -36,7 +36,8 @@ KERNEL(select_between, SelectBetweenArgs, 256) {
 
 KERNEL(copy, CopyArgs, 256) {
     for (u64 i = first_index(); i < args.rows * args.cols; i += grid_stride()) {
-        const u64 row = i / args.cols, col = i % args.cols;
+        const u64 col = i % args.cols;
+        const u64 row = args.row_numbers ? args.row_numbers[i / args.cols] : i / args.cols;
         const float v = args.src[row * args.src_stride + col];
         args.dst[row * args.dst_stride + col] = args.snap ? snap(v) : v;
     }

@@ -9,7 +9,7 @@ use std::{
 
 use lstm_core::{
     Arithmetic, Backend, ConcatAxis, Error, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients,
-    LayerWeights, MatrixRef, MatrixShape, Ops, Result, Sequence, State,
+    LayerWeights, LinearWeights, MatrixRef, MatrixShape, MaybeSend, Ops, Result, Sequence, State,
     shape::{
         check_clip, check_concat, check_download, check_gemm, check_row_broadcast, check_select_between, check_slice,
         check_upload, checked_len,
@@ -117,7 +117,7 @@ impl<D: Driver> Ops for CudaBackend<D> {
         Ok(tensor)
     }
 
-    fn download(&self, x: &Tensor<D>, out: &mut [f32]) -> impl Future<Output = Result<()>> {
+    fn download(&self, x: &Tensor<D>, out: &mut [f32]) -> impl Future<Output = Result<()>> + MaybeSend {
         let length_check = check_download(x.shape, out.len());
         ready(length_check.and_then(|()| self.driver.download("download", &x.data, 0, out)))
     }
@@ -238,6 +238,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
     type Plan = Plan<D>;
     type Trace = Trace<D>;
     type Stream = CudaStream<D>;
+    type Linear = LinearWeights<Tensor<D>>;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer<D>> {
         Ok(Layer(Arc::new(DeviceWeights::new(&self.driver, weights)?)))
@@ -300,15 +301,34 @@ impl<D: Driver> Backend for CudaBackend<D> {
         CudaStream::new(self, layers, batch)
     }
 
-    fn step(&self, stream: &mut CudaStream<D>, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> {
+    fn step(
+        &self,
+        stream: &mut CudaStream<D>,
+        x: &[f32],
+        y: &mut [f32],
+    ) -> impl Future<Output = Result<()>> + MaybeSend {
         ready(stream.step(&self.driver, x, y))
     }
 
-    fn stream_state(&self, stream: &CudaStream<D>) -> Result<Vec<State<Tensor<D>>>> {
-        stream.state(self)
+    fn step_some(
+        &self,
+        stream: &mut CudaStream<D>,
+        sequences: &[usize],
+        x: &[f32],
+        y: &mut [f32],
+    ) -> impl Future<Output = Result<()>> + MaybeSend {
+        ready(stream.step_some(&self.driver, sequences, x, y))
     }
 
-    fn set_stream_state(&self, stream: &mut CudaStream<D>, state: &[State<Tensor<D>>]) -> Result<()> {
-        stream.set_state(&self.driver, state)
+    fn stream_state(&self, stream: &CudaStream<D>, sequences: Range<usize>) -> Result<Vec<State<Tensor<D>>>> {
+        stream.state(self, sequences)
+    }
+
+    fn set_stream_state(&self, stream: &mut CudaStream<D>, first: usize, state: &[State<Tensor<D>>]) -> Result<()> {
+        stream.set_state(&self.driver, first, state)
+    }
+
+    fn load_linear(&self, weights: LinearWeights<Tensor<D>>) -> Result<LinearWeights<Tensor<D>>> {
+        Ok(weights)
     }
 }

@@ -1,18 +1,18 @@
 //! Streaming: a stack of layers, one step at a time. The state has a double buffer, and the launches of a step are
 //! recorded twice: once for each half that can hold the state before the step.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use lstm_core::{
     Error, LayerSpec, MatrixShape, Result, State,
-    reference::{check_stack, check_state, check_step},
+    reference::{check_sequences, check_stack, check_state, check_step, check_step_some},
     shape::{checked_len, zeros},
 };
 
 use crate::{
     backend::CudaBackend,
     driver::{Address, Driver, Launch, checked_u32},
-    launch::{copy, offset},
+    launch::{copy, copy_rows, offset},
     layer::Layer,
     sequence::{StepBuffers, input_term_launch, push_step_launches},
     tensor::Tensor,
@@ -24,6 +24,8 @@ pub struct CudaStream<D: Driver> {
     batch: usize,
     /// The step's input, `[batch, input]`.
     x: D::Memory,
+    /// The numbers of the sequences that a step leaves out, as `u32`, `[batch]`.
+    absent: D::Memory,
     buffers: Vec<LayerBuffers<D>>,
     /// The launches of one step: graph `k` is for steps before which half `k` of the double buffers holds the state.
     graphs: [D::Graph; 2],
@@ -78,11 +80,11 @@ impl<D: Driver> CudaStream<D> {
             })
         };
         let buffers = layers.iter().map(layer_buffers).collect::<Result<Vec<_>>>()?;
-        let x = alloc(&[batch, layers[0].0.spec.input_size])?;
+        let (x, absent) = (alloc(&[batch, layers[0].0.spec.input_size])?, alloc(&[batch])?);
         let record_step =
             |from_half| driver.record_graph(op, step_launches(driver, layers, batch, &x, &buffers, from_half)?);
         let graphs = [record_step(0)?, record_step(1)?];
-        Ok(CudaStream { layers: layers.to_vec(), batch, x, buffers, graphs, current_half: 0 })
+        Ok(CudaStream { layers: layers.to_vec(), batch, x, absent, buffers, graphs, current_half: 0 })
     }
 
     pub(crate) fn step(&mut self, driver: &D, x: &[f32], y: &mut [f32]) -> Result<()> {
@@ -98,40 +100,87 @@ impl<D: Driver> CudaStream<D> {
         Ok(())
     }
 
-    pub(crate) fn state(&self, b: &CudaBackend<D>) -> Result<Vec<State<Tensor<D>>>> {
-        let state = self.layers.iter().zip(&self.buffers).map(|(layer, buffers)| {
-            let copy_half = |memory: &D::Memory, cols: usize| {
-                let out = b.allocate_tensor("stream_state", MatrixShape::new(self.batch, cols))?;
-                let src = half_address(&b.driver, memory, [self.batch, cols], self.current_half);
-                let dst = b.driver.address(&out.data);
-                let launch = copy("stream_state", (src, cols), (dst, cols), [self.batch, cols], false)?;
-                b.driver.launch("stream_state", &launch)?;
-                Ok::<_, Error>(out)
-            };
-            Ok(State {
-                h: copy_half(&buffers.h, layer.0.spec.state_size())?,
-                c: copy_half(&buffers.c, layer.0.spec.hidden_size)?,
-            })
-        });
-        state.collect()
-    }
-
-    pub(crate) fn set_state(&mut self, driver: &D, state: &[State<Tensor<D>>]) -> Result<()> {
-        let op = "set_stream_state";
-        let specs: Vec<_> = self.layers.iter().map(|layer| layer.0.spec).collect();
-        check_state(&specs, self.batch, state.iter().map(|s| State { h: s.h.shape, c: s.c.shape }))?;
-        // Write to the other half, so that the state is unchanged if this fails.
-        let next_half = 1 - self.current_half;
-        for ((spec, buffers), state) in specs.iter().zip(&self.buffers).zip(state) {
-            for (src, memory, cols) in
-                [(&state.h, &buffers.h, spec.state_size()), (&state.c, &buffers.c, spec.hidden_size)]
-            {
-                let dst = half_address(driver, memory, [self.batch, cols], next_half);
-                let src = driver.address(&src.data);
-                driver.launch(op, &copy(op, (src, cols), (dst, cols), [self.batch, cols], true)?)?;
+    pub(crate) fn step_some(&mut self, driver: &D, sequences: &[usize], x: &[f32], y: &mut [f32]) -> Result<()> {
+        let op = "step_some";
+        let (first_spec, last_spec) = (&self.layers[0].0.spec, &self.layers[self.layers.len() - 1].0.spec);
+        check_step_some(self.batch, sequences, first_spec, last_spec, x, y)?;
+        if sequences.is_empty() {
+            return Ok(());
+        }
+        let (input_size, state_size) = (first_spec.input_size, last_spec.state_size());
+        // The whole batch runs, because its graph is recorded. Absent sequences get zeros as input, and their new state is
+        // replaced by the old one.
+        let mut batch_x = zeros(op, &[self.batch, input_size])?;
+        let mut is_absent = vec![true; self.batch];
+        for (&sequence, row) in sequences.iter().zip(x.chunks_exact(input_size)) {
+            batch_x[sequence * input_size..][..input_size].copy_from_slice(row);
+            is_absent[sequence] = false;
+        }
+        // `new` checked that the batch size fits in 32 bits.
+        let absent: Vec<f32> = (0..self.batch as u32).filter(|&k| is_absent[k as usize]).map(f32::from_bits).collect();
+        driver.upload(op, &self.x, &batch_x)?;
+        driver.launch_graph(op, &self.graphs[self.current_half])?;
+        if !absent.is_empty() {
+            driver.upload(op, &self.absent, &absent)?;
+            let row_numbers = driver.address(&self.absent);
+            for (memory, cols) in self.state_buffers() {
+                let [old, new] = self.old_and_new_state(driver, memory, cols);
+                driver.launch(op, &copy_rows(op, old, new, row_numbers, [absent.len(), cols])?)?;
             }
         }
+        let next_half = 1 - self.current_half;
+        let mut batch_y = zeros(op, &[self.batch, state_size])?;
+        let h = &self.buffers[self.buffers.len() - 1].h;
+        driver.download(op, h, next_half * self.batch * state_size, &mut batch_y)?;
+        for (&sequence, row) in sequences.iter().zip(y.chunks_exact_mut(state_size)) {
+            row.copy_from_slice(&batch_y[sequence * state_size..][..state_size]);
+        }
         self.current_half = next_half;
+        Ok(())
+    }
+
+    /// The double buffers of h and c of each layer, with their numbers of columns.
+    fn state_buffers(&self) -> impl Iterator<Item = (&D::Memory, usize)> {
+        self.layers.iter().zip(&self.buffers).flat_map(|(Layer(layer), buffers)| {
+            [(&buffers.h, layer.spec.state_size()), (&buffers.c, layer.spec.hidden_size)]
+        })
+    }
+
+    /// The addresses of the half of a double buffer that holds the current state, and of the other half.
+    fn old_and_new_state(&self, driver: &D, memory: &D::Memory, cols: usize) -> [Address; 2] {
+        [self.current_half, 1 - self.current_half].map(|half| half_address(driver, memory, [self.batch, cols], half))
+    }
+
+    pub(crate) fn state(&self, b: &CudaBackend<D>, sequences: Range<usize>) -> Result<Vec<State<Tensor<D>>>> {
+        let op = "stream_state";
+        check_sequences(self.batch, &sequences)?;
+        let copy_rows = |(memory, cols): (&D::Memory, usize)| {
+            let out = b.allocate_tensor(op, MatrixShape::new(sequences.len(), cols))?;
+            let [state, _] = self.old_and_new_state(&b.driver, memory, cols);
+            let (src, dst) = (offset(state, sequences.start * cols), b.driver.address(&out.data));
+            b.driver.launch(op, &copy(op, (src, cols), (dst, cols), [sequences.len(), cols], false)?)?;
+            Ok(out)
+        };
+        let tensors = self.state_buffers().map(copy_rows).collect::<Result<Vec<_>>>()?;
+        Ok(tensors.chunks_exact(2).map(|pair| State { h: pair[0].clone(), c: pair[1].clone() }).collect())
+    }
+
+    pub(crate) fn set_state(&mut self, driver: &D, first: usize, state: &[State<Tensor<D>>]) -> Result<()> {
+        let op = "set_stream_state";
+        let specs: Vec<_> = self.layers.iter().map(|layer| layer.0.spec).collect();
+        let shapes = state.iter().map(|s| State { h: s.h.shape, c: s.c.shape });
+        let sequences = check_state(&specs, self.batch, first, shapes)?;
+        // Write to the other half, so that the state is unchanged if this fails.
+        let tensors = state.iter().flat_map(|state| [&state.h, &state.c]);
+        for ((memory, cols), tensor) in self.state_buffers().zip(tensors) {
+            let [old, new] = self.old_and_new_state(driver, memory, cols);
+            if sequences.len() < self.batch {
+                driver.launch(op, &copy(op, (old, cols), (new, cols), [self.batch, cols], false)?)?;
+            }
+            let (src, dst) = (driver.address(&tensor.data), offset(new, sequences.start * cols));
+            driver.launch(op, &copy(op, (src, cols), (dst, cols), [sequences.len(), cols], true)?)?;
+        }
+        self.current_half = 1 - self.current_half;
         Ok(())
     }
 }

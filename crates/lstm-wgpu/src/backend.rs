@@ -4,7 +4,7 @@ use std::{future::Future, ops::Range, sync::Arc};
 
 use lstm_core::{
     Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LayerWeights,
-    MatrixRef, MatrixShape, Ops, Result, Sequence, State,
+    LinearWeights, MatrixRef, MatrixShape, MaybeSend, Ops, Result, Sequence, State,
     shape::{check_clip, check_download, check_upload},
 };
 
@@ -199,6 +199,7 @@ impl Backend for Wgpu {
     type Plan = ();
     type Trace = Trace;
     type Stream = WgpuStream;
+    type Linear = LinearWeights<Tensor>;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer> {
         Layer::new(&self.gpu, weights)
@@ -239,15 +240,29 @@ impl Backend for Wgpu {
         WgpuStream::new(&self.gpu, layers, batch)
     }
 
-    fn step(&self, stream: &mut WgpuStream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> {
+    fn step(&self, stream: &mut WgpuStream, x: &[f32], y: &mut [f32]) -> impl Future<Output = Result<()>> + MaybeSend {
         stream.step(&self.gpu, x, y)
     }
 
-    fn stream_state(&self, stream: &WgpuStream) -> Result<Vec<State<Tensor>>> {
-        stream.state(&self.gpu)
+    fn step_some(
+        &self,
+        stream: &mut WgpuStream,
+        sequences: &[usize],
+        x: &[f32],
+        y: &mut [f32],
+    ) -> impl Future<Output = Result<()>> + MaybeSend {
+        stream.step_some(&self.gpu, sequences, x, y)
     }
 
-    fn set_stream_state(&self, stream: &mut WgpuStream, state: &[State<Tensor>]) -> Result<()> {
-        stream.set_state(&self.gpu, state)
+    fn stream_state(&self, stream: &WgpuStream, sequences: Range<usize>) -> Result<Vec<State<Tensor>>> {
+        stream.state(&self.gpu, sequences)
+    }
+
+    fn set_stream_state(&self, stream: &mut WgpuStream, first: usize, state: &[State<Tensor>]) -> Result<()> {
+        stream.set_state(&self.gpu, first, state)
+    }
+
+    fn load_linear(&self, weights: LinearWeights<Tensor>) -> Result<LinearWeights<Tensor>> {
+        Ok(weights)
     }
 }

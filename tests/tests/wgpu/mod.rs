@@ -33,6 +33,10 @@ pub(super) fn trials(trials: &mut Trials) {
                     .into_iter()
                     .filter(|case| case.group == "sizes" || case.config.proj_size.is_some() || case.lengths.is_some());
                 add_cases(trials, "gpu-kernels", &wgpu, cases);
+                for (name, check) in streams::checks::<Wgpu>() {
+                    let wgpu = wgpu.clone();
+                    trials.add("wgpu", "gpu-kernels", name, move || check(&wgpu).map(|()| String::new()));
+                }
                 for run in training::runs() {
                     let (wgpu, name) = (wgpu.clone(), format!("training-{}", run.name));
                     trials.add("wgpu", "gpu-kernels", &name.clone(), move || {
@@ -77,7 +81,7 @@ fn add_guarded(trials: &mut Trials, group: &str, builder: WgpuBuilder) {
         Ok(wgpu) => wgpu,
         Err(error) => return trials.add("wgpu", group, "open", || Err(error.into())),
     };
-    for (name, check) in primitives::checks::<Wgpu>() {
+    for (name, check) in primitives::checks::<Wgpu>().into_iter().chain(streams::checks()) {
         let wgpu = wgpu.clone();
         trials.add("wgpu", group, name, move || {
             check(&wgpu)?;

@@ -9,8 +9,10 @@ use lstm_cuda_sim::{CudaHost, Host};
 use crate::{Result, ensure};
 
 /// The steps, in order.
-pub(crate) const STEPS: [&str; 12] =
-    ["load", "forward", "forward", "forward", "lengths", "train", "stream", "step", "step", "chunk", "state", "step"];
+pub(crate) const STEPS: [&str; 14] = [
+    "load", "forward", "forward", "forward", "lengths", "train", "stream", "step", "step", "chunk", "state", "some",
+    "step", "some",
+];
 
 const BATCH: usize = 3;
 const LENGTH: usize = 5;
@@ -64,10 +66,19 @@ impl<'a, B: Backend> Workload<'a, B> {
                 stream.step(&x, &mut y)?;
                 Ok(y)
             }
+            ("some", Some(stream)) => {
+                let sequences = [2, 0];
+                let mut y = vec![0.0; sequences.len() * self.config.output_size()];
+                let x: Vec<f32> = x.slice(s![..sequences.len(), n % LENGTH, ..]).iter().copied().collect();
+                stream.step_some(&sequences, &x, &mut y)?;
+                Ok(y)
+            }
             ("chunk", Some(stream)) => Ok(stream.chunk(x.view())?.into_iter().collect()),
             ("state", Some(stream)) => {
                 let state = stream.state()?;
                 stream.set_state(&state)?;
+                let sequence = |array: &Array3<f32>| array.slice(s![.., 1..2, ..]).to_owned();
+                stream.put_state(1, &HostState { h: sequence(&state.h), c: sequence(&state.c) })?;
                 Ok(state.h.into_iter().chain(state.c).collect())
             }
             (step, _) => panic!("unknown step {step}, or the step `stream` has not run"),

@@ -16,6 +16,8 @@ pub(crate) type OutputAddress = Address;
 /// Address of one `u32` per step: the number of sequences of the batch that are long enough to have this step. 0 if all
 /// sequences have all steps.
 pub(crate) type CountsAddress = Address;
+/// Address of `u32` numbers of rows; 0 if there are none.
+pub(crate) type RowNumbersAddress = Address;
 
 /// Expands to the CUDA C++ type of an argument struct's field, with the separator before the field's name.
 #[cfg(test)]
@@ -27,6 +29,9 @@ macro_rules! cuda_type {
         "float *"
     };
     (CountsAddress) => {
+        "const u32 *"
+    };
+    (RowNumbersAddress) => {
         "const u32 *"
     };
     (u64) => {
@@ -122,10 +127,14 @@ kernel_args! {
         padding: u32,
     }
 
-    /// Arguments of `copy`, which copies a matrix to memory with another row stride.
+    /// Arguments of `copy`, which copies rows of a matrix to memory that may have another row stride.
     struct CopyArgs {
         src: InputAddress,
         dst: OutputAddress,
+        /// The numbers of the rows that are copied, `[rows]`. A row has the same number in `src` and `dst`. Null to copy
+        /// the first `rows` rows.
+        row_numbers: RowNumbersAddress,
+        /// Number of rows that are copied.
         rows: u64,
         cols: u32,
         /// Number of elements from one row of `src` to the next.

@@ -4,7 +4,7 @@ use lstm_core::Result;
 
 use crate::{
     driver::{Address, Launch, checked_u32},
-    kernels::args::{CopyArgs, MapArgs},
+    kernels::args::{CopyArgs, MapArgs, RowNumbersAddress},
 };
 
 /// The function that the kernel `map` applies. The discriminants are the values of [`MapArgs::op`].
@@ -43,11 +43,35 @@ pub(crate) fn copy(
     let args = CopyArgs {
         src,
         dst,
+        row_numbers: 0,
         rows: rows as u64,
         cols: checked_u32(op, cols)?,
         src_stride: checked_u32(op, src_stride)?,
         dst_stride: checked_u32(op, dst_stride)?,
         snap: snap.into(),
+    };
+    Launch::elementwise(op, "copy", rows * cols, args)
+}
+
+/// Returns a launch that copies some rows of a matrix of `cols` columns to the same rows of another one. `row_numbers` is
+/// the address of `rows` numbers of rows, as `u32`.
+pub(crate) fn copy_rows(
+    op: &'static str,
+    src: Address,
+    dst: Address,
+    row_numbers: RowNumbersAddress,
+    [rows, cols]: [usize; 2],
+) -> Result<Launch> {
+    let stride = checked_u32(op, cols)?;
+    let args = CopyArgs {
+        src,
+        dst,
+        row_numbers,
+        rows: rows as u64,
+        cols: stride,
+        src_stride: stride,
+        dst_stride: stride,
+        snap: 0,
     };
     Launch::elementwise(op, "copy", rows * cols, args)
 }

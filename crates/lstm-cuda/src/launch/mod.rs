@@ -6,7 +6,7 @@ mod gemm;
 mod tile;
 
 pub(crate) use column_sums::{column_sum_args, column_sums};
-pub(crate) use elementwise::{MapFunction, copy, map};
+pub(crate) use elementwise::{MapFunction, copy, copy_rows, map};
 pub(crate) use gemm::{Operand, checked_i32, gemm, launches_segments_separately};
 pub(crate) use tile::{backward_tiles, step_tile};
 

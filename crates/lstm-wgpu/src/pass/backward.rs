@@ -73,7 +73,7 @@ pub(crate) fn backward(
     };
     Ok(LayerGradients {
         x,
-        state: read_state(gpu, OP, spec, &state_gradients, slot)?,
+        state: read_state(gpu, OP, spec, &state_gradients, slot, 0..batch)?,
         weights: weight_gradients(gpu, layer, trace, &dz, dh.as_ref(), output_gradients.accumulate.as_ref())?,
     })
 }

@@ -224,7 +224,7 @@ fn run(
         kernels.run(gpu, chunk_parameters)?;
         gates = Some(z);
     }
-    let state = read_state(gpu, op, spec, &states, StateSlot { slot_count, batch, index: last_slot })?;
+    let state = read_state(gpu, op, spec, &states, StateSlot { slot_count, batch, index: last_slot }, 0..batch)?;
     let gates = match gates {
         Some(gates) => gates,
         None => gpu.allocate(op, 1)?,

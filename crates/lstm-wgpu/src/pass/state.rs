@@ -1,6 +1,6 @@
 //! Ring buffers of states: memory that holds `h: [slot_count, batch, state]`, then `c: [slot_count, batch, hidden]`.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use lstm_core::{LayerSpec, MatrixShape, Result, State, shape::checked_len};
 
@@ -31,17 +31,18 @@ pub(super) fn allocate_states(
 ) -> Result<Arc<DeviceMemory>> {
     let rows = checked_len(op, &[slot.slot_count, slot.batch])?;
     let memory = gpu.allocate(op, checked_len(op, &[rows, spec.state_size() + spec.hidden_size])?)?;
-    write_state(gpu, op, spec, &memory, slot, state)?;
+    write_state(gpu, op, spec, &memory, slot, 0, state)?;
     Ok(memory)
 }
 
-/// Copies `state` to `slot` of a ring buffer, snapped.
+/// Copies `state` to `slot` of a ring buffer, snapped, for the sequences from number `first` on.
 pub(super) fn write_state(
     gpu: &Gpu,
     op: &'static str,
     spec: &LayerSpec,
     memory: &Arc<DeviceMemory>,
     StateSlot { slot_count, batch, index }: StateSlot,
+    first: usize,
     state: &State<Tensor>,
 ) -> Result<()> {
     let copy_snapped = |x: &Tensor, offset: usize| {
@@ -51,21 +52,21 @@ pub(super) fn write_state(
             CopyParameters { rows, cols, x_offset: 0, x_stride: cols, y_offset, y_stride: cols, snap_values: 1 };
         gpu.copy_rectangle(op, &x.memory, memory, &parameters)
     };
-    copy_snapped(&state.h, index * batch * spec.state_size())?;
-    copy_snapped(&state.c, slot_count * batch * spec.state_size() + index * batch * spec.hidden_size)
+    let row = index * batch + first;
+    copy_snapped(&state.h, row * spec.state_size())?;
+    copy_snapped(&state.c, slot_count * batch * spec.state_size() + row * spec.hidden_size)
 }
 
-/// Copies the state at `slot` of a ring buffer to new tensors.
+/// Copies the state of some sequences at `slot` of a ring buffer to new tensors.
 pub(super) fn read_state(
     gpu: &Gpu,
     op: &'static str,
     spec: &LayerSpec,
     memory: &Arc<DeviceMemory>,
     StateSlot { slot_count, batch, index }: StateSlot,
+    sequences: Range<usize>,
 ) -> Result<State<Tensor>> {
-    let (state, hidden) = (MatrixShape::new(batch, spec.state_size()), MatrixShape::new(batch, spec.hidden_size));
-    Ok(State {
-        h: gpu.copy_rows(op, memory, index * state.len(), state)?,
-        c: gpu.copy_rows(op, memory, slot_count * state.len() + index * hidden.len(), hidden)?,
-    })
+    let (row, state, hidden) = (index * batch + sequences.start, spec.state_size(), spec.hidden_size);
+    let copy = |offset, cols| gpu.copy_rows(op, memory, offset, MatrixShape::new(sequences.len(), cols));
+    Ok(State { h: copy(row * state, state)?, c: copy(slot_count * batch * state + row * hidden, hidden)? })
 }
