@@ -178,8 +178,8 @@ mod other_backends {
             rejected(a.backward(&layer, &mut plan, &trace, upstream(&other, &state)).map(drop));
             rejected(a.backward(&layer, &mut plan, &trace, upstream(&mine, &other_state)).map(drop));
 
-            let mut stream = a.stream(&[layer.clone()], 2)?;
-            let mut other_stream = b.stream(&[other_layer.clone()], 2)?;
+            let mut stream = a.stream(std::slice::from_ref(&layer), 2)?;
+            let mut other_stream = b.stream(std::slice::from_ref(&other_layer), 2)?;
             rejected(a.stream(&[other_layer], 2).map(drop));
             let y = &mut [0.0; 4];
             rejected(pollster::block_on(a.step(&mut other_stream, &[0.0; 4], y)));

@@ -8,10 +8,8 @@ use lstm_core::{
 };
 
 use super::{
-    Device,
-    call::Call,
-    on_backend,
-    values::{BackendLinear, DeviceLayer, DeviceLinear, DevicePlan, DeviceStream, DeviceTensor, DeviceTrace, Value},
+    Device, on_backend,
+    values::{DeviceLayer, DeviceLinear, DevicePlan, DeviceStream, DeviceTensor, DeviceTrace},
 };
 
 impl Backend for Device {
@@ -22,23 +20,21 @@ impl Backend for Device {
     type Linear = DeviceLinear;
 
     fn load(&self, weights: &LayerWeights) -> Result<DeviceLayer> {
-        on_backend!(self, backend => backend.load(weights).map(DeviceLayer::wrap))
+        on_backend!(self, "load", call => call.wrap(call.backend.load(weights)))
     }
 
     fn reload(&self, layer: &mut DeviceLayer, weights: &LayerWeights) -> Result<()> {
-        on_backend!(self, backend => backend.reload(Call::new(backend, "reload").get_mut(layer)?, weights))
+        on_backend!(self, "reload", call => call.backend.reload(call.get_mut(layer)?, weights))
     }
 
     fn plan(&self, layer: &DeviceLayer, batch: usize, steps: usize) -> Result<DevicePlan> {
-        on_backend!(self, backend => {
-            backend.plan(Call::new(backend, "plan").get(layer)?, batch, steps).map(DevicePlan::wrap)
-        })
+        on_backend!(self, "plan", call => call.wrap(call.backend.plan(call.get(layer)?, batch, steps)))
     }
 
     /// A layer of another backend has no path on this one: the text says so.
     fn path(&self, layer: &DeviceLayer) -> ExecutionPath {
-        on_backend!(self, backend => match Call::new(backend, "path").get(layer) {
-            Ok(layer) => backend.path(layer),
+        on_backend!(self, "path", call => match call.get(layer) {
+            Ok(layer) => call.backend.path(layer),
             Err(error) => ExecutionPath::Fused(format!("none: {error}").into()),
         })
     }
@@ -49,11 +45,10 @@ impl Backend for Device {
         plan: &mut DevicePlan,
         sequence: Sequence<'_, DeviceTensor>,
     ) -> Result<LayerOutput<DeviceTensor>> {
-        on_backend!(self, backend => {
-            let call = Call::new(backend, "forward");
+        on_backend!(self, "forward", call => {
             let state = call.state(sequence.state)?;
             let sequence = call.sequence(&sequence, &state)?;
-            Ok(call.wrap_output(backend.forward(call.get(layer)?, call.get_mut(plan)?, sequence)?))
+            Ok(call.wrap_output(call.backend.forward(call.get(layer)?, call.get_mut(plan)?, sequence)?))
         })
     }
 
@@ -64,15 +59,14 @@ impl Backend for Device {
         sequence: Sequence<'_, DeviceTensor>,
         reverse_state: &State<DeviceTensor>,
     ) -> Result<BidirectionalOutput<DeviceTensor>> {
-        on_backend!(self, backend => {
-            let call = Call::new(backend, "forward");
+        on_backend!(self, "forward", call => {
             let (state, reverse_state) = (call.state(sequence.state)?, call.state(reverse_state)?);
             let sequence = call.sequence(&sequence, &state)?;
             let layers = [call.get(layer)?, call.get(reverse_layer)?];
             let plans = [call.get_mut(plan)?, call.get_mut(reverse_plan)?];
-            let output = backend.forward_bidirectional(layers, plans, sequence, &reverse_state)?;
+            let output = call.backend.forward_bidirectional(layers, plans, sequence, &reverse_state)?;
             let states = output.state.map(|state| call.wrap_state(state));
-            Ok(BidirectionalOutput::new(DeviceTensor::wrap(output.y), states))
+            Ok(BidirectionalOutput::new(call.wrap_tensor(output.y), states))
         })
     }
 
@@ -82,12 +76,11 @@ impl Backend for Device {
         plan: &mut DevicePlan,
         sequence: Sequence<'_, DeviceTensor>,
     ) -> Result<(LayerOutput<DeviceTensor>, DeviceTrace)> {
-        on_backend!(self, backend => {
-            let call = Call::new(backend, "forward_train");
+        on_backend!(self, "forward_train", call => {
             let state = call.state(sequence.state)?;
             let sequence = call.sequence(&sequence, &state)?;
-            let (output, trace) = backend.forward_train(call.get(layer)?, call.get_mut(plan)?, sequence)?;
-            Ok((call.wrap_output(output), DeviceTrace::wrap(trace)))
+            let (output, trace) = call.backend.forward_train(call.get(layer)?, call.get_mut(plan)?, sequence)?;
+            Ok((call.wrap_output(output), call.wrap(Ok(trace))?))
         })
     }
 
@@ -98,57 +91,50 @@ impl Backend for Device {
         trace: &DeviceTrace,
         upstream: LayerOutputGradients<'_, DeviceTensor>,
     ) -> Result<LayerGradients<DeviceTensor>> {
-        on_backend!(self, backend => {
-            let call = Call::new(backend, "backward");
+        on_backend!(self, "backward", call => {
             let state = call.state(upstream.state)?;
             let upstream = call.output_gradients(upstream, &state)?;
             let (layer, plan, trace) = (call.get(layer)?, call.get_mut(plan)?, call.get(trace)?);
-            call.wrap_gradients(backend.backward(layer, plan, trace, upstream)?)
+            call.wrap_gradients(call.backend.backward(layer, plan, trace, upstream)?)
         })
     }
 
     fn stream(&self, layers: &[DeviceLayer], batch: usize) -> Result<DeviceStream> {
-        on_backend!(self, backend => {
-            backend.stream(&Call::new(backend, "stream").clones(layers)?, batch).map(DeviceStream::wrap)
-        })
+        on_backend!(self, "stream", call => call.wrap(call.backend.stream(&call.clones(layers)?, batch)))
     }
 
     async fn step(&self, stream: &mut DeviceStream, x: &[f32], y: &mut [f32]) -> Result<()> {
-        on_backend!(self, backend => backend.step(Call::new(backend, "step").get_mut(stream)?, x, y).await)
+        on_backend!(self, "step", call => call.backend.step(call.get_mut(stream)?, x, y).await)
     }
 
     async fn step_some(&self, stream: &mut DeviceStream, sequences: &[usize], x: &[f32], y: &mut [f32]) -> Result<()> {
-        on_backend!(self, backend => {
-            backend.step_some(Call::new(backend, "step_some").get_mut(stream)?, sequences, x, y).await
+        on_backend!(self, "step_some", call => {
+            call.backend.step_some(call.get_mut(stream)?, sequences, x, y).await
         })
     }
 
     fn stream_state(&self, stream: &DeviceStream, sequences: Range<usize>) -> Result<Vec<State<DeviceTensor>>> {
-        on_backend!(self, backend => {
-            let call = Call::new(backend, "stream_state");
-            let states = backend.stream_state(call.get(stream)?, sequences)?;
+        on_backend!(self, "stream_state", call => {
+            let states = call.backend.stream_state(call.get(stream)?, sequences)?;
             Ok(states.into_iter().map(|state| call.wrap_state(state)).collect())
         })
     }
 
     fn set_stream_state(&self, stream: &mut DeviceStream, first: usize, state: &[State<DeviceTensor>]) -> Result<()> {
-        on_backend!(self, backend => {
-            let call = Call::new(backend, "set_stream_state");
+        on_backend!(self, "set_stream_state", call => {
             let state: Vec<_> = state.iter().map(|state| call.state(state)).collect::<Result<_>>()?;
-            backend.set_stream_state(call.get_mut(stream)?, first, &state)
+            call.backend.set_stream_state(call.get_mut(stream)?, first, &state)
         })
     }
 
     fn load_linear(&self, weights: LinearWeights<DeviceTensor>) -> Result<DeviceLinear> {
-        on_backend!(self, backend => {
-            let inner = Call::new(backend, "load_linear").linear_weights(&weights)?;
-            Ok(DeviceLinear::new(weights, BackendLinear::wrap(backend.load_linear(inner)?)))
+        on_backend!(self, "load_linear", call => {
+            let inner = call.linear_weights(&weights)?;
+            Ok(DeviceLinear::new(weights, call.wrap(call.backend.load_linear(inner))?))
         })
     }
 
     async fn linear_step(&self, linear: &DeviceLinear, x: &[f32], y: &mut [f32]) -> Result<()> {
-        on_backend!(self, backend => {
-            backend.linear_step(Call::new(backend, "linear_step").get(&linear.linear)?, x, y).await
-        })
+        on_backend!(self, "linear_step", call => call.backend.linear_step(call.get(&linear.linear)?, x, y).await)
     }
 }

@@ -9,7 +9,7 @@ use super::values::{DeviceTensor, Value};
 
 /// An operation on backend `B`. Tensors that are passed by reference become clones, which share the memory.
 pub(super) struct Call<'a, B> {
-    backend: &'a B,
+    pub(super) backend: &'a B,
     op: &'static str,
 }
 
@@ -35,6 +35,11 @@ impl<'a, B: Backend> Call<'a, B> {
 
     pub(super) fn take<V: Value<B>>(&self, value: V) -> Result<V::Inner> {
         value.into_inner().map_err(|other| self.foreign(other))
+    }
+
+    /// The result of an operation as a value of the device.
+    pub(super) fn wrap<V: Value<B>>(&self, result: Result<V::Inner>) -> Result<V> {
+        result.map(V::wrap)
     }
 
     pub(super) fn clones<V: Value<B, Inner: Clone>>(&self, values: &[V]) -> Result<Vec<V::Inner>> {
@@ -86,18 +91,22 @@ where
 
     // Results, which need no check.
 
+    pub(super) fn wrap_tensor(&self, tensor: B::Tensor) -> DeviceTensor {
+        <DeviceTensor as Value<B>>::wrap(tensor)
+    }
+
     pub(super) fn wrap_state(&self, state: State<B::Tensor>) -> State<DeviceTensor> {
-        State { h: DeviceTensor::wrap(state.h), c: DeviceTensor::wrap(state.c) }
+        State { h: self.wrap_tensor(state.h), c: self.wrap_tensor(state.c) }
     }
 
     pub(super) fn wrap_output(&self, output: LayerOutput<B::Tensor>) -> LayerOutput<DeviceTensor> {
-        LayerOutput::new(DeviceTensor::wrap(output.y), self.wrap_state(output.state))
+        LayerOutput::new(self.wrap_tensor(output.y), self.wrap_state(output.state))
     }
 
     pub(super) fn wrap_gradients(&self, gradients: LayerGradients<B::Tensor>) -> Result<LayerGradients<DeviceTensor>> {
         let LayerGradients { x, state, weights } = gradients;
-        let weights = map_weights(weights, |w| Ok(DeviceTensor::wrap(w)))?;
-        Ok(LayerGradients { x: x.map(DeviceTensor::wrap), state: self.wrap_state(state), weights })
+        let weights = map_weights(weights, |w| Ok(self.wrap_tensor(w)))?;
+        Ok(LayerGradients { x: x.map(|x| self.wrap_tensor(x)), state: self.wrap_state(state), weights })
     }
 }
 

@@ -54,9 +54,15 @@ pub enum Device {
     Cuda(Opened<Cuda>),
 }
 
-/// Evaluates `$body` with the backend of a [`Device`] as `$backend`. The body is compiled once for each backend, with the
-/// backend's own type.
+/// Evaluates `$body` with the backend of a [`Device`] as `$backend`, or with a [`call::Call`] of `$op` on it as `$call`. The
+/// body is compiled once for each backend, with the backend's own type.
 macro_rules! on_backend {
+    ($device:expr, $op:literal, $call:ident => $body:expr) => {
+        on_backend!($device, backend => {
+            let $call = $crate::device::call::Call::new(backend, $op);
+            $body
+        })
+    };
     ($device:expr, $backend:ident => $body:expr) => {
         // By value and `ref`, so that the match is complete in a build without backends, too.
         match *$device {

@@ -4,12 +4,7 @@ use std::ops::Range;
 
 use lstm_core::{Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, Result};
 
-use super::{
-    Device,
-    call::Call,
-    on_backend,
-    values::{DeviceTensor, Value},
-};
+use super::{Device, on_backend, values::DeviceTensor};
 
 impl Ops for Device {
     type Tensor = DeviceTensor;
@@ -27,23 +22,23 @@ impl Ops for Device {
     }
 
     fn upload(&self, shape: MatrixShape, data: &[f32]) -> Result<DeviceTensor> {
-        on_backend!(self, backend => backend.upload(shape, data).map(DeviceTensor::wrap))
+        on_backend!(self, "upload", call => call.wrap(call.backend.upload(shape, data)))
     }
 
     async fn download(&self, x: &DeviceTensor, out: &mut [f32]) -> Result<()> {
-        on_backend!(self, backend => backend.download(Call::new(backend, "download").get(x)?, out).await)
+        on_backend!(self, "download", call => call.backend.download(call.get(x)?, out).await)
     }
 
     fn upload_vec(&self, shape: MatrixShape, data: Vec<f32>) -> Result<DeviceTensor> {
-        on_backend!(self, backend => backend.upload_vec(shape, data).map(DeviceTensor::wrap))
+        on_backend!(self, "upload", call => call.wrap(call.backend.upload_vec(shape, data)))
     }
 
     async fn download_vec(&self, x: DeviceTensor) -> Result<Vec<f32>> {
-        on_backend!(self, backend => backend.download_vec(Call::new(backend, "download").take(x)?).await)
+        on_backend!(self, "download", call => call.backend.download_vec(call.take(x)?).await)
     }
 
     fn snap(&self, x: DeviceTensor) -> Result<DeviceTensor> {
-        on_backend!(self, backend => backend.snap(Call::new(backend, "snap").take(x)?).map(DeviceTensor::wrap))
+        on_backend!(self, "snap", call => call.wrap(call.backend.snap(call.take(x)?)))
     }
 
     fn gemm(
@@ -52,9 +47,8 @@ impl Ops for Device {
         b: MatrixRef<'_, DeviceTensor>,
         acc: Option<&DeviceTensor>,
     ) -> Result<DeviceTensor> {
-        on_backend!(self, backend => {
-            let call = Call::new(backend, "gemm");
-            backend.gemm(call.matrix(a)?, call.matrix(b)?, call.option(acc)?).map(DeviceTensor::wrap)
+        on_backend!(self, "gemm", call => {
+            call.wrap(call.backend.gemm(call.matrix(a)?, call.matrix(b)?, call.option(acc)?))
         })
     }
 
@@ -65,26 +59,21 @@ impl Ops for Device {
         b: Option<&DeviceTensor>,
         c: Option<&DeviceTensor>,
     ) -> Result<DeviceTensor> {
-        on_backend!(self, backend => {
-            let call = Call::new(backend, "mul_add");
-            backend.mul_add(alpha, call.get(a)?, call.option(b)?, call.option(c)?).map(DeviceTensor::wrap)
+        on_backend!(self, "mul_add", call => {
+            call.wrap(call.backend.mul_add(alpha, call.get(a)?, call.option(b)?, call.option(c)?))
         })
     }
 
     fn sigmoid(&self, x: DeviceTensor) -> Result<DeviceTensor> {
-        on_backend!(self, backend => {
-            backend.sigmoid(Call::new(backend, "sigmoid").take(x)?).map(DeviceTensor::wrap)
-        })
+        on_backend!(self, "sigmoid", call => call.wrap(call.backend.sigmoid(call.take(x)?)))
     }
 
     fn tanh(&self, x: DeviceTensor) -> Result<DeviceTensor> {
-        on_backend!(self, backend => backend.tanh(Call::new(backend, "tanh").take(x)?).map(DeviceTensor::wrap))
+        on_backend!(self, "tanh", call => call.wrap(call.backend.tanh(call.take(x)?)))
     }
 
     fn clip(&self, x: DeviceTensor, bound: f32) -> Result<DeviceTensor> {
-        on_backend!(self, backend => {
-            backend.clip(Call::new(backend, "clip").take(x)?, bound).map(DeviceTensor::wrap)
-        })
+        on_backend!(self, "clip", call => call.wrap(call.backend.clip(call.take(x)?, bound)))
     }
 
     fn select_between(
@@ -94,22 +83,16 @@ impl Ops for Device {
         low: &DeviceTensor,
         high: &DeviceTensor,
     ) -> Result<DeviceTensor> {
-        on_backend!(self, backend => {
-            let call = Call::new(backend, "select_between");
-            let (by, low, high) = (call.get(by)?, call.get(low)?, call.get(high)?);
-            backend.select_between(call.take(x)?, by, low, high).map(DeviceTensor::wrap)
+        on_backend!(self, "select_between", call => {
+            call.wrap(call.backend.select_between(call.take(x)?, call.get(by)?, call.get(low)?, call.get(high)?))
         })
     }
 
     fn slice(&self, x: &DeviceTensor, rows: Range<usize>, cols: Range<usize>) -> Result<DeviceTensor> {
-        on_backend!(self, backend => {
-            backend.slice(Call::new(backend, "slice").get(x)?, rows, cols).map(DeviceTensor::wrap)
-        })
+        on_backend!(self, "slice", call => call.wrap(call.backend.slice(call.get(x)?, rows, cols)))
     }
 
     fn concat(&self, axis: ConcatAxis, parts: &[DeviceTensor]) -> Result<DeviceTensor> {
-        on_backend!(self, backend => {
-            backend.concat(axis, &Call::new(backend, "concat").clones(parts)?).map(DeviceTensor::wrap)
-        })
+        on_backend!(self, "concat", call => call.wrap(call.backend.concat(axis, &call.clones(parts)?)))
     }
 }

@@ -59,6 +59,7 @@ macro_rules! values {
     ($($(#[$attribute:meta])* $visibility:vis $Value:ident is $Trait:ident::$Associated:ident;)*) => {$(
         $(#[$attribute])*
         #[derive(Debug)]
+        #[allow(clippy::large_enum_variant, reason = "there are few values, and they are seldom moved")]
         #[non_exhaustive]
         $visibility enum $Value {
             /// The CPU backend's.
