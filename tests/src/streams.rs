@@ -135,6 +135,9 @@ fn running_stream<B: Backend>(model: &Lstm<B>, case: &Case) -> Result<Stream<B>>
     Ok(stream)
 }
 
+/// A call of `step_some` that must be rejected: a description, the sequences, the lengths of x and y, and words of the error.
+type RejectedCall<'a> = (&'a str, &'a [usize], usize, usize, &'a [&'a str]);
+
 /// Checks the arguments that `step_some` rejects, without changing the output or the state, and that a step of no sequence
 /// does nothing.
 fn check_some_invalid<B: Backend>(b: &B) -> Result<()> {
@@ -142,7 +145,7 @@ fn check_some_invalid<B: Backend>(b: &B) -> Result<()> {
     let mut stream = running_stream(&Lstm::new(b, case.weights()?)?, &case)?;
     let before = stream.state()?;
     let (x, mut y) = (vec![0.5; 4 * 5], vec![7.0; 4 * 7]);
-    let rejected: [(&str, &[usize], usize, usize, &[&str]); 10] = [
+    let rejected_calls: [RejectedCall<'_>; 10] = [
         ("a number too large", &[0, 3], 10, 14, &["step_some: sequences", "below the batch size 3", "got 3"]),
         ("a huge number", &[usize::MAX], 5, 7, &["step_some: sequences", "below the batch size 3"]),
         ("a repeated number", &[1, 2, 1], 15, 21, &["step_some: sequences", "distinct", "1 twice"]),
@@ -154,7 +157,7 @@ fn check_some_invalid<B: Backend>(b: &B) -> Result<()> {
         ("a long y", &[2], 5, 14, &["step_some: y", "7 values (1 x 7)", "14 values"]),
         ("an x for no sequence", &[], 5, 0, &["step_some: x", "0 values", "5 values"]),
     ];
-    for (what, sequences, x_len, y_len, words) in rejected {
+    for (what, sequences, x_len, y_len, words) in rejected_calls {
         expect_error(what, words, stream.step_some(sequences, &x[..x_len], &mut y[..y_len]))?;
         ensure!(y.iter().all(|v| *v == 7.0), "{what}: the output changed");
         check_same_states(what, &before, &stream.state()?)?;
