@@ -20,22 +20,20 @@ const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("lstm-cpu", &["lstm-core", "lstm-formats"]),
     ("lstm-wgpu", &["lstm-core", "lstm-formats"]),
     ("lstm-cuda", &["lstm-core", "lstm-formats"]),
-    ("lstm-cuda-sim", &["lstm-core", "lstm-cuda"]),
-    ("lstm-cli", LIBRARIES),
-    ("lstm-examples", LIBRARIES),
-    ("lstm-tests", LIBRARIES),
-    (
-        "lstm-benches",
-        &["lstm-core", "lstm-formats", "lstm-cpu", "lstm-wgpu", "lstm-cuda", "lstm-cuda-sim", "lstm-tests"],
-    ),
+    ("lstm", &["lstm-core", "lstm-formats", "lstm-cpu", "lstm-wgpu", "lstm-cuda"]),
+    // What users see of the library is the facade.
+    ("lstm-cli", &["lstm"]),
+    ("lstm-examples", &["lstm"]),
+    // Its tests run the tool on the simulated driver.
+    ("lstm-cuda-sim", &["lstm-core", "lstm-cuda", "lstm-cli"]),
+    ("lstm-tests", &["lstm", "lstm-core", "lstm-formats", "lstm-cpu", "lstm-wgpu", "lstm-cuda", "lstm-cuda-sim"]),
+    ("lstm-benches", &["lstm", "lstm-core", "lstm-formats", "lstm-cpu", "lstm-cuda", "lstm-tests"]),
     ("xtask", &[]),
 ];
 
-/// The libraries that programs of the workspace may depend on.
-const LIBRARIES: &[&str] = &["lstm-core", "lstm-formats", "lstm-cpu", "lstm-wgpu", "lstm-cuda", "lstm-cuda-sim"];
-
 /// Folders whose modules must not depend on each other in a circle.
 const ACYCLIC_FOLDERS: &[&str] = &[
+    "crates/lstm/src",
     "crates/lstm-cli/src",
     "crates/lstm-cli/src/input",
     "crates/lstm-core/src/backend",
@@ -114,6 +112,24 @@ fn modules_have_no_circular_dependencies() -> Result<()> {
             anyhow::bail!("{folder}: circular dependency among the modules {}", cycle.join(" -> "));
         }
     }
+    Ok(())
+}
+
+/// The words of the code of a Rust file, without comments.
+fn words(path: &str) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(root().join(path)).with_context(|| path.to_owned())?;
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    Ok(code.flat_map(|line| line.split(move |c| !is_word(c))).filter(|w| !w.is_empty()).map(str::to_owned).collect())
+}
+
+#[test]
+fn facade_reexports_everything_of_the_core() -> Result<()> {
+    let (core, facade) = (words("crates/lstm-core/src/lib.rs")?, words("crates/lstm/src/lib.rs")?);
+    let types = core.iter().filter(|word| word.starts_with(char::is_uppercase));
+    let modules = core.windows(3).filter(|words| words[..2] == ["pub", "mod"]).map(|words| &words[2]);
+    let missing: Vec<_> = types.chain(modules).filter(|name| !facade.contains(name)).collect();
+    ensure!(missing.is_empty(), "crates/lstm/src/lib.rs does not re-export {missing:?}");
     Ok(())
 }
 
