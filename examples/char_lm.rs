@@ -34,10 +34,9 @@ use std::{
 };
 
 use clap::Parser;
-use lstm_core::{Backend, train::Trainer};
+use lstm::{Backend, Device, train::Trainer};
 
 use crate::{
-    backend::with_backend,
     checkpoint::Run,
     corpus::Corpus,
     options::Options,
@@ -81,13 +80,13 @@ enum Error {
         0 => "no checkpoint was saved yet".into(),
         step => format!("{} still contains the checkpoint of step {step}", path.display()),
     })]
-    Diverged { source: lstm_core::Error, path: PathBuf, saved_step: u64 },
+    Diverged { source: lstm::Error, path: PathBuf, saved_step: u64 },
 
     #[error("can't install the Ctrl-C handler: {0}")]
     Signal(#[from] ctrlc::Error),
 
     #[error(transparent)]
-    Lstm(#[from] lstm_core::Error),
+    Lstm(#[from] lstm::Error),
 }
 
 impl Error {
@@ -114,9 +113,10 @@ enum Outcome {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let result = install_interrupt_flag().and_then(
-        |stop| with_backend!(options.backend, backend => run(&backend, &options, |_| stop.load(Ordering::Relaxed))),
-    );
+    let result = install_interrupt_flag().and_then(|stop| {
+        let device = Device::open(&options.backend)?;
+        run(&device, &options, |_| stop.load(Ordering::Relaxed))
+    });
     match result {
         Ok(Outcome::Finished) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED_EXIT_CODE),

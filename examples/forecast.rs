@@ -26,10 +26,9 @@ use std::{
 };
 
 use clap::Parser;
-use lstm_core::Backend;
+use lstm::{Backend, Device};
 
 use crate::{
-    backend::{BackendName, with_backend},
     error::{Error, Result},
     model::{GrowthNormalization, Model},
     report::{MAX_ERROR_RATIO, MAX_RELATIVE_DIFFERENCE, Report, read_expected},
@@ -71,14 +70,14 @@ struct Options {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Backend to run on
-    #[arg(long, value_name = "NAME", value_enum, default_value = "cpu")]
-    backend: BackendName,
+    /// Backend to run on; auto takes a GPU if there is one
+    #[arg(long, value_name = "NAME", value_parser = backend::name_parser(), default_value = "cpu")]
+    backend: String,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let result = with_backend!(options.backend, backend => run(&backend, &options));
+    let result = Device::open(&options.backend).map_err(Error::from).and_then(|device| run(&device, &options));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -189,8 +188,7 @@ fn relative_path(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
-    use lstm_core::Reference;
-    use lstm_cpu::Cpu;
+    use lstm::{Cpu, Reference};
 
     use super::*;
 
@@ -239,11 +237,8 @@ mod tests {
         assert!(losses[29] < 0.9 * losses[0], "{losses:?}");
         let single_threaded = Cpu::builder().threads(1).build()?;
         assert_eq!(train_and_reload(&single_threaded, &training, &file)?, (losses.clone(), forecast.clone()));
-        #[cfg(feature = "cuda-host")]
-        match lstm_cuda_sim::Host::builder().build() {
-            Ok(host) => assert_eq!(train_and_reload(&host, &training, &file)?, (losses.clone(), forecast.clone())),
-            Err(error) => eprintln!("cuda-host: not run: {error}"),
-        }
+        let device = Device::open("cpu")?;
+        assert_eq!(train_and_reload(&device, &training, &file)?, (losses.clone(), forecast.clone()));
         assert_eq!(train_and_reload(&Reference(single_threaded), &training, &file)?, (losses, forecast));
 
         let error = train_and_reload(&Cpu::new(), &TrainingOptions { rate: 1e30, ..training }, &file)

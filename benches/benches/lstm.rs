@@ -7,14 +7,15 @@ use lstm_benches::{backends, case};
 fn all_cases(criterion: &mut Criterion) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let cases = case::load(None).expect("the built-in table is valid");
-    for entry in backends::BACKENDS {
-        let mut counts = if entry.uses_threads { vec![1, cores] } else { vec![1] };
+    for info in backends::backends() {
+        let uses_threads = backends::uses_threads(info);
+        let mut counts = if uses_threads { vec![1, cores] } else { vec![1] };
         counts.dedup();
         for threads in counts {
-            let device = match backends::open(entry.name, threads) {
+            let device = match backends::open(info.name, threads) {
                 Ok(device) => device,
                 Err(why) => {
-                    eprintln!("{}: not run: {why:#}", entry.name);
+                    eprintln!("{}: not run: {why:#}", info.name);
                     continue;
                 }
             };
@@ -22,11 +23,8 @@ fn all_cases(criterion: &mut Criterion) {
                 let mut job = device.prepare(case).unwrap_or_else(|why| panic!("{}: {why:#}", case.name));
                 let mut group = criterion.benchmark_group(&case.name);
                 group.sample_size(20).throughput(Throughput::Elements(case.total_steps() as u64));
-                let name = if entry.uses_threads {
-                    format!("{}, {threads} threads", entry.name)
-                } else {
-                    entry.name.to_owned()
-                };
+                let name =
+                    if uses_threads { format!("{}, {threads} threads", info.name) } else { info.name.to_owned() };
                 group.bench_function(name, |bencher| {
                     bencher.iter(|| job.run().unwrap_or_else(|why| panic!("{}: {why:#}", case.name)));
                 });

@@ -1,6 +1,6 @@
 //! Splits a text into batches for truncated backpropagation through time.
 
-use lstm_core::{ndarray::Array3, train::IGNORE_INDEX};
+use lstm::{ndarray::Array3, train::IGNORE_INDEX};
 
 use crate::text::{Symbol, one_hot_value};
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use lstm_core::{
+use lstm::{
     Backend, HostState, Init, InitKind, Linear, Lstm, LstmConfig, Weights,
     train::{CheckpointExtras, Clip, OptimizerConfig, Schedule, Trainer, TrainerConfig},
 };

@@ -6,9 +6,9 @@ use clap::{
     Parser,
     builder::{PossibleValuesParser, TypedValueParser},
 };
-use lstm_core::CellKind;
+use lstm::CellKind;
 
-use crate::backend::BackendName;
+use crate::backend;
 
 /// Train a character-level language model on text, and generate text with it
 ///
@@ -115,9 +115,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
 
-    /// Backend to run on
-    #[arg(long, value_name = "NAME", value_enum, default_value = "cpu")]
-    pub(crate) backend: BackendName,
+    /// Backend to run on; auto takes a GPU if there is one
+    #[arg(long, value_name = "NAME", value_parser = backend::name_parser(), default_value = "cpu")]
+    pub(crate) backend: String,
 }
 
 impl Options {

@@ -1,6 +1,6 @@
 //! Generates text: samples characters from the predictions of the model and feeds each back as the next input.
 
-use lstm_core::{Backend, Linear, Lstm, Stream, ndarray::ArrayView1, train::cross_entropy};
+use lstm::{Backend, Linear, Lstm, Stream, ndarray::ArrayView1, train::cross_entropy};
 
 use crate::{
     Result,
@@ -71,7 +71,7 @@ impl<'a, B: Backend> TextGenerator<'a, B> {
         let probabilities = candidates.map(|symbol| (symbol, f64::from(probabilities[symbol])));
         let total_probability = probabilities.clone().map(|(_, probability)| probability).sum::<f64>();
         if total_probability.is_nan() {
-            return Err(lstm_core::Error::format("the model", "the outputs are not finite").into());
+            return Err(lstm::Error::format("the model", "the outputs are not finite").into());
         }
         let mut remaining_probability = self.rng.uniform() * total_probability;
         let mut sampled_symbol = 0;
@@ -111,11 +111,10 @@ impl SplitMix64 {
 
 #[cfg(test)]
 mod tests {
-    use lstm_core::{
-        LstmConfig,
+    use lstm::{
+        Cpu, LstmConfig,
         ndarray::{Array1, Array2},
     };
-    use lstm_cpu::Cpu;
 
     use super::*;
 

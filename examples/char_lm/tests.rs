@@ -3,8 +3,7 @@
 use std::{fs, path::PathBuf, process};
 
 use clap::Parser;
-use lstm_core::CellKind;
-use lstm_cpu::Cpu;
+use lstm::{CellKind, Cpu};
 
 use crate::{Error, Outcome, Result, checkpoint::Run, options::Options, run, text::Text, training};
 

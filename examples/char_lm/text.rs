@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use lstm_core::arithmetic::Digest;
+use lstm::arithmetic::Digest;
 
 use crate::{Error, Result};
 

@@ -2,7 +2,7 @@
 
 use std::{f64::consts::LN_2, fs, path::Path};
 
-use lstm_core::{
+use lstm::{
     Backend, HostState, Input,
     train::{LossInput, Trainer, cross_entropy},
 };
@@ -44,7 +44,7 @@ pub(crate) fn train<B: Backend>(
         let input = input(&chunk, state.as_ref());
         let step = run.trainer.step(input, LossInput::Outputs, |out, _| cross_entropy(out.y()?, &chunk.targets));
         let step = step.map_err(|source| match source {
-            lstm_core::Error::NotFinite { .. } => Error::Diverged { source, path: path.into(), saved_step },
+            lstm::Error::NotFinite { .. } => Error::Diverged { source, path: path.into(), saved_step },
             other => other.into(),
         })?;
         finished_steps = step.step;

@@ -171,7 +171,7 @@ fn format_loss(y: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lstm_cpu::Cpu;
+    use lstm::Cpu;
 
     use super::*;
     use crate::{HORIZON_MONTHS, model::Model, repository_data, series::Series};

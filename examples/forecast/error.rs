@@ -23,7 +23,7 @@ pub(crate) enum Error {
     File { path: PathBuf, why: String },
 
     #[error(transparent)]
-    Lstm(#[from] lstm_core::Error),
+    Lstm(#[from] lstm::Error),
 
     #[error("{}: the forecasts of the saved model and of the trained model are not bit-identical", path.display())]
     ReloadMismatch { path: PathBuf },

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use lstm_core::{
+use lstm::{
     Backend, Linear, Lstm, StateDict,
     ndarray::{Array3, aview1, s},
 };
@@ -143,8 +143,7 @@ impl GrowthNormalization {
 
 #[cfg(test)]
 mod tests {
-    use lstm_core::LstmConfig;
-    use lstm_cpu::Cpu;
+    use lstm::{Cpu, LstmConfig};
 
     use super::*;
 

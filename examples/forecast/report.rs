@@ -2,7 +2,7 @@
 
 use std::{fmt, fs, path::Path};
 
-use lstm_core::{Backend, arithmetic::Digest};
+use lstm::{Backend, arithmetic::Digest};
 
 use crate::{
     error::{Error, Result},

@@ -4,7 +4,7 @@ use std::{fmt, path::Path};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use lstm_core::{
+use lstm::{
     Backend, Linear, Lstm, LstmConfig,
     ndarray::s,
     train::{LossInput, OptimizerConfig, Schedule, StepReport, Trainer, TrainerConfig, mean_squared_error},

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lstm_core::Backend;
+use lstm::{BACKENDS, Backend, Device};
 
 /// A function that is called with each backend. It is a trait because closures can't be generic over the type of the backend.
 pub trait BackendVisitor {
@@ -25,36 +25,44 @@ impl fmt::Display for NotRun {
     }
 }
 
-macro_rules! backends {
-    ($($name:literal => $open:expr,)*) => {
-        /// Names of the backends that this build contains. The CPU comes first: it defines the snapshots.
-        pub const COMPILED_BACKENDS: &[&str] = &[$(#[cfg(feature = $name)] $name),*];
-
-        fn open(name: &str, visitor: &mut impl BackendVisitor) -> Result<(), NotRun> {
-            let not_run = |reason: String| NotRun { name: name.to_owned(), reason };
-            match name {
-                $(#[cfg(feature = $name)]
-                $name => visitor.visit(name, $open.map_err(|e: lstm_core::Error| not_run(e.to_string()))?),)*
-                _ => return Err(not_run(format!("not in this build, which contains: {}", COMPILED_BACKENDS.join(", ")))),
-            }
-            Ok(())
-        }
-    };
+/// Names of the backends that this build contains: those of `lstm::BACKENDS` that run by default, and the doubles. The CPU
+/// comes first: it defines the snapshots.
+pub fn compiled_backends() -> Vec<&'static str> {
+    let real = BACKENDS.iter().filter(|info| info.is_compiled && info.is_default).map(|info| info.name);
+    real.chain(DOUBLES.iter().copied()).collect()
 }
 
-// The feature of each backend, and an expression that opens the backend or returns why it can't run here.
-backends! {
-    "cpu" => lstm_core::Result::Ok(lstm_cpu::Cpu::new()),
-    "cuda" => lstm_cuda::Cuda::new(0),
-    "cuda-host" => lstm_cuda_sim::Host::builder().build(),
-    "wgpu" => lstm_wgpu::Wgpu::new(),
-    "toy" => lstm_core::Result::Ok(crate::toy::Toy),
+/// Backends for tests alone: the kernels of `cuda` on the CPU, and the example of `CONTRIBUTING.md`.
+const DOUBLES: &[&str] = &[
+    #[cfg(feature = "cuda-host")]
+    "cuda-host",
+    #[cfg(feature = "toy")]
+    "toy",
+];
+
+fn open(name: &str, visitor: &mut impl BackendVisitor) -> Result<(), NotRun> {
+    let not_run = |reason: String| NotRun { name: name.to_owned(), reason };
+    if !compiled_backends().contains(&name) {
+        return Err(not_run(format!("not in this build, which contains: {}", compiled_backends().join(", "))));
+    }
+    match name {
+        #[cfg(feature = "cuda-host")]
+        "cuda-host" => {
+            let host = lstm_cuda_sim::Host::builder().build();
+            visitor.visit(name, host.map_err(|error| not_run(error.to_string()))?);
+        }
+        #[cfg(feature = "toy")]
+        "toy" => visitor.visit(name, crate::toy::Toy),
+        // As programs use them that choose at run time.
+        _ => visitor.visit(name, Device::open(name).map_err(|error| not_run(error.to_string()))?),
+    }
+    Ok(())
 }
 
 /// Opens each of the backends in `names`, or every backend of this build if `None`, and passes it to `visitor`. Returns
 /// the backends that did not run.
 pub fn for_each_backend(names: Option<&[String]>, visitor: &mut impl BackendVisitor) -> Vec<NotRun> {
-    let compiled: Vec<String> = COMPILED_BACKENDS.iter().map(|&name| name.to_owned()).collect();
+    let compiled: Vec<String> = compiled_backends().iter().map(|&name| name.to_owned()).collect();
     names.unwrap_or(&compiled).iter().filter_map(|name| open(name, visitor).err()).collect()
 }
 
@@ -91,6 +99,6 @@ mod tests {
     fn backend_names_match_feature_names() {
         let mut names = BackendNames(Vec::new());
         let not_run = for_each_backend(None, &mut names);
-        assert_eq!(names.0.len() + not_run.len(), COMPILED_BACKENDS.len());
+        assert_eq!(names.0.len() + not_run.len(), compiled_backends().len());
     }
 }

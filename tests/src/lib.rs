@@ -1,6 +1,6 @@
 //! Conformance tests that run on every backend. `tests/conformance.rs` lists the trials.
 //!
-//! To add a backend, add a feature and a line in [`backends`]. To add a case, add a line in [`cases`].
+//! To add a backend, add it to the crate `lstm`, and a feature here. To add a case, add a line in [`cases`].
 
 pub mod activations;
 pub mod backends;

@@ -14,6 +14,9 @@ pub(crate) const TESTS_PACKAGE: &str = "lstm-tests";
 /// Name of the package with the command-line tool. It has a feature for each backend.
 pub(crate) const TOOL_PACKAGE: &str = "lstm-cli";
 
+/// Name of the package that chooses a backend at run time. It has a feature for each backend.
+pub(crate) const FACADE_PACKAGE: &str = "lstm";
+
 /// Name of the package with the benchmarks. It has a feature for each backend.
 pub(crate) const BENCHES_PACKAGE: &str = "lstm-benches";
 

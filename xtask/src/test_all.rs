@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    cargo::{self, BACKENDS, TESTS_PACKAGE, TOOL_PACKAGE, Workspace},
+    cargo::{self, BACKENDS, FACADE_PACKAGE, TESTS_PACKAGE, TOOL_PACKAGE, Workspace},
     table::{Column, ResultLine, Table},
 };
 
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     // Unit, integration and documentation tests of all packages. A failure does not stop the others.
     let all_args = ["--workspace", "--no-fail-fast"];
     let all_args = all_args.into_iter().chain(args.release.then_some("--release")).collect::<Vec<_>>();
-    let mut all_passed = run(&[TESTS_PACKAGE, TOOL_PACKAGE], &all_args, &[])?;
+    let mut all_passed = run(&[FACADE_PACKAGE, TESTS_PACKAGE, TOOL_PACKAGE], &all_args, &[])?;
     if args.exhaustive {
         all_passed &=
             run(&[TESTS_PACKAGE], &["--release", "--package", TESTS_PACKAGE, "--test", "conformance"], &["--ignored"])?;

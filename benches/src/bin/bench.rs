@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use lstm_benches::{
-    backends::BACKENDS,
+    backends::{backends, uses_threads},
     case::{self, Case},
     compare,
     machine::Machine,
@@ -182,18 +182,18 @@ fn thread_counts(args: &Args) -> Result<Vec<usize>> {
 
 /// Worker programs of the backends, followed by those of other libraries.
 fn programs(args: &Args) -> Result<Vec<Program>> {
-    let names: Vec<&str> = BACKENDS.iter().map(|entry| entry.name).collect();
+    let names: Vec<&str> = backends().map(|info| info.name).collect();
     let wanted_backends = args.backends.clone().unwrap_or_else(|| names.iter().map(|&name| name.to_owned()).collect());
     ensure!(!wanted_backends.is_empty(), "--backends: expected at least one backend");
     let worker_path = std::env::current_exe()?.with_file_name(format!("worker{}", std::env::consts::EXE_SUFFIX));
     ensure!(worker_path.exists(), "{} does not exist; build it with `cargo xtask bench`", worker_path.display());
     let mut programs = Vec::new();
     for name in &wanted_backends {
-        let entry = BACKENDS.iter().find(|entry| entry.name == name);
-        let entry = entry
-            .with_context(|| format!("no backend `{name}` in this build; expected one of {}", names.join(", ")))?;
+        let info = backends().find(|info| info.name == name);
+        let info =
+            info.with_context(|| format!("no backend `{name}` in this build; expected one of {}", names.join(", ")))?;
         let command = vec![worker_path.clone().into(), name.into()];
-        programs.push(Program { name: format!("lstm-{name}"), ours: true, on_cpu: entry.uses_threads, command });
+        programs.push(Program { name: format!("lstm-{name}"), ours: true, on_cpu: uses_threads(info), command });
     }
     let all_peers = PYTHON_PEERS.iter().chain(&RUST_PEERS).copied();
     let peers: Vec<&str> =

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
             kernels::prebuild(dir, &args.architectures)?.iter().for_each(|path| println!("{}", path.display()));
             return Ok(true);
         }
-        let cuda = Cuda::new(0)?;
+        let cuda = Cuda::new()?;
         eprintln!("{}: {:?}", cuda.device_name(), cuda.arithmetic());
         if args.serve { serve_requests(&cuda) } else { run_all(&cuda) }
     };

@@ -1,28 +1,19 @@
-//! The list of backends, and object-safe traits over their devices and models.
+//! Choosing the backend on the command line, and models on its device.
 
-use std::{fmt::Debug, sync::Arc};
+use std::sync::Arc;
 
-use lstm_core::{
-    Arithmetic, Backend, ExecutionPath, HostState, Input, Lstm, Reference, Stream, Weights,
+use lstm::{
+    Arithmetic, BACKENDS, Backend, BackendInfo, Device, DeviceBuilder, ExecutionPath, HostState, Input, Lstm,
+    Reference, Stream, Weights,
     ndarray::{Array3, ArrayView3},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    report::OutputSettings,
+};
 
-/// An opened device of any backend.
-pub(crate) trait Device {
-    /// Name of the backend.
-    fn name(&self) -> &str;
-    /// Arithmetic of the device: whether its results are bit-exact.
-    fn arithmetic(&self) -> Arithmetic;
-    /// Human-readable description of the device and its settings.
-    fn description(&self) -> String;
-    /// Loads a model onto the device. With `use_reference_path`, it runs by the reference path on the backend's
-    /// primitives instead of the backend's fused kernels.
-    fn load(&self, weights: &Arc<Weights>, use_reference_path: bool) -> Result<Box<dyn Model>>;
-}
-
-/// A model loaded onto a device.
+/// A model loaded onto a device, by the device's kernels or by the reference path.
 pub(crate) trait Model {
     /// Execution path of each layer and direction.
     fn paths(&self) -> Vec<ExecutionPath>;
@@ -36,22 +27,13 @@ pub(crate) trait Model {
     fn run_whole_sequences(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)>;
 }
 
-impl<B: Backend + Debug + 'static> Device for B {
-    fn name(&self) -> &str {
-        lstm_core::Ops::name(self)
-    }
-    fn arithmetic(&self) -> Arithmetic {
-        lstm_core::Ops::arithmetic(self)
-    }
-    fn description(&self) -> String {
-        format!("{self:?}")
-    }
-    fn load(&self, weights: &Arc<Weights>, use_reference_path: bool) -> Result<Box<dyn Model>> {
-        Ok(match use_reference_path {
-            false => Box::new(DeviceModel { lstm: Lstm::new(self, weights.clone())?, stream: None }),
-            true => Box::new(DeviceModel { lstm: Lstm::new(&Reference(self.clone()), weights.clone())?, stream: None }),
-        })
-    }
+/// Loads a model onto a device. With `use_reference_path`, it runs by the reference path on the backend's primitives instead
+/// of the backend's fused kernels.
+pub(crate) fn load_model(device: &Device, weights: &Arc<Weights>, use_reference_path: bool) -> Result<Box<dyn Model>> {
+    Ok(match use_reference_path {
+        false => Box::new(DeviceModel { lstm: Lstm::new(device, weights.clone())?, stream: None }),
+        true => Box::new(DeviceModel { lstm: Lstm::new(&Reference(device.clone()), weights.clone())?, stream: None }),
+    })
 }
 
 /// A model on backend `B`, with its streams if they were started.
@@ -93,88 +75,95 @@ pub(crate) struct BackendOptions {
 
 impl BackendOptions {
     /// Fails if an option is set that does not apply to any of `backends`.
-    pub(crate) fn check_applicable(self, backends: &[BackendEntry]) -> Result<()> {
-        let names: Vec<&str> = backends.iter().map(|entry| entry.name).collect();
+    pub(crate) fn check_applicable(self, backends: &[&BackendInfo]) -> Result<()> {
+        let names: Vec<&str> = backends.iter().map(|info| info.name).collect();
         match self.threads {
-            Some(_) if !names.contains(&"cpu") => {
+            Some(_) if !backends.iter().any(|info| info.has_option("threads")) => {
                 Err(Error::option("threads", format!("only the cpu backend has this option, not {}", names.join(", "))))
             }
             _ => Ok(()),
         }
     }
-}
 
-/// An entry of the list of backends.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BackendEntry {
-    /// Name on the command line.
-    pub(crate) name: &'static str,
-    /// Cargo feature that compiles the backend in.
-    feature: &'static str,
-    /// Whether this build contains the backend.
-    pub(crate) compiled: bool,
-}
-
-impl BackendEntry {
-    /// Whether the backend runs if the user names no backend. An entry whose name differs from its Cargo feature is an
-    /// inexact mode of a backend, which runs only if the user names it.
-    fn is_default(self) -> bool {
-        self.name == self.feature
+    /// Sets the options on a builder.
+    fn apply_to(self, builder: DeviceBuilder) -> DeviceBuilder {
+        self.threads.into_iter().fold(builder, |builder, n| builder.threads(n as usize))
     }
 }
 
-macro_rules! backends {
-    ($($(#[$cfg:meta])? $name:literal of $feature:literal => $open:expr,)*) => {
-        /// All backends, including those that are not in this build. The first compiled one is the default.
-        pub(crate) const BACKENDS: &[BackendEntry] =
-            &[$($(#[$cfg])? BackendEntry { name: $name, feature: $feature, compiled: cfg!(feature = $feature) }),*];
-
-        /// Opens the device of a backend. Fails with [`Error::Backend`] if the backend is not available.
-        #[allow(unused_variables, reason = "a build may contain no backend")]
-        pub(crate) fn open_device(entry: BackendEntry, options: BackendOptions) -> Result<Box<dyn Device>> {
-            let backend_error = |why: String| Error::Backend { name: entry.name.to_owned(), why };
-            match entry.name {
-                $(#[cfg(feature = $feature)]
-                $name => {
-                    let open: fn(BackendOptions) -> lstm_core::Result<_> = $open;
-                    Ok(Box::new(open(options).map_err(|e| backend_error(e.to_string()))?))
-                })*
-                _ => Err(backend_error(format!("not in this build; build with `--features {}`", entry.feature))),
-            }
-        }
-    };
+/// Where a command with one backend runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum BackendChoice {
+    /// The backend that the user named.
+    Named(&'static BackendInfo),
+    /// A GPU if there is one, else the CPU.
+    Automatic,
 }
 
-// Each line: the backend's name, its Cargo feature, and a function that opens its device.
-backends! {
-    "cpu" of "cpu" => |options| match options.threads {
-        Some(n) => lstm_cpu::Cpu::builder().threads(n as usize).build(),
-        None => Ok(lstm_cpu::Cpu::new()),
-    },
-    "wgpu" of "wgpu" => |_| lstm_wgpu::Wgpu::new(),
-    "cuda" of "cuda" => |_| lstm_cuda::Cuda::new(0),
-    "cuda-tf32" of "cuda" => |_| lstm_cuda::Cuda::builder().allow_tf32(true).build(),
-    // Only for tests, so hidden from other builds.
-    #[cfg(feature = "cuda-host")]
-    "cuda-host" of "cuda-host" => |_| lstm_cuda_sim::Host::builder().build(),
-    #[cfg(feature = "cuda-host")]
-    "cuda-host-tf32" of "cuda-host" => |_| lstm_cuda_sim::Host::builder().allow_tf32(true).build(),
+impl BackendChoice {
+    /// Opens the device. Fails if an option does not apply to the named backend, or with [`Error::Backend`] if no device is
+    /// available. Notes say which backends an automatic choice did not take.
+    pub(crate) fn open(self, options: BackendOptions, output: OutputSettings) -> Result<Device> {
+        match self {
+            BackendChoice::Named(info) => {
+                options.check_applicable(&[info])?;
+                open_device(info, options)
+            }
+            BackendChoice::Automatic => {
+                let device = options.apply_to(Device::builder().prefer_gpu()).open();
+                let device = device.map_err(|e| Error::Backend { name: AUTOMATIC.into(), why: e.to_string() })?;
+                let is_compiled = |name: &str| BackendInfo::find(name).is_some_and(|info| info.is_compiled);
+                for skipped in device.skipped().iter().filter(|skipped| is_compiled(skipped.name)) {
+                    output.note(format!("not used: {skipped}"));
+                }
+                Ok(device)
+            }
+        }
+    }
+}
+
+/// The name of [`BackendChoice::Automatic`] on the command line.
+const AUTOMATIC: &str = "auto";
+
+/// Opens the device of a backend, with the options that it has. Fails with [`Error::Backend`] if the backend is not
+/// available.
+pub(crate) fn open_device(info: &BackendInfo, options: BackendOptions) -> Result<Device> {
+    let backend_error = |why: String| Error::Backend { name: info.name.to_owned(), why };
+    if !info.is_compiled {
+        // The tool has the library's features.
+        return Err(backend_error(format!("not in this build; build with `--features {}`", info.feature)));
+    }
+    let builder = Device::builder().backend(info.name);
+    let builder = if info.has_option("threads") { options.apply_to(builder) } else { builder };
+    builder.open().map_err(|e| backend_error(e.to_string()))
 }
 
 /// The compiled backends that run if the user names no backend.
-pub(crate) fn default_backends() -> impl Iterator<Item = BackendEntry> {
-    BACKENDS.iter().copied().filter(|entry| entry.compiled && entry.is_default())
+pub(crate) fn default_backends() -> impl Iterator<Item = &'static BackendInfo> {
+    BACKENDS.iter().filter(|info| info.is_compiled && info.is_default)
 }
 
 /// Parses a backend's name from the command line.
-pub(crate) fn parse_backend(name: &str) -> Result<BackendEntry, String> {
-    let names = || BACKENDS.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", ");
-    BACKENDS.iter().copied().find(|entry| entry.name == name).ok_or_else(|| format!("expected one of {}", names()))
+pub(crate) fn parse_backend(name: &str) -> Result<&'static BackendInfo, String> {
+    BackendInfo::find(name).ok_or_else(|| format!("expected one of {}", backend_names().join(", ")))
+}
+
+/// Parses a backend's name or `auto` from the command line.
+pub(crate) fn parse_backend_choice(name: &str) -> Result<BackendChoice, String> {
+    match name {
+        AUTOMATIC => Ok(BackendChoice::Automatic),
+        name => parse_backend(name).map(BackendChoice::Named).map_err(|why| format!("{why}, {AUTOMATIC}")),
+    }
+}
+
+/// Names of all backends.
+fn backend_names() -> Vec<&'static str> {
+    BACKENDS.iter().map(|info| info.name).collect()
 }
 
 /// Length of the longest backend name, for aligning tables.
 pub(crate) fn max_name_len() -> usize {
-    BACKENDS.iter().map(|entry| entry.name.len()).max().unwrap_or(0)
+    backend_names().iter().map(|name| name.len()).max().unwrap_or(0)
 }
 
 /// Describes a device's arithmetic in words.

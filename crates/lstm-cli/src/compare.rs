@@ -2,11 +2,11 @@
 
 use std::{fmt, process::ExitCode};
 
-use lstm_core::{HostState, arithmetic::Digest, ndarray::Array3};
+use lstm::{BackendInfo, Device, HostState, Ops, arithmetic::Digest, ndarray::Array3};
 use serde::Serialize;
 
 use crate::{
-    backends::{self, BackendEntry, Device, Model, describe_arithmetic, describe_paths},
+    backends::{self, Model, describe_arithmetic, describe_paths},
     error::{Error, Result},
     model,
     report::{OutputSettings, path_text},
@@ -28,7 +28,7 @@ pub(crate) struct Args {
 
     /// Backends to compare; each must be available [default: all available ones except cuda-tf32, which is inexact]
     #[arg(long, short, value_name = "NAME,...", value_delimiter = ',', value_parser = backends::parse_backend)]
-    backend: Option<Vec<BackendEntry>>,
+    backend: Option<Vec<&'static BackendInfo>>,
 
     /// Run the reference path on every backend, not only on the first
     #[arg(long)]
@@ -157,7 +157,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     let mut rows: Vec<Run> = Vec::new();
     for (k, device) in devices.iter().enumerate() {
         for reference in if k == 0 || args.references { &[true, false][..] } else { &[false] } {
-            let model = device.load(&loaded_model.weights, *reference)?;
+            let model = backends::load_model(device, &loaded_model.weights, *reference)?;
             let arithmetic = device.arithmetic();
             rows.push(Run {
                 backend: device.name().to_owned(),
@@ -215,12 +215,12 @@ fn exact_runs_identical(rows: &[Run]) -> Option<bool> {
 
 /// Opens the devices, sorted so that exact ones come first. Backends that are not available go to `not_run`, unless the user
 /// named them: then they are an error.
-fn open_devices(args: &Args, not_run: &mut Vec<UnavailableBackend>) -> Result<Vec<Box<dyn Device>>> {
+fn open_devices(args: &Args, not_run: &mut Vec<UnavailableBackend>) -> Result<Vec<Device>> {
     let backends = args.backend.clone().unwrap_or_else(|| backends::default_backends().collect());
     args.options.check_applicable(&backends)?;
     let mut devices = Vec::new();
-    for entry in backends {
-        match backends::open_device(entry, args.options) {
+    for info in backends {
+        match backends::open_device(info, args.options) {
             Ok(device) => devices.push(device),
             Err(Error::Backend { name, why }) if args.backend.is_none() => {
                 not_run.push(UnavailableBackend { backend: name, why })

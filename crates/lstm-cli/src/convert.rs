@@ -2,8 +2,7 @@
 
 use std::{fmt, path::PathBuf, process::ExitCode};
 
-use lstm_core::{StateDictWriter, TensorNames, weights::state_dict::Dtype};
-use lstm_formats::OnnxWriter;
+use lstm::{OnnxWriter, StateDictWriter, TensorNames, weights::state_dict::Dtype};
 use serde::Serialize;
 
 use crate::{

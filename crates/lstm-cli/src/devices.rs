@@ -2,10 +2,11 @@
 
 use std::{fmt, process::ExitCode};
 
+use lstm::{BACKENDS, BackendInfo, Ops};
 use serde::Serialize;
 
 use crate::{
-    backends::{self, BACKENDS, BackendEntry, describe_arithmetic},
+    backends::{self, describe_arithmetic},
     error::Result,
     report::OutputSettings,
 };
@@ -46,15 +47,14 @@ impl fmt::Display for Report {
 }
 
 pub(crate) fn run(_: &Args, output: OutputSettings) -> Result<ExitCode> {
-    let row = |&entry: &BackendEntry| {
-        let BackendEntry { name, compiled, .. } = entry;
-        let open_result = backends::open_device(entry, backends::BackendOptions::default());
+    let row = |info: &BackendInfo| {
+        let open_result = backends::open_device(info, backends::BackendOptions::default());
         let device = open_result.as_ref().ok();
         DeviceRow {
-            name: name.to_owned(),
-            compiled,
+            name: info.name.to_owned(),
+            compiled: info.is_compiled,
             available: device.is_some(),
-            device: device.map(|device| device.description()),
+            device: device.map(|device| format!("{device:?}")),
             arithmetic: device.map(|device| describe_arithmetic(&device.arithmetic())),
             exact: device.map(|device| device.arithmetic().is_exact()),
             why: open_result.as_ref().err().map(ToString::to_string),

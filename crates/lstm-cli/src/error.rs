@@ -14,7 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// An error of the library, such as an invalid model or a failure of a device.
     #[error(transparent)]
-    Model(#[from] lstm_core::Error),
+    Model(#[from] lstm::Error),
 
     /// An error of the library that concerns a file.
     #[error("{}: {source}", path.display())]
@@ -22,7 +22,7 @@ pub enum Error {
         /// Path of the file.
         path: PathBuf,
         /// The library's error.
-        source: lstm_core::Error,
+        source: lstm::Error,
     },
 
     /// A file that can't be read or written, or is invalid.

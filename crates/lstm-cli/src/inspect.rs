@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, fmt, process::ExitCode};
 
-use lstm_core::LayerSpec;
+use lstm::{BACKENDS, BackendInfo, LayerSpec, Ops};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    backends::{self, BACKENDS, BackendEntry, describe_arithmetic, describe_paths},
+    backends::{self, describe_arithmetic, describe_paths},
     error::Result,
     model::{self, quoted_list},
     report::{OutputSettings, path_text},
@@ -126,12 +126,12 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         output_size: spec.state_size(),
         parameters: num_params(&spec),
     };
-    let backend_support = |&entry: &BackendEntry| {
-        let result = backends::open_device(entry, backends::BackendOptions::default()).and_then(|device| {
-            let model = device.load(&loaded_model.weights, false)?;
+    let backend_support = |info: &BackendInfo| {
+        let result = backends::open_device(info, backends::BackendOptions::default()).and_then(|device| {
+            let model = backends::load_model(&device, &loaded_model.weights, false)?;
             Ok((describe_paths(&model.paths()), device.arithmetic()))
         });
-        let backend = entry.name.to_owned();
+        let backend = info.name.to_owned();
         match result {
             Ok((path, arithmetic)) => BackendSupport {
                 backend,
@@ -154,7 +154,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         config_from: loaded_model.config_source,
         parameters: loaded_model.weights.len(),
         layers: config.layer_specs().into_iter().enumerate().map(layer).collect(),
-        streams: config.direction == lstm_core::Direction::Forward && loaded_model.lengths.is_none(),
+        streams: config.direction == lstm::Direction::Forward && loaded_model.lengths.is_none(),
         fixed_state: loaded_model.state.is_some(),
         fixed_lengths: loaded_model.lengths.clone(),
         state_inputs: loaded_model.state_inputs.clone(),

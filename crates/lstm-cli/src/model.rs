@@ -6,15 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use lstm_core::{CellKind, HostState, LstmConfig, StateDict, Weights, ndarray::Axis};
-use lstm_formats::{
-    OnnxLstm, OnnxModel, RtNeural,
-    onnx::{GraphPort, GraphPortKind, InitialState, SequenceLengths},
+use lstm::{
+    CellKind, HostState, LstmConfig, OnnxLstm, OnnxModel, RtNeural, StateDict, Weights,
+    formats::onnx::{GraphPort, GraphPortKind, InitialState, SequenceLengths},
+    ndarray::Axis,
 };
 
 use crate::error::{Error, Result};
 
-/// Metadata key under which a checkpoint of [`lstm_core::train`] stores the model's configuration.
+/// Metadata key under which a checkpoint of [`lstm::train`] stores the model's configuration.
 const CHECKPOINT_CONFIG_KEY: &str = "trainer.model";
 
 /// Name prefixes of a checkpoint's tensors that are not weights of the model.
@@ -238,12 +238,12 @@ impl ModelArgs {
         let onnx = if names.is_empty() { model.lstm() } else { model.lstm_named(&names) };
         let onnx = onnx.map_err(|error| match error {
             // A graph with other nodes can be used only if the LSTM nodes are named.
-            lstm_core::Error::Format { input, reason } if names.is_empty() && !model.lstm_nodes().is_empty() => {
+            lstm::Error::Format { input, reason } if names.is_empty() && !model.lstm_nodes().is_empty() => {
                 let hint = format!(
                     "{reason}; to use the LSTM nodes alone, select them with --name: {}",
                     quoted_list(&model.lstm_nodes())
                 );
-                lstm_core::Error::Format { input, reason: hint }
+                lstm::Error::Format { input, reason: hint }
             }
             other => other,
         })?;

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lstm_core::ndarray::{ArrayView3, Axis, s};
+use lstm::ndarray::{ArrayView3, Axis, s};
 use tempfile::NamedTempFile;
 
 use crate::{

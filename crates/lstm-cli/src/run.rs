@@ -2,14 +2,15 @@
 
 use std::{fmt, path::PathBuf, process::ExitCode, time::Instant};
 
-use lstm_core::{
+use lstm::{
+    Ops,
     arithmetic::Digest,
     ndarray::{Array3, Axis},
 };
 use serde::Serialize;
 
 use crate::{
-    backends::{self, BackendEntry, describe_arithmetic, describe_paths},
+    backends::{self, BackendChoice, describe_arithmetic, describe_paths},
     error::{Error, Result},
     model::{self, quoted_list},
     output::{PendingFile, SequenceWriter, check_distinct_paths, check_extension, commit_files},
@@ -41,9 +42,10 @@ pub(crate) struct Args {
     #[arg(long)]
     digest: bool,
 
-    /// Backend, one of those that `lstm devices` lists [default: the first one in this build, never the inexact cuda-tf32]
-    #[arg(long, short, value_name = "NAME", value_parser = backends::parse_backend)]
-    backend: Option<BackendEntry>,
+    /// Backend, one of those that `lstm devices` lists, or auto: a GPU if there is one, else the cpu [default: the first one
+    /// in this build, never the inexact cuda-tf32]
+    #[arg(long, short, value_name = "NAME", value_parser = backends::parse_backend_choice)]
+    backend: Option<BackendChoice>,
 
     #[command(flatten)]
     options: backends::BackendOptions,
@@ -99,10 +101,9 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     let others = [("MODEL", Some(model)), ("--input", Some(input)), ("--output", y)];
     check_distinct_paths("output", y, &others[..2])?;
     check_distinct_paths("state-out", args.state_out.as_deref(), &others)?;
-    let backend = args.backend.or(backends::default_backends().next());
+    let backend = args.backend.or(backends::default_backends().next().map(BackendChoice::Named));
     let backend = backend.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
-    args.options.check_applicable(&[backend])?;
-    let device = backends::open_device(backend, args.options)?;
+    let device = backend.open(args.options, output)?;
     let loaded_model = args.model.load()?;
     let config = loaded_model.weights.config().clone();
     let sequences = args.sequences.open(&loaded_model, output)?;
@@ -111,7 +112,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         let outputs = quoted_list(&loaded_model.partial_outputs);
         output.note(format!("the graph's outputs are {outputs}; this command outputs the last layer's whole sequence"));
     }
-    let mut models = [device.load(&loaded_model.weights, false)?];
+    let mut models = [backends::load_model(&device, &loaded_model.weights, false)?];
     let path = describe_paths(&models[0].paths());
 
     sequences::catch_interrupts();
@@ -137,8 +138,8 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         input,
         output: args.output.as_deref().map(path_text),
         state_out: args.state_out.as_deref().map(path_text),
-        backend: backend.name.to_owned(),
-        device: device.description(),
+        backend: device.name().to_owned(),
+        device: format!("{device:?}"),
         arithmetic: describe_arithmetic(&device.arithmetic()),
         exact: device.arithmetic().is_exact(),
         path,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use lstm_core::{
+use lstm::{
     Direction, HostState, Input, LstmConfig,
     ndarray::{Array3, ArrayView3},
 };

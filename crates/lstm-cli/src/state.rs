@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lstm_core::{Error as ModelError, HostState, LstmConfig, StateDict, StateDictWriter, ndarray::Array3};
+use lstm::{Error as ModelError, HostState, LstmConfig, StateDict, StateDictWriter, ndarray::Array3};
 
 use crate::error::{Error, Result};
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use common::{TempDir, npy_header, tool};
-use lstm_cpu::LstmConfig;
+use lstm::LstmConfig;
 
 const STEPS: usize = 1 << 19;
 const FEATURES: usize = 64;

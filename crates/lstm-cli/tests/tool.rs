@@ -16,8 +16,8 @@ mod tf32;
 use std::{fs, path::Path, process::Output};
 
 use common::{TempDir, npy_header, tool};
-use lstm_cpu::{
-    Cpu, Direction, Input, Lstm, LstmConfig, OnnxModel, StateDict,
+use lstm::{
+    BackendInfo, Cpu, Direction, Input, Lstm, LstmConfig, OnnxModel, StateDict,
     arithmetic::Digest,
     ndarray::{Array3, Axis},
 };
@@ -158,7 +158,7 @@ fn states_continue_a_run_and_lengths_end_sequences() {
         assert_eq!(code, 1, "{report}");
     }
     // A state with another batch size.
-    save_npy(&b, &x.slice(lstm_cpu::ndarray::s![..1, .., ..]).to_owned());
+    save_npy(&b, &x.slice(lstm::ndarray::s![..1, .., ..]).to_owned());
     let (code, report) = run_json(&["run", &model, "-i", &b, "-o", &output, "--state-in", &state]);
     assert_eq!((code, report["error"]["kind"].as_str()), (1, Some("model")), "{report}");
 }
@@ -208,7 +208,7 @@ fn onnx_models_run_and_convert() {
     save_npy(&input, &two);
     let onnx = OnnxModel::open(&constants).unwrap().lstm().unwrap();
     let time_major = two.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned().into_dyn();
-    let inputs = lstm_cpu::OnnxInputs { x: time_major, ..Default::default() };
+    let inputs = lstm::OnnxInputs { x: time_major, ..Default::default() };
     let outputs = onnx.run(&Lstm::new(&Cpu::new(), onnx.weights.clone()).unwrap(), inputs).unwrap();
     let digest = Digest::of(outputs[0].1.iter()).to_string();
     assert_eq!(run_json(&["run", &constants, "-i", &input, "--digest"]).1["digest"], digest);
@@ -243,6 +243,28 @@ fn every_command_reports_json_and_text() {
         let output = run(args);
         assert!(output.status.success() && !output.stdout.is_empty(), "{args:?}");
     }
+}
+
+#[test]
+fn automatic_choice_runs_on_an_exact_device() {
+    let dir = TempDir::new();
+    let (_, model) = dir.model(LstmConfig::new(3, 5));
+    let input = dir.path("x.npy");
+    save_npy(&input, &sequences(2, 4, 3));
+    let args = |backend| ["run", &model, "-i", &input, "--digest", "--backend", backend];
+    let (cpu, (code, automatic)) = (run_json(&args("cpu")).1, run_json(&args("auto")));
+    assert_eq!((code, &automatic["exact"]), (0, &true.into()), "{automatic}");
+    assert_eq!(automatic["digest"], cpu["digest"], "{automatic}");
+    // Notes say why the CPU was taken: one for each GPU backend in this build.
+    let notes = String::from_utf8(run(&args("auto")).stderr).unwrap();
+    for info in ["cuda", "wgpu"].map(|name| BackendInfo::find(name).unwrap()) {
+        let is_noted = notes.contains(&format!("note: not used: {}: ", info.name));
+        assert!(is_noted == info.is_compiled || automatic["backend"] != "cpu", "{notes}");
+    }
+    // `compare` runs several backends, so there is nothing to choose.
+    let compare = run(&["compare", &model, "-i", &input, "--backend", "auto"]);
+    assert_eq!(compare.status.code(), Some(2));
+    assert!(String::from_utf8(compare.stderr).unwrap().contains("expected one of cpu, "));
 }
 
 #[test]

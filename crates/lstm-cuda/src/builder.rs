@@ -4,11 +4,11 @@ use lstm_core::Result;
 
 use crate::{
     backend::CudaBackend,
-    device::{self, Device},
+    device::{self, CudaDriver},
 };
 
 /// An NVIDIA GPU.
-pub type Cuda = CudaBackend<Device>;
+pub type Cuda = CudaBackend<CudaDriver>;
 
 /// Limits on which kernels the layers use, for tests and measurements. By default there are no limits. Exact results do
 /// not depend on the limits.
@@ -80,18 +80,17 @@ impl CudaBuilder {
     /// least sm_70, or sm_80 with TF32, NVRTC), if a call of the driver fails, if the limit of multiprocessors is 0, or
     /// if products in TF32 have larger errors than rounding their operands to TF32 can cause.
     pub fn build(self) -> Result<Cuda> {
-        CudaBackend::open(Device::open(self.ordinal, self.allow_tf32, self.limits)?)
+        CudaBackend::open(CudaDriver::open(self.ordinal, self.allow_tf32, self.limits)?)
     }
 }
 
 impl Cuda {
-    /// Opens a device by its number, from 0, with default options: the same as
-    /// `Cuda::builder().ordinal(ordinal).build()`.
+    /// Opens the first device with default options: the same as `Cuda::builder().build()`.
     ///
     /// # Errors
     /// As for [`CudaBuilder::build`].
-    pub fn new(ordinal: usize) -> Result<Self> {
-        Cuda::builder().ordinal(ordinal).build()
+    pub fn new() -> Result<Self> {
+        Cuda::builder().build()
     }
 
     /// Returns the default options for opening a device.

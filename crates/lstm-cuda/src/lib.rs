@@ -8,7 +8,7 @@
 //!
 //! ```
 //! use lstm_cuda::{Cuda, Lstm, LstmConfig, ndarray::Array3};
-//! let cuda = match Cuda::new(0) {
+//! let cuda = match Cuda::new() {
 //!     Ok(cuda) => cuda,
 //!     // The error says whether the driver, the device or NVRTC is missing.
 //!     Err(error) => return Ok(println!("{error}")),
@@ -74,7 +74,7 @@ mod tensor;
 
 pub use backend::CudaBackend;
 pub use builder::{Cuda, CudaBuilder, KernelLimits};
-pub use device::Device;
+pub use device::CudaDriver;
 #[doc(hidden)]
 pub use driver::{Address, Driver, Launch};
 pub use layer::{Layer, Plan};

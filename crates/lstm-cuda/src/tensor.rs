@@ -12,6 +12,13 @@ pub struct Tensor<D: Driver> {
     pub(crate) data: Arc<D::Memory>,
 }
 
+impl<D: Driver> Tensor<D> {
+    /// Shape of the matrix.
+    pub fn shape(&self) -> MatrixShape {
+        self.shape
+    }
+}
+
 impl<D: Driver> Clone for Tensor<D> {
     fn clone(&self) -> Self {
         Tensor { shape: self.shape, data: self.data.clone() }

@@ -38,7 +38,7 @@ mod testing;
 pub use backend::Wgpu;
 #[cfg(not(target_arch = "wasm32"))]
 pub use device::adapters;
-pub use device::{FloatBehavior, Fma, Mode, Probe, WgpuBuilder};
+pub use device::{FloatBehavior, Fma, Mode, Probe, WgpuBuilder, is_software};
 // Everything public in lstm-core, so that users depend on this crate alone. Every backend has the same list.
 #[cfg(feature = "train")]
 pub use lstm_core::train;

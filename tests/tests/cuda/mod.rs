@@ -7,7 +7,7 @@ use super::*;
 
 pub(super) fn trials(trials: &mut Trials) {
     // If there is no device, the backend's own trials report it.
-    if Cuda::new(0).is_err() {
+    if Cuda::new().is_err() {
         return;
     }
     let persistent = KernelLimits { allow_clusters: false, ..KernelLimits::default() };

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Seek};
 
 use ::csv::{ByteRecord, Reader, ReaderBuilder, StringRecord, Trim};
-use lstm_core::ndarray::Array3;
+use lstm::ndarray::Array3;
 
 use super::{SequenceShape, array_from_values};
 

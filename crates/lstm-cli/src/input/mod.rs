@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lstm_core::ndarray::Array3;
+use lstm::ndarray::Array3;
 
 use crate::error::{Error, Result};
 

@@ -4,7 +4,7 @@
 use std::io::{Read, Seek, SeekFrom};
 
 use half::f16;
-use lstm_core::ndarray::Array3;
+use lstm::ndarray::Array3;
 
 use super::{SequenceShape, array_from_values};
 
@@ -244,7 +244,7 @@ pub(crate) fn encode_header(shape: &[usize]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use lstm_core::ndarray::Axis;
+    use lstm::ndarray::Axis;
 
     use super::*;
 

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use lstm_cpu::{Init, LstmConfig, StateDictWriter, TensorNames, Weights};
+use lstm::{Init, LstmConfig, StateDictWriter, TensorNames, Weights};
 
 /// A temporary directory, removed on drop.
 pub(crate) struct TempDir(PathBuf);

@@ -1,6 +1,6 @@
 //! Invalid command lines: exit code 2.
 
-use lstm_cpu::LstmConfig;
+use lstm::LstmConfig;
 
 use super::{TempDir, run, save_npy, sequences};
 
@@ -21,7 +21,7 @@ fn rejects_invalid_option_values() {
         (&digest, &["--tolerance", "1"], "--tolerance"),
         (&digest, &["--threads", "0"], "1..=1024"),
         (&digest, &["--threads", "1025"], "1..=1024"),
-        (&digest, &["--backend", "abacus"], "expected one of cpu, "),
+        (&digest, &["--backend", "abacus"], "expected one of cpu, wgpu, cuda, cuda-tf32, auto"),
         (&digest, &["--clip", "-1"], "expected a positive finite bound"),
         (&digest, &["--clip", "0"], "expected a positive finite bound"),
         (&digest, &["--clip", "nan"], "expected a positive finite bound"),

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use lstm_cpu::LstmConfig;
+use lstm::LstmConfig;
 use serde_json::Value;
 
 use super::{TempDir, data, run, run_json, save_npy, sequences, tool};

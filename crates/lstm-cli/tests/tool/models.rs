@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use lstm_cpu::{
+use lstm::{
     Init, LstmConfig, OnnxModel, StateDict, StateDictWriter, TensorNames, Weights,
     ndarray::{Array2, Array3},
 };

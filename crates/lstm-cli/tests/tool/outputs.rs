@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use lstm_cpu::LstmConfig;
+use lstm::LstmConfig;
 
 use super::{TempDir, run_json, save_npy, sequences};
 

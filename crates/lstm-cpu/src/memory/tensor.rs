@@ -113,6 +113,11 @@ impl Tensor {
         self.snapped || is_snapped(self.as_slice())
     }
 
+    /// Shape of the matrix.
+    pub fn shape(&self) -> MatrixShape {
+        self.shape
+    }
+
     /// The elements in row-major order.
     pub fn as_slice(&self) -> &[f32] {
         &self.storage.values

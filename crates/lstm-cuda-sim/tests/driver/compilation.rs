@@ -13,7 +13,7 @@ use crate::{
 
 /// Checks that opening a device fails with an error that contains this text.
 fn expect_error(what: &str, text: &str) -> Result<()> {
-    let error = Cuda::new(0).err().map(|e| e.to_string()).unwrap_or_default();
+    let error = Cuda::new().err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(error.contains(text), "{what}: `{error}` does not contain `{text}`");
     Ok(())
 }
@@ -32,7 +32,7 @@ pub(crate) fn run() -> Result<String> {
 
     // The device is newer than NVRTC: the driver compiles PTX of an older architecture, which has no clusters.
     driver.set_up_nvrtc(80, false);
-    let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+    let cuda = Cuda::new().map_err(|e| e.to_string())?;
     ensure!(cuda.arithmetic() == Arithmetic::Exact, "{:?}", cuda.arithmetic());
     let config = LstmConfig::new(3, 20);
     let mut workload = Workload::new(&cuda, &config);
@@ -54,9 +54,9 @@ pub(crate) fn run() -> Result<String> {
 pub(crate) fn cache() -> Result<String> {
     let driver = SimulatedDriver::load()?;
     driver.set_properties(DeviceProperties::DEFAULT);
-    drop(Cuda::new(0).map_err(|e| e.to_string())?);
+    drop(Cuda::new().map_err(|e| e.to_string())?);
     driver.set_up_nvrtc(100, true);
-    drop(Cuda::new(0).map_err(|e| format!("cached kernels are compiled again: {e}"))?);
+    drop(Cuda::new().map_err(|e| format!("cached kernels are compiled again: {e}"))?);
     // Nothing is cached for another architecture.
     driver.set_properties(DeviceProperties { architecture: 86, ..DeviceProperties::DEFAULT });
     expect_error("architecture that is not cached", "NVRTC_ERROR_COMPILATION")?;
@@ -71,7 +71,7 @@ pub(crate) fn prebuilt() -> Result<String> {
     driver.set_properties(DeviceProperties::DEFAULT);
     let files = kernels::prebuild(&dir, &[80]).map_err(|e| e.to_string())?;
     driver.set_up_nvrtc(100, true);
-    drop(Cuda::new(0).map_err(|e| format!("prebuilt kernels are compiled again: {e}"))?);
+    drop(Cuda::new().map_err(|e| format!("prebuilt kernels are compiled again: {e}"))?);
     driver.set_properties(DeviceProperties { architecture: 86, ..DeviceProperties::DEFAULT });
     expect_error("architecture that is not prebuilt", "NVRTC_ERROR_COMPILATION")?;
 

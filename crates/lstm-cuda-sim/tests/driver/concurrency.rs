@@ -22,7 +22,7 @@ pub(crate) fn run() -> Result<String> {
     for properties in [DeviceProperties::DEFAULT, pageable] {
         driver.reset();
         driver.set_properties(properties);
-        let open = |ordinal| Cuda::new(ordinal).map_err(|e| e.to_string());
+        let open = |ordinal| Cuda::builder().ordinal(ordinal).build().map_err(|e| e.to_string());
         let run_workload = |cuda: &Cuda, case: usize| {
             check_all(&Workload::new(cuda, &cases[case].0).run_all()?, cases[case].1.as_ref()?)
         };

@@ -57,7 +57,7 @@ fn all_models(
 ) -> Result<()> {
     driver.reset();
     driver.set_properties(properties);
-    let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+    let cuda = Cuda::new().map_err(|e| e.to_string())?;
     ensure!(cuda.arithmetic() == Arithmetic::Exact, "{:?}", cuda.arithmetic());
     let device = format!("simulated GPU 0, sm_{}", properties.architecture);
     ensure!(cuda.device_name().contains(&device), "{} does not contain {device}", cuda.device_name());
@@ -94,7 +94,7 @@ fn large_clusters(driver: &SimulatedDriver) -> Result<()> {
     driver.set_properties(DeviceProperties { multiprocessors: 16, cooperative: false, ..DeviceProperties::SM_90 });
     let config = LstmConfig::new(2, 340);
     let x = Array3::from_shape_fn((2, 2, 2), |(a, t, i)| (a + 2 * t) as f32 * 0.25 - i as f32);
-    let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+    let cuda = Cuda::new().map_err(|e| e.to_string())?;
     let cluster_launches = || driver.calls().into_iter().filter(|call| call == "cuLaunchKernelEx").count();
     let before = cluster_launches();
     let lstm = Lstm::random(&cuda, config.clone(), 3).map_err(|e| e.to_string())?;
@@ -112,7 +112,7 @@ fn large_clusters(driver: &SimulatedDriver) -> Result<()> {
     // A device without clusters of 16 blocks, on which the driver returns an error for them. Layers then use smaller
     // clusters, with more of the weights in shared memory, for the forward pass.
     driver.set_attribute("largest_cluster", 8);
-    let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+    let cuda = Cuda::new().map_err(|e| e.to_string())?;
     let before = cluster_launches();
     let lstm = Lstm::random(&cuda, config, 3).map_err(|e| e.to_string())?;
     let layer = Weights::init(LstmConfig::new(2, 340), &Init::default(), 3);
@@ -139,7 +139,7 @@ fn medium_tiles(driver: &SimulatedDriver) -> Result<usize> {
     for multiprocessors in devices {
         driver.reset();
         driver.set_properties(DeviceProperties { multiprocessors, cooperative: false, ..DeviceProperties::DEFAULT });
-        let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+        let cuda = Cuda::new().map_err(|e| e.to_string())?;
         for config in [config.clone(), config.clone().proj_size(33)] {
             let run = || {
                 let fused = both_passes(&Lstm::random(&cuda, config.clone(), 3)?, &x)?;
@@ -213,7 +213,7 @@ fn out_of_memory(driver: &SimulatedDriver) -> Result<()> {
         driver.reset();
         driver.set_properties(DeviceProperties { pools, ..DeviceProperties::DEFAULT });
         driver.set_attribute("memory", 4 << 20);
-        let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+        let cuda = Cuda::new().map_err(|e| e.to_string())?;
         let config = LstmConfig::new(3, 20);
         let lstm = Lstm::random(&cuda, config.clone(), 7).map_err(|e| e.to_string())?;
         let before = driver.live_objects();

@@ -105,7 +105,7 @@ pub(crate) fn run() -> Result<String> {
     let (mut failed_calls, mut reported) = (0, 0);
     for (properties, config, want) in cases()? {
         driver.set_properties(properties);
-        let cuda = Cuda::new(0).map_err(|e| e.to_string())?;
+        let cuda = Cuda::new().map_err(|e| e.to_string())?;
         let before = driver.live_objects();
         driver.reset();
         let mut workload = Workload::new(&cuda, &config);
@@ -170,7 +170,7 @@ pub(crate) fn while_opening() -> Result<String> {
     for properties in [DeviceProperties::SM_90, DeviceProperties { pools: false, ..DeviceProperties::DEFAULT }] {
         driver.set_properties(properties);
         driver.reset();
-        drop(Cuda::new(0).map_err(|e| e.to_string())?);
+        drop(Cuda::new().map_err(|e| e.to_string())?);
         let calls = driver.calls();
         // The test of the arithmetic starts with an upload. Before it every call fails once, from there on selected
         // ones.
@@ -181,7 +181,7 @@ pub(crate) fn while_opening() -> Result<String> {
             let context = format!("{properties:?}: call {k}, {call}");
             driver.reset();
             driver.fail_call(k, error_for(call), false);
-            match Cuda::new(0) {
+            match Cuda::new() {
                 Err(error) => {
                     check_error(call, error_for(call), &error).map_err(|error| format!("{context}: {error}"))?;
                     reported += 1;
@@ -205,7 +205,7 @@ pub(crate) fn sticky_errors() -> Result<String> {
     let (mut count, mut seen) = (0, HashSet::new());
     for (properties, config, want) in cases()? {
         driver.set_properties(properties);
-        let open = || Cuda::new(0).map_err(|e| e.to_string());
+        let open = || Cuda::new().map_err(|e| e.to_string());
         let cuda = open()?;
         driver.reset();
         check_all(&Workload::new(&cuda, &config).run_all()?, &want)?;
@@ -257,6 +257,6 @@ fn run_until_sticky_error(cuda: &Cuda, config: &LstmConfig, want: &[Vec<f32>]) -
     let is_named = error.to_string().contains(LAUNCH_FAILED.1) || error.to_string().contains(ILLEGAL_ADDRESS.1);
     ensure!(is_named, "another error: {error}");
     ensure!(other.run_step(0).is_err() && cuda.synchronize().is_err(), "another model works after {error}");
-    ensure!(Cuda::new(0).is_err(), "a device is opened after {error}");
+    ensure!(Cuda::new().is_err(), "a device is opened after {error}");
     Ok(())
 }

@@ -12,6 +12,7 @@ mod failing_calls;
 mod misuse;
 mod ptx;
 mod simulated_driver;
+mod tool;
 mod workload;
 
 use std::{
@@ -43,13 +44,14 @@ pub(crate) use ensure;
 type Part = fn() -> Result<String>;
 
 /// The parts by name. Each runs in a process of its own.
-const PARTS: [(&str, Part); 12] = [
+const PARTS: [(&str, Part); 13] = [
     ("misuse", misuse::run),
     ("configurations", configurations::run),
     ("failing calls", failing_calls::run),
     ("failing calls while opening", failing_calls::while_opening),
     ("sticky errors", failing_calls::sticky_errors),
     ("concurrency", concurrency::run),
+    ("tool", tool::tf32),
     ("compilation", compilation::run),
     (CACHE, compilation::cache),
     (PREBUILT, compilation::prebuilt),
@@ -65,6 +67,9 @@ const TO_PTX: &str = "compilation to PTX";
 const FROM_PTX: &str = "kernels from PTX";
 
 fn main() -> ExitCode {
+    if env::var_os(tool::AS_TOOL).is_some() {
+        return lstm_cli::main();
+    }
     if let Some(part) = env::var_os(PART) {
         let part = PARTS.iter().find(|(name, _)| part == *name).expect("a name in `PARTS`");
         return match part.1() {

@@ -24,7 +24,7 @@ use crate::driver::{Address, Driver, Launch};
 /// A GPU with its loaded kernels, and a CUDA stream on which all work runs in order. Clones share the same GPU and
 /// stream.
 #[derive(Clone)]
-pub struct Device(Arc<DeviceInner>);
+pub struct CudaDriver(Arc<DeviceInner>);
 
 struct DeviceInner {
     context: Arc<Context>,
@@ -55,7 +55,7 @@ unsafe impl Send for DeviceInner {}
 // SAFETY: as above.
 unsafe impl Sync for DeviceInner {}
 
-impl fmt::Debug for Device {
+impl fmt::Debug for CudaDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Cuda({}{})", self.0.label, if self.0.allow_tf32 { ", tf32" } else { "" })
     }
@@ -152,7 +152,7 @@ fn launch_config(
     }
 }
 
-impl Device {
+impl CudaDriver {
     /// The backend's name, which tells whether TF32 is allowed.
     fn backend_name(allow_tf32: bool) -> &'static str {
         if allow_tf32 { "cuda-tf32" } else { "cuda" }
@@ -227,12 +227,12 @@ impl Device {
     }
 }
 
-impl Driver for Device {
+impl Driver for CudaDriver {
     type Memory = DeviceMemory;
     type Graph = DeviceGraph;
 
     fn name(&self) -> &str {
-        Device::backend_name(self.0.allow_tf32)
+        CudaDriver::backend_name(self.0.allow_tf32)
     }
 
     fn allows_tf32(&self) -> bool {

@@ -9,7 +9,7 @@ use cudarc::driver::{
 use lstm_core::{Error, Result};
 
 use super::{
-    Device, DeviceInner,
+    CudaDriver, DeviceInner,
     context::{Context, Stream},
     device_error, driver_error,
 };
@@ -51,10 +51,10 @@ pub(crate) fn devices(backend: &str) -> Result<Vec<String>> {
     (0..count).map(device_name).collect()
 }
 
-impl Device {
+impl CudaDriver {
     /// Opens a device by its number. With `allow_tf32`, the device must have tensor cores that support TF32.
     pub(crate) fn open(ordinal: usize, allow_tf32: bool, limits: KernelLimits) -> Result<Self> {
-        let backend = Device::backend_name(allow_tf32);
+        let backend = CudaDriver::backend_name(allow_tf32);
         if limits.max_multiprocessors == Some(0) {
             return Err(device_error(backend, OP, "expected a limit of at least 1 multiprocessor, got 0"));
         }
@@ -143,7 +143,7 @@ impl Device {
             }
             inner.functions.insert(name, function);
         }
-        Ok(Device(inner.into()))
+        Ok(CudaDriver(inner.into()))
     }
 
     /// The device's name and architecture.

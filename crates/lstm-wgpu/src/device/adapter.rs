@@ -13,6 +13,18 @@ pub async fn adapters(backends: wgpu::Backends) -> Vec<wgpu::AdapterInfo> {
     create_instance(backends).enumerate_adapters(backends).await.iter().map(wgpu::Adapter::get_info).collect()
 }
 
+/// Parts of the names of adapters and drivers that compute on the CPU. SwiftShader, for one, does not always say so by the
+/// type of its adapter.
+const SOFTWARE_NAMES: [&str; 5] = ["llvmpipe", "lavapipe", "softpipe", "swiftshader", "microsoft basic render"];
+
+/// Whether an adapter computes on the CPU instead of a GPU, as llvmpipe, SwiftShader and WARP do. The type of the adapter
+/// says so, or its name, or the name of its driver.
+pub fn is_software(info: &wgpu::AdapterInfo) -> bool {
+    let names = [&info.name, &info.driver, &info.driver_info].map(|name| name.to_lowercase());
+    let has_software_name = || SOFTWARE_NAMES.iter().any(|software| names.iter().any(|name| name.contains(software)));
+    info.device_type == wgpu::DeviceType::Cpu || has_software_name()
+}
+
 /// Creates a wgpu instance for the given graphics APIs.
 pub(super) fn create_instance(backends: wgpu::Backends) -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor { backends, ..wgpu::InstanceDescriptor::new_without_display_handle() })
@@ -57,4 +69,37 @@ pub(super) async fn select_adapter(
 async fn default_adapter(instance: &wgpu::Instance, power: wgpu::PowerPreference) -> Result<wgpu::Adapter> {
     let options = wgpu::RequestAdapterOptions { power_preference: power, ..Default::default() };
     instance.request_adapter(&options).await.map_err(|_| device_error("open", NO_ADAPTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use wgpu::{AdapterInfo, Backend, DeviceType};
+
+    use super::*;
+
+    #[test]
+    fn software_adapters_are_known_by_type_or_name() {
+        let info = |device_type, name: &str, driver: &str| AdapterInfo {
+            name: name.into(),
+            driver: driver.into(),
+            ..AdapterInfo::new(device_type, Backend::Vulkan)
+        };
+        for (device_type, name, driver) in [
+            (DeviceType::Cpu, "llvmpipe (LLVM 19.1.7, 256 bits)", "llvmpipe"),
+            (DeviceType::Cpu, "a name that nobody knows", ""),
+            (DeviceType::Other, "Google SwiftShader", ""),
+            (DeviceType::VirtualGpu, "SwiftShader Device (Subzero)", "SwiftShader driver"),
+            (DeviceType::Other, "Microsoft Basic Render Driver", ""),
+            (DeviceType::Other, "", "Lavapipe"),
+        ] {
+            assert!(is_software(&info(device_type, name, driver)), "{name}");
+        }
+        for (device_type, name, driver) in [
+            (DeviceType::DiscreteGpu, "NVIDIA GeForce RTX 4090", "NVIDIA"),
+            (DeviceType::IntegratedGpu, "Intel(R) UHD Graphics 620 (KBL GT2)", "Intel open-source Mesa driver"),
+            (DeviceType::Other, "", ""),
+        ] {
+            assert!(!is_software(&info(device_type, name, driver)), "{name}");
+        }
+    }
 }

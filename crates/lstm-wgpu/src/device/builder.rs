@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use lstm_core::Result;
 
 use super::{
-    adapter::{create_instance, select_adapter},
+    adapter::{create_instance, is_software, select_adapter},
     device_error,
     mode::Mode,
     probe,
@@ -20,6 +20,7 @@ pub struct WgpuBuilder {
     power_preference: wgpu::PowerPreference,
     backends: wgpu::Backends,
     limits: Option<wgpu::Limits>,
+    allow_software: bool,
     compute: ComputeOptions,
 }
 
@@ -39,6 +40,7 @@ impl Default for WgpuBuilder {
             power_preference: wgpu::PowerPreference::HighPerformance,
             backends: wgpu::Backends::PRIMARY,
             limits: None,
+            allow_software: true,
             compute: ComputeOptions::default(),
         }
     }
@@ -67,6 +69,13 @@ impl WgpuBuilder {
     /// Sets the limits to request for the device. Default: the limits of the adapter.
     pub fn limits(mut self, limits: wgpu::Limits) -> Self {
         self.limits = Some(limits);
+        self
+    }
+
+    /// Sets whether an adapter may be one that computes on the CPU; see [`is_software`]. If not, opening such an adapter is
+    /// an error, before the tests of its arithmetic, which take seconds there. Default: `true`.
+    pub fn allow_software(mut self, allow: bool) -> Self {
+        self.allow_software = allow;
         self
     }
 
@@ -113,13 +122,18 @@ impl WgpuBuilder {
     /// Opens the selected adapter, and tests in which mode its results are bit-exact.
     ///
     /// # Errors
-    /// [`Error::Device`](lstm_core::Error::Device) if there is no such adapter, if it cannot be opened, or if its
-    /// arithmetic is not bit-exact.
+    /// [`Error::Device`](lstm_core::Error::Device) if there is no such adapter, if it computes on the CPU and this is not
+    /// [allowed](Self::allow_software), if it cannot be opened, or if its arithmetic is not bit-exact.
     pub async fn build_async(self) -> Result<Wgpu> {
         let instance = create_instance(self.backends);
         let adapter =
             select_adapter(&instance, self.backends, self.adapter_name.as_deref(), self.power_preference).await?;
         let info = adapter.get_info();
+        if !self.allow_software && is_software(&info) {
+            let reason =
+                format!("{} computes on the CPU, not on a GPU; to use it, set `allow_software(true)`", info.name);
+            return Err(device_error("open", reason));
+        }
         let features = adapter.features() & optional_features(&info);
         let experimental_features = match features.contains(wgpu::Features::PASSTHROUGH_SHADERS) {
             // SAFETY: passthrough is the only experimental feature that is requested. It is used in one place, on
@@ -155,20 +169,22 @@ impl WgpuBuilder {
     ///
     /// # Errors
     /// [`Error::Device`](lstm_core::Error::Device) if the device's arithmetic is not bit-exact, or if an adapter name,
-    /// power preference, graphics API or limit was set on this builder.
+    /// power preference, graphics API, limit or `allow_software(false)` was set on this builder.
     pub async fn from_device(self, adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Result<Wgpu> {
         let default_builder = WgpuBuilder::default();
-        let adapter_options = (&self.adapter_name, self.power_preference, self.backends, &self.limits);
+        let adapter_options =
+            (&self.adapter_name, self.power_preference, self.backends, &self.limits, self.allow_software);
         if adapter_options
             != (
                 &default_builder.adapter_name,
                 default_builder.power_preference,
                 default_builder.backends,
                 &default_builder.limits,
+                default_builder.allow_software,
             )
         {
             let reason =
-                "adapter name, power preference, backends and limits cannot be set for a device that is already open";
+                "adapter name, power preference, backends, limits and software cannot be set for a device that is open";
             return Err(device_error("open", reason));
         }
         self.probe_device(adapter.get_info(), device, queue, Arc::default()).await

@@ -11,6 +11,7 @@ mod queue;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use adapter::adapters;
+pub use adapter::is_software;
 pub use builder::WgpuBuilder;
 pub use mode::{Fma, Mode};
 pub use probe::{FloatBehavior, Probe};

@@ -1,0 +1,62 @@
+//! The list of backends.
+
+/// A backend by its name, as [`Device::open`](crate::Device::open) takes it. [`BACKENDS`] lists all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackendInfo {
+    /// The name. It is also what [`Ops::name`](crate::Ops::name) of its device returns.
+    pub name: &'static str,
+    /// The feature of this crate that compiles the backend in.
+    pub feature: &'static str,
+    /// Whether this build contains the backend.
+    pub is_compiled: bool,
+    /// Whether programs that use several backends should use this one unless the user chooses. It is false for a mode that
+    /// is not bit-exact, which runs only if it is named.
+    pub is_default: bool,
+    /// The options of [`DeviceBuilder`](crate::DeviceBuilder) that the backend has, by the names of the methods.
+    pub options: &'static [&'static str],
+}
+
+/// All backends, including those that are not in this build.
+pub const BACKENDS: &[BackendInfo] = &[
+    BackendInfo {
+        name: "cpu",
+        feature: "cpu",
+        is_compiled: cfg!(feature = "cpu"),
+        is_default: true,
+        options: &["threads"],
+    },
+    BackendInfo {
+        name: "wgpu",
+        feature: "wgpu",
+        is_compiled: cfg!(feature = "wgpu"),
+        is_default: true,
+        options: &["adapter_name", "allow_software"],
+    },
+    BackendInfo {
+        name: "cuda",
+        feature: "cuda",
+        is_compiled: cfg!(feature = "cuda"),
+        is_default: true,
+        options: &["ordinal", "allow_tf32"],
+    },
+    BackendInfo {
+        name: "cuda-tf32",
+        feature: "cuda",
+        is_compiled: cfg!(feature = "cuda"),
+        is_default: false,
+        options: &["ordinal", "allow_tf32"],
+    },
+];
+
+impl BackendInfo {
+    /// The backend of this name; `None` if there is none.
+    pub fn find(name: &str) -> Option<&'static BackendInfo> {
+        BACKENDS.iter().find(|info| info.name == name)
+    }
+
+    /// Whether the backend has an option, such as `threads`.
+    pub fn has_option(&self, option: &str) -> bool {
+        self.options.contains(&option)
+    }
+}
