@@ -56,7 +56,7 @@ impl<B: Backend> Run<B> {
         let (symbols, seed) = (text.vocabulary.len(), options.seed);
         let config = LstmConfig::new(symbols, options.hidden).layers(options.layers);
         let config = config.dropout(options.dropout()).cell(options.cell);
-        let init = Init { kind: InitKind::Orthogonal, forget_bias: None };
+        let init = Init::new(InitKind::Orthogonal);
         let lstm = Lstm::new(backend, Weights::init(config, &init, seed)?)?;
         let head = Linear::random(backend, options.hidden, symbols, seed.wrapping_add(1))?;
 
@@ -99,7 +99,7 @@ impl<B: Backend> Run<B> {
 
     /// Saves the run as a checkpoint file.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
-        let mut extras = CheckpointExtras { text: self.settings.clone(), ..CheckpointExtras::default() };
+        let mut extras = CheckpointExtras::default().with_text(self.settings.clone());
         extras.text.insert(VOCABULARY_KEY.into(), self.vocabulary.line());
         if let Some(state) = &self.state {
             extras = extras.with_state(state);

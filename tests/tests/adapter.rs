@@ -102,7 +102,7 @@ fn arithmetic_matches_probe(b: &Wgpu) -> CheckResult {
             ensure(mode.fma != Fma::Native && difference.is_none(), b.probe())?;
             ensure(reason.contains(&b.adapter().name), reason)?;
         }
-        Arithmetic::Inexact(reason) => return Err(reason.into()),
+        other => return Err(other.to_string().into()),
     }
     if !b.probe().float_behavior.fma_is_fused {
         ensure(matches!(b.arithmetic(), Arithmetic::Emulated(_)), "native fma rounds twice, so it must be emulated")?;

@@ -101,13 +101,8 @@ fn serve_requests(cuda: &Cuda) -> Result<bool> {
     let [cluster_cuda, persistent_cuda, step_cuda] =
         [(true, false), (false, true), (false, false)].map(|(clusters, persistent)| {
             LazyCell::new(move || {
-                Cuda::builder()
-                    .limit_kernels(KernelLimits {
-                        allow_clusters: clusters,
-                        allow_persistent: persistent,
-                        ..KernelLimits::default()
-                    })
-                    .build()
+                let limits = KernelLimits::default().allow_clusters(clusters).allow_persistent(persistent);
+                Cuda::builder().limit_kernels(limits).build()
             })
         });
     let mut cpu_values = HashMap::new();

@@ -168,11 +168,7 @@ pub(crate) fn max_name_len() -> usize {
 
 /// Describes a device's arithmetic in words.
 pub(crate) fn describe_arithmetic(arithmetic: &Arithmetic) -> String {
-    match arithmetic {
-        Arithmetic::Exact => "exact".into(),
-        Arithmetic::Emulated(why) => format!("exact, emulated: {why}"),
-        Arithmetic::Inexact(what) => format!("inexact, not bit-identical to other devices: {what}"),
-    }
+    arithmetic.to_string()
 }
 
 /// Lists execution paths, separated by commas. Consecutive equal paths are listed once.

@@ -17,9 +17,6 @@ use crate::error::{Error, Result};
 /// Metadata key under which a checkpoint of [`lstm::train`] stores the model's configuration.
 const CHECKPOINT_CONFIG_KEY: &str = "trainer.model";
 
-/// Name prefixes of a checkpoint's tensors that are not weights of the model.
-const CHECKPOINT_STATE_PREFIXES: [&str; 2] = ["optimizer.", "extra."];
-
 /// Command-line options for the model.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ModelArgs {
@@ -130,14 +127,11 @@ impl ModelArgs {
     fn load_safetensors(&self) -> Result<LoadedModel> {
         let mut file = StateDict::open(&self.path)?;
         let checkpoint_config = file.metadata().get(CHECKPOINT_CONFIG_KEY).cloned();
-        let mut prefixes = file.lstm_prefixes();
-        if checkpoint_config.is_some() {
-            prefixes.retain(|prefix| CHECKPOINT_STATE_PREFIXES.iter().all(|own| !prefix.starts_with(own)));
-        }
+        let prefixes = file.lstm_prefixes();
         let prefix = match (&self.name[..], &prefixes[..]) {
             ([], [only]) => only.clone(),
             // Loading with an empty prefix gives an error that lists the expected tensors.
-            ([], []) => String::new(),
+            (_, []) => String::new(),
             ([], several) => {
                 let why = format!(
                     "the file contains {} LSTMs; select one with --name: {}",

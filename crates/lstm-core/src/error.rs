@@ -84,10 +84,12 @@ pub enum Error {
     },
 
     /// A file has tensors that were not read, for example of a layer or option that the model does not have.
-    #[error("unused tensors: {}", names.join(", "))]
+    #[error("unused tensors: {}{}", names.join(", "), advice.map(|advice| format!("; {advice}")).unwrap_or_default())]
     UnusedTensors {
-        /// Full names of the tensors.
+        /// Full names of the tensors, at least one.
         names: Vec<String>,
+        /// What the tensors are and what to do, if that is known.
+        advice: Option<&'static str>,
     },
 
     /// A file or a text has an invalid format.

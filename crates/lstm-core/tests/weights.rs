@@ -206,6 +206,29 @@ fn integers_and_f64_can_be_read() {
 }
 
 #[test]
+fn listed_prefixes_can_be_taken() {
+    let weights = random_weights(LstmConfig::new(3, 5).bias(Bias::One));
+    let unfused = random_weights(LstmConfig::new(3, 5).cell(CellKind::Unfused).bias(Bias::One));
+    let mut writer = StateDictWriter::new();
+    for prefix in ["", "a.", "a.b.", "encoder_"] {
+        writer = writer.lstm(prefix, &weights, TensorNames::PyTorch).unwrap();
+    }
+    for prefix in ["gates.", "n.gates."] {
+        writer = writer.lstm(prefix, &unfused, TensorNames::Notebook).unwrap();
+    }
+    let dict = StateDict::from_bytes(writer.to_bytes().unwrap()).unwrap();
+    let prefixes = ["", "a.", "a.b.", "encoder_", "gates.", "n.gates."];
+    assert_eq!(dict.lstm_prefixes(), prefixes);
+    let error = dict.clone().take_lstm("c.").unwrap_err().to_string();
+    assert!(error.contains("expected an LSTM with this prefix"), "{error}");
+    // The empty prefix and `a.` also select the tensors of the other LSTMs that start with them.
+    for prefix in &prefixes[2..] {
+        assert!(error.contains(&format!("`{prefix}`")), "{error}");
+        assert_eq!(dict.clone().take_lstm(prefix).unwrap().layers().len(), 1);
+    }
+}
+
+#[test]
 fn errors_name_the_tensor() {
     type Tensors<'a> = &'a [(&'a str, &'a [usize])];
     let (ih, hh): (&[usize], &[usize]) = (&[20, 3], &[20, 5]);
@@ -231,9 +254,15 @@ fn errors_name_the_tensor() {
     assert_eq!(bare(&[("m.U_i", &[3, 5]), ("m.V_o", &[5, 5])]), missing("U_f", "[3, 5]"));
     assert_eq!(bare(&[("m.V_o", &[5, 5])]), missing("U_i", "[input, 5]"));
     let nothing = "tensor `m.weight_ih_l0` is missing; expected an LSTM with this prefix";
-    assert_eq!(bare(&[]), nothing);
+    assert_eq!(bare(&[]), format!("{nothing}, found no tensors in the file"));
     let elsewhere = [("n.k.weight_ih_l0", ih), ("weight_ih_l0", ih), ("m.head", ih)];
-    assert_eq!(bare(&elsewhere), format!("{nothing}, found LSTMs with the prefixes ``, `n.k.`"));
+    assert_eq!(bare(&elsewhere), format!("{nothing}, found LSTMs with the prefixes `` (empty), `n.k.`"));
+    assert_eq!(bare(&elsewhere[1..]), format!("{nothing}, found an LSTM with the prefix `` (empty)"));
+    assert_eq!(bare(&elsewhere[2..]), format!("{nothing}, found no LSTM in the file, only `m.head`"));
+    let names: Vec<String> = (0..10).map(|k| format!("x{k}")).collect();
+    let many: Vec<(&str, &[usize])> = names.iter().map(|name| (&**name, ih)).collect();
+    let list = "`x0`, `x1`, `x2`, `x3`, `x4`, `x5`, `x6`, `x7`";
+    assert_eq!(bare(&many), format!("{nothing}, found no LSTM in the file, only {list} and 2 others"));
 
     // Something is left over.
     assert_eq!(with(&[("m.x", &[1]), ("n", &[1]), ("m.weight_ih_l00", ih)]), "unused tensors: m.weight_ih_l00, m.x");

@@ -8,6 +8,7 @@ use crate::{Cpu, kernel::isa::Isa, pool::ThreadPool};
 
 /// Builds a [`Cpu`] with a number of threads and an instruction set; see [`Cpu::builder`].
 #[derive(Clone, Copy, Debug, Default)]
+#[must_use]
 pub struct CpuBuilder {
     threads: Option<usize>,
     isa: Option<Isa>,

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use common::{Device, TempDir, bits, cases, device, step, step_bits, trainer};
 use lstm_cpu::{
-    Backend, Bias, CellKind, Cpu, Error, HostState, Linear, LstmConfig, StateDict, StateDictWriter,
+    Backend, Bias, CellKind, Cpu, Error, HostState, Linear, Lstm, LstmConfig, StateDict, StateDictWriter,
     ndarray::{ArrayD, IxDyn},
     train::{CheckpointExtras, OptimizerConfig, Schedule, Trainer, TrainerConfig},
 };
@@ -18,7 +18,7 @@ fn extras(config: &LstmConfig, k: usize) -> CheckpointExtras {
     let mut state = HostState::zeros(config, 2).unwrap();
     state.c.fill(k as f32);
     let text = BTreeMap::from([("at".into(), k.to_string())]);
-    CheckpointExtras { text, ..CheckpointExtras::default() }.with_state(&state)
+    CheckpointExtras::default().with_text(text).with_state(&state)
 }
 
 fn check_resumed_runs<B: Backend>(b: &B) {
@@ -107,9 +107,14 @@ fn mismatched_tensors_are_named() {
         });
         expect_error(resized, &[name, "expected shape", "found ["]);
     }
-    for name in ["lstm.weight_ih_l2", "lstm.weight_hr_l0", "optimizer.momentum.head.bias", "mine"] {
+    for (name, message) in [
+        ("lstm.weight_ih_l2", "unused tensors: lstm.weight_ih_l2"),
+        ("lstm.weight_hr_l0", "unused tensors: lstm.weight_hr_l0"),
+        ("optimizer.momentum.head.bias", "has no state `optimizer.momentum.head.bias`"),
+        ("mine", "unused tensors: mine"),
+    ] {
         let added = resume_changed(&dir, |tensors, _| drop(tensors.insert(name.into(), ArrayD::zeros(IxDyn(&[1])))));
-        expect_error(added, &["unused tensors", name]);
+        expect_error(added, &[message]);
     }
     let none = resume_changed(&dir, |tensors, _| tensors.clear());
     expect_error(none, &["missing", "lstm.weight_ih_l1", "4 tensors for 2 layers"]);
@@ -135,7 +140,7 @@ fn invalid_metadata_is_named() {
         ("head", "linear outputs=NaN bias=true", &["option outputs: expected a whole number, got `NaN`"]),
         ("head", "conv outputs=1", &["expected linear, got `conv`"]),
         ("method", "adam eps=NaN", &["eps", "got NaN"]),
-        ("method", "sgd", &["unused tensors", "optimizer.exp_avg.head.bias"]),
+        ("method", "sgd", &["not trained with", "trainer.method", "optimizer.exp_avg.head.bias"]),
         ("method", "sgd momentum=0.9", &["missing", "optimizer.momentum.lstm.weight_ih_l0"]),
         ("schedule", "constant rate=NaN", &["rate", "got NaN"]),
         ("clip", "norm bound=NaN", &["clip", "got NaN"]),
@@ -230,7 +235,7 @@ fn failed_save_leaves_files_unchanged() {
 
     let before = fs::read(dir.file("run")).unwrap();
     let reserved = BTreeMap::from([("trainer.steps".to_string(), "9".to_string())]);
-    let extras = CheckpointExtras { text: reserved.clone(), ..CheckpointExtras::default() };
+    let extras = CheckpointExtras::default().with_text(reserved.clone());
     for result in [trainer.save_with(dir.file("run"), &extras), trainer.save_model(dir.file("run"), &reserved)] {
         expect_error(result, &["metadata", "`trainer.`", "`trainer.steps`"]);
     }
@@ -292,13 +297,114 @@ fn config_can_be_changed_during_a_run() {
     let other = |method: OptimizerConfig| TrainerConfig::new(method, Schedule::constant(0.5));
     trainer.set_config(other(trainer.config().optimizer.clone())).unwrap();
     assert!(*trainer.lstm().weights() == kept && (trainer.learning_rate(), trainer.steps()) == (0.5, 2));
-    let other_optimizer = if trainer.config().optimizer == OptimizerConfig::sgd() {
-        OptimizerConfig::adam()
-    } else {
-        OptimizerConfig::sgd()
-    };
-    expect_error(trainer.set_config(other(other_optimizer)), &["optimizer", "state arrays"]);
     step(&mut trainer).unwrap();
     let (lstm, head) = trainer.into_parts();
     assert_eq!(head.unwrap().input_size(), lstm.config().output_size());
+}
+
+/// A trainer with this optimizer, after some steps.
+fn trained_with(optimizer: OptimizerConfig, steps: usize) -> Trainer<Device> {
+    let (config, head, _) = cases()[0].clone();
+    let mut trainer = trainer(&device(), &(config, head, TrainerConfig::new(optimizer, Schedule::constant(0.01))));
+    (0..steps).for_each(|_| drop(step(&mut trainer).unwrap()));
+    trainer
+}
+
+#[test]
+fn another_optimizer_needs_the_same_state_or_a_new_run() {
+    let with = |optimizer| TrainerConfig::new(optimizer, Schedule::constant(0.01));
+    for (first, same_state, other, parts) in [
+        (
+            OptimizerConfig::adam(),
+            OptimizerConfig::adamw(),
+            OptimizerConfig::sgd(),
+            [
+                "trained with `adam beta1=0.9",
+                "exp_avg and exp_avg_sq, got `sgd momentum=0.0",
+                "has no state",
+                "adam or adamw",
+            ],
+        ),
+        (
+            OptimizerConfig::momentum(0.5),
+            OptimizerConfig::nesterov(0.9),
+            OptimizerConfig::adam(),
+            ["trained with `sgd momentum=0.5", "the state momentum, got `adam beta1", "exp_avg", "sgd with momentum"],
+        ),
+        (
+            OptimizerConfig::sgd(),
+            OptimizerConfig::sgd().weight_decay(0.1),
+            OptimizerConfig::momentum(0.5),
+            ["trained with `sgd momentum=0.0", "no state, got `sgd momentum=0.5", "momentum", "sgd without momentum"],
+        ),
+    ] {
+        let mut trainer = trained_with(first.clone(), 2);
+        let before = bits(&trainer);
+        expect_error(trainer.set_config(with(other.clone())), &parts);
+        expect_error(trainer.set_config(with(other.clone())), &["Trainer::into_parts", "Trainer::new"]);
+        assert_eq!((bits(&trainer), &trainer.config().optimizer), (before, &first));
+
+        // What the error suggests.
+        trainer.set_config(with(same_state)).unwrap();
+        assert_eq!(step(&mut trainer).unwrap().step, 3);
+        let (lstm, head) = trainer.into_parts();
+        let mut trainer = Trainer::new(lstm, head, with(other.clone())).unwrap();
+        assert_eq!(step(&mut trainer).unwrap().step, 1);
+
+        // Before the first step there is no state.
+        let mut trainer = trained_with(first, 0);
+        trainer.set_config(with(other)).unwrap();
+        assert_eq!(step(&mut trainer).unwrap().step, 1);
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_optimizer_is_named() {
+    let dir = TempDir::new();
+    let trainer = trained_with(OptimizerConfig::adam(), 2);
+    trainer.save(dir.file("run")).unwrap();
+    let resume_as = |optimizer: OptimizerConfig| {
+        resume_changed(&dir, |_, metadata| drop(metadata.insert("trainer.method".into(), optimizer.to_string())))
+    };
+    let parts = ["trainer.method", "`sgd momentum=0.0", "not trained with", "`optimizer.exp_avg.head.bias`"];
+    expect_error(resume_as(OptimizerConfig::sgd()), &parts);
+    resume_as(OptimizerConfig::adam()).unwrap();
+}
+
+#[test]
+fn a_checkpoint_read_as_a_model_says_so() {
+    let dir = TempDir::new();
+    let trainer = save_run(&dir);
+    let open = || StateDict::open(dir.file("run")).unwrap();
+    assert_eq!(open().lstm_prefixes(), ["lstm."]);
+    for prefix in ["", "model.", "lstm"] {
+        let parts =
+            ["an LSTM with the prefix `lstm.`", "training checkpoint", "Trainer::resume", "with the prefix `lstm.`"];
+        expect_error(open().take_lstm(prefix).map(drop), &parts);
+    }
+    let mut dict = open();
+    assert_eq!(&dict.take_lstm("lstm.").unwrap(), trainer.lstm().weights());
+    let head = Linear::take(&device(), &mut dict, "head.").unwrap();
+    assert_eq!(head.weight(), trainer.head().unwrap().weight());
+    let parts = ["unused tensors: optimizer.exp_avg.head.bias, ", "training checkpoint", "Trainer::resume"];
+    expect_error(dict.finish(), &parts);
+    resume(&dir.file("run")).unwrap();
+}
+
+#[test]
+fn a_model_without_a_run_says_how_to_read_it() {
+    let dir = TempDir::new();
+    let trainer = save_run(&dir);
+    trainer.save_model(dir.file("model"), &BTreeMap::new()).unwrap();
+    expect_error(
+        resume(&dir.file("model")),
+        &["not a checkpoint", "StateDict::take_lstm", "Linear::take", "Trainer::new"],
+    );
+    let mut dict = StateDict::open(dir.file("model")).unwrap();
+    let weights = dict.take_lstm("lstm.").unwrap();
+    let head = Linear::take(&device(), &mut dict, "head.").unwrap();
+    dict.finish().unwrap();
+    let lstm = Lstm::new(&device(), weights).unwrap();
+    let mut trainer = Trainer::new(lstm, Some(head), trainer.config().clone()).unwrap();
+    assert_eq!(step(&mut trainer).unwrap().step, 1);
 }

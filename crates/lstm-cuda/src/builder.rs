@@ -13,6 +13,8 @@ pub type Cuda = CudaBackend<CudaDriver>;
 /// Limits on which kernels the layers use, for tests and measurements. By default there are no limits. Exact results do
 /// not depend on the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[must_use]
 pub struct KernelLimits {
     /// Whether layers may use the execution path `cluster`, which runs all steps in one launch on thread block
     /// clusters.
@@ -22,6 +24,23 @@ pub struct KernelLimits {
     /// The largest number of multiprocessors that kernel and tile selection assumes, at least 1. `None` for as many as
     /// the device has. With a small number, the kernels for large problems are used for small problems, too.
     pub max_multiprocessors: Option<usize>,
+}
+
+impl KernelLimits {
+    /// Sets whether layers may use the execution path `cluster`.
+    pub fn allow_clusters(self, allow: bool) -> Self {
+        KernelLimits { allow_clusters: allow, ..self }
+    }
+
+    /// Sets whether layers may use the execution path `persistent`.
+    pub fn allow_persistent(self, allow: bool) -> Self {
+        KernelLimits { allow_persistent: allow, ..self }
+    }
+
+    /// Sets the largest number of multiprocessors that kernel and tile selection assumes.
+    pub fn max_multiprocessors(self, count: usize) -> Self {
+        KernelLimits { max_multiprocessors: Some(count), ..self }
+    }
 }
 
 impl Default for KernelLimits {
@@ -34,7 +53,7 @@ impl Default for KernelLimits {
 ///
 /// ```
 /// use lstm_cuda::{Cuda, KernelLimits};
-/// let limits = KernelLimits { allow_clusters: false, ..KernelLimits::default() };
+/// let limits = KernelLimits::default().allow_clusters(false);
 /// match Cuda::builder().ordinal(0).limit_kernels(limits).build() {
 ///     Ok(cuda) => println!("{}", cuda.device_name()),
 ///     Err(error) => println!("{error}"),

@@ -10,8 +10,8 @@ pub(super) fn trials(trials: &mut Trials) {
     if Cuda::new().is_err() {
         return;
     }
-    let persistent = KernelLimits { allow_clusters: false, ..KernelLimits::default() };
-    let kernel_per_step = KernelLimits { allow_persistent: false, max_multiprocessors: Some(4), ..persistent };
+    let persistent = KernelLimits::default().allow_clusters(false);
+    let kernel_per_step = persistent.allow_persistent(false).max_multiprocessors(4);
     for (group, limits) in [("kernel-per-step", kernel_per_step), ("persistent", persistent)] {
         let cuda = match Cuda::builder().limit_kernels(limits).build() {
             Ok(cuda) => cuda,

@@ -4,6 +4,7 @@ use std::{borrow::Cow, fmt};
 
 /// Whether a backend's results are bit-exact.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Arithmetic {
     /// Bit-exact: every result equals the result of [`arithmetic`](crate::arithmetic). It is computed with the fused
     /// multiply-add operation that the device provides.
@@ -21,8 +22,20 @@ impl Arithmetic {
     }
 }
 
+/// In words, such as `exact` or `exact, emulated: fma rounds twice`.
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Arithmetic::Exact => f.write_str("exact"),
+            Arithmetic::Emulated(reason) => write!(f, "exact, emulated: {reason}"),
+            Arithmetic::Inexact(what) => write!(f, "inexact, not bit-identical to other devices: {what}"),
+        }
+    }
+}
+
 /// The code that runs a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExecutionPath {
     /// The reference path: [`reference`](crate::reference), composed of the primitives of [`Ops`](crate::Ops).
     Reference,

@@ -75,6 +75,7 @@ pub enum ConcatAxis {
 
 /// An operand of [`Ops::gemm`](crate::Ops::gemm): a tensor, possibly transposed.
 #[derive(Debug)]
+#[must_use]
 pub struct MatrixRef<'a, T> {
     /// The tensor as it is stored.
     pub tensor: &'a T,

@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 pub const GATES: [char; 4] = ['i', 'f', 'g', 'o'];
 
 /// The equations that a layer computes. `docs/specification.md` defines each operation and its rounding.
+///
+/// The enum is exhaustive, so that a backend that matches on it does not compile without a new cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CellKind {
     /// The standard cell, as in `torch.nn.LSTM`. One matrix product computes all four gates:

@@ -101,6 +101,8 @@ impl LayerSpec {
 /// A parameter of a layer, in PyTorch's layout: the gates `i, f, g, o` are stacked along the first axis.
 ///
 /// `hidden` is `hidden_size`, `input` is `input_size`, `state` is [`LayerSpec::state_size`] and `proj` is `proj_size`.
+///
+/// The enum is exhaustive, so that a backend that matches on it does not compile without the parameters of a new cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Param {
     /// Input weights, shape `[4 * hidden, input]`.

@@ -79,6 +79,7 @@ impl Bias {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[must_use]
 pub struct LstmConfig {
     /// Number of features of the input at each time step.
     pub input_size: usize,

@@ -14,6 +14,7 @@ use crate::{
 /// What a forward pass saves for the backward pass: a trade of memory for time. The gradients are bit-identical in all
 /// cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Checkpointing {
     /// Saves the states and gates of all time steps, about `6 * hidden_size` numbers per time step, sequence and layer.
     #[default]
@@ -46,6 +47,7 @@ impl Checkpointing {
 /// The input of [`Tape::backward`](crate::Tape::backward): gradients of the loss with respect to a model's outputs, its
 /// final states, or both. An array of the outputs' shape can be converted into this type.
 #[derive(Clone, Copy, Debug)]
+#[must_use]
 pub struct OutputGradients<'a> {
     pub(crate) y: Option<ArrayView3<'a, f32>>,
     pub(crate) state: Option<&'a HostState>,

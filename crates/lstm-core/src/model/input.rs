@@ -80,6 +80,7 @@ impl HostState {
 
 /// Whether a forward pass applies dropout between layers; see [`Input::dropout`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Dropout {
     /// No dropout, as in inference.
     Off,
@@ -97,6 +98,7 @@ pub enum Dropout {
 /// # let _ = input;
 /// ```
 #[derive(Clone, Copy, Debug)]
+#[must_use]
 pub struct Input<'a> {
     pub(crate) x: ArrayView3<'a, f32>,
     pub(crate) state: Option<&'a HostState>,

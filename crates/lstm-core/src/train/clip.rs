@@ -10,6 +10,7 @@ use crate::{
 
 /// Gradient clipping, applied to the gradients of all parameters before an optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Clip {
     /// Scales all gradients by one factor so that their [`gradient_norm`] is at most this bound, as
     /// `torch.nn.utils.clip_grad_norm_` does.

@@ -37,6 +37,7 @@ use crate::{
 /// [`validate`](Self::validate) rejects.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[must_use]
 pub struct Schedule {
     /// The base learning rate, at the end of the warm-up and the start of the decay.
     pub rate: f32,

@@ -19,6 +19,7 @@ use crate::{
 
 /// The distribution of initial parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum InitKind {
     /// `U(-k, k)` with `k = 1 / sqrt(hidden_size)` for every parameter, including biases, as in `torch.nn.LSTM`.
     #[default]
@@ -33,8 +34,10 @@ pub enum InitKind {
     Orthogonal,
 }
 
-/// Options of [`Weights::init`]. The default is [`InitKind::Uniform`] without a forget bias.
+/// Options of [`Weights::init`]. [`Init::default`] is [`InitKind::Uniform`] without a forget bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+#[must_use]
 pub struct Init {
     /// Distribution of the parameters.
     pub kind: InitKind,
@@ -43,12 +46,24 @@ pub struct Init {
     pub forget_bias: Option<f32>,
 }
 
+impl Init {
+    /// The given distribution, without a forget bias.
+    pub fn new(kind: InitKind) -> Self {
+        Init { kind, forget_bias: None }
+    }
+
+    /// Sets the initial bias of the forget gate.
+    pub fn forget_bias(self, value: f32) -> Self {
+        Init { forget_bias: Some(value), ..self }
+    }
+}
+
 impl Weights {
     /// Initializes the parameters of a model from a seed. A seed gives bit-identical parameters on every machine.
     ///
     /// ```
     /// use lstm_core::{Init, InitKind, LstmConfig, Weights};
-    /// let init = Init { kind: InitKind::Orthogonal, forget_bias: Some(1.0) };
+    /// let init = Init::new(InitKind::Orthogonal).forget_bias(1.0);
     /// let weights = Weights::init(LstmConfig::new(3, 5), &init, 42)?;
     /// assert_eq!(weights, Weights::init(LstmConfig::new(3, 5), &init, 42)?);
     /// assert_eq!(weights.layers()[0].bias().map(|b| b[5]), Some(1.0));
@@ -184,7 +199,7 @@ mod tests {
     }
 
     fn init(kind: InitKind, config: LstmConfig, seed: u64) -> Weights {
-        Weights::init(config, &Init { kind, forget_bias: None }, seed).unwrap()
+        Weights::init(config, &Init::new(kind), seed).unwrap()
     }
 
     #[test]
@@ -270,8 +285,7 @@ mod tests {
 
     #[test]
     fn forget_biases_add_up_to_the_given_value() {
-        let init_with_forget_bias =
-            |config, value| Weights::init(config, &Init { forget_bias: Some(value), ..Init::default() }, 5);
+        let init_with_forget_bias = |config, value| Weights::init(config, &Init::default().forget_bias(value), 5);
         for bias in [Bias::One, Bias::Two] {
             let config = LstmConfig::new(3, 4).layers(2).bias(bias);
             let (uniform_weights, weights) =

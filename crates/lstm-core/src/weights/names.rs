@@ -7,6 +7,7 @@ use crate::{
 
 /// A convention for the names and layouts of parameters in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum TensorNames {
     /// PyTorch's names `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`, ..., with the suffix `_reverse` for the reverse
     /// direction, and PyTorch's layout `[4 * hidden, n]`. [`pytorch_name`] also gives names to parameters that PyTorch

@@ -24,6 +24,20 @@ use crate::{
     error::{Error, Result},
 };
 
+/// The metadata key by which a training checkpoint is recognized: the version of its format.
+pub(crate) const CHECKPOINT_KEY: &str = "trainer.format";
+
+/// Prefixes of the tensors of a training checkpoint that do not belong to the model: those of the optimizer and of the
+/// caller.
+pub(crate) const CHECKPOINT_PREFIXES: [&str; 2] = ["optimizer.", "extra."];
+
+/// What to do with a training checkpoint that is read as a model.
+const CHECKPOINT_ADVICE: &str = "the file is a training checkpoint: continue the run with Trainer::resume, or take the \
+                                 weights alone with the prefix `lstm.` and leave the other tensors";
+
+/// The most names of tensors in an error message.
+const MAX_LISTED_NAMES: usize = 8;
+
 /// A safetensors file in memory. The `take` methods convert and remove one tensor or one model;
 /// [`finish`](Self::finish) fails if tensors remain.
 ///
@@ -129,17 +143,28 @@ impl StateDict {
     }
 
     /// The prefixes of the LSTMs in the file, sorted, for [`take_lstm`](Self::take_lstm). An LSTM is recognized by the
-    /// name of its input weights; the prefix is this name up to the last dot. Other tensors of the LSTM may be missing.
+    /// name of its input weights; the prefix is what precedes `weight_ih_l0`, or what precedes the notebook's `W` or `U_i`
+    /// up to the last dot. Other tensors of the LSTM may be missing. In a training checkpoint the tensors of the optimizer
+    /// and of the caller do not count.
     pub fn lstm_prefixes(&self) -> Vec<String> {
         let prefix = |name: &String| {
+            let (prefix, stem) = name.split_at(name.rfind("weight_ih_l").unwrap_or(0));
+            if names::parse_pytorch_name(stem).is_some_and(|parsed| parsed.param == Param::WeightIh) {
+                return Some(prefix.to_owned());
+            }
             let (prefix, last_part) = name.split_at(name.rfind('.').map_or(0, |dot| dot + 1));
             let is_packed = last_part == "W" && self.tensors.contains_key(&format!("{prefix}U"));
-            let is_input_weight = is_packed
-                || last_part == "U_i"
-                || names::parse_pytorch_name(last_part).is_some_and(|p| p.param == Param::WeightIh);
-            is_input_weight.then(|| prefix.to_owned())
+            (is_packed || last_part == "U_i").then(|| prefix.to_owned())
         };
-        self.tensors.keys().filter_map(prefix).collect::<BTreeSet<_>>().into_iter().collect()
+        let is_of_model = |prefix: &String| {
+            !self.is_checkpoint() || !CHECKPOINT_PREFIXES.iter().any(|other| prefix.starts_with(other))
+        };
+        self.tensors.keys().filter_map(prefix).filter(is_of_model).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whether the file is a training checkpoint.
+    fn is_checkpoint(&self) -> bool {
+        self.metadata.contains_key(CHECKPOINT_KEY)
     }
 
     /// The configuration of an LSTM in the metadata, under the key `{prefix}lstm.config`. [`StateDictWriter::lstm`]
@@ -213,7 +238,7 @@ impl StateDict {
     /// Nothing is taken after an error.
     /// - [`Error::MissingTensor`] names the first missing tensor: one of a layer in a gap of the layer numbers, a bias
     ///   or a reverse direction that another layer has. Without any tensor of an LSTM, it lists the prefixes in the
-    ///   file.
+    ///   file, or names tensors of a file without an LSTM. It says so if the file is a training checkpoint.
     /// - [`Error::UnusedTensors`] names tensors with the prefix that do not belong to the model.
     /// - [`Error::TensorShape`] names a tensor whose shape contradicts the other tensors. [`Error::Shape`] names a
     ///   tensor that is needed to determine a size and is not a matrix.
@@ -242,10 +267,17 @@ impl StateDict {
     /// Checks that all tensors were taken.
     ///
     /// # Errors
-    /// [`Error::UnusedTensors`], which names the tensors that were not taken.
+    /// [`Error::UnusedTensors`], which names the tensors that were not taken, and says so if the file is a training
+    /// checkpoint.
     pub fn finish(self) -> Result<()> {
+        let advice = self.is_checkpoint().then_some(CHECKPOINT_ADVICE);
+        self.finish_with(advice)
+    }
+
+    /// [`finish`](Self::finish) with this advice in the error.
+    pub(crate) fn finish_with(self, advice: Option<&'static str>) -> Result<()> {
         let names: Vec<_> = self.tensors.into_keys().collect();
-        if names.is_empty() { Ok(()) } else { Err(Error::UnusedTensors { names }) }
+        if names.is_empty() { Ok(()) } else { Err(Error::UnusedTensors { names, advice }) }
     }
 
     /// Takes a model. `cell` is the expected cell, if the caller knows it.
@@ -268,7 +300,8 @@ impl StateDict {
         let unused_names = self.names().filter(|name| name.starts_with(prefix) && !used_names.contains(name));
         let names: Vec<_> = unused_names.map(str::to_owned).collect();
         if !names.is_empty() {
-            return Err(Error::UnusedTensors { names });
+            let advice = self.is_checkpoint().then_some(CHECKPOINT_ADVICE);
+            return Err(Error::UnusedTensors { names, advice });
         }
         for (name, shape) in stored_tensors() {
             self.check(name, shape)?;
@@ -291,17 +324,35 @@ impl StateDict {
         Ok(weights)
     }
 
-    /// If `error` says that no LSTM has the requested prefix, adds the prefixes of the LSTMs in the file to it.
+    /// If `error` says that no LSTM has the requested prefix, adds what the file has.
     fn add_found_prefixes(&self, error: Error) -> Error {
-        match (error, &self.lstm_prefixes()[..]) {
-            (Error::MissingTensor { name, expected }, prefixes)
-                if expected == EXPECTED_LSTM && !prefixes.is_empty() =>
-            {
-                let expected = format!("{expected}, found LSTMs with the prefixes `{}`", prefixes.join("`, `"));
-                Error::MissingTensor { name, expected }
+        match error {
+            Error::MissingTensor { name, expected } if expected == EXPECTED_LSTM => {
+                Error::MissingTensor { name, expected: format!("{expected}, found {}", self.describe_contents()) }
             }
-            (error, _) => error,
+            error => error,
         }
+    }
+
+    /// What the file has, in words: a checkpoint, the prefixes of its LSTMs, or some of its tensors.
+    fn describe_contents(&self) -> String {
+        let quoted = |name: &str| if name.is_empty() { "`` (empty)".to_owned() } else { format!("`{name}`") };
+        let quote = |names: &mut dyn Iterator<Item = &str>| names.map(quoted).collect::<Vec<_>>().join(", ");
+        let prefixes = self.lstm_prefixes();
+        let found = match (&prefixes[..], self.tensors.len()) {
+            ([], 0) => "no tensors in the file".to_owned(),
+            ([], len) => {
+                let names = quote(&mut self.names().take(MAX_LISTED_NAMES));
+                let others = len.saturating_sub(MAX_LISTED_NAMES);
+                format!(
+                    "no LSTM in the file, only {names}{}",
+                    if others > 0 { format!(" and {others} others") } else { String::new() }
+                )
+            }
+            ([prefix], _) => format!("an LSTM with the prefix {}", quoted(prefix)),
+            (several, _) => format!("LSTMs with the prefixes {}", quote(&mut several.iter().map(String::as_str))),
+        };
+        if self.is_checkpoint() { format!("{found}; {CHECKPOINT_ADVICE}") } else { found }
     }
 
     /// Reads the tensors of a parameter and stacks them.

@@ -33,6 +33,7 @@ const MAX_HEADER_BYTES: usize = 100_000_000;
 /// # }
 /// ```
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct StateDictWriter {
     /// Shape and elements of each tensor by name.
     tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,

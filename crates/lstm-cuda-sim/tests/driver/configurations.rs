@@ -168,11 +168,11 @@ fn both_passes<B: Backend>(lstm: &Lstm<B>, x: &Array3<f32>) -> Result<Vec<f32>, 
 
 /// `KernelLimits` makes layers use another execution path.
 fn limited_kernels(driver: &SimulatedDriver) -> Result<()> {
-    let invalid = KernelLimits { max_multiprocessors: Some(0), ..KernelLimits::default() };
+    let invalid = KernelLimits::default().max_multiprocessors(0);
     let error = Cuda::builder().limit_kernels(invalid).build().err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(error.contains("at least 1 multiprocessor, got 0"), "no multiprocessors: `{error}`");
-    let no_clusters = KernelLimits { allow_clusters: false, ..KernelLimits::default() };
-    let only_steps = KernelLimits { allow_persistent: false, max_multiprocessors: Some(2), ..no_clusters };
+    let no_clusters = KernelLimits::default().allow_clusters(false);
+    let only_steps = no_clusters.allow_persistent(false).max_multiprocessors(2);
     for (limits, path) in [(no_clusters, "persistent"), (only_steps, ONE_KERNEL_PER_STEP)] {
         driver.reset();
         driver.set_properties(DeviceProperties::SM_90);

@@ -17,6 +17,7 @@ const COMPILER_OPTIONS: [&str; 5] =
 
 /// The kernels, compiled for one architecture.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct CompiledKernels {
     /// The compiled code, which the CUDA driver loads as a module: a cubin, or PTX for an older architecture if NVRTC
     /// does not support the requested one.
@@ -27,6 +28,7 @@ pub struct CompiledKernels {
 
 /// The multiprocessor resources that a kernel uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ResourceUsage {
     /// The kernel's name.
     pub kernel: String,

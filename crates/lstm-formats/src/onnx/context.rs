@@ -132,6 +132,9 @@ impl<'a> GraphContext<'a> {
         let names = graph.initializer.iter().map(|t| &t.name).chain(graph.input.iter().map(|input| &input.name));
         let unused_names: Vec<String> =
             names.filter(|name| !self.used_names.contains(name.as_str())).cloned().collect();
-        if unused_names.is_empty() { Ok(()) } else { Err(Error::UnusedTensors { names: unused_names }) }
+        match unused_names.is_empty() {
+            true => Ok(()),
+            false => Err(Error::UnusedTensors { names: unused_names, advice: None }),
+        }
     }
 }

@@ -34,6 +34,7 @@ const MAX_PROTOBUF_BYTES: usize = i32::MAX as usize;
 /// # }
 /// ```
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct OnnxWriter<'a> {
     /// The weights to write.
     weights: &'a Weights,

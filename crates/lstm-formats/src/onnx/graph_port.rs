@@ -42,6 +42,7 @@ pub enum GraphPortKind {
 
 /// A graph input or output that holds floats.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GraphPort {
     /// Name of the input or output.
     pub name: String,

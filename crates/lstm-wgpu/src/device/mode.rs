@@ -5,6 +5,7 @@ use std::fmt;
 
 /// How a shader computes a fused multiply-add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Fma {
     /// The function `fma` of WGSL, as the adapter implements it.
     Native,

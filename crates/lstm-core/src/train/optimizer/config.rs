@@ -28,6 +28,7 @@ use crate::{
 /// [`validate`](Self::validate) rejects.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[must_use]
 pub enum OptimizerConfig {
     /// Stochastic gradient descent, as `torch.optim.SGD`:
     ///
@@ -154,6 +155,17 @@ impl OptimizerConfig {
                 check_range("beta2", beta2, 0.0..1.0, "0 <= beta < 1")?;
                 check_not_negative("eps", eps)?;
                 check_not_negative("weight_decay", weight_decay)
+            }
+        }
+    }
+
+    /// The state for each parameter, and the optimizers that have it, in words.
+    pub(in crate::train) fn describe_state(&self) -> (&'static str, &'static str) {
+        match *self {
+            OptimizerConfig::Sgd { momentum: 0.0, .. } => ("no state", "sgd without momentum"),
+            OptimizerConfig::Sgd { .. } => ("the state momentum", "sgd with momentum"),
+            OptimizerConfig::Adam { .. } | OptimizerConfig::AdamW { .. } => {
+                ("the state exp_avg and exp_avg_sq", "adam or adamw")
             }
         }
     }

@@ -141,7 +141,8 @@ impl Optimizer {
             }
         }
         if !unused_names.is_empty() {
-            return Err(Error::UnusedTensors { names: unused_names });
+            let advice = "they are the state of another optimizer; restore it with the config with which it was saved";
+            return Err(Error::UnusedTensors { names: unused_names, advice: Some(advice) });
         }
         if (steps == 0) != arrays_by_parameter.is_empty() && !names.is_empty() {
             let (expected, state_presence) = if arrays_by_parameter.is_empty() {

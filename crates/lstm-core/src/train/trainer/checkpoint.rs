@@ -17,7 +17,7 @@ use crate::{
     weights::{
         LayerWeights, Weights,
         names::TensorNames,
-        state_dict::{StateDict, StateDictWriter, config_key},
+        state_dict::{CHECKPOINT_KEY, CHECKPOINT_PREFIXES, StateDict, StateDictWriter, config_key},
     },
 };
 
@@ -25,17 +25,19 @@ use crate::{
 const FORMAT_VERSION: &str = "1";
 
 /// Prefix of the names of the optimizer's tensors.
-const OPTIMIZER_PREFIX: &str = "optimizer.";
+const OPTIMIZER_PREFIX: &str = CHECKPOINT_PREFIXES[0];
+
+/// Prefix of the names of the caller's tensors.
+const EXTRA_PREFIX: &str = CHECKPOINT_PREFIXES[1];
 
 /// Prefix of the metadata keys of the checkpoint. All other metadata belong to the caller.
 const TRAINER_PREFIX: &str = "trainer.";
 
-/// Prefix of the names of the caller's tensors.
-const EXTRA_PREFIX: &str = "extra.";
-
 /// Additional data of the caller in a checkpoint, such as the position in the training data, or a state for truncated
 /// backpropagation through time.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+#[must_use]
 pub struct CheckpointExtras {
     /// Metadata of the file: text by key. Keys must not start with `trainer.`.
     pub text: BTreeMap<String, String>,
@@ -47,6 +49,18 @@ pub struct CheckpointExtras {
 const STATE_NAMES: [&str; 2] = ["state.h", "state.c"];
 
 impl CheckpointExtras {
+    /// Adds metadata: text by key. A key that exists gets the new text.
+    pub fn with_text(mut self, text: BTreeMap<String, String>) -> Self {
+        self.text.extend(text);
+        self
+    }
+
+    /// Adds an array, or replaces the one of this name.
+    pub fn with_tensor(mut self, name: impl Into<String>, array: ArrayD<f32>) -> Self {
+        self.tensors.insert(name.into(), array);
+        self
+    }
+
     /// Adds a state as the tensors `state.h` and `state.c`.
     pub fn with_state(mut self, state: &HostState) -> Self {
         for (name, array) in STATE_NAMES.into_iter().zip([&state.h, &state.c]) {
@@ -223,14 +237,18 @@ impl Checkpoint {
             dict.metadata().clone().into_iter().partition(|(key, _)| key.starts_with(TRAINER_PREFIX));
         extra_text.remove(&config_key(LSTM_PREFIX));
         let mut metadata = UnreadMetadata { file_name: &file_name, entries: trainer_metadata };
-        match metadata.entries.remove("trainer.format") {
+        match metadata.entries.remove(CHECKPOINT_KEY) {
             Some(version) if version == FORMAT_VERSION => {}
             Some(version) => {
                 let reason = format!("expected checkpoint version {FORMAT_VERSION}, got `{version}`");
                 return Err(Error::format(file_name, reason));
             }
             None => {
-                return Err(Error::format(file_name, "not a checkpoint: the metadata key `trainer.format` is missing"));
+                let reason = format!(
+                    "not a checkpoint: the metadata key `{CHECKPOINT_KEY}` is missing; read a model without the state of a \
+                     run with StateDict::take_lstm and Linear::take, and start a run with Trainer::new"
+                );
+                return Err(Error::format(file_name, reason));
             }
         }
         let lstm_config = metadata.parse("model")?;
@@ -289,13 +307,24 @@ impl Checkpoint {
             let array = self.dict.take(&format!("{OPTIMIZER_PREFIX}{name}"), shape)?;
             state.push((name, array.into_iter().collect()));
         }
-        let mut extras = CheckpointExtras { text: self.extra_text, ..CheckpointExtras::default() };
+        let mut extras = CheckpointExtras::default().with_text(self.extra_text);
         for name in self.dict.names().map(str::to_owned).collect::<Vec<_>>() {
             if let Some(extra_name) = name.strip_prefix(EXTRA_PREFIX) {
                 extras.tensors.insert(extra_name.into(), self.dict.take_any(&name)?);
             }
         }
-        self.dict.finish()?;
+        let is_of_another_optimizer = |name: &&str| {
+            let state_name = name.strip_prefix(OPTIMIZER_PREFIX).and_then(|name| name.split('.').next());
+            state_name.is_some_and(|name| !optimizer_config.state_names().contains(&name))
+        };
+        if let Some(name) = self.dict.names().find(is_of_another_optimizer) {
+            let reason = format!(
+                "the checkpoint was not trained with the optimizer in its metadata `trainer.method`, `{optimizer_config}`, \
+                 which has no state `{name}`; restore the text of the optimizer with which it was trained"
+            );
+            return Err(Error::format(self.file_name, reason));
+        }
+        self.dict.finish_with(None)?;
         let optimizer = Optimizer::restore(optimizer_config.clone(), self.steps, state)?;
 
         let mut values = values.drain(..);

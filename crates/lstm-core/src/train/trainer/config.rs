@@ -10,6 +10,7 @@ use crate::{
 /// changes one option.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
+#[must_use]
 pub struct TrainerConfig {
     /// The optimizer and its options.
     pub optimizer: OptimizerConfig,

@@ -94,18 +94,22 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Changes the configuration during a run, for example the learning rate schedule after a resume. The optimizer
-    /// state stays, so the new optimizer must have the same state arrays.
+    /// state stays. After the first step the new optimizer must therefore have the same state: Adam and AdamW have the
+    /// same, and so have all variants of SGD with momentum, and those without. For another optimizer, start a new run with
+    /// the model: pass its [parts](Self::into_parts) to [`Trainer::new`].
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or its optimizer has other state
-    /// arrays. The trainer is unchanged after an error.
+    /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or its optimizer has another state.
+    /// The trainer is unchanged after an error.
     pub fn set_config(&mut self, config: TrainerConfig) -> Result<()> {
         config.validate()?;
-        let (old_names, new_names) = (self.config.optimizer.state_names(), config.optimizer.state_names());
-        if old_names != new_names {
+        let (old, new) = (&self.config.optimizer, &config.optimizer);
+        if self.steps() > 0 && old.state_names() != new.state_names() {
+            let ((old_state, accepted), (new_state, _)) = (old.describe_state(), new.describe_state());
             let reason = format!(
-                "expected an optimizer with the state arrays {old_names:?}, got {new_names:?}: {}",
-                config.optimizer
+                "the run was trained with `{old}`, which has {old_state}, got `{new}`, which has {new_state}; set_config \
+                 accepts only an optimizer with the same state: {accepted}; for another one start a new run with this model: \
+                 pass the results of Trainer::into_parts to Trainer::new"
             );
             return Err(Error::config("optimizer", reason));
         }

@@ -26,6 +26,7 @@ use crate::{
 /// Only [`fma_is_fused`](Self::fma_is_fused) affects which mode is used: without it, native `fma` in plain WGSL is not
 /// tried. Otherwise the mode is found by comparing results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FloatBehavior {
     /// Whether `fma(a, b, c)` rounds once.
     pub fma_is_fused: bool,
