@@ -4,6 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{CellKind, Init, LstmConfig, Weights, ndarray::Array3};
+use ndarray_rand::{RandomExt, rand::SeedableRng, rand_distr::Uniform};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// One case of the table.
@@ -150,11 +152,8 @@ impl Case {
 
     /// Input of shape `(steps, batch, input)` with values from -1 to 1, identical in every call.
     pub fn x(&self) -> Array3<f32> {
-        let mut seed = 1u32;
-        Array3::from_shape_simple_fn((self.seq, self.batch, self.input), || {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (seed >> 8) as f32 / 8_388_608.0 - 1.0
-        })
+        let uniform = Uniform::new(-1.0, 1.0).expect("the bounds are finite and in order");
+        Array3::random_using((self.seq, self.batch, self.input), uniform, &mut ChaCha8Rng::seed_from_u64(1))
     }
 
     /// Total number of steps of all sequences.
