@@ -90,7 +90,7 @@ enum Error {
 }
 
 impl Error {
-    /// Converts an I/O error of a file, for `map_err`.
+    /// Returns a function for `map_err` that converts an I/O error of the file or directory `path`.
     fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Error::Io { path: path.into(), source }
     }

@@ -104,9 +104,9 @@ fn train_and_forecast<B: Backend>(backend: &B, options: &Options, series: &Serie
     println!("Training on {} to {}: {training}.", series.month(0), series.month(known_values.len() - 1));
     let start = Instant::now();
     let trained_model = train(backend, known_values, growth, training)?;
-    if let (Some(first), Some(last)) = (trained_model.losses.first(), trained_model.losses.last()) {
+    if let (Some(first_loss), Some(last_loss)) = (trained_model.losses.first(), trained_model.losses.last()) {
         println!(
-            "Trained in {:.1} s: the loss decreased from {first:.4} to {last:.4}.\n",
+            "Trained in {:.1} s: the loss decreased from {first_loss:.4} to {last_loss:.4}.\n",
             start.elapsed().as_secs_f64()
         );
     }

@@ -5,7 +5,7 @@ use lstm::{BACKENDS, BackendInfo};
 
 use crate::job::Device;
 
-/// The exact backends in this build.
+/// The backends that are timed: those in this build whose results are bit-exact.
 pub fn backends() -> impl Iterator<Item = &'static BackendInfo> {
     BACKENDS.iter().filter(|info| info.is_compiled && info.is_default)
 }

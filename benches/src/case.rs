@@ -45,9 +45,9 @@ pub struct Case {
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum CaseKind {
-    /// One step of a stream.
+    /// One time step of a stream, which keeps its state between calls.
     Step,
-    /// Forward pass over whole sequences, time-major, from zero state.
+    /// Forward pass over whole sequences, starting from a state of zeros, with time-major input.
     Forward,
     /// Forward pass, mean of the squared outputs as the loss, and backward pass to the gradients of the weights.
     Train,
@@ -156,7 +156,7 @@ impl Case {
         Array3::random_using((self.seq, self.batch, self.input), uniform, &mut ChaCha8Rng::seed_from_u64(1))
     }
 
-    /// Total number of steps of all sequences.
+    /// Number of time steps of all sequences together.
     pub fn total_steps(&self) -> usize {
         self.seq * self.batch
     }

@@ -7,7 +7,7 @@ use lstm_core::{Backend, Checkpointing, Input, Lstm, Param, Stream, ndarray::Arr
 
 use crate::case::{Case, CaseKind};
 
-/// A prepared case that can be run repeatedly, on a backend or by another library.
+/// A case whose model is loaded, so that it can be run repeatedly: on a backend or in another library.
 pub trait PreparedCase {
     /// Runs the case once and waits until the results are on the host.
     ///
@@ -27,12 +27,12 @@ pub trait PreparedCase {
 /// Number of steps of a stream before its output is compared. After one step, the output would not depend on the state.
 pub const STREAM_STEPS: usize = 3;
 
-/// An opened device of any backend.
+/// An open device of any backend, which runs cases.
 pub trait Device {
     /// Human-readable description of the device and its settings.
     fn description(&self) -> String;
 
-    /// Loads the model of a case onto the device.
+    /// Loads the model of a case onto the device and returns the case, ready to run.
     ///
     /// # Errors
     /// If the device fails.

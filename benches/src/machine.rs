@@ -71,8 +71,8 @@ fn cpu_name() -> Option<String> {
     if let Some(text) = read_text("/proc/cpuinfo") {
         let name = find_value(&text, "model name").or_else(|| find_value(&text, "CPU part"))?;
         // Virtual machines often hide the model name, but not the family and model numbers.
-        let named_number = |key| find_value(&text, key).map(|value| format!("{} {value}", key.trim_end()));
-        let model_numbers: Vec<String> = ["cpu family", "model\t"].into_iter().filter_map(named_number).collect();
+        let find_named_number = |key| find_value(&text, key).map(|value| format!("{} {value}", key.trim_end()));
+        let model_numbers: Vec<String> = ["cpu family", "model\t"].into_iter().filter_map(find_named_number).collect();
         return Some(if model_numbers.is_empty() { name } else { format!("{name} ({})", model_numbers.join(", ")) });
     }
     command_output("sysctl", &["-n", "machdep.cpu.brand_string"]).or_else(|| std::env::var("PROCESSOR_IDENTIFIER").ok())
@@ -81,7 +81,7 @@ fn cpu_name() -> Option<String> {
 /// Instruction sets that the CPU supports and that the CPU backend can use.
 fn instruction_sets() -> Vec<String> {
     #[cfg(target_arch = "x86_64")]
-    let set_flags = [
+    let supported_sets = [
         ("avx2", is_x86_feature_detected!("avx2")),
         ("fma", is_x86_feature_detected!("fma")),
         ("avx512f", is_x86_feature_detected!("avx512f")),
@@ -90,10 +90,10 @@ fn instruction_sets() -> Vec<String> {
         ("avx512vl", is_x86_feature_detected!("avx512vl")),
     ];
     #[cfg(target_arch = "aarch64")]
-    let set_flags = [("neon", true)];
+    let supported_sets = [("neon", true)];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let set_flags: [(&str, bool); 0] = [];
-    set_flags.into_iter().filter(|(_, is_supported)| *is_supported).map(|(name, _)| name.to_owned()).collect()
+    let supported_sets: [(&str, bool); 0] = [];
+    supported_sets.into_iter().filter(|(_, is_supported)| *is_supported).map(|(name, _)| name.to_owned()).collect()
 }
 
 /// Sizes of the data caches of core 0 in bytes, starting with L1, from Linux's sysfs.
@@ -101,8 +101,8 @@ fn data_cache_sizes() -> Vec<u64> {
     let data_cache_level = |index: usize| {
         let read_file = |name: &str| read_text(&format!("/sys/devices/system/cpu/cpu0/cache/index{index}/{name}"));
         let (level, cache_kind, size) = (read_file("level")?, read_file("type")?, read_file("size")?);
-        let kib: u64 = size.trim().strip_suffix('K')?.parse().ok()?;
-        (cache_kind.trim() != "Instruction").then_some((level.trim().parse::<u8>().ok()?, kib * 1024))
+        let size_in_kib: u64 = size.trim().strip_suffix('K')?.parse().ok()?;
+        (cache_kind.trim() != "Instruction").then_some((level.trim().parse::<u8>().ok()?, size_in_kib * 1024))
     };
     let mut sizes_by_level: Vec<(u8, u64)> = (0..8).filter_map(data_cache_level).collect();
     sizes_by_level.sort_unstable();

@@ -38,7 +38,7 @@ pub struct Results {
     pub subjects: Vec<Subject>,
     /// Times of each subject in each case.
     pub times: Vec<Times>,
-    /// Roofline of each case, for each number of threads.
+    /// Roofline (least possible time) of each case, for each number of threads.
     pub rooflines: Vec<CaseRoofline>,
     /// Requested subjects and cases that were not timed.
     pub not_run: Vec<NotRun>,
@@ -93,7 +93,7 @@ pub struct NotRun {
     pub why: String,
 }
 
-/// Roofline of a case with a number of threads.
+/// Roofline (least possible time) of a case with a number of threads.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct CaseRoofline {
     /// Name of the case.
@@ -116,7 +116,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Spread of some values; `None` if there are none.
+    /// Median, smallest and largest of some values; `None` if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
         let mut ascending: Vec<f64> = values.into_iter().collect();
         ascending.sort_by(f64::total_cmp);
@@ -126,9 +126,9 @@ impl Spread {
 
 /// Quantile `fraction` of ascending values, interpolated linearly; `None` if there are no values.
 pub fn quantile(ascending: &[f64], fraction: f64) -> Option<f64> {
-    let index = fraction * ascending.len().checked_sub(1)? as f64;
-    let (low, high) = (ascending[index.floor() as usize], ascending[index.ceil() as usize]);
-    Some(low + (high - low) * index.fract())
+    let position = fraction * ascending.len().checked_sub(1)? as f64;
+    let (value_below, value_above) = (ascending[position.floor() as usize], ascending[position.ceil() as usize]);
+    Some(value_below + (value_above - value_below) * position.fract())
 }
 
 impl Results {
@@ -151,7 +151,7 @@ impl Results {
 }
 
 impl Times {
-    /// Median over the rounds, in seconds.
+    /// Median time over the rounds, in seconds.
     pub fn median_s(&self) -> f64 {
         Spread::of(self.round_medians_s.iter().copied()).map_or(f64::NAN, |spread| spread.median)
     }
@@ -201,24 +201,25 @@ impl Results {
         self.limits.iter().map(|limits| limits.threads).collect()
     }
 
-    /// Times of a subject in a case.
+    /// Times of a subject (a backend or library) in a case; `None` if it was not timed.
     pub fn times(&self, case: &str, subject: &str, threads: usize) -> Option<&Times> {
         self.times.iter().find(|t| t.case == case && t.subject == subject && t.threads == threads)
     }
 
-    /// The subject that others are compared with: the first backend of this repository that runs on the CPU, or the first
-    /// one on any device.
+    /// The backend that all other backends and libraries are compared with: the first of this repository that runs on
+    /// the CPU, or if there is none, the first on any device. `None` if no backend was timed.
     pub fn base_subject(&self) -> Option<&Subject> {
         let mut own_subjects = self.subjects.iter().filter(|subject| subject.ours);
         own_subjects.clone().find(|subject| subject.on_cpu).or_else(|| own_subjects.next())
     }
 
-    /// Roofline of a case with a number of threads.
+    /// Roofline (least possible time) of a case with a number of threads; `None` if it is not in the results.
     pub fn roofline(&self, case: &str, threads: usize) -> Option<&Roofline> {
         self.rooflines.iter().find(|r| r.case == case && r.threads == threads).map(|r| &r.roofline)
     }
 
-    /// Roofline time divided by measured time; `None` for subjects that do not run on the CPU.
+    /// The least possible time of a case (its roofline) divided by the measured time; `None` for subjects that do not
+    /// run on the CPU.
     pub fn roofline_fraction(&self, times: &Times) -> Option<f64> {
         let on_cpu = self.subjects.iter().any(|subject| subject.name == times.subject && subject.on_cpu);
         let roofline = self.roofline(&times.case, times.threads).filter(|_| on_cpu)?;
@@ -238,16 +239,16 @@ impl Results {
 
     /// Times as JSON lines, one for each case, subject and number of threads.
     pub fn json_lines(&self) -> Vec<String> {
-        let description =
+        let peer_version =
             |name: &str| self.subjects.iter().find(|s| s.name == name && !s.ours).map(|s| s.description.clone());
-        let line = |t: &Times| {
+        let json_line = |t: &Times| {
             serde_json::json!({
-                "case": t.case, "peer": description(&t.subject).unwrap_or_else(|| t.subject.clone()), "threads": t.threads,
-                "median_s": t.median_s(), "runs": t.runs,
+                "case": t.case, "peer": peer_version(&t.subject).unwrap_or_else(|| t.subject.clone()),
+                "threads": t.threads, "median_s": t.median_s(), "runs": t.runs,
             })
             .to_string()
         };
-        self.times.iter().map(line).collect()
+        self.times.iter().map(json_line).collect()
     }
 }
 

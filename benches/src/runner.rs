@@ -70,8 +70,8 @@ pub struct Timing {
     pub timeout: Duration,
 }
 
-/// Largest accepted difference from the first subject: absolute for outputs, which are in -1 to 1, and relative to the
-/// largest gradient for gradients.
+/// Largest accepted difference between the results of a subject and those of the first subject: absolute for outputs,
+/// which are between -1 and 1, and relative to the largest gradient for gradients.
 const MAX_DIFFERENCE: f64 = 1e-4;
 
 /// Pause between the runs of two subjects, because threads of some libraries keep spinning for a while after a run.
@@ -160,7 +160,7 @@ impl Worker {
         Ok(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
     }
 
-    /// Times the prepared case.
+    /// Times runs of the prepared case for about `seconds`.
     fn run(&mut self, seconds: f64) -> Result<RunTimes> {
         match self.request(&Request::Run { seconds }, seconds)? {
             Reply::Timed(times) => Ok(times),
@@ -322,7 +322,7 @@ mod tests {
     use super::*;
     use crate::case;
 
-    /// A worker that is a shell script.
+    /// Creates a program that runs `script` in a shell as its worker process.
     #[cfg(unix)]
     fn shell_worker(script: &str) -> Program {
         let command = ["sh", "-c", script].map(OsString::from).to_vec();

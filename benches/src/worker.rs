@@ -37,11 +37,11 @@ pub enum Request {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reply {
-    /// The worker is ready. Holds the library and its version, or the device.
+    /// The worker is ready. The text names the library and its version, or describes the device.
     Ready(String),
     /// The case is prepared, and its output is written.
     Prepared,
-    /// The request failed, or the worker can't run at all. Holds the reason.
+    /// The request failed, or the worker can't run at all. The text is the reason.
     #[serde(rename = "cannot")]
     Failed(String),
     /// Times of the prepared case.
@@ -140,7 +140,7 @@ pub fn time_runs(run: &mut dyn PreparedCase, seconds: f64) -> Result<RunTimes> {
 mod tests {
     use super::*;
 
-    /// A case whose runs sleep for a given time.
+    /// A case for tests whose runs only sleep for the given time.
     struct SleepingCase(Duration);
 
     impl PreparedCase for SleepingCase {

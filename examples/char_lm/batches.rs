@@ -22,8 +22,8 @@ pub(crate) struct Batches<'a> {
 /// Inputs and targets of a chunk.
 #[derive(Debug)]
 pub(crate) struct Chunk {
-    /// One-hot inputs, shape `(steps, batch, classes)`, with [`one_hot_value`] at each symbol. Zeros after the end of the
-    /// text.
+    /// One-hot inputs, shape `(steps, batch, classes)`, with [`one_hot_value`] at the index of each symbol. All
+    /// elements are zero after the end of the text.
     pub(crate) x: Array3<f32>,
     /// Next symbol for each row `step * batch + stream` of `x`, or [`IGNORE_INDEX`] after the end of the text.
     pub(crate) targets: Vec<usize>,
@@ -37,7 +37,7 @@ impl Chunk {
 }
 
 impl<'a> Batches<'a> {
-    /// Splits `symbols` into streams.
+    /// Splits `symbols` into `batch` streams of equal length, and these into chunks of `steps` steps.
     pub(crate) fn new(symbols: &'a [Symbol], classes: usize, batch: usize, steps: usize) -> Self {
         // The last symbol of the text is only a target, not an input.
         let length = symbols.len().saturating_sub(1).div_ceil(batch);

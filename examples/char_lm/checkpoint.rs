@@ -13,7 +13,7 @@ use crate::{
     text::{Text, Vocabulary},
 };
 
-/// Metadata key of the vocabulary in a checkpoint, which also contains the [`run_settings`].
+/// Key under which the metadata of a checkpoint contains the vocabulary. The other entries are the [`run_settings`].
 const VOCABULARY_KEY: &str = "vocabulary";
 
 /// State of a training run between two steps.
@@ -28,9 +28,9 @@ pub(crate) struct Run<B: Backend> {
     settings: BTreeMap<String, String>,
 }
 
-/// All settings on which the results of a run depend, by name.
+/// Returns all settings on which the results of a run depend, by name.
 fn run_settings(options: &Options, text: &Text) -> BTreeMap<String, String> {
-    let pairs = [
+    let named_values = [
         ("the text", text.to_string()),
         ("--min-count", options.min_count.to_string()),
         ("--layers", options.layers.to_string()),
@@ -47,7 +47,7 @@ fn run_settings(options: &Options, text: &Text) -> BTreeMap<String, String> {
         ("--clip", options.clip.to_string()),
         ("--seed", options.seed.to_string()),
     ];
-    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    named_values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 impl<B: Backend> Run<B> {
@@ -68,7 +68,7 @@ impl<B: Backend> Run<B> {
         Ok(Run { trainer, vocabulary: text.vocabulary.clone(), state: None, settings: run_settings(options, text) })
     }
 
-    /// Opens the run that is stored in a checkpoint, whatever its settings are.
+    /// Opens the training run that is stored in a checkpoint file, with whatever settings it was started.
     pub(crate) fn open(backend: &B, path: &Path) -> Result<Self> {
         let (trainer, mut extras) = Trainer::resume(backend, path)?;
         let config = trainer.lstm().config();
@@ -85,8 +85,8 @@ impl<B: Backend> Run<B> {
         Ok(Run { state, vocabulary, settings: extras.text, trainer })
     }
 
-    /// Opens the run that is stored in a checkpoint. Fails if the settings of the run differ from those given by `options` and
-    /// `text`.
+    /// Opens the training run that is stored in a checkpoint file. Fails if its settings differ from those given by
+    /// `options` and `text`.
     pub(crate) fn resume(backend: &B, path: &Path, options: &Options, text: &Text) -> Result<Self> {
         let run = Self::open(backend, path)?;
         let differences = run_settings(options, text).into_iter().filter_map(|(name, new_value)| {

@@ -17,24 +17,24 @@ pub(crate) struct Corpus {
     pub(crate) text: String,
     /// Number of files read.
     pub(crate) files: usize,
-    /// Files that are not UTF-8 text.
+    /// Files that were skipped because they are not UTF-8 text.
     pub(crate) skipped_files: Vec<PathBuf>,
 }
 
 impl Corpus {
-    /// Reads files, and all text files in directories, recursively in sorted order. If `extensions` is not empty, only files
-    /// in directories with one of them are read. Entries named `target`, names that start with a dot, and symbolic links are
-    /// skipped.
+    /// Reads the given files, and all text files in the given directories, recursively in sorted order. If `extensions`
+    /// is not empty, a file in a directory is read only if it has one of these extensions. In directories, symbolic
+    /// links and entries named `target` or with a name that starts with a dot are skipped.
     pub(crate) fn read(paths: &[PathBuf], extensions: &[String]) -> Result<Self> {
         let mut corpus = Corpus::default();
         for path in paths {
             if path.is_dir() { corpus.add_directory(path, extensions)? } else { corpus.add_file(path)? }
         }
         if corpus.text.is_empty() {
-            let join = |items: Vec<_>| items.join(", ");
-            let mut searched_paths = join(paths.iter().map(|path| path.display().to_string()).collect());
+            let join_with_commas = |items: Vec<_>| items.join(", ");
+            let mut searched_paths = join_with_commas(paths.iter().map(|path| path.display().to_string()).collect());
             if !extensions.is_empty() {
-                searched_paths = format!("{searched_paths} (extensions {})", join(extensions.to_vec()));
+                searched_paths = format!("{searched_paths} (extensions {})", join_with_commas(extensions.to_vec()));
             }
             return Err(Error::EmptyCorpus { searched_paths, skipped_count: corpus.skipped_files.len() });
         }
@@ -60,7 +60,7 @@ impl Corpus {
         for entry in entries {
             let (path, name) = (entry.path(), entry.file_name());
             let file_type = entry.file_type().map_err(Error::io(&path))?;
-            let has_extension = || {
+            let has_allowed_extension = || {
                 let extension = path.extension().unwrap_or_default();
                 extensions.is_empty() || extensions.iter().any(|allowed| extension == allowed.trim_start_matches('.'))
             };
@@ -68,7 +68,7 @@ impl Corpus {
                 continue;
             } else if file_type.is_dir() {
                 self.add_directory(&path, extensions)?;
-            } else if file_type.is_file() && has_extension() {
+            } else if file_type.is_file() && has_allowed_extension() {
                 self.add_file(&path)?;
             }
         }

@@ -7,7 +7,7 @@ use crate::{
     text::{UNKNOWN_SYMBOL, Vocabulary, one_hot_value},
 };
 
-/// Settings of the sampling.
+/// Settings for choosing the characters of a generated text at random.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sampling {
     /// Divisor of the logits. With 0, the likeliest character is always taken.
@@ -26,9 +26,9 @@ pub(crate) struct TextGenerator<'a, B: Backend> {
     vocabulary: &'a Vocabulary,
     temperature: f32,
     rng: SplitMix64,
-    /// Last input of the LSTM, one-hot.
+    /// Input of the LSTM in the last step: one symbol, one-hot.
     x: Vec<f32>,
-    /// Last output of the LSTM.
+    /// Output of the LSTM in the last step.
     y: Vec<f32>,
 }
 

@@ -52,7 +52,7 @@ impl Drop for TempDir {
     }
 }
 
-/// A stop condition that never stops.
+/// A stop condition that lets the run continue to its end.
 fn never_stop(_: u64) -> bool {
     false
 }
@@ -68,10 +68,13 @@ fn learns_repeating_text() -> Result<()> {
     let text = Text::new(&"abc".repeat(1000), 1)?;
     let options = dir.options("run", "--hidden 16 --layers 1 --train-steps 150 --rate 0.02");
     let mut run = Run::start(&Cpu::new(), &options, &text)?;
-    let bits_before = training::validate(&run.trainer, &text, &options)?;
+    let bits_before_training = training::validate(&run.trainer, &text, &options)?;
     training::train(&mut run, &text, &options, &dir.path("run"), never_stop)?;
-    let bits = training::validate(&run.trainer, &text, &options)?;
-    assert!(bits < 0.1 && bits_before > 1.5, "{bits_before} bits per character became {bits}");
+    let bits_after_training = training::validate(&run.trainer, &text, &options)?;
+    assert!(
+        bits_after_training < 0.1 && bits_before_training > 1.5,
+        "{bits_before_training} bits per character became {bits_after_training}"
+    );
     Ok(())
 }
 

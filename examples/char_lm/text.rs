@@ -12,7 +12,8 @@ const VALIDATION_DIVISOR: usize = 10;
 /// Largest number of characters for validation.
 const MAX_VALIDATION_CHARACTERS: usize = 100_000;
 
-/// Least number of characters of a corpus, so that each part has an input and a target.
+/// Least number of characters of a corpus, so that the training and the validation part each have an input and a
+/// target.
 const MIN_CHARACTERS: usize = 2 * VALIDATION_DIVISOR;
 
 /// Index of a character in the vocabulary.

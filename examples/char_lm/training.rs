@@ -26,7 +26,7 @@ pub(crate) fn train<B: Backend>(
     should_stop: impl Fn(u64) -> bool,
 ) -> Result<Outcome> {
     let batches = Batches::new(&text.training, text.vocabulary.len(), options.batch, options.steps);
-    let (total_steps, epoch_steps) = (options.train_steps, batches.len() as u64);
+    let (total_steps, steps_per_epoch) = (options.train_steps, batches.len() as u64);
     let is_due = |interval, step: u64| interval > 0 && step.is_multiple_of(interval);
     // Create the directory before training, so that a failure does not lose work.
     if let Some(dir) = path.parent() {
@@ -34,14 +34,14 @@ pub(crate) fn train<B: Backend>(
     }
     let mut finished_steps = run.trainer.steps();
     let mut saved_step = finished_steps;
-    println!("Training: {total_steps} steps ({epoch_steps} steps per epoch), {finished_steps} finished.");
+    println!("Training: {total_steps} steps ({steps_per_epoch} steps per epoch), {finished_steps} finished.");
     let mut progress = Progress::new(finished_steps, total_steps);
     while finished_steps < total_steps {
         // The position in the text depends only on the step, so a resumed run continues at the right chunk.
-        let position = finished_steps % epoch_steps;
-        let chunk = batches.chunk(position as usize);
-        let state = run.state.take().filter(|_| position > 0);
-        let input = input(&chunk, state.as_ref());
+        let chunk_index = finished_steps % steps_per_epoch;
+        let chunk = batches.chunk(chunk_index as usize);
+        let state = run.state.take().filter(|_| chunk_index > 0);
+        let input = chunk_input(&chunk, state.as_ref());
         let step = run.trainer.step(input, LossInput::Outputs, |out, _| cross_entropy(out.y()?, &chunk.targets));
         let step = step.map_err(|source| match source {
             lstm::Error::NotFinite { .. } => Error::Diverged { source, path: path.into(), saved_step },
@@ -74,7 +74,7 @@ pub(crate) fn validate<B: Backend>(trainer: &Trainer<B>, text: &Text, options: &
     let batches = Batches::new(&text.validation, text.vocabulary.len(), options.batch, options.steps);
     let (mut total_nats, mut target_count, mut state) = (0.0, 0, None);
     for chunk in (0..batches.len()).map(|k| batches.chunk(k)) {
-        let (y, next_state) = trainer.predict(input(&chunk, state.as_ref()))?;
+        let (y, next_state) = trainer.predict(chunk_input(&chunk, state.as_ref()))?;
         let (loss, _) = cross_entropy(y.view(), &chunk.targets)?;
         total_nats += loss * chunk.target_count() as f64;
         target_count += chunk.target_count();
@@ -83,8 +83,8 @@ pub(crate) fn validate<B: Backend>(trainer: &Trainer<B>, text: &Text, options: &
     Ok(total_nats / LN_2 / target_count as f64)
 }
 
-/// Input of the model for a chunk.
-fn input<'a>(chunk: &'a Chunk, state: Option<&'a HostState>) -> Input<'a> {
+/// Converts a chunk and the LSTM state before it to an input of the model.
+fn chunk_input<'a>(chunk: &'a Chunk, state: Option<&'a HostState>) -> Input<'a> {
     let input = Input::from(&chunk.x).time_major();
     state.map_or(input, |state| input.state(state))
 }

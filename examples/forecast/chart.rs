@@ -99,10 +99,11 @@ fn draw_forecast_panel(report: &Report<'_>, area: &PlotArea<'_>) -> DrawResult {
         .draw()?;
 
     chart.draw_series([PathElement::new([(boundary_x, 0.0), (boundary_x, max_y)], BOUNDARY_COLOR.stroke_width(1))])?;
-    let gap = (max_x - min_x) / 120.0;
-    for (text, side, gap) in [("← training data", HPos::Right, -gap), ("forecast →", HPos::Left, gap)] {
+    let text_gap = (max_x - min_x) / 120.0;
+    for (text, side, offset) in [("← training data", HPos::Right, -text_gap), ("forecast →", HPos::Left, text_gap)]
+    {
         let style = (FONT_FAMILY, 16).into_text_style(area).color(&BOUNDARY_COLOR).pos(Pos::new(side, VPos::Top));
-        chart.draw_series([Text::new(text, (boundary_x + gap, max_y * 0.985), style)])?;
+        chart.draw_series([Text::new(text, (boundary_x + offset, max_y * 0.985), style)])?;
     }
 
     let (repeated_style, actual_style, forecast_style) =

@@ -45,7 +45,7 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// Converts an I/O error of a file, for `map_err`.
+    /// Returns a function for `map_err` that converts an I/O error of the file or directory `path`.
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Error::Io { path: path.into(), source }
     }
@@ -59,7 +59,7 @@ impl Error {
 /// `Result` with this program's [`Error`].
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Creates the directory of a file if it does not exist.
+/// Creates the directory that contains the file `path`, unless the directory exists.
 pub(crate) fn create_parent_dir(path: &Path) -> Result<()> {
     path.parent().map_or(Ok(()), |dir| fs::create_dir_all(dir).map_err(Error::io(dir)))
 }

@@ -53,8 +53,8 @@ impl<B: Backend> Model<B> {
         format!("LSTM({inputs} -> {hidden}) on {} ({})", self.lstm.backend().name(), paths.join(", "))
     }
 
-    /// Forecasts `months` months after a series of more than a year. Each forecast is the input for the next one. Returns the
-    /// forecast and the outputs of the LSTM for each month, row-major.
+    /// Forecasts the `months` months that follow a series of more than a year. Each forecast is the input for the next
+    /// one. Returns the forecast, and the outputs of the LSTM for each month, row-major.
     pub(crate) fn forecast(&self, known_values: &[f64], months: usize) -> Result<(Vec<f64>, Vec<f32>)> {
         let mut log_values: Vec<f64> = known_values.iter().map(|v| v.ln()).collect();
         let mut outputs = Vec::new();
@@ -76,7 +76,8 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Normalization of the year-over-year growth of the logarithm, by mean and standard deviation of the training data.
+/// Mean and standard deviation of the year-over-year growth in the training data, by which growth is normalized. Growth
+/// is the difference between the logarithms of two values that are a year apart.
 #[derive(Clone, Copy)]
 pub(crate) struct GrowthNormalization {
     /// Mean growth.
@@ -108,8 +109,8 @@ impl GrowthNormalization {
     fn from_metadata(metadata: &BTreeMap<String, String>) -> Result<Self, String> {
         let parse_number = |key: &str| {
             let text = metadata.get(key).ok_or_else(|| format!("metadata `{key}` is missing"))?;
-            let parse_number = text.parse().ok().filter(|v: &f64| v.is_finite());
-            parse_number.ok_or_else(|| format!("metadata `{key}`: expected a number, got {text:?}"))
+            let number = text.parse().ok().filter(|v: &f64| v.is_finite());
+            number.ok_or_else(|| format!("metadata `{key}`: expected a number, got {text:?}"))
         };
         let growth = GrowthNormalization { mean: parse_number("mean")?, std: parse_number("std")? };
         if growth.std > 0.0 {
@@ -124,20 +125,21 @@ impl GrowthNormalization {
         [("mean", self.mean), ("std", self.std)].map(|(key, value)| (key.into(), format!("{value:?}"))).into()
     }
 
-    /// Inputs of the LSTM for all months from the second year on, shape `(1, months, FEATURES)`. `log_values` are the
-    /// logarithms of the series.
+    /// Inputs of the LSTM for all months from the second year on, shape `(1, months, FEATURE_COUNT)`. `log_values` are
+    /// the logarithms of the series.
     pub(crate) fn inputs(&self, log_values: &[f64]) -> Array3<f32> {
         let shape = (1, log_values.len() - MONTHS_PER_YEAR, Self::FEATURE_COUNT);
         Array3::from_shape_fn(shape, |(_, step, k)| self.features(log_values, MONTHS_PER_YEAR + step)[k])
     }
 
-    /// Input of the LSTM at month `t`, which must be a year or more after the first: the growth of that month, and the growth
-    /// of the month one year before month `t + 1`, or 0 if the series does not reach back far enough.
+    /// Input of the LSTM at month `t`, which must be a year or more after the first month. The first feature is the
+    /// normalized growth of month `t`. The second is that of month `t - 11`, a year before the month to forecast, or 0
+    /// if the series starts too late for it.
     fn features(&self, log_values: &[f64], t: usize) -> [f32; Self::FEATURE_COUNT] {
-        let growth = |t: usize| (log_values[t] - log_values[t - MONTHS_PER_YEAR] - self.mean) / self.std;
+        let normalized_growth = |t: usize| (log_values[t] - log_values[t - MONTHS_PER_YEAR] - self.mean) / self.std;
         let year_before = t + 1 - MONTHS_PER_YEAR;
-        let year_ago_growth = if year_before >= MONTHS_PER_YEAR { growth(year_before) } else { 0.0 };
-        [growth(t) as f32, year_ago_growth as f32]
+        let year_ago_growth = if year_before >= MONTHS_PER_YEAR { normalized_growth(year_before) } else { 0.0 };
+        [normalized_growth(t) as f32, year_ago_growth as f32]
     }
 }
 

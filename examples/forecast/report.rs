@@ -10,7 +10,7 @@ use crate::{
     series::{MONTHS_PER_YEAR, Series},
 };
 
-/// Largest accepted relative difference to an expected forecast.
+/// Largest accepted relative difference between a forecast and the expected forecast.
 pub(crate) const MAX_RELATIVE_DIFFERENCE: f64 = 1e-3;
 
 /// Largest accepted error of a trained model, divided by the error of repeating the last year.
@@ -22,14 +22,14 @@ pub(crate) struct Report<'a> {
     pub(crate) series: &'a Series,
     /// Forecast of the last months.
     pub(crate) forecast: Vec<f64>,
-    /// Baseline: the last known year, repeated over the same months.
+    /// Baseline for comparison: the last known year, repeated in the months of the forecast.
     pub(crate) repeated_year: Vec<f64>,
     /// Mean absolute error of the forecast in percent.
     pub(crate) error: f64,
     /// Mean absolute error of the repeated year in percent.
     pub(crate) repeated_year_error: f64,
-    /// Mean absolute error in percent of a baseline: the last known year, increased by the mean growth. A model that has
-    /// learned only the mean would forecast this.
+    /// Mean absolute error in percent of another baseline: the last known year, increased by the mean growth. A model
+    /// that has learned only the mean would forecast this.
     grown_year_error: f64,
     /// Digest of the outputs of the LSTM.
     output_digest: Digest,
@@ -62,11 +62,11 @@ impl<'a> Report<'a> {
 
     /// Whether the forecasts of both reports, and the outputs of their LSTMs, are bit-identical.
     pub(crate) fn is_bit_identical(&self, other: &Report<'_>) -> bool {
-        let bits = |report: &Report<'_>| report.forecast.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-        self.output_digest == other.output_digest && bits(self) == bits(other)
+        let forecast_bits = |report: &Report<'_>| report.forecast.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        self.output_digest == other.output_digest && forecast_bits(self) == forecast_bits(other)
     }
 
-    /// Fails if the error is more than [`MAX_ERROR_RATIO`] times that of repeating the last year.
+    /// Fails if the error of the forecast is more than [`MAX_ERROR_RATIO`] times the error of repeating the last year.
     pub(crate) fn check_accuracy(&self) -> Result<()> {
         let Report { error, repeated_year_error, .. } = *self;
         if error <= MAX_ERROR_RATIO * repeated_year_error {

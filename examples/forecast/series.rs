@@ -60,7 +60,7 @@ impl Series {
         let mut rows = text.lines().zip(1..).filter(|(row, _)| !row.trim().is_empty());
 
         let (header, line) = rows.next().ok_or_else(|| Error::file(path, "the file is empty"))?;
-        let header: Vec<_> = fields(header).collect();
+        let header: Vec<_> = split_fields(header).collect();
         let column = |name: &str| {
             let index = header.iter().position(|&column| column == name);
             index.ok_or_else(|| error(line, format!("expected a column `{name}`, got: {}", header.join(", "))))
@@ -69,7 +69,7 @@ impl Series {
 
         let mut series: Option<Series> = None;
         for (row, line) in rows {
-            let row: Vec<_> = fields(row).collect();
+            let row: Vec<_> = split_fields(row).collect();
             if row.len() != header.len() {
                 return Err(error(line, format!("expected {} fields, got {}", header.len(), row.len())));
             }
@@ -91,7 +91,7 @@ impl Series {
         series.ok_or_else(|| Error::file(path, "the file has no rows"))
     }
 
-    /// Number of months.
+    /// Number of months in the series, including those that are held back.
     pub(crate) fn len(&self) -> usize {
         self.values.len()
     }
@@ -101,7 +101,7 @@ impl Series {
         &self.values
     }
 
-    /// Month number `k`, which may be after the last month.
+    /// Calendar month number `k`, counted from 0 at the first value. It may be after the last value.
     pub(crate) fn month(&self, k: usize) -> Month {
         Month(self.first_month.0 + k)
     }
@@ -131,7 +131,7 @@ impl Series {
 }
 
 /// Splits a row of a CSV file into its fields. Quoted fields are not supported.
-fn fields(row: &str) -> impl Iterator<Item = &str> {
+fn split_fields(row: &str) -> impl Iterator<Item = &str> {
     row.split(',').map(str::trim)
 }
 

@@ -15,7 +15,7 @@ use crate::{
     model::{GrowthNormalization, Model},
 };
 
-/// Weight decay, an L2 penalty.
+/// Weight decay: the strength of an L2 penalty on the weights.
 const WEIGHT_DECAY: f32 = 0.015;
 
 /// Largest accepted final loss. A model that always predicts the mean has a loss of 1.
@@ -57,7 +57,7 @@ impl fmt::Display for TrainingOptions {
 pub(crate) struct TrainedModel<B: Backend> {
     trainer: Trainer<B>,
     growth: GrowthNormalization,
-    /// Loss of each step, before its update of the weights.
+    /// Loss of each training step, computed before the step changes the weights.
     pub(crate) losses: Vec<f64>,
 }
 
@@ -105,8 +105,8 @@ impl<B: Backend> TrainedModel<B> {
         Model { lstm: self.trainer.lstm().clone(), head: head.clone(), growth: self.growth }
     }
 
-    /// Fails if the final loss is more than [`MAX_LOSS`], so that the model learned little more than the mean. The
-    /// forecast does not show this, because the growth in 1959 and 1960 was close to the mean.
+    /// Fails if the final loss is more than [`MAX_LOSS`]: the model has then learned little more than the mean. A check
+    /// of the forecast would not find this, because the growth in 1959 and 1960 was close to the mean.
     pub(crate) fn check_loss(&self) -> Result<()> {
         match self.losses.last() {
             Some(&loss) if loss > MAX_LOSS => Err(Error::HighLoss { loss }),

@@ -61,7 +61,7 @@ impl Activation {
         }
     }
 
-    /// The digest of the values of all 2^32 inputs, from the specification.
+    /// The digest that the values of all 2^32 inputs must have, from the specification.
     fn digest(self) -> Digest {
         Digest(match self {
             Activation::Sigmoid => 0x614a_2369_3483_a476,
@@ -69,8 +69,8 @@ impl Activation {
         })
     }
 
-    /// Whether the error limit of the function applies to the input `x`. The limit does not apply to inputs of sigmoid
-    /// at or below `-SIGMOID_MAX`, where it returns its smallest value.
+    /// Whether the error limit of the function applies to the input `x`. It applies to all inputs except those of
+    /// sigmoid at or below `-SIGMOID_MAX`, where sigmoid returns its smallest value.
     fn has_error_limit_at(self, x: f32) -> bool {
         self == Activation::Tanh || x > -arithmetic::SIGMOID_MAX
     }
@@ -83,7 +83,7 @@ pub fn samples() -> Vec<f32> {
     let mut sample_bits = Vec::new();
     for sign_and_exponent in 0..512u32 {
         let mantissas = [0, 1, 2, 0x3f_ffff, 0x40_0000, 0x40_0001, 0x7f_fffe, 0x7f_ffff];
-        sample_bits.extend(mantissas.map(|mantissas| sign_and_exponent << 23 | mantissas));
+        sample_bits.extend(mantissas.map(|mantissa| sign_and_exponent << 23 | mantissa));
         sample_bits.extend((0..24).map(|_| sign_and_exponent << 23 | rng.next_u32() >> 9));
     }
     let boundaries = [arithmetic::SNAP_THRESHOLD_BITS, arithmetic::TANH_LINEAR_BITS]
@@ -130,7 +130,7 @@ pub fn check_all<B: Backend>(b: &B, activation: Activation, check_accuracy: bool
     let name = activation.name();
     let mut digest = Digest::default();
     let (mut max_error, mut max_error_x) = (0.0, 0.0);
-    let mut previous: Option<(f32, f32)> = None;
+    let mut previous_point: Option<(f32, f32)> = None;
     for start in (0..=u32::MAX).step_by(INPUTS_PER_CALL as usize) {
         let x: Vec<f32> = (start..=start + (INPUTS_PER_CALL - 1)).map(f32::from_bits).collect();
         let y = activation.run(b, &x)?;
@@ -144,11 +144,11 @@ pub fn check_all<B: Backend>(b: &B, activation: Activation, check_accuracy: bool
                 continue;
             }
             // Among values of one sign, the bits ascend with the magnitude.
-            if let Some((x0, y0)) = previous.filter(|(x0, _)| x0.is_sign_negative() == x.is_sign_negative()) {
+            if let Some((x0, y0)) = previous_point.filter(|(x0, _)| x0.is_sign_negative() == x.is_sign_negative()) {
                 let is_monotonic = if x > x0 { y >= y0 } else { y <= y0 };
                 ensure!(is_monotonic, "{name} is not monotonic: {y0:e} at {x0:e}, {y:e} at {x:e}");
             }
-            previous = Some((x, y));
+            previous_point = Some((x, y));
             let error = ulps(y, activation.exact_value(f64::from(x)));
             if activation.has_error_limit_at(x) && error > max_error {
                 (max_error, max_error_x) = (error, x);

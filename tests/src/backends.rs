@@ -6,7 +6,7 @@ use lstm::{BACKENDS, Backend, Device};
 
 /// A function that is called with each backend. It is a trait because closures can't be generic over the type of the backend.
 pub trait BackendVisitor {
-    /// Is called once for each backend that could be opened.
+    /// Called once for each backend that could be opened.
     fn visit<B: Backend + Send + 'static>(&mut self, name: &str, backend: B);
 }
 
@@ -25,15 +25,16 @@ impl fmt::Display for NotRun {
     }
 }
 
-/// Names of the backends that this build contains: those of `lstm::BACKENDS` that run by default, and the doubles. The CPU
-/// comes first: it defines the snapshots.
+/// Names of the backends that the tests of this build run: those of `lstm::BACKENDS` that run by default, and those
+/// that exist only for tests. The CPU is first, because the tests compare all other backends with its results.
 pub fn compiled_backends() -> Vec<&'static str> {
-    let real = BACKENDS.iter().filter(|info| info.is_compiled && info.is_default).map(|info| info.name);
-    real.chain(DOUBLES.iter().copied()).collect()
+    let default_backends = BACKENDS.iter().filter(|info| info.is_compiled && info.is_default).map(|info| info.name);
+    default_backends.chain(TEST_BACKENDS.iter().copied()).collect()
 }
 
-/// Backends for tests alone: the kernels of `cuda` on the CPU, and the example of `CONTRIBUTING.md`.
-const DOUBLES: &[&str] = &[
+/// Backends that exist only for tests: the kernels of `cuda` run on the CPU, and the example backend of
+/// `CONTRIBUTING.md`.
+const TEST_BACKENDS: &[&str] = &[
     #[cfg(feature = "cuda-host")]
     "cuda-host",
     #[cfg(feature = "toy")]

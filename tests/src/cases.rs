@@ -27,7 +27,7 @@ pub struct Case {
     /// Whether the model starts from a random state instead of zeros. An initial state of zeros hides errors, so few
     /// cases use it.
     pub initial_state: bool,
-    /// Factor by which inputs and states are scaled, a power of two.
+    /// Power of two by which inputs and states are multiplied.
     pub magnitude: f32,
     /// Seed of the dropout masks in training mode. `None`: inference mode.
     pub dropout_seed: Option<u64>,
@@ -63,7 +63,8 @@ impl CaseData {
         self.with_options(Input::from(&self.x))
     }
 
-    /// Adds the initial state, lengths and dropout seed to an input that holds `x` or another view of `x`.
+    /// Adds the initial state, lengths and dropout seed of the case to an input that holds `x`, possibly in another
+    /// layout.
     pub fn with_options<'a>(&'a self, input: Input<'a>) -> Input<'a> {
         let input = self.state.iter().fold(input, |input, state| input.state(state));
         let input = self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
@@ -72,8 +73,8 @@ impl CaseData {
 }
 
 impl Case {
-    /// Creates a case with small sizes, an initial state and no further options. The sizes 5, 7 and 3 are no multiples of any
-    /// block or vector length.
+    /// Creates a case with small sizes, a random initial state and no further options. The sizes 5, 7 and 3 are no
+    /// multiples of any block or vector length.
     pub fn new(group: &'static str, name: impl Into<String>, cell: CellKind) -> Self {
         let config = LstmConfig::new(5, 7).cell(cell);
         // The cell of the original notebook has one bias.
@@ -164,7 +165,7 @@ pub fn random_value(rng: &mut ChaCha8Rng) -> f32 {
     }
 }
 
-/// Each cell with the word that stands for it in the names of cases.
+/// Each kind of cell, with the word for it in the names of cases.
 pub const CELLS: [(&str, CellKind); 4] = [
     ("fused", CellKind::Fused),
     ("unfused", CellKind::Unfused),

@@ -44,8 +44,8 @@ pub fn check_case<B: Backend>(b: &B, case: &Case) -> Result<PassResults> {
     Ok(passes)
 }
 
-/// Checks the backward pass of the backend's default path: with and without checkpointing, batch-first and time-major,
-/// twice on one tape, and without the gradient of the input.
+/// Checks that the backward pass of the backend's default path always gives the same gradients: with and without
+/// checkpointing, batch-first and time-major, twice on one tape, and without the gradient of the input.
 fn check_gradients<B: Backend>(model: &Lstm<B>, case: &Case, want: &PassResults) -> Result<()> {
     let data = case.data();
     check_same_passes("training", want, &run_passes(model, &data, Checkpointing::SaveEverything)?)?;
@@ -118,7 +118,7 @@ fn check_fused_and_unfused_cell<B: Backend>(
     check_same_passes(&what, want, &run_passes(&Lstm::new(b, other_weights)?, data, Checkpointing::SaveEverything)?)
 }
 
-/// Checks that a plan (the reusable buffers of a layer) gives the same results after it was used for a longer sequence as a
+/// Checks that a plan (the reusable buffers of a layer) that was used for a longer sequence gives the same results as a
 /// new plan.
 fn check_reused_plan<B: Backend>(model: &Lstm<B>, case: &Case, want: &PassResults) -> Result<()> {
     // A new model, because the given one already has plans for these sizes.

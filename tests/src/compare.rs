@@ -122,10 +122,10 @@ pub fn check_same_passes(what: &str, want: &PassResults, got: &PassResults) -> R
     Ok(())
 }
 
-/// Number of values of each output in a snapshot.
+/// Number of values of each output array that a snapshot lists.
 const VALUES_PER_OUTPUT: usize = 32;
 
-/// Number of values of each gradient in a snapshot.
+/// Number of values of each gradient array that a snapshot lists.
 const VALUES_PER_GRADIENT: usize = 4;
 
 /// Returns the text of a snapshot: for each array the shape, the digest of all values, and the first values in

@@ -62,9 +62,9 @@ pub struct F64Backend(Arc<Mutex<SharedState>>);
 struct SharedState {
     /// All downloaded values. The handles that downloads return are indices into this list.
     downloads: Vec<f64>,
-    /// Digest of which elements each call of `clip` changed, and in which direction it changed them.
+    /// Digest of which elements each call of `clip` changed, and whether it raised or lowered them.
     clip_pattern: Digest,
-    /// Number of calls of computing primitives since the last call of `inject_fault`.
+    /// Number of calls of primitives that compute values, since the last call of `inject_fault`.
     call_count: usize,
     /// The injected fault and the index of the call that contains it.
     fault: Option<(usize, OpFault)>,
@@ -90,19 +90,20 @@ impl F64Backend {
         shared.clip_pattern = Digest::default();
     }
 
-    /// Digest of which elements were clipped since [`clear`](Self::clear), and in which direction. If two passes have equal
-    /// digests, the loss is smooth between them.
+    /// Digest of which elements were clipped since [`clear`](Self::clear), and at which bound. If two passes have equal
+    /// digests, the loss is smooth between their inputs.
     pub fn clip_pattern(&self) -> Digest {
         self.shared().clip_pattern
     }
 
-    /// Injects a fault into one of the following calls of computing primitives, counted from 0. `None` removes the fault.
+    /// Injects a fault into one of the next calls of primitives that compute values. The number is the index of the
+    /// call, counted from 0. `None` removes the fault.
     pub fn inject_fault(&self, fault: Option<(usize, OpFault)>) {
         let mut shared = self.shared();
         (shared.call_count, shared.changed_primitive, shared.fault) = (0, None, fault);
     }
 
-    /// Number of calls of computing primitives since [`inject_fault`](Self::inject_fault).
+    /// Number of calls of primitives that compute values, since the last call of [`inject_fault`](Self::inject_fault).
     pub fn call_count(&self) -> usize {
         self.shared().call_count
     }
@@ -113,7 +114,8 @@ impl F64Backend {
         self.shared().changed_primitive
     }
 
-    /// Computes a matrix element by element. `value` gets the fault to apply, if any, and the index of the element.
+    /// Computes a matrix element by element and counts the call. `value` gets the fault to apply, if any, and the index
+    /// of the element.
     fn compute(
         &self,
         primitive: &'static str,
@@ -176,10 +178,12 @@ impl Ops for F64Backend {
         // The row stride and the column stride.
         let strides =
             |m: MatrixRef<'_, Matrix>| if m.transposed { (1, m.tensor.shape.cols) } else { (m.tensor.shape.cols, 1) };
-        let ((a_row, a_col), (b_row, b_col)) = (strides(a), strides(b));
+        let ((a_row_stride, a_col_stride), (b_row_stride, b_col_stride)) = (strides(a), strides(b));
         Ok(self.compute("gemm", shape, |fault, k| {
             let (i, j) = (k / shape.cols, k % shape.cols);
-            let term = |p| a.tensor.data[i * a_row + p * a_col] * b.tensor.data[p * b_row + j * b_col];
+            let term = |p| {
+                a.tensor.data[i * a_row_stride + p * a_col_stride] * b.tensor.data[p * b_row_stride + j * b_col_stride]
+            };
             let acc = acc.filter(|_| fault != Some(OpFault::IgnoredAddend)).map_or(0.0, |acc| acc.at(k));
             acc + (0..shape_a.cols).map(term).sum::<f64>()
         }))
@@ -237,7 +241,7 @@ impl ReferencePath for F64Backend {}
 mod tests {
     use super::*;
 
-    fn row(b: &F64Backend, values: &[f32]) -> Matrix {
+    fn upload_row(b: &F64Backend, values: &[f32]) -> Matrix {
         b.upload(MatrixShape::new(1, values.len()), values).unwrap()
     }
 
@@ -245,12 +249,12 @@ mod tests {
     fn primitives_match_hand_computed_values() {
         let b = F64Backend::default();
         let a = b.upload(MatrixShape::new(2, 3), &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
-        let (ones, acc) = (row(&b, &[1.0; 3]), row(&b, &[0.5, 0.25]));
+        let (ones, acc) = (upload_row(&b, &[1.0; 3]), upload_row(&b, &[0.5, 0.25]));
         let row_sums = b.gemm((&ones).into(), MatrixRef::from(&a).t(), Some(&acc)).unwrap();
         assert_eq!((row_sums.shape, &*row_sums.data), (MatrixShape::new(1, 2), &[6.5, 15.25][..]));
         let outer_product = b.gemm(MatrixRef::from(&acc).t(), (&ones).into(), None).unwrap();
         assert_eq!(*outer_product.data, [0.5, 0.5, 0.5, 0.25, 0.25, 0.25]);
-        let scaled_matrix = b.mul_add(-2.0, &a, Some(&row(&b, &[1.0, 0.0, 3.0])), Some(&ones)).unwrap();
+        let scaled_matrix = b.mul_add(-2.0, &a, Some(&upload_row(&b, &[1.0, 0.0, 3.0])), Some(&ones)).unwrap();
         assert_eq!(*scaled_matrix.data, [-1.0, 1.0, -17.0, -7.0, 1.0, -35.0]);
         let rotated_matrix =
             b.concat(ConcatAxis::Cols, &[b.slice(&a, 0..2, 2..3).unwrap(), b.slice(&a, 0..2, 0..2).unwrap()]);
@@ -261,18 +265,18 @@ mod tests {
     #[test]
     fn select_between_excludes_the_bounds_and_includes_nan() {
         let b = F64Backend::default();
-        let (low, high) = (row(&b, &[-1.0, -1.0, -1.0, -1.0, f32::NAN]), row(&b, &[2.0; 5]));
-        let by = row(&b, &[-1.0, 2.0, 1.5, f32::NAN, 1.0]);
-        let selected = b.select_between(row(&b, &[7.0, 7.0, 7.0, 7.0, 7.0]), &by, &low, &high).unwrap();
+        let (low, high) = (upload_row(&b, &[-1.0, -1.0, -1.0, -1.0, f32::NAN]), upload_row(&b, &[2.0; 5]));
+        let by = upload_row(&b, &[-1.0, 2.0, 1.5, f32::NAN, 1.0]);
+        let selected = b.select_between(upload_row(&b, &[7.0, 7.0, 7.0, 7.0, 7.0]), &by, &low, &high).unwrap();
         assert_eq!(*selected.data, [0.0, 0.0, 7.0, 7.0, 7.0]);
-        assert!(b.select_between(low.clone(), &by, &low, &row(&b, &[1.0])).is_err());
+        assert!(b.select_between(low.clone(), &by, &low, &upload_row(&b, &[1.0])).is_err());
     }
 
     #[test]
     fn clip_pattern_depends_on_clipped_elements_and_their_signs() {
         let clip = |values: &[f32]| {
             let b = F64Backend::default();
-            let clipped = b.clip(row(&b, values), 0.5).unwrap();
+            let clipped = b.clip(upload_row(&b, values), 0.5).unwrap();
             (clipped.data.to_vec(), b.clip_pattern())
         };
         let (values, pattern) = clip(&[1.0, -1.0, 0.25]);
@@ -285,7 +289,7 @@ mod tests {
     #[test]
     fn handles_give_values_in_f64_precision() {
         let b = F64Backend::default();
-        let tanh = b.tanh(row(&b, &[0.5, -3.0])).unwrap();
+        let tanh = b.tanh(upload_row(&b, &[0.5, -3.0])).unwrap();
         let mut handles = [[0.0; 2]; 2];
         handles.iter_mut().for_each(|out| pollster::block_on(b.download(&tanh, out)).unwrap());
         let scale = GradientScale::of(&[8.0]);
@@ -296,7 +300,7 @@ mod tests {
     #[test]
     fn fault_changes_one_call() {
         let b = F64Backend::default();
-        let (matrix_of_two, matrix_of_five) = (row(&b, &[2.0]), row(&b, &[5.0]));
+        let (matrix_of_two, matrix_of_five) = (upload_row(&b, &[2.0]), upload_row(&b, &[5.0]));
         for (fault, faulty) in
             [(OpFault::Scaled, 12.0 * 1.01), (OpFault::IgnoredFactor, 4.0), (OpFault::IgnoredAddend, 10.0)]
         {

@@ -13,7 +13,7 @@ use lstm_core::{
 pub enum Fault {
     /// No fault: the checks must pass.
     None,
-    /// Matrix products sum each dot product in one chain instead of blocks of 32.
+    /// Matrix products sum all terms of a dot product in one chain instead of in blocks of 32.
     UnblockedSum,
     /// Matrix products sum each dot product in blocks of 16 instead of 32.
     SmallBlocks,
@@ -36,11 +36,12 @@ pub enum Fault {
     /// The derivatives of activations and the gradient of coupled gates are computed as a product and a difference that
     /// are rounded separately, instead of one fused operation.
     UnfusedDerivative,
-    /// The gradient flows through clipped gates as if they were not clipped.
+    /// Clipped gates get a gradient as if they were not clipped.
     IgnoredClipBounds,
     /// The gradient with respect to the final state is treated as zero.
     IgnoredFinalStateGradient,
-    /// Weight gradients of later segments are not accumulated.
+    /// The backward pass of a layer does not add its weight gradients to those of the time segments that were processed
+    /// before.
     IgnoredAccumulation,
 }
 
@@ -103,7 +104,7 @@ impl<B: Backend> FaultyBackend<B> {
         self.is_active && self.fault == fault
     }
 
-    /// Returns zeros if this backend has `fault`, else the state.
+    /// Returns a state of zeros if this backend has `fault`, and `state` otherwise.
     fn zero_state_if(&self, fault: Fault, state: &State<B::Tensor>) -> Result<State<B::Tensor>> {
         let zeros_like = |x: &B::Tensor| self.upload(self.shape(x), &vec![0.0; self.shape(x).len()]);
         match self.fault == fault {
@@ -118,13 +119,13 @@ impl<B: Backend> FaultyBackend<B> {
         Ok(out)
     }
 
-    /// Computes `acc + a b` on the host, summing each dot product in blocks of `block` terms.
+    /// Computes `acc + a b` on the host, summing each dot product in blocks of `block_len` terms.
     fn product_in_blocks(
         &self,
         a: MatrixRef<'_, B::Tensor>,
         b: MatrixRef<'_, B::Tensor>,
         acc: Option<&B::Tensor>,
-        block: usize,
+        block_len: usize,
     ) -> Result<B::Tensor> {
         let exact_product = self.inner.gemm(a, b, None)?;
         let (shape, k) = (self.shape(&exact_product), a.shape(self.shape(a.tensor)).cols);
@@ -133,17 +134,19 @@ impl<B: Backend> FaultyBackend<B> {
         let element_at = |data: &[f32], shape: MatrixShape, transposed: bool, i, j| {
             data[if transposed { j * shape.cols + i } else { i * shape.cols + j }]
         };
-        let element = |i: usize, j: usize| {
-            let term = |p| {
+        let product_element = |i: usize, j: usize| {
+            let factors = |p| {
                 (element_at(&host_a, shape_a, a.transposed, i, p), element_at(&host_b, shape_b, b.transposed, p, j))
             };
-            let block_sum =
-                |start: usize| (start..k.min(start + block)).fold(0.0f32, |sum, p| term(p).0.mul_add(term(p).1, sum));
+            let block_sum = |start: usize| {
+                (start..k.min(start + block_len)).fold(0.0f32, |sum, p| factors(p).0.mul_add(factors(p).1, sum))
+            };
             // `dot` adds up to 32 terms from left to right; here the terms are the sums of the blocks.
-            let block_sums: Vec<f32> = (0..k).step_by(block).map(block_sum).collect();
+            let block_sums: Vec<f32> = (0..k).step_by(block_len).map(block_sum).collect();
             dot(block_sums.len(), |p| block_sums[p], |_| 1.0)
         };
-        let product: Vec<f32> = (0..shape.len()).map(|index| element(index / shape.cols, index % shape.cols)).collect();
+        let product: Vec<f32> =
+            (0..shape.len()).map(|index| product_element(index / shape.cols, index % shape.cols)).collect();
         let product = self.upload(shape, &product)?;
         match acc {
             Some(acc) => self.inner.mul_add(1.0, &product, None, Some(acc)),

@@ -14,7 +14,7 @@ use crate::{
     f64_backend::F64Backend,
 };
 
-/// The larger of the two step sizes from which each finite difference is extrapolated.
+/// The larger of the two step sizes. Each finite difference is extrapolated from both.
 const STEP_SIZE: f32 = 1.0 / 2048.0;
 
 /// Every input and parameter of a problem is a multiple of this value, so that `f32` represents the value plus or minus a step
@@ -53,7 +53,7 @@ pub struct Differences {
     skipped_count: usize,
 }
 
-/// Statistics of comparisons of gradients with finite differences.
+/// Statistics of one or more comparisons of gradients with finite differences.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
     /// Number of elements compared.

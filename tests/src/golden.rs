@@ -18,7 +18,7 @@ use crate::{
     score::{Score, relative_error},
 };
 
-/// Prefix of the names of gradients in a file.
+/// Prefix of the names of gradients in a golden file.
 const GRADIENT_PREFIX: &str = "grad.";
 
 /// The metadata entry `config` of a golden file: the configuration of the model and the size of its input.
@@ -45,7 +45,7 @@ pub struct GoldenCase {
     weights: Weights,
     /// Inputs of the model. The loss is `sum(y * r) + sum(h_n) + sum(c_n)`, where `r` is `dy`.
     data: CaseData,
-    /// Name and float64 values of each output and gradient, and the error of PyTorch in float32.
+    /// Expected outputs and gradients: the name, the float64 values, and the error of PyTorch in float32.
     want: Vec<(String, ArrayD<f64>, f64)>,
 }
 
@@ -108,7 +108,7 @@ impl GoldenCase {
         Ok(GoldenCase { name, weights, data, want })
     }
 
-    /// Runs both passes on a backend. Returns one score for each array of the file.
+    /// Runs the forward and the backward pass on a backend. Returns one score for each array of the file.
     ///
     /// # Errors
     /// The backend returns an error, or the model has a gradient that is not in the file.
@@ -127,8 +127,8 @@ impl GoldenCase {
             gradients.x.context("the gradient of the input is missing")?.into_dyn(),
         );
         // Writing the gradients like weights gives them the names and the layout of the file.
-        let is_notebook = self.want.iter().any(|(name, ..)| name == "grad.W");
-        let names = if is_notebook { TensorNames::Notebook } else { TensorNames::PyTorch };
+        let has_notebook_names = self.want.iter().any(|(name, ..)| name == "grad.W");
+        let names = if has_notebook_names { TensorNames::Notebook } else { TensorNames::PyTorch };
         let bytes = StateDictWriter::new().lstm(GRADIENT_PREFIX, &gradients.weights, names)?.to_bytes()?;
         let mut weights = StateDict::from_bytes(bytes)?;
         for name in weights.names().map(str::to_owned).collect::<Vec<_>>() {

@@ -15,7 +15,7 @@ use crate::{
     primitives::{NamedCheck, download},
 };
 
-/// All checks of invalid arguments.
+/// All checks that invalid arguments are rejected.
 pub fn checks<B: Backend>() -> Vec<NamedCheck<B>> {
     vec![
         ("primitives", check_primitives),
@@ -175,7 +175,7 @@ fn check_backward<B: Backend>(b: &B) -> Result<()> {
     expect_error("states", &["backward: state.h", "[2, 3, 4]", "[2, 2, 4]"], tape.backward(&state))
 }
 
-/// Checks that sizes are rejected whose products overflow or that do not fit in memory.
+/// Checks that sizes are rejected if their product overflows or the arrays do not fit in memory.
 fn check_huge_sizes<B: Backend>(b: &B) -> Result<()> {
     let model = Lstm::random(b, LstmConfig::new(4, 4), 1)?;
     for batch in [1 << 50, 1 << 60, 1 << 62, usize::MAX] {
@@ -196,13 +196,13 @@ fn check_huge_sizes<B: Backend>(b: &B) -> Result<()> {
         )?;
     }
     let row = Array3::<f32>::zeros((1, 1, 4));
-    let wide_view = row.broadcast((1, 1 << 56, 4)).context("broadcast of one row")?;
-    expect_error("a broadcast view", &["do not fit"], model.forward(wide_view))?;
-    expect_error("a broadcast view", &["do not fit"], model.forward_train(wide_view, Checkpointing::SaveEverything))?;
+    let huge_view = row.broadcast((1, 1 << 56, 4)).context("broadcast of one row")?;
+    expect_error("a broadcast view", &["do not fit"], model.forward(huge_view))?;
+    expect_error("a broadcast view", &["do not fit"], model.forward_train(huge_view, Checkpointing::SaveEverything))?;
     let head = Linear::random(b, 4, 1, 1)?;
-    expect_error("a broadcast view", &["do not fit"], head.forward(wide_view))?;
+    expect_error("a broadcast view", &["do not fit"], head.forward(huge_view))?;
     let tape = model.forward_train(&row, Checkpointing::SaveEverything)?.tape;
-    expect_error("a wide gradient", &["backward: y"], tape.backward(wide_view))?;
+    expect_error("a wide gradient", &["backward: y"], tape.backward(huge_view))?;
     let (column, row) = (upload_ones(1 << 24, 1)?, upload_ones(1, 1 << 24)?);
     expect_error("a huge product", &["gemm", "do not fit"], b.gemm((&column).into(), (&row).into(), None))?;
     let config = LstmConfig::new(1 << 24, 1 << 24);
@@ -213,10 +213,10 @@ fn check_huge_sizes<B: Backend>(b: &B) -> Result<()> {
     expect_error("a projected dense peephole", &["proj_size"], LayerWeights::new(spec, values))
 }
 
-/// Checks that weights and inputs are rejected that belong to a different cell than that of the model or layer.
+/// Checks that a cell rejects weights and inputs of another kind of cell, and a state of another size.
 fn check_cell<B: Backend>(b: &B) -> Result<()> {
-    let layer = |cell| Weights::init(LstmConfig::new(3, 5).cell(cell), &Init::default(), 1);
-    let (fused, unfused) = (layer(CellKind::Fused)?, layer(CellKind::Unfused)?);
+    let init_weights = |cell| Weights::init(LstmConfig::new(3, 5).cell(cell), &Init::default(), 1);
+    let (fused, unfused) = (init_weights(CellKind::Fused)?, init_weights(CellKind::Unfused)?);
     let [fused, unfused] = [&fused.layers()[0], &unfused.layers()[0]];
     expect_error("the fused cell's weights", &["cell", "PeepholeDiagonal"], PeepholeDiagonal::load(b, fused))?;
     let upload_ones = |rows, cols| b.upload(MatrixShape::new(rows, cols), &vec![1.0; rows * cols]);
@@ -224,8 +224,8 @@ fn check_cell<B: Backend>(b: &B) -> Result<()> {
     let input = Cell::load(b, unfused)?.input_term(b, &x)?;
     let fused = Cell::load(b, fused)?;
     expect_error("the unfused cell's input", &["step: input"], fused.step(b, input, &state))?;
-    let narrow_state = State { h: upload_ones(2, 4)?, ..state };
-    expect_error("a narrow h", &["gemm", "[2, 4]"], fused.step(b, fused.input_term(b, &x)?, &narrow_state))
+    let state_with_narrow_h = State { h: upload_ones(2, 4)?, ..state };
+    expect_error("a narrow h", &["gemm", "[2, 4]"], fused.step(b, fused.input_term(b, &x)?, &state_with_narrow_h))
 }
 
 /// Checks inputs, states, lengths and weights that the forward pass of a model must reject.
@@ -285,7 +285,7 @@ fn check_step<B: Backend>(b: &B) -> Result<()> {
     let (model, data) = (Lstm::new(b, case.weights()?)?, case.data());
     let mut stream = model.stream(case.batch)?;
     stream.set_state(data.state.as_ref().context("the case has no initial state")?)?;
-    let before = stream.state()?;
+    let state_before = stream.state()?;
     let x = vec![0.5; case.batch * 5];
     let mut y = vec![7.0; case.batch * 7];
     let (half_len, short_len) = (x.len() / 2, y.len() - 1);
@@ -293,7 +293,7 @@ fn check_step<B: Backend>(b: &B) -> Result<()> {
     expect_error("an empty x", &["step: x"], stream.step(&[], &mut y))?;
     expect_error("a short y", &["step: y", "21", "20"], stream.step(&x, &mut y[..short_len]))?;
     ensure!(y.iter().all(|v| *v == 7.0), "a rejected step changed the output");
-    ensure!(stream.state()? == before, "a rejected step changed the state");
+    ensure!(stream.state()? == state_before, "a rejected step changed the state");
 
     let y = crate::primitives::write_guarded(y.len(), |y| Ok(stream.step(&x, y)?))?;
     let last_layer_h: Vec<f32> = stream.state()?.h.iter().skip(case.batch * 7).copied().collect();

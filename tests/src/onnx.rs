@@ -11,7 +11,8 @@ use crate::score::{Score, relative_error};
 /// Absolute and relative tolerance: an output value passes if `|got - want| <= TOLERANCE + TOLERANCE * |want|`.
 pub const TOLERANCE: f64 = 1e-5;
 
-/// Names of the expected outputs in the safetensors file, and their kinds.
+/// Names of the expected outputs in the safetensors file, and the kinds of outputs of the ONNX graph that they belong
+/// to.
 const OUTPUTS: [(&str, GraphPortKind); 3] =
     [("Y", GraphPortKind::Sequence), ("Y_h", GraphPortKind::H), ("Y_c", GraphPortKind::C)];
 
@@ -26,7 +27,7 @@ pub struct OnnxCase {
     want: Vec<(String, usize, ArrayD<f64>)>,
 }
 
-/// Name of tensor number `k` of those that share a name: `Y`, `Y_1`, `Y_2`, ...
+/// Name of tensor number `k` among the tensors of one kind: `Y`, `Y_1`, `Y_2`, ...
 fn numbered_name(name: &str, k: usize) -> String {
     if k == 0 { name.to_owned() } else { format!("{name}_{k}") }
 }

@@ -58,7 +58,7 @@ pub fn download<B: Backend>(b: &B, x: &B::Tensor) -> Result<Vec<f32>> {
     write_guarded(b.shape(x).len(), |out| Ok(pollster::block_on(b.download(x, out))?))
 }
 
-/// Random values to which `snap` was applied, as to the operands of products in cells.
+/// Random values after `snap`, like the operands of the matrix products in cells.
 fn random_values(shape: MatrixShape, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..shape.len()).map(|_| arithmetic::snap(cases::random_value(&mut rng))).collect()
@@ -107,14 +107,14 @@ fn check_gemm_of_size<B: Backend>(b: &B, [m, n, k]: [usize; 3], transpose_a: boo
     };
     let product: Vec<f32> = (0..m * n).map(|index| dot_product(index / n, index % n)).collect();
 
-    let (a, b_ref) = (b.upload(shape_a, &data_a)?, b.upload(shape_b, &data_b)?);
-    let a = MatrixRef { tensor: &a, transposed: transpose_a };
-    let b_ref = MatrixRef { tensor: &b_ref, transposed: transpose_b };
+    let (tensor_a, tensor_b) = (b.upload(shape_a, &data_a)?, b.upload(shape_b, &data_b)?);
+    let ref_a = MatrixRef { tensor: &tensor_a, transposed: transpose_a };
+    let ref_b = MatrixRef { tensor: &tensor_b, transposed: transpose_b };
     for acc_rows in [0, 1, m] {
         let what = format!("{m} x {k} times {k} x {n}, accumulator of {acc_rows} rows");
         let acc = random_values(MatrixShape::new(acc_rows, n), 3);
         let acc_tensor = (acc_rows > 0).then(|| b.upload(MatrixShape::new(acc_rows, n), &acc)).transpose()?;
-        let got = b.gemm(a, b_ref, acc_tensor.as_ref())?;
+        let got = b.gemm(ref_a, ref_b, acc_tensor.as_ref())?;
         ensure!(b.shape(&got) == MatrixShape::new(m, n), "{what}: shape {}", b.shape(&got));
         let add_acc = |(index, &v): (usize, &f32)| if acc.is_empty() { v } else { acc[index % acc.len()] + v };
         let want: Vec<f32> = product.iter().enumerate().map(add_acc).collect();
@@ -133,7 +133,8 @@ fn check_gemm_nan<B: Backend>(b: &B) -> Result<()> {
         data_b[col] = f32::NAN;
         let got =
             download(b, &b.gemm((&b.upload(shape_a, &data_a)?).into(), (&b.upload(shape_b, &data_b)?).into(), None)?)?;
-        let dot_product = |at: usize| arithmetic::dot(k, |p| data_a[at / n * k + p], |p| data_b[p * n + at % n]);
+        let dot_product =
+            |index: usize| arithmetic::dot(k, |p| data_a[index / n * k + p], |p| data_b[p * n + index % n]);
         check_same_slices("gemm with NaN", &(0..m * n).map(dot_product).collect::<Vec<_>>(), &got)?;
     }
     Ok(())
@@ -143,18 +144,20 @@ fn check_mul_add<B: Backend>(b: &B) -> Result<()> {
     for (rows, cols) in [(1, 1), (1, 17), (3, 5), (4, 33), (7, 16), (65, 70)] {
         let full_shape = MatrixShape::new(rows, cols);
         // No operand, one row that is broadcast, or the shape of the result.
-        let operands = [MatrixShape::new(0, cols), MatrixShape::new(1, cols), full_shape];
+        let operand_shapes = [MatrixShape::new(0, cols), MatrixShape::new(1, cols), full_shape];
         let a = random_values(full_shape, 6);
         let tensor_a = b.upload(full_shape, &a)?;
-        for (shape_b, shape_c) in operands.iter().flat_map(|shape_b| operands.map(|shape_c| (*shape_b, shape_c))) {
+        for (shape_b, shape_c) in
+            operand_shapes.iter().flat_map(|shape_b| operand_shapes.map(|shape_c| (*shape_b, shape_c)))
+        {
             let (x, y) = (random_values(shape_b, 7), random_values(shape_c, 8));
             let tensor =
                 |shape: MatrixShape, data: &[f32]| (!shape.is_empty()).then(|| b.upload(shape, data)).transpose();
             let (tensor_x, tensor_y) = (tensor(shape_b, &x)?, tensor(shape_c, &y)?);
             for alpha in [1.0, -1.0, 0.75] {
-                let want = |at: usize| {
-                    let element_of = |v: &[f32]| (!v.is_empty()).then(|| v[at % v.len()]);
-                    let (a, b) = (alpha * a[at], element_of(&x).unwrap_or(1.0));
+                let want = |index: usize| {
+                    let element_of = |v: &[f32]| (!v.is_empty()).then(|| v[index % v.len()]);
+                    let (a, b) = (alpha * a[index], element_of(&x).unwrap_or(1.0));
                     element_of(&y).map_or(a * b, |c| a.mul_add(b, c))
                 };
                 let want: Vec<f32> = (0..full_shape.len()).map(want).collect();
@@ -251,8 +254,8 @@ fn check_value_semantics<B: Backend>(b: &B) -> Result<()> {
     b.clip(original.clone(), 0.5)?;
     b.snap(original.clone())?;
     let copy = b.slice(&original, 0..5, 0..19)?;
-    let joined = b.concat(ConcatAxis::Rows, std::slice::from_ref(&original))?;
+    let concatenated = b.concat(ConcatAxis::Rows, std::slice::from_ref(&original))?;
     b.tanh(copy)?;
-    b.tanh(joined)?;
+    b.tanh(concatenated)?;
     check_same_slices("tensor whose clones were overwritten", &data, &download(b, &original)?)
 }

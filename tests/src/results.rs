@@ -9,7 +9,7 @@ use serde::Serialize;
 /// Outcome of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Outcome {
-    /// The results are bit-identical to the expected ones, or for golden data within their limits.
+    /// The results are bit-identical to the expected ones or, for golden data, within their error limits.
     #[serde(rename = "identical")]
     Identical,
     /// The trial failed.

@@ -21,7 +21,7 @@ fn table_rows(heading: &str) -> impl Iterator<Item = Vec<&'static str>> {
     rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
 }
 
-/// The model that the table of cells in the specification calls `name`.
+/// The weights of the model that the table of cells in the specification calls `name`.
 fn model(name: &str) -> Result<Weights> {
     let config = LstmConfig::new(1, 1).bias(Bias::One);
     let config = match name {
@@ -59,10 +59,10 @@ pub fn check_cells<B: Backend>(b: &B) -> Result<()> {
         rows += 1;
         let (name, want) = row.split_first().context("an empty row")?;
         let model = Lstm::new(b, model(name)?)?;
-        let single_value = |v| Array3::from_elem((1, 1, 1), v);
-        let mut state: HostState = State { h: single_value(0.25), c: single_value(-0.5) };
+        let array_of_one = |v| Array3::from_elem((1, 1, 1), v);
+        let mut state: HostState = State { h: array_of_one(0.25), c: array_of_one(-0.5) };
         for (x, want) in [1.0, -0.5, 2.0].into_iter().zip(want) {
-            state = model.forward(Input::from(&single_value(x)).state(&state))?.1;
+            state = model.forward(Input::from(&array_of_one(x)).state(&state))?.1;
             let got = format!("{:08x} {:08x}", state.h[[0, 0, 0]].to_bits(), state.c[[0, 0, 0]].to_bits());
             ensure!(got == *want, "{name}: the specification says {want}, got {got}");
         }

@@ -22,23 +22,23 @@ use crate::{
 /// All checks of streams.
 pub fn checks<B: Backend>() -> Vec<NamedCheck<B>> {
     vec![
-        ("some-fused", |b| check_some(b, &stacked_case(CellKind::Fused))),
-        ("some-unfused", |b| check_some(b, &stacked_case(CellKind::Unfused))),
-        ("some-dense", |b| check_some(b, &stacked_case(CellKind::PeepholeDense))),
-        ("some-diagonal", |b| check_some(b, &stacked_case(CellKind::PeepholeDiagonal))),
-        ("some-projection", |b| check_some(b, &stacked_case(CellKind::Fused).map_config(|c| c.proj_size(4)))),
-        ("some-large", |b| check_some(b, &stacked_case(CellKind::Fused).sizes(33, 70, 9, 4))),
+        ("some-fused", |b| check_step_some(b, &stacked_case(CellKind::Fused))),
+        ("some-unfused", |b| check_step_some(b, &stacked_case(CellKind::Unfused))),
+        ("some-dense", |b| check_step_some(b, &stacked_case(CellKind::PeepholeDense))),
+        ("some-diagonal", |b| check_step_some(b, &stacked_case(CellKind::PeepholeDiagonal))),
+        ("some-projection", |b| check_step_some(b, &stacked_case(CellKind::Fused).map_config(|c| c.proj_size(4)))),
+        ("some-large", |b| check_step_some(b, &stacked_case(CellKind::Fused).sizes(33, 70, 9, 4))),
         ("some-large-projection", |b| {
-            check_some(b, &stacked_case(CellKind::Fused).sizes(5, 70, 9, 4).map_config(|c| c.proj_size(33)))
+            check_step_some(b, &stacked_case(CellKind::Fused).sizes(5, 70, 9, 4).map_config(|c| c.proj_size(33)))
         }),
-        ("some-reference", |b| check_some(&Reference(b.clone()), &stacked_case(CellKind::PeepholeDiagonal))),
-        ("some-invalid", |b| check_some_invalid(b).and_then(|()| check_some_invalid(&Reference(b.clone())))),
+        ("some-reference", |b| check_step_some(&Reference(b.clone()), &stacked_case(CellKind::PeepholeDiagonal))),
+        ("some-invalid", |b| check_step_some_errors(b).and_then(|()| check_step_some_errors(&Reference(b.clone())))),
         ("move-state", |b| check_move_state(b).and_then(|()| check_move_state(&Reference(b.clone())))),
         ("linear-step", |b| check_linear_step(b).and_then(|()| check_linear_step(&Reference(b.clone())))),
     ]
 }
 
-/// A case with a stack of two layers.
+/// A case whose model has two layers.
 fn stacked_case(cell: CellKind) -> Case {
     Case::new("", "", cell).map_config(|c| c.layers(2))
 }
@@ -61,9 +61,9 @@ fn check_same_states(what: &str, want: &HostState, got: &HostState) -> Result<()
     check_same(&format!("{what}: c"), want.c.view(), got.c.view())
 }
 
-/// Runs `step_some` over a random schedule, with batches of several sizes. Checks that each sequence has the same outputs
-/// and the same final state as if it ran alone.
-fn check_some<B: Backend>(b: &B, case: &Case) -> Result<()> {
+/// Checks `step_some`, which runs one time step of only some sequences: with random choices of sequences, for several
+/// batch sizes, each sequence has the same outputs and the same final state as if it ran alone.
+fn check_step_some<B: Backend>(b: &B, case: &Case) -> Result<()> {
     let model = Lstm::new(b, case.weights()?)?;
     for batch in [1, 3, 9] {
         let case = Case { batch, ..case.clone() };
@@ -75,11 +75,11 @@ fn check_some<B: Backend>(b: &B, case: &Case) -> Result<()> {
 fn check_schedule<B: Backend>(model: &Lstm<B>, case: &Case) -> Result<()> {
     let (batch, data) = (case.batch, case.data());
     let initial_state = data.state.as_ref().context("the case has no initial state")?;
-    let alone = |sequence: usize| {
+    let run_alone = |sequence: usize| {
         let state = sequence_state(initial_state, sequence);
         model.forward(Input::from(data.x.slice(s![sequence..sequence + 1, .., ..])).state(&state))
     };
-    let want = (0..batch).map(alone).collect::<Result<Vec<_>, _>>()?;
+    let want = (0..batch).map(run_alone).collect::<Result<Vec<_>, _>>()?;
 
     let mut stream = model.stream(batch)?;
     stream.set_state(initial_state)?;
@@ -91,11 +91,11 @@ fn check_schedule<B: Backend>(model: &Lstm<B>, case: &Case) -> Result<()> {
             break;
         }
         // In every fourth round, all sequences that are left run; in the others, about half of them or none.
-        let is_present = |_: &&usize| round % 4 == 3 || rng.next_u32().is_multiple_of(2);
-        let present: Vec<_> = unfinished.iter().filter(is_present).copied().collect();
-        let order = shuffled_indices(case.seed, round, present.len())?;
-        let sequences: Vec<_> = order.into_iter().map(|k| present[k]).collect();
-        run_some(&mut stream, &sequences, &data.x, &positions, &want)?;
+        let is_chosen = |_: &&usize| round % 4 == 3 || rng.next_u32().is_multiple_of(2);
+        let chosen: Vec<_> = unfinished.iter().filter(is_chosen).copied().collect();
+        let order = shuffled_indices(case.seed, round, chosen.len())?;
+        let sequences: Vec<_> = order.into_iter().map(|k| chosen[k]).collect();
+        run_one_step(&mut stream, &sequences, &data.x, &positions, &want)?;
         sequences.iter().for_each(|&k| positions[k] += 1);
     }
     let got = stream.state()?;
@@ -105,9 +105,10 @@ fn check_schedule<B: Backend>(model: &Lstm<B>, case: &Case) -> Result<()> {
     Ok(())
 }
 
-/// Runs one step of some sequences, each at its position, and compares the outputs with those of the sequences alone. A
-/// step of all sequences in ascending order uses `step`.
-fn run_some<B: Backend>(
+/// Runs one time step of the given sequences and compares their outputs with `want`, those of the sequences alone.
+/// `positions` contains the index of the next time step of each sequence. Calls `step` instead of `step_some` if
+/// `sequences` are all sequences in ascending order.
+fn run_one_step<B: Backend>(
     stream: &mut Stream<B>,
     sequences: &[usize],
     x: &Array3<f32>,
@@ -127,7 +128,7 @@ fn run_some<B: Backend>(
     Ok(())
 }
 
-/// A stream in the middle of its sequences, so that its states are results of steps.
+/// A stream that has run some steps, so that its states are results of steps.
 fn running_stream<B: Backend>(model: &Lstm<B>, case: &Case) -> Result<Stream<B>> {
     let (mut stream, data) = (model.stream(case.batch)?, case.data());
     stream.set_state(data.state.as_ref().context("the case has no initial state")?)?;
@@ -140,10 +141,10 @@ type RejectedCall<'a> = (&'a str, &'a [usize], usize, usize, &'a [&'a str]);
 
 /// Checks the arguments that `step_some` rejects, without changing the output or the state, and that a step of no sequence
 /// does nothing.
-fn check_some_invalid<B: Backend>(b: &B) -> Result<()> {
+fn check_step_some_errors<B: Backend>(b: &B) -> Result<()> {
     let case = stacked_case(CellKind::Fused);
     let mut stream = running_stream(&Lstm::new(b, case.weights()?)?, &case)?;
-    let before = stream.state()?;
+    let state_before = stream.state()?;
     let (x, mut y) = (vec![0.5; 4 * 5], vec![7.0; 4 * 7]);
     let rejected_calls: [RejectedCall<'_>; 10] = [
         ("a number too large", &[0, 3], 10, 14, &["step_some: sequences", "below the batch size 3", "got 3"]),
@@ -160,10 +161,10 @@ fn check_some_invalid<B: Backend>(b: &B) -> Result<()> {
     for (what, sequences, x_len, y_len, words) in rejected_calls {
         expect_error(what, words, stream.step_some(sequences, &x[..x_len], &mut y[..y_len]))?;
         ensure!(y.iter().all(|v| *v == 7.0), "{what}: the output changed");
-        check_same_states(what, &before, &stream.state()?)?;
+        check_same_states(what, &state_before, &stream.state()?)?;
     }
     stream.step_some(&[], &[], &mut []).context("no sequence")?;
-    check_same_states("a step of no sequence", &before, &stream.state()?)
+    check_same_states("a step of no sequence", &state_before, &stream.state()?)
 }
 
 /// Checks that the state of a sequence can be moved within a stream and to another stream without a changed bit, that
@@ -172,27 +173,27 @@ fn check_move_state<B: Backend>(b: &B) -> Result<()> {
     let case = stacked_case(CellKind::Fused).map_config(|c| c.proj_size(4));
     let other_case = Case { batch: 2, seed: 2, ..case.clone() };
     let model = Lstm::new(b, case.weights()?)?;
-    let (mut stream, mut other) = (running_stream(&model, &case)?, running_stream(&model, &other_case)?);
-    let (mut want, mut other_want) = (stream.state()?, other.state()?);
+    let (mut stream, mut other_stream) = (running_stream(&model, &case)?, running_stream(&model, &other_case)?);
+    let (mut want, mut other_want) = (stream.state()?, other_stream.state()?);
     let zeros = HostState::zeros(model.config(), 1)?;
 
     // From sequence 0 to sequence 2 of the same stream.
-    let moved = stream.take_state(0)?;
-    check_same_states("the state that was taken", &sequence_state(&want, 0), &moved)?;
+    let moved_state = stream.take_state(0)?;
+    check_same_states("the state that was taken", &sequence_state(&want, 0), &moved_state)?;
     set_sequence_state(&mut want, 0, &zeros);
     check_same_states("the stream without it", &want, &stream.state()?)?;
-    stream.put_state(2, &moved)?;
-    set_sequence_state(&mut want, 2, &moved);
+    stream.put_state(2, &moved_state)?;
+    set_sequence_state(&mut want, 2, &moved_state);
     check_same_states("the stream with it at number 2", &want, &stream.state()?)?;
 
     // To another stream, whose sequence takes its place.
-    let replaced = other.take_state(1)?;
-    check_same_states("the other stream's state", &sequence_state(&other_want, 1), &replaced)?;
-    other.put_state(1, &stream.take_state(2)?)?;
-    stream.put_state(2, &replaced)?;
-    set_sequence_state(&mut other_want, 1, &moved);
-    set_sequence_state(&mut want, 2, &replaced);
-    check_same_states("the other stream", &other_want, &other.state()?)?;
+    let replaced_state = other_stream.take_state(1)?;
+    check_same_states("the other stream's state", &sequence_state(&other_want, 1), &replaced_state)?;
+    other_stream.put_state(1, &stream.take_state(2)?)?;
+    stream.put_state(2, &replaced_state)?;
+    set_sequence_state(&mut other_want, 1, &moved_state);
+    set_sequence_state(&mut want, 2, &replaced_state);
+    check_same_states("the other stream", &other_want, &other_stream.state()?)?;
     check_same_states("the stream after the exchange", &want, &stream.state()?)?;
 
     // The sequence continues in the other stream as it would have in its own.
@@ -201,14 +202,18 @@ fn check_move_state<B: Backend>(b: &B) -> Result<()> {
     let (y, _) = model.forward(Input::from(data.x.slice(s![0..1, .., ..])).state(&state))?;
     let mut got = vec![0.0; y.dim().2];
     for t in 3..case.steps {
-        other.step_some(&[1], &data.x.slice(s![0, t, ..]).to_vec(), &mut got)?;
+        other_stream.step_some(&[1], &data.x.slice(s![0, t, ..]).to_vec(), &mut got)?;
         check_same(&format!("time step {t} after the move"), y.slice(s![0, t, ..]), ArrayView1::from(&got))?;
     }
 
     expect_error("a sequence too large", &["take_state", "below 3", "got 3"], stream.take_state(3))?;
-    expect_error("a sequence too large", &["put_state", "below 3", "got 3"], stream.put_state(3, &moved))?;
-    let wide = HostState::zeros(model.config(), 2)?;
-    expect_error("a state for two sequences", &["put_state", "[2, 1, 4]", "[2, 2, 4]"], stream.put_state(0, &wide))?;
+    expect_error("a sequence too large", &["put_state", "below 3", "got 3"], stream.put_state(3, &moved_state))?;
+    let two_sequence_state = HostState::zeros(model.config(), 2)?;
+    expect_error(
+        "a state for two sequences",
+        &["put_state", "[2, 1, 4]", "[2, 2, 4]"],
+        stream.put_state(0, &two_sequence_state),
+    )?;
     check_same_states("the stream after rejected calls", &want, &stream.state()?)
 }
 
@@ -217,7 +222,8 @@ fn check_move_state<B: Backend>(b: &B) -> Result<()> {
 fn check_linear_step<B: Backend>(b: &B) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut random_array = |rows, cols| Array2::from_shape_fn((rows, cols), |_| random_value(&mut rng));
-    for (input, output) in [(1, 1), (24, 1), (70, 130)] {
+    // Few and many outputs, with sums of one block, of several blocks and of more than a kernel computes at once.
+    for (input, output) in [(1, 1), (24, 1), (70, 1), (33, 2), (130, 2), (300, 5), (70, 130)] {
         let weight = random_array(output, input);
         let bias: Array1<f32> = random_array(1, output).index_axis_move(Axis(0), 0);
         for bias in [Some(bias), None] {
@@ -226,8 +232,8 @@ fn check_linear_step<B: Backend>(b: &B) -> Result<()> {
                 let what = format!("{input} to {output}, {rows} rows");
                 let mut x = random_array(rows, input);
                 // Values that snap to zero. The weights are far from zero, so that the products would show.
-                let tiny = [-1e-40, 2f32.powi(-41), -0.99 * 2f32.powi(-40)];
-                x.iter_mut().step_by(5).zip(tiny).for_each(|(x, tiny)| *x = tiny);
+                let tiny_values = [-1e-40, 2f32.powi(-41), -0.99 * 2f32.powi(-40)];
+                x.iter_mut().step_by(5).zip(tiny_values).for_each(|(x, tiny_value)| *x = tiny_value);
                 let want = linear.forward(&x)?;
                 let x = x.into_iter().collect::<Vec<_>>();
                 let y = write_guarded(rows * output, |y| Ok(linear.step(&x, y)?))?;

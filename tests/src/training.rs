@@ -173,17 +173,20 @@ impl Run {
         let mut trainer = self.start(b)?;
         let losses = self.train(&mut trainer, TRAINING_STEPS)?;
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-        let (first, last) = (mean(&losses[..10]), mean(&losses[losses.len() - 10..]));
-        ensure!(last < 0.9 * first, "the loss did not decrease enough: from {first} to {last}");
+        let (first_mean_loss, last_mean_loss) = (mean(&losses[..10]), mean(&losses[losses.len() - 10..]));
+        ensure!(
+            last_mean_loss < 0.9 * first_mean_loss,
+            "the loss did not decrease enough: from {first_mean_loss} to {last_mean_loss}"
+        );
 
         let mut text = String::new();
         // Writing to a string can't fail.
         for (k, loss) in losses.iter().enumerate().filter(|(k, _)| k % 20 == 0 || k + 1 == losses.len()) {
             let _ = writeln!(text, "step {:3} loss {:016x} {loss:e}", k + 1, loss.to_bits());
         }
-        let loss_words =
+        let loss_bits =
             losses.iter().flat_map(|v| [v.to_bits() as u32, (v.to_bits() >> 32) as u32].map(f32::from_bits));
-        let _ = writeln!(text, "losses digest {}", Digest::of(&loss_words.collect::<Vec<_>>()));
+        let _ = writeln!(text, "losses digest {}", Digest::of(&loss_bits.collect::<Vec<_>>()));
         let file = TemporaryFile::new();
         trainer.save(&file.0)?;
         let mut checkpoint = StateDict::open(&file.0)?;
@@ -207,7 +210,7 @@ impl Default for TemporaryFile {
 }
 
 impl TemporaryFile {
-    /// Chooses a unique path in the temporary directory. Does not create the file.
+    /// Chooses a unique path in the temporary directory, without creating the file.
     pub fn new() -> Self {
         static FILE_COUNT: AtomicUsize = AtomicUsize::new(0);
         let name =

@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, process::Command};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-/// Names of all backends, in the order of the columns of tables. A workspace may have fewer or more.
+/// Names of the known backends, in the order of the columns of tables. The workspace may have other backends.
 pub(crate) const BACKENDS: [&str; 4] = ["cpu", "wgpu", "cuda", "cuda-host"];
 
 /// Name of the package with the tests. It has a feature for each backend.
@@ -76,8 +76,8 @@ impl Workspace {
         packages.flat_map(|package| package.features.keys()).map(String::as_str)
     }
 
-    /// Returns arguments for cargo that enable the requested backends in the given packages, or all backends if `None`.
-    /// Backends without a feature are left out.
+    /// Returns arguments for cargo that enable the requested backends, or all backends if `None`, in the given
+    /// packages. If a package has no feature for a backend, the backend is not enabled in it.
     pub(crate) fn feature_args(&self, packages: &[&str], requested_backends: Option<&[String]>) -> Vec<String> {
         let requested_backends = requested_backends.unwrap_or(&self.backends);
         let selected_packages = self.packages.iter().filter(|package| packages.contains(&package.name.as_str()));

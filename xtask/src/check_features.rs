@@ -24,24 +24,24 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         );
     }
     let is_requested = |name: &&str| args.packages.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
-    let (mut checks, mut failures) = (0, Vec::new());
+    let (mut check_count, mut failures) = (0, Vec::new());
     for package in workspace.package_names().filter(is_requested) {
         let features: Vec<_> = workspace.features(package).collect();
-        let mut choices = vec![vec!["--no-default-features"]];
-        choices.extend(features.iter().map(|feature| vec!["--no-default-features", "--features", feature]));
+        let mut feature_choices = vec![vec!["--no-default-features"]];
+        feature_choices.extend(features.iter().map(|feature| vec!["--no-default-features", "--features", feature]));
         if features.len() > 1 {
-            choices.push(vec!["--all-features"]);
+            feature_choices.push(vec!["--all-features"]);
         }
-        for choice in choices {
-            let description = format!("{package} {}", choice.join(" "));
+        for feature_args in feature_choices {
+            let description = format!("{package} {}", feature_args.join(" "));
             println!("cargo check --package {description}");
-            checks += 1;
-            if !check(package, &choice)? {
+            check_count += 1;
+            if !check(package, &feature_args)? {
                 failures.push(description);
             }
         }
     }
-    println!("{checks} checks, {} failed", failures.len());
+    println!("{check_count} checks, {} failed", failures.len());
     failures.iter().for_each(|description| println!("  failed: {description}"));
     Ok(failures.is_empty())
 }

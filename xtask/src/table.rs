@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-/// A line of the results file: the result of one trial.
+/// A line of the results file: the result of one trial (a test of a backend).
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct ResultLine {
     /// Name of the backend.
@@ -49,7 +49,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Creates a table with the given columns, followed by a column for each other backend in `lines`.
+    /// Creates a table with the given columns, followed by a column for each backend that is only in `lines`.
     pub(crate) fn new(lines: Vec<ResultLine>, mut columns: Vec<Column>) -> Self {
         for line in &lines {
             if columns.iter().all(|column| column.backend != line.backend) {
@@ -75,8 +75,8 @@ impl Table {
         self.lines.iter().any(|line| line.backend == backend && line.outcome != Outcome::NotRun)
     }
 
-    /// The reason why a group of a backend did not run, or for an empty group the whole backend. `None` if the group
-    /// or backend ran.
+    /// The reason why a group of cases did not run on the backend of a column, or `None` if it ran. If `group` is
+    /// empty, the reason why nothing ran on this backend.
     fn reason_not_run(&self, column: &Column, group: &str) -> Option<String> {
         let is_reported =
             |l: &&ResultLine| l.backend == column.backend && l.outcome == Outcome::NotRun && l.group == group;
@@ -92,11 +92,11 @@ impl Table {
 
     /// The text of the table cell for a backend and a group.
     fn cell_text(&self, column: &Column, group: &str) -> String {
-        let count = |outcome| {
+        let count_trials = |outcome| {
             let is_counted = |l: &&ResultLine| l.backend == column.backend && l.group == group && l.outcome == outcome;
             self.lines.iter().filter(is_counted).count()
         };
-        match (count(Outcome::Identical), count(Outcome::Failed)) {
+        match (count_trials(Outcome::Identical), count_trials(Outcome::Failed)) {
             (0, 0) if self.reason_not_run(column, group).or(self.reason_not_run(column, "")).is_some() => {
                 "not run".to_owned()
             }

@@ -42,9 +42,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         run_cargo_test(args, &workspace, &results, features, cargo_args, test_args)
     };
     // Unit, integration and documentation tests of all packages. A failure does not stop the others.
-    let all_args = ["--workspace", "--no-fail-fast"];
-    let all_args = all_args.into_iter().chain(args.release.then_some("--release")).collect::<Vec<_>>();
-    let mut all_passed = run(&[FACADE_PACKAGE, TESTS_PACKAGE, TOOL_PACKAGE], &all_args, &[])?;
+    let workspace_args = ["--workspace", "--no-fail-fast"];
+    let workspace_args = workspace_args.into_iter().chain(args.release.then_some("--release")).collect::<Vec<_>>();
+    let mut all_passed = run(&[FACADE_PACKAGE, TESTS_PACKAGE, TOOL_PACKAGE], &workspace_args, &[])?;
     if args.exhaustive {
         all_passed &=
             run(&[TESTS_PACKAGE], &["--release", "--package", TESTS_PACKAGE, "--test", "conformance"], &["--ignored"])?;

@@ -65,7 +65,7 @@ struct Args {
     /// Compare with the results.json of an earlier run on this machine; fail if a backend became slower by more than noise
     #[arg(long)]
     compare: Option<PathBuf>,
-    /// Time nothing; write the reports again from an earlier results.json, for the given --threads only if that is set
+    /// Do not time anything; write the reports again from an earlier results.json, restricted to the --threads if given
     #[arg(long, value_name = "FILE", conflicts_with_all = ["backends", "peers", "cases", "only", "rounds", "seconds", "quick"])]
     from: Option<PathBuf>,
     /// Also write the reports to reports/NAME, and update the table in README.md
@@ -180,7 +180,8 @@ fn thread_counts(args: &Args) -> Result<Vec<usize>> {
     Ok(threads)
 }
 
-/// Worker programs of the backends, followed by those of other libraries.
+/// Returns the programs that time the cases: one worker for each requested backend, followed by one for each other
+/// library.
 fn programs(args: &Args) -> Result<Vec<Program>> {
     let names: Vec<&str> = backends().map(|info| info.name).collect();
     let wanted_backends = args.backends.clone().unwrap_or_else(|| names.iter().map(|&name| name.to_owned()).collect());
@@ -231,7 +232,7 @@ fn build_peers() -> Result<OsString> {
     Ok(target_dir.join("release").join(format!("lstm-peers{}", std::env::consts::EXE_SUFFIX)).into())
 }
 
-/// Measures the machine and times all cases.
+/// Measures the limits of the machine and times all cases.
 fn measure(args: &Args, cases: Vec<Case>, threads: &[usize], programs: &[Program], timing: Timing) -> Result<Results> {
     let machine = Machine::current();
     let (samples, max_working_set) = if args.quick { (1, 1 << 22) } else { (20, roofline::MAX_WORKING_SET) };

@@ -159,7 +159,7 @@ fn serve_requests(cuda: &Cuda) -> Result<bool> {
     Ok(true)
 }
 
-/// The weights of the layer that is timed.
+/// Random weights of the layer that is timed, with equal input and hidden size.
 fn weights(hidden: usize) -> Result<Weights> {
     Weights::init(LstmConfig::new(hidden, hidden).cell(CellKind::Fused), &Init::default(), 1)
 }
@@ -186,8 +186,8 @@ fn compute_values<B: Backend>(b: &B, [hidden, batch, steps]: [usize; 3]) -> Resu
     Ok(arrays)
 }
 
-/// Compares the results `want` of the CPU with those of the GPU. Returns `identical` or a text that lists the differences;
-/// in TF32 mode, the relative differences.
+/// Computes the same results on the GPU and compares them with `want`, those of the CPU. Returns `identical` or a text
+/// that lists the differences. In TF32 mode, the text always lists the relative difference of each array.
 fn compare_with_cpu(cuda: &Cuda, shape: [usize; 3], want: &NamedArrays, is_tf32: bool) -> Result<String> {
     let got = compute_values(cuda, shape)?;
     let differences = got.iter().zip(want).filter_map(|((name, got), (_, want))| {
@@ -219,8 +219,8 @@ fn compare_with_cpu(cuda: &Cuda, shape: [usize; 3], want: &NamedArrays, is_tf32:
     })
 }
 
-/// Runs a forward pass `repeats` times, followed by a backward pass if `with_backward`. Returns the median time in
-/// microseconds. All data is on the device, and each time ends when the device has finished.
+/// Times a forward pass, or a forward and a backward pass if `with_backward`, `repeats` times and returns the median in
+/// microseconds. All data is on the device already, and each time ends when the device has finished.
 fn median_microseconds(
     cuda: &Cuda,
     [hidden, batch, steps]: [usize; 3],

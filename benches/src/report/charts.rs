@@ -46,10 +46,10 @@ pub fn all_charts(results: &Results) -> Result<Vec<Chart>> {
     Ok(charts.into_iter().flatten().collect())
 }
 
-/// Index of the color of the roofline, black, in `draw::COLORS`.
+/// Index in `draw::COLORS` of black, the color in which rooflines are drawn.
 const ROOFLINE_COLOR_INDEX: usize = 9;
 
-/// The spread of a single value, which is also its smallest and largest value.
+/// Returns a spread whose median, smallest and largest value are all `value`.
 fn spread_of_value(value: f64) -> Spread {
     Spread { median: value, min: value, max: value }
 }
@@ -66,8 +66,8 @@ fn chart_unless_empty(
     Ok(Some(Chart { svg: draw()?, caption }))
 }
 
-/// Creates one series for each subject. `value` takes the names of the case and the subject and returns the value to show.
-/// Subjects without values are left out.
+/// Creates one series of values for each subject (a backend or another library). `value` takes the names of the case
+/// and the subject and returns the value to show. Subjects without values are left out.
 fn series_by_subject(results: &Results, cases: &[&Case], value: impl Fn(&str, &str) -> Option<Spread>) -> Vec<Series> {
     let series_of = |(color_index, s): (usize, &Subject)| Series {
         name: s.name.clone(),
@@ -79,7 +79,7 @@ fn series_by_subject(results: &Results, cases: &[&Case], value: impl Fn(&str, &s
     all_series.filter(|s| s.values.iter().any(Option::is_some)).collect()
 }
 
-/// Chart of the times of all subjects.
+/// Chart of the times of all subjects (backends and other libraries).
 fn times_chart(results: &Results, threads: usize) -> Result<Option<Chart>> {
     let cases = main_cases(results);
     let series = series_by_subject(results, &cases, |case, subject| {
@@ -97,7 +97,7 @@ fn times_chart(results: &Results, threads: usize) -> Result<Option<Chart>> {
     )
 }
 
-/// Chart of the times of other subjects relative to the base subject.
+/// Chart that shows how much slower or faster other subjects (backends and libraries) are than the base subject.
 fn ratios_chart(results: &Results, threads: usize) -> Result<Option<Chart>> {
     let Some(base) = results.base_subject() else { return Ok(None) };
     let cases = main_cases(results);
@@ -116,7 +116,8 @@ fn ratios_chart(results: &Results, threads: usize) -> Result<Option<Chart>> {
     chart_unless_empty(&series, || draw::dot_plot(&title, axis, &rows, &series, Some(1.0)), caption)
 }
 
-/// Chart of the roofline fraction of the base subject in each case.
+/// Chart of how close the base subject comes to the roofline: the least possible time of each case divided by the
+/// measured time.
 fn roofline_fractions_chart(results: &Results) -> Result<Option<Chart>> {
     let Some(base) = results.base_subject() else { return Ok(None) };
     let cases: Vec<&Case> = results.cases.iter().filter(|case| case.series.is_none()).collect();
@@ -132,10 +133,11 @@ fn roofline_fractions_chart(results: &Results) -> Result<Option<Chart>> {
     let series: Vec<Series> = results.threads().into_iter().enumerate().map(series_for_threads).collect();
     let row_label = |case: &&Case| {
         let threads = results.threads();
-        let bounds = threads.iter().filter_map(|&n| Some(results.describe_bound(results.roofline(&case.name, n)?, n)));
-        let mut bounds: Vec<String> = bounds.collect();
-        bounds.dedup();
-        format!("{} ({})", case.name, bounds.join("; "))
+        let bound_descriptions =
+            threads.iter().filter_map(|&n| Some(results.describe_bound(results.roofline(&case.name, n)?, n)));
+        let mut bound_descriptions: Vec<String> = bound_descriptions.collect();
+        bound_descriptions.dedup();
+        format!("{} ({})", case.name, bound_descriptions.join("; "))
     };
     let rows: Vec<String> = cases.iter().map(row_label).collect();
     let title = format!("Percent of roofline, {}", base.name);
@@ -145,27 +147,29 @@ fn roofline_fractions_chart(results: &Results) -> Result<Option<Chart>> {
     chart_unless_empty(&series, || draw::dot_plot(&title, axis, &rows, &series, Some(1.0)), caption.to_owned())
 }
 
-/// Chart of the fused cell's time relative to other cells.
+/// Chart that compares kinds of LSTM cells: the time of the fused cell divided by the time of each other cell.
 fn cell_ratios_chart(results: &Results) -> Result<Option<Chart>> {
     let Some(base) = results.base_subject() else { return Ok(None) };
-    let thread_ratios: Vec<_> =
+    let ratios_per_thread_count: Vec<_> =
         results.threads().into_iter().map(|n| (n, cell_ratios(results, &base.name, n))).collect();
     let mut rows: Vec<String> = Vec::new();
-    for (name, _) in thread_ratios.iter().flat_map(|(_, ratios)| ratios) {
+    for (name, _) in ratios_per_thread_count.iter().flat_map(|(_, ratios)| ratios) {
         if !rows.contains(name) {
             rows.push(name.clone());
         }
     }
     let series_for_threads = |color_index: usize| Series {
-        name: format_thread_count(thread_ratios[color_index].0),
+        name: format_thread_count(ratios_per_thread_count[color_index].0),
         bold: true,
         color_index,
         values: rows
             .iter()
-            .map(|row| thread_ratios[color_index].1.iter().find(|(name, _)| name == row).map(|(_, spread)| *spread))
+            .map(|row| {
+                ratios_per_thread_count[color_index].1.iter().find(|(name, _)| name == row).map(|(_, spread)| *spread)
+            })
             .collect(),
     };
-    let series: Vec<Series> = (0..thread_ratios.len()).map(series_for_threads).collect();
+    let series: Vec<Series> = (0..ratios_per_thread_count.len()).map(series_for_threads).collect();
     let title = format!("Time of the fused cell relative to other cells, {}", base.name);
     let caption =
         "Left of 1 the other cell is slower. Lines go from the smallest ratio of turns to the largest.".to_owned();
@@ -173,9 +177,10 @@ fn cell_ratios_chart(results: &Results) -> Result<Option<Chart>> {
     chart_unless_empty(&series, || draw::dot_plot(&title, axis, &rows, &series, Some(1.0)), caption)
 }
 
+/// Chart of the times of a series of cases in which one size, such as the hidden size, grows.
 fn scaling_chart(results: &Results, series: case::VariedSize, threads: usize) -> Result<Option<Chart>> {
     let cases: Vec<&Case> = results.cases.iter().filter(|case| case.series == Some(series)).collect();
-    let size = |case: &Case| match series {
+    let varied_size_of = |case: &Case| match series {
         case::VariedSize::Hidden => case.hidden,
         case::VariedSize::Batch => case.batch,
         case::VariedSize::Seq => case.seq,
@@ -198,7 +203,7 @@ fn scaling_chart(results: &Results, series: case::VariedSize, threads: usize) ->
         case::VariedSize::Batch => ("batch", format!("hidden size {}, {} steps", first_case.hidden, first_case.seq)),
         case::VariedSize::Seq => ("steps", format!("hidden size {}, batch {}", first_case.hidden, first_case.batch)),
     };
-    let xs: Vec<f64> = cases.iter().map(|case| size(case)).collect();
+    let xs: Vec<f64> = cases.iter().map(|case| varied_size_of(case)).collect();
     let title = format!("Time by {varied_size}, {other_sizes}, {}", format_thread_count(threads));
     let caption = "Forward, whole sequences. Both axes are logarithmic.".to_owned();
     let x = Axis::log(varied_size, |v| format!("{v}")).ticks_at(&xs);

@@ -26,11 +26,11 @@ pub(super) struct Series {
 pub(super) struct Axis {
     title: String,
     logarithmic: bool,
-    /// Range that the axis always shows, even if the values do not reach it.
+    /// Range that the axis shows even if the values do not reach it.
     shown_range: Option<(f64, f64)>,
     /// Formats the label of a tick.
     format_label: fn(f64) -> String,
-    /// Positions of the ticks; `None` for round numbers.
+    /// Values at which the axis has ticks; `None` to choose round numbers.
     fixed_ticks: Option<Vec<f64>>,
 }
 
@@ -69,7 +69,7 @@ impl Axis {
         })
     }
 
-    /// Sets the positions of the ticks.
+    /// Sets the values at which the axis has ticks.
     pub(super) fn ticks_at(self, ticks: &[f64]) -> Self {
         Axis { fixed_ticks: Some(ticks.to_vec()), ..self }
     }
@@ -96,7 +96,7 @@ impl Scale {
         }
     }
 
-    /// Positions of the ticks: the fixed ones, or at most ten round numbers.
+    /// Values at which the axis has ticks: the fixed ones, or at most ten round numbers.
     fn ticks(&self) -> Vec<f64> {
         if let Some(ticks) = &self.axis.fixed_ticks {
             return ticks.clone();
@@ -128,8 +128,8 @@ impl Scale {
             .find(|ticks| ticks.len() <= 10);
         fitting_ticks.unwrap_or_else(|| {
             let decade_ticks = ticks_at_digits(&[1]);
-            let stride = decade_ticks.len().div_ceil(10);
-            decade_ticks.into_iter().step_by(stride).collect()
+            let tick_stride = decade_ticks.len().div_ceil(10);
+            decade_ticks.into_iter().step_by(tick_stride).collect()
         })
     }
 }
@@ -165,7 +165,7 @@ const COLORS: [RGBColor; 10] = [
 
 type PlotArea<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Converts an error of the crate plotters.
+/// Converts an error of the drawing crate plotters.
 fn convert_error<E: std::fmt::Display>(result: std::result::Result<(), E>) -> Result<()> {
     result.map_err(|error| anyhow!("drawing: {error}"))
 }
@@ -228,8 +228,8 @@ fn draw_horizontal_axis(
             (HPos::Center, VPos::Top),
         )?;
     }
-    let middle = (left_margin + CHART_WIDTH - RIGHT_MARGIN) / 2;
-    draw_text(area, (middle, height - 20), &scale.axis.title, 13, LABEL_COLOR, (HPos::Center, VPos::Top))
+    let axis_middle = (left_margin + CHART_WIDTH - RIGHT_MARGIN) / 2;
+    draw_text(area, (axis_middle, height - 20), &scale.axis.title, 13, LABEL_COLOR, (HPos::Center, VPos::Top))
 }
 
 /// Creates an SVG image that is `height` pixels high and has a title, and calls `draw` to draw the chart.
@@ -270,11 +270,11 @@ pub(super) fn dot_plot(
             draw_line(area, (x(marked_value), TOP_MARGIN), (x(marked_value), height - BOTTOM_MARGIN), LABEL_COLOR, 2)?;
         }
         for (k, row) in rows.iter().enumerate() {
-            let top = TOP_MARGIN + row_height * k as i32;
-            draw_line(area, (left_margin, top), (CHART_WIDTH - RIGHT_MARGIN, top), GRID_COLOR, 1)?;
+            let row_top = TOP_MARGIN + row_height * k as i32;
+            draw_line(area, (left_margin, row_top), (CHART_WIDTH - RIGHT_MARGIN, row_top), GRID_COLOR, 1)?;
             draw_text(
                 area,
-                (left_margin - 10, top + row_height / 2),
+                (left_margin - 10, row_top + row_height / 2),
                 row,
                 13,
                 TEXT_COLOR,
@@ -284,7 +284,7 @@ pub(super) fn dot_plot(
             for (n, series) in series.iter().enumerate().rev() {
                 let Some(v) = series.values[k] else { continue };
                 let color = color_of(series);
-                let y = top + 10 + 7 * n as i32;
+                let y = row_top + 10 + 7 * n as i32;
                 draw_line(area, (x(v.min), y), (x(v.max), y), color, 2)?;
                 convert_error(area.draw(&Circle::new((x(v.median), y), dot_radius(series), color.filled())))?;
             }
@@ -345,12 +345,12 @@ mod tests {
     #[test]
     fn ticks_are_few_round_numbers() {
         let ticks = |axis: Axis, values: &[f64]| axis.into_scale(values.iter().copied()).ticks();
-        let log = || Axis::log("", |v| format!("{v}"));
-        assert_eq!(ticks(log(), &[0.9, 4.0]), [0.8, 0.9, 1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(ticks(log(), &[1e-7, 1.0]), [1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]);
+        let log_axis = || Axis::log("", |v| format!("{v}"));
+        assert_eq!(ticks(log_axis(), &[0.9, 4.0]), [0.8, 0.9, 1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(ticks(log_axis(), &[1e-7, 1.0]), [1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]);
         assert_eq!(ticks(Axis::linear("", Some((0.0, 1.0)), |_| String::new()), &[0.5]).len(), 6);
         for values in [[1e-9, 1e9], [1.0, 1.0], [3.0, 3.1]] {
-            let ticks = ticks(log(), &values);
+            let ticks = ticks(log_axis(), &values);
             assert!(ticks.len() <= 10, "{ticks:?}");
         }
     }

@@ -38,12 +38,12 @@ fn format_number(value: f64) -> String {
     }
 }
 
-/// Formats the median of ratios, and their range.
+/// Formats the median of some ratios, and their smallest and largest value.
 fn format_ratio(spread: Spread) -> String {
     format!("{} ({} to {})", format_number(spread.median), format_number(spread.min), format_number(spread.max))
 }
 
-/// Title of the report, and facts about the run.
+/// Returns the title of the report and a list of facts about the run.
 pub fn report_heading(results: &Results) -> (String, Vec<String>) {
     let m = &results.machine;
     let caches: Vec<String> =
@@ -69,7 +69,7 @@ pub fn report_heading(results: &Results) -> (String, Vec<String>) {
     (title, facts)
 }
 
-/// All tables, each with a title and an explanation.
+/// Returns all tables of the report, each with a title and an explanation.
 pub fn sections(results: &Results) -> Vec<(&'static str, &'static str, Table)> {
     vec![
         (
@@ -142,7 +142,7 @@ fn this_library_table(results: &Results) -> Table {
     table
 }
 
-/// Whether times are those of a backend of this repository.
+/// Whether `times` were measured on a backend of this repository, not in another library.
 fn is_backend(results: &Results, times: &Times) -> bool {
     results.subjects.iter().any(|s| s.ours && s.name == times.subject)
 }
@@ -161,7 +161,7 @@ fn format_with_si_prefix(value: f64) -> String {
     }
 }
 
-/// Table of other subjects' times relative to the base subject.
+/// Table of the times of the other subjects (backends and libraries), divided by those of the base subject.
 fn other_libraries_table(results: &Results) -> Table {
     let Some(base) = results.base_subject() else { return Table::new(["case", "threads"]) };
     let other_subjects: Vec<_> = results.subjects.iter().filter(|s| s.name != base.name).collect();
@@ -179,7 +179,8 @@ fn other_libraries_table(results: &Results) -> Table {
     table
 }
 
-/// Times of a subject, ordered by threads, then cases. Yields the case's name, the number of threads and the times.
+/// Times of one subject (a backend or library), ordered by number of threads, then by case. Yields the name of the
+/// case, the number of threads and the times.
 fn times_of<'a>(results: &'a Results, subject: &'a str) -> impl Iterator<Item = (&'a str, usize, &'a Times)> {
     results.threads().into_iter().flat_map(move |threads| {
         let times = move |name: &'a str| results.times(name, subject, threads).map(|times| (name, threads, times));
@@ -187,15 +188,15 @@ fn times_of<'a>(results: &'a Results, subject: &'a str) -> impl Iterator<Item = 
     })
 }
 
-/// Compares the fused cell with other cells. Returns, for each case with another cell, the name of the case and a
-/// ratio: the time of the same case with the fused cell, divided by the time of the case.
+/// Compares the fused cell with other kinds of cells. For each case with another cell, returns the name of the case and
+/// a ratio: the time of the same case with the fused cell, divided by the time of the case.
 pub(crate) fn cell_ratios(results: &Results, subject: &str, threads: usize) -> Vec<(String, Spread)> {
     let mut ratios = Vec::new();
     for case in results.cases.iter().filter(|case| case.cell != CellKind::Fused) {
         let fused_case = results.cases.iter().find(|other| {
-            let mut candidate = (*other).clone();
-            (candidate.name, candidate.cell) = (case.name.clone(), case.cell);
-            other.cell == CellKind::Fused && candidate == *case
+            let mut other_with_same_cell = (*other).clone();
+            (other_with_same_cell.name, other_with_same_cell.cell) = (case.name.clone(), case.cell);
+            other.cell == CellKind::Fused && other_with_same_cell == *case
         });
         let times = |name: &str| results.times(name, subject, threads);
         if let Some((case_times, fused_times)) = times(&case.name).zip(fused_case.and_then(|fused| times(&fused.name)))
@@ -206,7 +207,7 @@ pub(crate) fn cell_ratios(results: &Results, subject: &str, threads: usize) -> V
     ratios
 }
 
-/// Table of the fused cell's time relative to other cells.
+/// Table that compares kinds of LSTM cells: the time of the fused cell divided by the time of each other cell.
 fn cell_ratios_table(results: &Results) -> Table {
     let mut table = Table::new(["case", "threads", "backend", "fused / this cell"]);
     for subject in results.subjects.iter().filter(|s| s.ours) {
@@ -219,7 +220,7 @@ fn cell_ratios_table(results: &Results) -> Table {
     table
 }
 
-/// Table of the limits of the machine.
+/// Table of the limits of the machine: throughput, latency and bandwidths.
 fn machine_limits_table(results: &Results) -> Table {
     let caches = &results.machine.caches;
     let mut columns: Vec<String> = ["threads", "instructions", "GFLOP/s", "FMA latency"].map(str::to_owned).to_vec();
@@ -247,13 +248,13 @@ fn machine_limits_table(results: &Results) -> Table {
 /// Table of what was not timed, with one row for each subject and reason.
 fn not_run_table(results: &Results) -> Table {
     let mut table = Table::new(["backend or library", "threads", "cases", "reason"]);
-    let mut reasons: Vec<(&str, &str)> = Vec::new();
+    let mut distinct_reasons: Vec<(&str, &str)> = Vec::new();
     for n in &results.not_run {
-        if !reasons.contains(&(&n.subject, &n.why)) {
-            reasons.push((&n.subject, &n.why));
+        if !distinct_reasons.contains(&(&n.subject, &n.why)) {
+            distinct_reasons.push((&n.subject, &n.why));
         }
     }
-    for (subject, why) in reasons {
+    for (subject, why) in distinct_reasons {
         let entries_with_reason =
             || results.not_run.iter().filter(|n| (n.subject.as_str(), n.why.as_str()) == (subject, why));
         let join_distinct = |values: &mut dyn Iterator<Item = String>| {

@@ -1,4 +1,5 @@
-//! The roofline model: limits of the machine, measured in the same run as the cases, and the least time of each case.
+//! The roofline model: measures the limits of the machine in the same run as the cases, and computes from them the
+//! least possible time of each case.
 
 mod loops;
 pub mod phases;
@@ -20,14 +21,15 @@ use serde::{Deserialize, Serialize};
 pub struct MachineLimits {
     /// Number of threads that ran the loops at the same time.
     pub threads: usize,
-    /// Instruction set of the loops.
+    /// Instruction set of the loops that measured the limits.
     pub isa: String,
-    /// Flops per second of all threads: fused multiply-adds on registers, two flops each.
+    /// Floating-point operations per second of all threads together, measured with fused multiply-adds on registers,
+    /// which count as two each.
     #[serde(rename = "flops")]
     pub flops_per_s: f64,
     /// Latency of a fused multiply-add in seconds.
     pub latency_s: f64,
-    /// Read bandwidth of all threads for growing working sets.
+    /// Read bandwidth of all threads together, for working sets of growing size.
     #[serde(rename = "ladder")]
     pub bandwidths: Vec<Bandwidth>,
 }
@@ -59,7 +61,7 @@ pub fn measure_limits(threads: usize, samples: usize, max_working_set: usize) ->
         let rate = total_rate(threads, samples, || Some(Box::new(run)))?;
         rate.context("loops on registers need no memory")
     };
-    let (flops_per_s, dependent_per_s) =
+    let (flops_per_s, dependent_ops_per_s) =
         (register_rate(loops.run_throughput_loop)?, register_rate(loops.run_latency_loop)?);
     let mut bandwidths = Vec::new();
     for size in std::iter::successors(Some(MIN_WORKING_SET), |size| size.checked_mul(2))
@@ -73,13 +75,14 @@ pub fn measure_limits(threads: usize, samples: usize, max_working_set: usize) ->
         threads,
         isa: loops.name.to_owned(),
         flops_per_s,
-        latency_s: threads as f64 / dependent_per_s,
+        latency_s: threads as f64 / dependent_ops_per_s,
         bandwidths,
     })
 }
 
-/// Measures the work per second of all threads together: the largest value of several samples. Each thread calls
-/// `make_loop` to create its loop. Returns `None` if `make_loop` returns `None` in any thread.
+/// Runs a loop on each thread and returns the work per second of all threads together, in the unit that the loops
+/// return: the largest value of several samples. Each thread calls `make_loop` to create its loop. Returns `None` if
+/// `make_loop` returns `None` in any thread.
 fn total_rate(
     threads: usize,
     samples: usize,
@@ -120,7 +123,7 @@ fn total_rate(
 }
 
 impl MachineLimits {
-    /// Combines two measurements of the same machine: the better value of each limit.
+    /// Combines two measurements of the same machine. Each limit of the result is the better of the two.
     pub fn merge_best(mut self, other: &MachineLimits) -> MachineLimits {
         self.flops_per_s = self.flops_per_s.max(other.flops_per_s);
         self.latency_s = self.latency_s.min(other.latency_s);
@@ -141,9 +144,9 @@ impl MachineLimits {
         if upper_index == 0 || upper_index > last_index {
             return max_bandwidth_from(upper_index.min(last_index));
         }
-        let (log_low, log_high) =
+        let (log_lower_bytes, log_upper_bytes) =
             (self.bandwidths[upper_index - 1].bytes.ln(), self.bandwidths[upper_index].bytes.ln());
-        let fraction = (bytes.ln() - log_low) / (log_high - log_low);
+        let fraction = (bytes.ln() - log_lower_bytes) / (log_upper_bytes - log_lower_bytes);
         max_bandwidth_from(upper_index - 1).powf(1.0 - fraction) * max_bandwidth_from(upper_index).powf(fraction)
     }
 }

@@ -17,15 +17,16 @@ const SIGMOID_OPS: f64 = 28.0;
 /// Number of operations of a `tanh`, counted as for [`SIGMOID_OPS`].
 const TANH_OPS: f64 = 33.0;
 
-/// Number of other operations of a hidden unit in a step, counted as for [`SIGMOID_OPS`]: additions, multiplications, snaps.
+/// Number of operations of a hidden unit in a step besides matrix products and activations, counted as for
+/// [`SIGMOID_OPS`]: additions, multiplications, snaps.
 const CELL_OPS: f64 = 17.0;
 
 /// Number of operations of a hidden unit in a backward step, counted as for [`SIGMOID_OPS`]: a tanh, and 33 for five
 /// gradients.
 const CELL_BACKWARD_OPS: f64 = TANH_OPS + 33.0;
 
-/// Number of dependent operations of a step after the recurrent product: adding the input term, a sigmoid (19), two for the
-/// cell state, a tanh (19), and the product with the output gate.
+/// Number of operations of a step that depend on each other and follow the recurrent product: adding the input term, a
+/// sigmoid (19), two for the cell state, a tanh (19), and the product with the output gate.
 const CELL_CHAIN_OPS: f64 = 43.0;
 
 /// A phase of the computation of a case, such as the time loop.
@@ -33,7 +34,7 @@ const CELL_CHAIN_OPS: f64 = 43.0;
 pub struct Phase {
     /// Name of the phase.
     pub name: String,
-    /// Number of repetitions.
+    /// Number of times that the phase is repeated.
     pub times: f64,
     /// Flops of one repetition. Operations that are not multiply-adds count as two flops.
     pub flops: f64,
@@ -66,9 +67,9 @@ pub struct Roofline {
     pub working_set: f64,
     /// Flops of the matrix products only, as usually reported.
     pub flops: f64,
-    /// Total bytes of weights read.
+    /// Number of bytes of weights that are read, over all phases and repetitions.
     pub bytes: f64,
-    /// All phases, with time in seconds and bound.
+    /// All phases, each with its least time in seconds and the resource that bounds it.
     pub phases: Vec<(Phase, f64, LimitingResource)>,
 }
 
@@ -100,12 +101,12 @@ pub fn phases(case: &Case) -> Vec<Phase> {
 
 const F32_BYTES: f64 = size_of::<f32>() as f64;
 
-/// Steps, batch size, input size, hidden size and state size.
+/// Returns the number of steps, the batch size, and the input, hidden and state size of a layer, in this order.
 fn sizes(case: &Case, spec: &LayerSpec) -> [f64; 5] {
     [case.seq, case.batch, spec.input_size, spec.hidden_size, spec.state_size()].map(|n| n as f64)
 }
 
-/// Phases of the forward pass of a layer and direction.
+/// Phases of the forward pass of one layer in one direction.
 fn forward_phases(case: &Case, spec: &LayerSpec) -> [Phase; 3] {
     let [steps, batch, input, hidden, state] = sizes(case, spec);
     // The candidate gate of the dense peephole cell has no recurrent weights.
@@ -133,7 +134,7 @@ fn forward_phases(case: &Case, spec: &LayerSpec) -> [Phase; 3] {
     ]
 }
 
-/// Phases of the backward pass of a layer and direction.
+/// Phases of the backward pass of one layer in one direction.
 fn backward_phases(case: &Case, spec: &LayerSpec, input_gradient: bool) -> [Phase; 3] {
     let [steps, batch, input, hidden, state] = sizes(case, spec);
     let recurrent_weights = if spec.cell == CellKind::PeepholeDense { 3.0 } else { 4.0 } * hidden * state;
@@ -157,7 +158,7 @@ fn backward_phases(case: &Case, spec: &LayerSpec, input_gradient: bool) -> [Phas
     ]
 }
 
-/// Least time of a case on a machine with these limits.
+/// Computes the least time of a case on a machine with these limits.
 pub fn roofline(case: &Case, limits: &MachineLimits) -> Roofline {
     let timed_phases = phases(case).into_iter().map(|phase| {
         let (seconds, bound) = phase.seconds(limits);
@@ -194,14 +195,14 @@ mod tests {
     fn flops_and_bytes_count_the_products() {
         // 8 H (I + H) flops per step and sequence. Training adds the same for the gradients of the weights, and again for
         // those of the states, but not of the input.
-        let batch = roofline(&find_case("batch-h512"), &limits(1e9, 1e9, 1e-9));
-        assert_eq!(batch.flops, 8.0 * 512.0 * 768.0 * 1600.0);
-        assert_eq!(batch.bytes, 4.0 * 2048.0 * (256.0 + 50.0 * 512.0));
-        let train = roofline(&find_case("train-h256"), &limits(1e9, 1e9, 1e-9));
-        assert_eq!(train.flops, 8.0 * 256.0 * (3.0 * 384.0 - 128.0) * 1600.0);
+        let batch_roofline = roofline(&find_case("batch-h512"), &limits(1e9, 1e9, 1e-9));
+        assert_eq!(batch_roofline.flops, 8.0 * 512.0 * 768.0 * 1600.0);
+        assert_eq!(batch_roofline.bytes, 4.0 * 2048.0 * (256.0 + 50.0 * 512.0));
+        let train_roofline = roofline(&find_case("train-h256"), &limits(1e9, 1e9, 1e-9));
+        assert_eq!(train_roofline.flops, 8.0 * 256.0 * (3.0 * 384.0 - 128.0) * 1600.0);
         // Two layers with two directions. The input of the second layer is the outputs of both directions.
-        let two_layers = roofline(&find_case("bi2-h256"), &limits(1e9, 1e9, 1e-9));
-        assert_eq!(two_layers.flops, 2.0 * 8.0 * 256.0 * ((128.0 + 256.0) + (512.0 + 256.0)) * 800.0);
+        let two_layer_roofline = roofline(&find_case("bi2-h256"), &limits(1e9, 1e9, 1e-9));
+        assert_eq!(two_layer_roofline.flops, 2.0 * 8.0 * 256.0 * ((128.0 + 256.0) + (512.0 + 256.0)) * 800.0);
     }
 
     #[test]
@@ -214,9 +215,9 @@ mod tests {
             assert_eq!(roofline(&find_case("single-h512"), &limits(flops, rate, latency)).bound, want);
         }
         // Calculated by hand for one flop and one byte per second and no latency.
-        let step = roofline(&find_case("stream-h24"), &limits(1.0, 1.0, 0.0));
+        let step_roofline = roofline(&find_case("stream-h24"), &limits(1.0, 1.0, 0.0));
         let [input, recurrent_weights] = [4.0 * 24.0, 4.0 * 24.0 * 24.0];
         let activation_ops = 2.0 * 24.0 * (3.0 * SIGMOID_OPS + 2.0 * TANH_OPS + CELL_OPS);
-        assert_eq!(step.seconds, 4.0 * input + 4.0 * recurrent_weights + activation_ops);
+        assert_eq!(step_roofline.seconds, 4.0 * input + 4.0 * recurrent_weights + activation_ops);
     }
 }

@@ -1,4 +1,4 @@
-//! Choosing the backend on the command line, and models on its device.
+//! Opens the backend that is chosen on the command line, and loads models onto its device.
 
 use std::sync::Arc;
 
@@ -13,22 +13,24 @@ use crate::{
     report::OutputSettings,
 };
 
-/// A model loaded onto a device, by the device's kernels or by the reference path.
+/// A model loaded onto a device. It runs with the fused kernels of the backend, or by the reference path, which is
+/// composed of the backend's primitive operations.
 pub(crate) trait Model {
-    /// Execution path of each layer and direction.
+    /// Returns the execution path of each layer and direction: a fused kernel or the reference path.
     fn paths(&self) -> Vec<ExecutionPath>;
-    /// Starts `batch` streams from `state`, or from zeros if it is `None`.
+    /// Starts `batch` streams, which are sequences that arrive in chunks of steps. Their initial state is `state`, or
+    /// zeros if it is `None`.
     fn start_streams(&mut self, batch: usize, state: Option<&HostState>) -> Result<()>;
     /// Runs the next steps `x`, shape `(batch, steps, features)`, of the started streams and returns their outputs.
     fn run_chunk(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>>;
-    /// Current state of the streams.
+    /// Returns the hidden and cell state of the started streams after their last chunk.
     fn state(&self) -> Result<HostState>;
     /// Runs whole sequences in one call and returns their outputs and final state.
     fn run_whole_sequences(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)>;
 }
 
-/// Loads a model onto a device. With `use_reference_path`, it runs by the reference path on the backend's primitives instead
-/// of the backend's fused kernels.
+/// Loads a model onto a device. With `use_reference_path`, the model runs by the reference path, which is composed of
+/// the backend's primitive operations, instead of the backend's fused kernels.
 pub(crate) fn load_model(device: &Device, weights: &Arc<Weights>, use_reference_path: bool) -> Result<Box<dyn Model>> {
     Ok(match use_reference_path {
         false => Box::new(DeviceModel { lstm: Lstm::new(device, weights.clone())?, stream: None }),
@@ -36,7 +38,7 @@ pub(crate) fn load_model(device: &Device, weights: &Arc<Weights>, use_reference_
     })
 }
 
-/// A model on backend `B`, with its streams if they were started.
+/// A model on backend `B`, and its streams; `stream` is `None` until they are started.
 struct DeviceModel<B: Backend> {
     lstm: Lstm<B>,
     stream: Option<Stream<B>>,
@@ -91,7 +93,7 @@ impl BackendOptions {
     }
 }
 
-/// Where a command with one backend runs.
+/// The backend on which a command runs, for commands that use a single one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BackendChoice {
     /// The backend that the user named.
@@ -101,8 +103,9 @@ pub(crate) enum BackendChoice {
 }
 
 impl BackendChoice {
-    /// Opens the device. Fails if an option does not apply to the named backend, or with [`Error::Backend`] if no device is
-    /// available. Notes say which backends an automatic choice did not take.
+    /// Opens the device. Fails if an option does not apply to the named backend, or with [`Error::Backend`] if no
+    /// device is available. After an automatic choice, notes on stderr list the backends of this build that could not
+    /// be used.
     pub(crate) fn open(self, options: BackendOptions, output: OutputSettings) -> Result<Device> {
         match self {
             BackendChoice::Named(info) => {
@@ -111,10 +114,13 @@ impl BackendChoice {
             }
             BackendChoice::Automatic => {
                 let device = options.apply_to(Device::builder().prefer_gpu()).open();
-                let device = device.map_err(|e| Error::Backend { name: AUTOMATIC.into(), why: e.to_string() })?;
+                let device = device.map_err(|e| Error::Backend { name: AUTOMATIC_NAME.into(), why: e.to_string() })?;
                 let is_compiled = |name: &str| BackendInfo::find(name).is_some_and(|info| info.is_compiled);
                 for skipped in device.skipped().iter().filter(|skipped| is_compiled(skipped.name)) {
-                    output.note(format!("not used: {skipped}"));
+                    // The library's reason ends with what a program can do. The tool has an option for it.
+                    let reason = skipped.reason.split("; to use it").next().unwrap_or_default();
+                    let name = skipped.name;
+                    output.note(format!("not used: {name}: {reason}; to use it anyway, run with --backend {name}"));
                 }
                 Ok(device)
             }
@@ -123,10 +129,10 @@ impl BackendChoice {
 }
 
 /// The name of [`BackendChoice::Automatic`] on the command line.
-const AUTOMATIC: &str = "auto";
+const AUTOMATIC_NAME: &str = "auto";
 
-/// Opens the device of a backend, with the options that it has. Fails with [`Error::Backend`] if the backend is not
-/// available.
+/// Opens the device of a backend. Options that the backend does not have are ignored. Fails with [`Error::Backend`] if
+/// the backend is not available.
 pub(crate) fn open_device(info: &BackendInfo, options: BackendOptions) -> Result<Device> {
     let backend_error = |why: String| Error::Backend { name: info.name.to_owned(), why };
     if !info.is_compiled {
@@ -138,7 +144,7 @@ pub(crate) fn open_device(info: &BackendInfo, options: BackendOptions) -> Result
     builder.open().map_err(|e| backend_error(e.to_string()))
 }
 
-/// The compiled backends that run if the user names no backend.
+/// Returns the backends in this build that commands use if the user names none.
 pub(crate) fn default_backends() -> impl Iterator<Item = &'static BackendInfo> {
     BACKENDS.iter().filter(|info| info.is_compiled && info.is_default)
 }
@@ -151,8 +157,8 @@ pub(crate) fn parse_backend(name: &str) -> Result<&'static BackendInfo, String> 
 /// Parses a backend's name or `auto` from the command line.
 pub(crate) fn parse_backend_choice(name: &str) -> Result<BackendChoice, String> {
     match name {
-        AUTOMATIC => Ok(BackendChoice::Automatic),
-        name => parse_backend(name).map(BackendChoice::Named).map_err(|why| format!("{why}, {AUTOMATIC}")),
+        AUTOMATIC_NAME => Ok(BackendChoice::Automatic),
+        name => parse_backend(name).map(BackendChoice::Named).map_err(|why| format!("{why}, {AUTOMATIC_NAME}")),
     }
 }
 

@@ -15,9 +15,9 @@ use crate::{
 
 /// Run a model on every backend and compare outputs and final states bit by bit
 ///
-/// Each backend runs its own kernels. The first one also runs the reference path, which defines the results. The exit code
-/// is 3 if two exact backends differ in any bit. For inexact backends, the largest difference from the first run is
-/// reported; with --tolerance, a larger difference is exit code 3 too. Backends that are not available are listed.
+/// Each backend runs its own kernels. The first one also runs the reference path, which defines the results. The exit
+/// code is 3 if two exact backends differ in any bit. For inexact backends, the largest difference from the first run
+/// is reported; with --tolerance, a larger difference is exit code 3 too. Backends that are not available are listed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -34,8 +34,8 @@ pub(crate) struct Args {
     #[arg(long)]
     references: bool,
 
-    /// Largest allowed absolute difference between a value of an inexact backend and the first run's; exact backends must
-    /// always be bit-identical
+    /// Largest allowed absolute difference between a value of an inexact backend and the first run's; exact backends
+    /// must always be bit-identical
     #[arg(long, value_name = "DIFFERENCE", value_parser = parse_tolerance)]
     tolerance: Option<f64>,
 
@@ -54,14 +54,14 @@ struct Report {
     input: String,
     batch: usize,
     steps: usize,
-    /// Whether all exact runs are bit-identical; `None` if no run is exact.
+    /// Whether all runs on exact backends are bit-identical; `None` if there is no such run.
     exact_runs_identical: Option<bool>,
     tolerance: Option<f64>,
     runs: Vec<Run>,
     not_run: Vec<UnavailableBackend>,
 }
 
-/// One run, and how its results differ from those of the first run.
+/// One run of the model on one backend, and how its results differ from those of the first run.
 #[derive(Default, Serialize)]
 struct Run {
     backend: String,
@@ -69,17 +69,18 @@ struct Run {
     arithmetic: String,
     exact: bool,
     digest: String,
-    /// Number of compared values: outputs and final states.
+    /// Number of compared values, in outputs and final states.
     values: u64,
     /// Number of values that differ. Two NaNs count as equal.
     differing: u64,
-    /// Number of differing bits in these values.
+    /// Number of bits that differ, over all values.
     differing_bits: u64,
-    /// Largest absolute difference. Infinite (`null` in JSON) if exactly one of two values is NaN.
+    /// Largest absolute difference from a value of the first run. Infinite (`null` in JSON) if exactly one of two
+    /// values is NaN.
     largest_difference: f64,
     /// Whether an inexact run is within the tolerance; `None` for exact runs or without a tolerance.
     within_tolerance: Option<bool>,
-    /// Digest of the outputs so far.
+    /// Digest of the outputs that the run has computed so far.
     #[serde(skip)]
     running_digest: Digest,
 }
@@ -133,11 +134,11 @@ impl fmt::Display for Report {
             None => "no run is exact",
         };
         writeln!(f, "{} x {} steps: {verdict}", self.batch, self.steps)?;
-        let Some((first, others)) = self.runs.split_first() else { return Ok(()) };
-        for row in others.iter().filter(|row| !row.exact) {
+        let Some((first_run, other_runs)) = self.runs.split_first() else { return Ok(()) };
+        for row in other_runs.iter().filter(|row| !row.exact) {
             let Run { backend, path, differing, values, largest_difference, .. } = row;
             write!(f, "{backend} ({path}) is inexact: {differing} of {values} values differ from those of ")?;
-            write!(f, "{} ({}), by at most {largest_difference:.1e}", first.backend, first.path)?;
+            write!(f, "{} ({}), by at most {largest_difference:.1e}", first_run.backend, first_run.path)?;
             match (self.tolerance, row.within_tolerance) {
                 (Some(tolerance), Some(true)) => writeln!(f, ", within the tolerance of {tolerance:e}")?,
                 (Some(tolerance), _) => writeln!(f, ", MORE than the tolerance of {tolerance:e}")?,
@@ -206,15 +207,15 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
-/// Whether all exact runs are bit-identical. Exact runs come before inexact ones, so if the first run is inexact, no run is
-/// exact, and the result is `None`.
+/// Whether all runs on exact backends are bit-identical. `rows` must list them before the inexact runs. The result is
+/// `None` if there are none, that is, if the first run is inexact.
 fn exact_runs_identical(rows: &[Run]) -> Option<bool> {
     let is_identical = |row: &Run| row.differing == 0 || !row.exact;
     rows.first().filter(|first| first.exact).map(|_| rows.iter().all(is_identical))
 }
 
-/// Opens the devices, sorted so that exact ones come first. Backends that are not available go to `not_run`, unless the user
-/// named them: then they are an error.
+/// Opens the devices, sorted so that exact ones come first. Backends that are not available go to `not_run`, unless the
+/// user named them: then they are an error.
 fn open_devices(args: &Args, not_run: &mut Vec<UnavailableBackend>) -> Result<Vec<Device>> {
     let backends = args.backend.clone().unwrap_or_else(|| backends::default_backends().collect());
     args.options.check_applicable(&backends)?;

@@ -14,9 +14,9 @@ use crate::{
 
 /// Convert a model to .safetensors (with PyTorch's tensor names) or .onnx
 ///
-/// Nothing is dropped silently: what the new file can't hold is an error. This includes tensors and nodes that are not part
-/// of the LSTM, unless --name selects the LSTM. Options that no tensor implies, such as the clip bound, are stored in the
-/// metadata of a .safetensors file.
+/// Nothing is dropped silently: what the new file can't hold is an error. This includes tensors and nodes that are not
+/// part of the LSTM, unless --name selects the LSTM. Options that no tensor implies, such as the clip bound, are stored
+/// in the metadata of a .safetensors file.
 ///
 /// An .onnx graph may have inputs for initial states and sequence lengths; --inputs keeps them in a new .onnx file. The
 /// graph's outputs must include the whole output sequence of the last layer, because that and the final states are the
@@ -76,26 +76,28 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     check_distinct_paths("OUT", Some(&args.out), &[("MODEL", Some(&args.model.path))])?;
     let writes_onnx = ModelFormat::of(&args.out)? == ModelFormat::Onnx;
     let loaded_model = args.model.load()?;
-    let loss_error = |why: &str| Error::file(&args.model.path, why);
+    let lost_content_error = |why: &str| Error::file(&args.model.path, why);
     if loaded_model.state.is_some() || loaded_model.lengths.is_some() {
-        return Err(loss_error("its graph has constant initial states or sequence lengths, which would be lost"));
+        return Err(lost_content_error(
+            "its graph has constant initial states or sequence lengths, which would be lost",
+        ));
     }
     if let Some(unused_text) = loaded_model.describe_unused() {
-        return Err(loss_error(&format!("{unused_text}; this would be lost")));
+        return Err(lost_content_error(&format!("{unused_text}; this would be lost")));
     }
     let hint =
         format!("to convert the LSTM nodes alone, select them with --name: {}", quoted_list(&loaded_model.names));
     let inputs: Vec<String> = loaded_model.state_inputs.iter().chain(&loaded_model.lengths_input).cloned().collect();
     if !(inputs.is_empty() || loaded_model.selected_by_name || args.inputs) {
         let inputs_hint = if writes_onnx { "; --inputs keeps them" } else { "" };
-        return Err(loss_error(&format!(
+        return Err(lost_content_error(&format!(
             "its graph's inputs for states or lengths, {}, would be lost{inputs_hint}; {hint}",
             quoted_list(&inputs)
         )));
     }
     if !loaded_model.partial_outputs.is_empty() {
         let outputs = quoted_list(&loaded_model.partial_outputs);
-        return Err(loss_error(&format!(
+        return Err(lost_content_error(&format!(
             "its graph's outputs {outputs} would be replaced by the whole output sequence of the last layer; {hint}"
         )));
     }

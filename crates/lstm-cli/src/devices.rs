@@ -28,7 +28,7 @@ struct DeviceRow {
     available: bool,
     device: Option<String>,
     arithmetic: Option<String>,
-    /// Whether results are bit-identical to those of other exact backends.
+    /// Whether the backend's results are bit-identical to those of other exact backends; `None` if it can't be used.
     exact: Option<bool>,
     why: Option<String>,
 }

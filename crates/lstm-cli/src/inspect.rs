@@ -31,7 +31,7 @@ struct Report {
     config_from: &'static str,
     parameters: usize,
     layers: Vec<Layer>,
-    /// Whether the model can be run in chunks.
+    /// Whether the model can run sequences in chunks of steps, rather than only as a whole.
     streams: bool,
     fixed_state: bool,
     fixed_lengths: Option<Vec<usize>>,
@@ -56,7 +56,7 @@ struct BackendSupport {
     backend: String,
     path: Option<String>,
     arithmetic: Option<String>,
-    /// Whether results are bit-identical to those of other exact backends.
+    /// Whether the backend's results are bit-identical to those of other exact backends; `None` if it can't be used.
     exact: Option<bool>,
     why_not: Option<String>,
 }

@@ -1,8 +1,8 @@
-//! The command-line tool `lstm`. It inspects models, runs them over files of any length, compares backends bit by bit, and
-//! converts models between formats.
+//! The command-line tool `lstm`. It inspects models, runs them over files of any length, compares backends bit by bit,
+//! and converts models between formats.
 //!
-//! Each command has its own module. Results go to stdout, as text or, with `--json`, as one JSON object. Progress and notes
-//! go to stderr. The exit code tells how the command ended:
+//! Each command has its own module. Results go to stdout, as text or, with `--json`, as one JSON object. Progress and
+//! notes go to stderr. The exit code tells how the command ended:
 //!
 //! | code | meaning |
 //! |---|---|
@@ -44,9 +44,9 @@ use report::OutputSettings;
 /// Inspect, run, compare and convert LSTM models; every exact backend computes bit-identical outputs
 ///
 /// Sequences are .npy or .csv files. An .npy file has elements of type f32, f64 or f16 and shape (steps, features),
-/// (batch, steps, features) or, with --time-major, (steps, batch, features). A .csv file has one row per step; blank lines
-/// are allowed only at its end. Outputs are f32 and have the same axes as the input. Files may be larger than memory,
-/// unless the model has a reverse direction: then whole sequences are held in memory.
+/// (batch, steps, features) or, with --time-major, (steps, batch, features). A .csv file has one row per step; blank
+/// lines are allowed only at its end. Outputs are f32 and have the same axes as the input. Files may be larger than
+/// memory, unless the model has a reverse direction: then whole sequences are held in memory.
 #[derive(Parser)]
 #[command(name = "lstm", version, after_help = EXIT_CODES_HELP)]
 struct Args {

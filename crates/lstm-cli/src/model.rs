@@ -24,7 +24,8 @@ pub(crate) struct ModelArgs {
     #[arg(value_name = "MODEL")]
     pub(crate) path: PathBuf,
 
-    /// Which LSTM to use, if the file has several: the prefix of its tensor names (.safetensors), or its node names (.onnx)
+    /// Which LSTM to use, if the file has several: the prefix of its tensor names (.safetensors), or its node names
+    /// (.onnx)
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     name: Vec<String>,
 
@@ -81,27 +82,27 @@ impl ModelFormat {
     }
 }
 
-/// A model, and the other contents of its file.
+/// A model that was loaded from a file, and what else the file contains.
 pub(crate) struct LoadedModel {
     pub(crate) path: PathBuf,
     pub(crate) format: ModelFormat,
     pub(crate) weights: Arc<Weights>,
-    /// Tensor name prefix or node names of the LSTM.
+    /// The prefix of the LSTM's tensor names (.safetensors), or the names of its nodes (.onnx).
     pub(crate) names: Vec<String>,
     /// Element types of the LSTM's tensors in the file.
     pub(crate) dtypes: Vec<String>,
-    /// Source of the configuration, in words.
+    /// A phrase for reports that says where the configuration comes from, such as `metadata`.
     pub(crate) config_source: &'static str,
-    /// Constant initial state in the file.
+    /// The constant initial state that the file contains, if it does.
     pub(crate) state: Option<HostState>,
-    /// Constant sequence lengths in the file.
+    /// The constant sequence lengths that the file contains, if it does.
     pub(crate) lengths: Option<Vec<usize>>,
-    /// Names of the inputs of an ONNX graph for initial states.
+    /// For an ONNX file, the names of the graph's inputs for initial states.
     pub(crate) state_inputs: Vec<String>,
-    /// Name of the input of an ONNX graph for sequence lengths.
+    /// For an ONNX file, the name of the graph's input for sequence lengths, if it has one.
     pub(crate) lengths_input: Option<String>,
-    /// Names of the outputs of an ONNX graph, if they do not include the whole output sequence of the last
-    /// layer. Empty otherwise, and if the user selected the LSTM by name.
+    /// For an ONNX file, the names of all graph outputs, if they lack a part of the last layer's output sequence. Empty
+    /// if they lack nothing, or if the user selected the LSTM by name.
     pub(crate) partial_outputs: Vec<String>,
     /// Names of the tensors or nodes in the file that are not part of the LSTM.
     pub(crate) unused_names: Vec<String>,
@@ -158,10 +159,10 @@ impl ModelArgs {
                 ));
             }
         };
-        // Tensor names of the LSTM have no dot after the prefix. Names with a dot belong to something else, such as another
-        // LSTM.
-        let is_foreign = |name: &&str| name.strip_prefix(&*prefix).is_some_and(|rest| rest.contains('.'));
-        let mut unused_names: Vec<String> = file.names().filter(is_foreign).map(str::to_owned).collect();
+        // Tensor names of the LSTM have no dot after the prefix. Names with a dot belong to something else, such as
+        // another LSTM.
+        let is_outside_lstm = |name: &&str| name.strip_prefix(&*prefix).is_some_and(|rest| rest.contains('.'));
+        let mut unused_names: Vec<String> = file.names().filter(is_outside_lstm).map(str::to_owned).collect();
         // Tensors of other element types stay in the file and cause an error below.
         unused_names.retain(|name| file.take_any(name).is_ok() || file.take_i64(name).is_ok());
         let dtypes: BTreeSet<String> = file
@@ -303,8 +304,8 @@ fn constant_state(onnx: &OnnxLstm) -> Result<Option<HostState>> {
     Ok(Some(HostState { h: h.unwrap_or(zeros.h), c: c.unwrap_or(zeros.c) }))
 }
 
-/// Names of the outputs of an ONNX graph, if they do not include all steps of the last layer in all directions. Empty
-/// otherwise.
+/// Names of all outputs of an ONNX graph, if they lack a step or a direction of the last layer's output sequence. Empty
+/// if they lack nothing.
 fn partial_outputs(onnx: &OnnxLstm) -> Vec<String> {
     let is_whole_sequence = |port: &&GraphPort| port.kind == GraphPortKind::Sequence && port.step.is_none();
     let is_direction_output = |row| onnx.outputs.iter().filter(is_whole_sequence).any(|port| port.rows.contains(&row));

@@ -27,15 +27,18 @@ pub(crate) fn check_extension(option: &'static str, path: Option<&Path>, extensi
     }
 }
 
-/// Checks that `path`, the file to write for `option`, is not one of `others`, which it would overwrite. The names in
-/// `others` are those of the options or arguments for these files.
+/// Checks that writing the file `path`, given by the option `option`, does not overwrite one of `other_files`. Each of
+/// these has the name of the option or argument that gives its path.
 pub(crate) fn check_distinct_paths(
     option: &'static str,
     path: Option<&Path>,
-    others: &[(&str, Option<&Path>)],
+    other_files: &[(&str, Option<&Path>)],
 ) -> Result<()> {
     let is_same_file = |other: &Path| path.is_some_and(|path| canonical_path(path) == canonical_path(other));
-    match others.iter().find_map(|(name, other)| other.filter(|other| is_same_file(other)).map(|other| (name, other))) {
+    match other_files
+        .iter()
+        .find_map(|(name, other)| other.filter(|other| is_same_file(other)).map(|other| (name, other)))
+    {
         Some((name, other)) => {
             let why = format!("expected another file than {name}, {}, which it would overwrite", other.display());
             Err(Error::option(option, why))
@@ -44,7 +47,8 @@ pub(crate) fn check_distinct_paths(
     }
 }
 
-/// Canonical path of a file. If the file does not exist yet, its directory is canonicalized instead.
+/// Canonical path of a file. If the file does not exist yet, the canonical path of its directory, followed by the
+/// file's name.
 fn canonical_path(path: &Path) -> PathBuf {
     let new = || Some(parent_directory(path).canonicalize().ok()?.join(path.file_name()?));
     path.canonicalize().ok().or_else(new).unwrap_or_else(|| path.to_owned())
@@ -83,7 +87,7 @@ impl PendingFile {
     }
 }
 
-/// Renames files to their final paths, after all of them were written to disk.
+/// Flushes all files to disk, and then renames each to its final path.
 pub(crate) fn commit_files(files: impl IntoIterator<Item = PendingFile>) -> Result<()> {
     let mut written_files = Vec::new();
     for PendingFile { path, file } in files {
@@ -161,13 +165,13 @@ impl SequenceWriter {
         Ok(())
     }
 
-    /// Returns the file, once all steps are written.
+    /// Returns the file, to which all steps must have been written.
     pub(crate) fn into_file(self) -> PendingFile {
         self.file
     }
 }
 
-/// Builder of temporary files with the default permissions of new files.
+/// Returns a builder of temporary files that have the default permissions of new files.
 fn temporary_file_builder() -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".lstm-");

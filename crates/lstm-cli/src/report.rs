@@ -45,7 +45,7 @@ impl OutputSettings {
     }
 }
 
-/// Text of a path for reports, lossy if the path is not UTF-8.
+/// Text of a path for reports. Parts that are not UTF-8 are replaced by a placeholder character.
 pub(crate) fn path_text(path: &Path) -> String {
     path.display().to_string()
 }
@@ -55,7 +55,7 @@ fn write_stderr(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Writes a line to stdout. A closed pipe, as `head` leaves it, is not an error.
+/// Writes a line to stdout. It is not an error if the reader has closed the pipe, as `head` does.
 fn write_stdout(text: &str) -> Result<()> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::file("stdout".as_ref(), e)),

@@ -20,8 +20,8 @@ use crate::{
 
 /// Run a model over sequences
 ///
-/// A forward model reads, runs and writes a chunk of steps at a time, so memory use does not depend on the length of the
-/// file. A model with a reverse direction needs whole sequences in memory, up to --max-memory.
+/// A forward model reads, runs and writes a chunk of steps at a time, so memory use does not depend on the length of
+/// the file. A model with a reverse direction needs whole sequences in memory, up to --max-memory.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -42,8 +42,8 @@ pub(crate) struct Args {
     #[arg(long)]
     digest: bool,
 
-    /// Backend, one of those that `lstm devices` lists, or auto: a GPU if there is one, else the cpu [default: the first one
-    /// in this build, never the inexact cuda-tf32]
+    /// Backend, one of those that `lstm devices` lists, or auto: a GPU if there is one, else the cpu [default: the
+    /// first one in this build, never the inexact cuda-tf32]
     #[arg(long, short, value_name = "NAME", value_parser = backends::parse_backend_choice)]
     backend: Option<BackendChoice>,
 
@@ -60,7 +60,7 @@ struct Report {
     backend: String,
     device: String,
     arithmetic: String,
-    /// Whether the outputs are bit-identical to those of other exact backends.
+    /// Whether the backend is exact: its outputs are then bit-identical to those of other exact backends.
     exact: bool,
     path: String,
     batch: usize,
@@ -86,7 +86,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Adds outputs, shape `(batch, steps, features)`, to a digest in time-major order, which does not depend on chunks.
+/// Adds outputs, shape `(batch, steps, features)`, to a digest in time-major order, so that the digest of a sequence
+/// does not depend on how its steps are divided into chunks.
 pub(crate) fn add_to_digest(digest: &mut Digest, y: &Array3<f32>) {
     y.axis_iter(Axis(1)).for_each(|step| step.iter().for_each(|&v| digest.add(v)));
 }
@@ -98,9 +99,9 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     check_extension("output", args.output.as_deref(), &["npy", "csv"])?;
     check_extension("state-out", args.state_out.as_deref(), &["safetensors"])?;
     let (model, input, y) = (&*args.model.path, &*args.sequences.input, args.output.as_deref());
-    let others = [("MODEL", Some(model)), ("--input", Some(input)), ("--output", y)];
-    check_distinct_paths("output", y, &others[..2])?;
-    check_distinct_paths("state-out", args.state_out.as_deref(), &others)?;
+    let other_files = [("MODEL", Some(model)), ("--input", Some(input)), ("--output", y)];
+    check_distinct_paths("output", y, &other_files[..2])?;
+    check_distinct_paths("state-out", args.state_out.as_deref(), &other_files)?;
     let backend = args.backend.or(backends::default_backends().next().map(BackendChoice::Named));
     let backend = backend.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
     let device = backend.open(args.options, output)?;

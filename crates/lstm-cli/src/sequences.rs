@@ -34,8 +34,8 @@ pub(crate) struct SequenceArgs {
     #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
     lengths: Option<Vec<usize>>,
 
-    /// Initial state, a .safetensors file with tensors `h` and `c` as written by --state-out [default: the initial state in
-    /// the model's file, or zeros]
+    /// Initial state, a .safetensors file with tensors `h` and `c` as written by --state-out [default: the initial
+    /// state in the model's file, or zeros]
     #[arg(long, value_name = "FILE")]
     state_in: Option<PathBuf>,
 
@@ -48,7 +48,7 @@ pub(crate) struct SequenceArgs {
     max_memory: u64,
 }
 
-/// Maximum number of f32 values of a chunk by default: inputs, outputs and gates together.
+/// The default limit on the number of f32 values of a chunk, where inputs, outputs and gates count.
 const DEFAULT_CHUNK_VALUES: usize = 1 << 20;
 
 /// The input sequences in an opened file, with their initial state and lengths.
@@ -57,7 +57,7 @@ pub(crate) struct Sequences {
     path: PathBuf,
     state: Option<HostState>,
     lengths: Option<Vec<usize>>,
-    /// Whether the model needs whole sequences.
+    /// Whether sequences can't be run in chunks, because the model has a reverse direction or lengths are given.
     needs_whole_sequences: bool,
     /// Steps per chunk, if the model does not need whole sequences.
     chunk_steps: usize,
@@ -131,8 +131,8 @@ impl SequenceArgs {
     }
 }
 
-/// Approximate number of bytes that whole sequences take on the host: inputs and outputs, and copies of both in the layer's
-/// time-major order.
+/// Approximate number of bytes of host memory that whole sequences take: inputs and outputs, and copies of both in the
+/// time-major order that layers use.
 fn needed_memory_bytes(config: &LstmConfig, sequence_shape: SequenceShape) -> u128 {
     let floats_per_step = 2 * config.input_size + 3 * config.output_size();
     [sequence_shape.batch, sequence_shape.steps, floats_per_step, size_of::<f32>()].iter().map(|&n| n as u128).product()
@@ -144,13 +144,13 @@ impl Sequences {
         self.reader.sequence_shape()
     }
 
-    /// Steps per chunk: all steps if the model needs whole sequences.
+    /// Number of steps per chunk: all steps if sequences can't be run in chunks.
     pub(crate) fn chunk_steps(&self) -> usize {
         if self.needs_whole_sequences { self.sequence_shape().steps } else { self.chunk_steps }
     }
 
-    /// Runs all models over the same sequences and returns their final states. For every chunk, calls `on_outputs` with one
-    /// array of outputs per model, shape `(batch, steps, features)`.
+    /// Runs all models over the same sequences and returns their final states. For every chunk, calls `on_outputs` with
+    /// one array of outputs per model, shape `(batch, steps, features)`.
     pub(crate) fn run_models(
         mut self,
         models: &mut [Box<dyn Model>],
@@ -184,7 +184,7 @@ impl Sequences {
         if self.needs_whole_sequences { Ok(states) } else { models.iter().map(|model| model.state()).collect() }
     }
 
-    /// Combines whole sequences `x` with the initial state and the lengths to the input of a model.
+    /// Builds the input of a model from whole sequences `x`, the initial state and the lengths.
     fn model_input<'a>(&'a self, x: ArrayView3<'a, f32>) -> Input<'a> {
         let input = self.state.iter().fold(Input::from(x), |input, state| input.state(state));
         self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths))

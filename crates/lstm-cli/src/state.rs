@@ -6,7 +6,7 @@ use lstm::{Error as ModelError, HostState, LstmConfig, StateDict, StateDictWrite
 
 use crate::error::{Error, Result};
 
-/// Reads a state. [`check_state_shape`] compares its shape with a model.
+/// Reads a state from a file. It does not check that the state fits a model; [`check_state_shape`] does.
 pub(crate) fn read_state(path: &Path) -> Result<HostState> {
     read_tensors(path).map_err(|e| e.with_path(path))
 }
@@ -42,7 +42,7 @@ pub(crate) fn to_bytes(state: &HostState) -> Result<Vec<u8>> {
     Ok(StateDictWriter::new().tensor("h", &state.h)?.tensor("c", &state.c)?.to_bytes()?)
 }
 
-/// Checks that a path to read a state from has the extension `.safetensors`.
+/// Checks that the path of a state file to read, if one is given, has the extension `.safetensors`.
 pub(crate) fn check_path(path: Option<&Path>) -> Result<()> {
     match path {
         Some(path) if path.extension().is_none_or(|extension| extension != "safetensors") => {

@@ -6,16 +6,18 @@
 /// Number of products in one partial sum of [`dot`].
 pub const DOT_BLOCK: usize = 32;
 
-/// Number of time steps per chunk. The gradient of a weight matrix is a sum of matrix products, one for each chunk.
+/// Number of time steps per chunk. A backward pass computes the gradient of a weight matrix as a sum of matrix
+/// products, one for each chunk of consecutive time steps.
 pub const CHUNK_STEPS: usize = 32;
 
-/// Bits of 2^-40, the threshold of [`snap`].
+/// Bit pattern of the f32 2^-40. [`snap`] replaces numbers of smaller magnitude by +0.
 pub const SNAP_THRESHOLD_BITS: u32 = 0x2b80_0000;
 
-/// Mask of all bits except the sign.
+/// Bit mask that selects all bits of an f32 except its sign.
 pub const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
 
-/// Mask that clears the low 4 bits of a factor in [`sigmoid`] and [`tanh`], so that the product with it is exact.
+/// Bit mask that clears the low 4 bits of a product in [`sigmoid`] and [`tanh`]. The subtraction that follows is then
+/// exact, and a compiler cannot fuse the two operations.
 pub const CLEAR_LOW_BITS_MASK: u32 = 0xffff_fff0;
 
 const fn f32_array_from_bits<const N: usize>(bits: [u32; N]) -> [f32; N] {
@@ -33,18 +35,18 @@ const fn f32_array_from_bits<const N: usize>(bits: [u32; N]) -> [f32; N] {
 pub const ROUNDING_MAGIC: f32 = f32::from_bits(0x4b40_0000);
 /// The base-2 logarithm of e.
 pub const LOG2_E: f32 = f32::from_bits(0x3fb8_aa3b);
-/// ln(2) rounded to f32, the first of two parts of ln(2).
+/// ln(2) rounded to f32. [`LN2_LOW`] is its rounding error.
 pub const LN2_HIGH: f32 = f32::from_bits(0x3f31_7218);
-/// The second part of ln(2): ln(2) minus [`LN2_HIGH`], rounded to f32.
+/// The rounding error of [`LN2_HIGH`]: ln(2) minus [`LN2_HIGH`], rounded to f32.
 pub const LN2_LOW: f32 = f32::from_bits(0xb102_e308);
 /// Coefficients of a polynomial that approximates `(exp(r) - 1 - r) / r^2` on `|r| <= ln(2)/2`, lowest power first.
 pub const EXP_POLYNOMIAL: [f32; 5] = f32_array_from_bits([0x3f000000, 0x3e2aaa2e, 0x3d2aaa24, 0x3c092ac3, 0x3ab6bb82]);
 /// Coefficients, lowest power first, of a polynomial that approximates `1 / (1 + e)` on `0 <= e <= 1`. [`sigmoid`]
-/// refines its value.
+/// refines this approximation.
 pub const SIGMOID_POLYNOMIAL: [f32; 6] =
     f32_array_from_bits([0x3f7ffc61, 0xbf7efc9e, 0x3f738c1c, 0xbf43a50a, 0x3ed1f390, 0xbdcf03e9]);
 /// Coefficients, lowest power first, of a polynomial that approximates `1 / (1 - q)` on `0 <= q <= 1/2`. [`tanh`]
-/// refines its value.
+/// refines this approximation.
 pub const TANH_POLYNOMIAL: [f32; 6] =
     f32_array_from_bits([0x3f7ffca8, 0x3f80ef0f, 0x3f55fbf4, 0x40131d37, 0xc055fbf4, 0x40d5fbf4]);
 /// Coefficients of a polynomial that approximates `(exp(2r) - 1 - 2r) / (2 r^2)`: coefficient k is that of
@@ -56,23 +58,24 @@ pub const EXP_2R_POLYNOMIAL: [f32; 5] = [
     EXP_POLYNOMIAL[3] * 16.0,
     EXP_POLYNOMIAL[4] * 32.0,
 ];
-/// The argument of [`sigmoid`] is limited to this magnitude.
+/// Largest magnitude of the argument of [`sigmoid`]. A larger argument is clamped to it.
 pub const SIGMOID_MAX: f32 = 56.0;
-/// The argument of [`tanh`] is limited to this magnitude.
+/// Largest magnitude of the argument of [`tanh`]. A larger argument is clamped to it.
 pub const TANH_MAX: f32 = 10.0;
-/// Bits of 2^-12. For arguments of smaller magnitude, `tanh(x)` is `x`.
+/// Bit pattern of the f32 2^-12. For arguments of smaller magnitude, `tanh(x)` is `x`.
 pub const TANH_LINEAR_BITS: u32 = 0x3980_0000;
 
-/// Flushes small numbers: +0 for `|v| < 2^-40`, else `v`. NaN stays NaN.
+/// Replaces small numbers by zero: returns +0 for `|v| < 2^-40`, else `v`. NaN stays NaN.
 ///
-/// Weights, inputs and states are snapped. Every product is then a multiple of 2^-126, so no result is subnormal, and a
-/// device that flushes subnormals gives bit-identical results. Negative zero becomes +0.
+/// Weights, inputs and states are snapped before they are multiplied. Every product is then a multiple of 2^-126, so no
+/// result is subnormal, and a device that flushes subnormals gives bit-identical results. Negative zero becomes +0.
 pub fn snap(v: f32) -> f32 {
     if v.to_bits() & MAGNITUDE_BITS < SNAP_THRESHOLD_BITS { 0.0 } else { v }
 }
 
 /// The dot product, the sum over `k` of `a(k) * b(k)`, in a fixed order: each block of [`DOT_BLOCK`] products is summed
-/// by `fma` with ascending `k`, starting at +0; then block sums are added from left to right. An empty sum is +0.
+/// by `fma` with ascending `k`, starting at +0; then the sums of the blocks are added from left to right. An empty sum
+/// is +0.
 pub fn dot(len: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32 {
     let block_sum = |start: usize| (start..len.min(start + DOT_BLOCK)).fold(0.0, |s, k| a(k).mul_add(b(k), s));
     (DOT_BLOCK..len).step_by(DOT_BLOCK).fold(block_sum(0), |total, start| total + block_sum(start))
@@ -140,14 +143,16 @@ pub fn tanh(x: f32) -> f32 {
     f32::from_bits(y.to_bits() & MAGNITUDE_BITS | x.to_bits() & !MAGNITUDE_BITS)
 }
 
-/// The power of two by which a backward pass multiplies the gradients given to it, and by which it divides its results.
+/// A power of two that scales gradients: a backward pass multiplies the gradients that it receives by this factor, and
+/// divides its results by it.
 ///
-/// It brings the largest gradient near 1, so that [`snap`] flushes only gradients that are small in comparison, whatever
-/// the scale of the loss. One factor is used for the whole model.
+/// With this factor the largest gradient is near 1, so that [`snap`] sets only relatively small gradients to zero,
+/// whatever the scale of the loss. All layers of a model use the same factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GradientScale(i32);
 
-/// Bits of 2^-100. Gradients of smaller magnitude, given to or returned by a backward pass, become +0.
+/// Bit pattern of the f32 2^-100. A backward pass replaces gradients of smaller magnitude by +0, both among those that
+/// it receives and among those that it returns.
 pub const FLUSH_THRESHOLD_BITS: u32 = 0x0d80_0000;
 
 impl GradientScale {
@@ -173,7 +178,7 @@ impl GradientScale {
     }
 }
 
-/// `v * 2^exponent`, rounded once. Where that power of two is subnormal, the product is computed in f64.
+/// `v * 2^exponent`, rounded once. If `2^exponent` is subnormal as an f32, the product is computed in f64.
 fn mul_power_of_two(v: f32, exponent: i32) -> f32 {
     if exponent > -127 {
         return v * f32::from_bits(((127 + exponent) as u32) << 23);
@@ -181,7 +186,8 @@ fn mul_power_of_two(v: f32, exponent: i32) -> f32 {
     (f64::from(v) * f64::from_bits(((1023 + exponent) as u64) << 52)) as f32
 }
 
-/// A 64-bit FNV-1a digest of the bits of f32 values, one multiplication per value. Snapshots and reports print it.
+/// A 64-bit FNV-1a hash of the bits of f32 values, with one multiplication per value. Reports and the expected results
+/// of tests contain it in place of the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Digest(pub u64);
 
@@ -192,7 +198,7 @@ impl Default for Digest {
 }
 
 impl Digest {
-    /// The digest of `values` in order.
+    /// Computes the digest of `values` in their order.
     pub fn of<'a>(values: impl IntoIterator<Item = &'a f32>) -> Self {
         let mut digest = Digest::default();
         values.into_iter().for_each(|&v| digest.add(v));

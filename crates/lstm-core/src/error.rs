@@ -83,12 +83,12 @@ pub enum Error {
         found: String,
     },
 
-    /// A file has tensors that were not read, for example of a layer or option that the model does not have.
+    /// A file has tensors that were not read, for example tensors of a layer or option that the model does not have.
     #[error("unused tensors: {}{}", names.join(", "), advice.map(|advice| format!("; {advice}")).unwrap_or_default())]
     UnusedTensors {
         /// Full names of the tensors, at least one.
         names: Vec<String>,
-        /// What the tensors are and what to do, if that is known.
+        /// A hint about what the tensors are and what the user can do, if that is known.
         advice: Option<&'static str>,
     },
 

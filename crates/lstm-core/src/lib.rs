@@ -1,15 +1,17 @@
 //! The core of an LSTM library whose results are bit-identical on every device.
 //!
-//! **Users depend on a backend crate such as `lstm-cpu`**, which re-exports everything here. This crate holds what does not
-//! depend on a device:
+//! **Users depend on a backend crate such as `lstm-cpu`**, which re-exports everything here. This crate holds what does
+//! not depend on a device:
 //!
-//! - what users hold: [`Lstm`], the model; [`Stream`], one time step per call; [`Tape`], gradients; [`train`], training;
+//! - the types that users call: [`Lstm`], the model; [`Stream`], which runs one time step per call; [`Tape`], which
+//!   computes gradients; and the module [`train`], for training;
 //! - [`weights`]: parameters, and safetensors files with PyTorch's tensor names;
-//! - what a device implements: [`Ops`], the primitives, and [`Backend`], whole layers;
-//! - what they compute: [`arithmetic`], bit by bit; [`cell`], a time step; [`mod@reference`], a whole sequence.
+//! - the traits that a device implements: [`Ops`], the primitive operations, and [`Backend`], whole layers;
+//! - the definition of all results, to the bit: [`arithmetic`], of one operation; [`cell`], of a time step;
+//!   [`mod@reference`], of a whole sequence.
 //!
-//! The default feature `train` enables [`train`], and the default feature `safetensors` everything that reads and writes
-//! safetensors files.
+//! The default feature `train` enables [`train`], and the default feature `safetensors` everything that reads and
+//! writes safetensors files.
 
 #![deny(unsafe_code)]
 

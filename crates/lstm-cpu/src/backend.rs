@@ -23,7 +23,7 @@ use crate::{
 };
 
 impl Cpu {
-    /// Checks a sequence, and that `plan` was made for the layer and batch size.
+    /// Returns an error if the sequence does not fit the layer, or if `plan` was made for another layer or batch size.
     fn check_arguments(
         &self,
         op: &str,
@@ -225,8 +225,8 @@ impl Backend for Cpu {
         stream.state(sequences)
     }
 
-    fn set_stream_state(&self, stream: &mut CpuStream, first: usize, state: &[State<Tensor>]) -> Result<()> {
-        stream.set_state(first, state)
+    fn set_stream_state(&self, stream: &mut CpuStream, first_sequence: usize, state: &[State<Tensor>]) -> Result<()> {
+        stream.set_state(first_sequence, state)
     }
 
     fn load_linear(&self, weights: LinearWeights<Tensor>) -> Result<CpuLinear> {

@@ -1,4 +1,4 @@
-//! The simulated device.
+//! [`Host`], a simulated CUDA device.
 
 #[cfg(kernels_compiled)]
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
@@ -64,7 +64,7 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// The backend's name.
+/// The backend's name, which tells whether TF32 is allowed.
 fn backend_name(allow_tf32: bool) -> &'static str {
     if allow_tf32 { "cuda-host-tf32" } else { "cuda-host" }
 }

@@ -1,4 +1,4 @@
-//! The implementation of the backend traits, for any [`Driver`].
+//! The CUDA backend: it implements the traits [`Ops`] and [`Backend`] on any [`Driver`], a GPU or a simulated GPU.
 
 use std::{
     fmt,
@@ -41,8 +41,8 @@ impl<D: Driver> fmt::Debug for CudaBackend<D> {
 }
 
 impl<D: Driver> CudaBackend<D> {
-    /// Tests the arithmetic of a device and opens the backend on it. Only for the implementations of [`Driver`] in this
-    /// workspace.
+    /// Tests the arithmetic of a device and opens the backend on it. Supports only the implementations of [`Driver`] in
+    /// this workspace.
     ///
     /// # Errors
     /// [`Error::Device`] if the test can't run, or if products in TF32 have larger errors than rounding their operands
@@ -156,7 +156,7 @@ impl<D: Driver> Ops for CudaBackend<D> {
         check_row_broadcast("mul_add summand", shape, c.map(|c| c.shape))?;
         let out = self.allocate_tensor("mul_add", shape)?;
         let address = |x: Option<&Tensor<D>>| x.map_or(0, |x| self.address(x));
-        let is_row = |x: Option<&Tensor<D>>| x.is_some_and(|x| x.shape.rows == 1).into();
+        let is_single_row = |x: Option<&Tensor<D>>| x.is_some_and(|x| x.shape.rows == 1).into();
         let args = MulAddArgs {
             a: self.address(a),
             b: address(b),
@@ -164,8 +164,8 @@ impl<D: Driver> Ops for CudaBackend<D> {
             out: self.address(&out),
             len: shape.len() as u64,
             cols: checked_u32("mul_add", shape.cols)?,
-            b_is_row: is_row(b),
-            c_is_row: is_row(c),
+            b_is_row: is_single_row(b),
+            c_is_row: is_single_row(c),
             alpha,
         };
         self.driver.launch("mul_add", &Launch::elementwise("mul_add", "mul_add", shape.len(), args)?)?;
@@ -189,16 +189,16 @@ impl<D: Driver> Ops for CudaBackend<D> {
         &self,
         mut x: Tensor<D>,
         selector: &Tensor<D>,
-        low: &Tensor<D>,
-        high: &Tensor<D>,
+        lower_bound: &Tensor<D>,
+        upper_bound: &Tensor<D>,
     ) -> Result<Tensor<D>> {
-        check_select_between(x.shape, selector.shape, low.shape, high.shape)?;
+        check_select_between(x.shape, selector.shape, lower_bound.shape, upper_bound.shape)?;
         let out = self.reuse_or_allocate("select_between", &mut x)?;
         let args = SelectBetweenArgs {
             x: self.address(&x),
             selector: self.address(selector),
-            low: self.address(low),
-            high: self.address(high),
+            low: self.address(lower_bound),
+            high: self.address(upper_bound),
             out: self.address(&out),
             len: x.shape.len() as u64,
             cols: checked_u32("select_between", x.shape.cols)?,
@@ -329,6 +329,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
     }
 
     fn load_linear(&self, weights: LinearWeights<Tensor<D>>) -> Result<LinearWeights<Tensor<D>>> {
+        weights.check(|x| x.shape)?;
         Ok(weights)
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     device::{self, CudaDriver},
 };
 
-/// An NVIDIA GPU.
+/// The CUDA backend on an NVIDIA GPU.
 pub type Cuda = CudaBackend<CudaDriver>;
 
 /// Limits on which kernels the layers use, for tests and measurements. By default there are no limits. Exact results do
@@ -21,8 +21,8 @@ pub struct KernelLimits {
     pub allow_clusters: bool,
     /// Whether layers may use the execution path `persistent`, which runs all steps in one cooperative launch.
     pub allow_persistent: bool,
-    /// The largest number of multiprocessors that kernel and tile selection assumes, at least 1. `None` for as many as
-    /// the device has. With a small number, the kernels for large problems are used for small problems, too.
+    /// Upper limit, at least 1, of the number of multiprocessors for which kernels and tile sizes are chosen; `None`
+    /// for no limit. With a small limit, the kernels for large problems are used for small problems, too.
     pub max_multiprocessors: Option<usize>,
 }
 
@@ -37,7 +37,7 @@ impl KernelLimits {
         KernelLimits { allow_persistent: allow, ..self }
     }
 
-    /// Sets the largest number of multiprocessors that kernel and tile selection assumes.
+    /// Sets an upper limit of the number of multiprocessors for which kernels and tile sizes are chosen.
     pub fn max_multiprocessors(self, count: usize) -> Self {
         KernelLimits { max_multiprocessors: Some(count), ..self }
     }
@@ -68,7 +68,7 @@ pub struct CudaBuilder {
 }
 
 impl CudaBuilder {
-    /// Sets the device's number, counted from 0. Default: 0.
+    /// Selects the device by its number, counted from 0. Default: 0.
     pub fn ordinal(mut self, ordinal: usize) -> Self {
         self.ordinal = ordinal;
         self

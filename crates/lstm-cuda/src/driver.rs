@@ -21,7 +21,7 @@ pub trait Driver: Clone + fmt::Debug + Send + Sync + 'static {
     /// Device memory for a fixed number of `f32` values. After a drop, the memory is freed when all work enqueued
     /// before the drop has finished.
     type Memory: Send + Sync + 'static;
-    /// A recorded sequence of kernel launches.
+    /// A CUDA graph: a sequence of kernel launches that is recorded once and can be launched many times.
     type Graph: Send + Sync + 'static;
 
     /// The backend's name.
@@ -36,13 +36,13 @@ pub trait Driver: Clone + fmt::Debug + Send + Sync + 'static {
     fn download(&self, op: &'static str, memory: &Self::Memory, offset: usize, out: &mut [f32]) -> Result<()>;
     /// Enqueues a kernel launch.
     fn launch(&self, op: &'static str, launch: &Launch) -> Result<()>;
-    /// Records launches as a graph. Each launch waits for the one before it.
+    /// Makes a graph of `launches` without running them. When the graph runs, each launch waits for the one before it.
     fn record_graph(&self, op: &'static str, launches: Vec<Launch>) -> Result<Self::Graph>;
-    /// Enqueues the launches of a graph.
+    /// Enqueues all launches of a graph.
     fn launch_graph(&self, op: &'static str, graph: &Self::Graph) -> Result<()>;
     /// Whether matrix products may run on tensor cores, which round their operands to TF32.
     fn allows_tf32(&self) -> bool;
-    /// The number of multiprocessors, by which tile sizes are chosen.
+    /// The number of multiprocessors for which kernels and tile sizes are chosen.
     fn multiprocessors(&self) -> usize;
     /// How many blocks of a kernel can be resident at the same time; 0 if the device has no cooperative launches.
     /// `threads` and `shared_bytes` are per block.

@@ -57,8 +57,8 @@
 //! - `onnx` and `rtneural`: [`formats`], the files of other programs.
 //! - `formats`: all three.
 //! - `train`: [`train`], losses, optimizers and training runs. Its checkpoints take `safetensors`.
-//! - `bindings`: the interface of CUDA 13.0. Without it, a program chooses the version by a feature of the crate `cudarc`;
-//!   otherwise it is that of the installed CUDA, or the latest that `cudarc` has.
+//! - `bindings`: the interface of CUDA 13.0. Without it, a program chooses the version by a feature of the crate
+//!   `cudarc`; otherwise it is that of the installed CUDA, or the latest that `cudarc` has.
 
 mod backend;
 mod builder;

@@ -19,7 +19,8 @@ use crate::{
 /// The number of inputs for which activations are tested, spread over all bit patterns.
 const ACTIVATION_SAMPLES: u32 = 1 << 14;
 
-/// Describes the first value that is not bit-identical to the expected one; all NaNs count as equal.
+/// Describes the first value that is not bit-identical to the expected one; `None` if there is none. All NaNs count as
+/// equal.
 fn first_difference<'a>(
     name: &str,
     got: impl IntoIterator<Item = &'a f32>,
@@ -31,7 +32,8 @@ fn first_difference<'a>(
     Some(format!("{name}, element {index}: got {a:e}, expected {b:e}, and {} more", differences.count()))
 }
 
-/// Snapped pseudorandom values in [-1, 1), which vary in all bits.
+/// Returns pseudorandom values in [-1, 1), which vary in all bits and are snapped (no magnitude is below 2^-40 except
+/// zero).
 fn test_values(len: usize) -> Vec<f32> {
     let pseudorandom_bits = |k: usize| (k as u32).wrapping_mul(0x9e37_79b9).rotate_left(7);
     (0..len).map(|k| pseudorandom_bits(k) as i32 as f32 * 2f32.powi(-31)).map(spec::snap).collect()
@@ -98,26 +100,26 @@ pub(crate) fn test_exact<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
     ];
     for config in configs {
         let lstm = Lstm::random(b, config.clone(), 1)?;
-        let (fused_output, (y, state)) = (lstm.forward_train(&x, Checkpointing::SaveEverything)?, lstm.forward(&x)?);
+        let (device_output, (y, state)) = (lstm.forward_train(&x, Checkpointing::SaveEverything)?, lstm.forward(&x)?);
         let reference_output =
             Lstm::random(&Reference(b.clone()), config.clone(), 1)?.forward_train(&x, Checkpointing::SaveEverything)?;
-        let mut difference = first_difference("y in training", &fused_output.y, &reference_output.y)
-            .or_else(|| first_difference("c in training", &fused_output.state.c, &reference_output.state.c))
+        let mut difference = first_difference("y in training", &device_output.y, &reference_output.y)
+            .or_else(|| first_difference("c in training", &device_output.state.c, &reference_output.state.c))
             .or_else(|| first_difference("y", &y, &reference_output.y))
             .or_else(|| first_difference("h", &state.h, &reference_output.state.h))
             .or_else(|| first_difference("c", &state.c, &reference_output.state.c));
-        let fused_gradients =
-            fused_output.tape.backward(OutputGradients::from(&fused_output.y).with_input_gradient())?;
+        let device_gradients =
+            device_output.tape.backward(OutputGradients::from(&device_output.y).with_input_gradient())?;
         let reference_gradients =
             reference_output.tape.backward(OutputGradients::from(&reference_output.y).with_input_gradient())?;
-        let weights = fused_gradients.weights.layers().iter().zip(reference_gradients.weights.layers());
-        for ((param, fused), (_, reference)) in weights.flat_map(|(a, b)| a.iter().zip(b.iter())) {
-            difference = difference.or_else(|| first_difference(&format!("gradient of {param:?}"), fused, reference));
+        let weights = device_gradients.weights.layers().iter().zip(reference_gradients.weights.layers());
+        for ((param, got), (_, want)) in weights.flat_map(|(a, b)| a.iter().zip(b.iter())) {
+            difference = difference.or_else(|| first_difference(&format!("gradient of {param:?}"), got, want));
         }
         difference = difference.or_else(|| {
             first_difference(
                 "gradient of x",
-                fused_gradients.x.iter().flatten(),
+                device_gradients.x.iter().flatten(),
                 reference_gradients.x.iter().flatten(),
             )
         });

@@ -1,5 +1,5 @@
-//! Streaming: a stack of layers, one step at a time. The state has a double buffer, and the launches of a step are
-//! recorded twice: once for each half that can hold the state before the step.
+//! Streaming: a stack of layers runs one step at a time. The state is in a double buffer. The launches of a step are
+//! recorded as two CUDA graphs, one for each half of the buffer that can hold the state before the step.
 
 use std::{fmt, ops::Range};
 
@@ -18,16 +18,17 @@ use crate::{
     tensor::Tensor,
 };
 
-/// A stack of layers with its running state.
+/// A stack of layers for streaming, with the current state of each sequence of the batch.
 pub struct CudaStream<D: Driver> {
     layers: Vec<Layer<D>>,
     batch: usize,
     /// The step's input, `[batch, input]`.
     x: D::Memory,
-    /// The numbers of the sequences that a step leaves out, as `u32`, `[batch]`.
-    absent: D::Memory,
+    /// The numbers of the sequences that do not take part in a step, as `u32`, `[batch]`.
+    absent_sequences: D::Memory,
     buffers: Vec<LayerBuffers<D>>,
-    /// The launches of one step: graph `k` is for steps before which half `k` of the double buffers holds the state.
+    /// The launches of one step, as two CUDA graphs. Graph `k` reads the state from half `k` of the double buffers and
+    /// writes the new state to the other half.
     graphs: [D::Graph; 2],
     /// The half of the double buffers, 0 or 1, that holds the current state.
     current_half: usize,
@@ -51,9 +52,9 @@ impl<D: Driver> fmt::Debug for CudaStream<D> {
     }
 }
 
-/// Returns the address of one half (0 or 1) of a double buffer of shape `[2, batch, size]`.
-fn half_address<D: Driver>(driver: &D, memory: &D::Memory, [batch, size]: [usize; 2], half: usize) -> Address {
-    offset(driver.address(memory), half * batch * size)
+/// Returns the address of one half (0 or 1) of a double buffer of shape `[2, batch, cols]`.
+fn half_address<D: Driver>(driver: &D, memory: &D::Memory, [batch, cols]: [usize; 2], half: usize) -> Address {
+    offset(driver.address(memory), half * batch * cols)
 }
 
 impl<D: Driver> CudaStream<D> {
@@ -80,11 +81,11 @@ impl<D: Driver> CudaStream<D> {
             })
         };
         let buffers = layers.iter().map(layer_buffers).collect::<Result<Vec<_>>>()?;
-        let (x, absent) = (alloc(&[batch, layers[0].0.spec.input_size])?, alloc(&[batch])?);
+        let (x, absent_sequences) = (alloc(&[batch, layers[0].0.spec.input_size])?, alloc(&[batch])?);
         let record_step =
             |from_half| driver.record_graph(op, step_launches(driver, layers, batch, &x, &buffers, from_half)?);
         let graphs = [record_step(0)?, record_step(1)?];
-        Ok(CudaStream { layers: layers.to_vec(), batch, x, absent, buffers, graphs, current_half: 0 })
+        Ok(CudaStream { layers: layers.to_vec(), batch, x, absent_sequences, buffers, graphs, current_half: 0 })
     }
 
     pub(crate) fn step(&mut self, driver: &D, x: &[f32], y: &mut [f32]) -> Result<()> {
@@ -108,8 +109,8 @@ impl<D: Driver> CudaStream<D> {
             return Ok(());
         }
         let (input_size, state_size) = (first_spec.input_size, last_spec.state_size());
-        // The whole batch runs, because its graph is recorded. Absent sequences get zeros as input, and their new state is
-        // replaced by the old one.
+        // The whole batch runs, because its graph is recorded. Absent sequences get zeros as input, and their new state
+        // is replaced by the old one.
         let mut batch_x = zeros(op, &[self.batch, input_size])?;
         let mut is_absent = vec![true; self.batch];
         for (&sequence, row) in sequences.iter().zip(x.chunks_exact(input_size)) {
@@ -117,15 +118,16 @@ impl<D: Driver> CudaStream<D> {
             is_absent[sequence] = false;
         }
         // `new` checked that the batch size fits in 32 bits.
-        let absent: Vec<f32> = (0..self.batch as u32).filter(|&k| is_absent[k as usize]).map(f32::from_bits).collect();
+        let absent_sequences: Vec<f32> =
+            (0..self.batch as u32).filter(|&k| is_absent[k as usize]).map(f32::from_bits).collect();
         driver.upload(op, &self.x, &batch_x)?;
         driver.launch_graph(op, &self.graphs[self.current_half])?;
-        if !absent.is_empty() {
-            driver.upload(op, &self.absent, &absent)?;
-            let row_numbers = driver.address(&self.absent);
+        if !absent_sequences.is_empty() {
+            driver.upload(op, &self.absent_sequences, &absent_sequences)?;
+            let row_numbers = driver.address(&self.absent_sequences);
             for (memory, cols) in self.state_buffers() {
                 let [old, new] = self.old_and_new_state(driver, memory, cols);
-                driver.launch(op, &copy_rows(op, old, new, row_numbers, [absent.len(), cols])?)?;
+                driver.launch(op, &copy_rows(op, old, new, row_numbers, [absent_sequences.len(), cols])?)?;
             }
         }
         let next_half = 1 - self.current_half;
@@ -165,11 +167,11 @@ impl<D: Driver> CudaStream<D> {
         Ok(tensors.chunks_exact(2).map(|pair| State { h: pair[0].clone(), c: pair[1].clone() }).collect())
     }
 
-    pub(crate) fn set_state(&mut self, driver: &D, first: usize, state: &[State<Tensor<D>>]) -> Result<()> {
+    pub(crate) fn set_state(&mut self, driver: &D, first_sequence: usize, state: &[State<Tensor<D>>]) -> Result<()> {
         let op = "set_stream_state";
         let specs: Vec<_> = self.layers.iter().map(|layer| layer.0.spec).collect();
         let shapes = state.iter().map(|s| State { h: s.h.shape, c: s.c.shape });
-        let sequences = check_state(&specs, self.batch, first, shapes)?;
+        let sequences = check_state(&specs, self.batch, first_sequence, shapes)?;
         // Write to the other half, so that the state is unchanged if this fails.
         let tensors = state.iter().flat_map(|state| [&state.h, &state.c]);
         for ((memory, cols), tensor) in self.state_buffers().zip(tensors) {

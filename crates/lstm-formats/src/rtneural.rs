@@ -31,7 +31,7 @@ struct File {
     layers: Vec<Layer>,
 }
 
-/// A layer of the file. `shape` is the shape of its output, with the number of features last.
+/// A layer in the file. `shape` is the shape of the layer's output, with the number of features last.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 enum Layer {
@@ -89,9 +89,10 @@ impl RtNeural {
         let (mut layers, mut head, mut hidden_size) = (Vec::new(), None, None);
         for (k, layer) in file.layers.iter().enumerate() {
             let layer_label = format!("layer {k}");
-            let matrix =
+            let convert_matrix =
                 |rows: &[Vec<f64>], shape| to_matrix(rows, shape).map_err(|why| error(format!("{layer_label}: {why}")));
-            let vector = |row: &[f64], len| Ok::<_, Error>(matrix(&[row.to_vec()], (1, len))?.flatten().to_owned());
+            let convert_vector =
+                |row: &[f64], len| Ok::<_, Error>(convert_matrix(&[row.to_vec()], (1, len))?.flatten().to_owned());
             let layer_input_size = hidden_size.unwrap_or(input_size);
             match layer {
                 Layer::Lstm { activation, shape, weights: (kernel, recurrent_kernel, bias) } => {
@@ -105,9 +106,9 @@ impl RtNeural {
                         return Err(error(format!("{layer_label}: expected the activation tanh, got `{activation}`")));
                     }
                     let gates_size = size.saturating_mul(4);
-                    let kernel = matrix(kernel, (layer_input_size, gates_size))?.reversed_axes();
-                    let recurrent_kernel = matrix(recurrent_kernel, (size, gates_size))?.reversed_axes();
-                    let bias = vector(bias, gates_size)?;
+                    let kernel = convert_matrix(kernel, (layer_input_size, gates_size))?.reversed_axes();
+                    let recurrent_kernel = convert_matrix(recurrent_kernel, (size, gates_size))?.reversed_axes();
+                    let bias = convert_vector(bias, gates_size)?;
                     layers.push(vec![kernel.into_dyn(), recurrent_kernel.into_dyn(), bias.into_dyn()]);
                     hidden_size = Some(size);
                 }
@@ -117,7 +118,10 @@ impl RtNeural {
                         return Err(error(format!("{layer_label} (dense, activation `{activation}`): {why}")));
                     }
                     let size = features(shape, &layer_label)?;
-                    head = Some((matrix(kernel, (layer_input_size, size))?.reversed_axes(), vector(bias, size)?));
+                    head = Some((
+                        convert_matrix(kernel, (layer_input_size, size))?.reversed_axes(),
+                        convert_vector(bias, size)?,
+                    ));
                 }
             }
         }

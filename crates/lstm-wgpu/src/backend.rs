@@ -15,7 +15,7 @@ use crate::{
     shader::Unary,
 };
 
-/// An open adapter. Clones share it.
+/// The wgpu backend: an open GPU adapter. Clones share it.
 ///
 /// Operations only record work. The work is submitted to the device by a download, after a few thousand dispatches,
 /// or by [`submit`](Self::submit). Up to 256 MiB of unused device memory is kept for reuse until the last clone is
@@ -258,11 +258,12 @@ impl Backend for Wgpu {
         stream.state(&self.gpu, sequences)
     }
 
-    fn set_stream_state(&self, stream: &mut WgpuStream, first: usize, state: &[State<Tensor>]) -> Result<()> {
-        stream.set_state(&self.gpu, first, state)
+    fn set_stream_state(&self, stream: &mut WgpuStream, first_sequence: usize, state: &[State<Tensor>]) -> Result<()> {
+        stream.set_state(&self.gpu, first_sequence, state)
     }
 
     fn load_linear(&self, weights: LinearWeights<Tensor>) -> Result<LinearWeights<Tensor>> {
+        weights.check(|x| x.shape)?;
         Ok(weights)
     }
 }

@@ -23,8 +23,8 @@
 //!
 //! - `safetensors`: [`StateDict`] and [`StateDictWriter`], safetensors files.
 //! - `onnx` and `rtneural`: [`formats`], the files of other programs.
-//! - `formats`: all three.
-//! - `train`: [`train`], losses, optimizers and training runs. Its checkpoints take `safetensors`.
+//! - `formats`: the three features above.
+//! - `train`: [`train`], losses, optimizers and training runs. Its checkpoints need the feature `safetensors`.
 
 mod backend;
 mod device;

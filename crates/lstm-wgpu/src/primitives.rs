@@ -1,4 +1,5 @@
-//! The primitives of the backend as dispatches, and the general matrix product that the fused passes use.
+//! The primitive operations of the backend, each of which dispatches a kernel, and the general matrix product that the
+//! forward and backward passes use.
 
 use std::{ops::Range, sync::Arc};
 

@@ -2,7 +2,8 @@
 
 use crate::Wgpu;
 
-/// Opens the default adapter. Without one, reports that the test is skipped; with `LSTM_REQUIRE` set, panics.
+/// Opens the default adapter. If that fails, prints that the test is skipped and returns `None`, or panics if the
+/// environment variable `LSTM_REQUIRE` is set.
 pub(crate) fn open_adapter(guards: bool) -> Option<Wgpu> {
     match Wgpu::builder().guards(guards).build() {
         Ok(wgpu) => Some(wgpu),

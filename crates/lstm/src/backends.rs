@@ -1,19 +1,22 @@
 //! The list of backends.
 
-/// A backend by its name, as [`Device::open`](crate::Device::open) takes it. [`BACKENDS`] lists all.
+/// A description of a backend, which [`Device::open`](crate::Device::open) opens by its name. [`BACKENDS`] has the
+/// descriptions of all backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BackendInfo {
-    /// The name. It is also what [`Ops::name`](crate::Ops::name) of its device returns.
+    /// The backend's name, which [`Device::open`](crate::Device::open) takes and [`Ops::name`](crate::Ops::name)
+    /// returns.
     pub name: &'static str,
     /// The feature of this crate that compiles the backend in.
     pub feature: &'static str,
     /// Whether this build contains the backend.
     pub is_compiled: bool,
-    /// Whether programs that use several backends should use this one unless the user chooses. It is false for a mode that
-    /// is not bit-exact, which runs only if it is named.
+    /// Whether a program that tries several backends on its own should include this one. It is false for a backend that
+    /// is not bit-exact, which runs only if the user names it.
     pub is_default: bool,
-    /// The options of [`DeviceBuilder`](crate::DeviceBuilder) that the backend has, by the names of the methods.
+    /// The options that the backend has, by the names of the [`DeviceBuilder`](crate::DeviceBuilder) methods that set
+    /// them, such as `threads`.
     pub options: &'static [&'static str],
 }
 
@@ -50,7 +53,7 @@ pub const BACKENDS: &[BackendInfo] = &[
 ];
 
 impl BackendInfo {
-    /// The backend of this name; `None` if there is none.
+    /// Returns the description of the backend of this name; `None` if there is none.
     pub fn find(name: &str) -> Option<&'static BackendInfo> {
         BACKENDS.iter().find(|info| info.name == name)
     }

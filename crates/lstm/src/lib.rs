@@ -1,9 +1,9 @@
-//! LSTM inference, streaming and training on a CPU or GPU that is chosen at run time. Results are bit-identical on every
-//! exact device.
+//! LSTM inference, streaming and training on a CPU or GPU that is chosen at run time. Results are bit-identical on
+//! every exact device.
 //!
-//! [`Device`] is the backend of programs that do not know at build time where they will run. It is one of the backends in
-//! this build, each of which is a feature: `cpu` (default), `wgpu` and `cuda`. The feature `formats` (default) reads and
-//! writes files of other programs.
+//! [`Device`] is the backend of programs that do not know at build time where they will run. It is one of the backends
+//! in this build, each of which is a feature: `cpu` (default), `wgpu` and `cuda`. The feature `formats` (default) reads
+//! and writes files of other programs.
 //!
 //! ```
 //! # #[cfg(feature = "cpu")] fn main() -> Result<(), lstm::Error> {
@@ -21,8 +21,8 @@
 //! # #[cfg(not(feature = "cpu"))] fn main() {}
 //! ```
 //!
-//! This crate re-exports everything of `lstm-core`, the formats, and the backends' own types, such as [`Cpu`]: a program that
-//! always runs on one backend can use it without [`Device`].
+//! This crate re-exports everything of `lstm-core`, the formats, and the backends' own types, such as [`Cpu`]: a
+//! program that always runs on one backend can use it without [`Device`].
 
 #![deny(unsafe_code)]
 #![cfg_attr(

@@ -170,10 +170,14 @@ fn automatic_choice_prefers_what_it_was_told() {
         assert_eq!(skipped.reason.contains("not in this build"), !info.is_compiled, "{skipped}");
     }
     // An invalid value is an error, not a reason to take another device.
-    let (option, reason) = config_error(Device::builder().prefer_gpu().threads(0).backend("auto"));
-    if device.name() == "cpu" {
-        assert_eq!((option, &*reason), ("threads", "expected 1 to 1024, got 0"));
-    }
+    let (option, reason) = config_error(Device::builder().prefer_gpu().threads(0));
+    assert_eq!((option, &*reason), ("threads", "expected 1 to 1024, got 0"));
+    // An option that names a device of one backend leaves no other.
+    let reason = open(Device::builder().ordinal(1000)).unwrap_err();
+    assert!(reason.starts_with("no device is available: cuda: ") && !reason.contains("; "), "{reason}");
+    let reason = open(Device::builder().prefer_gpu().adapter_name("abacus")).unwrap_err();
+    assert!(reason.starts_with("no device is available: wgpu: "), "{reason}");
+    assert_eq!(config_error(Device::builder().adapter_name("abacus").ordinal(0)).0, "ordinal");
 }
 
 #[cfg(not(feature = "cpu"))]

@@ -22,7 +22,7 @@ struct BlankLineCheck<R> {
     line_is_empty: bool,
     /// Whether the last byte was a carriage return; a line feed after it does not end another line.
     after_carriage_return: bool,
-    /// Number of the first blank line.
+    /// Number of the first blank line, if there was one.
     blank_line: Option<u64>,
 }
 
@@ -99,7 +99,8 @@ impl<R: Read> RowReader<R> {
     }
 }
 
-/// Parses the nearest f32. Returns `None` for text that is no number and for finite numbers beyond the range of f32.
+/// Parses a decimal number, and rounds it to the nearest f32. Returns `None` for text that is no number and for finite
+/// numbers beyond the range of f32.
 fn parse_number(field: &str) -> Option<f32> {
     let value: f32 = field.parse().ok()?;
     (value.is_finite() || field.contains(['n', 'N'])).then_some(value)

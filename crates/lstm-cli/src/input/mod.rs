@@ -18,8 +18,8 @@ pub(crate) use npy::encode_header as encode_npy_header;
 /// File format of sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// NumPy's .npy format in C order, with two or three axes and elements of type f32, f16 or f64. f64 is rounded to the
-    /// nearest f32.
+    /// NumPy's .npy format in C order, with two or three axes and elements of type f32, f16 or f64. f64 is rounded to
+    /// the nearest f32.
     Npy,
     /// Comma-separated numbers, one row per step. Holds one sequence.
     Csv,
@@ -39,7 +39,7 @@ impl Format {
     }
 }
 
-/// Options for the layout of sequences in a file, which its contents do not tell.
+/// Options that say how sequences are laid out in a file, where the file itself does not tell.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Layout {
     /// Arrays with three axes are (steps, batch, features) instead of (batch, steps, features)
@@ -67,7 +67,7 @@ pub struct SequenceShape {
 }
 
 impl SequenceShape {
-    /// Shape of an array of these sequences in a file, with the given number of features per step.
+    /// Shape of the array that holds these sequences in a file, if each step has the given number of features.
     pub(crate) fn array_shape(&self, features: usize) -> Vec<usize> {
         match (self.is_single_sequence, self.time_major) {
             (true, _) => vec![self.steps, features],
@@ -86,7 +86,7 @@ pub struct Reader<R> {
     format_reader: FormatReader<R>,
 }
 
-/// A reader for each file format.
+/// The reader for the format of the file.
 enum FormatReader<R> {
     Npy(npy::ElementReader<R>),
     Csv(csv::RowReader<R>),
@@ -96,7 +96,7 @@ impl Reader<File> {
     /// Opens a file and determines the shape of its sequences. A .csv file is read once for this.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and if the file can't be opened.
+    /// The errors of [`new`](Self::new), and [`Error::File`] if the file can't be opened.
     pub fn open(path: &Path, layout: Layout) -> Result<Self> {
         let format = Format::of(path)?;
         let file = File::open(path).map_err(Error::io(path))?;
@@ -112,7 +112,8 @@ impl<R: Read + Seek> Reader<R> {
     ///
     /// # Errors
     /// [`Error::File`] if the contents are not of this format, have an unsupported element type or number of axes, are
-    /// empty, or are longer or shorter than their header says. [`Error::Option`] for `header` with another format than CSV.
+    /// empty, or are longer or shorter than their header says. [`Error::Option`] for `header` with another format than
+    /// CSV.
     pub fn new(path: &Path, r: R, format: Format, layout: Layout) -> Result<Self> {
         if layout.header && format != Format::Csv {
             return Err(Error::option("header", format!("expected a .csv file, got {}", path.display())));
@@ -135,7 +136,8 @@ impl<R: Read + Seek> Reader<R> {
         self.sequence_shape
     }
 
-    /// Reads at most `max` further steps as an array of shape `(batch, steps, features)`. Returns `None` at the end.
+    /// Reads the next steps, at most `max_steps`, as an array of shape `(batch, steps, features)`. Returns `None` at
+    /// the end.
     ///
     /// # Errors
     /// [`Error::File`] if the file can't be read or contains a value that is not a number in the range of f32.

@@ -1,5 +1,6 @@
-//! NumPy's file format .npy, <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>: reading and writing
-//! headers, and reading parts of an array. Existing crates read whole arrays and trust the sizes in the header.
+//! NumPy's file format .npy, <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>: reading and
+//! writing headers, and reading parts of an array. This module does not use an existing crate, because those read whole
+//! arrays and trust the sizes in the header.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -14,10 +15,11 @@ const MAGIC: &[u8] = b"\x93NUMPY";
 /// Longest accepted header, in bytes. Headers of plain arrays are shorter.
 const MAX_HEADER_BYTES: usize = 4096;
 
-/// Alignment of the first element of a written file in bytes, the same as in files that NumPy writes.
+/// In written files, the offset of the first element is a multiple of this number of bytes, as in files that NumPy
+/// writes.
 const DATA_ALIGNMENT: usize = 64;
 
-/// Element type of an .npy file, one of those that are supported.
+/// A supported element type of an .npy file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ElementType {
     F16,
@@ -33,12 +35,12 @@ struct Header {
     shape: Vec<usize>,
 }
 
-/// Reader of the elements of a file.
+/// Reader of the elements of an .npy file.
 pub(super) struct ElementReader<R> {
     r: R,
     element_type: ElementType,
     big_endian: bool,
-    /// Offset of the first element in bytes.
+    /// Offset of the first element in the file, in bytes.
     data_offset: u64,
 }
 
@@ -74,7 +76,7 @@ pub(super) fn open<R: Read + Seek>(mut r: R, time_major: bool) -> Result<(Elemen
 }
 
 impl<R: Read + Seek> ElementReader<R> {
-    /// Reads `n` steps from step `first_step` on as an array of shape `(batch, n, features)`.
+    /// Reads `n` steps, starting with step `first_step`, as an array of shape `(batch, n, features)`.
     pub(super) fn read(
         &mut self,
         sequence_shape: &SequenceShape,
@@ -123,7 +125,7 @@ impl<R: Read + Seek> ElementReader<R> {
     }
 }
 
-/// Decodes elements of `N` bytes each with the function `read`.
+/// Decodes `bytes` as consecutive elements of `N` bytes, each with the function `read`.
 fn decode_elements<const N: usize, T>(bytes: &[u8], read: fn([u8; N]) -> T) -> impl Iterator<Item = T> {
     bytes.as_chunks().0.iter().map(move |b| read(*b))
 }
@@ -139,7 +141,7 @@ impl ElementType {
     }
 }
 
-/// Reads the text of the header and leaves `r` at the first element.
+/// Reads the header and returns its text. After that, `r` is at the first element.
 fn read_header(r: &mut impl Read) -> Result<String, String> {
     let mut read_bytes = |n: usize| {
         let mut bytes = vec![0; n];
@@ -149,16 +151,16 @@ fn read_header(r: &mut impl Read) -> Result<String, String> {
     let Some(&[major, minor]) = start.strip_prefix(MAGIC) else {
         return Err("not an .npy file: it does not begin with \\x93NUMPY".into());
     };
-    let length = match (major, minor) {
+    let len_bytes = match (major, minor) {
         (1, 0) => read_bytes(2)?,
         (2 | 3, 0) => read_bytes(4)?,
         _ => return Err(format!("expected .npy format version 1.0, 2.0 or 3.0, got {major}.{minor}")),
     };
-    let length = length.iter().rev().fold(0, |length, &byte| length << 8 | usize::from(byte));
-    if length > MAX_HEADER_BYTES {
-        return Err(format!("expected a header of at most {MAX_HEADER_BYTES} bytes, got {length}"));
+    let header_len = len_bytes.iter().rev().fold(0, |len, &byte| len << 8 | usize::from(byte));
+    if header_len > MAX_HEADER_BYTES {
+        return Err(format!("expected a header of at most {MAX_HEADER_BYTES} bytes, got {header_len}"));
     }
-    String::from_utf8(read_bytes(length)?).map_err(|_| "the header is not UTF-8 text".into())
+    String::from_utf8(read_bytes(header_len)?).map_err(|_| "the header is not UTF-8 text".into())
 }
 
 /// Parses a header such as `{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }`.
@@ -167,7 +169,7 @@ fn parse_header(text: &str) -> Result<Header, String> {
         || format!("expected a header with descr, fortran_order and shape of a plain array, got {text:?}");
     let mut remaining_text =
         text.trim().strip_prefix('{').and_then(|text| text.strip_suffix('}')).ok_or_else(header_error)?.trim();
-    let (mut descr, mut fortran, mut shape) = (None, None, None);
+    let (mut descr, mut fortran_order, mut shape) = (None, None, None);
     while !remaining_text.is_empty() {
         let (key, text_after) = parse_quoted_string(remaining_text).ok_or_else(header_error)?;
         let value = text_after.trim_start().strip_prefix(':').ok_or_else(header_error)?.trim_start();
@@ -178,12 +180,12 @@ fn parse_header(text: &str) -> Result<Header, String> {
                 descr.replace(text).is_some()
             }
             "fortran_order" => {
-                let c_order = value.strip_prefix("False").map(|text_after| (false, text_after));
-                let (is_fortran, text_after) = c_order
+                let parsed_false = value.strip_prefix("False").map(|text_after| (false, text_after));
+                let (is_fortran_order, text_after) = parsed_false
                     .or(value.strip_prefix("True").map(|text_after| (true, text_after)))
                     .ok_or_else(header_error)?;
                 remaining_text = text_after;
-                fortran.replace(is_fortran).is_some()
+                fortran_order.replace(is_fortran_order).is_some()
             }
             "shape" => {
                 let (shape_text, text_after) =
@@ -208,7 +210,9 @@ fn parse_header(text: &str) -> Result<Header, String> {
             return Err(header_error());
         }
     }
-    let (Some(descr), Some(fortran), Some(shape)) = (descr, fortran, shape) else { return Err(header_error()) };
+    let (Some(descr), Some(fortran_order), Some(shape)) = (descr, fortran_order, shape) else {
+        return Err(header_error());
+    };
     let little_endian_name = descr.strip_prefix('<').map(|name| (name, false));
     let element_type = match little_endian_name.or(descr.strip_prefix('>').map(|name| (name, true))) {
         Some(("f2", is_big_endian)) => (ElementType::F16, is_big_endian),
@@ -220,7 +224,7 @@ fn parse_header(text: &str) -> Result<Header, String> {
             ));
         }
     };
-    if fortran {
+    if fortran_order {
         return Err("expected C order, got Fortran order; convert the array with np.ascontiguousarray".into());
     }
     Ok(Header { element_type: element_type.0, big_endian: element_type.1, shape })

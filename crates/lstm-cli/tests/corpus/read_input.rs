@@ -1,4 +1,5 @@
-//! Reads untrusted bytes as a file of sequences. Shared by the fuzz target `input` and the test that replays its corpus.
+//! Reads untrusted bytes as a file of sequences. Shared by the fuzz target `input` and the test that replays its
+//! corpus.
 
 use std::{io::Cursor, path::Path};
 

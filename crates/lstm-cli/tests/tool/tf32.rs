@@ -1,5 +1,5 @@
-//! CUDA's inexact TF32 mode: it runs only on request and is always reported as inexact. The test `driver` of lstm-cuda-sim
-//! has more of it, on a simulated GPU.
+//! CUDA's inexact TF32 mode: it runs only on request and is always reported as inexact. The test `driver` of
+//! lstm-cuda-sim has more of it, on a simulated GPU.
 
 use lstm::{BackendInfo, LstmConfig};
 

@@ -9,15 +9,17 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The input of [`Backend::backward`](crate::Backend::backward): gradients of the loss with respect to a layer's outputs.
+/// The input of [`Backend::backward`](crate::Backend::backward): gradients of the loss with respect to a layer's
+/// outputs.
 #[derive(Debug)]
 pub struct LayerOutputGradients<'a, T> {
-    /// Gradient with respect to `y`, `[steps * batch, state_size]`. Rows beyond a sequence's length are not read.
+    /// Gradient with respect to the layer's output `y`, shape `[steps * batch, state_size]`. Rows beyond the end of a
+    /// sequence are not read.
     pub y: &'a T,
     /// Gradient with respect to the final state.
     pub state: &'a State<T>,
-    /// Weight gradients to which this backward pass adds those that it computes. With checkpointing they are the sums
-    /// over later time steps of the same sequence. `None` starts from zero.
+    /// Weight gradients to which the backward pass adds its own. With checkpointing, these are the sums over the later
+    /// time steps of the same sequence. `None` means zero.
     pub accumulate: Option<WeightGradients<T>>,
     /// Whether to compute the gradient with respect to the layer's input.
     pub needs_input_gradient: bool,
@@ -108,11 +110,12 @@ impl<T> WeightGradients<T> {
     }
 }
 
-/// The result of [`Backend::backward`](crate::Backend::backward).
+/// The result of [`Backend::backward`](crate::Backend::backward): gradients of the loss with respect to a layer's
+/// input, initial state and weights.
 #[derive(Clone, Debug)]
 pub struct LayerGradients<T> {
-    /// Gradient with respect to the input, `[steps * batch, input_size]`, +0 beyond a sequence's length. `None` unless
-    /// [`LayerOutputGradients::needs_input_gradient`] was set.
+    /// Gradient with respect to the input, `[steps * batch, input_size]`. Rows beyond the end of a sequence are +0.
+    /// `None` unless [`LayerOutputGradients::needs_input_gradient`] was set.
     pub x: Option<T>,
     /// Gradient with respect to the initial state.
     pub state: State<T>,

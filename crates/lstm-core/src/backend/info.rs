@@ -22,7 +22,7 @@ impl Arithmetic {
     }
 }
 
-/// In words, such as `exact` or `exact, emulated: fma rounds twice`.
+/// Writes the value in words, such as `exact` or `exact, emulated: fma rounds twice`.
 impl fmt::Display for Arithmetic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -33,13 +33,14 @@ impl fmt::Display for Arithmetic {
     }
 }
 
-/// The code that runs a layer.
+/// Which code of a backend runs a layer: the reference path or a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExecutionPath {
-    /// The reference path: [`reference`](crate::reference), composed of the primitives of [`Ops`](crate::Ops).
+    /// The reference path: the functions of [`reference`](crate::reference), which call the primitive operations of
+    /// [`Ops`](crate::Ops).
     Reference,
-    /// A kernel of the backend that runs a whole sequence, with its name.
+    /// A kernel of the backend that runs whole sequences. The text is the kernel's name.
     Fused(Cow<'static, str>),
 }
 

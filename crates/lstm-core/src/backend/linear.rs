@@ -8,7 +8,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The snapped weights of a fully connected layer `y = x W^T + b` on a device.
+/// The weights of a fully connected layer `y = x W^T + b` on a device, after [`snap`](crate::arithmetic::snap).
 #[derive(Clone, Debug)]
 pub struct LinearWeights<T> {
     /// The weight `W`, `[out, in]`.
@@ -24,14 +24,28 @@ impl<T> AsRef<LinearWeights<T>> for LinearWeights<T> {
 }
 
 impl<T> LinearWeights<T> {
-    /// Checks the lengths of the arguments of [`Backend::linear_step`](crate::Backend::linear_step) and returns the number
-    /// of rows. `shape` is the shape of the weight.
+    /// Checks that the bias is one row with an element for each row of the weight. Every
+    /// [`Backend::load_linear`](crate::Backend::load_linear) calls this; `shape` returns the shape of a tensor.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `x` is not a number of rows of `in` values, or `y` does not have as many rows of `out` values.
+    /// [`Error::Shape`] gives both shapes.
+    pub fn check(&self, shape: impl Fn(&T) -> MatrixShape) -> Result<()> {
+        let expected = MatrixShape::new(1, shape(&self.weight).rows);
+        match self.bias.as_ref().map(shape) {
+            Some(got) if got != expected => Err(Error::shape("load_linear: bias", expected, got)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the lengths of the arguments of [`Backend::linear_step`](crate::Backend::linear_step) and returns the
+    /// number of rows. `shape` is the shape of the weight, `[out, in]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `x` does not consist of rows of `in` values, or `y` does not consist of as many rows of
+    /// `out` values.
     pub fn check_step(shape: MatrixShape, x: &[f32], y: &[f32]) -> Result<usize> {
         let MatrixShape { rows: output_size, cols: input_size } = shape;
-        if !x.len().is_multiple_of(input_size) {
+        if input_size == 0 || !x.len().is_multiple_of(input_size) {
             let expected = format!("rows of {input_size} values");
             return Err(Error::shape("Linear::step: x", expected, format!("{} values", x.len())));
         }
@@ -44,7 +58,8 @@ impl<T> LinearWeights<T> {
     }
 }
 
-/// The default of [`Backend::linear_step`](crate::Backend::linear_step): upload, product, download.
+/// The default implementation of [`Backend::linear_step`](crate::Backend::linear_step): uploads `x`, computes the
+/// matrix product and downloads it to `y`.
 pub(super) async fn step<B: Ops>(
     b: &B,
     LinearWeights { weight, bias }: &LinearWeights<B::Tensor>,

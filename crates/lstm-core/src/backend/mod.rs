@@ -1,8 +1,8 @@
 //! The traits that a device implements: [`Ops`] for the primitive operations and [`Backend`] for whole layers.
 //!
-//! A new device implements [`Ops`] and the marker [`ReferencePath`]; it is then a [`Backend`] that runs every cell by
-//! the [reference path](crate::reference). A device with kernels of its own implements [`Backend`] instead of the
-//! marker.
+//! A new device implements [`Ops`] and the marker trait [`ReferencePath`]; it is then a [`Backend`] that runs every
+//! cell by the [reference path](crate::reference). A device with kernels of its own implements [`Backend`] instead of
+//! the marker trait.
 
 mod gradients;
 mod info;
@@ -25,11 +25,12 @@ use crate::{backend::shape::ConcatAxis, error::Result, weights::LayerWeights};
 
 /// A device that runs whole LSTM layers.
 ///
-/// Operations only *enqueue* work; [`download`](Ops::download) and [`step`](Self::step) wait for it. Results are
+/// Operations only *enqueue* work; [`download`](Ops::download), [`step`](Self::step),
+/// [`step_some`](Self::step_some) and [`linear_step`](Self::linear_step) wait for it. Results are
 /// bit-identical to those of the [reference path](crate::reference), whatever kernels compute them, unless
 /// [`arithmetic`](Ops::arithmetic) reports [`Arithmetic::Inexact`].
 ///
-/// Implement [`ReferencePath`] instead for a device that has only the primitives.
+/// Implement [`ReferencePath`] instead for a device that has only the primitive operations of [`Ops`].
 pub trait Backend: Ops {
     /// The weights of one layer in one direction on the device, in the form that its kernels read. A clone shares the
     /// memory.
@@ -43,12 +44,12 @@ pub trait Backend: Ops {
     /// A stack of layers with its current state, which runs one time step per call.
     type Stream: MaybeSend + MaybeSync;
 
-    /// The weights of a fully connected layer on the device, ready for [`linear_step`](Self::linear_step). A clone shares
-    /// them.
+    /// The weights of a fully connected layer on the device, ready for [`linear_step`](Self::linear_step). A clone
+    /// shares the memory.
     type Linear: Clone + AsRef<LinearWeights<Self::Tensor>> + MaybeSend + MaybeSync;
 
-    /// Uploads the weights of a layer. Its two biases are added first. All values are
-    /// [snapped](crate::arithmetic::snap), and packed in the order in which the kernels read them.
+    /// Uploads the weights of a layer. If the layer has two biases, their sum is uploaded. All values are
+    /// [snapped](crate::arithmetic::snap) and stored in the order in which the kernels read them.
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer>;
 
     /// Replaces the weights of a layer, for example after an optimizer step. The new weights must have the same
@@ -73,10 +74,10 @@ pub trait Backend: Ops {
         sequence: Sequence<'_, Self::Tensor>,
     ) -> Result<LayerOutput<Self::Tensor>>;
 
-    /// Runs both directions of a bidirectional layer over the same sequences. `sequence` holds the input, and the
-    /// initial state for `layers[0]`; `reverse_state` is the initial state for `layers[1]`. Returns the outputs of both
-    /// layers side by side, `layers[0]` first, and both final states. The layers may be any two layers with the same
-    /// input size. Errors are those of [`forward`](Self::forward).
+    /// Runs the two directions of a bidirectional layer, given as two layers, over the same sequences. `sequence` holds
+    /// the input, and the initial state for `layers[0]`; `reverse_state` is the initial state for `layers[1]`. Returns
+    /// the outputs of both layers side by side, `layers[0]` first, and both final states. Any two layers with the same
+    /// input size are allowed. Errors are those of [`forward`](Self::forward).
     fn forward_bidirectional(
         &self,
         layers: [&Self::Layer; 2],
@@ -101,9 +102,9 @@ pub trait Backend: Ops {
         sequence: Sequence<'_, Self::Tensor>,
     ) -> Result<(LayerOutput<Self::Tensor>, Self::Trace)>;
 
-    /// Computes the gradients of a layer from the gradients with respect to its outputs, which are snapped first.
-    /// `layer` must hold the weights with which `trace` was recorded. An error is returned if the specs of the two
-    /// differ, but different weights are not detected. The result is defined by
+    /// Computes the gradients of a layer from `upstream`, the gradients with respect to the layer's outputs. The values
+    /// of `upstream` are snapped first. `layer` must hold the weights with which `trace` was recorded: different
+    /// weights are not detected, but a different [`LayerSpec`](crate::LayerSpec) is an error. The result is defined by
     /// [`reference::backward`](crate::reference::backward()).
     fn backward(
         &self,
@@ -113,18 +114,19 @@ pub trait Backend: Ops {
         upstream: LayerOutputGradients<'_, Self::Tensor>,
     ) -> Result<LayerGradients<Self::Tensor>>;
 
-    /// Creates a stream: a stack of forward layers that runs time step by time step, from zero state.
+    /// Creates a stream: a stack of layers in the forward direction that runs `batch` sequences one time step per call,
+    /// from zero state.
     fn stream(&self, layers: &[Self::Layer], batch: usize) -> Result<Self::Stream>;
 
     /// Runs the whole stack for one time step: reads `x: [batch, input_size]`, waits for the device, and writes the
-    /// hidden state of the last layer to `y: [batch, state_size]`. Bit-identical to [`forward`](Self::forward) over a
-    /// sequence of one time step.
+    /// hidden state of the last layer to `y: [batch, state_size]`. The results are bit-identical to those of
+    /// [`forward`](Self::forward) over sequences of one time step.
     fn step(&self, stream: &mut Self::Stream, x: &[f32], y: &mut [f32])
     -> impl Future<Output = Result<()>> + MaybeSend;
 
     /// Runs one time step of some sequences: row `k` of `x` and `y` belongs to sequence `sequences[k]` of the stream.
-    /// The other sequences keep their state. Bit-identical to [`step`](Self::step) for the sequences that run.
-    /// [`reference::check_step_some`](crate::reference::check_step_some) defines the errors.
+    /// The other sequences keep their state. For the sequences that run, the results are bit-identical to those of
+    /// [`step`](Self::step). [`reference::check_step_some`](crate::reference::check_step_some) defines the errors.
     fn step_some(
         &self,
         stream: &mut Self::Stream,
@@ -136,17 +138,17 @@ pub trait Backend: Ops {
     /// Returns a copy of the state of each layer of a stream, for a range of its sequences.
     fn stream_state(&self, stream: &Self::Stream, sequences: Range<usize>) -> Result<Vec<State<Self::Tensor>>>;
 
-    /// Replaces the state of each layer of a stream, for the sequences from number `first` on: as many as `state` has
-    /// rows. The new state is snapped. The other sequences keep their state.
+    /// Replaces the state of some sequences in each layer of a stream. `state` has one entry per layer; row `k` of an
+    /// entry is the new state of sequence `first + k`. The new state is snapped. The other sequences keep their state.
     fn set_stream_state(&self, stream: &mut Self::Stream, first: usize, state: &[State<Self::Tensor>]) -> Result<()>;
 
-    /// Prepares a fully connected layer for [`linear_step`](Self::linear_step), for example by packing its weights for a
-    /// kernel. The weights are on the device and snapped.
+    /// Prepares a fully connected layer for [`linear_step`](Self::linear_step), for example by packing its weights for
+    /// a kernel. The given weights are already on the device and snapped.
     fn load_linear(&self, weights: LinearWeights<Self::Tensor>) -> Result<Self::Linear>;
 
     /// Computes `y = snap(x) W^T + b` of a fully connected layer, for any number of rows: `x: [rows, in]` and
-    /// `y: [rows, out]`. Bit-identical to [`snap`](Ops::snap) and [`gemm`](Ops::gemm), which the default uses. A backend
-    /// on the host can avoid their allocations.
+    /// `y: [rows, out]`. The results are bit-identical to those of [`snap`](Ops::snap) and [`gemm`](Ops::gemm), which
+    /// the default implementation calls. A backend on the host can avoid the allocations of these calls.
     fn linear_step(
         &self,
         linear: &Self::Linear,
@@ -157,8 +159,8 @@ pub trait Backend: Ops {
     }
 }
 
-/// Marks a device without kernels for whole layers: it implements [`Ops`] only, and is a [`Backend`] whose methods are the
-/// functions of [`reference`](crate::reference).
+/// A marker trait for a device without kernels for whole layers. A device that implements it in addition to [`Ops`] is
+/// a [`Backend`], whose methods call the functions of [`reference`](crate::reference).
 ///
 /// ```
 /// # use lstm_core::{Ops, ReferencePath};

@@ -22,8 +22,8 @@ use crate::{
 ///
 /// # Errors
 /// No operation panics. Shapes are checked with the functions of [`shape`](crate::shape), so that all backends report
-/// the same [`Error::Shape`](crate::Error::Shape) or [`Error::Mismatch`](crate::Error::Mismatch). A failure of the device
-/// is an [`Error::Device`](crate::Error::Device).
+/// the same [`Error::Shape`](crate::Error::Shape) or [`Error::Mismatch`](crate::Error::Mismatch). A failure of the
+/// device is an [`Error::Device`](crate::Error::Device).
 pub trait Ops: Clone + MaybeSend + MaybeSync {
     /// A row-major matrix in device memory. A clone shares the memory.
     type Tensor: Clone + MaybeSend + MaybeSync;
@@ -57,11 +57,12 @@ pub trait Ops: Clone + MaybeSend + MaybeSync {
         }
     }
 
-    /// [`snap`](crate::arithmetic::snap) of each element.
+    /// Replaces each element of magnitude below 2^-40 by +0, as [`snap`](crate::arithmetic::snap) does.
     fn snap(&self, x: Self::Tensor) -> Result<Self::Tensor>;
 
-    /// Matrix product `a . b`, or `acc + a . b`. Each sum is a [`dot`](crate::arithmetic::dot), to which `acc` is added
-    /// last. `acc` has the shape of the result, or is one row that is added to every row.
+    /// Computes the matrix product `a . b`, or `acc + a . b`. Each element is a dot product as defined by
+    /// [`dot`](crate::arithmetic::dot), to which the element of `acc` is added last. `acc` has the shape of the result,
+    /// or is one row that is added to every row.
     fn gemm(
         &self,
         a: MatrixRef<'_, Self::Tensor>,
@@ -69,7 +70,7 @@ pub trait Ops: Clone + MaybeSend + MaybeSync {
         acc: Option<&Self::Tensor>,
     ) -> Result<Self::Tensor>;
 
-    /// `fma(alpha * a, b, c)` of each element. `b` defaults to 1. Without `c` the result is the product
+    /// Computes `fma(alpha * a, b, c)` for each element. `b` defaults to 1. Without `c` the result is the product
     /// `(alpha * a) * b`. `b` and `c` have the shape of `a`, or are one row that is broadcast to every row.
     fn mul_add(
         &self,
@@ -79,28 +80,30 @@ pub trait Ops: Clone + MaybeSend + MaybeSync {
         c: Option<&Self::Tensor>,
     ) -> Result<Self::Tensor>;
 
-    /// [`sigmoid`](crate::arithmetic::sigmoid) of each element.
+    /// Computes [`sigmoid`](crate::arithmetic::sigmoid) of each element.
     fn sigmoid(&self, x: Self::Tensor) -> Result<Self::Tensor>;
 
-    /// [`tanh`](crate::arithmetic::tanh) of each element.
+    /// Computes [`tanh`](crate::arithmetic::tanh) of each element.
     fn tanh(&self, x: Self::Tensor) -> Result<Self::Tensor>;
 
-    /// [`clip`](crate::arithmetic::clip) of each element to `[-bound, bound]`. The bound is positive and finite.
+    /// Limits each element to `[-bound, bound]`, as [`clip`](crate::arithmetic::clip) does. The bound is positive and
+    /// finite.
     fn clip(&self, x: Self::Tensor, bound: f32) -> Result<Self::Tensor>;
 
-    /// `x` where `low < by < high` or any of these is NaN, else +0. This is the gradient of a clipped gate. `by` has
-    /// the shape of `x`; `low` and `high` are one row each, which is broadcast to every row.
+    /// Selects elementwise: `x` where `lower_bound < selector < upper_bound` or one of these three is NaN, else +0.
+    /// This gives the gradient of a gate whose input is clipped. `selector` has the shape of `x`; `lower_bound` and
+    /// `upper_bound` have one row, which is broadcast to every row of `x`.
     fn select_between(
         &self,
         x: Self::Tensor,
-        by: &Self::Tensor,
-        low: &Self::Tensor,
-        high: &Self::Tensor,
+        selector: &Self::Tensor,
+        lower_bound: &Self::Tensor,
+        upper_bound: &Self::Tensor,
     ) -> Result<Self::Tensor>;
 
-    /// A copy of a range of rows and columns. Neither range may be empty.
+    /// Copies a range of rows and columns to a new matrix. Neither range may be empty.
     fn slice(&self, x: &Self::Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<Self::Tensor>;
 
-    /// A copy of `parts`, joined along `axis`.
+    /// Copies the matrices `parts` to a new matrix, in which they are joined along `axis`.
     fn concat(&self, axis: ConcatAxis, parts: &[Self::Tensor]) -> Result<Self::Tensor>;
 }

@@ -31,13 +31,14 @@ pub struct Sequence<'a, T> {
 }
 
 impl<T> Sequence<'_, T> {
-    /// The number of sequences that are longer than `t`. Lengths descend, so these are the first rows of time step `t`.
+    /// The number of sequences that have a time step `t`. Lengths descend, so these sequences are the first rows of
+    /// time step `t`.
     pub fn num_active(&self, t: usize) -> usize {
         self.lengths.map_or(self.batch, |lengths| lengths.partition_point(|&len| len > t))
     }
 
-    /// Checks all shapes against `spec`, and that `lengths` are in range and descend. Every backend calls this first;
-    /// `shape` returns the shape of a tensor.
+    /// Checks all shapes against `spec`, and that `lengths` descend and are at most `steps`. Every backend calls this
+    /// first; `shape` returns the shape of a tensor.
     ///
     /// # Errors
     /// [`Error::Shape`] names the argument that does not match.
@@ -62,13 +63,13 @@ impl<T> Sequence<'_, T> {
     }
 }
 
-/// The result of [`Backend::forward`](crate::Backend::forward).
+/// The result of [`Backend::forward`](crate::Backend::forward): a layer's output and its final state.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LayerOutput<T, S = State<T>> {
-    /// The hidden state after every time step, `[steps * batch, state_size]`; +0 beyond a sequence's length.
+    /// The hidden state after every time step, `[steps * batch, state_size]`. Rows beyond the end of a sequence are +0.
     pub y: T,
-    /// The state after each sequence's last time step. For a reverse layer this is time step 0.
+    /// The final state of each sequence: the state after its last time step or, for a reverse layer, after time step 0.
     pub state: S,
 }
 

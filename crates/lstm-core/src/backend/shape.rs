@@ -4,7 +4,8 @@ use std::{fmt, ops::Range};
 
 use crate::error::{Error, Result};
 
-/// The shape of a row-major matrix. A batch of sequences is a matrix `[steps * batch, features]`, time-major.
+/// The shape of a row-major matrix. A batch of sequences is stored as a matrix `[steps * batch, features]`, one time
+/// step after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MatrixShape {
     /// Number of rows.
@@ -92,7 +93,7 @@ impl<T> Clone for MatrixRef<'_, T> {
 impl<T> Copy for MatrixRef<'_, T> {}
 
 impl<T> MatrixRef<'_, T> {
-    /// The transposed operand; nothing is copied.
+    /// Returns the transposed operand. No elements are copied.
     pub fn t(self) -> Self {
         MatrixRef { transposed: !self.transposed, ..self }
     }
@@ -143,16 +144,16 @@ pub fn check_clip(bound: f32) -> Result<()> {
 }
 
 /// Checks the shapes of the operands of [`Ops::select_between`](crate::Ops::select_between).
-pub fn check_select_between(x: MatrixShape, by: MatrixShape, low: MatrixShape, high: MatrixShape) -> Result<()> {
+pub fn check_select_between(x: MatrixShape, selector: MatrixShape, low: MatrixShape, high: MatrixShape) -> Result<()> {
     let row_shape = MatrixShape::new(1, x.cols);
-    match [(by, x), (low, row_shape), (high, row_shape)].into_iter().find(|(got, expected)| got != expected) {
+    match [(selector, x), (low, row_shape), (high, row_shape)].into_iter().find(|(got, expected)| got != expected) {
         Some((got, expected)) => Err(Error::shape(format!("select_between: operand of {x}"), expected, got)),
         None => Ok(()),
     }
 }
 
-/// Checks that `operand` is absent, has the shape `full_shape`, or is a single row with as many columns, which is
-/// broadcast. Returns `full_shape`.
+/// Checks that `operand` is absent, has the shape `full_shape`, or is a single row with the same number of columns,
+/// which is broadcast to every row. Returns `full_shape`.
 pub fn check_row_broadcast(
     op: &'static str,
     full_shape: MatrixShape,

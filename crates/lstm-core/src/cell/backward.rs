@@ -10,9 +10,10 @@ use crate::{
 };
 
 /// A cell prepared for the backward pass. The gradients with respect to `x` and `h` are computed by one matrix product
-/// per gate, so the weights of the gates are stored as separate matrices.
+/// per gate, so each gate has its own weight matrices here.
 pub(crate) struct BackwardCell<'a, T> {
     cell: &'a Cell<T>,
+    /// The recurrent weights `U` of each gate.
     u: Gates<T>,
     /// A row of ones, `[1, hidden_size]`.
     ones: T,
@@ -21,16 +22,16 @@ pub(crate) struct BackwardCell<'a, T> {
 }
 
 struct ActivationBounds<T> {
-    /// `sigmoid(-clip)` and `sigmoid(clip)`, `[1, hidden_size]` each.
+    /// The constants `sigmoid(-clip)` and `sigmoid(clip)`, each repeated in a row `[1, hidden_size]`.
     sigmoid: [T; 2],
-    /// `tanh(-clip)` and `tanh(clip)`, `[1, hidden_size]` each.
+    /// The constants `tanh(-clip)` and `tanh(clip)`, each repeated in a row `[1, hidden_size]`.
     tanh: [T; 2],
 }
 
 /// The input of a time step's backward pass: what the forward pass saved, and the gradients with respect to the state
 /// after the time step. All tensors have the same number of rows.
 pub(crate) struct SavedStep<T> {
-    /// The gates i, f, g, o.
+    /// The values of the gates i, f, g, o.
     pub(crate) gates: Gates<T>,
     /// The cell state before the time step.
     pub(crate) c_old: T,
@@ -38,11 +39,12 @@ pub(crate) struct SavedStep<T> {
     pub(crate) c: T,
     /// The hidden state after the time step.
     pub(crate) h: T,
-    /// Snapped gradients with respect to the state after the time step. `d.h` includes the gradient of the output.
+    /// Snapped gradients with respect to the state after the time step. `d.h` includes the gradient with respect to the
+    /// output of the time step.
     pub(crate) d: State<T>,
 }
 
-/// The gradients of one time step.
+/// The result of [`BackwardCell::step`]: the gradients of one time step.
 pub(crate) struct StepGradients<T> {
     /// Gradients with respect to the gates' pre-activations.
     pub(crate) z: Gates<T>,
@@ -51,11 +53,13 @@ pub(crate) struct StepGradients<T> {
     /// For a layer with a projection, the gradient with respect to the projected hidden state, and the hidden state `h`
     /// before the projection.
     pub(crate) projection: Option<(T, T)>,
-    /// For a cell with diagonal peepholes, the terms that each row adds to the gradients of `p_i`, `p_f` and `p_o`.
+    /// For a cell with diagonal peepholes, the contributions of the time step to the gradients of `p_i`, `p_f` and
+    /// `p_o`, one row for each sequence.
     pub(crate) peephole: Option<[T; 3]>,
 }
 
-/// The sum of the matrix products `d . w` of the pairs `(d, w)` in `gates`, added in their order: `((i + f) + g) + o`.
+/// The sum of the matrix products `d . w` over all pairs `(d, w)` in `gates`, added from left to right, as
+/// `((i + f) + g) + o`.
 pub(crate) fn sum_of_products<B: Ops>(b: &B, gates: &[(&B::Tensor, &B::Tensor)]) -> Result<B::Tensor> {
     let mut sum = None;
     for (d, weights) in gates {
@@ -64,7 +68,7 @@ pub(crate) fn sum_of_products<B: Ops>(b: &B, gates: &[(&B::Tensor, &B::Tensor)])
     Ok(sum.expect("there is at least one gate"))
 }
 
-/// Zeros of the shape of `tensor`.
+/// A tensor of zeros with the shape of `tensor`.
 fn zeros_like<B: Ops>(b: &B, tensor: &B::Tensor) -> Result<B::Tensor> {
     let shape = b.shape(tensor);
     b.upload(shape, &zeros("backward", &[shape.rows, shape.cols])?)
@@ -105,8 +109,8 @@ impl<'a, T: Clone> BackwardCell<'a, T> {
             let dz = b.snap(mul(&d, &derivative)?)?;
             match &self.bounds {
                 Some(bounds) => {
-                    let [low, high] = if tanh { &bounds.tanh } else { &bounds.sigmoid };
-                    b.select_between(dz, gate, low, high)
+                    let [lower_bound, upper_bound] = if tanh { &bounds.tanh } else { &bounds.sigmoid };
+                    b.select_between(dz, gate, lower_bound, upper_bound)
                 }
                 None => Ok(dz),
             }

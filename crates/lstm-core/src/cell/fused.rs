@@ -10,7 +10,7 @@ use crate::{
     weights::LayerWeights,
 };
 
-/// The weights of a layer, with the matrices of the gates i, f, g, o stacked in this order.
+/// The weights of a layer on a device. The matrices of the gates i, f, g, o are stacked in this order.
 #[derive(Clone, Debug)]
 pub struct Fused<T> {
     /// Input weights `W`, `[4 * hidden_size, input_size]`.
@@ -22,7 +22,7 @@ pub struct Fused<T> {
 }
 
 impl<T: Clone> Fused<T> {
-    /// Uploads and snaps the weights of a layer.
+    /// Uploads the weights of a layer, with [`snap`](crate::arithmetic::snap) applied to each value.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
         let gate_rows = 4 * spec.hidden_size;

@@ -24,14 +24,16 @@ use crate::{
 /// One value per gate, in the order i, f, g, o.
 pub type Gates<T> = [T; 4];
 
-/// The cell of a layer on a device: its snapped weights and its equations.
+/// An LSTM cell on a device: the [snapped](crate::arithmetic::snap) weights of a layer, and the equations of one time
+/// step.
 #[derive(Clone, Debug)]
 pub struct Cell<T> {
     spec: LayerSpec,
     weights: CellWeights<T>,
     /// Projection weights `W_hr`, `[proj_size, hidden_size]`.
     projection: Option<T>,
-    /// A row of ones, `[1, hidden_size]`, from which coupled gates compute `f = 1 - i`.
+    /// A row of ones, `[1, hidden_size]`, to compute the coupled forget gate `f = 1 - i`; `None` if the gates are not
+    /// coupled.
     ones: Option<T>,
 }
 
@@ -53,7 +55,7 @@ pub enum InputTerm<T> {
 }
 
 impl<T: Clone> InputTerm<T> {
-    /// A copy of a range of rows.
+    /// Copies a range of rows of the input term.
     pub fn rows<B: Ops<Tensor = T>>(&self, b: &B, rows: std::ops::Range<usize>) -> Result<Self> {
         let slice_rows = |z: &T| b.slice(z, rows.clone(), 0..b.shape(z).cols);
         Ok(match self {
@@ -66,7 +68,7 @@ impl<T: Clone> InputTerm<T> {
 }
 
 impl<T: Clone> Cell<T> {
-    /// Uploads and snaps the weights of a layer.
+    /// Uploads the weights of a layer, with [`snap`](crate::arithmetic::snap) applied to each value.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
         let upload_snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
@@ -92,7 +94,7 @@ impl<T: Clone> Cell<T> {
         &self.spec
     }
 
-    /// The input term `bias + W x` of each row of `x: [rows, input_size]`, which must be snapped.
+    /// Computes the input term `bias + W x` of each row of `x: [rows, input_size]`. The values of `x` must be snapped.
     pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<InputTerm<T>> {
         match &self.weights {
             CellWeights::Fused(cell) => cell.input_term(b, x).map(InputTerm::Packed),

@@ -9,7 +9,8 @@ use crate::{
     weights::LayerWeights,
 };
 
-/// The dense peephole cell: `U` multiplies the cell state `c` instead of `h`, and the candidate g has no recurrent term.
+/// The dense peephole cell: `U` multiplies the cell state `c` instead of `h`, and the candidate g has no recurrent
+/// term.
 #[derive(Clone, Debug)]
 pub struct PeepholeDense<T> {
     packed: Fused<T>,
@@ -17,12 +18,12 @@ pub struct PeepholeDense<T> {
 }
 
 impl<T: Clone> PeepholeDense<T> {
-    /// Uploads and snaps the weights of a layer.
+    /// Uploads the weights of a layer, with [`snap`](crate::arithmetic::snap) applied to each value.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         Ok(PeepholeDense { packed: Fused::load(b, weights)?, hidden: weights.spec().hidden_size })
     }
 
-    /// The packed input and recurrent weights.
+    /// The input weights, recurrent weights and bias, each packed for all four gates.
     pub(super) fn fused(&self) -> &Fused<T> {
         &self.packed
     }
@@ -41,8 +42,8 @@ impl<T: Clone> PeepholeDense<T> {
     }
 }
 
-/// The diagonal peephole cell (Gers & Schmidhuber 2000; ONNX's input `P`): a vector `[1, hidden_size]` for each of the
-/// gates i, f and o, multiplied elementwise with the cell state.
+/// The diagonal peephole cell (Gers & Schmidhuber 2000; ONNX's input `P`): the gates i, f and o each have a vector
+/// `[1, hidden_size]`, whose elementwise product with the cell state is added to the gate's pre-activation.
 #[derive(Clone, Debug)]
 pub struct PeepholeDiagonal<T> {
     packed: Fused<T>,
@@ -52,7 +53,7 @@ pub struct PeepholeDiagonal<T> {
 }
 
 impl<T: Clone> PeepholeDiagonal<T> {
-    /// Uploads and snaps the weights of a layer.
+    /// Uploads the weights of a layer, with [`snap`](crate::arithmetic::snap) applied to each value.
     ///
     /// # Errors
     /// [`Error::Config`] if the layer has no diagonal peephole; [`Error::Device`] if the device fails.
@@ -76,7 +77,7 @@ impl<T: Clone> PeepholeDiagonal<T> {
         [&self.i, &self.f, &self.o]
     }
 
-    /// The packed input and recurrent weights.
+    /// The input weights, recurrent weights and bias, each packed for all four gates.
     pub fn fused(&self) -> &Fused<T> {
         &self.packed
     }

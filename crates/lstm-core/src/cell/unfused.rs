@@ -9,7 +9,7 @@ use crate::{
     weights::LayerWeights,
 };
 
-/// The weights of a layer, separate for each gate.
+/// The weights of a layer on a device, with separate matrices for each gate.
 #[derive(Clone, Debug)]
 pub struct Unfused<T> {
     gates: Gates<Gate<T>>,
@@ -26,7 +26,7 @@ struct Gate<T> {
 }
 
 impl<T: Clone> Unfused<T> {
-    /// Uploads and snaps the weights of a layer.
+    /// Uploads the weights of a layer, with [`snap`](crate::arithmetic::snap) applied to each value.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
         let bias = weights.bias();

@@ -10,7 +10,8 @@ pub const GATES: [char; 4] = ['i', 'f', 'g', 'o'];
 
 /// The equations that a layer computes. `docs/specification.md` defines each operation and its rounding.
 ///
-/// The enum is exhaustive, so that a backend that matches on it does not compile without a new cell.
+/// The enum is exhaustive: when a cell is added, a backend that matches on the enum does not compile until it handles
+/// the new cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CellKind {
     /// The standard cell, as in `torch.nn.LSTM`. One matrix product computes all four gates:
@@ -58,14 +59,14 @@ impl CellKind {
     }
 }
 
-/// Writes [`CellKind::name`].
+/// Writes the name of the cell kind, as [`CellKind::name`] returns it.
 impl fmt::Display for CellKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-/// Parses a [`CellKind::name`]. Fails with [`Error::Config`] for any other text.
+/// Parses the name of a cell kind, as [`CellKind::name`] returns it. Fails with [`Error::Config`] for any other text.
 impl FromStr for CellKind {
     type Err = Error;
 

@@ -9,8 +9,8 @@ use crate::{
     shape::check_clip,
 };
 
-/// Sizes and options of one layer in one direction, as a backend needs them. [`LstmConfig::layer_specs`] creates them
-/// from a configuration; [`LayerWeights`] can be created only for a valid spec.
+/// The configuration of one layer in one direction: its sizes and options. [`LstmConfig::layer_specs`] creates the
+/// specs of a whole LSTM; [`LayerWeights`] can be created only for a valid spec.
 ///
 /// [`LstmConfig::layer_specs`]: crate::LstmConfig::layer_specs
 /// [`LayerWeights`]: crate::LayerWeights
@@ -102,7 +102,8 @@ impl LayerSpec {
 ///
 /// `hidden` is `hidden_size`, `input` is `input_size`, `state` is [`LayerSpec::state_size`] and `proj` is `proj_size`.
 ///
-/// The enum is exhaustive, so that a backend that matches on it does not compile without the parameters of a new cell.
+/// The enum is exhaustive: when a parameter is added, a backend that matches on the enum does not compile until it
+/// handles the new parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Param {
     /// Input weights, shape `[4 * hidden, input]`.

@@ -43,7 +43,7 @@ impl Direction {
     }
 }
 
-/// Number of bias vectors of a layer. [`Bias::Two`] are added once, when the weights are uploaded to the device.
+/// Number of bias vectors of a layer. Two bias vectors are added once, when the weights are uploaded to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bias {
     /// No bias.
@@ -101,12 +101,14 @@ pub struct LstmConfig {
     /// Bound `b` on the inputs of the gate activations, peephole terms included, which are clipped to `[-b, b]`
     /// (ONNX's `clip`); no clipping by default.
     pub clip: Option<f32>,
-    /// Probability that an element of the output between two layers is set to zero, in training only; 0 by default.
+    /// Probability with which dropout sets an element that one layer passes to the next to zero. It applies in training
+    /// only; 0 by default.
     pub dropout: f32,
 }
 
 impl LstmConfig {
-    /// One forward layer of the fused cell with two biases, without projection, clipping or dropout.
+    /// Creates the configuration of one forward layer of the fused cell with two biases, without projection, clipping
+    /// or dropout.
     pub fn new(input_size: usize, hidden_size: usize) -> Self {
         LstmConfig {
             input_size,

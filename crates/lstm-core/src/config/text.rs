@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// A value of an option in the text form.
 pub(crate) trait OptionValue: Sized {
-    /// Describes the valid texts in error messages, for example as `a number`.
+    /// Describes for error messages which texts are valid, for example as `a number`.
     fn describe_valid_text() -> String;
 
     /// The text of the value. [`from_text`](Self::from_text) parses it to an equal value.
@@ -18,8 +18,8 @@ pub(crate) trait OptionValue: Sized {
     fn from_text(text: &str) -> Option<Self>;
 }
 
-/// Implements [`OptionValue`] for types whose `Debug` output `FromStr` parses. For an f32 that output is the shortest
-/// decimal that parses to the same value.
+/// Implements [`OptionValue`] with `Debug` as the printer and `FromStr` as the parser. `Debug` writes an f32 as the
+/// shortest decimal that parses to the same value.
 macro_rules! impl_option_value_by_debug {
     ($($type:ty: $expected:literal),*) => {$(
         impl OptionValue for $type {
@@ -40,7 +40,7 @@ macro_rules! impl_option_value_by_debug {
 
 impl_option_value_by_debug!(f32: "a number", u64: "a whole number", usize: "a whole number", bool: "true or false");
 
-/// Implements [`OptionValue`] for enums with the associated items `ALL` and `name`.
+/// Implements [`OptionValue`] for enums that have `ALL`, an array of all variants, and `name`, the text of a variant.
 macro_rules! impl_option_value_by_name {
     ($($type:ty),*) => {$(
         impl OptionValue for $type {
@@ -82,8 +82,8 @@ pub(crate) fn write_options(f: &mut fmt::Formatter<'_>, kind: &str, options: &[(
     options.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
 }
 
-/// A parsed line of options. An option is removed when it is read; [`finish`](Self::finish) fails if one has not been
-/// read.
+/// A parsed line of options. Reading an option removes it from the line; [`finish`](Self::finish) fails if an option is
+/// left.
 #[derive(Debug)]
 pub(crate) struct ParsedOptions<'a> {
     setting_name: &'static str,
@@ -93,7 +93,8 @@ pub(crate) struct ParsedOptions<'a> {
 }
 
 impl<'a> ParsedOptions<'a> {
-    /// Splits a line into its kind and its options. `setting_name` says what the line describes, for error messages.
+    /// Splits a line `kind name=value ...` into its kind and its options. `setting_name` names the described object in
+    /// error messages, for example `model`.
     pub(crate) fn new(setting_name: &'static str, text: &'a str) -> Result<Self> {
         let mut words = text.split_whitespace();
         let kind = words.next().unwrap_or_default();
@@ -110,12 +111,12 @@ impl<'a> ParsedOptions<'a> {
         Ok(options)
     }
 
-    /// The first word of the line.
+    /// The kind: the first word of the line.
     pub(crate) fn kind(&self) -> &'a str {
         self.kind
     }
 
-    /// An [`Error::Format`] about this line.
+    /// Creates an [`Error::Format`] about this line.
     fn error(&self, reason: String) -> Error {
         Error::format(format!("{} `{}`", self.setting_name, self.text), reason)
     }

@@ -1,5 +1,5 @@
-//! Host types of the backward pass: what the forward pass saves, the gradients of the loss with respect to a model's
-//! outputs, and the resulting gradients.
+//! Types of the backward pass on the host: the choice of what the forward pass saves, the gradients of the loss with
+//! respect to a model's outputs, and the resulting gradients.
 
 use ndarray::{Array3, ArrayView3};
 
@@ -19,9 +19,10 @@ pub enum Checkpointing {
     /// Saves the states and gates of all time steps, about `6 * hidden_size` numbers per time step, sequence and layer.
     #[default]
     SaveEverything,
-    /// Saves each layer's input, and the state once per segment of this many time steps, a multiple of 32. The backward
-    /// pass computes each segment again: this costs one more forward pass, and needs the memory for the states and
-    /// gates of one segment only (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
+    /// Divides the sequence into segments of this many time steps, a multiple of 32. The forward pass saves each
+    /// layer's input, and the state once per segment. The backward pass computes each segment's forward pass again:
+    /// this costs one more forward pass, and needs the memory for the states and gates of one segment only (Chen et al.
+    /// 2016, "Training Deep Nets with Sublinear Memory Cost").
     Segments(usize),
     /// Like [`Segments`](Self::Segments), with a segment length of the square root of the number of time steps, rounded
     /// up to a multiple of 32.
@@ -73,8 +74,8 @@ impl<'a> From<&'a HostState> for OutputGradients<'a> {
 }
 
 impl<'a> OutputGradients<'a> {
-    /// Sets the gradients with respect to the final states. The default is zero, as for truncated backpropagation through
-    /// time.
+    /// Sets the gradients with respect to the final states. The default is zero, as for truncated backpropagation
+    /// through time.
     pub fn state(self, state: &'a HostState) -> Self {
         OutputGradients { state: Some(state), ..self }
     }
@@ -99,7 +100,7 @@ impl<'a> OutputGradients<'a> {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Gradients {
-    /// Gradient with respect to the input, in the input's layout, +0 beyond a sequence's length. `None` unless
+    /// Gradient with respect to the input, in the input's layout. It is +0 beyond the end of a sequence. `None` unless
     /// [requested](OutputGradients::with_input_gradient).
     pub x: Option<Array3<f32>>,
     /// Gradients with respect to the initial states.

@@ -1,4 +1,4 @@
-//! The input of a model and its state, as host arrays.
+//! The input and the state of a model, as host arrays.
 
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, concatenate, s};
 
@@ -32,31 +32,36 @@ impl HostState {
     /// `torch.cat((h_n[-2], h_n[-1]), 1)`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if this is not a state of a model with this configuration.
+    /// [`Error::Config`] if the configuration is not [valid](LstmConfig::validate); [`Error::Shape`] if this is not a
+    /// state of a model with this configuration.
     pub fn last(&self, config: &LstmConfig) -> Result<Array2<f32>> {
+        config.validate()?;
         self.check("HostState::last", config, self.h.dim().1)?;
-        let (entries, directions) = (self.h.dim().0, config.num_directions());
-        let last_layer: Vec<_> = (entries - directions..entries).map(|k| self.h.index_axis(Axis(0), k)).collect();
+        let (num_entries, directions) = (self.h.dim().0, config.num_directions());
+        let last_layer: Vec<_> =
+            (num_entries - directions..num_entries).map(|k| self.h.index_axis(Axis(0), k)).collect();
         concatenate(Axis(1), &last_layer).map_err(|e| Error::shape("HostState::last", "a state", e))
     }
 
-    /// A state that is zero except for the hidden state of the last layer, which is `last`, `(batch, output_size)`. With
-    /// the gradient of a loss with respect to [`last`](Self::last), this is the gradient with respect to the state.
+    /// A state that is zero except for the hidden state of the last layer, which is `last`, `(batch, output_size)`. If
+    /// `last` is the gradient of a loss with respect to the result of the method [`last`](Self::last), the returned
+    /// value is the gradient with respect to the state.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `last` does not have `output_size` columns; [`Error::TooLarge`] if the state does not fit in
-    /// memory.
+    /// [`Error::Config`] if the configuration is not [valid](LstmConfig::validate); [`Error::Shape`] if `last` does not
+    /// have `output_size` columns; [`Error::TooLarge`] if the state does not fit in memory.
     pub fn from_last<'a>(config: &LstmConfig, last: impl Into<ArrayView2<'a, f32>>) -> Result<Self> {
+        config.validate()?;
         let last = last.into();
         if last.ncols() != config.output_size() {
             let expected = format!("[batch, {}]", config.output_size());
             return Err(Error::shape("HostState::from_last", expected, format!("{:?}", last.shape())));
         }
         let mut state = HostState::zeros(config, last.nrows())?;
-        let (entries, directions, size) = (state.h.dim().0, config.num_directions(), config.state_size());
+        let (num_entries, directions, size) = (state.h.dim().0, config.num_directions(), config.state_size());
         for direction in 0..directions {
             let columns = last.slice(s![.., direction * size..(direction + 1) * size]);
-            state.h.index_axis_mut(Axis(0), entries - directions + direction).assign(&columns);
+            state.h.index_axis_mut(Axis(0), num_entries - directions + direction).assign(&columns);
         }
         Ok(state)
     }
@@ -138,8 +143,8 @@ impl<'a> Input<'a> {
     }
 
     /// Sets whether dropout is applied between layers, with the probability of the configuration.
-    /// [`Lstm::forward`](crate::Lstm::forward) applies none by default;
-    /// [`Lstm::forward_train`](crate::Lstm::forward_train) has no default for a model with dropout.
+    /// [`Lstm::forward`](crate::Lstm::forward) applies none by default; for a model with dropout,
+    /// [`Lstm::forward_train`](crate::Lstm::forward_train) requires this setting.
     pub fn dropout(self, dropout: Dropout) -> Self {
         Input { dropout: Some(dropout), ..self }
     }

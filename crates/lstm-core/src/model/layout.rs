@@ -10,7 +10,7 @@ use crate::{
     model::input::Input,
 };
 
-/// An empty vector with capacity for `len` elements.
+/// Creates an empty vector with capacity for `len` elements.
 ///
 /// # Errors
 /// [`Error::TooLarge`] if they do not fit in memory.
@@ -91,7 +91,7 @@ impl BatchLayout {
         Ok(rows.into())
     }
 
-    /// [`to_device_rows`](Self::to_device_rows), with +0 beyond each sequence's length.
+    /// Like [`to_device_rows`](Self::to_device_rows), but the rows beyond the end of a sequence are +0.
     ///
     /// # Errors
     /// As for [`to_device_rows`](Self::to_device_rows).
@@ -126,7 +126,8 @@ impl BatchLayout {
         Array3::from_shape_vec(self.host_shape(cols), out).expect("the number of rows matches the shape")
     }
 
-    /// The rows of entry `k` of host states (one entry per layer and direction) in device order; zeros without `states`.
+    /// The states of one layer and direction, one row for each sequence in device order. `k` is the index of the layer
+    /// and direction in `states`. Without `states` the rows are zero.
     pub(crate) fn state_rows(&self, states: Option<&Array3<f32>>, k: usize, cols: usize) -> Vec<f32> {
         match states {
             Some(states) => self.host_indices.iter().flat_map(|&b| states.slice(s![k, b, ..]).to_vec()).collect(),
@@ -134,7 +135,8 @@ impl BatchLayout {
         }
     }
 
-    /// Copies state rows, concatenated over all layers and directions, into an array in the caller's order.
+    /// Copies the states of all layers and directions, one row for each sequence in device order, to `states`, in the
+    /// caller's order of sequences.
     pub(crate) fn states_to_host(&self, rows: &[f32], states: &mut Array3<f32>) {
         let cols = states.dim().2;
         for (k, row) in rows.chunks_exact(cols).enumerate() {

@@ -184,7 +184,7 @@ impl<B: Backend> Linear<B> {
         array_from_elements(dim, y)
     }
 
-    /// Computes the output of some rows without an array: reads `x: [rows, in]` and writes `y: [rows, out]`, both
+    /// Computes the output for rows that are given as slices: reads `x: [rows, in]` and writes `y: [rows, out]`, both
     /// row-major, for any number of rows. It is meant for the head of a [`Stream`](crate::Stream). The results are
     /// bit-identical to those of [`forward`](Self::forward). The CPU backend does not allocate here.
     ///
@@ -207,7 +207,7 @@ impl<B: Backend> Linear<B> {
     /// For an empty input they are zero.
     ///
     /// The elements of `dy` are scaled by one power of two, so that small gradients are not snapped to zero, and the
-    /// results are scaled back. Gradients smaller than 2^-100, of either the output or the result, become 0.
+    /// results are scaled back. Gradients of magnitude below 2^-100 become 0, both in `dy` and in the results.
     ///
     /// # Errors
     /// [`Error::Shape`] if `x` does not have the shape `(.., in)` or `dy` the shape `(.., out)`; errors of the device.
@@ -290,7 +290,7 @@ impl<B: Backend> Linear<B> {
         Ok(Some(self.backend.snap(rows)?))
     }
 
-    /// Downloads a gradient and undoes the scaling.
+    /// Downloads a gradient and divides it by the factor `scale`.
     async fn download(&self, gradient: B::Tensor, scale: GradientScale) -> Result<Vec<f32>> {
         let mut values = self.backend.download_vec(gradient).await?;
         values.iter_mut().for_each(|v| *v = scale.unscale_value(*v));
@@ -298,7 +298,7 @@ impl<B: Backend> Linear<B> {
     }
 }
 
-/// An array of the given shape from its elements in row-major order.
+/// Creates an array of the given shape from its elements in row-major order.
 fn array_from_elements<D: Dimension>(dim: D, values: Vec<f32>) -> Result<Array<f32, D>> {
     let shape = format!("{:?}", dim.slice());
     Array::from_shape_vec(dim, values).map_err(|error| Error::shape("Linear", shape, error))

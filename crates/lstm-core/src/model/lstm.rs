@@ -65,12 +65,13 @@ impl<B: Backend> Lstm<B> {
         Ok(Lstm { backend: backend.clone(), weights, layers, plan_cache: Arc::default() })
     }
 
-    /// Creates a model with random weights, drawn from the uniform distribution `U(-1/sqrt(hidden_size),
-    /// 1/sqrt(hidden_size))` as PyTorch does. The same seed always gives the same weights, in every version. Use
-    /// [`Weights::init`] for other distributions.
+    /// Creates a model with random weights, drawn from the uniform distribution
+    /// `U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))` as PyTorch does. The same seed always gives the same weights, in
+    /// every version. Use [`Weights::init`] for other distributions.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration is not [valid](LstmConfig::validate); [`Error::Device`] if the device fails.
+    /// [`Error::Config`] if the configuration is not [valid](LstmConfig::validate); [`Error::Device`] if the device
+    /// fails.
     pub fn random(backend: &B, config: LstmConfig, seed: u64) -> Result<Self> {
         Lstm::new(backend, Weights::init(config, &Init::default(), seed)?)
     }
@@ -90,7 +91,7 @@ impl<B: Backend> Lstm<B> {
         &self.backend
     }
 
-    /// The code that runs each layer and direction, in the order of [`LstmConfig::layer_specs`].
+    /// For each layer and direction, the code that runs it, in the order of [`LstmConfig::layer_specs`].
     pub fn paths(&self) -> Vec<ExecutionPath> {
         self.layers.iter().map(|layer| self.backend.path(layer)).collect()
     }
@@ -98,7 +99,8 @@ impl<B: Backend> Lstm<B> {
     /// Replaces the weights by others of the same configuration. Running streams keep the old weights.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration differs; [`Error::Device`] if the device fails. The model is then unchanged.
+    /// [`Error::Config`] if the configuration differs; [`Error::Device`] if the device fails. The model is then
+    /// unchanged.
     pub fn set_weights(&mut self, weights: impl Into<Arc<Weights>>) -> Result<()> {
         let weights = weights.into();
         if weights.config() != self.config() {
@@ -113,7 +115,8 @@ impl<B: Backend> Lstm<B> {
         Ok(())
     }
 
-    /// Creates a stream that runs `batch` sequences side by side, one time step or chunk per call, from zero state.
+    /// Creates a stream that runs `batch` sequences from zero state. Each call runs the next time step, or a chunk of
+    /// time steps.
     ///
     /// # Errors
     /// [`Error::Config`] if the model has a reverse direction; [`Error::Shape`] for a batch of 0.
@@ -126,8 +129,8 @@ impl<B: Backend> Lstm<B> {
         &self.layers
     }
 
-    /// Runs the model over a batch of sequences. Returns the outputs of the last layer, `(batch, steps, output_size)`, and
-    /// the final states of all layers.
+    /// Runs the model over a batch of sequences. Returns the outputs of the last layer, `(batch, steps, output_size)`,
+    /// and the final states of all layers.
     ///
     /// This waits for the device. Where a thread must not block, as in a browser, use
     /// [`forward_async`](Self::forward_async).
@@ -140,7 +143,7 @@ impl<B: Backend> Lstm<B> {
         block_on(self.forward_async(input))
     }
 
-    /// [`forward`](Self::forward) without blocking the thread.
+    /// Asynchronous [`forward`](Self::forward), which does not block the thread.
     ///
     /// # Errors
     /// As for [`forward`](Self::forward).
@@ -161,7 +164,7 @@ impl<B: Backend> Lstm<B> {
         self.download_outputs(&layout, result?).await
     }
 
-    /// The result for an input without sequences or time steps.
+    /// The result of a forward pass for an input without sequences or without time steps.
     pub(crate) fn empty_output(&self, input: &Input<'_>) -> Result<(Array3<f32>, HostState)> {
         let (config, (a, b, _)) = (self.config(), input.x.dim());
         let zeros = || HostState::zeros(config, input.batch_and_steps().0);
@@ -170,7 +173,7 @@ impl<B: Backend> Lstm<B> {
         Ok((Array3::zeros((a, b, config.output_size())), state))
     }
 
-    /// Downloads outputs and final states into the caller's order of sequences.
+    /// Downloads the outputs and the final states, and arranges the sequences in the caller's order.
     pub(crate) async fn download_outputs(
         &self,
         layout: &BatchLayout,
@@ -180,7 +183,7 @@ impl<B: Backend> Lstm<B> {
         Ok((y, self.download_states(layout, &output.states).await?))
     }
 
-    /// Downloads one state per layer and direction into the caller's order of sequences.
+    /// Downloads the state of each layer and direction, and arranges the sequences in the caller's order.
     pub(crate) async fn download_states(&self, layout: &BatchLayout, states: &[State<B::Tensor>]) -> Result<HostState> {
         let mut out = HostState::zeros(self.config(), layout.batch)?;
         for (array, pick) in [(&mut out.h, (|s| &s.h) as fn(&State<B::Tensor>) -> &B::Tensor), (&mut out.c, |s| &s.c)] {
@@ -191,7 +194,7 @@ impl<B: Backend> Lstm<B> {
         Ok(out)
     }
 
-    /// Uploads rows of `cols` elements.
+    /// Uploads a matrix whose rows have `cols` elements each.
     pub(crate) fn upload_rows(&self, rows: Cow<'_, [f32]>, cols: usize) -> Result<B::Tensor> {
         let shape = MatrixShape::new(rows.len() / cols, cols);
         match rows {
@@ -200,7 +203,7 @@ impl<B: Backend> Lstm<B> {
         }
     }
 
-    /// Uploads the initial state of every layer and direction; zeros without `states`.
+    /// Uploads the initial state of every layer and direction. Without `states`, the states are zero.
     pub(crate) fn upload_states(
         &self,
         layout: &BatchLayout,
@@ -209,7 +212,8 @@ impl<B: Backend> Lstm<B> {
         (0..self.layers.len()).map(|k| self.upload_state(layout, states, k, |v| v)).collect()
     }
 
-    /// Uploads the state of entry `k` of [`HostState`], with `map` applied to each value; zeros without `states`.
+    /// Uploads the state of layer and direction `k`, counted as in [`LstmConfig::layer_specs`], with `map` applied to
+    /// each value. Without `states`, the state is zero.
     pub(crate) fn upload_state(
         &self,
         layout: &BatchLayout,
@@ -228,13 +232,13 @@ impl<B: Backend> Lstm<B> {
         })
     }
 
-    /// Takes the workspaces for a batch of this layout from the cache. Give them back with
+    /// Takes the workspaces for a batch of this layout from the model's cache, or makes new ones. Give them back with
     /// [`put_back_plans`](Self::put_back_plans).
     pub(crate) fn take_plans(&self, layout: &BatchLayout) -> Result<Plans<B>> {
         self.plan_cache.take(&self.backend, &self.layers, layout.batch, layout.steps)
     }
 
-    /// Returns workspaces to the cache, for later calls.
+    /// Puts workspaces back into the model's cache, for later calls.
     pub(crate) fn put_back_plans(&self, plans: Plans<B>) {
         self.plan_cache.put_back(plans);
     }

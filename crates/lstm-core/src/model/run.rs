@@ -1,4 +1,4 @@
-//! Runs the stack of layers of a model on the device, and keeps the workspaces that this needs.
+//! The forward pass of all layers of a model on the device, and the cache of the workspaces that it needs.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,14 +10,14 @@ use crate::{
     model::{input::Dropout, layout::BatchLayout, lstm::Lstm, tape::Recorder},
 };
 
-/// A batch of sequences on the device, ready to run.
+/// The input of a forward pass on the device: a batch of sequences and their initial states.
 pub(crate) struct DeviceBatch<'a, T> {
     pub(crate) layout: &'a BatchLayout,
     /// The input, `[steps * batch, input_size]`.
     pub(crate) x: T,
     /// The initial state of each layer and direction.
     pub(crate) initial_states: Vec<State<T>>,
-    /// Whether to apply dropout; `None` does not.
+    /// Whether to apply dropout, and from which seed. `None` means without dropout.
     pub(crate) dropout: Option<Dropout>,
 }
 
@@ -35,7 +35,8 @@ pub(crate) struct StackOutput<T> {
 }
 
 impl<B: Backend> Lstm<B> {
-    /// Enqueues the forward pass of all layers. If a recorder is given, it saves what the backward pass needs.
+    /// Enqueues the forward pass of all layers on the device. The recorder, if given, saves what the backward pass
+    /// needs.
     pub(crate) fn run(
         &self,
         input: DeviceBatch<'_, B::Tensor>,
@@ -90,18 +91,19 @@ fn run_layer<'a, B: Backend>(
     Ok(LayerOutput::new(out.y, vec![out.state]))
 }
 
-/// The plans (workspaces) of all layers and directions for one batch size.
+/// The workspaces of a model on the device: one [`Backend::Plan`] for each layer and direction, for batches of `batch`
+/// sequences with at most `steps` time steps.
 pub(crate) struct Plans<B: Backend> {
     batch: usize,
     steps: usize,
     pub(crate) plans: Vec<B::Plan>,
 }
 
-/// The plans that a model keeps between calls. A call takes one set and gives it back, so that concurrent calls do not
-/// share a workspace.
+/// A cache of the workspaces of a model. Each call takes one [`Plans`] out and puts it back at its end, so that
+/// concurrent calls do not share workspaces.
 pub(crate) struct PlanCache<B: Backend>(Mutex<Vec<Plans<B>>>);
 
-/// Maximum number of sets of plans in the cache.
+/// Maximum number of [`Plans`] in a cache.
 const MAX_CACHED_PLANS: usize = 4;
 
 impl<B: Backend> Default for PlanCache<B> {
@@ -111,7 +113,7 @@ impl<B: Backend> Default for PlanCache<B> {
 }
 
 impl<B: Backend> PlanCache<B> {
-    /// Takes plans for this batch size and at least this many time steps from the cache, or makes new ones.
+    /// Takes workspaces for this batch size and at least this many time steps from the cache, or makes new ones.
     pub(crate) fn take(&self, b: &B, layers: &[B::Layer], batch: usize, steps: usize) -> Result<Plans<B>> {
         let mut cached_plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(k) = cached_plans.iter().position(|p| p.batch == batch && p.steps >= steps) {
@@ -122,7 +124,7 @@ impl<B: Backend> PlanCache<B> {
         Ok(Plans { batch, steps, plans })
     }
 
-    /// Returns plans to the cache, for later calls. A full cache drops its oldest plans.
+    /// Puts workspaces back into the cache, for later calls. A full cache drops its oldest entry.
     pub(crate) fn put_back(&self, plans: Plans<B>) {
         let mut cached_plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if cached_plans.len() == MAX_CACHED_PLANS {

@@ -15,10 +15,11 @@ use crate::{
     },
 };
 
-/// A running model: it processes `batch` sequences side by side, whose samples are given as they arrive.
+/// Runs a model on sequences whose samples arrive over time: `batch` sequences at once. The state is kept between
+/// calls.
 ///
-/// Outputs are bit-identical to [`Lstm::forward`] over the whole sequence, however it is cut into steps and chunks. A
-/// stream keeps the weights that the model had when the stream was made.
+/// Outputs are bit-identical to [`Lstm::forward`] over the whole sequence, no matter how many time steps each call
+/// runs. A stream keeps the weights that the model had when the stream was made.
 pub struct Stream<B: Backend> {
     lstm: Lstm<B>,
     device_stream: B::Stream,
@@ -40,12 +41,12 @@ impl<B: Backend> Stream<B> {
         Ok(Stream { lstm: lstm.clone(), device_stream, batch })
     }
 
-    /// Number of sequences side by side.
+    /// Number of sequences that the stream processes at once.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// The model.
+    /// The model that the stream runs.
     pub fn lstm(&self) -> &Lstm<B> {
         &self.lstm
     }
@@ -68,10 +69,11 @@ impl<B: Backend> Stream<B> {
         self.lstm.backend().step(&mut self.device_stream, x, y).await
     }
 
-    /// Runs one time step of some sequences, where the others have no input now: row `k` of `x` and `y` belongs to
-    /// sequence `sequences[k]`. Sequences are numbered from 0, in any order; ascending order is fastest. The others keep
-    /// their state. The outputs are bit-identical to those of [`step`](Self::step). On the CPU the work is that of a batch
-    /// of `sequences.len()`, and nothing is allocated. The GPU backends run the whole batch.
+    /// Runs one time step of the given sequences only, for example while the others have no input. Row `k` of `x` and
+    /// `y` belongs to sequence `sequences[k]`. Sequences are numbered from 0, in any order; ascending order is fastest.
+    /// The states of the other sequences do not change. The outputs are bit-identical to those of [`step`](Self::step).
+    /// On the CPU the work is that of a batch of `sequences.len()`, and nothing is allocated. The GPU backends run the
+    /// whole batch.
     ///
     /// ```
     /// # fn example(mut stream: lstm_core::Stream<impl lstm_core::Backend>) -> lstm_core::Result<()> {
@@ -96,8 +98,8 @@ impl<B: Backend> Stream<B> {
         self.lstm.backend().step_some(&mut self.device_stream, sequences, x, y).await
     }
 
-    /// Runs any number of time steps, `(batch, steps, input_size)` to `(batch, steps, output_size)`, with the kernels for
-    /// whole sequences. The state stays on the device.
+    /// Runs any number of time steps with the kernels for whole sequences. The input has the shape
+    /// `(batch, steps, input_size)`, and the output `(batch, steps, output_size)`. The state stays on the device.
     ///
     /// # Errors
     /// [`Error::Shape`] if the batch or the number of features differs; [`Error::Device`] if the device fails. The state
@@ -158,9 +160,9 @@ impl<B: Backend> Stream<B> {
         self.upload_state(0, state)
     }
 
-    /// Takes the state of one sequence out of the stream, and leaves zero: for a client that pauses. Sequences are numbered
-    /// from 0. The result is a state for a batch of 1. [`put_state`](Self::put_state) puts it back, in this stream or in
-    /// another one of the same model, on any backend.
+    /// Returns the state of one sequence and sets it to zero in the stream, for example when a client pauses. Sequences
+    /// are numbered from 0. The result is a state for a batch of 1. [`put_state`](Self::put_state) puts it back, in
+    /// this stream or in another one of the same model, on any backend.
     ///
     /// # Errors
     /// [`Error::Shape`] if `sequence` is not less than [`batch`](Self::batch); [`Error::Device`] if the device fails. The
@@ -180,7 +182,7 @@ impl<B: Backend> Stream<B> {
         Ok(state)
     }
 
-    /// Replaces the state of one sequence by a state for a batch of 1. The others keep theirs.
+    /// Replaces the state of one sequence by a state for a batch of 1. The states of the other sequences do not change.
     ///
     /// # Errors
     /// [`Error::Shape`] if `sequence` is not less than [`batch`](Self::batch) or a shape differs; [`Error::Device`] if the
@@ -199,8 +201,8 @@ impl<B: Backend> Stream<B> {
         self.set_state(&HostState::zeros(self.lstm.config(), self.batch)?)
     }
 
-    /// Sets the state of some sequences to zero, for example where one speaker left and another takes the slot. Sequences
-    /// are numbered from 0; the state of the others does not change.
+    /// Sets the state of some sequences to zero, for example when a new speaker takes the place of one who left.
+    /// Sequences are numbered from 0. The states of the other sequences do not change.
     ///
     /// # Errors
     /// [`Error::Shape`] if a number is not less than [`batch`](Self::batch); [`Error::Device`] if the device fails. The
@@ -226,7 +228,7 @@ impl<B: Backend> Stream<B> {
         self.upload_state(first, &state)
     }
 
-    /// Checks the number of a sequence.
+    /// Checks that the stream has a sequence with this number.
     fn check_sequence(&self, op: &str, sequence: usize) -> Result<()> {
         if sequence < self.batch {
             return Ok(());
@@ -246,8 +248,9 @@ impl<B: Backend> Stream<B> {
         Ok(out)
     }
 
-    /// Replaces the state of the sequences from number `first` on by a state whose shapes were checked.
-    fn upload_state(&mut self, first: usize, state: &HostState) -> Result<()> {
+    /// Replaces the states of consecutive sequences, from number `first_sequence` on. The caller has checked the shapes
+    /// of `state`.
+    fn upload_state(&mut self, first_sequence: usize, state: &HostState) -> Result<()> {
         let b = self.lstm.backend();
         let upload = |array: &Array3<f32>, k: usize| {
             let layer = array.slice(s![k, .., ..]);
@@ -257,6 +260,6 @@ impl<B: Backend> Stream<B> {
         let layers = 0..self.lstm.config().num_layers;
         let layers = layers.map(|k| Ok(State { h: upload(&state.h, k)?, c: upload(&state.c, k)? }));
         let layers: Vec<_> = layers.collect::<Result<_>>()?;
-        b.set_stream_state(&mut self.device_stream, first, &layers)
+        b.set_stream_state(&mut self.device_stream, first_sequence, &layers)
     }
 }

@@ -30,17 +30,18 @@ pub struct TrainOutput<B: Backend> {
     pub y: Array3<f32>,
     /// Final states of all layers.
     pub state: HostState,
-    /// The recorded pass, which computes gradients.
+    /// The recording of the forward pass, from which [`Tape::backward`] computes gradients.
     pub tape: Tape<B>,
 }
 
-/// A recorded forward pass. It holds the weights that the pass used, so later changes of the model do not affect it.
+/// The recording of a forward pass, from which [`backward`](Self::backward) computes gradients. It holds the weights
+/// that the pass used, so later changes of the model do not affect it.
 pub struct Tape<B: Backend> {
     lstm: Lstm<B>,
     layout: BatchLayout,
-    /// One record for each layer and direction; empty for an empty input.
+    /// What the forward pass saved of each layer and direction; empty for an empty input.
     records: Vec<LayerRecord<B>>,
-    /// The dropout masks between layers.
+    /// The dropout mask of the outputs of each layer but the last; empty without dropout.
     dropout_masks: Vec<B::Tensor>,
 }
 
@@ -50,11 +51,12 @@ impl<B: Backend> std::fmt::Debug for Tape<B> {
     }
 }
 
-/// What a forward pass saves of one layer in one direction.
+/// What a forward pass saves for the backward pass of one layer in one direction.
 enum LayerRecord<B: Backend> {
     /// Everything that the backward pass needs.
     Full(B::Trace),
-    /// The input and the state before each segment. The backward pass computes each segment again.
+    /// The layer's input, and the state before each segment of consecutive time steps. The backward pass first computes
+    /// the rest again, segment by segment.
     Checkpoints {
         x: B::Tensor,
         /// The state before each segment, in the order in which the layer runs the segments.
@@ -67,13 +69,13 @@ enum LayerRecord<B: Backend> {
 /// Saves what the backward pass needs while [`Lstm::run`] runs the layers.
 pub(crate) struct Recorder<B: Backend> {
     specs: Vec<LayerSpec>,
-    /// Time steps per segment with checkpointing; `None` saves everything.
+    /// Number of time steps per segment if only the states between segments are saved; `None` if everything is saved.
     segment_len: Option<usize>,
     records: Vec<LayerRecord<B>>,
 }
 
 impl<B: Backend> Recorder<B> {
-    /// Runs one layer in its one or two directions and records them.
+    /// Runs one layer in its one or two directions, and saves what the backward pass needs.
     pub(crate) fn run_layer<'a>(
         &mut self,
         b: &B,
@@ -105,7 +107,7 @@ impl<B: Backend> Recorder<B> {
     }
 }
 
-/// Runs a layer in segments of `steps` time steps and saves the state before each.
+/// Runs a layer in segments of `steps` time steps. Saves the layer's input and the state before each segment.
 fn forward_segments<B: Backend>(
     b: &B,
     reverse: bool,
@@ -230,7 +232,7 @@ impl<T> Segment<T> {
     }
 }
 
-/// The rows of a range of time steps of a time-major matrix `x`.
+/// The rows of the time steps `steps` in a time-major matrix `x`, which has `batch` rows per time step.
 fn rows<B: Ops>(b: &B, x: &B::Tensor, batch: usize, steps: &Range<usize>) -> Result<B::Tensor> {
     b.slice(x, steps.start * batch..steps.end * batch, 0..b.shape(x).cols)
 }
@@ -303,14 +305,15 @@ impl<B: Backend> Tape<B> {
         Ok(Gradients { x, state, weights: Weights::new(config.clone(), weights)? })
     }
 
-    /// Downloads a gradient and undoes the scale.
+    /// Downloads a scaled gradient and removes the scale from its elements.
     async fn download(&self, x: B::Tensor, scale: GradientScale) -> Result<Vec<f32>> {
         let mut values = self.lstm.backend().download_vec(x).await?;
         values.iter_mut().for_each(|v| *v = scale.unscale_value(*v));
         Ok(values)
     }
 
-    /// Enqueues the backward pass of all layers, from the scaled gradient `y` of the last layer's output.
+    /// Enqueues the backward pass of all layers on the device. `y` is the scaled gradient of the loss with respect to
+    /// the outputs of the last layer.
     fn run(
         &self,
         upstream: &OutputGradients<'_>,
@@ -397,7 +400,8 @@ impl<B: Backend> Tape<B> {
         Ok(gradients)
     }
 
-    /// The gradients of an empty input: zero for the weights, and the final states' gradients for the initial states.
+    /// The gradients for an empty input. The gradients of the weights are zero. The final states are the initial
+    /// states, so the gradients of the initial states are the given gradients of the final states.
     fn empty_gradients(&self, upstream: &OutputGradients<'_>) -> Result<Gradients> {
         let config = self.lstm.config();
         let mut weights = self.lstm.weights().clone();

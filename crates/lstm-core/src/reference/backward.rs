@@ -1,4 +1,4 @@
-//! The backward pass of a layer over a batch of sequences, composed of primitives.
+//! The backward pass of a layer over a batch of sequences, computed by the primitive operations of [`Ops`].
 //!
 //! Time steps run in the order opposite to the forward pass. After each chunk of time steps, one product per weight matrix
 //! adds the chunk's part to the weight gradients.
@@ -15,7 +15,7 @@ use crate::{
     shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
 };
 
-/// [`Backend::backward`](crate::Backend::backward) on the reference path.
+/// Implements [`Backend::backward`](crate::Backend::backward) with the primitive operations of [`Ops`].
 pub fn backward<B: Ops>(
     b: &B,
     layer: &Layer<B::Tensor>,
@@ -79,8 +79,9 @@ struct BackwardPass<'a, B: Ops> {
 }
 
 impl<B: Ops> BackwardPass<'_, B> {
-    /// The backward pass of time step `t`, given the gradients `d` with respect to the state after it. Rows of sequences
-    /// that are shorter have zero gradients.
+    /// Computes the gradients of time step `t`. `y` is the gradient of the loss with respect to the layer's outputs,
+    /// and `d` with respect to the state after the time step. In the rows of sequences without this time step, the
+    /// gradient of the state stays `d`, and the other gradients are zero.
     fn step(&self, t: usize, y: &B::Tensor, d: State<B::Tensor>) -> Result<StepGradients<B::Tensor>> {
         let (b, spec) = (self.b, self.layer.spec());
         let Some(gates) = &self.trace.gates[t] else {
@@ -142,8 +143,8 @@ impl<B: Ops> BackwardPass<'_, B> {
         })
     }
 
-    /// The weight gradients of a chunk of time steps, added to `accumulate`. Each is a product over all rows of the
-    /// chunk.
+    /// Computes the weight gradients of a chunk of time steps and adds them to `accumulate`, the sum over the chunks
+    /// before. Each gradient is one matrix product over all rows of the chunk.
     fn weight_gradients(
         &self,
         chunk: Range<usize>,

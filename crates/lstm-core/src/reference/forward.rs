@@ -1,4 +1,4 @@
-//! The forward pass of a layer over a batch of sequences, composed of primitives.
+//! The forward pass of a layer over a batch of sequences, computed by the primitive operations of [`Ops`].
 
 use std::ops::Range;
 
@@ -20,9 +20,9 @@ pub struct Trace<T> {
     pub(super) spec: LayerSpec,
     /// The snapped input, `[steps * batch, input_size]`.
     pub(super) x: T,
-    /// The states before and after each time step, `steps + 1` of them, in the order of time whatever the direction: a
-    /// forward layer reads entry `t` and writes entry `t + 1` at time step `t`; a reverse layer reads entry `t + 1` and
-    /// writes entry `t`. A sequence that is shorter than the time step keeps its state.
+    /// The states before and after each time step: `steps + 1` entries in the order of time, for both directions. At
+    /// time step `t`, a forward layer reads entry `t` and writes entry `t + 1`; a reverse layer reads entry `t + 1` and
+    /// writes entry `t`. The state of a sequence without this time step does not change.
     pub(super) states: Vec<State<T>>,
     /// The gates of each time step, with one row for each sequence that has this time step; `None` if no sequence has
     /// it.
@@ -31,7 +31,7 @@ pub struct Trace<T> {
     pub(super) batch: usize,
 }
 
-/// [`Backend::forward`](crate::Backend::forward) on the reference path.
+/// Implements [`Backend::forward`](crate::Backend::forward) with the primitive operations of [`Ops`].
 pub fn forward<B: Ops>(
     b: &B,
     layer: &Layer<B::Tensor>,
@@ -40,7 +40,7 @@ pub fn forward<B: Ops>(
     run(b, layer, sequence, |_, _| ()).map(|(output, _)| output)
 }
 
-/// [`Backend::forward_train`](crate::Backend::forward_train) on the reference path.
+/// Implements [`Backend::forward_train`](crate::Backend::forward_train) with the primitive operations of [`Ops`].
 pub fn forward_train<T: Clone, B: Ops<Tensor = T>>(
     b: &B,
     layer: &Layer<T>,
@@ -60,8 +60,9 @@ pub fn forward_train<T: Clone, B: Ops<Tensor = T>>(
     Ok((output, Trace { spec: *layer.spec(), x, states, gates, batch }))
 }
 
-/// Runs the layer and returns its output and the snapped input. Calls `record` with the initial state and no gates, then
-/// after every time step with the new state and the gates of the active sequences, if there are any.
+/// Runs the layer and returns its output and the snapped input. Calls `record` with the initial state and `None`, then
+/// after every time step with the new state and `Some(gates)`. These are the gates of the sequences that have this time
+/// step, or `None` if there is no such sequence.
 fn run<B: Ops>(
     b: &B,
     layer: &Layer<B::Tensor>,

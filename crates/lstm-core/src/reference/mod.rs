@@ -1,4 +1,4 @@
-//! The reference path: layers and streams composed of the primitives of [`Ops`].
+//! The reference path: layers and streams computed by the primitive operations of [`Ops`] alone.
 //!
 //! It defines the result of every method of [`Backend`]. Each fused kernel is tested against it on the same device. A
 //! device without fused kernels runs its layers by this path: see [`ReferencePath`].
@@ -27,10 +27,10 @@ use crate::{
     weights::LayerWeights,
 };
 
-/// A layer on the reference path.
+/// A layer of a backend that runs layers by the reference path, with the primitive operations of [`Ops`].
 pub type Layer<T> = Cell<T>;
 
-/// A copy of `state` with `h` and `c` snapped.
+/// A copy of `state` in which [`snap`](Ops::snap) has set tiny values of `h` and `c` to zero.
 fn snap_state<B: Ops>(b: &B, state: &State<B::Tensor>) -> Result<State<B::Tensor>> {
     Ok(State { h: b.snap(state.h.clone())?, c: b.snap(state.c.clone())? })
 }
@@ -93,12 +93,13 @@ impl<B: ReferencePath> Backend for B {
         set_stream_state(self, stream, first, state)
     }
     fn load_linear(&self, weights: LinearWeights<B::Tensor>) -> Result<Self::Linear> {
+        weights.check(|x| self.shape(x))?;
         Ok(weights)
     }
 }
 
-/// A backend that runs every layer by the reference path, with the primitives of `B`. Tests compare the kernels of `B`
-/// with it.
+/// A backend that runs every layer with the primitive operations of `B` alone, without its fused kernels. Tests compare
+/// the kernels of `B` with it.
 #[derive(Clone, Debug)]
 pub struct Reference<B>(pub B);
 

@@ -1,4 +1,4 @@
-//! Streams composed of primitives, and the checks of stream arguments that all backends share.
+//! Streams computed by the primitive operations of [`Ops`], and the checks of stream arguments that all backends share.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A stream on the reference path: a stack of layers and the state of each.
+/// A stream of the reference path: a stack of layers and the current state of each.
 #[derive(Clone, Debug)]
 pub struct Stream<T> {
     layers: Vec<Layer<T>>,
@@ -20,7 +20,7 @@ pub struct Stream<T> {
     batch: usize,
 }
 
-/// [`Backend::stream`](crate::Backend::stream) on the reference path.
+/// Implements [`Backend::stream`](crate::Backend::stream) with the primitive operations of [`Ops`].
 pub fn stream<B: Ops>(b: &B, layers: &[Layer<B::Tensor>], batch: usize) -> Result<Stream<B::Tensor>> {
     let zeros = |cols| b.upload(MatrixShape::new(batch, cols), &zeros("stream", &[batch, cols])?);
     check_stack(layers.iter().map(|layer| layer.spec()))?;
@@ -31,7 +31,7 @@ pub fn stream<B: Ops>(b: &B, layers: &[Layer<B::Tensor>], batch: usize) -> Resul
     Ok(Stream { state: state.collect::<Result<_>>()?, layers: layers.to_vec(), batch })
 }
 
-/// [`Backend::step`](crate::Backend::step) on the reference path.
+/// Implements [`Backend::step`](crate::Backend::step) with the primitive operations of [`Ops`].
 pub async fn step<B: Ops>(b: &B, stream: &mut Stream<B::Tensor>, x: &[f32], y: &mut [f32]) -> Result<()> {
     let (first_layer, last_layer) = (stream.layers[0].spec(), stream.layers[stream.layers.len() - 1].spec());
     check_step(stream.batch, first_layer, last_layer, x, y)?;
@@ -47,8 +47,8 @@ pub async fn step<B: Ops>(b: &B, stream: &mut Stream<B::Tensor>, x: &[f32], y: &
     Ok(())
 }
 
-/// [`Backend::step_some`](crate::Backend::step_some) on the reference path: gathers the states of the sequences, runs
-/// the layers on them alone, and scatters the new states.
+/// Implements [`Backend::step_some`](crate::Backend::step_some) with the primitive operations of [`Ops`]: gathers the
+/// states of the given sequences, runs the layers on these, and writes the new states back.
 pub async fn step_some<B: Ops>(
     b: &B,
     stream: &mut Stream<B::Tensor>,
@@ -76,17 +76,17 @@ pub async fn step_some<B: Ops>(
     let mut next_states = Vec::with_capacity(stream.layers.len());
     let mut x = b.upload(MatrixShape::new(sequences.len(), x.len() / sequences.len()), x)?;
     for (layer, state) in stream.layers.iter().zip(&stream.state) {
-        let compact = State { h: gather(&state.h)?, c: gather(&state.c)? };
-        let next = layer.step(b, layer.input_term(b, &b.snap(x)?)?, &compact)?;
-        next_states.push(State { h: scatter(&next.h, &state.h)?, c: scatter(&next.c, &state.c)? });
-        x = next.h;
+        let gathered_state = State { h: gather(&state.h)?, c: gather(&state.c)? };
+        let next_state = layer.step(b, layer.input_term(b, &b.snap(x)?)?, &gathered_state)?;
+        next_states.push(State { h: scatter(&next_state.h, &state.h)?, c: scatter(&next_state.c, &state.c)? });
+        x = next_state.h;
     }
     b.download(&x, y).await?;
     stream.state = next_states;
     Ok(())
 }
 
-/// [`Backend::stream_state`](crate::Backend::stream_state) on the reference path.
+/// Implements [`Backend::stream_state`](crate::Backend::stream_state) with the primitive operations of [`Ops`].
 pub fn stream_state<B: Ops>(
     b: &B,
     stream: &Stream<B::Tensor>,
@@ -97,7 +97,7 @@ pub fn stream_state<B: Ops>(
     stream.state.iter().map(|state| Ok(State { h: rows(&state.h)?, c: rows(&state.c)? })).collect()
 }
 
-/// [`Backend::set_stream_state`](crate::Backend::set_stream_state) on the reference path.
+/// Implements [`Backend::set_stream_state`](crate::Backend::set_stream_state) with the primitive operations of [`Ops`].
 pub fn set_stream_state<B: Ops>(
     b: &B,
     stream: &mut Stream<B::Tensor>,
@@ -106,19 +106,19 @@ pub fn set_stream_state<B: Ops>(
 ) -> Result<()> {
     let (specs, batch): (Vec<_>, _) = (stream.layers.iter().map(|layer| *layer.spec()).collect(), stream.batch);
     let shapes = state.iter().map(|s| State { h: b.shape(&s.h), c: b.shape(&s.c) });
-    let replaced = check_state(&specs, batch, first, shapes)?;
-    let splice = |new: B::Tensor, old: &B::Tensor| {
+    let replaced_rows = check_state(&specs, batch, first, shapes)?;
+    let replace_rows = |new: B::Tensor, old: &B::Tensor| {
         let cols = b.shape(old).cols;
-        let kept = |rows: Range<usize>| (!rows.is_empty()).then(|| b.slice(old, rows, 0..cols));
-        let parts = [kept(0..replaced.start), Some(Ok(new)), kept(replaced.end..batch)];
+        let old_rows = |rows: Range<usize>| (!rows.is_empty()).then(|| b.slice(old, rows, 0..cols));
+        let parts = [old_rows(0..replaced_rows.start), Some(Ok(new)), old_rows(replaced_rows.end..batch)];
         b.concat(ConcatAxis::Rows, &parts.into_iter().flatten().collect::<Result<Vec<_>>>()?)
     };
     let states = state.iter().zip(&stream.state).map(|(new, old)| {
         let new = snap_state(b, new)?;
-        if replaced.len() == batch {
+        if replaced_rows.len() == batch {
             return Ok(new);
         }
-        Ok(State { h: splice(new.h, &old.h)?, c: splice(new.c, &old.c)? })
+        Ok(State { h: replace_rows(new.h, &old.h)?, c: replace_rows(new.c, &old.c)? })
     });
     stream.state = states.collect::<Result<_>>()?;
     Ok(())
@@ -181,7 +181,8 @@ pub fn check_step_some(
     check_rows("step_some", sequences.len(), first_layer, last_layer, x, y)
 }
 
-/// Checks that `x` and `y` hold `rows` inputs of the first layer and outputs of the last layer.
+/// Checks that `x` has the length of `rows` inputs of the first layer, and `y` that of `rows` outputs of the last
+/// layer.
 fn check_rows(
     op: &str,
     rows: usize,
@@ -212,8 +213,9 @@ pub fn check_sequences(batch: usize, sequences: &Range<usize>) -> Result<()> {
     Err(Error::shape("stream state", format!("a range of the {batch} sequences"), format!("{sequences:?}")))
 }
 
-/// Checks that `state` holds the shapes of one state for each layer of a stream, all with the same number of rows, and
-/// that the stream has as many sequences from number `first` on. Returns the range of the sequences.
+/// Checks the shapes of new states for the sequences of a stream from number `first` on. `state` must have one entry
+/// per layer, with one row per sequence, and the stream must have that many sequences from `first` on. Returns the
+/// range of these sequences.
 ///
 /// # Errors
 /// [`Error::Shape`] names the first layer whose state does not match.
@@ -227,7 +229,7 @@ pub fn check_state(
         return Err(Error::shape("stream state", format!("{} layers", specs.len()), state.len()));
     }
     let mut state = state.peekable();
-    // A state for more sequences than there are must be reported with the shape that fits.
+    // If the state has more sequences than the stream, the error must give the shape that fits.
     let rows = state.peek().map_or(1, |s| s.h.rows).min(batch.saturating_sub(first));
     let sequences = first..first.saturating_add(rows);
     check_sequences(batch, &sequences)?;

@@ -8,7 +8,8 @@ use crate::{
     shape::zeros,
 };
 
-/// Target of the rows that [`cross_entropy`] ignores, such as padding; PyTorch's `ignore_index`.
+/// The target by which a row is marked to be ignored by [`cross_entropy`], for example padding; PyTorch's
+/// `ignore_index`.
 pub const IGNORE_INDEX: usize = usize::MAX;
 
 /// Mean squared error and its gradient with respect to the prediction, as `torch.nn.MSELoss()`.
@@ -149,7 +150,7 @@ fn mean_loss<D: Dimension>(
     Ok((sum / n, array_from_elements(op, prediction.raw_dim(), gradient)?))
 }
 
-/// Mean of an element-wise loss over the elements within the lengths, and its gradient.
+/// Mean of an element-wise loss over the elements within the sequences' lengths, and its gradient.
 fn masked_mean_loss(
     op: &'static str,
     prediction: ArrayView3<'_, f32>,
@@ -174,8 +175,8 @@ fn masked_mean_loss(
     Ok((sum / n, gradient))
 }
 
-/// Adds the loss of each element to `sum`, in order, and returns the result. Each element is a gradient to write, a
-/// prediction and a target; the gradient becomes the derivative of the loss divided by `n`.
+/// Adds the loss of each element to `sum`, in order, and returns the result. Each item has a gradient to write, a
+/// prediction and a target. The gradient is the derivative of the loss divided by `n`.
 fn add_element_losses<'a>(
     mut sum: f64,
     elements: impl Iterator<Item = ((&'a mut f32, &'a f32), &'a f32)>,

@@ -15,7 +15,7 @@ pub enum LossInput {
     Outputs,
     /// The last hidden state of each sequence, for example to classify it.
     LastState,
-    /// Both.
+    /// The outputs of all time steps, and the last hidden state of each sequence.
     Both,
 }
 
@@ -25,26 +25,27 @@ impl LossInput {
         self != LossInput::LastState
     }
 
-    /// Whether the loss reads the last states.
+    /// Whether the loss reads the last hidden states.
     pub(super) fn reads_last_state(self) -> bool {
         self != LossInput::Outputs
     }
 }
 
-/// The sequences of a batch that one call of the loss function gets. A batch is one shard.
+/// The part of a batch for which the loss function is called once. At present it is always the whole batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Shard {
-    /// Number of the shard, from 0.
+    /// Number of this shard in the batch, counted from 0.
     pub index: usize,
     /// The sequences of the batch that are in this shard.
     pub rows: Range<usize>,
-    /// What a mean over the whole batch divides by: the number of time steps within the lengths of all sequences, or the
+    /// The divisor of a mean over the whole batch: the number of time steps within the lengths of all sequences, or the
     /// number of sequences for [`LossInput::LastState`].
     pub count: usize,
 }
 
-/// The results of a model for the sequences of one [`Shard`]: those of the head, or of the LSTM in a model without a head.
+/// The results of a model that a loss function reads, for the sequences of one [`Shard`]. They are the outputs of the
+/// head, or of the LSTM if the model has no head.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelOutputs<'a> {
     pub(super) y: Option<ArrayView3<'a, f32>>,
@@ -78,7 +79,8 @@ impl<'a> ModelOutputs<'a> {
 }
 
 /// The gradient of a loss with respect to the [`ModelOutputs`] that it reads. An array of the shape of
-/// [`y`](ModelOutputs::y) or [`last`](ModelOutputs::last) converts into it; for [`LossInput::Both`] a pair of both does.
+/// [`y`](ModelOutputs::y) or [`last`](ModelOutputs::last) converts into it; for [`LossInput::Both`], a pair of these
+/// two arrays does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossGradient {
     pub(super) y: Option<Array3<f32>>,
@@ -104,7 +106,7 @@ impl From<(Array3<f32>, Array2<f32>)> for LossGradient {
 }
 
 impl LossGradient {
-    /// Checks that the gradient has the shapes of what the loss read.
+    /// Checks that the gradient has the same arrays and shapes as `outputs`, which the loss read.
     pub(super) fn check(&self, outputs: &ModelOutputs<'_>) -> Result<()> {
         let check_shape = |what: &str, expected: Option<&[usize]>, got: Option<&[usize]>| {
             if expected == got {

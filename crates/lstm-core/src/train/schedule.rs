@@ -52,10 +52,11 @@ pub struct Schedule {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Decay {
-    /// The rate stays `r`.
+    /// The rate stays at the base rate.
     Constant,
-    /// The rate is multiplied by `factor` every `every` steps: `r * factor^floor(u / every)`, with the `libm` crate's
-    /// `pow`. PyTorch's `StepLR(step_size=every, gamma=factor)`.
+    /// The rate is multiplied by `factor` every `every` steps. It is `r * factor^floor(u / every)` for the base rate
+    /// `r`, `u` steps after the warm-up, with the `libm` crate's `pow`. This is PyTorch's
+    /// `StepLR(step_size=every, gamma=factor)`.
     Step {
         /// Number of steps between two changes of the rate; at least 1.
         every: u64,
@@ -63,8 +64,9 @@ pub enum Decay {
         factor: f32,
     },
     /// Cosine annealing (Loshchilov & Hutter 2017): `min + (r - min) * (1 + cos(pi * u / steps)) / 2` for `u < steps`,
-    /// with the `libm` crate's `cos`, then `min`. PyTorch's `CosineAnnealingLR(T_max=steps, eta_min=min)`, except that
-    /// PyTorch's rate rises again after `steps` steps.
+    /// with the `libm` crate's `cos`, then `min`; `r` is the base rate and `u` the number of steps since the warm-up.
+    /// This is PyTorch's `CosineAnnealingLR(T_max=steps, eta_min=min)`, except that PyTorch's rate rises again after
+    /// `steps` steps.
     Cosine {
         /// Number of steps from the base rate to `min`; at least 1.
         steps: u64,
@@ -94,8 +96,8 @@ impl Schedule {
         Schedule { warmup: steps, ..self }
     }
 
-    /// The learning rate of a step, counted from 0: [`Optimizer::steps`](super::Optimizer::steps) before the step. It
-    /// is finite and not negative if the schedule is [valid](Self::validate).
+    /// The learning rate of a step. Steps are counted from 0: `step` is [`Optimizer::steps`](super::Optimizer::steps)
+    /// before the step. The rate is finite and not negative if the schedule is [valid](Self::validate).
     pub fn rate_at(&self, step: u64) -> f32 {
         let base_rate = f64::from(self.rate);
         let Some(u) = step.checked_sub(self.warmup) else {

@@ -1,8 +1,8 @@
 //! Inference of a model's configuration from the names and shapes of its tensors: sizes, layers, direction, biases,
 //! projection, cell.
 //!
-//! Several tensors determine each size. Of different values, the most common is used, so that an error names the tensor
-//! whose shape is wrong.
+//! Each size follows from the shapes of several tensors. If these disagree, the most common value is used, so that an
+//! error names the tensor whose shape is wrong.
 
 use std::{
     cmp::Reverse,
@@ -18,9 +18,9 @@ use crate::{
 /// Text of the field `expected` of [`Error::MissingTensor`] if no tensor with the prefix belongs to an LSTM.
 pub(crate) const EXPECTED_LSTM: &str = "an LSTM with this prefix";
 
-/// Shapes of the tensors whose names have a prefix.
+/// The shapes of the tensors in a file whose names start with a given prefix.
 pub(crate) struct TensorShapes<'a> {
-    /// The prefix of all names.
+    /// The prefix with which the names start.
     pub(crate) prefix: &'a str,
     /// Shape by name without the prefix.
     pub(crate) shapes: BTreeMap<&'a str, &'a [usize]>,
@@ -117,7 +117,8 @@ impl TensorShapes<'_> {
         Ok(LstmConfig::new(input, hidden).cell(cell).bias(bias))
     }
 
-    /// Infers the configuration from the packed matrices of [`TensorNames::Notebook`](super::names::TensorNames).
+    /// Infers the configuration from the names `W`, `U` and `bias` of
+    /// [`TensorNames::Notebook`](super::names::TensorNames). Each of these tensors holds all four gates.
     fn infer_notebook_packed(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
         let possible_cells = [CellKind::Fused, CellKind::PeepholeDense, CellKind::Unfused];
         if cell.is_none() {
@@ -140,8 +141,8 @@ impl TensorShapes<'_> {
         Ok(LstmConfig::new(input, hidden).cell(self.check_cell(&possible_cells, cell)?).bias(bias))
     }
 
-    /// Whether any tensor has a name of [`TensorNames::Notebook`](super::names::TensorNames) that ends with the letter
-    /// of this gate.
+    /// Whether any tensor has a name such as `U_i` of [`TensorNames::Notebook`](super::names::TensorNames) that ends
+    /// with the letter `gate`.
     fn has_gate(&self, gate: char) -> bool {
         self.shapes.keys().any(|name| gate_name(name).is_some_and(|(_, x)| x == gate))
     }
@@ -183,12 +184,13 @@ fn gate_name(name: &str) -> Option<(char, char)> {
     }
 }
 
-/// The shape of a matrix; `None` for another number of axes.
+/// The numbers of rows and columns; `None` if the shape does not have two axes.
 fn matrix_shape(shape: &[usize]) -> Option<[usize; 2]> {
     shape.try_into().ok()
 }
 
-/// `rows / 4`; `None` if the number is not a multiple of four.
+/// The number of rows of each gate if `rows` rows hold all four gates: `rows / 4`. `None` if `rows` is not a multiple
+/// of four.
 fn gate_rows(rows: usize) -> Option<usize> {
     rows.is_multiple_of(4).then_some(rows / 4)
 }

@@ -41,13 +41,13 @@ pub enum InitKind {
 pub struct Init {
     /// Distribution of the parameters.
     pub kind: InitKind,
-    /// Initial bias of the forget gate; `None` leaves it to the distribution. 1 is a common choice (Jozefowicz et al.
-    /// 2015). With two bias vectors, the first gets this value and the second gets 0.
+    /// Initial bias of the forget gate; with `None`, it is initialized like the other biases. 1 is a common choice
+    /// (Jozefowicz et al. 2015). With two bias vectors, the first gets this value and the second gets 0.
     pub forget_bias: Option<f32>,
 }
 
 impl Init {
-    /// The given distribution, without a forget bias.
+    /// Options with the given distribution and without a forget bias.
     pub fn new(kind: InitKind) -> Self {
         Init { kind, forget_bias: None }
     }
@@ -155,7 +155,8 @@ fn sample_standard_normal(rng: &mut impl RngCore) -> f64 {
 }
 
 /// Draws a matrix with orthonormal columns, uniformly among all such matrices; `rows >= cols`. Normally distributed
-/// columns are orthogonalized one after the other by modified Gram-Schmidt, which keeps the diagonal of R positive.
+/// columns are orthogonalized one after the other by the modified Gram-Schmidt process. The diagonal of R in this QR
+/// decomposition is positive.
 fn random_orthonormal(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Array2<f32> {
     let normal_matrix = Array2::from_shape_simple_fn((rows, cols), || sample_standard_normal(rng));
     let mut columns: Vec<Vec<f64>> = normal_matrix.columns().into_iter().map(|c| c.to_vec()).collect();

@@ -151,7 +151,7 @@ impl Weights {
     }
 
     /// Changes the cell from [`CellKind::Unfused`] to [`CellKind::Fused`]. The parameters stay the same, and the
-    /// results are bit-identical. [`gates::pack`] packs separate matrices.
+    /// results are bit-identical. To stack separate gate matrices into one, use [`gates::pack`].
     ///
     /// # Errors
     /// [`Error::Config`] for a peephole cell.

@@ -21,8 +21,8 @@ pub enum TensorNames {
     Notebook,
 }
 
-/// PyTorch-style names without the suffix `_l{layer}`: the name, the parameter, and whether the name is only for the
-/// dense peephole cell.
+/// The PyTorch-style names of all parameters. Each entry has the name without the suffix `_l{layer}`, the parameter,
+/// and whether only the dense peephole cell uses this name.
 const NAME_STEMS: [(&str, Param, bool); 10] = [
     ("weight_ih", Param::WeightIh, false),
     ("weight_hh", Param::WeightHh, false),
@@ -56,7 +56,7 @@ pub fn pytorch_name(layer: usize, reverse: bool, cell: CellKind, param: Param) -
     format!("{stem}_l{layer}{}", if reverse { "_reverse" } else { "" })
 }
 
-/// The parts of a PyTorch-style name.
+/// The parts of a parameter's PyTorch-style name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ParsedName {
     /// Index of the layer.
@@ -65,7 +65,7 @@ pub(crate) struct ParsedName {
     pub(crate) reverse: bool,
     /// The parameter.
     pub(crate) param: Param,
-    /// Whether the name is only for the dense peephole cell.
+    /// Whether only the dense peephole cell uses this name.
     pub(crate) only_dense_peephole: bool,
 }
 
@@ -89,9 +89,10 @@ pub(crate) fn parse_pytorch_name(name: &str) -> Option<ParsedName> {
 pub(crate) enum FileLayout {
     /// The names and layout of [`TensorNames::PyTorch`].
     PyTorch,
-    /// The names of [`TensorNames::Notebook`] with one matrix per gate. They use this letter for the candidate.
+    /// The names of [`TensorNames::Notebook`] with one matrix per gate. The field is the letter of the candidate gate,
+    /// `c` or `g`.
     NotebookGates(char),
-    /// The names of [`TensorNames::Notebook`] with packed matrices.
+    /// The names of [`TensorNames::Notebook`] with one matrix for all four gates.
     NotebookPacked,
 }
 
@@ -106,7 +107,7 @@ pub(crate) struct StoredParam {
 }
 
 impl FileLayout {
-    /// The layout in which a model is written.
+    /// Chooses the layout in which a model is written to a file.
     ///
     /// # Errors
     /// [`Error::Config`] if the notebook's names do not support an option of the model.

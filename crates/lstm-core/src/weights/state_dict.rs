@@ -31,11 +31,11 @@ pub(crate) const CHECKPOINT_KEY: &str = "trainer.format";
 /// caller.
 pub(crate) const CHECKPOINT_PREFIXES: [&str; 2] = ["optimizer.", "extra."];
 
-/// What to do with a training checkpoint that is read as a model.
+/// The part of an error message that explains how to read a training checkpoint.
 const CHECKPOINT_ADVICE: &str = "the file is a training checkpoint: continue the run with Trainer::resume, or take the \
                                  weights alone with the prefix `lstm.` and leave the other tensors";
 
-/// The most names of tensors in an error message.
+/// Maximum number of tensor names in an error message.
 const MAX_LISTED_NAMES: usize = 8;
 
 /// A safetensors file in memory. The `take` methods convert and remove one tensor or one model;
@@ -66,12 +66,12 @@ pub struct StateDict {
     metadata: BTreeMap<String, String>,
 }
 
-/// Element type, shape and position of a tensor.
+/// Element type, shape and position of a tensor in the file.
 #[derive(Clone)]
 struct TensorEntry {
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Range of the elements in [`StateDict::bytes`].
+    /// The range of bytes in [`StateDict::bytes`] that holds the tensor's elements.
     range: Range<usize>,
 }
 
@@ -181,7 +181,8 @@ impl StateDict {
         self.metadata.get(&key).map(parse).transpose()
     }
 
-    /// Takes a tensor of the given shape. Elements may be F32, F16, BF16 or F64; F64 is rounded to the nearest f32.
+    /// Removes a tensor and returns its elements as f32. The tensor must have the given shape. Elements may be F32,
+    /// F16, BF16 or F64; F64 is rounded to the nearest f32.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`], or [`Error::Format`] if a finite value
@@ -191,7 +192,8 @@ impl StateDict {
         self.take_any(name)
     }
 
-    /// Takes a tensor of any shape. Elements may be F32, F16, BF16 or F64; F64 is rounded to the nearest f32.
+    /// Removes a tensor of any shape and returns its elements as f32. Elements may be F32, F16, BF16 or F64; F64 is
+    /// rounded to the nearest f32.
     ///
     /// # Errors
     /// As for [`take`](Self::take), except [`Error::TensorShape`].
@@ -201,7 +203,8 @@ impl StateDict {
         Ok(value)
     }
 
-    /// Takes a tensor of any shape as f64, without rounding. Elements may be F64, F32, F16 or BF16.
+    /// Removes a tensor of any shape and returns its elements as f64, without rounding. Elements may be F64, F32, F16
+    /// or BF16.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] or [`Error::TensorType`]. The tensor is not removed after an error.
@@ -212,7 +215,7 @@ impl StateDict {
         Ok(value)
     }
 
-    /// Takes the elements of an I64 or I32 tensor in row-major order.
+    /// Removes an I64 or I32 tensor and returns its elements in row-major order.
     ///
     /// # Errors
     /// [`Error::MissingTensor`] or [`Error::TensorType`]. The tensor is not removed after an error.
@@ -223,8 +226,8 @@ impl StateDict {
         Ok(value)
     }
 
-    /// Takes a model: all tensors whose names start with `prefix`, such as `"lstm."`. The prefix `""` selects all
-    /// tensors.
+    /// Removes the tensors of a model and returns its weights. The tensors are all those whose names start with
+    /// `prefix`, such as `"lstm."`. The prefix `""` selects all tensors.
     ///
     /// The names are those of [`pytorch_name`](super::names::pytorch_name) or of the original notebook
     /// ([`TensorNames::Notebook`](super::names::TensorNames); the candidate's letter may be `c` or `g`). Sizes, number
@@ -237,8 +240,9 @@ impl StateDict {
     /// # Errors
     /// Nothing is taken after an error.
     /// - [`Error::MissingTensor`] names the first missing tensor: one of a layer in a gap of the layer numbers, a bias
-    ///   or a reverse direction that another layer has. Without any tensor of an LSTM, it lists the prefixes in the
-    ///   file, or names tensors of a file without an LSTM. It says so if the file is a training checkpoint.
+    ///   or a reverse direction that another layer has. If no tensor with the prefix belongs to an LSTM, it lists the
+    ///   prefixes of the LSTMs in the file, or some tensors of a file without an LSTM. It says so if the file is a
+    ///   training checkpoint.
     /// - [`Error::UnusedTensors`] names tensors with the prefix that do not belong to the model.
     /// - [`Error::TensorShape`] names a tensor whose shape contradicts the other tensors. [`Error::Shape`] names a
     ///   tensor that is needed to determine a size and is not a matrix.
@@ -250,8 +254,8 @@ impl StateDict {
         self.take_model(prefix, None)
     }
 
-    /// Takes a model with the given cell. See [`take_lstm`](Self::take_lstm). The tensors of the fused cell may be read
-    /// as the unfused cell and vice versa.
+    /// Removes the tensors of a model with the given cell and returns its weights. See [`take_lstm`](Self::take_lstm).
+    /// The tensors of the fused cell may be read as the unfused cell and vice versa.
     ///
     /// # Errors
     /// As for [`take_lstm`](Self::take_lstm), and [`Error::Config`] if the tensors are those of another cell.
@@ -274,19 +278,19 @@ impl StateDict {
         self.finish_with(advice)
     }
 
-    /// [`finish`](Self::finish) with this advice in the error.
+    /// Does the same as [`finish`](Self::finish), with the given advice in the error.
     pub(crate) fn finish_with(self, advice: Option<&'static str>) -> Result<()> {
         let names: Vec<_> = self.tensors.into_keys().collect();
         if names.is_empty() { Ok(()) } else { Err(Error::UnusedTensors { names, advice }) }
     }
 
-    /// Takes a model. `cell` is the expected cell, if the caller knows it.
+    /// Removes the tensors of a model and returns its weights. `cell` is the expected cell, if the caller knows it.
     fn take_model(&mut self, prefix: &str, cell: Option<CellKind>) -> Result<Weights> {
         let shapes = self.tensors.iter().filter_map(|(name, e)| Some((name.strip_prefix(prefix)?, &e.shape[..])));
         let saved_config = self.lstm_config(prefix)?;
         let cell = cell.or(saved_config.as_ref().map(|config| config.cell));
         let shapes = TensorShapes { prefix, shapes: shapes.collect() };
-        let (config, layout) = shapes.infer(cell).map_err(|error| self.add_found_prefixes(error))?;
+        let (config, layout) = shapes.infer(cell).map_err(|error| self.add_contents_to_error(error))?;
         let mut layers = layout.stored_params(&config);
         for (name, _) in layers.iter_mut().flat_map(|(_, params)| params).flat_map(|stored| &mut stored.tensors) {
             name.insert_str(0, prefix);
@@ -324,8 +328,9 @@ impl StateDict {
         Ok(weights)
     }
 
-    /// If `error` says that no LSTM has the requested prefix, adds what the file has.
-    fn add_found_prefixes(&self, error: Error) -> Error {
+    /// Adds a description of the file's contents to an error that says that no LSTM has the requested prefix. Returns
+    /// other errors unchanged.
+    fn add_contents_to_error(&self, error: Error) -> Error {
         match error {
             Error::MissingTensor { name, expected } if expected == EXPECTED_LSTM => {
                 Error::MissingTensor { name, expected: format!("{expected}, found {}", self.describe_contents()) }
@@ -334,7 +339,8 @@ impl StateDict {
         }
     }
 
-    /// What the file has, in words: a checkpoint, the prefixes of its LSTMs, or some of its tensors.
+    /// A description of the file's contents for error messages: a checkpoint, the prefixes of its LSTMs, or some of its
+    /// tensors.
     fn describe_contents(&self) -> String {
         let quoted = |name: &str| if name.is_empty() { "`` (empty)".to_owned() } else { format!("`{name}`") };
         let quote = |names: &mut dyn Iterator<Item = &str>| names.map(quoted).collect::<Vec<_>>().join(", ");
@@ -407,9 +413,9 @@ fn array_from_elements<T>(name: &str, entry: &TensorEntry, values: Vec<T>) -> Re
     ArrayD::from_shape_vec(shape, values).map_err(|e| Error::format(format!("tensor `{name}`"), e))
 }
 
-/// Counts the entries of the header, and fails if the header has a number so large that a sum of offsets overflows. The
-/// safetensors crate does not check for overflow, and of duplicate names it uses the last; the count reveals
-/// duplicates. The crate detects all other errors.
+/// Counts the entries in the JSON header of a safetensors file. Fails if the header has a number so large that a sum of
+/// offsets overflows. The safetensors crate detects neither such a number nor a name that occurs twice. Of entries with
+/// the same name it keeps only the last, so it finds fewer entries than this count.
 fn count_header_entries(bytes: &[u8]) -> Result<usize, &'static str> {
     let header = bytes.split_first_chunk().and_then(|(header_len, following_bytes)| {
         let header_len = usize::try_from(u64::from_le_bytes(*header_len)).ok()?;

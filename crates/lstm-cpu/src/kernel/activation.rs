@@ -43,8 +43,9 @@ unsafe fn horner<S: Simd, const N: usize>(coefficients: &[f32; N], x: S) -> S {
     }
 }
 
-/// Range reduction for `exp(-scale * z)`: `(s, r)` with `exp(-scale * z) = s * exp(scale * r)` and `s` a power of two.
-/// `log2_e` is `-log2(e) * scale`; `ln2_high` and `ln2_low` are the two parts of `-ln(2) / scale`.
+/// Reduces the argument of `exp(-scale * z)`: returns `s` and `r` such that `exp(-scale * z) = s * exp(scale * r)`,
+/// where `s` is a power of two and `r` is small. `log2_e` is `-log2(e) * scale`; `ln2_high` and `ln2_low` are the two
+/// parts of `-ln(2) / scale`.
 ///
 /// # Safety
 /// As for [`Simd`].

@@ -11,16 +11,17 @@ use crate::kernel::{
 };
 
 /// Arguments of the cell kernel. It runs over *items*, which are either the rows (sequences) of one panel, or the
-/// panels of one row. Per item it computes the four gates of `LANES` units. All pointers are those of the first item.
+/// panels of one row. Per item it computes the four gates of `LANES` units. Every pointer points to the data of the
+/// first item.
 pub(crate) struct CellArgs {
     /// Number of items.
     pub(crate) item_count: usize,
     /// Number of floats between consecutive items, for each pointer.
     pub(crate) strides: CellStrides,
-    /// `W x`, one panel row.
+    /// Input products `W x`, one panel row per item.
     pub(crate) wx: *const f32,
-    /// `U h` of each gate, one vector each. In the dense peephole cell, the candidate has no recurrent weights, and its
-    /// pointer is not read.
+    /// Recurrent products `U h`: one pointer per gate, each to one vector per item. In the dense peephole cell, the
+    /// candidate has no recurrent weights, and its pointer is not read.
     pub(crate) uh: [*const f32; PANEL_VECTORS],
     /// Bias, one panel row.
     pub(crate) bias: *const f32,
@@ -43,12 +44,12 @@ pub(crate) struct CellArgs {
     pub(crate) kind: CellKind,
     /// Whether the forget gate is `1 - i`.
     pub(crate) coupled: bool,
-    /// Bound of the pre-activations.
+    /// Bound to which the pre-activations of the gates are clipped. `None` if they are not clipped.
     pub(crate) clip: Option<f32>,
 }
 
-/// Strides in floats: for each pointer of [`CellArgs`], the distance between two items. The items are the rows of one panel
-/// or the panels of one row.
+/// Strides of the pointers in [`CellArgs`]: for each pointer, the number of floats from one item to the next. The items
+/// are the rows of one panel or the panels of one row.
 #[derive(Clone, Copy)]
 pub(crate) struct CellStrides {
     pub(super) wx: usize,
@@ -59,7 +60,8 @@ pub(crate) struct CellStrides {
     state: usize,
     gates: usize,
     y: usize,
-    /// Number of units in an item, or 0 if all items have the same units.
+    /// Number of units from the first unit of an item to the first unit of the next item. It is 0 if the items are
+    /// rows, which all have the same units.
     units: usize,
 }
 
@@ -72,7 +74,7 @@ impl CellStrides {
     }
 
     /// Returns the strides for items that are the panels of one row. `wx`, `uh` and `gates` are the strides of the
-    /// pointers of these names.
+    /// pointers with the same names in [`CellArgs`].
     pub(crate) fn for_panels(kernels: &Kernels, wx: usize, uh: usize, gates: usize) -> Self {
         let (lanes, width) = (kernels.lanes, kernels.panel_width());
         CellStrides { wx, uh, bias: width, peephole: 3 * lanes, state: lanes, gates, y: lanes, units: lanes }
@@ -99,7 +101,7 @@ pub(crate) unsafe fn cell_forward<S: Simd>(args: &CellArgs) {
 /// Number of items that are computed together, so that their latencies overlap.
 const ITEMS_PER_ITERATION: usize = 4;
 
-/// [`cell_forward`] with the kind of cell as compile-time constants.
+/// Does what [`cell_forward`] does, with the kind of cell as compile-time constants.
 ///
 /// # Safety
 /// As for [`cell_forward`].
@@ -134,7 +136,8 @@ pub(crate) unsafe fn load_gates<S: Simd, const N: usize>(p: *const f32, stride: 
     unsafe { load_each_gate([p, p.add(S::LANES), p.add(2 * S::LANES), p.add(3 * S::LANES)], stride) }
 }
 
-/// Loads `N` vectors of each gate, `stride` floats apart, with one start address per gate.
+/// Loads `N` vectors of each gate. `p` holds the address of each gate's first vector. The vectors of a gate are
+/// `stride` floats apart.
 ///
 /// # Safety
 /// A valid vector at each address; otherwise as for [`Simd`].
@@ -149,7 +152,7 @@ unsafe fn load_each_gate<S: Simd, const N: usize>(
     }
 }
 
-/// [`cell_forward`] for `N` items, given their products `W x` and `U h` in registers.
+/// Does what [`cell_forward`] does, for `N` items whose products `W x` and `U h` are passed in registers.
 ///
 /// # Safety
 /// As for [`cell_forward`], with `N` items.
@@ -201,8 +204,8 @@ pub(crate) unsafe fn cell_forward_vectors<
 
 // These are functions rather than closures: a closure might be compiled without the kernel's target features.
 
-/// `z` plus the diagonal peephole term of a gate, or `z` unless `DIAGONAL_PEEPHOLE`. `index` is 0, 1 or 2 for the gates
-/// i, f and o.
+/// Returns `z` plus the diagonal peephole term of a gate. Returns `z` unchanged if `DIAGONAL_PEEPHOLE` is false.
+/// `index` is 0, 1 or 2 for the gates i, f and o.
 ///
 /// # Safety
 /// As for [`cell_forward_vectors`].
@@ -220,7 +223,7 @@ unsafe fn add_peephole<S: Simd, const N: usize, const DIAGONAL_PEEPHOLE: bool>(
     }
 }
 
-/// `z` clipped, if the layer has a clip bound.
+/// Returns `z`, clipped if the layer has a clip bound.
 ///
 /// # Safety
 /// As for [`Simd`].
@@ -233,7 +236,8 @@ unsafe fn clip_if_set<S: Simd>(args: &CellArgs, z: S) -> S {
     }
 }
 
-/// `args` with the pointers and `units` moved to item `n`.
+/// Returns the arguments for the items from number `n` on: all pointers are advanced by `n` items, and the units of the
+/// first `n` items are subtracted from `units`.
 ///
 /// # Safety
 /// The pointers are valid for more than `n` items.

@@ -8,12 +8,13 @@ use crate::kernel::{
     table::PANEL_VECTORS,
 };
 
-/// Arguments of the backward kernel, which handles one panel (`LANES` units) of some rows (sequences). All pointers are
-/// those of the first row; `d` in a name means the gradient of the loss with respect to that value.
+/// Arguments of the backward kernel, which handles one panel (`LANES` units) of some rows (sequences). Every pointer
+/// points to the data of the first row. `dh`, `dc` and `dz` are the gradients of the loss with respect to `h`, `c` and
+/// the pre-activations `z`.
 pub(crate) struct CellBackwardArgs {
     /// Number of rows.
     pub(crate) rows: usize,
-    /// Gate values that the forward pass saved, with rows one panel row apart.
+    /// Gate values that the forward pass saved: one panel row for each row.
     pub(crate) gates: *const f32,
     /// Diagonal peephole weights, `LANES` values for each of the gates i, f and o.
     pub(crate) peephole: *const f32,
@@ -21,16 +22,17 @@ pub(crate) struct CellBackwardArgs {
     pub(crate) c_old: *const f32,
     /// Cell state after the step.
     pub(crate) c_new: *const f32,
-    /// Gradient of `h`, before a projection.
+    /// Gradient of the hidden state before a projection.
     pub(crate) dh: *const f32,
     /// Leading dimension of `dh`, in floats.
     pub(crate) ldh: usize,
     /// On entry, the gradient of the cell state after the step. On return, the gradient of the cell state before the
-    /// step. In the dense peephole cell, the caller must still multiply it by `f` and add the recurrent products.
+    /// step. In the dense peephole cell, the result is incomplete: the caller must multiply it by `f` and add the
+    /// recurrent products.
     pub(crate) dc: *mut f32,
-    /// Output of the dense peephole cell: the forget gate. Other cells do not use it.
+    /// Output: the values of the forget gate. It is written only in the dense peephole cell.
     pub(crate) f: *mut f32,
-    /// Output: `h` before the projection, or null.
+    /// Output: the hidden state before the projection. Null if it is not needed.
     pub(crate) h: *mut f32,
     /// Leading dimension of `c_old`, `c_new` and `h`, in floats.
     pub(crate) ld_state: usize,
@@ -38,7 +40,7 @@ pub(crate) struct CellBackwardArgs {
     pub(crate) ldc: usize,
     /// Output: the gradients of the pre-activations of the gates.
     pub(crate) dz: *mut f32,
-    /// Floats between the gates in `dz`.
+    /// Number of floats from one gate to the next in `dz`.
     pub(crate) gate_stride: usize,
     /// Leading dimension of `dz`, in floats.
     pub(crate) ldz: usize,
@@ -51,7 +53,7 @@ pub(crate) struct CellBackwardArgs {
 }
 
 /// Values of the activations at the clip bounds: `[f(-clip), f(clip)]`. A gate that has one of these values was
-/// clipped, so its pre-activation has no gradient.
+/// clipped, so the gradient of its pre-activation is zero.
 #[derive(Clone, Copy)]
 pub(crate) struct ClipBounds {
     /// Values of sigmoid at the bounds.
@@ -76,7 +78,7 @@ pub(crate) unsafe fn cell_backward<S: Simd>(args: &CellBackwardArgs) {
     }
 }
 
-/// [`cell_backward`] with the kind of cell as compile-time constants.
+/// Does what [`cell_backward`] does, with the kind of cell as compile-time constants.
 ///
 /// # Safety
 /// As for [`cell_backward`].
@@ -137,7 +139,7 @@ unsafe fn cell_backward_rows<S: Simd, const DENSE_PEEPHOLE: bool, const DIAGONAL
 
 // These are functions rather than closures: a closure might be compiled without the kernel's target features.
 
-/// The derivative of sigmoid where its value is `s`: `s - s * s`.
+/// The derivative of sigmoid at the point where sigmoid has the value `s`: `s - s * s`.
 ///
 /// # Safety
 /// As for [`Simd`].
@@ -147,7 +149,7 @@ unsafe fn sigmoid_derivative<S: Simd>(s: S) -> S {
     unsafe { s.mul(S::splat(-1.0)).fma(s, s) }
 }
 
-/// The derivative of tanh where its value is `t`: `1 - t * t`.
+/// The derivative of tanh at the point where tanh has the value `t`: `1 - t * t`.
 ///
 /// # Safety
 /// As for [`Simd`].
@@ -177,7 +179,8 @@ unsafe fn candidate_gradient<S: Simd>(args: &CellBackwardArgs, d: S, g: S) -> S 
     unsafe { preactivation_gradient(d, g, tanh_derivative(g), args.clip_bounds.map(|bounds| bounds.tanh)) }
 }
 
-/// `snap(d * derivative)`, or +0 where `value` shows that the pre-activation was clipped.
+/// Returns the gradient of a pre-activation: `snap(d * derivative)`. It is +0 in lanes where `value`, the value of the
+/// activation, has reached one of the `clip_bounds`.
 ///
 /// # Safety
 /// As for [`Simd`].

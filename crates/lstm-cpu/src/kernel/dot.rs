@@ -2,8 +2,9 @@
 
 use lstm_core::arithmetic::{DOT_BLOCK, snap};
 
-/// Computes [`dot`](lstm_core::arithmetic::dot) of `n` values of `x`, snapped, and `w`. The loops are written out, because
-/// closures would not be compiled for the target features of the caller. The processor overlaps the sums of the blocks.
+/// Computes [`dot`](lstm_core::arithmetic::dot) of `x` and `w`, which have `n` values each. The values of `x` are
+/// snapped first. The code uses loops rather than closures, because closures would not be compiled for the target
+/// features of the caller.
 ///
 /// # Safety
 /// Both pointers are valid for `n` values.

@@ -1,5 +1,5 @@
-//! Elementwise kernels and column sums, generic over the vector type. Elements that do not fill a vector go through a
-//! padded copy or are handled one at a time.
+//! Elementwise kernels and column sums, generic over the vector type. The last elements, if they do not fill a vector,
+//! are copied to a padded array or processed one at a time.
 
 use lstm_core::arithmetic::DOT_BLOCK;
 
@@ -72,7 +72,8 @@ pub(crate) struct ColumnSumArgs {
     pub(crate) out: *mut f32,
 }
 
-/// The sum of each column of `x`, or of `x * y`, in the order of `lstm_core::arithmetic::dot` with a vector of ones.
+/// Computes the sum of each column of `x`, or of `x * y`. The order of the additions is that of
+/// `lstm_core::arithmetic::dot` of the column and a vector of ones.
 ///
 /// # Safety
 /// The pointers are valid for what [`ColumnSumArgs`] describes; otherwise as for [`Simd`].
@@ -94,7 +95,7 @@ pub(crate) unsafe fn column_sums<S: Simd>(args: &ColumnSumArgs) {
     }
 }
 
-/// `fma(alpha * a, b, c)` of each of `n` elements, as `Ops::mul_add` defines it. `b` and `c` may be null.
+/// Computes `fma(alpha * a, b, c)` of each of `n` elements, as `Ops::mul_add` defines it. `b` and `c` may be null.
 ///
 /// # Safety
 /// `n` valid floats at `a` and `out`, and at `b` and `c` unless they are null; otherwise as for [`Simd`].
@@ -119,7 +120,7 @@ pub(crate) unsafe fn mul_add<S: Simd>(
     }
 }
 
-/// [`mul_add`] of the `LANES` elements from index `k` on.
+/// Computes [`mul_add`] of the `LANES` elements from index `k` on.
 ///
 /// # Safety
 /// As for [`mul_add`], with `k + LANES <= n`.

@@ -18,7 +18,8 @@ use crate::{
 /// Minimum number of multiply-adds per thread, so that waking the thread is worth its cost.
 const MIN_MULTIPLY_ADDS_PER_THREAD: usize = 500_000;
 
-/// `acc + a . b`, or `a . b`. Threads divide the columns of the result.
+/// Computes the matrix product `a . b`, or `acc + a . b` if `acc` is given. Each thread computes some columns of the
+/// result.
 pub(crate) fn gemm(
     kernels: &Kernels,
     pool: &ThreadPool,

@@ -11,7 +11,7 @@ use crate::kernel::{strided::StridedMatrix, table::Kernels, tile::TileArgs};
 /// the panel.
 pub(crate) const MAX_ROWS_PER_PRODUCT: usize = 96;
 
-/// The matrix to which a product is added. Each sum of products is complete before the addition.
+/// The matrix to which a matrix product is added. Each element of the product is summed completely before the addition.
 #[derive(Clone, Copy)]
 pub(crate) enum Addend {
     /// Nothing is added: the output is the product.

@@ -7,13 +7,13 @@ use crate::{
     memory::buffer::CACHE_LINE_FLOATS,
 };
 
-/// Number of products that are added to the sums of all rows before the next products are added. The panel rows for
-/// these products stay in the first-level cache while all rows use them. A multiple of `DOT_BLOCK`.
+/// Number of panel rows by which all rows of activations are multiplied before the next panel rows are used, so that
+/// these panel rows stay in the first-level cache. A multiple of `DOT_BLOCK`.
 const K_SLICE_LEN: usize = 4 * DOT_BLOCK;
 
 impl Kernels {
-    /// Multiplies `rows` rows by one panel. `rows` may be zero or exceed the largest tile. `args` describes the first
-    /// row and the first product.
+    /// Multiplies `rows` rows by one panel. `rows` may be zero, or more than one tile kernel handles. The pointers in
+    /// `args` are those of the first row.
     ///
     /// # Safety
     /// As for [`TileKernel`](crate::kernel::tile::TileKernel).

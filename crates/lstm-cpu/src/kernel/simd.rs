@@ -4,11 +4,12 @@
 
 use lstm_core::arithmetic::{MAGNITUDE_BITS, ROUNDING_MAGIC};
 
-/// [`ROUNDING_MAGIC`] plus the exponent bias 127. Adding it to a float rounds to the nearest integer n and leaves n +
-/// 127 in the low bits, so that a shift by 23 turns them into 2^n.
+/// [`ROUNDING_MAGIC`] plus the exponent bias 127. Adding it to a float x rounds x to the nearest integer n and leaves
+/// n + 127 in the low bits of the sum. Shifting the bits of the sum left by 23 gives the float 2^n.
 ///
-/// The bias is odd, which changes how ties round. There are none: up to `SIGMOID_MAX`, no product with log2(e) has a
-/// fractional part of exactly one half, because the significand of log2(e) is odd and long.
+/// The bias is odd, so ties round differently than with `ROUNDING_MAGIC` alone. But ties do not occur: up to
+/// `SIGMOID_MAX`, no product with log2(e) has a fractional part of exactly one half, because the significand of log2(e)
+/// is odd and long.
 pub(crate) const MAGIC_PLUS_EXPONENT_BIAS: f32 = ROUNDING_MAGIC + 127.0;
 
 /// A vector of `LANES` floats with the operations that `lstm_core::arithmetic` uses. Each lane rounds like the scalar
@@ -67,7 +68,7 @@ pub(crate) trait Simd: Copy {
             std::ptr::copy_nonoverlapping(all_lanes.as_ptr(), p, n);
         }
     }
-    /// The integer `n` as a float, if `self` is `MAGIC_PLUS_EXPONENT_BIAS + n`.
+    /// Returns the integer `n` as a float, given `self = MAGIC_PLUS_EXPONENT_BIAS + n`.
     #[inline(always)]
     unsafe fn subtract_magic(self) -> Self {
         // SAFETY: guaranteed by the caller.

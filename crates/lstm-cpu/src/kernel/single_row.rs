@@ -34,7 +34,8 @@ pub(crate) struct SingleRowArgs {
 /// The pointers are valid for what [`SingleRowArgs`] describes.
 pub(crate) type SingleRowKernel = unsafe fn(&SingleRowArgs);
 
-/// A [`SingleRowKernel`] for `N` panels. It computes the products of all panels at once, then their cells.
+/// A [`SingleRowKernel`] for `N` panels. It computes the matrix products of all panels at once, then the cell equations
+/// of all panels.
 ///
 /// # Safety
 /// As for [`SingleRowKernel`] and [`Simd`].
@@ -50,7 +51,7 @@ pub(crate) unsafe fn single_row<S: Simd, const N: usize>(args: &SingleRowArgs) {
     }
 }
 
-/// [`single_row`] with the kind of cell as compile-time constants.
+/// Does what [`single_row`] does, with the kind of cell as compile-time constants.
 ///
 /// # Safety
 /// As for [`single_row`].
@@ -69,8 +70,8 @@ unsafe fn single_row_of_kind<S: Simd, const N: usize, const DENSE_PEEPHOLE: bool
     }
 }
 
-/// Multiplies a row of `k` elements by the weights of all gates of `N` panels. If `DENSE_PEEPHOLE`, the weights are
-/// laid out without the candidate's vector, and its products are zero.
+/// Multiplies a row of `k` elements by the weights of all gates of `N` panels. If `DENSE_PEEPHOLE`, the candidate has
+/// no weights: the panels hold no vectors for it, and its products are zero.
 ///
 /// # Safety
 /// `k` valid floats at `row`, and `k` rows in each panel of `weights`; otherwise as for [`Simd`].

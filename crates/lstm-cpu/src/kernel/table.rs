@@ -5,20 +5,20 @@ use crate::kernel::{
     tile::TileKernel,
 };
 
-/// Number of vectors in a panel row. In weights of the gates there is one vector per gate, except in the recurrent
-/// weights of the dense peephole cell; see `PackedLayer`.
+/// Number of vectors in a panel row. In gate weights, each of the four vectors belongs to one gate. The recurrent
+/// weights of the dense peephole cell are an exception; see `PackedLayer`.
 pub(crate) const PANEL_VECTORS: usize = 4;
 
 /// The kernels of one instruction set.
 pub(crate) struct Kernels {
     /// Number of floats in a vector.
     pub(crate) lanes: usize,
-    /// Multiplies rows by a panel; `tile_kernels[r - 1]` handles `r` rows.
+    /// The kernels that multiply rows by a panel. `tile_kernels[r - 1]` multiplies `r` rows.
     pub(crate) tile_kernels: &'static [TileKernel],
     /// Computes the gates and the new state from the matrix products `W x` and `U h`.
     pub(crate) cell_forward: unsafe fn(&CellArgs),
-    /// Computes a whole time step of one row; `single_row_kernels[p - 1]` handles `p` panels. The largest `p` is the
-    /// number of panels whose sums fit in registers.
+    /// The kernels that compute a whole time step of one row. `single_row_kernels[p - 1]` computes `p` panels. The
+    /// largest `p` is the number of panels whose sums fit in registers.
     pub(crate) single_row_kernels: &'static [SingleRowKernel],
     /// Computes the gradients of the gates and of the cell state in one time step.
     pub(crate) cell_backward: unsafe fn(&CellBackwardArgs),
@@ -48,8 +48,8 @@ impl Kernels {
 }
 
 /// Compiles all kernels for one vector type and its target features, and puts them into a static `KERNELS`.
-/// `tiles: rows x blocks, ...` lists the tiles from one row upwards, with the number of blocks that each sums at once.
-/// `single_row: panels, ...` counts from one panel upwards.
+/// `tiles: rows x blocks, ...` lists the tile kernels for 1, 2, 3, ... rows, each with the number of blocks that it
+/// sums at once. `single_row: panels, ...` lists the single-row kernels for 1, 2, 3, ... panels.
 macro_rules! define_kernels {
     (
         $simd:ty $(, $features:literal)?;
@@ -131,7 +131,8 @@ macro_rules! define_kernels {
 }
 pub(crate) use define_kernels;
 
-/// An array of kernels for [`define_kernels!`]: one function for each list of generic constants.
+/// Builds an array of kernels for [`define_kernels!`]: it instantiates a generic kernel once for each list of
+/// constants.
 macro_rules! kernel_table {
     ($kernel:ident($args:ty), $simd:ty; $([$($n:literal),+]),*) => {
         &[$({

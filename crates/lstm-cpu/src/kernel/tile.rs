@@ -26,18 +26,17 @@ pub(crate) struct TileArgs {
     pub(crate) out: *mut f32,
     /// Leading dimension of `out`, in floats.
     pub(crate) ldo: usize,
-    /// Whether to add to `out`, which then holds the sum of the preceding blocks.
+    /// Whether the sums are added to `out`. If so, `out` holds the sums of the preceding blocks on entry.
     pub(crate) accumulate: bool,
-    /// Panel that the next product uses. Only
-    /// [`Kernels::multiply_panel`](crate::kernel::table::Kernels::multiply_panel) reads this field and prefetches the
-    /// panel. If there are more rows than a tile has, it first prefetches the rest of the current panel. Null means the
-    /// panel that follows in memory.
+    /// The panel that the caller will multiply by next, to be prefetched. Null if that panel follows the current one in
+    /// memory. Only [`Kernels::multiply_panel`](crate::kernel::table::Kernels::multiply_panel) reads this field. If its
+    /// rows need several tiles, it prefetches the rest of the current panel first.
     pub(crate) next_panel: *const f32,
     /// First address to prefetch, which need not be valid. `Kernels::multiply_panel` prefetches it instead of panels,
     /// unless it is null.
     pub(crate) prefetch_ptr: *const f32,
-    /// Number of floats by which the prefetch address advances after each product. In a call of
-    /// `Kernels::multiply_panel`, it advances after each product of all rows.
+    /// Number of floats by which a tile kernel advances the prefetch address after each of the `k` products. If the
+    /// rows need several tiles, `Kernels::multiply_panel` divides this number among them.
     pub(crate) prefetch_stride: usize,
 }
 
@@ -81,8 +80,9 @@ pub(crate) unsafe fn tile<S: Simd, const ROWS: usize, const BLOCKS: usize>(args:
     }
 }
 
-/// [`tile`] for activations whose columns are adjacent, or, if `TRANSPOSED`, whose rows are adjacent. The layout is a
-/// compile-time constant to save address arithmetic: integer additions compete with multiply-adds for execution ports.
+/// Does what [`tile`] does, for activations whose columns are adjacent in memory, or, if `TRANSPOSED`, whose rows are
+/// adjacent. The layout is a compile-time constant to save address arithmetic: integer additions compete with
+/// multiply-adds for execution ports.
 ///
 /// # Safety
 /// As for [`TileKernel`] and [`Simd`]. `args.a.row_stride` is 1 if `TRANSPOSED`, else `args.a.col_stride` is 1.

@@ -21,7 +21,8 @@ struct PackedLinear {
     weights: LinearWeights<Tensor>,
     /// The kernels for which the weights are packed.
     kernels: &'static Kernels,
-    /// The weights, `[panels][in][panel]`. Outputs beyond the last are zero.
+    /// The weights, `[panels][in][panel]`. Outputs beyond the last are zero. Empty for a layer with few outputs, which
+    /// does not use panels.
     panels: Buffer,
 }
 
@@ -38,16 +39,18 @@ impl AsRef<LinearWeights<Tensor>> for CpuLinear {
     }
 }
 
-/// Maximum number of outputs for which one dot product each is faster than a panel, most of which would be padding.
+/// Maximum number of outputs for which one dot product per output is faster than the product with a panel, which would
+/// be mostly padding.
 const MAX_DOT_OUTPUTS: usize = 2;
-/// Number of rows that are multiplied at once.
-const STEP_ROWS: usize = 4;
-/// Number of inputs that are multiplied at once, a multiple of `DOT_BLOCK`, so that the order of each sum stays.
-const STEP_INPUTS: usize = 4 * DOT_BLOCK;
+/// Number of rows of inputs that are multiplied by a panel at once.
+const ROWS_AT_ONCE: usize = 4;
+/// Number of inputs per row that are multiplied at once. It is a multiple of `DOT_BLOCK`, so that the order of each sum
+/// stays the same.
+const INPUTS_AT_ONCE: usize = 4 * DOT_BLOCK;
 /// Number of floats in a panel row of the widest vectors.
 const MAX_PANEL_WIDTH: usize = PANEL_VECTORS * 16;
 
-/// Values on the stack, aligned for vectors.
+/// An array of floats, aligned to 64 bytes for vector loads.
 #[repr(align(64))]
 struct AlignedArray<const N: usize>([f32; N]);
 
@@ -55,6 +58,10 @@ impl CpuLinear {
     pub(crate) fn new(kernels: &'static Kernels, weights: LinearWeights<Tensor>) -> Result<Self> {
         let (MatrixShape { rows: output_size, cols: input_size }, width) =
             (weights.weight.shape, kernels.panel_width());
+        weights.check(|x| x.shape)?;
+        if output_size <= MAX_DOT_OUTPUTS {
+            return Ok(CpuLinear(Arc::new(PackedLinear { weights, kernels, panels: Buffer::default() })));
+        }
         let mut panels = Buffer::zeros("load_linear", &[output_size.div_ceil(width), input_size, width])?;
         for (k, panel) in panels.as_mut_slice().chunks_exact_mut(input_size * width).enumerate() {
             let rows = weights.weight.rows(k * width..output_size.min((k + 1) * width));
@@ -80,20 +87,21 @@ impl CpuLinear {
             }
             return Ok(());
         }
-        let mut inputs = AlignedArray([0.0; STEP_ROWS * STEP_INPUTS]);
-        let mut sums = AlignedArray([0.0; STEP_ROWS * MAX_PANEL_WIDTH]);
-        for (x, y) in x.chunks(STEP_ROWS * input_size).zip(y.chunks_mut(STEP_ROWS * output_size)) {
+        let mut inputs = AlignedArray([0.0; ROWS_AT_ONCE * INPUTS_AT_ONCE]);
+        let mut sums = AlignedArray([0.0; ROWS_AT_ONCE * MAX_PANEL_WIDTH]);
+        for (x, y) in x.chunks(ROWS_AT_ONCE * input_size).zip(y.chunks_mut(ROWS_AT_ONCE * output_size)) {
             for (p, panel) in panels.as_slice().chunks_exact(input_size * width).enumerate() {
-                for start in (0..input_size).step_by(STEP_INPUTS) {
-                    let count = STEP_INPUTS.min(input_size - start);
-                    for (to, row) in inputs.0.chunks_exact_mut(STEP_INPUTS).zip(x.chunks_exact(input_size)) {
-                        to.iter_mut().zip(&row[start..start + count]).for_each(|(to, &v)| *to = snap(v));
+                for start in (0..input_size).step_by(INPUTS_AT_ONCE) {
+                    let input_count = INPUTS_AT_ONCE.min(input_size - start);
+                    for (to, row) in inputs.0.chunks_exact_mut(INPUTS_AT_ONCE).zip(x.chunks_exact(input_size)) {
+                        to.iter_mut().zip(&row[start..start + input_count]).for_each(|(to, &v)| *to = snap(v));
                     }
-                    let a = StridedMatrix::row_major(inputs.0.as_ptr(), STEP_INPUTS);
+                    let a = StridedMatrix::row_major(inputs.0.as_ptr(), INPUTS_AT_ONCE);
                     let panel = panel[start * width..].as_ptr();
-                    let args = TileArgs::new(count, a, panel, sums.0.as_mut_ptr(), width);
-                    // SAFETY: the processor supports the kernels. There are at most `STEP_ROWS` rows of `inputs` and of
-                    // `sums`, whose panel rows are at most `MAX_PANEL_WIDTH` wide, and `count` panel rows from `start` on.
+                    let args = TileArgs::new(input_count, a, panel, sums.0.as_mut_ptr(), width);
+                    // SAFETY: the processor supports the kernels. There are at most `ROWS_AT_ONCE` rows of `inputs` and
+                    // of `sums`, whose panel rows are at most `MAX_PANEL_WIDTH` wide. There are `input_count` panel
+                    // rows from `start` on.
                     unsafe { kernels.multiply_panel(x.len() / input_size, TileArgs { accumulate: start > 0, ..args }) };
                 }
                 let columns = p * width..output_size.min((p + 1) * width);

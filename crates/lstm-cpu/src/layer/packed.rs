@@ -46,8 +46,8 @@ pub(crate) struct PackedLayer {
     backward_weights: OnceLock<BackwardWeights>,
     /// Input weights packed for the gradient of the input. Empty until that gradient is first computed.
     backward_input_weights: OnceLock<Buffer>,
-    /// The pool that receives the memory of the weights when this layer is dropped. The next training step packs new
-    /// weights of the same sizes.
+    /// The pool that receives the memory of the weights when this layer is dropped. The next training step reuses it,
+    /// because it packs new weights of the same sizes.
     pub(crate) pool: Arc<ThreadPool>,
 }
 
@@ -132,14 +132,14 @@ impl PackedLayer {
 
     // The methods below run in every time step, so they use constants rather than the length of `recurrent_gates`.
 
-    /// Whether the cell is the dense peephole cell. Its recurrent weights hold three gates, so the gates of four panels
-    /// fill three recurrent panels.
+    /// Whether the cell is the dense peephole cell. Only three of its gates have recurrent weights, so the gates of
+    /// four panels fill three recurrent panels.
     pub(super) fn is_dense_peephole(&self) -> bool {
         self.spec.cell == CellKind::PeepholeDense
     }
 
-    /// The recurrent panels that hold the gates of `panels`. The first and the last may also hold gates of other
-    /// panels.
+    /// The recurrent panels that hold the recurrent weights of `panels`. The first and the last may also hold weights
+    /// of other panels.
     pub(crate) fn recurrent_panels(&self, panels: Range<usize>) -> Range<usize> {
         if self.is_dense_peephole() && !panels.is_empty() {
             panels.start * 3 / 4..(panels.end * 3).div_ceil(4)
@@ -148,8 +148,8 @@ impl PackedLayer {
         }
     }
 
-    /// The recurrent panel, and the index of the vector in it, that holds `gate` of `panel`. The result is arbitrary
-    /// for a candidate without recurrent weights.
+    /// Returns where the recurrent weights of `gate` of `panel` are: the index of a recurrent panel, and the index of a
+    /// vector in it. The result is arbitrary for a candidate without recurrent weights.
     pub(crate) fn recurrent_vector(&self, panel: usize, gate: usize) -> (usize, usize) {
         let vector_index = 3 * panel + [0, 1, 0, 2][gate];
         if self.is_dense_peephole() { (vector_index / 4, vector_index % 4) } else { (panel, gate) }
@@ -165,8 +165,8 @@ impl PackedLayer {
         if self.is_dense_peephole() { r % 3 } else { 0 }
     }
 
-    /// The groups that contain any of `panels`. The panels of a group share recurrent panels; a group is the smallest
-    /// set of panels that shares none with others.
+    /// The groups that contain any of `panels`. A group is the smallest set of panels that shares no recurrent panel
+    /// with other panels: four panels in the dense peephole cell, one panel in other cells.
     pub(crate) fn groups_of_panels(&self, panels: Range<usize>) -> Range<usize> {
         if self.is_dense_peephole() && !panels.is_empty() { panels.start / 4..panels.end.div_ceil(4) } else { panels }
     }

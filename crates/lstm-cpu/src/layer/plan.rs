@@ -135,19 +135,19 @@ impl Plan {
         fill_snapped(&mut self.c, layer.padded_hidden(), c, layer.spec.hidden_size);
     }
 
-    /// Sets the current state of the sequences from number `first` on to the rows of `h` and `c`, snapped.
-    pub(crate) fn set_state_rows(&mut self, layer: &PackedLayer, first: usize, h: &[f32], c: &[f32]) {
-        let fill = |to: &mut Buffer, first_row: usize, padded: usize, from: &[f32], cols: usize| {
+    /// Sets the current state of the sequences from number `first_sequence` on to the rows of `h` and `c`, snapped.
+    pub(crate) fn set_state_rows(&mut self, layer: &PackedLayer, first_sequence: usize, h: &[f32], c: &[f32]) {
+        let fill_snapped = |to: &mut Buffer, first_row: usize, padded: usize, from: &[f32], cols: usize| {
             let rows = to.as_mut_slice()[first_row * padded..].chunks_exact_mut(padded);
             for (to, from) in rows.zip(from.chunks_exact(cols)) {
                 to.iter_mut().zip(from).for_each(|(to, &v)| *to = snap(v));
             }
         };
         let (index, spec) = (self.current_state_index, &layer.spec);
-        let h_row = index * self.batch + first;
-        let c_row = Plan::c_state_index(spec.cell, index) * self.batch + first;
-        fill(&mut self.h, h_row, layer.padded_state(), h, spec.state_size());
-        fill(&mut self.c, c_row, layer.padded_hidden(), c, spec.hidden_size);
+        let h_row = index * self.batch + first_sequence;
+        let c_row = Plan::c_state_index(spec.cell, index) * self.batch + first_sequence;
+        fill_snapped(&mut self.h, h_row, layer.padded_state(), h, spec.state_size());
+        fill_snapped(&mut self.c, c_row, layer.padded_hidden(), c, spec.hidden_size);
     }
 
     /// The state after a pass over `steps` time steps: `h: [batch, state_size]` and `c: [batch, hidden_size]`. In a

@@ -13,7 +13,7 @@ struct CacheLine([f32; CACHE_LINE_FLOATS]);
 /// A buffer of `len` floats, aligned to 64 bytes.
 #[derive(Default)]
 pub(crate) struct Buffer {
-    lines: Vec<CacheLine>,
+    cache_lines: Vec<CacheLine>,
     len: usize,
 }
 
@@ -21,20 +21,20 @@ impl Buffer {
     /// Allocates as many zeros as the product of `sizes`. An error names `op`.
     pub(crate) fn zeros(op: &'static str, sizes: &[usize]) -> Result<Self> {
         let len = checked_len(op, sizes)?;
-        let mut lines = Vec::new();
-        lines
+        let mut cache_lines = Vec::new();
+        cache_lines
             .try_reserve_exact(len.div_ceil(CACHE_LINE_FLOATS))
             .map_err(|_| Error::TooLarge { op, sizes: sizes.to_vec() })?;
-        lines.resize(len.div_ceil(CACHE_LINE_FLOATS), CacheLine([0.0; CACHE_LINE_FLOATS]));
-        Ok(Buffer { lines, len })
+        cache_lines.resize(len.div_ceil(CACHE_LINE_FLOATS), CacheLine([0.0; CACHE_LINE_FLOATS]));
+        Ok(Buffer { cache_lines, len })
     }
 
     pub(crate) fn as_slice(&self) -> &[f32] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &bytemuck::cast_slice(&self.cache_lines)[..self.len]
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut bytemuck::cast_slice_mut(&mut self.cache_lines)[..self.len]
     }
 
     /// Copies row `from_row` of another buffer to row `row`. Both have rows of `len` floats.

@@ -1,4 +1,4 @@
-//! Output memory that is not initialized first.
+//! Memory for outputs, allocated without filling it first.
 
 use std::ptr;
 
@@ -6,7 +6,7 @@ use lstm_core::{Error, Result, shape::checked_len};
 
 use crate::pool::ThreadPool;
 
-/// Uninitialized memory for an output that a pass writes completely. Zeros would be written by one thread, which takes
+/// Uninitialized memory for an output that a pass writes completely, so filling it with zeros first would waste
 /// time.
 pub(crate) struct UninitBuffer {
     values: Vec<f32>,
@@ -27,12 +27,12 @@ impl UninitBuffer {
         Ok(UninitBuffer { values, len })
     }
 
-    /// The floats to write.
+    /// A pointer through which the caller writes the floats.
     pub(crate) fn as_mut_ptr(&mut self) -> *mut [f32] {
         ptr::slice_from_raw_parts_mut(self.values.as_mut_ptr(), self.len)
     }
 
-    /// The floats, as initialized memory.
+    /// Returns the floats that the caller has written.
     ///
     /// # Safety
     /// All floats have been written, or the buffer was created with `zeroed`.

@@ -1,4 +1,4 @@
-//! Passes over whole sequences and streams: what the threads do in a call of `Backend`.
+//! The computations of the backend: forward and backward passes over whole sequences, and the steps of streams.
 
 pub(crate) mod backward;
 pub(crate) mod forward;

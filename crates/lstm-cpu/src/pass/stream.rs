@@ -32,16 +32,18 @@ pub struct CpuStream {
     /// The input of each layer: the snapped input of the stack, then the outputs of all layers except the last.
     layer_inputs: Vec<Vec<f32>>,
     batch: usize,
-    /// Memory for steps of some sequences; `None` for a batch of one.
+    /// Memory for the steps that only some sequences of the batch run. `None` for a batch of one.
     compact: Option<CompactRows>,
 }
 
-/// Memory for a step of some sequences, whose states are copied to consecutive rows.
+/// Memory for a step that only some sequences of the batch run. Their states are copied to the first rows of this
+/// memory.
 #[derive(Debug)]
 struct CompactRows {
-    /// For each layer, the state in the layout of [`Plan::h`] and [`Plan::c`], with which the plan runs.
+    /// For each layer, buffers for `h` and `c` in the layout of [`Plan::h`] and [`Plan::c`]. During the step, they
+    /// replace the buffers of the plan.
     states: Vec<[Buffer; 2]>,
-    /// 1 for each row that runs, then 0: the number of time steps of each row.
+    /// Number of time steps of each row: 1 for the first rows, which hold the sequences that run, 0 for the other rows.
     lengths: Vec<usize>,
     /// Output of the last layer for the whole batch.
     y: Vec<f32>,
@@ -57,8 +59,8 @@ impl CpuStream {
         let compact = match batch {
             1 => None,
             _ => {
-                let copy = |buffer: &Buffer| Buffer::zeros("stream", &[buffer.as_slice().len()]);
-                let states = plans.iter().map(|plan| Ok([copy(&plan.h)?, copy(&plan.c)?]));
+                let zeros_like = |buffer: &Buffer| Buffer::zeros("stream", &[buffer.as_slice().len()]);
+                let states = plans.iter().map(|plan| Ok([zeros_like(&plan.h)?, zeros_like(&plan.c)?]));
                 let output_size = layers[layers.len() - 1].0.spec.state_size();
                 Some(CompactRows {
                     states: states.collect::<Result<_>>()?,
@@ -96,8 +98,9 @@ impl CpuStream {
         Ok(())
     }
 
-    /// Runs one time step of some sequences; see `Backend::step_some`. Their states are copied to the first rows of other
-    /// memory, with which the plan runs as if the other sequences had ended, and back.
+    /// Runs one time step of some sequences of the batch; see `Backend::step_some`. The states of these sequences are
+    /// copied to the first rows of [`CompactRows::states`], and copied back after the step. The remaining rows have
+    /// length 0, so the step does not compute them.
     pub(crate) fn step_some(&mut self, pool: &ThreadPool, sequences: &[usize], x: &[f32], y: &mut [f32]) -> Result<()> {
         let (first_spec, last_spec) = (&self.layers[0].0.spec, &self.layers[self.layers.len() - 1].0.spec);
         check_step_some(self.batch, sequences, first_spec, last_spec, x, y)?;
@@ -108,37 +111,37 @@ impl CpuStream {
             Some(compact) if !all_in_order => compact,
             _ => return self.step(pool, x, y),
         };
-        let CompactRows { states, lengths, y: all_y } = compact;
+        let CompactRows { states, lengths, y: batch_y } = compact;
         lengths.iter_mut().enumerate().for_each(|(row, length)| *length = usize::from(row < sequences.len()));
         layer_inputs[0].iter_mut().zip(x).for_each(|(to, v)| *to = snap(*v));
         for (k, ((Layer(layer), plan), [h, c])) in layers.iter().zip(plans).zip(states).enumerate() {
-            let (current, threads) = (plan.current_state_index, plan.threads);
-            let current_c = Plan::c_state_index(layer.spec.cell, current);
+            let (h_index, threads) = (plan.current_state_index, plan.threads);
+            let c_index = Plan::c_state_index(layer.spec.cell, h_index);
             let (h_len, c_len) = (layer.padded_state(), layer.padded_hidden());
             for (row, &sequence) in sequences.iter().enumerate() {
-                h.copy_row(row, &plan.h, current * *batch + sequence, h_len);
-                c.copy_row(row, &plan.c, current_c * *batch + sequence, c_len);
+                h.copy_row(row, &plan.h, h_index * *batch + sequence, h_len);
+                c.copy_row(row, &plan.c, c_index * *batch + sequence, c_len);
             }
             std::mem::swap(&mut plan.h, h);
             std::mem::swap(&mut plan.c, c);
             plan.current_state_index = 0;
             plan.threads = (threads * sequences.len()).div_ceil(*batch);
             let (layer_inputs, outputs) = layer_inputs.split_at_mut(k + 1);
-            let y = outputs.first_mut().map_or(&mut all_y[..], Vec::as_mut_slice);
+            let y = outputs.first_mut().map_or(&mut batch_y[..], Vec::as_mut_slice);
             let input = SequenceInput { steps: 1, lengths: Some(lengths), x: &layer_inputs[k] };
             // SAFETY: `y` is borrowed mutably and has a row for each sequence of the batch.
             unsafe { forward::run(pool, layer, plan, input, y, None) };
             std::mem::swap(&mut plan.h, h);
             std::mem::swap(&mut plan.c, c);
-            (plan.current_state_index, plan.threads) = (current, threads);
+            (plan.current_state_index, plan.threads) = (h_index, threads);
             // The step has written the half with index 1.
-            let new_c = Plan::c_state_index(layer.spec.cell, 1);
+            let new_c_index = Plan::c_state_index(layer.spec.cell, 1);
             for (row, &sequence) in sequences.iter().enumerate() {
-                plan.h.copy_row(current * *batch + sequence, h, *batch + row, h_len);
-                plan.c.copy_row(current_c * *batch + sequence, c, new_c * *batch + row, c_len);
+                plan.h.copy_row(h_index * *batch + sequence, h, *batch + row, h_len);
+                plan.c.copy_row(c_index * *batch + sequence, c, new_c_index * *batch + row, c_len);
             }
         }
-        y.copy_from_slice(&all_y[..y.len()]);
+        y.copy_from_slice(&batch_y[..y.len()]);
         Ok(())
     }
 
@@ -158,20 +161,20 @@ impl CpuStream {
         Ok(state.collect())
     }
 
-    /// Replaces the state of each layer, for the sequences from number `first` on.
-    pub(crate) fn set_state(&mut self, first: usize, state: &[State<Tensor>]) -> Result<()> {
+    /// Replaces the state of each layer, for the sequences from number `first_sequence` on.
+    pub(crate) fn set_state(&mut self, first_sequence: usize, state: &[State<Tensor>]) -> Result<()> {
         let specs: Vec<_> = self.layers.iter().map(|layer| layer.0.spec).collect();
-        check_state(&specs, self.batch, first, state.iter().map(|s| State { h: s.h.shape, c: s.c.shape }))?;
+        check_state(&specs, self.batch, first_sequence, state.iter().map(|s| State { h: s.h.shape, c: s.c.shape }))?;
         for ((layer, plan), state) in self.layers.iter().zip(&mut self.plans).zip(state) {
-            plan.set_state_rows(&layer.0, first, state.h.as_slice(), state.c.as_slice());
+            plan.set_state_rows(&layer.0, first_sequence, state.h.as_slice(), state.c.as_slice());
         }
         Ok(())
     }
 }
 
-/// Runs one time step of a small layer and a single sequence with one kernel call. The result is the same as with
-/// [`forward::run`], but the setup of `forward::run` would add about a third to the time. Returns false, without having
-/// done anything, if the layer is too large or has a projection, or if the plan has several sequences or threads.
+/// Runs one time step of a small layer for a single sequence with one kernel call. The result is the same as that of
+/// [`forward::run`], whose setup would make the step about a third slower. Returns false, without having done anything,
+/// if the layer is too large or has a projection, or if the plan has several sequences or threads.
 ///
 /// # Safety
 /// The plan was made for this layer; `x` and `y` have the sizes of its input and output.

@@ -28,14 +28,14 @@ fn results_are_bit_identical_for_any_number_of_threads() {
     check_thread_counts(70, &[33, 32, 4, 2, 2, 1, 0]);
 }
 
-/// One thread uses the single-row kernel, several threads use the tiles.
+/// Compares the single-row kernel, which one thread uses, with the tile kernels, which several threads use.
 #[test]
 fn small_steps_are_bit_identical_for_any_number_of_threads() {
     check_thread_counts(20, &[4]);
 }
 
-/// For a single sequence, the cell kernel runs over panels, and two threads may compute the same recurrent panel of the
-/// dense peephole cell.
+/// Tests a single sequence, where the cell kernel runs over panels, and where two threads may compute the same
+/// recurrent panel of the dense peephole cell.
 #[test]
 fn single_sequence_is_bit_identical_for_any_number_of_threads() {
     check_thread_counts(150, &[3]);

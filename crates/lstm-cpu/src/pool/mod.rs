@@ -21,7 +21,7 @@ pub(crate) use team::{Team, TeamMember};
 
 use crate::memory::{buffer::Buffer, free_list::FreeList};
 
-/// Number of spins before a waiting thread sleeps or yields. A pause takes 10 to 50 ns, so this is some tens of
+/// Number of spins before a waiting thread sleeps or yields. One spin takes 10 to 50 ns, so this is some tens of
 /// microseconds.
 const MAX_SPINS: u32 = 1 << 11;
 
@@ -52,8 +52,8 @@ struct Mailbox {
     stop: AtomicBool,
 }
 
-/// A job. It lies on the stack of the thread that called [`ThreadPool::run`], which waits until `running_workers`
-/// is 0.
+/// A job: a function that several threads run at the same time. It lies on the stack of the thread that called
+/// [`ThreadPool::run`], which waits until `running_workers` is 0.
 struct Job {
     function: *const (dyn Fn(TeamMember<'_>) + Sync),
     team: *const Team,

@@ -13,7 +13,7 @@ pub(crate) struct Team {
     pub(super) size: usize,
     /// Number of threads that have arrived at the current barrier.
     arrived_threads: AtomicUsize,
-    /// Number of barriers passed.
+    /// Number of times that all threads have passed the barrier.
     generation: AtomicUsize,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct TeamMember<'a> {
 
 impl TeamMember<'_> {
     /// Splits the team into the two given teams. Returns the index of the team to which this thread belongs, and this
-    /// thread as its member. Returns `None` if this is the only thread, as when the workers are busy.
+    /// thread as its member. Returns `None` if this is the only thread, which happens when the workers are busy.
     pub(crate) fn split<'t>(&self, teams: &'t [Team; 2]) -> Option<(usize, TeamMember<'t>)> {
         let first_size = teams[0].size;
         debug_assert!(self.size == 1 || self.size == first_size + teams[1].size);
@@ -56,8 +56,8 @@ impl TeamMember<'_> {
         }
     }
 
-    /// Waits until all threads of the team have called this. Writes before the barrier are visible to all threads after
-    /// it.
+    /// Waits until all threads of the team have called this method. Writes before the barrier are visible to all
+    /// threads after it.
     pub(crate) fn barrier(&self) {
         if self.size == 1 {
             return;

@@ -1,5 +1,5 @@
-//! The command-line tool on the simulated GPU: how it reports TF32 mode, which is not exact. The tests of the tool itself run
-//! on machines where no backend is inexact.
+//! The command-line tool on the simulated GPU: how it reports TF32 mode, which is not exact. The tests of the tool
+//! itself run on machines where no backend is inexact.
 
 use std::{
     env, fs,
@@ -48,8 +48,8 @@ pub(super) fn tf32() -> Result<String> {
     Ok("the tool reports TF32 mode as inexact".into())
 }
 
-/// Writes a model and 40 steps of input. Tensor cores are used from 16 rows, 8 columns and a depth of 8 on: here for the
-/// product of the input.
+/// Writes a model and 40 steps of input. Tensor cores are used from 16 rows, 8 columns and a depth of 8 on: here for
+/// the product of the input.
 fn write_files(model: &str, input: &str) -> lstm_core::Result<()> {
     let weights = Weights::init(LstmConfig::new(16, 24), &Init::default(), 3)?;
     StateDictWriter::new().lstm("", &weights, TensorNames::PyTorch)?.save(Path::new(model))?;

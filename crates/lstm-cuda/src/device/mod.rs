@@ -1,4 +1,5 @@
-//! An NVIDIA GPU, through the CUDA driver API. The driver's library is loaded when a device is opened.
+//! [`CudaDriver`], an NVIDIA GPU that is used through the CUDA driver API. The driver's library is loaded when a device
+//! is opened.
 
 mod context;
 mod open;
@@ -37,7 +38,7 @@ struct DeviceInner {
     /// The device's name and architecture.
     label: String,
     multiprocessors: usize,
-    /// Whether the device has cooperative launches, and layers may use them.
+    /// Whether the device supports cooperative launches and the layers may use them.
     cooperative_launches: bool,
     /// Limit of shared memory per block, in bytes.
     max_shared_bytes: u32,
@@ -185,9 +186,9 @@ impl CudaDriver {
         self.0.stream.synchronize().map_err(|e| self.driver_error(op, "cuStreamSynchronize", e))
     }
 
-    /// Whether an asynchronous copy of `data` to the device has read all of `data` when the driver's function returns.
-    /// It has not if the device reads the host memory directly: some devices read all host memory, and all devices read
-    /// memory that is registered with CUDA.
+    /// Whether an asynchronous copy of `data` to the device is staged, so that the driver has read all of `data` when
+    /// its copy function returns. A copy is not staged if the device reads the host memory directly: some devices can
+    /// read all host memory, and all devices can read memory that is registered with CUDA.
     fn is_copy_staged(&self, op: &'static str, data: &[f32]) -> Result<bool> {
         if self.0.reads_pageable_memory {
             return Ok(false);
@@ -367,9 +368,9 @@ impl Driver for CudaDriver {
         self.bind(op)?;
         let mut attributes = [cluster_attribute(cluster_size)];
         let config = launch_config(cluster_size, threads, shared_bytes, self.0.stream.raw(), &mut attributes);
-        let mut count = 0;
+        let mut cluster_count = 0;
         // SAFETY: the function's module is loaded; the pointers are to these variables.
-        match unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) } {
+        match unsafe { sys::cuOccupancyMaxActiveClusters(&mut cluster_count, function, &config) } {
             // The device has no clusters of this size. Which error code this gives is not documented. Invalid arguments
             // of ours would give errors for smaller clusters, too.
             sys::CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE => Ok(0),
@@ -378,7 +379,7 @@ impl Driver for CudaDriver {
             }
             status => {
                 status.result().map_err(|e| self.driver_error(op, "cuOccupancyMaxActiveClusters", e))?;
-                Ok(usize::try_from(count).unwrap_or(0))
+                Ok(usize::try_from(cluster_count).unwrap_or(0))
             }
         }
     }

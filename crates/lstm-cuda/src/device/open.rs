@@ -178,11 +178,11 @@ fn load_module(backend: &str, architecture: u32) -> Result<sys::CUmodule> {
         // SAFETY: the image is a cubin, or PTX that ends in a zero byte.
         unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|e| {
             // A driver need not accept the output of a newer compiler, so the error names both versions.
-            let call_and_driver =
+            let call_and_driver_version =
                 format!("cuModuleLoadData, with a driver for CUDA {}.{}", version / 1000, version % 1000 / 10);
             let nvrtc_version =
                 kernels::nvrtc_capabilities().map(|((major, minor), _)| format!(" and NVRTC {major}.{minor}"));
-            driver_error(backend, OP, &(call_and_driver + &nvrtc_version.unwrap_or_default()), e)
+            driver_error(backend, OP, &(call_and_driver_version + &nvrtc_version.unwrap_or_default()), e)
         })
     };
     let key = kernels::image_key(architecture);

@@ -22,12 +22,12 @@ pub(crate) fn dir() -> Option<PathBuf> {
     cache_home.filter(|dir| dir.is_absolute()).map(|dir| dir.join("lstm-cuda"))
 }
 
-/// The 64-bit FNV-1a hash.
+/// Returns the 64-bit FNV-1a hash of `bytes`.
 pub(crate) fn digest(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &byte| (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// Returns the header line of the file for a compiled image.
+/// Returns the header line of the file for a compiled image, with the key and the image's size and digest.
 fn header(key: &str, image: &[u8]) -> String {
     format!("lstm-cuda 1; {key}; {} bytes, digest {:016x}\n", image.len(), digest(image))
 }

@@ -9,8 +9,8 @@ mod nvrtc;
 pub use nvrtc::{CompiledKernels, ResourceUsage, compile, nvrtc_capabilities, prebuild};
 pub(crate) use nvrtc::{image_key, prebuilt_path};
 
-/// The source files, in the order in which they are concatenated for NVRTC. Builds for a CPU include them in the same
-/// order.
+/// The source files, in the order in which they are concatenated for NVRTC. The build of the kernels for a CPU includes
+/// them in the same order.
 const SOURCE_FILES: [(&str, &str); 14] = [
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("constants.cuh", include_str!("../../kernels/constants.cuh")),

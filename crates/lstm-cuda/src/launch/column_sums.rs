@@ -32,7 +32,8 @@ pub(crate) fn column_sum_args(
     })
 }
 
-/// Returns a launch of the kernel `column_sums`, with one warp per block of rows, up to eight warps per thread block.
+/// Returns a launch of the kernel `column_sums`. Each thread block sums 32 columns, with one warp per `DOT_BLOCK` rows,
+/// at most eight.
 pub(crate) fn column_sums(op: &'static str, args: ColumnSumArgs) -> Result<Launch> {
     let threads = 32 * (args.rows as usize).div_ceil(DOT_BLOCK).clamp(1, 8) as u32;
     let launch = Launch::new(op, "column_sums", (args.cols as usize).div_ceil(32), threads, args)?;

@@ -32,7 +32,7 @@ pub(crate) fn map(
 }
 
 /// Returns a launch that copies a matrix. Each address is paired with the number of elements from one row to the next.
-/// If `snap` is true, values are snapped while they are copied.
+/// If `snap` is true, values are snapped while they are copied: magnitudes below 2^-40 are replaced by zero.
 pub(crate) fn copy(
     op: &'static str,
     (src, src_stride): (Address, usize),
@@ -53,8 +53,8 @@ pub(crate) fn copy(
     Launch::elementwise(op, "copy", rows * cols, args)
 }
 
-/// Returns a launch that copies some rows of a matrix of `cols` columns to the same rows of another one. `row_numbers` is
-/// the address of `rows` numbers of rows, as `u32`.
+/// Returns a launch that copies some rows of a matrix of `cols` columns to the same rows of another matrix.
+/// `row_numbers` is the address of the numbers of these rows, `rows` values of type `u32`.
 pub(crate) fn copy_rows(
     op: &'static str,
     src: Address,

@@ -13,24 +13,28 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(crate) struct Operand {
     pub(crate) address: Address,
-    /// Distance from one line to the next, in elements.
+    /// Distance in memory, counted in elements, from one row of the left operand or one column of the right operand to
+    /// the next.
     pub(crate) line_stride: usize,
-    /// Distance between neighboring elements of a row of the left operand or a column of the right operand, in elements.
+    /// Distance in memory, counted in elements, between neighboring elements of a row of the left operand or of a
+    /// column of the right operand.
     pub(crate) depth_stride: usize,
-    /// Distance from one segment to the next, in elements.
+    /// Distance in memory, counted in elements, from one segment of the operand to the next. Each segment is a matrix;
+    /// the products of all segments are added.
     pub(crate) segment_stride: isize,
-    /// Whether the kernel snaps the elements as it reads them.
+    /// Whether the kernel snaps the elements as it reads them: it replaces magnitudes below 2^-40 by zero.
     pub(crate) snap: bool,
 }
 
 impl Operand {
-    /// An operand whose lines are contiguous, each of `depth` elements: a row-major left operand or a transposed right
-    /// operand.
+    /// Returns a row-major left operand or a transposed right operand. The `depth` elements of each row (of the left
+    /// operand) or column (of the right operand) are contiguous in memory.
     pub(crate) fn contiguous_lines(address: Address, depth: usize) -> Self {
         Operand { address, line_stride: depth, depth_stride: 1, segment_stride: 0, snap: false }
     }
 
-    /// An operand whose `lines` lines are interleaved: a transposed left operand or a row-major right operand.
+    /// Returns a transposed left operand with `lines` rows, or a row-major right operand with `lines` columns.
+    /// Neighboring elements of a row of the left or a column of the right operand are `lines` elements apart in memory.
     pub(crate) fn interleaved_lines(address: Address, lines: usize) -> Self {
         Operand { address, line_stride: 1, depth_stride: lines, segment_stride: 0, snap: false }
     }
@@ -44,18 +48,20 @@ pub(crate) fn checked_i32(op: &'static str, n: isize) -> Result<i32> {
     i32::try_from(n).map_err(|_| Error::TooLarge { op, sizes: vec![n.unsigned_abs()] })
 }
 
-/// Whether the products of several segments are faster with one launch per segment. With large tiles, a thread has too
-/// few registers to hold the sums of the current segment in addition to the total over all segments. If the depth is
-/// large, the cost of reading and writing the result in each launch is less than the gain from large tiles.
+/// Whether a sum of several matrix products of this shape is faster with one launch per product than in a single
+/// launch. A single launch can't use large tiles, since a thread has too few registers to hold the current product and
+/// the sum of the previous ones. With separate launches, each reads and writes the sum in memory, but for a large depth
+/// large tiles gain more than that costs.
 pub(crate) fn launches_segments_separately(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> bool {
     depth >= 8 * DOT_BLOCK
         && LARGE.fills_device(driver, [rows, cols])
         && !uses_tensor_cores(driver, [rows, cols, depth])
 }
 
-/// Returns a launch that computes `acc + a b` of shape `[rows, cols]`, with inner dimension `depth`. With several
-/// segments, the products of all segments are added in order. `acc` consists of an address and the distance between
-/// rows in elements; a distance of 0 adds the same row to every row of the result. `None` stands for zeros.
+/// Returns a launch that computes `acc + a b` of shape `[rows, cols]`, with inner dimension `depth`. If there are
+/// several segments, each operand is a series of matrices, and `a b` is the sum of their products, added in order.
+/// `acc` consists of an address and the distance between rows in elements; a distance of 0 adds the same row to every
+/// row of the result. `None` stands for zeros.
 pub(crate) fn gemm(
     driver: &impl Driver,
     op: &'static str,

@@ -8,9 +8,10 @@ use crate::driver::{Driver, Launch};
 /// A kernel variant's tile: the part of a result that one block computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Tile {
-    /// Index of the variant in an operation's list of kernels: 0 is small, 1 is medium, and 2 is narrow on tensor
-    /// cores. For steps, 3 is the kernel that adds the products of the gates. For [`gemm`](super::gemm), 3 is large,
-    /// and 4 is wide on tensor cores.
+    /// Index of the kernel in an operation's list of kernels, which use different tiles: 0 for small tiles, 1 for
+    /// medium tiles, 2 for narrow tiles on tensor cores. In the lists for the steps of a layer, 3 is the kernel that
+    /// adds the products of the four gates. In the list for [`gemm`](super::gemm), 3 is for large tiles and 4 for wide
+    /// tiles on tensor cores.
     variant: usize,
     /// Threads per block.
     threads: u32,
@@ -22,8 +23,8 @@ pub(crate) struct Tile {
 
 const SMALL: Tile = Tile::exact(0, 64, 16, 64);
 const MEDIUM: Tile = Tile::exact(1, 256, 64, 32);
-/// Tile of the kernels that add the products of the gates, which a previous kernel has computed.
-const GATE_SUM: Tile = Tile { variant: 3, threads: 256, rows: 8, cols: 32, shared_floats: 0 };
+/// Tile of the kernels that add the matrix products of the four gates, after another kernel has computed the products.
+const GATE_SUM_TILE: Tile = Tile { variant: 3, threads: 256, rows: 8, cols: 32, shared_floats: 0 };
 const TF32_NARROW: Tile = Tile::tf32(2, 64, 32, 64);
 pub(super) const LARGE: Tile = Tile::exact(3, 256, 128, 16);
 pub(super) const TF32_WIDE: Tile = Tile::tf32(4, 128, 128, 32);
@@ -32,12 +33,13 @@ pub(super) const TF32_WIDE: Tile = Tile::tf32(4, 128, 128, 32);
 const TENSOR_CORE_INSTRUCTION_SHAPE: [usize; 3] = [16, 8, 8];
 
 impl Tile {
-    /// A square tile computed by fma, with a double buffer for `depth` elements of the inner dimension.
+    /// Returns a square tile that is computed exactly, by fused multiply-adds, with a double buffer for `depth`
+    /// elements of the inner dimension.
     const fn exact(variant: usize, threads: u32, side: usize, depth: usize) -> Self {
         Tile { variant, threads, rows: side, cols: side, shared_floats: 2 * depth * 2 * (side + 4) }
     }
 
-    /// A tile computed on tensor cores, with a buffer for `depth` elements of the inner dimension.
+    /// Returns a tile that is computed on tensor cores, with a buffer for `depth` elements of the inner dimension.
     const fn tf32(variant: usize, rows: usize, cols: usize, depth: usize) -> Self {
         Tile { variant, threads: 256, rows, cols, shared_floats: (rows + cols) * (depth + 8) }
     }
@@ -47,8 +49,8 @@ impl Tile {
         rows.div_ceil(self.rows) * cols.div_ceil(self.cols)
     }
 
-    /// Whether the tiles of this many matrices of the given shape occupy at least two fifths of the multiprocessors,
-    /// and on average at least half of a tile lies inside the matrix.
+    /// Whether `matrices` matrices of the given shape have tiles for at least two fifths of the multiprocessors, and on
+    /// average at least half of a tile lies inside its matrix.
     fn occupies_device(self, driver: &impl Driver, shape: [usize; 2], matrices: usize) -> bool {
         matrices * self.count(shape) * 5 >= driver.multiprocessors() * 2 && self.is_at_least_half_used(shape)
     }
@@ -93,14 +95,15 @@ impl Tile {
     }
 }
 
-/// Whether a product, given by its rows, columns and depth, runs on tensor cores: TF32 is allowed, and the product is
-/// at least as large as one instruction.
+/// Whether a matrix product with the given numbers of rows, columns and inner elements runs on tensor cores: TF32 is
+/// allowed, and no number is less than that of one tensor core instruction.
 pub(super) fn uses_tensor_cores(driver: &impl Driver, product_shape: [usize; 3]) -> bool {
     driver.allows_tf32() && product_shape.iter().zip(TENSOR_CORE_INSTRUCTION_SHAPE).all(|(&size, least)| size >= least)
 }
 
-/// The tile for a product of some rows, columns and depth: the narrow tensor core tile if the product runs on tensor
-/// cores; the medium tile if it [occupies the device](Tile::occupies_device); else the small tile.
+/// Returns the tile for a matrix product of `rows` rows, `cols` columns and inner dimension `depth`: the narrow tensor
+/// core tile if the product runs on tensor cores; the medium tile if there are [enough such tiles for the
+/// device](Tile::occupies_device); else the small tile.
 pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> Tile {
     if uses_tensor_cores(driver, [rows, cols, depth]) {
         TF32_NARROW
@@ -111,12 +114,13 @@ pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -
     }
 }
 
-/// The tiles for the recurrent product of a backward step, which is a sum of one product per gate. If medium tiles
-/// occupy the device only when each block computes the product of a single gate, two kernels are used: the first tile
-/// is for the kernel that computes the products of the gates, the second for the kernel that adds them. Otherwise the
-/// first is `None`, and one kernel computes the whole sum in the second tile.
+/// Returns the tiles for the recurrent term of a backward step, which is the sum of four matrix products, one per gate,
+/// each with `rows` rows, `cols` columns and inner dimension `depth`. Usually one kernel computes the sum: the first
+/// tile is `None`, and the second is this kernel's. If a single product has too few medium tiles for the device but
+/// four products have enough, two kernels are used: one with the first tile computes the four products, and one with
+/// the second tile adds them.
 pub(crate) fn backward_tiles(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> (Option<Tile>, Tile) {
     let tile = step_tile(driver, [rows, cols, depth]);
-    let splits_gates = tile == SMALL && MEDIUM.occupies_device(driver, [rows, cols], 4);
-    if splits_gates { (Some(MEDIUM), GATE_SUM) } else { (None, tile) }
+    let uses_two_kernels = tile == SMALL && MEDIUM.occupies_device(driver, [rows, cols], 4);
+    if uses_two_kernels { (Some(MEDIUM), GATE_SUM_TILE) } else { (None, tile) }
 }

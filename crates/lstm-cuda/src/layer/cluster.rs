@@ -23,15 +23,18 @@ const CLUSTER_SIZES: [u32; 5] = [1, 2, 4, 8, 16];
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct ClusterConfig {
     pass: Pass,
-    /// Number of blocks of 32 elements into which the inner dimension is divided: see [`Pass::depth_blocks`].
+    /// Number of blocks of 32 elements into which the inner dimension of the recurrent product is divided: see
+    /// [`Pass::depth_blocks`].
     depth_blocks: usize,
     /// Number of blocks per cluster.
     cluster_size: u32,
-    /// Number of units that each thread block computes.
+    /// Number of hidden units that each thread block computes.
     pub(crate) units_per_block: usize,
-    /// Number of quads (groups of four sums) per block of the inner dimension: see [`Pass::sum_quads`].
+    /// Number of quads that a thread block computes for each block of the inner dimension. A quad is a group of four
+    /// sums that one thread computes: see [`Pass::sum_quads`].
     sum_quads: usize,
-    /// Number of quads whose weights are in registers; the weights of the others are in shared memory.
+    /// Number of quads (groups of four sums) whose weights are in registers; the weights of the other quads are in
+    /// shared memory.
     pub(crate) quads_in_registers: usize,
     /// Number of clusters that can be resident at the same time.
     resident_clusters: usize,
@@ -40,10 +43,10 @@ pub(crate) struct ClusterConfig {
 }
 
 impl ClusterConfig {
-    /// Chooses the smallest cluster that can keep all weights in registers, since most time is spent on exchanges
-    /// between blocks. If there is none, chooses the smallest cluster that can keep the weights in registers and shared
-    /// memory together. `None` if the device has no such clusters, or if the layer has a projection, since each step
-    /// would then need two exchanges.
+    /// Chooses the smallest cluster whose blocks can keep all weights in registers. If there is none, chooses the
+    /// smallest cluster whose blocks can keep the weights in registers and shared memory together. Small clusters are
+    /// preferred because most time is spent on exchanges between blocks. Returns `None` if the device has no such
+    /// clusters, or if the layer has a projection, since each step would then need two exchanges.
     pub(crate) fn new(driver: &impl Driver, spec: &LayerSpec, pass: Pass) -> Result<Option<Self>> {
         if spec.proj_size.is_some() {
             return Ok(None);
@@ -82,10 +85,10 @@ impl ClusterConfig {
                     max_shared_bytes,
                 };
                 // A thread has the weights of one quad in registers, and of at most one in shared memory.
-                let fits = sum_quads <= 2 * quads_in_registers
+                let weights_fit = sum_quads <= 2 * quads_in_registers
                     && units_per_block <= MAX_THREADS
                     && config.shared_bytes(1) <= max_shared_bytes as usize;
-                if config.holds_weights_in_registers() != in_registers || !fits {
+                if config.holds_weights_in_registers() != in_registers || !weights_fit {
                     continue;
                 }
                 let resident_clusters = count_resident(cluster_size)?;

@@ -19,7 +19,8 @@ use crate::{
     launch::{MapFunction, map},
 };
 
-/// The snapped weights of one layer in one direction. Clones share them.
+/// The weights of one layer in one direction in device memory, snapped: magnitudes below 2^-40 are replaced by zero.
+/// Clones share the memory.
 pub struct Layer<D: Driver>(pub(crate) Arc<DeviceWeights<D>>);
 
 impl<D: Driver> Clone for Layer<D> {
@@ -138,8 +139,8 @@ impl<D: Driver> DeviceWeights<D> {
 }
 
 impl<D: Driver> Layer<D> {
-    /// Returns how the forward and the backward pass run the steps of a batch of sequences: `cluster`, `persistent` or
-    /// `one kernel per step`.
+    /// Returns the execution paths of the forward and the backward pass for a batch of sequences. Each is `cluster`,
+    /// `persistent` or `one kernel per step`.
     pub fn paths(&self, batch: usize) -> [&'static str; 2] {
         Pass::ALL.map(|pass| match self.0.choose_single_launch(pass, batch) {
             Some(SingleLaunch::Clusters(..)) => "cluster",

@@ -10,15 +10,16 @@ use crate::driver::{Driver, Launch, checked_u32};
 /// The largest number of threads per block: with more, a thread has too few registers for its weights.
 pub(crate) const MAX_THREADS: usize = 256;
 
-/// Distance, in floats, between consecutive blocks of the inner dimension in shared memory.
+/// Number of floats in shared memory from the start of one block of `DOT_BLOCK` elements to the start of the next; the
+/// floats between the blocks are padding.
 pub(crate) const SHARED_BLOCK_STRIDE: usize = DOT_BLOCK + 4;
 
-/// The largest number of sequences in a row group, which a block processes together.
+/// The largest size of a row group, a group of sequences that a block processes together.
 pub(crate) const MAX_GROUP_ROWS: usize = 8;
 
-/// Least product of the number of weight slices and the batch size for which a batch is divided into at least two row
-/// groups. Per cycle, a multiprocessor starts the multiply-adds of about one slice for one row, and each further group
-/// costs a barrier. The value is an estimate, not a measurement.
+/// Least work for which a batch is divided into at least two row groups. The work is the number of weight slices times
+/// the batch size, about the number of cycles that a multiprocessor needs to start the multiply-adds. With less work,
+/// the barrier that a further group needs costs more than the group saves. The value is an estimate, not a measurement.
 const MIN_WORK_TO_SPLIT_BATCH: usize = 512;
 
 /// The number of `float4` loads that each thread starts before it waits for the first.
@@ -29,11 +30,11 @@ const LOADS_IN_FLIGHT: usize = 8;
 pub(crate) struct PersistentConfig {
     pass: Pass,
     has_projection: bool,
-    /// Number of blocks of the inner dimension per row that a thread block loads: see [`Pass::depth_blocks`]. With a
-    /// projection, this is the number for the larger of the two operands, that of the recurrent product and that of the
-    /// projection.
+    /// Number of blocks of `DOT_BLOCK` elements in each row that a thread block loads: see [`Pass::depth_blocks`]. With
+    /// a projection, the rows of the recurrent product and of the projection differ in length, and this is the number
+    /// for the longer ones.
     depth_blocks: usize,
-    /// Number of units that each block computes.
+    /// Number of hidden units that each thread block computes.
     pub(crate) units_per_block: usize,
     /// Number of elements of h that each block computes. With a projection they are fewer than the units.
     pub(crate) features_per_block: usize,

@@ -7,29 +7,30 @@ use lstm_core::{Error, LayerSpec, Result, shape::checked_len};
 use super::{DeviceWeights, Pass};
 use crate::driver::{Address, Driver, checked_u32};
 
-/// Scratch memory for running a layer over one batch of sequences, and the recorded launches of the last such run.
+/// Scratch memory for running a layer over one batch of sequences, and a CUDA graph of the last run's launches, for use
+/// in the next run.
 pub struct Plan<D: Driver> {
     pub(crate) spec: LayerSpec,
     pub(crate) batch: usize,
-    /// The largest number of steps.
+    /// The largest number of steps for which there is memory.
     pub(crate) steps: usize,
     /// `bias + W x` of all steps, `[steps * batch, 4 * hidden]`.
     pub(crate) z: D::Memory,
     /// A double buffer for h, `[2, batch, state]`: a step reads one half and writes the other.
     pub(crate) h: D::Memory,
-    /// A double buffer for c, `[2, batch, hidden]`.
+    /// A double buffer for c, `[2, batch, hidden]`, used like that for h.
     pub(crate) c: D::Memory,
     /// The projection's input of one step, `[batch, hidden]`; `None` without a projection.
     pub(crate) projection_input: Option<D::Memory>,
-    /// The outputs, `[steps * batch, state]`, where recorded launches write them; `None` if a single launch runs all
-    /// steps.
+    /// A buffer for the outputs, `[steps * batch, state]`. Every inference run writes to this buffer, so that the graph
+    /// of one run's launches can be used for the next. `None` if a single launch runs all steps.
     pub(crate) y: Option<D::Memory>,
-    /// The key of the last sequence, and the graph of its launches, which is recorded when two sequences in a row have
-    /// the same key and is `None` before. The whole field is `None` before the first sequence.
+    /// The key of the last run, and the CUDA graph of its launches. The graph is recorded when two runs in a row have
+    /// the same key; until then it is `None`. The whole field is `None` before the first run.
     pub(crate) graph: Option<(GraphKey, Option<D::Graph>)>,
 }
 
-/// What the launches of a forward pass depend on: two sequences with the same key have the same launches.
+/// The values on which the launches of a forward pass depend: two passes with the same key have the same launches.
 #[derive(Debug, PartialEq)]
 pub(crate) struct GraphKey {
     pub(crate) steps: usize,

@@ -15,7 +15,7 @@ use crate::{
 
 pub(super) const OP: &str = "backward";
 
-/// The data of one backward pass while it runs.
+/// The inputs and the buffers of one backward pass over a sequence.
 pub(super) struct BackwardPass<'a, D: Driver> {
     pub(super) backend: &'a CudaBackend<D>,
     pub(super) layer: &'a DeviceWeights<D>,
@@ -141,9 +141,9 @@ impl<D: Driver> BackwardPass<'_, D> {
         // One iteration more than there are steps: the last has no step of its own and computes the initial state's
         // gradient.
         for n in 0..=steps {
-            let nth_step = |n: usize| if spec.reverse { n } else { steps - 1 - n };
-            let step = (n < steps).then(|| nth_step(n));
-            let previous_step = (n > 0).then(|| nth_step(n - 1));
+            let nth_visited_step = |n: usize| if spec.reverse { n } else { steps - 1 - n };
+            let step = (n < steps).then(|| nth_visited_step(n));
+            let previous_step = (n > 0).then(|| nth_visited_step(n - 1));
             let (old_state_index, new_state_index) =
                 step.map_or((0, 0), |t| if spec.reverse { (t + 1, t) } else { (t, t + 1) });
             let address_in_step =

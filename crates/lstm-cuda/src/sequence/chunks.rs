@@ -2,7 +2,8 @@
 
 use lstm_core::arithmetic::CHUNK_STEPS;
 
-/// Equally spaced chunks with the same number of steps each, in the order in which their weight gradients are added.
+/// A series of chunks of steps, equally long and equally spaced, in the order in which their weight gradients are
+/// added.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Chunks {
     /// The first step of the first chunk.

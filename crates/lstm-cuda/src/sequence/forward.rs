@@ -141,7 +141,7 @@ impl<D: Driver> CudaBackend<D> {
             driver.launch(op, &copy(op, (address(src), size), (dst, size), [batch, size], true)?)?;
         }
         let (z, gates) = (driver.address(&plan.z), trace.map_or(0, |trace| driver.address(&trace.gates)));
-        // Recorded launches must write to the same memory each time.
+        // The launches in a graph write to the same memory each time that the graph is used.
         let plan_y = plan.y.as_ref().filter(|_| trace.is_none());
         let y_address = plan_y.map_or_else(|| address(&y), |memory| driver.address(memory));
         let projection_input = plan.projection_input.as_ref().map_or(0, |memory| driver.address(memory));

@@ -9,7 +9,8 @@ use crate::{
     layer::DeviceWeights,
 };
 
-/// Returns the launch that computes `z = bias + W x` for `rows` rows of `x`, which are snapped as they are read.
+/// Returns the launch that computes `z = bias + W x` for `rows` rows of `x`. The rows are snapped (magnitudes below
+/// 2^-40 are replaced by zero) as they are read.
 pub(crate) fn input_term_launch<D: Driver>(
     driver: &D,
     op: &'static str,

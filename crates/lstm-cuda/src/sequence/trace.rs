@@ -17,7 +17,7 @@ pub struct Trace<D: Driver> {
     /// The number of sequences that are long enough to have each step, as `u32`; `None` if all sequences have all
     /// steps.
     pub(crate) active_counts: Option<D::Memory>,
-    /// The input, `[steps * batch, input]`, not snapped.
+    /// The input, `[steps * batch, input]`, as the caller gave it, not snapped.
     pub(crate) x: Tensor<D>,
     /// h before and after each step, `[steps + 1, batch, state]`, in the sequence's order: step t of a forward layer
     /// leads from index t to t + 1, that of a reverse layer from t + 1 to t.

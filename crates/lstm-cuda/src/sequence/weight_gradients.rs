@@ -113,20 +113,20 @@ impl<D: Driver> BackwardPass<'_, D> {
         self.backend.allocate_tensor(OP, shape)
     }
 
-    /// Computes `acc + grad^T x`, summed over the rows of each chunk. `grad` and `x` are operands that start at the
-    /// first chunk, each with its number of columns. `acc` and `out` are tensors, each with the index of its first row
-    /// to be used.
+    /// Computes `out = acc + grad^T x`, where the product is the sum of one product per chunk of steps. `grad` and `x`
+    /// start at the rows of the first chunk, and each is paired with its number of columns. `acc` and `out` are each
+    /// paired with the index of the first row that is read or written.
     fn outer_products(
         &self,
         (grad, grad_cols): (Operand, usize),
         (x, x_cols): (Operand, usize),
         chunks: Chunks,
         acc: Option<(&Tensor<D>, usize)>,
-        (out, row): (&Tensor<D>, usize),
+        (out, out_row): (&Tensor<D>, usize),
     ) -> Result<()> {
         let (driver, batch) = (&self.backend.driver, self.trace.batch);
         let row_address = |tensor: &Tensor<D>, row: usize| offset(self.address(&tensor.data), row * x_cols);
-        let (mut acc, out) = (acc.map(|(acc, row)| (row_address(acc, row), x_cols)), row_address(out, row));
+        let (mut acc, out) = (acc.map(|(acc, row)| (row_address(acc, row), x_cols)), row_address(out, out_row));
         let shape = [grad_cols, x_cols, chunks.steps * batch];
         let chunk_stride = |operand: Operand| chunks.stride * (batch * operand.depth_stride) as isize;
         let separate_launches = chunks.count == 1

@@ -18,8 +18,8 @@ use lstm_core::{Error, LayerWeights, LstmConfig, Result, Weights};
 pub(crate) fn assemble(traversal: Traversal<'_>) -> Result<OnnxLstm> {
     let Traversal { mut context, layers, outputs, ignored_nodes, .. } = traversal;
     let config = common_config(&layers)?;
-    let Some(first) = layers.first() else { return Err(no_lstm_error()) };
-    let (x, lengths) = (first.x.clone(), first.lengths.clone());
+    let Some(first_layer) = layers.first() else { return Err(no_lstm_error()) };
+    let (x, lengths) = (first_layer.x.clone(), first_layer.lengths.clone());
     let (mut params, mut h, mut c) = (Vec::new(), Vec::new(), Vec::new());
     for layer in layers {
         params.extend(layer.params);
@@ -52,8 +52,8 @@ fn no_lstm_error() -> Error {
 /// The configuration of the whole model. All layers must have the options and lengths of the first layer, and all but
 /// the first must have the same dropout before them.
 fn common_config(layers: &[Layer<'_>]) -> Result<LstmConfig> {
-    let first = layers.first().ok_or_else(no_lstm_error)?;
-    let mut config = first.config.clone().layers(layers.len());
+    let first_layer = layers.first().ok_or_else(no_lstm_error)?;
+    let mut config = first_layer.config.clone().layers(layers.len());
     let dropout = layers.get(1).and_then(|layer| layer.dropout);
     config.dropout = dropout.unwrap_or_default();
     for layer in layers {
@@ -61,29 +61,38 @@ fn common_config(layers: &[Layer<'_>]) -> Result<LstmConfig> {
             return Err(Error::format(&layer.label, "the node of the other direction is missing"));
         }
         let mut layer_config = layer.config.clone();
-        layer_config.input_size = first.config.input_size;
-        let mismatch = |what: &str, expected: String, got: String| {
+        layer_config.input_size = first_layer.config.input_size;
+        let mismatch_error = |what: &str, expected: String, got: String| {
             let why = format!("expected {what} of the first layer, {expected}; got {got}");
             Err(Error::format(&layer.label, why))
         };
-        if layer_config != first.config {
-            return mismatch("the sizes and options", format!("{:?}", first.config), format!("{layer_config:?}"));
+        if layer_config != first_layer.config {
+            return mismatch_error(
+                "the sizes and options",
+                format!("{:?}", first_layer.config),
+                format!("{layer_config:?}"),
+            );
         }
-        if layer.lengths != first.lengths {
-            return mismatch("the sequence lengths", format!("{:?}", first.lengths), format!("{:?}", layer.lengths));
+        if layer.lengths != first_layer.lengths {
+            return mismatch_error(
+                "the sequence lengths",
+                format!("{:?}", first_layer.lengths),
+                format!("{:?}", layer.lengths),
+            );
         }
     }
-    if let Some(other) = layers.iter().skip(1).find(|layer| layer.dropout != dropout) {
+    if let Some(differing_layer) = layers.iter().skip(1).find(|layer| layer.dropout != dropout) {
         let why = format!(
             "expected a dropout of {dropout:?} before the layer, as before the second layer; got {:?}",
-            other.dropout
+            differing_layer.dropout
         );
-        return Err(Error::format(&other.label, why));
+        return Err(Error::format(&differing_layer.label, why));
     }
     Ok(config)
 }
 
-/// The declared shapes of the graph inputs. Constant states fix the batch size of `x` where its own shape does not.
+/// The declared shapes of the graph inputs, by name. The batch size of the input `x` comes from a constant initial
+/// state if the shape of `x` does not fix it.
 fn declared_shapes(context: &GraphContext<'_>, x: &GraphPort) -> BTreeMap<String, Vec<Option<usize>>> {
     let mut shapes = context.declared_shapes();
     let sizes = shapes.entry(x.name.clone()).or_insert_with(|| vec![None; x.axes.len()]);
@@ -130,8 +139,8 @@ fn join_initial_states(
     Ok(InitialState::Constant(into_array3(joined_state)?))
 }
 
-/// Joins the initial `h` or `c` of all layers, of which at least one comes from graph inputs. Every input must be used
-/// from its first to its last row, by consecutive layers and directions.
+/// Joins the initial `h` or `c` of all layers, of which at least one comes from graph inputs. Consecutive layers and
+/// directions must take the rows of each input in order, and all of them.
 fn state_from_inputs(
     context: &GraphContext<'_>,
     kind: GraphPortKind,

@@ -1,4 +1,4 @@
-//! State of reading the nodes of a graph: the values computed so far, and which of them are used.
+//! What is known about a graph while its nodes are read: the values computed so far, and which of them are used.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,13 +19,13 @@ use lstm_core::{Error, Result};
 /// Maximum number of reads of one tensor. It bounds the size of the model that a small file can produce.
 const MAX_TENSOR_READS: usize = 16;
 
-/// State of the traversal of a graph, which the functions that read nodes share.
+/// What is known about a graph while its nodes are read one after another. The functions that read nodes share it.
 pub(crate) struct GraphContext<'a> {
-    /// Version of the operator set.
+    /// Version of the ONNX operator set that the file uses.
     pub(crate) opset: i64,
-    /// Folder of external data.
+    /// Folder of the files that hold external tensor data; `None` if the model was not read from a file.
     pub(crate) dir: Option<&'a Path>,
-    /// The batch size, if the input's shape or a constant state fixes it.
+    /// The batch size, if the declared shape of the input or a constant initial state fixes it.
     pub(crate) batch_size: Option<i64>,
     /// Element types of the constants that were read.
     pub(crate) dtypes: BTreeSet<Dtype>,
@@ -59,17 +59,17 @@ impl<'a> GraphContext<'a> {
         }
     }
 
-    /// The value of this name, if there is one.
+    /// Returns the value with this name, if it is defined.
     pub(crate) fn value(&self, name: &str) -> Option<&Value<'a>> {
         self.values.get(name)
     }
 
-    /// Marks a name as used.
+    /// Marks the value with this name as used.
     pub(crate) fn mark_used(&mut self, name: &'a str) {
         self.used_names.insert(name);
     }
 
-    /// The value of an operand of `node`, which is marked as used.
+    /// Returns the value of the operand of `node` with this name, and marks it as used.
     pub(crate) fn operand(&mut self, node: &NodeReader<'a>, name: &'a str) -> Result<&Value<'a>> {
         self.mark_used(name);
         let undefined_error =
@@ -127,7 +127,7 @@ impl<'a> GraphContext<'a> {
         inputs.collect()
     }
 
-    /// Rejects inputs and initializers that are not used.
+    /// Returns an error if an input or initializer of the graph is not used.
     pub(crate) fn check_all_used(&self, graph: &'a Graph) -> Result<()> {
         let names = graph.initializer.iter().map(|t| &t.name).chain(graph.input.iter().map(|input| &input.name));
         let unused_names: Vec<String> =

@@ -11,7 +11,8 @@ use super::proto::{
 };
 use lstm_core::{Bias, CellKind, Direction, Error, LayerWeights, Param, Result, Weights, weights::file};
 
-/// Version of the operator set: the first that has all operators used here in their current form.
+/// Version of the ONNX operator set that written files use: the first one with the current form of all operators in
+/// them.
 const EXPORT_OPSET: i64 = 14;
 /// Version of the ONNX file format, ONNX's `ir_version`.
 const IR_VERSION: i64 = 8;
@@ -313,14 +314,14 @@ fn value_info(name: &str, elem_type: i32, dims: &[Dimension]) -> ValueInfo {
 
 /// Builds an initializer of type FLOAT.
 fn float_tensor(name: &str, dims: &[i64], values: &[f32]) -> Tensor {
-    let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let (name, dims) = (name.to_owned(), dims.to_vec());
-    Tensor { name, dims, data_type: Some(FLOAT), raw_data: Some(raw), ..Tensor::default() }
+    Tensor { name, dims, data_type: Some(FLOAT), raw_data: Some(raw_data), ..Tensor::default() }
 }
 
 /// Builds a vector initializer of type INT64.
 fn int_tensor(name: &str, values: &[i64]) -> Tensor {
-    let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let (name, dims) = (name.to_owned(), vec![values.len() as i64]);
-    Tensor { name, dims, data_type: Some(INT64), raw_data: Some(raw), ..Tensor::default() }
+    Tensor { name, dims, data_type: Some(INT64), raw_data: Some(raw_data), ..Tensor::default() }
 }

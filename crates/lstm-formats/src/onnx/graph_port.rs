@@ -1,5 +1,5 @@
-//! Graph inputs and outputs: the meaning of their axes, and permuting arrays between the layout of the graph and the
-//! layout of this library.
+//! Graph inputs and outputs: the meaning of their axes, and the permutation of arrays between the layout of the graph
+//! and the layout of this library.
 
 use std::ops::Range;
 
@@ -34,9 +34,9 @@ pub enum GraphPortKind {
     Input,
     /// The output sequences of the last layer, ONNX's `Y`.
     Sequence,
-    /// Initial or final `h` of layers.
+    /// The initial hidden state `h` of layers (an input), or their final one (an output).
     H,
-    /// Initial or final `c` of layers.
+    /// The initial cell state `c` of layers (an input), or their final one (an output).
     C,
 }
 
@@ -48,10 +48,11 @@ pub struct GraphPort {
     pub name: String,
     /// What the input or output holds.
     pub kind: GraphPortKind,
-    /// For a state, the rows of a [`HostState`](lstm_core::HostState), one for each layer and direction. For an output
-    /// sequence, the directions of the last layer.
+    /// For a state, the rows of a [`HostState`](lstm_core::HostState) that the input or output holds; each row belongs
+    /// to one layer and direction. For an output sequence, the directions of the last layer that it holds.
     pub rows: Range<usize>,
-    /// For an output sequence, its only time step, negative if counted from the end; `None` for all steps.
+    /// For an output that holds a single time step, the index of that step, negative if counted from the end. Otherwise
+    /// `None`.
     pub step: Option<i64>,
     /// For each axis of the array, what it contains: one meaning, or several if axes were merged by a reshape, the
     /// slowest varying first. An axis with an empty list has size 1.

@@ -22,18 +22,18 @@ pub(crate) enum LayerInitialState<'a> {
     Zeros,
     /// A constant, shape `[directions, batch, hidden]`.
     Constant(ArrayD<f32>),
-    /// Rows of graph inputs, concatenated.
+    /// The concatenated rows of graph inputs.
     Inputs(Vec<StateRows<'a>>),
 }
 
 /// Rows of a graph input that hold the initial state of one or two directions.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct StateRows<'a> {
-    /// The whole graph input.
+    /// The whole graph input from which the rows are taken.
     pub(crate) port: GraphPort,
     /// Name of the graph input.
     pub(crate) source: &'a str,
-    /// Start and end of the rows; `None` for all of them.
+    /// Start and end of the range of rows in the graph input; `None` for all of its rows.
     pub(crate) row_range: Option<(i64, i64)>,
     /// Number of rows.
     pub(crate) row_count: usize,
@@ -56,8 +56,8 @@ impl LayerInitialState<'_> {
     }
 }
 
-/// Reads input `k` of a node, [`INITIAL_H_INPUT`] or [`INITIAL_C_INPUT`]. `batch_first` is the node's attribute
-/// `layout`.
+/// Reads the initial `h` or `c` of a node: its input `k`, [`INITIAL_H_INPUT`] or [`INITIAL_C_INPUT`]. `batch_first`
+/// tells whether the batch is the first axis.
 pub(crate) fn read_initial_state<'a>(
     node: &NodeReader<'a>,
     context: &mut GraphContext<'a>,
@@ -112,7 +112,8 @@ pub(crate) fn read_initial_state<'a>(
     }
 }
 
-/// Checks the known sizes of a constant state. All constant states must have the same batch size.
+/// Checks the shape of a constant initial state, as far as its sizes are known. All constant states must have the same
+/// batch size.
 fn check_shape(
     node: &NodeReader<'_>,
     context: &mut GraphContext<'_>,

@@ -18,13 +18,14 @@ use lstm_core::{Bias, CellKind, Direction, Error, LstmConfig, Result};
 pub(crate) struct Layer<'a> {
     /// Label of the (first) node, for error messages.
     pub(crate) label: String,
-    /// The direction that is still to be read from another node, and the name of the input that both nodes share.
+    /// For a layer that is split into two nodes, one per direction: the direction that has not been read yet, and the
+    /// name of the input that both nodes share. Otherwise `None`.
     pub(crate) missing_direction: Option<(usize, &'a str)>,
     /// Configuration of this layer alone.
     pub(crate) config: LstmConfig,
     /// For each direction, its parameters in the order of [`LayerSpec::params`](lstm_core::LayerSpec::params).
     pub(crate) params: Vec<Vec<ArrayD<f32>>>,
-    /// For the first layer, the graph input that it reads. For other layers, [`GraphPort::default`], which is not used.
+    /// The graph input that the first layer reads. For other layers, an unused default value.
     pub(crate) x: GraphPort,
     /// Probability of the dropout before this layer, if there is a `Dropout` node.
     pub(crate) dropout: Option<f32>,
@@ -38,7 +39,7 @@ pub(crate) struct Layer<'a> {
 
 /// The attributes of an `LSTM` node.
 struct LstmAttributes {
-    /// Hidden size; `None` if the attribute is absent. The size then follows from the weights.
+    /// Hidden size; `None` if the attribute is absent, so that the size follows from the weights.
     hidden_size: Option<usize>,
     direction: Direction,
     /// Whether the batch is the first axis of `X`, `Y` and the states: ONNX's attribute `layout`.
@@ -100,9 +101,10 @@ fn read_attributes(node: &mut NodeReader<'_>, opset: i64) -> Result<LstmAttribut
     Ok(LstmAttributes { hidden_size, direction, batch_first, clip, coupled })
 }
 
-/// Reads an `LSTM` node as the next of `layers`, and returns the values of its outputs `Y`, `Y_h` and `Y_c`.
+/// Reads an `LSTM` node, adds its layer to `layers`, and returns the values of its outputs `Y`, `Y_h` and `Y_c`.
 ///
-/// If a bidirectional layer is split into two nodes, `node_direction` is the direction, 0 or 1, of this node.
+/// If the node is one of two that together are a bidirectional layer, `node_direction` is its direction, 0 (forward) or
+/// 1 (reverse), and the second of them completes the layer that the first has added.
 pub(crate) fn read_layer<'a>(
     node: &mut NodeReader<'a>,
     context: &mut GraphContext<'a>,
@@ -118,10 +120,10 @@ pub(crate) fn read_layer<'a>(
     let reverse_flags = layer_direction.reverse_flags();
     let x_name = node.input_name(0).ok_or_else(|| node.error("input 0 (X) is missing"))?;
     // Index of the layer whose other direction has already been read.
-    let started_layer = node_direction.and_then(|node_direction| {
+    let incomplete_layer = node_direction.and_then(|node_direction| {
         layers.iter().position(|layer| layer.missing_direction == Some((node_direction, x_name)))
     });
-    let k = started_layer.unwrap_or(layers.len());
+    let k = incomplete_layer.unwrap_or(layers.len());
 
     let x = read_input(node, context, x_name, k, attributes.batch_first)?;
     let w = required_weight(node, context, 1, "W")?;
@@ -208,7 +210,7 @@ pub(crate) fn read_layer<'a>(
     let (dropout, x) = (x.dropout, x.port);
     let missing_direction = node_direction.map(|node_direction| (1 - node_direction, x_name));
     let layer = Layer { label, missing_direction, config, params, x, dropout, lengths, h, c };
-    match (node_direction, started_layer) {
+    match (node_direction, incomplete_layer) {
         (Some(node_direction), Some(k)) => layers[k].add_direction(layer, node_direction)?,
         _ => layers.push(layer),
     }
@@ -246,8 +248,8 @@ impl<'a> Layer<'a> {
 /// Reorders the gates i, o, f, c along the first axis to i, f, g, o.
 fn reorder_gates(array: &ArrayD<f32>) -> Result<ArrayD<f32>> {
     let gates = split_first_axis(array, 4);
-    let views: Vec<_> = [0, 2, 3, 1].iter().filter_map(|&k| gates.get(k)).map(|gate| gate.view()).collect();
-    concatenate(Axis(0), &views).map_err(|e| Error::shape("onnx gates", "four gates", e))
+    let reordered_gates: Vec<_> = [0, 2, 3, 1].iter().filter_map(|&k| gates.get(k)).map(|gate| gate.view()).collect();
+    concatenate(Axis(0), &reordered_gates).map_err(|e| Error::shape("onnx gates", "four gates", e))
 }
 
 /// Splits the first axis, whose size is a multiple of `n`, into `n` equal parts.
@@ -256,7 +258,7 @@ fn split_first_axis(array: &ArrayD<f32>, n: usize) -> Vec<ArrayD<f32>> {
     array.axis_chunks_iter(Axis(0), len.max(1)).map(|part| part.to_owned()).collect()
 }
 
-/// The constant that is input `k` of a node; `None` if the input is omitted.
+/// Reads input `k` of a node, which must be a constant; `None` if the input is omitted.
 fn optional_weight<'a>(node: &NodeReader<'a>, context: &mut GraphContext<'a>, k: usize) -> Result<Option<ArrayD<f32>>> {
     let Some(name) = node.input_name(k) else { return Ok(None) };
     match context.operand(node, name)? {
@@ -268,7 +270,7 @@ fn optional_weight<'a>(node: &NodeReader<'a>, context: &mut GraphContext<'a>, k:
     }
 }
 
-/// The constant that is input `k` of a node. `name` is the name of the input for error messages.
+/// Reads input `k` of a node, which must be present and a constant. `name` is the name of the input for error messages.
 fn required_weight<'a>(
     node: &NodeReader<'a>,
     context: &mut GraphContext<'a>,
@@ -284,7 +286,7 @@ const NOT_STACKED_HINT: &str =
 
 /// The input `X` of a layer.
 struct LayerInput<'a> {
-    /// For the first layer, the graph input that it reads. For other layers, [`GraphPort::default`], which is not used.
+    /// The graph input that the first layer reads. For other layers, an unused default value.
     port: GraphPort,
     /// Probability of the dropout before the layer, if there is a `Dropout` node.
     dropout: Option<f32>,

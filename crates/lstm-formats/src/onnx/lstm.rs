@@ -1,4 +1,5 @@
-//! [`OnnxLstm`]: the LSTM of a graph, and running it with the inputs and outputs of the graph.
+//! [`OnnxLstm`], an LSTM that was read from an ONNX graph. It runs on arrays in the layout of the graph's inputs and
+//! outputs.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +31,8 @@ pub enum InitialState {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct OnnxLstm {
-    /// The parameters, for [`Lstm::new`]. The cell is the fused one, or the diagonal peephole if the file has `P`.
+    /// The parameters, for [`Lstm::new`]. The cell is the fused one, or the diagonal peephole cell if the nodes have
+    /// peephole weights `P`.
     pub weights: Weights,
     /// Element types of the weights and constant states in the file, without duplicates.
     pub dtypes: Vec<Dtype>,
@@ -46,8 +48,8 @@ pub struct OnnxLstm {
     pub outputs: Vec<GraphPort>,
     /// Labels of the nodes that are not part of the LSTM. Empty unless `LSTM` nodes were selected by name.
     pub ignored_nodes: Vec<String>,
-    /// The declared shape of each graph input, with `None` for sizes that are not fixed. Constants in the graph may
-    /// depend on these sizes.
+    /// The declared shape of each graph input, with `None` for sizes that are not fixed. Sizes that are fixed must be
+    /// checked at run time, because constants in the graph may depend on them.
     pub(crate) declared_shapes: BTreeMap<String, Vec<Option<usize>>>,
 }
 
@@ -174,8 +176,8 @@ impl OnnxLstm {
     }
 }
 
-/// The initial `h` or `c` for one run of the model. `name` is for error messages, `arrays` are the arrays of the graph
-/// inputs, and `zeros` has the shape of the result.
+/// Returns the initial `h` or `c` for one run of the model. `name` is its name for error messages, `arrays` are the
+/// arrays given for its graph inputs, and `zeros` is a zero array of the shape of the result.
 fn initial_state(
     name: &str,
     state: &InitialState,

@@ -40,7 +40,7 @@ pub use lstm::{InitialState, OnnxInputs, OnnxLstm};
 
 use lstm_core::{Error, Result};
 
-/// The supported operator sets. The versions after 22 only add element types to the operators that are read here.
+/// The supported operator sets. Versions 23 to 26 only add element types to the operators that this module reads.
 const SUPPORTED_OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 
 /// A parsed ONNX file.
@@ -63,10 +63,10 @@ const SUPPORTED_OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 pub struct OnnxModel {
     /// Name of the file for error messages.
     source: String,
-    /// Folder of external data.
+    /// Folder of the files that hold external tensor data; `None` if the model was not read from a file.
     dir: Option<PathBuf>,
     graph: proto::Graph,
-    /// Version of the operator set.
+    /// Version of the ONNX operator set that the file uses.
     opset: i64,
 }
 
@@ -100,12 +100,13 @@ impl OnnxModel {
         Self::parse(bytes, "onnx".into(), None)
     }
 
-    /// Parses a file. `source` is its name for error messages, `dir` the folder of external data.
+    /// Parses a file. `source` is its name for error messages, `dir` the folder of the files that hold external tensor
+    /// data.
     fn parse(bytes: &[u8], source: String, dir: Option<PathBuf>) -> Result<Self> {
         let error = |why: String| Error::format(&source, why);
         let model = proto::Model::decode(bytes).map_err(|e| error(e.to_string()))?;
-        let is_standard = |domain: &str| ["", "ai.onnx"].contains(&domain);
-        let opsets = model.opset_import.iter().filter(|o| is_standard(o.domain.as_deref().unwrap_or_default()));
+        let is_standard_domain = |domain: &str| ["", "ai.onnx"].contains(&domain);
+        let opsets = model.opset_import.iter().filter(|o| is_standard_domain(o.domain.as_deref().unwrap_or_default()));
         let versions: Vec<i64> = opsets.map(|o| o.version.unwrap_or_default()).collect();
         let &[opset] = &versions[..] else {
             return Err(error(format!("expected one version of the ONNX operator set, got {versions:?}")));
@@ -115,7 +116,7 @@ impl OnnxModel {
                 "expected a version of the ONNX operator set in {SUPPORTED_OPSETS:?}, got {opset}"
             )));
         }
-        if let Some(function) = model.functions.iter().find(|f| is_standard(&f.domain)) {
+        if let Some(function) = model.functions.iter().find(|f| is_standard_domain(&f.domain)) {
             let why = format!("redefinition of the standard operator `{}` is not supported", function.name);
             return Err(error(why));
         }
@@ -153,7 +154,7 @@ impl OnnxModel {
     pub fn tensor(&self, name: &str) -> Result<ArrayD<f32>> {
         let initializer = self.graph.initializer.iter().find(|tensor| tensor.name == name);
         let missing_error = || Error::MissingTensor { name: name.into(), expected: "an initializer".into() };
-        self.with_source(tensor::floats(initializer.ok_or_else(missing_error)?, self.dir.as_deref()))
+        self.with_file_name(tensor::floats(initializer.ok_or_else(missing_error)?, self.dir.as_deref()))
     }
 
     /// Loads the whole graph as one model, in which each `LSTM` node is a layer on top of the previous one. Floats of
@@ -179,7 +180,7 @@ impl OnnxModel {
         self.load(Some(names))
     }
 
-    /// Loads the `LSTM` nodes with these names; `None` for all.
+    /// Loads the `LSTM` nodes with these names, or all of them for `None`.
     fn load(&self, names: Option<&[&str]>) -> Result<OnnxLstm> {
         let nodes = self.lstm_nodes();
         if nodes.is_empty() {
@@ -191,16 +192,16 @@ impl OnnxModel {
             return Err(Error::format(&self.source, why));
         }
         let node_index = |name: &&str| nodes.iter().position(|node| node == name);
-        let mut pairs = names.unwrap_or_default().windows(2);
-        if let Some(pair) = pairs.find(|pair| node_index(&pair[0]) >= node_index(&pair[1])) {
-            let got = format!("`{}` followed by `{}`", pair[0], pair[1]);
+        let mut name_pairs = names.unwrap_or_default().windows(2);
+        if let Some(name_pair) = name_pairs.find(|name_pair| node_index(&name_pair[0]) >= node_index(&name_pair[1])) {
+            let got = format!("`{}` followed by `{}`", name_pair[0], name_pair[1]);
             let why = format!("expected each name once, in the order of {nodes:?}, got {got}");
             return Err(Error::format(&self.source, why));
         }
-        self.with_source(self.assemble(names))
+        self.with_file_name(self.assemble(names))
     }
 
-    /// Loads the `LSTM` nodes with these names, which must be valid; `None` for all.
+    /// Loads the `LSTM` nodes with these names, or all of them for `None`. [`load`](Self::load) has checked the names.
     fn assemble(&self, names: Option<&[&str]>) -> Result<OnnxLstm> {
         let traversal = traversal::Traversal::run(&self.graph, self.opset, self.dir.as_deref(), names)?;
         let all_used_result = traversal.context.check_all_used(&self.graph);
@@ -211,8 +212,8 @@ impl OnnxModel {
         Ok(lstm)
     }
 
-    /// Adds the name of the file to an error.
-    fn with_source<T>(&self, result: Result<T>) -> Result<T> {
+    /// Adds the name of the file to the message of a format error.
+    fn with_file_name<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| match error {
             Error::Format { input, reason } => Error::Format { input: format!("{}: {input}", self.source), reason },
             other => other,

@@ -1,14 +1,14 @@
-//! Reads the attributes of a node, and detects those that are not read.
+//! Reads the attributes of a node, and rejects nodes with attributes that nothing has read.
 
 use std::collections::BTreeMap;
 
 use super::proto::{Attribute, Node, Tensor, attribute_type};
 use lstm_core::{Error, Result};
 
-/// A node with its unread attributes. [`check_all_attributes_read`](Self::check_all_attributes_read) rejects
-/// attributes that were not read.
+/// A node, and those of its attributes that have not been read yet.
+/// [`check_all_attributes_read`](Self::check_all_attributes_read) returns an error if there are any at the end.
 pub(crate) struct NodeReader<'a> {
-    /// The node itself.
+    /// The node as it is stored in the file.
     pub(crate) proto: &'a Node,
     /// The node's name (or its index, if it has none) and operator, for error messages.
     pub(crate) label: String,
@@ -45,7 +45,7 @@ impl<'a> NodeReader<'a> {
         Ok(node)
     }
 
-    /// An error about this node.
+    /// Returns an error whose message names this node.
     pub(crate) fn error(&self, why: impl ToString) -> Error {
         Error::format(&self.label, why)
     }
@@ -108,7 +108,7 @@ impl<'a> NodeReader<'a> {
         Ok(strings.map(|s| String::from_utf8_lossy(s).into_owned()).collect())
     }
 
-    /// Rejects attributes that were not read, because ignoring them could change the results.
+    /// Returns an error if the node has attributes that were not read, because ignoring them could change the results.
     pub(crate) fn check_all_attributes_read(&self) -> Result<()> {
         match self.unread_attributes.keys().next() {
             Some(name) => Err(self.error(format!("attribute `{name}` is not supported for this operator and opset"))),

@@ -32,7 +32,7 @@ pub(crate) mod attribute_type {
 }
 
 /// Names of the element types in `TensorProto.DataType`, by number.
-const TYPE_NAMES: [&str; 17] = [
+const ELEMENT_TYPE_NAMES: [&str; 17] = [
     "UNDEFINED",
     "FLOAT",
     "UINT8",
@@ -54,7 +54,7 @@ const TYPE_NAMES: [&str; 17] = [
 
 /// The name of an element type in the ONNX standard.
 pub(crate) fn type_name(elem_type: i32) -> String {
-    let name = usize::try_from(elem_type).ok().and_then(|k| TYPE_NAMES.get(k));
+    let name = usize::try_from(elem_type).ok().and_then(|k| ELEMENT_TYPE_NAMES.get(k));
     name.map_or_else(|| format!("element type {elem_type}"), |name| (*name).to_owned())
 }
 
@@ -82,7 +82,7 @@ pub(crate) struct Opset {
     pub(crate) version: Option<i64>,
 }
 
-/// `FunctionProto`: an operator defined in the file.
+/// `FunctionProto`: an operator that the file itself defines.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Function {
     #[prost(string, tag = "1")]
@@ -104,10 +104,10 @@ pub(crate) struct Graph {
     pub(crate) input: Vec<ValueInfo>,
     #[prost(message, repeated, tag = "12")]
     pub(crate) output: Vec<ValueInfo>,
-    /// Quantization parameters, not decoded: their presence is an error.
+    /// Quantization parameters. They are not decoded, because a file that has any is rejected.
     #[prost(bytes = "vec", repeated, tag = "14")]
     pub(crate) quantization: Vec<Vec<u8>>,
-    /// Sparse constants, not decoded: their presence is an error.
+    /// Sparse constants. They are not decoded, because a file that has any is rejected.
     #[prost(bytes = "vec", repeated, tag = "15")]
     pub(crate) sparse_initializer: Vec<Vec<u8>>,
 }
@@ -150,10 +150,11 @@ pub(crate) struct Attribute {
     pub(crate) ints: Vec<i64>,
     #[prost(bytes = "vec", repeated, tag = "9")]
     pub(crate) strings: Vec<Vec<u8>>,
-    /// The type of the attribute, one of [`attribute_type`]; it tells which of the fields above is set.
+    /// The type of the attribute, a constant of the module [`attribute_type`]. It tells which of the value fields is
+    /// set.
     #[prost(int32, optional, tag = "20")]
     pub(crate) attribute_type: Option<i32>,
-    /// The name of an attribute of the enclosing function. Set only inside functions.
+    /// The name of an attribute of the enclosing function that gives the value. Set only in nodes inside functions.
     #[prost(string, tag = "21")]
     pub(crate) ref_attr_name: String,
 }

@@ -13,15 +13,15 @@ use safetensors::Dtype;
 use super::proto::{BFLOAT16, BOOL, DOUBLE, FLOAT, FLOAT16, INT32, INT64, Tensor, type_name};
 use lstm_core::{Error, Result, weights::element};
 
-/// The `data_location` of tensors whose elements are in another file.
+/// The value of the field `data_location` in tensors whose elements are in another file.
 const EXTERNAL_DATA_LOCATION: i32 = 1;
 
-/// An error about this tensor.
+/// Returns an error whose message names this tensor.
 fn error(tensor: &Tensor, why: impl ToString) -> Error {
     Error::format(format!("tensor `{}`", tensor.name), why)
 }
 
-/// The size of each axis.
+/// Returns the size of each axis of the tensor.
 pub(crate) fn shape(tensor: &Tensor) -> Result<Vec<usize>> {
     let sizes = tensor.dims.iter().map(|&n| usize::try_from(n));
     sizes.collect::<Result<_, _>>().map_err(|_| error(tensor, format!("invalid shape {:?}", tensor.dims)))
@@ -64,7 +64,7 @@ pub(crate) fn is_false(tensor: &Tensor) -> bool {
     tensor.data_type == Some(BOOL) && tensor.dims.is_empty() && is_single_zero && is_zero(tensor)
 }
 
-/// The elements as f32; f64 is rounded to nearest. `dir` is the folder of external data.
+/// Returns the elements, rounded to the nearest f32. `dir` is the folder of the files that hold external tensor data.
 pub(crate) fn floats(tensor: &Tensor, dir: Option<&Path>) -> Result<ArrayD<f32>> {
     let dtype = float_type(tensor).ok_or_else(|| {
         let (name, found) = (tensor.name.clone(), type_name(tensor.data_type.unwrap_or_default()));
@@ -75,7 +75,7 @@ pub(crate) fn floats(tensor: &Tensor, dir: Option<&Path>) -> Result<ArrayD<f32>>
     ArrayD::from_shape_vec(IxDyn(&shape(tensor)?), values).map_err(|e| error(tensor, e))
 }
 
-/// The elements of an INT32 or INT64 tensor. `dir` is the folder of external data.
+/// Returns the elements of an INT32 or INT64 tensor. `dir` is the folder of the files that hold external tensor data.
 pub(crate) fn ints(tensor: &Tensor, dir: Option<&Path>) -> Result<Vec<i64>> {
     let (dtype, size) = match tensor.data_type.unwrap_or_default() {
         INT32 => (Dtype::I32, 4),
@@ -88,7 +88,7 @@ pub(crate) fn ints(tensor: &Tensor, dir: Option<&Path>) -> Result<Vec<i64>> {
     element::to_i64(&tensor.name, dtype, &element_bytes(tensor, size, dir)?)
 }
 
-/// The elements as little-endian bytes. Checks that there are as many as the shape says.
+/// Returns the elements as little-endian bytes, after checking that there are as many as the shape says.
 fn element_bytes<'a>(tensor: &'a Tensor, element_size: usize, dir: Option<&Path>) -> Result<Cow<'a, [u8]>> {
     let shape = shape(tensor)?;
     let len = shape.iter().try_fold(element_size, |len, &n| len.checked_mul(n));
@@ -101,9 +101,9 @@ fn element_bytes<'a>(tensor: &'a Tensor, element_size: usize, dir: Option<&Path>
         let dir = dir.ok_or_else(|| error(tensor, "the elements are in another file; open the model from its path"))?;
         return Ok(read_external_data(tensor, len, dir)?.into());
     }
-    let typed_lens =
+    let typed_data_lens =
         [tensor.float_data.len(), tensor.double_data.len(), tensor.int32_data.len(), tensor.int64_data.len()];
-    if typed_lens.iter().filter(|&&n| n > 0).count() + usize::from(tensor.raw_data.is_some()) > 1 {
+    if typed_data_lens.iter().filter(|&&n| n > 0).count() + usize::from(tensor.raw_data.is_some()) > 1 {
         return Err(error(tensor, "the elements are stored in more than one field"));
     }
     let bytes: Cow<[u8]> = match (&tensor.raw_data, tensor.data_type.unwrap_or_default()) {

@@ -13,15 +13,15 @@ use super::{
 };
 use lstm_core::{Error, Result};
 
-/// The result of a traversal.
+/// The result of traversing the nodes of a graph.
 pub(crate) struct Traversal<'a> {
-    /// The values and other state of the graph.
+    /// The values of the graph, and which of them are used.
     pub(crate) context: GraphContext<'a>,
     /// The layers, from the first to the last.
     pub(crate) layers: Vec<Layer<'a>>,
     /// The graph outputs that the layers compute.
     pub(crate) outputs: Vec<GraphPort>,
-    /// Labels of the nodes that were ignored because the caller selected others.
+    /// Labels of the nodes that were ignored because the caller selected other nodes by name.
     pub(crate) ignored_nodes: Vec<String>,
     /// Direction, 0 (forward) or 1 (reverse), of each `LSTM` node that is one direction of a bidirectional layer, by
     /// the index of the node.
@@ -31,8 +31,8 @@ pub(crate) struct Traversal<'a> {
 }
 
 impl<'a> Traversal<'a> {
-    /// Traverses a graph. `dir` is the folder of external data; `selected_names` are the names of the `LSTM` nodes to
-    /// load, `None` for all.
+    /// Traverses a graph. `dir` is the folder of the files that hold external tensor data; `selected_names` are the
+    /// names of the `LSTM` nodes to load, `None` for all.
     pub(crate) fn run(
         graph: &'a Graph,
         opset: i64,
@@ -72,11 +72,11 @@ impl<'a> Traversal<'a> {
         Ok(traversal)
     }
 
-    /// Reads one node and defines its outputs.
+    /// Reads one node, and adds the values of its outputs to the context.
     fn visit_node(&mut self, node: &mut NodeReader<'a>, index: usize) -> Result<()> {
         let proto = node.proto;
-        let is_standard = ["", "ai.onnx"].contains(&proto.domain.as_str()) && proto.overload.is_empty();
-        let is_lstm = is_standard && proto.op_type == "LSTM";
+        let is_standard_operator = ["", "ai.onnx"].contains(&proto.domain.as_str()) && proto.overload.is_empty();
+        let is_lstm = is_standard_operator && proto.op_type == "LSTM";
         for name in proto.input.iter().filter(|name| !name.is_empty()) {
             self.context.operand(node, name)?;
         }
@@ -84,7 +84,7 @@ impl<'a> Traversal<'a> {
             let node_direction = self.direction_by_node.get(&index).copied();
             layer::read_layer(node, &mut self.context, &mut self.layers, node_direction)?.to_vec()
         } else {
-            let values = match is_standard && !is_lstm {
+            let values = match is_standard_operator && !is_lstm {
                 true => self.evaluate(node),
                 false => Err(node.error(operators::UNSUPPORTED)),
             };
@@ -115,7 +115,7 @@ impl<'a> Traversal<'a> {
         Ok(values)
     }
 
-    /// A graph output, which must be an output of the layers.
+    /// Describes a graph output, which must be an output of the layers.
     fn output_port(&mut self, output: &'a ValueInfo) -> Result<GraphPort> {
         let name = output.name.as_str();
         let error = |why: String| Error::format(format!("output `{name}`"), why);
@@ -145,7 +145,7 @@ impl<'a> Traversal<'a> {
     }
 }
 
-/// Whether the caller selected this `LSTM` node.
+/// Whether the caller selected this `LSTM` node. Without `selected_names`, all nodes are selected.
 fn is_selected(selected_names: Option<&[&str]>, index: usize, node: &super::proto::Node) -> bool {
     selected_names.is_none_or(|selected_names| selected_names.contains(&node_name(index, node).as_str()))
 }
@@ -163,8 +163,8 @@ fn find_split_directions(graph: &Graph, selected_names: Option<&[&str]>) -> BTre
             nodes_by_input.entry(x).or_default().push((index, direction));
         }
     }
-    let pairs = nodes_by_input.into_values().filter(|nodes| matches!(nodes[..], [(_, a), (_, b)] if a != b));
-    pairs.flatten().collect()
+    let direction_pairs = nodes_by_input.into_values().filter(|nodes| matches!(nodes[..], [(_, a), (_, b)] if a != b));
+    direction_pairs.flatten().collect()
 }
 
 /// Checks that the declared type and shape of an input agree with its default value.
@@ -172,13 +172,13 @@ fn check_default_value(input: &ValueInfo, tensor: &Tensor) -> Result<()> {
     let Some(declared_type) = input.value_type.as_ref().and_then(|value_type| value_type.tensor.as_ref()) else {
         return Ok(());
     };
-    let mismatch = |expected: String, got: String| {
+    let mismatch_error = |expected: String, got: String| {
         let why = format!("expected {expected}, as in its initializer, got {got}");
         Err(Error::format(format!("input `{}`", input.name), why))
     };
     let elem_type = tensor.data_type.unwrap_or_default();
     if let Some(got) = declared_type.elem_type.filter(|&got| got != elem_type) {
-        return mismatch(type_name(elem_type), type_name(got));
+        return mismatch_error(type_name(elem_type), type_name(got));
     }
     let Some(shape) = &declared_type.shape else { return Ok(()) };
     let sizes: Vec<_> = shape.dim.iter().map(|dim| dim.value).collect();
@@ -187,10 +187,10 @@ fn check_default_value(input: &ValueInfo, tensor: &Tensor) -> Result<()> {
         return Ok(());
     }
     let sizes: Vec<_> = sizes.iter().map(|size| size.map_or("?".into(), |size| size.to_string())).collect();
-    mismatch(format!("{:?}", tensor.dims), format!("[{}]", sizes.join(", ")))
+    mismatch_error(format!("{:?}", tensor.dims), format!("[{}]", sizes.join(", ")))
 }
 
-/// The value of a graph input. Its type is checked by the nodes that use it.
+/// Returns the symbolic value of a graph input. The nodes that use the input check its type.
 fn input_value(input: &ValueInfo) -> Result<Value<'_>> {
     let name = input.name.as_str();
     let error = |why: String| Error::format(format!("input `{name}`"), why);

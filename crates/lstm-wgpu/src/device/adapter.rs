@@ -13,12 +13,12 @@ pub async fn adapters(backends: wgpu::Backends) -> Vec<wgpu::AdapterInfo> {
     create_instance(backends).enumerate_adapters(backends).await.iter().map(wgpu::Adapter::get_info).collect()
 }
 
-/// Parts of the names of adapters and drivers that compute on the CPU. SwiftShader, for one, does not always say so by the
-/// type of its adapter.
+/// Parts of the names of adapters and drivers that compute on the CPU. They are needed because the type of an adapter
+/// does not always tell, for example that of SwiftShader.
 const SOFTWARE_NAMES: [&str; 5] = ["llvmpipe", "lavapipe", "softpipe", "swiftshader", "microsoft basic render"];
 
-/// Whether an adapter computes on the CPU instead of a GPU, as llvmpipe, SwiftShader and WARP do. The type of the adapter
-/// says so, or its name, or the name of its driver.
+/// Whether an adapter computes on the CPU instead of a GPU, as llvmpipe, SwiftShader and WARP do. This is decided by
+/// the type of the adapter, its name and the name of its driver.
 pub fn is_software(info: &wgpu::AdapterInfo) -> bool {
     let names = [&info.name, &info.driver, &info.driver_info].map(|name| name.to_lowercase());
     let has_software_name = || SOFTWARE_NAMES.iter().any(|software| names.iter().any(|name| name.contains(software)));

@@ -24,7 +24,7 @@ pub struct WgpuBuilder {
     compute: ComputeOptions,
 }
 
-/// Options that apply to every device, also to one that the caller opened.
+/// Options for how to compute. They also apply to a device that the caller opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ComputeOptions {
     pub(crate) mode: Option<Mode>,

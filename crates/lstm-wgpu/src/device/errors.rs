@@ -19,7 +19,8 @@ pub(crate) fn device_error(op: &'static str, reason: impl ToString) -> Error {
     Error::Device { backend: BACKEND_NAME.to_owned(), op, reason: reason.to_string() }
 }
 
-/// An operation, and a future that resolves to the error that it caused, if any.
+/// A possible error that the platform has not reported yet: the name of an operation, and a future that resolves to the
+/// error that the operation caused, or to `None`.
 pub(crate) type DeferredError = (&'static str, Pin<Box<ErrorFuture>>);
 
 #[cfg(not(target_arch = "wasm32"))]

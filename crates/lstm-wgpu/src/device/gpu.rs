@@ -96,7 +96,7 @@ impl Gpu {
         self.check_usable(op).map(|()| value)
     }
 
-    /// Checks that the device is not lost and that no recorded work was lost.
+    /// Returns an error if the device is lost, or if an earlier error prevented recorded work from being executed.
     pub(crate) fn check_usable(&self, op: &'static str) -> Result<()> {
         if let Some(reason) = &*lock(&self.loss_reason) {
             return Err(device_error(op, format!("the device was lost: {reason}")));
@@ -109,7 +109,7 @@ impl Gpu {
         }
     }
 
-    /// Makes every later call fail with `error`, and returns it.
+    /// Makes every later call fail with `error`. Returns `error`.
     pub(crate) fn poison(&self, error: Error) -> Error {
         lock(&self.poison_reason).get_or_insert_with(|| error.to_string());
         error

@@ -1,5 +1,6 @@
-//! Guard words after tensors, for tests that no kernel accesses memory outside of its tensors. Bindings cover the whole
-//! buffer, so kernels can access the guard words, and indices beyond the buffer are clamped to its last word.
+//! Guard words after tensors. With them, tests check that no kernel accesses memory outside of its tensors. Bindings
+//! cover the whole buffer, so kernels can access the guard words, and indices beyond the buffer are clamped to its last
+//! word.
 
 use std::sync::Arc;
 

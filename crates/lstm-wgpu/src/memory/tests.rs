@@ -27,16 +27,16 @@ fn bind_groups_are_cached_as_long_as_their_buffers_exist() {
     let snapped_tensor = || gpu.apply_unary("snap", Unary::Snap, &x, 0.0).unwrap();
     let bind_group_count = || lock(&gpu.pool.bind_groups).len();
     drop(snapped_tensor());
-    let count_before = bind_group_count();
+    let initial_bind_group_count = bind_group_count();
     drop(snapped_tensor());
-    assert_eq!(bind_group_count(), count_before, "the second call reuses the buffers and the bind group");
+    assert_eq!(bind_group_count(), initial_bind_group_count, "the second call reuses the buffers and the bind group");
 
     // If there are more buffers than the pool keeps, it drops the oldest, and their bind groups with them.
     let many_tensors: Vec<_> = (0..MAX_FREE_BUFFERS + 10).map(|_| snapped_tensor()).collect();
-    let count_with_many_tensors = bind_group_count();
-    assert!(count_with_many_tensors > count_before + 100);
+    let larger_bind_group_count = bind_group_count();
+    assert!(larger_bind_group_count > initial_bind_group_count + 100);
     drop(many_tensors);
-    assert!(bind_group_count() < count_with_many_tensors);
+    assert!(bind_group_count() < larger_bind_group_count);
     let free_buffers = lock(&gpu.pool.free_buffers);
     for (buffer, _) in lock(&gpu.pool.bind_groups).keys().flat_map(|(_, buffers)| buffers) {
         let buffer_exists = buffer == x.buffer() || free_buffers.iter().any(|f| f.buffer == *buffer);

@@ -1,4 +1,5 @@
-//! Backward pass of a layer: the steps, either one per dispatch or many, then one matrix product for each weight.
+//! Backward pass of a layer. It first runs the time steps, of which a dispatch runs one or many, and then computes one
+//! matrix product for each weight.
 
 use std::sync::Arc;
 
@@ -82,15 +83,16 @@ pub(crate) fn backward(
 struct StepBuffers<'a> {
     /// Gradient of y, `[steps * batch, state]`.
     dy: &'a Arc<DeviceMemory>,
-    /// Result: gradient of the gates before their activations, `[steps * batch, 4 * hidden]`.
+    /// Result: gradient of the gates' pre-activations, `[steps * batch, 4 * hidden]`.
     dz: &'a Arc<DeviceMemory>,
-    /// Result: complete gradient of the output h, `[steps * batch, state]`. `None` without a projection.
+    /// Result: gradient of the output h, `[steps * batch, state]`. Includes the part that comes from the following
+    /// step. `None` without a projection.
     dh: Option<&'a Arc<DeviceMemory>>,
     /// Gradient of the final state. The steps overwrite it with the gradient of the initial state.
     state_gradients: &'a Arc<DeviceMemory>,
 }
 
-/// Runs all steps, and one more iteration for the gradients of the initial state.
+/// Runs the backward time steps, and one more iteration for the gradients of the initial state.
 fn run_steps(gpu: &Gpu, layer: &PackedWeights, trace: &Trace, buffers: &StepBuffers<'_>) -> Result<()> {
     let StepBuffers { dy, dz, dh, state_gradients } = *buffers;
     let (spec, batch) = (&layer.spec, trace.batch);
@@ -111,9 +113,9 @@ fn run_steps(gpu: &Gpu, layer: &PackedWeights, trace: &Trace, buffers: &StepBuff
         tanh_high: tanh(bound),
     };
     // Every binding needs a buffer. Bindings of absent operands are not read.
-    let unused_buffer = &layer.weight_ih;
-    let lengths = trace.lengths.as_ref().unwrap_or(unused_buffer);
-    let peephole = layer.peephole.as_ref().unwrap_or(unused_buffer);
+    let placeholder_buffer = &layer.weight_ih;
+    let lengths = trace.lengths.as_ref().unwrap_or(placeholder_buffer);
+    let peephole = layer.peephole.as_ref().unwrap_or(placeholder_buffer);
     let steps = trace.steps as u32;
 
     let inner_size = spec.proj_size.unwrap_or(hidden);
@@ -151,8 +153,8 @@ fn run_steps(gpu: &Gpu, layer: &PackedWeights, trace: &Trace, buffers: &StepBuff
     Ok(())
 }
 
-/// Gradients of the weights: matrix products over the rows of each chunk of steps, added in the order in which the
-/// backward pass processes the steps.
+/// Computes the gradients of the weights. Each is the sum of one matrix product per chunk of time steps. The products
+/// are added in the order in which the backward pass processes the chunks.
 fn weight_gradients(
     gpu: &Gpu,
     layer: &PackedWeights,
@@ -210,8 +212,8 @@ fn weight_gradients(
         // The gates i, f and o of this cell read c. The candidate g has no recurrent term.
         CellKind::PeepholeDense => {
             let zeros = Tensor { shape: MatrixShape::new(rows, hidden), memory: zeros(gpu, rows * hidden)? };
-            let columns = [gate_columns(0)?, gate_columns(1)?, zeros, gate_columns(3)?];
-            let d = gpu.concat(ConcatAxis::Cols, &columns)?;
+            let dz_columns = [gate_columns(0)?, gate_columns(1)?, zeros, gate_columns(3)?];
+            let d = gpu.concat(ConcatAxis::Cols, &dz_columns)?;
             transposed_product(&d, (&trace.states, c_offset + old_row * hidden, hidden), accumulate_recurrent)?
         }
         _ => transposed_product(dz, (&trace.states, old_row * state, state), accumulate_recurrent)?,

@@ -1,5 +1,5 @@
-//! Forward pass of a layer: one matrix product for the inputs of all steps, then the steps, either one per dispatch
-//! or many.
+//! Forward pass of a layer. It first computes one matrix product for the inputs of all time steps, and then runs the
+//! time steps, of which a dispatch runs one or many.
 
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ use crate::{
     shader::{BoundKernel, ForwardParameters, GemmParameters, Kernel, ProjectParameters, Unary},
 };
 
-/// Largest size in bytes of `bias + W_ih x` in inference. Longer sequences are processed in chunks of steps.
+/// Largest size in bytes of the buffer for `bias + W_ih x` in inference. Longer sequences are processed in chunks of
+/// steps.
 const MAX_GATES_BYTES: u64 = 64 << 20;
 
 /// Largest number of iterations in a dispatch. A dispatch that runs too long makes the driver's watchdog reset the
@@ -27,7 +28,7 @@ pub(super) const MAX_ITERATIONS_PER_DISPATCH: u32 = 1024;
 pub(super) struct StepBuffers<'a> {
     /// `bias + W_ih x` of all steps. Training overwrites it with the gate activations.
     pub(super) gates: &'a Arc<DeviceMemory>,
-    /// Ring buffer of states.
+    /// Ring buffer of hidden and cell states.
     pub(super) states: &'a Arc<DeviceMemory>,
     pub(super) y: &'a Arc<DeviceMemory>,
     /// Input of the projection, `o * tanh(c)`. `None` without a projection.
@@ -58,9 +59,9 @@ impl StepKernels {
         let tiling = layer.step_tiling(gpu, batch, spec.hidden_size, spec.state_size());
         let kernel = Kernel::Forward { options: layer.options, train, tiling };
         // Every binding needs a buffer. Bindings of absent operands are not read.
-        let unused_buffer = &layer.weight_hh_by_unit;
-        let lengths = buffers.lengths.unwrap_or(unused_buffer);
-        let peephole = layer.peephole.as_ref().unwrap_or(unused_buffer);
+        let placeholder_buffer = &layer.weight_hh_by_unit;
+        let lengths = buffers.lengths.unwrap_or(placeholder_buffer);
+        let peephole = layer.peephole.as_ref().unwrap_or(placeholder_buffer);
         let y = buffers.projection_input.unwrap_or(buffers.y);
         let step_buffers = [buffers.gates, &layer.weight_hh_by_unit, buffers.states, y, lengths, peephole];
         let step_kernel = gpu.bind(op, kernel, &step_buffers)?;
@@ -139,12 +140,12 @@ pub(super) fn input_product(layer: &PackedWeights, rows: usize, first_row: usize
     (MatrixShape::new(rows, 4 * layer.spec.hidden_size), parameters)
 }
 
-/// Forward pass in inference.
+/// Runs the forward pass of a layer in inference.
 pub(crate) fn forward(gpu: &Gpu, layer: &Layer, sequence: Sequence<'_, Tensor>) -> Result<LayerOutput<Tensor>> {
     run(gpu, &layer.0, sequence, false).map(|(output, _)| output)
 }
 
-/// Forward pass in training, which also returns what the backward pass needs.
+/// Runs the forward pass of a layer in training. Also returns the trace that the backward pass needs.
 pub(crate) fn forward_train(
     gpu: &Gpu,
     layer: &Layer,

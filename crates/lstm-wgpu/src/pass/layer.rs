@@ -103,7 +103,8 @@ impl PackedWeights {
         self.spec.hidden_size <= max_hidden && self.projection.is_none()
     }
 
-    /// Tiling of a step's matrix product with `units` columns and `inner_size` summands, for `batch` sequences.
+    /// Tiling of a step's matrix product for `batch` sequences. The result has `units` columns, and each of its
+    /// elements is a sum of `inner_size` products.
     pub(crate) fn step_tiling(&self, gpu: &Gpu, batch: usize, units: usize, inner_size: usize) -> StepTiling {
         let units = if self.is_multi_step(gpu) { units.next_multiple_of(32) } else { 32 };
         // On a CPU, sharing a unit only adds barriers.

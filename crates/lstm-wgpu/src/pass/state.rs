@@ -35,14 +35,14 @@ pub(super) fn allocate_states(
     Ok(memory)
 }
 
-/// Copies `state` to `slot` of a ring buffer, snapped, for the sequences from number `first` on.
+/// Copies `state` to `slot` of a ring buffer, snapped, for the sequences from number `first_sequence` on.
 pub(super) fn write_state(
     gpu: &Gpu,
     op: &'static str,
     spec: &LayerSpec,
     memory: &Arc<DeviceMemory>,
     StateSlot { slot_count, batch, index }: StateSlot,
-    first: usize,
+    first_sequence: usize,
     state: &State<Tensor>,
 ) -> Result<()> {
     let copy_snapped = |x: &Tensor, offset: usize| {
@@ -52,7 +52,7 @@ pub(super) fn write_state(
             CopyParameters { rows, cols, x_offset: 0, x_stride: cols, y_offset, y_stride: cols, snap_values: 1 };
         gpu.copy_rectangle(op, &x.memory, memory, &parameters)
     };
-    let row = index * batch + first;
+    let row = index * batch + first_sequence;
     copy_snapped(&state.h, row * spec.state_size())?;
     copy_snapped(&state.c, slot_count * batch * spec.state_size() + row * spec.hidden_size)
 }

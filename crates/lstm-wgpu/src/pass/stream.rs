@@ -27,7 +27,8 @@ pub struct WgpuStream {
     layers: Vec<StreamLayer>,
     /// Input of the first layer.
     x: Arc<DeviceMemory>,
-    /// The length of each sequence, `[batch]`, as `u32`, for steps that not all sequences run.
+    /// Lengths of the sequences, `[batch]`, as `u32`. Used only in steps that some sequences do not run: the length of
+    /// those is 0.
     lengths: Arc<DeviceMemory>,
     batch: usize,
     /// Slot of the current state.
@@ -40,7 +41,7 @@ struct StreamLayer {
     input_product: InputProduct,
     step_kernels: StepKernels,
     states: Arc<DeviceMemory>,
-    /// The layer's output h after a step, `[2, batch, state]`. A step that reads state slot k writes entry k.
+    /// The layer's output h, `[2, batch, state]`. A step that reads state slot k writes entry k.
     y: Arc<DeviceMemory>,
 }
 
@@ -61,15 +62,16 @@ impl WgpuStream {
     pub(crate) fn new(gpu: &Gpu, layers: &[Layer], batch: usize) -> Result<Self> {
         let op = "stream";
         check_stack(layers.iter().map(|layer| &layer.0.spec))?;
-        let allocate = |cols: usize| gpu.allocate(op, checked_len(op, &[STATE_SLOTS, batch, cols])?);
-        let x = allocate(layers[0].0.spec.input_size)?;
+        let allocate_slots = |cols: usize| gpu.allocate(op, checked_len(op, &[STATE_SLOTS, batch, cols])?);
+        let x = allocate_slots(layers[0].0.spec.input_size)?;
         let lengths = gpu.allocate(op, batch)?;
         let mut stream_layers: Vec<StreamLayer> = Vec::new();
         for layer in layers {
             let weights = &layer.0;
             let (hidden, state) = (weights.spec.hidden_size, weights.spec.state_size());
-            let (gates, y, states) = (allocate(4 * hidden)?, allocate(state)?, allocate(state + hidden)?);
-            let projection_input = weights.projection.as_ref().map(|_| allocate(hidden)).transpose()?;
+            let (gates, y, states) =
+                (allocate_slots(4 * hidden)?, allocate_slots(state)?, allocate_slots(state + hidden)?);
+            let projection_input = weights.projection.as_ref().map(|_| allocate_slots(hidden)).transpose()?;
             let upload_zeros = |cols: usize| {
                 let zeros = zeros(op, &[batch, cols])?;
                 let shape = MatrixShape::new(batch, cols);
@@ -137,8 +139,9 @@ impl WgpuStream {
         (&self.layers[0].layer.0.spec, &self.layers[self.layers.len() - 1].layer.0.spec)
     }
 
-    /// Runs a step of the whole batch, with checked arguments. The slots count as the step numbers of a sequence: the
-    /// sequences whose length is 0 keep their state, those whose length is the number of slots run.
+    /// Runs a step of the whole batch. The arguments have been checked. If `lengths` is given, the sequences of length
+    /// 0 keep their state, and the sequences of length [`STATE_SLOTS`] run: for the kernels, the index of the state
+    /// slot is the number of the step, so it must be less than the length.
     async fn run_step(
         &mut self,
         gpu: &Gpu,
@@ -196,11 +199,11 @@ impl WgpuStream {
         self.layers.iter().map(state).collect()
     }
 
-    pub(crate) fn set_state(&mut self, gpu: &Gpu, first: usize, state: &[State<Tensor>]) -> Result<()> {
+    pub(crate) fn set_state(&mut self, gpu: &Gpu, first_sequence: usize, state: &[State<Tensor>]) -> Result<()> {
         let op = "set_stream_state";
         let specs: Vec<_> = self.layers.iter().map(|layer| layer.layer.0.spec).collect();
         let shapes = state.iter().map(|s| State { h: s.h.shape, c: s.c.shape });
-        let sequences = check_state(&specs, self.batch, first, shapes)?;
+        let sequences = check_state(&specs, self.batch, first_sequence, shapes)?;
         // Write to the other slot: if it fails for one layer, all layers keep their state.
         let other_slot = 1 - self.current_slot;
         for (StreamLayer { layer, states, .. }, state) in self.layers.iter().zip(state) {
@@ -208,8 +211,8 @@ impl WgpuStream {
             if sequences.len() < self.batch {
                 // A kernel cannot read and write the same buffer through two bindings, so the other sequences' state
                 // is copied through tensors.
-                let old = read_state(gpu, op, spec, states, self.state_slot(self.current_slot), 0..self.batch)?;
-                write_state(gpu, op, spec, states, slot, 0, &old)?;
+                let old_state = read_state(gpu, op, spec, states, self.state_slot(self.current_slot), 0..self.batch)?;
+                write_state(gpu, op, spec, states, slot, 0, &old_state)?;
             }
             write_state(gpu, op, spec, states, slot, sequences.start, state)?;
         }

@@ -18,13 +18,13 @@ pub(crate) enum Unary {
 pub(crate) struct StepTiling {
     /// Number of hidden units per workgroup.
     pub(crate) units: u32,
-    /// Number of invocations that share a hidden unit.
+    /// Number of invocations that compute a hidden unit together.
     pub(crate) lanes: u32,
     /// Number of sequences per workgroup.
     pub(crate) rows: u32,
 }
 
-/// Options of a layer that are constants of its kernels.
+/// Options of a layer that are compiled into its kernels as constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct KernelOptions {
     /// Value of `CELL` in the shaders: 0 without peepholes, 1 with dense ones, 2 with diagonal ones.

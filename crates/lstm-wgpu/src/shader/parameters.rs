@@ -97,12 +97,12 @@ parameters! {
         m: u32,
         /// Number of columns of the result.
         n: u32,
-        /// Total length of all segments.
+        /// Inner dimension of the product, which is the total length of all segments.
         k: u32,
-        /// Length of each segment but the last, which may be shorter.
+        /// Length of each segment of the inner dimension. The last segment may be shorter.
         segment_length: u32,
         segment_count: u32,
-        /// 1 if the segments are added from the last to the first, else 0.
+        /// 1 if the sums of the segments are added from the last segment to the first, else 0.
         descending_segments: u32,
         /// Layout of the accumulator: [`OPERAND_ABSENT`], [`OPERAND_ROW`] or [`OPERAND_FULL`].
         acc_layout: u32,
@@ -110,12 +110,12 @@ parameters! {
         snap_a: u32,
         a_row_stride: u32,
         a_k_stride: u32,
-        /// Number of elements from one segment of k to the next, in a.
+        /// Number of elements in `a` from the start of one segment of the inner dimension k to the start of the next.
         a_segment_stride: u32,
         a_offset: u32,
         b_k_stride: u32,
         b_col_stride: u32,
-        /// Number of elements from one segment of k to the next, in b.
+        /// Number of elements in `b` from the start of one segment of the inner dimension k to the start of the next.
         b_segment_stride: u32,
         b_offset: u32,
     }
@@ -132,9 +132,10 @@ parameters! {
         end_iteration: u32,
         /// 1 in a reverse layer, else 0.
         reverse: u32,
-        /// 1 if the sequences have lengths of their own, else 0.
+        /// 1 if each sequence has its own length, 0 if all have the same length.
         has_lengths: u32,
-        /// Row of the whole sequence that is stored in row 0 of `gates`.
+        /// Index of the row of the input that corresponds to row 0 of `gates`, which may hold only a chunk of the
+        /// steps.
         gates_first_row: u32,
         /// Number of states in the ring buffer.
         state_slots: u32,
@@ -147,16 +148,16 @@ parameters! {
         batch: u32,
         hidden_size: u32,
         state_size: u32,
-        /// Row of `y` at which the step starts.
+        /// First row of `y` that the step writes.
         y_first_row: u32,
-        /// Row of the projection's input at which the step starts.
+        /// First row of the projection's input that the step reads.
         input_first_row: u32,
         step: u32,
         /// Offset in `states` of h before the step.
         h_old_offset: u32,
         /// Offset in `states` of h after the step.
         h_new_offset: u32,
-        /// 1 if the sequences have lengths of their own, else 0.
+        /// 1 if each sequence has its own length, 0 if all have the same length.
         has_lengths: u32,
     }
 
@@ -173,7 +174,7 @@ parameters! {
         end_iteration: u32,
         /// 1 in a reverse layer, else 0.
         reverse: u32,
-        /// 1 if the sequences have lengths of their own, else 0.
+        /// 1 if each sequence has its own length, 0 if all have the same length.
         has_lengths: u32,
         /// Value of sigmoid at the lower clip bound, `sigmoid(-clip)`.
         sigmoid_low: f32,

@@ -20,7 +20,7 @@ pub(super) const FLOAT_OPCODES: [u32; 5] = [127, 129, 131, 133, 136];
 pub(super) const GLSL_FMA: u32 = 50;
 /// Number of the decoration `NoContraction`.
 pub(super) const NO_CONTRACTION: u32 = 42;
-/// Number of words before the first instruction.
+/// Number of words in a SPIR-V module before the first instruction.
 pub(super) const HEADER_WORDS: usize = 5;
 
 /// Compiles WGSL to SPIR-V whose float operations a driver must not merge or reorder. With `clamp_indices`, indices

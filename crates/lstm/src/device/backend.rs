@@ -1,4 +1,4 @@
-//! Layers and streams: each method is that of the backend inside.
+//! Implements [`Backend`] for [`Device`]: each method calls that of the backend inside.
 
 use std::ops::Range;
 
@@ -31,7 +31,7 @@ impl Backend for Device {
         on_backend!(self, "plan", call => call.wrap(call.backend.plan(call.get(layer)?, batch, steps)))
     }
 
-    /// A layer of another backend has no path on this one: the text says so.
+    /// Returns how the layer runs. If another backend made the layer, it can't run here, and the returned path says so.
     fn path(&self, layer: &DeviceLayer) -> ExecutionPath {
         on_backend!(self, "path", call => match call.get(layer) {
             Ok(layer) => call.backend.path(layer),

@@ -5,16 +5,18 @@ use lstm_core::{Arithmetic, Error, Ops, Result};
 use super::{Device, Skipped};
 use crate::backends::{BACKENDS, BackendInfo};
 
-/// The name that stands for an automatic choice which prefers a GPU.
+/// The backend name that stands for an automatic choice, which prefers a GPU.
 const AUTO: &str = "auto";
 
 /// Chooses and opens a device; made by [`Device::builder`].
 ///
 /// Without [`backend`](Self::backend) the choice is automatic. It takes the first backend in this build that opens: of
-/// `cpu`, `cuda`, `wgpu`, or with [`prefer_gpu`](Self::prefer_gpu) of `cuda`, `wgpu`, `cpu`. It never takes a device that is
-/// not bit-exact, and takes an adapter that computes on the CPU for a GPU only if this is
-/// [allowed](Self::allow_software). [`Device::skipped`] lists what was not taken. An option applies to the backends that
-/// have it, and must not be set if the named backend does not.
+/// `cpu`, `cuda`, `wgpu`, or with [`prefer_gpu`](Self::prefer_gpu) of `cuda`, `wgpu`, `cpu`. It never takes a device
+/// that is not bit-exact. It takes a wgpu adapter that computes on the CPU only if this is
+/// [allowed](Self::allow_software). An [adapter name](Self::adapter_name) or an [ordinal](Self::ordinal) names a device, so
+/// that the choice is among the backends that have this option. [`Device::skipped`] lists the backends that were tried
+/// and not taken. An option applies to the backends that have it; it is an error to name a backend and set an option that
+/// the backend does not have.
 ///
 /// ```
 /// use lstm::Device;
@@ -36,9 +38,9 @@ pub struct DeviceBuilder {
 }
 
 impl Device {
-    /// Opens a device by the name of its backend: `cpu`, `wgpu`, `cuda`, `cuda-tf32`, which is not bit-exact, or `auto`, an
-    /// automatic choice that prefers a GPU. The same as `Device::builder().backend(name).open()`. [`BACKENDS`] lists the
-    /// names.
+    /// Opens a device by the name of its backend: `cpu`, `wgpu`, `cuda`, `cuda-tf32`, which is not bit-exact, or
+    /// `auto`, an automatic choice that prefers a GPU. The same as `Device::builder().backend(name).open()`.
+    /// [`BACKENDS`] lists the names.
     ///
     /// # Errors
     /// As for [`DeviceBuilder::open_async`].
@@ -54,22 +56,22 @@ impl Device {
 }
 
 impl DeviceBuilder {
-    /// Sets the backend by its name, as [`Device::open`] takes it. The named backend opens whatever device it finds, also an
-    /// adapter that computes on the CPU. Default: an automatic choice that prefers the CPU.
+    /// Sets the backend by its name, as [`Device::open`] takes it. A named wgpu backend may open an adapter that
+    /// computes on the CPU. Default: an automatic choice that prefers the CPU.
     pub fn backend(mut self, name: impl Into<String>) -> Self {
         self.backend = Some(name.into());
         self
     }
 
-    /// Makes the automatic choice prefer a GPU. Default: it prefers the CPU, which starts at once and is the fastest for
-    /// small models and single sequences.
+    /// Makes the automatic choice prefer a GPU. Default: it prefers the CPU, which starts at once and is the fastest
+    /// for small models and single sequences.
     pub fn prefer_gpu(mut self) -> Self {
         self.prefer_gpu = true;
         self
     }
 
-    /// Sets whether wgpu's adapter may be one that computes on the CPU, such as llvmpipe. Default: not in an automatic choice,
-    /// but if the backend is named.
+    /// Sets whether wgpu's adapter may be one that computes on the CPU, such as llvmpipe. Default: true if the backend
+    /// is named, false in an automatic choice.
     pub fn allow_software(mut self, allow: bool) -> Self {
         self.allow_software = Some(allow);
         self
@@ -93,8 +95,8 @@ impl DeviceBuilder {
         self
     }
 
-    /// Sets whether products of the cuda backend may be computed in TF32, which is faster but not bit-exact. Default: only if
-    /// the backend is named `cuda-tf32`.
+    /// Sets whether products of the cuda backend may be computed in TF32, which is faster but not bit-exact. Default:
+    /// only if the backend is named `cuda-tf32`.
     pub fn allow_tf32(mut self, allow: bool) -> Self {
         self.allow_tf32 = Some(allow);
         self
@@ -112,25 +114,26 @@ impl DeviceBuilder {
     /// Opens the device without blocking the thread.
     ///
     /// # Errors
-    /// - [`Error::Config`] if there is no backend of this name, if an option was set that the named backend does not have, or
-    ///   if the value of an option is not valid.
-    /// - [`Error::Device`] if the named backend is not in this build or has no usable device, or if the automatic choice found
-    ///   no device. The message has the reason for each backend.
+    /// - [`Error::Config`] if there is no backend of this name, if an option was set that the named backend does not
+    ///   have, or if the value of an option is not valid.
+    /// - [`Error::Device`] if the named backend is not in this build or has no usable device, or if the automatic
+    ///   choice found no device. The message has the reason for each backend.
     pub async fn open_async(self) -> Result<Device> {
         match self.named_backend()? {
             Some(info) => self.open_backend(info).await,
-            None => self.choose().await,
+            None => self.choose_device().await,
         }
     }
 
-    /// The name of the backend; `None` for an automatic choice.
-    fn name(&self) -> Option<&str> {
+    /// The name of the backend that the caller named; `None` for an automatic choice.
+    fn backend_name(&self) -> Option<&str> {
         self.backend.as_deref().filter(|&name| name != AUTO)
     }
 
-    /// The backend that was named; `None` for an automatic choice. Checks that the options apply.
+    /// Returns the backend that the caller named, after a check that it has all options that are set; `None` for an
+    /// automatic choice.
     fn named_backend(&self) -> Result<Option<&'static BackendInfo>> {
-        let Some(name) = self.name() else {
+        let Some(name) = self.backend_name() else {
             if self.allow_tf32 == Some(true) {
                 let reason = "an automatic choice takes no device that is not bit-exact; name the backend: cuda-tf32";
                 return Err(Error::config("allow_tf32", reason));
@@ -149,9 +152,9 @@ impl DeviceBuilder {
             ("allow_tf32", self.allow_tf32.is_some()),
         ] {
             if is_set && !info.has_option(option) {
-                let with_option = BACKENDS.iter().filter(|info| info.has_option(option)).map(|info| info.name);
-                let with_option = with_option.collect::<Vec<_>>().join(" and ");
-                return Err(Error::config(option, format!("only {with_option} has this option, not {name}")));
+                let names_with_option = BACKENDS.iter().filter(|info| info.has_option(option)).map(|info| info.name);
+                let names_with_option = names_with_option.collect::<Vec<_>>().join(" and ");
+                return Err(Error::config(option, format!("only {names_with_option} has this option, not {name}")));
             }
         }
         if self.prefer_gpu {
@@ -165,14 +168,30 @@ impl DeviceBuilder {
         Ok(Some(info))
     }
 
-    /// The automatic choice.
-    async fn choose(self) -> Result<Device> {
-        let order = match self.prefer_gpu || self.backend.is_some() {
+    /// Makes the automatic choice: opens the first backend that has a device, and skips devices that are not bit-exact.
+    async fn choose_device(self) -> Result<Device> {
+        // A value that another backend would ignore must not be wrong.
+        if let Some(threads) = self.threads.filter(|threads| !(1..=1024).contains(threads)) {
+            return Err(Error::config("threads", format!("expected 1 to 1024, got {threads}")));
+        }
+        let backend_order = match self.prefer_gpu || self.backend.is_some() {
             true => ["cuda", "wgpu", "cpu"],
             false => ["cpu", "cuda", "wgpu"],
         };
         let mut skipped = Vec::new();
-        for info in order.into_iter().filter_map(BackendInfo::find) {
+        // An option that names a device leaves only the backend that has it.
+        let has_named_device = |info: &&BackendInfo| {
+            (self.adapter_name.is_none() || info.has_option("adapter_name"))
+                && (self.ordinal.is_none() || info.has_option("ordinal"))
+        };
+        let candidates: Vec<_> =
+            backend_order.into_iter().filter_map(BackendInfo::find).filter(has_named_device).collect();
+        if candidates.is_empty() {
+            let reason =
+                "an adapter name is for wgpu and an ordinal is for cuda, so no backend has both; set one of them";
+            return Err(Error::config("ordinal", reason));
+        }
+        for info in candidates {
             match self.open_backend(info).await {
                 Ok(mut device) => match device.arithmetic() {
                     Arithmetic::Inexact(what) => {
@@ -203,7 +222,7 @@ impl DeviceBuilder {
             },
             #[cfg(feature = "wgpu")]
             "wgpu" => {
-                let allow_software = self.allow_software.unwrap_or(self.name().is_some());
+                let allow_software = self.allow_software.unwrap_or(self.backend_name().is_some());
                 let mut builder = lstm_wgpu::Wgpu::builder().allow_software(allow_software);
                 if let Some(name) = &self.adapter_name {
                     builder = builder.adapter_name(name);

@@ -7,7 +7,8 @@ use lstm_core::{
 
 use super::values::{DeviceTensor, Value};
 
-/// An operation on backend `B`. Tensors that are passed by reference become clones, which share the memory.
+/// A call of the operation `op` on backend `B`. Its methods convert arguments to the values of `B`, and results back to
+/// values of the device. A tensor that they clone shares its memory with the clone.
 pub(super) struct Call<'a, B> {
     pub(super) backend: &'a B,
     op: &'static str,
@@ -18,26 +19,28 @@ impl<'a, B: Backend> Call<'a, B> {
         Call { backend, op }
     }
 
-    /// The error if an argument is a value of the backend `other`.
-    fn foreign(&self, other: &str) -> Error {
-        let reason =
-            format!("expected a value of this backend, got one of {other}; `download` and `upload` move values");
+    /// Returns the error for an argument that belongs to another backend, `owner`.
+    fn foreign_value_error(&self, owner: &str) -> Error {
+        let reason = format!(
+            "expected a value of this backend, got one of {owner}; tensors are moved by `download` and `upload`, other values \
+             must be made again on this device"
+        );
         Error::Device { backend: self.backend.name().to_owned(), op: self.op, reason }
     }
 
     pub(super) fn get<'v, V: Value<B>>(&self, value: &'v V) -> Result<&'v V::Inner> {
-        value.get().map_err(|other| self.foreign(other))
+        value.get().map_err(|other| self.foreign_value_error(other))
     }
 
     pub(super) fn get_mut<'v, V: Value<B>>(&self, value: &'v mut V) -> Result<&'v mut V::Inner> {
-        value.get_mut().map_err(|other| self.foreign(other))
+        value.get_mut().map_err(|other| self.foreign_value_error(other))
     }
 
     pub(super) fn take<V: Value<B>>(&self, value: V) -> Result<V::Inner> {
-        value.into_inner().map_err(|other| self.foreign(other))
+        value.into_inner().map_err(|other| self.foreign_value_error(other))
     }
 
-    /// The result of an operation as a value of the device.
+    /// Converts the result of an operation on `B` to a value of the device.
     pub(super) fn wrap<V: Value<B>>(&self, result: Result<V::Inner>) -> Result<V> {
         result.map(V::wrap)
     }
@@ -63,7 +66,7 @@ where
         Ok(State { h: self.get(&state.h)?.clone(), c: self.get(&state.c)?.clone() })
     }
 
-    /// `state` is the initial state of `sequence`, as [`state`](Self::state) returns it.
+    /// Converts a sequence to one of `B`. `state` is its initial state, already converted by [`state`](Self::state).
     pub(super) fn sequence<'v>(
         &self,
         sequence: &Sequence<'v, DeviceTensor>,
@@ -73,7 +76,8 @@ where
         Ok(Sequence { x: self.get(x)?, state, steps, batch, lengths })
     }
 
-    /// `state` is the gradient with respect to the final state, as [`state`](Self::state) returns it.
+    /// Converts output gradients to those of `B`. `state` is the gradient of the final state, already converted by
+    /// [`state`](Self::state).
     pub(super) fn output_gradients<'v>(
         &self,
         gradients: LayerOutputGradients<'v, DeviceTensor>,
@@ -89,7 +93,7 @@ where
         Ok(LinearWeights { weight: self.get(weight)?.clone(), bias: self.option(bias.as_ref())?.cloned() })
     }
 
-    // Results, which need no check.
+    // Conversions of results, which can't belong to another backend.
 
     pub(super) fn wrap_tensor(&self, tensor: B::Tensor) -> DeviceTensor {
         <DeviceTensor as Value<B>>::wrap(tensor)

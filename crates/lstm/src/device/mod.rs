@@ -20,9 +20,9 @@ use lstm_cuda::Cuda;
 #[cfg(feature = "wgpu")]
 use lstm_wgpu::Wgpu;
 
-/// A device of any backend in this build. It is a [`Backend`](crate::Backend), so that one program runs on whatever device
-/// it finds: `Lstm<Device>`, `Stream<Device>`, `Trainer<Device>`. Results are those of the backend inside, bit for bit.
-/// Clones refer to the same device.
+/// A device of any backend in this build. It is a [`Backend`](crate::Backend), so that one program runs on whatever
+/// device it finds: `Lstm<Device>`, `Stream<Device>`, `Trainer<Device>`. Results are those of the backend inside, bit
+/// for bit. Clones refer to the same device.
 ///
 /// Tensors, layers and other values belong to the device that made them. A value of another backend is an
 /// [`Error::Device`](crate::Error::Device) that names both backends.
@@ -54,8 +54,8 @@ pub enum Device {
     Cuda(Opened<Cuda>),
 }
 
-/// Evaluates `$body` with the backend of a [`Device`] as `$backend`, or with a [`call::Call`] of `$op` on it as `$call`. The
-/// body is compiled once for each backend, with the backend's own type.
+/// Evaluates `$body` for the backend inside a [`Device`]: `$backend` is this backend, or `$call` is a [`call::Call`] of
+/// the operation `$op` on it. The body is compiled once for each backend, with the backend's own type.
 macro_rules! on_backend {
     ($device:expr, $op:literal, $call:ident => $body:expr) => {
         on_backend!($device, backend => {
@@ -87,8 +87,8 @@ macro_rules! on_backend {
 use on_backend;
 
 impl Device {
-    /// The devices that an automatic choice tried before this one and did not take, each with the reason. Empty for a device
-    /// that was named, and for one that was made from a backend.
+    /// The backends that an automatic choice tried and did not take before it took this one, each with the reason.
+    /// Empty if the caller named the backend or made this device from a backend.
     pub fn skipped(&self) -> &[Skipped] {
         match *self {
             #[cfg(feature = "cpu")]
@@ -112,7 +112,7 @@ impl Device {
     }
 }
 
-/// The backend inside, such as `Cpu(avx2, 8 threads)`.
+/// Formats the backend inside, such as `Cpu(avx2, 8 threads)`.
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         on_backend!(self, backend => backend.fmt(f))

@@ -1,11 +1,11 @@
-//! What opening a device found: the backend, and the devices that were not taken.
+//! The result of opening a device: the open backend, and the backends that were tried before it and not taken.
 
 use std::{fmt, ops::Deref, sync::Arc};
 
 use lstm_core::Error;
 
-/// An open backend in a [`Device`](crate::Device). It dereferences to the backend, so that all of the backend's own methods
-/// can be called.
+/// An open backend inside a [`Device`](crate::Device). It dereferences to the backend, so that all of the backend's own
+/// methods can be called.
 #[derive(Clone)]
 pub struct Opened<B> {
     backend: B,
@@ -17,12 +17,12 @@ impl<B> Opened<B> {
         self.skipped = skipped.into();
     }
 
-    /// The devices that were tried before this one and not taken; see [`Device::skipped`](crate::Device::skipped).
+    /// The backends that were tried before this one and not taken; see [`Device::skipped`](crate::Device::skipped).
     pub fn skipped(&self) -> &[Skipped] {
         &self.skipped
     }
 
-    /// The backend alone.
+    /// Returns the backend itself.
     pub fn into_backend(self) -> B {
         self.backend
     }
@@ -54,7 +54,7 @@ impl<B: fmt::Debug> fmt::Debug for Opened<B> {
 pub struct Skipped {
     /// Name of the backend.
     pub name: &'static str,
-    /// Why it was not taken.
+    /// The reason why the backend was not taken.
     pub reason: String,
 }
 
@@ -63,7 +63,8 @@ impl Skipped {
         Skipped { name, reason }
     }
 
-    /// The error of opening the backend as the reason, without the backend's name, which comes first anyway.
+    /// Returns a skipped backend for an error of opening it. The reason is the error's message without the backend's
+    /// name, which is displayed before the reason.
     pub(super) fn from_error(name: &'static str, error: Error) -> Self {
         match error {
             Error::Device { reason, .. } => Skipped { name, reason },

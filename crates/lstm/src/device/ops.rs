@@ -1,4 +1,4 @@
-//! The primitives: each runs on the backend inside.
+//! Implements [`Ops`] for [`Device`]: each operation runs on the backend inside.
 
 use std::ops::Range;
 
@@ -79,12 +79,17 @@ impl Ops for Device {
     fn select_between(
         &self,
         x: DeviceTensor,
-        by: &DeviceTensor,
-        low: &DeviceTensor,
-        high: &DeviceTensor,
+        selector: &DeviceTensor,
+        lower_bound: &DeviceTensor,
+        upper_bound: &DeviceTensor,
     ) -> Result<DeviceTensor> {
         on_backend!(self, "select_between", call => {
-            call.wrap(call.backend.select_between(call.take(x)?, call.get(by)?, call.get(low)?, call.get(high)?))
+            call.wrap(call.backend.select_between(
+                call.take(x)?,
+                call.get(selector)?,
+                call.get(lower_bound)?,
+                call.get(upper_bound)?,
+            ))
         })
     }
 

@@ -1,4 +1,4 @@
-//! The values that a device makes: each is that of one of the backends.
+//! The types of a device's tensors, layers and other values. Each value wraps the value of one of the backends.
 
 use lstm_core::{Backend, LinearWeights, MatrixShape, Ops};
 #[cfg(feature = "cpu")]
@@ -8,21 +8,23 @@ use lstm_cuda::Cuda;
 #[cfg(feature = "wgpu")]
 use lstm_wgpu::Wgpu;
 
-/// A value of some backend, seen from backend `B`.
+/// Conversion between a device's type of values, such as tensors, and the corresponding type of backend `B`. It fails
+/// for a value that belongs to another backend.
 pub(super) trait Value<B>: Sized {
-    /// The value of `B` itself.
+    /// The corresponding type of backend `B`.
     type Inner;
 
+    /// Wraps a value of `B`.
     fn wrap(inner: Self::Inner) -> Self;
-    /// The value of `B`, or the name of the backend that made this one.
+    /// Returns the value of `B` inside, or as the error the name of the other backend to which the value belongs.
     fn get(&self) -> Result<&Self::Inner, &'static str>;
-    /// As [`get`](Self::get).
+    /// Like [`get`](Self::get), but returns the value as mutable.
     fn get_mut(&mut self) -> Result<&mut Self::Inner, &'static str>;
-    /// As [`get`](Self::get).
+    /// Like [`get`](Self::get), but consumes the device's value.
     fn into_inner(self) -> Result<Self::Inner, &'static str>;
 }
 
-/// Implements [`Value`] for one variant of an enum.
+/// Implements [`Value`] of one backend for an enum of values: the variant of this backend has the backend's value.
 macro_rules! value_of {
     ($Value:ident, $Backend:ident, $Inner:ty) => {
         #[allow(unreachable_patterns, reason = "a build may contain one backend only")]
@@ -54,7 +56,8 @@ macro_rules! value_of {
     };
 }
 
-/// Defines enums with the values of all backends: each is an associated type of a trait.
+/// Defines enums of values with one variant per backend. The variant holds a value of the backend's own type, which is
+/// an associated type of the trait.
 macro_rules! values {
     ($($(#[$attribute:meta])* $visibility:vis $Value:ident is $Trait:ident::$Associated:ident;)*) => {$(
         $(#[$attribute])*
@@ -62,13 +65,13 @@ macro_rules! values {
         #[allow(clippy::large_enum_variant, reason = "there are few values, and they are seldom moved")]
         #[non_exhaustive]
         $visibility enum $Value {
-            /// The CPU backend's.
+            /// A value of the CPU backend.
             #[cfg(feature = "cpu")]
             Cpu(<Cpu as $Trait>::$Associated),
-            /// The wgpu backend's.
+            /// A value of the wgpu backend.
             #[cfg(feature = "wgpu")]
             Wgpu(<Wgpu as $Trait>::$Associated),
-            /// The CUDA backend's.
+            /// A value of the CUDA backend.
             #[cfg(feature = "cuda")]
             Cuda(<Cuda as $Trait>::$Associated),
         }
@@ -97,19 +100,21 @@ macro_rules! values {
 }
 
 values! {
-    /// [`Ops::Tensor`] of a [`Device`](crate::Device): a matrix in the memory of one backend. A clone shares the memory.
+    /// [`Ops::Tensor`] of a [`Device`](crate::Device): a matrix in the memory of one backend. A clone shares the
+    /// memory.
     #[derive(Clone)]
     pub DeviceTensor is Ops::Tensor;
-    /// [`Backend::Layer`] of a [`Device`](crate::Device). A clone shares the memory.
+    /// [`Backend::Layer`] of a [`Device`](crate::Device): the weights of one layer in one direction. A clone shares the
+    /// memory.
     #[derive(Clone)]
     pub DeviceLayer is Backend::Layer;
-    /// [`Backend::Plan`] of a [`Device`](crate::Device).
+    /// [`Backend::Plan`] of a [`Device`](crate::Device): scratch memory for running a layer.
     pub DevicePlan is Backend::Plan;
-    /// [`Backend::Trace`] of a [`Device`](crate::Device).
+    /// [`Backend::Trace`] of a [`Device`](crate::Device): the values of a forward pass that the backward pass needs.
     pub DeviceTrace is Backend::Trace;
-    /// [`Backend::Stream`] of a [`Device`](crate::Device).
+    /// [`Backend::Stream`] of a [`Device`](crate::Device): a stack of layers for streaming, with its current state.
     pub DeviceStream is Backend::Stream;
-    /// [`Backend::Linear`] of the backend in a [`DeviceLinear`].
+    /// [`Backend::Linear`] of the backend inside: the part of a [`DeviceLinear`] that the backend has made.
     #[derive(Clone)]
     pub(super) BackendLinear is Backend::Linear;
 }
@@ -128,7 +133,7 @@ impl DeviceTensor {
     }
 }
 
-/// [`Backend::Linear`] of a [`Device`](crate::Device). A clone shares the weights.
+/// [`Backend::Linear`] of a [`Device`](crate::Device): a fully connected layer. A clone shares the weights.
 #[derive(Clone, Debug)]
 pub struct DeviceLinear {
     weights: LinearWeights<DeviceTensor>,
@@ -136,7 +141,7 @@ pub struct DeviceLinear {
 }
 
 impl DeviceLinear {
-    /// `linear` is what the backend made of `weights`.
+    /// Returns a fully connected layer with these weights; `linear` is what the backend has made of them.
     pub(super) fn new(weights: LinearWeights<DeviceTensor>, linear: BackendLinear) -> Self {
         DeviceLinear { weights, linear }
     }

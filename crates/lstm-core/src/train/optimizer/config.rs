@@ -159,7 +159,8 @@ impl OptimizerConfig {
         }
     }
 
-    /// The state for each parameter, and the optimizers that have it, in words.
+    /// Two phrases for error messages: the state that this optimizer keeps for each parameter, and the optimizers that
+    /// keep the same state.
     pub(in crate::train) fn describe_state(&self) -> (&'static str, &'static str) {
         match *self {
             OptimizerConfig::Sgd { momentum: 0.0, .. } => ("no state", "sgd without momentum"),

@@ -98,9 +98,9 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The state arrays of all parameters. Each has a name such as `exp_avg.NAME` and the length of the parameter. They
-    /// are sorted by the parameter's name. [`restore`](Self::restore) also needs the [`config`](Self::config) and the
-    /// number of [`steps`](Self::steps).
+    /// The names and elements of all state arrays, sorted by parameter. Each name joins those of the state and
+    /// the parameter, such as `exp_avg.head.weight`. Each array is as long as its parameter. [`restore`](Self::restore)
+    /// also needs the [`config`](Self::config) and the number of [`steps`](Self::steps).
     pub fn state(&self) -> impl Iterator<Item = (String, &[f32])> {
         self.state.iter().flat_map(|(parameter, arrays)| {
             let names = self.config.state_names().iter();
@@ -113,7 +113,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// - [`Error::Config`] if the options are not [valid](OptimizerConfig::validate), or, naming `steps`, if there is
-    ///   state before the first step or no state after it.
+    ///   state although `steps` is 0, or no state although it is not.
     /// - [`Error::UnusedTensors`], which names arrays that the optimizer does not have.
     /// - [`Error::Format`] if a name occurs twice.
     /// - [`Error::MissingTensor`] or [`Error::TensorShape`] if a parameter lacks one of its arrays, or its arrays

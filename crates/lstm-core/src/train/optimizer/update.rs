@@ -2,8 +2,8 @@
 
 use super::OptimizerConfig;
 
-/// Optimizer state of one parameter. [`OptimizerConfig::state_names`] names the arrays that are used, in order; the
-/// others are empty.
+/// Optimizer state of one parameter: the arrays that [`OptimizerConfig::state_names`] names, in that order. Unused
+/// arrays are empty.
 pub(super) type ParameterState = [Vec<f32>; 2];
 
 /// Updates one parameter and its optimizer state in place. All slices have the length of the gradient. `step` counts

@@ -30,7 +30,7 @@ const OPTIMIZER_PREFIX: &str = CHECKPOINT_PREFIXES[0];
 /// Prefix of the names of the caller's tensors.
 const EXTRA_PREFIX: &str = CHECKPOINT_PREFIXES[1];
 
-/// Prefix of the metadata keys of the checkpoint. All other metadata belong to the caller.
+/// Prefix of the metadata keys that a trainer writes. All other metadata of a checkpoint belong to the caller.
 const TRAINER_PREFIX: &str = "trainer.";
 
 /// Additional data of the caller in a checkpoint, such as the position in the training data, or a state for truncated
@@ -45,7 +45,7 @@ pub struct CheckpointExtras {
     pub tensors: BTreeMap<String, ArrayD<f32>>,
 }
 
-/// Names of the arrays that hold a state in [`CheckpointExtras::tensors`].
+/// Names of the arrays that hold an LSTM state in [`CheckpointExtras::tensors`].
 const STATE_NAMES: [&str; 2] = ["state.h", "state.c"];
 
 impl CheckpointExtras {
@@ -61,7 +61,7 @@ impl CheckpointExtras {
         self
     }
 
-    /// Adds a state as the tensors `state.h` and `state.c`.
+    /// Adds an LSTM state as the tensors `state.h` and `state.c`.
     pub fn with_state(mut self, state: &HostState) -> Self {
         for (name, array) in STATE_NAMES.into_iter().zip([&state.h, &state.c]) {
             self.tensors.insert(name.into(), array.clone().into_dyn());
@@ -113,7 +113,7 @@ impl<B: Backend> Trainer<B> {
     /// - the optimizer state in the shape of its parameter, such as `optimizer.exp_avg.head.weight`;
     /// - the tensors of `extras`, with the prefix `extra.`.
     ///
-    /// Metadata of the file, in the text form of their types, or `none`:
+    /// Metadata of the file, each in the text form of its type, or `none` for an option without a value:
     /// - `trainer.format`: the version of the format, 1;
     /// - `trainer.model`: the [`LstmConfig`];
     /// - `trainer.head`: `linear outputs=1 bias=true`;
@@ -226,7 +226,7 @@ struct Checkpoint {
     head: Option<HeadSpec>,
     config: TrainerConfig,
     steps: u64,
-    /// Metadata of the caller.
+    /// Metadata that the caller added: text by key.
     extra_text: BTreeMap<String, String>,
 }
 
@@ -353,7 +353,7 @@ struct UnreadMetadata<'a> {
 }
 
 impl UnreadMetadata<'_> {
-    /// Removes and parses the text of `trainer.{key}`.
+    /// Removes the entry with the key `trainer.{key}` and parses its text.
     fn parse<T: FromStr<Err: Display>>(&mut self, key: &str) -> Result<T> {
         let key = format!("{TRAINER_PREFIX}{key}");
         let Some(text) = self.entries.remove(&key) else {
@@ -364,7 +364,7 @@ impl UnreadMetadata<'_> {
     }
 }
 
-/// An optional value whose text form is `none` for `None`.
+/// An optional value, parsed from a text. The text `none` gives `None`.
 struct OptionText<T>(Option<T>);
 
 impl<T: FromStr> FromStr for OptionText<T> {

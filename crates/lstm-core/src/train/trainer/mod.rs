@@ -94,9 +94,9 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Changes the configuration during a run, for example the learning rate schedule after a resume. The optimizer
-    /// state stays. After the first step the new optimizer must therefore have the same state: Adam and AdamW have the
-    /// same, and so have all variants of SGD with momentum, and those without. For another optimizer, start a new run with
-    /// the model: pass its [parts](Self::into_parts) to [`Trainer::new`].
+    /// state is kept, so after the first step the new optimizer must use the same state arrays. Adam and AdamW use the
+    /// same arrays; so do all variants of SGD with momentum, and all variants without momentum. For any other
+    /// optimizer, start a new run with the model: pass its [parts](Self::into_parts) to [`Trainer::new`].
     ///
     /// # Errors
     /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or its optimizer has another state.
@@ -160,9 +160,9 @@ impl<B: Backend> Trainer<B> {
 
     /// Runs one training step: forward pass with dropout, loss, backward pass, gradient clipping, optimizer step.
     ///
-    /// `loss` maps the [results](ModelOutputs) that `loss_input` selects to the loss and its gradient with respect to them. It
-    /// also gets the [`Shard`]: which sequences of the batch these are. A batch is one shard, so it is called once. Its
-    /// error type may be the caller's own.
+    /// `loss` is called once. It gets the [results](ModelOutputs) that `loss_input` selects, for the sequences of the
+    /// [`Shard`], which is the whole batch. It returns the loss and the gradient of the loss with respect to these
+    /// results. Its error type may be the caller's own.
     ///
     /// ```
     /// # use lstm_core::{Backend, Error, ndarray::Array3, train::{LossInput, StepReport, Trainer, cross_entropy}};
@@ -278,7 +278,7 @@ impl<B: Backend> Trainer<B> {
                 y: loss_input.reads_outputs().then(|| output.y.view()),
                 last: last_hidden.as_ref().map(|last| last.view()),
             };
-            let (loss, gradient) = checked_loss(step, loss, outputs, &shard(input, loss_input))?;
+            let (loss, gradient) = checked_loss(step, loss, outputs, &whole_batch(input, loss_input))?;
             let lstm = backward(&output.tape, config, gradient).await?;
             return Ok((loss, output.state, ModelArrays { lstm, head: None }));
         };
@@ -288,21 +288,23 @@ impl<B: Backend> Trainer<B> {
             None => None,
         };
         let outputs = ModelOutputs { y: y.as_ref().map(|y| y.view()), last: last.as_ref().map(|last| last.view()) };
-        let (loss, mut gradient) = checked_loss(step, loss, outputs, &shard(input, loss_input))?;
+        let (loss, mut gradient) = checked_loss(step, loss, outputs, &whole_batch(input, loss_input))?;
         let mut head_gradients: Option<HeadArrays> = None;
         let mut hidden_gradient = LossGradient { y: None, last: None };
         if let Some(dy) = &mut gradient.y {
             clear_beyond_lengths(dy, input);
-            let from_outputs = head.backward_async(&output.y, &*dy).await?;
-            hidden_gradient.y = Some(from_outputs.x);
-            head_gradients = Some((from_outputs.weight, from_outputs.bias));
+            let gradients_from_outputs = head.backward_async(&output.y, &*dy).await?;
+            hidden_gradient.y = Some(gradients_from_outputs.x);
+            head_gradients = Some((gradients_from_outputs.weight, gradients_from_outputs.bias));
         }
-        if let (Some(last_hidden), Some(dlast)) = (&last_hidden, &gradient.last) {
-            let from_last = head.backward_async(last_hidden, dlast).await?;
-            hidden_gradient.last = Some(from_last.x);
+        if let (Some(last_hidden), Some(last_gradient)) = (&last_hidden, &gradient.last) {
+            let gradients_from_last = head.backward_async(last_hidden, last_gradient).await?;
+            hidden_gradient.last = Some(gradients_from_last.x);
             head_gradients = Some(match head_gradients {
-                Some((weight, bias)) => (weight + from_last.weight, bias.zip(from_last.bias).map(|(a, b)| a + b)),
-                None => (from_last.weight, from_last.bias),
+                Some((weight, bias)) => {
+                    (weight + gradients_from_last.weight, bias.zip(gradients_from_last.bias).map(|(a, b)| a + b))
+                }
+                None => (gradients_from_last.weight, gradients_from_last.bias),
             });
         }
         let lstm = backward(&output.tape, config, hidden_gradient).await?;
@@ -313,8 +315,8 @@ impl<B: Backend> Trainer<B> {
 /// Weight and bias of a head.
 type HeadArrays = (Array2<f32>, Option<Array1<f32>>);
 
-/// The only shard of a batch.
-fn shard(input: &Input<'_>, loss_input: LossInput) -> Shard {
+/// The [`Shard`] that consists of the whole batch.
+fn whole_batch(input: &Input<'_>, loss_input: LossInput) -> Shard {
     let (batch, steps) = input.batch_and_steps();
     let time_steps = input.lengths.map_or(batch * steps, |lengths| lengths.iter().sum());
     Shard { index: 0, rows: 0..batch, count: if loss_input.reads_outputs() { time_steps } else { batch } }
@@ -332,7 +334,7 @@ async fn backward<B: Backend>(tape: &Tape<B>, config: &LstmConfig, gradient: Los
     Ok(tape.backward_async(gradients).await?.weights)
 }
 
-/// Outputs of the head for the outputs `x` of the LSTM, +0 beyond each sequence's length.
+/// Applies the head to the outputs `x` of the LSTM. The result is +0 beyond each sequence's length.
 async fn head_outputs<B: Backend>(head: &Linear<B>, x: &Array3<f32>, input: &Input<'_>) -> Result<Array3<f32>> {
     let mut y = head.forward_async(x.view()).await?;
     clear_beyond_lengths(&mut y, input);

@@ -21,7 +21,7 @@ pub(super) const LSTM_PREFIX: &str = "lstm.";
 /// Prefix of the names of the head's parameters, in files and in the optimizer.
 pub(super) const HEAD_PREFIX: &str = "head.";
 
-/// Output size and bias of a [`Linear`] head. The input size is the output size of the LSTM.
+/// Output size of a [`Linear`] head, and whether it has a bias. The input size is the output size of the LSTM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HeadSpec {
     /// Number of output features.
@@ -31,7 +31,7 @@ pub(super) struct HeadSpec {
 }
 
 impl HeadSpec {
-    /// The output size and bias of a layer.
+    /// The output size of the given head, and whether it has a bias.
     pub(super) fn of<B: Backend>(head: &Linear<B>) -> Self {
         HeadSpec { output_size: head.output_size(), bias: head.bias().is_some() }
     }

@@ -22,7 +22,7 @@ use crate::{
     layer::{ALL_GATES, recurrent_gates},
 };
 
-/// Value around the outputs, which no kernel computes.
+/// Value that the tests write around the outputs. No kernel computes this value.
 const GUARD_VALUE: f32 = -12345.678;
 
 /// The available instruction sets and their kernels.
@@ -194,14 +194,14 @@ fn cells_of_many_panels_and_single_row_steps_match_one_panel_at_a_time() {
                         }
                     }
                     // Packed as in `PackedLayer`: the vectors of all gates that have recurrent weights, without gaps.
-                    let recurrent = recurrent_gates(cell);
+                    let gate_indices = recurrent_gates(cell);
                     let mut packed_u = vec![0.0; u.len()];
-                    for (vector_index, k_in) in (0..panels * recurrent.len())
+                    for (vector_index, k_in) in (0..panels * gate_indices.len())
                         .flat_map(|vector_index| (0..k).map(move |k_in| (vector_index, k_in)))
                     {
                         let offset = |panel: usize, column: usize| (panel * k + k_in) * width + column * lanes;
                         let source_offset =
-                            offset(vector_index / recurrent.len(), recurrent[vector_index % recurrent.len()]);
+                            offset(vector_index / gate_indices.len(), gate_indices[vector_index % gate_indices.len()]);
                         packed_u[offset(vector_index / 4, vector_index % 4)..][..lanes]
                             .copy_from_slice(&u[source_offset..][..lanes]);
                     }

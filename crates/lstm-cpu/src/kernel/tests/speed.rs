@@ -20,7 +20,7 @@ use crate::{
     pool::{SyncPtr, ThreadPool},
 };
 
-/// A name, and a function that runs once and returns the number of operations.
+/// A measurement: its name, and a function that runs the measured code once and returns its number of operations.
 type Measurement<'a> = (&'a str, &'a mut dyn FnMut() -> f64);
 
 /// Runs independent multiply-adds, or a chain of dependent ones if `dependent`. Returns their number.

@@ -53,8 +53,8 @@ impl BackwardPass<'_> {
             for (n, b, out, skip_candidate) in
                 [(input, x, self.dw, false), (state, recurrent_operand, self.du, is_dense)]
             {
-                // The product for one block of units of one gate.
-                let block_product = |gate: usize, first_unit: usize| {
+                // Returns the product that computes the weight gradient of one block of units of one gate.
+                let gradient_matmul = |gate: usize, first_unit: usize| {
                     let dz = self.dz.add(gate * layout.gate_stride + layout.unit_offset(first_unit));
                     let a = StridedMatrix::row_major(dz, DOT_BLOCK).transposed();
                     let prefetch_ptr = dz.wrapping_add(layout.block_stride);
@@ -72,16 +72,16 @@ impl BackwardPass<'_> {
                         ldo: n,
                     }
                 };
-                // Gates share a packed panel, unless there are too few panels for all threads.
-                let gates_per_task = if n / width < 2 * member.size { 1 } else { PANEL_VECTORS };
+                // All gates share a packed panel, unless there are too few panels for all threads.
+                let gates_per_panel = if n / width < 2 * member.size { 1 } else { PANEL_VECTORS };
                 for (p, _) in (0..n).step_by(width).enumerate() {
-                    for first_gate in (0..PANEL_VECTORS).step_by(gates_per_task).filter(|_| is_own_task()) {
-                        block_product(first_gate, 0).pack_panel(p, scratch);
+                    for first_gate in (0..PANEL_VECTORS).step_by(gates_per_panel).filter(|_| is_own_task()) {
+                        gradient_matmul(first_gate, 0).pack_panel(p, scratch);
                         for gate in
-                            (first_gate..first_gate + gates_per_task).filter(|gate| !(skip_candidate && *gate == 2))
+                            (first_gate..first_gate + gates_per_panel).filter(|gate| !(skip_candidate && *gate == 2))
                         {
                             for unit in (0..hidden).step_by(DOT_BLOCK) {
-                                let matmul = block_product(gate, unit);
+                                let matmul = gradient_matmul(gate, unit);
                                 matmul.multiply_packed_panel(p, 0..matmul.m, scratch);
                             }
                         }

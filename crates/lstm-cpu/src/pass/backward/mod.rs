@@ -1,9 +1,9 @@
 //! The backward pass of a layer over whole sequences.
 //!
 //! Time steps run from the last to the first, in chunks. Each time step computes the gradients of the gates, and from
-//! them the gradient of the state before it. After each chunk, its contributions to the weight gradients are computed
-//! as a few large products. Threads divide the units of a time step and meet at barriers. No sum is split between
-//! threads, so results do not depend on their number.
+//! them the gradient of the state before the time step. After each chunk, its contributions to the weight gradients are
+//! computed as a few large products. Threads divide the units of a time step and meet at barriers. No sum is split
+//! between threads, so results do not depend on their number.
 
 mod chunk;
 mod scratch;
@@ -31,7 +31,8 @@ use crate::{
     pool::{TeamMember, ThreadPool},
 };
 
-/// Where a backward pass writes the gradients. All are row-major without padding, in the layout of the parameters.
+/// The memory to which a backward pass writes the gradients. All gradients are row-major without padding, in the layout
+/// of the parameters.
 pub(crate) struct GradientBuffers<'a> {
     /// Gradient of the input, `[steps * batch, input_size]`, zero on entry. `None` if it is not needed.
     pub(crate) x: Option<&'a mut [f32]>,
@@ -45,7 +46,7 @@ pub(crate) struct GradientBuffers<'a> {
     pub(crate) projection: Option<&'a mut [f32]>,
     /// Gradients of the diagonal peephole weights of the gates i, f and o, `[hidden_size]` each.
     pub(crate) peephole: Option<[&'a mut [f32]; 3]>,
-    /// Whether the gradients of the weights are added to the present contents.
+    /// Whether the gradients of the weights are added to the present contents of their buffers.
     pub(crate) accumulate: bool,
     /// Gradient of the initial hidden state, `[batch, state_size]`.
     pub(crate) h: &'a mut [f32],
@@ -53,8 +54,8 @@ pub(crate) struct GradientBuffers<'a> {
     pub(crate) c: &'a mut [f32],
 }
 
-/// A backward pass, as its threads share it. Between barriers, threads write to disjoint units and columns. The
-/// pointers refer to the fields of the same name in [`Scratch`] and [`GradientBuffers`].
+/// The data of a backward pass, which its threads share. Between barriers, threads write to disjoint units and columns.
+/// The pointers refer to the fields of the same name in [`Scratch`] and [`GradientBuffers`].
 struct BackwardPass<'a> {
     layer: &'a PackedLayer,
     weights: &'a BackwardWeights,
@@ -321,8 +322,8 @@ impl BackwardPass<'_> {
     }
 
     /// Multiplies `dz` of each gate by the gate's part of a transposed panel, `[4 gates][hidden_size][panel]`, and
-    /// writes the sum `((i + f) + g) + o` of the products to `out`. Leaves out gates for which `skip_gate` returns true
-    /// and the coupled forget gate, whose products are +0.
+    /// writes the sum `((i + f) + g) + o` of the products to `out`. Skips the forget gate if it is coupled, and the
+    /// gates for which `skip_gate` returns true: their products are +0.
     ///
     /// # Safety
     /// `dz` is valid for `rows` rows of each block, `out` for `2 * rows` panel rows; otherwise as for

@@ -20,13 +20,13 @@ pub(crate) struct Scratch {
     pub(super) chunk_steps: usize,
     /// Number of threads.
     pub(super) threads: usize,
-    /// Gradient of `h` that the following time step contributes, `[batch][padded_state]`.
+    /// The part of the gradient of `h` that comes from the following time step, `[batch][padded_state]`.
     pub(super) dh_carry: Buffer,
     /// Gradient of `h`: `dh_carry` plus the gradient of the output, `[batch][padded_state]`.
     pub(super) dh: Buffer,
     /// Gradient of the cell state, `[batch][ld_hidden]`.
     pub(super) dc: Buffer,
-    /// Forget gate, `[batch][ld_hidden]`. Empty except for the dense peephole cell.
+    /// Values of the forget gate, `[batch][ld_hidden]`. Used only by the dense peephole cell, else empty.
     pub(super) f: Buffer,
     /// Gradient of `h` before the projection, `[batch][ld_hidden]`. Empty without a projection.
     pub(super) dh_unprojected: Buffer,
@@ -91,7 +91,7 @@ impl Scratch {
         let chunk_steps = CHUNK_STEPS.min(steps);
         let layout = ScratchLayout::new(layer, chunk_steps, batch);
         let zeros = |sizes: &[usize]| Buffer::zeros("backward", sizes);
-        let dense_cell_count = usize::from(layer.spec.cell == CellKind::PeepholeDense);
+        let f_buffer_count = usize::from(layer.spec.cell == CellKind::PeepholeDense);
         let projection_count = usize::from(layer.spec.proj_size.is_some());
         Ok(Scratch {
             chunk_steps,
@@ -99,7 +99,7 @@ impl Scratch {
             dh_carry: zeros(&[batch, layout.padded_state])?,
             dh: zeros(&[batch, layout.padded_state])?,
             dc: zeros(&[batch, layout.ld_hidden])?,
-            f: zeros(&[dense_cell_count, batch, layout.ld_hidden])?,
+            f: zeros(&[f_buffer_count, batch, layout.ld_hidden])?,
             dh_unprojected: zeros(&[projection_count, batch, layout.ld_hidden])?,
             dh_projected: zeros(&[projection_count, chunk_steps, batch, layout.padded_state])?,
             h_unprojected: zeros(&[projection_count, chunk_steps, batch, layout.padded_hidden])?,

@@ -15,8 +15,8 @@ use crate::{
     pool::{Team, ThreadPool},
 };
 
-/// A forward pass, as its threads share it. Between barriers, threads write to disjoint memory: to the columns of their
-/// panels in `h`, `c` and `y`, to their panels in `wx`, and to their own part of `uh`.
+/// The data of a forward pass, which its threads share. Between barriers, threads write to disjoint memory: to the
+/// columns of their panels in `h`, `c` and `y`, to their panels in `wx`, and to their own part of `uh`.
 struct ForwardPass<'a> {
     layer: &'a PackedLayer,
     /// Number of time steps.
@@ -53,7 +53,7 @@ struct ForwardPass<'a> {
 // SAFETY: between barriers, threads write to disjoint memory, as described at `ForwardPass`.
 unsafe impl Sync for ForwardPass<'_> {}
 
-/// The sequences over which a layer runs.
+/// The input sequences of a layer.
 #[derive(Clone, Copy)]
 pub(crate) struct SequenceInput<'a> {
     /// Number of time steps of the longest sequence.

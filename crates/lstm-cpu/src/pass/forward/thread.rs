@@ -118,8 +118,8 @@ impl ForwardPass<'_> {
     }
 
     /// Computes time step `t` of the first `active_rows` rows. `t` is the `k`th time step in the order of execution,
-    /// and `step_in_block` is its index in the block of time steps. If `single_row_kernel` is given, it computes the
-    /// whole time step, with the input products if the block has only one time step.
+    /// and `step_in_block` is its index in the block of time steps. If `single_row_kernel` is given, that kernel
+    /// computes the whole time step. It also computes the input products if the block has only one time step.
     ///
     /// # Safety
     /// As for [`run_thread`](Self::run_thread).

@@ -12,7 +12,7 @@ use lstm_core::Result;
 /// The opset since which `Squeeze` and `Unsqueeze` take their axes from input 1 rather than from an attribute.
 const FIRST_OPSET_WITH_AXES_INPUT: i64 = 13;
 
-/// The axes of a `Squeeze` or `Unsqueeze` as indices below `rank`.
+/// Returns the axes that a `Squeeze` or `Unsqueeze` lists, as indices below `rank`.
 fn axis_indices<'a>(
     node: &mut NodeReader<'a>,
     opset: i64,
@@ -105,8 +105,8 @@ fn insert_axes<T: Clone>(node: &NodeReader<'_>, old: &[T], axes: &[usize], new: 
     all_axes.collect::<Option<_>>().ok_or_else(|| node.error("an axis is repeated"))
 }
 
-/// `Reshape`: supported for zeros, for integers, and for views if it only merges axes or adds and removes axes of size
-/// 1.
+/// `Reshape`: changes the shape. It is supported for zeros, for integers, and for views if it only merges axes, or adds
+/// or removes axes of size 1.
 pub(super) fn reshape<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, 'a>) -> Result<Value<'a>> {
     /// Maximum number of axes before and after a `Reshape` of a view, because the search for the axes that it merges
     /// takes exponential time.
@@ -159,7 +159,7 @@ pub(super) fn transpose<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, 'a
     Ok(Value::View(TensorView { axes, ..view }))
 }
 
-/// `Expand`: supported for zeros only.
+/// `Expand`: broadcasts to a larger shape. Only zeros are supported.
 pub(super) fn expand<'a>(node: &NodeReader<'a>, inputs: NodeInputs<'_, 'a>) -> Result<Value<'a>> {
     let value = required_input(node, inputs, 0)?;
     let Value::Zeros(zeros) = value else { return unexpected_input(node, "zeros to expand", value) };

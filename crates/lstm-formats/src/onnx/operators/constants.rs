@@ -28,7 +28,7 @@ pub(super) fn constant<'a>(node: &mut NodeReader<'a>, dir: Option<&Path>) -> Res
     }
 }
 
-/// `ConstantOfShape`: only zeros are supported.
+/// `ConstantOfShape`: fills a tensor with a constant, of which only zero is supported.
 pub(super) fn constant_of_shape<'a>(
     node: &mut NodeReader<'a>,
     inputs: NodeInputs<'_, 'a>,
@@ -41,7 +41,8 @@ pub(super) fn constant_of_shape<'a>(
     }
 }
 
-/// `Cast`: supported where it changes no value, apart from the rounding to f32 that applies to all constants.
+/// `Cast`: converts the element type. It is supported where it changes no value, except that all float constants are
+/// rounded to f32.
 pub(super) fn cast<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, 'a>) -> Result<Value<'a>> {
     let to = node.int_attribute("to")?.unwrap_or_default();
     let value = required_input(node, inputs, 0)?;
@@ -80,10 +81,10 @@ pub(super) fn shape<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, 'a>) -
     Ok(Value::Integers { is_scalar: false, values: values[range].to_vec() })
 }
 
-/// `Add`, `Sub`, `Mul` and `Div`: supported for two integers. Sums, differences and quotients of symbolic
-/// sizes are unknown.
+/// `Add`, `Sub`, `Mul` and `Div`: supported for two integers. Of symbolic sizes, sums, differences and quotients are
+/// [`Dim::Unknown`].
 pub(super) fn arithmetic<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, 'a>) -> Result<Value<'a>> {
-    const EXPECTED: &str = "two integers";
+    const EXPECTED_OPERANDS: &str = "two integers";
     let (a, b) = (required_input(node, inputs, 0)?, required_input(node, inputs, 1)?);
     let (
         Value::Integers { is_scalar: a_is_scalar, values: a_values },
@@ -91,9 +92,9 @@ pub(super) fn arithmetic<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, '
     ) = (a, b)
     else {
         let other = if let Value::Integers { .. } = a { b } else { a };
-        return unexpected_input(node, EXPECTED, other);
+        return unexpected_input(node, EXPECTED_OPERANDS, other);
     };
-    let (&[u], &[v]) = (&a_values[..], &b_values[..]) else { return unexpected_input(node, EXPECTED, a) };
+    let (&[u], &[v]) = (&a_values[..], &b_values[..]) else { return unexpected_input(node, EXPECTED_OPERANDS, a) };
     let value = match (node.proto.op_type.as_str(), u, v) {
         ("Mul", u, v) => u.multiply(v),
         (op_type, Dim::Known(u), Dim::Known(v)) => {
@@ -110,7 +111,8 @@ pub(super) fn arithmetic<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, '
     Ok(Value::Integers { is_scalar: *a_is_scalar && *b_is_scalar, values: vec![value] })
 }
 
-/// `Dropout`: the identity in inference. Between two layers it sets the dropout probability of the model.
+/// `Dropout`: returns its input unchanged, as in inference. Between two layers, it sets the dropout probability of the
+/// model.
 pub(super) fn dropout<'a>(
     node: &mut NodeReader<'a>,
     opset: i64,

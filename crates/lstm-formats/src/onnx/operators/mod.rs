@@ -1,7 +1,7 @@
 //! Symbolic evaluation of the operators that exporters place between and around LSTMs. They move axes and compute
 //! sizes, but no other numbers.
 //!
-//! Imports: `operands` <- `constants`, `axes`, `parts` <- this module.
+//! `constants`, `axes` and `parts` import `operands`; this module imports all four.
 
 mod axes;
 mod constants;
@@ -17,8 +17,8 @@ use super::{
 use lstm_core::Result;
 use operands::{NodeInputs, required_input};
 
-/// Evaluates a node of any operator but `LSTM`, and returns the values of its outputs. `dir` is the folder of external
-/// data.
+/// Evaluates a node of any operator but `LSTM`, and returns the values of its outputs. `dir` is the folder of the files
+/// that hold external tensor data.
 pub(crate) fn evaluate<'a>(
     node: &mut NodeReader<'a>,
     opset: i64,
@@ -52,5 +52,5 @@ pub(crate) fn evaluate<'a>(
     Ok(vec![value])
 }
 
-/// The error for an operator that can't be evaluated.
+/// The text of the error for an operator that can't be evaluated.
 pub(crate) const UNSUPPORTED: &str = "this operator is not supported, and ignoring it could change the results";

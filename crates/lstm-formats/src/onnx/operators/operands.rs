@@ -1,4 +1,4 @@
-//! Reading the inputs of an operator.
+//! Reads the inputs of an operator.
 
 use crate::onnx::{
     node::NodeReader,
@@ -9,12 +9,12 @@ use lstm_core::Result;
 /// The values of a node's inputs, `None` for an omitted input.
 pub(crate) type NodeInputs<'i, 'a> = &'i [Option<&'i Value<'a>>];
 
-/// Input `k`, or `None` if it is omitted.
+/// Returns the value of input `k`, or `None` if the input is omitted.
 pub(super) fn optional_input<'i, 'a>(inputs: NodeInputs<'i, 'a>, k: usize) -> Option<&'i Value<'a>> {
     inputs.get(k).copied().flatten()
 }
 
-/// Input `k`, which must be present.
+/// Returns the value of input `k`, which must be present.
 pub(super) fn required_input<'i, 'a>(
     node: &NodeReader<'a>,
     inputs: NodeInputs<'i, 'a>,
@@ -23,12 +23,12 @@ pub(super) fn required_input<'i, 'a>(
     optional_input(inputs, k).ok_or_else(|| node.error(format!("input {k} is missing")))
 }
 
-/// An error for an input of an unsupported kind.
+/// Returns the error for an input `got` where the operator needs an input of the kind `expected`.
 pub(super) fn unexpected_input<'a, T>(node: &NodeReader<'a>, expected: &str, got: &Value<'a>) -> Result<T> {
     Err(node.error(format!("expected {expected}, got {}", got.describe())))
 }
 
-/// Input `k`, which must be constant integers.
+/// Returns the elements of input `k`, which must be constant integers.
 pub(super) fn constant_integers<'a>(node: &NodeReader<'a>, inputs: NodeInputs<'_, 'a>, k: usize) -> Result<Vec<i64>> {
     let value = required_input(node, inputs, k)?;
     let Value::Integers { values, .. } = value else { return unexpected_input(node, "integers", value) };
@@ -36,7 +36,7 @@ pub(super) fn constant_integers<'a>(node: &NodeReader<'a>, inputs: NodeInputs<'_
     known_values.ok_or_else(|| node.error(format!("input {k}: expected constant integers")))
 }
 
-/// Input `k` as constant integers, or `None` if it is omitted.
+/// Returns the elements of input `k`, which must be constant integers, or `None` if the input is omitted.
 pub(super) fn optional_integers<'a>(
     node: &NodeReader<'a>,
     inputs: NodeInputs<'_, 'a>,
@@ -45,7 +45,7 @@ pub(super) fn optional_integers<'a>(
     optional_input(inputs, k).map(|_| constant_integers(node, inputs, k)).transpose()
 }
 
-/// Input `k` as the sizes of a shape; `None` if they can't be derived.
+/// Returns input `k` as a list of axis sizes; `None` if the input is omitted or not a known list of integers.
 pub(super) fn input_sizes<'i, 'a>(inputs: NodeInputs<'i, 'a>, k: usize) -> Option<&'i [Dim<'a>]> {
     match optional_input(inputs, k)? {
         Value::Integers { is_scalar: false, values } => Some(values),
@@ -53,7 +53,7 @@ pub(super) fn input_sizes<'i, 'a>(inputs: NodeInputs<'i, 'a>, k: usize) -> Optio
     }
 }
 
-/// The index of an axis that may be counted from the end.
+/// Returns the index of an axis. A negative `axis` is counted from the end.
 pub(super) fn axis_index(node: &NodeReader<'_>, axis: i64, rank: usize) -> Result<usize> {
     let index = usize::try_from(if axis < 0 { axis.saturating_add(rank as i64) } else { axis });
     let index = index.ok().filter(|&axis| axis < rank);

@@ -1,4 +1,4 @@
-//! Operators that select or concatenate parts: `Gather`, `Split`, `Slice` and `Concat`.
+//! Operators that select parts of values or concatenate values: `Gather`, `Split`, `Slice` and `Concat`.
 
 use super::operands::{NodeInputs, axis_index, constant_integers, optional_integers, required_input, unexpected_input};
 use crate::onnx::{
@@ -7,7 +7,8 @@ use crate::onnx::{
 };
 use lstm_core::Result;
 
-/// `Gather`: supported with any indices for a vector of integers, otherwise with a single index along an axis.
+/// `Gather`: selects elements by their indices along an axis. A vector of integers supports any indices, other values
+/// support a single index.
 pub(super) fn gather<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, 'a>) -> Result<Value<'a>> {
     let axis = node.int_attribute("axis")?.unwrap_or(0);
     let value = required_input(node, inputs, 0)?;
@@ -62,11 +63,11 @@ pub(super) fn split<'a>(node: &mut NodeReader<'a>, opset: i64, inputs: NodeInput
         return Err(node.error(format!("expected {outputs} sizes that add up to {size}, got {sizes:?}")));
     }
     let mut end = 0;
-    let part = |&size: &i64| {
+    let next_part = |&size: &i64| {
         end += size;
         value.slice(axis, end - size, end).map_err(|why| node.error(why))
     };
-    sizes.iter().map(part).collect()
+    sizes.iter().map(next_part).collect()
 }
 
 /// `Slice`: selects a range of one axis.
@@ -90,7 +91,7 @@ pub(super) fn slice<'a>(node: &mut NodeReader<'a>, opset: i64, inputs: NodeInput
     }
 }
 
-/// The axis, start and end of a `Slice`, which must have one axis and no step.
+/// Returns the axis, start and end of a `Slice`. It must slice one axis, with a step of 1.
 fn slice_bounds<'a>(node: &mut NodeReader<'a>, opset: i64, inputs: NodeInputs<'_, 'a>) -> Result<(i64, i64, i64)> {
     let (starts, ends, axes, steps) = if opset < 10 {
         let mut ints_attribute = |name| Ok(node.ints_attribute(name)?.map(<[i64]>::to_vec));
@@ -144,13 +145,13 @@ pub(super) fn concat<'a>(node: &mut NodeReader<'a>, inputs: NodeInputs<'_, 'a>) 
         return Ok(Value::Zeros(Zeros::of_shape(joined_zeros.shape)));
     }
     // Graph inputs that together are an initial state.
-    let is_input = |value: &Value| match value {
+    let is_graph_input = |value: &Value| match value {
         Value::View(view) => matches!(view.source, Source::Input(_)),
         other => matches!(other, Value::UnknownRank(..)),
     };
     let to_view =
         |value: &Value<'a>, rank| -> Result<TensorView<'a>> { value.to_view(rank).map_err(|why| node.error(why)) };
-    if values.iter().all(|value| is_input(value)) && values.len() <= MAX_RANK {
+    if values.iter().all(|value| is_graph_input(value)) && values.len() <= MAX_RANK {
         let parts = values.iter().map(|value| to_view(value, 3)).collect::<Result<Vec<_>>>()?;
         let rank = parts.first().map_or(0, |part| part.axes.len());
         let axis = axis_index(node, axis, rank)?;

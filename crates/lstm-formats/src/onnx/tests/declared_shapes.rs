@@ -25,8 +25,8 @@ fn filled_tensor(name: &str, dims: &[i64], value: f32) -> Tensor {
     Tensor { name: name.into(), dims: dims.to_vec(), data_type: Some(FLOAT), raw_data, ..Tensor::default() }
 }
 
-/// A model of one layer whose inputs `initial_h` and `initial_c` are the values with these names, and which has these
-/// initializers.
+/// A model of one layer with the initializers `tensors`. The inputs `initial_h` and `initial_c` of its `LSTM` node are
+/// the values named `names`.
 fn model_with_states(names: [&str; 2], tensors: Vec<Tensor>) -> Model {
     let mut model = one_layer_model();
     node(&mut model, "lstm_l0").input.extend(["", names[0], names[1]].map(Into::into));
@@ -156,8 +156,8 @@ fn rejects_inputs_of_wrong_type() {
 fn ignored_nodes_may_have_inputs_of_any_type() {
     let mut model = one_layer_model();
     let graph = model.graph.as_mut().unwrap();
-    let ids_type = Type { tensor: Some(TensorType { elem_type: Some(INT64), shape: None }) };
-    graph.input[0] = ValueInfo { name: "ids".into(), value_type: Some(ids_type) };
+    let int64_type = Type { tensor: Some(TensorType { elem_type: Some(INT64), shape: None }) };
+    graph.input[0] = ValueInfo { name: "ids".into(), value_type: Some(int64_type) };
     graph.input.push(ValueInfo { name: "list".into(), value_type: None });
     graph.initializer.push(filled_tensor("table", &[9, 4], 0.5));
     insert_node(&mut model, 0, "Gather", &["table", "ids"], "X");

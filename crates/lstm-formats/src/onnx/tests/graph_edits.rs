@@ -40,8 +40,8 @@ const OPERATOR_NAMES: [&str; 16] = [
     "Dropout",
 ];
 
-/// A random edit of a graph: the number of its kind, two random indices, and a new number. The kind determines which
-/// lists the indices select from, and which number is replaced.
+/// A random edit of a graph: the number of the kind of edit, two random indices, and a new number. The kind determines
+/// which lists the indices select from, and which number in the graph the new one replaces.
 type GraphEdit = (u8, Index, Index, i64);
 
 /// Generates numbers to use as sizes, axes or indices, valid or not.
@@ -92,8 +92,8 @@ fn apply_edit(model: &mut Model, (kind, first_index, second_index, new_number): 
             graph.node.insert(second_index.index(graph.node.len() + 1), node);
         }
         11 => {
-            let copy = graph.node[index].clone();
-            graph.node.insert(index, copy);
+            let node_copy = graph.node[index].clone();
+            graph.node.insert(index, node_copy);
         }
         12 => drop(graph.node.remove(index)),
         _ => {

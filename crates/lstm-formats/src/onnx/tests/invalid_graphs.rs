@@ -78,13 +78,13 @@ fn rejects_unsupported_attributes() {
             set_attribute(m, "lstm_l0", activations(&names))
         });
     }
-    let alpha = Attribute {
+    let alpha_attribute = Attribute {
         name: "activation_alpha".into(),
         attribute_type: Some(attribute_type::FLOATS),
         floats: vec![0.1],
         ..Attribute::default()
     };
-    assert_change_rejected(&["lstm_l0", "`activation_alpha`", "0.1"], |m| set_attribute(m, "lstm_l0", alpha));
+    assert_change_rejected(&["lstm_l0", "`activation_alpha`", "0.1"], |m| set_attribute(m, "lstm_l0", alpha_attribute));
     assert_change_rejected(&["lstm_l0", "`direction`", "repeated"], |m| {
         node(m, "lstm_l0").attribute.push(string_attribute("direction", "forward"));
     });

@@ -2,12 +2,12 @@
 
 use std::{fmt, ops::Range};
 
-/// Largest number of axes of a value, and of elements of an integer vector. Real models have far fewer; the
-/// limit bounds the work that a malicious graph can cause.
+/// The largest accepted number of axes of a value, and of elements of an integer vector. Real models have far fewer;
+/// the limit bounds the work that a malicious graph can cause.
 pub(crate) const MAX_RANK: usize = 64;
 
-/// Slice ends from this value on mean the end of the axis, whatever its size. Exporters write the largest INT32 or
-/// INT64.
+/// The smallest slice end that stands for the end of the axis, whatever the axis's size. Exporters write the largest
+/// INT32 or INT64 for it.
 pub(crate) const OPEN_SLICE_END: i64 = i32::MAX as i64;
 
 /// The size of an axis, or an integer computed from such sizes.
@@ -15,9 +15,9 @@ pub(crate) const OPEN_SLICE_END: i64 = i32::MAX as i64;
 pub(crate) enum Dim<'a> {
     /// A known number.
     Known(i64),
-    /// The size of an axis that the file does not fix: name of the value and index of the axis.
+    /// The size of an axis that the file does not fix. The fields are the name of the value and the index of the axis.
     Symbolic(&'a str, usize),
-    /// A result of arithmetic with symbolic sizes.
+    /// A number that can't be derived, such as a sum of symbolic sizes.
     Unknown,
 }
 
@@ -37,7 +37,7 @@ impl Dim<'_> {
         if let Dim::Known(size) = self { Some(size) } else { None }
     }
 
-    /// Whether both sizes are certainly equal.
+    /// Whether both sizes are equal for all inputs, as far as can be derived.
     pub(crate) fn equals(self, other: Self) -> bool {
         match (self, other) {
             (Dim::Known(a), Dim::Known(b)) => a == b,

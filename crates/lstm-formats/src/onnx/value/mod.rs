@@ -1,6 +1,7 @@
-//! Symbolic values: what can be derived about a value of the graph without running it.
+//! Symbolic values: what is known about the values of a graph without running it.
 //!
-//! The operators around LSTMs are evaluated on these. Imports: `dim` <- `zeros`, `view` <- this module.
+//! The operators around LSTMs are evaluated on symbolic values. `zeros` and `view` import `dim`; this module imports
+//! all three.
 
 mod dim;
 mod view;
@@ -15,7 +16,7 @@ pub(crate) use zeros::Zeros;
 use super::{proto::Tensor, tensor};
 use lstm_core::Result;
 
-/// A value of the graph.
+/// What is known about a value of the graph without running it.
 #[derive(Clone, Debug)]
 pub(crate) enum Value<'a> {
     /// A constant tensor that is neither [`Integers`](Value::Integers) nor [`Zeros`](Value::Zeros).
@@ -26,15 +27,16 @@ pub(crate) enum Value<'a> {
     Zeros(Zeros<'a>),
     /// A view of a graph input or an LSTM output.
     View(TensorView<'a>),
-    /// Graph inputs concatenated along an axis.
+    /// The concatenation of graph inputs along an axis.
     Concat { axis: usize, parts: Vec<TensorView<'a>> },
-    /// A graph input, or an output of an ignored node, whose rank is unknown: its name and ONNX element type, where
-    /// `None` stands for a value that nodes compute.
+    /// A graph input, or an output of an ignored node, whose number of axes is unknown. The fields are its name and its
+    /// ONNX element type, which is `None` for an output of a node.
     UnknownRank(&'a str, Option<i32>),
 }
 
 impl<'a> Value<'a> {
-    /// The value of an initializer or of a `Constant` node. `dir` is the folder of external data.
+    /// Returns the value of an initializer or of a `Constant` node. `dir` is the folder of the files that hold external
+    /// tensor data.
     pub(crate) fn constant(t: &'a Tensor, dir: Option<&Path>) -> Result<Self> {
         let shape = tensor::shape(t)?;
         let is_short = shape.len() <= 1 && shape.iter().product::<usize>() <= MAX_RANK;
@@ -51,7 +53,7 @@ impl<'a> Value<'a> {
         Ok(Value::Constant(t))
     }
 
-    /// A description for error messages.
+    /// Describes the value in words for error messages.
     pub(crate) fn describe(&self) -> String {
         match self {
             Value::Constant(tensor) => format!("the constant `{}`", tensor.name),
@@ -66,7 +68,8 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// This value as a view. A value of unknown rank is taken to have `rank` axes; with `rank` 0 it is an error.
+    /// Returns this value as a view. If its number of axes is unknown, the view has `rank` axes; a `rank` of 0 is then
+    /// an error.
     pub(crate) fn to_view(&self, rank: usize) -> Result<TensorView<'a>, String> {
         match self {
             Value::View(view) => Ok(view.clone()),
@@ -78,7 +81,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Number of axes; 0 if it is unknown or the value has no axes that can be sliced.
+    /// Number of axes; 0 if the number is unknown, or if the value can't be sliced.
     pub(crate) fn rank(&self) -> usize {
         match self {
             Value::View(view) => view.axes.len(),
@@ -89,7 +92,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Slices one axis by Python's `[start:end]`. Of concatenated inputs, only whole inputs can be selected.
+    /// Slices one axis by Python's `[start:end]`. A slice of concatenated inputs must consist of whole inputs.
     pub(crate) fn slice(&self, axis: usize, start: i64, end: i64) -> Result<Self, String> {
         match self {
             Value::View(view) => view.slice(axis, start, end).map(Value::View),
@@ -105,10 +108,10 @@ impl<'a> Value<'a> {
                 }
                 let range = slice_range(start, end, total_size as usize);
                 let part_index_at = |row: usize| bounds.iter().position(|&bound| bound == row as i64);
-                let (Some(first), Some(last)) = (part_index_at(range.start), part_index_at(range.end)) else {
+                let (Some(first_part), Some(end_part)) = (part_index_at(range.start), part_index_at(range.end)) else {
                     return Err(format!("expected whole inputs, got rows {range:?} of inputs with bounds {bounds:?}"));
                 };
-                match &parts[first..last] {
+                match &parts[first_part..end_part] {
                     [] => Err(format!("expected a non-empty range of the {total_size} rows, got {start}..{end}")),
                     [single] => Ok(Value::View(single.clone())),
                     several => Ok(Value::Concat { axis, parts: several.to_vec() }),

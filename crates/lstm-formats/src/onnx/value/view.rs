@@ -19,7 +19,7 @@ pub(crate) enum Source<'a> {
     FinalC(usize, usize),
 }
 
-/// The layer that computes an output sequence.
+/// What is known about an output sequence: the layer that computes it, its directions and its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LayerOutputs {
     /// Index of the layer in the stack.
@@ -33,18 +33,18 @@ pub(crate) struct LayerOutputs {
 /// The result of operators that move, merge, slice or remove axes of a source tensor.
 #[derive(Clone, Debug)]
 pub(crate) struct TensorView<'a> {
-    /// The viewed tensor.
+    /// The tensor that the view refers to.
     pub(crate) source: Source<'a>,
     /// Size of each axis of the source.
     pub(crate) source_dims: Vec<Dim<'a>>,
     /// For each axis of the view, the indices of the source axes that it contains: several if axes were merged, the
     /// slowest varying first. An axis with an empty list has size 1. Source axes of size 1 may be in no list.
     pub(crate) axes: Vec<Vec<usize>>,
-    /// The selected range of the first source axis, if not all of it. Only for [`Source::Input`].
+    /// For a [`Source::Input`], the selected range of the first source axis; `None` if the whole axis is selected.
     pub(crate) row_range: Option<(i64, i64)>,
-    /// The selected time step, negative if counted from the end. Only for [`Source::Sequence`].
+    /// For a [`Source::Sequence`], the selected time step, negative if counted from the end; `None` for all steps.
     pub(crate) step: Option<i64>,
-    /// The selected direction, 0 or 1. Only for [`Source::Sequence`].
+    /// For a [`Source::Sequence`], the selected direction, 0 (forward) or 1 (reverse); `None` for all directions.
     pub(crate) direction: Option<usize>,
     /// ONNX element type of a graph input; `None` for values that nodes compute.
     pub(crate) elem_type: Option<i32>,
@@ -53,7 +53,7 @@ pub(crate) struct TensorView<'a> {
 }
 
 impl<'a> TensorView<'a> {
-    /// A view of the whole source with its axes unchanged.
+    /// Creates a view of the whole source, with its axes unchanged.
     pub(crate) fn new(source: Source<'a>, source_dims: Vec<Dim<'a>>) -> Self {
         let axes = (0..source_dims.len()).map(|k| vec![k]).collect();
         TensorView {
@@ -68,17 +68,17 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// The size of an axis that merges the given source axes.
+    /// Returns the size of an axis of the view that merges the source axes with the indices `axis`.
     pub(crate) fn dim(&self, axis: &[usize]) -> Dim<'a> {
         axis.iter().fold(Dim::Known(1), |dim, &k| dim.multiply(self.source_dims[k]))
     }
 
-    /// The sizes of the axes of the view.
+    /// Returns the sizes of the axes of the view.
     pub(crate) fn shape(&self) -> Vec<Dim<'a>> {
         self.axes.iter().map(|axis| self.dim(axis)).collect()
     }
 
-    /// A description for error messages.
+    /// Describes the view in words for error messages.
     pub(crate) fn describe(&self) -> String {
         let source = match self.source {
             Source::Input(name) => format!("`{name}`{}", self.type_suffix()),
@@ -96,13 +96,14 @@ impl<'a> TensorView<'a> {
         self.elem_type.is_none_or(|elem_type| [FLOAT, FLOAT16, DOUBLE, BFLOAT16].contains(&elem_type))
     }
 
-    /// ` of TYPE` for elements that are not floats, else nothing.
+    /// Returns ` of TYPE`, for error messages, if the elements are not floats; otherwise an empty string.
     pub(super) fn type_suffix(&self) -> String {
         let non_float_type = self.elem_type.filter(|_| !self.is_float());
         non_float_type.map(|elem_type| format!(" of {}", type_name(elem_type))).unwrap_or_default()
     }
 
-    /// Whether the axes of the view merge the source axes in `expected`, not counting source axes of size 1.
+    /// Whether each axis of the view merges exactly the source axes that `expected` lists for it. Source axes of size 1
+    /// do not count.
     pub(crate) fn has_axes(&self, expected: &[&[usize]]) -> bool {
         self.axes.len() == expected.len()
             && self
@@ -112,14 +113,14 @@ impl<'a> TensorView<'a> {
                 .all(|(axis, expected)| self.non_unit_axes(axis) == self.non_unit_axes(expected))
     }
 
-    /// The source axes of `axis` that are not certainly of size 1.
+    /// Returns those of the source axes `axis` that may have a size other than 1.
     fn non_unit_axes(&self, axis: &[usize]) -> Vec<usize> {
         axis.iter().copied().filter(|&k| !self.source_dims[k].is_one()).collect()
     }
 
-    /// Reshapes to the sizes `target_shape`, as the operator `Reshape` does. `None` unless this only merges axes, or
-    /// adds or removes axes of size 1. With `zero_copies_size`, a size of 0 copies the size of the same axis of
-    /// the view.
+    /// Reshapes to the sizes `target_shape`, as the operator `Reshape` does. Returns `None` unless the reshape only
+    /// merges axes, or adds or removes axes of size 1. With `zero_copies_size`, a size of 0 copies the size of the same
+    /// axis of the view.
     pub(crate) fn reshape(&self, target_shape: &[Dim<'a>], zero_copies_size: bool) -> Option<Self> {
         let mut axes = Vec::new();
         // With two inferred sizes, the result would be ambiguous.
@@ -128,8 +129,9 @@ impl<'a> TensorView<'a> {
         is_supported.then(|| TensorView { axes, ..self.clone() })
     }
 
-    /// Searches for consecutive groups of the axes from index `first_axis` on whose merged sizes are `target_shape`,
-    /// and appends the source axes of each group to `merged_axes`. Returns whether there are such groups.
+    /// Divides the axes with indices from `first_axis` into consecutive groups, so that merging each group gives the
+    /// sizes `target_shape`. Appends the source axes of each group to `merged_axes`. Returns whether such a division
+    /// exists.
     fn merge_axes(
         &self,
         first_axis: usize,
@@ -169,7 +171,8 @@ impl<'a> TensorView<'a> {
         if range == size.map(|size| 0..size) && range.is_some() || (start, size) == (0, None) && end >= OPEN_SLICE_END {
             return Ok(self.clone());
         }
-        let unsupported = || format!("slice [{start}:{end}] of axis {axis} of {} is not supported", self.describe());
+        let unsupported_message =
+            || format!("slice [{start}:{end}] of axis {axis} of {} is not supported", self.describe());
         let non_unit_axes = self.non_unit_axes(source_axes);
         let mut out = self.clone();
         match self.source {
@@ -184,7 +187,7 @@ impl<'a> TensorView<'a> {
                 out.source_dims[0] = Dim::Known(end - start);
             }
             Source::FinalH(from, _) | Source::FinalC(from, _) if non_unit_axes == [0] => {
-                let range = range.filter(|range| !range.is_empty()).ok_or_else(unsupported)?;
+                let range = range.filter(|range| !range.is_empty()).ok_or_else(unsupported_message)?;
                 let rows = (from + range.start, from + range.end);
                 out.source = match self.source {
                     Source::FinalH(..) => Source::FinalH(rows.0, rows.1),
@@ -193,7 +196,7 @@ impl<'a> TensorView<'a> {
                 out.source_dims[0] = Dim::Known(range.len() as i64);
             }
             Source::Sequence(_) if *source_axes == [0] => {
-                out.step = Some(selected_step(start, end, size).ok_or_else(unsupported)?);
+                out.step = Some(selected_step(start, end, size).ok_or_else(unsupported_message)?);
                 out.source_dims[0] = Dim::Known(1);
             }
             // One direction, from the axis of directions or from directions merged with features.
@@ -201,15 +204,15 @@ impl<'a> TensorView<'a> {
                 let direction_width =
                     non_unit_axes.iter().skip(1).fold(Dim::Known(1), |n, &k| n.multiply(self.source_dims[k]));
                 let (Some(range), Dim::Known(direction_width)) = (range, direction_width) else {
-                    return Err(unsupported());
+                    return Err(unsupported_message());
                 };
                 if range.len() as i64 != direction_width || range.start as i64 % direction_width != 0 {
-                    return Err(unsupported());
+                    return Err(unsupported_message());
                 }
                 out.direction = Some((range.start as i64 / direction_width) as usize);
                 out.source_dims[1] = Dim::Known(1);
             }
-            _ => return Err(unsupported()),
+            _ => return Err(unsupported_message()),
         }
         Ok(out.last_step_as_final_h())
     }
@@ -251,10 +254,10 @@ impl<'a> TensorView<'a> {
         // The concatenated source axis must be the slowest of axis `concat_axis`. If its size is 1, its position is
         // irrelevant.
         let other_axes = |view: &Self| {
-            let is_slowest = view.axes.get(concat_axis).and_then(|axis| axis.first()) == Some(&source_axis);
+            let varies_slowest = view.axes.get(concat_axis).and_then(|axis| axis.first()) == Some(&source_axis);
             let remove_source_axis =
                 |axis: &Vec<usize>| axis.iter().copied().filter(|&k| k != source_axis).collect::<Vec<_>>();
-            (is_slowest || view.source_dims[source_axis].is_one())
+            (varies_slowest || view.source_dims[source_axis].is_one())
                 .then(|| view.axes.iter().map(remove_source_axis).collect::<Vec<_>>())
         };
         let sizes = (self.source_dims[source_axis], other.source_dims[source_axis]);
@@ -272,7 +275,8 @@ impl<'a> TensorView<'a> {
     }
 }
 
-/// The only step that `[start:end]` selects from `size` steps, negative if counted from the end; the last step is -1.
+/// Returns the step that `[start:end]` selects from `size` steps, if it selects exactly one. The last step is -1; a
+/// step can also be counted from the end if `size` is unknown.
 fn selected_step(start: i64, end: i64, size: Option<usize>) -> Option<i64> {
     match size {
         Some(size) => {

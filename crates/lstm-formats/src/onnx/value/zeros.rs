@@ -9,17 +9,17 @@ use crate::onnx::proto::Tensor;
 pub(crate) struct Zeros<'a> {
     /// The constant in the file; `None` if nodes compute the tensor.
     pub(crate) tensor: Option<&'a Tensor>,
-    /// Size of each axis; `None` if the rank is unknown.
+    /// Size of each axis; `None` if the number of axes is unknown.
     pub(crate) shape: Option<Vec<Dim<'a>>>,
 }
 
 impl<'a> Zeros<'a> {
-    /// Zeros that nodes compute. A shape of more than `MAX_RANK` axes counts as unknown.
+    /// Creates zeros that nodes compute. A shape of more than `MAX_RANK` axes is replaced by an unknown one.
     pub(crate) fn of_shape(shape: Option<Vec<Dim<'a>>>) -> Self {
         Zeros { tensor: None, shape: shape.filter(|shape| shape.len() <= MAX_RANK) }
     }
 
-    /// Zeros of unknown shape and rank.
+    /// Creates zeros of an unknown number of axes.
     pub(crate) fn of_unknown_shape() -> Self {
         Zeros::of_shape(None)
     }
@@ -50,8 +50,8 @@ impl<'a> Zeros<'a> {
         Ok(Zeros::of_shape(Some((0..rank).map(broadcast_size).collect::<Result<_, _>>()?)))
     }
 
-    /// Reshapes to the sizes `target_shape`, in which -1 is inferred. With `zero_copies_size`, a size of 0 copies the
-    /// old size of the same axis.
+    /// Reshapes to the sizes `target_shape`, where -1 stands for a size that follows from the number of elements. With
+    /// `zero_copies_size`, a size of 0 copies the old size of the same axis.
     pub(crate) fn reshape(&self, target_shape: &[Dim<'a>], zero_copies_size: bool) -> Result<Self, String> {
         let old_size = |k: usize| self.shape.as_ref().and_then(|old| old.get(k)).copied().unwrap_or(Dim::Unknown);
         let new_size = |(k, size): (usize, &Dim<'a>)| match size {
@@ -78,7 +78,7 @@ impl<'a> Zeros<'a> {
         }
     }
 
-    /// Removes the given axes, which must have size 1; without `axes`, all axes of size 1.
+    /// Removes the axes with the indices `axes`, which must have size 1. Without `axes`, removes all axes of size 1.
     pub(crate) fn squeeze(&self, axes: Option<&[usize]>) -> Result<Self, String> {
         let Some(shape) = &self.shape else { return Ok(Zeros::of_unknown_shape()) };
         let Some(axes) = axes else {
@@ -106,16 +106,16 @@ impl<'a> Zeros<'a> {
     /// Concatenates two zero tensors along an axis.
     pub(crate) fn concat(&self, other: &Self, axis: usize) -> Result<Self, String> {
         let (Some(a), Some(b)) = (&self.shape, &other.shape) else { return Ok(Zeros::of_unknown_shape()) };
-        let mismatch = || Err(format!("cannot concatenate zeros of shapes {a:?} and {b:?} along axis {axis}"));
+        let mismatch_error = || Err(format!("cannot concatenate zeros of shapes {a:?} and {b:?} along axis {axis}"));
         if a.len() != b.len() || axis >= a.len() {
-            return mismatch();
+            return mismatch_error();
         }
         let mut shape = a.clone();
         for (k, (a, b)) in shape.iter_mut().zip(b).enumerate() {
             *a = match (*a, *b) {
                 (Dim::Known(m), Dim::Known(n)) if k == axis => m.checked_add(n).map_or(Dim::Unknown, Dim::Known),
                 _ if k == axis => Dim::Unknown,
-                (Dim::Known(m), Dim::Known(n)) if m != n => return mismatch(),
+                (Dim::Known(m), Dim::Known(n)) if m != n => return mismatch_error(),
                 (size @ Dim::Known(_), _) | (_, size) => size,
             };
         }

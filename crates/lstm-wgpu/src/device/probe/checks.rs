@@ -89,12 +89,12 @@ async fn training_results<B: Backend>(lstm: &Lstm<B>) -> Result<Vec<f32>> {
     let x = Array3::from_shape_simple_fn((3, 3, 6), || random.next_float());
     let pass = lstm.forward_train_async(&x, Checkpointing::SaveEverything).await?;
     let gradients = pass.tape.backward_async(OutputGradients::from(&pass.y).with_input_gradient()).await?;
-    let mut all: Vec<f32> = pass.y.iter().chain(&pass.state.h).chain(&pass.state.c).copied().collect();
-    all.extend(gradients.x.iter().flatten().chain(&gradients.state.h).chain(&gradients.state.c));
+    let mut results: Vec<f32> = pass.y.iter().chain(&pass.state.h).chain(&pass.state.c).copied().collect();
+    results.extend(gradients.x.iter().flatten().chain(&gradients.state.h).chain(&gradients.state.c));
     for layer in gradients.weights.layers() {
-        all.extend(layer.iter().flat_map(|(_, values)| values.iter().copied().collect::<Vec<f32>>()));
+        results.extend(layer.iter().flat_map(|(_, values)| values.iter().copied().collect::<Vec<f32>>()));
     }
-    Ok(all)
+    Ok(results)
 }
 
 /// Compares the forward pass of a small layer with plain Rust.

@@ -23,8 +23,9 @@ use crate::{
 
 /// How an adapter rounds single float operations in plain WGSL.
 ///
-/// Only [`fma_is_fused`](Self::fma_is_fused) affects which mode is used: without it, native `fma` in plain WGSL is not
-/// tried. Otherwise the mode is found by comparing results.
+/// Only [`fma_is_fused`](Self::fma_is_fused) affects which mode is used: if it is false, native `fma` in plain WGSL is
+/// not tried. The other fields are for information. The mode is then chosen by comparing the results of the remaining
+/// modes with the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FloatBehavior {
@@ -101,7 +102,7 @@ pub(super) async fn select_mode(
         return Err(device_error("probe", format!("{} does not support the mode `{mode}`: {requirements}", info.name)));
     }
     // Used with `allow_inexact` if no mode is exact: the requested mode, or the fastest one.
-    let mut fallback_gpu = plain_gpu;
+    let mut inexact_gpu = plain_gpu;
     for mode in modes {
         let gpu = open_gpu(mode)?;
         let wgpu = Wgpu::from_parts(gpu.clone(), probe.clone());
@@ -113,7 +114,7 @@ pub(super) async fn select_mode(
             Ok(Some(difference)) => {
                 probe.attempts.push((mode, Some(difference)));
                 if requested_mode.is_some() {
-                    fallback_gpu = gpu;
+                    inexact_gpu = gpu;
                 }
             }
             // If this mode does not compile here, another one may. Any other error, such as a lost device, ends the
@@ -123,7 +124,7 @@ pub(super) async fn select_mode(
         }
     }
     if allow_inexact {
-        return Ok((fallback_gpu, probe));
+        return Ok((inexact_gpu, probe));
     }
     let mode_suffix = requested_mode.map(|mode| format!(" in the requested mode `{mode}`")).unwrap_or_default();
     Err(device_error("probe", format!("{} is not bit-exact{mode_suffix}: {probe}", info.name)))

@@ -15,14 +15,14 @@ impl Random {
         (self.next_bits() >> 8) as f32 / 8_388_608.0 - 1.0
     }
 
-    /// A normal number with random sign and significand and the given biased exponent, clamped to [1, 254].
+    /// A normal float with random sign and significand. Its biased exponent is `exponent`, clamped to [1, 254].
     pub(super) fn float_with_exponent(&mut self, exponent: u32) -> f32 {
         f32::from_bits(self.next_bits() & 0x807f_ffff | exponent.clamp(1, 254) << 23)
     }
 }
 
-/// Triples of operands of fma: special values, operands of any size, sums that cancel, and sums near a tie, which
-/// rounding twice gets wrong.
+/// Operands of fma as consecutive triples: special values, operands of any size, sums that cancel, and sums near a tie,
+/// whose result is wrong if it is rounded twice.
 pub(super) fn fma_operands() -> Vec<f32> {
     let mut random = Random(99);
     let mut operand_triples =
