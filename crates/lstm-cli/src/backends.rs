@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use lstm::{
-    Arithmetic, BACKENDS, Backend, BackendInfo, Device, DeviceBuilder, ExecutionPath, HostState, Input, Lstm,
-    Reference, Stream, Weights,
+    BACKENDS, Backend, BackendInfo, Device, DeviceBuilder, ExecutionPath, HostState, Input, Lstm, Reference, Stream,
+    Weights,
     ndarray::{Array3, ArrayView3},
 };
 
@@ -117,10 +117,12 @@ impl BackendChoice {
                 let device = device.map_err(|e| Error::Backend { name: AUTOMATIC_NAME.into(), why: e.to_string() })?;
                 let is_compiled = |name: &str| BackendInfo::find(name).is_some_and(|info| info.is_compiled);
                 for skipped in device.skipped().iter().filter(|skipped| is_compiled(skipped.name)) {
-                    // The library's reason ends with what a program can do. The tool has an option for it.
-                    let reason = skipped.reason.split("; to use it").next().unwrap_or_default();
-                    let name = skipped.name;
-                    output.note(format!("not used: {name}: {reason}; to use it anyway, run with --backend {name}"));
+                    // A reason that a program can overrule ends with how. The tool's way is an option.
+                    let note = match skipped.to_string().split_once("; to use it, ") {
+                        Some((reason, _)) => format!("{reason}; to use it, run with --backend {}", skipped.name),
+                        None => skipped.to_string(),
+                    };
+                    output.note(format!("not used: {note}"));
                 }
                 Ok(device)
             }
@@ -170,11 +172,6 @@ fn backend_names() -> Vec<&'static str> {
 /// Length of the longest backend name, for aligning tables.
 pub(crate) fn max_name_len() -> usize {
     backend_names().iter().map(|name| name.len()).max().unwrap_or(0)
-}
-
-/// Describes a device's arithmetic in words.
-pub(crate) fn describe_arithmetic(arithmetic: &Arithmetic) -> String {
-    arithmetic.to_string()
 }
 
 /// Lists execution paths, separated by commas. Consecutive equal paths are listed once.

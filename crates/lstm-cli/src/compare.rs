@@ -6,7 +6,7 @@ use lstm::{BackendInfo, Device, HostState, Ops, arithmetic::Digest, ndarray::Arr
 use serde::Serialize;
 
 use crate::{
-    backends::{self, Model, describe_arithmetic, describe_paths},
+    backends::{self, Model, describe_paths},
     error::{Error, Result},
     model,
     report::{OutputSettings, path_text},
@@ -163,7 +163,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
             rows.push(Run {
                 backend: device.name().to_owned(),
                 path: describe_paths(&model.paths()),
-                arithmetic: describe_arithmetic(&arithmetic),
+                arithmetic: arithmetic.to_string(),
                 exact: arithmetic.is_exact(),
                 ..Run::default()
             });

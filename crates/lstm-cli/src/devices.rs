@@ -5,11 +5,7 @@ use std::{fmt, process::ExitCode};
 use lstm::{BACKENDS, BackendInfo, Ops};
 use serde::Serialize;
 
-use crate::{
-    backends::{self, describe_arithmetic},
-    error::Result,
-    report::OutputSettings,
-};
+use crate::{backends, error::Result, report::OutputSettings};
 
 /// List the backends: the device of each, and whether its results are bit-exact, or why the backend is not available
 #[derive(Debug, clap::Args)]
@@ -55,7 +51,7 @@ pub(crate) fn run(_: &Args, output: OutputSettings) -> Result<ExitCode> {
             compiled: info.is_compiled,
             available: device.is_some(),
             device: device.map(|device| format!("{device:?}")),
-            arithmetic: device.map(|device| describe_arithmetic(&device.arithmetic())),
+            arithmetic: device.map(|device| device.arithmetic().to_string()),
             exact: device.map(|device| device.arithmetic().is_exact()),
             why: open_result.as_ref().err().map(ToString::to_string),
         }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
-    backends::{self, describe_arithmetic, describe_paths},
+    backends::{self, describe_paths},
     error::Result,
     model::{self, quoted_list},
     report::{OutputSettings, path_text},
@@ -136,7 +136,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
             Ok((path, arithmetic)) => BackendSupport {
                 backend,
                 path: Some(path),
-                arithmetic: Some(describe_arithmetic(&arithmetic)),
+                arithmetic: Some(arithmetic.to_string()),
                 exact: Some(arithmetic.is_exact()),
                 why_not: None,
             },

@@ -10,7 +10,7 @@ use lstm::{
 use serde::Serialize;
 
 use crate::{
-    backends::{self, BackendChoice, describe_arithmetic, describe_paths},
+    backends::{self, BackendChoice, describe_paths},
     error::{Error, Result},
     model::{self, quoted_list},
     output::{PendingFile, SequenceWriter, check_distinct_paths, check_extension, commit_files},
@@ -141,7 +141,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         state_out: args.state_out.as_deref().map(path_text),
         backend: device.name().to_owned(),
         device: format!("{device:?}"),
-        arithmetic: describe_arithmetic(&device.arithmetic()),
+        arithmetic: device.arithmetic().to_string(),
         exact: device.arithmetic().is_exact(),
         path,
         batch: sequence_shape.batch,

@@ -260,6 +260,10 @@ fn automatic_choice_runs_on_an_exact_device() {
     for info in ["cuda", "wgpu"].map(|name| BackendInfo::find(name).unwrap()) {
         let is_noted = notes.contains(&format!("note: not used: {}: ", info.name));
         assert!(is_noted == info.is_compiled || automatic["backend"] != "cpu", "{notes}");
+        // The way out that a note suggests works.
+        if notes.contains(&format!("run with --backend {}", info.name)) {
+            assert_eq!(run_json(&args(info.name)).0, 0, "{notes}");
+        }
     }
     // `compare` runs several backends, so there is nothing to choose.
     let compare = run(&["compare", &model, "-i", &input, "--backend", "auto"]);

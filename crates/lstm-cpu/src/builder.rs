@@ -15,6 +15,21 @@ pub struct CpuBuilder {
 }
 
 impl CpuBuilder {
+    /// The largest number of threads.
+    pub const MAX_THREADS: usize = 1024;
+
+    /// Checks a number of threads without starting any.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it is 0 or more than [`MAX_THREADS`](Self::MAX_THREADS).
+    pub fn check_threads(threads: usize) -> Result<()> {
+        let max = Self::MAX_THREADS;
+        if (1..=max).contains(&threads) {
+            return Ok(());
+        }
+        Err(Error::config("threads", format!("expected 1 to {max}, got {threads}")))
+    }
+
     /// Sets the maximum number of threads, including the calling one. Default: the number of cores that the process may
     /// use. Layers too small to gain from several threads run on the calling thread alone. Results are bit-identical
     /// for any number of threads.
@@ -43,9 +58,7 @@ impl CpuBuilder {
             Error::config("isa", format!("this processor supports {}, got {isa}", names.join(", ")))
         })?;
         let threads = self.threads.unwrap_or_else(default_threads);
-        if !(1..=1024).contains(&threads) {
-            return Err(Error::config("threads", format!("expected 1 to 1024, got {threads}")));
-        }
+        Self::check_threads(threads)?;
         let pool = ThreadPool::new(threads).map_err(|e| Error::Device {
             backend: "cpu".into(),
             op: "start threads",
@@ -57,5 +70,5 @@ impl CpuBuilder {
 
 /// The number of cores that the process may use, at most 1024.
 fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, NonZero::get).min(1024)
+    std::thread::available_parallelism().map_or(1, NonZero::get).min(CpuBuilder::MAX_THREADS)
 }

@@ -170,10 +170,9 @@ impl DeviceBuilder {
 
     /// Makes the automatic choice: opens the first backend that has a device, and skips devices that are not bit-exact.
     async fn choose_device(self) -> Result<Device> {
-        // A value that another backend would ignore must not be wrong.
-        if let Some(threads) = self.threads.filter(|threads| !(1..=1024).contains(threads)) {
-            return Err(Error::config("threads", format!("expected 1 to 1024, got {threads}")));
-        }
+        // Where a GPU is taken, nothing else would check the number.
+        #[cfg(feature = "cpu")]
+        self.threads.map_or(Ok(()), lstm_cpu::CpuBuilder::check_threads)?;
         let backend_order = match self.prefer_gpu || self.backend.is_some() {
             true => ["cuda", "wgpu", "cpu"],
             false => ["cpu", "cuda", "wgpu"],
