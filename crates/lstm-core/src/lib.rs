@@ -21,6 +21,7 @@ pub mod cell;
 mod config;
 mod error;
 mod model;
+mod network;
 pub mod reference;
 #[cfg(feature = "train")]
 pub mod train;
@@ -37,6 +38,7 @@ pub use model::{
     Checkpointing, Dropout, Gradients, HostState, Input, Linear, LinearGradients, Lstm, OutputGradients, Stream, Tape,
     TrainOutput,
 };
+pub use network::{Activation, ModelLayer, ModelWeights};
 pub use reference::Reference;
 pub use weights::{
     LayerWeights, Weights,

@@ -13,10 +13,12 @@
 
 #[cfg(feature = "onnx")]
 pub mod onnx;
+mod open;
 #[cfg(feature = "rtneural")]
 pub mod rtneural;
 
 #[cfg(feature = "onnx")]
 pub use onnx::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
+pub use open::{Format, ModelFile, OpenOptions, detect, open};
 #[cfg(feature = "rtneural")]
 pub use rtneural::RtNeural;
