@@ -11,14 +11,16 @@
 
 #![deny(unsafe_code)]
 
+mod detect;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod open;
 #[cfg(feature = "rtneural")]
 pub mod rtneural;
 
+pub use detect::detect;
 #[cfg(feature = "onnx")]
 pub use onnx::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
-pub use open::{Format, ModelFile, OpenOptions, detect, open};
+pub use open::{Format, ModelFile, OpenOptions, open};
 #[cfg(feature = "rtneural")]
 pub use rtneural::RtNeural;

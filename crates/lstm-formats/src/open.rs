@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
 
 use lstm_core::{CellKind, Error, ModelWeights, Result};
+
+use crate::detect::{describe_unknown, detect};
 
 /// The format of a model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,22 +86,35 @@ pub struct ModelFile {
 /// Reads a model file of any supported format. The content of the file determines the format, not its name.
 ///
 /// # Errors
-/// [`Error::Io`] if the file can't be read; [`Error::Format`] for a file of an unknown format or with a layer that is
-/// not supported, and the errors of the format's reader. The message names the file.
+/// [`Error::Io`] if the file can't be read or is not a regular file; [`Error::Format`] for a file of an unknown format
+/// or with a layer that is not supported, and the errors of the format's reader. The message names the file.
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> {
     let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let bytes = read_regular_file(path).map_err(|source| Error::Io { path: path.into(), source })?;
     let source = path.display().to_string();
-    match detect(&bytes) {
-        Some(format) => Err(Error::format(source, format!("no reader for {format} with {options:?}"))),
-        None => Err(Error::format(source, "unknown format")),
+    let Some(format) = detect(&bytes) else { return Err(Error::format(source, describe_unknown(&bytes))) };
+    // One arm for each format, such as `Format::Nam => nam::read(&bytes, &source, options)`. A reader has the form
+    // `fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile>`, where `source` is the name of the
+    // file for error messages.
+    #[allow(clippy::match_single_binding)]
+    match format {
+        // format => read(..)
+        format => Err(Error::format(source, format!("this build has no reader for the format {format}"))),
     }
 }
 
-/// The format of a file with this content; `None` if it is unknown.
-#[must_use]
-pub fn detect(_bytes: &[u8]) -> Option<Format> {
-    None
+/// Reads a regular file. A pipe or a device could be endless, or block.
+fn read_regular_file(path: &Path) -> io::Result<Vec<u8>> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_file() {
+        return fs::read(path);
+    }
+    let reason = if metadata.is_dir() {
+        "it is a directory; expected a model file (of a TensorFlow SavedModel, export an ONNX file with tf2onnx)"
+    } else {
+        "expected a regular file, got a pipe or a device; save the model to a file first"
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
 }
 
 /// Calls a reader of another crate. A panic inside it becomes an error.
