@@ -25,3 +25,4 @@ pub mod streams;
 pub mod toy;
 pub mod training;
 pub mod verify;
+pub mod verify_models;

@@ -27,6 +27,19 @@ pub(crate) fn cargo_command() -> Command {
     command
 }
 
+/// Builds and runs a program of the tests in a release build, with these arguments and, as its option `--backends`, the
+/// requested backends. Returns whether it succeeded.
+pub(crate) fn run_verification(program: &str, args: Vec<OsString>, backends: Option<&[String]>) -> Result<bool> {
+    let workspace = read_workspace()?;
+    let mut command = cargo_command();
+    command.args(["run", "--quiet", "--release", "--package", TESTS_PACKAGE, "--bin", program]);
+    command.args(workspace.feature_args(&[TESTS_PACKAGE], backends)).arg("--").args(args);
+    if let Some(backends) = backends {
+        command.args(["--backends", &backends.join(",")]);
+    }
+    Ok(command.status().context("cargo run")?.success())
+}
+
 /// The output of `cargo metadata`, without the fields that are not used.
 #[derive(Deserialize)]
 struct Metadata {

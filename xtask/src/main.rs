@@ -7,6 +7,7 @@ mod check_features;
 mod table;
 mod test_all;
 mod verify;
+mod verify_models;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,7 @@ enum Command {
     Verify(verify::Args),
     /// Compare every backend with ONNX models and the outputs of other runtimes (same program as `verify`)
     VerifyOnnx(verify::Args),
+    VerifyModels(verify_models::Args),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::CheckFeatures(args) => check_features::run(&args),
         Command::Verify(args) | Command::VerifyOnnx(args) => verify::run(&args),
+        Command::VerifyModels(args) => verify_models::run(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

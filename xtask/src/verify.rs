@@ -18,15 +18,7 @@ pub(crate) struct Args {
 
 /// Builds and runs the program `verify` of the package `lstm-tests`. Returns whether it succeeded.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let workspace = cargo::read_workspace()?;
     // The path is relative to the user's current directory, but cargo starts in the root of the workspace.
     let dir = std::path::absolute(&args.dir).with_context(|| format!("{}", args.dir.display()))?;
-    let mut command = cargo::cargo_command();
-    command.args(["run", "--quiet", "--release", "--package", cargo::TESTS_PACKAGE, "--bin", "verify"]);
-    command.args(workspace.feature_args(&[cargo::TESTS_PACKAGE], args.backends.as_deref()));
-    command.arg("--").arg(dir);
-    if let Some(backends) = &args.backends {
-        command.args(["--backends", &backends.join(",")]);
-    }
-    Ok(command.status().context("cargo run")?.success())
+    cargo::run_verification("verify", vec![dir.into_os_string()], args.backends.as_deref())
 }
