@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use lstm::{
-    BACKENDS, Backend, BackendInfo, Device, DeviceBuilder, ExecutionPath, HostState, Input, Lstm, Reference, Stream,
-    Weights,
-    ndarray::{Array3, ArrayView3},
+    BACKENDS, Backend, BackendInfo, Device, DeviceBuilder, ExecutionPath, HostState, Model, ModelInput, ModelStream,
+    ModelWeights, Reference, ndarray::Array3,
 };
 
 use crate::{
@@ -15,55 +14,61 @@ use crate::{
 
 /// A model loaded onto a device. It runs with the fused kernels of the backend, or by the reference path, which is
 /// composed of the backend's primitive operations.
-pub(crate) trait Model {
-    /// Returns the execution path of each layer and direction: a fused kernel or the reference path.
+pub(crate) trait RunnableModel {
+    /// Returns the execution path of each layer and direction of each LSTM: a fused kernel or the reference path.
     fn paths(&self) -> Vec<ExecutionPath>;
-    /// Starts `batch` streams, which are sequences that arrive in chunks of steps. Their initial state is `state`, or
-    /// zeros if it is `None`.
-    fn start_streams(&mut self, batch: usize, state: Option<&HostState>) -> Result<()>;
-    /// Runs the next steps `x`, shape `(batch, steps, features)`, of the started streams and returns their outputs.
-    fn run_chunk(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>>;
-    /// Returns the hidden and cell state of the started streams after their last chunk.
-    fn state(&self) -> Result<HostState>;
-    /// Runs whole sequences in one call and returns their outputs and final state.
-    fn run_whole_sequences(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)>;
+    /// Starts `batch` streams, which are sequences that arrive in chunks of steps. Their initial states are `states`, or
+    /// those of the model if it is `None`.
+    fn start_streams(&mut self, batch: usize, states: Option<&[HostState]>) -> Result<()>;
+    /// Runs the next steps of the started streams and returns their outputs.
+    fn run_chunk(&mut self, input: ModelInput<'_>) -> Result<Array3<f32>>;
+    /// Returns the states of the started streams after their last chunk, one for each LSTM.
+    fn states(&self) -> Result<Vec<HostState>>;
+    /// Runs whole sequences in one call and returns their outputs and final states.
+    fn run_whole_sequences(&self, input: ModelInput<'_>) -> Result<(Array3<f32>, Vec<HostState>)>;
 }
 
 /// Loads a model onto a device. With `use_reference_path`, the model runs by the reference path, which is composed of
 /// the backend's primitive operations, instead of the backend's fused kernels.
-pub(crate) fn load_model(device: &Device, weights: &Arc<Weights>, use_reference_path: bool) -> Result<Box<dyn Model>> {
+pub(crate) fn load_model(
+    device: &Device,
+    weights: &Arc<ModelWeights>,
+    use_reference_path: bool,
+) -> Result<Box<dyn RunnableModel>> {
+    let weights = weights.clone();
     Ok(match use_reference_path {
-        false => Box::new(DeviceModel { lstm: Lstm::new(device, weights.clone())?, stream: None }),
-        true => Box::new(DeviceModel { lstm: Lstm::new(&Reference(device.clone()), weights.clone())?, stream: None }),
+        false => Box::new(DeviceModel { model: Model::new(device, weights)?, stream: None }),
+        true => Box::new(DeviceModel { model: Model::new(&Reference(device.clone()), weights)?, stream: None }),
     })
 }
 
 /// A model on backend `B`, and its streams; `stream` is `None` until they are started.
 struct DeviceModel<B: Backend> {
-    lstm: Lstm<B>,
-    stream: Option<Stream<B>>,
+    model: Model<B>,
+    stream: Option<ModelStream<B>>,
 }
 
-impl<B: Backend> Model for DeviceModel<B> {
+impl<B: Backend> RunnableModel for DeviceModel<B> {
     fn paths(&self) -> Vec<ExecutionPath> {
-        self.lstm.paths()
+        self.model.paths()
     }
-    fn start_streams(&mut self, batch: usize, state: Option<&HostState>) -> Result<()> {
-        let mut stream = self.lstm.stream(batch)?;
-        if let Some(state) = state {
-            stream.set_state(state)?;
+    fn start_streams(&mut self, batch: usize, states: Option<&[HostState]>) -> Result<()> {
+        let mut stream = self.model.stream(batch)?;
+        if let Some(states) = states {
+            stream.set_states(states)?;
         }
         self.stream = Some(stream);
         Ok(())
     }
-    fn run_chunk(&mut self, x: ArrayView3<'_, f32>) -> Result<Array3<f32>> {
-        Ok(self.stream.as_mut().expect("streams were started").chunk(x)?)
+    fn run_chunk(&mut self, input: ModelInput<'_>) -> Result<Array3<f32>> {
+        Ok(self.stream.as_mut().expect("streams were started").chunk(input)?)
     }
-    fn state(&self) -> Result<HostState> {
-        Ok(self.stream.as_ref().expect("streams were started").state()?)
+    fn states(&self) -> Result<Vec<HostState>> {
+        Ok(self.stream.as_ref().expect("streams were started").states()?)
     }
-    fn run_whole_sequences(&self, input: Input<'_>) -> Result<(Array3<f32>, HostState)> {
-        Ok(self.lstm.forward(input)?)
+    fn run_whole_sequences(&self, input: ModelInput<'_>) -> Result<(Array3<f32>, Vec<HostState>)> {
+        let output = self.model.forward(input)?;
+        Ok((output.y, output.states))
     }
 }
 
@@ -176,6 +181,9 @@ pub(crate) fn max_name_len() -> usize {
 
 /// Lists execution paths, separated by commas. Consecutive equal paths are listed once.
 pub(crate) fn describe_paths(paths: &[ExecutionPath]) -> String {
+    if paths.is_empty() {
+        return "no LSTM".into();
+    }
     let mut path_names: Vec<String> = paths.iter().map(ToString::to_string).collect();
     path_names.dedup();
     path_names.join(", ")

@@ -6,7 +6,7 @@ use lstm::{BackendInfo, Device, HostState, Ops, arithmetic::Digest, ndarray::Arr
 use serde::Serialize;
 
 use crate::{
-    backends::{self, Model, describe_paths},
+    backends::{self, RunnableModel, describe_paths},
     error::{Error, Result},
     model,
     report::{OutputSettings, path_text},
@@ -154,7 +154,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     let sequences = args.sequences.open(&loaded_model, output)?;
     let mut not_run = Vec::new();
     let devices = open_devices(args, &mut not_run)?;
-    let mut models: Vec<Box<dyn Model>> = Vec::new();
+    let mut models: Vec<Box<dyn RunnableModel>> = Vec::new();
     let mut rows: Vec<Run> = Vec::new();
     for (k, device) in devices.iter().enumerate() {
         for reference in if k == 0 || args.references { &[true, false][..] } else { &[false] } {
@@ -185,9 +185,11 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         }
         Ok(())
     })?;
-    for (row, HostState { h, c }) in rows.iter_mut().zip(&states) {
-        row.compare(&states[0].h, h);
-        row.compare(&states[0].c, c);
+    for (row, run_states) in rows.iter_mut().zip(&states) {
+        for (want, HostState { h, c }) in states[0].iter().zip(run_states) {
+            row.compare(&want.h, h);
+            row.compare(&want.c, c);
+        }
         row.digest = row.running_digest.to_string();
         row.within_tolerance =
             args.tolerance.filter(|_| !row.exact).map(|tolerance| row.largest_difference <= tolerance);

@@ -2,25 +2,21 @@
 
 use std::{fmt, path::PathBuf, process::ExitCode};
 
-use lstm::{OnnxWriter, StateDictWriter, TensorNames, weights::state_dict::Dtype};
+use lstm::{ModelLayer, ModelWeights, OnnxWriter, StateDictWriter, TensorNames, Weights, weights::state_dict::Dtype};
 use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    model::{self, ModelFormat, quoted_list},
+    model,
     output::{check_distinct_paths, check_extension},
     report::{OutputSettings, path_text},
 };
 
-/// Convert a model to .safetensors (with PyTorch's tensor names) or .onnx
+/// Convert a model of any format to .safetensors (with PyTorch's tensor names) or .onnx
 ///
 /// Nothing is dropped silently: what the new file can't hold is an error. This includes tensors and nodes that are not
-/// part of the LSTM, unless --name selects the LSTM. Options that no tensor implies, such as the clip bound, are stored
-/// in the metadata of a .safetensors file.
-///
-/// An .onnx graph may have inputs for initial states and sequence lengths; --inputs keeps them in a new .onnx file. The
-/// graph's outputs must include the whole output sequence of the last layer, because that and the final states are the
-/// outputs of the new file. --name takes the LSTM nodes without the graph's inputs and outputs.
+/// part of the model, unless --name selects an LSTM. The layers, and options that no tensor implies, such as the clip
+/// bound, are stored in the metadata of a .safetensors file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -30,7 +26,7 @@ pub(crate) struct Args {
     #[arg(value_name = "OUT")]
     out: PathBuf,
 
-    /// Prefix of the tensor names in a new .safetensors file, with a final dot, such as `lstm.`
+    /// Prefix of the tensor names in a new .safetensors file of a model that is one LSTM, with a final dot, such as `lstm.`
     #[arg(long, value_name = "PREFIX", default_value = "", value_parser = parse_prefix)]
     prefix: String,
 
@@ -61,70 +57,70 @@ fn parse_dtype(name: &str) -> Result<Dtype, String> {
 struct Report {
     model: String,
     out: String,
-    config: String,
+    layers: String,
     parameters: usize,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {}, {} parameters", self.out, self.config, self.parameters)
+        writeln!(f, "{}: {}, {} parameters", self.out, self.layers, self.parameters)
     }
 }
 
 pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     check_extension("OUT", Some(&args.out), &["safetensors", "onnx"])?;
     check_distinct_paths("OUT", Some(&args.out), &[("MODEL", Some(&args.model.path))])?;
-    let writes_onnx = ModelFormat::of(&args.out)? == ModelFormat::Onnx;
+    let writes_onnx = args.out.extension().is_some_and(|extension| extension == "onnx");
     let loaded_model = args.model.load()?;
-    let lost_content_error = |why: &str| Error::file(&args.model.path, why);
-    if loaded_model.state.is_some() || loaded_model.lengths.is_some() {
-        return Err(lost_content_error(
-            "its graph has constant initial states or sequence lengths, which would be lost",
-        ));
-    }
     if let Some(unused_text) = loaded_model.describe_unused() {
-        return Err(lost_content_error(&format!("{unused_text}; this would be lost")));
-    }
-    let hint =
-        format!("to convert the LSTM nodes alone, select them with --name: {}", quoted_list(&loaded_model.names));
-    let inputs: Vec<String> = loaded_model.state_inputs.iter().chain(&loaded_model.lengths_input).cloned().collect();
-    if !(inputs.is_empty() || loaded_model.selected_by_name || args.inputs) {
-        let inputs_hint = if writes_onnx { "; --inputs keeps them" } else { "" };
-        return Err(lost_content_error(&format!(
-            "its graph's inputs for states or lengths, {}, would be lost{inputs_hint}; {hint}",
-            quoted_list(&inputs)
-        )));
-    }
-    if !loaded_model.partial_outputs.is_empty() {
-        let outputs = quoted_list(&loaded_model.partial_outputs);
-        return Err(lost_content_error(&format!(
-            "its graph's outputs {outputs} would be replaced by the whole output sequence of the last layer; {hint}"
-        )));
+        return Err(Error::file(&args.model.path, format!("{unused_text}; this would be lost")));
     }
     let weights = &loaded_model.weights;
-    match writes_onnx {
-        false if args.inputs => return Err(Error::option("inputs", "only an .onnx file can have inputs")),
-        false => {
+    match (writes_onnx, single_lstm(weights)) {
+        (false, _) if args.inputs => return Err(Error::option("inputs", "only an .onnx file can have inputs")),
+        (false, Some(lstm)) => {
             let writer = StateDictWriter::new().dtype(args.dtype);
-            writer.lstm(&args.prefix, weights, TensorNames::PyTorch)?.save(&args.out)?;
+            writer.lstm(&args.prefix, lstm, TensorNames::PyTorch)?.save(&args.out)?;
         }
-        true if args.dtype != Dtype::F32 => {
+        (false, None) if args.dtype != Dtype::F32 => {
+            return Err(Error::option("dtype", "a model of several layers is always written in F32"));
+        }
+        (false, None) if !args.prefix.is_empty() => {
+            return Err(Error::option("prefix", "only for a model that is one LSTM; other layers have names"));
+        }
+        (false, None) => todo!(),
+        (true, _) if args.dtype != Dtype::F32 => {
             return Err(Error::option("dtype", "an .onnx file is always written in F32"));
         }
-        true if !args.prefix.is_empty() => {
+        (true, _) if !args.prefix.is_empty() => {
             return Err(Error::option("prefix", "only a .safetensors file has a prefix"));
         }
-        true => {
-            let writer = OnnxWriter::new(weights);
+        (true, Some(lstm)) => {
+            let writer = OnnxWriter::new(lstm);
             let writer = if args.inputs { writer.initial_state().lengths() } else { writer };
             writer.save(&args.out)?;
         }
+        (true, None) => {
+            let why = "an .onnx file can only be written of a model that is one LSTM; write a .safetensors file";
+            return Err(Error::file(&args.model.path, why));
+        }
     }
+    let kinds: Vec<_> = weights.layers().iter().map(ModelLayer::kind).collect();
     output.report(&Report {
         model: path_text(&args.model.path),
         out: path_text(&args.out),
-        config: weights.config().to_string(),
-        parameters: weights.len(),
+        layers: kinds.join(", "),
+        parameters: weights.num_params(),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The LSTM of a model that is nothing else.
+fn single_lstm(weights: &ModelWeights) -> Option<&Weights> {
+    let is_plain =
+        !weights.skip() && (weights.input_gain(), weights.output_gain()) == (1.0, 1.0) && weights.metadata().is_empty();
+    match weights.layers() {
+        [ModelLayer::Lstm { weights, initial_state: None, .. }] if is_plain => Some(weights),
+        _ => None,
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, process::ExitCode};
 
-use lstm::{BACKENDS, BackendInfo, LayerSpec, Ops};
+use lstm::{BACKENDS, BackendInfo, LayerSpec, ModelLayer, Ops};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -23,26 +23,54 @@ pub(crate) struct Args {
 #[derive(Serialize)]
 struct Report {
     model: String,
-    format: &'static str,
-    names: Vec<String>,
+    format: String,
     dtypes: Vec<String>,
-    /// All options of the configuration, by name.
-    config: BTreeMap<String, Value>,
-    config_from: &'static str,
-    parameters: usize,
+    /// Whether the input is tokens rather than features.
+    tokens: bool,
+    /// Number of features of the input; for tokens, the number of tokens that exist.
+    input_size: usize,
+    output_size: usize,
+    /// Whether the model has one output for each sequence, rather than one for each step.
+    returns_last_step: bool,
+    /// The layers, from the first to the last.
     layers: Vec<Layer>,
+    skip: bool,
+    input_gain: f32,
+    output_gain: f32,
+    /// Text by key that the file carries along.
+    metadata: BTreeMap<String, String>,
+    parameters: usize,
     /// Whether the model can run sequences in chunks of steps, rather than only as a whole.
     streams: bool,
-    fixed_state: bool,
-    fixed_lengths: Option<Vec<usize>>,
-    state_inputs: Vec<String>,
-    lengths_input: Option<String>,
     unused: Vec<String>,
     backends: Vec<BackendSupport>,
 }
 
+/// A layer of the model. The fields that a kind of layer does not have are `None`.
 #[derive(Serialize)]
 struct Layer {
+    kind: &'static str,
+    name: Option<String>,
+    input_size: Option<usize>,
+    output_size: Option<usize>,
+    /// The function and its parameters, or the probability of dropout.
+    value: Option<String>,
+    parameters: usize,
+    lstm: Option<LstmDetails>,
+}
+
+#[derive(Serialize)]
+struct LstmDetails {
+    /// All options of the configuration, by name.
+    config: BTreeMap<String, Value>,
+    /// Whether the file has an initial state for this LSTM.
+    initial_state: bool,
+    stack: Vec<StackLayer>,
+}
+
+/// A layer of a stack of LSTM layers, in one direction.
+#[derive(Serialize)]
+struct StackLayer {
     layer: usize,
     reverse: bool,
     input_size: usize,
@@ -63,37 +91,28 @@ struct BackendSupport {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{}: {} of {}, LSTM {}",
-            self.model,
-            self.format,
-            self.dtypes.join(", "),
-            quoted_list(&self.names)
-        )?;
-        writeln!(f, "{} parameters; options, from {}:", self.parameters, self.config_from)?;
-        self.config.iter().try_for_each(|(name, value)| {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            writeln!(f, "  {name:<12} {text}")
-        })?;
-        for Layer { layer, reverse, input_size, hidden_size, output_size, parameters } in &self.layers {
-            let direction = if *reverse { "reverse" } else { "forward" };
-            writeln!(
-                f,
-                "layer {layer} {direction}: {input_size} -> {hidden_size} -> {output_size}, {parameters} parameters"
-            )?;
+        let Report { model, format, input_size, output_size, parameters, .. } = self;
+        write!(f, "{model}: {format}")?;
+        if !self.dtypes.is_empty() {
+            write!(f, " of {}", self.dtypes.join(", "))?;
         }
+        writeln!(f, ", {parameters} parameters")?;
+        let input =
+            if self.tokens { format!("tokens 0 to {}", input_size - 1) } else { format!("{input_size} features") };
+        let per = if self.returns_last_step { "sequence" } else { "step" };
+        writeln!(f, "{input} per step -> {output_size} outputs per {per}")?;
+        self.layers.iter().enumerate().try_for_each(|(k, layer)| write!(f, "{k:>3} {layer}"))?;
+        if self.skip {
+            writeln!(f, "skip connection: the first features of the input are added to the output")?;
+        }
+        if (self.input_gain, self.output_gain) != (1.0, 1.0) {
+            writeln!(f, "gain of the input {}, of the output {}", self.input_gain, self.output_gain)?;
+        }
+        self.metadata.iter().try_for_each(|(key, value)| writeln!(f, "{key}: {}", shortened(value)))?;
         let streaming_text = if self.streams { "can run in chunks of any length" } else { "needs whole sequences" };
         writeln!(f, "{streaming_text}")?;
-        if self.fixed_state || self.fixed_lengths.is_some() {
-            writeln!(f, "the graph has constant initial states or sequence lengths")?;
-        }
-        let inputs: Vec<_> = self.state_inputs.iter().chain(&self.lengths_input).cloned().collect();
-        if !inputs.is_empty() {
-            writeln!(f, "inputs of the graph for states and lengths: {}", quoted_list(&inputs))?;
-        }
         if !self.unused.is_empty() {
-            writeln!(f, "not part of this LSTM: {}", quoted_list(&self.unused))?;
+            writeln!(f, "not part of this model: {}", quoted_list(&self.unused))?;
         }
         let width = backends::max_name_len();
         for BackendSupport { backend, path, arithmetic, why_not, .. } in &self.backends {
@@ -103,6 +122,96 @@ impl fmt::Display for Report {
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.kind)?;
+        if let Some(name) = &self.name {
+            write!(f, " `{name}`")?;
+        }
+        if let Some(value) = &self.value {
+            write!(f, " {value}")?;
+        }
+        if let (Some(input), Some(output)) = (self.input_size, self.output_size) {
+            write!(f, ": {input} -> {output}, {} parameters", self.parameters)?;
+        }
+        writeln!(f)?;
+        let Some(LstmDetails { config, initial_state, stack }) = &self.lstm else { return Ok(()) };
+        let option = |(name, value): (&String, &Value)| {
+            format!("{name} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+        };
+        writeln!(f, "      {}", config.iter().map(option).collect::<Vec<_>>().join(", "))?;
+        if *initial_state {
+            writeln!(f, "      with an initial state of its own")?;
+        }
+        for StackLayer { layer, reverse, input_size, hidden_size, output_size, parameters } in stack {
+            let direction = if *reverse { "reverse" } else { "forward" };
+            writeln!(
+                f,
+                "      layer {layer} {direction}: {input_size} -> {hidden_size} -> {output_size}, {parameters} parameters"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The first line of a text, and at most 100 characters of it.
+fn shortened(text: &str) -> String {
+    const MAX_CHARS: usize = 100;
+    let line = text.lines().next().unwrap_or_default();
+    let short: String = line.chars().take(MAX_CHARS).collect();
+    if short.len() < text.len() { format!("{short}...") } else { short }
+}
+
+/// Describes a layer.
+fn describe_layer(layer: &ModelLayer) -> Layer {
+    let sizes = match layer {
+        ModelLayer::Embedding { weight, .. } => Some((weight.nrows(), weight.ncols())),
+        ModelLayer::Lstm { weights, .. } => Some((weights.config().input_size, weights.config().output_size())),
+        ModelLayer::Linear { weight, .. } => Some((weight.ncols(), weight.nrows())),
+        _ => None,
+    };
+    let (value, lstm) = match layer {
+        ModelLayer::Activation(activation) => (Some(activation.to_string()), None),
+        ModelLayer::Dropout(probability) => (Some(probability.to_string()), None),
+        ModelLayer::Lstm { weights, initial_state, .. } => {
+            let config = weights.config();
+            let options = config.options().into_iter();
+            let details = LstmDetails {
+                config: options.map(|(name, text)| (name.to_owned(), option_to_json(&text))).collect(),
+                initial_state: initial_state.is_some(),
+                stack: config
+                    .layer_specs()
+                    .into_iter()
+                    .enumerate()
+                    .map(|(k, spec)| describe_stack_layer(k / config.num_directions(), &spec))
+                    .collect(),
+            };
+            (None, Some(details))
+        }
+        _ => (None, None),
+    };
+    Layer {
+        kind: layer.kind(),
+        name: layer.name().map(str::to_owned),
+        input_size: sizes.map(|sizes| sizes.0),
+        output_size: sizes.map(|sizes| sizes.1),
+        value,
+        parameters: layer.num_params(),
+        lstm,
+    }
+}
+
+fn describe_stack_layer(layer: usize, spec: &LayerSpec) -> StackLayer {
+    StackLayer {
+        layer,
+        reverse: spec.reverse,
+        input_size: spec.input_size,
+        hidden_size: spec.hidden_size,
+        output_size: spec.state_size(),
+        parameters: spec.params().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum(),
     }
 }
 
@@ -116,16 +225,7 @@ fn option_to_json(text: &str) -> Value {
 
 pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     let loaded_model = args.model.load()?;
-    let config = loaded_model.weights.config();
-    let num_params = |spec: &LayerSpec| spec.params().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    let layer = |(k, spec): (usize, LayerSpec)| Layer {
-        layer: k / config.num_directions(),
-        reverse: spec.reverse,
-        input_size: spec.input_size,
-        hidden_size: spec.hidden_size,
-        output_size: spec.state_size(),
-        parameters: num_params(&spec),
-    };
+    let weights = &loaded_model.weights;
     let backend_support = |info: &BackendInfo| {
         let result = backends::open_device(info, backends::BackendOptions::default()).and_then(|device| {
             let model = backends::load_model(&device, &loaded_model.weights, false)?;
@@ -145,20 +245,25 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
             }
         }
     };
+    let input_size = match weights.layers().first() {
+        Some(ModelLayer::Embedding { weight, .. }) => weight.nrows(),
+        _ => weights.input_size(),
+    };
     output.report(&Report {
         model: path_text(&args.model.path),
-        format: loaded_model.format.name(),
-        names: loaded_model.names.clone(),
+        format: loaded_model.format.to_string(),
         dtypes: loaded_model.dtypes.clone(),
-        config: config.options().into_iter().map(|(name, text)| (name.to_owned(), option_to_json(&text))).collect(),
-        config_from: loaded_model.config_source,
-        parameters: loaded_model.weights.len(),
-        layers: config.layer_specs().into_iter().enumerate().map(layer).collect(),
-        streams: config.direction == lstm::Direction::Forward && loaded_model.lengths.is_none(),
-        fixed_state: loaded_model.state.is_some(),
-        fixed_lengths: loaded_model.lengths.clone(),
-        state_inputs: loaded_model.state_inputs.clone(),
-        lengths_input: loaded_model.lengths_input.clone(),
+        tokens: weights.reads_tokens(),
+        input_size,
+        output_size: weights.output_size(),
+        returns_last_step: weights.returns_last_step(),
+        layers: weights.layers().iter().map(describe_layer).collect(),
+        skip: weights.skip(),
+        input_gain: weights.input_gain(),
+        output_gain: weights.output_gain(),
+        metadata: weights.metadata().clone(),
+        parameters: weights.num_params(),
+        streams: loaded_model.streams(),
         unused: loaded_model.unused_names.clone(),
         backends: BACKENDS.iter().map(backend_support).collect(),
     })?;

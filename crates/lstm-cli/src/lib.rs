@@ -41,12 +41,13 @@ use clap::{Parser, Subcommand};
 
 use report::OutputSettings;
 
-/// Inspect, run, compare and convert LSTM models; every exact backend computes bit-identical outputs
+/// Inspect, run, compare and convert models with LSTMs; every exact backend computes bit-identical outputs
 ///
-/// Sequences are .npy or .csv files. An .npy file has elements of type f32, f64 or f16 and shape (steps, features),
+/// Sequences are .npy, .csv or .wav files. An .npy file has elements of type f32, f64 or f16 and shape (steps, features),
 /// (batch, steps, features) or, with --time-major, (steps, batch, features). A .csv file has one row per step; blank
-/// lines are allowed only at its end. Outputs are f32 and have the same axes as the input. Files may be larger than
-/// memory, unless the model has a reverse direction: then whole sequences are held in memory.
+/// lines are allowed only at its end. In a .wav file, each channel is a sequence. Outputs are f32 and have the same axes
+/// as the input. Files may be larger than memory, unless the model has a reverse direction: then whole sequences are held
+/// in memory.
 #[derive(Parser)]
 #[command(name = "lstm", version, after_help = EXIT_CODES_HELP)]
 struct Args {
@@ -84,6 +85,7 @@ enum Command {
 /// Runs the tool with the process's command-line arguments and returns the exit code.
 pub fn main() -> ExitCode {
     let Args { json, quiet, command } = Args::parse();
+    quiet_driver();
     let output = OutputSettings { json, quiet };
     let result = match command {
         Command::Inspect(args) => inspect::run(&args, output),
@@ -94,3 +96,27 @@ pub fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| output.report_error(&error))
 }
+
+/// Starts the tool again with `XDG_RUNTIME_DIR` set, if it is not. Mesa's Vulkan drivers look for a display and print
+/// lines to stderr if the variable is missing. The directory does not exist, so they find none, and the tool needs none.
+/// Environment variables are only set for a new process, because other threads could read them.
+#[cfg(all(feature = "wgpu", target_os = "linux"))]
+fn quiet_driver() {
+    use std::{env, os::unix::process::CommandExt, path::Path, process::Command};
+
+    const VARIABLE: &str = "XDG_RUNTIME_DIR";
+    if env::var_os(VARIABLE).is_some_and(|dir| Path::new(&dir).is_absolute()) {
+        return;
+    }
+    let Ok(program) = env::current_exe() else { return };
+    let mut args = env::args_os();
+    let mut command = Command::new(program);
+    if let Some(name) = args.next() {
+        command.arg0(name);
+    }
+    // `exec` only returns if it fails. Then the tool runs with the driver's lines.
+    let _ = command.args(args).env(VARIABLE, "/nonexistent").exec();
+}
+
+#[cfg(not(all(feature = "wgpu", target_os = "linux")))]
+fn quiet_driver() {}

@@ -2,16 +2,18 @@
 
 use std::{
     fmt::Write as _,
+    fs::File,
     io::{self, BufWriter, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
+use hound::{SampleFormat, WavSpec, WavWriter};
 use lstm::ndarray::{ArrayView3, Axis, s};
 use tempfile::NamedTempFile;
 
 use crate::{
     error::{Error, Result},
-    input::{Format, SequenceShape, encode_npy_header},
+    input::{Format, SequenceShape, encode_npy_header, full_scale},
 };
 
 /// Checks that the path given for `option` has one of these extensions.
@@ -103,46 +105,82 @@ pub(crate) fn commit_files(files: impl IntoIterator<Item = PendingFile>) -> Resu
 /// Writer of output sequences, in chunks of steps.
 pub(crate) struct SequenceWriter {
     file: PendingFile,
-    format: Format,
+    encoding: Encoding,
     sequence_shape: SequenceShape,
     features: usize,
-    /// Offset of the first element of an .npy file, in bytes.
-    data_offset: u64,
     /// Index of the next step to write.
     next_step: usize,
+    /// Number of samples that a .wav file of integers could not hold.
+    clipped: u64,
+}
+
+/// How values are written.
+enum Encoding {
+    /// With the offset of the first element, in bytes.
+    Npy(u64),
+    Csv,
+    /// The writer has a handle of its own to the temporary file.
+    Wav(WavWriter<BufWriter<File>>),
 }
 
 impl SequenceWriter {
     /// Creates a file for sequences with the layout, batch and steps of `sequence_shape` and the given number of
-    /// features.
-    pub(crate) fn create(path: &Path, sequence_shape: SequenceShape, features: usize) -> Result<Self> {
+    /// features. `wav_spec` is the sample format and rate of a .wav file; `None` if there is none.
+    pub(crate) fn create(
+        path: &Path,
+        sequence_shape: SequenceShape,
+        features: usize,
+        wav_spec: Option<WavSpec>,
+    ) -> Result<Self> {
         let format = Format::of(path)?;
         if format == Format::Csv && sequence_shape.batch > 1 {
             let why =
                 format!("a .csv file holds one sequence, got {}; write an .npy file instead", sequence_shape.batch);
             return Err(Error::file(path, why));
         }
+        if format == Format::Wav && features != 1 {
+            let why =
+                format!("a .wav file holds one output per channel, but the model has {features}; write an .npy file");
+            return Err(Error::file(path, why));
+        }
         let mut file = PendingFile::create(path)?;
-        let header =
-            if format == Format::Npy { encode_npy_header(&sequence_shape.array_shape(features)) } else { Vec::new() };
-        file.write(&header)?;
-        Ok(SequenceWriter { file, format, sequence_shape, features, data_offset: header.len() as u64, next_step: 0 })
+        let encoding = match (format, wav_spec) {
+            (Format::Csv, _) => Encoding::Csv,
+            (Format::Npy, _) => {
+                let header = encode_npy_header(&sequence_shape.array_shape(features));
+                file.write(&header)?;
+                Encoding::Npy(header.len() as u64)
+            }
+            (Format::Wav, Some(spec)) => {
+                let handle = file.file.get_ref().as_file().try_clone().map_err(Error::io(path))?;
+                Encoding::Wav(WavWriter::new(BufWriter::new(handle), spec).map_err(|e| Error::file(path, e))?)
+            }
+            (Format::Wav, None) => return Err(Error::file(path, "a .wav file needs a .wav input; write an .npy file")),
+        };
+        Ok(SequenceWriter { file, encoding, sequence_shape, features, next_step: 0, clipped: 0 })
     }
 
     /// Writes the next steps `y`, shape `(batch, steps, features)`.
     pub(crate) fn write(&mut self, y: ArrayView3<'_, f32>) -> Result<()> {
         let first_step = self.next_step;
         self.next_step += y.len_of(Axis(1));
-        let result = match self.format {
-            Format::Csv => self.write_rows(y),
-            Format::Npy if self.sequence_shape.time_major || self.sequence_shape.batch == 1 => {
-                self.write_elements(y.permuted_axes([1, 0, 2]))
+        let by_step = y.view().permuted_axes([1, 0, 2]);
+        let result = match &mut self.encoding {
+            Encoding::Csv => self.write_rows(y),
+            Encoding::Npy(_) if self.sequence_shape.time_major || self.sequence_shape.batch == 1 => {
+                self.write_elements(by_step)
             }
-            Format::Npy => (0..self.sequence_shape.batch).try_for_each(|b| {
+            &mut Encoding::Npy(data_offset) => (0..self.sequence_shape.batch).try_for_each(|b| {
                 let offset = ((b * self.sequence_shape.steps + first_step) * self.features * size_of::<f32>()) as u64;
-                self.file.file.seek(SeekFrom::Start(self.data_offset + offset))?;
+                self.file.file.seek(SeekFrom::Start(data_offset + offset))?;
                 self.write_elements(y.slice(s![b..=b, .., ..]))
             }),
+            Encoding::Wav(wav) => {
+                for &sample in by_step {
+                    self.clipped += u64::from(!write_sample(wav, sample).map_err(|e| Error::file(&self.file.path, e))?);
+                }
+                Ok(())
+            }
         };
         result.map_err(Error::io(&self.file.path))
     }
@@ -165,10 +203,26 @@ impl SequenceWriter {
         Ok(())
     }
 
-    /// Returns the file, to which all steps must have been written.
-    pub(crate) fn into_file(self) -> PendingFile {
-        self.file
+    /// Returns the file, to which all steps must have been written, and the number of samples beyond full scale.
+    pub(crate) fn finish(self) -> Result<(PendingFile, u64)> {
+        if let Encoding::Wav(wav) = self.encoding {
+            wav.finalize().map_err(|e| Error::file(&self.file.path, e))?;
+        }
+        Ok((self.file, self.clipped))
     }
+}
+
+/// Writes one sample, where 1.0 is full scale. A value that integers can't hold becomes the nearest one, and NaN becomes
+/// silence: then the result is false.
+fn write_sample(wav: &mut WavWriter<BufWriter<File>>, sample: f32) -> Result<bool, hound::Error> {
+    let spec = wav.spec();
+    if spec.sample_format == SampleFormat::Float {
+        return wav.write_sample(sample).map(|()| true);
+    }
+    let full_scale = full_scale(spec.bits_per_sample);
+    let scaled = (f64::from(sample) * full_scale).round_ties_even();
+    let held = scaled.clamp(-full_scale, full_scale - 1.0);
+    wav.write_sample(held as i32).map(|()| held == scaled)
 }
 
 /// Returns a builder of temporary files that have the default permissions of new files.

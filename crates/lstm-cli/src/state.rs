@@ -1,17 +1,29 @@
-//! Reads and writes state files: safetensors with tensors `h` and `c`, shape `[layers * directions, batch, size]`.
+//! Reads and writes state files: safetensors with a hidden state and a cell state for each LSTM of the model, shape
+//! `[layers * directions, batch, size]`. They are `h` and `c` for a model with one LSTM, and `NAME.h` and `NAME.c` for
+//! LSTMs of these names.
 
 use std::path::Path;
 
-use lstm::{Error as ModelError, HostState, LstmConfig, StateDict, StateDictWriter, ndarray::Array3};
+use lstm::{Error as ModelError, HostState, ModelLayer, ModelWeights, StateDict, StateDictWriter, ndarray::Array3};
 
 use crate::error::{Error, Result};
 
-/// Reads a state from a file. It does not check that the state fits a model; [`check_state_shape`] does.
-pub(crate) fn read_state(path: &Path) -> Result<HostState> {
-    read_tensors(path).map_err(|e| e.with_path(path))
+/// What comes before `h` and `c` in the names of the tensors, for each LSTM of the model.
+fn prefixes(weights: &ModelWeights) -> Vec<String> {
+    let names = weights.layers().iter().filter_map(|layer| match layer {
+        ModelLayer::Lstm { name, .. } => Some(format!("{name}.")),
+        _ => None,
+    });
+    let names: Vec<String> = names.collect();
+    if names.len() == 1 { vec![String::new()] } else { names }
 }
 
-fn read_tensors(path: &Path) -> Result<HostState> {
+/// Reads the states of `batch` sequences from a file.
+pub(crate) fn read_states(path: &Path, weights: &ModelWeights, batch: usize) -> Result<Vec<HostState>> {
+    read_tensors(path, weights, batch).map_err(|e| e.with_path(path))
+}
+
+fn read_tensors(path: &Path, weights: &ModelWeights, batch: usize) -> Result<Vec<HostState>> {
     let mut file = StateDict::open(path)?;
     let mut take_array = |name: &str| -> Result<Array3<f32>> {
         let array = file.take_any(name)?;
@@ -20,26 +32,35 @@ fn read_tensors(path: &Path) -> Result<HostState> {
             .into_dimensionality()
             .map_err(|_| ModelError::shape(format!("tensor `{name}`"), "three axes", shape).into())
     };
-    let state = HostState { h: take_array("h")?, c: take_array("c")? };
+    let mut states = Vec::new();
+    for (prefix, lstm) in prefixes(weights).iter().zip(weights.lstms()) {
+        states.push(HostState { h: take_array(&format!("{prefix}h"))?, c: take_array(&format!("{prefix}c"))? });
+        check_shapes(prefix, &states[states.len() - 1], &HostState::zeros(lstm.config(), batch)?, batch)?;
+    }
     file.finish()?;
-    Ok(state)
+    Ok(states)
 }
 
-/// Checks that the shapes of a state match a model and `batch` sequences.
-pub(crate) fn check_state_shape(state: &HostState, config: &LstmConfig, batch: usize) -> Result<()> {
-    let expected_state = HostState::zeros(config, batch)?;
+/// Checks that a state has the shapes of `expected_state`, which are those of the model for `batch` sequences.
+fn check_shapes(prefix: &str, state: &HostState, expected_state: &HostState, batch: usize) -> Result<()> {
     for (name, want, got) in [("h", &expected_state.h, &state.h), ("c", &expected_state.c, &state.c)] {
         if want.shape() != got.shape() {
             let expected = format!("{:?} for {batch} sequences", want.shape());
-            return Err(ModelError::shape(format!("state {name}"), expected, format!("{:?}", got.shape())).into());
+            return Err(
+                ModelError::shape(format!("state {prefix}{name}"), expected, format!("{:?}", got.shape())).into()
+            );
         }
     }
     Ok(())
 }
 
-/// Serializes a state as safetensors.
-pub(crate) fn to_bytes(state: &HostState) -> Result<Vec<u8>> {
-    Ok(StateDictWriter::new().tensor("h", &state.h)?.tensor("c", &state.c)?.to_bytes()?)
+/// Serializes the states of a model's LSTMs as safetensors.
+pub(crate) fn to_bytes(weights: &ModelWeights, states: &[HostState]) -> Result<Vec<u8>> {
+    let mut writer = StateDictWriter::new();
+    for (prefix, state) in prefixes(weights).iter().zip(states) {
+        writer = writer.tensor(format!("{prefix}h"), &state.h)?.tensor(format!("{prefix}c"), &state.c)?;
+    }
+    Ok(writer.to_bytes()?)
 }
 
 /// Checks that the path of a state file to read, if one is given, has the extension `.safetensors`.

@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek};
 use ::csv::{ByteRecord, Reader, ReaderBuilder, StringRecord, Trim};
 use lstm::ndarray::Array3;
 
-use super::{SequenceShape, array_from_values};
+use super::{Element, Layout, SequenceShape, array_from_values};
 
 /// Reader of the rows of a .csv file, from its current position to its end.
 pub(super) struct RowReader<R> {
@@ -54,15 +54,32 @@ impl<R: Read> Read for BlankLineCheck<R> {
 }
 
 /// Opens a .csv file: reads it once to count its rows, which must have the same number of fields, and rewinds it.
-pub(super) fn open<R: Read + Seek>(mut r: R, has_header: bool) -> Result<(RowReader<R>, SequenceShape), String> {
+pub(super) fn open<R: Read + Seek>(mut r: R, layout: Layout) -> Result<(RowReader<R>, SequenceShape), String> {
+    let has_header = layout.header;
     let mut builder = ReaderBuilder::new();
-    builder.has_headers(has_header).trim(Trim::All);
+    // `flexible`, so that rows of different lengths are found here, after the check of separators.
+    builder.has_headers(has_header).trim(Trim::All).flexible(true);
     let checked_reader =
         BlankLineCheck { inner: &mut r, line: 1, line_is_empty: true, after_carriage_return: false, blank_line: None };
     let mut csv = builder.from_reader(checked_reader);
     let (mut steps, mut features) = (0, 0);
     let mut record = ByteRecord::new();
     while csv.read_byte_record(&mut record).map_err(|e| e.to_string())? {
+        let line = record.position().map_or(0, ::csv::Position::line);
+        for (separator, name) in [(b';', "semicolons"), (b'\t', "tabs")] {
+            if record.iter().any(|field| field.contains(&separator)) {
+                return Err(format!(
+                    "line {line}: the columns are separated by {name}; expected commas between them and a point in \
+                     decimal numbers"
+                ));
+            }
+        }
+        if steps > 0 && record.len() != features {
+            return Err(format!(
+                "line {line}: expected {features} fields as in the rows before, got {} fields",
+                record.len()
+            ));
+        }
         features = record.len();
         steps += 1;
     }
@@ -73,6 +90,9 @@ pub(super) fn open<R: Read + Seek>(mut r: R, has_header: bool) -> Result<(RowRea
         ));
     }
     drop(csv);
+    if layout.tokens && features != 1 {
+        return Err(format!("expected one token per row, got {features}; several sequences need an .npy file"));
+    }
     r.rewind().map_err(|e| e.to_string())?;
     let csv = builder.from_reader(r);
     Ok((RowReader { csv }, SequenceShape { batch: 1, steps, features, is_single_sequence: true, time_major: false }))
@@ -80,7 +100,7 @@ pub(super) fn open<R: Read + Seek>(mut r: R, has_header: bool) -> Result<(RowRea
 
 impl<R: Read> RowReader<R> {
     /// Reads the next `n` rows as an array of shape `(1, n, features)`.
-    pub(super) fn read(&mut self, sequence_shape: &SequenceShape, n: usize) -> Result<Array3<f32>, String> {
+    pub(super) fn read<T: Element>(&mut self, sequence_shape: &SequenceShape, n: usize) -> Result<Array3<T>, String> {
         let mut values = Vec::new();
         let mut record = StringRecord::new();
         for _ in 0..n {
@@ -89,9 +109,9 @@ impl<R: Read> RowReader<R> {
             }
             let line = record.position().map_or(0, ::csv::Position::line);
             for (column, field) in (1..).zip(&record) {
-                values.push(parse_number(field).ok_or_else(|| {
+                values.push(T::parse(field).ok_or_else(|| {
                     let hint = if line == 1 { "; if the first row is a header, use --header" } else { "" };
-                    format!("line {line}, column {column}: expected a number in the range of f32, got `{field}`{hint}")
+                    format!("line {line}, column {column}: expected {}, got `{field}`{hint}", T::EXPECTED)
                 })?);
             }
         }
@@ -101,7 +121,7 @@ impl<R: Read> RowReader<R> {
 
 /// Parses a decimal number, and rounds it to the nearest f32. Returns `None` for text that is no number and for finite
 /// numbers beyond the range of f32.
-fn parse_number(field: &str) -> Option<f32> {
+pub(super) fn parse_number(field: &str) -> Option<f32> {
     let value: f32 = field.parse().ok()?;
     (value.is_finite() || field.contains(['n', 'N'])).then_some(value)
 }
@@ -112,20 +132,47 @@ mod tests {
 
     use super::*;
 
+    fn header(header: bool) -> Layout {
+        Layout { header, ..Layout::default() }
+    }
+
+    #[test]
+    fn names_other_separators() {
+        for (text, name) in [("1;2\n3;4\n", "semicolons"), ("1,5;2\n3;4\n", "semicolons"), ("1\t2\n", "tabs")] {
+            let error = open(Cursor::new(text), Layout::default()).err().unwrap();
+            assert!(error.starts_with("line 1: ") && error.contains(name) && error.contains("commas"), "{error}");
+        }
+        // White space around a number is no separator.
+        assert!(open(Cursor::new("1,\t2\t\n"), Layout::default()).is_ok());
+    }
+
+    #[test]
+    fn reads_tokens() {
+        let layout = Layout { tokens: true, ..Layout::default() };
+        let (mut rows, shape) = open(Cursor::new("3\n-1\n99999999999\n"), layout).unwrap();
+        assert_eq!(rows.read::<i64>(&shape, 3).unwrap().into_iter().collect::<Vec<_>>(), [3, -1, 99_999_999_999]);
+        assert!(open(Cursor::new("1,2\n"), layout).err().unwrap().contains("one token per row"));
+        let (mut rows, shape) = open(Cursor::new("3\n1.5\n"), layout).unwrap();
+        assert!(rows.read::<i64>(&shape, 2).unwrap_err().contains("line 2, column 1: expected an integer"));
+    }
+
     #[test]
     fn reads_rows_in_chunks() {
         let text = "a,b\n1, 2.5\n-3,4e-2\n5,nan\n\n";
-        let (mut rows, sequence_shape) = open(Cursor::new(text), true).unwrap();
+        let (mut rows, sequence_shape) = open(Cursor::new(text), header(true)).unwrap();
         assert_eq!((sequence_shape.steps, sequence_shape.features), (3, 2));
-        assert_eq!(rows.read(&sequence_shape, 2).unwrap().into_iter().collect::<Vec<_>>(), [1.0, 2.5, -3.0, 0.04]);
-        assert!(rows.read(&sequence_shape, 1).unwrap()[[0, 0, 1]].is_nan());
-        assert!(rows.read(&sequence_shape, 1).is_err());
+        assert_eq!(
+            rows.read::<f32>(&sequence_shape, 2).unwrap().into_iter().collect::<Vec<_>>(),
+            [1.0, 2.5, -3.0, 0.04]
+        );
+        assert!(rows.read::<f32>(&sequence_shape, 1).unwrap()[[0, 0, 1]].is_nan());
+        assert!(rows.read::<f32>(&sequence_shape, 1).is_err());
     }
 
     #[test]
     fn rejects_blank_lines_between_rows() {
         let open_error =
-            |text: &str, has_header| open(Cursor::new(text.to_owned()), has_header).err().unwrap_or_default();
+            |text: &str, has_header| open(Cursor::new(text.to_owned()), header(has_header)).err().unwrap_or_default();
         for (text, has_header, line) in [
             ("1\n2\n\n4\n", false, 3),
             ("1,2\r\n\r\n\r\n3,4\r\n", false, 2),
@@ -140,9 +187,9 @@ mod tests {
             );
         }
         for text in ["1\n2\n\n\n", "1\r\n2\r\n\r\n", "1\r2\r\r", "1\n2"] {
-            let (mut rows, sequence_shape) = open(Cursor::new(text), false).unwrap();
+            let (mut rows, sequence_shape) = open(Cursor::new(text), header(false)).unwrap();
             assert_eq!(
-                rows.read(&sequence_shape, sequence_shape.steps).unwrap().into_iter().collect::<Vec<_>>(),
+                rows.read::<f32>(&sequence_shape, sequence_shape.steps).unwrap().into_iter().collect::<Vec<_>>(),
                 [1.0, 2.0],
                 "{text:?}"
             );
@@ -151,8 +198,8 @@ mod tests {
 
     #[test]
     fn rejects_fields_that_are_not_numbers() {
-        let error = |text: &str, has_header| match open(Cursor::new(text.to_owned()), has_header) {
-            Ok((mut rows, sequence_shape)) => rows.read(&sequence_shape, sequence_shape.steps).unwrap_err(),
+        let error = |text: &str, has_header| match open(Cursor::new(text.to_owned()), header(has_header)) {
+            Ok((mut rows, sequence_shape)) => rows.read::<f32>(&sequence_shape, sequence_shape.steps).unwrap_err(),
             Err(error) => error,
         };
         assert!(error("a,b\n1,2\n", false).contains("--header"));

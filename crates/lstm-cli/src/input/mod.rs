@@ -2,6 +2,7 @@
 
 mod csv;
 mod npy;
+mod wav;
 
 use std::{
     fs::File,
@@ -9,24 +10,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lstm::ndarray::Array3;
+use hound::WavSpec;
+use lstm::ndarray::{Array2, Array3, Axis};
 
 use crate::error::{Error, Result};
 
 pub(crate) use npy::encode_header as encode_npy_header;
+pub(crate) use wav::full_scale;
 
 /// File format of sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// NumPy's .npy format in C order, with two or three axes and elements of type f32, f16 or f64. f64 is rounded to
-    /// the nearest f32.
+    /// NumPy's .npy format in C order. Features have two or three axes and elements of type f32, f16 or f64; f64 is
+    /// rounded to the nearest f32. Tokens have one or two axes and integers of 32 or 64 bits.
     Npy,
     /// Comma-separated numbers, one row per step. Holds one sequence.
     Csv,
+    /// Audio. Each channel is a sequence with one feature.
+    Wav,
 }
 
 impl Format {
-    /// Format of a file, by its extension `.npy` or `.csv`.
+    /// Format of a file, by its extension `.npy`, `.csv` or `.wav`.
     ///
     /// # Errors
     /// [`Error::File`] for any other extension.
@@ -34,7 +39,8 @@ impl Format {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("npy") => Ok(Format::Npy),
             Some("csv") => Ok(Format::Csv),
-            _ => Err(Error::file(path, "expected the extension .npy or .csv")),
+            Some("wav") => Ok(Format::Wav),
+            _ => Err(Error::file(path, "expected the extension .npy, .csv or .wav")),
         }
     }
 }
@@ -49,6 +55,15 @@ pub struct Layout {
     /// The first row of the .csv input is a header and is skipped
     #[arg(long)]
     pub header: bool,
+
+    /// The input is tokens, integers, as a model that begins with an embedding reads them; such a model implies it. An
+    /// .npy file has the shape (steps) or (batch, steps), a .csv file one token per row
+    #[arg(long)]
+    pub tokens: bool,
+
+    /// The rate in Hz to which a .wav file is resampled.
+    #[arg(skip)]
+    pub sample_rate: Option<u32>,
 }
 
 /// Shape of the sequences in a file.
@@ -90,6 +105,7 @@ pub struct Reader<R> {
 enum FormatReader<R> {
     Npy(npy::ElementReader<R>),
     Csv(csv::RowReader<R>),
+    Wav(wav::FrameReader<R>, WavSpec),
 }
 
 impl Reader<File> {
@@ -118,14 +134,15 @@ impl<R: Read + Seek> Reader<R> {
         if layout.header && format != Format::Csv {
             return Err(Error::option("header", format!("expected a .csv file, got {}", path.display())));
         }
+        if layout.tokens && format == Format::Wav {
+            return Err(Error::file(path, "expected tokens in an .npy or .csv file"));
+        }
         let file_error = |why: String| Error::file(path, why);
         let (format_reader, sequence_shape) = match format {
-            Format::Npy => {
-                npy::open(r, layout.time_major).map(|(data, sequence_shape)| (FormatReader::Npy(data), sequence_shape))
-            }
-            Format::Csv => {
-                csv::open(r, layout.header).map(|(rows, sequence_shape)| (FormatReader::Csv(rows), sequence_shape))
-            }
+            Format::Npy => npy::open(r, layout).map(|(data, sequence_shape)| (FormatReader::Npy(data), sequence_shape)),
+            Format::Csv => csv::open(r, layout).map(|(rows, sequence_shape)| (FormatReader::Csv(rows), sequence_shape)),
+            Format::Wav => wav::open(r, layout.sample_rate)
+                .map(|(frames, sequence_shape, spec)| (FormatReader::Wav(frames, spec), sequence_shape)),
         }
         .map_err(file_error)?;
         Ok(Reader { path: path.to_owned(), sequence_shape, next_step: 0, format_reader })
@@ -142,20 +159,67 @@ impl<R: Read + Seek> Reader<R> {
     /// # Errors
     /// [`Error::File`] if the file can't be read or contains a value that is not a number in the range of f32.
     pub fn next_steps(&mut self, max_steps: usize) -> Result<Option<Array3<f32>>> {
+        self.next_array(max_steps, |format_reader, sequence_shape, step, n| match format_reader {
+            FormatReader::Npy(data) => data.read(sequence_shape, step, n),
+            FormatReader::Csv(rows) => rows.read(sequence_shape, n),
+            FormatReader::Wav(frames, _) => frames.read(sequence_shape, n),
+        })
+    }
+
+    /// Reads the next steps of a file of tokens, at most `max_steps`, as an array of shape `(batch, steps)`. Returns
+    /// `None` at the end.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file can't be read or contains a value that is not an integer.
+    pub fn next_tokens(&mut self, max_steps: usize) -> Result<Option<Array2<i64>>> {
+        let tokens = self.next_array(max_steps, |format_reader, sequence_shape, step, n| match format_reader {
+            FormatReader::Npy(data) => data.read(sequence_shape, step, n),
+            FormatReader::Csv(rows) => rows.read(sequence_shape, n),
+            FormatReader::Wav(..) => Err("expected tokens, got audio".into()),
+        })?;
+        Ok(tokens.map(|tokens: Array3<i64>| tokens.index_axis_move(Axis(2), 0)))
+    }
+
+    fn next_array<T>(
+        &mut self,
+        max_steps: usize,
+        read: impl FnOnce(&mut FormatReader<R>, &SequenceShape, usize, usize) -> Result<Array3<T>, String>,
+    ) -> Result<Option<Array3<T>>> {
         let n = max_steps.max(1).min(self.sequence_shape.steps - self.next_step);
         if n == 0 {
             return Ok(None);
         }
-        let result = match &mut self.format_reader {
-            FormatReader::Npy(data) => data.read(&self.sequence_shape, self.next_step, n),
-            FormatReader::Csv(rows) => rows.read(&self.sequence_shape, n),
-        };
+        let result = read(&mut self.format_reader, &self.sequence_shape, self.next_step, n);
         self.next_step += n;
         result.map(Some).map_err(|why| Error::file(&self.path, why))
     }
+
+    /// The sample format and rate of a .wav file.
+    pub(crate) fn wav_spec(&self) -> Option<WavSpec> {
+        match &self.format_reader {
+            FormatReader::Wav(_, spec) => Some(*spec),
+            _ => None,
+        }
+    }
+}
+
+/// A value of a sequence: f32 for features, i64 for tokens.
+trait Element: Sized {
+    /// What a text field must be, for messages.
+    const EXPECTED: &str;
+    /// Parses a field of a .csv file.
+    fn parse(field: &str) -> Option<Self>;
+    /// Decodes little-endian bytes of an .npy file, which are elements of `element_type`, and appends the values to
+    /// `out`. The number of the first element is for messages.
+    fn decode(
+        element_type: npy::ElementType,
+        bytes: &[u8],
+        first_element: usize,
+        out: &mut Vec<Self>,
+    ) -> Result<(), String>;
 }
 
 /// Creates an array from its elements in C order.
-fn array_from_values(shape: (usize, usize, usize), values: Vec<f32>) -> Result<Array3<f32>, String> {
+fn array_from_values<T>(shape: (usize, usize, usize), values: Vec<T>) -> Result<Array3<T>, String> {
     Array3::from_shape_vec(shape, values).map_err(|e| e.to_string())
 }

@@ -7,7 +7,7 @@ use std::io::{Read, Seek, SeekFrom};
 use half::f16;
 use lstm::ndarray::Array3;
 
-use super::{SequenceShape, array_from_values};
+use super::{Element, Layout, SequenceShape, array_from_values, csv::parse_number};
 
 /// First bytes of every .npy file.
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -21,10 +21,12 @@ const DATA_ALIGNMENT: usize = 64;
 
 /// A supported element type of an .npy file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ElementType {
+pub(super) enum ElementType {
     F16,
     F32,
     F64,
+    I32,
+    I64,
 }
 
 /// Contents of the header of an .npy file.
@@ -45,19 +47,41 @@ pub(super) struct ElementReader<R> {
 }
 
 /// Opens an .npy file: reads the header and checks that the file has as many elements as the header says.
-pub(super) fn open<R: Read + Seek>(mut r: R, time_major: bool) -> Result<(ElementReader<R>, SequenceShape), String> {
+pub(super) fn open<R: Read + Seek>(mut r: R, layout: Layout) -> Result<(ElementReader<R>, SequenceShape), String> {
     let io = |e: std::io::Error| e.to_string();
     let file_len = r.seek(SeekFrom::End(0)).map_err(io)?;
     r.rewind().map_err(io)?;
     let text = read_header(&mut r)?;
     let Header { element_type, big_endian, shape } = parse_header(&text)?;
     let data_offset = r.stream_position().map_err(io)?;
-    let (is_single_sequence, time_major) = (shape.len() == 2, time_major && shape.len() == 3);
-    let (batch, steps, features) = match (&shape[..], time_major) {
-        (&[steps, features], _) => (1, steps, features),
-        (&[steps, batch, features], true) | (&[batch, steps, features], false) => (batch, steps, features),
+    // Tokens have no axis of features.
+    let axes = shape.len() + usize::from(layout.tokens);
+    let (is_single_sequence, time_major) = (axes == 2, layout.time_major && axes == 3);
+    let (batch, steps, features) = match (&shape[..], layout.tokens, time_major) {
+        (&[steps, features], false, _) => (1, steps, features),
+        (&[steps, batch, features], _, true) | (&[batch, steps, features], _, false) if !layout.tokens => {
+            (batch, steps, features)
+        }
+        (&[steps], true, _) => (1, steps, 1),
+        (&[steps, batch], true, true) | (&[batch, steps], true, false) => (batch, steps, 1),
+        (_, true, _) => return Err(format!("expected shape (steps) or (batch, steps) of tokens, got shape {shape:?}")),
         _ => return Err(format!("expected shape (steps, features) or three axes, got shape {shape:?}")),
     };
+    match (element_type.is_integer(), layout.tokens) {
+        (true, false) => {
+            return Err(format!(
+                "expected element type f4, f8 or f2, got `{}`; convert the array with .astype(np.float32)",
+                element_type.name()
+            ));
+        }
+        (false, true) => {
+            return Err(format!(
+                "expected tokens of element type i8 or i4, got `{}`; convert the array with .astype(np.int64)",
+                element_type.name()
+            ));
+        }
+        _ => {}
+    }
     if shape.contains(&0) {
         return Err(format!("expected axes of size 1 or more, got shape {shape:?}"));
     }
@@ -77,12 +101,12 @@ pub(super) fn open<R: Read + Seek>(mut r: R, time_major: bool) -> Result<(Elemen
 
 impl<R: Read + Seek> ElementReader<R> {
     /// Reads `n` steps, starting with step `first_step`, as an array of shape `(batch, n, features)`.
-    pub(super) fn read(
+    pub(super) fn read<T: Element>(
         &mut self,
         sequence_shape: &SequenceShape,
         first_step: usize,
         n: usize,
-    ) -> Result<Array3<f32>, String> {
+    ) -> Result<Array3<T>, String> {
         let SequenceShape { batch, steps, features, .. } = *sequence_shape;
         // No overflow: all products are less than the file's length, which `open` checked.
         if sequence_shape.time_major || batch == 1 {
@@ -99,7 +123,7 @@ impl<R: Read + Seek> ElementReader<R> {
     }
 
     /// Reads `n` elements, starting with element number `first_element`, and appends them to `out`.
-    fn read_elements(&mut self, first_element: usize, n: usize, mut out: Vec<f32>) -> Result<Vec<f32>, String> {
+    fn read_elements<T: Element>(&mut self, first_element: usize, n: usize, mut out: Vec<T>) -> Result<Vec<T>, String> {
         let size = self.element_type.size();
         let mut bytes = vec![0; n * size];
         let offset = self.data_offset + (first_element * size) as u64;
@@ -108,11 +132,29 @@ impl<R: Read + Seek> ElementReader<R> {
         if self.big_endian {
             bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
         }
-        match self.element_type {
-            ElementType::F16 => out.extend(decode_elements(&bytes, f16::from_le_bytes).map(f16::to_f32)),
-            ElementType::F32 => out.extend(decode_elements(&bytes, f32::from_le_bytes)),
+        T::decode(self.element_type, &bytes, first_element, &mut out)?;
+        Ok(out)
+    }
+}
+
+impl Element for f32 {
+    const EXPECTED: &str = "a number in the range of f32";
+
+    fn parse(field: &str) -> Option<Self> {
+        parse_number(field)
+    }
+
+    fn decode(
+        element_type: ElementType,
+        bytes: &[u8],
+        first_element: usize,
+        out: &mut Vec<Self>,
+    ) -> Result<(), String> {
+        match element_type {
+            ElementType::F16 => out.extend(decode_elements(bytes, f16::from_le_bytes).map(f16::to_f32)),
+            ElementType::F32 => out.extend(decode_elements(bytes, f32::from_le_bytes)),
             ElementType::F64 => {
-                for (k, wide) in decode_elements(&bytes, f64::from_le_bytes).enumerate() {
+                for (k, wide) in decode_elements(bytes, f64::from_le_bytes).enumerate() {
                     let rounded = wide as f32;
                     if rounded.is_infinite() && wide.is_finite() {
                         return Err(format!("element {}: {wide} is beyond the range of f32", first_element + k));
@@ -120,8 +162,26 @@ impl<R: Read + Seek> ElementReader<R> {
                     out.push(rounded);
                 }
             }
+            ElementType::I32 | ElementType::I64 => return Err("expected numbers, got tokens".into()),
         }
-        Ok(out)
+        Ok(())
+    }
+}
+
+impl Element for i64 {
+    const EXPECTED: &str = "an integer";
+
+    fn parse(field: &str) -> Option<Self> {
+        field.parse().ok()
+    }
+
+    fn decode(element_type: ElementType, bytes: &[u8], _: usize, out: &mut Vec<Self>) -> Result<(), String> {
+        match element_type {
+            ElementType::I32 => out.extend(decode_elements(bytes, i32::from_le_bytes).map(i64::from)),
+            ElementType::I64 => out.extend(decode_elements(bytes, i64::from_le_bytes)),
+            _ => return Err("expected tokens, got numbers".into()),
+        }
+        Ok(())
     }
 }
 
@@ -135,8 +195,23 @@ impl ElementType {
     fn size(self) -> usize {
         match self {
             ElementType::F16 => 2,
-            ElementType::F32 => 4,
-            ElementType::F64 => 8,
+            ElementType::F32 | ElementType::I32 => 4,
+            ElementType::F64 | ElementType::I64 => 8,
+        }
+    }
+
+    fn is_integer(self) -> bool {
+        matches!(self, ElementType::I32 | ElementType::I64)
+    }
+
+    /// NumPy's name without the byte order.
+    fn name(self) -> &'static str {
+        match self {
+            ElementType::F16 => "f2",
+            ElementType::F32 => "f4",
+            ElementType::F64 => "f8",
+            ElementType::I32 => "i4",
+            ElementType::I64 => "i8",
         }
     }
 }
@@ -218,9 +293,11 @@ fn parse_header(text: &str) -> Result<Header, String> {
         Some(("f2", is_big_endian)) => (ElementType::F16, is_big_endian),
         Some(("f4", is_big_endian)) => (ElementType::F32, is_big_endian),
         Some(("f8", is_big_endian)) => (ElementType::F64, is_big_endian),
+        Some(("i4", is_big_endian)) => (ElementType::I32, is_big_endian),
+        Some(("i8", is_big_endian)) => (ElementType::I64, is_big_endian),
         _ => {
             return Err(format!(
-                "expected element type f4, f8 or f2, got `{descr}`; convert the array with .astype(np.float32)"
+                "expected element type f4, f8 or f2, got `{descr}`; convert the array with .astype(np.float32), or np.int64 for tokens"
             ));
         }
     };
@@ -252,6 +329,35 @@ mod tests {
 
     use super::*;
 
+    fn time_major(time_major: bool) -> Layout {
+        Layout { time_major, ..Layout::default() }
+    }
+
+    #[test]
+    fn reads_tokens_of_both_widths() {
+        let layout = |tokens| Layout { tokens, ..Layout::default() };
+        let file = |descr: &str, shape: &str, values: &[u8]| {
+            let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape})}}\n");
+            [MAGIC, &[1, 0], &(text.len() as u16).to_le_bytes(), text.as_bytes(), values].concat()
+        };
+        let wide: Vec<u8> = [1i64, -2, 1 << 40, 4].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let (mut data, shape) = open(std::io::Cursor::new(file("<i8", "2, 2", &wide)), layout(true)).unwrap();
+        assert_eq!((shape.batch, shape.steps, shape.features), (2, 2, 1));
+        assert_eq!(data.read::<i64>(&shape, 1, 1).unwrap().into_iter().collect::<Vec<_>>(), [-2, 4]);
+        let narrow: Vec<u8> = [1i32, -2].iter().flat_map(|v| v.to_be_bytes()).collect();
+        let (mut data, shape) = open(std::io::Cursor::new(file(">i4", "2,", &narrow)), layout(true)).unwrap();
+        assert_eq!((shape.batch, shape.steps, shape.is_single_sequence), (1, 2, true));
+        assert_eq!(data.read::<i64>(&shape, 0, 2).unwrap().into_iter().collect::<Vec<_>>(), [1, -2]);
+        for (descr, shape, tokens, part) in [
+            ("<f4", "1, 2", true, "astype(np.int64)"),
+            ("<i4", "1, 2", false, "astype(np.float32)"),
+            ("<i4", "1, 2, 1", true, "(batch, steps) of tokens"),
+        ] {
+            let error = open(std::io::Cursor::new(file(descr, shape, &narrow)), layout(tokens)).err().unwrap();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
     #[test]
     fn parses_and_rejects_headers() {
         let expected_header =
@@ -275,7 +381,7 @@ mod tests {
             ("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999, 4)}", "header"),
             ("{'descr': '<f4', 'fortran_order': False 'shape': (3, 4)}", "header"),
             ("{'descr': '<f4', 'fortran_order': True, 'shape': (3, 4)}", "Fortran"),
-            ("{'descr': '<i8', 'fortran_order': False, 'shape': (3, 4)}", "`<i8`"),
+            ("{'descr': '<u2', 'fortran_order': False, 'shape': (3, 4)}", "`<u2`"),
             ("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3, 4)}", "plain"),
         ] {
             let error = parse_header(text).unwrap_err();
@@ -298,16 +404,16 @@ mod tests {
         let values: Vec<u8> = (0..24).flat_map(|v| (v as f32).to_be_bytes()).collect();
         let header_text = String::from_utf8(encode_header(&[2, 4, 3])[10..].to_vec()).unwrap().replace('<', ">");
         let file = [&encode_header(&[2, 4, 3])[..10], header_text.as_bytes(), &values].concat();
-        let (mut data, sequence_shape) = open(std::io::Cursor::new(&file), false).unwrap();
-        let steps = data.read(&sequence_shape, 1, 2).unwrap();
+        let (mut data, sequence_shape) = open(std::io::Cursor::new(&file), time_major(false)).unwrap();
+        let steps = data.read::<f32>(&sequence_shape, 1, 2).unwrap();
         assert_eq!(
             steps.index_axis(Axis(0), 1).into_iter().copied().collect::<Vec<_>>(),
             [15., 16., 17., 18., 19., 20.]
         );
-        let (mut data, sequence_shape) = open(std::io::Cursor::new(&file), true).unwrap();
+        let (mut data, sequence_shape) = open(std::io::Cursor::new(&file), time_major(true)).unwrap();
         assert_eq!((sequence_shape.batch, sequence_shape.steps), (4, 2));
-        let steps = data.read(&sequence_shape, 1, 1).unwrap();
+        let steps = data.read::<f32>(&sequence_shape, 1, 1).unwrap();
         assert_eq!(steps.into_iter().collect::<Vec<_>>(), (12..24).map(|v| v as f32).collect::<Vec<_>>());
-        assert!(open(std::io::Cursor::new(&file[..file.len() - 1]), true).is_err());
+        assert!(open(std::io::Cursor::new(&file[..file.len() - 1]), time_major(true)).is_err());
     }
 }

@@ -1,0 +1,218 @@
+//! Audio in .wav files: each channel is a sequence of its own, with one feature, the sample in -1..1.
+
+use std::{
+    collections::VecDeque,
+    io::{BufReader, Read},
+};
+
+use hound::{SampleFormat, WavReader, WavSpec};
+use lstm::ndarray::Array3;
+use rubato::{
+    Async, FixedAsync, Indexing, Resampler, SincInterpolationParameters, WindowFunction,
+    audioadapter_buffers::direct::InterleavedSlice,
+};
+
+use super::{SequenceShape, array_from_values};
+
+/// Frames that the resampler takes at once.
+const RESAMPLER_FRAMES: usize = 1024;
+
+/// Length of the resampler's filter in samples.
+const FILTER_LEN: usize = 256;
+
+/// Largest factor between two sample rates that can be resampled.
+const MAX_RATE_RATIO: u32 = 64;
+
+/// Reader of the frames of a .wav file. A frame is one sample of each channel.
+pub(super) struct FrameReader<R> {
+    wav: WavReader<BufReader<R>>,
+    resampling: Option<Resampling>,
+}
+
+/// A resampler, and the frames that it has computed ahead.
+struct Resampling {
+    resampler: Async<f64>,
+    /// Interleaved samples that were computed and not read.
+    ready: VecDeque<f32>,
+    /// Number of computed frames still to drop, which are the delay of the filter.
+    frames_to_drop: usize,
+    /// Number of frames of the file that were not read.
+    frames_left: usize,
+}
+
+/// Opens a .wav file. With `rate`, samples are resampled to that rate.
+pub(super) fn open<R: Read>(r: R, rate: Option<u32>) -> Result<(FrameReader<R>, SequenceShape, WavSpec), String> {
+    let wav = WavReader::new(BufReader::new(r)).map_err(|e| format!("not a .wav file that can be read: {e}"))?;
+    let spec = wav.spec();
+    let is_supported = match spec.sample_format {
+        SampleFormat::Int => [8, 16, 24, 32].contains(&spec.bits_per_sample),
+        SampleFormat::Float => spec.bits_per_sample == 32,
+    };
+    if !is_supported || spec.channels == 0 || spec.sample_rate == 0 {
+        let WavSpec { channels, sample_rate, bits_per_sample, sample_format } = spec;
+        return Err(format!(
+            "expected integers of 8, 16, 24 or 32 bits or floats of 32 bits, got {channels} channels of {sample_format:?} \
+             with {bits_per_sample} bits at {sample_rate} Hz"
+        ));
+    }
+    let (channels, frames) = (usize::from(spec.channels), wav.duration() as usize);
+    if frames == 0 {
+        return Err("expected samples, found none".into());
+    }
+    let mut steps = frames;
+    let resampling = match rate.filter(|&rate| rate != spec.sample_rate) {
+        Some(rate) => {
+            let (low, high) = (rate.min(spec.sample_rate), rate.max(spec.sample_rate));
+            if high / low.max(1) >= MAX_RATE_RATIO {
+                return Err(format!("can't resample from {} Hz to {rate} Hz", spec.sample_rate));
+            }
+            steps = (frames as u64 * u64::from(rate)).div_ceil(u64::from(spec.sample_rate)) as usize;
+            let ratio = f64::from(rate) / f64::from(spec.sample_rate);
+            let filter = SincInterpolationParameters::new(FILTER_LEN, WindowFunction::BlackmanHarris2);
+            let resampler = Async::new_sinc(ratio, 1.0, &filter, RESAMPLER_FRAMES, channels, FixedAsync::Input);
+            let resampler = resampler.map_err(|e| format!("can't resample: {e}"))?;
+            let frames_to_drop = resampler.output_delay();
+            Some(Resampling { resampler, ready: VecDeque::new(), frames_to_drop, frames_left: frames })
+        }
+        None => None,
+    };
+    let shape = SequenceShape { batch: channels, steps, features: 1, is_single_sequence: false, time_major: false };
+    Ok((FrameReader { wav, resampling }, shape, spec))
+}
+
+impl<R: Read> FrameReader<R> {
+    /// Reads the next `n` frames as an array of shape `(channels, n, 1)`.
+    pub(super) fn read(&mut self, sequence_shape: &SequenceShape, n: usize) -> Result<Array3<f32>, String> {
+        let channels = sequence_shape.batch;
+        let samples = match &mut self.resampling {
+            None => read_samples(&mut self.wav, n * channels)?,
+            Some(resampling) => resampling.read(&mut self.wav, channels, n)?,
+        };
+        let mut frames = array_from_values((n, channels, 1), samples)?;
+        frames.swap_axes(0, 1);
+        Ok(frames)
+    }
+}
+
+/// Reads the next `n` samples, interleaved, scaled to -1..1.
+fn read_samples<R: Read>(wav: &mut WavReader<R>, n: usize) -> Result<Vec<f32>, String> {
+    let spec = wav.spec();
+    let samples: Vec<f32> = match spec.sample_format {
+        SampleFormat::Float => wav.samples::<f32>().take(n).collect::<Result<_, _>>(),
+        SampleFormat::Int => {
+            let full_scale = full_scale(spec.bits_per_sample);
+            let scaled = |sample| (f64::from(sample) / full_scale) as f32;
+            wav.samples::<i32>().take(n).map(|sample| sample.map(scaled)).collect()
+        }
+    }
+    .map_err(|e| e.to_string())?;
+    match samples.len() == n {
+        true => Ok(samples),
+        false => Err("the file has fewer samples than its header says".into()),
+    }
+}
+
+/// The integer that stands for 1.0, which is one more than the largest sample.
+pub(crate) fn full_scale(bits_per_sample: u16) -> f64 {
+    f64::from(bits_per_sample - 1).exp2()
+}
+
+impl Resampling {
+    /// Computes the next `n` frames, interleaved.
+    fn read<R: Read>(&mut self, wav: &mut WavReader<R>, channels: usize, n: usize) -> Result<Vec<f32>, String> {
+        while self.ready.len() < n * channels {
+            let frames = self.frames_left.min(self.resampler.input_frames_next());
+            self.frames_left -= frames;
+            let mut input: Vec<f64> = read_samples(wav, frames * channels)?.into_iter().map(f64::from).collect();
+            // After the end of the file comes silence, which pushes the last samples through the filter.
+            input.resize(self.resampler.input_frames_next() * channels, 0.0);
+            let frames = self.resampler.input_frames_next();
+            let input = InterleavedSlice::new(&input, channels, frames).map_err(|e| e.to_string())?;
+            let output = self.resampler.process(&input, None::<&Indexing>).map_err(|e| e.to_string())?;
+            let output = output.take_data();
+            let dropped = self.frames_to_drop.min(output.len() / channels);
+            self.frames_to_drop -= dropped;
+            self.ready.extend(output[dropped * channels..].iter().map(|&sample| sample as f32));
+        }
+        Ok(self.ready.drain(..n * channels).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use hound::WavWriter;
+
+    use super::*;
+
+    fn wav(spec: WavSpec, samples: &[i32]) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        let mut writer = WavWriter::new(&mut bytes, spec).unwrap();
+        for &sample in samples {
+            match spec.sample_format {
+                SampleFormat::Int => writer.write_sample(sample).unwrap(),
+                SampleFormat::Float => writer.write_sample(sample as f32).unwrap(),
+            }
+        }
+        writer.finalize().unwrap();
+        bytes.into_inner()
+    }
+
+    fn spec(channels: u16, sample_rate: u32, bits_per_sample: u16, sample_format: SampleFormat) -> WavSpec {
+        WavSpec { channels, sample_rate, bits_per_sample, sample_format }
+    }
+
+    #[test]
+    fn scales_every_sample_format_and_separates_channels() {
+        for (bits, format) in [
+            (8, SampleFormat::Int),
+            (16, SampleFormat::Int),
+            (24, SampleFormat::Int),
+            (32, SampleFormat::Int),
+            (32, SampleFormat::Float),
+        ] {
+            let one = if format == SampleFormat::Float { 4 } else { 1i64 << (bits - 1) };
+            let samples = [one / 2, -one, 0, one / 4, -one / 4, one - 1].map(|v| i32::try_from(v).unwrap());
+            let bytes = wav(spec(2, 8000, bits, format), &samples);
+            let (mut frames, shape, _) = open(Cursor::new(bytes), None).unwrap();
+            assert_eq!((shape.batch, shape.steps, shape.features), (2, 3, 1));
+            let x = frames.read(&shape, 3).unwrap();
+            let unit = if format == SampleFormat::Float { one as f32 } else { 1.0 };
+            let want = [0.5, 0.0, -0.25, -1.0, 0.25, (one - 1) as f32 / one as f32].map(|v| v * unit);
+            assert_eq!(x.iter().copied().collect::<Vec<_>>(), want, "{bits} {format:?}");
+        }
+    }
+
+    #[test]
+    fn resamples_a_sine_without_delay() {
+        let sine = |rate: u32, n: usize| {
+            (0..n).map(move |k| (k as f64 * 440.0 * std::f64::consts::TAU / f64::from(rate)).sin())
+        };
+        let samples: Vec<i32> = sine(44100, 44100).map(|v| (v * 1e9) as i32).collect();
+        let (mut frames, shape, _) =
+            open(Cursor::new(wav(spec(1, 44100, 32, SampleFormat::Int), &samples)), Some(48000)).unwrap();
+        assert_eq!(shape.steps, 48000);
+        let parts = [1, 7000, 40999].map(|n| frames.read(&shape, n).unwrap());
+        let y: Vec<f32> = parts.iter().flatten().copied().collect();
+        let scale = 1e9 / full_scale(32);
+        // Away from both ends, where the filter sees silence.
+        for (k, (got, want)) in y.iter().zip(sine(48000, 48000)).enumerate().skip(300).take(47_000) {
+            // The filter's delay is rounded down to whole samples, which moves the signal by less than one.
+            assert!((f64::from(*got) - want * scale).abs() < 0.06 * scale, "{k}: {got} {}", want * scale);
+        }
+    }
+
+    #[test]
+    fn rejects_damaged_files() {
+        let good = wav(spec(1, 8000, 16, SampleFormat::Int), &[1, 2, 3, 4]);
+        for len in 0..good.len() {
+            if let Ok((mut frames, shape, _)) = open(Cursor::new(&good[..len]), None) {
+                assert!(frames.read(&shape, shape.steps).is_err(), "{len}");
+            }
+        }
+        assert!(open(Cursor::new(wav(spec(1, 8000, 16, SampleFormat::Int), &[])), None).is_err());
+        let error = open(Cursor::new(&good), Some(8_000_000)).err().unwrap();
+        assert!(error.contains("8000 Hz to 8000000 Hz"), "{error}");
+    }
+}
