@@ -15,8 +15,12 @@ mod detect;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod open;
+#[cfg(feature = "pytorch")]
+mod pytorch;
 #[cfg(feature = "rtneural")]
 pub mod rtneural;
+#[cfg(feature = "safetensors")]
+mod state_dict;
 
 pub use detect::detect;
 #[cfg(feature = "onnx")]

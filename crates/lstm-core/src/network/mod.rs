@@ -1,6 +1,8 @@
 //! The user's whole network: a chain of an embedding, LSTM layers, fully connected layers and activations.
 
 mod activation;
+#[cfg(feature = "safetensors")]
+mod file;
 mod host;
 mod input;
 mod model;
