@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         (false, None) if !args.prefix.is_empty() => {
             return Err(Error::option("prefix", "only for a model that is one LSTM; other layers have names"));
         }
-        (false, None) => todo!(),
+        (false, None) => weights.save(&args.out)?,
         (true, _) if args.dtype != Dtype::F32 => {
             return Err(Error::option("dtype", "an .onnx file is always written in F32"));
         }
