@@ -2,29 +2,35 @@
 //!
 //! | module | format | feature |
 //! |---|---|---|
+//! | `pytorch` | files of `torch.save`: [`open`] reads them | `pytorch` |
+//! | `state_dict` | safetensors files with PyTorch's tensor names: [`open`] reads them | `safetensors` |
 //! | [`onnx`] | ONNX files with `LSTM` nodes: reads and writes | `onnx` |
-//! | [`rtneural`] | RTNeural's JSON files: reads | `rtneural` |
+//! | `audio` | models of GuitarML, AIDA-X, Neural Amp Modeler and RTNeural: [`open`] reads them | `audio` |
 //!
-//! Both features are on by default. [`lstm_core::StateDict`] reads safetensors files with PyTorch's tensor names.
+//! All features are on by default. [`lstm_core::StateDict`] reads safetensors files with PyTorch's tensor names.
 //!
 //! The backend crates, such as `lstm-cpu`, re-export this crate by their default feature `formats`.
 
 #![deny(unsafe_code)]
 
+#[cfg(feature = "audio")]
+mod audio;
 mod detect;
+#[cfg(feature = "audio")]
+mod evaluate;
+#[cfg(feature = "audio")]
+mod json;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod open;
 #[cfg(feature = "pytorch")]
 mod pytorch;
-#[cfg(feature = "rtneural")]
-pub mod rtneural;
 #[cfg(feature = "safetensors")]
 mod state_dict;
+#[cfg(all(test, feature = "audio"))]
+mod test_files;
 
 pub use detect::detect;
 #[cfg(feature = "onnx")]
 pub use onnx::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
-pub use open::{Format, ModelFile, OpenOptions, open};
-#[cfg(feature = "rtneural")]
-pub use rtneural::RtNeural;
+pub use open::{Format, ModelFile, OpenOptions, open, open_bytes};

@@ -91,16 +91,36 @@ pub struct ModelFile {
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> {
     let path = path.as_ref();
     let bytes = read_regular_file(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    let source = path.display().to_string();
-    let Some(format) = detect(&bytes) else { return Err(Error::format(source, describe_unknown(&bytes))) };
-    // One arm for each format, such as `Format::Nam => nam::read(&bytes, &source, options)`. A reader has the form
+    read(&bytes, &path.display().to_string(), options)
+}
+
+/// Reads a model file of any supported format from its bytes.
+///
+/// # Errors
+/// Those of [`open`], without a name of the file.
+pub fn open_bytes(bytes: &[u8], options: &OpenOptions) -> Result<ModelFile> {
+    read(bytes, "model file", options)
+}
+
+/// Reads a model file. `source` is its name for error messages.
+fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> {
+    let Some(format) = detect(bytes) else { return Err(Error::format(source, describe_unknown(bytes))) };
+    // One arm for each format, such as `Format::Nam => nam::read(bytes, source, options)`. A reader has the form
     // `fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile>`, where `source` is the name of the
     // file for error messages.
     match format {
         #[cfg(feature = "safetensors")]
-        Format::Safetensors => crate::state_dict::read_safetensors(bytes, &source, options),
+        Format::Safetensors => crate::state_dict::read_safetensors(bytes, source, options),
         #[cfg(feature = "pytorch")]
-        Format::PyTorch => crate::pytorch::read(path, bytes, &source, options),
+        Format::PyTorch => crate::pytorch::read(bytes, source, options),
+        #[cfg(feature = "audio")]
+        Format::RtNeural => crate::audio::read_rtneural(bytes, source, options),
+        #[cfg(feature = "audio")]
+        Format::GuitarMl => crate::audio::read_guitarml(bytes, source, options),
+        #[cfg(feature = "audio")]
+        Format::AidaX => crate::audio::read_aidax(bytes, source, options),
+        #[cfg(feature = "audio")]
+        Format::Nam => crate::audio::read_nam(bytes, source, options),
         #[allow(unreachable_patterns, reason = "a build may lack the features of other formats")]
         format => Err(Error::format(source, format!("this build has no reader for the format {format}"))),
     }
