@@ -2,6 +2,8 @@
 //!
 //! | module | format | feature |
 //! |---|---|---|
+//! | `pytorch` | files of `torch.save`: [`open`] reads them | `pytorch` |
+//! | `state_dict` | safetensors files with PyTorch's tensor names: [`open`] reads them | `safetensors` |
 //! | [`onnx`] | ONNX files with `LSTM` nodes: reads and writes | `onnx` |
 //! | `audio` | models of GuitarML, AIDA-X, Neural Amp Modeler and RTNeural: [`open`] reads them | `audio` |
 //!

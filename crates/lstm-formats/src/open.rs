@@ -91,7 +91,7 @@ pub struct ModelFile {
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> {
     let path = path.as_ref();
     let bytes = read_regular_file(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    read(&bytes, Some(path), &path.display().to_string(), options)
+    read(&bytes, &path.display().to_string(), options)
 }
 
 /// Reads a model file of any supported format from its bytes.
@@ -99,16 +99,20 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> 
 /// # Errors
 /// Those of [`open`], without a name of the file.
 pub fn open_bytes(bytes: &[u8], options: &OpenOptions) -> Result<ModelFile> {
-    read(bytes, None, "model file", options)
+    read(bytes, "model file", options)
 }
 
 /// Reads a model file. `source` is its name for error messages.
-fn read(bytes: &[u8], path: Option<&Path>, source: &str, options: &OpenOptions) -> Result<ModelFile> {
+fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> {
     let Some(format) = detect(bytes) else { return Err(Error::format(source, describe_unknown(bytes))) };
     // One arm for each format, such as `Format::Nam => nam::read(bytes, source, options)`. A reader has the form
     // `fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile>`, where `source` is the name of the
     // file for error messages.
     match format {
+        #[cfg(feature = "safetensors")]
+        Format::Safetensors => crate::state_dict::read_safetensors(bytes, source, options),
+        #[cfg(feature = "pytorch")]
+        Format::PyTorch => crate::pytorch::read(bytes, source, options),
         #[cfg(feature = "audio")]
         Format::RtNeural => crate::audio::read_rtneural(bytes, source, options),
         #[cfg(feature = "audio")]
@@ -117,13 +121,6 @@ fn read(bytes: &[u8], path: Option<&Path>, source: &str, options: &OpenOptions) 
         Format::AidaX => crate::audio::read_aidax(bytes, source, options),
         #[cfg(feature = "audio")]
         Format::Nam => crate::audio::read_nam(bytes, source, options),
-        #[cfg(feature = "safetensors")]
-        Format::Safetensors => crate::state_dict::read_safetensors(bytes.to_vec(), source, options),
-        #[cfg(feature = "pytorch")]
-        Format::PyTorch => match path {
-            Some(path) => crate::pytorch::read(path, bytes.to_vec(), source, options),
-            None => Err(Error::format(source, "a PyTorch file can only be read by its path")),
-        },
         #[allow(unreachable_patterns, reason = "a build may lack the features of other formats")]
         format => Err(Error::format(source, format!("this build has no reader for the format {format}"))),
     }

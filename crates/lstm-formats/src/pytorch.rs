@@ -2,7 +2,7 @@
 //! the stream of pickles before PyTorch 1.6, and the tar archive before 0.1.10) and interprets the pickle; no code of the
 //! file is run. The tensors become a state dict, whose names are the paths through nested dictionaries.
 
-use std::path::Path;
+use std::io::Write;
 
 use lstm_core::{Error, Result, StateDict, weights::state_dict::Dtype};
 use pytorch_reader::{DType, PickleError, PytorchError, PytorchReader, Tensor};
@@ -23,14 +23,15 @@ const MAX_COMPRESSED_PICKLE: u64 = 1 << 20;
 /// How many times the size of its file the tensors may have together. Tensors can share the elements in the file.
 const MAX_SHARING: usize = 16;
 
-/// Reads the file at `path`, whose content is `bytes`. `source` is its name for error messages.
+/// Reads a file. `source` is its name for error messages. The crate reads files only, not memory, so that the content goes
+/// through a temporary file.
 ///
 /// # Errors
-/// [`Error::Format`] for a TorchScript archive, a pickle with objects that are not supported, a damaged file, tensors
+/// [`Error::Io`] if the temporary file cannot be written; [`Error::Format`] for a TorchScript archive, a pickle with objects that are not supported, a damaged file, tensors
 /// that are larger than the file, and as for every state dict.
-pub(crate) fn read(path: &Path, bytes: Vec<u8>, source: &str, options: &OpenOptions) -> Result<ModelFile> {
+pub(crate) fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> {
     let error = |reason: String| Error::format(source, reason);
-    let entries = zip_entries(&bytes);
+    let entries = zip_entries(bytes);
     if entries.iter().any(|entry| entry.name.ends_with("constants.pkl"))
         && entries.iter().any(|entry| entry.name.contains("/code/"))
     {
@@ -45,9 +46,11 @@ pub(crate) fn read(path: &Path, bytes: Vec<u8>, source: &str, options: &OpenOpti
     if let Some(entry) = entries.iter().find(|entry| is_data_pickle(&entry.name) && is_bomb(entry.size)) {
         return Err(error(format!("`{}` claims {} bytes, more than the whole file has", entry.name, entry.size)));
     }
-    drop(bytes);
+    let temporary = |source| Error::Io { path: std::env::temp_dir(), source };
+    let mut file = tempfile::NamedTempFile::new().map_err(temporary)?;
+    file.write_all(bytes).map_err(temporary)?;
     let dict = catch_panic(source, || {
-        let reader = PytorchReader::new(path).map_err(|e| error(describe_error(&e)))?;
+        let reader = PytorchReader::new(file.path()).map_err(|e| error(describe_error(&e)))?;
         to_state_dict(reader, file_len).map_err(error)
     })?;
     state_dict::read(dict, Format::PyTorch, source, options)

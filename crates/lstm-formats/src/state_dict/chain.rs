@@ -33,7 +33,7 @@ pub(super) fn infer(layers: &[Layer]) -> Result<Vec<Link>, String> {
     }
     let lstms: Vec<usize> = (0..layers.len()).filter(|&k| layers[k].is_lstm()).collect();
     let others = layers.iter().filter_map(|layer| match &layer.kind {
-        LayerKind::Other(what) => Some(format!("`{}` is {what}", display_path(layer))),
+        LayerKind::Other(what) => Some(what.clone()),
         _ => None,
     });
     let others: Vec<String> = others.collect();
@@ -45,7 +45,7 @@ pub(super) fn infer(layers: &[Layer]) -> Result<Vec<Link>, String> {
     }
     if !others.is_empty() {
         let others = list(others.into_iter());
-        return Err(format!("{others}; this is not supported; {}", name_advice(layers)));
+        return Err(format!("{others}, which is not supported; {}", name_advice(layers)));
     }
 
     let fails = || Err(ambiguous(layers));
@@ -107,11 +107,13 @@ fn ambiguous(layers: &[Layer]) -> String {
     match search(layers) {
         Some(chain) => {
             let names = chain.iter().map(|link| layers[link.layer].name.as_str()).collect::<Vec<_>>().join(", ");
-            let example = chain.iter().map(|link| &layers[link.layer]).rfind(|layer| !layer.is_lstm());
-            let example = example.map_or("name", |layer| &layer.name);
+            let linear = |layer: &&Layer| matches!(layer.kind, LayerKind::Linear { .. });
+            let example = chain.iter().map(|link| &layers[link.layer]).find(linear);
+            let activations = example.map(|layer| format!(", and activations as in `{}:relu`", layer.name));
             format!(
                 "{what}. State them in order, for example --layers \"{names}\"; write `last` after the LSTM if the model \
-                 takes its last step, and activations as in `{example}:relu`. To use an LSTM alone: {}",
+                 takes its last step{}. Or {}",
+                activations.unwrap_or_default(),
                 name_advice(layers)
             )
         }

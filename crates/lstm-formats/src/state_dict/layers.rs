@@ -33,7 +33,7 @@ pub(super) enum LayerKind {
     Linear { input: usize, output: usize },
     /// A weight without a bias: an embedding, or a linear layer.
     Matrix { rows: usize, cols: usize },
-    /// A layer that is not supported, as a phrase for error messages.
+    /// A layer that is not supported: a clause for error messages that names it.
     Other(String),
 }
 
@@ -153,7 +153,7 @@ fn name_layers(mut layers: Vec<Layer>) -> Vec<Layer> {
         .collect();
     while let Some(first) = paths.first().and_then(|path| path.first()).copied()
         && WRAPPERS.contains(&first)
-        && paths.iter().all(|path| path.len() > 1 && path[0] == first)
+        && paths.iter().all(|path| path.first() == Some(&first))
     {
         for path in &mut paths {
             path.remove(0);
@@ -162,9 +162,17 @@ fn name_layers(mut layers: Vec<Layer>) -> Vec<Layer> {
     let names: Vec<String> = paths.iter().map(|path| path.join(".")).collect();
     let whole: Vec<String> = layers.iter().map(|layer| layer.path.clone()).collect();
     let names = if names.iter().collect::<BTreeSet<_>>().len() == names.len() { names } else { whole };
-    for (layer, name) in layers.iter_mut().zip(names) {
-        let fallback = || if layer.is_lstm() { "lstm".to_owned() } else { "layer".to_owned() };
-        layer.name = if name.is_empty() { fallback() } else { name };
+    let sorted: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+    for (layer, name) in layers.iter_mut().zip(&names) {
+        // The name must not be the start of another one, up to a dot.
+        let child = format!("{name}.");
+        let is_parent = sorted.range::<str, _>(child.as_str()..).next().is_some_and(|next| next.starts_with(&child));
+        let own = if layer.is_lstm() { "lstm" } else { "layer" };
+        layer.name = match (name.is_empty(), is_parent) {
+            (true, _) => own.to_owned(),
+            (false, true) => format!("{name}.{own}"),
+            (false, false) => name.clone(),
+        };
     }
     layers
 }
@@ -176,9 +184,9 @@ fn kind(dict: &StateDict, layer: &Layer, is_recurrent: bool) -> LayerKind {
     let shape = |leaf: &str| dict.shape(&format!("{prefix}{leaf}"));
     let has = |leaf: &str| leaves.contains(&leaf);
     if is_recurrent {
-        return recurrent_kind(&leaves, shape);
+        return recurrent_kind(&layer.path, &leaves, shape);
     }
-    let other = |what: &str| LayerKind::Other(what.to_owned());
+    let other = |what: &str| LayerKind::Other(format!("`{}` is {what}", layer.path));
     if has("running_mean") {
         return other("a batch normalization");
     }
@@ -199,22 +207,26 @@ fn kind(dict: &StateDict, layer: &Layer, is_recurrent: bool) -> LayerKind {
         (true, Some(&[rows, cols]), None) => LayerKind::Matrix { rows, cols },
         (true, Some([_]), Some([_])) => other("a normalization layer, such as LayerNorm"),
         (true, Some(shape @ ([_, _, _] | [_, _, _, _] | [_, _, _, _, _])), _) => {
-            LayerKind::Other(format!("a convolution {shape:?}"))
+            other(&format!("a convolution {shape:?}"))
         }
         _ => {
             let describe = |name: &String| {
                 let dtype = dict.dtype(name).filter(|dtype| *dtype != Dtype::F32);
-                let dtype = dtype.map(|dtype| format!(" {dtype}")).unwrap_or_default();
-                format!("`{name}`{dtype} {:?}", dict.shape(name).unwrap_or_default())
+                let dtype = dtype.map(|dtype| format!("{dtype} ")).unwrap_or_default();
+                format!("`{name}` ({dtype}{:?})", dict.shape(name).unwrap_or_default())
             };
-            LayerKind::Other(format!("tensors of an unknown layer: {}", list(layer.tensors.iter().map(describe))))
+            let tensors = list(layer.tensors.iter().map(describe));
+            LayerKind::Other(match layer.tensors.len() {
+                1 => format!("{tensors} is a tensor of an unknown layer"),
+                _ => format!("{tensors} are tensors of an unknown layer"),
+            })
         }
     }
 }
 
 /// What a group with the input weights of a recurrent layer is. `shape` returns the shape of a tensor by the end of its
 /// name.
-fn recurrent_kind<'a>(leaves: &[&str], shape: impl Fn(&str) -> Option<&'a [usize]>) -> LayerKind {
+fn recurrent_kind<'a>(path: &str, leaves: &[&str], shape: impl Fn(&str) -> Option<&'a [usize]>) -> LayerKind {
     let first = |names: &[&str]| {
         let found = names.iter().find_map(|name| shape(name));
         found.and_then(|shape| <[usize; 2]>::try_from(shape).ok())
@@ -228,7 +240,7 @@ fn recurrent_kind<'a>(leaves: &[&str], shape: impl Fn(&str) -> Option<&'a [usize
         if has(3) || has(1) {
             let (what, factor) = if has(3) { ("a GRU", "3 x ") } else { ("a plain RNN", "") };
             return LayerKind::Other(format!(
-                "{what} (`{name}` has {factor}{hidden} rows and {cols} columns), where an LSTM has 4 x {hidden} rows"
+                "`{path}` is {what} (`{name}` has {factor}{hidden} rows and {cols} columns), where an LSTM has 4 x {hidden} rows"
             ));
         }
     }

@@ -38,8 +38,8 @@ const CHECKPOINT_KEY: &str = "trainer.format";
 const CHECKPOINT_CONFIG_KEY: &str = "trainer.model";
 
 /// Reads a safetensors file. `source` is its name for error messages.
-pub(crate) fn read_safetensors(bytes: Vec<u8>, source: &str, options: &OpenOptions) -> Result<ModelFile> {
-    let dict = StateDict::from_bytes(bytes).map_err(|error| name_file(error, source))?;
+pub(crate) fn read_safetensors(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> {
+    let dict = StateDict::from_bytes(bytes.to_vec()).map_err(|error| name_file(error, source))?;
     read(dict, Format::Safetensors, source, options)
 }
 
@@ -66,11 +66,11 @@ fn file_error(reason: impl ToString) -> Error {
 }
 
 fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<ModelFile> {
+    if dict.metadata().contains_key(ModelWeights::METADATA_KEY) {
+        return build_saved_model(dict, format, options);
+    }
     restore_shared_tensors(&mut dict)?;
     let mut unused = select(&mut dict, options)?;
-    let dtypes = |dict: &StateDict, names: &[String]| -> BTreeSet<String> {
-        names.iter().filter_map(|name| dict.dtype(name)).map(|dtype| dtype.to_string()).collect()
-    };
     let all_names: Vec<String> = dict.names().map(str::to_owned).collect();
     let all_dtypes = dtypes(&dict, &all_names);
     normalization::fold_weight_norm(&mut dict)?;
@@ -103,8 +103,60 @@ fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<M
         true => dtypes(&dict, &used_names),
         false => all_dtypes,
     };
-    let weights = ModelWeights::new(take_layers(&mut dict, &layers, &chain, options)?)?;
+    let metadata = metadata_of_model(&dict);
+    let weights = ModelWeights::new(take_layers(&mut dict, &layers, &chain, options)?)?.with_metadata(metadata);
     Ok(ModelFile { format, weights, dtypes: dtypes.into_iter().collect(), unused })
+}
+
+/// Element types of some tensors, as text.
+fn dtypes(dict: &StateDict, names: &[String]) -> BTreeSet<String> {
+    names.iter().filter_map(|name| dict.dtype(name)).map(|dtype| dtype.to_string()).collect()
+}
+
+/// The metadata of the file that are not about its tensors.
+fn metadata_of_model(dict: &StateDict) -> BTreeMap<String, String> {
+    if dict.metadata().contains_key(CHECKPOINT_KEY) {
+        return BTreeMap::new();
+    }
+    let is_other = |key: &str, value: &str| {
+        // `format` is always `pt`.
+        key != "format" && !key.ends_with("lstm.config") && !is_shared_tensor(key, value)
+    };
+    let metadata = dict.metadata().iter().filter(|(key, value)| is_other(key, value));
+    metadata.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Builds the model that [`ModelWeights::save`] wrote, or one of its LSTMs alone.
+fn build_saved_model(dict: StateDict, format: Format, options: &OpenOptions) -> Result<ModelFile> {
+    if options.layers.is_some() || options.cell.is_some() || options.clip.is_some() || options.coupled {
+        return Err(file_error(
+            "its metadata contain the layers of the model; omit --layers, --cell, --clip and --coupled",
+        ));
+    }
+    let names: Vec<String> = dict.names().map(str::to_owned).collect();
+    let dtypes = dtypes(&dict, &names).into_iter().collect();
+    let weights = ModelWeights::from_state_dict(dict)?;
+    let [name] = &options.names[..] else {
+        return match options.names[..] {
+            [] => Ok(ModelFile { format, weights, dtypes, unused: Vec::new() }),
+            _ => Err(Error::config("name", format!("expected the name of one LSTM, got {}", options.names.len()))),
+        };
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let lstms = || weights.layers().iter().filter(|layer| matches!(layer, ModelLayer::Lstm { .. }));
+    let Some(lstm) = lstms().find(|layer| layer.name() == Some(name)) else {
+        let expected = list(lstms().filter_map(ModelLayer::name).map(|name| format!("`{name}`")));
+        return Err(file_error(format!("no LSTM is named `{name}`; expected one of: {expected}")));
+    };
+    let unused = names.into_iter().filter(|tensor| !tensor.starts_with(&format!("{name}."))).collect();
+    Ok(ModelFile { format, weights: ModelWeights::new(vec![lstm.clone()])?, dtypes, unused })
+}
+
+/// Whether an entry of the metadata says that `safetensors.torch.save_model` wrote the tensor `name` under the name `kept`
+/// only.
+fn is_shared_tensor(name: &str, kept: &str) -> bool {
+    let leaf = |name: &str| name.rsplit('.').next().map(str::to_owned);
+    name != kept && leaf(name) == leaf(kept)
 }
 
 /// `safetensors.torch.save_model` writes a tensor that occurs under several names once. The metadata have the other
@@ -113,7 +165,7 @@ fn restore_shared_tensors(dict: &mut StateDict) -> Result<()> {
     let shared: Vec<(String, String)> = dict
         .metadata()
         .iter()
-        .filter(|(name, kept)| dict.shape(name).is_none() && dict.shape(kept).is_some())
+        .filter(|(name, kept)| is_shared_tensor(name, kept) && dict.shape(name).is_none() && dict.shape(kept).is_some())
         .map(|(name, kept)| (name.clone(), kept.clone()))
         .collect();
     for (name, kept) in shared {
@@ -190,7 +242,7 @@ fn check_single_model(dict: &StateDict) -> Result<()> {
         models.len() > 1 && models.iter().any(|model| is_state_dict(model) || components.len() == models.len());
     if is_several {
         let names = list(models.iter().map(|model| format!("`{model}`")));
-        let first = models[0];
+        let first = models.iter().find(|model| !model.to_ascii_lowercase().contains("ema")).unwrap_or(&models[0]);
         return Err(file_error(format!("the file has several models: {names}; select one, such as --name {first}")));
     }
     if let [model] = models[..]
@@ -290,7 +342,7 @@ fn stated_layers(text: &str, layers: &[Layer]) -> Result<Vec<Step>> {
         };
         if let LayerKind::Other(what) = &layers[layer].kind {
             let advice = name_advice(layers);
-            return Err(file_error(format!("`{name}` is {what}; this is not supported; {advice}")));
+            return Err(file_error(format!("{what}, which is not supported; {advice}")));
         }
         if steps.iter().any(|step| step.layer() == Some(layer)) {
             return Err(file_error(format!("the layer `{name}` occurs twice; each layer is used once")));

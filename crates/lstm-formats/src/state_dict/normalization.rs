@@ -46,9 +46,13 @@ fn fold(g_name: &str, g: &ArrayD<f32>, v_name: &str, v: &ArrayD<f32>) -> Result<
     let rows = v.shape().first().copied().unwrap_or(0);
     let one_norm_per_row = g.shape().first() == Some(&rows) && g.len() == rows && g.ndim() == v.ndim();
     if !one_norm_per_row || rows == 0 {
+        let remove = match g_name.ends_with("_g") {
+            true => "remove_weight_norm",
+            false => "parametrize.remove_parametrizations",
+        };
         let reason = format!(
-            "weight norm is folded for one norm per row (dim=0) only; expected the shape [{rows}, 1, ..] of `{v_name}` \
-             {:?}, got {:?}; call `torch.nn.utils.remove_weight_norm` on the module and save again",
+            "expected weight norm with one norm per row of `{v_name}` {:?} (dim=0), got the shape {:?}; call \
+             `torch.nn.utils.{remove}` on the module and save again",
             v.shape(),
             g.shape()
         );
