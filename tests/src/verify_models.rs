@@ -16,8 +16,12 @@ use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
     Backend, Model, ModelInput, ModelLayer, ModelWeights, StateDict,
     ndarray::{Array2, Array3, ArrayD, Axis, Ix3, concatenate},
+    weights::state_dict::Dtype,
 };
-use lstm_formats::{ModelFile, OpenOptions};
+use lstm_formats::{
+    Format, OpenOptions,
+    onnx::{OnnxArray, OnnxGraph, OnnxModel},
+};
 
 use crate::{
     backends::{self, BackendVisitor},
@@ -122,14 +126,17 @@ pub fn parse_allowed(text: &str) -> Result<BTreeMap<String, String>> {
 
 /// A model that was opened, with its input and the right outputs.
 struct ModelCase {
-    file: ModelFile,
+    format: Format,
+    weights: ModelWeights,
     values: Values,
 }
 
-/// What the file with right outputs contains.
+/// Inputs and right outputs.
 enum Values {
     /// One input and one output.
     Plain { input: Input, want: ArrayD<f64> },
+    /// Inputs and outputs of a graph, by name, in the layout of the graph.
+    Graph { graph: Box<OnnxGraph>, inputs: BTreeMap<String, OnnxArray>, want: BTreeMap<String, ArrayD<f64>> },
 }
 
 /// The input of a model.
@@ -143,6 +150,15 @@ impl ModelCase {
     fn open(model: &Path, values: &Path) -> Result<lstm_core::Result<Self>> {
         let values_error = || format!("{}", values.display());
         let mut tensors = StateDict::open(values).with_context(values_error)?;
+        if tensors.names().any(|name| name.starts_with("in.")) {
+            let (inputs, want) = read_graph_values(&mut tensors).with_context(values_error)?;
+            let graph = match open_graph(model, &inputs) {
+                Ok(graph) => Box::new(graph),
+                Err(error) => return Ok(Err(error)),
+            };
+            let (format, weights) = (Format::Onnx, graph.weights().clone());
+            return Ok(Ok(ModelCase { format, weights, values: Values::Graph { graph, inputs, want } }));
+        }
         let (values, states) = read_values(&mut tensors).with_context(values_error)?;
         let file = match lstm_formats::open(model, &OpenOptions::default()) {
             Ok(file) => file,
@@ -153,24 +169,81 @@ impl ModelCase {
             let error = relative_error(&want, &got);
             ensure!(error <= TOLERANCE, "the file's own state {name} is {got}, expected {want}");
         }
-        Ok(Ok(ModelCase { file, values }))
+        Ok(Ok(ModelCase { format: file.format, weights: file.weights, values }))
     }
 
     /// Runs the model on a backend and returns the largest `|got - want| / (1 + |want|)`.
     fn score<B: Backend>(&self, b: &B) -> Result<f64> {
-        let model = Model::new(b, self.file.weights.clone())?;
+        let model = Model::new(b, self.weights.clone())?;
         match &self.values {
+            Values::Graph { graph, inputs, want } => {
+                let mut outputs: BTreeMap<_, _> = graph.run(&model, inputs.clone())?.into_iter().collect();
+                let mut largest = 0.0f64;
+                for (name, want) in want {
+                    let y = outputs.remove(name).with_context(|| format!("the model has no output `{name}`"))?;
+                    check_shape(name, want, &y)?;
+                    largest = largest.max(relative_error(want, &y));
+                }
+                Ok(largest)
+            }
             Values::Plain { input, want } => {
                 let output = match input {
                     Input::Features(x) => model.forward(ModelInput::from(x))?,
                     Input::Tokens(tokens) => model.forward(ModelInput::from(tokens))?,
                 };
                 let y = output.y.into_dyn();
-                ensure!(y.shape() == want.shape(), "expected outputs of shape {:?}, got {:?}", want.shape(), y.shape());
+                check_shape("y", want, &y)?;
                 Ok(relative_error(want, &y))
             }
         }
     }
+}
+
+fn check_shape(name: &str, want: &ArrayD<f64>, got: &ArrayD<f32>) -> Result<()> {
+    ensure!(got.shape() == want.shape(), "expected `{name}` of shape {:?}, got {:?}", want.shape(), got.shape());
+    Ok(())
+}
+
+/// Opens the graph of an ONNX file. Values of scalar inputs are set if the graph needs them.
+fn open_graph(model: &Path, inputs: &BTreeMap<String, OnnxArray>) -> lstm_core::Result<OnnxGraph> {
+    let model = OnnxModel::open(model)?;
+    let mut options = OpenOptions::default();
+    let scalars = model.scalar_inputs();
+    for (name, array) in inputs.iter().filter(|(name, _)| scalars.contains(&name.as_str())) {
+        let value = match array {
+            OnnxArray::F32(array) if array.len() == 1 => array.first().map(|&v| f64::from(v)),
+            OnnxArray::I64(array) if array.len() == 1 => array.first().map(|&v| v as f64),
+            _ => None,
+        };
+        options.set.extend(value.map(|value| (name.clone(), value)));
+    }
+    // An input of one element may also be, for example, the length of one sequence, which needs no setting.
+    match model.graph(&OpenOptions::default()) {
+        Err(_) if !options.set.is_empty() => model.graph(&options),
+        result => result,
+    }
+}
+
+/// Reads the inputs and outputs of a graph by name.
+fn read_graph_values(tensors: &mut StateDict) -> Result<(BTreeMap<String, OnnxArray>, BTreeMap<String, ArrayD<f64>>)> {
+    let (mut inputs, mut want) = (BTreeMap::new(), BTreeMap::new());
+    for name in tensors.names().map(str::to_owned).collect::<Vec<_>>() {
+        if let Some(input) = name.strip_prefix("in.") {
+            let shape = tensors.shape(&name).unwrap_or_default().to_vec();
+            let is_integer = matches!(tensors.dtype(&name), Some(Dtype::I64 | Dtype::I32));
+            let array: OnnxArray = match is_integer {
+                true => ArrayD::from_shape_vec(shape, tensors.take_i64(&name)?)?.into(),
+                false => tensors.take_any(&name)?.into(),
+            };
+            inputs.insert(input.to_owned(), array);
+        } else if let Some(output) = name.strip_prefix("out.") {
+            want.insert(output.to_owned(), tensors.take_f64(&name)?);
+        } else {
+            bail!("unknown tensor `{name}`");
+        }
+    }
+    ensure!(!want.is_empty(), "no right outputs `out.NAME`");
+    Ok((inputs, want))
 }
 
 /// Reads the input, the right output and the file's own states by name.
@@ -297,7 +370,7 @@ fn open_row(files: &ModelFiles) -> Row {
     };
     match ModelCase::open(&files.model, values) {
         Ok(Ok(case)) => {
-            row.contents = format!("{}: {}", case.file.format, describe_layers(&case.file.weights));
+            row.contents = format!("{}: {}", case.format, describe_layers(&case.weights));
             row.case = Some(case);
         }
         Ok(Err(refused)) => row.verdict = Verdict::Refused(one_line(&refused.to_string(), &files.model)),
@@ -377,17 +450,62 @@ pub fn run(dir: &Path, backends: Option<&[String]>, allowed: &BTreeMap<String, S
 
 #[cfg(test)]
 mod tests {
+    use lstm_core::{Init, LstmConfig, StateDictWriter, Weights};
+
     use super::*;
+    use crate::toy::Toy;
 
     #[test]
     fn reads_the_list_of_refusals() {
         let allowed = parse_allowed("# comment\n\na.onnx: made of: GRUs \nb : no\n").unwrap();
-        assert_eq!(
-            allowed.into_iter().collect::<Vec<_>>(),
-            [("a.onnx".to_owned(), "made of: GRUs".to_owned()), ("b".to_owned(), "no".to_owned())]
-        );
+        let entries = [("a.onnx", "made of: GRUs"), ("b", "no")].map(|(name, why)| (name.to_owned(), why.to_owned()));
+        assert_eq!(allowed.into_iter().collect::<Vec<_>>(), entries);
         for text in ["a.onnx", "a.onnx:", ": reason", "a: b\na: c"] {
             assert!(parse_allowed(text).is_err(), "{text}");
         }
+    }
+
+    /// Each way in which a file can fail, and the lists that make up for it or not.
+    #[test]
+    fn counts_models_and_reports_every_failure() {
+        let dir = std::env::temp_dir().join(format!("lstm-verify-models-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("sub")).unwrap();
+        let lstm = Weights::init(LstmConfig::new(2, 3), &Init::default(), 1).unwrap();
+        let layer = ModelLayer::Lstm { name: "rec".into(), weights: lstm.into(), initial_state: None };
+        let weights = ModelWeights::new(vec![layer]).unwrap();
+        let x = Array3::from_elem((1, 4, 2), 0.5);
+        let y = Model::new(&Toy, weights.clone()).unwrap().forward(&x).unwrap().y;
+        let save = |name: &str, y: &Array3<f32>| {
+            weights.save(dir.join(format!("{name}.safetensors"))).unwrap();
+            let values = StateDictWriter::new().tensor("x", &x).unwrap().tensor("y", y).unwrap();
+            values.save(dir.join(format!("{name}{EXPECTED}"))).unwrap();
+        };
+        save("right", &y);
+        save("sub/right", &y);
+        let run = |allowed: &str| {
+            let summary = super::run(&dir, Some(&["toy".to_owned()]), &parse_allowed(allowed).unwrap()).unwrap();
+            ((summary.right, summary.refused, summary.wrong), summary.failures)
+        };
+        assert_eq!(run(""), ((2, 0, 0), vec![]));
+        let listed = run("right.safetensors: reason\nno-such-file: reason");
+        assert_eq!(listed.0, (2, 0, 0));
+        assert_eq!(listed.1.len(), 2, "{listed:?}");
+        assert!(listed.1[0].contains("remove the entry") && listed.1[1].contains("no such file"), "{listed:?}");
+
+        save("off", &y.mapv(|v| v + 3e-5));
+        save("shape", &Array3::zeros((1, 3, 3)));
+        std::fs::copy(dir.join("right.safetensors"), dir.join("alone.safetensors")).unwrap();
+        let broken = run("off: a list does not help where results are wrong");
+        assert_eq!(broken.0, (2, 0, 3));
+        assert_eq!(broken.1, ["alone.safetensors is wrong", "off.safetensors is wrong", "shape.safetensors is wrong"]);
+
+        for name in ["off", "shape", "alone"] {
+            std::fs::remove_file(dir.join(format!("{name}.safetensors"))).unwrap();
+        }
+        std::fs::write(dir.join("right.safetensors"), b"{\"what\": 1}").unwrap();
+        assert_eq!(run(""), ((1, 1, 0), vec!["right.safetensors is refused".into()]));
+        assert_eq!(run("right: reason"), ((1, 1, 0), vec![]));
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(super::run(&dir, None, &BTreeMap::new()).is_err());
     }
 }

@@ -152,6 +152,12 @@ impl SequenceWriter {
                 Encoding::Npy(header.len() as u64)
             }
             (Format::Wav, Some(spec)) => {
+                // The header has 32 bits for the number of bytes, of itself too.
+                let sample_bytes = usize::from(spec.bits_per_sample.div_ceil(8));
+                let bytes = [sequence_shape.batch, sequence_shape.steps, sample_bytes].map(|n| n as u128);
+                if bytes.iter().product::<u128>() > u128::from(u32::MAX - 1024) {
+                    return Err(Error::file(path, "a .wav file holds at most 4 GiB; write an .npy file"));
+                }
                 let handle = file.file.get_ref().as_file().try_clone().map_err(Error::io(path))?;
                 Encoding::Wav(WavWriter::new(BufWriter::new(handle), spec).map_err(|e| Error::file(path, e))?)
             }

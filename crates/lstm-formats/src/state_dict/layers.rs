@@ -166,7 +166,7 @@ fn name_layers(mut layers: Vec<Layer>) -> Vec<Layer> {
     for (layer, name) in layers.iter_mut().zip(&names) {
         // The name must not be the start of another one, up to a dot.
         let child = format!("{name}.");
-        let is_parent = sorted.range::<str, _>(child.as_str()..).next().is_some_and(|next| next.starts_with(&child));
+        let is_parent = sorted.range(child.as_str()..).next().is_some_and(|next| next.starts_with(&child));
         let own = if layer.is_lstm() { "lstm" } else { "layer" };
         layer.name = match (name.is_empty(), is_parent) {
             (true, _) => own.to_owned(),
