@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`onnx`] | ONNX files with `LSTM` nodes: reads and writes | `onnx` |
 //! | `audio` | models of GuitarML, AIDA-X, Neural Amp Modeler and RTNeural: [`open`] reads them | `audio` |
+//! | `keras` | Keras models, `.keras` and whole-model `.h5` files: [`open`] reads them | `keras` |
 //!
 //! All features are on by default. [`lstm_core::StateDict`] reads safetensors files with PyTorch's tensor names.
 //!
@@ -14,14 +15,16 @@
 #[cfg(feature = "audio")]
 mod audio;
 mod detect;
-#[cfg(feature = "audio")]
+#[cfg(any(feature = "audio", all(test, feature = "keras")))]
 mod evaluate;
-#[cfg(feature = "audio")]
+#[cfg(any(feature = "audio", feature = "keras"))]
 mod json;
+#[cfg(feature = "keras")]
+mod keras;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod open;
-#[cfg(all(test, feature = "audio"))]
+#[cfg(all(test, any(feature = "audio", feature = "keras")))]
 mod test_files;
 
 pub use detect::detect;

@@ -110,6 +110,8 @@ fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> 
     // file for error messages.
     #[allow(clippy::match_single_binding)]
     match format {
+        #[cfg(feature = "keras")]
+        Format::Keras => crate::keras::read(bytes, source, options),
         #[cfg(feature = "audio")]
         Format::RtNeural => crate::audio::read_rtneural(bytes, source, options),
         #[cfg(feature = "audio")]

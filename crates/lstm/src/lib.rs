@@ -54,7 +54,7 @@ pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
 pub use lstm_cpu::{Cpu, CpuBuilder, Isa};
 #[cfg(feature = "cuda")]
 pub use lstm_cuda::{Cuda, CudaBuilder, KernelLimits};
-#[cfg(any(feature = "onnx", feature = "audio"))]
+#[cfg(any(feature = "onnx", feature = "audio", feature = "keras"))]
 pub use lstm_formats as formats;
 #[cfg(feature = "onnx")]
 pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
