@@ -3,6 +3,7 @@
 //! A cell computes `z = (bias + W x) + U h` in two parts: [`Cell::input_term`] does not depend on the state, so it runs
 //! over all time steps at once; [`Cell::step`] adds the recurrent term.
 
+mod activation;
 mod backward;
 mod fused;
 mod peephole;
@@ -12,6 +13,8 @@ pub(crate) use backward::{BackwardCell, SavedStep, StepGradients, sum_of_product
 pub use fused::Fused;
 pub use peephole::{PeepholeDense, PeepholeDiagonal};
 pub use unfused::Unfused;
+
+use activation::CellFunctions;
 
 use crate::{
     backend::{Ops, State},
@@ -35,6 +38,7 @@ pub struct Cell<T> {
     /// A row of ones, `[1, hidden_size]`, to compute the coupled forget gate `f = 1 - i`; `None` if the gates are not
     /// coupled.
     ones: Option<T>,
+    functions: CellFunctions<T>,
 }
 
 #[derive(Clone, Debug)]
@@ -86,6 +90,7 @@ impl<T: Clone> Cell<T> {
                 .map(|p| upload_snapped(p, hidden, weights.elements(Param::WeightHr)))
                 .transpose()?,
             ones: spec.coupled.then(|| b.upload(MatrixShape::new(1, hidden), &ones)).transpose()?,
+            functions: CellFunctions::new(b, &spec)?,
         })
     }
 
@@ -119,6 +124,8 @@ impl<T: Clone> Cell<T> {
     /// - Clip: each `z` is bounded to `[-clip, clip]` before its activation.
     /// - Coupled gates: `f = 1 - i`.
     /// - Projection: the result is `h'' = snap(W_hr h')`.
+    /// - Activations: other functions take the place of sigmoid and tanh. A gate i, f or o is then snapped, unless its
+    ///   function is sigmoid.
     pub fn step<B: Ops<Tensor = T>>(&self, b: &B, input_term: InputTerm<T>, state: &State<T>) -> Result<State<T>> {
         self.step_with_gates(b, input_term, state).map(|(state, _)| state)
     }
@@ -135,7 +142,8 @@ impl<T: Clone> Cell<T> {
             Some(bound) => b.clip(z, bound),
             None => Ok(z),
         };
-        let sigmoid = |z: T| b.sigmoid(clip_pre_activation(z)?);
+        let CellFunctions { gate, candidate, output } = &self.functions;
+        let gate = |z: T| gate.apply_to_gate(b, clip_pre_activation(z)?);
         let (h, c) = (&state.h, &state.c);
 
         let [zi, zf, zg, zo] = match (&self.weights, input_term) {
@@ -156,14 +164,14 @@ impl<T: Clone> Cell<T> {
                 ));
             }
         };
-        let i = sigmoid(zi)?;
+        let i = gate(zi)?;
         let f = match &self.ones {
             Some(ones) => b.mul_add(-1.0, &i, None, Some(ones))?,
-            None => sigmoid(zf)?,
+            None => gate(zf)?,
         };
         let g = match self.weights {
-            CellWeights::PeepholeDense(_) => b.snap(sigmoid(zg)?)?,
-            _ => b.snap(b.tanh(clip_pre_activation(zg)?)?)?,
+            CellWeights::PeepholeDense(_) => b.snap(gate(zg)?)?,
+            _ => b.snap(candidate.apply(b, clip_pre_activation(zg)?)?)?,
         };
         let i_times_g = b.mul_add(1.0, &i, Some(&g), None)?;
         let c = b.snap(b.mul_add(1.0, &f, Some(c), Some(&i_times_g))?)?;
@@ -171,10 +179,10 @@ impl<T: Clone> Cell<T> {
             CellWeights::PeepholeDiagonal(cell) => cell.add_output_peephole(b, zo, &c)?,
             _ => zo,
         };
-        let o = sigmoid(zo)?;
+        let o = gate(zo)?;
         let h = match self.weights {
-            CellWeights::PeepholeDense(_) => b.tanh(b.mul_add(1.0, &o, Some(&c), None)?)?,
-            _ => b.mul_add(1.0, &o, Some(&b.tanh(c.clone())?), None)?,
+            CellWeights::PeepholeDense(_) => output.apply(b, b.mul_add(1.0, &o, Some(&c), None)?)?,
+            _ => b.mul_add(1.0, &o, Some(&output.apply(b, c.clone())?), None)?,
         };
         let h = b.snap(h)?;
         let h = match &self.projection {
