@@ -15,6 +15,7 @@
 
 #![deny(unsafe_code)]
 
+mod activation;
 pub mod arithmetic;
 mod backend;
 pub mod cell;
