@@ -151,7 +151,9 @@ impl BackendVisitor for Trials {
         if let Arithmetic::Inexact(why) = b.arithmetic() {
             let reason = format!("the arithmetic is not exact: {why}");
             if env::var_os("LSTM_RUN_INEXACT").is_none() {
-                for group in ["specification", "primitives", "streams", "cells", "options", "sizes", "training"] {
+                for group in
+                    ["specification", "primitives", "streams", "cells", "options", "sizes", "activations", "training"]
+                {
                     self.not_run(name, group, &reason);
                 }
                 return;

@@ -1,10 +1,13 @@
 //! The backward pass of one time step, shared by all cells. From the gradients with respect to the state after the time
 //! step, it computes those with respect to the pre-activations `z` of the gates and the state before the time step.
 
-use super::{Cell, CellWeights, Gates, activation::CellFunction};
+use super::{
+    Cell, CellWeights, Gates,
+    activation::{apply, derivative, values_at_bounds},
+};
 use crate::{
     backend::{Ops, State},
-    config::CellKind,
+    config::{CellKind, GateActivation},
     error::Result,
     shape::{MatrixRef, MatrixShape, zeros},
 };
@@ -74,13 +77,11 @@ impl<'a, T: Clone> BackwardCell<'a, T> {
     pub(crate) fn new<B: Ops<Tensor = T>>(b: &B, cell: &'a Cell<T>) -> Result<Self> {
         let hidden = cell.spec.hidden_size;
         let ones = b.upload(MatrixShape::new(1, hidden), &vec![1.0; hidden])?;
-        let bounds = |function: &CellFunction<T>| {
-            cell.spec.clip.map(|bound| function.values_at_bounds(b, bound, hidden)).transpose()
-        };
-        let gate_bounds = bounds(&cell.functions.gate)?;
+        let bounds = |function| cell.spec.clip.map(|bound| values_at_bounds(b, function, bound, hidden)).transpose();
+        let gate_bounds = bounds(cell.spec.activations.gate)?;
         let candidate_bounds = match cell.spec.cell {
             CellKind::PeepholeDense => gate_bounds.clone(),
-            _ => bounds(&cell.functions.candidate)?,
+            _ => bounds(cell.spec.activations.candidate)?,
         };
         Ok(BackwardCell { cell, u: cell.recurrent_weights(b)?, ones, gate_bounds, candidate_bounds })
     }
@@ -102,17 +103,17 @@ impl<'a, T: Clone> BackwardCell<'a, T> {
         let is_dense_peephole = spec.cell == CellKind::PeepholeDense;
         let mul = |x: &T, y: &T| b.mul_add(1.0, x, Some(y), None);
         let snapped_fma = |x: &T, y: &T, z: &T| b.snap(b.mul_add(1.0, x, Some(y), Some(z))?);
-        let functions = &self.cell.functions;
-        let output_derivative = |t: &T| functions.output.derivative(b, t, &self.ones);
+        let functions = spec.activations;
+        let output_derivative = |t: &T| derivative(b, functions.output, t, &self.ones);
         // A pre-activation that was clipped has no influence on the gate.
-        let dz = |d: T, gate: &T, function: &CellFunction<T>, bounds: &Option<[T; 2]>| {
-            let dz = b.snap(mul(&d, &function.derivative(b, gate, &self.ones)?)?)?;
+        let dz = |d: T, gate: &T, function: GateActivation, bounds: &Option<[T; 2]>| {
+            let dz = b.snap(mul(&d, &derivative(b, function, gate, &self.ones)?)?)?;
             match bounds {
                 Some([lower_bound, upper_bound]) => b.select_between(dz, gate, lower_bound, upper_bound),
                 None => Ok(dz),
             }
         };
-        let dz_gate = |d: T, gate: &T| dz(d, gate, &functions.gate, &self.gate_bounds);
+        let dz_gate = |d: T, gate: &T| dz(d, gate, functions.gate, &self.gate_bounds);
 
         let SavedStep { gates: [i, f, g, o], c_old, c, h, d: State { h: dh, c: dc } } = saved;
         let mut projection = None;
@@ -123,7 +124,7 @@ impl<'a, T: Clone> BackwardCell<'a, T> {
             let dc = snapped_fma(&dq, &o, &dc)?;
             (dq, c.clone(), dc)
         } else {
-            let t = functions.output.apply(b, c.clone())?;
+            let t = apply(b, functions.output, c.clone())?;
             let dq = match &self.cell.projection {
                 Some(w) => {
                     projection = Some((dh.clone(), b.snap(mul(&o, &t)?)?));
@@ -150,7 +151,7 @@ impl<'a, T: Clone> BackwardCell<'a, T> {
         } else {
             (dz_gate(mul(&dc, &g)?, &i)?, dz_gate(mul(&dc, &c_old)?, &f)?)
         };
-        let candidate = if is_dense_peephole { &functions.gate } else { &functions.candidate };
+        let candidate = if is_dense_peephole { functions.gate } else { functions.candidate };
         let dz_g = dz(mul(&dc, &i)?, &g, candidate, &self.candidate_bounds)?;
 
         let [u_i, u_f, u_g, u_o] = &self.u;

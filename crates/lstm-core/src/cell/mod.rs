@@ -14,7 +14,7 @@ pub use fused::Fused;
 pub use peephole::{PeepholeDense, PeepholeDiagonal};
 pub use unfused::Unfused;
 
-use activation::CellFunctions;
+use activation::{apply, apply_to_gate};
 
 use crate::{
     backend::{Ops, State},
@@ -38,7 +38,6 @@ pub struct Cell<T> {
     /// A row of ones, `[1, hidden_size]`, to compute the coupled forget gate `f = 1 - i`; `None` if the gates are not
     /// coupled.
     ones: Option<T>,
-    functions: CellFunctions<T>,
 }
 
 #[derive(Clone, Debug)]
@@ -90,7 +89,6 @@ impl<T: Clone> Cell<T> {
                 .map(|p| upload_snapped(p, hidden, weights.elements(Param::WeightHr)))
                 .transpose()?,
             ones: spec.coupled.then(|| b.upload(MatrixShape::new(1, hidden), &ones)).transpose()?,
-            functions: CellFunctions::new(b, &spec)?,
         })
     }
 
@@ -124,8 +122,7 @@ impl<T: Clone> Cell<T> {
     /// - Clip: each `z` is bounded to `[-clip, clip]` before its activation.
     /// - Coupled gates: `f = 1 - i`.
     /// - Projection: the result is `h'' = snap(W_hr h')`.
-    /// - Activations: other functions take the place of sigmoid and tanh. A gate i, f or o is then snapped, unless its
-    ///   function is sigmoid.
+    /// - Activations: other functions take the place of sigmoid and tanh. Where i, f and o have tanh, they are snapped.
     pub fn step<B: Ops<Tensor = T>>(&self, b: &B, input_term: InputTerm<T>, state: &State<T>) -> Result<State<T>> {
         self.step_with_gates(b, input_term, state).map(|(state, _)| state)
     }
@@ -137,13 +134,12 @@ impl<T: Clone> Cell<T> {
         input_term: InputTerm<T>,
         state: &State<T>,
     ) -> Result<(State<T>, Gates<T>)> {
-        let LayerSpec { hidden_size, clip, .. } = self.spec;
+        let LayerSpec { hidden_size, clip, activations, .. } = self.spec;
         let clip_pre_activation = |z: T| match clip {
             Some(bound) => b.clip(z, bound),
             None => Ok(z),
         };
-        let CellFunctions { gate, candidate, output } = &self.functions;
-        let gate = |z: T| gate.apply_to_gate(b, clip_pre_activation(z)?);
+        let gate = |z: T| apply_to_gate(b, activations.gate, clip_pre_activation(z)?);
         let (h, c) = (&state.h, &state.c);
 
         let [zi, zf, zg, zo] = match (&self.weights, input_term) {
@@ -171,7 +167,7 @@ impl<T: Clone> Cell<T> {
         };
         let g = match self.weights {
             CellWeights::PeepholeDense(_) => b.snap(gate(zg)?)?,
-            _ => b.snap(candidate.apply(b, clip_pre_activation(zg)?)?)?,
+            _ => b.snap(apply(b, activations.candidate, clip_pre_activation(zg)?)?)?,
         };
         let i_times_g = b.mul_add(1.0, &i, Some(&g), None)?;
         let c = b.snap(b.mul_add(1.0, &f, Some(c), Some(&i_times_g))?)?;
@@ -181,8 +177,8 @@ impl<T: Clone> Cell<T> {
         };
         let o = gate(zo)?;
         let h = match self.weights {
-            CellWeights::PeepholeDense(_) => output.apply(b, b.mul_add(1.0, &o, Some(&c), None)?)?,
-            _ => b.mul_add(1.0, &o, Some(&output.apply(b, c.clone())?), None)?,
+            CellWeights::PeepholeDense(_) => apply(b, activations.output, b.mul_add(1.0, &o, Some(&c), None)?)?,
+            _ => b.mul_add(1.0, &o, Some(&apply(b, activations.output, c.clone())?), None)?,
         };
         let h = b.snap(h)?;
         let h = match &self.projection {
