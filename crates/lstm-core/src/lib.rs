@@ -15,6 +15,7 @@
 
 #![deny(unsafe_code)]
 
+mod activation;
 pub mod arithmetic;
 mod backend;
 pub mod cell;
@@ -32,13 +33,13 @@ pub use backend::{
     LinearWeights, MaybeSend, MaybeSync, Ops, ReferencePath, Sequence, State, WeightGradients,
     shape::{self, ConcatAxis, MatrixRef, MatrixShape},
 };
-pub use config::{Bias, CellKind, Direction, GATES, LayerSpec, LstmConfig, Param};
+pub use config::{Bias, CellKind, Direction, GATES, GateActivation, GateActivations, LayerSpec, LstmConfig, Param};
 pub use error::{Error, Result};
 pub use model::{
     Checkpointing, Dropout, Gradients, HostState, Input, Linear, LinearGradients, Lstm, OutputGradients, Stream, Tape,
     TrainOutput,
 };
-pub use network::{Activation, ModelLayer, ModelWeights};
+pub use network::{Activation, Model, ModelInput, ModelLayer, ModelOutput, ModelStream, ModelWeights};
 pub use reference::Reference;
 pub use weights::{
     LayerWeights, Weights,

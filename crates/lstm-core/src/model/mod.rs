@@ -1,6 +1,7 @@
 //! The public interface for running and training a model: [`Lstm`], its inputs and outputs, streams, and training
 //! passes.
 
+mod device_layer;
 mod gradients;
 mod input;
 mod layout;
@@ -19,5 +20,10 @@ pub use lstm::Lstm;
 pub use stream::Stream;
 pub use tape::{Tape, TrainOutput};
 
-#[cfg(feature = "train")]
-pub(crate) use {input::check_lengths, lstm::block_on};
+pub(crate) use {
+    input::{check_lengths, nth_seed},
+    layout::{BatchLayout, vec_with_capacity},
+    linear::load_linear,
+    lstm::block_on,
+    run::{DeviceBatch, StackOutput},
+};
