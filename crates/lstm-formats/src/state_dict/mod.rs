@@ -465,3 +465,26 @@ fn take_lstm(dict: &mut StateDict, prefix: &str, options: &OpenOptions) -> Resul
     });
     weights.with_config(config)
 }
+
+#[cfg(all(test, feature = "audio", feature = "pytorch"))]
+mod tests {
+    use crate::{
+        Format,
+        test_files::{check, data},
+    };
+
+    #[test]
+    fn models_return_what_pytorch_returns() {
+        // `evaluate` has no projections, which torch-lightning.pt has.
+        for name in ["plain", "legacy", "checkpoint", "half", "embedding"] {
+            let name = format!("models/torch-{name}");
+            let expected = data(&format!("{name}.expected.safetensors"));
+            check(&data(&format!("{name}.pt")), &expected, Format::PyTorch);
+        }
+        for name in ["cell", "cells"] {
+            let name = format!("models/{name}");
+            let expected = data(&format!("{name}.expected.safetensors"));
+            check(&data(&format!("{name}.safetensors")), &expected, Format::Safetensors);
+        }
+    }
+}
