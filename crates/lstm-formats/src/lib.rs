@@ -2,6 +2,8 @@
 //!
 //! | module | format | feature |
 //! |---|---|---|
+//! | `pytorch` | files of `torch.save`: [`open`] reads them | `pytorch` |
+//! | `state_dict` | safetensors files with PyTorch's tensor names: [`open`] reads them | `safetensors` |
 //! | [`onnx`] | ONNX files with `LSTM` nodes: reads and writes | `onnx` |
 //! | `audio` | models of GuitarML, AIDA-X, Neural Amp Modeler and RTNeural: [`open`] reads them | `audio` |
 //! | `keras` | Keras models, `.keras` and whole-model `.h5` files: [`open`] reads them | `keras` |
@@ -24,6 +26,10 @@ mod keras;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod open;
+#[cfg(feature = "pytorch")]
+mod pytorch;
+#[cfg(feature = "safetensors")]
+mod state_dict;
 #[cfg(all(test, any(feature = "audio", feature = "keras")))]
 mod test_files;
 

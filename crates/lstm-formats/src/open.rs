@@ -108,10 +108,13 @@ fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> 
     // One arm for each format, such as `Format::Nam => nam::read(bytes, source, options)`. A reader has the form
     // `fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile>`, where `source` is the name of the
     // file for error messages.
-    #[allow(clippy::match_single_binding)]
     match format {
         #[cfg(feature = "keras")]
         Format::Keras => crate::keras::read(bytes, source, options),
+        #[cfg(feature = "safetensors")]
+        Format::Safetensors => crate::state_dict::read_safetensors(bytes, source, options),
+        #[cfg(feature = "pytorch")]
+        Format::PyTorch => crate::pytorch::read(bytes, source, options),
         #[cfg(feature = "audio")]
         Format::RtNeural => crate::audio::read_rtneural(bytes, source, options),
         #[cfg(feature = "audio")]
@@ -120,6 +123,7 @@ fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> 
         Format::AidaX => crate::audio::read_aidax(bytes, source, options),
         #[cfg(feature = "audio")]
         Format::Nam => crate::audio::read_nam(bytes, source, options),
+        #[allow(unreachable_patterns, reason = "a build may lack the features of other formats")]
         format => Err(Error::format(source, format!("this build has no reader for the format {format}"))),
     }
 }
@@ -139,7 +143,7 @@ fn read_regular_file(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Calls a reader of another crate. A panic inside it becomes an error.
-#[allow(unused, reason = "the readers of PyTorch and Keras files use it")]
+#[allow(unused, reason = "a build may lack the readers of PyTorch and Keras files")]
 pub(crate) fn catch_panic<T>(source: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
     let panicked = |_| Error::format(source, "the file is damaged: its reader failed");
     catch_unwind(AssertUnwindSafe(read)).map_err(panicked)?
