@@ -109,6 +109,8 @@ fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> 
     // `fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile>`, where `source` is the name of the
     // file for error messages.
     match format {
+        #[cfg(feature = "keras")]
+        Format::Keras => crate::keras::read(bytes, source, options),
         #[cfg(feature = "safetensors")]
         Format::Safetensors => crate::state_dict::read_safetensors(bytes, source, options),
         #[cfg(feature = "pytorch")]

@@ -67,11 +67,6 @@ const WRAPPERS: [&str; 14] = [
 ];
 
 impl Layer {
-    /// Whether a user who writes `name` means this layer.
-    pub(super) fn is_named(&self, name: &str) -> bool {
-        self.name == name || self.path == name || self.other_paths.iter().any(|path| path == name)
-    }
-
     /// Whether this is an LSTM.
     pub(super) fn is_lstm(&self) -> bool {
         matches!(self.kind, LayerKind::Lstm { .. })
@@ -81,6 +76,18 @@ impl Layer {
     pub(super) fn prefix(&self) -> String {
         if self.path.is_empty() { String::new() } else { format!("{}.", self.path) }
     }
+}
+
+/// The layer that a user means by `name`: its name, its path, or the end of its path if no other path ends so.
+pub(super) fn find_named(layers: &[Layer], name: &str) -> Option<usize> {
+    let paths =
+        |layer: &Layer| -> Vec<String> { [&layer.path].into_iter().chain(&layer.other_paths).cloned().collect() };
+    let exact = |layer: &Layer| layer.name == name || paths(layer).iter().any(|path| path == name);
+    let ends = |layer: &Layer| {
+        paths(layer).iter().any(|path| path.strip_suffix(name).is_some_and(|start| start.ends_with('.')))
+    };
+    let mut by_end = (0..layers.len()).filter(|&k| ends(&layers[k]));
+    layers.iter().position(exact).or_else(|| by_end.next().filter(|_| by_end.next().is_none()))
 }
 
 /// The layers of a state dict, sorted by name, numbers in names by their value. Layers with the same tensors are one.

@@ -26,7 +26,7 @@ use lstm_core::{
 
 use self::{
     chain::{Link, display_path, name_advice},
-    layers::{Layer, LayerKind, compare_names, find_layers, list},
+    layers::{Layer, LayerKind, compare_names, find_layers, find_named, list},
     text::Entry,
 };
 use crate::{Format, ModelFile, OpenOptions};
@@ -278,7 +278,7 @@ const MODEL_WORDS: [&str; 11] = [
 fn select_by_name(dict: &StateDict, name: &str) -> Result<BTreeSet<String>> {
     let name = name.strip_suffix('.').unwrap_or(name);
     let layers: Vec<Layer> = find_layers(dict);
-    if let Some(lstm) = layers.iter().find(|layer| layer.is_lstm() && layer.is_named(name)) {
+    if let Some(lstm) = find_named(&layers, name).map(|layer| &layers[layer]).filter(|layer| layer.is_lstm()) {
         return Ok(lstm.tensors.iter().cloned().collect());
     }
     let is_inside = |path: &str| path == name || path.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
@@ -337,7 +337,7 @@ fn stated_layers(text: &str, layers: &[Layer]) -> Result<Vec<Step>> {
             }
             Entry::Layer { name, activation } => (name, activation),
         };
-        let Some(layer) = layers.iter().position(|layer| layer.is_named(name)) else {
+        let Some(layer) = find_named(layers, name) else {
             return Err(file_error(format!("no layer is named `{name}`; the file has {}", chain::describe(layers))));
         };
         if let LayerKind::Other(what) = &layers[layer].kind {
@@ -361,7 +361,7 @@ fn stated_layers(text: &str, layers: &[Layer]) -> Result<Vec<Step>> {
 /// Number of features that the layer after the first entry reads, if it is known.
 fn next_input(entries: &[Entry], layers: &[Layer]) -> Option<usize> {
     let next = entries.iter().skip(1).find_map(|entry| match entry {
-        Entry::Layer { name, .. } => layers.iter().find(|layer| layer.is_named(name)),
+        Entry::Layer { name, .. } => find_named(layers, name).map(|layer| &layers[layer]),
         _ => None,
     })?;
     match next.kind {
@@ -464,4 +464,27 @@ fn take_lstm(dict: &mut StateDict, prefix: &str, options: &OpenOptions) -> Resul
         config
     });
     weights.with_config(config)
+}
+
+#[cfg(all(test, feature = "audio", feature = "pytorch"))]
+mod tests {
+    use crate::{
+        Format,
+        test_files::{check, data},
+    };
+
+    #[test]
+    fn models_return_what_pytorch_returns() {
+        // `evaluate` has no projections, which torch-lightning.pt has.
+        for name in ["plain", "legacy", "checkpoint", "half", "embedding"] {
+            let name = format!("models/torch-{name}");
+            let expected = data(&format!("{name}.expected.safetensors"));
+            check(&data(&format!("{name}.pt")), &expected, Format::PyTorch);
+        }
+        for name in ["cell", "cells"] {
+            let name = format!("models/{name}");
+            let expected = data(&format!("{name}.expected.safetensors"));
+            check(&data(&format!("{name}.safetensors")), &expected, Format::Safetensors);
+        }
+    }
 }
