@@ -74,6 +74,6 @@ pub use lstm_formats as formats;
 #[cfg(feature = "rtneural")]
 pub use lstm_formats::RtNeural;
 #[cfg(feature = "onnx")]
-pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
+pub use lstm_formats::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 pub use memory::tensor::Tensor;
 pub use pass::{stream::CpuStream, trace::Trace};

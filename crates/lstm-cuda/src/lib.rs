@@ -96,7 +96,7 @@ pub use lstm_formats as formats;
 #[cfg(feature = "rtneural")]
 pub use lstm_formats::RtNeural;
 #[cfg(feature = "onnx")]
-pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
+pub use lstm_formats::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 pub use sequence::Trace;
 pub use stream::CudaStream;
 pub use tensor::Tensor;

@@ -18,7 +18,7 @@ mod open;
 pub mod rtneural;
 
 #[cfg(feature = "onnx")]
-pub use onnx::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
+pub use onnx::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 pub use open::{Format, ModelFile, OpenOptions, detect, open};
 #[cfg(feature = "rtneural")]
 pub use rtneural::RtNeural;

@@ -57,7 +57,7 @@ pub use lstm_formats as formats;
 #[cfg(feature = "rtneural")]
 pub use lstm_formats::RtNeural;
 #[cfg(feature = "onnx")]
-pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
+pub use lstm_formats::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 pub use memory::Tensor;
 pub use pass::{Layer, Trace, WgpuStream};
 pub use wgpu;
