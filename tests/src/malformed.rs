@@ -2,13 +2,11 @@
 //! error or a model and never panics. A model that loads is run, streamed and written again.
 
 use lstm_core::{
-    Backend, CellKind, Direction, Input, Lstm, Reference, Result, StateDict, StateDictWriter, TensorNames, Weights,
+    Backend, CellKind, Direction, Input, Lstm, Model, Reference, Result, StateDict, StateDictWriter, TensorNames,
+    Weights,
     ndarray::{Array3, ArrayD, ArrayView3, IxDyn, s},
 };
-use lstm_formats::{
-    OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter, OpenOptions,
-    onnx::{GraphAxis, GraphPort, InitialState, SequenceLengths},
-};
+use lstm_formats::{OnnxGraph, OnnxModel, OnnxWriter, OpenOptions};
 
 /// Largest number of parameters of a model that is run. Larger models are only loaded.
 const MAX_PARAMS: usize = 1 << 12;
@@ -63,16 +61,26 @@ pub fn check_onnx<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
         let _ = model.tensor(name);
     }
     let nodes = model.lstm_nodes();
+    let named = |names: &[String]| {
+        let mut options = OpenOptions::default();
+        options.names = names.to_vec();
+        model.graph(&options)
+    };
     for name in &nodes {
-        let _ = model.lstm_named(&[name]);
+        let _ = named(std::slice::from_ref(name));
     }
-    let _ = model.lstm_named(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
-    let onnx = model.lstm()?;
-    run_model(b, &onnx.weights);
-    run_onnx_graph(b, &onnx);
-    let reread_model =
-        OnnxWriter::new(&onnx.weights).to_bytes().and_then(|bytes| OnnxModel::from_bytes(&bytes)?.lstm());
-    assert_same_weights(&onnx.weights, &reread_model.expect("a written file can be read").weights);
+    if !nodes.is_empty() {
+        let _ = named(&nodes);
+    }
+    let graph = model.graph(&OpenOptions::default())?;
+    run_onnx_graph(b, &graph);
+    for weights in graph.weights().lstms() {
+        run_model(b, weights);
+        let written = OnnxWriter::new(weights).to_bytes();
+        let reread = written.and_then(|bytes| OnnxModel::from_bytes(&bytes)?.graph(&OpenOptions::default()));
+        let reread = reread.expect("a written file can be read");
+        assert_same_weights(weights, reread.weights().lstms().next().expect("an LSTM was written"));
+    }
     Ok(())
 }
 
@@ -115,33 +123,20 @@ fn run_model<B: Backend>(b: &B, weights: &Weights) {
 
 /// Runs the model of an ONNX file with inputs in the layout of the file's graph. The result is ignored, because states and
 /// lengths that are constants of the graph may not fit the batch.
-fn run_onnx_graph<B: Backend>(b: &B, onnx: &OnnxLstm) {
-    let config = onnx.weights.config();
-    if onnx.weights.len() > MAX_PARAMS || onnx.outputs.len() > 16 {
+fn run_onnx_graph<B: Backend>(b: &B, graph: &OnnxGraph) {
+    if graph.weights().num_params() > MAX_PARAMS || graph.outputs().len() > 16 {
         return;
     }
-    let array_for_port = |port: &GraphPort, rows: usize, features: usize| {
-        let size = |label: &GraphAxis| match label {
-            GraphAxis::Steps => STEPS,
-            GraphAxis::Batch => BATCH_SIZE,
-            GraphAxis::Layers => rows,
-            GraphAxis::Directions => config.num_directions(),
-            GraphAxis::Features => features,
-        };
-        let shape: Vec<usize> = port.axes.iter().map(|axis| axis.iter().map(size).product()).collect();
-        ArrayD::from_elem(IxDyn(&shape), 0.5)
-    };
-    let state = |initial: &InitialState| match initial {
-        InitialState::Inputs(ports) => {
-            ports.iter().map(|port| array_for_port(port, port.rows.len(), config.hidden_size)).collect()
-        }
-        _ => Vec::new(),
-    };
-    let lengths = matches!(onnx.lengths, SequenceLengths::Input(_)).then(|| vec![STEPS as i64, 1]);
-    let (initial_h, initial_c) = (state(&onnx.initial_h), state(&onnx.initial_c));
-    let inputs = OnnxInputs { x: array_for_port(&onnx.x, 1, config.input_size), initial_h, initial_c, lengths };
-    let lstm = Lstm::new(b, onnx.weights.clone()).expect("a small model fits in memory");
-    let _ = onnx.run(&lstm, inputs);
+    let inputs = graph.inputs().iter().map(|input| {
+        let shape: Vec<usize> = input.shape.iter().map(|size| size.unwrap_or(BATCH_SIZE)).collect();
+        let array = ArrayD::from_elem(IxDyn(&shape), 1.0f32);
+        (input.name.clone(), array.into())
+    });
+    let elements: usize = graph.inputs().iter().map(|i| i.shape.iter().flatten().product::<usize>()).sum();
+    if elements < 1 << 16 {
+        let model = Model::new(b, graph.weights().clone()).expect("a small model fits in memory");
+        let _ = graph.run(&model, inputs.collect());
+    }
 }
 
 /// Panics unless both arrays are bit-identical. Every NaN counts as equal to every other NaN.

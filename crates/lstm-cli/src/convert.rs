@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    model,
+    model::{self, PortKind, quoted_list},
     output::{check_distinct_paths, check_extension},
     report::{OutputSettings, path_text},
 };
@@ -74,6 +74,13 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     let loaded_model = args.model.load()?;
     if let Some(unused_text) = loaded_model.describe_unused() {
         return Err(Error::file(&args.model.path, format!("{unused_text}; this would be lost")));
+    }
+    let inputs: Vec<String> =
+        [PortKind::State, PortKind::Lengths].into_iter().flat_map(|kind| loaded_model.input_names(kind)).collect();
+    if !inputs.is_empty() && !args.inputs && !loaded_model.selected_by_name {
+        let hint = if writes_onnx { "--inputs keeps them" } else { "--name takes an LSTM without them" };
+        let why = format!("its graph's inputs for states or lengths, {}, would be lost; {hint}", quoted_list(&inputs));
+        return Err(Error::file(&args.model.path, why));
     }
     let weights = &loaded_model.weights;
     match (writes_onnx, single_lstm(weights)) {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{
     backends::{self, describe_paths},
     error::Result,
-    model::{self, quoted_list},
+    model::{self, GraphPort, quoted_list},
     report::{OutputSettings, path_text},
 };
 
@@ -42,6 +42,8 @@ struct Report {
     parameters: usize,
     /// Whether the model can run sequences in chunks of steps, rather than only as a whole.
     streams: bool,
+    /// Inputs and outputs of an ONNX graph.
+    ports: Vec<GraphPort>,
     unused: Vec<String>,
     backends: Vec<BackendSupport>,
 }
@@ -111,6 +113,9 @@ impl fmt::Display for Report {
         self.metadata.iter().try_for_each(|(key, value)| writeln!(f, "{key}: {}", shortened(value)))?;
         let streaming_text = if self.streams { "can run in chunks of any length" } else { "needs whole sequences" };
         writeln!(f, "{streaming_text}")?;
+        for GraphPort { name, is_output, holds, .. } in &self.ports {
+            writeln!(f, "{} of the graph `{name}`: {holds}", if *is_output { "output" } else { "input" })?;
+        }
         if !self.unused.is_empty() {
             writeln!(f, "not part of this model: {}", quoted_list(&self.unused))?;
         }
@@ -264,6 +269,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         metadata: weights.metadata().clone(),
         parameters: weights.num_params(),
         streams: loaded_model.streams(),
+        ports: loaded_model.ports.clone(),
         unused: loaded_model.unused_names.clone(),
         backends: BACKENDS.iter().map(backend_support).collect(),
     })?;

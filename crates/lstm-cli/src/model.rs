@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use lstm::{
     CellKind, Direction, ModelWeights,
-    formats::{Format, OpenOptions, detect, open},
+    formats::{
+        Format, OpenOptions, detect,
+        onnx::{OnnxGraph, OnnxInputKind, OnnxModel, OnnxOutputKind, StateRows},
+        open,
+    },
 };
 
 use crate::error::{Error, Result};
@@ -74,6 +78,28 @@ pub(crate) struct LoadedModel {
     pub(crate) unused_names: Vec<String>,
     /// Whether the user selected an LSTM with `--name`.
     pub(crate) selected_by_name: bool,
+    /// The inputs and outputs of an ONNX graph; empty for other formats.
+    pub(crate) ports: Vec<GraphPort>,
+}
+
+/// An input or output of an ONNX graph.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct GraphPort {
+    pub(crate) name: String,
+    pub(crate) is_output: bool,
+    /// What it holds, in words.
+    pub(crate) holds: String,
+    #[serde(skip)]
+    pub(crate) kind: PortKind,
+}
+
+/// What an input or output of an ONNX graph holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PortKind {
+    Values,
+    State,
+    Lengths,
+    Other,
 }
 
 impl ModelArgs {
@@ -88,8 +114,13 @@ impl ModelArgs {
             self.check_applicable(&options)?;
         }
         let file = open(&self.path, &options).map_err(|e| Error::from(e).with_path(&self.path))?;
+        let ports = match file.format {
+            Format::Onnx => graph_ports(&OnnxModel::open(&self.path)?.graph(&options)?),
+            _ => Vec::new(),
+        };
         Ok(LoadedModel {
             path: self.path.clone(),
+            ports,
             format: file.format,
             weights: file.weights.into(),
             dtypes: file.dtypes,
@@ -136,6 +167,43 @@ impl ModelArgs {
     }
 }
 
+/// Lists the inputs and outputs of a graph.
+fn graph_ports(graph: &OnnxGraph) -> Vec<GraphPort> {
+    let inputs = graph.inputs().iter().map(|input| {
+        let (holds, kind) = match &input.kind {
+            OnnxInputKind::Features => ("the features".into(), PortKind::Values),
+            OnnxInputKind::Tokens => ("the tokens".into(), PortKind::Values),
+            OnnxInputKind::Lengths => ("the lengths of the sequences".into(), PortKind::Lengths),
+            OnnxInputKind::State(rows) => (describe_state("initial", rows), PortKind::State),
+            OnnxInputKind::Scalar(value) => (format!("a scalar, set to {value}"), PortKind::Other),
+            _ => ("not used".into(), PortKind::Other),
+        };
+        GraphPort { name: input.name.clone(), is_output: false, holds, kind }
+    });
+    let outputs = graph.outputs().iter().map(|output| {
+        let (holds, kind) = match &output.kind {
+            OnnxOutputKind::Outputs => ("outputs of the model".into(), PortKind::Values),
+            OnnxOutputKind::State(rows) => (describe_state("final", rows), PortKind::State),
+            _ => ("not known".into(), PortKind::Other),
+        };
+        GraphPort { name: output.name.clone(), is_output: true, holds, kind }
+    });
+    inputs.chain(outputs).collect()
+}
+
+/// Describes states: `initial h and c of LSTM 0`.
+fn describe_state(which: &str, rows: &[StateRows]) -> String {
+    let parts = rows.iter().map(|StateRows { lstm, is_c, rows, .. }| {
+        format!(
+            "{} of LSTM {lstm}, rows {} to {}",
+            if *is_c { "c" } else { "h" },
+            rows.start,
+            rows.end.saturating_sub(1)
+        )
+    });
+    format!("{which} states: {}", parts.collect::<Vec<_>>().join("; "))
+}
+
 /// Formats names in backquotes, separated by commas. Long lists are cut.
 pub(crate) fn quoted_list(names: &[String]) -> String {
     const MAX_NAMES: usize = 12;
@@ -152,6 +220,12 @@ impl LoadedModel {
     pub(crate) fn describe_unused(&self) -> Option<String> {
         (!self.selected_by_name && !self.unused_names.is_empty())
             .then(|| format!("not part of the model and not used: {}", quoted_list(&self.unused_names)))
+    }
+
+    /// Names of the inputs of an ONNX graph of this kind.
+    pub(crate) fn input_names(&self, kind: PortKind) -> Vec<String> {
+        let ports = self.ports.iter().filter(|port| !port.is_output && port.kind == kind);
+        ports.map(|port| port.name.clone()).collect()
     }
 
     /// Whether the model can run sequences in chunks of steps, rather than only as a whole.

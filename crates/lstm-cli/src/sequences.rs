@@ -16,7 +16,7 @@ use crate::{
     backends::RunnableModel,
     error::{Error, Result},
     input::{Format, Layout, Reader, SequenceShape},
-    model::LoadedModel,
+    model::{LoadedModel, PortKind, quoted_list},
     report::OutputSettings,
     state,
 };
@@ -173,6 +173,16 @@ impl SequenceArgs {
         let values_per_step = sequence_shape.batch.saturating_mul(weights.input_size() + max_width(weights) + gates);
         let chunk_steps = self.chunk.map_or((DEFAULT_CHUNK_VALUES / values_per_step).max(1), |n| n as usize);
         let rate = resampled_to.or(reader.wav_spec().map(|spec| spec.sample_rate)).unwrap_or(0);
+        let state_inputs = model.input_names(PortKind::State);
+        if !state_inputs.is_empty() && self.state_in.is_none() {
+            let inputs = quoted_list(&state_inputs);
+            output.note(format!("the graph's state inputs {inputs} are set to zero; use --state-in to set them"));
+        }
+        let lengths_inputs = model.input_names(PortKind::Lengths);
+        if !lengths_inputs.is_empty() && self.lengths.is_none() {
+            let inputs = quoted_list(&lengths_inputs);
+            output.note(format!("the graph's input {inputs} is set to the full length; use --lengths to set it"));
+        }
         if let Some(unused_text) = model.describe_unused() {
             output.note(unused_text);
         }

@@ -72,6 +72,6 @@ pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
 #[cfg(any(feature = "onnx", feature = "audio", feature = "keras"))]
 pub use lstm_formats as formats;
 #[cfg(feature = "onnx")]
-pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
+pub use lstm_formats::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 pub use memory::tensor::Tensor;
 pub use pass::{stream::CpuStream, trace::Trace};

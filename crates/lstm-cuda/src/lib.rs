@@ -94,7 +94,7 @@ pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
 #[cfg(any(feature = "onnx", feature = "audio", feature = "keras"))]
 pub use lstm_formats as formats;
 #[cfg(feature = "onnx")]
-pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
+pub use lstm_formats::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 pub use sequence::Trace;
 pub use stream::CudaStream;
 pub use tensor::Tensor;

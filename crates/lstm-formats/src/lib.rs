@@ -35,5 +35,5 @@ mod test_files;
 
 pub use detect::detect;
 #[cfg(feature = "onnx")]
-pub use onnx::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
+pub use onnx::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 pub use open::{Format, ModelFile, OpenOptions, open, open_bytes};

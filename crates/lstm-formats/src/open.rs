@@ -91,7 +91,7 @@ pub struct ModelFile {
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> {
     let path = path.as_ref();
     let bytes = read_regular_file(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    read(&bytes, &path.display().to_string(), options)
+    read(&bytes, path.parent(), &path.display().to_string(), options)
 }
 
 /// Reads a model file of any supported format from its bytes.
@@ -99,16 +99,18 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> 
 /// # Errors
 /// Those of [`open`], without a name of the file.
 pub fn open_bytes(bytes: &[u8], options: &OpenOptions) -> Result<ModelFile> {
-    read(bytes, "model file", options)
+    read(bytes, None, "model file", options)
 }
 
-/// Reads a model file. `source` is its name for error messages.
-fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> {
+/// Reads a model file. `source` is its name for error messages; `dir` is the folder of the files that hold external data.
+fn read(bytes: &[u8], dir: Option<&Path>, source: &str, options: &OpenOptions) -> Result<ModelFile> {
     let Some(format) = detect(bytes) else { return Err(Error::format(source, describe_unknown(bytes))) };
     // One arm for each format, such as `Format::Nam => nam::read(bytes, source, options)`. A reader has the form
     // `fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile>`, where `source` is the name of the
     // file for error messages.
     match format {
+        #[cfg(feature = "onnx")]
+        Format::Onnx => crate::onnx::read(bytes, dir, source, options),
         #[cfg(feature = "keras")]
         Format::Keras => crate::keras::read(bytes, source, options),
         #[cfg(feature = "safetensors")]

@@ -55,7 +55,7 @@ pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
 #[cfg(any(feature = "onnx", feature = "audio", feature = "keras"))]
 pub use lstm_formats as formats;
 #[cfg(feature = "onnx")]
-pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
+pub use lstm_formats::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 pub use memory::Tensor;
 pub use pass::{Layer, Trace, WgpuStream};
 pub use wgpu;

@@ -58,7 +58,7 @@ pub use lstm_cuda::{Cuda, CudaBuilder, KernelLimits};
 #[cfg(any(feature = "onnx", feature = "audio", feature = "keras", feature = "pytorch"))]
 pub use lstm_formats as formats;
 #[cfg(feature = "onnx")]
-pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
+pub use lstm_formats::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 #[cfg(all(feature = "wgpu", not(target_arch = "wasm32")))]
 pub use lstm_wgpu::adapters;
 #[cfg(feature = "wgpu")]

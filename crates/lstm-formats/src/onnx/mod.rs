@@ -1,31 +1,37 @@
-//! ONNX files: [`OnnxModel`] reads the `LSTM` nodes of a graph as one model, [`OnnxWriter`] writes a model.
+//! ONNX files: [`OnnxModel`] reads a graph that is a chain of layers around `LSTM` nodes, [`OnnxWriter`] writes one.
 //!
 //! Equations and layouts are those of the ONNX standard, <https://onnx.ai/onnx/operators/onnx__LSTM.html>, for opsets 7
-//! to 26. The nodes between and around the `LSTM` nodes may only move axes and compute sizes. Any other node is an
-//! error that names it, unless the caller selects `LSTM` nodes by name.
+//! to 26. A node that is neither a layer nor one that moves elements or computes constants is an error that names it,
+//! unless the caller selects `LSTM` nodes by name.
+//!
+//! How a graph is read: every node is evaluated, on numbers where they are known, else on labels that say where each
+//! element comes from ([`data`], [`operators`]). Sizes that the file does not fix are tried with two values each
+//! ([`sizes`]). Nodes that compute something become stages of a [`chain`]. At the end, the labels of the outputs say what
+//! they are ([`layout`], [`assemble`]).
 //!
 //! Each module imports only modules to its left:
-//! `proto`, `tensor`, `node`, `value`, `operators`, `graph_port`, `context`, `lengths`, `initial_state`, `layer`,
-//! `traversal`, `lstm`, `assemble`, this module. `export` imports only `proto`.
+//! `proto`, `tensor`, `data`, `node`, `operators`, `sizes`, `layout`, `lstm_stage`, `chain`, `lstm_node`, `graph`, `walk`, `assemble`,
+//! this module. `export` imports only `proto`.
 
 mod assemble;
-mod context;
+mod chain;
+mod data;
 mod export;
-mod graph_port;
-mod initial_state;
-mod layer;
-mod lengths;
-mod lstm;
+mod graph;
+mod layout;
+mod lstm_node;
+mod lstm_stage;
 mod node;
 mod operators;
 mod proto;
+mod sizes;
 mod tensor;
 #[cfg(test)]
 mod tests;
-mod traversal;
-mod value;
+mod walk;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     path::{Path, PathBuf},
 };
@@ -34,10 +40,12 @@ use ndarray::ArrayD;
 use prost::Message;
 
 pub use export::OnnxWriter;
-pub use graph_port::{GraphAxis, GraphPort, GraphPortKind};
-pub use lengths::SequenceLengths;
-pub use lstm::{InitialState, OnnxInputs, OnnxLstm};
+pub use graph::{
+    ModelArguments, OnnxArray, OnnxGraph, OnnxInput, OnnxInputKind, OnnxOutput, OnnxOutputKind, StateRows,
+};
 
+use crate::open::{Format, ModelFile, OpenOptions};
+use graph::list;
 use lstm_core::{Error, Result};
 
 /// The supported operator sets. Versions 23 to 26 only add element types to the operators that this module reads.
@@ -50,13 +58,14 @@ const SUPPORTED_OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
 ///
 /// ```
 /// use lstm_core::{Init, LstmConfig, Weights};
-/// use lstm_formats::onnx::{OnnxModel, OnnxWriter};
+/// use lstm_formats::{OpenOptions, onnx::{OnnxModel, OnnxWriter}};
 ///
 /// let weights = Weights::init(LstmConfig::new(3, 5).layers(2).bidirectional(), &Init::default(), 1)?;
 /// let bytes = OnnxWriter::new(&weights).to_bytes()?;
 /// let model = OnnxModel::from_bytes(&bytes)?;
 /// assert_eq!(model.lstm_nodes(), ["lstm_l0", "lstm_l1"]);
-/// assert_eq!(model.lstm()?.weights, weights);
+/// let graph = model.graph(&OpenOptions::default())?;
+/// assert_eq!(**graph.weights().lstms().next().unwrap(), weights);
 /// # Ok::<(), lstm_core::Error>(())
 /// ```
 #[derive(Clone)]
@@ -66,8 +75,19 @@ pub struct OnnxModel {
     /// Folder of the files that hold external tensor data; `None` if the model was not read from a file.
     dir: Option<PathBuf>,
     graph: proto::Graph,
+    /// Size of the file.
+    file_bytes: usize,
     /// Version of the ONNX operator set that the file uses.
     opset: i64,
+}
+
+/// Reads the model of a file. `source` is its name for error messages; `dir` is the folder of the files that hold external
+/// data.
+pub(crate) fn read(bytes: &[u8], dir: Option<&Path>, source: &str, options: &OpenOptions) -> Result<ModelFile> {
+    let dir = dir.map(|dir| if dir.as_os_str().is_empty() { Path::new(".").into() } else { dir.to_owned() });
+    let graph = OnnxModel::parse(bytes, source.to_owned(), dir)?.graph(options)?;
+    let OnnxGraph { weights, dtypes, ignored_nodes, .. } = graph;
+    Ok(ModelFile { format: Format::Onnx, weights, dtypes, unused: ignored_nodes })
 }
 
 impl fmt::Debug for OnnxModel {
@@ -124,7 +144,7 @@ impl OnnxModel {
         if !graph.sparse_initializer.is_empty() || !graph.quantization.is_empty() {
             return Err(error("sparse and quantized tensors are not supported".into()));
         }
-        Ok(OnnxModel { source, dir, graph, opset })
+        Ok(OnnxModel { source, dir, graph, file_bytes: bytes.len(), opset })
     }
 
     /// Returns the version of the ONNX operator set that the file uses.
@@ -132,11 +152,23 @@ impl OnnxModel {
         self.opset
     }
 
-    /// Returns the names of the `LSTM` nodes in the order of the file. A node without a name is named by its index
-    /// among all nodes.
+    /// Returns the names of the `LSTM` nodes in the order of the file. A node without a name is named by its index among
+    /// all nodes. A node inside a branch or a loop body has the name of the outer node before it: `If_0/then/LSTM_3`.
     pub fn lstm_nodes(&self) -> Vec<String> {
-        let nodes = self.graph.node.iter().enumerate().filter(|(_, node)| node.op_type == "LSTM");
-        nodes.map(|(index, node)| node::node_name(index, node)).collect()
+        walk::lstm_names(&self.graph)
+    }
+
+    /// Returns the names of the inputs that are declared as scalars, or with a single element, and may be
+    /// [set](OpenOptions::set).
+    pub fn scalar_inputs(&self) -> Vec<&str> {
+        let is_constant = |name: &str| self.graph.initializer.iter().any(|tensor| tensor.name == name);
+        let inputs = self.graph.input.iter().filter(|input| !is_constant(&input.name));
+        let inputs = inputs.filter(|input| {
+            let tensor = input.value_type.as_ref().and_then(|value_type| value_type.tensor.as_ref());
+            let shape = tensor.and_then(|tensor| tensor.shape.as_ref());
+            shape.is_some_and(|shape| shape.dim.iter().all(|dim| dim.value == Some(1)))
+        });
+        inputs.map(|input| input.name.as_str()).collect()
     }
 
     /// Returns the names of the initializers, for [`tensor`](Self::tensor).
@@ -157,59 +189,120 @@ impl OnnxModel {
         self.with_file_name(tensor::floats(initializer.ok_or_else(missing_error)?, self.dir.as_deref()))
     }
 
-    /// Loads the whole graph as one model, in which each `LSTM` node is a layer on top of the previous one. Floats of
-    /// all types are converted to f32.
+    /// Reads the graph as a chain of layers. Floats of all types are converted to f32.
+    ///
+    /// Of the options, [`names`](OpenOptions::names) selects `LSTM` nodes, which are loaded alone, each on top of the one
+    /// before it; what the graph computes for them becomes an input. [`set`](OpenOptions::set) gives values of scalar
+    /// inputs, which may determine the branch of an `If`.
     ///
     /// # Errors
-    /// [`Error::Format`], which names the node, output or tensor, for: a node that is not an `LSTM` and does more than
-    /// move axes; an attribute or activation that this library does not support; layers that differ in more than their
-    /// input size; a graph output that is not an output of the LSTM; a tensor of the wrong shape or type.
-    /// [`Error::UnusedTensors`] for unused inputs and initializers.
-    pub fn lstm(&self) -> Result<OnnxLstm> {
-        self.load(None)
+    /// [`Error::Format`], which names the node, output or tensor, for: a node that the chain needs and that is neither a
+    /// layer nor one that moves elements or computes constants; an attribute or activation that this library does not
+    /// support; a graph that is not a chain; a tensor of the wrong shape or type; a name that is not that of exactly one
+    /// `LSTM` node; a value for an input that is not a scalar. [`Error::UnusedTensors`] for unused inputs and initializers.
+    pub fn graph(&self, options: &OpenOptions) -> Result<OnnxGraph> {
+        let result = self.read(&options.names, &options.set);
+        let result = result.map_err(|error| match options.names.is_empty() {
+            true => self.with_advice(error),
+            false => error,
+        });
+        self.with_file_name(result)
     }
 
-    /// Loads the `LSTM` nodes with these [names](Self::lstm_nodes) as one model, in which each is a layer on top of the
-    /// previous one. Nodes that are not part of it are listed in [`OnnxLstm::ignored_nodes`].
-    ///
-    /// # Errors
-    /// The errors of [`lstm`](Self::lstm), except those about ignored nodes, unused tensors and other outputs;
-    /// [`Error::Format`] if a name is not that of exactly one `LSTM` node, or the names are not in the order of the
-    /// file.
-    pub fn lstm_named(&self, names: &[&str]) -> Result<OnnxLstm> {
-        self.load(Some(names))
-    }
-
-    /// Loads the `LSTM` nodes with these names, or all of them for `None`.
-    fn load(&self, names: Option<&[&str]>) -> Result<OnnxLstm> {
+    /// Reads the graph, or the `LSTM` nodes with these names.
+    fn read(&self, names: &[String], set: &BTreeMap<String, f64>) -> Result<OnnxGraph> {
         let nodes = self.lstm_nodes();
         if nodes.is_empty() {
-            return Err(Error::format(&self.source, "expected an LSTM node, found none"));
+            return Err(self.without_lstm());
         }
+        let error = |why: String| Error::format("the graph", why);
         let is_unique = |name: &str| nodes.iter().filter(|node| *node == name).count() == 1;
-        if let Some(name) = names.unwrap_or_default().iter().find(|name| !is_unique(name)) {
-            let why = format!("expected the unique name of an LSTM node, one of {nodes:?}, got `{name}`");
-            return Err(Error::format(&self.source, why));
+        if let Some(name) = names.iter().find(|name| !is_unique(name)) {
+            return Err(error(format!("expected the unique name of an LSTM node, one of {}, got `{name}`", list(&nodes))));
         }
-        let node_index = |name: &&str| nodes.iter().position(|node| node == name);
-        let mut name_pairs = names.unwrap_or_default().windows(2);
-        if let Some(name_pair) = name_pairs.find(|name_pair| node_index(&name_pair[0]) >= node_index(&name_pair[1])) {
-            let got = format!("`{}` followed by `{}`", name_pair[0], name_pair[1]);
-            let why = format!("expected each name once, in the order of {nodes:?}, got {got}");
-            return Err(Error::format(&self.source, why));
+        let node_index = |name: &String| nodes.iter().position(|node| node == name);
+        if let Some(pair) = names.windows(2).find(|pair| node_index(&pair[0]) >= node_index(&pair[1])) {
+            let got = format!("`{}` followed by `{}`", pair[0], pair[1]);
+            return Err(error(format!("expected each name once, in the order of {}, got {got}", list(&nodes))));
         }
-        self.with_file_name(self.assemble(names))
+        if let Some(name) = set.keys().find(|name| self.graph.input.iter().all(|input| input.name != **name)) {
+            let inputs: Vec<&str> = self.graph.input.iter().map(|input| input.name.as_str()).collect();
+            return Err(error(format!("expected the name of an input, one of {}, to set, got `{name}`", list(&inputs))));
+        }
+        let (graph, opset, file_bytes) = (&self.graph, self.opset, self.file_bytes);
+        let request = walk::Request { graph, opset, dir: self.dir.as_deref(), file_bytes, names, set };
+        let result = assemble::assemble(walk::Walker::run(&request)?, &request)?;
+        if names.is_empty() {
+            self.check_all_used(set)?;
+        }
+        Ok(result)
     }
 
-    /// Loads the `LSTM` nodes with these names, or all of them for `None`. [`load`](Self::load) has checked the names.
-    fn assemble(&self, names: Option<&[&str]>) -> Result<OnnxLstm> {
-        let traversal = traversal::Traversal::run(&self.graph, self.opset, self.dir.as_deref(), names)?;
-        let all_used_result = traversal.context.check_all_used(&self.graph);
-        let lstm = assemble::assemble(traversal)?;
-        if names.is_none() {
-            all_used_result?;
+    /// The error for a graph without `LSTM` nodes, which says what is there instead.
+    fn without_lstm(&self) -> Error {
+        let mut operators: BTreeMap<String, usize> = BTreeMap::new();
+        walk::visit_nodes(&self.graph, "", &mut |_, node| {
+            let domain = if node.domain.is_empty() { String::new() } else { format!("{}.", node.domain) };
+            *operators.entry(format!("{domain}{}", node.op_type)).or_default() += 1;
+        });
+        let count = |name: &str| operators.iter().filter(|(op, _)| op.rsplit('.').next() == Some(name)).map(|(_, n)| n).sum::<usize>();
+        let found = |name: &str, why: &str| (count(name) > 0).then(|| format!("found {} {name} nodes: {why}", count(name)));
+        let quantized = "the results of this operator depend on the whole batch, so that they can't be reproduced; open \
+                         the model before quantization";
+        let decomposed = || {
+            let has = |name: &str| count(name) > 0;
+            ((has("Gemm") || has("MatMul")) && has("Sigmoid") && has("Tanh")).then(|| {
+                "found matrix products with Sigmoid and Tanh, maybe an LSTM that was taken apart; export the model with \
+                 torch.onnx.export and nn.LSTM, which writes LSTM nodes, or open the checkpoint that it was made from"
+                    .to_owned()
+            })
+        };
+        let why = found("DynamicQuantizeLSTM", quantized)
+            .or_else(|| found("GRU", "this is a GRU, not an LSTM, which this library does not run"))
+            .or_else(|| found("RNN", "this is a plain RNN, not an LSTM, which this library does not run"))
+            .or_else(decomposed)
+            .unwrap_or_else(|| {
+                let operators: Vec<&String> = operators.keys().collect();
+                match operators.is_empty() {
+                    true => "found no nodes".into(),
+                    false => format!("found the operators {}", list(&operators)),
+                }
+            });
+        Error::format("the graph", format!("expected an LSTM node, {why}"))
+    }
+
+    /// Adds to an error which `LSTM` nodes are there, and which of them can be opened by name.
+    fn with_advice(&self, error: Error) -> Error {
+        let Error::Format { input, reason } = error else { return error };
+        let nodes = self.lstm_nodes();
+        if nodes.is_empty() {
+            return Error::Format { input, reason };
         }
-        Ok(lstm)
+        let opens = |name: &&String| self.read(std::slice::from_ref(*name), &BTreeMap::new()).is_ok();
+        let advice = match nodes.iter().take(4).find(opens) {
+            Some(name) => format!("; an LSTM can be opened alone by its name, such as `{name}`"),
+            None => String::new(),
+        };
+        Error::Format { input, reason: format!("{reason} (the file has {}{advice})", assemble::summary(&nodes)) }
+    }
+
+    /// Returns an error if an input or initializer of the graph is not used by any node.
+    fn check_all_used(&self, set: &BTreeMap<String, f64>) -> Result<()> {
+        let mut used: BTreeSet<&str> = self.graph.output.iter().map(|output| output.name.as_str()).collect();
+        used.extend(set.keys().map(String::as_str));
+        walk::visit_nodes(&self.graph, "", &mut |_, node| {
+            used.extend(node.input.iter().map(String::as_str));
+            // The outputs of a branch may be values of the outer graph.
+            let graphs = node.attribute.iter().filter_map(|attribute| attribute.g.as_ref());
+            used.extend(graphs.flat_map(|graph| graph.output.iter().map(|output| output.name.as_str())));
+        });
+        let inputs = self.graph.input.iter().map(|input| &input.name);
+        let names = self.graph.initializer.iter().map(|t| &t.name).chain(inputs);
+        let names: Vec<String> = names.filter(|name| !used.contains(name.as_str())).cloned().collect();
+        match names.is_empty() {
+            true => Ok(()),
+            false => Err(Error::UnusedTensors { names, advice: None }),
+        }
     }
 
     /// Adds the name of the file to the message of a format error.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::proto::{Attribute, Node, Tensor, attribute_type};
+use super::proto::{Attribute, Graph, Node, Tensor, attribute_type};
 use lstm_core::{Error, Result};
 
 /// A node, and those of its attributes that have not been read yet.
@@ -89,6 +89,12 @@ impl<'a> NodeReader<'a> {
         let attribute = self.take_attribute(name, attribute_type::TENSOR, "a tensor")?;
         let missing_value_error = || self.error(format!("attribute `{name}` has no value"));
         attribute.map(|a| a.t.as_ref().ok_or_else(missing_value_error)).transpose()
+    }
+
+    /// Reads an attribute of type GRAPH, which must be present.
+    pub(crate) fn graph_attribute(&mut self, name: &str) -> Result<&'a Graph> {
+        let attribute = self.take_attribute(name, attribute_type::GRAPH, "a graph")?;
+        attribute.and_then(|a| a.g.as_ref()).ok_or_else(|| self.error(format!("attribute `{name}` is missing")))
     }
 
     /// Reads an attribute of type FLOATS; empty if it is absent.

@@ -38,32 +38,6 @@ pub(crate) fn float_type(tensor: &Tensor) -> Option<Dtype> {
     }
 }
 
-/// Whether the elements are of a supported float type.
-pub(crate) fn is_float(tensor: &Tensor) -> bool {
-    float_type(tensor).is_some()
-}
-
-/// Whether the elements are of a supported integer type.
-pub(crate) fn is_int(tensor: &Tensor) -> bool {
-    matches!(tensor.data_type, Some(INT32 | INT64))
-}
-
-/// Whether all elements are +0 and stored in the model file itself.
-pub(crate) fn is_zero(tensor: &Tensor) -> bool {
-    tensor.data_location != Some(EXTERNAL_DATA_LOCATION)
-        && tensor.raw_data.iter().flatten().all(|&byte| byte == 0)
-        && tensor.float_data.iter().all(|v| v.to_bits() == 0)
-        && tensor.double_data.iter().all(|v| v.to_bits() == 0)
-        && tensor.int32_data.iter().all(|&v| v == 0)
-        && tensor.int64_data.iter().all(|&v| v == 0)
-}
-
-/// Whether the tensor is the BOOL scalar `false`, stored in the model file itself.
-pub(crate) fn is_false(tensor: &Tensor) -> bool {
-    let is_single_zero = tensor.raw_data.as_deref() == Some(&[0]) || tensor.int32_data == [0];
-    tensor.data_type == Some(BOOL) && tensor.dims.is_empty() && is_single_zero && is_zero(tensor)
-}
-
 /// Returns the elements, rounded to the nearest f32. `dir` is the folder of the files that hold external tensor data.
 pub(crate) fn floats(tensor: &Tensor, dir: Option<&Path>) -> Result<ArrayD<f32>> {
     let dtype = float_type(tensor).ok_or_else(|| {
@@ -75,14 +49,15 @@ pub(crate) fn floats(tensor: &Tensor, dir: Option<&Path>) -> Result<ArrayD<f32>>
     ArrayD::from_shape_vec(IxDyn(&shape(tensor)?), values).map_err(|e| error(tensor, e))
 }
 
-/// Returns the elements of an INT32 or INT64 tensor. `dir` is the folder of the files that hold external tensor data.
+/// Returns the elements of an INT32, INT64 or BOOL tensor, with 0 and 1 for booleans. `dir` is the folder of the files that hold external tensor data.
 pub(crate) fn ints(tensor: &Tensor, dir: Option<&Path>) -> Result<Vec<i64>> {
     let (dtype, size) = match tensor.data_type.unwrap_or_default() {
         INT32 => (Dtype::I32, 4),
         INT64 => (Dtype::I64, 8),
+        BOOL => return Ok(element_bytes(tensor, 1, dir)?.iter().map(|&byte| i64::from(byte != 0)).collect()),
         other => {
             let (name, found) = (tensor.name.clone(), type_name(other));
-            return Err(Error::TensorType { name, expected: "INT32 or INT64", found });
+            return Err(Error::TensorType { name, expected: "INT32, INT64 or BOOL", found });
         }
     };
     element::to_i64(&tensor.name, dtype, &element_bytes(tensor, size, dir)?)
@@ -112,6 +87,7 @@ fn element_bytes<'a>(tensor: &'a Tensor, element_size: usize, dir: Option<&Path>
         (_, DOUBLE) => tensor.double_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
         (_, INT64) => tensor.int64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
         (_, INT32) => tensor.int32_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        (_, BOOL) => tensor.int32_data.iter().map(|&v| u8::from(v != 0)).collect(),
         // Each int32 holds one 16-bit float in its low half.
         (_, _) => {
             let half_bits = tensor.int32_data.iter().map(|&v| u16::try_from(v)).collect::<Result<Vec<_>, _>>();
