@@ -75,11 +75,26 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     if let Some(unused_text) = loaded_model.describe_unused() {
         return Err(Error::file(&args.model.path, format!("{unused_text}; this would be lost")));
     }
+    if loaded_model.states.is_some() || loaded_model.lengths.is_some() {
+        let why = "its graph has constant initial states or lengths of each sequence, which would be lost";
+        return Err(Error::file(&args.model.path, why));
+    }
+    let hint =
+        format!("to convert the LSTM nodes alone, select them with --name: {}", quoted_list(&loaded_model.nodes));
     let inputs: Vec<String> =
         [PortKind::State, PortKind::Lengths].into_iter().flat_map(|kind| loaded_model.input_names(kind)).collect();
     if !inputs.is_empty() && !args.inputs && !loaded_model.selected_by_name {
-        let hint = if writes_onnx { "--inputs keeps them" } else { "--name takes an LSTM without them" };
-        let why = format!("its graph's inputs for states or lengths, {}, would be lost; {hint}", quoted_list(&inputs));
+        let inputs_hint = if writes_onnx { "; --inputs keeps them" } else { "" };
+        let inputs = quoted_list(&inputs);
+        let why = format!("its graph's inputs for states or lengths, {inputs}, would be lost{inputs_hint}; {hint}");
+        return Err(Error::file(&args.model.path, why));
+    }
+    let outputs = loaded_model.outputs_without_sequence();
+    if !outputs.is_empty() {
+        let outputs = quoted_list(&outputs);
+        let why = format!(
+            "its graph's outputs {outputs} would be replaced by the whole output sequence of the last layer; {hint}"
+        );
         return Err(Error::file(&args.model.path, why));
     }
     let weights = &loaded_model.weights;

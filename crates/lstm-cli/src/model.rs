@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use lstm::{
-    CellKind, Direction, ModelWeights,
+    CellKind, Direction, HostState, ModelWeights,
     formats::{
         Format, OpenOptions, detect,
-        onnx::{OnnxGraph, OnnxInputKind, OnnxModel, OnnxOutputKind, StateRows},
+        onnx::{ModelArguments, OnnxGraph, OnnxInputKind, OnnxModel, OnnxOutputKind, StateRows},
         open,
     },
 };
@@ -80,6 +80,12 @@ pub(crate) struct LoadedModel {
     pub(crate) selected_by_name: bool,
     /// The inputs and outputs of an ONNX graph; empty for other formats.
     pub(crate) ports: Vec<GraphPort>,
+    /// Names of the LSTM nodes of an ONNX file.
+    pub(crate) nodes: Vec<String>,
+    /// The initial states that an ONNX graph has for each sequence, if it does.
+    pub(crate) states: Option<Vec<HostState>>,
+    /// The constant lengths of the sequences in an ONNX graph, if it has them.
+    pub(crate) lengths: Option<Vec<usize>>,
 }
 
 /// An input or output of an ONNX graph.
@@ -114,13 +120,20 @@ impl ModelArgs {
             self.check_applicable(&options)?;
         }
         let file = open(&self.path, &options).map_err(|e| Error::from(e).with_path(&self.path))?;
-        let ports = match file.format {
-            Format::Onnx => graph_ports(&OnnxModel::open(&self.path)?.graph(&options)?),
-            _ => Vec::new(),
-        };
+        let (mut ports, mut nodes, mut constants) = (Vec::new(), Vec::new(), ModelArguments::default());
+        if file.format == Format::Onnx {
+            let model = OnnxModel::open(&self.path)?;
+            let graph = model.graph(&options)?;
+            nodes = model.lstm_nodes();
+            ports = graph_ports(&graph);
+            constants = graph.constants().map_err(|e| Error::from(e).with_path(&self.path))?;
+        }
         Ok(LoadedModel {
             path: self.path.clone(),
             ports,
+            nodes,
+            states: constants.states,
+            lengths: constants.lengths,
             format: file.format,
             weights: file.weights.into(),
             dtypes: file.dtypes,
@@ -222,6 +235,16 @@ impl LoadedModel {
             .then(|| format!("not part of the model and not used: {}", quoted_list(&self.unused_names)))
     }
 
+    /// Names of the outputs of an ONNX graph, if all of them are states, so that the model's outputs are not among them.
+    /// Empty if the user selected an LSTM by name.
+    pub(crate) fn outputs_without_sequence(&self) -> Vec<String> {
+        let outputs = || self.ports.iter().filter(|port| port.is_output);
+        match self.selected_by_name || outputs().any(|port| port.kind == PortKind::Values) {
+            true => Vec::new(),
+            false => outputs().map(|port| port.name.clone()).collect(),
+        }
+    }
+
     /// Names of the inputs of an ONNX graph of this kind.
     pub(crate) fn input_names(&self, kind: PortKind) -> Vec<String> {
         let ports = self.ports.iter().filter(|port| !port.is_output && port.kind == kind);
@@ -230,7 +253,7 @@ impl LoadedModel {
 
     /// Whether the model can run sequences in chunks of steps, rather than only as a whole.
     pub(crate) fn streams(&self) -> bool {
-        self.weights.lstms().all(|lstm| lstm.config().direction == Direction::Forward)
+        self.lengths.is_none() && self.weights.lstms().all(|lstm| lstm.config().direction == Direction::Forward)
     }
 
     /// The sample rate in Hz of the audio that the model was made for, if its file says so.

@@ -14,7 +14,7 @@ use crate::{
     backends::{self, BackendChoice, describe_paths},
     error::{Error, Result},
     input::{Format, SequenceShape},
-    model,
+    model::{self, quoted_list},
     output::{PendingFile, SequenceWriter, check_distinct_paths, check_extension, commit_files},
     report::{OutputSettings, path_text},
     sequences, state,
@@ -132,6 +132,11 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     let output_size = loaded_model.weights.output_size();
     let sequences = args.sequences.open(&loaded_model, output)?;
     let (sequence_shape, chunk) = (sequences.sequence_shape(), sequences.chunk_steps());
+    let graph_outputs = loaded_model.outputs_without_sequence();
+    if !graph_outputs.is_empty() {
+        let outputs = quoted_list(&graph_outputs);
+        output.note(format!("the graph's outputs are {outputs}; this command outputs the last layer's whole sequence"));
+    }
     let returns_last_step = loaded_model.weights.returns_last_step();
     let wav_spec = output_wav_spec(args, sequences.wav_spec(), returns_last_step)?;
     // One row per sequence is written as if the sequences were the steps of one.

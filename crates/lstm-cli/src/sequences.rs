@@ -141,12 +141,13 @@ impl SequenceArgs {
             };
             return Err(Error::file(&self.input, why));
         }
-        let lengths = self.lengths.clone();
+        let lengths = self.lengths.clone().or(model.lengths.clone());
         if let Some(lengths) = &lengths
             && (lengths.len() != sequence_shape.batch || lengths.iter().any(|&n| n > sequence_shape.steps))
         {
+            let lengths_source = if self.lengths.is_some() { "--lengths" } else { "the model's file" };
             let why = format!(
-                "expected {} lengths of at most {}, got {lengths:?} from --lengths",
+                "expected {} lengths of at most {}, got {lengths:?} from {lengths_source}",
                 sequence_shape.batch, sequence_shape.steps
             );
             return Err(Error::file(&self.input, why));
@@ -168,7 +169,15 @@ impl SequenceArgs {
             ));
         }
         let read_states = |path: &PathBuf| state::read_states(path, weights, sequence_shape.batch);
-        let states = self.state_in.as_ref().map(read_states).transpose()?;
+        let states = match (&self.state_in, &model.states) {
+            (Some(path), _) => Some(read_states(path)?),
+            (None, Some(states)) => {
+                let checked = state::check_states(states, weights, sequence_shape.batch);
+                checked.map_err(|e| e.with_path(&model.path))?;
+                Some(states.clone())
+            }
+            (None, None) => None,
+        };
         let gates = weights.lstms().map(|lstm| 4 * lstm.config().hidden_size).max().unwrap_or(0);
         let values_per_step = sequence_shape.batch.saturating_mul(weights.input_size() + max_width(weights) + gates);
         let chunk_steps = self.chunk.map_or((DEFAULT_CHUNK_VALUES / values_per_step).max(1), |n| n as usize);

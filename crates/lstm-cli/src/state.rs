@@ -33,12 +33,20 @@ fn read_tensors(path: &Path, weights: &ModelWeights, batch: usize) -> Result<Vec
             .map_err(|_| ModelError::shape(format!("tensor `{name}`"), "three axes", shape).into())
     };
     let mut states = Vec::new();
-    for (prefix, lstm) in prefixes(weights).iter().zip(weights.lstms()) {
+    for prefix in prefixes(weights) {
         states.push(HostState { h: take_array(&format!("{prefix}h"))?, c: take_array(&format!("{prefix}c"))? });
-        check_shapes(prefix, &states[states.len() - 1], &HostState::zeros(lstm.config(), batch)?, batch)?;
     }
     file.finish()?;
+    check_states(&states, weights, batch)?;
     Ok(states)
+}
+
+/// Checks that the states, one for each LSTM, have the shapes of `batch` sequences.
+pub(crate) fn check_states(states: &[HostState], weights: &ModelWeights, batch: usize) -> Result<()> {
+    for ((prefix, lstm), state) in prefixes(weights).iter().zip(weights.lstms()).zip(states) {
+        check_shapes(prefix, state, &HostState::zeros(lstm.config(), batch)?, batch)?;
+    }
+    Ok(())
 }
 
 /// Checks that a state has the shapes of `expected_state`, which are those of the model for `batch` sequences.

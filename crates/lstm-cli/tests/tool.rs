@@ -21,8 +21,9 @@ use std::{fs, path::Path, process::Output};
 
 use common::{TempDir, npy_header, tool};
 use lstm::{
-    BackendInfo, Cpu, Direction, Input, Lstm, LstmConfig, OnnxModel, StateDict,
+    BackendInfo, Cpu, Direction, Input, Lstm, LstmConfig, Model, OnnxModel, StateDict, Weights,
     arithmetic::Digest,
+    formats::OpenOptions,
     ndarray::{Array3, Axis},
 };
 use serde_json::Value;
@@ -167,53 +168,51 @@ fn states_continue_a_run_and_lengths_end_sequences() {
     assert_eq!((code, report["error"]["kind"].as_str()), (1, Some("model")), "{report}");
 }
 
+/// The one LSTM of an ONNX file.
+fn onnx_lstm(path: &str) -> Weights {
+    let graph = OnnxModel::open(path).unwrap().graph(&OpenOptions::default()).unwrap();
+    let lstms: Vec<_> = graph.weights().lstms().collect();
+    assert_eq!(lstms.len(), 1, "{path}");
+    Weights::clone(lstms[0])
+}
+
 #[test]
 fn onnx_models_run_and_convert() {
     let dir = TempDir::new();
     let model = data("onnx/input-forget-peephole-reverse-clip.onnx");
-    let want = OnnxModel::open(&model).unwrap().lstm().unwrap().weights;
+    let want = onnx_lstm(&model);
     let (converted, converted_back) = (dir.path("there.safetensors"), dir.path("back.onnx"));
-    assert_eq!(run_json(&["convert", &model, &converted, "--prefix", "lstm."]).0, 0);
+    assert_eq!(run_json(&["convert", &model, &converted, "--prefix", "lstm.", "--name", "0"]).0, 0);
     let (code, report) = run_json(&["inspect", &converted]);
-    assert_eq!((code, &report["config"]["clip"], &report["config"]["coupled"]), (0, &1.5.into(), &true.into()));
+    let config = &report["layers"][0]["lstm"]["config"];
+    assert_eq!((code, &config["clip"], &config["coupled"]), (0, &1.5.into(), &true.into()), "{report}");
     assert_eq!(run_json(&["convert", &converted, &converted_back, "--inputs"]).0, 0);
-    assert_eq!(OnnxModel::open(&converted_back).unwrap().lstm().unwrap().weights, want);
+    assert_eq!(onnx_lstm(&converted_back), want);
     let input = dir.path("x.npy");
     save_npy(&input, &sequences(2, 6, 4));
     let digests = [&model, &converted, &converted_back]
         .map(|m| run_json(&["run", m, "-i", &input, "--digest"]).1["digest"].clone());
     assert!(digests[0].is_string() && digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
-    // RTNeural: `inspect` reports an unused dense layer, and `convert` accepts only a model without one.
-    let (with_head, without_head) = (data("rtneural/one.json"), data("rtneural/no-head.json"));
-    let (code, report) = run_json(&["inspect", &with_head]);
-    assert_eq!((code, &report["unused"][0]), (0, &"linear layers.1".into()), "{report}");
-    assert_eq!(run_json(&["convert", &with_head, &converted_back]).0, 1);
-    assert_eq!(run_json(&["convert", &without_head, &converted]).0, 0);
-    save_npy(&input, &sequences(2, 6, 2));
-    let digests =
-        [&without_head, &converted].map(|m| run_json(&["run", m, "-i", &input, "--digest"]).1["digest"].clone());
-    assert!(digests[0].is_string() && digests[0] == digests[1], "{digests:?}");
-    assert_eq!(run_json(&["convert", &model, &converted]).0, 0);
     // Models that the other format can't hold.
     let passengers = data("passengers/model.safetensors");
     let constants = data("onnx/constants.onnx");
     for (args, word) in [
-        (&["convert", &passengers, &converted_back][..], "head.weight"),
+        (&["convert", &passengers, &converted_back][..], "a model that is one LSTM"),
         (&["convert", &constants, &converted], "constant initial states"),
         (&["convert", &data("golden/no-bias.safetensors"), &converted_back], ""),
     ] {
         let (code, report) = run_json(args);
         assert!(code == 1 && report["error"]["message"].as_str().unwrap().contains(word), "{args:?}: {report}");
     }
-    assert_eq!(OnnxModel::open(&converted_back).unwrap().lstm().unwrap().weights, want);
+    assert_eq!(onnx_lstm(&converted_back), want);
     assert_eq!(run_json(&["convert", &passengers, &converted_back, "--name", "lstm"]).0, 0);
     // `run` uses the constant states and lengths in the file.
     let two = sequences(2, 5, 4);
     save_npy(&input, &two);
-    let onnx = OnnxModel::open(&constants).unwrap().lstm().unwrap();
+    let graph = OnnxModel::open(&constants).unwrap().graph(&OpenOptions::default()).unwrap();
     let time_major = two.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned().into_dyn();
-    let inputs = lstm::OnnxInputs { x: time_major, ..Default::default() };
-    let outputs = onnx.run(&Lstm::new(&Cpu::new(), onnx.weights.clone()).unwrap(), inputs).unwrap();
+    let inputs = [(graph.inputs()[0].name.clone(), time_major.into())].into();
+    let outputs = graph.run(&Model::new(&Cpu::new(), graph.weights().clone()).unwrap(), inputs).unwrap();
     let digest = Digest::of(outputs[0].1.iter()).to_string();
     assert_eq!(run_json(&["run", &constants, "-i", &input, "--digest"]).1["digest"], digest);
 }
@@ -229,7 +228,7 @@ fn every_command_reports_json_and_text() {
     assert_eq!(devices["backends"][0]["exact"], true);
     assert!(devices["backends"].as_array().unwrap().iter().any(|row| row["name"] == "cuda-tf32"), "{devices}");
     let (code, report) = run_json(&["inspect", &model]);
-    assert_eq!((code, &report["config"]["input_size"], &report["parameters"]), (0, &3.into(), &200.into()));
+    assert_eq!((code, &report["input_size"], &report["parameters"]), (0, &3.into(), &200.into()));
     assert_eq!(report["backends"][0]["arithmetic"], "exact");
     let (code, report) = run_json(&["compare", &model, "-i", &input, "--references"]);
     let runs = report["runs"].as_array().unwrap();
@@ -289,9 +288,9 @@ fn exit_codes_and_errors() {
     let cases: &[(&[&str], i32, &str, &str)] = &[
         (&["run", &model, "-i", &good], 2, "option", "nothing to do"),
         (&["run", &model, "-i", &nowhere, "--digest"], 1, "file", "nowhere.npy"),
-        (&["run", &nowhere, "-i", &good, "--digest"], 1, "file", ".safetensors, .onnx or .json"),
+        (&["run", &nowhere, "-i", &good, "--digest"], 1, "model", "nowhere.npy: "),
         (&["run", &dir.path("no.onnx"), "-i", &good, "--digest"], 1, "model", "no.onnx"),
-        (&["run", &model, "-i", &model, "--digest"], 1, "file", ".npy or .csv"),
+        (&["run", &model, "-i", &model, "--digest"], 1, "file", ".npy, .csv or .wav"),
         (&["run", &model, "-i", &five, "--digest"], 1, "file", "expected 3 features, got 5"),
         (&["run", &model, "-i", &good, "-o", &dir.path("y.csv")], 1, "file", "one sequence"),
         (&["run", &model, "-i", &good, "-o", &dir.path("no/y.npy")], 1, "file", "y.npy"),
@@ -303,11 +302,11 @@ fn exit_codes_and_errors() {
             "only the cpu backend",
         ),
         (&["run", &model, "-i", &good, "--state-out", &out], 2, "option", "expected the extension .safetensors"),
-        (&["run", &model, "-i", &good, "-o", &dir.path("y.txt")], 2, "option", "extension .npy or .csv"),
+        (&["run", &model, "-i", &good, "-o", &dir.path("y.txt")], 2, "option", "extension .npy or .csv or .wav"),
         (&["convert", &model, &dir.path("x.pt")], 2, "option", "OUT: expected the extension .safetensors or .onnx"),
-        (&["run", &model, "-i", &good, "--digest", "--name", "rnn"], 1, "file", "`rnn`"),
+        (&["run", &model, "-i", &good, "--digest", "--name", "rnn"], 1, "model", "`rnn`"),
         (&["run", &model, "-i", &good, "--digest", "--cell", "peephole-dense"], 1, "model", "peephole-dense"),
-        (&["run", &bidirectional, "-i", &five, "--digest", "--clip", "1"], 2, "option", "only applies to .safetensors"),
+        (&["run", &bidirectional, "-i", &five, "--digest", "--clip", "1"], 2, "option", "--clip: only applies to"),
         (&["run", &bidirectional, "-i", &five, "--digest", "--max-memory", "0"], 1, "file", "--max-memory"),
         (
             &["compare", &model, "-i", &good, "--backend", "wgpu,cuda-tf32", "--threads", "2"],

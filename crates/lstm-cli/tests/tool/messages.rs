@@ -5,7 +5,7 @@ use std::fs;
 use lstm::LstmConfig;
 use serde_json::Value;
 
-use super::{TempDir, data, run, run_json, save_npy, sequences, tool};
+use super::{TempDir, data, onnx_lstm, run, run_json, save_npy, sequences, tool};
 
 #[test]
 fn rejects_blank_lines_in_csv() {
@@ -66,11 +66,12 @@ fn accepts_paths_that_are_not_utf8() {
 fn unwritable_notes_and_errors_do_not_change_exit_codes() {
     let dir = TempDir::new();
     let input = dir.path("x.npy");
-    save_npy(&input, &sequences(2, 6, 1));
-    let with_head = data("rtneural/one.json");
-    let run_with_head = ["run", &with_head, "-i", &input, "--digest"];
-    assert!(String::from_utf8(run(&run_with_head).stderr).unwrap().starts_with("note: "));
-    for (args, code) in [(&run_with_head[..], 0), (&["inspect", &dir.path("no.onnx")], 1)] {
+    let with_states = data("onnx/pytorch-script-static-state-one.onnx");
+    let size = onnx_lstm(&with_states).config().input_size;
+    save_npy(&input, &sequences(1, 6, size));
+    let run_with_states = ["run", &with_states, "-i", &input, "--digest"];
+    assert!(String::from_utf8(run(&run_with_states).stderr).unwrap().starts_with("note: "));
+    for (args, code) in [(&run_with_states[..], 0), (&["inspect", &dir.path("no.onnx")], 1)] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let (reader, closed) = std::io::pipe().unwrap();
         drop(reader);

@@ -309,6 +309,38 @@ impl OnnxGraph {
         Ok(arguments)
     }
 
+    /// The lengths and initial states that the graph has as constants of each sequence, which fix the batch size. Initial
+    /// states that all sequences share are part of the [weights](Self::weights). States that come from inputs are 0 here.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the constants have different batch sizes.
+    pub fn constants(&self) -> Result<ModelArguments> {
+        let mut arguments = ModelArguments::default();
+        if let Lengths::Constant(lengths) = &self.lengths {
+            arguments.lengths = Some(lengths.clone());
+        }
+        let batch = self.states.iter().flatten().flatten().find_map(|state| match state {
+            State::PerSequence(values) => Some(values.nrows()),
+            State::Shared(_) => None,
+        });
+        let Some(batch) = batch else { return Ok(arguments) };
+        let fills = |state: &State| match state {
+            State::PerSequence(_) => true,
+            State::Shared(elements) => elements.iter().all(|element| matches!(element, StateElement::Constant(_))),
+        };
+        let states = self.weights.lstms().zip(&self.states).map(|(weights, rows)| {
+            let mut state = HostState::zeros(weights.config(), batch)?;
+            for (row, [h, c]) in rows.iter().enumerate() {
+                for (target, part) in [(&mut state.h, h), (&mut state.c, c)].into_iter().filter(|(_, part)| fills(part)) {
+                    self.fill(target, row, part, &[])?;
+                }
+            }
+            Ok(state)
+        });
+        arguments.states = Some(states.collect::<Result<_>>()?);
+        Ok(arguments)
+    }
+
     /// Writes one row of an initial state.
     fn fill(&self, target: &mut Array3<f32>, row: usize, state: &State, arrays: &[Vec<f32>]) -> Result<()> {
         let batch = target.dim().1;
