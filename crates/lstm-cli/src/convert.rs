@@ -98,19 +98,24 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         return Err(Error::file(&args.model.path, why));
     }
     let weights = &loaded_model.weights;
+    let (metadata, by_name) = (weights.metadata(), loaded_model.selected_by_name);
     match (writes_onnx, single_lstm(weights)) {
         (false, _) if args.inputs => return Err(Error::option("inputs", "only an .onnx file can have inputs")),
-        (false, Some(lstm)) => {
+        // The whole-model form keeps the metadata; the plain one has PyTorch's names alone.
+        (false, Some(lstm))
+            if metadata.is_empty() || !args.prefix.is_empty() || args.dtype != Dtype::F32 || by_name =>
+        {
             let writer = StateDictWriter::new().dtype(args.dtype);
             writer.lstm(&args.prefix, lstm, TensorNames::PyTorch)?.save(&args.out)?;
+            note_lost_metadata(weights, output);
         }
-        (false, None) if args.dtype != Dtype::F32 => {
+        (false, _) if args.dtype != Dtype::F32 => {
             return Err(Error::option("dtype", "a model of several layers is always written in F32"));
         }
-        (false, None) if !args.prefix.is_empty() => {
+        (false, _) if !args.prefix.is_empty() => {
             return Err(Error::option("prefix", "only for a model that is one LSTM; other layers have names"));
         }
-        (false, None) => weights.save(&args.out)?,
+        (false, _) => weights.save(&args.out)?,
         (true, _) if args.dtype != Dtype::F32 => {
             return Err(Error::option("dtype", "an .onnx file is always written in F32"));
         }
@@ -121,6 +126,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
             let writer = OnnxWriter::new(lstm);
             let writer = if args.inputs { writer.initial_state().lengths() } else { writer };
             writer.save(&args.out)?;
+            note_lost_metadata(weights, output);
         }
         (true, None) => {
             let why = "an .onnx file can only be written of a model that is one LSTM; write a .safetensors file";
@@ -135,6 +141,14 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         parameters: weights.num_params(),
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Notes which texts of the model, such as its author, the new file does not have.
+fn note_lost_metadata(weights: &ModelWeights, output: OutputSettings) {
+    let keys: Vec<String> = weights.metadata().keys().cloned().collect();
+    if !keys.is_empty() {
+        output.note(format!("the new file has no metadata; not written: {}", quoted_list(&keys)));
+    }
 }
 
 /// The LSTM of a model that is nothing else.

@@ -114,7 +114,7 @@ fn errors_name_the_file_they_concern() {
             &constants,
             "for 3 sequences, got ",
         ),
-        (run_json(&["inspect", &state]), &state, "tensor `"),
+        (run_json(&["inspect", &state]), &state, "no LSTM in the file"),
     ] {
         let error = &report["error"];
         assert_eq!((code, error["kind"].as_str()), (1, Some("model")), "{report}");
