@@ -136,15 +136,20 @@ pub fn snapshot_text(passes: &PassResults) -> String {
         passes.outputs.arrays().map(|(name, array)| (name.to_owned(), array.view().into_dyn(), VALUES_PER_OUTPUT));
     let gradients = passes.gradients().into_iter().map(|(name, array)| (name, array, VALUES_PER_GRADIENT));
     for (name, array, count) in outputs.into_iter().chain(gradients) {
-        // Writing to a string can't fail.
-        let _ = writeln!(text, "{name} {:?} digest {}", array.shape(), Digest::of(&array));
-        let values: Vec<String> =
-            array.iter().take(count).map(|v| format!("{:08x} {:>15}", v.to_bits(), format!("{v:e}"))).collect();
-        for line in values.chunks(4) {
-            let _ = writeln!(text, "  {}", line.join("   "));
-        }
+        write_array(&mut text, &name, array, count);
     }
     text
+}
+
+/// Writes the shape of an array, the digest of all values, and the first `count` values in hexadecimal and decimal.
+pub fn write_array(text: &mut String, name: &str, array: ArrayView<'_, f32, IxDyn>, count: usize) {
+    // Writing to a string can't fail.
+    let _ = writeln!(text, "{name} {:?} digest {}", array.shape(), Digest::of(&array));
+    let values: Vec<String> =
+        array.iter().take(count).map(|v| format!("{:08x} {:>15}", v.to_bits(), format!("{v:e}"))).collect();
+    for line in values.chunks(4) {
+        let _ = writeln!(text, "  {}", line.join("   "));
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use lstm_tests::{
     cases::{self, CELLS, Case},
     check, compare,
     golden::GoldenCase,
-    invalid_input, primitives,
+    invalid_input, models, primitives,
     results::{Outcome, ResultLine, record_result},
     score::Score,
     specification, streams, training,
@@ -151,7 +151,9 @@ impl BackendVisitor for Trials {
         if let Arithmetic::Inexact(why) = b.arithmetic() {
             let reason = format!("the arithmetic is not exact: {why}");
             if env::var_os("LSTM_RUN_INEXACT").is_none() {
-                for group in ["specification", "primitives", "streams", "cells", "options", "sizes", "training"] {
+                for group in
+                    ["specification", "primitives", "streams", "cells", "options", "sizes", "models", "training"]
+                {
                     self.not_run(name, group, &reason);
                 }
                 return;
@@ -173,6 +175,16 @@ impl BackendVisitor for Trials {
                 let text = compare::snapshot_text(&check::check_case(b, &case)?);
                 snapshot(&case.name, &text).map(|()| String::new())
             });
+        }
+        match models::all_cases() {
+            Ok(cases) => cases.into_iter().for_each(|case| {
+                let name = case.name;
+                add!("models", name, move |b: &B| {
+                    let text = models::snapshot_text(&models::check_case(b, &case)?);
+                    snapshot(&format!("model-{name}"), &text).map(|()| String::new())
+                });
+            }),
+            Err(error) => self.add(name, "models", "cases", move || Err(error)),
         }
         for run in training::runs() {
             let name = run.name;

@@ -143,6 +143,18 @@ pub fn tanh(x: f32) -> f32 {
     f32::from_bits(y.to_bits() & MAGNITUDE_BITS | x.to_bits() & !MAGNITUDE_BITS)
 }
 
+/// `max(x, 0)` of the [snapped](snap) argument: +0 if `x < 2^-40`, else `x`. NaN stays NaN.
+pub fn relu(x: f32) -> f32 {
+    if snap(x) <= 0.0 { 0.0 } else { x }
+}
+
+/// `min(max(alpha * x + beta, 0), 1)` of the [snapped](snap) argument. NaN stays NaN.
+///
+/// It is computed as `clip(alpha * x + (beta - 0.5), 0.5) + 0.5`, with each operation rounded on its own.
+pub fn hard_sigmoid(x: f32, alpha: f32, beta: f32) -> f32 {
+    clip(alpha * snap(x) + (beta - 0.5), 0.5) + 0.5
+}
+
 /// A power of two that scales gradients: a backward pass multiplies the gradients that it receives by this factor, and
 /// divides its results by it.
 ///
@@ -268,6 +280,21 @@ mod tests {
         assert_eq!(GradientScale::of(&[1.0]).scale_value(-tiny).to_bits(), 0);
         assert_eq!(GradientScale::of(&[2f32.powi(-90)]).unscale_value(-(2f32.powi(-11))).to_bits(), 0);
         assert!(GradientScale::of(&[4.0]).scale_value(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn relu_and_hard_sigmoid_match_their_definitions() {
+        let threshold = f32::from_bits(SNAP_THRESHOLD_BITS);
+        for (x, want) in [(2.5, 2.5), (-2.5, 0.0), (-0.0, 0.0), (threshold / 2.0, 0.0), (threshold, threshold)] {
+            assert_eq!(relu(x).to_bits(), f32::to_bits(want), "relu({x})");
+        }
+        assert_eq!((relu(f32::INFINITY), relu(f32::NEG_INFINITY)), (f32::INFINITY, 0.0));
+        for (x, alpha, want) in [(0.0, 0.2, 0.5), (1.0, 0.2, 0.7), (-1.0, 0.2, 0.3), (3.0, 0.2, 1.0), (-9.0, 0.2, 0.0)]
+        {
+            assert!((hard_sigmoid(x, alpha, 0.5) - want).abs() < 1e-7, "hard_sigmoid({x})");
+        }
+        assert_eq!((hard_sigmoid(f32::INFINITY, 0.2, 0.5), hard_sigmoid(f32::MIN, 0.2, 0.5)), (1.0, 0.0));
+        assert!(relu(f32::NAN).is_nan() && hard_sigmoid(f32::NAN, 0.2, 0.5).is_nan());
     }
 
     #[test]

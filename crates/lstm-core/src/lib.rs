@@ -15,6 +15,7 @@
 
 #![deny(unsafe_code)]
 
+mod activation;
 pub mod arithmetic;
 mod backend;
 pub mod cell;
@@ -38,7 +39,7 @@ pub use model::{
     Checkpointing, Dropout, Gradients, HostState, Input, Linear, LinearGradients, Lstm, OutputGradients, Stream, Tape,
     TrainOutput,
 };
-pub use network::{Activation, ModelLayer, ModelWeights};
+pub use network::{Activation, Model, ModelInput, ModelLayer, ModelOutput, ModelStream, ModelWeights};
 pub use reference::Reference;
 pub use weights::{
     LayerWeights, Weights,

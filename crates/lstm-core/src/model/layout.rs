@@ -1,6 +1,6 @@
 //! The order of a batch's rows in device memory, and conversion from and to the caller's arrays.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use ndarray::{Array3, ArrayView3, Axis, s};
 use rand_chacha::{ChaCha8Rng, rand_core::RngCore};
@@ -38,15 +38,54 @@ pub(crate) struct BatchLayout {
 impl BatchLayout {
     /// Creates the layout of an input. The caller has checked the input.
     pub(crate) fn new(input: &Input<'_>) -> Result<Self> {
-        let (batch, steps) = input.batch_and_steps();
+        Self::from_sizes(input.batch_and_steps(), input.lengths, input.time_major)
+    }
+
+    /// Creates the layout of a batch from `(batch, steps)` and the length of each sequence. The caller has checked the
+    /// lengths.
+    pub(crate) fn from_sizes(
+        (batch, steps): (usize, usize),
+        lengths: Option<&[usize]>,
+        time_major: bool,
+    ) -> Result<Self> {
         // An array without time steps takes no memory, but the order of its sequences does.
         let mut host_indices: Vec<usize> = vec_with_capacity(batch)?;
         host_indices.extend(0..batch);
-        let lengths = input.lengths.map(|lengths| {
+        let lengths = lengths.map(|lengths| {
             host_indices.sort_by_key(|&b| std::cmp::Reverse(lengths[b]));
             host_indices.iter().map(|&b| lengths[b]).collect()
         });
-        Ok(BatchLayout { batch, steps, lengths, host_indices, time_major: input.time_major })
+        Ok(BatchLayout { batch, steps, lengths, host_indices, time_major })
+    }
+
+    /// The layout of one row for each sequence, in the same order.
+    pub(crate) fn single_step(&self) -> Self {
+        BatchLayout { steps: 1, lengths: None, ..self.clone() }
+    }
+
+    /// The number of time steps of the sequence at position `k` in device order.
+    pub(crate) fn length(&self, k: usize) -> usize {
+        self.lengths.as_ref().map_or(self.steps, |lengths| lengths[k])
+    }
+
+    /// The sequences in device order in groups of equal length: the length and the positions of the sequences.
+    pub(crate) fn groups_of_equal_length(&self) -> Vec<(usize, Range<usize>)> {
+        let mut groups: Vec<(usize, Range<usize>)> = Vec::new();
+        for k in 0..self.batch {
+            match groups.last_mut() {
+                Some((length, sequences)) if *length == self.length(k) => sequences.end = k + 1,
+                _ => groups.push((self.length(k), k..k + 1)),
+            }
+        }
+        groups
+    }
+
+    /// For each row in device order, the index of its sequence in the caller's array and its time step; `None` beyond
+    /// the end of the sequence.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Option<(usize, usize)>> {
+        (0..self.steps).flat_map(move |t| {
+            self.host_indices.iter().enumerate().map(move |(k, &b)| (t < self.length(k)).then_some((b, t)))
+        })
     }
 
     /// The shape of the caller's array with `cols` features.

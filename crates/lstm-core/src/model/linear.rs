@@ -72,15 +72,7 @@ impl<B: Backend> Linear<B> {
         }
         let weight = weight.as_standard_layout().into_owned();
         let bias = bias.map(|bias| bias.as_standard_layout().into_owned());
-        let upload_snapped = |rows, cols, values: Option<&[f32]>| {
-            let values = values.expect("as_standard_layout gives a row-major array");
-            backend.snap(backend.upload(MatrixShape::new(rows, cols), values)?)
-        };
-        let device_weights = LinearWeights {
-            weight: upload_snapped(output, input, weight.as_slice())?,
-            bias: bias.as_ref().map(|bias| upload_snapped(1, output, bias.as_slice())).transpose()?,
-        };
-        let device_weights = backend.load_linear(device_weights)?;
+        let device_weights = load_linear(backend, &weight, bias.as_ref())?;
         Ok(Linear { backend: backend.clone(), weight, bias, device_weights })
     }
 
@@ -296,6 +288,21 @@ impl<B: Backend> Linear<B> {
         values.iter_mut().for_each(|v| *v = scale.unscale_value(*v));
         Ok(values)
     }
+}
+
+/// Uploads the weight `(out, in)` and the bias `(out)` of a fully connected layer, snapped.
+pub(crate) fn load_linear<B: Backend>(
+    backend: &B,
+    weight: &Array2<f32>,
+    bias: Option<&Array1<f32>>,
+) -> Result<B::Linear> {
+    let upload_snapped = |rows, cols, values: Option<&[f32]>| {
+        let values = values.expect("as_standard_layout gives a row-major array");
+        backend.snap(backend.upload(MatrixShape::new(rows, cols), values)?)
+    };
+    let bias = bias.map(|bias| upload_snapped(1, bias.len(), bias.as_standard_layout().as_slice())).transpose()?;
+    let weight = upload_snapped(weight.nrows(), weight.ncols(), weight.as_standard_layout().as_slice())?;
+    backend.load_linear(LinearWeights { weight, bias })
 }
 
 /// Creates an array of the given shape from its elements in row-major order.

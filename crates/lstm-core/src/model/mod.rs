@@ -19,5 +19,10 @@ pub use lstm::Lstm;
 pub use stream::Stream;
 pub use tape::{Tape, TrainOutput};
 
-#[cfg(feature = "train")]
-pub(crate) use {input::check_lengths, lstm::block_on};
+pub(crate) use {
+    input::{check_lengths, nth_seed},
+    layout::{BatchLayout, vec_with_capacity},
+    linear::load_linear,
+    lstm::block_on,
+    run::{DeviceBatch, StackOutput},
+};

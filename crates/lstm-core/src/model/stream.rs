@@ -124,14 +124,14 @@ impl<B: Backend> Stream<B> {
         }
         let layout = BatchLayout::new(&input)?;
         let x = lstm.upload_rows(layout.to_device_rows(input.x)?, config.input_size)?;
-        let initial_states = lstm.backend().stream_state(&self.device_stream, 0..self.batch)?;
+        let initial_states = self.device_state()?;
         let mut plans = lstm.take_plans(&layout)?;
         let batch = DeviceBatch { layout: &layout, x, initial_states, dropout: None };
         let result = lstm.run(batch, &mut plans, None);
         lstm.put_back_plans(plans);
         let output = result?;
         let y = lstm.backend().download_vec(output.y).await?;
-        lstm.backend().set_stream_state(&mut self.device_stream, 0, &output.states)?;
+        self.set_device_state(&output.states)?;
         Ok(layout.to_host(y))
     }
 
@@ -226,6 +226,16 @@ impl<B: Backend> Stream<B> {
             }
         }
         self.upload_state(first, &state)
+    }
+
+    /// The state of each layer on the device.
+    pub(crate) fn device_state(&self) -> Result<Vec<State<B::Tensor>>> {
+        self.lstm.backend().stream_state(&self.device_stream, 0..self.batch)
+    }
+
+    /// Replaces the state of all layers by one on the device.
+    pub(crate) fn set_device_state(&mut self, state: &[State<B::Tensor>]) -> Result<()> {
+        self.lstm.backend().set_stream_state(&mut self.device_stream, 0, state)
     }
 
     /// Checks that the stream has a sequence with this number.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::{activation, arithmetic, backend::Ops, error::Result};
+
 /// An activation function, applied to each element or, for the softmax functions, to the features of one time step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -30,6 +32,54 @@ impl Activation {
     /// Whether this is one of the softmax functions, which a model has only as its last layer.
     pub fn is_softmax(self) -> bool {
         matches!(self, Activation::Softmax | Activation::LogSoftmax)
+    }
+}
+
+impl Activation {
+    /// Applies the function to each element of a matrix on the device. The softmax functions are computed on the host
+    /// instead; here they change nothing.
+    pub(super) fn apply<B: Ops>(self, b: &B, x: B::Tensor) -> Result<B::Tensor> {
+        match self {
+            Activation::Relu => activation::relu(b, x),
+            Activation::Sigmoid => b.sigmoid(b.snap(x)?),
+            Activation::Tanh => b.tanh(b.snap(x)?),
+            Activation::HardSigmoid { alpha, beta } => activation::hard_sigmoid(b, x, alpha, beta),
+            Activation::Softmax | Activation::LogSoftmax => Ok(x),
+        }
+    }
+
+    /// Applies the function to each value on the host, with the results of [`apply`](Self::apply).
+    pub(super) fn apply_on_host(self, values: &mut [f32]) {
+        let map = |values: &mut [f32], function: fn(f32) -> f32| values.iter_mut().for_each(|v| *v = function(*v));
+        match self {
+            Activation::Relu => map(values, arithmetic::relu),
+            Activation::Sigmoid => map(values, |v| arithmetic::sigmoid(arithmetic::snap(v))),
+            Activation::Tanh => map(values, |v| arithmetic::tanh(arithmetic::snap(v))),
+            Activation::HardSigmoid { alpha, beta } => {
+                values.iter_mut().for_each(|v| *v = arithmetic::hard_sigmoid(*v, alpha, beta));
+            }
+            Activation::Softmax | Activation::LogSoftmax => {}
+        }
+    }
+
+    /// Applies a softmax function to the features of one time step. It is computed in f64, in the order of the
+    /// features, with the exponential and the logarithm of the `libm` crate, and rounded once. Other functions change
+    /// nothing.
+    pub(super) fn apply_softmax(self, values: &mut [f32]) {
+        let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let minus_max = |x: f32| f64::from(x) - f64::from(max);
+        let exp_sum = |values: &[f32]| values.iter().fold(0.0, |sum, &x| sum + libm::exp(minus_max(x)));
+        match self {
+            Activation::Softmax => {
+                let sum = exp_sum(values);
+                values.iter_mut().for_each(|v| *v = (libm::exp(minus_max(*v)) / sum) as f32);
+            }
+            Activation::LogSoftmax => {
+                let log_sum = libm::log(exp_sum(values));
+                values.iter_mut().for_each(|v| *v = (minus_max(*v) - log_sum) as f32);
+            }
+            _ => {}
+        }
     }
 }
 

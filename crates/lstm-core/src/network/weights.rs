@@ -78,6 +78,16 @@ impl ModelLayer {
         }
     }
 
+    /// Number of features of the output; `None` if it is that of the input.
+    pub(super) fn output_size(&self) -> Option<usize> {
+        match self {
+            ModelLayer::Embedding { weight, .. } => Some(weight.ncols()),
+            ModelLayer::Lstm { weights, .. } => Some(weights.config().output_size()),
+            ModelLayer::Linear { weight, .. } => Some(weight.nrows()),
+            _ => None,
+        }
+    }
+
     /// Number of scalar parameters.
     pub fn num_params(&self) -> usize {
         match self {

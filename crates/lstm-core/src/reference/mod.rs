@@ -11,6 +11,7 @@ use std::{future::Future, ops::Range};
 
 pub use backward::backward;
 pub use forward::{Trace, forward, forward_train};
+pub(crate) use stream::check_distinct;
 pub use stream::{
     Stream, check_sequences, check_stack, check_state, check_step, check_step_some, set_stream_state, step, step_some,
     stream, stream_state,

@@ -168,6 +168,13 @@ pub fn check_step_some(
     x: &[f32],
     y: &[f32],
 ) -> Result<()> {
+    check_distinct(sequences, batch)?;
+    check_rows("step_some", sequences.len(), first_layer, last_layer, x, y)
+}
+
+/// Checks that the sequences of a step are distinct and exist. Allocates nothing; sequences in ascending order are
+/// checked fastest.
+pub(crate) fn check_distinct(sequences: &[usize], batch: usize) -> Result<()> {
     if let Some(k) = sequences.iter().find(|&&k| k >= batch) {
         return Err(Error::shape("step_some: sequences", format!("numbers below the batch size {batch}"), k));
     }
@@ -178,7 +185,7 @@ pub fn check_step_some(
             return Err(Error::shape("step_some: sequences", "distinct numbers", got));
         }
     }
-    check_rows("step_some", sequences.len(), first_layer, last_layer, x, y)
+    Ok(())
 }
 
 /// Checks that `x` has the length of `rows` inputs of the first layer, and `y` that of `rows` outputs of the last

@@ -13,13 +13,12 @@ use super::{
     clip::gradient_norm,
     loss_input::{LossGradient, LossInput, ModelOutputs, Shard},
     optimizer::{Optimizer, Parameter},
-    random::dropout_seed,
 };
 use crate::{
     backend::Backend,
     config::LstmConfig,
     error::{Error, Result},
-    model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on},
+    model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on, nth_seed},
     weights::Weights,
 };
 use parameters::{HeadSpec, ModelArrays, parameter_shapes};
@@ -206,7 +205,7 @@ impl<B: Backend> Trainer<B> {
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<StepReport, E> {
         let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
-        let input = input.into().dropout(Dropout::Seed(dropout_seed(self.config.seed, step)));
+        let input = input.into().dropout(Dropout::Seed(nth_seed(self.config.seed, step)));
         if input.x.is_empty() || input.lengths.is_some_and(|lengths| lengths.iter().all(|&len| len == 0)) {
             let got = format!("{:?}, lengths {:?}", input.x.shape(), input.lengths);
             return Err(Error::shape("Trainer::step: x", "at least one time step of one sequence", got).into());

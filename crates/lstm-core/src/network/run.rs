@@ -1,0 +1,139 @@
+//! The layers of a model on the device.
+
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+
+use crate::{
+    backend::{
+        Backend, LinearWeights, State,
+        shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
+    },
+    error::Result,
+    model::{BatchLayout, DeviceBatch, Dropout, Lstm, StackOutput, nth_seed},
+    network::{
+        model::{DeviceLayer, Model},
+        weights::ModelLayer,
+    },
+};
+
+/// A batch of sequences on the device.
+pub(super) struct DeviceInput<'a, T> {
+    pub(super) layout: &'a BatchLayout,
+    /// The features or the rows of the embedding, `[steps * batch, size]`; `None` without time steps.
+    pub(super) x: Option<T>,
+    /// The initial state of each layer and direction of each LSTM.
+    pub(super) initial_states: Vec<Vec<State<T>>>,
+    pub(super) dropout: Option<Dropout>,
+}
+
+/// The result of [`Model::run`]. The device may still be computing it.
+pub(super) struct DeviceOutput<T> {
+    /// The output of the layers, `[steps * batch, output_size]` or `[batch, output_size]`; `None` without time steps,
+    /// if the model returns all of them.
+    pub(super) y: Option<T>,
+    /// The final state of each layer and direction of each LSTM.
+    pub(super) states: Vec<Vec<State<T>>>,
+}
+
+impl<B: Backend> Model<B> {
+    /// Enqueues the forward pass of all layers on the device.
+    pub(super) fn run(&self, input: DeviceInput<'_, B::Tensor>) -> Result<DeviceOutput<B::Tensor>> {
+        let DeviceInput { layout, mut x, initial_states, dropout } = input;
+        let b = self.backend();
+        let mut initial_states = initial_states.into_iter();
+        let mut states: Vec<Vec<State<B::Tensor>>> = Vec::new();
+        // Dropout after the last step has a mask for one time step.
+        let mut rows_layout = layout.clone();
+        let mut size = self.weights().input_size();
+        for (k, (layer, device_layer)) in self.weights().layers().iter().zip(self.device_layers()).enumerate() {
+            let layer_dropout = match dropout {
+                Some(Dropout::Seed(seed)) => Some(Dropout::Seed(nth_seed(seed, k as u64 + 1))),
+                other => other,
+            };
+            match (layer, device_layer) {
+                (ModelLayer::Lstm { .. }, DeviceLayer::Lstm(lstm)) => {
+                    let initial_states = initial_states.next().unwrap_or_default();
+                    states.push(match x.take() {
+                        None => initial_states,
+                        Some(rows) => {
+                            let output = run_lstm(lstm, layout, rows, initial_states, layer_dropout)?;
+                            x = Some(output.y);
+                            output.states
+                        }
+                    });
+                }
+                (ModelLayer::Linear { .. }, DeviceLayer::Linear(linear)) => {
+                    let LinearWeights { weight, bias } = linear.as_ref();
+                    let product = |x| b.gemm((&b.snap(x)?).into(), MatrixRef::from(weight).t(), bias.as_ref());
+                    x = x.map(product).transpose()?;
+                }
+                (ModelLayer::Activation(activation), _) => x = x.map(|x| activation.apply(b, x)).transpose()?,
+                (ModelLayer::LastStep, _) => {
+                    x = Some(match x {
+                        Some(rows) => last_rows(b, layout, &rows)?,
+                        None => zero_rows(b, layout.batch, size)?,
+                    });
+                    rows_layout = layout.single_step();
+                }
+                (ModelLayer::FinalState, _) => {
+                    // This layer follows an LSTM, whose states are the last ones.
+                    let states = states.last().map_or(&[][..], Vec::as_slice);
+                    x = Some(final_state(b, states, size)?);
+                    rows_layout = layout.single_step();
+                }
+                (ModelLayer::Dropout(p), _) => {
+                    if let (Some(Dropout::Seed(seed)), Some(rows)) = (layer_dropout, &x) {
+                        let mask = rows_layout.dropout_mask(&mut ChaCha8Rng::seed_from_u64(seed), *p, size);
+                        let mask = b.upload_vec(b.shape(rows), mask)?;
+                        x = Some(b.mul_add(1.0, rows, Some(&mask), None)?);
+                    }
+                }
+                _ => {}
+            }
+            size = layer.output_size().unwrap_or(size);
+        }
+        Ok(DeviceOutput { y: x, states })
+    }
+}
+
+/// Runs an LSTM over the rows `x`.
+fn run_lstm<B: Backend>(
+    lstm: &Lstm<B>,
+    layout: &BatchLayout,
+    x: B::Tensor,
+    initial_states: Vec<State<B::Tensor>>,
+    dropout: Option<Dropout>,
+) -> Result<StackOutput<B::Tensor>> {
+    let mut plans = lstm.take_plans(layout)?;
+    let result = lstm.run(DeviceBatch { layout, x, initial_states, dropout }, &mut plans, None);
+    lstm.put_back_plans(plans);
+    result
+}
+
+/// The row of each sequence's last time step, in device order; +0 for a sequence of length 0.
+fn last_rows<B: Backend>(b: &B, layout: &BatchLayout, x: &B::Tensor) -> Result<B::Tensor> {
+    let cols = b.shape(x).cols;
+    let mut parts = Vec::new();
+    for (length, sequences) in layout.groups_of_equal_length() {
+        parts.push(match length {
+            0 => zero_rows(b, sequences.len(), cols)?,
+            _ => {
+                let first_row = (length - 1) * layout.batch;
+                b.slice(x, first_row + sequences.start..first_row + sequences.end, 0..cols)?
+            }
+        });
+    }
+    if parts.len() == 1 { Ok(parts.swap_remove(0)) } else { b.concat(ConcatAxis::Rows, &parts) }
+}
+
+/// The final hidden state of the last layer of an LSTM with `size` outputs, the directions side by side. `states` holds
+/// the state of each layer and direction.
+fn final_state<B: Backend>(b: &B, states: &[State<B::Tensor>], size: usize) -> Result<B::Tensor> {
+    let state_size = states.last().map_or(size, |state| b.shape(&state.h).cols);
+    let last_layer = &states[states.len() - size / state_size..];
+    let parts: Vec<_> = last_layer.iter().map(|state| b.snap(state.h.clone())).collect::<Result<_>>()?;
+    if let [h] = &parts[..] { Ok(h.clone()) } else { b.concat(ConcatAxis::Cols, &parts) }
+}
+
+fn zero_rows<B: Backend>(b: &B, rows: usize, cols: usize) -> Result<B::Tensor> {
+    b.upload_vec(MatrixShape::new(rows, cols), zeros("forward", &[rows, cols])?)
+}

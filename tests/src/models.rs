@@ -1,0 +1,460 @@
+//! Checks of whole models: each kind of layer, the forward pass, streams and gradients.
+
+use anyhow::{Context, Result, ensure};
+use lstm_core::{
+    Activation, Backend, CellKind, Dropout, HostState, Init, Input, Linear, Lstm, LstmConfig, Model, ModelInput,
+    ModelLayer, ModelOutput, ModelWeights, Reference, Weights, arithmetic,
+    ndarray::{Array1, Array2, Array3, Axis, concatenate, s},
+};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{RngCore, SeedableRng},
+};
+
+use crate::{
+    cases::random_value,
+    compare::{check_same, write_array},
+    invalid_input::expect_error,
+    primitives::{NamedCheck, write_guarded},
+};
+
+/// A model and its input.
+#[derive(Clone, Debug)]
+pub struct ModelCase {
+    /// Unique name, which is also the name of the snapshot, after `model-`.
+    pub name: &'static str,
+    /// The model.
+    pub weights: ModelWeights,
+    /// Number of sequences.
+    pub batch: usize,
+    /// Number of time steps of the input, padding included.
+    pub steps: usize,
+    /// Length of each sequence in steps. `None`: every sequence has `steps` steps.
+    pub lengths: Option<Vec<usize>>,
+    /// Seed of the dropout masks. `None`: inference mode.
+    pub dropout_seed: Option<u64>,
+}
+
+/// The values of a case's input.
+enum Values {
+    Features(Array3<f32>),
+    Tokens(Array2<i64>),
+}
+
+impl ModelCase {
+    fn new(name: &'static str, layers: Vec<ModelLayer>) -> Result<Self> {
+        let weights = ModelWeights::new(layers)?;
+        Ok(ModelCase { name, weights, batch: 3, steps: 6, lengths: None, dropout_seed: None })
+    }
+
+    /// Sets a batch of 6 sequences with unsorted lengths: one empty, one of a single step, two of full length.
+    fn mixed_lengths(self) -> Self {
+        let steps = self.steps;
+        ModelCase { batch: 6, lengths: Some(vec![3, 0, steps, 1, steps, steps - 1]), ..self }
+    }
+
+    fn values(&self) -> Values {
+        let mut rng = ChaCha8Rng::seed_from_u64(0x7e57);
+        match self.weights.layers().first() {
+            Some(ModelLayer::Embedding { weight, .. }) => {
+                let rows = weight.nrows() as u32;
+                Values::Tokens(Array2::from_shape_fn((self.batch, self.steps), |_| i64::from(rng.next_u32() % rows)))
+            }
+            _ => {
+                let shape = (self.batch, self.steps, self.weights.input_size());
+                Values::Features(Array3::from_shape_fn(shape, |_| random_value(&mut rng)))
+            }
+        }
+    }
+
+    /// The input of the model: the values, the lengths and the dropout seed.
+    fn input<'a>(&'a self, values: &'a Values) -> ModelInput<'a> {
+        let input = match values {
+            Values::Features(x) => ModelInput::from(x),
+            Values::Tokens(tokens) => tokens.into(),
+        };
+        let input = self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
+        self.dropout_seed.map_or(input, |seed| input.dropout(Dropout::Seed(seed)))
+    }
+
+    fn length(&self, sequence: usize) -> usize {
+        self.lengths.as_ref().map_or(self.steps, |lengths| lengths[sequence])
+    }
+}
+
+/// Draws an array of values in [-0.5, 0.5).
+fn random_matrix(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    Array2::from_shape_fn((rows, cols), |_| (rng.next_u32() >> 8) as f32 * 2f32.powi(-24) - 0.5)
+}
+
+fn embedding(rows: usize, cols: usize) -> ModelLayer {
+    ModelLayer::Embedding { name: "emb".into(), weight: random_matrix(rows, cols, 11) }
+}
+
+fn lstm(name: &str, config: LstmConfig) -> Result<ModelLayer> {
+    let weights = Weights::init(config, &Init::default(), 12 + name.len() as u64)?.into();
+    Ok(ModelLayer::Lstm { name: name.into(), weights, initial_state: None })
+}
+
+/// An LSTM with an initial state of its own.
+fn lstm_with_state(name: &str, config: LstmConfig) -> Result<ModelLayer> {
+    let mut state = HostState::zeros(&config, 1)?;
+    let mut rng = ChaCha8Rng::seed_from_u64(13);
+    state.h.iter_mut().chain(&mut state.c).for_each(|v| *v = random_value(&mut rng) * 0.25);
+    Ok(match lstm(name, config)? {
+        ModelLayer::Lstm { name, weights, .. } => ModelLayer::Lstm { name, weights, initial_state: Some(state) },
+        layer => layer,
+    })
+}
+
+fn linear(name: &str, input: usize, output: usize) -> ModelLayer {
+    let bias = random_matrix(1, output, 14).remove_axis(Axis(0));
+    ModelLayer::Linear { name: name.into(), weight: random_matrix(output, input, 15), bias: Some(bias) }
+}
+
+fn linear_without_bias(name: &str, input: usize, output: usize) -> ModelLayer {
+    ModelLayer::Linear { name: name.into(), weight: random_matrix(output, input, 16), bias: None }
+}
+
+/// The model of a guitar amplifier, with a skip connection, gains and an initial state.
+fn amplifier() -> Result<ModelCase> {
+    let case =
+        ModelCase::new("amplifier", vec![lstm_with_state("rec", LstmConfig::new(3, 16))?, linear("lin", 16, 1)])?;
+    let weights = case.weights.clone().with_skip()?.with_gains(1.25, 0.3)?;
+    Ok(ModelCase { weights, steps: 40, ..case })
+}
+
+/// The table: the cases of all kinds of layers.
+///
+/// # Errors
+/// A model of the table is invalid.
+pub fn all_cases() -> Result<Vec<ModelCase>> {
+    use ModelLayer::{Activation as Act, Dropout as Drop, FinalState, LastStep};
+    let hard_sigmoid = Activation::HardSigmoid { alpha: 0.2, beta: 0.5 };
+    let shifted_hard_sigmoid = Activation::HardSigmoid { alpha: -0.75, beta: 0.25 };
+    Ok(vec![
+        ModelCase::new("lstm", vec![lstm("rec", LstmConfig::new(5, 7))?])?,
+        ModelCase::new("linear", vec![lstm("rec", LstmConfig::new(5, 7))?, linear("out", 7, 4)])?,
+        ModelCase::new("feed-forward", vec![linear("a", 5, 9), Act(Activation::Relu), linear_without_bias("b", 9, 3)])?,
+        ModelCase::new(
+            "activations",
+            vec![
+                Act(Activation::Tanh),
+                linear("a", 5, 9),
+                Act(Activation::Relu),
+                linear("b", 9, 9),
+                Act(hard_sigmoid),
+                lstm("rec", LstmConfig::new(9, 7))?,
+                linear("c", 7, 8),
+                Act(Activation::Sigmoid),
+                linear("d", 8, 3),
+                Act(shifted_hard_sigmoid),
+            ],
+        )?,
+        ModelCase {
+            steps: 9,
+            ..ModelCase::new(
+                "tagger",
+                vec![
+                    embedding(11, 5),
+                    lstm("rec", LstmConfig::new(5, 7).bidirectional())?,
+                    linear("out", 14, 4),
+                    Act(Activation::LogSoftmax),
+                ],
+            )?
+            .mixed_lengths()
+        },
+        ModelCase::new(
+            "classifier",
+            vec![
+                embedding(11, 5),
+                lstm("rec", LstmConfig::new(5, 7))?,
+                LastStep,
+                linear("hidden", 7, 6),
+                Act(Activation::Relu),
+                linear("out", 6, 4),
+                Act(Activation::Softmax),
+            ],
+        )?
+        .mixed_lengths(),
+        ModelCase::new(
+            "final-state",
+            vec![
+                lstm_with_state("rec", LstmConfig::new(5, 7).layers(2).bidirectional())?,
+                FinalState,
+                linear("out", 14, 4),
+            ],
+        )?
+        .mixed_lengths(),
+        ModelCase::new(
+            "sizes",
+            vec![
+                lstm_with_state("a", LstmConfig::new(5, 9).proj_size(4))?,
+                lstm("bb", LstmConfig::new(4, 17).bidirectional())?,
+                linear("between", 34, 6),
+                lstm_with_state("ccc", LstmConfig::new(6, 3).cell(CellKind::PeepholeDiagonal).clip(0.5))?,
+                linear("out", 3, 2),
+            ],
+        )?
+        .mixed_lengths(),
+        amplifier()?,
+        ModelCase {
+            dropout_seed: Some(5),
+            ..ModelCase::new(
+                "dropout",
+                vec![
+                    embedding(11, 5),
+                    Drop(0.25),
+                    lstm("rec", LstmConfig::new(5, 7).layers(2).dropout(0.5))?,
+                    Drop(0.5),
+                    LastStep,
+                    Drop(0.125),
+                    linear("out", 7, 4),
+                ],
+            )?
+            .mixed_lengths()
+        },
+        // Weight gradients of an LSTM are summed in chunks of 32 steps; those of a linear layer are not.
+        ModelCase {
+            steps: 70,
+            ..ModelCase::new("long", vec![lstm("rec", LstmConfig::new(5, 7))?, linear("out", 7, 2)])?
+        }
+        .mixed_lengths(),
+    ])
+}
+
+/// Checks a case on the reference path and on the backend's own: the forward pass against the layers one by one, and
+/// streams against the forward pass. Returns the outputs.
+///
+/// # Errors
+/// Two results differ, or the backend returns an error.
+pub fn check_case<B: Backend>(b: &B, case: &ModelCase) -> Result<ModelOutput> {
+    let reference = Model::new(&Reference(b.clone()), case.weights.clone())?;
+    let values = case.values();
+    let want = reference.forward(case.input(&values))?;
+    if case.dropout_seed.is_none() {
+        check_same_output("the reference path compared with single layers", &layer_by_layer(b, case, &values)?, &want)?;
+    }
+    let model = Model::new(b, case.weights.clone())?;
+    check_same_output("compared with the reference path", &want, &model.forward(case.input(&values))?)?;
+    if case.dropout_seed.is_none() && !has_reverse(&case.weights) {
+        check_streams(&model, case, &values, &want)?;
+        check_streams(&reference, case, &values, &want).context("on the reference path")?;
+    }
+    check_padding(&model, case, &want)?;
+    Ok(want)
+}
+
+/// The text of a snapshot: for each array the shape, the digest, and the first values.
+pub fn snapshot_text(output: &ModelOutput) -> String {
+    let mut text = String::new();
+    write_array(&mut text, "y", output.y.view().into_dyn(), 32);
+    for (k, state) in output.states.iter().enumerate() {
+        write_array(&mut text, &format!("h_n of LSTM {k}"), state.h.view().into_dyn(), 8);
+        write_array(&mut text, &format!("c_n of LSTM {k}"), state.c.view().into_dyn(), 8);
+    }
+    text
+}
+
+fn has_reverse(weights: &ModelWeights) -> bool {
+    weights.lstms().any(|lstm| lstm.config().layer_specs().iter().any(|spec| spec.reverse))
+}
+
+fn check_same_output(what: &str, want: &ModelOutput, got: &ModelOutput) -> Result<()> {
+    check_same(&format!("{what}: y"), want.y.view(), got.y.view())?;
+    ensure!(want.states.len() == got.states.len(), "{what}: expected {} states", want.states.len());
+    for (k, (want, got)) in want.states.iter().zip(&got.states).enumerate() {
+        check_same(&format!("{what}: h of LSTM {k}"), want.h.view(), got.h.view())?;
+        check_same(&format!("{what}: c of LSTM {k}"), want.c.view(), got.c.view())?;
+    }
+    Ok(())
+}
+
+/// Values beyond a sequence's length must not influence the results.
+fn check_padding<B: Backend>(model: &Model<B>, case: &ModelCase, want: &ModelOutput) -> Result<()> {
+    if case.lengths.is_none() {
+        return Ok(());
+    }
+    let mut values = case.values();
+    for b in 0..case.batch {
+        match &mut values {
+            Values::Features(x) => x.slice_mut(s![b, case.length(b).., ..]).fill(f32::NAN),
+            Values::Tokens(tokens) => tokens.slice_mut(s![b, case.length(b)..]).fill(-1),
+        }
+    }
+    check_same_output("NaN and tokens of -1 in the padding", want, &model.forward(case.input(&values))?)
+}
+
+/// Computes the model's results for one sequence at a time with [`Lstm`], [`Linear`] and the scalar functions of
+/// [`arithmetic`].
+fn layer_by_layer<B: Backend>(b: &B, case: &ModelCase, values: &Values) -> Result<ModelOutput> {
+    let (weights, mut y) = (&case.weights, Vec::new());
+    let mut states: Vec<Vec<HostState>> = vec![Vec::new(); weights.lstms().count()];
+    for sequence in 0..case.batch {
+        let length = case.length(sequence);
+        let input = match values {
+            Values::Features(x) => x.slice(s![sequence..sequence + 1, ..length, ..]).to_owned(),
+            Values::Tokens(_) => Array3::zeros((1, length, 1)),
+        };
+        let mut x = input.mapv(|v| weights.input_gain() * v);
+        let mut lstms = 0;
+        for layer in weights.layers() {
+            x = match layer {
+                ModelLayer::Embedding { weight, .. } => {
+                    let Values::Tokens(tokens) = values else { anyhow::bail!("an embedding needs tokens") };
+                    Array3::from_shape_fn((1, length, weight.ncols()), |(_, t, k)| {
+                        weight[[tokens[[sequence, t]] as usize, k]]
+                    })
+                }
+                ModelLayer::Lstm { weights, initial_state, .. } => {
+                    let zeros = HostState::zeros(weights.config(), 1)?;
+                    // Without steps the model snaps the initial state, because the batch has steps.
+                    let snapped = |state: &HostState| HostState {
+                        h: state.h.mapv(arithmetic::snap),
+                        c: state.c.mapv(arithmetic::snap),
+                    };
+                    let initial = snapped(initial_state.as_ref().unwrap_or(&zeros));
+                    let (y, state) = Lstm::new(b, weights.clone())?.forward(Input::from(&x).state(&initial))?;
+                    states[lstms].push(state);
+                    lstms += 1;
+                    y
+                }
+                ModelLayer::Linear { weight, bias, .. } => {
+                    Linear::new(b, weight.clone(), bias.clone())?.forward(x.view())?
+                }
+                ModelLayer::Activation(activation) => apply(*activation, x)?,
+                ModelLayer::LastStep if length == 0 => Array3::zeros((1, 1, x.dim().2)),
+                ModelLayer::LastStep => x.slice(s![.., length - 1.., ..]).to_owned(),
+                ModelLayer::FinalState => {
+                    let config = weights.lstms().nth(lstms - 1).context("an LSTM")?.config();
+                    states[lstms - 1][sequence].last(config)?.insert_axis(Axis(1))
+                }
+                ModelLayer::Dropout(_) => x,
+                other => anyhow::bail!("unknown layer {other:?}"),
+            };
+        }
+        if weights.skip() {
+            let skipped = input.slice(s![.., .., ..x.dim().2]);
+            x.zip_mut_with(&skipped, |y, x| *y += weights.input_gain() * x);
+        }
+        x.mapv_inplace(|v| weights.output_gain() * v);
+        let steps = if weights.returns_last_step() { 1 } else { case.steps };
+        let mut padded = Array3::zeros((1, steps, x.dim().2));
+        padded.slice_mut(s![.., ..x.dim().1, ..]).assign(&x);
+        y.push(padded);
+    }
+    let join = |axis, parts: Vec<Array3<f32>>| {
+        concatenate(Axis(axis), &parts.iter().map(|part| part.view()).collect::<Vec<_>>())
+    };
+    let states = states.into_iter().map(|sequences| {
+        let (h, c) = sequences.into_iter().map(|state| (state.h, state.c)).unzip();
+        Ok(HostState { h: join(1, h)?, c: join(1, c)? })
+    });
+    Ok(ModelOutput::new(join(0, y)?, states.collect::<Result<_>>()?))
+}
+
+/// Applies an activation to the last axis.
+fn apply(activation: Activation, mut x: Array3<f32>) -> Result<Array3<f32>> {
+    use arithmetic::{hard_sigmoid, relu, sigmoid, snap, tanh};
+    match activation {
+        Activation::Relu => x.mapv_inplace(relu),
+        Activation::Sigmoid => x.mapv_inplace(|v| sigmoid(snap(v))),
+        Activation::Tanh => x.mapv_inplace(|v| tanh(snap(v))),
+        Activation::HardSigmoid { alpha, beta } => x.mapv_inplace(|v| hard_sigmoid(v, alpha, beta)),
+        Activation::Softmax | Activation::LogSoftmax => {
+            for mut row in x.rows_mut() {
+                let max = f64::from(row.fold(f32::NEG_INFINITY, |max, v| max.max(*v)));
+                let sum = row.iter().fold(0.0, |sum, v| sum + libm::exp(f64::from(*v) - max));
+                row.mapv_inplace(|v| match (activation, f64::from(v) - max) {
+                    (Activation::Softmax, v) => (libm::exp(v) / sum) as f32,
+                    (_, v) => (v - libm::log(sum)) as f32,
+                });
+            }
+        }
+        other => anyhow::bail!("unknown activation {other}"),
+    }
+    Ok(x)
+}
+
+/// Checks that a stream gives the same results step by step, some sequences at a time and in chunks.
+fn check_streams<B: Backend>(model: &Model<B>, case: &ModelCase, values: &Values, want: &ModelOutput) -> Result<()> {
+    check_steps(model, case, values, want, true).context("stream, step by step")?;
+    if matches!(values, Values::Features(_)) {
+        check_steps(model, case, values, want, false).context("stream, some sequences at a time")?;
+    }
+    // A stream runs all sequences for the same number of steps.
+    let full = ModelCase { lengths: None, ..case.clone() };
+    let want = model.forward(full.input(values))?;
+    let mut stream = model.stream(case.batch)?;
+    let (mut start, mut parts) = (0, Vec::new());
+    for size in [3, 1, 1, 7, 2].into_iter().cycle() {
+        if start == case.steps {
+            break;
+        }
+        let end = case.steps.min(start + size);
+        parts.push(match values {
+            Values::Features(x) => stream.chunk(x.slice(s![.., start..end, ..]))?,
+            Values::Tokens(tokens) => stream.chunk(tokens.slice(s![.., start..end]))?,
+        });
+        start = end;
+    }
+    let y = match model.weights().returns_last_step() {
+        true => parts.pop().context("at least one chunk")?,
+        false => concatenate(Axis(1), &parts.iter().map(|part| part.view()).collect::<Vec<_>>())?,
+    };
+    check_same_output("stream, chunks", &want, &ModelOutput::new(y, stream.states()?))?;
+    // The states can move to another stream.
+    let mut other = model.stream(case.batch)?;
+    other.set_states(&want.states)?;
+    stream.reset()?;
+    let initial = model.stream(case.batch)?.states()?;
+    check_same_output("reset", &ModelOutput::new(want.y.clone(), initial), &ModelOutput::new(want.y, stream.states()?))
+}
+
+/// Runs each sequence of a case for its length, with the whole batch in each step or with the sequences that have not
+/// ended.
+fn check_steps<B: Backend>(
+    model: &Model<B>,
+    case: &ModelCase,
+    values: &Values,
+    want: &ModelOutput,
+    whole_batch: bool,
+) -> Result<()> {
+    let size = case.weights.output_size();
+    let mut stream = model.stream(case.batch)?;
+    for t in 0..case.steps {
+        let sequences: Vec<usize> = (0..case.batch).rev().filter(|&b| whole_batch || t < case.length(b)).collect();
+        let y = write_guarded(sequences.len() * size, |y| {
+            Ok(match values {
+                Values::Tokens(tokens) => stream.step_tokens(&tokens.column(t).to_vec(), y)?,
+                Values::Features(x) if whole_batch => {
+                    let x: Vec<f32> = x.slice(s![.., t, ..]).iter().copied().collect();
+                    stream.step(&x, y)?;
+                }
+                Values::Features(x) => {
+                    let x: Vec<f32> = sequences.iter().flat_map(|&b| x.slice(s![b, t, ..]).to_vec()).collect();
+                    stream.step_some(&sequences, &x, y)?;
+                }
+            })
+        })?;
+        for (k, y) in y.chunks_exact(size).enumerate() {
+            let b = if whole_batch { k } else { sequences[k] };
+            let is_last = t + 1 == case.length(b);
+            let row = match case.weights.returns_last_step() {
+                true if is_last => 0,
+                false if t < case.length(b) => t,
+                _ => continue,
+            };
+            check_same(
+                &format!("y at step {t} of sequence {b}"),
+                want.y.slice(s![b, row, ..]),
+                Array1::from(y.to_vec()).view(),
+            )?;
+        }
+    }
+    if !whole_batch || case.lengths.is_none() {
+        check_same_output("final states", want, &ModelOutput::new(want.y.clone(), stream.states()?))?;
+    }
+    Ok(())
+}
