@@ -116,7 +116,10 @@ fn read_samples(path: &Path) -> Result<Vec<f32>> {
     let scale = 0.5f32.powi(i32::from(spec.bits_per_sample) - 1);
     let samples: Vec<f32> = match spec.sample_format {
         SampleFormat::Float => wav.into_samples().collect::<Result<_, _>>()?,
-        SampleFormat::Int => wav.into_samples().map(|v| Ok(v? as f32 * scale)).collect::<Result<_, hound::Error>>()?,
+        SampleFormat::Int => {
+            let samples = wav.into_samples::<i32>().map(|v| Ok(v? as f32 * scale));
+            samples.collect::<Result<_, hound::Error>>()?
+        }
     };
     let channels = usize::from(spec.channels);
     Ok(samples.chunks(channels).map(|frame| frame.iter().sum::<f32>() / channels as f32).collect())

@@ -36,6 +36,8 @@ pub(crate) fn draw(samples: &[f32], probabilities: &[f32], segments: &[Range<usi
         let time = seconds(k * column);
         PathElement::new([(time, f64::from(range.0)), (time, f64::from(range.1))], WAVEFORM_COLOR)
     });
+    let baseline = PathElement::new(vec![(0.0, 0.0), (seconds(samples.len()), 0.0)], WAVEFORM_COLOR);
+    let columns = columns.chain([baseline]);
     draw_panel(
         &upper,
         "Waveform; segments of speech are shaded",
