@@ -3,14 +3,16 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
-    Activation, Backend, Bias, CellKind, HostState, Input, LayerWeights, Lstm, LstmConfig, Model, ModelLayer,
-    ModelWeights, Param, State, Weights,
+    Activation, Backend, Bias, CellKind, GateActivation, GateActivations, HostState, Input, LayerWeights, Lstm,
+    LstmConfig, Model, ModelLayer, ModelWeights, Param, State, Weights,
     ndarray::{Array2, Array3, ArrayD, Axis},
 };
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
 };
+
+use crate::cases::HARD_SIGMOID;
 
 /// Text of the document with the specification.
 const SPECIFICATION: &str = include_str!("../../docs/specification.md");
@@ -25,8 +27,18 @@ fn table_rows(heading: &str) -> impl Iterator<Item = Vec<&'static str>> {
 /// The weights of the model that the table of cells in the specification calls `name`.
 fn model(name: &str) -> Result<Weights> {
     let config = LstmConfig::new(1, 1).bias(Bias::One);
+    let (hard_sigmoid, relu) = (HARD_SIGMOID, GateActivation::Relu);
+    let activations = |gate, candidate, output| GateActivations { gate, candidate, output };
     let config = match name {
         "standard" => config,
+        "standard, hard sigmoid, relu, relu" => config.activations(activations(hard_sigmoid, relu, relu)),
+        "standard, tanh, hard sigmoid, sigmoid" => {
+            config.activations(activations(GateActivation::Tanh, hard_sigmoid, GateActivation::Sigmoid))
+        }
+        "dense peephole, hard sigmoid" => {
+            let activations = GateActivations { gate: hard_sigmoid, ..GateActivations::default() };
+            config.cell(CellKind::PeepholeDense).activations(activations)
+        }
         "dense peephole" => config.cell(CellKind::PeepholeDense),
         "diagonal peephole" => config.cell(CellKind::PeepholeDiagonal),
         "standard, coupled" => config.coupled(),
@@ -68,7 +80,7 @@ pub fn check_cells<B: Backend>(b: &B) -> Result<()> {
             ensure!(got == *want, "{name}: the specification says {want}, got {got}");
         }
     }
-    ensure!(rows == 5, "expected 5 cells in the specification, got {rows}");
+    ensure!(rows == 8, "expected 8 cells in the specification, got {rows}");
     Ok(())
 }
 
