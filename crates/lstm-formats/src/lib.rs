@@ -18,6 +18,7 @@ mod audio;
 mod detect;
 #[cfg(feature = "audio")]
 mod evaluate;
+mod file;
 #[cfg(feature = "audio")]
 mod json;
 #[cfg(feature = "onnx")]
@@ -31,6 +32,7 @@ mod state_dict;
 mod test_files;
 
 pub use detect::detect;
+pub use file::{Format, ModelFile, OpenOptions};
 #[cfg(feature = "onnx")]
 pub use onnx::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
-pub use open::{Format, ModelFile, OpenOptions, open, open_bytes};
+pub use open::{open, open_bytes};
