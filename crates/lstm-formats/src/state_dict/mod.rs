@@ -66,6 +66,10 @@ fn file_error(reason: impl ToString) -> Error {
 }
 
 fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<ModelFile> {
+    if let Some(name) = options.set.keys().next() {
+        let reason = format!("`{name}` is not an input: a state dict has no scalar inputs, only ONNX graphs have");
+        return Err(Error::config("set", reason));
+    }
     if dict.metadata().contains_key(ModelWeights::METADATA_KEY) {
         return build_saved_model(dict, format, options);
     }
@@ -87,10 +91,15 @@ fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<M
     let unused_layers: Vec<&Layer> =
         layers.iter().enumerate().filter(|(k, _)| !used.contains(k)).map(|(_, layer)| layer).collect();
     if !unused_layers.is_empty() && options.names.is_empty() {
-        let names = list(unused_layers.iter().map(|layer| format!("`{}` ({})", display_path(layer), layer.kind)));
+        let describe = |layer: &&Layer| match &layer.kind {
+            LayerKind::Other(what) => what.clone(),
+            kind => format!("`{}` ({kind})", display_path(layer)),
+        };
+        let names = list(unused_layers.iter().map(describe));
+        let used: Vec<&str> = chain.iter().filter_map(Step::layer).map(|k| display_path(&layers[k])).collect();
+        let used = used.join(",");
         return Err(file_error(format!(
-            "the layers do not use {names}; add them to --layers, or leave them by --name with a prefix that selects the \
-             model"
+            "the stated layers do not use {names}; add what belongs to the model, or leave it out with --name {used}"
         )));
     }
     unused.extend(unused_layers.iter().flat_map(|layer| layer.tensors.clone()));
@@ -191,16 +200,15 @@ fn select(dict: &mut StateDict, options: &OpenOptions) -> Result<Vec<String>> {
             check_single_model(dict)?;
             Ok(Vec::new())
         }
-        [name] => {
-            let selected = select_by_name(dict, name)?;
+        names => {
+            let mut selected = BTreeSet::new();
+            for name in names {
+                selected.extend(select_by_name(dict, name)?);
+            }
             let unused = dict.names().filter(|name| !selected.contains(*name)).map(str::to_owned).collect();
             dict.retain(|name| selected.contains(name));
             Ok(unused)
         }
-        names => Err(Error::config(
-            "name",
-            format!("expected one name, the prefix of an LSTM or of a model in a state dict, got {}", names.len()),
-        )),
     }
 }
 
@@ -220,9 +228,11 @@ fn is_beside_models(dict: &StateDict, name: &str) -> bool {
 pub(crate) fn is_optimizer_tensor(name: &str) -> bool {
     let parts: Vec<&str> = name.split('.').collect();
     let is_number = |part: &str| part.parse::<u64>().is_ok();
-    let Some(optimizer) = parts.iter().position(|part| part.to_ascii_lowercase().contains("optim")) else {
-        return false;
+    let is_optimizer = |part: &str| {
+        let part = part.to_ascii_lowercase();
+        part.contains("optim") || part == "opt" || part.starts_with("opt_")
     };
+    let Some(optimizer) = parts.iter().position(|part| is_optimizer(part)) else { return false };
     parts[optimizer..].windows(2).any(|pair| ["state", "param_groups"].contains(&pair[0]) && is_number(pair[1]))
 }
 
@@ -286,8 +296,7 @@ fn select_by_name(dict: &StateDict, name: &str) -> Result<BTreeSet<String>> {
         .iter()
         .filter(|layer| [&layer.path, &layer.name].into_iter().chain(&layer.other_paths).any(|path| is_inside(path)))
         .collect();
-    // Weight norm is not folded yet, so an LSTM can be hidden in other tensors.
-    if inside.iter().any(|layer| !matches!(layer.kind, LayerKind::Linear { .. } | LayerKind::Matrix { .. })) {
+    if !inside.is_empty() {
         let tensors = inside.iter().flat_map(|layer| &layer.tensors);
         return Ok(tensors.filter(|name| !is_beside_models(dict, name)).cloned().collect());
     }
