@@ -8,9 +8,8 @@ use lstm_core::{Error, Result, StateDict, weights::state_dict::Dtype};
 use pytorch_reader::{DType, PickleError, PytorchError, PytorchReader, Tensor};
 
 use crate::{
-    Format, ModelFile, OpenOptions,
     detect::{is_data_pickle, zip_entries},
-    open::catch_panic,
+    file::{Format, ModelFile, OpenOptions, catch_panic},
     state_dict,
 };
 

@@ -22,8 +22,8 @@
 //! All are on by default. Without them the crate runs models and computes gradients, with few dependencies.
 //!
 //! - `safetensors`: [`StateDict`] and [`StateDictWriter`], safetensors files.
-//! - `onnx`, `audio` and `keras`: [`formats`], the files of other programs.
-//! - `formats`: the three features above.
+//! - `onnx`, `audio`, `keras` and `pytorch`: [`formats`], the files of other programs.
+//! - `formats`: all features above.
 //! - `train`: [`train`], losses, optimizers and training runs. Its checkpoints need the feature `safetensors`.
 
 mod backend;
@@ -52,7 +52,7 @@ pub use lstm_core::{
 };
 #[cfg(feature = "safetensors")]
 pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
-#[cfg(any(feature = "onnx", feature = "audio", feature = "keras"))]
+#[cfg(any(feature = "onnx", feature = "audio", feature = "keras", feature = "pytorch"))]
 pub use lstm_formats as formats;
 #[cfg(feature = "onnx")]
 pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};

@@ -29,7 +29,7 @@ use self::{
     layers::{Layer, LayerKind, compare_names, find_layers, find_named, list},
     text::Entry,
 };
-use crate::{Format, ModelFile, OpenOptions};
+use crate::file::{Format, ModelFile, OpenOptions};
 
 /// Metadata key by which a training checkpoint of this library is recognized.
 const CHECKPOINT_KEY: &str = "trainer.format";
@@ -466,7 +466,8 @@ fn take_lstm(dict: &mut StateDict, prefix: &str, options: &OpenOptions) -> Resul
     weights.with_config(config)
 }
 
-#[cfg(all(test, feature = "audio", feature = "pytorch"))]
+#[cfg(all(feature = "audio", feature = "pytorch"))]
+#[cfg(test)]
 mod tests {
     use crate::{
         Format,
