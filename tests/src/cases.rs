@@ -1,8 +1,8 @@
 //! The table of test cases: models and their inputs. Seeds determine all values.
 
 use lstm_core::{
-    Bias, CellKind, Direction, Dropout, HostState, Init, Input, LstmConfig, OutputGradients, Result, State, Weights,
-    ndarray::Array3,
+    Bias, CellKind, Direction, Dropout, GateActivation, GateActivations, HostState, Init, Input, LstmConfig,
+    OutputGradients, Result, State, Weights, ndarray::Array3,
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -14,7 +14,7 @@ use rand_chacha::{
 pub struct Case {
     /// Unique name, which is also the name of the snapshot.
     pub name: String,
-    /// Group of the case: `cells`, `options` or `sizes`.
+    /// Group of the case: `cells`, `options`, `sizes` or `activations`.
     pub group: &'static str,
     /// Configuration of the model.
     pub config: LstmConfig,
@@ -181,7 +181,7 @@ pub const BATCH_SIZES: [usize; 9] = [1, 2, 3, 4, 5, 6, 7, 13, 64];
 
 /// The table: all cases of all groups.
 pub fn all_cases() -> Vec<Case> {
-    [cell_cases(), option_cases(), size_cases()].concat()
+    [cell_cases(), option_cases(), size_cases(), activation_cases()].concat()
 }
 
 /// Cases that test each cell with its basic options.
@@ -295,6 +295,55 @@ fn size_cases() -> Vec<Case> {
             .sizes(33, 130, 35, 3)
             .map_config(|c| c.layers(2).bidirectional()),
     );
+    cases
+}
+
+/// ONNX's and Keras 2's hard sigmoid.
+pub const HARD_SIGMOID: GateActivation = GateActivation::HardSigmoid { alpha: 0.2, beta: 0.5 };
+
+/// Cases that test activation functions, which run by the reference path, with each cell and with all other options.
+fn activation_cases() -> Vec<Case> {
+    // Every case of the fused cell also runs the unfused cell, which therefore has no cases here.
+    let tested_cells = CELLS.into_iter().filter(|(_, cell)| *cell != CellKind::Unfused);
+    tested_cells.flat_map(|(name, cell)| activation_cases_of(name, cell)).collect()
+}
+
+/// Cases that test activation functions with one cell.
+fn activation_cases_of(name: &str, cell: CellKind) -> Vec<Case> {
+    use GateActivation::{HardSigmoid, Relu, Sigmoid, Tanh};
+    // The dense peephole cell has no function of its own for the candidate.
+    let activations = |gate, candidate, output| {
+        let candidate = if cell == CellKind::PeepholeDense { Tanh } else { candidate };
+        GateActivations { gate, candidate, output }
+    };
+    let case = |suffix: &str, activations: GateActivations| {
+        Case::new("activations", format!("{name}-{suffix}"), cell).map_config(|c| c.activations(activations))
+    };
+    let falling = HardSigmoid { alpha: -0.75, beta: 0.25 };
+    let tiny = case("tanh-gates-tiny", activations(Tanh, Relu, Sigmoid)).map_config(|c| c.bias(Bias::None));
+    let all_options = |c: LstmConfig| c.layers(2).bidirectional().coupled().clip(0.75).dropout(0.25);
+    let mut cases = vec![
+        case("hard-sigmoid", activations(HARD_SIGMOID, Tanh, Tanh)),
+        case("relu", activations(Sigmoid, Relu, Relu)).map_config(|c| c.layers(2)),
+        case("relu-gates", activations(Relu, Sigmoid, HARD_SIGMOID)).map_config(LstmConfig::bidirectional),
+        // Gates near 2^-40, the threshold of `snap`.
+        Case { magnitude: 2f32.powi(-36), ..tiny },
+        case("clipped-falling-hard-sigmoid", activations(falling, falling, Sigmoid)).map_config(|c| c.clip(0.5)),
+        // Saturates hard sigmoids at both ends.
+        Case { magnitude: 64.0, ..case("hard-sigmoid-saturated", activations(HARD_SIGMOID, HARD_SIGMOID, falling)) },
+        case("relu-long", activations(HARD_SIGMOID, Relu, Tanh)).sizes(3, 5, 6, 66).mixed_lengths(),
+        Case {
+            dropout_seed: Some(9),
+            ..case("relu-all-options", activations(HARD_SIGMOID, Relu, Relu))
+                .sizes(9, 17, 6, 8)
+                .mixed_lengths()
+                .map_config(all_options)
+        },
+    ];
+    if cell != CellKind::PeepholeDense {
+        let case = case("relu-projection", activations(HARD_SIGMOID, Relu, Relu));
+        cases.push(case.map_config(|c| c.proj_size(3).direction(Direction::Reverse)));
+    }
     cases
 }
 

@@ -62,8 +62,9 @@ pub struct F64Backend(Arc<Mutex<SharedState>>);
 struct SharedState {
     /// All downloaded values. The handles that downloads return are indices into this list.
     downloads: Vec<f64>,
-    /// Digest of which elements each call of `clip` changed, and whether it raised or lowered them.
-    clip_pattern: Digest,
+    /// Digest of which elements each call of `clip` changed, and whether it raised or lowered them, and of which elements
+    /// each call of `select_between` set to zero.
+    kink_pattern: Digest,
     /// Number of calls of primitives that compute values, since the last call of `inject_fault`.
     call_count: usize,
     /// The injected fault and the index of the call that contains it.
@@ -83,17 +84,17 @@ impl F64Backend {
         self.shared().downloads[scale.scale_value(handle) as usize] * f64::from(scale.unscale_value(1.0))
     }
 
-    /// Clears the downloaded values and the clip pattern. Handles that were returned before become invalid.
+    /// Clears the downloaded values and the pattern of kinks. Handles that were returned before become invalid.
     pub fn clear(&self) {
         let mut shared = self.shared();
         shared.downloads.clear();
-        shared.clip_pattern = Digest::default();
+        shared.kink_pattern = Digest::default();
     }
 
-    /// Digest of which elements were clipped since [`clear`](Self::clear), and at which bound. If two passes have equal
-    /// digests, the loss is smooth between their inputs.
-    pub fn clip_pattern(&self) -> Digest {
-        self.shared().clip_pattern
+    /// Digest of which elements were clipped or set to zero since [`clear`](Self::clear), and at which bound. If two passes
+    /// have equal digests, the loss is smooth between their inputs.
+    pub fn kink_pattern(&self) -> Digest {
+        self.shared().kink_pattern
     }
 
     /// Injects a fault into one of the next calls of primitives that compute values. The number is the index of the
@@ -207,14 +208,17 @@ impl Ops for F64Backend {
     fn clip(&self, x: Matrix, bound: f32) -> Result<Matrix> {
         check_clip(bound)?;
         let bound = f64::from(bound);
-        let mut pattern = self.shared().clip_pattern;
+        let mut pattern = self.shared().kink_pattern;
         x.data.iter().for_each(|&v| pattern.add(if v.abs() > bound { v.signum() as f32 } else { 0.0 }));
-        self.shared().clip_pattern = pattern;
+        self.shared().kink_pattern = pattern;
         Ok(self.map("clip", &x, |v| v.clamp(-bound, bound)))
     }
     fn select_between(&self, x: Matrix, by: &Matrix, low: &Matrix, high: &Matrix) -> Result<Matrix> {
         check_select_between(x.shape, by.shape, low.shape, high.shape)?;
         let is_outside = |k| by.data[k] <= low.at(k) || by.data[k] >= high.at(k);
+        let mut pattern = self.shared().kink_pattern;
+        (0..x.shape.len()).for_each(|k| pattern.add(if is_outside(k) { 1.0 } else { 0.0 }));
+        self.shared().kink_pattern = pattern;
         Ok(self.compute("select_between", x.shape, |fault, k| {
             if is_outside(k) && fault != Some(OpFault::IgnoredFactor) { 0.0 } else { x.data[k] }
         }))
@@ -273,11 +277,11 @@ mod tests {
     }
 
     #[test]
-    fn clip_pattern_depends_on_clipped_elements_and_their_signs() {
+    fn kink_pattern_depends_on_clipped_elements_and_their_signs() {
         let clip = |values: &[f32]| {
             let b = F64Backend::default();
             let clipped = b.clip(upload_row(&b, values), 0.5).unwrap();
-            (clipped.data.to_vec(), b.clip_pattern())
+            (clipped.data.to_vec(), b.kink_pattern())
         };
         let (values, pattern) = clip(&[1.0, -1.0, 0.25]);
         assert_eq!(values, [0.5, -0.5, 0.25]);

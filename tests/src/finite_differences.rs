@@ -58,7 +58,8 @@ pub struct Differences {
 pub struct Report {
     /// Number of elements compared.
     pub compared_count: usize,
-    /// Number of elements skipped because some gate reaches its clip bound within a step, where the loss is not smooth.
+    /// Number of elements skipped because some gate reaches a clip bound or a kink of its function within a step, where the
+    /// loss is not smooth.
     pub skipped_count: usize,
     /// The largest error, as defined for [`TOLERANCE`].
     pub max_error: f64,
@@ -175,7 +176,7 @@ impl Problem {
         let mut loss_at = |step: f32| {
             self.arrays()[array_index][element_index] = value + step;
             ensure!((value + step) - value == step, "{value} plus a step of {step} is not exact in f32");
-            Ok((self.loss(b)?, b.clip_pattern()))
+            Ok((self.loss(b)?, b.kink_pattern()))
         };
         let losses = [loss_at(STEP_SIZE)?, loss_at(STEP_SIZE / 2.0)?, loss_at(-STEP_SIZE / 2.0)?, loss_at(-STEP_SIZE)?];
         self.arrays()[array_index][element_index] = value;

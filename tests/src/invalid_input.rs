@@ -3,8 +3,9 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
-    Backend, CellKind, Checkpointing, ConcatAxis, Direction, Error, HostState, Init, Input, LayerOutputGradients,
-    LayerWeights, Linear, Lstm, LstmConfig, MatrixShape, Reference, Sequence, State, WeightGradients, Weights,
+    Backend, CellKind, Checkpointing, ConcatAxis, Direction, Error, ExecutionPath, GateActivation, GateActivations,
+    HostState, Init, Input, LayerOutputGradients, LayerWeights, Linear, Lstm, LstmConfig, MatrixShape, Reference,
+    Sequence, State, WeightGradients, Weights,
     cell::{Cell, PeepholeDiagonal},
     ndarray::{Array3, ArrayD, s},
 };
@@ -20,6 +21,7 @@ pub fn checks<B: Backend>() -> Vec<NamedCheck<B>> {
     vec![
         ("primitives", check_primitives),
         ("layer", check_layer),
+        ("activations", check_activations),
         ("forward", check_forward),
         ("layer-backward", |b| check_layer_backward(b).and_then(|()| check_layer_backward(&Reference(b.clone())))),
         ("backward", check_backward),
@@ -101,6 +103,22 @@ fn check_layer<B: Backend>(b: &B) -> Result<()> {
     for lengths in [&[1, 3][..], &[4, 1], &[3], &[3, 2, 1]] {
         expect_error("lengths", &["forward: lengths", "2 descending"], run(&x, &state, Some(lengths)))?;
     }
+    Ok(())
+}
+
+/// Checks that kernels which compute the default activation functions only do not load a layer with others.
+fn check_activations<B: Backend>(b: &B) -> Result<()> {
+    let activations = GateActivations { gate: GateActivation::Relu, ..GateActivations::default() };
+    let weights = Weights::init(LstmConfig::new(5, 7).activations(activations), &Init::default(), 1)?;
+    let layer = &weights.layers()[0];
+    match b.load(layer) {
+        Ok(loaded) => ensure!(b.path(&loaded) == ExecutionPath::Reference, "a kernel runs {activations}"),
+        result => expect_error("relu", &["activations", "sigmoid/tanh/tanh", "relu/tanh/tanh", "`Lstm`"], result)?,
+    }
+    let mut default_layer = b.load(&Weights::init(LstmConfig::new(5, 7), &Init::default(), 1)?.layers()[0])?;
+    let result = b.reload(&mut default_layer, layer);
+    ensure!(result.is_err() || b.path(&default_layer) == ExecutionPath::Reference, "a kernel reloads {activations}");
+    ensure!(Lstm::new(b, weights.clone())?.paths() == [ExecutionPath::Reference], "a model runs by another path");
     Ok(())
 }
 

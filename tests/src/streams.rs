@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{
-    Backend, CellKind, HostState, Input, Linear, Lstm, Reference, State, Stream,
+    Backend, CellKind, GateActivation, GateActivations, HostState, Input, Linear, Lstm, Reference, State, Stream,
     ndarray::{Array1, Array2, Array3, ArrayView1, Axis, s},
     train::shuffled_indices,
 };
@@ -32,6 +32,10 @@ pub fn checks<B: Backend>() -> Vec<NamedCheck<B>> {
             check_step_some(b, &stacked_case(CellKind::Fused).sizes(5, 70, 9, 4).map_config(|c| c.proj_size(33)))
         }),
         ("some-reference", |b| check_step_some(&Reference(b.clone()), &stacked_case(CellKind::PeepholeDiagonal))),
+        ("some-activations", |b| {
+            let relu = GateActivations { candidate: GateActivation::Relu, ..GateActivations::default() };
+            check_step_some(b, &stacked_case(CellKind::Fused).map_config(|c| c.activations(relu)))
+        }),
         ("some-invalid", |b| check_step_some_errors(b).and_then(|()| check_step_some_errors(&Reference(b.clone())))),
         ("move-state", |b| check_move_state(b).and_then(|()| check_move_state(&Reference(b.clone())))),
         ("linear-step", |b| check_linear_step(b).and_then(|()| check_linear_step(&Reference(b.clone())))),

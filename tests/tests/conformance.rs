@@ -151,9 +151,17 @@ impl BackendVisitor for Trials {
         if let Arithmetic::Inexact(why) = b.arithmetic() {
             let reason = format!("the arithmetic is not exact: {why}");
             if env::var_os("LSTM_RUN_INEXACT").is_none() {
-                for group in
-                    ["specification", "primitives", "streams", "cells", "options", "sizes", "models", "training"]
-                {
+                for group in [
+                    "specification",
+                    "primitives",
+                    "streams",
+                    "cells",
+                    "options",
+                    "sizes",
+                    "activations",
+                    "models",
+                    "training",
+                ] {
                     self.not_run(name, group, &reason);
                 }
                 return;

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use lstm_core::{Bias, CellKind, Checkpointing, Direction, HostState, LstmConfig, ndarray::s};
+use lstm_core::{
+    Bias, CellKind, Checkpointing, Direction, GateActivation, GateActivations, HostState, LstmConfig, ndarray::s,
+};
 use lstm_tests::{
-    cases::{CELLS, Case},
+    cases::{CELLS, Case, HARD_SIGMOID},
     f64_backend::{F64Backend, OpFault},
     finite_differences::{Gradients, Problem, Report, round_to_grid},
 };
@@ -36,7 +38,7 @@ fn random_case(seed: u64, cell: CellKind, long: bool) -> Case {
     config.clip = [None, None, Some(0.5), Some(1.0)][below(4)];
     config.proj_size = (cell != CellKind::PeepholeDense && below(3) == 0).then(|| 1 + below(hidden - 1));
     config.dropout = if config.num_layers > 1 && below(2) == 0 { 0.25 } else { 0.0 };
-    Case {
+    let mut case = Case {
         config,
         batch,
         steps,
@@ -45,7 +47,33 @@ fn random_case(seed: u64, cell: CellKind, long: bool) -> Case {
         dropout_seed: (below(4) != 0).then_some(seed),
         seed,
         ..Case::new("random", format!("{cell:?} {seed}"), cell)
+    };
+    if below(2) == 0 {
+        case.config.activations = random_activations(cell, &mut below);
     }
+    case
+}
+
+/// Random activation functions. Slopes may be negative.
+fn random_activations(cell: CellKind, below: &mut impl FnMut(usize) -> usize) -> GateActivations {
+    let mut function = || match below(4) {
+        0 => GateActivation::Sigmoid,
+        1 => GateActivation::Tanh,
+        2 => GateActivation::Relu,
+        _ => GateActivation::HardSigmoid { alpha: [0.2, 1.0, -0.5][below(3)], beta: [0.5, 0.25][below(2)] },
+    };
+    let activations = GateActivations { gate: function(), candidate: function(), output: function() };
+    match cell {
+        CellKind::PeepholeDense => GateActivations { candidate: GateActivation::Tanh, ..activations },
+        _ => activations,
+    }
+}
+
+/// Whether a gate or output of the case is not a smooth function of its pre-activation.
+fn has_kinks(case: &Case) -> bool {
+    let GateActivations { gate, candidate, output } = case.config.activations;
+    let is_smooth = |function| matches!(function, GateActivation::Sigmoid | GateActivation::Tanh);
+    case.config.clip.is_some() || ![gate, candidate, output].into_iter().all(is_smooth)
 }
 
 /// Names of the options that a case uses.
@@ -55,6 +83,12 @@ fn options(case: &Case) -> Vec<String> {
         ("stacked", c.num_layers > 1),
         ("coupled", c.coupled),
         ("clip", c.clip.is_some()),
+        ("relu", [c.activations.gate, c.activations.candidate, c.activations.output].contains(&GateActivation::Relu)),
+        ("hard sigmoid", matches!(c.activations.gate, GateActivation::HardSigmoid { .. })),
+        ("falling hard sigmoid, clipped", {
+            let is_falling = |f| matches!(f, GateActivation::HardSigmoid { alpha, .. } if alpha < 0.0);
+            c.clip.is_some() && (is_falling(c.activations.gate) || is_falling(c.activations.candidate))
+        }),
         ("projection", c.proj_size.is_some()),
         ("dropout", c.dropout > 0.0 && case.dropout_seed.is_some()),
         ("lengths", case.lengths.is_some()),
@@ -92,28 +126,28 @@ fn check(case: &Case) -> Result<Report> {
 
 #[test]
 fn gradients_match_finite_differences() -> Result<()> {
-    let (mut all, mut clipped, mut coverage) = (Report::default(), Report::default(), BTreeMap::new());
+    let (mut all, mut kinked, mut coverage) = (Report::default(), Report::default(), BTreeMap::new());
     for (k, (name, cell)) in CELLS.into_iter().enumerate() {
         for n in 0..MODELS {
             let case = random_case(k as u64 * MODELS + n, cell, n % 6 == 5);
             let report = check(&case).with_context(|| format!("{case:?}"))?;
             all += report;
-            if case.config.clip.is_some() {
-                clipped += report;
+            if has_kinks(&case) {
+                kinked += report;
             }
             for option in options(&case) {
                 coverage.entry(option).or_insert_with(BTreeMap::new).entry(name).and_modify(|n| *n += 1).or_insert(1);
             }
         }
     }
-    println!("{all:?}\nwith clip: {clipped:?}");
+    println!("{all:?}\nwith kinks: {kinked:?}");
     coverage.iter().for_each(|(option, cells)| println!("{option}: {cells:?}"));
-    ensure!(all.skipped_count == clipped.skipped_count, "elements were skipped without clip");
+    ensure!(all.skipped_count == kinked.skipped_count, "elements were skipped without a kink");
     ensure!(
-        clipped.skipped_count * 20 < clipped.compared_count,
-        "more than a twentieth of the elements was skipped: {clipped:?}"
+        kinked.skipped_count * 20 < kinked.compared_count,
+        "more than a twentieth of the elements was skipped: {kinked:?}"
     );
-    ensure!(coverage.len() == 15, "no model has one of the options");
+    ensure!(coverage.len() == 18, "no model has one of the options");
     for (option, cells) in coverage {
         // The dense peephole cell has no projection.
         let want = if option == "projection" { 3 } else { 4 };
@@ -197,11 +231,30 @@ fn fault_cases() -> Vec<FaultCase> {
         })),
         whole(small("unfused", CellKind::Unfused, |c| c)),
         whole(small("unfused, projected, coupled", CellKind::Unfused, |c| c.proj_size(2).coupled())),
-        // Two faults without effect, one for each bound of tanh: the candidate gate of this cell is a sigmoid.
-        FaultCase(small("dense, clipped", CellKind::PeepholeDense, |c| c.clip(0.5)), Checkpointing::SaveEverything, 2),
+        whole(small("dense, clipped", CellKind::PeepholeDense, |c| c.clip(0.5))),
         whole(small("dense, coupled", CellKind::PeepholeDense, |c| c.coupled())),
         whole(small("diagonal, projected, clipped", CellKind::PeepholeDiagonal, |c| c.proj_size(2).clip(0.5))),
         whole(small("diagonal, coupled", CellKind::PeepholeDiagonal, |c| c.coupled())),
+        // Eight faults without effect, two for each of the four steps: relu clips its selectors, whose signs alone matter.
+        FaultCase(
+            small("fused, relu output", CellKind::Fused, |c| {
+                let output = GateActivation::Relu;
+                c.activations(GateActivations { gate: HARD_SIGMOID, output, ..GateActivations::default() })
+            }),
+            Checkpointing::SaveEverything,
+            8,
+        ),
+        // Four faults without effect, one for each step.
+        FaultCase(
+            small("fused, relu candidate", CellKind::Fused, |c| {
+                c.activations(GateActivations { candidate: GateActivation::Relu, ..GateActivations::default() })
+            }),
+            Checkpointing::SaveEverything,
+            4,
+        ),
+        whole(small("dense, hard sigmoid", CellKind::PeepholeDense, |c| {
+            c.activations(GateActivations { gate: HARD_SIGMOID, output: HARD_SIGMOID, ..GateActivations::default() })
+        })),
         whole(long("diagonal, two chunks", CellKind::PeepholeDiagonal)),
         // Six faults without effect: the last output of each of the two segments is computed again but not used, which is
         // one fault in its tanh and two in its product. The gradient of the dense peephole cell uses that output.

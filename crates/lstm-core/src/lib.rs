@@ -33,7 +33,7 @@ pub use backend::{
     LinearWeights, MaybeSend, MaybeSync, Ops, ReferencePath, Sequence, State, WeightGradients,
     shape::{self, ConcatAxis, MatrixRef, MatrixShape},
 };
-pub use config::{Bias, CellKind, Direction, GATES, LayerSpec, LstmConfig, Param};
+pub use config::{Bias, CellKind, Direction, GATES, GateActivation, GateActivations, LayerSpec, LstmConfig, Param};
 pub use error::{Error, Result};
 pub use model::{
     Checkpointing, Dropout, Gradients, HostState, Input, Linear, LinearGradients, Lstm, OutputGradients, Stream, Tape,

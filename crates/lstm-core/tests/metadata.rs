@@ -1,7 +1,8 @@
 //! Tests of configuration options in the metadata of safetensors files: those that do not follow from the tensors.
 
 use lstm_core::{
-    Bias, CellKind, Direction, Init, LstmConfig, StateDict, StateDictWriter, TensorNames, Weights,
+    Bias, CellKind, Direction, GateActivation, GateActivations, Init, LstmConfig, StateDict, StateDictWriter,
+    TensorNames, Weights,
     ndarray::{ArrayD, IxDyn},
 };
 
@@ -16,7 +17,11 @@ fn to_bytes(weights: &Weights, names: TensorNames) -> Vec<u8> {
 #[test]
 fn metadata_hold_options_without_tensors() {
     let two = LstmConfig::new(3, 5).layers(2);
-    for config in [two.clone().clip(0.5), two.clone().coupled(), two.clone().dropout(0.25), two.coupled().clip(1.5)] {
+    let relu = GateActivations { candidate: GateActivation::Relu, ..GateActivations::default() };
+    let relu = two.clone().activations(relu);
+    for config in
+        [two.clone().clip(0.5), two.clone().coupled(), two.clone().dropout(0.25), relu, two.coupled().clip(1.5)]
+    {
         let (a, b) = (random_weights(config.clone()), random_weights(LstmConfig::new(2, 3)));
         let writer = StateDictWriter::new().lstm("a.", &a, TensorNames::PyTorch).unwrap();
         let bytes = writer.lstm("b.", &b, TensorNames::PyTorch).unwrap().to_bytes().unwrap();
@@ -57,7 +62,10 @@ fn rejects_metadata_of_another_model() {
         ("lstm input_size=3 hidden_size=5 clip=-1", "option clip"),
         ("lstm input_size=3", "hidden_size"),
         ("lstm input_size=3 hidden_size=5 num_layers=2", "expected lstm input_size=3 hidden_size=5"),
-        ("lstm input_size=3 hidden_size=5 direction=reverse", "with any clip, coupled and dropout, got lstm"),
+        (
+            "lstm input_size=3 hidden_size=5 direction=reverse",
+            "with any clip, coupled, dropout and activations, got lstm",
+        ),
         ("", "expected"),
     ] {
         let shapes = [("weight_ih", &[20, 3][..]), ("weight_hh", &[20, 5]), ("bias_ih", &[20]), ("bias_hh", &[20])];

@@ -57,6 +57,12 @@ impl Object {
         }
     }
 
+    /// The value of a key.
+    #[cfg(feature = "keras")]
+    pub(crate) fn get(&self, key: &str) -> Option<&Json> {
+        self.0.get(key)
+    }
+
     /// Whether the object has a value for a key.
     pub(crate) fn contains(&self, key: &str) -> bool {
         self.0.contains_key(key)

@@ -6,6 +6,7 @@
 //! | `state_dict` | safetensors files with PyTorch's tensor names: [`open`] reads them | `safetensors` |
 //! | [`onnx`] | ONNX files with `LSTM` nodes: reads and writes | `onnx` |
 //! | `audio` | models of GuitarML, AIDA-X, Neural Amp Modeler and RTNeural: [`open`] reads them | `audio` |
+//! | `keras` | Keras models, `.keras` and whole-model `.h5` files: [`open`] reads them | `keras` |
 //!
 //! All features are on by default. [`lstm_core::StateDict`] reads safetensors files with PyTorch's tensor names.
 //!
@@ -16,11 +17,13 @@
 #[cfg(feature = "audio")]
 mod audio;
 mod detect;
-#[cfg(feature = "audio")]
+#[cfg(any(feature = "audio", all(test, feature = "keras")))]
 mod evaluate;
 mod file;
-#[cfg(feature = "audio")]
+#[cfg(any(feature = "audio", feature = "keras"))]
 mod json;
+#[cfg(feature = "keras")]
+mod keras;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod open;
@@ -28,7 +31,7 @@ mod open;
 mod pytorch;
 #[cfg(feature = "safetensors")]
 mod state_dict;
-#[cfg(all(test, feature = "audio"))]
+#[cfg(all(test, any(feature = "audio", feature = "keras")))]
 mod test_files;
 
 pub use detect::detect;

@@ -29,12 +29,21 @@ pub fn open_bytes(bytes: &[u8], options: &OpenOptions) -> Result<ModelFile> {
 }
 
 /// Reads a model file. `source` is its name for error messages.
+#[cfg_attr(
+    not(any(feature = "audio", feature = "keras", feature = "onnx", feature = "pytorch", feature = "safetensors")),
+    allow(unused_variables)
+)]
 fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> {
     let Some(format) = detect(bytes) else { return Err(Error::format(source, describe_unknown(bytes))) };
     // One arm for each format, such as `Format::Nam => nam::read(bytes, source, options)`. A reader has the form
     // `fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile>`, where `source` is the name of the
     // file for error messages.
+    let no_reader = |format: Format| {
+        Error::format(source, format!("this build has no reader for the format {format}; enable the feature `formats`"))
+    };
     match format {
+        #[cfg(feature = "keras")]
+        Format::Keras => crate::keras::read(bytes, source, options),
         #[cfg(feature = "safetensors")]
         Format::Safetensors => crate::state_dict::read_safetensors(bytes, source, options),
         #[cfg(feature = "pytorch")]
@@ -48,7 +57,7 @@ fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> 
         #[cfg(feature = "audio")]
         Format::Nam => crate::audio::read_nam(bytes, source, options),
         #[allow(unreachable_patterns, reason = "a build may lack the features of other formats")]
-        format => Err(Error::format(source, format!("this build has no reader for the format {format}"))),
+        format => Err(no_reader(format)),
     }
 }
 

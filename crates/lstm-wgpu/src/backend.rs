@@ -202,6 +202,7 @@ impl Backend for Wgpu {
     type Linear = LinearWeights<Tensor>;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer> {
+        weights.spec().check_default_activations()?;
         Layer::new(&self.gpu, weights)
     }
 

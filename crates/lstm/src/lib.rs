@@ -43,11 +43,12 @@ pub use device::{
 pub use lstm_core::train;
 pub use lstm_core::{
     Activation, Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, Direction,
-    Dropout, Error, ExecutionPath, GATES, Gradients, HostState, Init, InitKind, Input, LayerGradients, LayerOutput,
-    LayerOutputGradients, LayerSpec, LayerWeights, Linear, LinearGradients, LinearWeights, Lstm, LstmConfig, MatrixRef,
-    MatrixShape, MaybeSend, MaybeSync, Model, ModelGradients, ModelInput, ModelLayer, ModelOutput, ModelStream,
-    ModelTape, ModelTrainOutput, ModelWeights, Ops, OutputGradients, Param, Reference, ReferencePath, Result, Sequence,
-    State, Stream, Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell, ndarray, reference, shape, weights,
+    Dropout, Error, ExecutionPath, GATES, GateActivation, GateActivations, Gradients, HostState, Init, InitKind, Input,
+    LayerGradients, LayerOutput, LayerOutputGradients, LayerSpec, LayerWeights, Linear, LinearGradients, LinearWeights,
+    Lstm, LstmConfig, MatrixRef, MatrixShape, MaybeSend, MaybeSync, Model, ModelGradients, ModelInput, ModelLayer,
+    ModelOutput, ModelStream, ModelTape, ModelTrainOutput, ModelWeights, Ops, OutputGradients, Param, Reference,
+    ReferencePath, Result, Sequence, State, Stream, Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell,
+    ndarray, reference, shape, weights,
 };
 #[cfg(feature = "safetensors")]
 pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
@@ -55,7 +56,7 @@ pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
 pub use lstm_cpu::{Cpu, CpuBuilder, Isa};
 #[cfg(feature = "cuda")]
 pub use lstm_cuda::{Cuda, CudaBuilder, KernelLimits};
-#[cfg(any(feature = "onnx", feature = "audio", feature = "pytorch"))]
+#[cfg(any(feature = "onnx", feature = "audio", feature = "keras", feature = "pytorch"))]
 pub use lstm_formats as formats;
 #[cfg(feature = "onnx")]
 pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};

@@ -50,6 +50,12 @@ pub trait Backend: Ops {
 
     /// Uploads the weights of a layer. If the layer has two biases, their sum is uploaded. All values are
     /// [snapped](crate::arithmetic::snap) and stored in the order in which the kernels read them.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) if the kernels do not compute the layer's activation functions, see
+    /// [`LayerSpec::check_default_activations`](crate::LayerSpec::check_default_activations). [`Lstm`](crate::Lstm) runs
+    /// such a layer by the [reference path](crate::reference) instead. [`Error::Device`](crate::Error::Device) if the
+    /// device fails.
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer>;
 
     /// Replaces the weights of a layer, for example after an optimizer step. The new weights must have the same

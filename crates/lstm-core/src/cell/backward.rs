@@ -1,10 +1,13 @@
 //! The backward pass of one time step, shared by all cells. From the gradients with respect to the state after the time
 //! step, it computes those with respect to the pre-activations `z` of the gates and the state before the time step.
 
-use super::{Cell, CellWeights, Gates};
+use super::{
+    Cell, CellWeights, Gates,
+    activation::{apply, derivative, values_at_bounds},
+};
 use crate::{
     backend::{Ops, State},
-    config::CellKind,
+    config::{CellKind, GateActivation},
     error::Result,
     shape::{MatrixRef, MatrixShape, zeros},
 };
@@ -17,15 +20,11 @@ pub(crate) struct BackwardCell<'a, T> {
     u: Gates<T>,
     /// A row of ones, `[1, hidden_size]`.
     ones: T,
-    /// The values of the gate activations at the clipping bounds; `None` for a layer without `clip`.
-    bounds: Option<ActivationBounds<T>>,
-}
-
-struct ActivationBounds<T> {
-    /// The constants `sigmoid(-clip)` and `sigmoid(clip)`, each repeated in a row `[1, hidden_size]`.
-    sigmoid: [T; 2],
-    /// The constants `tanh(-clip)` and `tanh(clip)`, each repeated in a row `[1, hidden_size]`.
-    tanh: [T; 2],
+    /// The smallest and the largest value of i, f and o: those of their function at the clipping bounds, each repeated
+    /// in a row `[1, hidden_size]`. `None` for a layer without `clip`.
+    gate_bounds: Option<[T; 2]>,
+    /// The same for the candidate g.
+    candidate_bounds: Option<[T; 2]>,
 }
 
 /// The input of a time step's backward pass: what the forward pass saved, and the gradients with respect to the state
@@ -77,12 +76,14 @@ fn zeros_like<B: Ops>(b: &B, tensor: &B::Tensor) -> Result<B::Tensor> {
 impl<'a, T: Clone> BackwardCell<'a, T> {
     pub(crate) fn new<B: Ops<Tensor = T>>(b: &B, cell: &'a Cell<T>) -> Result<Self> {
         let hidden = cell.spec.hidden_size;
-        let constant_row = |v: f32| b.upload(MatrixShape::new(1, hidden), &vec![v; hidden]);
-        let bounds = cell.spec.clip.map(|bound| {
-            let sigmoid = [b.sigmoid(constant_row(-bound)?)?, b.sigmoid(constant_row(bound)?)?];
-            Ok(ActivationBounds { sigmoid, tanh: [b.tanh(constant_row(-bound)?)?, b.tanh(constant_row(bound)?)?] })
-        });
-        Ok(BackwardCell { cell, u: cell.recurrent_weights(b)?, ones: constant_row(1.0)?, bounds: bounds.transpose()? })
+        let ones = b.upload(MatrixShape::new(1, hidden), &vec![1.0; hidden])?;
+        let bounds = |function| cell.spec.clip.map(|bound| values_at_bounds(b, function, bound, hidden)).transpose();
+        let gate_bounds = bounds(cell.spec.activations.gate)?;
+        let candidate_bounds = match cell.spec.cell {
+            CellKind::PeepholeDense => gate_bounds.clone(),
+            _ => bounds(cell.spec.activations.candidate)?,
+        };
+        Ok(BackwardCell { cell, u: cell.recurrent_weights(b)?, ones, gate_bounds, candidate_bounds })
     }
 
     /// The backward pass of one time step.
@@ -96,36 +97,34 @@ impl<'a, T: Clone> BackwardCell<'a, T> {
     /// Here `c` and `c'` are the cell state before and after the time step, and `dc` and `dh` are the gradients with
     /// respect to the new state. For a gate with a sigmoid, `s' = fma(-s, s, s)` is the derivative at the gate's value
     /// `s`; for a tanh with the value `t`, the derivative is `t' = fma(-t, t, 1)`. `docs/specification.md` has the
-    /// equations of the other cells and options.
+    /// derivatives of the other functions, and the equations of the other cells and options.
     pub(crate) fn step<B: Ops<Tensor = T>>(&self, b: &B, saved: SavedStep<T>) -> Result<StepGradients<T>> {
         let spec = &self.cell.spec;
         let is_dense_peephole = spec.cell == CellKind::PeepholeDense;
         let mul = |x: &T, y: &T| b.mul_add(1.0, x, Some(y), None);
         let snapped_fma = |x: &T, y: &T, z: &T| b.snap(b.mul_add(1.0, x, Some(y), Some(z))?);
-        let sigmoid_derivative = |s: &T| b.mul_add(-1.0, s, Some(s), Some(s));
-        let tanh_derivative = |t: &T| b.mul_add(-1.0, t, Some(t), Some(&self.ones));
+        let functions = spec.activations;
+        let output_derivative = |t: &T| derivative(b, functions.output, t, &self.ones);
         // A pre-activation that was clipped has no influence on the gate.
-        let dz = |d: T, gate: &T, derivative: T, tanh: bool| {
-            let dz = b.snap(mul(&d, &derivative)?)?;
-            match &self.bounds {
-                Some(bounds) => {
-                    let [lower_bound, upper_bound] = if tanh { &bounds.tanh } else { &bounds.sigmoid };
-                    b.select_between(dz, gate, lower_bound, upper_bound)
-                }
+        let dz = |d: T, gate: &T, function: GateActivation, bounds: &Option<[T; 2]>| {
+            let dz = b.snap(mul(&d, &derivative(b, function, gate, &self.ones)?)?)?;
+            match bounds {
+                Some([lower_bound, upper_bound]) => b.select_between(dz, gate, lower_bound, upper_bound),
                 None => Ok(dz),
             }
         };
-        let dz_sigmoid = |d: T, s: &T| dz(d, s, sigmoid_derivative(s)?, false);
+        let dz_gate = |d: T, gate: &T| dz(d, gate, functions.gate, &self.gate_bounds);
 
         let SavedStep { gates: [i, f, g, o], c_old, c, h, d: State { h: dh, c: dc } } = saved;
         let mut projection = None;
-        // h = o t with t = tanh(c); dense peephole: h = tanh(o t) with t = c. `dq` is the gradient of the product o t.
+        // h = o t with t = tanh(c), or another function; dense peephole: h = tanh(o t) with t = c. `dq` is the gradient of
+        // the product o t.
         let (dq, t, dc) = if is_dense_peephole {
-            let dq = mul(&dh, &tanh_derivative(&h)?)?;
+            let dq = mul(&dh, &output_derivative(&h)?)?;
             let dc = snapped_fma(&dq, &o, &dc)?;
             (dq, c.clone(), dc)
         } else {
-            let t = b.tanh(c.clone())?;
+            let t = apply(b, functions.output, c.clone())?;
             let dq = match &self.cell.projection {
                 Some(w) => {
                     projection = Some((dh.clone(), b.snap(mul(&o, &t)?)?));
@@ -133,10 +132,10 @@ impl<'a, T: Clone> BackwardCell<'a, T> {
                 }
                 None => dh,
             };
-            let dc = snapped_fma(&mul(&dq, &o)?, &tanh_derivative(&t)?, &dc)?;
+            let dc = snapped_fma(&mul(&dq, &o)?, &output_derivative(&t)?, &dc)?;
             (dq, t, dc)
         };
-        let dz_o = dz_sigmoid(mul(&dq, &t)?, &o)?;
+        let dz_o = dz_gate(mul(&dq, &t)?, &o)?;
         let diagonal_peepholes = match &self.cell.weights {
             CellWeights::PeepholeDiagonal(cell) => Some(cell.peephole_weights()),
             _ => None,
@@ -148,12 +147,12 @@ impl<'a, T: Clone> BackwardCell<'a, T> {
         let (dz_i, dz_f) = if spec.coupled {
             // f = 1 - i has no pre-activation of its own.
             let d = b.mul_add(-1.0, &dc, Some(&c_old), Some(&mul(&dc, &g)?))?;
-            (dz_sigmoid(d, &i)?, zeros_like(b, &f)?)
+            (dz_gate(d, &i)?, zeros_like(b, &f)?)
         } else {
-            (dz_sigmoid(mul(&dc, &g)?, &i)?, dz_sigmoid(mul(&dc, &c_old)?, &f)?)
+            (dz_gate(mul(&dc, &g)?, &i)?, dz_gate(mul(&dc, &c_old)?, &f)?)
         };
-        let d = mul(&dc, &i)?;
-        let dz_g = if is_dense_peephole { dz_sigmoid(d, &g)? } else { dz(d, &g, tanh_derivative(&g)?, true)? };
+        let candidate = if is_dense_peephole { functions.gate } else { functions.candidate };
+        let dz_g = dz(mul(&dc, &i)?, &g, candidate, &self.candidate_bounds)?;
 
         let [u_i, u_f, u_g, u_o] = &self.u;
         let state = if is_dense_peephole {

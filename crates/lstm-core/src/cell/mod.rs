@@ -3,6 +3,7 @@
 //! A cell computes `z = (bias + W x) + U h` in two parts: [`Cell::input_term`] does not depend on the state, so it runs
 //! over all time steps at once; [`Cell::step`] adds the recurrent term.
 
+mod activation;
 mod backward;
 mod fused;
 mod peephole;
@@ -12,6 +13,8 @@ pub(crate) use backward::{BackwardCell, SavedStep, StepGradients, sum_of_product
 pub use fused::Fused;
 pub use peephole::{PeepholeDense, PeepholeDiagonal};
 pub use unfused::Unfused;
+
+use activation::{apply, apply_to_gate};
 
 use crate::{
     backend::{Ops, State},
@@ -119,6 +122,7 @@ impl<T: Clone> Cell<T> {
     /// - Clip: each `z` is bounded to `[-clip, clip]` before its activation.
     /// - Coupled gates: `f = 1 - i`.
     /// - Projection: the result is `h'' = snap(W_hr h')`.
+    /// - Activations: other functions take the place of sigmoid and tanh. Where i, f and o have tanh, they are snapped.
     pub fn step<B: Ops<Tensor = T>>(&self, b: &B, input_term: InputTerm<T>, state: &State<T>) -> Result<State<T>> {
         self.step_with_gates(b, input_term, state).map(|(state, _)| state)
     }
@@ -130,12 +134,12 @@ impl<T: Clone> Cell<T> {
         input_term: InputTerm<T>,
         state: &State<T>,
     ) -> Result<(State<T>, Gates<T>)> {
-        let LayerSpec { hidden_size, clip, .. } = self.spec;
+        let LayerSpec { hidden_size, clip, activations, .. } = self.spec;
         let clip_pre_activation = |z: T| match clip {
             Some(bound) => b.clip(z, bound),
             None => Ok(z),
         };
-        let sigmoid = |z: T| b.sigmoid(clip_pre_activation(z)?);
+        let gate = |z: T| apply_to_gate(b, activations.gate, clip_pre_activation(z)?);
         let (h, c) = (&state.h, &state.c);
 
         let [zi, zf, zg, zo] = match (&self.weights, input_term) {
@@ -156,14 +160,14 @@ impl<T: Clone> Cell<T> {
                 ));
             }
         };
-        let i = sigmoid(zi)?;
+        let i = gate(zi)?;
         let f = match &self.ones {
             Some(ones) => b.mul_add(-1.0, &i, None, Some(ones))?,
-            None => sigmoid(zf)?,
+            None => gate(zf)?,
         };
         let g = match self.weights {
-            CellWeights::PeepholeDense(_) => b.snap(sigmoid(zg)?)?,
-            _ => b.snap(b.tanh(clip_pre_activation(zg)?)?)?,
+            CellWeights::PeepholeDense(_) => b.snap(gate(zg)?)?,
+            _ => b.snap(apply(b, activations.candidate, clip_pre_activation(zg)?)?)?,
         };
         let i_times_g = b.mul_add(1.0, &i, Some(&g), None)?;
         let c = b.snap(b.mul_add(1.0, &f, Some(c), Some(&i_times_g))?)?;
@@ -171,10 +175,10 @@ impl<T: Clone> Cell<T> {
             CellWeights::PeepholeDiagonal(cell) => cell.add_output_peephole(b, zo, &c)?,
             _ => zo,
         };
-        let o = sigmoid(zo)?;
+        let o = gate(zo)?;
         let h = match self.weights {
-            CellWeights::PeepholeDense(_) => b.tanh(b.mul_add(1.0, &o, Some(&c), None)?)?,
-            _ => b.mul_add(1.0, &o, Some(&b.tanh(c.clone())?), None)?,
+            CellWeights::PeepholeDense(_) => apply(b, activations.output, b.mul_add(1.0, &o, Some(&c), None)?)?,
+            _ => b.mul_add(1.0, &o, Some(&apply(b, activations.output, c.clone())?), None)?,
         };
         let h = b.snap(h)?;
         let h = match &self.projection {

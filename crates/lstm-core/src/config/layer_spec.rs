@@ -1,7 +1,7 @@
 //! One layer in one direction, and its parameters.
 
 use super::{
-    Bias, CellKind,
+    Bias, CellKind, GateActivations,
     check::{MAX_PARAMS, check_size},
 };
 use crate::{
@@ -31,6 +31,8 @@ pub struct LayerSpec {
     pub coupled: bool,
     /// Bound `b` on the inputs of the gate activations, which are clipped to `[-b, b]`; `None` for no clipping.
     pub clip: Option<f32>,
+    /// The activation functions; sigmoid, tanh and tanh by default.
+    pub activations: GateActivations,
     /// Whether the layer runs from the last time step to the first.
     pub reverse: bool,
 }
@@ -67,7 +69,34 @@ impl LayerSpec {
             let reason = format!("expected at most {MAX_PARAMS} parameters, got {num_params}");
             return Err(Error::config("hidden_size", reason));
         }
+        self.activations.validate()?;
+        let candidate = self.activations.candidate;
+        if self.cell == CellKind::PeepholeDense && candidate != GateActivations::default().candidate {
+            let reason = format!(
+                "the candidate of cell {} has the function of its gates, expected tanh, got {candidate}",
+                self.cell
+            );
+            return Err(Error::config("activations", reason));
+        }
         self.clip.map_or(Ok(()), check_clip)
+    }
+
+    /// Checks that the activation functions are the [default](GateActivations::default) ones. A backend whose kernels
+    /// compute no others calls this method in [`Backend::load`](crate::Backend::load). [`Lstm`](crate::Lstm) runs other
+    /// layers by the [reference path](crate::reference) and does not load them there.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the functions.
+    pub fn check_default_activations(&self) -> Result<()> {
+        if self.activations.is_default() {
+            return Ok(());
+        }
+        let reason = format!(
+            "the kernels compute {} only, got {}; use `Lstm` or the backend `Reference`",
+            GateActivations::default(),
+            self.activations
+        );
+        Err(Error::config("activations", reason))
     }
 
     /// Number of scalar parameters, or `usize::MAX` on overflow.

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use super::{
-    CellKind, LayerSpec,
+    CellKind, GateActivations, LayerSpec,
     check::{MAX_PARAMS, check_size},
     text::{OptionValue, ParsedOptions, write_options},
 };
@@ -104,6 +104,9 @@ pub struct LstmConfig {
     /// Probability with which dropout sets an element that one layer passes to the next to zero. It applies in training
     /// only; 0 by default.
     pub dropout: f32,
+    /// The activation functions of the gates, the candidate and the output (ONNX's `activations`, Keras's
+    /// `recurrent_activation` and `activation`); sigmoid, tanh and tanh by default.
+    pub activations: GateActivations,
 }
 
 impl LstmConfig {
@@ -121,6 +124,7 @@ impl LstmConfig {
             coupled: false,
             clip: None,
             dropout: 0.0,
+            activations: GateActivations::default(),
         }
     }
 
@@ -169,6 +173,12 @@ impl LstmConfig {
         LstmConfig { dropout: probability, ..self }
     }
 
+    /// Sets the activation functions. Functions other than the default ones run by the
+    /// [reference path](crate::reference).
+    pub fn activations(self, activations: GateActivations) -> Self {
+        LstmConfig { activations, ..self }
+    }
+
     /// Number of directions of each layer: 1 or 2.
     pub fn num_directions(&self) -> usize {
         self.direction.reverse_flags().len()
@@ -192,6 +202,8 @@ impl LstmConfig {
     /// - a size or number of layers of 0 or more than 2^24, or more than 2^34 parameters in total;
     /// - a projection that is not smaller than `hidden_size`, or one with the dense peephole cell;
     /// - a `clip` that is not positive and finite;
+    /// - a parameter of an activation function that is not finite, or a candidate other than tanh with the dense
+    ///   peephole cell;
     /// - a `dropout` outside `[0, 1)`, or a positive one with a single layer.
     pub fn validate(&self) -> Result<()> {
         check_size("num_layers", self.num_layers)?;
@@ -223,6 +235,7 @@ impl LstmConfig {
             bias: self.bias,
             coupled: self.coupled,
             clip: self.clip,
+            activations: self.activations,
             reverse,
         }
     }
@@ -235,13 +248,23 @@ impl LstmConfig {
             .collect()
     }
 
-    /// The name and text of every option, in the order of the configuration's text form.
+    /// The name and text of every option, in the order of the configuration's text form. `activations` is included only
+    /// if the functions are not the default ones, because files of earlier versions do not have it.
     ///
     /// ```
     /// use lstm_core::LstmConfig;
     /// assert!(LstmConfig::new(3, 5).options().contains(&("hidden_size", "5".into())));
     /// ```
     pub fn options(&self) -> Vec<(&'static str, String)> {
+        let mut options = self.all_options();
+        if self.activations.is_default() {
+            options.pop();
+        }
+        options
+    }
+
+    /// The name and text of every option, with `activations` as the last one.
+    pub(crate) fn all_options(&self) -> Vec<(&'static str, String)> {
         vec![
             ("input_size", self.input_size.to_text()),
             ("hidden_size", self.hidden_size.to_text()),
@@ -253,6 +276,7 @@ impl LstmConfig {
             ("coupled", self.coupled.to_text()),
             ("clip", self.clip.to_text()),
             ("dropout", self.dropout.to_text()),
+            ("activations", self.activations.to_text()),
         ]
     }
 }
@@ -294,6 +318,7 @@ impl FromStr for LstmConfig {
         options.read_into("coupled", &mut config.coupled)?;
         options.read_into("clip", &mut config.clip)?;
         options.read_into("dropout", &mut config.dropout)?;
+        options.read_into("activations", &mut config.activations)?;
         options.finish()?;
         config.validate()?;
         Ok(config)
@@ -303,10 +328,16 @@ impl FromStr for LstmConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::GateActivation;
 
     #[test]
     fn rejects_invalid_options_by_name() {
         let valid_config = LstmConfig::new(3, 5);
+        let hard_sigmoid = |alpha, beta| GateActivations {
+            gate: GateActivation::HardSigmoid { alpha, beta },
+            ..GateActivations::default()
+        };
+        let relu_candidate = GateActivations { candidate: GateActivation::Relu, ..GateActivations::default() };
         for (config, option) in [
             (LstmConfig::new(0, 5), "input_size"),
             (LstmConfig::new(3, 0), "hidden_size"),
@@ -321,12 +352,17 @@ mod tests {
             (valid_config.clone().clip(f32::NAN), "clip"),
             (valid_config.clone().layers(2).dropout(1.0), "dropout"),
             (valid_config.clone().dropout(0.5), "dropout"),
+            (valid_config.clone().activations(hard_sigmoid(f32::NAN, 0.5)), "activations"),
+            (valid_config.clone().activations(hard_sigmoid(0.2, f32::INFINITY)), "activations"),
+            (valid_config.clone().cell(CellKind::PeepholeDense).activations(relu_candidate), "activations"),
         ] {
             match config.validate() {
                 Err(Error::Config { option: named, .. }) => assert_eq!(named, option),
                 other => panic!("{config:?}: {other:?}"),
             }
         }
+        let dense_config = valid_config.clone().cell(CellKind::PeepholeDense).activations(hard_sigmoid(0.2, 0.5));
+        assert!(dense_config.validate().is_ok());
         assert!(valid_config.layers(2).dropout(0.5).proj_size(2).coupled().clip(1.0).validate().is_ok());
     }
 
@@ -340,6 +376,12 @@ mod tests {
         ];
         configs.extend(Direction::ALL.map(|direction| base_config.clone().direction(direction)));
         configs.extend(CellKind::ALL.map(|cell| base_config.clone().cell(cell)));
+        for candidate in [GateActivation::Relu, GateActivation::HardSigmoid { alpha: long_decimal, beta: -0.5 }] {
+            let activations = GateActivations { candidate, ..GateActivations::default() };
+            configs.push(base_config.clone().activations(activations));
+            assert!(configs.last().unwrap().to_string().contains(&format!(" activations=sigmoid/{candidate}/tanh")));
+        }
+        assert!(!base_config.to_string().contains("activations"), "the text of earlier versions does not change");
         configs.extend(Bias::ALL.map(|bias| base_config.clone().bias(bias)));
         for config in configs {
             assert_eq!(config.to_string().parse::<LstmConfig>().unwrap(), config);
@@ -359,6 +401,8 @@ mod tests {
             (&format!("{sizes_text} clip=NaN"), "option clip: expected a positive finite bound"),
             (&format!("{sizes_text} dropout=NaN num_layers=2"), "option dropout"),
             (&format!("{sizes_text} gates=4"), "no option `gates`"),
+            (&format!("{sizes_text} activations=relu"), "activations: expected three of sigmoid, tanh, relu"),
+            (&format!("{sizes_text} activations=hard_sigmoid(inf,1)/tanh/tanh"), "expected finite parameters"),
             ("lstm input_size=3 hidden_size=0", "option hidden_size"),
         ] {
             let error = text.parse::<LstmConfig>().unwrap_err().to_string();

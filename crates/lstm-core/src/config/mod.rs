@@ -2,10 +2,12 @@
 
 mod cell_kind;
 pub(crate) mod check;
+mod gate_activation;
 mod layer_spec;
 mod lstm_config;
 pub(crate) mod text;
 
 pub use cell_kind::{CellKind, GATES};
+pub use gate_activation::{GateActivation, GateActivations};
 pub use layer_spec::{LayerSpec, Param};
 pub use lstm_config::{Bias, Direction, LstmConfig};

@@ -18,6 +18,7 @@ use crate::{
     config::LstmConfig,
     error::{Error, Result},
     model::{
+        device_layer::DeviceLayer,
         input::{HostState, Input},
         layout::BatchLayout,
         run::{DeviceBatch, PlanCache, Plans, StackOutput},
@@ -33,7 +34,7 @@ use crate::{
 pub struct Lstm<B: Backend> {
     backend: B,
     weights: Arc<Weights>,
-    layers: Vec<B::Layer>,
+    layers: Vec<DeviceLayer<B>>,
     plan_cache: Arc<PlanCache<B>>,
 }
 
@@ -61,7 +62,7 @@ impl<B: Backend> Lstm<B> {
     /// [`Error::Device`] if the device fails, for example for lack of memory.
     pub fn new(backend: &B, weights: impl Into<Arc<Weights>>) -> Result<Self> {
         let weights = weights.into();
-        let layers = weights.layers().iter().map(|layer| backend.load(layer)).collect::<Result<_>>()?;
+        let layers = weights.layers().iter().map(|layer| DeviceLayer::load(backend, layer)).collect::<Result<_>>()?;
         Ok(Lstm { backend: backend.clone(), weights, layers, plan_cache: Arc::default() })
     }
 
@@ -91,9 +92,10 @@ impl<B: Backend> Lstm<B> {
         &self.backend
     }
 
-    /// For each layer and direction, the code that runs it, in the order of [`LstmConfig::layer_specs`].
+    /// For each layer and direction, the code that runs it, in the order of [`LstmConfig::layer_specs`]. A model with
+    /// other [activation functions](LstmConfig::activations) than the default ones runs by the reference path.
     pub fn paths(&self) -> Vec<ExecutionPath> {
-        self.layers.iter().map(|layer| self.backend.path(layer)).collect()
+        self.layers.iter().map(|layer| layer.path(&self.backend)).collect()
     }
 
     /// Replaces the weights by others of the same configuration. Running streams keep the old weights.
@@ -109,7 +111,7 @@ impl<B: Backend> Lstm<B> {
         }
         let mut layers = self.layers.clone();
         for (layer, weights) in layers.iter_mut().zip(weights.layers()) {
-            self.backend.reload(layer, weights)?;
+            layer.reload(&self.backend, weights)?;
         }
         (self.layers, self.weights) = (layers, weights);
         Ok(())
@@ -125,7 +127,7 @@ impl<B: Backend> Lstm<B> {
     }
 
     /// The layers on the device, one for each layer and direction.
-    pub(crate) fn device_layers(&self) -> &[B::Layer] {
+    pub(crate) fn device_layers(&self) -> &[DeviceLayer<B>] {
         &self.layers
     }
 

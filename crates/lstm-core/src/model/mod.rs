@@ -1,6 +1,7 @@
 //! The public interface for running and training a model: [`Lstm`], its inputs and outputs, streams, and training
 //! passes.
 
+mod device_layer;
 mod gradients;
 mod input;
 mod layout;

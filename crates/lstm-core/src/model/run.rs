@@ -7,7 +7,13 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use crate::{
     backend::{Backend, LayerOutput, Sequence, State, shape::MatrixShape},
     error::Result,
-    model::{input::Dropout, layout::BatchLayout, lstm::Lstm, tape::Recorder},
+    model::{
+        device_layer::{DeviceLayer, DevicePlan},
+        input::Dropout,
+        layout::BatchLayout,
+        lstm::Lstm,
+        tape::Recorder,
+    },
 };
 
 /// The input of a forward pass on the device: a batch of sequences and their initial states.
@@ -77,26 +83,26 @@ impl<B: Backend> Lstm<B> {
 /// Runs one layer in its one or two directions.
 fn run_layer<'a, B: Backend>(
     b: &B,
-    layers: &[B::Layer],
-    plans: &mut [B::Plan],
+    layers: &[DeviceLayer<B>],
+    plans: &mut [DevicePlan<B>],
     initial_states: &'a [State<B::Tensor>],
     sequence: impl Fn(&'a State<B::Tensor>) -> Sequence<'a, B::Tensor>,
 ) -> Result<DirectionsOutput<B::Tensor>> {
     if let ([forward, reverse], [plan, reverse_plan]) = (layers, &mut *plans) {
         let (forward_sequence, reverse_state) = (sequence(&initial_states[0]), &initial_states[1]);
-        let out = b.forward_bidirectional([forward, reverse], [plan, reverse_plan], forward_sequence, reverse_state)?;
-        return Ok(LayerOutput::new(out.y, out.state.into()));
+        let (layers, plans) = ([forward, reverse], [plan, reverse_plan]);
+        return DeviceLayer::forward_bidirectional(layers, b, plans, forward_sequence, reverse_state);
     }
-    let out = b.forward(&layers[0], &mut plans[0], sequence(&initial_states[0]))?;
+    let out = layers[0].forward(b, &mut plans[0], sequence(&initial_states[0]))?;
     Ok(LayerOutput::new(out.y, vec![out.state]))
 }
 
-/// The workspaces of a model on the device: one [`Backend::Plan`] for each layer and direction, for batches of `batch`
+/// The workspaces of a model on the device: one [`DevicePlan`] for each layer and direction, for batches of `batch`
 /// sequences with at most `steps` time steps.
 pub(crate) struct Plans<B: Backend> {
     batch: usize,
     steps: usize,
-    pub(crate) plans: Vec<B::Plan>,
+    pub(crate) plans: Vec<DevicePlan<B>>,
 }
 
 /// A cache of the workspaces of a model. Each call takes one [`Plans`] out and puts it back at its end, so that
@@ -114,13 +120,13 @@ impl<B: Backend> Default for PlanCache<B> {
 
 impl<B: Backend> PlanCache<B> {
     /// Takes workspaces for this batch size and at least this many time steps from the cache, or makes new ones.
-    pub(crate) fn take(&self, b: &B, layers: &[B::Layer], batch: usize, steps: usize) -> Result<Plans<B>> {
+    pub(crate) fn take(&self, b: &B, layers: &[DeviceLayer<B>], batch: usize, steps: usize) -> Result<Plans<B>> {
         let mut cached_plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(k) = cached_plans.iter().position(|p| p.batch == batch && p.steps >= steps) {
             return Ok(cached_plans.remove(k));
         }
         drop(cached_plans);
-        let plans = layers.iter().map(|layer| b.plan(layer, batch, steps)).collect::<Result<_>>()?;
+        let plans = layers.iter().map(|layer| layer.plan(b, batch, steps)).collect::<Result<_>>()?;
         Ok(Plans { batch, steps, plans })
     }
 

@@ -8,6 +8,7 @@ use crate::{
     backend::{Backend, State, shape::MatrixShape},
     error::{Error, Result},
     model::{
+        device_layer::DeviceStream,
         input::{HostState, Input},
         layout::BatchLayout,
         lstm::{Lstm, block_on},
@@ -22,7 +23,7 @@ use crate::{
 /// runs. A stream keeps the weights that the model had when the stream was made.
 pub struct Stream<B: Backend> {
     lstm: Lstm<B>,
-    device_stream: B::Stream,
+    device_stream: DeviceStream<B>,
     batch: usize,
 }
 
@@ -37,7 +38,7 @@ impl<B: Backend> Stream<B> {
         if batch == 0 {
             return Err(Error::shape("stream: batch", "at least 1", 0));
         }
-        let device_stream = lstm.backend().stream(lstm.device_layers(), batch)?;
+        let device_stream = DeviceStream::new(lstm.backend(), lstm.device_layers(), batch)?;
         Ok(Stream { lstm: lstm.clone(), device_stream, batch })
     }
 
@@ -66,7 +67,7 @@ impl<B: Backend> Stream<B> {
     /// # Errors
     /// As for [`step`](Self::step).
     pub async fn step_async(&mut self, x: &[f32], y: &mut [f32]) -> Result<()> {
-        self.lstm.backend().step(&mut self.device_stream, x, y).await
+        self.device_stream.step(self.lstm.backend(), x, y).await
     }
 
     /// Runs one time step of the given sequences only, for example while the others have no input. Row `k` of `x` and
@@ -95,7 +96,7 @@ impl<B: Backend> Stream<B> {
     /// # Errors
     /// As for [`step_some`](Self::step_some).
     pub async fn step_some_async(&mut self, sequences: &[usize], x: &[f32], y: &mut [f32]) -> Result<()> {
-        self.lstm.backend().step_some(&mut self.device_stream, sequences, x, y).await
+        self.device_stream.step_some(self.lstm.backend(), sequences, x, y).await
     }
 
     /// Runs any number of time steps with the kernels for whole sequences. The input has the shape
@@ -230,12 +231,12 @@ impl<B: Backend> Stream<B> {
 
     /// The state of each layer on the device.
     pub(crate) fn device_state(&self) -> Result<Vec<State<B::Tensor>>> {
-        self.lstm.backend().stream_state(&self.device_stream, 0..self.batch)
+        self.device_stream.state(self.lstm.backend(), 0..self.batch)
     }
 
     /// Replaces the state of all layers by one on the device.
     pub(crate) fn set_device_state(&mut self, state: &[State<B::Tensor>]) -> Result<()> {
-        self.lstm.backend().set_stream_state(&mut self.device_stream, 0, state)
+        self.device_stream.set_state(self.lstm.backend(), 0, state)
     }
 
     /// Checks that the stream has a sequence with this number.
@@ -249,7 +250,7 @@ impl<B: Backend> Stream<B> {
     /// Downloads the state of a range of sequences.
     async fn download_state(&self, sequences: Range<usize>) -> Result<HostState> {
         let mut out = HostState::zeros(self.lstm.config(), sequences.len())?;
-        for (k, state) in self.lstm.backend().stream_state(&self.device_stream, sequences)?.iter().enumerate() {
+        for (k, state) in self.device_stream.state(self.lstm.backend(), sequences)?.iter().enumerate() {
             for (array, tensor) in [(&mut out.h, &state.h), (&mut out.c, &state.c)] {
                 let rows = self.lstm.backend().download_vec(tensor.clone()).await?;
                 array.slice_mut(s![k, .., ..]).iter_mut().zip(rows).for_each(|(to, v)| *to = v);
@@ -270,6 +271,6 @@ impl<B: Backend> Stream<B> {
         let layers = 0..self.lstm.config().num_layers;
         let layers = layers.map(|k| Ok(State { h: upload(&state.h, k)?, c: upload(&state.c, k)? }));
         let layers: Vec<_> = layers.collect::<Result<_>>()?;
-        b.set_stream_state(&mut self.device_stream, first_sequence, &layers)
+        self.device_stream.set_state(b, first_sequence, &layers)
     }
 }

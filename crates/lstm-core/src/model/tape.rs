@@ -13,6 +13,7 @@ use crate::{
     config::LayerSpec,
     error::{Error, Result},
     model::{
+        device_layer::{DeviceLayer, DevicePlan, DeviceTrace},
         gradients::{Checkpointing, Gradients, OutputGradients},
         input::{HostState, Input},
         layout::BatchLayout,
@@ -54,7 +55,7 @@ impl<B: Backend> std::fmt::Debug for Tape<B> {
 /// What a forward pass saves for the backward pass of one layer in one direction.
 enum LayerRecord<B: Backend> {
     /// Everything that the backward pass needs.
-    Full(B::Trace),
+    Full(DeviceTrace<B>),
     /// The layer's input, and the state before each segment of consecutive time steps. The backward pass first computes
     /// the rest again, segment by segment.
     Checkpoints {
@@ -79,8 +80,8 @@ impl<B: Backend> Recorder<B> {
     pub(crate) fn run_layer<'a>(
         &mut self,
         b: &B,
-        layers: &[B::Layer],
-        plans: &mut [B::Plan],
+        layers: &[DeviceLayer<B>],
+        plans: &mut [DevicePlan<B>],
         sequences: impl Iterator<Item = Sequence<'a, B::Tensor>>,
     ) -> Result<DirectionsOutput<B::Tensor>>
     where
@@ -90,7 +91,7 @@ impl<B: Backend> Recorder<B> {
         for ((layer, plan), sequence) in layers.iter().zip(plans).zip(sequences) {
             let (output, record) = match self.segment_len {
                 None => {
-                    let (output, trace) = b.forward_train(layer, plan, sequence)?;
+                    let (output, trace) = layer.forward_train(b, plan, sequence)?;
                     (output, LayerRecord::Full(trace))
                 }
                 Some(steps) => {
@@ -111,8 +112,8 @@ impl<B: Backend> Recorder<B> {
 fn forward_segments<B: Backend>(
     b: &B,
     reverse: bool,
-    layer: &B::Layer,
-    plan: &mut B::Plan,
+    layer: &DeviceLayer<B>,
+    plan: &mut DevicePlan<B>,
     sequence: Sequence<'_, B::Tensor>,
     steps: usize,
 ) -> Result<(LayerOutput<B::Tensor>, LayerRecord<B>)> {
@@ -125,7 +126,7 @@ fn forward_segments<B: Backend>(
     let mut state = sequence.state.clone();
     for steps in &segments {
         let segment = Segment::new(b, sequence.x, sequence.batch, sequence.lengths, steps)?;
-        let out = b.forward(layer, plan, segment.sequence(&state))?;
+        let out = layer.forward(b, plan, segment.sequence(&state))?;
         states.push(std::mem::replace(&mut state, out.state));
         y.push(out.y);
     }
@@ -398,19 +399,19 @@ impl<B: Backend> Tape<B> {
     fn backward_layer(
         &self,
         k: usize,
-        plan: &mut B::Plan,
+        plan: &mut DevicePlan<B>,
         upstream: LayerOutputGradients<'_, B::Tensor>,
     ) -> Result<LayerGradients<B::Tensor>> {
         let (b, layer, layout) = (self.lstm.backend(), &self.lstm.device_layers()[k], &self.layout);
         let (x, states, segments) = match &self.records[k] {
-            LayerRecord::Full(trace) => return b.backward(layer, plan, trace, upstream),
+            LayerRecord::Full(trace) => return layer.backward(b, plan, trace, upstream),
             LayerRecord::Checkpoints { x, states, segments } => (x, states, segments),
         };
         let mut x_gradients = Vec::new();
         let mut later_gradients: Option<LayerGradients<B::Tensor>> = None;
         for (steps, initial_state) in segments.iter().zip(states).rev() {
             let segment = Segment::new(b, x, layout.batch, layout.lengths.as_deref(), steps)?;
-            let (_, trace) = b.forward_train(layer, plan, segment.sequence(initial_state))?;
+            let (_, trace) = layer.forward_train(b, plan, segment.sequence(initial_state))?;
             let y = rows(b, upstream.y, layout.batch, steps)?;
             let (state, accumulate) = match later_gradients {
                 Some(later_gradients) => (later_gradients.state, Some(later_gradients.weights)),
@@ -422,7 +423,7 @@ impl<B: Backend> Tape<B> {
                 accumulate,
                 needs_input_gradient: upstream.needs_input_gradient,
             };
-            let mut segment_gradients = b.backward(layer, plan, &trace, upstream)?;
+            let mut segment_gradients = layer.backward(b, plan, &trace, upstream)?;
             x_gradients.extend(segment_gradients.x.take().map(|x| (steps.start, x)));
             later_gradients = Some(segment_gradients);
         }

@@ -168,17 +168,18 @@ impl Weights {
         self.with_cell(CellKind::Unfused)
     }
 
-    /// Changes options that do not affect the parameters: `clip`, `coupled`, `dropout`, and the choice between the
-    /// fused and the unfused cell.
+    /// Changes options that do not affect the parameters: `clip`, `coupled`, `dropout`, `activations`, and the choice
+    /// between the fused and the unfused cell.
     ///
     /// # Errors
     /// [`Error::Config`] if another option differs or the configuration is not [valid](LstmConfig::validate).
     pub fn with_config(self, config: LstmConfig) -> Result<Self> {
         config.validate()?;
         let cell = if self.config.cell.is_equivalent_to(config.cell) { config.cell } else { self.config.cell };
-        let LstmConfig { coupled, clip, dropout, .. } = config;
-        if config != (LstmConfig { cell, coupled, clip, dropout, ..self.config.clone() }) {
-            let reason = format!("expected {} with any clip, coupled and dropout, got {config}", self.config);
+        let LstmConfig { coupled, clip, dropout, activations, .. } = config;
+        if config != (LstmConfig { cell, coupled, clip, dropout, activations, ..self.config.clone() }) {
+            let reason =
+                format!("expected {} with any clip, coupled, dropout and activations, got {config}", self.config);
             return Err(Error::config("config", reason));
         }
         let layers = config.layer_specs().into_iter().zip(self.layers);

@@ -267,8 +267,8 @@ impl StateDict {
     /// of layers, direction, biases, projection and cell follow from names and shapes. PyTorch's names without
     /// peepholes give the fused cell, which is bit-identical to the unfused one.
     ///
-    /// The options `coupled`, `clip` and `dropout` come from the [metadata](Self::lstm_config). Without metadata they
-    /// are off; [`Weights::with_config`] sets them.
+    /// The options `coupled`, `clip`, `dropout` and `activations` come from the [metadata](Self::lstm_config). Without
+    /// metadata they have their defaults; [`Weights::with_config`] sets them.
     ///
     /// # Errors
     /// Nothing is taken after an error.

@@ -72,7 +72,7 @@ impl StateDictWriter {
     /// Adds the parameters of a model. Their names are `prefix` followed by the name in the convention `names`.
     ///
     /// If the configuration does not follow from the tensors, its text is added to the metadata under the key
-    /// `{prefix}lstm.config`. This is the case with `clip`, `coupled` or `dropout`, for the unfused cell with PyTorch's
+    /// `{prefix}lstm.config`. This is the case with `clip`, `coupled`, `dropout` or `activations`, for the unfused cell with PyTorch's
     /// names, and for the notebook's names `W`, `U`, `bias`.
     /// [`StateDict::take_lstm`](super::state_dict::StateDict::take_lstm) reads this key; other programs ignore it.
     ///

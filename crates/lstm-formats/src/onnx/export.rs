@@ -9,7 +9,10 @@ use super::proto::{
     Attribute, Dimension, Dims, FLOAT, Graph, INT32, INT64, Model, Node, Opset, Tensor, TensorType, Type, ValueInfo,
     attribute_type,
 };
-use lstm_core::{Bias, CellKind, Direction, Error, LayerWeights, Param, Result, Weights, weights::file};
+use lstm_core::{
+    Bias, CellKind, Direction, Error, GateActivation, GateActivations, LayerWeights, Param, Result, Weights,
+    weights::file,
+};
 
 /// Version of the ONNX operator set that written files use: the first one with the current form of all operators in
 /// them.
@@ -273,7 +276,34 @@ impl<'a> OnnxWriter<'a> {
         if config.coupled {
             attributes.push(Attribute { i: Some(1), ..attribute("input_forget", attribute_type::INT) });
         }
+        if !config.activations.is_default() {
+            let GateActivations { gate, candidate, output } = config.activations;
+            let functions = [gate, candidate, output].repeat(config.num_directions());
+            let strings = functions.iter().map(|function| activation_name(*function).into()).collect();
+            attributes.push(Attribute { strings, ..attribute("activations", attribute_type::STRINGS) });
+            // Only the functions that have parameters have values in these lists.
+            let parameters = functions.iter().filter_map(|function| match *function {
+                GateActivation::HardSigmoid { alpha, beta } => Some((alpha, beta)),
+                GateActivation::Sigmoid | GateActivation::Tanh | GateActivation::Relu => None,
+            });
+            let (alphas, betas): (Vec<f32>, Vec<f32>) = parameters.unzip();
+            for (name, floats) in [("activation_alpha", alphas), ("activation_beta", betas)] {
+                if !floats.is_empty() {
+                    attributes.push(Attribute { floats, ..attribute(name, attribute_type::FLOATS) });
+                }
+            }
+        }
         attributes
+    }
+}
+
+/// ONNX's name of an activation function.
+fn activation_name(function: GateActivation) -> &'static str {
+    match function {
+        GateActivation::Sigmoid => "Sigmoid",
+        GateActivation::Tanh => "Tanh",
+        GateActivation::Relu => "Relu",
+        GateActivation::HardSigmoid { .. } => "HardSigmoid",
     }
 }
 
@@ -324,4 +354,39 @@ fn int_tensor(name: &str, values: &[i64]) -> Tensor {
     let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let (name, dims) = (name.to_owned(), vec![values.len() as i64]);
     Tensor { name, dims, data_type: Some(INT64), raw_data: Some(raw_data), ..Tensor::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use lstm_core::{Init, LstmConfig};
+
+    use super::*;
+
+    #[test]
+    fn activations_are_attributes_of_the_nodes() {
+        let relu = GateActivation::Relu;
+        let gate = GateActivation::HardSigmoid { alpha: 0.25, beta: 0.375 };
+        let falling = GateActivation::HardSigmoid { alpha: -1.0, beta: 0.75 };
+        let attributes = |activations| {
+            let config = LstmConfig::new(3, 5).bidirectional().activations(activations);
+            let weights = Weights::init(config, &Init::default(), 1).unwrap();
+            let model = Model::decode(&OnnxWriter::new(&weights).to_bytes().unwrap()[..]).unwrap();
+            let node = model.graph.unwrap().node.into_iter().find(|node| node.op_type == "LSTM").unwrap();
+            let find = |name: &str| node.attribute.iter().find(|a| a.name == name).cloned();
+            let [names, alphas, betas] = ["activations", "activation_alpha", "activation_beta"].map(find);
+            let names = names.unwrap_or_default().strings;
+            let names: Vec<_> = names.into_iter().map(|name| String::from_utf8(name.to_vec()).unwrap()).collect();
+            (names, alphas.unwrap_or_default().floats, betas.unwrap_or_default().floats)
+        };
+        let (names, alphas, betas) = attributes(GateActivations { gate, candidate: relu, output: falling });
+        assert_eq!(names, ["HardSigmoid", "Relu", "HardSigmoid", "HardSigmoid", "Relu", "HardSigmoid"]);
+        assert_eq!((alphas, betas), (vec![0.25, -1.0, 0.25, -1.0], vec![0.375, 0.75, 0.375, 0.75]));
+        let (names, alphas, betas) = attributes(GateActivations { candidate: relu, ..GateActivations::default() });
+        assert_eq!((names[1].as_str(), names.len(), alphas.len(), betas.len()), ("Relu", 6, 0, 0));
+        assert_eq!(
+            attributes(GateActivations::default()),
+            (vec![], vec![], vec![]),
+            "as before there were activations"
+        );
+    }
 }

@@ -316,7 +316,7 @@ impl Checkpoint {
         let mismatch_error = |option, expected: &str, got: &str| {
             Err(Error::config(option, format!("expected {expected}, got {got} in the checkpoint {}", self.file_name)))
         };
-        for ((option, expected), (_, got)) in config.options().into_iter().zip(self.lstm_config.options()) {
+        for ((option, expected), (_, got)) in config.all_options().into_iter().zip(self.lstm_config.all_options()) {
             if expected != got {
                 return mismatch_error(option, &expected, &got);
             }
