@@ -32,8 +32,8 @@
 //! All are on by default. Without them the crate runs models and computes gradients, with few dependencies.
 //!
 //! - `safetensors`: [`StateDict`] and [`StateDictWriter`], safetensors files.
-//! - `onnx` and `rtneural`: [`formats`], the files of other programs.
-//! - `formats`: the three features above.
+//! - `onnx`, `audio`, `keras` and `pytorch`: [`formats`], the files of other programs.
+//! - `formats`: all features above.
 //! - `train`: [`train`], losses, optimizers and training runs. Its checkpoints need the feature `safetensors`.
 
 mod backend;
@@ -70,10 +70,8 @@ pub use lstm_core::{
 };
 #[cfg(feature = "safetensors")]
 pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
-#[cfg(any(feature = "onnx", feature = "rtneural"))]
+#[cfg(any(feature = "onnx", feature = "audio", feature = "keras", feature = "pytorch"))]
 pub use lstm_formats as formats;
-#[cfg(feature = "rtneural")]
-pub use lstm_formats::RtNeural;
 #[cfg(feature = "onnx")]
 pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
 pub use memory::tensor::Tensor;

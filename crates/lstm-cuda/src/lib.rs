@@ -54,8 +54,8 @@
 //! All are on by default. Without them the crate runs models and computes gradients, with few dependencies.
 //!
 //! - `safetensors`: [`StateDict`] and [`StateDictWriter`], safetensors files.
-//! - `onnx` and `rtneural`: [`formats`], the files of other programs.
-//! - `formats`: all three.
+//! - `onnx`, `audio`, `keras` and `pytorch`: [`formats`], the files of other programs.
+//! - `formats`: all of these.
 //! - `train`: [`train`], losses, optimizers and training runs. Its checkpoints take `safetensors`.
 //! - `bindings`: the interface of CUDA 13.0. Without it, a program chooses the version by a feature of the crate
 //!   `cudarc`; otherwise it is that of the installed CUDA, or the latest that `cudarc` has.
@@ -92,10 +92,8 @@ pub use lstm_core::{
 };
 #[cfg(feature = "safetensors")]
 pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
-#[cfg(any(feature = "onnx", feature = "rtneural"))]
+#[cfg(any(feature = "onnx", feature = "audio", feature = "keras", feature = "pytorch"))]
 pub use lstm_formats as formats;
-#[cfg(feature = "rtneural")]
-pub use lstm_formats::RtNeural;
 #[cfg(feature = "onnx")]
 pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
 pub use sequence::Trace;

@@ -56,10 +56,8 @@ pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
 pub use lstm_cpu::{Cpu, CpuBuilder, Isa};
 #[cfg(feature = "cuda")]
 pub use lstm_cuda::{Cuda, CudaBuilder, KernelLimits};
-#[cfg(any(feature = "onnx", feature = "rtneural"))]
+#[cfg(any(feature = "onnx", feature = "audio", feature = "keras", feature = "pytorch"))]
 pub use lstm_formats as formats;
-#[cfg(feature = "rtneural")]
-pub use lstm_formats::RtNeural;
 #[cfg(feature = "onnx")]
 pub use lstm_formats::{OnnxInputs, OnnxLstm, OnnxModel, OnnxWriter};
 #[cfg(all(feature = "wgpu", not(target_arch = "wasm32")))]
