@@ -66,7 +66,7 @@ impl<'a, B: Backend> TextGenerator<'a, B> {
         logits.mapv_inplace(|logit| logit / self.temperature);
         // Excluded before the softmax: if it were very likely, the other probabilities might round to zero.
         logits[UNKNOWN_SYMBOL as usize] = f32::NEG_INFINITY;
-        // The gradient of the cross entropy is the softmax, except at the target.
+        // The gradient of the cross entropy with respect to the logits is the softmax minus 1 at the target.
         let (_, probabilities) = cross_entropy(logits.view(), &[UNKNOWN_SYMBOL as usize])?;
         let probabilities = candidates.map(|symbol| (symbol, f64::from(probabilities[symbol])));
         let total_probability = probabilities.clone().map(|(_, probability)| probability).sum::<f64>();

@@ -35,9 +35,9 @@ pub struct Problem {
     /// Inputs, initial state and lengths.
     pub data: CaseData,
     /// Weights of the outputs in the loss, shape `(batch, steps, output)`. `None` leaves the outputs out.
-    pub output_weights: Option<Array3<f32>>,
+    pub output_loss_weights: Option<Array3<f32>>,
     /// Weights of the final states in the loss. `None` leaves the states out.
-    pub state_weights: Option<HostState>,
+    pub state_loss_weights: Option<HostState>,
     seed: u64,
 }
 
@@ -98,8 +98,8 @@ impl Problem {
         let mut problem = Problem {
             weights: case.weights()?,
             data: case.data(),
-            output_weights: Some(y),
-            state_weights: Some(state),
+            output_loss_weights: Some(y),
+            state_loss_weights: Some(state),
             seed: case.seed,
         };
         problem.arrays().into_iter().flatten().for_each(|v| *v = round_to_grid(*v));
@@ -127,8 +127,8 @@ impl Problem {
     /// The scale by which the backward pass multiplies its gradients, computed from the weights of the loss.
     fn scale(&self) -> GradientScale {
         // Weights of the padding count too; they are no larger than the others.
-        let state = self.state_weights.iter().flat_map(|state| state.h.iter().chain(&state.c));
-        GradientScale::of(self.output_weights.iter().flatten().chain(state))
+        let state = self.state_loss_weights.iter().flat_map(|state| state.h.iter().chain(&state.c));
+        GradientScale::of(self.output_loss_weights.iter().flatten().chain(state))
     }
 
     /// Runs the forward pass and returns the loss.
@@ -140,7 +140,8 @@ impl Problem {
         };
         let state_loss = |weights: &HostState| weighted_sum(&state.h, &weights.h) + weighted_sum(&state.c, &weights.c);
         let output_loss = |weights| weighted_sum(&y, weights);
-        Ok(self.output_weights.as_ref().map_or(0.0, output_loss) + self.state_weights.as_ref().map_or(0.0, state_loss))
+        Ok(self.output_loss_weights.as_ref().map_or(0.0, output_loss)
+            + self.state_loss_weights.as_ref().map_or(0.0, state_loss))
     }
 
     /// Computes finite differences for at most `max_samples` elements of each array.
@@ -218,7 +219,7 @@ impl Problem {
     /// The backend returns an error.
     pub fn backward(&self, b: &F64Backend, tape: &Tape<F64Backend>, with_input_gradient: bool) -> Result<Gradients> {
         b.clear();
-        let output_gradients = match (&self.output_weights, &self.state_weights) {
+        let output_gradients = match (&self.output_loss_weights, &self.state_loss_weights) {
             (Some(y), Some(state)) => OutputGradients::from(y).state(state),
             (Some(y), None) => y.into(),
             (None, state) => state.as_ref().context("the loss depends on neither outputs nor states")?.into(),

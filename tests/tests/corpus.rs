@@ -38,3 +38,8 @@ fn onnx_corpus_does_not_panic() -> Result<()> {
 fn audio_corpus_does_not_panic() -> Result<()> {
     replay("audio", |bytes| malformed::check_model_file(&Cpu::new(), bytes))
 }
+
+#[test]
+fn open_corpus_does_not_panic() -> Result<()> {
+    replay("open", |bytes| malformed::check_model_file(&Cpu::new(), bytes))
+}

@@ -105,8 +105,8 @@ fn options(case: &Case) -> Vec<String> {
 fn check(case: &Case) -> Result<Report> {
     let (mut problem, b) = (Problem::new(case)?, F64Backend::default());
     match case.seed % 4 {
-        0 => problem.output_weights = None,
-        1 => problem.state_weights = None,
+        0 => problem.output_loss_weights = None,
+        1 => problem.state_loss_weights = None,
         _ => {}
     }
     let tape = problem.forward(&b, Checkpointing::SaveEverything)?;
@@ -166,7 +166,7 @@ fn truncated_backpropagation_treats_carried_state_as_constant() -> Result<()> {
             let mut chunk = whole.clone();
             chunk.data.x = chunk.data.x.slice(s![.., steps.clone(), ..]).to_owned();
             chunk.data.state = state.or(chunk.data.state);
-            chunk.output_weights = chunk.output_weights.map(|y| y.slice(s![.., steps, ..]).to_owned());
+            chunk.output_loss_weights = chunk.output_loss_weights.map(|y| y.slice(s![.., steps, ..]).to_owned());
             chunk
         };
         let gradients =
@@ -177,7 +177,7 @@ fn truncated_backpropagation_treats_carried_state_as_constant() -> Result<()> {
             array.mapv_inplace(round_to_grid);
         }
         // Only the last chunk has the final state.
-        first.state_weights = None;
+        first.state_loss_weights = None;
         let last = chunk(5..9, Some(carried.clone()));
         for problem in [&first, &last] {
             problem.compare(&gradients(problem)?, &problem.differences(SAMPLE)?).context(name)?;
@@ -193,7 +193,7 @@ fn truncated_backpropagation_treats_carried_state_as_constant() -> Result<()> {
             .zip(&last[1])
             .chain(passed_on.c.iter_mut().zip(&last[2]))
             .for_each(|(to, &v)| *to = v as f32);
-        first.state_weights = Some(passed_on);
+        first.state_loss_weights = Some(passed_on);
         let deviation = |first: &Gradients| {
             let sums = first.iter().zip(&last).skip(3).flat_map(|(a, b)| a.iter().zip(b)).map(|(a, b)| a + b);
             sums.zip(whole.iter().skip(3).flatten()).fold(0.0, |worst: f64, (sum, want)| worst.max((sum - want).abs()))

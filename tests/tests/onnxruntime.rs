@@ -123,5 +123,7 @@ impl Compare for RoundTrip {
 }
 
 fn main() {
-    python_peer::main("onnxruntime", "onnx", "onnx, onnxruntime, safetensors.numpy", vec![("round trip", RoundTrip)]);
+    python_peer::main("onnxruntime", "onnx", "onnx, onnxruntime, safetensors.numpy", || {
+        Ok(vec![("round trip", RoundTrip)])
+    });
 }

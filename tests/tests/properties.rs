@@ -3,10 +3,13 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use lstm_core::{Backend, Bias, CellKind, Direction, HostState, Lstm, LstmConfig, State, ndarray::Axis};
+use lstm_core::{
+    Backend, Bias, CellKind, Direction, GateActivation, GateActivations, HostState, Lstm, LstmConfig, State,
+    ndarray::Axis,
+};
 use lstm_tests::{
     backends::{self, BackendVisitor},
-    cases::{CELLS, Case, CaseData},
+    cases::{CELLS, Case, CaseData, HARD_SIGMOID},
     check::{check_case, run_forward},
     compare::{Outputs, check_same_outputs},
 };
@@ -25,14 +28,19 @@ fn configs() -> impl Strategy<Value = LstmConfig> {
         prop::sample::select(vec![Direction::Forward, Direction::Reverse, Direction::Bidirectional]),
         prop::sample::select(vec![Bias::None, Bias::One, Bias::Two]),
     );
-    let options = (any::<bool>(), option::of(0.1..2.0f32), option::weighted(0.3, 0.1..0.9f32));
+    let functions = prop::sample::select(vec![GateActivation::Relu, GateActivation::Tanh, HARD_SIGMOID]);
+    let activations = option::weighted(0.3, [functions.clone(), functions.clone(), functions]);
+    let options = (any::<bool>(), option::of(0.1..2.0f32), option::weighted(0.3, 0.1..0.9f32), activations);
     (sizes, kinds, options).prop_map(
-        |((input, hidden, layers, proj), (cell, direction, bias), (coupled, clip, dropout))| {
+        |((input, hidden, layers, proj), (cell, direction, bias), (coupled, clip, dropout, activations))| {
             let mut config = LstmConfig::new(input, hidden).layers(layers).cell(cell).direction(direction).bias(bias);
             config.proj_size = proj;
             config.coupled = coupled;
             config.clip = clip;
             config.dropout = dropout.unwrap_or(0.0);
+            if let Some([gate, candidate, output]) = activations {
+                config.activations = GateActivations { gate, candidate, output };
+            }
             config
         },
     )

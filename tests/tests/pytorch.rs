@@ -51,5 +51,5 @@ fn main() {
     // PyTorch supports the fused cell only.
     let runs = training::runs().into_iter().filter(Run::is_supported_by_pytorch);
     let cases = runs.map(|run| (run.name, TrainedModel(run))).collect();
-    python_peer::main("pytorch", "trained weights", "torch, safetensors.torch", cases);
+    python_peer::main("pytorch", "trained weights", "torch, safetensors.torch", || Ok(cases));
 }

@@ -11,6 +11,7 @@ use crate::{Cpu, kernel::isa::Isa, pool::ThreadPool};
 #[must_use]
 pub struct CpuBuilder {
     threads: Option<usize>,
+    always_all_threads: bool,
     isa: Option<Isa>,
 }
 
@@ -35,9 +36,15 @@ impl CpuBuilder {
     /// for any number of threads.
     ///
     /// Threads synchronize at every time step, tens of thousands of times a second, so each should have a core of its
-    /// own. If other programs keep the cores busy, one thread is faster.
+    /// own. While other programs keep the cores busy, layers run on the calling thread alone.
     pub fn threads(self, n: usize) -> Self {
         CpuBuilder { threads: Some(n), ..self }
+    }
+
+    /// Uses all threads even while other programs keep the cores busy, which is then slower than one thread. This is
+    /// meant for tests of the threads.
+    pub fn always_all_threads(self) -> Self {
+        CpuBuilder { always_all_threads: true, ..self }
     }
 
     /// Sets the instruction set. Default: the fastest that the processor supports.
@@ -59,7 +66,7 @@ impl CpuBuilder {
         })?;
         let threads = self.threads.unwrap_or_else(default_threads);
         Self::check_threads(threads)?;
-        let pool = ThreadPool::new(threads).map_err(|e| Error::Device {
+        let pool = ThreadPool::new(threads, !self.always_all_threads).map_err(|e| Error::Device {
             backend: "cpu".into(),
             op: "start threads",
             reason: e.to_string(),

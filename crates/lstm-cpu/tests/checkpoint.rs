@@ -8,7 +8,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use common::{Device, TempDir, bits, cases, device, step, step_bits, trainer};
 use lstm_cpu::{
-    Backend, Bias, CellKind, Cpu, Error, HostState, Linear, Lstm, LstmConfig, StateDict, StateDictWriter,
+    Backend, Bias, CellKind, Cpu, Error, GateActivation, GateActivations, HostState, Linear, Lstm, LstmConfig,
+    StateDict, StateDictWriter,
     ndarray::{ArrayD, IxDyn},
     train::{CheckpointExtras, OptimizerConfig, Schedule, Trainer, TrainerConfig},
 };
@@ -195,6 +196,7 @@ fn resuming_with_another_model_names_the_different_option() {
     let config = cases()[0].0.clone();
     let resume_as = |config: &LstmConfig, outputs| Trainer::resume_as(&device(), dir.file("run"), config, outputs);
     assert!(resume_as(&config, Some(1)).is_ok());
+    let relu = GateActivations { candidate: GateActivation::Relu, ..GateActivations::default() };
     for (config, outputs, expected_option, want, got) in [
         (LstmConfig::new(3, 6).layers(2).dropout(0.25), Some(1), "input_size", "3", "2"),
         (LstmConfig::new(2, 7).layers(2).dropout(0.25), Some(1), "hidden_size", "7", "6"),
@@ -206,6 +208,7 @@ fn resuming_with_another_model_names_the_different_option() {
         (config.clone().coupled(), Some(1), "coupled", "true", "false"),
         (config.clone().clip(1.0), Some(1), "clip", "1.0", "none"),
         (config.clone().dropout(0.5), Some(1), "dropout", "0.5", "0.25"),
+        (config.clone().activations(relu), Some(1), "activations", "sigmoid/relu/tanh", "sigmoid/tanh/tanh"),
         (config.clone(), Some(2), "head", "one with 2 outputs", "one with 1 outputs"),
         (config, None, "head", "none", "one with 1 outputs"),
     ] {

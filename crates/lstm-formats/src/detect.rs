@@ -1,6 +1,6 @@
 //! Recognizes the format of a file by its content, and says what a file is that no reader can open.
 
-use crate::Format;
+use crate::file::Format;
 
 /// The format of a file with this content; `None` if it is unknown. The file may still be damaged, or contain a model
 /// that is not supported.

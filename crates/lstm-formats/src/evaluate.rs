@@ -2,7 +2,9 @@
 
 use ndarray::{Array1, Array2, Axis, s};
 
-use lstm_core::{Activation, CellKind, LayerWeights, ModelLayer, ModelWeights, Param, Weights};
+use lstm_core::{
+    Activation, CellKind, GateActivation, GateActivations, LayerWeights, ModelLayer, ModelWeights, Param, Weights,
+};
 
 /// The input of a model: features, shape `(steps, input_size)`, or tokens.
 pub(crate) enum Sequence<'a> {
@@ -87,7 +89,7 @@ fn lstm(
             let mut state = (h.row(row).to_owned(), c.row(row).to_owned());
             let parameters = Parameters::new(weights)?;
             let mut step = |t: usize| {
-                parameters.step(&x.row(t).to_owned(), &mut state);
+                parameters.step(&config.activations, &x.row(t).to_owned(), &mut state);
                 y.row_mut(t).slice_mut(columns).assign(&state.0);
             };
             match reverse {
@@ -121,19 +123,29 @@ impl Parameters {
     }
 
     /// One time step.
-    fn step(&self, x: &Array1<f64>, (h, c): &mut (Array1<f64>, Array1<f64>)) {
+    fn step(&self, functions: &GateActivations, x: &Array1<f64>, (h, c): &mut (Array1<f64>, Array1<f64>)) {
         let gates = self.weight_ih.dot(x) + self.weight_hh.dot(h) + &self.bias;
         let size = h.len();
         for n in 0..size {
             let [i, f, g, o] = [0, 1, 2, 3].map(|gate| gates[gate * size + n]);
-            c[n] = sigmoid(f) * c[n] + sigmoid(i) * g.tanh();
-            h[n] = sigmoid(o) * c[n].tanh();
+            let gate = |x| gate_activation(functions.gate, x);
+            c[n] = gate(f) * c[n] + gate(i) * gate_activation(functions.candidate, g);
+            h[n] = gate(o) * gate_activation(functions.output, c[n]);
         }
     }
 }
 
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
+}
+
+fn gate_activation(function: GateActivation, x: f64) -> f64 {
+    match function {
+        GateActivation::Sigmoid => sigmoid(x),
+        GateActivation::Tanh => x.tanh(),
+        GateActivation::Relu => x.max(0.0),
+        GateActivation::HardSigmoid { alpha, beta } => (f64::from(alpha) * x + f64::from(beta)).clamp(0.0, 1.0),
+    }
 }
 
 fn activate(activation: Activation, mut y: Array2<f64>) -> Result<Array2<f64>, String> {

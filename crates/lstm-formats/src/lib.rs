@@ -19,6 +19,7 @@ mod audio;
 mod detect;
 #[cfg(any(feature = "audio", all(test, feature = "keras")))]
 mod evaluate;
+mod file;
 #[cfg(any(feature = "audio", feature = "keras"))]
 mod json;
 #[cfg(feature = "keras")]
@@ -34,6 +35,7 @@ mod state_dict;
 mod test_files;
 
 pub use detect::detect;
+pub use file::{Format, ModelFile, OpenOptions};
 #[cfg(feature = "onnx")]
 pub use onnx::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
-pub use open::{Format, ModelFile, OpenOptions, open, open_bytes};
+pub use open::{open, open_bytes};

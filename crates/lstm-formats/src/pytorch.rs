@@ -2,15 +2,14 @@
 //! the stream of pickles before PyTorch 1.6, and the tar archive before 0.1.10) and interprets the pickle; no code of the
 //! file is run. The tensors become a state dict, whose names are the paths through nested dictionaries.
 
-use std::io::Write;
+use std::{collections::BTreeSet, io::Write};
 
 use lstm_core::{Error, Result, StateDict, weights::state_dict::Dtype};
-use pytorch_reader::{DType, PickleError, PytorchError, PytorchReader, Tensor};
+use pytorch_reader::{DType, PickleError, PickleValue, PytorchError, PytorchReader, Tensor};
 
 use crate::{
-    Format, ModelFile, OpenOptions,
     detect::{is_data_pickle, zip_entries},
-    open::catch_panic,
+    file::{Format, ModelFile, OpenOptions, catch_panic},
     state_dict,
 };
 
@@ -50,16 +49,39 @@ pub(crate) fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<
     let mut file = tempfile::NamedTempFile::new().map_err(temporary)?;
     file.write_all(bytes).map_err(temporary)?;
     let dict = catch_panic(source, || {
-        let reader = PytorchReader::new(file.path()).map_err(|e| error(describe_error(&e)))?;
-        to_state_dict(reader, file_len).map_err(error)
+        let failed = |e: PytorchError| error(describe_error(&e));
+        let reader = PytorchReader::new(file.path()).map_err(failed)?;
+        let root = PytorchReader::read_pickle_data(file.path(), None).map_err(failed)?;
+        to_state_dict(reader, &nested_state_dicts(root), file_len).map_err(error)
     })?;
     state_dict::read(dict, Format::PyTorch, source, options)
 }
 
-/// Reads the tensors, except those of an optimizer. `file_len` is the length of the file in bytes.
-fn to_state_dict(reader: PytorchReader, file_len: usize) -> Result<StateDict, String> {
+/// The keys of the root under which state dicts are: dictionaries of tensors whose names have dots, as the names of a
+/// module's parameters have. A module that was pickled as a whole has no such dictionary.
+fn nested_state_dicts(root: PickleValue) -> BTreeSet<String> {
+    let is_tensor = |value: &PickleValue| matches!(value, PickleValue::Unsupported(name) if name == "torch.Tensor");
+    let is_state_dict = |value: &PickleValue| match value {
+        PickleValue::Dict(entries) => entries.iter().any(|(name, value)| name.contains('.') && is_tensor(value)),
+        _ => false,
+    };
+    match root {
+        PickleValue::Dict(entries) => {
+            entries.into_iter().filter(|(_, value)| is_state_dict(value)).map(|(key, _)| key).collect()
+        }
+        _ => BTreeSet::new(),
+    }
+}
+
+/// Reads the tensors, except those that training programs save beside the state dicts in a checkpoint: the state of an
+/// optimizer, and single numbers, such as the loss. `file_len` is the length of the file in bytes.
+fn to_state_dict(reader: PytorchReader, nested: &BTreeSet<String>, file_len: usize) -> Result<StateDict, String> {
     let mut tensors: Vec<(String, Tensor)> = reader.into_tensors().into_iter().collect();
-    tensors.retain(|(name, _)| !state_dict::is_optimizer_tensor(name));
+    let is_inside = |name: &str| nested.iter().any(|key| name.strip_prefix(&**key).is_some_and(|n| n.starts_with('.')));
+    tensors.retain(|(name, tensor)| {
+        let is_number = tensor.num_elements() == 1 && !nested.is_empty() && !is_inside(name);
+        !is_number && !state_dict::is_optimizer_tensor(name)
+    });
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     if tensors.is_empty() {
         return Err(format!("the file has no tensors; {ADVICE}"));

@@ -21,7 +21,7 @@ fn file(name: &str) -> Vec<u8> {
 fn options(layers: &str, name: &str) -> OpenOptions {
     let mut options = OpenOptions::default();
     options.layers = (!layers.is_empty()).then(|| layers.to_owned());
-    options.names = if name.is_empty() { Vec::new() } else { vec![name.to_owned()] };
+    options.names = name.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
     options
 }
 
@@ -101,6 +101,7 @@ fn opens_files_that_say_everything() {
         ("transposed.pt", "rec[3->4] linear(lin)", "F32"),
         ("checkpoint.ckpt", "rec[3->4] linear(lin)", "F32"),
         ("wrapped.pth", "rec[3->4] linear(lin)", "F32"),
+        ("values.pt", "rec[3->4] linear(lin)", "F32"),
         ("module.pt", "rec[3->4]x2 linear(lin)", "F32"),
         ("bare_lstm.pt", "lstm[3->4]", "F32"),
         ("weight_norm_old.pt", "rec[3->4] linear(lin)", "F32"),
@@ -151,6 +152,8 @@ fn the_user_states_layers_or_a_name() {
         ("integer.pt", "", "rec", "rec[3->4]", 3),
         ("batch_norm.pt", "", "rec", "rec[3->4]", 5),
         ("spectral_norm.pt", "", "rec", "rec[3->4]", 4),
+        ("statistics.pt", "", "model_state", "rec[3->4] linear(lin)", 2),
+        ("scale.pt", "lstm, last, linear:relu", "lstm,linear", "lstm[3->4] last_step linear(linear) relu", 1),
         ("tied.pt", "rec, lin", "", "encoder.rec[3->4] linear(lin)", 0),
         ("bare_lstm.pt", "lstm, last", "", "lstm[3->4] last_step", 0),
         ("bare_lstm.pt", "", "lstm", "lstm[3->4]", 0),
@@ -184,6 +187,9 @@ fn errors_name_the_thing_and_the_next_step() {
         ("two_cells.pt", "", "", &["`backward_cell` (LSTM, 4 -> 4)", "--name backward_cell or --name forward_cell"]),
         ("two_models.pt", "", "", &["several models: `ema`, `model`", "--name model"]),
         ("two_models.pt", "", "optimizer", &["no LSTM is named `optimizer`; expected one of: `ema.rec`, `model.rec`"]),
+        ("statistics.pt", "", "", &["`mean`", "`std`", "--name model_state opens the model"]),
+        ("scale.pt", "", "", &["`similarity_weight` ([1]) is a tensor of an unknown layer", "--name lstm"]),
+        ("scale.pt", "lstm, linear", "", &["do not use", "`similarity_weight`", "--name lstm,linear"]),
         ("script.pt", "", "", &["TorchScript", "state_dict()"]),
         ("list.pt", "", "", &["expected a state dict, found `list`", "torch.save(model.state_dict()"]),
         ("expanded.pt", "", "", &["[65536, 65536]"]),

@@ -56,13 +56,14 @@ fn reason_not_to_run(modules: &str) -> Option<String> {
     }
 }
 
-/// Runs the comparisons in `cases` with the package `peer`, which needs the Python modules `modules`. If they are missing,
-/// reports the trials as not run, also in the table of `cargo xtask test-all`.
+/// Runs the comparisons with the package `peer`, which needs the Python modules `modules`. `cases` returns the comparisons,
+/// or the reason why they can't run. If a module is missing or `cases` fails, reports the trials as not run, also in the
+/// table of `cargo xtask test-all`.
 pub(crate) fn main<C: Compare + Send + 'static>(
     peer: &'static str,
     group: &'static str,
     modules: &str,
-    cases: Vec<(&'static str, C)>,
+    cases: impl FnOnce() -> Result<Vec<(&'static str, C)>>,
 ) {
     let args = Arguments::from_args();
     let report = move |group, case, outcome, detail: &str| {
@@ -70,14 +71,18 @@ pub(crate) fn main<C: Compare + Send + 'static>(
         record_result(&ResultLine { backend: peer, group, case, outcome, detail }).map_err(|error| format!("{error:#}"))
     };
     let mut trials = Vec::new();
-    match reason_not_to_run(modules) {
-        Some(_) if args.list => {}
-        Some(reason) => {
+    let cases = match reason_not_to_run(modules) {
+        None if !args.list => cases().map_err(|error| format!("{error:#}")),
+        reason => Err(reason.unwrap_or_default()),
+    };
+    match cases {
+        Err(_) if args.list => {}
+        Err(reason) => {
             if let Err(error) = report("", "", Outcome::NotRun, &format!("not run: {reason}")) {
                 eprintln!("{error}");
             }
         }
-        None => trials.extend(cases.into_iter().map(|(case, compare)| {
+        Ok(cases) => trials.extend(cases.into_iter().map(|(case, compare)| {
             Trial::test(format!("{peer}::{case}"), move || {
                 let result = compare_all(&compare).map_err(|error| format!("{error:#}"));
                 let (outcome, detail) = match &result {

@@ -66,14 +66,14 @@ pub(crate) struct CellStrides {
 }
 
 impl CellStrides {
-    /// Returns the strides for items that are the rows of one panel. `state` is the leading dimension of `c_old`,
+    /// Returns the strides for a kernel call whose items are rows of the batch, all in the same panel of units. `state` is the leading dimension of `c_old`,
     /// `c_new` and `h`; `y` is the leading dimension of the output `y`.
     pub(crate) fn for_rows(kernels: &Kernels, state: usize, y: usize) -> Self {
         let width = kernels.panel_width();
         CellStrides { wx: width, uh: width, bias: 0, peephole: 0, state, gates: width, y, units: 0 }
     }
 
-    /// Returns the strides for items that are the panels of one row. `wx`, `uh` and `gates` are the strides of the
+    /// Returns the strides for a kernel call whose items are panels of units, all in the same row of the batch. `wx`, `uh` and `gates` are the strides of the
     /// pointers with the same names in [`CellArgs`].
     pub(crate) fn for_panels(kernels: &Kernels, wx: usize, uh: usize, gates: usize) -> Self {
         let (lanes, width) = (kernels.lanes, kernels.panel_width());
@@ -112,14 +112,14 @@ unsafe fn cell_forward_items<S: Simd, const DENSE_PEEPHOLE: bool, const DIAGONAL
     unsafe {
         while n + ITEMS_PER_ITERATION <= args.item_count {
             let args = skip_items(args, n);
-            let wx = load_gates(args.wx, args.strides.wx);
-            let uh = load_each_gate(args.uh, args.strides.uh);
+            let wx = load_panel_gates(args.wx, args.strides.wx);
+            let uh = load_gates_at(args.uh, args.strides.uh);
             cell_forward_vectors::<S, ITEMS_PER_ITERATION, DENSE_PEEPHOLE, DIAGONAL_PEEPHOLE>(&args, wx, uh);
             n += ITEMS_PER_ITERATION;
         }
         while n < args.item_count {
             let args = skip_items(args, n);
-            let (wx, uh) = (load_gates(args.wx, 0), load_each_gate(args.uh, 0));
+            let (wx, uh) = (load_panel_gates(args.wx, 0), load_gates_at(args.uh, 0));
             cell_forward_vectors::<S, 1, DENSE_PEEPHOLE, DIAGONAL_PEEPHOLE>(&args, wx, uh);
             n += 1;
         }
@@ -131,9 +131,12 @@ unsafe fn cell_forward_items<S: Simd, const DENSE_PEEPHOLE: bool, const DIAGONAL
 /// # Safety
 /// A valid panel row at each address; otherwise as for [`Simd`].
 #[inline(always)]
-pub(crate) unsafe fn load_gates<S: Simd, const N: usize>(p: *const f32, stride: usize) -> [[S; N]; PANEL_VECTORS] {
+pub(crate) unsafe fn load_panel_gates<S: Simd, const N: usize>(
+    p: *const f32,
+    stride: usize,
+) -> [[S; N]; PANEL_VECTORS] {
     // SAFETY: guaranteed by the caller.
-    unsafe { load_each_gate([p, p.add(S::LANES), p.add(2 * S::LANES), p.add(3 * S::LANES)], stride) }
+    unsafe { load_gates_at([p, p.add(S::LANES), p.add(2 * S::LANES), p.add(3 * S::LANES)], stride) }
 }
 
 /// Loads `N` vectors of each gate. `p` holds the address of each gate's first vector. The vectors of a gate are
@@ -142,7 +145,7 @@ pub(crate) unsafe fn load_gates<S: Simd, const N: usize>(p: *const f32, stride: 
 /// # Safety
 /// A valid vector at each address; otherwise as for [`Simd`].
 #[inline(always)]
-unsafe fn load_each_gate<S: Simd, const N: usize>(
+unsafe fn load_gates_at<S: Simd, const N: usize>(
     p: [*const f32; PANEL_VECTORS],
     stride: usize,
 ) -> [[S; N]; PANEL_VECTORS] {
@@ -170,7 +173,7 @@ pub(crate) unsafe fn cell_forward_vectors<
     let strides = args.strides;
     // SAFETY: guaranteed by the caller: every access is within an item's panel row or vector.
     unsafe {
-        let x = load_gates::<S, N>(args.bias, strides.bias).add(wx);
+        let x = load_panel_gates::<S, N>(args.bias, strides.bias).add(wx);
         let c: [S; N] = load_strided(args.c_old, strides.state);
         let g =
             if DENSE_PEEPHOLE { sigmoid(clip_if_set(args, x[2])) } else { tanh(clip_if_set(args, x[2].add(uh[2]))) };

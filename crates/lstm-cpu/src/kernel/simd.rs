@@ -43,7 +43,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn clamp_max(self, bound: f32) -> Self;
     /// `max(self, bound)`. NaN stays NaN.
     unsafe fn clamp_min(self, bound: f32) -> Self;
-    /// 2^n, given `MAGIC_PLUS_EXPONENT_BIAS + n` for an integer n: `from_bits(to_bits(self) << 23)`.
+    /// Computes 2^n for an integer n. The argument `self` is the float `MAGIC_PLUS_EXPONENT_BIAS + n`: `from_bits(to_bits(self) << 23)`.
     unsafe fn exp2_from_bits(self) -> Self;
     /// `a` in lanes where the sign bit of `self` is set, else `b`.
     unsafe fn select_negative(self, a: Self, b: Self) -> Self;

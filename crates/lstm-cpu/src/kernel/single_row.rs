@@ -5,7 +5,7 @@
 use lstm_core::{CellKind, arithmetic::DOT_BLOCK};
 
 use crate::kernel::{
-    cell::{CellArgs, cell_forward_vectors, load_gates},
+    cell::{CellArgs, cell_forward_vectors, load_panel_gates},
     simd::Simd,
     table::PANEL_VECTORS,
 };
@@ -62,7 +62,7 @@ unsafe fn single_row_of_kind<S: Simd, const N: usize, const DENSE_PEEPHOLE: bool
     // SAFETY: guaranteed by the caller.
     unsafe {
         let wx = match args.input.is_null() {
-            true => load_gates(args.cell_args.wx, args.cell_args.strides.wx),
+            true => load_panel_gates(args.cell_args.wx, args.cell_args.strides.wx),
             false => gate_products::<S, N, false>(args.input_len, args.input, args.w),
         };
         let uh = gate_products::<S, N, DENSE_PEEPHOLE>(args.recurrent_operand_len, args.recurrent_operand, args.u);

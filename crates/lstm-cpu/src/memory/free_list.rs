@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, TryLockError},
 };
 
 use lstm_core::{Result, shape::checked_len};
@@ -19,6 +19,9 @@ pub(crate) struct FreeList<T> {
     max_floats: usize,
 }
 
+/// Number of attempts to lock a list, some tens of microseconds.
+const MAX_LOCK_ATTEMPTS: u32 = 1 << 11;
+
 /// Maximum number of allocations in a list.
 const MAX_ENTRIES: usize = 64;
 
@@ -28,9 +31,22 @@ impl<T: AsRef<[f32]>> FreeList<T> {
         FreeList { entries: Mutex::default(), max_floats }
     }
 
+    /// The list; `None` if another thread holds it for too long. In a child process that was forked meanwhile, that
+    /// thread does not exist, and would hold it forever.
+    fn lock(&self) -> Option<MutexGuard<'_, VecDeque<T>>> {
+        for _ in 0..MAX_LOCK_ATTEMPTS {
+            match self.entries.try_lock() {
+                Ok(entries) => return Some(entries),
+                Err(TryLockError::Poisoned(error)) => return Some(error.into_inner()),
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            }
+        }
+        None
+    }
+
     /// Removes and returns the newest allocation of exactly `len` floats.
     pub(crate) fn take_exact(&self, len: usize) -> Option<T> {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.lock()?;
         let index = entries.iter().rposition(|entry| entry.as_ref().len() == len)?;
         entries.remove(index)
     }
@@ -41,7 +57,7 @@ impl<T: AsRef<[f32]>> FreeList<T> {
         if entry.as_ref().len() > self.max_floats {
             return;
         }
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut entries) = self.lock() else { return };
         entries.push_back(entry);
         let total_floats = |entries: &VecDeque<T>| entries.iter().map(|entry| entry.as_ref().len()).sum::<usize>();
         while entries.len() > MAX_ENTRIES || total_floats(&entries) > self.max_floats {

@@ -43,7 +43,8 @@ fn single_sequence_is_bit_identical_for_any_number_of_threads() {
 
 /// Compares all outputs and gradients on 1, 2, 3 and 5 threads, with and without `lengths`.
 fn check_thread_counts(hidden: usize, lengths: &[usize]) {
-    let pools: Vec<_> = [1, 2, 3, 5].into_iter().map(|threads| Arc::new(ThreadPool::new(threads).unwrap())).collect();
+    let pools: Vec<_> =
+        [1, 2, 3, 5].into_iter().map(|threads| Arc::new(ThreadPool::new(threads, false).unwrap())).collect();
     // More time steps than one chunk of the backward pass.
     let (batch, steps, input_size) = (lengths.len(), 33, 9);
     for isa in Isa::available() {
@@ -134,7 +135,7 @@ fn check_directions(lengths: &[usize]) {
         let weights = Weights::init(LstmConfig::bidirectional(config), &Init::default(), 3).unwrap();
         let x: Vec<f32> = (0..steps * batch * input_size).map(pseudo_random).collect();
         for threads in [1, 2, 3, 4] {
-            let pool = Arc::new(ThreadPool::new(threads).unwrap());
+            let pool = Arc::new(ThreadPool::new(threads, false).unwrap());
             let kernels = Isa::available()[0].kernels().unwrap();
             let layers: [_; 2] =
                 std::array::from_fn(|k| PackedLayer::new(kernels, &pool, &weights.layers()[k]).unwrap());

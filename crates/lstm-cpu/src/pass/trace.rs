@@ -30,7 +30,7 @@ pub struct Trace {
     pub(crate) c: Buffer,
     /// Values of the gates, `[panels][steps * batch][panel]`.
     pub(crate) gates: Buffer,
-    /// The pool from which the memory comes and to which it returns.
+    /// The memory pool that owns the buffer. The buffer goes back to it when the trace is dropped.
     pool: Arc<ThreadPool>,
 }
 

@@ -1,47 +1,66 @@
 //! A thread pool with a barrier. Idle threads spin for a while before they sleep, because waking a thread takes longer
 //! than a time step.
 
+mod contention;
+mod fork;
+mod sleep;
 mod sync_ptr;
 mod team;
 
 use std::{
     io,
+    ops::Range,
     panic::{self, AssertUnwindSafe},
     process,
     ptr::null_mut,
     sync::{
-        Arc, Mutex, TryLockError,
-        atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle, Thread},
+    time::Instant,
 };
 
 pub(crate) use sync_ptr::SyncPtr;
 pub(crate) use team::{Team, TeamMember};
 
-use crate::memory::{buffer::Buffer, free_list::FreeList};
-
-/// Number of spins before a waiting thread sleeps or yields. One spin takes 10 to 50 ns, so this is some tens of
-/// microseconds.
-const MAX_SPINS: u32 = 1 << 11;
+use crate::{
+    memory::{buffer::Buffer, free_list::FreeList},
+    pool::{
+        contention::Contention,
+        sleep::{MAX_SPINS, Sleepers},
+    },
+};
 
 /// A thread pool: the calling thread and `threads - 1` workers. It runs one job at a time. While the workers are busy,
 /// the job of another caller runs on that caller's thread alone. The pool also owns the free lists of reusable memory.
 pub(crate) struct ThreadPool {
-    workers: Vec<Worker>,
+    threads: usize,
     /// Locked while a job runs on the workers.
-    job_lock: Mutex<()>,
+    workers: Mutex<Workers>,
+    /// `None` if jobs always run on as many threads as they ask for.
+    contention: Option<Contention>,
     /// Freed buffers, at most 192 MiB.
     pub(crate) free_buffers: FreeList<Buffer>,
     /// Freed memory of tensors, at most 64 MiB.
     pub(crate) free_tensors: FreeList<Vec<f32>>,
 }
 
+/// The threads of the pool, except the calling one.
+struct Workers {
+    list: Vec<Worker>,
+    /// The caller of [`ThreadPool::run`], when it waits for them to finish.
+    caller: Arc<Sleepers>,
+    /// The number of forks before this process began, when the workers were started. A child process has the memory of
+    /// its parent, but not its threads.
+    fork_count: usize,
+}
+
 /// A thread of the pool.
 struct Worker {
     mailbox: Arc<Mailbox>,
     thread: Thread,
-    join_handle: Option<JoinHandle<()>>,
+    join_handle: JoinHandle<()>,
 }
 
 /// Shared memory through which the pool passes jobs to one worker.
@@ -50,6 +69,8 @@ struct Mailbox {
     job: AtomicPtr<Job>,
     /// Whether the worker should exit.
     stop: AtomicBool,
+    /// The caller of [`ThreadPool::run`], when it waits for the workers to finish.
+    caller: Arc<Sleepers>,
 }
 
 /// A job: a function that several threads run at the same time. It lies on the stack of the thread that called
@@ -61,53 +82,60 @@ struct Job {
     next_rank: AtomicUsize,
     /// Number of workers that have not finished.
     running_workers: AtomicUsize,
-}
-
-/// Waits until `is_done` returns true: spins first, then yields. Yielding matters if there are more threads than cores:
-/// the awaited thread may need the core of the waiting thread.
-fn wait_until(is_done: impl Fn() -> bool) {
-    let mut spins = 0;
-    while !is_done() {
-        if spins < MAX_SPINS {
-            spins += 1;
-            std::hint::spin_loop();
-        } else {
-            thread::yield_now();
-        }
-    }
+    /// Total time that threads have slept while they waited for others, in nanoseconds.
+    slept: AtomicU64,
 }
 
 impl ThreadPool {
-    /// Starts `threads - 1` workers.
-    pub(crate) fn new(threads: usize) -> io::Result<Self> {
+    /// Starts `threads - 1` workers. If `adaptive`, jobs run on the calling thread alone while other programs need the
+    /// cores.
+    pub(crate) fn new(threads: usize, adaptive: bool) -> io::Result<Self> {
         let (free_buffers, free_tensors) = (FreeList::new(3 << 24), FreeList::new(1 << 24));
-        let mut pool = ThreadPool { workers: Vec::new(), job_lock: Mutex::new(()), free_buffers, free_tensors };
-        for k in 1..threads {
-            let mailbox = Arc::new(Mailbox { job: AtomicPtr::new(null_mut()), stop: AtomicBool::new(false) });
-            let worker_mailbox = mailbox.clone();
-            let join_handle =
-                thread::Builder::new().name(format!("lstm-cpu-{k}")).spawn(move || worker_loop(&worker_mailbox))?;
-            pool.workers.push(Worker { mailbox, thread: join_handle.thread().clone(), join_handle: Some(join_handle) });
-        }
-        Ok(pool)
+        let workers = Mutex::new(Workers::start(threads - 1)?);
+        let contention = adaptive.then(Contention::new);
+        Ok(ThreadPool { threads, workers, contention, free_buffers, free_tensors })
     }
 
     /// Number of threads, including the calling one.
     pub(crate) fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.threads
     }
 
     /// Runs `f` on `threads` threads, the caller's included, and returns when all have finished. It uses fewer threads
-    /// if the pool has fewer, and only the caller's while the workers are busy with another job. So `f` must be correct
-    /// for any [`TeamMember::size`]. Allocates nothing.
+    /// if the pool has fewer, and only the caller's while the workers are busy with another job or other programs need
+    /// the cores. So `f` must be correct for any [`TeamMember::size`]. Allocates nothing, except in the first job of a
+    /// child process, which starts its own workers.
     pub(crate) fn run(&self, threads: usize, f: &(dyn Fn(TeamMember<'_>) + Sync)) {
-        let mut team = Team::new(1);
-        let team_size = threads.min(self.threads());
-        let lock_result = if team_size > 1 { self.job_lock.try_lock() } else { Err(TryLockError::WouldBlock) };
-        let Ok(_guard) = lock_result else {
-            return f(TeamMember { rank: 0, size: 1, team: &team });
-        };
-        team.size = team_size;
+        let team_size = threads.min(self.threads);
+        let is_alone = team_size <= 1 || self.contention.as_ref().is_some_and(Contention::is_high);
+        if !is_alone
+            && let Ok(mut workers) = self.workers.try_lock()
+            && workers.restart_after_fork(self.threads - 1)
+        {
+            return self.run_team(&workers, team_size, f);
+        }
+        f(TeamMember { rank: 0, size: 1, team: &Team::new(1), slept: &AtomicU64::new(0) });
+    }
+
+    /// Runs the parts `0..part_count` of a job one after another, `parts_per_run` in each call of `f`. Between calls the
+    /// number of threads may change, so that a long job does not suffer from other programs until its end.
+    pub(crate) fn run_parts(
+        &self,
+        threads: usize,
+        part_count: usize,
+        parts_per_run: usize,
+        f: &(dyn Fn(TeamMember<'_>, Range<usize>) + Sync),
+    ) {
+        for start in (0..part_count).step_by(parts_per_run) {
+            let parts = start..part_count.min(start + parts_per_run);
+            self.run(threads, &|member| f(member, parts.clone()));
+        }
+    }
+
+    /// Runs `f` on the calling thread and the first `team_size - 1` of `workers`.
+    fn run_team(&self, workers: &Workers, team_size: usize, f: &(dyn Fn(TeamMember<'_>) + Sync)) {
+        let start = Instant::now();
+        let team = Team::new(team_size);
         let mut job = Job {
             // SAFETY: this changes only the lifetime. The function neither returns nor unwinds before `running_workers`
             // is 0.
@@ -119,27 +147,64 @@ impl ThreadPool {
             team: &team,
             next_rank: AtomicUsize::new(1),
             running_workers: AtomicUsize::new(team_size - 1),
+            slept: AtomicU64::new(0),
         };
         let job_ptr: *mut Job = &mut job;
-        for worker in &self.workers[..team_size - 1] {
+        for worker in &workers.list[..team_size - 1] {
             worker.mailbox.job.store(job_ptr, Ordering::Release);
             worker.thread.unpark();
         }
-        abort_on_panic(|| f(TeamMember { rank: 0, size: team_size, team: &team }));
         // SAFETY: `job` is a local variable that is still alive; the workers change only its atomics.
-        let running_workers = unsafe { &(*job_ptr).running_workers };
-        wait_until(|| running_workers.load(Ordering::Acquire) == 0);
+        let (running_workers, slept) = unsafe { (&(*job_ptr).running_workers, &(*job_ptr).slept) };
+        abort_on_panic(|| f(TeamMember { rank: 0, size: team_size, team: &team, slept }));
+        let nanoseconds = workers.caller.wait_until(|| running_workers.load(Ordering::SeqCst) == 0);
+        if let Some(contention) = &self.contention {
+            contention.record(team_size, start.elapsed(), slept.load(Ordering::Relaxed) + nanoseconds);
+        }
     }
 }
 
-impl Drop for ThreadPool {
+impl Workers {
+    /// Starts `count` workers.
+    fn start(count: usize) -> io::Result<Self> {
+        let caller = Arc::new(Sleepers::default());
+        let mut workers = Workers { list: Vec::new(), caller: caller.clone(), fork_count: fork::count() };
+        for k in 1..=count {
+            let (job, stop) = (AtomicPtr::new(null_mut()), AtomicBool::new(false));
+            let mailbox = Arc::new(Mailbox { job, stop, caller: caller.clone() });
+            let worker_mailbox = mailbox.clone();
+            let join_handle =
+                thread::Builder::new().name(format!("lstm-cpu-{k}")).spawn(move || worker_loop(&worker_mailbox))?;
+            workers.list.push(Worker { mailbox, thread: join_handle.thread().clone(), join_handle });
+        }
+        Ok(workers)
+    }
+
+    /// In a child process, replaces the workers, which exist only in the parent. Returns false if that fails.
+    fn restart_after_fork(&mut self, count: usize) -> bool {
+        if self.fork_count != fork::count() {
+            // The handles belong to threads of the parent, and must not be used.
+            std::mem::forget(std::mem::take(&mut self.list));
+            match Workers::start(count) {
+                Ok(workers) => *self = workers,
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Workers {
     fn drop(&mut self) {
-        for worker in &mut self.workers {
+        let workers = std::mem::take(&mut self.list);
+        if self.fork_count != fork::count() {
+            std::mem::forget(workers);
+            return;
+        }
+        for worker in workers {
             worker.mailbox.stop.store(true, Ordering::Release);
             worker.thread.unpark();
-            if let Some(join_handle) = worker.join_handle.take() {
-                let _ = join_handle.join();
-            }
+            let _ = worker.join_handle.join();
         }
     }
 }
@@ -162,11 +227,12 @@ fn worker_loop(mailbox: &Mailbox) {
             // SAFETY: the caller keeps the job, its team and its closure alive until `running_workers` is 0. This
             // worker's last access to them is its decrement.
             unsafe {
-                let (function, team) = (&*(*job).function, &*(*job).team);
+                let (function, team, slept) = (&*(*job).function, &*(*job).team, &(*job).slept);
                 let rank = (*job).next_rank.fetch_add(1, Ordering::Relaxed);
-                abort_on_panic(|| function(TeamMember { rank, size: team.size, team }));
-                (*job).running_workers.fetch_sub(1, Ordering::Release);
+                abort_on_panic(|| function(TeamMember { rank, size: team.size, team, slept }));
+                (*job).running_workers.fetch_sub(1, Ordering::SeqCst);
             }
+            mailbox.caller.wake();
             spins = 0;
         } else if mailbox.stop.load(Ordering::Acquire) {
             return;
@@ -186,7 +252,7 @@ mod tests {
 
     #[test]
     fn each_rank_runs_once_and_barriers_synchronize() {
-        let pool = ThreadPool::new(4).unwrap();
+        let pool = ThreadPool::new(4, false).unwrap();
         for threads in [1, 2, 3, 4, 9] {
             for _ in 0..200 {
                 let (sum, ranks) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -207,7 +273,7 @@ mod tests {
 
     #[test]
     fn concurrent_callers_all_finish() {
-        let pool = ThreadPool::new(2).unwrap();
+        let pool = ThreadPool::new(2, false).unwrap();
         let total = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..4 {

@@ -2,10 +2,10 @@
 
 use std::{
     ops::Range,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-use crate::pool::wait_until;
+use crate::pool::sleep::Sleepers;
 
 /// A group of threads that share a barrier: all threads of a job, or some of them.
 pub(crate) struct Team {
@@ -15,12 +15,19 @@ pub(crate) struct Team {
     arrived_threads: AtomicUsize,
     /// Number of times that all threads have passed the barrier.
     generation: AtomicUsize,
+    /// The threads that sleep at the barrier.
+    sleepers: Sleepers,
 }
 
 impl Team {
     /// A team of `size` threads.
     pub(crate) fn new(size: usize) -> Self {
-        Team { size, arrived_threads: AtomicUsize::new(0), generation: AtomicUsize::new(0) }
+        Team {
+            size,
+            arrived_threads: AtomicUsize::new(0),
+            generation: AtomicUsize::new(0),
+            sleepers: Sleepers::default(),
+        }
     }
 }
 
@@ -32,18 +39,23 @@ pub(crate) struct TeamMember<'a> {
     /// Number of threads in the team.
     pub(crate) size: usize,
     pub(super) team: &'a Team,
+    /// Total time that threads of the job have slept while they waited for others, in nanoseconds.
+    pub(super) slept: &'a AtomicU64,
 }
 
-impl TeamMember<'_> {
+impl<'a> TeamMember<'a> {
     /// Splits the team into the two given teams. Returns the index of the team to which this thread belongs, and this
     /// thread as its member. Returns `None` if this is the only thread, which happens when the workers are busy.
-    pub(crate) fn split<'t>(&self, teams: &'t [Team; 2]) -> Option<(usize, TeamMember<'t>)> {
+    pub(crate) fn split<'t>(&self, teams: &'t [Team; 2]) -> Option<(usize, TeamMember<'t>)>
+    where
+        'a: 't,
+    {
         let first_size = teams[0].size;
         debug_assert!(self.size == 1 || self.size == first_size + teams[1].size);
         (self.size == first_size + teams[1].size).then(|| {
             let index = usize::from(self.rank >= first_size);
             let (rank, team) = (self.rank - index * first_size, &teams[index]);
-            (index, TeamMember { rank, size: team.size, team })
+            (index, TeamMember { rank, size: team.size, team, slept: self.slept })
         })
     }
 
@@ -65,9 +77,14 @@ impl TeamMember<'_> {
         let generation = self.team.generation.load(Ordering::Acquire);
         if self.team.arrived_threads.fetch_add(1, Ordering::AcqRel) + 1 == self.size {
             self.team.arrived_threads.store(0, Ordering::Relaxed);
-            self.team.generation.store(generation.wrapping_add(1), Ordering::Release);
+            // Sequentially consistent, as `Sleepers::wake` requires.
+            self.team.generation.store(generation.wrapping_add(1), Ordering::SeqCst);
+            self.team.sleepers.wake();
         } else {
-            wait_until(|| self.team.generation.load(Ordering::Acquire) != generation);
+            let slept = self.team.sleepers.wait_until(|| self.team.generation.load(Ordering::SeqCst) != generation);
+            if slept > 0 {
+                self.slept.fetch_add(slept, Ordering::Relaxed);
+            }
         }
     }
 }

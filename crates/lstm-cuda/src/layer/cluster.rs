@@ -142,8 +142,8 @@ mod tests {
     /// Bytes of shared memory that a block of sm_90 can have.
     const SM_90_SHARED_BYTES: u32 = 227 << 10;
 
-    /// Returns, for each pass, the cluster size, the units per block and the quads in registers, on a device with 132
-    /// multiprocessors and clusters of up to `largest_cluster` blocks.
+    /// Returns, for each pass, the cluster size, the units per block and the number of `float4` weights that each thread
+    /// keeps in registers. The device has 132 multiprocessors and clusters of up to `largest_cluster` blocks.
     fn choose_clusters(hidden: usize, largest_cluster: u32) -> [Option<(u32, usize, usize)>; 2] {
         Pass::ALL.map(|pass| {
             let count_resident =

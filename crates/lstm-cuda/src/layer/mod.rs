@@ -118,11 +118,11 @@ impl<D: Driver> DeviceWeights<D> {
     /// Chooses a kernel that runs all steps of a batch in a single launch. `None` if no kernel can, or if TF32 is
     /// allowed and a step is large enough for tensor cores. A single launch computes exact sums even with TF32.
     pub(crate) fn choose_single_launch(&self, pass: Pass, batch: usize) -> Option<SingleLaunch> {
-        let multiplications =
+        let multiplications_per_step =
             [4, self.spec.hidden_size, self.spec.state_size()].into_iter().fold(batch, usize::saturating_mul);
         // A batch that does not fit in 32 bits does not fit in memory either.
         if u32::try_from(batch).is_err()
-            || self.tensor_core_min_multiplications.is_some_and(|minimum| multiplications >= minimum)
+            || self.tensor_core_min_multiplications.is_some_and(|minimum| multiplications_per_step >= minimum)
         {
             return None;
         }

@@ -17,8 +17,8 @@ use ndarray::{Array1, Array2};
 use lstm_core::{Activation, Bias, Error, LayerWeights, LstmConfig, ModelLayer, ModelWeights, Result, Weights};
 
 use crate::{
+    file::{Format, ModelFile, OpenOptions},
     json::{Json, Object},
-    open::{Format, ModelFile, OpenOptions},
 };
 
 mod aidax;

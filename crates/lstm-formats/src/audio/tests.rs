@@ -21,8 +21,10 @@ fn parse(text: &str) -> Result<ModelFile> {
 
 /// Asserts that a text is rejected with a message that contains `word`.
 fn assert_rejected(text: &str, word: &str) {
-    let error = parse(text).expect_err(word).to_string();
-    assert!(error.contains(word), "{error}: expected {word}");
+    match parse(text) {
+        Ok(_) => panic!("expected an error with {word}"),
+        Err(error) => assert!(error.to_string().contains(word), "{error}: expected {word}"),
+    }
 }
 
 /// Asserts that a file is rejected if `from` is replaced by `to`.

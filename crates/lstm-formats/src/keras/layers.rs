@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 
 use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2, concatenate};
 
-use lstm_core::{Activation, Bias, Direction, LayerWeights, LstmConfig, ModelLayer, ModelWeights, Weights};
+use lstm_core::{
+    Activation, Bias, Direction, GateActivation, GateActivations, LayerWeights, LstmConfig, ModelLayer, ModelWeights,
+    Weights,
+};
 
 use super::{
     config::{LayerConfig, Place, identify},
@@ -266,6 +269,7 @@ impl Builder {
                 .into());
         }
         let (rows, size) = (config.take_size("input_dim", None)?, config.take_size("output_dim", None)?);
+        config.finish("the layer")?;
         let weight = self.matrix(place, "", (0, "embeddings"), (rows, size))?;
         let name = self.name(name);
         self.layers.push(ModelLayer::Embedding { name, weight });
@@ -277,6 +281,7 @@ impl Builder {
         let units = config.take_size("units", None)?;
         let has_bias = flag(config, "use_bias", true)?;
         let activation = config.take("activation").unwrap_or(Json::Text("linear".into()));
+        config.finish("the layer")?;
         let inputs = self.inputs()?;
         let weight = self.matrix(place, part, (0, "kernel"), (inputs, units))?;
         let weight = weight.t().as_standard_layout().into_owned();
@@ -295,7 +300,8 @@ impl Builder {
             "sigmoid" => Activation::Sigmoid,
             "tanh" => Activation::Tanh,
             "hard_sigmoid" => {
-                Activation::HardSigmoid { alpha: if self.is_keras_2 { 0.2 } else { 1.0 / 6.0 }, beta: 0.5 }
+                let (alpha, beta) = hard_sigmoid(self.is_keras_2);
+                Activation::HardSigmoid { alpha, beta }
             }
             "softmax" => Activation::Softmax,
             "log_softmax" => Activation::LogSoftmax,
@@ -311,7 +317,8 @@ impl Builder {
     }
 
     fn add_lstm(&mut self, name: &str, config: &mut Object, place: &Place) -> Result<(), String> {
-        let options = LstmOptions::take(config)?;
+        let options = LstmOptions::take(config, self.is_keras_2)?;
+        config.finish("the layer")?;
         let is_reverse = options.go_backwards != self.reversed_by.is_some();
         let direction = if is_reverse { Direction::Reverse } else { Direction::Forward };
         self.push_lstm(name, &options, direction, place, &["/cell"])?;
@@ -336,13 +343,14 @@ impl Builder {
             }
             let mut config = layer.require("config").and_then(|config| config.object("`config`")).map_err(at)?;
             self.take_common(&mut config).map_err(at)?;
-            let layer = LstmOptions::take(&mut config).map_err(at)?;
+            let layer = LstmOptions::take(&mut config, self.is_keras_2).map_err(at)?;
             config.finish("the layer").map_err(at)?;
             if layer.go_backwards != go_backwards {
                 return Err(at(format!("`go_backwards`: expected {go_backwards}")));
             }
             options.push(LstmOptions { go_backwards: false, ..layer });
         }
+        config.finish("the layer")?;
         // Keras's files of one layer mean a backward layer of the same options.
         if options.iter().any(|layer| *layer != options[0]) {
             return Err("expected a backward layer with the options of the forward layer".into());
@@ -383,7 +391,7 @@ impl Builder {
         }
         let (inputs, units) = (self.inputs()?, options.units);
         let bias = if options.use_bias { Bias::One } else { Bias::None };
-        let config = LstmConfig::new(inputs, units).direction(direction).bias(bias);
+        let config = LstmConfig::new(inputs, units).direction(direction).bias(bias).activations(options.activations);
         config.validate().map_err(|error| error.to_string())?;
         let gates = 4 * units;
         let mut layers = Vec::new();
@@ -413,6 +421,7 @@ impl Builder {
 /// The options of an LSTM layer that determine its results.
 #[derive(PartialEq)]
 struct LstmOptions {
+    activations: GateActivations,
     units: usize,
     use_bias: bool,
     return_sequences: bool,
@@ -420,25 +429,48 @@ struct LstmOptions {
 }
 
 impl LstmOptions {
-    fn take(config: &mut Object) -> Result<Self, String> {
+    fn take(config: &mut Object, is_keras_2: bool) -> Result<Self, String> {
         for key in WITHOUT_EFFECT_LSTM {
             config.take(key);
         }
-        for (key, expected) in [("activation", "tanh"), ("recurrent_activation", "sigmoid")] {
-            let name = config.take(key).map_or(Ok(expected.to_owned()), activation_name)?;
-            if name != expected {
-                return Err(format!("`{key}`: expected {expected}, got `{name}`"));
-            }
-        }
+        let defaults = GateActivations::default();
+        let output = gate_activation(config, "activation", defaults.output, is_keras_2)?;
+        let gate = gate_activation(config, "recurrent_activation", defaults.gate, is_keras_2)?;
         if flag(config, "time_major", false)? {
             return Err("`time_major` is not supported; expected (batch, steps, features)".into());
         }
         Ok(LstmOptions {
+            activations: GateActivations { gate, candidate: output, output },
             units: config.take_size("units", None)?,
             use_bias: flag(config, "use_bias", true)?,
             return_sequences: flag(config, "return_sequences", false)?,
             go_backwards: flag(config, "go_backwards", false)?,
         })
+    }
+}
+
+/// Alpha and beta of Keras's hard sigmoid, which changed with Keras 3.
+fn hard_sigmoid(is_keras_2: bool) -> (f32, f32) {
+    (if is_keras_2 { 0.2 } else { 1.0 / 6.0 }, 0.5)
+}
+
+/// The function of an LSTM with the option `key`.
+fn gate_activation(
+    config: &mut Object,
+    key: &str,
+    default: GateActivation,
+    is_keras_2: bool,
+) -> Result<GateActivation, String> {
+    let Some(function) = config.take(key) else { return Ok(default) };
+    match &*activation_name(function)? {
+        "sigmoid" => Ok(GateActivation::Sigmoid),
+        "tanh" => Ok(GateActivation::Tanh),
+        "relu" => Ok(GateActivation::Relu),
+        "hard_sigmoid" => {
+            let (alpha, beta) = hard_sigmoid(is_keras_2);
+            Ok(GateActivation::HardSigmoid { alpha, beta })
+        }
+        name => Err(format!("`{key}`: expected sigmoid, tanh, relu or hard_sigmoid, got `{name}`")),
     }
 }
 

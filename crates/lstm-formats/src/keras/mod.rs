@@ -11,8 +11,8 @@ use std::{
 use lstm_core::{Error, ModelWeights, Result};
 
 use crate::{
+    file::{Format, ModelFile, OpenOptions, catch_panic},
     json::Object,
-    open::{Format, ModelFile, OpenOptions, catch_panic},
 };
 
 mod config;

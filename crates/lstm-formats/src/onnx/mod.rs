@@ -44,7 +44,7 @@ pub use graph::{
     ModelArguments, OnnxArray, OnnxGraph, OnnxInput, OnnxInputKind, OnnxOutput, OnnxOutputKind, StateRows,
 };
 
-use crate::open::{Format, ModelFile, OpenOptions};
+use crate::file::{Format, ModelFile, OpenOptions};
 use graph::list;
 use lstm_core::{Error, Result};
 

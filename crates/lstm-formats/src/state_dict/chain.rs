@@ -1,5 +1,7 @@
 //! Orders the layers of a state dict to a chain, where names and sizes leave one choice.
 
+use std::collections::BTreeSet;
+
 use super::layers::{Layer, LayerKind, list};
 
 /// A layer of a chain.
@@ -45,7 +47,7 @@ pub(super) fn infer(layers: &[Layer]) -> Result<Vec<Link>, String> {
     }
     if !others.is_empty() {
         let others = list(others.into_iter());
-        return Err(format!("{others}, which is not supported; {}", name_advice(layers)));
+        return Err(format!("{others}, which is not supported; {}", model_advice(layers)));
     }
 
     let fails = || Err(ambiguous(layers));
@@ -181,6 +183,23 @@ pub(super) fn describe(layers: &[Layer]) -> String {
 /// The path of a layer for error messages.
 pub(super) fn display_path(layer: &Layer) -> &str {
     if layer.path.is_empty() { &layer.name } else { &layer.path }
+}
+
+/// How to open the part of a file that is supported: a model beside other tensors, or one LSTM alone.
+fn model_advice(layers: &[Layer]) -> String {
+    let is_other = |layer: &&Layer| matches!(layer.kind, LayerKind::Other(_));
+    let parents = layers.iter().filter(|layer| !is_other(layer)).map(|layer| layer.path.rsplit_once('.'));
+    let parents: Option<BTreeSet<&str>> = parents.map(|split| split.map(|(parent, _)| parent)).collect();
+    // The parent of one layer is the parent of all, if there is one.
+    let parent = parents.and_then(|parents| {
+        let parent = parents.into_iter().min_by_key(|parent| parent.len())?;
+        let is_inside = |layer: &Layer| layer.path.strip_prefix(parent).is_some_and(|rest| rest.starts_with('.'));
+        layers.iter().all(|layer| is_inside(layer) != is_other(&layer)).then_some(parent)
+    });
+    match parent {
+        Some(parent) => format!("--name {parent} opens the model `{parent}` without them; {}", name_advice(layers)),
+        None => name_advice(layers),
+    }
 }
 
 /// How to open one LSTM alone.

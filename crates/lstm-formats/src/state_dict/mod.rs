@@ -29,7 +29,7 @@ use self::{
     layers::{Layer, LayerKind, compare_names, find_layers, find_named, list},
     text::Entry,
 };
-use crate::{Format, ModelFile, OpenOptions};
+use crate::file::{Format, ModelFile, OpenOptions};
 
 /// Metadata key by which a training checkpoint of this library is recognized.
 const CHECKPOINT_KEY: &str = "trainer.format";
@@ -66,6 +66,10 @@ fn file_error(reason: impl ToString) -> Error {
 }
 
 fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<ModelFile> {
+    if let Some(name) = options.set.keys().next() {
+        let reason = format!("`{name}` is not an input: a state dict has no scalar inputs, only ONNX graphs have");
+        return Err(Error::config("set", reason));
+    }
     if dict.metadata().contains_key(ModelWeights::METADATA_KEY) {
         return build_saved_model(dict, format, options);
     }
@@ -87,10 +91,15 @@ fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<M
     let unused_layers: Vec<&Layer> =
         layers.iter().enumerate().filter(|(k, _)| !used.contains(k)).map(|(_, layer)| layer).collect();
     if !unused_layers.is_empty() && options.names.is_empty() {
-        let names = list(unused_layers.iter().map(|layer| format!("`{}` ({})", display_path(layer), layer.kind)));
+        let describe = |layer: &&Layer| match &layer.kind {
+            LayerKind::Other(what) => what.clone(),
+            kind => format!("`{}` ({kind})", display_path(layer)),
+        };
+        let names = list(unused_layers.iter().map(describe));
+        let used: Vec<&str> = chain.iter().filter_map(Step::layer).map(|k| display_path(&layers[k])).collect();
+        let used = used.join(",");
         return Err(file_error(format!(
-            "the layers do not use {names}; add them to --layers, or leave them by --name with a prefix that selects the \
-             model"
+            "the stated layers do not use {names}; add what belongs to the model, or leave it out with --name {used}"
         )));
     }
     unused.extend(unused_layers.iter().flat_map(|layer| layer.tensors.clone()));
@@ -127,15 +136,21 @@ fn metadata_of_model(dict: &StateDict) -> BTreeMap<String, String> {
 }
 
 /// Builds the model that [`ModelWeights::save`] wrote, or one of its LSTMs alone.
-fn build_saved_model(dict: StateDict, format: Format, options: &OpenOptions) -> Result<ModelFile> {
+fn build_saved_model(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<ModelFile> {
     if options.layers.is_some() || options.cell.is_some() || options.clip.is_some() || options.coupled {
         return Err(file_error(
             "its metadata contain the layers of the model; omit --layers, --cell, --clip and --coupled",
         ));
     }
+    let is_checkpoint = remove_training_state(&mut dict);
     let names: Vec<String> = dict.names().map(str::to_owned).collect();
     let dtypes = dtypes(&dict, &names).into_iter().collect();
-    let weights = ModelWeights::from_state_dict(dict)?;
+    let mut weights = ModelWeights::from_state_dict(dict)?;
+    if is_checkpoint {
+        let is_of_model = |key: &str| !key.starts_with("trainer.") && !key.starts_with("extra.");
+        let metadata = weights.metadata().clone().into_iter().filter(|(key, _)| is_of_model(key)).collect();
+        weights = weights.with_metadata(metadata);
+    }
     let [name] = &options.names[..] else {
         return match options.names[..] {
             [] => Ok(ModelFile { format, weights, dtypes, unused: Vec::new() }),
@@ -180,9 +195,7 @@ fn restore_shared_tensors(dict: &mut StateDict) -> Result<()> {
 /// Keeps the tensors of the model only: those that the user selected by name, or all but the state of an optimizer.
 /// Returns the names of the tensors that the user's selection leaves.
 fn select(dict: &mut StateDict, options: &OpenOptions) -> Result<Vec<String>> {
-    if dict.metadata().contains_key(CHECKPOINT_KEY) {
-        dict.retain(|name| !name.starts_with("optimizer.") && !name.starts_with("extra."));
-    }
+    remove_training_state(dict);
     match &options.names[..] {
         [] => {
             let beside: BTreeSet<String> =
@@ -191,17 +204,25 @@ fn select(dict: &mut StateDict, options: &OpenOptions) -> Result<Vec<String>> {
             check_single_model(dict)?;
             Ok(Vec::new())
         }
-        [name] => {
-            let selected = select_by_name(dict, name)?;
+        names => {
+            let mut selected = BTreeSet::new();
+            for name in names {
+                selected.extend(select_by_name(dict, name)?);
+            }
             let unused = dict.names().filter(|name| !selected.contains(*name)).map(str::to_owned).collect();
             dict.retain(|name| selected.contains(name));
             Ok(unused)
         }
-        names => Err(Error::config(
-            "name",
-            format!("expected one name, the prefix of an LSTM or of a model in a state dict, got {}", names.len()),
-        )),
     }
+}
+
+/// Removes what a training checkpoint of this library has beside the model. Returns whether the file is one.
+fn remove_training_state(dict: &mut StateDict) -> bool {
+    let is_checkpoint = dict.metadata().contains_key(CHECKPOINT_KEY);
+    if is_checkpoint {
+        dict.retain(|name| !name.starts_with("optimizer.") && !name.starts_with("extra."));
+    }
+    is_checkpoint
 }
 
 /// The first component of a name.
@@ -220,9 +241,11 @@ fn is_beside_models(dict: &StateDict, name: &str) -> bool {
 pub(crate) fn is_optimizer_tensor(name: &str) -> bool {
     let parts: Vec<&str> = name.split('.').collect();
     let is_number = |part: &str| part.parse::<u64>().is_ok();
-    let Some(optimizer) = parts.iter().position(|part| part.to_ascii_lowercase().contains("optim")) else {
-        return false;
+    let is_optimizer = |part: &str| {
+        let part = part.to_ascii_lowercase();
+        part.contains("optim") || part == "opt" || part.starts_with("opt_")
     };
+    let Some(optimizer) = parts.iter().position(|part| is_optimizer(part)) else { return false };
     parts[optimizer..].windows(2).any(|pair| ["state", "param_groups"].contains(&pair[0]) && is_number(pair[1]))
 }
 
@@ -286,8 +309,7 @@ fn select_by_name(dict: &StateDict, name: &str) -> Result<BTreeSet<String>> {
         .iter()
         .filter(|layer| [&layer.path, &layer.name].into_iter().chain(&layer.other_paths).any(|path| is_inside(path)))
         .collect();
-    // Weight norm is not folded yet, so an LSTM can be hidden in other tensors.
-    if inside.iter().any(|layer| !matches!(layer.kind, LayerKind::Linear { .. } | LayerKind::Matrix { .. })) {
+    if !inside.is_empty() {
         let tensors = inside.iter().flat_map(|layer| &layer.tensors);
         return Ok(tensors.filter(|name| !is_beside_models(dict, name)).cloned().collect());
     }
@@ -466,7 +488,8 @@ fn take_lstm(dict: &mut StateDict, prefix: &str, options: &OpenOptions) -> Resul
     weights.with_config(config)
 }
 
-#[cfg(all(test, feature = "audio", feature = "pytorch"))]
+#[cfg(all(feature = "audio", feature = "pytorch"))]
+#[cfg(test)]
 mod tests {
     use crate::{
         Format,

@@ -11,6 +11,7 @@ from safetensors.torch import save_file, save_model
 OUT = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(os.path.abspath(__file__)), "pytorch")
 os.makedirs(OUT, exist_ok=True)
 torch.manual_seed(5)
+nn = torch.nn
 expected = {}
 
 
@@ -48,8 +49,6 @@ def prefixed(prefix, values):
     return {prefix + name: value for name, value in values.items()}
 
 
-nn = torch.nn
-
 # Containers and element types.
 s = Net(num_layers=2).state_dict()
 save("legacy.pt", s, s, _use_new_zipfile_serialization=False)
@@ -83,6 +82,15 @@ save(
      "hyper_parameters": {"hidden": 4}, "rng_state": torch.get_rng_state()[:16].clone(), "best": torch.float32},
     net.state_dict(),
 )
+save(
+    "values.pt",
+    {"model_state": net.state_dict(), "loss": torch.tensor(0.5), "callbacks": {"best": {"score": torch.tensor([0.25])}},
+     "opt": optimizer.state_dict()},
+    net.state_dict(),
+)
+save("statistics.pt", {"model_state": net.state_dict(), "mean": torch.zeros(3), "std": torch.ones(3)}, net.state_dict())
+s = Bare(lstm=nn.LSTM(3, 4), linear=nn.Linear(4, 2)).state_dict()
+save("scale.pt", {**s, "similarity_weight": torch.tensor([10.0])}, {})
 save("wrapped.pth", prefixed("module._orig_mod.", net.state_dict()), net.state_dict())
 save("module.pt", Net(num_layers=2), {})
 save("two_models.pt", {"model": net.state_dict(), "ema": Net().state_dict()}, net.state_dict())

@@ -191,7 +191,7 @@ fn kernel_speed() {
         println!("{name:45} {:6.1} {:6.1} ns {:5.0}", best * 1e9, median * 1e9, median / times[0].1);
     }
 
-    let pool = ThreadPool::new(2).unwrap();
+    let pool = ThreadPool::new(2, false).unwrap();
     let mut h = small_values(4 * 128);
     let (weights, h) = (SyncPtr(u.as_ptr()), SyncPtr(h.as_mut_ptr()));
     // The parts of a time step of 128 units on two threads. Each thread writes half of `h`. If `exchange_h`, it reads

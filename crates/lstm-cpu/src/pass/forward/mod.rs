@@ -80,9 +80,10 @@ pub(crate) unsafe fn run(
 ) {
     let cols = layer.spec.state_size();
     let pass = ForwardPass::new(layer, plan, input, y, (0..cols, cols), trace);
+    let (blocks, blocks_per_run) = pass.blocks();
     // SAFETY: the slices have the sizes for which the plan was made and that `ForwardPass::new` checked. That `y` is
     // valid is guaranteed by the caller.
-    pool.run(plan.threads, &|member| unsafe { pass.run_thread(member) });
+    pool.run_parts(plan.threads, blocks, blocks_per_run, &|member, blocks| unsafe { pass.run_thread(member, blocks) });
     pass.update_plan(plan);
 }
 
@@ -108,21 +109,35 @@ pub(crate) unsafe fn run_bidirectional(
         let teams = [Team::new(threads_per_direction), Team::new(threads_per_direction)];
         pool.run(2 * threads_per_direction, &|member| match member.split(&teams) {
             // SAFETY: as in `run`; the two passes write to different plans and columns.
-            Some((direction, member)) => unsafe { passes[direction].run_thread(member) },
+            Some((direction, member)) => unsafe {
+                passes[direction].run_thread(member, 0..passes[direction].blocks().0)
+            },
             // SAFETY: as in `run`.
-            None => passes.iter().for_each(|pass| unsafe { pass.run_thread(member) }),
+            None => passes.iter().for_each(|pass| unsafe { pass.run_thread(member, 0..pass.blocks().0) }),
         });
     } else {
         for (pass, threads) in passes.iter().zip([plan.threads, second_plan.threads]) {
+            let (blocks, blocks_per_run) = pass.blocks();
             // SAFETY: as in `run`.
-            pool.run(threads, &|member| unsafe { pass.run_thread(member) });
+            pool.run_parts(threads, blocks, blocks_per_run, &|member, blocks| unsafe {
+                pass.run_thread(member, blocks)
+            });
         }
     }
     passes[0].update_plan(plan);
     passes[1].update_plan(second_plan);
 }
 
+/// Number of time steps that run on the same threads, rounded to whole blocks. Starting the threads anew takes one or two
+/// microseconds.
+const STEPS_PER_RUN: usize = 256;
+
 impl<'a> ForwardPass<'a> {
+    /// The number of blocks of time steps, and how many of them run on the same threads.
+    fn blocks(&self) -> (usize, usize) {
+        (self.steps.div_ceil(self.block_steps), STEPS_PER_RUN.div_ceil(self.block_steps))
+    }
+
     /// Prepares a pass that writes to `columns` of `y`, whose rows are `ldy` floats apart.
     ///
     /// # Panics

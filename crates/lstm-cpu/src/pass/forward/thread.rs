@@ -45,19 +45,18 @@ impl ForwardPass<'_> {
         StateIndices { h_old_index: old, h_new_index: 1 - old, c_old_index: c(old), c_new_index: c(1 - old) }
     }
 
-    /// Runs one thread's part of the pass.
+    /// Runs one thread's part of some blocks of time steps, in the order of execution.
     ///
     /// # Safety
     /// The pointers are valid for what [`ForwardPass`] describes. All members of a team call this, each with its own
     /// rank.
-    pub(super) unsafe fn run_thread(&self, member: TeamMember<'_>) {
+    pub(super) unsafe fn run_thread(&self, member: TeamMember<'_>, blocks: Range<usize>) {
         let panels = member.partition(self.layer.panels);
         let single_row_kernel = match self.batch == 1 && member.size == 1 {
             true => self.layer.kernels.single_row_kernels.get(self.layer.panels - 1).copied(),
             false => None,
         };
-        let mut first_step = 0;
-        while first_step < self.steps {
+        for first_step in blocks.map(|block| block * self.block_steps) {
             let step_count = self.block_steps.min(self.steps - first_step);
             // First time step of the block in memory, for either direction.
             let block_start = if self.layer.spec.reverse { self.steps - first_step - step_count } else { first_step };
@@ -81,7 +80,6 @@ impl ForwardPass<'_> {
                     }
                 }
             }
-            first_step += step_count;
         }
     }
 

@@ -66,6 +66,11 @@ models = {
         L.TimeDistributed(L.Dense(3)),
         L.Softmax(),
     ]),
+    "gates": lambda: keras.Sequential([
+        L.Input((None, 2)),
+        L.LSTM(3, activation="relu", recurrent_activation="hard_sigmoid", return_sequences=True),
+        L.LSTM(2, activation="sigmoid", return_sequences=True),
+    ]),
 }
 for name, make in models.items():
     model = make()
@@ -77,7 +82,7 @@ for name, make in models.items():
         given = {"tokens": rng.integers(0, 7, (2, 6))}
     else:
         given = {"x": rng.standard_normal((2, 6, model.input_shape[-1])).astype("float32")}
-    y = model(*given.values()).detach().numpy()
+    y = np.ascontiguousarray(model(*given.values()).detach().numpy())
     model.save(out / f"{name}.keras")
     model.save(out / f"{name}.h5")
     save_file({**given, ("y" if y.ndim == 3 else "last"): y}, out / f"{name}.safetensors")

@@ -1,0 +1,142 @@
+//! Silero VAD, version 5 and 6, for 16 kHz: a short-time Fourier transform, four convolutions, an LSTM and a head. See
+//! <https://github.com/snakers4/silero-vad>, `tinygrad_model.py`.
+
+use std::path::Path;
+
+use lstm::{
+    Activation, Backend, LayerWeights, Linear, LstmConfig, Model, ModelLayer, ModelStream, ModelWeights, StateDict,
+    Weights,
+    ndarray::{Array1, ArrayD, Ix3},
+};
+
+use crate::Result;
+
+/// The sample rate of the model, in Hz.
+pub(crate) const SAMPLE_RATE: u32 = 16_000;
+/// Number of new samples per call.
+pub(crate) const CHUNK: usize = 512;
+/// Number of samples of the last chunk that precede the next one.
+const CONTEXT: usize = 64;
+/// Number of samples by which the end is mirrored.
+const MIRRORED: usize = 64;
+/// Number of frequencies of the transform.
+const FREQUENCIES: usize = 129;
+/// Number of features of the encoder's output and of the LSTM.
+const FEATURES: usize = 128;
+
+/// Silero VAD with the state of one stream.
+pub(crate) struct SileroVad<B: Backend> {
+    transform: Convolution<B>,
+    encoder: Vec<Convolution<B>>,
+    /// The LSTM, relu, a linear layer and a sigmoid.
+    decoder: ModelStream<B>,
+    /// The context, the new chunk, and the mirrored samples.
+    samples: Vec<f32>,
+    spectrum: Vec<f32>,
+    features: Vec<f32>,
+}
+
+impl<B: Backend> SileroVad<B> {
+    /// Reads the published weights, `silero_vad_16k.safetensors`.
+    pub(crate) fn open(backend: &B, path: &Path) -> Result<Self> {
+        let mut file = StateDict::open(path)?;
+        let transform = Convolution::take(backend, &mut file, "stft_conv", 128, 0)?;
+        let encoder = [("conv1", 1), ("conv2", 2), ("conv3", 2), ("conv4", 1)];
+        let encoder = encoder.map(|(name, stride)| Convolution::take(backend, &mut file, name, stride, 1));
+        let encoder = encoder.into_iter().collect::<Result<_>>()?;
+        let config = LstmConfig::new(FEATURES, FEATURES);
+        let spec = config.layer_specs()[0];
+        let names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"].map(|name| format!("lstm_cell.{name}"));
+        let tensors = names.iter().zip(spec.params()).map(|(name, (_, shape))| file.take(name, &shape));
+        let lstm = Weights::new(config, vec![LayerWeights::new(spec, tensors.collect::<Result<_, _>>()?)?])?;
+        // A convolution with a kernel of 1 is a linear layer.
+        let weight = file.take("final_conv.weight", &[1, FEATURES, 1])?;
+        let weight = weight.into_shape_with_order((1, FEATURES))?;
+        let bias = Some(file.take("final_conv.bias", &[1])?.into_iter().collect());
+        file.finish()?;
+        let layers = vec![
+            ModelLayer::Lstm { name: "lstm".into(), weights: lstm.into(), initial_state: None },
+            ModelLayer::Activation(Activation::Relu),
+            ModelLayer::Linear { name: "head".into(), weight, bias },
+            ModelLayer::Activation(Activation::Sigmoid),
+        ];
+        Ok(SileroVad {
+            transform,
+            encoder,
+            decoder: Model::new(backend, ModelWeights::new(layers)?)?.stream(1)?,
+            samples: vec![0.0; CONTEXT + CHUNK + MIRRORED],
+            spectrum: Vec::new(),
+            features: Vec::new(),
+        })
+    }
+
+    /// Returns the probability that the next [`CHUNK`] samples contain speech.
+    pub(crate) fn step(&mut self, chunk: &[f32; CHUNK]) -> Result<f32> {
+        let end = CONTEXT + CHUNK;
+        self.samples.copy_within(CHUNK..end, 0);
+        self.samples[CONTEXT..end].copy_from_slice(chunk);
+        for k in 0..MIRRORED {
+            self.samples[end + k] = self.samples[end - 2 - k];
+        }
+        self.transform.run(&self.samples, &mut self.spectrum)?;
+        self.features.clear();
+        for frame in self.spectrum.chunks(2 * FREQUENCIES) {
+            let (re, im) = frame.split_at(FREQUENCIES);
+            self.features.extend(re.iter().zip(im).map(|(re, im)| (re * re + im * im).sqrt()));
+        }
+        for convolution in &mut self.encoder {
+            convolution.run(&self.features, &mut self.spectrum)?;
+            self.features.clear();
+            self.features.extend(self.spectrum.iter().map(|v| v.max(0.0)));
+        }
+        let mut probability = [0.0];
+        self.decoder.step(&self.features, &mut probability)?;
+        Ok(probability[0])
+    }
+}
+
+/// A convolution over time, as `torch.nn.Conv1d`: a linear layer that is applied to each window of the input. Arrays
+/// are `(steps, channels)`.
+struct Convolution<B: Backend> {
+    linear: Linear<B>,
+    channels: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    windows: Vec<f32>,
+}
+
+impl<B: Backend> Convolution<B> {
+    /// Takes a layer from a state dict.
+    fn take(backend: &B, file: &mut StateDict, name: &str, stride: usize, padding: usize) -> Result<Self> {
+        let weight: ArrayD<f32> = file.take_any(&format!("{name}.weight"))?;
+        let weight = weight.into_dimensionality::<Ix3>()?;
+        let (out, channels, kernel) = weight.dim();
+        // A window holds all channels of its first step, then those of the next one.
+        let weight = weight.permuted_axes([0, 2, 1]);
+        let weight = weight.as_standard_layout().into_owned().into_shape_with_order((out, kernel * channels))?;
+        let bias = format!("{name}.bias");
+        let bias: Option<Array1<f32>> = match file.shape(&bias) {
+            Some(_) => Some(file.take(&bias, &[out])?.into_iter().collect()),
+            None => None,
+        };
+        let linear = Linear::new(backend, weight, bias)?;
+        Ok(Convolution { linear, channels, kernel, stride, padding, windows: Vec::new() })
+    }
+
+    /// Computes the convolution of `x`.
+    fn run(&mut self, x: &[f32], y: &mut Vec<f32>) -> Result<()> {
+        let (channels, padding) = (self.channels, self.padding);
+        let steps = x.len() / channels;
+        let outputs = (steps + 2 * padding - self.kernel) / self.stride + 1;
+        self.windows.clear();
+        for step in (0..outputs).flat_map(|k| k * self.stride..k * self.stride + self.kernel) {
+            match (padding..padding + steps).contains(&step) {
+                true => self.windows.extend_from_slice(&x[(step - padding) * channels..][..channels]),
+                false => self.windows.resize(self.windows.len() + channels, 0.0),
+            }
+        }
+        y.resize(outputs * self.linear.output_size(), 0.0);
+        Ok(self.linear.step(&self.windows, y)?)
+    }
+}
