@@ -131,12 +131,18 @@ struct ModelCase {
     values: Values,
 }
 
+/// Inputs of a graph by name.
+type Inputs = BTreeMap<String, OnnxArray>;
+
+/// Right values by name.
+type Wanted = BTreeMap<String, ArrayD<f64>>;
+
 /// Inputs and right outputs.
 enum Values {
     /// One input and one output.
     Plain { input: Input, want: ArrayD<f64> },
     /// Inputs and outputs of a graph, by name, in the layout of the graph.
-    Graph { graph: Box<OnnxGraph>, inputs: BTreeMap<String, OnnxArray>, want: BTreeMap<String, ArrayD<f64>> },
+    Graph { graph: Box<OnnxGraph>, inputs: Inputs, want: Wanted },
 }
 
 /// The input of a model.
@@ -205,7 +211,7 @@ fn check_shape(name: &str, want: &ArrayD<f64>, got: &ArrayD<f32>) -> Result<()> 
 }
 
 /// Opens the graph of an ONNX file. Values of scalar inputs are set if the graph needs them.
-fn open_graph(model: &Path, inputs: &BTreeMap<String, OnnxArray>) -> lstm_core::Result<OnnxGraph> {
+fn open_graph(model: &Path, inputs: &Inputs) -> lstm_core::Result<OnnxGraph> {
     let model = OnnxModel::open(model)?;
     let mut options = OpenOptions::default();
     let scalars = model.scalar_inputs();
@@ -225,7 +231,7 @@ fn open_graph(model: &Path, inputs: &BTreeMap<String, OnnxArray>) -> lstm_core::
 }
 
 /// Reads the inputs and outputs of a graph by name.
-fn read_graph_values(tensors: &mut StateDict) -> Result<(BTreeMap<String, OnnxArray>, BTreeMap<String, ArrayD<f64>>)> {
+fn read_graph_values(tensors: &mut StateDict) -> Result<(Inputs, Wanted)> {
     let (mut inputs, mut want) = (BTreeMap::new(), BTreeMap::new());
     for name in tensors.names().map(str::to_owned).collect::<Vec<_>>() {
         if let Some(input) = name.strip_prefix("in.") {
@@ -247,7 +253,7 @@ fn read_graph_values(tensors: &mut StateDict) -> Result<(BTreeMap<String, OnnxAr
 }
 
 /// Reads the input, the right output and the file's own states by name.
-fn read_values(tensors: &mut StateDict) -> Result<(Values, Vec<(String, ArrayD<f64>)>)> {
+fn read_values(tensors: &mut StateDict) -> Result<(Values, Wanted)> {
     let input = match tensors.shape("tokens") {
         Some(&[batch, steps]) => Input::Tokens(Array2::from_shape_vec((batch, steps), tensors.take_i64("tokens")?)?),
         Some(shape) => bail!("expected `tokens` of shape (batch, steps), got {shape:?}"),
@@ -257,11 +263,11 @@ fn read_values(tensors: &mut StateDict) -> Result<(Values, Vec<(String, ArrayD<f
         true => tensors.take_f64("last")?.insert_axis(Axis(1)),
         false => tensors.take_f64("y")?,
     };
-    let mut states = Vec::new();
+    let mut states = Wanted::new();
     for name in ["h", "c"] {
         let tensor = format!("state.{name}");
         if tensors.shape(&tensor).is_some() {
-            states.push((name.to_owned(), tensors.take_f64(&tensor)?));
+            states.insert(name.to_owned(), tensors.take_f64(&tensor)?);
         }
     }
     ensure!(tensors.names().next().is_none(), "unknown tensor `{}`", tensors.names().next().unwrap_or_default());

@@ -54,12 +54,19 @@ fn outputs_match_other_runtimes() -> Result<()> {
 
 #[test]
 fn models_of_the_field_match_onnx_runtime() -> Result<()> {
-    let dir = std::env::var("FIELD").map(std::path::PathBuf::from).unwrap_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("data/models"));
+    let dir = std::env::var("FIELD")
+        .map(std::path::PathBuf::from)
+        .unwrap_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("data/models"));
     let b = lstm_cpu::Cpu::new();
     for path in case_files(&dir)? {
         if path.extension().is_some_and(|e| e == "onnx") {
             match OnnxCase::open(&path).and_then(|case| case.score(&b)) {
-                Ok(scores) => println!("{} {} {}", if scores.iter().all(|s| s.passes()) {"RIGHT"} else {"WRONG"}, path.display(), scores.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+                Ok(scores) => println!(
+                    "{} {} {}",
+                    if scores.iter().all(|s| s.passes()) { "RIGHT" } else { "WRONG" },
+                    path.display(),
+                    scores.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+                ),
                 Err(e) => println!("ERROR {}: {e:#}", path.display()),
             }
         }
