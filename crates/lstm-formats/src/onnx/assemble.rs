@@ -424,6 +424,7 @@ impl Builder {
         config.bias = if lstm.has_bias { Bias::Two } else { Bias::None };
         config.cell = if lstm.has_peepholes { CellKind::PeepholeDiagonal } else { CellKind::Fused };
         (config.clip, config.coupled) = (lstm.attributes.clip, lstm.attributes.coupled);
+        config.activations = lstm.attributes.activations;
         config.validate().map_err(|e| Error::format(&chain.stages[stage].label, e))?;
         let (base, index) = stack_name(&lstm.name);
         let fits = self.stack.as_ref().is_some_and(|stack| {

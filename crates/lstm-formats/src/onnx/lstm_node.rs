@@ -13,7 +13,7 @@ use super::{
     node::NodeReader,
     sizes::{Size, TRIALS},
 };
-use lstm_core::{Direction, Result};
+use lstm_core::{Direction, GateActivation, GateActivations, Result};
 
 /// The attributes of an `LSTM` node.
 pub(crate) struct NodeAttributes {
@@ -54,27 +54,54 @@ pub(crate) fn read_attributes(node: &mut NodeReader<'_>, opset: i64) -> Result<N
     if let Some(bound) = clip.filter(|bound| !(bound.is_finite() && *bound > 0.0)) {
         return Err(node.error(format!("attribute `clip`: expected a positive and finite bound, got {bound}")));
     }
-    let activations = node.strings_attribute("activations")?;
-    let supported_activations = ["Sigmoid", "Tanh", "Tanh"].repeat(direction.reverse_flags().len());
-    let is_unsupported =
-        |(k, name): &(usize, &String)| supported_activations.get(*k).is_none_or(|s| !s.eq_ignore_ascii_case(name));
-    if let Some((k, name)) = activations.iter().enumerate().find(is_unsupported) {
-        let expected = supported_activations.get(k).copied().unwrap_or("no further activation");
-        return Err(node.error(format!("attribute `activations`: expected {expected} at index {k}, got `{name}`")));
+    let activations = read_activations(node, direction.reverse_flags().len())?;
+    node.check_all_attributes_read()?;
+    Ok(NodeAttributes { hidden_size, direction, batch_first, shared: Attributes { clip, coupled, activations } })
+}
+
+/// Reads the activation functions, which must be the same in all directions.
+fn read_activations(node: &mut NodeReader<'_>, directions: usize) -> Result<GateActivations> {
+    let names = node.strings_attribute("activations")?;
+    let [mut alphas, mut betas] = ["activation_alpha", "activation_beta"].map(|name| node.floats_attribute(name).map(<[f32]>::iter));
+    let (alphas, betas) = (alphas.as_mut(), betas.as_mut());
+    let (alphas, betas) = match (alphas, betas) {
+        (Ok(alphas), Ok(betas)) => (alphas, betas),
+        (Err(error), _) | (_, Err(error)) => return Err(node.error(error)),
+    };
+    let defaults = ["Sigmoid", "Tanh", "Tanh"].repeat(directions);
+    let names: Vec<&str> = if names.is_empty() { defaults } else { names.iter().map(String::as_str).collect() };
+    if names.len() != 3 * directions {
+        let why = format!("attribute `activations`: expected {} names, got {}", 3 * directions, names.len());
+        return Err(node.error(why));
     }
-    if !activations.is_empty() && activations.len() < supported_activations.len() {
-        let (expected, got) = (supported_activations.len(), activations.len());
-        return Err(node.error(format!("attribute `activations`: expected {expected} names, got {got}")));
+    let mut functions = Vec::new();
+    for (k, name) in names.iter().enumerate() {
+        functions.push(match name.to_ascii_lowercase().as_str() {
+            "sigmoid" => GateActivation::Sigmoid,
+            "tanh" => GateActivation::Tanh,
+            "relu" => GateActivation::Relu,
+            // Functions with parameters take the next values of the lists.
+            "hardsigmoid" => GateActivation::HardSigmoid {
+                alpha: alphas.next().copied().unwrap_or(0.2),
+                beta: betas.next().copied().unwrap_or(0.5),
+            },
+            _ => {
+                let expected = "expected Sigmoid, Tanh, Relu or HardSigmoid";
+                return Err(node.error(format!("attribute `activations`: {expected} at index {k}, got `{name}`")));
+            }
+        });
     }
-    for name in ["activation_alpha", "activation_beta"] {
-        let values = node.floats_attribute(name)?;
-        if !values.is_empty() {
-            let why = format!("attribute `{name}`: expected no values for Sigmoid and Tanh, got {values:?}");
+    for (name, rest) in [("activation_alpha", alphas), ("activation_beta", betas)] {
+        if rest.len() > 0 {
+            let why = format!("attribute `{name}`: the functions take fewer values, further ones are {:?}", rest.as_slice());
             return Err(node.error(why));
         }
     }
-    node.check_all_attributes_read()?;
-    Ok(NodeAttributes { hidden_size, direction, batch_first, shared: Attributes { clip, coupled } })
+    let [gate, candidate, output] = [0, 1, 2].map(|k| functions[k]);
+    if functions.chunks(3).any(|other| other != [gate, candidate, output]) {
+        return Err(node.error("attribute `activations`: expected the same functions in both directions"));
+    }
+    Ok(GateActivations { gate, candidate, output })
 }
 
 /// The constant inputs of an `LSTM` node.

@@ -1,5 +1,6 @@
 //! An LSTM layer as a stage of a chain.
 
+use lstm_core::GateActivations;
 use ndarray::{Array2, ArrayD};
 
 /// The lengths of the sequences.
@@ -100,4 +101,5 @@ pub(crate) struct Attributes {
     pub(crate) clip: Option<f32>,
     /// Whether the input and forget gates are coupled: ONNX's attribute `input_forget`.
     pub(crate) coupled: bool,
+    pub(crate) activations: GateActivations,
 }

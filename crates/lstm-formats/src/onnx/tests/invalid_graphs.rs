@@ -3,13 +3,13 @@
 use prost::Message;
 
 use super::{
-    assert_rejected, insert_node, int_attribute, load, model_with_all_inputs, model_with_x_only, node, set_attribute,
+    assert_rejected, insert_node, int_attribute, load, load_named, model_with_all_inputs, model_with_x_only, node, set_attribute,
     string_attribute, tensor, two_layer_model,
 };
-use crate::onnx::{
-    GraphPortKind, OnnxModel,
+use crate::{OpenOptions, onnx::{
+    OnnxModel, OnnxOutputKind,
     proto::{Attribute, Dimension, Entry, FLOAT, Function, INT64, Model, Node, Opset, Tensor, attribute_type},
-};
+}};
 use lstm_core::LstmConfig;
 
 /// Changes the model of [`two_layer_model`], and checks that loading fails with a message that contains all `words`.
@@ -187,14 +187,15 @@ fn rejects_unsupported_slices() {
     {
         let mut model = two_layer_model();
         slice_output(range)(&mut model);
-        let port = load(&model).unwrap().outputs[0].clone();
-        assert_eq!((port.kind, port.step, port.rows), (GraphPortKind::Sequence, step, rows), "{range:?}");
+        let port = load(&model).unwrap().outputs()[0].clone();
+        assert_eq!((&port.kind, port.is_last_step), (&OnnxOutputKind::Outputs, step == Some(-1)), "{range:?}");
+        let _ = rows;
     }
     let mut model = two_layer_model();
     slice_output([-1, i64::from(i32::MAX), 0])(&mut model);
     ["lstm_l0", "lstm_l1"].iter().for_each(|name| node(&mut model, name).input[4].clear());
     model.graph.as_mut().unwrap().input.remove(1);
-    assert_eq!(load(&model).unwrap().outputs[0].kind, GraphPortKind::Sequence, "the reverse direction ends at step 0");
+    assert_eq!(load(&model).unwrap().outputs()[0].kind, OnnxOutputKind::Outputs, "the reverse direction ends at step 0");
 
     // The next layer needs the whole output.
     assert_change_rejected(&["lstm_l1", "X", "direction 0 only"], |m| {
@@ -286,7 +287,7 @@ fn rejects_nodes_that_are_not_stacked() {
         let expected_words = ["lstm_l0_2", "`lstm_named`"];
         assert!(words.iter().chain(&expected_words).all(|word| error.contains(word)), "{error}: expected {words:?}");
         let model = OnnxModel::from_bytes(&model.encode_to_vec()).unwrap();
-        ["lstm_l0", "lstm_l0_2"].iter().for_each(|name| drop(model.lstm_named(&[name]).unwrap()));
+        ["lstm_l0", "lstm_l0_2"].iter().for_each(|name| drop(load_named(&model, &[name]).unwrap()));
     }
 }
 
@@ -335,9 +336,9 @@ fn rejects_external_data_outside_the_folder() {
         w.external_data = entries.iter().map(|&(key, value)| Entry { key: key.into(), value: value.into() }).collect();
         let path = model_dir.join("model.onnx");
         std::fs::write(&path, model.encode_to_vec()).unwrap();
-        OnnxModel::open(&path)?.lstm()
+        OnnxModel::open(&path)?.graph(&OpenOptions::default())
     };
-    let expected = OnnxModel::from_bytes(&model.encode_to_vec()).unwrap().lstm().unwrap();
+    let expected = super::load(&model).unwrap();
     let length = raw.len().to_string();
     let max_offset = u64::MAX.to_string();
     for entries in [
