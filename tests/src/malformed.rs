@@ -2,8 +2,8 @@
 //! error or a model and never panics. A model that loads is run, streamed and written again.
 
 use lstm_core::{
-    Backend, CellKind, Direction, Input, Linear, Lstm, Model, Reference, Result, StateDict, StateDictWriter, TensorNames,
-    Weights,
+    Backend, CellKind, Direction, Input, Linear, Lstm, Model, Reference, Result, StateDict, StateDictWriter,
+    TensorNames, Weights,
     ndarray::{Array3, ArrayD, ArrayView3, IxDyn, s},
 };
 use lstm_formats::{OnnxGraph, OnnxModel, OnnxWriter, OpenOptions, RtNeural};

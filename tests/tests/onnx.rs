@@ -24,7 +24,8 @@ fn cases(folder: &str) -> Result<Vec<OnnxCase>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut files = case_files(&dir)?;
     // The quantized model is rejected.
-    files.retain(|path| path.extension().is_some_and(|e| e == "onnx") && path.file_stem().is_some_and(|s| s != "quant"));
+    files
+        .retain(|path| path.extension().is_some_and(|e| e == "onnx") && path.file_stem().is_some_and(|s| s != "quant"));
     files.iter().map(|path| OnnxCase::open(path)).collect()
 }
 
@@ -56,7 +57,8 @@ impl BackendVisitor for RunAll {
 
 #[test]
 fn outputs_match_other_runtimes() -> Result<()> {
-    let mut run = RunAll { cases: [cases(FOLDER)?, cases(MODELS)?].into_iter().flatten().collect(), failures: Vec::new() };
+    let mut run =
+        RunAll { cases: [cases(FOLDER)?, cases(MODELS)?].into_iter().flatten().collect(), failures: Vec::new() };
     for not_run in backends::for_each_backend(backends::wanted_backends().as_deref(), &mut run) {
         println!("{not_run}");
     }
@@ -102,12 +104,18 @@ fn chains_have_the_layers_of_the_graph() -> Result<()> {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(MODELS).join(format!("{name}.onnx"));
         cases.insert(name.into(), OnnxCase::open(&path)?);
     }
-    let kinds = |name: &str| -> Vec<&str> { cases[name].graph.weights().layers().iter().map(ModelLayer::kind).collect() };
+    let kinds =
+        |name: &str| -> Vec<&str> { cases[name].graph.weights().layers().iter().map(ModelLayer::kind).collect() };
     let expected = ["embedding", "lstm", "linear", "activation"];
     ensure!(kinds("tagger") == expected, "{:?}", kinds("tagger"));
     ensure!(kinds("two-sizes") == ["lstm", "lstm"], "{:?}", kinds("two-sizes"));
     let has_state = |name: &str| {
-        cases[name].graph.weights().layers().iter().any(|layer| matches!(layer, ModelLayer::Lstm { initial_state: Some(_), .. }))
+        cases[name]
+            .graph
+            .weights()
+            .layers()
+            .iter()
+            .any(|layer| matches!(layer, ModelLayer::Lstm { initial_state: Some(_), .. }))
     };
     ensure!(has_state("learned") && !has_state("gobw"));
     let inputs = cases["state-in-joined"].graph.inputs();
@@ -134,9 +142,11 @@ mod sizes {
         let run = |name: &str, shapes: &[&[usize]]| -> Result<String> {
             let graph = OnnxModel::open(dir.join(name))?.graph(&OpenOptions::default())?;
             let model = Model::new(&Cpu::new(), graph.weights().clone())?;
-            let arrays = graph.inputs().iter().zip(shapes).map(|(input, shape)| {
-                (input.name.clone(), OnnxArray::from(ArrayD::<f32>::ones(*shape)))
-            });
+            let arrays = graph
+                .inputs()
+                .iter()
+                .zip(shapes)
+                .map(|(input, shape)| (input.name.clone(), OnnxArray::from(ArrayD::<f32>::ones(*shape))));
             Ok(graph.run(&model, arrays.collect()).map_or_else(|error| error.to_string(), |_| String::new()))
         };
         let (static_sizes, with_lengths) = ("pytorch-script-static-state-one.onnx", "bidirectional-lens.onnx");

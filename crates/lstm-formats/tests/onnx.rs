@@ -91,11 +91,7 @@ fn ports_describe_layout_of_inputs_and_outputs() {
     let kinds: Vec<_> = onnx.outputs().iter().map(|output| (output.name.as_str(), &output.kind)).collect();
     assert!(matches!(
         kinds[..],
-        [
-            ("Y", OnnxOutputKind::Outputs),
-            ("Y_h", OnnxOutputKind::State(_)),
-            ("Y_c", OnnxOutputKind::State(_)),
-        ]
+        [("Y", OnnxOutputKind::Outputs), ("Y_h", OnnxOutputKind::State(_)), ("Y_c", OnnxOutputKind::State(_)),]
     ));
     // The state has fewer rows than the output.
     let state = lstm_core::HostState::zeros(&LstmConfig::new(3, 5), 1).unwrap();
@@ -144,7 +140,7 @@ fn selects_nodes_by_name() {
     assert_eq!(lstm(&two).layers(), &weights.layers()[..2]);
     // Without the layer between them, these are not stacked.
     let gap = named(&["lstm_l0", "lstm_l2"]).unwrap_err().to_string();
-    assert!(gap.contains("lstm_l0") && gap.contains("not stacked"), "{gap}");
+    assert!(gap.contains("lstm_l2") && gap.contains("not stacked"), "{gap}");
     let unknown = named(&["lstm"]).unwrap_err().to_string();
     assert!(unknown.contains("lstm_l0") && unknown.contains("got `lstm`"), "{unknown}");
     for (names, words) in [

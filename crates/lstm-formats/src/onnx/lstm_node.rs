@@ -62,7 +62,8 @@ pub(crate) fn read_attributes(node: &mut NodeReader<'_>, opset: i64) -> Result<N
 /// Reads the activation functions, which must be the same in all directions.
 fn read_activations(node: &mut NodeReader<'_>, directions: usize) -> Result<GateActivations> {
     let names = node.strings_attribute("activations")?;
-    let [mut alphas, mut betas] = ["activation_alpha", "activation_beta"].map(|name| node.floats_attribute(name).map(<[f32]>::iter));
+    let [mut alphas, mut betas] =
+        ["activation_alpha", "activation_beta"].map(|name| node.floats_attribute(name).map(<[f32]>::iter));
     let (alphas, betas) = (alphas.as_mut(), betas.as_mut());
     let (alphas, betas) = match (alphas, betas) {
         (Ok(alphas), Ok(betas)) => (alphas, betas),
@@ -93,7 +94,8 @@ fn read_activations(node: &mut NodeReader<'_>, directions: usize) -> Result<Gate
     }
     for (name, rest) in [("activation_alpha", alphas), ("activation_beta", betas)] {
         if rest.len() > 0 {
-            let why = format!("attribute `{name}`: the functions take fewer values, further ones are {:?}", rest.as_slice());
+            let why =
+                format!("attribute `{name}`: the functions take fewer values, further ones are {:?}", rest.as_slice());
             return Err(node.error(why));
         }
     }
@@ -185,9 +187,10 @@ pub(crate) fn add(
                 if labels.iter().any(|state| state.ndim() != 3) {
                     return Err(format!("{name}: {expected}"));
                 }
-                let what = format!("values along an axis of {name} of shape [{num_directions}, batch, {hidden}]");
+                let what = "values along an axis";
                 for (axis, size) in [(0, [num_directions; TRIALS]), (2, [hidden; TRIALS]), (1, batch)] {
-                    chain.require_equal(sizes(labels, axis), size, &what)?;
+                    let why = |why| format!("{name}: {expected}, {why}");
+                    chain.require_equal(sizes(labels, axis), size, what).map_err(why)?;
                 }
                 (0..num_directions)
                     .map(|d| read_state(chain, labels, d))
@@ -256,8 +259,10 @@ pub(crate) fn add(
     }
     let y = std::array::from_fn(|k| {
         let shape = IxDyn(&[steps[k], num_directions, batch[k], hidden]);
-        ArrayD::from_shape_fn(shape, |i| {
-            Label { source: sources[0], position: positions[k][[i[0], i[2]]], feature: feature(i[1], i[3]) }
+        ArrayD::from_shape_fn(shape, |i| Label {
+            source: sources[0],
+            position: positions[k][[i[0], i[2]]],
+            feature: feature(i[1], i[3]),
         })
         .into_shared()
     });
@@ -294,7 +299,11 @@ fn place(chain: &mut Chain, positions: &[ArrayD<u32>; TRIALS]) -> Step<bool> {
         }
         chain.grid = Some(Grid { batch, steps, places });
     } else if let Some(grid) = &chain.grid {
-        let error = || "X: expected all time steps of all sequences, as the first LSTM has them".to_owned();
+        let error = || {
+            "X: expected all time steps of all sequences that the first LSTM reads; an LSTM that is not stacked on the \
+             others is a separate model"
+                .to_owned()
+        };
         if (grid.steps, grid.batch) != (steps, batch) {
             return Err(error());
         }
@@ -339,13 +348,13 @@ fn read_lengths(chain: &mut Chain, operand: LengthsOperand, batch: Size, steps: 
         LengthsOperand::Labels(labels) => {
             chain.require_equal(lengths(&|k| labels[k].shape().to_vec())?, batch, what)?;
             let first = labels[0].first().copied().ok_or("sequence_lens: expected lengths, got none")?;
-            let error = || format!("sequence_lens: expected one graph input or constants, got {}", chain.describe(&labels));
+            let error =
+                || format!("sequence_lens: expected one graph input or constants, got {}", chain.describe(&labels));
             let Some(Source::Input(input)) = chain.resolve(first) else { return Err(error()) };
             let is_whole = |k: usize| {
                 let len: usize = chain.inputs[input].shape.iter().map(|size| size[k]).product();
-                let in_order = |(index, label): (usize, &Label)| {
-                    label.source == first.source && label.position as usize == index
-                };
+                let in_order =
+                    |(index, label): (usize, &Label)| label.source == first.source && label.position as usize == index;
                 len == labels[k].len() && labels[k].iter().enumerate().all(in_order)
             };
             if (0..TRIALS).all(is_whole) { Ok(Lengths::Input(input)) } else { Err(error()) }

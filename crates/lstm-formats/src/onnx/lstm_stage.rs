@@ -19,7 +19,11 @@ pub(crate) enum StateElement {
     Constant(f32),
     /// The element of a graph input. In the input, `block` elements of each sequence are adjacent; `index` counts the
     /// elements of one sequence.
-    Input { input: usize, block: usize, index: usize },
+    Input {
+        input: usize,
+        block: usize,
+        index: usize,
+    },
 }
 
 /// The initial `h` or `c` of one direction.

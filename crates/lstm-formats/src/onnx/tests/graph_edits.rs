@@ -3,10 +3,13 @@
 use proptest::{prelude::*, sample::Index};
 use prost::Message;
 
-use crate::{OpenOptions, onnx::{
-    OnnxModel,
-    proto::{INT64, Model},
-}};
+use crate::{
+    OpenOptions,
+    onnx::{
+        OnnxModel,
+        proto::{INT64, Model},
+    },
+};
 
 /// Model files to edit, which together use all supported operators.
 const MODEL_FILES: [&[u8]; 12] = [
