@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lstm_core::{Backend, Model, StateDict, ndarray::ArrayD};
 use lstm_formats::{
     OnnxArray, OnnxGraph, OnnxModel, OpenOptions,
-    onnx::{OnnxInputKind, OnnxOutputKind, StateRows},
+    onnx::{OnnxInputKind, OnnxOutput, OnnxOutputKind, StateRows},
 };
 
 use crate::score::{Score, relative_error};
@@ -106,7 +106,8 @@ impl OnnxCase {
         let mut want = Vec::new();
         for (port, kind) in graph.outputs().iter().zip(numbered(kinds)) {
             // The last step of a model that runs forward is its final state, too.
-            let is_output = port.kind == OnnxOutputKind::Outputs && !names.iter().any(|name| name == "Y");
+            let is_state = |port: &OnnxOutput| matches!(port.kind, OnnxOutputKind::State(_));
+            let is_output = !graph.outputs().iter().any(is_state) && !names.iter().any(|name| name == "Y");
             let state = if is_output { "Y_h" } else { "" };
             for name in [format!("out.{}", port.name), kind.unwrap_or_default(), state.to_owned()] {
                 if names.contains(&name) {

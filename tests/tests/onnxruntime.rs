@@ -6,6 +6,7 @@
 mod python_peer;
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -13,13 +14,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{
-    Backend, Bias, CellKind, Direction, Init, Lstm, LstmConfig, StateDictWriter, Weights,
+    Backend, Bias, CellKind, Direction, Init, LstmConfig, Model, StateDictWriter, Weights,
     ndarray::{ArrayD, IxDyn},
 };
-use lstm_formats::{
-    OnnxInputs, OnnxModel, OnnxWriter,
-    onnx::{InitialState, SequenceLengths},
-};
+use lstm_formats::{OnnxArray, OnnxModel, OnnxWriter, OpenOptions, onnx::OnnxInputKind};
 use lstm_tests::{onnx::TOLERANCE, python};
 use python_peer::Compare;
 
@@ -59,28 +57,19 @@ fn write<B: Backend>(b: &B, path: &Path, config: LstmConfig, state: bool, length
     writer = if lengths { writer.lengths() } else { writer };
     writer.save(path)?;
 
-    let onnx = OnnxModel::open(path)?.lstm()?;
-    let config = onnx.weights.config().clone();
-    let rows = config.num_layers * config.num_directions();
-    let initial = |initial: &InitialState| match initial {
-        InitialState::Inputs(_) => vec![sine_values(&[rows, 4, 5])],
-        _ => Vec::new(),
-    };
-    let inputs = OnnxInputs {
-        x: sine_values(&[7, 4, 3]),
-        initial_h: initial(&onnx.initial_h),
-        initial_c: initial(&onnx.initial_c),
-        lengths: matches!(onnx.lengths, SequenceLengths::Input(_)).then(|| vec![3, 7, 1, 5]),
-    };
-    let mut file = StateDictWriter::new().tensor("X", &inputs.x)?;
-    if let ([h], [c]) = (&inputs.initial_h[..], &inputs.initial_c[..]) {
-        file = file.tensor("initial_h", h)?.tensor("initial_c", c)?;
+    let onnx = OnnxModel::open(path)?.graph(&OpenOptions::default())?;
+    let mut inputs: BTreeMap<String, OnnxArray> = BTreeMap::new();
+    let mut file = StateDictWriter::new();
+    for input in onnx.inputs() {
+        let array = match &input.kind {
+            OnnxInputKind::Lengths => ArrayD::from_shape_vec(IxDyn(&[4]), vec![3.0, 7.0, 1.0, 5.0])?,
+            OnnxInputKind::State(rows) => sine_values(&[rows.iter().map(|rows| rows.rows.len()).sum(), 4, 5]),
+            _ => sine_values(&[7, 4, 3]),
+        };
+        file = file.tensor(&input.name, &array)?;
+        inputs.insert(input.name.clone(), array.into());
     }
-    if let Some(lengths) = &inputs.lengths {
-        let lengths: Vec<f32> = lengths.iter().map(|&n| n as f32).collect();
-        file = file.tensor("sequence_lens", &ArrayD::from_shape_vec(IxDyn(&[4]), lengths)?)?;
-    }
-    for (name, value) in onnx.run(&Lstm::new(b, onnx.weights.clone())?, inputs)? {
+    for (name, value) in onnx.run(&Model::new(b, onnx.weights().clone())?, inputs)? {
         file = file.tensor(name, &value)?;
     }
     Ok(file.save(path.with_extension("safetensors"))?)

@@ -2,8 +2,8 @@
 
 use lstm_core::{Bias, CellKind, Direction, Error, Init, LstmConfig, Param, Weights, ndarray::Array3};
 use lstm_formats::{
-    OnnxModel, OnnxWriter,
-    onnx::{GraphAxis, GraphPortKind, InitialState, SequenceLengths},
+    OnnxGraph, OnnxModel, OnnxWriter, OpenOptions,
+    onnx::{OnnxInputKind, OnnxOutputKind},
 };
 use proptest::prelude::*;
 
@@ -11,9 +11,21 @@ fn random_weights(config: LstmConfig) -> Weights {
     Weights::init(config, &Init::default(), 11).unwrap()
 }
 
+/// The only LSTM of a graph.
+fn lstm(graph: &OnnxGraph) -> &Weights {
+    let layers: Vec<_> = graph.weights().lstms().collect();
+    assert_eq!((layers.len(), graph.weights().layers().len()), (1, 1));
+    layers[0]
+}
+
+/// Reads a whole graph.
+fn read(bytes: &[u8]) -> OnnxGraph {
+    OnnxModel::from_bytes(bytes).unwrap().graph(&OpenOptions::default()).unwrap()
+}
+
 /// Writes weights to a file and reads them back.
 fn round_trip(weights: &Weights) -> Weights {
-    OnnxModel::from_bytes(&OnnxWriter::new(weights).to_bytes().unwrap()).unwrap().lstm().unwrap().weights
+    lstm(&read(&OnnxWriter::new(weights).to_bytes().unwrap())).clone()
 }
 
 /// Configurations that a round trip does not change.
@@ -48,12 +60,13 @@ proptest! {
         }
         let bytes = writer.to_bytes().unwrap();
         prop_assert_eq!(&bytes, &writer.to_bytes().unwrap());
-        let onnx = OnnxModel::from_bytes(&bytes).unwrap().lstm().unwrap();
-        prop_assert_eq!(&onnx.weights, &weights);
-        prop_assert_eq!(matches!(onnx.initial_h, InitialState::Inputs(_)), state);
-        prop_assert_eq!(onnx.lengths != SequenceLengths::Full, lengths);
-        prop_assert_eq!(onnx.outputs.len(), 3);
-        prop_assert!(onnx.ignored_nodes.is_empty());
+        let onnx = read(&bytes);
+        prop_assert_eq!(lstm(&onnx), &weights);
+        let is_state = |kind: &OnnxInputKind| matches!(kind, OnnxInputKind::State(_));
+        prop_assert_eq!(onnx.inputs().iter().any(|input| is_state(&input.kind)), state);
+        prop_assert_eq!(onnx.inputs().iter().any(|input| input.kind == OnnxInputKind::Lengths), lengths);
+        prop_assert_eq!(onnx.outputs().len(), 3);
+        prop_assert!(onnx.ignored_nodes().is_empty());
     }
 }
 
@@ -61,21 +74,29 @@ proptest! {
 fn ports_describe_layout_of_inputs_and_outputs() {
     let weights = random_weights(LstmConfig::new(3, 5).layers(2).bidirectional());
     let bytes = OnnxWriter::new(&weights).initial_state().lengths().to_bytes().unwrap();
-    let onnx = OnnxModel::from_bytes(&bytes).unwrap().lstm().unwrap();
-    assert_eq!(onnx.x.axes, [[GraphAxis::Steps], [GraphAxis::Batch], [GraphAxis::Features]]);
-    assert_eq!(onnx.lengths, SequenceLengths::Input("sequence_lens".into()));
-    let InitialState::Inputs(inputs) = &onnx.initial_h else { panic!("{:?}", onnx.initial_h) };
-    let [h] = &inputs[..] else { panic!("{inputs:?}") };
-    assert_eq!((h.name.as_str(), h.kind, h.rows.clone()), ("initial_h", GraphPortKind::H, 0..4));
-    let names: Vec<_> = onnx.outputs.iter().map(|port| (port.name.as_str(), port.kind, port.rows.clone())).collect();
-    assert_eq!(
-        names,
-        [("Y", GraphPortKind::Sequence, 0..2), ("Y_h", GraphPortKind::H, 0..4), ("Y_c", GraphPortKind::C, 0..4)]
-    );
-    assert_eq!(onnx.outputs[0].axes[2], [GraphAxis::Directions, GraphAxis::Features]);
+    let onnx = read(&bytes);
+    let kinds: Vec<_> = onnx.inputs().iter().map(|input| (input.name.as_str(), &input.kind)).collect();
+    assert!(matches!(
+        kinds[..],
+        [
+            ("X", OnnxInputKind::Features),
+            ("sequence_lens", OnnxInputKind::Lengths),
+            ("initial_h", OnnxInputKind::State(_)),
+            ("initial_c", OnnxInputKind::State(_)),
+        ]
+    ));
+    assert_eq!(onnx.inputs()[0].shape, [None, None, Some(3)]);
+    let OnnxInputKind::State(rows) = &onnx.inputs()[2].kind else { panic!("{kinds:?}") };
+    assert_eq!((rows.len(), rows[0].lstm, rows[0].is_c, rows[0].rows.clone()), (1, 0, false, 0..4));
+    let kinds: Vec<_> = onnx.outputs().iter().map(|output| (output.name.as_str(), &output.kind)).collect();
+    assert!(matches!(
+        kinds[..],
+        [("Y", OnnxOutputKind::Outputs), ("Y_h", OnnxOutputKind::State(_)), ("Y_c", OnnxOutputKind::State(_)),]
+    ));
     // The state has fewer rows than the output.
     let state = lstm_core::HostState::zeros(&LstmConfig::new(3, 5), 1).unwrap();
-    assert!(onnx.output(&onnx.outputs[1], &Array3::zeros((1, 1, 10)), &state).is_err());
+    let y = Array3::zeros((1, 1, 10));
+    assert!(onnx.to_outputs(&Default::default(), y.view(), &[state]).is_err());
 }
 
 #[test]
@@ -104,24 +125,29 @@ fn rejects_options_that_onnx_cannot_express() {
 fn selects_nodes_by_name() {
     let weights = random_weights(LstmConfig::new(3, 5).layers(3));
     let model = OnnxModel::from_bytes(&OnnxWriter::new(&weights).to_bytes().unwrap()).unwrap();
+    let named = |names: &[&str]| {
+        let mut options = OpenOptions::default();
+        options.names = names.iter().map(|&name| name.to_owned()).collect();
+        model.graph(&options)
+    };
     assert_eq!(model.lstm_nodes(), ["lstm_l0", "lstm_l1", "lstm_l2"]);
-    let middle = model.lstm_named(&["lstm_l1"]).unwrap();
-    assert_eq!(middle.weights.layers()[0].get(Param::WeightIh), weights.layers()[1].get(Param::WeightIh));
+    let middle = named(&["lstm_l1"]).unwrap();
+    assert_eq!(lstm(&middle).layers()[0].get(Param::WeightIh), weights.layers()[1].get(Param::WeightIh));
     for (node, is_ignored) in [("lstm_l0", true), ("lstm_l1", false), ("lstm_l2", true), ("all_Y_h", true)] {
-        assert_eq!(middle.ignored_nodes.iter().any(|label| label.contains(node)), is_ignored, "{node}");
+        assert_eq!(middle.ignored_nodes().iter().any(|label| label.contains(node)), is_ignored, "{node}");
     }
-    let two = model.lstm_named(&["lstm_l0", "lstm_l1"]).unwrap();
-    assert_eq!(two.weights.layers(), &weights.layers()[..2]);
+    let two = named(&["lstm_l0", "lstm_l1"]).unwrap();
+    assert_eq!(lstm(&two).layers(), &weights.layers()[..2]);
     // Without the layer between them, these are not stacked.
-    let gap = model.lstm_named(&["lstm_l0", "lstm_l2"]).unwrap_err().to_string();
-    assert!(gap.contains("lstm_l2") && gap.contains("outputs of layer 0"), "{gap}");
-    let unknown = model.lstm_named(&["lstm"]).unwrap_err().to_string();
+    let gap = named(&["lstm_l0", "lstm_l2"]).unwrap_err().to_string();
+    assert!(gap.contains("lstm_l2") && gap.contains("not stacked"), "{gap}");
+    let unknown = named(&["lstm"]).unwrap_err().to_string();
     assert!(unknown.contains("lstm_l0") && unknown.contains("got `lstm`"), "{unknown}");
     for (names, words) in [
         (&["lstm_l1", "lstm_l1"][..], "got `lstm_l1` followed by `lstm_l1`"),
         (&["lstm_l0", "lstm_l2", "lstm_l1"], "got `lstm_l2` followed by `lstm_l1`"),
     ] {
-        let error = model.lstm_named(names).unwrap_err().to_string();
+        let error = named(names).unwrap_err().to_string();
         assert!(error.contains(words) && error.contains("each name once"), "{error}");
     }
     assert_eq!(model.tensor("R_l1").unwrap().shape(), [1, 20, 5]);
@@ -135,9 +161,9 @@ fn failed_save_leaves_the_existing_file() {
     let path = dir.join("model.onnx");
     let weights = random_weights(LstmConfig::new(3, 5));
     OnnxWriter::new(&weights).save(&path).unwrap();
-    assert_eq!(OnnxModel::open(&path).unwrap().lstm().unwrap().weights, weights);
+    assert_eq!(lstm(&OnnxModel::open(&path).unwrap().graph(&OpenOptions::default()).unwrap()), &weights);
     assert!(OnnxWriter::new(&random_weights(LstmConfig::new(3, 5).proj_size(2))).save(&path).is_err());
-    assert_eq!(OnnxModel::open(&path).unwrap().lstm().unwrap().weights, weights);
+    assert_eq!(lstm(&OnnxModel::open(&path).unwrap().graph(&OpenOptions::default()).unwrap()), &weights);
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
     std::fs::remove_dir_all(&dir).unwrap();
 }

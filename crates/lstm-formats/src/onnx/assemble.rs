@@ -214,7 +214,9 @@ fn output_step(chain: &Chain, name: &str, labels: &Labels) -> Result<Step> {
     }
     let all = |f: fn(&BTreeSet<usize>, usize) -> bool| (0..TRIALS).all(|k| f(&steps[k], grid.steps[k]));
     // With one time step in the file, all of them are the last one.
-    if steps.iter().all(BTreeSet::is_empty) {
+    if labels.iter().any(|array| array.is_empty()) {
+        Err(error("expected elements, got an empty tensor"))
+    } else if steps.iter().all(BTreeSet::is_empty) {
         Ok(Step::None)
     } else if all(|steps, n| steps.len() == n) && grid.steps != [1; TRIALS] {
         Ok(Step::All)
@@ -334,7 +336,8 @@ fn inputs(
             }
         }
         let kind = if index == x {
-            let is_tokens = chain.stages.iter().any(|s| matches!(s.kind, StageKind::Embedding { input, .. } if input == x));
+            let is_tokens =
+                chain.stages.iter().any(|s| matches!(s.kind, StageKind::Embedding { input, .. } if input == x));
             if is_tokens { OnnxInputKind::Tokens } else { OnnxInputKind::Features }
         } else if *lengths == Lengths::Input(index) {
             OnnxInputKind::Lengths
@@ -424,6 +427,7 @@ impl Builder {
         config.bias = if lstm.has_bias { Bias::Two } else { Bias::None };
         config.cell = if lstm.has_peepholes { CellKind::PeepholeDiagonal } else { CellKind::Fused };
         (config.clip, config.coupled) = (lstm.attributes.clip, lstm.attributes.coupled);
+        config.activations = lstm.attributes.activations;
         config.validate().map_err(|e| Error::format(&chain.stages[stage].label, e))?;
         let (base, index) = stack_name(&lstm.name);
         let fits = self.stack.as_ref().is_some_and(|stack| {
@@ -512,7 +516,10 @@ fn initial_state(config: &LstmConfig, states: &[[State; 2]]) -> Result<Option<Ho
 
 /// Words for the `LSTM` nodes of a file, for error messages.
 pub(crate) fn summary(names: &[String]) -> String {
-    let inside: BTreeSet<&str> = names.iter().filter_map(|name| name.find("/then/").or(name.find("/else/")).or(name.find("/body/")).map(|end| &name[..end])).collect();
+    let inside: BTreeSet<&str> = names
+        .iter()
+        .filter_map(|name| name.find("/then/").or(name.find("/else/")).or(name.find("/body/")).map(|end| &name[..end]))
+        .collect();
     let inside: Vec<&str> = inside.into_iter().collect();
     let place = if inside.is_empty() { String::new() } else { format!(", inside {}", list(&inside)) };
     let count = if names.len() == 1 { "1 LSTM node".into() } else { format!("{} LSTM nodes", names.len()) };

@@ -44,14 +44,24 @@ pub(crate) struct Input {
 #[derive(Clone, Debug)]
 pub(crate) enum StageKind {
     /// A graph input, which holds the features. In each trial the index of each feature relative to the first one.
-    Features { input: usize, offsets: [Vec<i64>; TRIALS] },
+    Features {
+        input: usize,
+        offsets: [Vec<i64>; TRIALS],
+    },
     /// Rows of a table, selected by the tokens in a graph input.
-    Embedding { input: usize, weight: Array2<f32> },
+    Embedding {
+        input: usize,
+        weight: Array2<f32>,
+    },
     Lstm(Box<LstmStage>),
     /// The final `h` of the LSTM before it.
     FinalState,
     /// `W x[columns] + b`, where `columns` selects features of the stage before it.
-    Linear { columns: Vec<usize>, weight: Array2<f32>, bias: Option<Array1<f32>> },
+    Linear {
+        columns: Vec<usize>,
+        weight: Array2<f32>,
+        bias: Option<Array1<f32>>,
+    },
     Activation(Activation),
     Dropout(f32),
 }
@@ -138,7 +148,8 @@ impl Chain {
     pub(crate) fn require_equal(&mut self, got: Size, expected: Size, what: &str) -> Step<()> {
         self.sizes.compare(got, expected).map_err(|finding| {
             self.finding = self.finding.take().or(finding);
-            let text = |size: Size| if size[0] == size[1] { size[0].to_string() } else { "a size that is not fixed".into() };
+            let text =
+                |size: Size| if size[0] == size[1] { size[0].to_string() } else { "a size that is not fixed".into() };
             format!("expected {} {what}, got {}", text(expected), text(got))
         })
     }
@@ -313,7 +324,9 @@ impl Chain {
             for row in values.chunks(row_len.max(1)) {
                 if row.iter().any(|label| label.position != row[0].position) {
                     let from = self.describe(labels);
-                    return Err(format!("expected features of one time step along the last axis, got several of {from}"));
+                    return Err(format!(
+                        "expected features of one time step along the last axis, got several of {from}"
+                    ));
                 }
                 let row_features = row.iter().map(|label| label.feature as usize);
                 if features.is_empty() {
@@ -331,15 +344,20 @@ impl Chain {
     }
 
     /// The labels of rows of all features of a stage at these positions.
-    pub(crate) fn emit(&mut self, stage: usize, positions: &[ArrayD<u32>; TRIALS], budget: &mut Budget) -> Step<Labels> {
+    pub(crate) fn emit(
+        &mut self,
+        stage: usize,
+        positions: &[ArrayD<u32>; TRIALS],
+        budget: &mut Budget,
+    ) -> Step<Labels> {
         let (source, width) = (self.source(Source::Stage(stage)), self.width(stage));
         let mut arrays = Vec::new();
         for positions in positions {
             let shape = [positions.shape(), &[width]].concat();
             budget.take::<Label>(&shape)?;
-            let labels = positions.iter().flat_map(|&position| {
-                (0..width as u32).map(move |feature| Label { source, position, feature })
-            });
+            let labels = positions
+                .iter()
+                .flat_map(|&position| (0..width as u32).map(move |feature| Label { source, position, feature }));
             let array = ArrayD::from_shape_vec(IxDyn(&shape), labels.collect()).map_err(|e| e.to_string())?;
             arrays.push(array.into_shared());
         }
@@ -347,7 +365,13 @@ impl Chain {
     }
 
     /// Adds a linear layer without a bias: `weight` has a column for each feature of the rows.
-    pub(crate) fn linear(&mut self, label: &str, labels: &Labels, weight: Array2<f32>, budget: &mut Budget) -> Step<Labels> {
+    pub(crate) fn linear(
+        &mut self,
+        label: &str,
+        labels: &Labels,
+        weight: Array2<f32>,
+        budget: &mut Budget,
+    ) -> Step<Labels> {
         let last = |k: usize| labels[k].shape().last().copied().unwrap_or(0);
         self.require_equal([last(0), last(1)], [weight.ncols(); TRIALS], "features")?;
         let Rows { stage, features, positions } = self.rows(labels)?;
@@ -357,7 +381,13 @@ impl Chain {
     }
 
     /// Adds an embedding, whose tokens are a graph input.
-    pub(crate) fn embedding(&mut self, label: &str, tokens: &Labels, weight: Array2<f32>, budget: &mut Budget) -> Step<Labels> {
+    pub(crate) fn embedding(
+        &mut self,
+        label: &str,
+        tokens: &Labels,
+        weight: Array2<f32>,
+        budget: &mut Budget,
+    ) -> Step<Labels> {
         let first = *tokens[0].first().ok_or("expected tokens, got an empty tensor")?;
         let input = match self.resolve(first) {
             Some(Source::Input(input)) if tokens.iter().flatten().all(|label| label.source == first.source) => input,

@@ -128,7 +128,12 @@ pub struct OnnxOutput {
 pub(crate) enum OutputElement {
     /// A feature of the model's output.
     Feature(usize),
-    State { lstm: usize, is_c: bool, row: usize, unit: usize },
+    State {
+        lstm: usize,
+        is_c: bool,
+        row: usize,
+        unit: usize,
+    },
     Constant(f32),
 }
 

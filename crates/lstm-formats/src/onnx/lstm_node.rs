@@ -13,7 +13,7 @@ use super::{
     node::NodeReader,
     sizes::{Size, TRIALS},
 };
-use lstm_core::{Direction, Result};
+use lstm_core::{Direction, GateActivation, GateActivations, Result};
 
 /// The attributes of an `LSTM` node.
 pub(crate) struct NodeAttributes {
@@ -54,27 +54,56 @@ pub(crate) fn read_attributes(node: &mut NodeReader<'_>, opset: i64) -> Result<N
     if let Some(bound) = clip.filter(|bound| !(bound.is_finite() && *bound > 0.0)) {
         return Err(node.error(format!("attribute `clip`: expected a positive and finite bound, got {bound}")));
     }
-    let activations = node.strings_attribute("activations")?;
-    let supported_activations = ["Sigmoid", "Tanh", "Tanh"].repeat(direction.reverse_flags().len());
-    let is_unsupported =
-        |(k, name): &(usize, &String)| supported_activations.get(*k).is_none_or(|s| !s.eq_ignore_ascii_case(name));
-    if let Some((k, name)) = activations.iter().enumerate().find(is_unsupported) {
-        let expected = supported_activations.get(k).copied().unwrap_or("no further activation");
-        return Err(node.error(format!("attribute `activations`: expected {expected} at index {k}, got `{name}`")));
+    let activations = read_activations(node, direction.reverse_flags().len())?;
+    node.check_all_attributes_read()?;
+    Ok(NodeAttributes { hidden_size, direction, batch_first, shared: Attributes { clip, coupled, activations } })
+}
+
+/// Reads the activation functions, which must be the same in all directions.
+fn read_activations(node: &mut NodeReader<'_>, directions: usize) -> Result<GateActivations> {
+    let names = node.strings_attribute("activations")?;
+    let [mut alphas, mut betas] =
+        ["activation_alpha", "activation_beta"].map(|name| node.floats_attribute(name).map(<[f32]>::iter));
+    let (alphas, betas) = (alphas.as_mut(), betas.as_mut());
+    let (alphas, betas) = match (alphas, betas) {
+        (Ok(alphas), Ok(betas)) => (alphas, betas),
+        (Err(error), _) | (_, Err(error)) => return Err(node.error(error)),
+    };
+    let defaults = ["Sigmoid", "Tanh", "Tanh"].repeat(directions);
+    let names: Vec<&str> = if names.is_empty() { defaults } else { names.iter().map(String::as_str).collect() };
+    if names.len() != 3 * directions {
+        let why = format!("attribute `activations`: expected {} names, got {}", 3 * directions, names.len());
+        return Err(node.error(why));
     }
-    if !activations.is_empty() && activations.len() < supported_activations.len() {
-        let (expected, got) = (supported_activations.len(), activations.len());
-        return Err(node.error(format!("attribute `activations`: expected {expected} names, got {got}")));
+    let mut functions = Vec::new();
+    for (k, name) in names.iter().enumerate() {
+        functions.push(match name.to_ascii_lowercase().as_str() {
+            "sigmoid" => GateActivation::Sigmoid,
+            "tanh" => GateActivation::Tanh,
+            "relu" => GateActivation::Relu,
+            // Functions with parameters take the next values of the lists.
+            "hardsigmoid" => GateActivation::HardSigmoid {
+                alpha: alphas.next().copied().unwrap_or(0.2),
+                beta: betas.next().copied().unwrap_or(0.5),
+            },
+            _ => {
+                let expected = "expected Sigmoid, Tanh, Relu or HardSigmoid";
+                return Err(node.error(format!("attribute `activations`: {expected} at index {k}, got `{name}`")));
+            }
+        });
     }
-    for name in ["activation_alpha", "activation_beta"] {
-        let values = node.floats_attribute(name)?;
-        if !values.is_empty() {
-            let why = format!("attribute `{name}`: expected no values for Sigmoid and Tanh, got {values:?}");
+    for (name, rest) in [("activation_alpha", alphas), ("activation_beta", betas)] {
+        if rest.len() > 0 {
+            let why =
+                format!("attribute `{name}`: the functions take fewer values, further ones are {:?}", rest.as_slice());
             return Err(node.error(why));
         }
     }
-    node.check_all_attributes_read()?;
-    Ok(NodeAttributes { hidden_size, direction, batch_first, shared: Attributes { clip, coupled } })
+    let [gate, candidate, output] = [0, 1, 2].map(|k| functions[k]);
+    if functions.chunks(3).any(|other| other != [gate, candidate, output]) {
+        return Err(node.error("attribute `activations`: expected the same functions in both directions"));
+    }
+    Ok(GateActivations { gate, candidate, output })
 }
 
 /// The constant inputs of an `LSTM` node.
@@ -158,9 +187,10 @@ pub(crate) fn add(
                 if labels.iter().any(|state| state.ndim() != 3) {
                     return Err(format!("{name}: {expected}"));
                 }
-                let what = format!("values along an axis of {name} of shape [{num_directions}, batch, {hidden}]");
+                let what = "values along an axis";
                 for (axis, size) in [(0, [num_directions; TRIALS]), (2, [hidden; TRIALS]), (1, batch)] {
-                    chain.require_equal(sizes(labels, axis), size, &what)?;
+                    let why = |why| format!("{name}: {expected}, {why}");
+                    chain.require_equal(sizes(labels, axis), size, what).map_err(why)?;
                 }
                 (0..num_directions)
                     .map(|d| read_state(chain, labels, d))
@@ -229,8 +259,10 @@ pub(crate) fn add(
     }
     let y = std::array::from_fn(|k| {
         let shape = IxDyn(&[steps[k], num_directions, batch[k], hidden]);
-        ArrayD::from_shape_fn(shape, |i| {
-            Label { source: sources[0], position: positions[k][[i[0], i[2]]], feature: feature(i[1], i[3]) }
+        ArrayD::from_shape_fn(shape, |i| Label {
+            source: sources[0],
+            position: positions[k][[i[0], i[2]]],
+            feature: feature(i[1], i[3]),
         })
         .into_shared()
     });
@@ -267,7 +299,11 @@ fn place(chain: &mut Chain, positions: &[ArrayD<u32>; TRIALS]) -> Step<bool> {
         }
         chain.grid = Some(Grid { batch, steps, places });
     } else if let Some(grid) = &chain.grid {
-        let error = || "X: expected all time steps of all sequences, as the first LSTM has them".to_owned();
+        let error = || {
+            "X: expected all time steps of all sequences that the first LSTM reads; an LSTM that is not stacked on the \
+             others is a separate model"
+                .to_owned()
+        };
         if (grid.steps, grid.batch) != (steps, batch) {
             return Err(error());
         }
@@ -312,13 +348,13 @@ fn read_lengths(chain: &mut Chain, operand: LengthsOperand, batch: Size, steps: 
         LengthsOperand::Labels(labels) => {
             chain.require_equal(lengths(&|k| labels[k].shape().to_vec())?, batch, what)?;
             let first = labels[0].first().copied().ok_or("sequence_lens: expected lengths, got none")?;
-            let error = || format!("sequence_lens: expected one graph input or constants, got {}", chain.describe(&labels));
+            let error =
+                || format!("sequence_lens: expected one graph input or constants, got {}", chain.describe(&labels));
             let Some(Source::Input(input)) = chain.resolve(first) else { return Err(error()) };
             let is_whole = |k: usize| {
                 let len: usize = chain.inputs[input].shape.iter().map(|size| size[k]).product();
-                let in_order = |(index, label): (usize, &Label)| {
-                    label.source == first.source && label.position as usize == index
-                };
+                let in_order =
+                    |(index, label): (usize, &Label)| label.source == first.source && label.position as usize == index;
                 len == labels[k].len() && labels[k].iter().enumerate().all(in_order)
             };
             if (0..TRIALS).all(is_whole) { Ok(Lengths::Input(input)) } else { Err(error()) }

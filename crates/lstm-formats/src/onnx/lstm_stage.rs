@@ -1,5 +1,6 @@
 //! An LSTM layer as a stage of a chain.
 
+use lstm_core::GateActivations;
 use ndarray::{Array2, ArrayD};
 
 /// The lengths of the sequences.
@@ -18,7 +19,11 @@ pub(crate) enum StateElement {
     Constant(f32),
     /// The element of a graph input. In the input, `block` elements of each sequence are adjacent; `index` counts the
     /// elements of one sequence.
-    Input { input: usize, block: usize, index: usize },
+    Input {
+        input: usize,
+        block: usize,
+        index: usize,
+    },
 }
 
 /// The initial `h` or `c` of one direction.
@@ -100,4 +105,5 @@ pub(crate) struct Attributes {
     pub(crate) clip: Option<f32>,
     /// Whether the input and forget gates are coupled: ONNX's attribute `input_forget`.
     pub(crate) coupled: bool,
+    pub(crate) activations: GateActivations,
 }

@@ -218,7 +218,10 @@ impl OnnxModel {
         let error = |why: String| Error::format("the graph", why);
         let is_unique = |name: &str| nodes.iter().filter(|node| *node == name).count() == 1;
         if let Some(name) = names.iter().find(|name| !is_unique(name)) {
-            return Err(error(format!("expected the unique name of an LSTM node, one of {}, got `{name}`", list(&nodes))));
+            return Err(error(format!(
+                "expected the unique name of an LSTM node, one of {}, got `{name}`",
+                list(&nodes)
+            )));
         }
         let node_index = |name: &String| nodes.iter().position(|node| node == name);
         if let Some(pair) = names.windows(2).find(|pair| node_index(&pair[0]) >= node_index(&pair[1])) {
@@ -227,7 +230,10 @@ impl OnnxModel {
         }
         if let Some(name) = set.keys().find(|name| self.graph.input.iter().all(|input| input.name != **name)) {
             let inputs: Vec<&str> = self.graph.input.iter().map(|input| input.name.as_str()).collect();
-            return Err(error(format!("expected the name of an input, one of {}, to set, got `{name}`", list(&inputs))));
+            return Err(error(format!(
+                "expected the name of an input, one of {}, to set, got `{name}`",
+                list(&inputs)
+            )));
         }
         let (graph, opset, file_bytes) = (&self.graph, self.opset, self.file_bytes);
         let request = walk::Request { graph, opset, dir: self.dir.as_deref(), file_bytes, names, set };
@@ -245,8 +251,11 @@ impl OnnxModel {
             let domain = if node.domain.is_empty() { String::new() } else { format!("{}.", node.domain) };
             *operators.entry(format!("{domain}{}", node.op_type)).or_default() += 1;
         });
-        let count = |name: &str| operators.iter().filter(|(op, _)| op.rsplit('.').next() == Some(name)).map(|(_, n)| n).sum::<usize>();
-        let found = |name: &str, why: &str| (count(name) > 0).then(|| format!("found {} {name} nodes: {why}", count(name)));
+        let count = |name: &str| {
+            operators.iter().filter(|(op, _)| op.rsplit('.').next() == Some(name)).map(|(_, n)| n).sum::<usize>()
+        };
+        let found =
+            |name: &str, why: &str| (count(name) > 0).then(|| format!("found {} {name} nodes: {why}", count(name)));
         let quantized = "the results of this operator depend on the whole batch, so that they can't be reproduced; open \
                          the model before quantization";
         let decomposed = || {
@@ -308,7 +317,8 @@ impl OnnxModel {
     /// Adds the name of the file to the message of a format error.
     fn with_file_name<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| match error {
-            Error::Format { input, reason } => Error::Format { input: format!("{}: {input}", self.source), reason },
+            Error::Format { input, reason } if input.is_empty() => Error::format(&self.source, reason),
+            Error::Format { input, reason } => Error::format(format!("{}: {input}", self.source), reason),
             other => other,
         })
     }

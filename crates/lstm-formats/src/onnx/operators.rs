@@ -152,12 +152,7 @@ fn concat<T: Clone>(node: &NodeReader<'_>, axis: usize, arrays: &[Shared<T>]) ->
 }
 
 /// Repeats a tensor by broadcasting it.
-pub(crate) fn broadcast(
-    node: &NodeReader<'_>,
-    data: &Data,
-    shape: &[usize],
-    budget: &mut Budget,
-) -> Result<Data> {
+pub(crate) fn broadcast(node: &NodeReader<'_>, data: &Data, shape: &[usize], budget: &mut Budget) -> Result<Data> {
     budget.take::<Label>(shape).map_err(|why| node.error(why))?;
     let error = || node.error(format!("cannot expand {:?} to {shape:?}", data.shape()));
     Ok(map_elements!(data, array => {
@@ -172,13 +167,7 @@ fn zip<T: Copy, R>(a: &Shared<T>, b: &Shared<T>, f: impl Fn(T, T) -> R) -> Array
 }
 
 /// An arithmetic operator or comparison of known numbers; `None` for other operators.
-fn binary(
-    node: &NodeReader<'_>,
-    op: &str,
-    a: &Data,
-    b: &Data,
-    budget: &mut Budget,
-) -> Result<Option<Data>> {
+fn binary(node: &NodeReader<'_>, op: &str, a: &Data, b: &Data, budget: &mut Budget) -> Result<Option<Data>> {
     let shape = broadcast_shape(a.shape(), b.shape());
     let shape = shape.ok_or_else(|| node.error(format!("cannot combine {:?} and {:?}", a.shape(), b.shape())))?;
     let (a, b) = (broadcast(node, a, &shape, budget)?, broadcast(node, b, &shape, budget)?);
@@ -389,9 +378,11 @@ pub(crate) fn evaluate(
             let n = data.shape()[axis];
             let shape = [&data.shape()[..axis], ints.shape(), &data.shape()[axis + 1..]].concat();
             budget.take::<Label>(&shape).map_err(|why| node.error(why))?;
-            let index = |&k: &i64| axis_index(node, k, n).map_err(|_| {
-                node.error(format!("index {k} is out of range of axis {axis}, or the file does not fix its size"))
-            });
+            let index = |&k: &i64| {
+                axis_index(node, k, n).map_err(|_| {
+                    node.error(format!("index {k} is out of range of axis {axis}, or the file does not fix its size"))
+                })
+            };
             let ints: Vec<usize> = ints.iter().map(index).collect::<Result<_>>()?;
             map_elements!(data, array => gather(array, axis, &ints, &shape))
         }
@@ -425,7 +416,8 @@ pub(crate) fn evaluate(
             Data { elem_type: first.elem_type, elements }
         }
         "Where" => {
-            let (condition, a, b) = (required(node, inputs, 0)?, required(node, inputs, 1)?, required(node, inputs, 2)?);
+            let (condition, a, b) =
+                (required(node, inputs, 0)?, required(node, inputs, 1)?, required(node, inputs, 2)?);
             let shape = broadcast_shape(condition.shape(), a.shape()).and_then(|s| broadcast_shape(&s, b.shape()));
             let shape = shape.ok_or_else(|| node.error("the shapes do not match"))?;
             let condition = broadcast(node, condition, &shape, budget)?;
@@ -454,10 +446,16 @@ pub(crate) fn evaluate(
                 return Err(node.error("expected a step other than 0"));
             }
             let span = i128::from(limit) - i128::from(start);
-            let len = (span + i128::from(delta) - i128::from(delta.signum())).max(span.signum().into()) / i128::from(delta);
+            let len =
+                (span + i128::from(delta) - i128::from(delta.signum())).max(span.signum().into()) / i128::from(delta);
             let len = usize::try_from(len.max(0)).unwrap_or(usize::MAX);
             budget.take::<i64>(&[len]).map_err(|why| node.error(why))?;
-            Data::ints((0..len as i64).map(|k| start.wrapping_add(k.wrapping_mul(delta))).collect::<ndarray::Array1<i64>>().into_dyn())
+            Data::ints(
+                (0..len as i64)
+                    .map(|k| start.wrapping_add(k.wrapping_mul(delta)))
+                    .collect::<ndarray::Array1<i64>>()
+                    .into_dyn(),
+            )
         }
         "ReverseSequence" => {
             let (time, batch) =
@@ -477,7 +475,8 @@ pub(crate) fn evaluate(
             let keep = node.int_attribute("keepdims")?.unwrap_or(1) != 0;
             let axes = axes(node, 18, opset, inputs)?;
             let data = required(node, inputs, 0)?;
-            let Some(ints) = data.as_ints().filter(|ints| ints.ndim() <= 1 && axes.is_none_or(|axes| axes.len() <= 1)) else {
+            let Some(ints) = data.as_ints().filter(|ints| ints.ndim() <= 1 && axes.is_none_or(|axes| axes.len() <= 1))
+            else {
                 return Ok(None);
             };
             let value = match op {
@@ -570,7 +569,8 @@ fn split(node: &mut NodeReader<'_>, opset: i64, inputs: &Inputs<'_>) -> Result<V
     }
     let mut end = 0;
     let part = |&n: &usize| {
-        let bounds = SliceBounds { starts: vec![end as i64], ends: vec![(end + n) as i64], axes: vec![axis], steps: vec![1] };
+        let bounds =
+            SliceBounds { starts: vec![end as i64], ends: vec![(end + n) as i64], axes: vec![axis], steps: vec![1] };
         end += n;
         slice(data, &bounds)
     };
@@ -590,7 +590,9 @@ pub(crate) fn scalar(elem_type: i32, shape: &[usize], value: f64) -> Option<Data
         _ if is_int_type(elem_type) && value.fract() == 0.0 => {
             Some(Data { elem_type, ..Data::ints(ArrayD::from_elem(shape, value as i64)) })
         }
-        _ if is_float_type(elem_type) => Some(Data { elem_type, ..Data::floats(ArrayD::from_elem(shape, value as f32)) }),
+        _ if is_float_type(elem_type) => {
+            Some(Data { elem_type, ..Data::floats(ArrayD::from_elem(shape, value as f32)) })
+        }
         FLOAT | INT64 => None,
         _ => None,
     }

@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
 };
 
-use ndarray::{Array2, Axis, IxDyn, Ix2};
+use ndarray::{Array2, Axis, Ix2, IxDyn};
 
 use super::{
     chain::{Chain, Input, Labels, Source, StageKind},
@@ -245,7 +245,8 @@ impl<'a> Walker<'a> {
             let is_scalar = shape.iter().all(|&n| n == 1);
             let data = is_scalar.then(|| operators::scalar(elem_type, &shape, value)).flatten();
             let type_name = type_name(elem_type);
-            let why = || error(format!("can't be set to {value}: expected a scalar, got {type_name} of shape {shape:?}"));
+            let why =
+                || error(format!("can't be set to {value}: expected a scalar, got {type_name} of shape {shape:?}"));
             return Ok(Value::Known(Trials(vec![data.ok_or_else(why)?])));
         }
         if !is_float_type(elem_type) && !is_int_type(elem_type) {
@@ -435,9 +436,8 @@ impl<'a> Walker<'a> {
                     let size = input.size(axis);
                     let least = *size.iter().min().unwrap_or(&0) as i64;
                     // A constant bound must mean the same for every size of the axis.
-                    let is_safe = |x: i64, y: i64| {
-                        x != y || x.unsigned_abs() <= least as u64 || x >= OPEN_END || x <= -OPEN_END
-                    };
+                    let is_safe =
+                        |x: i64, y: i64| x != y || x.unsigned_abs() <= least as u64 || x >= OPEN_END || x <= -OPEN_END;
                     if size[0] != size[1] && !(is_safe(a.starts[k], b.starts[k]) && is_safe(a.ends[k], b.ends[k])) {
                         let (start, end) = (a.starts[k], a.ends[k]);
                         let why = format!("the range {start}..{end} of axis {axis}, whose size the file does not fix");
@@ -514,7 +514,8 @@ impl<'a> Walker<'a> {
             "Gemm" => {
                 let alpha = node.float_attribute("alpha")?.unwrap_or(1.0);
                 let beta = node.float_attribute("beta")?.unwrap_or(1.0);
-                let trans = |node: &mut NodeReader<'_>, name| Ok::<bool, Error>(node.int_attribute(name)?.unwrap_or(0) != 0);
+                let trans =
+                    |node: &mut NodeReader<'_>, name| Ok::<bool, Error>(node.int_attribute(name)?.unwrap_or(0) != 0);
                 let (trans_a, trans_b) = (trans(node, "transA")?, trans(node, "transB")?);
                 let a = labels()?;
                 let a = a.map(|a| if trans_a { a.reversed_axes() } else { a });
@@ -574,9 +575,9 @@ impl<'a> Walker<'a> {
                     return Err(node.error("a sum over time steps or sequences is not supported"));
                 }
                 let factor = if op == "ReduceSum" { 1.0 } else { 1.0 / n as f32 };
-                let part = |k: usize| (factor, labels.each_ref().map(|array| {
-                    array.index_axis(Axis(axis), k).to_owned().into_shared()
-                }));
+                let part = |k: usize| {
+                    (factor, labels.each_ref().map(|array| array.index_axis(Axis(axis), k).to_owned().into_shared()))
+                };
                 let terms: Vec<_> = (0..n).map(part).collect();
                 let sum = chain.sum(&label, &terms, budget);
                 let unsqueeze = |array: Shared<Label>| array.insert_axis(Axis(axis));
@@ -723,7 +724,8 @@ impl<'a> Walker<'a> {
         let lengths = match self.operand(node, 4, "LSTM")? {
             None => LengthsOperand::None,
             Some(lengths) if lengths.at(0).elem_type != INT32 => {
-                return Err(node.error(format!("sequence_lens: expected INT32, got a value of {}", type_name(lengths.at(0).elem_type))));
+                let (name, found) = (node.input_name(4).unwrap_or_default(), type_name(lengths.at(0).elem_type));
+                return Err(node.error(format!("sequence_lens: expected INT32, got `{name}` of {found}")));
             }
             Some(lengths) => match (lengths.at(0).as_ints(), lengths.at(1).as_ints(), lengths.to_labels()) {
                 (Some(a), Some(b), _) => LengthsOperand::Known([a.clone(), b.clone()]),

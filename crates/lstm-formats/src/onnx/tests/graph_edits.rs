@@ -3,13 +3,16 @@
 use proptest::{prelude::*, sample::Index};
 use prost::Message;
 
-use crate::onnx::{
-    OnnxModel,
-    proto::{INT64, Model},
+use crate::{
+    OpenOptions,
+    onnx::{
+        OnnxModel,
+        proto::{INT64, Model},
+    },
 };
 
 /// Model files to edit, which together use all supported operators.
-const MODEL_FILES: [&[u8]; 8] = [
+const MODEL_FILES: [&[u8]; 12] = [
     include_bytes!("../../../../../tests/data/onnx/pytorch-dynamo-dynamic-batch-first.onnx"),
     include_bytes!("../../../../../tests/data/onnx/pytorch-script-dynamic-state-stacked-bidirectional.onnx"),
     include_bytes!("../../../../../tests/data/onnx/pytorch-script-opset-9.onnx"),
@@ -18,10 +21,14 @@ const MODEL_FILES: [&[u8]; 8] = [
     include_bytes!("../../../../../tests/data/onnx/pytorch-script-packed-stacked-bidirectional.onnx"),
     include_bytes!("../../../../../tests/data/onnx/keras-bidirectional-states.onnx"),
     include_bytes!("../../../../../tests/data/onnx/two-nodes.onnx"),
+    include_bytes!("../../../../../tests/data/models/tagger.onnx"),
+    include_bytes!("../../../../../tests/data/models/learned.onnx"),
+    include_bytes!("../../../../../tests/data/models/statesplit.onnx"),
+    include_bytes!("../../../../../tests/data/models/if.onnx"),
 ];
 
 /// Operator names that an edit can put in place of the operator of a node.
-const OPERATOR_NAMES: [&str; 16] = [
+const OPERATOR_NAMES: [&str; 28] = [
     "LSTM",
     "Constant",
     "Identity",
@@ -38,6 +45,18 @@ const OPERATOR_NAMES: [&str; 16] = [
     "Transpose",
     "Expand",
     "Dropout",
+    "MatMul",
+    "Add",
+    "Div",
+    "Gemm",
+    "Softmax",
+    "Relu",
+    "Tile",
+    "Where",
+    "Range",
+    "Flatten",
+    "ReduceMean",
+    "ReverseSequence",
 ];
 
 /// A random edit of a graph: the number of the kind of edit, two random indices, and a new number. The kind determines
@@ -122,11 +141,11 @@ proptest! {
         let mut model = Model::decode(MODEL_FILES[file]).unwrap();
         edits.into_iter().for_each(|edit| apply_edit(&mut model, edit));
         if let Ok(model) = OnnxModel::from_bytes(&model.encode_to_vec()) {
-            let _ = model.lstm();
-            let nodes = model.lstm_nodes();
-            let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
-            let _ = model.lstm_named(&names);
-            let _ = names.last().map(|name| model.lstm_named(&[name]));
+            let _ = model.graph(&OpenOptions::default());
+            let names = model.lstm_nodes();
+            let last = names.last().cloned().into_iter().collect();
+            let _ = model.graph(&OpenOptions { names, ..OpenOptions::default() });
+            let _ = model.graph(&OpenOptions { names: last, ..OpenOptions::default() });
         }
     }
 }

@@ -7,9 +7,10 @@ mod invalid_graphs;
 use prost::Message;
 
 use super::{
-    OnnxLstm, OnnxModel, OnnxWriter,
+    OnnxGraph, OnnxModel, OnnxWriter,
     proto::{Attribute, Model, Node, Tensor, attribute_type},
 };
+use crate::OpenOptions;
 use lstm_core::{CellKind, Init, LstmConfig, Result, Weights};
 
 /// A model with inputs for the initial state and the lengths.
@@ -31,8 +32,19 @@ fn two_layer_model() -> Model {
 }
 
 /// Encodes a model and loads it.
-fn load(model: &Model) -> Result<OnnxLstm> {
-    OnnxModel::from_bytes(&model.encode_to_vec())?.lstm()
+fn load(model: &Model) -> Result<OnnxGraph> {
+    OnnxModel::from_bytes(&model.encode_to_vec())?.graph(&OpenOptions::default())
+}
+
+/// Encodes a model and loads the `LSTM` nodes with these names.
+fn load_named(model: &Model, names: &[&str]) -> Result<OnnxGraph> {
+    let names = names.iter().map(|&name| name.to_owned()).collect();
+    OnnxModel::from_bytes(&model.encode_to_vec())?.graph(&OpenOptions { names, ..OpenOptions::default() })
+}
+
+/// The configuration of the first LSTM.
+fn config(graph: &OnnxGraph) -> LstmConfig {
+    graph.weights().lstms().next().unwrap().config().clone()
 }
 
 /// Checks that loading fails with a message that contains all `words`.
