@@ -9,8 +9,8 @@ use lstm_core::{
     arithmetic::Digest,
     ndarray::{Array1, Array2, Array3, ArrayD, Axis, concatenate, s},
     train::{
-        CheckpointExtras, Clip, ModelTrainer, OptimizerConfig, Schedule, Trainer, TrainerConfig, cross_entropy,
-        mean_squared_error,
+        CheckpointExtras, Clip, ModelOutputs, ModelTrainer, OptimizerConfig, Schedule, Shard, Trainer, TrainerConfig,
+        cross_entropy, mean_squared_error,
     },
 };
 use rand_chacha::{
@@ -528,7 +528,7 @@ fn check_steps<B: Backend>(
     for t in 0..case.steps {
         let sequences: Vec<usize> = (0..case.batch).rev().filter(|&b| whole_batch || t < case.length(b)).collect();
         let y = write_guarded(sequences.len() * size, |y| {
-            Ok(match values {
+            match values {
                 Values::Tokens(tokens) => stream.step_tokens(&tokens.column(t).to_vec(), y)?,
                 Values::Features(x) if whole_batch => {
                     let x: Vec<f32> = x.slice(s![.., t, ..]).iter().copied().collect();
@@ -538,7 +538,8 @@ fn check_steps<B: Backend>(
                     let x: Vec<f32> = sequences.iter().flat_map(|&b| x.slice(s![b, t, ..]).to_vec()).collect();
                     stream.step_some(&sequences, &x, y)?;
                 }
-            })
+            }
+            Ok(())
         })?;
         for (k, y) in y.chunks_exact(size).enumerate() {
             let b = if whole_batch { k } else { sequences[k] };
@@ -566,6 +567,7 @@ pub fn checks<B: Backend>() -> Vec<NamedCheck<B>> {
     vec![
         ("invalid", |b| check_errors(b).and_then(|()| check_errors(&Reference(b.clone())))),
         ("empty", |b| check_empty(b).and_then(|()| check_empty(&Reference(b.clone())))),
+        ("training-invalid", check_training_errors),
         ("states", |b| check_states(b).and_then(|()| check_states(&Reference(b.clone())))),
     ]
 }
@@ -834,4 +836,47 @@ pub fn check_training<B: Backend>(b: &B) -> Result<String> {
         }
     }
     Ok(text)
+}
+
+/// Checks that invalid training runs and checkpoints are rejected, and that the trainer is unchanged.
+fn check_training_errors<B: Backend>(b: &B) -> Result<()> {
+    let run = runs()?.swap_remove(0);
+    let mut trainer = run.start(b)?;
+    let tokens = Array2::zeros((2, 3));
+    let no_loss = |_: ModelOutputs<'_>, _: &Shard| Ok::<_, lstm_core::Error>((0.0, Array2::zeros((2, 4))));
+    expect_error(
+        "outputs",
+        &["ModelOutputs::last"],
+        trainer.step(&tokens, |out, _| out.y().map(|y| (0.0, y.to_owned()))),
+    )?;
+    expect_error("a gradient", &["gradient", "[2, 3]", "[2, 4]"], trainer.step(&tokens, no_loss))?;
+    expect_error(
+        "NaN",
+        &["training step 1", "the loss"],
+        trainer.step(&tokens, |out, _| Ok::<_, lstm_core::Error>((f64::NAN, out.last()?.to_owned()))),
+    )?;
+    let input = ModelInput::from(&tokens).lengths(&[0, 0]);
+    expect_error("no steps", &["at least one time step"], trainer.step(input, no_loss))?;
+    ensure!(trainer.steps() == 0 && *trainer.model().weights() == run.weights, "an error changed the trainer");
+
+    let optimizer = ModelWeights::new(vec![linear("optimizer.a", 5, 2)])?;
+    let result = ModelTrainer::new(Model::new(b, optimizer)?, run.config.clone());
+    expect_error("a reserved name", &["optimizer.a", "reserved"], result)?;
+    let metadata = [("trainer.seed".to_owned(), "1".to_owned())].into();
+    let model = Model::new(b, run.weights.clone().with_metadata(metadata))?;
+    let file = TemporaryFile::new();
+    let result = ModelTrainer::new(model, run.config.clone())?.save(&file.0);
+    expect_error("reserved metadata", &["trainer.seed"], result)?;
+
+    Trainer::new(Lstm::random(b, LstmConfig::new(2, 3), 1)?, None, run.config.clone())?.save(&file.0)?;
+    expect_error("another checkpoint", &["Trainer::resume"], ModelTrainer::resume(b, &file.0))?;
+    run.weights.save(&file.0)?;
+    expect_error("a model", &["not a checkpoint", "ModelWeights::open"], ModelTrainer::resume(b, &file.0))?;
+    let (mut model, mut other) = (Model::new(b, run.weights.clone())?, run.weights.layers().to_vec());
+    other[4] = linear("hidden", 7, 7);
+    other[6] = linear("out", 7, 3);
+    let words = ["layer 4", "linear `hidden`, 7 to 6", "linear `hidden`, 7 to 7"];
+    expect_error("other weights", &words, model.set_weights(ModelWeights::new(other)?))?;
+    expect_error("gains", &["output gain 1.0", "2.0"], model.set_weights(run.weights.clone().with_gains(1.0, 2.0)?))?;
+    Ok(())
 }
