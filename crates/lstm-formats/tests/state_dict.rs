@@ -337,6 +337,16 @@ fn saved_models_and_options_of_the_lstm() {
     let error = open_bytes(&bytes, &options("a.rec, lin", "")).unwrap_err().to_string();
     assert!(error.contains("omit --layers"), "{error}");
 
+    // A training checkpoint of the model.
+    let chain = StateDict::from_bytes(bytes).unwrap().metadata()[ModelWeights::METADATA_KEY].clone();
+    let checkpoint = StateDictWriter::new().lstm("a.rec.", &lstm, TensorNames::PyTorch).unwrap();
+    let checkpoint = checkpoint.tensor("lin.weight", &Array2::<f32>::ones((2, 4))).unwrap();
+    let checkpoint = checkpoint.tensor("lin.bias", &Array1::<f32>::zeros(2)).unwrap();
+    let checkpoint = checkpoint.tensor("optimizer.m", &Array1::<f32>::zeros(2)).unwrap();
+    let checkpoint = checkpoint.metadata(ModelWeights::METADATA_KEY, chain).metadata("trainer.format", "1");
+    let read = open_bytes(&checkpoint.to_bytes().unwrap(), &OpenOptions::default()).unwrap();
+    assert_eq!((read.weights, read.unused.len()), (weights, 0));
+
     // A state dict of an LSTM whose options do not follow from its tensors.
     let bytes = StateDictWriter::new().lstm("rec.", &lstm, TensorNames::PyTorch).unwrap();
     let bytes = bytes.metadata("trained-on", "x.csv").to_bytes().unwrap();
