@@ -1,4 +1,5 @@
-//! Fuzzes reading and running the JSON files of audio models: RTNeural, GuitarML, AIDA-X and Neural Amp Modeler. The backend uses one thread.
+//! Fuzzes reading and running the JSON files of audio models: RTNeural, GuitarML, AIDA-X and Neural Amp Modeler. The
+//! backend uses one thread.
 #![no_main]
 
 use std::sync::LazyLock;

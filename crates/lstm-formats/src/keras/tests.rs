@@ -23,7 +23,6 @@ fn check_both(path: impl Fn(&str) -> PathBuf, expected: &str) -> ModelWeights {
     let [archive, hdf5] = ["keras", "h5"].map(|extension| check(&path(extension), &path(expected), Format::Keras));
     assert_eq!(archive.weights, hdf5.weights);
     assert_eq!(archive.dtypes, ["float32"]);
-    assert!(archive.weights.metadata()["keras_version"].starts_with("3."));
     archive.weights
 }
 
@@ -50,6 +49,7 @@ fn field_models() {
 fn other_models() {
     let check = |name: &str| check_both(|extension| local(&format!("{name}.{extension}")), "safetensors");
     let functional = check("functional");
+    assert_eq!(functional.metadata()["keras_version"], "3.15.1");
     let hard_sigmoid = Activation::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 };
     assert_eq!(functional.layers().last(), Some(&ModelLayer::Activation(hard_sigmoid)));
     assert_eq!(names(&functional), ["both", "both_sum", "time_distributed", "lstm_1", "dense_1"]);
@@ -61,6 +61,7 @@ fn other_models() {
     let directions: Vec<_> = twice.lstms().map(|lstm| lstm.config().direction).collect();
     assert_eq!(directions, [Direction::Reverse, Direction::Forward]);
     assert_eq!(kinds(&check("bidirectional-last")), ["linear", "activation", "lstm", "final_state", "linear"]);
+    assert_eq!(kinds(&check("deferred")), ["linear", "lstm", "final_state", "linear"]);
     let nested = check("nested");
     assert_eq!(kinds(&nested), ["embedding", "lstm", "linear", "lstm", "linear", "activation"]);
 }
@@ -192,6 +193,23 @@ fn rejects_other_graphs() {
     reject(&model(&[input, node("Flatten", "a", &keras_3.replace("true", "false"))], out), "layer `a` (Flatten)");
 }
 
+#[test]
+fn keras_2_models() {
+    let check = |name: &str| {
+        let model = check_both(|extension| local(&format!("keras-2-{name}.{extension}")), "safetensors");
+        assert_eq!(model.metadata()["keras_version"], "2.15.0");
+        model
+    };
+    let functional = check("functional");
+    let activations: Vec<_> = functional.lstms().map(|lstm| lstm.config().activations.to_string()).collect();
+    assert_eq!(activations[1], "hard_sigmoid(0.2,0.5)/tanh/tanh");
+    let hard_sigmoid = Activation::HardSigmoid { alpha: 0.2, beta: 0.5 };
+    assert_eq!(functional.layers().last(), Some(&ModelLayer::Activation(hard_sigmoid)));
+    let directions: Vec<_> = check("sequential").lstms().map(|lstm| lstm.config().direction).collect();
+    assert_eq!(directions, [Direction::Forward, Direction::Reverse, Direction::Forward]);
+    assert_eq!(kinds(&check("no-input")), ["lstm", "lstm", "final_state", "linear"]);
+}
+
 /// Not the functions of Keras 3's defaults.
 #[test]
 fn gate_activations() {
@@ -254,6 +272,9 @@ fn edited_archives() {
         archive(&[("metadata.json", metadata), ("config.json", config), ("model.weights.h5", weights)])
     };
     open(&pack(&metadata, &config, &weights)).unwrap();
+    // The number of features is in the kernel as well.
+    let text = String::from_utf8(config.clone()).unwrap().replacen("[null, null, 3]", "[null, null, null]", 1);
+    assert_eq!(open(&pack(&metadata, text.as_bytes(), &weights)).unwrap().weights.input_size(), 3);
     let edit = |from: &str, to: &str, word: &str| {
         let text = String::from_utf8(config.clone()).unwrap();
         assert!(text.contains(from), "{from}");
