@@ -50,10 +50,12 @@ impl fmt::Display for Format {
 #[non_exhaustive]
 pub struct OpenOptions {
     /// Which LSTM to open, alone, if the file has more than that: the prefix of its tensor names, or the names of its
-    /// nodes in an ONNX file. Empty for the whole model.
+    /// nodes in an ONNX file. Other prefixes select a part of a state dict, such as one of several models. Empty for the
+    /// whole model.
     pub names: Vec<String>,
     /// The layers of a state dict, which has no graph, in order: `"embedding, rec, last, lin:relu, out"`. Each entry is
-    /// the prefix of a layer's tensors, with an optional activation after a colon, or `last` for the last time step.
+    /// the prefix of a layer's tensors, with an optional activation after a colon, `last` for the last time step, `h_n`
+    /// for the final hidden state, or `dropout(p)`.
     pub layers: Option<String>,
     /// Values of scalar graph inputs of an ONNX file, by name, such as the sample rate `sr`.
     pub set: BTreeMap<String, f64>,

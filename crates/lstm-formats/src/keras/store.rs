@@ -142,6 +142,20 @@ impl Store {
         }
     }
 
+    /// Number of rows of the next parameter of a layer, a kernel.
+    pub(super) fn rows(&self, place: &Place, part: &str) -> Result<usize, String> {
+        let path = match &self.layout {
+            Layout::ByClass(container) => Some(format!("{}{part}/vars/0", class_path(place, container))),
+            Layout::ByName(lists) => {
+                lists.get(&place.group).and_then(VecDeque::front).map(|name| format!("{}/{name}", place.group))
+            }
+        };
+        let dataset = path.and_then(|path| self.datasets.get(&path)).ok_or("the dataset of its kernel is missing")?;
+        let shape = dataset.shape().map_err(|error| error.to_string())?;
+        let rows = shape.first().and_then(|rows| usize::try_from(*rows).ok());
+        rows.ok_or_else(|| format!("expected a kernel of two axes, got the shape {shape:?}"))
+    }
+
     /// Takes a parameter of a layer. `part` is the path from the layer to the one that has it, such as `/cell`. `index`
     /// is its number, `role` its name there.
     pub(super) fn take(
