@@ -279,3 +279,23 @@ impl Source for BoundedSource {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// References to the same bytes of a file cost more than the file has.
+    #[test]
+    fn reads_are_bounded() {
+        let source = BoundedSource { bytes: (0..100).collect(), budget: AtomicU64::new(250) };
+        let mut buf = [0; 100];
+        source.read_at(0, &mut buf).unwrap();
+        source.read_at(0, &mut buf).unwrap();
+        assert_eq!(buf[99], 99);
+        assert!(source.read_at(0, &mut buf).is_err());
+        source.read_at(70, &mut buf[..30]).unwrap();
+        assert_eq!(buf[0], 70);
+        assert!(source.read_at(99, &mut buf[..2]).is_err());
+        assert!(source.read_at(u64::MAX, &mut buf[..2]).is_err());
+    }
+}
