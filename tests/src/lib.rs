@@ -13,6 +13,7 @@ pub mod finite_differences;
 pub mod golden;
 pub mod invalid_input;
 pub mod malformed;
+pub mod model_f64;
 pub mod models;
 pub mod onnx;
 pub mod primitives;

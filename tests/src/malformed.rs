@@ -2,11 +2,11 @@
 //! error or a model and never panics. A model that loads is run, streamed and written again.
 
 use lstm_core::{
-    Backend, CellKind, Direction, Input, Linear, Lstm, Model, Reference, Result, StateDict, StateDictWriter,
-    TensorNames, Weights,
+    Backend, CellKind, Direction, Input, Lstm, Model, Reference, Result, StateDict, StateDictWriter, TensorNames,
+    Weights,
     ndarray::{Array3, ArrayD, ArrayView3, IxDyn, s},
 };
-use lstm_formats::{OnnxGraph, OnnxModel, OnnxWriter, OpenOptions, RtNeural};
+use lstm_formats::{OnnxGraph, OnnxModel, OnnxWriter, OpenOptions};
 
 /// Largest number of parameters of a model that is run. Larger models are only loaded.
 const MAX_PARAMS: usize = 1 << 12;
@@ -84,20 +84,16 @@ pub fn check_onnx<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Reads an RTNeural file and runs the model.
+/// Reads a model file of any format from its bytes and runs its LSTMs.
 ///
 /// # Errors
 /// The file is malformed.
 ///
 /// # Panics
-/// The model's results differ between execution paths, or between reading and writing.
-pub fn check_rtneural<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
-    let model = RtNeural::from_bytes(bytes)?;
-    run_model(b, &model.lstm);
-    if let Some((head_weight, head_bias)) = model.head {
-        assert_eq!(head_weight.ncols(), model.lstm.config().output_size());
-        Linear::new(b, head_weight, Some(head_bias)).map(drop)?;
-    }
+/// The LSTMs' results differ between execution paths.
+pub fn check_model_file<B: Backend>(b: &B, bytes: &[u8]) -> Result<()> {
+    let model = lstm_formats::open_bytes(bytes, &OpenOptions::default())?.weights;
+    model.lstms().for_each(|weights| run_model(b, weights));
     Ok(())
 }
 

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use lstm_core::{
-    Activation, Backend, CellKind, Dropout, HostState, Init, Input, Linear, Lstm, LstmConfig, Model, ModelInput,
-    ModelLayer, ModelOutput, ModelWeights, Reference, Weights, arithmetic,
+    Activation, Backend, CellKind, Checkpointing, Dropout, HostState, Init, Input, Linear, Lstm, LstmConfig, Model,
+    ModelGradients, ModelInput, ModelLayer, ModelOutput, ModelWeights, OutputGradients, Reference, Weights, arithmetic,
     ndarray::{Array1, Array2, Array3, Axis, concatenate, s},
 };
 use rand_chacha::{
@@ -13,8 +13,9 @@ use rand_chacha::{
 
 use crate::{
     cases::random_value,
-    compare::{check_same, write_array},
+    compare::{check_same, check_same_slices, write_array},
     invalid_input::expect_error,
+    model_f64::{self, Problem},
     primitives::{NamedCheck, write_guarded},
 };
 
@@ -75,6 +76,16 @@ impl ModelCase {
         };
         let input = self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
         self.dropout_seed.map_or(input, |seed| input.dropout(Dropout::Seed(seed)))
+    }
+
+    /// The gradient of the loss with respect to the outputs: each has a magnitude of 1 to 2.
+    fn loss_weights(&self) -> Array3<f32> {
+        let mut rng = ChaCha8Rng::seed_from_u64(0x1055);
+        let steps = if self.weights.returns_last_step() { 1 } else { self.steps };
+        Array3::from_shape_fn((self.batch, steps, self.weights.output_size()), |_| {
+            let bits = rng.next_u32();
+            (1.0 + (bits >> 9) as f32 * 2f32.powi(-23)) * if bits & 1 == 0 { 1.0 } else { -1.0 }
+        })
     }
 
     fn length(&self, sequence: usize) -> usize {
@@ -225,11 +236,11 @@ pub fn all_cases() -> Result<Vec<ModelCase>> {
 }
 
 /// Checks a case on the reference path and on the backend's own: the forward pass against the layers one by one, and
-/// streams against the forward pass. Returns the outputs.
+/// streams against the forward pass. Then checks the gradients. Returns the outputs and the gradients.
 ///
 /// # Errors
 /// Two results differ, or the backend returns an error.
-pub fn check_case<B: Backend>(b: &B, case: &ModelCase) -> Result<ModelOutput> {
+pub fn check_case<B: Backend>(b: &B, case: &ModelCase) -> Result<(ModelOutput, ModelGradients)> {
     let reference = Model::new(&Reference(b.clone()), case.weights.clone())?;
     let values = case.values();
     let want = reference.forward(case.input(&values))?;
@@ -242,17 +253,93 @@ pub fn check_case<B: Backend>(b: &B, case: &ModelCase) -> Result<ModelOutput> {
         check_streams(&model, case, &values, &want)?;
         check_streams(&reference, case, &values, &want).context("on the reference path")?;
     }
-    check_padding(&model, case, &want)?;
-    Ok(want)
+    let (pass, gradients) = train(&reference, case, &values, Checkpointing::SaveEverything)?;
+    check_padding(&model, case, &want, &gradients)?;
+    if !has_softmax(&case.weights) {
+        check_same_output("training compared with inference", &want, &pass)?;
+    }
+    if has_standard_cells(&case.weights) {
+        let (x, tokens) = match &values {
+            Values::Features(x) => (Some(x), None),
+            Values::Tokens(tokens) => (None, Some(tokens)),
+        };
+        let loss_weights = case.loss_weights();
+        let lengths = case.lengths.as_deref();
+        Problem::new(&case.weights, x, tokens, lengths, case.dropout_seed, &loss_weights)?
+            .check(&pass.y, &gradients)
+            .context("compared with f64")?;
+    }
+    for keep in [Checkpointing::SaveEverything, Checkpointing::Segments(32)] {
+        let (again, other) = train(&model, case, &values, keep)?;
+        check_same_output("training compared with the reference path", &pass, &again)?;
+        check_same_gradients(&format!("{keep:?} compared with the reference path"), &gradients, &other)?;
+    }
+    Ok((want, gradients))
+}
+
+/// Runs the forward and the backward pass. Without dropout in the case, it is switched off.
+fn train<B: Backend>(
+    model: &Model<B>,
+    case: &ModelCase,
+    values: &Values,
+    checkpointing: Checkpointing,
+) -> Result<(ModelOutput, ModelGradients)> {
+    let input = case.input(values).dropout(case.dropout_seed.map_or(Dropout::Off, Dropout::Seed));
+    let pass = model.forward_train(input, checkpointing)?;
+    let loss_weights = case.loss_weights();
+    let upstream = OutputGradients::from(&loss_weights);
+    let reads_tokens = case.weights.reads_tokens();
+    let gradients = pass.tape.backward(if reads_tokens { upstream } else { upstream.with_input_gradient() })?;
+    let mut without_x = pass.tape.backward(upstream)?;
+    ensure!(without_x.x.is_none(), "the gradient of the input was not requested");
+    without_x.x.clone_from(&gradients.x);
+    check_same_gradients("second backward pass, without the gradient of the input", &gradients, &without_x)?;
+    Ok((ModelOutput::new(pass.y, pass.states), gradients))
+}
+
+fn has_softmax(weights: &ModelWeights) -> bool {
+    let is_softmax =
+        |layer: &ModelLayer| matches!(layer, ModelLayer::Activation(activation) if activation.is_softmax());
+    weights.layers().last().is_some_and(is_softmax)
+}
+
+/// Whether every LSTM has the standard cell without options that [`Problem`] does not have.
+fn has_standard_cells(weights: &ModelWeights) -> bool {
+    weights.lstms().all(|lstm| {
+        let config = lstm.config();
+        config.cell == CellKind::Fused && config.proj_size.is_none() && config.clip.is_none() && !config.coupled
+    })
+}
+
+/// The gradients with their names in snapshots.
+fn gradient_arrays(gradients: &ModelGradients) -> Vec<(String, Vec<f32>)> {
+    let x = gradients.x.iter().map(|x| ("x".to_owned(), x.iter().copied().collect()));
+    let states = gradients.states.iter().enumerate().flat_map(|(k, state)| {
+        [("h0", &state.h), ("c0", &state.c)]
+            .map(|(name, array)| (format!("{name} of LSTM {k}"), array.iter().copied().collect()))
+    });
+    x.chain(states).chain(model_f64::arrays(&gradients.weights)).collect()
+}
+
+fn check_same_gradients(what: &str, want: &ModelGradients, got: &ModelGradients) -> Result<()> {
+    let (want, got) = (gradient_arrays(want), gradient_arrays(got));
+    ensure!(want.len() == got.len(), "{what}: expected {} gradients, got {}", want.len(), got.len());
+    for ((name, want), (_, got)) in want.iter().zip(&got) {
+        check_same_slices(&format!("{what}: {name}"), want, got)?;
+    }
+    Ok(())
 }
 
 /// The text of a snapshot: for each array the shape, the digest, and the first values.
-pub fn snapshot_text(output: &ModelOutput) -> String {
+pub fn snapshot_text((output, gradients): &(ModelOutput, ModelGradients)) -> String {
     let mut text = String::new();
     write_array(&mut text, "y", output.y.view().into_dyn(), 32);
     for (k, state) in output.states.iter().enumerate() {
         write_array(&mut text, &format!("h_n of LSTM {k}"), state.h.view().into_dyn(), 8);
         write_array(&mut text, &format!("c_n of LSTM {k}"), state.c.view().into_dyn(), 8);
+    }
+    for (name, values) in gradient_arrays(gradients) {
+        write_array(&mut text, &format!("gradient of {name}"), Array1::from(values).view().into_dyn(), 4);
     }
     text
 }
@@ -272,7 +359,12 @@ fn check_same_output(what: &str, want: &ModelOutput, got: &ModelOutput) -> Resul
 }
 
 /// Values beyond a sequence's length must not influence the results.
-fn check_padding<B: Backend>(model: &Model<B>, case: &ModelCase, want: &ModelOutput) -> Result<()> {
+fn check_padding<B: Backend>(
+    model: &Model<B>,
+    case: &ModelCase,
+    want: &ModelOutput,
+    gradients: &ModelGradients,
+) -> Result<()> {
     if case.lengths.is_none() {
         return Ok(());
     }
@@ -283,7 +375,9 @@ fn check_padding<B: Backend>(model: &Model<B>, case: &ModelCase, want: &ModelOut
             Values::Tokens(tokens) => tokens.slice_mut(s![b, case.length(b)..]).fill(-1),
         }
     }
-    check_same_output("NaN and tokens of -1 in the padding", want, &model.forward(case.input(&values))?)
+    check_same_output("NaN and tokens of -1 in the padding", want, &model.forward(case.input(&values))?)?;
+    let (_, other) = train(model, case, &values, Checkpointing::SaveEverything)?;
+    check_same_gradients("NaN and tokens of -1 in the padding", gradients, &other)
 }
 
 /// Computes the model's results for one sequence at a time with [`Lstm`], [`Linear`] and the scalar functions of
@@ -456,5 +550,152 @@ fn check_steps<B: Backend>(
     if !whole_batch || case.lengths.is_none() {
         check_same_output("final states", want, &ModelOutput::new(want.y.clone(), stream.states()?))?;
     }
+    Ok(())
+}
+
+/// All checks that do not depend on a case.
+pub fn checks<B: Backend>() -> Vec<NamedCheck<B>> {
+    vec![
+        ("invalid", |b| check_errors(b).and_then(|()| check_errors(&Reference(b.clone())))),
+        ("empty", |b| check_empty(b).and_then(|()| check_empty(&Reference(b.clone())))),
+        ("states", |b| check_states(b).and_then(|()| check_states(&Reference(b.clone())))),
+    ]
+}
+
+fn tagger() -> Result<ModelWeights> {
+    Ok(ModelWeights::new(vec![embedding(11, 5), lstm("rec", LstmConfig::new(5, 7))?, linear("out", 7, 4)])?)
+}
+
+/// Checks that invalid inputs are rejected, and that the errors name what is wrong.
+fn check_errors<B: Backend>(b: &B) -> Result<()> {
+    let model = Model::new(b, tagger()?)?;
+    let tokens = Array2::from_elem((2, 3), 10i64);
+    for token in [11, -1, i64::MAX, i64::MIN] {
+        let mut tokens = tokens.clone();
+        tokens[[1, 2]] = token;
+        let words = ["tokens[1, 2]", "0 to 10", "11 rows", &token.to_string()];
+        expect_error("a token", &words, model.forward(&tokens))?;
+        expect_error("a token", &words, model.forward_train(&tokens, Checkpointing::SaveEverything))?;
+        let mut stream = model.stream(2)?;
+        let words = ["tokens[1]", "0 to 10", "11 rows", &token.to_string()];
+        let mut y = [7.0; 8];
+        expect_error("a token", &words, stream.step_tokens(&[0, token], &mut y))?;
+        ensure!(y == [7.0; 8], "a rejected step changed the output");
+        ensure!(stream.states()? == model.stream(2)?.states()?, "a rejected step changed the states");
+    }
+    let x = Array3::zeros((2, 3, 5));
+    expect_error("features", &["expected tokens", "got features"], model.forward(&x))?;
+    expect_error(
+        "lengths",
+        &["lengths", "at most 3 steps", "4"],
+        model.forward(ModelInput::from(&tokens).lengths(&[3, 4])),
+    )?;
+    expect_error("lengths", &["lengths", "2, one for each"], model.forward(ModelInput::from(&tokens).lengths(&[3])))?;
+    let (good, bad) = (HostState::zeros(&LstmConfig::new(5, 7), 2)?, HostState::zeros(&LstmConfig::new(5, 7), 3)?);
+    for (states, words) in [
+        (vec![], ["states", "1, one for each LSTM", "0"]),
+        (vec![good.clone(), good.clone()], ["states", "1, one for each LSTM", "2"]),
+        (vec![bad.clone()], ["`rec`", "[1, 2, 7]", "[1, 3, 7]"]),
+    ] {
+        expect_error("states", &words, model.forward(ModelInput::from(&tokens).states(&states)))?;
+        expect_error("states", &words, model.stream(2)?.set_states(&states))?;
+    }
+
+    let mut stream = model.stream(2)?;
+    let mut y = vec![0.0; 8];
+    expect_error("step", &["expected tokens", "got features"], stream.step(&[0.0; 10], &mut y))?;
+    expect_error("step", &["step: y", "8 values"], stream.step_tokens(&[1, 2], &mut y[..7]))?;
+    expect_error("step", &["step: tokens", "2 values"], stream.step_tokens(&[1], &mut y))?;
+    expect_error("chunk", &["batch", "expected 2, got 3"], stream.chunk(&Array2::zeros((3, 2))))?;
+    let zeros = Array2::zeros((2, 3));
+    expect_error("chunk", &["lengths"], stream.chunk(ModelInput::from(&zeros).lengths(&[1, 2])))?;
+    expect_error("stream", &["batch", "at least 1"], model.stream(0))?;
+
+    let features =
+        ModelWeights::new(vec![lstm("a", LstmConfig::new(5, 7))?, lstm("b", LstmConfig::new(7, 3).bidirectional())?])?;
+    let model = Model::new(b, features)?;
+    expect_error("stream", &["layer 1", "lstm `b`", "reverse"], model.stream(1))?;
+    expect_error("tokens", &["expected features", "got tokens"], model.forward(&tokens))?;
+    expect_error("features", &["[2, 3, 5]", "[2, 3, 4]"], model.forward(&Array3::zeros((2, 3, 4))))?;
+
+    let last = vec![lstm("a", LstmConfig::new(5, 7))?, ModelLayer::Dropout(0.5), ModelLayer::LastStep];
+    let model = Model::new(b, ModelWeights::new(last)?)?;
+    let mut stream = model.stream(2)?;
+    expect_error("step_some", &["below the batch size 2", "2"], stream.step_some(&[2], &[0.0; 5], &mut y[..7]))?;
+    expect_error("step_some", &["1 twice"], stream.step_some(&[1, 1], &[0.0; 10], &mut [0.0; 14]))?;
+    expect_error("step_some", &["x", "5 values"], stream.step_some(&[1], &[0.0; 4], &mut y[..7]))?;
+    expect_error("tokens", &["expected features", "got tokens"], stream.step_tokens(&[0; 2], &mut [0.0; 14]))?;
+    expect_error("chunk", &["steps", "at least 1"], stream.chunk(&Array3::zeros((2, 0, 5))))?;
+    let keep = Checkpointing::SaveEverything;
+    expect_error("dropout", &["ModelInput::dropout"], model.forward_train(&x, keep))?;
+    let no_steps = Array3::zeros((2, 0, 5));
+    let off = |x| ModelInput::from(x).dropout(Dropout::Off);
+    expect_error("empty", &["0 time steps"], model.forward_train(off(&no_steps), keep))?;
+    expect_error("segments", &["multiple of 32"], model.forward_train(off(&x), Checkpointing::Segments(3)))?;
+    let tape = model.forward_train(off(&x), keep)?.tape;
+    expect_error("dy", &["backward: y", "[2, 1, 7]", "[2, 3, 7]"], tape.backward(&Array3::zeros((2, 3, 7))))?;
+    let states = HostState::zeros(&LstmConfig::new(5, 7), 2)?;
+    expect_error("state", &["outputs only"], tape.backward(&states))?;
+    Ok(())
+}
+
+/// Checks inputs without sequences, without time steps, and sequences of length 0.
+fn check_empty<B: Backend>(b: &B) -> Result<()> {
+    let own = lstm_with_state("rec", LstmConfig::new(5, 7).bidirectional())?;
+    let initial = match &own {
+        ModelLayer::Lstm { initial_state: Some(state), .. } => state.clone(),
+        _ => anyhow::bail!("expected an initial state"),
+    };
+    let whole = Model::new(b, ModelWeights::new(vec![own.clone(), linear("out", 14, 2)])?)?;
+    for shape in [(2, 0, 5), (0, 3, 5), (0, 0, 5)] {
+        let output = whole.forward(&Array3::zeros(shape))?;
+        ensure!(output.y.dim() == (shape.0, shape.1, 2), "expected an empty output, got {:?}", output.y.shape());
+        ensure!(output.states[0].h.dim() == (2, shape.0, 7), "{:?}", output.states[0].h.shape());
+        for b in 0..shape.0 {
+            check_same("h", initial.h.slice(s![.., 0, ..]), output.states[0].h.slice(s![.., b, ..]))?;
+            check_same("c", initial.c.slice(s![.., 0, ..]), output.states[0].c.slice(s![.., b, ..]))?;
+        }
+    }
+    for (last, name) in [(ModelLayer::LastStep, "last step"), (ModelLayer::FinalState, "final state")] {
+        let layers = vec![own.clone(), last, linear("out", 14, 2), ModelLayer::Activation(Activation::Tanh)];
+        let model = Model::new(b, ModelWeights::new(layers)?)?;
+        let without_steps = model.forward(&Array3::zeros((2, 0, 5)))?;
+        ensure!(without_steps.y.dim() == (2, 1, 2), "{name}: {:?}", without_steps.y.shape());
+        let x = Array3::zeros((2, 3, 5));
+        let of_length_0 = model.forward(ModelInput::from(&x).lengths(&[0, 0]))?;
+        check_same(name, without_steps.y.view(), of_length_0.y.view())?;
+        ensure!(model.forward(&Array3::zeros((0, 3, 5)))?.y.dim() == (0, 1, 2), "{name}: a batch of 0");
+        let all_empty = model.forward_train(ModelInput::from(&x).lengths(&[0, 0]), Checkpointing::SaveEverything)?;
+        let dy = Array3::ones((2, 1, 2));
+        let gradients = all_empty.tape.backward(OutputGradients::from(&dy).with_input_gradient())?;
+        ensure!(gradients.x.is_some_and(|x| x.iter().all(|v| v.to_bits() == 0)), "{name}: gradient of the padding");
+    }
+    Ok(())
+}
+
+/// Checks the initial states: the caller's replace the model's own, which then have no gradient.
+fn check_states<B: Backend>(b: &B) -> Result<()> {
+    let config = LstmConfig::new(5, 7);
+    let own = lstm_with_state("rec", config.clone())?;
+    let without = lstm("rec", config.clone())?;
+    let ModelLayer::Lstm { initial_state: Some(state), .. } = &own else { anyhow::bail!("expected a state") };
+    let [own, without] = [own.clone(), without].map(|layer| ModelWeights::new(vec![layer, linear("out", 7, 2)]));
+    let (own, without) = (Model::new(b, own?)?, Model::new(b, without?)?);
+    let x = Array3::from_shape_fn((2, 3, 5), |(b, t, k)| (b + 2 * t + k) as f32 * 0.125 - 0.5);
+    let repeat = |array: &Array3<f32>| concatenate(Axis(1), &[array.view(), array.view()]);
+    let states = [HostState { h: repeat(&state.h)?, c: repeat(&state.c)? }];
+    let zeros = [HostState::zeros(&config, 2)?];
+    let given = without.forward(ModelInput::from(&x).states(&states))?;
+    check_same_output("the same states, given", &own.forward(&x)?, &given)?;
+    let none = without.forward(&x)?;
+    check_same_output("zeros, given", &none, &own.forward(ModelInput::from(&x).states(&zeros))?)?;
+    ensure!(given.y != none.y, "the initial state has no effect");
+    let pass = own.forward_train(ModelInput::from(&x).states(&zeros), Checkpointing::SaveEverything)?;
+    let gradients = pass.tape.backward(&Array3::ones((2, 3, 2)))?;
+    let ModelLayer::Lstm { initial_state: Some(state), .. } = &gradients.weights.layers()[0] else {
+        anyhow::bail!("expected the gradient of the initial state")
+    };
+    ensure!(state.h.iter().chain(&state.c).all(|v| *v == 0.0), "the own state was not used, but has a gradient");
+    ensure!(gradients.states[0].h.iter().any(|v| *v != 0.0), "the given state has no gradient");
     Ok(())
 }

@@ -3,9 +3,9 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
-    Backend, Bias, CellKind, GateActivation, GateActivations, HostState, Input, LayerWeights, Lstm, LstmConfig, Param,
-    State, Weights,
-    ndarray::{Array3, ArrayD},
+    Activation, Backend, Bias, CellKind, GateActivation, GateActivations, HostState, Input, LayerWeights, Lstm,
+    LstmConfig, Model, ModelLayer, ModelWeights, Param, State, Weights,
+    ndarray::{Array2, Array3, ArrayD, Axis},
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -82,6 +82,97 @@ pub fn check_cells<B: Backend>(b: &B) -> Result<()> {
     }
     ensure!(rows == 8, "expected 8 cells in the specification, got {rows}");
     Ok(())
+}
+
+/// Checks the activations of models, as scalar functions and on the device, and softmax.
+///
+/// # Errors
+/// A value differs from the specification, or a row is missing.
+pub fn check_activations<B: Backend>(b: &B) -> Result<()> {
+    let functions = [
+        Activation::Relu,
+        Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+        Activation::HardSigmoid { alpha: -0.75, beta: 0.25 },
+    ];
+    let mut rows = 0;
+    for row in table_rows("| x, bits of x |") {
+        rows += 1;
+        let (x, want) = row.split_first().context("an empty row")?;
+        let bits = x.rsplit(' ').next().context("the bits of x")?;
+        let x = f32::from_bits(u32::from_str_radix(bits, 16)?);
+        for (function, want) in functions.into_iter().zip(want) {
+            // The identity before it makes the model know its size.
+            let layers = vec![ModelLayer::Activation(function), identity(1)];
+            let got = apply(b, layers, &[x])?;
+            ensure!(got == *want, "{function} of {x}: the specification says {want}, got {got}");
+        }
+    }
+    ensure!(rows == 9, "expected 9 arguments in the specification, got {rows}");
+    let mut rows = 0;
+    for row in table_rows("| function |") {
+        rows += 1;
+        let [name, want] = row[..] else { bail!("expected two columns, got {row:?}") };
+        let function = if name == "softmax" { Activation::Softmax } else { Activation::LogSoftmax };
+        let got = apply(b, vec![identity(3), ModelLayer::Activation(function)], &[1.0, -0.5, 2.0])?;
+        ensure!(got == want, "{name}: the specification says {want}, got {got}");
+    }
+    ensure!(rows == 2, "expected 2 functions in the specification, got {rows}");
+    Ok(())
+}
+
+/// Checks the models whose outputs the specification lists.
+///
+/// # Errors
+/// An output differs from the specification, or a row is missing.
+pub fn check_models<B: Backend>(b: &B) -> Result<()> {
+    let mut rows = 0;
+    for row in table_rows("| chain after the linear layer |") {
+        rows += 1;
+        let (name, want) = row.split_first().context("an empty row")?;
+        let state = |v| Array3::from_elem((1, 1, 1), v);
+        let initial_state = Some(State { h: state(0.25), c: state(-0.5) });
+        let lstm = ModelLayer::Lstm { name: "lstm".into(), weights: model("standard")?.into(), initial_state };
+        let linear = match *name {
+            "softmax" => (Array2::from_shape_vec((2, 1), vec![1.5, -2.0])?, vec![-0.125, 0.25]),
+            _ => (Array2::from_elem((1, 1), 1.5), vec![-0.125]),
+        };
+        let linear = ModelLayer::Linear { name: "out".into(), weight: linear.0, bias: Some(linear.1.into()) };
+        let end = match *name {
+            "nothing" | "skip, gains 1.25 and 0.3" => None,
+            "relu" => Some(Activation::Relu),
+            "hard_sigmoid(0.2, 0.5)" => Some(Activation::HardSigmoid { alpha: 0.2, beta: 0.5 }),
+            "softmax" => Some(Activation::Softmax),
+            _ => bail!("the specification has an unknown model: {name}"),
+        };
+        let layers = [lstm, linear].into_iter().chain(end.map(ModelLayer::Activation)).collect();
+        let mut weights = ModelWeights::new(layers)?;
+        if name.starts_with("skip") {
+            weights = weights.with_skip()?.with_gains(1.25, 0.3)?;
+        }
+        let x = Array3::from_shape_vec((1, 3, 1), vec![1.0, -0.5, 2.0])?;
+        let y = Model::new(b, weights)?.forward(&x)?.y;
+        for (t, (want, y)) in want.iter().zip(y.index_axis(Axis(0), 0).rows()).enumerate() {
+            let got = hex(y.iter());
+            ensure!(got == *want, "{name}, step {}: the specification says {want}, got {got}", t + 1);
+        }
+    }
+    ensure!(rows == 5, "expected 5 models in the specification, got {rows}");
+    Ok(())
+}
+
+/// A linear layer that returns its input.
+fn identity(size: usize) -> ModelLayer {
+    ModelLayer::Linear { name: "identity".into(), weight: Array2::eye(size), bias: None }
+}
+
+/// The output of a model for one time step, in hexadecimal.
+fn apply<B: Backend>(b: &B, layers: Vec<ModelLayer>, x: &[f32]) -> Result<String> {
+    let x = Array3::from_shape_vec((1, 1, x.len()), x.to_vec())?;
+    Ok(hex(Model::new(b, ModelWeights::new(layers)?)?.forward(&x)?.y.iter()))
+}
+
+fn hex<'a>(values: impl Iterator<Item = &'a f32>) -> String {
+    values.map(|v| format!("{:08x}", v.to_bits())).collect::<Vec<_>>().join(" ")
 }
 
 /// Checks the random number generator of dropout masks.

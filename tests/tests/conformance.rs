@@ -170,6 +170,8 @@ impl BackendVisitor for Trials {
             self.add(name, "specification", "exact", move || Err(anyhow!(reason)));
         }
         add!("specification", "cells", |b: &B| specification::check_cells(b).map(|()| String::new()));
+        add!("specification", "activations", |b: &B| specification::check_activations(b).map(|()| String::new()));
+        add!("specification", "models", |b: &B| specification::check_models(b).map(|()| String::new()));
         add!("specification", "generator", |b: &B| specification::check_generator(b).map(|()| String::new()));
         for (case, check) in primitives::checks::<B>() {
             add!("primitives", case, move |b: &B| check(b).map(|()| String::new()));
@@ -183,6 +185,9 @@ impl BackendVisitor for Trials {
                 let text = compare::snapshot_text(&check::check_case(b, &case)?);
                 snapshot(&case.name, &text).map(|()| String::new())
             });
+        }
+        for (case, check) in models::checks::<B>() {
+            add!("models", case, move |b: &B| check(b).map(|()| String::new()));
         }
         match models::all_cases() {
             Ok(cases) => cases.into_iter().for_each(|case| {

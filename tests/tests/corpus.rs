@@ -35,6 +35,11 @@ fn onnx_corpus_does_not_panic() -> Result<()> {
 }
 
 #[test]
-fn rtneural_corpus_does_not_panic() -> Result<()> {
-    replay("rtneural", |bytes| malformed::check_rtneural(&Cpu::new(), bytes))
+fn audio_corpus_does_not_panic() -> Result<()> {
+    replay("audio", |bytes| malformed::check_model_file(&Cpu::new(), bytes))
+}
+
+#[test]
+fn open_corpus_does_not_panic() -> Result<()> {
+    replay("open", |bytes| malformed::check_model_file(&Cpu::new(), bytes))
 }

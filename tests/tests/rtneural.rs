@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use lstm_core::{Backend, Linear, Lstm, StateDict, ndarray::Ix3};
-use lstm_formats::RtNeural;
+use anyhow::{Context, Result, bail, ensure};
+use lstm_core::{Backend, Linear, Lstm, ModelLayer, StateDict, ndarray::Ix3};
+use lstm_formats::{OpenOptions, open};
 use lstm_tests::{
     backends::{self, BackendVisitor},
     onnx::TOLERANCE,
@@ -34,14 +34,20 @@ fn check<B: Backend>(b: &B) -> Result<usize> {
         if path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
-        let model = RtNeural::open(&path)?;
+        let model = open(&path, &OpenOptions::default())?.weights;
         let mut file = StateDict::open(path.with_extension("safetensors"))?;
         let x = file.take_any("X")?.into_dimensionality::<Ix3>()?;
         let want = file.take_f64("Y")?;
         file.finish()?;
-        let mut y = Lstm::new(b, model.lstm)?.forward(&x)?.0;
-        if let Some((weight, bias)) = model.head {
-            y = Linear::new(b, weight, Some(bias))?.forward(y.view())?;
+        let mut y = x;
+        for layer in model.layers() {
+            y = match layer {
+                ModelLayer::Lstm { weights, .. } => Lstm::new(b, weights.clone())?.forward(&y)?.0,
+                ModelLayer::Linear { weight, bias, .. } => {
+                    Linear::new(b, weight.clone(), bias.clone())?.forward(y.view())?
+                }
+                other => bail!("{}: a layer of the kind {}", path.display(), other.kind()),
+            };
         }
         let error = relative_error(&want, &y.into_dyn());
         ensure!(error <= TOLERANCE, "{}: error {error:.2e}", path.display());

@@ -7,8 +7,11 @@ use std::{
 };
 
 use lstm::{
-    CellKind, HostState, LstmConfig, OnnxLstm, OnnxModel, RtNeural, StateDict, Weights,
-    formats::onnx::{GraphPort, GraphPortKind, InitialState, SequenceLengths},
+    CellKind, HostState, LstmConfig, OnnxLstm, OnnxModel, StateDict, Weights,
+    formats::{
+        OpenOptions,
+        onnx::{GraphPort, GraphPortKind, InitialState, SequenceLengths},
+    },
     ndarray::Axis,
 };
 
@@ -275,11 +278,16 @@ impl ModelArgs {
         if !self.name.is_empty() {
             return Err(Error::option("name", "the LSTM in an RTNeural .json file has no name"));
         }
-        let RtNeural { lstm, head, .. } = RtNeural::open(&self.path)?;
+        let model = lstm::formats::open(&self.path, &OpenOptions::default())?.weights;
+        let [weights] = &model.lstms().collect::<Vec<_>>()[..] else {
+            return Err(self.file_error(format!("expected one LSTM, got {}", model.lstms().count())));
+        };
+        let others = model.layers().iter().filter(|layer| layer.kind() != "lstm");
+        let others = others.map(|layer| format!("{} {}", layer.kind(), layer.name().unwrap_or_default()));
         Ok(LoadedModel {
             path: self.path.clone(),
             format: ModelFormat::RtNeural,
-            weights: lstm.into(),
+            weights: Arc::clone(weights),
             names: Vec::new(),
             dtypes: vec!["decimal numbers".into()],
             config_source: "the layers",
@@ -288,7 +296,7 @@ impl ModelArgs {
             state_inputs: Vec::new(),
             lengths_input: None,
             partial_outputs: Vec::new(),
-            unused_names: head.map(|(weight, _)| format!("dense layer {:?}", weight.shape())).into_iter().collect(),
+            unused_names: others.collect(),
             selected_by_name: false,
         })
     }

@@ -182,7 +182,7 @@ fn onnx_models_run_and_convert() {
     // RTNeural: `inspect` reports an unused dense layer, and `convert` accepts only a model without one.
     let (with_head, without_head) = (data("rtneural/one.json"), data("rtneural/no-head.json"));
     let (code, report) = run_json(&["inspect", &with_head]);
-    assert_eq!((code, &report["unused"][0]), (0, &"dense layer [1, 4]".into()), "{report}");
+    assert_eq!((code, &report["unused"][0]), (0, &"linear layers.1".into()), "{report}");
     assert_eq!(run_json(&["convert", &with_head, &converted_back]).0, 1);
     assert_eq!(run_json(&["convert", &without_head, &converted]).0, 0);
     save_npy(&input, &sequences(2, 6, 2));

@@ -39,7 +39,10 @@ pub use model::{
     Checkpointing, Dropout, Gradients, HostState, Input, Linear, LinearGradients, Lstm, OutputGradients, Stream, Tape,
     TrainOutput,
 };
-pub use network::{Activation, Model, ModelInput, ModelLayer, ModelOutput, ModelStream, ModelWeights};
+pub use network::{
+    Activation, Model, ModelGradients, ModelInput, ModelLayer, ModelOutput, ModelStream, ModelTape, ModelTrainOutput,
+    ModelWeights,
+};
 pub use reference::Reference;
 pub use weights::{
     LayerWeights, Weights,

@@ -229,6 +229,29 @@ fn listed_prefixes_can_be_taken() {
 }
 
 #[test]
+fn lstm_cells_have_no_layer_number() {
+    let weights = random_weights(LstmConfig::new(3, 5));
+    let mut with_number = StateDict::from_bytes(to_bytes(&weights, TensorNames::PyTorch)).unwrap();
+    let mut dict = StateDict::default();
+    for name in ["weight_ih", "weight_hh", "bias_ih", "bias_hh"] {
+        let (from, to) = (format!("lstm.{name}_l0"), format!("cells.0.{name}"));
+        let shape = with_number.shape(&from).unwrap().to_vec();
+        dict.insert(&to, Dtype::F32, &shape, with_number.bytes(&from).unwrap()).unwrap();
+        assert!(dict.insert(&to, Dtype::F32, &shape, &[]).unwrap_err().to_string().contains("exists"));
+        with_number.take_any(&from).unwrap();
+    }
+    dict.insert("cells.1.weight_ih", Dtype::F32, &[4, 1], &[0; 16]).unwrap();
+    assert_eq!(dict.lstm_prefixes(), ["cells.0.", "cells.1."]);
+    assert_eq!(dict.take_lstm("cells.0.").unwrap(), weights);
+    let error = dict.take_lstm("cells.1.").unwrap_err().to_string();
+    assert!(error.contains("`cells.1.weight_hh` is missing"), "{error}");
+    dict.retain(|name| name != "cells.1.weight_ih");
+    dict.finish().unwrap();
+    let error = StateDict::default().insert("x", Dtype::F16, &[3], &[0; 5]).unwrap_err().to_string();
+    assert!(error.contains("5 bytes do not hold the shape [3] of F16"), "{error}");
+}
+
+#[test]
 fn errors_name_the_tensor() {
     type Tensors<'a> = &'a [(&'a str, &'a [usize])];
     let (ih, hh): (&[usize], &[usize]) = (&[20, 3], &[20, 5]);

@@ -54,8 +54,8 @@
 //! All are on by default. Without them the crate runs models and computes gradients, with few dependencies.
 //!
 //! - `safetensors`: [`StateDict`] and [`StateDictWriter`], safetensors files.
-//! - `onnx` and `rtneural`: [`formats`], the files of other programs.
-//! - `formats`: all three.
+//! - `onnx`, `audio`, `keras` and `pytorch`: [`formats`], the files of other programs.
+//! - `formats`: all of these.
 //! - `train`: [`train`], losses, optimizers and training runs. Its checkpoints take `safetensors`.
 //! - `bindings`: the interface of CUDA 13.0. Without it, a program chooses the version by a feature of the crate
 //!   `cudarc`; otherwise it is that of the installed CUDA, or the latest that `cudarc` has.
@@ -85,16 +85,15 @@ pub use lstm_core::{
     Activation, Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, Direction,
     Dropout, Error, ExecutionPath, GATES, GateActivation, GateActivations, Gradients, HostState, Init, InitKind, Input,
     LayerGradients, LayerOutput, LayerOutputGradients, LayerSpec, LayerWeights, Linear, LinearGradients, LinearWeights,
-    Lstm, LstmConfig, MatrixRef, MatrixShape, MaybeSend, MaybeSync, Model, ModelInput, ModelLayer, ModelOutput,
-    ModelStream, ModelWeights, Ops, OutputGradients, Param, Reference, ReferencePath, Result, Sequence, State, Stream,
-    Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell, ndarray, reference, shape, weights,
+    Lstm, LstmConfig, MatrixRef, MatrixShape, MaybeSend, MaybeSync, Model, ModelGradients, ModelInput, ModelLayer,
+    ModelOutput, ModelStream, ModelTape, ModelTrainOutput, ModelWeights, Ops, OutputGradients, Param, Reference,
+    ReferencePath, Result, Sequence, State, Stream, Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell,
+    ndarray, reference, shape, weights,
 };
 #[cfg(feature = "safetensors")]
 pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
-#[cfg(any(feature = "onnx", feature = "rtneural"))]
+#[cfg(any(feature = "onnx", feature = "audio", feature = "keras", feature = "pytorch"))]
 pub use lstm_formats as formats;
-#[cfg(feature = "rtneural")]
-pub use lstm_formats::RtNeural;
 #[cfg(feature = "onnx")]
 pub use lstm_formats::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 pub use sequence::Trace;

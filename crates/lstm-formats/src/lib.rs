@@ -2,23 +2,40 @@
 //!
 //! | module | format | feature |
 //! |---|---|---|
+//! | `pytorch` | files of `torch.save`: [`open`] reads them | `pytorch` |
+//! | `state_dict` | safetensors files with PyTorch's tensor names: [`open`] reads them | `safetensors` |
 //! | [`onnx`] | ONNX files with `LSTM` nodes: reads and writes | `onnx` |
-//! | [`rtneural`] | RTNeural's JSON files: reads | `rtneural` |
+//! | `audio` | models of GuitarML, AIDA-X, Neural Amp Modeler and RTNeural: [`open`] reads them | `audio` |
+//! | `keras` | Keras models, `.keras` and whole-model `.h5` files: [`open`] reads them | `keras` |
 //!
-//! Both features are on by default. [`lstm_core::StateDict`] reads safetensors files with PyTorch's tensor names.
+//! All features are on by default. [`lstm_core::StateDict`] reads safetensors files with PyTorch's tensor names.
 //!
 //! The backend crates, such as `lstm-cpu`, re-export this crate by their default feature `formats`.
 
 #![deny(unsafe_code)]
 
+#[cfg(feature = "audio")]
+mod audio;
+mod detect;
+#[cfg(any(feature = "audio", all(test, feature = "keras")))]
+mod evaluate;
+mod file;
+#[cfg(any(feature = "audio", feature = "keras"))]
+mod json;
+#[cfg(feature = "keras")]
+mod keras;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod open;
-#[cfg(feature = "rtneural")]
-pub mod rtneural;
+#[cfg(feature = "pytorch")]
+mod pytorch;
+#[cfg(feature = "safetensors")]
+mod state_dict;
+#[cfg(all(test, any(feature = "audio", feature = "keras")))]
+mod test_files;
 
+pub use detect::detect;
+pub use file::{Format, ModelFile, OpenOptions};
 #[cfg(feature = "onnx")]
 pub use onnx::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
-pub use open::{Format, ModelFile, OpenOptions, detect, open};
-#[cfg(feature = "rtneural")]
-pub use rtneural::RtNeural;
+pub use open::{open, open_bytes};

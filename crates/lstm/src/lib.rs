@@ -45,9 +45,10 @@ pub use lstm_core::{
     Activation, Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, Direction,
     Dropout, Error, ExecutionPath, GATES, GateActivation, GateActivations, Gradients, HostState, Init, InitKind, Input,
     LayerGradients, LayerOutput, LayerOutputGradients, LayerSpec, LayerWeights, Linear, LinearGradients, LinearWeights,
-    Lstm, LstmConfig, MatrixRef, MatrixShape, MaybeSend, MaybeSync, Model, ModelInput, ModelLayer, ModelOutput,
-    ModelStream, ModelWeights, Ops, OutputGradients, Param, Reference, ReferencePath, Result, Sequence, State, Stream,
-    Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell, ndarray, reference, shape, weights,
+    Lstm, LstmConfig, MatrixRef, MatrixShape, MaybeSend, MaybeSync, Model, ModelGradients, ModelInput, ModelLayer,
+    ModelOutput, ModelStream, ModelTape, ModelTrainOutput, ModelWeights, Ops, OutputGradients, Param, Reference,
+    ReferencePath, Result, Sequence, State, Stream, Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell,
+    ndarray, reference, shape, weights,
 };
 #[cfg(feature = "safetensors")]
 pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
@@ -55,10 +56,8 @@ pub use lstm_core::{StateDict, StateDictWriter, TensorNames};
 pub use lstm_cpu::{Cpu, CpuBuilder, Isa};
 #[cfg(feature = "cuda")]
 pub use lstm_cuda::{Cuda, CudaBuilder, KernelLimits};
-#[cfg(any(feature = "onnx", feature = "rtneural"))]
+#[cfg(any(feature = "onnx", feature = "audio", feature = "keras", feature = "pytorch"))]
 pub use lstm_formats as formats;
-#[cfg(feature = "rtneural")]
-pub use lstm_formats::RtNeural;
 #[cfg(feature = "onnx")]
 pub use lstm_formats::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 #[cfg(all(feature = "wgpu", not(target_arch = "wasm32")))]

@@ -34,7 +34,9 @@ fn graph(folder: &Path) -> Result<Graph> {
     let mut files: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for path in rust_files(folder)? {
         let module = module_path(&path);
-        if let Some(name) = module.get(parent.len()).filter(|name| !tests.contains(*name)) {
+        // A test module of a module below has the usual name.
+        let is_test = module.last().is_some_and(|name| name == "tests");
+        if let Some(name) = module.get(parent.len()).filter(|name| !is_test && !tests.contains(*name)) {
             files.entry(name.clone()).or_default().push(path);
         }
     }

@@ -18,7 +18,7 @@ use crate::{
         input::{HostState, Input},
         layout::BatchLayout,
         lstm::{Lstm, block_on},
-        run::{DeviceBatch, DirectionsOutput, Plans},
+        run::{DeviceBatch, DirectionsOutput, Plans, StackOutput},
     },
     weights::{LayerWeights, Weights},
 };
@@ -181,24 +181,34 @@ impl<B: Backend> Lstm<B> {
         }
         let layout = BatchLayout::new(&input)?;
         let segment_len = checkpointing.segment_len(layout.steps)?;
-        let mut tape = Tape { lstm: self.clone(), layout, records: Vec::new(), dropout_masks: Vec::new() };
-        if tape.is_empty() {
+        if layout.batch == 0 || layout.steps == 0 {
             let (y, state) = self.empty_output(&input)?;
+            let tape = Tape { lstm: self.clone(), layout, records: Vec::new(), dropout_masks: Vec::new() };
             return Ok(TrainOutput { y, state, tape });
         }
-        let layout = &tape.layout;
         let x = self.upload_rows(layout.zero_padded_rows(input.x)?, self.config().input_size)?;
-        let initial_states = self.upload_states(layout, input.state)?;
-        let mut plans = self.take_plans(layout)?;
+        let initial_states = self.upload_states(&layout, input.state)?;
+        let batch = DeviceBatch { layout: &layout, x, initial_states, dropout: input.dropout };
+        let (output, tape) = self.record(batch, segment_len)?;
+        let (y, state) = self.download_outputs(&layout, output).await?;
+        Ok(TrainOutput { y, state, tape })
+    }
+
+    /// Enqueues the forward pass of all layers on the device and records it. With `segment_len`, only the states
+    /// between segments of this many time steps are saved.
+    pub(crate) fn record(
+        &self,
+        batch: DeviceBatch<'_, B::Tensor>,
+        segment_len: Option<usize>,
+    ) -> Result<(StackOutput<B::Tensor>, Tape<B>)> {
+        let layout = batch.layout.clone();
+        let mut plans = self.take_plans(&layout)?;
         let mut recorder = Recorder { specs: self.config().layer_specs(), segment_len, records: Vec::new() };
-        let batch = DeviceBatch { layout, x, initial_states, dropout: input.dropout };
         let result = self.run(batch, &mut plans, Some(&mut recorder));
         self.put_back_plans(plans);
         let mut output = result?;
-        tape.records = recorder.records;
-        tape.dropout_masks = std::mem::take(&mut output.dropout_masks);
-        let (y, state) = self.download_outputs(&tape.layout, output).await?;
-        Ok(TrainOutput { y, state, tape })
+        let dropout_masks = std::mem::take(&mut output.dropout_masks);
+        Ok((output, Tape { lstm: self.clone(), layout, records: recorder.records, dropout_masks }))
     }
 }
 
@@ -239,7 +249,7 @@ fn rows<B: Ops>(b: &B, x: &B::Tensor, batch: usize, steps: &Range<usize>) -> Res
 }
 
 /// The gradient with respect to the model's input, and the gradients of each layer and direction.
-type DeviceGradients<T> = (Option<T>, Vec<LayerGradients<T>>);
+pub(crate) type DeviceGradients<T> = (Option<T>, Vec<LayerGradients<T>>);
 
 impl<B: Backend> Tape<B> {
     fn is_empty(&self) -> bool {
@@ -282,11 +292,39 @@ impl<B: Backend> Tape<B> {
         };
         let y = self.lstm.backend().upload_vec(shape, rows)?;
 
-        let mut plans = self.lstm.take_plans(layout)?;
-        let result = self.run(&upstream, scale, y, &mut plans);
-        self.lstm.put_back_plans(plans);
-        let (x, layers) = result?;
+        let states = (0..self.lstm.device_layers().len())
+            .map(|k| self.lstm.upload_state(layout, upstream.state, k, |v| scale.scale_value(v)))
+            .collect::<Result<_>>()?;
+        let (x, layers) = self.backward_on_device(y, states, upstream.needs_input_gradient)?;
+        let (weights, state) = self.download_gradients(layers, scale).await?;
+        let x = match x {
+            Some(x) => Some(layout.to_host(self.download(x, scale).await?)),
+            None => None,
+        };
+        Ok(Gradients { x, state, weights })
+    }
 
+    /// Enqueues the backward pass of all layers on the device. `y` is the scaled gradient of the loss with respect to
+    /// the outputs of the last layer, and `states` that with respect to the final state of each layer and direction.
+    pub(crate) fn backward_on_device(
+        &self,
+        y: B::Tensor,
+        states: Vec<State<B::Tensor>>,
+        needs_input_gradient: bool,
+    ) -> Result<DeviceGradients<B::Tensor>> {
+        let mut plans = self.lstm.take_plans(&self.layout)?;
+        let result = self.run(y, states, needs_input_gradient, &mut plans);
+        self.lstm.put_back_plans(plans);
+        result
+    }
+
+    /// Downloads the gradients of the weights and of the initial states, and removes the scale.
+    pub(crate) async fn download_gradients(
+        &self,
+        layers: Vec<LayerGradients<B::Tensor>>,
+        scale: GradientScale,
+    ) -> Result<(Weights, HostState)> {
+        let (config, layout) = (self.lstm.config(), &self.layout);
         let (mut weights, mut states) = (Vec::new(), Vec::new());
         for (layer, spec) in layers.into_iter().zip(config.layer_specs()) {
             let mut values = Vec::new();
@@ -299,11 +337,7 @@ impl<B: Backend> Tape<B> {
         }
         let mut state = self.lstm.download_states(layout, &states).await?;
         state.h.iter_mut().chain(&mut state.c).for_each(|v| *v = scale.unscale_value(*v));
-        let x = match x {
-            Some(x) => Some(layout.to_host(self.download(x, scale).await?)),
-            None => None,
-        };
-        Ok(Gradients { x, state, weights: Weights::new(config.clone(), weights)? })
+        Ok((Weights::new(config.clone(), weights)?, state))
     }
 
     /// Downloads a scaled gradient and removes the scale from its elements.
@@ -313,16 +347,16 @@ impl<B: Backend> Tape<B> {
         Ok(values)
     }
 
-    /// Enqueues the backward pass of all layers on the device. `y` is the scaled gradient of the loss with respect to
-    /// the outputs of the last layer.
+    /// [`backward_on_device`](Self::backward_on_device) with the given workspaces.
     fn run(
         &self,
-        upstream: &OutputGradients<'_>,
-        scale: GradientScale,
         y: B::Tensor,
+        states: Vec<State<B::Tensor>>,
+        needs_input_gradient: bool,
         plans: &mut Plans<B>,
     ) -> Result<DeviceGradients<B::Tensor>> {
-        let (b, config, layout) = (self.lstm.backend(), self.lstm.config(), &self.layout);
+        let (b, config) = (self.lstm.backend(), self.lstm.config());
+        let mut states = states.into_iter().rev();
         let (directions, state_size) = (config.num_directions(), config.state_size());
         let (mut x, mut gradients) = (Some(y), Vec::new());
         for layer in (0..config.num_layers).rev() {
@@ -332,19 +366,19 @@ impl<B: Backend> Tape<B> {
                 Some(mask) => b.mul_add(1.0, &y, Some(mask), None)?,
                 None => y,
             };
-            let needs_input_gradient = layer > 0 || upstream.needs_input_gradient;
+            let needs_x = layer > 0 || needs_input_gradient;
             for d in (0..directions).rev() {
                 let k = layer * directions + d;
                 let direction_gradient = match directions {
                     1 => y.clone(),
                     _ => b.slice(&y, 0..b.shape(&y).rows, d * state_size..(d + 1) * state_size)?,
                 };
-                let state = self.lstm.upload_state(layout, upstream.state, k, |v| scale.scale_value(v))?;
+                let missing = || Error::shape("backward: state", "a gradient for each layer and direction", "fewer");
                 let upstream = LayerOutputGradients {
                     y: &direction_gradient,
-                    state: &state,
+                    state: &states.next().ok_or_else(missing)?,
                     accumulate: None,
-                    needs_input_gradient,
+                    needs_input_gradient: needs_x,
                 };
                 let mut layer_gradients = self.backward_layer(k, &mut plans.plans[k], upstream)?;
                 x = match (layer_gradients.x.take(), x) {
@@ -356,7 +390,7 @@ impl<B: Backend> Tape<B> {
             }
         }
         gradients.reverse();
-        Ok((x.filter(|_| upstream.needs_input_gradient), gradients))
+        Ok((x.filter(|_| needs_input_gradient), gradients))
     }
 
     /// Computes the gradients of layer and direction `k`, counted as in

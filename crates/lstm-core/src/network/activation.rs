@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use crate::{activation, arithmetic, backend::Ops, error::Result};
+use crate::{
+    activation, arithmetic,
+    backend::{Ops, shape::MatrixShape},
+    error::Result,
+};
 
 /// An activation function, applied to each element or, for the softmax functions, to the features of one time step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,6 +50,25 @@ impl Activation {
             Activation::HardSigmoid { alpha, beta } => activation::hard_sigmoid(b, x, alpha, beta),
             Activation::Softmax | Activation::LogSoftmax => Ok(x),
         }
+    }
+
+    /// Computes the gradient of the function's input from the gradient `dy` and the function's result `y`. It is
+    /// snapped.
+    pub(super) fn gradient<B: Ops>(self, b: &B, dy: B::Tensor, y: &B::Tensor) -> Result<B::Tensor> {
+        let dy = b.snap(dy)?;
+        let times = |factor: &B::Tensor| b.mul_add(1.0, &dy, Some(factor), None);
+        let dx = match self {
+            Activation::Relu => activation::relu_gradient(b, dy, y)?,
+            Activation::Sigmoid => times(&b.mul_add(-1.0, y, Some(y), Some(y))?)?,
+            Activation::Tanh => {
+                let cols = b.shape(y).cols;
+                let ones = b.upload_vec(MatrixShape::new(1, cols), vec![1.0; cols])?;
+                times(&b.mul_add(-1.0, y, Some(y), Some(&ones))?)?
+            }
+            Activation::HardSigmoid { alpha, .. } => activation::hard_sigmoid_gradient(b, &dy, y, alpha)?,
+            Activation::Softmax | Activation::LogSoftmax => dy,
+        };
+        b.snap(dx)
     }
 
     /// Applies the function to each value on the host, with the results of [`apply`](Self::apply).

@@ -184,6 +184,14 @@ impl ModelWeights {
     /// [`Error::TensorType`] if the tensors are not those of the chain. [`Error::Config`] if the layers do not fit
     /// together; see [`new`](Self::new).
     pub fn from_state_dict(mut dict: StateDict) -> Result<Self> {
+        let model = Self::take(&mut dict)?;
+        dict.finish()?;
+        Ok(model)
+    }
+
+    /// Takes the tensors of a model from a state dict, which may have other tensors. See
+    /// [`from_state_dict`](Self::from_state_dict).
+    pub(crate) fn take(dict: &mut StateDict) -> Result<Self> {
         let mut metadata = dict.metadata().clone();
         let input = format!("metadata `{}`", Self::METADATA_KEY);
         let Some(text) = metadata.remove(Self::METADATA_KEY) else {
@@ -203,17 +211,16 @@ impl ModelWeights {
                 metadata.remove(&config_key(&format!("{name}.")));
             }
         }
-        let layers = chain.layers.into_iter().map(|layer| layer.take(&mut dict)).collect::<Result<_>>()?;
+        let layers = chain.layers.into_iter().map(|layer| layer.take(dict)).collect::<Result<_>>()?;
         let mut model = ModelWeights::new(layers)?;
         if chain.skip {
             model = model.with_skip()?;
         }
-        dict.finish()?;
         Ok(model.with_gains(chain.input_gain as f32, chain.output_gain as f32)?.with_metadata(metadata))
     }
 
     /// A writer with the tensors and metadata of the model.
-    fn writer(&self) -> Result<StateDictWriter> {
+    pub(crate) fn writer(&self) -> Result<StateDictWriter> {
         let chain = Chain {
             version: VERSION,
             layers: self.layers().iter().map(Layer::of).collect(),

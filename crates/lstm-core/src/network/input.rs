@@ -95,6 +95,16 @@ impl<'a> ModelInput<'a> {
         }
     }
 
+    /// The number of time steps of all sequences together, within their lengths; `None` if it is too large.
+    #[cfg(feature = "train")]
+    pub(crate) fn time_steps(&self) -> Option<usize> {
+        let (batch, steps) = self.batch_and_steps();
+        match self.lengths {
+            Some(lengths) => lengths.iter().try_fold(0usize, |sum, &len| sum.checked_add(len)),
+            None => batch.checked_mul(steps),
+        }
+    }
+
     /// The features of the input; `None` for tokens.
     pub(super) fn features(&self) -> Option<ArrayView3<'a, f32>> {
         match self.values {

@@ -9,7 +9,7 @@ use crate::{
         Backend, ExecutionPath, State,
         shape::{MatrixShape, checked_len},
     },
-    error::Result,
+    error::{Error, Result},
     model::{BatchLayout, HostState, Lstm, block_on, load_linear, vec_with_capacity},
     network::{
         input::{ModelInput, ModelOutput, Values, check_token, wrong_kind},
@@ -75,7 +75,7 @@ impl<B: Backend> Model<B> {
     /// Creates a model and uploads the weights of its layers to the backend's device.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if the device fails, for example for lack of memory.
+    /// [`Error::Device`] if the device fails, for example for lack of memory.
     pub fn new(backend: &B, weights: impl Into<Arc<ModelWeights>>) -> Result<Self> {
         let weights = weights.into();
         let load = |layer: &ModelLayer| {
@@ -106,13 +106,45 @@ impl<B: Backend> Model<B> {
         self.lstms().flat_map(Lstm::paths).collect()
     }
 
+    /// Replaces the parameters by those of a model with the same layers. Running streams and tapes keep the old ones.
+    ///
+    /// # Errors
+    /// [`Error::Config`], which names the first layer whose kind, name, sizes or options differ, or what surrounds the
+    /// layers; [`Error::Device`] if the device fails. The model is then unchanged.
+    pub fn set_weights(&mut self, weights: impl Into<Arc<ModelWeights>>) -> Result<()> {
+        let weights = weights.into();
+        let (old, new) = (self.weights.describe(), weights.describe());
+        if let Some((old, new)) = old.iter().zip(&new).find(|(old, new)| old != new) {
+            return Err(Error::config("weights", format!("expected {old}, got {new}")));
+        }
+        if old.len() != new.len() {
+            return Err(Error::config("weights", format!("expected {} layers, got {}", old.len() - 1, new.len() - 1)));
+        }
+        let reload = |(layer, new): (&DeviceLayer<B>, &ModelLayer)| {
+            Ok(match (layer, new) {
+                (DeviceLayer::Lstm(lstm), ModelLayer::Lstm { weights, .. }) => {
+                    let mut lstm = lstm.clone();
+                    lstm.set_weights(weights.clone())?;
+                    DeviceLayer::Lstm(lstm)
+                }
+                (DeviceLayer::Linear(_), ModelLayer::Linear { weight, bias, .. }) => {
+                    DeviceLayer::Linear(load_linear(&self.backend, weight, bias.as_ref())?)
+                }
+                _ => DeviceLayer::Other,
+            })
+        };
+        let layers = self.layers.iter().zip(weights.layers()).map(reload).collect::<Result<_>>()?;
+        (self.layers, self.weights) = (layers, weights);
+        Ok(())
+    }
+
     /// Creates a stream that runs `batch` sequences from the model's initial states. Each call runs the next time step,
     /// or a chunk of time steps. In a model that returns the last step, each call returns what the model returns if the
     /// sequences end there.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config), which names the layer, if an LSTM has a reverse direction;
-    /// [`Error::Shape`](crate::Error::Shape) for a batch of 0.
+    /// [`Error::Config`], which names the layer, if an LSTM has a reverse direction;
+    /// [`Error::Shape`] for a batch of 0.
     pub fn stream(&self, batch: usize) -> Result<ModelStream<B>> {
         ModelStream::new(self, batch)
     }
@@ -127,8 +159,8 @@ impl<B: Backend> Model<B> {
     /// [`ModelLayer::LastStep`] gives zeros and [`ModelLayer::FinalState`] the initial hidden state.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) names the argument, the expected and the given shape, or the place of a
-    /// token that the embedding does not have; [`Error::Device`](crate::Error::Device) if the device fails.
+    /// [`Error::Shape`] names the argument, the expected and the given shape, or the place of a
+    /// token that the embedding does not have; [`Error::Device`] if the device fails.
     pub fn forward<'a>(&self, input: impl Into<ModelInput<'a>>) -> Result<ModelOutput> {
         block_on(self.forward_async(input))
     }
@@ -147,7 +179,7 @@ impl<B: Backend> Model<B> {
         let layout = BatchLayout::from_sizes((batch, steps), input.lengths, false)?;
         let initial_states = self.upload_states(&layout, input.states)?;
         let x = self.upload_input(&input, &layout, false)?;
-        let output = self.run(DeviceInput { layout: &layout, x, initial_states, dropout: input.dropout })?;
+        let output = self.run(DeviceInput { layout: &layout, x, initial_states, dropout: input.dropout }, None)?;
         let y = self.download_output(&input, &layout, output.y, true).await?;
         // Without time steps, the states do not change, not even by snap.
         let states = match steps {
@@ -239,6 +271,7 @@ impl<B: Backend> Model<B> {
                 self.backend.upload_vec(MatrixShape::new(num_rows, cols), rows)?
             }
             (Values::Features(x), _) => {
+                // The gain comes after the padding: an infinity in the padding must not become NaN.
                 let shape = MatrixShape::new(num_rows, self.weights.input_size());
                 let mut rows = if pad { layout.zero_padded_rows(x)? } else { layout.to_device_rows(x)? };
                 let gain = self.weights.input_gain();

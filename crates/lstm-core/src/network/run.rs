@@ -7,8 +7,8 @@ use crate::{
         Backend, LinearWeights, State,
         shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
     },
-    error::Result,
-    model::{BatchLayout, DeviceBatch, Dropout, Lstm, StackOutput, nth_seed},
+    error::{Error, Result},
+    model::{BatchLayout, DeviceBatch, Dropout, Lstm, StackOutput, Tape, nth_seed},
     network::{
         model::{DeviceLayer, Model},
         weights::ModelLayer,
@@ -34,9 +34,36 @@ pub(super) struct DeviceOutput<T> {
     pub(super) states: Vec<Vec<State<T>>>,
 }
 
+/// What a forward pass saves of a layer for the backward pass.
+pub(super) enum LayerRecord<B: Backend> {
+    /// The pass of an LSTM.
+    Lstm(Tape<B>),
+    /// The snapped input of a fully connected layer.
+    Linear(B::Tensor),
+    /// The output of an activation.
+    Activation(B::Tensor),
+    /// The mask of a dropout layer.
+    Dropout(B::Tensor),
+    /// A layer that saves nothing.
+    Nothing,
+}
+
+/// Saves what the backward pass needs while [`Model::run`] runs the layers.
+pub(super) struct Recorder<B: Backend> {
+    /// Number of time steps per segment, as in [`Lstm::record`].
+    pub(super) segment_len: Option<usize>,
+    /// One entry for each layer.
+    pub(super) records: Vec<LayerRecord<B>>,
+}
+
 impl<B: Backend> Model<B> {
-    /// Enqueues the forward pass of all layers on the device.
-    pub(super) fn run(&self, input: DeviceInput<'_, B::Tensor>) -> Result<DeviceOutput<B::Tensor>> {
+    /// Enqueues the forward pass of all layers on the device. The recorder, if given, saves what the backward pass
+    /// needs; the input then has time steps.
+    pub(super) fn run(
+        &self,
+        input: DeviceInput<'_, B::Tensor>,
+        mut recorder: Option<&mut Recorder<B>>,
+    ) -> Result<DeviceOutput<B::Tensor>> {
         let DeviceInput { layout, mut x, initial_states, dropout } = input;
         let b = self.backend();
         let mut initial_states = initial_states.into_iter();
@@ -49,13 +76,22 @@ impl<B: Backend> Model<B> {
                 Some(Dropout::Seed(seed)) => Some(Dropout::Seed(nth_seed(seed, k as u64 + 1))),
                 other => other,
             };
+            let mut record = LayerRecord::Nothing;
             match (layer, device_layer) {
                 (ModelLayer::Lstm { .. }, DeviceLayer::Lstm(lstm)) => {
                     let initial_states = initial_states.next().unwrap_or_default();
                     states.push(match x.take() {
                         None => initial_states,
                         Some(rows) => {
-                            let output = run_lstm(lstm, layout, rows, initial_states, layer_dropout)?;
+                            let batch = DeviceBatch { layout, x: rows, initial_states, dropout: layer_dropout };
+                            let output = match &recorder {
+                                Some(recorder) => {
+                                    let (output, tape) = lstm.record(batch, recorder.segment_len)?;
+                                    record = LayerRecord::Lstm(tape);
+                                    output
+                                }
+                                None => run_lstm(lstm, batch)?,
+                            };
                             x = Some(output.y);
                             output.states
                         }
@@ -63,10 +99,18 @@ impl<B: Backend> Model<B> {
                 }
                 (ModelLayer::Linear { .. }, DeviceLayer::Linear(linear)) => {
                     let LinearWeights { weight, bias } = linear.as_ref();
-                    let product = |x| b.gemm((&b.snap(x)?).into(), MatrixRef::from(weight).t(), bias.as_ref());
-                    x = x.map(product).transpose()?;
+                    if let Some(rows) = x.take() {
+                        let rows = b.snap(rows)?;
+                        x = Some(b.gemm((&rows).into(), MatrixRef::from(weight).t(), bias.as_ref())?);
+                        record = LayerRecord::Linear(rows);
+                    }
                 }
-                (ModelLayer::Activation(activation), _) => x = x.map(|x| activation.apply(b, x)).transpose()?,
+                (ModelLayer::Activation(activation), _) => {
+                    x = x.map(|x| activation.apply(b, x)).transpose()?;
+                    if let (Some(y), true) = (&x, recorder.is_some()) {
+                        record = LayerRecord::Activation(y.clone());
+                    }
+                }
                 (ModelLayer::LastStep, _) => {
                     x = Some(match x {
                         Some(rows) => last_rows(b, layout, &rows)?,
@@ -85,9 +129,13 @@ impl<B: Backend> Model<B> {
                         let mask = rows_layout.dropout_mask(&mut ChaCha8Rng::seed_from_u64(seed), *p, size);
                         let mask = b.upload_vec(b.shape(rows), mask)?;
                         x = Some(b.mul_add(1.0, rows, Some(&mask), None)?);
+                        record = LayerRecord::Dropout(mask);
                     }
                 }
                 _ => {}
+            }
+            if let Some(recorder) = &mut recorder {
+                recorder.records.push(record);
             }
             size = layer.output_size().unwrap_or(size);
         }
@@ -95,18 +143,34 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Runs an LSTM over the rows `x`.
-fn run_lstm<B: Backend>(
-    lstm: &Lstm<B>,
-    layout: &BatchLayout,
-    x: B::Tensor,
-    initial_states: Vec<State<B::Tensor>>,
-    dropout: Option<Dropout>,
-) -> Result<StackOutput<B::Tensor>> {
-    let mut plans = lstm.take_plans(layout)?;
-    let result = lstm.run(DeviceBatch { layout, x, initial_states, dropout }, &mut plans, None);
+/// Runs an LSTM without recording it.
+fn run_lstm<B: Backend>(lstm: &Lstm<B>, batch: DeviceBatch<'_, B::Tensor>) -> Result<StackOutput<B::Tensor>> {
+    let mut plans = lstm.take_plans(batch.layout)?;
+    let result = lstm.run(batch, &mut plans, None);
     lstm.put_back_plans(plans);
     result
+}
+
+/// The gradient of the input of [`last_rows`] from that of its result.
+pub(super) fn last_rows_gradient<B: Backend>(b: &B, layout: &BatchLayout, dy: &B::Tensor) -> Result<B::Tensor> {
+    let cols = b.shape(dy).cols;
+    let (mut parts, mut num_rows) = (Vec::new(), 0);
+    let mut pad_to = |parts: &mut Vec<B::Tensor>, row: usize, next: usize| {
+        if row > num_rows {
+            parts.push(zero_rows(b, row - num_rows, cols)?);
+        }
+        num_rows = next;
+        Ok::<_, Error>(())
+    };
+    // From the shortest sequences to the longest, which is the order of the rows.
+    for (length, sequences) in layout.groups_of_equal_length().into_iter().rev().filter(|(length, _)| *length > 0) {
+        let first_row = (length - 1) * layout.batch;
+        pad_to(&mut parts, first_row + sequences.start, first_row + sequences.end)?;
+        parts.push(b.slice(dy, sequences, 0..cols)?);
+    }
+    let end = layout.steps * layout.batch;
+    pad_to(&mut parts, end, end)?;
+    if parts.len() == 1 { Ok(parts.swap_remove(0)) } else { b.concat(ConcatAxis::Rows, &parts) }
 }
 
 /// The row of each sequence's last time step, in device order; +0 for a sequence of length 0.
@@ -134,6 +198,6 @@ fn final_state<B: Backend>(b: &B, states: &[State<B::Tensor>], size: usize) -> R
     if let [h] = &parts[..] { Ok(h.clone()) } else { b.concat(ConcatAxis::Cols, &parts) }
 }
 
-fn zero_rows<B: Backend>(b: &B, rows: usize, cols: usize) -> Result<B::Tensor> {
+pub(super) fn zero_rows<B: Backend>(b: &B, rows: usize, cols: usize) -> Result<B::Tensor> {
     b.upload_vec(MatrixShape::new(rows, cols), zeros("forward", &[rows, cols])?)
 }

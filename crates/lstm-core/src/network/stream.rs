@@ -183,7 +183,7 @@ impl<B: Backend> ModelStream<B> {
         let layout = BatchLayout::from_sizes((batch, steps), None, false)?;
         let x = model.upload_input(&input, &layout, false)?;
         let initial_states = self.streams.iter().map(Stream::device_state).collect::<Result<_>>()?;
-        let output = model.run(DeviceInput { layout: &layout, x, initial_states, dropout: None })?;
+        let output = model.run(DeviceInput { layout: &layout, x, initial_states, dropout: None }, None)?;
         let y = model.download_output(&input, &layout, output.y, true).await?;
         self.is_broken = true;
         for (stream, states) in self.streams.iter_mut().zip(&output.states) {

@@ -1,8 +1,8 @@
 //! The layers and parameters of a model on the host.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use ndarray::{Array1, Array2};
+use ndarray::{Array, Array1, Array2, Dimension};
 
 use crate::{
     config::check::check_size,
@@ -54,6 +54,28 @@ pub enum ModelLayer {
     Dropout(f32),
 }
 
+/// Writes the kind, the name, the sizes and the options.
+impl fmt::Display for ModelLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ModelLayer::Embedding { name, weight } => {
+                write!(f, "embedding `{name}`, {} rows of {}", weight.nrows(), weight.ncols())
+            }
+            ModelLayer::Lstm { name, weights, initial_state } => {
+                let state = if initial_state.is_some() { ", with an initial state" } else { "" };
+                write!(f, "lstm `{name}`, {}{state}", weights.config())
+            }
+            ModelLayer::Linear { name, weight, bias } => {
+                let bias = if bias.is_some() { "" } else { ", no bias" };
+                write!(f, "linear `{name}`, {} to {}{bias}", weight.ncols(), weight.nrows())
+            }
+            ModelLayer::Activation(activation) => write!(f, "{activation}"),
+            ModelLayer::LastStep | ModelLayer::FinalState => f.write_str(self.kind()),
+            ModelLayer::Dropout(p) => write!(f, "dropout {p}"),
+        }
+    }
+}
+
 impl ModelLayer {
     /// The prefix of the layer's tensors; `None` for a layer without parameters.
     pub fn name(&self) -> Option<&str> {
@@ -75,6 +97,24 @@ impl ModelLayer {
             ModelLayer::LastStep => "last_step",
             ModelLayer::FinalState => "final_state",
             ModelLayer::Dropout(_) => "dropout",
+        }
+    }
+
+    /// The layer with row-major arrays.
+    fn into_standard_layout(self) -> Self {
+        fn row_major<D: Dimension>(array: Array<f32, D>) -> Array<f32, D> {
+            if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() }
+        }
+        match self {
+            ModelLayer::Embedding { name, weight } => ModelLayer::Embedding { name, weight: row_major(weight) },
+            ModelLayer::Lstm { name, weights, initial_state } => {
+                let row_major_state = |state: HostState| HostState { h: row_major(state.h), c: row_major(state.c) };
+                ModelLayer::Lstm { name, weights, initial_state: initial_state.map(row_major_state) }
+            }
+            ModelLayer::Linear { name, weight, bias } => {
+                ModelLayer::Linear { name, weight: row_major(weight), bias: bias.map(row_major) }
+            }
+            other => other,
         }
     }
 
@@ -141,6 +181,7 @@ impl ModelWeights {
     pub fn new(layers: Vec<ModelLayer>) -> Result<Self> {
         let (input_size, output_size) = check_layers(&layers)?;
         check_names(&layers)?;
+        let layers = layers.into_iter().map(ModelLayer::into_standard_layout).collect();
         let metadata = BTreeMap::new();
         Ok(ModelWeights { layers, skip: false, input_gain: 1.0, output_gain: 1.0, metadata, input_size, output_size })
     }
@@ -183,6 +224,34 @@ impl ModelWeights {
     #[must_use]
     pub fn with_metadata(self, metadata: BTreeMap<String, String>) -> Self {
         ModelWeights { metadata, ..self }
+    }
+
+    /// The same model with other parameters, such as gradients. The shapes are those of this model.
+    pub(super) fn with_layers(&self, layers: Vec<ModelLayer>) -> Self {
+        ModelWeights { layers, metadata: self.metadata.clone(), ..*self }
+    }
+
+    /// The layers, whose kinds and shapes must stay the same.
+    #[cfg(feature = "train")]
+    pub(super) fn layers_mut(&mut self) -> &mut [ModelLayer] {
+        &mut self.layers
+    }
+
+    /// A text of what surrounds the layers, and of each layer, without the parameters. It differs if the models differ.
+    pub(super) fn describe(&self) -> Vec<String> {
+        let (skip, gains) = (self.skip, (self.input_gain, self.output_gain));
+        let around = format!("skip {skip}, input gain {:?}, output gain {:?}", gains.0, gains.1);
+        let layers = self.layers.iter().enumerate().map(|(k, layer)| format!("layer {k}: {layer}"));
+        [around].into_iter().chain(layers).collect()
+    }
+
+    /// Whether a training pass must know whether to apply dropout.
+    pub(super) fn has_dropout(&self) -> bool {
+        self.layers.iter().any(|layer| match layer {
+            ModelLayer::Dropout(p) => *p > 0.0,
+            ModelLayer::Lstm { weights, .. } => weights.config().dropout > 0.0,
+            _ => false,
+        })
     }
 
     /// The layers, from the first to the last.

@@ -46,4 +46,4 @@ pub use loss_input::{LossGradient, LossInput, ModelOutputs, Shard};
 pub use optimizer::{Optimizer, OptimizerConfig, Parameter};
 pub use random::shuffled_indices;
 pub use schedule::{Decay, Schedule};
-pub use trainer::{CheckpointExtras, StepReport, Trainer, TrainerConfig};
+pub use trainer::{CheckpointExtras, ModelStepReport, ModelTrainer, StepReport, Trainer, TrainerConfig};

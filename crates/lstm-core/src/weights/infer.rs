@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use super::names::{FileLayout, ParsedName, parse_pytorch_name};
+use super::names::{FileLayout, ParsedName, parse_cell_name, parse_pytorch_name};
 use crate::{
     config::{Bias, CellKind, Direction, LstmConfig, Param},
     error::{Error, Result},
@@ -31,10 +31,14 @@ impl TensorShapes<'_> {
     /// configuration is valid, but tensors may be missing, have wrong shapes or be unused. Time and memory depend on
     /// the number of tensors only, not on layer numbers in their names.
     pub(crate) fn infer(&self, cell: Option<CellKind>) -> Result<(LstmConfig, FileLayout)> {
-        let tensors: Vec<_> =
-            self.shapes.iter().filter_map(|(name, shape)| Some((parse_pytorch_name(name)?, *shape))).collect();
+        let parse_names = |parse: fn(&str) -> Option<ParsedName>| -> Vec<_> {
+            self.shapes.iter().filter_map(|(name, shape)| Some((parse(name)?, *shape))).collect()
+        };
+        let (tensors, cell_tensors) = (parse_names(parse_pytorch_name), parse_names(parse_cell_name));
         let (config, layout) = if !tensors.is_empty() {
-            (self.infer_pytorch(&tensors, cell)?, FileLayout::PyTorch)
+            (self.infer_pytorch(&tensors, cell, FileLayout::PyTorch)?, FileLayout::PyTorch)
+        } else if !cell_tensors.is_empty() {
+            (self.infer_pytorch(&cell_tensors, cell, FileLayout::PyTorchCell)?, FileLayout::PyTorchCell)
         } else if self.shapes.keys().any(|name| gate_name(name).is_some()) {
             let layout = FileLayout::NotebookGates(if self.has_gate('g') && !self.has_gate('c') { 'g' } else { 'c' });
             (self.infer_notebook_gates(cell)?, layout)
@@ -48,8 +52,13 @@ impl TensorShapes<'_> {
         Ok((config, layout))
     }
 
-    /// Infers the configuration from PyTorch-style names.
-    fn infer_pytorch(&self, tensors: &[(ParsedName, &[usize])], cell: Option<CellKind>) -> Result<LstmConfig> {
+    /// Infers the configuration from PyTorch-style names. `layout` says how they are written.
+    fn infer_pytorch(
+        &self,
+        tensors: &[(ParsedName, &[usize])],
+        cell: Option<CellKind>,
+        layout: FileLayout,
+    ) -> Result<LstmConfig> {
         let any_name = |test: &dyn Fn(&ParsedName) -> bool| tensors.iter().any(|(p, _)| test(p));
         let has_param = |params: &[Param]| any_name(&|p| params.contains(&p.param));
         let has_projection = has_param(&[Param::WeightHr]);
@@ -86,8 +95,12 @@ impl TensorShapes<'_> {
         };
         let proj_size = most_common(axis_sizes(Param::WeightHr, 0).chain(axis_sizes(Param::WeightHh, 1)));
 
-        let suffix = if direction == Direction::Reverse { "_reverse" } else { "" };
-        let first_name = format!("weight_ih_l0{suffix}");
+        let suffix = match (layout, direction) {
+            (FileLayout::PyTorchCell, _) => "",
+            (_, Direction::Reverse) => "_l0_reverse",
+            _ => "_l0",
+        };
+        let first_name = format!("weight_ih{suffix}");
         let hidden = self.require_size(hidden_size, &first_name, "[4 * hidden, input]")?;
         let input = self.require_size(input_size, &first_name, &format!("[{}, input]", hidden.saturating_mul(4)))?;
         let config = LstmConfig::new(input, hidden).layers(num_layers).direction(direction);
@@ -97,7 +110,7 @@ impl TensorShapes<'_> {
         }
         Ok(config.proj_size(self.require_size(
             proj_size,
-            &format!("weight_hr_l0{suffix}"),
+            &format!("weight_hr{suffix}"),
             &format!("[proj, {hidden}]"),
         )?))
     }

@@ -84,11 +84,22 @@ pub(crate) fn parse_pytorch_name(name: &str) -> Option<ParsedName> {
     })
 }
 
+/// Parses a name of `torch.nn.LSTMCell`, which has no layer number: `weight_ih`, `weight_hh`, `bias_ih` or `bias_hh`.
+/// `None` for any other name.
+pub(crate) fn parse_cell_name(name: &str) -> Option<ParsedName> {
+    let (_, param, only_dense_peephole) = *NAME_STEMS.iter().find(|(stem, ..)| *stem == name)?;
+    let is_of_cell = matches!(param, Param::WeightIh | Param::BiasIh | Param::BiasHh)
+        || (param == Param::WeightHh && !only_dense_peephole);
+    is_of_cell.then_some(ParsedName { layer: 0, reverse: false, param, only_dense_peephole })
+}
+
 /// The names and layout of the parameters of one model in one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileLayout {
     /// The names and layout of [`TensorNames::PyTorch`].
     PyTorch,
+    /// The layout of [`TensorNames::PyTorch`] with the names of `torch.nn.LSTMCell`, which have no layer number.
+    PyTorchCell,
     /// The names of [`TensorNames::Notebook`] with one matrix per gate. The field is the letter of the candidate gate,
     /// `c` or `g`.
     NotebookGates(char),
@@ -152,12 +163,16 @@ impl FileLayout {
         };
         let names = match self {
             FileLayout::PyTorch => vec![pytorch_name(layer, spec.reverse, spec.cell, param)],
+            FileLayout::PyTorchCell => {
+                let name = pytorch_name(layer, spec.reverse, spec.cell, param);
+                vec![name.strip_suffix("_l0").unwrap_or(&name).to_owned()]
+            }
             FileLayout::NotebookGates(candidate) => {
                 ['i', 'f', candidate, 'o'].map(|gate| format!("{gate_letter}_{gate}")).to_vec()
             }
             FileLayout::NotebookPacked => vec![packed_name.to_owned()],
         };
-        let transposed = self != FileLayout::PyTorch;
+        let transposed = !matches!(self, FileLayout::PyTorch | FileLayout::PyTorchCell);
         let mut part_shape = shape.to_vec();
         part_shape[0] /= names.len();
         if transposed {
@@ -183,6 +198,10 @@ mod tests {
         }
         for other in ["weight_ih_l", "weight_ih_l+1", "weight_ih_l01", "weight_ih_l0_", "weight_ih", "_l0", "W", ""] {
             assert_eq!(parse_pytorch_name(other), None, "{other}");
+        }
+        assert_eq!(parse_cell_name("weight_hh").map(|parsed| parsed.param), Some(Param::WeightHh));
+        for other in ["bias", "weight_ch", "weight_hr", "weight_ih_l0", "weight"] {
+            assert!(parse_cell_name(other).is_none(), "{other}");
         }
         assert_eq!(parse_pytorch_name("weight_ih_l0_reverse_reverse"), None);
         assert_eq!(parse_pytorch_name("weight_ih_l99999999999999999999999"), None);

@@ -58,7 +58,7 @@ const MAX_LISTED_NAMES: usize = 8;
 /// dict.finish()?;
 /// # Ok::<(), lstm_core::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct StateDict {
     bytes: Vec<u8>,
     /// The tensors that have not been taken yet, by name.
@@ -122,6 +122,38 @@ impl StateDict {
         Ok(StateDict { tensors: tensors.collect(), metadata, bytes })
     }
 
+    /// Adds a tensor, for a state dict that another kind of file contains; [`StateDict::default`] has none. `bytes` are
+    /// the elements in row-major order, little-endian.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if a tensor of this name exists, or if the shape and the type need another number of bytes.
+    pub fn insert(&mut self, name: impl Into<String>, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Result<()> {
+        let name = name.into();
+        let bits = shape.iter().try_fold(dtype.bitsize(), |bits, &size| bits.checked_mul(size));
+        let reason = if self.tensors.contains_key(&name) {
+            "expected a new name, but the tensor exists".to_owned()
+        } else if bits != bytes.len().checked_mul(8) {
+            format!("{} bytes do not hold the shape {shape:?} of {dtype}", bytes.len())
+        } else {
+            let start = self.bytes.len();
+            self.bytes.extend_from_slice(bytes);
+            self.tensors.insert(name, TensorEntry { dtype, shape: shape.to_vec(), range: start..self.bytes.len() });
+            return Ok(());
+        };
+        Err(Error::format(format!("tensor `{name}`"), reason))
+    }
+
+    /// Removes the tensors for whose names `keep` is false.
+    pub fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
+        self.tensors.retain(|name, _| keep(name));
+    }
+
+    /// The elements of a tensor as they are in the file: in row-major order, little-endian. `None` if it does not exist
+    /// or was taken.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.tensors.get(name).map(|entry| self.data(entry))
+    }
+
     /// The metadata of the file: text by key.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
@@ -143,8 +175,8 @@ impl StateDict {
     }
 
     /// The prefixes of the LSTMs in the file, sorted, for [`take_lstm`](Self::take_lstm). An LSTM is recognized by the
-    /// name of its input weights; the prefix is what precedes `weight_ih_l0`, or what precedes the notebook's `W` or `U_i`
-    /// up to the last dot. Other tensors of the LSTM may be missing. In a training checkpoint the tensors of the optimizer
+    /// name of its input weights; the prefix is what precedes `weight_ih_l0` or, up to the last dot, `weight_ih` of
+    /// `torch.nn.LSTMCell`, or the notebook's `W` or `U_i`. Other tensors of the LSTM may be missing. In a training checkpoint the tensors of the optimizer
     /// and of the caller do not count.
     pub fn lstm_prefixes(&self) -> Vec<String> {
         let prefix = |name: &String| {
@@ -154,7 +186,7 @@ impl StateDict {
             }
             let (prefix, last_part) = name.split_at(name.rfind('.').map_or(0, |dot| dot + 1));
             let is_packed = last_part == "W" && self.tensors.contains_key(&format!("{prefix}U"));
-            (is_packed || last_part == "U_i").then(|| prefix.to_owned())
+            (is_packed || last_part == "U_i" || last_part == "weight_ih").then(|| prefix.to_owned())
         };
         let is_of_model = |prefix: &String| {
             !self.is_checkpoint() || !CHECKPOINT_PREFIXES.iter().any(|other| prefix.starts_with(other))
@@ -229,8 +261,9 @@ impl StateDict {
     /// Removes the tensors of a model and returns its weights. The tensors are all those whose names start with
     /// `prefix`, such as `"lstm."`. The prefix `""` selects all tensors.
     ///
-    /// The names are those of [`pytorch_name`](super::names::pytorch_name) or of the original notebook
-    /// ([`TensorNames::Notebook`](super::names::TensorNames); the candidate's letter may be `c` or `g`). Sizes, number
+    /// The names are those of [`pytorch_name`](super::names::pytorch_name), of `torch.nn.LSTMCell` (`weight_ih`, without
+    /// a layer number), or of the original notebook ([`TensorNames::Notebook`](super::names::TensorNames); the
+    /// candidate's letter may be `c` or `g`). Sizes, number
     /// of layers, direction, biases, projection and cell follow from names and shapes. PyTorch's names without
     /// peepholes give the fused cell, which is bit-identical to the unfused one.
     ///

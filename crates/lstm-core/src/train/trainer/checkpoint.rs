@@ -13,7 +13,8 @@ use crate::{
     config::LstmConfig,
     error::{Error, Result},
     model::{HostState, Linear, Lstm},
-    train::Optimizer,
+    network::ModelWeights,
+    train::{Optimizer, OptimizerConfig},
     weights::{
         LayerWeights, Weights,
         names::TensorNames,
@@ -25,13 +26,13 @@ use crate::{
 const FORMAT_VERSION: &str = "1";
 
 /// Prefix of the names of the optimizer's tensors.
-const OPTIMIZER_PREFIX: &str = CHECKPOINT_PREFIXES[0];
+pub(super) const OPTIMIZER_PREFIX: &str = CHECKPOINT_PREFIXES[0];
 
 /// Prefix of the names of the caller's tensors.
-const EXTRA_PREFIX: &str = CHECKPOINT_PREFIXES[1];
+pub(super) const EXTRA_PREFIX: &str = CHECKPOINT_PREFIXES[1];
 
 /// Prefix of the metadata keys that a trainer writes. All other metadata of a checkpoint belong to the caller.
-const TRAINER_PREFIX: &str = "trainer.";
+pub(super) const TRAINER_PREFIX: &str = "trainer.";
 
 /// Additional data of the caller in a checkpoint, such as the position in the training data, or a state for truncated
 /// backpropagation through time.
@@ -131,30 +132,11 @@ impl<B: Backend> Trainer<B> {
         for (name, tensor) in &extras.tensors {
             writer = writer.tensor(format!("{EXTRA_PREFIX}{name}"), tensor)?;
         }
-        let config = &self.config;
         let head = self.head.as_ref().map(HeadSpec::of);
-        let text_or_none = |text: Option<String>| text.unwrap_or("none".into());
-        for (key, value) in [
-            ("format", FORMAT_VERSION.into()),
-            ("model", self.lstm.config().to_string()),
-            ("head", text_or_none(head.map(|head| head.to_string()))),
-            ("method", config.optimizer.to_string()),
-            ("schedule", config.schedule.to_string()),
-            ("clip", text_or_none(config.clip.map(|clip| clip.to_string()))),
-            ("keep", config.checkpointing.to_string()),
-            ("seed", config.seed.to_string()),
-            ("steps", self.steps().to_string()),
-        ] {
-            writer = writer.metadata(format!("{TRAINER_PREFIX}{key}"), value);
-        }
-        let shapes: BTreeMap<_, _> = parameter_shapes(self.lstm.config(), head).into_iter().collect();
-        for (name, values) in self.optimizer.state() {
-            let shape = name.split_once('.').and_then(|(_, parameter)| shapes.get(parameter));
-            let shape = shape.map_or(vec![values.len()], Vec::clone);
-            let array = ArrayView::from_shape(IxDyn(&shape), values);
-            let array = array.map_err(|e| Error::shape("Trainer::save", format!("{shape:?} for `{name}`"), e))?;
-            writer = writer.tensor(format!("{OPTIMIZER_PREFIX}{name}"), &array)?;
-        }
+        writer = writer.metadata(format!("{TRAINER_PREFIX}model"), self.lstm.config().to_string());
+        writer = writer.metadata(format!("{TRAINER_PREFIX}head"), text_or_none(head.as_ref()));
+        let shapes = parameter_shapes(self.lstm.config(), head).into_iter().collect();
+        writer = write_run(writer, &self.config, &self.optimizer, &shapes)?;
         writer.save(path)
     }
 
@@ -218,6 +200,82 @@ impl<B: Backend> Trainer<B> {
     }
 }
 
+/// The text of an option that may have no value.
+fn text_or_none(option: Option<&impl Display>) -> String {
+    option.map_or("none".into(), ToString::to_string)
+}
+
+/// Adds the configuration of the trainer, the number of steps and the state of the optimizer to a checkpoint. `shapes`
+/// are the shapes of the parameters by name.
+pub(super) fn write_run(
+    mut writer: StateDictWriter,
+    config: &TrainerConfig,
+    optimizer: &Optimizer,
+    shapes: &BTreeMap<String, Vec<usize>>,
+) -> Result<StateDictWriter> {
+    for (key, value) in [
+        ("format", FORMAT_VERSION.into()),
+        ("method", config.optimizer.to_string()),
+        ("schedule", config.schedule.to_string()),
+        ("clip", text_or_none(config.clip.as_ref())),
+        ("keep", config.checkpointing.to_string()),
+        ("seed", config.seed.to_string()),
+        ("steps", optimizer.steps().to_string()),
+    ] {
+        writer = writer.metadata(format!("{TRAINER_PREFIX}{key}"), value);
+    }
+    for (name, values) in optimizer.state() {
+        let shape = name.split_once('.').and_then(|(_, parameter)| shapes.get(parameter));
+        let shape = shape.map_or(vec![values.len()], Vec::clone);
+        let array = ArrayView::from_shape(IxDyn(&shape), values);
+        let array = array.map_err(|e| Error::shape("Trainer::save", format!("{shape:?} for `{name}`"), e))?;
+        writer = writer.tensor(format!("{OPTIMIZER_PREFIX}{name}"), &array)?;
+    }
+    Ok(writer)
+}
+
+/// Removes and returns the additional tensors of the caller.
+pub(super) fn take_extra_tensors(dict: &mut StateDict) -> Result<BTreeMap<String, ArrayD<f32>>> {
+    let mut tensors = BTreeMap::new();
+    for name in dict.names().map(str::to_owned).collect::<Vec<_>>() {
+        if let Some(extra_name) = name.strip_prefix(EXTRA_PREFIX) {
+            tensors.insert(extra_name.into(), dict.take_any(&name)?);
+        }
+    }
+    Ok(tensors)
+}
+
+/// Removes the state of the optimizer and returns the optimizer after `steps` steps. `shapes` are the names and shapes of
+/// the parameters. The state dict must have no other tensors.
+pub(super) fn take_optimizer(
+    mut dict: StateDict,
+    file_name: &str,
+    config: &OptimizerConfig,
+    steps: u64,
+    shapes: &[(String, Vec<usize>)],
+) -> Result<Optimizer> {
+    let state_names = if steps == 0 { &[] } else { config.state_names() };
+    let mut state = Vec::new();
+    for (state_name, (name, shape)) in state_names.iter().flat_map(|s| shapes.iter().map(move |entry| (s, entry))) {
+        let name = format!("{state_name}.{name}");
+        let array = dict.take(&format!("{OPTIMIZER_PREFIX}{name}"), shape)?;
+        state.push((name, array.into_iter().collect()));
+    }
+    let is_of_another_optimizer = |name: &&str| {
+        let state_name = name.strip_prefix(OPTIMIZER_PREFIX).and_then(|name| name.split('.').next());
+        state_name.is_some_and(|name| !config.state_names().contains(&name))
+    };
+    if let Some(name) = dict.names().find(is_of_another_optimizer) {
+        let reason = format!(
+            "the checkpoint was not trained with the optimizer in its metadata `trainer.method`, `{config}`, which has no \
+             state `{name}`; restore the text of the optimizer with which it was trained"
+        );
+        return Err(Error::format(file_name, reason));
+    }
+    dict.finish_with(None)?;
+    Optimizer::restore(config.clone(), steps, state)
+}
+
 /// A checkpoint file with parsed metadata. Its tensors have not been read.
 struct Checkpoint {
     file_name: String,
@@ -237,19 +295,10 @@ impl Checkpoint {
             dict.metadata().clone().into_iter().partition(|(key, _)| key.starts_with(TRAINER_PREFIX));
         extra_text.remove(&config_key(LSTM_PREFIX));
         let mut metadata = UnreadMetadata { file_name: &file_name, entries: trainer_metadata };
-        match metadata.entries.remove(CHECKPOINT_KEY) {
-            Some(version) if version == FORMAT_VERSION => {}
-            Some(version) => {
-                let reason = format!("expected checkpoint version {FORMAT_VERSION}, got `{version}`");
-                return Err(Error::format(file_name, reason));
-            }
-            None => {
-                let reason = format!(
-                    "not a checkpoint: the metadata key `{CHECKPOINT_KEY}` is missing; read a model without the state of a \
-                     run with StateDict::take_lstm and Linear::take, and start a run with Trainer::new"
-                );
-                return Err(Error::format(file_name, reason));
-            }
+        metadata.check_version()?;
+        if dict.metadata().contains_key(ModelWeights::METADATA_KEY) {
+            let reason = "the checkpoint of a whole model; continue the run with ModelTrainer::resume";
+            return Err(Error::format(file_name, reason));
         }
         let lstm_config = metadata.parse("model")?;
         if let Some(saved_config) = dict.lstm_config(LSTM_PREFIX)?.filter(|saved_config| *saved_config != lstm_config) {
@@ -258,14 +307,7 @@ impl Checkpoint {
             return Err(Error::format(file_name, reason));
         }
         let head = metadata.parse::<OptionText<HeadSpec>>("head")?.0;
-        let mut config = TrainerConfig::new(metadata.parse("method")?, metadata.parse("schedule")?);
-        config.clip = metadata.parse::<OptionText<_>>("clip")?.0;
-        config.checkpointing = metadata.parse("keep")?;
-        config.seed = metadata.parse("seed")?;
-        let steps = metadata.parse("steps")?;
-        if let Some(key) = metadata.entries.keys().next() {
-            return Err(Error::format(file_name, format!("unknown metadata key `{key}`")));
-        }
+        let (config, steps) = metadata.finish()?;
         Ok(Checkpoint { file_name, dict, lstm_config, head, config, steps, extra_text })
     }
 
@@ -299,33 +341,9 @@ impl Checkpoint {
         }
         let shapes = parameter_shapes(&self.lstm_config, self.head);
         let mut values = shapes.iter().map(|(name, shape)| self.dict.take(name, shape)).collect::<Result<Vec<_>>>()?;
-        let optimizer_config = &self.config.optimizer;
-        let state_names = if self.steps == 0 { &[] } else { optimizer_config.state_names() };
-        let mut state = Vec::new();
-        for (state_name, (name, shape)) in state_names.iter().flat_map(|s| shapes.iter().map(move |entry| (s, entry))) {
-            let name = format!("{state_name}.{name}");
-            let array = self.dict.take(&format!("{OPTIMIZER_PREFIX}{name}"), shape)?;
-            state.push((name, array.into_iter().collect()));
-        }
         let mut extras = CheckpointExtras::default().with_text(self.extra_text);
-        for name in self.dict.names().map(str::to_owned).collect::<Vec<_>>() {
-            if let Some(extra_name) = name.strip_prefix(EXTRA_PREFIX) {
-                extras.tensors.insert(extra_name.into(), self.dict.take_any(&name)?);
-            }
-        }
-        let is_of_another_optimizer = |name: &&str| {
-            let state_name = name.strip_prefix(OPTIMIZER_PREFIX).and_then(|name| name.split('.').next());
-            state_name.is_some_and(|name| !optimizer_config.state_names().contains(&name))
-        };
-        if let Some(name) = self.dict.names().find(is_of_another_optimizer) {
-            let reason = format!(
-                "the checkpoint was not trained with the optimizer in its metadata `trainer.method`, `{optimizer_config}`, \
-                 which has no state `{name}`; restore the text of the optimizer with which it was trained"
-            );
-            return Err(Error::format(self.file_name, reason));
-        }
-        self.dict.finish_with(None)?;
-        let optimizer = Optimizer::restore(optimizer_config.clone(), self.steps, state)?;
+        extras.tensors = take_extra_tensors(&mut self.dict)?;
+        let optimizer = take_optimizer(self.dict, &self.file_name, &self.config.optimizer, self.steps, &shapes)?;
 
         let mut values = values.drain(..);
         let layers = self.lstm_config.layer_specs().into_iter().map(|spec| {
@@ -347,12 +365,44 @@ impl Checkpoint {
 }
 
 /// The metadata entries of a checkpoint whose keys start with `trainer.` and that have not been read yet.
-struct UnreadMetadata<'a> {
-    file_name: &'a str,
-    entries: BTreeMap<String, String>,
+pub(super) struct UnreadMetadata<'a> {
+    pub(super) file_name: &'a str,
+    pub(super) entries: BTreeMap<String, String>,
 }
 
 impl UnreadMetadata<'_> {
+    /// Checks that the file is a checkpoint of this version.
+    pub(super) fn check_version(&mut self) -> Result<()> {
+        match self.entries.remove(CHECKPOINT_KEY) {
+            Some(version) if version == FORMAT_VERSION => Ok(()),
+            Some(version) => {
+                let reason = format!("expected checkpoint version {FORMAT_VERSION}, got `{version}`");
+                Err(Error::format(self.file_name, reason))
+            }
+            None => {
+                let reason = format!(
+                    "not a checkpoint: the metadata key `{CHECKPOINT_KEY}` is missing; read a model without the state of a \
+                     run with StateDict::take_lstm and Linear::take, or with ModelWeights::open, and start a run with \
+                     Trainer::new or ModelTrainer::new"
+                );
+                Err(Error::format(self.file_name, reason))
+            }
+        }
+    }
+
+    /// Reads the configuration of the trainer and the number of steps, which must be the last entries.
+    pub(super) fn finish(mut self) -> Result<(TrainerConfig, u64)> {
+        let mut config = TrainerConfig::new(self.parse("method")?, self.parse("schedule")?);
+        config.clip = self.parse::<OptionText<_>>("clip")?.0;
+        config.checkpointing = self.parse("keep")?;
+        config.seed = self.parse("seed")?;
+        let steps = self.parse("steps")?;
+        match self.entries.keys().next() {
+            Some(key) => Err(Error::format(self.file_name, format!("unknown metadata key `{key}`"))),
+            None => Ok((config, steps)),
+        }
+    }
+
     /// Removes the entry with the key `trainer.{key}` and parses its text.
     fn parse<T: FromStr<Err: Display>>(&mut self, key: &str) -> Result<T> {
         let key = format!("{TRAINER_PREFIX}{key}");

@@ -2,12 +2,14 @@
 
 mod checkpoint;
 mod config;
+mod model;
 mod parameters;
 
 use ndarray::{Array1, Array2, Array3, Axis, s};
 
 pub use checkpoint::CheckpointExtras;
 pub use config::{StepReport, TrainerConfig};
+pub use model::{ModelStepReport, ModelTrainer};
 
 use super::{
     clip::gradient_norm,
@@ -101,19 +103,7 @@ impl<B: Backend> Trainer<B> {
     /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or its optimizer has another state.
     /// The trainer is unchanged after an error.
     pub fn set_config(&mut self, config: TrainerConfig) -> Result<()> {
-        config.validate()?;
-        let (old, new) = (&self.config.optimizer, &config.optimizer);
-        if self.steps() > 0 && old.state_names() != new.state_names() {
-            let ((old_state, accepted), (new_state, _)) = (old.describe_state(), new.describe_state());
-            let reason = format!(
-                "the run was trained with `{old}`, which has {old_state}, got `{new}`, which has {new_state}; set_config \
-                 accepts only an optimizer with the same state: {accepted}; for another one start a new run with this model: \
-                 pass the results of Trainer::into_parts to Trainer::new"
-            );
-            return Err(Error::config("optimizer", reason));
-        }
-        let state = self.optimizer.state().map(|(name, values)| (name, values.to_vec()));
-        self.optimizer = Optimizer::restore(config.optimizer.clone(), self.steps(), state)?;
+        self.optimizer = with_config(&self.optimizer, &self.config, &config)?;
         self.config = config;
         Ok(())
     }
@@ -211,7 +201,7 @@ impl<B: Backend> Trainer<B> {
             return Err(Error::shape("Trainer::step: x", "at least one time step of one sequence", got).into());
         }
         let (loss, state, gradients) = self.gradients(step, &input, loss_input, loss).await?;
-        Ok(self.apply(step, learning_rate, gradients).map(|gradient_norm| StepReport {
+        Ok(self.apply(learning_rate, gradients).map(|gradient_norm| StepReport {
             step,
             loss,
             gradient_norm,
@@ -221,36 +211,14 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Clips the gradients, runs the optimizer and replaces the weights. Returns the norm of the gradients.
-    fn apply(&mut self, step: u64, learning_rate: f32, mut gradients: ModelArrays) -> Result<f64> {
+    fn apply(&mut self, learning_rate: f32, mut gradients: ModelArrays) -> Result<f64> {
         let head_spec = self.head.as_ref().map(HeadSpec::of);
         let shapes = parameter_shapes(self.lstm.config(), head_spec);
         let names: Vec<_> = shapes.into_iter().map(|(name, _)| name).collect();
-        let mut gradients = gradients.slices();
-        for (name, gradient) in names.iter().zip(&gradients) {
-            check_finite(step, || format!("the gradient of `{name}`"), gradient)?;
-        }
-        let gradient_norm = match self.config.clip {
-            Some(clip) => clip.apply(&mut gradients)?,
-            None => gradient_norm(gradients.iter().map(|gradient| &**gradient)),
-        };
-
         let head_values = self.head.as_ref().map(|head| (head.weight().clone(), head.bias().cloned()));
         let mut values = ModelArrays { lstm: self.lstm.weights().clone(), head: head_values };
-        let mut optimizer = self.optimizer.clone();
-        let mut parameters: Vec<_> = names
-            .iter()
-            .zip(values.slices())
-            .zip(&gradients)
-            .map(|((name, value), gradient)| Parameter { name, value, gradient })
-            .collect();
-        optimizer.step(learning_rate, &mut parameters)?;
-        for Parameter { name, value, .. } in &parameters {
-            check_finite(step, || format!("the new value of `{name}`"), value)?;
-        }
-        for (name, array) in optimizer.state() {
-            check_finite(step, || format!("the optimizer's `{name}`"), array)?;
-        }
-
+        let (optimizer, gradient_norm) =
+            optimize(&self.config, &self.optimizer, learning_rate, &names, values.slices(), gradients.slices())?;
         let mut lstm = self.lstm.clone();
         lstm.set_weights(values.lstm)?;
         let head = match (&self.head, values.head) {
@@ -309,6 +277,64 @@ impl<B: Backend> Trainer<B> {
         let lstm = backward(&output.tape, config, hidden_gradient).await?;
         Ok((loss, output.state, ModelArrays { lstm, head: head_gradients }))
     }
+}
+
+/// The optimizer after a change of the configuration, with the same state.
+///
+/// # Errors
+/// [`Error::Config`] if the new configuration is not valid or its optimizer has another state.
+fn with_config(optimizer: &Optimizer, config: &TrainerConfig, new_config: &TrainerConfig) -> Result<Optimizer> {
+    new_config.validate()?;
+    let (old, new) = (&config.optimizer, &new_config.optimizer);
+    if optimizer.steps() > 0 && old.state_names() != new.state_names() {
+        let ((old_state, accepted), (new_state, _)) = (old.describe_state(), new.describe_state());
+        let reason = format!(
+            "the run was trained with `{old}`, which has {old_state}, got `{new}`, which has {new_state}; set_config \
+             accepts only an optimizer with the same state: {accepted}; for another one start a new run with this model: \
+             pass the results of Trainer::into_parts to Trainer::new"
+        );
+        return Err(Error::config("optimizer", reason));
+    }
+    let state = optimizer.state().map(|(name, values)| (name, values.to_vec()));
+    Optimizer::restore(new.clone(), optimizer.steps(), state)
+}
+
+/// Clips the gradients and runs the optimizer, which changes `values`. `names` are the names of the parameters. Returns
+/// the optimizer after the step, and the norm of the gradients.
+///
+/// # Errors
+/// [`Error::NotFinite`] for a gradient, a new value or a state of the optimizer.
+fn optimize(
+    config: &TrainerConfig,
+    optimizer: &Optimizer,
+    learning_rate: f32,
+    names: &[String],
+    values: Vec<&mut [f32]>,
+    mut gradients: Vec<&mut [f32]>,
+) -> Result<(Optimizer, f64)> {
+    let step = optimizer.steps().saturating_add(1);
+    for (name, gradient) in names.iter().zip(&gradients) {
+        check_finite(step, || format!("the gradient of `{name}`"), gradient)?;
+    }
+    let gradient_norm = match config.clip {
+        Some(clip) => clip.apply(&mut gradients)?,
+        None => gradient_norm(gradients.iter().map(|gradient| &**gradient)),
+    };
+    let mut optimizer = optimizer.clone();
+    let mut parameters: Vec<_> = names
+        .iter()
+        .zip(values)
+        .zip(&gradients)
+        .map(|((name, value), gradient)| Parameter { name, value, gradient })
+        .collect();
+    optimizer.step(learning_rate, &mut parameters)?;
+    for Parameter { name, value, .. } in &parameters {
+        check_finite(step, || format!("the new value of `{name}`"), value)?;
+    }
+    for (name, array) in optimizer.state() {
+        check_finite(step, || format!("the optimizer's `{name}`"), array)?;
+    }
+    Ok((optimizer, gradient_norm))
 }
 
 /// Weight and bias of a head.

@@ -1,4 +1,4 @@
-//! Fuzzes reading and running RTNeural files. The backend uses one thread.
+//! Fuzzes opening and running model files of every format, PyTorch's above all. The backend uses one thread.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -10,4 +10,4 @@ use lstm_cpu::Cpu;
 static CPU: LazyLock<Cpu> =
     LazyLock::new(|| Cpu::builder().threads(1).build().expect("a single thread can always be used"));
 
-fuzz_target!(|bytes: &[u8]| drop(lstm_tests::malformed::check_rtneural(&*CPU, bytes)));
+fuzz_target!(|bytes: &[u8]| drop(lstm_tests::malformed::check_model_file(&*CPU, bytes)));

@@ -1,0 +1,279 @@
+//! Training of a whole model step by step.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use ndarray::{Array3, Axis};
+
+use super::{
+    CheckpointExtras, TrainerConfig, checked_loss,
+    checkpoint::{
+        EXTRA_PREFIX, OPTIMIZER_PREFIX, TRAINER_PREFIX, UnreadMetadata, take_extra_tensors, take_optimizer, write_run,
+    },
+    optimize, with_config,
+};
+use crate::{
+    backend::Backend,
+    error::{Error, Result},
+    model::{Dropout, HostState, block_on, nth_seed},
+    network::{Model, ModelInput, ModelOutput, ModelWeights},
+    train::{LossGradient, ModelOutputs, Optimizer, Shard},
+    weights::state_dict::StateDict,
+};
+
+/// Trains a whole [`Model`], as [`Trainer`](super::Trainer) trains an LSTM: all its parameters, the LSTMs' own initial
+/// states included. The run can be [saved](Self::save) after any step and [resumed](Self::resume); the results of the
+/// later steps are then bit-identical.
+///
+/// ```no_run
+/// use lstm_core::{Backend, Model, ModelWeights, Result, ndarray::Array2};
+/// use lstm_core::train::{ModelTrainer, OptimizerConfig, Schedule, TrainerConfig, cross_entropy};
+///
+/// fn train<B: Backend>(backend: &B, model: ModelWeights, tokens: &Array2<i64>, classes: &[usize]) -> Result<()> {
+///     let config = TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(1e-3));
+///     let mut trainer = ModelTrainer::new(Model::new(backend, model)?, config)?;
+///     for _ in 0..1000 {
+///         let report = trainer.step(tokens, |out, shard| cross_entropy(out.last()?, &classes[shard.rows.clone()]))?;
+///         println!("step {}: loss {}", report.step, report.loss);
+///     }
+///     trainer.model().weights().save("model.safetensors")
+/// }
+/// ```
+pub struct ModelTrainer<B: Backend> {
+    model: Model<B>,
+    optimizer: Optimizer,
+    config: TrainerConfig,
+}
+
+impl<B: Backend> fmt::Debug for ModelTrainer<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ModelTrainer({:?}, {:?}, {} steps done)", self.model, self.config, self.steps())
+    }
+}
+
+/// Report of one training step of a model.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ModelStepReport {
+    /// Number of the step, counted from 1.
+    pub step: u64,
+    /// Loss before the update of the parameters.
+    pub loss: f64,
+    /// [`gradient_norm`](crate::train::gradient_norm) of all gradients before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f32,
+    /// Final states of each LSTM. For truncated backpropagation through time, pass them as the states of the next step.
+    pub states: Vec<HostState>,
+}
+
+impl<B: Backend> ModelTrainer<B> {
+    /// Starts a run with the given model.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate), or if the name of a layer starts
+    /// with `optimizer.` or `extra.`, which a checkpoint needs.
+    pub fn new(model: Model<B>, config: TrainerConfig) -> Result<Self> {
+        config.validate()?;
+        for name in model.weights().layers().iter().filter_map(|layer| layer.name()) {
+            let tensor = format!("{name}.");
+            if tensor.starts_with(OPTIMIZER_PREFIX) || tensor.starts_with(EXTRA_PREFIX) {
+                let reason = format!("the name of the layer `{name}` is reserved in checkpoints; rename the layer");
+                return Err(Error::config("layers", reason));
+            }
+        }
+        Ok(ModelTrainer { model, optimizer: Optimizer::new(config.optimizer.clone())?, config })
+    }
+
+    /// The model with its current parameters.
+    pub fn model(&self) -> &Model<B> {
+        &self.model
+    }
+
+    /// Consumes the trainer and returns the model.
+    pub fn into_model(self) -> Model<B> {
+        self.model
+    }
+
+    /// Changes the configuration during a run, as [`Trainer::set_config`](super::Trainer::set_config) does.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or its optimizer has another
+    /// state. The trainer is unchanged after an error.
+    pub fn set_config(&mut self, config: TrainerConfig) -> Result<()> {
+        self.optimizer = with_config(&self.optimizer, &self.config, &config)?;
+        self.config = config;
+        Ok(())
+    }
+
+    /// The configuration of the trainer.
+    pub fn config(&self) -> &TrainerConfig {
+        &self.config
+    }
+
+    /// Number of training steps so far, including those before the run was resumed.
+    pub fn steps(&self) -> u64 {
+        self.optimizer.steps()
+    }
+
+    /// Learning rate of the next step.
+    pub fn learning_rate(&self) -> f32 {
+        self.config.schedule.rate_at(self.steps())
+    }
+
+    /// Computes the model's outputs without dropout.
+    ///
+    /// # Errors
+    /// The errors of [`Model::forward`].
+    pub fn predict<'a>(&self, input: impl Into<ModelInput<'a>>) -> Result<ModelOutput> {
+        self.model.forward(input.into().dropout(Dropout::Off))
+    }
+
+    /// Runs one training step: forward pass with dropout, loss, backward pass, gradient clipping, optimizer step.
+    ///
+    /// `loss` is called once, for the whole batch. It gets the model's outputs without a softmax at the end:
+    /// [`ModelOutputs::y`], or [`ModelOutputs::last`] if the model
+    /// [returns the last step](ModelWeights::returns_last_step). It returns the loss and its gradient with respect to
+    /// these outputs. Its error type may be the caller's own. Outputs beyond a sequence's length are +0, and their
+    /// gradients are ignored.
+    ///
+    /// The dropout seed is derived from the [seed of the configuration](TrainerConfig::seed) and the number of the
+    /// step, as `docs/specification.md` defines under "Training steps". It replaces the dropout seed of the input.
+    ///
+    /// # Errors
+    /// The parameters, the optimizer and the number of steps are unchanged after an error.
+    /// - [`Error::NotFinite`], which gives the step and the first of these that is infinite or NaN: the loss, the
+    ///   gradient of a parameter, its new value, its optimizer state.
+    /// - [`Error::Shape`] if the input is empty, or the gradient does not have the shape of the outputs.
+    /// - The errors of [`Model::forward`] and of `loss`.
+    pub fn step<'a, G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        input: impl Into<ModelInput<'a>>,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<ModelStepReport, E> {
+        block_on(self.step_async(input, loss))
+    }
+
+    /// Asynchronous [`step`](Self::step), which does not block the thread. The trainer is unchanged if the future is
+    /// dropped before it completes.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step).
+    pub async fn step_async<'a, G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        input: impl Into<ModelInput<'a>>,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<ModelStepReport, E> {
+        let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
+        let input = input.into().dropout(Dropout::Seed(nth_seed(self.config.seed, step)));
+        let time_steps = input.time_steps();
+        if time_steps == Some(0) {
+            return Err(Error::shape("ModelTrainer::step: input", "at least one time step of one sequence", 0).into());
+        }
+        let pass = self.model.forward_train_async(input, self.config.checkpointing).await?;
+        let batch = pass.y.dim().0;
+        let returns_last_step = self.model.weights().returns_last_step();
+        let outputs = match returns_last_step {
+            true => ModelOutputs { y: None, last: Some(pass.y.index_axis(Axis(1), 0)) },
+            false => ModelOutputs { y: Some(pass.y.view()), last: None },
+        };
+        let count = if returns_last_step { batch } else { time_steps.unwrap_or_default() };
+        let (loss, gradient) = checked_loss(step, loss, outputs, &Shard { index: 0, rows: 0..batch, count })?;
+        let last = gradient.last.map(|last| last.insert_axis(Axis(1)));
+        let missing = || Error::shape("ModelTrainer::step: gradient of the loss", "an array", "none");
+        let dy: Array3<f32> = gradient.y.or(last).ok_or_else(missing)?;
+        let mut gradients = pass.tape.backward_async(&dy).await?.weights;
+
+        let mut weights = self.model.weights().clone();
+        let mut values = weights.parameters_mut();
+        let names: Vec<_> = values.iter_mut().map(|(name, ..)| std::mem::take(name)).collect();
+        let values = values.into_iter().map(|(.., values)| values).collect();
+        let gradients = gradients.parameters_mut().into_iter().map(|(.., values)| values).collect();
+        let (optimizer, gradient_norm) =
+            optimize(&self.config, &self.optimizer, learning_rate, &names, values, gradients)?;
+        self.model.set_weights(weights)?;
+        self.optimizer = optimizer;
+        Ok(ModelStepReport { step, loss, gradient_norm, learning_rate, states: pass.states })
+    }
+
+    /// Saves the run to a checkpoint file without additional data. See [`save_with`](Self::save_with).
+    ///
+    /// # Errors
+    /// As for [`save_with`](Self::save_with).
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_with(path, &CheckpointExtras::default())
+    }
+
+    /// Saves the run and additional data of the caller to a checkpoint: one safetensors file, which is replaced
+    /// atomically. It has the tensors and metadata of [`ModelWeights::save`], and those of
+    /// [`Trainer::save_with`](super::Trainer::save_with) that do not describe the model. The keys of the text of
+    /// `extras` have the prefix `extra.`, like its tensors.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if a key of the model's metadata starts with `trainer.` or `extra.`; [`Error::Io`] if the file
+    /// cannot be written. An existing file is unchanged after an error.
+    pub fn save_with(&self, path: impl AsRef<Path>, extras: &CheckpointExtras) -> Result<()> {
+        let is_reserved = |key: &&String| key.starts_with(TRAINER_PREFIX) || key.starts_with(EXTRA_PREFIX);
+        if let Some(key) = self.model.weights().metadata().keys().find(is_reserved) {
+            let reason =
+                format!("expected keys that do not start with `{TRAINER_PREFIX}` or `{EXTRA_PREFIX}`, got `{key}`");
+            return Err(Error::config("metadata", reason));
+        }
+        let mut writer = self.model.weights().writer()?;
+        for (key, text) in &extras.text {
+            writer = writer.metadata(format!("{EXTRA_PREFIX}{key}"), text);
+        }
+        for (name, tensor) in &extras.tensors {
+            writer = writer.tensor(format!("{EXTRA_PREFIX}{name}"), tensor)?;
+        }
+        let shapes = parameter_shapes(self.model.weights()).into_iter().collect();
+        write_run(writer, &self.config, &self.optimizer, &shapes)?.save(path)
+    }
+
+    /// Resumes a [saved](Self::save) run on `backend`. Returns the trainer and the additional data of the caller. The
+    /// parameters, the optimizer state and the losses of later steps are bit-identical to those of an uninterrupted
+    /// run.
+    ///
+    /// # Errors
+    /// - [`Error::Io`] if the file cannot be read.
+    /// - [`Error::Format`], which names the file, if it is not a safetensors file, not a checkpoint, or a checkpoint of
+    ///   another version or of [`Trainer`](super::Trainer). It also names the metadata key if a key is missing, unknown
+    ///   or has invalid text.
+    /// - [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::UnusedTensors`] or [`Error::TensorType`] if the
+    ///   tensors do not match the metadata.
+    /// - Errors of the device.
+    pub fn resume(backend: &B, path: impl AsRef<Path>) -> Result<(Self, CheckpointExtras)> {
+        let path = path.as_ref();
+        let (file_name, mut dict) = (path.display().to_string(), StateDict::open(path)?);
+        let (trainer_metadata, _): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            dict.metadata().clone().into_iter().partition(|(key, _)| key.starts_with(TRAINER_PREFIX));
+        let mut metadata = UnreadMetadata { file_name: &file_name, entries: trainer_metadata };
+        metadata.check_version()?;
+        if !dict.metadata().contains_key(ModelWeights::METADATA_KEY) {
+            let reason = "the checkpoint of an LSTM with a head; continue the run with Trainer::resume";
+            return Err(Error::format(file_name, reason));
+        }
+        let (config, steps) = metadata.finish()?;
+        let mut weights = ModelWeights::take(&mut dict)?;
+        let (mut text, mut model_metadata) = (BTreeMap::new(), BTreeMap::new());
+        for (key, value) in weights.metadata() {
+            if let Some(key) = key.strip_prefix(EXTRA_PREFIX) {
+                text.insert(key.to_owned(), value.clone());
+            } else if !key.starts_with(TRAINER_PREFIX) {
+                model_metadata.insert(key.clone(), value.clone());
+            }
+        }
+        weights = weights.with_metadata(model_metadata);
+        let mut extras = CheckpointExtras::default().with_text(text);
+        extras.tensors = take_extra_tensors(&mut dict)?;
+        let shapes = parameter_shapes(&weights);
+        let optimizer = take_optimizer(dict, &file_name, &config.optimizer, steps, &shapes)?;
+        let mut trainer = ModelTrainer::new(Model::new(backend, weights)?, config)?;
+        trainer.optimizer = optimizer;
+        Ok((trainer, extras))
+    }
+}
+
+/// Names and shapes of all parameters, in the order of the optimizer.
+fn parameter_shapes(weights: &ModelWeights) -> Vec<(String, Vec<usize>)> {
+    weights.clone().parameters_mut().into_iter().map(|(name, shape, _)| (name, shape)).collect()
+}

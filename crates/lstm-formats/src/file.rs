@@ -1,0 +1,106 @@
+//! What is common to the readers of model files.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use lstm_core::{CellKind, Error, ModelWeights, Result};
+
+/// The format of a model file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// A safetensors file.
+    Safetensors,
+    /// A file that `torch.save` wrote: `.pt`, `.pth`, `.ckpt` or `.bin`.
+    PyTorch,
+    /// A Keras model: `.keras`, or a whole-model `.h5` file.
+    Keras,
+    /// An ONNX file.
+    Onnx,
+    /// RTNeural's JSON.
+    RtNeural,
+    /// The JSON of GuitarML and of Automated-GuitarAmpModelling.
+    GuitarMl,
+    /// AIDA-X's JSON: RTNeural's layers with gains, a skip connection and a self-test.
+    AidaX,
+    /// Neural Amp Modeler's `.nam`.
+    Nam,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Safetensors => "safetensors",
+            Format::PyTorch => "pytorch",
+            Format::Keras => "keras",
+            Format::Onnx => "onnx",
+            Format::RtNeural => "rtneural",
+            Format::GuitarMl => "guitarml",
+            Format::AidaX => "aida-x",
+            Format::Nam => "nam",
+        })
+    }
+}
+
+/// What the user knows about a file that the file does not say. The default opens a file that says everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct OpenOptions {
+    /// Which LSTM to open, alone, if the file has more than that: the prefix of its tensor names, or the names of its
+    /// nodes in an ONNX file. Empty for the whole model.
+    pub names: Vec<String>,
+    /// The layers of a state dict, which has no graph, in order: `"embedding, rec, last, lin:relu, out"`. Each entry is
+    /// the prefix of a layer's tensors, with an optional activation after a colon, or `last` for the last time step.
+    pub layers: Option<String>,
+    /// Values of scalar graph inputs of an ONNX file, by name, such as the sample rate `sr`.
+    pub set: BTreeMap<String, f64>,
+    /// The cell, for tensor names that do not determine it.
+    pub cell: Option<CellKind>,
+    /// Bound on the inputs of the gate activations, for a state dict, which does not contain it.
+    pub clip: Option<f32>,
+    /// Whether the input and forget gates are coupled, for a state dict, which does not say so.
+    pub coupled: bool,
+}
+
+/// A model file that was read.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ModelFile {
+    /// The format of the file.
+    pub format: Format,
+    /// The layers and parameters.
+    pub weights: ModelWeights,
+    /// Element types of the parameters in the file, as text.
+    pub dtypes: Vec<String>,
+    /// Names of the tensors or nodes in the file that are not part of the model. Not empty only if the user selected an
+    /// LSTM by name.
+    pub unused: Vec<String>,
+    /// The inputs and outputs of the graph of an ONNX file; `None` for other formats.
+    #[cfg(feature = "onnx")]
+    pub onnx: Option<Box<crate::onnx::OnnxGraph>>,
+}
+
+impl ModelFile {
+    /// A file of a format without a graph.
+    #[allow(unused, reason = "a build may lack all readers")]
+    pub(crate) fn new(format: Format, weights: ModelWeights, dtypes: Vec<String>, unused: Vec<String>) -> Self {
+        ModelFile {
+            format,
+            weights,
+            dtypes,
+            unused,
+            #[cfg(feature = "onnx")]
+            onnx: None,
+        }
+    }
+}
+
+/// Calls a reader of another crate. A panic inside it becomes an error.
+#[allow(unused, reason = "a build may lack the readers of PyTorch and Keras files")]
+pub(crate) fn catch_panic<T>(source: &str, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    let panicked = |_| Error::format(source, "the file is damaged: its reader failed");
+    catch_unwind(AssertUnwindSafe(read)).map_err(panicked)?
+}

@@ -1,0 +1,289 @@
+use std::{
+    io::{Cursor, Write},
+    path::{Path, PathBuf},
+};
+
+use lstm_core::{Activation, Direction, ModelLayer, ModelWeights, Result};
+
+use super::{Builder, Store, config};
+use crate::{
+    Format, ModelFile, OpenOptions,
+    json::Object,
+    open_bytes,
+    test_files::{check, check_damaged, data},
+};
+
+/// A file of the folder that `make.py` writes.
+fn local(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/keras").join(name)
+}
+
+/// Checks the `.keras` file and the `.h5` file of a model, and that both hold the same one.
+fn check_both(path: impl Fn(&str) -> PathBuf, expected: &str) -> ModelWeights {
+    let [archive, hdf5] = ["keras", "h5"].map(|extension| check(&path(extension), &path(expected), Format::Keras));
+    assert_eq!(archive.weights, hdf5.weights);
+    assert_eq!(archive.dtypes, ["float32"]);
+    assert!(archive.weights.metadata()["keras_version"].starts_with("3."));
+    archive.weights
+}
+
+fn kinds(model: &ModelWeights) -> Vec<&str> {
+    model.layers().iter().map(ModelLayer::kind).collect()
+}
+
+fn names(model: &ModelWeights) -> Vec<&str> {
+    model.layers().iter().filter_map(ModelLayer::name).collect()
+}
+
+#[test]
+fn field_models() {
+    let check =
+        |name: &str| check_both(|extension| data(&format!("models/{name}.{extension}")), "expected.safetensors");
+    assert_eq!(kinds(&check("keras-two-sizes")), ["lstm", "lstm", "linear"]);
+    let last = ["lstm", "lstm", "final_state", "linear", "activation", "linear", "activation"];
+    assert_eq!(kinds(&check("keras-last")), last);
+    assert_eq!(kinds(&check("keras-embedding")), ["embedding", "lstm", "final_state", "linear", "activation"]);
+    assert_eq!(kinds(&check("keras-nobias")), ["lstm", "dropout", "linear", "activation"]);
+}
+
+#[test]
+fn other_models() {
+    let check = |name: &str| check_both(|extension| local(&format!("{name}.{extension}")), "safetensors");
+    let functional = check("functional");
+    let hard_sigmoid = Activation::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 };
+    assert_eq!(functional.layers().last(), Some(&ModelLayer::Activation(hard_sigmoid)));
+    assert_eq!(names(&functional), ["both", "both_sum", "time_distributed", "lstm_1", "dense_1"]);
+    let backwards = check("backwards");
+    let directions: Vec<_> = backwards.lstms().map(|lstm| lstm.config().direction).collect();
+    assert_eq!(directions, [Direction::Bidirectional, Direction::Reverse]);
+    assert_eq!(backwards.layers().last(), Some(&ModelLayer::Activation(Activation::LogSoftmax)));
+    let twice = check("backwards-twice");
+    let directions: Vec<_> = twice.lstms().map(|lstm| lstm.config().direction).collect();
+    assert_eq!(directions, [Direction::Reverse, Direction::Forward]);
+    assert_eq!(kinds(&check("bidirectional-last")), ["linear", "activation", "lstm", "final_state", "linear"]);
+    let nested = check("nested");
+    assert_eq!(kinds(&nested), ["embedding", "lstm", "linear", "lstm", "linear", "activation"]);
+}
+
+/// Reads an architecture without weights. Each error comes before a parameter is read, or is that of the first one.
+fn architecture(json: &str, is_keras_2: bool) -> std::result::Result<(), String> {
+    let mut builder = Builder::new(Store::empty(), is_keras_2);
+    for layer in config::chain(Object::parse(json.as_bytes())?)? {
+        builder.add(layer)?;
+    }
+    builder.finish().map(drop)
+}
+
+fn sequential(layers: &str) -> String {
+    let input = r#"{"class_name": "InputLayer", "config": {"name": "input", "batch_shape": [null, null, 3]}}"#;
+    format!(r#"{{"class_name": "Sequential", "config": {{"name": "m", "layers": [{input}, {layers}]}}}}"#)
+}
+
+fn layer(class: &str, options: &str) -> String {
+    format!(r#"{{"class_name": "{class}", "config": {{"name": "the_layer"{options}}}}}"#)
+}
+
+#[test]
+fn rejects_unsupported_layers() {
+    let reject = |class: &str, options: &str, word: &str| {
+        let error = architecture(&sequential(&layer(class, options)), false).unwrap_err();
+        assert!(error.contains(word) && error.contains(&format!("layer `the_layer` ({class})")), "{error}: {word}");
+    };
+    for class in ["GRU", "SimpleRNN", "RNN"] {
+        reject(class, "", "another kind");
+    }
+    for class in ["Conv1D", "LayerNormalization", "BatchNormalization", "Attention", "Lambda", "LeakyReLU"] {
+        reject(class, "", "can't be opened");
+    }
+    reject("Masking", r#", "mask_value": 0.0"#, "skips time steps");
+    reject("Embedding", r#", "mask_zero": true, "input_dim": 3, "output_dim": 3"#, "`mask_zero`");
+    reject("Flatten", "", "joins the time steps");
+    reject("LSTM", r#", "units": 4, "activation": "elu""#, "`elu`");
+    reject("LSTM", r#", "units": 4, "time_major": true"#, "time_major");
+    reject("LSTM", r#", "units": 4, "forget_gate": 1"#, "unknown key `forget_gate`");
+    reject("LSTM", r#", "units": 4.5"#, "whole number");
+    reject("LSTM", "", "`units`");
+    reject("LSTM", r#", "units": 900000000000"#, "hidden_size");
+    reject("LSTM", r#", "units": 4, "dtype": "string""#, "`string`");
+    reject("LSTM", r#", "units": 4"#, "the dataset `layers/lstm/cell/vars/0` is missing");
+    reject("Dense", r#", "units": 4, "activation": "gelu""#, "the dataset");
+    reject("Activation", r#", "activation": "gelu""#, "`gelu`");
+    reject("Activation", r#", "activation": {"class_name": "LeakyReLU", "config": {}}"#, "`LeakyReLU`");
+    reject("ReLU", r#", "max_value": 6.0"#, "max_value");
+    reject("ReLU", r#", "negative_slope": 0.1"#, "negative_slope");
+    reject("Softmax", r#", "axis": 1"#, "axis");
+    reject("Dense", r#", "units": 4, "quantization_config": {"a": 1}"#, "quantized");
+    let lstm = |options: &str| layer("LSTM", &format!(r#", "units": 2, {options}"#));
+    let both = |merge: &str, options: &str| format!(r#", "merge_mode": {merge}, "layer": {}"#, lstm(options));
+    reject("Bidirectional", &both(r#""mul""#, r#""use_bias": true"#), "`mul`");
+    reject("Bidirectional", &both("null", r#""use_bias": true"#), "got none");
+    reject("Bidirectional", &both(r#""sum""#, r#""go_backwards": true"#), "`go_backwards`: expected false");
+    let other = format!(
+        r#"{}, "backward_layer": {}"#,
+        both(r#""sum""#, r#""use_bias": true"#),
+        lstm(r#""use_bias": false, "go_backwards": true"#)
+    );
+    reject("Bidirectional", &other, "options of the forward layer");
+    let gru = both(r#""sum""#, r#""use_bias": true"#).replace("LSTM", "GRU");
+    reject("Bidirectional", &gru, "expected an LSTM");
+    reject("TimeDistributed", &format!(r#", "layer": {}"#, lstm(r#""use_bias": true"#)), "expected a Dense layer");
+    // A layer that reads one step only.
+    let after_step = sequential(&layer("Dense", "")).replace("[null, null, 3]", "[null, 3]").replace("Dense", "LSTM");
+    assert!(
+        architecture(&after_step.replace(r#""the_layer""#, r#""l", "units": 2"#), false)
+            .unwrap_err()
+            .contains("expected a sequence")
+    );
+}
+
+#[test]
+fn rejects_other_graphs() {
+    let reject = |json: &str, word: &str| {
+        let error = architecture(json, false).unwrap_err();
+        assert!(error.contains(word), "{error}: expected {word}");
+    };
+    reject(r#"{"class_name": "MyModel", "config": {}}"#, "`MyModel`");
+    reject(&sequential(&layer("Dropout", r#", "rate": 0.5"#)), "expected an LSTM layer, found none");
+    let node = |class: &str, name: &str, inputs: &str| {
+        format!(
+            r#"{{"class_name": "{class}", "name": "{name}", "config": {{"name": "{name}"}}, "inbound_nodes": {inputs}}}"#
+        )
+    };
+    let model = |layers: &[String], outputs: &str| {
+        format!(
+            r#"{{"class_name": "Functional", "config": {{"layers": [{}], "input_layers": [["in", 0, 0]],
+                "output_layers": {outputs}}}}}"#,
+            layers.join(", ")
+        )
+    };
+    let input = node("InputLayer", "in", "[]");
+    let call = |name: &str, arguments: &str| format!(r#"[[["{name}", 0, 0, {{{arguments}}}]]]"#);
+    let out = r#"[["a", 0, 0]]"#;
+    reject(&model(&[input.clone(), node("Flatten", "a", &call("in", ""))], out), "layer `a` (Flatten)");
+    reject(&model(&[input.clone(), node("Flatten", "a", &call("in", ""))], r#"["a", 0, 0]"#), "layer `a` (Flatten)");
+    reject(
+        &model(&[input.clone(), node("LSTM", "a", &call("in", r#""initial_state": ["x", 0, 0]"#))], out),
+        "`initial_state`",
+    );
+    reject(
+        &model(&[input.clone(), node("LSTM", "a", &call("in", ""))], r#"[["a", 0, 1]]"#),
+        "the state of the layer `a`",
+    );
+    reject(
+        &model(&[input.clone(), node("LSTM", "a", &call("in", ""))], r#"[["a", 0, 0], ["in", 0, 0]]"#),
+        "one output, got 2",
+    );
+    reject(
+        &model(&[input.clone(), node("Add", "a", r#"[[["in", 0, 0, {}], ["in", 0, 0, {}]]]"#)], out),
+        "several tensors",
+    );
+    reject(
+        &model(&[input.clone(), node("LSTM", "a", r#"[[["in", 0, 0, {}]], [["in", 0, 0, {}]]]"#)], out),
+        "several times",
+    );
+    reject(&model(&[input.clone(), node("LSTM", "a", &call("a", ""))], out), "occurs twice");
+    reject(&model(&[input.clone(), node("LSTM", "a", &call("b", ""))], out), "`b` is missing");
+    reject(&model(&[input.clone(), node("LSTM", "a", "[]")], out), "not at the input");
+    let extra = node("LSTM", "extra", &call("in", ""));
+    reject(&model(&[input.clone(), node("LSTM", "a", &call("in", "")), extra], out), "`extra` (LSTM)");
+    let keras_3 = r#"[{"args": [{"class_name": "__keras_tensor__", "config": {"keras_history": ["in", 0, 0]}}],
+                      "kwargs": {"training": true}}]"#;
+    reject(&model(&[input.clone(), node("Flatten", "a", keras_3)], out), "`training`");
+    reject(&model(&[input, node("Flatten", "a", &keras_3.replace("true", "false"))], out), "layer `a` (Flatten)");
+}
+
+/// Not the functions of Keras 3's defaults.
+#[test]
+fn gate_activations() {
+    let model = check_both(|extension| local(&format!("gates.{extension}")), "safetensors");
+    let activations: Vec<_> = model.lstms().map(|lstm| lstm.config().activations.to_string()).collect();
+    assert_eq!(activations, ["hard_sigmoid(0.16666667,0.5)/relu/relu", "sigmoid/sigmoid/sigmoid"]);
+}
+
+/// Keras 2 has other parameters of the hard sigmoid.
+#[test]
+fn hard_sigmoid_of_keras_2() {
+    let mut builder = Builder::new(Store::empty(), true);
+    let text = sequential(&layer("Activation", r#", "activation": "hard_sigmoid""#));
+    for layer in config::chain(Object::parse(text.as_bytes()).unwrap()).unwrap() {
+        builder.add(layer).unwrap();
+    }
+    let expected = Activation::HardSigmoid { alpha: 0.2, beta: 0.5 };
+    assert_eq!(builder.into_layers(), [ModelLayer::Activation(expected)]);
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
+
+fn open(bytes: &[u8]) -> Result<ModelFile> {
+    open_bytes(bytes, &OpenOptions::default())
+}
+
+fn assert_rejected(bytes: &[u8], word: &str) {
+    match open(bytes) {
+        Ok(_) => panic!("expected an error with {word}"),
+        Err(error) => assert!(error.to_string().contains(word), "{error}: expected {word}"),
+    }
+}
+
+/// A zip archive with these files.
+fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in files {
+        writer.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        writer.write_all(bytes).unwrap();
+    }
+    writer.finish().unwrap().into_inner()
+}
+
+/// The three files in a `.keras` file.
+fn unpack(bytes: &[u8]) -> [Vec<u8>; 3] {
+    let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).unwrap();
+    ["metadata.json", "config.json", "model.weights.h5"].map(|name| {
+        let mut unpacked = Vec::new();
+        std::io::copy(&mut archive.by_name(name).unwrap(), &mut unpacked).unwrap();
+        unpacked
+    })
+}
+
+#[test]
+fn edited_archives() {
+    let [metadata, config, weights] = unpack(&read(&local("functional.keras")));
+    let pack = |metadata: &[u8], config: &[u8], weights: &[u8]| {
+        archive(&[("metadata.json", metadata), ("config.json", config), ("model.weights.h5", weights)])
+    };
+    open(&pack(&metadata, &config, &weights)).unwrap();
+    let edit = |from: &str, to: &str, word: &str| {
+        let text = String::from_utf8(config.clone()).unwrap();
+        assert!(text.contains(from), "{from}");
+        assert_rejected(&pack(&metadata, text.replace(from, to).as_bytes(), &weights), word);
+    };
+    edit(r#""units": 5"#, r#""units": 6"#, "expected the shape [3, 24], got [3, 20]");
+    edit(r#""use_bias": true"#, r#""use_bias": false"#, "5 datasets are not part of the model");
+    edit("lstm_1", "lstm_9", "those of `lstm_1`");
+    assert_rejected(&pack(br#"{"keras_version": "1.2"}"#, &config, &weights), "`1.2`");
+    assert_rejected(&pack(&metadata, b"[", &weights), "config.json");
+    assert_rejected(&pack(&metadata, "[".repeat(1 << 20).as_bytes(), &weights), "config.json");
+    assert_rejected(&pack(&metadata, &config, b"\x89HDF\r\n\x1a\n"), "HDF5");
+    assert_rejected(&archive(&[("config.json", b"{}"), ("model.weights.h5", b"")]), "metadata.json");
+    // A megabyte of a few bytes.
+    let bomb = vec![b' '; 256 << 20];
+    let bomb = pack(&metadata, &bomb, &weights);
+    assert!(bomb.len() < 1 << 20);
+    assert_rejected(&bomb, "times the size");
+}
+
+#[test]
+fn files_without_an_architecture() {
+    assert_rejected(&read(&local("only.weights.h5")), "model.save(\"model.keras\")");
+    let options = OpenOptions { names: vec!["lstm".into()], ..OpenOptions::default() };
+    let error = open_bytes(&read(&local("functional.h5")), &options).unwrap_err().to_string();
+    assert!(error.contains("omit the options"), "{error}");
+}
+
+#[test]
+fn damaged_files_are_errors() {
+    check_damaged(&read(&data("models/keras-nobias.h5")), 53, 1024);
+    check_damaged(&read(&data("models/keras-nobias.keras")), 53, 0);
+}

@@ -1,0 +1,513 @@
+//! Reads a model from a state dict: tensors with PyTorch's names, whatever file holds them.
+//!
+//! A state dict has no graph. Where names and shapes leave one choice, the layers follow from them: an optional
+//! embedding, LSTMs, and at most one linear layer, whose output is that of all time steps. Otherwise the user states the
+//! layers ([`OpenOptions::layers`]) or selects one LSTM ([`OpenOptions::names`]). Every tensor is part of the model, or
+//! the file is rejected.
+//!
+//! - `mod.rs`: selects the tensors of the model and builds it.
+//! - `layers.rs`: groups tensors to layers and says what each is.
+//! - `chain.rs`: orders the layers.
+//! - `text.rs`: the text in which a user states the layers.
+//! - `normalization.rs`: folds weight norm.
+
+mod chain;
+mod layers;
+mod normalization;
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lstm_core::{
+    Activation, Error, LstmConfig, ModelLayer, ModelWeights, Result, StateDict, Weights,
+    ndarray::{Array1, Array2, ArrayD, Ix1, Ix2},
+    weights::state_dict::Dtype,
+};
+
+use self::{
+    chain::{Link, display_path, name_advice},
+    layers::{Layer, LayerKind, compare_names, find_layers, find_named, list},
+    text::Entry,
+};
+use crate::file::{Format, ModelFile, OpenOptions};
+
+/// Metadata key by which a training checkpoint of this library is recognized.
+const CHECKPOINT_KEY: &str = "trainer.format";
+
+/// Metadata key under which a training checkpoint stores the configuration of its LSTM.
+const CHECKPOINT_CONFIG_KEY: &str = "trainer.model";
+
+/// Reads a safetensors file. `source` is its name for error messages.
+pub(crate) fn read_safetensors(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> {
+    let dict = StateDict::from_bytes(bytes.to_vec()).map_err(|error| name_file(error, source))?;
+    read(dict, Format::Safetensors, source, options)
+}
+
+/// Reads the model in a state dict from a file of this format.
+///
+/// # Errors
+/// [`Error::Format`], which names the file, for a layer that is not supported, layers whose order is not determined, and
+/// tensors that are not used.
+pub(crate) fn read(dict: StateDict, format: Format, source: &str, options: &OpenOptions) -> Result<ModelFile> {
+    build(dict, format, options).map_err(|error| name_file(error, source))
+}
+
+/// Adds the name of the file to an error.
+fn name_file(error: Error, source: &str) -> Error {
+    match error {
+        Error::Format { input, reason } if input.is_empty() || input == "safetensors" => Error::format(source, reason),
+        error => Error::format(source, error),
+    }
+}
+
+/// An error about the whole file, to which [`name_file`] adds the name.
+fn file_error(reason: impl ToString) -> Error {
+    Error::format("", reason)
+}
+
+fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<ModelFile> {
+    if let Some(name) = options.set.keys().next() {
+        let reason = format!("`{name}` is not an input: a state dict has no scalar inputs, only ONNX graphs have");
+        return Err(Error::config("set", reason));
+    }
+    if dict.metadata().contains_key(ModelWeights::METADATA_KEY) {
+        return build_saved_model(dict, format, options);
+    }
+    restore_shared_tensors(&mut dict)?;
+    let mut unused = select(&mut dict, options)?;
+    let all_names: Vec<String> = dict.names().map(str::to_owned).collect();
+    let all_dtypes = dtypes(&dict, &all_names);
+    normalization::fold_weight_norm(&mut dict)?;
+    let layers = find_layers(&dict);
+    let stated = options.layers.as_deref().map(|text| stated_layers(text, &layers)).transpose()?;
+    let chain = match stated {
+        Some(chain) => chain,
+        None => {
+            let links = chain::infer(&layers).map_err(file_error)?;
+            links.into_iter().map(|link| Step::Layer(link, None)).collect()
+        }
+    };
+    let used: BTreeSet<usize> = chain.iter().filter_map(Step::layer).collect();
+    let unused_layers: Vec<&Layer> =
+        layers.iter().enumerate().filter(|(k, _)| !used.contains(k)).map(|(_, layer)| layer).collect();
+    if !unused_layers.is_empty() && options.names.is_empty() {
+        let describe = |layer: &&Layer| match &layer.kind {
+            LayerKind::Other(what) => what.clone(),
+            kind => format!("`{}` ({kind})", display_path(layer)),
+        };
+        let names = list(unused_layers.iter().map(describe));
+        let used: Vec<&str> = chain.iter().filter_map(Step::layer).map(|k| display_path(&layers[k])).collect();
+        let used = used.join(",");
+        return Err(file_error(format!(
+            "the stated layers do not use {names}; add what belongs to the model, or leave it out with --name {used}"
+        )));
+    }
+    unused.extend(unused_layers.iter().flat_map(|layer| layer.tensors.clone()));
+    unused.sort_by(|a, b| compare_names(a, b));
+    let used_names: BTreeSet<&String> = used.iter().flat_map(|&k| &layers[k].tensors).collect();
+    dict.retain(|name| used_names.contains(&name.to_owned()));
+    // Folded tensors are not among those of the file: then the types of all are listed.
+    let used_names: Vec<String> = used_names.into_iter().cloned().collect();
+    let dtypes = match used_names.iter().all(|name| all_names.contains(name)) {
+        true => dtypes(&dict, &used_names),
+        false => all_dtypes,
+    };
+    let metadata = metadata_of_model(&dict);
+    let weights = ModelWeights::new(take_layers(&mut dict, &layers, &chain, options)?)?.with_metadata(metadata);
+    Ok(ModelFile::new(format, weights, dtypes.into_iter().collect(), unused))
+}
+
+/// Element types of some tensors, as text.
+fn dtypes(dict: &StateDict, names: &[String]) -> BTreeSet<String> {
+    names.iter().filter_map(|name| dict.dtype(name)).map(|dtype| dtype.to_string()).collect()
+}
+
+/// The metadata of the file that are not about its tensors.
+fn metadata_of_model(dict: &StateDict) -> BTreeMap<String, String> {
+    if dict.metadata().contains_key(CHECKPOINT_KEY) {
+        return BTreeMap::new();
+    }
+    let is_other = |key: &str, value: &str| {
+        // `format` is always `pt`.
+        key != "format" && !key.ends_with("lstm.config") && !is_shared_tensor(key, value)
+    };
+    let metadata = dict.metadata().iter().filter(|(key, value)| is_other(key, value));
+    metadata.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Builds the model that [`ModelWeights::save`] wrote, or one of its LSTMs alone.
+fn build_saved_model(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<ModelFile> {
+    if options.layers.is_some() || options.cell.is_some() || options.clip.is_some() || options.coupled {
+        return Err(file_error(
+            "its metadata contain the layers of the model; omit --layers, --cell, --clip and --coupled",
+        ));
+    }
+    let is_checkpoint = remove_training_state(&mut dict);
+    let names: Vec<String> = dict.names().map(str::to_owned).collect();
+    let dtypes = dtypes(&dict, &names).into_iter().collect();
+    let mut weights = ModelWeights::from_state_dict(dict)?;
+    if is_checkpoint {
+        let is_of_model = |key: &str| !key.starts_with("trainer.") && !key.starts_with("extra.");
+        let metadata = weights.metadata().clone().into_iter().filter(|(key, _)| is_of_model(key)).collect();
+        weights = weights.with_metadata(metadata);
+    }
+    let [name] = &options.names[..] else {
+        return match options.names[..] {
+            [] => Ok(ModelFile::new(format, weights, dtypes, Vec::new())),
+            _ => Err(Error::config("name", format!("expected the name of one LSTM, got {}", options.names.len()))),
+        };
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let lstms = || weights.layers().iter().filter(|layer| matches!(layer, ModelLayer::Lstm { .. }));
+    let Some(lstm) = lstms().find(|layer| layer.name() == Some(name)) else {
+        let expected = list(lstms().filter_map(ModelLayer::name).map(|name| format!("`{name}`")));
+        return Err(file_error(format!("no LSTM is named `{name}`; expected one of: {expected}")));
+    };
+    let unused = names.into_iter().filter(|tensor| !tensor.starts_with(&format!("{name}."))).collect();
+    Ok(ModelFile::new(format, ModelWeights::new(vec![lstm.clone()])?, dtypes, unused))
+}
+
+/// Whether an entry of the metadata says that `safetensors.torch.save_model` wrote the tensor `name` under the name `kept`
+/// only.
+fn is_shared_tensor(name: &str, kept: &str) -> bool {
+    let leaf = |name: &str| name.rsplit('.').next().map(str::to_owned);
+    name != kept && leaf(name) == leaf(kept)
+}
+
+/// `safetensors.torch.save_model` writes a tensor that occurs under several names once. The metadata have the other
+/// names. Adds the tensors with these names.
+fn restore_shared_tensors(dict: &mut StateDict) -> Result<()> {
+    let shared: Vec<(String, String)> = dict
+        .metadata()
+        .iter()
+        .filter(|(name, kept)| is_shared_tensor(name, kept) && dict.shape(name).is_none() && dict.shape(kept).is_some())
+        .map(|(name, kept)| (name.clone(), kept.clone()))
+        .collect();
+    for (name, kept) in shared {
+        if let (Some(dtype), Some(shape), Some(bytes)) = (dict.dtype(&kept), dict.shape(&kept), dict.bytes(&kept)) {
+            let (shape, bytes) = (shape.to_vec(), bytes.to_vec());
+            dict.insert(name, dtype, &shape, &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the tensors of the model only: those that the user selected by name, or all but the state of an optimizer.
+/// Returns the names of the tensors that the user's selection leaves.
+fn select(dict: &mut StateDict, options: &OpenOptions) -> Result<Vec<String>> {
+    remove_training_state(dict);
+    match &options.names[..] {
+        [] => {
+            let beside: BTreeSet<String> =
+                dict.names().filter(|name| is_beside_models(dict, name)).map(str::to_owned).collect();
+            dict.retain(|name| !beside.contains(name));
+            check_single_model(dict)?;
+            Ok(Vec::new())
+        }
+        names => {
+            let mut selected = BTreeSet::new();
+            for name in names {
+                selected.extend(select_by_name(dict, name)?);
+            }
+            let unused = dict.names().filter(|name| !selected.contains(*name)).map(str::to_owned).collect();
+            dict.retain(|name| selected.contains(name));
+            Ok(unused)
+        }
+    }
+}
+
+/// Removes what a training checkpoint of this library has beside the model. Returns whether the file is one.
+fn remove_training_state(dict: &mut StateDict) -> bool {
+    let is_checkpoint = dict.metadata().contains_key(CHECKPOINT_KEY);
+    if is_checkpoint {
+        dict.retain(|name| !name.starts_with("optimizer.") && !name.starts_with("extra."));
+    }
+    is_checkpoint
+}
+
+/// The first component of a name.
+fn first_component(name: &str) -> &str {
+    name.split_once('.').map_or("", |(first, _)| first)
+}
+
+/// Whether a tensor is not of a model, but of what training programs save beside it: the state of an optimizer, or of a
+/// random number generator.
+fn is_beside_models(dict: &StateDict, name: &str) -> bool {
+    let is_random_state = name.to_ascii_lowercase().contains("rng") && dict.dtype(name) == Some(Dtype::U8);
+    is_optimizer_tensor(name) || is_random_state
+}
+
+/// Whether a name is that of a tensor in the state of an optimizer, such as `optimizer.state.0.exp_avg`.
+pub(crate) fn is_optimizer_tensor(name: &str) -> bool {
+    let parts: Vec<&str> = name.split('.').collect();
+    let is_number = |part: &str| part.parse::<u64>().is_ok();
+    let is_optimizer = |part: &str| {
+        let part = part.to_ascii_lowercase();
+        part.contains("optim") || part == "opt" || part.starts_with("opt_")
+    };
+    let Some(optimizer) = parts.iter().position(|part| is_optimizer(part)) else { return false };
+    parts[optimizer..].windows(2).any(|pair| ["state", "param_groups"].contains(&pair[0]) && is_number(pair[1]))
+}
+
+/// Fails if the file has several models side by side, such as `model` and `ema`.
+fn check_single_model(dict: &StateDict) -> Result<()> {
+    let components: BTreeSet<&str> = dict.names().map(first_component).collect();
+    let with_lstm: BTreeSet<String> =
+        dict.lstm_prefixes().iter().map(|prefix| first_component(prefix).to_owned()).collect();
+    let is_state_dict = |component: &str| {
+        let component = component.to_ascii_lowercase();
+        component.contains("state_dict") || component.contains("ema")
+    };
+    let is_model =
+        |component: &str| is_state_dict(component) || MODEL_WORDS.contains(&component.to_ascii_lowercase().as_str());
+    let models: Vec<&String> = with_lstm.iter().filter(|component| is_model(component)).collect();
+    let is_several =
+        models.len() > 1 && models.iter().any(|model| is_state_dict(model) || components.len() == models.len());
+    if is_several {
+        let names = list(models.iter().map(|model| format!("`{model}`")));
+        let first = models.iter().find(|model| !model.to_ascii_lowercase().contains("ema")).unwrap_or(&models[0]);
+        return Err(file_error(format!("the file has several models: {names}; select one, such as --name {first}")));
+    }
+    if let [model] = models[..]
+        && is_state_dict(model)
+        && components.len() > 1
+    {
+        let others = dict.names().filter(|name| first_component(name) != model).map(|name| format!("`{name}`"));
+        let others = list(others);
+        return Err(file_error(format!(
+            "the file has other tensors beside the model `{model}`: {others}; --name {model} opens the model and leaves \
+             them"
+        )));
+    }
+    Ok(())
+}
+
+/// Keys under which programs save whole models side by side.
+const MODEL_WORDS: [&str; 11] = [
+    "model",
+    "net",
+    "network",
+    "generator",
+    "discriminator",
+    "student",
+    "teacher",
+    "actor",
+    "critic",
+    "policy",
+    "target",
+];
+
+/// The tensors that the user selects by the name of an LSTM, or by the prefix of a model.
+fn select_by_name(dict: &StateDict, name: &str) -> Result<BTreeSet<String>> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let layers: Vec<Layer> = find_layers(dict);
+    if let Some(lstm) = find_named(&layers, name).map(|layer| &layers[layer]).filter(|layer| layer.is_lstm()) {
+        return Ok(lstm.tensors.iter().cloned().collect());
+    }
+    let is_inside = |path: &str| path == name || path.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+    let inside: Vec<&Layer> = layers
+        .iter()
+        .filter(|layer| [&layer.path, &layer.name].into_iter().chain(&layer.other_paths).any(|path| is_inside(path)))
+        .collect();
+    if !inside.is_empty() {
+        let tensors = inside.iter().flat_map(|layer| &layer.tensors);
+        return Ok(tensors.filter(|name| !is_beside_models(dict, name)).cloned().collect());
+    }
+    let lstms = layers.iter().filter(|layer| layer.is_lstm()).map(|layer| format!("`{}`", display_path(layer)));
+    Err(file_error(match lstms.clone().count() {
+        0 => format!("no LSTM is named `{name}`, and {}", chain::infer(&layers).err().unwrap_or_default()),
+        _ => format!("no LSTM is named `{name}`; expected one of: {}", list(lstms)),
+    }))
+}
+
+/// A layer of the model to build.
+#[derive(Clone, Debug)]
+enum Step {
+    /// A layer with parameters, and the activation after it.
+    Layer(Link, Option<Activation>),
+    /// A layer without parameters.
+    Other(ModelLayer),
+}
+
+impl Step {
+    /// Index of the layer with parameters.
+    fn layer(&self) -> Option<usize> {
+        match self {
+            Step::Layer(link, _) => Some(link.layer),
+            Step::Other(_) => None,
+        }
+    }
+}
+
+/// The chain that the user states.
+fn stated_layers(text: &str, layers: &[Layer]) -> Result<Vec<Step>> {
+    let entries = text::parse(text).map_err(file_error)?;
+    let mut steps: Vec<Step> = Vec::new();
+    for (position, entry) in entries.iter().enumerate() {
+        let (name, activation) = match entry {
+            Entry::Last => {
+                steps.push(Step::Other(ModelLayer::LastStep));
+                continue;
+            }
+            Entry::FinalState => {
+                steps.push(Step::Other(ModelLayer::FinalState));
+                continue;
+            }
+            Entry::Dropout(probability) => {
+                steps.push(Step::Other(ModelLayer::Dropout(*probability)));
+                continue;
+            }
+            Entry::Layer { name, activation } => (name, activation),
+        };
+        let Some(layer) = find_named(layers, name) else {
+            return Err(file_error(format!("no layer is named `{name}`; the file has {}", chain::describe(layers))));
+        };
+        if let LayerKind::Other(what) = &layers[layer].kind {
+            let advice = name_advice(layers);
+            return Err(file_error(format!("{what}, which is not supported; {advice}")));
+        }
+        if steps.iter().any(|step| step.layer() == Some(layer)) {
+            return Err(file_error(format!("the layer `{name}` occurs twice; each layer is used once")));
+        }
+        let is_embedding = match layers[layer].kind {
+            LayerKind::Matrix { rows, cols } if position == 0 => {
+                is_embedding(name, rows, cols, next_input(&entries, layers))?
+            }
+            _ => false,
+        };
+        steps.push(Step::Layer(Link { layer, is_embedding }, *activation));
+    }
+    Ok(steps)
+}
+
+/// Number of features that the layer after the first entry reads, if it is known.
+fn next_input(entries: &[Entry], layers: &[Layer]) -> Option<usize> {
+    let next = entries.iter().skip(1).find_map(|entry| match entry {
+        Entry::Layer { name, .. } => find_named(layers, name).map(|layer| &layers[layer]),
+        _ => None,
+    })?;
+    match next.kind {
+        LayerKind::Lstm { input, .. } | LayerKind::Linear { input, .. } => Some(input),
+        _ => None,
+    }
+}
+
+/// Whether the first layer, a matrix without a bias, is an embedding, given what the next layer reads.
+fn is_embedding(name: &str, rows: usize, cols: usize, next_input: Option<usize>) -> Result<bool> {
+    let (fits_embedding, fits_linear) = (next_input == Some(cols), next_input == Some(rows));
+    match (fits_embedding, fits_linear) {
+        (true, true) => Ok(name.to_ascii_lowercase().contains("emb")),
+        (true, false) => Ok(true),
+        (false, true) => Ok(false),
+        (false, false) => Err(file_error(format!(
+            "`{name}` is an embedding that returns {cols} features, or a linear layer without a bias that returns {rows}; \
+             the next layer reads {}",
+            next_input.map_or("neither".into(), |input| format!("{input} features"))
+        ))),
+    }
+}
+
+/// Takes the tensors of each layer from the state dict, which has no others.
+fn take_layers(
+    dict: &mut StateDict,
+    layers: &[Layer],
+    chain: &[Step],
+    options: &OpenOptions,
+) -> Result<Vec<ModelLayer>> {
+    // The prefix of an LSTM may be the start of other layers' prefixes, so that the longest are taken first.
+    let mut order: Vec<usize> = (0..chain.len()).collect();
+    order.sort_by_key(|&k| std::cmp::Reverse(chain[k].layer().map(|layer| layers[layer].path.len())));
+    let mut taken: BTreeMap<usize, ModelLayer> = BTreeMap::new();
+    for k in order {
+        if let Step::Layer(link, _) = &chain[k] {
+            taken.insert(k, take_layer(dict, &layers[link.layer], link.is_embedding, options)?);
+        }
+    }
+    let mut model = Vec::new();
+    for (k, step) in chain.iter().enumerate() {
+        match step {
+            Step::Layer(_, activation) => {
+                model.extend(taken.remove(&k));
+                model.extend(activation.map(ModelLayer::Activation));
+            }
+            Step::Other(layer) => model.push(layer.clone()),
+        }
+    }
+    Ok(model)
+}
+
+fn take_layer(dict: &mut StateDict, layer: &Layer, is_embedding: bool, options: &OpenOptions) -> Result<ModelLayer> {
+    let (name, prefix) = (layer.name.clone(), layer.prefix());
+    if layer.is_lstm() {
+        let weights = take_lstm(dict, &prefix, options)?.into();
+        return Ok(ModelLayer::Lstm { name, weights, initial_state: None });
+    }
+    let shape_error = |array: &ArrayD<f32>| Error::shape(format!("layer `{name}`"), "a matrix", format!("{array:?}"));
+    let weight = dict.take_any(&format!("{prefix}weight"))?;
+    let weight: Array2<f32> = match weight.ndim() {
+        2 => weight.into_dimensionality::<Ix2>().map_err(|e| file_error(e.to_string()))?,
+        _ => return Err(shape_error(&weight)),
+    };
+    if is_embedding {
+        return Ok(ModelLayer::Embedding { name, weight });
+    }
+    let bias_name = format!("{prefix}bias");
+    let bias: Option<Array1<f32>> = match dict.shape(&bias_name) {
+        Some(_) => {
+            let bias = dict.take(&bias_name, &[weight.nrows()])?;
+            Some(bias.into_dimensionality::<Ix1>().map_err(|e| file_error(e.to_string()))?)
+        }
+        None => None,
+    };
+    Ok(ModelLayer::Linear { name, weight, bias })
+}
+
+/// Takes an LSTM, with the options of the metadata or of the user.
+fn take_lstm(dict: &mut StateDict, prefix: &str, options: &OpenOptions) -> Result<Weights> {
+    let checkpoint_config = dict.metadata().get(CHECKPOINT_CONFIG_KEY).map(|text| text.parse::<LstmConfig>());
+    let stored = match dict.lstm_config(prefix)? {
+        Some(config) => Some(config),
+        None => checkpoint_config.transpose()?,
+    };
+    if let Some(config) = &stored
+        && (options.clip.is_some() || options.coupled || options.cell.is_some_and(|cell| cell != config.cell))
+    {
+        return Err(file_error(format!(
+            "its metadata contains the configuration ({config}); omit --cell, --clip and --coupled"
+        )));
+    }
+    let weights = match stored.as_ref().map(|config| config.cell).or(options.cell) {
+        Some(cell) => dict.take_lstm_as(prefix, cell),
+        None => dict.take_lstm(prefix),
+    }?;
+    let config = stored.unwrap_or_else(|| {
+        let mut config = weights.config().clone();
+        (config.clip, config.coupled) = (options.clip, options.coupled);
+        config
+    });
+    weights.with_config(config)
+}
+
+#[cfg(all(feature = "audio", feature = "pytorch"))]
+#[cfg(test)]
+mod tests {
+    use crate::{
+        Format,
+        test_files::{check, data},
+    };
+
+    #[test]
+    fn models_return_what_pytorch_returns() {
+        // `evaluate` has no projections, which torch-lightning.pt has.
+        for name in ["plain", "legacy", "checkpoint", "half", "embedding"] {
+            let name = format!("models/torch-{name}");
+            let expected = data(&format!("{name}.expected.safetensors"));
+            check(&data(&format!("{name}.pt")), &expected, Format::PyTorch);
+        }
+        for name in ["cell", "cells"] {
+            let name = format!("models/{name}");
+            let expected = data(&format!("{name}.expected.safetensors"));
+            check(&data(&format!("{name}.safetensors")), &expected, Format::Safetensors);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+"""Writes small Keras models, each as .keras and as a whole-model .h5, with an input and the output of Keras.
+
+    KERAS_BACKEND=torch python make.py      (pip: keras torch h5py safetensors)
+
+NAME.safetensors holds `x` (batch, steps, features) or `tokens`, and `y`, or `last` where the model returns one step.
+"""
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+import keras
+import numpy as np
+from safetensors.numpy import save_file
+
+L = keras.layers
+out = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent)
+rng = np.random.default_rng(7)
+keras.utils.set_random_seed(7)
+
+
+def functional():
+    x = inputs = keras.Input((None, 3), name="signal")
+    x = L.Bidirectional(L.LSTM(4, return_sequences=True), merge_mode="sum", name="both")(x)
+    x = L.TimeDistributed(L.Dense(3, activation="relu"))(x)
+    x = L.SpatialDropout1D(0.2)(x)
+    x = L.LSTM(5, dropout=0.1, recurrent_dropout=0.1)(x)
+    x = L.Flatten()(x)
+    x = L.Dense(2, activation="hard_sigmoid")(x)
+    model = keras.Model(inputs, x)
+    model.compile("adam", "mse", metrics=["mae"])  # Trained, so that the files hold the optimizer's state as well.
+    model.fit(rng.standard_normal((4, 6, 3)), rng.standard_normal((4, 2)), verbose=0)
+    return model
+
+
+models = {
+    "functional": functional,
+    "backwards": lambda: keras.Sequential([
+        L.Input((None, 2)),
+        L.Bidirectional(L.LSTM(3, return_sequences=True, use_bias=False), merge_mode="ave"),
+        L.LSTM(4, go_backwards=True, name="from the end"),
+        L.Dense(3, use_bias=False),
+        L.Activation("log_softmax"),
+    ]),
+    "backwards-twice": lambda: keras.Sequential([
+        L.Input((None, 2)),
+        L.LSTM(3, return_sequences=True, go_backwards=True),
+        L.Dense(4, activation="tanh", name="first dense"),
+        L.LSTM(3, return_sequences=True, go_backwards=True, stateful=False, unroll=False),
+        L.Dense(2),
+        L.ReLU(),
+    ]),
+    "bidirectional-last": lambda: keras.Sequential([
+        L.Input((None, 3)),
+        L.Dense(4, activation="sigmoid"),
+        L.Bidirectional(L.LSTM(5)),
+        L.GaussianNoise(0.1),
+        L.Dense(1),
+    ]),
+    "nested": lambda: keras.Sequential([
+        L.Input((None,)),
+        L.Embedding(7, 3),
+        keras.Sequential([L.LSTM(3, return_sequences=True), L.Dense(2)], name="inner"),
+        L.LSTM(4, return_sequences=True),
+        L.TimeDistributed(L.Dense(3)),
+        L.Softmax(),
+    ]),
+    "gates": lambda: keras.Sequential([
+        L.Input((None, 2)),
+        L.LSTM(3, activation="relu", recurrent_activation="hard_sigmoid", return_sequences=True),
+        L.LSTM(2, activation="sigmoid", return_sequences=True),
+    ]),
+}
+for name, make in models.items():
+    model = make()
+    if name != "functional":
+        for weight in model.weights:
+            if "seed" not in weight.path:
+                weight.assign(rng.uniform(-0.5, 0.5, weight.shape))
+    if name == "nested":
+        given = {"tokens": rng.integers(0, 7, (2, 6))}
+    else:
+        given = {"x": rng.standard_normal((2, 6, model.input_shape[-1])).astype("float32")}
+    y = np.ascontiguousarray(model(*given.values()).detach().numpy())
+    model.save(out / f"{name}.keras")
+    model.save(out / f"{name}.h5")
+    save_file({**given, ("y" if y.ndim == 3 else "last"): y}, out / f"{name}.safetensors")
+    if name == "bidirectional-last":
+        model.save_weights(out / "only.weights.h5")
