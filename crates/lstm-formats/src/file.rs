@@ -80,6 +80,24 @@ pub struct ModelFile {
     /// Names of the tensors or nodes in the file that are not part of the model. Not empty only if the user selected an
     /// LSTM by name.
     pub unused: Vec<String>,
+    /// The inputs and outputs of the graph of an ONNX file; `None` for other formats.
+    #[cfg(feature = "onnx")]
+    pub onnx: Option<Box<crate::onnx::OnnxGraph>>,
+}
+
+impl ModelFile {
+    /// A file of a format without a graph.
+    #[allow(unused, reason = "a build may lack all readers")]
+    pub(crate) fn new(format: Format, weights: ModelWeights, dtypes: Vec<String>, unused: Vec<String>) -> Self {
+        ModelFile {
+            format,
+            weights,
+            dtypes,
+            unused,
+            #[cfg(feature = "onnx")]
+            onnx: None,
+        }
+    }
 }
 
 /// Calls a reader of another crate. A panic inside it becomes an error.

@@ -114,7 +114,7 @@ fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<M
     };
     let metadata = metadata_of_model(&dict);
     let weights = ModelWeights::new(take_layers(&mut dict, &layers, &chain, options)?)?.with_metadata(metadata);
-    Ok(ModelFile { format, weights, dtypes: dtypes.into_iter().collect(), unused })
+    Ok(ModelFile::new(format, weights, dtypes.into_iter().collect(), unused))
 }
 
 /// Element types of some tensors, as text.
@@ -153,7 +153,7 @@ fn build_saved_model(mut dict: StateDict, format: Format, options: &OpenOptions)
     }
     let [name] = &options.names[..] else {
         return match options.names[..] {
-            [] => Ok(ModelFile { format, weights, dtypes, unused: Vec::new() }),
+            [] => Ok(ModelFile::new(format, weights, dtypes, Vec::new())),
             _ => Err(Error::config("name", format!("expected the name of one LSTM, got {}", options.names.len()))),
         };
     };
@@ -164,7 +164,7 @@ fn build_saved_model(mut dict: StateDict, format: Format, options: &OpenOptions)
         return Err(file_error(format!("no LSTM is named `{name}`; expected one of: {expected}")));
     };
     let unused = names.into_iter().filter(|tensor| !tensor.starts_with(&format!("{name}."))).collect();
-    Ok(ModelFile { format, weights: ModelWeights::new(vec![lstm.clone()])?, dtypes, unused })
+    Ok(ModelFile::new(format, ModelWeights::new(vec![lstm.clone()])?, dtypes, unused))
 }
 
 /// Whether an entry of the metadata says that `safetensors.torch.save_model` wrote the tensor `name` under the name `kept`
