@@ -47,8 +47,6 @@ const ACYCLIC_FOLDERS: &[&str] = &[
     "crates/lstm-cuda/src/layer",
     "crates/lstm-formats/src",
     "crates/lstm-formats/src/onnx",
-    "crates/lstm-formats/src/onnx/operators",
-    "crates/lstm-formats/src/onnx/value",
 ];
 
 /// The root of the repository.
