@@ -5,9 +5,9 @@
 //! unless the caller selects `LSTM` nodes by name.
 //!
 //! How a graph is read: every node is evaluated, on numbers where they are known, else on labels that say where each
-//! element comes from ([`data`], [`operators`]). Sizes that the file does not fix are tried with two values each
-//! ([`sizes`]). Nodes that compute something become stages of a [`chain`]. At the end, the labels of the outputs say what
-//! they are ([`layout`], [`assemble`]).
+//! element comes from (`data`, `operators`). Sizes that the file does not fix are tried with two values each
+//! (`sizes`). Nodes that compute something become stages of a `chain`. At the end, the labels of the outputs say what
+//! they are (`layout`, `assemble`).
 //!
 //! Each module imports only modules to its left:
 //! `proto`, `tensor`, `data`, `node`, `operators`, `sizes`, `layout`, `lstm_stage`, `chain`, `lstm_node`, `graph`, `walk`, `assemble`,
