@@ -366,7 +366,7 @@ impl OnnxGraph {
                                 let len = arrays[input].len();
                                 let name = &self.inputs[input].name;
                                 // Each sequence has the same share of the elements.
-                                let value = value.filter(|_| len % (block * batch) == 0);
+                                let value = value.filter(|_| len.is_multiple_of(block * batch));
                                 value.ok_or_else(|| error(format!("{len} values in `{name}`")))?
                             }
                         };

@@ -407,7 +407,7 @@ fn read_state(chain: &Chain, labels: &Labels, d: usize) -> Step<State> {
             label.source == first.source && label.position as usize == position + b * block
         };
         let group = block.checked_mul(batch).ok_or_else(error)?;
-        if !(0..batch).all(is_regular) || len % group != 0 || position % group >= block {
+        if !(0..batch).all(is_regular) || !len.is_multiple_of(group) || position % group >= block {
             return Err(error());
         }
         Ok(StateElement::Input { input, block, index: position / group * block + position % group })

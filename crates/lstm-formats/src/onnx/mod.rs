@@ -5,18 +5,19 @@
 //! unless the caller selects `LSTM` nodes by name.
 //!
 //! How a graph is read: every node is evaluated, on numbers where they are known, else on labels that say where each
-//! element comes from ([`data`], [`operators`]). Sizes that the file does not fix are tried with two values each
-//! ([`sizes`]). Nodes that compute something become stages of a [`chain`]. At the end, the labels of the outputs say what
-//! they are ([`layout`], [`assemble`]).
+//! element comes from (`data`, `operators`). Sizes that the file does not fix are tried with two values each
+//! (`sizes`). Nodes that compute something become stages of a `chain`. At the end, the labels of the outputs say what
+//! they are (`layout`, `assemble`).
 //!
 //! Each module imports only modules to its left:
 //! `proto`, `tensor`, `data`, `node`, `operators`, `sizes`, `layout`, `lstm_stage`, `chain`, `lstm_node`, `graph`, `walk`, `assemble`,
-//! this module. `export` imports only `proto`.
+//! this module. `export` imports only `proto`, `export_model` both.
 
 mod assemble;
 mod chain;
 mod data;
 mod export;
+mod export_model;
 mod graph;
 mod layout;
 mod lstm_node;
@@ -40,6 +41,7 @@ use ndarray::ArrayD;
 use prost::Message;
 
 pub use export::OnnxWriter;
+pub use export_model::model_to_bytes;
 pub use graph::{
     ModelArguments, OnnxArray, OnnxGraph, OnnxInput, OnnxInputKind, OnnxOutput, OnnxOutputKind, StateRows,
 };

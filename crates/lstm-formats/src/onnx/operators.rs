@@ -445,10 +445,9 @@ pub(crate) fn evaluate(
             if delta == 0 {
                 return Err(node.error("expected a step other than 0"));
             }
-            let span = i128::from(limit) - i128::from(start);
-            let len =
-                (span + i128::from(delta) - i128::from(delta.signum())).max(span.signum().into()) / i128::from(delta);
-            let len = usize::try_from(len.max(0)).unwrap_or(usize::MAX);
+            let (span, step) = (i128::from(limit) - i128::from(start), i128::from(delta));
+            let len = if span.signum() == step.signum() { (span.abs() + step.abs() - 1) / step.abs() } else { 0 };
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
             budget.take::<i64>(&[len]).map_err(|why| node.error(why))?;
             Data::ints(
                 (0..len as i64)
