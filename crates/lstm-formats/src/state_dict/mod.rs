@@ -136,21 +136,15 @@ fn metadata_of_model(dict: &StateDict) -> BTreeMap<String, String> {
 }
 
 /// Builds the model that [`ModelWeights::save`] wrote, or one of its LSTMs alone.
-fn build_saved_model(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<ModelFile> {
+fn build_saved_model(dict: StateDict, format: Format, options: &OpenOptions) -> Result<ModelFile> {
     if options.layers.is_some() || options.cell.is_some() || options.clip.is_some() || options.coupled {
         return Err(file_error(
             "its metadata contain the layers of the model; omit --layers, --cell, --clip and --coupled",
         ));
     }
-    let is_checkpoint = remove_training_state(&mut dict);
     let names: Vec<String> = dict.names().map(str::to_owned).collect();
     let dtypes = dtypes(&dict, &names).into_iter().collect();
-    let mut weights = ModelWeights::from_state_dict(dict)?;
-    if is_checkpoint {
-        let is_of_model = |key: &str| !key.starts_with("trainer.") && !key.starts_with("extra.");
-        let metadata = weights.metadata().clone().into_iter().filter(|(key, _)| is_of_model(key)).collect();
-        weights = weights.with_metadata(metadata);
-    }
+    let weights = ModelWeights::from_state_dict(dict)?;
     let [name] = &options.names[..] else {
         return match options.names[..] {
             [] => Ok(ModelFile::new(format, weights, dtypes, Vec::new())),
@@ -195,7 +189,9 @@ fn restore_shared_tensors(dict: &mut StateDict) -> Result<()> {
 /// Keeps the tensors of the model only: those that the user selected by name, or all but the state of an optimizer.
 /// Returns the names of the tensors that the user's selection leaves.
 fn select(dict: &mut StateDict, options: &OpenOptions) -> Result<Vec<String>> {
-    remove_training_state(dict);
+    if dict.metadata().contains_key(CHECKPOINT_KEY) {
+        dict.retain(|name| !name.starts_with("optimizer.") && !name.starts_with("extra."));
+    }
     match &options.names[..] {
         [] => {
             let beside: BTreeSet<String> =
@@ -214,15 +210,6 @@ fn select(dict: &mut StateDict, options: &OpenOptions) -> Result<Vec<String>> {
             Ok(unused)
         }
     }
-}
-
-/// Removes what a training checkpoint of this library has beside the model. Returns whether the file is one.
-fn remove_training_state(dict: &mut StateDict) -> bool {
-    let is_checkpoint = dict.metadata().contains_key(CHECKPOINT_KEY);
-    if is_checkpoint {
-        dict.retain(|name| !name.starts_with("optimizer.") && !name.starts_with("extra."));
-    }
-    is_checkpoint
 }
 
 /// The first component of a name.
