@@ -153,8 +153,7 @@ fn note_lost_metadata(weights: &ModelWeights, output: OutputSettings) {
 
 /// The LSTM of a model that is nothing else.
 fn single_lstm(weights: &ModelWeights) -> Option<&Weights> {
-    let is_plain =
-        !weights.skip() && (weights.input_gain(), weights.output_gain()) == (1.0, 1.0) && weights.metadata().is_empty();
+    let is_plain = !weights.skip() && (weights.input_gain(), weights.output_gain()) == (1.0, 1.0);
     match weights.layers() {
         [ModelLayer::Lstm { weights, initial_state: None, .. }] if is_plain => Some(weights),
         _ => None,

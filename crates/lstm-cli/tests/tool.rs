@@ -320,7 +320,7 @@ fn exit_codes_and_errors() {
             "option",
             "must be bit-identical",
         ),
-        (&["inspect", &both, "--name", "a,b"], 1, "model", "one name"),
+        (&["inspect", &both, "--name", "a,b"], 1, "model", "`a`"),
     ];
     for (args, code, kind, part) in cases {
         let (got, report) = run_json(args);
