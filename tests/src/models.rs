@@ -1,10 +1,17 @@
 //! Checks of whole models: each kind of layer, the forward pass, streams and gradients.
 
+use std::{fmt::Write, ops::Range};
+
 use anyhow::{Context, Result, ensure};
 use lstm_core::{
     Activation, Backend, CellKind, Checkpointing, Dropout, HostState, Init, Input, Linear, Lstm, LstmConfig, Model,
     ModelGradients, ModelInput, ModelLayer, ModelOutput, ModelWeights, OutputGradients, Reference, Weights, arithmetic,
-    ndarray::{Array1, Array2, Array3, Axis, concatenate, s},
+    arithmetic::Digest,
+    ndarray::{Array1, Array2, Array3, ArrayD, Axis, concatenate, s},
+    train::{
+        CheckpointExtras, Clip, ModelOutputs, ModelTrainer, OptimizerConfig, Schedule, Shard, Trainer, TrainerConfig,
+        cross_entropy, mean_squared_error,
+    },
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -17,6 +24,7 @@ use crate::{
     invalid_input::expect_error,
     model_f64::{self, Problem},
     primitives::{NamedCheck, write_guarded},
+    training::TemporaryFile,
 };
 
 /// A model and its input.
@@ -520,7 +528,7 @@ fn check_steps<B: Backend>(
     for t in 0..case.steps {
         let sequences: Vec<usize> = (0..case.batch).rev().filter(|&b| whole_batch || t < case.length(b)).collect();
         let y = write_guarded(sequences.len() * size, |y| {
-            Ok(match values {
+            match values {
                 Values::Tokens(tokens) => stream.step_tokens(&tokens.column(t).to_vec(), y)?,
                 Values::Features(x) if whole_batch => {
                     let x: Vec<f32> = x.slice(s![.., t, ..]).iter().copied().collect();
@@ -530,7 +538,8 @@ fn check_steps<B: Backend>(
                     let x: Vec<f32> = sequences.iter().flat_map(|&b| x.slice(s![b, t, ..]).to_vec()).collect();
                     stream.step_some(&sequences, &x, y)?;
                 }
-            })
+            }
+            Ok(())
         })?;
         for (k, y) in y.chunks_exact(size).enumerate() {
             let b = if whole_batch { k } else { sequences[k] };
@@ -558,6 +567,7 @@ pub fn checks<B: Backend>() -> Vec<NamedCheck<B>> {
     vec![
         ("invalid", |b| check_errors(b).and_then(|()| check_errors(&Reference(b.clone())))),
         ("empty", |b| check_empty(b).and_then(|()| check_empty(&Reference(b.clone())))),
+        ("training-invalid", check_training_errors),
         ("states", |b| check_states(b).and_then(|()| check_states(&Reference(b.clone())))),
     ]
 }
@@ -697,5 +707,176 @@ fn check_states<B: Backend>(b: &B) -> Result<()> {
     };
     ensure!(state.h.iter().chain(&state.c).all(|v| *v == 0.0), "the own state was not used, but has a gradient");
     ensure!(gradients.states[0].h.iter().any(|v| *v != 0.0), "the given state has no gradient");
+    Ok(())
+}
+
+/// A training run of a model.
+struct Run {
+    name: &'static str,
+    weights: ModelWeights,
+    config: TrainerConfig,
+    /// Whether each step starts from the final states of the one before.
+    carries_states: bool,
+}
+
+/// Number of training steps of each run.
+const TRAINING_STEPS: usize = 60;
+
+fn runs() -> Result<Vec<Run>> {
+    let classifier = ModelWeights::new(vec![
+        embedding(11, 5),
+        ModelLayer::Dropout(0.125),
+        lstm_with_state("rec", LstmConfig::new(5, 7).layers(2).dropout(0.25))?,
+        ModelLayer::LastStep,
+        linear("hidden", 7, 6),
+        ModelLayer::Activation(Activation::Relu),
+        linear("out", 6, 3),
+        ModelLayer::Activation(Activation::Softmax),
+    ])?;
+    let amplifier = amplifier()?.weights.with_metadata([("author".to_owned(), "A".to_owned())].into());
+    let classifier_config = TrainerConfig::new(OptimizerConfig::adamw(), Schedule::constant(0.02));
+    let amplifier_config = TrainerConfig::new(OptimizerConfig::nesterov(0.9), Schedule::cosine(0.1, 60, 0.0));
+    Ok(vec![
+        Run {
+            name: "classifier",
+            weights: classifier,
+            config: classifier_config.clip(Clip::Norm(1.0)).seed(3),
+            carries_states: false,
+        },
+        Run {
+            name: "amplifier",
+            weights: amplifier,
+            config: amplifier_config.checkpointing(Checkpointing::Segments(32)),
+            carries_states: true,
+        },
+    ])
+}
+
+impl Run {
+    /// Runs training steps with the numbers `steps` and returns their losses. `states` are those before the first step,
+    /// then those after the last.
+    fn train<B: Backend>(
+        &self,
+        trainer: &mut ModelTrainer<B>,
+        steps: Range<usize>,
+        states: &mut Option<Vec<HostState>>,
+    ) -> Result<Vec<f64>> {
+        let mut losses = Vec::new();
+        for k in steps {
+            // Three batches in turn, so that the loss decreases.
+            let mut rng = ChaCha8Rng::seed_from_u64(k as u64 % 3);
+            let report = if self.weights.reads_tokens() {
+                let tokens = Array2::from_shape_simple_fn((4, 9), || i64::from(rng.next_u32() % 11));
+                let lengths = [9, 2, 5, 9];
+                let classes: Vec<_> = (0..4).map(|b| tokens[[b, lengths[b] - 1]] as usize % 3).collect();
+                let input = ModelInput::from(&tokens).lengths(&lengths);
+                trainer.step(input, |out, shard| cross_entropy(out.last()?, &classes[shard.rows.clone()]))?
+            } else {
+                let x = Array3::from_shape_simple_fn((2, 40, 3), || random_value(&mut rng) * 0.5);
+                let target = x.slice(s![.., .., ..1]).mapv(|v| v * 0.25);
+                let input = ModelInput::from(&x);
+                let input = states.iter().fold(input, |input, states| input.states(states));
+                trainer.step(input, |out, _| mean_squared_error(out.y()?, target.view()))?
+            };
+            ensure!(report.step == k as u64 + 1, "expected step {}, got {}", k + 1, report.step);
+            losses.push(report.loss);
+            *states = self.carries_states.then_some(report.states);
+        }
+        Ok(losses)
+    }
+
+    fn start<B: Backend>(&self, b: &B) -> Result<ModelTrainer<B>> {
+        Ok(ModelTrainer::new(Model::new(b, self.weights.clone())?, self.config.clone())?)
+    }
+}
+
+/// Trains models, checks that a resumed run and the reference path are bit-identical and that the loss decreases.
+/// Returns the text of the snapshot: the losses, and the digest of each array of parameters.
+///
+/// # Errors
+/// A loss or a parameter differs, or the backend returns an error.
+pub fn check_training<B: Backend>(b: &B) -> Result<String> {
+    let mut text = String::new();
+    for run in runs()? {
+        let (mut trainer, name) = (run.start(b)?, run.name);
+        let losses = run.train(&mut trainer, 0..TRAINING_STEPS, &mut None)?;
+        let (first, last): (f64, f64) = (losses[..6].iter().sum(), losses[losses.len() - 6..].iter().sum());
+        ensure!(last < 0.9 * first, "{name}: the loss did not decrease enough: from {first} to {last}");
+        let reference = run.train(&mut run.start(&Reference(b.clone()))?, 0..12, &mut None)?;
+        ensure!(reference[..] == losses[..12], "{name}: the losses differ from those of the reference path");
+
+        let half = TRAINING_STEPS / 2;
+        let (mut trainer_of_half, mut states) = (run.start(b)?, None);
+        run.train(&mut trainer_of_half, 0..half, &mut states)?;
+        let file = TemporaryFile::new();
+        let extras = CheckpointExtras::default().with_text([("position".to_owned(), "30".to_owned())].into());
+        let extras = extras.with_tensor("data", ArrayD::ones(vec![2, 3]));
+        trainer_of_half.save_with(&file.0, &extras)?;
+        let (mut resumed, got) = ModelTrainer::resume(b, &file.0)?;
+        ensure!(got == extras, "{name}: expected {extras:?}, got {got:?}");
+        ensure!(resumed.config() == trainer.config() && resumed.steps() == half as u64, "{name}: {resumed:?}");
+        let again = run.train(&mut resumed, half..TRAINING_STEPS, &mut states)?;
+        ensure!(again[..] == losses[half..], "{name}: the losses of the resumed run differ");
+        ensure!(
+            resumed.model().weights() == trainer.model().weights(),
+            "{name}: the parameters of the resumed run differ"
+        );
+        expect_error("Trainer", &["ModelTrainer::resume"], Trainer::resume(b, &file.0))?;
+        expect_error("a checkpoint", &["ModelTrainer::resume"], ModelWeights::open(&file.0).map(drop))?;
+
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "{name}: loss {:016x} {last:e}", losses[losses.len() - 1].to_bits());
+        let arrays = [("initial", &run.weights), ("trained", trainer.model().weights())];
+        let [initial, trained] = arrays.map(|(_, weights)| model_f64::arrays(weights));
+        for ((array, initial), (_, trained)) in initial.iter().zip(&trained) {
+            let is_own_state = array.contains("initial_");
+            let is_trained = !(is_own_state && run.carries_states);
+            ensure!(!is_trained || initial != trained, "{name}: `{array}` was not trained");
+            let _ = writeln!(text, "  {array} digest {}", Digest::of(trained));
+        }
+    }
+    Ok(text)
+}
+
+/// Checks that invalid training runs and checkpoints are rejected, and that the trainer is unchanged.
+fn check_training_errors<B: Backend>(b: &B) -> Result<()> {
+    let run = runs()?.swap_remove(0);
+    let mut trainer = run.start(b)?;
+    let tokens = Array2::zeros((2, 3));
+    let no_loss = |_: ModelOutputs<'_>, _: &Shard| Ok::<_, lstm_core::Error>((0.0, Array2::zeros((2, 4))));
+    expect_error(
+        "outputs",
+        &["ModelOutputs::last"],
+        trainer.step(&tokens, |out, _| out.y().map(|y| (0.0, y.to_owned()))),
+    )?;
+    expect_error("a gradient", &["gradient", "[2, 3]", "[2, 4]"], trainer.step(&tokens, no_loss))?;
+    expect_error(
+        "NaN",
+        &["training step 1", "the loss"],
+        trainer.step(&tokens, |out, _| Ok::<_, lstm_core::Error>((f64::NAN, out.last()?.to_owned()))),
+    )?;
+    let input = ModelInput::from(&tokens).lengths(&[0, 0]);
+    expect_error("no steps", &["at least one time step"], trainer.step(input, no_loss))?;
+    ensure!(trainer.steps() == 0 && *trainer.model().weights() == run.weights, "an error changed the trainer");
+
+    let optimizer = ModelWeights::new(vec![linear("optimizer.a", 5, 2)])?;
+    let result = ModelTrainer::new(Model::new(b, optimizer)?, run.config.clone());
+    expect_error("a reserved name", &["optimizer.a", "reserved"], result)?;
+    let metadata = [("trainer.seed".to_owned(), "1".to_owned())].into();
+    let model = Model::new(b, run.weights.clone().with_metadata(metadata))?;
+    let file = TemporaryFile::new();
+    let result = ModelTrainer::new(model, run.config.clone())?.save(&file.0);
+    expect_error("reserved metadata", &["trainer.seed"], result)?;
+
+    Trainer::new(Lstm::random(b, LstmConfig::new(2, 3), 1)?, None, run.config.clone())?.save(&file.0)?;
+    expect_error("another checkpoint", &["Trainer::resume"], ModelTrainer::resume(b, &file.0))?;
+    run.weights.save(&file.0)?;
+    expect_error("a model", &["not a checkpoint", "ModelWeights::open"], ModelTrainer::resume(b, &file.0))?;
+    let (mut model, mut other) = (Model::new(b, run.weights.clone())?, run.weights.layers().to_vec());
+    other[4] = linear("hidden", 7, 7);
+    other[6] = linear("out", 7, 3);
+    let words = ["layer 4", "linear `hidden`, 7 to 6", "linear `hidden`, 7 to 7"];
+    expect_error("other weights", &words, model.set_weights(ModelWeights::new(other)?))?;
+    expect_error("gains", &["output gain 1.0", "2.0"], model.set_weights(run.weights.clone().with_gains(1.0, 2.0)?))?;
     Ok(())
 }

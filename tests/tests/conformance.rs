@@ -189,6 +189,9 @@ impl BackendVisitor for Trials {
         for (case, check) in models::checks::<B>() {
             add!("models", case, move |b: &B| check(b).map(|()| String::new()));
         }
+        add!("models", "training", |b: &B| {
+            snapshot("model-training", &models::check_training(b)?).map(|()| String::new())
+        });
         match models::all_cases() {
             Ok(cases) => cases.into_iter().for_each(|case| {
                 let name = case.name;

@@ -46,6 +46,8 @@ const ACYCLIC_FOLDERS: &[&str] = &[
     "crates/lstm-cuda/src/launch",
     "crates/lstm-cuda/src/layer",
     "crates/lstm-formats/src",
+    "crates/lstm-formats/src/audio",
+    "crates/lstm-formats/src/keras",
     "crates/lstm-formats/src/onnx",
     "crates/lstm-formats/src/onnx/operators",
     "crates/lstm-formats/src/onnx/value",

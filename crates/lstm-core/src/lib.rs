@@ -5,6 +5,7 @@
 //!
 //! - the types that users call: [`Lstm`], the model; [`Stream`], which runs one time step per call; [`Tape`], which
 //!   computes gradients; and the module [`train`], for training;
+//! - [`Model`], a whole network: an embedding, LSTMs, linear layers and activations, with its own stream and tape;
 //! - [`weights`]: parameters, and safetensors files with PyTorch's tensor names;
 //! - the traits that a device implements: [`Ops`], the primitive operations, and [`Backend`], whole layers;
 //! - the definition of all results, to the bit: [`arithmetic`], of one operation; [`cell`], of a time step;

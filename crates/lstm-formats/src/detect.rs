@@ -393,3 +393,53 @@ fn protobuf_fields(bytes: &[u8]) -> Option<Vec<(u64, u8)>> {
     }
     (!fields.is_empty()).then_some(fields)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn files_of_every_format_are_recognized() {
+        let mut checked = 0;
+        for folder in ["onnx", "models"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data").join(folder);
+            for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                let expected = match path.extension().and_then(|extension| extension.to_str()) {
+                    Some("onnx") => Format::Onnx,
+                    Some("pt") => Format::PyTorch,
+                    Some("keras" | "h5") => Format::Keras,
+                    Some("nam") => Format::Nam,
+                    Some("aidax") => Format::AidaX,
+                    Some("safetensors") => Format::Safetensors,
+                    _ => continue,
+                };
+                assert_eq!(detect(&fs::read(&path).unwrap()), Some(expected), "{}", path.display());
+                checked += 1;
+            }
+        }
+        assert!(checked > 20, "{checked} files");
+    }
+
+    #[test]
+    fn damaged_archives_do_not_panic() {
+        let zip = b"PK\x03\x04PK\x01\x02............................PK\x05\x06....\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff";
+        for end in 0..zip.len() {
+            let _ = (zip_names(&zip[..end]), describe_unknown(&zip[..end]));
+        }
+        let mut tar = vec![b'7'; 1024];
+        tar[257..262].copy_from_slice(b"ustar");
+        for at in 0..tar.len() {
+            let mut damaged = tar.clone();
+            damaged[at] = 0xff;
+            let _ = (detect(&damaged), describe_unknown(&damaged), detect(&damaged[..at]));
+        }
+        for bytes in
+            [&b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"[..], b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", b"{\"a"]
+        {
+            assert_eq!(detect(bytes), None);
+            assert!(!describe_unknown(bytes).is_empty());
+        }
+    }
+}

@@ -50,10 +50,12 @@ impl fmt::Display for Format {
 #[non_exhaustive]
 pub struct OpenOptions {
     /// Which LSTM to open, alone, if the file has more than that: the prefix of its tensor names, or the names of its
-    /// nodes in an ONNX file. Empty for the whole model.
+    /// nodes in an ONNX file. Other prefixes select a part of a state dict, such as one of several models. Empty for the
+    /// whole model.
     pub names: Vec<String>,
     /// The layers of a state dict, which has no graph, in order: `"embedding, rec, last, lin:relu, out"`. Each entry is
-    /// the prefix of a layer's tensors, with an optional activation after a colon, or `last` for the last time step.
+    /// the prefix of a layer's tensors, with an optional activation after a colon, `last` for the last time step, `h_n`
+    /// for the final hidden state, or `dropout(p)`.
     pub layers: Option<String>,
     /// Values of scalar graph inputs of an ONNX file, by name, such as the sample rate `sr`.
     pub set: BTreeMap<String, f64>,
@@ -78,6 +80,24 @@ pub struct ModelFile {
     /// Names of the tensors or nodes in the file that are not part of the model. Not empty only if the user selected an
     /// LSTM by name.
     pub unused: Vec<String>,
+    /// The inputs and outputs of the graph of an ONNX file; `None` for other formats.
+    #[cfg(feature = "onnx")]
+    pub onnx: Option<Box<crate::onnx::OnnxGraph>>,
+}
+
+impl ModelFile {
+    /// A file of a format without a graph.
+    #[allow(unused, reason = "a build may lack all readers")]
+    pub(crate) fn new(format: Format, weights: ModelWeights, dtypes: Vec<String>, unused: Vec<String>) -> Self {
+        ModelFile {
+            format,
+            weights,
+            dtypes,
+            unused,
+            #[cfg(feature = "onnx")]
+            onnx: None,
+        }
+    }
 }
 
 /// Calls a reader of another crate. A panic inside it becomes an error.

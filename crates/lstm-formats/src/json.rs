@@ -1,5 +1,10 @@
 //! JSON values of model files.
 
+#![cfg_attr(
+    not(all(feature = "audio", feature = "keras")),
+    allow(dead_code, reason = "the readers of audio models and of Keras models use different parts")
+)]
+
 use std::{collections::BTreeMap, fmt};
 
 use ndarray::{Array1, Array2};
@@ -58,7 +63,6 @@ impl Object {
     }
 
     /// The value of a key.
-    #[cfg(feature = "keras")]
     pub(crate) fn get(&self, key: &str) -> Option<&Json> {
         self.0.get(key)
     }

@@ -17,7 +17,7 @@ use crate::{
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> {
     let path = path.as_ref();
     let bytes = read_regular_file(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    read(&bytes, path.parent(), &path.display().to_string(), options)
+    read(&bytes, &path.display().to_string(), path.parent(), options)
 }
 
 /// Reads a model file of any supported format from its bytes.
@@ -25,12 +25,15 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> 
 /// # Errors
 /// Those of [`open`], without a name of the file.
 pub fn open_bytes(bytes: &[u8], options: &OpenOptions) -> Result<ModelFile> {
-    read(bytes, None, "model file", options)
+    read(bytes, "model file", None, options)
 }
 
-/// Reads a model file. `source` is its name for error messages; `dir` is the folder of the files that hold external data.
-#[cfg_attr(not(feature = "onnx"), allow(unused_variables, reason = "only ONNX has external data"))]
-fn read(bytes: &[u8], dir: Option<&Path>, source: &str, options: &OpenOptions) -> Result<ModelFile> {
+/// Reads a model file. `source` is its name for error messages, `folder` where it is, for ONNX's external data.
+#[cfg_attr(
+    not(any(feature = "audio", feature = "keras", feature = "onnx", feature = "pytorch", feature = "safetensors")),
+    allow(unused_variables)
+)]
+fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions) -> Result<ModelFile> {
     let Some(format) = detect(bytes) else { return Err(Error::format(source, describe_unknown(bytes))) };
     // One arm for each format, such as `Format::Nam => nam::read(bytes, source, options)`. A reader has the form
     // `fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile>`, where `source` is the name of the
@@ -39,14 +42,14 @@ fn read(bytes: &[u8], dir: Option<&Path>, source: &str, options: &OpenOptions) -
         Error::format(source, format!("this build has no reader for the format {format}; enable the feature `formats`"))
     };
     match format {
-        #[cfg(feature = "onnx")]
-        Format::Onnx => crate::onnx::read(bytes, dir, source, options),
         #[cfg(feature = "keras")]
         Format::Keras => crate::keras::read(bytes, source, options),
         #[cfg(feature = "safetensors")]
         Format::Safetensors => crate::state_dict::read_safetensors(bytes, source, options),
         #[cfg(feature = "pytorch")]
         Format::PyTorch => crate::pytorch::read(bytes, source, options),
+        #[cfg(feature = "onnx")]
+        Format::Onnx => crate::onnx::read(bytes, source, folder, options),
         #[cfg(feature = "audio")]
         Format::RtNeural => crate::audio::read_rtneural(bytes, source, options),
         #[cfg(feature = "audio")]

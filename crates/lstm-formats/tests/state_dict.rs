@@ -154,6 +154,8 @@ fn the_user_states_layers_or_a_name() {
         ("spectral_norm.pt", "", "rec", "rec[3->4]", 4),
         ("statistics.pt", "", "model_state", "rec[3->4] linear(lin)", 2),
         ("scale.pt", "lstm, last, linear:relu", "lstm,linear", "lstm[3->4] last_step linear(linear) relu", 1),
+        ("nested_scale.pt", "", "model_state", "lstm[3->4] linear(linear)", 1),
+        ("nested_scale.pt", "lstm, last, linear:relu", "model_state", "lstm[3->4] last_step linear(linear) relu", 1),
         ("tied.pt", "rec, lin", "", "encoder.rec[3->4] linear(lin)", 0),
         ("bare_lstm.pt", "lstm, last", "", "lstm[3->4] last_step", 0),
         ("bare_lstm.pt", "", "lstm", "lstm[3->4]", 0),
@@ -189,6 +191,7 @@ fn errors_name_the_thing_and_the_next_step() {
         ("two_models.pt", "", "optimizer", &["no LSTM is named `optimizer`; expected one of: `ema.rec`, `model.rec`"]),
         ("statistics.pt", "", "", &["`mean`", "`std`", "--name model_state opens the model"]),
         ("scale.pt", "", "", &["`similarity_weight` ([1]) is a tensor of an unknown layer", "--name lstm"]),
+        ("nested_scale.pt", "", "", &["`model_state.similarity_weight` ([1])", "--name model_state opens the model"]),
         ("scale.pt", "lstm, linear", "", &["do not use", "`similarity_weight`", "--name lstm,linear"]),
         ("script.pt", "", "", &["TorchScript", "state_dict()"]),
         ("list.pt", "", "", &["expected a state dict, found `list`", "torch.save(model.state_dict()"]),
@@ -336,6 +339,16 @@ fn saved_models_and_options_of_the_lstm() {
     assert_eq!((describe(&alone.weights), alone.unused.len()), ("a.rec[3->4]".into(), 2));
     let error = open_bytes(&bytes, &options("a.rec, lin", "")).unwrap_err().to_string();
     assert!(error.contains("omit --layers"), "{error}");
+
+    // A training checkpoint of the model.
+    let chain = StateDict::from_bytes(bytes).unwrap().metadata()[ModelWeights::METADATA_KEY].clone();
+    let checkpoint = StateDictWriter::new().lstm("a.rec.", &lstm, TensorNames::PyTorch).unwrap();
+    let checkpoint = checkpoint.tensor("lin.weight", &Array2::<f32>::ones((2, 4))).unwrap();
+    let checkpoint = checkpoint.tensor("lin.bias", &Array1::<f32>::zeros(2)).unwrap();
+    let checkpoint = checkpoint.tensor("optimizer.m", &Array1::<f32>::zeros(2)).unwrap();
+    let checkpoint = checkpoint.metadata(ModelWeights::METADATA_KEY, chain).metadata("trainer.format", "1");
+    let read = open_bytes(&checkpoint.to_bytes().unwrap(), &OpenOptions::default()).unwrap();
+    assert_eq!((read.weights, read.unused.len()), (weights, 0));
 
     // A state dict of an LSTM whose options do not follow from its tensors.
     let bytes = StateDictWriter::new().lstm("rec.", &lstm, TensorNames::PyTorch).unwrap();

@@ -14,7 +14,7 @@ use crate::{
     },
     weights::{
         names::TensorNames,
-        state_dict::{StateDict, StateDictWriter, config_key},
+        state_dict::{CHECKPOINT_KEY, StateDict, StateDictWriter, config_key},
     },
 };
 
@@ -179,11 +179,16 @@ impl ModelWeights {
     /// Reads a model from a state dict with the metadata key [`METADATA_KEY`](Self::METADATA_KEY).
     ///
     /// # Errors
-    /// [`Error::Format`] if the key is missing, or its text is not a chain of layers of version 1: an unknown type, a
+    /// [`Error::Format`] if the key is missing, if the file is a training checkpoint, or if the text of the key is not a chain of layers of version 1: an unknown type, a
     /// field that is missing or unknown. [`Error::MissingTensor`], [`Error::UnusedTensors`], [`Error::Shape`] or
     /// [`Error::TensorType`] if the tensors are not those of the chain. [`Error::Config`] if the layers do not fit
     /// together; see [`new`](Self::new).
     pub fn from_state_dict(mut dict: StateDict) -> Result<Self> {
+        if dict.metadata().contains_key(CHECKPOINT_KEY) && dict.metadata().contains_key(Self::METADATA_KEY) {
+            let reason = "expected a saved model, got a training checkpoint: continue the run with ModelTrainer::resume, and \
+                          save its model with ModelTrainer::model and ModelWeights::save";
+            return Err(Error::format(format!("metadata `{CHECKPOINT_KEY}`"), reason));
+        }
         let model = Self::take(&mut dict)?;
         dict.finish()?;
         Ok(model)

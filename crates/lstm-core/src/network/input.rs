@@ -37,15 +37,9 @@ pub(super) enum Values<'a> {
     Tokens(ArrayView2<'a, i64>),
 }
 
-impl<'a> From<Values<'a>> for ModelInput<'a> {
-    fn from(values: Values<'a>) -> Self {
-        ModelInput { values, lengths: None, states: None, dropout: None }
-    }
-}
-
 impl<'a> From<ArrayView3<'a, f32>> for ModelInput<'a> {
     fn from(x: ArrayView3<'a, f32>) -> Self {
-        Values::Features(x).into()
+        ModelInput::new(Values::Features(x))
     }
 }
 
@@ -57,7 +51,7 @@ impl<'a> From<&'a Array3<f32>> for ModelInput<'a> {
 
 impl<'a> From<ArrayView2<'a, i64>> for ModelInput<'a> {
     fn from(tokens: ArrayView2<'a, i64>) -> Self {
-        Values::Tokens(tokens).into()
+        ModelInput::new(Values::Tokens(tokens))
     }
 }
 
@@ -68,6 +62,10 @@ impl<'a> From<&'a Array2<i64>> for ModelInput<'a> {
 }
 
 impl<'a> ModelInput<'a> {
+    fn new(values: Values<'a>) -> Self {
+        ModelInput { values, lengths: None, states: None, dropout: None }
+    }
+
     /// Sets the number of time steps of each sequence, in any order, like PyTorch's packed sequences. By default all
     /// sequences have the full length. Outputs beyond a sequence's length are 0, and inputs there have no effect,
     /// whatever they are.

@@ -271,7 +271,6 @@ impl<B: Backend> Model<B> {
                 self.backend.upload_vec(MatrixShape::new(num_rows, cols), rows)?
             }
             (Values::Features(x), _) => {
-                // The gain comes after the padding: an infinity in the padding must not become NaN.
                 let shape = MatrixShape::new(num_rows, self.weights.input_size());
                 let mut rows = if pad { layout.zero_padded_rows(x)? } else { layout.to_device_rows(x)? };
                 let gain = self.weights.input_gain();

@@ -77,6 +77,9 @@ enum DeviceGradient<T> {
     Nothing,
 }
 
+/// The gradient with respect to the model's input, and the gradients of the parameters of each layer.
+type DeviceGradients<T> = (Option<T>, Vec<DeviceGradient<T>>);
+
 impl<B: Backend> Model<B> {
     /// Runs the model like [`forward`](Self::forward) and records the pass for [`ModelTape::backward`]. The outputs are
     /// bit-identical, except that a softmax at the end is left off: losses such as
@@ -239,11 +242,7 @@ impl<B: Backend> ModelTape<B> {
     /// Enqueues the backward pass of all layers on the device. `dy` is the scaled gradient of the loss with respect to
     /// the output of the last layer. Returns the gradient with respect to the input of the first layer, if that was
     /// requested, and the gradients of the parameters of each layer.
-    fn run(
-        &self,
-        dy: B::Tensor,
-        needs_input_gradient: bool,
-    ) -> Result<(Option<B::Tensor>, Vec<DeviceGradient<B::Tensor>>)> {
+    fn run(&self, dy: B::Tensor, needs_input_gradient: bool) -> Result<DeviceGradients<B::Tensor>> {
         let (b, layout, layers) = (self.model.backend(), &self.layout, self.model.weights().layers());
         let (mut dx, mut final_state_gradient) = (Some(dy), None);
         let mut gradients = Vec::with_capacity(layers.len());

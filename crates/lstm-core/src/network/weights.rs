@@ -47,8 +47,8 @@ pub enum ModelLayer {
     /// sequences of different lengths.
     LastStep,
     /// Keeps the final hidden state of the LSTM before it: PyTorch's `h_n` of the last layer, the directions side by
-    /// side. In a model that only runs forward this is the same as [`LastStep`](Self::LastStep). Only directly after an
-    /// LSTM.
+    /// side. In a model that only runs forward this is the same as [`LastStep`](Self::LastStep), except for a sequence of
+    /// length 0: there it is the initial hidden state, and `LastStep` gives zeros. Only directly after an LSTM.
     FinalState,
     /// Dropout with this probability, in training only.
     Dropout(f32),

@@ -57,23 +57,23 @@ impl<'a> ModelOutputs<'a> {
     /// sequence's length.
     ///
     /// # Errors
-    /// [`Error::Config`] if the training step was called with [`LossInput::LastState`].
+    /// [`Error::Config`] if the training step was called with [`LossInput::LastState`], or the [`Model`](crate::Model)
+    /// returns only the last step.
     pub fn y(&self) -> Result<ArrayView3<'a, f32>> {
-        self.y.ok_or_else(|| {
-            Error::config(
-                "loss_input",
-                "the loss reads outputs; call `step` with LossInput::Outputs or LossInput::Both",
-            )
-        })
+        let reason = "the loss reads outputs of all time steps; call Trainer::step with LossInput::Outputs or \
+                      LossInput::Both; of a Model that returns the last step, read ModelOutputs::last";
+        self.y.ok_or_else(|| Error::config("loss_input", reason))
     }
 
     /// The model's result for the last hidden state of each sequence, `(batch, output_size)`; see
-    /// [`HostState::last`](crate::HostState::last).
+    /// [`HostState::last`](crate::HostState::last). In a [`Model`](crate::Model) that returns the last step, its outputs.
     ///
     /// # Errors
-    /// [`Error::Config`] if the training step was called with [`LossInput::Outputs`].
+    /// [`Error::Config`] if the training step was called with [`LossInput::Outputs`], or the [`Model`](crate::Model)
+    /// returns all time steps.
     pub fn last(&self) -> Result<ArrayView2<'a, f32>> {
-        let reason = "the loss reads last states; call `step` with LossInput::LastState or LossInput::Both";
+        let reason = "the loss reads last states; call Trainer::step with LossInput::LastState or LossInput::Both; of a \
+                      Model that returns all time steps, read ModelOutputs::y";
         self.last.ok_or_else(|| Error::config("loss_input", reason))
     }
 }

@@ -67,12 +67,7 @@ fn read(
     let mut root = Object::parse(bytes).map_err(error)?;
     let weights = reader(&mut root).map_err(error)?;
     let metadata = metadata(root).map_err(error)?;
-    Ok(ModelFile {
-        format,
-        weights: weights.with_metadata(metadata),
-        dtypes: vec!["decimal numbers".into()],
-        unused: Vec::new(),
-    })
+    Ok(ModelFile::new(format, weights.with_metadata(metadata), vec!["decimal numbers".into()], Vec::new()))
 }
 
 /// The text and numbers that a reader left, by key. Those inside `metadata` come without that word.

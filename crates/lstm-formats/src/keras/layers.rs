@@ -240,9 +240,12 @@ impl Builder {
         unique
     }
 
-    /// Number of features of the input of a layer with this kernel.
-    fn inputs(&self) -> Result<usize, String> {
-        self.size.ok_or_else(|| "the number of input features is not in the file".into())
+    /// Number of features of the input of a layer. A model that was built by a call may have it in its kernel only.
+    fn inputs(&self, place: &Place, part: &str) -> Result<usize, String> {
+        match self.size {
+            Some(size) => Ok(size),
+            None => self.store.rows(place, part),
+        }
     }
 
     fn matrix(
@@ -282,7 +285,7 @@ impl Builder {
         let has_bias = flag(config, "use_bias", true)?;
         let activation = config.take("activation").unwrap_or(Json::Text("linear".into()));
         config.finish("the layer")?;
-        let inputs = self.inputs()?;
+        let inputs = self.inputs(place, part)?;
         let weight = self.matrix(place, part, (0, "kernel"), (inputs, units))?;
         let weight = weight.t().as_standard_layout().into_owned();
         let bias = if has_bias { Some(self.vector(place, part, 1, units)?) } else { None };
@@ -386,10 +389,10 @@ impl Builder {
         place: &Place,
         parts: &[&str],
     ) -> Result<(), String> {
-        if self.is_sequence != Some(true) {
+        if self.is_sequence == Some(false) {
             return Err("expected a sequence as input, (batch, steps, features)".into());
         }
-        let (inputs, units) = (self.inputs()?, options.units);
+        let (inputs, units) = (self.inputs(place, parts[0])?, options.units);
         let bias = if options.use_bias { Bias::One } else { Bias::None };
         let config = LstmConfig::new(inputs, units).direction(direction).bias(bias).activations(options.activations);
         config.validate().map_err(|error| error.to_string())?;
@@ -410,9 +413,9 @@ impl Builder {
         self.size = Some(weights.config().output_size());
         let name = self.name(name);
         self.layers.push(ModelLayer::Lstm { name, weights: weights.into(), initial_state: None });
+        self.is_sequence = Some(options.return_sequences);
         if !options.return_sequences {
             self.layers.push(ModelLayer::FinalState);
-            self.is_sequence = Some(false);
         }
         Ok(())
     }

@@ -47,7 +47,7 @@ pub(crate) fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<
             true => read_archive(bytes).map_err(error)?,
             false => read_hdf5(bytes).map_err(error)?,
         };
-        Ok(ModelFile { format: Format::Keras, weights, dtypes, unused: Vec::new() })
+        Ok(ModelFile::new(Format::Keras, weights, dtypes, Vec::new()))
     })
 }
 

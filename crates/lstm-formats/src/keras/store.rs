@@ -142,6 +142,20 @@ impl Store {
         }
     }
 
+    /// Number of rows of the next parameter of a layer, a kernel.
+    pub(super) fn rows(&self, place: &Place, part: &str) -> Result<usize, String> {
+        let path = match &self.layout {
+            Layout::ByClass(container) => Some(format!("{}{part}/vars/0", class_path(place, container))),
+            Layout::ByName(lists) => {
+                lists.get(&place.group).and_then(VecDeque::front).map(|name| format!("{}/{name}", place.group))
+            }
+        };
+        let dataset = path.and_then(|path| self.datasets.get(&path)).ok_or("the dataset of its kernel is missing")?;
+        let shape = dataset.shape().map_err(|error| error.to_string())?;
+        let rows = shape.first().and_then(|rows| usize::try_from(*rows).ok());
+        rows.ok_or_else(|| format!("expected a kernel of two axes, got the shape {shape:?}"))
+    }
+
     /// Takes a parameter of a layer. `part` is the path from the layer to the one that has it, such as `/cell`. `index`
     /// is its number, `role` its name there.
     pub(super) fn take(
@@ -263,5 +277,25 @@ impl Source for BoundedSource {
         let bytes = start.and_then(|start| self.bytes.get(start..start.checked_add(buf.len())?));
         buf.copy_from_slice(bytes.ok_or(end)?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// References to the same bytes of a file cost more than the file has.
+    #[test]
+    fn reads_are_bounded() {
+        let source = BoundedSource { bytes: (0..100).collect(), budget: AtomicU64::new(250) };
+        let mut buf = [0; 100];
+        source.read_at(0, &mut buf).unwrap();
+        source.read_at(0, &mut buf).unwrap();
+        assert_eq!(buf[99], 99);
+        assert!(source.read_at(0, &mut buf).is_err());
+        source.read_at(70, &mut buf[..30]).unwrap();
+        assert_eq!(buf[0], 70);
+        assert!(source.read_at(99, &mut buf[..2]).is_err());
+        assert!(source.read_at(u64::MAX, &mut buf[..2]).is_err());
     }
 }

@@ -61,6 +61,7 @@ fn other_models() {
     let directions: Vec<_> = twice.lstms().map(|lstm| lstm.config().direction).collect();
     assert_eq!(directions, [Direction::Reverse, Direction::Forward]);
     assert_eq!(kinds(&check("bidirectional-last")), ["linear", "activation", "lstm", "final_state", "linear"]);
+    assert_eq!(kinds(&check("deferred")), ["linear", "lstm", "final_state", "linear"]);
     let nested = check("nested");
     assert_eq!(kinds(&nested), ["embedding", "lstm", "linear", "lstm", "linear", "activation"]);
 }
@@ -271,6 +272,9 @@ fn edited_archives() {
         archive(&[("metadata.json", metadata), ("config.json", config), ("model.weights.h5", weights)])
     };
     open(&pack(&metadata, &config, &weights)).unwrap();
+    // The number of features is in the kernel as well.
+    let text = String::from_utf8(config.clone()).unwrap().replacen("[null, null, 3]", "[null, null, null]", 1);
+    assert_eq!(open(&pack(&metadata, text.as_bytes(), &weights)).unwrap().weights.input_size(), 3);
     let edit = |from: &str, to: &str, word: &str| {
         let text = String::from_utf8(config.clone()).unwrap();
         assert!(text.contains(from), "{from}");

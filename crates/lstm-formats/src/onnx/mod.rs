@@ -323,3 +323,24 @@ impl OnnxModel {
         })
     }
 }
+
+/// Reads a file. `folder` is where it is, for external data.
+pub(crate) fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions) -> Result<ModelFile> {
+    for (name, is_given) in [
+        ("layers", options.layers.is_some()),
+        ("cell", options.cell.is_some()),
+        ("clip", options.clip.is_some()),
+        ("coupled", options.coupled),
+    ] {
+        if is_given {
+            let why =
+                format!("the option `{name}` is for files without a graph; the graph of an ONNX file has its own");
+            return Err(Error::format(source, why));
+        }
+    }
+    let folder = folder.map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    let graph = OnnxModel::parse(bytes, source.to_owned(), folder.map(Path::to_owned))?.graph(options)?;
+    let (weights, dtypes) = (graph.weights.clone(), graph.dtypes.clone());
+    let file = ModelFile::new(Format::Onnx, weights, dtypes, graph.ignored_nodes.clone());
+    Ok(ModelFile { onnx: Some(Box::new(graph)), ..file })
+}

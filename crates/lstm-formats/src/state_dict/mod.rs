@@ -114,7 +114,7 @@ fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<M
     };
     let metadata = metadata_of_model(&dict);
     let weights = ModelWeights::new(take_layers(&mut dict, &layers, &chain, options)?)?.with_metadata(metadata);
-    Ok(ModelFile { format, weights, dtypes: dtypes.into_iter().collect(), unused })
+    Ok(ModelFile::new(format, weights, dtypes.into_iter().collect(), unused))
 }
 
 /// Element types of some tensors, as text.
@@ -153,7 +153,7 @@ fn build_saved_model(mut dict: StateDict, format: Format, options: &OpenOptions)
     }
     let [name] = &options.names[..] else {
         return match options.names[..] {
-            [] => Ok(ModelFile { format, weights, dtypes, unused: Vec::new() }),
+            [] => Ok(ModelFile::new(format, weights, dtypes, Vec::new())),
             _ => Err(Error::config("name", format!("expected the name of one LSTM, got {}", options.names.len()))),
         };
     };
@@ -164,7 +164,7 @@ fn build_saved_model(mut dict: StateDict, format: Format, options: &OpenOptions)
         return Err(file_error(format!("no LSTM is named `{name}`; expected one of: {expected}")));
     };
     let unused = names.into_iter().filter(|tensor| !tensor.starts_with(&format!("{name}."))).collect();
-    Ok(ModelFile { format, weights: ModelWeights::new(vec![lstm.clone()])?, dtypes, unused })
+    Ok(ModelFile::new(format, ModelWeights::new(vec![lstm.clone()])?, dtypes, unused))
 }
 
 /// Whether an entry of the metadata says that `safetensors.torch.save_model` wrote the tensor `name` under the name `kept`
@@ -304,11 +304,17 @@ fn select_by_name(dict: &StateDict, name: &str) -> Result<BTreeSet<String>> {
     if let Some(lstm) = find_named(&layers, name).map(|layer| &layers[layer]).filter(|layer| layer.is_lstm()) {
         return Ok(lstm.tensors.iter().cloned().collect());
     }
-    let is_inside = |path: &str| path == name || path.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
-    let inside: Vec<&Layer> = layers
-        .iter()
-        .filter(|layer| [&layer.path, &layer.name].into_iter().chain(&layer.other_paths).any(|path| is_inside(path)))
-        .collect();
+    let is_below = |path: &str| path.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+    let has_path = |layer: &Layer, test: &dyn Fn(&str) -> bool| {
+        [&layer.path, &layer.name].into_iter().chain(&layer.other_paths).any(|path| test(path))
+    };
+    let mut inside: Vec<&Layer> = layers.iter().filter(|layer| has_path(layer, &is_below)).collect();
+    // Tensors of the model itself that belong to no known layer are left, if it has layers.
+    let is_other = |layer: &&Layer| matches!(layer.kind, LayerKind::Other(_));
+    let has_layers = !inside.is_empty();
+    inside.extend(
+        layers.iter().filter(|layer| has_path(layer, &|path| path == name) && !(has_layers && is_other(layer))),
+    );
     if !inside.is_empty() {
         let tensors = inside.iter().flat_map(|layer| &layer.tensors);
         return Ok(tensors.filter(|name| !is_beside_models(dict, name)).cloned().collect());

@@ -91,6 +91,7 @@ save(
 save("statistics.pt", {"model_state": net.state_dict(), "mean": torch.zeros(3), "std": torch.ones(3)}, net.state_dict())
 s = Bare(lstm=nn.LSTM(3, 4), linear=nn.Linear(4, 2)).state_dict()
 save("scale.pt", {**s, "similarity_weight": torch.tensor([10.0])}, {})
+save("nested_scale.pt", {"step": 7, "model_state": {**s, "similarity_weight": torch.tensor([10.0])}}, s)
 save("wrapped.pth", prefixed("module._orig_mod.", net.state_dict()), net.state_dict())
 save("module.pt", Net(num_layers=2), {})
 save("two_models.pt", {"model": net.state_dict(), "ema": Net().state_dict()}, net.state_dict())

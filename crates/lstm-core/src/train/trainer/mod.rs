@@ -103,7 +103,7 @@ impl<B: Backend> Trainer<B> {
     /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or its optimizer has another state.
     /// The trainer is unchanged after an error.
     pub fn set_config(&mut self, config: TrainerConfig) -> Result<()> {
-        self.optimizer = with_config(&self.optimizer, &self.config, &config)?;
+        self.optimizer = with_config(&self.optimizer, &self.config, &config, NEW_RUN)?;
         self.config = config;
         Ok(())
     }
@@ -279,11 +279,20 @@ impl<B: Backend> Trainer<B> {
     }
 }
 
-/// The optimizer after a change of the configuration, with the same state.
+/// The part of an error message that says how to start a new run.
+const NEW_RUN: &str = "pass the results of Trainer::into_parts to Trainer::new";
+
+/// The optimizer after a change of the configuration, with the same state. `new_run` says in an error message how to
+/// start a new run.
 ///
 /// # Errors
 /// [`Error::Config`] if the new configuration is not valid or its optimizer has another state.
-fn with_config(optimizer: &Optimizer, config: &TrainerConfig, new_config: &TrainerConfig) -> Result<Optimizer> {
+fn with_config(
+    optimizer: &Optimizer,
+    config: &TrainerConfig,
+    new_config: &TrainerConfig,
+    new_run: &str,
+) -> Result<Optimizer> {
     new_config.validate()?;
     let (old, new) = (&config.optimizer, &new_config.optimizer);
     if optimizer.steps() > 0 && old.state_names() != new.state_names() {
@@ -291,7 +300,7 @@ fn with_config(optimizer: &Optimizer, config: &TrainerConfig, new_config: &Train
         let reason = format!(
             "the run was trained with `{old}`, which has {old_state}, got `{new}`, which has {new_state}; set_config \
              accepts only an optimizer with the same state: {accepted}; for another one start a new run with this model: \
-             pass the results of Trainer::into_parts to Trainer::new"
+             {new_run}"
         );
         return Err(Error::config("optimizer", reason));
     }

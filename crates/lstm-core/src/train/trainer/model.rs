@@ -100,7 +100,8 @@ impl<B: Backend> ModelTrainer<B> {
     /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or its optimizer has another
     /// state. The trainer is unchanged after an error.
     pub fn set_config(&mut self, config: TrainerConfig) -> Result<()> {
-        self.optimizer = with_config(&self.optimizer, &self.config, &config)?;
+        let new_run = "pass the result of ModelTrainer::into_model to ModelTrainer::new";
+        self.optimizer = with_config(&self.optimizer, &self.config, &config, new_run)?;
         self.config = config;
         Ok(())
     }

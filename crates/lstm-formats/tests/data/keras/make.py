@@ -66,6 +66,7 @@ models = {
         L.TimeDistributed(L.Dense(3)),
         L.Softmax(),
     ]),
+    "deferred": lambda: keras.Sequential([L.Dense(3), L.LSTM(4), L.Dense(1)]),
     "gates": lambda: keras.Sequential([
         L.Input((None, 2)),
         L.LSTM(3, activation="relu", recurrent_activation="hard_sigmoid", return_sequences=True),
@@ -74,6 +75,8 @@ models = {
 }
 for name, make in models.items():
     model = make()
+    if name == "deferred":
+        model(np.zeros((1, 2, 3)))
     if name != "functional":
         for weight in model.weights:
             if "seed" not in weight.path:
