@@ -1,9 +1,13 @@
 //! Round trips through ONNX files: weights stay bit-identical, and options that ONNX can't express are errors.
 
-use lstm_core::{Bias, CellKind, Direction, Error, Init, LstmConfig, Param, Weights, ndarray::Array3};
+use lstm_core::{
+    Activation, Bias, CellKind, Direction, Error, HostState, Init, LstmConfig, ModelLayer, ModelWeights, Param,
+    Weights,
+    ndarray::{Array1, Array2, Array3},
+};
 use lstm_formats::{
     OnnxGraph, OnnxModel, OnnxWriter, OpenOptions,
-    onnx::{OnnxInputKind, OnnxOutputKind},
+    onnx::{OnnxInputKind, OnnxOutputKind, model_to_bytes},
 };
 use proptest::prelude::*;
 
@@ -152,6 +156,88 @@ fn selects_nodes_by_name() {
     }
     assert_eq!(model.tensor("R_l1").unwrap().shape(), [1, 20, 5]);
     assert!(matches!(model.tensor("head"), Err(Error::MissingTensor { .. })));
+}
+
+#[test]
+fn whole_models_are_read_back_equal() {
+    let lstm = |name: &str, config: LstmConfig, has_state: bool| {
+        let state = |scale: f32| {
+            let mut state = HostState::zeros(&config, 1).unwrap();
+            let mut k = 0.0;
+            for value in state.h.iter_mut().chain(&mut state.c) {
+                k += scale;
+                *value = f32::sin(k);
+            }
+            state
+        };
+        let initial_state = has_state.then(|| state(0.7));
+        ModelLayer::Lstm { name: name.into(), weights: random_weights(config).into(), initial_state }
+    };
+    let linear = |name: &str, outputs: usize, inputs: usize, has_bias: bool| {
+        let weight = Array2::from_shape_fn((outputs, inputs), |(j, k)| ((j * 7 + k) as f32).sin());
+        ModelLayer::Linear { name: name.into(), weight, bias: has_bias.then(|| Array1::from_elem(outputs, 0.25)) }
+    };
+    let embedding = ModelLayer::Embedding { name: "emb".into(), weight: Array2::from_elem((11, 4), 0.5) };
+    let bidirectional = LstmConfig::new(4, 5).layers(2).bidirectional().dropout(0.25);
+    let hard_sigmoid = Activation::HardSigmoid { alpha: 0.25, beta: 0.375 };
+    let models = [
+        vec![
+            embedding,
+            lstm("rec", bidirectional.clone(), true),
+            linear("lin", 3, 10, true),
+            ModelLayer::Activation(Activation::LogSoftmax),
+        ],
+        vec![
+            linear("pre", 4, 3, false),
+            ModelLayer::Activation(Activation::Relu),
+            lstm("model.rec", bidirectional, false),
+            lstm("model.top", LstmConfig::new(10, 6), true),
+            ModelLayer::LastStep,
+            ModelLayer::Dropout(0.5),
+            linear("head", 2, 6, true),
+            ModelLayer::Activation(hard_sigmoid),
+        ],
+        vec![
+            lstm("a", LstmConfig::new(3, 5).layers(2).bidirectional(), false),
+            ModelLayer::FinalState,
+            linear("b", 2, 10, true),
+            ModelLayer::Activation(Activation::Softmax),
+        ],
+    ];
+    for layers in models {
+        let model = ModelWeights::new(layers).unwrap();
+        let graph = read(&model_to_bytes(&model).unwrap());
+        assert_eq!(graph.weights(), &model);
+    }
+}
+
+#[test]
+fn branches_are_followed_by_a_set_input_or_by_name() {
+    let model = OnnxModel::from_bytes(include_bytes!("../../../tests/data/models/if.onnx")).unwrap();
+    let names = ["If_0/else/k8/LSTM", "If_0/then/k16/LSTM"];
+    let mut found = model.lstm_nodes();
+    found.sort();
+    assert_eq!(found, names);
+    let error = model.graph(&OpenOptions::default()).unwrap_err().to_string();
+    let words = ["`sr`", "`--set sr=16000`", "2 LSTM nodes, inside `If_0`", "If_0/then/k16/LSTM", "alone by its name"];
+    assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    let set = |name: &str, value: f64| {
+        let mut options = OpenOptions::default();
+        options.set.insert(name.into(), value);
+        model.graph(&options)
+    };
+    let named = |name: &str| {
+        let mut options = OpenOptions::default();
+        options.names.push(name.into());
+        model.graph(&options).unwrap()
+    };
+    for (value, name) in [(8000.0, names[0]), (16000.0, names[1])] {
+        assert_eq!(lstm(&set("sr", value).unwrap()), lstm(&named(name)));
+    }
+    for (name, value, words) in [("x", 1.0, "expected a scalar"), ("sr", 0.5, "can't be set"), ("rate", 1.0, "`sr`")] {
+        let error = set(name, value).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains(name), "{error}");
+    }
 }
 
 #[test]

@@ -477,12 +477,16 @@ impl Builder {
     /// A name for a layer that is not the start of another one.
     fn name(&mut self, label: &str, kind: &str) -> String {
         let node = label.split('`').nth(1).unwrap_or(label);
-        let word = |c: char| if c.is_alphanumeric() || c == '_' || c == '-' { c } else { '_' };
+        let word = |c: char| if c.is_alphanumeric() || "_-.".contains(c) { c } else { '_' };
         let name: String = node.trim_start_matches('/').chars().map(word).collect();
         let is_number = name.chars().all(|c| c.is_ascii_digit());
         let name = if is_number || node.starts_with("node ") { kind.to_owned() } else { name };
-        let candidates = std::iter::once(name.clone()).chain((1..).map(|k| format!("{name}_{k}")));
-        let free = candidates.into_iter().find(|name| !self.names.contains(name)).unwrap_or(name);
+        // In a state dict, the part of a name before a dot is the name of an outer module.
+        let starts = |a: &str, b: &str| b.strip_prefix(a).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let flat = name.replace('.', "_");
+        let candidates = [name, flat.clone()].into_iter().chain((1..).map(|k| format!("{flat}_{k}")));
+        let is_free = |name: &String| !self.names.iter().any(|other| starts(other, name) || starts(name, other));
+        let free = candidates.into_iter().find(is_free).unwrap_or(flat);
         self.names.insert(free.clone());
         free
     }

@@ -149,7 +149,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// The bytes that any file may take.
-    const BASE: usize = 64 << 20;
+    const BASE: usize = 128 << 20;
 
     /// The budget of a file of this size.
     pub(crate) fn new(file_bytes: usize) -> Self {

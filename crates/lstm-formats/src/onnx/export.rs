@@ -74,6 +74,11 @@ impl<'a> OnnxWriter<'a> {
     /// [`Error::Config`] for the options that ONNX can't express: the dense peephole and projections. [`Error::Format`]
     /// if the file would exceed the 2 GiB that the format allows.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        to_file_bytes(self.checked_graph()?)
+    }
+
+    /// Builds the graph, if ONNX can express it.
+    pub(crate) fn checked_graph(&self) -> Result<Graph> {
         let config = self.weights.config();
         if config.cell == CellKind::PeepholeDense {
             return Err(Error::config("cell", "ONNX can't express the dense peephole cell"));
@@ -81,20 +86,7 @@ impl<'a> OnnxWriter<'a> {
         if let Some(size) = config.proj_size {
             return Err(Error::config("proj_size", format!("ONNX can't express a projection, got proj_size {size}")));
         }
-        let graph = self.build_graph();
-        let opset = Opset { domain: Some(String::new()), version: Some(EXPORT_OPSET) };
-        let model = Model {
-            ir_version: Some(IR_VERSION),
-            producer_name: "lstm-core".into(),
-            graph: Some(graph),
-            opset_import: vec![opset],
-            functions: Vec::new(),
-        };
-        let len = model.encoded_len();
-        if len > MAX_PROTOBUF_BYTES {
-            return Err(Error::format("onnx", format!("expected at most {MAX_PROTOBUF_BYTES} bytes, got {len}")));
-        }
-        Ok(model.encode_to_vec())
+        Ok(self.build_graph())
     }
 
     /// Writes a file. The bytes go to a temporary file that is renamed on success, so that an error leaves an existing
@@ -297,6 +289,23 @@ impl<'a> OnnxWriter<'a> {
     }
 }
 
+/// The bytes of a file with this graph.
+pub(crate) fn to_file_bytes(graph: Graph) -> Result<Vec<u8>> {
+    let opset = Opset { domain: Some(String::new()), version: Some(EXPORT_OPSET) };
+    let model = Model {
+        ir_version: Some(IR_VERSION),
+        producer_name: "lstm-core".into(),
+        graph: Some(graph),
+        opset_import: vec![opset],
+        functions: Vec::new(),
+    };
+    let len = model.encoded_len();
+    if len > MAX_PROTOBUF_BYTES {
+        return Err(Error::format("onnx", format!("expected at most {MAX_PROTOBUF_BYTES} bytes, got {len}")));
+    }
+    Ok(model.encode_to_vec())
+}
+
 /// ONNX's name of an activation function.
 fn activation_name(function: GateActivation) -> &'static str {
     match function {
@@ -316,41 +325,41 @@ fn append_reordered(value: Option<&ArrayD<f32>>, order: &[usize], out: &mut Vec<
 }
 
 /// Builds an attribute without a value.
-fn attribute(name: &str, attribute_type: i32) -> Attribute {
+pub(crate) fn attribute(name: &str, attribute_type: i32) -> Attribute {
     Attribute { name: name.into(), attribute_type: Some(attribute_type), ..Attribute::default() }
 }
 
 /// Builds a node of the operator `op_type`.
-fn node(op_type: &str, name: &str, inputs: &[String], outputs: &[&str], attributes: Vec<Attribute>) -> Node {
+pub(crate) fn node(op_type: &str, name: &str, inputs: &[String], outputs: &[&str], attributes: Vec<Attribute>) -> Node {
     let (input, output) = (inputs.to_vec(), outputs.iter().map(|&name| name.into()).collect());
     Node { input, output, name: name.into(), op_type: op_type.into(), attribute: attributes, ..Node::default() }
 }
 
 /// Builds a dimension of fixed size.
-fn fixed_dim(size: usize) -> Dimension {
+pub(crate) fn fixed_dim(size: usize) -> Dimension {
     Dimension { value: Some(size as i64), param: None }
 }
 
 /// Builds a dimension whose size is chosen at run time.
-fn symbolic_dim(name: &str) -> Dimension {
+pub(crate) fn symbolic_dim(name: &str) -> Dimension {
     Dimension { value: None, param: Some(name.into()) }
 }
 
 /// Builds the declaration of a graph input or output.
-fn value_info(name: &str, elem_type: i32, dims: &[Dimension]) -> ValueInfo {
+pub(crate) fn value_info(name: &str, elem_type: i32, dims: &[Dimension]) -> ValueInfo {
     let tensor = TensorType { elem_type: Some(elem_type), shape: Some(Dims { dim: dims.to_vec() }) };
     ValueInfo { name: name.into(), value_type: Some(Type { tensor: Some(tensor) }) }
 }
 
 /// Builds an initializer of type FLOAT.
-fn float_tensor(name: &str, dims: &[i64], values: &[f32]) -> Tensor {
+pub(crate) fn float_tensor(name: &str, dims: &[i64], values: &[f32]) -> Tensor {
     let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let (name, dims) = (name.to_owned(), dims.to_vec());
     Tensor { name, dims, data_type: Some(FLOAT), raw_data: Some(raw_data), ..Tensor::default() }
 }
 
 /// Builds a vector initializer of type INT64.
-fn int_tensor(name: &str, values: &[i64]) -> Tensor {
+pub(crate) fn int_tensor(name: &str, values: &[i64]) -> Tensor {
     let raw_data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let (name, dims) = (name.to_owned(), vec![values.len() as i64]);
     Tensor { name, dims, data_type: Some(INT64), raw_data: Some(raw_data), ..Tensor::default() }

@@ -11,12 +11,13 @@
 //!
 //! Each module imports only modules to its left:
 //! `proto`, `tensor`, `data`, `node`, `operators`, `sizes`, `layout`, `lstm_stage`, `chain`, `lstm_node`, `graph`, `walk`, `assemble`,
-//! this module. `export` imports only `proto`.
+//! this module. `export` imports only `proto`, `export_model` both.
 
 mod assemble;
 mod chain;
 mod data;
 mod export;
+mod export_model;
 mod graph;
 mod layout;
 mod lstm_node;
@@ -40,6 +41,7 @@ use ndarray::ArrayD;
 use prost::Message;
 
 pub use export::OnnxWriter;
+pub use export_model::model_to_bytes;
 pub use graph::{
     ModelArguments, OnnxArray, OnnxGraph, OnnxInput, OnnxInputKind, OnnxOutput, OnnxOutputKind, StateRows,
 };
@@ -79,15 +81,6 @@ pub struct OnnxModel {
     file_bytes: usize,
     /// Version of the ONNX operator set that the file uses.
     opset: i64,
-}
-
-/// Reads the model of a file. `source` is its name for error messages; `dir` is the folder of the files that hold external
-/// data.
-pub(crate) fn read(bytes: &[u8], dir: Option<&Path>, source: &str, options: &OpenOptions) -> Result<ModelFile> {
-    let dir = dir.map(|dir| if dir.as_os_str().is_empty() { Path::new(".").into() } else { dir.to_owned() });
-    let graph = OnnxModel::parse(bytes, source.to_owned(), dir)?.graph(options)?;
-    let OnnxGraph { weights, dtypes, ignored_nodes, .. } = graph;
-    Ok(ModelFile { format: Format::Onnx, weights, dtypes, unused: ignored_nodes })
 }
 
 impl fmt::Debug for OnnxModel {

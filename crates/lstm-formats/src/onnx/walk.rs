@@ -231,6 +231,8 @@ impl<'a> Walker<'a> {
                     });
                 }
             }
+            // A scalar may lack a shape.
+            None if self.request.set.contains_key(name) => {}
             None => match self.chain.sizes.rank(name) {
                 Some(rank) => {
                     for axis in 0..rank {
