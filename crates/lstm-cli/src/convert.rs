@@ -2,13 +2,16 @@
 
 use std::{fmt, path::PathBuf, process::ExitCode};
 
-use lstm::{ModelLayer, ModelWeights, OnnxWriter, StateDictWriter, TensorNames, Weights, weights::state_dict::Dtype};
+use lstm::{
+    ModelLayer, ModelWeights, OnnxWriter, StateDictWriter, TensorNames, Weights, formats::onnx::model_to_bytes,
+    weights::state_dict::Dtype,
+};
 use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
     model::{self, PortKind, quoted_list},
-    output::{check_distinct_paths, check_extension},
+    output::{PendingFile, check_distinct_paths, check_extension, commit_files},
     report::{OutputSettings, path_text},
 };
 
@@ -128,9 +131,13 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
             writer.save(&args.out)?;
             note_lost_metadata(weights, output);
         }
+        (true, None) if args.inputs => return Err(Error::option("inputs", "only for a model that is one LSTM")),
         (true, None) => {
-            let why = "an .onnx file can only be written of a model that is one LSTM; write a .safetensors file";
-            return Err(Error::file(&args.model.path, why));
+            let bytes = model_to_bytes(weights).map_err(|e| Error::from(e).with_path(&args.model.path))?;
+            let mut file = PendingFile::create(&args.out)?;
+            file.write(&bytes)?;
+            commit_files([file])?;
+            note_lost_metadata(weights, output);
         }
     }
     let kinds: Vec<_> = weights.layers().iter().map(ModelLayer::kind).collect();
@@ -153,8 +160,7 @@ fn note_lost_metadata(weights: &ModelWeights, output: OutputSettings) {
 
 /// The LSTM of a model that is nothing else.
 fn single_lstm(weights: &ModelWeights) -> Option<&Weights> {
-    let is_plain =
-        !weights.skip() && (weights.input_gain(), weights.output_gain()) == (1.0, 1.0) && weights.metadata().is_empty();
+    let is_plain = !weights.skip() && (weights.input_gain(), weights.output_gain()) == (1.0, 1.0);
     match weights.layers() {
         [ModelLayer::Lstm { weights, initial_state: None, .. }] if is_plain => Some(weights),
         _ => None,

@@ -197,7 +197,7 @@ fn onnx_models_run_and_convert() {
     let passengers = data("passengers/model.safetensors");
     let constants = data("onnx/constants.onnx");
     for (args, word) in [
-        (&["convert", &passengers, &converted_back][..], "a model that is one LSTM"),
+        (&["convert", &data("models/guitarml.json"), &converted_back][..], "skip connection"),
         (&["convert", &constants, &converted], "constant initial states"),
         (&["convert", &data("golden/no-bias.safetensors"), &converted_back], ""),
     ] {
@@ -320,7 +320,7 @@ fn exit_codes_and_errors() {
             "option",
             "must be bit-identical",
         ),
-        (&["inspect", &both, "--name", "a,b"], 1, "model", "one name"),
+        (&["inspect", &both, "--name", "a,b"], 1, "model", "`a`"),
     ];
     for (args, code, kind, part) in cases {
         let (got, report) = run_json(args);

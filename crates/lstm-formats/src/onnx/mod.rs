@@ -83,15 +83,6 @@ pub struct OnnxModel {
     opset: i64,
 }
 
-/// Reads the model of a file. `source` is its name for error messages; `dir` is the folder of the files that hold external
-/// data.
-pub(crate) fn read(bytes: &[u8], dir: Option<&Path>, source: &str, options: &OpenOptions) -> Result<ModelFile> {
-    let dir = dir.map(|dir| if dir.as_os_str().is_empty() { Path::new(".").into() } else { dir.to_owned() });
-    let graph = OnnxModel::parse(bytes, source.to_owned(), dir)?.graph(options)?;
-    let OnnxGraph { weights, dtypes, ignored_nodes, .. } = graph;
-    Ok(ModelFile { format: Format::Onnx, weights, dtypes, unused: ignored_nodes })
-}
-
 impl fmt::Debug for OnnxModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "OnnxModel({}, opset {}, {} nodes)", self.source, self.opset, self.graph.node.len())
