@@ -336,7 +336,8 @@ impl OnnxGraph {
         let states = self.weights.lstms().zip(&self.states).map(|(weights, rows)| {
             let mut state = HostState::zeros(weights.config(), batch)?;
             for (row, [h, c]) in rows.iter().enumerate() {
-                for (target, part) in [(&mut state.h, h), (&mut state.c, c)].into_iter().filter(|(_, part)| fills(part)) {
+                for (target, part) in [(&mut state.h, h), (&mut state.c, c)].into_iter().filter(|(_, part)| fills(part))
+                {
                     self.fill(target, row, part, &[])?;
                 }
             }
