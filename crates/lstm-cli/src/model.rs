@@ -27,7 +27,7 @@ pub(crate) struct ModelArgs {
 
     /// Layers of a file that has tensors but no graph, in order, such as "embedding, rec, last, lin:relu, out": prefixes
     /// of tensor names, an activation after a colon, and `last` for the last time step
-    #[arg(long, value_name = "LAYERS", conflicts_with = "name")]
+    #[arg(long, value_name = "LAYERS")]
     layers: Option<String>,
 
     /// Value of a scalar input of an .onnx graph, such as sr=16000; repeatable

@@ -409,7 +409,9 @@ impl<'a> Walker<'a> {
         if inputs.iter().flatten().all(Trials::is_fixed) {
             return Ok(());
         }
-        let error = |node: &NodeReader<'_>| node.error("the result depends on sizes that the file does not fix");
+        let hint = self.hint(&inputs.iter().map(Option::as_ref).collect::<Vec<_>>());
+        let why = hint.unwrap_or_else(|| "the result depends on sizes that the file does not fix".into());
+        let error = |node: &NodeReader<'_>| node.error(&why);
         let ints = |k: usize, trial: usize| inputs.get(k)?.as_ref()?.at(trial).as_ints().cloned();
         match op {
             "Concat" => {
