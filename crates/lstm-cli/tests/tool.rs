@@ -338,7 +338,7 @@ fn exit_codes_and_errors() {
         (good[..40].to_vec(), "not an .npy file"),
         (b"a,b\n1,2\n".to_vec(), "not an .npy file"),
         (Vec::new(), "not an .npy file"),
-        (header("<i4", &[2, 4, 3]), "`<i4`"),
+        (header("<i4", &[2, 4, 3]), "`i4`"),
         (header("<f4", &[24, 1]), "expected 3 features, got 1"),
         (header("<f4", &[0, 3]), "size 1 or more"),
         (header("<f4", &[2, 2, 2, 3]), "three axes"),
