@@ -14,16 +14,16 @@ use crate::{
 
 /// A golden case or an ONNX case.
 enum VerifyCase {
-    Golden(GoldenCase),
-    Onnx(OnnxCase),
+    Golden(Box<GoldenCase>),
+    Onnx(Box<OnnxCase>),
 }
 
 impl VerifyCase {
     /// Reads a case. A file with the extension `.onnx` is an ONNX case, any other file is a golden case.
     fn open(path: &Path) -> Result<Self> {
         match is_onnx(path) {
-            true => OnnxCase::open(path).map(VerifyCase::Onnx),
-            false => GoldenCase::open(path).map(VerifyCase::Golden),
+            true => OnnxCase::open(path).map(|case| VerifyCase::Onnx(Box::new(case))),
+            false => GoldenCase::open(path).map(|case| VerifyCase::Golden(Box::new(case))),
         }
     }
 

@@ -463,10 +463,6 @@ impl<'a> Walker<'a> {
             }
             "Max" | "Min" | "And" | "Or" | "Xor" | "Not" | "ReduceMax" | "ReduceMin" => Err(error(node)),
             _ if operators::COMPARISONS.contains(&op) => {
-                let operands: Vec<Option<&Trials>> = inputs.iter().map(Option::as_ref).collect();
-                if let Some(hint) = self.hint(&operands) {
-                    return Err(node.error(hint));
-                }
                 // Sizes are not negative, so that they never equal -1.
                 for (k, other) in [(0, 1), (1, 0)] {
                     let (Some(a), Some(b)) = (ints(k, 0), ints(k, 1)) else { return Err(error(node)) };
