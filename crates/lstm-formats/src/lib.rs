@@ -27,6 +27,7 @@ mod keras;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 mod open;
+mod options;
 #[cfg(feature = "pytorch")]
 mod pytorch;
 #[cfg(feature = "safetensors")]
@@ -35,7 +36,8 @@ mod state_dict;
 mod test_files;
 
 pub use detect::detect;
-pub use file::{Format, ModelFile, OpenOptions};
+pub use file::{Format, ModelFile};
 #[cfg(feature = "onnx")]
 pub use onnx::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
 pub use open::{open, open_bytes};
+pub use options::OpenOptions;

@@ -49,7 +49,7 @@ fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions
         #[cfg(feature = "pytorch")]
         Format::PyTorch => crate::pytorch::read(bytes, source, options),
         #[cfg(feature = "onnx")]
-        Format::Onnx => crate::onnx::read(bytes, source, folder, options),
+        Format::Onnx => read_onnx(bytes, source, folder, options),
         #[cfg(feature = "audio")]
         Format::RtNeural => crate::audio::read_rtneural(bytes, source, options),
         #[cfg(feature = "audio")]
@@ -61,6 +61,28 @@ fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions
         #[allow(unreachable_patterns, reason = "a build may lack the features of other formats")]
         format => Err(no_reader(format)),
     }
+}
+
+/// Reads an ONNX file. `folder` is where it is, for external data.
+#[cfg(feature = "onnx")]
+fn read_onnx(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions) -> Result<ModelFile> {
+    for (name, is_given) in [
+        ("layers", options.layers.is_some()),
+        ("cell", options.cell.is_some()),
+        ("clip", options.clip.is_some()),
+        ("coupled", options.coupled),
+    ] {
+        if is_given {
+            let why =
+                format!("the option `{name}` is for files without a graph; the graph of an ONNX file has its own");
+            return Err(Error::format(source, why));
+        }
+    }
+    let folder = folder.map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    let graph = crate::OnnxModel::parse(bytes, source.to_owned(), folder.map(Path::to_owned))?.graph(options)?;
+    let (weights, dtypes) = (graph.weights().clone(), graph.dtypes().to_vec());
+    let file = ModelFile::new(Format::Onnx, weights, dtypes, graph.ignored_nodes().to_vec());
+    Ok(ModelFile { onnx: Some(Box::new(graph)), ..file })
 }
 
 /// Reads a regular file. A pipe or a device could be endless, or block.

@@ -66,19 +66,16 @@ impl<E: Copy + PartialEq> Layout<E> {
             return None;
         }
         let mut layout = Layout { axes, elements: vec![first.element; fixed], reversed };
-        let mut is_first = true;
         for (trial, array) in arrays.iter().enumerate() {
             let sizes = (batch[trial], steps[trial]);
             if layout.shape(sizes) != array.shape() {
                 return None;
             }
-            let mut index = layout.walk(sizes);
-            if is_first {
-                for (origin, (fixed, ..)) in array.iter().zip(layout.walk(sizes)) {
+            if trial == 0 {
+                let fixed: Vec<usize> = layout.walk(sizes).map(|(fixed, ..)| fixed).collect();
+                for (origin, fixed) in array.iter().zip(fixed) {
                     layout.elements[fixed] = origin.element;
                 }
-                is_first = false;
-                index = layout.walk(sizes);
             }
             let has_steps = layout.axes.iter().flatten().any(|&factor| factor == Factor::Steps);
             let has_batch = layout.axes.iter().flatten().any(|&factor| factor == Factor::Batch);
@@ -87,7 +84,7 @@ impl<E: Copy + PartialEq> Layout<E> {
                     && (if has_batch { origin.batch == b } else { origin.batch == first.batch })
                     && (!has_steps || origin.step == t)
             };
-            if !array.iter().zip(index).all(matches) {
+            if !array.iter().zip(layout.walk(sizes)).all(matches) {
                 return None;
             }
         }
@@ -125,7 +122,7 @@ impl<E: Copy + PartialEq> Layout<E> {
     }
 
     /// The fixed element, sequence and time step of each element of an array, in row-major order.
-    pub(crate) fn walk(&self, (batch, steps): (usize, usize)) -> impl Iterator<Item = (usize, usize, usize)> + use<E> {
+    pub(crate) fn walk(&self, (batch, steps): (usize, usize)) -> impl Iterator<Item = (usize, usize, usize)> {
         let factors: Vec<Factor> = self.axes.iter().flatten().copied().collect();
         let size = move |factor: &Factor| match factor {
             Factor::Fixed(n) => *n,

@@ -46,7 +46,7 @@ pub use graph::{
     ModelArguments, OnnxArray, OnnxGraph, OnnxInput, OnnxInputKind, OnnxOutput, OnnxOutputKind, StateRows,
 };
 
-use crate::file::{Format, ModelFile, OpenOptions};
+use crate::options::OpenOptions;
 use graph::list;
 use lstm_core::{Error, Result};
 
@@ -115,7 +115,7 @@ impl OnnxModel {
 
     /// Parses a file. `source` is its name for error messages, `dir` the folder of the files that hold external tensor
     /// data.
-    fn parse(bytes: &[u8], source: String, dir: Option<PathBuf>) -> Result<Self> {
+    pub(crate) fn parse(bytes: &[u8], source: String, dir: Option<PathBuf>) -> Result<Self> {
         let error = |why: String| Error::format(&source, why);
         let model = proto::Model::decode(bytes).map_err(|e| error(e.to_string()))?;
         let is_standard_domain = |domain: &str| ["", "ai.onnx"].contains(&domain);
@@ -315,25 +315,4 @@ impl OnnxModel {
             other => other,
         })
     }
-}
-
-/// Reads a file. `folder` is where it is, for external data.
-pub(crate) fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions) -> Result<ModelFile> {
-    for (name, is_given) in [
-        ("layers", options.layers.is_some()),
-        ("cell", options.cell.is_some()),
-        ("clip", options.clip.is_some()),
-        ("coupled", options.coupled),
-    ] {
-        if is_given {
-            let why =
-                format!("the option `{name}` is for files without a graph; the graph of an ONNX file has its own");
-            return Err(Error::format(source, why));
-        }
-    }
-    let folder = folder.map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
-    let graph = OnnxModel::parse(bytes, source.to_owned(), folder.map(Path::to_owned))?.graph(options)?;
-    let (weights, dtypes) = (graph.weights.clone(), graph.dtypes.clone());
-    let file = ModelFile::new(Format::Onnx, weights, dtypes, graph.ignored_nodes.clone());
-    Ok(ModelFile { onnx: Some(Box::new(graph)), ..file })
 }
