@@ -283,7 +283,7 @@ mod cpu {
 
     pub(super) fn trials(trials: &mut Trials) -> lstm_cpu::Result<()> {
         let plain = Cpu::builder().threads(1).isa(Isa::Plain).build()?;
-        let threads = |n: usize| Ok((format!("{n}-threads"), Cpu::builder().threads(n).build()?));
+        let threads = |n: usize| Ok((format!("{n}-threads"), Cpu::builder().threads(n).always_all_threads().build()?));
         let isa = |isa: Isa| Ok((isa.to_string(), Cpu::builder().threads(1).isa(isa).build()?));
         let threads = [1, 2, 4].into_iter().map(threads).collect::<lstm_cpu::Result<Vec<_>>>()?;
         let isas = Isa::available().into_iter().map(isa).collect::<lstm_cpu::Result<Vec<_>>>()?;

@@ -115,7 +115,7 @@ fn main() -> lstm_cpu::Result<()> {
     let mut failed = 0;
     for isa in Isa::available() {
         for threads in [1, 2] {
-            let cpu = Cpu::builder().threads(threads).isa(isa).build()?;
+            let cpu = Cpu::builder().threads(threads).always_all_threads().isa(isa).build()?;
             // Starting a thread allocates memory, so run a product that uses all threads first.
             Lstm::random(&cpu, LstmConfig::new(256, 256), 1)?.forward(&Array3::zeros((32, 4, 256)))?;
             for (name, config) in &configs {

@@ -160,7 +160,7 @@ mod tests {
     fn upload_detects_unsnapped_values_on_every_thread() {
         let len = MIN_PARALLEL_COPY_LEN + 5;
         for threads in 1..=3 {
-            let cpu = Cpu::builder().threads(threads).build().unwrap();
+            let cpu = Cpu::builder().threads(threads).always_all_threads().build().unwrap();
             for (index, value, snapped) in
                 [(0, 0.0, true), (0, 1e-20, false), (len / 2, f32::NAN, true), (len - 1, -0.0, false)]
             {
