@@ -39,5 +39,5 @@ pub use detect::detect;
 pub use file::{Format, ModelFile};
 #[cfg(feature = "onnx")]
 pub use onnx::{OnnxArray, OnnxGraph, OnnxModel, OnnxWriter};
-pub use open::{open, open_bytes};
+pub use open::{open, open_bytes, open_model};
 pub use options::OpenOptions;

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use lstm_core::{Error, Result};
+use lstm_core::{Backend, Error, Model, Result};
 
 use crate::{
     detect::{describe_unknown, detect},
@@ -18,6 +18,23 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> 
     let path = path.as_ref();
     let bytes = read_regular_file(path).map_err(|source| Error::Io { path: path.into(), source })?;
     read(&bytes, &path.display().to_string(), path.parent(), options)
+}
+
+/// Reads a model file of any supported format, and loads it on a device.
+///
+/// ```no_run
+/// # fn example<B: lstm_core::Backend>(device: &B) -> lstm_core::Result<()> {
+/// let model = lstm_formats::open_model(device, "amp.nam")?;
+/// let mut stream = model.stream(1)?;
+/// let mut y = [0.0];
+/// stream.step(&[0.25], &mut y)?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// Those of [`open`] and of [`Model::new`].
+pub fn open_model<B: Backend>(device: &B, path: impl AsRef<Path>) -> Result<Model<B>> {
+    Model::new(device, open(path, &OpenOptions::default())?.weights)
 }
 
 /// Reads a model file of any supported format from its bytes.
