@@ -46,10 +46,7 @@ pub fn open_bytes(bytes: &[u8], options: &OpenOptions) -> Result<ModelFile> {
 }
 
 /// Reads a model file. `source` is its name for error messages, `folder` where it is, for ONNX's external data.
-#[cfg_attr(
-    not(any(feature = "audio", feature = "keras", feature = "onnx", feature = "pytorch", feature = "safetensors")),
-    allow(unused_variables)
-)]
+#[cfg_attr(not(feature = "onnx"), allow(unused_variables, reason = "only ONNX has external data"))]
 fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions) -> Result<ModelFile> {
     let Some(format) = detect(bytes) else { return Err(Error::format(source, describe_unknown(bytes))) };
     // One arm for each format, such as `Format::Nam => nam::read(bytes, source, options)`. A reader has the form
