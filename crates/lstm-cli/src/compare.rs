@@ -151,6 +151,7 @@ impl fmt::Display for Report {
 
 pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     let loaded_model = args.model.load()?;
+    loaded_model.check_arrangement()?;
     let sequences = args.sequences.open(&loaded_model, output)?;
     let mut not_run = Vec::new();
     let devices = open_devices(args, &mut not_run)?;

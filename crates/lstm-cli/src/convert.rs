@@ -75,6 +75,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     check_distinct_paths("OUT", Some(&args.out), &[("MODEL", Some(&args.model.path))])?;
     let writes_onnx = args.out.extension().is_some_and(|extension| extension == "onnx");
     let loaded_model = args.model.load()?;
+    loaded_model.check_arrangement()?;
     if let Some(unused_text) = loaded_model.describe_unused() {
         return Err(Error::file(&args.model.path, format!("{unused_text}; this would be lost")));
     }

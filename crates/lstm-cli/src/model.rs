@@ -86,6 +86,10 @@ pub(crate) struct LoadedModel {
     pub(crate) states: Option<Vec<HostState>>,
     /// The constant lengths of the sequences in an ONNX graph, if it has them.
     pub(crate) lengths: Option<Vec<usize>>,
+    /// How an ONNX graph rearranges the inputs or outputs of its model, in words, if it does.
+    rearrangement: Option<String>,
+    /// The number of time steps that an ONNX graph fixes for its input, if it does.
+    pub(crate) fixed_steps: Option<usize>,
 }
 
 /// An input or output of an ONNX graph.
@@ -121,11 +125,14 @@ impl ModelArgs {
         }
         let file = open(&self.path, &options).map_err(|e| Error::from(e).with_path(&self.path))?;
         let (mut ports, mut nodes, mut constants) = (Vec::new(), Vec::new(), ModelArguments::default());
+        let (mut rearrangement, mut fixed_steps) = (None, None);
         if file.format == Format::Onnx {
             let model = OnnxModel::open(&self.path)?;
             let graph = model.graph(&options)?;
             nodes = model.lstm_nodes();
             ports = graph_ports(&graph);
+            rearrangement = graph.rearrangement();
+            fixed_steps = graph.fixed_sizes().1;
             constants = graph.constants().map_err(|e| Error::from(e).with_path(&self.path))?;
         }
         Ok(LoadedModel {
@@ -134,6 +141,8 @@ impl ModelArgs {
             nodes,
             states: constants.states,
             lengths: constants.lengths,
+            rearrangement,
+            fixed_steps,
             format: file.format,
             weights: file.weights.into(),
             dtypes: file.dtypes,
@@ -228,6 +237,21 @@ pub(crate) fn quoted_list(names: &[String]) -> String {
 }
 
 impl LoadedModel {
+    /// Fails if the graph of an ONNX file computes something else than the model, unless the user selected an LSTM by
+    /// name.
+    pub(crate) fn check_arrangement(&self) -> Result<()> {
+        match &self.rearrangement {
+            Some(why) if !self.selected_by_name => {
+                let why = format!(
+                    "the graph is not the model alone: {why}; to use the LSTM nodes alone, select them with --name: {}",
+                    quoted_list(&self.nodes)
+                );
+                Err(Error::file(&self.path, why))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Describes the contents of the file that are not used. `None` if everything is used, or if the user selected
     /// an LSTM by name.
     pub(crate) fn describe_unused(&self) -> Option<String> {

@@ -129,6 +129,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     let backend = backend.ok_or_else(|| Error::option("backend", "this build has no backend"))?;
     let device = backend.open(args.options, output)?;
     let loaded_model = args.model.load()?;
+    loaded_model.check_arrangement()?;
     let output_size = loaded_model.weights.output_size();
     let sequences = args.sequences.open(&loaded_model, output)?;
     let (sequence_shape, chunk) = (sequences.sequence_shape(), sequences.chunk_steps());

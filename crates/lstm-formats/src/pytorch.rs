@@ -47,14 +47,69 @@ pub(crate) fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<
     }
     let temporary = |source| Error::Io { path: std::env::temp_dir(), source };
     let mut file = tempfile::NamedTempFile::new().map_err(temporary)?;
-    file.write_all(bytes).map_err(temporary)?;
+    for part in without_zip64(bytes) {
+        file.write_all(part).map_err(temporary)?;
+    }
     let dict = catch_panic(source, || {
         let failed = |e: PytorchError| error(describe_error(&e));
         let reader = PytorchReader::new(file.path()).map_err(failed)?;
         let root = PytorchReader::read_pickle_data(file.path(), None).map_err(failed)?;
+        check_objects(&root, options).map_err(error)?;
         to_state_dict(reader, &nested_state_dicts(root), file_len).map_err(error)
     })?;
     state_dict::read(dict, Format::PyTorch, source, options)
+}
+
+/// The file without the 64-bit end records of a zip archive, which PyTorch always writes, if the 32-bit record says the
+/// same. The crate `zip` takes the end of some files, whose names in the archive have a certain length, for a record of the
+/// directory.
+fn without_zip64(bytes: &[u8]) -> [&[u8]; 2] {
+    const LEN: usize = 56 + 20;
+    let unchanged = [bytes, &[]];
+    let Some(end) = bytes.len().checked_sub(22) else { return unchanged };
+    let u32_at = |at: usize| bytes[at..].first_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize);
+    let starts = |at: usize, magic: &[u8]| bytes[at..].starts_with(magic);
+    match end.checked_sub(LEN) {
+        Some(start)
+            if starts(end, b"PK\x05\x06")
+                && starts(start, b"PK\x06\x06")
+                && starts(end - 20, b"PK\x06\x07")
+                && u32_at(end + 12).zip(u32_at(end + 16)).and_then(|(len, at)| len.checked_add(at)) == Some(start) =>
+        {
+            [&bytes[..start], &bytes[end..]]
+        }
+        _ => unchanged,
+    }
+}
+
+/// Rejects what would be lost in a state dict: the structure of a module that was pickled as a whole, unless the user
+/// states it, and parameters that are not tensors.
+fn check_objects(root: &PickleValue, options: &OpenOptions) -> Result<(), String> {
+    let PickleValue::Dict(entries) = root else {
+        return match options.layers.is_some() || !options.names.is_empty() {
+            true => Ok(()),
+            false => Err(format!(
+                "a module that was pickled as a whole, whose code says how its layers are connected; state them with \
+                 --layers, such as --layers \"rec, last, lin:relu\", or {ADVICE}"
+            )),
+        };
+    };
+    let is_tensor = |value: &PickleValue| matches!(value, PickleValue::Unsupported(name) if name == "torch.Tensor");
+    if entries.values().any(is_tensor) {
+        let is_parameter =
+            |name: &str| name.ends_with(".weight") || name.ends_with(".bias") || name.contains(".weight_");
+        let mut others: Vec<&String> = entries
+            .iter()
+            .filter(|(name, value)| is_parameter(name) && !is_tensor(value))
+            .map(|(name, _)| name)
+            .collect();
+        others.sort();
+        if let Some(name) = others.first() {
+            return Err(format!("`{name}` is not a tensor, though other parameters are; convert it with torch.tensor"));
+        }
+    }
+    let nested = entries.values().filter(|value| matches!(value, PickleValue::Dict(_)));
+    nested.into_iter().try_for_each(|value| check_objects(value, options))
 }
 
 /// The keys of the root under which state dicts are: dictionaries of tensors whose names have dots, as the names of a
@@ -131,6 +186,12 @@ fn describe_error(error: &PytorchError) -> String {
             format!("expected a state dict, found `{found}`; {ADVICE}")
         }
         PytorchError::InvalidFormat(reason) => reason.clone(),
+        PytorchError::Pickle(PickleError::UnexpectedOpCode(_)) => {
+            format!("the file contains Python objects that can't be read, or is damaged; {ADVICE}")
+        }
+        error if error.to_string().contains("persistent id") => {
+            format!("a module that was pickled as a whole by an old PyTorch, or a damaged file; {ADVICE}")
+        }
         PytorchError::Pickle(_) | PytorchError::Zip(_) | PytorchError::Tar(_) | PytorchError::Io(_) => {
             format!("not a readable file of torch.save, it may be damaged or truncated: {error}")
         }

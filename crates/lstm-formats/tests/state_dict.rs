@@ -259,8 +259,11 @@ fn infers_only_what_is_determined() {
     let rec = lstm_tensors(["rec.weight_ih_l0", "rec.weight_hh_l0"], &[[16, 4], [16, 4]]);
     let with = |others: &[(&'static str, &'static [usize])]| [&rec[..], others].concat();
     for (others, expected) in [
-        (&[("lin.weight", &[4, 4][..]), ("lin.bias", &[4])][..], Ok("rec[4->4] linear(lin)")),
-        // The name says that this layer may be before the LSTM.
+        (&[("out.weight", &[4, 4][..]), ("out.bias", &[4])][..], Ok("rec[4->4] linear(out)")),
+        (&[("lin.weight", &[2, 4]), ("lin.bias", &[2])], Ok("rec[4->4] linear(lin)")),
+        // These may be before the LSTM, or beside it.
+        (&[("lin.weight", &[4, 4]), ("lin.bias", &[4])], Err("how its layers are connected")),
+        (&[("skip.weight", &[2, 4]), ("skip.bias", &[2])], Err("how its layers are connected")),
         (&[("input_proj.weight", &[4, 4]), ("input_proj.bias", &[4])], Err("how its layers are connected")),
         (&[("emb.weight", &[9, 4])], Ok("embedding(emb) rec[4->4]")),
         (&[("pos_embedding.weight", &[9, 4])], Err("how its layers are connected")),
@@ -298,15 +301,20 @@ fn several_lstms_need_numbers_that_fit() {
         let tensors: Vec<(&str, &[usize])> = tensors.iter().map(|(name, shape)| (&**name, &shape[..])).collect();
         read(&tensors, &OpenOptions::default()).map(|model| describe(&model.weights))
     };
-    let stack: Vec<(String, usize, usize)> = (0..11).map(|k| (format!("cells.{k}"), 2, 2)).collect();
-    let stack: Vec<_> = stack.iter().map(|(name, i, h)| (&**name, *i, *h)).collect();
-    assert!(open(&stack).unwrap().ends_with("cells.9[2->2] cells.10[2->2]"));
+    // A list of `LSTMCell`.
+    let names_of_cells = (0..11).map(|k| ["ih", "hh"].map(|end| format!("cells.{k}.weight_{end}")));
+    let names_of_cells: Vec<String> = names_of_cells.flatten().collect();
+    let tensors: Vec<(&str, &[usize])> = names_of_cells.iter().map(|name| (&**name, &[8, 2][..])).collect();
+    let cells = read(&tensors, &OpenOptions::default()).map(|model| describe(&model.weights));
+    assert!(cells.unwrap().ends_with("cells.9[2->2] cells.10[2->2]"));
     assert_eq!(open(&[("lstm1", 3, 4), ("lstm2", 4, 2)]).unwrap(), "lstm1[3->4] lstm2[4->2]");
     for ambiguous in [
         &[("lstm1", 4, 4), ("lstm2", 4, 4)][..],
         &[("encoder", 3, 4), ("decoder", 4, 2)],
         &[("lstm1", 3, 4), ("lstm2", 3, 4)],
         &[("cells.0", 3, 4), ("cells.2", 4, 4)],
+        // LSTMs of one size in a list may be side by side.
+        &[("branches.0", 4, 4), ("branches.1", 4, 4)],
     ] {
         let error = open(ambiguous).unwrap_err().to_string();
         assert!(error.contains("how its layers are connected"), "{ambiguous:?}: {error}");

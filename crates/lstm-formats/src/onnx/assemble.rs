@@ -299,7 +299,12 @@ fn x_layout(chain: &Chain, start: usize) -> Result<(usize, Layout<usize>)> {
             for (element, &offset) in offsets[trial].iter().enumerate() {
                 let index = usize::try_from(i64::from(position) + offset).ok();
                 let origin = index.and_then(|index| origins.get_mut(index));
-                *origin.ok_or_else(|| error("is read outside of its shape"))? = Some(Origin { element, batch, step });
+                let origin = origin.ok_or_else(|| error("is read outside of its shape"))?;
+                if origin.replace(Origin { element, batch, step }).is_some() {
+                    return Err(error(
+                        "expected each element to be read once, but the first layer reads one several times",
+                    ));
+                }
             }
         }
         let origins = origins.into_iter().collect::<Option<Vec<_>>>();

@@ -210,6 +210,42 @@ impl OnnxGraph {
         &self.ignored_nodes
     }
 
+    /// How the arrays of the graph differ from those of the model, in words, if not only in the order of the batch and time
+    /// axes: features or time steps in another order, or a part of the outputs. Then only [`run`](Self::run),
+    /// [`arguments`](Self::arguments) and [`to_outputs`](Self::to_outputs) give what the graph gives.
+    pub fn rearrangement(&self) -> Option<String> {
+        let (index, layout) = &self.x;
+        let name = &self.inputs[*index].name;
+        if layout.is_reversed() {
+            return Some(format!("it reverses the time steps of its input `{name}`"));
+        }
+        if !self.weights.reads_tokens() && !layout.elements.iter().copied().eq(0..self.weights.input_size()) {
+            return Some(format!("it changes the order of the features of its input `{name}`"));
+        }
+        let outputs: Vec<&OnnxOutput> =
+            self.outputs.iter().filter(|output| output.kind == OnnxOutputKind::Outputs).collect();
+        let is_whole = |output: &&OnnxOutput| {
+            let features = (0..self.weights.output_size()).map(OutputElement::Feature);
+            let has_all_steps = output.layout.has_steps() || self.weights.returns_last_step() || !layout.has_steps();
+            // The tool says so itself if a graph returns the last step only.
+            (has_all_steps || output.is_last_step)
+                && !output.layout.is_reversed()
+                && output.layout.elements.iter().copied().eq(features)
+        };
+        match outputs.first() {
+            Some(output) if !outputs.iter().any(is_whole) => {
+                Some(format!("its output `{}` has another order or a part of the model's outputs", output.name))
+            }
+            _ => None,
+        }
+    }
+
+    /// The number of sequences and of time steps that the file fixes for the input.
+    pub fn fixed_sizes(&self) -> (Option<usize>, Option<usize>) {
+        let (index, layout) = &self.x;
+        layout.fixed_sizes(&self.inputs[*index].shape)
+    }
+
     /// Runs `model`, which was made from [`weights`](Self::weights), on arrays for the inputs of the graph, by name. Returns
     /// the name and array of each output of the graph. Arrays have the layout of the graph.
     ///

@@ -81,7 +81,8 @@ impl<E: Copy + PartialEq> Layout<E> {
             let has_batch = layout.axes.iter().flatten().any(|&factor| factor == Factor::Batch);
             let matches = |(origin, (fixed, b, t)): (&Origin<E>, (usize, usize, usize))| {
                 layout.elements[fixed] == origin.element
-                    && (if has_batch { origin.batch == b } else { origin.batch == first.batch })
+                    // A single sequence of a batch must be the first one, which is all that a run without a batch has.
+                    && origin.batch == if has_batch { b } else { 0 }
                     && (!has_steps || origin.step == t)
             };
             if !array.iter().zip(layout.walk(sizes)).all(matches) {
@@ -99,6 +100,27 @@ impl<E: Copy + PartialEq> Layout<E> {
             Factor::Steps => steps,
         };
         self.axes.iter().map(|factors| factors.iter().map(size).product()).collect()
+    }
+
+    /// Whether the time steps are in reverse order.
+    pub(crate) fn is_reversed(&self) -> bool {
+        self.reversed
+    }
+
+    /// Whether an axis contains the time steps.
+    pub(crate) fn has_steps(&self) -> bool {
+        self.axes.iter().flatten().any(|&factor| factor == Factor::Steps)
+    }
+
+    /// The numbers of sequences and of time steps that follow from the sizes of axes that are known.
+    pub(crate) fn fixed_sizes(&self, shape: &[Option<usize>]) -> (Option<usize>, Option<usize>) {
+        let size_of = |wanted: Factor| {
+            let axis = self.axes.iter().position(|factors| factors.contains(&wanted))?;
+            let others = self.axes[axis].iter().filter(|&&factor| factor != wanted);
+            let fixed = others.map(|factor| if let Factor::Fixed(n) = factor { Some(*n) } else { None });
+            (*shape.get(axis)?)?.checked_div(fixed.product::<Option<usize>>()?)
+        };
+        (size_of(Factor::Batch), size_of(Factor::Steps))
     }
 
     /// The numbers of sequences and time steps of an array of this shape; 1 if the layout has no such axis. `None` if

@@ -234,7 +234,8 @@ fn cast(data: &Data, to: i32) -> Option<Data> {
         }
         Elements::Ints(array) if is_float_type(to) => Elements::Floats(array.mapv(|v| v as f32).into_shared()),
         Elements::Ints(array) if to == BOOL => Elements::Ints(array.mapv(|v| i64::from(v != 0)).into_shared()),
-        Elements::Labels(_) if to == BOOL => return None,
+        // Integers as floats: they may have been floats before, whose fractions were cut off.
+        Elements::Labels(_) if to == BOOL || (is_int_type(data.elem_type) && is_float_type(to)) => return None,
         same if is_int_type(to) || is_float_type(to) => same.clone(),
         _ => return None,
     };

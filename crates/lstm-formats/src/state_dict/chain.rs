@@ -19,6 +19,12 @@ const EMBEDDING_WORDS: [&str; 4] = ["emb", "wte", "vocab", "lookup"];
 /// Words in the names of linear layers before an LSTM.
 const INPUT_WORDS: [&str; 6] = ["input", "in_proj", "proj_in", "fc_in", "pre", "enc"];
 
+/// Words in the names of linear layers after an LSTM.
+const OUTPUT_WORDS: [&str; 8] = ["out", "head", "classif", "decoder", "final", "last", "logit", "predict"];
+
+/// Words in the names of linear layers beside an LSTM.
+const SIDE_WORDS: [&str; 10] = ["gate", "skip", "resid", "shortcut", "h0", "c0", "init", "query", "key", "att"];
+
 /// Maximum number of layers for which an order is suggested.
 const MAX_LAYERS: usize = 32;
 
@@ -67,7 +73,9 @@ pub(super) fn infer(layers: &[Layer]) -> Result<Vec<Link>, String> {
             }
             LayerKind::Matrix { rows, cols } if cols == output && cols != input && rows != input => (&mut head, false),
             LayerKind::Linear { input: from, output: to } if from == output => {
-                if to == input && has_word(&INPUT_WORDS) {
+                // A layer that fits on both sides of the LSTM, or beside it.
+                let fits_before = to == input && (has_word(&INPUT_WORDS) || (from == to && !has_word(&OUTPUT_WORDS)));
+                if fits_before || has_word(&SIDE_WORDS) {
                     return fails();
                 }
                 (&mut head, false)
@@ -97,8 +105,9 @@ fn order_lstms(layers: &[Layer], lstms: &[usize]) -> Option<Vec<usize>> {
     let (first_stem, first_number) = (stem(lstms[0]), number(lstms[0])?);
     let are_numbered = lstms.iter().zip(first_number..).all(|(&k, n)| stem(k) == first_stem && number(k) == Some(n));
     let do_fit = lstms.windows(2).all(|pair| sizes(pair[0]).1 == sizes(pair[1]).0);
-    // `cells.0`, `cells.1` is a list of modules. `lstm1`, `lstm2` may be side by side, unless their sizes rule it out.
-    let is_list = first_stem.is_empty() || first_stem.ends_with('.');
+    // A list `cells.0`, `cells.1` of `LSTMCell` is a stack. LSTMs may be side by side, unless their sizes rule it out.
+    let is_cell = |k: usize| layers[k].tensors.iter().any(|name| name.ends_with("weight_ih"));
+    let is_list = (first_stem.is_empty() || first_stem.ends_with('.')) && lstms.iter().all(|&k| is_cell(k));
     let same_sizes = lstms.iter().all(|&k| sizes(k) == sizes(lstms[0]));
     (are_numbered && do_fit && (is_list || !same_sizes)).then(|| lstms.to_vec())
 }

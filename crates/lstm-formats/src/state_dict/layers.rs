@@ -111,8 +111,9 @@ pub(super) fn find_layers(dict: &StateDict) -> Vec<Layer> {
     name_layers(layers)
 }
 
-/// Joins layers that are the same module under several names. A single matrix stays, because an embedding and the linear
-/// layer at the end may share it.
+/// Joins layers that are the same module under two names, of which one ends with the other, such as `rnn` and
+/// `wrapped.rnn`. A module that is used twice, such as `cells.0` and `cells.1`, stays two layers. A single matrix stays,
+/// because an embedding and the linear layer at the end may share it.
 fn merge_tied(dict: &StateDict, layers: Vec<Layer>) -> Vec<Layer> {
     let is_same = |a: &Layer, b: &Layer| {
         let (a_prefix, b_prefix) = (a.prefix(), b.prefix());
@@ -127,7 +128,9 @@ fn merge_tied(dict: &StateDict, layers: Vec<Layer>) -> Vec<Layer> {
             let bytes = dict.bytes(name).unwrap_or_default();
             bytes.windows(9).all(|window| window[0] == window[8])
         };
-        a.kind == b.kind
+        let ends_with = |a: &str, b: &str| b.is_empty() || a.strip_suffix(b).is_some_and(|start| start.ends_with('.'));
+        (ends_with(&a.path, &b.path) || ends_with(&b.path, &a.path))
+            && a.kind == b.kind
             && a.tensors.len() == b.tensors.len()
             && a.tensors.iter().zip(&b.tensors).all(|(a, b)| same_tensor(a, b))
             && !a.tensors.iter().all(|name| is_constant(name))
