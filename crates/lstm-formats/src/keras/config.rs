@@ -30,6 +30,7 @@ pub(super) struct Place {
 /// A text, for a model of another class, a graph that is not a chain, and layers outside the chain.
 pub(super) fn chain(model: Object) -> Result<Vec<LayerConfig>, String> {
     let mut layers = Vec::new();
+    check_origin(&model, "the model")?;
     add_model(model, &Place::default(), &mut layers)?;
     Ok(layers)
 }
@@ -90,7 +91,33 @@ pub(super) fn identify(layer: &mut Object) -> Result<(String, String), String> {
         // A nested Sequential model of early versions of Keras 2.
         _ => class.to_lowercase(),
     };
+    check_origin(layer, &format!("layer `{name}` ({class})"))?;
     Ok((class, name))
+}
+
+/// Fails if a layer or model is of a user's class, whose name may be that of one of Keras: `module` and
+/// `registered_name` tell. Keras 2 writes neither of them into `.h5` files.
+fn check_origin(object: &Object, what: &str) -> Result<(), String> {
+    let is_null = |value: Option<&Json>| value.is_none_or(|value| *value == Json::Null);
+    let (module, registered) = (object.get("module"), object.get("registered_name"));
+    let is_of_keras = match module {
+        Some(Json::Text(module)) => {
+            let package = module.split('.').next().unwrap_or_default();
+            // Functional models are registered by the name of their class.
+            ["keras", "tf_keras"].contains(&package) && (is_null(registered) || registered == object.get("class_name"))
+        }
+        other => is_null(other) && is_null(registered),
+    };
+    if is_of_keras {
+        return Ok(());
+    }
+    let describe = |value: Option<&Json>| value.unwrap_or(&Json::Null).describe();
+    Err(format!(
+        "{what}: expected a class of Keras, got a user's class, whose code is not in the file (`module`: {}, \
+         `registered_name`: {}); build the model from Keras's own layers, set its weights, and save that",
+        describe(module),
+        describe(registered)
+    ))
 }
 
 /// The names that Keras 3 gives to the layers of one model in a file of weights.
