@@ -250,6 +250,26 @@ fn rtneural_rejections() {
 }
 
 #[test]
+fn unknown_keys_with_an_effect_are_errors() {
+    let rtneural = rtneural(&[&lstm_layer(1), DENSE]);
+    let files = [text("guitarml.json"), text("aidax.json"), text("nam.nam"), rtneural];
+    for file in files {
+        let with = |entry: &str| file.replacen('{', &format!("{{{entry}, "), 1);
+        for key in ["output_gain", "inputSkip", "activation", "Scale", "normalize", "out_bias"] {
+            for value in ["6", r#""x""#, "true"] {
+                assert_rejected(&with(&format!(r#""{key}": {value}"#)), &format!("unknown key `{key}`"));
+            }
+            parse(&with(&format!(r#""{key}": null"#))).unwrap();
+        }
+        let described = parse(&with(r#""author": "me""#)).unwrap().weights;
+        assert_eq!(metadata(&described, "author"), Some("me"));
+    }
+    // Neural Amp Modeler's description of a model.
+    let model = parse(&text("nam.nam").replacen(r#""metadata": {"#, r#""metadata": {"gain": 0.5, "#, 1)).unwrap();
+    assert_eq!(metadata(&model.weights, "gain"), Some("0.5"));
+}
+
+#[test]
 fn damaged_files_are_errors() {
     for name in ["guitarml-noskip.json", "aidax-noskip.json", "nam.nam"] {
         check_damaged(text(name).as_bytes(), 7, 0);
