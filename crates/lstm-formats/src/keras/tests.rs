@@ -172,8 +172,16 @@ fn rejects_users_classes() {
     let without_lstm = sequential(&layer("Dropout", r#", "rate": 0.5"#));
     for module in ["keras", "keras.layers", "keras.src.models.sequential", "tf_keras.layers"] {
         for registered in ["null", r#""Sequential""#] {
-            let error = origin(&without_lstm, &format!("{module:?}"), registered).unwrap_err();
-            assert!(error.contains("found none"), "{error}");
+            // The model itself, and a model that is a layer.
+            let nested = sequential(&without_lstm.replacen(
+                r#", "config""#,
+                &format!(r#", "module": "{module}", "registered_name": {registered}, "config""#),
+                1,
+            ));
+            for text in [&without_lstm, &nested] {
+                let error = origin(text, &format!("{module:?}"), registered).unwrap_err();
+                assert!(error.contains("found none"), "{error}");
+            }
         }
     }
 }
@@ -217,7 +225,7 @@ fn rejects_other_graphs() {
     );
     reject(
         &model(&[input.clone(), node("Add", "a", r#"[[["in", 0, 0, {}], ["in", 0, 0, {}]]]"#)], out),
-        "several tensors",
+        "the layer `a` (Add): it has several inputs",
     );
     reject(
         &model(&[input.clone(), node("LSTM", "a", r#"[[["in", 0, 0, {}]], [["in", 0, 0, {}]]]"#)], out),
@@ -231,6 +239,8 @@ fn rejects_other_graphs() {
     let keras_3 = r#"[{"args": [{"class_name": "__keras_tensor__", "config": {"keras_history": ["in", 0, 0]}}],
                       "kwargs": {"training": true}}]"#;
     reject(&model(&[input.clone(), node("Flatten", "a", keras_3)], out), "`training`");
+    let list = keras_3.replace(r#""args": [{"#, r#""args": [[{"#).replace("}}],", "}}]],");
+    reject(&model(&[input.clone(), node("Add", "a", &list)], out), "the layer `a` (Add): it has several inputs");
     reject(&model(&[input, node("Flatten", "a", &keras_3.replace("true", "false"))], out), "layer `a` (Flatten)");
 }
 
