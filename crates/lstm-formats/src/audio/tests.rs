@@ -56,6 +56,8 @@ fn guitarml_options() {
     };
     let with_rate = edit(r#""skip": 1"#, r#""skip": 1, "samplerate": 44100"#).unwrap().weights;
     assert_eq!(metadata(&with_rate, "sample_rate"), Some("44100"));
+    assert!(edit(r#""skip": 1"#, r#""skip": true"#).unwrap().weights.skip());
+    assert!(!edit(r#""skip": 1"#, r#""skip": false"#).unwrap().weights.skip());
     let described = edit(r#"{"model_data""#, r#"{"epoch": 3, "metadata": {"author": "me"}, "model_data""#).unwrap();
     assert_eq!(
         (metadata(&described.weights, "epoch"), metadata(&described.weights, "author")),
