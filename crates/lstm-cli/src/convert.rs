@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
+    input::extension,
     model::{self, PortKind, quoted_list},
     output::{PendingFile, check_distinct_paths, check_extension, commit_files},
     report::{OutputSettings, path_text},
@@ -73,7 +74,7 @@ impl fmt::Display for Report {
 pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     check_extension("OUT", Some(&args.out), &["safetensors", "onnx"])?;
     check_distinct_paths("OUT", Some(&args.out), &[("MODEL", Some(&args.model.path))])?;
-    let writes_onnx = args.out.extension().is_some_and(|extension| extension == "onnx");
+    let writes_onnx = extension(&args.out) == "onnx";
     let loaded_model = args.model.load()?;
     loaded_model.check_arrangement()?;
     if let Some(unused_text) = loaded_model.describe_unused() {

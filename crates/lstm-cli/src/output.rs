@@ -13,14 +13,13 @@ use tempfile::NamedTempFile;
 
 use crate::{
     error::{Error, Result},
-    input::{Format, SequenceShape, encode_npy_header, full_scale},
+    input::{Format, SequenceShape, encode_npy_header, extension, full_scale},
 };
 
 /// Checks that the path given for `option` has one of these extensions.
 pub(crate) fn check_extension(option: &'static str, path: Option<&Path>, extensions: &[&str]) -> Result<()> {
-    let extension = |path: &Path| path.extension().and_then(|extension| extension.to_str()).map(str::to_owned);
     match path {
-        Some(path) if !extension(path).is_some_and(|extension| extensions.contains(&&*extension)) => {
+        Some(path) if !extensions.contains(&&*extension(path)) => {
             let allowed_extensions: Vec<_> = extensions.iter().map(|extension| format!(".{extension}")).collect();
             let why = format!("expected the extension {}, got {}", allowed_extensions.join(" or "), path.display());
             Err(Error::option(option, why))

@@ -49,7 +49,7 @@ pub(crate) struct SequenceArgs {
     max_memory: u64,
 
     /// Values of the inputs after the audio sample, for a .wav file and a model with knobs, such as 0.5,0.7
-    #[arg(long, value_name = "V,V,...", value_delimiter = ',', allow_negative_numbers = true, value_parser = parse_knob)]
+    #[arg(long, value_name = "V,V,...", value_delimiter = ',', allow_hyphen_values = true, value_parser = parse_knob)]
     knobs: Vec<f32>,
 
     /// Resample a .wav file to the rate that the model was made for, or to this rate; resampling is not part of what is

@@ -6,7 +6,10 @@ use std::path::Path;
 
 use lstm::{Error as ModelError, HostState, ModelLayer, ModelWeights, StateDict, StateDictWriter, ndarray::Array3};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    input::extension,
+};
 
 /// What comes before `h` and `c` in the names of the tensors, for each LSTM of the model.
 fn prefixes(weights: &ModelWeights) -> Vec<String> {
@@ -74,9 +77,7 @@ pub(crate) fn to_bytes(weights: &ModelWeights, states: &[HostState]) -> Result<V
 /// Checks that the path of a state file to read, if one is given, has the extension `.safetensors`.
 pub(crate) fn check_path(path: Option<&Path>) -> Result<()> {
     match path {
-        Some(path) if path.extension().is_none_or(|extension| extension != "safetensors") => {
-            Err(Error::file(path, "expected the extension .safetensors"))
-        }
+        Some(path) if extension(path) != "safetensors" => Err(Error::file(path, "expected the extension .safetensors")),
         _ => Ok(()),
     }
 }

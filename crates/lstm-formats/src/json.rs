@@ -29,8 +29,9 @@ pub(crate) enum Json {
 pub(crate) struct Object(BTreeMap<String, Json>);
 
 impl Object {
-    /// Parses a text that is an object.
+    /// Parses a text that is an object. A byte order mark before it, as some Windows programs write, is skipped.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let json: Json = serde_json::from_slice(bytes).map_err(|error| format!("invalid JSON: {error}"))?;
         json.object("the file")
     }
@@ -297,6 +298,7 @@ mod tests {
         assert!(serde_json::from_str::<Json>(r#"{"a": 1, "a": 2}"#).unwrap_err().to_string().contains("`a`"));
         assert!(Object::parse("[".repeat(1_000_000).as_bytes()).is_err());
         assert!(Object::parse("{\"a\":".repeat(1_000_000).as_bytes()).is_err());
+        assert!(Object::parse(b"\xef\xbb\xbf{\"a\": 1}").unwrap().contains("a"));
         assert!(Object::parse(b"3").unwrap_err().contains("expected an object, got 3"));
     }
 

@@ -18,6 +18,11 @@ use crate::error::{Error, Result};
 pub(crate) use npy::encode_header as encode_npy_header;
 pub(crate) use wav::full_scale;
 
+/// The extension of a file in lower case, without the dot. Empty if there is none.
+pub(crate) fn extension(path: &Path) -> String {
+    path.extension().map(|extension| extension.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
 /// File format of sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -31,15 +36,15 @@ pub enum Format {
 }
 
 impl Format {
-    /// Format of a file, by its extension `.npy`, `.csv` or `.wav`.
+    /// Format of a file, by its extension `.npy`, `.csv` or `.wav`, in upper or lower case.
     ///
     /// # Errors
     /// [`Error::File`] for any other extension.
     pub fn of(path: &Path) -> Result<Self> {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("npy") => Ok(Format::Npy),
-            Some("csv") => Ok(Format::Csv),
-            Some("wav") => Ok(Format::Wav),
+        match &*extension(path) {
+            "npy" => Ok(Format::Npy),
+            "csv" => Ok(Format::Csv),
+            "wav" => Ok(Format::Wav),
             _ => Err(Error::file(path, "expected the extension .npy, .csv or .wav")),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{BufReader, Read},
+    io::{self, BufReader, Read, Seek, SeekFrom},
 };
 
 use hound::{SampleFormat, WavReader, WavSpec};
@@ -41,7 +41,14 @@ struct Resampling {
 }
 
 /// Opens a .wav file. With `rate`, samples are resampled to that rate.
-pub(super) fn open<R: Read>(r: R, rate: Option<u32>) -> Result<(FrameReader<R>, SequenceShape, WavSpec), String> {
+pub(super) fn open<R: Read + Seek>(
+    mut r: R,
+    rate: Option<u32>,
+) -> Result<(FrameReader<R>, SequenceShape, WavSpec), String> {
+    if let Some(storage) = read_sample_storage(&mut r).map_err(|e| e.to_string())? {
+        storage.check()?;
+    }
+    r.rewind().map_err(|e| e.to_string())?;
     let wav = WavReader::new(BufReader::new(r)).map_err(|e| format!("not a .wav file that can be read: {e}"))?;
     let spec = wav.spec();
     let is_supported = match spec.sample_format {
@@ -78,6 +85,74 @@ pub(super) fn open<R: Read>(r: R, rate: Option<u32>) -> Result<(FrameReader<R>, 
     };
     let shape = SequenceShape { batch: channels, steps, features: 1, is_single_sequence: false, time_major: false };
     Ok((FrameReader { wav, resampling }, shape, spec))
+}
+
+/// How the header of a file says that samples are stored.
+struct SampleStorage {
+    is_float: bool,
+    /// Bytes that a sample takes.
+    bytes: u16,
+    /// Bits of a sample that count.
+    valid_bits: u16,
+}
+
+impl SampleStorage {
+    /// Fails for samples that `hound` would take for others, or reject with a message about something else.
+    fn check(&self) -> Result<(), String> {
+        let SampleStorage { is_float, bytes, valid_bits } = *self;
+        if is_float && valid_bits == 64 {
+            return Err("expected integers of 8, 16, 24 or 32 bits or floats of 32 bits, got floats of 64 bits; \
+                        `ffmpeg -i in.wav -c:a pcm_f32le out.wav` converts them"
+                .into());
+        }
+        if bytes != valid_bits.div_ceil(8) {
+            return Err(format!(
+                "expected samples that take as many bytes as their bits need, got {valid_bits} bits in {bytes} bytes; \
+                 Python's `soundfile` converts them: `soundfile.write(\"out.wav\", *soundfile.read(\"in.wav\"), \
+                 subtype=\"FLOAT\")`"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Reads how samples are stored, which `hound` does not tell. Returns `None` if the header says nothing about it, or is
+/// of a kind that `hound` rejects.
+fn read_sample_storage<R: Read + Seek>(r: &mut R) -> io::Result<Option<SampleStorage>> {
+    let mut start = Vec::new();
+    r.by_ref().take(12).read_to_end(&mut start)?;
+    if !start.starts_with(b"RIFF") || !start.ends_with(b"WAVE") {
+        return Ok(None);
+    }
+    loop {
+        let mut chunk = Vec::new();
+        r.by_ref().take(8).read_to_end(&mut chunk)?;
+        let Some((kind, len)) = chunk.split_at_checked(4) else { return Ok(None) };
+        let Ok(len) = len.try_into().map(u32::from_le_bytes) else { return Ok(None) };
+        match kind {
+            b"fmt " => {
+                let mut fields = Vec::new();
+                r.by_ref().take(len.min(40).into()).read_to_end(&mut fields)?;
+                let field = |at: usize| Some(u16::from_le_bytes([*fields.get(at)?, *fields.get(at + 1)?]));
+                let (Some(tag), Some(channels), Some(frame_bytes), Some(bits)) =
+                    (field(0), field(2), field(12), field(14))
+                else {
+                    return Ok(None);
+                };
+                // 1 is integers, 3 is floats, and 0xfffe has the kind further on.
+                let is_extensible = tag == 0xfffe;
+                let kind = if is_extensible { field(24) } else { Some(tag) };
+                let valid_bits = if is_extensible { field(18).filter(|bits| *bits > 0) } else { None };
+                let (Some(1 | 3), Some(bytes)) = (kind, frame_bytes.checked_div(channels)) else { return Ok(None) };
+                let valid_bits = valid_bits.unwrap_or(bits);
+                return Ok(Some(SampleStorage { is_float: kind == Some(3), bytes, valid_bits }));
+            }
+            b"data" => return Ok(None),
+            // `hound` reads one number of it, whatever its length.
+            b"fact" => r.seek(SeekFrom::Current(4))?,
+            _ => r.seek(SeekFrom::Current(len.into()))?,
+        };
+    }
 }
 
 impl<R: Read> FrameReader<R> {
@@ -201,6 +276,42 @@ mod tests {
             // The filter's delay is rounded down to whole samples, which moves the signal by less than one.
             assert!((f64::from(*got) - want * scale).abs() < 0.06 * scale, "{k}: {got} {}", want * scale);
         }
+    }
+
+    /// A file of one channel with the header `WAVE_FORMAT_EXTENSIBLE`, after another chunk.
+    fn extensible(kind: u16, bits: u16, valid_bits: u16) -> Vec<u8> {
+        let bytes = bits / 8;
+        let mut file = b"RIFF\x60\0\0\0WAVEJUNK\x02\0\0\0xxfmt \x28\0\0\0\xfe\xff\x01\0".to_vec();
+        file.extend([8000, 8000 * u32::from(bytes)].into_iter().flat_map(u32::to_le_bytes));
+        file.extend([bytes, bits, 22, valid_bits, 0, 0, kind].into_iter().flat_map(u16::to_le_bytes));
+        file.extend(b"\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71data\x18\0\0\0");
+        file.extend([0; 24]);
+        file
+    }
+
+    #[test]
+    fn rejects_samples_in_wider_containers() {
+        for (kind, bits, valid_bits) in [(1, 16, 16), (1, 24, 24), (1, 32, 32), (1, 24, 0), (3, 32, 32)] {
+            let (_, shape, _) = open(Cursor::new(extensible(kind, bits, valid_bits)), None).unwrap();
+            assert_eq!(shape.steps, 192 / usize::from(bits));
+        }
+        for (kind, bits, valid_bits, part) in [
+            (1, 32, 24, "got 24 bits in 4 bytes"),
+            (1, 32, 16, "soundfile.write"),
+            (1, 24, 16, "got 16 bits in 3 bytes"),
+            (1, 24, 20, "with 20 bits"),
+            (3, 64, 64, "got floats of 64 bits; `ffmpeg"),
+        ] {
+            let error = open(Cursor::new(extensible(kind, bits, valid_bits)), None).err().unwrap();
+            assert!(error.contains(part), "{error}");
+        }
+        // As `hound` writes floats, with another width.
+        let mut floats = wav(spec(1, 8000, 32, SampleFormat::Float), &[0; 8]);
+        let at = floats.windows(4).position(|part| part == b"fmt ").unwrap() + 8;
+        floats[at + 8..at + 16].copy_from_slice(&[0, 250, 0, 0, 8, 0, 64, 0]);
+        floats[at + 18..at + 20].copy_from_slice(&[64, 0]);
+        let error = open(Cursor::new(floats), None).err().unwrap();
+        assert!(error.contains("got floats of 64 bits"), "{error}");
     }
 
     #[test]

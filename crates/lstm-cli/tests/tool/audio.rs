@@ -135,10 +135,29 @@ fn knobs_are_the_inputs_after_the_sample() {
     assert_eq!(code, 0, "{report}");
     let got: Vec<f32> = read_wav(&output).1.iter().map(|&v| v as f32).collect();
     assert_eq!(bits_of(&got), bits_of(&outputs(&model, &with_knob)));
-    for (more, part) in [(&[][..], "expected 1 values of --knobs, got 0"), (&["--knobs", "1,2"], "got 2")] {
+    for (more, part) in [
+        (&[][..], "expected 1 values of --knobs, got 0"),
+        (&["--knobs", "1,2"], "got 2"),
+        (&["--knobs", "-0.5,1"], "got 2"),
+        (&["--knobs", "-0.5,-1,.5"], "got 3"),
+    ] {
         let (code, report) = run_json(&[&["run", &model, "-i", &input, "-o", &output], more].concat());
         assert!(code == 1 && report["error"]["message"].as_str().unwrap().contains(part), "{report}");
     }
+}
+
+#[test]
+fn extensions_are_of_any_case() {
+    let dir = TempDir::new();
+    let model = data("models/nam.nam");
+    let (input, output, npy) = (dir.path("X.WAV"), dir.path("Y.Wav"), dir.path("Z.NPY"));
+    let x = audio(1, 20);
+    save_wav(&input, &x, spec(&x, 48000, 16, SampleFormat::Int));
+    for output in [&output, &npy] {
+        let (code, report) = run_json(&["run", &model, "-i", &input, "-o", output]);
+        assert_eq!(code, 0, "{report}");
+    }
+    assert_eq!((read_wav(&output).1.len(), read_npy(&npy, &[1, 20, 1]).len()), (20, 20));
 }
 
 #[test]

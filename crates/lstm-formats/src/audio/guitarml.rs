@@ -9,7 +9,7 @@ use ndarray::Array1;
 use lstm_core::{Bias, LstmConfig, ModelLayer, ModelWeights};
 
 use super::{lstm, model};
-use crate::json::Object;
+use crate::json::{Json, Object};
 
 /// Keys of `model_data` that describe a model and do not change its results.
 const DESCRIPTIVE: [&str; 9] =
@@ -30,8 +30,13 @@ pub(super) fn read(root: &mut Object) -> Result<ModelWeights, String> {
     if unit != "LSTM" {
         return Err(in_data(format!("`unit_type`: expected LSTM, got `{unit}`; only LSTMs can be opened")));
     }
+    // `true` is Python's 1.
+    let skip = match data.require("skip").map_err(in_data)? {
+        Json::Bool(skip) => usize::from(skip),
+        skip => skip.size("`skip`").map_err(in_data)?,
+    };
     let mut size = |key: &str, default: Option<usize>| data.take_size(key, default).map_err(in_data);
-    let (input_size, hidden_size, skip) = (size("input_size", None)?, size("hidden_size", None)?, size("skip", None)?);
+    let (input_size, hidden_size) = (size("input_size", None)?, size("hidden_size", None)?);
     let (num_layers, output_size) = (size("num_layers", Some(1))?, size("output_size", Some(1))?);
     let mut flag = |key: &str, default: bool| {
         data.take(key).map_or(Ok(default), |flag| flag.flag(&format!("`{key}`")).map_err(in_data))

@@ -8,6 +8,7 @@
 //! | Neural Amp Modeler | `architecture` | one flat list |
 //!
 //! Text and numbers that describe a model, such as its author, become [metadata](lstm_core::ModelWeights::metadata).
+//! Other keys of a file's top level are errors if their names tell that they change the results, as `output_gain` does.
 //! The sample rate has the key `sample_rate` there, whatever the file calls it.
 
 use std::collections::BTreeMap;
@@ -28,6 +29,10 @@ mod rtneural;
 
 /// The metadata key of the sample rate in Hz, as a decimal number.
 const SAMPLE_RATE: &str = "sample_rate";
+
+/// Parts of keys that name something that changes the results, rather than describing the model. A reader takes the keys
+/// that its format defines, so that what is left may ask for something that the model would not do.
+const WITH_EFFECT: [&str; 6] = ["gain", "skip", "activation", "scale", "norm", "bias"];
 
 /// Reads a GuitarML file.
 pub(crate) fn read_guitarml(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile> {
@@ -82,6 +87,13 @@ fn metadata(root: Object) -> Result<BTreeMap<String, String>, String> {
                 }
             }
             Json::List(_) | Json::Object(_) if key != "metadata" => return Err(format!("unknown key `{key}`")),
+            value if value != Json::Null && WITH_EFFECT.iter().any(|part| key.to_lowercase().contains(part)) => {
+                return Err(format!(
+                    "unknown key `{key}`, which may change the results, got {}; move it into `metadata` if it only \
+                     describes the model",
+                    value.describe()
+                ));
+            }
             value => value.add_to(key, &mut texts),
         }
     }

@@ -56,6 +56,8 @@ fn guitarml_options() {
     };
     let with_rate = edit(r#""skip": 1"#, r#""skip": 1, "samplerate": 44100"#).unwrap().weights;
     assert_eq!(metadata(&with_rate, "sample_rate"), Some("44100"));
+    assert!(edit(r#""skip": 1"#, r#""skip": true"#).unwrap().weights.skip());
+    assert!(!edit(r#""skip": 1"#, r#""skip": false"#).unwrap().weights.skip());
     let described = edit(r#"{"model_data""#, r#"{"epoch": 3, "metadata": {"author": "me"}, "model_data""#).unwrap();
     assert_eq!(
         (metadata(&described.weights, "epoch"), metadata(&described.weights, "author")),
@@ -247,6 +249,26 @@ fn rtneural_rejections() {
     reject(&[&DENSE.replace("[[7], [8]]", "[[7]]")], "expected an LSTM layer, found none");
     assert_rejected(r#"{"in_shape": [1], "layers": [], "extra": [1]}"#, "found none");
     assert_rejected(&rtneural(&[&one]).replace(r#""in_shape""#, r#""extra": [1], "in_shape""#), "`extra`");
+}
+
+#[test]
+fn unknown_keys_with_an_effect_are_errors() {
+    let rtneural = rtneural(&[&lstm_layer(1), DENSE]);
+    let files = [text("guitarml.json"), text("aidax.json"), text("nam.nam"), rtneural];
+    for file in files {
+        let with = |entry: &str| file.replacen('{', &format!("{{{entry}, "), 1);
+        for key in ["output_gain", "inputSkip", "activation", "Scale", "normalize", "out_bias"] {
+            for value in ["6", r#""x""#, "true"] {
+                assert_rejected(&with(&format!(r#""{key}": {value}"#)), &format!("unknown key `{key}`"));
+            }
+            parse(&with(&format!(r#""{key}": null"#))).unwrap();
+        }
+        let described = parse(&with(r#""author": "me""#)).unwrap().weights;
+        assert_eq!(metadata(&described, "author"), Some("me"));
+    }
+    // Neural Amp Modeler's description of a model.
+    let model = parse(&text("nam.nam").replacen(r#""metadata": {"#, r#""metadata": {"gain": 0.5, "#, 1)).unwrap();
+    assert_eq!(metadata(&model.weights, "gain"), Some("0.5"));
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub(super) struct Place {
 /// A text, for a model of another class, a graph that is not a chain, and layers outside the chain.
 pub(super) fn chain(model: Object) -> Result<Vec<LayerConfig>, String> {
     let mut layers = Vec::new();
+    let class = model.get("class_name").cloned();
+    check_origin(&model, class.as_ref(), "the model")?;
     add_model(model, &Place::default(), &mut layers)?;
     Ok(layers)
 }
@@ -90,7 +92,33 @@ pub(super) fn identify(layer: &mut Object) -> Result<(String, String), String> {
         // A nested Sequential model of early versions of Keras 2.
         _ => class.to_lowercase(),
     };
+    check_origin(layer, Some(&Json::Text(class.clone())), &format!("layer `{name}` ({class})"))?;
     Ok((class, name))
+}
+
+/// Fails if a layer or model is of a user's class, whose name may be that of one of Keras: `module` and
+/// `registered_name` tell. Keras 2 writes neither of them into `.h5` files.
+fn check_origin(object: &Object, class: Option<&Json>, what: &str) -> Result<(), String> {
+    let is_null = |value: Option<&Json>| value.is_none_or(|value| *value == Json::Null);
+    let (module, registered) = (object.get("module"), object.get("registered_name"));
+    let is_of_keras = match module {
+        Some(Json::Text(module)) => {
+            let package = module.split('.').next().unwrap_or_default();
+            // Functional models are registered by the name of their class.
+            ["keras", "tf_keras"].contains(&package) && (is_null(registered) || registered == class)
+        }
+        other => is_null(other) && is_null(registered),
+    };
+    if is_of_keras {
+        return Ok(());
+    }
+    let describe = |value: Option<&Json>| value.unwrap_or(&Json::Null).describe();
+    Err(format!(
+        "{what}: expected a class of Keras, got a user's class, whose code is not in the file (`module`: {}, \
+         `registered_name`: {}); build the model from Keras's own layers, set its weights, and save that",
+        describe(module),
+        describe(registered)
+    ))
 }
 
 /// The names that Keras 3 gives to the layers of one model in a file of weights.
@@ -161,10 +189,11 @@ fn add_functional(mut config: Object, place: &Place, layers: &mut Vec<LayerConfi
         let next = inputs.into_iter().next();
         chain.push((layer, class, name.clone(), place));
         let Some(next) = next else { break };
-        let at = |why: String| format!("the layer `{name}`: {why}");
+        let class = &chain[chain.len() - 1].1;
+        let at = |why: String| format!("the layer `{name}` ({class}): {why}");
         let mut tensors = tensors_of(next).map_err(at)?;
         let (Some(tensor), true) = (tensors.pop(), tensors.is_empty()) else {
-            return Err(format!("the layer `{name}` reads several tensors; expected a chain of layers"));
+            return Err(at("it has several inputs, or none; expected one, as in a chain of layers".into()));
         };
         (name, node, output) = tensor;
     }
@@ -192,6 +221,13 @@ fn tensors_of(call: Json) -> Result<Vec<Tensor>, String> {
         // Keras 3: positional arguments and keyword arguments.
         Json::Object(mut call) => {
             for argument in call.require("args")?.list("`args`")? {
+                // Layers such as Add and Concatenate read a list of tensors.
+                if let Json::List(inputs) = argument {
+                    return Err(format!(
+                        "it has several inputs, a list of {}; expected one, as in a chain of layers",
+                        inputs.len()
+                    ));
+                }
                 let mut tensor = argument.object("an argument")?.require("config")?.object("a tensor")?;
                 tensors.push(tensor_of(tensor.require("keras_history")?.list("`keras_history`")?)?);
             }

@@ -137,6 +137,55 @@ fn rejects_unsupported_layers() {
     );
 }
 
+/// A user's class may have the name of one of Keras's. Only `module` and `registered_name` tell.
+#[test]
+fn rejects_users_classes() {
+    let origin = |json: &str, module: &str, registered: &str| {
+        let keys = format!(r#", "module": {module}, "registered_name": {registered}, "config""#);
+        architecture(&json.replacen(r#", "config""#, &keys, 1), false)
+    };
+    let of_user = [("null", r#""my>X""#), ("null", r#""LSTM""#), (r#""mine.layers""#, r#""LSTM""#), ("3", "null")];
+    let of_user = of_user.into_iter().chain([(r#""keras_hub.layers""#, "null"), (r#""keras.layers""#, r#""my>X""#)]);
+    for (module, registered) in of_user {
+        let reject = |json: &str, what: &str| {
+            let error = origin(json, module, registered).unwrap_err();
+            assert!(error.contains(&format!("{what}: expected a class of Keras")), "{module}: {error}");
+        };
+        reject(&sequential(&layer("LSTM", "")), "the model");
+        reject(r#"{"class_name": "Functional", "config": {}}"#, "the model");
+    }
+    let keys = r#", "module": null, "registered_name": "my>X", "config""#;
+    for class in ["LSTM", "Dense", "Dropout", "Activation", "Bidirectional", "Sequential", "InputLayer"] {
+        let text = sequential(&layer(class, "").replace(r#", "config""#, keys));
+        let error = architecture(&text, false).unwrap_err();
+        assert!(error.contains(&format!("layer `the_layer` ({class}): expected a class of Keras")), "{error}");
+        assert!(error.contains("`my>X`"), "{error}");
+    }
+    for (outer, class) in [("Bidirectional", "LSTM"), ("TimeDistributed", "Dense")] {
+        let inner = layer(class, "").replace(r#", "config""#, keys);
+        let options = if outer == "Bidirectional" { r#", "merge_mode": "sum""# } else { "" };
+        let text = sequential(&layer(outer, &format!(r#"{options}, "layer": {inner}"#)));
+        let error = architecture(&text, false).unwrap_err();
+        assert!(error.contains(&format!("layer `the_layer` ({class}): expected a class of Keras")), "{error}");
+    }
+    // Classes of Keras, whatever its version.
+    let without_lstm = sequential(&layer("Dropout", r#", "rate": 0.5"#));
+    for module in ["keras", "keras.layers", "keras.src.models.sequential", "tf_keras.layers"] {
+        for registered in ["null", r#""Sequential""#] {
+            // The model itself, and a model that is a layer.
+            let nested = sequential(&without_lstm.replacen(
+                r#", "config""#,
+                &format!(r#", "module": "{module}", "registered_name": {registered}, "config""#),
+                1,
+            ));
+            for text in [&without_lstm, &nested] {
+                let error = origin(text, &format!("{module:?}"), registered).unwrap_err();
+                assert!(error.contains("found none"), "{error}");
+            }
+        }
+    }
+}
+
 #[test]
 fn rejects_other_graphs() {
     let reject = |json: &str, word: &str| {
@@ -176,7 +225,7 @@ fn rejects_other_graphs() {
     );
     reject(
         &model(&[input.clone(), node("Add", "a", r#"[[["in", 0, 0, {}], ["in", 0, 0, {}]]]"#)], out),
-        "several tensors",
+        "the layer `a` (Add): it has several inputs",
     );
     reject(
         &model(&[input.clone(), node("LSTM", "a", r#"[[["in", 0, 0, {}]], [["in", 0, 0, {}]]]"#)], out),
@@ -190,6 +239,8 @@ fn rejects_other_graphs() {
     let keras_3 = r#"[{"args": [{"class_name": "__keras_tensor__", "config": {"keras_history": ["in", 0, 0]}}],
                       "kwargs": {"training": true}}]"#;
     reject(&model(&[input.clone(), node("Flatten", "a", keras_3)], out), "`training`");
+    let list = keras_3.replace(r#""args": [{"#, r#""args": [[{"#).replace("}}],", "}}]],");
+    reject(&model(&[input.clone(), node("Add", "a", &list)], out), "the layer `a` (Add): it has several inputs");
     reject(&model(&[input, node("Flatten", "a", &keras_3.replace("true", "false"))], out), "layer `a` (Flatten)");
 }
 
