@@ -36,7 +36,7 @@ struct Options {
     #[arg(value_name = "FILE")]
     input: PathBuf,
 
-    /// Silero VAD's weights, silero_vad_16k.safetensors [default: target/silero-vad in the workspace]
+    /// Silero VAD's weights, silero_vad_16k_op15.onnx [default: target/silero-vad in the workspace]
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
 
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 /// Runs the program.
 fn run(options: &Options) -> Result<()> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target");
-    let weights = options.weights.clone().unwrap_or_else(|| target.join("silero-vad/silero_vad_16k.safetensors"));
+    let weights = options.weights.clone().unwrap_or_else(|| target.join("silero-vad/silero_vad_16k_op15.onnx"));
     if options.weights.is_none() && !weights.exists() {
         return Err(format!("{} does not exist; examples/vad/fetch.sh fetches it", weights.display()).into());
     }

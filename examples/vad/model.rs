@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use lstm::{
-    Activation, Backend, LayerWeights, Linear, LstmConfig, Model, ModelLayer, ModelStream, ModelWeights, StateDict,
+    Activation, Backend, LayerWeights, Linear, LstmConfig, Model, ModelLayer, ModelStream, ModelWeights, OnnxModel,
     Weights,
     ndarray::{Array1, ArrayD, Ix3},
 };
@@ -37,23 +37,24 @@ pub(crate) struct SileroVad<B: Backend> {
 }
 
 impl<B: Backend> SileroVad<B> {
-    /// Reads the published weights, `silero_vad_16k.safetensors`.
+    /// Reads the published weights from the package's ONNX file, `silero_vad_16k_op15.onnx`.
     pub(crate) fn open(backend: &B, path: &Path) -> Result<Self> {
-        let mut file = StateDict::open(path)?;
-        let transform = Convolution::take(backend, &mut file, "stft_conv", 128, 0)?;
-        let encoder = [("conv1", 1), ("conv2", 2), ("conv3", 2), ("conv4", 1)];
-        let encoder = encoder.map(|(name, stride)| Convolution::take(backend, &mut file, name, stride, 1));
-        let encoder = encoder.into_iter().collect::<Result<_>>()?;
+        let file = OnnxModel::open(path)?;
+        let basis = file.tensor("model.stft.forward_basis_buffer")?;
+        let transform = Convolution::new(backend, basis, None, 128, 0)?;
+        let mut encoder = Vec::new();
+        for (k, stride) in [1, 2, 2, 1].into_iter().enumerate() {
+            let [weight, bias] = ["weight", "bias"].map(|name| format!("model.encoder.{k}.reparam_conv.{name}"));
+            encoder.push(Convolution::new(backend, file.tensor(&weight)?, Some(file.tensor(&bias)?), stride, 1)?);
+        }
         let config = LstmConfig::new(FEATURES, FEATURES);
         let spec = config.layer_specs()[0];
-        let names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"].map(|name| format!("lstm_cell.{name}"));
-        let tensors = names.iter().zip(spec.params()).map(|(name, (_, shape))| file.take(name, &shape));
-        let lstm = Weights::new(config, vec![LayerWeights::new(spec, tensors.collect::<Result<_, _>>()?)?])?;
+        let names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"].map(|name| format!("model.decoder.rnn.{name}"));
+        let tensors = names.iter().map(|name| file.tensor(name)).collect::<Result<_, _>>()?;
+        let lstm = Weights::new(config, vec![LayerWeights::new(spec, tensors)?])?;
         // A convolution with a kernel of 1 is a linear layer.
-        let weight = file.take("final_conv.weight", &[1, FEATURES, 1])?;
-        let weight = weight.into_shape_with_order((1, FEATURES))?;
-        let bias = Some(file.take("final_conv.bias", &[1])?.into_iter().collect());
-        file.finish()?;
+        let weight = file.tensor("model.decoder.decoder.2.weight")?.into_shape_with_order((1, FEATURES))?;
+        let bias = Some(file.tensor("model.decoder.decoder.2.bias")?.into_iter().collect());
         let layers = vec![
             ModelLayer::Lstm { name: "lstm".into(), weights: lstm.into(), initial_state: None },
             ModelLayer::Activation(Activation::Relu),
@@ -107,19 +108,14 @@ struct Convolution<B: Backend> {
 }
 
 impl<B: Backend> Convolution<B> {
-    /// Takes a layer from a state dict.
-    fn take(backend: &B, file: &mut StateDict, name: &str, stride: usize, padding: usize) -> Result<Self> {
-        let weight: ArrayD<f32> = file.take_any(&format!("{name}.weight"))?;
+    /// Creates a layer from a weight of shape `(out, channels, kernel)`.
+    fn new(backend: &B, weight: ArrayD<f32>, bias: Option<ArrayD<f32>>, stride: usize, padding: usize) -> Result<Self> {
         let weight = weight.into_dimensionality::<Ix3>()?;
         let (out, channels, kernel) = weight.dim();
         // A window holds all channels of its first step, then those of the next one.
         let weight = weight.permuted_axes([0, 2, 1]);
         let weight = weight.as_standard_layout().into_owned().into_shape_with_order((out, kernel * channels))?;
-        let bias = format!("{name}.bias");
-        let bias: Option<Array1<f32>> = match file.shape(&bias) {
-            Some(_) => Some(file.take(&bias, &[out])?.into_iter().collect()),
-            None => None,
-        };
+        let bias = bias.map(|bias| bias.into_iter().collect::<Array1<f32>>());
         let linear = Linear::new(backend, weight, bias)?;
         Ok(Convolution { linear, channels, kernel, stride, padding, windows: Vec::new() })
     }

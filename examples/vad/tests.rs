@@ -21,7 +21,8 @@ fn segments_end_with_silence_and_are_padded() {
         let segments = find_segments(&probabilities, probabilities.len() * CHUNK);
         segments.iter().map(|s| (s.start / CHUNK, s.end.div_ceil(CHUNK))).collect::<Vec<_>>()
     };
-    let (a, b, c) = (chunks(1.0), chunks(2.0), chunks(3.0));
+    let a = chunks(1.0);
+    let (b, c) = (2 * a, 3 * a);
     assert_eq!(find(&[(0.1, 1.0)]), []);
     assert_eq!(find(&[(0.1, 1.0), (0.9, 1.0), (0.1, 1.0)]), [(a - 1, b + 1)]);
     // Too short; a pause that is too short; between the thresholds.

@@ -109,7 +109,7 @@ pub fn check_activations<B: Backend>(b: &B) -> Result<()> {
     }
     ensure!(rows == 9, "expected 9 arguments in the specification, got {rows}");
     let mut rows = 0;
-    for row in table_rows("| function |") {
+    for row in table_rows("| function | results |") {
         rows += 1;
         let [name, want] = row[..] else { bail!("expected two columns, got {row:?}") };
         let function = if name == "softmax" { Activation::Softmax } else { Activation::LogSoftmax };

@@ -70,7 +70,7 @@ impl Compare for Speech {
 
 /// Path of the published weights, where the example's script puts them.
 fn weights() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target/silero-vad/silero_vad_16k.safetensors")
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target/silero-vad/silero_vad_16k_op15.onnx")
 }
 
 fn main() {

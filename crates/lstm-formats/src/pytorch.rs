@@ -2,7 +2,10 @@
 //! the stream of pickles before PyTorch 1.6, and the tar archive before 0.1.10) and interprets the pickle; no code of the
 //! file is run. The tensors become a state dict, whose names are the paths through nested dictionaries.
 
-use std::{collections::BTreeSet, io::Write};
+use std::{
+    collections::{BTreeSet, HashMap},
+    io::Write,
+};
 
 use lstm_core::{Error, Result, StateDict, weights::state_dict::Dtype};
 use pytorch_reader::{DType, PickleError, PickleValue, PytorchError, PytorchReader, Tensor};
@@ -82,40 +85,59 @@ fn without_zip64(bytes: &[u8]) -> [&[u8]; 2] {
     }
 }
 
-/// Rejects what would be lost in a state dict: the structure of a module that was pickled as a whole, unless the user
-/// states it, and parameters that are not tensors.
+/// Whether a value is a tensor.
+fn is_tensor(value: &PickleValue) -> bool {
+    matches!(value, PickleValue::Unsupported(name) if name == "torch.Tensor")
+}
+
+/// Rejects what would be lost in a state dict: parameters that are not tensors, and the modules without parameters, such
+/// as activations, of a module that was pickled as a whole, unless the user states the layers.
 fn check_objects(root: &PickleValue, options: &OpenOptions) -> Result<(), String> {
-    let PickleValue::Dict(entries) = root else {
-        return match options.layers.is_some() || !options.names.is_empty() {
-            true => Ok(()),
-            false => Err(format!(
-                "a module that was pickled as a whole, whose code says how its layers are connected; state them with \
-                 --layers, such as --layers \"rec, last, lin:relu\", or {ADVICE}"
-            )),
-        };
+    check_parameters(root)?;
+    let PickleValue::Dict(entries) = root else { return Ok(()) };
+    let is_state_dict = |entries: &HashMap<String, PickleValue>| {
+        entries.iter().any(|(name, value)| name.contains('.') && is_tensor(value))
     };
-    let is_tensor = |value: &PickleValue| matches!(value, PickleValue::Unsupported(name) if name == "torch.Tensor");
+    let is_nested = |value: &PickleValue| matches!(value, PickleValue::Dict(entries) if is_state_dict(entries));
+    if is_state_dict(entries)
+        || entries.values().any(is_nested)
+        || options.layers.is_some()
+        || !options.names.is_empty()
+    {
+        return Ok(());
+    }
+    // Without names of tensors with dots, dictionaries are modules, and empty ones have no parameters.
+    let is_empty = |value: &PickleValue| matches!(value, PickleValue::Dict(entries) if entries.is_empty());
+    let mut empty: Vec<&str> =
+        entries.iter().filter(|(_, value)| is_empty(value)).map(|(name, _)| name.as_str()).collect();
+    empty.sort_unstable();
+    match empty[..] {
+        [] => Ok(()),
+        _ => Err(format!(
+            "a module that was pickled as a whole, in which the layers without parameters, `{}`, are not read; state the \
+             layers with --layers, such as --layers \"rec, last, lin:relu\", or {ADVICE}",
+            empty.join("`, `")
+        )),
+    }
+}
+
+/// Rejects dictionaries of tensors in which a parameter is something else, such as a NumPy array.
+fn check_parameters(value: &PickleValue) -> Result<(), String> {
+    let PickleValue::Dict(entries) = value else { return Ok(()) };
     if entries.values().any(is_tensor) {
         let is_parameter =
             |name: &str| name.ends_with(".weight") || name.ends_with(".bias") || name.contains(".weight_");
-        let mut others: Vec<&String> = entries
-            .iter()
-            .filter(|(name, value)| is_parameter(name) && !is_tensor(value))
-            .map(|(name, _)| name)
-            .collect();
-        others.sort();
-        if let Some(name) = others.first() {
+        let others = entries.iter().filter(|(name, value)| is_parameter(name) && !is_tensor(value));
+        if let Some(name) = others.map(|(name, _)| name).min() {
             return Err(format!("`{name}` is not a tensor, though other parameters are; convert it with torch.tensor"));
         }
     }
-    let nested = entries.values().filter(|value| matches!(value, PickleValue::Dict(_)));
-    nested.into_iter().try_for_each(|value| check_objects(value, options))
+    entries.values().try_for_each(check_parameters)
 }
 
 /// The keys of the root under which state dicts are: dictionaries of tensors whose names have dots, as the names of a
 /// module's parameters have. A module that was pickled as a whole has no such dictionary.
 fn nested_state_dicts(root: PickleValue) -> BTreeSet<String> {
-    let is_tensor = |value: &PickleValue| matches!(value, PickleValue::Unsupported(name) if name == "torch.Tensor");
     let is_state_dict = |value: &PickleValue| match value {
         PickleValue::Dict(entries) => entries.iter().any(|(name, value)| name.contains('.') && is_tensor(value)),
         _ => false,
