@@ -232,6 +232,24 @@ fn suggestions_work() {
     }
 }
 
+#[test]
+fn nothing_is_lost_or_joined() {
+    let open = |name: &str, layers: &str| open_file(name, layers).map(|model| describe(&model.weights));
+    // A cell that is used twice is two layers.
+    assert_eq!(open("used_twice.pt", "").unwrap(), "0[4->4] 1[4->4]");
+    let error = open("whole_module.pt", "").unwrap_err().to_string();
+    assert!(error.contains("`1`, are not read"), "{error}");
+    assert_eq!(open("whole_module.pt", "0:relu").unwrap(), "linear(0) relu");
+    let error = open("numpy.pt", "").unwrap_err().to_string();
+    assert!(error.contains("`lin.weight` is not a tensor"), "{error}");
+    assert!(open("lstm_best_model_final.pt", "").unwrap().starts_with("rec["));
+}
+
+/// Opens a file, with these layers if there are any.
+fn open_file(name: &str, layers: &str) -> Result<ModelFile, Error> {
+    open(path(name), &options(layers, ""))
+}
+
 /// A safetensors file with random tensors of these shapes.
 fn safetensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let mut next = 0u32;

@@ -1,6 +1,9 @@
 //! [`OnnxGraph`], the model of an ONNX graph, which runs on arrays in the layout of the graph's inputs and outputs.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use ndarray::{Array2, Array3, ArrayD, ArrayView3, IxDyn};
 
@@ -224,16 +227,25 @@ impl OnnxGraph {
         }
         let outputs: Vec<&OnnxOutput> =
             self.outputs.iter().filter(|output| output.kind == OnnxOutputKind::Outputs).collect();
-        let is_whole = |output: &&OnnxOutput| {
-            let features = (0..self.weights.output_size()).map(OutputElement::Feature);
+        // Several outputs may have the features together, such as one for each direction.
+        let mut features = BTreeSet::new();
+        for output in &outputs {
             let has_all_steps = output.layout.has_steps() || self.weights.returns_last_step() || !layout.has_steps();
+            let elements = &output.layout.elements;
+            let is_in_order = elements.windows(2).all(|pair| match pair {
+                [OutputElement::Feature(a), OutputElement::Feature(b)] => a + 1 == *b,
+                _ => false,
+            });
             // The tool says so itself if a graph returns the last step only.
-            (has_all_steps || output.is_last_step)
-                && !output.layout.is_reversed()
-                && output.layout.elements.iter().copied().eq(features)
-        };
+            if (has_all_steps || output.is_last_step) && !output.layout.is_reversed() && is_in_order {
+                features.extend(elements.iter().filter_map(|element| match element {
+                    OutputElement::Feature(feature) => Some(*feature),
+                    _ => None,
+                }));
+            }
+        }
         match outputs.first() {
-            Some(output) if !outputs.iter().any(is_whole) => {
+            Some(output) if !features.into_iter().eq(0..self.weights.output_size()) => {
                 Some(format!("its output `{}` has another order or a part of the model's outputs", output.name))
             }
             _ => None,

@@ -185,6 +185,15 @@ def tar_file(values):
             tar.addfile(info, io.BytesIO(data))
 
 
+# What would be lost or taken for something else: a module used twice, an activation in a whole module, a parameter that is
+# a NumPy array. The entries of the last file have names of the length at which the crate `zip` misreads the directory.
+module = nn.ModuleList([nn.LSTMCell(4, 4)] * 2)
+torch.save(module.state_dict(), os.path.join(OUT, "used_twice.pt"))
+torch.save(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), os.path.join(OUT, "whole_module.pt"))
+state = Net().state_dict()
+torch.save({**state, "lin.weight": state["lin.weight"].numpy()}, os.path.join(OUT, "numpy.pt"))
+torch.save(state, os.path.join(OUT, "lstm_best_model_final.pt"))
+
 values = {name: value.contiguous() for name, value in Net().state_dict().items()}
 tar_file(values)
 expect("tar.pth", values)
