@@ -6,7 +6,7 @@ use lstm::{
     CellKind, Direction, HostState, ModelWeights,
     formats::{
         Format, OpenOptions, detect,
-        onnx::{ModelArguments, OnnxGraph, OnnxInputKind, OnnxModel, OnnxOutputKind, StateRows},
+        onnx::{ModelArguments, OnnxGraph, OnnxInputKind, OnnxOutputKind, StateRows},
         open,
     },
 };
@@ -126,11 +126,9 @@ impl ModelArgs {
         let file = open(&self.path, &options).map_err(|e| Error::from(e).with_path(&self.path))?;
         let (mut ports, mut nodes, mut constants) = (Vec::new(), Vec::new(), ModelArguments::default());
         let (mut rearrangement, mut fixed_steps) = (None, None);
-        if file.format == Format::Onnx {
-            let model = OnnxModel::open(&self.path)?;
-            let graph = model.graph(&options)?;
-            nodes = model.lstm_nodes();
-            ports = graph_ports(&graph);
+        if let Some(graph) = &file.onnx {
+            nodes = graph.lstm_nodes().to_vec();
+            ports = graph_ports(graph);
             rearrangement = graph.rearrangement();
             fixed_steps = graph.fixed_sizes().1;
             constants = graph.constants().map_err(|e| Error::from(e).with_path(&self.path))?;

@@ -11,7 +11,7 @@ use super::{
     layout::{Layout, Origin},
     lstm_stage::{Lengths, LstmStage, State, StateElement},
     sizes::TRIALS,
-    walk::{Request, Walker},
+    walk::{self, Request, Walker},
 };
 use lstm_core::{
     Bias, CellKind, Direction, Error, HostState, LayerWeights, LstmConfig, ModelLayer, ModelWeights, Result, Weights,
@@ -69,7 +69,8 @@ pub(crate) fn assemble(mut walker: Walker<'_>, request: &Request<'_>) -> Result<
     let inputs = inputs(chain, x.0, &lengths, &builder.states, request)?;
     let dtypes = walker.dtypes.into_iter().collect();
     let ignored_nodes = if is_named { walker.skipped } else { Vec::new() };
-    Ok(OnnxGraph { weights, inputs, outputs, dtypes, ignored_nodes, x, lengths, states: builder.states })
+    let lstm_nodes = walk::lstm_names(request.graph);
+    Ok(OnnxGraph { weights, inputs, outputs, dtypes, lstm_nodes, ignored_nodes, x, lengths, states: builder.states })
 }
 
 /// The outputs of the graph that are known. With LSTMs selected by name and no such output, those of the last `LSTM` node.

@@ -178,6 +178,7 @@ pub struct OnnxGraph {
     pub(crate) inputs: Vec<OnnxInput>,
     pub(crate) outputs: Vec<OnnxOutput>,
     pub(crate) dtypes: Vec<String>,
+    pub(crate) lstm_nodes: Vec<String>,
     pub(crate) ignored_nodes: Vec<String>,
     /// Index of the input with the features or tokens, and its layout.
     pub(crate) x: (usize, Layout<usize>),
@@ -206,6 +207,11 @@ impl OnnxGraph {
     /// Element types of the parameters in the file, without duplicates.
     pub fn dtypes(&self) -> &[String] {
         &self.dtypes
+    }
+
+    /// Names of all `LSTM` nodes of the file, in its order.
+    pub fn lstm_nodes(&self) -> &[String] {
+        &self.lstm_nodes
     }
 
     /// Labels of the nodes that are not part of the model. Empty unless LSTMs were selected by name.

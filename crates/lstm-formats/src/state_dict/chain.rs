@@ -23,7 +23,7 @@ const INPUT_WORDS: [&str; 6] = ["input", "in_proj", "proj_in", "fc_in", "pre", "
 const OUTPUT_WORDS: [&str; 8] = ["out", "head", "classif", "decoder", "final", "last", "logit", "predict"];
 
 /// Words in the names of linear layers beside an LSTM.
-const SIDE_WORDS: [&str; 10] = ["gate", "skip", "resid", "shortcut", "h0", "c0", "init", "query", "key", "att"];
+const SIDE_WORDS: [&str; 9] = ["gate", "skip", "resid", "shortcut", "h0_", "init", "query", "key", "att"];
 
 /// Maximum number of layers for which an order is suggested.
 const MAX_LAYERS: usize = 32;
