@@ -24,6 +24,7 @@ mod config;
 mod error;
 mod model;
 mod network;
+pub mod quantized;
 pub mod reference;
 #[cfg(feature = "train")]
 pub mod train;
@@ -34,7 +35,9 @@ pub use backend::{
     LinearWeights, MaybeSend, MaybeSync, Ops, ReferencePath, Sequence, State, WeightGradients,
     shape::{self, ConcatAxis, MatrixRef, MatrixShape},
 };
-pub use config::{Bias, CellKind, Direction, GATES, GateActivation, GateActivations, LayerSpec, LstmConfig, Param};
+pub use config::{
+    Bias, CellKind, Direction, GATES, GateActivation, GateActivations, LayerSpec, LstmConfig, Param, Precision,
+};
 pub use error::{Error, Result};
 pub use model::{
     Checkpointing, Dropout, Gradients, HostState, Input, Linear, LinearGradients, Lstm, OutputGradients, Stream, Tape,

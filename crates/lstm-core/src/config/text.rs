@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Bias, CellKind, Direction};
+use super::{Bias, CellKind, Direction, Precision};
 use crate::error::{Error, Result};
 
 /// A value of an option in the text form.
@@ -59,7 +59,7 @@ macro_rules! impl_option_value_by_name {
     )*};
 }
 
-impl_option_value_by_name!(Bias, CellKind, Direction);
+impl_option_value_by_name!(Bias, CellKind, Direction, Precision);
 
 /// The text form of an optional value: `none` for `None`, otherwise the text of the value.
 impl<T: OptionValue> OptionValue for Option<T> {
