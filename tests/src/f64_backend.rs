@@ -8,8 +8,9 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, MaybeSend, Ops, ReferencePath, Result,
+    Arithmetic, ConcatAxis, Error, MatrixRef, MatrixShape, MaybeSend, Ops, QuantizedMatrix, ReferencePath, Result,
     arithmetic::{Digest, GradientScale},
+    quantized::OperandRange,
     shape::{
         check_clip, check_concat, check_download, check_gemm, check_row_broadcast, check_select_between, check_slice,
         check_upload,
@@ -188,6 +189,15 @@ impl Ops for F64Backend {
             let acc = acc.filter(|_| fault != Some(OpFault::IgnoredAddend)).map_or(0.0, |acc| acc.at(k));
             acc + (0..shape_a.cols).map(term).sum::<f64>()
         }))
+    }
+    fn gemm_quantized(
+        &self,
+        _: &Matrix,
+        _: &QuantizedMatrix<Matrix>,
+        _: OperandRange,
+        _: Option<&Matrix>,
+    ) -> Result<Matrix> {
+        Err(Error::config("precision", "this backend computes gradients in f64, which quantized weights do not have"))
     }
     fn mul_add(&self, alpha: f32, a: &Matrix, b: Option<&Matrix>, c: Option<&Matrix>) -> Result<Matrix> {
         for operand in [b, c] {

@@ -3,8 +3,11 @@
 use std::{future::Future, ops::Range};
 
 use lstm_core::{
-    Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LayerWeights,
-    LinearWeights, MatrixRef, MatrixShape, MaybeSend, Ops, Result, Sequence, State, arithmetic::dot, cell::Cell,
+    Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LayerSpec,
+    LayerWeights, LinearWeights, MatrixRef, MatrixShape, MaybeSend, Ops, QuantizedMatrix, Result, Sequence, State,
+    arithmetic::dot,
+    cell::Cell,
+    quantized::{Format, OperandRange},
     reference,
 };
 
@@ -43,11 +46,17 @@ pub enum Fault {
     /// The backward pass of a layer does not add its weight gradients to those of the time segments that were processed
     /// before.
     IgnoredAccumulation,
+    /// Quantized hidden states have the scale of their largest magnitude instead of that of 1.
+    OperandRange,
+    /// Quantized products start at +0, and the bias is added last.
+    QuantizedBiasLast,
+    /// Quantized products are summed in blocks of 128 instead of 1024 or 512.
+    QuantizedBlocks,
 }
 
 impl Fault {
     /// All faults, without [`Fault::None`].
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 17] = [
         Fault::UnblockedSum,
         Fault::SmallBlocks,
         Fault::NoSnap,
@@ -62,6 +71,9 @@ impl Fault {
         Fault::IgnoredClipBounds,
         Fault::IgnoredFinalStateGradient,
         Fault::IgnoredAccumulation,
+        Fault::OperandRange,
+        Fault::QuantizedBiasLast,
+        Fault::QuantizedBlocks,
     ];
 
     fn is_backward(self) -> bool {
@@ -188,6 +200,26 @@ impl<B: Backend> Ops for FaultyBackend<B> {
             _ => self.inner.gemm(a, b, acc),
         }
     }
+    fn gemm_quantized(
+        &self,
+        a: &B::Tensor,
+        w: &QuantizedMatrix<B::Tensor>,
+        range: OperandRange,
+        acc: Option<&B::Tensor>,
+    ) -> Result<B::Tensor> {
+        match self.fault {
+            Fault::OperandRange if self.is_active => self.inner.gemm_quantized(a, w, OperandRange::Any, acc),
+            Fault::QuantizedBiasLast if self.is_active => {
+                let product = self.inner.gemm_quantized(a, w, range, None)?;
+                self.inner.mul_add(1.0, &product, None, acc)
+            }
+            Fault::QuantizedBlocks if self.is_active => {
+                let format = Format { block: 128, ..w.format };
+                self.inner.gemm_quantized(a, &QuantizedMatrix { format, ..w.clone() }, range, acc)
+            }
+            _ => self.inner.gemm_quantized(a, w, range, acc),
+        }
+    }
     fn mul_add(&self, alpha: f32, a: &B::Tensor, b: Option<&B::Tensor>, c: Option<&B::Tensor>) -> Result<B::Tensor> {
         // Calls with `alpha = -1` and three operands compute derivatives, or the common gradient of coupled gates.
         let is_derivative = alpha == -1.0 && b.is_some() && self.has_fault(Fault::UnfusedDerivative);
@@ -232,6 +264,9 @@ impl<B: Backend> Backend for FaultyBackend<B> {
 
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer> {
         Cell::load(self, weights)
+    }
+    fn has_kernels(&self, _: &LayerSpec) -> bool {
+        true
     }
     fn plan(&self, _: &Self::Layer, _: usize, _: usize) -> Result<()> {
         Ok(())

@@ -7,7 +7,9 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, ReferencePath, Result, arithmetic,
+    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, QuantizedMatrix, ReferencePath, Result,
+    arithmetic::{self, MAGNITUDE_BITS},
+    quantized::{OperandRange, RowScale, to_int},
     shape::{
         check_clip, check_concat, check_download, check_gemm, check_row_broadcast, check_select_between, check_slice,
         check_upload, zeros,
@@ -90,6 +92,30 @@ impl Ops for Toy {
         Tensor::from_fn("gemm", shape, |row, col| {
             let sum = arithmetic::dot(a_shape.cols, |k| element(a, row, k), |k| element(b, k, col));
             acc.map_or(sum, |acc| acc.broadcast(row, col) + sum)
+        })
+    }
+
+    fn gemm_quantized(
+        &self,
+        a: &Tensor,
+        w: &QuantizedMatrix<Tensor>,
+        range: OperandRange,
+        acc: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let shape = w.check_gemm(a.shape, acc.map(|acc| acc.shape), |t| t.shape)?;
+        let inputs = a.shape.cols;
+        let magnitudes: Vec<u32> = (0..shape.rows)
+            .map(|row| (0..inputs).map(|k| a.at(row, k).to_bits() & MAGNITUDE_BITS).max().unwrap_or(0))
+            .collect();
+        Tensor::from_fn("gemm_quantized", shape, |row, col| {
+            let RowScale { to_integer, from_integer } = w.format.row_scale(magnitudes[row], range);
+            let integer = |k| if to_integer == 0.0 { 0 } else { to_int(a.at(row, k), to_integer) };
+            let scale = w.scale.at(0, col) * from_integer;
+            (0..inputs).step_by(w.format.block).fold(acc.map_or(0.0, |acc| acc.broadcast(row, col)), |z, start| {
+                let block = start..inputs.min(start + w.format.block);
+                let sum: i64 = block.map(|k| i64::from(integer(k)) * w.q.at(col, k) as i64).sum();
+                (sum as f32).mul_add(scale, z)
+            })
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::shape::MatrixShape;
+use crate::{config::Precision, shape::MatrixShape};
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -142,6 +142,12 @@ impl Error {
     /// Creates an [`Error::Config`].
     pub fn config(option: &'static str, reason: impl ToString) -> Self {
         Error::Config { option, reason: reason.to_string() }
+    }
+
+    /// The error for gradients of quantized weights.
+    pub(crate) fn quantized_gradients(precision: Precision) -> Self {
+        let reason = format!("training needs f32 weights, got {precision}; train in f32 and quantize the result");
+        Error::config("precision", reason)
     }
 
     /// Creates an [`Error::Format`].

@@ -31,8 +31,9 @@ pub mod train;
 pub mod weights;
 
 pub use backend::{
-    Arithmetic, Backend, BidirectionalOutput, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients,
-    LinearWeights, MaybeSend, MaybeSync, Ops, ReferencePath, Sequence, State, WeightGradients,
+    Arithmetic, Backend, BidirectionalOutput, DeviceMatrix, ExecutionPath, LayerGradients, LayerOutput,
+    LayerOutputGradients, LinearWeights, MaybeSend, MaybeSync, Ops, QuantizedMatrix, ReferencePath, Sequence, State,
+    WeightGradients,
     shape::{self, ConcatAxis, MatrixRef, MatrixShape},
 };
 pub use config::{
@@ -49,7 +50,7 @@ pub use network::{
 };
 pub use reference::Reference;
 pub use weights::{
-    LayerWeights, Weights,
+    LayerWeights, QuantizedRows, Weights,
     init::{Init, InitKind},
 };
 #[cfg(feature = "safetensors")]

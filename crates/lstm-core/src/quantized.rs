@@ -17,8 +17,10 @@ use crate::{
 };
 
 /// The constants of a quantized precision.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
+    /// The precision.
+    pub precision: Precision,
     /// Largest magnitude of an integer, of weights and of inputs.
     pub max: i32,
     /// Number of products in a block. The sum of a block is exact in an i32; with int8 it is also exact in an f32.
@@ -26,9 +28,9 @@ pub struct Format {
 }
 
 /// The constants of [`Precision::Int8`].
-pub const INT8: Format = Format { max: 127, block: 1024 };
+pub const INT8: Format = Format { precision: Precision::Int8, max: 127, block: 1024 };
 /// The constants of [`Precision::Int12`].
-pub const INT12: Format = Format { max: 2047, block: 512 };
+pub const INT12: Format = Format { precision: Precision::Int12, max: 2047, block: 512 };
 
 impl Precision {
     /// The constants of a quantized precision; `None` for [`Precision::F32`].
@@ -102,20 +104,37 @@ impl Format {
         }
     }
 
-    /// Quantizes a row of snapped values to `q`, which has as many elements, and returns the factor `D`.
-    pub fn quantize_row(&self, row: &[f32], range: OperandRange, q: &mut [i16]) -> f32 {
-        let magnitude = row.iter().fold(0, |max: u32, v| max.max(v.to_bits() & MAGNITUDE_BITS));
+    /// Adds `x W^T` to `z`, for one row of inputs `x`, which are snapped, and a matrix `W` of integers `[out, in]` with a scale per
+    /// row: for each block of inputs, `z[n] = fma(f32(V[n]), scale[n] * D, z[n])`. Allocates nothing.
+    ///
+    /// # Panics
+    /// If the lengths do not fit together.
+    pub fn multiply_row(&self, x: &[f32], range: OperandRange, weights: &[i16], scale: &[f32], z: &mut [f32]) {
+        assert!(weights.len() == x.len() * z.len() && scale.len() == z.len() && self.block <= MAX_BLOCK);
+        let magnitude = x.iter().fold(0, |max: u32, &v| max.max(snap(v).to_bits() & MAGNITUDE_BITS));
         let RowScale { to_integer, from_integer } = self.row_scale(magnitude, range);
-        q.iter_mut().zip(row).for_each(|(q, &v)| *q = if to_integer == 0.0 { 0 } else { to_int(v, to_integer) });
-        from_integer
+        for (k, x_block) in x.chunks(self.block).enumerate() {
+            let mut q = [0i16; MAX_BLOCK];
+            let q = &mut q[..x_block.len()];
+            if to_integer != 0.0 {
+                q.iter_mut().zip(x_block).for_each(|(q, &v)| *q = to_int(snap(v), to_integer));
+            }
+            for ((z, scale), row) in z.iter_mut().zip(scale).zip(weights.chunks_exact(x.len())) {
+                let row = &row[k * self.block..][..q.len()];
+                let sum: i32 = q.iter().zip(row).map(|(&a, &w)| i32::from(a) * i32::from(w)).sum();
+                *z = (sum as f32).mul_add(scale * from_integer, *z);
+            }
+        }
     }
 
-    /// Adds the product of a quantized row and a row of weights to `z`: for each block, `fma(f32(V), scale, z)`.
-    pub fn add_product(&self, z: f32, row: &[i16], weights: &[i16], scale: f32) -> f32 {
-        row.chunks(self.block).zip(weights.chunks(self.block)).fold(z, |z, (row, weights)| {
-            let sum: i32 = row.iter().zip(weights).map(|(&a, &w)| i32::from(a) * i32::from(w)).sum();
-            (sum as f32).mul_add(scale, z)
-        })
+    /// The smallest scale of a row of weights that is not zero: that of a row whose largest magnitude is 2^-40.
+    pub fn min_scale(&self) -> f32 {
+        (f64::from(f32::from_bits(SNAP_THRESHOLD_BITS)) / f64::from(self.max)) as f32
+    }
+
+    /// The largest scale of a row of weights: that of a row whose largest magnitude is [`MAX_WEIGHT`].
+    pub fn max_scale(&self) -> f32 {
+        (f64::from(MAX_WEIGHT) / f64::from(self.max)) as f32
     }
 
     /// Quantizes a row of weights: `q = round_ties_even(snap(w) max / m)` in f64, where `m` is the largest magnitude of
@@ -128,6 +147,9 @@ impl Format {
         (f64::from(largest) / f64::from(self.max)) as f32
     }
 }
+
+/// Number of products in the longest block.
+const MAX_BLOCK: usize = 1024;
 
 /// Largest magnitude of a weight that can be quantized, so that no product of an integer and a scale overflows.
 pub const MAX_WEIGHT: f32 = f32::from_bits(0x7f00_0000);

@@ -74,7 +74,7 @@ impl Backend for Cpu {
     type Linear = CpuLinear;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer> {
-        weights.spec().check_default_activations()?;
+        weights.spec().check_default_kernels()?;
         Ok(Layer(Arc::new(PackedLayer::new(self.kernels, &self.pool, weights)?)))
     }
 

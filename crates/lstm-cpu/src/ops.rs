@@ -7,7 +7,8 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, MaybeSend, Ops, Result,
+    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, MaybeSend, Ops, QuantizedMatrix, Result,
+    quantized::OperandRange,
     shape::{
         check_clip, check_concat, check_download, check_row_broadcast, check_select_between, check_slice, check_upload,
         zeros,
@@ -56,6 +57,26 @@ impl Ops for Cpu {
 
     fn gemm(&self, a: MatrixRef<'_, Tensor>, b: MatrixRef<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
         gemm::gemm(self.kernels, &self.pool, a, b, acc)
+    }
+
+    fn gemm_quantized(
+        &self,
+        a: &Tensor,
+        w: &QuantizedMatrix<Tensor>,
+        range: OperandRange,
+        acc: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let shape = w.check_gemm(a.shape, acc.map(|acc| acc.shape), |t| t.shape)?;
+        let q: Vec<i16> = w.q.as_slice().iter().map(|&q| q as i16).collect();
+        let mut z = zeros("gemm_quantized", &[shape.rows, shape.cols])?;
+        if let Some(acc) = acc {
+            let rows = acc.as_slice().chunks_exact(shape.cols).cycle();
+            z.chunks_exact_mut(shape.cols).zip(rows).for_each(|(z, acc)| z.copy_from_slice(acc));
+        }
+        for (z, a) in z.chunks_exact_mut(shape.cols).zip(a.as_slice().chunks_exact(a.shape.cols)) {
+            w.format.multiply_row(a, range, &q, w.scale.as_slice(), z);
+        }
+        Ok(Tensor::new(shape, z))
     }
 
     fn mul_add(&self, alpha: f32, a: &Tensor, b: Option<&Tensor>, c: Option<&Tensor>) -> Result<Tensor> {

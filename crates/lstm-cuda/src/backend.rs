@@ -241,7 +241,7 @@ impl<D: Driver> Backend for CudaBackend<D> {
     type Linear = LinearWeights<Tensor<D>>;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer<D>> {
-        weights.spec().check_default_activations()?;
+        weights.spec().check_default_kernels()?;
         Ok(Layer(Arc::new(DeviceWeights::new(&self.driver, weights)?)))
     }
 

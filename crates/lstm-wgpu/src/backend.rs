@@ -202,7 +202,7 @@ impl Backend for Wgpu {
     type Linear = LinearWeights<Tensor>;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer> {
-        weights.spec().check_default_activations()?;
+        weights.spec().check_default_kernels()?;
         Layer::new(&self.gpu, weights)
     }
 

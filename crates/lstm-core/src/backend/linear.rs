@@ -1,18 +1,16 @@
 //! A fully connected layer on a device.
 
 use crate::{
-    backend::{
-        ops::Ops,
-        shape::{MatrixRef, MatrixShape},
-    },
+    backend::{ops::Ops, quantized::DeviceMatrix, shape::MatrixShape},
     error::{Error, Result},
+    quantized::OperandRange,
 };
 
 /// The weights of a fully connected layer `y = x W^T + b` on a device, after [`snap`](crate::arithmetic::snap).
 #[derive(Clone, Debug)]
 pub struct LinearWeights<T> {
     /// The weight `W`, `[out, in]`.
-    pub weight: T,
+    pub weight: DeviceMatrix<T>,
     /// The bias `b`, `[1, out]`; `None` for a layer without a bias.
     pub bias: Option<T>,
 }
@@ -23,14 +21,19 @@ impl<T> AsRef<LinearWeights<T>> for LinearWeights<T> {
     }
 }
 
-impl<T> LinearWeights<T> {
+impl<T: Clone> LinearWeights<T> {
+    /// Computes `x W^T + b` for each row of `x`, whose values must be snapped.
+    pub fn multiply<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<T> {
+        self.weight.multiply(b, x, OperandRange::Any, self.bias.as_ref())
+    }
+
     /// Checks that the bias is one row with an element for each row of the weight. Every
     /// [`Backend::load_linear`](crate::Backend::load_linear) calls this; `shape` returns the shape of a tensor.
     ///
     /// # Errors
     /// [`Error::Shape`] gives both shapes.
     pub fn check(&self, shape: impl Fn(&T) -> MatrixShape) -> Result<()> {
-        let expected = MatrixShape::new(1, shape(&self.weight).rows);
+        let expected = MatrixShape::new(1, self.weight.shape(&shape).rows);
         match self.bias.as_ref().map(shape) {
             Some(got) if got != expected => Err(Error::shape("load_linear: bias", expected, got)),
             _ => Ok(()),
@@ -60,18 +63,12 @@ impl<T> LinearWeights<T> {
 
 /// The default implementation of [`Backend::linear_step`](crate::Backend::linear_step): uploads `x`, computes the
 /// matrix product and downloads it to `y`.
-pub(super) async fn step<B: Ops>(
-    b: &B,
-    LinearWeights { weight, bias }: &LinearWeights<B::Tensor>,
-    x: &[f32],
-    y: &mut [f32],
-) -> Result<()> {
-    let shape = b.shape(weight);
+pub(super) async fn step<B: Ops>(b: &B, linear: &LinearWeights<B::Tensor>, x: &[f32], y: &mut [f32]) -> Result<()> {
+    let shape = linear.weight.shape(|t| b.shape(t));
     let rows = LinearWeights::<B::Tensor>::check_step(shape, x, y)?;
     if rows == 0 {
         return Ok(());
     }
     let x = b.snap(b.upload(MatrixShape::new(rows, shape.cols), x)?)?;
-    let product = b.gemm((&x).into(), MatrixRef::from(weight).t(), bias.as_ref())?;
-    b.download(&product, y).await
+    b.download(&linear.multiply(b, &x)?, y).await
 }

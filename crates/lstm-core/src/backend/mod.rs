@@ -8,6 +8,7 @@ mod gradients;
 mod info;
 mod linear;
 mod ops;
+mod quantized;
 mod send;
 mod sequence;
 pub mod shape;
@@ -18,10 +19,11 @@ pub use gradients::{LayerGradients, LayerOutputGradients, WeightGradients};
 pub use info::{Arithmetic, ExecutionPath};
 pub use linear::LinearWeights;
 pub use ops::Ops;
+pub use quantized::{DeviceMatrix, QuantizedMatrix};
 pub use send::{MaybeSend, MaybeSync};
 pub use sequence::{BidirectionalOutput, LayerOutput, Sequence, State};
 
-use crate::{backend::shape::ConcatAxis, error::Result, weights::LayerWeights};
+use crate::{backend::shape::ConcatAxis, config::LayerSpec, error::Result, weights::LayerWeights};
 
 /// A device that runs whole LSTM layers.
 ///
@@ -52,11 +54,15 @@ pub trait Backend: Ops {
     /// [snapped](crate::arithmetic::snap) and stored in the order in which the kernels read them.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if the kernels do not compute the layer's activation functions, see
-    /// [`LayerSpec::check_default_activations`](crate::LayerSpec::check_default_activations). [`Lstm`](crate::Lstm) runs
-    /// such a layer by the [reference path](crate::reference) instead. [`Error::Device`](crate::Error::Device) if the
-    /// device fails.
+    /// [`Error::Config`](crate::Error::Config) if the kernels do not compute the layer, see
+    /// [`has_kernels`](Self::has_kernels). [`Error::Device`](crate::Error::Device) if the device fails.
     fn load(&self, weights: &LayerWeights) -> Result<Self::Layer>;
+
+    /// Whether [`load`](Self::load) accepts a layer of this spec. [`Lstm`](crate::Lstm) runs other layers by the
+    /// [reference path](crate::reference). By default, layers with f32 weights and the default activation functions.
+    fn has_kernels(&self, spec: &LayerSpec) -> bool {
+        spec.has_default_kernels()
+    }
 
     /// Replaces the weights of a layer, for example after an optimizer step. The new weights must have the same
     /// [`LayerSpec`](crate::LayerSpec). Clones of the layer, such as those in running streams, keep the old weights.

@@ -5,10 +5,12 @@ use std::{future::Future, ops::Range};
 use crate::{
     backend::{
         info::Arithmetic,
+        quantized::QuantizedMatrix,
         send::{MaybeSend, MaybeSync},
         shape::{ConcatAxis, MatrixRef, MatrixShape},
     },
     error::Result,
+    quantized::OperandRange,
 };
 
 /// The primitive operations on `f32` matrices that a device must implement.
@@ -67,6 +69,19 @@ pub trait Ops: Clone + MaybeSend + MaybeSync {
         &self,
         a: MatrixRef<'_, Self::Tensor>,
         b: MatrixRef<'_, Self::Tensor>,
+        acc: Option<&Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+
+    /// Computes `acc + a W^T` for a quantized matrix `W`, with the [quantized arithmetic](crate::quantized): each row of
+    /// `a` is quantized with the scale `D` that follows from `range` and the row, and `z = fma(f32(V), s D, z)` is
+    /// computed for each block of inputs, where `V` is the exact sum of the products of the block's integers and `s` is
+    /// the scale of the row of weights. `z` starts as the element of `acc`, or as +0. `acc` has the shape of the result,
+    /// or is one row that is added to every row. The values of `a` must be snapped.
+    fn gemm_quantized(
+        &self,
+        a: &Self::Tensor,
+        w: &QuantizedMatrix<Self::Tensor>,
+        range: OperandRange,
         acc: Option<&Self::Tensor>,
     ) -> Result<Self::Tensor>;
 

@@ -128,7 +128,7 @@ impl<'a, T: Clone> BackwardCell<'a, T> {
             let dq = match &self.cell.projection {
                 Some(w) => {
                     projection = Some((dh.clone(), b.snap(mul(&o, &t)?)?));
-                    b.snap(b.gemm((&dh).into(), w.into(), None)?)?
+                    b.snap(b.gemm((&dh).into(), w.as_f32()?.into(), None)?)?
                 }
                 None => dh,
             };

@@ -17,9 +17,10 @@ pub use unfused::Unfused;
 use activation::{apply, apply_to_gate};
 
 use crate::{
-    backend::{Ops, State},
+    backend::{DeviceMatrix, Ops, State},
     config::{CellKind, LayerSpec, Param},
     error::{Error, Result},
+    quantized::OperandRange,
     shape::{ConcatAxis, MatrixShape},
     weights::LayerWeights,
 };
@@ -34,7 +35,7 @@ pub struct Cell<T> {
     spec: LayerSpec,
     weights: CellWeights<T>,
     /// Projection weights `W_hr`, `[proj_size, hidden_size]`.
-    projection: Option<T>,
+    projection: Option<DeviceMatrix<T>>,
     /// A row of ones, `[1, hidden_size]`, to compute the coupled forget gate `f = 1 - i`; `None` if the gates are not
     /// coupled.
     ones: Option<T>,
@@ -74,7 +75,6 @@ impl<T: Clone> Cell<T> {
     /// Uploads the weights of a layer, with [`snap`](crate::arithmetic::snap) applied to each value.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
-        let upload_snapped = |rows, cols, data: &[f32]| b.snap(b.upload(MatrixShape::new(rows, cols), data)?);
         let (hidden, ones) = (spec.hidden_size, vec![1.0; spec.hidden_size]);
         Ok(Cell {
             spec,
@@ -84,10 +84,7 @@ impl<T: Clone> Cell<T> {
                 CellKind::PeepholeDense => CellWeights::PeepholeDense(PeepholeDense::load(b, weights)?),
                 CellKind::PeepholeDiagonal => CellWeights::PeepholeDiagonal(PeepholeDiagonal::load(b, weights)?),
             },
-            projection: spec
-                .proj_size
-                .map(|p| upload_snapped(p, hidden, weights.elements(Param::WeightHr)))
-                .transpose()?,
+            projection: spec.proj_size.map(|_| weights.load_matrix(b, Param::WeightHr)).transpose()?,
             ones: spec.coupled.then(|| b.upload(MatrixShape::new(1, hidden), &ones)).transpose()?,
         })
     }
@@ -182,7 +179,7 @@ impl<T: Clone> Cell<T> {
         };
         let h = b.snap(h)?;
         let h = match &self.projection {
-            Some(w) => b.snap(b.gemm((&h).into(), crate::MatrixRef::from(w).t(), None)?)?,
+            Some(w) => b.snap(w.multiply(b, &h, OperandRange::Unit, None)?)?,
             None => h,
         };
         Ok((State { h, c }, [i, f, g, o]))
@@ -191,16 +188,16 @@ impl<T: Clone> Cell<T> {
     /// The input weights `W` of each gate, `[hidden_size, input_size]`.
     pub(crate) fn input_weights<B: Ops<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
         match self.packed_or_separate() {
-            Ok(cell) => split_gates(b, ConcatAxis::Rows, &cell.w, self.spec.hidden_size),
-            Err(cell) => Ok(cell.input_weights()),
+            Ok(cell) => as_f32(cell.w.split_gates(b)?),
+            Err(cell) => as_f32(cell.input_weights()),
         }
     }
 
     /// The recurrent weights `U` of each gate, `[hidden_size, state_size]`.
     pub(crate) fn recurrent_weights<B: Ops<Tensor = T>>(&self, b: &B) -> Result<Gates<T>> {
         match self.packed_or_separate() {
-            Ok(cell) => split_gates(b, ConcatAxis::Rows, &cell.u, self.spec.hidden_size),
-            Err(cell) => Ok(cell.recurrent_weights()),
+            Ok(cell) => as_f32(cell.u.split_gates(b)?),
+            Err(cell) => as_f32(cell.recurrent_weights()),
         }
     }
 
@@ -214,6 +211,12 @@ impl<T: Clone> Cell<T> {
             CellWeights::Unfused(cell) => Err(cell),
         }
     }
+}
+
+/// The float matrices of the gates, which gradients are computed with.
+fn as_f32<T: Clone>(gates: Gates<DeviceMatrix<T>>) -> Result<Gates<T>> {
+    let [i, f, g, o] = gates.each_ref().map(DeviceMatrix::as_f32);
+    Ok([i?.clone(), f?.clone(), g?.clone(), o?.clone()])
 }
 
 /// Splits a matrix in which the four gates are joined along `axis`, with `hidden` rows or columns each.

@@ -1,11 +1,12 @@
 //! One layer in one direction, and its parameters.
 
 use super::{
-    Bias, CellKind, GateActivations,
+    Bias, CellKind, GateActivations, Precision,
     check::{MAX_PARAMS, check_size},
 };
 use crate::{
     error::{Error, Result},
+    quantized::OperandRange,
     shape::check_clip,
 };
 
@@ -33,6 +34,8 @@ pub struct LayerSpec {
     pub clip: Option<f32>,
     /// The activation functions; sigmoid, tanh and tanh by default.
     pub activations: GateActivations,
+    /// The precision of the weight matrices; f32 by default.
+    pub precision: Precision,
     /// Whether the layer runs from the last time step to the first.
     pub reverse: bool,
 }
@@ -81,22 +84,49 @@ impl LayerSpec {
         self.clip.map_or(Ok(()), check_clip)
     }
 
-    /// Checks that the activation functions are the [default](GateActivations::default) ones. A backend whose kernels
-    /// compute no others calls this method in [`Backend::load`](crate::Backend::load). [`Lstm`](crate::Lstm) runs other
-    /// layers by the [reference path](crate::reference) and does not load them there.
+    /// Whether a layer has the [default](GateActivations::default) activation functions and f32 weights. See
+    /// [`check_default_kernels`](Self::check_default_kernels).
+    pub fn has_default_kernels(&self) -> bool {
+        self.activations.is_default() && self.precision == Precision::F32
+    }
+
+    /// Checks that the activation functions are the [default](GateActivations::default) ones and the weights f32. A
+    /// backend whose kernels compute no other layers calls this method in [`Backend::load`](crate::Backend::load).
+    /// [`Lstm`](crate::Lstm) runs other layers by the [reference path](crate::reference) and does not load them there.
     ///
     /// # Errors
-    /// [`Error::Config`] names the functions.
-    pub fn check_default_activations(&self) -> Result<()> {
-        if self.activations.is_default() {
+    /// [`Error::Config`] names the functions or the precision.
+    pub fn check_default_kernels(&self) -> Result<()> {
+        if self.has_default_kernels() {
             return Ok(());
         }
         let reason = format!(
-            "the kernels compute {} only, got {}; use `Lstm` or the backend `Reference`",
+            "the kernels compute {} in f32 only, got {} in {}; use `Lstm` or the backend `Reference`",
             GateActivations::default(),
-            self.activations
+            self.activations,
+            self.precision
         );
         Err(Error::config("activations", reason))
+    }
+
+    /// The range of the operand of the recurrent weights: the hidden state, or the cell state in the dense peephole
+    /// cell.
+    pub fn recurrent_range(&self) -> OperandRange {
+        match (self.proj_size, self.cell) {
+            (None, CellKind::Fused | CellKind::Unfused | CellKind::PeepholeDiagonal) => OperandRange::Unit,
+            _ => OperandRange::Any,
+        }
+    }
+
+    /// Checks that the weights are f32, as training needs them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for quantized weights.
+    pub fn check_trainable(&self) -> Result<()> {
+        match self.precision {
+            Precision::F32 => Ok(()),
+            precision => Err(Error::quantized_gradients(precision)),
+        }
     }
 
     /// Number of scalar parameters, or `usize::MAX` on overflow.

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use super::{
-    CellKind, GateActivations, LayerSpec,
+    CellKind, GateActivations, LayerSpec, Precision,
     check::{MAX_PARAMS, check_size},
     text::{OptionValue, ParsedOptions, write_options},
 };
@@ -107,6 +107,8 @@ pub struct LstmConfig {
     /// The activation functions of the gates, the candidate and the output (ONNX's `activations`, Keras's
     /// `recurrent_activation` and `activation`); sigmoid, tanh and tanh by default.
     pub activations: GateActivations,
+    /// The precision of the weight matrices; f32 by default. [`Weights::quantize`](crate::Weights::quantize) changes it.
+    pub precision: Precision,
 }
 
 impl LstmConfig {
@@ -125,6 +127,7 @@ impl LstmConfig {
             clip: None,
             dropout: 0.0,
             activations: GateActivations::default(),
+            precision: Precision::F32,
         }
     }
 
@@ -177,6 +180,11 @@ impl LstmConfig {
     /// [reference path](crate::reference).
     pub fn activations(self, activations: GateActivations) -> Self {
         LstmConfig { activations, ..self }
+    }
+
+    /// Sets the precision of the weight matrices. Random weights are drawn in f32 and then quantized.
+    pub fn precision(self, precision: Precision) -> Self {
+        LstmConfig { precision, ..self }
     }
 
     /// Number of directions of each layer: 1 or 2.
@@ -236,6 +244,7 @@ impl LstmConfig {
             coupled: self.coupled,
             clip: self.clip,
             activations: self.activations,
+            precision: self.precision,
             reverse,
         }
     }
@@ -248,8 +257,9 @@ impl LstmConfig {
             .collect()
     }
 
-    /// The name and text of every option, in the order of the configuration's text form. `activations` is included only
-    /// if the functions are not the default ones, because files of earlier versions do not have it.
+    /// The name and text of every option, in the order of the configuration's text form. `activations` and
+    /// `precision` are included only if they are not the default ones, because files of earlier versions do not have
+    /// them.
     ///
     /// ```
     /// use lstm_core::LstmConfig;
@@ -257,13 +267,16 @@ impl LstmConfig {
     /// ```
     pub fn options(&self) -> Vec<(&'static str, String)> {
         let mut options = self.all_options();
-        if self.activations.is_default() {
-            options.pop();
-        }
+        let is_default = |name| match name {
+            "activations" => self.activations.is_default(),
+            "precision" => self.precision == Precision::F32,
+            _ => false,
+        };
+        options.retain(|(name, _)| !is_default(*name));
         options
     }
 
-    /// The name and text of every option, with `activations` as the last one.
+    /// The name and text of every option, including the default ones.
     pub(crate) fn all_options(&self) -> Vec<(&'static str, String)> {
         vec![
             ("input_size", self.input_size.to_text()),
@@ -277,6 +290,7 @@ impl LstmConfig {
             ("clip", self.clip.to_text()),
             ("dropout", self.dropout.to_text()),
             ("activations", self.activations.to_text()),
+            ("precision", self.precision.to_text()),
         ]
     }
 }
@@ -319,6 +333,7 @@ impl FromStr for LstmConfig {
         options.read_into("clip", &mut config.clip)?;
         options.read_into("dropout", &mut config.dropout)?;
         options.read_into("activations", &mut config.activations)?;
+        options.read_into("precision", &mut config.precision)?;
         options.finish()?;
         config.validate()?;
         Ok(config)

@@ -1,5 +1,4 @@
-//! The layers of a model on a device. The backend's kernels compute the default activation functions; layers with other
-//! functions run by the reference path.
+//! The layers of a model on a device. Layers that the backend's kernels do not compute run by the reference path.
 
 use std::ops::Range;
 
@@ -17,7 +16,7 @@ use crate::{
 pub(crate) enum DeviceLayer<B: Backend> {
     /// A layer of the backend.
     Backend(B::Layer),
-    /// A layer with activation functions that the backend's kernels do not compute.
+    /// A layer that the backend's kernels do not compute.
     Reference(reference::Layer<B::Tensor>),
 }
 
@@ -46,7 +45,7 @@ impl<B: Backend> Clone for DeviceLayer<B> {
 }
 
 /// The error for a value that belongs to a layer of the other path. A model never has both kinds of layers, because all
-/// its layers have the same activation functions.
+/// its layers have the same activation functions and precision.
 fn other_path_error(op: &str) -> Error {
     Error::shape(op, "a value made for this layer", "one made for a layer of another execution path")
 }
@@ -54,7 +53,7 @@ fn other_path_error(op: &str) -> Error {
 impl<B: Backend> DeviceLayer<B> {
     /// Uploads the weights of a layer.
     pub(crate) fn load(b: &B, weights: &LayerWeights) -> Result<Self> {
-        if weights.spec().activations.is_default() {
+        if b.has_kernels(weights.spec()) {
             return b.load(weights).map(DeviceLayer::Backend);
         }
         reference::Layer::load(b, weights).map(DeviceLayer::Reference)

@@ -5,12 +5,12 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
 use crate::{
     arithmetic::GradientScale,
-    backend::{Backend, LinearWeights},
+    backend::{Backend, DeviceMatrix, LinearWeights},
     config::check::check_size,
     error::{Error, Result},
     model::{layout::vec_with_capacity, lstm::block_on},
     shape::{MatrixRef, MatrixShape, zeros},
-    weights::init::SymmetricUniform,
+    weights::{QuantizedRows, init::SymmetricUniform},
 };
 
 /// A fully connected layer on a backend, `y = x W^T + b`, as `torch.nn.Linear`. The weight `W` has the shape
@@ -72,7 +72,7 @@ impl<B: Backend> Linear<B> {
         }
         let weight = weight.as_standard_layout().into_owned();
         let bias = bias.map(|bias| bias.as_standard_layout().into_owned());
-        let device_weights = load_linear(backend, &weight, bias.as_ref())?;
+        let device_weights = load_linear(backend, &weight, bias.as_ref(), None)?;
         Ok(Linear { backend: backend.clone(), weight, bias, device_weights })
     }
 
@@ -166,11 +166,7 @@ impl<B: Backend> Linear<B> {
         let x = x.into();
         let dim = self.output_dim("forward", &x)?;
         let y = match self.upload_rows(x)? {
-            Some(x) => {
-                let LinearWeights { weight, bias } = self.device_weights.as_ref();
-                let y = self.backend.gemm((&x).into(), MatrixRef::from(weight).t(), bias.as_ref())?;
-                self.backend.download_vec(y).await?
-            }
+            Some(x) => self.backend.download_vec(self.device_weights.as_ref().multiply(&self.backend, &x)?).await?,
             None => Vec::new(),
         };
         array_from_elements(dim, y)
@@ -233,7 +229,7 @@ impl<B: Backend> Linear<B> {
             let bias = self.bias.as_ref().map(|bias| Array1::zeros(bias.raw_dim()));
             return Ok(LinearGradients { x: array_from_elements(dim, Vec::new())?, weight, bias });
         };
-        let dx = b.gemm((&dy).into(), (&self.device_weights.as_ref().weight).into(), None)?;
+        let dx = b.gemm((&dy).into(), self.device_weights.as_ref().weight.as_f32()?.into(), None)?;
         let weight = b.gemm(MatrixRef::from(&dy).t(), (&x).into(), None)?;
         let bias = match self.bias {
             Some(_) => {
@@ -290,18 +286,20 @@ impl<B: Backend> Linear<B> {
     }
 }
 
-/// Uploads the weight `(out, in)` and the bias `(out)` of a fully connected layer, snapped.
+/// Uploads the weight `(out, in)`, snapped or quantized, and the bias `(out)` of a fully connected layer, snapped.
 pub(crate) fn load_linear<B: Backend>(
     backend: &B,
     weight: &Array2<f32>,
     bias: Option<&Array1<f32>>,
+    quantized: Option<QuantizedRows<'_>>,
 ) -> Result<B::Linear> {
-    let upload_snapped = |rows, cols, values: Option<&[f32]>| {
-        let values = values.expect("as_standard_layout gives a row-major array");
-        backend.snap(backend.upload(MatrixShape::new(rows, cols), values)?)
+    let upload = |bias: &Array1<f32>| {
+        backend.snap(backend.upload_vec(MatrixShape::new(1, bias.len()), bias.iter().copied().collect())?)
     };
-    let bias = bias.map(|bias| upload_snapped(1, bias.len(), bias.as_standard_layout().as_slice())).transpose()?;
-    let weight = upload_snapped(weight.nrows(), weight.ncols(), weight.as_standard_layout().as_slice())?;
+    let bias = bias.map(upload).transpose()?;
+    let values = weight.as_standard_layout();
+    let values = values.as_slice().expect("as_standard_layout gives a row-major array");
+    let weight = DeviceMatrix::load(backend, weight.ncols(), values, quantized)?;
     backend.load_linear(LinearWeights { weight, bias })
 }
 

@@ -152,7 +152,7 @@ impl<B: Backend> Lstm<B> {
     ///
     /// # Errors
     /// As for [`forward`](Self::forward); [`Error::Config`] for segments whose length is not a positive multiple of
-    /// 32, or if the model has dropout and the input does not say whether to apply it.
+    /// 32, if the model has dropout and the input does not say whether to apply it, or if the weights are quantized.
     pub fn forward_train<'a>(
         &self,
         input: impl Into<Input<'a>>,
@@ -171,6 +171,7 @@ impl<B: Backend> Lstm<B> {
         checkpointing: Checkpointing,
     ) -> Result<TrainOutput<B>> {
         let input = input.into();
+        self.weights().check_trainable()?;
         input.check(self.config())?;
         if input.dropout.is_none() && self.config().dropout > 0.0 {
             let reason = format!(

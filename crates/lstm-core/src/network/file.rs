@@ -10,7 +10,7 @@ use crate::{
     model::HostState,
     network::{
         Activation,
-        weights::{ModelLayer, ModelWeights},
+        weights::{ModelLayer, ModelWeights, Scales},
     },
     weights::{
         names::TensorNames,
@@ -76,11 +76,13 @@ impl Layer {
         }
     }
 
-    /// Takes the layer's tensors from a state dict.
-    fn take(self, dict: &mut StateDict) -> Result<ModelLayer> {
-        Ok(match self {
+    /// Takes the layer's tensors from a state dict. Returns also the scales of a quantized matrix.
+    fn take(self, dict: &mut StateDict) -> Result<(ModelLayer, Option<Scales>)> {
+        let mut scales = None;
+        let layer = match self {
             Layer::Embedding { name } => {
-                ModelLayer::Embedding { weight: take_matrix(dict, &format!("{name}.weight"))?, name }
+                let weight = take_matrix(dict, &format!("{name}.weight"), &mut scales)?;
+                ModelLayer::Embedding { weight, name }
             }
             Layer::Lstm { name, initial_state } => {
                 let mut take = |part| take_array::<Ix3>(dict, &format!("{name}.initial_{part}"), "(layers, 1, size)");
@@ -89,7 +91,7 @@ impl Layer {
                 ModelLayer::Lstm { name, weights, initial_state }
             }
             Layer::Linear { name, bias } => {
-                let weight: Array2<f32> = take_matrix(dict, &format!("{name}.weight"))?;
+                let weight = take_matrix(dict, &format!("{name}.weight"), &mut scales)?;
                 let bias: Option<Array1<f32>> = match bias {
                     true => Some(take_array::<Ix1>(dict, &format!("{name}.bias"), "(out)")?),
                     false => None,
@@ -107,18 +109,25 @@ impl Layer {
             Layer::LastStep {} => ModelLayer::LastStep,
             Layer::FinalState {} => ModelLayer::FinalState,
             Layer::Dropout { p } => ModelLayer::Dropout(p as f32),
-        })
+        };
+        Ok((layer, scales))
     }
 }
 
-/// Takes a matrix from a state dict.
-fn take_matrix(dict: &mut StateDict, name: &str) -> Result<Array2<f32>> {
-    take_array::<Ix2>(dict, name, "a matrix")
+/// Takes a matrix from a state dict. Sets `scales` if it is quantized.
+fn take_matrix(dict: &mut StateDict, name: &str, scales: &mut Option<Scales>) -> Result<Array2<f32>> {
+    let (values, precision_and_scales) = dict.take_matrix(name)?;
+    *scales = precision_and_scales.map(|(precision, values)| Scales { precision, values });
+    into_dimension::<Ix2>(name, values, "a matrix")
 }
 
 /// Takes an array with a certain number of axes from a state dict. `expected` describes its shape.
 fn take_array<D: Dimension>(dict: &mut StateDict, name: &str, expected: &str) -> Result<ndarray::Array<f32, D>> {
-    let array: ArrayD<f32> = dict.take_any(name)?;
+    into_dimension(name, dict.take_any(name)?, expected)
+}
+
+/// The array with a certain number of axes. `expected` describes its shape.
+fn into_dimension<D: Dimension>(name: &str, array: ArrayD<f32>, expected: &str) -> Result<ndarray::Array<f32, D>> {
     let shape = format!("{:?}", array.shape());
     array.into_dimensionality().map_err(|_| Error::shape(format!("tensor `{name}`"), expected, shape))
 }
@@ -131,7 +140,7 @@ impl ModelWeights {
     /// bit unchanged.
     ///
     /// The tensors have the names of PyTorch's modules below each layer's name: `emb.weight`; `rec.weight_ih_l0` and so
-    /// on; `lin.weight`, `lin.bias`. Initial states are `rec.initial_h` and `rec.initial_c`. The metadata are those of
+    /// on; `lin.weight`, `lin.bias`. A quantized matrix is two tensors, such as `lin.weight.q` and `lin.weight.scale`. Initial states are `rec.initial_h` and `rec.initial_c`. The metadata are those of
     /// the model, the configuration of each LSTM whose options do not follow from its tensors, and the chain of layers
     /// under the key `lstm.model`:
     ///
@@ -216,8 +225,10 @@ impl ModelWeights {
                 metadata.remove(&config_key(&format!("{name}.")));
             }
         }
-        let layers = chain.layers.into_iter().map(|layer| layer.take(dict)).collect::<Result<_>>()?;
+        let layers = chain.layers.into_iter().map(|layer| layer.take(dict)).collect::<Result<Vec<_>>>()?;
+        let (layers, scales): (Vec<_>, Vec<_>) = layers.into_iter().unzip();
         let mut model = ModelWeights::new(layers)?;
+        scales.into_iter().enumerate().for_each(|(k, scales)| model.set_scales(k, scales));
         if chain.skip {
             model = model.with_skip()?;
         }
@@ -243,9 +254,16 @@ impl ModelWeights {
             writer = writer.metadata(key, value);
         }
         writer = writer.metadata(Self::METADATA_KEY, chain);
-        for layer in self.layers() {
+        let matrix = |writer: StateDictWriter, k, name: &str, weight: &Array2<f32>| {
+            let name = format!("{name}.weight");
+            match self.quantized(k)? {
+                Some(rows) => writer.quantized(&name, [weight.nrows(), weight.ncols()], rows),
+                None => writer.tensor(name, weight),
+            }
+        };
+        for (k, layer) in self.layers().iter().enumerate() {
             match layer {
-                ModelLayer::Embedding { name, weight } => writer = writer.tensor(format!("{name}.weight"), weight)?,
+                ModelLayer::Embedding { name, weight } => writer = matrix(writer, k, name, weight)?,
                 ModelLayer::Lstm { name, weights, initial_state } => {
                     writer = writer.lstm(&format!("{name}."), weights, TensorNames::PyTorch)?;
                     if let Some(HostState { h, c }) = initial_state {
@@ -254,7 +272,7 @@ impl ModelWeights {
                     }
                 }
                 ModelLayer::Linear { name, weight, bias } => {
-                    writer = writer.tensor(format!("{name}.weight"), weight)?;
+                    writer = matrix(writer, k, name, weight)?;
                     if let Some(bias) = bias {
                         writer = writer.tensor(format!("{name}.bias"), bias)?;
                     }

@@ -78,16 +78,16 @@ impl<B: Backend> Model<B> {
     /// [`Error::Device`] if the device fails, for example for lack of memory.
     pub fn new(backend: &B, weights: impl Into<Arc<ModelWeights>>) -> Result<Self> {
         let weights = weights.into();
-        let load = |layer: &ModelLayer| {
+        let load = |(k, layer): (usize, &ModelLayer)| {
             Ok(match layer {
                 ModelLayer::Lstm { weights, .. } => DeviceLayer::Lstm(Lstm::new(backend, weights.clone())?),
                 ModelLayer::Linear { weight, bias, .. } => {
-                    DeviceLayer::Linear(load_linear(backend, weight, bias.as_ref())?)
+                    DeviceLayer::Linear(load_linear(backend, weight, bias.as_ref(), weights.quantized(k)?)?)
                 }
                 _ => DeviceLayer::Other,
             })
         };
-        let layers = weights.layers().iter().map(load).collect::<Result<_>>()?;
+        let layers = weights.layers().iter().enumerate().map(load).collect::<Result<_>>()?;
         Ok(Model { backend: backend.clone(), weights, layers })
     }
 
@@ -120,7 +120,7 @@ impl<B: Backend> Model<B> {
         if old.len() != new.len() {
             return Err(Error::config("weights", format!("expected {} layers, got {}", old.len() - 1, new.len() - 1)));
         }
-        let reload = |(layer, new): (&DeviceLayer<B>, &ModelLayer)| {
+        let reload = |(k, (layer, new)): (usize, (&DeviceLayer<B>, &ModelLayer))| {
             Ok(match (layer, new) {
                 (DeviceLayer::Lstm(lstm), ModelLayer::Lstm { weights, .. }) => {
                     let mut lstm = lstm.clone();
@@ -128,12 +128,12 @@ impl<B: Backend> Model<B> {
                     DeviceLayer::Lstm(lstm)
                 }
                 (DeviceLayer::Linear(_), ModelLayer::Linear { weight, bias, .. }) => {
-                    DeviceLayer::Linear(load_linear(&self.backend, weight, bias.as_ref())?)
+                    DeviceLayer::Linear(load_linear(&self.backend, weight, bias.as_ref(), weights.quantized(k)?)?)
                 }
                 _ => DeviceLayer::Other,
             })
         };
-        let layers = self.layers.iter().zip(weights.layers()).map(reload).collect::<Result<_>>()?;
+        let layers = self.layers.iter().zip(weights.layers()).enumerate().map(reload).collect::<Result<_>>()?;
         (self.layers, self.weights) = (layers, weights);
         Ok(())
     }

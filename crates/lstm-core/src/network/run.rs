@@ -4,8 +4,8 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
 use crate::{
     backend::{
-        Backend, LinearWeights, State,
-        shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
+        Backend, State,
+        shape::{ConcatAxis, MatrixShape, zeros},
     },
     error::{Error, Result},
     model::{BatchLayout, DeviceBatch, Dropout, Lstm, StackOutput, Tape, nth_seed},
@@ -98,10 +98,9 @@ impl<B: Backend> Model<B> {
                     });
                 }
                 (ModelLayer::Linear { .. }, DeviceLayer::Linear(linear)) => {
-                    let LinearWeights { weight, bias } = linear.as_ref();
                     if let Some(rows) = x.take() {
                         let rows = b.snap(rows)?;
-                        x = Some(b.gemm((&rows).into(), MatrixRef::from(weight).t(), bias.as_ref())?);
+                        x = Some(linear.as_ref().multiply(b, &rows)?);
                         record = LayerRecord::Linear(rows);
                     }
                 }

@@ -117,6 +117,7 @@ impl<B: Backend> Model<B> {
         checkpointing: Checkpointing,
     ) -> Result<ModelTrainOutput<B>> {
         let input = input.into();
+        self.weights().check_trainable()?;
         input.check("forward_train", self.weights())?;
         if input.dropout.is_none() && self.weights().has_dropout() {
             let reason = "this model has dropout; call ModelInput::dropout with Dropout::Seed(..) to apply it, or \
@@ -287,7 +288,7 @@ impl<B: Backend> ModelTape<B> {
                         None => None,
                     };
                     if needs_dx {
-                        dx = Some(b.gemm((&dy).into(), (&linear.as_ref().weight).into(), None)?);
+                        dx = Some(b.gemm((&dy).into(), linear.as_ref().weight.as_f32()?.into(), None)?);
                     }
                     DeviceGradient::Linear(weight_gradient, bias_gradient)
                 }

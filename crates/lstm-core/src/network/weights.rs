@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use ndarray::{Array, Array1, Array2, Dimension};
 
 use crate::{
-    config::check::check_size,
+    config::{Precision, check::check_size},
     error::{Error, Result},
     model::HostState,
     network::Activation,
-    weights::Weights,
+    weights::{QuantizedRows, Weights, integers, quantize},
 };
 
 /// One layer of a model. `name` is the prefix of the layer's tensors in a state dict, without the last dot.
@@ -139,6 +139,13 @@ impl ModelLayer {
     }
 }
 
+/// The scales of the rows of a quantized matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Scales {
+    pub(super) precision: Precision,
+    pub(super) values: Vec<f32>,
+}
+
 /// The layers and parameters of a whole model, and what surrounds the chain of layers:
 ///
 /// `y = output_gain * (layers(input_gain * x) + input_gain * x[.., ..output_size])`, where the second term, the skip
@@ -163,6 +170,8 @@ pub struct ModelWeights {
     input_gain: f32,
     output_gain: f32,
     metadata: BTreeMap<String, String>,
+    /// The scales of the matrix of each embedding and fully connected layer that is quantized; `None` for other layers.
+    scales: Vec<Option<Scales>>,
     /// Number of features of the input; 1 for tokens.
     input_size: usize,
     output_size: usize,
@@ -181,9 +190,17 @@ impl ModelWeights {
     pub fn new(layers: Vec<ModelLayer>) -> Result<Self> {
         let (input_size, output_size) = check_layers(&layers)?;
         check_names(&layers)?;
-        let layers = layers.into_iter().map(ModelLayer::into_standard_layout).collect();
-        let metadata = BTreeMap::new();
-        Ok(ModelWeights { layers, skip: false, input_gain: 1.0, output_gain: 1.0, metadata, input_size, output_size })
+        let layers: Vec<_> = layers.into_iter().map(ModelLayer::into_standard_layout).collect();
+        Ok(ModelWeights {
+            scales: vec![None; layers.len()],
+            layers,
+            skip: false,
+            input_gain: 1.0,
+            output_gain: 1.0,
+            metadata: BTreeMap::new(),
+            input_size,
+            output_size,
+        })
     }
 
     /// Adds a skip connection: the first features of the input are added to the output.
@@ -228,7 +245,8 @@ impl ModelWeights {
 
     /// The same model with other parameters, such as gradients. The shapes are those of this model.
     pub(super) fn with_layers(&self, layers: Vec<ModelLayer>) -> Self {
-        ModelWeights { layers, metadata: self.metadata.clone(), ..*self }
+        let scales = vec![None; layers.len()];
+        ModelWeights { layers, scales, metadata: self.metadata.clone(), ..*self }
     }
 
     /// The layers, whose kinds and shapes must stay the same.
@@ -241,8 +259,111 @@ impl ModelWeights {
     pub(super) fn describe(&self) -> Vec<String> {
         let (skip, gains) = (self.skip, (self.input_gain, self.output_gain));
         let around = format!("skip {skip}, input gain {:?}, output gain {:?}", gains.0, gains.1);
-        let layers = self.layers.iter().enumerate().map(|(k, layer)| format!("layer {k}: {layer}"));
+        let layers = self.layers.iter().enumerate().map(|(k, layer)| {
+            let precision = self.scales[k].as_ref().map_or(String::new(), |scales| format!(", {}", scales.precision));
+            format!("layer {k}: {layer}{precision}")
+        });
         [around].into_iter().chain(layers).collect()
+    }
+
+    /// The model in another precision: every layer with parameters as [`quantize_layer`](Self::quantize_layer) does it.
+    ///
+    /// # Errors
+    /// As for [`quantize_layer`](Self::quantize_layer).
+    pub fn quantize(&self, precision: Precision) -> Result<Self> {
+        (0..self.layers.len()).try_fold(self.clone(), |model, k| model.quantize_layer(k, precision))
+    }
+
+    /// The model with layer `index` in another precision, as [`Weights::quantize`] does it; the matrix of a fully
+    /// connected layer or an embedding likewise, row by row. Biases stay f32, and layers without parameters are
+    /// unchanged. So the layers that need it can have more precision than the others.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the layer, if its weights are quantized already and `precision` is another quantized one,
+    /// or if a weight is not finite or larger than 2^127; or if the model has no layer `index`.
+    pub fn quantize_layer(&self, index: usize, precision: Precision) -> Result<Self> {
+        let mut model = self.clone();
+        let from = self.layer_precision(index);
+        let (Some(layer), Some(from)) = (model.layers.get_mut(index), from) else {
+            return match index < self.layers.len() {
+                true => Ok(model),
+                false => {
+                    Err(Error::config("layers", format!("the model has {} layers, none {index}", self.layers.len())))
+                }
+            };
+        };
+        let label = format!("layer {index} ({} `{}`)", layer.kind(), layer.name().unwrap_or_default());
+        let error = |reason: String| Error::config("precision", format!("{label}: {reason}"));
+        if let ModelLayer::Lstm { weights, .. } = layer {
+            let quantized = weights.quantize(precision).map_err(|e| match e {
+                Error::Config { reason, .. } => error(reason),
+                e => e,
+            })?;
+            *weights = Arc::new(quantized);
+            return Ok(model);
+        }
+        let (ModelLayer::Linear { weight, .. } | ModelLayer::Embedding { weight, .. }) = layer else {
+            return Ok(model);
+        };
+        match (from, precision.format()) {
+            _ if from == precision => {}
+            (_, None) => model.scales[index] = None,
+            (Precision::F32, Some(format)) => {
+                let cols = weight.ncols();
+                let values = weight.as_slice_mut().expect("ModelWeights::new makes arrays row-major");
+                let values = quantize(&label, values, cols, format)?;
+                model.scales[index] = Some(Scales { precision, values });
+            }
+            (from, Some(_)) => {
+                return Err(error(format!(
+                    "the weights are {from} already; quantize the original f32 weights to {precision}"
+                )));
+            }
+        }
+        Ok(model)
+    }
+
+    /// The precision of the weights of a layer; `None` for a layer without parameters.
+    pub fn layer_precision(&self, index: usize) -> Option<Precision> {
+        match self.layers.get(index)? {
+            ModelLayer::Lstm { weights, .. } => Some(weights.config().precision),
+            ModelLayer::Linear { .. } | ModelLayer::Embedding { .. } => {
+                Some(self.scales[index].as_ref().map_or(Precision::F32, |scales| scales.precision))
+            }
+            _ => None,
+        }
+    }
+
+    /// The integers and scales of the matrix of a quantized fully connected layer or embedding; `None` for other layers.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the values were changed after they were quantized.
+    pub fn quantized(&self, index: usize) -> Result<Option<QuantizedRows<'_>>> {
+        let (Some(Some(scales)), Some(layer)) = (self.scales.get(index), self.layers.get(index)) else {
+            return Ok(None);
+        };
+        let (ModelLayer::Linear { weight, name, .. } | ModelLayer::Embedding { weight, name }) = layer else {
+            return Ok(None);
+        };
+        integers(name, weight.as_slice().unwrap_or_default(), &scales.values, scales.precision)
+    }
+
+    /// Sets the scales of a layer whose values are those that the integers stand for.
+    #[cfg(feature = "safetensors")]
+    pub(super) fn set_scales(&mut self, index: usize, scales: Option<Scales>) {
+        self.scales[index] = scales;
+    }
+
+    /// Checks that all weights are f32, as training needs them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for quantized weights.
+    pub(crate) fn check_trainable(&self) -> Result<()> {
+        let precisions = (0..self.layers.len()).filter_map(|k| self.layer_precision(k));
+        match precisions.into_iter().find(|precision| *precision != Precision::F32) {
+            Some(precision) => Err(Error::quantized_gradients(precision)),
+            None => Ok(()),
+        }
     }
 
     /// Whether a training pass must know whether to apply dropout.

@@ -46,6 +46,7 @@ pub fn forward_train<T: Clone, B: Ops<Tensor = T>>(
     layer: &Layer<T>,
     sequence: Sequence<'_, T>,
 ) -> Result<(LayerOutput<T>, Trace<T>)> {
+    layer.spec().check_trainable()?;
     let batch = sequence.batch;
     let (mut states, mut gates) = (Vec::new(), Vec::new());
     let record = |state: &State<T>, step: Option<Option<Gates<T>>>| {

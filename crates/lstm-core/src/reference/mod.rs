@@ -20,11 +20,13 @@ pub use stream::{
 use crate::{
     backend::{
         Arithmetic, Backend, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LinearWeights,
-        MaybeSend, Ops, ReferencePath, Sequence, State,
+        MaybeSend, Ops, QuantizedMatrix, ReferencePath, Sequence, State,
         shape::{ConcatAxis, MatrixRef, MatrixShape},
     },
     cell::Cell,
+    config::LayerSpec,
     error::Result,
+    quantized::OperandRange,
     weights::LayerWeights,
 };
 
@@ -97,6 +99,10 @@ impl<B: ReferencePath> Backend for B {
         weights.check(|x| self.shape(x))?;
         Ok(weights)
     }
+    fn has_kernels(&self, _: &LayerSpec) -> bool {
+        // The reference path computes every layer.
+        true
+    }
 }
 
 /// A backend that runs every layer with the primitive operations of `B` alone, without its fused kernels. Tests compare
@@ -140,6 +146,15 @@ impl<B: Ops> Ops for Reference<B> {
         acc: Option<&B::Tensor>,
     ) -> Result<B::Tensor> {
         self.0.gemm(a, b, acc)
+    }
+    fn gemm_quantized(
+        &self,
+        a: &B::Tensor,
+        w: &QuantizedMatrix<B::Tensor>,
+        range: OperandRange,
+        acc: Option<&B::Tensor>,
+    ) -> Result<B::Tensor> {
+        self.0.gemm_quantized(a, w, range, acc)
     }
     fn mul_add(&self, alpha: f32, a: &B::Tensor, b: Option<&B::Tensor>, c: Option<&B::Tensor>) -> Result<B::Tensor> {
         self.0.mul_add(alpha, a, b, c)

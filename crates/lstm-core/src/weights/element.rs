@@ -6,7 +6,10 @@
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    quantized::Format,
+};
 
 /// The supported element types, for error messages.
 const FLOAT_TYPES: &str = "F32, F16, BF16 or F64";
@@ -73,6 +76,33 @@ pub fn append(name: &str, dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Re
         }
     }
     Ok(())
+}
+
+/// Converts the elements of an I8 or I16 tensor to i16, exactly.
+///
+/// # Errors
+/// [`Error::TensorType`] for any other type.
+pub fn to_i16(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<i16>> {
+    match dtype {
+        Dtype::I8 => Ok(elements(bytes, i8::from_le_bytes).map(i16::from).collect()),
+        Dtype::I16 => Ok(elements(bytes, i16::from_le_bytes).collect()),
+        other => Err(Error::TensorType { name: name.into(), expected: "I8 or I16", found: other.to_string() }),
+    }
+}
+
+/// Appends integers to `out` as little-endian elements of type I8, or I16 for any other type. They fit the type.
+pub fn append_integers(dtype: Dtype, values: &[i16], out: &mut Vec<u8>) {
+    for &v in values {
+        match dtype {
+            Dtype::I8 => out.extend((v as i8).to_le_bytes()),
+            _ => out.extend(v.to_le_bytes()),
+        }
+    }
+}
+
+/// The element type of the integers of a quantized precision.
+pub fn integer_dtype(format: Format) -> Dtype {
+    if format.max <= i32::from(i8::MAX) { Dtype::I8 } else { Dtype::I16 }
 }
 
 /// Iterates over little-endian elements of `N` bytes each.

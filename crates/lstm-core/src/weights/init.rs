@@ -12,7 +12,7 @@ use rand_chacha::{
 };
 
 use crate::{
-    config::{Bias, LstmConfig, Param},
+    config::{Bias, LstmConfig, Param, Precision},
     error::{Error, Result},
     weights::{LayerWeights, Weights},
 };
@@ -87,6 +87,8 @@ impl Weights {
             }
         }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let precision = config.precision;
+        let config = config.precision(Precision::F32);
         let layers = config.layer_specs().into_iter().map(|spec| {
             let hidden = spec.hidden_size;
             let draw_values = |(param, shape): (Param, Vec<usize>)| {
@@ -105,7 +107,7 @@ impl Weights {
             LayerWeights::new(spec, values)
         });
         let layers = layers.collect::<Result<_>>()?;
-        Weights::new(config, layers)
+        Weights::new(config, layers)?.quantize(precision)
     }
 }
 

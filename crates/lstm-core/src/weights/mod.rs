@@ -11,6 +11,7 @@ mod infer;
 pub mod init;
 #[cfg(feature = "safetensors")]
 pub mod names;
+mod quantize;
 #[cfg(feature = "safetensors")]
 pub mod state_dict;
 #[cfg(feature = "safetensors")]
@@ -18,9 +19,16 @@ mod writer;
 
 use ndarray::ArrayD;
 
+pub use quantize::QuantizedRows;
+#[cfg(feature = "safetensors")]
+pub(crate) use quantize::dequantize;
+pub(crate) use quantize::{check_finite, integers, quantize};
+
 use crate::{
-    config::{CellKind, LayerSpec, LstmConfig, Param},
+    backend::{DeviceMatrix, Ops},
+    config::{CellKind, LayerSpec, LstmConfig, Param, Precision},
     error::{Error, Result},
+    quantized::Format,
 };
 
 /// The parameters of one layer in one direction.
@@ -28,16 +36,23 @@ use crate::{
 pub struct LayerWeights {
     spec: LayerSpec,
     values: Vec<ArrayD<f32>>,
+    /// The scales of each parameter, in the order of `values`; empty for parameters in f32.
+    scales: Vec<Vec<f32>>,
 }
 
 impl LayerWeights {
     /// Creates the parameters of a layer from one array per parameter, in the order of [`LayerSpec::params`].
     ///
     /// # Errors
-    /// [`Error::Config`] if the spec is not [valid](LayerSpec::validate); [`Error::Shape`] if the number of arrays is
-    /// wrong; [`Error::TensorShape`] if the shape of an array is wrong.
+    /// [`Error::Config`] if the spec is not [valid](LayerSpec::validate) or its precision is not f32, which
+    /// [`Weights::quantize`] changes; [`Error::Shape`] if the number of arrays is wrong; [`Error::TensorShape`] if the
+    /// shape of an array is wrong.
     pub fn new(spec: LayerSpec, values: Vec<ArrayD<f32>>) -> Result<Self> {
         spec.validate()?;
+        if spec.precision != Precision::F32 {
+            let reason = format!("expected f32, got {}; create f32 weights and quantize them", spec.precision);
+            return Err(Error::config("precision", reason));
+        }
         let params = spec.params();
         if params.len() != values.len() {
             return Err(Error::shape("LayerWeights::new", format!("{} arrays", params.len()), values.len()));
@@ -51,8 +66,61 @@ impl LayerWeights {
                 });
             }
         }
-        let values = values.into_iter().map(|v| v.as_standard_layout().into_owned()).collect();
-        Ok(LayerWeights { spec, values })
+        let values: Vec<_> = values.into_iter().map(|v| v.as_standard_layout().into_owned()).collect();
+        let scales = vec![Vec::new(); values.len()];
+        Ok(LayerWeights { spec, values, scales })
+    }
+
+    /// The same layer with quantized matrices. `self` is in f32.
+    fn quantize(mut self, format: Format) -> Result<Self> {
+        for (k, (param, shape)) in self.spec.params().into_iter().enumerate() {
+            let values = self.values[k].as_slice_mut().expect("LayerWeights::new makes arrays row-major");
+            if param.is_matrix() {
+                self.scales[k] = quantize(&format!("{param:?}"), values, shape[1], format)?;
+            } else {
+                check_finite(&format!("{param:?}"), values)?;
+            }
+        }
+        self.spec.precision = format.precision;
+        Ok(self)
+    }
+
+    /// The same layer in f32, with the values that the quantized matrices stand for.
+    fn dequantize(self) -> Self {
+        let spec = LayerSpec { precision: Precision::F32, ..self.spec };
+        LayerWeights { spec, scales: vec![Vec::new(); self.values.len()], values: self.values }
+    }
+
+    /// The layer of the given spec, whose values are those that the integers of matrices stand for, with the given
+    /// scales.
+    #[cfg(feature = "safetensors")]
+    fn from_scales(spec: LayerSpec, values: Vec<ArrayD<f32>>, scales: Vec<Vec<f32>>) -> Result<Self> {
+        let f32_layer = LayerWeights::new(LayerSpec { precision: Precision::F32, ..spec }, values)?;
+        for ((param, shape), scales) in spec.params().iter().zip(&scales) {
+            let expected = if spec.precision != Precision::F32 && param.is_matrix() { shape[0] } else { 0 };
+            if scales.len() != expected {
+                return Err(Error::shape(format!("scales of {param:?}"), expected, scales.len()));
+            }
+        }
+        if spec.precision != Precision::F32 {
+            for (param, value) in f32_layer.iter().filter(|(param, _)| !param.is_matrix()) {
+                check_finite(&format!("{param:?}"), value.as_slice().unwrap_or_default())?;
+            }
+        }
+        Ok(LayerWeights { spec, scales, ..f32_layer })
+    }
+
+    /// The integers and scales of a matrix of a quantized layer; `None` for parameters that are floats.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the values were changed after they were quantized.
+    pub fn quantized(&self, param: Param) -> Result<Option<QuantizedRows<'_>>> {
+        match self.spec.params().iter().position(|(p, _)| *p == param) {
+            Some(k) if param.is_matrix() => {
+                integers(&format!("{param:?}"), self.elements(param), &self.scales[k], self.spec.precision)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Sizes and options of the layer.
@@ -60,7 +128,8 @@ impl LayerWeights {
         &self.spec
     }
 
-    /// One parameter as a row-major array; `None` if the layer does not have it.
+    /// One parameter as a row-major array; `None` if the layer does not have it. A quantized matrix has the values that
+    /// its integers and scales stand for.
     pub fn get(&self, param: Param) -> Option<&ArrayD<f32>> {
         self.iter().find(|(p, _)| *p == param).map(|(_, value)| value)
     }
@@ -85,6 +154,12 @@ impl LayerWeights {
             (_, Some(ih), Some(hh)) => Some(ih.zip(hh).map(|(a, b)| a + b).collect()),
             _ => None,
         }
+    }
+
+    /// Uploads a matrix, snapped or quantized.
+    pub(crate) fn load_matrix<B: Ops>(&self, b: &B, param: Param) -> Result<DeviceMatrix<B::Tensor>> {
+        let cols = self.get(param).map_or(1, |v| v.len_of(ndarray::Axis(1)));
+        DeviceMatrix::load(b, cols, self.elements(param), self.quantized(param)?)
     }
 
     /// The row-major elements of a parameter.
@@ -134,6 +209,14 @@ impl Weights {
         &self.layers
     }
 
+    /// Checks that the weights are f32, as training needs them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for quantized weights.
+    pub(crate) fn check_trainable(&self) -> Result<()> {
+        self.layers.iter().try_for_each(|layer| layer.spec.check_trainable())
+    }
+
     /// Iterates over the elements of all parameters, mutable and row-major, layer by layer. See
     /// [`LayerWeights::iter_mut`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Param, &mut [f32])> {
@@ -148,6 +231,38 @@ impl Weights {
     /// Whether the model has no parameters. Always false.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The weights in another precision. Matrices are quantized row by row: a row's scale is its largest magnitude
+    /// divided by 127 for [`Precision::Int8`] and by 2047 for [`Precision::Int12`], and a weight becomes the nearest
+    /// multiple of the scale. Biases and peephole vectors stay f32. From a quantized precision to
+    /// [`Precision::F32`], the values stay those of the quantized weights.
+    ///
+    /// ```
+    /// use lstm_core::{Init, LstmConfig, Precision, Weights};
+    /// let weights = Weights::init(LstmConfig::new(3, 5), &Init::default(), 1)?;
+    /// let quantized = weights.quantize(Precision::Int8)?;
+    /// assert_eq!(quantized.config().precision, Precision::Int8);
+    /// # Ok::<(), lstm_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the weights are quantized already and `precision` is another quantized one, or if a value is
+    /// not finite or larger than 2^127.
+    pub fn quantize(&self, precision: Precision) -> Result<Self> {
+        let config = self.config.clone().precision(precision);
+        let layers = self.layers.iter().cloned();
+        let layers = match (self.config.precision, precision.format()) {
+            (from, _) if from == precision => return Ok(self.clone()),
+            (_, None) => layers.map(LayerWeights::dequantize).collect(),
+            (Precision::F32, Some(format)) => layers.map(|layer| layer.quantize(format)).collect::<Result<_>>()?,
+            (from, Some(_)) => {
+                let reason =
+                    format!("the weights are {from} already; quantize the original f32 weights to {precision}");
+                return Err(Error::config("precision", reason));
+            }
+        };
+        Ok(Weights { config, layers })
     }
 
     /// Changes the cell from [`CellKind::Unfused`] to [`CellKind::Fused`]. The parameters stay the same, and the
@@ -183,8 +298,8 @@ impl Weights {
             return Err(Error::config("config", reason));
         }
         let layers = config.layer_specs().into_iter().zip(self.layers);
-        let layers = layers.map(|(spec, layer)| LayerWeights::new(spec, layer.values));
-        Ok(Weights { config, layers: layers.collect::<Result<_>>()? })
+        let layers = layers.map(|(spec, layer)| LayerWeights { spec, ..layer }).collect();
+        Ok(Weights { config, layers })
     }
 
     fn with_cell(self, cell: CellKind) -> Result<Self> {

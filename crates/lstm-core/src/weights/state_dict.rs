@@ -15,13 +15,14 @@ pub(crate) use super::writer::config_key;
 pub use safetensors::Dtype;
 
 use super::{
-    LayerWeights, Weights, element,
+    LayerWeights, Weights, dequantize, element,
     infer::{EXPECTED_LSTM, TensorShapes},
     names::{self, StoredParam},
 };
 use crate::{
-    config::{CellKind, LstmConfig, Param},
+    config::{CellKind, LstmConfig, Param, Precision},
     error::{Error, Result},
+    quantized::{Format, INT8, INT12},
 };
 
 /// The metadata key by which a training checkpoint is recognized: the version of its format.
@@ -180,6 +181,7 @@ impl StateDict {
     /// and of the caller do not count.
     pub fn lstm_prefixes(&self) -> Vec<String> {
         let prefix = |name: &String| {
+            let name = name.strip_suffix(".q").unwrap_or(name);
             let (prefix, stem) = name.split_at(name.rfind("weight_ih_l").unwrap_or(0));
             if names::parse_pytorch_name(stem).is_some_and(|parsed| parsed.param == Param::WeightIh) {
                 return Some(prefix.to_owned());
@@ -319,34 +321,67 @@ impl StateDict {
 
     /// Removes the tensors of a model and returns its weights. `cell` is the expected cell, if the caller knows it.
     fn take_model(&mut self, prefix: &str, cell: Option<CellKind>) -> Result<Weights> {
-        let shapes = self.tensors.iter().filter_map(|(name, e)| Some((name.strip_prefix(prefix)?, &e.shape[..])));
+        let precision = self.precision(prefix)?;
+        let shapes = self.tensors.iter().filter_map(|(name, entry)| {
+            let is_scale = |name: &str| self.tensors.contains_key(&format!("{name}.q"));
+            match name.strip_suffix(".scale").filter(|name| is_scale(name)) {
+                Some(_) => None,
+                None => Some((name.strip_suffix(".q").unwrap_or(name).strip_prefix(prefix)?, &entry.shape[..])),
+            }
+        });
         let saved_config = self.lstm_config(prefix)?;
         let cell = cell.or(saved_config.as_ref().map(|config| config.cell));
         let shapes = TensorShapes { prefix, shapes: shapes.collect() };
         let (config, layout) = shapes.infer(cell).map_err(|error| self.add_contents_to_error(error))?;
+        let config = config.precision(precision);
         let mut layers = layout.stored_params(&config);
         for (name, _) in layers.iter_mut().flat_map(|(_, params)| params).flat_map(|stored| &mut stored.tensors) {
             name.insert_str(0, prefix);
         }
-        let stored_tensors = || layers.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.tensors);
+        let mut stored_tensors = Vec::new();
+        for (spec, params) in &layers {
+            for ((param, _), stored) in spec.params().into_iter().zip(params) {
+                for (name, shape) in &stored.tensors {
+                    if precision != Precision::F32 && param.is_matrix() {
+                        stored_tensors.push((format!("{name}.q"), shape.clone()));
+                        stored_tensors.push((format!("{name}.scale"), vec![shape[0]]));
+                    } else {
+                        stored_tensors.push((name.clone(), shape.clone()));
+                    }
+                }
+            }
+        }
 
-        for (name, shape) in stored_tensors() {
+        for (name, shape) in &stored_tensors {
             self.entry(name, || format!("shape {shape:?}"))?;
         }
-        let used_names: BTreeSet<&str> = stored_tensors().map(|(name, _)| name.as_str()).collect();
+        let used_names: BTreeSet<&str> = stored_tensors.iter().map(|(name, _)| name.as_str()).collect();
         let unused_names = self.names().filter(|name| name.starts_with(prefix) && !used_names.contains(name));
         let names: Vec<_> = unused_names.map(str::to_owned).collect();
         if !names.is_empty() {
             let advice = self.is_checkpoint().then_some(CHECKPOINT_ADVICE);
             return Err(Error::UnusedTensors { names, advice });
         }
-        for (name, shape) in stored_tensors() {
+        for (name, shape) in &stored_tensors {
             self.check(name, shape)?;
         }
 
         let layer_weights = layers.iter().map(|(spec, params)| {
-            let values = params.iter().map(|stored| self.read_param(stored));
-            LayerWeights::new(*spec, values.collect::<Result<_>>()?)
+            let (mut values, mut scales) = (Vec::new(), Vec::new());
+            for ((param, _), stored) in spec.params().into_iter().zip(params) {
+                match precision.format().filter(|_| param.is_matrix()) {
+                    Some(format) => {
+                        let (value, scale) = self.read_quantized(&stored.tensors[0].0, format)?;
+                        values.push(value);
+                        scales.push(scale);
+                    }
+                    None => {
+                        values.push(self.read_param(stored)?);
+                        scales.push(Vec::new());
+                    }
+                }
+            }
+            LayerWeights::from_scales(*spec, values, scales)
         });
         let layer_weights = layer_weights.collect::<Result<_>>()?;
         let mut weights = Weights::new(config, layer_weights)?;
@@ -357,8 +392,69 @@ impl StateDict {
             let metadata_error = |e| Error::format(format!("metadata `{}`", config_key(prefix)), e);
             weights = weights.with_config(saved_config).map_err(metadata_error)?;
         }
-        stored_tensors().for_each(|(name, _)| drop(self.tensors.remove(name)));
+        stored_tensors.iter().for_each(|(name, _)| drop(self.tensors.remove(name)));
         Ok(weights)
+    }
+
+    /// The precision of the LSTM with the given prefix: that of the first tensor `NAME.q`, or else f32.
+    fn precision(&self, prefix: &str) -> Result<Precision> {
+        let is_integers = |name: &&String| {
+            let stem = name.strip_prefix(prefix).and_then(|name| name.strip_suffix(".q"));
+            stem.is_some_and(|stem| names::parse_pytorch_name(stem).is_some())
+        };
+        self.tensors.keys().find(is_integers).map_or(Ok(Precision::F32), |name| self.integer_precision(name))
+    }
+
+    /// The precision whose integers have the type of a tensor.
+    fn integer_precision(&self, name: &str) -> Result<Precision> {
+        let entry = self.entry(name, || "integers".into())?;
+        let formats = [INT8, INT12].into_iter().find(|format| element::integer_dtype(*format) == entry.dtype);
+        let format = formats.ok_or_else(|| Error::TensorType {
+            name: name.into(),
+            expected: "I8 or I16",
+            found: entry.dtype.to_string(),
+        })?;
+        Ok(format.precision)
+    }
+
+    /// Reads the tensors `NAME.q` and `NAME.scale` of a quantized matrix, without removing them. Returns the values that
+    /// they stand for, and the scales.
+    fn read_quantized(&self, name: &str, format: Format) -> Result<(ArrayD<f32>, Vec<f32>)> {
+        let (q_name, scale_name) = (format!("{name}.q"), format!("{name}.scale"));
+        let q = self.entry(&q_name, || "integers".into())?;
+        let scale = self.entry(&scale_name, || "scales".into())?;
+        if q.dtype != element::integer_dtype(format) {
+            let expected = if format.precision == Precision::Int8 { "I8" } else { "I16" };
+            return Err(Error::TensorType { name: q_name, expected, found: q.dtype.to_string() });
+        }
+        if scale.dtype != Dtype::F32 {
+            return Err(Error::TensorType { name: scale_name, expected: "F32", found: scale.dtype.to_string() });
+        }
+        let [rows, _] = q.shape[..] else {
+            return Err(Error::shape(format!("tensor `{q_name}`"), "a matrix", format!("{:?}", q.shape)));
+        };
+        if scale.shape != [rows] {
+            let found = scale.shape.clone();
+            return Err(Error::TensorShape { name: scale_name, expected: vec![rows], found });
+        }
+        let scales = element::to_f32(&scale_name, scale.dtype, self.data(scale))?;
+        let integers = element::to_i16(&q_name, q.dtype, self.data(q))?;
+        let values = dequantize(name, &integers, &scales, format)?;
+        Ok((array_from_elements(&q_name, q, values)?, scales))
+    }
+
+    /// Removes a matrix that may be quantized, and returns its values, and its precision and scales if it is quantized.
+    pub(crate) fn take_matrix(&mut self, name: &str) -> Result<(ArrayD<f32>, Option<(Precision, Vec<f32>)>)> {
+        let q_name = format!("{name}.q");
+        if !self.tensors.contains_key(&q_name) {
+            return Ok((self.take_any(name)?, None));
+        }
+        let precision = self.integer_precision(&q_name)?;
+        let Some(format) = precision.format() else { return Ok((self.take_any(name)?, None)) };
+        let (values, scales) = self.read_quantized(name, format)?;
+        self.remove(&q_name);
+        self.remove(&format!("{name}.scale"));
+        Ok((values, Some((precision, scales))))
     }
 
     /// Adds a description of the file's contents to an error that says that no LSTM has the requested prefix. Returns

@@ -6,11 +6,14 @@ use ndarray::{ArrayBase, Axis, Data, Dimension};
 use safetensors::Dtype;
 
 use super::{
-    Weights, element, file,
+    QuantizedRows, Weights, element, file,
     infer::TensorShapes,
     names::{FileLayout, TensorNames},
 };
-use crate::error::{Error, Result};
+use crate::{
+    config::Precision,
+    error::{Error, Result},
+};
 
 /// The metadata key of the configuration of the LSTM with the given prefix.
 pub(crate) fn config_key(prefix: &str) -> String {
@@ -19,6 +22,17 @@ pub(crate) fn config_key(prefix: &str) -> String {
 
 /// Largest size of a header in bytes. The safetensors crate rejects larger headers.
 const MAX_HEADER_BYTES: usize = 100_000_000;
+
+/// The elements of a tensor.
+#[derive(Clone, Debug)]
+enum Elements {
+    /// Floats, which are written in the type of the writer.
+    Float(Vec<f32>),
+    /// Scales of a quantized matrix, which are written in F32.
+    Scale(Vec<f32>),
+    /// Integers of a quantized matrix.
+    Integer(Dtype, Vec<i16>),
+}
 
 /// Builder of a safetensors file from tensors and metadata. [`StateDict`](super::state_dict::StateDict) reads the file.
 ///
@@ -36,7 +50,7 @@ const MAX_HEADER_BYTES: usize = 100_000_000;
 #[must_use]
 pub struct StateDictWriter {
     /// Shape and elements of each tensor by name.
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    tensors: BTreeMap<String, (Vec<usize>, Elements)>,
     metadata: BTreeMap<String, String>,
     /// Text of each model's configuration by metadata key; `None` if the configuration follows from the tensors.
     config_texts: BTreeMap<String, Option<String>>,
@@ -71,6 +85,9 @@ impl StateDictWriter {
 
     /// Adds the parameters of a model. Their names are `prefix` followed by the name in the convention `names`.
     ///
+    /// The matrices of quantized weights are two tensors each: the integers `NAME.q` (I8 or I16) and the scales
+    /// `NAME.scale` (F32, one for each row).
+    ///
     /// If the configuration does not follow from the tensors, its text is added to the metadata under the key
     /// `{prefix}lstm.config`. This is the case with `clip`, `coupled`, `dropout` or `activations`, for the unfused cell with PyTorch's
     /// names, and for the notebook's names `W`, `U`, `bias`.
@@ -78,22 +95,31 @@ impl StateDictWriter {
     ///
     /// # Errors
     /// [`Error::Config`], which names an option that the notebook's names do not support: several layers, a direction
-    /// other than forward, two biases, a projection, the diagonal peephole cell. [`Error::Format`] if a name already
+    /// other than forward, two biases, a projection, the diagonal peephole cell, quantized weights. [`Error::Format`] if a name already
     /// exists.
     pub fn lstm(mut self, prefix: &str, weights: &Weights, names: TensorNames) -> Result<Self> {
         let config = weights.config();
+        if names != TensorNames::PyTorch && config.precision != Precision::F32 {
+            let reason = format!("only PyTorch's names are possible for {} weights", config.precision);
+            return Err(Error::config("names", reason));
+        }
         let layers = FileLayout::new(names, config)?.stored_params(config);
         let stored_tensors = || layers.iter().flat_map(|(_, params)| params).flat_map(|stored| &stored.tensors);
         let shapes = stored_tensors().map(|(name, shape)| (name.as_str(), &shape[..])).collect();
         let inferred = TensorShapes { prefix, shapes }.infer(None);
-        let needs_metadata = !inferred.is_ok_and(|(inferred, _)| inferred == *config);
+        let needs_metadata = !inferred.is_ok_and(|(inferred, _)| inferred.precision(config.precision) == *config);
         self.config_texts.insert(config_key(prefix), needs_metadata.then(|| config.to_string()));
         for (layer, (_, params)) in weights.layers().iter().zip(layers) {
-            for ((_, value), stored) in layer.iter().zip(params) {
+            for ((param, value), stored) in layer.iter().zip(params) {
+                if let Some(rows) = layer.quantized(param)? {
+                    let (name, shape) = &stored.tensors[0];
+                    self.add_quantized(&format!("{prefix}{name}"), [shape[0], shape[1]], rows)?;
+                    continue;
+                }
                 let rows = value.len_of(Axis(0)) / stored.tensors.len();
                 for (part, (name, shape)) in value.axis_chunks_iter(Axis(0), rows).zip(stored.tensors) {
                     let part = if stored.transposed { part.reversed_axes() } else { part };
-                    self.add_tensor(format!("{prefix}{name}"), shape, part.iter().copied().collect())?;
+                    self.add_tensor(format!("{prefix}{name}"), shape, Elements::Float(part.iter().copied().collect()))?;
                 }
             }
         }
@@ -109,8 +135,20 @@ impl StateDictWriter {
         S: Data<Elem = f32>,
         D: Dimension,
     {
-        self.add_tensor(name.into(), array.shape().to_vec(), array.iter().copied().collect())?;
+        self.add_tensor(name.into(), array.shape().to_vec(), Elements::Float(array.iter().copied().collect()))?;
         Ok(self)
+    }
+
+    /// Adds a quantized matrix: the tensors `NAME.q` and `NAME.scale`.
+    pub(crate) fn quantized(mut self, name: &str, shape: [usize; 2], rows: QuantizedRows<'_>) -> Result<Self> {
+        self.add_quantized(name, shape, rows)?;
+        Ok(self)
+    }
+
+    fn add_quantized(&mut self, name: &str, shape: [usize; 2], rows: QuantizedRows<'_>) -> Result<()> {
+        let integers = Elements::Integer(element::integer_dtype(rows.format), rows.q);
+        self.add_tensor(format!("{name}.q"), shape.to_vec(), integers)?;
+        self.add_tensor(format!("{name}.scale"), vec![shape[0]], Elements::Scale(rows.scale.to_vec()))
     }
 
     /// The bytes of the file. They depend only on the tensors, the metadata and the element type.
@@ -142,10 +180,23 @@ impl StateDictWriter {
         }
         for (name, (shape, values)) in &self.tensors {
             let data_start = data.len();
-            element::append(name, self.dtype, values, &mut data)?;
+            let dtype = match values {
+                Elements::Float(values) => {
+                    element::append(name, self.dtype, values, &mut data)?;
+                    self.dtype
+                }
+                Elements::Scale(values) => {
+                    element::append(name, Dtype::F32, values, &mut data)?;
+                    Dtype::F32
+                }
+                Elements::Integer(dtype, values) => {
+                    element::append_integers(*dtype, values, &mut data);
+                    *dtype
+                }
+            };
             let shape = shape.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
             let json_fields =
-                format!(r#""dtype":"{}","shape":[{shape}],"data_offsets":[{data_start},{}]"#, self.dtype, data.len());
+                format!(r#""dtype":"{}","shape":[{shape}],"data_offsets":[{data_start},{}]"#, dtype, data.len());
             header_entries.push(format!("{}:{{{json_fields}}}", json_string(name)));
         }
         let mut header = format!("{{{}}}", header_entries.join(","));
@@ -170,7 +221,7 @@ impl StateDictWriter {
     }
 
     /// Adds a tensor with the given shape and row-major elements.
-    fn add_tensor(&mut self, name: String, shape: Vec<usize>, values: Vec<f32>) -> Result<()> {
+    fn add_tensor(&mut self, name: String, shape: Vec<usize>, values: Elements) -> Result<()> {
         if name == "__metadata__" || self.tensors.contains_key(&name) {
             return Err(Error::format(format!("tensor `{name}`"), "the name already exists"));
         }

@@ -2,7 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
-use lstm_core::{LinearWeights, MatrixShape, Result, arithmetic::DOT_BLOCK, arithmetic::snap};
+use lstm_core::{
+    DeviceMatrix, LinearWeights, MatrixShape, QuantizedMatrix, Result, arithmetic::DOT_BLOCK, arithmetic::snap,
+    quantized::OperandRange,
+};
 
 use crate::{
     kernel::{
@@ -19,6 +22,8 @@ pub struct CpuLinear(Arc<PackedLinear>);
 
 struct PackedLinear {
     weights: LinearWeights<Tensor>,
+    /// The integers of a quantized layer, `[out, in]`; empty for f32.
+    integers: Vec<i16>,
     /// The kernels for which the weights are packed.
     kernels: &'static Kernels,
     /// The weights, `[panels][in][panel]`. Outputs beyond the last are zero. Empty for a layer with few outputs, which
@@ -28,7 +33,7 @@ struct PackedLinear {
 
 impl fmt::Debug for CpuLinear {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MatrixShape { rows, cols } = self.0.weights.weight.shape;
+        let MatrixShape { rows, cols } = self.0.weights.weight.shape(|w| w.shape);
         write!(f, "CpuLinear({cols} to {rows})")
     }
 }
@@ -57,26 +62,42 @@ struct AlignedArray<const N: usize>([f32; N]);
 impl CpuLinear {
     pub(crate) fn new(kernels: &'static Kernels, weights: LinearWeights<Tensor>) -> Result<Self> {
         let (MatrixShape { rows: output_size, cols: input_size }, width) =
-            (weights.weight.shape, kernels.panel_width());
+            (weights.weight.shape(|w| w.shape), kernels.panel_width());
         weights.check(|x| x.shape)?;
-        if output_size <= MAX_DOT_OUTPUTS {
-            return Ok(CpuLinear(Arc::new(PackedLinear { weights, kernels, panels: Buffer::default() })));
-        }
+        let (integers, weight) = match &weights.weight {
+            DeviceMatrix::F32(weight) => (Vec::new(), Some(weight)),
+            DeviceMatrix::Quantized(weight) => (weight.q.as_slice().iter().map(|&q| q as i16).collect(), None),
+        };
+        let Some(weight) = weight.filter(|_| output_size > MAX_DOT_OUTPUTS) else {
+            return Ok(CpuLinear(Arc::new(PackedLinear { weights, integers, kernels, panels: Buffer::default() })));
+        };
         let mut panels = Buffer::zeros("load_linear", &[output_size.div_ceil(width), input_size, width])?;
         for (k, panel) in panels.as_mut_slice().chunks_exact_mut(input_size * width).enumerate() {
-            let rows = weights.weight.rows(k * width..output_size.min((k + 1) * width));
+            let rows = weight.rows(k * width..output_size.min((k + 1) * width));
             for (output, row) in rows.chunks_exact(input_size).enumerate() {
                 row.iter().enumerate().for_each(|(input, &w)| panel[input * width + output] = w);
             }
         }
-        Ok(CpuLinear(Arc::new(PackedLinear { weights, kernels, panels })))
+        Ok(CpuLinear(Arc::new(PackedLinear { weights, integers, kernels, panels })))
     }
 
     /// Computes rows of outputs on the calling thread; see `Backend::linear_step`.
     pub(crate) fn step(&self, x: &[f32], y: &mut [f32]) -> Result<()> {
-        let PackedLinear { weights: LinearWeights { weight, bias }, kernels, panels } = &*self.0;
-        let (MatrixShape { rows: output_size, cols: input_size }, width) = (weight.shape, kernels.panel_width());
-        LinearWeights::<Tensor>::check_step(weight.shape, x, y)?;
+        let PackedLinear { weights: LinearWeights { weight, bias }, integers, kernels, panels } = &*self.0;
+        let shape = weight.shape(|w| w.shape);
+        let (MatrixShape { rows: output_size, cols: input_size }, width) = (shape, kernels.panel_width());
+        LinearWeights::<Tensor>::check_step(shape, x, y)?;
+        let weight = match weight {
+            DeviceMatrix::F32(weight) => weight,
+            DeviceMatrix::Quantized(QuantizedMatrix { scale, format, .. }) => {
+                let bias = bias.as_ref().map(|bias| bias.as_slice());
+                for (x, y) in x.chunks_exact(input_size).zip(y.chunks_exact_mut(output_size)) {
+                    y.iter_mut().enumerate().for_each(|(k, y)| *y = bias.map_or(0.0, |bias| bias[k]));
+                    format.multiply_row(x, OperandRange::Any, integers, scale.as_slice(), y);
+                }
+                return Ok(());
+            }
+        };
         if output_size <= MAX_DOT_OUTPUTS {
             for (x, y) in x.chunks_exact(input_size).zip(y.chunks_exact_mut(output_size)) {
                 for (output, (y, w)) in y.iter_mut().zip(weight.as_slice().chunks_exact(input_size)).enumerate() {

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use lstm_core::{
-    Backend, BidirectionalOutput, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LayerWeights,
-    LinearWeights, Result, Sequence, State,
+    Backend, BidirectionalOutput, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LayerSpec,
+    LayerWeights, LinearWeights, Result, Sequence, State,
 };
 
 use super::{
@@ -21,6 +21,10 @@ impl Backend for Device {
 
     fn load(&self, weights: &LayerWeights) -> Result<DeviceLayer> {
         on_backend!(self, "load", call => call.wrap(call.backend.load(weights)))
+    }
+
+    fn has_kernels(&self, spec: &LayerSpec) -> bool {
+        on_backend!(self, backend => backend.has_kernels(spec))
     }
 
     fn reload(&self, layer: &mut DeviceLayer, weights: &LayerWeights) -> Result<()> {

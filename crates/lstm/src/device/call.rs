@@ -90,7 +90,7 @@ where
 
     pub(super) fn linear_weights(&self, weights: &LinearWeights<DeviceTensor>) -> Result<LinearWeights<B::Tensor>> {
         let LinearWeights { weight, bias } = weights;
-        Ok(LinearWeights { weight: self.get(weight)?.clone(), bias: self.option(bias.as_ref())?.cloned() })
+        Ok(LinearWeights { weight: weight.map(|w| self.get(w).cloned())?, bias: self.option(bias.as_ref())?.cloned() })
     }
 
     // Conversions of results, which can't belong to another backend.

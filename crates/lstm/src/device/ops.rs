@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use lstm_core::{Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, Result};
+use lstm_core::{
+    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, Ops, QuantizedMatrix, Result, quantized::OperandRange,
+};
 
 use super::{Device, on_backend, values::DeviceTensor};
 
@@ -49,6 +51,19 @@ impl Ops for Device {
     ) -> Result<DeviceTensor> {
         on_backend!(self, "gemm", call => {
             call.wrap(call.backend.gemm(call.matrix(a)?, call.matrix(b)?, call.option(acc)?))
+        })
+    }
+
+    fn gemm_quantized(
+        &self,
+        a: &DeviceTensor,
+        w: &QuantizedMatrix<DeviceTensor>,
+        range: OperandRange,
+        acc: Option<&DeviceTensor>,
+    ) -> Result<DeviceTensor> {
+        on_backend!(self, "gemm_quantized", call => {
+            let w = w.map(|w| call.get(w).cloned())?;
+            call.wrap(call.backend.gemm_quantized(call.get(a)?, &w, range, call.option(acc)?))
         })
     }
 

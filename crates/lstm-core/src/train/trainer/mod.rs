@@ -67,10 +67,11 @@ impl<B: Backend> Trainer<B> {
     /// Starts a run with the given model. The head may be on another device than the LSTM.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate); [`Error::Shape`] if the input
+    /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or the weights are quantized; [`Error::Shape`] if the input
     /// size of the head is not the output size of the LSTM.
     pub fn new(lstm: Lstm<B>, head: Option<Linear<B>>, config: TrainerConfig) -> Result<Self> {
         config.validate()?;
+        lstm.weights().check_trainable()?;
         let size = lstm.config().output_size();
         if let Some(head) = head.as_ref().filter(|head| head.input_size() != size) {
             let expected = format!("{size}, the output size of the LSTM");

@@ -70,10 +70,11 @@ impl<B: Backend> ModelTrainer<B> {
     /// Starts a run with the given model.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate), or if the name of a layer starts
+    /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate), if the weights are quantized, or if the name of a layer starts
     /// with `optimizer.` or `extra.`, which a checkpoint needs.
     pub fn new(model: Model<B>, config: TrainerConfig) -> Result<Self> {
         config.validate()?;
+        model.weights().check_trainable()?;
         for name in model.weights().layers().iter().filter_map(|layer| layer.name()) {
             let tensor = format!("{name}.");
             if tensor.starts_with(OPTIMIZER_PREFIX) || tensor.starts_with(EXTRA_PREFIX) {
