@@ -20,7 +20,7 @@ use std::{
 
 use clap::Parser;
 use hound::{SampleFormat, WavReader};
-use lstm::{Backend, Device};
+use lstm::{Backend, Device, Precision};
 
 use crate::{
     model::{CHUNK, SAMPLE_RATE, SileroVad},
@@ -47,6 +47,10 @@ struct Options {
     /// Backend to run on; auto takes a GPU if there is one
     #[arg(long, value_name = "NAME", value_parser = backend::name_parser(), default_value = "cpu")]
     backend: String,
+
+    /// Precision of the LSTM: f32, int12 or int8
+    #[arg(long, default_value_t)]
+    precision: Precision,
 }
 
 fn main() -> ExitCode {
@@ -67,7 +71,7 @@ fn run(options: &Options) -> Result<()> {
         return Err(format!("{} does not exist; examples/vad/fetch.sh fetches it", weights.display()).into());
     }
     let samples = read_samples(&options.input)?;
-    let mut vad = SileroVad::open(&Device::open(&options.backend)?, &weights)?;
+    let mut vad = SileroVad::open(&Device::open(&options.backend)?, &weights, options.precision)?;
     let (probabilities, times) = detect(&mut vad, &samples)?;
 
     let segments = find_segments(&probabilities, samples.len());

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lstm::{
     Activation, Backend, LayerWeights, Linear, LstmConfig, Model, ModelLayer, ModelStream, ModelWeights, OnnxModel,
-    Weights,
+    Precision, Weights,
     ndarray::{Array1, ArrayD, Ix3},
 };
 
@@ -37,8 +37,9 @@ pub(crate) struct SileroVad<B: Backend> {
 }
 
 impl<B: Backend> SileroVad<B> {
-    /// Reads the published weights from the package's ONNX file, `silero_vad_16k_op15.onnx`.
-    pub(crate) fn open(backend: &B, path: &Path) -> Result<Self> {
+    /// Reads the published weights from the package's ONNX file, `silero_vad_16k_op15.onnx`. `precision` is that of the LSTM
+    /// and the layer after it.
+    pub(crate) fn open(backend: &B, path: &Path, precision: Precision) -> Result<Self> {
         let file = OnnxModel::open(path)?;
         let basis = file.tensor("model.stft.forward_basis_buffer")?;
         let transform = Convolution::new(backend, basis, None, 128, 0)?;
@@ -64,7 +65,7 @@ impl<B: Backend> SileroVad<B> {
         Ok(SileroVad {
             transform,
             encoder,
-            decoder: Model::new(backend, ModelWeights::new(layers)?)?.stream(1)?,
+            decoder: Model::new(backend, ModelWeights::new(layers)?.quantize(precision)?)?.stream(1)?,
             samples: vec![0.0; CONTEXT + CHUNK + MIRRORED],
             spectrum: Vec::new(),
             features: Vec::new(),

@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lstm_core::Backend;
+use lstm_core::{Backend, Precision};
 use lstm_tests::python;
 use python_peer::Compare;
 
@@ -24,6 +24,10 @@ use model::{CHUNK, SAMPLE_RATE, SileroVad};
 
 /// The largest difference of a probability from the one in float64. ONNX Runtime's differ by up to 2e-5.
 const TOLERANCE: f64 = 1e-5;
+
+/// The largest root mean square error of the probabilities with int12 and int8 weights.
+const MAX_INT12_ERROR: f64 = 1e-3;
+const MAX_INT8_ERROR: f64 = 2e-2;
 
 /// The speech, and the expected probabilities.
 struct Speech {
@@ -80,7 +84,7 @@ impl Compare for OnSpeech {
 impl Speech {
     /// Compares the probabilities of a backend. Returns a summary.
     fn compare<B: Backend>(&self, b: &B) -> Result<String> {
-        let mut vad = SileroVad::open(b, &weights())?;
+        let mut vad = SileroVad::open(b, &weights(), Precision::F32)?;
         let seconds = self.samples.len() as f32 / SAMPLE_RATE as f32;
         let Expected { onnxruntime, float64 } = &self.expected;
         ensure!(float64.iter().any(|&p| p > 0.9) && float64.iter().any(|&p| p < 0.1));
@@ -98,7 +102,24 @@ impl Speech {
             largest = largest.max((got - exact).abs());
             of_runtime = of_runtime.max((runtime - exact).abs());
         }
-        Ok(format!("{seconds:.1} s of speech, largest error {largest:.1e}, that of ONNX Runtime {of_runtime:.1e}"))
+        let (int12, int8) = (self.quantized_error(b, Precision::Int12)?, self.quantized_error(b, Precision::Int8)?);
+        ensure!(int12 <= MAX_INT12_ERROR && int8 <= MAX_INT8_ERROR, "rms errors: int12 {int12:.1e}, int8 {int8:.1e}");
+        Ok(format!(
+            "{seconds:.1} s of speech, largest error {largest:.1e}, that of ONNX Runtime {of_runtime:.1e}; rms error of int12 \
+             {int12:.1e}, of int8 {int8:.1e}"
+        ))
+    }
+
+    /// The root mean square of the differences between the probabilities in a precision and those in float64.
+    fn quantized_error<B: Backend>(&self, b: &B, precision: Precision) -> Result<f64> {
+        let mut vad = SileroVad::open(b, &weights(), precision)?;
+        let mut squares = 0.0;
+        for (samples, exact) in self.samples.chunks(CHUNK).zip(&self.expected.float64) {
+            let mut chunk = [0.0; CHUNK];
+            chunk[..samples.len()].copy_from_slice(samples);
+            squares += (f64::from(vad.step(&chunk)?) - exact).powi(2);
+        }
+        Ok((squares / self.expected.float64.len() as f64).sqrt())
     }
 }
 

@@ -185,7 +185,8 @@ impl<B: Backend> DeviceStream<B> {
     pub(crate) async fn step(&mut self, b: &B, x: &[f32], y: &mut [f32]) -> Result<()> {
         match self {
             DeviceStream::Backend(stream) => b.step(stream, x, y).await,
-            DeviceStream::Reference(stream) => reference::step(b, stream, x, y).await,
+            // Boxed, so that the future of the other path, which runs in less than a microsecond, stays small.
+            DeviceStream::Reference(stream) => Box::pin(reference::step(b, stream, x, y)).await,
         }
     }
 
@@ -193,7 +194,7 @@ impl<B: Backend> DeviceStream<B> {
     pub(crate) async fn step_some(&mut self, b: &B, sequences: &[usize], x: &[f32], y: &mut [f32]) -> Result<()> {
         match self {
             DeviceStream::Backend(stream) => b.step_some(stream, sequences, x, y).await,
-            DeviceStream::Reference(stream) => reference::step_some(b, stream, sequences, x, y).await,
+            DeviceStream::Reference(stream) => Box::pin(reference::step_some(b, stream, sequences, x, y)).await,
         }
     }
 
