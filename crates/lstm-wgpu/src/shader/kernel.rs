@@ -61,6 +61,9 @@ pub(crate) enum Kernel {
     GemmDirect,
     GemmBlocked,
     GemmTiled,
+    /// Quantizes rows to integers of at most this magnitude.
+    QuantizeRows { max: i32 },
+    GemmQuantized,
     Forward { options: KernelOptions, train: bool, tiling: StepTiling },
     Project,
     Backward { options: KernelOptions, tiling: StepTiling },
@@ -94,6 +97,10 @@ impl Kernel {
                 &[include_str!("../../shaders/gemm_common.wgsl"), include_str!("../../shaders/gemm_tiled.wgsl")],
                 &[false, false, false, true],
             ),
+            Kernel::QuantizeRows { .. } => (&[include_str!("../../shaders/quantize_rows.wgsl")], &[false, true, true]),
+            Kernel::GemmQuantized => {
+                (&[include_str!("../../shaders/gemm_quantized.wgsl")], &[false, false, false, false, false, true])
+            }
             Kernel::Forward { .. } => (
                 &[include_str!("../../shaders/step_product.wgsl"), include_str!("../../shaders/forward.wgsl")],
                 &[true, false, true, true, false, false],
@@ -137,6 +144,8 @@ impl Kernel {
             Kernel::SelectBetween => parameters::SelectBetweenParameters::DEFINITION,
             Kernel::Copy => parameters::CopyParameters::DEFINITION,
             Kernel::GemmDirect | Kernel::GemmBlocked | Kernel::GemmTiled => parameters::GemmParameters::DEFINITION,
+            Kernel::QuantizeRows { .. } => parameters::QuantizeRowsParameters::DEFINITION,
+            Kernel::GemmQuantized => parameters::GemmQuantizedParameters::DEFINITION,
             Kernel::Forward { .. } => parameters::ForwardParameters::DEFINITION,
             Kernel::Project => parameters::ProjectParameters::DEFINITION,
             Kernel::Backward { .. } | Kernel::StateGradient(_) => parameters::BackwardParameters::DEFINITION,
@@ -147,7 +156,12 @@ impl Kernel {
     pub(crate) fn workgroup_size(self) -> u32 {
         match self {
             Kernel::FloatBehavior => 1,
-            Kernel::GemmDirect | Kernel::GemmBlocked | Kernel::Project | Kernel::FmaSamples => 64,
+            Kernel::GemmDirect
+            | Kernel::GemmBlocked
+            | Kernel::QuantizeRows { .. }
+            | Kernel::GemmQuantized
+            | Kernel::Project
+            | Kernel::FmaSamples => 64,
             Kernel::Forward { tiling, .. } | Kernel::Backward { tiling, .. } | Kernel::StateGradient(tiling) => {
                 tiling.units * tiling.lanes
             }
