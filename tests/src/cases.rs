@@ -2,7 +2,7 @@
 
 use lstm_core::{
     Bias, CellKind, Direction, Dropout, GateActivation, GateActivations, HostState, Init, Input, LstmConfig,
-    OutputGradients, Result, State, Weights, ndarray::Array3,
+    OutputGradients, Precision, Result, State, Weights, ndarray::Array3,
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -14,7 +14,7 @@ use rand_chacha::{
 pub struct Case {
     /// Unique name, which is also the name of the snapshot.
     pub name: String,
-    /// Group of the case: `cells`, `options`, `sizes` or `activations`.
+    /// Group of the case: `cells`, `options`, `sizes`, `activations` or `precision`.
     pub group: &'static str,
     /// Configuration of the model.
     pub config: LstmConfig,
@@ -181,7 +181,7 @@ pub const BATCH_SIZES: [usize; 9] = [1, 2, 3, 4, 5, 6, 7, 13, 64];
 
 /// The table: all cases of all groups.
 pub fn all_cases() -> Vec<Case> {
-    [cell_cases(), option_cases(), size_cases(), activation_cases()].concat()
+    [cell_cases(), option_cases(), size_cases(), activation_cases(), precision_cases()].concat()
 }
 
 /// Cases that test each cell with its basic options.
@@ -344,6 +344,55 @@ fn activation_cases_of(name: &str, cell: CellKind) -> Vec<Case> {
         let case = case("relu-projection", activations(HARD_SIGMOID, Relu, Relu));
         cases.push(case.map_config(|c| c.proj_size(3).direction(Direction::Reverse)));
     }
+    cases
+}
+
+/// Cases that test quantized weights, with each cell, the options, and sizes around the numbers of inputs that kernels
+/// and blocks hold.
+fn precision_cases() -> Vec<Case> {
+    [Precision::Int8, Precision::Int12].into_iter().flat_map(precision_cases_of).collect()
+}
+
+fn precision_cases_of(precision: Precision) -> Vec<Case> {
+    let case = |suffix: String, cell| {
+        Case::new("precision", format!("{precision}-{suffix}"), cell).map_config(|c| c.precision(precision))
+    };
+    let mut cases = Vec::new();
+    // Every case of the fused cell also runs the unfused cell, which therefore has no cases here.
+    for (name, cell) in CELLS.into_iter().filter(|(_, cell)| *cell != CellKind::Unfused) {
+        let case = |suffix: &str| case(format!("{name}{suffix}"), cell);
+        let all_options = |c: LstmConfig| c.layers(2).bidirectional().coupled().clip(0.75).dropout(0.25);
+        let tiny = case("-tiny").map_config(|c| c.bias(Bias::None));
+        let relu = GateActivations { output: GateActivation::Relu, ..GateActivations::default() };
+        cases.extend([
+            case("").sizes(17, 33, 5, 9),
+            Case { initial_state: false, ..case("-zero-state").sizes(2, 2, 1, 3) },
+            Case { magnitude: 2f32.powi(-36), ..tiny },
+            // The initial hidden states are far above 1.
+            Case { magnitude: 64.0, ..case("-saturated") },
+            case("-stacked").map_config(|c| c.layers(3)),
+            case("-lengths-reverse").mixed_lengths().map_config(|c| c.direction(Direction::Reverse)),
+            case("-bidirectional-lengths").mixed_lengths().map_config(LstmConfig::bidirectional),
+            case("-all-options").sizes(9, 17, 6, 8).mixed_lengths().map_config(all_options),
+            case("-relu").sizes(6, 20, 3, 12).map_config(|c| c.activations(relu)),
+        ]);
+        if cell != CellKind::PeepholeDense {
+            cases.push(case("-projection").map_config(|c| c.proj_size(3).layers(2).bidirectional()));
+            cases.push(case("-wide-projection").sizes(12, 65, 6, 4).map_config(|c| c.proj_size(33)));
+        }
+    }
+    let fused_case = |suffix: String| case(suffix, CellKind::Fused);
+    for (k, size) in [1, 3, 4, 5, 15, 16, 24, 31, 32, 40, 63, 64, 65, 127, 129].into_iter().enumerate() {
+        let batch = BATCH_SIZES[k % BATCH_SIZES.len()];
+        cases.push(fused_case(format!("hidden-{size}")).sizes(SIZES[(k * 7 + 3) % SIZES.len()], size, batch, 3));
+    }
+    for (k, size) in [511, 512, 513, 1023, 1024, 1025, 2049].into_iter().enumerate() {
+        cases.push(fused_case(format!("input-{size}")).sizes(size, 5, [1, 2, 7][k % 3], 2));
+    }
+    for (size, batch) in [(513, 1), (513, 2), (1025, 1)] {
+        cases.push(fused_case(format!("hidden-{size}-batch-{batch}")).sizes(3, size, batch, 2));
+    }
+    cases.push(fused_case("steps-70".into()).sizes(129, 33, 8, 70).map_config(LstmConfig::bidirectional));
     cases
 }
 

@@ -80,8 +80,8 @@ pub fn check_same_outputs(what: &str, want: &Outputs, got: &Outputs) -> Result<(
 pub struct PassResults {
     /// Results of the forward pass.
     pub outputs: Outputs,
-    /// Results of the backward pass.
-    pub gradients: Gradients,
+    /// Results of the backward pass; `None` for quantized weights, which have none.
+    pub gradients: Option<Gradients>,
 }
 
 impl PassResults {
@@ -94,7 +94,7 @@ impl PassResults {
     /// The gradients with their names in golden files and snapshots. Weight
     /// gradients have PyTorch's names and layout.
     fn gradients(&self) -> Vec<(String, ArrayView<'_, f32, IxDyn>)> {
-        let Gradients { x, state, weights, .. } = &self.gradients;
+        let Some(Gradients { x, state, weights, .. }) = &self.gradients else { return Vec::new() };
         let mut named_gradients =
             vec![("grad.h0".to_owned(), state.h.view().into_dyn()), ("grad.c0".to_owned(), state.c.view().into_dyn())];
         named_gradients.extend(x.iter().map(|x| ("grad.x".to_owned(), x.view().into_dyn())));

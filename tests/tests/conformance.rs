@@ -159,6 +159,7 @@ impl BackendVisitor for Trials {
                     "options",
                     "sizes",
                     "activations",
+                    "precision",
                     "models",
                     "training",
                 ] {

@@ -211,7 +211,10 @@ fn compare_cases(tf32: &CudaHost, path: &str, keep: impl Fn(&Case) -> bool) -> R
 /// nothing more; results without a step are exact; at the kinks of other functions, errors have no such bound.
 fn is_small(case: &Case) -> bool {
     let steps = case.lengths.as_ref().map_or(case.steps, |lengths| lengths.iter().sum());
-    case.config.hidden_size <= 130 && case.config.num_layers <= 2 && steps > 0 && case.config.activations.is_default()
+    case.config.hidden_size <= 130
+        && case.config.num_layers <= 2
+        && steps > 0
+        && case.config.layer_specs()[0].has_default_kernels()
 }
 
 #[test]
