@@ -216,8 +216,7 @@ impl Gpu {
         let acc_layout = operand_layout(shape, acc.map(|acc| acc.shape));
         let parameters = GemmQuantizedParameters { rows, cols, inner, block: w.format.block as u32, acc_layout };
         let acc = acc.unwrap_or(&integers);
-        let buffers =
-            [&integers.memory, &from_integer, &w.q.memory, &w.scale.memory, &acc.memory, &y.memory];
+        let buffers = [&integers.memory, &from_integer, &w.q.memory, &w.scale.memory, &acc.memory, &y.memory];
         self.dispatch_elementwise(op, Kernel::GemmQuantized, &buffers, &parameters, shape.len())?;
         Ok(y)
     }

@@ -62,11 +62,20 @@ pub(crate) enum Kernel {
     GemmBlocked,
     GemmTiled,
     /// Quantizes rows to integers of at most this magnitude.
-    QuantizeRows { max: i32 },
+    QuantizeRows {
+        max: i32,
+    },
     GemmQuantized,
-    Forward { options: KernelOptions, train: bool, tiling: StepTiling },
+    Forward {
+        options: KernelOptions,
+        train: bool,
+        tiling: StepTiling,
+    },
     Project,
-    Backward { options: KernelOptions, tiling: StepTiling },
+    Backward {
+        options: KernelOptions,
+        tiling: StepTiling,
+    },
     StateGradient(StepTiling),
 }
 
