@@ -163,10 +163,15 @@ const QUANTIZED_ROWS: [fn(usize, f32) -> f32; 11] = [
 /// Checks products with quantized matrices, with numbers of inputs around the lengths of vectors and blocks.
 fn check_gemm_quantized<B: Backend>(b: &B, format: Format) -> Result<()> {
     for inputs in [1, 3, 4, 5, 31, 32, 33, 511, 512, 513, 1023, 1024, 1025, 2049] {
-        let (rows, cols) = (QUANTIZED_ROWS.len(), if inputs == 33 { 130 } else { 1 + inputs % 7 });
+        // Two results are large enough for kernels that compute blocks of elements.
+        let (rows, cols) = match inputs {
+            33 => (6 * QUANTIZED_ROWS.len(), 130),
+            1025 => (6 * QUANTIZED_ROWS.len(), 70),
+            _ => (QUANTIZED_ROWS.len(), 1 + inputs % 7),
+        };
         let (shape_a, shape_w) = (MatrixShape::new(rows, inputs), MatrixShape::new(cols, inputs));
         let (mut a, mut w) = (random_values(shape_a, 19), random_values(shape_w, 20));
-        for (a, make) in a.chunks_exact_mut(inputs).zip(QUANTIZED_ROWS) {
+        for (a, make) in a.chunks_exact_mut(inputs).zip(QUANTIZED_ROWS.iter().cycle()) {
             a.iter_mut().rev().enumerate().for_each(|(k, v)| *v = arithmetic::snap(make(k, *v)));
         }
         // One row of weights is zero, unless there is only one.

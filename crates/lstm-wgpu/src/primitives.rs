@@ -30,6 +30,11 @@ fn operand_layout(full_shape: MatrixShape, operand: Option<MatrixShape>) -> u32 
     }
 }
 
+/// Whether a product of this shape is computed in tiles or blocks.
+fn is_large(shape: MatrixShape) -> bool {
+    shape.len() >= MIN_TILED_ELEMENTS && shape.rows >= 16 && shape.cols >= 16
+}
+
 impl Gpu {
     pub(crate) fn apply_unary(&self, op: &'static str, operation: Unary, x: &Tensor, bound: f32) -> Result<Tensor> {
         let y = self.allocate_tensor(op, x.shape)?;
@@ -217,14 +222,19 @@ impl Gpu {
         let parameters = GemmQuantizedParameters { rows, cols, inner, block: w.format.block as u32, acc_layout };
         let acc = acc.unwrap_or(&integers);
         let buffers = [&integers.memory, &from_integer, &w.q.memory, &w.scale.memory, &acc.memory, &y.memory];
-        self.dispatch_elementwise(op, Kernel::GemmQuantized, &buffers, &parameters, shape.len())?;
+        let (kernel, invocations) = if is_large(shape) {
+            (Kernel::GemmQuantizedBlocked, shape.rows.div_ceil(4) * shape.cols.div_ceil(4))
+        } else {
+            (Kernel::GemmQuantized, shape.len())
+        };
+        self.dispatch_elementwise(op, kernel, &buffers, &parameters, invocations)?;
         Ok(y)
     }
 
     /// Kernel for a matrix product with a result of this shape, and its number of workgroups.
     pub(crate) fn gemm_kernel(&self, shape: MatrixShape) -> (Kernel, usize) {
         let kernel_and_workgroups = |kernel: Kernel, n: usize| (kernel, n.div_ceil(kernel.workgroup_size() as usize));
-        if shape.len() < MIN_TILED_ELEMENTS || shape.rows < 16 || shape.cols < 16 {
+        if !is_large(shape) {
             kernel_and_workgroups(Kernel::GemmDirect, shape.len())
         } else if self.is_cpu {
             // On a CPU, the barriers of the tiled kernel cost more than its tiles save.

@@ -66,6 +66,7 @@ pub(crate) enum Kernel {
         max: i32,
     },
     GemmQuantized,
+    GemmQuantizedBlocked,
     Forward {
         options: KernelOptions,
         train: bool,
@@ -110,6 +111,10 @@ impl Kernel {
             Kernel::GemmQuantized => {
                 (&[include_str!("../../shaders/gemm_quantized.wgsl")], &[false, false, false, false, false, true])
             }
+            Kernel::GemmQuantizedBlocked => (
+                &[include_str!("../../shaders/gemm_quantized_blocked.wgsl")],
+                &[false, false, false, false, false, true],
+            ),
             Kernel::Forward { .. } => (
                 &[include_str!("../../shaders/step_product.wgsl"), include_str!("../../shaders/forward.wgsl")],
                 &[true, false, true, true, false, false],
@@ -154,7 +159,7 @@ impl Kernel {
             Kernel::Copy => parameters::CopyParameters::DEFINITION,
             Kernel::GemmDirect | Kernel::GemmBlocked | Kernel::GemmTiled => parameters::GemmParameters::DEFINITION,
             Kernel::QuantizeRows { .. } => parameters::QuantizeRowsParameters::DEFINITION,
-            Kernel::GemmQuantized => parameters::GemmQuantizedParameters::DEFINITION,
+            Kernel::GemmQuantized | Kernel::GemmQuantizedBlocked => parameters::GemmQuantizedParameters::DEFINITION,
             Kernel::Forward { .. } => parameters::ForwardParameters::DEFINITION,
             Kernel::Project => parameters::ProjectParameters::DEFINITION,
             Kernel::Backward { .. } | Kernel::StateGradient(_) => parameters::BackwardParameters::DEFINITION,
@@ -169,6 +174,7 @@ impl Kernel {
             | Kernel::GemmBlocked
             | Kernel::QuantizeRows { .. }
             | Kernel::GemmQuantized
+            | Kernel::GemmQuantizedBlocked
             | Kernel::Project
             | Kernel::FmaSamples => 64,
             Kernel::Forward { tiling, .. } | Kernel::Backward { tiling, .. } | Kernel::StateGradient(tiling) => {

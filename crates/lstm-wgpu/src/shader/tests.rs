@@ -23,6 +23,7 @@ fn kernels() -> Vec<Kernel> {
         Kernel::QuantizeRows { max: INT8.max },
         Kernel::QuantizeRows { max: INT12.max },
         Kernel::GemmQuantized,
+        Kernel::GemmQuantizedBlocked,
         Kernel::Project,
     ];
     all_kernels.extend([Unary::Snap, Unary::Sigmoid, Unary::Tanh, Unary::Clip].map(Kernel::Unary));
