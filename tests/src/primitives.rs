@@ -2,7 +2,10 @@
 //! lengths.
 
 use anyhow::{Result, ensure};
-use lstm_core::{Backend, ConcatAxis, MatrixRef, MatrixShape, arithmetic};
+use lstm_core::{
+    Backend, ConcatAxis, MatrixRef, MatrixShape, QuantizedMatrix, arithmetic,
+    quantized::{Format, INT8, INT12, OperandRange},
+};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
 use crate::{activations, cases, compare::check_same_slices};
@@ -19,6 +22,8 @@ pub fn checks<B: Backend>() -> Vec<NamedCheck<B>> {
         ("gemm-right-transposed", |b| check_gemm(b, false, true)),
         ("gemm-both-transposed", |b| check_gemm(b, true, true)),
         ("gemm-nan", check_gemm_nan),
+        ("gemm-int8", |b| check_gemm_quantized(b, INT8)),
+        ("gemm-int12", |b| check_gemm_quantized(b, INT12)),
         ("mul_add", check_mul_add),
         ("snap-clip", check_snap_clip),
         ("select_between", check_select_between),
@@ -136,6 +141,68 @@ fn check_gemm_nan<B: Backend>(b: &B) -> Result<()> {
         let dot_product =
             |index: usize| arithmetic::dot(k, |p| data_a[index / n * k + p], |p| data_b[p * n + index % n]);
         check_same_slices("gemm with NaN", &(0..m * n).map(dot_product).collect::<Vec<_>>(), &got)?;
+    }
+    Ok(())
+}
+
+/// Each makes another kind of row from random values: from the number of the value, counted from the last, and the value.
+const QUANTIZED_ROWS: [fn(usize, f32) -> f32; 11] = [
+    |_, v| v,
+    |_, v| v * 0.4,
+    |_, v| v * 300.0,
+    |_, v| v * 2f32.powi(-25),
+    |_, _| 0.0,
+    |_, v| 2f32.powi(-40).copysign(v),
+    |k, v| if k == 0 { 2f32.powi(126) } else { v },
+    |k, v| if k == 0 { f32::from_bits(0x7ef0_0000) } else { v },
+    |k, v| if k == 0 { -2f32.powi(127) } else { v },
+    |k, v| if k == 0 { f32::NAN } else { v },
+    |k, v| if k == 0 { f32::NEG_INFINITY } else { v },
+];
+
+/// Checks products with quantized matrices, with numbers of inputs around the lengths of vectors and blocks.
+fn check_gemm_quantized<B: Backend>(b: &B, format: Format) -> Result<()> {
+    for inputs in [1, 3, 4, 5, 31, 32, 33, 511, 512, 513, 1023, 1024, 1025, 2049] {
+        // Two results are large enough for kernels that compute blocks of elements.
+        let (rows, cols) = match inputs {
+            33 => (6 * QUANTIZED_ROWS.len(), 130),
+            1025 => (6 * QUANTIZED_ROWS.len(), 70),
+            _ => (QUANTIZED_ROWS.len(), 1 + inputs % 7),
+        };
+        let (shape_a, shape_w) = (MatrixShape::new(rows, inputs), MatrixShape::new(cols, inputs));
+        let (mut a, mut w) = (random_values(shape_a, 19), random_values(shape_w, 20));
+        for (a, make) in a.chunks_exact_mut(inputs).zip(QUANTIZED_ROWS.iter().cycle()) {
+            a.iter_mut().rev().enumerate().for_each(|(k, v)| *v = arithmetic::snap(make(k, *v)));
+        }
+        // One row of weights is zero, unless there is only one.
+        w[..inputs * (cols / 2).min(1)].fill(0.0);
+        let mut q = vec![0; w.len()];
+        let rows_of_w = w.chunks_exact(inputs).zip(q.chunks_exact_mut(inputs));
+        let scale: Vec<f32> = rows_of_w.map(|(w, q)| format.quantize_weights(w, q)).collect();
+        let tensor_a = b.upload(shape_a, &a)?;
+        let weights = QuantizedMatrix {
+            q: b.upload(shape_w, &q.iter().map(|&q| f32::from(q)).collect::<Vec<f32>>())?,
+            scale: b.upload(MatrixShape::new(1, cols), &scale)?,
+            format,
+        };
+        for (range, acc_rows) in
+            [OperandRange::Any, OperandRange::Unit].into_iter().flat_map(|range| [0, 1, rows].map(|n| (range, n)))
+        {
+            let acc_shape = MatrixShape::new(acc_rows, cols);
+            let acc = random_values(acc_shape, 21);
+            let mut want = match acc_rows {
+                0 => vec![0.0; rows * cols],
+                _ => acc.repeat(rows / acc_rows),
+            };
+            for (z, a) in want.chunks_exact_mut(cols).zip(a.chunks_exact(inputs)) {
+                format.multiply_row(a, range, &q, &scale, z);
+            }
+            let acc = (acc_rows > 0).then(|| b.upload(acc_shape, &acc)).transpose()?;
+            let got = b.gemm_quantized(&tensor_a, &weights, range, acc.as_ref())?;
+            let what = format!("{inputs} inputs, {range:?}, accumulator of {acc_rows} rows");
+            ensure!(b.shape(&got) == MatrixShape::new(rows, cols), "{what}: shape {}", b.shape(&got));
+            check_same_slices(&what, &want, &download(b, &got)?)?;
+        }
     }
     Ok(())
 }

@@ -59,6 +59,11 @@ UNARY(neg_f32, f32, -a)
 UNARY(abs_f32, f32, __builtin_fabsf(a))
 BINARY(copysign_f32, f32, __builtin_copysignf(b, a)) // the sign of a, the magnitude of b
 PTX cvt_rn_f32_s32(D &d, A a) { d = as<D>(static_cast<float>(as<s32>(a))); }
+// Truncates. A number that is too large becomes the nearest integer, NaN becomes 0.
+PTX cvt_rzi_s32_f32(D &d, A x) {
+    const float a = as<f32>(x);
+    d = as<D>(a != a ? 0 : a >= 0x1p31f ? INT32_MAX : a < -0x1p31f ? INT32_MIN : static_cast<s32>(a));
+}
 PTX cvt_rna_tf32_f32(D &d, A a) { d = as<D>(to_tf32(as<f32>(a))); }
 
 // ---- Integers. Overflow wraps. A shift by at least the width of the operand gives 0.

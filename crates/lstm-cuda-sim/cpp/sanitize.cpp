@@ -243,6 +243,38 @@ static void test_column_sums() {
     }
 }
 
+// Rows of values below 1, quantized with the scale of a row whose largest magnitude is 1, times a matrix of integers.
+static void test_quantized_products() {
+    const u32 rows = 3, cols = 5, inner = 150, block = 64;
+    const Values x = random_values(rows * inner), scale = random_values(cols), acc = random_values(cols);
+    Values w = random_values(cols * inner), integers(rows * inner), q(rows * inner), factors(rows), out(rows * cols);
+    for (float &v : w) v = std::nearbyint(127.0f * v);
+    for (u32 i = 0; i < rows * inner; i++) integers[i] = std::nearbyint(127.0 * x[i]) + 0.0; // never -0
+    QuantizeRowsArgs quantize{};
+    quantize.x = x.data(), quantize.q = q.data(), quantize.from_integer = factors.data();
+    quantize.cols = inner, quantize.min_magnitude = to_bits(1.0f);
+    quantize.to_integer_factors.f0 = 127.0f, quantize.from_integer_factors.f0 = 1.0f / 127.0f;
+    launch("quantize_rows", {rows, 128, 128}, quantize);
+    expect_equal("quantize_rows", q, integers);
+    expect_equal("factors of quantize_rows", factors, Values(rows, 1.0f / 127.0f));
+
+    Values want(rows * cols);
+    for (u32 i = 0; i < rows * cols; i++) {
+        want[i] = acc[i % cols];
+        for (u32 start = 0; start < inner; start += block) {
+            const u32 length = inner - start < block ? inner - start : block;
+            const float sum = dot(length, &integers[i / cols * inner + start], 1, &w[i % cols * inner + start], 1);
+            want[i] = std::fma(sum, scale[i % cols] * factors[0], want[i]);
+        }
+    }
+    GemmQuantizedArgs args{};
+    args.a = q.data(), args.from_integer = factors.data(), args.w = w.data(), args.scale = scale.data();
+    args.acc = acc.data(), args.out = out.data();
+    args.len = rows * cols, args.cols = cols, args.inner = inner, args.block = block, args.acc_is_row = 1;
+    launch("gemm_quantized", {1, 32}, args);
+    expect_equal("gemm_quantized", out, want);
+}
+
 // ---- Steps and layers.
 
 // Compares kernels for one step on tensor cores with the exact ones. The error of a state is smaller than that of a
@@ -481,7 +513,7 @@ int main(int argc, char **argv) {
     executor::collect_barriers = argc == 1;
     if (skips_barrier) executor::skipped_barrier = {argv[1], std::atoi(argv[2])};
     for (schedule = 0; schedule < 3; schedule++) {
-        test_products(), test_column_sums();
+        test_products(), test_column_sums(), test_quantized_products();
         test_mma(), test_tf32_products(), test_tf32_steps();
         // All kinds, both directions, with and without lengths; with a skipped barrier only some combinations, to save
         // time.

@@ -98,6 +98,57 @@ struct GemmArgs {
     u32 snap;
 };
 
+// Factors of a quantized format, for largest magnitudes of 8/8, 9/8, ..., 15/8.
+struct EighthFactors {
+    float f0;
+    float f1;
+    float f2;
+    float f3;
+    float f4;
+    float f5;
+    float f6;
+    float f7;
+};
+
+// Arguments of `quantize_rows`, which quantizes each row of a matrix.
+struct QuantizeRowsArgs {
+    // The matrix, `[rows, cols]`. Each block of the grid quantizes a row.
+    const float *x;
+    // The integers, as floats, `[rows, cols]`.
+    float *q;
+    // The factor from an integer to a value, `[rows]`; NaN for a row with a value that is not finite.
+    float *from_integer;
+    u32 cols;
+    // Bits that the largest magnitude of each row is taken to have at least.
+    u32 min_magnitude;
+    EighthFactors to_integer_factors;
+    EighthFactors from_integer_factors;
+};
+
+// Arguments of `gemm_quantized`, which computes `acc + a W^T` of integers and their factors.
+struct GemmQuantizedArgs {
+    // The integers of `a`, as floats, `[rows, inner]`.
+    const float *a;
+    // The factor of each row of `a`, `[rows]`.
+    const float *from_integer;
+    // The integers of W, as floats, `[cols, inner]`.
+    const float *w;
+    // The factor of each row of W, `[cols]`.
+    const float *scale;
+    // What the product is added to, `[rows, cols]` or one row; null for 0.
+    const float *acc;
+    // The result, `[rows, cols]`.
+    float *out;
+    // Number of elements of `out`.
+    u64 len;
+    u32 cols;
+    u32 inner;
+    // Number of products in a block.
+    u32 block;
+    // Whether `acc` is one row, used for all rows.
+    u32 acc_is_row;
+};
+
 // Arguments of `column_sums`, which sums each column of a matrix, in the order of summation of the product of a
 // row of ones with the matrix.
 struct ColumnSumArgs {

@@ -96,6 +96,79 @@ KERNEL(gemm_small, GemmArgs, 64) { gemm<SmallTile, true>(args); }
 KERNEL(gemm_medium, GemmArgs, 256, 2) { gemm<MediumTile, true>(args); }
 KERNEL(gemm_large, GemmArgs, 256) { gemm<LargeTile, false>(args); }
 
+DEVICE float select_factor(const EighthFactors &f, u32 eighth) {
+    const float low = eighth & 2 ? (eighth & 1 ? f.f3 : f.f2) : (eighth & 1 ? f.f1 : f.f0);
+    const float high = eighth & 2 ? (eighth & 1 ? f.f7 : f.f6) : (eighth & 1 ? f.f5 : f.f4);
+    return eighth & 4 ? high : low;
+}
+
+// Each block quantizes a row: `lstm_core::quantized` in the same steps. The number of threads is a power of two.
+KERNEL(quantize_rows, QuantizeRowsArgs, 256) {
+    SHARED(magnitudes);
+    const u64 first = (u64)blockIdx.x * args.cols;
+    const float *x = args.x + first;
+    float *q = args.q + first;
+    u32 magnitude = args.min_magnitude;
+    for (u32 k = threadIdx.x; k < args.cols; k += blockDim.x) {
+        const u32 v = to_bits(x[k]) & LSTM_MAGNITUDE_BITS;
+        magnitude = v > magnitude ? v : magnitude;
+    }
+    magnitudes[threadIdx.x] = from_bits(magnitude);
+    __syncthreads();
+    for (u32 n = blockDim.x / 2; n > 0; n /= 2) {
+        if (threadIdx.x < n) {
+            const u32 v = to_bits(magnitudes[threadIdx.x + n]);
+            magnitude = v > magnitude ? v : magnitude;
+            magnitudes[threadIdx.x] = from_bits(magnitude);
+        }
+        __syncthreads();
+    }
+    magnitude = to_bits(magnitudes[0]);
+
+    // Infinity and NaN also have an exponent of 254 or more.
+    const u32 rounded = magnitude + LSTM_EIGHTH_ROUND_UP, exponent = rounded >> 23, eighth = rounded >> 20 & 7;
+    float to_integer = 0.0f, from_integer = 0.0f;
+    if (exponent >= 254) {
+        from_integer = from_bits(0x7fc00000u);
+    } else if (magnitude >= LSTM_SNAP_BITS) {
+        to_integer = __fmul_rn(select_factor(args.to_integer_factors, eighth), from_bits((254 - exponent) << 23));
+        from_integer = __fmul_rn(select_factor(args.from_integer_factors, eighth), from_bits(exponent << 23));
+    }
+    if (threadIdx.x == 0) args.from_integer[blockIdx.x] = from_integer;
+    for (u32 k = threadIdx.x; k < args.cols; k += blockDim.x) {
+        // Rounds to an integer, which the difference is exactly.
+        const float shifted = __fmaf_rn(x[k], to_integer, from_bits(LSTM_MAGIC));
+        q[k] = to_integer == 0.0f ? 0.0f : __fsub_rn(shifted, from_bits(LSTM_MAGIC));
+    }
+}
+
+// Each thread computes one element of the result, or several.
+KERNEL(gemm_quantized, GemmQuantizedArgs, 256) {
+    for (u64 i = first_index(); i < args.len; i += grid_stride()) {
+        const u64 row = i / args.cols, col = i % args.cols;
+        const float *a = args.a + row * args.inner, *w = args.w + col * args.inner;
+        const float factor = __fmul_rn(args.scale[col], args.from_integer[row]);
+        float z = args.acc ? args.acc[args.acc_is_row ? col : i] : 0.0f;
+        for (u32 start = 0; start < args.inner; start += args.block) {
+            const u32 length = args.inner - start < args.block ? args.inner - start : args.block;
+            int sum = 0;
+            u32 k = 0;
+            // A sum of four products is below 2^24, so floats hold it exactly.
+            for (; k + 4 <= length; k += 4) {
+                float products = __fmul_rn(a[k], w[k]);
+                products = __fmaf_rn(a[k + 1], w[k + 1], products);
+                products = __fmaf_rn(a[k + 2], w[k + 2], products);
+                sum += (int)__fmaf_rn(a[k + 3], w[k + 3], products);
+            }
+            for (; k < length; k++) sum += (int)__fmul_rn(a[k], w[k]);
+            z = __fmaf_rn(__int2float_rn(sum), factor, z);
+            a += length;
+            w += length;
+        }
+        args.out[i] = z;
+    }
+}
+
 // Each block sums 32 columns. Each of its warps sums another LSTM_BLOCK rows of them; the warps' sums are then added
 // from left to right.
 KERNEL(column_sums, ColumnSumArgs, 256) {

@@ -9,7 +9,8 @@ use std::{
 
 use lstm_core::{
     Arithmetic, Backend, ConcatAxis, Error, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients,
-    LayerWeights, LinearWeights, MatrixRef, MatrixShape, MaybeSend, Ops, Result, Sequence, State,
+    LayerWeights, LinearWeights, MatrixRef, MatrixShape, MaybeSend, Ops, QuantizedMatrix, Result, Sequence, State,
+    quantized::OperandRange,
     shape::{
         check_clip, check_concat, check_download, check_gemm, check_row_broadcast, check_select_between, check_slice,
         check_upload, checked_len,
@@ -19,7 +20,7 @@ use lstm_core::{
 use crate::{
     driver::{Address, Driver, Launch, checked_u32},
     kernels::args::{MulAddArgs, SelectBetweenArgs},
-    launch::{MapFunction, Operand, copy, gemm, map, offset},
+    launch::{MapFunction, Operand, copy, gemm, gemm_quantized, map, offset, quantize_rows},
     layer::{DeviceWeights, Layer, Plan},
     self_test,
     sequence::Trace,
@@ -148,6 +149,30 @@ impl<D: Driver> Ops for CudaBackend<D> {
         let product_shape = [shape.rows, shape.cols, left_shape.cols];
         self.driver
             .launch("gemm", &gemm(&self.driver, "gemm", product_shape, 1, operands, acc, self.address(&out))?)?;
+        Ok(out)
+    }
+
+    fn gemm_quantized(
+        &self,
+        a: &Tensor<D>,
+        w: &QuantizedMatrix<Tensor<D>>,
+        range: OperandRange,
+        acc: Option<&Tensor<D>>,
+    ) -> Result<Tensor<D>> {
+        let op = "gemm_quantized";
+        let shape = w.check_gemm(a.shape, acc.map(|acc| acc.shape), |t| t.shape)?;
+        let (format, MatrixShape { rows, cols: inner }) = (&w.format, a.shape);
+        let (q, from_integer) =
+            (self.allocate_tensor(op, a.shape)?, self.allocate_tensor(op, MatrixShape::new(1, rows))?);
+        let quantized = (self.address(&q), self.address(&from_integer));
+        let out = self.allocate_tensor(op, shape)?;
+        let weights = (self.address(&w.q), self.address(&w.scale));
+        let acc = acc.map(|acc| (self.address(acc), acc.shape.rows == 1));
+        let launches = [
+            quantize_rows(op, format, range, [rows, inner], self.address(a), quantized),
+            gemm_quantized(op, format, [rows, shape.cols, inner], quantized, weights, acc, self.address(&out)),
+        ];
+        self.launch_all(op, launches)?;
         Ok(out)
     }
 

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use lstm_core::{
     Arithmetic, Backend, CellKind, Checkpointing, Error, Init, LayerOutputGradients, LayerSpec, Lstm, LstmConfig,
-    MatrixRef, MatrixShape, Ops, OutputGradients, Reference, Result, Sequence, State, Weights, arithmetic as spec,
+    MatrixRef, MatrixShape, Ops, OutputGradients, QuantizedMatrix, Reference, Result, Sequence, State, Weights,
+    arithmetic as spec,
     ndarray::Array3,
+    quantized::{INT8, INT12, OperandRange},
 };
 
 use crate::{
@@ -61,13 +63,42 @@ fn test_activations<D: Driver>(b: &CudaBackend<D>) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// Compares products with quantized matrices with the specification; returns the first difference.
+fn test_quantized<D: Driver>(b: &CudaBackend<D>) -> Result<Option<String>> {
+    let (rows, cols) = (3, 5);
+    for (format, inner) in [(INT8, 7), (INT8, INT8.block + 9), (INT12, 2 * INT12.block + 2)] {
+        let (mut a, w) = (test_values(rows * inner), test_values(cols * inner));
+        a[inner..2 * inner].iter_mut().for_each(|v| *v *= 300.0);
+        a[3 * inner - 1] = f32::INFINITY;
+        let mut q = vec![0; cols * inner];
+        let rows_of_w = w.chunks_exact(inner).zip(q.chunks_exact_mut(inner));
+        let scale: Vec<f32> = rows_of_w.map(|(w, q)| format.quantize_weights(w, q)).collect();
+        let bias = test_values(cols);
+        let mut want = bias.repeat(rows);
+        for (z, a) in want.chunks_exact_mut(cols).zip(a.chunks_exact(inner)) {
+            format.multiply_row(a, OperandRange::Unit, &q, &scale, z);
+        }
+        let row = MatrixShape::new(1, cols);
+        let q: Vec<f32> = q.into_iter().map(f32::from).collect();
+        let weights =
+            QuantizedMatrix { q: b.upload(MatrixShape::new(cols, inner), &q)?, scale: b.upload(row, &scale)?, format };
+        let a = b.upload(MatrixShape::new(rows, inner), &a)?;
+        let got = b.gemm_quantized(&a, &weights, OperandRange::Unit, Some(&b.upload(row, &bias)?))?;
+        let name = format!("{} product of {inner} inputs", format.precision);
+        if let Some(difference) = first_difference(&name, &download(b, &got)?, &want) {
+            return Ok(Some(difference));
+        }
+    }
+    Ok(None)
+}
+
 /// Tests whether activations, products and both passes of layers are bit-identical to the specification.
 ///
 /// # Errors
 /// Errors of the device.
 pub(crate) fn test_exact<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
     let inexact = |what: String| Ok(Arithmetic::Inexact(format!("results differ from the specification: {what}")));
-    if let Some(difference) = test_activations(b)? {
+    if let Some(difference) = test_activations(b)?.map_or_else(|| test_quantized(b), |d| Ok(Some(d)))? {
         return inexact(difference);
     }
 
@@ -156,7 +187,7 @@ const TF32_REASON: &str = "products run on tensor cores, which round their opera
 /// Errors of the device; [`Error::Device`] also if results differ by more than rounding to TF32 explains.
 pub(crate) fn test_tf32<D: Driver>(b: &CudaBackend<D>) -> Result<Arithmetic> {
     let check_error = |what: String| Error::Device { backend: b.driver.name().to_owned(), op: "check", reason: what };
-    if let Some(difference) = test_activations(b)? {
+    if let Some(difference) = test_activations(b)?.map_or_else(|| test_quantized(b), |d| Ok(Some(d)))? {
         return Err(check_error(format!("results differ from the specification: {difference}")));
     }
     // Products of small integers, which are exact in TF32 and whose sums are exact in f32 in any order. For both kinds

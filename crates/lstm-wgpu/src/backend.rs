@@ -4,7 +4,8 @@ use std::{future::Future, ops::Range, sync::Arc};
 
 use lstm_core::{
     Arithmetic, Backend, ConcatAxis, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, LayerWeights,
-    LinearWeights, MatrixRef, MatrixShape, MaybeSend, Ops, Result, Sequence, State,
+    LinearWeights, MatrixRef, MatrixShape, MaybeSend, Ops, QuantizedMatrix, Result, Sequence, State,
+    quantized::OperandRange,
     shape::{check_clip, check_download, check_upload},
 };
 
@@ -162,6 +163,16 @@ impl Ops for Wgpu {
 
     fn gemm(&self, a: MatrixRef<'_, Tensor>, b: MatrixRef<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
         self.gpu.gemm(a, b, acc)
+    }
+
+    fn gemm_quantized(
+        &self,
+        a: &Tensor,
+        w: &QuantizedMatrix<Tensor>,
+        range: OperandRange,
+        acc: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        self.gpu.gemm_quantized(a, w, range, acc)
     }
 
     fn mul_add(&self, alpha: f32, a: &Tensor, b: Option<&Tensor>, c: Option<&Tensor>) -> Result<Tensor> {

@@ -4,7 +4,8 @@
 use std::{ops::Range, sync::Arc};
 
 use lstm_core::{
-    ConcatAxis, MatrixRef, MatrixShape, Result,
+    ConcatAxis, MatrixRef, MatrixShape, QuantizedMatrix, Result,
+    quantized::{ONE_BITS, OperandRange},
     shape::{check_concat, check_gemm, check_row_broadcast, check_select_between, check_slice},
 };
 
@@ -12,8 +13,8 @@ use crate::{
     device::Gpu,
     memory::{DeviceMemory, Tensor},
     shader::{
-        CopyParameters, GemmParameters, Kernel, MulAddParameters, OPERAND_ABSENT, OPERAND_FULL, OPERAND_ROW,
-        Parameters, SelectBetweenParameters, Unary, UnaryParameters,
+        CopyParameters, GemmParameters, GemmQuantizedParameters, Kernel, MulAddParameters, OPERAND_ABSENT,
+        OPERAND_FULL, OPERAND_ROW, Parameters, QuantizeRowsParameters, SelectBetweenParameters, Unary, UnaryParameters,
     },
 };
 
@@ -27,6 +28,11 @@ fn operand_layout(full_shape: MatrixShape, operand: Option<MatrixShape>) -> u32 
         Some(shape) if shape == full_shape => OPERAND_FULL,
         Some(_) => OPERAND_ROW,
     }
+}
+
+/// Whether a product of this shape is computed in tiles or blocks.
+fn is_large(shape: MatrixShape) -> bool {
+    shape.len() >= MIN_TILED_ELEMENTS && shape.rows >= 16 && shape.cols >= 16
 }
 
 impl Gpu {
@@ -191,10 +197,44 @@ impl Gpu {
         Ok(y)
     }
 
+    pub(crate) fn gemm_quantized(
+        &self,
+        a: &Tensor,
+        w: &QuantizedMatrix<Tensor>,
+        range: OperandRange,
+        acc: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let op = "gemm_quantized";
+        let shape = w.check_gemm(a.shape, acc.map(|acc| acc.shape), |t| t.shape)?;
+        let (rows, cols, inner) = (shape.rows as u32, shape.cols as u32, a.shape.cols as u32);
+        let integers = self.allocate_tensor(op, a.shape)?;
+        let from_integer = self.allocate(op, shape.rows)?;
+        let min_magnitude = match range {
+            OperandRange::Any => 0,
+            OperandRange::Unit => ONE_BITS,
+        };
+        let parameters = QuantizeRowsParameters { rows, cols: inner, min_magnitude };
+        let kernel = Kernel::QuantizeRows { max: w.format.max };
+        self.bind_and_dispatch(op, kernel, &[&a.memory, &integers.memory, &from_integer], &parameters, shape.rows)?;
+
+        let y = self.allocate_tensor(op, shape)?;
+        let acc_layout = operand_layout(shape, acc.map(|acc| acc.shape));
+        let parameters = GemmQuantizedParameters { rows, cols, inner, block: w.format.block as u32, acc_layout };
+        let acc = acc.unwrap_or(&integers);
+        let buffers = [&integers.memory, &from_integer, &w.q.memory, &w.scale.memory, &acc.memory, &y.memory];
+        let (kernel, invocations) = if is_large(shape) {
+            (Kernel::GemmQuantizedBlocked, shape.rows.div_ceil(4) * shape.cols.div_ceil(4))
+        } else {
+            (Kernel::GemmQuantized, shape.len())
+        };
+        self.dispatch_elementwise(op, kernel, &buffers, &parameters, invocations)?;
+        Ok(y)
+    }
+
     /// Kernel for a matrix product with a result of this shape, and its number of workgroups.
     pub(crate) fn gemm_kernel(&self, shape: MatrixShape) -> (Kernel, usize) {
         let kernel_and_workgroups = |kernel: Kernel, n: usize| (kernel, n.div_ceil(kernel.workgroup_size() as usize));
-        if shape.len() < MIN_TILED_ELEMENTS || shape.rows < 16 || shape.cols < 16 {
+        if !is_large(shape) {
             kernel_and_workgroups(Kernel::GemmDirect, shape.len())
         } else if self.is_cpu {
             // On a CPU, the barriers of the tiled kernel cost more than its tiles save.

@@ -1,6 +1,7 @@
 //! Trials of the simulated CUDA device with various schedules of its threads, and with various numbers of resident
 //! blocks, which select the execution path.
 
+use lstm_core::Precision;
 use lstm_cuda_sim::{CudaHost, Host, Schedule};
 
 use super::*;
@@ -36,10 +37,11 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_core::Result<()> {
             trials.add("cuda-host", "schedules", &name, move || matches_snapshot(&host, &case));
         }
     }
-    // With so many blocks, the persistent kernels support the largest cases. Their backward pass then loads rows in
+    // With so many blocks, the persistent kernels support the largest cases. Quantized layers have no kernels of their own. Their backward pass then loads rows in
     // several rounds.
     let many_blocks = Host::builder().resident_blocks(64).build()?;
-    for case in cases::all_cases().into_iter().filter(|case| case.config.hidden_size > 256) {
+    let is_large = |case: &Case| case.config.hidden_size > 256 && case.config.precision == Precision::F32;
+    for case in cases::all_cases().into_iter().filter(is_large) {
         let (host, name) = (many_blocks.clone(), case.name.clone());
         trials.add("cuda-host", "many-blocks", &name, move || {
             let paths = Lstm::new(&host, case.weights()?)?.paths();

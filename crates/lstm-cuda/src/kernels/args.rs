@@ -52,6 +52,9 @@ macro_rules! cuda_type {
     (GateBounds) => {
         "GateBounds "
     };
+    (EighthFactors) => {
+        "EighthFactors "
+    };
 }
 
 /// Declares the argument structs in Rust, and the constant `CUDA_STRUCTS`, which has their definitions in CUDA C++ with
@@ -177,6 +180,57 @@ kernel_args! {
         acc_row_stride: u32,
         /// Which operands are snapped as they are read: bit 0 for `a`, bit 1 for `b`.
         snap: u32,
+    }
+
+    /// Factors of a quantized format, for largest magnitudes of 8/8, 9/8, ..., 15/8.
+    struct EighthFactors {
+        f0: f32,
+        f1: f32,
+        f2: f32,
+        f3: f32,
+        f4: f32,
+        f5: f32,
+        f6: f32,
+        f7: f32,
+    }
+
+    /// Arguments of `quantize_rows`, which quantizes each row of a matrix.
+    struct QuantizeRowsArgs {
+        /// The matrix, `[rows, cols]`. Each block of the grid quantizes a row.
+        x: InputAddress,
+        /// The integers, as floats, `[rows, cols]`.
+        q: OutputAddress,
+        /// The factor from an integer to a value, `[rows]`; NaN for a row with a value that is not finite.
+        from_integer: OutputAddress,
+        cols: u32,
+        /// Bits that the largest magnitude of each row is taken to have at least.
+        min_magnitude: u32,
+        to_integer_factors: EighthFactors,
+        from_integer_factors: EighthFactors,
+    }
+
+    /// Arguments of `gemm_quantized`, which computes `acc + a W^T` of integers and their factors.
+    struct GemmQuantizedArgs {
+        /// The integers of `a`, as floats, `[rows, inner]`.
+        a: InputAddress,
+        /// The factor of each row of `a`, `[rows]`.
+        from_integer: InputAddress,
+        /// The integers of W, as floats, `[cols, inner]`.
+        w: InputAddress,
+        /// The factor of each row of W, `[cols]`.
+        scale: InputAddress,
+        /// What the product is added to, `[rows, cols]` or one row; null for 0.
+        acc: InputAddress,
+        /// The result, `[rows, cols]`.
+        out: OutputAddress,
+        /// Number of elements of `out`.
+        len: u64,
+        cols: u32,
+        inner: u32,
+        /// Number of products in a block.
+        block: u32,
+        /// Whether `acc` is one row, used for all rows.
+        acc_is_row: u32,
     }
 
     /// Arguments of `column_sums`, which sums each column of a matrix, in the order of summation of the product of a
@@ -447,6 +501,12 @@ impl CellOptions {
             has_clip: spec.clip.is_some().into(),
             clip: spec.clip.unwrap_or(0.0),
         }
+    }
+}
+
+impl EighthFactors {
+    pub(crate) fn new([f0, f1, f2, f3, f4, f5, f6, f7]: [f32; 8]) -> Self {
+        EighthFactors { f0, f1, f2, f3, f4, f5, f6, f7 }
     }
 }
 

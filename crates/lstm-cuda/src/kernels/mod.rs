@@ -29,7 +29,7 @@ const SOURCE_FILES: [(&str, &str); 14] = [
 ];
 
 /// The names of all kernels, in no particular order.
-pub(crate) const KERNEL_NAMES: [&str; 34] = [
+pub(crate) const KERNEL_NAMES: [&str; 36] = [
     "map",
     "mul_add",
     "select_between",
@@ -37,6 +37,8 @@ pub(crate) const KERNEL_NAMES: [&str; 34] = [
     "gemm_small",
     "gemm_medium",
     "gemm_large",
+    "quantize_rows",
+    "gemm_quantized",
     "column_sums",
     "forward_step_small",
     "forward_step_medium",

@@ -3,11 +3,13 @@
 mod column_sums;
 mod elementwise;
 mod gemm;
+mod gemm_quantized;
 mod tile;
 
 pub(crate) use column_sums::{column_sum_args, column_sums};
 pub(crate) use elementwise::{MapFunction, copy, copy_rows, map};
 pub(crate) use gemm::{Operand, checked_i32, gemm, launches_segments_separately};
+pub(crate) use gemm_quantized::{gemm_quantized, quantize_rows};
 pub(crate) use tile::{backward_tiles, step_tile};
 
 use crate::driver::Address;

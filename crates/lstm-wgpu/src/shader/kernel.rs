@@ -61,9 +61,22 @@ pub(crate) enum Kernel {
     GemmDirect,
     GemmBlocked,
     GemmTiled,
-    Forward { options: KernelOptions, train: bool, tiling: StepTiling },
+    /// Quantizes rows to integers of at most this magnitude.
+    QuantizeRows {
+        max: i32,
+    },
+    GemmQuantized,
+    GemmQuantizedBlocked,
+    Forward {
+        options: KernelOptions,
+        train: bool,
+        tiling: StepTiling,
+    },
     Project,
-    Backward { options: KernelOptions, tiling: StepTiling },
+    Backward {
+        options: KernelOptions,
+        tiling: StepTiling,
+    },
     StateGradient(StepTiling),
 }
 
@@ -93,6 +106,14 @@ impl Kernel {
             Kernel::GemmTiled => (
                 &[include_str!("../../shaders/gemm_common.wgsl"), include_str!("../../shaders/gemm_tiled.wgsl")],
                 &[false, false, false, true],
+            ),
+            Kernel::QuantizeRows { .. } => (&[include_str!("../../shaders/quantize_rows.wgsl")], &[false, true, true]),
+            Kernel::GemmQuantized => {
+                (&[include_str!("../../shaders/gemm_quantized.wgsl")], &[false, false, false, false, false, true])
+            }
+            Kernel::GemmQuantizedBlocked => (
+                &[include_str!("../../shaders/gemm_quantized_blocked.wgsl")],
+                &[false, false, false, false, false, true],
             ),
             Kernel::Forward { .. } => (
                 &[include_str!("../../shaders/step_product.wgsl"), include_str!("../../shaders/forward.wgsl")],
@@ -137,6 +158,8 @@ impl Kernel {
             Kernel::SelectBetween => parameters::SelectBetweenParameters::DEFINITION,
             Kernel::Copy => parameters::CopyParameters::DEFINITION,
             Kernel::GemmDirect | Kernel::GemmBlocked | Kernel::GemmTiled => parameters::GemmParameters::DEFINITION,
+            Kernel::QuantizeRows { .. } => parameters::QuantizeRowsParameters::DEFINITION,
+            Kernel::GemmQuantized | Kernel::GemmQuantizedBlocked => parameters::GemmQuantizedParameters::DEFINITION,
             Kernel::Forward { .. } => parameters::ForwardParameters::DEFINITION,
             Kernel::Project => parameters::ProjectParameters::DEFINITION,
             Kernel::Backward { .. } | Kernel::StateGradient(_) => parameters::BackwardParameters::DEFINITION,
@@ -147,7 +170,13 @@ impl Kernel {
     pub(crate) fn workgroup_size(self) -> u32 {
         match self {
             Kernel::FloatBehavior => 1,
-            Kernel::GemmDirect | Kernel::GemmBlocked | Kernel::Project | Kernel::FmaSamples => 64,
+            Kernel::GemmDirect
+            | Kernel::GemmBlocked
+            | Kernel::QuantizeRows { .. }
+            | Kernel::GemmQuantized
+            | Kernel::GemmQuantizedBlocked
+            | Kernel::Project
+            | Kernel::FmaSamples => 64,
             Kernel::Forward { tiling, .. } | Kernel::Backward { tiling, .. } | Kernel::StateGradient(tiling) => {
                 tiling.units * tiling.lanes
             }

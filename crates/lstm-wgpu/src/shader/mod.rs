@@ -11,8 +11,8 @@ mod tests;
 
 pub(crate) use kernel::{Kernel, KernelOptions, StepTiling, Unary};
 pub(crate) use parameters::{
-    BackwardParameters, CopyParameters, ForwardParameters, GemmParameters, MulAddParameters, OPERAND_ABSENT,
-    OPERAND_FULL, OPERAND_ROW, Parameters, ProbeParameters, ProjectParameters, SelectBetweenParameters,
-    UnaryParameters,
+    BackwardParameters, CopyParameters, ForwardParameters, GemmParameters, GemmQuantizedParameters, MulAddParameters,
+    OPERAND_ABSENT, OPERAND_FULL, OPERAND_ROW, Parameters, ProbeParameters, ProjectParameters, QuantizeRowsParameters,
+    SelectBetweenParameters, UnaryParameters,
 };
 pub(crate) use pipeline::{BoundKernel, Pipeline, layout_entry};

@@ -120,6 +120,28 @@ parameters! {
         b_offset: u32,
     }
 
+    /// Parameters of `quantize_rows.wgsl`.
+    struct QuantizeRowsParameters {
+        rows: u32,
+        cols: u32,
+        /// Bits that the largest magnitude of each row is taken to have at least.
+        min_magnitude: u32,
+    }
+
+    /// Parameters of `gemm_quantized.wgsl`.
+    struct GemmQuantizedParameters {
+        /// Number of rows of the result.
+        rows: u32,
+        /// Number of columns of the result.
+        cols: u32,
+        /// Inner dimension of the product.
+        inner: u32,
+        /// Number of products in a block.
+        block: u32,
+        /// Layout of the accumulator: [`OPERAND_ABSENT`], [`OPERAND_ROW`] or [`OPERAND_FULL`].
+        acc_layout: u32,
+    }
+
     /// Parameters of `forward.wgsl`.
     struct ForwardParameters {
         batch: u32,

@@ -3,7 +3,10 @@
 
 use std::fmt::Write;
 
-use lstm_core::arithmetic as a;
+use lstm_core::{
+    arithmetic as a,
+    quantized::{EIGHTH_ROUND_UP, Format, INT8},
+};
 
 use super::{Kernel, KernelOptions, StepTiling, parameters};
 use crate::device::Fma;
@@ -24,6 +27,13 @@ impl Kernel {
                 write_tiling(&mut text, tiling);
             }
             Kernel::StateGradient(tiling) => write_tiling(&mut text, tiling),
+            Kernel::QuantizeRows { max } => {
+                let format = Format { max, ..INT8 };
+                write_constant(&mut text, "EIGHTH_ROUND_UP", EIGHTH_ROUND_UP);
+                write_constant(&mut text, "NAN_BITS", f32::NAN.to_bits());
+                write_table(&mut text, "to_integer_factor", format.to_integer_factors());
+                write_table(&mut text, "from_integer_factor", format.from_integer_factors());
+            }
             _ => {}
         }
         text.push_str(match fma {
@@ -64,6 +74,13 @@ fn write_tiling(text: &mut String, StepTiling { units, lanes, rows }: StepTiling
     write_constant(text, "UNITS", units);
     write_constant(text, "LANES", lanes);
     write_constant(text, "ROWS", rows);
+}
+
+/// Writes a WGSL function that returns an element of a table.
+fn write_table(text: &mut String, name: &str, values: [f32; 8]) {
+    // Rust prints the shortest decimal that parses to the same float.
+    let values = values.map(|v| format!("{v:e}f")).join(", ");
+    let _ = writeln!(text, "fn {name}(k: u32) -> f32 {{ var table = array<f32, 8>({values}); return table[k]; }}");
 }
 
 /// WGSL constants and polynomials of the arithmetic.

@@ -1,3 +1,4 @@
+use lstm_core::quantized::{INT8, INT12};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 use super::{parameters::ParameterDefinition, *};
@@ -19,6 +20,10 @@ fn kernels() -> Vec<Kernel> {
         Kernel::GemmDirect,
         Kernel::GemmBlocked,
         Kernel::GemmTiled,
+        Kernel::QuantizeRows { max: INT8.max },
+        Kernel::QuantizeRows { max: INT12.max },
+        Kernel::GemmQuantized,
+        Kernel::GemmQuantizedBlocked,
         Kernel::Project,
     ];
     all_kernels.extend([Unary::Snap, Unary::Sigmoid, Unary::Tanh, Unary::Clip].map(Kernel::Unary));

@@ -2,9 +2,10 @@
 
 use lstm_core::{
     Backend, CellKind, Checkpointing, Direction, LayerWeights, Lstm, LstmConfig, MatrixShape, Ops, OutputGradients,
-    Reference, Result, Sequence, State, Weights,
+    QuantizedMatrix, Reference, Result, Sequence, State, Weights,
     arithmetic::{dot, sigmoid, snap, tanh},
     ndarray::Array3,
+    quantized::{INT8, INT12, OperandRange},
 };
 
 use super::{
@@ -59,6 +60,9 @@ pub(super) async fn first_difference(wgpu: &Wgpu) -> Result<Option<String>> {
     if let Some(difference) = describe_difference("mul_add", &expected, &actual) {
         return Ok(Some(difference));
     }
+    if let Some(difference) = compare_quantized(wgpu).await? {
+        return Ok(Some(difference));
+    }
     if let Some(difference) = compare_forward(wgpu).await? {
         return Ok(Some(difference));
     }
@@ -78,6 +82,41 @@ pub(super) async fn first_difference(wgpu: &Wgpu) -> Result<Option<String>> {
         let actual = training_results(&Lstm::new(wgpu, weights)?).await?;
         if let Some(difference) = describe_difference(name, &expected, &actual) {
             return Ok(Some(difference));
+        }
+    }
+    Ok(None)
+}
+
+/// Compares products with quantized matrices with plain Rust. One row has large values, and one is not finite.
+async fn compare_quantized(wgpu: &Wgpu) -> Result<Option<String>> {
+    let (rows, cols) = (4, 5);
+    let mut random = Random(17);
+    for (format, inputs) in [(INT8, 7), (INT8, INT8.block + 33), (INT12, 6), (INT12, 2 * INT12.block + 1)] {
+        let mut values = |len: usize| -> Vec<f32> { (0..len).map(|_| snap(random.next_float())).collect() };
+        let (mut a, w, bias) = (values(rows * inputs), values(cols * inputs), values(cols));
+        a[inputs..2 * inputs].iter_mut().for_each(|v| *v *= 300.0);
+        a[2 * inputs + 1] = f32::INFINITY;
+        let mut q = vec![0; w.len()];
+        let rows_of_w = w.chunks_exact(inputs).zip(q.chunks_exact_mut(inputs));
+        let scale: Vec<f32> = rows_of_w.map(|(w, q)| format.quantize_weights(w, q)).collect();
+        let row = MatrixShape::new(1, cols);
+        let q_floats: Vec<f32> = q.iter().map(|&q| f32::from(q)).collect();
+        let weights = QuantizedMatrix {
+            q: wgpu.upload(MatrixShape::new(cols, inputs), &q_floats)?,
+            scale: wgpu.upload(row, &scale)?,
+            format,
+        };
+        let (tensor_a, acc) = (wgpu.upload(MatrixShape::new(rows, inputs), &a)?, wgpu.upload(row, &bias)?);
+        for range in [OperandRange::Any, OperandRange::Unit] {
+            let mut expected = bias.repeat(rows);
+            for (z, a) in expected.chunks_exact_mut(cols).zip(a.chunks_exact(inputs)) {
+                format.multiply_row(a, range, &q, &scale, z);
+            }
+            let actual = download(wgpu, &wgpu.gemm_quantized(&tensor_a, &weights, range, Some(&acc))?).await?;
+            let name = format!("{} product of {inputs} inputs", format.precision);
+            if let Some(difference) = describe_difference(&name, &expected, &actual) {
+                return Ok(Some(difference));
+            }
         }
     }
     Ok(None)
