@@ -70,7 +70,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx2 => &avx2::QUANTIZED,
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => &neon::QUANTIZED,
+            Isa::Neon if std::arch::is_aarch64_feature_detected!("dotprod") => &neon::with_sdot::QUANTIZED,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &neon::without_sdot::QUANTIZED,
             _ => &plain::QUANTIZED,
         };
         match precision {
