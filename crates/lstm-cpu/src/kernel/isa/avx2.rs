@@ -138,6 +138,11 @@ impl Integers for __m256i {
         unsafe { _mm256_cvtepi32_ps(self) }
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const i32) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn dot<const BYTES: usize>(self, activations: Self, weights: Self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe {
@@ -177,5 +182,5 @@ impl Integers for __m256i {
 
 crate::kernel::table::define_kernels!(__m256, "avx2,fma"; tiles: 1 x 2, 2 x 1, 3 x 1; single_row: 1, 2, 3);
 crate::kernel::quantized::define_quantized_kernels!(
-    __m256i, "avx2,fma"; tiles: 1 x 2, 2 x 1, 3 x 1; single_row: 1, 2, 3
+    __m256i, "avx2,fma"; tiles: 1 x 2, 2 x 1, 3 x 1; single_row: 1 x 2, 2 x 1, 3 x 1
 );

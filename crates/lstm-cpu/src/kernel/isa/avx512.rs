@@ -22,6 +22,11 @@ impl Simd for __m512 {
         unsafe { _mm512_storeu_ps(p, self) }
     }
     #[inline(always)]
+    unsafe fn load_first(n: usize, p: *const f32) -> Self {
+        // SAFETY: the caller guarantees `n` valid floats; masked lanes are not read.
+        unsafe { _mm512_maskz_loadu_ps((1 << n) - 1, p) }
+    }
+    #[inline(always)]
     unsafe fn store_first(self, n: usize, p: *mut f32) {
         // SAFETY: the caller guarantees `n` valid floats; masked lanes are not written.
         unsafe { _mm512_mask_storeu_ps(p, if n < 16 { (1 << n) - 1 } else { u16::MAX }, self) }
@@ -140,6 +145,11 @@ impl Integers for __m512i {
         unsafe { _mm512_cvtepi32_ps(self) }
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const i32) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn dot<const BYTES: usize>(self, activations: Self, weights: Self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe {
@@ -168,5 +178,5 @@ crate::kernel::table::define_kernels!(
 
 crate::kernel::quantized::define_quantized_kernels!(
     __m512i, "avx512f,avx512bw,avx512dq,avx512vl,fma,avx512vnni"; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1;
-    single_row: 1, 2, 3, 4
+    single_row: 1 x 4, 2 x 2, 3 x 1, 4 x 1
 );

@@ -185,7 +185,7 @@ pub(super) mod without_sdot {
     use super::{KERNELS, NeonIntegers};
 
     crate::kernel::quantized::define_quantized_kernels!(
-        NeonIntegers<false>; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1; single_row: 1, 2, 3, 4
+        NeonIntegers<false>; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1; single_row: 1 x 4, 2 x 2, 3 x 1, 4 x 1
     );
 }
 
@@ -194,6 +194,6 @@ pub(super) mod with_sdot {
     use super::{KERNELS, NeonIntegers};
 
     crate::kernel::quantized::define_quantized_kernels!(
-        NeonIntegers<true>; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1; single_row: 1, 2, 3, 4, 5, 6
+        NeonIntegers<true>; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1; single_row: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1
     );
 }

@@ -31,6 +31,9 @@ pub(crate) trait Integers: Copy {
     unsafe fn from_bits(v: Self::Floats) -> Self;
     /// The nearest floats, ties to even.
     unsafe fn to_floats(self) -> Self::Floats;
+    /// Prefetches a cache line into the first-level cache, if the instruction set can. The address need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch(_: *const i32) {}
     /// Adds to each lane the products of the integers in the words of `activations` and `weights`.
     unsafe fn dot<const BYTES: usize>(self, activations: Self, weights: Self) -> Self;
     /// Stores the low `BYTES` bytes of each lane, without gaps.

@@ -71,7 +71,7 @@ impl QuantizedKernels {
                     rows: args.rows.skip(row),
                     addend: args.addend.add(row * args.addend_stride),
                     out: args.out.add(row * args.ldo),
-                    prefetch: share.cast(),
+                    prefetch: share,
                     ..args
                 });
             }
@@ -82,23 +82,23 @@ impl QuantizedKernels {
 
 /// Compiles the kernels of quantized layers for one vector type and its target features, and puts them into a static
 /// `QUANTIZED`: first those of int8, then those of int12. Needs a static `KERNELS` with the same number of lanes. The
-/// lists are those of `define_kernels!`; a tile has a number of rows and of sums into which it splits each sum.
+/// lists are those of `define_kernels!`: numbers of rows, or of panels, and of sums into which the kernel splits each sum.
 macro_rules! define_quantized_kernels {
     (
         $integers:ty $(, $features:literal)?;
         tiles: $($rows:literal x $splits:literal),+;
-        single_row: $($panels:literal),*
+        single_row: $($panels:literal x $row_splits:literal),*
     ) => {
         pub(crate) static QUANTIZED: [$crate::kernel::quantized::QuantizedKernels; 2] = [
             $crate::kernel::quantized::define_quantized_kernels!(
-                @bytes 1, $integers $(, $features)?; [$([$rows, $splits]),+]; [$([$panels]),*]
+                @bytes 1, $integers $(, $features)?; [$([$rows, $splits]),+]; [$([$panels, $row_splits]),*]
             ),
             $crate::kernel::quantized::define_quantized_kernels!(
-                @bytes 2, $integers $(, $features)?; [$([$rows, $splits]),+]; [$([$panels]),*]
+                @bytes 2, $integers $(, $features)?; [$([$rows, $splits]),+]; [$([$panels, $row_splits]),*]
             ),
         ];
     };
-    (@bytes $bytes:literal, $integers:ty $(, $features:literal)?; [$([$rows:literal, $splits:literal]),+]; [$([$panels:literal]),*]) => {{
+    (@bytes $bytes:literal, $integers:ty $(, $features:literal)?; [$([$rows:literal, $splits:literal]),+]; [$([$panels:literal, $row_splits:literal]),*]) => {{
         // SAFETY of the functions below: the processor must support the target features, and the arguments must satisfy
         // the generic kernel.
         $(#[target_feature(enable = $features)])?
@@ -121,7 +121,7 @@ macro_rules! define_quantized_kernels {
             ),
             single_row_kernels: $crate::kernel::table::kernel_table!(
                 quantized_single_row($crate::kernel::quantized::QuantizedSingleRowArgs<'_>), $integers $(, $features)?;
-                $([$bytes, $panels]),*
+                $([$bytes, $panels, $row_splits]),*
             ),
         }
     }};

@@ -90,14 +90,10 @@ pub(crate) unsafe fn quantize_row<I: Integers, const BYTES: usize>(
 ) -> f32 {
     let (lanes, q) = (I::Floats::LANES, q.cast::<u8>());
     let whole_vectors = k / lanes * lanes;
-    // SAFETY: guaranteed by the caller; the array is as long as the widest vector.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         // The values after the last whole vector, then zeros.
-        let mut rest = [0.0f32; 16];
-        for n in whole_vectors..k {
-            rest[n - whole_vectors] = *x.add(n);
-        }
-        let rest = I::Floats::load(rest.as_ptr());
+        let rest = I::Floats::load_first(k - whole_vectors, x.add(whole_vectors));
         let mut magnitudes = I::from_bits(rest.and_bits(MAGNITUDE_BITS));
         for n in (0..whole_vectors).step_by(lanes) {
             magnitudes = magnitudes.max(I::from_bits(I::Floats::load(x.add(n)).and_bits(MAGNITUDE_BITS)));

@@ -47,12 +47,12 @@ pub(crate) struct QuantizedSingleRowArgs<'a> {
 /// The pointers are valid for what [`QuantizedSingleRowArgs`] describes.
 pub(crate) type QuantizedSingleRowKernel = unsafe fn(&QuantizedSingleRowArgs<'_>);
 
-/// A [`QuantizedSingleRowKernel`] for `N` panels.
+/// A [`QuantizedSingleRowKernel`] for `N` panels. It splits each sum into `SPLITS` sums, as the tile kernel does.
 ///
 /// # Safety
 /// As for [`QuantizedSingleRowKernel`] and [`Integers`].
 #[inline(always)]
-pub(crate) unsafe fn quantized_single_row<I: Integers, const BYTES: usize, const N: usize>(
+pub(crate) unsafe fn quantized_single_row<I: Integers, const BYTES: usize, const N: usize, const SPLITS: usize>(
     args: &QuantizedSingleRowArgs<'_>,
 ) {
     // SAFETY: guaranteed by the caller.
@@ -64,11 +64,11 @@ pub(crate) unsafe fn quantized_single_row<I: Integers, const BYTES: usize, const
             let bias = load_panel_gates(cell.bias, PANEL_VECTORS * I::Floats::LANES);
             let factor =
                 quantize_row::<I, BYTES>(args.input, args.input_len, OperandRange::Any, args.table, quantized_input);
-            add_gate_products::<I, BYTES, N>(bias, quantized_input, factor, args.w)
+            add_gate_products::<I, BYTES, N, SPLITS>(bias, quantized_input, factor, args.w)
         };
         let (operand, len) = (args.recurrent_operand, args.recurrent_operand_len);
         let factor = quantize_row::<I, BYTES>(operand, len, args.range, args.table, quantized_operand);
-        let z = add_gate_products::<I, BYTES, N>(z, quantized_operand, factor, args.u);
+        let z = add_gate_products::<I, BYTES, N, SPLITS>(z, quantized_operand, factor, args.u);
         match cell.kind {
             CellKind::Fused | CellKind::Unfused => cell_forward_vectors::<_, N, false, false>(cell, z),
             CellKind::PeepholeDense => cell_forward_vectors::<_, N, true, false>(cell, z),
@@ -82,7 +82,7 @@ pub(crate) unsafe fn quantized_single_row<I: Integers, const BYTES: usize, const
 /// # Safety
 /// As for [`quantized_single_row`].
 #[inline(always)]
-unsafe fn add_gate_products<I: Integers, const BYTES: usize, const N: usize>(
+unsafe fn add_gate_products<I: Integers, const BYTES: usize, const N: usize, const SPLITS: usize>(
     mut z: [[I::Floats; N]; PANEL_VECTORS],
     row: *const i32,
     factor: f32,
@@ -94,28 +94,57 @@ unsafe fn add_gate_products<I: Integers, const BYTES: usize, const N: usize>(
     unsafe {
         let factor = I::Floats::splat(factor);
         for block in 0..blocks {
-            let mut sums = [[I::splat(0); N]; PANEL_VECTORS];
+            let mut sums = [[[I::splat(0); N]; PANEL_VECTORS]; SPLITS];
             for n in 0..N {
                 for j in 0..PANEL_VECTORS {
-                    sums[j][n] = I::load(panel.starts.add((n * blocks + block) * width + j * lanes));
+                    sums[0][j][n] = I::load(panel.starts.add((n * blocks + block) * width + j * lanes));
                 }
             }
-            for k in block * BLOCK_WORDS..words.min((block + 1) * BLOCK_WORDS) {
-                let a = I::splat(*row.add(k));
-                for n in 0..N {
-                    for j in 0..PANEL_VECTORS {
-                        let w = I::load(panel.weights.add((n * words + k) * width + j * lanes));
-                        sums[j][n] = sums[j][n].dot::<BYTES>(a, w);
+            let (mut k, end) = (block * BLOCK_WORDS, words.min((block + 1) * BLOCK_WORDS));
+            while k + SPLITS <= end {
+                for split in 0..SPLITS {
+                    add_products::<I, BYTES, N>(row, k + split, panel, &mut sums[split]);
+                }
+                k += SPLITS;
+            }
+            while k < end {
+                add_products::<I, BYTES, N>(row, k, panel, &mut sums[0]);
+                k += 1;
+            }
+            for n in 0..N {
+                for j in 0..PANEL_VECTORS {
+                    let mut sum = sums[0][j][n];
+                    for split in 1..SPLITS {
+                        sum = sum.add(sums[split][j][n]);
                     }
-                }
-            }
-            for n in 0..N {
-                for j in 0..PANEL_VECTORS {
                     let scale = I::Floats::load(panel.scales.add(n * width + j * lanes)).mul(factor);
-                    z[j][n] = sums[j][n].to_floats().fma(scale, z[j][n]);
+                    z[j][n] = sum.to_floats().fma(scale, z[j][n]);
                 }
             }
         }
     }
     z
+}
+
+/// Adds the products of word `k` of a row and of `N` panels, the first of which is `panel`.
+///
+/// # Safety
+/// As for [`quantized_single_row`], with `k < panel.words`.
+#[inline(always)]
+unsafe fn add_products<I: Integers, const BYTES: usize, const N: usize>(
+    row: *const i32,
+    k: usize,
+    panel: QuantizedPanel,
+    sums: &mut [[I; N]; PANEL_VECTORS],
+) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let a = I::splat(*row.add(k));
+        for n in 0..N {
+            for j in 0..PANEL_VECTORS {
+                let column = (n * panel.words + k) * PANEL_VECTORS + j;
+                sums[j][n] = sums[j][n].dot::<BYTES>(a, I::load(panel.weights.add(column * I::Floats::LANES)));
+            }
+        }
+    }
 }

@@ -7,6 +7,9 @@ use crate::kernel::{quantized::integers::Integers, simd::Simd, table::PANEL_VECT
 /// Number of words of a row in a block of exact sums, with either precision.
 pub(crate) const BLOCK_WORDS: usize = 256;
 
+/// Number of words in a cache line.
+const CACHE_LINE_WORDS: usize = 16;
+
 /// Quantized rows of activations, which are multiplied by panels.
 #[derive(Clone, Copy)]
 pub(crate) struct IntegerRows {
@@ -58,7 +61,7 @@ pub(crate) struct QuantizedTileArgs {
     /// Leading dimension of `out`, in floats.
     pub(crate) ldo: usize,
     /// First address to prefetch, which need not be valid: a cache line for each word.
-    pub(crate) prefetch: *const f32,
+    pub(crate) prefetch: *const i32,
 }
 
 /// A kernel that multiplies a fixed number of rows by one panel.
@@ -90,13 +93,13 @@ pub(crate) unsafe fn quantized_tile<I: Integers, const BYTES: usize, const ROWS:
                 }
             }
             let (a, w) = (rows.q.add(first_word), panel.weights.add(first_word * width));
-            let prefetch = args.prefetch.wrapping_add(first_word * 16);
+            let prefetch = args.prefetch.wrapping_add(first_word * CACHE_LINE_WORDS);
             let mut k = 0;
             while k + SPLITS <= words {
                 for split in 0..SPLITS {
                     // With one or two rows, memory bandwidth is the limit, and prefetching gains nothing.
                     if ROWS > 2 {
-                        I::Floats::prefetch(prefetch.wrapping_add((k + split) * 16));
+                        I::prefetch(prefetch.wrapping_add((k + split) * CACHE_LINE_WORDS));
                     }
                     add_products::<I, BYTES, ROWS>(
                         a.add(k).add(split),
