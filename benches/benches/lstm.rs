@@ -20,7 +20,9 @@ fn all_cases(criterion: &mut Criterion) {
                 }
             };
             for case in &cases {
-                let mut job = device.prepare(case).unwrap_or_else(|why| panic!("{}: {why:#}", case.name));
+                let mut job = device
+                    .prepare(case, lstm_core::Precision::F32)
+                    .unwrap_or_else(|why| panic!("{}: {why:#}", case.name));
                 let mut group = criterion.benchmark_group(&case.name);
                 group.sample_size(20).throughput(Throughput::Elements(case.total_steps() as u64));
                 let name =

@@ -87,6 +87,7 @@ mod tests {
             min_s: 0.0,
             runs: 1,
             difference: 0.0,
+            rms_difference: 0.0,
         };
         let verdict = |old: &[f64], new: &[f64]| TimeChange::between_runs(&times_of(old), &times_of(new)).verdict();
         assert_eq!(verdict(&[1.0, 1.0, 1.0], &[1.04, 1.04, 1.04]), "same");

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use anyhow::Result;
-use lstm_core::{Backend, Checkpointing, Input, Lstm, Param, Stream, ndarray::Array3};
+use lstm_core::{Backend, Checkpointing, Input, Lstm, Param, Precision, Stream, ndarray::Array3};
 
 use crate::case::{Case, CaseKind};
 
@@ -32,11 +32,11 @@ pub trait Device {
     /// Human-readable description of the device and its settings.
     fn description(&self) -> String;
 
-    /// Loads the model of a case onto the device and returns the case, ready to run.
+    /// Loads the model of a case onto the device, with weights in the given precision, and returns the case, ready to run.
     ///
     /// # Errors
     /// If the device fails.
-    fn prepare(&self, case: &Case) -> Result<Box<dyn PreparedCase>>;
+    fn prepare(&self, case: &Case, precision: Precision) -> Result<Box<dyn PreparedCase>>;
 }
 
 impl<B: Backend + Debug + 'static> Device for B {
@@ -44,8 +44,8 @@ impl<B: Backend + Debug + 'static> Device for B {
         format!("{self:?}")
     }
 
-    fn prepare(&self, case: &Case) -> Result<Box<dyn PreparedCase>> {
-        let lstm = Lstm::new(self, case.weights()?)?;
+    fn prepare(&self, case: &Case, precision: Precision) -> Result<Box<dyn PreparedCase>> {
+        let lstm = Lstm::new(self, case.weights()?.quantize(precision)?)?;
         let x = case.x();
         Ok(match case.kind {
             CaseKind::Forward => Box::new(PreparedForward { lstm, x }),

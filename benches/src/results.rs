@@ -14,6 +14,17 @@ use crate::{
     },
 };
 
+/// The name of the precision of 32-bit floats.
+pub const F32: &str = "f32";
+
+fn f32_name() -> String {
+    F32.to_owned()
+}
+
+fn is_f32(precision: &str) -> bool {
+    precision == F32
+}
+
 /// Version of the file format.
 pub const FORMAT_VERSION: u32 = 1;
 
@@ -57,6 +68,9 @@ pub struct Subject {
     /// Whether the subject runs on the CPU, to which the rooflines apply.
     #[serde(rename = "cores")]
     pub on_cpu: bool,
+    /// Precision of the weights: `f32`, `int8`, `int12` or `bf16`.
+    #[serde(default = "f32_name", skip_serializing_if = "is_f32")]
+    pub precision: String,
 }
 
 /// Times of one case, run by one subject with one number of threads.
@@ -78,6 +92,9 @@ pub struct Times {
     pub runs: usize,
     /// Largest difference between the outputs of this subject and the outputs of the first subject.
     pub difference: f64,
+    /// Root mean square of these differences; for training, gradients are included.
+    #[serde(default)]
+    pub rms_difference: f64,
 }
 
 /// A subject that was not timed in one case or in all cases.
@@ -100,6 +117,9 @@ pub struct CaseRoofline {
     pub case: String,
     /// Number of threads.
     pub threads: usize,
+    /// Precision of the weights.
+    #[serde(default = "f32_name", skip_serializing_if = "is_f32")]
+    pub precision: String,
     /// The roofline.
     pub roofline: Roofline,
 }
@@ -213,16 +233,27 @@ impl Results {
         own_subjects.clone().find(|subject| subject.on_cpu).or_else(|| own_subjects.next())
     }
 
-    /// Roofline (least possible time) of a case with a number of threads; `None` if it is not in the results.
-    pub fn roofline(&self, case: &str, threads: usize) -> Option<&Roofline> {
-        self.rooflines.iter().find(|r| r.case == case && r.threads == threads).map(|r| &r.roofline)
+    /// Roofline (least possible time) of a case with f32 weights and a number of threads; `None` if it is not in the
+    /// results.
+    pub fn f32_roofline(&self, case: &str, threads: usize) -> Option<&Roofline> {
+        let is_of_case = |r: &&CaseRoofline| r.case == case && r.threads == threads && r.precision == F32;
+        self.rooflines.iter().find(is_of_case).map(|r| &r.roofline)
+    }
+
+    /// Roofline (least possible time) of the case of `times` with its number of threads and precision; `None` if it is not
+    /// in the results.
+    pub fn roofline(&self, times: &Times) -> Option<&Roofline> {
+        let precision = &self.subjects.iter().find(|subject| subject.name == times.subject)?.precision;
+        let is_of_times =
+            |r: &&CaseRoofline| r.case == times.case && r.threads == times.threads && r.precision == *precision;
+        self.rooflines.iter().find(is_of_times).map(|r| &r.roofline)
     }
 
     /// The least possible time of a case (its roofline) divided by the measured time; `None` for subjects that do not
     /// run on the CPU.
     pub fn roofline_fraction(&self, times: &Times) -> Option<f64> {
         let on_cpu = self.subjects.iter().any(|subject| subject.name == times.subject && subject.on_cpu);
-        let roofline = self.roofline(&times.case, times.threads).filter(|_| on_cpu)?;
+        let roofline = self.roofline(times).filter(|_| on_cpu)?;
         Some(roofline.seconds / times.median_s())
     }
 
@@ -266,6 +297,7 @@ mod tests {
             min_s: 1.0,
             runs: 1,
             difference: 0.0,
+            rms_difference: 0.0,
         };
         let (base_times, other_times) = (times_of(&[1.0, 4.0, 2.0]), times_of(&[2.0, 4.0, 6.0]));
         assert_eq!(base_times.median_s(), 2.0);

@@ -17,7 +17,7 @@ use lstm_formats::OnnxWriter;
 
 use crate::{
     case::Case,
-    results::{NotRun, Subject, Times},
+    results::{F32, NotRun, Subject, Times},
     worker::{Reply, Request, RunTimes},
 };
 
@@ -30,6 +30,8 @@ pub struct Program {
     pub ours: bool,
     /// Whether the subject runs on the CPU with a configurable number of threads.
     pub on_cpu: bool,
+    /// Precision of the weights: `f32`, `int8`, `int12` or `bf16`.
+    pub precision: String,
     /// Program and arguments. The number of threads is appended as the last argument.
     pub command: Vec<OsString>,
 }
@@ -70,9 +72,12 @@ pub struct Timing {
     pub timeout: Duration,
 }
 
-/// Largest accepted difference between the results of a subject and those of the first subject: absolute for outputs,
-/// which are between -1 and 1, and relative to the largest gradient for gradients.
+/// Largest accepted difference between the results of a subject with f32 weights and those of the first subject: absolute
+/// for outputs, which are between -1 and 1, and relative to the largest gradient for gradients.
 const MAX_DIFFERENCE: f64 = 1e-4;
+
+/// The same for a subject with less precision.
+const MAX_QUANTIZED_DIFFERENCE: f64 = 0.1;
 
 /// Pause between the runs of two subjects, because threads of some libraries keep spinning for a while after a run.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -208,8 +213,9 @@ pub fn time_cases(
     for program in programs {
         match Worker::start(program, threads, timing.timeout) {
             Ok(worker) => {
-                let Program { name, ours, on_cpu, .. } = program.clone();
-                group_results.subjects.push(Subject { name, description: worker.description.clone(), ours, on_cpu });
+                let Program { name, ours, on_cpu, precision, .. } = program.clone();
+                let description = worker.description.clone();
+                group_results.subjects.push(Subject { name, description, ours, on_cpu, precision });
                 workers.push(worker);
             }
             Err(error) => group_results.not_run.push(not_run(program, None, error)),
@@ -226,13 +232,17 @@ pub fn time_cases(
                         None => {
                             ensure!(output.iter().all(|v| v.is_finite()), "the outputs are not finite");
                             reference_output = Some(output);
-                            Ok(0.0)
+                            Ok((0.0, 0.0))
                         }
-                        Some(want) => compare_with_reference(case, want, &output),
+                        Some(want) => {
+                            let is_f32 = worker.program.precision == F32;
+                            let limit = if is_f32 { MAX_DIFFERENCE } else { MAX_QUANTIZED_DIFFERENCE };
+                            Ok((compare_with_reference(case, want, &output, limit)?, rms_difference(want, &output)))
+                        }
                     }
                 });
             match difference {
-                Ok(difference) => {
+                Ok((difference, rms_difference)) => {
                     let (case, subject) = (case.name.clone(), worker.program.name.clone());
                     let times = Times {
                         case,
@@ -242,6 +252,7 @@ pub fn time_cases(
                         min_s: f64::INFINITY,
                         runs: 0,
                         difference,
+                        rms_difference,
                     };
                     running_workers.push((worker, times));
                 }
@@ -297,8 +308,8 @@ fn write_case_files(case: &Case, dir: &Path) -> Result<PathBuf> {
 }
 
 /// Compares the outputs `got` of a worker with the reference `want`. Returns the largest difference, or an error if it
-/// exceeds [`MAX_DIFFERENCE`].
-fn compare_with_reference(case: &Case, want: &[f32], got: &[f32]) -> Result<f64> {
+/// exceeds `limit`.
+fn compare_with_reference(case: &Case, want: &[f32], got: &[f32], limit: f64) -> Result<f64> {
     ensure!(got.len() == want.len(), "expected {} outputs, got {}", want.len(), got.len());
     let output_count = case.total_steps() * case.config().output_size();
     let max_difference = |want: &[f32], got: &[f32]| {
@@ -312,9 +323,15 @@ fn compare_with_reference(case: &Case, want: &[f32], got: &[f32]) -> Result<f64>
     let gradient_difference =
         if gradient.is_empty() { 0.0 } else { max_difference(gradient, &got[y.len()..]) / f64::from(largest_gradient) };
     for (difference, what) in [(output_difference, "outputs"), (gradient_difference, "gradients")] {
-        ensure!(difference <= MAX_DIFFERENCE, "the {what} differ by {difference:.2e}, more than {MAX_DIFFERENCE:.0e}");
+        ensure!(difference <= limit, "the {what} differ by {difference:.2e}, more than {limit:.0e}");
     }
     Ok(output_difference.max(gradient_difference))
+}
+
+/// The root mean square of the differences between two lists of the same length.
+fn rms_difference(want: &[f32], got: &[f32]) -> f64 {
+    let squares: f64 = want.iter().zip(got).map(|(want, got)| f64::from(want - got).powi(2)).sum();
+    (squares / want.len().max(1) as f64).sqrt()
 }
 
 #[cfg(test)]
@@ -326,7 +343,7 @@ mod tests {
     #[cfg(unix)]
     fn shell_worker(script: &str) -> Program {
         let command = ["sh", "-c", script].map(OsString::from).to_vec();
-        Program { name: "shell".to_owned(), ours: false, on_cpu: true, command }
+        Program { name: "shell".to_owned(), ours: false, on_cpu: true, precision: F32.to_owned(), command }
     }
 
     #[cfg(unix)]
@@ -362,18 +379,22 @@ mod tests {
         let case = cases.iter().find(|case| case.name == "stream-h24").unwrap();
         let want = vec![0.5; 24];
         let output_ending_with = |value: f32| [vec![0.5; 23], vec![value]].concat();
-        assert!(compare_with_reference(case, &want, &output_ending_with(0.50005)).unwrap() > 4e-5);
+        assert!(compare_with_reference(case, &want, &output_ending_with(0.50005), MAX_DIFFERENCE).unwrap() > 4e-5);
         for (got, error) in [
             (output_ending_with(0.5002), "outputs differ"),
             (output_ending_with(f32::NAN), "outputs differ"),
             (vec![0.5; 23], "got 23"),
         ] {
-            assert!(compare_with_reference(case, &want, &got).unwrap_err().to_string().contains(error), "{error}");
+            let message = compare_with_reference(case, &want, &got, MAX_DIFFERENCE).unwrap_err().to_string();
+            assert!(message.contains(error), "{error}");
         }
         // Gradients follow the outputs and are compared relative to the largest one.
         let (want, got) = ([want.clone(), vec![1e-6]].concat(), [want, vec![1.1e-6]].concat());
         assert!(
-            compare_with_reference(case, &want, &got).unwrap_err().to_string().contains("gradients differ by 1.00e-1")
+            compare_with_reference(case, &want, &got, MAX_DIFFERENCE)
+                .unwrap_err()
+                .to_string()
+                .contains("gradients differ by 1.00e-1")
         );
     }
 }

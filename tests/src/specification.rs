@@ -4,8 +4,9 @@
 use anyhow::{Context, Result, bail, ensure};
 use lstm_core::{
     Activation, Backend, Bias, CellKind, GateActivation, GateActivations, HostState, Input, LayerWeights, Lstm,
-    LstmConfig, Model, ModelLayer, ModelWeights, Param, State, Weights,
-    ndarray::{Array2, Array3, ArrayD, Axis},
+    LstmConfig, Model, ModelLayer, ModelWeights, Param, Precision, State, Weights,
+    ndarray::{Array1, Array2, Array3, ArrayD, Axis},
+    quantized::{INT8, INT12, OperandRange},
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -26,6 +27,11 @@ fn table_rows(heading: &str) -> impl Iterator<Item = Vec<&'static str>> {
 
 /// The weights of the model that the table of cells in the specification calls `name`.
 fn model(name: &str) -> Result<Weights> {
+    for precision in [Precision::Int8, Precision::Int12] {
+        if let Some(name) = name.strip_suffix(&format!(", {precision}")) {
+            return Ok(model(name)?.quantize(precision)?);
+        }
+    }
     let config = LstmConfig::new(1, 1).bias(Bias::One);
     let (hard_sigmoid, relu) = (HARD_SIGMOID, GateActivation::Relu);
     let activations = |gate, candidate, output| GateActivations { gate, candidate, output };
@@ -80,7 +86,56 @@ pub fn check_cells<B: Backend>(b: &B) -> Result<()> {
             ensure!(got == *want, "{name}: the specification says {want}, got {got}");
         }
     }
-    ensure!(rows == 8, "expected 8 cells in the specification, got {rows}");
+    ensure!(rows == 14, "expected 14 cells in the specification, got {rows}");
+    Ok(())
+}
+
+/// Checks the scales of rows of inputs, and a quantized linear layer of several blocks.
+///
+/// # Errors
+/// A value differs from the specification, or a row is missing.
+pub fn check_quantized<B: Backend>(b: &B) -> Result<()> {
+    let mut rows = 0;
+    for row in table_rows("| magnitude u |") {
+        rows += 1;
+        let [magnitude, range, want @ ..] = &row[..] else { bail!("expected four columns, got {row:?}") };
+        let magnitude = u32::from_str_radix(magnitude, 16)?;
+        let range = match *range {
+            "unit" => OperandRange::Unit,
+            "any" => OperandRange::Any,
+            other => bail!("expected unit or any, got {other}"),
+        };
+        for (format, want) in [INT8, INT12].into_iter().zip(want) {
+            let scale = format.row_scale(magnitude, range);
+            let from_integer = if scale.from_integer.is_nan() {
+                "NaN".into()
+            } else {
+                format!("{:08x}", scale.from_integer.to_bits())
+            };
+            let got = format!("{:08x} {from_integer}", scale.to_integer.to_bits());
+            ensure!(got == *want, "{magnitude:08x}: the specification says {want}, got {got}");
+        }
+    }
+    ensure!(rows == 8, "expected 8 magnitudes in the specification, got {rows}");
+    let mut rows = 0;
+    for row in table_rows("| precision | y |") {
+        rows += 1;
+        let [name, want] = row[..] else { bail!("expected two columns, got {row:?}") };
+        let values = |factor: usize, modulus: usize, offset: f32| {
+            move |k: usize| ((factor * k % modulus) as f32 - offset) / 64.0
+        };
+        let weight = Array2::from_shape_fn((1, 1500), |(_, k)| values(53, 97, 48.0)(k));
+        let linear = ModelLayer::Linear { name: "out".into(), weight, bias: Some(Array1::from(vec![0.5])) };
+        let weights = ModelWeights::new(vec![linear])?.quantize(name.parse()?)?;
+        let x = Array3::from_shape_fn((1, 1, 1500), |(_, _, k)| values(37, 101, 50.0)(k));
+        let model = Model::new(b, weights)?;
+        let got = format!("{:08x}", model.forward(&x)?.y[[0, 0, 0]].to_bits());
+        ensure!(got == want, "{name}: the specification says {want}, got {got}");
+        let mut y = [0.0];
+        model.stream(1)?.step(x.as_slice().context("a new array is contiguous")?, &mut y)?;
+        ensure!(format!("{:08x}", y[0].to_bits()) == want, "{name}: a stream gives {:08x}", y[0].to_bits());
+    }
+    ensure!(rows == 2, "expected 2 precisions in the specification, got {rows}");
     Ok(())
 }
 

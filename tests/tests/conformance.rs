@@ -172,6 +172,7 @@ impl BackendVisitor for Trials {
         }
         add!("specification", "cells", |b: &B| specification::check_cells(b).map(|()| String::new()));
         add!("specification", "activations", |b: &B| specification::check_activations(b).map(|()| String::new()));
+        add!("specification", "quantized", |b: &B| specification::check_quantized(b).map(|()| String::new()));
         add!("specification", "models", |b: &B| specification::check_models(b).map(|()| String::new()));
         add!("specification", "generator", |b: &B| specification::check_generator(b).map(|()| String::new()));
         for (case, check) in primitives::checks::<B>() {

@@ -15,10 +15,11 @@ use lstm_benches::{
     compare,
     machine::Machine,
     report::{self, format_time, html, readme},
-    results::{CaseRoofline, FORMAT_VERSION, Results, Times},
+    results::{CaseRoofline, F32, FORMAT_VERSION, Results, Times},
     roofline::{self, MachineLimits, phases},
     runner::{self, Program, Timing},
 };
+use lstm_core::Precision;
 
 /// Time the cases on all backends and in other libraries, and compare them with the limits of the machine
 #[derive(Parser)]
@@ -27,8 +28,12 @@ struct Args {
     /// Backends to time [default: all in this build]
     #[arg(long, value_delimiter = ',')]
     backends: Option<Vec<String>>,
-    /// Other libraries to time: torch, onnxruntime and openvino (which need --python), candle, burn, burn-wgpu, rten and
-    /// tract (built from benches/peers, which takes minutes), or all
+    /// Precisions of the weights that backends are timed with: f32, int8 and int12; training is timed in f32 only
+    #[arg(long, value_delimiter = ',', default_value = "f32")]
+    precision: Vec<Precision>,
+    /// Other libraries to time: torch, torch-int8, torch-bf16, onnxruntime, onnxruntime-int8, openvino and openvino-bf16
+    /// (which need --python), candle, burn, burn-wgpu, rten and tract (built from benches/peers, which takes minutes), or
+    /// all
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
     /// Python interpreter with the Python libraries, numpy and safetensors installed
@@ -77,7 +82,8 @@ struct Args {
 }
 
 /// Libraries that `peers.py` runs.
-const PYTHON_PEERS: [&str; 3] = ["torch", "onnxruntime", "openvino"];
+const PYTHON_PEERS: [&str; 7] =
+    ["torch", "torch-int8", "torch-bf16", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16"];
 /// Libraries that the program in `benches/peers` runs.
 const RUST_PEERS: [&str; 5] = ["candle", "burn", "burn-wgpu", "rten", "tract"];
 
@@ -193,8 +199,12 @@ fn programs(args: &Args) -> Result<Vec<Program>> {
         let info = backends().find(|info| info.name == name);
         let info =
             info.with_context(|| format!("no backend `{name}` in this build; expected one of {}", names.join(", ")))?;
-        let command = vec![worker_path.clone().into(), name.into()];
-        programs.push(Program { name: format!("lstm-{name}"), ours: true, on_cpu: uses_threads(info), command });
+        for precision in &args.precision {
+            let command = vec![worker_path.clone().into(), name.into(), precision.name().into()];
+            let suffix = if *precision == Precision::F32 { String::new() } else { format!("-{precision}") };
+            let (name, on_cpu) = (format!("lstm-{name}{suffix}"), uses_threads(info));
+            programs.push(Program { name, ours: true, on_cpu, precision: precision.to_string(), command });
+        }
     }
     let all_peers = PYTHON_PEERS.iter().chain(&RUST_PEERS).copied();
     let peers: Vec<&str> =
@@ -214,7 +224,10 @@ fn programs(args: &Args) -> Result<Vec<Program>> {
         } else {
             bail!("no peer `{name}`; expected one of {}, {}", PYTHON_PEERS.join(", "), RUST_PEERS.join(", "));
         };
-        programs.push(Program { name: name.to_owned(), ours: false, on_cpu: !name.ends_with("wgpu"), command });
+        // The part after the dash is a precision, or a device.
+        let precision = name.rsplit('-').next().filter(|suffix| ["int8", "bf16"].contains(suffix)).unwrap_or(F32);
+        let on_cpu = !name.ends_with("wgpu");
+        programs.push(Program { name: name.to_owned(), ours: false, on_cpu, precision: precision.to_owned(), command });
     }
     Ok(programs)
 }
@@ -291,13 +304,17 @@ fn measure(args: &Args, cases: Vec<Case>, threads: &[usize], programs: &[Program
     // Other load only makes measurements worse, so the better of both is closer to the limits of the machine.
     results.limits =
         limits_before.into_iter().zip(&measure_limits()?).map(|(before, after)| before.merge_best(after)).collect();
-    let rooflines = results.limits.iter().flat_map(|limits| {
-        results.cases.iter().map(|case| CaseRoofline {
-            case: case.name.clone(),
-            threads: limits.threads,
-            roofline: phases::roofline(case, limits),
-        })
-    });
-    results.rooflines = rooflines.collect();
+    for limits in &results.limits {
+        for (case, &precision) in results.cases.iter().flat_map(|case| args.precision.iter().map(move |p| (case, p))) {
+            let (case_name, threads) = (case.name.clone(), limits.threads);
+            let roofline = phases::roofline(case, precision, limits);
+            results.rooflines.extend(roofline.map(|roofline| CaseRoofline {
+                case: case_name,
+                threads,
+                precision: precision.to_string(),
+                roofline,
+            }));
+        }
+    }
     Ok(results)
 }

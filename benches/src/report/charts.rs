@@ -134,7 +134,7 @@ fn roofline_fractions_chart(results: &Results) -> Result<Option<Chart>> {
     let row_label = |case: &&Case| {
         let threads = results.threads();
         let bound_descriptions =
-            threads.iter().filter_map(|&n| Some(results.describe_bound(results.roofline(&case.name, n)?, n)));
+            threads.iter().filter_map(|&n| Some(results.describe_bound(results.f32_roofline(&case.name, n)?, n)));
         let mut bound_descriptions: Vec<String> = bound_descriptions.collect();
         bound_descriptions.dedup();
         format!("{} ({})", case.name, bound_descriptions.join("; "))
@@ -188,7 +188,7 @@ fn scaling_chart(results: &Results, series: case::VariedSize, threads: usize) ->
     let mut lines = series_by_subject(results, &cases, |case, subject| {
         Some(spread_of_value(results.times(case, subject, threads)?.median_s()))
     });
-    let roofline = |case: &&Case| results.roofline(&case.name, threads).map(|r| spread_of_value(r.seconds));
+    let roofline = |case: &&Case| results.f32_roofline(&case.name, threads).map(|r| spread_of_value(r.seconds));
     if !lines.is_empty() {
         lines.push(Series {
             name: "roofline".to_owned(),

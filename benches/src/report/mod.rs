@@ -8,7 +8,7 @@ pub mod table;
 
 use crate::{
     case::{Case, CaseKind},
-    results::{Results, Spread, Times},
+    results::{F32, Results, Spread, Times},
 };
 use lstm_core::CellKind;
 use table::Table;
@@ -86,6 +86,13 @@ pub fn sections(results: &Results) -> Vec<(&'static str, &'static str, Table)> {
             other_libraries_table(results),
         ),
         (
+            "Precision",
+            "Backends and libraries with other weights than f32, and the errors of their outputs against those of the first \
+             backend in f32, which are between -1 and 1: root mean square and largest. Time of the f32 backend divided by this \
+             time, in the same round: above 1, this precision is faster.",
+            precision_table(results),
+        ),
+        (
             "Cells",
             "Time of the fused cell divided by the time of another cell in the same case.",
             cell_ratios_table(results),
@@ -127,11 +134,11 @@ fn this_library_table(results: &Results) -> Table {
             format_time(times.min_s),
             format_with_si_prefix(case.total_steps() as f64 / seconds),
         ];
-        row.extend(match results.roofline(&times.case, times.threads) {
+        row.extend(match results.roofline(times) {
             Some(r) => [format_number(r.flops / seconds * 1e-9), format_number(r.bytes / seconds * 1e-9)],
             None => ["-".to_owned(), "-".to_owned()],
         });
-        row.extend(match (results.roofline(&times.case, times.threads), results.roofline_fraction(times)) {
+        row.extend(match (results.roofline(times), results.roofline_fraction(times)) {
             (Some(r), Some(fraction)) => {
                 [format_time(r.seconds), format_percent(fraction), results.describe_bound(r, times.threads)]
             }
@@ -164,7 +171,8 @@ fn format_with_si_prefix(value: f64) -> String {
 /// Table of the times of the other subjects (backends and libraries), divided by those of the base subject.
 fn other_libraries_table(results: &Results) -> Table {
     let Some(base) = results.base_subject() else { return Table::new(["case", "threads"]) };
-    let other_subjects: Vec<_> = results.subjects.iter().filter(|s| s.name != base.name).collect();
+    let other_subjects: Vec<_> =
+        results.subjects.iter().filter(|s| s.name != base.name && s.precision == F32).collect();
     let mut columns = vec!["case".to_owned(), "threads".to_owned(), base.name.clone()];
     columns.extend(other_subjects.iter().map(|s| if s.ours { s.name.clone() } else { s.description.clone() }));
     let mut table = Table::new(columns);
@@ -175,6 +183,41 @@ fn other_libraries_table(results: &Results) -> Table {
             ratio.map_or("-".to_owned(), format_ratio)
         }));
         table.add_row(row);
+    }
+    table
+}
+
+/// Table of the times and errors of subjects with another precision than f32.
+pub(crate) fn precision_table(results: &Results) -> Table {
+    let mut table = Table::new([
+        "case",
+        "threads",
+        "backend or library",
+        "precision",
+        "time",
+        "f32 / this",
+        "rms error",
+        "largest error",
+    ]);
+    let Some(base) = results.base_subject() else { return table };
+    for case in &results.cases {
+        for threads in results.threads() {
+            for subject in results.subjects.iter().filter(|subject| subject.precision != F32) {
+                let Some(times) = results.times(&case.name, &subject.name, threads) else { continue };
+                let base_times = results.times(&case.name, &base.name, threads);
+                let ratio = base_times.and_then(|base_times| base_times.ratio_to(times));
+                table.add_row([
+                    case.name.clone(),
+                    threads.to_string(),
+                    if subject.ours { subject.name.clone() } else { subject.description.clone() },
+                    subject.precision.clone(),
+                    format_time(times.median_s()),
+                    ratio.map_or("-".to_owned(), format_ratio),
+                    format!("{:.1e}", times.rms_difference),
+                    format!("{:.1e}", times.difference),
+                ]);
+            }
+        }
     }
     table
 }

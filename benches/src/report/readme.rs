@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::{describe_case, format_number, format_percent, format_thread_count, format_time, main_cases, table::Table};
-use crate::results::Results;
+use crate::results::{F32, Results};
 
 /// Marker line before the generated part of README.md.
 const BEGIN_MARKER: &str = "<!-- made by `cargo xtask bench --readme` from reports/; do not edit -->\n";
@@ -53,7 +53,7 @@ pub fn update_table(text: &str, reports: &[(String, Results)]) -> Result<String>
 /// Generates the part of README.md between the markers.
 fn format_section(report_name: &str, results: &Results) -> String {
     let Some(base) = results.base_subject() else { return String::new() };
-    let peers: Vec<_> = results.subjects.iter().filter(|s| !s.ours && s.on_cpu).collect();
+    let peers: Vec<_> = results.subjects.iter().filter(|s| !s.ours && s.on_cpu && s.precision == F32).collect();
     let threads = results.threads();
     let mut columns =
         ["case", "description", "threads", &base.name, "% of roofline, bound by"].map(str::to_owned).to_vec();
@@ -62,7 +62,7 @@ fn format_section(report_name: &str, results: &Results) -> String {
     for case in main_cases(results) {
         for &threads in &threads {
             let Some(base_times) = results.times(&case.name, &base.name, threads) else { continue };
-            let roofline = results.roofline(&case.name, threads).zip(results.roofline_fraction(base_times));
+            let roofline = results.f32_roofline(&case.name, threads).zip(results.roofline_fraction(base_times));
             let roofline = roofline
                 .map(|(r, fraction)| format!("{}, {}", format_percent(fraction), results.describe_bound(r, threads)));
             let mut row =

@@ -157,3 +157,62 @@ pub(super) fn select_loops() -> Loops {
     #[cfg(not(target_arch = "aarch64"))]
     plain::LOOPS
 }
+
+/// A loop of dot products of integers on registers, which returns the number of operations, two for each product.
+#[cfg(target_arch = "x86_64")]
+macro_rules! integer_loop {
+    ($name:ident, $vector:ty, $products:literal, $splat:path, $dot:path, $xor:path, $feature:literal) => {
+        fn $name() -> f64 {
+            use std::arch::x86_64::*;
+            const N: usize = 16;
+            #[target_feature(enable = $feature)]
+            fn run_on_registers() {
+                use std::hint::black_box;
+                let (a, b) = ($splat(black_box(3)), $splat(black_box(5)));
+                let mut sums: [$vector; N] = [a; N];
+                for _ in 0..ITERATIONS {
+                    for sum in &mut sums {
+                        *sum = $dot(*sum, a, b);
+                    }
+                }
+                let all = sums.into_iter().reduce(|x, y| $xor(x, y));
+                black_box(all);
+            }
+            // SAFETY: `select_int8_loop` and `select_int16_loop` return this loop only if the CPU supports the
+            // instruction set.
+            unsafe { run_on_registers() };
+            (ITERATIONS * N * $products * 2) as f64
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+integer_loop!(avx512_int8, __m512i, 64, _mm512_set1_epi8, _mm512_dpbusd_epi32, _mm512_xor_si512, "avx512f,avx512vnni");
+#[cfg(target_arch = "x86_64")]
+integer_loop!(
+    avx512_int16,
+    __m512i,
+    32,
+    _mm512_set1_epi16,
+    _mm512_dpwssd_epi32,
+    _mm512_xor_si512,
+    "avx512f,avx512vnni"
+);
+
+/// The loop for dot products of 8-bit integers on this CPU; `None` without AVX-512 VNNI.
+pub(super) fn select_int8_loop() -> Option<fn() -> f64> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+        return Some(avx512_int8);
+    }
+    None
+}
+
+/// The loop for dot products of 16-bit integers on this CPU; `None` without AVX-512 VNNI.
+pub(super) fn select_int16_loop() -> Option<fn() -> f64> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+        return Some(avx512_int16);
+    }
+    None
+}

@@ -27,6 +27,13 @@ pub struct MachineLimits {
     /// which count as two each.
     #[serde(rename = "flops")]
     pub flops_per_s: f64,
+    /// The same for multiply-adds of integers of magnitude up to 127, measured with the instruction that adds dot products
+    /// of 8-bit integers; `None` if the loops have no such instruction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub int8_ops_per_s: Option<f64>,
+    /// The same for dot products of 16-bit integers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub int16_ops_per_s: Option<f64>,
     /// Latency of a fused multiply-add in seconds.
     pub latency_s: f64,
     /// Read bandwidth of all threads together, for working sets of growing size.
@@ -75,6 +82,8 @@ pub fn measure_limits(threads: usize, samples: usize, max_working_set: usize) ->
         threads,
         isa: loops.name.to_owned(),
         flops_per_s,
+        int8_ops_per_s: loops::select_int8_loop().map(register_rate).transpose()?,
+        int16_ops_per_s: loops::select_int16_loop().map(register_rate).transpose()?,
         latency_s: threads as f64 / dependent_ops_per_s,
         bandwidths,
     })
@@ -126,6 +135,8 @@ impl MachineLimits {
     /// Combines two measurements of the same machine. Each limit of the result is the better of the two.
     pub fn merge_best(mut self, other: &MachineLimits) -> MachineLimits {
         self.flops_per_s = self.flops_per_s.max(other.flops_per_s);
+        self.int8_ops_per_s = max_option(self.int8_ops_per_s, other.int8_ops_per_s);
+        self.int16_ops_per_s = max_option(self.int16_ops_per_s, other.int16_ops_per_s);
         self.latency_s = self.latency_s.min(other.latency_s);
         for (mine, theirs) in self.bandwidths.iter_mut().zip(&other.bandwidths) {
             mine.bytes_per_s = mine.bytes_per_s.max(theirs.bytes_per_s);
@@ -151,6 +162,11 @@ impl MachineLimits {
     }
 }
 
+/// The larger of two values that may be missing.
+fn max_option(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    a.into_iter().chain(b).max_by(f64::total_cmp)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +179,8 @@ mod tests {
             threads: 1,
             isa: String::new(),
             flops_per_s: 1.0,
+            int8_ops_per_s: None,
+            int16_ops_per_s: None,
             latency_s: 1.0,
             bandwidths: bandwidths.to_vec(),
         };

@@ -4,7 +4,7 @@
 //! level that they fit into, and its longest chain of dependent operations at the latency of a multiply-add. The roofline
 //! time of a case is the sum over its phases.
 
-use lstm_core::{CellKind, LayerSpec, arithmetic::DOT_BLOCK};
+use lstm_core::{CellKind, LayerSpec, Precision, arithmetic::DOT_BLOCK};
 use serde::{Deserialize, Serialize};
 
 use super::MachineLimits;
@@ -75,8 +75,10 @@ pub struct Roofline {
 
 impl Phase {
     /// Least time of all repetitions in seconds, and the resource that determines this time.
-    fn seconds(&self, limits: &MachineLimits) -> (f64, LimitingResource) {
-        let compute_time = (self.flops / limits.flops_per_s, LimitingResource::Compute);
+    /// `products_per_s` is the throughput of matrix products.
+    fn seconds(&self, limits: &MachineLimits, products_per_s: f64) -> (f64, LimitingResource) {
+        let rate = if self.bytes > 0.0 { products_per_s } else { limits.flops_per_s };
+        let compute_time = (self.flops / rate, LimitingResource::Compute);
         let bandwidth_time = (self.bytes / limits.bandwidth(self.bytes), LimitingResource::Bandwidth);
         let latency_time = (self.chain * limits.latency_s, LimitingResource::Latency);
         let longest_time =
@@ -85,14 +87,14 @@ impl Phase {
     }
 }
 
-/// Phases of the computation of a case, in order.
-pub fn phases(case: &Case) -> Vec<Phase> {
+/// Phases of the computation of a case with weights of a precision, in order.
+pub fn phases(case: &Case, precision: Precision) -> Vec<Phase> {
     let specs = case.config().layer_specs();
     let directions = case.config().num_directions();
     let layer_phases = |(k, spec): (usize, &LayerSpec)| {
         // The gradient with respect to the input of the first layer is not computed.
         let input_gradient = k >= directions;
-        forward_phases(case, spec).into_iter().chain(
+        forward_phases(case, spec, precision).into_iter().chain(
             (case.kind == CaseKind::Train).then(|| backward_phases(case, spec, input_gradient)).into_iter().flatten(),
         )
     };
@@ -107,29 +109,33 @@ fn sizes(case: &Case, spec: &LayerSpec) -> [f64; 5] {
 }
 
 /// Phases of the forward pass of one layer in one direction.
-fn forward_phases(case: &Case, spec: &LayerSpec) -> [Phase; 3] {
+fn forward_phases(case: &Case, spec: &LayerSpec, precision: Precision) -> [Phase; 3] {
     let [steps, batch, input, hidden, state] = sizes(case, spec);
     // The candidate gate of the dense peephole cell has no recurrent weights.
     let recurrent_weights = if spec.cell == CellKind::PeepholeDense { 3.0 } else { 4.0 } * hidden * state;
     let tanh_count = if spec.cell == CellKind::PeepholeDense { 1.0 } else { 2.0 };
     let activation_ops = (5.0 - tanh_count) * SIGMOID_OPS + tanh_count * TANH_OPS + CELL_OPS;
     let block_length = (state as usize).min(DOT_BLOCK);
+    let bytes_per_weight = match precision {
+        Precision::F32 => F32_BYTES,
+        Precision::Int8 => 1.0,
+        Precision::Int12 => 2.0,
+    };
+    // The order of an integer sum is free: the chain is one dot product, its conversion and the multiplication by the scale.
+    let product_chain = match precision {
+        Precision::F32 => (block_length + (state as usize).div_ceil(DOT_BLOCK) - 1) as f64,
+        Precision::Int8 | Precision::Int12 => 3.0,
+    };
     let phase = |name: &str, times, flops, weights: f64, chain| Phase {
         name: name.to_owned(),
         times,
         flops,
-        bytes: weights * F32_BYTES,
+        bytes: weights * bytes_per_weight,
         chain,
     };
     [
         phase("input product", 1.0, 8.0 * hidden * input * steps * batch, 4.0 * hidden * input, 0.0),
-        phase(
-            "time loop",
-            steps,
-            2.0 * recurrent_weights * batch,
-            recurrent_weights,
-            (block_length + (state as usize).div_ceil(DOT_BLOCK) - 1) as f64 + CELL_CHAIN_OPS,
-        ),
+        phase("time loop", steps, 2.0 * recurrent_weights * batch, recurrent_weights, product_chain + CELL_CHAIN_OPS),
         phase("activations", 1.0, 2.0 * activation_ops * hidden * steps * batch, 0.0, 0.0),
     ]
 }
@@ -158,23 +164,29 @@ fn backward_phases(case: &Case, spec: &LayerSpec, input_gradient: bool) -> [Phas
     ]
 }
 
-/// Computes the least time of a case on a machine with these limits.
-pub fn roofline(case: &Case, limits: &MachineLimits) -> Roofline {
-    let timed_phases = phases(case).into_iter().map(|phase| {
-        let (seconds, bound) = phase.seconds(limits);
+/// Computes the least time of a case with weights of a precision, on a machine with these limits. `None` if the throughput
+/// for the precision was not measured.
+pub fn roofline(case: &Case, precision: Precision, limits: &MachineLimits) -> Option<Roofline> {
+    let products_per_s = match precision {
+        Precision::F32 => limits.flops_per_s,
+        Precision::Int8 => limits.int8_ops_per_s?,
+        Precision::Int12 => limits.int16_ops_per_s?,
+    };
+    let timed_phases = phases(case, precision).into_iter().map(|phase| {
+        let (seconds, bound) = phase.seconds(limits, products_per_s);
         (phase, seconds, bound)
     });
     let phases: Vec<_> = timed_phases.collect();
-    let longest_phase = phases.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("every case has phases");
+    let longest_phase = phases.iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
     let is_product = |(phase, _, _): &&(Phase, f64, LimitingResource)| phase.bytes > 0.0;
-    Roofline {
+    Some(Roofline {
         seconds: phases.iter().map(|(_, seconds, _)| seconds).sum(),
         bound: longest_phase.2,
         working_set: longest_phase.0.bytes,
         flops: phases.iter().filter(is_product).map(|(phase, ..)| phase.times * phase.flops).sum(),
         bytes: phases.iter().map(|(phase, ..)| phase.times * phase.bytes).sum(),
         phases,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -184,24 +196,48 @@ mod tests {
 
     fn limits(flops_per_s: f64, bytes_per_s: f64, latency_s: f64) -> MachineLimits {
         let bandwidths = vec![Bandwidth { bytes: 1e4, bytes_per_s }];
-        MachineLimits { threads: 1, isa: String::new(), flops_per_s, latency_s, bandwidths }
+        let [int8_ops_per_s, int16_ops_per_s] = [Some(4.0 * flops_per_s), Some(2.0 * flops_per_s)];
+        MachineLimits {
+            threads: 1,
+            isa: String::new(),
+            flops_per_s,
+            int8_ops_per_s,
+            int16_ops_per_s,
+            latency_s,
+            bandwidths,
+        }
     }
 
     fn find_case(name: &str) -> Case {
         case::load(None).unwrap().into_iter().find(|case| case.name == name).unwrap()
     }
 
+    fn f32_roofline(case: &str, limits: &MachineLimits) -> Roofline {
+        roofline(&find_case(case), Precision::F32, limits).unwrap()
+    }
+
+    #[test]
+    fn quantized_weights_need_fewer_bytes_and_less_time() {
+        let limits = limits(1e9, 1e9, 1e-12);
+        let [f32, int8, int12] =
+            Precision::ALL.map(|precision| roofline(&find_case("single-h512"), precision, &limits).unwrap());
+        assert_eq!((f32.bytes, f32.bytes), (4.0 * int8.bytes, 2.0 * int12.bytes));
+        assert!(int8.seconds < int12.seconds && int12.seconds < f32.seconds);
+        let without_instruction = MachineLimits { int8_ops_per_s: None, ..limits };
+        assert_eq!(roofline(&find_case("single-h512"), Precision::Int8, &without_instruction), None);
+    }
+
     #[test]
     fn flops_and_bytes_count_the_products() {
         // 8 H (I + H) flops per step and sequence. Training adds the same for the gradients of the weights, and again for
         // those of the states, but not of the input.
-        let batch_roofline = roofline(&find_case("batch-h512"), &limits(1e9, 1e9, 1e-9));
+        let batch_roofline = f32_roofline("batch-h512", &limits(1e9, 1e9, 1e-9));
         assert_eq!(batch_roofline.flops, 8.0 * 512.0 * 768.0 * 1600.0);
         assert_eq!(batch_roofline.bytes, 4.0 * 2048.0 * (256.0 + 50.0 * 512.0));
-        let train_roofline = roofline(&find_case("train-h256"), &limits(1e9, 1e9, 1e-9));
+        let train_roofline = f32_roofline("train-h256", &limits(1e9, 1e9, 1e-9));
         assert_eq!(train_roofline.flops, 8.0 * 256.0 * (3.0 * 384.0 - 128.0) * 1600.0);
         // Two layers with two directions. The input of the second layer is the outputs of both directions.
-        let two_layer_roofline = roofline(&find_case("bi2-h256"), &limits(1e9, 1e9, 1e-9));
+        let two_layer_roofline = f32_roofline("bi2-h256", &limits(1e9, 1e9, 1e-9));
         assert_eq!(two_layer_roofline.flops, 2.0 * 8.0 * 256.0 * ((128.0 + 256.0) + (512.0 + 256.0)) * 800.0);
     }
 
@@ -212,10 +248,10 @@ mod tests {
             (1e15, 1e6, 1e-15, LimitingResource::Bandwidth),
             (1e15, 1e15, 1e-3, LimitingResource::Latency),
         ] {
-            assert_eq!(roofline(&find_case("single-h512"), &limits(flops, rate, latency)).bound, want);
+            assert_eq!(f32_roofline("single-h512", &limits(flops, rate, latency)).bound, want);
         }
         // Calculated by hand for one flop and one byte per second and no latency.
-        let step_roofline = roofline(&find_case("stream-h24"), &limits(1.0, 1.0, 0.0));
+        let step_roofline = f32_roofline("stream-h24", &limits(1.0, 1.0, 0.0));
         let [input, recurrent_weights] = [4.0 * 24.0, 4.0 * 24.0 * 24.0];
         let activation_ops = 2.0 * 24.0 * (3.0 * SIGMOID_OPS + 2.0 * TANH_OPS + CELL_OPS);
         assert_eq!(step_roofline.seconds, 4.0 * input + 4.0 * recurrent_weights + activation_ops);

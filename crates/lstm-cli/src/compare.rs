@@ -1,8 +1,8 @@
 //! `lstm compare`: runs the same sequences on several backends and compares their results bit by bit.
 
-use std::{fmt, process::ExitCode};
+use std::{fmt, process::ExitCode, sync::Arc};
 
-use lstm::{BackendInfo, Device, HostState, Ops, arithmetic::Digest, ndarray::Array3};
+use lstm::{BackendInfo, Device, HostState, ModelWeights, Ops, Precision, arithmetic::Digest, ndarray::Array3};
 use serde::Serialize;
 
 use crate::{
@@ -18,6 +18,9 @@ use crate::{
 /// Each backend runs its own kernels. The first one also runs the reference path, which defines the results. The exit
 /// code is 3 if two exact backends differ in any bit. For inexact backends, the largest difference from the first run
 /// is reported; with --tolerance, a larger difference is exit code 3 too. Backends that are not available are listed.
+///
+/// With several precisions, such as `--precision f32,int12,int8`, the runs of each one are compared with each other, and
+/// the outputs of each one with those of the first: root mean square and largest difference.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -59,13 +62,27 @@ struct Report {
     tolerance: Option<f64>,
     runs: Vec<Run>,
     not_run: Vec<UnavailableBackend>,
+    /// How the outputs of each precision differ from those of the first; empty for a single precision.
+    precisions: Vec<PrecisionError>,
 }
 
-/// One run of the model on one backend, and how its results differ from those of the first run.
+/// How the outputs in a precision differ from those in the first one.
+#[derive(Serialize)]
+struct PrecisionError {
+    precision: String,
+    /// Root mean square of the differences.
+    rms_error: f64,
+    largest_error: f64,
+    /// Root mean square of the outputs of the first precision.
+    rms_output: f64,
+}
+
+/// One run of the model on one backend, and how its results differ from those of the first run of the same precision.
 #[derive(Default, Serialize)]
 struct Run {
     backend: String,
     path: String,
+    precision: String,
     arithmetic: String,
     exact: bool,
     digest: String,
@@ -83,6 +100,9 @@ struct Run {
     /// Digest of the outputs that the run has computed so far.
     #[serde(skip)]
     running_digest: Digest,
+    /// The first run of the same precision, with which this one is compared.
+    #[serde(skip)]
+    first_index: usize,
 }
 
 #[derive(Serialize)]
@@ -111,12 +131,14 @@ impl Run {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let heading_cells =
-            ["backend", "path", "digest", "differing", "bits", "largest", "arithmetic"].map(String::from);
+            ["backend", "precision", "path", "digest", "differing", "bits", "largest", "arithmetic"].map(String::from);
         let rows = self.runs.iter().map(|row| {
-            let Run { backend, path, digest, differing, differing_bits, largest_difference, arithmetic, .. } = row;
+            let Run { backend, precision, path, digest, differing, differing_bits, arithmetic, .. } = row;
+            let largest_difference = row.largest_difference;
             let number_cells = [differing.to_string(), differing_bits.to_string(), format!("{largest_difference:.1e}")];
             let [differing, bits, largest] = number_cells;
-            [backend.clone(), path.clone(), digest.clone(), differing, bits, largest, arithmetic.clone()]
+            let precision = precision.clone();
+            [backend.clone(), precision, path.clone(), digest.clone(), differing, bits, largest, arithmetic.clone()]
         });
         let rows: Vec<_> = std::iter::once(heading_cells).chain(rows).collect();
         for row in &rows {
@@ -134,8 +156,15 @@ impl fmt::Display for Report {
             None => "no run is exact",
         };
         writeln!(f, "{} x {} steps: {verdict}", self.batch, self.steps)?;
-        let Some((first_run, other_runs)) = self.runs.split_first() else { return Ok(()) };
-        for row in other_runs.iter().filter(|row| !row.exact) {
+        if let Some((first, others)) = self.precisions.split_first() {
+            for PrecisionError { precision, rms_error, largest_error, .. } in others {
+                let (name, rms) = (&first.precision, first.rms_output);
+                write!(f, "{precision} against {name}: rms error {rms_error:.1e}, largest {largest_error:.1e}")?;
+                writeln!(f, ", of outputs with rms {rms:.1e}")?;
+            }
+        }
+        for (_, row) in self.runs.iter().enumerate().filter(|(k, row)| row.first_index != *k && !row.exact) {
+            let first_run = &self.runs[row.first_index];
             let Run { backend, path, differing, values, largest_difference, .. } = row;
             write!(f, "{backend} ({path}) is inexact: {differing} of {values} values differ from those of ")?;
             write!(f, "{} ({}), by at most {largest_difference:.1e}", first_run.backend, first_run.path)?;
@@ -150,25 +179,41 @@ impl fmt::Display for Report {
 }
 
 pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
-    let loaded_model = args.model.load()?;
+    let loaded_model = args.model.load_as(None)?;
     loaded_model.check_arrangement()?;
+    let precisions = match &args.model.precision[..] {
+        [] => vec![(loaded_model.precisions(), loaded_model.weights.clone())],
+        precisions => {
+            let convert = |&precision: &Precision| {
+                let weights = loaded_model.weights.quantize(precision);
+                let weights = weights.map_err(|e| Error::from(e).with_path(&args.model.path))?;
+                Ok((precision.to_string(), Arc::new(weights)))
+            };
+            precisions.iter().map(convert).collect::<Result<Vec<(String, Arc<ModelWeights>)>>>()?
+        }
+    };
     let sequences = args.sequences.open(&loaded_model, output)?;
     let mut not_run = Vec::new();
     let devices = open_devices(args, &mut not_run)?;
     let mut models: Vec<Box<dyn RunnableModel>> = Vec::new();
     let mut rows: Vec<Run> = Vec::new();
-    for (k, device) in devices.iter().enumerate() {
-        for reference in if k == 0 || args.references { &[true, false][..] } else { &[false] } {
-            let model = backends::load_model(device, &loaded_model.weights, *reference)?;
-            let arithmetic = device.arithmetic();
-            rows.push(Run {
-                backend: device.name().to_owned(),
-                path: describe_paths(&model.paths()),
-                arithmetic: arithmetic.to_string(),
-                exact: arithmetic.is_exact(),
-                ..Run::default()
-            });
-            models.push(model);
+    for (precision, weights) in &precisions {
+        let first_index = rows.len();
+        for (k, device) in devices.iter().enumerate() {
+            for reference in if k == 0 || args.references { &[true, false][..] } else { &[false] } {
+                let model = backends::load_model(device, weights, *reference)?;
+                let arithmetic = device.arithmetic();
+                rows.push(Run {
+                    backend: device.name().to_owned(),
+                    path: describe_paths(&model.paths()),
+                    precision: precision.clone(),
+                    arithmetic: arithmetic.to_string(),
+                    exact: arithmetic.is_exact(),
+                    first_index,
+                    ..Run::default()
+                });
+                models.push(model);
+            }
         }
     }
     if args.tolerance.is_some() && rows.iter().all(|row| row.exact) {
@@ -179,15 +224,21 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     }
     let (sequence_shape, input) = (sequences.sequence_shape(), path_text(sequences.path()));
     sequences::catch_interrupts();
+    let first_runs: Vec<usize> =
+        rows.iter().enumerate().filter(|(k, row)| row.first_index == *k).map(|(k, _)| k).collect();
+    let mut errors = vec![ErrorSum::default(); first_runs.len()];
     let states = sequences.run_models(&mut models, |outputs| {
         for (row, y) in rows.iter_mut().zip(outputs) {
             run::add_to_digest(&mut row.running_digest, y);
-            row.compare(&outputs[0], y);
+            row.compare(&outputs[row.first_index], y);
+        }
+        for (error, &k) in errors.iter_mut().zip(&first_runs) {
+            error.add(&outputs[0], &outputs[k]);
         }
         Ok(())
     })?;
     for (row, run_states) in rows.iter_mut().zip(&states) {
-        for (want, HostState { h, c }) in states[0].iter().zip(run_states) {
+        for (want, HostState { h, c }) in states[row.first_index].iter().zip(run_states) {
             row.compare(&want.h, h);
             row.compare(&want.c, c);
         }
@@ -197,7 +248,10 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     }
     let exact_runs_identical = exact_runs_identical(&rows);
     let passed = exact_runs_identical != Some(false) && rows.iter().all(|row| row.within_tolerance != Some(false));
+    let precision_errors =
+        errors.iter().zip(&precisions).map(|(error, (precision, _))| error.report(precision.clone()));
     output.report(&Report {
+        precisions: if precisions.len() > 1 { precision_errors.collect() } else { Vec::new() },
         model: path_text(&args.model.path),
         input,
         batch: sequence_shape.batch,
@@ -208,6 +262,40 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         not_run,
     })?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+/// The sums from which a [`PrecisionError`] is computed.
+#[derive(Clone, Copy, Default)]
+struct ErrorSum {
+    values: f64,
+    squared_errors: f64,
+    squared_outputs: f64,
+    largest: f64,
+}
+
+impl ErrorSum {
+    /// Adds the differences between two arrays of outputs. A difference that is not a number counts as infinite.
+    fn add(&mut self, want: &Array3<f32>, got: &Array3<f32>) {
+        for (&want, &got) in want.iter().zip(got) {
+            let (want, got) = (f64::from(want), f64::from(got));
+            let error = if want.to_bits() == got.to_bits() { 0.0 } else { (want - got).abs() };
+            let error = if error.is_nan() { f64::INFINITY } else { error };
+            self.values += 1.0;
+            self.squared_errors += error * error;
+            self.squared_outputs += want * want;
+            self.largest = self.largest.max(error);
+        }
+    }
+
+    fn report(&self, precision: String) -> PrecisionError {
+        let rms = |squares: f64| (squares / self.values.max(1.0)).sqrt();
+        PrecisionError {
+            precision,
+            rms_error: rms(self.squared_errors),
+            largest_error: self.largest,
+            rms_output: rms(self.squared_outputs),
+        }
+    }
 }
 
 /// Whether all runs on exact backends are bit-identical. `rows` must list them before the inexact runs. The result is

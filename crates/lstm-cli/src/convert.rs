@@ -20,7 +20,8 @@ use crate::{
 ///
 /// Nothing is dropped silently: what the new file can't hold is an error. This includes tensors and nodes that are not
 /// part of the model, unless --name selects an LSTM. The layers, and options that no tensor implies, such as the clip
-/// bound, are stored in the metadata of a .safetensors file.
+/// bound, are stored in the metadata of a .safetensors file. With `--precision int8` or `int12` the new file holds
+/// quantized weights.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -63,11 +64,14 @@ struct Report {
     out: String,
     layers: String,
     parameters: usize,
+    /// The precision of the weights in the new file.
+    precision: String,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {}, {} parameters", self.out, self.layers, self.parameters)
+        let precision = if self.precision == "f32" { String::new() } else { format!(", {}", self.precision) };
+        writeln!(f, "{}: {}, {} parameters{precision}", self.out, self.layers, self.parameters)
     }
 }
 
@@ -104,6 +108,13 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     }
     let weights = &loaded_model.weights;
     let (metadata, by_name) = (weights.metadata(), loaded_model.selected_by_name);
+    let precision = loaded_model.precisions();
+    if precision != "f32" && (writes_onnx || args.dtype != Dtype::F32) {
+        let why = format!(
+            "an .onnx file and other element types hold f32 weights only, got {precision}; add `--precision f32`"
+        );
+        return Err(Error::option("precision", why));
+    }
     match (writes_onnx, single_lstm(weights)) {
         (false, _) if args.inputs => return Err(Error::option("inputs", "only an .onnx file can have inputs")),
         // The whole-model form keeps the metadata; the plain one has PyTorch's names alone.
@@ -148,6 +159,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         out: path_text(&args.out),
         layers: kinds.join(", "),
         parameters: weights.num_params(),
+        precision: loaded_model.precisions(),
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, process::ExitCode};
 
-use lstm::{BACKENDS, BackendInfo, LayerSpec, ModelLayer, Ops};
+use lstm::{BACKENDS, BackendInfo, LayerSpec, ModelLayer, ModelWeights, Ops, Precision};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -58,6 +58,8 @@ struct Layer {
     /// The function and its parameters, or the probability of dropout.
     value: Option<String>,
     parameters: usize,
+    /// The precision of the weights, such as `int8`.
+    precision: Option<&'static str>,
     lstm: Option<LstmDetails>,
 }
 
@@ -142,6 +144,9 @@ impl fmt::Display for Layer {
         if let (Some(input), Some(output)) = (self.input_size, self.output_size) {
             write!(f, ": {input} -> {output}, {} parameters", self.parameters)?;
         }
+        if let Some(precision) = self.precision.filter(|precision| *precision != "f32") {
+            write!(f, " in {precision}")?;
+        }
         writeln!(f)?;
         let Some(LstmDetails { config, initial_state, stack }) = &self.lstm else { return Ok(()) };
         let option = |(name, value): (&String, &Value)| {
@@ -171,7 +176,8 @@ fn shortened(text: &str) -> String {
 }
 
 /// Describes a layer.
-fn describe_layer(layer: &ModelLayer) -> Layer {
+fn describe_layer(weights: &ModelWeights, index: usize) -> Layer {
+    let layer = &weights.layers()[index];
     let sizes = match layer {
         ModelLayer::Embedding { weight, .. } => Some((weight.nrows(), weight.ncols())),
         ModelLayer::Lstm { weights, .. } => Some((weights.config().input_size, weights.config().output_size())),
@@ -205,6 +211,7 @@ fn describe_layer(layer: &ModelLayer) -> Layer {
         output_size: sizes.map(|sizes| sizes.1),
         value,
         parameters: layer.num_params(),
+        precision: weights.layer_precision(index).map(Precision::name),
         lstm,
     }
 }
@@ -262,7 +269,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         input_size,
         output_size: weights.output_size(),
         returns_last_step: weights.returns_last_step(),
-        layers: weights.layers().iter().map(describe_layer).collect(),
+        layers: (0..weights.layers().len()).map(|k| describe_layer(&weights, k)).collect(),
         skip: weights.skip(),
         input_gain: weights.input_gain(),
         output_gain: weights.output_gain(),

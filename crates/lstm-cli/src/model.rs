@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use lstm::{
-    CellKind, Direction, HostState, ModelWeights,
+    CellKind, Direction, HostState, ModelWeights, Precision,
     formats::{
         Format, OpenOptions, detect,
         onnx::{ModelArguments, OnnxGraph, OnnxInputKind, OnnxOutputKind, StateRows},
@@ -45,11 +45,20 @@ pub(crate) struct ModelArgs {
     /// Use coupled input and forget gates, f = 1 - i, if a file of tensors does not say so
     #[arg(long)]
     coupled: bool,
+
+    /// Convert the weights: f32, int8 or int12; `compare` takes several [default: as in the file]
+    #[arg(long, value_name = "PRECISION", value_delimiter = ',', value_parser = parse_precision)]
+    pub(crate) precision: Vec<Precision>,
 }
 
 /// Parses the name of a cell kind.
 fn parse_cell(name: &str) -> Result<CellKind, String> {
     name.parse().map_err(|_| format!("expected one of {}", CellKind::ALL.map(CellKind::name).join(", ")))
+}
+
+/// Parses the name of a precision.
+fn parse_precision(name: &str) -> Result<Precision, String> {
+    name.parse().map_err(|_| format!("expected one of {}", Precision::ALL.map(Precision::name).join(", ")))
 }
 
 /// Parses a clip bound.
@@ -113,8 +122,17 @@ pub(crate) enum PortKind {
 }
 
 impl ModelArgs {
-    /// Loads the model.
+    /// Loads the model, in the precision that the user wants.
     pub(crate) fn load(&self) -> Result<LoadedModel> {
+        match self.precision[..] {
+            [] => self.load_as(None),
+            [precision] => self.load_as(Some(precision)),
+            _ => Err(Error::option("precision", "only `compare` takes several")),
+        }
+    }
+
+    /// Loads the model in a precision; `None` for that of the file.
+    pub(crate) fn load_as(&self, precision: Option<Precision>) -> Result<LoadedModel> {
         let mut options = OpenOptions::default();
         options.names = self.name.clone();
         options.layers = self.layers.clone();
@@ -123,6 +141,7 @@ impl ModelArgs {
         if options != OpenOptions::default() {
             self.check_applicable(&options)?;
         }
+        options.precision = precision;
         let file = open(&self.path, &options).map_err(|e| Error::from(e).with_path(&self.path))?;
         let (mut ports, mut nodes, mut constants) = (Vec::new(), Vec::new(), ModelArguments::default());
         let (mut rearrangement, mut fixed_steps) = (None, None);
@@ -248,6 +267,15 @@ impl LoadedModel {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The precisions of the layers with parameters, without repetition, such as `int8`.
+    pub(crate) fn precisions(&self) -> String {
+        let weights = &self.weights;
+        let mut names: Vec<&str> =
+            (0..weights.layers().len()).filter_map(|k| weights.layer_precision(k)).map(Precision::name).collect();
+        names.dedup();
+        names.join(", ")
     }
 
     /// Describes the contents of the file that are not used. `None` if everything is used, or if the user selected

@@ -75,6 +75,8 @@ struct Report {
     /// Whether the backend is exact: its outputs are then bit-identical to those of other exact backends.
     exact: bool,
     path: String,
+    /// The precision of the weights.
+    precision: String,
     batch: usize,
     steps: usize,
     output_size: usize,
@@ -90,8 +92,12 @@ struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { batch, steps, output_size, backend, path, seconds, arithmetic, .. } = self;
-        writeln!(f, "{batch} x {steps} steps of {output_size} outputs on {backend} ({path}) in {seconds:.3} s")?;
+        let Report { batch, steps, output_size, backend, path, precision, seconds, arithmetic, .. } = self;
+        let precision = if precision == "f32" { String::new() } else { format!(", {precision}") };
+        writeln!(
+            f,
+            "{batch} x {steps} steps of {output_size} outputs on {backend} ({path}{precision}) in {seconds:.3} s"
+        )?;
         if let Some(rate) = self.sample_rate {
             let audio_seconds = *steps as f64 / f64::from(rate);
             writeln!(f, "{audio_seconds:.3} s of audio at {rate} Hz, {:.1} x real time", audio_seconds / seconds)?;
@@ -181,6 +187,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         arithmetic: device.arithmetic().to_string(),
         exact: device.arithmetic().is_exact(),
         path,
+        precision: loaded_model.precisions(),
         batch: sequence_shape.batch,
         steps: sequence_shape.steps,
         output_size,

@@ -13,7 +13,8 @@ use crate::{
 ///
 /// # Errors
 /// [`Error::Io`] if the file can't be read or is not a regular file; [`Error::Format`] for a file of an unknown format
-/// or with a layer that is not supported, and the errors of the format's reader. The message names the file.
+/// or with a layer that is not supported, the errors of the format's reader, and those of
+/// [`ModelWeights::quantize`](lstm_core::ModelWeights::quantize). The message names the file.
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> {
     let path = path.as_ref();
     let bytes = read_regular_file(path).map_err(|source| Error::Io { path: path.into(), source })?;
@@ -55,7 +56,7 @@ fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions
     let no_reader = |format: Format| {
         Error::format(source, format!("this build has no reader for the format {format}; enable the feature `formats`"))
     };
-    match format {
+    let mut file = match format {
         #[cfg(feature = "keras")]
         Format::Keras => crate::keras::read(bytes, source, options),
         #[cfg(feature = "safetensors")]
@@ -74,7 +75,11 @@ fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions
         Format::Nam => crate::audio::read_nam(bytes, source, options),
         #[allow(unreachable_patterns, reason = "a build may lack the features of other formats")]
         format => Err(no_reader(format)),
+    }?;
+    if let Some(precision) = options.precision {
+        file.weights = file.weights.quantize(precision).map_err(|e| Error::format(source, e))?;
     }
+    Ok(file)
 }
 
 /// Reads an ONNX file. `folder` is where it is, for external data.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use lstm_core::CellKind;
+use lstm_core::{CellKind, Precision};
 
-/// What the user knows about a file that the file does not say. The default opens a file that says everything.
+/// What the user knows about a file that the file does not say, and the precision that the user wants. The default opens
+/// a file that says everything, as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct OpenOptions {
@@ -24,4 +25,7 @@ pub struct OpenOptions {
     pub clip: Option<f32>,
     /// Whether the input and forget gates are coupled, for a state dict, which does not say so.
     pub coupled: bool,
+    /// The precision to which the weights are converted; `None` for that of the file. See
+    /// [`ModelWeights::quantize`](lstm_core::ModelWeights::quantize).
+    pub precision: Option<Precision>,
 }

@@ -42,13 +42,14 @@ pub use device::{
 #[cfg(feature = "train")]
 pub use lstm_core::train;
 pub use lstm_core::{
-    Activation, Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, Direction,
-    Dropout, Error, ExecutionPath, GATES, GateActivation, GateActivations, Gradients, HostState, Init, InitKind, Input,
-    LayerGradients, LayerOutput, LayerOutputGradients, LayerSpec, LayerWeights, Linear, LinearGradients, LinearWeights,
-    Lstm, LstmConfig, MatrixRef, MatrixShape, MaybeSend, MaybeSync, Model, ModelGradients, ModelInput, ModelLayer,
-    ModelOutput, ModelStream, ModelTape, ModelTrainOutput, ModelWeights, Ops, OutputGradients, Param, Reference,
-    ReferencePath, Result, Sequence, State, Stream, Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell,
-    ndarray, reference, shape, weights,
+    Activation, Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, DeviceMatrix,
+    Direction, Dropout, Error, ExecutionPath, GATES, GateActivation, GateActivations, Gradients, HostState, Init,
+    InitKind, Input, LayerGradients, LayerOutput, LayerOutputGradients, LayerSpec, LayerWeights, Linear,
+    LinearGradients, LinearWeights, Lstm, LstmConfig, MatrixRef, MatrixShape, MaybeSend, MaybeSync, Model,
+    ModelGradients, ModelInput, ModelLayer, ModelOutput, ModelStream, ModelTape, ModelTrainOutput, ModelWeights, Ops,
+    OutputGradients, Param, Precision, QuantizedMatrix, QuantizedRows, Reference, ReferencePath, Result, Sequence,
+    State, Stream, Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell, ndarray, quantized, reference, shape,
+    weights,
 };
 #[cfg(feature = "safetensors")]
 pub use lstm_core::{StateDict, StateDictWriter, TensorNames};

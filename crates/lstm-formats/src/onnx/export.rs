@@ -10,7 +10,7 @@ use super::proto::{
     attribute_type,
 };
 use lstm_core::{
-    Bias, CellKind, Direction, Error, GateActivation, GateActivations, LayerWeights, Param, Result, Weights,
+    Bias, CellKind, Direction, Error, GateActivation, GateActivations, LayerWeights, Param, Precision, Result, Weights,
     weights::file,
 };
 
@@ -80,6 +80,10 @@ impl<'a> OnnxWriter<'a> {
     /// Builds the graph, if ONNX can express it.
     pub(crate) fn checked_graph(&self) -> Result<Graph> {
         let config = self.weights.config();
+        if config.precision != Precision::F32 {
+            let reason = format!("ONNX files hold f32 weights, got {}; quantize to f32 first", config.precision);
+            return Err(Error::config("precision", reason));
+        }
         if config.cell == CellKind::PeepholeDense {
             return Err(Error::config("cell", "ONNX can't express the dense peephole cell"));
         }

@@ -8,7 +8,7 @@ use super::{
     },
     proto::{Attribute, FLOAT, Graph, INT64, attribute_type},
 };
-use lstm_core::{Activation, Error, ModelLayer, ModelWeights, Result};
+use lstm_core::{Activation, Error, ModelLayer, ModelWeights, Precision, Result};
 
 /// Writes a whole model as an ONNX graph: embeddings as `Gather`, LSTMs as `LSTM`, linear layers as `MatMul` and `Add`, and
 /// activations. ONNX Runtime can run the graph, and [`OnnxModel`](super::OnnxModel) reads an equal model from it.
@@ -36,6 +36,11 @@ pub fn model_to_bytes(model: &ModelWeights) -> Result<Vec<u8>> {
     if model.skip() || model.input_gain() != 1.0 || model.output_gain() != 1.0 {
         let why = "a skip connection and gains can't be written to ONNX files; save the model as safetensors";
         return Err(Error::config("skip", why));
+    }
+    let precisions = (0..model.layers().len()).filter_map(|k| model.layer_precision(k));
+    if let Some(precision) = precisions.into_iter().find(|precision| *precision != Precision::F32) {
+        let reason = format!("ONNX files hold f32 weights, got {precision}; quantize to f32 first");
+        return Err(Error::config("precision", reason));
     }
     let mut graph = Graph { name: "model".into(), ..Graph::default() };
     let (steps, batch) = (symbolic_dim("steps"), symbolic_dim("batch"));

@@ -73,6 +73,12 @@ fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<M
     if dict.metadata().contains_key(ModelWeights::METADATA_KEY) {
         return build_saved_model(dict, format, options);
     }
+    if let [prefix] = &dict.lstm_prefixes()[..]
+        && dict.names().any(|name| name.starts_with(prefix) && name.ends_with(".q"))
+    {
+        let prefix = prefix.clone();
+        return build_quantized_lstm(dict, &prefix, format, options);
+    }
     restore_shared_tensors(&mut dict)?;
     let mut unused = select(&mut dict, options)?;
     let all_names: Vec<String> = dict.names().map(str::to_owned).collect();
@@ -159,6 +165,29 @@ fn build_saved_model(dict: StateDict, format: Format, options: &OpenOptions) -> 
     };
     let unused = names.into_iter().filter(|tensor| !tensor.starts_with(&format!("{name}."))).collect();
     Ok(ModelFile::new(format, ModelWeights::new(vec![lstm.clone()])?, dtypes, unused))
+}
+
+/// Builds a model of the one quantized LSTM of a file that [`StateDictWriter`](lstm_core::StateDictWriter) wrote.
+fn build_quantized_lstm(mut dict: StateDict, prefix: &str, format: Format, options: &OpenOptions) -> Result<ModelFile> {
+    if options.layers.is_some() || options.cell.is_some() || options.clip.is_some() || options.coupled {
+        let reason = "a file of one quantized LSTM says what it is; omit --layers, --cell, --clip and --coupled";
+        return Err(file_error(reason));
+    }
+    let name = prefix.strip_suffix('.').unwrap_or(prefix);
+    if let Some(other) = options.names.iter().find(|other| other.strip_suffix('.').unwrap_or(other) != name) {
+        return Err(file_error(format!("no LSTM is named `{other}`; expected `{name}`")));
+    }
+    let names: Vec<String> = dict.names().map(str::to_owned).collect();
+    let dtypes = dtypes(&dict, &names).into_iter().collect();
+    let metadata = metadata_of_model(&dict);
+    let weights = dict.take_lstm(prefix)?.into();
+    if options.names.is_empty() {
+        dict.finish()?;
+    }
+    let unused = names.into_iter().filter(|tensor| !tensor.starts_with(prefix)).collect();
+    let name = if name.is_empty() { "lstm" } else { name };
+    let layers = vec![ModelLayer::Lstm { name: name.into(), weights, initial_state: None }];
+    Ok(ModelFile::new(format, ModelWeights::new(layers)?.with_metadata(metadata), dtypes, unused))
 }
 
 /// Whether an entry of the metadata says that `safetensors.torch.save_model` wrote the tensor `name` under the name `kept`
