@@ -8,8 +8,8 @@ use std::{
 
 use lstm_core::{
     Backend, Bias, BidirectionalOutput, CellKind, Error, ExecutionPath, LayerGradients, LayerOutput,
-    LayerOutputGradients, LayerSpec, LayerWeights, LinearWeights, MatrixShape, MaybeSend, Ops, Result, Sequence, State,
-    WeightGradients, shape::zeros,
+    LayerOutputGradients, LayerSpec, LayerWeights, LinearWeights, MatrixShape, MaybeSend, Ops, Precision, Result,
+    Sequence, State, WeightGradients, shape::zeros,
 };
 
 use crate::{
@@ -74,8 +74,15 @@ impl Backend for Cpu {
     type Linear = CpuLinear;
 
     fn load(&self, weights: &LayerWeights) -> Result<Layer> {
-        weights.spec().check_default_kernels()?;
-        Ok(Layer(Arc::new(PackedLayer::new(self.kernels, &self.pool, weights)?)))
+        // The kernels compute every precision, but only the default activation functions.
+        let mut spec = *weights.spec();
+        spec.precision = Precision::F32;
+        spec.check_default_kernels()?;
+        Ok(Layer(Arc::new(PackedLayer::new(self.isa, &self.pool, weights)?)))
+    }
+
+    fn has_kernels(&self, spec: &LayerSpec) -> bool {
+        spec.activations.is_default()
     }
 
     fn plan(&self, layer: &Layer, batch: usize, steps: usize) -> Result<Plan> {
@@ -142,6 +149,7 @@ impl Backend for Cpu {
         plan: &mut Plan,
         sequence: Sequence<'_, Tensor>,
     ) -> Result<(LayerOutput<Tensor>, Trace)> {
+        layer.spec.check_trainable()?;
         let x = self.check_and_snap_input("forward_train", layer, plan, &sequence)?;
         let Sequence { steps, batch, lengths, state, .. } = sequence;
         let sizes = [steps, batch, layer.spec.state_size()];

@@ -18,12 +18,12 @@ pub(crate) struct CellArgs {
     pub(crate) item_count: usize,
     /// Number of floats between consecutive items, for each pointer.
     pub(crate) strides: CellStrides,
-    /// Input products `W x`, one panel row per item.
+    /// Input products `W x`, one panel row per item. If `bias` is null, the sum of the bias and all products.
     pub(crate) wx: *const f32,
     /// Recurrent products `U h`: one pointer per gate, each to one vector per item. In the dense peephole cell, the
     /// candidate has no recurrent weights, and its pointer is not read.
     pub(crate) uh: [*const f32; PANEL_VECTORS],
-    /// Bias, one panel row.
+    /// Bias, one panel row. If null, `wx` holds complete sums, and `uh` is not read.
     pub(crate) bias: *const f32,
     /// Diagonal peephole weights, `LANES` values for each of the gates i, f and o.
     pub(crate) peephole: *const f32,
@@ -112,17 +112,50 @@ unsafe fn cell_forward_items<S: Simd, const DENSE_PEEPHOLE: bool, const DIAGONAL
     unsafe {
         while n + ITEMS_PER_ITERATION <= args.item_count {
             let args = skip_items(args, n);
-            let wx = load_panel_gates(args.wx, args.strides.wx);
-            let uh = load_gates_at(args.uh, args.strides.uh);
-            cell_forward_vectors::<S, ITEMS_PER_ITERATION, DENSE_PEEPHOLE, DIAGONAL_PEEPHOLE>(&args, wx, uh);
+            let z = load_sums::<S, ITEMS_PER_ITERATION, DENSE_PEEPHOLE>(&args);
+            cell_forward_vectors::<S, ITEMS_PER_ITERATION, DENSE_PEEPHOLE, DIAGONAL_PEEPHOLE>(&args, z);
             n += ITEMS_PER_ITERATION;
         }
         while n < args.item_count {
             let args = skip_items(args, n);
-            let (wx, uh) = (load_panel_gates(args.wx, 0), load_gates_at(args.uh, 0));
-            cell_forward_vectors::<S, 1, DENSE_PEEPHOLE, DIAGONAL_PEEPHOLE>(&args, wx, uh);
+            let z = load_sums::<S, 1, DENSE_PEEPHOLE>(&args);
+            cell_forward_vectors::<S, 1, DENSE_PEEPHOLE, DIAGONAL_PEEPHOLE>(&args, z);
             n += 1;
         }
+    }
+}
+
+/// Loads the products of `N` items and returns the sums of bias and products.
+///
+/// # Safety
+/// As for [`cell_forward`], with `N` items.
+#[inline(always)]
+unsafe fn load_sums<S: Simd, const N: usize, const DENSE_PEEPHOLE: bool>(args: &CellArgs) -> [[S; N]; PANEL_VECTORS] {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let wx = load_panel_gates(args.wx, args.strides.wx);
+        if args.bias.is_null() {
+            return wx;
+        }
+        add_bias_and_products::<S, N, DENSE_PEEPHOLE>(args, wx, load_gates_at(args.uh, args.strides.uh))
+    }
+}
+
+/// Computes `(bias + wx) + uh` of `N` items. The candidate of the dense peephole cell has no `uh`.
+///
+/// # Safety
+/// As for [`cell_forward`], with `N` items.
+#[inline(always)]
+pub(crate) unsafe fn add_bias_and_products<S: Simd, const N: usize, const DENSE_PEEPHOLE: bool>(
+    args: &CellArgs,
+    wx: [[S; N]; PANEL_VECTORS],
+    uh: [[S; N]; PANEL_VECTORS],
+) -> [[S; N]; PANEL_VECTORS] {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let x = load_panel_gates::<S, N>(args.bias, args.strides.bias).add(wx);
+        let candidate = if DENSE_PEEPHOLE { x[2] } else { x[2].add(uh[2]) };
+        [x[0].add(uh[0]), x[1].add(uh[1]), candidate, x[3].add(uh[3])]
     }
 }
 
@@ -155,7 +188,7 @@ unsafe fn load_gates_at<S: Simd, const N: usize>(
     }
 }
 
-/// Does what [`cell_forward`] does, for `N` items whose products `W x` and `U h` are passed in registers.
+/// Does what [`cell_forward`] does, for `N` items whose sums of bias and products are passed in registers.
 ///
 /// # Safety
 /// As for [`cell_forward`], with `N` items.
@@ -167,27 +200,25 @@ pub(crate) unsafe fn cell_forward_vectors<
     const DIAGONAL_PEEPHOLE: bool,
 >(
     args: &CellArgs,
-    wx: [[S; N]; PANEL_VECTORS],
-    uh: [[S; N]; PANEL_VECTORS],
+    z: [[S; N]; PANEL_VECTORS],
 ) {
     let strides = args.strides;
     // SAFETY: guaranteed by the caller: every access is within an item's panel row or vector.
     unsafe {
-        let x = load_panel_gates::<S, N>(args.bias, strides.bias).add(wx);
         let c: [S; N] = load_strided(args.c_old, strides.state);
-        let g =
-            if DENSE_PEEPHOLE { sigmoid(clip_if_set(args, x[2])) } else { tanh(clip_if_set(args, x[2].add(uh[2]))) };
-        let z_i = clip_if_set(args, add_peephole::<S, N, DIAGONAL_PEEPHOLE>(args, 0, c, x[0].add(uh[0])));
+        let z_g = clip_if_set(args, z[2]);
+        let g = if DENSE_PEEPHOLE { sigmoid(z_g) } else { tanh(z_g) };
+        let z_i = clip_if_set(args, add_peephole::<S, N, DIAGONAL_PEEPHOLE>(args, 0, c, z[0]));
         let [i, f] = if args.coupled {
             let i = sigmoid(z_i);
             [i, i.fma(Simd::splat(-1.0), Simd::splat(1.0))]
         } else {
-            sigmoid([z_i, clip_if_set(args, add_peephole::<S, N, DIAGONAL_PEEPHOLE>(args, 1, c, x[1].add(uh[1])))])
+            sigmoid([z_i, clip_if_set(args, add_peephole::<S, N, DIAGONAL_PEEPHOLE>(args, 1, c, z[1]))])
         };
         let g = snap(g);
         let c = snap(f.fma(c, i.mul(g)));
         store_strided(c, args.c_new, strides.state);
-        let o = sigmoid(clip_if_set(args, add_peephole::<S, N, DIAGONAL_PEEPHOLE>(args, 2, c, x[3].add(uh[3]))));
+        let o = sigmoid(clip_if_set(args, add_peephole::<S, N, DIAGONAL_PEEPHOLE>(args, 2, c, z[3])));
         if !args.gates.is_null() {
             store_strided(i, args.gates, strides.gates);
             store_strided(f, args.gates.add(S::LANES), strides.gates);
@@ -253,7 +284,8 @@ unsafe fn skip_items(args: &CellArgs, n: usize) -> CellArgs {
         CellArgs {
             wx: args.wx.add(n * strides.wx),
             uh: [args.uh[0].add(uh), args.uh[1].add(uh), args.uh[2].add(uh), args.uh[3].add(uh)],
-            bias: args.bias.add(n * strides.bias),
+            // Null if `wx` holds complete sums.
+            bias: if args.bias.is_null() { args.bias } else { args.bias.add(n * strides.bias) },
             // May be null or dangling: it is read only by the diagonal peephole cell.
             peephole: args.peephole.wrapping_add(n * strides.peephole),
             c_old: args.c_old.add(state),

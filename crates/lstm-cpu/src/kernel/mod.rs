@@ -12,6 +12,7 @@ pub(crate) mod gemm;
 pub(crate) mod isa;
 pub(crate) mod matmul;
 mod panel;
+pub(crate) mod quantized;
 pub(crate) mod simd;
 pub(crate) mod single_row;
 pub(crate) mod strided;
@@ -21,5 +22,6 @@ mod tests;
 pub(crate) mod tile;
 
 // `table::kernel_table!` calls these by their path in this module.
+use quantized::{single_row::quantized_single_row, tile::quantized_tile};
 use single_row::single_row;
 use tile::tile;

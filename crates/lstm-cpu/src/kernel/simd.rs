@@ -54,6 +54,17 @@ pub(crate) trait Simd: Copy {
     /// Prefetches a cache line into the second-level cache, if the instruction set can. The address need not be valid.
     #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
+    /// Loads `n < LANES` floats into the first lanes. The other lanes are zero.
+    #[inline(always)]
+    unsafe fn load_first(n: usize, p: *const f32) -> Self {
+        const { assert!(Self::LANES <= 16) };
+        let mut all_lanes = [0.0f32; 16];
+        // SAFETY: the caller guarantees `n` valid floats at `p`; `all_lanes` is as long as the widest vector.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, all_lanes.as_mut_ptr(), n);
+            Self::load(all_lanes.as_ptr())
+        }
+    }
     /// Stores the first `n` lanes, or all lanes if `n >= LANES`.
     #[inline(always)]
     unsafe fn store_first(self, n: usize, p: *mut f32) {

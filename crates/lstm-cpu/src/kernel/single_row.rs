@@ -5,7 +5,7 @@
 use lstm_core::{CellKind, arithmetic::DOT_BLOCK};
 
 use crate::kernel::{
-    cell::{CellArgs, cell_forward_vectors, load_panel_gates},
+    cell::{CellArgs, add_bias_and_products, cell_forward_vectors, load_panel_gates},
     simd::Simd,
     table::PANEL_VECTORS,
 };
@@ -66,7 +66,8 @@ unsafe fn single_row_of_kind<S: Simd, const N: usize, const DENSE_PEEPHOLE: bool
             false => gate_products::<S, N, false>(args.input_len, args.input, args.w),
         };
         let uh = gate_products::<S, N, DENSE_PEEPHOLE>(args.recurrent_operand_len, args.recurrent_operand, args.u);
-        cell_forward_vectors::<S, N, DENSE_PEEPHOLE, DIAGONAL_PEEPHOLE>(&args.cell_args, wx, uh);
+        let z = add_bias_and_products::<S, N, DENSE_PEEPHOLE>(&args.cell_args, wx, uh);
+        cell_forward_vectors::<S, N, DENSE_PEEPHOLE, DIAGONAL_PEEPHOLE>(&args.cell_args, z);
     }
 }
 

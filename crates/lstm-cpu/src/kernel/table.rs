@@ -8,6 +8,8 @@ use crate::kernel::{
 /// Number of vectors in a panel row. In gate weights, each of the four vectors belongs to one gate. The recurrent
 /// weights of the dense peephole cell are an exception; see `PackedLayer`.
 pub(crate) const PANEL_VECTORS: usize = 4;
+/// Number of floats in a panel row of the widest vectors.
+pub(crate) const MAX_PANEL_WIDTH: usize = PANEL_VECTORS * 16;
 
 /// The kernels of one instruction set.
 pub(crate) struct Kernels {

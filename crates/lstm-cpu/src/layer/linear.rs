@@ -10,7 +10,7 @@ use lstm_core::{
 use crate::{
     kernel::{
         strided::StridedMatrix,
-        table::{Kernels, PANEL_VECTORS},
+        table::{Kernels, MAX_PANEL_WIDTH},
         tile::TileArgs,
     },
     memory::{buffer::Buffer, tensor::Tensor},
@@ -52,8 +52,6 @@ const ROWS_AT_ONCE: usize = 4;
 /// Number of inputs per row that are multiplied at once. It is a multiple of `DOT_BLOCK`, so that the order of each sum
 /// stays the same.
 const INPUTS_AT_ONCE: usize = 4 * DOT_BLOCK;
-/// Number of floats in a panel row of the widest vectors.
-const MAX_PANEL_WIDTH: usize = PANEL_VECTORS * 16;
 
 /// An array of floats, aligned to 64 bytes for vector loads.
 #[repr(align(64))]

@@ -4,6 +4,7 @@ mod backward_weights;
 mod linear;
 mod packed;
 mod plan;
+pub(crate) mod quantized;
 
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ pub(crate) use backward_weights::BackwardWeights;
 pub use linear::CpuLinear;
 pub(crate) use packed::{ALL_GATES, PackedLayer, recurrent_gates};
 pub use plan::Plan;
+pub(crate) use quantized::QuantizedLayer;
 
 /// The weights of one layer in one direction, snapped and packed into panels. A clone shares them.
 #[derive(Clone)]

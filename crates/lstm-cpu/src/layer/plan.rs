@@ -2,7 +2,12 @@
 
 use lstm_core::{CellKind, Error, LayerSpec, Result, State, arithmetic::snap};
 
-use crate::{kernel::table::PANEL_VECTORS, layer::PackedLayer, memory::buffer::Buffer, pass::backward::Scratch};
+use crate::{
+    kernel::table::PANEL_VECTORS,
+    layer::{PackedLayer, quantized::QuantizedBuffer},
+    memory::buffer::Buffer,
+    pass::backward::Scratch,
+};
 
 /// The workspace of one layer for one batch size: scratch memory and the running state.
 pub struct Plan {
@@ -32,6 +37,11 @@ pub struct Plan {
     /// Recurrent products `U h`. `[recurrent panels + threads][panel]` for a single sequence, otherwise
     /// `[threads][recurrent panels per group][batch][panel]`.
     pub(crate) uh: Buffer,
+    /// Quantized inputs of a block of time steps. Empty in an f32 layer, as is the next.
+    pub(crate) quantized_input: QuantizedBuffer,
+    /// Quantized operands of the recurrent product and of the projection, `[threads][batch]` rows: each thread quantizes
+    /// what it multiplies.
+    pub(crate) quantized_state: QuantizedBuffer,
     /// Scratch memory of the backward pass, allocated by the first backward pass.
     pub(crate) backward_scratch: Option<Scratch>,
 }
@@ -55,16 +65,16 @@ impl Plan {
     pub(crate) fn new(layer: &PackedLayer, batch: usize, steps: usize, threads: usize) -> Result<Self> {
         // A barrier costs some tenths of a microsecond, and waking the threads more. Small layers are faster on one
         // thread, the more so if the weights stay in the first-level cache.
-        let flops = layer.step_flops().saturating_mul(batch);
-        let in_first_level_cache = size_of_val(layer.u.as_slice()) <= 48 << 10;
+        let flops = layer.step_flops().saturating_mul(batch) / layer.quantized.as_ref().map_or(1, |_| 2);
+        let in_first_level_cache = layer.recurrent_bytes() <= 48 << 10;
         let flops_per_thread = if in_first_level_cache { 300_000 } else { 60_000 };
         let useful_threads = if flops.saturating_mul(steps) < 2_000_000 { 1 } else { 1 + flops / flops_per_thread };
         // In the dense peephole cell, a thread with one panel would often compute two recurrent panels.
-        let max_threads = if layer.is_dense_peephole() { layer.panels.div_ceil(2) } else { layer.panels };
+        let max_threads = if layer.shares_recurrent_panels() { layer.panels.div_ceil(2) } else { layer.panels };
         let mut plan = Plan::with_threads(layer, batch, steps, threads.min(useful_threads).min(max_threads))?;
         // With both directions at the same time there are half as many barriers, but each thread needs twice the
         // weights in its cache.
-        let weights_per_thread = size_of_val(layer.u.as_slice()) / (threads / 2).max(1);
+        let weights_per_thread = layer.recurrent_bytes() / (threads / 2).max(1);
         let weights_in_cache = weights_per_thread <= 1 << 20 || batch >= 8;
         if threads.is_multiple_of(2) && weights_in_cache && flops.saturating_mul(2 * steps) >= 2_000_000 {
             plan.threads_per_direction = plan.threads.min(threads / 2);
@@ -99,6 +109,12 @@ impl Plan {
                 1 => zeros(&[layer.recurrent_panels(0..layer.panels).len() + threads, width])?,
                 _ => zeros(&[threads, layer.recurrent_panels_per_group(), batch, width])?,
             },
+            quantized_input: QuantizedBuffer::new(layer, block_steps * batch, layer.spec.input_size)?,
+            quantized_state: QuantizedBuffer::new(
+                layer,
+                threads * batch,
+                layer.spec.state_size().max(layer.spec.hidden_size),
+            )?,
             backward_scratch: None,
         })
     }

@@ -15,7 +15,6 @@ use lstm_core::{
 use crate::{
     kernel::{
         cell::{CellArgs, CellStrides},
-        single_row::SingleRowArgs,
         table::PANEL_VECTORS,
     },
     layer::{Layer, PackedLayer, Plan},
@@ -180,11 +179,9 @@ impl CpuStream {
 /// The plan was made for this layer; `x` and `y` have the sizes of its input and output.
 unsafe fn try_small_step(layer: &PackedLayer, plan: &mut Plan, x: &[f32], y: &mut [f32]) -> bool {
     let PackedLayer { spec, kernels, .. } = layer;
-    let single_row_kernel = match (plan.batch, plan.threads, spec.proj_size) {
-        (1, 1, None) => kernels.single_row_kernels.get(layer.panels - 1),
-        _ => None,
-    };
-    let Some(single_row_kernel) = single_row_kernel else { return false };
+    if (plan.batch, plan.threads, spec.proj_size) != (1, 1, None) || !layer.has_single_row_kernel() {
+        return false;
+    }
     debug_assert!(plan.matches(layer) && (x.len(), y.len()) == (spec.input_size, spec.hidden_size));
     let (old_state_index, padded_hidden) = (plan.current_state_index, layer.padded_hidden());
     let [c_old, c_new] =
@@ -193,31 +190,26 @@ unsafe fn try_small_step(layer: &PackedLayer, plan: &mut Plan, x: &[f32], y: &mu
     // SAFETY: guaranteed by the caller; offsets follow the layouts in `PackedLayer` and `Plan`.
     unsafe {
         let (h_old, c_old, c_new) = (h.add(old_state_index * padded_hidden), c.add(c_old), c.add(c_new));
-        single_row_kernel(&SingleRowArgs {
-            recurrent_operand_len: spec.hidden_size,
-            recurrent_operand: if spec.cell == CellKind::PeepholeDense { c_old } else { h_old },
-            u: layer.u.as_ptr(),
-            cell_args: CellArgs {
-                item_count: layer.panels,
-                strides: CellStrides::for_panels(kernels, 0, 0, 0),
-                wx: null(),
-                uh: [null(); PANEL_VECTORS],
-                bias: layer.bias.as_ptr(),
-                peephole: layer.peephole.as_ptr(),
-                c_old,
-                c_new,
-                h: h.add((1 - old_state_index) * padded_hidden),
-                y: y.as_mut_ptr(),
-                units: spec.hidden_size,
-                gates: null_mut(),
-                kind: spec.cell,
-                coupled: spec.coupled,
-                clip: spec.clip,
-            },
-            input_len: spec.input_size,
-            input: x.as_ptr(),
-            w: layer.w.as_ptr(),
-        });
+        let cell_args = CellArgs {
+            item_count: layer.panels,
+            strides: CellStrides::for_panels(kernels, 0, 0, 0),
+            wx: null(),
+            uh: [null(); PANEL_VECTORS],
+            bias: layer.bias.as_ptr(),
+            peephole: layer.peephole.as_ptr(),
+            c_old,
+            c_new,
+            h: h.add((1 - old_state_index) * padded_hidden),
+            y: y.as_mut_ptr(),
+            units: spec.hidden_size,
+            gates: null_mut(),
+            kind: spec.cell,
+            coupled: spec.coupled,
+            clip: spec.clip,
+        };
+        let recurrent_operand = if spec.cell == CellKind::PeepholeDense { c_old } else { h_old };
+        let scratch = [plan.quantized_input.rows().q, plan.quantized_state.rows().q];
+        layer.single_row_step(x.as_ptr(), recurrent_operand, cell_args, scratch);
     }
     plan.current_state_index = 1 - old_state_index;
     true

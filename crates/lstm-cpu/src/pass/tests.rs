@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use lstm_core::{CellKind, Init, LstmConfig, MatrixShape, Weights};
+use lstm_core::{CellKind, Init, LstmConfig, MatrixShape, Precision, Weights};
 
 use crate::{
     Isa,
@@ -48,18 +48,21 @@ fn check_thread_counts(hidden: usize, lengths: &[usize]) {
     // More time steps than one chunk of the backward pass.
     let (batch, steps, input_size) = (lengths.len(), 33, 9);
     for isa in Isa::available() {
-        for (cell, proj) in [
+        let cases = [
             (CellKind::Fused, None),
             (CellKind::Fused, Some(hidden / 2 - 2)),
             (CellKind::PeepholeDense, None),
             (CellKind::PeepholeDiagonal, None),
             (CellKind::PeepholeDiagonal, Some(hidden - 5)),
-        ] {
+        ];
+        for ((cell, proj), precision) in
+            cases.into_iter().flat_map(|case| Precision::ALL.map(|precision| (case, precision)))
+        {
             let config = LstmConfig::new(input_size, hidden).cell(cell);
             let config = LstmConfig::bidirectional(proj.into_iter().fold(config, LstmConfig::proj_size));
-            let weights = Weights::init(config, &Init::default(), 3).unwrap();
+            let weights = Weights::init(config, &Init::default(), 3).unwrap().quantize(precision).unwrap();
             for weights in weights.layers() {
-                let layer = PackedLayer::new(isa.kernels().unwrap(), &pools[0], weights).unwrap();
+                let layer = PackedLayer::new(isa, &pools[0], weights).unwrap();
                 let state = weights.spec().state_size();
                 let x: Vec<f32> = (0..steps * batch * input_size).map(pseudo_random).collect();
                 let [h, c] = [state, hidden].map(|n| (0..batch * n).map(|k| pseudo_random(k + 1)).collect::<Vec<_>>());
@@ -74,6 +77,9 @@ fn check_thread_counts(hidden: usize, lengths: &[usize]) {
                         // SAFETY: `y` is a local variable.
                         unsafe { run(pool, &layer, &mut plan, input, &mut y[..], None) };
                         let mut results = [&y, plan.h.as_slice(), plan.c.as_slice()].concat();
+                        if precision != Precision::F32 {
+                            return results.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                        }
 
                         let tensor = Tensor::new(MatrixShape::new(steps * batch, input_size), x.clone());
                         let mut trace = Trace::new(pool, &layer, tensor, (steps, batch), lengths, (&h, &c)).unwrap();
@@ -127,18 +133,22 @@ fn directions_are_bit_identical_run_together_or_in_turn() {
 /// Compares bidirectional passes with one pass per direction, with and without `lengths`.
 fn check_directions(lengths: &[usize]) {
     let (batch, steps, input_size, hidden) = (lengths.len(), 7, 5, 70);
-    for (cell, proj) in
-        [(CellKind::Fused, None), (CellKind::PeepholeDense, None), (CellKind::PeepholeDiagonal, Some(33))]
-    {
+    for (cell, proj, precision) in [
+        (CellKind::Fused, None, Precision::F32),
+        (CellKind::PeepholeDense, None, Precision::F32),
+        (CellKind::PeepholeDiagonal, Some(33), Precision::F32),
+        (CellKind::Fused, None, Precision::Int12),
+        (CellKind::PeepholeDiagonal, Some(33), Precision::Int8),
+    ] {
         let config = LstmConfig::new(input_size, hidden).cell(cell);
         let config = proj.into_iter().fold(config, LstmConfig::proj_size);
         let weights = Weights::init(LstmConfig::bidirectional(config), &Init::default(), 3).unwrap();
+        let weights = weights.quantize(precision).unwrap();
         let x: Vec<f32> = (0..steps * batch * input_size).map(pseudo_random).collect();
         for threads in [1, 2, 3, 4] {
             let pool = Arc::new(ThreadPool::new(threads, false).unwrap());
-            let kernels = Isa::available()[0].kernels().unwrap();
-            let layers: [_; 2] =
-                std::array::from_fn(|k| PackedLayer::new(kernels, &pool, &weights.layers()[k]).unwrap());
+            let isa = Isa::available()[0];
+            let layers: [_; 2] = std::array::from_fn(|k| PackedLayer::new(isa, &pool, &weights.layers()[k]).unwrap());
             let cols = weights.layers()[0].spec().state_size();
             for lengths in [None, Some(lengths)] {
                 let input = SequenceInput { steps, lengths, x: &x };

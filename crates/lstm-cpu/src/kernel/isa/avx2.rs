@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::kernel::simd::Simd;
+use crate::kernel::{quantized::integers::Integers, simd::Simd};
 
 impl Simd for __m256 {
     const LANES: usize = 8;
@@ -96,4 +96,91 @@ impl Simd for __m256 {
     }
 }
 
+impl Integers for __m256i {
+    type Floats = __m256;
+    #[inline(always)]
+    unsafe fn load(p: *const i32) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(v: i32) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_set1_epi32(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_add_epi32(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_max_epi32(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn max_lane(self) -> i32 {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            let half = _mm_max_epi32(_mm256_castsi256_si128(self), _mm256_extracti128_si256::<1>(self));
+            let two = _mm_max_epi32(half, _mm_shuffle_epi32::<0b01_00_11_10>(half));
+            _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn from_bits(v: __m256) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_castps_si256(v) }
+    }
+    #[inline(always)]
+    unsafe fn to_floats(self) -> __m256 {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm256_cvtepi32_ps(self) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const i32) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn dot<const BYTES: usize>(self, activations: Self, weights: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            let sums = match BYTES {
+                // `maddubs` reads its first operand without signs, so the weights get the signs. Two products are at
+                // most 2 * 127 * 127 and do not saturate.
+                1 => {
+                    let weights = _mm256_sign_epi8(weights, activations);
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(activations), weights);
+                    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+                }
+                _ => _mm256_madd_epi16(activations, weights),
+            };
+            _mm256_add_epi32(self, sums)
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_low<const BYTES: usize>(self, p: *mut u8) {
+        // SAFETY: guaranteed by the caller. The values are in the low bytes, so packing does not saturate once the
+        // high bytes are zero.
+        unsafe {
+            match BYTES {
+                1 => {
+                    let bytes = _mm256_and_si256(self, _mm256_set1_epi32(0xff));
+                    let halves = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+                    _mm_storel_epi64(p.cast(), _mm_packus_epi16(halves, halves));
+                }
+                _ => {
+                    let halves = _mm256_and_si256(self, _mm256_set1_epi32(0xffff));
+                    let (low, high) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+                    _mm_storeu_si128(p.cast(), _mm_packus_epi32(low, high));
+                }
+            }
+        }
+    }
+}
+
 crate::kernel::table::define_kernels!(__m256, "avx2,fma"; tiles: 1 x 2, 2 x 1, 3 x 1; single_row: 1, 2, 3);
+crate::kernel::quantized::define_quantized_kernels!(
+    __m256i, "avx2,fma"; tiles: 1 x 2, 2 x 1, 3 x 1; single_row: 1 x 2, 2 x 1, 3 x 1
+);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::kernel::simd::Simd;
+use crate::kernel::{quantized::integers::Integers, simd::Simd};
 
 impl Simd for __m512 {
     const LANES: usize = 16;
@@ -20,6 +20,11 @@ impl Simd for __m512 {
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: guaranteed by the caller.
         unsafe { _mm512_storeu_ps(p, self) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(n: usize, p: *const f32) -> Self {
+        // SAFETY: the caller guarantees `n` valid floats; masked lanes are not read.
+        unsafe { _mm512_maskz_loadu_ps((1 << n) - 1, p) }
     }
     #[inline(always)]
     unsafe fn store_first(self, n: usize, p: *mut f32) {
@@ -100,7 +105,78 @@ impl Simd for __m512 {
     }
 }
 
+/// With VNNI.
+impl Integers for __m512i {
+    type Floats = __m512;
+    const ACTIVATION_OFFSET: u8 = 128;
+    #[inline(always)]
+    unsafe fn load(p: *const i32) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(v: i32) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm512_set1_epi32(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm512_add_epi32(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm512_max_epi32(self, b) }
+    }
+    #[inline(always)]
+    unsafe fn max_lane(self) -> i32 {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm512_reduce_max_epi32(self) }
+    }
+    #[inline(always)]
+    unsafe fn from_bits(v: __m512) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm512_castps_si512(v) }
+    }
+    #[inline(always)]
+    unsafe fn to_floats(self) -> __m512 {
+        // SAFETY: guaranteed by the caller.
+        unsafe { _mm512_cvtepi32_ps(self) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const i32) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn dot<const BYTES: usize>(self, activations: Self, weights: Self) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            match BYTES {
+                1 => _mm512_dpbusd_epi32(self, activations, weights),
+                _ => _mm512_dpwssd_epi32(self, activations, weights),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_low<const BYTES: usize>(self, p: *mut u8) {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            match BYTES {
+                1 => _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(self)),
+                _ => _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(self)),
+            }
+        }
+    }
+}
+
 crate::kernel::table::define_kernels!(
     __m512, "avx512f,avx512bw,avx512dq,avx512vl,fma"; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1;
     single_row: 1, 2, 3, 4
+);
+
+crate::kernel::quantized::define_quantized_kernels!(
+    __m512i, "avx512f,avx512bw,avx512dq,avx512vl,fma,avx512vnni"; tiles: 1 x 4, 2 x 2, 3 x 1, 4 x 1, 5 x 1, 6 x 1;
+    single_row: 1 x 4, 2 x 2, 3 x 1, 4 x 1
 );

@@ -11,7 +11,9 @@ mod plain;
 
 use std::fmt;
 
-use crate::kernel::table::Kernels;
+use lstm_core::Precision;
+
+use crate::kernel::{quantized::QuantizedKernels, table::Kernels};
 
 /// An instruction set for which kernels exist. Results are bit-identical on all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +57,28 @@ impl Isa {
             Isa::Plain => Some(&plain::KERNELS),
             #[allow(unreachable_patterns, reason = "on x86-64 and aarch64 some arms above exist, elsewhere none")]
             _ => None,
+        }
+    }
+
+    /// The kernels of quantized layers for this instruction set. `None` if this processor does not support it, or if
+    /// the precision is f32. Those of AVX-512 need VNNI; without it, a quantized layer uses AVX2.
+    pub(crate) fn quantized_kernels(self, precision: Precision) -> Option<&'static QuantizedKernels> {
+        self.kernels()?;
+        let all = match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if is_x86_feature_detected!("avx512vnni") => &avx512::QUANTIZED,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx2 => &avx2::QUANTIZED,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon if std::arch::is_aarch64_feature_detected!("dotprod") => &neon::with_sdot::QUANTIZED,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &neon::without_sdot::QUANTIZED,
+            _ => &plain::QUANTIZED,
+        };
+        match precision {
+            Precision::F32 => None,
+            Precision::Int8 => Some(&all[0]),
+            Precision::Int12 => Some(&all[1]),
         }
     }
 }

@@ -10,13 +10,15 @@ mod thread;
 use std::{ops::Range, ptr};
 
 use crate::{
+    kernel::quantized::IntegerRows,
     layer::{PackedLayer, Plan},
     pass::trace::Trace,
     pool::{Team, ThreadPool},
 };
 
 /// The data of a forward pass, which its threads share. Between barriers, threads write to disjoint memory: to the
-/// columns of their panels in `h`, `c` and `y`, to their panels in `wx`, and to their own part of `uh`.
+/// columns of their panels in `h`, `c` and `y`, to their panels in `wx`, to their rows of `quantized_input`, and to their
+/// own part of `uh` and `quantized_state`.
 struct ForwardPass<'a> {
     layer: &'a PackedLayer,
     /// Number of time steps.
@@ -45,6 +47,10 @@ struct ForwardPass<'a> {
     wx: *mut f32,
     /// Recurrent products `U h`, as in [`Plan`].
     uh: *mut f32,
+    /// Quantized inputs of a block, as in [`Plan`].
+    quantized_input: IntegerRows,
+    /// Quantized operands, as in [`Plan`].
+    quantized_state: IntegerRows,
     /// Gates saved for the backward pass, `[panels][steps * batch][panel]`, or null without a trace. With a trace, `h`
     /// and `c` hold the states before and after every time step.
     gates: *mut f32,
@@ -178,6 +184,8 @@ impl<'a> ForwardPass<'a> {
             h_unprojected: plan.h_unprojected.as_mut_ptr(),
             wx: plan.wx.as_mut_ptr(),
             uh: plan.uh.as_mut_ptr(),
+            quantized_input: plan.quantized_input.rows(),
+            quantized_state: plan.quantized_state.rows(),
         }
     }
 
