@@ -107,7 +107,11 @@ fn check_origin(object: &Object, class: Option<&Json>, what: &str) -> Result<(),
             // Functional models are registered by the name of their class.
             ["keras", "tf_keras"].contains(&package) && (is_null(registered) || registered == class)
         }
-        other => is_null(other) && is_null(registered),
+        // `.h5` files have the name of a registered class as that of the class.
+        other => {
+            let is_registered = matches!(class, Some(Json::Text(class)) if class.contains('>'));
+            is_null(other) && is_null(registered) && is_null(object.get("package")) && !is_registered
+        }
     };
     if is_of_keras {
         return Ok(());

@@ -481,14 +481,36 @@ fn flag(config: &mut Object, key: &str, default: bool) -> Result<bool, String> {
     config.take(key).map_or(Ok(default), |flag| flag.flag(&format!("`{key}`")))
 }
 
-/// The name of an activation function. A function is a text, or an object whose `config` is the text.
+/// The name of an activation function. A function is a text, or an object whose `config` is the text. Keras keeps the
+/// package of a user's function only if it was registered: as `package>name`, or in the other keys of the object.
 fn activation_name(activation: Json) -> Result<String, String> {
-    match activation {
-        Json::Object(mut function) => match (function.take("config"), function.take("class_name")) {
-            (Some(Json::Text(name)), _) => Ok(name),
-            (_, Some(Json::Text(class))) => Err(format!("expected an activation function, got the layer `{class}`")),
-            _ => Err("expected an activation function".into()),
-        },
-        other => other.text("the activation"),
-    }
+    let of_user = |name: &str| {
+        Err(format!(
+            "expected an activation function of Keras, got the user's function `{name}`, whose code is not in the file"
+        ))
+    };
+    let name = match activation {
+        Json::Object(mut function) => {
+            let is_of_keras = |value: Option<Json>, own: &str| match value {
+                None | Some(Json::Null) => true,
+                Some(Json::Text(text)) => {
+                    text == own || ["keras", "tf_keras"].contains(&text.split('.').next().unwrap_or_default())
+                }
+                Some(_) => false,
+            };
+            let has_other_origin = !is_of_keras(function.take("module"), "builtins")
+                || !is_of_keras(function.take("registered_name"), "function")
+                || !is_of_keras(function.take("package"), "builtins");
+            match (function.take("config"), function.take("class_name")) {
+                (Some(Json::Text(name)), _) if has_other_origin => return of_user(&name),
+                (Some(Json::Text(name)), _) => name,
+                (_, Some(Json::Text(class))) => {
+                    return Err(format!("expected an activation function, got the layer `{class}`"));
+                }
+                _ => return Err("expected an activation function".into()),
+            }
+        }
+        other => other.text("the activation")?,
+    };
+    if name.contains('>') { of_user(&name) } else { Ok(name) }
 }

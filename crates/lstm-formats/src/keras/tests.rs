@@ -168,6 +168,9 @@ fn rejects_users_classes() {
         let error = architecture(&text, false).unwrap_err();
         assert!(error.contains(&format!("layer `the_layer` ({class}): expected a class of Keras")), "{error}");
     }
+    // `.h5` files have no more than the name of a registered class.
+    let error = architecture(&sequential(&layer("my>LSTM", "")), false).unwrap_err();
+    assert!(error.contains("layer `the_layer` (my>LSTM): expected a class of Keras"), "{error}");
     // Classes of Keras, whatever its version.
     let without_lstm = sequential(&layer("Dropout", r#", "rate": 0.5"#));
     for module in ["keras", "keras.layers", "keras.src.models.sequential", "tf_keras.layers"] {
@@ -184,6 +187,32 @@ fn rejects_users_classes() {
             }
         }
     }
+}
+
+/// A user's function may have the name of one of Keras's, too.
+#[test]
+fn rejects_users_activation_functions() {
+    let function = |module: &str, registered: &str, name: &str| {
+        let keys = format!(r#""module": {module}, "registered_name": {registered}, "config": "{name}""#);
+        let activation = format!(r#", "units": 2, "activation": {{"class_name": "function", {keys}}}"#);
+        ["Activation", "LSTM"].map(|class| architecture(&sequential(&layer(class, &activation)), true).unwrap_err())
+    };
+    for (module, registered, name) in [
+        (r#""builtins""#, r#""function""#, "my>tanh"),
+        (r#""mine""#, r#""function""#, "tanh"),
+        (r#""builtins""#, r#""my>tanh""#, "tanh"),
+        ("null", r#""tanh""#, "tanh"),
+    ] {
+        for error in function(module, registered, name) {
+            assert!(error.contains(&format!("the user's function `{name}`")), "{error}");
+        }
+    }
+    for (module, registered) in [(r#""builtins""#, r#""function""#), (r#""keras.activations""#, "null")] {
+        let [activation, lstm] = function(module, registered, "tanh");
+        assert!(!activation.contains("user's") && !lstm.contains("user's"), "{activation}; {lstm}");
+    }
+    let error = architecture(&sequential(&layer("Activation", r#", "activation": "my>tanh""#)), false).unwrap_err();
+    assert!(error.contains("the user's function `my>tanh`"), "{error}");
 }
 
 #[test]
