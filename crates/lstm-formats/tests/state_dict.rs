@@ -422,6 +422,21 @@ fn only_regular_files_are_opened() {
 }
 
 #[test]
+fn one_shard_is_not_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = folder.path().join("model-00001-of-00002.safetensors");
+    let tensors = lstm_tensors(["lstm.weight_ih_l0", "lstm.weight_hh_l0"], &[[8, 3], [8, 2]]);
+    std::fs::write(&shard, safetensors(&tensors)).unwrap();
+    for options in [OpenOptions::default(), options("", "lstm")] {
+        let error = open(&shard, &options).unwrap_err().to_string();
+        assert!(error.contains("shard 1 of the 2 files") && error.contains("merge all"), "{error}");
+    }
+    let whole = folder.path().join("model-00001-of-00001.safetensors");
+    std::fs::rename(&shard, &whole).unwrap();
+    open(&whole, &OpenOptions::default()).unwrap();
+}
+
+#[test]
 fn truncated_files_are_rejected() {
     for name in ["cells.pt", "legacy.pt", "tied.safetensors", "tar.pth"] {
         let bytes = file(name);
