@@ -1,24 +1,23 @@
 //! Audio in .wav files: each channel is a sequence of its own, with one feature, the sample in -1..1.
 
 use std::{
-    collections::VecDeque,
+    f64::consts::PI,
     io::{self, BufReader, Read, Seek, SeekFrom},
 };
 
 use hound::{SampleFormat, WavReader, WavSpec};
 use lstm::ndarray::Array3;
-use rubato::{
-    Async, FixedAsync, Indexing, Resampler, SincInterpolationParameters, WindowFunction,
-    audioadapter_buffers::direct::InterleavedSlice,
-};
 
 use super::{SequenceShape, array_from_values};
 
-/// Frames that the resampler takes at once.
+/// Frames that the resampler reads at once.
 const RESAMPLER_FRAMES: usize = 1024;
 
-/// Length of the resampler's filter in samples.
-const FILTER_LEN: usize = 256;
+/// Half the length of the resampler's filter, in samples of the lower rate.
+const FILTER_HALF_LEN: usize = 128;
+
+/// Largest number of coefficients that are computed in advance.
+const MAX_FILTER_TABLE: usize = 1 << 21;
 
 /// Largest factor between two sample rates that can be resampled.
 const MAX_RATE_RATIO: u32 = 64;
@@ -29,13 +28,19 @@ pub(super) struct FrameReader<R> {
     resampling: Option<Resampling>,
 }
 
-/// A resampler, and the frames that it has computed ahead.
+/// A resampler by a windowed sinc. Output frame `k` is the signal at the time of input frame `k * step`, without delay;
+/// before and after the file is silence.
 struct Resampling {
-    resampler: Async<f64>,
-    /// Interleaved samples that were computed and not read.
-    ready: VecDeque<f32>,
-    /// Number of computed frames still to drop, which are the delay of the filter.
-    frames_to_drop: usize,
+    /// Input frames for each output frame: a fraction in lowest terms.
+    step: (usize, usize),
+    /// The filter's coefficients for each fraction of an input frame. Empty if they are too many to keep.
+    filters: Vec<Vec<f64>>,
+    /// Interleaved samples of the file, with silence before them.
+    samples: Vec<f32>,
+    /// The frame in `samples` at which the filter for the next output frame begins.
+    start: usize,
+    /// The numerator of the next output frame's fraction of an input frame.
+    phase: usize,
     /// Number of frames of the file that were not read.
     frames_left: usize,
 }
@@ -74,12 +79,7 @@ pub(super) fn open<R: Read + Seek>(
                 return Err(format!("can't resample from {} Hz to {rate} Hz", spec.sample_rate));
             }
             steps = (frames as u64 * u64::from(rate)).div_ceil(u64::from(spec.sample_rate)) as usize;
-            let ratio = f64::from(rate) / f64::from(spec.sample_rate);
-            let filter = SincInterpolationParameters::new(FILTER_LEN, WindowFunction::BlackmanHarris2);
-            let resampler = Async::new_sinc(ratio, 1.0, &filter, RESAMPLER_FRAMES, channels, FixedAsync::Input);
-            let resampler = resampler.map_err(|e| format!("can't resample: {e}"))?;
-            let frames_to_drop = resampler.output_delay();
-            Some(Resampling { resampler, ready: VecDeque::new(), frames_to_drop, frames_left: frames })
+            Some(Resampling::new(spec.sample_rate, rate, channels, frames))
         }
         None => None,
     };
@@ -192,24 +192,78 @@ pub(crate) fn full_scale(bits_per_sample: u16) -> f64 {
     f64::from(bits_per_sample - 1).exp2()
 }
 
+/// The greatest common divisor.
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Half the length of the filter in input frames, for a step of `step.0 / step.1` input frames.
+fn half_len((input, output): (usize, usize)) -> usize {
+    (FILTER_HALF_LEN * input.max(output)).div_ceil(output)
+}
+
+/// The coefficients of the filter for an output frame `phase / step.1` after an input frame. The first one belongs to the
+/// input frame `half_len - 1` before it. They add up to 1.
+fn filter(step: (usize, usize), phase: usize) -> Vec<f64> {
+    let (half, denominator) = (half_len(step), step.1 as f64);
+    // The part of the input's frequencies that is kept: the band in which the filter falls off ends where the lower
+    // rate's frequencies do.
+    let stretch = step.0.max(step.1) as f64 / denominator;
+    let cutoff = (1.0 - 4.0 / FILTER_HALF_LEN as f64) / stretch;
+    let coefficient = |k: usize| {
+        let t = k as f64 - (half - 1) as f64 - phase as f64 / denominator;
+        let sinc = if t == 0.0 { 1.0 } else { (PI * cutoff * t).sin() / (PI * cutoff * t) };
+        // Blackman and Harris's window with four terms.
+        let angle = PI * (t / half as f64).clamp(-1.0, 1.0);
+        sinc * (0.35875 + 0.48829 * angle.cos() + 0.14128 * (2.0 * angle).cos() + 0.01168 * (3.0 * angle).cos())
+    };
+    let coefficients: Vec<f64> = (0..2 * half).map(coefficient).collect();
+    let sum: f64 = coefficients.iter().sum();
+    coefficients.iter().map(|value| value / sum).collect()
+}
+
 impl Resampling {
+    fn new(from: u32, to: u32, channels: usize, frames: usize) -> Self {
+        let divisor = gcd(from, to);
+        let step = ((from / divisor) as usize, (to / divisor) as usize);
+        let is_small = step.1.saturating_mul(2 * half_len(step)) <= MAX_FILTER_TABLE;
+        let filters = (0..if is_small { step.1 } else { 0 }).map(|phase| filter(step, phase)).collect();
+        let samples = vec![0.0; (half_len(step) - 1) * channels];
+        Resampling { step, filters, samples, start: 0, phase: 0, frames_left: frames }
+    }
+
     /// Computes the next `n` frames, interleaved.
     fn read<R: Read>(&mut self, wav: &mut WavReader<R>, channels: usize, n: usize) -> Result<Vec<f32>, String> {
-        while self.ready.len() < n * channels {
-            let frames = self.frames_left.min(self.resampler.input_frames_next());
-            self.frames_left -= frames;
-            let mut input: Vec<f64> = read_samples(wav, frames * channels)?.into_iter().map(f64::from).collect();
-            // After the end of the file comes silence, which pushes the last samples through the filter.
-            input.resize(self.resampler.input_frames_next() * channels, 0.0);
-            let frames = self.resampler.input_frames_next();
-            let input = InterleavedSlice::new(&input, channels, frames).map_err(|e| e.to_string())?;
-            let output = self.resampler.process(&input, None::<&Indexing>).map_err(|e| e.to_string())?;
-            let output = output.take_data();
-            let dropped = self.frames_to_drop.min(output.len() / channels);
-            self.frames_to_drop -= dropped;
-            self.ready.extend(output[dropped * channels..].iter().map(|&sample| sample as f32));
+        let len = 2 * half_len(self.step) * channels;
+        let mut output = Vec::with_capacity(n * channels);
+        for _ in 0..n {
+            while self.samples.len() < self.start * channels + len {
+                let done = (self.start * channels).min(self.samples.len());
+                self.samples.drain(..done);
+                self.start -= done / channels;
+                let frames = self.frames_left.min(RESAMPLER_FRAMES);
+                self.frames_left -= frames;
+                self.samples.extend(read_samples(wav, frames * channels)?);
+                self.samples.resize(self.samples.len() + (RESAMPLER_FRAMES - frames) * channels, 0.0);
+            }
+            let computed;
+            let filter = match self.filters.get(self.phase) {
+                Some(filter) => filter,
+                None => {
+                    computed = filter(self.step, self.phase);
+                    &computed
+                }
+            };
+            let window = &self.samples[self.start * channels..][..len];
+            for channel in 0..channels {
+                let samples = window[channel..].iter().step_by(channels);
+                output.push(filter.iter().zip(samples).map(|(f, &v)| f * f64::from(v)).sum::<f64>() as f32);
+            }
+            self.phase += self.step.0;
+            self.start += self.phase / self.step.1;
+            self.phase %= self.step.1;
         }
-        Ok(self.ready.drain(..n * channels).collect())
+        Ok(output)
     }
 }
 
@@ -218,6 +272,7 @@ mod tests {
     use std::io::Cursor;
 
     use hound::WavWriter;
+    use lstm::ndarray::Axis;
 
     use super::*;
 
@@ -261,20 +316,29 @@ mod tests {
 
     #[test]
     fn resamples_a_sine_without_delay() {
-        let sine = |rate: u32, n: usize| {
-            (0..n).map(move |k| (k as f64 * 440.0 * std::f64::consts::TAU / f64::from(rate)).sin())
-        };
-        let samples: Vec<i32> = sine(44100, 44100).map(|v| (v * 1e9) as i32).collect();
-        let (mut frames, shape, _) =
-            open(Cursor::new(wav(spec(1, 44100, 32, SampleFormat::Int), &samples)), Some(48000)).unwrap();
-        assert_eq!(shape.steps, 48000);
-        let parts = [1, 7000, 40999].map(|n| frames.read(&shape, n).unwrap());
-        let y: Vec<f32> = parts.iter().flatten().copied().collect();
-        let scale = 1e9 / full_scale(32);
-        // Away from both ends, where the filter sees silence.
-        for (k, (got, want)) in y.iter().zip(sine(48000, 48000)).enumerate().skip(300).take(47_000) {
-            // The filter's delay is rounded down to whole samples, which moves the signal by less than one.
-            assert!((f64::from(*got) - want * scale).abs() < 0.06 * scale, "{k}: {got} {}", want * scale);
+        for (from, to) in [(44100, 48000), (48000, 44100), (48000, 16000), (8000, 44100), (44100, 44099)] {
+            let sine = |rate: u32, n: usize| {
+                (0..n).map(move |k| (k as f64 * 440.0 * std::f64::consts::TAU / f64::from(rate)).sin())
+            };
+            // The second channel is the first one, half as loud.
+            let samples = sine(from, 4 * RESAMPLER_FRAMES).flat_map(|v| [(v * 1e9) as i32, (v * 5e8) as i32]);
+            let samples: Vec<i32> = samples.collect();
+            let file = wav(spec(2, from, 32, SampleFormat::Int), &samples);
+            let (mut frames, shape, _) = open(Cursor::new(file), Some(to)).unwrap();
+            let steps = (4 * RESAMPLER_FRAMES as u64 * u64::from(to)).div_ceil(u64::from(from)) as usize;
+            assert_eq!((shape.batch, shape.steps), (2, steps));
+            let parts = [1, 700, steps - 701].map(|n| frames.read(&shape, n).unwrap());
+            // Away from both ends, where the filter sees silence.
+            let margin = (128 * to.max(from)).div_ceil(from) as usize;
+            for (channel, scale) in [1e9, 5e8].into_iter().enumerate() {
+                let y: Vec<f32> = parts.iter().flat_map(|part| part.index_axis(Axis(0), channel).to_owned()).collect();
+                let scale = scale / full_scale(32);
+                let inside = y.iter().zip(sine(to, steps)).enumerate().skip(margin).take(steps - 2 * margin);
+                for (k, (got, want)) in inside {
+                    let error = (f64::from(*got) - want * scale).abs();
+                    assert!(error < 1e-4 * scale, "{from} to {to}, {k}: {got} {}", want * scale);
+                }
+            }
         }
     }
 
