@@ -59,6 +59,7 @@ struct Report {
     tolerance: Option<f64>,
     runs: Vec<Run>,
     not_run: Vec<UnavailableBackend>,
+    unused: Vec<String>,
 }
 
 /// One run of the model on one backend, and how its results differ from those of the first run.
@@ -133,6 +134,7 @@ impl fmt::Display for Report {
             Some(false) => "exact runs are DIFFERENT",
             None => "no run is exact",
         };
+        model::write_unused(f, &self.unused)?;
         writeln!(f, "{} x {} steps: {verdict}", self.batch, self.steps)?;
         let Some((first_run, other_runs)) = self.runs.split_first() else { return Ok(()) };
         for row in other_runs.iter().filter(|row| !row.exact) {
@@ -206,6 +208,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         tolerance: args.tolerance,
         runs: rows,
         not_run,
+        unused: loaded_model.unused_names,
     })?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }

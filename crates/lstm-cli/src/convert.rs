@@ -63,11 +63,14 @@ struct Report {
     out: String,
     layers: String,
     parameters: usize,
+    /// Names of the tensors or nodes that are not in the new file. Not empty only if an LSTM or a part was selected by name.
+    unused: Vec<String>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {}, {} parameters", self.out, self.layers, self.parameters)
+        writeln!(f, "{}: {}, {} parameters", self.out, self.layers, self.parameters)?;
+        model::write_unused(f, &self.unused)
     }
 }
 
@@ -148,6 +151,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         out: path_text(&args.out),
         layers: kinds.join(", "),
         parameters: weights.num_params(),
+        unused: loaded_model.unused_names.clone(),
     })?;
     Ok(ExitCode::SUCCESS)
 }

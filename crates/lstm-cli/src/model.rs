@@ -1,6 +1,6 @@
 //! Loads models from files of any format.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use lstm::{
     CellKind, Direction, HostState, ModelWeights,
@@ -232,6 +232,11 @@ pub(crate) fn quoted_list(names: &[String]) -> String {
         text += &format!(" and {} more", names.len() - MAX_NAMES);
     }
     text
+}
+
+/// Writes which tensors or nodes of a file are not part of the model that was selected by name.
+pub(crate) fn write_unused(f: &mut fmt::Formatter<'_>, names: &[String]) -> fmt::Result {
+    if names.is_empty() { Ok(()) } else { writeln!(f, "not part of this model: {}", quoted_list(names)) }
 }
 
 impl LoadedModel {
