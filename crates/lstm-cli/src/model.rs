@@ -204,6 +204,7 @@ fn graph_ports(graph: &OnnxGraph) -> Vec<GraphPort> {
         let (holds, kind) = match &output.kind {
             OnnxOutputKind::Outputs => ("outputs of the model".into(), PortKind::Values),
             OnnxOutputKind::State(rows) => (describe_state("final", rows), PortKind::State),
+            OnnxOutputKind::Lengths => ("the lengths of the sequences".into(), PortKind::Lengths),
             _ => ("not known".into(), PortKind::Other),
         };
         GraphPort { name: output.name.clone(), is_output: true, holds, kind }
