@@ -66,6 +66,15 @@ fn other_models() {
     assert_eq!(kinds(&nested), ["embedding", "lstm", "linear", "lstm", "linear", "activation"]);
 }
 
+#[test]
+fn one_step_and_cudnn() {
+    let model = check_both(|extension| local(&format!("one-step.{extension}")), "safetensors");
+    assert_eq!(kinds(&model), ["lstm", "last_step", "linear"]);
+    // The parameters of CuDNNLSTM are in another order, and its bias is in two parts.
+    let model = check(&local("cudnn.h5"), &local("cudnn.safetensors"), Format::Keras).weights;
+    assert_eq!(kinds(&model), ["lstm", "linear"]);
+}
+
 /// Reads an architecture without weights. Each error comes before a parameter is read, or is that of the first one.
 fn architecture(json: &str, is_keras_2: bool) -> std::result::Result<(), String> {
     let mut builder = Builder::new(Store::empty(), is_keras_2);
@@ -99,6 +108,9 @@ fn rejects_unsupported_layers() {
     reject("Masking", r#", "mask_value": 0.0"#, "skips time steps");
     reject("Embedding", r#", "mask_zero": true, "input_dim": 3, "output_dim": 3"#, "`mask_zero`");
     reject("Flatten", "", "joins the time steps");
+    for target in ["[3]", "[1, 3]", "[3, 1]", "[-1]", "[2, 2, 3]"] {
+        reject("Reshape", &format!(r#", "target_shape": {target}"#), "changes the order of values");
+    }
     reject("LSTM", r#", "units": 4, "activation": "elu""#, "`elu`");
     reject("LSTM", r#", "units": 4, "time_major": true"#, "time_major");
     reject("LSTM", r#", "units": 4, "forget_gate": 1"#, "unknown key `forget_gate`");
