@@ -217,6 +217,17 @@ fn describe_zip(bytes: &[u8]) -> String {
         return "an archive of a TensorFlow SavedModel; write the Keras model with `model.save(\"model.keras\")`"
             .to_owned();
     }
+    let is_export = |name: &String| {
+        name.ends_with("archive_format")
+            || name.ends_with("models/model.json")
+            || name.ends_with("serialized_exported_program.json")
+    };
+    if names.iter().any(is_export) {
+        return "an archive of torch.export (.pt2), which contains a program that is not run; save its weights: \
+                `torch.save(torch.export.load(\"model.pt2\").state_dict, \"model.pt\")`, or write an ONNX file with \
+                torch.onnx.export"
+            .to_owned();
+    }
     format!("a zip archive with {}; extract the model file from it first", list(&names))
 }
 

@@ -171,10 +171,18 @@ fn add_functional(mut config: Object, place: &Place, layers: &mut Vec<LayerConfi
         }
     }
     let only = |tensors: Json, what: &str| -> Result<Tensor, String> {
-        let mut tensors = tensors_of(tensors)?;
-        match (tensors.pop(), tensors.len()) {
-            (Some(tensor), 0) => Ok(tensor),
-            (_, count) => Err(format!("expected a model with one {what}, got {}", count + 1)),
+        let tensors = tensors_of(tensors)?;
+        match <[Tensor; 1]>::try_from(tensors) {
+            Ok([tensor]) => Ok(tensor),
+            Err(tensors) => {
+                let names: Vec<_> = tensors.iter().take(5).map(|(name, ..)| format!("`{name}`")).collect();
+                Err(format!(
+                    "expected a model with one {what}, got {}: {}; make a model of the chain from one input to one output, \
+                     `keras.Model(x, y)`, and save that",
+                    tensors.len(),
+                    names.join(", ")
+                ))
+            }
         }
     };
     let input = only(config.require("input_layers")?, "input")?.0;

@@ -262,7 +262,7 @@ fn rejects_other_graphs() {
     );
     reject(
         &model(&[input.clone(), node("LSTM", "a", &call("in", ""))], r#"[["a", 0, 0], ["in", 0, 0]]"#),
-        "one output, got 2",
+        "one output, got 2: `a`, `in`; make a model of the chain",
     );
     reject(
         &model(&[input.clone(), node("Add", "a", r#"[[["in", 0, 0, {}], ["in", 0, 0, {}]]]"#)], out),
