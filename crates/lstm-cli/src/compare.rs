@@ -64,6 +64,7 @@ struct Report {
     not_run: Vec<UnavailableBackend>,
     /// How the outputs of each precision differ from those of the first; empty for a single precision.
     precisions: Vec<PrecisionError>,
+    unused: Vec<String>,
 }
 
 /// How the outputs in a precision differ from those in the first one.
@@ -155,6 +156,7 @@ impl fmt::Display for Report {
             Some(false) => "exact runs are DIFFERENT",
             None => "no run is exact",
         };
+        model::write_unused(f, &self.unused)?;
         writeln!(f, "{} x {} steps: {verdict}", self.batch, self.steps)?;
         if let Some((first, others)) = self.precisions.split_first() {
             for PrecisionError { precision, rms_error, largest_error, .. } in others {
@@ -260,6 +262,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         tolerance: args.tolerance,
         runs: rows,
         not_run,
+        unused: loaded_model.unused_names,
     })?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }

@@ -66,12 +66,15 @@ struct Report {
     parameters: usize,
     /// The precision of the weights in the new file.
     precision: String,
+    /// Names of the tensors or nodes that are not in the new file. Not empty only if an LSTM or a part was selected by name.
+    unused: Vec<String>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let precision = if self.precision == "f32" { String::new() } else { format!(", {}", self.precision) };
-        writeln!(f, "{}: {}, {} parameters{precision}", self.out, self.layers, self.parameters)
+        writeln!(f, "{}: {}, {} parameters{precision}", self.out, self.layers, self.parameters)?;
+        model::write_unused(f, &self.unused)
     }
 }
 
@@ -160,6 +163,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         layers: kinds.join(", "),
         parameters: weights.num_params(),
         precision: loaded_model.precisions(),
+        unused: loaded_model.unused_names.clone(),
     })?;
     Ok(ExitCode::SUCCESS)
 }

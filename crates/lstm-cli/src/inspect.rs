@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{
     backends::{self, describe_paths},
     error::Result,
-    model::{self, GraphPort, quoted_list},
+    model::{self, GraphPort},
     report::{OutputSettings, path_text},
 };
 
@@ -118,9 +118,7 @@ impl fmt::Display for Report {
         for GraphPort { name, is_output, holds, .. } in &self.ports {
             writeln!(f, "{} of the graph `{name}`: {holds}", if *is_output { "output" } else { "input" })?;
         }
-        if !self.unused.is_empty() {
-            writeln!(f, "not part of this model: {}", quoted_list(&self.unused))?;
-        }
+        model::write_unused(f, &self.unused)?;
         let width = backends::max_name_len();
         for BackendSupport { backend, path, arithmetic, why_not, .. } in &self.backends {
             match (path, arithmetic) {

@@ -1,6 +1,6 @@
 //! Loads models from files of any format.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use lstm::{
     CellKind, Direction, HostState, ModelWeights, Precision,
@@ -223,6 +223,7 @@ fn graph_ports(graph: &OnnxGraph) -> Vec<GraphPort> {
         let (holds, kind) = match &output.kind {
             OnnxOutputKind::Outputs => ("outputs of the model".into(), PortKind::Values),
             OnnxOutputKind::State(rows) => (describe_state("final", rows), PortKind::State),
+            OnnxOutputKind::Lengths => ("the lengths of the sequences".into(), PortKind::Lengths),
             _ => ("not known".into(), PortKind::Other),
         };
         GraphPort { name: output.name.clone(), is_output: true, holds, kind }
@@ -251,6 +252,11 @@ pub(crate) fn quoted_list(names: &[String]) -> String {
         text += &format!(" and {} more", names.len() - MAX_NAMES);
     }
     text
+}
+
+/// Writes which tensors or nodes of a file are not part of the model that was selected by name.
+pub(crate) fn write_unused(f: &mut fmt::Formatter<'_>, names: &[String]) -> fmt::Result {
+    if names.is_empty() { Ok(()) } else { writeln!(f, "not part of this model: {}", quoted_list(names)) }
 }
 
 impl LoadedModel {

@@ -111,7 +111,7 @@ impl fmt::Display for Report {
         if let Some(digest) = &self.digest {
             writeln!(f, "digest {digest}")?;
         }
-        Ok(())
+        model::write_unused(f, &self.unused)
     }
 }
 

@@ -194,8 +194,6 @@ impl SequenceArgs {
         }
         if let Some(unused_text) = model.describe_unused() {
             output.note(unused_text);
-        } else if !model.unused_names.is_empty() {
-            output.note(format!("not part of the selected model: {}", quoted_list(&model.unused_names)));
         }
         if let Some(steps) = model.fixed_steps.filter(|&steps| steps != sequence_shape.steps) {
             output.note(format!("the file is for {steps} time steps; this runs {}", sequence_shape.steps));

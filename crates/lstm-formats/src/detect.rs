@@ -68,6 +68,38 @@ pub(crate) fn describe_unknown(bytes: &[u8]) -> String {
     }
 }
 
+/// How to make one file of the shards of a checkpoint, `model-00001-of-00002.safetensors` and so on. `is_safetensors` says
+/// of which kind they are.
+fn merge_shards(is_safetensors: bool) -> &'static str {
+    if is_safetensors {
+        "merge all of them in Python: `import glob; from safetensors.torch import load_file, save_file; \
+         save_file({k: v for f in glob.glob(\"*-of-*.safetensors\") for k, v in load_file(f).items()}, \
+         \"model.safetensors\")`"
+    } else {
+        "merge all of them in Python: `import glob, torch; torch.save({k: v for f in glob.glob(\"*-of-*.bin\") for k, v in \
+         torch.load(f, map_location=\"cpu\").items()}, \"model.bin\")`"
+    }
+}
+
+/// Fails for one shard of a checkpoint, which the name of the file tells: `model-00001-of-00002.safetensors`. It may look
+/// like a whole model.
+pub(crate) fn check_shard(file_name: &str) -> Result<(), String> {
+    let Some((stem, extension)) = file_name.rsplit_once('.') else { return Ok(()) };
+    let is_number = |text: &&str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let of = stem.rsplit_once("-of-");
+    let count = of.map(|(_, count)| count).filter(is_number);
+    let number = of.and_then(|(start, _)| start.rsplit('-').next()).filter(is_number);
+    let (Some(count), Some(number)) = (count.and_then(|n| n.parse::<u32>().ok()), number) else { return Ok(()) };
+    match count > 1 {
+        true => Err(format!(
+            "shard {} of the {count} files of a checkpoint, by its name; {}",
+            number.trim_start_matches('0'),
+            merge_shards(extension == "safetensors")
+        )),
+        false => Ok(()),
+    }
+}
+
 /// What a file of an unknown format is and how to get a file that can be read. `None` if it can't be told.
 fn hint(bytes: &[u8]) -> Option<String> {
     let text = |text: &str| Some(text.to_owned());
@@ -133,6 +165,13 @@ fn hint(bytes: &[u8]) -> Option<String> {
         );
     }
     if let Some(keys) = json_keys(bytes) {
+        if keys.iter().any(|key| key == "weight_map") {
+            let is_safetensors = bytes.windows(12).any(|window| window == b".safetensors");
+            return Some(format!(
+                "the index of a checkpoint in several files (shards), without weights; {}",
+                merge_shards(is_safetensors)
+            ));
+        }
         let keras = ["class_name", "config"].iter().all(|key| keys.iter().any(|k| k == key));
         return Some(match keras {
             true => "the architecture of a Keras model without weights; write the whole model with \
@@ -176,6 +215,17 @@ fn describe_zip(bytes: &[u8]) -> String {
     }
     if names.iter().any(|name| name.ends_with("saved_model.pb")) {
         return "an archive of a TensorFlow SavedModel; write the Keras model with `model.save(\"model.keras\")`"
+            .to_owned();
+    }
+    let is_export = |name: &String| {
+        name.ends_with("archive_format")
+            || name.ends_with("models/model.json")
+            || name.ends_with("serialized_exported_program.json")
+    };
+    if names.iter().any(is_export) {
+        return "an archive of torch.export (.pt2), which contains a program that is not run; save its weights: \
+                `torch.save(torch.export.load(\"model.pt2\").state_dict, \"model.pt\")`, or write an ONNX file with \
+                torch.onnx.export"
             .to_owned();
     }
     format!("a zip archive with {}; extract the model file from it first", list(&names))
@@ -420,6 +470,23 @@ mod tests {
             }
         }
         assert!(checked > 20, "{checked} files");
+    }
+
+    #[test]
+    fn shards_of_a_checkpoint_are_named() {
+        for (name, words) in [
+            ("model-00001-of-00002.safetensors", ["shard 1 of the 2 files", "safetensors.torch"]),
+            ("pytorch_model-00010-of-00012.bin", ["shard 10 of the 12 files", "torch.load"]),
+        ] {
+            let error = check_shard(name).unwrap_err();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+        for name in ["model-00001-of-00001.safetensors", "model.bin", "out-of-time.pt", "a-1-of-2.pt", "00001-of-00002"]
+        {
+            assert_eq!(check_shard(name), Ok(()), "{name}");
+        }
+        let error = describe_unknown(br#"{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}"#);
+        assert!(error.contains("the index of a checkpoint") && error.contains("safetensors.torch"), "{error}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use lstm_core::{Backend, Error, Model, Result};
 
 use crate::{
-    detect::{describe_unknown, detect},
+    detect::{check_shard, describe_unknown, detect},
     file::{Format, ModelFile, OpenOptions},
 };
 
@@ -13,11 +13,13 @@ use crate::{
 ///
 /// # Errors
 /// [`Error::Io`] if the file can't be read or is not a regular file; [`Error::Format`] for a file of an unknown format
-/// or with a layer that is not supported, the errors of the format's reader, and those of
-/// [`ModelWeights::quantize`](lstm_core::ModelWeights::quantize). The message names the file.
+/// or with a layer that is not supported, for one shard of a checkpoint in several files, the errors of the format's
+/// reader, and those of [`ModelWeights::quantize`](lstm_core::ModelWeights::quantize). The message names the file.
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> {
     let path = path.as_ref();
     let bytes = read_regular_file(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    check_shard(&name).map_err(|why| Error::format(path.display().to_string(), why))?;
     read(&bytes, &path.display().to_string(), path.parent(), options)
 }
 

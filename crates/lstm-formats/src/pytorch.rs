@@ -199,7 +199,16 @@ fn dtype(dtype: DType) -> Dtype {
 
 /// An error of the crate `pytorch-reader`, with what the user can do.
 fn describe_error(error: &PytorchError) -> String {
+    let is_element_type = |name: &str| {
+        let types =
+            ["torch.float8", "torch.float4", "torch.complex", "torch.q", "torch.bits", "torch.uint", "torch.int"];
+        name.ends_with("Storage") || types.iter().any(|start| name.starts_with(start))
+    };
     match error {
+        PytorchError::Pickle(PickleError::UnsupportedType(name)) if is_element_type(name) => format!(
+            "the file has tensors of an element type that can't be read, `{name}`; convert them before torch.save, with \
+             `.float()`, or `.dequantize()` if they are quantized"
+        ),
         PytorchError::Pickle(PickleError::UnsupportedType(name)) => {
             format!("the file contains a Python object `{name}` with tensors, which can't be read; {ADVICE}")
         }
@@ -218,5 +227,21 @@ fn describe_error(error: &PytorchError) -> String {
             format!("not a readable file of torch.save, it may be damaged or truncated: {error}")
         }
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The state dict is already saved: what is wrong are the elements.
+    #[test]
+    fn element_types_get_advice_of_their_own() {
+        let describe = |name: &str| describe_error(&PytorchError::Pickle(PickleError::UnsupportedType(name.into())));
+        for name in ["torch.QInt8Storage", "torch.ComplexFloatStorage", "torch.float8_e4m3fn", "torch.complex64"] {
+            let error = describe(name);
+            assert!(error.contains("`.float()`") && error.contains(name) && !error.contains("state_dict"), "{error}");
+        }
+        assert!(describe("my.Net").contains("model.state_dict()"));
     }
 }

@@ -183,7 +183,7 @@ fn errors_name_the_thing_and_the_next_step() {
             "two_linear.pt",
             "",
             "",
-            &["`fc1` (linear, 4 -> 5)", r#"--layers "rec, fc1, fc2""#, "`fc1:relu`", "--name rec"],
+            &["`fc1` (linear, 4 -> 5)", r#"--layers "rec, fc1, fc2" is a guess"#, "`fc1:relu`", "--name rec"],
         ),
         ("linear_before.pt", "", "", &[r#"--layers "prenet, rec, lin""#]),
         ("two_cells.pt", "", "", &["`backward_cell` (LSTM, 4 -> 4)", "--name backward_cell or --name forward_cell"]),
@@ -422,6 +422,21 @@ fn only_regular_files_are_opened() {
 }
 
 #[test]
+fn one_shard_is_not_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = folder.path().join("model-00001-of-00002.safetensors");
+    let tensors = lstm_tensors(["lstm.weight_ih_l0", "lstm.weight_hh_l0"], &[[8, 3], [8, 2]]);
+    std::fs::write(&shard, safetensors(&tensors)).unwrap();
+    for options in [OpenOptions::default(), options("", "lstm")] {
+        let error = open(&shard, &options).unwrap_err().to_string();
+        assert!(error.contains("shard 1 of the 2 files") && error.contains("merge all"), "{error}");
+    }
+    let whole = folder.path().join("model-00001-of-00001.safetensors");
+    std::fs::rename(&shard, &whole).unwrap();
+    open(&whole, &OpenOptions::default()).unwrap();
+}
+
+#[test]
 fn truncated_files_are_rejected() {
     for name in ["cells.pt", "legacy.pt", "tied.safetensors", "tar.pth"] {
         let bytes = file(name);
@@ -553,6 +568,8 @@ fn unknown_files_are_called_what_they_are() {
         (br#"{"class_name": "Sequential", "config": {"layers": []}}"#.to_vec(), "Keras model without weights"),
         (br#"{"a": {"layers": 1}, "b": 2}"#.to_vec(), "with the keys `a`, `b`"),
         (zip(&["a/x.npy", "y.npy"]), "`a/x.npy`, `y.npy`"),
+        (zip(&["m/archive_format", "m/models/model.json"]), "torch.export.load"),
+        (zip(&["serialized_exported_program.json"]), "an archive of torch.export"),
         (zip(&["readme.txt"]), "a zip archive with `readme.txt`"),
         (zip(&[]), "without a directory"),
         (b"hello".to_vec(), "a text file"),

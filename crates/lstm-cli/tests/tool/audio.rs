@@ -197,7 +197,7 @@ fn rejects_what_is_no_audio() {
         (&["run", &model, "-i", &npy, "--digest", "--prewarm", "1"], "--prewarm: expected a .wav file"),
         (&["run", &model, "-i", &npy, "--digest", "--knobs", "1"], "--knobs: expected a .wav file"),
         (&["run", &model, "-i", &npy, "--digest", "--float"], "--float: expected a .wav output"),
-        (&["run", &model, "-i", &broken, "--digest"], "Failed to read enough bytes"),
+        (&["run", &model, "-i", &broken, "--digest"], "fewer samples than its header says"),
         (&["run", &model, "-i", &wav, "--digest", "--tokens"], "--tokens: the model reads features"),
         (&["run", &last, "-i", &wav, "--digest"], "the model reads 3 values at each step"),
     ] {

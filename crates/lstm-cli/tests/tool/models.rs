@@ -34,6 +34,19 @@ fn reads_lstms_with_nested_prefixes() {
             assert_eq!(StateDict::open(&out).unwrap().take_lstm("").unwrap(), *want, "{name}");
         }
     }
+    // Each command says what it leaves.
+    let input = dir.path("x.npy");
+    save_npy(&input, &sequences(2, 4, 3));
+    for args in [
+        &["inspect", &model, "--name", "a"][..],
+        &["convert", &model, &out, "--name", "a"],
+        &["run", &model, "--name", "a", "-i", &input, "--digest"],
+        &["compare", &model, "--name", "a", "-i", &input, "-b", "cpu"],
+    ] {
+        let (text, report) = (String::from_utf8(run(args).stdout).unwrap(), run_json(args).1);
+        assert!(text.contains("not part of this model: `a.b.c.bias_hh_l0`, "), "{args:?}: {text}");
+        assert_eq!(report["unused"].as_array().map(Vec::len), Some(5), "{report}");
+    }
     // An unknown tensor of the LSTM itself is an error.
     let writer = StateDictWriter::new().lstm("lstm.", &outer, TensorNames::PyTorch).unwrap();
     writer.tensor("lstm.scale", &Array2::<f32>::zeros((1, 5))).unwrap().save(&model).unwrap();

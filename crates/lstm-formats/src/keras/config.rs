@@ -107,7 +107,11 @@ fn check_origin(object: &Object, class: Option<&Json>, what: &str) -> Result<(),
             // Functional models are registered by the name of their class.
             ["keras", "tf_keras"].contains(&package) && (is_null(registered) || registered == class)
         }
-        other => is_null(other) && is_null(registered),
+        // `.h5` files have the name of a registered class as that of the class.
+        other => {
+            let is_registered = matches!(class, Some(Json::Text(class)) if class.contains('>'));
+            is_null(other) && is_null(registered) && is_null(object.get("package")) && !is_registered
+        }
     };
     if is_of_keras {
         return Ok(());
@@ -167,10 +171,18 @@ fn add_functional(mut config: Object, place: &Place, layers: &mut Vec<LayerConfi
         }
     }
     let only = |tensors: Json, what: &str| -> Result<Tensor, String> {
-        let mut tensors = tensors_of(tensors)?;
-        match (tensors.pop(), tensors.len()) {
-            (Some(tensor), 0) => Ok(tensor),
-            (_, count) => Err(format!("expected a model with one {what}, got {}", count + 1)),
+        let tensors = tensors_of(tensors)?;
+        match <[Tensor; 1]>::try_from(tensors) {
+            Ok([tensor]) => Ok(tensor),
+            Err(tensors) => {
+                let names: Vec<_> = tensors.iter().take(5).map(|(name, ..)| format!("`{name}`")).collect();
+                Err(format!(
+                    "expected a model with one {what}, got {}: {}; make a model of the chain from one input to one output, \
+                     `keras.Model(x, y)`, and save that",
+                    tensors.len(),
+                    names.join(", ")
+                ))
+            }
         }
     };
     let input = only(config.require("input_layers")?, "input")?.0;

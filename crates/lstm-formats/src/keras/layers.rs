@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2, concatenate};
+use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2, concatenate, s};
 
 use lstm_core::{
     Activation, Bias, Direction, GateActivation, GateActivations, LayerWeights, LstmConfig, ModelLayer, ModelWeights,
@@ -61,6 +61,8 @@ pub(super) struct Builder {
     names: BTreeSet<String>,
     /// Whether the output is a sequence, after the layers so far. It is not known before the first layer.
     is_sequence: Option<bool>,
+    /// Whether the model reads one step only, as the file says.
+    has_one_step: bool,
     /// The LSTM with `go_backwards` that makes the output of the layers so far a reversed sequence.
     reversed_by: Option<String>,
     /// Number of features of the output of the layers so far, if it is known.
@@ -75,6 +77,7 @@ impl Builder {
             is_keras_2,
             names: BTreeSet::new(),
             is_sequence: None,
+            has_one_step: false,
             reversed_by: None,
             size: None,
         }
@@ -120,7 +123,7 @@ impl Builder {
                 }
             }
             "Embedding" => self.add_embedding(&name, &mut config, &place)?,
-            "LSTM" => self.add_lstm(&name, &mut config, &place)?,
+            "LSTM" | "CuDNNLSTM" => self.add_lstm(&class, &name, &mut config, &place)?,
             "Bidirectional" => self.add_bidirectional(&name, &mut config, &place)?,
             "TimeDistributed" => {
                 let mut inner = config.require("layer")?.object("`layer`")?;
@@ -166,10 +169,15 @@ impl Builder {
                     config.take(key);
                 }
             }
+            "Identity" => {}
             "Flatten" => {
-                if self.is_sequence != Some(false) {
+                if !self.take_only_step() {
                     return Err("it joins the time steps of a sequence; expected a single step before it".into());
                 }
+            }
+            "Reshape" => {
+                let target = config.require("target_shape")?.list("`target_shape`")?;
+                self.reshape(&target)?;
             }
             "GRU" | "SimpleRNN" | "RNN" | "ConvLSTM1D" | "ConvLSTM2D" | "CuDNNGRU" => {
                 return Err("a recurrent layer of another kind; of those, only LSTM can be opened".into());
@@ -186,6 +194,34 @@ impl Builder {
             }
         }
         config.finish("the layer")
+    }
+
+    /// Takes the step of a sequence of one step. Returns whether the output is a single step now.
+    fn take_only_step(&mut self) -> bool {
+        if self.is_sequence == Some(true) && self.has_one_step {
+            self.layers.push(ModelLayer::LastStep);
+            self.is_sequence = Some(false);
+        }
+        self.is_sequence == Some(false)
+    }
+
+    /// `Reshape`, which may add or take an axis of one step.
+    fn reshape(&mut self, target: &[Json]) -> Result<(), String> {
+        let is = |size: &Json, n: usize| *size == Json::Number(n as f64);
+        let features = self.size;
+        let is_features = |size: &Json| *size == Json::Number(-1.0) || features.is_some_and(|n| is(size, n));
+        let is_given = !self.layers.iter().any(|layer| matches!(layer, ModelLayer::Lstm { .. }));
+        match target {
+            [features] if is_features(features) && self.take_only_step() => Ok(()),
+            [steps, features]
+                if is(steps, 1) && is_features(features) && self.is_sequence == Some(false) && is_given =>
+            {
+                (self.is_sequence, self.has_one_step) = (Some(true), true);
+                Ok(())
+            }
+            [steps, features] if is(steps, 1) && is_features(features) && self.has_one_step => Ok(()),
+            _ => Err("it changes the order of values; expected one that adds or takes an axis of one step".into()),
+        }
     }
 
     /// Takes the options that all layers have, and the shape of the input.
@@ -220,6 +256,7 @@ impl Builder {
             };
             if self.layers.is_empty() {
                 self.is_sequence = Some(is_sequence);
+                self.has_one_step = is_sequence && shape[1] == Json::Number(1.0);
                 self.size = shape.last().filter(|size| **size != Json::Null).map(|n| n.size("a size")).transpose()?;
             }
         }
@@ -319,8 +356,8 @@ impl Builder {
         Ok(())
     }
 
-    fn add_lstm(&mut self, name: &str, config: &mut Object, place: &Place) -> Result<(), String> {
-        let options = LstmOptions::take(config, self.is_keras_2)?;
+    fn add_lstm(&mut self, class: &str, name: &str, config: &mut Object, place: &Place) -> Result<(), String> {
+        let options = LstmOptions::take(class, config, self.is_keras_2)?;
         config.finish("the layer")?;
         let is_reverse = options.go_backwards != self.reversed_by.is_some();
         let direction = if is_reverse { Direction::Reverse } else { Direction::Forward };
@@ -341,12 +378,12 @@ impl Builder {
             let mut layer = layer.object(key)?;
             let (class, inner_name) = identify(&mut layer)?;
             let at = |why: String| format!("`{key}`, `{inner_name}` ({class}): {why}");
-            if class != "LSTM" {
+            if !["LSTM", "CuDNNLSTM"].contains(&&*class) {
                 return Err(at("expected an LSTM".into()));
             }
             let mut config = layer.require("config").and_then(|config| config.object("`config`")).map_err(at)?;
             self.take_common(&mut config).map_err(at)?;
-            let layer = LstmOptions::take(&mut config, self.is_keras_2).map_err(at)?;
+            let layer = LstmOptions::take(&class, &mut config, self.is_keras_2).map_err(at)?;
             config.finish("the layer").map_err(at)?;
             if layer.go_backwards != go_backwards {
                 return Err(at(format!("`go_backwards`: expected {go_backwards}")));
@@ -402,9 +439,14 @@ impl Builder {
             // Keras's gates i, f, c, o have the order of PyTorch's i, f, g, o.
             let kernel = self.matrix(place, part, (0, "kernel"), (inputs, gates))?;
             let recurrent_kernel = self.matrix(place, part, (1, "recurrent_kernel"), (units, gates))?;
-            let mut arrays: Vec<ArrayD<f32>> =
-                [kernel, recurrent_kernel].map(|kernel| kernel.reversed_axes().into_dyn()).into();
-            if options.use_bias {
+            let kernels = [kernel, recurrent_kernel];
+            let kernels = if options.is_cudnn { kernels.map(from_cudnn) } else { kernels.map(Array2::reversed_axes) };
+            let mut arrays: Vec<ArrayD<f32>> = kernels.map(Array2::into_dyn).into();
+            if options.is_cudnn {
+                // The biases of the input and of the recurrent kernel.
+                let bias = self.vector(place, part, 2, 2 * gates)?;
+                arrays.push((&bias.slice(s![..gates]) + &bias.slice(s![gates..])).into_dyn());
+            } else if options.use_bias {
                 arrays.push(self.vector(place, part, 2, gates)?.into_dyn());
             }
             layers.push(LayerWeights::new(spec, arrays).map_err(|error| error.to_string())?);
@@ -421,9 +463,20 @@ impl Builder {
     }
 }
 
+/// The weights `[4 * units, inputs]` of a kernel `[inputs, 4 * units]` of `CuDNNLSTM`. The elements of each gate are in the
+/// order of a matrix `[units, inputs]`, whatever their shape.
+fn from_cudnn(kernel: Array2<f32>) -> Array2<f32> {
+    let (inputs, units) = (kernel.nrows(), kernel.ncols() / 4);
+    let gates = (0..4)
+        .flat_map(|gate| kernel.slice(s![.., gate * units..(gate + 1) * units]).iter().copied().collect::<Vec<_>>());
+    Array2::from_shape_vec((4 * units, inputs), gates.collect()).expect("the number of elements is the same")
+}
+
 /// The options of an LSTM layer that determine its results.
 #[derive(PartialEq)]
 struct LstmOptions {
+    /// Whether the parameters are those of the class `CuDNNLSTM` of Keras 2.
+    is_cudnn: bool,
     activations: GateActivations,
     units: usize,
     use_bias: bool,
@@ -432,7 +485,7 @@ struct LstmOptions {
 }
 
 impl LstmOptions {
-    fn take(config: &mut Object, is_keras_2: bool) -> Result<Self, String> {
+    fn take(class: &str, config: &mut Object, is_keras_2: bool) -> Result<Self, String> {
         for key in WITHOUT_EFFECT_LSTM {
             config.take(key);
         }
@@ -443,6 +496,7 @@ impl LstmOptions {
             return Err("`time_major` is not supported; expected (batch, steps, features)".into());
         }
         Ok(LstmOptions {
+            is_cudnn: class == "CuDNNLSTM",
             activations: GateActivations { gate, candidate: output, output },
             units: config.take_size("units", None)?,
             use_bias: flag(config, "use_bias", true)?,
@@ -481,14 +535,36 @@ fn flag(config: &mut Object, key: &str, default: bool) -> Result<bool, String> {
     config.take(key).map_or(Ok(default), |flag| flag.flag(&format!("`{key}`")))
 }
 
-/// The name of an activation function. A function is a text, or an object whose `config` is the text.
+/// The name of an activation function. A function is a text, or an object whose `config` is the text. Keras keeps the
+/// package of a user's function only if it was registered: as `package>name`, or in the other keys of the object.
 fn activation_name(activation: Json) -> Result<String, String> {
-    match activation {
-        Json::Object(mut function) => match (function.take("config"), function.take("class_name")) {
-            (Some(Json::Text(name)), _) => Ok(name),
-            (_, Some(Json::Text(class))) => Err(format!("expected an activation function, got the layer `{class}`")),
-            _ => Err("expected an activation function".into()),
-        },
-        other => other.text("the activation"),
-    }
+    let of_user = |name: &str| {
+        Err(format!(
+            "expected an activation function of Keras, got the user's function `{name}`, whose code is not in the file"
+        ))
+    };
+    let name = match activation {
+        Json::Object(mut function) => {
+            let is_of_keras = |value: Option<Json>, own: &str| match value {
+                None | Some(Json::Null) => true,
+                Some(Json::Text(text)) => {
+                    text == own || ["keras", "tf_keras"].contains(&text.split('.').next().unwrap_or_default())
+                }
+                Some(_) => false,
+            };
+            let has_other_origin = !is_of_keras(function.take("module"), "builtins")
+                || !is_of_keras(function.take("registered_name"), "function")
+                || !is_of_keras(function.take("package"), "builtins");
+            match (function.take("config"), function.take("class_name")) {
+                (Some(Json::Text(name)), _) if has_other_origin => return of_user(&name),
+                (Some(Json::Text(name)), _) => name,
+                (_, Some(Json::Text(class))) => {
+                    return Err(format!("expected an activation function, got the layer `{class}`"));
+                }
+                _ => return Err("expected an activation function".into()),
+            }
+        }
+        other => other.text("the activation")?,
+    };
+    if name.contains('>') { of_user(&name) } else { Ok(name) }
 }

@@ -66,6 +66,15 @@ fn other_models() {
     assert_eq!(kinds(&nested), ["embedding", "lstm", "linear", "lstm", "linear", "activation"]);
 }
 
+#[test]
+fn one_step_and_cudnn() {
+    let model = check_both(|extension| local(&format!("one-step.{extension}")), "safetensors");
+    assert_eq!(kinds(&model), ["lstm", "last_step", "linear"]);
+    // The parameters of CuDNNLSTM are in another order, and its bias is in two parts.
+    let model = check(&local("cudnn.h5"), &local("cudnn.safetensors"), Format::Keras).weights;
+    assert_eq!(kinds(&model), ["lstm", "linear"]);
+}
+
 /// Reads an architecture without weights. Each error comes before a parameter is read, or is that of the first one.
 fn architecture(json: &str, is_keras_2: bool) -> std::result::Result<(), String> {
     let mut builder = Builder::new(Store::empty(), is_keras_2);
@@ -99,6 +108,9 @@ fn rejects_unsupported_layers() {
     reject("Masking", r#", "mask_value": 0.0"#, "skips time steps");
     reject("Embedding", r#", "mask_zero": true, "input_dim": 3, "output_dim": 3"#, "`mask_zero`");
     reject("Flatten", "", "joins the time steps");
+    for target in ["[3]", "[1, 3]", "[3, 1]", "[-1]", "[2, 2, 3]"] {
+        reject("Reshape", &format!(r#", "target_shape": {target}"#), "changes the order of values");
+    }
     reject("LSTM", r#", "units": 4, "activation": "elu""#, "`elu`");
     reject("LSTM", r#", "units": 4, "time_major": true"#, "time_major");
     reject("LSTM", r#", "units": 4, "forget_gate": 1"#, "unknown key `forget_gate`");
@@ -168,6 +180,9 @@ fn rejects_users_classes() {
         let error = architecture(&text, false).unwrap_err();
         assert!(error.contains(&format!("layer `the_layer` ({class}): expected a class of Keras")), "{error}");
     }
+    // `.h5` files have no more than the name of a registered class.
+    let error = architecture(&sequential(&layer("my>LSTM", "")), false).unwrap_err();
+    assert!(error.contains("layer `the_layer` (my>LSTM): expected a class of Keras"), "{error}");
     // Classes of Keras, whatever its version.
     let without_lstm = sequential(&layer("Dropout", r#", "rate": 0.5"#));
     for module in ["keras", "keras.layers", "keras.src.models.sequential", "tf_keras.layers"] {
@@ -184,6 +199,32 @@ fn rejects_users_classes() {
             }
         }
     }
+}
+
+/// A user's function may have the name of one of Keras's, too.
+#[test]
+fn rejects_users_activation_functions() {
+    let function = |module: &str, registered: &str, name: &str| {
+        let keys = format!(r#""module": {module}, "registered_name": {registered}, "config": "{name}""#);
+        let activation = format!(r#", "units": 2, "activation": {{"class_name": "function", {keys}}}"#);
+        ["Activation", "LSTM"].map(|class| architecture(&sequential(&layer(class, &activation)), true).unwrap_err())
+    };
+    for (module, registered, name) in [
+        (r#""builtins""#, r#""function""#, "my>tanh"),
+        (r#""mine""#, r#""function""#, "tanh"),
+        (r#""builtins""#, r#""my>tanh""#, "tanh"),
+        ("null", r#""tanh""#, "tanh"),
+    ] {
+        for error in function(module, registered, name) {
+            assert!(error.contains(&format!("the user's function `{name}`")), "{error}");
+        }
+    }
+    for (module, registered) in [(r#""builtins""#, r#""function""#), (r#""keras.activations""#, "null")] {
+        let [activation, lstm] = function(module, registered, "tanh");
+        assert!(!activation.contains("user's") && !lstm.contains("user's"), "{activation}; {lstm}");
+    }
+    let error = architecture(&sequential(&layer("Activation", r#", "activation": "my>tanh""#)), false).unwrap_err();
+    assert!(error.contains("the user's function `my>tanh`"), "{error}");
 }
 
 #[test]
@@ -221,7 +262,7 @@ fn rejects_other_graphs() {
     );
     reject(
         &model(&[input.clone(), node("LSTM", "a", &call("in", ""))], r#"[["a", 0, 0], ["in", 0, 0]]"#),
-        "one output, got 2",
+        "one output, got 2: `a`, `in`; make a model of the chain",
     );
     reject(
         &model(&[input.clone(), node("Add", "a", r#"[[["in", 0, 0, {}], ["in", 0, 0, {}]]]"#)], out),

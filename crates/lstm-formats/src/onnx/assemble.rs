@@ -118,6 +118,20 @@ fn is_regular(chain: &Chain, name: &str, labels: &Labels) -> bool {
     }
 }
 
+/// Whether a graph input holds the lengths of the sequences.
+fn are_lengths(chain: &Chain, input: usize) -> bool {
+    chain.stages.iter().any(|s| matches!(&s.kind, StageKind::Lstm(lstm) if lstm.lengths == Lengths::Input(input)))
+}
+
+/// The layout of an output that is the lengths of the sequences; `None` for other outputs.
+fn lengths_layout(chain: &Chain, labels: &Labels) -> Option<Layout<OutputElement>> {
+    let is_length =
+        |&label: &Label| matches!(chain.resolve(label), Some(Source::Input(input)) if are_lengths(chain, input));
+    let grid = chain.grid.as_ref().filter(|_| labels.iter().flatten().all(is_length))?;
+    let origin = |&label: &Label| Origin { element: OutputElement::Length, batch: label.position as usize, step: 0 };
+    Layout::find(&labels.each_ref().map(|array| array.map(origin)), grid.batch, grid.steps)
+}
+
 /// The last stage of the chain, and whether the model returns its final state.
 fn end(chain: &Chain, outputs: &Outputs) -> Result<(usize, bool)> {
     let mut ends: Vec<(usize, &str)> = Vec::new();
@@ -132,6 +146,7 @@ fn end(chain: &Chain, outputs: &Outputs) -> Result<(usize, bool)> {
                     finals.push(stage);
                     sources.insert((stage, is_c));
                 }
+                Some(Source::Input(input)) if are_lengths(chain, input) => {}
                 Some(Source::Input(input)) => {
                     let input = &chain.inputs[input].name;
                     return Err(Error::format(format!("output `{name}`"), format!("is the input `{input}`")));
@@ -235,6 +250,9 @@ fn output_step(chain: &Chain, name: &str, labels: &Labels) -> Result<Step> {
 fn output(chain: &Chain, builder: &Builder, name: &str, labels: &Labels, is_last_step: bool) -> Result<OnnxOutput> {
     let error = |why: &str| Error::format(format!("output `{name}`"), why);
     let grid = chain.grid.as_ref().ok_or_else(|| error("expected outputs of an LSTM"))?;
+    if let Some(layout) = lengths_layout(chain, labels) {
+        return Ok(OnnxOutput { name: name.to_owned(), kind: OnnxOutputKind::Lengths, layout, is_last_step });
+    }
     let origins = chain.origins(labels).ok_or_else(|| error("expected outputs of the layers"))?;
     let layout = Layout::find(&origins, grid.batch, grid.steps);
     let layout = layout.ok_or_else(|| {

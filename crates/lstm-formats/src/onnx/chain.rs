@@ -36,6 +36,8 @@ pub(crate) enum Source {
 #[derive(Clone, Debug)]
 pub(crate) struct Input {
     pub(crate) name: String,
+    /// Whether its elements are INT32 or INT64.
+    pub(crate) is_int: bool,
     /// The size of each axis.
     pub(crate) shape: Vec<Size>,
 }
@@ -119,6 +121,12 @@ impl Chain {
     /// What a label refers to; `None` for a constant.
     pub(crate) fn resolve(&self, label: Label) -> Option<Source> {
         self.sources.get(label.source as usize).copied()
+    }
+
+    /// Whether all elements are those of graph inputs of integers, which no cast has cut off.
+    pub(crate) fn are_given_ints(&self, labels: &Shared<Label>) -> bool {
+        let is_int = |input: usize| self.inputs[input].is_int;
+        labels.iter().all(|&label| matches!(self.resolve(label), Some(Source::Input(input)) if is_int(input)))
     }
 
     /// Adds a graph input and returns its labels.

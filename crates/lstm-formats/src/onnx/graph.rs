@@ -111,6 +111,8 @@ pub enum OnnxOutputKind {
     Outputs,
     /// Final states.
     State(Vec<StateRows>),
+    /// The lengths of the sequences, as in the input.
+    Lengths,
 }
 
 /// A graph output.
@@ -138,6 +140,8 @@ pub(crate) enum OutputElement {
         unit: usize,
     },
     Constant(f32),
+    /// The length of the sequence.
+    Length,
 }
 
 /// Inputs of a model, converted from the layout of a graph.
@@ -451,6 +455,7 @@ impl OnnxGraph {
         let padding = arguments.lengths.as_ref().and_then(|_| self.padding());
         let value = |output: &OnnxOutput, element: OutputElement, b: usize, t: usize| match element {
             OutputElement::Constant(value) => Some(value),
+            OutputElement::Length => arguments.lengths.as_ref()?.get(b).map(|&len| len as f32),
             OutputElement::Feature(k) => {
                 let t = if output.is_last_step { steps.checked_sub(1)? } else { t };
                 let is_padding = arguments.lengths.as_ref().is_some_and(|lengths| t >= lengths[b]);

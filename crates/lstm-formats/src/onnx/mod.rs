@@ -192,7 +192,7 @@ impl OnnxModel {
     /// [`Error::Format`], which names the node, output or tensor, for: a node that the chain needs and that is neither a
     /// layer nor one that moves elements or computes constants; an attribute or activation that this library does not
     /// support; a graph that is not a chain; a tensor of the wrong shape or type; a name that is not that of exactly one
-    /// `LSTM` node; a value for an input that is not a scalar. [`Error::UnusedTensors`] for unused inputs and initializers.
+    /// `LSTM` node; a value for an input that is not a scalar. [`Error::UnusedTensors`] for unused inputs.
     pub fn graph(&self, options: &OpenOptions) -> Result<OnnxGraph> {
         let result = self.read(&options.names, &options.set);
         let result = result.map_err(|error| match options.names.is_empty() {
@@ -288,7 +288,7 @@ impl OnnxModel {
         Error::Format { input, reason: format!("{reason} (the file has {}{advice})", assemble::summary(&nodes)) }
     }
 
-    /// Returns an error if an input or initializer of the graph is not used by any node.
+    /// Returns an error if an input of the graph is not used by any node. An initializer that is not used has no effect.
     fn check_all_used(&self, set: &BTreeMap<String, f64>) -> Result<()> {
         let mut used: BTreeSet<&str> = self.graph.output.iter().map(|output| output.name.as_str()).collect();
         used.extend(set.keys().map(String::as_str));
@@ -298,8 +298,8 @@ impl OnnxModel {
             let graphs = node.attribute.iter().filter_map(|attribute| attribute.g.as_ref());
             used.extend(graphs.flat_map(|graph| graph.output.iter().map(|output| output.name.as_str())));
         });
-        let inputs = self.graph.input.iter().map(|input| &input.name);
-        let names = self.graph.initializer.iter().map(|t| &t.name).chain(inputs);
+        used.extend(self.graph.initializer.iter().map(|tensor| tensor.name.as_str()));
+        let names = self.graph.input.iter().map(|input| &input.name);
         let names: Vec<String> = names.filter(|name| !used.contains(name.as_str())).cloned().collect();
         match names.is_empty() {
             true => Ok(()),

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use half::{bf16, f16};
 use ndarray::{ArrayD, Axis, IxDyn, Slice, concatenate};
 
 use super::{
     data::{Budget, Data, Elements, Label, Shared, is_float_type, is_int_type, map_elements},
     node::NodeReader,
-    proto::{BOOL, FLOAT, INT64, type_name},
+    proto::{BFLOAT16, BOOL, FLOAT, FLOAT16, INT64, type_name},
 };
 use lstm_core::Result;
 
@@ -175,7 +176,8 @@ fn binary(node: &NodeReader<'_>, op: &str, a: &Data, b: &Data, budget: &mut Budg
     let elements = match (&a.elements, &b.elements) {
         (Elements::Floats(a), Elements::Floats(b)) => {
             let compare = |f: fn(f32, f32) -> bool| Elements::Ints(zip(a, b, |a, b| i64::from(f(a, b))).into_shared());
-            let combine = |f: fn(f32, f32) -> f32| Elements::Floats(zip(a, b, f).into_shared());
+            let combine =
+                |f: fn(f32, f32) -> f32| Elements::Floats(zip(a, b, |a, b| round_to(elem_type, f(a, b))).into_shared());
             match op {
                 "Add" => combine(|a, b| a + b),
                 "Sub" => combine(|a, b| a - b),
@@ -225,14 +227,32 @@ fn binary(node: &NodeReader<'_>, op: &str, a: &Data, b: &Data, budget: &mut Budg
 /// Operators that compare numbers.
 pub(crate) const COMPARISONS: [&str; 5] = ["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"];
 
+/// Whether a float type holds fewer digits than f32, in which layers compute.
+fn is_half_type(elem_type: i32) -> bool {
+    [FLOAT16, BFLOAT16].contains(&elem_type)
+}
+
+/// Rounds a number to the nearest one of a float type.
+fn round_to(elem_type: i32, v: f32) -> f32 {
+    match elem_type {
+        FLOAT16 => f16::from_f32(v).to_f32(),
+        BFLOAT16 => bf16::from_f32(v).to_f32(),
+        _ => v,
+    }
+}
+
 /// Converts the elements of a tensor to another type; `None` if that could change elements that are not known.
 fn cast(data: &Data, to: i32) -> Option<Data> {
     let elements = match &data.elements {
+        Elements::Floats(array) if is_half_type(to) => Elements::Floats(array.mapv(|v| round_to(to, v)).into_shared()),
+        Elements::Labels(_) if is_half_type(to) && data.elem_type != to => return None,
         Elements::Floats(array) if is_int_type(to) => {
             let convert = |v: f32| if to == BOOL { i64::from(v != 0.0) } else { v as i64 };
             Elements::Ints(array.mapv(convert).into_shared())
         }
-        Elements::Ints(array) if is_float_type(to) => Elements::Floats(array.mapv(|v| v as f32).into_shared()),
+        Elements::Ints(array) if is_float_type(to) => {
+            Elements::Floats(array.mapv(|v| round_to(to, v as f32)).into_shared())
+        }
         Elements::Ints(array) if to == BOOL => Elements::Ints(array.mapv(|v| i64::from(v != 0)).into_shared()),
         // Integers as floats: they may have been floats before, whose fractions were cut off.
         Elements::Labels(_) if to == BOOL || (is_int_type(data.elem_type) && is_float_type(to)) => return None,
@@ -267,7 +287,12 @@ pub(crate) fn evaluate(
             node.string_attribute("round_mode")?;
             let data = required(node, inputs, 0)?;
             let (from, into) = (type_name(data.elem_type), type_name(to));
-            cast(data, to).ok_or_else(|| node.error(format!("a cast from {from} to {into} is not supported")))?
+            let advice = match is_half_type(to) && is_float_type(data.elem_type) {
+                true => ", because it rounds what a layer computes; open the FLOAT model that this one was made from",
+                false => "",
+            };
+            cast(data, to)
+                .ok_or_else(|| node.error(format!("a cast from {from} to {into} is not supported{advice}")))?
         }
         "Shape" | "Size" => {
             let data = required(node, inputs, 0)?;

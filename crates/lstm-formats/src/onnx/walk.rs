@@ -15,7 +15,7 @@ use super::{
     lstm_node::{self, Constants, LengthsOperand, Operands},
     node::{NodeReader, node_label, node_name},
     operators::{self, axis_index, broadcast_shape},
-    proto::{FLOAT, Graph, INT32, Node, Tensor, ValueInfo, type_name},
+    proto::{FLOAT, Graph, INT32, INT64, Node, Tensor, ValueInfo, type_name},
     sizes::{Finding, Size, Sizes, TRIALS},
 };
 use lstm_core::{Activation, Error, Result};
@@ -254,7 +254,7 @@ impl<'a> Walker<'a> {
         if !is_float_type(elem_type) && !is_int_type(elem_type) {
             return Ok(Value::Unknown(format!("expected numbers, got `{name}` of {}", type_name(elem_type)).into()));
         }
-        let input = Input { name: name.to_owned(), shape };
+        let input = Input { name: name.to_owned(), is_int: [INT32, INT64].contains(&elem_type), shape };
         let labels = self.chain.add_input(input, &mut self.budget).map_err(error)?;
         Ok(Value::Known(Trials::from_labels(labels, elem_type)))
     }
@@ -324,6 +324,14 @@ impl<'a> Walker<'a> {
         let mut inputs = Vec::new();
         for k in 0..node.proto.input.len() {
             inputs.push(self.operand(node, k, op)?);
+        }
+        if op == "Cast" {
+            // Other integers may have been floats before, so that a cast back would not be the identity.
+            for Data { elem_type, elements } in inputs.iter_mut().flatten().flat_map(|trials| &mut trials.0) {
+                if matches!(elements, Elements::Labels(labels) if self.chain.are_given_ints(labels)) {
+                    *elem_type = FLOAT;
+                }
+            }
         }
         self.check_sizes(node, op, &inputs)?;
         let inputs: Vec<Option<&Trials>> = inputs.iter().map(Option::as_ref).collect();
@@ -461,7 +469,10 @@ impl<'a> Walker<'a> {
                 }
                 Ok(())
             }
-            "Max" | "Min" | "And" | "Or" | "Xor" | "Not" | "ReduceMax" | "ReduceMin" => Err(error(node)),
+            "Max" | "Min" | "And" | "Or" | "Xor" | "Not" | "ReduceMax" | "ReduceMin" => {
+                let are_known = inputs.iter().flatten().all(|trials| !trials.has_labels());
+                if are_known { Err(error(node)) } else { Ok(()) }
+            }
             _ if operators::COMPARISONS.contains(&op) => {
                 // Sizes are not negative, so that they never equal -1.
                 for (k, other) in [(0, 1), (1, 0)] {
@@ -491,7 +502,7 @@ impl<'a> Walker<'a> {
         let input = |k: usize| inputs.get(k).copied().flatten();
         let is_layer = matches!(op, "MatMul" | "Gemm" | "Add" | "Sub" | "Mul" | "Div" | "Neg" | "Relu" | "Sigmoid")
             || matches!(op, "Tanh" | "HardSigmoid" | "Softmax" | "LogSoftmax" | "Dropout" | "Gather")
-            || matches!(op, "ReduceSum" | "ReduceMean");
+            || matches!(op, "Clip" | "ReduceSum" | "ReduceMean");
         // With names only the LSTMs are loaded. A dropout may be between them.
         let is_wanted = self.request.names.is_empty() || op == "Dropout";
         let Some(first) = input(0).filter(|_| is_layer && is_wanted) else {
@@ -559,6 +570,10 @@ impl<'a> Walker<'a> {
                 let axes = if self.request.opset < 13 { axis..rank } else { axis..axis + 1 };
                 let activation = if op == "Softmax" { Activation::Softmax } else { Activation::LogSoftmax };
                 chain.softmax(&label, &labels, axes, activation)
+            }
+            "Clip" => {
+                let activation = clip(node, self.request.opset, inputs)?;
+                chain.elementwise(&label, &labels()?, StageKind::Activation(activation))
             }
             "Dropout" => return self.dropout(node, inputs),
             _ => {
@@ -786,7 +801,7 @@ impl<'a> Walker<'a> {
 
     /// Makes a value of the graph an input.
     fn new_input(&mut self, node: &NodeReader<'a>, name: &'a str, shape: Vec<Size>) -> Result<Labels> {
-        let input = Input { name: name.to_owned(), shape };
+        let input = Input { name: name.to_owned(), is_int: false, shape };
         let labels = self.chain.add_input(input, &mut self.budget).map_err(|why| node.error(why))?;
         self.values.insert(name, Value::Known(Trials::from_labels(labels.clone(), FLOAT)));
         Ok(labels)
@@ -844,6 +859,31 @@ fn matmul(
             chain.linear(label, &labels.map(swap), weight, budget).map(|labels| labels.map(swap))
         }
         _ => Err(error()),
+    }
+}
+
+/// The activation that a `Clip` is: relu without an upper bound, and a hard sigmoid of slope 1 from 0 to 1.
+fn clip(node: &mut NodeReader<'_>, opset: i64, inputs: &[Option<&Trials>]) -> Result<Activation> {
+    let bounds = match opset < 11 {
+        true => [node.float_attribute("min")?, node.float_attribute("max")?],
+        false => {
+            let mut bounds = [None; 2];
+            for (k, bound) in bounds.iter_mut().enumerate() {
+                let Some(input) = inputs.get(k + 1).copied().flatten() else { continue };
+                let value = input.as_constant().filter(|array| array.len() == 1).and_then(|array| array.first());
+                *bound = Some(*value.ok_or_else(|| node.error("expected constant bounds"))?);
+            }
+            bounds
+        }
+    };
+    match bounds {
+        [Some(0.0), None | Some(f32::MAX..)] => Ok(Activation::Relu),
+        [Some(0.0), Some(1.0)] => Ok(Activation::HardSigmoid { alpha: 1.0, beta: 0.0 }),
+        [min, max] => {
+            let text = |bound: Option<f32>| bound.map_or("none".to_owned(), |bound| bound.to_string());
+            let got = format!("{} and {}", text(min), text(max));
+            Err(node.error(format!("expected the bounds 0 and none, as a relu has, or 0 and 1, got {got}")))
+        }
     }
 }
 

@@ -122,7 +122,7 @@ fn ambiguous(layers: &[Layer]) -> String {
             let example = chain.iter().map(|link| &layers[link.layer]).find(linear);
             let activations = example.map(|layer| format!(", and activations as in `{}:relu`", layer.name));
             format!(
-                "{what}. State them in order, for example --layers \"{names}\"; write `last` after the LSTM if the model \
+                "{what}. State them in the order of the model's code: --layers \"{names}\" is a guess by their sizes; write `last` after the LSTM if the model \
                  takes its last step{}. Or {}",
                 activations.unwrap_or_default(),
                 name_advice(layers)

@@ -80,6 +80,10 @@ fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<M
         return build_quantized_lstm(dict, &prefix, format, options);
     }
     restore_shared_tensors(&mut dict)?;
+    normalization::restore_dropped_weights(&mut dict)?;
+    let without_effect: BTreeSet<String> =
+        dict.names().filter(|name| is_without_effect(&dict, name)).map(str::to_owned).collect();
+    dict.retain(|name| !without_effect.contains(name));
     let mut unused = select(&mut dict, options)?;
     let all_names: Vec<String> = dict.names().map(str::to_owned).collect();
     let all_dtypes = dtypes(&dict, &all_names);
@@ -251,6 +255,20 @@ fn first_component(name: &str) -> &str {
 fn is_beside_models(dict: &StateDict, name: &str) -> bool {
     let is_random_state = name.to_ascii_lowercase().contains("rng") && dict.dtype(name) == Some(Dtype::U8);
     is_optimizer_tensor(name) || is_random_state
+}
+
+/// Whether a tensor has no part in what the layers compute: bytes that a module keeps beside its parameters
+/// (`_extra_state`), and the number of models that `AveragedModel` has averaged.
+fn is_without_effect(dict: &StateDict, name: &str) -> bool {
+    let (outer, leaf) = name.rsplit_once('.').map_or(("", name), |(outer, leaf)| (&name[..outer.len() + 1], leaf));
+    let is_bytes = dict.dtype(name) == Some(Dtype::U8) || dict.shape(name).is_some_and(|shape| shape.contains(&0));
+    let has_module =
+        || dict.names().any(|other| other.strip_prefix(outer).is_some_and(|rest| rest.starts_with("module.")));
+    match leaf {
+        "_extra_state" => is_bytes,
+        "n_averaged" => dict.dtype(name) == Some(Dtype::I64) && dict.shape(name) == Some(&[]) && has_module(),
+        _ => false,
+    }
 }
 
 /// Whether a name is that of a tensor in the state of an optimizer, such as `optimizer.state.0.exp_avg`.
@@ -513,10 +531,59 @@ fn take_lstm(dict: &mut StateDict, prefix: &str, options: &OpenOptions) -> Resul
 #[cfg(all(feature = "audio", feature = "pytorch"))]
 #[cfg(test)]
 mod tests {
+    use lstm_core::{Param, StateDict, weights::state_dict::Dtype};
+
     use crate::{
-        Format,
+        Format, OpenOptions,
         test_files::{check, data},
     };
+
+    /// A state dict of F32 tensors with these names, shapes and values, the same for all elements.
+    fn state_dict(tensors: &[(&str, &[usize], f32)]) -> StateDict {
+        let mut dict = StateDict::default();
+        for (name, shape, value) in tensors {
+            let bytes = value.to_le_bytes().repeat(shape.iter().product());
+            dict.insert((*name).to_owned(), Dtype::F32, shape, &bytes).unwrap();
+        }
+        dict
+    }
+
+    #[test]
+    fn values_beside_the_parameters_are_skipped() {
+        let read = |dict| super::read(dict, Format::PyTorch, "test", &OpenOptions::default());
+        let averaged =
+            || state_dict(&[("module.rec.weight_ih_l0", &[8, 3], 0.5), ("module.rec.weight_hh_l0", &[8, 2], 0.5)]);
+        for (name, dtype, shape, len) in [
+            ("n_averaged", Dtype::I64, &[][..], 8),
+            ("module._extra_state", Dtype::U8, &[5], 5),
+            ("module.rec._extra_state", Dtype::F32, &[0], 0),
+        ] {
+            let mut dict = averaged();
+            dict.insert(name.to_owned(), dtype, shape, &vec![1; len]).unwrap();
+            assert_eq!(read(dict).unwrap().weights, read(averaged()).unwrap().weights, "{name}");
+        }
+        // These could be parameters.
+        for (name, shape) in [("n_averaged", &[1][..]), ("module._extra_state", &[2])] {
+            let mut dict = averaged();
+            dict.insert(name.to_owned(), Dtype::F32, shape, &vec![0; 4 * shape[0]]).unwrap();
+            assert!(read(dict).unwrap_err().to_string().contains(&format!("`{name}`")));
+        }
+    }
+
+    #[test]
+    fn weights_that_fastai_drops_are_restored() {
+        let read = |raw: &str, shape: &[usize]| {
+            let (input, recurrent) = ("rnns.0.module.weight_ih_l0", "rnns.0.module.weight_hh_l0");
+            let dict = state_dict(&[(input, &[8, 3], 0.5), (recurrent, &[8, 2], 0.0), (raw, shape, 0.25)]);
+            super::read(dict, Format::PyTorch, "test", &OpenOptions::default())
+        };
+        let weights = read("rnns.0.weight_hh_l0_raw", &[8, 2]).unwrap().weights;
+        let lstm = weights.lstms().next().unwrap();
+        assert!(lstm.layers()[0].get(Param::WeightHh).unwrap().iter().all(|&v| v == 0.25));
+        for (raw, shape) in [("rnns.0.weight_hh_l0_raw", [8, 3]), ("rnns.1.weight_hh_l0_raw", [8, 2])] {
+            assert!(read(raw, &shape).unwrap_err().to_string().contains(raw));
+        }
+    }
 
     #[test]
     fn models_return_what_pytorch_returns() {

@@ -69,3 +69,22 @@ fn fold(g_name: &str, g: &ArrayD<f32>, v_name: &str, v: &ArrayD<f32>) -> Result<
     }
     Ok(folded)
 }
+
+/// Puts the weights of fastai's `WeightDropout` in place: `rnn.weight_hh_l0_raw` is what `rnn.module.weight_hh_l0` is in
+/// inference. The latter may lack the elements that were dropped in the last training step.
+pub(super) fn restore_dropped_weights(dict: &mut StateDict) -> Result<()> {
+    let names: Vec<String> = dict.names().map(str::to_owned).collect();
+    for raw in &names {
+        let (outer, leaf) = raw.rsplit_once('.').map_or(("", &**raw), |(outer, leaf)| (&raw[..outer.len() + 1], leaf));
+        let Some(leaf) = leaf.strip_suffix("_raw").filter(|leaf| leaf.starts_with("weight_hh_l")) else { continue };
+        let name = format!("{outer}module.{leaf}");
+        if let (Some(dtype), Some(shape), Some(bytes)) = (dict.dtype(raw), dict.shape(raw), dict.bytes(raw))
+            && dict.shape(&name) == Some(shape)
+        {
+            let (shape, bytes) = (shape.to_vec(), bytes.to_vec());
+            dict.retain(|other| other != name && other != raw);
+            dict.insert(name, dtype, &shape, &bytes)?;
+        }
+    }
+    Ok(())
+}

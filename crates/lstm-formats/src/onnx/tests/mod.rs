@@ -3,6 +3,7 @@
 mod declared_shapes;
 mod graph_edits;
 mod invalid_graphs;
+mod layers;
 
 use prost::Message;
 

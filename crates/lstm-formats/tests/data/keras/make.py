@@ -72,6 +72,16 @@ models = {
         L.LSTM(3, activation="relu", recurrent_activation="hard_sigmoid", return_sequences=True),
         L.LSTM(2, activation="sigmoid", return_sequences=True),
     ]),
+    "one-step": lambda: keras.Sequential([
+        L.Input((3,)),
+        L.Reshape((1, 3)),
+        L.LSTM(4, return_sequences=True),
+        L.Identity(),
+        L.Activation("linear"),
+        L.Flatten(),
+        L.Reshape((4,)),
+        L.Dense(2),
+    ]),
 }
 for name, make in models.items():
     model = make()
@@ -85,9 +95,48 @@ for name, make in models.items():
         given = {"tokens": rng.integers(0, 7, (2, 6))}
     else:
         given = {"x": rng.standard_normal((2, 6, model.input_shape[-1])).astype("float32")}
-    y = np.ascontiguousarray(model(*given.values()).detach().numpy())
+    if name == "one-step":
+        x = rng.standard_normal((2, 3)).astype("float32")
+        model_input, given = x, {"x": x[:, None]}
+    else:
+        [model_input] = given.values()
+    y = np.ascontiguousarray(model(model_input).detach().numpy())
     model.save(out / f"{name}.keras")
     model.save(out / f"{name}.h5")
     save_file({**given, ("y" if y.ndim == 3 else "last"): y}, out / f"{name}.safetensors")
     if name == "bidirectional-last":
         model.save_weights(out / "only.weights.h5")
+
+
+def to_cudnn(kernel, recurrent_kernel, bias):
+    """The parameters of Keras 2's CuDNNLSTM with the results of an LSTM, as in `_convert_rnn_weights` of Keras 2."""
+    gates = lambda f, kernels: np.hstack([f(k) for k in np.hsplit(kernels, 4)])
+    return [
+        gates(lambda k: k.T.reshape(k.shape, order="C"), kernel),
+        gates(lambda k: k.T, recurrent_kernel),
+        np.tile(0.5 * bias, 2),
+    ]
+
+
+# Keras 3 has no CuDNNLSTM: the files of the LSTM, with other parameters.
+import json
+
+import h5py
+
+model = keras.Sequential([L.Input((None, 3)), L.LSTM(4, return_sequences=True), L.Dense(2)])
+for weight in model.weights:
+    weight.assign(rng.uniform(-0.5, 0.5, weight.shape))
+x = rng.standard_normal((2, 6, 3)).astype("float32")
+save_file({"x": x, "y": np.ascontiguousarray(model(x).detach().numpy())}, out / "cudnn.safetensors")
+model.save(out / "cudnn.h5")
+with h5py.File(out / "cudnn.h5", "r+") as file:
+    config = json.loads(file.attrs["model_config"])
+    layer = config["config"]["layers"][1]
+    layer["class_name"] = "CuDNNLSTM"
+    for key in ["activation", "recurrent_activation", "use_bias", "dropout", "recurrent_dropout", "unroll", "seed"]:
+        del layer["config"][key]
+    file.attrs["model_config"] = json.dumps(config)
+    group = file["model_weights"][layer["config"]["name"]]
+    for name, values in zip(group.attrs["weight_names"], to_cudnn(*[w.numpy() for w in model.layers[0].weights])):
+        del group[name]
+        group[name] = values.astype("float32")
