@@ -42,11 +42,13 @@ impl<B: Backend> SileroVad<B> {
     pub(crate) fn open(backend: &B, path: &Path, precision: Precision) -> Result<Self> {
         let file = OnnxModel::open(path)?;
         let basis = file.tensor("model.stft.forward_basis_buffer")?;
-        let transform = Convolution::new(backend, basis, None, 128, 0)?;
+        let transform = Convolution::new(backend, basis, [2 * FREQUENCIES, 1, 256], None, 128, 0)?;
         let mut encoder = Vec::new();
-        for (k, stride) in [1, 2, 2, 1].into_iter().enumerate() {
+        let layers = [(FREQUENCIES, FEATURES, 1), (FEATURES, 64, 2), (64, 64, 2), (64, FEATURES, 1)];
+        for (k, (channels, out, stride)) in layers.into_iter().enumerate() {
             let [weight, bias] = ["weight", "bias"].map(|name| format!("model.encoder.{k}.reparam_conv.{name}"));
-            encoder.push(Convolution::new(backend, file.tensor(&weight)?, Some(file.tensor(&bias)?), stride, 1)?);
+            let (weight, bias) = (file.tensor(&weight)?, Some(file.tensor(&bias)?));
+            encoder.push(Convolution::new(backend, weight, [out, channels, 3], bias, stride, 1)?);
         }
         let config = LstmConfig::new(FEATURES, FEATURES);
         let spec = config.layer_specs()[0];
@@ -99,7 +101,7 @@ impl<B: Backend> SileroVad<B> {
 
 /// A convolution over time, as `torch.nn.Conv1d`: a linear layer that is applied to each window of the input. Arrays
 /// are `(steps, channels)`.
-struct Convolution<B: Backend> {
+pub(crate) struct Convolution<B: Backend> {
     linear: Linear<B>,
     channels: usize,
     kernel: usize,
@@ -109,10 +111,21 @@ struct Convolution<B: Backend> {
 }
 
 impl<B: Backend> Convolution<B> {
-    /// Creates a layer from a weight of shape `(out, channels, kernel)`.
-    fn new(backend: &B, weight: ArrayD<f32>, bias: Option<ArrayD<f32>>, stride: usize, padding: usize) -> Result<Self> {
+    /// Creates a layer from a weight of this shape, `[out, channels, kernel]`.
+    pub(crate) fn new(
+        backend: &B,
+        weight: ArrayD<f32>,
+        shape: [usize; 3],
+        bias: Option<ArrayD<f32>>,
+        stride: usize,
+        padding: usize,
+    ) -> Result<Self> {
+        if weight.shape() != shape {
+            let found = weight.shape();
+            return Err(format!("expected the weights of Silero VAD: a convolution {shape:?}, got {found:?}").into());
+        }
+        let [out, channels, kernel] = shape;
         let weight = weight.into_dimensionality::<Ix3>()?;
-        let (out, channels, kernel) = weight.dim();
         // A window holds all channels of its first step, then those of the next one.
         let weight = weight.permuted_axes([0, 2, 1]);
         let weight = weight.as_standard_layout().into_owned().into_shape_with_order((out, kernel * channels))?;

@@ -44,6 +44,21 @@ fn draws_any_audio() -> Result<()> {
 }
 
 #[test]
+fn convolutions_have_the_shape_of_the_model() -> Result<()> {
+    let device = Device::open("cpu")?;
+    let new = |kernel| {
+        let weight = lstm::ndarray::ArrayD::zeros(vec![2, 3, kernel]);
+        model::Convolution::new(&device, weight, [2, 3, 3], None, 1, 1)
+    };
+    assert!(new(3).is_ok());
+    for kernel in [0, 1, 8] {
+        let error = new(kernel).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.contains(&format!("got [2, 3, {kernel}]")), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
 fn options_are_consistent() {
     Options::command().debug_assert();
 }
