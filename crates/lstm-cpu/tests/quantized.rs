@@ -87,11 +87,11 @@ fn check(config: LstmConfig, batch: usize, steps: usize) {
         for (variant, with_not_finite) in variants.flat_map(|variant| [(variant, false), (variant, true)]) {
             let (x, state) = &inputs(&config, (batch, steps), variant, with_not_finite);
             let inputs = [Input::from(x).state(state), Input::from(x).state(state).lengths(&lengths)];
-            let expected = inputs.clone().map(|input| result_bits(&reference.forward(input).unwrap()));
+            let expected = inputs.map(|input| result_bits(&reference.forward(input).unwrap()));
             for cpu in devices() {
                 let lstm = Lstm::new(&cpu, weights.clone()).unwrap();
                 assert!(lstm.paths().iter().all(|path| matches!(path, ExecutionPath::Fused(_))));
-                let actual = inputs.clone().map(|input| result_bits(&lstm.forward(input).unwrap()));
+                let actual = inputs.map(|input| result_bits(&lstm.forward(input).unwrap()));
                 assert!(actual == expected, "{} {precision} {config}, batch {batch}", cpu.isa());
                 if config.direction == Direction::Forward {
                     check_stream(&lstm, &reference, x, state);

@@ -22,6 +22,14 @@ impl Simd for __m256 {
         unsafe { _mm256_storeu_ps(p, self) }
     }
     #[inline(always)]
+    unsafe fn load_first(n: usize, p: *const f32) -> Self {
+        // SAFETY: the caller guarantees `n` valid floats; masked lanes are not read.
+        unsafe {
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), lanes))
+        }
+    }
+    #[inline(always)]
     unsafe fn splat(v: f32) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe { _mm256_set1_ps(v) }

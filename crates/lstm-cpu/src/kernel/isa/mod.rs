@@ -19,7 +19,7 @@ use crate::kernel::{quantized::QuantizedKernels, table::Kernels};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
-    /// AVX-512 with F, BW, DQ and VL: 16 lanes.
+    /// AVX-512 with F, BW, DQ and VL: 16 lanes. Quantized layers need VNNI too; without it, they use AVX2.
     Avx512,
     /// AVX2 with FMA: 8 lanes.
     Avx2,

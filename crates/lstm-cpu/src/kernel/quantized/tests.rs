@@ -6,7 +6,7 @@ use lstm_core::{
 };
 
 use super::{IntegerRows, QuantizeArgs, QuantizedKernels, QuantizedTileArgs, ScaleTable};
-use crate::{Isa, layer::QuantizedPanels};
+use crate::{Isa, layer::quantized::QuantizedPanels};
 
 const RANGES: [OperandRange; 2] = [OperandRange::Any, OperandRange::Unit];
 /// Value that the tests write around the outputs. No kernel computes this value.
@@ -128,7 +128,7 @@ fn tiles_match_the_definition_and_stay_in_bounds() {
                 let mut next = random_numbers(k as u32);
                 let q: Vec<i16> = (0..width * k)
                     .map(|_| match is_extreme {
-                        true if next() % 64 > 0 => format.max as i16,
+                        true if !next().is_multiple_of(64) => format.max as i16,
                         true => -format.max as i16,
                         false => (next() as i32 % (2 * format.max + 1) - format.max) as i16,
                     })
