@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use lstm::{
-    Activation, Backend, LayerWeights, Linear, LstmConfig, Model, ModelLayer, ModelStream, ModelWeights, OnnxModel,
-    Precision, Weights,
+    Activation, Backend, Error, LayerWeights, Linear, LstmConfig, Model, ModelLayer, ModelStream, ModelWeights,
+    OnnxModel, Precision, Weights,
     ndarray::{Array1, ArrayD, Ix3},
 };
 
@@ -122,7 +122,8 @@ impl<B: Backend> Convolution<B> {
     ) -> Result<Self> {
         if weight.shape() != shape {
             let found = weight.shape();
-            return Err(format!("expected the weights of Silero VAD: a convolution {shape:?}, got {found:?}").into());
+            let expected = format!("{shape:?}, the weights of Silero VAD");
+            return Err(Error::shape("convolution", expected, format!("{found:?}")).into());
         }
         let [out, channels, kernel] = shape;
         let weight = weight.into_dimensionality::<Ix3>()?;
