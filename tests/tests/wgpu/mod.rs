@@ -62,14 +62,20 @@ pub(super) fn trials(trials: &mut Trials) {
         // Integer arithmetic needs no optional feature, so it must work on every adapter.
         Err(error) => trials.add("wgpu", "integer-fma", "open", || Err(error.into())),
     }
-    // Buffers are hardly larger than the largest tensor of the probe, and grids of workgroups have two dimensions.
+    // Buffers are hardly larger than the largest tensor of the probe, and grids of workgroups have two dimensions. The
+    // weights of a hidden size above 256 do not fit.
     let limits = Limits {
         max_compute_workgroups_per_dimension: 64,
         max_storage_buffer_binding_size: 512 << 10,
         ..Limits::default()
     };
     match Wgpu::builder().limits(limits).build() {
-        Ok(wgpu) => add_cases(trials, "low-limits", &wgpu, small_cases().filter(|case| case.group != "sizes")),
+        Ok(wgpu) => add_cases(
+            trials,
+            "low-limits",
+            &wgpu,
+            small_cases().filter(|case| case.group != "sizes" && case.config.hidden_size <= 256),
+        ),
         Err(error) => trials.add("wgpu", "low-limits", "open", || Err(error.into())),
     }
 }
