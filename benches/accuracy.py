@@ -48,13 +48,15 @@ def silero_case():
 
 
 def passengers_case():
-    """The LSTM's weights, and its input: the growth from month to month, with mean 0 and variance 1."""
-    counts = np.array([float(row[-1]) for row in list(csv.reader(open(passengers)))[1:]])
-    growth = np.diff(np.log(counts))
+    """The LSTM's weights, and its inputs: the growth over a year, standardized, and that of a month eleven months before."""
+    values = np.log([float(row[-1]) for row in list(csv.reader(open(passengers)))[1:]])
+    growth = values[12:] - values[:-12]
+    growth = (growth - growth[:108].mean()) / growth[:108].std(ddof=1)
+    before = np.concatenate([np.zeros(11), growth[:-11]])
     tensors = {name: v for name, v in load_file(forecast).items() if "lstm." in name or name.startswith("rec.")}
     prefix = next(name for name in tensors if "weight_ih_l0" in name).split("weight_ih_l0")[0]
     weights = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
-    return weights, ((growth - growth.mean()) / growth.std())[:, None]
+    return weights, np.stack([growth, before], 1)
 
 
 print("| model | rms of y | int12 | int8 | ONNX Runtime int8 |\n|---|---|---|---|---|")

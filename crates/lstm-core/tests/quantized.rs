@@ -132,7 +132,8 @@ fn rejects_what_can_not_be_quantized() {
 fn rejects_damaged_tensors_of_quantized_files() {
     let lstm = weights(LstmConfig::new(3, 2).precision(Precision::Int8));
     let bytes = StateDictWriter::new().lstm("", &lstm, TensorNames::PyTorch).unwrap().to_bytes().unwrap();
-    let take = |change: &dyn Fn(&mut StateDict, &str, Dtype, &[usize], &[u8])| {
+    type Change<'a> = &'a dyn Fn(&mut StateDict, &str, Dtype, &[usize], &[u8]);
+    let take = |change: Change<'_>| {
         let original = StateDict::from_bytes(bytes.clone()).unwrap();
         let mut dict = StateDict::default();
         for name in original.names() {

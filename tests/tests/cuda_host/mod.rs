@@ -31,14 +31,14 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_core::Result<()> {
     ] {
         let options = Host::builder().schedule(schedule).resident_blocks(resident_blocks).cluster_size(cluster_size);
         let host = options.build()?;
-        for case in small_cases().filter(|case| case.group != "sizes" && case.config.proj_size.is_none()) {
+        for case in small_cases().filter(|case| has_kernels(case) && case.config.proj_size.is_none()) {
             let name = format!("{}-{}-clusters-of-{cluster_size}", case.name, schedule_name(schedule));
             let host = host.clone();
             trials.add("cuda-host", "schedules", &name, move || matches_snapshot(&host, &case));
         }
     }
-    // With so many blocks, the persistent kernels support the largest cases. Quantized layers have no kernels of their own. Their backward pass then loads rows in
-    // several rounds.
+    // With so many blocks, the persistent kernels support the largest cases. Their backward pass then loads rows in several
+    // rounds. Quantized layers have no kernels of their own.
     let many_blocks = Host::builder().resident_blocks(64).build()?;
     let is_large = |case: &Case| case.config.hidden_size > 256 && case.config.precision == Precision::F32;
     for case in cases::all_cases().into_iter().filter(is_large) {
@@ -54,12 +54,17 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_core::Result<()> {
         [(Schedule::Descending, 3), (Schedule::Random(0), 8), (Schedule::Random(1), 64), (Schedule::Random(2), 0)]
     {
         let host = Host::builder().schedule(schedule).resident_blocks(resident_blocks).build()?;
-        for case in small_cases().filter(|case| case.group != "sizes") {
+        for case in small_cases().filter(has_kernels) {
             let (host, name) = (host.clone(), format!("{}-{}", case.name, schedule_name(schedule)));
             trials.add("cuda-host", "schedules", &name, move || matches_snapshot(&host, &case));
         }
     }
     Ok(())
+}
+
+/// Whether a case runs by kernels whose schedule matters. Sizes are tested with one schedule.
+fn has_kernels(case: &Case) -> bool {
+    case.group != "sizes" && case.config.layer_specs()[0].has_default_kernels()
 }
 
 /// The schedule as a part of a trial's name.

@@ -7,7 +7,7 @@ use crate::{
     },
     config::Precision,
     error::{Error, Result},
-    quantized::{Format, OperandRange},
+    quantized::{Format, INT12, OperandRange},
     weights::QuantizedRows,
 };
 
@@ -41,6 +41,11 @@ impl<T> QuantizedMatrix<T> {
         shape: impl Fn(&T) -> MatrixShape,
     ) -> Result<MatrixShape> {
         let q = shape(&self.q);
+        if self.format.block == 0 || self.format.max > INT12.max {
+            let reason =
+                format!("expected blocks of at least 1 and integers of at most {}, got {:?}", INT12.max, self.format);
+            return Err(Error::config("precision", reason));
+        }
         let (expected, got) = (MatrixShape::new(1, q.rows), shape(&self.scale));
         if got != expected {
             return Err(Error::shape("gemm_quantized: scale", expected, got));

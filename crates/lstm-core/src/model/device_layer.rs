@@ -17,7 +17,7 @@ pub(crate) enum DeviceLayer<B: Backend> {
     /// A layer of the backend.
     Backend(B::Layer),
     /// A layer that the backend's kernels do not compute.
-    Reference(reference::Layer<B::Tensor>),
+    Reference(Box<reference::Layer<B::Tensor>>),
 }
 
 /// The workspace of a layer; `None` for the reference path, which needs none.
@@ -56,14 +56,14 @@ impl<B: Backend> DeviceLayer<B> {
         if b.has_kernels(weights.spec()) {
             return b.load(weights).map(DeviceLayer::Backend);
         }
-        reference::Layer::load(b, weights).map(DeviceLayer::Reference)
+        reference::Layer::load(b, weights).map(Box::new).map(DeviceLayer::Reference)
     }
 
     /// Replaces the weights by others of the same spec.
     pub(crate) fn reload(&mut self, b: &B, weights: &LayerWeights) -> Result<()> {
         match self {
             DeviceLayer::Backend(layer) => b.reload(layer, weights)?,
-            DeviceLayer::Reference(layer) => *layer = reference::Layer::load(b, weights)?,
+            DeviceLayer::Reference(layer) => **layer = reference::Layer::load(b, weights)?,
         }
         Ok(())
     }
@@ -171,7 +171,7 @@ impl<B: Backend> DeviceStream<B> {
         for layer in layers {
             match layer {
                 DeviceLayer::Backend(layer) => backend_layers.push(layer.clone()),
-                DeviceLayer::Reference(layer) => reference_layers.push(layer.clone()),
+                DeviceLayer::Reference(layer) => reference_layers.push((**layer).clone()),
             }
         }
         match (&backend_layers[..], &reference_layers[..]) {

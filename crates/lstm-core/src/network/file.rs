@@ -10,9 +10,10 @@ use crate::{
     model::HostState,
     network::{
         Activation,
-        weights::{ModelLayer, ModelWeights, Scales},
+        weights::{ModelLayer, ModelWeights},
     },
     weights::{
+        Scales,
         names::TensorNames,
         state_dict::{CHECKPOINT_KEY, StateDict, StateDictWriter, config_key},
     },
@@ -116,8 +117,8 @@ impl Layer {
 
 /// Takes a matrix from a state dict. Sets `scales` if it is quantized.
 fn take_matrix(dict: &mut StateDict, name: &str, scales: &mut Option<Scales>) -> Result<Array2<f32>> {
-    let (values, precision_and_scales) = dict.take_matrix(name)?;
-    *scales = precision_and_scales.map(|(precision, values)| Scales { precision, values });
+    let (values, matrix_scales) = dict.take_matrix(name)?;
+    *scales = matrix_scales;
     into_dimension::<Ix2>(name, values, "a matrix")
 }
 

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     model::HostState,
     network::Activation,
-    weights::{QuantizedRows, Weights, integers, quantize},
+    weights::{QuantizedRows, Scales, Weights, integers, quantize},
 };
 
 /// One layer of a model. `name` is the prefix of the layer's tensors in a state dict, without the last dot.
@@ -137,13 +137,6 @@ impl ModelLayer {
             _ => 0,
         }
     }
-}
-
-/// The scales of the rows of a quantized matrix.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Scales {
-    pub(super) precision: Precision,
-    pub(super) values: Vec<f32>,
 }
 
 /// The layers and parameters of a whole model, and what surrounds the chain of layers:

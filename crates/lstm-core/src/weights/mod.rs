@@ -22,7 +22,7 @@ use ndarray::ArrayD;
 pub use quantize::QuantizedRows;
 #[cfg(feature = "safetensors")]
 pub(crate) use quantize::dequantize;
-pub(crate) use quantize::{check_finite, integers, quantize};
+pub(crate) use quantize::{Scales, check_finite, integers, quantize};
 
 use crate::{
     backend::{DeviceMatrix, Ops},

@@ -20,6 +20,13 @@ pub struct QuantizedRows<'a> {
     pub format: Format,
 }
 
+/// The scales of the rows of a quantized matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Scales {
+    pub(crate) precision: Precision,
+    pub(crate) values: Vec<f32>,
+}
+
 impl Param {
     /// Whether the parameter is a matrix, which can be quantized.
     pub(crate) fn is_matrix(self) -> bool {
@@ -44,7 +51,7 @@ pub(crate) fn quantize(name: &str, values: &mut [f32], cols: usize, format: Form
 
 /// Checks that values are finite and at most [`MAX_WEIGHT`] in magnitude.
 pub(crate) fn check_finite(name: &str, values: &[f32]) -> Result<()> {
-    match values.iter().find(|v| !(v.abs() <= MAX_WEIGHT)) {
+    match values.iter().find(|v| v.is_nan() || v.abs() > MAX_WEIGHT) {
         None => Ok(()),
         Some(v) => {
             let reason =
@@ -92,7 +99,7 @@ pub(crate) fn integers<'a>(
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / f64::from(scale) };
         for &v in row {
             let integer = (f64::from(v) * inverse).round_ties_even();
-            if !(integer.abs() <= f64::from(format.max)) || integer as f32 * scale != v {
+            if integer.abs() > f64::from(format.max) || integer as f32 * scale != v {
                 let reason = format!(
                     "{name} has the value {v:e}, which is not one of {precision}: the weights were changed after they were \
                      quantized; convert them to f32, change them, and quantize them again"

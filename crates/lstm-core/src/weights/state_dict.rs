@@ -15,7 +15,7 @@ pub(crate) use super::writer::config_key;
 pub use safetensors::Dtype;
 
 use super::{
-    LayerWeights, Weights, dequantize, element,
+    LayerWeights, Scales, Weights, dequantize, element,
     infer::{EXPECTED_LSTM, TensorShapes},
     names::{self, StoredParam},
 };
@@ -444,17 +444,17 @@ impl StateDict {
     }
 
     /// Removes a matrix that may be quantized, and returns its values, and its precision and scales if it is quantized.
-    pub(crate) fn take_matrix(&mut self, name: &str) -> Result<(ArrayD<f32>, Option<(Precision, Vec<f32>)>)> {
+    pub(crate) fn take_matrix(&mut self, name: &str) -> Result<(ArrayD<f32>, Option<Scales>)> {
         let q_name = format!("{name}.q");
         if !self.tensors.contains_key(&q_name) {
             return Ok((self.take_any(name)?, None));
         }
         let precision = self.integer_precision(&q_name)?;
         let Some(format) = precision.format() else { return Ok((self.take_any(name)?, None)) };
-        let (values, scales) = self.read_quantized(name, format)?;
+        let (array, values) = self.read_quantized(name, format)?;
         self.remove(&q_name);
         self.remove(&format!("{name}.scale"));
-        Ok((values, Some((precision, scales))))
+        Ok((array, Some(Scales { precision, values })))
     }
 
     /// Adds a description of the file's contents to an error that says that no LSTM has the requested prefix. Returns
