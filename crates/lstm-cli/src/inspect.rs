@@ -267,7 +267,7 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         input_size,
         output_size: weights.output_size(),
         returns_last_step: weights.returns_last_step(),
-        layers: (0..weights.layers().len()).map(|k| describe_layer(&weights, k)).collect(),
+        layers: (0..weights.layers().len()).map(|k| describe_layer(weights, k)).collect(),
         skip: weights.skip(),
         input_gain: weights.input_gain(),
         output_gain: weights.output_gain(),

@@ -89,8 +89,9 @@ fn a_device_is_bit_identical_to_its_backend() -> Result<()> {
 #[cfg(feature = "wgpu")]
 mod other_backends {
     use lstm::{
-        ConcatAxis, Error, ExecutionPath, LayerOutputGradients, LinearWeights, MatrixRef, MatrixShape, Sequence, State,
-        Weights,
+        ConcatAxis, DeviceMatrix, Error, ExecutionPath, LayerOutputGradients, LinearWeights, MatrixRef, MatrixShape,
+        QuantizedMatrix, Sequence, State, Weights,
+        quantized::{INT8, OperandRange},
     };
 
     use super::*;
@@ -141,6 +142,8 @@ mod other_backends {
             rejected(a.snap(other.clone()).map(drop));
             rejected(a.gemm((&mine).into(), MatrixRef::from(&other), None).map(drop));
             rejected(a.gemm((&mine).into(), (&mine).into(), Some(&other)).map(drop));
+            let other_matrix = QuantizedMatrix { q: mine.clone(), scale: other.clone(), format: INT8 };
+            rejected(a.gemm_quantized(&mine, &other_matrix, OperandRange::Any, None).map(drop));
             rejected(a.mul_add(1.0, &mine, Some(&other), None).map(drop));
             rejected(a.sigmoid(other.clone()).map(drop));
             rejected(a.tanh(other.clone()).map(drop));
@@ -188,8 +191,9 @@ mod other_backends {
             rejected(a.set_stream_state(&mut other_stream, 0, &[state]));
             rejected(a.set_stream_state(&mut stream, 0, &[other_state]));
 
-            let other_linear = b.load_linear(LinearWeights { weight: other.clone(), bias: None })?;
-            rejected(a.load_linear(LinearWeights { weight: other.clone(), bias: None }).map(drop));
+            let other_weight = || DeviceMatrix::F32(other.clone());
+            let other_linear = b.load_linear(LinearWeights { weight: other_weight(), bias: None })?;
+            rejected(a.load_linear(LinearWeights { weight: other_weight(), bias: None }).map(drop));
             rejected(pollster::block_on(a.linear_step(&other_linear, &[0.0; 4], y)));
 
             // The way out that the error names.
