@@ -1,7 +1,7 @@
 //! A fully connected layer on a device.
 
 use crate::{
-    backend::{ops::Ops, quantized::DeviceMatrix, shape::MatrixShape},
+    backend::{matrix::DeviceMatrix, ops::Ops, shape::MatrixShape},
     error::{Error, Result},
     quantized::OperandRange,
 };

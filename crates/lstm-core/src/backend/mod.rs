@@ -7,6 +7,7 @@
 mod gradients;
 mod info;
 mod linear;
+mod matrix;
 mod ops;
 mod quantized;
 mod send;
@@ -18,8 +19,9 @@ use std::{future::Future, ops::Range};
 pub use gradients::{LayerGradients, LayerOutputGradients, WeightGradients};
 pub use info::{Arithmetic, ExecutionPath};
 pub use linear::LinearWeights;
+pub use matrix::DeviceMatrix;
 pub use ops::Ops;
-pub use quantized::{DeviceMatrix, QuantizedMatrix};
+pub use quantized::QuantizedMatrix;
 pub use send::{MaybeSend, MaybeSync};
 pub use sequence::{BidirectionalOutput, LayerOutput, Sequence, State};
 
