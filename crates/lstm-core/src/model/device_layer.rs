@@ -7,7 +7,7 @@ use crate::{
         Backend, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, Sequence, State, shape::ConcatAxis,
     },
     error::{Error, Result},
-    model::run::DirectionsOutput,
+    model::{block_on::block_on, run::DirectionsOutput},
     reference,
     weights::LayerWeights,
 };
@@ -178,6 +178,14 @@ impl<B: Backend> DeviceStream<B> {
             (layers, []) => b.stream(layers, batch).map(DeviceStream::Backend),
             ([], layers) => reference::stream(b, layers, batch).map(DeviceStream::Reference),
             _ => Err(other_path_error("stream: layers")),
+        }
+    }
+
+    /// Runs one time step of all sequences and blocks the thread until it is done.
+    pub(crate) fn step_blocking(&mut self, b: &B, x: &[f32], y: &mut [f32]) -> Result<()> {
+        match self {
+            DeviceStream::Backend(stream) => block_on(b.step(stream, x, y)),
+            DeviceStream::Reference(stream) => block_on(reference::step(b, stream, x, y)),
         }
     }
 

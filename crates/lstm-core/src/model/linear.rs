@@ -8,7 +8,7 @@ use crate::{
     backend::{Backend, DeviceMatrix, LinearWeights},
     config::check::check_size,
     error::{Error, Result},
-    model::{layout::vec_with_capacity, lstm::block_on},
+    model::{block_on::block_on, layout::vec_with_capacity},
     shape::{MatrixRef, MatrixShape, zeros},
     weights::{QuantizedRows, init::SymmetricUniform},
 };

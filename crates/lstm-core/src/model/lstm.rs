@@ -1,12 +1,6 @@
 //! The model [`Lstm`]: a stack of layers that maps host arrays to host arrays.
 
-use std::{
-    borrow::Cow,
-    future::Future,
-    pin::pin,
-    sync::Arc,
-    task::{Context, Poll, Waker},
-};
+use std::{borrow::Cow, sync::Arc};
 
 use ndarray::Array3;
 
@@ -18,6 +12,7 @@ use crate::{
     config::LstmConfig,
     error::{Error, Result},
     model::{
+        block_on::block_on,
         device_layer::DeviceLayer,
         input::{HostState, Input},
         layout::BatchLayout,
@@ -243,14 +238,5 @@ impl<B: Backend> Lstm<B> {
     /// Puts workspaces back into the model's cache, for later calls.
     pub(crate) fn put_back_plans(&self, plans: Plans<B>) {
         self.plan_cache.put_back(plans);
-    }
-}
-
-/// Blocks until `future` is ready. A future that is ready at once, as on the CPU, costs no allocation.
-pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
-        Poll::Pending => pollster::block_on(future),
     }
 }

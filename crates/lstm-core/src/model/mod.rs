@@ -1,6 +1,7 @@
 //! The public interface for running and training a model: [`Lstm`], its inputs and outputs, streams, and training
 //! passes.
 
+mod block_on;
 mod device_layer;
 mod gradients;
 mod input;
@@ -21,9 +22,9 @@ pub use stream::Stream;
 pub use tape::{Tape, TrainOutput};
 
 pub(crate) use {
+    block_on::block_on,
     input::{check_lengths, nth_seed},
     layout::{BatchLayout, vec_with_capacity},
     linear::load_linear,
-    lstm::block_on,
     run::{DeviceBatch, StackOutput},
 };

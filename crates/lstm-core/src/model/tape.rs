@@ -13,11 +13,12 @@ use crate::{
     config::LayerSpec,
     error::{Error, Result},
     model::{
+        block_on::block_on,
         device_layer::{DeviceLayer, DevicePlan, DeviceTrace},
         gradients::{Checkpointing, Gradients, OutputGradients},
         input::{HostState, Input},
         layout::BatchLayout,
-        lstm::{Lstm, block_on},
+        lstm::Lstm,
         run::{DeviceBatch, DirectionsOutput, Plans, StackOutput},
     },
     weights::{LayerWeights, Weights},
