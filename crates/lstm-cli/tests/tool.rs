@@ -12,6 +12,8 @@ mod messages;
 mod models;
 #[path = "tool/outputs.rs"]
 mod outputs;
+#[path = "tool/precision.rs"]
+mod precision;
 #[path = "tool/tf32.rs"]
 mod tf32;
 #[path = "tool/whole_models.rs"]

@@ -261,6 +261,13 @@ impl ModelWeights {
 
     /// The model in another precision: every layer with parameters as [`quantize_layer`](Self::quantize_layer) does it.
     ///
+    /// ```
+    /// # use lstm_core::{Backend, Model, ModelWeights, Precision, Result};
+    /// # fn example<B: Backend>(device: &B, weights: &ModelWeights) -> Result<()> {
+    /// let model = Model::new(device, weights.quantize(Precision::Int8)?)?;
+    /// # let _ = model; Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As for [`quantize_layer`](Self::quantize_layer).
     pub fn quantize(&self, precision: Precision) -> Result<Self> {
