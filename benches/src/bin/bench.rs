@@ -124,6 +124,10 @@ fn run(args: Args) -> Result<bool> {
     let mut cases = case::load(args.cases.as_deref())?;
     cases.retain(|case| case.name.contains(&args.only));
     ensure!(!cases.is_empty(), "--only: no case has a name that contains `{}`", args.only);
+    ensure!(
+        args.precision.first() == Some(&Precision::F32),
+        "--precision: expected f32 first, with which the others are compared"
+    );
     let threads = thread_counts(&args)?;
     let programs = if args.from.is_none() { programs(&args)? } else { Vec::new() };
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;

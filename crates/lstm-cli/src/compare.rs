@@ -281,7 +281,8 @@ impl ErrorSum {
     fn add(&mut self, want: &Array3<f32>, got: &Array3<f32>) {
         for (&want, &got) in want.iter().zip(got) {
             let (want, got) = (f64::from(want), f64::from(got));
-            let error = if want.to_bits() == got.to_bits() { 0.0 } else { (want - got).abs() };
+            let error =
+                if want.to_bits() == got.to_bits() || want.is_nan() && got.is_nan() { 0.0 } else { (want - got).abs() };
             let error = if error.is_nan() { f64::INFINITY } else { error };
             self.values += 1.0;
             self.squared_errors += error * error;

@@ -99,6 +99,8 @@ pub(crate) struct LoadedModel {
     rearrangement: Option<String>,
     /// The number of time steps that an ONNX graph fixes for its input, if it does.
     pub(crate) fixed_steps: Option<usize>,
+    /// The number of time steps that the model is for; `None` for any number.
+    pub(crate) required_steps: Option<usize>,
 }
 
 /// An input or output of an ONNX graph.
@@ -160,6 +162,7 @@ impl ModelArgs {
             lengths: constants.lengths,
             rearrangement,
             fixed_steps,
+            required_steps: file.steps,
             format: file.format,
             weights: file.weights.into(),
             dtypes: file.dtypes,
@@ -278,9 +281,12 @@ impl LoadedModel {
     /// The precisions of the layers with parameters, without repetition, such as `int8`.
     pub(crate) fn precisions(&self) -> String {
         let weights = &self.weights;
-        let mut names: Vec<&str> =
-            (0..weights.layers().len()).filter_map(|k| weights.layer_precision(k)).map(Precision::name).collect();
-        names.dedup();
+        let mut names: Vec<&str> = Vec::new();
+        for precision in (0..weights.layers().len()).filter_map(|k| weights.layer_precision(k)) {
+            if !names.contains(&precision.name()) {
+                names.push(precision.name());
+            }
+        }
         names.join(", ")
     }
 

@@ -195,6 +195,13 @@ impl SequenceArgs {
         if let Some(unused_text) = model.describe_unused() {
             output.note(unused_text);
         }
+        if let Some(steps) = model.required_steps.filter(|&steps| steps != sequence_shape.steps) {
+            let got = sequence_shape.steps;
+            let why = format!(
+                "the model is for sequences of {steps} time step, got {got}; expected (batch, {steps}, features)"
+            );
+            return Err(Error::file(&self.input, why));
+        }
         if let Some(steps) = model.fixed_steps.filter(|&steps| steps != sequence_shape.steps) {
             output.note(format!("the file is for {steps} time steps; this runs {}", sequence_shape.steps));
         }

@@ -60,6 +60,8 @@ pub struct ModelFile {
     /// Names of the tensors or nodes in the file that are not part of the model. Not empty only if the user selected an
     /// LSTM by name.
     pub unused: Vec<String>,
+    /// The number of time steps that the model is for; other sequences would have wrong results. `None` for any number.
+    pub steps: Option<usize>,
     /// The inputs and outputs of the graph of an ONNX file; `None` for other formats.
     #[cfg(feature = "onnx")]
     pub onnx: Option<Box<crate::onnx::OnnxGraph>>,
@@ -74,6 +76,7 @@ impl ModelFile {
             weights,
             dtypes,
             unused,
+            steps: None,
             #[cfg(feature = "onnx")]
             onnx: None,
         }

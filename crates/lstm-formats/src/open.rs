@@ -58,7 +58,10 @@ fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions
     let no_reader = |format: Format| {
         Error::format(source, format!("this build has no reader for the format {format}; enable the feature `formats`"))
     };
-    let mut file = match format {
+    let precision = options.precision;
+    // The readers know nothing of precisions, except that of ONNX, whose graph has weights of its own.
+    let options = &OpenOptions { precision: precision.filter(|_| format == Format::Onnx), ..options.clone() };
+    let mut file: ModelFile = match format {
         #[cfg(feature = "keras")]
         Format::Keras => crate::keras::read(bytes, source, options),
         #[cfg(feature = "safetensors")]
@@ -78,7 +81,7 @@ fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions
         #[allow(unreachable_patterns, reason = "a build may lack the features of other formats")]
         format => Err(no_reader(format)),
     }?;
-    if let Some(precision) = options.precision {
+    if let Some(precision) = precision {
         file.weights = file.weights.quantize(precision).map_err(|e| Error::format(source, e))?;
     }
     Ok(file)

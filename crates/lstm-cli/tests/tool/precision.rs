@@ -5,7 +5,7 @@ use lstm::{
     Weights, ndarray::Array2,
 };
 
-use super::{TempDir, bits, read_npy, run, run_json, save_npy, sequences};
+use super::{TempDir, bits, data, read_npy, run, run_json, save_npy, sequences};
 
 /// An LSTM, a linear layer and a sigmoid.
 fn model() -> ModelWeights {
@@ -49,6 +49,23 @@ fn converted_models_have_the_bits_of_models_quantized_when_they_are_opened() {
         let refused = run(&["run", &converted, "-i", &x, "--digest", "--precision", other]);
         let text = String::from_utf8(refused.stderr).unwrap();
         assert!(!refused.status.success() && text.contains(&format!("the weights are {name} already")), "{text}");
+    }
+}
+
+#[test]
+fn models_of_every_format_run_in_a_precision() {
+    let dir = TempDir::new();
+    let (x, converted) = (dir.path("x.npy"), dir.path("there.safetensors"));
+    for (file, features) in
+        [("keras-last.keras", 3), ("keras-last.h5", 3), ("nam.nam", 1), ("guitarml.json", 1), ("learned.onnx", 3)]
+    {
+        let file = data(&format!("models/{file}"));
+        let size = run_json(&["inspect", &file]).1["input_size"].as_u64().unwrap_or(features) as usize;
+        save_npy(&x, &sequences(2, 6, size));
+        let (code, report) = run_json(&["run", &file, "-i", &x, "--digest", "--precision", "int8"]);
+        assert_eq!((code, report["precision"].as_str()), (0, Some("int8")), "{file}: {report}");
+        assert_eq!(run_json(&["convert", &file, &converted, "--precision", "int8"]).0, 0, "{file}");
+        assert_eq!(run_json(&["run", &converted, "-i", &x, "--digest"]).1["digest"], report["digest"], "{file}");
     }
 }
 

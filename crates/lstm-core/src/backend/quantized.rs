@@ -3,7 +3,7 @@
 use crate::{
     backend::shape::MatrixShape,
     error::{Error, Result},
-    quantized::{Format, INT12},
+    quantized::{Format, INT8, INT12},
 };
 
 /// A quantized weight matrix on a device: the weight of output `n` and input `k` is about `q[n, k] * scale[n]`. See
@@ -36,9 +36,11 @@ impl<T> QuantizedMatrix<T> {
         shape: impl Fn(&T) -> MatrixShape,
     ) -> Result<MatrixShape> {
         let q = shape(&self.q);
-        if self.format.block == 0 || self.format.max > INT12.max {
-            let reason =
-                format!("expected blocks of at least 1 and integers of at most {}, got {:?}", INT12.max, self.format);
+        let Format { max, block, .. } = self.format;
+        // The sum of a block must fit in 32 bits.
+        let largest_sum = i64::from(max).pow(2).saturating_mul(block as i64);
+        if !(1..=INT8.block).contains(&block) || !(1..=INT12.max).contains(&max) || largest_sum > i32::MAX.into() {
+            let reason = format!("expected the constants of int8 or int12, got {:?}", self.format);
             return Err(Error::config("precision", reason));
         }
         let (expected, got) = (MatrixShape::new(1, q.rows), shape(&self.scale));

@@ -375,7 +375,8 @@ impl ModelWeights {
         })
     }
 
-    /// The layers, from the first to the last.
+    /// The layers, from the first to the last. The scales of quantized linear layers and embeddings are not part of them: a
+    /// [`new`](Self::new) model of the same layers has these in f32, with the values that the integers stand for.
     pub fn layers(&self) -> &[ModelLayer] {
         &self.layers
     }

@@ -90,8 +90,8 @@ impl Builder {
         self.add_part(layer, "").map_err(|why| format!("{at}: {why}"))
     }
 
-    /// The model and the element types of its parameters.
-    pub(super) fn finish(self) -> Result<(ModelWeights, Vec<String>), String> {
+    /// The model, the element types of its parameters, and whether it is for a single time step.
+    pub(super) fn finish(self) -> Result<(ModelWeights, Vec<String>, bool), String> {
         if !self.layers.iter().any(|layer| matches!(layer, ModelLayer::Lstm { .. })) {
             return Err("expected an LSTM layer, found none".into());
         }
@@ -102,7 +102,7 @@ impl Builder {
             ));
         }
         let dtypes = self.store.finish()?;
-        Ok((ModelWeights::new(self.layers).map_err(|error| error.to_string())?, dtypes))
+        Ok((ModelWeights::new(self.layers).map_err(|error| error.to_string())?, dtypes, self.has_one_step))
     }
 
     #[cfg(test)]

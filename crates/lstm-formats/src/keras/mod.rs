@@ -43,16 +43,17 @@ pub(crate) fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<
         ));
     }
     catch_panic(source, || {
-        let (weights, dtypes) = match bytes.starts_with(b"PK") {
+        let (weights, dtypes, has_one_step) = match bytes.starts_with(b"PK") {
             true => read_archive(bytes).map_err(error)?,
             false => read_hdf5(bytes).map_err(error)?,
         };
-        Ok(ModelFile::new(Format::Keras, weights, dtypes, Vec::new()))
+        let file = ModelFile::new(Format::Keras, weights, dtypes, Vec::new());
+        Ok(ModelFile { steps: has_one_step.then_some(1), ..file })
     })
 }
 
-/// Reads a `.keras` file. Returns the model and the element types of its parameters.
-fn read_archive(bytes: &[u8]) -> Result<(ModelWeights, Vec<String>), String> {
+/// Reads a `.keras` file. Returns the model, the element types of its parameters, and whether it is for a single time step.
+fn read_archive(bytes: &[u8]) -> Result<(ModelWeights, Vec<String>, bool), String> {
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|error| format!("the zip archive: {error}"))?;
     let mut budget = MIN_UNPACKED.saturating_add(MAX_RATIO.saturating_mul(bytes.len() as u64));
     let mut unpack = |name: &str| -> Result<Vec<u8>, String> {
@@ -72,7 +73,7 @@ fn read_archive(bytes: &[u8]) -> Result<(ModelWeights, Vec<String>), String> {
 }
 
 /// Reads a `.h5` file with a whole model.
-fn read_hdf5(bytes: &[u8]) -> Result<(ModelWeights, Vec<String>), String> {
+fn read_hdf5(bytes: &[u8]) -> Result<(ModelWeights, Vec<String>, bool), String> {
     let (store, attributes) = Store::of_file(bytes.to_vec())?;
     let Some(config) = attributes.get("model_config") else {
         return Err(match store.is_empty() && !attributes.contains_key("layer_names") {
@@ -88,7 +89,7 @@ fn read_hdf5(bytes: &[u8]) -> Result<(ModelWeights, Vec<String>), String> {
 }
 
 /// Makes the model of an architecture and its parameters.
-fn build(config: Object, store: Store, version: &str) -> Result<(ModelWeights, Vec<String>), String> {
+fn build(config: Object, store: Store, version: &str) -> Result<(ModelWeights, Vec<String>, bool), String> {
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     let Some(2..=3) = major else {
         return Err(format!("expected a file of Keras 2 or 3, got one of the version `{version}`"));
@@ -98,8 +99,8 @@ fn build(config: Object, store: Store, version: &str) -> Result<(ModelWeights, V
     for layer in chain {
         builder.add(layer)?;
     }
-    let (model, dtypes) = builder.finish()?;
-    Ok((model.with_metadata(BTreeMap::from([("keras_version".into(), version.into())])), dtypes))
+    let (model, dtypes, has_one_step) = builder.finish()?;
+    Ok((model.with_metadata(BTreeMap::from([("keras_version".into(), version.into())])), dtypes, has_one_step))
 }
 
 #[cfg(test)]

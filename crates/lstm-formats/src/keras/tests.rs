@@ -70,6 +70,10 @@ fn other_models() {
 fn one_step_and_cudnn() {
     let model = check_both(|extension| local(&format!("one-step.{extension}")), "safetensors");
     assert_eq!(kinds(&model), ["lstm", "last_step", "linear"]);
+    // The model is for one time step; others would have wrong results.
+    let file = crate::open(local("one-step.h5"), &OpenOptions::default()).unwrap();
+    assert_eq!(file.steps, Some(1));
+    assert_eq!(crate::open(local("cudnn.h5"), &OpenOptions::default()).unwrap().steps, None);
     // The parameters of CuDNNLSTM are in another order, and its bias is in two parts.
     let model = check(&local("cudnn.h5"), &local("cudnn.safetensors"), Format::Keras).weights;
     assert_eq!(kinds(&model), ["lstm", "linear"]);

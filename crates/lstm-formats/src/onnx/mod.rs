@@ -186,7 +186,7 @@ impl OnnxModel {
     ///
     /// Of the options, [`names`](OpenOptions::names) selects `LSTM` nodes, which are loaded alone, each on top of the one
     /// before it; what the graph computes for them becomes an input. [`set`](OpenOptions::set) gives values of scalar
-    /// inputs, which may determine the branch of an `If`.
+    /// inputs, which may determine the branch of an `If`. [`precision`](OpenOptions::precision) converts the weights.
     ///
     /// # Errors
     /// [`Error::Format`], which names the node, output or tensor, for: a node that the chain needs and that is neither a
@@ -194,7 +194,12 @@ impl OnnxModel {
     /// support; a graph that is not a chain; a tensor of the wrong shape or type; a name that is not that of exactly one
     /// `LSTM` node; a value for an input that is not a scalar. [`Error::UnusedTensors`] for unused inputs.
     pub fn graph(&self, options: &OpenOptions) -> Result<OnnxGraph> {
-        let result = self.read(&options.names, &options.set);
+        let result = self.read(&options.names, &options.set).and_then(|mut graph| {
+            if let Some(precision) = options.precision {
+                graph.weights = graph.weights.quantize(precision)?;
+            }
+            Ok(graph)
+        });
         let result = result.map_err(|error| match options.names.is_empty() {
             true => self.with_advice(error),
             false => error,

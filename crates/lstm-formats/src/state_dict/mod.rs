@@ -74,7 +74,7 @@ fn build(mut dict: StateDict, format: Format, options: &OpenOptions) -> Result<M
         return build_saved_model(dict, format, options);
     }
     if let [prefix] = &dict.lstm_prefixes()[..]
-        && dict.names().any(|name| name.starts_with(prefix) && name.ends_with(".q"))
+        && ["", "_reverse"].iter().any(|end| dict.shape(&format!("{prefix}weight_ih_l0{end}.q")).is_some())
     {
         let prefix = prefix.clone();
         return build_quantized_lstm(dict, &prefix, format, options);
