@@ -24,7 +24,7 @@ impl<T> QuantizedMatrix<T> {
         Ok(QuantizedMatrix { q: map(&self.q)?, scale: map(&self.scale)?, format: self.format })
     }
 
-    /// Checks the operands of [`Ops::gemm_quantized`] and returns the shape of the result. `shape` returns the shape of
+    /// Checks the operands of [`Ops::gemm_quantized`](crate::Ops::gemm_quantized) and returns the shape of the result. `shape` returns the shape of
     /// a tensor.
     ///
     /// # Errors
