@@ -113,9 +113,9 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     let (metadata, by_name) = (weights.metadata(), loaded_model.selected_by_name);
     let precision = loaded_model.precisions();
     if precision != "f32" && (writes_onnx || args.dtype != Dtype::F32) {
-        let why = format!(
-            "an .onnx file and other element types hold f32 weights only, got {precision}; add `--precision f32`"
-        );
+        let target =
+            if writes_onnx { "an .onnx file holds".into() } else { format!("`--dtype {}` is for", args.dtype) };
+        let why = format!("{target} f32 weights, got {precision}; use `--precision f32`");
         return Err(Error::option("precision", why));
     }
     match (writes_onnx, single_lstm(weights)) {

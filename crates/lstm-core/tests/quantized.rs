@@ -115,6 +115,10 @@ fn rejects_what_can_not_be_quantized() {
             assert!(reason.contains(&format!("{param:?}")) && reason.contains(text), "{reason}");
         }
     }
+    let bias = Some(Array1::from(vec![f32::NAN]));
+    let linear = ModelLayer::Linear { name: "lin".into(), weight: Array2::ones((1, 2)), bias };
+    let reason = config_error(ModelWeights::new(vec![linear]).unwrap().quantize(Precision::Int8));
+    assert!(reason.contains("linear `lin`") && reason.contains("the bias has the value NaN"), "{reason}");
     let quantized = original.quantize(Precision::Int8).unwrap();
     assert!(config_error(quantized.quantize(Precision::Int12)).contains("int8 already"));
     let mut changed = quantized.clone();
@@ -163,6 +167,11 @@ fn rejects_damaged_tensors_of_quantized_files() {
         });
         assert!(error.contains("weight_ih_l0.scale") && error.contains(shown), "{error}");
     }
+    let error = take(&|dict, name, dtype, shape, bytes| {
+        let zeros = vec![0; bytes.len()];
+        insert(dict, name, dtype, shape, if name == "weight_ih_l0.scale" { &zeros } else { bytes });
+    });
+    assert!(error.contains("row 0 has the scale 0"), "{error}");
     let error = take(&|dict, name, dtype, shape, bytes| match name {
         "weight_hh_l0.q" => {
             let wide: Vec<u8> = bytes.iter().flat_map(|&b| i16::from(b as i8).to_le_bytes()).collect();

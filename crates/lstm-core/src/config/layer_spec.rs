@@ -106,7 +106,8 @@ impl LayerSpec {
             self.activations,
             self.precision
         );
-        Err(Error::config("activations", reason))
+        let option = if self.activations.is_default() { "precision" } else { "activations" };
+        Err(Error::config(option, reason))
     }
 
     /// The range of the operand of the recurrent weights: the hidden state, or the cell state in the dense peephole

@@ -13,7 +13,7 @@ use crate::{
         weights::{ModelLayer, ModelWeights},
     },
     weights::{
-        Scales,
+        Scales, check_finite,
         names::TensorNames,
         state_dict::{CHECKPOINT_KEY, StateDict, StateDictWriter, config_key},
     },
@@ -97,6 +97,9 @@ impl Layer {
                     true => Some(take_array::<Ix1>(dict, &format!("{name}.bias"), "(out)")?),
                     false => None,
                 };
+                if let (Some(bias), Some(_)) = (&bias, &scales) {
+                    check_finite(&format!("tensor `{name}.bias`"), bias.as_slice().unwrap_or_default())?;
+                }
                 ModelLayer::Linear { name, weight, bias }
             }
             Layer::Relu {} => ModelLayer::Activation(Activation::Relu),

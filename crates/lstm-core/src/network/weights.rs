@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     model::HostState,
     network::Activation,
-    weights::{QuantizedRows, Scales, Weights, integers, quantize},
+    weights::{QuantizedRows, Scales, Weights, check_finite, integers, quantize},
 };
 
 /// One layer of a model. `name` is the prefix of the layer's tensors in a state dict, without the last dot.
@@ -301,6 +301,9 @@ impl ModelWeights {
             })?;
             *weights = Arc::new(quantized);
             return Ok(model);
+        }
+        if let (ModelLayer::Linear { bias: Some(bias), .. }, Some(_)) = (&*layer, precision.format()) {
+            check_finite(&format!("{label}: the bias"), bias.as_slice().unwrap_or_default())?;
         }
         let (ModelLayer::Linear { weight, .. } | ModelLayer::Embedding { weight, .. }) = layer else {
             return Ok(model);

@@ -79,6 +79,10 @@ pub(crate) fn dequantize(name: &str, q: &[i16], scale: &[f32], format: Format) -
         return Err(Error::format(format!("tensor `{name}.scale`"), reason));
     }
     let cols = q.len().checked_div(scale.len()).unwrap_or(0).max(1);
+    if let Some(row) = q.chunks(cols).zip(scale).position(|(row, scale)| *scale == 0.0 && row.iter().any(|q| *q != 0)) {
+        let reason = format!("row {row} has the scale 0, expected only zeros in `{name}.q`");
+        return Err(Error::format(format!("tensor `{name}.scale`"), reason));
+    }
     Ok(q.chunks(cols).zip(scale).flat_map(|(row, &scale)| row.iter().map(move |&q| f32::from(q) * scale)).collect())
 }
 

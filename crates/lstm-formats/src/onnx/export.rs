@@ -81,7 +81,10 @@ impl<'a> OnnxWriter<'a> {
     pub(crate) fn checked_graph(&self) -> Result<Graph> {
         let config = self.weights.config();
         if config.precision != Precision::F32 {
-            let reason = format!("ONNX files hold f32 weights, got {}; quantize to f32 first", config.precision);
+            let reason = format!(
+                "ONNX files hold f32 weights, got {}; convert them with `quantize(Precision::F32)`",
+                config.precision
+            );
             return Err(Error::config("precision", reason));
         }
         if config.cell == CellKind::PeepholeDense {

@@ -39,7 +39,8 @@ pub fn model_to_bytes(model: &ModelWeights) -> Result<Vec<u8>> {
     }
     let precisions = (0..model.layers().len()).filter_map(|k| model.layer_precision(k));
     if let Some(precision) = precisions.into_iter().find(|precision| *precision != Precision::F32) {
-        let reason = format!("ONNX files hold f32 weights, got {precision}; quantize to f32 first");
+        let reason =
+            format!("ONNX files hold f32 weights, got {precision}; convert them with `quantize(Precision::F32)`");
         return Err(Error::config("precision", reason));
     }
     let mut graph = Graph { name: "model".into(), ..Graph::default() };

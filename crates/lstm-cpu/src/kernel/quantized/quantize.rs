@@ -61,7 +61,7 @@ pub(crate) struct QuantizeArgs<'a> {
     pub(crate) to: IntegerRows,
 }
 
-/// Quantizes rows as [`Format::quantize_row`] does.
+/// Quantizes rows as [`Format::multiply_row`] does.
 ///
 /// # Safety
 /// The pointers are valid for what [`QuantizeArgs`] describes; otherwise as for [`Integers`].
