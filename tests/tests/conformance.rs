@@ -97,7 +97,8 @@ impl Trials {
     /// Adds all cases and training runs for a backend that is limited to one of its execution paths.
     #[cfg(any(feature = "cuda", feature = "cuda-host"))]
     fn cases_and_training<B: Backend + Send + 'static>(&mut self, backend: &str, group: &str, b: &B) {
-        for case in cases::all_cases() {
+        // Quantized layers have no kernels of their own there, so that every path runs the same code.
+        for case in cases::all_cases().into_iter().filter(|case| case.group != "precision") {
             let (b, name) = (b.clone(), case.name.clone());
             self.add(backend, group, &name, move || matches_snapshot(&b, &case));
         }
