@@ -70,6 +70,36 @@ pub struct RowScale {
     pub from_integer: f32,
 }
 
+/// The factors of a format for rows of every magnitude, computed once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScaleTable {
+    to_integer: [f32; 8],
+    from_integer: [f32; 8],
+}
+
+impl ScaleTable {
+    /// The scale of a row of snapped values. `magnitude` is the largest of the values' bits without their signs.
+    #[inline(always)]
+    pub fn row_scale(&self, magnitude: u32, range: OperandRange) -> RowScale {
+        if range == OperandRange::Unit && magnitude <= ONE_BITS {
+            return RowScale { to_integer: self.to_integer[0], from_integer: self.from_integer[0] };
+        }
+        if magnitude < SNAP_THRESHOLD_BITS {
+            return RowScale { to_integer: 0.0, from_integer: 0.0 };
+        }
+        // The exponent of NaN and infinity is 255.
+        let rounded = magnitude + EIGHTH_ROUND_UP;
+        let (exponent, eighth) = (rounded >> 23, (rounded >> 20 & 7) as usize);
+        if exponent >= 254 {
+            return RowScale { to_integer: 0.0, from_integer: f32::NAN };
+        }
+        RowScale {
+            to_integer: self.to_integer[eighth] * f32::from_bits((254 - exponent) << 23),
+            from_integer: self.from_integer[eighth] * f32::from_bits(exponent << 23),
+        }
+    }
+}
+
 impl Format {
     /// The factors `F` for a largest magnitude of `(8 + j) / 8`: `f32(8 max / (8 + j))`.
     pub fn to_integer_factors(&self) -> [f32; 8] {
@@ -81,27 +111,14 @@ impl Format {
         std::array::from_fn(|j| ((8 + j) as f64 / (8.0 * f64::from(self.max))) as f32)
     }
 
-    /// The scale of a row of snapped values. `magnitude` is the largest of the values' bits without their signs.
+    /// The factors for rows of every magnitude.
+    pub fn scale_table(&self) -> ScaleTable {
+        ScaleTable { to_integer: self.to_integer_factors(), from_integer: self.from_integer_factors() }
+    }
+
+    /// The scale of a row of snapped values; see [`ScaleTable::row_scale`].
     pub fn row_scale(&self, magnitude: u32, range: OperandRange) -> RowScale {
-        if magnitude >= 0x7f80_0000 {
-            return RowScale { to_integer: 0.0, from_integer: f32::NAN };
-        }
-        let magnitude = match range {
-            OperandRange::Any => magnitude,
-            OperandRange::Unit => magnitude.max(ONE_BITS),
-        };
-        if magnitude < SNAP_THRESHOLD_BITS {
-            return RowScale { to_integer: 0.0, from_integer: 0.0 };
-        }
-        let rounded = magnitude + EIGHTH_ROUND_UP;
-        let (exponent, eighth) = (rounded >> 23, (rounded >> 20 & 7) as usize);
-        if exponent >= 254 {
-            return RowScale { to_integer: 0.0, from_integer: f32::NAN };
-        }
-        RowScale {
-            to_integer: self.to_integer_factors()[eighth] * f32::from_bits((254 - exponent) << 23),
-            from_integer: self.from_integer_factors()[eighth] * f32::from_bits(exponent << 23),
-        }
+        self.scale_table().row_scale(magnitude, range)
     }
 
     /// Adds `x W^T` to `z`, for one row of inputs `x`, which are snapped, and a matrix `W` of integers `[out, in]` with a scale per

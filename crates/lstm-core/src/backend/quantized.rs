@@ -24,11 +24,12 @@ impl<T> QuantizedMatrix<T> {
         Ok(QuantizedMatrix { q: map(&self.q)?, scale: map(&self.scale)?, format: self.format })
     }
 
-    /// Checks the operands of [`Ops::gemm_quantized`](crate::Ops::gemm_quantized) and returns the shape of the result. `shape` returns the shape of
-    /// a tensor.
+    /// Checks the operands of [`Ops::gemm_quantized`](crate::Ops::gemm_quantized) and returns the shape of the result.
+    /// `shape` returns the shape of a tensor.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] or [`Error::Shape`] gives the shapes.
+    /// [`Error::Mismatch`] or [`Error::Shape`] gives the shapes; [`Error::Config`] if the sum of a block could exceed 32
+    /// bits.
     pub fn check_gemm(
         &self,
         a: MatrixShape,

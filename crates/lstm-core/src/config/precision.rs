@@ -16,7 +16,7 @@ pub enum Precision {
     F32,
     /// Integers of magnitude up to 127, in 8 bits: files of a quarter of the size of f32, and the fastest on the CPU.
     Int8,
-    /// Integers of magnitude up to 2047, in 16 bits: files of half the size of f32, and an error 5 to 20 times smaller than
+    /// Integers of magnitude up to 2047, in 16 bits: files of half the size of f32, and an error 5 to 22 times smaller than
     /// that of [`Int8`](Precision::Int8).
     Int12,
 }

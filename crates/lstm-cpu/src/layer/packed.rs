@@ -19,7 +19,7 @@ use crate::{
     Isa,
     kernel::{
         cell::CellArgs,
-        quantized::{QuantizedKernels, QuantizedSingleRowArgs, ScaleTable},
+        quantized::{QuantizedKernels, QuantizedSingleRowArgs},
         single_row::SingleRowArgs,
         table::{Kernels, PANEL_VECTORS},
     },
@@ -308,7 +308,7 @@ fn pack_quantized(
     };
     Ok(Some(QuantizedLayer {
         kernels,
-        table: ScaleTable::new(format),
+        table: format.scale_table(),
         w: QuantizedPanels::new(kernels, &w, panels, |p, j| gate_row(p, j).map(|(_, row)| row))?,
         u: QuantizedPanels::new(kernels, &u, panels, |p, j| {
             gate_row(p, j).filter(|(gate, _)| has_recurrent_weights(*gate)).map(|(_, row)| row)

@@ -1,9 +1,9 @@
 //! The weights of a quantized layer, packed into panels of integers.
 
-use lstm_core::{Result, weights::QuantizedRows};
+use lstm_core::{Result, quantized::ScaleTable, weights::QuantizedRows};
 
 use crate::{
-    kernel::quantized::{BLOCK_WORDS, IntegerRows, QuantizedKernels, QuantizedPanel, ScaleTable},
+    kernel::quantized::{BLOCK_WORDS, IntegerRows, QuantizedKernels, QuantizedPanel},
     layer::PackedLayer,
     memory::buffer::Buffer,
 };

@@ -11,7 +11,7 @@ pub(crate) mod tile;
 
 use std::fmt;
 
-pub(crate) use quantize::{QuantizeArgs, ScaleTable};
+pub(crate) use quantize::QuantizeArgs;
 pub(crate) use single_row::{QuantizedSingleRowArgs, QuantizedSingleRowKernel};
 pub(crate) use tile::{BLOCK_WORDS, IntegerRows, QuantizedPanel, QuantizedTileArgs, QuantizedTileKernel};
 

@@ -1,48 +1,14 @@
 //! The kernel that quantizes rows of activations.
 
 use lstm_core::{
-    arithmetic::{MAGNITUDE_BITS, ROUNDING_MAGIC, SNAP_THRESHOLD_BITS},
-    quantized::{EIGHTH_ROUND_UP, Format, ONE_BITS, OperandRange, RowScale},
+    arithmetic::{MAGNITUDE_BITS, ROUNDING_MAGIC},
+    quantized::{OperandRange, RowScale, ScaleTable},
 };
 
 use crate::kernel::{
     quantized::{integers::Integers, tile::IntegerRows},
     simd::Simd,
 };
-
-/// The factors of a format, which [`Format::row_scale`] computes anew in each call.
-#[derive(Debug)]
-pub(crate) struct ScaleTable {
-    to_integer: [f32; 8],
-    from_integer: [f32; 8],
-}
-
-impl ScaleTable {
-    pub(crate) fn new(format: Format) -> Self {
-        ScaleTable { to_integer: format.to_integer_factors(), from_integer: format.from_integer_factors() }
-    }
-
-    /// [`Format::row_scale`].
-    #[inline(always)]
-    pub(crate) fn row_scale(&self, magnitude: u32, range: OperandRange) -> RowScale {
-        if range == OperandRange::Unit && magnitude <= ONE_BITS {
-            return RowScale { to_integer: self.to_integer[0], from_integer: self.from_integer[0] };
-        }
-        if magnitude < SNAP_THRESHOLD_BITS {
-            return RowScale { to_integer: 0.0, from_integer: 0.0 };
-        }
-        // The exponent of NaN and infinity is 255.
-        let rounded = magnitude + EIGHTH_ROUND_UP;
-        let (exponent, eighth) = (rounded >> 23, (rounded >> 20 & 7) as usize);
-        if exponent >= 254 {
-            return RowScale { to_integer: 0.0, from_integer: f32::NAN };
-        }
-        RowScale {
-            to_integer: self.to_integer[eighth] * f32::from_bits((254 - exponent) << 23),
-            from_integer: self.from_integer[eighth] * f32::from_bits(exponent << 23),
-        }
-    }
-}
 
 /// Arguments of the kernel that quantizes rows.
 pub(crate) struct QuantizeArgs<'a> {
@@ -61,7 +27,7 @@ pub(crate) struct QuantizeArgs<'a> {
     pub(crate) to: IntegerRows,
 }
 
-/// Quantizes rows as [`Format::multiply_row`] does.
+/// Quantizes rows as [`Format::multiply_row`](lstm_core::quantized::Format::multiply_row) does.
 ///
 /// # Safety
 /// The pointers are valid for what [`QuantizeArgs`] describes; otherwise as for [`Integers`].

@@ -2,13 +2,16 @@
 
 #![allow(clippy::needless_range_loop, reason = "arrays of vectors stay in registers when plain constants index them")]
 
-use lstm_core::{CellKind, quantized::OperandRange};
+use lstm_core::{
+    CellKind,
+    quantized::{OperandRange, ScaleTable},
+};
 
 use crate::kernel::{
     cell::{CellArgs, cell_forward_vectors, load_panel_gates},
     quantized::{
         integers::Integers,
-        quantize::{ScaleTable, quantize_row},
+        quantize::quantize_row,
         tile::{BLOCK_WORDS, QuantizedPanel},
     },
     simd::Simd,

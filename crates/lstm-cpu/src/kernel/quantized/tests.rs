@@ -5,7 +5,7 @@ use lstm_core::{
     quantized::{Format, ONE_BITS, OperandRange},
 };
 
-use super::{IntegerRows, QuantizeArgs, QuantizedKernels, QuantizedTileArgs, ScaleTable};
+use super::{IntegerRows, QuantizeArgs, QuantizedKernels, QuantizedTileArgs};
 use crate::{Isa, layer::quantized::QuantizedPanels};
 
 const RANGES: [OperandRange; 2] = [OperandRange::Any, OperandRange::Unit];
@@ -42,7 +42,7 @@ fn bits(scale: lstm_core::quantized::RowScale) -> [u32; 2] {
 #[test]
 fn row_scales_match_the_definition() {
     for format in [Precision::Int8, Precision::Int12].map(|p| p.format().unwrap()) {
-        let table = ScaleTable::new(format);
+        let table = format.scale_table();
         let edges = (0..=u32::from(u8::MAX) * 8 + 7).flat_map(|k| {
             let edge = (k << 20) & 0x7fff_ffff;
             [edge.wrapping_sub(1) & 0x7fff_ffff, edge, edge + 1]
@@ -64,7 +64,7 @@ fn row_scales_match_the_definition() {
 #[test]
 fn quantized_rows_match_the_definition() {
     for (isa, format, kernels) in kernels() {
-        let table = ScaleTable::new(format);
+        let table = format.scale_table();
         let per_word = 4 / kernels.bytes;
         for k in [1, 2, 3, 4, 7, 8, 15, 16, 17, 24, 31, 33, 63, 64, 65, 130] {
             let ldx = k + 3;
@@ -122,7 +122,7 @@ fn quantized_rows_match_the_definition() {
 fn tiles_match_the_definition_and_stay_in_bounds() {
     for (isa, format, kernels) in kernels() {
         let (width, max_rows) = (kernels.kernels.panel_width(), kernels.tile_kernels.len());
-        let table = ScaleTable::new(format);
+        let table = format.scale_table();
         for k in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65, 511, 512, 513, 1023, 1024, 1025, 2049] {
             for is_extreme in [false, true] {
                 let mut next = random_numbers(k as u32);
