@@ -62,6 +62,8 @@ pub struct ModelFile {
     pub unused: Vec<String>,
     /// The number of time steps that the model is for; other sequences would have wrong results. `None` for any number.
     pub steps: Option<usize>,
+    /// Whether the user selected a part of the file by name.
+    pub(crate) is_selection: bool,
     /// The inputs and outputs of the graph of an ONNX file; `None` for other formats.
     #[cfg(feature = "onnx")]
     pub onnx: Option<Box<crate::onnx::OnnxGraph>>,
@@ -77,9 +79,41 @@ impl ModelFile {
             dtypes,
             unused,
             steps: None,
+            is_selection: false,
             #[cfg(feature = "onnx")]
             onnx: None,
         }
+    }
+}
+
+impl ModelFile {
+    /// Checks that [`weights`](Self::weights) alone compute what the file computes, for sequences of [`steps`](Self::steps)
+    /// time steps. The graph of an ONNX file may compute something else, such as a part of the outputs, or have constant
+    /// states or lengths of each sequence. LSTMs that were selected by name are what the user wants, so the check passes.
+    ///
+    /// # Errors
+    /// [`Error::Format`] says what the graph does besides, and how to use it.
+    pub fn check_weights_suffice(&self) -> Result<()> {
+        #[cfg(feature = "onnx")]
+        if let Some(graph) = self.onnx.as_deref().filter(|_| !self.is_selection) {
+            let constants = graph.constants()?;
+            let has_values = graph.outputs().iter().any(|output| output.kind == crate::onnx::OnnxOutputKind::Outputs);
+            let reason = match graph.rearrangement() {
+                Some(reason) => reason,
+                None if constants.states.is_some() || constants.lengths.is_some() => {
+                    "it has constant initial states or lengths of each sequence".into()
+                }
+                None if !has_values => "all its outputs are final states".into(),
+                None => return Ok(()),
+            };
+            let names = graph.lstm_nodes().iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let reason = format!(
+                "the graph is not the model alone: {reason}; run it with `OnnxGraph::run` in Rust, or select \
+                 its LSTM nodes by name: {names}"
+            );
+            return Err(Error::format("onnx graph", reason));
+        }
+        Ok(())
     }
 }
 

@@ -23,7 +23,7 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> 
     read(&bytes, &path.display().to_string(), path.parent(), options)
 }
 
-/// Reads a model file of any supported format, and loads it on a device.
+/// Reads a model file of any supported format, and loads it on a device. The model computes what the file computes.
 ///
 /// ```no_run
 /// # fn example<B: lstm_core::Backend>(device: &B) -> lstm_core::Result<()> {
@@ -35,9 +35,21 @@ pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> 
 /// ```
 ///
 /// # Errors
-/// Those of [`open`] and of [`Model::new`].
+/// Those of [`open`], [`ModelFile::check_weights_suffice`] and [`Model::new`], and [`Error::Format`] for a model of a
+/// fixed [number of time steps](ModelFile::steps), which the returned model would not check.
 pub fn open_model<B: Backend>(device: &B, path: impl AsRef<Path>) -> Result<Model<B>> {
-    Model::new(device, open(path, &OpenOptions::default())?.weights)
+    let path = path.as_ref();
+    let name = || path.display().to_string();
+    let file = open(path, &OpenOptions::default())?;
+    file.check_weights_suffice().map_err(|e| Error::format(name(), e))?;
+    if let Some(steps) = file.steps {
+        let reason = format!(
+            "the model is for sequences of {steps} time steps; open it with `open`, pass such sequences alone, and take the \
+             weights from there"
+        );
+        return Err(Error::format(name(), reason));
+    }
+    Model::new(device, file.weights)
 }
 
 /// Reads a model file of any supported format from its bytes.
@@ -81,6 +93,7 @@ fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions
         #[allow(unreachable_patterns, reason = "a build may lack the features of other formats")]
         format => Err(no_reader(format)),
     }?;
+    file.is_selection = !options.names.is_empty();
     if let Some(precision) = precision {
         file.weights = file.weights.quantize(precision).map_err(|e| Error::format(source, e))?;
     }
