@@ -22,6 +22,7 @@ mod backend;
 pub mod cell;
 mod config;
 mod error;
+mod float_environment;
 mod model;
 mod network;
 pub mod quantized;
@@ -40,6 +41,7 @@ pub use config::{
     Bias, CellKind, Direction, GATES, GateActivation, GateActivations, LayerSpec, LstmConfig, Param, Precision,
 };
 pub use error::{Error, Result};
+pub use float_environment::FloatEnvironment;
 pub use model::{
     Checkpointing, Dropout, Gradients, HostState, Input, Linear, LinearGradients, Lstm, OutputGradients, Stream, Tape,
     TrainOutput,

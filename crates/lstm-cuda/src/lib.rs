@@ -83,9 +83,9 @@ pub use layer::{Layer, Plan};
 pub use lstm_core::train;
 pub use lstm_core::{
     Activation, Arithmetic, Backend, Bias, BidirectionalOutput, CellKind, Checkpointing, ConcatAxis, DeviceMatrix,
-    Direction, Dropout, Error, ExecutionPath, GATES, GateActivation, GateActivations, Gradients, HostState, Init,
-    InitKind, Input, LayerGradients, LayerOutput, LayerOutputGradients, LayerSpec, LayerWeights, Linear,
-    LinearGradients, LinearWeights, Lstm, LstmConfig, MatrixRef, MatrixShape, MaybeSend, MaybeSync, Model,
+    Direction, Dropout, Error, ExecutionPath, FloatEnvironment, GATES, GateActivation, GateActivations, Gradients,
+    HostState, Init, InitKind, Input, LayerGradients, LayerOutput, LayerOutputGradients, LayerSpec, LayerWeights,
+    Linear, LinearGradients, LinearWeights, Lstm, LstmConfig, MatrixRef, MatrixShape, MaybeSend, MaybeSync, Model,
     ModelGradients, ModelInput, ModelLayer, ModelOutput, ModelStream, ModelTape, ModelTrainOutput, ModelWeights, Ops,
     OutputGradients, Param, Precision, QuantizedMatrix, QuantizedRows, Reference, ReferencePath, Result, Sequence,
     State, Stream, Tape, TrainOutput, WeightGradients, Weights, arithmetic, cell, ndarray, quantized, reference, shape,

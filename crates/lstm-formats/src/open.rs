@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use lstm_core::{Backend, Error, Model, Result};
+use lstm_core::{Backend, Error, FloatEnvironment, Model, Result};
 
 use crate::{
     detect::{check_shard, describe_unknown, detect},
@@ -63,6 +63,7 @@ pub fn open_bytes(bytes: &[u8], options: &OpenOptions) -> Result<ModelFile> {
 /// Reads a model file. `source` is its name for error messages, `folder` where it is, for ONNX's external data.
 #[cfg_attr(not(feature = "onnx"), allow(unused_variables, reason = "only ONNX has external data"))]
 fn read(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOptions) -> Result<ModelFile> {
+    let _environment = FloatEnvironment::set_default();
     let Some(format) = detect(bytes) else { return Err(Error::format(source, describe_unknown(bytes))) };
     // One arm for each format, such as `Format::Nam => nam::read(bytes, source, options)`. A reader has the form
     // `fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<ModelFile>`, where `source` is the name of the

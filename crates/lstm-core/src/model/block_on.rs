@@ -6,8 +6,12 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Blocks until `future` is ready. A future that is ready at once, as on the CPU, costs no allocation.
+use crate::float_environment::FloatEnvironment;
+
+/// Blocks until `future` is ready, with the default floating-point settings. A future that is ready at once, as on the
+/// CPU, costs no allocation.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    let _environment = FloatEnvironment::set_default();
     let mut future = pin!(future);
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,

@@ -7,6 +7,7 @@ use crate::{
         Backend, ExecutionPath, LayerGradients, LayerOutput, LayerOutputGradients, Sequence, State, shape::ConcatAxis,
     },
     error::{Error, Result},
+    float_environment::FloatEnvironment,
     model::{block_on::block_on, run::DirectionsOutput},
     reference,
     weights::LayerWeights,
@@ -53,6 +54,7 @@ fn other_path_error(op: &str) -> Error {
 impl<B: Backend> DeviceLayer<B> {
     /// Uploads the weights of a layer.
     pub(crate) fn load(b: &B, weights: &LayerWeights) -> Result<Self> {
+        let _environment = FloatEnvironment::set_default();
         if b.has_kernels(weights.spec()) {
             return b.load(weights).map(DeviceLayer::Backend);
         }
@@ -61,6 +63,7 @@ impl<B: Backend> DeviceLayer<B> {
 
     /// Replaces the weights by others of the same spec.
     pub(crate) fn reload(&mut self, b: &B, weights: &LayerWeights) -> Result<()> {
+        let _environment = FloatEnvironment::set_default();
         match self {
             DeviceLayer::Backend(layer) => b.reload(layer, weights)?,
             DeviceLayer::Reference(layer) => **layer = reference::Layer::load(b, weights)?,

@@ -8,6 +8,7 @@ use crate::{
     backend::{Backend, DeviceMatrix, LinearWeights},
     config::check::check_size,
     error::{Error, Result},
+    float_environment::FloatEnvironment,
     model::{block_on::block_on, layout::vec_with_capacity},
     shape::{MatrixRef, MatrixShape, zeros},
     weights::{QuantizedRows, init::SymmetricUniform},
@@ -293,6 +294,7 @@ pub(crate) fn load_linear<B: Backend>(
     bias: Option<&Array1<f32>>,
     quantized: Option<QuantizedRows<'_>>,
 ) -> Result<B::Linear> {
+    let _environment = FloatEnvironment::set_default();
     let upload = |bias: &Array1<f32>| {
         backend.snap(backend.upload_vec(MatrixShape::new(1, bias.len()), bias.iter().copied().collect())?)
     };

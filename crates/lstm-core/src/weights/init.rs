@@ -14,6 +14,7 @@ use rand_chacha::{
 use crate::{
     config::{Bias, LstmConfig, Param, Precision},
     error::{Error, Result},
+    float_environment::FloatEnvironment,
     weights::{LayerWeights, Weights},
 };
 
@@ -86,6 +87,7 @@ impl Weights {
                 return Err(Error::config("forget_bias", format!("expected {expected}, got {value}")));
             }
         }
+        let _environment = FloatEnvironment::set_default();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let precision = config.precision;
         let config = config.precision(Precision::F32);

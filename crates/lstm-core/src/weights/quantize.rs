@@ -6,6 +6,7 @@
 use crate::{
     config::{Param, Precision},
     error::{Error, Result},
+    float_environment::FloatEnvironment,
     quantized::{Format, MAX_WEIGHT},
 };
 
@@ -40,6 +41,7 @@ impl Param {
 /// [`Error::Config`] if a value is not finite or larger than [`MAX_WEIGHT`].
 pub(crate) fn quantize(name: &str, values: &mut [f32], cols: usize, format: Format) -> Result<Vec<f32>> {
     check_finite(name, values)?;
+    let _environment = FloatEnvironment::set_default();
     let mut q = vec![0; cols];
     let quantize_row = |row: &mut [f32]| {
         let scale = format.quantize_weights(row, &mut q);
@@ -78,6 +80,7 @@ pub(crate) fn dequantize(name: &str, q: &[i16], scale: &[f32], format: Format) -
             format!("expected 0 or a scale from {:e} to {:e}, got {scale:e}", format.min_scale(), format.max_scale());
         return Err(Error::format(format!("tensor `{name}.scale`"), reason));
     }
+    let _environment = FloatEnvironment::set_default();
     let cols = q.len().checked_div(scale.len()).unwrap_or(0).max(1);
     if let Some(row) = q.chunks(cols).zip(scale).position(|(row, scale)| *scale == 0.0 && row.iter().any(|q| *q != 0)) {
         let reason = format!("row {row} has the scale 0, expected only zeros in `{name}.q`");
@@ -96,6 +99,7 @@ pub(crate) fn integers<'a>(
     scale: &'a [f32],
     precision: Precision,
 ) -> Result<Option<QuantizedRows<'a>>> {
+    let _environment = FloatEnvironment::set_default();
     let Some(format) = precision.format() else { return Ok(None) };
     let cols = values.len().checked_div(scale.len()).unwrap_or(0).max(1);
     let mut q = Vec::with_capacity(values.len());

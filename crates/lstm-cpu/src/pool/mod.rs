@@ -24,6 +24,8 @@ use std::{
 pub(crate) use sync_ptr::SyncPtr;
 pub(crate) use team::{Team, TeamMember};
 
+use lstm_core::FloatEnvironment;
+
 use crate::{
     memory::{buffer::Buffer, free_list::FreeList},
     pool::{
@@ -220,6 +222,8 @@ fn abort_on_panic(f: impl FnOnce()) {
 
 /// The main function of a worker: runs jobs from its mailbox until `stop` is set.
 fn worker_loop(mailbox: &Mailbox) {
+    // A new thread inherits the settings of the thread that creates it.
+    let _environment = FloatEnvironment::set_default();
     let mut spins = 0;
     loop {
         let job = mailbox.job.swap(null_mut(), Ordering::AcqRel);
