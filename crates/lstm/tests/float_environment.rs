@@ -5,8 +5,8 @@
 use std::arch::asm;
 
 use lstm::{
-    Activation, Cpu, Init, InitKind, LstmConfig, Model, ModelLayer, ModelWeights, Precision, Result, Weights,
-    ndarray::{Array2, Array3},
+    Activation, Cpu, Init, LstmConfig, Model, ModelLayer, ModelWeights, Precision, Result, Weights,
+    ndarray::{Array1, Array2, Array3},
 };
 
 /// Calls `f` while subnormal numbers are flushed to zero, and results are rounded down.
@@ -35,22 +35,20 @@ fn with_other_settings<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A model whose inputs are subnormal, and whose outputs are not.
+/// A model some of whose outputs are subnormal: the softmax function of logits that differ by about 95.
 fn weights(hidden_size: usize) -> Result<ModelWeights> {
-    let mut lstm = Weights::init(LstmConfig::new(3, hidden_size), &Init::new(InitKind::Xavier), 7)?;
-    lstm.iter_mut().flat_map(|(_, values)| values).for_each(|v| *v *= 1e36);
+    let lstm = Weights::init(LstmConfig::new(3, hidden_size), &Init::default(), 7)?;
     let lstm = ModelLayer::Lstm { name: "rec".into(), weights: lstm.into(), initial_state: None };
     let weight = Array2::from_shape_fn((2, hidden_size), |(n, k)| (n * 5 + k) as f32 * 0.01 - 0.1);
-    let linear = ModelLayer::Linear { name: "out".into(), weight, bias: None };
+    let linear = ModelLayer::Linear { name: "out".into(), weight, bias: Some(Array1::from_vec(vec![95.0, 0.0])) };
     ModelWeights::new(vec![lstm, linear, ModelLayer::Activation(Activation::Softmax)])
 }
 
 /// The bits of a forward pass and of a stream, on a device that is opened here.
-fn results(hidden_size: usize, threads: usize, precision: Precision) -> Result<Vec<u32>> {
+fn results(weights: &ModelWeights, x: &Array3<f32>, threads: usize, precision: Precision) -> Result<Vec<u32>> {
     let cpu = Cpu::builder().threads(threads).build()?;
-    let model = Model::new(&cpu, weights(hidden_size)?.quantize(precision)?)?;
-    let x = Array3::from_shape_fn((2, 5, 3), |(b, t, k)| f32::from_bits(1 + 40_000 * (b * 15 + t * 3 + k) as u32));
-    let mut values = model.forward(&x)?.y.into_iter().collect::<Vec<_>>();
+    let model = Model::new(&cpu, weights.quantize(precision)?)?;
+    let mut values = model.forward(x)?.y.into_iter().collect::<Vec<_>>();
     let (mut stream, mut y) = (model.stream(2)?, [0.0; 4]);
     for x in x.as_slice().unwrap_or_default().chunks_exact(6) {
         stream.step(x, &mut y)?;
@@ -61,10 +59,13 @@ fn results(hidden_size: usize, threads: usize, precision: Precision) -> Result<V
 
 #[test]
 fn results_are_those_of_the_default_settings() -> Result<()> {
+    let x = Array3::from_shape_fn((2, 5, 3), |(b, t, k)| (b * 15 + t * 3 + k) as f32 * 0.07 - 1.0);
     for (hidden_size, threads) in [(8, 1), (256, 2)] {
+        let weights = weights(hidden_size)?;
         for precision in Precision::ALL {
-            let expected = results(hidden_size, threads, precision)?;
-            let got = with_other_settings(|| results(hidden_size, threads, precision))?;
+            let expected = results(&weights, &x, threads, precision)?;
+            let got = with_other_settings(|| results(&weights, &x, threads, precision))?;
+            assert!(expected.iter().any(|&bits| f32::from_bits(bits).is_subnormal()));
             assert_eq!(got, expected, "hidden size {hidden_size}, {precision}");
         }
     }
