@@ -2,6 +2,7 @@
 //! library.
 
 mod bench;
+mod c;
 mod cargo;
 mod check_features;
 mod table;
@@ -19,6 +20,7 @@ use clap::Parser;
 enum Command {
     TestAll(test_all::Args),
     Bench(bench::Args),
+    C(c::Args),
     CheckFeatures(check_features::Args),
     Verify(verify::Args),
     /// Compare every backend with ONNX models and the outputs of other runtimes (same program as `verify`)
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::TestAll(args) => test_all::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::C(args) => c::run(&args),
         Command::CheckFeatures(args) => check_features::run(&args),
         Command::Verify(args) | Command::VerifyOnnx(args) => verify::run(&args),
         Command::VerifyModels(args) => verify_models::run(&args),

@@ -230,7 +230,7 @@ pub unsafe extern "C" fn lstm_model_num_params(model: *const LstmModel) -> usize
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lstm_model_reads_tokens(model: *const LstmModel) -> bool {
     // SAFETY: the caller guarantees the pointer.
-    unsafe { object("model", model) }.map_or(false, |model| model.weights().reads_tokens())
+    unsafe { object("model", model) }.is_ok_and(|model| model.weights().reads_tokens())
 }
 
 /// Whether the model has outputs for the last time step only, rather than for each. False for NULL.
@@ -240,7 +240,7 @@ pub unsafe extern "C" fn lstm_model_reads_tokens(model: *const LstmModel) -> boo
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lstm_model_returns_last_step(model: *const LstmModel) -> bool {
     // SAFETY: the caller guarantees the pointer.
-    unsafe { object("model", model) }.map_or(false, |model| model.weights().returns_last_step())
+    unsafe { object("model", model) }.is_ok_and(|model| model.weights().returns_last_step())
 }
 
 /// A description of the layers, with their precision, and of the device: text of several lines that is valid as long
