@@ -2,6 +2,8 @@
 //! loaded; only the copies on the device are snapped (see [`arithmetic::snap`](crate::arithmetic::snap)).
 
 #[cfg(feature = "safetensors")]
+pub(crate) mod checksum;
+#[cfg(feature = "safetensors")]
 pub mod element;
 #[cfg(feature = "safetensors")]
 pub mod file;

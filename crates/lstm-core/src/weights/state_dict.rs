@@ -15,7 +15,7 @@ pub(crate) use super::writer::config_key;
 pub use safetensors::Dtype;
 
 use super::{
-    LayerWeights, Scales, Weights, dequantize, element,
+    LayerWeights, Scales, Weights, checksum, dequantize, element,
     infer::{EXPECTED_LSTM, TensorShapes},
     names::{self, StoredParam},
 };
@@ -65,6 +65,7 @@ pub struct StateDict {
     /// The tensors that have not been taken yet, by name.
     tensors: BTreeMap<String, TensorEntry>,
     metadata: BTreeMap<String, String>,
+    has_checksum: bool,
 }
 
 /// Element type, shape and position of a tensor in the file.
@@ -94,11 +95,11 @@ impl StateDict {
         Self::parse(bytes, &path.display().to_string())
     }
 
-    /// Parses the header of a safetensors file in memory. The elements of the tensors are not read.
+    /// Parses the header of a safetensors file in memory and checks the checksum, if this library wrote the file.
     ///
     /// # Errors
     /// [`Error::Format`] if the bytes are not a safetensors file: the file is truncated, the header is invalid, a name
-    /// occurs twice, or tensors overlap, leave gaps or exceed the file.
+    /// occurs twice, or tensors overlap, leave gaps or exceed the file, or the checksum is that of other content.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Self::parse(bytes, "safetensors")
     }
@@ -119,8 +120,12 @@ impl StateDict {
             let range = data_start + start..data_start + end;
             (name, TensorEntry { dtype: tensor.dtype, shape: tensor.shape.clone(), range })
         });
-        let metadata = parsed_header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
-        Ok(StateDict { tensors: tensors.collect(), metadata, bytes })
+        let mut metadata: BTreeMap<_, _> =
+            parsed_header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let has_checksum =
+            checksum::check(&bytes, data_start, &metadata).map_err(|reason| Error::format(file_name, reason))?;
+        metadata.remove(checksum::CHECKSUM_KEY);
+        Ok(StateDict { tensors: tensors.collect(), metadata, has_checksum, bytes })
     }
 
     /// Adds a tensor, for a state dict that another kind of file contains; [`StateDict::default`] has none. `bytes` are
@@ -155,7 +160,7 @@ impl StateDict {
         self.tensors.get(name).map(|entry| self.data(entry))
     }
 
-    /// The metadata of the file: text by key.
+    /// The metadata of the file, without its checksum: text by key.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -194,6 +199,11 @@ impl StateDict {
             !self.is_checkpoint() || !CHECKPOINT_PREFIXES.iter().any(|other| prefix.starts_with(other))
         };
         self.tensors.keys().filter_map(prefix).filter(is_of_model).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whether the file has a checksum, which was checked.
+    pub(crate) fn has_checksum(&self) -> bool {
+        self.has_checksum
     }
 
     /// Whether the file is a training checkpoint.
