@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use super::writer::json_string;
+use super::{
+    state_dict::{CHECKPOINT_KEY, CHECKPOINT_VERSION_WITHOUT_CHECKSUM},
+    writer::json_string,
+};
 
 /// The metadata key of the checksum.
-pub(crate) const CHECKSUM_KEY: &str = "lstm.checksum";
+pub(super) const CHECKSUM_KEY: &str = "lstm.checksum";
 
 /// The start of the value, before the checksum in hexadecimal digits. A value that starts so under another key shows that
 /// the key is damaged.
@@ -36,17 +39,23 @@ pub(super) fn write(file: &mut [u8]) {
 }
 
 /// Checks the checksum of a file. `metadata` are those of the file, `header_len` the number of bytes before the elements.
-/// Returns whether there is one: other programs and old versions write none.
-pub(super) fn check(file: &[u8], header_len: usize, metadata: &BTreeMap<String, String>) -> Result<bool, String> {
+/// Other programs and old versions write none.
+pub(super) fn check(file: &[u8], header_len: usize, metadata: &BTreeMap<String, String>) -> Result<(), String> {
     let advice = "copy the file again, or use an older one (if another program changed it on purpose, remove its metadata \
                   entry `lstm.checksum`)";
     let Some(value) = metadata.get(CHECKSUM_KEY) else {
-        return match metadata.iter().find(|(_, value)| value.starts_with(VALUE_START)) {
-            Some((key, value)) => Err(format!(
-                "the file is damaged: expected the checksum `{value}` under the key `{CHECKSUM_KEY}`, got it under the \
-                 key `{key}`; {advice}"
+        if let Some((key, value)) = metadata.iter().find(|(_, value)| value.starts_with(VALUE_START)) {
+            return Err(format!(
+                "the file is damaged: expected the checksum `{value}` under the key `{CHECKSUM_KEY}`, got it under the key \
+                 `{key}`; {advice}"
+            ));
+        }
+        return match metadata.get(CHECKPOINT_KEY) {
+            Some(version) if version != CHECKPOINT_VERSION_WITHOUT_CHECKSUM => Err(format!(
+                "the file is damaged: expected the metadata entry `{CHECKSUM_KEY}` of a training checkpoint of version \
+                 `{version}`, which is missing; copy the file again, or use an older one"
             )),
-            None => Ok(false),
+            _ => Ok(()),
         };
     };
     let start = file.get(..header_len).and_then(digits_start).filter(|start| start + NO_DIGITS.len() < header_len);
@@ -62,7 +71,7 @@ pub(super) fn check(file: &[u8], header_len: usize, metadata: &BTreeMap<String, 
     hasher.update(&file[start + NO_DIGITS.len()..]);
     let found = format!("{VALUE_START}{}", digits(hasher.finalize()));
     if found == *value {
-        return Ok(true);
+        return Ok(());
     }
     Err(format!("the file is damaged: expected content with the checksum `{value}`, got `{found}`; {advice}"))
 }

@@ -2,10 +2,9 @@
 //! loaded; only the copies on the device are snapped (see [`arithmetic::snap`](crate::arithmetic::snap)).
 
 #[cfg(feature = "safetensors")]
-pub(crate) mod checksum;
+mod checksum;
 #[cfg(feature = "safetensors")]
 pub mod element;
-#[cfg(feature = "safetensors")]
 pub mod file;
 pub mod gates;
 #[cfg(feature = "safetensors")]

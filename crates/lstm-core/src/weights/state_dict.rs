@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs,
+    fmt,
     ops::Range,
     path::Path,
 };
@@ -15,7 +15,7 @@ pub(crate) use super::writer::config_key;
 pub use safetensors::Dtype;
 
 use super::{
-    LayerWeights, Scales, Weights, checksum, dequantize, element,
+    LayerWeights, Scales, Weights, checksum, dequantize, element, file,
     infer::{EXPECTED_LSTM, TensorShapes},
     names::{self, StoredParam},
 };
@@ -28,6 +28,9 @@ use crate::{
 /// The metadata key by which a training checkpoint is recognized: the version of its format.
 pub(crate) const CHECKPOINT_KEY: &str = "trainer.format";
 
+/// The only version of the checkpoint format without a checksum.
+pub(crate) const CHECKPOINT_VERSION_WITHOUT_CHECKSUM: &str = "1";
+
 /// Prefixes of the tensors of a training checkpoint that do not belong to the model: those of the optimizer and of the
 /// caller.
 pub(crate) const CHECKPOINT_PREFIXES: [&str; 2] = ["optimizer.", "extra."];
@@ -35,6 +38,9 @@ pub(crate) const CHECKPOINT_PREFIXES: [&str; 2] = ["optimizer.", "extra."];
 /// The part of an error message that explains how to read a training checkpoint.
 const CHECKPOINT_ADVICE: &str = "the file is a training checkpoint: continue the run with Trainer::resume, or take the \
                                  weights alone with the prefix `lstm.` and leave the other tensors";
+
+/// Maximum number of colons and commas in a header. A parsed header takes many times the memory of its text.
+const MAX_HEADER_SEPARATORS: usize = 1 << 19;
 
 /// Maximum number of tensor names in an error message.
 const MAX_LISTED_NAMES: usize = 8;
@@ -65,7 +71,6 @@ pub struct StateDict {
     /// The tensors that have not been taken yet, by name.
     tensors: BTreeMap<String, TensorEntry>,
     metadata: BTreeMap<String, String>,
-    has_checksum: bool,
 }
 
 /// Element type, shape and position of a tensor in the file.
@@ -88,25 +93,26 @@ impl StateDict {
     /// Reads a safetensors file into memory. Tensors are converted when they are taken.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read; the errors of [`from_bytes`](Self::from_bytes), which name the file.
+    /// [`Error::Io`] if the file cannot be read or is not a regular file; the errors of [`from_bytes`](Self::from_bytes),
+    /// which name the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
-        Self::parse(bytes, &path.display().to_string())
+        Self::parse(file::read_regular(path)?, &path.display().to_string())
     }
 
     /// Parses the header of a safetensors file in memory and checks the checksum, if this library wrote the file.
     ///
     /// # Errors
     /// [`Error::Format`] if the bytes are not a safetensors file: the file is truncated, the header is invalid, a name
-    /// occurs twice, or tensors overlap, leave gaps or exceed the file, or the checksum is that of other content.
+    /// occurs twice, or tensors overlap, leave gaps or exceed the file, the header has more than about 50,000 tensors, or
+    /// the checksum is that of other content.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Self::parse(bytes, "safetensors")
     }
 
     /// Parses a file. `file_name` names the file in error messages.
     fn parse(bytes: Vec<u8>, file_name: &str) -> Result<Self> {
-        let entries = count_header_entries(&bytes).map_err(|reason| Error::format(file_name, reason))?;
+        let entries = count_header_entries(header(&bytes)).map_err(|reason| Error::format(file_name, reason))?;
         let read_result = SafeTensors::read_metadata(&bytes);
         let (header_len, parsed_header) =
             read_result.map_err(|e| Error::format(file_name, not_safetensors_message(&bytes, &e)))?;
@@ -122,10 +128,9 @@ impl StateDict {
         });
         let mut metadata: BTreeMap<_, _> =
             parsed_header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
-        let has_checksum =
-            checksum::check(&bytes, data_start, &metadata).map_err(|reason| Error::format(file_name, reason))?;
+        checksum::check(&bytes, data_start, &metadata).map_err(|reason| Error::format(file_name, reason))?;
         metadata.remove(checksum::CHECKSUM_KEY);
-        Ok(StateDict { tensors: tensors.collect(), metadata, has_checksum, bytes })
+        Ok(StateDict { tensors: tensors.collect(), metadata, bytes })
     }
 
     /// Adds a tensor, for a state dict that another kind of file contains; [`StateDict::default`] has none. `bytes` are
@@ -199,11 +204,6 @@ impl StateDict {
             !self.is_checkpoint() || !CHECKPOINT_PREFIXES.iter().any(|other| prefix.starts_with(other))
         };
         self.tensors.keys().filter_map(prefix).filter(is_of_model).collect::<BTreeSet<_>>().into_iter().collect()
-    }
-
-    /// Whether the file has a checksum, which was checked.
-    pub(crate) fn has_checksum(&self) -> bool {
-        self.has_checksum
     }
 
     /// Whether the file is a training checkpoint.
@@ -552,17 +552,23 @@ fn array_from_elements<T>(name: &str, entry: &TensorEntry, values: Vec<T>) -> Re
     ArrayD::from_shape_vec(shape, values).map_err(|e| Error::format(format!("tensor `{name}`"), e))
 }
 
-/// Counts the entries in the JSON header of a safetensors file. Fails if the header has a number so large that a sum of
-/// offsets overflows. The safetensors crate detects neither such a number nor a name that occurs twice. Of entries with
-/// the same name it keeps only the last, so it finds fewer entries than this count.
-fn count_header_entries(bytes: &[u8]) -> Result<usize, &'static str> {
+/// The JSON header in the bytes of a safetensors file; empty if the file is too short.
+fn header(bytes: &[u8]) -> &[u8] {
     let header = bytes.split_first_chunk().and_then(|(header_len, following_bytes)| {
         let header_len = usize::try_from(u64::from_le_bytes(*header_len)).ok()?;
         following_bytes.get(..header_len)
     });
+    header.unwrap_or_default()
+}
+
+/// Counts the entries in the JSON header of a safetensors file. Fails if the header has a number so large that a sum of
+/// offsets overflows, or so many entries that they take far more memory than the file. The safetensors crate detects neither such a number nor a name that occurs twice. Of entries with
+/// the same name it keeps only the last, so it finds fewer entries than this count.
+pub(super) fn count_header_entries(header: &[u8]) -> Result<usize, String> {
     let (mut nesting_depth, mut entries, mut parsed_number) = (0usize, 0, 0usize);
     let (mut in_string, mut after_backslash) = (false, false);
-    for &byte in header.unwrap_or_default() {
+    let mut separators = 0usize;
+    for &byte in header {
         parsed_number = if byte.is_ascii_digit() && !in_string { parsed_number.saturating_mul(10) } else { 0 };
         match byte {
             _ if after_backslash => after_backslash = false,
@@ -572,11 +578,20 @@ fn count_header_entries(bytes: &[u8]) -> Result<usize, &'static str> {
             b'0'..=b'9' => parsed_number = parsed_number.saturating_add(usize::from(byte - b'0')),
             b'{' | b'[' => nesting_depth += 1,
             b'}' | b']' => nesting_depth = nesting_depth.saturating_sub(1),
-            b':' if nesting_depth == 1 => entries += 1,
+            b':' | b',' => {
+                separators += 1;
+                entries += usize::from(byte == b':' && nesting_depth == 1);
+            }
             _ => {}
         }
         if parsed_number > isize::MAX as usize {
-            return Err("the header has a number that is too large for a size or an offset");
+            return Err("the header has a number that is too large for a size or an offset".into());
+        }
+        if separators > MAX_HEADER_SEPARATORS {
+            return Err(format!(
+                "expected at most {MAX_HEADER_SEPARATORS} colons and commas in the header, as about 50,000 tensors have; \
+                 divide the model into several files"
+            ));
         }
     }
     Ok(entries)

@@ -11,6 +11,7 @@ use super::{
     element, file,
     infer::TensorShapes,
     names::{FileLayout, TensorNames},
+    state_dict::count_header_entries,
 };
 use crate::{
     config::Precision,
@@ -159,7 +160,7 @@ impl StateDictWriter {
     /// # Errors
     /// - [`Error::Config`] if the element type is not F32, F16, BF16 or F64.
     /// - [`Error::Format`] if a finite value is too large for the element type, if names and metadata together exceed
-    ///   100 MB, or if [`metadata`](Self::metadata) sets the configuration key of a [model](Self::lstm) to another
+    ///   100 MB or are those of more than about 50,000 tensors, or if [`metadata`](Self::metadata) sets the configuration key of a [model](Self::lstm) to another
     ///   text, or a checksum.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut data = Vec::new();
@@ -213,6 +214,8 @@ impl StateDictWriter {
                 format!("expected names and metadata of at most {MAX_HEADER_BYTES} bytes, got {}", header.len());
             return Err(Error::format("safetensors", reason));
         }
+        // What is written must be readable.
+        count_header_entries(header.as_bytes()).map_err(|reason| Error::format("safetensors", reason))?;
         let header_len_bytes = (header.len() as u64).to_le_bytes();
         let mut file = [&header_len_bytes, header.as_bytes(), &data].concat();
         checksum::write(&mut file);

@@ -17,17 +17,16 @@ use crate::{
     train::{Optimizer, OptimizerConfig},
     weights::{
         LayerWeights, Weights,
-        checksum::CHECKSUM_KEY,
         names::TensorNames,
-        state_dict::{CHECKPOINT_KEY, CHECKPOINT_PREFIXES, StateDict, StateDictWriter, config_key},
+        state_dict::{
+            CHECKPOINT_KEY, CHECKPOINT_PREFIXES, CHECKPOINT_VERSION_WITHOUT_CHECKSUM, StateDict, StateDictWriter,
+            config_key,
+        },
     },
 };
 
 /// Version of the checkpoint format.
 const FORMAT_VERSION: &str = "2";
-
-/// The version without a checksum, which is still read.
-const FORMAT_VERSION_WITHOUT_CHECKSUM: &str = "1";
 
 /// Prefix of the names of the optimizer's tensors.
 pub(super) const OPTIMIZER_PREFIX: &str = CHECKPOINT_PREFIXES[0];
@@ -300,7 +299,7 @@ impl Checkpoint {
             dict.metadata().clone().into_iter().partition(|(key, _)| key.starts_with(TRAINER_PREFIX));
         extra_text.remove(&config_key(LSTM_PREFIX));
         let mut metadata = UnreadMetadata { file_name: &file_name, entries: trainer_metadata };
-        metadata.check_version(dict.has_checksum())?;
+        metadata.check_version()?;
         if dict.metadata().contains_key(ModelWeights::METADATA_KEY) {
             let reason = "the checkpoint of a whole model; continue the run with ModelTrainer::resume";
             return Err(Error::format(file_name, reason));
@@ -376,20 +375,13 @@ pub(super) struct UnreadMetadata<'a> {
 }
 
 impl UnreadMetadata<'_> {
-    /// Checks that the file is a checkpoint of a known version, and has the checksum that this version requires.
-    pub(super) fn check_version(&mut self, has_checksum: bool) -> Result<()> {
+    /// Checks that the file is a checkpoint of a known version.
+    pub(super) fn check_version(&mut self) -> Result<()> {
         match self.entries.remove(CHECKPOINT_KEY) {
-            Some(version) if version == FORMAT_VERSION && !has_checksum => {
-                let reason = format!(
-                    "the file is damaged: expected the metadata entry `{CHECKSUM_KEY}` of checkpoint version \
-                     {FORMAT_VERSION}, which is missing; resume from another checkpoint"
-                );
-                Err(Error::format(self.file_name, reason))
-            }
-            Some(version) if version == FORMAT_VERSION || version == FORMAT_VERSION_WITHOUT_CHECKSUM => Ok(()),
+            Some(version) if [CHECKPOINT_VERSION_WITHOUT_CHECKSUM, FORMAT_VERSION].contains(&&*version) => Ok(()),
             Some(version) => {
                 let reason = format!(
-                    "expected checkpoint version {FORMAT_VERSION_WITHOUT_CHECKSUM} or {FORMAT_VERSION}, got `{version}`"
+                    "expected checkpoint version {CHECKPOINT_VERSION_WITHOUT_CHECKSUM} or {FORMAT_VERSION}, got `{version}`"
                 );
                 Err(Error::format(self.file_name, reason))
             }

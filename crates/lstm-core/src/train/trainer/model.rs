@@ -249,7 +249,7 @@ impl<B: Backend> ModelTrainer<B> {
         let (trainer_metadata, _): (BTreeMap<_, _>, BTreeMap<_, _>) =
             dict.metadata().clone().into_iter().partition(|(key, _)| key.starts_with(TRAINER_PREFIX));
         let mut metadata = UnreadMetadata { file_name: &file_name, entries: trainer_metadata };
-        metadata.check_version(dict.has_checksum())?;
+        metadata.check_version()?;
         if !dict.metadata().contains_key(ModelWeights::METADATA_KEY) {
             let reason = "the checkpoint of an LSTM with a head; continue the run with Trainer::resume";
             return Err(Error::format(file_name, reason));
