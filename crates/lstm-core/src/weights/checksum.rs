@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    state_dict::{CHECKPOINT_KEY, CHECKPOINT_VERSION_WITHOUT_CHECKSUM},
-    writer::json_string,
-};
+use super::header::json_string;
+
+/// The metadata key by which a training checkpoint is recognized: the version of its format.
+pub(crate) const CHECKPOINT_KEY: &str = "trainer.format";
+
+/// The only version of the checkpoint format without a checksum.
+pub(crate) const CHECKPOINT_VERSION_WITHOUT_CHECKSUM: &str = "1";
 
 /// The metadata key of the checksum.
 pub(super) const CHECKSUM_KEY: &str = "lstm.checksum";

@@ -8,6 +8,8 @@ pub mod element;
 pub mod file;
 pub mod gates;
 #[cfg(feature = "safetensors")]
+mod header;
+#[cfg(feature = "safetensors")]
 mod infer;
 pub mod init;
 #[cfg(feature = "safetensors")]

@@ -10,12 +10,15 @@ use std::{
 use ndarray::{ArrayD, Axis, IxDyn, concatenate};
 use safetensors::SafeTensors;
 
+#[cfg(feature = "train")]
+pub(crate) use super::checksum::CHECKPOINT_VERSION_WITHOUT_CHECKSUM;
 pub use super::writer::StateDictWriter;
-pub(crate) use super::writer::config_key;
+pub(crate) use super::{checksum::CHECKPOINT_KEY, writer::config_key};
 pub use safetensors::Dtype;
 
 use super::{
     LayerWeights, Scales, Weights, checksum, dequantize, element, file,
+    header::{count_header_entries, header},
     infer::{EXPECTED_LSTM, TensorShapes},
     names::{self, StoredParam},
 };
@@ -25,12 +28,6 @@ use crate::{
     quantized::{Format, INT8, INT12},
 };
 
-/// The metadata key by which a training checkpoint is recognized: the version of its format.
-pub(crate) const CHECKPOINT_KEY: &str = "trainer.format";
-
-/// The only version of the checkpoint format without a checksum.
-pub(crate) const CHECKPOINT_VERSION_WITHOUT_CHECKSUM: &str = "1";
-
 /// Prefixes of the tensors of a training checkpoint that do not belong to the model: those of the optimizer and of the
 /// caller.
 pub(crate) const CHECKPOINT_PREFIXES: [&str; 2] = ["optimizer.", "extra."];
@@ -38,9 +35,6 @@ pub(crate) const CHECKPOINT_PREFIXES: [&str; 2] = ["optimizer.", "extra."];
 /// The part of an error message that explains how to read a training checkpoint.
 const CHECKPOINT_ADVICE: &str = "the file is a training checkpoint: continue the run with Trainer::resume, or take the \
                                  weights alone with the prefix `lstm.` and leave the other tensors";
-
-/// Maximum number of colons and commas in a header. A parsed header takes many times the memory of its text.
-const MAX_HEADER_SEPARATORS: usize = 1 << 19;
 
 /// Maximum number of tensor names in an error message.
 const MAX_LISTED_NAMES: usize = 8;
@@ -550,49 +544,4 @@ fn not_safetensors_message(bytes: &[u8], error: &dyn fmt::Display) -> String {
 fn array_from_elements<T>(name: &str, entry: &TensorEntry, values: Vec<T>) -> Result<ArrayD<T>> {
     let shape = IxDyn(&entry.shape);
     ArrayD::from_shape_vec(shape, values).map_err(|e| Error::format(format!("tensor `{name}`"), e))
-}
-
-/// The JSON header in the bytes of a safetensors file; empty if the file is too short.
-fn header(bytes: &[u8]) -> &[u8] {
-    let header = bytes.split_first_chunk().and_then(|(header_len, following_bytes)| {
-        let header_len = usize::try_from(u64::from_le_bytes(*header_len)).ok()?;
-        following_bytes.get(..header_len)
-    });
-    header.unwrap_or_default()
-}
-
-/// Counts the entries in the JSON header of a safetensors file. Fails if the header has a number so large that a sum of
-/// offsets overflows, or so many entries that they take far more memory than the file. The safetensors crate detects neither such a number nor a name that occurs twice. Of entries with
-/// the same name it keeps only the last, so it finds fewer entries than this count.
-pub(super) fn count_header_entries(header: &[u8]) -> Result<usize, String> {
-    let (mut nesting_depth, mut entries, mut parsed_number) = (0usize, 0, 0usize);
-    let (mut in_string, mut after_backslash) = (false, false);
-    let mut separators = 0usize;
-    for &byte in header {
-        parsed_number = if byte.is_ascii_digit() && !in_string { parsed_number.saturating_mul(10) } else { 0 };
-        match byte {
-            _ if after_backslash => after_backslash = false,
-            b'\\' if in_string => after_backslash = true,
-            b'"' => in_string = !in_string,
-            _ if in_string => {}
-            b'0'..=b'9' => parsed_number = parsed_number.saturating_add(usize::from(byte - b'0')),
-            b'{' | b'[' => nesting_depth += 1,
-            b'}' | b']' => nesting_depth = nesting_depth.saturating_sub(1),
-            b':' | b',' => {
-                separators += 1;
-                entries += usize::from(byte == b':' && nesting_depth == 1);
-            }
-            _ => {}
-        }
-        if parsed_number > isize::MAX as usize {
-            return Err("the header has a number that is too large for a size or an offset".into());
-        }
-        if separators > MAX_HEADER_SEPARATORS {
-            return Err(format!(
-                "expected at most {MAX_HEADER_SEPARATORS} colons and commas in the header, as about 50,000 tensors have; \
-                 divide the model into several files"
-            ));
-        }
-    }
-    Ok(entries)
 }

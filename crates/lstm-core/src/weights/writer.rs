@@ -9,9 +9,9 @@ use super::{
     QuantizedRows, Weights, checksum,
     checksum::CHECKSUM_KEY,
     element, file,
+    header::{count_header_entries, json_string},
     infer::TensorShapes,
     names::{FileLayout, TensorNames},
-    state_dict::count_header_entries,
 };
 use crate::{
     config::Precision,
@@ -239,18 +239,4 @@ impl StateDictWriter {
         self.tensors.insert(name, (shape, values));
         Ok(())
     }
-}
-
-/// Encodes a text as a JSON string.
-pub(super) fn json_string(text: &str) -> String {
-    let mut json = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => json.extend(['\\', c]),
-            '\0'..='\x1f' => json.push_str(&format!("\\u{:04x}", u32::from(c))),
-            _ => json.push(c),
-        }
-    }
-    json.push('"');
-    json
 }
