@@ -153,3 +153,44 @@ fn assert_same_weights(want: &Weights, got: &Weights) {
     };
     assert_eq!(values(want), values(got));
 }
+
+/// The same safetensors file without the checksum that this library writes: spaces instead of the metadata entry.
+///
+/// # Panics
+/// The file has none.
+pub fn without_checksum(bytes: &[u8]) -> Vec<u8> {
+    let start = b"\"lstm.checksum\":\"lstm-crc32:";
+    let at = bytes.windows(start.len()).position(|part| part == start).expect("the file has a checksum");
+    // With the digits and the quote, and one of the commas around the entry.
+    let end = at + start.len() + 9;
+    let range = match (bytes[at - 1], bytes[end]) {
+        (_, b',') => at..end + 1,
+        (b',', _) => at - 1..end,
+        _ => at..end,
+    };
+    let mut bytes = bytes.to_vec();
+    bytes[range].fill(b' ');
+    bytes
+}
+
+/// A temporary folder that is removed with this value.
+pub struct Folder(pub std::path::PathBuf);
+
+impl Folder {
+    /// Creates an empty folder.
+    ///
+    /// # Panics
+    /// It can't be created.
+    pub fn new(test: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("lstm-tests-{test}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir(&folder).expect("the folder for temporary files is writable");
+        Folder(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

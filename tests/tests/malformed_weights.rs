@@ -20,11 +20,9 @@ fn raw(header: &str, data: &[u8]) -> Vec<u8> {
 /// A small valid file.
 fn small() -> Vec<u8> {
     let writer = StateDictWriter::new().metadata("key", "value").dtype(Dtype::F16);
-    writer
-        .lstm("", &Weights::init(LstmConfig::new(1, 1), &Init::default(), 11).unwrap(), TensorNames::PyTorch)
-        .unwrap()
-        .to_bytes()
-        .unwrap()
+    let weights = Weights::init(LstmConfig::new(1, 1), &Init::default(), 11).unwrap();
+    // Without the checksum, which would detect all changes before they reach the rest of the reader.
+    malformed::without_checksum(&writer.lstm("", &weights, TensorNames::PyTorch).unwrap().to_bytes().unwrap())
 }
 
 /// Reads a file and runs its model.
@@ -96,6 +94,27 @@ fn rejects_malformed_headers() {
     let wide = entry("a", &format!("{max},0,{max}"), 0, 0);
     let taken = StateDict::from_bytes(raw(&format!("{{{wide}}}"), &[])).and_then(|mut dict| dict.take_any("a"));
     assert!(matches!(taken, Err(Error::Format { .. })), "{taken:?}");
+}
+
+/// A parsed entry takes many times the memory of its text.
+#[test]
+fn headers_have_a_largest_number_of_entries() {
+    let entry = |k: usize| format!(r#""t{k}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#);
+    let header = |n| format!("{{{}}}", (0..n).map(entry).collect::<Vec<_>>().join(","));
+    assert_eq!(StateDict::from_bytes(raw(&header(50_000), &[])).unwrap().names().count(), 50_000);
+    let metadata = format!("{{\"__metadata__\":{{{}}}}}", vec!["\"k\":\"\""; 500_000].join(","));
+    let sizes = entry(0).replace("[0]", &format!("[0{}]", ",1".repeat(600_000)));
+    for header in [header(500_000), metadata, format!("{{{sizes}}}")] {
+        let start = std::time::Instant::now();
+        let error = StateDict::from_bytes(raw(&header, &[])).unwrap_err().to_string();
+        assert!(error.contains("colons and commas"), "{error}");
+        assert!(start.elapsed().as_secs_f64() < 1.0, "{:?} for {} bytes", start.elapsed(), header.len());
+    }
+    let mut writer = StateDictWriter::new();
+    for k in 0..80_000 {
+        writer = writer.tensor(k.to_string(), &array![[0.0f32]]).unwrap();
+    }
+    assert!(writer.to_bytes().unwrap_err().to_string().contains("colons and commas"));
 }
 
 proptest! {

@@ -157,14 +157,15 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         }
     }
     let kinds: Vec<_> = weights.layers().iter().map(ModelLayer::kind).collect();
-    output.report(&Report {
+    let report = Report {
         model: path_text(&args.model.path),
         out: path_text(&args.out),
         layers: kinds.join(", "),
         parameters: weights.num_params(),
         precision: loaded_model.precisions(),
         unused: loaded_model.unused_names.clone(),
-    })?;
+    };
+    output.report_with_files(&report, std::slice::from_ref(&args.out))?;
     Ok(ExitCode::SUCCESS)
 }
 

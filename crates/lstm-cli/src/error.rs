@@ -83,6 +83,19 @@ impl Error {
         }
     }
 
+    /// Adds the files that are in place in spite of the error.
+    pub(crate) fn with_files_in_place(self, files: &[PathBuf]) -> Self {
+        if files.is_empty() {
+            return self;
+        }
+        let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
+        let in_place = format!("in place all the same: {}", files.join(", "));
+        match self {
+            Error::File { path, why } => Error::File { path, why: format!("{why}; {in_place}") },
+            other => other,
+        }
+    }
+
     /// Returns a function for `map_err` that converts an I/O error to an error that names the file `path`.
     pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Self {
         move |error| Error::file(path, error)

@@ -8,8 +8,10 @@ use std::{
 };
 
 use hound::{SampleFormat, WavSpec, WavWriter};
-use lstm::ndarray::{ArrayView3, Axis, s};
-use tempfile::NamedTempFile;
+use lstm::{
+    ndarray::{ArrayView3, Axis, s},
+    weights::file::AtomicFile,
+};
 
 use crate::{
     error::{Error, Result},
@@ -60,26 +62,24 @@ fn parent_directory(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// An error about an output file.
+fn file_error(error: lstm::Error) -> Error {
+    match error {
+        lstm::Error::Io { path, source } => Error::file(&path, source),
+        other => other.into(),
+    }
+}
+
 /// A temporary file that [`commit_files`] renames to its final path.
 pub(crate) struct PendingFile {
     path: PathBuf,
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<AtomicFile>,
 }
 
 impl PendingFile {
-    /// Creates a temporary file in the directory of `path`. Fails if `path` is a directory.
+    /// Creates the temporary file. Fails if `path` is not a regular file or a new one.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        let ends_with_separator =
-            path.as_os_str().as_encoded_bytes().last().is_some_and(|&c| std::path::is_separator(c.into()));
-        let existing_metadata = match path.metadata() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            metadata => Some(metadata.map_err(Error::io(path))?),
-        };
-        if ends_with_separator || existing_metadata.is_some_and(|metadata| metadata.is_dir()) {
-            return Err(Error::file(path, "expected a file name, got a directory"));
-        }
-        let file = temporary_file_builder().tempfile_in(parent_directory(path)).map_err(Error::io(path))?;
-        Ok(PendingFile { path: path.to_owned(), file: BufWriter::new(file) })
+        Ok(PendingFile { path: path.to_owned(), file: BufWriter::new(AtomicFile::create(path).map_err(file_error)?) })
     }
 
     /// Appends bytes to the temporary file.
@@ -88,17 +88,20 @@ impl PendingFile {
     }
 }
 
-/// Flushes all files to disk, and then renames each to its final path.
+/// Flushes all files to disk, and then renames each to its final path. An error names the files that are in place.
 pub(crate) fn commit_files(files: impl IntoIterator<Item = PendingFile>) -> Result<()> {
     let mut written_files = Vec::new();
     for PendingFile { path, file } in files {
         let file = file.into_inner().map_err(|e| Error::file(&path, e.error()))?;
-        file.as_file().sync_all().map_err(Error::io(&path))?;
+        file.sync().map_err(file_error)?;
         written_files.push((path, file));
     }
-    written_files
-        .into_iter()
-        .try_for_each(|(path, file)| file.persist(&path).map(drop).map_err(|e| Error::file(&path, e.error)))
+    let mut in_place = Vec::new();
+    for (path, file) in written_files {
+        file.commit().map_err(|error| file_error(error).with_files_in_place(&in_place))?;
+        in_place.push(path);
+    }
+    Ok(())
 }
 
 /// Writer of output sequences, in chunks of steps.
@@ -157,7 +160,7 @@ impl SequenceWriter {
                 if bytes.iter().product::<u128>() > u128::from(u32::MAX - 1024) {
                     return Err(Error::file(path, "a .wav file holds at most 4 GiB; write an .npy file"));
                 }
-                let handle = file.file.get_ref().as_file().try_clone().map_err(Error::io(path))?;
+                let handle = file.file.get_ref().try_clone_handle().map_err(file_error)?;
                 Encoding::Wav(WavWriter::new(BufWriter::new(handle), spec).map_err(|e| Error::file(path, e))?)
             }
             (Format::Wav, None) => return Err(Error::file(path, "a .wav file needs a .wav input; write an .npy file")),
@@ -228,13 +231,4 @@ fn write_sample(wav: &mut WavWriter<BufWriter<File>>, sample: f32) -> Result<boo
     let scaled = (f64::from(sample) * full_scale).round_ties_even();
     let held = scaled.clamp(-full_scale, full_scale - 1.0);
     wav.write_sample(held as i32).map(|()| held == scaled)
-}
-
-/// Returns a builder of temporary files that have the default permissions of new files.
-fn temporary_file_builder() -> tempfile::Builder<'static, 'static> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".lstm-");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder
 }

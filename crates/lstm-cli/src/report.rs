@@ -1,6 +1,11 @@
 //! Output of a command: a report as text or JSON on stdout, notes and errors on stderr.
 
-use std::{fmt::Display, io::Write, path::Path, process::ExitCode};
+use std::{
+    fmt::Display,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use serde::Serialize;
 use serde_json::json;
@@ -17,6 +22,11 @@ pub(crate) struct OutputSettings {
 }
 
 impl OutputSettings {
+    /// Writes the report of a command that wrote `files` to stdout. An error says that the files are in place.
+    pub(crate) fn report_with_files(self, report: &(impl Serialize + Display), files: &[PathBuf]) -> Result<()> {
+        self.report(report).map_err(|error| error.with_files_in_place(files))
+    }
+
     /// Writes a command's report to stdout.
     pub(crate) fn report(self, report: &(impl Serialize + Display)) -> Result<()> {
         let text = match self.json {

@@ -177,7 +177,8 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     }
     let (output_file, clipped) = writer.map(SequenceWriter::finish).transpose()?.unzip();
     commit_files(output_file.into_iter().chain(state_file))?;
-    output.report(&Report {
+    let files: Vec<PathBuf> = args.output.iter().chain(&args.state_out).cloned().collect();
+    let report = Report {
         model: path_text(&args.model.path),
         input,
         output: args.output.as_deref().map(path_text),
@@ -197,7 +198,8 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         seconds: start.elapsed().as_secs_f64(),
         digest: args.digest.then(|| digest.to_string()),
         unused: loaded_model.unused_names,
-    })?;
+    };
+    output.report_with_files(&report, &files)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -15,7 +15,7 @@ use lstm::{
 use crate::{
     backends::RunnableModel,
     error::{Error, Result},
-    input::{Format, Layout, Reader, SequenceShape},
+    input::{Format, Layout, Reader, SequenceShape, open_file},
     model::{LoadedModel, PortKind, quoted_list},
     report::OutputSettings,
     state,
@@ -24,7 +24,7 @@ use crate::{
 /// Command-line options for the input sequences.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SequenceArgs {
-    /// Input sequences, an .npy, .csv or .wav file
+    /// Input sequences, an .npy, .csv or .wav file, or a pipe with the content of one, such as /dev/stdin
     #[arg(long, short, value_name = "FILE")]
     pub(crate) input: PathBuf,
 
@@ -103,7 +103,8 @@ impl SequenceArgs {
     pub(crate) fn open(&self, model: &LoadedModel, output: OutputSettings) -> Result<Sequences> {
         state::check_path(self.state_in.as_deref())?;
         let weights = &model.weights;
-        let is_wav = Format::of(&self.input)? == Format::Wav;
+        let (file, format) = open_file(&self.input)?;
+        let is_wav = format == Format::Wav;
         let is_prewarmed = self.prewarm > 0.0;
         for (option, is_given) in
             [("knobs", !self.knobs.is_empty()), ("resample", self.resample.is_some()), ("prewarm", is_prewarmed)]
@@ -118,7 +119,7 @@ impl SequenceArgs {
         }
         layout.tokens = weights.reads_tokens();
         layout.sample_rate = self.resampling_rate(model)?;
-        let reader = Reader::open(&self.input, layout)?;
+        let reader = Reader::new(&self.input, file, format, layout)?;
         let sequence_shape = reader.sequence_shape();
         let resampled_to = layout.sample_rate;
         if let (Some(spec), None) = (reader.wav_spec(), resampled_to) {

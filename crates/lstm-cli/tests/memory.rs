@@ -1,4 +1,4 @@
-//! Tests that memory use does not depend on file length, and that an interrupted run leaves no files.
+//! Tests that memory use does not depend on the length of a file or a pipe, and that an interrupted run leaves no files.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -32,7 +32,12 @@ fn large_input(dir: &TempDir) -> String {
 
 /// Runs the tool and returns its peak memory use in KiB.
 fn peak_memory(args: &[&str]) -> u64 {
-    let mut child = tool(args).stdout(Stdio::null()).spawn().unwrap();
+    peak_memory_of(tool(args))
+}
+
+/// Runs a command and returns its peak memory use in KiB.
+fn peak_memory_of(mut command: Command) -> u64 {
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     let exit = loop {
@@ -44,7 +49,7 @@ fn peak_memory(args: &[&str]) -> u64 {
             None => sleep(Duration::from_millis(1)),
         }
     };
-    assert!(exit.success() && peak > 0, "{args:?}: {exit}, {peak} KiB");
+    assert!(exit.success() && peak > 0, "{command:?}: {exit}, {peak} KiB");
     peak
 }
 
@@ -60,6 +65,20 @@ fn memory_use_is_independent_of_file_length() {
     let steps = STEPS.to_string();
     let whole = peak_memory(&[&args[..], &["--chunk", &steps]].concat());
     assert!(whole > FILE_KIB, "{whole} KiB for all of a file of {FILE_KIB}");
+}
+
+/// What comes from a pipe goes to the disk, not to memory.
+#[test]
+fn memory_use_is_independent_of_what_comes_from_a_pipe() {
+    let dir = TempDir::new();
+    let (_, model) = dir.model(LstmConfig::new(FEATURES, 4));
+    let (x, y) = (large_input(&dir), dir.path("y.npy"));
+    let mut cat = Command::new("cat").arg(&x).stdout(Stdio::piped()).spawn().unwrap();
+    let mut command = tool(&["run", &model, "--input", "/dev/stdin", "--output", &y, "--threads", "1"]);
+    command.stdin(cat.stdout.take().unwrap());
+    let peak = peak_memory_of(command);
+    assert!(cat.wait().unwrap().success());
+    assert!(peak < FILE_KIB / 2, "{peak} KiB for {FILE_KIB} from a pipe");
 }
 
 /// Starts a run through `sh` with a script that executes `"$@"`, and waits until it has created its output file.

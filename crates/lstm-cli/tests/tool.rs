@@ -6,6 +6,8 @@ mod common;
 mod audio;
 #[path = "tool/command_line.rs"]
 mod command_line;
+#[path = "tool/files.rs"]
+mod files;
 #[path = "tool/messages.rs"]
 mod messages;
 #[path = "tool/models.rs"]

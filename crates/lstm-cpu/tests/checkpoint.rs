@@ -126,8 +126,8 @@ fn invalid_metadata_is_named() {
     let dir = TempDir::new();
     save_run(&dir);
     for (key, value, parts) in [
-        ("format", "2", &["version 1", "got `2`"][..]),
-        ("format", "", &["version 1", "got ``"]),
+        ("format", "3", &["version 1 or 2", "got `3`"][..]),
+        ("format", "", &["version 1 or 2", "got ``"]),
         ("model", "NaN", &["expected lstm, got `NaN`"]),
         ("model", "lstm input_size=2 hidden_size=NaN", &["option hidden_size: expected a whole number, got `NaN`"]),
         ("model", "lstm input_size=2 hidden_size=6 num_layers=2 dropout=NaN", &["dropout", "got NaN"]),

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use lstm_core::{Backend, Error, FloatEnvironment, Model, Result};
+use lstm_core::{Backend, Error, FloatEnvironment, Model, Result, weights::file::read_regular};
 
 use crate::{
     detect::{check_shard, describe_unknown, detect},
@@ -17,7 +17,7 @@ use crate::{
 /// reader, and those of [`ModelWeights::quantize`](lstm_core::ModelWeights::quantize). The message names the file.
 pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<ModelFile> {
     let path = path.as_ref();
-    let bytes = read_regular_file(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let bytes = read_file(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     check_shard(&name).map_err(|why| Error::format(path.display().to_string(), why))?;
     read(&bytes, &path.display().to_string(), path.parent(), options)
@@ -124,15 +124,12 @@ fn read_onnx(bytes: &[u8], source: &str, folder: Option<&Path>, options: &OpenOp
 }
 
 /// Reads a regular file. A pipe or a device could be endless, or block.
-fn read_regular_file(path: &Path) -> io::Result<Vec<u8>> {
-    let metadata = fs::metadata(path)?;
-    if metadata.is_file() {
-        return fs::read(path);
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    if fs::metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
+        let reason =
+            "it is a directory; expected a model file (of a TensorFlow SavedModel, export an ONNX file with tf2onnx)";
+        let source = io::Error::new(io::ErrorKind::InvalidInput, reason);
+        return Err(Error::Io { path: path.into(), source });
     }
-    let reason = if metadata.is_dir() {
-        "it is a directory; expected a model file (of a TensorFlow SavedModel, export an ONNX file with tf2onnx)"
-    } else {
-        "expected a regular file, got a pipe or a device; save the model to a file first"
-    };
-    Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+    read_regular(path)
 }

@@ -12,9 +12,12 @@ pub(super) struct RowReader<R> {
     csv: Reader<R>,
 }
 
-/// A reader that fails if a blank line is followed by other text. The csv crate skips blank lines, which would silently
-/// drop a step.
-struct BlankLineCheck<R> {
+/// Longest row in bytes. The csv crate holds a row in memory.
+const MAX_ROW_BYTES: usize = 1 << 22;
+
+/// A reader that fails at a row that is too long, and if a blank line is followed by other text. The csv crate skips blank
+/// lines, which would silently drop a step.
+struct LineCheck<R> {
     inner: R,
     /// Number of the current line, from 1.
     line: u64,
@@ -24,12 +27,21 @@ struct BlankLineCheck<R> {
     after_carriage_return: bool,
     /// Number of the first blank line, if there was one.
     blank_line: Option<u64>,
+    /// Number of bytes of the current row so far. A row has several lines if a field in quotes has.
+    row_bytes: usize,
+    /// Whether the next byte begins a field.
+    begins_field: bool,
+    /// Whether the next byte is in a field in quotes. A quote in it is written twice, which ends it and begins another.
+    in_quotes: bool,
+    /// Whether the last byte ended a field in quotes.
+    after_quotes: bool,
 }
 
-impl<R: Read> Read for BlankLineCheck<R> {
+impl<R: Read> Read for LineCheck<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(out)?;
         for &byte in &out[..n] {
+            self.count_row_bytes(byte)?;
             match byte {
                 b'\n' if self.after_carriage_return => {}
                 b'\r' | b'\n' => {
@@ -53,15 +65,52 @@ impl<R: Read> Read for BlankLineCheck<R> {
     }
 }
 
+impl<R> LineCheck<R> {
+    fn new(inner: R) -> Self {
+        LineCheck {
+            inner,
+            line: 1,
+            line_is_empty: true,
+            after_carriage_return: false,
+            blank_line: None,
+            row_bytes: 0,
+            begins_field: true,
+            in_quotes: false,
+            after_quotes: false,
+        }
+    }
+
+    /// Counts a byte, and fails if the row has too many.
+    fn count_row_bytes(&mut self, byte: u8) -> io::Result<()> {
+        self.row_bytes += 1;
+        match byte {
+            b'"' if self.in_quotes => (self.in_quotes, self.after_quotes) = (false, true),
+            b'"' => (self.in_quotes, self.after_quotes) = (self.begins_field || self.after_quotes, false),
+            _ => self.after_quotes = false,
+        }
+        let ends_line = matches!(byte, b'\r' | b'\n');
+        self.begins_field = !self.in_quotes && (ends_line || byte == b',');
+        if ends_line && !self.in_quotes {
+            self.row_bytes = 0;
+        }
+        if self.row_bytes > MAX_ROW_BYTES {
+            return Err(io::Error::other(format!(
+                "line {}: expected rows of at most {} MiB, got a longer one; write wide arrays to an .npy file",
+                self.line,
+                MAX_ROW_BYTES >> 20
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// Opens a .csv file: reads it once to count its rows, which must have the same number of fields, and rewinds it.
 pub(super) fn open<R: Read + Seek>(mut r: R, layout: Layout) -> Result<(RowReader<R>, SequenceShape), String> {
     let has_header = layout.header;
     let mut builder = ReaderBuilder::new();
     // `flexible`, so that rows of different lengths are found here, after the check of separators.
     builder.has_headers(has_header).trim(Trim::All).flexible(true);
-    let checked_reader =
-        BlankLineCheck { inner: &mut r, line: 1, line_is_empty: true, after_carriage_return: false, blank_line: None };
-    let mut csv = builder.from_reader(checked_reader);
+    let mut csv = builder.from_reader(LineCheck::new(&mut r));
     let (mut steps, mut features) = (0, 0);
     let mut record = ByteRecord::new();
     while csv.read_byte_record(&mut record).map_err(|e| e.to_string())? {
@@ -194,6 +243,41 @@ mod tests {
                 "{text:?}"
             );
         }
+    }
+
+    /// A text followed by another one again and again, and the number of bytes that were read.
+    struct Endless<'a>(&'a [u8], &'a [u8], usize);
+
+    impl Read for Endless<'_> {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+            out.iter_mut().for_each(|byte| {
+                let rest = || self.1[(self.2 - self.0.len()) % self.1.len()];
+                *byte = self.0.get(self.2).copied().unwrap_or_else(rest);
+                self.2 += 1;
+            });
+            Ok(out.len())
+        }
+    }
+
+    impl Seek for Endless<'_> {
+        fn seek(&mut self, _: io::SeekFrom) -> io::Result<u64> {
+            Ok(self.2 as u64)
+        }
+    }
+
+    #[test]
+    fn rows_have_a_largest_length() {
+        for (start, rest) in [("", "\0"), ("", "0"), ("", "0,"), ("\"", "0,\n"), ("1,2\n\"\"\"", "0\r\n\"\"")] {
+            let mut file = Endless(start.as_bytes(), rest.as_bytes(), 0);
+            let error = open(&mut file, Layout::default()).err().unwrap();
+            assert!(error.contains("expected rows of at most 4 MiB"), "{start:?} {rest:?}: {error}");
+            assert!(file.2 < 2 * MAX_ROW_BYTES, "{start:?} {rest:?}: {} bytes were read", file.2);
+        }
+        // Short rows in a long file, with quotes that belong to a field.
+        let row = "\"1\",2,\"3\"\n";
+        let text = format!("a\"b,\"c\"\"d\",e\"\"\n{}", row.repeat(2 * MAX_ROW_BYTES / row.len()));
+        let (mut rows, shape) = open(Cursor::new(text), header(true)).unwrap();
+        assert_eq!(rows.read::<f32>(&shape, 1).unwrap().into_iter().collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
     }
 
     #[test]

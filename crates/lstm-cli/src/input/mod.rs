@@ -5,8 +5,8 @@ mod npy;
 mod wav;
 
 use std::{
-    fs::File,
-    io::{Read, Seek},
+    fs::{self, File, Metadata},
+    io::{self, Read, Seek},
     path::{Path, PathBuf},
 };
 
@@ -46,6 +46,15 @@ impl Format {
             "csv" => Ok(Format::Csv),
             "wav" => Ok(Format::Wav),
             _ => Err(Error::file(path, "expected the extension .npy, .csv or .wav")),
+        }
+    }
+
+    /// Format of a file with this beginning. Text has none.
+    fn of_content(start: &[u8]) -> Self {
+        match start {
+            [0x93, b'N', ..] => Format::Npy,
+            start if [b"RIFF", b"RF64", b"BW64"].iter().any(|magic| start.starts_with(*magic)) => Format::Wav,
+            _ => Format::Csv,
         }
     }
 }
@@ -113,19 +122,43 @@ enum FormatReader<R> {
     Wav(wav::FrameReader<R>, WavSpec),
 }
 
-impl Reader<File> {
-    /// Opens a file and determines the shape of its sequences. A .csv file is read once for this.
-    ///
-    /// # Errors
-    /// The errors of [`new`](Self::new), and [`Error::File`] if the file can't be opened.
-    pub fn open(path: &Path, layout: Layout) -> Result<Self> {
-        let format = Format::of(path)?;
-        let file = File::open(path).map_err(Error::io(path))?;
-        if file.metadata().map_err(Error::io(path))?.is_dir() {
-            return Err(Error::file(path, "is a directory"));
-        }
-        Reader::new(path, file, format, layout)
+/// Opens a file of sequences and determines its format: by the extension, or for a pipe without one by the content. A
+/// pipe, whose length nobody knows, is first copied to a temporary file, so that it takes space on the disk and not in
+/// memory.
+pub(crate) fn open_file(path: &Path) -> Result<(File, Format)> {
+    let metadata = fs::metadata(path).map_err(Error::io(path))?;
+    if metadata.is_file() {
+        return Ok((File::open(path).map_err(Error::io(path))?, Format::of(path)?));
     }
+    if metadata.is_dir() {
+        return Err(Error::file(path, "is a directory"));
+    }
+    if !is_pipe(&metadata) {
+        return Err(Error::file(path, "expected a regular file or a pipe, got a device or a socket"));
+    }
+    let mut pipe = File::open(path).map_err(Error::io(path))?;
+    let folder = std::env::temp_dir();
+    let mut copy = tempfile::tempfile_in(&folder).map_err(Error::io(&folder))?;
+    io::copy(&mut pipe, &mut copy).map_err(|error| {
+        let why = format!("copying it to a file in {}: {error}; TMPDIR chooses another folder", folder.display());
+        Error::file(path, why)
+    })?;
+    let mut start = Vec::new();
+    let read = copy.rewind().and_then(|()| (&copy).take(4).read_to_end(&mut start)).and_then(|_| copy.rewind());
+    read.map_err(Error::io(&folder))?;
+    let format = if path.extension().is_some() { Format::of(path)? } else { Format::of_content(&start) };
+    Ok((copy, format))
+}
+
+#[cfg(unix)]
+fn is_pipe(metadata: &Metadata) -> bool {
+    std::os::unix::fs::FileTypeExt::is_fifo(&metadata.file_type())
+}
+
+/// Pipes have no paths on other systems.
+#[cfg(not(unix))]
+fn is_pipe(_: &Metadata) -> bool {
+    false
 }
 
 impl<R: Read + Seek> Reader<R> {

@@ -19,10 +19,10 @@ fn failed_run_writes_no_files() {
     let nowhere = dir.path("nowhere/h.safetensors");
     for (output, state, word) in [
         (&good, &nowhere, "nowhere/h.safetensors"),
-        (&good, &state, "folder.safetensors: expected a file name, got a directory"),
-        (&good, &format!("{last}/"), "h.safetensors/: expected a file name"),
-        (&y, &last, "folder.npy: expected a file name, got a directory"),
-        (&format!("{good}/"), &last, "y.npy/: expected a file name"),
+        (&good, &state, "folder.safetensors: expected the path of a file, got a folder"),
+        (&good, &format!("{last}/"), "h.safetensors/: expected the path of a file"),
+        (&y, &last, "folder.npy: expected the path of a file, got a folder"),
+        (&format!("{good}/"), &last, "y.npy/: expected the path of a file"),
         (&dir.path(&long), &last, "yyy.npy"),
     ] {
         let (code, report) = run_json(&["run", &model, "-i", &input, "-o", output, "--state-out", state]);

@@ -6,6 +6,7 @@ use crate::{
     backend::{State, shape::zeros},
     config::LstmConfig,
     error::{Error, Result},
+    model::broadcast::check_repeated,
 };
 
 /// The states of all layers as host arrays: `h: [layers * directions, batch, state_size]` and
@@ -166,6 +167,7 @@ impl<'a> Input<'a> {
 
     /// Checks the shapes of the arrays and the sequence lengths.
     pub(crate) fn check(&self, config: &LstmConfig) -> Result<()> {
+        check_repeated("forward: x", &self.x)?;
         let (batch, steps) = self.batch_and_steps();
         let features = self.x.dim().2;
         if features != config.input_size {

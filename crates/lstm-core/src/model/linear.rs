@@ -9,7 +9,7 @@ use crate::{
     config::check::check_size,
     error::{Error, Result},
     float_environment::FloatEnvironment,
-    model::{block_on::block_on, layout::vec_with_capacity},
+    model::{block_on::block_on, broadcast::check_repeated, layout::vec_with_capacity},
     shape::{MatrixRef, MatrixShape, zeros},
     weights::{QuantizedRows, init::SymmetricUniform},
 };
@@ -166,6 +166,7 @@ impl<B: Backend> Linear<B> {
     ) -> Result<Array<f32, D>> {
         let x = x.into();
         let dim = self.output_dim("forward", &x)?;
+        check_repeated("forward: x", &x)?;
         let y = match self.upload_rows(x)? {
             Some(x) => self.backend.download_vec(self.device_weights.as_ref().multiply(&self.backend, &x)?).await?,
             None => Vec::new(),

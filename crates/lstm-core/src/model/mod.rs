@@ -2,6 +2,7 @@
 //! passes.
 
 mod block_on;
+mod broadcast;
 mod device_layer;
 mod gradients;
 mod input;
@@ -23,6 +24,7 @@ pub use tape::{Tape, TrainOutput};
 
 pub(crate) use {
     block_on::block_on,
+    broadcast::check_repeated,
     input::{check_lengths, nth_seed},
     layout::{BatchLayout, vec_with_capacity},
     linear::load_linear,

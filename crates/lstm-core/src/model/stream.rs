@@ -9,6 +9,7 @@ use crate::{
     error::{Error, Result},
     model::{
         block_on::block_on,
+        broadcast::check_repeated,
         device_layer::DeviceStream,
         input::{HostState, Input},
         layout::BatchLayout,
@@ -121,6 +122,7 @@ impl<B: Backend> Stream<B> {
         if x.shape() != expected {
             return Err(Error::shape("chunk: x", format!("{expected:?}"), format!("{:?}", x.shape())));
         }
+        check_repeated("chunk: x", &x)?;
         let input = Input::from(x);
         if x.dim().1 == 0 {
             return Ok(lstm.empty_output(&input)?.0);

@@ -4,7 +4,7 @@ use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
 
 use crate::{
     error::{Error, Result},
-    model::{Dropout, HostState, check_lengths},
+    model::{Dropout, HostState, check_lengths, check_repeated},
     network::weights::{ModelLayer, ModelWeights},
 };
 
@@ -117,6 +117,10 @@ impl<'a> ModelInput<'a> {
         let (batch, steps) = self.batch_and_steps();
         if let Some(lengths) = self.lengths {
             check_lengths(op, lengths, [batch, steps])?;
+        }
+        match self.values {
+            Values::Features(x) => check_repeated("x", &x)?,
+            Values::Tokens(tokens) => check_repeated("tokens", &tokens)?,
         }
         match (self.values, weights.reads_tokens()) {
             (Values::Features(x), false) => {

@@ -1,8 +1,8 @@
-//! Atomic replacement of files.
+//! Atomic replacement of files, and reading of regular files only.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions},
-    io::{self, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU64, Ordering},
@@ -25,6 +25,45 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|source| Error::Io { path: path.into(), source })?;
     file.commit()
+}
+
+/// Opens a regular file for reading. A device could be endless, and opening a pipe could wait for ever.
+///
+/// # Errors
+/// [`Error::Io`] if the file can't be opened, or is a folder, a device, a pipe or a socket.
+pub fn open_regular(path: impl AsRef<Path>) -> Result<File> {
+    let path = path.as_ref();
+    let open = || {
+        check_regular(&fs::metadata(path)?)?;
+        let file = File::open(path)?;
+        // The name may have got another file meanwhile.
+        check_regular(&file.metadata()?)?;
+        Ok(file)
+    };
+    open().map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// Reads a regular file, as [`open_regular`] opens it.
+///
+/// # Errors
+/// Those of [`open_regular`]; [`Error::Io`] if reading fails or the file does not fit in memory.
+pub fn read_regular(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    let path = path.as_ref();
+    let mut bytes = Vec::new();
+    // This reserves the memory for the whole file first, and returns an error if it can't.
+    open_regular(path)?.read_to_end(&mut bytes).map_err(|source| Error::Io { path: path.into(), source })?;
+    Ok(bytes)
+}
+
+/// Checks that a file to read is a regular one.
+fn check_regular(metadata: &Metadata) -> io::Result<()> {
+    if metadata.is_file() {
+        return Ok(());
+    }
+    Err(invalid(match metadata.is_dir() {
+        true => "expected a file, got a folder",
+        false => "expected a regular file, got a pipe or a device; save its content to a file first",
+    }))
 }
 
 /// A file that appears under its name, or replaces the file of that name, only when [`commit`](Self::commit) is called.
@@ -67,6 +106,23 @@ impl AtomicFile {
             Ok(file)
         };
         create().map_err(|source| Error::Io { path: path.into(), source })
+    }
+
+    /// Writes everything to the disk, so that [`commit`](Self::commit) has little left that can fail. A program that
+    /// replaces several files calls this for all of them first.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the disk fails.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|source| Error::Io { path: self.path.clone(), source })
+    }
+
+    /// Another handle to the temporary file, with the same position, for a writer that must own it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the process has too many open files.
+    pub fn try_clone_handle(&self) -> Result<File> {
+        self.file.try_clone().map_err(|source| Error::Io { path: self.path.clone(), source })
     }
 
     /// Writes everything to the disk and gives the file its name.

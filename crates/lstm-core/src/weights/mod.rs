@@ -2,10 +2,13 @@
 //! loaded; only the copies on the device are snapped (see [`arithmetic::snap`](crate::arithmetic::snap)).
 
 #[cfg(feature = "safetensors")]
-pub mod element;
+mod checksum;
 #[cfg(feature = "safetensors")]
+pub mod element;
 pub mod file;
 pub mod gates;
+#[cfg(feature = "safetensors")]
+mod header;
 #[cfg(feature = "safetensors")]
 mod infer;
 pub mod init;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs,
+    fmt,
     ops::Range,
     path::Path,
 };
@@ -10,12 +10,15 @@ use std::{
 use ndarray::{ArrayD, Axis, IxDyn, concatenate};
 use safetensors::SafeTensors;
 
+#[cfg(feature = "train")]
+pub(crate) use super::checksum::CHECKPOINT_VERSION_WITHOUT_CHECKSUM;
 pub use super::writer::StateDictWriter;
-pub(crate) use super::writer::config_key;
+pub(crate) use super::{checksum::CHECKPOINT_KEY, writer::config_key};
 pub use safetensors::Dtype;
 
 use super::{
-    LayerWeights, Scales, Weights, dequantize, element,
+    LayerWeights, Scales, Weights, checksum, dequantize, element, file,
+    header::{count_header_entries, header},
     infer::{EXPECTED_LSTM, TensorShapes},
     names::{self, StoredParam},
 };
@@ -24,9 +27,6 @@ use crate::{
     error::{Error, Result},
     quantized::{Format, INT8, INT12},
 };
-
-/// The metadata key by which a training checkpoint is recognized: the version of its format.
-pub(crate) const CHECKPOINT_KEY: &str = "trainer.format";
 
 /// Prefixes of the tensors of a training checkpoint that do not belong to the model: those of the optimizer and of the
 /// caller.
@@ -87,25 +87,26 @@ impl StateDict {
     /// Reads a safetensors file into memory. Tensors are converted when they are taken.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read; the errors of [`from_bytes`](Self::from_bytes), which name the file.
+    /// [`Error::Io`] if the file cannot be read or is not a regular file; the errors of [`from_bytes`](Self::from_bytes),
+    /// which name the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
-        Self::parse(bytes, &path.display().to_string())
+        Self::parse(file::read_regular(path)?, &path.display().to_string())
     }
 
-    /// Parses the header of a safetensors file in memory. The elements of the tensors are not read.
+    /// Parses the header of a safetensors file in memory and checks the checksum, if this library wrote the file.
     ///
     /// # Errors
     /// [`Error::Format`] if the bytes are not a safetensors file: the file is truncated, the header is invalid, a name
-    /// occurs twice, or tensors overlap, leave gaps or exceed the file.
+    /// occurs twice, or tensors overlap, leave gaps or exceed the file, the header has more than about 50,000 tensors, or
+    /// the checksum is that of other content.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         Self::parse(bytes, "safetensors")
     }
 
     /// Parses a file. `file_name` names the file in error messages.
     fn parse(bytes: Vec<u8>, file_name: &str) -> Result<Self> {
-        let entries = count_header_entries(&bytes).map_err(|reason| Error::format(file_name, reason))?;
+        let entries = count_header_entries(header(&bytes)).map_err(|reason| Error::format(file_name, reason))?;
         let read_result = SafeTensors::read_metadata(&bytes);
         let (header_len, parsed_header) =
             read_result.map_err(|e| Error::format(file_name, not_safetensors_message(&bytes, &e)))?;
@@ -119,7 +120,10 @@ impl StateDict {
             let range = data_start + start..data_start + end;
             (name, TensorEntry { dtype: tensor.dtype, shape: tensor.shape.clone(), range })
         });
-        let metadata = parsed_header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let mut metadata: BTreeMap<_, _> =
+            parsed_header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        checksum::check(&bytes, data_start, &metadata).map_err(|reason| Error::format(file_name, reason))?;
+        metadata.remove(checksum::CHECKSUM_KEY);
         Ok(StateDict { tensors: tensors.collect(), metadata, bytes })
     }
 
@@ -155,7 +159,7 @@ impl StateDict {
         self.tensors.get(name).map(|entry| self.data(entry))
     }
 
-    /// The metadata of the file: text by key.
+    /// The metadata of the file, without its checksum: text by key.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
@@ -540,34 +544,4 @@ fn not_safetensors_message(bytes: &[u8], error: &dyn fmt::Display) -> String {
 fn array_from_elements<T>(name: &str, entry: &TensorEntry, values: Vec<T>) -> Result<ArrayD<T>> {
     let shape = IxDyn(&entry.shape);
     ArrayD::from_shape_vec(shape, values).map_err(|e| Error::format(format!("tensor `{name}`"), e))
-}
-
-/// Counts the entries in the JSON header of a safetensors file. Fails if the header has a number so large that a sum of
-/// offsets overflows. The safetensors crate detects neither such a number nor a name that occurs twice. Of entries with
-/// the same name it keeps only the last, so it finds fewer entries than this count.
-fn count_header_entries(bytes: &[u8]) -> Result<usize, &'static str> {
-    let header = bytes.split_first_chunk().and_then(|(header_len, following_bytes)| {
-        let header_len = usize::try_from(u64::from_le_bytes(*header_len)).ok()?;
-        following_bytes.get(..header_len)
-    });
-    let (mut nesting_depth, mut entries, mut parsed_number) = (0usize, 0, 0usize);
-    let (mut in_string, mut after_backslash) = (false, false);
-    for &byte in header.unwrap_or_default() {
-        parsed_number = if byte.is_ascii_digit() && !in_string { parsed_number.saturating_mul(10) } else { 0 };
-        match byte {
-            _ if after_backslash => after_backslash = false,
-            b'\\' if in_string => after_backslash = true,
-            b'"' => in_string = !in_string,
-            _ if in_string => {}
-            b'0'..=b'9' => parsed_number = parsed_number.saturating_add(usize::from(byte - b'0')),
-            b'{' | b'[' => nesting_depth += 1,
-            b'}' | b']' => nesting_depth = nesting_depth.saturating_sub(1),
-            b':' if nesting_depth == 1 => entries += 1,
-            _ => {}
-        }
-        if parsed_number > isize::MAX as usize {
-            return Err("the header has a number that is too large for a size or an offset");
-        }
-    }
-    Ok(entries)
 }

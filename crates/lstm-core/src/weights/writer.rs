@@ -6,7 +6,10 @@ use ndarray::{ArrayBase, Axis, Data, Dimension};
 use safetensors::Dtype;
 
 use super::{
-    QuantizedRows, Weights, element, file,
+    QuantizedRows, Weights, checksum,
+    checksum::CHECKSUM_KEY,
+    element, file,
+    header::{count_header_entries, json_string},
     infer::TensorShapes,
     names::{FileLayout, TensorNames},
 };
@@ -151,13 +154,14 @@ impl StateDictWriter {
         self.add_tensor(format!("{name}.scale"), vec![shape[0]], Elements::Scale(rows.scale.to_vec()))
     }
 
-    /// The bytes of the file. They depend only on the tensors, the metadata and the element type.
+    /// The bytes of the file. They depend only on the tensors, the metadata and the element type. The metadata have one more
+    /// entry, the checksum `lstm.checksum`, which [`StateDict`](super::state_dict::StateDict) checks and removes.
     ///
     /// # Errors
     /// - [`Error::Config`] if the element type is not F32, F16, BF16 or F64.
     /// - [`Error::Format`] if a finite value is too large for the element type, if names and metadata together exceed
-    ///   100 MB, or if [`metadata`](Self::metadata) sets the configuration key of a [model](Self::lstm) to another
-    ///   text.
+    ///   100 MB or are those of more than about 50,000 tensors, or if [`metadata`](Self::metadata) sets the configuration key of a [model](Self::lstm) to another
+    ///   text, or a checksum.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut data = Vec::new();
         let mut header_entries = Vec::new();
@@ -173,11 +177,14 @@ impl StateDictWriter {
             }
             metadata.extend(config.clone().map(|config| (key.clone(), config)));
         }
-        // The safetensors crate writes metadata in the order of a hash map, which changes from run to run.
-        if !metadata.is_empty() {
-            let json_pairs = metadata.iter().map(|(k, v)| format!("{}:{}", json_string(k), json_string(v)));
-            header_entries.push(format!("\"__metadata__\":{{{}}}", json_pairs.collect::<Vec<_>>().join(",")));
+        if let Some((key, value)) = metadata.iter().find(|(key, value)| checksum::is_reserved(key, value)) {
+            let reason = format!("the value `{value}` is a checksum, which the file gets by itself; remove the entry");
+            return Err(Error::format(format!("metadata `{key}`"), reason));
         }
+        metadata.insert(CHECKSUM_KEY.into(), checksum::value_without_digits());
+        // The safetensors crate writes metadata in the order of a hash map, which changes from run to run.
+        let json_pairs = metadata.iter().map(|(k, v)| format!("{}:{}", json_string(k), json_string(v)));
+        header_entries.push(format!("\"__metadata__\":{{{}}}", json_pairs.collect::<Vec<_>>().join(",")));
         for (name, (shape, values)) in &self.tensors {
             let data_start = data.len();
             let dtype = match values {
@@ -207,8 +214,12 @@ impl StateDictWriter {
                 format!("expected names and metadata of at most {MAX_HEADER_BYTES} bytes, got {}", header.len());
             return Err(Error::format("safetensors", reason));
         }
+        // What is written must be readable.
+        count_header_entries(header.as_bytes()).map_err(|reason| Error::format("safetensors", reason))?;
         let header_len_bytes = (header.len() as u64).to_le_bytes();
-        Ok([&header_len_bytes, header.as_bytes(), &data].concat())
+        let mut file = [&header_len_bytes, header.as_bytes(), &data].concat();
+        checksum::write(&mut file);
+        Ok(file)
     }
 
     /// Writes the file: to a temporary file in the same folder, which is then renamed. An existing file is replaced
@@ -228,18 +239,4 @@ impl StateDictWriter {
         self.tensors.insert(name, (shape, values));
         Ok(())
     }
-}
-
-/// Encodes a text as a JSON string.
-fn json_string(text: &str) -> String {
-    let mut json = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => json.extend(['\\', c]),
-            '\0'..='\x1f' => json.push_str(&format!("\\u{:04x}", u32::from(c))),
-            _ => json.push(c),
-        }
-    }
-    json.push('"');
-    json
 }

@@ -33,7 +33,7 @@ mod walk;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -48,7 +48,7 @@ pub use graph::{
 
 use crate::options::OpenOptions;
 use graph::list;
-use lstm_core::{Error, Result};
+use lstm_core::{Error, Result, weights::file::read_regular};
 
 /// The supported operator sets. Versions 23 to 26 only add element types to the operators that this module reads.
 const SUPPORTED_OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
@@ -94,11 +94,11 @@ impl OnnxModel {
     /// are needed.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file can't be read; the errors of [`from_bytes`](Self::from_bytes), with the name of the
+    /// [`Error::Io`] if the file can't be read or is not a regular file; the errors of [`from_bytes`](Self::from_bytes), with the name of the
     /// file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        let bytes = read_regular(path)?;
         let parent = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         let dir = parent.unwrap_or(Path::new(".")).to_owned();
         Self::parse(&bytes, path.display().to_string(), Some(dir))

@@ -2,7 +2,6 @@
 
 use std::{
     borrow::Cow,
-    fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Component, Path, PathBuf},
 };
@@ -11,7 +10,10 @@ use ndarray::{ArrayD, IxDyn};
 use safetensors::Dtype;
 
 use super::proto::{BFLOAT16, BOOL, DOUBLE, FLOAT, FLOAT16, INT32, INT64, Tensor, type_name};
-use lstm_core::{Error, Result, weights::element};
+use lstm_core::{
+    Error, Result,
+    weights::{element, file::open_regular},
+};
 
 /// The value of the field `data_location` in tensors whose elements are in another file.
 const EXTERNAL_DATA_LOCATION: i32 = 1;
@@ -126,7 +128,7 @@ fn read_external_data(tensor: &Tensor, len: usize, dir: &Path) -> Result<Vec<u8>
         error(tensor, format!("{why} `{}`", location.display()))
     })?;
     let io_error = |source| Error::Io { path: path.clone(), source };
-    let mut file = File::open(&path).map_err(io_error)?;
+    let mut file = open_regular(&path)?;
     let file_len = file.metadata().map_err(io_error)?.len();
     let length = length.unwrap_or(file_len.saturating_sub(offset));
     if length != len as u64 || offset.checked_add(length).is_none_or(|end| end > file_len) {
@@ -135,9 +137,16 @@ fn read_external_data(tensor: &Tensor, len: usize, dir: &Path) -> Result<Vec<u8>
         let why = format!("external data: shape {shape:?} needs {len} bytes, got {got}");
         return Err(error(tensor, why));
     }
-    let mut bytes = vec![0; len];
-    file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes)).map_err(io_error)?;
-    Ok(bytes)
+    // A file with holes can be larger than memory.
+    let mut bytes = Vec::new();
+    let sizes = shape(tensor)?;
+    bytes.try_reserve_exact(len).map_err(|_| Error::TooLarge { op: "onnx tensor", sizes })?;
+    file.seek(SeekFrom::Start(offset)).map_err(io_error)?;
+    file.take(length).read_to_end(&mut bytes).map_err(io_error)?;
+    match bytes.len() == len {
+        true => Ok(bytes),
+        false => Err(error(tensor, format!("external data: {} was truncated while it was read", path.display()))),
+    }
 }
 
 /// The path of `location` inside `dir`; `None` if it leads outside, directly or through a symbolic link.
@@ -149,6 +158,7 @@ fn path_inside(dir: &Path, location: &Path) -> Option<PathBuf> {
     let path = dir.join(location);
     match (path.canonicalize(), dir.canonicalize()) {
         (Ok(target), Ok(dir)) if !target.starts_with(&dir) => None,
+        (Ok(target), Ok(_)) => Some(target),
         // Opening a missing file reports the error.
         _ => Some(path),
     }

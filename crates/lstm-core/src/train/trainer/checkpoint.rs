@@ -18,12 +18,15 @@ use crate::{
     weights::{
         LayerWeights, Weights,
         names::TensorNames,
-        state_dict::{CHECKPOINT_KEY, CHECKPOINT_PREFIXES, StateDict, StateDictWriter, config_key},
+        state_dict::{
+            CHECKPOINT_KEY, CHECKPOINT_PREFIXES, CHECKPOINT_VERSION_WITHOUT_CHECKSUM, StateDict, StateDictWriter,
+            config_key,
+        },
     },
 };
 
 /// Version of the checkpoint format.
-const FORMAT_VERSION: &str = "1";
+const FORMAT_VERSION: &str = "2";
 
 /// Prefix of the names of the optimizer's tensors.
 pub(super) const OPTIMIZER_PREFIX: &str = CHECKPOINT_PREFIXES[0];
@@ -115,7 +118,8 @@ impl<B: Backend> Trainer<B> {
     /// - the tensors of `extras`, with the prefix `extra.`.
     ///
     /// Metadata of the file, each in the text form of its type, or `none` for an option without a value:
-    /// - `trainer.format`: the version of the format, 1;
+    /// - `trainer.format`: the version of the format, 2; files of version 1, without a checksum, are read as well;
+    /// - `lstm.checksum`, the checksum of the file;
     /// - `trainer.model`: the [`LstmConfig`];
     /// - `trainer.head`: `linear outputs=1 bias=true`;
     /// - `trainer.method`: the [`OptimizerConfig`](crate::train::OptimizerConfig);
@@ -371,12 +375,14 @@ pub(super) struct UnreadMetadata<'a> {
 }
 
 impl UnreadMetadata<'_> {
-    /// Checks that the file is a checkpoint of this version.
+    /// Checks that the file is a checkpoint of a known version.
     pub(super) fn check_version(&mut self) -> Result<()> {
         match self.entries.remove(CHECKPOINT_KEY) {
-            Some(version) if version == FORMAT_VERSION => Ok(()),
+            Some(version) if [CHECKPOINT_VERSION_WITHOUT_CHECKSUM, FORMAT_VERSION].contains(&&*version) => Ok(()),
             Some(version) => {
-                let reason = format!("expected checkpoint version {FORMAT_VERSION}, got `{version}`");
+                let reason = format!(
+                    "expected checkpoint version {CHECKPOINT_VERSION_WITHOUT_CHECKSUM} or {FORMAT_VERSION}, got `{version}`"
+                );
                 Err(Error::format(self.file_name, reason))
             }
             None => {

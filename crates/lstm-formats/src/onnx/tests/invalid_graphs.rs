@@ -312,6 +312,30 @@ fn rejects_invalid_tensors() {
     assert_rejected(&model, &["(ConstantOfShape)", "[1048576, 1048576, 5]", "out of proportion"]);
 }
 
+/// A file with holes can be larger than memory: 8 TB here, where the file system can do that. A system that promises any
+/// amount of memory is not asked.
+#[test]
+#[cfg(target_os = "linux")]
+fn external_data_that_do_not_fit_in_memory_are_an_error() {
+    let dir = std::env::temp_dir().join(format!("lstm-onnx-huge-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let promises = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|text| text.trim() == "1");
+    let file = std::fs::File::create(dir.join("w.bin")).unwrap();
+    if promises || file.set_len(1 << 43).is_err() {
+        eprintln!("not run: no file of 8 TB, or memory without limit");
+    } else {
+        let mut model = two_layer_model();
+        let w = tensor(&mut model, "W_l0");
+        (w.raw_data, w.data_location, w.dims) = (None, Some(1), vec![1, 1 << 21, 1 << 20]);
+        w.external_data = vec![Entry { key: "location".into(), value: "w.bin".into() }];
+        let path = dir.join("model.onnx");
+        std::fs::write(&path, model.encode_to_vec()).unwrap();
+        let error = OnnxModel::open(&path).unwrap().graph(&OpenOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("do not fit in memory"), "{error}");
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
 #[test]
 fn rejects_external_data_outside_the_folder() {
     let dir = std::env::temp_dir().join(format!("lstm-onnx-external-{}", std::process::id()));
@@ -323,7 +347,12 @@ fn rejects_external_data_outside_the_folder() {
     std::fs::write(model_dir.join("w.bin"), &raw).unwrap();
     std::fs::write(dir.join("outside.bin"), &raw).unwrap();
     #[cfg(unix)]
-    let _ = std::os::unix::fs::symlink("../outside.bin", model_dir.join("link.bin"));
+    {
+        std::os::unix::fs::symlink("../outside.bin", model_dir.join("link.bin")).unwrap();
+        std::os::unix::fs::symlink("w.bin", model_dir.join("inside.bin")).unwrap();
+        let pipe = model_dir.join("pipe.bin");
+        assert!(std::process::Command::new("mknod").arg(&pipe).arg("p").status().unwrap().success());
+    }
     let load = |entries: &[(&str, &str)]| {
         let mut model = model.clone();
         let w = tensor(&mut model, "W_l0");
@@ -339,6 +368,8 @@ fn rejects_external_data_outside_the_folder() {
     for entries in [
         &[("location", "w.bin")][..],
         &[("location", "./w.bin"), ("offset", "0"), ("length", &length), ("checksum", "")],
+        #[cfg(unix)]
+        &[("location", "inside.bin")],
     ] {
         assert_eq!(load(entries).unwrap(), expected);
     }
@@ -351,6 +382,8 @@ fn rejects_external_data_outside_the_folder() {
         (&[("location", "")], "folder"),
         #[cfg(unix)]
         (&[("location", "link.bin")], "folder"),
+        #[cfg(unix)]
+        (&[("location", "pipe.bin")], "expected a regular file, got a pipe"),
         (&[("location", "nowhere.bin")], "nowhere.bin"),
         (&[("location", ".")], ""),
         (&[("location", "w.bin"), ("offset", "1")], "bytes"),
