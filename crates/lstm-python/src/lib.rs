@@ -5,6 +5,7 @@ mod arrays;
 mod device;
 mod error;
 mod lstm_class;
+mod model_class;
 mod parameters;
 mod stream;
 
@@ -15,6 +16,7 @@ mod _lstm {
         arrays::digest,
         device::devices,
         lstm_class::{LstmClass, restore_lstm},
+        model_class::{ModelClass, restore_model},
         stream::StreamClass,
     };
 

@@ -6,7 +6,8 @@ use std::sync::{
 };
 
 use lstm::{
-    Bias, Device, Dropout, HostState, Input, LayerSpec, Lstm, LstmConfig, StateDict, StateDictWriter, TensorNames,
+    Bias, Device, Dropout, ExecutionPath, HostState, Input, LayerSpec, Lstm, LstmConfig, StateDict, StateDictWriter,
+    TensorNames,
     arithmetic::Digest,
     ndarray::{Array3, Axis},
 };
@@ -130,6 +131,13 @@ impl LstmClass {
 /// The array without its axis of length 1.
 pub(crate) fn without_axis(py: Python<'_>, array: Array3<f32>, axis: usize) -> Bound<'_, numpy::PyArray2<f32>> {
     array.index_axis_move(Axis(axis), 0).into_pyarray(py)
+}
+
+/// The names of execution paths, without repetition.
+pub(crate) fn describe_paths(paths: &[ExecutionPath]) -> String {
+    let mut names: Vec<_> = paths.iter().map(ToString::to_string).collect();
+    names.dedup();
+    names.join(", ")
 }
 
 /// Whether all values are arrays of NumPy.
@@ -336,9 +344,7 @@ impl LstmClass {
 
     #[getter]
     fn path(&self) -> String {
-        let mut paths: Vec<_> = self.lstm().paths().iter().map(ToString::to_string).collect();
-        paths.dedup();
-        paths.join(", ")
+        describe_paths(&self.lstm().paths())
     }
 
     fn __repr__(&self) -> String {

@@ -64,6 +64,14 @@ def import_array(value: Any, name: str) -> tuple[NDArray[np.float32], Convert]:
     )
 
 
+def import_input(value: Any, reads_tokens: bool) -> tuple[NDArray[Any], Convert]:
+    """The input of a model, tokens or features, and the function that converts its outputs to the input's kind."""
+    if not reads_tokens:
+        return import_array(value, "x")
+    torch = _torch_of(value)
+    return to_tokens(value), _same if torch is None else torch.from_numpy
+
+
 def import_output(value: Any) -> NDArray[np.float32]:
     """The memory of an output argument as an array, which must not be a copy."""
     if isinstance(value, np.ndarray):

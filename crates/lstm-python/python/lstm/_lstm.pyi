@@ -1,7 +1,8 @@
 """The compiled module. Import its names from `lstm`."""
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsInt, TypedDict, overload
+from typing import Any, Literal, SupportsInt, TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -255,6 +256,154 @@ class Stream:
 
     @state.setter
     def state(self, state: Any) -> None: ...
+
+class Model:
+    """A whole model from a file: embedding, LSTMs, linear layers, activations. `Model.open` makes it.
+
+    Computation releases the GIL, and several threads may call one object. It can be pickled and copied; the copy does not need
+    the file.
+    """
+
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str],
+        *,
+        name: str | Sequence[str] | None = None,
+        layers: str | None = None,
+        set: Mapping[str, float] | None = None,
+        cell: str | None = None,
+        clip: float | None = None,
+        coupled: bool = False,
+        precision: str | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> Model:
+        """Reads a model file: safetensors, PyTorch (`torch.save`), Keras (`.keras`, `.h5`), ONNX, RTNeural, GuitarML, AIDA-X or
+        NAM. The content determines the format.
+
+        Args:
+            path: The file.
+            name: Use one LSTM of the file alone: the prefix of its tensor names, or the names of its nodes in an ONNX file.
+            layers: Layers of a file that has tensors but no graph, in order, such as `"embedding, rec, last, lin:relu, out"`:
+                prefixes of tensor names, an activation after a colon, and `last` for the last time step.
+            set: Values of scalar inputs of an ONNX graph by name, such as `{"sr": 16000}`.
+            cell: The cell, if the tensor names do not determine it: `fused`, `unfused`, `peephole-dense` or
+                `peephole-diagonal`.
+            clip: Bound on the inputs of the gate activations, if a file of tensors does not contain it.
+            coupled: Whether the forget gate is `1 - i`, if a file of tensors does not say so.
+            precision: `f32`, `int8` or `int12`, to convert the weights; None for that of the file.
+            device: A name of `lstm.devices()`, or `auto` for a GPU if there is one, else the CPU.
+            threads: Number of threads of the CPU; None for all cores. Results do not depend on it.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: the file is damaged, of an unknown format, or has a layer that is not supported; an option is not valid
+                or does not apply to the format.
+            RuntimeError: the device is not available.
+        """
+
+    @overload
+    def run(
+        self,
+        x: NDArray[Any],
+        *,
+        lengths: Sequence[SupportsInt] | NDArray[Any] | None = None,
+        states: Sequence[tuple[_F32, _F32]] | None = None,
+        return_states: Literal[False] = False,
+    ) -> _F32: ...
+    @overload
+    def run(
+        self,
+        x: Any,
+        *,
+        lengths: Sequence[SupportsInt] | NDArray[Any] | None = None,
+        states: Any = None,
+        return_states: bool = False,
+    ) -> Any:
+        """Runs the model over a batch of sequences, or over one.
+
+        Args:
+            x: float32 `(batch, steps, input_size)`, or `(steps, input_size)` for one sequence; any strides. For a model that
+                reads tokens: integers `(batch, steps)` or `(steps,)`.
+            lengths: Number of time steps of each sequence, in any order. Outputs beyond it are 0.
+            states: The initial states `(h, c)` of each LSTM, each `(layers * directions, batch, features)`. None for those of
+                the file, or zeros.
+            return_states: Whether to return `(y, states)` with the final states.
+
+        Returns:
+            `(batch, steps, output_size)`, or `(steps, output_size)` for one sequence. A model that returns the last step has no
+            axis `steps`. The array is of the kind of `x`.
+
+        Raises:
+            TypeError: an array is not float32, or tokens are not integers.
+            ValueError: a shape, a length or a token is wrong.
+        """
+
+    def stream(self, batch: int = 1) -> Stream:
+        """A stream that runs `batch` sequences time step by time step, from the initial states.
+
+        Raises:
+            ValueError: an LSTM is bidirectional, the file fixes the lengths of sequences, or `batch` is 0.
+        """
+
+    def digest(self) -> str:
+        """The digest of all parameters, layer by layer."""
+
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def output_size(self) -> int: ...
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the input is tokens."""
+
+    @property
+    def returns_last_step(self) -> bool:
+        """Whether the model has one output for each sequence, rather than one for each time step."""
+
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def layers(self) -> list[str]:
+        """A description of each layer."""
+
+    @property
+    def format(self) -> str:
+        """The format of the file, such as `onnx`."""
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The element types of the parameters in the file."""
+
+    @property
+    def unused(self) -> list[str]:
+        """Tensors or nodes of the file that are not part of the model, which was selected by `name`."""
+
+    @property
+    def steps(self) -> int | None:
+        """The number of time steps that the model is for; None for any number."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Text by key that the file carries along."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def path(self) -> str:
+        """The code that runs the LSTMs: the names of kernels, or `reference`."""
+
+def restore_model(
+    bytes: bytes,
+    device: tuple[str, int | None],
+    file: tuple[str, list[str], list[str]],
+    constants: tuple[int | None, list[int] | None, list[tuple[_F32, _F32]] | None],
+) -> Model:
+    """Makes a model from its pickled form."""
 
 def restore_lstm(
     bytes: bytes,
