@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, SupportsInt, TypedDict, overload
+from typing import Any, Literal, SupportsInt, TypedDict, final, overload, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+__all__ = ["LSTM", "Model", "Stream", "__version__", "devices", "digest", "restore_lstm", "restore_model"]
+
 __version__: str
 
 _F32 = NDArray[np.float32]
 
+@type_check_only
 class DeviceInfo(TypedDict):
     """A device that this build knows."""
 
@@ -38,6 +41,7 @@ def digest(*arrays: Any) -> str:
         TypeError: an array is not float32.
     """
 
+@final
 class LSTM:
     """Layers of LSTMs, with the arguments and the call of `torch.nn.LSTM`.
 
@@ -51,8 +55,8 @@ class LSTM:
       on `seed` and on the number of passes with dropout so far.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
@@ -69,7 +73,7 @@ class LSTM:
         precision: str = "f32",
         threads: int | None = None,
         seed: int | None = None,
-    ) -> None:
+    ) -> Self:
         """Makes layers with random weights, from `U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))` as in PyTorch.
 
         Args:
@@ -204,6 +208,7 @@ class LSTM:
     def path(self) -> str:
         """The code that runs the layers: the name of a kernel, or `reference`."""
 
+@final
 class Stream:
     """Runs `batch` sequences whose samples arrive over time. The states of the layers are kept between calls, and results
     are those of the whole sequences, bit for bit. One thread may use it at a time. `LSTM.stream` and `Model.stream` make it.
@@ -257,6 +262,7 @@ class Stream:
     @state.setter
     def state(self, state: Any) -> None: ...
 
+@final
 class Model:
     """A whole model from a file: embedding, LSTMs, linear layers, activations. `Model.open` makes it.
 
