@@ -82,5 +82,5 @@ fn succeed(command: &mut Command) -> Result<()> {
 fn only_file(dir: &Path) -> Result<PathBuf> {
     let paths = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     ensure!(paths.len() == 1, "{}: expected one file, got {paths:?}", dir.display());
-    Ok(paths.into_iter().next().context("no file")?)
+    paths.into_iter().next().context("no file")
 }

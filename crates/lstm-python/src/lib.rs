@@ -8,6 +8,7 @@ mod lstm_class;
 mod model_class;
 mod parameters;
 mod stream;
+mod tape;
 
 #[pyo3::pymodule]
 mod _lstm {
@@ -18,6 +19,7 @@ mod _lstm {
         lstm_class::{LstmClass, restore_lstm},
         model_class::{ModelClass, restore_model},
         stream::StreamClass,
+        tape::{TapeClass, run_module},
     };
 
     use pyo3::prelude::*;

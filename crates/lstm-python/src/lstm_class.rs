@@ -63,8 +63,16 @@ impl LstmClass {
         self.lstm.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_lstm(&self, lstm: Lstm<Device>) {
-        *self.lstm.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(lstm);
+    /// Replaces the model, and returns it.
+    pub(crate) fn set_lstm(&self, lstm: Lstm<Device>) -> Arc<Lstm<Device>> {
+        let lstm = Arc::new(lstm);
+        *self.lstm.write().unwrap_or_else(PoisonError::into_inner) = lstm.clone();
+        lstm
+    }
+
+    /// Whether arrays have the batch as their first axis.
+    pub(crate) fn is_batch_first(&self) -> bool {
+        self.options.batch_first
     }
 
     /// Whether the next pass has dropout, and its seed.
@@ -77,7 +85,8 @@ impl LstmClass {
         }
     }
 
-    fn expected_x(&self, config: &LstmConfig) -> String {
+    /// The shapes of the input, for error messages.
+    pub(crate) fn expected_x(&self, config: &LstmConfig) -> String {
         let batch = if self.options.batch_first { "(batch, steps, " } else { "(steps, batch, " };
         format!("the shape {batch}{0}) or (steps, {0})", config.input_size)
     }

@@ -9,8 +9,9 @@ import pytest
 
 import lstm
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
-rnn = pytest.importorskip("torch.nn.utils.rnn")
+torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
+rnn: Any = pytest.importorskip("torch.nn.utils.rnn")
+torch.set_num_threads(1)
 
 OPTIONS: list[dict[str, Any]] = [
     {},

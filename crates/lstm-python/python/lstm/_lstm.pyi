@@ -8,7 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-__all__ = ["LSTM", "Model", "Stream", "__version__", "devices", "digest", "restore_lstm", "restore_model"]
+__all__ = [
+    "LSTM",
+    "Model",
+    "Stream",
+    "Tape",
+    "__version__",
+    "devices",
+    "digest",
+    "restore_lstm",
+    "restore_model",
+    "run_module",
+]
 
 __version__: str
 
@@ -402,6 +413,27 @@ class Model:
     @property
     def path(self) -> str:
         """The code that runs the LSTMs: the names of kernels, or `reference`."""
+
+@final
+class Tape:
+    """The recording of a pass of `run_module`."""
+
+    def backward(
+        self, dy: _F32 | None, dh: _F32 | None, dc: _F32 | None, needs_x: bool
+    ) -> tuple[_F32 | None, _F32, _F32, list[_F32]]:
+        """The gradients with respect to the input if `needs_x`, the initial states, and the parameters in the order of
+        `LSTM.state_dict`. A gradient of None is zero."""
+
+def run_module(
+    lstm: LSTM,
+    parameters: list[_F32],
+    x: _F32,
+    hx: tuple[_F32, _F32] | None,
+    lengths: Sequence[SupportsInt] | NDArray[Any] | None,
+    dropout_seed: int | None,
+    record: bool,
+) -> tuple[_F32, tuple[_F32, _F32], Tape | None]:
+    """Runs an LSTM with other parameters, with dropout if there is a seed, and records the pass if `record`."""
 
 def restore_model(
     bytes: bytes,
