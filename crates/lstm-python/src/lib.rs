@@ -9,6 +9,7 @@ mod model_class;
 mod parameters;
 mod stream;
 mod tape;
+mod trainer_class;
 
 #[pyo3::pymodule]
 mod _lstm {
@@ -20,6 +21,7 @@ mod _lstm {
         model_class::{ModelClass, restore_model},
         stream::StreamClass,
         tape::{TapeClass, run_module},
+        trainer_class::TrainerClass,
     };
 
     use pyo3::prelude::*;

@@ -70,6 +70,23 @@ impl LstmClass {
         lstm
     }
 
+    /// The object of a model that was trained.
+    pub(crate) fn from_parts(lstm: Lstm<Device>, device: DeviceOptions, batch_first: bool) -> Self {
+        let dropout = lstm.config().dropout;
+        LstmClass {
+            lstm: RwLock::new(Arc::new(lstm)),
+            device,
+            options: Options { batch_first, dropout, seed: 0 },
+            training: AtomicBool::new(false),
+            passes: AtomicU64::new(0),
+        }
+    }
+
+    /// The device, as the user named it.
+    pub(crate) fn device_options(&self) -> &DeviceOptions {
+        &self.device
+    }
+
     /// Whether arrays have the batch as their first axis.
     pub(crate) fn is_batch_first(&self) -> bool {
         self.options.batch_first

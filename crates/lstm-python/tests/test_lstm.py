@@ -431,3 +431,12 @@ def test_devices() -> None:
     assert rows["cpu"]["available"] and rows["cpu"]["exact"] and "Cpu" in str(rows["cpu"]["description"])
     for row in rows.values():
         assert row["available"] == (row["why_not"] is None)
+
+
+def test_devices_give_the_same_bits() -> None:
+    x = ((np.arange(20 * 8 * 64) * 37 % 101 - 50) / 64).astype(np.float32).reshape(20, 8, 64)
+    names = [row["name"] for row in lstm.devices() if row["exact"]]
+    assert "cpu" in names
+    for name in names:
+        net = lstm.LSTM(64, 96, num_layers=2, bidirectional=True, seed=1, device=name)
+        assert lstm.digest(net(x)[0]) == "c007ec75a8eb017b", name

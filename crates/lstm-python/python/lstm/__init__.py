@@ -4,6 +4,6 @@
 arrays. `lstm.torch` has modules for use inside PyTorch; it needs PyTorch.
 """
 
-from ._lstm import LSTM, Model, Stream, __version__, devices, digest
+from ._lstm import LSTM, Model, Stream, Trainer, __version__, devices, digest
 
-__all__ = ["LSTM", "Model", "Stream", "__version__", "devices", "digest"]
+__all__ = ["LSTM", "Model", "Stream", "Trainer", "__version__", "devices", "digest"]

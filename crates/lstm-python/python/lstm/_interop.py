@@ -158,10 +158,15 @@ def to_float32(value: Any, name: str) -> NDArray[np.float32]:
 
 def to_tokens(value: Any) -> NDArray[np.int64]:
     """Tokens of any integer type."""
+    return to_integers(value, "x", "the model reads tokens, expected integers")
+
+
+def to_integers(value: Any, name: str, expected: str = "expected integers") -> NDArray[np.int64]:
+    """An array of any integer type as int64."""
     torch = _torch_of(value)
-    array = _from_torch(torch, value, "x") if torch is not None else np.asarray(value)
+    array = _from_torch(torch, value, name) if torch is not None else np.asarray(value)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"x: the model reads tokens, expected integers, got {array.dtype}")
+        raise TypeError(f"{name}: {expected}, got {array.dtype}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"x: the token {array.max()} is too large")
+        raise ValueError(f"{name}: {array.max()} is too large for int64")
     return array.astype(np.int64, copy=False)

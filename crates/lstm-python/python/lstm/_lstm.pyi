@@ -1,7 +1,7 @@
 """The compiled module. Import its names from `lstm`."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, SupportsInt, TypedDict, final, overload, type_check_only
 
 import numpy as np
@@ -13,6 +13,7 @@ __all__ = [
     "Model",
     "Stream",
     "Tape",
+    "Trainer",
     "__version__",
     "devices",
     "digest",
@@ -24,6 +25,18 @@ __all__ = [
 __version__: str
 
 _F32 = NDArray[np.float32]
+
+@type_check_only
+class StepReport(TypedDict):
+    """The report of a training step."""
+
+    step: int
+    """Number of the step, counted from 1."""
+    loss: float
+    """The loss before the update."""
+    gradient_norm: float
+    """The norm of all gradients before clipping."""
+    learning_rate: float
 
 @type_check_only
 class DeviceInfo(TypedDict):
@@ -413,6 +426,97 @@ class Model:
     @property
     def path(self) -> str:
         """The code that runs the LSTMs: the names of kernels, or `reference`."""
+
+@final
+class Trainer:
+    """Trains a copy of an LSTM, with a linear head on its outputs, without another library.
+
+    Results are the same, bit for bit, for any number of threads and on any device. A run that is saved and resumed gives the
+    bits of one without interruption.
+    """
+
+    def __new__(
+        cls,
+        model: LSTM,
+        output_size: int | None = None,
+        *,
+        optimizer: str = "adam",
+        schedule: str = "constant rate=0.001",
+        clip: str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Starts a run.
+
+        Args:
+            model: The LSTM, in float32. It is not changed; the attribute `model` of the trainer is the trained one.
+            output_size: Number of features to which a linear head maps the outputs; None for no head.
+            optimizer: `sgd`, `adam` or `adamw` with options, such as `"adamw weight_decay=0.01"`.
+            schedule: The learning rate, such as `"cosine rate=0.1 steps=1000 min=0.001 warmup=50"`,
+                `"step rate=0.1 every=30 factor=0.5"` or `"constant rate=0.001"`.
+            clip: `"norm bound=1"` or `"value bound=1"`, to clip gradients.
+            seed: Seed of the head and of dropout.
+
+        Raises:
+            ValueError: an option is not valid, or the model is quantized.
+        """
+
+    def step(
+        self,
+        x: Any,
+        target: Any = None,
+        *,
+        loss: Literal["mse", "bce", "cross_entropy"] | Callable[[_F32], tuple[float, _F32]] | None = None,
+        lengths: Sequence[SupportsInt] | NDArray[Any] | None = None,
+        last: bool = False,
+    ) -> StepReport:
+        """Runs one training step: forward pass with dropout, loss, backward pass, clipping, update.
+
+        Args:
+            x: float32, in the layout of the model, with a batch axis.
+            target: float32 of the shape of the outputs for `mse` and `bce` (binary cross entropy of logits); classes
+                without the last axis for `cross_entropy`, where -100 is ignored. None for a function.
+            loss: A loss; `mse` by default. Or a function from the outputs to the loss and its gradient, float32 of their shape.
+            lengths: Number of time steps of each sequence. The losses do not count outputs beyond it; a function must.
+            last: Whether the loss reads the last hidden state of each sequence, `(batch, output_size)`, instead of the
+                outputs of all time steps.
+
+        Raises:
+            TypeError: an array is of another type.
+            ValueError: a shape is wrong, or the loss, a gradient or a parameter is not finite. The trainer is then unchanged.
+        """
+
+    def predict(self, x: Any, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None) -> _F32:
+        """The outputs of the head, or of the LSTM without a head, without dropout."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves the run to a safetensors file: the model, the optimizer and the options."""
+
+    @staticmethod
+    def resume(
+        path: str | os.PathLike[str], *, batch_first: bool = False, device: str = "cpu", threads: int | None = None
+    ) -> Trainer:
+        """Continues a saved run.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: it is not a saved run.
+        """
+
+    @property
+    def model(self) -> LSTM:
+        """A copy of the LSTM with its current weights, in the mode of `eval`."""
+
+    @property
+    def head(self) -> tuple[_F32, _F32 | None] | None:
+        """Copies of the weight `(output_size, features)` and the bias of the head; None without a head."""
+
+    @property
+    def steps(self) -> int:
+        """Number of steps so far."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
 
 @final
 class Tape:
