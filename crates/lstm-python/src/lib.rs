@@ -1,6 +1,8 @@
 //! The Python module `lstm._lstm`: the library for NumPy arrays. The Python code in `python/lstm` re-exports it, and
 //! converts the arrays of other libraries.
 
+#![deny(unsafe_code)]
+
 mod arrays;
 mod device;
 mod error;

@@ -257,7 +257,7 @@ impl LstmClass {
 
     #[pyo3(signature = (batch = 1))]
     fn stream(&self, batch: usize) -> PyResult<StreamClass> {
-        Ok(StreamClass::new(AnyStream::Lstm(self.lstm().stream(batch).py()?)))
+        Ok(StreamClass::new(AnyStream::Lstm(Box::new(self.lstm().stream(batch).py()?))))
     }
 
     fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

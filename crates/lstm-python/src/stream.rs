@@ -16,7 +16,7 @@ use crate::{
 /// A stream of an LSTM or of a whole model.
 pub(crate) enum AnyStream {
     /// The stream of an LSTM.
-    Lstm(Stream<Device>),
+    Lstm(Box<Stream<Device>>),
     /// The stream of a model.
     Model(Box<ModelStream<Device>>),
 }

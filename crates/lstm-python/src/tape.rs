@@ -70,6 +70,7 @@ type Pass<'py> = (AnyArray<'py>, (AnyArray<'py>, AnyArray<'py>), Option<TapeClas
 /// Runs an LSTM with the given parameters, with dropout if there is a seed, and records the pass if `record`.
 #[pyfunction]
 #[pyo3(signature = (lstm, parameters, x, hx, lengths, dropout_seed, record))]
+#[allow(clippy::too_many_arguments, reason = "only lstm.torch calls it")]
 pub(crate) fn run_module<'py>(
     py: Python<'py>,
     lstm: &Bound<'py, LstmClass>,
