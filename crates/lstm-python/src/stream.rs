@@ -1,11 +1,17 @@
 //! Streams: one time step per call.
 
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
 use lstm::{
     Device, HostState, ModelInput, ModelStream, Stream,
     ndarray::{Array3, Ix2, IxDyn},
 };
 use numpy::{IntoPyArray, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
-use pyo3::{exceptions::PyValueError, prelude::*, types::PyList};
+use pyo3::{
+    exceptions::{PyRuntimeError, PyValueError},
+    prelude::*,
+    types::PyList,
+};
 
 use crate::{
     arrays::{Features, check_disjoint, read, read_state, untyped, write},
@@ -58,6 +64,10 @@ impl AnyStream {
         matches!(self, AnyStream::Model(stream) if stream.model().weights().reads_tokens())
     }
 
+    fn returns_last_step(&self) -> bool {
+        matches!(self, AnyStream::Model(stream) if stream.model().weights().returns_last_step())
+    }
+
     fn step(&mut self, x: &[f32], y: &mut [f32]) -> lstm::Result<()> {
         match self {
             AnyStream::Lstm(stream) => stream.step(x, y),
@@ -74,27 +84,49 @@ impl AnyStream {
 }
 
 /// Runs a model step by step; `_lstm.pyi` documents it.
-#[pyclass(name = "Stream", module = "lstm")]
+#[pyclass(frozen, name = "Stream", module = "lstm")]
 pub(crate) struct StreamClass {
-    stream: AnyStream,
+    /// Locked during a call, so that a call of another thread is an error.
+    stream: Mutex<AnyStream>,
     releases_gil: bool,
+    batch: usize,
     input_size: usize,
     output_size: usize,
+    reads_tokens: bool,
+    returns_last_step: bool,
 }
 
 impl StreamClass {
     pub(crate) fn new(stream: AnyStream) -> Self {
         StreamClass {
             releases_gil: stream.num_params().saturating_mul(stream.batch()) >= MIN_WORK_WITHOUT_GIL,
+            batch: stream.batch(),
             input_size: stream.input_size(),
             output_size: stream.output_size(),
-            stream,
+            reads_tokens: stream.reads_tokens(),
+            returns_last_step: stream.returns_last_step(),
+            stream: Mutex::new(stream),
+        }
+    }
+
+    /// Locks the stream.
+    ///
+    /// # Errors
+    /// `RuntimeError` if another thread runs it.
+    fn lock(&self) -> PyResult<MutexGuard<'_, AnyStream>> {
+        match self.stream.try_lock() {
+            Ok(stream) => Ok(stream),
+            Err(TryLockError::Poisoned(error)) => Ok(error.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                let text = "another thread runs this stream; make one stream for each thread, with the method `stream`";
+                Err(PyRuntimeError::new_err(text))
+            }
         }
     }
 
     /// Checks the shape of an argument of `step`: one row for each sequence. A single sequence needs no batch axis.
     fn check_shape(&self, name: &str, shape: &[usize], size: usize) -> PyResult<()> {
-        let batch = self.stream.batch();
+        let batch = self.batch;
         if *shape == [batch, size] || (batch == 1 && *shape == [size]) {
             return Ok(());
         }
@@ -102,22 +134,22 @@ impl StreamClass {
         Err(PyValueError::new_err(format!("{name}: expected the shape [{batch}, {size}]{or}, got {shape:?}")))
     }
 
-    fn step_tokens(&mut self, py: Python<'_>, tokens: &Bound<'_, PyAny>, y: &mut [f32]) -> PyResult<()> {
+    fn step_tokens(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>, y: &mut [f32]) -> PyResult<()> {
         let array = py.import("lstm._interop")?.call_method1("to_tokens", (tokens,))?;
         let tokens: PyReadonlyArrayDyn<'_, i64> = read(&array, "x", "one token for each sequence")?;
-        if tokens.shape() != [self.stream.batch()] && !(self.stream.batch() == 1 && tokens.ndim() == 0) {
-            let text = format!("x: expected the shape [{}] of tokens, got {:?}", self.stream.batch(), tokens.shape());
+        if tokens.shape() != [self.batch] && !(self.batch == 1 && tokens.ndim() == 0) {
+            let text = format!("x: expected the shape [{}] of tokens, got {:?}", self.batch, tokens.shape());
             return Err(PyValueError::new_err(text));
         }
         let tokens: Vec<i64> = tokens.as_array().iter().copied().collect();
-        match &mut self.stream {
+        match &mut *self.lock()? {
             AnyStream::Model(stream) => py.detach(|| stream.step_tokens(&tokens, y)).py(),
             AnyStream::Lstm(_) => Err(PyValueError::new_err("x: an LSTM reads features, not tokens")),
         }
     }
 
-    fn step_into(&mut self, py: Python<'_>, x: &Bound<'_, PyAny>, y: &mut [f32]) -> PyResult<()> {
-        if self.stream.reads_tokens() {
+    fn step_into(&self, py: Python<'_>, x: &Bound<'_, PyAny>, y: &mut [f32]) -> PyResult<()> {
+        if self.reads_tokens {
             return self.step_tokens(py, x, y);
         }
         let x = read::<f32, IxDyn>(x, "x", "an array")?;
@@ -131,7 +163,7 @@ impl StreamClass {
                 &copy
             }
         };
-        let stream = &mut self.stream;
+        let stream = &mut *self.lock()?;
         if self.releases_gil { py.detach(|| stream.step(x, y)).py() } else { stream.step(x, y).py() }
     }
 }
@@ -140,22 +172,26 @@ impl StreamClass {
 impl StreamClass {
     #[pyo3(signature = (x, out = None))]
     fn step<'py>(
-        &mut self,
+        &self,
         py: Python<'py>,
         x: &Bound<'py, PyAny>,
         out: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        if !self.stream.reads_tokens() && x.cast::<numpy::PyUntypedArray>().is_err() {
+        if !self.reads_tokens && x.cast::<numpy::PyUntypedArray>().is_err() {
             // An array of another library, such as a tensor of PyTorch.
             let interop = py.import("lstm._interop")?;
             let (array, convert) =
                 interop.call_method1("import_array", (x, "x"))?.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
-            let out = out.map(|out| interop.call_method1("import_output", (out,))).transpose()?;
-            let y = self.step(py, &array, out)?;
-            return convert.call1((y,));
+            return match out {
+                None => convert.call1((self.step(py, &array, None)?,)),
+                Some(out) => {
+                    self.step(py, &array, Some(interop.call_method1("import_output", (&out,))?))?;
+                    Ok(out)
+                }
+            };
         }
         if let Some(out) = out {
-            if !self.stream.reads_tokens() {
+            if !self.reads_tokens {
                 check_disjoint(x, &out)?;
             }
             let mut y = write(&out, "out")?;
@@ -165,11 +201,11 @@ impl StreamClass {
             drop(y);
             return Ok(out);
         }
-        let batch = self.stream.batch();
+        let batch = self.batch;
         let mut y = vec![0.0; batch * self.output_size];
         self.step_into(py, x, &mut y)?;
         let y = y.into_pyarray(py);
-        let has_batch_axis = match self.stream.reads_tokens() {
+        let has_batch_axis = match self.reads_tokens {
             true => batch > 1,
             false => untyped(x, "x")?.ndim() == 2,
         };
@@ -177,41 +213,38 @@ impl StreamClass {
     }
 
     /// Runs several time steps.
-    fn run<'py>(&mut self, py: Python<'py>, x: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    fn run<'py>(&self, py: Python<'py>, x: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         if x.cast::<numpy::PyUntypedArray>().is_err() {
-            let interop = py.import("lstm._interop")?;
-            let (array, convert) =
-                interop.call_method1("import_array", (x, "x"))?.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
+            let imported = py.import("lstm._interop")?.call_method1("import_input", (x, self.reads_tokens))?;
+            let (array, convert) = imported.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
             let y = self.run(py, &array)?;
             return convert.call1((y,));
         }
-        let returns_last_step =
-            matches!(&self.stream, AnyStream::Model(stream) if stream.model().weights().returns_last_step());
-        let (y, is_one): (Array3<f32>, bool) = if self.stream.reads_tokens() {
+        let (y, is_one): (Array3<f32>, bool) = if self.reads_tokens {
             let array = py.import("lstm._interop")?.call_method1("to_tokens", (x,))?;
             let is_one = untyped(&array, "x")?.ndim() == 1;
             let array = if is_one { array.call_method1("reshape", (1, -1))? } else { array };
             let tokens = read::<i64, Ix2>(&array, "x", "the shape (batch, steps) or (steps,) of tokens")?;
             let view = tokens.as_array();
-            let AnyStream::Model(stream) = &mut self.stream else {
+            let AnyStream::Model(stream) = &mut *self.lock()? else {
                 return Err(PyValueError::new_err("x: an LSTM reads features, not tokens"));
             };
             (py.detach(|| stream.chunk(ModelInput::from(view))).py()?, is_one)
         } else {
             let expected = format!("the shape (batch, steps, {0}) or (steps, {0})", self.input_size);
             let features = Features::read(x, &expected)?;
-            let (view, stream) = (features.view(), &mut self.stream);
+            let (view, stream) = (features.view(), &mut *self.lock()?);
             let y = py.detach(|| match stream {
                 AnyStream::Lstm(stream) => stream.chunk(view),
                 AnyStream::Model(stream) => stream.chunk(view),
             });
             (y.py()?, matches!(features, Features::One(_)))
         };
-        outputs(py, y, is_one, returns_last_step)
+        outputs(py, y, is_one, self.returns_last_step)
     }
 
-    fn reset(&mut self, py: Python<'_>) -> PyResult<()> {
-        let stream = &mut self.stream;
+    fn reset(&self, py: Python<'_>) -> PyResult<()> {
+        let stream = &mut *self.lock()?;
         py.detach(|| match stream {
             AnyStream::Lstm(stream) => stream.reset(),
             AnyStream::Model(stream) => stream.reset(),
@@ -221,22 +254,23 @@ impl StreamClass {
 
     #[getter]
     fn batch(&self) -> usize {
-        self.stream.batch()
+        self.batch
     }
 
     #[getter]
     fn state<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let stream = self.lock()?;
         let mut states =
-            self.stream.states().py()?.into_iter().map(|HostState { h, c }| (h.into_pyarray(py), c.into_pyarray(py)));
-        match (&self.stream, states.next()) {
+            stream.states().py()?.into_iter().map(|HostState { h, c }| (h.into_pyarray(py), c.into_pyarray(py)));
+        match (&*stream, states.next()) {
             (AnyStream::Lstm(_), Some(state)) => Ok(state.into_pyobject(py)?.into_any()),
             (_, first) => Ok(PyList::new(py, first.into_iter().chain(states).collect::<Vec<_>>())?.into_any()),
         }
     }
 
     #[setter]
-    fn set_state(&mut self, state: &Bound<'_, PyAny>) -> PyResult<()> {
-        match &mut self.stream {
+    fn set_state(&self, state: &Bound<'_, PyAny>) -> PyResult<()> {
+        match &mut *self.lock()? {
             AnyStream::Lstm(stream) => stream.set_state(&read_state(state, "state", false)?).py(),
             AnyStream::Model(stream) => {
                 let states = read_states(state)?;

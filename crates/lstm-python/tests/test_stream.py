@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -131,3 +132,26 @@ def test_streams_of_one_direction_only() -> None:
     with pytest.raises(ValueError, match="batch"):
         model().stream(0)
     assert repr(model().stream(2)) == "Stream(batch=2, 3 -> 5)"
+
+
+def test_one_thread_at_a_time() -> None:
+    stream = lstm.LSTM(64, 1024, threads=1).stream()
+    x, errors = np.zeros((400, 64), np.float32), []
+    started = threading.Event()
+
+    def run() -> None:
+        started.set()
+        stream.run(x)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    started.wait()
+    while thread.is_alive():
+        try:
+            stream.step(x[0])
+        except RuntimeError as error:
+            errors.append(str(error))
+    assert errors and set(errors) == {
+        "another thread runs this stream; make one stream for each thread, with the method `stream`"
+    }
+    assert stream.run(x).shape == (400, 1024)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,7 @@ def test_streams_of_tensors() -> None:
     x, out = torch.randn(4), torch.empty(6)
     y = ours.stream().step(x)
     assert isinstance(y, torch.Tensor) and y.shape == (6,)
-    ours.stream().step(x, out)
-    assert torch.equal(y, out)
+    assert ours.stream().step(x, out) is out and torch.equal(y, out)
     with pytest.raises(ValueError, match="overlaps"):
         ours.stream().step(out[:4], out)
 
@@ -117,3 +117,13 @@ def test_state_dicts_go_both_ways() -> None:
     np.testing.assert_array_equal(
         ours.state_dict()["bias_ih_l0"], theirs.state_dict()["bias_ih_l0"].bfloat16().float().numpy()
     )
+
+
+def test_tensors_of_tokens() -> None:
+    path = Path(__file__).resolve().parents[3] / "tests/data/models/keras-embedding.keras"
+    model, tokens = lstm.Model.open(path), torch.tensor([[1, 2, 0], [3, 1, 1]])
+    y = model.run(tokens)
+    assert isinstance(y, torch.Tensor)
+    np.testing.assert_array_equal(y.numpy(), model.run(tokens.numpy()))
+    np.testing.assert_array_equal(y.numpy(), model.run(tokens.int().tolist()))
+    assert torch.equal(model.stream(2).run(tokens), y)
