@@ -42,7 +42,14 @@ pub(crate) fn untyped<'a, 'py>(value: &'a Bound<'py, PyAny>, name: &str) -> PyRe
         let got = value.get_type().fully_qualified_name()?;
         return Err(PyTypeError::new_err(format!("{name}: expected an array, got {got}")));
     };
+    check_class(array, name)?;
+    Ok(array)
+}
+
+/// Fails for a masked array.
+fn check_class(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<()> {
     if !array.is_exact_instance_of::<PyUntypedArray>() {
+        let value = array.as_any();
         let masked = value.py().import("numpy")?.getattr("ma")?.getattr("MaskedArray")?;
         if value.is_instance(&masked)? {
             let text =
@@ -50,7 +57,7 @@ pub(crate) fn untyped<'a, 'py>(value: &'a Bound<'py, PyAny>, name: &str) -> PyRe
             return Err(PyTypeError::new_err(text));
         }
     }
-    Ok(array)
+    Ok(())
 }
 
 /// Borrows an array of `D` dimensions for reading. Any strides are possible. `expected` describes the shape.
@@ -62,11 +69,12 @@ pub(crate) fn read<'py, T: Kind, D: Dimension>(
     name: &str,
     expected: &str,
 ) -> PyResult<PyReadonlyArray<'py, T, D>> {
-    let array = untyped(value, name)?;
-    check_dtype::<T>(array, name)?;
     let Ok(typed) = value.cast::<PyArray<T, D>>() else {
+        let array = untyped(value, name)?;
+        check_dtype::<T>(array, name)?;
         return Err(PyValueError::new_err(format!("{name}: expected {expected}, got the shape {:?}", array.shape())));
     };
+    check_class(typed.as_untyped(), name)?;
     let plain;
     let typed = if is_plain(typed) {
         typed
@@ -113,9 +121,12 @@ fn borrow_error(name: &str, error: &BorrowError) -> PyErr {
 /// # Errors
 /// `TypeError` for another element type; `ValueError` for an array that is read-only, not row-major or not aligned.
 pub(crate) fn write<'py>(value: &Bound<'py, PyAny>, name: &str) -> PyResult<PyReadwriteArrayDyn<'py, f32>> {
-    let array = untyped(value, name)?;
-    check_dtype::<f32>(array, name)?;
-    let typed = value.cast::<PyArrayDyn<f32>>()?;
+    let Ok(typed) = value.cast::<PyArrayDyn<f32>>() else {
+        check_dtype::<f32>(untyped(value, name)?, name)?;
+        return Err(PyTypeError::new_err(format!("{name}: expected a float32 array")));
+    };
+    let array = typed.as_untyped();
+    check_class(array, name)?;
     if !array.is_c_contiguous() || !is_plain(typed) {
         let text =
             format!("{name}: expected a row-major array, as np.empty makes it, got the strides {:?}", array.strides());

@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import pickle
 import threading
+import types
 from typing import Any
 
 import numpy as np
@@ -229,12 +230,22 @@ class OnDevice(Foreign):
         return (2, 0)
 
 
+class Namespaced(Foreign):
+    """An array of a library with the array API."""
+
+    def __array_namespace__(self) -> Any:
+        return types.SimpleNamespace(from_dlpack=Namespaced)
+
+
 def test_arrays_of_other_libraries() -> None:
     x, net = noise(7, 2, 3), model(3, 5)
     expected, (h, c) = net(x)
     for kind in (Foreign, OnlyInterface):
         y, _ = net(kind(x), (kind(np.zeros_like(h)), kind(np.zeros_like(c))))
         np.testing.assert_array_equal(y, expected)
+    y, (h_other, _) = net(Namespaced(x))
+    assert isinstance(y, Namespaced) and isinstance(h_other, Namespaced), "results are of the kind that was given"
+    np.testing.assert_array_equal(y.array, expected)
     with pytest.raises(ValueError, match="host memory"):
         net(OnDevice(x))
 
