@@ -213,6 +213,23 @@ pub(crate) fn read_state(value: &Bound<'_, PyAny>, name: &str, is_one: bool) -> 
     Ok(HostState { h: read_one(&h, "h")?, c: read_one(&c, "c")? })
 }
 
+impl Features<'_> {
+    /// Reads the lengths of the sequences, if there are some.
+    ///
+    /// # Errors
+    /// As for [`read_lengths`]; `ValueError` for one sequence without a batch axis.
+    pub(crate) fn lengths(&self, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Vec<usize>>> {
+        match (self, value) {
+            (_, None) => Ok(None),
+            (Features::Batch(_), Some(value)) => read_lengths(value).map(Some),
+            (Features::One(_), Some(_)) => {
+                let text = "lengths: expected x with a batch axis; cut a single sequence instead";
+                Err(PyValueError::new_err(text))
+            }
+        }
+    }
+}
+
 /// Lengths of sequences: a list or an array of integers.
 pub(crate) fn read_lengths(value: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
     let numpy = value.py().import("numpy")?;

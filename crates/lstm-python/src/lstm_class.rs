@@ -19,7 +19,7 @@ use pyo3::{
 };
 
 use crate::{
-    arrays::{Features, read_lengths, read_state},
+    arrays::{Features, read_state},
     device::DeviceOptions,
     error::IntoPyResult,
     parameters,
@@ -119,10 +119,7 @@ impl LstmClass {
         let lstm = self.lstm();
         let x = Features::read(x, &self.expected_x(lstm.config()))?;
         let is_one = matches!(x, Features::One(_));
-        let lengths = lengths.map(read_lengths).transpose()?;
-        if is_one && lengths.is_some() {
-            return Err(PyValueError::new_err("lengths: expected x with a batch axis; cut a single sequence instead"));
-        }
+        let lengths = x.lengths(lengths)?;
         let state = hx.map(|hx| read_state(hx, "hx", is_one)).transpose()?;
         let (dropout, view) = (self.dropout(&lstm), x.view());
         let is_time_major = !is_one && !self.options.batch_first;

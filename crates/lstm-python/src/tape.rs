@@ -10,7 +10,7 @@ use numpy::IntoPyArray;
 use pyo3::{exceptions::PyValueError, prelude::*, types::PyList};
 
 use crate::{
-    arrays::{Features, read, read_lengths, read_state},
+    arrays::{Features, read, read_state},
     error::IntoPyResult,
     lstm_class::{LstmClass, without_axis},
     parameters,
@@ -85,7 +85,7 @@ pub(crate) fn run_module<'py>(
     let lstm = with_parameters(object, parameters)?;
     let x = Features::read(x, &object.expected_x(lstm.config()))?;
     let is_one = matches!(x, Features::One(_));
-    let lengths = lengths.map(read_lengths).transpose()?;
+    let lengths = x.lengths(lengths)?;
     let state = hx.map(|hx| read_state(hx, "hx", is_one)).transpose()?;
     let view = x.view();
     let is_time_major = !is_one && !object.is_batch_first();

@@ -233,6 +233,8 @@ def test_errors() -> None:
         net(torch.zeros(5, 2, 3))
     with pytest.raises(ValueError, match="host memory"):
         net(torch.zeros(5, 2, 4, device="meta"))
+    with pytest.raises(ValueError, match="lengths: expected x with a batch axis"):
+        net(torch.zeros(5, 4), lengths=[3])
     net.weight_ih_l0 = torch.nn.Parameter(torch.zeros(24, 5))
     with pytest.raises(ValueError, match=r"weight_ih_l0: expected the shape \[24, 4\], got \[24, 5\]"):
         net(torch.zeros(5, 2, 4))
