@@ -5,6 +5,7 @@ mod bench;
 mod c;
 mod cargo;
 mod check_features;
+mod python;
 mod table;
 mod test_all;
 mod verify;
@@ -26,6 +27,7 @@ enum Command {
     /// Compare every backend with ONNX models and the outputs of other runtimes (same program as `verify`)
     VerifyOnnx(verify::Args),
     VerifyModels(verify_models::Args),
+    Python(python::Args),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Command::CheckFeatures(args) => check_features::run(&args),
         Command::Verify(args) | Command::VerifyOnnx(args) => verify::run(&args),
         Command::VerifyModels(args) => verify_models::run(&args),
+        Command::Python(args) => python::run(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,0 +1,557 @@
+"""The compiled module. Import its names from `lstm`."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, SupportsInt, TypedDict, final, overload, type_check_only
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+__all__ = [
+    "LSTM",
+    "Model",
+    "Stream",
+    "Tape",
+    "Trainer",
+    "__version__",
+    "devices",
+    "digest",
+    "restore_lstm",
+    "restore_model",
+    "run_module",
+]
+
+__version__: str
+
+_F32 = NDArray[np.float32]
+
+@type_check_only
+class StepReport(TypedDict):
+    """The report of a training step."""
+
+    step: int
+    """Number of the step, counted from 1."""
+    loss: float
+    """The loss before the update."""
+    gradient_norm: float
+    """The norm of all gradients before clipping."""
+    learning_rate: float
+
+@type_check_only
+class DeviceInfo(TypedDict):
+    """A device that this build knows."""
+
+    name: str
+    """The name that `device=` takes."""
+    available: bool
+    """Whether the device can be used."""
+    description: str | None
+    """What it is, such as `Cpu(avx2, 8 threads)`; None if it is not available."""
+    exact: bool | None
+    """Whether its results are those of all other exact devices, bit for bit; None if it is not available."""
+    why_not: str | None
+    """Why it is not available; None if it is."""
+
+def devices() -> list[DeviceInfo]:
+    """Opens and describes every device that this build knows."""
+
+def digest(*arrays: Any) -> str:
+    """A 64-bit hash of the bits of float32 arrays, in row-major order, as 16 hexadecimal digits.
+
+    Two results are identical, bit for bit, if their digests are equal. The shapes do not matter.
+
+    Raises:
+        TypeError: an array is not float32.
+    """
+
+@final
+class LSTM:
+    """Layers of LSTMs, with the arguments and the call of `torch.nn.LSTM`.
+
+    Computation releases the GIL, and several threads may call one object. It can be pickled and copied.
+
+    Differences from PyTorch:
+
+    - The weights are arrays of NumPy inside the object: `state_dict` copies them. No gradient is recorded; for training
+      inside PyTorch, use `lstm.torch.LSTM`.
+    - `dropout` is less than 1. It acts in training mode, which is the mode of a new object, as in PyTorch. Its masks depend
+      on `seed` and on the number of passes with dropout so far.
+    """
+
+    def __new__(
+        cls,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        cell: str = "fused",
+        clip: float | None = None,
+        coupled: bool = False,
+        device: str = "cpu",
+        precision: str = "f32",
+        threads: int | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """Makes layers with random weights, from `U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))` as in PyTorch.
+
+        Args:
+            input_size: Number of features of the input at each time step.
+            hidden_size: Number of features of the cell state.
+            num_layers: Number of stacked layers.
+            bias: Whether the layers have biases.
+            batch_first: Whether `x` and `y` are `(batch, steps, features)` instead of `(steps, batch, features)`. States are
+                `(layers * directions, batch, features)` in either case.
+            dropout: Probability with which an element that one layer passes to the next becomes 0, in training mode.
+            bidirectional: Whether a second set of layers runs from the last time step to the first.
+            proj_size: Number of features to which the hidden state is projected; 0 for no projection.
+            cell: `fused` (the standard cell), `unfused` (the same results), `peephole-dense` or `peephole-diagonal`.
+            clip: Bound on the inputs of the gate activations, as ONNX's `clip`; None for no bound.
+            coupled: Whether the forget gate is `1 - i`, as ONNX's `input_forget`.
+            device: A name of `lstm.devices()`, or `auto` for a GPU if there is one, else the CPU.
+            precision: `f32`, or `int8` or `int12` for quantized weights.
+            threads: Number of threads of the CPU, 1 to 1024; None for all cores. Results do not depend on it.
+            seed: Seed of the weights and of dropout. The same seed gives the same weights everywhere. None for one of the
+                operating system; the attribute `seed` tells it.
+
+        Raises:
+            ValueError: an option is not valid.
+            RuntimeError: the device is not available.
+        """
+
+    @overload
+    def __call__(
+        self, x: _F32, hx: tuple[_F32, _F32] | None = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+    ) -> tuple[_F32, tuple[_F32, _F32]]: ...
+    @overload
+    def __call__(
+        self, x: Any, hx: Any = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+    ) -> tuple[Any, tuple[Any, Any]]:
+        """Runs the layers over a batch of sequences, or over one.
+
+        Args:
+            x: float32, `(steps, batch, input_size)`, or `(batch, steps, input_size)` with `batch_first`, or
+                `(steps, input_size)` for one sequence. Any strides. An array of NumPy, a tensor of PyTorch in host memory, an
+                array with `__dlpack__`, `__array_interface__` or `__array__`, or a `PackedSequence` of PyTorch. It is read
+                without a copy.
+            hx: `(h0, c0)`: `(layers * directions, batch, proj_size or hidden_size)` and
+                `(layers * directions, batch, hidden_size)`, without `batch` for one sequence. None for zeros.
+            lengths: Number of time steps of each sequence, in any order. Outputs beyond it are 0, and the final state of a
+                sequence is that after its last time step.
+
+        Returns:
+            `(y, (h, c))`: the outputs of the last layer at all time steps, of `proj_size or hidden_size` features for each
+            direction, and the final states, in the layouts of `x` and `hx`. They are of the kind of `x`.
+
+        Raises:
+            TypeError: an array is not float32, is masked, or is no array.
+            ValueError: a shape or a length is wrong; a tensor requires a gradient or is not in host memory.
+        """
+
+    @overload
+    def forward(
+        self, x: _F32, hx: tuple[_F32, _F32] | None = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+    ) -> tuple[_F32, tuple[_F32, _F32]]: ...
+    @overload
+    def forward(
+        self, x: Any, hx: Any = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+    ) -> tuple[Any, tuple[Any, Any]]:
+        """The same as calling the object."""
+
+    def stream(self, batch: int = 1) -> Stream:
+        """A stream that runs `batch` sequences time step by time step, from zero states. It keeps the weights of this time.
+
+        Raises:
+            ValueError: the layers are bidirectional, or `batch` is 0.
+        """
+
+    def state_dict(self) -> dict[str, _F32]:
+        """Copies of the weights, under PyTorch's names and in its order: `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0`,
+        `bias_hh_l0`, `weight_hr_l0`, then those with `_reverse`, then the next layer.
+
+        Quantized weights are the float32 values that the integers stand for.
+        """
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Replaces all weights by arrays or tensors of any floating-point type. Rounds them to float32, and quantizes them
+        to the `precision` of this object. The weights are unchanged after an error.
+
+        Raises:
+            ValueError: lists the names that are missing, the names that are unexpected, and the wrong shapes; or a value is
+                too large for float32.
+            TypeError: an array is not of a floating-point type.
+        """
+
+    def train(self, mode: bool = True) -> Self:
+        """Turns dropout on, or off with `mode=False`. Returns the object."""
+
+    def eval(self) -> Self:
+        """Turns dropout off. Returns the object."""
+
+    def digest(self) -> str:
+        """The digest of all weights, in the order of `state_dict`."""
+
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def bias(self) -> bool: ...
+    @property
+    def batch_first(self) -> bool: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def bidirectional(self) -> bool: ...
+    @property
+    def proj_size(self) -> int: ...
+    @property
+    def cell(self) -> str: ...
+    @property
+    def clip(self) -> float | None: ...
+    @property
+    def coupled(self) -> bool: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def training(self) -> bool: ...
+    @property
+    def path(self) -> str:
+        """The code that runs the layers: the name of a kernel, or `reference`."""
+
+@final
+class Stream:
+    """Runs `batch` sequences whose samples arrive over time. The states of the layers are kept between calls, and results
+    are those of the whole sequences, bit for bit. One thread may use it at a time. `LSTM.stream` and `Model.stream` make it.
+    """
+
+    @overload
+    def step(self, x: _F32, out: None = None) -> _F32: ...
+    @overload
+    def step(self, x: Any, out: Any = None) -> Any:
+        """Runs one time step.
+
+        Args:
+            x: float32, `(batch, input_size)`, or `(input_size,)` for a batch of 1. For a model that reads tokens: integers
+                `(batch,)`, or an integer for a batch of 1.
+            out: float32, `(batch, output_size)`, or `(output_size,)` for a batch of 1; row-major. It must not overlap `x`.
+
+        Returns:
+            `out`, or a new array of the kind of `x`.
+
+        Raises:
+            TypeError: an array is not float32.
+            ValueError: a shape is wrong; `out` overlaps `x`, is read-only or not row-major. The states are then unchanged.
+        """
+
+    @overload
+    def run(self, x: _F32) -> _F32: ...
+    @overload
+    def run(self, x: Any) -> Any:
+        """Runs several time steps with the kernels for whole sequences.
+
+        Args:
+            x: float32, `(batch, steps, input_size)`, or `(steps, input_size)` for a batch of 1; without the last axis for
+                tokens.
+
+        Returns:
+            `(batch, steps, output_size)`, or `(steps, output_size)`; without `steps` for a model that returns the last step.
+        """
+
+    def reset(self) -> None:
+        """Sets the states to the initial ones: zeros, or those of the model."""
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+
+    @property
+    def state(self) -> Any:
+        """A copy of the states: `(h, c)` of an LSTM, each `(layers, batch, features)`; a list of such pairs, one for each LSTM,
+        of a model. The states can be replaced by assigning the same."""
+
+    @state.setter
+    def state(self, state: Any) -> None: ...
+
+@final
+class Model:
+    """A whole model from a file: embedding, LSTMs, linear layers, activations. `Model.open` makes it.
+
+    Computation releases the GIL, and several threads may call one object. It can be pickled and copied; the copy does not need
+    the file.
+    """
+
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str],
+        *,
+        name: str | Sequence[str] | None = None,
+        layers: str | None = None,
+        set: Mapping[str, float] | None = None,
+        cell: str | None = None,
+        clip: float | None = None,
+        coupled: bool = False,
+        precision: str | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> Model:
+        """Reads a model file: safetensors, PyTorch (`torch.save`), Keras (`.keras`, `.h5`), ONNX, RTNeural, GuitarML, AIDA-X or
+        NAM. The content determines the format.
+
+        Args:
+            path: The file.
+            name: Use one LSTM of the file alone: the prefix of its tensor names, or the names of its nodes in an ONNX file.
+            layers: Layers of a file that has tensors but no graph, in order, such as `"embedding, rec, last, lin:relu, out"`:
+                prefixes of tensor names, an activation after a colon, and `last` for the last time step.
+            set: Values of scalar inputs of an ONNX graph by name, such as `{"sr": 16000}`.
+            cell: The cell, if the tensor names do not determine it: `fused`, `unfused`, `peephole-dense` or
+                `peephole-diagonal`.
+            clip: Bound on the inputs of the gate activations, if a file of tensors does not contain it.
+            coupled: Whether the forget gate is `1 - i`, if a file of tensors does not say so.
+            precision: `f32`, `int8` or `int12`, to convert the weights; None for that of the file.
+            device: A name of `lstm.devices()`, or `auto` for a GPU if there is one, else the CPU.
+            threads: Number of threads of the CPU; None for all cores. Results do not depend on it.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: the file is damaged, of an unknown format, or has a layer that is not supported; an option is not valid
+                or does not apply to the format.
+            RuntimeError: the device is not available.
+        """
+
+    @overload
+    def run(
+        self,
+        x: NDArray[Any],
+        *,
+        lengths: Sequence[SupportsInt] | NDArray[Any] | None = None,
+        states: Sequence[tuple[_F32, _F32]] | None = None,
+        return_states: Literal[False] = False,
+    ) -> _F32: ...
+    @overload
+    def run(
+        self,
+        x: Any,
+        *,
+        lengths: Sequence[SupportsInt] | NDArray[Any] | None = None,
+        states: Any = None,
+        return_states: bool = False,
+    ) -> Any:
+        """Runs the model over a batch of sequences, or over one.
+
+        Args:
+            x: float32 `(batch, steps, input_size)`, or `(steps, input_size)` for one sequence; any strides. For a model that
+                reads tokens: integers `(batch, steps)` or `(steps,)`.
+            lengths: Number of time steps of each sequence, in any order. Outputs beyond it are 0.
+            states: The initial states `(h, c)` of each LSTM, each `(layers * directions, batch, features)`. None for those of
+                the file, or zeros.
+            return_states: Whether to return `(y, states)` with the final states.
+
+        Returns:
+            `(batch, steps, output_size)`, or `(steps, output_size)` for one sequence. A model that returns the last step has no
+            axis `steps`. The array is of the kind of `x`.
+
+        Raises:
+            TypeError: an array is not float32, or tokens are not integers.
+            ValueError: a shape, a length or a token is wrong.
+        """
+
+    def stream(self, batch: int = 1) -> Stream:
+        """A stream that runs `batch` sequences time step by time step, from the initial states.
+
+        Raises:
+            ValueError: an LSTM is bidirectional, the file fixes the lengths of sequences, or `batch` is 0.
+        """
+
+    def digest(self) -> str:
+        """The digest of all parameters, layer by layer."""
+
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def output_size(self) -> int: ...
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the input is tokens."""
+
+    @property
+    def returns_last_step(self) -> bool:
+        """Whether the model has one output for each sequence, rather than one for each time step."""
+
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def layers(self) -> list[str]:
+        """A description of each layer."""
+
+    @property
+    def format(self) -> str:
+        """The format of the file, such as `onnx`."""
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The element types of the parameters in the file."""
+
+    @property
+    def unused(self) -> list[str]:
+        """Tensors or nodes of the file that are not part of the model, which was selected by `name`."""
+
+    @property
+    def steps(self) -> int | None:
+        """The number of time steps that the model is for; None for any number."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Text by key that the file carries along."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def threads(self) -> int | None: ...
+    @property
+    def path(self) -> str:
+        """The code that runs the LSTMs: the names of kernels, or `reference`."""
+
+@final
+class Trainer:
+    """Trains a copy of an LSTM, with a linear head on its outputs, without another library.
+
+    Results are the same, bit for bit, for any number of threads and on any device. A run that is saved and resumed gives the
+    bits of one without interruption.
+    """
+
+    def __new__(
+        cls,
+        model: LSTM,
+        output_size: int | None = None,
+        *,
+        optimizer: str = "adam",
+        schedule: str = "constant rate=0.001",
+        clip: str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Starts a run.
+
+        Args:
+            model: The LSTM, in float32. It is not changed; the attribute `model` of the trainer is the trained one.
+            output_size: Number of features to which a linear head maps the outputs; None for no head.
+            optimizer: `sgd`, `adam` or `adamw` with options, such as `"adamw weight_decay=0.01"`.
+            schedule: The learning rate, such as `"cosine rate=0.1 steps=1000 min=0.001 warmup=50"`,
+                `"step rate=0.1 every=30 factor=0.5"` or `"constant rate=0.001"`.
+            clip: `"norm bound=1"` or `"value bound=1"`, to clip gradients.
+            seed: Seed of the head and of dropout.
+
+        Raises:
+            ValueError: an option is not valid, or the model is quantized.
+        """
+
+    def step(
+        self,
+        x: Any,
+        target: Any = None,
+        *,
+        loss: Literal["mse", "bce", "cross_entropy"] | Callable[[_F32], tuple[float, _F32]] | None = None,
+        lengths: Sequence[SupportsInt] | NDArray[Any] | None = None,
+        last: bool = False,
+    ) -> StepReport:
+        """Runs one training step: forward pass with dropout, loss, backward pass, clipping, update.
+
+        Args:
+            x: float32, in the layout of the model, with a batch axis.
+            target: float32 of the shape of the outputs for `mse` and `bce` (binary cross entropy of logits); classes
+                without the last axis for `cross_entropy`, where -100 is ignored. None for a function.
+            loss: A loss; `mse` by default. Or a function from the outputs to the loss and its gradient, float32 of their shape.
+            lengths: Number of time steps of each sequence. The losses do not count outputs beyond it; a function must.
+            last: Whether the loss reads the last hidden state of each sequence, `(batch, output_size)`, instead of the
+                outputs of all time steps.
+
+        Raises:
+            TypeError: an array is of another type.
+            ValueError: a shape is wrong, or the loss, a gradient or a parameter is not finite. The trainer is then unchanged.
+        """
+
+    def predict(self, x: Any, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None) -> _F32:
+        """The outputs of the head, or of the LSTM without a head, without dropout."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves the run to a safetensors file: the model, the optimizer and the options."""
+
+    @staticmethod
+    def resume(
+        path: str | os.PathLike[str], *, batch_first: bool = False, device: str = "cpu", threads: int | None = None
+    ) -> Trainer:
+        """Continues a saved run.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: it is not a saved run.
+        """
+
+    @property
+    def model(self) -> LSTM:
+        """A copy of the LSTM with its current weights, in the mode of `eval`."""
+
+    @property
+    def head(self) -> tuple[_F32, _F32 | None] | None:
+        """Copies of the weight `(output_size, features)` and the bias of the head; None without a head."""
+
+    @property
+    def steps(self) -> int:
+        """Number of steps so far."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+
+@final
+class Tape:
+    """The recording of a pass of `run_module`."""
+
+    def backward(
+        self, dy: _F32 | None, dh: _F32 | None, dc: _F32 | None, needs_x: bool
+    ) -> tuple[_F32 | None, _F32, _F32, list[_F32]]:
+        """The gradients with respect to the input if `needs_x`, the initial states, and the parameters in the order of
+        `LSTM.state_dict`. A gradient of None is zero."""
+
+def run_module(
+    lstm: LSTM,
+    parameters: list[_F32],
+    x: _F32,
+    hx: tuple[_F32, _F32] | None,
+    lengths: Sequence[SupportsInt] | NDArray[Any] | None,
+    dropout_seed: int | None,
+    record: bool,
+) -> tuple[_F32, tuple[_F32, _F32], Tape | None]:
+    """Runs an LSTM with other parameters, with dropout if there is a seed, and records the pass if `record`."""
+
+def restore_model(
+    bytes: bytes,
+    device: tuple[str, int | None],
+    file: tuple[str, list[str], list[str]],
+    constants: tuple[int | None, list[int] | None, list[tuple[_F32, _F32]] | None],
+) -> Model:
+    """Makes a model from its pickled form."""
+
+def restore_lstm(
+    bytes: bytes,
+    config: str,
+    device: tuple[str, int | None],
+    options: tuple[bool, float, int],
+    mode: tuple[bool, int],
+) -> LSTM:
+    """Makes an LSTM from its pickled form."""

@@ -1,0 +1,270 @@
+"""LSTMs inside PyTorch: modules whose forward and backward passes are this library's.
+
+The outputs and gradients of `LSTM` are the same, bit for bit, for any number of threads and on any device. This holds for
+this module only: other operators of PyTorch may give other bits with another number of threads.
+"""
+
+from __future__ import annotations
+
+import copy as _copy
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from . import _lstm
+
+__all__ = ["LSTM", "convert"]
+
+
+def _array(tensor: torch.Tensor, name: str) -> Any:
+    """The memory of a tensor as an array of NumPy."""
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{name}: expected float32, got {tensor.dtype}; convert it with {name}.float()")
+    if tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name}: expected a tensor in host memory, got one on {tensor.device}; parameters and inputs stay on PyTorch's "
+            f"device cpu, and the argument `device` of lstm.torch.LSTM says where they are computed"
+        )
+    return tensor.detach().numpy()
+
+
+class _Pass(torch.autograd.Function):
+    """A recorded pass."""
+
+    @staticmethod
+    def forward(ctx: Any, module: LSTM, lengths: Any, seed: int | None, x: Any, h: Any, c: Any, *parameters: Any) -> Any:
+        ctx.set_materialize_grads(False)
+        y, (h, c), ctx.tape = module._run(x, h, c, lengths, seed, parameters, record=True)
+        return y, h, c
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, dh: Any, dc: Any) -> Any:
+        _, _, _, needs_x, needs_h, needs_c, *needs_parameters = ctx.needs_input_grad
+        given = [None if d is None else _array(d, name) for d, name in [(dy, "dy"), (dh, "dh"), (dc, "dc")]]
+        if all(d is None for d in given):
+            return (None,) * len(ctx.needs_input_grad)
+        x, h, c, parameters = ctx.tape.backward(*given, needs_x)
+        needed = zip([x, h, c, *parameters], [needs_x, needs_h, needs_c, *needs_parameters])
+        gradients = [torch.from_numpy(array) if needs else None for array, needs in needed]
+        if torch.is_grad_enabled():
+            # With `create_graph`. Without a node of their own, second derivatives would silently be zero.
+            gradients = [None if d is None else _FirstOrder.apply(torch.zeros((), requires_grad=True), d) for d in gradients]
+        return (None, None, None, *gradients)
+
+
+class _FirstOrder(torch.autograd.Function):
+    """The identity, whose derivative is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, marker: Any, gradient: Any) -> Any:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        raise RuntimeError(
+            "lstm.torch.LSTM has gradients of first order only; expected a loss that does not depend on its gradients. "
+            "Use torch.nn.LSTM for a gradient penalty, or call autograd without create_graph"
+        )
+
+
+class LSTM(torch.nn.Module):
+    """An LSTM with the arguments, the parameters and the call of `torch.nn.LSTM`, whose passes are this library's.
+
+    The parameters have PyTorch's names and are float32 tensors in host memory. With the same `torch.manual_seed`, they are
+    those of `torch.nn.LSTM`. Gradients of first order exist for the input, the initial states and all parameters.
+
+    Args:
+        device: Where passes are computed: a name of `lstm.devices()`. Tensors stay in host memory.
+        threads: Number of threads of the CPU; None for all cores. Results do not depend on it.
+
+    The other arguments are those of `lstm.LSTM`. Dropout draws its seeds from PyTorch's generator.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        cell: str = "fused",
+        clip: float | None = None,
+        coupled: bool = False,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._lstm = _lstm.LSTM(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            cell=cell,
+            clip=clip,
+            coupled=coupled,
+            device=device,
+            threads=threads,
+            seed=0,
+        )
+        self._names = list(self._lstm.state_dict())
+        for name, value in self._lstm.state_dict().items():
+            self.register_parameter(name, torch.nn.Parameter(torch.from_numpy(value)))
+        self.reset_parameters()
+
+    def __getattr__(self, name: str) -> Any:
+        # The options, such as `hidden_size`.
+        if name in _OPTIONS:
+            return getattr(self._lstm, name)
+        return super().__getattr__(name)
+
+    def reset_parameters(self) -> None:
+        """Draws the parameters as `torch.nn.LSTM` does."""
+        bound = 1.0 / math.sqrt(self._lstm.hidden_size)
+        for parameter in self.parameters():
+            torch.nn.init.uniform_(parameter, -bound, bound)
+
+    def extra_repr(self) -> str:
+        return repr(self._lstm).removeprefix("LSTM(").replace(")\n", "\n", 1)
+
+    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> tuple[Any, tuple[Any, Any]]:
+        """The same as `lstm.LSTM.__call__` for tensors and packed sequences, with gradients."""
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths)
+        if hx is not None and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
+            raise TypeError(f"hx: expected the tuple (h0, c0), got {type(hx).__name__}")
+        h, c = (None, None) if hx is None else hx
+        for value, name in [(input, "input"), (h, "hx: h"), (c, "hx: c")]:
+            if not isinstance(value, torch.Tensor) and (name == "input" or hx is not None):
+                raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        parameters = [getattr(self, name) for name in self._names]
+        has_dropout = self.training and self._lstm.dropout > 0 and self._lstm.num_layers > 1
+        seed = int(torch.randint(2**62, ())) if has_dropout else None
+        inputs = [tensor for tensor in (input, h, c, *parameters) if tensor is not None]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            y, h, c = _Pass.apply(self, lengths, seed, input, h, c, *parameters)
+            return y, (h, c)
+        y, state, _ = self._run(input, h, c, lengths, seed, parameters, record=False)
+        return y, state
+
+    def _run(self, x: Any, h: Any, c: Any, lengths: Any, seed: int | None, parameters: Any, record: bool) -> Any:
+        arrays = [_array(parameter, name) for parameter, name in zip(parameters, self._names, strict=True)]
+        hx = None if h is None else (_array(h, "hx: h"), _array(c, "hx: c"))
+        y, (h, c), tape = _lstm.run_module(self._lstm, arrays, _array(x, "input"), hx, lengths, seed, record)
+        return torch.from_numpy(y), (torch.from_numpy(h), torch.from_numpy(c)), tape
+
+    def _forward_packed(self, input: Any, hx: Any, lengths: Any) -> tuple[Any, tuple[Any, Any]]:
+        if lengths is not None:
+            raise ValueError("lengths: a packed sequence has its own lengths; expected None")
+        is_first = self._lstm.batch_first
+        # In the order of the packed sequence: longest first.
+        padded, sorted_lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes), batch_first=is_first)
+        if hx is not None and input.sorted_indices is not None:
+            hx = tuple(state.index_select(1, input.sorted_indices) for state in hx)
+        y, (h, c) = self.forward(padded, hx, lengths=sorted_lengths.tolist())
+        packed = pack_padded_sequence(y, sorted_lengths, batch_first=is_first)
+        y = PackedSequence(packed.data, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+        if input.unsorted_indices is not None:
+            h, c = (state.index_select(1, input.unsorted_indices) for state in (h, c))
+        return y, (h, c)
+
+
+_OPTIONS = {
+    "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size", "cell", "clip",
+    "coupled", "device", "threads", "path",
+}  # fmt: skip
+
+
+def convert(
+    module: torch.nn.Module, *, device: str = "cpu", threads: int | None = None, inplace: bool = False
+) -> torch.nn.Module:
+    """Replaces each `torch.nn.LSTM` inside a module, or the module itself, by an `LSTM` with the same options.
+
+    Args:
+        module: A module with at least one `torch.nn.LSTM`.
+        device: Where the passes are computed; see `LSTM`.
+        threads: Number of threads of the CPU; None for all cores.
+        inplace: Whether to change `module` instead of a copy. Its `Parameter` objects then stay the same, so that an
+            optimizer which has them continues.
+
+    Returns:
+        The module with the replacements. Other modules, such as `LSTMCell`, are as before.
+
+    Raises:
+        ValueError: there is no `torch.nn.LSTM`, or one that can't be replaced; the text lists each with the reason. The module
+            is then unchanged.
+    """
+    if not inplace:
+        module = _copy.deepcopy(module)
+    found = {name: child for name, child in module.named_modules() if isinstance(child, torch.nn.LSTM)}
+    if not found:
+        raise ValueError(f"convert: no torch.nn.LSTM in {type(module).__name__}")
+    problems = [f"`{name}`: {why}" for name, child in found.items() for why in _problems(child)]
+    if problems:
+        raise ValueError(f"convert: can't replace {'; '.join(problems)}")
+    replacements = {id(child): _replacement(child, device, threads) for child in found.values()}
+    if isinstance(module, torch.nn.LSTM):
+        return replacements[id(module)]
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if id(child) in replacements:
+                setattr(parent, name, replacements[id(child)])
+        # `named_children` lists a module once, also if it has several names.
+        for name, shared in parent._modules.items():
+            if shared is not None and id(shared) in replacements:
+                setattr(parent, name, replacements[id(shared)])
+    return module
+
+
+def _problems(module: torch.nn.LSTM) -> list[str]:
+    """Why a module can't be replaced."""
+    problems = []
+    if type(module) is not torch.nn.LSTM:
+        problems.append(f"it is a subclass, {type(module).__name__}, which may compute something else")
+    if any(hooks for name, hooks in vars(module).items() if name.endswith("_hooks") and name.startswith(("_forward", "_backward"))):
+        problems.append("it has hooks; remove them, and add them to the result")
+    if hasattr(module, "parametrizations"):
+        problems.append("it has parametrizations; remove them with torch.nn.utils.parametrize.remove_parametrizations")
+    if module.dropout == 1.0 and module.num_layers > 1:
+        problems.append("its dropout is 1; expected less")
+    for name, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32:
+            problems.append(f"{name} is {parameter.dtype}; expected float32, as after .float()")
+        elif parameter.device.type != "cpu":
+            problems.append(f"{name} is on {parameter.device}; expected host memory, as after .cpu()")
+    return problems
+
+
+def _replacement(module: torch.nn.LSTM, device: str, threads: int | None) -> LSTM:
+    """An LSTM with the options and the `Parameter` objects of a module."""
+    generator_state = torch.get_rng_state()
+    with warnings.catch_warnings():
+        # PyTorch warned already that dropout has no effect with one layer.
+        warnings.simplefilter("ignore", UserWarning)
+        new = LSTM(
+            module.input_size,
+            module.hidden_size,
+            module.num_layers,
+            module.bias,
+            module.batch_first,
+            float(module.dropout),
+            module.bidirectional,
+            module.proj_size,
+            device=device,
+            threads=threads,
+        )
+    torch.set_rng_state(generator_state)
+    for name, parameter in module.named_parameters():
+        new.register_parameter(name, parameter)
+    new.train(module.training)
+    return new

@@ -1,0 +1,265 @@
+//! NumPy arrays, borrowed without copies. Arrays of other libraries were converted before, by `lstm._interop`.
+
+use std::ops::Range;
+
+use lstm::{
+    HostState,
+    ndarray::{ArrayView3, Axis, Dimension, Ix1, Ix2, Ix3},
+};
+use numpy::{
+    BorrowError, Element, PyArray, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArray, PyReadonlyArray1,
+    PyReadonlyArray2, PyReadonlyArray3, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods, dtype,
+};
+use pyo3::{
+    exceptions::{PyRuntimeError, PyTypeError, PyValueError},
+    prelude::*,
+};
+
+/// What Python code calls an element type, and how to convert to it.
+pub(crate) trait Kind: Element {
+    /// The name of the type.
+    const NAME: &'static str;
+    /// How to convert an array `x`.
+    const ADVICE: &'static str;
+}
+
+impl Kind for f32 {
+    const NAME: &'static str = "float32";
+    const ADVICE: &'static str = "x.astype(np.float32)";
+}
+
+impl Kind for i64 {
+    const NAME: &'static str = "int64";
+    const ADVICE: &'static str = "x.astype(np.int64)";
+}
+
+/// The array as a NumPy array of any type.
+///
+/// # Errors
+/// `TypeError` for other objects, and for masked arrays, whose mask would be ignored.
+pub(crate) fn untyped<'a, 'py>(value: &'a Bound<'py, PyAny>, name: &str) -> PyResult<&'a Bound<'py, PyUntypedArray>> {
+    let Ok(array) = value.cast::<PyUntypedArray>() else {
+        let got = value.get_type().fully_qualified_name()?;
+        return Err(PyTypeError::new_err(format!("{name}: expected an array, got {got}")));
+    };
+    check_class(array, name)?;
+    Ok(array)
+}
+
+/// Fails for a masked array.
+fn check_class(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<()> {
+    if !array.is_exact_instance_of::<PyUntypedArray>() {
+        let value = array.as_any();
+        let masked = value.py().import("numpy")?.getattr("ma")?.getattr("MaskedArray")?;
+        if value.is_instance(&masked)? {
+            let text =
+                format!("{name}: a masked array can't be used; fill it first, with x.filled(0), or give lengths");
+            return Err(PyTypeError::new_err(text));
+        }
+    }
+    Ok(())
+}
+
+/// Borrows an array of `D` dimensions for reading. Any strides are possible. `expected` describes the shape.
+///
+/// # Errors
+/// `TypeError` for another element type; `ValueError` for another number of dimensions.
+pub(crate) fn read<'py, T: Kind, D: Dimension>(
+    value: &Bound<'py, PyAny>,
+    name: &str,
+    expected: &str,
+) -> PyResult<PyReadonlyArray<'py, T, D>> {
+    let Ok(typed) = value.cast::<PyArray<T, D>>() else {
+        let array = untyped(value, name)?;
+        check_dtype::<T>(array, name)?;
+        return Err(PyValueError::new_err(format!("{name}: expected {expected}, got the shape {:?}", array.shape())));
+    };
+    check_class(typed.as_untyped(), name)?;
+    let plain;
+    let typed = if is_plain(typed) {
+        typed
+    } else {
+        plain = value.call_method0("copy")?.cast_into::<PyArray<T, D>>()?;
+        &plain
+    };
+    typed.try_readonly().map_err(|error| borrow_error(name, &error))
+}
+
+/// Fails if the elements have another type.
+fn check_dtype<T: Kind>(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<()> {
+    let (expected, got) = (dtype::<T>(array.py()), array.dtype());
+    if got.is_equiv_to(&expected) {
+        return Ok(());
+    }
+    let text = format!("{name}: expected {}, got {got}; convert it with {}", T::NAME, T::ADVICE);
+    Err(PyTypeError::new_err(text))
+}
+
+/// Whether an array can be viewed as it is: its elements are aligned, also those that it does not have.
+fn is_plain<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T, D>>) -> bool {
+    let strides = array.strides();
+    let size = size_of::<T>() as isize;
+    // A stride of bytes that is not one of elements, as in a field of a packed record.
+    let has_element_strides = strides.iter().all(|stride| stride % size == 0);
+    // The view of an array without elements would have its start outside of it.
+    let is_empty = array.shape().contains(&0) && strides.iter().any(|&stride| stride < 0);
+    has_element_strides && !is_empty && array.data().addr().is_multiple_of(align_of::<T>())
+}
+
+/// The exception for an array that is borrowed already, or read-only.
+fn borrow_error(name: &str, error: &BorrowError) -> PyErr {
+    match error {
+        BorrowError::NotWriteable => {
+            PyValueError::new_err(format!("{name}: the array is read-only; expected one that can be written"))
+        }
+        _ => PyRuntimeError::new_err(format!("{name}: another thread or another argument uses the array: {error}")),
+    }
+}
+
+/// Borrows an array for writing.
+///
+/// # Errors
+/// `TypeError` for another element type; `ValueError` for an array that is read-only, not row-major or not aligned.
+pub(crate) fn write<'py>(value: &Bound<'py, PyAny>, name: &str) -> PyResult<PyReadwriteArrayDyn<'py, f32>> {
+    let Ok(typed) = value.cast::<PyArrayDyn<f32>>() else {
+        check_dtype::<f32>(untyped(value, name)?, name)?;
+        return Err(PyTypeError::new_err(format!("{name}: expected a float32 array")));
+    };
+    let array = typed.as_untyped();
+    check_class(array, name)?;
+    if !array.is_c_contiguous() || !is_plain(typed) {
+        let text =
+            format!("{name}: expected a row-major array, as np.empty makes it, got the strides {:?}", array.strides());
+        return Err(PyValueError::new_err(text));
+    }
+    typed.try_readwrite().map_err(|error| borrow_error(name, &error))
+}
+
+/// Fails if two float32 arrays have memory in common.
+pub(crate) fn check_disjoint(x: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<()> {
+    let overlaps = match (x.cast::<PyArrayDyn<f32>>(), out.cast::<PyArrayDyn<f32>>()) {
+        (Ok(a), Ok(b)) => {
+            let (a, b) = (extent(a), extent(b));
+            a.start < b.end && b.start < a.end && {
+                // Two views may lie in each other without an element in common.
+                let numpy = x.py().import("numpy")?;
+                numpy.call_method1("shares_memory", (x, out))?.extract()?
+            }
+        }
+        _ => false,
+    };
+    if overlaps {
+        return Err(PyValueError::new_err("out: it overlaps x; expected an array of its own"));
+    }
+    Ok(())
+}
+
+/// The addresses from the first byte of an array to the last.
+fn extent(array: &Bound<'_, PyArrayDyn<f32>>) -> Range<usize> {
+    let data = array.data().addr();
+    if array.shape().contains(&0) {
+        return data..data;
+    }
+    let (mut start, mut end) = (data, data.wrapping_add(size_of::<f32>()));
+    for (&stride, &n) in array.strides().iter().zip(array.shape()) {
+        let span = stride.unsigned_abs().wrapping_mul(n - 1);
+        if stride < 0 { start = start.wrapping_sub(span) } else { end = end.wrapping_add(span) }
+    }
+    start..end
+}
+
+/// Features of a batch of sequences, or of one sequence without a batch axis.
+pub(crate) enum Features<'py> {
+    /// One sequence: `(steps, features)`.
+    One(PyReadonlyArray2<'py, f32>),
+    /// Several sequences.
+    Batch(PyReadonlyArray3<'py, f32>),
+}
+
+impl<'py> Features<'py> {
+    /// Borrows the features; `expected` describes the shapes.
+    pub(crate) fn read(value: &Bound<'py, PyAny>, expected: &str) -> PyResult<Self> {
+        match untyped(value, "x")?.ndim() {
+            2 => Ok(Features::One(read::<f32, Ix2>(value, "x", expected)?)),
+            _ => Ok(Features::Batch(read::<f32, Ix3>(value, "x", expected)?)),
+        }
+    }
+
+    /// The features with a batch axis; of one sequence, it is the first axis.
+    pub(crate) fn view(&self) -> ArrayView3<'_, f32> {
+        match self {
+            Features::One(x) => x.as_array().insert_axis(Axis(0)),
+            Features::Batch(x) => x.as_array(),
+        }
+    }
+}
+
+/// The states `(h, c)` of the layers, for one sequence without a batch axis if `is_one`.
+pub(crate) fn read_state(value: &Bound<'_, PyAny>, name: &str, is_one: bool) -> PyResult<HostState> {
+    let Ok((h, c)) = value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() else {
+        let got = value.get_type().fully_qualified_name()?;
+        return Err(PyTypeError::new_err(format!("{name}: expected the tuple (h, c) of two arrays, got {got}")));
+    };
+    let read_one = |value: &Bound<'_, PyAny>, part: &str| {
+        let name = format!("{name}: {part}");
+        Ok::<_, PyErr>(if is_one {
+            let expected = "2 dimensions (layers * directions, features) for x without a batch axis";
+            read::<f32, Ix2>(value, &name, expected)?.as_array().insert_axis(Axis(1)).to_owned()
+        } else {
+            let expected = "3 dimensions (layers * directions, batch, features)";
+            read::<f32, Ix3>(value, &name, expected)?.as_array().to_owned()
+        })
+    };
+    Ok(HostState { h: read_one(&h, "h")?, c: read_one(&c, "c")? })
+}
+
+impl Features<'_> {
+    /// Reads the lengths of the sequences, if there are some.
+    ///
+    /// # Errors
+    /// As for [`read_lengths`]; `ValueError` for one sequence without a batch axis.
+    pub(crate) fn lengths(&self, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Vec<usize>>> {
+        match (self, value) {
+            (_, None) => Ok(None),
+            (Features::Batch(_), Some(value)) => read_lengths(value).map(Some),
+            (Features::One(_), Some(_)) => {
+                let text = "lengths: expected x with a batch axis; cut a single sequence instead";
+                Err(PyValueError::new_err(text))
+            }
+        }
+    }
+}
+
+/// Lengths of sequences: a list or an array of integers.
+pub(crate) fn read_lengths(value: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    let numpy = value.py().import("numpy")?;
+    let array = numpy.call_method1("asarray", (value,))?;
+    let array = untyped(&array, "lengths")?;
+    if array.ndim() == 1 && array.len() == 0 {
+        return Ok(Vec::new());
+    }
+    if !matches!(array.dtype().kind(), b'i' | b'u') {
+        return Err(PyTypeError::new_err(format!("lengths: expected integers, got {}", array.dtype())));
+    }
+    let array = array.call_method1("astype", ("int64",))?;
+    let lengths: PyReadonlyArray1<'_, i64> = read::<i64, Ix1>(&array, "lengths", "one length for each sequence")?;
+    let length = |&n: &i64| {
+        usize::try_from(n).map_err(|_| PyValueError::new_err(format!("lengths: expected 0 or more, got {n}")))
+    };
+    lengths.as_array().iter().map(length).collect()
+}
+
+/// The digest of the elements of arrays, in row-major order.
+#[pyfunction]
+#[pyo3(signature = (*arrays))]
+pub(crate) fn digest(arrays: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<String> {
+    let mut digest = lstm::arithmetic::Digest::default();
+    let interop = arrays.py().import("lstm._interop")?;
+    for (k, array) in arrays.iter().enumerate() {
+        let name = format!("arrays[{k}]");
+        let array = interop.call_method1("import_array", (array, &name))?.get_item(0)?;
+        let array = read::<f32, lstm::ndarray::IxDyn>(&array, &name, "an array")?;
+        array.as_array().iter().for_each(|&value| digest.add(value));
+    }
+    Ok(digest.to_string())
+}

@@ -1,0 +1,35 @@
+//! The Python module `lstm._lstm`: the library for NumPy arrays. The Python code in `python/lstm` re-exports it, and
+//! converts the arrays of other libraries.
+
+#![deny(unsafe_code)]
+
+mod arrays;
+mod device;
+mod error;
+mod lstm_class;
+mod model_class;
+mod parameters;
+mod stream;
+mod tape;
+mod trainer_class;
+
+#[pyo3::pymodule]
+mod _lstm {
+    #[pymodule_export]
+    use crate::{
+        arrays::digest,
+        device::devices,
+        lstm_class::{LstmClass, restore_lstm},
+        model_class::{ModelClass, restore_model},
+        stream::StreamClass,
+        tape::{TapeClass, run_module},
+        trainer_class::TrainerClass,
+    };
+
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,466 @@
+//! The class `LSTM`, with the arguments and the call of `torch.nn.LSTM`.
+
+use std::sync::{
+    Arc, PoisonError, RwLock,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use lstm::{
+    Bias, Device, Dropout, ExecutionPath, HostState, Input, LayerSpec, Lstm, LstmConfig, StateDict, StateDictWriter,
+    TensorNames,
+    arithmetic::Digest,
+    ndarray::{Array3, Axis},
+};
+use numpy::{IntoPyArray, PyUntypedArray};
+use pyo3::{
+    exceptions::{PyUserWarning, PyValueError},
+    prelude::*,
+    types::{PyBytes, PyDict, PyTuple},
+};
+
+use crate::{
+    arrays::{Features, read_state},
+    device::DeviceOptions,
+    error::IntoPyResult,
+    parameters,
+    stream::{AnyStream, StreamClass},
+};
+
+/// An LSTM with the arguments and the call of `torch.nn.LSTM`; `_lstm.pyi` documents it.
+#[pyclass(frozen, name = "LSTM", module = "lstm")]
+pub(crate) struct LstmClass {
+    /// Replaced as a whole by other weights, so that a running pass keeps the ones that it started with.
+    lstm: RwLock<Arc<Lstm<Device>>>,
+    device: DeviceOptions,
+    options: Options,
+    training: AtomicBool,
+    /// Number of passes with dropout so far. Each has a seed of its own.
+    passes: AtomicU64,
+}
+
+/// What is not part of the library's configuration.
+#[derive(Clone, Copy)]
+struct Options {
+    batch_first: bool,
+    /// As PyTorch keeps it, also for a single layer, where it has no effect.
+    dropout: f32,
+    seed: u64,
+}
+
+/// A size, which Python code may give as a negative number.
+fn size(name: &str, value: i64) -> PyResult<usize> {
+    usize::try_from(value).map_err(|_| PyValueError::new_err(format!("{name}: expected 0 or more, got {value}")))
+}
+
+/// A seed from the operating system.
+fn random_seed(py: Python<'_>) -> PyResult<u64> {
+    py.import("secrets")?.call_method1("randbits", (63,))?.extract()
+}
+
+impl LstmClass {
+    /// The model with its current weights.
+    pub(crate) fn lstm(&self) -> Arc<Lstm<Device>> {
+        self.lstm.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the model, and returns it.
+    pub(crate) fn set_lstm(&self, lstm: Lstm<Device>) -> Arc<Lstm<Device>> {
+        let lstm = Arc::new(lstm);
+        *self.lstm.write().unwrap_or_else(PoisonError::into_inner) = lstm.clone();
+        lstm
+    }
+
+    /// The object of a model that was trained.
+    pub(crate) fn from_parts(lstm: Lstm<Device>, device: DeviceOptions, batch_first: bool) -> Self {
+        let dropout = lstm.config().dropout;
+        LstmClass {
+            lstm: RwLock::new(Arc::new(lstm)),
+            device,
+            options: Options { batch_first, dropout, seed: 0 },
+            training: AtomicBool::new(false),
+            passes: AtomicU64::new(0),
+        }
+    }
+
+    /// The device, as the user named it.
+    pub(crate) fn device_options(&self) -> &DeviceOptions {
+        &self.device
+    }
+
+    /// Whether arrays have the batch as their first axis.
+    pub(crate) fn is_batch_first(&self) -> bool {
+        self.options.batch_first
+    }
+
+    /// Whether the next pass has dropout, and its seed.
+    fn dropout(&self, lstm: &Lstm<Device>) -> Dropout {
+        if lstm.config().dropout > 0.0 && self.training.load(Ordering::Relaxed) {
+            let pass = self.passes.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+            Dropout::Seed(self.options.seed.wrapping_add(pass))
+        } else {
+            Dropout::Off
+        }
+    }
+
+    /// The shapes of the input, for error messages.
+    pub(crate) fn expected_x(&self, config: &LstmConfig) -> String {
+        let batch = if self.options.batch_first { "(batch, steps, " } else { "(steps, batch, " };
+        format!("the shape {batch}{0}) or (steps, {0})", config.input_size)
+    }
+
+    /// Runs the model on arrays of NumPy.
+    fn run_arrays<'py>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+        hx: Option<&Bound<'py, PyAny>>,
+        lengths: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let lstm = self.lstm();
+        let x = Features::read(x, &self.expected_x(lstm.config()))?;
+        let is_one = matches!(x, Features::One(_));
+        let lengths = x.lengths(lengths)?;
+        let state = hx.map(|hx| read_state(hx, "hx", is_one)).transpose()?;
+        let (dropout, view) = (self.dropout(&lstm), x.view());
+        let is_time_major = !is_one && !self.options.batch_first;
+        let (y, HostState { h, c }) = py
+            .detach(|| {
+                let mut input = Input::from(view).dropout(dropout);
+                if is_time_major {
+                    input = input.time_major();
+                }
+                if let Some(state) = &state {
+                    input = input.state(state);
+                }
+                if let Some(lengths) = &lengths {
+                    input = input.lengths(lengths);
+                }
+                lstm.forward(input)
+            })
+            .py()?;
+        let state = if is_one {
+            (without_axis(py, h, 1), without_axis(py, c, 1)).into_pyobject(py)?
+        } else {
+            (h.into_pyarray(py), c.into_pyarray(py)).into_pyobject(py)?
+        };
+        if is_one {
+            (without_axis(py, y, 0), state).into_pyobject(py)
+        } else {
+            (y.into_pyarray(py), state).into_pyobject(py)
+        }
+    }
+}
+
+/// The array without its axis of length 1.
+pub(crate) fn without_axis(py: Python<'_>, array: Array3<f32>, axis: usize) -> Bound<'_, numpy::PyArray2<f32>> {
+    array.index_axis_move(Axis(axis), 0).into_pyarray(py)
+}
+
+/// The names of execution paths, without repetition.
+pub(crate) fn describe_paths(paths: &[ExecutionPath]) -> String {
+    let mut names: Vec<_> = paths.iter().map(ToString::to_string).collect();
+    names.dedup();
+    names.join(", ")
+}
+
+/// Whether all values are arrays of NumPy.
+fn all_numpy(values: &[&Bound<'_, PyAny>]) -> bool {
+    values.iter().all(|value| value.cast::<PyUntypedArray>().is_ok())
+}
+
+#[pymethods]
+impl LstmClass {
+    #[new]
+    #[pyo3(signature = (
+        input_size, hidden_size, num_layers = 1, bias = true, batch_first = false, dropout = 0.0, bidirectional = false,
+        proj_size = 0, *, cell = "fused", clip = None, coupled = false, device = "cpu",
+        precision = "f32", threads = None, seed = None
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "they are those of torch.nn.LSTM")]
+    fn new(
+        py: Python<'_>,
+        input_size: i64,
+        hidden_size: i64,
+        num_layers: i64,
+        bias: bool,
+        batch_first: bool,
+        dropout: f32,
+        bidirectional: bool,
+        proj_size: i64,
+        cell: &str,
+        clip: Option<f32>,
+        coupled: bool,
+        device: &str,
+        precision: &str,
+        threads: Option<usize>,
+        seed: Option<u64>,
+    ) -> PyResult<Self> {
+        let mut config = LstmConfig::new(size("input_size", input_size)?, size("hidden_size", hidden_size)?)
+            .layers(size("num_layers", num_layers)?)
+            .bias(if bias { Bias::Two } else { Bias::None })
+            .cell(cell.parse().py()?)
+            .precision(precision.parse().py()?);
+        (config.clip, config.coupled) = (clip, coupled);
+        config.proj_size = Some(size("proj_size", proj_size)?).filter(|&size| size > 0);
+        if bidirectional {
+            config = config.bidirectional();
+        }
+        config.dropout = dropout;
+        if num_layers == 1 && (0.0..=1.0).contains(&dropout) && dropout > 0.0 {
+            let text = c"dropout acts between layers, so it has no effect with num_layers=1";
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), text, 1)?;
+            config.dropout = 0.0;
+        }
+        config.validate().py()?;
+        let seed = seed.map_or_else(|| random_seed(py), Ok)?;
+        let device = DeviceOptions { name: device.to_owned(), threads };
+        let opened = device.open(py)?;
+        let lstm = py.detach(|| Lstm::random(&opened, config, seed)).py()?;
+        Ok(LstmClass {
+            lstm: RwLock::new(Arc::new(lstm)),
+            device,
+            options: Options { batch_first, dropout, seed },
+            training: AtomicBool::new(true),
+            passes: AtomicU64::new(0),
+        })
+    }
+
+    #[pyo3(signature = (x, hx = None, *, lengths = None))]
+    fn __call__<'py>(
+        slf: &Bound<'py, Self>,
+        x: &Bound<'py, PyAny>,
+        hx: Option<&Bound<'py, PyAny>>,
+        lengths: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let py = slf.py();
+        let has_numpy_state =
+            hx.is_none_or(|hx| hx.cast::<PyTuple>().is_ok_and(|hx| hx.iter().all(|array| all_numpy(&[&array]))));
+        if has_numpy_state && all_numpy(&[x]) {
+            return slf.get().run_arrays(py, x, hx, lengths);
+        }
+        let interop = py.import("lstm._interop")?;
+        Ok(interop.call_method1("call", (slf, x, hx, lengths))?.cast_into()?)
+    }
+
+    #[pyo3(signature = (x, hx = None, *, lengths = None))]
+    fn forward<'py>(
+        slf: &Bound<'py, Self>,
+        x: &Bound<'py, PyAny>,
+        hx: Option<&Bound<'py, PyAny>>,
+        lengths: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        Self::__call__(slf, x, hx, lengths)
+    }
+
+    #[pyo3(signature = (batch = 1))]
+    fn stream(&self, batch: usize) -> PyResult<StreamClass> {
+        Ok(StreamClass::new(AnyStream::Lstm(Box::new(self.lstm().stream(batch).py()?))))
+    }
+
+    fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        parameters::to_dict(py, self.lstm().weights())
+    }
+
+    fn load_state_dict(&self, state_dict: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut lstm = Lstm::clone(&self.lstm());
+        let weights = parameters::from_mapping(lstm.config(), state_dict)?;
+        state_dict.py().detach(|| lstm.set_weights(weights)).py()?;
+        self.set_lstm(lstm);
+        Ok(())
+    }
+
+    #[pyo3(signature = (mode = true))]
+    fn train(slf: Bound<'_, Self>, mode: bool) -> Bound<'_, Self> {
+        slf.get().training.store(mode, Ordering::Relaxed);
+        slf
+    }
+
+    fn eval(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        Self::train(slf, false)
+    }
+
+    fn digest(&self) -> String {
+        let lstm = self.lstm();
+        let values = lstm.weights().layers().iter().flat_map(|layer| layer.iter().flat_map(|(_, value)| value));
+        Digest::of(values).to_string()
+    }
+
+    #[getter]
+    fn input_size(&self) -> usize {
+        self.lstm().config().input_size
+    }
+
+    #[getter]
+    fn hidden_size(&self) -> usize {
+        self.lstm().config().hidden_size
+    }
+
+    #[getter]
+    fn num_layers(&self) -> usize {
+        self.lstm().config().num_layers
+    }
+
+    #[getter]
+    fn bias(&self) -> bool {
+        self.lstm().config().bias != Bias::None
+    }
+
+    #[getter]
+    fn batch_first(&self) -> bool {
+        self.options.batch_first
+    }
+
+    #[getter(dropout)]
+    fn dropout_probability(&self) -> f32 {
+        self.options.dropout
+    }
+
+    #[getter]
+    fn bidirectional(&self) -> bool {
+        self.lstm().config().num_directions() == 2
+    }
+
+    #[getter]
+    fn proj_size(&self) -> usize {
+        self.lstm().config().proj_size.unwrap_or(0)
+    }
+
+    #[getter]
+    fn cell(&self) -> &'static str {
+        self.lstm().config().cell.name()
+    }
+
+    #[getter]
+    fn clip(&self) -> Option<f32> {
+        self.lstm().config().clip
+    }
+
+    #[getter]
+    fn coupled(&self) -> bool {
+        self.lstm().config().coupled
+    }
+
+    #[getter]
+    fn precision(&self) -> &'static str {
+        self.lstm().config().precision.name()
+    }
+
+    #[getter]
+    fn device(&self) -> &str {
+        &self.device.name
+    }
+
+    #[getter]
+    fn threads(&self) -> Option<usize> {
+        self.device.threads
+    }
+
+    #[getter]
+    fn seed(&self) -> u64 {
+        self.options.seed
+    }
+
+    #[getter]
+    fn training(&self) -> bool {
+        self.training.load(Ordering::Relaxed)
+    }
+
+    #[getter]
+    fn path(&self) -> String {
+        describe_paths(&self.lstm().paths())
+    }
+
+    fn __repr__(&self) -> String {
+        let lstm = self.lstm();
+        let config = lstm.config();
+        let mut text = format!("LSTM({}, {}", config.input_size, config.hidden_size);
+        if config.num_layers != 1 {
+            text += &format!(", num_layers={}", config.num_layers);
+        }
+        for (name, is_set) in [
+            ("bias=False", config.bias == Bias::None),
+            ("batch_first=True", self.options.batch_first),
+            ("bidirectional=True", config.num_directions() == 2),
+            ("coupled=True", config.coupled),
+        ] {
+            if is_set {
+                text += &format!(", {name}");
+            }
+        }
+        if self.options.dropout > 0.0 {
+            text += &format!(", dropout={}", self.options.dropout);
+        }
+        if let Some(size) = config.proj_size {
+            text += &format!(", proj_size={size}");
+        }
+        if config.cell != lstm::CellKind::default() {
+            text += &format!(", cell='{}'", config.cell);
+        }
+        if let Some(clip) = config.clip {
+            text += &format!(", clip={clip}");
+        }
+        if config.precision != lstm::Precision::default() {
+            text += &format!(", precision='{}'", config.precision);
+        }
+        text += &format!(", device='{}'", self.device.name);
+        if let Some(threads) = self.device.threads {
+            text += &format!(", threads={threads}");
+        }
+        text += ")";
+        let layers = config.layer_specs().into_iter().zip(lstm.paths()).enumerate();
+        for (k, (spec, path)) in layers {
+            let LayerSpec { input_size, reverse, .. } = spec;
+            text += &format!(
+                "\n  layer {}{}: {input_size} -> {}, {} parameters, {path}",
+                k / config.num_directions(),
+                if reverse { " reverse" } else { "" },
+                spec.state_size(),
+                spec.params().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>(),
+            );
+        }
+        text
+    }
+
+    /// What `pickle` and `copy.deepcopy` call: the function that makes the object again, and its arguments.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let lstm = self.lstm();
+        let bytes = StateDictWriter::new().lstm("", lstm.weights(), TensorNames::PyTorch).py()?.to_bytes().py()?;
+        let Options { batch_first, dropout, seed } = self.options;
+        let state = (
+            PyBytes::new(py, &bytes),
+            lstm.config().to_string(),
+            (&self.device.name, self.device.threads),
+            (batch_first, dropout, seed),
+            (self.training(), self.passes.load(Ordering::Relaxed)),
+        );
+        (py.import("lstm._lstm")?.getattr("restore_lstm")?, state).into_pyobject(py)
+    }
+}
+
+/// Makes an LSTM from what `__reduce__` returned.
+#[pyfunction]
+pub(crate) fn restore_lstm(
+    py: Python<'_>,
+    bytes: Vec<u8>,
+    config: &str,
+    device: (String, Option<usize>),
+    options: (bool, f32, u64),
+    mode: (bool, u64),
+) -> PyResult<LstmClass> {
+    let config: LstmConfig = config.parse().py()?;
+    let device = DeviceOptions { name: device.0, threads: device.1 };
+    let opened = device.open(py)?;
+    let lstm = py
+        .detach(|| {
+            let weights = StateDict::from_bytes(bytes)?.take_lstm_as("", config.cell)?.with_config(config)?;
+            Lstm::new(&opened, weights)
+        })
+        .py()?;
+    Ok(LstmClass {
+        lstm: RwLock::new(Arc::new(lstm)),
+        device,
+        options: Options { batch_first: options.0, dropout: options.1, seed: options.2 },
+        training: AtomicBool::new(mode.0),
+        passes: AtomicU64::new(mode.1),
+    })
+}

@@ -1,0 +1,366 @@
+//! The class `Model`: a model file of any format.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use lstm::{
+    Device, HostState, Model, ModelInput, ModelLayer, ModelOutput, ModelWeights, StateDict,
+    arithmetic::Digest,
+    formats::{ModelFile, OpenOptions, open},
+    ndarray::{ArrayView2, ArrayView3, Ix2},
+};
+use numpy::{IntoPyArray, PyUntypedArrayMethods};
+use pyo3::{
+    exceptions::PyValueError,
+    prelude::*,
+    types::{PyBytes, PyDict, PyList, PyTuple},
+};
+
+use crate::{
+    arrays::{Features, read, read_lengths, untyped},
+    device::DeviceOptions,
+    error::IntoPyResult,
+    lstm_class::describe_paths,
+    stream::{AnyStream, StreamClass, outputs, read_states},
+};
+
+/// A whole model from a file; `_lstm.pyi` documents it.
+#[pyclass(frozen, name = "Model", module = "lstm")]
+pub(crate) struct ModelClass {
+    model: Model<Device>,
+    device: DeviceOptions,
+    file: FileInfo,
+}
+
+/// What a file says besides the weights.
+#[derive(Clone)]
+struct FileInfo {
+    format: String,
+    dtypes: Vec<String>,
+    unused: Vec<String>,
+    /// The number of time steps that the model is for.
+    steps: Option<usize>,
+    /// Lengths and states of each sequence that the graph of an ONNX file has as constants.
+    lengths: Option<Vec<usize>>,
+    states: Option<Vec<HostState>>,
+}
+
+impl FileInfo {
+    /// Takes what the model needs of a file.
+    ///
+    /// # Errors
+    /// `ValueError` if the graph of an ONNX file computes something else than the model.
+    fn new(file: &ModelFile, path: &str, is_selected_by_name: bool) -> PyResult<Self> {
+        let mut info = FileInfo {
+            format: file.format.to_string(),
+            dtypes: file.dtypes.clone(),
+            unused: file.unused.clone(),
+            steps: file.steps,
+            lengths: None,
+            states: None,
+        };
+        if let Some(graph) = &file.onnx {
+            if let Some(why) = graph.rearrangement().filter(|_| !is_selected_by_name) {
+                let names = graph.lstm_nodes().join(", ");
+                let text = format!(
+                    "{path}: the graph is not the model alone: {why}; to use LSTM nodes alone, select them with name: {names}"
+                );
+                return Err(PyValueError::new_err(text));
+            }
+            let constants = graph.constants().py()?;
+            (info.lengths, info.states) = (constants.lengths, constants.states);
+        }
+        Ok(info)
+    }
+}
+
+impl ModelClass {
+    fn weights(&self) -> &ModelWeights {
+        self.model.weights()
+    }
+
+    /// Runs the model on sequences of `steps` time steps.
+    fn forward<'a>(
+        &self,
+        py: Python<'_>,
+        mut input: ModelInput<'a>,
+        steps: usize,
+        lengths: Option<&'a [usize]>,
+        states: Option<&'a [HostState]>,
+    ) -> PyResult<ModelOutput> {
+        if let Some(expected) = self.file.steps.filter(|&expected| expected != steps) {
+            let text = format!("x: the model is for sequences of {expected} time steps, got {steps}");
+            return Err(PyValueError::new_err(text));
+        }
+        if let Some(lengths) = lengths {
+            input = input.lengths(lengths);
+        }
+        if let Some(states) = states {
+            input = input.states(states);
+        }
+        py.detach(|| self.model.forward(input)).py()
+    }
+
+    /// Runs the model on an array of NumPy. Returns the outputs and the states.
+    fn run_arrays<'py>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+        lengths: Option<&Bound<'py, PyAny>>,
+        states: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let lengths = lengths.map(read_lengths).transpose()?;
+        let states = states.map(read_states).transpose()?;
+        let lengths = lengths.or_else(|| self.file.lengths.clone());
+        let states = states.or_else(|| self.file.states.clone());
+        let (lengths, states) = (lengths.as_deref(), states.as_deref());
+        let (output, is_one) = if self.weights().reads_tokens() {
+            let is_one = untyped(x, "x")?.ndim() == 1;
+            let x = if is_one { x.call_method1("reshape", (1, -1))? } else { x.clone() };
+            let tokens = read::<i64, Ix2>(&x, "x", "the shape (batch, steps) or (steps,) of tokens")?;
+            let view: ArrayView2<'_, i64> = tokens.as_array();
+            (self.forward(py, view.into(), view.ncols(), lengths, states)?, is_one)
+        } else {
+            let expected = format!("the shape (batch, steps, {0}) or (steps, {0})", self.weights().input_size());
+            let features = Features::read(x, &expected)?;
+            let view: ArrayView3<'_, f32> = features.view();
+            (self.forward(py, view.into(), view.dim().1, lengths, states)?, matches!(features, Features::One(_)))
+        };
+        let states = output.states.into_iter().map(|HostState { h, c }| (h.into_pyarray(py), c.into_pyarray(py)));
+        let states = PyList::new(py, states.collect::<Vec<_>>())?;
+        Ok((outputs(py, output.y, is_one, self.weights().returns_last_step())?, states.into_any()))
+    }
+}
+
+#[pymethods]
+impl ModelClass {
+    #[staticmethod]
+    #[pyo3(signature = (
+        path, *, name = None, layers = None, set = None, cell = None, clip = None, coupled = false, precision = None,
+        device = "cpu", threads = None
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "they are the options of a file")]
+    fn open(
+        py: Python<'_>,
+        path: PathBuf,
+        name: Option<&Bound<'_, PyAny>>,
+        layers: Option<String>,
+        set: Option<BTreeMap<String, f64>>,
+        cell: Option<&str>,
+        clip: Option<f32>,
+        coupled: bool,
+        precision: Option<&str>,
+        device: &str,
+        threads: Option<usize>,
+    ) -> PyResult<Self> {
+        let mut options = OpenOptions::default();
+        options.names = match name {
+            None => Vec::new(),
+            Some(name) => name.extract::<String>().map(|name| vec![name]).or_else(|_| name.extract())?,
+        };
+        (options.layers, options.set, options.clip, options.coupled) = (layers, set.unwrap_or_default(), clip, coupled);
+        options.cell = cell.map(str::parse).transpose().py()?;
+        options.precision = precision.map(str::parse).transpose().py()?;
+        let device = DeviceOptions { name: device.to_owned(), threads };
+        let opened = device.open(py)?;
+        let file = py.detach(|| open(&path, &options)).py()?;
+        let path = path.display().to_string();
+        let info = FileInfo::new(&file, &path, !options.names.is_empty())?;
+        let model = py.detach(|| Model::new(&opened, file.weights)).py()?;
+        Ok(ModelClass { model, device, file: info })
+    }
+
+    #[pyo3(signature = (x, *, lengths = None, states = None, return_states = false))]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+        lengths: Option<&Bound<'py, PyAny>>,
+        states: Option<&Bound<'py, PyAny>>,
+        return_states: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let is_array = x.cast::<numpy::PyUntypedArray>().is_ok();
+        let (mut y, states) = if is_array && !self.weights().reads_tokens() {
+            self.run_arrays(py, x, lengths, states)?
+        } else {
+            let interop = py.import("lstm._interop")?;
+            let imported = interop.call_method1("import_input", (x, self.weights().reads_tokens()))?;
+            let (array, convert) = imported.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>()?;
+            let (y, states) = self.run_arrays(py, &array, lengths, states)?;
+            (convert.call1((y,))?, states)
+        };
+        if return_states {
+            y = (y, states).into_pyobject(py)?.into_any();
+        }
+        Ok(y)
+    }
+
+    #[pyo3(signature = (batch = 1))]
+    fn stream(&self, batch: usize) -> PyResult<StreamClass> {
+        if self.file.lengths.is_some() || self.file.steps.is_some() {
+            let text = "stream: the file fixes the lengths of the sequences, so that they can't be streamed; use run";
+            return Err(PyValueError::new_err(text));
+        }
+        let mut stream = self.model.stream(batch).py()?;
+        if let Some(states) = &self.file.states {
+            stream.set_states(states).py()?;
+        }
+        Ok(StreamClass::new(AnyStream::Model(Box::new(stream))))
+    }
+
+    fn digest(&self) -> String {
+        let mut digest = Digest::default();
+        fn add<'a>(digest: &mut Digest, values: impl IntoIterator<Item = &'a f32>) {
+            values.into_iter().for_each(|&value| digest.add(value));
+        }
+        for layer in self.weights().layers() {
+            match layer {
+                ModelLayer::Embedding { weight, .. } => add(&mut digest, weight),
+                ModelLayer::Linear { weight, bias, .. } => add(&mut digest, weight.iter().chain(bias.iter().flatten())),
+                ModelLayer::Lstm { weights, initial_state, .. } => {
+                    let params = weights.layers().iter().flat_map(|layer| layer.iter().map(|(_, value)| value));
+                    params.for_each(|value| add(&mut digest, value));
+                    initial_state.iter().for_each(|state| add(&mut digest, state.h.iter().chain(&state.c)));
+                }
+                _ => {}
+            }
+        }
+        digest.to_string()
+    }
+
+    #[getter]
+    fn input_size(&self) -> usize {
+        self.weights().input_size()
+    }
+
+    #[getter]
+    fn output_size(&self) -> usize {
+        self.weights().output_size()
+    }
+
+    #[getter]
+    fn reads_tokens(&self) -> bool {
+        self.weights().reads_tokens()
+    }
+
+    #[getter]
+    fn returns_last_step(&self) -> bool {
+        self.weights().returns_last_step()
+    }
+
+    #[getter]
+    fn num_parameters(&self) -> usize {
+        self.weights().num_params()
+    }
+
+    #[getter]
+    fn format(&self) -> &str {
+        &self.file.format
+    }
+
+    #[getter]
+    fn dtypes(&self) -> Vec<String> {
+        self.file.dtypes.clone()
+    }
+
+    #[getter]
+    fn unused(&self) -> Vec<String> {
+        self.file.unused.clone()
+    }
+
+    #[getter]
+    fn steps(&self) -> Option<usize> {
+        self.file.steps
+    }
+
+    #[getter]
+    fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.weights().metadata().into_pyobject(py)
+    }
+
+    #[getter]
+    fn layers(&self) -> Vec<String> {
+        self.weights().layers().iter().map(ToString::to_string).collect()
+    }
+
+    #[getter]
+    fn precision(&self) -> String {
+        let weights = self.weights();
+        let mut names: Vec<_> = (0..weights.layers().len()).filter_map(|k| weights.layer_precision(k)).collect();
+        names.dedup();
+        names.iter().map(|precision| precision.name()).collect::<Vec<_>>().join(", ")
+    }
+
+    #[getter]
+    fn device(&self) -> &str {
+        &self.device.name
+    }
+
+    #[getter]
+    fn threads(&self) -> Option<usize> {
+        self.device.threads
+    }
+
+    #[getter]
+    fn path(&self) -> String {
+        describe_paths(&self.model.paths())
+    }
+
+    fn __repr__(&self) -> String {
+        let weights = self.weights();
+        let mut text = format!(
+            "Model({}, {} -> {}, {} parameters, precision='{}', device='{}')",
+            self.file.format,
+            weights.input_size(),
+            weights.output_size(),
+            weights.num_params(),
+            self.precision(),
+            self.device.name
+        );
+        for (k, layer) in weights.layers().iter().enumerate() {
+            text += &format!("\n  layer {k}: {layer}");
+        }
+        if weights.skip() {
+            text += "\n  skip connection: the first features of the input are added to the output";
+        }
+        if (weights.input_gain(), weights.output_gain()) != (1.0, 1.0) {
+            text += &format!("\n  gain of the input {}, of the output {}", weights.input_gain(), weights.output_gain());
+        }
+        text
+    }
+
+    /// What `pickle` and `copy.deepcopy` call: the function that makes the object again, and its arguments.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let FileInfo { format, dtypes, unused, steps, lengths, states } = self.file.clone();
+        let states = states.map(|states| {
+            states.into_iter().map(|HostState { h, c }| (h.into_pyarray(py), c.into_pyarray(py))).collect::<Vec<_>>()
+        });
+        let state = (
+            PyBytes::new(py, &self.weights().to_bytes().py()?),
+            (&self.device.name, self.device.threads),
+            (format, dtypes, unused),
+            (steps, lengths, states),
+        );
+        (py.import("lstm._lstm")?.getattr("restore_model")?, state).into_pyobject(py)
+    }
+}
+
+/// Makes a model from what `__reduce__` returned.
+#[pyfunction]
+pub(crate) fn restore_model(
+    py: Python<'_>,
+    bytes: Vec<u8>,
+    device: (String, Option<usize>),
+    file: (String, Vec<String>, Vec<String>),
+    constants: (Option<usize>, Option<Vec<usize>>, Option<Bound<'_, PyAny>>),
+) -> PyResult<ModelClass> {
+    let device = DeviceOptions { name: device.0, threads: device.1 };
+    let opened = device.open(py)?;
+    let states = constants.2.map(|states| read_states(&states)).transpose()?;
+    let model = py.detach(|| {
+        let weights = ModelWeights::from_state_dict(StateDict::from_bytes(bytes)?)?;
+        Model::new(&opened, weights)
+    });
+    let (format, dtypes, unused) = file;
+    let info = FileInfo { format, dtypes, unused, steps: constants.0, lengths: constants.1, states };
+    Ok(ModelClass { model: model.py()?, device, file: info })
+}

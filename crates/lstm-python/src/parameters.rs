@@ -1,0 +1,93 @@
+//! The parameters of an LSTM as a dictionary of arrays under PyTorch's names.
+
+use lstm::{
+    LayerSpec, LayerWeights, LstmConfig, Param, Precision, Weights,
+    ndarray::{ArrayD, IxDyn},
+    weights::names::pytorch_name,
+};
+use numpy::ToPyArray;
+use pyo3::{
+    exceptions::PyValueError,
+    prelude::*,
+    types::{PyDict, PyMapping},
+};
+
+use crate::{arrays::read, error::IntoPyResult};
+
+/// The specs of all layers and directions, each with the number of its layer.
+fn numbered_specs(config: &LstmConfig) -> impl Iterator<Item = (usize, LayerSpec)> {
+    let directions = config.num_directions();
+    config.layer_specs().into_iter().enumerate().map(move |(k, spec)| (k / directions, spec))
+}
+
+/// The names and shapes of all parameters, in PyTorch's order.
+pub(crate) fn names(config: &LstmConfig) -> Vec<(String, Vec<usize>)> {
+    let names_of = |(layer, spec): (usize, LayerSpec)| {
+        let name = move |param: Param| pytorch_name(layer, spec.reverse, spec.cell, param);
+        spec.params().into_iter().map(move |(param, shape)| (name(param), shape))
+    };
+    numbered_specs(config).flat_map(names_of).collect()
+}
+
+/// Copies all parameters to a dictionary.
+pub(crate) fn to_dict<'py>(py: Python<'py>, weights: &Weights) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    let values = weights.layers().iter().flat_map(LayerWeights::iter).map(|(_, value)| value);
+    for ((name, _), value) in names(weights.config()).iter().zip(values) {
+        dict.set_item(name, value.to_pyarray(py))?;
+    }
+    Ok(dict)
+}
+
+/// Reads all parameters from a dictionary of arrays, and quantizes them if the configuration says so.
+///
+/// # Errors
+/// `ValueError` lists the names that are missing or unexpected, and the wrong shapes; `TypeError` names an array of
+/// another element type.
+pub(crate) fn from_mapping(config: &LstmConfig, state_dict: &Bound<'_, PyAny>) -> PyResult<Weights> {
+    let py = state_dict.py();
+    let mapping = state_dict.cast::<PyMapping>()?;
+    let expected = names(config);
+    let (mut missing, mut wrong) = (Vec::new(), Vec::new());
+    let mut values = Vec::new();
+    let to_float32 = py.import("lstm._interop")?.getattr("to_float32")?;
+    for (name, shape) in &expected {
+        if !mapping.contains(name)? {
+            missing.push(name.clone());
+            continue;
+        }
+        let value = to_float32.call1((mapping.get_item(name)?, name))?;
+        let value = read::<f32, IxDyn>(&value, name, "an array")?;
+        let value = value.as_array();
+        if value.shape() != shape {
+            wrong.push(format!("{name} (expected {shape:?}, got {:?})", value.shape()));
+        }
+        values.push(value.to_owned());
+    }
+    let mut unexpected = Vec::new();
+    for key in mapping.keys()?.iter() {
+        let key = key.str()?.to_string();
+        if !expected.iter().any(|(name, _)| *name == key) {
+            unexpected.push(key);
+        }
+    }
+    let lists = [("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong)];
+    let problems: Vec<_> = lists.iter().filter(|(_, names)| !names.is_empty()).collect();
+    if !problems.is_empty() {
+        let text = problems.iter().map(|(what, names)| format!("{what}: {}", names.join(", ")));
+        return Err(PyValueError::new_err(format!("load_state_dict: {}", text.collect::<Vec<_>>().join("; "))));
+    }
+    from_values(config, values)
+}
+
+/// Makes weights of all parameters, in PyTorch's order, and quantizes them if the configuration says so.
+pub(crate) fn from_values(config: &LstmConfig, values: Vec<ArrayD<f32>>) -> PyResult<Weights> {
+    let f32_config = config.clone().precision(Precision::F32);
+    let mut values = values.into_iter();
+    let layer = |spec: LayerSpec| {
+        let params = spec.params().len();
+        LayerWeights::new(spec, values.by_ref().take(params).collect())
+    };
+    let layers = f32_config.layer_specs().into_iter().map(layer).collect::<lstm::Result<_>>().py()?;
+    Weights::new(f32_config, layers).py()?.quantize(config.precision).py()
+}

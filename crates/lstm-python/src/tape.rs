@@ -1,0 +1,167 @@
+//! Recorded passes for `lstm.torch`, whose parameters are tensors of PyTorch.
+
+use std::sync::Arc;
+
+use lstm::{
+    Checkpointing, Device, Dropout, HostState, Input, Lstm, OutputGradients, Tape,
+    ndarray::{Array3, Axis, Ix2, Ix3, IxDyn},
+};
+use numpy::IntoPyArray;
+use pyo3::{exceptions::PyValueError, prelude::*, types::PyList};
+
+use crate::{
+    arrays::{Features, read, read_state},
+    error::IntoPyResult,
+    lstm_class::{LstmClass, without_axis},
+    parameters,
+};
+
+/// The recording of a pass.
+#[pyclass(frozen, name = "Tape", module = "lstm._lstm")]
+pub(crate) struct TapeClass {
+    tape: Tape<Device>,
+    /// Whether the input had no batch axis.
+    is_one: bool,
+    /// The shapes of the final states, for gradients that are zero.
+    state: [(usize, usize, usize); 2],
+}
+
+/// The model with the given parameters, in the order of its `state_dict`. Compares all bits, because PyTorch can change
+/// parameters without notice.
+fn with_parameters(object: &LstmClass, values: &Bound<'_, PyList>) -> PyResult<Arc<Lstm<Device>>> {
+    let lstm = object.lstm();
+    let names = parameters::names(lstm.config());
+    if values.len() != names.len() {
+        return Err(PyValueError::new_err(format!("expected {} parameters, got {}", names.len(), values.len())));
+    }
+    let mut arrays = Vec::new();
+    for (value, (name, shape)) in values.iter().zip(&names) {
+        let array = read::<f32, IxDyn>(&value, name, "an array")?;
+        if array.as_array().shape() != shape {
+            let text = format!("{name}: expected the shape {shape:?}, got {:?}", array.as_array().shape());
+            return Err(PyValueError::new_err(text));
+        }
+        arrays.push(array);
+    }
+    let current = lstm.weights().layers().iter().flat_map(|layer| layer.iter().map(|(_, value)| value));
+    let is_same = arrays.iter().zip(current).all(|(new, old)| {
+        let same_bits = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
+        match (new.as_array().as_slice(), old.as_slice()) {
+            (Some(new), Some(old)) => new.iter().zip(old).all(same_bits),
+            _ => new.as_array().iter().zip(old).all(same_bits),
+        }
+    });
+    if is_same {
+        return Ok(lstm);
+    }
+    let arrays: Vec<_> = arrays.iter().map(|array| array.as_array().to_owned()).collect();
+    let mut lstm = Lstm::clone(&lstm);
+    let weights = parameters::from_values(lstm.config(), arrays)?;
+    values.py().detach(|| lstm.set_weights(weights)).py()?;
+    Ok(object.set_lstm(lstm))
+}
+
+/// An array with or without a batch axis.
+type AnyArray<'py> = Bound<'py, PyAny>;
+
+/// The result of [`run_module`]: the outputs, the final states, and the tape if the pass was recorded.
+type Pass<'py> = (AnyArray<'py>, (AnyArray<'py>, AnyArray<'py>), Option<TapeClass>);
+
+/// Runs an LSTM with the given parameters, with dropout if there is a seed, and records the pass if `record`.
+#[pyfunction]
+#[pyo3(signature = (lstm, parameters, x, hx, lengths, dropout_seed, record))]
+#[allow(clippy::too_many_arguments, reason = "only lstm.torch calls it")]
+pub(crate) fn run_module<'py>(
+    py: Python<'py>,
+    lstm: &Bound<'py, LstmClass>,
+    parameters: &Bound<'py, PyList>,
+    x: &Bound<'py, PyAny>,
+    hx: Option<&Bound<'py, PyAny>>,
+    lengths: Option<&Bound<'py, PyAny>>,
+    dropout_seed: Option<u64>,
+    record: bool,
+) -> PyResult<Pass<'py>> {
+    let object = lstm.get();
+    let lstm = with_parameters(object, parameters)?;
+    let x = Features::read(x, &object.expected_x(lstm.config()))?;
+    let is_one = matches!(x, Features::One(_));
+    let lengths = x.lengths(lengths)?;
+    let state = hx.map(|hx| read_state(hx, "hx", is_one)).transpose()?;
+    let view = x.view();
+    let is_time_major = !is_one && !object.is_batch_first();
+    let pass = py.detach(|| {
+        let mut input = Input::from(view).dropout(dropout_seed.map_or(Dropout::Off, Dropout::Seed));
+        if is_time_major {
+            input = input.time_major();
+        }
+        if let Some(state) = &state {
+            input = input.state(state);
+        }
+        if let Some(lengths) = &lengths {
+            input = input.lengths(lengths);
+        }
+        if record {
+            let pass = lstm.forward_train(input, Checkpointing::SaveEverything)?;
+            Ok((pass.y, pass.state, Some(pass.tape)))
+        } else {
+            lstm.forward(input).map(|(y, state)| (y, state, None))
+        }
+    });
+    let (y, state, tape) = pass.py()?;
+    let shapes = [state.h.dim(), state.c.dim()];
+    let tape = tape.map(|tape| TapeClass { tape, is_one, state: shapes });
+    let y = to_python(py, y, 0, is_one);
+    Ok((y, (to_python(py, state.h, 1, is_one), to_python(py, state.c, 1, is_one)), tape))
+}
+
+/// The array, without a batch axis if there is one sequence.
+fn to_python(py: Python<'_>, array: Array3<f32>, axis: usize, is_one: bool) -> AnyArray<'_> {
+    if is_one { without_axis(py, array, axis).into_any() } else { array.into_pyarray(py).into_any() }
+}
+
+#[pymethods]
+impl TapeClass {
+    /// The gradients with respect to the input if `needs_x`, the initial states, and the parameters in the order of
+    /// `state_dict`. A gradient of `None` is zero.
+    fn backward<'py>(
+        &self,
+        py: Python<'py>,
+        dy: Option<&Bound<'py, PyAny>>,
+        dh: Option<&Bound<'py, PyAny>>,
+        dc: Option<&Bound<'py, PyAny>>,
+        needs_x: bool,
+    ) -> PyResult<(Option<AnyArray<'py>>, AnyArray<'py>, AnyArray<'py>, Vec<AnyArray<'py>>)> {
+        let array = |value: &Bound<'py, PyAny>, name: &str, axis: usize| -> PyResult<Array3<f32>> {
+            Ok(if self.is_one {
+                read::<f32, Ix2>(value, name, "2 dimensions")?.as_array().insert_axis(Axis(axis)).to_owned()
+            } else {
+                read::<f32, Ix3>(value, name, "3 dimensions")?.as_array().to_owned()
+            })
+        };
+        let state = match (dh, dc) {
+            (None, None) => None,
+            _ => {
+                let state_of = |value: Option<&Bound<'py, PyAny>>, name: &str, shape| {
+                    value.map_or_else(|| Ok(Array3::zeros(shape)), |value| array(value, name, 1))
+                };
+                Some(HostState { h: state_of(dh, "dh", self.state[0])?, c: state_of(dc, "dc", self.state[1])? })
+            }
+        };
+        let dy = dy.map(|dy| array(dy, "dy", 0)).transpose()?;
+        let mut upstream = match (&dy, &state) {
+            (Some(dy), None) => OutputGradients::from(dy),
+            (Some(dy), Some(state)) => OutputGradients::from(dy).state(state),
+            (None, Some(state)) => OutputGradients::from(state),
+            (None, None) => return Err(PyValueError::new_err("backward: expected a gradient, got none")),
+        };
+        if needs_x {
+            upstream = upstream.with_input_gradient();
+        }
+        let gradients = py.detach(|| self.tape.backward(upstream)).py()?;
+        let x = gradients.x.map(|x| to_python(py, x, 0, self.is_one));
+        let parameters = gradients.weights.layers().iter().flat_map(|layer| layer.iter().map(|(_, value)| value));
+        let parameters = parameters.map(|value| value.clone().into_pyarray(py).into_any()).collect();
+        let [h, c] = [gradients.state.h, gradients.state.c].map(|array| to_python(py, array, 1, self.is_one));
+        Ok((x, h, c, parameters))
+    }
+}

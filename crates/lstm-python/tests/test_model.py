@@ -1,0 +1,176 @@
+"""Model files of every format: outputs of the programs that wrote them, streams, copies, errors."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import lstm
+
+ROOT = Path(__file__).resolve().parents[3]
+MODELS = ROOT / "tests/data/models"
+
+
+def load_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    dtypes = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4"}
+    return {
+        name: np.frombuffer(
+            data[8 + size + entry["data_offsets"][0] : 8 + size + entry["data_offsets"][1]], dtypes[entry["dtype"]]
+        ).reshape(entry["shape"])
+        for name, entry in json.loads(data[8 : 8 + size]).items()
+        if name != "__metadata__"
+    }
+
+
+CASES = sorted(path.name.removesuffix(".expected.safetensors") for path in MODELS.glob("*.expected.safetensors"))
+
+
+def path_of(name: str) -> Path:
+    return next(path for path in sorted(MODELS.glob(f"{name}.*")) if ".expected." not in path.name)
+
+
+def input_of(expected: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    return expected["tokens"] if "tokens" in expected else expected["x"].astype(np.float32)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_are_those_of_the_program(name: str) -> None:
+    expected = load_safetensors(MODELS / f"{name}.expected.safetensors")
+    model = lstm.Model.open(path_of(name), threads=1)
+    x = input_of(expected)
+    state = [expected[name].astype(np.float32) for name in ("state.h", "state.c") if name in expected]
+    states = [(state[0], state[1])] if state else None
+    y, final = model.run(x, states=states, return_states=True)
+    right = expected["y"] if "y" in expected else expected["last"]
+    np.testing.assert_allclose(y, right.reshape(y.shape), rtol=1e-4, atol=1e-5)
+    assert y.shape == ((len(x), model.output_size) if model.returns_last_step else (*x.shape[:2], model.output_size))
+    # One sequence needs no batch axis.
+    one = model.run(x[0], states=states and [(h[:, :1], c[:, :1]) for h, c in states])
+    np.testing.assert_array_equal(one, y[0])
+    assert len(final) == sum("lstm" in layer for layer in model.layers)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert (repr(other), other.digest(), other.metadata) == (repr(model), model.digest(), model.metadata)
+        np.testing.assert_array_equal(other.run(x, states=states), y)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("keras-last", "cells"))])
+def test_streams_are_those_of_the_sequence(name: str) -> None:
+    expected = load_safetensors(MODELS / f"{name}.expected.safetensors")
+    model = lstm.Model.open(path_of(name), threads=1)
+    x = input_of(expected)
+    try:
+        stream = model.stream(len(x))
+    except ValueError as error:
+        assert "direction" in str(error) or "fixes the lengths" in str(error)
+        return
+    y = model.run(x)
+    steps = [np.atleast_2d(stream.step(np.ascontiguousarray(x[:, t]))) for t in range(x.shape[1])]
+    if model.returns_last_step:
+        np.testing.assert_array_equal(steps[-1], y)
+    else:
+        np.testing.assert_array_equal(np.stack(steps, 1), y)
+    saved = stream.state
+    stream.reset()
+    np.testing.assert_array_equal(stream.run(x), y)
+    for (h, c), (h_saved, c_saved) in zip(stream.state, saved, strict=True):
+        np.testing.assert_array_equal(h, h_saved)
+        np.testing.assert_array_equal(c, c_saved)
+    stream.state = saved
+
+
+def test_formats() -> None:
+    assert {lstm.Model.open(path_of(name)).format for name in CASES} >= {"aida-x", "guitarml", "keras", "nam", "safetensors"}
+    onnx = lstm.Model.open(MODELS / "act_hs.onnx")
+    expected = load_safetensors(MODELS / "act_hs.safetensors")
+    (x,) = (value for name, value in expected.items() if name.startswith("in."))
+    assert onnx.format == "onnx" and x.dtype == np.float32
+
+
+def test_description() -> None:
+    model = lstm.Model.open(path_of("nam"), threads=1)
+    assert repr(model).startswith(f"Model(nam, 1 -> 1, {model.num_parameters} parameters, precision='f32', device='cpu')\n")
+    assert "  layer 0: lstm `" in repr(model)
+    assert model.dtypes and model.unused == [] and model.steps is None and model.path
+    assert (model.input_size, model.reads_tokens, model.threads) == (1, False, 1)
+
+
+def test_precision() -> None:
+    path = path_of("nam")
+    x = np.sin(np.arange(100, dtype=np.float32)).reshape(100, 1)
+    f32, int8 = lstm.Model.open(path), lstm.Model.open(path, precision="int8")
+    assert int8.precision == "int8" and f32.precision == "f32"
+    difference = np.abs(f32.run(x) - int8.run(x)).max()
+    assert 0 < difference < 0.1
+    again = pickle.loads(pickle.dumps(int8))
+    np.testing.assert_array_equal(again.run(x), int8.run(x))
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent.nam"):
+        lstm.Model.open(tmp_path / "absent.nam")
+    with pytest.raises(OSError, match="directory"):
+        lstm.Model.open(tmp_path)
+    (tmp_path / "text.nam").write_text("hello")
+    with pytest.raises(ValueError, match="text.nam"):
+        lstm.Model.open(tmp_path / "text.nam")
+    (tmp_path / "damaged.nam").write_bytes(path_of("nam").read_bytes()[:-40])
+    with pytest.raises(ValueError, match="damaged.nam"):
+        lstm.Model.open(tmp_path / "damaged.nam")
+    with pytest.raises(ValueError, match="DynamicQuantizeLSTM"):
+        lstm.Model.open(MODELS / "quant.onnx")
+
+
+@pytest.mark.parametrize("name", ["nam", "aidax", "guitarml", "keras-last", "act_hs"])
+@pytest.mark.parametrize("options", [{"layers": "rec"}, {"cell": "fused"}, {"clip": 1.0}, {"coupled": True}])
+def test_options_without_effect(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{name}.*(omit the options|the option)"):
+        lstm.Model.open(path_of(name), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "part"),
+    [
+        ("cell", {"set": {"sr": 16000.0}}, "sr"),
+        ("nam", {"set": {"sr": 16000.0}}, "omit the options"),
+        ("nam", {"name": ["rec"]}, "omit the options"),
+        ("nam", {"precision": "f16"}, "precision: expected one of"),
+        ("nam", {"device": "tpu"}, "backend: expected one of"),
+    ],
+)
+def test_wrong_options(name: str, options: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        lstm.Model.open(path_of(name), **options)
+
+
+def test_wrong_inputs() -> None:
+    model = lstm.Model.open(path_of("nam"))
+    with pytest.raises(TypeError, match="x: expected float32, got float64"):
+        model.run(np.zeros((3, 1)))
+    with pytest.raises(ValueError, match=r"x: expected the shape \(batch, steps, 1\) or \(steps, 1\)"):
+        model.run(np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"expected \[1, 3, 1\], got \[1, 3, 2\]"):
+        model.run(np.zeros((3, 2), np.float32))
+    with pytest.raises(TypeError, match=r"states\[0\]: expected the tuple"):
+        model.run(np.zeros((3, 1), np.float32), states=[1])
+    tokens = lstm.Model.open(path_of("keras-embedding"))
+    with pytest.raises(TypeError, match="reads tokens, expected integers, got float32"):
+        tokens.run(np.zeros((1, 3), np.float32))
+    with pytest.raises(ValueError, match="a token from 0 to"):
+        tokens.run([[0, -1]])
+
+
+def test_lengths() -> None:
+    model, x = lstm.Model.open(path_of("nam")), np.random.default_rng(0).standard_normal((2, 9, 1), dtype=np.float32)
+    y = model.run(x, lengths=[4, 9])
+    np.testing.assert_array_equal(y[0, :4], model.run(x[0, :4]))
+    assert not y[0, 4:].any()

@@ -1,0 +1,291 @@
+"""`lstm.torch`: gradients compared with PyTorch's in float64, bits of training, conversion of modules."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lstm
+
+torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to run inside")
+rnn: Any = pytest.importorskip("torch.nn.utils.rnn")
+torch.set_num_threads(1)
+Module: Any = torch.nn.Module
+TorchLSTM: Any = torch.nn.LSTM
+
+import lstm.torch  # noqa: E402
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 3, "bias": False},
+    {"batch_first": True, "bidirectional": True, "num_layers": 2},
+    {"proj_size": 3, "num_layers": 2, "bidirectional": True},
+]
+
+
+def pair(options: dict[str, Any]) -> tuple[Any, Any]:
+    """PyTorch's module in float64, and ours with the same parameters."""
+    torch.manual_seed(0)
+    ours = lstm.torch.LSTM(4, 6, **options, threads=1)
+    theirs = torch.nn.LSTM(4, 6, **options)
+    theirs.load_state_dict(ours.state_dict())
+    return theirs.double(), ours
+
+
+def close(ours: Any, theirs: Any) -> None:
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=2e-6)
+
+
+def gradients(net: Any, x: Any, hx: Any, weights: Any, **kwargs: Any) -> list[Any]:
+    """Outputs, and gradients of a weighted sum of them with respect to everything."""
+    net.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    hx = None if hx is None else tuple(state.detach().clone().requires_grad_() for state in hx)
+    y, (h, c) = net(x, hx, **kwargs)
+    loss = sum((a * b.to(a.dtype)).sum() for a, b in zip((y, h, c), weights, strict=True) if b is not None)
+    loss.backward()
+    inputs = [x.grad, *(() if hx is None else (state.grad for state in hx))]
+    return [y, h, c, *inputs, *(parameter.grad for parameter in net.parameters())]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("with_state", [True, False])
+def test_gradients(options: dict[str, Any], batched: bool, with_state: bool) -> None:
+    theirs, ours = pair(options)
+    x = torch.randn(5, 2, 4) if batched else torch.randn(5, 4)
+    y, (h, c) = ours(x)
+    hx = (torch.randn_like(h), torch.randn_like(c)) if with_state else None
+    for parts in [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)]:
+        weights = [torch.randn_like(a) if part else None for a, part in zip((y, h, c), parts, strict=True)]
+        hx64 = None if hx is None else tuple(state.double() for state in hx)
+        for a, b in zip(gradients(ours, x, hx, weights), gradients(theirs, x.double(), hx64, weights), strict=True):
+            close(a, torch.zeros_like(a).double() if b is None else b)
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 1], [1, 5, 3]])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_gradients_of_packed_sequences(options: dict[str, Any], lengths: list[int]) -> None:
+    theirs, ours = pair(options)
+    is_first = options.get("batch_first", False)
+    x = torch.randn(3, 5, 4) if is_first else torch.randn(5, 3, 4)
+    results = []
+    for net, value in [(ours, x), (theirs, x.double())]:
+        value = value.clone().requires_grad_()
+        h0 = torch.linspace(-1, 1, 1).to(value.dtype)
+        packed = rnn.pack_padded_sequence(
+            value, lengths, batch_first=is_first, enforce_sorted=lengths == sorted(lengths, reverse=True)
+        )
+        y, (h, c) = net(packed)
+        assert isinstance(y, rnn.PackedSequence)
+        (y.data.sin().sum() + h.cos().sum() + (c * c).sum() + h0.sum()).backward()
+        results.append([y.data, h, c, value.grad, *(parameter.grad for parameter in net.parameters())])
+    for a, b in zip(*results, strict=True):
+        close(a, b)
+
+
+def test_cells_that_pytorch_does_not_have() -> None:
+    """Against finite differences."""
+    for options in ({"cell": "peephole-diagonal"}, {"cell": "peephole-dense"}, {"coupled": True}, {"clip": 2.0}):
+        torch.manual_seed(0)
+        net: Any = lstm.torch.LSTM(3, 4, **options, threads=1)
+        x = torch.randn(6, 2, 3)
+        net(x)[0].square().sum().backward()
+        for parameter in net.parameters():
+            k = int(parameter.grad.abs().argmax())
+            change = 2e-3
+            with torch.no_grad():
+                losses = []
+                for sign in (1, -1):
+                    parameter.view(-1)[k] += sign * change
+                    losses.append(float(net(x)[0].double().square().sum()))
+                    parameter.view(-1)[k] -= sign * change
+            expected = (losses[0] - losses[1]) / (2 * change)
+            assert float(parameter.grad.view(-1)[k]) == pytest.approx(expected, rel=0.03, abs=1e-4)
+
+
+def train(threads: int, steps: int = 5) -> tuple[str, list[float]]:
+    """A training loop of which the LSTM is the only module."""
+    torch.manual_seed(0)
+    net = lstm.torch.LSTM(8, 16, num_layers=2, bidirectional=True, dropout=0.25, threads=threads)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    x, target = torch.randn(40, 8, 8), torch.randn(40, 8, 32)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        # The loss in NumPy, in float64: its order of additions does not depend on threads of PyTorch.
+        y, _ = net(x)
+        dy = (2.0 / y.numel()) * (y.detach() - target)
+        losses.append(float(np.square((y.detach() - target).numpy().astype(np.float64)).mean()))
+        y.backward(dy)
+        optimizer.step()
+    return lstm.digest(*(parameter.detach().numpy() for parameter in net.parameters())), losses
+
+
+def test_training_has_the_same_bits_for_any_number_of_threads() -> None:
+    digest, losses = train(1)
+    assert losses[-1] < losses[0]
+    assert train(2) == (digest, losses)
+    assert train(4) == (digest, losses)
+
+
+def test_parameters_are_those_of_pytorch() -> None:
+    torch.manual_seed(3)
+    ours = lstm.torch.LSTM(4, 6, num_layers=2, bidirectional=True, proj_size=3)
+    torch.manual_seed(3)
+    theirs = torch.nn.LSTM(4, 6, num_layers=2, bidirectional=True, proj_size=3)
+    assert [*ours.state_dict()] == [*theirs.state_dict()]
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+
+
+def test_every_change_of_a_parameter_is_seen() -> None:
+    """Also one that PyTorch does not count as a change."""
+    _, net = pair({})
+    x = torch.randn(5, 2, 4)
+    with torch.no_grad():
+        before = net(x)[0]
+        net.weight_hh_l0.data[0, 0] += 1
+        assert not torch.equal(net(x)[0], before)
+        net.weight_hh_l0.detach().numpy()[0, 0] -= 1
+        torch.testing.assert_close(net(x)[0], before)
+
+
+def test_inference_has_the_bits_of_training() -> None:
+    _, net = pair({"num_layers": 2, "bidirectional": True})
+    x = torch.randn(5, 2, 4)
+    y, state = net(x)
+    assert y.requires_grad and y.grad_fn is not None
+    with torch.inference_mode():
+        y_other, state_other = net(x)
+    assert not y_other.requires_grad
+    assert torch.equal(y, y_other) and all(map(torch.equal, state, state_other))
+
+
+def test_dropout_follows_the_seed_of_pytorch() -> None:
+    net = lstm.torch.LSTM(4, 50, num_layers=2, dropout=0.5)
+    x = torch.randn(5, 2, 4)
+    torch.manual_seed(1)
+    a, b = net(x)[0], net(x)[0]
+    torch.manual_seed(1)
+    assert torch.equal(net(x)[0], a) and not torch.equal(a, b)
+    net.eval()
+    assert torch.equal(net(x)[0], net(x)[0])
+
+
+def test_partial_gradients() -> None:
+    _, net = pair({})
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    x = torch.randn(5, 2, 4)
+    assert not net(x)[0].requires_grad
+    net.weight_ih_l0.requires_grad_()
+    net(x)[0].sum().backward()
+    assert net.weight_ih_l0.grad is not None and net.weight_hh_l0.grad is None
+
+
+def test_second_derivatives_are_an_error() -> None:
+    _, net = pair({})
+    x = torch.randn(5, 2, 4, requires_grad=True)
+    y, _ = net(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="gradients of first order only"):
+        (y.sum() + gradient.square().sum()).backward()
+
+
+def test_empty_batches() -> None:
+    _, net = pair({})
+    y, (h, _) = net(torch.zeros(5, 0, 4, requires_grad=True))
+    (y.sum() + h.sum()).backward()
+    assert net.weight_ih_l0.grad.abs().max() == 0
+
+
+def test_copies() -> None:
+    _, net = pair({"num_layers": 2, "dropout": 0.25})
+    net.eval()
+    x = torch.randn(5, 2, 4)
+    buffer = io.BytesIO()
+    torch.save(net, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(net), torch.load(buffer, weights_only=False)):
+        assert repr(other) == repr(net) and not other.training
+        assert torch.equal(other(x)[0], net(x)[0])
+        with torch.no_grad():
+            other.bias_ih_l0 += 1
+        assert not torch.equal(other(x)[0], net(x)[0])
+    assert "num_layers=2" in repr(net) and "layer 1: 6 -> 6" in repr(net)
+    assert (net.hidden_size, net.num_layers, net.batch_first, net.path) == (6, 2, False, net._lstm.path)
+
+
+def test_errors() -> None:
+    _, net = pair({})
+    with pytest.raises(TypeError, match=r"input: expected float32, got torch.float64"):
+        net(torch.zeros(5, 2, 4, dtype=torch.float64))
+    with pytest.raises(TypeError, match="input: expected a tensor, got ndarray"):
+        net(np.zeros((5, 2, 4), np.float32))
+    with pytest.raises(TypeError, match=r"hx: expected the tuple \(h0, c0\)"):
+        net(torch.zeros(5, 2, 4), torch.zeros(1, 2, 6))
+    with pytest.raises(ValueError, match=r"expected \[5, 2, 4\], got \[5, 2, 3\]"):
+        net(torch.zeros(5, 2, 3))
+    with pytest.raises(ValueError, match="host memory"):
+        net(torch.zeros(5, 2, 4, device="meta"))
+    with pytest.raises(ValueError, match="lengths: expected x with a batch axis"):
+        net(torch.zeros(5, 4), lengths=[3])
+    net.weight_ih_l0 = torch.nn.Parameter(torch.zeros(24, 5))
+    with pytest.raises(ValueError, match=r"weight_ih_l0: expected the shape \[24, 4\], got \[24, 5\]"):
+        net(torch.zeros(5, 2, 4))
+    with pytest.raises(TypeError, match="weight_ih_l0: expected float32"):
+        net.double()(torch.zeros(5, 2, 4))
+
+
+class Net(Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.LSTM(4, 6, num_layers=2, dropout=0.25)
+        self.rest = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.LSTM(4, 6, batch_first=True, bidirectional=True))
+        self.again = self.first
+        self.cell = torch.nn.LSTMCell(4, 6)
+
+    def forward(self, x: Any) -> Any:
+        return self.rest(self.again(self.first(x)[0][..., :4])[0])[0]
+
+
+def test_convert() -> None:
+    torch.manual_seed(0)
+    net = Net().eval()
+    x = torch.randn(5, 2, 4)
+    state = torch.get_rng_state()
+    converted: Any = lstm.torch.convert(net, threads=1)
+    assert torch.equal(torch.get_rng_state(), state), "random numbers are as without the conversion"
+    torch.testing.assert_close(converted(x), net(x), rtol=1e-4, atol=1e-5)
+    assert isinstance(net.first, torch.nn.LSTM) and isinstance(converted.first, lstm.torch.LSTM)
+    assert converted.again is converted.first and isinstance(converted.rest[1], lstm.torch.LSTM)
+    assert converted.rest[1].batch_first and not converted.first.training and converted.first.dropout == 0.25
+    assert [*converted.state_dict()] == [*net.state_dict()]
+    assert isinstance(converted.cell, torch.nn.LSTMCell)
+    parameters = list(net.parameters())
+    assert lstm.torch.convert(net, inplace=True) is net
+    assert all(a is b for a, b in zip(parameters, net.parameters(), strict=True)), "an optimizer continues"
+    single = lstm.torch.convert(torch.nn.LSTM(4, 6))
+    assert isinstance(single, lstm.torch.LSTM)
+
+
+class Special(TorchLSTM):  # type: ignore[misc]
+    pass
+
+
+def test_convert_lists_what_it_cannot_replace() -> None:
+    with pytest.raises(ValueError, match="no torch.nn.LSTM in Linear"):
+        lstm.torch.convert(torch.nn.Linear(3, 4))
+    net = torch.nn.Sequential(torch.nn.LSTM(4, 6), Special(4, 6), torch.nn.LSTM(4, 6).half(), torch.nn.LSTM(4, 6))
+    net[3].register_forward_hook(lambda *args: None)
+    with pytest.raises(ValueError, match=r"`1`: it is a subclass, Special.*`2`: weight_ih_l0 is torch.float16.*`3`: it has hooks"):
+        lstm.torch.convert(net, inplace=True)
+    assert type(net[0]) is torch.nn.LSTM, "nothing was replaced"
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTM(4, 6), "weight_hh_l0")
+    with pytest.raises(ValueError, match="parametriz|subclass"):
+        lstm.torch.convert(normed)
