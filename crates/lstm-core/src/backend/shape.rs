@@ -2,7 +2,10 @@
 
 use std::{fmt, ops::Range};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    memory,
+};
 
 /// The shape of a row-major matrix. A batch of sequences is stored as a matrix `[steps * batch, features]`, one time
 /// step after the other.
@@ -58,11 +61,7 @@ pub fn checked_len(op: &'static str, sizes: &[usize]) -> Result<usize> {
 /// # Errors
 /// [`Error::TooLarge`] if they do not fit in memory.
 pub fn zeros(op: &'static str, sizes: &[usize]) -> Result<Vec<f32>> {
-    let len = checked_len(op, sizes)?;
-    let mut zeros = Vec::new();
-    zeros.try_reserve_exact(len).map_err(|_| Error::TooLarge { op, sizes: sizes.to_vec() })?;
-    zeros.resize(len, 0.0);
-    Ok(zeros)
+    memory::filled(op, sizes, 0.0)
 }
 
 /// The axis along which [`Ops::concat`](crate::Ops::concat) joins matrices.

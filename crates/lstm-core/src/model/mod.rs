@@ -24,7 +24,7 @@ pub use tape::{Tape, TrainOutput};
 pub(crate) use {
     block_on::block_on,
     input::{check_lengths, nth_seed},
-    layout::{BatchLayout, vec_with_capacity},
+    layout::BatchLayout,
     linear::load_linear,
     run::{DeviceBatch, StackOutput},
 };

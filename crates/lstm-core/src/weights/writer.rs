@@ -13,6 +13,7 @@ use super::{
 use crate::{
     config::Precision,
     error::{Error, Result},
+    memory,
 };
 
 /// The metadata key of the configuration of the LSTM with the given prefix.
@@ -119,7 +120,8 @@ impl StateDictWriter {
                 let rows = value.len_of(Axis(0)) / stored.tensors.len();
                 for (part, (name, shape)) in value.axis_chunks_iter(Axis(0), rows).zip(stored.tensors) {
                     let part = if stored.transposed { part.reversed_axes() } else { part };
-                    self.add_tensor(format!("{prefix}{name}"), shape, Elements::Float(part.iter().copied().collect()))?;
+                    let values = memory::collect("save", part.len(), part.iter().copied())?;
+                    self.add_tensor(format!("{prefix}{name}"), shape, Elements::Float(values))?;
                 }
             }
         }
@@ -135,7 +137,8 @@ impl StateDictWriter {
         S: Data<Elem = f32>,
         D: Dimension,
     {
-        self.add_tensor(name.into(), array.shape().to_vec(), Elements::Float(array.iter().copied().collect()))?;
+        let values = memory::collect("save", array.len(), array.iter().copied())?;
+        self.add_tensor(name.into(), array.shape().to_vec(), Elements::Float(values))?;
         Ok(self)
     }
 
@@ -148,7 +151,7 @@ impl StateDictWriter {
     fn add_quantized(&mut self, name: &str, shape: [usize; 2], rows: QuantizedRows<'_>) -> Result<()> {
         let integers = Elements::Integer(element::integer_dtype(rows.format), rows.q);
         self.add_tensor(format!("{name}.q"), shape.to_vec(), integers)?;
-        self.add_tensor(format!("{name}.scale"), vec![shape[0]], Elements::Scale(rows.scale.to_vec()))
+        self.add_tensor(format!("{name}.scale"), vec![shape[0]], Elements::Scale(memory::copy("save", rows.scale)?))
     }
 
     /// The bytes of the file. They depend only on the tensors, the metadata and the element type.
@@ -190,7 +193,7 @@ impl StateDictWriter {
                     Dtype::F32
                 }
                 Elements::Integer(dtype, values) => {
-                    element::append_integers(*dtype, values, &mut data);
+                    element::append_integers(*dtype, values, &mut data)?;
                     *dtype
                 }
             };
@@ -208,7 +211,7 @@ impl StateDictWriter {
             return Err(Error::format("safetensors", reason));
         }
         let header_len_bytes = (header.len() as u64).to_le_bytes();
-        Ok([&header_len_bytes, header.as_bytes(), &data].concat())
+        memory::concat("save", &[&header_len_bytes, header.as_bytes(), &data])
     }
 
     /// Writes the file: to a temporary file in the same folder, which is then renamed. An existing file is replaced
