@@ -4,6 +4,7 @@
 mod bench;
 mod cargo;
 mod check_features;
+mod soak;
 mod table;
 mod test_all;
 mod verify;
@@ -24,6 +25,7 @@ enum Command {
     /// Compare every backend with ONNX models and the outputs of other runtimes (same program as `verify`)
     VerifyOnnx(verify::Args),
     VerifyModels(verify_models::Args),
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::CheckFeatures(args) => check_features::run(&args),
         Command::Verify(args) | Command::VerifyOnnx(args) => verify::run(&args),
         Command::VerifyModels(args) => verify_models::run(&args),
+        Command::Soak(args) => soak::run(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
