@@ -22,7 +22,7 @@ mod backend;
 pub mod cell;
 mod config;
 mod error;
-pub mod memory;
+mod memory;
 mod model;
 mod network;
 pub mod quantized;

@@ -7,11 +7,11 @@ use std::{
 };
 
 use lstm_core::{
-    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, MaybeSend, Ops, QuantizedMatrix, Result, memory,
+    Arithmetic, ConcatAxis, MatrixRef, MatrixShape, MaybeSend, Ops, QuantizedMatrix, Result,
     quantized::OperandRange,
     shape::{
         check_clip, check_concat, check_download, check_row_broadcast, check_select_between, check_slice, check_upload,
-        zeros,
+        memory, zeros,
     },
 };
 

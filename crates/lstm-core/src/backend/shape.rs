@@ -2,10 +2,7 @@
 
 use std::{fmt, ops::Range};
 
-use crate::{
-    error::{Error, Result},
-    memory,
-};
+use crate::error::{Error, Result};
 
 /// The shape of a row-major matrix. A batch of sequences is stored as a matrix `[steps * batch, features]`, one time
 /// step after the other.
@@ -62,6 +59,13 @@ pub fn checked_len(op: &'static str, sizes: &[usize]) -> Result<usize> {
 /// [`Error::TooLarge`] if they do not fit in memory.
 pub fn zeros(op: &'static str, sizes: &[usize]) -> Result<Vec<f32>> {
     memory::filled(op, sizes, 0.0)
+}
+
+/// Memory whose size a caller decides: each allocation can fail with [`Error::TooLarge`] instead of ending the process.
+pub mod memory {
+    pub use crate::memory::{
+        collect, concat, copy, copy_array, filled, map_array, row_major, try_collect, with_capacity, zero_array,
+    };
 }
 
 /// The axis along which [`Ops::concat`](crate::Ops::concat) joins matrices.

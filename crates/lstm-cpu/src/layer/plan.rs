@@ -1,6 +1,6 @@
 //! The workspace of a pass over one layer.
 
-use lstm_core::{CellKind, Error, LayerSpec, Result, State, arithmetic::snap, memory};
+use lstm_core::{CellKind, Error, LayerSpec, Result, State, arithmetic::snap, shape::memory};
 
 use crate::{
     kernel::table::PANEL_VECTORS,

@@ -11,7 +11,7 @@ use std::{
 use lstm_core::{
     MatrixShape, Result,
     arithmetic::{MAGNITUDE_BITS, SNAP_THRESHOLD_BITS},
-    memory,
+    shape::memory,
 };
 
 use crate::{

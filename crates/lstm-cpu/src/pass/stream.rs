@@ -8,9 +8,8 @@ use std::{
 use lstm_core::{
     CellKind, Error, MatrixShape, Result, State,
     arithmetic::snap,
-    memory,
     reference::{check_sequences, check_stack, check_state, check_step, check_step_some},
-    shape::zeros,
+    shape::{memory, zeros},
 };
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lstm_core::{LayerSpec, Result, State, arithmetic::snap, memory};
+use lstm_core::{LayerSpec, Result, State, arithmetic::snap, shape::memory};
 
 use crate::{
     kernel::table::PANEL_VECTORS,
