@@ -6,6 +6,7 @@ mod c;
 mod cargo;
 mod check_features;
 mod python;
+mod soak;
 mod table;
 mod test_all;
 mod verify;
@@ -28,6 +29,7 @@ enum Command {
     VerifyOnnx(verify::Args),
     VerifyModels(verify_models::Args),
     Python(python::Args),
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Verify(args) | Command::VerifyOnnx(args) => verify::run(&args),
         Command::VerifyModels(args) => verify_models::run(&args),
         Command::Python(args) => python::run(&args),
+        Command::Soak(args) => soak::run(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -4,11 +4,15 @@
 use crate::{
     backend::{Ops, shape::MatrixShape},
     error::Result,
+    memory,
 };
 
 /// A row `[1, cols]` of the same value.
-fn row<B: Ops>(b: &B, cols: usize, value: f32) -> Result<B::Tensor> {
-    b.upload_vec(MatrixShape::new(1, cols), vec![value; cols])
+///
+/// # Errors
+/// Errors of the device; [`Error::TooLarge`](crate::Error::TooLarge) if the row does not fit in memory.
+pub(crate) fn constant_row<B: Ops>(b: &B, cols: usize, value: f32) -> Result<B::Tensor> {
+    b.upload_vec(MatrixShape::new(1, cols), memory::filled("constant", &[cols], value)?)
 }
 
 /// Computes [`relu`](crate::arithmetic::relu) of each element: the snapped element, or +0 if it is not positive.
@@ -33,7 +37,7 @@ fn keep_positive<B: Ops>(b: &B, x: B::Tensor, selector: B::Tensor) -> Result<B::
     // No number is between the bounds 0 and infinity if it is infinity, so the selector is first limited to 1.
     let cols = b.shape(&x).cols;
     let selector = b.clip(selector, 1.0)?;
-    b.select_between(x, &selector, &row(b, cols, 0.0)?, &row(b, cols, 2.0)?)
+    b.select_between(x, &selector, &constant_row(b, cols, 0.0)?, &constant_row(b, cols, 2.0)?)
 }
 
 /// Computes [`hard_sigmoid`](crate::arithmetic::hard_sigmoid) of each element.
@@ -42,8 +46,8 @@ fn keep_positive<B: Ops>(b: &B, x: B::Tensor, selector: B::Tensor) -> Result<B::
 /// Errors of the device.
 pub(crate) fn hard_sigmoid<B: Ops>(b: &B, x: B::Tensor, alpha: f32, beta: f32) -> Result<B::Tensor> {
     let cols = b.shape(&x).cols;
-    let centered = b.mul_add(alpha, &b.snap(x)?, None, Some(&row(b, cols, beta - 0.5)?))?;
-    b.mul_add(1.0, &b.clip(centered, 0.5)?, None, Some(&row(b, cols, 0.5)?))
+    let centered = b.mul_add(alpha, &b.snap(x)?, None, Some(&constant_row(b, cols, beta - 0.5)?))?;
+    b.mul_add(1.0, &b.clip(centered, 0.5)?, None, Some(&constant_row(b, cols, 0.5)?))
 }
 
 /// Computes the gradient of [`hard_sigmoid`] from the gradient `dy` and the result `y`: `alpha * dy` where `0 < y < 1`,
@@ -53,5 +57,5 @@ pub(crate) fn hard_sigmoid<B: Ops>(b: &B, x: B::Tensor, alpha: f32, beta: f32) -
 /// [`Error::Shape`](crate::Error::Shape) if the shapes differ; errors of the device.
 pub(crate) fn hard_sigmoid_gradient<B: Ops>(b: &B, dy: &B::Tensor, y: &B::Tensor, alpha: f32) -> Result<B::Tensor> {
     let cols = b.shape(y).cols;
-    b.select_between(b.mul_add(alpha, dy, None, None)?, y, &row(b, cols, 0.0)?, &row(b, cols, 1.0)?)
+    b.select_between(b.mul_add(alpha, dy, None, None)?, y, &constant_row(b, cols, 0.0)?, &constant_row(b, cols, 1.0)?)
 }

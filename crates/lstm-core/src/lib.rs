@@ -23,6 +23,7 @@ pub mod cell;
 mod config;
 mod error;
 mod float_environment;
+mod memory;
 mod model;
 mod network;
 pub mod quantized;

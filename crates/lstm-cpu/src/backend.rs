@@ -111,7 +111,7 @@ impl Backend for Cpu {
             forward::run(&self.pool, layer, plan, input, y.as_mut_ptr(), None);
             y.assume_init()
         };
-        Ok(self.layer_output(y, plan.last_state(layer, steps, lengths), batch, [steps, layer.spec.state_size()]))
+        Ok(self.layer_output(y, plan.last_state(layer, steps, lengths)?, batch, [steps, layer.spec.state_size()]))
     }
 
     fn forward_bidirectional(
@@ -137,8 +137,9 @@ impl Backend for Cpu {
             forward::run_bidirectional(&self.pool, layers, plans, input, y.as_mut_ptr());
             y.assume_init()
         };
-        let states = [(plan, layer), (second_plan, second_layer)]
-            .map(|(plan, layer)| state_tensors(plan.last_state(layer, steps, lengths), batch));
+        let last_state =
+            |plan: &Plan, layer| Ok::<_, Error>(state_tensors(plan.last_state(layer, steps, lengths)?, batch));
+        let states = [last_state(plan, layer)?, last_state(second_plan, second_layer)?];
         let shape = MatrixShape::new(steps * batch, cols);
         Ok(LayerOutput::new(Tensor::from_pool(shape, y, &self.pool).assume_snapped(true), states))
     }
@@ -168,7 +169,7 @@ impl Backend for Cpu {
             forward::run(&self.pool, layer, plan, input, y.as_mut_ptr(), Some(&mut trace));
             y.assume_init()
         };
-        Ok((self.layer_output(y, trace.last_state(layer), batch, [steps, layer.spec.state_size()]), trace))
+        Ok((self.layer_output(y, trace.last_state(layer)?, batch, [steps, layer.spec.state_size()]), trace))
     }
 
     fn backward(
@@ -197,11 +198,14 @@ impl Backend for Cpu {
         let mut c = zeros("backward", &[batch, spec.hidden_size])?;
         let out = GradientBuffers {
             x: x.as_deref_mut(),
-            w: weights.input.as_mut_slice(),
-            u: weights.recurrent.as_mut_slice(),
-            bias: weights.bias.as_mut().map(Tensor::as_mut_slice),
-            projection: weights.projection.as_mut().map(Tensor::as_mut_slice),
-            peephole: weights.peephole.as_mut().map(|p| p.each_mut().map(Tensor::as_mut_slice)),
+            w: weights.input.as_mut_slice("backward")?,
+            u: weights.recurrent.as_mut_slice("backward")?,
+            bias: weights.bias.as_mut().map(as_mut_slice).transpose()?,
+            projection: weights.projection.as_mut().map(as_mut_slice).transpose()?,
+            peephole: match &mut weights.peephole {
+                Some([i, f, o]) => Some([as_mut_slice(i)?, as_mut_slice(f)?, as_mut_slice(o)?]),
+                None => None,
+            },
             accumulate,
             h: &mut h,
             c: &mut c,
@@ -250,6 +254,11 @@ impl Backend for Cpu {
     ) -> impl Future<Output = Result<()>> + MaybeSend {
         ready(linear.step(x, y))
     }
+}
+
+/// The elements of a gradient, to be changed in place.
+fn as_mut_slice(x: &mut Tensor) -> Result<&mut [f32]> {
+    x.as_mut_slice("backward")
 }
 
 /// The state of `batch` sequences as tensors.

@@ -11,7 +11,7 @@ use lstm_core::{
     quantized::OperandRange,
     shape::{
         check_clip, check_concat, check_download, check_row_broadcast, check_select_between, check_slice, check_upload,
-        zeros,
+        memory, zeros,
     },
 };
 
@@ -47,12 +47,12 @@ impl Ops for Cpu {
     }
 
     fn download_vec(&self, x: Tensor) -> impl Future<Output = Result<Vec<f32>>> + MaybeSend {
-        ready(Ok(x.into_vec()))
+        ready(x.into_vec())
     }
 
     fn snap(&self, x: Tensor) -> Result<Tensor> {
         // SAFETY: the processor supports the kernels; pointer and length are those of a slice.
-        Ok(apply_kernel(x, |p, n| unsafe { (self.kernels.snap)(p, n) }).assume_snapped(true))
+        Ok(apply_kernel("snap", x, |p, n| unsafe { (self.kernels.snap)(p, n) })?.assume_snapped(true))
     }
 
     fn gemm(&self, a: MatrixRef<'_, Tensor>, b: MatrixRef<'_, Tensor>, acc: Option<&Tensor>) -> Result<Tensor> {
@@ -67,7 +67,7 @@ impl Ops for Cpu {
         acc: Option<&Tensor>,
     ) -> Result<Tensor> {
         let shape = w.check_gemm(a.shape, acc.map(|acc| acc.shape), |t| t.shape)?;
-        let q: Vec<i16> = w.q.as_slice().iter().map(|&q| q as i16).collect();
+        let q = integers("gemm_quantized", &w.q)?;
         let mut z = zeros("gemm_quantized", &[shape.rows, shape.cols])?;
         if let Some(acc) = acc {
             let rows = acc.as_slice().chunks_exact(shape.cols).cycle();
@@ -99,24 +99,24 @@ impl Ops for Cpu {
 
     fn sigmoid(&self, x: Tensor) -> Result<Tensor> {
         // SAFETY: the processor supports the kernels; pointer and length are those of a slice.
-        Ok(apply_kernel(x, |p, n| unsafe { (self.kernels.sigmoid)(p, n) }))
+        apply_kernel("sigmoid", x, |p, n| unsafe { (self.kernels.sigmoid)(p, n) })
     }
 
     fn tanh(&self, x: Tensor) -> Result<Tensor> {
         // SAFETY: the processor supports the kernels; pointer and length are those of a slice.
-        Ok(apply_kernel(x, |p, n| unsafe { (self.kernels.tanh)(p, n) }))
+        apply_kernel("tanh", x, |p, n| unsafe { (self.kernels.tanh)(p, n) })
     }
 
     fn clip(&self, x: Tensor, bound: f32) -> Result<Tensor> {
         check_clip(bound)?;
         // SAFETY: the processor supports the kernels; pointer and length are those of a slice.
-        Ok(apply_kernel(x, |p, n| unsafe { (self.kernels.clip)(p, n, bound) }))
+        apply_kernel("clip", x, |p, n| unsafe { (self.kernels.clip)(p, n, bound) })
     }
 
     fn select_between(&self, mut x: Tensor, by: &Tensor, low: &Tensor, high: &Tensor) -> Result<Tensor> {
         check_select_between(x.shape, by.shape, low.shape, high.shape)?;
         let bounds = || low.as_slice().iter().zip(high.as_slice()).cycle();
-        for ((x, by), (low, high)) in x.as_mut_slice().iter_mut().zip(by.as_slice()).zip(bounds()) {
+        for ((x, by), (low, high)) in x.as_mut_slice("select_between")?.iter_mut().zip(by.as_slice()).zip(bounds()) {
             if by <= low || by >= high {
                 *x = 0.0;
             }
@@ -126,7 +126,7 @@ impl Ops for Cpu {
 
     fn slice(&self, x: &Tensor, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor> {
         let shape = check_slice(x.shape, &rows, &cols)?;
-        let mut data = Vec::with_capacity(shape.len());
+        let mut data = memory::with_capacity("slice", &[shape.rows, shape.cols])?;
         for row in x.rows(rows).chunks_exact(x.shape.cols) {
             data.extend_from_slice(&row[cols.clone()]);
         }
@@ -135,7 +135,7 @@ impl Ops for Cpu {
 
     fn concat(&self, axis: ConcatAxis, parts: &[Tensor]) -> Result<Tensor> {
         let shape = check_concat(axis, parts.iter().map(|part| part.shape))?;
-        let mut data = Vec::with_capacity(shape.len());
+        let mut data = memory::with_capacity("concat", &[shape.rows, shape.cols])?;
         match axis {
             ConcatAxis::Rows => parts.iter().for_each(|part| data.extend_from_slice(part.as_slice())),
             ConcatAxis::Cols => (0..shape.rows)
@@ -145,9 +145,14 @@ impl Ops for Cpu {
     }
 }
 
-/// Applies a kernel to all elements. Works in place if the memory is not shared, else on a copy.
-fn apply_kernel(mut x: Tensor, kernel: impl Fn(*mut f32, usize)) -> Tensor {
-    let data = x.as_mut_slice();
+/// The integers of a quantized matrix, which a tensor holds as floats. An error names `op`.
+pub(crate) fn integers(op: &'static str, q: &Tensor) -> Result<Vec<i16>> {
+    memory::collect(op, q.as_slice().len(), q.as_slice().iter().map(|&q| q as i16))
+}
+
+/// Applies a kernel to all elements. Works in place if the memory is not shared, else on a copy. An error names `op`.
+fn apply_kernel(op: &'static str, mut x: Tensor, kernel: impl Fn(*mut f32, usize)) -> Result<Tensor> {
+    let data = x.as_mut_slice(op)?;
     kernel(data.as_mut_ptr(), data.len());
-    x
+    Ok(x)
 }

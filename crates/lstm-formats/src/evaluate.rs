@@ -117,8 +117,8 @@ impl Parameters {
             array.into_dimensionality().map_err(|error| error.to_string())
         };
         let (weight_ih, weight_hh): (Array2<f64>, Array2<f64>) = (matrix(Param::WeightIh)?, matrix(Param::WeightHh)?);
-        let bias =
-            layer.bias().map_or(Array1::zeros(weight_ih.nrows()), |bias| bias.into_iter().map(f64::from).collect());
+        let bias = layer.bias().map_err(|error| error.to_string())?;
+        let bias = bias.map_or(Array1::zeros(weight_ih.nrows()), |bias| bias.into_iter().map(f64::from).collect());
         Ok(Parameters { weight_ih, weight_hh, bias })
     }
 

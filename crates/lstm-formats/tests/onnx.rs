@@ -109,7 +109,10 @@ fn unfused_cell_and_single_bias_become_equivalent_options() {
     let back = round_trip(&weights);
     assert_eq!((back.config().cell, back.config().bias), (CellKind::Fused, Bias::Two));
     for (layer, back) in weights.layers().iter().zip(back.layers()) {
-        assert_eq!((layer.get(Param::WeightHh), layer.bias()), (back.get(Param::WeightHh), back.bias()));
+        assert_eq!(
+            (layer.get(Param::WeightHh), layer.bias().unwrap()),
+            (back.get(Param::WeightHh), back.bias().unwrap())
+        );
         assert!(back.get(Param::BiasHh).unwrap().iter().all(|v| v.to_bits() == 0));
     }
 }

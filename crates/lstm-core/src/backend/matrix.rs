@@ -8,6 +8,7 @@ use crate::{
     },
     config::Precision,
     error::{Error, Result},
+    memory,
     quantized::OperandRange,
     weights::QuantizedRows,
 };
@@ -43,7 +44,7 @@ impl<T: Clone> DeviceMatrix<T> {
         let Some(QuantizedRows { q, scale, format }) = quantized else {
             return Ok(DeviceMatrix::F32(b.snap(b.upload(shape, values)?)?));
         };
-        let q = b.upload_vec(shape, q.iter().map(|&q| q.into()).collect())?;
+        let q = b.upload_vec(shape, memory::collect("load", q.len(), q.iter().map(|&q| q.into()))?)?;
         let scale = b.upload(MatrixShape::new(1, shape.rows), scale)?;
         Ok(DeviceMatrix::Quantized(QuantizedMatrix { q, scale, format }))
     }

@@ -7,7 +7,7 @@ use crate::{
         info::Arithmetic,
         quantized::QuantizedMatrix,
         send::{MaybeSend, MaybeSync},
-        shape::{ConcatAxis, MatrixRef, MatrixShape},
+        shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
     },
     error::Result,
     quantized::OperandRange,
@@ -53,7 +53,8 @@ pub trait Ops: Clone + MaybeSend + MaybeSync {
     /// Like [`download`](Self::download), but takes ownership of `x`. A backend on the host can avoid the copy.
     fn download_vec(&self, x: Self::Tensor) -> impl Future<Output = Result<Vec<f32>>> + MaybeSend {
         async move {
-            let mut out = vec![0.0; self.shape(&x).len()];
+            let shape = self.shape(&x);
+            let mut out = zeros("download", &[shape.rows, shape.cols])?;
             self.download(&x, &mut out).await?;
             Ok(out)
         }

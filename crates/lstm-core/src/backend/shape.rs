@@ -58,11 +58,14 @@ pub fn checked_len(op: &'static str, sizes: &[usize]) -> Result<usize> {
 /// # Errors
 /// [`Error::TooLarge`] if they do not fit in memory.
 pub fn zeros(op: &'static str, sizes: &[usize]) -> Result<Vec<f32>> {
-    let len = checked_len(op, sizes)?;
-    let mut zeros = Vec::new();
-    zeros.try_reserve_exact(len).map_err(|_| Error::TooLarge { op, sizes: sizes.to_vec() })?;
-    zeros.resize(len, 0.0);
-    Ok(zeros)
+    memory::filled(op, sizes, 0.0)
+}
+
+/// Memory whose size a caller decides: each allocation can fail with [`Error::TooLarge`] instead of ending the process.
+pub mod memory {
+    pub use crate::memory::{
+        collect, concat, copy, copy_array, filled, map_array, row_major, try_collect, with_capacity, zero_array,
+    };
 }
 
 /// The axis along which [`Ops::concat`](crate::Ops::concat) joins matrices.

@@ -1,9 +1,9 @@
 //! The activation functions of a cell on a device, and their derivatives.
 
 use crate::{
-    activation::{hard_sigmoid, hard_sigmoid_gradient, relu, relu_gradient},
+    activation::{constant_row, hard_sigmoid, hard_sigmoid_gradient, relu, relu_gradient},
     arithmetic::snap,
-    backend::{Ops, shape::MatrixShape},
+    backend::Ops,
     config::GateActivation,
     error::Result,
 };
@@ -49,7 +49,7 @@ pub(super) fn values_at_bounds<B: Ops>(
     bound: f32,
     hidden: usize,
 ) -> Result<[B::Tensor; 2]> {
-    let value_at = |x: f32| apply(b, function, b.upload(MatrixShape::new(1, hidden), &vec![x; hidden])?);
+    let value_at = |x: f32| apply(b, function, constant_row(b, hidden, x)?);
     match function {
         GateActivation::HardSigmoid { alpha, .. } if alpha < 0.0 => Ok([value_at(bound)?, value_at(-bound)?]),
         _ => Ok([value_at(-bound)?, value_at(bound)?]),

@@ -6,10 +6,11 @@ use super::{
     activation::{apply, derivative, values_at_bounds},
 };
 use crate::{
+    activation::constant_row,
     backend::{Ops, State},
     config::{CellKind, GateActivation},
     error::Result,
-    shape::{MatrixRef, MatrixShape, zeros},
+    shape::{MatrixRef, zeros},
 };
 
 /// A cell prepared for the backward pass. The gradients with respect to `x` and `h` are computed by one matrix product
@@ -76,7 +77,7 @@ fn zeros_like<B: Ops>(b: &B, tensor: &B::Tensor) -> Result<B::Tensor> {
 impl<'a, T: Clone> BackwardCell<'a, T> {
     pub(crate) fn new<B: Ops<Tensor = T>>(b: &B, cell: &'a Cell<T>) -> Result<Self> {
         let hidden = cell.spec.hidden_size;
-        let ones = b.upload(MatrixShape::new(1, hidden), &vec![1.0; hidden])?;
+        let ones = constant_row(b, hidden, 1.0)?;
         let bounds = |function| cell.spec.clip.map(|bound| values_at_bounds(b, function, bound, hidden)).transpose();
         let gate_bounds = bounds(cell.spec.activations.gate)?;
         let candidate_bounds = match cell.spec.cell {

@@ -29,7 +29,7 @@ impl<T: Clone> Fused<T> {
         Ok(Fused {
             w: weights.load_matrix(b, Param::WeightIh)?,
             u: weights.load_matrix(b, Param::WeightHh)?,
-            bias: weights.bias().map(|bias| b.snap(b.upload(MatrixShape::new(1, gate_rows), &bias)?)).transpose()?,
+            bias: weights.bias()?.map(|bias| b.snap(b.upload(MatrixShape::new(1, gate_rows), &bias)?)).transpose()?,
             recurrent_range: spec.recurrent_range(),
         })
     }

@@ -14,9 +14,10 @@ pub use fused::Fused;
 pub use peephole::{PeepholeDense, PeepholeDiagonal};
 pub use unfused::Unfused;
 
-use activation::{apply, apply_to_gate};
+use self::activation::{apply, apply_to_gate};
 
 use crate::{
+    activation::constant_row,
     backend::{DeviceMatrix, Ops, State},
     config::{CellKind, LayerSpec, Param},
     error::{Error, Result},
@@ -75,7 +76,7 @@ impl<T: Clone> Cell<T> {
     /// Uploads the weights of a layer, with [`snap`](crate::arithmetic::snap) applied to each value.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = *weights.spec();
-        let (hidden, ones) = (spec.hidden_size, vec![1.0; spec.hidden_size]);
+        let hidden = spec.hidden_size;
         Ok(Cell {
             spec,
             weights: match spec.cell {
@@ -85,7 +86,7 @@ impl<T: Clone> Cell<T> {
                 CellKind::PeepholeDiagonal => CellWeights::PeepholeDiagonal(PeepholeDiagonal::load(b, weights)?),
             },
             projection: spec.proj_size.map(|_| weights.load_matrix(b, Param::WeightHr)).transpose()?,
-            ones: spec.coupled.then(|| b.upload(MatrixShape::new(1, hidden), &ones)).transpose()?,
+            ones: spec.coupled.then(|| constant_row(b, hidden, 1.0)).transpose()?,
         })
     }
 

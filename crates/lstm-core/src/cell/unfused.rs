@@ -32,7 +32,7 @@ impl<T: Clone> Unfused<T> {
     /// Uploads the weights of a layer, with [`snap`](crate::arithmetic::snap) applied to each value.
     pub fn load<B: Ops<Tensor = T>>(b: &B, weights: &LayerWeights) -> Result<Self> {
         let spec = weights.spec();
-        let bias = weights.bias();
+        let bias = weights.bias()?;
         let matrix = |param| weights.load_matrix(b, param)?.split_gates(b);
         let [w_i, w_f, w_g, w_o] = matrix(Param::WeightIh)?;
         let [u_i, u_f, u_g, u_o] = matrix(Param::WeightHh)?;

@@ -1,11 +1,12 @@
 //! The input and the state of a model, as host arrays.
 
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, concatenate, s};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, Ix2, Ix3, s};
 
 use crate::{
-    backend::{State, shape::zeros},
+    backend::State,
     config::LstmConfig,
     error::{Error, Result},
+    memory,
     model::broadcast::check_repeated,
 };
 
@@ -21,10 +22,7 @@ impl HostState {
     /// [`Error::TooLarge`] if they do not fit in memory.
     pub fn zeros(config: &LstmConfig, batch: usize) -> Result<Self> {
         let n = config.num_layers.saturating_mul(config.num_directions());
-        let zero_array = |cols| {
-            let zeros = zeros("state", &[n, batch, cols])?;
-            Array3::from_shape_vec((n, batch, cols), zeros).map_err(|e| Error::shape("state", "a shape", e))
-        };
+        let zero_array = |cols| memory::zero_array("state", Ix3(n, batch, cols));
         Ok(State { h: zero_array(config.state_size())?, c: zero_array(config.hidden_size)? })
     }
 
@@ -39,9 +37,13 @@ impl HostState {
         config.validate()?;
         self.check("HostState::last", config, self.h.dim().1)?;
         let (num_entries, directions) = (self.h.dim().0, config.num_directions());
-        let last_layer: Vec<_> =
-            (num_entries - directions..num_entries).map(|k| self.h.index_axis(Axis(0), k)).collect();
-        concatenate(Axis(1), &last_layer).map_err(|e| Error::shape("HostState::last", "a state", e))
+        let (batch, size) = (self.h.dim().1, config.state_size());
+        let mut last = memory::zero_array("HostState::last", Ix2(batch, directions * size))?;
+        for direction in 0..directions {
+            let h = self.h.index_axis(Axis(0), num_entries - directions + direction);
+            last.slice_mut(s![.., direction * size..(direction + 1) * size]).assign(&h);
+        }
+        Ok(last)
     }
 
     /// A state that is zero except for the hidden state of the last layer, which is `last`, `(batch, output_size)`. If
@@ -65,6 +67,15 @@ impl HostState {
             state.h.index_axis_mut(Axis(0), num_entries - directions + direction).assign(&columns);
         }
         Ok(state)
+    }
+
+    /// A copy of the state.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if it does not fit in memory.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let copy = |array: &Array3<f32>| memory::copy_array("state", array.view());
+        Ok(State { h: copy(&self.h)?, c: copy(&self.c)? })
     }
 
     /// Checks the shapes of `h` and `c`.

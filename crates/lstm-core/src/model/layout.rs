@@ -5,24 +5,11 @@ use std::{borrow::Cow, ops::Range};
 use ndarray::{Array3, ArrayView3, Axis, s};
 use rand_chacha::{ChaCha8Rng, rand_core::RngCore};
 
-use crate::{
-    error::{Error, Result},
-    model::input::Input,
-};
-
-/// Creates an empty vector with capacity for `len` elements.
-///
-/// # Errors
-/// [`Error::TooLarge`] if they do not fit in memory.
-pub(crate) fn vec_with_capacity<T>(len: usize) -> Result<Vec<T>> {
-    let mut vec = Vec::new();
-    vec.try_reserve_exact(len).map_err(|_| Error::TooLarge { op: "input", sizes: vec![len] })?;
-    Ok(vec)
-}
+use crate::{error::Result, memory, model::input::Input, shape::zeros};
 
 /// The order of a batch's rows in device memory: time-major, the longest sequence first. At every time step the
 /// sequences that have not ended are then the first rows.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct BatchLayout {
     /// Number of sequences.
     pub(crate) batch: usize,
@@ -49,18 +36,34 @@ impl BatchLayout {
         time_major: bool,
     ) -> Result<Self> {
         // An array without time steps takes no memory, but the order of its sequences does.
-        let mut host_indices: Vec<usize> = vec_with_capacity(batch)?;
-        host_indices.extend(0..batch);
-        let lengths = lengths.map(|lengths| {
-            host_indices.sort_by_key(|&b| std::cmp::Reverse(lengths[b]));
-            host_indices.iter().map(|&b| lengths[b]).collect()
-        });
+        let mut host_indices = memory::collect("input", batch, 0..batch)?;
+        let lengths = match lengths {
+            Some(lengths) => {
+                // The index makes the order the same as that of a stable sort, which would allocate memory.
+                host_indices.sort_unstable_by_key(|&b| (std::cmp::Reverse(lengths[b]), b));
+                Some(memory::collect("input", batch, host_indices.iter().map(|&b| lengths[b]))?)
+            }
+            None => None,
+        };
         Ok(BatchLayout { batch, steps, lengths, host_indices, time_major })
     }
 
     /// The layout of one row for each sequence, in the same order.
-    pub(crate) fn single_step(&self) -> Self {
-        BatchLayout { steps: 1, lengths: None, ..self.clone() }
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) if the order of the sequences does not fit in memory.
+    pub(crate) fn single_step(&self) -> Result<Self> {
+        let host_indices = memory::copy("input", &self.host_indices)?;
+        Ok(BatchLayout { steps: 1, lengths: None, host_indices, ..*self })
+    }
+
+    /// A copy of the layout.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) if it does not fit in memory.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let lengths = self.lengths.as_deref().map(|lengths| memory::copy("input", lengths)).transpose()?;
+        Ok(BatchLayout { steps: self.steps, lengths, ..self.single_step()? })
     }
 
     /// The number of time steps of the sequence at position `k` in device order.
@@ -69,15 +72,19 @@ impl BatchLayout {
     }
 
     /// The sequences in device order in groups of equal length: the length and the positions of the sequences.
-    pub(crate) fn groups_of_equal_length(&self) -> Vec<(usize, Range<usize>)> {
-        let mut groups: Vec<(usize, Range<usize>)> = Vec::new();
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) if they do not fit in memory.
+    pub(crate) fn groups_of_equal_length(&self) -> Result<Vec<(usize, Range<usize>)>> {
+        let max_groups = if self.lengths.is_some() { self.batch } else { 1 };
+        let mut groups: Vec<(usize, Range<usize>)> = memory::with_capacity("lengths", &[max_groups])?;
         for k in 0..self.batch {
             match groups.last_mut() {
                 Some((length, sequences)) if *length == self.length(k) => sequences.end = k + 1,
                 _ => groups.push((self.length(k), k..k + 1)),
             }
         }
-        groups
+        Ok(groups)
     }
 
     /// For each row in device order, the index of its sequence in the caller's array and its time step; `None` beyond
@@ -99,16 +106,16 @@ impl BatchLayout {
     }
 
     /// The position of each of the caller's sequences among the rows of a time step.
-    fn device_positions(&self) -> Vec<usize> {
-        let mut device_positions = vec![0; self.batch];
+    fn device_positions(&self) -> Result<Vec<usize>> {
+        let mut device_positions = memory::filled("input", &[self.batch], 0)?;
         self.host_indices.iter().enumerate().for_each(|(k, &b)| device_positions[b] = k);
-        device_positions
+        Ok(device_positions)
     }
 
     /// The rows of the caller's array in device order. The array is copied only if its layout differs.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if the copy does not fit in memory: a broadcast view may have more elements
+    /// [`Error::TooLarge`](crate::Error::TooLarge) if the copy does not fit in memory: a broadcast view may have more elements
     /// than the array that it views.
     pub(crate) fn to_device_rows<'a>(&self, x: ArrayView3<'a, f32>) -> Result<Cow<'a, [f32]>> {
         if let Some(rows) = x.to_slice()
@@ -116,7 +123,7 @@ impl BatchLayout {
         {
             return Ok(rows.into());
         }
-        let mut rows = vec_with_capacity(x.len())?;
+        let mut rows = memory::with_capacity("input", &[x.len()])?;
         for step in x.axis_iter(Axis(if self.time_major { 0 } else { 1 })) {
             for &b in &self.host_indices {
                 // Without the axis of time, the batch is the first of two axes.
@@ -136,6 +143,11 @@ impl BatchLayout {
     /// As for [`to_device_rows`](Self::to_device_rows).
     pub(crate) fn zero_padded_rows<'a>(&self, x: ArrayView3<'a, f32>) -> Result<Cow<'a, [f32]>> {
         let mut rows = self.to_device_rows(x)?;
+        if let (Cow::Borrowed(borrowed), Some(lengths)) = (&rows, &self.lengths)
+            && lengths.iter().any(|&len| len < self.steps)
+        {
+            rows = memory::copy("input", borrowed)?.into();
+        }
         for (b, &len) in self.lengths.iter().flatten().enumerate().filter(|(_, len)| **len < self.steps) {
             let cols = rows.len() / (self.batch * self.steps);
             let rows = rows.to_mut();
@@ -146,15 +158,18 @@ impl BatchLayout {
 
     /// Converts rows in device order to an array in the caller's layout, the inverse of
     /// [`to_device_rows`](Self::to_device_rows).
-    pub(crate) fn to_host(&self, rows: Vec<f32>) -> Array3<f32> {
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) if the array does not fit in memory.
+    pub(crate) fn to_host(&self, rows: Vec<f32>) -> Result<Array3<f32>> {
         let (batch, steps) = (self.batch, self.steps);
         let cols = rows.len() / (batch * steps);
         let out = if self.is_host_layout() {
             rows
         } else {
-            let device_positions = self.device_positions();
+            let device_positions = self.device_positions()?;
             let row = |t: usize, b: usize| &rows[(t * batch + device_positions[b]) * cols..][..cols];
-            let mut out = Vec::with_capacity(rows.len());
+            let mut out = memory::with_capacity("output", &[rows.len()])?;
             if self.time_major {
                 (0..steps).for_each(|t| (0..batch).for_each(|b| out.extend_from_slice(row(t, b))));
             } else {
@@ -162,16 +177,25 @@ impl BatchLayout {
             }
             out
         };
-        Array3::from_shape_vec(self.host_shape(cols), out).expect("the number of rows matches the shape")
+        Ok(Array3::from_shape_vec(self.host_shape(cols), out).expect("the number of rows matches the shape"))
     }
 
     /// The states of one layer and direction, one row for each sequence in device order. `k` is the index of the layer
     /// and direction in `states`. Without `states` the rows are zero.
-    pub(crate) fn state_rows(&self, states: Option<&Array3<f32>>, k: usize, cols: usize) -> Vec<f32> {
-        match states {
-            Some(states) => self.host_indices.iter().flat_map(|&b| states.slice(s![k, b, ..]).to_vec()).collect(),
-            None => vec![0.0; self.batch * cols],
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) if they do not fit in memory.
+    pub(crate) fn state_rows(&self, states: Option<&Array3<f32>>, k: usize, cols: usize) -> Result<Vec<f32>> {
+        let Some(states) = states else { return zeros("state", &[self.batch, cols]) };
+        let mut rows = memory::with_capacity("state", &[self.batch, cols])?;
+        for &b in &self.host_indices {
+            let row = states.slice(s![k, b, ..]);
+            match row.as_slice() {
+                Some(row) => rows.extend_from_slice(row),
+                None => rows.extend(row.iter()),
+            }
         }
+        Ok(rows)
     }
 
     /// Copies the states of all layers and directions, one row for each sequence in device order, to `states`, in the
@@ -186,11 +210,14 @@ impl BatchLayout {
 
     /// A dropout mask in device order: 0 with probability `p`, else `1 / (1 - p)`. Random numbers are drawn in the
     /// caller's order: time step, sequence, feature.
-    pub(crate) fn dropout_mask(&self, rng: &mut ChaCha8Rng, p: f32, cols: usize) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) if it does not fit in memory.
+    pub(crate) fn dropout_mask(&self, rng: &mut ChaCha8Rng, p: f32, cols: usize) -> Result<Vec<f32>> {
         let threshold = (f64::from(p) * 4_294_967_296.0).round() as u64;
         let scale = 1.0 / (1.0 - p);
-        let mut mask = vec![0.0; self.steps * self.batch * cols];
-        let device_positions = self.device_positions();
+        let mut mask = zeros("dropout", &[self.steps, self.batch, cols])?;
+        let device_positions = self.device_positions()?;
         for step in mask.chunks_exact_mut(self.batch * cols) {
             for &k in &device_positions {
                 for v in &mut step[k * cols..(k + 1) * cols] {
@@ -198,6 +225,6 @@ impl BatchLayout {
                 }
             }
         }
-        mask
+        Ok(mask)
     }
 }

@@ -9,7 +9,8 @@ use crate::{
     config::check::check_size,
     error::{Error, Result},
     float_environment::FloatEnvironment,
-    model::{block_on::block_on, broadcast::check_repeated, layout::vec_with_capacity},
+    memory,
+    model::{block_on::block_on, broadcast::check_repeated},
     shape::{MatrixRef, MatrixShape, zeros},
     weights::{QuantizedRows, init::SymmetricUniform},
 };
@@ -71,8 +72,8 @@ impl<B: Backend> Linear<B> {
         if let Some(bias) = bias.as_ref().filter(|bias| bias.len() != output) {
             return Err(Error::TensorShape { name: "bias".into(), expected: vec![output], found: vec![bias.len()] });
         }
-        let weight = weight.as_standard_layout().into_owned();
-        let bias = bias.map(|bias| bias.as_standard_layout().into_owned());
+        let weight = memory::row_major("Linear::new", weight)?;
+        let bias = bias.map(|bias| memory::row_major("Linear::new", bias)).transpose()?;
         let device_weights = load_linear(backend, &weight, bias.as_ref(), None)?;
         Ok(Linear { backend: backend.clone(), weight, bias, device_weights })
     }
@@ -171,7 +172,7 @@ impl<B: Backend> Linear<B> {
             Some(x) => self.backend.download_vec(self.device_weights.as_ref().multiply(&self.backend, &x)?).await?,
             None => Vec::new(),
         };
-        array_from_elements(dim, y)
+        memory::array_from_vec("Linear", dim, y)
     }
 
     /// Computes the output for rows that are given as slices: reads `x: [rows, in]` and writes `y: [rows, out]`, both
@@ -225,25 +226,26 @@ impl<B: Backend> Linear<B> {
             return Err(Error::shape("Linear::backward: dy", expected, got));
         }
         let scale = GradientScale::of(&dy);
-        let (Some(x), Some(dy)) = (self.upload_rows(x)?, self.upload_rows(dy.mapv(|v| scale.scale_value(v)).view())?)
-        else {
-            let weight = Array2::zeros(self.weight.raw_dim());
-            let bias = self.bias.as_ref().map(|bias| Array1::zeros(bias.raw_dim()));
-            return Ok(LinearGradients { x: array_from_elements(dim, Vec::new())?, weight, bias });
+        let scaled_dy = memory::map_array("Linear::backward", dy, |v| scale.scale_value(v))?;
+        let (Some(x), Some(dy)) = (self.upload_rows(x)?, self.upload_rows(scaled_dy.view())?) else {
+            let zeros_like = |bias: &Array1<f32>| memory::zero_array("Linear::backward", bias.raw_dim());
+            let weight = memory::zero_array("Linear::backward", self.weight.raw_dim())?;
+            let bias = self.bias.as_ref().map(zeros_like).transpose()?;
+            return Ok(LinearGradients { x: memory::array_from_vec("Linear", dim, Vec::new())?, weight, bias });
         };
         let dx = b.gemm((&dy).into(), self.device_weights.as_ref().weight.as_f32()?.into(), None)?;
         let weight = b.gemm(MatrixRef::from(&dy).t(), (&x).into(), None)?;
         let bias = match self.bias {
             Some(_) => {
                 let ones = MatrixShape::new(1, b.shape(&dy).rows);
-                let ones = b.upload(ones, &vec![1.0; ones.len()])?;
+                let ones = b.upload_vec(ones, memory::filled("Linear::backward", &[ones.cols], 1.0)?)?;
                 Some(b.gemm((&ones).into(), (&dy).into(), None)?)
             }
             None => None,
         };
         Ok(LinearGradients {
-            x: array_from_elements(dim, self.download(dx, scale).await?)?,
-            weight: array_from_elements(self.weight.raw_dim(), self.download(weight, scale).await?)?,
+            x: memory::array_from_vec("Linear", dim, self.download(dx, scale).await?)?,
+            weight: memory::array_from_vec("Linear", self.weight.raw_dim(), self.download(weight, scale).await?)?,
             bias: match bias {
                 Some(bias) => Some(self.download(bias, scale).await?.into()),
                 None => None,
@@ -272,8 +274,7 @@ impl<B: Backend> Linear<B> {
             Some(rows) => self.backend.upload(shape, rows)?,
             None => {
                 // A broadcast view can have more elements than its data, so the allocation may fail.
-                let mut rows = vec_with_capacity(x.len())?;
-                rows.extend(x.iter().copied());
+                let rows = memory::collect("Linear", x.len(), x.iter().copied())?;
                 self.backend.upload_vec(shape, rows)?
             }
         };
@@ -297,17 +298,11 @@ pub(crate) fn load_linear<B: Backend>(
 ) -> Result<B::Linear> {
     let _environment = FloatEnvironment::set_default();
     let upload = |bias: &Array1<f32>| {
-        backend.snap(backend.upload_vec(MatrixShape::new(1, bias.len()), bias.iter().copied().collect())?)
+        let values = memory::collect("load_linear", bias.len(), bias.iter().copied())?;
+        backend.snap(backend.upload_vec(MatrixShape::new(1, bias.len()), values)?)
     };
     let bias = bias.map(upload).transpose()?;
-    let values = weight.as_standard_layout();
-    let values = values.as_slice().expect("as_standard_layout gives a row-major array");
+    let values = weight.as_slice().expect("layers keep their arrays row-major");
     let weight = DeviceMatrix::load(backend, weight.ncols(), values, quantized)?;
     backend.load_linear(LinearWeights { weight, bias })
-}
-
-/// Creates an array of the given shape from its elements in row-major order.
-fn array_from_elements<D: Dimension>(dim: D, values: Vec<f32>) -> Result<Array<f32, D>> {
-    let shape = format!("{:?}", dim.slice());
-    Array::from_shape_vec(dim, values).map_err(|error| Error::shape("Linear", shape, error))
 }

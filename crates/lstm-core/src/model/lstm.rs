@@ -2,15 +2,16 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use ndarray::Array3;
+use ndarray::{Array3, Ix3};
 
 use crate::{
     backend::{
         Backend, ExecutionPath, State,
-        shape::{ConcatAxis, MatrixShape, checked_len},
+        shape::{ConcatAxis, MatrixShape},
     },
     config::LstmConfig,
     error::{Error, Result},
+    memory,
     model::{
         block_on::block_on,
         device_layer::DeviceLayer,
@@ -165,9 +166,8 @@ impl<B: Backend> Lstm<B> {
     pub(crate) fn empty_output(&self, input: &Input<'_>) -> Result<(Array3<f32>, HostState)> {
         let (config, (a, b, _)) = (self.config(), input.x.dim());
         let zeros = || HostState::zeros(config, input.batch_and_steps().0);
-        let state = input.state.map_or_else(zeros, |state| Ok(state.clone()))?;
-        checked_len("forward", &[a, b, config.output_size()])?;
-        Ok((Array3::zeros((a, b, config.output_size())), state))
+        let state = input.state.map_or_else(zeros, HostState::try_clone)?;
+        Ok((memory::zero_array("forward", Ix3(a, b, config.output_size()))?, state))
     }
 
     /// Downloads the outputs and the final states, and arranges the sequences in the caller's order.
@@ -176,7 +176,7 @@ impl<B: Backend> Lstm<B> {
         layout: &BatchLayout,
         output: StackOutput<B::Tensor>,
     ) -> Result<(Array3<f32>, HostState)> {
-        let y = layout.to_host(self.backend.download_vec(output.y).await?);
+        let y = layout.to_host(self.backend.download_vec(output.y).await?)?;
         Ok((y, self.download_states(layout, &output.states).await?))
     }
 
@@ -219,7 +219,7 @@ impl<B: Backend> Lstm<B> {
         map: impl Fn(f32) -> f32,
     ) -> Result<State<B::Tensor>> {
         let upload = |states: Option<&Array3<f32>>, cols: usize| {
-            let mut rows = layout.state_rows(states, k, cols);
+            let mut rows = layout.state_rows(states, k, cols)?;
             rows.iter_mut().for_each(|v| *v = map(*v));
             self.backend.upload_vec(MatrixShape::new(layout.batch, cols), rows)
         };

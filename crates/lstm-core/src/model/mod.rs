@@ -26,7 +26,7 @@ pub(crate) use {
     block_on::block_on,
     broadcast::check_repeated,
     input::{check_lengths, nth_seed},
-    layout::{BatchLayout, vec_with_capacity},
+    layout::BatchLayout,
     linear::load_linear,
     run::{DeviceBatch, StackOutput},
 };

@@ -7,6 +7,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use crate::{
     backend::{Backend, LayerOutput, Sequence, State, shape::MatrixShape},
     error::Result,
+    memory,
     model::{
         device_layer::{DeviceLayer, DevicePlan},
         input::Dropout,
@@ -63,7 +64,7 @@ impl<B: Backend> Lstm<B> {
         for (k, ((layers, plans), initial_states)) in layers.enumerate() {
             if let (Some(rng), true) = (&mut dropout_rng, k > 0) {
                 let cols = config.output_size();
-                let mask = layout.dropout_mask(rng, config.dropout, cols);
+                let mask = layout.dropout_mask(rng, config.dropout, cols)?;
                 let mask = b.upload_vec(MatrixShape::new(steps * batch, cols), mask)?;
                 x = b.mul_add(1.0, &x, Some(&mask), None)?;
                 dropout_masks.push(mask);
@@ -126,7 +127,8 @@ impl<B: Backend> PlanCache<B> {
             return Ok(cached_plans.remove(k));
         }
         drop(cached_plans);
-        let plans = layers.iter().map(|layer| layer.plan(b, batch, steps)).collect::<Result<_>>()?;
+        let plans = layers.iter().map(|layer| layer.plan(b, batch, steps));
+        let plans = memory::try_collect("plan", layers.len(), plans)?;
         Ok(Plans { batch, steps, plans })
     }
 

@@ -7,6 +7,7 @@ use ndarray::{Array3, ArrayView3, s};
 use crate::{
     backend::{Backend, State, shape::MatrixShape},
     error::{Error, Result},
+    memory,
     model::{
         block_on::block_on,
         broadcast::check_repeated,
@@ -135,9 +136,9 @@ impl<B: Backend> Stream<B> {
         let result = lstm.run(batch, &mut plans, None);
         lstm.put_back_plans(plans);
         let output = result?;
-        let y = lstm.backend().download_vec(output.y).await?;
+        let y = layout.to_host(lstm.backend().download_vec(output.y).await?)?;
         self.set_device_state(&output.states)?;
-        Ok(layout.to_host(y))
+        Ok(y)
     }
 
     /// A copy of the current state of all layers.
@@ -162,7 +163,7 @@ impl<B: Backend> Stream<B> {
     /// [`Error::Shape`] if a shape differs; [`Error::Device`] if the device fails. The state is then unchanged.
     pub fn set_state(&mut self, state: &HostState) -> Result<()> {
         state.check("set_state", self.lstm.config(), self.batch)?;
-        self.upload_state(0, state)
+        self.set_rows(0, state)
     }
 
     /// Returns the state of one sequence and sets it to zero in the stream, for example when a client pauses. Sequences
@@ -183,7 +184,7 @@ impl<B: Backend> Stream<B> {
     pub async fn take_state_async(&mut self, sequence: usize) -> Result<HostState> {
         self.check_sequence("take_state", sequence)?;
         let state = self.download_state(sequence..sequence + 1).await?;
-        self.upload_state(sequence, &HostState::zeros(self.lstm.config(), 1)?)?;
+        self.set_rows(sequence, &HostState::zeros(self.lstm.config(), 1)?)?;
         Ok(state)
     }
 
@@ -195,7 +196,7 @@ impl<B: Backend> Stream<B> {
     pub fn put_state(&mut self, sequence: usize, state: &HostState) -> Result<()> {
         self.check_sequence("put_state", sequence)?;
         state.check("put_state", self.lstm.config(), 1)?;
-        self.upload_state(sequence, state)
+        self.set_rows(sequence, state)
     }
 
     /// Sets the state of all sequences to zero.
@@ -230,7 +231,7 @@ impl<B: Backend> Stream<B> {
                 array.slice_mut(s![.., b - first, ..]).fill(0.0);
             }
         }
-        self.upload_state(first, &state)
+        self.set_rows(first, &state)
     }
 
     /// The state of each layer on the device.
@@ -265,16 +266,21 @@ impl<B: Backend> Stream<B> {
 
     /// Replaces the states of consecutive sequences, from number `first_sequence` on. The caller has checked the shapes
     /// of `state`.
-    fn upload_state(&mut self, first_sequence: usize, state: &HostState) -> Result<()> {
+    fn set_rows(&mut self, first_sequence: usize, state: &HostState) -> Result<()> {
+        let state = self.upload_state(state)?;
+        self.device_stream.set_state(self.lstm.backend(), first_sequence, &state)
+    }
+
+    /// Uploads the state of each layer.
+    pub(crate) fn upload_state(&self, state: &HostState) -> Result<Vec<State<B::Tensor>>> {
         let b = self.lstm.backend();
         let upload = |array: &Array3<f32>, k: usize| {
             let layer = array.slice(s![k, .., ..]);
-            let rows: Vec<f32> = layer.iter().copied().collect();
-            b.upload(MatrixShape::new(layer.nrows(), layer.ncols()), &rows)
+            let rows = memory::collect("state", layer.len(), layer.iter().copied())?;
+            b.upload_vec(MatrixShape::new(layer.nrows(), layer.ncols()), rows)
         };
         let layers = 0..self.lstm.config().num_layers;
         let layers = layers.map(|k| Ok(State { h: upload(&state.h, k)?, c: upload(&state.c, k)? }));
-        let layers: Vec<_> = layers.collect::<Result<_>>()?;
-        self.device_stream.set_state(b, first_sequence, &layers)
+        layers.collect()
     }
 }

@@ -1,8 +1,8 @@
 //! Training passes over a whole model: a forward pass that records a [`Tape`], and the backward pass over it.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
-use ndarray::{Array3, ArrayD, IxDyn};
+use ndarray::{Array3, ArrayD, IntoDimension, Ix3, IxDyn};
 
 use crate::{
     arithmetic::GradientScale,
@@ -12,6 +12,7 @@ use crate::{
     },
     config::LayerSpec,
     error::{Error, Result},
+    memory,
     model::{
         block_on::block_on,
         device_layer::{DeviceLayer, DevicePlan, DeviceTrace},
@@ -119,11 +120,14 @@ fn forward_segments<B: Backend>(
     steps: usize,
 ) -> Result<(LayerOutput<B::Tensor>, LayerRecord<B>)> {
     let segment_starts = (0..sequence.steps).step_by(steps);
-    let mut segments: Vec<_> = segment_starts.map(|t| t..sequence.steps.min(t + steps)).collect();
+    let num_segments = segment_starts.len();
+    let segments = segment_starts.map(|t| t..sequence.steps.min(t + steps));
+    let mut segments = memory::collect("forward_train", num_segments, segments)?;
     if reverse {
         segments.reverse();
     }
-    let (mut y, mut states) = (Vec::new(), Vec::new());
+    let mut y = memory::with_capacity("forward_train", &[num_segments])?;
+    let mut states = memory::with_capacity("forward_train", &[num_segments])?;
     let mut state = sequence.state.clone();
     for steps in &segments {
         let segment = Segment::new(b, sequence.x, sequence.batch, sequence.lengths, steps)?;
@@ -203,9 +207,10 @@ impl<B: Backend> Lstm<B> {
         batch: DeviceBatch<'_, B::Tensor>,
         segment_len: Option<usize>,
     ) -> Result<(StackOutput<B::Tensor>, Tape<B>)> {
-        let layout = batch.layout.clone();
+        let layout = batch.layout.try_clone()?;
         let mut plans = self.take_plans(&layout)?;
-        let mut recorder = Recorder { specs: self.config().layer_specs(), segment_len, records: Vec::new() };
+        let records = memory::with_capacity("forward_train", &[self.device_layers().len()])?;
+        let mut recorder = Recorder { specs: self.config().layer_specs(), segment_len, records };
         let result = self.run(batch, &mut plans, Some(&mut recorder));
         self.put_back_plans(plans);
         let mut output = result?;
@@ -232,11 +237,13 @@ impl<T> Segment<T> {
         steps: &Range<usize>,
     ) -> Result<Self> {
         let length_in_segment = |len: &usize| len.saturating_sub(steps.start).min(steps.len());
+        let lengths_in_segment =
+            |lengths: &[usize]| memory::collect("forward_train", batch, lengths.iter().map(length_in_segment));
         Ok(Segment {
             x: rows(b, x, batch, steps)?,
             steps: steps.len(),
             batch,
-            lengths: lengths.map(|lengths| lengths.iter().map(length_in_segment).collect()),
+            lengths: lengths.map(lengths_in_segment).transpose()?,
         })
     }
 
@@ -289,7 +296,13 @@ impl<B: Backend> Tape<B> {
         let scale = GradientScale::of(y.as_deref().unwrap_or_default().iter().chain(states));
         let shape = MatrixShape::new(layout.steps * layout.batch, config.output_size());
         let rows = match y {
-            Some(rows) => rows.iter().map(|v| scale.scale_value(*v)).collect(),
+            Some(Cow::Owned(mut rows)) => {
+                rows.iter_mut().for_each(|v| *v = scale.scale_value(*v));
+                rows
+            }
+            Some(Cow::Borrowed(rows)) => {
+                memory::collect("backward", rows.len(), rows.iter().map(|v| scale.scale_value(*v)))?
+            }
             None => zeros("backward", &[shape.rows, shape.cols])?,
         };
         let y = self.lstm.backend().upload_vec(shape, rows)?;
@@ -300,7 +313,7 @@ impl<B: Backend> Tape<B> {
         let (x, layers) = self.backward_on_device(y, states, upstream.needs_input_gradient)?;
         let (weights, state) = self.download_gradients(layers, scale).await?;
         let x = match x {
-            Some(x) => Some(layout.to_host(self.download(x, scale).await?)),
+            Some(x) => Some(layout.to_host(self.download(x, scale).await?)?),
             None => None,
         };
         Ok(Gradients { x, state, weights })
@@ -360,7 +373,7 @@ impl<B: Backend> Tape<B> {
         let (b, config) = (self.lstm.backend(), self.lstm.config());
         let mut states = states.into_iter().rev();
         let (directions, state_size) = (config.num_directions(), config.state_size());
-        let (mut x, mut gradients) = (Some(y), Vec::new());
+        let (mut x, mut gradients) = (Some(y), memory::with_capacity("backward", &[self.records.len()])?);
         for layer in (0..config.num_layers).rev() {
             let y = x.take().ok_or_else(|| Error::shape("backward: y", "a gradient", "none"))?;
             // With dropout there is a mask for each layer but the last.
@@ -409,7 +422,7 @@ impl<B: Backend> Tape<B> {
             LayerRecord::Full(trace) => return layer.backward(b, plan, trace, upstream),
             LayerRecord::Checkpoints { x, states, segments } => (x, states, segments),
         };
-        let mut x_gradients = Vec::new();
+        let mut x_gradients = memory::with_capacity("backward", &[segments.len()])?;
         let mut later_gradients: Option<LayerGradients<B::Tensor>> = None;
         for (steps, initial_state) in segments.iter().zip(states).rev() {
             let segment = Segment::new(b, x, layout.batch, layout.lengths.as_deref(), steps)?;
@@ -430,8 +443,9 @@ impl<B: Backend> Tape<B> {
             later_gradients = Some(segment_gradients);
         }
         let mut gradients = later_gradients.ok_or_else(|| Error::shape("backward", "at least one segment", "none"))?;
-        x_gradients.sort_by_key(|(start, _)| *start);
-        let x_gradients: Vec<_> = x_gradients.into_iter().map(|(_, x)| x).collect();
+        // The starts are distinct. A stable sort would allocate memory.
+        x_gradients.sort_unstable_by_key(|(start, _)| *start);
+        let x_gradients = memory::collect("backward", segments.len(), x_gradients.into_iter().map(|(_, x)| x))?;
         gradients.x =
             if upstream.needs_input_gradient { Some(b.concat(ConcatAxis::Rows, &x_gradients)?) } else { None };
         Ok(gradients)
@@ -441,11 +455,12 @@ impl<B: Backend> Tape<B> {
     /// states, so the gradients of the initial states are the given gradients of the final states.
     fn empty_gradients(&self, upstream: &OutputGradients<'_>) -> Result<Gradients> {
         let config = self.lstm.config();
-        let mut weights = self.lstm.weights().clone();
+        let mut weights = self.lstm.weights().try_clone()?;
         weights.iter_mut().for_each(|(_, values)| values.fill(0.0));
         let zeros = || HostState::zeros(config, self.layout.batch);
-        let state = upstream.state.map_or_else(zeros, |state| Ok(state.clone()))?;
-        let x = upstream.needs_input_gradient.then(|| Array3::zeros(self.layout.host_shape(config.input_size)));
+        let state = upstream.state.map_or_else(zeros, HostState::try_clone)?;
+        let x_shape: Ix3 = self.layout.host_shape(config.input_size).into_dimension();
+        let x = upstream.needs_input_gradient.then(|| memory::zero_array("backward", x_shape)).transpose()?;
         Ok(Gradients { x, state, weights })
     }
 }

@@ -2,11 +2,7 @@
 
 use std::fmt;
 
-use crate::{
-    activation, arithmetic,
-    backend::{Ops, shape::MatrixShape},
-    error::Result,
-};
+use crate::{activation, arithmetic, backend::Ops, error::Result};
 
 /// An activation function, applied to each element or, for the softmax functions, to the features of one time step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,7 +58,7 @@ impl Activation {
             Activation::Sigmoid => times(&b.mul_add(-1.0, y, Some(y), Some(y))?)?,
             Activation::Tanh => {
                 let cols = b.shape(y).cols;
-                let ones = b.upload_vec(MatrixShape::new(1, cols), vec![1.0; cols])?;
+                let ones = activation::constant_row(b, cols, 1.0)?;
                 times(&b.mul_add(-1.0, y, Some(y), Some(&ones))?)?
             }
             Activation::HardSigmoid { alpha, .. } => activation::hard_sigmoid_gradient(b, &dy, y, alpha)?,

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, iter::repeat_n, sync::Arc};
 
-use ndarray::{Array3, Axis, s};
+use ndarray::{Array3, Axis, IntoDimension, s};
 
 use crate::{
     backend::{
@@ -10,7 +10,8 @@ use crate::{
         shape::{MatrixShape, checked_len},
     },
     error::{Error, Result},
-    model::{BatchLayout, HostState, Lstm, block_on, load_linear, vec_with_capacity},
+    memory,
+    model::{BatchLayout, HostState, Lstm, block_on, load_linear},
     network::{
         input::{ModelInput, ModelOutput, Values, check_token, wrong_kind},
         run::DeviceInput,
@@ -207,13 +208,13 @@ impl<B: Backend> Model<B> {
         let rows = if self.weights.returns_last_step() { 1 } else { steps };
         let shape = (batch, rows, self.weights.output_size());
         checked_len("forward", &[shape.0, shape.1, shape.2])?;
-        Ok((batch == 0 || rows == 0).then(|| Array3::zeros(shape)))
+        (batch == 0 || rows == 0).then(|| memory::zero_array("forward", shape.into_dimension())).transpose()
     }
 
     /// The initial states for `batch` sequences: those of the caller, else those of the model, else zero.
     pub(super) fn host_states(&self, batch: usize, states: Option<&[HostState]>) -> Result<Vec<HostState>> {
         if let Some(states) = states {
-            return Ok(states.to_vec());
+            return states.iter().map(HostState::try_clone).collect();
         }
         let layers = self.weights.layers().iter().filter_map(|layer| match layer {
             ModelLayer::Lstm { weights, initial_state, .. } => Some((weights, initial_state)),
@@ -239,8 +240,15 @@ impl<B: Backend> Model<B> {
         layout: &BatchLayout,
         states: Option<&[HostState]>,
     ) -> Result<Vec<Vec<State<B::Tensor>>>> {
-        let states = self.host_states(layout.batch, states)?;
-        self.lstms().zip(&states).map(|(lstm, state)| lstm.upload_states(layout, Some(state))).collect()
+        let own_states;
+        let states = match states {
+            Some(states) => states,
+            None => {
+                own_states = self.host_states(layout.batch, None)?;
+                &own_states
+            }
+        };
+        self.lstms().zip(states).map(|(lstm, state)| lstm.upload_states(layout, Some(state))).collect()
     }
 
     /// Uploads the input in device order: the features times the input gain, or the rows of the embedding. `None`
@@ -258,7 +266,7 @@ impl<B: Backend> Model<B> {
         let tensor = match (input.values, self.weights.layers().first()) {
             (Values::Tokens(tokens), Some(ModelLayer::Embedding { weight, .. })) => {
                 let cols = weight.ncols();
-                let mut rows: Vec<f32> = vec_with_capacity(checked_len("forward", &[num_rows, cols])?)?;
+                let mut rows: Vec<f32> = memory::with_capacity("forward", &[num_rows, cols])?;
                 for row in layout.rows() {
                     match row {
                         Some((b, t)) => {
@@ -275,7 +283,14 @@ impl<B: Backend> Model<B> {
                 let mut rows = if pad { layout.zero_padded_rows(x)? } else { layout.to_device_rows(x)? };
                 let gain = self.weights.input_gain();
                 if gain != 1.0 {
-                    rows.to_mut().iter_mut().for_each(|v| *v *= gain);
+                    let scaled = match rows {
+                        Cow::Owned(mut rows) => {
+                            rows.iter_mut().for_each(|v| *v *= gain);
+                            rows
+                        }
+                        Cow::Borrowed(rows) => memory::collect("forward", rows.len(), rows.iter().map(|v| v * gain))?,
+                    };
+                    rows = scaled.into();
                 }
                 match rows {
                     Cow::Owned(rows) => self.backend.upload_vec(shape, rows)?,
@@ -299,7 +314,7 @@ impl<B: Backend> Model<B> {
         let Some(y) = y else { return Ok(Array3::zeros((layout.batch, 0, self.weights.output_size()))) };
         let rows = self.backend.download_vec(y).await?;
         let is_last_step = self.weights.returns_last_step();
-        let mut y = if is_last_step { layout.single_step().to_host(rows) } else { layout.to_host(rows) };
+        let mut y = if is_last_step { layout.single_step()?.to_host(rows)? } else { layout.to_host(rows)? };
         let (softmax, x) = (self.weights.softmax().filter(|_| softmax), input.features());
         for (b, mut sequence) in y.outer_iter_mut().enumerate() {
             for (t, mut row) in sequence.outer_iter_mut().enumerate() {

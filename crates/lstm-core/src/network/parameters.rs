@@ -3,56 +3,71 @@
 use std::sync::Arc;
 
 use crate::{
+    error::Result,
     network::weights::{ModelLayer, ModelWeights},
-    weights::names::pytorch_name,
+    weights::{Weights, names::pytorch_name},
 };
-
-/// One array of parameters: its name in a saved model, its shape and its row-major elements.
-pub(crate) type Parameter<'a> = (String, Vec<usize>, &'a mut [f32]);
 
 const ROW_MAJOR_MESSAGE: &str = "ModelWeights::new makes arrays row-major";
 
 impl ModelWeights {
-    /// All arrays of parameters, layer by layer: the weight of an embedding; the parameters of each layer and direction
-    /// of an LSTM, then `h` and `c` of its own initial state; the weight and the bias of a linear layer.
-    pub(crate) fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let mut parameters = Vec::new();
-        for layer in self.layers_mut() {
+    /// The name and the shape of each parameter, in the order of [`parameters_mut`](Self::parameters_mut).
+    pub(crate) fn parameter_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let mut shapes = Vec::new();
+        for layer in self.layers() {
             match layer {
                 ModelLayer::Embedding { name, weight } => {
-                    let shape = weight.shape().to_vec();
-                    let values = weight.as_slice_mut().expect(ROW_MAJOR_MESSAGE);
-                    parameters.push((format!("{name}.weight"), shape, values));
+                    shapes.push((format!("{name}.weight"), weight.shape().to_vec()));
                 }
                 ModelLayer::Lstm { name, weights, initial_state } => {
-                    let (specs, directions) = (weights.config().layer_specs(), weights.config().num_directions());
-                    let names = specs.iter().enumerate().flat_map(|(k, spec)| {
+                    let directions = weights.config().num_directions();
+                    for (k, spec) in weights.config().layer_specs().into_iter().enumerate() {
                         let full_name =
                             |param| format!("{name}.{}", pytorch_name(k / directions, spec.reverse, spec.cell, param));
-                        spec.params().into_iter().map(|(param, shape)| (full_name(param), shape)).collect::<Vec<_>>()
-                    });
-                    let names: Vec<_> = names.collect();
-                    let values = Arc::make_mut(weights).iter_mut().map(|(_, values)| values);
-                    parameters
-                        .extend(names.into_iter().zip(values).map(|((name, shape), values)| (name, shape, values)));
-                    for (part, array) in initial_state.iter_mut().flat_map(|s| [("h", &mut s.h), ("c", &mut s.c)]) {
-                        let shape = array.shape().to_vec();
-                        let values = array.as_slice_mut().expect(ROW_MAJOR_MESSAGE);
-                        parameters.push((format!("{name}.initial_{part}"), shape, values));
+                        shapes.extend(spec.params().into_iter().map(|(param, shape)| (full_name(param), shape)));
+                    }
+                    for (part, array) in initial_state.iter().flat_map(|s| [("h", &s.h), ("c", &s.c)]) {
+                        shapes.push((format!("{name}.initial_{part}"), array.shape().to_vec()));
                     }
                 }
                 ModelLayer::Linear { name, weight, bias } => {
-                    let shape = weight.shape().to_vec();
-                    let values = weight.as_slice_mut().expect(ROW_MAJOR_MESSAGE);
-                    parameters.push((format!("{name}.weight"), shape, values));
-                    if let Some(bias) = bias {
-                        let values = bias.as_slice_mut().expect(ROW_MAJOR_MESSAGE);
-                        parameters.push((format!("{name}.bias"), vec![values.len()], values));
-                    }
+                    shapes.push((format!("{name}.weight"), weight.shape().to_vec()));
+                    shapes.extend(bias.as_ref().map(|bias| (format!("{name}.bias"), bias.shape().to_vec())));
                 }
                 _ => {}
             }
         }
-        parameters
+        shapes
+    }
+
+    /// The elements of all parameters, layer by layer: the weights, then the model's own initial state. Weights of an
+    /// LSTM that are shared with another model are copied first.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if the copy does not fit in memory.
+    pub(crate) fn parameters_mut(&mut self) -> Result<Vec<&mut [f32]>> {
+        let mut parameters = Vec::new();
+        for layer in self.layers_mut() {
+            match layer {
+                ModelLayer::Embedding { weight, .. } => {
+                    parameters.push(weight.as_slice_mut().expect(ROW_MAJOR_MESSAGE))
+                }
+                ModelLayer::Lstm { weights, initial_state, .. } => {
+                    if Arc::get_mut(weights).is_none() {
+                        *weights = Arc::new(weights.try_clone()?);
+                    }
+                    let weights = Arc::get_mut(weights).into_iter().flat_map(Weights::iter_mut);
+                    parameters.extend(weights.map(|(_, values)| values));
+                    let states = initial_state.iter_mut().flat_map(|s| [&mut s.h, &mut s.c]);
+                    parameters.extend(states.map(|array| array.as_slice_mut().expect(ROW_MAJOR_MESSAGE)));
+                }
+                ModelLayer::Linear { weight, bias, .. } => {
+                    parameters.push(weight.as_slice_mut().expect(ROW_MAJOR_MESSAGE));
+                    parameters.extend(bias.as_mut().map(|bias| bias.as_slice_mut().expect(ROW_MAJOR_MESSAGE)));
+                }
+                _ => {}
+            }
+        }
+        Ok(parameters)
     }
 }

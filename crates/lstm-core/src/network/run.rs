@@ -8,6 +8,7 @@ use crate::{
         shape::{ConcatAxis, MatrixShape, zeros},
     },
     error::{Error, Result},
+    memory,
     model::{BatchLayout, DeviceBatch, Dropout, Lstm, StackOutput, Tape, nth_seed},
     network::{
         model::{DeviceLayer, Model},
@@ -67,9 +68,9 @@ impl<B: Backend> Model<B> {
         let DeviceInput { layout, mut x, initial_states, dropout } = input;
         let b = self.backend();
         let mut initial_states = initial_states.into_iter();
-        let mut states: Vec<Vec<State<B::Tensor>>> = Vec::new();
+        let mut states: Vec<Vec<State<B::Tensor>>> = memory::with_capacity("forward", &[initial_states.len()])?;
         // Dropout after the last step has a mask for one time step.
-        let mut rows_layout = layout.clone();
+        let mut rows_layout = layout.try_clone()?;
         let mut size = self.weights().input_size();
         for (k, (layer, device_layer)) in self.weights().layers().iter().zip(self.device_layers()).enumerate() {
             let layer_dropout = match dropout {
@@ -115,17 +116,17 @@ impl<B: Backend> Model<B> {
                         Some(rows) => last_rows(b, layout, &rows)?,
                         None => zero_rows(b, layout.batch, size)?,
                     });
-                    rows_layout = layout.single_step();
+                    rows_layout = layout.single_step()?;
                 }
                 (ModelLayer::FinalState, _) => {
                     // This layer follows an LSTM, whose states are the last ones.
                     let states = states.last().map_or(&[][..], Vec::as_slice);
                     x = Some(final_state(b, states, size)?);
-                    rows_layout = layout.single_step();
+                    rows_layout = layout.single_step()?;
                 }
                 (ModelLayer::Dropout(p), _) => {
                     if let (Some(Dropout::Seed(seed)), Some(rows)) = (layer_dropout, &x) {
-                        let mask = rows_layout.dropout_mask(&mut ChaCha8Rng::seed_from_u64(seed), *p, size);
+                        let mask = rows_layout.dropout_mask(&mut ChaCha8Rng::seed_from_u64(seed), *p, size)?;
                         let mask = b.upload_vec(b.shape(rows), mask)?;
                         x = Some(b.mul_add(1.0, rows, Some(&mask), None)?);
                         record = LayerRecord::Dropout(mask);
@@ -153,7 +154,9 @@ fn run_lstm<B: Backend>(lstm: &Lstm<B>, batch: DeviceBatch<'_, B::Tensor>) -> Re
 /// The gradient of the input of [`last_rows`] from that of its result.
 pub(super) fn last_rows_gradient<B: Backend>(b: &B, layout: &BatchLayout, dy: &B::Tensor) -> Result<B::Tensor> {
     let cols = b.shape(dy).cols;
-    let (mut parts, mut num_rows) = (Vec::new(), 0);
+    let groups = layout.groups_of_equal_length()?;
+    // Zeros before each group, and at the end.
+    let (mut parts, mut num_rows) = (memory::with_capacity("backward", &[2 * groups.len() + 1])?, 0);
     let mut pad_to = |parts: &mut Vec<B::Tensor>, row: usize, next: usize| {
         if row > num_rows {
             parts.push(zero_rows(b, row - num_rows, cols)?);
@@ -162,7 +165,7 @@ pub(super) fn last_rows_gradient<B: Backend>(b: &B, layout: &BatchLayout, dy: &B
         Ok::<_, Error>(())
     };
     // From the shortest sequences to the longest, which is the order of the rows.
-    for (length, sequences) in layout.groups_of_equal_length().into_iter().rev().filter(|(length, _)| *length > 0) {
+    for (length, sequences) in groups.into_iter().rev().filter(|(length, _)| *length > 0) {
         let first_row = (length - 1) * layout.batch;
         pad_to(&mut parts, first_row + sequences.start, first_row + sequences.end)?;
         parts.push(b.slice(dy, sequences, 0..cols)?);
@@ -175,8 +178,9 @@ pub(super) fn last_rows_gradient<B: Backend>(b: &B, layout: &BatchLayout, dy: &B
 /// The row of each sequence's last time step, in device order; +0 for a sequence of length 0.
 fn last_rows<B: Backend>(b: &B, layout: &BatchLayout, x: &B::Tensor) -> Result<B::Tensor> {
     let cols = b.shape(x).cols;
-    let mut parts = Vec::new();
-    for (length, sequences) in layout.groups_of_equal_length() {
+    let groups = layout.groups_of_equal_length()?;
+    let mut parts = memory::with_capacity("forward", &[groups.len()])?;
+    for (length, sequences) in groups {
         parts.push(match length {
             0 => zero_rows(b, sequences.len(), cols)?,
             _ => {

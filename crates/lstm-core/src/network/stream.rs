@@ -221,8 +221,11 @@ impl<B: Backend> ModelStream<B> {
     /// the device fails; see [`step`](Self::step).
     pub fn set_states(&mut self, states: &[HostState]) -> Result<()> {
         check_states("set_states", self.model.weights(), states, self.batch)?;
+        // The uploads come first: if one fails, the stream is unchanged.
+        let uploads = self.streams.iter().zip(states).map(|(stream, state)| stream.upload_state(state));
+        let states: Vec<_> = uploads.collect::<Result<_>>()?;
         self.is_broken = true;
-        self.streams.iter_mut().zip(states).try_for_each(|(stream, state)| stream.set_state(state))?;
+        self.streams.iter_mut().zip(&states).try_for_each(|(stream, state)| stream.set_device_state(state))?;
         self.is_broken = false;
         Ok(())
     }

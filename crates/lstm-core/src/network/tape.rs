@@ -1,16 +1,18 @@
 //! Training passes over a whole model: a forward pass that records a [`ModelTape`], and the backward pass over it.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use ndarray::{Array1, Array2, Array3, s};
+use ndarray::{Array1, Array2, Array3, Ix3, s};
 
 use crate::{
+    activation::constant_row,
     arithmetic::GradientScale,
     backend::{
         Backend, LayerGradients, State,
         shape::{MatrixRef, MatrixShape},
     },
     error::{Error, Result},
+    memory,
     model::{BatchLayout, Checkpointing, HostState, OutputGradients, block_on},
     network::{
         input::{ModelInput, Values},
@@ -130,7 +132,8 @@ impl<B: Backend> Model<B> {
             return Err(Error::shape("forward_train", "at least one time step of one sequence", got));
         }
         let layout = BatchLayout::from_sizes((batch, steps), input.lengths, false)?;
-        let mut recorder = Recorder { segment_len: checkpointing.segment_len(steps)?, records: Vec::new() };
+        let records = memory::with_capacity("forward_train", &[self.weights().layers().len()])?;
+        let mut recorder = Recorder { segment_len: checkpointing.segment_len(steps)?, records };
         let initial_states = self.upload_states(&layout, input.states)?;
         let x = self.upload_input(&input, &layout, true)?;
         let device_input = DeviceInput { layout: &layout, x, initial_states, dropout: input.dropout };
@@ -140,7 +143,8 @@ impl<B: Backend> Model<B> {
         let embedding_rows = match input.values {
             // The tokens were checked.
             Values::Tokens(tokens) => {
-                layout.rows().map(|row| row.and_then(|(b, t)| usize::try_from(tokens[[b, t]]).ok())).collect()
+                let indices = layout.rows().map(|row| row.and_then(|(b, t)| usize::try_from(tokens[[b, t]]).ok()));
+                memory::collect("forward_train", layout.steps * layout.batch, indices)?
             }
             Values::Features(_) => Vec::new(),
         };
@@ -172,7 +176,7 @@ impl<B: Backend> ModelTape<B> {
         let upstream = upstream.into();
         let (b, weights, layout) = (self.model.backend(), self.model.weights(), &self.layout);
         let is_last_step = weights.returns_last_step();
-        let output_layout = if is_last_step { layout.single_step() } else { layout.clone() };
+        let output_layout = if is_last_step { layout.single_step()? } else { layout.try_clone()? };
         if upstream.state.is_some() {
             let reason = "expected gradients of the outputs only, got some of the final states";
             return Err(Error::config("state", reason));
@@ -187,18 +191,19 @@ impl<B: Backend> ModelTape<B> {
             return Err(Error::shape("backward: y", expected, got));
         };
         // With respect to the sum of the last layer and the skip connection.
-        let dz = dy.mapv(|v| weights.output_gain() * v);
+        let dz = memory::map_array("backward", dy, |v| weights.output_gain() * v)?;
         let rows = output_layout.zero_padded_rows(dz.view())?;
         let scale = GradientScale::of(rows.iter());
-        let scaled_rows: Vec<f32> = rows.iter().map(|v| scale.scale_value(*v)).collect();
+        let scaled_rows = memory::collect("backward", rows.len(), rows.iter().map(|v| scale.scale_value(*v)))?;
         let shape = MatrixShape::new(output_layout.steps * layout.batch, weights.output_size());
         let (x, device_gradients) = self.run(b.upload_vec(shape, scaled_rows)?, upstream.needs_input_gradient)?;
 
-        let (mut layers, mut states) = (Vec::new(), Vec::new());
+        let mut layers = memory::with_capacity("backward", &[weights.layers().len()])?;
+        let mut states = memory::with_capacity("backward", &[weights.layers().len()])?;
         for ((layer, record), gradient) in weights.layers().iter().zip(&self.records).zip(device_gradients) {
             layers.push(match (layer, record, gradient) {
                 (ModelLayer::Embedding { name, weight }, _, DeviceGradient::Embedding(rows)) => {
-                    let weight = self.embedding_gradient(weight, &b.download_vec(rows).await?, scale);
+                    let weight = self.embedding_gradient(weight, &b.download_vec(rows).await?, scale)?;
                     ModelLayer::Embedding { name: name.clone(), weight }
                 }
                 (
@@ -207,7 +212,7 @@ impl<B: Backend> ModelTape<B> {
                     DeviceGradient::Lstm(gradients),
                 ) => {
                     let (weights, state) = tape.download_gradients(gradients, scale).await?;
-                    let initial_state = initial_state.as_ref().map(|_| self.own_state_gradient(&state));
+                    let initial_state = initial_state.as_ref().map(|_| self.own_state_gradient(&state)).transpose()?;
                     states.push(state);
                     ModelLayer::Lstm { name: name.clone(), weights: Arc::new(weights), initial_state }
                 }
@@ -226,10 +231,10 @@ impl<B: Backend> ModelTape<B> {
         }
         let x = match x.filter(|_| upstream.needs_input_gradient) {
             Some(x) => {
-                let mut x = layout.to_host(download(b, x, scale).await?);
+                let mut x = layout.to_host(download(b, x, scale).await?)?;
                 if weights.skip() {
                     let mut skipped = x.slice_mut(s![.., .., ..weights.output_size()]);
-                    skipped += &layout.to_host(rows.into_owned());
+                    skipped += &layout.to_host(into_vec(rows)?)?;
                 }
                 // The sum makes +0 of -0, for a negative gain.
                 x.mapv_inplace(|v| weights.input_gain() * v + 0.0);
@@ -246,7 +251,7 @@ impl<B: Backend> ModelTape<B> {
     fn run(&self, dy: B::Tensor, needs_input_gradient: bool) -> Result<DeviceGradients<B::Tensor>> {
         let (b, layout, layers) = (self.model.backend(), &self.layout, self.model.weights().layers());
         let (mut dx, mut final_state_gradient) = (Some(dy), None);
-        let mut gradients = Vec::with_capacity(layers.len());
+        let mut gradients = memory::with_capacity("backward", &[layers.len()])?;
         let device_layers = layers.iter().zip(self.model.device_layers()).zip(&self.records).enumerate();
         for (k, ((layer, device_layer), record)) in device_layers.rev() {
             let needs_dx = needs_input_gradient || layers[..k].iter().any(|layer| layer.num_params() > 0);
@@ -281,8 +286,7 @@ impl<B: Backend> ModelTape<B> {
                     let weight_gradient = b.gemm(MatrixRef::from(&dy).t(), x.into(), None)?;
                     let bias_gradient = match bias {
                         Some(_) => {
-                            let ones = MatrixShape::new(1, b.shape(&dy).rows);
-                            let ones = b.upload_vec(ones, vec![1.0; ones.cols])?;
+                            let ones = constant_row(b, b.shape(&dy).rows, 1.0)?;
                             Some(b.gemm((&ones).into(), (&dy).into(), None)?)
                         }
                         None => None,
@@ -318,28 +322,38 @@ impl<B: Backend> ModelTape<B> {
 
     /// The gradient of the embedding: each row is the sum of the gradients of the rows that were looked up in it, in
     /// device order.
-    fn embedding_gradient(&self, weight: &Array2<f32>, rows: &[f32], scale: GradientScale) -> Array2<f32> {
-        let mut gradient = Array2::zeros(weight.raw_dim());
+    fn embedding_gradient(&self, weight: &Array2<f32>, rows: &[f32], scale: GradientScale) -> Result<Array2<f32>> {
+        let mut gradient = memory::zero_array("backward", weight.raw_dim())?;
         for (index, row) in self.embedding_rows.iter().zip(rows.chunks_exact(weight.ncols())) {
             if let Some(index) = index {
                 gradient.row_mut(*index).iter_mut().zip(row).for_each(|(sum, v): (&mut f32, _)| *sum += v);
             }
         }
         gradient.mapv_inplace(|v| scale.unscale_value(v));
-        gradient
+        Ok(gradient)
     }
 
     /// The gradient of an LSTM's own initial state: the sum of the gradients of the initial states, in the order of the
     /// caller's sequences.
-    fn own_state_gradient(&self, states: &HostState) -> HostState {
+    fn own_state_gradient(&self, states: &HostState) -> Result<HostState> {
         let sum = |array: &Array3<f32>| {
             let (n, batch, cols) = array.dim();
             let sequences = 0..if self.has_given_states { 0 } else { batch };
-            Array3::from_shape_fn((n, 1, cols), |(k, _, col)| {
-                sequences.clone().fold(0.0, |sum, b| sum + array[[k, b, col]])
-            })
+            let mut sums = memory::zero_array("backward", Ix3(n, 1, cols))?;
+            for ((k, _, col), value) in sums.indexed_iter_mut() {
+                *value = sequences.clone().fold(0.0, |sum, b| sum + array[[k, b, col]]);
+            }
+            Ok(sums)
         };
-        HostState { h: sum(&states.h), c: sum(&states.c) }
+        Ok(HostState { h: sum(&states.h)?, c: sum(&states.c)? })
+    }
+}
+
+/// The rows themselves, or a copy of borrowed ones.
+fn into_vec(rows: Cow<'_, [f32]>) -> Result<Vec<f32>> {
+    match rows {
+        Cow::Owned(rows) => Ok(rows),
+        Cow::Borrowed(rows) => memory::copy("backward", rows),
     }
 }
 

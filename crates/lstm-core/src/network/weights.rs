@@ -7,6 +7,7 @@ use ndarray::{Array, Array1, Array2, Dimension};
 use crate::{
     config::{Precision, check::check_size},
     error::{Error, Result},
+    memory,
     model::HostState,
     network::Activation,
     weights::{QuantizedRows, Scales, Weights, check_finite, integers, quantize},
@@ -101,21 +102,49 @@ impl ModelLayer {
     }
 
     /// The layer with row-major arrays.
-    fn into_standard_layout(self) -> Self {
-        fn row_major<D: Dimension>(array: Array<f32, D>) -> Array<f32, D> {
-            if array.is_standard_layout() { array } else { array.as_standard_layout().into_owned() }
+    fn into_standard_layout(self) -> Result<Self> {
+        fn row_major<D: Dimension>(array: Array<f32, D>) -> Result<Array<f32, D>> {
+            memory::row_major("ModelWeights::new", array)
         }
-        match self {
-            ModelLayer::Embedding { name, weight } => ModelLayer::Embedding { name, weight: row_major(weight) },
+        Ok(match self {
+            ModelLayer::Embedding { name, weight } => ModelLayer::Embedding { name, weight: row_major(weight)? },
             ModelLayer::Lstm { name, weights, initial_state } => {
-                let row_major_state = |state: HostState| HostState { h: row_major(state.h), c: row_major(state.c) };
-                ModelLayer::Lstm { name, weights, initial_state: initial_state.map(row_major_state) }
+                let row_major_state =
+                    |state: HostState| Ok::<_, Error>(HostState { h: row_major(state.h)?, c: row_major(state.c)? });
+                ModelLayer::Lstm { name, weights, initial_state: initial_state.map(row_major_state).transpose()? }
             }
             ModelLayer::Linear { name, weight, bias } => {
-                ModelLayer::Linear { name, weight: row_major(weight), bias: bias.map(row_major) }
+                ModelLayer::Linear { name, weight: row_major(weight)?, bias: bias.map(row_major).transpose()? }
             }
             other => other,
+        })
+    }
+
+    /// A copy of the layer. The weights of an LSTM are shared.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if it does not fit in memory.
+    fn try_clone(&self) -> Result<Self> {
+        fn copy<D: Dimension>(array: &Array<f32, D>) -> Result<Array<f32, D>> {
+            memory::copy_array("model", array.view())
         }
+        Ok(match self {
+            ModelLayer::Embedding { name, weight } => {
+                ModelLayer::Embedding { name: name.clone(), weight: copy(weight)? }
+            }
+            ModelLayer::Lstm { name, weights, initial_state } => ModelLayer::Lstm {
+                name: name.clone(),
+                weights: weights.clone(),
+                initial_state: initial_state.as_ref().map(HostState::try_clone).transpose()?,
+            },
+            ModelLayer::Linear { name, weight, bias } => ModelLayer::Linear {
+                name: name.clone(),
+                weight: copy(weight)?,
+                bias: bias.as_ref().map(copy).transpose()?,
+            },
+            // The others have a fixed size.
+            other => other.clone(),
+        })
     }
 
     /// Number of features of the output; `None` if it is that of the input.
@@ -183,7 +212,7 @@ impl ModelWeights {
     pub fn new(layers: Vec<ModelLayer>) -> Result<Self> {
         let (input_size, output_size) = check_layers(&layers)?;
         check_names(&layers)?;
-        let layers: Vec<_> = layers.into_iter().map(ModelLayer::into_standard_layout).collect();
+        let layers: Vec<_> = layers.into_iter().map(ModelLayer::into_standard_layout).collect::<Result<_>>()?;
         Ok(ModelWeights {
             scales: vec![None; layers.len()],
             layers,
@@ -242,6 +271,20 @@ impl ModelWeights {
         ModelWeights { layers, scales, metadata: self.metadata.clone(), ..*self }
     }
 
+    /// A copy of the model. The weights of LSTMs are shared.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if it does not fit in memory.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let scales = self.scales.iter().map(|scales| scales.as_ref().map(Scales::try_clone).transpose());
+        Ok(ModelWeights {
+            layers: memory::try_collect("model", self.layers.len(), self.layers.iter().map(ModelLayer::try_clone))?,
+            scales: scales.collect::<Result<_>>()?,
+            metadata: self.metadata.clone(),
+            ..*self
+        })
+    }
+
     /// The layers, whose kinds and shapes must stay the same.
     #[cfg(feature = "train")]
     pub(super) fn layers_mut(&mut self) -> &mut [ModelLayer] {
@@ -271,7 +314,7 @@ impl ModelWeights {
     /// # Errors
     /// As for [`quantize_layer`](Self::quantize_layer).
     pub fn quantize(&self, precision: Precision) -> Result<Self> {
-        (0..self.layers.len()).try_fold(self.clone(), |model, k| model.quantize_layer(k, precision))
+        (0..self.layers.len()).try_fold(self.try_clone()?, |model, k| model.quantize_layer(k, precision))
     }
 
     /// The model with layer `index` in another precision, as [`Weights::quantize`] does it; the matrix of a fully
@@ -282,7 +325,7 @@ impl ModelWeights {
     /// [`Error::Config`] names the layer, if its weights are quantized already and `precision` is another quantized one,
     /// or if a weight is not finite or larger than 2^127; or if the model has no layer `index`.
     pub fn quantize_layer(&self, index: usize, precision: Precision) -> Result<Self> {
-        let mut model = self.clone();
+        let mut model = self.try_clone()?;
         let from = self.layer_precision(index);
         let (Some(layer), Some(from)) = (model.layers.get_mut(index), from) else {
             return match index < self.layers.len() {

@@ -12,6 +12,7 @@ use crate::{
     cell::{BackwardCell, Gates, SavedStep, StepGradients, split_gates, sum_of_products},
     config::{Bias, CellKind},
     error::{Error, Result},
+    memory,
     shape::{ConcatAxis, MatrixRef, MatrixShape, zeros},
 };
 
@@ -37,14 +38,12 @@ pub fn backward<B: Ops>(
 
     let mut d = snap_state(b, upstream.state)?;
     let mut weights = upstream.accumulate;
-    let mut chunks: Vec<Range<usize>> =
-        (0..steps).step_by(CHUNK_STEPS).map(|t| t..steps.min(t + CHUNK_STEPS)).collect();
-    if !spec.reverse {
-        chunks.reverse();
-    }
-    let mut x = Vec::new();
-    for chunk in chunks {
-        let mut step_gradients: Vec<StepGradients<B::Tensor>> = Vec::new();
+    let num_chunks = steps.div_ceil(CHUNK_STEPS);
+    let mut x = memory::with_capacity("backward", &[num_chunks])?;
+    for k in 0..num_chunks {
+        let start = CHUNK_STEPS * if spec.reverse { k } else { num_chunks - 1 - k };
+        let chunk = start..steps.min(start + CHUNK_STEPS);
+        let mut step_gradients: Vec<StepGradients<B::Tensor>> = memory::with_capacity("backward", &[chunk.len()])?;
         for k in 0..chunk.len() {
             let t = if spec.reverse { chunk.start + k } else { chunk.end - 1 - k };
             let step = pass.step(t, upstream.y, d)?;
@@ -155,7 +154,7 @@ impl<B: Ops> BackwardPass<'_, B> {
         let (b, spec, trace) = (self.b, self.layer.spec(), self.trace);
         let acc = accumulate.as_ref();
         let rows = b.shape(z).rows;
-        let ones = b.upload(MatrixShape::new(rows, 1), &vec![1.0; rows])?;
+        let ones = b.upload_vec(MatrixShape::new(rows, 1), memory::filled("backward", &[rows], 1.0)?)?;
         let outer_product =
             |d: &B::Tensor, x: &B::Tensor, acc: Option<&B::Tensor>| b.gemm(MatrixRef::from(d).t(), x.into(), acc);
         let column_sums = |d: &B::Tensor, acc: Option<&B::Tensor>| b.gemm(MatrixRef::from(&ones).t(), d.into(), acc);
@@ -207,7 +206,8 @@ impl<B: Ops> BackwardPass<'_, B> {
     }
 
     fn concat_rows(&self, parts: impl Iterator<Item = Result<B::Tensor>>) -> Result<B::Tensor> {
-        self.b.concat(ConcatAxis::Rows, &parts.collect::<Result<Vec<_>>>()?)
+        // At most one part for each time step of a chunk.
+        self.b.concat(ConcatAxis::Rows, &memory::try_collect("backward", CHUNK_STEPS, parts)?)
     }
 
     fn rows(&self, x: &B::Tensor, rows: Range<usize>) -> Result<B::Tensor> {

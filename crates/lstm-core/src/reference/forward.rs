@@ -11,6 +11,7 @@ use crate::{
     cell::Gates,
     config::LayerSpec,
     error::Result,
+    memory,
 };
 
 /// What [`forward_train`] saves for the backward pass.
@@ -48,7 +49,8 @@ pub fn forward_train<T: Clone, B: Ops<Tensor = T>>(
 ) -> Result<(LayerOutput<T>, Trace<T>)> {
     layer.spec().check_trainable()?;
     let batch = sequence.batch;
-    let (mut states, mut gates) = (Vec::new(), Vec::new());
+    let mut states = memory::with_capacity("forward_train", &[sequence.steps.saturating_add(1)])?;
+    let mut gates = memory::with_capacity("forward_train", &[sequence.steps])?;
     let record = |state: &State<T>, step: Option<Option<Gates<T>>>| {
         states.push(state.clone());
         gates.extend(step);
@@ -81,7 +83,7 @@ fn run<B: Ops>(
     let mut state = snap_state(b, sequence.state)?;
     let zero_rows = MatrixShape::new(batch, spec.state_size());
     let zero_rows = b.upload(zero_rows, &zeros("forward", &[zero_rows.rows, zero_rows.cols])?)?;
-    let mut y = vec![zero_rows.clone(); steps];
+    let mut y = memory::filled("forward", &[steps], zero_rows.clone())?;
     record(&state, None);
     for k in 0..steps {
         let t = if spec.reverse { steps - 1 - k } else { k };

@@ -10,6 +10,7 @@ use crate::{
     },
     config::LayerSpec,
     error::{Error, Result},
+    memory,
 };
 
 /// A stream of the reference path: a stack of layers and the current state of each.
@@ -63,7 +64,7 @@ pub async fn step_some<B: Ops>(
     }
     let row = |t: &B::Tensor, k: usize| b.slice(t, k..k + 1, 0..b.shape(t).cols);
     let gather = |t: &B::Tensor| {
-        let rows: Vec<_> = sequences.iter().map(|&k| row(t, k)).collect::<Result<_>>()?;
+        let rows = memory::try_collect("step_some", sequences.len(), sequences.iter().map(|&k| row(t, k)))?;
         b.concat(ConcatAxis::Rows, &rows)
     };
     let scatter = |new: &B::Tensor, old: &B::Tensor| {
@@ -71,7 +72,7 @@ pub async fn step_some<B: Ops>(
             Some(k) => row(new, k),
             None => row(old, k),
         });
-        b.concat(ConcatAxis::Rows, &rows.collect::<Result<Vec<_>>>()?)
+        b.concat(ConcatAxis::Rows, &memory::try_collect("step_some", stream.batch, rows)?)
     };
     let mut next_states = Vec::with_capacity(stream.layers.len());
     let mut x = b.upload(MatrixShape::new(sequences.len(), x.len() / sequences.len()), x)?;

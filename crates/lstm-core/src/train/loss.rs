@@ -4,6 +4,7 @@ use ndarray::{Array, Array3, ArrayView, ArrayView3, Dimension, s};
 
 use crate::{
     error::{Error, Result},
+    memory,
     model::check_lengths,
     shape::zeros,
 };
@@ -147,7 +148,7 @@ fn mean_loss<D: Dimension>(
     let n = prediction.len() as f64;
     let mut gradient = zeros(op, shape)?;
     let sum = add_element_losses(0.0, gradient.iter_mut().zip(&prediction).zip(&target), n, element_loss);
-    Ok((sum / n, array_from_elements(op, prediction.raw_dim(), gradient)?))
+    Ok((sum / n, memory::array_from_vec(op, prediction.raw_dim(), gradient)?))
 }
 
 /// Mean of an element-wise loss over the elements within the sequences' lengths, and its gradient.
@@ -166,7 +167,7 @@ fn masked_mean_loss(
         let expected = "at least one element within the lengths";
         return Err(Error::shape(format!("{op}: lengths"), expected, format!("{lengths:?}")));
     }
-    let mut gradient = array_from_elements(op, prediction.raw_dim(), zeros(op, prediction.shape())?)?;
+    let mut gradient = memory::array_from_vec(op, prediction.raw_dim(), zeros(op, prediction.shape())?)?;
     let mut sum = 0.0;
     for (b, &len) in lengths.iter().enumerate() {
         let (p, t) = (prediction.slice(s![b, ..len, ..]), target.slice(s![b, ..len, ..]));
@@ -253,7 +254,7 @@ pub fn cross_entropy<D: Dimension>(logits: ArrayView<'_, f32, D>, targets: &[usi
             *gradient = ((libm::exp(minus_max(x)) / exp_sum - one_hot) / n) as f32;
         }
     }
-    Ok((sum / n, array_from_elements(OP, logits.raw_dim(), gradient)?))
+    Ok((sum / n, memory::array_from_vec(OP, logits.raw_dim(), gradient)?))
 }
 
 fn check_same_shape(op: &str, prediction: &[usize], target: &[usize]) -> Result<()> {
@@ -279,10 +280,6 @@ fn check_not_empty(op: &str, argument: &str, shape: &[usize]) -> Result<()> {
         return Err(Error::shape(format!("{op}: {argument}"), "at least one element", format!("{shape:?}")));
     }
     Ok(())
-}
-
-fn array_from_elements<D: Dimension>(op: &str, dim: D, values: Vec<f32>) -> Result<Array<f32, D>> {
-    Array::from_shape_vec(dim.clone(), values).map_err(|e| Error::shape(op, format!("{:?}", dim.slice()), e))
 }
 
 #[cfg(test)]

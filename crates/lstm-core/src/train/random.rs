@@ -6,7 +6,7 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-use crate::error::{Error, Result};
+use crate::{error::Result, memory};
 
 /// The numbers `0..n` in a random order that depends only on `seed` and `epoch`. Use it as the order of the examples in
 /// an epoch: each epoch has a different order, and a resumed run computes the same one again.
@@ -22,11 +22,9 @@ use crate::error::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// [`Error::TooLarge`] if the memory for `n` numbers cannot be allocated.
+/// [`Error::TooLarge`](crate::Error::TooLarge) if the memory for `n` numbers cannot be allocated.
 pub fn shuffled_indices(seed: u64, epoch: u64, n: usize) -> Result<Vec<usize>> {
-    let mut indices = Vec::new();
-    indices.try_reserve_exact(n).map_err(|_| Error::TooLarge { op: "shuffled_indices", sizes: vec![n] })?;
-    indices.extend(0..n);
+    let mut indices = memory::collect("shuffled_indices", n, 0..n)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch.wrapping_add(1));
     for i in (1..n).rev() {
@@ -58,7 +56,10 @@ mod tests {
             .map(|(position, index)| (position + 1) * index)
             .sum::<usize>();
         assert_eq!(weighted_sum, 29840);
-        assert!(matches!(shuffled_indices(1, 1, usize::MAX), Err(Error::TooLarge { op: "shuffled_indices", .. })));
+        assert!(matches!(
+            shuffled_indices(1, 1, usize::MAX),
+            Err(crate::Error::TooLarge { op: "shuffled_indices", .. })
+        ));
     }
 
     #[test]

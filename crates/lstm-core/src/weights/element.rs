@@ -8,6 +8,7 @@ use safetensors::Dtype;
 
 use crate::{
     error::{Error, Result},
+    memory,
     quantized::Format,
 };
 
@@ -20,19 +21,20 @@ const FLOAT_TYPES: &str = "F32, F16, BF16 or F64";
 /// [`Error::TensorType`] for any other type; [`Error::Format`] if a finite F64 is too large for f32.
 pub fn to_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
     match dtype {
-        Dtype::F32 => Ok(elements(bytes, f32::from_le_bytes).collect()),
-        Dtype::F16 => Ok(elements(bytes, u16::from_le_bytes).map(f16_to_f32).collect()),
-        Dtype::BF16 => Ok(elements(bytes, u16::from_le_bytes).map(|b| f32::from_bits(u32::from(b) << 16)).collect()),
-        Dtype::F64 => elements(bytes, f64::from_le_bytes)
-            .map(|v| {
+        Dtype::F32 => collect(elements(bytes, f32::from_le_bytes)),
+        Dtype::F16 => collect(elements(bytes, u16::from_le_bytes).map(f16_to_f32)),
+        Dtype::BF16 => collect(elements(bytes, u16::from_le_bytes).map(|b| f32::from_bits(u32::from(b) << 16))),
+        Dtype::F64 => {
+            let values = elements(bytes, f64::from_le_bytes).map(|v| {
                 let converted = if v.is_nan() { f64_nan_to_f32(v) } else { v as f32 };
                 if converted.is_infinite() && v.is_finite() {
                     Err(too_large_error(name, v, "f32"))
                 } else {
                     Ok(converted)
                 }
-            })
-            .collect(),
+            });
+            memory::try_collect("tensor", values.len(), values)
+        }
         other => Err(Error::TensorType { name: name.into(), expected: FLOAT_TYPES, found: other.to_string() }),
     }
 }
@@ -43,8 +45,8 @@ pub fn to_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
 /// [`Error::TensorType`] if the type is not F32, F16, BF16 or F64.
 pub fn to_f64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f64>> {
     match dtype {
-        Dtype::F64 => Ok(elements(bytes, f64::from_le_bytes).collect()),
-        _ => Ok(to_f32(name, dtype, bytes)?.into_iter().map(f32_to_f64).collect()),
+        Dtype::F64 => collect(elements(bytes, f64::from_le_bytes)),
+        _ => collect(to_f32(name, dtype, bytes)?.into_iter().map(f32_to_f64)),
     }
 }
 
@@ -54,8 +56,8 @@ pub fn to_f64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f64>> {
 /// [`Error::TensorType`] for any other type.
 pub fn to_i64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<i64>> {
     match dtype {
-        Dtype::I64 => Ok(elements(bytes, i64::from_le_bytes).collect()),
-        Dtype::I32 => Ok(elements(bytes, i32::from_le_bytes).map(i64::from).collect()),
+        Dtype::I64 => collect(elements(bytes, i64::from_le_bytes)),
+        Dtype::I32 => collect(elements(bytes, i32::from_le_bytes).map(i64::from)),
         other => Err(Error::TensorType { name: name.into(), expected: "I64 or I32", found: other.to_string() }),
     }
 }
@@ -64,8 +66,10 @@ pub fn to_i64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<i64>> {
 /// name, for error messages.
 ///
 /// # Errors
-/// [`Error::Config`] if the type is not F32, F16, BF16 or F64; [`Error::Format`] if a finite value is too large for it.
+/// [`Error::Config`] if the type is not F32, F16, BF16 or F64; [`Error::Format`] if a finite value is too large for it;
+/// [`Error::TooLarge`] if the elements do not fit in memory.
 pub fn append(name: &str, dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
+    reserve(dtype, values.len(), out)?;
     for &v in values {
         match dtype {
             Dtype::F32 => out.extend(v.to_le_bytes()),
@@ -84,20 +88,31 @@ pub fn append(name: &str, dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Re
 /// [`Error::TensorType`] for any other type.
 pub fn to_i16(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<i16>> {
     match dtype {
-        Dtype::I8 => Ok(elements(bytes, i8::from_le_bytes).map(i16::from).collect()),
-        Dtype::I16 => Ok(elements(bytes, i16::from_le_bytes).collect()),
+        Dtype::I8 => collect(elements(bytes, i8::from_le_bytes).map(i16::from)),
+        Dtype::I16 => collect(elements(bytes, i16::from_le_bytes)),
         other => Err(Error::TensorType { name: name.into(), expected: "I8 or I16", found: other.to_string() }),
     }
 }
 
 /// Appends integers to `out` as little-endian elements of type I8, or I16 for any other type. They fit the type.
-pub fn append_integers(dtype: Dtype, values: &[i16], out: &mut Vec<u8>) {
+///
+/// # Errors
+/// [`Error::TooLarge`] if they do not fit in memory.
+pub fn append_integers(dtype: Dtype, values: &[i16], out: &mut Vec<u8>) -> Result<()> {
+    reserve(dtype, values.len(), out)?;
     for &v in values {
         match dtype {
             Dtype::I8 => out.extend((v as i8).to_le_bytes()),
             _ => out.extend(v.to_le_bytes()),
         }
     }
+    Ok(())
+}
+
+/// Reserves memory for `len` more elements.
+fn reserve(dtype: Dtype, len: usize, out: &mut Vec<u8>) -> Result<()> {
+    let bytes = len.saturating_mul(dtype.bitsize().div_ceil(8));
+    out.try_reserve(bytes).map_err(|_| Error::TooLarge { op: "tensor", sizes: vec![len] })
 }
 
 /// The element type of the integers of a quantized precision.
@@ -105,8 +120,16 @@ pub fn integer_dtype(format: Format) -> Dtype {
     if format.max <= i32::from(i8::MAX) { Dtype::I8 } else { Dtype::I16 }
 }
 
+/// A vector of the elements of a tensor.
+///
+/// # Errors
+/// [`Error::TooLarge`] if they do not fit in memory.
+fn collect<T>(values: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>> {
+    memory::collect("tensor", values.len(), values)
+}
+
 /// Iterates over little-endian elements of `N` bytes each.
-fn elements<const N: usize, T>(bytes: &[u8], from_le_bytes: fn([u8; N]) -> T) -> impl Iterator<Item = T> {
+fn elements<const N: usize, T>(bytes: &[u8], from_le_bytes: fn([u8; N]) -> T) -> impl ExactSizeIterator<Item = T> {
     bytes.as_chunks().0.iter().map(move |b| from_le_bytes(*b))
 }
 

@@ -5,7 +5,7 @@
 //! versions. One generator fills the layers in the order of [`LstmConfig::layer_specs`], the parameters of a layer in
 //! the order of [`LayerSpec::params`](crate::LayerSpec::params), and the elements of a parameter in row-major order.
 
-use ndarray::{Array2, ArrayD, IxDyn};
+use ndarray::{Array2, ArrayD, Ix2, IxDyn};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
@@ -15,6 +15,7 @@ use crate::{
     config::{Bias, LstmConfig, Param, Precision},
     error::{Error, Result},
     float_environment::FloatEnvironment,
+    memory,
     weights::{LayerWeights, Weights},
 };
 
@@ -67,7 +68,7 @@ impl Weights {
     /// let init = Init::new(InitKind::Orthogonal).forget_bias(1.0);
     /// let weights = Weights::init(LstmConfig::new(3, 5), &init, 42)?;
     /// assert_eq!(weights, Weights::init(LstmConfig::new(3, 5), &init, 42)?);
-    /// assert_eq!(weights.layers()[0].bias().map(|b| b[5]), Some(1.0));
+    /// assert_eq!(weights.layers()[0].bias()?.map(|b| b[5]), Some(1.0));
     /// # Ok::<(), lstm_core::Error>(())
     /// ```
     ///
@@ -94,7 +95,7 @@ impl Weights {
         let layers = config.layer_specs().into_iter().map(|spec| {
             let hidden = spec.hidden_size;
             let draw_values = |(param, shape): (Param, Vec<usize>)| {
-                let mut value = draw_param(init.kind, param, &shape, hidden, &mut rng);
+                let mut value = draw_param(init.kind, param, &shape, hidden, &mut rng)?;
                 let forget_bias = match param {
                     Param::Bias | Param::BiasIh => init.forget_bias,
                     Param::BiasHh => init.forget_bias.map(|_| 0.0),
@@ -103,27 +104,41 @@ impl Weights {
                 if let Some(bias) = forget_bias {
                     value.iter_mut().skip(hidden).take(hidden).for_each(|v| *v = bias);
                 }
-                value
+                Ok(value)
             };
-            let values = spec.params().into_iter().map(draw_values).collect();
+            let values = spec.params().into_iter().map(draw_values).collect::<Result<_>>()?;
             LayerWeights::new(spec, values)
         });
         let layers = layers.collect::<Result<_>>()?;
-        Weights::new(config, layers)?.quantize(precision)
+        let weights = Weights::new(config, layers)?;
+        if precision == Precision::F32 { Ok(weights) } else { weights.quantize(precision) }
     }
 }
 
+/// The operation that errors name.
+const OP: &str = "Weights::init";
+
 /// Draws one parameter of the given shape.
-fn draw_param(kind: InitKind, param: Param, shape: &[usize], hidden: usize, rng: &mut ChaCha8Rng) -> ArrayD<f32> {
+fn draw_param(
+    kind: InitKind,
+    param: Param,
+    shape: &[usize],
+    hidden: usize,
+    rng: &mut ChaCha8Rng,
+) -> Result<ArrayD<f32>> {
     let mut draw_uniform = |squared_bound: f64| {
         let uniform = SymmetricUniform::with_squared_bound(squared_bound);
-        ArrayD::from_shape_simple_fn(IxDyn(shape), || uniform.sample(rng))
+        let mut value = memory::zero_array(OP, IxDyn(shape))?;
+        value.iter_mut().for_each(|v| *v = uniform.sample(rng));
+        Ok(value)
     };
     match (kind, param, shape) {
         (InitKind::Uniform, ..) => draw_uniform(1.0 / hidden as f64),
-        (InitKind::Orthogonal, Param::WeightHh, &[rows, cols]) => random_orthonormal(rows, cols, rng).into_dyn(),
+        (InitKind::Orthogonal, Param::WeightHh, &[rows, cols]) => {
+            random_orthonormal(rows, cols, rng).map(Array2::into_dyn)
+        }
         (_, _, &[rows, cols]) => draw_uniform(6.0 / (rows + cols) as f64),
-        _ => ArrayD::zeros(IxDyn(shape)),
+        _ => memory::zero_array(OP, IxDyn(shape)),
     }
 }
 
@@ -161,21 +176,24 @@ fn sample_standard_normal(rng: &mut impl RngCore) -> f64 {
 /// Draws a matrix with orthonormal columns, uniformly among all such matrices; `rows >= cols`. Normally distributed
 /// columns are orthogonalized one after the other by the modified Gram-Schmidt process. The diagonal of R in this QR
 /// decomposition is positive.
-fn random_orthonormal(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Array2<f32> {
-    let normal_matrix = Array2::from_shape_simple_fn((rows, cols), || sample_standard_normal(rng));
-    let mut columns: Vec<Vec<f64>> = normal_matrix.columns().into_iter().map(|c| c.to_vec()).collect();
+fn random_orthonormal(rows: usize, cols: usize, rng: &mut ChaCha8Rng) -> Result<Array2<f32>> {
+    // The columns one after the other. The random numbers are drawn row by row.
+    let mut columns = memory::filled(OP, &[cols, rows], 0.0)?;
+    (0..rows).for_each(|r| columns.iter_mut().skip(r).step_by(rows).for_each(|v| *v = sample_standard_normal(rng)));
     for k in 0..cols {
-        let (earlier_columns, remaining_columns) = columns.split_at_mut(k);
-        let column = &mut remaining_columns[0];
+        let (earlier_columns, remaining_columns) = columns.split_at_mut(k * rows);
+        let column = &mut remaining_columns[..rows];
         // A second pass removes the rounding errors of the first.
-        for other in earlier_columns.iter().chain(earlier_columns.iter()) {
+        for other in earlier_columns.chunks_exact(rows).chain(earlier_columns.chunks_exact(rows)) {
             let projection = dot(other, column);
             column.iter_mut().zip(other).for_each(|(v, o)| *v -= projection * o);
         }
         let norm = libm::sqrt(dot(column, column));
         column.iter_mut().for_each(|v| *v /= norm);
     }
-    Array2::from_shape_fn((rows, cols), |(r, c)| columns[c][r] as f32)
+    let mut matrix = memory::zero_array(OP, Ix2(rows, cols))?;
+    matrix.indexed_iter_mut().for_each(|((r, c), v)| *v = columns[c * rows + r] as f32);
+    Ok(matrix)
 }
 
 /// Dot product with eight partial sums, which are added at the end. The order of additions is fixed, and SIMD
@@ -283,7 +301,7 @@ mod tests {
                 for ((r, c), v) in q.t().dot(&q).indexed_iter() {
                     assert!((v - f64::from(u8::from(r == c))).abs() < 1e-6, "{r}, {c}: {v}");
                 }
-                assert!(layer.bias().unwrap().iter().all(|b| *b == 0.0));
+                assert!(layer.bias().unwrap().unwrap().iter().all(|b| *b == 0.0));
             }
         }
     }
@@ -296,7 +314,7 @@ mod tests {
             let (uniform_weights, weights) =
                 (init(InitKind::Uniform, config.clone(), 5), init_with_forget_bias(config, 1.5).unwrap());
             for (layer, uniform_layer) in weights.layers().iter().zip(uniform_weights.layers()) {
-                let (bias, uniform_bias) = (layer.bias().unwrap(), uniform_layer.bias().unwrap());
+                let (bias, uniform_bias) = (layer.bias().unwrap().unwrap(), uniform_layer.bias().unwrap().unwrap());
                 assert_eq!(bias[4..8], [1.5; 4]);
                 assert_eq!(
                     (&bias[..4], &bias[8..]),

@@ -31,6 +31,7 @@ use crate::{
     backend::{DeviceMatrix, Ops},
     config::{CellKind, LayerSpec, LstmConfig, Param, Precision},
     error::{Error, Result},
+    memory,
     quantized::Format,
 };
 
@@ -69,7 +70,8 @@ impl LayerWeights {
                 });
             }
         }
-        let values: Vec<_> = values.into_iter().map(|v| v.as_standard_layout().into_owned()).collect();
+        let values =
+            values.into_iter().map(|v| memory::row_major("LayerWeights::new", v)).collect::<Result<Vec<_>>>()?;
         let scales = vec![Vec::new(); values.len()];
         Ok(LayerWeights { spec, values, scales })
     }
@@ -150,13 +152,30 @@ impl LayerWeights {
     }
 
     /// The total bias, shape `[4 * hidden]`: `b_ih + b_hh`, or the single bias; `None` for a layer without a bias.
-    pub fn bias(&self) -> Option<Vec<f32>> {
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if it does not fit in memory.
+    pub fn bias(&self) -> Result<Option<Vec<f32>>> {
         let elements_of = |param| self.get(param).map(|v| v.iter().copied());
         match (elements_of(Param::Bias), elements_of(Param::BiasIh), elements_of(Param::BiasHh)) {
-            (Some(bias), _, _) => Some(bias.collect()),
-            (_, Some(ih), Some(hh)) => Some(ih.zip(hh).map(|(a, b)| a + b).collect()),
-            _ => None,
+            (Some(bias), _, _) => memory::collect("bias", bias.len(), bias).map(Some),
+            (_, Some(ih), Some(hh)) => memory::collect("bias", ih.len(), ih.zip(hh).map(|(a, b)| a + b)).map(Some),
+            _ => Ok(None),
         }
+    }
+
+    /// A copy of the parameters.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if it does not fit in memory.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let values = self.values.iter().map(|v| memory::copy_array("weights", v.view()));
+        let scales = self.scales.iter().map(|scales| memory::copy("weights", scales));
+        Ok(LayerWeights {
+            spec: self.spec,
+            values: values.collect::<Result<_>>()?,
+            scales: scales.collect::<Result<_>>()?,
+        })
     }
 
     /// Uploads a matrix, snapped or quantized.
@@ -226,6 +245,16 @@ impl Weights {
         self.layers.iter_mut().flat_map(LayerWeights::iter_mut)
     }
 
+    /// A copy of the parameters.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if it does not fit in memory.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let layers = self.layers.iter().map(LayerWeights::try_clone);
+        let layers = memory::try_collect("weights", self.layers.len(), layers)?;
+        Ok(Weights { config: self.config.clone(), layers })
+    }
+
     /// Number of scalar parameters.
     pub fn len(&self) -> usize {
         self.layers.iter().flat_map(|layer| layer.values.iter().map(ArrayD::len)).sum()
@@ -251,14 +280,20 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::Config`] if the weights are quantized already and `precision` is another quantized one, or if a value is
-    /// not finite or larger than 2^127.
+    /// not finite or larger than 2^127; [`Error::TooLarge`] if the result does not fit in memory.
     pub fn quantize(&self, precision: Precision) -> Result<Self> {
         let config = self.config.clone().precision(precision);
-        let layers = self.layers.iter().cloned();
+        let layers = self.layers.iter().map(LayerWeights::try_clone);
         let layers = match (self.config.precision, precision.format()) {
-            (from, _) if from == precision => return Ok(self.clone()),
-            (_, None) => layers.map(LayerWeights::dequantize).collect(),
-            (Precision::F32, Some(format)) => layers.map(|layer| layer.quantize(format)).collect::<Result<_>>()?,
+            (from, _) if from == precision => return self.try_clone(),
+            (_, None) => {
+                let layers = layers.map(|layer| layer.map(LayerWeights::dequantize));
+                memory::try_collect("quantize", self.layers.len(), layers)?
+            }
+            (Precision::F32, Some(format)) => {
+                let layers = layers.map(|layer| layer?.quantize(format));
+                memory::try_collect("quantize", self.layers.len(), layers)?
+            }
             (from, Some(_)) => {
                 let reason =
                     format!("the weights are {from} already; quantize the original f32 weights to {precision}");

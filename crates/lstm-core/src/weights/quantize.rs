@@ -7,6 +7,7 @@ use crate::{
     config::{Param, Precision},
     error::{Error, Result},
     float_environment::FloatEnvironment,
+    memory,
     quantized::{Format, MAX_WEIGHT},
 };
 
@@ -28,6 +29,16 @@ pub(crate) struct Scales {
     pub(crate) values: Vec<f32>,
 }
 
+impl Scales {
+    /// A copy of the scales.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if it does not fit in memory.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        Ok(Scales { precision: self.precision, values: memory::copy("scales", &self.values)? })
+    }
+}
+
 impl Param {
     /// Whether the parameter is a matrix, which can be quantized.
     pub(crate) fn is_matrix(self) -> bool {
@@ -42,13 +53,14 @@ impl Param {
 pub(crate) fn quantize(name: &str, values: &mut [f32], cols: usize, format: Format) -> Result<Vec<f32>> {
     check_finite(name, values)?;
     let _environment = FloatEnvironment::set_default();
-    let mut q = vec![0; cols];
+    let mut q = memory::filled("quantize", &[cols], 0)?;
     let quantize_row = |row: &mut [f32]| {
         let scale = format.quantize_weights(row, &mut q);
         row.iter_mut().zip(&q).for_each(|(v, &q)| *v = f32::from(q) * scale);
         scale
     };
-    Ok(values.chunks_exact_mut(cols).map(quantize_row).collect())
+    let rows = values.chunks_exact_mut(cols);
+    memory::collect("quantize", rows.len(), rows.map(quantize_row))
 }
 
 /// Checks that values are finite and at most [`MAX_WEIGHT`] in magnitude.
@@ -86,7 +98,8 @@ pub(crate) fn dequantize(name: &str, q: &[i16], scale: &[f32], format: Format) -
         let reason = format!("row {row} has the scale 0, expected only zeros in `{name}.q`");
         return Err(Error::format(format!("tensor `{name}.scale`"), reason));
     }
-    Ok(q.chunks(cols).zip(scale).flat_map(|(row, &scale)| row.iter().map(move |&q| f32::from(q) * scale)).collect())
+    let values = q.chunks(cols).zip(scale).flat_map(|(row, &scale)| row.iter().map(move |&q| f32::from(q) * scale));
+    memory::collect("dequantize", q.len(), values)
 }
 
 /// The integers of a matrix that [`quantize`] or [`dequantize`] made.
@@ -102,7 +115,7 @@ pub(crate) fn integers<'a>(
     let _environment = FloatEnvironment::set_default();
     let Some(format) = precision.format() else { return Ok(None) };
     let cols = values.len().checked_div(scale.len()).unwrap_or(0).max(1);
-    let mut q = Vec::with_capacity(values.len());
+    let mut q = memory::with_capacity("quantized", &[values.len()])?;
     for (row, &scale) in values.chunks(cols).zip(scale) {
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / f64::from(scale) };
         for &v in row {

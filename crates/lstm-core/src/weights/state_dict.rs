@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use ndarray::{ArrayD, Axis, IxDyn, concatenate};
+use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 use safetensors::SafeTensors;
 
 #[cfg(feature = "train")]
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     config::{CellKind, LstmConfig, Param, Precision},
     error::{Error, Result},
+    memory,
     quantized::{Format, INT8, INT12},
 };
 
@@ -497,9 +498,15 @@ impl StateDict {
     /// Reads the tensors of a parameter and stacks them.
     fn read_param(&self, stored: &StoredParam) -> Result<ArrayD<f32>> {
         let tensors = stored.tensors.iter().map(|(name, _)| self.read(name)).collect::<Result<Vec<_>>>()?;
-        let views: Vec<_> =
-            tensors.iter().map(|tensor| if stored.transposed { tensor.t() } else { tensor.view() }).collect();
-        concatenate(Axis(0), &views).map_err(|e| Error::shape("take_lstm", "gates of one shape", e))
+        let views = || tensors.iter().map(|tensor| if stored.transposed { tensor.t() } else { tensor.view() });
+        let mut shape = views().next().map(|view| view.raw_dim()).unwrap_or_default();
+        if views().any(|view| view.ndim() == 0 || view.shape()[1..] != shape.slice()[1..]) {
+            return Err(Error::shape("take_lstm", "gates of one shape", format!("{:?}", stored.tensors)));
+        }
+        let len = views().map(|view| view.len()).sum();
+        let values = memory::collect("take_lstm", len, views().flatten().copied())?;
+        shape[0] = views().map(|view| view.len_of(Axis(0))).sum();
+        memory::array_from_vec("take_lstm", shape, values)
     }
 
     /// Checks that a tensor exists, was not taken, and has the given shape.

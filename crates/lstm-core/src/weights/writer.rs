@@ -16,6 +16,7 @@ use super::{
 use crate::{
     config::Precision,
     error::{Error, Result},
+    memory,
 };
 
 /// The metadata key of the configuration of the LSTM with the given prefix.
@@ -122,7 +123,8 @@ impl StateDictWriter {
                 let rows = value.len_of(Axis(0)) / stored.tensors.len();
                 for (part, (name, shape)) in value.axis_chunks_iter(Axis(0), rows).zip(stored.tensors) {
                     let part = if stored.transposed { part.reversed_axes() } else { part };
-                    self.add_tensor(format!("{prefix}{name}"), shape, Elements::Float(part.iter().copied().collect()))?;
+                    let values = memory::collect("save", part.len(), part.iter().copied())?;
+                    self.add_tensor(format!("{prefix}{name}"), shape, Elements::Float(values))?;
                 }
             }
         }
@@ -138,7 +140,8 @@ impl StateDictWriter {
         S: Data<Elem = f32>,
         D: Dimension,
     {
-        self.add_tensor(name.into(), array.shape().to_vec(), Elements::Float(array.iter().copied().collect()))?;
+        let values = memory::collect("save", array.len(), array.iter().copied())?;
+        self.add_tensor(name.into(), array.shape().to_vec(), Elements::Float(values))?;
         Ok(self)
     }
 
@@ -151,7 +154,7 @@ impl StateDictWriter {
     fn add_quantized(&mut self, name: &str, shape: [usize; 2], rows: QuantizedRows<'_>) -> Result<()> {
         let integers = Elements::Integer(element::integer_dtype(rows.format), rows.q);
         self.add_tensor(format!("{name}.q"), shape.to_vec(), integers)?;
-        self.add_tensor(format!("{name}.scale"), vec![shape[0]], Elements::Scale(rows.scale.to_vec()))
+        self.add_tensor(format!("{name}.scale"), vec![shape[0]], Elements::Scale(memory::copy("save", rows.scale)?))
     }
 
     /// The bytes of the file. They depend only on the tensors, the metadata and the element type. The metadata have one more
@@ -197,7 +200,7 @@ impl StateDictWriter {
                     Dtype::F32
                 }
                 Elements::Integer(dtype, values) => {
-                    element::append_integers(*dtype, values, &mut data);
+                    element::append_integers(*dtype, values, &mut data)?;
                     *dtype
                 }
             };
@@ -217,7 +220,7 @@ impl StateDictWriter {
         // What is written must be readable.
         count_header_entries(header.as_bytes()).map_err(|reason| Error::format("safetensors", reason))?;
         let header_len_bytes = (header.len() as u64).to_le_bytes();
-        let mut file = [&header_len_bytes, header.as_bytes(), &data].concat();
+        let mut file = memory::concat("save", &[&header_len_bytes, header.as_bytes(), &data])?;
         checksum::write(&mut file);
         Ok(file)
     }

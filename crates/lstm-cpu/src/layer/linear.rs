@@ -14,6 +14,7 @@ use crate::{
         tile::TileArgs,
     },
     memory::{buffer::Buffer, tensor::Tensor},
+    ops::integers,
 };
 
 /// The weights of a fully connected layer, snapped and packed into panels. A clone shares them.
@@ -64,7 +65,7 @@ impl CpuLinear {
         weights.check(|x| x.shape)?;
         let (integers, weight) = match &weights.weight {
             DeviceMatrix::F32(weight) => (Vec::new(), Some(weight)),
-            DeviceMatrix::Quantized(weight) => (weight.q.as_slice().iter().map(|&q| q as i16).collect(), None),
+            DeviceMatrix::Quantized(weight) => (integers("load_linear", &weight.q)?, None),
         };
         let Some(weight) = weight.filter(|_| output_size > MAX_DOT_OUTPUTS) else {
             return Ok(CpuLinear(Arc::new(PackedLinear { weights, integers, kernels, panels: Buffer::default() })));

@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use lstm_core::{CellKind, LayerSpec, LayerWeights, Param, Precision, Result, arithmetic::snap};
+use lstm_core::{CellKind, LayerSpec, LayerWeights, Param, Precision, Result, arithmetic::snap, shape::zeros};
 
 use crate::{
     Isa,
@@ -106,7 +106,10 @@ impl PackedLayer {
                 (unit < hidden).then(|| &matrix[(gate * hidden + unit) * cols..][..cols])
             })
         };
-        let bias = weights.bias();
+        let bias = match weights.bias()? {
+            Some(bias) => bias,
+            None => zeros("load", &[4, hidden])?,
+        };
         let peepholes = [Param::PeepholeI, Param::PeepholeF, Param::PeepholeO].map(weight_slice);
         let mut peephole = Buffer::zeros("load", &[0])?;
         if let [Some(i), Some(f), Some(o)] = peepholes {
@@ -131,7 +134,7 @@ impl PackedLayer {
             panels,
             w: pack_gates(matrix_panels, matrix_slice(Param::WeightIh), spec.input_size, &ALL_GATES)?,
             u: pack_gates(matrix_panels, matrix_slice(Param::WeightHh), spec.state_size(), recurrent_gates(spec.cell))?,
-            bias: pack_gates(panels, Some(bias.as_deref().unwrap_or(&vec![0.0; 4 * hidden])), 1, &ALL_GATES)?,
+            bias: pack_gates(panels, Some(&bias), 1, &ALL_GATES)?,
             peephole,
             projection,
             quantized,

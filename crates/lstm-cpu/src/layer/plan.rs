@@ -1,6 +1,6 @@
 //! The workspace of a pass over one layer.
 
-use lstm_core::{CellKind, Error, LayerSpec, Result, State, arithmetic::snap};
+use lstm_core::{CellKind, Error, LayerSpec, Result, State, arithmetic::snap, shape::memory};
 
 use crate::{
     kernel::table::PANEL_VECTORS,
@@ -168,8 +168,16 @@ impl Plan {
 
     /// The state after a pass over `steps` time steps: `h: [batch, state_size]` and `c: [batch, hidden_size]`. In a
     /// forward layer, a sequence ends after its own length; in a reverse layer, all end after `steps`.
-    pub(crate) fn last_state(&self, layer: &PackedLayer, steps: usize, lengths: Option<&[usize]>) -> State<Vec<f32>> {
-        let mut state = State { h: Vec::new(), c: Vec::new() };
+    pub(crate) fn last_state(
+        &self,
+        layer: &PackedLayer,
+        steps: usize,
+        lengths: Option<&[usize]>,
+    ) -> Result<State<Vec<f32>>> {
+        let mut state = State {
+            h: memory::with_capacity("forward", &[self.batch, layer.spec.state_size()])?,
+            c: memory::with_capacity("forward", &[self.batch, layer.spec.hidden_size])?,
+        };
         for b in 0..self.batch {
             let executed_steps = match lengths {
                 Some(lengths) if !layer.spec.reverse => lengths[b],
@@ -178,7 +186,7 @@ impl Plan {
             state.h.extend_from_slice(self.h_row(layer, executed_steps % 2, b));
             state.c.extend_from_slice(self.c_row(layer, Plan::c_state_index(layer.spec.cell, executed_steps % 2), b));
         }
-        state
+        Ok(state)
     }
 
     /// Index of the half of `c` that holds the current cell state. `h_state_index` is the index of the half of `h` that

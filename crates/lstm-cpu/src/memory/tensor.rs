@@ -11,6 +11,7 @@ use std::{
 use lstm_core::{
     MatrixShape, Result,
     arithmetic::{MAGNITUDE_BITS, SNAP_THRESHOLD_BITS},
+    shape::memory,
 };
 
 use crate::{
@@ -28,7 +29,6 @@ pub struct Tensor {
 }
 
 /// The values of a tensor, and the pool to which their memory returns.
-#[derive(Clone)]
 struct Storage {
     values: Vec<f32>,
     /// The pool that receives the memory when the tensor is dropped; `None` if the memory is freed.
@@ -123,20 +123,25 @@ impl Tensor {
         &self.storage.values
     }
 
-    /// The elements, to be changed in place. Copies them first if they are shared.
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+    /// The elements, to be changed in place. Copies them first if they are shared. An error names `op`.
+    pub(crate) fn as_mut_slice(&mut self, op: &'static str) -> Result<&mut [f32]> {
+        if Arc::get_mut(&mut self.storage).is_none() {
+            let values = memory::copy(op, self.as_slice())?;
+            self.storage = Arc::new(Storage { values, pool: self.storage.pool.clone() });
+        }
         self.snapped = false;
-        &mut Arc::make_mut(&mut self.storage).values
+        let storage = Arc::get_mut(&mut self.storage).expect("the tensor is the only owner");
+        Ok(&mut storage.values)
     }
 
     /// The elements. Copies them if they are shared.
-    pub(crate) fn into_vec(self) -> Vec<f32> {
+    pub(crate) fn into_vec(self) -> Result<Vec<f32>> {
         match Arc::try_unwrap(self.storage) {
             Ok(mut storage) => {
                 storage.pool = None;
-                std::mem::take(&mut storage.values)
+                Ok(std::mem::take(&mut storage.values))
             }
-            Err(shared) => shared.values.clone(),
+            Err(shared) => memory::copy("download", &shared.values),
         }
     }
 

@@ -6,10 +6,10 @@ use std::{
 };
 
 use lstm_core::{
-    CellKind, MatrixShape, Result, State,
+    CellKind, Error, MatrixShape, Result, State,
     arithmetic::snap,
     reference::{check_sequences, check_stack, check_state, check_step, check_step_some},
-    shape::zeros,
+    shape::{memory, zeros},
 };
 
 use crate::{
@@ -54,7 +54,8 @@ impl CpuStream {
         check_stack(layers.iter().map(|layer| &layer.0.spec))?;
         let sizes = layers.iter().map(|layer| layer.0.spec.state_size());
         let sizes = std::iter::once(layers[0].0.spec.input_size).chain(sizes).take(layers.len());
-        let plans: Vec<_> = layers.iter().map(|layer| Plan::new(&layer.0, batch, 1, threads)).collect::<Result<_>>()?;
+        let plans = layers.iter().map(|layer| Plan::new(&layer.0, batch, 1, threads));
+        let plans = memory::try_collect("stream", layers.len(), plans)?;
         let compact = match batch {
             1 => None,
             _ => {
@@ -63,7 +64,7 @@ impl CpuStream {
                 let output_size = layers[layers.len() - 1].0.spec.state_size();
                 Some(CompactRows {
                     states: states.collect::<Result<_>>()?,
-                    lengths: vec![0; batch],
+                    lengths: memory::filled("stream", &[batch], 0)?,
                     y: zeros("stream", &[batch, output_size])?,
                 })
             }
@@ -145,19 +146,22 @@ impl CpuStream {
     }
 
     /// A copy of the state of each layer, for a range of sequences.
-    pub(crate) fn state(&self, sequences: Range<usize>) -> Result<Vec<State<Tensor>>> {
+    pub(crate) fn state<'a>(&'a self, sequences: Range<usize>) -> Result<Vec<State<Tensor>>> {
         check_sequences(self.batch, &sequences)?;
-        let state_tensor = |cols: usize, row: &dyn Fn(usize) -> Vec<f32>| {
-            Tensor::new(MatrixShape::new(sequences.len(), cols), sequences.clone().flat_map(row).collect())
+        let state_tensor = |cols: usize, row: &dyn Fn(usize) -> &'a [f32]| {
+            let shape = MatrixShape::new(sequences.len(), cols);
+            let mut values = memory::with_capacity("stream state", &[shape.rows, shape.cols])?;
+            sequences.clone().for_each(|sequence| values.extend_from_slice(row(sequence)));
+            Ok::<_, Error>(Tensor::new(shape, values))
         };
         let state = self.layers.iter().zip(&self.plans).map(|(Layer(layer), plan)| {
             let c_state_index = Plan::c_state_index(layer.spec.cell, plan.current_state_index);
-            State {
-                h: state_tensor(layer.spec.state_size(), &|b| plan.h_row(layer, plan.current_state_index, b).to_vec()),
-                c: state_tensor(layer.spec.hidden_size, &|b| plan.c_row(layer, c_state_index, b).to_vec()),
-            }
+            Ok(State {
+                h: state_tensor(layer.spec.state_size(), &|b| plan.h_row(layer, plan.current_state_index, b))?,
+                c: state_tensor(layer.spec.hidden_size, &|b| plan.c_row(layer, c_state_index, b))?,
+            })
         });
-        Ok(state.collect())
+        state.collect()
     }
 
     /// Replaces the state of each layer, for the sequences from number `first_sequence` on.

@@ -160,7 +160,7 @@ fn check_directions(lengths: &[usize]) {
                     let mut y = vec![0.0; steps * batch * cols];
                     // SAFETY: `y` is a local variable.
                     unsafe { run(&pool, layer, plan, input, &mut y[..], None) };
-                    (y, plan.last_state(layer, steps, lengths))
+                    (y, plan.last_state(layer, steps, lengths).unwrap())
                 });
                 let separate_results: Vec<_> = separate_results.collect();
                 for threads_per_direction in 0..=threads / 2 {
@@ -181,7 +181,7 @@ fn check_directions(lengths: &[usize]) {
                         );
                     }
                     for ((plan, layer), (_, expected)) in plans.iter().zip(&layers).zip(&separate_results) {
-                        let actual = plan.last_state(layer, steps, lengths);
+                        let actual = plan.last_state(layer, steps, lengths).unwrap();
                         assert!(
                             actual.h == expected.h && actual.c == expected.c,
                             "{threads} threads, {threads_per_direction} per direction"

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lstm_core::{LayerSpec, Result, State, arithmetic::snap};
+use lstm_core::{LayerSpec, Result, State, arithmetic::snap, shape::memory};
 
 use crate::{
     kernel::table::PANEL_VECTORS,
@@ -67,7 +67,7 @@ impl Trace {
             lanes: layer.kernels.lanes,
             steps,
             batch,
-            lengths: lengths.map(<[_]>::to_vec),
+            lengths: lengths.map(|lengths| memory::copy("forward_train", lengths)).transpose()?,
             x,
             h: unspecified_buffer(&[steps + 1, batch, layer.padded_state()])?,
             c: unspecified_buffer(&[steps + 1, batch, layer.padded_hidden()])?,
@@ -93,17 +93,17 @@ impl Trace {
     }
 
     /// The final state: `h: [batch, state_size]` and `c: [batch, hidden_size]`.
-    pub(crate) fn last_state(&self, layer: &PackedLayer) -> State<Vec<f32>> {
+    pub(crate) fn last_state(&self, layer: &PackedLayer) -> Result<State<Vec<f32>>> {
         let last_index = if self.spec.reverse { 0 } else { self.steps };
         let unpadded_rows = |from: &Buffer, padded_len: usize, cols: usize| {
             let from =
                 from.as_slice()[last_index * self.batch * padded_len..].chunks_exact(padded_len).take(self.batch);
-            from.flat_map(|row| row[..cols].iter().copied()).collect()
+            memory::collect("forward_train", self.batch * cols, from.flat_map(|row| row[..cols].iter().copied()))
         };
-        State {
-            h: unpadded_rows(&self.h, layer.padded_state(), self.spec.state_size()),
-            c: unpadded_rows(&self.c, layer.padded_hidden(), self.spec.hidden_size),
-        }
+        Ok(State {
+            h: unpadded_rows(&self.h, layer.padded_state(), self.spec.state_size())?,
+            c: unpadded_rows(&self.c, layer.padded_hidden(), self.spec.hidden_size)?,
+        })
     }
 
     /// Whether this trace was made by a layer with the same spec and kernels as `layer`.

@@ -4,6 +4,7 @@
 mod contention;
 mod fork;
 mod sleep;
+mod sync;
 mod sync_ptr;
 mod team;
 
@@ -28,10 +29,7 @@ use lstm_core::FloatEnvironment;
 
 use crate::{
     memory::{buffer::Buffer, free_list::FreeList},
-    pool::{
-        contention::Contention,
-        sleep::{MAX_SPINS, Sleepers},
-    },
+    pool::{contention::Contention, sleep::Sleepers, sync::MAX_SPINS},
 };
 
 /// A thread pool: the calling thread and `threads - 1` workers. It runs one job at a time. While the workers are busy,
@@ -116,7 +114,7 @@ impl ThreadPool {
         {
             return self.run_team(&workers, team_size, f);
         }
-        f(TeamMember { rank: 0, size: 1, team: &Team::new(1), slept: &AtomicU64::new(0) });
+        f(Team::new(1).member(0, &AtomicU64::new(0)));
     }
 
     /// Runs the parts `0..part_count` of a job one after another, `parts_per_run` in each call of `f`. Between calls the
@@ -158,7 +156,7 @@ impl ThreadPool {
         }
         // SAFETY: `job` is a local variable that is still alive; the workers change only its atomics.
         let (running_workers, slept) = unsafe { (&(*job_ptr).running_workers, &(*job_ptr).slept) };
-        abort_on_panic(|| f(TeamMember { rank: 0, size: team_size, team: &team, slept }));
+        abort_on_panic(|| f(team.member(0, slept)));
         let nanoseconds = workers.caller.wait_until(|| running_workers.load(Ordering::SeqCst) == 0);
         if let Some(contention) = &self.contention {
             contention.record(team_size, start.elapsed(), slept.load(Ordering::Relaxed) + nanoseconds);
@@ -233,7 +231,7 @@ fn worker_loop(mailbox: &Mailbox) {
             unsafe {
                 let (function, team, slept) = (&*(*job).function, &*(*job).team, &(*job).slept);
                 let rank = (*job).next_rank.fetch_add(1, Ordering::Relaxed);
-                abort_on_panic(|| function(TeamMember { rank, size: team.size, team, slept }));
+                abort_on_panic(|| function(team.member(rank, slept)));
                 (*job).running_workers.fetch_sub(1, Ordering::SeqCst);
             }
             mailbox.caller.wake();

@@ -1,15 +1,8 @@
 //! Waiting for another thread: a short spin, then sleep.
 
-use std::{
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Instant,
-};
+use std::time::Instant;
 
-/// Number of spins before a waiting thread sleeps. One spin takes 10 to 50 ns, so this is some tens of microseconds.
-pub(super) const MAX_SPINS: u32 = 1 << 11;
+use super::sync::{AtomicUsize, Condvar, MAX_SPINS, Mutex, Ordering, PoisonError, spin_loop};
 
 /// The threads that sleep until a condition on atomics is true. Waking a thread takes longer than a time step, so they
 /// spin first. Spinning for longer would take the core that the awaited thread needs, if there are more threads than
@@ -29,7 +22,7 @@ impl Sleepers {
             if is_done() {
                 return 0;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         let start = Instant::now();
         self.count.fetch_add(1, Ordering::SeqCst);

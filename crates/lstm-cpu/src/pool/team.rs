@@ -1,11 +1,11 @@
 //! The threads of a job and the barrier between them.
 
-use std::{
-    ops::Range,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
-};
+use std::ops::Range;
 
-use crate::pool::sleep::Sleepers;
+use super::{
+    sleep::Sleepers,
+    sync::{AtomicU64, AtomicUsize, Ordering},
+};
 
 /// A group of threads that share a barrier: all threads of a job, or some of them.
 pub(crate) struct Team {
@@ -29,6 +29,11 @@ impl Team {
             sleepers: Sleepers::default(),
         }
     }
+
+    /// The thread `rank` of the team, which adds the time that it sleeps to `slept`, in nanoseconds.
+    pub(crate) fn member<'a>(&'a self, rank: usize, slept: &'a AtomicU64) -> TeamMember<'a> {
+        TeamMember { rank, size: self.size, team: self, slept }
+    }
 }
 
 /// One thread of a [`Team`]. The function of a job receives it as its argument.
@@ -38,9 +43,9 @@ pub(crate) struct TeamMember<'a> {
     pub(crate) rank: usize,
     /// Number of threads in the team.
     pub(crate) size: usize,
-    pub(super) team: &'a Team,
+    team: &'a Team,
     /// Total time that threads of the job have slept while they waited for others, in nanoseconds.
-    pub(super) slept: &'a AtomicU64,
+    slept: &'a AtomicU64,
 }
 
 impl<'a> TeamMember<'a> {

@@ -91,7 +91,7 @@ impl<D: Driver> DeviceWeights<D> {
             spec,
             w: load(param_values(Param::WeightIh)?)?,
             u: load(param_values(Param::WeightHh)?)?,
-            bias: weights.bias().map(|bias| load(&bias)).transpose()?,
+            bias: weights.bias()?.map(|bias| load(&bias)).transpose()?,
             projection: spec.proj_size.map(|_| load(param_values(Param::WeightHr)?)).transpose()?,
             peephole: peephole.map(|p| load(&p)).transpose()?,
             persistent: [

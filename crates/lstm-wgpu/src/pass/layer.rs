@@ -65,7 +65,7 @@ impl Layer {
         for (k, unit) in (0..state).flat_map(|k| (0..hidden).map(move |unit| (k, unit))) {
             weight_hh_by_unit.extend((0..4).map(|gate| weight_hh[(gate * hidden + unit) * state + k]));
         }
-        let bias = match weights.bias() {
+        let bias = match weights.bias()? {
             Some(bias) => Some(Tensor { shape: MatrixShape::new(1, 4 * hidden), memory: upload(&snap_all(&bias))? }),
             None => None,
         };

@@ -9,6 +9,7 @@ pub use config::OptimizerConfig;
 
 use crate::{
     error::{Error, Result},
+    memory,
     shape::zeros,
     train::check::check_not_negative,
 };
@@ -65,6 +66,16 @@ impl Optimizer {
     /// The algorithm and its options.
     pub fn config(&self) -> &OptimizerConfig {
         &self.config
+    }
+
+    /// A copy of the optimizer and its state.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] if it does not fit in memory.
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let copy = |array: &Vec<f32>| memory::copy("optimizer", array);
+        let state = self.state.iter().map(|(name, [first, second])| Ok((name.clone(), [copy(first)?, copy(second)?])));
+        Ok(Optimizer { config: self.config.clone(), steps: self.steps, state: state.collect::<Result<_>>()? })
     }
 
     /// Number of steps so far, including those before a [`restore`](Self::restore).

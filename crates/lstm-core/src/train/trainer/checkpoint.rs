@@ -12,6 +12,7 @@ use crate::{
     backend::Backend,
     config::LstmConfig,
     error::{Error, Result},
+    memory,
     model::{HostState, Linear, Lstm},
     network::ModelWeights,
     train::{Optimizer, OptimizerConfig},
@@ -92,7 +93,7 @@ impl CheckpointExtras {
         };
         let to_array3 = |array: &ArrayD<f32>| {
             let shape_error = |_| Error::shape("take_state", "three dimensions", format!("{:?}", array.shape()));
-            array.clone().into_dimensionality::<Ix3>().map_err(shape_error)
+            memory::copy_array("take_state", array.view())?.into_dimensionality::<Ix3>().map_err(shape_error)
         };
         let state = HostState { h: to_array3(h)?, c: to_array3(c)? };
         STATE_NAMES.iter().for_each(|name| drop(self.tensors.remove(*name)));
@@ -263,7 +264,7 @@ pub(super) fn take_optimizer(
     for (state_name, (name, shape)) in state_names.iter().flat_map(|s| shapes.iter().map(move |entry| (s, entry))) {
         let name = format!("{state_name}.{name}");
         let array = dict.take(&format!("{OPTIMIZER_PREFIX}{name}"), shape)?;
-        state.push((name, array.into_iter().collect()));
+        state.push((name, memory::collect("resume", array.len(), array)?));
     }
     let is_of_another_optimizer = |name: &&str| {
         let state_name = name.strip_prefix(OPTIMIZER_PREFIX).and_then(|name| name.split('.').next());

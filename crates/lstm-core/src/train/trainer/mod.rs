@@ -20,6 +20,7 @@ use crate::{
     backend::Backend,
     config::LstmConfig,
     error::{Error, Result},
+    memory,
     model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on, nth_seed},
     weights::Weights,
 };
@@ -216,8 +217,14 @@ impl<B: Backend> Trainer<B> {
         let head_spec = self.head.as_ref().map(HeadSpec::of);
         let shapes = parameter_shapes(self.lstm.config(), head_spec);
         let names: Vec<_> = shapes.into_iter().map(|(name, _)| name).collect();
-        let head_values = self.head.as_ref().map(|head| (head.weight().clone(), head.bias().cloned()));
-        let mut values = ModelArrays { lstm: self.lstm.weights().clone(), head: head_values };
+        let head_values = match &self.head {
+            Some(head) => {
+                let bias = head.bias().map(|bias| memory::copy_array("Trainer::step", bias.view())).transpose()?;
+                Some((memory::copy_array("Trainer::step", head.weight().view())?, bias))
+            }
+            None => None,
+        };
+        let mut values = ModelArrays { lstm: self.lstm.weights().try_clone()?, head: head_values };
         let (optimizer, gradient_norm) =
             optimize(&self.config, &self.optimizer, learning_rate, &names, values.slices(), gradients.slices())?;
         let mut lstm = self.lstm.clone();
@@ -305,7 +312,8 @@ fn with_config(
         );
         return Err(Error::config("optimizer", reason));
     }
-    let state = optimizer.state().map(|(name, values)| (name, values.to_vec()));
+    let state = optimizer.state().map(|(name, values)| Ok((name, memory::copy("set_config", values)?)));
+    let state = state.collect::<Result<Vec<_>>>()?;
     Optimizer::restore(new.clone(), optimizer.steps(), state)
 }
 
@@ -330,7 +338,7 @@ fn optimize(
         Some(clip) => clip.apply(&mut gradients)?,
         None => gradient_norm(gradients.iter().map(|gradient| &**gradient)),
     };
-    let mut optimizer = optimizer.clone();
+    let mut optimizer = optimizer.try_clone()?;
     let mut parameters: Vec<_> = names
         .iter()
         .zip(values)

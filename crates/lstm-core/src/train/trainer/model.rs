@@ -185,11 +185,9 @@ impl<B: Backend> ModelTrainer<B> {
         let dy: Array3<f32> = gradient.y.or(last).ok_or_else(missing)?;
         let mut gradients = pass.tape.backward_async(&dy).await?.weights;
 
-        let mut weights = self.model.weights().clone();
-        let mut values = weights.parameters_mut();
-        let names: Vec<_> = values.iter_mut().map(|(name, ..)| std::mem::take(name)).collect();
-        let values = values.into_iter().map(|(.., values)| values).collect();
-        let gradients = gradients.parameters_mut().into_iter().map(|(.., values)| values).collect();
+        let mut weights = self.model.weights().try_clone()?;
+        let names: Vec<_> = weights.parameter_shapes().into_iter().map(|(name, _)| name).collect();
+        let (values, gradients) = (weights.parameters_mut()?, gradients.parameters_mut()?);
         let (optimizer, gradient_norm) =
             optimize(&self.config, &self.optimizer, learning_rate, &names, values, gradients)?;
         self.model.set_weights(weights)?;
@@ -227,7 +225,7 @@ impl<B: Backend> ModelTrainer<B> {
         for (name, tensor) in &extras.tensors {
             writer = writer.tensor(format!("{EXTRA_PREFIX}{name}"), tensor)?;
         }
-        let shapes = parameter_shapes(self.model.weights()).into_iter().collect();
+        let shapes = self.model.weights().parameter_shapes().into_iter().collect();
         write_run(writer, &self.config, &self.optimizer, &shapes)?.save(path)
     }
 
@@ -267,15 +265,10 @@ impl<B: Backend> ModelTrainer<B> {
         weights = weights.with_metadata(model_metadata);
         let mut extras = CheckpointExtras::default().with_text(text);
         extras.tensors = take_extra_tensors(&mut dict)?;
-        let shapes = parameter_shapes(&weights);
+        let shapes = weights.parameter_shapes();
         let optimizer = take_optimizer(dict, &file_name, &config.optimizer, steps, &shapes)?;
         let mut trainer = ModelTrainer::new(Model::new(backend, weights)?, config)?;
         trainer.optimizer = optimizer;
         Ok((trainer, extras))
     }
-}
-
-/// Names and shapes of all parameters, in the order of the optimizer.
-fn parameter_shapes(weights: &ModelWeights) -> Vec<(String, Vec<usize>)> {
-    weights.clone().parameters_mut().into_iter().map(|(name, shape, _)| (name, shape)).collect()
 }

@@ -143,7 +143,7 @@ async fn compare_forward(wgpu: &Wgpu) -> Result<Option<String>> {
     let mut values = |len: usize| -> Vec<f32> { (0..len).map(|_| random.next_float()).collect() };
     let weights = Weights::init(LstmConfig::new(input, hidden), &Default::default(), 3)?;
     let (x, h, c) = (values(steps * batch * input), values(batch * hidden), values(batch * hidden));
-    let expected = forward_in_rust(&weights.layers()[0], &x, &h, &c, (steps, batch));
+    let expected = forward_in_rust(&weights.layers()[0], &x, &h, &c, (steps, batch))?;
 
     let layer = wgpu.load(&weights.layers()[0])?;
     let upload = |rows, data: &[f32]| wgpu.upload(MatrixShape::new(rows, data.len() / rows), data);
@@ -161,13 +161,13 @@ fn forward_in_rust(
     h: &[f32],
     c: &[f32],
     (steps, batch): (usize, usize),
-) -> Vec<f32> {
+) -> Result<Vec<f32>> {
     use lstm_core::Param::{WeightHh, WeightIh};
     let (input, hidden) = (weights.spec().input_size, weights.spec().hidden_size);
     let snap_all = |v: &[f32]| v.iter().map(|&v| snap(v)).collect::<Vec<f32>>();
     let snapped_param = |param| snap_all(weights.get(param).and_then(|v| v.as_slice()).unwrap_or_default());
     let (w, u, bias) =
-        (snapped_param(WeightIh), snapped_param(WeightHh), snap_all(&weights.bias().unwrap_or_default()));
+        (snapped_param(WeightIh), snapped_param(WeightHh), snap_all(&weights.bias()?.unwrap_or_default()));
     let (x, mut h, mut c, mut y) = (snap_all(x), snap_all(h), snap_all(c), Vec::new());
     for t in 0..steps {
         let h_old = h.clone();
@@ -184,7 +184,7 @@ fn forward_in_rust(
         }
         y.extend_from_slice(&h);
     }
-    y
+    Ok(y)
 }
 
 async fn download(wgpu: &Wgpu, x: &Tensor) -> Result<Vec<f32>> {
