@@ -23,6 +23,7 @@ const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("lstm", &["lstm-core", "lstm-formats", "lstm-cpu", "lstm-wgpu", "lstm-cuda"]),
     // What users see of the library is the facade.
     ("lstm-cli", &["lstm"]),
+    ("lstm-c", &["lstm"]),
     ("lstm-python", &["lstm"]),
     ("lstm-examples", &["lstm"]),
     // Its tests run the tool on the simulated driver.
