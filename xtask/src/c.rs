@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cargo;
+use crate::cargo::{self, not_run, succeed};
 
 /// Build the C library, install it to a folder, and compile and run its tests and examples
 #[derive(clap::Args)]
@@ -44,7 +44,12 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         }
         succeed(&mut tests)?;
     }
-    succeed(cargo::cargo_command().args(["build", "--release", "--package", PACKAGE, "--features", &features]))?;
+    let mut build = cargo::cargo_command();
+    build.args(["rustc", "--release", "--package", PACKAGE, "--features", &features]);
+    if cfg!(target_os = "linux") {
+        build.args(["--", &format!("-Clink-arg=-Wl,-soname,{}", soname())]);
+    }
+    succeed(&mut build)?;
     let target = cargo::read_workspace()?.target_dir;
     let prefix = args.prefix.clone().unwrap_or_else(|| target.join("c"));
     install(&target.join("release"), &prefix)?;
@@ -75,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         let models = ["nam.nam", "aidax.json", "guitarml.json"].map(model);
         programs.run(&source.join("tests/realtime.c"), "realtime", Link::Shared, &[], &models)?;
     } else {
-        println!("not run: realtime.c, which needs Linux with glibc");
+        not_run("realtime.c, which needs Linux with glibc")?;
     }
     programs.check_pkg_config(&forward)?;
     println!("installed to {}", prefix.display());
@@ -120,8 +125,7 @@ impl Programs {
         let mut pkg_config = Command::new("pkg-config");
         pkg_config.env("PKG_CONFIG_PATH", self.prefix.join("lib/pkgconfig")).args(["--cflags", "--libs", "lstm"]);
         let Ok(output) = pkg_config.output() else {
-            println!("not run: pkg-config, which is not installed");
-            return Ok(());
+            return not_run("pkg-config, which is not installed");
         };
         ensure!(output.status.success(), "pkg-config: {}", String::from_utf8_lossy(&output.stderr));
         let flags = String::from_utf8(output.stdout)?;
@@ -134,6 +138,12 @@ impl Programs {
 fn compiler(is_cpp: bool) -> Command {
     let (variable, default) = if is_cpp { ("CXX", "c++") } else { ("CC", "cc") };
     Command::new(std::env::var_os(variable).unwrap_or_else(|| default.into()))
+}
+
+/// The name under which programs look for the shared library at run time. While the version is 0.x, a minor version may
+/// change functions.
+fn soname() -> String {
+    format!("liblstm.so.{}.{}", env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"))
 }
 
 fn rpath(folder: &Path) -> OsString {
@@ -158,8 +168,8 @@ fn install(build: &Path, prefix: &Path) -> Result<()> {
         // The usual names: the file, the name that programs look for, and the name that the linker looks for.
         let file = format!("liblstm.so.{version}");
         copy(&build.join("liblstm.so"), &lib.join(&file))?;
-        link(&file, &lib.join("liblstm.so.0"))?;
-        link("liblstm.so.0", &lib.join("liblstm.so"))?;
+        link(&file, &lib.join(soname()))?;
+        link(&soname(), &lib.join("liblstm.so"))?;
     }
     let template = fs::read_to_string(Path::new(SOURCE).join("lstm.pc.in"))?;
     let text = template.replace("@prefix@", &prefix.display().to_string()).replace("@version@", version);
@@ -196,8 +206,7 @@ fn check_symbols(prefix: &Path) -> Result<()> {
     let library = prefix.join("lib/liblstm.so");
     let output = Command::new("nm").args(["-D", "--defined-only"]).arg(&library).output();
     let Some(output) = output.ok().filter(|output| output.status.success()) else {
-        println!("not run: the check of exported symbols, which needs `nm` and a shared library");
-        return Ok(());
+        return not_run("the check of exported symbols, which needs `nm` and a shared library");
     };
     let text = String::from_utf8(output.stdout)?;
     let exported = text.lines().filter_map(|line| line.split_whitespace().nth(2)).map(str::to_owned);
@@ -241,11 +250,4 @@ fn write_tone(path: &Path) -> Result<()> {
         bytes.extend(part);
     }
     Ok(fs::write(path, bytes)?)
-}
-
-/// Runs a command, which must succeed.
-fn succeed(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("{command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
 }

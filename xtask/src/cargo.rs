@@ -27,6 +27,20 @@ pub(crate) fn cargo_command() -> Command {
     command
 }
 
+/// Runs a command that must succeed.
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{command:?}"))?;
+    ensure!(status.success(), "{command:?} failed: {status}");
+    Ok(())
+}
+
+/// Says that a check is not run. With the environment variable `LSTM_REQUIRE`, that is an error.
+pub(crate) fn not_run(what: &str) -> Result<()> {
+    ensure!(std::env::var_os("LSTM_REQUIRE").is_none(), "not run, but LSTM_REQUIRE is set: {what}");
+    println!("not run: {what}");
+    Ok(())
+}
+
 /// Builds and runs a program of the tests in a release build, with these arguments and, as its option `--backends`, the
 /// requested backends. Returns whether it succeeded.
 pub(crate) fn run_verification(program: &str, args: Vec<OsString>, backends: Option<&[String]>) -> Result<bool> {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cargo;
+use crate::cargo::{self, succeed};
 
 /// Folder of the package in the repository.
 const PACKAGE_DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/lstm-python");
@@ -69,13 +69,6 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 fn pip(python: &Path, add: impl FnOnce(&mut Command) -> &mut Command) -> Result<()> {
     let mut command = Command::new(python);
     succeed(add(command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])))
-}
-
-/// Runs a command that must succeed.
-fn succeed(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("{command:?}"))?;
-    ensure!(status.success(), "{command:?} failed: {status}");
-    Ok(())
 }
 
 /// The path of the only file in a folder.

@@ -82,7 +82,11 @@ impl Part {
     fn sanitizer(self, sanitizer: &str, more_flags: &str) -> Self {
         let flags = format!("-Zsanitizer={sanitizer} {more_flags}");
         // Unoptimized: the build takes longer than the tests.
-        self.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", flags.trim_end()).env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+        self.env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTFLAGS", flags.trim_end())
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+            // The frames of unoptimized code with a sanitizer are large.
+            .env("RUST_MIN_STACK", "67108864")
     }
 }
 

@@ -147,6 +147,16 @@ bool lstm_model_reads_tokens(const struct LstmModel *model);
 bool lstm_model_returns_last_step(const struct LstmModel *model);
 
 /**
+ * Whether the steps of this model's streams are for real-time threads: they neither allocate, lock nor enter the
+ * operating system. That is so on the CPU with one thread, if the CPU has kernels for every LSTM. It has none for other
+ * activations of the gates than sigmoid and tanh, which the description then says: `reference`. False for NULL.
+ *
+ * # Safety
+ * `model` is NULL or valid.
+ */
+bool lstm_model_is_real_time(const struct LstmModel *model);
+
+/**
  * A description of the layers, with their precision, and of the device: text of several lines that is valid as long
  * as the model. Empty for NULL.
  *
@@ -265,20 +275,23 @@ enum LstmStatus lstm_stream_create(const struct LstmModel *model, size_t batch, 
 
 /**
  * Runs one time step: reads `x` of shape `(batch, input size)` and writes `y` of shape `(batch, output size)`, which do
- * not overlap. For real-time threads: on the CPU with one thread, a call that succeeds does not allocate, lock or enter
- * the operating system. Sets no text for `lstm_last_error`.
+ * not overlap. For real-time threads, if `lstm_model_is_real_time`: a call that succeeds then does not allocate, lock or
+ * enter the operating system. Sets no text for `lstm_last_error`.
  *
- * After `LSTM_STATUS_DEVICE` the states are lost until `lstm_stream_reset` or `lstm_stream_set_state`. After other
- * errors they are unchanged.
+ * After `LSTM_STATUS_INVALID_ARGUMENT` the states are unchanged. After another error they may be lost; then all calls
+ * fail until `lstm_stream_reset` or `lstm_stream_set_state`.
  *
  * # Safety
  * `stream` is NULL or valid, and no other thread uses it; `x` and `y` are NULL or have the described number of values.
  */
-enum LstmStatus lstm_stream_step(struct LstmStream *stream, const float *x, float *y);
+enum LstmStatus lstm_stream_step(struct LstmStream *stream,
+                                 const float *x,
+                                 float *y);
 
 /**
  * Runs `steps` time steps, one after the other: `x` has the shape `(steps, batch, input size)` and `y` the shape
- * `(steps, batch, output size)`. Otherwise as `lstm_stream_step`.
+ * `(steps, batch, output size)`. If the device fails, the steps before have been written. Otherwise as
+ * `lstm_stream_step`.
  *
  * # Safety
  * As for `lstm_stream_step`.
@@ -295,8 +308,8 @@ enum LstmStatus lstm_stream_run(struct LstmStream *stream, const float *x, float
 enum LstmStatus lstm_stream_step_tokens(struct LstmStream *stream, const int64_t *tokens, float *y);
 
 /**
- * Runs `steps` time steps of a model that reads tokens: `tokens` has the shape `(steps, batch)`. Stops at the first
- * token that the model does not have: the steps before it have run. Otherwise as `lstm_stream_run`.
+ * Runs `steps` time steps of a model that reads tokens: `tokens` has the shape `(steps, batch)`. A token that the model
+ * does not have is found before the first step. Otherwise as `lstm_stream_run`.
  *
  * # Safety
  * As for `lstm_stream_step`.

@@ -7,14 +7,14 @@ use std::{
 };
 
 use library::{
-    Device, HostState, LstmConfig, Model, ModelInput, ModelLayer, ModelWeights, Ops, Precision,
+    Device, ExecutionPath, HostState, LstmConfig, Model, ModelInput, ModelLayer, ModelWeights, Ops, Precision,
     formats::{self, ModelFile, OpenOptions},
     ndarray::{Array3, ArrayView2, ArrayView3},
 };
 
 use crate::{
     options::LstmOptions,
-    pointers::{check_disjoint, free, input, object, output, return_object, text},
+    pointers::{check, check_disjoint, free, input, object, output, return_object, text},
     status::{Failure, LstmStatus, call},
 };
 
@@ -23,6 +23,8 @@ pub struct LstmModel {
     pub(crate) model: Model<Device>,
     /// The number of time steps that the model is for; `None` for any number.
     pub(crate) steps: Option<usize>,
+    /// Whether a step of a stream neither allocates nor enters the operating system.
+    is_real_time: bool,
     description: CString,
     metadata: BTreeMap<String, CString>,
 }
@@ -40,7 +42,17 @@ impl LstmModel {
         let c_text = |text: &str| CString::new(text.replace('\0', " ")).unwrap_or_default();
         let metadata = model.weights().metadata().iter().map(|(key, value)| (key.clone(), c_text(value))).collect();
         let description = c_text(&describe(&format.to_string(), &model));
-        Ok(LstmModel { model, steps, description, metadata })
+        let has_kernels = || model.paths().iter().all(|path| matches!(path, ExecutionPath::Fused(_)));
+        let is_real_time = model.backend().name() == "cpu" && options.threads() == Some(1) && has_kernels();
+        Ok(LstmModel { model, steps, is_real_time, description, metadata })
+    }
+
+    /// The number of tokens that exist; `None` if the model reads features.
+    pub(crate) fn num_tokens(&self) -> Option<usize> {
+        match self.weights().layers().first() {
+            Some(ModelLayer::Embedding { weight, .. }) => Some(weight.nrows()),
+            _ => None,
+        }
     }
 
     /// Number of time steps of the outputs for an input of `steps`.
@@ -159,8 +171,8 @@ unsafe fn open_with(
             // SAFETY: the caller guarantees the pointer.
             false => unsafe { object("options", options) }?,
         };
-        // SAFETY: the caller guarantees the pointer. Checked before the work of opening.
-        unsafe { object("out", out.cast_const()) }?;
+        // Before the work of opening.
+        check("out", out, 1)?;
         let model = LstmModel::load(open(&options.open)?, options)?;
         // SAFETY: as above.
         Ok(unsafe { return_object(out, model) }?)
@@ -197,10 +209,7 @@ pub unsafe extern "C" fn lstm_model_input_size(model: *const LstmModel) -> usize
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lstm_model_num_tokens(model: *const LstmModel) -> usize {
     // SAFETY: the caller guarantees the pointer.
-    unsafe { object("model", model) }.map_or(0, |model| match model.weights().layers().first() {
-        Some(ModelLayer::Embedding { weight, .. }) => weight.nrows(),
-        _ => 0,
-    })
+    unsafe { object("model", model) }.ok().and_then(LstmModel::num_tokens).unwrap_or(0)
 }
 
 /// Number of outputs at each time step. 0 for NULL.
@@ -241,6 +250,18 @@ pub unsafe extern "C" fn lstm_model_reads_tokens(model: *const LstmModel) -> boo
 pub unsafe extern "C" fn lstm_model_returns_last_step(model: *const LstmModel) -> bool {
     // SAFETY: the caller guarantees the pointer.
     unsafe { object("model", model) }.is_ok_and(|model| model.weights().returns_last_step())
+}
+
+/// Whether the steps of this model's streams are for real-time threads: they neither allocate, lock nor enter the
+/// operating system. That is so on the CPU with one thread, if the CPU has kernels for every LSTM. It has none for other
+/// activations of the gates than sigmoid and tanh, which the description then says: `reference`. False for NULL.
+///
+/// # Safety
+/// `model` is NULL or valid.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lstm_model_is_real_time(model: *const LstmModel) -> bool {
+    // SAFETY: the caller guarantees the pointer.
+    unsafe { object("model", model) }.is_ok_and(|model| model.is_real_time)
 }
 
 /// A description of the layers, with their precision, and of the device: text of several lines that is valid as long

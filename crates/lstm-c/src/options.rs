@@ -44,9 +44,10 @@ impl LstmOptions {
             "set" => {
                 let parsed = value.split_once('=').and_then(|(name, value)| Some((name, value.trim().parse().ok()?)));
                 let (input, value) = parsed.ok_or_else(|| expected("a name and a number, such as sr=16000"))?;
-                if self.open.set.insert(input.trim().into(), value).is_some() {
+                if self.open.set.contains_key(input.trim()) {
                     return Err(Failure::argument(format_args!("option set: `{input}` is set twice")));
                 }
+                self.open.set.insert(input.trim().into(), value);
             }
             "cell" => self.open.cell = Some(value.parse()?),
             "clip" => {
@@ -59,12 +60,16 @@ impl LstmOptions {
         Ok(())
     }
 
+    /// The maximum number of threads; `None` for the device's own choice.
+    pub(crate) fn threads(&self) -> Option<usize> {
+        // A host has threads of its own, and a step of a small model is less work than waking another thread.
+        self.threads.or((self.device == "cpu").then_some(1))
+    }
+
     /// Opens the device.
     pub(crate) fn open_device(&self) -> Result<Device, Error> {
         let mut builder: DeviceBuilder = Device::builder().backend(&self.device);
-        // A host has threads of its own, and a step of a small model is less work than waking another thread.
-        let default_threads = (self.device == "cpu").then_some(1);
-        if let Some(threads) = self.threads.or(default_threads) {
+        if let Some(threads) = self.threads() {
             builder = builder.threads(threads);
         }
         if let Some(name) = &self.adapter_name {

@@ -27,7 +27,7 @@ impl From<BadPointer> for Failure {
 }
 
 /// Checks a pointer to `len` elements.
-fn check<T>(name: &'static str, pointer: *const T, len: usize) -> Result<(), BadPointer> {
+pub(crate) fn check<T>(name: &'static str, pointer: *const T, len: usize) -> Result<(), BadPointer> {
     let bad = |problem| Err(BadPointer { name, problem });
     if pointer.is_null() {
         return bad("expected a pointer, got NULL");
@@ -57,8 +57,8 @@ pub(crate) unsafe fn input<'a, T>(name: &'static str, pointer: *const T, len: us
 /// An array that the function writes. May be NULL if it is empty.
 ///
 /// # Safety
-/// If `pointer` is not null, `len` initialized elements can be written there while the result is in use, and nothing
-/// else accesses them.
+/// If `pointer` is not null, `len` elements can be written there while the result is in use, and nothing else accesses
+/// them. They need not be initialized, because the library only writes them.
 pub(crate) unsafe fn output<'a, T>(name: &'static str, pointer: *mut T, len: usize) -> Result<&'a mut [T], BadPointer> {
     if len == 0 {
         return Ok(&mut []);

@@ -1,11 +1,11 @@
 //! Streams: time steps of sequences that arrive over time.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use library::{Device, ModelStream, Result};
 
 use crate::{
-    model::{LstmModel, copy_states},
+    model::{LstmModel, copy_states, to_states},
     pointers::{BadPointer, check_disjoint, free, input, object, object_mut, output, return_object},
     status::{Failure, LstmStatus, call, status_of},
 };
@@ -16,7 +16,8 @@ pub struct LstmStream {
     stream: ModelStream<Device>,
     /// Number of values of the input and of the output of a step, of all sequences.
     step_sizes: [usize; 2],
-    reads_tokens: bool,
+    /// The number of tokens that exist; `None` if the model reads features.
+    num_tokens: Option<usize>,
     state_size: usize,
     /// Whether a call panicked.
     is_broken: bool,
@@ -36,7 +37,26 @@ impl LstmStream {
         // The stream has arrays of at least these sizes, so that the products don't overflow.
         let step_sizes = [x * batch, weights.output_size() * batch];
         let state_size = model.state_size(batch).ok_or_else(|| Failure::argument("the batch is too large"))?;
-        Ok(LstmStream { stream, step_sizes, reads_tokens: weights.reads_tokens(), state_size, is_broken: false })
+        Ok(LstmStream { stream, step_sizes, num_tokens: model.num_tokens(), state_size, is_broken: false })
+    }
+
+    /// Whether the model reads features.
+    fn takes_features(&self, _x: &[f32]) -> bool {
+        self.num_tokens.is_none()
+    }
+
+    /// Whether the model reads tokens, and has all of these.
+    fn takes_tokens(&self, tokens: &[i64]) -> bool {
+        let has = |token: &i64| self.num_tokens.is_some_and(|n| usize::try_from(*token).is_ok_and(|token| token < n));
+        self.num_tokens.is_some() && tokens.iter().all(has)
+    }
+
+    /// Calls `f`, and remembers if it panics.
+    fn guarded(&mut self, f: impl FnOnce(&mut ModelStream<Device>) -> Result<(), Failure>) -> Result<(), Failure> {
+        let stream = &mut self.usable()?.stream;
+        let result = catch_unwind(AssertUnwindSafe(|| f(stream)));
+        self.is_broken = result.is_err();
+        result.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// The stream, unless a call panicked.
@@ -70,7 +90,7 @@ unsafe fn run<T>(
     x: *const T,
     y: *mut f32,
     steps: usize,
-    reads_tokens: bool,
+    is_valid: impl Fn(&LstmStream, &[T]) -> bool,
     step: impl Fn(&mut ModelStream<Device>, &[T], &mut [f32]) -> Result<()>,
 ) -> LstmStatus {
     let run_steps = || -> Result<(), StepFailure> {
@@ -79,15 +99,15 @@ unsafe fn run<T>(
         if stream.is_broken {
             return Err(StepFailure::Panic);
         }
-        if stream.reads_tokens != reads_tokens {
-            return Err(StepFailure::Argument);
-        }
         let [x_size, y_size] = stream.step_sizes;
         let lens = (x_size.checked_mul(steps), y_size.checked_mul(steps));
         let (Some(x_len), Some(y_len)) = lens else { return Err(StepFailure::Argument) };
         check_disjoint((x, x_len), (y, y_len))?;
         // SAFETY: the caller guarantees the arrays, which don't overlap.
         let (x, y) = unsafe { (input("x", x, x_len)?, output("y", y, y_len)?) };
+        if !is_valid(stream, x) {
+            return Err(StepFailure::Argument);
+        }
         let mut run_all = || {
             let mut rows = x.chunks_exact(x_size).zip(y.chunks_exact_mut(y_size));
             rows.try_for_each(|(x, y)| step(&mut stream.stream, x, y))
@@ -125,22 +145,23 @@ pub unsafe extern "C" fn lstm_stream_create(
 }
 
 /// Runs one time step: reads `x` of shape `(batch, input size)` and writes `y` of shape `(batch, output size)`, which do
-/// not overlap. For real-time threads: on the CPU with one thread, a call that succeeds does not allocate, lock or enter
-/// the operating system. Sets no text for `lstm_last_error`.
+/// not overlap. For real-time threads, if `lstm_model_is_real_time`: a call that succeeds then does not allocate, lock or
+/// enter the operating system. Sets no text for `lstm_last_error`.
 ///
-/// After `LSTM_STATUS_DEVICE` the states are lost until `lstm_stream_reset` or `lstm_stream_set_state`. After other
-/// errors they are unchanged.
+/// After `LSTM_STATUS_INVALID_ARGUMENT` the states are unchanged. After another error they may be lost; then all calls
+/// fail until `lstm_stream_reset` or `lstm_stream_set_state`.
 ///
 /// # Safety
 /// `stream` is NULL or valid, and no other thread uses it; `x` and `y` are NULL or have the described number of values.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lstm_stream_step(stream: *mut LstmStream, x: *const f32, y: *mut f32) -> LstmStatus {
     // SAFETY: the caller guarantees the pointers.
-    unsafe { run(stream, x, y, 1, false, ModelStream::step) }
+    unsafe { run(stream, x, y, 1, LstmStream::takes_features, ModelStream::step) }
 }
 
 /// Runs `steps` time steps, one after the other: `x` has the shape `(steps, batch, input size)` and `y` the shape
-/// `(steps, batch, output size)`. Otherwise as `lstm_stream_step`.
+/// `(steps, batch, output size)`. If the device fails, the steps before have been written. Otherwise as
+/// `lstm_stream_step`.
 ///
 /// # Safety
 /// As for `lstm_stream_step`.
@@ -152,7 +173,7 @@ pub unsafe extern "C" fn lstm_stream_run(
     steps: usize,
 ) -> LstmStatus {
     // SAFETY: the caller guarantees the pointers.
-    unsafe { run(stream, x, y, steps, false, ModelStream::step) }
+    unsafe { run(stream, x, y, steps, LstmStream::takes_features, ModelStream::step) }
 }
 
 /// Runs one time step of a model that reads tokens, one for each sequence. Otherwise as `lstm_stream_step`. A token that
@@ -167,11 +188,11 @@ pub unsafe extern "C" fn lstm_stream_step_tokens(
     y: *mut f32,
 ) -> LstmStatus {
     // SAFETY: the caller guarantees the pointers.
-    unsafe { run(stream, tokens, y, 1, true, ModelStream::step_tokens) }
+    unsafe { run(stream, tokens, y, 1, LstmStream::takes_tokens, ModelStream::step_tokens) }
 }
 
-/// Runs `steps` time steps of a model that reads tokens: `tokens` has the shape `(steps, batch)`. Stops at the first
-/// token that the model does not have: the steps before it have run. Otherwise as `lstm_stream_run`.
+/// Runs `steps` time steps of a model that reads tokens: `tokens` has the shape `(steps, batch)`. A token that the model
+/// does not have is found before the first step. Otherwise as `lstm_stream_run`.
 ///
 /// # Safety
 /// As for `lstm_stream_step`.
@@ -183,7 +204,7 @@ pub unsafe extern "C" fn lstm_stream_run_tokens(
     steps: usize,
 ) -> LstmStatus {
     // SAFETY: the caller guarantees the pointers.
-    unsafe { run(stream, tokens, y, steps, true, ModelStream::step_tokens) }
+    unsafe { run(stream, tokens, y, steps, LstmStream::takes_tokens, ModelStream::step_tokens) }
 }
 
 /// Sets the states of all sequences to the model's initial states.
@@ -193,7 +214,7 @@ pub unsafe extern "C" fn lstm_stream_run_tokens(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lstm_stream_reset(stream: *mut LstmStream) -> LstmStatus {
     // SAFETY: the caller guarantees the pointer.
-    call(|| Ok(unsafe { object_mut("stream", stream) }?.usable()?.stream.reset()?))
+    call(|| unsafe { object_mut("stream", stream) }?.guarded(|stream| Ok(stream.reset()?)))
 }
 
 /// Number of floats of the states of the stream, in the order that `lstm_model_state_size` describes. 0 for NULL.
@@ -214,10 +235,12 @@ pub unsafe extern "C" fn lstm_stream_state_size(stream: *const LstmStream) -> us
 pub unsafe extern "C" fn lstm_stream_get_state(stream: *mut LstmStream, state: *mut f32, size: usize) -> LstmStatus {
     call(|| {
         // SAFETY: the caller guarantees the pointers.
-        let (stream, state) = unsafe { (object_mut("stream", stream)?.usable()?, output("state", state, size)?) };
+        let (stream, state) = unsafe { (object_mut("stream", stream)?, output("state", state, size)?) };
         check_state_size(stream, size)?;
-        copy_states(&stream.stream.states()?, state);
-        Ok(())
+        stream.guarded(|stream| {
+            copy_states(&stream.states()?, state);
+            Ok(())
+        })
     })
 }
 
@@ -230,10 +253,12 @@ pub unsafe extern "C" fn lstm_stream_get_state(stream: *mut LstmStream, state: *
 pub unsafe extern "C" fn lstm_stream_set_state(stream: *mut LstmStream, state: *const f32, size: usize) -> LstmStatus {
     call(|| {
         // SAFETY: the caller guarantees the pointers.
-        let (stream, state) = unsafe { (object_mut("stream", stream)?.usable()?, input("state", state, size)?) };
+        let (stream, state) = unsafe { (object_mut("stream", stream)?, input("state", state, size)?) };
         check_state_size(stream, size)?;
-        let states = crate::model::to_states(stream.stream.model().weights(), state, stream.stream.batch())?;
-        Ok(stream.stream.set_states(&states)?)
+        stream.guarded(|stream| {
+            let states = to_states(stream.model().weights(), state, stream.batch())?;
+            Ok(stream.set_states(&states)?)
+        })
     })
 }
 

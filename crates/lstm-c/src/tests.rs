@@ -260,6 +260,14 @@ fn invalid_options_and_files_say_what_was_expected() {
             &["options"],
         );
         assert_failed(lstm_options_set(options, c"layers".as_ptr(), null()), LstmStatus::InvalidArgument, &["value"]);
+        // The value of the first call stays.
+        assert_eq!(lstm_options_set(options, c"set".as_ptr(), c"sr=1".as_ptr()), LstmStatus::Ok);
+        let twice = lstm_options_set(options, c"set".as_ptr(), c"sr=2".as_ptr());
+        assert_failed(twice, LstmStatus::InvalidArgument, &["set twice"]);
+        assert_eq!((&(*options).open.set)["sr"], 1.0);
+        // Only ONNX files have such inputs.
+        lstm_options_destroy(options);
+        assert_eq!(lstm_options_create(&mut options), LstmStatus::Ok);
         let not_utf8 = c"\xff";
         assert_failed(
             lstm_options_set(options, not_utf8.as_ptr(), c"".as_ptr()),
@@ -271,12 +279,8 @@ fn invalid_options_and_files_say_what_was_expected() {
         let nam = path("nam.nam");
         assert_failed(lstm_model_open(nam.as_ptr(), options, &mut model), LstmStatus::InvalidArgument, &["abacus"]);
         assert_eq!(lstm_options_set(options, c"device".as_ptr(), c"cuda".as_ptr()), LstmStatus::Ok);
-        let status = lstm_model_open(nam.as_ptr(), options, &mut model);
-        if cfg!(feature = "cuda") {
-            lstm_model_destroy(model);
-            model = null_mut();
-        } else {
-            assert_failed(status, LstmStatus::Device, &["cuda"]);
+        if cfg!(not(feature = "cuda")) {
+            assert_failed(lstm_model_open(nam.as_ptr(), options, &mut model), LstmStatus::Device, &["cuda"]);
         }
         lstm_options_destroy(options);
 
@@ -360,6 +364,41 @@ fn null_unaligned_and_overlapping_pointers_are_errors() {
 fn a_panic_becomes_a_status() {
     let status = crate::status::call(|| panic!("on purpose"));
     assert_failed(status, LstmStatus::Internal, &["internal error: on purpose"]);
+}
+
+#[test]
+fn models_say_whether_steps_are_for_real_time() {
+    for (name, options, expected) in [
+        ("nam.nam", &[][..], true),
+        ("nam.nam", &[("threads", "2")], false),
+        ("nam.nam", &[("precision", "int8")], true),
+        ("tf2onnx-keras-hard-sigmoid.onnx", &[], false),
+    ] {
+        let model = open(name, options);
+        // SAFETY: the model is valid.
+        unsafe {
+            assert_eq!(lstm_model_is_real_time(model), expected, "{name} {options:?}");
+            lstm_model_destroy(model);
+        }
+    }
+    // SAFETY: NULL is allowed.
+    assert!(!unsafe { lstm_model_is_real_time(null()) });
+}
+
+#[test]
+fn a_bad_token_is_found_before_the_first_step() {
+    let model = open("keras-embedding.keras", &[]);
+    let (mut stream, mut y, mut state) = (null_mut(), [9.0; 9], Vec::new());
+    // SAFETY: all pointers are valid and the arrays have the sizes of the arguments.
+    unsafe {
+        assert_eq!(lstm_stream_create(model, 1, &mut stream), LstmStatus::Ok);
+        assert_eq!(lstm_stream_run_tokens(stream, [1, 2, 12].as_ptr(), y.as_mut_ptr(), 3), LstmStatus::InvalidArgument);
+        state.resize(lstm_stream_state_size(stream), 9.0);
+        assert_eq!(lstm_stream_get_state(stream, state.as_mut_ptr(), state.len()), LstmStatus::Ok);
+        lstm_stream_destroy(stream);
+        lstm_model_destroy(model);
+    }
+    assert!(y == [9.0; 9] && state.iter().all(|&v| v == 0.0));
 }
 
 /// `include/lstm.h` is what cbindgen makes of the source.

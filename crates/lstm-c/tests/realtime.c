@@ -113,6 +113,7 @@ static void test_model(const char *path, const char *precision) {
     require(lstm_options_create(&options) == LSTM_STATUS_OK, "options");
     require(lstm_options_set(options, "precision", precision) == LSTM_STATUS_OK, precision);
     require(lstm_model_open(path, options, &model) == LSTM_STATUS_OK, path);
+    require(lstm_model_is_real_time(model), "lstm_model_is_real_time");
     require(lstm_stream_create(model, 1, &work.stream) == LSTM_STATUS_OK, "stream");
     work.inputs = lstm_model_input_size(model);
     work.outputs = lstm_model_output_size(model);
