@@ -37,14 +37,14 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let features = args.features.join(",");
     if !args.no_tests || args.update_header {
         // Compares the header with the source, and all results with the Rust library.
-        let mut tests = cargo::cargo_command();
+        let mut tests = cargo_release();
         tests.args(["test", "--release", "--package", PACKAGE, "--features", &features]);
         if args.update_header {
             tests.env("UPDATE_HEADER", "1");
         }
         succeed(&mut tests)?;
     }
-    let mut build = cargo::cargo_command();
+    let mut build = cargo_release();
     build.args(["rustc", "--release", "--package", PACKAGE, "--features", &features]);
     if cfg!(target_os = "linux") {
         build.args(["--", &format!("-Clink-arg=-Wl,-soname,{}", soname())]);
@@ -85,6 +85,13 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     programs.check_pkg_config(&forward)?;
     println!("installed to {}", prefix.display());
     Ok(true)
+}
+
+/// A command that runs cargo. The libraries have no debug information, which would be five times their size.
+fn cargo_release() -> Command {
+    let mut command = cargo::cargo_command();
+    command.env("CARGO_PROFILE_RELEASE_DEBUG", "false");
+    command
 }
 
 /// How a program is linked with the library.
