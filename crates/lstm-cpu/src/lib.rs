@@ -50,6 +50,7 @@ mod pool;
 #[cfg(all(doctest, feature = "formats", feature = "train"))]
 #[doc = include_str!("../../../README.md")]
 #[doc = include_str!("../../../docs/history.md")]
+#[doc = include_str!("../../../docs/from-pytorch.md")]
 struct DocumentationTests;
 
 pub use builder::CpuBuilder;
