@@ -197,6 +197,55 @@ def test_second_derivatives_are_an_error() -> None:
         (y.sum() + gradient.square().sum()).backward()
 
 
+@pytest.mark.parametrize("of", ["before", "x", "h", "parameter", "upstream"])
+def test_second_derivatives_with_respect_to_one_tensor_are_an_error(of: str) -> None:
+    """PyTorch then runs only the nodes that lead to this tensor."""
+    _, net = pair({})
+    before = torch.nn.Linear(4, 4)
+    x, h = (torch.randn(shape, requires_grad=True) for shape in [(5, 2, 4), (1, 2, 6)])
+    y, _ = net(before(x), (h, torch.zeros(1, 2, 6)))
+    upstream = torch.randn(5, 2, 6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(y, x, upstream, create_graph=True)
+    tensors = {"before": before.weight, "x": x, "h": h, "parameter": net.bias_hh_l0, "upstream": upstream}
+    with pytest.raises(RuntimeError, match="gradients of first order only"):
+        torch.autograd.grad(gradient.square().sum(), tensors[of])
+
+
+def test_hessians_are_an_error() -> None:
+    _, net = pair({})
+    x = torch.randn(5, 2, 4)
+    functional = torch.autograd.functional
+    for call in (functional.hessian, lambda f, x: functional.hvp(f, x, x), lambda f, x: functional.jvp(f, x, x)):
+        with pytest.raises(RuntimeError, match="gradients of first order only"):
+            call(lambda x: net(x)[0].square().sum(), x)
+
+
+def test_a_second_backward_pass_needs_retain_graph() -> None:
+    _, net = pair({})
+    y, _ = net(torch.randn(5, 2, 4))
+    y.sum().backward(retain_graph=True)
+    gradient = net.weight_ih_l0.grad.clone()
+    y.sum().backward()
+    assert torch.equal(net.weight_ih_l0.grad, 2 * gradient)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.sum().backward()
+
+
+def test_checkpointed_passes_have_the_same_gradients() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    net = lstm.torch.LSTM(4, 6, num_layers=2, dropout=0.5)
+    x = torch.randn(5, 2, 4)
+    results = []
+    for is_checkpointed in (False, True):
+        torch.manual_seed(1)
+        net.zero_grad()
+        y = checkpoint(net, x, use_reentrant=False)[0] if is_checkpointed else net(x)[0]
+        y.square().sum().backward()
+        results.append([parameter.grad for parameter in net.parameters()])
+    assert all(map(torch.equal, *results))
+
+
 def test_empty_batches() -> None:
     _, net = pair({})
     y, (h, _) = net(torch.zeros(5, 0, 4, requires_grad=True))

@@ -37,12 +37,15 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, module: LSTM, lengths: Any, seed: int | None, x: Any, h: Any, c: Any, *parameters: Any) -> Any:
         ctx.set_materialize_grads(False)
+        # The tape has what `backward` reads. PyTorch frees these after it, so that a second `backward` is an error as elsewhere.
+        ctx.save_for_backward(x, h, c, *parameters)
         y, (h, c), ctx.tape = module._run(x, h, c, lengths, seed, parameters, record=True)
         return y, h, c
 
     @staticmethod
     def backward(ctx: Any, dy: Any, dh: Any, dc: Any) -> Any:
         _, _, _, needs_x, needs_h, needs_c, *needs_parameters = ctx.needs_input_grad
+        inputs = ctx.saved_tensors
         given = [None if d is None else _array(d, name) for d, name in [(dy, "dy"), (dh, "dh"), (dc, "dc")]]
         if all(d is None for d in given):
             return (None,) * len(ctx.needs_input_grad)
@@ -50,16 +53,16 @@ class _Pass(torch.autograd.Function):
         needed = zip([x, h, c, *parameters], [needs_x, needs_h, needs_c, *needs_parameters])
         gradients = [torch.from_numpy(array) if needs else None for array, needs in needed]
         if torch.is_grad_enabled():
-            # With `create_graph`. Without a node of their own, second derivatives would silently be zero.
-            gradients = [None if d is None else _FirstOrder.apply(torch.zeros((), requires_grad=True), d) for d in gradients]
+            # With `create_graph`. Without a node that depends on all they depend on, second derivatives would be wrong.
+            gradients = [None if d is None else _FirstOrder.apply(d, dy, dh, dc, *inputs) for d in gradients]
         return (None, None, None, *gradients)
 
 
 class _FirstOrder(torch.autograd.Function):
-    """The identity, whose derivative is an error."""
+    """The identity, whose derivative with respect to anything is an error."""
 
     @staticmethod
-    def forward(ctx: Any, marker: Any, gradient: Any) -> Any:
+    def forward(ctx: Any, gradient: Any, *dependencies: Any) -> Any:
         return gradient.view_as(gradient)
 
     @staticmethod
