@@ -177,6 +177,30 @@ def test_dropout_follows_the_seed_of_pytorch() -> None:
     assert torch.equal(net(x)[0], net(x)[0])
 
 
+def test_options_can_be_changed_or_are_an_error() -> None:
+    net: Any = lstm.torch.LSTM(4, 50, num_layers=2, dropout=0.5)
+    x = torch.randn(5, 2, 4)
+    modules: list[Any] = [*net.modules()]
+    for module in modules:
+        module.dropout = 0.0
+    assert net.dropout == 0 and torch.equal(net(x)[0], net.eval()(x)[0]), "there is no dropout in training mode"
+    net.train().dropout = 0.25
+    assert net.dropout == 0.25 and "dropout=0.25" in repr(net) and not torch.equal(net(x)[0], net.eval()(x)[0])
+    y, _ = net(x)
+    net.batch_first = True
+    assert net.batch_first and torch.equal(net(x.transpose(0, 1))[0].transpose(0, 1), y)
+    for name in ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "cell", "clip", "coupled",
+                 "device", "threads", "path"):  # fmt: skip
+        with pytest.raises(AttributeError, match=f"{name}: it can't be changed; make a new lstm.torch.LSTM"):
+            setattr(net, name, getattr(net, name))
+    with pytest.raises(ValueError, match="dropout"):
+        net.dropout = 1.5
+    assert net.dropout == 0.25
+    one = lstm.torch.LSTM(4, 6)
+    one.dropout = 0.5
+    assert one.dropout == 0.5 and torch.equal(one(x)[0], one(x)[0])
+
+
 def test_partial_gradients() -> None:
     _, net = pair({})
     for parameter in net.parameters():

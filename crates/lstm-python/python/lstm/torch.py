@@ -73,6 +73,14 @@ class _FirstOrder(torch.autograd.Function):
         )
 
 
+def _make(options: dict[str, Any]) -> _lstm.LSTM:
+    """An LSTM for options that an LSTM had before."""
+    with warnings.catch_warnings():
+        # The user was warned already that dropout has no effect with one layer.
+        warnings.simplefilter("ignore", UserWarning)
+        return _lstm.LSTM(**options, seed=0)
+
+
 class LSTM(torch.nn.Module):
     """An LSTM with the arguments, the parameters and the call of `torch.nn.LSTM`, whose passes are this library's.
 
@@ -83,7 +91,8 @@ class LSTM(torch.nn.Module):
         device: Where passes are computed: a name of `lstm.devices()`. Tensors stay in host memory.
         threads: Number of threads of the CPU; None for all cores. Results do not depend on it.
 
-    The other arguments are those of `lstm.LSTM`. Dropout draws its seeds from PyTorch's generator.
+    The other arguments are those of `lstm.LSTM`. Dropout draws its seeds from PyTorch's generator. The attributes `dropout` and
+    `batch_first` can be changed; the other options can't.
     """
 
     def __init__(
@@ -130,6 +139,18 @@ class LSTM(torch.nn.Module):
         if name in _OPTIONS:
             return getattr(self._lstm, name)
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("batch_first", "dropout"):
+            self._lstm = _make({**self._options(), name: value})
+        elif name in _OPTIONS:
+            raise AttributeError(f"{name}: it can't be changed; make a new lstm.torch.LSTM with other options")
+        else:
+            super().__setattr__(name, value)
+
+    def _options(self) -> dict[str, Any]:
+        """The arguments that make this module."""
+        return {name: getattr(self._lstm, name) for name in _OPTIONS - {"path"}}
 
     def reset_parameters(self) -> None:
         """Draws the parameters as `torch.nn.LSTM` does."""
