@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import types
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import lstm
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to run inside")
+prune: Any = pytest.importorskip("torch.nn.utils.prune")
 rnn: Any = pytest.importorskip("torch.nn.utils.rnn")
 torch.set_num_threads(1)
 Module: Any = torch.nn.Module
@@ -360,5 +362,54 @@ def test_convert_lists_what_it_cannot_replace() -> None:
         lstm.torch.convert(net, inplace=True)
     assert type(net[0]) is torch.nn.LSTM, "nothing was replaced"
     normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTM(4, 6), "weight_hh_l0")
-    with pytest.raises(ValueError, match="parametriz|subclass"):
+    with pytest.raises(ValueError, match="the module: it has parametrizations; remove them"):
         lstm.torch.convert(normed)
+    number: Any = 3
+    with pytest.raises(TypeError, match="convert: expected a torch.nn.Module, got int"):
+        lstm.torch.convert(number)
+
+
+def changed_forward(net: Any) -> None:
+    net.forward = types.MethodType(lambda self, x: x, net)
+
+
+CHANGES: list[tuple[Any, str]] = [
+    (changed_forward, "it has an attribute `forward` of its own"),
+    (lambda net: setattr(net, "activation", abs), "it has an attribute `activation` of its own"),
+    (lambda net: setattr(net, "clip", 3.0), "it has an attribute `clip` of its own"),
+    (lambda net: net.register_buffer("mean", torch.zeros(3)), "it has the buffer `mean`"),
+    (lambda net: setattr(net, "extra", torch.nn.Linear(1, 1)), "it has the submodule `extra`"),
+    (lambda net: net.register_parameter("scale", torch.nn.Parameter(torch.zeros(3))), "it has the parameter `scale`, unlike"),
+    (lambda net: net.register_parameter("bias_ih_l0", None), "it does not have the parameter `bias_ih_l0`, unlike"),
+    (lambda net: setattr(net, "hidden_size", 7), r"weight_ih_l0 has the shape \[24, 4\]; expected \[28, 4\] for its options"),
+    (lambda net: net.register_state_dict_pre_hook(lambda *args: None), r"it has hooks \(_state_dict_pre_hooks\)"),
+    (lambda net: torch.nn.utils.weight_norm(net, "weight_hh_l0"), "weight_hh_l0: computed from other tensors"),
+    (lambda net: prune.l1_unstructured(net, "weight_hh_l0", 0.5), "weight_hh_l0: computed from other tensors"),
+]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("change", "why"), CHANGES)
+def test_convert_replaces_no_module_that_was_changed(change: Any, why: str) -> None:
+    net = torch.nn.Sequential(torch.nn.LSTM(4, 6))
+    change(net[0])
+    for inplace in (False, True):
+        with pytest.raises(ValueError, match=f"can't replace .*`0`: .*{why}"):
+            lstm.torch.convert(net, inplace=inplace)
+        assert type(net[0]) is torch.nn.LSTM
+
+
+def test_convert_keeps_attributes_and_ties() -> None:
+    net: Any = torch.nn.LSTM(6, 6, num_layers=2)
+    net.weight_ih_l1 = net.weight_ih_l0
+    net.mark = {"a": 1}
+    converted: Any = lstm.torch.convert(net)
+    assert converted.mark == {"a": 1} and converted.weight_ih_l1 is converted.weight_ih_l0
+    x = torch.randn(5, 2, 6)
+    results = []
+    for module in (net, converted):
+        y, _ = module(x)
+        y.square().sum().backward()
+        results.append([y, *(parameter.grad for parameter in module.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -228,14 +228,17 @@ def convert(
         ValueError: there is no `torch.nn.LSTM`, or one that can't be replaced; the text lists each with the reason. The module
             is then unchanged.
     """
-    if not inplace:
-        module = _copy.deepcopy(module)
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"convert: expected a torch.nn.Module, got {type(module).__name__}")
     found = {name: child for name, child in module.named_modules() if isinstance(child, torch.nn.LSTM)}
     if not found:
         raise ValueError(f"convert: no torch.nn.LSTM in {type(module).__name__}")
-    problems = [f"`{name}`: {why}" for name, child in found.items() for why in _problems(child)]
+    problems = [f"{f'`{name}`' if name else 'the module'}: {why}" for name, child in found.items() for why in _problems(child)]
     if problems:
         raise ValueError(f"convert: can't replace {'; '.join(problems)}")
+    if not inplace:
+        module = _copy.deepcopy(module)
+        found = {name: child for name, child in module.named_modules() if isinstance(child, torch.nn.LSTM)}
     replacements = {id(child): _replacement(child, device, threads) for child in found.values()}
     if isinstance(module, torch.nn.LSTM):
         return replacements[id(module)]
@@ -252,21 +255,63 @@ def convert(
 
 def _problems(module: torch.nn.LSTM) -> list[str]:
     """Why a module can't be replaced."""
+    if hasattr(module, "parametrizations"):
+        return ["it has parametrizations; remove them with torch.nn.utils.parametrize.remove_parametrizations"]
+    plain = _plain(module)
+    computed = [name for name in plain._parameters if name in vars(module)]
+    if computed:
+        how = "make them parameters with torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove"
+        return [f"{', '.join(computed)}: computed from other tensors; {how}"]
     problems = []
     if type(module) is not torch.nn.LSTM:
         problems.append(f"it is a subclass, {type(module).__name__}, which may compute something else")
-    if any(hooks for name, hooks in vars(module).items() if name.endswith("_hooks") and name.startswith(("_forward", "_backward"))):
-        problems.append("it has hooks; remove them, and add them to the result")
-    if hasattr(module, "parametrizations"):
-        problems.append("it has parametrizations; remove them with torch.nn.utils.parametrize.remove_parametrizations")
+    hooks = [name for name, hooks in vars(module).items() if name.endswith("_hooks") and hooks]
+    if hooks:
+        how = "remove them, or load its state_dict into a new torch.nn.LSTM; then add them to the result"
+        problems.append(f"it has hooks ({', '.join(hooks)}); {how}")
     if module.dropout == 1.0 and module.num_layers > 1:
         problems.append("its dropout is 1; expected less")
-    for name, parameter in module.named_parameters():
-        if parameter.dtype != torch.float32:
-            problems.append(f"{name} is {parameter.dtype}; expected float32, as after .float()")
-        elif parameter.device.type != "cpu":
-            problems.append(f"{name} is on {parameter.device}; expected host memory, as after .cpu()")
+    for name, value in _own_attributes(module, plain).items():
+        if callable(value) or hasattr(plain, name) or hasattr(LSTM, name) or name in {*_OPTIONS, "_lstm", "_names"}:
+            problems.append(f"it has an attribute `{name}` of its own, which would be lost; delete it")
+    problems += [f"it has the buffer `{name}`, unlike a torch.nn.LSTM" for name in module._buffers]
+    problems += [f"it has the submodule `{name}`, unlike a torch.nn.LSTM" for name in module._modules]
+    parameters = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
+    for name in parameters | plain._parameters:
+        given, expected = parameters.get(name), plain._parameters.get(name)
+        if given is None or expected is None:
+            problem = "does not have" if given is None else "has"
+            problems.append(f"it {problem} the parameter `{name}`, unlike a torch.nn.LSTM with its options")
+        elif given.shape != expected.shape:
+            problems.append(f"{name} has the shape {[*given.shape]}; expected {[*expected.shape]} for its options")
+        elif given.dtype != torch.float32:
+            problems.append(f"{name} is {given.dtype}; expected float32, as after .float()")
+        elif given.device.type != "cpu":
+            problems.append(f"{name} is on {given.device}; expected host memory, as after .cpu()")
     return problems
+
+
+def _plain(module: torch.nn.LSTM) -> torch.nn.LSTM:
+    """A `torch.nn.LSTM` with the options of a module, and nothing else."""
+    with warnings.catch_warnings():
+        # PyTorch warned already that dropout has no effect with one layer.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.nn.LSTM(
+            module.input_size,
+            module.hidden_size,
+            module.num_layers,
+            module.bias,
+            module.batch_first,
+            module.dropout,
+            module.bidirectional,
+            module.proj_size,
+            device="meta",
+        )
+
+
+def _own_attributes(module: torch.nn.LSTM, plain: torch.nn.LSTM) -> dict[str, Any]:
+    """Attributes that the user or another library has set, such as a mark."""
+    return {name: value for name, value in vars(module).items() if name not in vars(plain)}
 
 
 def _replacement(module: torch.nn.LSTM, device: str, threads: int | None) -> LSTM:
@@ -288,7 +333,10 @@ def _replacement(module: torch.nn.LSTM, device: str, threads: int | None) -> LST
             threads=threads,
         )
     torch.set_rng_state(generator_state)
-    for name, parameter in module.named_parameters():
+    # With both names of a parameter that has two.
+    for name, parameter in module.named_parameters(remove_duplicate=False):
         new.register_parameter(name, parameter)
     new.train(module.training)
+    for name, value in _own_attributes(module, _plain(module)).items():
+        setattr(new, name, value)
     return new
