@@ -106,6 +106,20 @@ def test_errors() -> None:
         ours(rnn.pack_padded_sequence(torch.zeros(5, 2, 4), [5, 5]), lengths=[5, 5])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_traces_and_tangents_are_an_error() -> None:
+    _, ours = pair({})
+    x = torch.randn(5, 2, 4)
+    calls: list[Any] = [lambda x: ours(x)[0], lambda x: ours.stream(2).run(x)]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="x: the outputs would become constants of the trace"):
+            torch.jit.trace(call, (x,))
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            with pytest.raises(NotImplementedError, match="x: its tangent would be dropped"):
+                call(dual)
+
+
 def test_state_dicts_go_both_ways() -> None:
     theirs, ours = pair({"num_layers": 2, "bidirectional": True})
     other = lstm.LSTM(4, 6, num_layers=2, bidirectional=True)

@@ -272,6 +272,43 @@ def test_checkpointed_passes_have_the_same_gradients() -> None:
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("mode", ["grad", "no_grad", "frozen"])
+@pytest.mark.parametrize("which", ["x", "h", "parameter"])
+def test_derivatives_of_forward_mode_are_an_error(mode: str, which: str) -> None:
+    forward_ad: Any = torch.autograd.forward_ad
+    _, net = pair({})
+    net.requires_grad_(mode != "frozen")
+    x, h, c = torch.randn(5, 2, 4), torch.randn(1, 2, 6), torch.randn(1, 2, 6)
+    with torch.set_grad_enabled(mode != "no_grad"), forward_ad.dual_level():
+        if which == "x":
+            x = forward_ad.make_dual(x, torch.ones_like(x))
+        elif which == "h":
+            h = forward_ad.make_dual(h, torch.ones_like(h))
+        else:
+            value = net.weight_hh_l0.detach()
+            del net.weight_hh_l0
+            net.weight_hh_l0 = forward_ad.make_dual(value, torch.ones_like(value))
+        with pytest.raises(NotImplementedError, match="no derivatives of forward mode"):
+            net(x, (h, c))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_traces_are_an_error(is_packed: bool) -> None:
+    _, net = pair({})
+    x = torch.randn(5, 2, 4)
+
+    def run(x: Any) -> Any:
+        return net(rnn.pack_padded_sequence(x, [5, 3]))[0].data if is_packed else net(x)[0]
+
+    with pytest.raises(RuntimeError, match="can't be traced or exported.*before lstm.torch.convert"):
+        torch.jit.trace(run, (x,))
+    if not is_packed and hasattr(torch.compiler, "is_exporting"):
+        with pytest.raises(RuntimeError, match="can't be traced or exported.*before lstm.torch.convert"):
+            torch.export.export(net, (x,))
+
+
 def test_empty_batches() -> None:
     _, net = pair({})
     y, (h, _) = net(torch.zeros(5, 0, 4, requires_grad=True))

@@ -30,6 +30,13 @@ def _torch_of(value: object) -> Any:
 
 def _from_torch(torch: Any, value: Any, name: str) -> NDArray[Any]:
     """The memory of a tensor as an array."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            f"{name}: the outputs would become constants of the trace; trace or export a model with torch.nn.LSTM instead, which "
+            f"can load the state_dict"
+        )
+    if torch.autograd.forward_ad.unpack_dual(value).tangent is not None:
+        raise NotImplementedError(f"{name}: its tangent would be dropped; use torch.nn.LSTM for derivatives of forward mode")
     if value.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"{name}: it requires a gradient, which lstm.LSTM does not record; use lstm.torch.LSTM, "

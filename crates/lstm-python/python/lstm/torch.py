@@ -18,6 +18,11 @@ from . import _lstm
 
 __all__ = ["LSTM", "convert"]
 
+# These have no types in PyTorch.
+_jit: Any = torch.jit
+_compiler: Any = torch.compiler
+_forward_ad: Any = torch.autograd.forward_ad
+
 
 def _array(tensor: torch.Tensor, name: str) -> Any:
     """The memory of a tensor as an array of NumPy."""
@@ -163,6 +168,11 @@ class LSTM(torch.nn.Module):
 
     def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> tuple[Any, tuple[Any, Any]]:
         """The same as `lstm.LSTM.__call__` for tensors and packed sequences, with gradients."""
+        if _jit.is_tracing() or (hasattr(_compiler, "is_exporting") and _compiler.is_exporting()):
+            raise RuntimeError(
+                "lstm.torch.LSTM can't be traced or exported: its outputs would become constants. Trace or export the module "
+                "before lstm.torch.convert, or load the state_dict into one with torch.nn.LSTM"
+            )
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths)
         if hx is not None and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
@@ -175,6 +185,10 @@ class LSTM(torch.nn.Module):
         has_dropout = self.training and self._lstm.dropout > 0 and self._lstm.num_layers > 1
         seed = int(torch.randint(2**62, ())) if has_dropout else None
         inputs = [tensor for tensor in (input, h, c, *parameters) if tensor is not None]
+        if any(_forward_ad.unpack_dual(tensor).tangent is not None for tensor in inputs):
+            raise NotImplementedError(
+                "lstm.torch.LSTM has no derivatives of forward mode; use backward(), or torch.nn.LSTM for tangents"
+            )
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             y, h, c = _Pass.apply(self, lengths, seed, input, h, c, *parameters)
             return y, (h, c)
