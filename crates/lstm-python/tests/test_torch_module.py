@@ -145,6 +145,14 @@ def test_parameters_are_those_of_pytorch() -> None:
     assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_other_attributes_are_those_of_pytorch(options: dict[str, Any]) -> None:
+    theirs, ours = pair(options)
+    assert ours.mode == theirs.mode and ours.flatten_parameters() is None
+    for a, b in zip(ours.all_weights, theirs.all_weights, strict=True):
+        assert all(torch.equal(x.double(), y) for x, y in zip(a, b, strict=True))
+
+
 def test_every_change_of_a_parameter_is_seen() -> None:
     """Also one that PyTorch does not count as a change."""
     _, net = pair({})

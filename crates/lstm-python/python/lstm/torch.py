@@ -163,6 +163,22 @@ class LSTM(torch.nn.Module):
         for parameter in self.parameters():
             torch.nn.init.uniform_(parameter, -bound, bound)
 
+    def flatten_parameters(self) -> None:
+        """Does nothing. It exists for code that calls it, as `torch.nn.LSTM` has it for GPUs."""
+
+    @property
+    def mode(self) -> str:
+        """`LSTM`, as in PyTorch."""
+        return "LSTM"
+
+    @property
+    def all_weights(self) -> list[list[Any]]:
+        """The parameters of each layer and direction."""
+        layers: dict[str, list[Any]] = {}
+        for name in self._names:
+            layers.setdefault(name.rpartition("_l")[2], []).append(getattr(self, name))
+        return list(layers.values())
+
     def extra_repr(self) -> str:
         return repr(self._lstm).removeprefix("LSTM(").replace(")\n", "\n", 1)
 
