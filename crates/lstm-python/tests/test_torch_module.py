@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 import types
 from typing import Any
 
@@ -151,6 +153,11 @@ def test_other_attributes_are_those_of_pytorch(options: dict[str, Any]) -> None:
     assert ours.mode == theirs.mode and ours.flatten_parameters() is None
     for a, b in zip(ours.all_weights, theirs.all_weights, strict=True):
         assert all(torch.equal(x.double(), y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_module_is_imported_at_its_first_use() -> None:
+    code = "import lstm, sys; assert 'torch' not in sys.modules; lstm.torch.LSTM(3, 4); assert not hasattr(lstm, 'other')"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_change_of_a_parameter_is_seen() -> None:

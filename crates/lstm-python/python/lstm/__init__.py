@@ -4,6 +4,18 @@
 arrays. `lstm.torch` has modules for use inside PyTorch; it needs PyTorch.
 """
 
+from typing import TYPE_CHECKING
+
 from ._lstm import LSTM, Model, Stream, Trainer, __version__, devices, digest
 
 __all__ = ["LSTM", "Model", "Stream", "Trainer", "__version__", "devices", "digest"]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Imports `lstm.torch` at its first use, because it needs PyTorch."""
+        if name != "torch":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        return importlib.import_module(".torch", __name__)
