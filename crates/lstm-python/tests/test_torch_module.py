@@ -93,6 +93,17 @@ def test_gradients_of_packed_sequences(options: dict[str, Any], lengths: list[in
         close(a, b)
 
 
+def test_states_of_packed_sequences_have_their_batch() -> None:
+    _, net = pair({})
+    packed = rnn.pack_padded_sequence(torch.randn(5, 3, 4), [1, 5, 3], enforce_sorted=False)
+    h, c = torch.randn(1, 3, 6), torch.randn(1, 3, 6)
+    for hx in [(torch.randn(1, 5, 6), torch.randn(1, 5, 6)), (h, torch.randn(1, 4, 6))]:
+        with pytest.raises(ValueError, match=r"expected \[1, 3, 6\]"):
+            net(packed, hx)
+    with pytest.raises(TypeError, match="hx: h: expected a tensor, got ndarray"):
+        net(packed, (h.numpy(), c.numpy()))
+
+
 def test_cells_that_pytorch_does_not_have() -> None:
     """Against finite differences."""
     for options in ({"cell": "peephole-diagonal"}, {"cell": "peephole-dense"}, {"coupled": True}, {"clip": 2.0}):
@@ -352,7 +363,7 @@ def test_errors() -> None:
     _, net = pair({})
     with pytest.raises(TypeError, match=r"input: expected float32, got torch.float64"):
         net(torch.zeros(5, 2, 4, dtype=torch.float64))
-    with pytest.raises(TypeError, match="input: expected a tensor, got ndarray"):
+    with pytest.raises(TypeError, match="input: expected a tensor or a PackedSequence, got ndarray"):
         net(np.zeros((5, 2, 4), np.float32))
     with pytest.raises(TypeError, match=r"hx: expected the tuple \(h0, c0\)"):
         net(torch.zeros(5, 2, 4), torch.zeros(1, 2, 6))

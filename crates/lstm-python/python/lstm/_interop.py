@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
@@ -111,7 +112,7 @@ def _converter(value: Any) -> Convert:
 def call(lstm: LSTM, x: Any, hx: Any, lengths: Any) -> tuple[Any, tuple[Any, Any]]:
     """Calls an LSTM with arrays of any library, or with a packed sequence of PyTorch."""
     if isinstance(x, tuple) and hasattr(x, "batch_sizes"):
-        return _call_packed(lstm, x, hx, lengths)
+        return call_packed(partial(call, lstm), lstm.batch_first, x, _import_state(hx), lengths)
     array, convert = import_array(x, "x")
     y, (h, c) = lstm(array, _import_state(hx), lengths=lengths)
     return convert(y), (convert(h), convert(c))
@@ -125,23 +126,23 @@ def _import_state(hx: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]] | 
     return import_array(hx[0], "hx: h")[0], import_array(hx[1], "hx: c")[0]
 
 
-def _call_packed(lstm: LSTM, x: Any, hx: Any, lengths: Any) -> tuple[Any, tuple[Any, Any]]:
-    """Calls an LSTM with a `torch.nn.utils.rnn.PackedSequence`."""
+def call_packed(run: Callable[..., Any], batch_first: bool, x: Any, hx: Any, lengths: Any) -> tuple[Any, tuple[Any, Any]]:
+    """Calls `run(padded, hx, lengths)` for a `torch.nn.utils.rnn.PackedSequence` and a tuple of arrays or tensors."""
     if lengths is not None:
         raise ValueError("lengths: a packed sequence has its own lengths; expected None")
-    import torch
     from torch.nn.utils import rnn
 
     # In the order of the packed sequence: longest first.
-    in_order = rnn.PackedSequence(x.data, x.batch_sizes)
-    padded, sorted_lengths = rnn.pad_packed_sequence(in_order, batch_first=lstm.batch_first)
+    padded, sorted_lengths = rnn.pad_packed_sequence(rnn.PackedSequence(x.data, x.batch_sizes), batch_first=batch_first)
     if hx is not None and x.sorted_indices is not None:
-        hx = tuple(state.index_select(1, x.sorted_indices) for state in hx)
-    y, (h, c) = call(lstm, padded, hx, sorted_lengths.tolist())
-    packed = rnn.pack_padded_sequence(y, sorted_lengths, batch_first=lstm.batch_first)
+        order = x.sorted_indices.tolist()
+        # `run` rejects states of another batch, of which these indices would take a part.
+        hx = tuple(state[:, order] if state.ndim == 3 and state.shape[1] == len(order) else state for state in hx)
+    y, (h, c) = run(padded, hx, sorted_lengths.tolist())
+    packed = rnn.pack_padded_sequence(y, sorted_lengths, batch_first=batch_first)
     y = rnn.PackedSequence(packed.data, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
     if x.unsorted_indices is not None:
-        h, c = (torch.index_select(state, 1, x.unsorted_indices) for state in (h, c))
+        h, c = (state.index_select(1, x.unsorted_indices) for state in (h, c))
     return y, (h, c)
 
 

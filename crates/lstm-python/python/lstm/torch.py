@@ -12,9 +12,9 @@ import warnings
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from . import _lstm
+from . import _interop, _lstm
 
 __all__ = ["LSTM", "convert"]
 
@@ -189,14 +189,19 @@ class LSTM(torch.nn.Module):
                 "lstm.torch.LSTM can't be traced or exported: its outputs would become constants. Trace or export the module "
                 "before lstm.torch.convert, or load the state_dict into one with torch.nn.LSTM"
             )
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths)
         if hx is not None and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
             raise TypeError(f"hx: expected the tuple (h0, c0), got {type(hx).__name__}")
-        h, c = (None, None) if hx is None else hx
-        for value, name in [(input, "input"), (h, "hx: h"), (c, "hx: c")]:
-            if not isinstance(value, torch.Tensor) and (name == "input" or hx is not None):
+        for value, name in [] if hx is None else zip(hx, ["hx: h", "hx: c"], strict=True):
+            if not isinstance(value, torch.Tensor):
                 raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if isinstance(input, PackedSequence):
+            return _interop.call_packed(self._forward_padded, self._lstm.batch_first, input, hx, lengths)
+        if not isinstance(input, torch.Tensor):
+            raise TypeError(f"input: expected a tensor or a PackedSequence, got {type(input).__name__}")
+        return self._forward_padded(input, hx, lengths)
+
+    def _forward_padded(self, input: Any, hx: Any, lengths: Any) -> tuple[Any, tuple[Any, Any]]:
+        h, c = (None, None) if hx is None else hx
         parameters = [getattr(self, name) for name in self._names]
         has_dropout = self.training and self._lstm.dropout > 0 and self._lstm.num_layers > 1
         seed = int(torch.randint(2**62, ())) if has_dropout else None
@@ -216,21 +221,6 @@ class LSTM(torch.nn.Module):
         hx = None if h is None else (_array(h, "hx: h"), _array(c, "hx: c"))
         y, (h, c), tape = _lstm.run_module(self._lstm, arrays, _array(x, "input"), hx, lengths, seed, record)
         return torch.from_numpy(y), (torch.from_numpy(h), torch.from_numpy(c)), tape
-
-    def _forward_packed(self, input: Any, hx: Any, lengths: Any) -> tuple[Any, tuple[Any, Any]]:
-        if lengths is not None:
-            raise ValueError("lengths: a packed sequence has its own lengths; expected None")
-        is_first = self._lstm.batch_first
-        # In the order of the packed sequence: longest first.
-        padded, sorted_lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes), batch_first=is_first)
-        if hx is not None and input.sorted_indices is not None:
-            hx = tuple(state.index_select(1, input.sorted_indices) for state in hx)
-        y, (h, c) = self.forward(padded, hx, lengths=sorted_lengths.tolist())
-        packed = pack_padded_sequence(y, sorted_lengths, batch_first=is_first)
-        y = PackedSequence(packed.data, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
-        if input.unsorted_indices is not None:
-            h, c = (state.index_select(1, input.unsorted_indices) for state in (h, c))
-        return y, (h, c)
 
 
 _OPTIONS = {
