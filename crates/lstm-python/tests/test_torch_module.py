@@ -171,6 +171,28 @@ def test_the_module_is_imported_at_its_first_use() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_arguments_of_other_modules_of_pytorch() -> None:
+    skipped: Any = torch.nn.utils.skip_init(lstm.torch.LSTM, 4, 6, num_layers=2)
+    assert skipped.device == "cpu" and skipped.weight_ih_l1.device.type == "cpu"
+    _, net = pair({"num_layers": 2})
+    skipped.load_state_dict(net.state_dict())
+    x = torch.randn(5, 2, 4)
+    assert torch.equal(skipped(x)[0], net(x)[0])
+    for device in (None, "cpu", torch.device("cpu")):
+        assert lstm.torch.LSTM(4, 6, device=device, dtype=torch.float32).device == "cpu"
+    meta: Any = lstm.torch.LSTM(4, 6, device="meta")
+    with pytest.raises(ValueError, match="weight_ih_l0: expected a tensor in host memory, got one on meta"):
+        meta(x)
+    with pytest.raises(TypeError, match="dtype: expected torch.float32, got torch.float64"):
+        lstm.torch.LSTM(4, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"device: expected a name of lstm.devices\(\).*got torch.device\('cuda'\)"):
+        lstm.torch.LSTM(4, 6, device=torch.device("cuda"))
+    with pytest.raises(ValueError, match="expected one of cpu, .*, got `tpu`"):
+        lstm.torch.LSTM(4, 6, device="tpu")
+    with pytest.raises(ValueError, match="device: expected a name of lstm.devices"):
+        lstm.torch.convert(torch.nn.LSTM(4, 6), device="meta")
+
+
 def test_every_change_of_a_parameter_is_seen() -> None:
     """Also one that PyTorch does not count as a change."""
     _, net = pair({})

@@ -93,7 +93,9 @@ class LSTM(torch.nn.Module):
     those of `torch.nn.LSTM`. Gradients of first order exist for the input, the initial states and all parameters.
 
     Args:
-        device: Where passes are computed: a name of `lstm.devices()`. Tensors stay in host memory.
+        device: Where passes are computed: a name of `lstm.devices()`. Tensors stay in host memory. With `meta`, as
+            `torch.nn.utils.skip_init` gives it, the parameters have no memory yet, and the CPU computes.
+        dtype: None or `torch.float32`.
         threads: Number of threads of the CPU; None for all cores. Results do not depend on it.
 
     The other arguments are those of `lstm.LSTM`. Dropout draws its seeds from PyTorch's generator. The attributes `dropout` and
@@ -114,10 +116,19 @@ class LSTM(torch.nn.Module):
         cell: str = "fused",
         clip: float | None = None,
         coupled: bool = False,
-        device: str = "cpu",
+        device: str | torch.device | None = "cpu",
+        dtype: torch.dtype | None = None,
         threads: int | None = None,
     ) -> None:
         super().__init__()
+        if dtype not in (None, torch.float32):
+            raise TypeError(f"dtype: expected torch.float32, got {dtype}")
+        if isinstance(device, torch.device) and device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"device: expected a name of lstm.devices(), such as 'cuda', got torch.device('{device}'); tensors stay in "
+                f"host memory"
+            )
+        is_meta = str(device) == "meta"
         self._lstm = _lstm.LSTM(
             input_size,
             hidden_size,
@@ -130,13 +141,14 @@ class LSTM(torch.nn.Module):
             cell=cell,
             clip=clip,
             coupled=coupled,
-            device=device,
+            device="cpu" if device is None or is_meta else str(device),
             threads=threads,
             seed=0,
         )
         self._names = list(self._lstm.state_dict())
         for name, value in self._lstm.state_dict().items():
-            self.register_parameter(name, torch.nn.Parameter(torch.from_numpy(value)))
+            tensor = torch.from_numpy(value)
+            self.register_parameter(name, torch.nn.Parameter(tensor.to("meta") if is_meta else tensor))
         self.reset_parameters()
 
     def __getattr__(self, name: str) -> Any:
@@ -250,6 +262,8 @@ def convert(
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"convert: expected a torch.nn.Module, got {type(module).__name__}")
+    if str(device) == "meta":
+        raise ValueError("device: expected a name of lstm.devices(), got meta, which has no memory for the weights")
     found = {name: child for name, child in module.named_modules() if isinstance(child, torch.nn.LSTM)}
     if not found:
         raise ValueError(f"convert: no torch.nn.LSTM in {type(module).__name__}")
