@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import subprocess
 import sys
 import types
@@ -248,6 +249,7 @@ def test_options_can_be_changed_or_are_an_error() -> None:
     assert net.dropout == 0.25
     one = lstm.torch.LSTM(4, 6)
     one.dropout = 0.5
+    assert copy.deepcopy(one).dropout == 0.5, "without a warning"
     assert one.dropout == 0.5 and torch.equal(one(x)[0], one(x)[0])
 
 
@@ -377,6 +379,7 @@ def test_copies() -> None:
         with torch.no_grad():
             other.bias_ih_l0 += 1
         assert not torch.equal(other(x)[0], net(x)[0])
+    assert len(pickle.dumps(lstm.torch.LSTM(100, 100))) < 1.1 * 4 * sum(p.numel() for p in torch.nn.LSTM(100, 100).parameters())
     assert "num_layers=2" in repr(net) and "layer 1: 6 -> 6" in repr(net)
     assert (net.hidden_size, net.num_layers, net.batch_first, net.path) == (6, 2, False, net._lstm.path)
 

@@ -165,6 +165,14 @@ class LSTM(torch.nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the weights of `_lstm`, which are those of the parameters.
+        return {**self.__dict__, "_lstm": self._options()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        module: Any = super()
+        module.__setstate__({**state, "_lstm": _make(state["_lstm"])})
+
     def _options(self) -> dict[str, Any]:
         """The arguments that make this module."""
         return {name: getattr(self._lstm, name) for name in _OPTIONS - {"path"}}
