@@ -33,8 +33,8 @@ def _from_torch(torch: Any, value: Any, name: str) -> NDArray[Any]:
     """The memory of a tensor as an array."""
     if torch.jit.is_tracing():
         raise RuntimeError(
-            f"{name}: the outputs would become constants of the trace; trace or export a model with torch.nn.LSTM instead, which "
-            f"can load the state_dict"
+            f"{name}: the outputs would become constants of the trace; trace or export a model with torch.nn.LSTM instead, "
+            f"which can load the state_dict"
         )
     if torch.autograd.forward_ad.unpack_dual(value).tangent is not None:
         raise NotImplementedError(f"{name}: its tangent would be dropped; use torch.nn.LSTM for derivatives of forward mode")

@@ -42,7 +42,7 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, module: LSTM, lengths: Any, seed: int | None, x: Any, h: Any, c: Any, *parameters: Any) -> Any:
         ctx.set_materialize_grads(False)
-        # The tape has what `backward` reads. PyTorch frees these after it, so that a second `backward` is an error as elsewhere.
+        # The tape has what `backward` reads. PyTorch frees these after it, so that a second `backward` is an error.
         ctx.save_for_backward(x, h, c, *parameters)
         y, (h, c), ctx.tape = module._run(x, h, c, lengths, seed, parameters, record=True)
         return y, h, c
