@@ -119,10 +119,11 @@ impl LstmClass {
         let lstm = self.lstm();
         let x = Features::read(x, &self.expected_x(lstm.config()))?;
         let is_one = matches!(x, Features::One(_));
-        let lengths = x.lengths(lengths)?;
-        let state = hx.map(|hx| read_state(hx, "hx", is_one)).transpose()?;
-        let (dropout, view) = (self.dropout(&lstm), x.view());
         let is_time_major = !is_one && !self.options.batch_first;
+        let batch = x.batch(is_time_major);
+        let lengths = x.lengths(lengths, batch)?;
+        let state = hx.map(|hx| read_state(hx, "hx", lstm.config(), Some(batch), is_one)).transpose()?;
+        let (dropout, view) = (self.dropout(&lstm), x.view());
         let (y, HostState { h, c }) = py
             .detach(|| {
                 let mut input = Input::from(view).dropout(dropout);

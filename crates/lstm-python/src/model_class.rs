@@ -78,9 +78,9 @@ impl ModelClass {
         self.model.weights()
     }
 
-    /// Runs the model on sequences of `steps` time steps.
+    /// Runs the model on sequences of `steps` time steps, with the lengths and states of the file unless there are others.
     fn forward<'a>(
-        &self,
+        &'a self,
         py: Python<'_>,
         mut input: ModelInput<'a>,
         steps: usize,
@@ -91,10 +91,10 @@ impl ModelClass {
             let text = format!("x: the model is for sequences of {expected} time steps, got {steps}");
             return Err(PyValueError::new_err(text));
         }
-        if let Some(lengths) = lengths {
+        if let Some(lengths) = lengths.or(self.file.lengths.as_deref()) {
             input = input.lengths(lengths);
         }
-        if let Some(states) = states {
+        if let Some(states) = states.or(self.file.states.as_deref()) {
             input = input.states(states);
         }
         py.detach(|| self.model.forward(input)).py()
@@ -108,22 +108,25 @@ impl ModelClass {
         lengths: Option<&Bound<'py, PyAny>>,
         states: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
-        let lengths = lengths.map(read_lengths).transpose()?;
-        let states = states.map(read_states).transpose()?;
-        let lengths = lengths.or_else(|| self.file.lengths.clone());
-        let states = states.or_else(|| self.file.states.clone());
-        let (lengths, states) = (lengths.as_deref(), states.as_deref());
+        let read_arguments = |batch| {
+            let lengths = lengths.map(|lengths| read_lengths(lengths, batch)).transpose()?;
+            let states = states.map(|states| read_states(states, self.weights(), Some(batch))).transpose()?;
+            Ok::<_, PyErr>((lengths, states))
+        };
         let (output, is_one) = if self.weights().reads_tokens() {
             let is_one = untyped(x, "x")?.ndim() == 1;
             let x = if is_one { x.call_method1("reshape", (1, -1))? } else { x.clone() };
             let tokens = read::<i64, Ix2>(&x, "x", "the shape (batch, steps) or (steps,) of tokens")?;
             let view: ArrayView2<'_, i64> = tokens.as_array();
-            (self.forward(py, view.into(), view.ncols(), lengths, states)?, is_one)
+            let (lengths, states) = read_arguments(view.nrows())?;
+            (self.forward(py, view.into(), view.ncols(), lengths.as_deref(), states.as_deref())?, is_one)
         } else {
             let expected = format!("the shape (batch, steps, {0}) or (steps, {0})", self.weights().input_size());
             let features = Features::read(x, &expected)?;
             let view: ArrayView3<'_, f32> = features.view();
-            (self.forward(py, view.into(), view.dim().1, lengths, states)?, matches!(features, Features::One(_)))
+            let (lengths, states) = read_arguments(view.dim().0)?;
+            let output = self.forward(py, view.into(), view.dim().1, lengths.as_deref(), states.as_deref())?;
+            (output, matches!(features, Features::One(_)))
         };
         let states = output.states.into_iter().map(|HostState { h, c }| (h.into_pyarray(py), c.into_pyarray(py)));
         let states = PyList::new(py, states.collect::<Vec<_>>())?;
@@ -355,12 +358,13 @@ pub(crate) fn restore_model(
 ) -> PyResult<ModelClass> {
     let device = DeviceOptions { name: device.0, threads: device.1 };
     let opened = device.open(py)?;
-    let states = constants.2.map(|states| read_states(&states)).transpose()?;
     let model = py.detach(|| {
         let weights = ModelWeights::from_state_dict(StateDict::from_bytes(bytes)?)?;
         Model::new(&opened, weights)
     });
+    let model = model.py()?;
+    let states = constants.2.map(|states| read_states(&states, model.weights(), None)).transpose()?;
     let (format, dtypes, unused) = file;
     let info = FileInfo { format, dtypes, unused, steps: constants.0, lengths: constants.1, states };
-    Ok(ModelClass { model: model.py()?, device, file: info })
+    Ok(ModelClass { model, device, file: info })
 }

@@ -3,8 +3,9 @@
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use lstm::{
-    Device, HostState, ModelInput, ModelStream, Stream,
+    Device, HostState, ModelInput, ModelStream, ModelWeights, Stream,
     ndarray::{Array3, Ix2, IxDyn},
+    shape::memory,
 };
 use numpy::{IntoPyArray, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::{
@@ -141,7 +142,7 @@ impl StreamClass {
             let text = format!("x: expected the shape [{}] of tokens, got {:?}", self.batch, tokens.shape());
             return Err(PyValueError::new_err(text));
         }
-        let tokens: Vec<i64> = tokens.as_array().iter().copied().collect();
+        let tokens = memory::collect("step", self.batch, tokens.as_array().iter().copied()).py()?;
         match &mut *self.lock()? {
             AnyStream::Model(stream) => py.detach(|| stream.step_tokens(&tokens, y)).py(),
             AnyStream::Lstm(_) => Err(PyValueError::new_err("x: an LSTM reads features, not tokens")),
@@ -159,7 +160,7 @@ impl StreamClass {
         let x = match row_major {
             Some(x) => x,
             None => {
-                copy = x.as_array().iter().copied().collect();
+                copy = memory::collect("step", x.len(), x.as_array().iter().copied()).py()?;
                 &copy
             }
         };
@@ -202,7 +203,7 @@ impl StreamClass {
             return Ok(out);
         }
         let batch = self.batch;
-        let mut y = vec![0.0; batch * self.output_size];
+        let mut y = memory::filled("step", &[batch, self.output_size], 0.0).py()?;
         self.step_into(py, x, &mut y)?;
         let y = y.into_pyarray(py);
         let has_batch_axis = match self.reads_tokens {
@@ -271,9 +272,12 @@ impl StreamClass {
     #[setter]
     fn set_state(&self, state: &Bound<'_, PyAny>) -> PyResult<()> {
         match &mut *self.lock()? {
-            AnyStream::Lstm(stream) => stream.set_state(&read_state(state, "state", false)?).py(),
+            AnyStream::Lstm(stream) => {
+                let state = read_state(state, "state", stream.lstm().config(), Some(self.batch), false)?;
+                stream.set_state(&state).py()
+            }
             AnyStream::Model(stream) => {
-                let states = read_states(state)?;
+                let states = read_states(state, stream.model().weights(), Some(self.batch))?;
                 stream.set_states(&states).py()
             }
         }
@@ -284,10 +288,25 @@ impl StreamClass {
     }
 }
 
-/// Reads a list of states, one for each LSTM of a model.
-pub(crate) fn read_states(states: &Bound<'_, PyAny>) -> PyResult<Vec<HostState>> {
-    let read = |(k, state): (usize, PyResult<Bound<'_, PyAny>>)| read_state(&state?, &format!("states[{k}]"), false);
-    states.try_iter()?.enumerate().map(read).collect()
+/// Reads a list of states, one for each LSTM of a model, for `batch` sequences, or any number of sequences if it is `None`.
+pub(crate) fn read_states(
+    states: &Bound<'_, PyAny>,
+    weights: &ModelWeights,
+    batch: Option<usize>,
+) -> PyResult<Vec<HostState>> {
+    let mut read = Vec::new();
+    let mut given = states.try_iter()?;
+    for (k, lstm) in weights.lstms().enumerate() {
+        let Some(state) = given.next() else {
+            let text = format!("states: expected {}, one for each LSTM, got {k}", weights.lstms().count());
+            return Err(PyValueError::new_err(text));
+        };
+        read.push(read_state(&state?, &format!("states[{k}]"), lstm.config(), batch, false)?);
+    }
+    match given.next() {
+        None => Ok(read),
+        Some(_) => Err(PyValueError::new_err(format!("states: expected {}, one for each LSTM, got more", read.len()))),
+    }
 }
 
 /// The outputs of a model as an array, without the axes that the caller's input does not have.

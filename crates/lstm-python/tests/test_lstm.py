@@ -172,7 +172,7 @@ def test_wrong_states() -> None:
     net, x = model(3, 5), noise(7, 2, 3)
     zeros = np.zeros((1, 2, 5), np.float32)
     for hx, error, part in [
-        ((zeros, zeros[:, :1]), ValueError, r"state.c: expected \[1, 2, 5\], got \[1, 1, 5\]"),
+        ((zeros, zeros[:, :1]), ValueError, r"hx: c: expected the shape \[1, 2, 5\], got \[1, 1, 5\]"),
         ((zeros[0], zeros[0]), ValueError, "hx: h: expected 3 dimensions"),
         ((zeros, zeros.astype(np.float64)), TypeError, "hx: c: expected float32, got float64"),
         (zeros, TypeError, r"expected the tuple \(h0, c0\), got ndarray"),

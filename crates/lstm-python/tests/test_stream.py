@@ -65,7 +65,7 @@ def test_state_can_be_set() -> None:
     first = stream.run(x[:, 4:])
     stream.state = saved
     np.testing.assert_array_equal(stream.run(x[:, 4:]), first)
-    with pytest.raises(ValueError, match="state.h: expected"):
+    with pytest.raises(ValueError, match="state: h: expected"):
         stream.state = (saved[0][:, :1], saved[1])
     with pytest.raises(TypeError, match=r"expected the tuple \(h, c\)"):
         stream.state = [1]
