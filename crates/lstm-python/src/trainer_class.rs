@@ -307,13 +307,13 @@ impl TrainerClass {
         // A clone is cheap, and shares the weights.
         let mut trainer = self.trainer.clone();
         let input = self.input(&x, lengths);
-        let mut step = || match last {
+        let step = || match last {
             true => trainer.step(input, LossInput::LastState, |out: ModelOutputs<'_>, _: &_| loss.of_last(out.last()?)),
             false => trainer.step(input, LossInput::Outputs, |out: ModelOutputs<'_>, _: &_| {
                 loss.of_outputs(out.y()?, lengths, batch_first)
             }),
         };
-        let report = step().map_err(|LossError(error)| error)?;
+        let report = py.detach(step).map_err(|LossError(error)| error)?;
         self.trainer = trainer;
         let dict = PyDict::new(py);
         dict.set_item("step", report.step)?;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +146,29 @@ def test_the_training_of_pytorch() -> None:
         loss.backward()
         optimizer.step()
         assert trainer.step(x, target)["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+
+
+def test_a_step_releases_the_gil() -> None:
+    trainer, x = lstm.Trainer(lstm.LSTM(256, 256, seed=1, threads=1)), noise(400, 8, 256)
+    started, slices = threading.Event(), []
+
+    def run() -> None:
+        started.set()
+        trainer.step(x, x)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    started.wait()
+    while thread.is_alive():
+        slices.append(trainer_is_in_use(trainer))
+        time.sleep(0.001)
+    assert sum(slices) > 5, "this thread did not run during the step"
+    assert trainer.steps == 1
+
+
+def trainer_is_in_use(trainer: lstm.Trainer) -> bool:
+    """Whether another thread uses the trainer, which is an error."""
+    try:
+        return trainer.steps < 0
+    except RuntimeError:
+        return True

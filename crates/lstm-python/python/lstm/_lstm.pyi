@@ -433,6 +433,9 @@ class Trainer:
 
     Results are the same, bit for bit, for any number of threads and on any device. A run that is saved and resumed gives the
     bits of one without interruption.
+
+    Computation releases the GIL. One thread may use a trainer at a time: during a step, other uses of it raise RuntimeError,
+    also in the function that computes the loss.
     """
 
     def __new__(
@@ -483,6 +486,7 @@ class Trainer:
         Raises:
             TypeError: an array is of another type.
             ValueError: a shape is wrong, or the loss, a gradient or a parameter is not finite. The trainer is then unchanged.
+            RuntimeError: another thread uses the trainer.
         """
 
     def predict(self, x: Any, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None) -> _F32:
