@@ -207,7 +207,7 @@ impl ModelClass {
         if let Some(states) = &self.file.states {
             stream.set_states(states).py()?;
         }
-        Ok(StreamClass::new(AnyStream::Model(Box::new(stream))))
+        Ok(StreamClass::new(AnyStream::Model(Box::new(stream), self.file.states.clone())))
     }
 
     fn digest(&self) -> String {

@@ -24,8 +24,8 @@ use crate::{
 pub(crate) enum AnyStream {
     /// The stream of an LSTM.
     Lstm(Box<Stream<Device>>),
-    /// The stream of a model.
-    Model(Box<ModelStream<Device>>),
+    /// The stream of a model, and its initial states if its file has some of each sequence.
+    Model(Box<ModelStream<Device>>, Option<Vec<HostState>>),
 }
 
 /// Work of a step, in weights times sequences, from which on a step releases the GIL. Releasing it takes longer than a
@@ -36,50 +36,50 @@ impl AnyStream {
     fn batch(&self) -> usize {
         match self {
             AnyStream::Lstm(stream) => stream.batch(),
-            AnyStream::Model(stream) => stream.batch(),
+            AnyStream::Model(stream, _) => stream.batch(),
         }
     }
 
     fn input_size(&self) -> usize {
         match self {
             AnyStream::Lstm(stream) => stream.lstm().config().input_size,
-            AnyStream::Model(stream) => stream.model().weights().input_size(),
+            AnyStream::Model(stream, _) => stream.model().weights().input_size(),
         }
     }
 
     fn output_size(&self) -> usize {
         match self {
             AnyStream::Lstm(stream) => stream.lstm().config().output_size(),
-            AnyStream::Model(stream) => stream.model().weights().output_size(),
+            AnyStream::Model(stream, _) => stream.model().weights().output_size(),
         }
     }
 
     fn num_params(&self) -> usize {
         match self {
             AnyStream::Lstm(stream) => stream.lstm().weights().len(),
-            AnyStream::Model(stream) => stream.model().weights().num_params(),
+            AnyStream::Model(stream, _) => stream.model().weights().num_params(),
         }
     }
 
     fn reads_tokens(&self) -> bool {
-        matches!(self, AnyStream::Model(stream) if stream.model().weights().reads_tokens())
+        matches!(self, AnyStream::Model(stream, _) if stream.model().weights().reads_tokens())
     }
 
     fn returns_last_step(&self) -> bool {
-        matches!(self, AnyStream::Model(stream) if stream.model().weights().returns_last_step())
+        matches!(self, AnyStream::Model(stream, _) if stream.model().weights().returns_last_step())
     }
 
     fn step(&mut self, x: &[f32], y: &mut [f32]) -> lstm::Result<()> {
         match self {
             AnyStream::Lstm(stream) => stream.step(x, y),
-            AnyStream::Model(stream) => stream.step(x, y),
+            AnyStream::Model(stream, _) => stream.step(x, y),
         }
     }
 
     fn states(&self) -> lstm::Result<Vec<HostState>> {
         match self {
             AnyStream::Lstm(stream) => stream.state().map(|state| vec![state]),
-            AnyStream::Model(stream) => stream.states(),
+            AnyStream::Model(stream, _) => stream.states(),
         }
     }
 }
@@ -144,7 +144,7 @@ impl StreamClass {
         }
         let tokens = memory::collect("step", self.batch, tokens.as_array().iter().copied()).py()?;
         match &mut *self.lock()? {
-            AnyStream::Model(stream) => py.detach(|| stream.step_tokens(&tokens, y)).py(),
+            AnyStream::Model(stream, _) => py.detach(|| stream.step_tokens(&tokens, y)).py(),
             AnyStream::Lstm(_) => Err(PyValueError::new_err("x: an LSTM reads features, not tokens")),
         }
     }
@@ -227,7 +227,7 @@ impl StreamClass {
             let array = if is_one { array.call_method1("reshape", (1, -1))? } else { array };
             let tokens = read::<i64, Ix2>(&array, "x", "the shape (batch, steps) or (steps,) of tokens")?;
             let view = tokens.as_array();
-            let AnyStream::Model(stream) = &mut *self.lock()? else {
+            let AnyStream::Model(stream, _) = &mut *self.lock()? else {
                 return Err(PyValueError::new_err("x: an LSTM reads features, not tokens"));
             };
             (py.detach(|| stream.chunk(ModelInput::from(view))).py()?, is_one)
@@ -237,7 +237,7 @@ impl StreamClass {
             let (view, stream) = (features.view(), &mut *self.lock()?);
             let y = py.detach(|| match stream {
                 AnyStream::Lstm(stream) => stream.chunk(view),
-                AnyStream::Model(stream) => stream.chunk(view),
+                AnyStream::Model(stream, _) => stream.chunk(view),
             });
             (y.py()?, matches!(features, Features::One(_)))
         };
@@ -248,7 +248,8 @@ impl StreamClass {
         let stream = &mut *self.lock()?;
         py.detach(|| match stream {
             AnyStream::Lstm(stream) => stream.reset(),
-            AnyStream::Model(stream) => stream.reset(),
+            AnyStream::Model(stream, None) => stream.reset(),
+            AnyStream::Model(stream, Some(states)) => stream.set_states(states),
         })
         .py()
     }
@@ -276,7 +277,7 @@ impl StreamClass {
                 let state = read_state(state, "state", stream.lstm().config(), Some(self.batch), false)?;
                 stream.set_state(&state).py()
             }
-            AnyStream::Model(stream) => {
+            AnyStream::Model(stream, _) => {
                 let states = read_states(state, stream.model().weights(), Some(self.batch))?;
                 stream.set_states(&states).py()
             }

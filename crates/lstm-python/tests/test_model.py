@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import lstm
+import onnx_file
 
 ROOT = Path(__file__).resolve().parents[3]
 MODELS = ROOT / "tests/data/models"
@@ -174,3 +175,22 @@ def test_lengths() -> None:
     y = model.run(x, lengths=[4, 9])
     np.testing.assert_array_equal(y[0, :4], model.run(x[0, :4]))
     assert not y[0, 4:].any()
+
+
+def test_a_stream_is_reset_to_the_states_of_the_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    h, c = (rng.standard_normal((1, 2, 3), dtype=np.float32) for _ in range(2))
+    (tmp_path / "states.onnx").write_bytes(onnx_file.write(3, ["Y"], states=(h, c)))
+    x = rng.standard_normal((2, 7, 2), dtype=np.float32)
+    model = lstm.Model.open(tmp_path / "states.onnx", threads=1)
+    for model in (model, pickle.loads(pickle.dumps(model))):
+        y = model.run(x)
+        np.testing.assert_array_equal(model.run(x, states=[(h, c)]), y)
+        assert not np.array_equal(model.run(x, states=[(0 * h, 0 * c)]), y)
+        stream = model.stream(2)
+        for _ in range(2):
+            np.testing.assert_array_equal(stream.run(x), y)
+            stream.reset()
+        np.testing.assert_array_equal(stream.state[0][0], h)
+        with pytest.raises(ValueError, match="batch|expected"):
+            model.stream(3)
