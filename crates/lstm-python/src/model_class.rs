@@ -1,9 +1,12 @@
 //! The class `Model`: a model file of any format.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use lstm::{
-    Device, HostState, Model, ModelInput, ModelLayer, ModelOutput, ModelWeights, StateDict,
+    Device, Error, HostState, Model, ModelInput, ModelLayer, ModelOutput, ModelWeights, StateDict,
     arithmetic::Digest,
     formats::{ModelFile, OpenOptions, open},
     ndarray::{ArrayView2, ArrayView3, Ix2},
@@ -49,7 +52,9 @@ impl FileInfo {
     ///
     /// # Errors
     /// `ValueError` if the graph of an ONNX file computes something else than the model.
-    fn new(file: &ModelFile, path: &str, is_selected_by_name: bool) -> PyResult<Self> {
+    fn new(file: &ModelFile, path: &Path) -> PyResult<Self> {
+        let in_file = |error| Error::format(path.display().to_string(), error);
+        file.check_weights_and_constants_suffice().map_err(in_file).py()?;
         let mut info = FileInfo {
             format: file.format.to_string(),
             dtypes: file.dtypes.clone(),
@@ -59,14 +64,7 @@ impl FileInfo {
             states: None,
         };
         if let Some(graph) = &file.onnx {
-            if let Some(why) = graph.rearrangement().filter(|_| !is_selected_by_name) {
-                let names = graph.lstm_nodes().join(", ");
-                let text = format!(
-                    "{path}: the graph is not the model alone: {why}; to use LSTM nodes alone, select them with name: {names}"
-                );
-                return Err(PyValueError::new_err(text));
-            }
-            let constants = graph.constants().py()?;
+            let constants = graph.constants().map_err(in_file).py()?;
             (info.lengths, info.states) = (constants.lengths, constants.states);
         }
         Ok(info)
@@ -166,8 +164,7 @@ impl ModelClass {
         let device = DeviceOptions { name: device.to_owned(), threads };
         let opened = device.open(py)?;
         let file = py.detach(|| open(&path, &options)).py()?;
-        let path = path.display().to_string();
-        let info = FileInfo::new(&file, &path, !options.names.is_empty())?;
+        let info = FileInfo::new(&file, &path)?;
         let model = py.detach(|| Model::new(&opened, file.weights)).py()?;
         Ok(ModelClass { model, device, file: info })
     }

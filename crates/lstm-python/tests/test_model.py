@@ -194,3 +194,30 @@ def test_a_stream_is_reset_to_the_states_of_the_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stream.state[0][0], h)
         with pytest.raises(ValueError, match="batch|expected"):
             model.stream(3)
+
+
+def test_graphs_that_are_not_the_model_alone(tmp_path: Path) -> None:
+    path = MODELS / "gobw.onnx"
+    with pytest.raises(ValueError, match=r"gobw.onnx: .*`out` has another order.*select its LSTM nodes by name: `lstm`"):
+        lstm.Model.open(path)
+    assert lstm.Model.open(path, name="lstm").output_size > 0
+    path = tmp_path / "states.onnx"
+    path.write_bytes(onnx_file.write(3, ["Y_h", "Y_c"]))
+    with pytest.raises(ValueError, match=r"states.onnx: .*all its outputs are final states.*nodes by name: `rec`"):
+        lstm.Model.open(path)
+    x = np.ones((7, 2), np.float32)
+    y, ((h, _),) = lstm.Model.open(path, name="rec").run(x, return_states=True)
+    np.testing.assert_array_equal(y, h[0, 0])
+
+
+@pytest.mark.parametrize("name", [None, "rec"])
+def test_constants_of_a_graph_are_applied(tmp_path: Path, name: str | None) -> None:
+    path, lengths = tmp_path / "constants.onnx", np.array([4, 7], np.int32)
+    states = np.full((1, 2, 3), 0.5, np.float32), np.full((1, 2, 3), -0.5, np.float32)
+    path.write_bytes(onnx_file.write(3, ["Y"], states, lengths))
+    model, x = lstm.Model.open(path, name=name, threads=1), np.ones((2, 7, 2), np.float32)
+    y = model.run(x)
+    np.testing.assert_array_equal(model.run(x, lengths=lengths, states=[states]), y)
+    assert not y[0, 4:].any() and y[0, :4].all()
+    with pytest.raises(ValueError, match="fixes the lengths"):
+        model.stream(2)
