@@ -113,11 +113,15 @@ impl StreamClass {
     /// Locks the stream.
     ///
     /// # Errors
-    /// `RuntimeError` if another thread runs it.
+    /// `RuntimeError` if another thread runs it, or if an earlier call panicked.
     fn lock(&self) -> PyResult<MutexGuard<'_, AnyStream>> {
         match self.stream.try_lock() {
             Ok(stream) => Ok(stream),
-            Err(TryLockError::Poisoned(error)) => Ok(error.into_inner()),
+            Err(TryLockError::Poisoned(_)) => {
+                let text = "an earlier call of this stream panicked, so that its states are lost; make a new stream, with the \
+                            method `stream`";
+                Err(PyRuntimeError::new_err(text))
+            }
             Err(TryLockError::WouldBlock) => {
                 let text = "another thread runs this stream; make one stream for each thread, with the method `stream`";
                 Err(PyRuntimeError::new_err(text))
