@@ -92,14 +92,15 @@ impl LstmClass {
         self.options.batch_first
     }
 
-    /// Whether the next pass has dropout, and its seed.
-    fn dropout(&self, lstm: &Lstm<Device>) -> Dropout {
-        if lstm.config().dropout > 0.0 && self.training.load(Ordering::Relaxed) {
-            let pass = self.passes.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-            Dropout::Seed(self.options.seed.wrapping_add(pass))
-        } else {
-            Dropout::Off
-        }
+    /// The number of a pass with dropout, counted from 1; `None` for a pass without.
+    fn start_pass(&self, lstm: &Lstm<Device>) -> Option<u64> {
+        let has_dropout = lstm.config().dropout > 0.0 && self.training.load(Ordering::Relaxed);
+        has_dropout.then(|| self.passes.fetch_add(1, Ordering::Relaxed).wrapping_add(1))
+    }
+
+    /// Does not count a pass that failed, unless another thread has started the next.
+    fn undo_pass(&self, pass: u64) {
+        let _ = self.passes.compare_exchange(pass, pass.wrapping_sub(1), Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// The shapes of the input, for error messages.
@@ -123,22 +124,25 @@ impl LstmClass {
         let batch = x.batch(is_time_major);
         let lengths = x.lengths(lengths, batch)?;
         let state = hx.map(|hx| read_state(hx, "hx", lstm.config(), Some(batch), is_one)).transpose()?;
-        let (dropout, view) = (self.dropout(&lstm), x.view());
-        let (y, HostState { h, c }) = py
-            .detach(|| {
-                let mut input = Input::from(view).dropout(dropout);
-                if is_time_major {
-                    input = input.time_major();
-                }
-                if let Some(state) = &state {
-                    input = input.state(state);
-                }
-                if let Some(lengths) = &lengths {
-                    input = input.lengths(lengths);
-                }
-                lstm.forward(input)
-            })
-            .py()?;
+        let (pass, view) = (self.start_pass(&lstm), x.view());
+        let dropout = pass.map_or(Dropout::Off, |pass| Dropout::Seed(self.options.seed.wrapping_add(pass)));
+        let result = py.detach(|| {
+            let mut input = Input::from(view).dropout(dropout);
+            if is_time_major {
+                input = input.time_major();
+            }
+            if let Some(state) = &state {
+                input = input.state(state);
+            }
+            if let Some(lengths) = &lengths {
+                input = input.lengths(lengths);
+            }
+            lstm.forward(input)
+        });
+        if let (Err(_), Some(pass)) = (&result, pass) {
+            self.undo_pass(pass);
+        }
+        let (y, HostState { h, c }) = result.py()?;
         let state = if is_one {
             (without_axis(py, h, 1), without_axis(py, c, 1)).into_pyobject(py)?
         } else {

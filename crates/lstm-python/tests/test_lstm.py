@@ -322,6 +322,15 @@ def test_dropout_acts_in_training_only() -> None:
     assert net.train().training
 
 
+def test_a_failed_pass_does_not_count() -> None:
+    net, other = (model(3, 50, num_layers=2, dropout=0.5) for _ in range(2))
+    x = noise(7, 2, 3)
+    for wrong in ({"x": x[..., :2]}, {"x": x, "lengths": [8, 1]}):
+        with pytest.raises(ValueError):
+            net(**wrong)
+        np.testing.assert_array_equal(net(x)[0], other(x)[0])
+
+
 def test_dropout_of_one_layer_warns() -> None:
     with pytest.warns(UserWarning, match="no effect"):
         net = model(3, 5, dropout=0.5)
