@@ -22,6 +22,9 @@ use crate::{
     lstm_class::LstmClass,
 };
 
+/// The metadata of a saved run that says whether its arrays have the batch as their first axis.
+const BATCH_FIRST: &str = "python.batch_first";
+
 /// Trains an LSTM and a linear head; `_lstm.pyi` documents it.
 #[pyclass(name = "Trainer", module = "lstm")]
 pub(crate) struct TrainerClass {
@@ -256,22 +259,35 @@ impl TrainerClass {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (path, *, batch_first = false, device = "cpu", threads = None))]
+    #[pyo3(signature = (path, *, batch_first = None, device = "cpu", threads = None))]
     fn resume(
         py: Python<'_>,
         path: PathBuf,
-        batch_first: bool,
+        batch_first: Option<bool>,
         device: &str,
         threads: Option<usize>,
     ) -> PyResult<Self> {
         let device = DeviceOptions { name: device.to_owned(), threads };
         let opened = device.open(py)?;
-        let (trainer, _): (_, CheckpointExtras) = py.detach(|| Trainer::resume(&opened, path)).py()?;
+        let (trainer, extras): (_, CheckpointExtras) = py.detach(|| Trainer::resume(&opened, &path)).py()?;
+        let saved = extras.text.get(BATCH_FIRST).and_then(|text| text.parse().ok());
+        let batch_first = match (saved, batch_first) {
+            (Some(saved), given) if given.is_none_or(|given| given == saved) => saved,
+            (None, Some(given)) => given,
+            (saved, _) => {
+                let expected = saved.map_or("True or False, because the file does not say it", |saved| match saved {
+                    true => "True or None, because the run was started with batch_first=True",
+                    false => "False or None, because the run was started with batch_first=False",
+                });
+                return Err(PyValueError::new_err(format!("batch_first: expected {expected}: {}", path.display())));
+            }
+        };
         Ok(TrainerClass { trainer, device, batch_first })
     }
 
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        py.detach(|| self.trainer.save(path)).py()
+        let text = [(BATCH_FIRST.to_owned(), self.batch_first.to_string())].into();
+        py.detach(|| self.trainer.save_with(path, &CheckpointExtras::default().with_text(text))).py()
     }
 
     #[pyo3(signature = (x, target = None, *, loss = None, lengths = None, last = false))]

@@ -102,6 +102,17 @@ def test_a_resumed_run_has_the_same_bits(tmp_path: Path, threads: int) -> None:
     assert model.digest() == digest_before, "the caller's model is not changed"
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_resumed_run_has_the_same_layout(tmp_path: Path, first: bool) -> None:
+    trainer = lstm.Trainer(lstm.LSTM(3, 5, batch_first=first, seed=1, threads=1))
+    trainer.save(tmp_path / "run.safetensors")
+    for given in (None, first):
+        resumed = lstm.Trainer.resume(tmp_path / "run.safetensors", batch_first=given)
+        assert resumed.model.batch_first == first
+    with pytest.raises(ValueError, match=f"batch_first: expected {first} or None"):
+        lstm.Trainer.resume(tmp_path / "run.safetensors", batch_first=not first)
+
+
 def test_errors(tmp_path: Path) -> None:
     model = lstm.LSTM(3, 5, seed=1)
     for options, part in [

@@ -164,7 +164,8 @@ class LSTM:
         """The same as calling the object."""
 
     def stream(self, batch: int = 1) -> Stream:
-        """A stream that runs `batch` sequences time step by time step, from zero states. It keeps the weights of this time.
+        """A stream that runs `batch` sequences time step by time step, from zero states. It keeps the weights of this time,
+        and has no dropout.
 
         Raises:
             ValueError: the layers are bidirectional, or `batch` is 0.
@@ -265,10 +266,10 @@ class Stream:
 
         Args:
             x: float32, `(batch, steps, input_size)`, or `(steps, input_size)` for a batch of 1; without the last axis for
-                tokens.
+                tokens. `(steps, batch, input_size)` for an LSTM without `batch_first`.
 
         Returns:
-            `(batch, steps, output_size)`, or `(steps, output_size)`; without `steps` for a model that returns the last step.
+            The outputs in the layout of `x`; without `steps` for a model that returns the last step.
         """
 
     def reset(self) -> None:
@@ -497,13 +498,24 @@ class Trainer:
 
     @staticmethod
     def resume(
-        path: str | os.PathLike[str], *, batch_first: bool = False, device: str = "cpu", threads: int | None = None
+        path: str | os.PathLike[str],
+        *,
+        batch_first: bool | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
     ) -> Trainer:
         """Continues a saved run.
 
+        Args:
+            path: The file.
+            batch_first: The layout of arrays. None for that of the file, which a run that was saved by a Rust program does
+                not have.
+            device: See `LSTM`.
+            threads: See `LSTM`.
+
         Raises:
             OSError: the file can't be read.
-            ValueError: it is not a saved run.
+            ValueError: it is not a saved run, or has another layout than `batch_first`.
         """
 
     @property
