@@ -259,7 +259,8 @@ impl LstmClass {
 
     #[pyo3(signature = (batch = 1))]
     fn stream(&self, batch: usize) -> PyResult<StreamClass> {
-        Ok(StreamClass::new(AnyStream::Lstm(Box::new(self.lstm().stream(batch).py()?))))
+        let stream = AnyStream::Lstm(Box::new(self.lstm().stream(batch).py()?));
+        Ok(StreamClass::new(stream, self.options.batch_first))
     }
 
     fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -204,7 +204,7 @@ impl ModelClass {
         if let Some(states) = &self.file.states {
             stream.set_states(states).py()?;
         }
-        Ok(StreamClass::new(AnyStream::Model(Box::new(stream), self.file.states.clone())))
+        Ok(StreamClass::new(AnyStream::Model(Box::new(stream), self.file.states.clone()), true))
     }
 
     fn digest(&self) -> String {

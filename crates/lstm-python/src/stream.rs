@@ -90,6 +90,8 @@ pub(crate) struct StreamClass {
     /// Locked during a call, so that a call of another thread is an error.
     stream: Mutex<AnyStream>,
     releases_gil: bool,
+    /// Whether the arrays of `run` have the batch as their first axis.
+    batch_first: bool,
     batch: usize,
     input_size: usize,
     output_size: usize,
@@ -98,8 +100,9 @@ pub(crate) struct StreamClass {
 }
 
 impl StreamClass {
-    pub(crate) fn new(stream: AnyStream) -> Self {
+    pub(crate) fn new(stream: AnyStream, batch_first: bool) -> Self {
         StreamClass {
+            batch_first,
             releases_gil: stream.num_params().saturating_mul(stream.batch()) >= MIN_WORK_WITHOUT_GIL,
             batch: stream.batch(),
             input_size: stream.input_size(),
@@ -236,14 +239,26 @@ impl StreamClass {
             };
             (py.detach(|| stream.chunk(ModelInput::from(view))).py()?, is_one)
         } else {
-            let expected = format!("the shape (batch, steps, {0}) or (steps, {0})", self.input_size);
+            let order = if self.batch_first { "batch, steps" } else { "steps, batch" };
+            let expected = format!("the shape ({order}, {0}) or (steps, {0})", self.input_size);
             let features = Features::read(x, &expected)?;
-            let (view, stream) = (features.view(), &mut *self.lock()?);
-            let y = py.detach(|| match stream {
-                AnyStream::Lstm(stream) => stream.chunk(view),
-                AnyStream::Model(stream, _) => stream.chunk(view),
-            });
-            (y.py()?, matches!(features, Features::One(_)))
+            let is_one = matches!(features, Features::One(_));
+            let is_time_major = !is_one && !self.batch_first;
+            let (mut view, stream) = (features.view(), &mut *self.lock()?);
+            if is_time_major {
+                view.swap_axes(0, 1);
+            }
+            let mut y = py
+                .detach(|| match stream {
+                    AnyStream::Lstm(stream) => stream.chunk(view),
+                    AnyStream::Model(stream, _) => stream.chunk(view),
+                })
+                .py()?;
+            if is_time_major {
+                y.swap_axes(0, 1);
+                y = memory::row_major("run", y).py()?;
+            }
+            (y, is_one)
         };
         outputs(py, y, is_one, self.returns_last_step)
     }

@@ -39,6 +39,14 @@ def test_steps_are_those_of_the_sequence(precision: str, batch: int) -> None:
     np.testing.assert_array_equal(stream.run(x), y)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_the_layout_is_that_of_the_lstm(first: bool) -> None:
+    net, x = lstm.LSTM(3, 5, seed=1, threads=1, batch_first=first), noise(2, 2, 3)
+    y = net.stream(2).run(x)
+    np.testing.assert_array_equal(y, net(x)[0])
+    assert y.flags.c_contiguous
+
+
 def test_one_sequence_needs_no_batch_axis() -> None:
     stream, x = model().stream(), noise(7, 3)
     y, _ = model()(x)
