@@ -57,6 +57,15 @@ fn random_seed(py: Python<'_>) -> PyResult<u64> {
     py.import("secrets")?.call_method1("randbits", (63,))?.extract()
 }
 
+/// The seed of a pass: output number `pass` of the generator SplitMix64 (Steele et al. 2014) that starts from `seed`. A sum
+/// would give passes of objects with neighbouring seeds the same masks.
+fn mix(seed: u64, pass: u64) -> u64 {
+    let z = seed.wrapping_add(pass.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 impl LstmClass {
     /// The model with its current weights.
     pub(crate) fn lstm(&self) -> Arc<Lstm<Device>> {
@@ -125,7 +134,7 @@ impl LstmClass {
         let lengths = x.lengths(lengths, batch)?;
         let state = hx.map(|hx| read_state(hx, "hx", lstm.config(), Some(batch), is_one)).transpose()?;
         let (pass, view) = (self.start_pass(&lstm), x.view());
-        let dropout = pass.map_or(Dropout::Off, |pass| Dropout::Seed(self.options.seed.wrapping_add(pass)));
+        let dropout = pass.map_or(Dropout::Off, |pass| Dropout::Seed(mix(self.options.seed, pass)));
         let result = py.detach(|| {
             let mut input = Input::from(view).dropout(dropout);
             if is_time_major {

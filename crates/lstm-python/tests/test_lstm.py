@@ -331,6 +331,35 @@ def test_a_failed_pass_does_not_count() -> None:
         np.testing.assert_array_equal(net(x)[0], other(x)[0])
 
 
+def test_masks_of_other_seeds_are_others() -> None:
+    x, weights = noise(7, 2, 3), model(3, 50, num_layers=2).state_dict()
+    first, second = (model(3, 50, num_layers=2, dropout=0.5, seed=seed) for seed in (1, 2))
+    first.load_state_dict(weights)
+    second.load_state_dict(weights)
+    first(x)
+    assert not np.array_equal(first(x)[0], second(x)[0])
+
+
+def test_masks_of_arrays_are_errors() -> None:
+    net, x = model(3, 5), noise(7, 2, 3)
+
+    class Wrapper:
+        def __init__(self, array: NDArray[Any]) -> None:
+            self.array = array
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
+            return self.array
+
+    for masked in (np.ma.masked_greater(x, 0), Wrapper(np.ma.masked_greater(x, 0))):
+        with pytest.raises(TypeError, match="x: a masked array"):
+            net(masked)
+    lengths = np.ma.masked_greater([3, 7], 5)
+    with pytest.raises(TypeError, match="lengths: a masked array"):
+        net(x, lengths=lengths)
+    with pytest.raises(TypeError, match="target: a masked array"):
+        lstm.Trainer(net).step(x, np.ma.masked_equal(np.zeros((7, 2), int), 0), loss="cross_entropy")
+
+
 def test_dropout_of_one_layer_warns() -> None:
     with pytest.warns(UserWarning, match="no effect"):
         net = model(3, 5, dropout=0.5)
