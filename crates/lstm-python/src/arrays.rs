@@ -269,7 +269,8 @@ impl Features<'_> {
 /// Lengths of `batch` sequences: a list or an array of integers.
 pub(crate) fn read_lengths(value: &Bound<'_, PyAny>, batch: usize) -> PyResult<Vec<usize>> {
     let numpy = value.py().import("numpy")?;
-    let array = numpy.call_method1("asarray", (value,))?;
+    // `asanyarray` keeps the class of a masked array, which is an error.
+    let array = numpy.call_method1("asanyarray", (value,))?;
     let array = untyped(&array, "lengths")?;
     // Before anything is copied: an array that is broadcast may be larger than any memory.
     if array.shape() != [batch] {

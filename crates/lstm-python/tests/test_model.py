@@ -166,6 +166,8 @@ def test_wrong_inputs() -> None:
     tokens = lstm.Model.open(path_of("keras-embedding"))
     with pytest.raises(TypeError, match="reads tokens, expected integers, got float32"):
         tokens.run(np.zeros((1, 3), np.float32))
+    with pytest.raises(TypeError, match="x: a masked array"):
+        tokens.run(np.ma.masked_equal([[0, 1]], 1))
     with pytest.raises(ValueError, match="a token from 0 to"):
         tokens.run([[0, -1]])
 
