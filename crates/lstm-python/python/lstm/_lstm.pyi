@@ -138,7 +138,7 @@ class LSTM:
             x: float32, `(steps, batch, input_size)`, or `(batch, steps, input_size)` with `batch_first`, or
                 `(steps, input_size)` for one sequence. Any strides. An array of NumPy, a tensor of PyTorch in host memory, an
                 array with `__dlpack__`, `__array_interface__` or `__array__`, or a `PackedSequence` of PyTorch. It is read
-                without a copy.
+                without a copy, unless it is unaligned; `hx` is copied.
             hx: `(h0, c0)`: `(layers * directions, batch, proj_size or hidden_size)` and
                 `(layers * directions, batch, hidden_size)`, without `batch` for one sequence. None for zeros.
             lengths: Number of time steps of each sequence, in any order. Outputs beyond it are 0, and the final state of a
