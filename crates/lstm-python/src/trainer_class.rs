@@ -1,6 +1,9 @@
 //! The class `Trainer`: training without another library.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::{Mutex, PoisonError, TryLockError},
+};
 
 use lstm::{
     Device, Error, Input, Linear, Lstm,
@@ -13,7 +16,11 @@ use lstm::{
     },
 };
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArrayDyn, ToPyArray};
-use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
+use pyo3::{
+    exceptions::{PyRuntimeError, PyValueError},
+    prelude::*,
+    types::PyDict,
+};
 
 use crate::{
     arrays::{Features, copy_of_shape, read, read_lengths},
@@ -26,9 +33,12 @@ use crate::{
 const BATCH_FIRST: &str = "python.batch_first";
 
 /// Trains an LSTM and a linear head; `_lstm.pyi` documents it.
-#[pyclass(name = "Trainer", module = "lstm")]
+#[pyclass(frozen, name = "Trainer", module = "lstm")]
 pub(crate) struct TrainerClass {
-    trainer: Trainer<Device>,
+    /// Replaced as a whole by a step, and locked for that moment only.
+    trainer: Mutex<Trainer<Device>>,
+    /// Locked during a step, so that a step of another thread is an error.
+    step: Mutex<()>,
     device: DeviceOptions,
     batch_first: bool,
 }
@@ -215,10 +225,15 @@ impl Loss<'_> {
 }
 
 impl TrainerClass {
+    /// The trainer as it is now. A clone is cheap, and shares the weights.
+    fn trainer(&self) -> Trainer<Device> {
+        self.trainer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn read_x<'py>(&self, x: &Bound<'py, PyAny>) -> PyResult<Features<'py>> {
         let array = x.py().import("lstm._interop")?.call_method1("import_array", (x, "x"))?.get_item(0)?;
         let order = if self.batch_first { "(batch, steps, " } else { "(steps, batch, " };
-        let expected = format!("the shape {order}{})", self.trainer.lstm().config().input_size);
+        let expected = format!("the shape {order}{})", self.trainer().lstm().config().input_size);
         match Features::read(&array, &expected)? {
             Features::One(_) => Err(PyValueError::new_err(format!("x: expected {expected}, got 2 dimensions"))),
             features => Ok(features),
@@ -255,7 +270,8 @@ impl TrainerClass {
         }
         let head = output_size.map(|size| Linear::random(lstm.backend(), lstm.config().output_size(), size, seed));
         let trainer = py.detach(|| Trainer::new(lstm, head.transpose()?, config)).py()?;
-        Ok(TrainerClass { trainer, device: model.device_options().clone(), batch_first: model.is_batch_first() })
+        let (device, batch_first) = (model.device_options().clone(), model.is_batch_first());
+        Ok(TrainerClass { trainer: Mutex::new(trainer), step: Mutex::new(()), device, batch_first })
     }
 
     #[staticmethod]
@@ -282,17 +298,18 @@ impl TrainerClass {
                 return Err(PyValueError::new_err(format!("batch_first: expected {expected}: {}", path.display())));
             }
         };
-        Ok(TrainerClass { trainer, device, batch_first })
+        Ok(TrainerClass { trainer: Mutex::new(trainer), step: Mutex::new(()), device, batch_first })
     }
 
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         let text = [(BATCH_FIRST.to_owned(), self.batch_first.to_string())].into();
-        py.detach(|| self.trainer.save_with(path, &CheckpointExtras::default().with_text(text))).py()
+        let trainer = self.trainer();
+        py.detach(|| trainer.save_with(path, &CheckpointExtras::default().with_text(text))).py()
     }
 
     #[pyo3(signature = (x, target = None, *, loss = None, lengths = None, last = false))]
     fn step<'py>(
-        &mut self,
+        &self,
         py: Python<'py>,
         x: &Bound<'py, PyAny>,
         target: Option<&Bound<'py, PyAny>>,
@@ -320,8 +337,17 @@ impl TrainerClass {
         let batch_first = self.batch_first;
         let lengths = lengths.map(|lengths| read_lengths(lengths, x.batch(!batch_first))).transpose()?;
         let lengths = lengths.as_deref();
-        // A clone is cheap, and shares the weights.
-        let mut trainer = self.trainer.clone();
+        let _step = match self.step.try_lock() {
+            Ok(step) => step,
+            // The trainer is replaced after a step, so that one that panicked has changed nothing.
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let text =
+                    "a step of this trainer is running, in another thread or around this call; expected one at a time";
+                return Err(PyRuntimeError::new_err(text));
+            }
+        };
+        let mut trainer = self.trainer();
         let input = self.input(&x, lengths);
         let step = || match last {
             true => trainer.step(input, LossInput::LastState, |out: ModelOutputs<'_>, _: &_| loss.of_last(out.last()?)),
@@ -330,7 +356,7 @@ impl TrainerClass {
             }),
         };
         let report = py.detach(step).map_err(|LossError(error)| error)?;
-        self.trainer = trainer;
+        *self.trainer.lock().unwrap_or_else(PoisonError::into_inner) = trainer;
         let dict = PyDict::new(py);
         dict.set_item("step", report.step)?;
         dict.set_item("loss", report.loss)?;
@@ -349,40 +375,43 @@ impl TrainerClass {
         let x = self.read_x(x)?;
         let lengths = lengths.map(|lengths| read_lengths(lengths, x.batch(!self.batch_first))).transpose()?;
         let input = self.input(&x, lengths.as_deref());
-        let (y, _) = py.detach(|| self.trainer.predict(input)).py()?;
+        let trainer = self.trainer();
+        let (y, _) = py.detach(|| trainer.predict(input)).py()?;
         Ok(y.into_pyarray(py).into_any())
     }
 
     #[getter]
     fn model(&self) -> LstmClass {
-        LstmClass::from_parts(self.trainer.lstm().clone(), self.device.clone(), self.batch_first)
+        LstmClass::from_parts(self.trainer().lstm().clone(), self.device.clone(), self.batch_first)
     }
 
     #[getter]
     #[allow(clippy::type_complexity, reason = "a pair of arrays")]
     fn head<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyArray2<f32>>, Option<Bound<'py, PyArray1<f32>>>)> {
-        let head = self.trainer.head()?;
+        let trainer = self.trainer();
+        let head = trainer.head()?;
         Some((head.weight().to_pyarray(py), head.bias().map(|bias| bias.to_pyarray(py))))
     }
 
     #[getter]
     fn steps(&self) -> u64 {
-        self.trainer.steps()
+        self.trainer().steps()
     }
 
     #[getter]
     fn learning_rate(&self) -> f32 {
-        self.trainer.learning_rate()
+        self.trainer().learning_rate()
     }
 
     fn __repr__(&self) -> String {
-        let config = self.trainer.config();
+        let trainer = self.trainer();
+        let config = trainer.config();
         format!(
             "Trainer({}, {}, {}, {} steps done)",
-            self.trainer.lstm().config(),
+            trainer.lstm().config(),
             config.optimizer,
             config.schedule,
-            self.trainer.steps()
+            trainer.steps()
         )
     }
 }

@@ -435,8 +435,7 @@ class Trainer:
     Results are the same, bit for bit, for any number of threads and on any device. A run that is saved and resumed gives the
     bits of one without interruption.
 
-    Computation releases the GIL. One thread may use a trainer at a time: during a step, other uses of it raise RuntimeError,
-    also in the function that computes the loss.
+    Computation releases the GIL. One step may run at a time; other uses during a step see the trainer as it was before.
     """
 
     def __new__(
@@ -487,7 +486,7 @@ class Trainer:
         Raises:
             TypeError: an array is of another type.
             ValueError: a shape is wrong, or the loss, a gradient or a parameter is not finite. The trainer is then unchanged.
-            RuntimeError: another thread uses the trainer.
+            RuntimeError: another step of the trainer is running.
         """
 
     def predict(self, x: Any, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None) -> _F32:
