@@ -216,7 +216,10 @@ pub(crate) fn read_state(
 ) -> PyResult<HostState> {
     let Ok((h, c)) = value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() else {
         let got = value.get_type().fully_qualified_name()?;
-        return Err(PyTypeError::new_err(format!("{name}: expected the tuple (h, c) of two arrays, got {got}")));
+        let length = value.len().map_or_else(|_| String::new(), |n| format!(" of length {n}"));
+        return Err(PyTypeError::new_err(format!(
+            "{name}: expected the tuple (h, c) of two arrays, got {got}{length}"
+        )));
     };
     let rows = config.num_layers * config.num_directions();
     let read_one = |value: &Bound<'_, PyAny>, part: &str, batch: Option<usize>, size: usize| {

@@ -13,7 +13,7 @@ use lstm::{
 };
 use numpy::{IntoPyArray, PyUntypedArray};
 use pyo3::{
-    exceptions::{PyUserWarning, PyValueError},
+    exceptions::PyUserWarning,
     prelude::*,
     types::{PyBytes, PyDict, PyTuple},
 };
@@ -21,7 +21,7 @@ use pyo3::{
 use crate::{
     arrays::{Features, read_state},
     device::DeviceOptions,
-    error::IntoPyResult,
+    error::{IntoPyResult, whole},
     parameters,
     stream::{AnyStream, StreamClass},
 };
@@ -45,11 +45,6 @@ struct Options {
     /// As PyTorch keeps it, also for a single layer, where it has no effect.
     dropout: f32,
     seed: u64,
-}
-
-/// A size, which Python code may give as a negative number.
-fn size(name: &str, value: i64) -> PyResult<usize> {
-    usize::try_from(value).map_err(|_| PyValueError::new_err(format!("{name}: expected 0 or more, got {value}")))
 }
 
 /// A seed from the operating system.
@@ -193,29 +188,29 @@ impl LstmClass {
     #[allow(clippy::too_many_arguments, reason = "they are those of torch.nn.LSTM")]
     fn new(
         py: Python<'_>,
-        input_size: i64,
-        hidden_size: i64,
-        num_layers: i64,
+        input_size: i128,
+        hidden_size: i128,
+        num_layers: i128,
         bias: bool,
         batch_first: bool,
         dropout: f32,
         bidirectional: bool,
-        proj_size: i64,
+        proj_size: i128,
         cell: &str,
         clip: Option<f32>,
         coupled: bool,
         device: &str,
         precision: &str,
-        threads: Option<usize>,
-        seed: Option<u64>,
+        threads: Option<i128>,
+        seed: Option<i128>,
     ) -> PyResult<Self> {
-        let mut config = LstmConfig::new(size("input_size", input_size)?, size("hidden_size", hidden_size)?)
-            .layers(size("num_layers", num_layers)?)
+        let mut config = LstmConfig::new(whole("input_size", input_size)?, whole("hidden_size", hidden_size)?)
+            .layers(whole("num_layers", num_layers)?)
             .bias(if bias { Bias::Two } else { Bias::None })
             .cell(cell.parse().py()?)
             .precision(precision.parse().py()?);
         (config.clip, config.coupled) = (clip, coupled);
-        config.proj_size = Some(size("proj_size", proj_size)?).filter(|&size| size > 0);
+        config.proj_size = Some(whole("proj_size", proj_size)?).filter(|&size| size > 0);
         if bidirectional {
             config = config.bidirectional();
         }
@@ -226,8 +221,8 @@ impl LstmClass {
             config.dropout = 0.0;
         }
         config.validate().py()?;
-        let seed = seed.map_or_else(|| random_seed(py), Ok)?;
-        let device = DeviceOptions { name: device.to_owned(), threads };
+        let seed = seed.map_or_else(|| random_seed(py), |seed| whole("seed", seed))?;
+        let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
         let lstm = py.detach(|| Lstm::random(&opened, config, seed)).py()?;
         Ok(LstmClass {
@@ -267,8 +262,8 @@ impl LstmClass {
     }
 
     #[pyo3(signature = (batch = 1))]
-    fn stream(&self, batch: usize) -> PyResult<StreamClass> {
-        let stream = AnyStream::Lstm(Box::new(self.lstm().stream(batch).py()?));
+    fn stream(&self, batch: i128) -> PyResult<StreamClass> {
+        let stream = AnyStream::Lstm(Box::new(self.lstm().stream(whole("batch", batch)?).py()?));
         Ok(StreamClass::new(stream, self.options.batch_first))
     }
 

@@ -21,7 +21,7 @@ use pyo3::{
 use crate::{
     arrays::{Features, read, read_lengths, untyped},
     device::DeviceOptions,
-    error::IntoPyResult,
+    error::{IntoPyResult, whole},
     lstm_class::describe_paths,
     stream::{AnyStream, StreamClass, outputs, read_states},
 };
@@ -151,7 +151,7 @@ impl ModelClass {
         coupled: bool,
         precision: Option<&str>,
         device: &str,
-        threads: Option<usize>,
+        threads: Option<i128>,
     ) -> PyResult<Self> {
         let mut options = OpenOptions::default();
         options.names = match name {
@@ -161,7 +161,7 @@ impl ModelClass {
         (options.layers, options.set, options.clip, options.coupled) = (layers, set.unwrap_or_default(), clip, coupled);
         options.cell = cell.map(str::parse).transpose().py()?;
         options.precision = precision.map(str::parse).transpose().py()?;
-        let device = DeviceOptions { name: device.to_owned(), threads };
+        let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
         let file = py.detach(|| open(&path, &options)).py()?;
         let info = FileInfo::new(&file, &path)?;
@@ -195,12 +195,12 @@ impl ModelClass {
     }
 
     #[pyo3(signature = (batch = 1))]
-    fn stream(&self, batch: usize) -> PyResult<StreamClass> {
+    fn stream(&self, batch: i128) -> PyResult<StreamClass> {
         if self.file.lengths.is_some() || self.file.steps.is_some() {
             let text = "stream: the file fixes the lengths of the sequences, so that they can't be streamed; use run";
             return Err(PyValueError::new_err(text));
         }
-        let mut stream = self.model.stream(batch).py()?;
+        let mut stream = self.model.stream(whole("batch", batch)?).py()?;
         if let Some(states) = &self.file.states {
             stream.set_states(states).py()?;
         }

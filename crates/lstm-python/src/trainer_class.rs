@@ -25,7 +25,7 @@ use pyo3::{
 use crate::{
     arrays::{Features, copy_of_shape, read, read_lengths},
     device::DeviceOptions,
-    error::{IntoPyResult, to_python},
+    error::{IntoPyResult, to_python, whole},
     lstm_class::LstmClass,
 };
 
@@ -256,12 +256,14 @@ impl TrainerClass {
     fn new(
         py: Python<'_>,
         model: &Bound<'_, LstmClass>,
-        output_size: Option<usize>,
+        output_size: Option<i128>,
         optimizer: &str,
         schedule: &str,
         clip: Option<&str>,
-        seed: u64,
+        seed: i128,
     ) -> PyResult<Self> {
+        let seed = whole("seed", seed)?;
+        let output_size = output_size.map(|size| whole("output_size", size)).transpose()?;
         let model = model.get();
         let lstm = Lstm::clone(&model.lstm());
         let mut config = TrainerConfig::new(optimizer.parse().py()?, schedule.parse().py()?).seed(seed);
@@ -281,9 +283,9 @@ impl TrainerClass {
         path: PathBuf,
         batch_first: Option<bool>,
         device: &str,
-        threads: Option<usize>,
+        threads: Option<i128>,
     ) -> PyResult<Self> {
-        let device = DeviceOptions { name: device.to_owned(), threads };
+        let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
         let (trainer, extras): (_, CheckpointExtras) = py.detach(|| Trainer::resume(&opened, &path)).py()?;
         let saved = extras.text.get(BATCH_FIRST).and_then(|text| text.parse().ok());

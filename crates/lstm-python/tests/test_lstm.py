@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import threading
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_wrong_states() -> None:
     ("kwargs", "part"),
     [
         ({"input_size": 0}, "input_size"),
-        ({"hidden_size": -5}, "hidden_size: expected 0 or more, got -5"),
+        ({"hidden_size": -5}, "hidden_size: expected a number from 0"),
         ({"num_layers": 0}, "num_layers"),
         ({"proj_size": 5}, "proj_size"),
         ({"dropout": 1.5}, "dropout"),
@@ -320,6 +321,27 @@ def test_dropout_acts_in_training_only() -> None:
     plain = model(3, 50, num_layers=2)
     np.testing.assert_array_equal(net(x)[0], plain(x)[0])
     assert net.train().training
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 64, 1 << 70])
+def test_numbers_out_of_range(number: int, tmp_path: Any) -> None:
+    net = model(3, 5)
+    cases: list[tuple[Callable[[], Any], str]] = [
+        (lambda: lstm.LSTM(number, 5), "input_size"),
+        (lambda: lstm.LSTM(3, number), "hidden_size"),
+        (lambda: lstm.LSTM(3, 5, number), "num_layers"),
+        (lambda: lstm.LSTM(3, 5, proj_size=number), "proj_size"),
+        (lambda: lstm.LSTM(3, 5, threads=number), "threads"),
+        (lambda: lstm.LSTM(3, 5, seed=number), "seed"),
+        (lambda: net.stream(number), "batch"),
+        (lambda: lstm.Trainer(net, number), "output_size"),
+        (lambda: lstm.Trainer(net, seed=number), "seed"),
+        (lambda: lstm.Trainer.resume(tmp_path / "run", threads=number), "threads"),
+        (lambda: lstm.Model.open(tmp_path / "model", threads=number), "threads"),
+    ]
+    for make, name in cases:
+        with pytest.raises(ValueError, match=rf"{name}: expected a number from 0 to 2\^64 - 1, got {number}"):
+            make()
 
 
 def test_a_failed_pass_does_not_count() -> None:

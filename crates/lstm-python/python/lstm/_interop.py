@@ -61,7 +61,7 @@ def import_array(value: Any, name: str) -> tuple[NDArray[np.float32], Convert]:
     kind = type(value).__name__
     raise TypeError(
         f"{name}: expected an array of NumPy, a tensor, or an object with __dlpack__ or __array__, got {kind}; "
-        f"np.asarray({name}, np.float32) makes an array"
+        "np.asarray(value, np.float32) makes an array"
     )
 
 
