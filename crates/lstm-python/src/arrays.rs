@@ -224,6 +224,14 @@ pub(crate) fn read_state(
     let rows = config.num_layers * config.num_directions();
     let read_one = |value: &Bound<'_, PyAny>, part: &str, batch: Option<usize>, size: usize| {
         let name = format!("{name}: {part}");
+        let imported;
+        let value = if value.cast::<PyUntypedArray>().is_ok() {
+            value
+        } else {
+            let interop = value.py().import("lstm._interop")?;
+            imported = interop.call_method1("import_array", (value, &name))?.get_item(0)?;
+            &imported
+        };
         if is_one {
             let expected = "2 dimensions (layers * directions, features) for x without a batch axis";
             let array = read::<f32, Ix2>(value, &name, expected)?;

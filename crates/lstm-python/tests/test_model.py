@@ -172,6 +172,23 @@ def test_wrong_inputs() -> None:
         tokens.run([[0, -1]])
 
 
+def test_states_of_other_libraries() -> None:
+    class Other:
+        def __init__(self, array: NDArray[Any]) -> None:
+            self.array = array
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
+            return self.array
+
+    model, x = lstm.Model.open(path_of("nam")), np.ones((9, 1), np.float32)
+    y, ((h, c),) = model.run(x, return_states=True)
+    expected, others = model.run(x, states=[(h, c)]), [(Other(h), Other(c))]
+    np.testing.assert_array_equal(model.run(x, states=others), expected)
+    stream = model.stream()
+    stream.state = others
+    np.testing.assert_array_equal(stream.run(x), expected)
+
+
 def test_lengths() -> None:
     model, x = lstm.Model.open(path_of("nam")), np.random.default_rng(0).standard_normal((2, 9, 1), dtype=np.float32)
     y = model.run(x, lengths=[4, 9])

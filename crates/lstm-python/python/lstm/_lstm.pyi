@@ -282,7 +282,7 @@ class Stream:
     @property
     def state(self) -> Any:
         """A copy of the states: `(h, c)` of an LSTM, each `(layers, batch, features)`; a list of such pairs, one for each LSTM,
-        of a model. The states can be replaced by assigning the same."""
+        of a model. The states can be replaced by assigning the same, also as arrays of other libraries."""
 
     @state.setter
     def state(self, state: Any) -> None: ...
