@@ -89,20 +89,38 @@ impl ModelFile {
 impl ModelFile {
     /// Checks that [`weights`](Self::weights) alone compute what the file computes, for sequences of [`steps`](Self::steps)
     /// time steps. The graph of an ONNX file may compute something else, such as a part of the outputs, or have constant
-    /// states or lengths of each sequence. LSTMs that were selected by name are what the user wants, so the check passes.
+    /// states or lengths of each sequence.
+    ///
+    /// # Errors
+    /// Those of [`check_weights_and_constants_suffice`](Self::check_weights_and_constants_suffice), and [`Error::Format`] if
+    /// the graph has constants.
+    pub fn check_weights_suffice(&self) -> Result<()> {
+        self.check_weights_and_constants_suffice()?;
+        #[cfg(feature = "onnx")]
+        if let Some(graph) = &self.onnx {
+            let constants = graph.constants()?;
+            if constants.states.is_some() || constants.lengths.is_some() {
+                let reason = "it has constant initial states or lengths of each sequence, which are not part of the \
+                              weights; run it with `OnnxGraph::run` in Rust, with the Python package or with the tool \
+                              `lstm`, which apply them";
+                return Err(Error::format("onnx graph", reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Like [`check_weights_suffice`](Self::check_weights_suffice), for a caller that passes the states and lengths of
+    /// `OnnxGraph::constants` with each input. Outputs of LSTMs that were selected by name are what the user wants, so the
+    /// check passes.
     ///
     /// # Errors
     /// [`Error::Format`] says what the graph does besides, and how to use it.
-    pub fn check_weights_suffice(&self) -> Result<()> {
+    pub fn check_weights_and_constants_suffice(&self) -> Result<()> {
         #[cfg(feature = "onnx")]
         if let Some(graph) = self.onnx.as_deref().filter(|_| !self.is_selection) {
-            let constants = graph.constants()?;
             let has_values = graph.outputs().iter().any(|output| output.kind == crate::onnx::OnnxOutputKind::Outputs);
             let reason = match graph.rearrangement() {
                 Some(reason) => reason,
-                None if constants.states.is_some() || constants.lengths.is_some() => {
-                    "it has constant initial states or lengths of each sequence".into()
-                }
                 None if !has_values => "all its outputs are final states".into(),
                 None => return Ok(()),
             };

@@ -25,3 +25,16 @@ fn selected_nodes_and_chains_need_only_their_weights() {
         open(path(name), &OpenOptions::default()).unwrap().check_weights_suffice().unwrap();
     }
 }
+
+#[test]
+fn constants_of_a_graph_are_not_part_of_the_weights() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/onnx/constants.onnx");
+    let mut options = OpenOptions::default();
+    for names in [vec![], vec!["0".into()]] {
+        options.names = names;
+        let file = open(&path, &options).unwrap();
+        let error = file.check_weights_suffice().unwrap_err().to_string();
+        assert!(error.contains("constant initial states or lengths"), "{error}");
+        file.check_weights_and_constants_suffice().unwrap();
+    }
+}

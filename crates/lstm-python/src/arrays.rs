@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use lstm::{
-    HostState,
-    ndarray::{ArrayView3, Axis, Dimension, Ix1, Ix2, Ix3},
+    HostState, LstmConfig,
+    ndarray::{Array, ArrayView, ArrayView3, Axis, Dimension, Ix1, Ix2, Ix3},
+    shape::memory,
 };
 use numpy::{
     BorrowError, Element, PyArray, PyArrayDescrMethods, PyArrayDyn, PyArrayMethods, PyReadonlyArray, PyReadonlyArray1,
@@ -14,6 +15,8 @@ use pyo3::{
     exceptions::{PyRuntimeError, PyTypeError, PyValueError},
     prelude::*,
 };
+
+use crate::error::IntoPyResult;
 
 /// What Python code calls an element type, and how to convert to it.
 pub(crate) trait Kind: Element {
@@ -192,36 +195,80 @@ impl<'py> Features<'py> {
             Features::Batch(x) => x.as_array(),
         }
     }
+
+    /// The number of sequences, which are the second axis of several if `is_time_major`.
+    pub(crate) fn batch(&self, is_time_major: bool) -> usize {
+        match self {
+            Features::One(_) => 1,
+            Features::Batch(x) => x.shape()[usize::from(is_time_major)],
+        }
+    }
 }
 
-/// The states `(h, c)` of the layers, for one sequence without a batch axis if `is_one`.
-pub(crate) fn read_state(value: &Bound<'_, PyAny>, name: &str, is_one: bool) -> PyResult<HostState> {
+/// The states `(h, c)` of layers for `batch` sequences, or for any number of sequences if that is `None`. With `is_one`, the
+/// arrays are of one sequence without a batch axis.
+pub(crate) fn read_state(
+    value: &Bound<'_, PyAny>,
+    name: &str,
+    config: &LstmConfig,
+    batch: Option<usize>,
+    is_one: bool,
+) -> PyResult<HostState> {
     let Ok((h, c)) = value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() else {
         let got = value.get_type().fully_qualified_name()?;
-        return Err(PyTypeError::new_err(format!("{name}: expected the tuple (h, c) of two arrays, got {got}")));
+        let length = value.len().map_or_else(|_| String::new(), |n| format!(" of length {n}"));
+        return Err(PyTypeError::new_err(format!(
+            "{name}: expected the tuple (h, c) of two arrays, got {got}{length}"
+        )));
     };
-    let read_one = |value: &Bound<'_, PyAny>, part: &str| {
+    let rows = config.num_layers * config.num_directions();
+    let read_one = |value: &Bound<'_, PyAny>, part: &str, batch: Option<usize>, size: usize| {
         let name = format!("{name}: {part}");
-        Ok::<_, PyErr>(if is_one {
+        let imported;
+        let value = if value.cast::<PyUntypedArray>().is_ok() {
+            value
+        } else {
+            let interop = value.py().import("lstm._interop")?;
+            imported = interop.call_method1("import_array", (value, &name))?.get_item(0)?;
+            &imported
+        };
+        if is_one {
             let expected = "2 dimensions (layers * directions, features) for x without a batch axis";
-            read::<f32, Ix2>(value, &name, expected)?.as_array().insert_axis(Axis(1)).to_owned()
+            let array = read::<f32, Ix2>(value, &name, expected)?;
+            copy_of_shape(array.as_array().insert_axis(Axis(1)), &name, &[rows, 1, size])
         } else {
             let expected = "3 dimensions (layers * directions, batch, features)";
-            read::<f32, Ix3>(value, &name, expected)?.as_array().to_owned()
-        })
+            let array = read::<f32, Ix3>(value, &name, expected)?;
+            let view = array.as_array();
+            copy_of_shape(view, &name, &[rows, batch.unwrap_or(view.dim().1), size])
+        }
     };
-    Ok(HostState { h: read_one(&h, "h")?, c: read_one(&c, "c")? })
+    let h = read_one(&h, "h", batch, config.state_size())?;
+    let c = read_one(&c, "c", Some(h.dim().1), config.hidden_size)?;
+    Ok(HostState { h, c })
+}
+
+/// A copy of an array. The shape is checked first: an array that is broadcast may be larger than any memory.
+pub(crate) fn copy_of_shape<D: Dimension>(
+    view: ArrayView<'_, f32, D>,
+    name: &str,
+    shape: &[usize],
+) -> PyResult<Array<f32, D>> {
+    if view.shape() != shape {
+        return Err(PyValueError::new_err(format!("{name}: expected the shape {shape:?}, got {:?}", view.shape())));
+    }
+    memory::copy_array("copy of an argument", view).py()
 }
 
 impl Features<'_> {
-    /// Reads the lengths of the sequences, if there are some.
+    /// Reads the lengths of the `batch` sequences, if there are some.
     ///
     /// # Errors
     /// As for [`read_lengths`]; `ValueError` for one sequence without a batch axis.
-    pub(crate) fn lengths(&self, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Vec<usize>>> {
+    pub(crate) fn lengths(&self, value: Option<&Bound<'_, PyAny>>, batch: usize) -> PyResult<Option<Vec<usize>>> {
         match (self, value) {
             (_, None) => Ok(None),
-            (Features::Batch(_), Some(value)) => read_lengths(value).map(Some),
+            (Features::Batch(_), Some(value)) => read_lengths(value, batch).map(Some),
             (Features::One(_), Some(_)) => {
                 let text = "lengths: expected x with a batch axis; cut a single sequence instead";
                 Err(PyValueError::new_err(text))
@@ -230,23 +277,33 @@ impl Features<'_> {
     }
 }
 
-/// Lengths of sequences: a list or an array of integers.
-pub(crate) fn read_lengths(value: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+/// Lengths of `batch` sequences: a list or an array of integers.
+pub(crate) fn read_lengths(value: &Bound<'_, PyAny>, batch: usize) -> PyResult<Vec<usize>> {
     let numpy = value.py().import("numpy")?;
-    let array = numpy.call_method1("asarray", (value,))?;
+    // `asanyarray` keeps the class of a masked array, which is an error.
+    let array = numpy.call_method1("asanyarray", (value,))?;
     let array = untyped(&array, "lengths")?;
-    if array.ndim() == 1 && array.len() == 0 {
+    // Before anything is copied: an array that is broadcast may be larger than any memory.
+    if array.shape() != [batch] {
+        let text =
+            format!("lengths: expected {batch}, one length for each sequence, got the shape {:?}", array.shape());
+        return Err(PyValueError::new_err(text));
+    }
+    if batch == 0 {
         return Ok(Vec::new());
     }
     if !matches!(array.dtype().kind(), b'i' | b'u') {
         return Err(PyTypeError::new_err(format!("lengths: expected integers, got {}", array.dtype())));
     }
     let array = array.call_method1("astype", ("int64",))?;
-    let lengths: PyReadonlyArray1<'_, i64> = read::<i64, Ix1>(&array, "lengths", "one length for each sequence")?;
-    let length = |&n: &i64| {
-        usize::try_from(n).map_err(|_| PyValueError::new_err(format!("lengths: expected 0 or more, got {n}")))
-    };
-    lengths.as_array().iter().map(length).collect()
+    let array: PyReadonlyArray1<'_, i64> = read::<i64, Ix1>(&array, "lengths", "one length for each sequence")?;
+    let mut lengths = memory::with_capacity("lengths", &[batch]).py()?;
+    for &n in array.as_array() {
+        let length =
+            usize::try_from(n).map_err(|_| PyValueError::new_err(format!("lengths: expected 0 or more, got {n}")))?;
+        lengths.push(length);
+    }
+    Ok(lengths)
 }
 
 /// The digest of the elements of arrays, in row-major order.

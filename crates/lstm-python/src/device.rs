@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Mutex};
 use lstm::{BACKENDS, Device, Ops};
 use pyo3::{prelude::*, types::PyDict};
 
-use crate::error::IntoPyResult;
+use crate::error::{IntoPyResult, whole};
 
 /// The name of a device, and the number of threads if the user gave it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -20,6 +20,12 @@ pub(crate) struct DeviceOptions {
 static DEVICES: Mutex<Option<HashMap<DeviceOptions, Device>>> = Mutex::new(None);
 
 impl DeviceOptions {
+    /// The options as Python code gives them.
+    pub(crate) fn new(name: &str, threads: Option<i128>) -> PyResult<Self> {
+        let threads = threads.map(|threads| whole("threads", threads)).transpose()?;
+        Ok(DeviceOptions { name: name.to_owned(), threads })
+    }
+
     /// Opens the device, or takes it if it is open.
     pub(crate) fn open(&self, py: Python<'_>) -> PyResult<Device> {
         // Locked only while the GIL is held, so that a fork by Python code never leaves it locked in the child.

@@ -13,7 +13,7 @@ use lstm::{
 };
 use numpy::{IntoPyArray, PyUntypedArray};
 use pyo3::{
-    exceptions::{PyUserWarning, PyValueError},
+    exceptions::PyUserWarning,
     prelude::*,
     types::{PyBytes, PyDict, PyTuple},
 };
@@ -21,7 +21,7 @@ use pyo3::{
 use crate::{
     arrays::{Features, read_state},
     device::DeviceOptions,
-    error::IntoPyResult,
+    error::{IntoPyResult, whole},
     parameters,
     stream::{AnyStream, StreamClass},
 };
@@ -47,14 +47,18 @@ struct Options {
     seed: u64,
 }
 
-/// A size, which Python code may give as a negative number.
-fn size(name: &str, value: i64) -> PyResult<usize> {
-    usize::try_from(value).map_err(|_| PyValueError::new_err(format!("{name}: expected 0 or more, got {value}")))
-}
-
 /// A seed from the operating system.
 fn random_seed(py: Python<'_>) -> PyResult<u64> {
     py.import("secrets")?.call_method1("randbits", (63,))?.extract()
+}
+
+/// The seed of a pass: output number `pass` of the generator SplitMix64 (Steele et al. 2014) that starts from `seed`. A sum
+/// would give passes of objects with neighbouring seeds the same masks.
+fn mix(seed: u64, pass: u64) -> u64 {
+    let z = seed.wrapping_add(pass.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 impl LstmClass {
@@ -92,14 +96,15 @@ impl LstmClass {
         self.options.batch_first
     }
 
-    /// Whether the next pass has dropout, and its seed.
-    fn dropout(&self, lstm: &Lstm<Device>) -> Dropout {
-        if lstm.config().dropout > 0.0 && self.training.load(Ordering::Relaxed) {
-            let pass = self.passes.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-            Dropout::Seed(self.options.seed.wrapping_add(pass))
-        } else {
-            Dropout::Off
-        }
+    /// The number of a pass with dropout, counted from 1; `None` for a pass without.
+    fn start_pass(&self, lstm: &Lstm<Device>) -> Option<u64> {
+        let has_dropout = lstm.config().dropout > 0.0 && self.training.load(Ordering::Relaxed);
+        has_dropout.then(|| self.passes.fetch_add(1, Ordering::Relaxed).wrapping_add(1))
+    }
+
+    /// Does not count a pass that failed, unless another thread has started the next.
+    fn undo_pass(&self, pass: u64) {
+        let _ = self.passes.compare_exchange(pass, pass.wrapping_sub(1), Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// The shapes of the input, for error messages.
@@ -119,25 +124,29 @@ impl LstmClass {
         let lstm = self.lstm();
         let x = Features::read(x, &self.expected_x(lstm.config()))?;
         let is_one = matches!(x, Features::One(_));
-        let lengths = x.lengths(lengths)?;
-        let state = hx.map(|hx| read_state(hx, "hx", is_one)).transpose()?;
-        let (dropout, view) = (self.dropout(&lstm), x.view());
         let is_time_major = !is_one && !self.options.batch_first;
-        let (y, HostState { h, c }) = py
-            .detach(|| {
-                let mut input = Input::from(view).dropout(dropout);
-                if is_time_major {
-                    input = input.time_major();
-                }
-                if let Some(state) = &state {
-                    input = input.state(state);
-                }
-                if let Some(lengths) = &lengths {
-                    input = input.lengths(lengths);
-                }
-                lstm.forward(input)
-            })
-            .py()?;
+        let batch = x.batch(is_time_major);
+        let lengths = x.lengths(lengths, batch)?;
+        let state = hx.map(|hx| read_state(hx, "hx", lstm.config(), Some(batch), is_one)).transpose()?;
+        let (pass, view) = (self.start_pass(&lstm), x.view());
+        let dropout = pass.map_or(Dropout::Off, |pass| Dropout::Seed(mix(self.options.seed, pass)));
+        let result = py.detach(|| {
+            let mut input = Input::from(view).dropout(dropout);
+            if is_time_major {
+                input = input.time_major();
+            }
+            if let Some(state) = &state {
+                input = input.state(state);
+            }
+            if let Some(lengths) = &lengths {
+                input = input.lengths(lengths);
+            }
+            lstm.forward(input)
+        });
+        if let (Err(_), Some(pass)) = (&result, pass) {
+            self.undo_pass(pass);
+        }
+        let (y, HostState { h, c }) = result.py()?;
         let state = if is_one {
             (without_axis(py, h, 1), without_axis(py, c, 1)).into_pyobject(py)?
         } else {
@@ -179,29 +188,29 @@ impl LstmClass {
     #[allow(clippy::too_many_arguments, reason = "they are those of torch.nn.LSTM")]
     fn new(
         py: Python<'_>,
-        input_size: i64,
-        hidden_size: i64,
-        num_layers: i64,
+        input_size: i128,
+        hidden_size: i128,
+        num_layers: i128,
         bias: bool,
         batch_first: bool,
         dropout: f32,
         bidirectional: bool,
-        proj_size: i64,
+        proj_size: i128,
         cell: &str,
         clip: Option<f32>,
         coupled: bool,
         device: &str,
         precision: &str,
-        threads: Option<usize>,
-        seed: Option<u64>,
+        threads: Option<i128>,
+        seed: Option<i128>,
     ) -> PyResult<Self> {
-        let mut config = LstmConfig::new(size("input_size", input_size)?, size("hidden_size", hidden_size)?)
-            .layers(size("num_layers", num_layers)?)
+        let mut config = LstmConfig::new(whole("input_size", input_size)?, whole("hidden_size", hidden_size)?)
+            .layers(whole("num_layers", num_layers)?)
             .bias(if bias { Bias::Two } else { Bias::None })
             .cell(cell.parse().py()?)
             .precision(precision.parse().py()?);
         (config.clip, config.coupled) = (clip, coupled);
-        config.proj_size = Some(size("proj_size", proj_size)?).filter(|&size| size > 0);
+        config.proj_size = Some(whole("proj_size", proj_size)?).filter(|&size| size > 0);
         if bidirectional {
             config = config.bidirectional();
         }
@@ -212,8 +221,8 @@ impl LstmClass {
             config.dropout = 0.0;
         }
         config.validate().py()?;
-        let seed = seed.map_or_else(|| random_seed(py), Ok)?;
-        let device = DeviceOptions { name: device.to_owned(), threads };
+        let seed = seed.map_or_else(|| random_seed(py), |seed| whole("seed", seed))?;
+        let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
         let lstm = py.detach(|| Lstm::random(&opened, config, seed)).py()?;
         Ok(LstmClass {
@@ -253,8 +262,9 @@ impl LstmClass {
     }
 
     #[pyo3(signature = (batch = 1))]
-    fn stream(&self, batch: usize) -> PyResult<StreamClass> {
-        Ok(StreamClass::new(AnyStream::Lstm(Box::new(self.lstm().stream(batch).py()?))))
+    fn stream(&self, batch: i128) -> PyResult<StreamClass> {
+        let stream = AnyStream::Lstm(Box::new(self.lstm().stream(whole("batch", batch)?).py()?));
+        Ok(StreamClass::new(stream, self.options.batch_first))
     }
 
     fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -1,9 +1,12 @@
 //! The class `Model`: a model file of any format.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use lstm::{
-    Device, HostState, Model, ModelInput, ModelLayer, ModelOutput, ModelWeights, StateDict,
+    Device, Error, HostState, Model, ModelInput, ModelLayer, ModelOutput, ModelWeights, StateDict,
     arithmetic::Digest,
     formats::{ModelFile, OpenOptions, open},
     ndarray::{ArrayView2, ArrayView3, Ix2},
@@ -18,7 +21,7 @@ use pyo3::{
 use crate::{
     arrays::{Features, read, read_lengths, untyped},
     device::DeviceOptions,
-    error::IntoPyResult,
+    error::{IntoPyResult, whole},
     lstm_class::describe_paths,
     stream::{AnyStream, StreamClass, outputs, read_states},
 };
@@ -49,7 +52,9 @@ impl FileInfo {
     ///
     /// # Errors
     /// `ValueError` if the graph of an ONNX file computes something else than the model.
-    fn new(file: &ModelFile, path: &str, is_selected_by_name: bool) -> PyResult<Self> {
+    fn new(file: &ModelFile, path: &Path) -> PyResult<Self> {
+        let in_file = |error| Error::format(path.display().to_string(), error);
+        file.check_weights_and_constants_suffice().map_err(in_file).py()?;
         let mut info = FileInfo {
             format: file.format.to_string(),
             dtypes: file.dtypes.clone(),
@@ -59,14 +64,7 @@ impl FileInfo {
             states: None,
         };
         if let Some(graph) = &file.onnx {
-            if let Some(why) = graph.rearrangement().filter(|_| !is_selected_by_name) {
-                let names = graph.lstm_nodes().join(", ");
-                let text = format!(
-                    "{path}: the graph is not the model alone: {why}; to use LSTM nodes alone, select them with name: {names}"
-                );
-                return Err(PyValueError::new_err(text));
-            }
-            let constants = graph.constants().py()?;
+            let constants = graph.constants().map_err(in_file).py()?;
             (info.lengths, info.states) = (constants.lengths, constants.states);
         }
         Ok(info)
@@ -78,9 +76,9 @@ impl ModelClass {
         self.model.weights()
     }
 
-    /// Runs the model on sequences of `steps` time steps.
+    /// Runs the model on sequences of `steps` time steps, with the lengths and states of the file unless there are others.
     fn forward<'a>(
-        &self,
+        &'a self,
         py: Python<'_>,
         mut input: ModelInput<'a>,
         steps: usize,
@@ -91,10 +89,10 @@ impl ModelClass {
             let text = format!("x: the model is for sequences of {expected} time steps, got {steps}");
             return Err(PyValueError::new_err(text));
         }
-        if let Some(lengths) = lengths {
+        if let Some(lengths) = lengths.or(self.file.lengths.as_deref()) {
             input = input.lengths(lengths);
         }
-        if let Some(states) = states {
+        if let Some(states) = states.or(self.file.states.as_deref()) {
             input = input.states(states);
         }
         py.detach(|| self.model.forward(input)).py()
@@ -108,22 +106,25 @@ impl ModelClass {
         lengths: Option<&Bound<'py, PyAny>>,
         states: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
-        let lengths = lengths.map(read_lengths).transpose()?;
-        let states = states.map(read_states).transpose()?;
-        let lengths = lengths.or_else(|| self.file.lengths.clone());
-        let states = states.or_else(|| self.file.states.clone());
-        let (lengths, states) = (lengths.as_deref(), states.as_deref());
+        let read_arguments = |batch| {
+            let lengths = lengths.map(|lengths| read_lengths(lengths, batch)).transpose()?;
+            let states = states.map(|states| read_states(states, self.weights(), Some(batch))).transpose()?;
+            Ok::<_, PyErr>((lengths, states))
+        };
         let (output, is_one) = if self.weights().reads_tokens() {
             let is_one = untyped(x, "x")?.ndim() == 1;
             let x = if is_one { x.call_method1("reshape", (1, -1))? } else { x.clone() };
             let tokens = read::<i64, Ix2>(&x, "x", "the shape (batch, steps) or (steps,) of tokens")?;
             let view: ArrayView2<'_, i64> = tokens.as_array();
-            (self.forward(py, view.into(), view.ncols(), lengths, states)?, is_one)
+            let (lengths, states) = read_arguments(view.nrows())?;
+            (self.forward(py, view.into(), view.ncols(), lengths.as_deref(), states.as_deref())?, is_one)
         } else {
             let expected = format!("the shape (batch, steps, {0}) or (steps, {0})", self.weights().input_size());
             let features = Features::read(x, &expected)?;
             let view: ArrayView3<'_, f32> = features.view();
-            (self.forward(py, view.into(), view.dim().1, lengths, states)?, matches!(features, Features::One(_)))
+            let (lengths, states) = read_arguments(view.dim().0)?;
+            let output = self.forward(py, view.into(), view.dim().1, lengths.as_deref(), states.as_deref())?;
+            (output, matches!(features, Features::One(_)))
         };
         let states = output.states.into_iter().map(|HostState { h, c }| (h.into_pyarray(py), c.into_pyarray(py)));
         let states = PyList::new(py, states.collect::<Vec<_>>())?;
@@ -150,7 +151,7 @@ impl ModelClass {
         coupled: bool,
         precision: Option<&str>,
         device: &str,
-        threads: Option<usize>,
+        threads: Option<i128>,
     ) -> PyResult<Self> {
         let mut options = OpenOptions::default();
         options.names = match name {
@@ -160,11 +161,10 @@ impl ModelClass {
         (options.layers, options.set, options.clip, options.coupled) = (layers, set.unwrap_or_default(), clip, coupled);
         options.cell = cell.map(str::parse).transpose().py()?;
         options.precision = precision.map(str::parse).transpose().py()?;
-        let device = DeviceOptions { name: device.to_owned(), threads };
+        let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
         let file = py.detach(|| open(&path, &options)).py()?;
-        let path = path.display().to_string();
-        let info = FileInfo::new(&file, &path, !options.names.is_empty())?;
+        let info = FileInfo::new(&file, &path)?;
         let model = py.detach(|| Model::new(&opened, file.weights)).py()?;
         Ok(ModelClass { model, device, file: info })
     }
@@ -195,16 +195,16 @@ impl ModelClass {
     }
 
     #[pyo3(signature = (batch = 1))]
-    fn stream(&self, batch: usize) -> PyResult<StreamClass> {
+    fn stream(&self, batch: i128) -> PyResult<StreamClass> {
         if self.file.lengths.is_some() || self.file.steps.is_some() {
             let text = "stream: the file fixes the lengths of the sequences, so that they can't be streamed; use run";
             return Err(PyValueError::new_err(text));
         }
-        let mut stream = self.model.stream(batch).py()?;
+        let mut stream = self.model.stream(whole("batch", batch)?).py()?;
         if let Some(states) = &self.file.states {
             stream.set_states(states).py()?;
         }
-        Ok(StreamClass::new(AnyStream::Model(Box::new(stream))))
+        Ok(StreamClass::new(AnyStream::Model(Box::new(stream), self.file.states.clone()), true))
     }
 
     fn digest(&self) -> String {
@@ -355,12 +355,13 @@ pub(crate) fn restore_model(
 ) -> PyResult<ModelClass> {
     let device = DeviceOptions { name: device.0, threads: device.1 };
     let opened = device.open(py)?;
-    let states = constants.2.map(|states| read_states(&states)).transpose()?;
     let model = py.detach(|| {
         let weights = ModelWeights::from_state_dict(StateDict::from_bytes(bytes)?)?;
         Model::new(&opened, weights)
     });
+    let model = model.py()?;
+    let states = constants.2.map(|states| read_states(&states, model.weights(), None)).transpose()?;
     let (format, dtypes, unused) = file;
     let info = FileInfo { format, dtypes, unused, steps: constants.0, lengths: constants.1, states };
-    Ok(ModelClass { model: model.py()?, device, file: info })
+    Ok(ModelClass { model, device, file: info })
 }

@@ -3,6 +3,7 @@
 use lstm::{
     LayerSpec, LayerWeights, LstmConfig, Param, Precision, Weights,
     ndarray::{ArrayD, IxDyn},
+    shape::memory,
     weights::names::pytorch_name,
 };
 use numpy::ToPyArray;
@@ -61,8 +62,9 @@ pub(crate) fn from_mapping(config: &LstmConfig, state_dict: &Bound<'_, PyAny>) -
         let value = value.as_array();
         if value.shape() != shape {
             wrong.push(format!("{name} (expected {shape:?}, got {:?})", value.shape()));
+            continue;
         }
-        values.push(value.to_owned());
+        values.push(memory::copy_array("load_state_dict", value).py()?);
     }
     let mut unexpected = Vec::new();
     for key in mapping.keys()?.iter() {

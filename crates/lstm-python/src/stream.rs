@@ -3,8 +3,9 @@
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use lstm::{
-    Device, HostState, ModelInput, ModelStream, Stream,
+    Device, HostState, ModelInput, ModelStream, ModelWeights, Stream,
     ndarray::{Array3, Ix2, IxDyn},
+    shape::memory,
 };
 use numpy::{IntoPyArray, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::{
@@ -23,8 +24,8 @@ use crate::{
 pub(crate) enum AnyStream {
     /// The stream of an LSTM.
     Lstm(Box<Stream<Device>>),
-    /// The stream of a model.
-    Model(Box<ModelStream<Device>>),
+    /// The stream of a model, and its initial states if its file has some of each sequence.
+    Model(Box<ModelStream<Device>>, Option<Vec<HostState>>),
 }
 
 /// Work of a step, in weights times sequences, from which on a step releases the GIL. Releasing it takes longer than a
@@ -35,50 +36,50 @@ impl AnyStream {
     fn batch(&self) -> usize {
         match self {
             AnyStream::Lstm(stream) => stream.batch(),
-            AnyStream::Model(stream) => stream.batch(),
+            AnyStream::Model(stream, _) => stream.batch(),
         }
     }
 
     fn input_size(&self) -> usize {
         match self {
             AnyStream::Lstm(stream) => stream.lstm().config().input_size,
-            AnyStream::Model(stream) => stream.model().weights().input_size(),
+            AnyStream::Model(stream, _) => stream.model().weights().input_size(),
         }
     }
 
     fn output_size(&self) -> usize {
         match self {
             AnyStream::Lstm(stream) => stream.lstm().config().output_size(),
-            AnyStream::Model(stream) => stream.model().weights().output_size(),
+            AnyStream::Model(stream, _) => stream.model().weights().output_size(),
         }
     }
 
     fn num_params(&self) -> usize {
         match self {
             AnyStream::Lstm(stream) => stream.lstm().weights().len(),
-            AnyStream::Model(stream) => stream.model().weights().num_params(),
+            AnyStream::Model(stream, _) => stream.model().weights().num_params(),
         }
     }
 
     fn reads_tokens(&self) -> bool {
-        matches!(self, AnyStream::Model(stream) if stream.model().weights().reads_tokens())
+        matches!(self, AnyStream::Model(stream, _) if stream.model().weights().reads_tokens())
     }
 
     fn returns_last_step(&self) -> bool {
-        matches!(self, AnyStream::Model(stream) if stream.model().weights().returns_last_step())
+        matches!(self, AnyStream::Model(stream, _) if stream.model().weights().returns_last_step())
     }
 
     fn step(&mut self, x: &[f32], y: &mut [f32]) -> lstm::Result<()> {
         match self {
             AnyStream::Lstm(stream) => stream.step(x, y),
-            AnyStream::Model(stream) => stream.step(x, y),
+            AnyStream::Model(stream, _) => stream.step(x, y),
         }
     }
 
     fn states(&self) -> lstm::Result<Vec<HostState>> {
         match self {
             AnyStream::Lstm(stream) => stream.state().map(|state| vec![state]),
-            AnyStream::Model(stream) => stream.states(),
+            AnyStream::Model(stream, _) => stream.states(),
         }
     }
 }
@@ -89,6 +90,8 @@ pub(crate) struct StreamClass {
     /// Locked during a call, so that a call of another thread is an error.
     stream: Mutex<AnyStream>,
     releases_gil: bool,
+    /// Whether the arrays of `run` have the batch as their first axis.
+    batch_first: bool,
     batch: usize,
     input_size: usize,
     output_size: usize,
@@ -97,8 +100,9 @@ pub(crate) struct StreamClass {
 }
 
 impl StreamClass {
-    pub(crate) fn new(stream: AnyStream) -> Self {
+    pub(crate) fn new(stream: AnyStream, batch_first: bool) -> Self {
         StreamClass {
+            batch_first,
             releases_gil: stream.num_params().saturating_mul(stream.batch()) >= MIN_WORK_WITHOUT_GIL,
             batch: stream.batch(),
             input_size: stream.input_size(),
@@ -112,11 +116,15 @@ impl StreamClass {
     /// Locks the stream.
     ///
     /// # Errors
-    /// `RuntimeError` if another thread runs it.
+    /// `RuntimeError` if another thread runs it, or if an earlier call panicked.
     fn lock(&self) -> PyResult<MutexGuard<'_, AnyStream>> {
         match self.stream.try_lock() {
             Ok(stream) => Ok(stream),
-            Err(TryLockError::Poisoned(error)) => Ok(error.into_inner()),
+            Err(TryLockError::Poisoned(_)) => {
+                let text = "an earlier call of this stream panicked, so that its states are lost; make a new stream, with the \
+                            method `stream`";
+                Err(PyRuntimeError::new_err(text))
+            }
             Err(TryLockError::WouldBlock) => {
                 let text = "another thread runs this stream; make one stream for each thread, with the method `stream`";
                 Err(PyRuntimeError::new_err(text))
@@ -141,9 +149,9 @@ impl StreamClass {
             let text = format!("x: expected the shape [{}] of tokens, got {:?}", self.batch, tokens.shape());
             return Err(PyValueError::new_err(text));
         }
-        let tokens: Vec<i64> = tokens.as_array().iter().copied().collect();
+        let tokens = memory::collect("step", self.batch, tokens.as_array().iter().copied()).py()?;
         match &mut *self.lock()? {
-            AnyStream::Model(stream) => py.detach(|| stream.step_tokens(&tokens, y)).py(),
+            AnyStream::Model(stream, _) => py.detach(|| stream.step_tokens(&tokens, y)).py(),
             AnyStream::Lstm(_) => Err(PyValueError::new_err("x: an LSTM reads features, not tokens")),
         }
     }
@@ -159,7 +167,7 @@ impl StreamClass {
         let x = match row_major {
             Some(x) => x,
             None => {
-                copy = x.as_array().iter().copied().collect();
+                copy = memory::collect("step", x.len(), x.as_array().iter().copied()).py()?;
                 &copy
             }
         };
@@ -202,7 +210,7 @@ impl StreamClass {
             return Ok(out);
         }
         let batch = self.batch;
-        let mut y = vec![0.0; batch * self.output_size];
+        let mut y = memory::filled("step", &[batch, self.output_size], 0.0).py()?;
         self.step_into(py, x, &mut y)?;
         let y = y.into_pyarray(py);
         let has_batch_axis = match self.reads_tokens {
@@ -226,19 +234,31 @@ impl StreamClass {
             let array = if is_one { array.call_method1("reshape", (1, -1))? } else { array };
             let tokens = read::<i64, Ix2>(&array, "x", "the shape (batch, steps) or (steps,) of tokens")?;
             let view = tokens.as_array();
-            let AnyStream::Model(stream) = &mut *self.lock()? else {
+            let AnyStream::Model(stream, _) = &mut *self.lock()? else {
                 return Err(PyValueError::new_err("x: an LSTM reads features, not tokens"));
             };
             (py.detach(|| stream.chunk(ModelInput::from(view))).py()?, is_one)
         } else {
-            let expected = format!("the shape (batch, steps, {0}) or (steps, {0})", self.input_size);
+            let order = if self.batch_first { "batch, steps" } else { "steps, batch" };
+            let expected = format!("the shape ({order}, {0}) or (steps, {0})", self.input_size);
             let features = Features::read(x, &expected)?;
-            let (view, stream) = (features.view(), &mut *self.lock()?);
-            let y = py.detach(|| match stream {
-                AnyStream::Lstm(stream) => stream.chunk(view),
-                AnyStream::Model(stream) => stream.chunk(view),
-            });
-            (y.py()?, matches!(features, Features::One(_)))
+            let is_one = matches!(features, Features::One(_));
+            let is_time_major = !is_one && !self.batch_first;
+            let (mut view, stream) = (features.view(), &mut *self.lock()?);
+            if is_time_major {
+                view.swap_axes(0, 1);
+            }
+            let mut y = py
+                .detach(|| match stream {
+                    AnyStream::Lstm(stream) => stream.chunk(view),
+                    AnyStream::Model(stream, _) => stream.chunk(view),
+                })
+                .py()?;
+            if is_time_major {
+                y.swap_axes(0, 1);
+                y = memory::row_major("run", y).py()?;
+            }
+            (y, is_one)
         };
         outputs(py, y, is_one, self.returns_last_step)
     }
@@ -247,7 +267,8 @@ impl StreamClass {
         let stream = &mut *self.lock()?;
         py.detach(|| match stream {
             AnyStream::Lstm(stream) => stream.reset(),
-            AnyStream::Model(stream) => stream.reset(),
+            AnyStream::Model(stream, None) => stream.reset(),
+            AnyStream::Model(stream, Some(states)) => stream.set_states(states),
         })
         .py()
     }
@@ -271,9 +292,12 @@ impl StreamClass {
     #[setter]
     fn set_state(&self, state: &Bound<'_, PyAny>) -> PyResult<()> {
         match &mut *self.lock()? {
-            AnyStream::Lstm(stream) => stream.set_state(&read_state(state, "state", false)?).py(),
-            AnyStream::Model(stream) => {
-                let states = read_states(state)?;
+            AnyStream::Lstm(stream) => {
+                let state = read_state(state, "state", stream.lstm().config(), Some(self.batch), false)?;
+                stream.set_state(&state).py()
+            }
+            AnyStream::Model(stream, _) => {
+                let states = read_states(state, stream.model().weights(), Some(self.batch))?;
                 stream.set_states(&states).py()
             }
         }
@@ -284,10 +308,25 @@ impl StreamClass {
     }
 }
 
-/// Reads a list of states, one for each LSTM of a model.
-pub(crate) fn read_states(states: &Bound<'_, PyAny>) -> PyResult<Vec<HostState>> {
-    let read = |(k, state): (usize, PyResult<Bound<'_, PyAny>>)| read_state(&state?, &format!("states[{k}]"), false);
-    states.try_iter()?.enumerate().map(read).collect()
+/// Reads a list of states, one for each LSTM of a model, for `batch` sequences, or any number of sequences if it is `None`.
+pub(crate) fn read_states(
+    states: &Bound<'_, PyAny>,
+    weights: &ModelWeights,
+    batch: Option<usize>,
+) -> PyResult<Vec<HostState>> {
+    let mut read = Vec::new();
+    let mut given = states.try_iter()?;
+    for (k, lstm) in weights.lstms().enumerate() {
+        let Some(state) = given.next() else {
+            let text = format!("states: expected {}, one for each LSTM, got {k}", weights.lstms().count());
+            return Err(PyValueError::new_err(text));
+        };
+        read.push(read_state(&state?, &format!("states[{k}]"), lstm.config(), batch, false)?);
+    }
+    match given.next() {
+        None => Ok(read),
+        Some(_) => Err(PyValueError::new_err(format!("states: expected {}, one for each LSTM, got more", read.len()))),
+    }
 }
 
 /// The outputs of a model as an array, without the axes that the caller's input does not have.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use lstm::{
     Checkpointing, Device, Dropout, HostState, Input, Lstm, OutputGradients, Tape,
-    ndarray::{Array3, Axis, Ix2, Ix3, IxDyn},
+    ndarray::{Array3, Axis, IntoDimension, Ix2, Ix3, IxDyn},
+    shape::memory,
 };
 use numpy::IntoPyArray;
 use pyo3::{exceptions::PyValueError, prelude::*, types::PyList};
 
 use crate::{
-    arrays::{Features, read, read_state},
+    arrays::{Features, copy_of_shape, read, read_state},
     error::IntoPyResult,
     lstm_class::{LstmClass, without_axis},
     parameters,
@@ -22,8 +23,9 @@ pub(crate) struct TapeClass {
     tape: Tape<Device>,
     /// Whether the input had no batch axis.
     is_one: bool,
-    /// The shapes of the final states, for gradients that are zero.
-    state: [(usize, usize, usize); 2],
+    /// The shapes of the outputs and of the final states, with a batch axis.
+    y: [usize; 3],
+    state: [[usize; 3]; 2],
 }
 
 /// The model with the given parameters, in the order of its `state_dict`. Compares all bits, because PyTorch can change
@@ -54,7 +56,8 @@ fn with_parameters(object: &LstmClass, values: &Bound<'_, PyList>) -> PyResult<A
     if is_same {
         return Ok(lstm);
     }
-    let arrays: Vec<_> = arrays.iter().map(|array| array.as_array().to_owned()).collect();
+    let copies = arrays.iter().map(|array| memory::copy_array("run_module", array.as_array()));
+    let arrays = copies.collect::<lstm::Result<_>>().py()?;
     let mut lstm = Lstm::clone(&lstm);
     let weights = parameters::from_values(lstm.config(), arrays)?;
     values.py().detach(|| lstm.set_weights(weights)).py()?;
@@ -85,10 +88,11 @@ pub(crate) fn run_module<'py>(
     let lstm = with_parameters(object, parameters)?;
     let x = Features::read(x, &object.expected_x(lstm.config()))?;
     let is_one = matches!(x, Features::One(_));
-    let lengths = x.lengths(lengths)?;
-    let state = hx.map(|hx| read_state(hx, "hx", is_one)).transpose()?;
-    let view = x.view();
     let is_time_major = !is_one && !object.is_batch_first();
+    let batch = x.batch(is_time_major);
+    let lengths = x.lengths(lengths, batch)?;
+    let state = hx.map(|hx| read_state(hx, "hx", lstm.config(), Some(batch), is_one)).transpose()?;
+    let view = x.view();
     let pass = py.detach(|| {
         let mut input = Input::from(view).dropout(dropout_seed.map_or(Dropout::Off, Dropout::Seed));
         if is_time_major {
@@ -108,8 +112,9 @@ pub(crate) fn run_module<'py>(
         }
     });
     let (y, state, tape) = pass.py()?;
-    let shapes = [state.h.dim(), state.c.dim()];
-    let tape = tape.map(|tape| TapeClass { tape, is_one, state: shapes });
+    let shape = |array: &Array3<f32>| array.dim().into();
+    let [y_shape, h_shape, c_shape] = [&y, &state.h, &state.c].map(shape);
+    let tape = tape.map(|tape| TapeClass { tape, is_one, y: y_shape, state: [h_shape, c_shape] });
     let y = to_python(py, y, 0, is_one);
     Ok((y, (to_python(py, state.h, 1, is_one), to_python(py, state.c, 1, is_one)), tape))
 }
@@ -131,23 +136,25 @@ impl TapeClass {
         dc: Option<&Bound<'py, PyAny>>,
         needs_x: bool,
     ) -> PyResult<(Option<AnyArray<'py>>, AnyArray<'py>, AnyArray<'py>, Vec<AnyArray<'py>>)> {
-        let array = |value: &Bound<'py, PyAny>, name: &str, axis: usize| -> PyResult<Array3<f32>> {
-            Ok(if self.is_one {
-                read::<f32, Ix2>(value, name, "2 dimensions")?.as_array().insert_axis(Axis(axis)).to_owned()
+        let array = |value: &Bound<'py, PyAny>, name: &str, axis: usize, shape: &[usize]| -> PyResult<Array3<f32>> {
+            if self.is_one {
+                let array = read::<f32, Ix2>(value, name, "2 dimensions")?;
+                copy_of_shape(array.as_array().insert_axis(Axis(axis)), name, shape)
             } else {
-                read::<f32, Ix3>(value, name, "3 dimensions")?.as_array().to_owned()
-            })
+                copy_of_shape(read::<f32, Ix3>(value, name, "3 dimensions")?.as_array(), name, shape)
+            }
         };
         let state = match (dh, dc) {
             (None, None) => None,
             _ => {
-                let state_of = |value: Option<&Bound<'py, PyAny>>, name: &str, shape| {
-                    value.map_or_else(|| Ok(Array3::zeros(shape)), |value| array(value, name, 1))
+                let state_of = |value: Option<&Bound<'py, PyAny>>, name: &str, shape: [usize; 3]| match value {
+                    Some(value) => array(value, name, 1, &shape),
+                    None => memory::zero_array("backward", shape.into_dimension()).py(),
                 };
                 Some(HostState { h: state_of(dh, "dh", self.state[0])?, c: state_of(dc, "dc", self.state[1])? })
             }
         };
-        let dy = dy.map(|dy| array(dy, "dy", 0)).transpose()?;
+        let dy = dy.map(|dy| array(dy, "dy", 0, &self.y)).transpose()?;
         let mut upstream = match (&dy, &state) {
             (Some(dy), None) => OutputGradients::from(dy),
             (Some(dy), Some(state)) => OutputGradients::from(dy).state(state),
@@ -160,7 +167,10 @@ impl TapeClass {
         let gradients = py.detach(|| self.tape.backward(upstream)).py()?;
         let x = gradients.x.map(|x| to_python(py, x, 0, self.is_one));
         let parameters = gradients.weights.layers().iter().flat_map(|layer| layer.iter().map(|(_, value)| value));
-        let parameters = parameters.map(|value| value.clone().into_pyarray(py).into_any()).collect();
+        let parameters = parameters
+            .map(|value| Ok(memory::copy_array("backward", value.view())?.into_pyarray(py).into_any()))
+            .collect::<lstm::Result<_>>()
+            .py()?;
         let [h, c] = [gradients.state.h, gradients.state.c].map(|array| to_python(py, array, 1, self.is_one));
         Ok((x, h, c, parameters))
     }

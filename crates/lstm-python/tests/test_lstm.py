@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import threading
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_wrong_states() -> None:
     net, x = model(3, 5), noise(7, 2, 3)
     zeros = np.zeros((1, 2, 5), np.float32)
     for hx, error, part in [
-        ((zeros, zeros[:, :1]), ValueError, r"state.c: expected \[1, 2, 5\], got \[1, 1, 5\]"),
+        ((zeros, zeros[:, :1]), ValueError, r"hx: c: expected the shape \[1, 2, 5\], got \[1, 1, 5\]"),
         ((zeros[0], zeros[0]), ValueError, "hx: h: expected 3 dimensions"),
         ((zeros, zeros.astype(np.float64)), TypeError, "hx: c: expected float32, got float64"),
         (zeros, TypeError, r"expected the tuple \(h0, c0\), got ndarray"),
@@ -188,7 +189,7 @@ def test_wrong_states() -> None:
     ("kwargs", "part"),
     [
         ({"input_size": 0}, "input_size"),
-        ({"hidden_size": -5}, "hidden_size: expected 0 or more, got -5"),
+        ({"hidden_size": -5}, "hidden_size: expected a number from 0"),
         ({"num_layers": 0}, "num_layers"),
         ({"proj_size": 5}, "proj_size"),
         ({"dropout": 1.5}, "dropout"),
@@ -320,6 +321,65 @@ def test_dropout_acts_in_training_only() -> None:
     plain = model(3, 50, num_layers=2)
     np.testing.assert_array_equal(net(x)[0], plain(x)[0])
     assert net.train().training
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 64, 1 << 70])
+def test_numbers_out_of_range(number: int, tmp_path: Any) -> None:
+    net = model(3, 5)
+    cases: list[tuple[Callable[[], Any], str]] = [
+        (lambda: lstm.LSTM(number, 5), "input_size"),
+        (lambda: lstm.LSTM(3, number), "hidden_size"),
+        (lambda: lstm.LSTM(3, 5, number), "num_layers"),
+        (lambda: lstm.LSTM(3, 5, proj_size=number), "proj_size"),
+        (lambda: lstm.LSTM(3, 5, threads=number), "threads"),
+        (lambda: lstm.LSTM(3, 5, seed=number), "seed"),
+        (lambda: net.stream(number), "batch"),
+        (lambda: lstm.Trainer(net, number), "output_size"),
+        (lambda: lstm.Trainer(net, seed=number), "seed"),
+        (lambda: lstm.Trainer.resume(tmp_path / "run", threads=number), "threads"),
+        (lambda: lstm.Model.open(tmp_path / "model", threads=number), "threads"),
+    ]
+    for make, name in cases:
+        with pytest.raises(ValueError, match=rf"{name}: expected a number from 0 to 2\^64 - 1, got {number}"):
+            make()
+
+
+def test_a_failed_pass_does_not_count() -> None:
+    net, other = (model(3, 50, num_layers=2, dropout=0.5) for _ in range(2))
+    x = noise(7, 2, 3)
+    for wrong in ({"x": x[..., :2]}, {"x": x, "lengths": [8, 1]}):
+        with pytest.raises(ValueError):
+            net(**wrong)
+        np.testing.assert_array_equal(net(x)[0], other(x)[0])
+
+
+def test_masks_of_other_seeds_are_others() -> None:
+    x, weights = noise(7, 2, 3), model(3, 50, num_layers=2).state_dict()
+    first, second = (model(3, 50, num_layers=2, dropout=0.5, seed=seed) for seed in (1, 2))
+    first.load_state_dict(weights)
+    second.load_state_dict(weights)
+    first(x)
+    assert not np.array_equal(first(x)[0], second(x)[0])
+
+
+def test_masks_of_arrays_are_errors() -> None:
+    net, x = model(3, 5), noise(7, 2, 3)
+
+    class Wrapper:
+        def __init__(self, array: NDArray[Any]) -> None:
+            self.array = array
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
+            return self.array
+
+    for masked in (np.ma.masked_greater(x, 0), Wrapper(np.ma.masked_greater(x, 0))):
+        with pytest.raises(TypeError, match="x: a masked array"):
+            net(masked)
+    lengths = np.ma.masked_greater([3, 7], 5)
+    with pytest.raises(TypeError, match="lengths: a masked array"):
+        net(x, lengths=lengths)
+    with pytest.raises(TypeError, match="target: a masked array"):
+        lstm.Trainer(net).step(x, np.ma.masked_equal(np.zeros((7, 2), int), 0), loss="cross_entropy")
 
 
 def test_dropout_of_one_layer_warns() -> None:

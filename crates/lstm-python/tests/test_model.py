@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 import lstm
+import onnx_file
 
 ROOT = Path(__file__).resolve().parents[3]
 MODELS = ROOT / "tests/data/models"
@@ -165,8 +166,27 @@ def test_wrong_inputs() -> None:
     tokens = lstm.Model.open(path_of("keras-embedding"))
     with pytest.raises(TypeError, match="reads tokens, expected integers, got float32"):
         tokens.run(np.zeros((1, 3), np.float32))
+    with pytest.raises(TypeError, match="x: a masked array"):
+        tokens.run(np.ma.masked_equal([[0, 1]], 1))
     with pytest.raises(ValueError, match="a token from 0 to"):
         tokens.run([[0, -1]])
+
+
+def test_states_of_other_libraries() -> None:
+    class Other:
+        def __init__(self, array: NDArray[Any]) -> None:
+            self.array = array
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> NDArray[Any]:
+            return self.array
+
+    model, x = lstm.Model.open(path_of("nam")), np.ones((9, 1), np.float32)
+    y, ((h, c),) = model.run(x, return_states=True)
+    expected, others = model.run(x, states=[(h, c)]), [(Other(h), Other(c))]
+    np.testing.assert_array_equal(model.run(x, states=others), expected)
+    stream = model.stream()
+    stream.state = others
+    np.testing.assert_array_equal(stream.run(x), expected)
 
 
 def test_lengths() -> None:
@@ -174,3 +194,49 @@ def test_lengths() -> None:
     y = model.run(x, lengths=[4, 9])
     np.testing.assert_array_equal(y[0, :4], model.run(x[0, :4]))
     assert not y[0, 4:].any()
+
+
+def test_a_stream_is_reset_to_the_states_of_the_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    h, c = (rng.standard_normal((1, 2, 3), dtype=np.float32) for _ in range(2))
+    (tmp_path / "states.onnx").write_bytes(onnx_file.write(3, ["Y"], states=(h, c)))
+    x = rng.standard_normal((2, 7, 2), dtype=np.float32)
+    model = lstm.Model.open(tmp_path / "states.onnx", threads=1)
+    for model in (model, pickle.loads(pickle.dumps(model))):
+        y = model.run(x)
+        np.testing.assert_array_equal(model.run(x, states=[(h, c)]), y)
+        assert not np.array_equal(model.run(x, states=[(0 * h, 0 * c)]), y)
+        stream = model.stream(2)
+        for _ in range(2):
+            np.testing.assert_array_equal(stream.run(x), y)
+            stream.reset()
+        np.testing.assert_array_equal(stream.state[0][0], h)
+        with pytest.raises(ValueError, match="batch|expected"):
+            model.stream(3)
+
+
+def test_graphs_that_are_not_the_model_alone(tmp_path: Path) -> None:
+    path = MODELS / "gobw.onnx"
+    with pytest.raises(ValueError, match=r"gobw.onnx: .*`out` has another order.*select its LSTM nodes by name: `lstm`"):
+        lstm.Model.open(path)
+    assert lstm.Model.open(path, name="lstm").output_size > 0
+    path = tmp_path / "states.onnx"
+    path.write_bytes(onnx_file.write(3, ["Y_h", "Y_c"]))
+    with pytest.raises(ValueError, match=r"states.onnx: .*all its outputs are final states.*nodes by name: `rec`"):
+        lstm.Model.open(path)
+    x = np.ones((7, 2), np.float32)
+    y, ((h, _),) = lstm.Model.open(path, name="rec").run(x, return_states=True)
+    np.testing.assert_array_equal(y, h[0, 0])
+
+
+@pytest.mark.parametrize("name", [None, "rec"])
+def test_constants_of_a_graph_are_applied(tmp_path: Path, name: str | None) -> None:
+    path, lengths = tmp_path / "constants.onnx", np.array([4, 7], np.int32)
+    states = np.full((1, 2, 3), 0.5, np.float32), np.full((1, 2, 3), -0.5, np.float32)
+    path.write_bytes(onnx_file.write(3, ["Y"], states, lengths))
+    model, x = lstm.Model.open(path, name=name, threads=1), np.ones((2, 7, 2), np.float32)
+    y = model.run(x)
+    np.testing.assert_array_equal(model.run(x, lengths=lengths, states=[states]), y)
+    assert not y[0, 4:].any() and y[0, :4].all()
+    with pytest.raises(ValueError, match="fixes the lengths"):
+        model.stream(2)

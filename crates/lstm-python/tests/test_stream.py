@@ -39,6 +39,14 @@ def test_steps_are_those_of_the_sequence(precision: str, batch: int) -> None:
     np.testing.assert_array_equal(stream.run(x), y)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_the_layout_is_that_of_the_lstm(first: bool) -> None:
+    net, x = lstm.LSTM(3, 5, seed=1, threads=1, batch_first=first), noise(2, 2, 3)
+    y = net.stream(2).run(x)
+    np.testing.assert_array_equal(y, net(x)[0])
+    assert y.flags.c_contiguous
+
+
 def test_one_sequence_needs_no_batch_axis() -> None:
     stream, x = model().stream(), noise(7, 3)
     y, _ = model()(x)
@@ -65,7 +73,7 @@ def test_state_can_be_set() -> None:
     first = stream.run(x[:, 4:])
     stream.state = saved
     np.testing.assert_array_equal(stream.run(x[:, 4:]), first)
-    with pytest.raises(ValueError, match="state.h: expected"):
+    with pytest.raises(ValueError, match="state: h: expected"):
         stream.state = (saved[0][:, :1], saved[1])
     with pytest.raises(TypeError, match=r"expected the tuple \(h, c\)"):
         stream.state = [1]

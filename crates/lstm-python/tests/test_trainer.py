@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,17 @@ def test_a_resumed_run_has_the_same_bits(tmp_path: Path, threads: int) -> None:
     assert model.digest() == digest_before, "the caller's model is not changed"
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_resumed_run_has_the_same_layout(tmp_path: Path, first: bool) -> None:
+    trainer = lstm.Trainer(lstm.LSTM(3, 5, batch_first=first, seed=1, threads=1))
+    trainer.save(tmp_path / "run.safetensors")
+    for given in (None, first):
+        resumed = lstm.Trainer.resume(tmp_path / "run.safetensors", batch_first=given)
+        assert resumed.model.batch_first == first
+    with pytest.raises(ValueError, match=f"batch_first: expected {first} or None"):
+        lstm.Trainer.resume(tmp_path / "run.safetensors", batch_first=not first)
+
+
 def test_errors(tmp_path: Path) -> None:
     model = lstm.LSTM(3, 5, seed=1)
     for options, part in [
@@ -144,3 +157,33 @@ def test_the_training_of_pytorch() -> None:
         loss.backward()
         optimizer.step()
         assert trainer.step(x, target)["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+
+
+def test_a_step_releases_the_gil() -> None:
+    trainer, x = lstm.Trainer(lstm.LSTM(256, 256, seed=1, threads=1)), noise(400, 8, 256)
+    started, slices = threading.Event(), 0
+
+    def run() -> None:
+        started.set()
+        trainer.step(x, x)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    started.wait()
+    while thread.is_alive():
+        slices += trainer.steps == 0
+        time.sleep(0.001)
+    assert slices > 5, "this thread did not run during the step"
+    assert trainer.steps == 1
+
+
+def test_one_step_at_a_time() -> None:
+    trainer, x = lstm.Trainer(lstm.LSTM(3, 5, seed=1, threads=1)), noise(7, 2, 3)
+
+    def loss(y: F32) -> tuple[float, F32]:
+        assert trainer.steps == 0 and trainer.predict(x).shape == y.shape
+        with pytest.raises(RuntimeError, match="a step of this trainer is running"):
+            trainer.step(x, y)
+        return 1.0, y
+
+    assert trainer.step(x, loss=loss)["step"] == trainer.steps == 1

@@ -56,7 +56,7 @@ impl<B: Backend> Stream<B> {
     }
 
     /// Runs one time step: reads `x: [batch, input_size]` and writes `y: [batch, output_size]`, both row-major. The CPU
-    /// backend does not allocate here.
+    /// backend does not allocate here, unless a layer runs by the [reference path](crate::ExecutionPath::Reference).
     ///
     /// # Errors
     /// [`Error::Shape`] if a slice has the wrong length; [`Error::Device`] if the device fails. The state is then
@@ -77,8 +77,8 @@ impl<B: Backend> Stream<B> {
     /// Runs one time step of the given sequences only, for example while the others have no input. Row `k` of `x` and
     /// `y` belongs to sequence `sequences[k]`. Sequences are numbered from 0, in any order; ascending order is fastest.
     /// The states of the other sequences do not change. The outputs are bit-identical to those of [`step`](Self::step).
-    /// On the CPU the work is that of a batch of `sequences.len()`, and nothing is allocated. The GPU backends run the
-    /// whole batch.
+    /// On the CPU the work is that of a batch of `sequences.len()`, and nothing is allocated, except by the reference path.
+    /// The GPU backends run the whole batch.
     ///
     /// ```
     /// # fn example(mut stream: lstm_core::Stream<impl lstm_core::Backend>) -> lstm_core::Result<()> {

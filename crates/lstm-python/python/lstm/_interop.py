@@ -64,11 +64,12 @@ def import_array(value: Any, name: str) -> tuple[NDArray[np.float32], Convert]:
             raise ValueError(f"{name}: expected an array in host memory, got one on the DLPack device {device}")
         return _from_dlpack(value, name), _converter(value)
     if hasattr(value, "__array_interface__") or hasattr(value, "__array__"):
-        return np.asarray(value), _converter(value)
+        # `asanyarray` keeps the class of a masked array, which is an error.
+        return np.asanyarray(value), _converter(value)
     kind = type(value).__name__
     raise TypeError(
         f"{name}: expected an array of NumPy, a tensor, or an object with __dlpack__ or __array__, got {kind}; "
-        f"np.asarray({name}, np.float32) makes an array"
+        "np.asarray(value, np.float32) makes an array"
     )
 
 
@@ -96,7 +97,7 @@ def _from_dlpack(value: Any, name: str) -> NDArray[Any]:
     except (BufferError, RuntimeError, TypeError) as error:
         # Older versions of NumPy refuse memory that is read-only.
         if hasattr(value, "__array__"):
-            return np.asarray(value)
+            return np.asanyarray(value)
         raise TypeError(f"{name}: NumPy can't read it through DLPack: {error}") from error
 
 
@@ -172,7 +173,9 @@ def to_tokens(value: Any) -> NDArray[np.int64]:
 def to_integers(value: Any, name: str, expected: str = "expected integers") -> NDArray[np.int64]:
     """An array of any integer type as int64."""
     torch = _torch_of(value)
-    array = _from_torch(torch, value, name) if torch is not None else np.asarray(value)
+    array = _from_torch(torch, value, name) if torch is not None else np.asanyarray(value)
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name}: a masked array can't be used; fill it first, with {name}.filled(0)")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: {expected}, got {array.dtype}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:

@@ -138,7 +138,7 @@ class LSTM:
             x: float32, `(steps, batch, input_size)`, or `(batch, steps, input_size)` with `batch_first`, or
                 `(steps, input_size)` for one sequence. Any strides. An array of NumPy, a tensor of PyTorch in host memory, an
                 array with `__dlpack__`, `__array_interface__` or `__array__`, or a `PackedSequence` of PyTorch. It is read
-                without a copy.
+                without a copy, unless it is unaligned; `hx` is copied.
             hx: `(h0, c0)`: `(layers * directions, batch, proj_size or hidden_size)` and
                 `(layers * directions, batch, hidden_size)`, without `batch` for one sequence. None for zeros.
             lengths: Number of time steps of each sequence, in any order. Outputs beyond it are 0, and the final state of a
@@ -164,7 +164,8 @@ class LSTM:
         """The same as calling the object."""
 
     def stream(self, batch: int = 1) -> Stream:
-        """A stream that runs `batch` sequences time step by time step, from zero states. It keeps the weights of this time.
+        """A stream that runs `batch` sequences time step by time step, from zero states. It keeps the weights of this time,
+        and has no dropout.
 
         Raises:
             ValueError: the layers are bidirectional, or `batch` is 0.
@@ -265,10 +266,10 @@ class Stream:
 
         Args:
             x: float32, `(batch, steps, input_size)`, or `(steps, input_size)` for a batch of 1; without the last axis for
-                tokens.
+                tokens. `(steps, batch, input_size)` for an LSTM without `batch_first`.
 
         Returns:
-            `(batch, steps, output_size)`, or `(steps, output_size)`; without `steps` for a model that returns the last step.
+            The outputs in the layout of `x`; without `steps` for a model that returns the last step.
         """
 
     def reset(self) -> None:
@@ -281,7 +282,7 @@ class Stream:
     @property
     def state(self) -> Any:
         """A copy of the states: `(h, c)` of an LSTM, each `(layers, batch, features)`; a list of such pairs, one for each LSTM,
-        of a model. The states can be replaced by assigning the same."""
+        of a model. The states can be replaced by assigning the same, also as arrays of other libraries."""
 
     @state.setter
     def state(self, state: Any) -> None: ...
@@ -433,6 +434,8 @@ class Trainer:
 
     Results are the same, bit for bit, for any number of threads and on any device. A run that is saved and resumed gives the
     bits of one without interruption.
+
+    Computation releases the GIL. One step may run at a time; other uses during a step see the trainer as it was before.
     """
 
     def __new__(
@@ -483,6 +486,7 @@ class Trainer:
         Raises:
             TypeError: an array is of another type.
             ValueError: a shape is wrong, or the loss, a gradient or a parameter is not finite. The trainer is then unchanged.
+            RuntimeError: another step of the trainer is running.
         """
 
     def predict(self, x: Any, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None) -> _F32:
@@ -493,13 +497,24 @@ class Trainer:
 
     @staticmethod
     def resume(
-        path: str | os.PathLike[str], *, batch_first: bool = False, device: str = "cpu", threads: int | None = None
+        path: str | os.PathLike[str],
+        *,
+        batch_first: bool | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
     ) -> Trainer:
         """Continues a saved run.
 
+        Args:
+            path: The file.
+            batch_first: The layout of arrays. None for that of the file, which a run that was saved by a Rust program does
+                not have.
+            device: See `LSTM`.
+            threads: See `LSTM`.
+
         Raises:
             OSError: the file can't be read.
-            ValueError: it is not a saved run.
+            ValueError: it is not a saved run, or has another layout than `batch_first`.
         """
 
     @property
