@@ -81,21 +81,27 @@ fn every_flip_and_cut_is_an_error() {
         };
         result(&bytes).unwrap();
         for at in 0..bytes.len() {
-            assert!(result(&bytes[..at]).is_err(), "{name}: cut to {at} bytes");
+            // All readers parse a file with `from_bytes`. So a part of the damage goes through a file, which takes longer.
+            let through_file = at < 16 || at % 8 == 0;
+            let is_error = |bytes: &[u8]| match through_file {
+                true => result(bytes).is_err(),
+                false => StateDict::from_bytes(bytes.to_vec()).is_err(),
+            };
+            assert!(is_error(&bytes[..at]), "{name}: cut to {at} bytes");
             let byte = bytes[at];
-            let values = [byte ^ 1, byte ^ 0x20, byte ^ 0x80, !byte, b'"', b'0'];
-            for value in values.into_iter().filter(|value| *value != byte) {
+            // One bit, and in turn other bits and bytes that have a meaning in the header.
+            for value in [byte ^ 1, [!byte, byte ^ 0x20, byte ^ 0x80, b'"', b'0'][at % 5]] {
                 let mut changed = bytes.clone();
                 changed[at] = value;
-                // All readers parse a file so. Through a file, one change of each byte is enough.
-                let is_error =
-                    StateDict::from_bytes(changed.clone()).is_err() && (value != !byte || result(&changed).is_err());
-                assert!(is_error, "{name}: {value:#x} instead of {byte:#x} at {at} was accepted");
+                let is_ok = value == byte || is_error(&changed);
+                assert!(is_ok, "{name}: {value:#x} instead of {byte:#x} at {at} was accepted");
             }
             // A sector that was never written.
-            let mut changed = bytes.clone();
-            changed[at..bytes.len().min(at + 64)].fill(0);
-            assert!(changed == bytes || result(&changed).is_err(), "{name}: zeros at {at} were accepted");
+            if through_file {
+                let mut changed = bytes.clone();
+                changed[at..bytes.len().min(at + 64)].fill(0);
+                assert!(changed == bytes || is_error(&changed), "{name}: zeros at {at} were accepted");
+            }
         }
         assert!(result(&[&bytes[..], &[0]].concat()).is_err(), "{name}: a byte more");
     }

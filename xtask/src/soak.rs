@@ -12,7 +12,8 @@ use crate::cargo;
 
 /// Search for errors that show only after a long time, or only to a sanitizer
 ///
-/// Builds take their own time. What is missing on this machine is reported as not run, with the reason.
+/// Builds take their own time. What is missing on this machine is reported as not run, with the reason. With
+/// `LSTM_REQUIRE` set, that is a failure.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Minutes for the parts with a time limit, all together
@@ -180,10 +181,21 @@ fn reason_not_run(needs: Needs) -> Option<String> {
 }
 
 /// How a part ended.
+#[derive(Debug, PartialEq)]
 enum Outcome {
     Passed,
     Failed(String),
     NotRun(String),
+}
+
+impl Outcome {
+    /// The outcome if every part must run: `LSTM_REQUIRE` is set, as for tests.
+    fn required(self) -> Self {
+        match self {
+            Outcome::NotRun(reason) => Outcome::Failed(format!("not run: {reason}")),
+            outcome => outcome,
+        }
+    }
 }
 
 /// Runs a part for `seconds`, with its output on the terminal.
@@ -225,11 +237,13 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let shares: f64 = parts.iter().map(|part| part.share).sum();
     let mut table = String::new();
     let mut has_failed = false;
+    let is_required = std::env::var_os("LSTM_REQUIRE").is_some();
     for part in &parts {
         let seconds = if part.share == 0.0 { 5.0 } else { args.minutes * 60.0 * part.share / shares };
         println!("\n== {} ==", part.name);
         let start = Instant::now();
         let outcome = run_part(part, seconds).unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")));
+        let outcome = if is_required { outcome.required() } else { outcome };
         let text = match outcome {
             Outcome::Passed => "passed".to_owned(),
             Outcome::NotRun(reason) => format!("not run: {reason}"),
@@ -249,6 +263,12 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_that_must_run_and_does_not_fails() {
+        assert_eq!(Outcome::NotRun("no Rust".into()).required(), Outcome::Failed("not run: no Rust".into()));
+        assert_eq!(Outcome::Passed.required(), Outcome::Passed);
+    }
 
     #[test]
     fn parts_have_distinct_names_and_a_command() {

@@ -24,7 +24,8 @@ use crate::{
 /// Command-line options for the input sequences.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SequenceArgs {
-    /// Input sequences, an .npy, .csv or .wav file, or a pipe with the content of one, such as /dev/stdin
+    /// Input sequences, an .npy, .csv or .wav file, or a pipe with the content of one. The content tells the format
+    /// where the name has no extension, as for /dev/stdin
     #[arg(long, short, value_name = "FILE")]
     pub(crate) input: PathBuf,
 

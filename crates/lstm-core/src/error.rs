@@ -8,7 +8,7 @@ use crate::{config::Precision, shape::MatrixShape};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error of this crate or of a backend. The message says which operation failed, what it expected and what it got. A
-/// call that returns an error changes nothing.
+/// call that returns an error changes nothing, except that a [`ModelStream`](crate::ModelStream) may lose its states.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -6,9 +6,20 @@
 /// are kept. Restores the former settings when dropped.
 ///
 /// Audio hosts and some other programs flush subnormal numbers to zero, by the flags FTZ and DAZ on x86 and FZ on Arm.
-/// With these flags the results of this library would be others. Therefore every method that blocks sets the default
-/// settings while it runs, and the threads of the CPU backend have them at all times. **Asynchronous methods do not**:
-/// a program that changes the settings and calls them holds a `FloatEnvironment` whenever it polls their futures.
+/// With these flags the results of this library would be others. Therefore these set the default settings while they
+/// run: the methods of models, layers, streams, tapes and trainers that block, opening and saving of files,
+/// initialization, quantization, the losses, clipping, optimizers and schedules. The threads of the CPU backend have them
+/// at all times.
+///
+/// **Asynchronous methods do not**, nor do the primitive operations of backends, nor the modules `arithmetic`, `cell` and
+/// `reference`. A program that changes the settings holds a `FloatEnvironment` while it calls these or polls a future.
+///
+/// Drop several of one thread in the reverse order of their creation, as variables of nested scopes are. Otherwise the
+/// first that is dropped restores the former settings while the others exist.
+///
+/// The compiler takes the result of an operation on floats for a function of its operands alone. It may move an
+/// operation to before the settings are set or after they are restored, unless the operands come from memory and the
+/// result goes to memory, or to a function that is not inlined, such as [`black_box`](std::hint::black_box).
 ///
 /// ```
 /// let environment = lstm_core::FloatEnvironment::set_default();

@@ -2,23 +2,26 @@
 //! returns an error or succeeds, leaks nothing, and then gives the same bits as ever on the same objects.
 //!
 //! Sizes are chosen so that every array whose size depends on the caller has at least 1024 bytes, and everything of a
-//! fixed size has fewer. An allocation that cannot fail ends the process, so a child process runs the operations.
+//! fixed size has fewer. An allocation that cannot fail ends the process, so a child process runs the operations of a
+//! case.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     backtrace::Backtrace,
+    cell::RefCell,
+    collections::BTreeMap,
     env, fs,
     hash::{DefaultHasher, Hash, Hasher},
-    io::{BufRead, BufReader},
     path::PathBuf,
-    process::{Command, Stdio},
-    sync::atomic::{AtomicIsize, AtomicUsize, Ordering::SeqCst},
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering::SeqCst},
 };
 
 use lstm_cpu::{
     Activation, Bias, CellKind, Checkpointing, ConcatAxis, Cpu, Dropout, Error, GateActivation, GateActivations,
     HostState, Init, InitKind, Input, Linear, Lstm, LstmConfig, MatrixShape, Model, ModelInput, ModelLayer,
-    ModelWeights, Ops, OutputGradients, Precision, Result, StateDict, StateDictWriter, TensorNames, Weights,
+    ModelStream, ModelWeights, Ops, OutputGradients, Precision, Result, StateDict, StateDictWriter, TensorNames,
+    Weights,
     ndarray::{Array, Array1, Array2, Array3, ArrayView3, Dimension},
     train::{
         LossInput, ModelTrainer, OptimizerConfig, Schedule, Trainer, TrainerConfig, cross_entropy, mean_squared_error,
@@ -43,6 +46,12 @@ static MIN_SIZE: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 /// Number of bytes in use.
 static BYTES: AtomicIsize = AtomicIsize::new(0);
+
+/// Set in a child: the folder of its files.
+const FOLDER: &str = "LSTM_ALLOCATION_FAILURE_FOLDER";
+
+/// The case in which some failures lose the states of a stream.
+const REFERENCE_STREAM: &str = "model stream other functions";
 
 /// Set in a child: the operation, from which allocation on, and whether to print where that one is.
 const CHILD: &str = "LSTM_ALLOCATION_FAILURE";
@@ -128,9 +137,9 @@ fn x((batch, steps, features): (usize, usize, usize)) -> Array3<f32> {
     Array3::from_shape_fn((batch, steps, features), |(b, t, k)| ((b * 31 + t * 7 + k) % 17) as f32 * 0.1 - 0.8)
 }
 
-/// A layer of 300 units: weights, states and rows of features are large.
+/// A layer of 260 units: weights, states and rows of features are large, but not by much, as every step takes time.
 fn wide() -> LstmConfig {
-    LstmConfig::new(300, 300)
+    LstmConfig::new(260, 260)
 }
 
 /// A stack of which only the batch of [`many`] sequences is large.
@@ -139,14 +148,25 @@ fn small() -> LstmConfig {
 }
 
 /// As many sequences as make their order and lengths large.
-const MANY: usize = 300;
+const MANY: usize = 130;
 
 fn lengths(steps: usize) -> Vec<usize> {
     (0..MANY).map(|b| b * 7 % (steps + 1)).collect()
 }
 
+thread_local! {
+    /// The weights that cases begin with, which take longer to make than to use.
+    static WEIGHTS: RefCell<BTreeMap<String, Weights>> = RefCell::default();
+}
+
+fn weights(config: LstmConfig, seed: u64) -> Weights {
+    let init = || Weights::init(config.clone(), &Init::default(), seed).unwrap();
+    // A copy, so that its owner changes it in place.
+    WEIGHTS.with_borrow_mut(|cache| cache.entry(format!("{config:?} {seed}")).or_insert_with(init).clone())
+}
+
 fn lstm(config: LstmConfig) -> Lstm<Cpu> {
-    Lstm::random(&cpu(), config, 1).unwrap()
+    Lstm::new(&cpu(), weights(config, 1)).unwrap()
 }
 
 fn other_functions() -> GateActivations {
@@ -229,16 +249,16 @@ fn chunk(config: LstmConfig, shape: (usize, usize, usize)) -> Operation {
 
 /// A model with a layer of every kind that its input and its last layer allow.
 fn model(last_step: bool) -> ModelWeights {
-    let weights = Weights::init(LstmConfig::new(290, 300), &Init::default(), 4).unwrap();
+    let weights = weights(LstmConfig::new(258, 260), 4);
     let initial_state = HostState::zeros(weights.config(), 1).unwrap();
     let array =
         |rows: usize, cols: usize| Array2::from_shape_fn((rows, cols), |(r, c)| ((r + 3 * c) % 7) as f32 * 0.01);
     let mut layers = vec![
-        ModelLayer::Embedding { name: "embedding".into(), weight: array(280, 290) },
+        ModelLayer::Embedding { name: "embedding".into(), weight: array(256, 258) },
         ModelLayer::Lstm { name: "lstm".into(), weights: weights.into(), initial_state: Some(initial_state) },
         ModelLayer::Activation(Activation::Relu),
         ModelLayer::Dropout(0.25),
-        ModelLayer::Linear { name: "linear".into(), weight: array(280, 300), bias: Some(Array1::zeros(280)) },
+        ModelLayer::Linear { name: "linear".into(), weight: array(256, 260), bias: Some(Array1::zeros(256)) },
     ];
     if last_step {
         layers.push(ModelLayer::LastStep);
@@ -248,11 +268,11 @@ fn model(last_step: bool) -> ModelWeights {
 }
 
 fn tokens(batch: usize, steps: usize) -> Array2<i64> {
-    Array2::from_shape_fn((batch, steps), |(b, t)| ((b * 13 + t * 5) % 280) as i64)
+    Array2::from_shape_fn((batch, steps), |(b, t)| ((b * 13 + t * 5) % 256) as i64)
 }
 
 fn trainer(optimizer: OptimizerConfig) -> Trainer<Cpu> {
-    let head = Linear::random(&cpu(), 300, 280, 5).unwrap();
+    let head = Linear::random(&cpu(), 260, 256, 5).unwrap();
     Trainer::new(lstm(wide()), Some(head), TrainerConfig::new(optimizer, Schedule::constant(0.01))).unwrap()
 }
 
@@ -261,9 +281,49 @@ fn model_trainer() -> ModelTrainer<Cpu> {
     ModelTrainer::new(Model::new(&cpu(), model(false)).unwrap(), config).unwrap()
 }
 
-/// A path for a file of a case.
+/// A path for a file of a case, in the folder that the parent process makes and removes.
 fn path(name: &str) -> PathBuf {
-    env::temp_dir().join(format!("lstm-allocation-failure-{}-{name}", std::process::id()))
+    PathBuf::from(env::var_os(FOLDER).unwrap()).join(name)
+}
+
+/// Whether the states of a stream were lost in the operation that failed.
+static LOST_STATES: AtomicBool = AtomicBool::new(false);
+
+/// Checks a stream after a failed call: the states are as before, or all calls fail until the states are set.
+fn check_after_error(stream: &mut ModelStream<Cpu>, before: &[HostState], x: &[f32], y: &mut [f32]) {
+    match stream.states() {
+        Ok(states) => assert_eq!(states, before, "a call that fails changes nothing, or the states are lost"),
+        Err(error) => {
+            LOST_STATES.store(true, SeqCst);
+            for error in [error, stream.step(x, y).unwrap_err()] {
+                let text = error.to_string();
+                assert!(matches!(error, Error::Device { .. }) && text.contains("an earlier call failed"), "{text}");
+            }
+            stream.set_states(before).unwrap();
+        }
+    }
+    assert_eq!(stream.states().unwrap(), before);
+}
+
+/// Steps of a stream of two LSTMs whose functions the kernels do not have, so that a step allocates.
+fn step_model_on_reference_path() -> Operation {
+    let layer = |inputs: usize, seed: u64| {
+        let config = LstmConfig::new(inputs, 9).activations(other_functions());
+        let weights = weights(config, seed).into();
+        ModelLayer::Lstm { name: format!("lstm{seed}"), weights, initial_state: None }
+    };
+    let model = Model::new(&cpu(), ModelWeights::new(vec![layer(4, 1), layer(9, 2)]).unwrap()).unwrap();
+    let (mut stream, x, mut y) = (model.stream(MANY).unwrap(), x((MANY, 1, 4)), vec![0.0; MANY * 9]);
+    let start = stream.states().unwrap();
+    Box::new(move || {
+        let x = x.as_slice().unwrap();
+        stream.set_states(&start)?;
+        if let Err(error) = stream.step(x, &mut y) {
+            check_after_error(&mut stream, &start, x, &mut y);
+            return Err(error);
+        }
+        stream.states()?.iter().fold(Digest::default().add(&y), Digest::state).finish()
+    })
 }
 
 fn read_digest(path: &PathBuf) -> Result<u64> {
@@ -281,7 +341,7 @@ const CASES: &[Case] = &[
     ("init int8", || init(InitKind::Uniform, wide().precision(Precision::Int8))),
     ("random", || Box::new(|| Digest::default().weights(Lstm::random(&cpu(), wide(), 1)?.weights()).finish())),
     ("random int12", || {
-        let config = || wide().precision(Precision::Int12).proj_size(270);
+        let config = || wide().precision(Precision::Int12).proj_size(257);
         Box::new(move || Digest::default().weights(Lstm::random(&cpu(), config(), 1)?.weights()).finish())
     }),
     ("random other functions", || {
@@ -289,20 +349,20 @@ const CASES: &[Case] = &[
         Box::new(move || Digest::default().weights(Lstm::random(&cpu(), config(), 1)?.weights()).finish())
     }),
     ("linear", || {
-        let (linear, x) = (Linear::random(&cpu(), 300, 280, 5).unwrap(), x((2, 3, 300)));
-        let dy = Array3::from_elem((2, 3, 280), 0.5);
+        let (linear, x) = (Linear::random(&cpu(), 260, 256, 5).unwrap(), x((2, 3, 260)));
+        let dy = Array3::from_elem((2, 3, 256), 0.5);
         Box::new(move || {
             let y = linear.forward(&x)?;
             let gradients = linear.backward(&x, &dy)?;
-            let new = Linear::random(linear.backend(), 300, 280, 6)?;
+            let new = Linear::random(linear.backend(), 260, 256, 6)?;
             Digest::default().array(&y).array(&gradients.x).array(&gradients.weight).array(new.weight()).finish()
         })
     }),
-    ("forward wide", || forward(wide(), (2, 3, 300), None)),
-    ("forward bidirectional", || forward(wide().bidirectional(), (2, 3, 300), None)),
-    ("forward projected", || forward(wide().proj_size(270), (2, 3, 300), None)),
-    ("forward int8", || forward(wide().precision(Precision::Int8), (2, 3, 300), None)),
-    ("forward other functions", || forward(wide().activations(other_functions()), (2, 2, 300), None)),
+    ("forward wide", || forward(wide(), (2, 3, 260), None)),
+    ("forward bidirectional", || forward(wide().bidirectional(), (2, 3, 260), None)),
+    ("forward projected", || forward(wide().proj_size(257), (2, 3, 260), None)),
+    ("forward int8", || forward(wide().precision(Precision::Int8), (3, 3, 260), None)),
+    ("forward other functions", || forward(wide().activations(other_functions()), (2, 2, 260), None)),
     ("forward many", || forward(small(), (MANY, 3, 4), Some(lengths(3)))),
     ("forward many other functions", || {
         forward(small().activations(other_functions()), (MANY, 3, 4), Some(lengths(3)))
@@ -321,16 +381,17 @@ const CASES: &[Case] = &[
         let (lstm, x) = (lstm(small()), x((MANY, 0, 4)));
         Box::new(move || Digest::default().state(&lstm.forward(&x)?.1).finish())
     }),
-    ("train wide", || train(wide(), (2, 3, 300), None, Checkpointing::SaveEverything)),
+    ("train wide", || train(wide(), (2, 3, 260), None, Checkpointing::SaveEverything)),
     ("train peephole", || {
-        let config = wide().cell(CellKind::PeepholeDiagonal).proj_size(270).clip(2.0);
-        train(config, (2, 3, 300), None, Checkpointing::SaveEverything)
+        let config = wide().cell(CellKind::PeepholeDiagonal).proj_size(257).clip(2.0);
+        train(config, (2, 3, 260), None, Checkpointing::SaveEverything)
     }),
     ("train many", || {
         let config = small().dropout(0.5).bidirectional();
         train(config, (MANY, 3, 4), Some(lengths(3)), Checkpointing::SaveEverything)
     }),
-    ("train segments", || train(small(), (8, 1200, 4), None, Checkpointing::Segments(32))),
+    // As many segments as make lists of them large.
+    ("train segments", || train(LstmConfig::new(4, 9), (4, 1024, 4), None, Checkpointing::Segments(32))),
     ("train other functions", || {
         train(small().activations(other_functions()), (1, 40, 4), None, Checkpointing::SaveEverything)
     }),
@@ -345,11 +406,11 @@ const CASES: &[Case] = &[
         let lstm = lstm(small());
         Box::new(move || Digest::default().state(&lstm.stream(MANY)?.state()?).finish())
     }),
-    ("chunk wide", || chunk(wide(), (2, 3, 300))),
+    ("chunk wide", || chunk(wide(), (2, 3, 260))),
     ("chunk many", || chunk(small(), (MANY, 3, 4))),
     ("chunk other functions", || chunk(small().activations(other_functions()), (MANY, 2, 4))),
     ("quantize", || {
-        let weights = Weights::init(wide(), &Init::default(), 3).unwrap();
+        let weights = weights(wide(), 3);
         Box::new(move || {
             let quantized = weights.quantize(Precision::Int8)?;
             let back = quantized.quantize(Precision::F32)?;
@@ -380,10 +441,10 @@ const CASES: &[Case] = &[
     ("model gains", || {
         let layer =
             |weights: Weights| ModelLayer::Lstm { name: "lstm".into(), weights: weights.into(), initial_state: None };
-        let weights = Weights::init(wide(), &Init::default(), 3).unwrap();
+        let weights = weights(wide(), 3);
         let weights =
             ModelWeights::new(vec![layer(weights)]).unwrap().with_skip().unwrap().with_gains(0.5, 2.0).unwrap();
-        let (model, x) = (Model::new(&cpu(), weights).unwrap(), x((1, 3, 300)));
+        let (model, x) = (Model::new(&cpu(), weights).unwrap(), x((1, 3, 260)));
         Box::new(move || {
             let pass = model.forward_train(&x, Checkpointing::SaveEverything)?;
             let gradients = pass.tape.backward(OutputGradients::from(&pass.y).with_input_gradient())?;
@@ -408,18 +469,19 @@ const CASES: &[Case] = &[
     }),
     ("model stream", || {
         let model = Model::new(&cpu(), model(false)).unwrap();
-        let (mut stream, tokens, mut y) = (model.stream(2).unwrap(), tokens(2, 3), vec![0.0; 2 * 280]);
+        let (mut stream, tokens, mut y) = (model.stream(2).unwrap(), tokens(2, 3), vec![0.0; 2 * 256]);
         Box::new(move || {
             stream.reset()?;
             stream.step_tokens(&[3, 4], &mut y)?;
             let before = stream.states()?;
             let chunk = stream.chunk(&tokens);
             if chunk.is_err() {
-                assert_eq!(stream.states()?, before);
+                assert_eq!(stream.states()?, before, "a chunk that fails before its end changes nothing");
             }
             Digest::default().add(&y).array(&chunk?).finish()
         })
     }),
+    (REFERENCE_STREAM, step_model_on_reference_path),
     ("model stream new", || {
         let model = Model::new(&cpu(), model(false)).unwrap();
         Box::new(move || model.stream(2)?.states()?.iter().fold(Digest::default(), Digest::state).finish())
@@ -434,7 +496,7 @@ const CASES: &[Case] = &[
         })
     }),
     ("trainer step", || {
-        let (x, target) = (x((2, 3, 300)), Array3::from_elem((2, 3, 280), 0.25));
+        let (x, target) = (x((2, 3, 260)), Array3::from_elem((2, 3, 256), 0.25));
         let mut kept = trainer(OptimizerConfig::adam());
         Box::new(move || {
             let steps = kept.steps();
@@ -481,7 +543,7 @@ const CASES: &[Case] = &[
     }),
     ("trainer config", || {
         let mut trainer = trainer(OptimizerConfig::adam());
-        let (x, target) = (x((2, 3, 300)), Array3::from_elem((2, 3, 280), 0.25));
+        let (x, target) = (x((2, 3, 260)), Array3::from_elem((2, 3, 256), 0.25));
         let loss = LossInput::Outputs;
         trainer.step(&x, loss, |outputs, _| mean_squared_error(outputs.y()?, target.view())).unwrap();
         Box::new(move || {
@@ -491,7 +553,7 @@ const CASES: &[Case] = &[
     }),
     ("primitives", || {
         let cpu = cpu();
-        let x = cpu.upload(MatrixShape::new(2, 300), &[0.25; 600]).unwrap();
+        let x = cpu.upload(MatrixShape::new(2, 260), &[0.25; 520]).unwrap();
         Box::new(move || {
             let parts = [
                 cpu.tanh(x.clone())?,
@@ -499,7 +561,7 @@ const CASES: &[Case] = &[
                 cpu.snap(x.clone())?,
                 cpu.clip(x.clone(), 0.125)?,
                 cpu.mul_add(2.0, &x, None, Some(&x))?,
-                cpu.select_between(x.clone(), &x, &cpu.slice(&x, 0..1, 0..300)?, &cpu.slice(&x, 1..2, 0..300)?)?,
+                cpu.select_between(x.clone(), &x, &cpu.slice(&x, 0..1, 0..260)?, &cpu.slice(&x, 1..2, 0..260)?)?,
                 cpu.gemm((&x).into(), lstm_cpu::MatrixRef::from(&x).t(), None)?,
             ];
             let all = cpu.concat(ConcatAxis::Cols, &parts)?;
@@ -508,14 +570,14 @@ const CASES: &[Case] = &[
         })
     }),
     ("save lstm", || {
-        let (weights, path) = (Weights::init(wide(), &Init::default(), 3).unwrap(), path("lstm"));
+        let (weights, path) = (weights(wide(), 3), path("lstm"));
         Box::new(move || {
             StateDictWriter::new().lstm("", &weights, TensorNames::PyTorch)?.save(&path)?;
             read_digest(&path)
         })
     }),
     ("open lstm", || {
-        let (weights, path) = (Weights::init(wide(), &Init::default(), 3).unwrap(), path("open-lstm"));
+        let (weights, path) = (weights(wide(), 3), path("open-lstm"));
         StateDictWriter::new().lstm("", &weights, TensorNames::PyTorch).unwrap().save(&path).unwrap();
         Box::new(move || {
             let mut dict = StateDict::open(&path)?;
@@ -543,7 +605,7 @@ const CASES: &[Case] = &[
     }),
     ("resume run", || {
         let (mut trainer, path) = (trainer(OptimizerConfig::adam()), path("resume"));
-        let (x, target) = (x((2, 3, 300)), Array3::from_elem((2, 3, 280), 0.25));
+        let (x, target) = (x((2, 3, 260)), Array3::from_elem((2, 3, 256), 0.25));
         let loss = LossInput::Outputs;
         trainer.step(&x, loss, |outputs, _| mean_squared_error(outputs.y()?, target.view())).unwrap();
         trainer.save(&path).unwrap();
@@ -557,7 +619,8 @@ fn run_case((name, prepare): Case, first: isize) {
     let reads_files = ["save", "open", "resume"].iter().any(|verb| name.starts_with(verb));
     MIN_SIZE.store(if reads_files { MIN_FILE_BYTES } else { MIN_BYTES }, SeqCst);
     let expected = prepare()().unwrap_or_else(|error| panic!("{name}: {error}"));
-    for n in first.. {
+    let (mut n, mut is_second_try) = (first, false);
+    loop {
         println!("at {n}");
         let bytes = BYTES.load(SeqCst);
         let mut operation = prepare();
@@ -576,30 +639,38 @@ fn run_case((name, prepare): Case, first: isize) {
             Err(error) => panic!("{name}: after the failure of allocation {n}: {error}"),
         }
         drop(operation);
-        assert_eq!(BYTES.load(SeqCst), bytes, "{name}: allocation {n} leaks");
+        let leaked = BYTES.load(SeqCst) - bytes;
+        // Meanwhile the thread of the test harness may have allocated what it needs to wait. It does so once.
+        if leaked != 0 && !is_second_try {
+            is_second_try = true;
+            continue;
+        }
+        assert_eq!(leaked, 0, "{name}: allocation {n} leaks");
         if !has_failed {
             println!("done after {n}");
+            let loses_states = name == REFERENCE_STREAM;
+            assert!(first > 0 || LOST_STATES.load(SeqCst) == loses_states, "{name}: whether states were lost");
             return;
         }
+        (n, is_second_try) = (n + 1, false);
     }
 }
 
 /// Runs a case in a child process, from allocation `first` on. Returns its last allocation, whether all was well, and
 /// what it wrote to stderr.
 fn run_child(name: &str, first: isize, show: bool) -> (isize, bool, String) {
-    let mut child = Command::new(env::current_exe().unwrap())
+    let folder = env::temp_dir().join(format!("lstm-allocation-failure-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let output = Command::new(env::current_exe().unwrap())
         .args(["--exact", "every_large_allocation_may_fail", "--nocapture", "--test-threads=1"])
         .env(CHILD, format!("{name}/{first}{}", if show { " show" } else { "" }))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+        .env(FOLDER, &folder)
+        .output()
         .unwrap();
-    let last = BufReader::new(child.stdout.take().unwrap())
-        .lines()
-        .filter_map(|line| line.unwrap().strip_prefix("at ")?.parse().ok())
-        .fold(first, isize::max);
-    let output = child.wait_with_output().unwrap();
-    (last, output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    fs::remove_dir_all(&folder).unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let numbers = stdout.lines().filter_map(|line| line.strip_prefix("at ")?.parse().ok());
+    (numbers.fold(first, isize::max), output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 #[test]

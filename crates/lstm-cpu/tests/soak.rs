@@ -161,6 +161,7 @@ fn a_file_is_whole_after_a_killed_save() {
             .unwrap();
         // Its later saves replace the first.
         while !path.exists() {
+            assert_eq!(child.try_wait().unwrap(), None, "the process that saves ended");
             thread::sleep(Duration::from_millis(1));
         }
         thread::sleep(Duration::from_micros(2_000 + kills * 7_919 % 20_000));
@@ -174,10 +175,15 @@ fn a_file_is_whole_after_a_killed_save() {
     println!("{kills} kills; the files found: {seen:?}");
     let left = fs::read_dir(path.parent().unwrap()).unwrap().count();
     println!("{left} files in the directory");
+    assert!(left <= 2, "the file and the temporary file of the last kill; a save removes older ones");
 }
 
+/// Set in the process whose memory is measured, in which nothing else runs.
+#[cfg(all(target_os = "linux", not(miri)))]
+const MEASURED: &str = "LSTM_SOAK_MEASURED";
+
 /// Bytes of memory that the process has, without those that are swapped out.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(miri)))]
 fn resident_bytes() -> usize {
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
     statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
@@ -186,6 +192,16 @@ fn resident_bytes() -> usize {
 #[cfg(all(target_os = "linux", not(miri)))]
 #[test]
 fn memory_stays_the_same_over_many_steps() {
+    if env::var_os(MEASURED).is_none() {
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "memory_stays_the_same_over_many_steps", "--nocapture", "--test-threads=1"])
+            .env(MEASURED, "1")
+            .output()
+            .unwrap();
+        print!("{}", String::from_utf8_lossy(&output.stdout));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
     let steps: u64 = env::var("LSTM_SOAK_STEPS").map_or(100_000, |text| text.parse().expect("a number of steps"));
     let cpu = Cpu::builder().threads(1).build().unwrap();
     let mut streams = [LstmConfig::new(1, 8), LstmConfig::new(1, 8).precision(Precision::Int8)]
@@ -201,6 +217,6 @@ fn memory_stays_the_same_over_many_steps() {
     run(steps);
     let grown = resident_bytes().saturating_sub(before);
     println!("{steps} steps, {} KiB before, {} KiB more after", before >> 10, grown >> 10);
-    // Other tests of this file run at the same time; a leak of one byte per step of a long run is far more.
-    assert!(grown < 64 << 20, "{steps} steps took {grown} bytes");
+    // As many as three bytes per step, of the 100,000 steps without `LSTM_SOAK_STEPS`.
+    assert!(grown < 256 << 10, "{steps} steps took {grown} bytes");
 }

@@ -49,13 +49,20 @@ impl Format {
         }
     }
 
-    /// Format of a file with this beginning. Text has none.
-    fn of_content(start: &[u8]) -> Self {
-        match start {
-            [0x93, b'N', ..] => Format::Npy,
-            start if [b"RIFF", b"RF64", b"BW64"].iter().any(|magic| start.starts_with(*magic)) => Format::Wav,
-            _ => Format::Csv,
+    /// Format of the file `path`: by its extension, or if it has none by its beginning. `file` is at the start, also
+    /// afterwards.
+    fn of_file(path: &Path, mut file: &File) -> Result<Self> {
+        if path.extension().is_some() {
+            return Format::of(path);
         }
+        let mut start = Vec::new();
+        file.take(4).read_to_end(&mut start).and_then(|_| file.rewind()).map_err(Error::io(path))?;
+        Ok(match &start[..] {
+            [0x93, b'N', ..] => Format::Npy,
+            b"RIFF" | b"RF64" | b"BW64" => Format::Wav,
+            // Text has no particular beginning.
+            _ => Format::Csv,
+        })
     }
 }
 
@@ -122,13 +129,15 @@ enum FormatReader<R> {
     Wav(wav::FrameReader<R>, WavSpec),
 }
 
-/// Opens a file of sequences and determines its format: by the extension, or for a pipe without one by the content. A
-/// pipe, whose length nobody knows, is first copied to a temporary file, so that it takes space on the disk and not in
-/// memory.
+/// Opens a file of sequences and determines its format: by the extension, or without one by the content, as for
+/// `/dev/stdin`. A pipe, whose length nobody knows, is first copied to a temporary file, so that it takes space on the
+/// disk and not in memory.
 pub(crate) fn open_file(path: &Path) -> Result<(File, Format)> {
     let metadata = fs::metadata(path).map_err(Error::io(path))?;
     if metadata.is_file() {
-        return Ok((File::open(path).map_err(Error::io(path))?, Format::of(path)?));
+        let file = File::open(path).map_err(Error::io(path))?;
+        let format = Format::of_file(path, &file)?;
+        return Ok((file, format));
     }
     if metadata.is_dir() {
         return Err(Error::file(path, "is a directory"));
@@ -143,10 +152,8 @@ pub(crate) fn open_file(path: &Path) -> Result<(File, Format)> {
         let why = format!("copying it to a file in {}: {error}; TMPDIR chooses another folder", folder.display());
         Error::file(path, why)
     })?;
-    let mut start = Vec::new();
-    let read = copy.rewind().and_then(|()| (&copy).take(4).read_to_end(&mut start)).and_then(|_| copy.rewind());
-    read.map_err(Error::io(&folder))?;
-    let format = if path.extension().is_some() { Format::of(path)? } else { Format::of_content(&start) };
+    copy.rewind().map_err(Error::io(&folder))?;
+    let format = Format::of_file(path, &copy)?;
     Ok((copy, format))
 }
 

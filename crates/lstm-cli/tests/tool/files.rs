@@ -44,6 +44,11 @@ fn sequences_may_come_from_pipes() {
         let (code, from_pipe) = run_with_pipe(file, &["run", &model, "-i", "/dev/stdin", "--digest"]);
         assert_eq!(code, Some(0), "{from_pipe}");
         assert!(digest(&from_file).is_some() && digest(&from_file) == digest(&from_pipe), "{from_file}{from_pipe}");
+        // A shell's `< file` makes the file itself stdin.
+        let args = ["run", &model, "-i", "/dev/stdin", "--digest"];
+        let output = tool(&args).stdin(File::open(file).unwrap()).output().unwrap();
+        let from_stdin = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(digest(&from_file), digest(&from_stdin), "{from_stdin}");
     }
     // The extension of a named pipe is its format.
     let pipe = dir.path("pipe.npy");

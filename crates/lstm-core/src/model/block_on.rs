@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    pin::pin,
+    pin::{Pin, pin},
     task::{Context, Poll, Waker},
 };
 
@@ -13,8 +13,15 @@ use crate::float_environment::FloatEnvironment;
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let _environment = FloatEnvironment::set_default();
     let mut future = pin!(future);
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+    match poll(future.as_mut()) {
         Poll::Ready(output) => output,
         Poll::Pending => pollster::block_on(future),
     }
+}
+
+/// Polls a future once. Not inlined: the compiler may move operations on floats, which it takes for functions of their
+/// operands alone, out of the time in which [`FloatEnvironment`] sets the settings, but not this call.
+#[inline(never)]
+fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
 }

@@ -22,6 +22,11 @@ use crate::{
 /// In a model that [returns the last step](crate::ModelWeights::returns_last_step), each call returns what the model
 /// returns if the sequences end there.
 ///
+/// After an [`Error::Shape`] or an [`Error::Config`], which are about arguments, the states are unchanged. After any other
+/// error of a call that changes them, such as [`Error::Device`] or [`Error::TooLarge`], some layers may have new states
+/// and others not. So it is if the future of such a call is dropped before its end. **The states are then lost**: every
+/// call fails until [`reset`](Self::reset) or [`set_states`](Self::set_states) succeeds.
+///
 /// ```
 /// # use lstm_core::{Backend, Model, Result};
 /// # fn example<B: Backend>(model: &Model<B>, microphone: impl Iterator<Item = [f32; 1]>) -> Result<()> {
@@ -39,7 +44,7 @@ pub struct ModelStream<B: Backend> {
     batch: usize,
     /// The rows between two layers, and space for the output of the next layer.
     rows: [Vec<f32>; 2],
-    /// Whether a call failed after some LSTMs had run.
+    /// Whether a call failed, or its future was dropped, after some layers had run.
     is_broken: bool,
 }
 
@@ -96,8 +101,8 @@ impl<B: Backend> ModelStream<B> {
     ///
     /// # Errors
     /// [`Error::Shape`] if a slice has the wrong length or the model reads tokens; the states are then unchanged.
-    /// [`Error::Device`] if the device fails; the states are then lost, and later calls fail until
-    /// [`reset`](Self::reset) or [`set_states`](Self::set_states).
+    /// [`Error::Device`] if the device fails, and [`Error::TooLarge`] if memory is missing; the states may then be
+    /// [lost](Self), and later calls fail with [`Error::Device`].
     pub fn step(&mut self, x: &[f32], y: &mut [f32]) -> Result<()> {
         block_on(self.step_async(x, y))
     }
@@ -151,8 +156,9 @@ impl<B: Backend> ModelStream<B> {
     ///
     /// # Errors
     /// [`Error::Shape`] if the batch or the number of features differs, or without time steps if the model returns the
-    /// last one; [`Error::Config`] if the input has lengths, states or dropout; [`Error::Device`] if the device fails.
-    /// The states are unchanged after an error, except that a failing device loses them as in [`step`](Self::step).
+    /// last one; [`Error::Config`] if the input has lengths, states or dropout; [`Error::Device`] if the device fails;
+    /// [`Error::TooLarge`] if memory is missing. The layers get their new states at the end. The states are
+    /// [lost](Self) only if that fails; after other errors they are unchanged.
     pub fn chunk<'a>(&mut self, input: impl Into<ModelInput<'a>>) -> Result<Array3<f32>> {
         block_on(self.chunk_async(input))
     }
@@ -196,7 +202,8 @@ impl<B: Backend> ModelStream<B> {
     /// A copy of the current states of the LSTMs, in order.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device fails, or failed before.
+    /// [`Error::Device`] if the device fails, or if the states are [lost](Self); [`Error::TooLarge`] if memory is
+    /// missing.
     pub fn states(&self) -> Result<Vec<HostState>> {
         block_on(self.states_async())
     }
@@ -217,8 +224,8 @@ impl<B: Backend> ModelStream<B> {
     /// Replaces the states of the LSTMs: one state for each, in order.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the number of states or a shape differs; the states are then unchanged. [`Error::Device`] if
-    /// the device fails; see [`step`](Self::step).
+    /// [`Error::Shape`] if the number of states or a shape differs; the states are then unchanged. [`Error::Device`] and
+    /// [`Error::TooLarge`] as for [`step`](Self::step).
     pub fn set_states(&mut self, states: &[HostState]) -> Result<()> {
         check_states("set_states", self.model.weights(), states, self.batch)?;
         // The uploads come first: if one fails, the stream is unchanged.
@@ -233,19 +240,20 @@ impl<B: Backend> ModelStream<B> {
     /// Sets the states of all sequences to the model's initial states, which are zero by default.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device fails.
+    /// [`Error::Device`] and [`Error::TooLarge`] as for [`step`](Self::step).
     pub fn reset(&mut self) -> Result<()> {
         let states = self.model.host_states(self.batch, None)?;
         self.set_states(&states)
     }
 
-    /// Fails if an earlier call failed after some LSTMs had run.
+    /// Fails if an earlier call failed after some layers had run.
     fn check_usable(&self) -> Result<()> {
         if !self.is_broken {
             return Ok(());
         }
-        let reason = "the device failed in an earlier call, so the states are lost; call reset or set_states".into();
-        Err(Error::Device { backend: self.model.backend().name().into(), op: "stream", reason })
+        let reason =
+            "an earlier call failed after some layers had run, so the states are lost; call reset or set_states";
+        Err(Error::Device { backend: self.model.backend().name().into(), op: "stream", reason: reason.into() })
     }
 
     /// Runs one time step of the given sequences, or of all.

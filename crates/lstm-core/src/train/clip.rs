@@ -1,10 +1,11 @@
 //! Gradient clipping.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, hint::black_box, str::FromStr};
 
 use crate::{
     config::text::{OptionValue, ParsedOptions, write_options},
     error::{Error, Result},
+    float_environment::FloatEnvironment,
     shape::check_clip,
 };
 
@@ -43,6 +44,7 @@ impl Clip {
     /// [`Error::Config`] if the bound is not [valid](Self::validate). The gradients are then unchanged.
     pub fn apply(&self, gradients: &mut [&mut [f32]]) -> Result<f64> {
         self.validate()?;
+        let _environment = FloatEnvironment::set_default();
         let norm = gradient_norm(gradients.iter().map(|gradient| &**gradient));
         if !norm.is_finite() {
             return Ok(norm);
@@ -93,9 +95,11 @@ impl FromStr for Clip {
 /// the order of the gradients and their elements. It is 0 without gradients, and infinite or NaN exactly if an element
 /// is.
 pub fn gradient_norm<'a>(gradients: impl IntoIterator<Item = &'a [f32]>) -> f64 {
+    let _environment = FloatEnvironment::set_default();
     let sum_of_squares =
         gradients.into_iter().flatten().fold(0.0, |sum_of_squares, &g| sum_of_squares + f64::from(g) * f64::from(g));
-    libm::sqrt(sum_of_squares)
+    // Computed before the settings are restored.
+    black_box(libm::sqrt(sum_of_squares))
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! Loss functions with their gradients: mean squared error, binary cross entropy, cross entropy.
 
+use std::hint::black_box;
+
 use ndarray::{Array, Array3, ArrayView, ArrayView3, Dimension, s};
 
 use crate::{
     error::{Error, Result},
+    float_environment::FloatEnvironment,
     memory,
     model::check_lengths,
     shape::zeros,
@@ -135,7 +138,8 @@ fn binary_cross_entropy(x: f64, t: f64) -> (f64, f64) {
     (loss, if x >= 0.0 { 1.0 } else { e } / (1.0 + e) - t)
 }
 
-/// Mean of an element-wise loss over all elements, and its gradient.
+/// Mean of an element-wise loss over all elements, and its gradient. Here and below, [`black_box`] has the mean computed
+/// before the floating-point settings are restored.
 fn mean_loss<D: Dimension>(
     op: &'static str,
     prediction: ArrayView<'_, f32, D>,
@@ -145,10 +149,11 @@ fn mean_loss<D: Dimension>(
     let shape = prediction.shape();
     check_same_shape(op, shape, target.shape())?;
     check_not_empty(op, "prediction", shape)?;
+    let _environment = FloatEnvironment::set_default();
     let n = prediction.len() as f64;
     let mut gradient = zeros(op, shape)?;
     let sum = add_element_losses(0.0, gradient.iter_mut().zip(&prediction).zip(&target), n, element_loss);
-    Ok((sum / n, memory::array_from_vec(op, prediction.raw_dim(), gradient)?))
+    Ok((black_box(sum / n), memory::array_from_vec(op, prediction.raw_dim(), gradient)?))
 }
 
 /// Mean of an element-wise loss over the elements within the sequences' lengths, and its gradient.
@@ -162,6 +167,7 @@ fn masked_mean_loss(
     check_same_shape(op, prediction.shape(), target.shape())?;
     let (batch, steps, features) = prediction.dim();
     check_lengths(op, lengths, [batch, steps])?;
+    let _environment = FloatEnvironment::set_default();
     let n = lengths.iter().map(|&len| len as f64 * features as f64).sum::<f64>();
     if n == 0.0 {
         let expected = "at least one element within the lengths";
@@ -173,7 +179,7 @@ fn masked_mean_loss(
         let (p, t) = (prediction.slice(s![b, ..len, ..]), target.slice(s![b, ..len, ..]));
         sum = add_element_losses(sum, gradient.slice_mut(s![b, ..len, ..]).iter_mut().zip(p).zip(t), n, element_loss);
     }
-    Ok((sum / n, gradient))
+    Ok((black_box(sum / n), gradient))
 }
 
 /// Adds the loss of each element to `sum`, in order, and returns the result. Each item has a gradient to write, a
@@ -238,6 +244,7 @@ pub fn cross_entropy<D: Dimension>(logits: ArrayView<'_, f32, D>, targets: &[usi
     if num_targets == 0 {
         return Err(Error::shape(format!("{OP}: targets"), "at least one that is not IGNORE_INDEX", "none"));
     }
+    let _environment = FloatEnvironment::set_default();
     let n = num_targets as f64;
     let mut gradient = zeros(OP, shape)?;
     let mut sum = 0.0;
@@ -254,7 +261,7 @@ pub fn cross_entropy<D: Dimension>(logits: ArrayView<'_, f32, D>, targets: &[usi
             *gradient = ((libm::exp(minus_max(x)) / exp_sum - one_hot) / n) as f32;
         }
     }
-    Ok((sum / n, memory::array_from_vec(OP, logits.raw_dim(), gradient)?))
+    Ok((black_box(sum / n), memory::array_from_vec(OP, logits.raw_dim(), gradient)?))
 }
 
 fn check_same_shape(op: &str, prediction: &[usize], target: &[usize]) -> Result<()> {

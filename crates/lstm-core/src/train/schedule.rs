@@ -1,10 +1,11 @@
 //! Learning rate schedules.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, hint::black_box, str::FromStr};
 
 use crate::{
     config::text::{OptionValue, ParsedOptions, write_options},
     error::{Error, Result},
+    float_environment::FloatEnvironment,
     train::check::{check_at_least_one, check_not_negative, check_range},
 };
 
@@ -99,9 +100,10 @@ impl Schedule {
     /// The learning rate of a step. Steps are counted from 0: `step` is [`Optimizer::steps`](super::Optimizer::steps)
     /// before the step. The rate is finite and not negative if the schedule is [valid](Self::validate).
     pub fn rate_at(&self, step: u64) -> f32 {
+        let _environment = FloatEnvironment::set_default();
         let base_rate = f64::from(self.rate);
         let Some(u) = step.checked_sub(self.warmup) else {
-            return (base_rate * (step + 1) as f64 / self.warmup as f64) as f32;
+            return black_box((base_rate * (step + 1) as f64 / self.warmup as f64) as f32);
         };
         let rate = match self.decay {
             Decay::Constant => base_rate,
@@ -112,7 +114,8 @@ impl Schedule {
             }
             Decay::Cosine { min, .. } => f64::from(min),
         };
-        rate as f32
+        // Computed before the settings are restored.
+        black_box(rate as f32)
     }
 
     /// Checks the options.

@@ -8,6 +8,7 @@ use safetensors::Dtype;
 
 use crate::{
     error::{Error, Result},
+    float_environment::FloatEnvironment,
     memory,
     quantized::Format,
 };
@@ -20,6 +21,7 @@ const FLOAT_TYPES: &str = "F32, F16, BF16 or F64";
 /// # Errors
 /// [`Error::TensorType`] for any other type; [`Error::Format`] if a finite F64 is too large for f32.
 pub fn to_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+    let _environment = FloatEnvironment::set_default();
     match dtype {
         Dtype::F32 => collect(elements(bytes, f32::from_le_bytes)),
         Dtype::F16 => collect(elements(bytes, u16::from_le_bytes).map(f16_to_f32)),
@@ -69,6 +71,7 @@ pub fn to_i64(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<i64>> {
 /// [`Error::Config`] if the type is not F32, F16, BF16 or F64; [`Error::Format`] if a finite value is too large for it;
 /// [`Error::TooLarge`] if the elements do not fit in memory.
 pub fn append(name: &str, dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
+    let _environment = FloatEnvironment::set_default();
     reserve(dtype, values.len(), out)?;
     for &v in values {
         match dtype {

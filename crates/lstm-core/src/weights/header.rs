@@ -26,9 +26,11 @@ pub(super) fn header(bytes: &[u8]) -> &[u8] {
     header.unwrap_or_default()
 }
 
-/// Counts the entries in the JSON header of a safetensors file. Fails if the header has a number so large that a sum of
-/// offsets overflows, or so many entries that they take far more memory than the file. The safetensors crate detects neither such a number nor a name that occurs twice. Of entries with
-/// the same name it keeps only the last, so it finds fewer entries than this count.
+/// Counts the entries in the JSON header of a safetensors file. The safetensors crate keeps only the last of several
+/// entries with the same name, and then finds fewer entries than this count.
+///
+/// Fails if a sum of offsets in the header would overflow, which that crate does not detect. Fails also if the header has
+/// so many entries that they would take far more memory than the file.
 pub(super) fn count_header_entries(header: &[u8]) -> Result<usize, String> {
     let (mut nesting_depth, mut entries, mut parsed_number) = (0usize, 0, 0usize);
     let (mut in_string, mut after_backslash) = (false, false);

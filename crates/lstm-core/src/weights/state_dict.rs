@@ -182,8 +182,8 @@ impl StateDict {
 
     /// The prefixes of the LSTMs in the file, sorted, for [`take_lstm`](Self::take_lstm). An LSTM is recognized by the
     /// name of its input weights; the prefix is what precedes `weight_ih_l0` or, up to the last dot, `weight_ih` of
-    /// `torch.nn.LSTMCell`, or the notebook's `W` or `U_i`. Other tensors of the LSTM may be missing. In a training checkpoint the tensors of the optimizer
-    /// and of the caller do not count.
+    /// `torch.nn.LSTMCell`, or the notebook's `W` or `U_i`. Other tensors of the LSTM may be missing. In a training
+    /// checkpoint the tensors of the optimizer and of the caller do not count.
     pub fn lstm_prefixes(&self) -> Vec<String> {
         let prefix = |name: &String| {
             let name = name.strip_suffix(".q").unwrap_or(name);
@@ -270,9 +270,9 @@ impl StateDict {
     ///
     /// The names are those of [`pytorch_name`](super::names::pytorch_name), of `torch.nn.LSTMCell` (`weight_ih`, without
     /// a layer number), or of the original notebook ([`TensorNames::Notebook`](super::names::TensorNames); the
-    /// candidate's letter may be `c` or `g`). Sizes, number
-    /// of layers, direction, biases, projection and cell follow from names and shapes. PyTorch's names without
-    /// peepholes give the fused cell, which is bit-identical to the unfused one.
+    /// candidate's letter may be `c` or `g`). Sizes, number of layers, direction, biases, projection and cell follow from
+    /// names and shapes. PyTorch's names without peepholes give the fused cell, which is bit-identical to the unfused
+    /// one.
     ///
     /// The options `coupled`, `clip`, `dropout` and `activations` come from the [metadata](Self::lstm_config). Without
     /// metadata they have their defaults; [`Weights::with_config`] sets them.

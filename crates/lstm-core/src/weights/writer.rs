@@ -157,14 +157,15 @@ impl StateDictWriter {
         self.add_tensor(format!("{name}.scale"), vec![shape[0]], Elements::Scale(memory::copy("save", rows.scale)?))
     }
 
-    /// The bytes of the file. They depend only on the tensors, the metadata and the element type. The metadata have one more
-    /// entry, the checksum `lstm.checksum`, which [`StateDict`](super::state_dict::StateDict) checks and removes.
+    /// The bytes of the file. They depend only on the tensors, the metadata and the element type. The file also has a
+    /// checksum, the entry `lstm.checksum` of the metadata. [`StateDict`](super::state_dict::StateDict) checks and removes
+    /// it.
     ///
     /// # Errors
     /// - [`Error::Config`] if the element type is not F32, F16, BF16 or F64.
-    /// - [`Error::Format`] if a finite value is too large for the element type, if names and metadata together exceed
-    ///   100 MB or are those of more than about 50,000 tensors, or if [`metadata`](Self::metadata) sets the configuration key of a [model](Self::lstm) to another
-    ///   text, or a checksum.
+    /// - [`Error::Format`] if a finite value is too large for the element type; if names and metadata together exceed
+    ///   100 MB; if there are more than about 50,000 tensors; if [`metadata`](Self::metadata) sets a checksum, or sets the
+    ///   configuration key of a [model](Self::lstm) to another text.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut data = Vec::new();
         let mut header_entries = Vec::new();

@@ -48,7 +48,7 @@ pub use graph::{
 
 use crate::options::OpenOptions;
 use graph::list;
-use lstm_core::{Error, Result, weights::file::read_regular};
+use lstm_core::{Error, FloatEnvironment, Result, weights::file::read_regular};
 
 /// The supported operator sets. Versions 23 to 26 only add element types to the operators that this module reads.
 const SUPPORTED_OPSETS: std::ops::RangeInclusive<i64> = 7..=26;
@@ -94,8 +94,8 @@ impl OnnxModel {
     /// are needed.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file can't be read or is not a regular file; the errors of [`from_bytes`](Self::from_bytes), with the name of the
-    /// file.
+    /// [`Error::Io`] if the file can't be read or is not a regular file; the errors of [`from_bytes`](Self::from_bytes),
+    /// with the name of the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = read_regular(path)?;
@@ -194,6 +194,7 @@ impl OnnxModel {
     /// support; a graph that is not a chain; a tensor of the wrong shape or type; a name that is not that of exactly one
     /// `LSTM` node; a value for an input that is not a scalar. [`Error::UnusedTensors`] for unused inputs.
     pub fn graph(&self, options: &OpenOptions) -> Result<OnnxGraph> {
+        let _environment = FloatEnvironment::set_default();
         let result = self.read(&options.names, &options.set).and_then(|mut graph| {
             if let Some(precision) = options.precision {
                 graph.weights = graph.weights.quantize(precision)?;

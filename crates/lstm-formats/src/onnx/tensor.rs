@@ -51,7 +51,8 @@ pub(crate) fn floats(tensor: &Tensor, dir: Option<&Path>) -> Result<ArrayD<f32>>
     ArrayD::from_shape_vec(IxDyn(&shape(tensor)?), values).map_err(|e| error(tensor, e))
 }
 
-/// Returns the elements of an INT32, INT64 or BOOL tensor, with 0 and 1 for booleans. `dir` is the folder of the files that hold external tensor data.
+/// Returns the elements of an INT32, INT64 or BOOL tensor, with 0 and 1 for booleans. `dir` is the folder of the files
+/// that hold external tensor data.
 pub(crate) fn ints(tensor: &Tensor, dir: Option<&Path>) -> Result<Vec<i64>> {
     let (dtype, size) = match tensor.data_type.unwrap_or_default() {
         INT32 => (Dtype::I32, 4),

@@ -9,6 +9,7 @@ pub use config::OptimizerConfig;
 
 use crate::{
     error::{Error, Result},
+    float_environment::FloatEnvironment,
     memory,
     shape::zeros,
     train::check::check_not_negative,
@@ -100,6 +101,7 @@ impl Optimizer {
         } else if !self.config.state_names().is_empty() {
             self.check_same_as_first_step(parameters)?;
         }
+        let _environment = FloatEnvironment::set_default();
         self.steps = self.steps.saturating_add(1);
         let mut empty_state = ParameterState::default();
         for Parameter { name, value, gradient } in parameters {
