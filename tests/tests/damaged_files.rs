@@ -38,6 +38,13 @@ fn trainer_config() -> TrainerConfig {
     TrainerConfig::new(OptimizerConfig::momentum(0.9), Schedule::constant(0.001))
 }
 
+/// Writes a file in the place of another, which goes away first: some file systems write new content of an old file to
+/// the disk at once, which takes a millisecond.
+fn write_new(path: &Path, bytes: &[u8]) {
+    let _ = fs::remove_file(path);
+    fs::write(path, bytes).unwrap();
+}
+
 /// All kinds, after a training step where there is one.
 fn kinds(folder: &Path) -> Result<Vec<Kind>> {
     let path = folder.join("written");
@@ -76,7 +83,7 @@ fn every_flip_and_cut_is_an_error() {
     let path = folder.0.join("damaged");
     for Kind { name, bytes, read } in kinds(&folder.0).unwrap() {
         let result = |bytes: &[u8]| {
-            fs::write(&path, bytes).unwrap();
+            write_new(&path, bytes);
             read(&path)
         };
         result(&bytes).unwrap();
@@ -89,19 +96,16 @@ fn every_flip_and_cut_is_an_error() {
             };
             assert!(is_error(&bytes[..at]), "{name}: cut to {at} bytes");
             let byte = bytes[at];
-            // One bit, and in turn other bits and bytes that have a meaning in the header.
-            for value in [byte ^ 1, [!byte, byte ^ 0x20, byte ^ 0x80, b'"', b'0'][at % 5]] {
+            for value in [byte ^ 1, byte ^ 0x20, byte ^ 0x80, !byte, b'"', b'0'] {
                 let mut changed = bytes.clone();
                 changed[at] = value;
                 let is_ok = value == byte || is_error(&changed);
                 assert!(is_ok, "{name}: {value:#x} instead of {byte:#x} at {at} was accepted");
             }
             // A sector that was never written.
-            if through_file {
-                let mut changed = bytes.clone();
-                changed[at..bytes.len().min(at + 64)].fill(0);
-                assert!(changed == bytes || is_error(&changed), "{name}: zeros at {at} were accepted");
-            }
+            let mut changed = bytes.clone();
+            changed[at..bytes.len().min(at + 64)].fill(0);
+            assert!(changed == bytes || is_error(&changed), "{name}: zeros at {at} were accepted");
         }
         assert!(result(&[&bytes[..], &[0]].concat()).is_err(), "{name}: a byte more");
     }
@@ -156,7 +160,7 @@ fn damage_without_a_checksum_does_not_panic() {
             for bit in [0, 2, 4] {
                 let mut bytes = bytes.clone();
                 bytes[at] ^= 1 << bit;
-                fs::write(&path, &bytes).unwrap();
+                write_new(&path, &bytes);
                 let _ = read(&path);
             }
         }

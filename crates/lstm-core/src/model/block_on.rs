@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    pin::{Pin, pin},
+    pin::pin,
     task::{Context, Poll, Waker},
 };
 
@@ -11,17 +11,24 @@ use crate::float_environment::FloatEnvironment;
 /// Blocks until `future` is ready, with the default floating-point settings. A future that is ready at once, as on the
 /// CPU, costs no allocation.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    /// Not inlined: the compiler may move operations on floats, which it takes for functions of their operands alone,
+    /// out of the time with the default settings, but not this call.
+    #[inline(never)]
+    fn call<F: Future>(future: F) -> F::Output {
+        block_on_in_memory(future)
+    }
+    let _environment = FloatEnvironment::set_default();
+    call(future)
+}
+
+/// [`block_on`] for a future that reads all floats from memory of its caller and writes all results there. Setting and
+/// restoring the settings may change memory, as far as the compiler knows, so that the operations stay in between. A call
+/// that is not inlined would take a tenth of a small step.
+pub(crate) fn block_on_in_memory<F: Future>(future: F) -> F::Output {
     let _environment = FloatEnvironment::set_default();
     let mut future = pin!(future);
-    match poll(future.as_mut()) {
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
         Poll::Pending => pollster::block_on(future),
     }
-}
-
-/// Polls a future once. Not inlined: the compiler may move operations on floats, which it takes for functions of their
-/// operands alone, out of the time in which [`FloatEnvironment`] sets the settings, but not this call.
-#[inline(never)]
-fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
-    future.poll(&mut Context::from_waker(Waker::noop()))
 }
