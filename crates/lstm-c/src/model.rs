@@ -276,7 +276,7 @@ pub unsafe extern "C" fn lstm_model_description(model: *const LstmModel) -> *con
 }
 
 /// Number of floats of the states of `batch` sequences: for each LSTM in order, the hidden states `h` of shape
-/// `(layers * directions, batch, output size)` and then the cell states `c` of shape
+/// `(layers * directions, batch, hidden size)`, or with a projection its size, and then the cell states `c` of shape
 /// `(layers * directions, batch, hidden size)`. 0 for NULL, or if the number is too large.
 ///
 /// # Safety
@@ -407,8 +407,8 @@ unsafe fn forward(
         let states = if initial_state.is_null() { None } else { Some(to_states(model.weights(), initial, batch)?) };
         let shape = (batch, steps, model.weights().input_size());
         let mut model_input = match x {
-            Input::Features(x) => ModelInput::from(ArrayView3::from_shape(shape, x).map_err(Failure::internal)?),
-            Input::Tokens(x) => ModelInput::from(ArrayView2::from_shape((batch, steps), x).map_err(Failure::internal)?),
+            Input::Features(x) => ModelInput::from(ArrayView3::from_shape(shape, x).map_err(Failure::argument)?),
+            Input::Tokens(x) => ModelInput::from(ArrayView2::from_shape((batch, steps), x).map_err(Failure::argument)?),
         };
         if let Some(lengths) = lengths {
             model_input = model_input.lengths(lengths);

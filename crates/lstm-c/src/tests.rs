@@ -340,6 +340,7 @@ fn null_unaligned_and_overlapping_pointers_are_errors() {
         assert_failed(forward(x, 1, 4, y, y), invalid, &["overlaps"]);
         assert_failed(forward(null(), 1, 4, y, null_mut()), invalid, &["x", "NULL"]);
         assert_failed(forward(x, usize::MAX, 2, y, null_mut()), invalid, &["too large"]);
+        assert_failed(forward(x, 0, usize::MAX, y, null_mut()), invalid, &[]);
         assert_failed(lstm_model_forward(null(), x, 1, 1, null(), null(), y, null_mut()), invalid, &["model"]);
         let long = [5usize];
         let status = lstm_model_forward(model, x, 1, 4, long.as_ptr(), null(), y, null_mut());

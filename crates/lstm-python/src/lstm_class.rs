@@ -122,42 +122,66 @@ impl LstmClass {
         lengths: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyTuple>> {
         let lstm = self.lstm();
-        let x = Features::read(x, &self.expected_x(lstm.config()))?;
-        let is_one = matches!(x, Features::One(_));
-        let is_time_major = !is_one && !self.options.batch_first;
-        let batch = x.batch(is_time_major);
-        let lengths = x.lengths(lengths, batch)?;
-        let state = hx.map(|hx| read_state(hx, "hx", lstm.config(), Some(batch), is_one)).transpose()?;
-        let (pass, view) = (self.start_pass(&lstm), x.view());
-        let dropout = pass.map_or(Dropout::Off, |pass| Dropout::Seed(mix(self.options.seed, pass)));
-        let result = py.detach(|| {
-            let mut input = Input::from(view).dropout(dropout);
-            if is_time_major {
-                input = input.time_major();
-            }
-            if let Some(state) = &state {
-                input = input.state(state);
-            }
-            if let Some(lengths) = &lengths {
-                input = input.lengths(lengths);
-            }
-            lstm.forward(input)
-        });
+        let arguments = self.arguments(lstm.config(), x, hx, lengths)?;
+        let pass = self.start_pass(&lstm);
+        let input = arguments.input(pass.map_or(Dropout::Off, |pass| Dropout::Seed(mix(self.options.seed, pass))));
+        let result = py.detach(|| lstm.forward(input));
         if let (Err(_), Some(pass)) = (&result, pass) {
             self.undo_pass(pass);
         }
         let (y, HostState { h, c }) = result.py()?;
-        let state = if is_one {
-            (without_axis(py, h, 1), without_axis(py, c, 1)).into_pyobject(py)?
-        } else {
-            (h.into_pyarray(py), c.into_pyarray(py)).into_pyobject(py)?
-        };
-        if is_one {
-            (without_axis(py, y, 0), state).into_pyobject(py)
-        } else {
-            (y.into_pyarray(py), state).into_pyobject(py)
-        }
+        let is_one = arguments.is_one;
+        let state = (to_python(py, h, 1, is_one), to_python(py, c, 1, is_one));
+        (to_python(py, y, 0, is_one), state).into_pyobject(py)
     }
+
+    /// Reads and checks the arguments of a call.
+    pub(crate) fn arguments<'py>(
+        &self,
+        config: &LstmConfig,
+        x: &Bound<'py, PyAny>,
+        hx: Option<&Bound<'py, PyAny>>,
+        lengths: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Arguments<'py>> {
+        let x = Features::read(x, &self.expected_x(config))?;
+        let is_one = matches!(x, Features::One(_));
+        let is_time_major = !is_one && !self.options.batch_first;
+        let batch = x.batch(is_time_major);
+        let lengths = x.lengths(lengths, batch)?;
+        let state = hx.map(|hx| read_state(hx, "hx", config, Some(batch), is_one)).transpose()?;
+        Ok(Arguments { x, state, lengths, is_one, is_time_major })
+    }
+}
+
+/// The arguments of a call of an LSTM.
+pub(crate) struct Arguments<'py> {
+    x: Features<'py>,
+    state: Option<HostState>,
+    lengths: Option<Vec<usize>>,
+    /// Whether the input is one sequence, without a batch axis.
+    pub(crate) is_one: bool,
+    is_time_major: bool,
+}
+
+impl Arguments<'_> {
+    pub(crate) fn input(&self, dropout: Dropout) -> Input<'_> {
+        let mut input = Input::from(self.x.view()).dropout(dropout);
+        if self.is_time_major {
+            input = input.time_major();
+        }
+        if let Some(state) = &self.state {
+            input = input.state(state);
+        }
+        if let Some(lengths) = &self.lengths {
+            input = input.lengths(lengths);
+        }
+        input
+    }
+}
+
+/// The array, without its axis `axis` of length 1 if there is one sequence.
+pub(crate) fn to_python(py: Python<'_>, array: Array3<f32>, axis: usize, is_one: bool) -> Bound<'_, PyAny> {
+    if is_one { without_axis(py, array, axis).into_any() } else { array.into_pyarray(py).into_any() }
 }
 
 /// The array without its axis of length 1.

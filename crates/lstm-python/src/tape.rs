@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lstm::{
-    Checkpointing, Device, Dropout, HostState, Input, Lstm, OutputGradients, Tape,
+    Checkpointing, Device, Dropout, HostState, Lstm, OutputGradients, Tape,
     ndarray::{Array3, Axis, IntoDimension, Ix2, Ix3, IxDyn},
     shape::memory,
 };
@@ -11,9 +11,9 @@ use numpy::IntoPyArray;
 use pyo3::{exceptions::PyValueError, prelude::*, types::PyList};
 
 use crate::{
-    arrays::{Features, copy_of_shape, read, read_state},
+    arrays::{copy_of_shape, read},
     error::IntoPyResult,
-    lstm_class::{LstmClass, without_axis},
+    lstm_class::{LstmClass, to_python},
     parameters,
 };
 
@@ -86,24 +86,9 @@ pub(crate) fn run_module<'py>(
 ) -> PyResult<Pass<'py>> {
     let object = lstm.get();
     let lstm = with_parameters(object, parameters)?;
-    let x = Features::read(x, &object.expected_x(lstm.config()))?;
-    let is_one = matches!(x, Features::One(_));
-    let is_time_major = !is_one && !object.is_batch_first();
-    let batch = x.batch(is_time_major);
-    let lengths = x.lengths(lengths, batch)?;
-    let state = hx.map(|hx| read_state(hx, "hx", lstm.config(), Some(batch), is_one)).transpose()?;
-    let view = x.view();
+    let arguments = object.arguments(lstm.config(), x, hx, lengths)?;
+    let (is_one, input) = (arguments.is_one, arguments.input(dropout_seed.map_or(Dropout::Off, Dropout::Seed)));
     let pass = py.detach(|| {
-        let mut input = Input::from(view).dropout(dropout_seed.map_or(Dropout::Off, Dropout::Seed));
-        if is_time_major {
-            input = input.time_major();
-        }
-        if let Some(state) = &state {
-            input = input.state(state);
-        }
-        if let Some(lengths) = &lengths {
-            input = input.lengths(lengths);
-        }
         if record {
             let pass = lstm.forward_train(input, Checkpointing::SaveEverything)?;
             Ok((pass.y, pass.state, Some(pass.tape)))
@@ -117,11 +102,6 @@ pub(crate) fn run_module<'py>(
     let tape = tape.map(|tape| TapeClass { tape, is_one, y: y_shape, state: [h_shape, c_shape] });
     let y = to_python(py, y, 0, is_one);
     Ok((y, (to_python(py, state.h, 1, is_one), to_python(py, state.c, 1, is_one)), tape))
-}
-
-/// The array, without a batch axis if there is one sequence.
-fn to_python(py: Python<'_>, array: Array3<f32>, axis: usize, is_one: bool) -> AnyArray<'_> {
-    if is_one { without_axis(py, array, axis).into_any() } else { array.into_pyarray(py).into_any() }
 }
 
 #[pymethods]

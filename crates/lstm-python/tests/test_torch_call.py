@@ -70,7 +70,7 @@ def test_packed_sequences(options: dict[str, Any], lengths: list[int], with_stat
     if hx is not None:
         y_numpy, state_numpy = ours(packed, tuple(state.numpy() for state in hx))
         assert torch.equal(y_numpy.data, y.data) and all(map(torch.equal, state_numpy, state))
-        with pytest.raises(ValueError, match=r"expected \[\d, 3, \d\]"):
+        with pytest.raises(ValueError, match=r"expected the shape \[\d, 3, \d\]"):
             ours(packed, tuple(torch.cat([state, state], 1) for state in hx))
     # The same with lengths.
     padded, _ = rnn.pad_packed_sequence(y, batch_first=is_first)

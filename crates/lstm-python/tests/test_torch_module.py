@@ -99,7 +99,7 @@ def test_states_of_packed_sequences_have_their_batch() -> None:
     packed = rnn.pack_padded_sequence(torch.randn(5, 3, 4), [1, 5, 3], enforce_sorted=False)
     h, c = torch.randn(1, 3, 6), torch.randn(1, 3, 6)
     for hx in [(torch.randn(1, 5, 6), torch.randn(1, 5, 6)), (h, torch.randn(1, 4, 6))]:
-        with pytest.raises(ValueError, match=r"expected \[1, 3, 6\]"):
+        with pytest.raises(ValueError, match=r"expected the shape \[1, 3, 6\]"):
             net(packed, hx)
     with pytest.raises(TypeError, match="hx: h: expected a tensor, got ndarray"):
         net(packed, (h.numpy(), c.numpy()))

@@ -119,8 +119,8 @@ impl<'a> ModelInput<'a> {
             check_lengths(op, lengths, [batch, steps])?;
         }
         match self.values {
-            Values::Features(x) => check_repeated("x", &x)?,
-            Values::Tokens(tokens) => check_repeated("tokens", &tokens)?,
+            Values::Features(x) => check_repeated(format_args!("{op}: x"), &x)?,
+            Values::Tokens(tokens) => check_repeated(format_args!("{op}: tokens"), &tokens)?,
         }
         match (self.values, weights.reads_tokens()) {
             (Values::Features(x), false) => {

@@ -97,7 +97,7 @@ impl<B: Backend> ModelStream<B> {
     }
 
     /// Runs one time step: reads `x: [batch, input_size]` and writes `y: [batch, output_size]`, both row-major. The CPU
-    /// backend does not allocate here.
+    /// backend does not allocate here, unless a layer runs by the [reference path](crate::ExecutionPath::Reference).
     ///
     /// # Errors
     /// [`Error::Shape`] if a slice has the wrong length or the model reads tokens; the states are then unchanged.
@@ -116,7 +116,8 @@ impl<B: Backend> ModelStream<B> {
     }
 
     /// Runs one time step of a model with an embedding: reads one token for each sequence and writes
-    /// `y: [batch, output_size]`, row-major. The CPU backend does not allocate here.
+    /// `y: [batch, output_size]`, row-major. On the CPU this allocates as
+    /// [`step`](Self::step) does.
     ///
     /// # Errors
     /// As for [`step`](Self::step), and [`Error::Shape`] for a token that the embedding does not have.
