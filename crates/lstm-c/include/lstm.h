@@ -167,7 +167,7 @@ const char *lstm_model_description(const struct LstmModel *model);
 
 /**
  * Number of floats of the states of `batch` sequences: for each LSTM in order, the hidden states `h` of shape
- * `(layers * directions, batch, output size)` and then the cell states `c` of shape
+ * `(layers * directions, batch, hidden size)`, or with a projection its size, and then the cell states `c` of shape
  * `(layers * directions, batch, hidden size)`. 0 for NULL, or if the number is too large.
  *
  * # Safety
