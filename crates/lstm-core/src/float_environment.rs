@@ -57,11 +57,11 @@ impl Drop for FloatEnvironment {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 use x86_64::{CONTROL_BITS, DEFAULT, Register, read, write};
 
 /// The register MXCSR.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86_64 {
     use std::arch::asm;
 
@@ -87,11 +87,11 @@ mod x86_64 {
     }
 }
 
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 use aarch64::{CONTROL_BITS, DEFAULT, Register, read, write};
 
 /// The register FPCR.
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(miri)))]
 mod aarch64 {
     use std::arch::asm;
 
@@ -115,11 +115,11 @@ mod aarch64 {
     }
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 use other::{CONTROL_BITS, DEFAULT, Register, read, write};
 
-/// WebAssembly has no settings, and those of other processors are not changed.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+/// WebAssembly has no settings, and those of other processors are not changed. Miri has no assembly.
+#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 mod other {
     pub(super) type Register = u32;
     pub(super) const CONTROL_BITS: Register = 0;
@@ -132,7 +132,7 @@ mod other {
     pub(super) fn write(_register: Register) {}
 }
 
-#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[cfg(all(test, not(miri), any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use std::hint::black_box;
 
