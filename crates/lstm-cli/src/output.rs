@@ -104,9 +104,34 @@ pub(crate) fn commit_files(files: impl IntoIterator<Item = PendingFile>) -> Resu
     Ok(())
 }
 
+/// The name that stands for stdout instead of a file.
+pub(crate) const STDOUT: &str = "-";
+
+/// Where sequences are written.
+enum Target {
+    File(PendingFile),
+    Stdout(BufWriter<io::Stdout>),
+}
+
+impl Target {
+    fn path(&self) -> &Path {
+        match self {
+            Target::File(file) => &file.path,
+            Target::Stdout(_) => "stdout".as_ref(),
+        }
+    }
+
+    fn writer(&mut self) -> &mut dyn Write {
+        match self {
+            Target::File(file) => &mut file.file,
+            Target::Stdout(stdout) => stdout,
+        }
+    }
+}
+
 /// Writer of output sequences, in chunks of steps.
 pub(crate) struct SequenceWriter {
-    file: PendingFile,
+    target: Target,
     encoding: Encoding,
     sequence_shape: SequenceShape,
     features: usize,
@@ -126,15 +151,19 @@ enum Encoding {
 }
 
 impl SequenceWriter {
-    /// Creates a file for sequences with the layout, batch and steps of `sequence_shape` and the given number of
-    /// features. `wav_spec` is the sample format and rate of a .wav file; `None` if there is none.
+    /// Creates a file of the format `format` for sequences with the layout, batch and steps of `sequence_shape` and the
+    /// given number of features. `wav_spec` is the sample format and rate of a .wav file; `None` if there is none. The
+    /// path [`STDOUT`] stands for stdout, to which sequences are written in order, in chunks of `chunk` steps.
     pub(crate) fn create(
         path: &Path,
+        format: Format,
         sequence_shape: SequenceShape,
         features: usize,
         wav_spec: Option<WavSpec>,
+        chunk: usize,
     ) -> Result<Self> {
-        let format = Format::of(path)?;
+        let to_stdout = path.as_os_str() == STDOUT;
+        let path = if to_stdout { "stdout".as_ref() } else { path };
         if format == Format::Csv && sequence_shape.batch > 1 {
             let why =
                 format!("a .csv file holds one sequence, got {}; write an .npy file instead", sequence_shape.batch);
@@ -145,12 +174,27 @@ impl SequenceWriter {
                 format!("a .wav file holds one output per channel, but the model has {features}; write an .npy file");
             return Err(Error::file(path, why));
         }
-        let mut file = PendingFile::create(path)?;
+        let SequenceShape { batch, steps, time_major, .. } = sequence_shape;
+        if to_stdout && format == Format::Wav {
+            // Its header is written at the end.
+            return Err(Error::file(path, "a .wav file is not written to stdout; write it to a file"));
+        }
+        if to_stdout && batch > 1 && !time_major && steps > chunk {
+            let why = format!(
+                "expected at most {chunk} steps (the chunk) of {batch} sequences, because stdout is written in order, got \
+                 {steps}; write to a file, or set --chunk {steps}"
+            );
+            return Err(Error::file(path, why));
+        }
+        let mut target = match to_stdout {
+            true => Target::Stdout(BufWriter::new(io::stdout())),
+            false => Target::File(PendingFile::create(path)?),
+        };
         let encoding = match (format, wav_spec) {
             (Format::Csv, _) => Encoding::Csv,
             (Format::Npy, _) => {
                 let header = encode_npy_header(&sequence_shape.array_shape(features));
-                file.write(&header)?;
+                target.writer().write_all(&header).map_err(Error::io(path))?;
                 Encoding::Npy(header.len() as u64)
             }
             (Format::Wav, Some(spec)) => {
@@ -160,12 +204,13 @@ impl SequenceWriter {
                 if bytes.iter().product::<u128>() > u128::from(u32::MAX - 1024) {
                     return Err(Error::file(path, "a .wav file holds at most 4 GiB; write an .npy file"));
                 }
+                let Target::File(file) = &target else { unreachable!("checked above") };
                 let handle = file.file.get_ref().try_clone_handle().map_err(file_error)?;
                 Encoding::Wav(WavWriter::new(BufWriter::new(handle), spec).map_err(|e| Error::file(path, e))?)
             }
             (Format::Wav, None) => return Err(Error::file(path, "a .wav file needs a .wav input; write an .npy file")),
         };
-        Ok(SequenceWriter { file, encoding, sequence_shape, features, next_step: 0, clipped: 0 })
+        Ok(SequenceWriter { target, encoding, sequence_shape, features, next_step: 0, clipped: 0 })
     }
 
     /// Writes the next steps `y`, shape `(batch, steps, features)`.
@@ -180,21 +225,25 @@ impl SequenceWriter {
             }
             &mut Encoding::Npy(data_offset) => (0..self.sequence_shape.batch).try_for_each(|b| {
                 let offset = ((b * self.sequence_shape.steps + first_step) * self.features * size_of::<f32>()) as u64;
-                self.file.file.seek(SeekFrom::Start(data_offset + offset))?;
+                if let Target::File(file) = &mut self.target {
+                    file.file.seek(SeekFrom::Start(data_offset + offset))?;
+                }
                 self.write_elements(y.slice(s![b..=b, .., ..]))
             }),
             Encoding::Wav(wav) => {
                 for &sample in by_step {
-                    self.clipped += u64::from(!write_sample(wav, sample).map_err(|e| Error::file(&self.file.path, e))?);
+                    self.clipped +=
+                        u64::from(!write_sample(wav, sample).map_err(|e| Error::file(self.target.path(), e))?);
                 }
                 Ok(())
             }
         };
-        result.map_err(Error::io(&self.file.path))
+        result.map_err(Error::io(self.target.path()))
     }
 
     fn write_elements(&mut self, y: ArrayView3<'_, f32>) -> io::Result<()> {
-        y.iter().try_for_each(|v| self.file.file.write_all(&v.to_le_bytes()))
+        let writer = self.target.writer();
+        y.iter().try_for_each(|v| writer.write_all(&v.to_le_bytes()))
     }
 
     fn write_rows(&mut self, y: ArrayView3<'_, f32>) -> io::Result<()> {
@@ -206,17 +255,25 @@ impl SequenceWriter {
                 let _ = write!(line, "{v},");
             }
             line.pop();
-            writeln!(self.file.file, "{line}")?;
+            writeln!(self.target.writer(), "{line}")?;
         }
         Ok(())
     }
 
-    /// Returns the file, to which all steps must have been written, and the number of samples beyond full scale.
-    pub(crate) fn finish(self) -> Result<(PendingFile, u64)> {
+    /// Returns the file, to which all steps must have been written, and the number of samples beyond full scale. There
+    /// is no file if the target is stdout.
+    pub(crate) fn finish(mut self) -> Result<(Option<PendingFile>, u64)> {
         if let Encoding::Wav(wav) = self.encoding {
-            wav.finalize().map_err(|e| Error::file(&self.file.path, e))?;
+            wav.finalize().map_err(|e| Error::file(self.target.path(), e))?;
         }
-        Ok((self.file, self.clipped))
+        if let Target::Stdout(stdout) = &mut self.target {
+            stdout.flush().map_err(Error::io("stdout".as_ref()))?;
+        }
+        let file = match self.target {
+            Target::File(file) => Some(file),
+            Target::Stdout(_) => None,
+        };
+        Ok((file, self.clipped))
     }
 }
 

@@ -29,11 +29,21 @@ impl OutputSettings {
 
     /// Writes a command's report to stdout.
     pub(crate) fn report(self, report: &(impl Serialize + Display)) -> Result<()> {
-        let text = match self.json {
+        write_stdout(self.format(report).trim_end())
+    }
+
+    /// Writes the report of a command whose stdout has the outputs to stderr, unless output is quiet.
+    pub(crate) fn report_to_stderr(self, report: &(impl Serialize + Display)) {
+        if !self.quiet {
+            write_stderr(self.format(report).trim_end());
+        }
+    }
+
+    fn format(self, report: &(impl Serialize + Display)) -> String {
+        match self.json {
             true => serde_json::to_string_pretty(report).expect("reports serialize to JSON"),
             false => report.to_string(),
-        };
-        write_stdout(text.trim_end())
+        }
     }
 
     /// Writes a note to stderr, unless output is quiet.

@@ -1,6 +1,11 @@
 //! `lstm run`: runs a model over a file of sequences.
 
-use std::{fmt, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 use hound::{SampleFormat, WavSpec};
 use lstm::{
@@ -15,7 +20,7 @@ use crate::{
     error::{Error, Result},
     input::{Format, SequenceShape},
     model::{self, quoted_list},
-    output::{PendingFile, SequenceWriter, check_distinct_paths, check_extension, commit_files},
+    output::{PendingFile, STDOUT, SequenceWriter, check_distinct_paths, check_extension, commit_files},
     report::{OutputSettings, path_text},
     sequences, state,
 };
@@ -38,7 +43,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     sequences: sequences::SequenceArgs,
 
-    /// Write the outputs to this .npy, .csv or .wav file; the file appears only if the whole run succeeds
+    /// Write the outputs to this .npy, .csv or .wav file; the file appears only if the whole run succeeds. `-` writes to
+    /// stdout as the run proceeds, in the format of the input (.npy or .csv), and the report to stderr
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -125,9 +131,10 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     if args.output.is_none() && args.state_out.is_none() && !args.digest {
         return Err(Error::option("output", "nothing to do: expected --output, --state-out or --digest"));
     }
-    check_extension("output", args.output.as_deref(), &["npy", "csv", "wav"])?;
+    let output_file = args.output.as_deref().filter(|path| path.as_os_str() != STDOUT);
+    check_extension("output", output_file, &["npy", "csv", "wav"])?;
     check_extension("state-out", args.state_out.as_deref(), &["safetensors"])?;
-    let (model, input, y) = (&*args.model.path, &*args.sequences.input, args.output.as_deref());
+    let (model, input, y) = (&*args.model.path, &*args.sequences.input, output_file);
     let other_files = [("MODEL", Some(model)), ("--input", Some(input)), ("--output", y)];
     check_distinct_paths("output", y, &other_files[..2])?;
     check_distinct_paths("state-out", args.state_out.as_deref(), &other_files)?;
@@ -155,7 +162,9 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     let path = describe_paths(&models[0].paths());
 
     sequences::catch_interrupts();
-    let create_writer = |path| SequenceWriter::create(path, output_shape, output_size, wav_spec);
+    let format = output_file.map_or(Ok(sequences.format()), Format::of)?;
+    let create_writer =
+        |path| SequenceWriter::create(path, format, output_shape, output_size, wav_spec, sequences.chunk_steps());
     let mut writer = args.output.as_deref().map(create_writer).transpose()?;
     let mut state_file = args.state_out.as_deref().map(PendingFile::create).transpose()?;
     let start = Instant::now();
@@ -175,9 +184,9 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
     if let (Some(file), Some(states)) = (&mut state_file, states.first()) {
         file.write(&state::to_bytes(&loaded_model.weights, states)?)?;
     }
-    let (output_file, clipped) = writer.map(SequenceWriter::finish).transpose()?.unzip();
-    commit_files(output_file.into_iter().chain(state_file))?;
-    let files: Vec<PathBuf> = args.output.iter().chain(&args.state_out).cloned().collect();
+    let (pending_output, clipped) = writer.map(SequenceWriter::finish).transpose()?.unzip();
+    commit_files(pending_output.flatten().into_iter().chain(state_file))?;
+    let files: Vec<PathBuf> = output_file.into_iter().chain(args.state_out.as_deref()).map(Path::to_owned).collect();
     let report = Report {
         model: path_text(&args.model.path),
         input,
@@ -199,7 +208,10 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         digest: args.digest.then(|| digest.to_string()),
         unused: loaded_model.unused_names,
     };
-    output.report_with_files(&report, &files)?;
+    match args.output.is_some() && output_file.is_none() {
+        true => output.report_to_stderr(&report),
+        false => output.report_with_files(&report, &files)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

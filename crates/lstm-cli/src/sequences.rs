@@ -295,6 +295,11 @@ impl Sequences {
         self.reader.sequence_shape()
     }
 
+    /// Format of the input.
+    pub(crate) fn format(&self) -> Format {
+        self.reader.format()
+    }
+
     /// The sample format of .wav input, and the rate at which the model runs.
     pub(crate) fn wav_spec(&self) -> Option<WavSpec> {
         let spec = self.reader.wav_spec()?;

@@ -239,6 +239,15 @@ impl<R: Read + Seek> Reader<R> {
         result.map(Some).map_err(|why| Error::file(&self.path, why))
     }
 
+    /// Format of the file.
+    pub(crate) fn format(&self) -> Format {
+        match &self.format_reader {
+            FormatReader::Npy(_) => Format::Npy,
+            FormatReader::Csv(_) => Format::Csv,
+            FormatReader::Wav(..) => Format::Wav,
+        }
+    }
+
     /// The sample format and rate of a .wav file.
     pub(crate) fn wav_spec(&self) -> Option<WavSpec> {
         match &self.format_reader {
