@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{describe_case, format_number, format_percent, format_thread_count, format_time, main_cases, table::Table};
-use crate::results::{F32, Results};
+use super::{describe_case, format_number, format_thread_count, format_time, main_cases, table::Table};
+use crate::results::Results;
 
 /// Marker line before the generated part of README.md.
 const BEGIN_MARKER: &str = "<!-- made by `cargo xtask bench --readme` from reports/; do not edit -->\n";
@@ -50,51 +50,37 @@ pub fn update_table(text: &str, reports: &[(String, Results)]) -> Result<String>
     Ok(format!("{text_before}{BEGIN_MARKER}\n{}\n{END_MARKER}{text_after}", format_section(report_name, results)))
 }
 
-/// Generates the part of README.md between the markers.
+/// Names of the subjects that have a column beside ours, and how their makers write them. Users would pick one of these.
+const PEERS: [(&str, &str); 3] = [("torch", "PyTorch"), ("onnxruntime", "ONNX Runtime"), ("openvino", "OpenVINO")];
+
+/// Generates the part of README.md between the markers: times with the smallest number of threads.
 fn format_section(report_name: &str, results: &Results) -> String {
-    let Some(base) = results.base_subject() else { return String::new() };
-    let peers: Vec<_> = results.subjects.iter().filter(|s| !s.ours && s.on_cpu && s.precision == F32).collect();
-    let threads = results.threads();
-    let mut columns =
-        ["case", "description", "threads", &base.name, "% of roofline, bound by"].map(str::to_owned).to_vec();
-    columns.extend(peers.iter().map(|peer| peer.name.clone()));
+    let (Some(base), Some(&threads)) = (results.base_subject(), results.threads().first()) else {
+        return String::new();
+    };
+    let mut columns = ["case", "this library"].map(str::to_owned).to_vec();
+    columns.extend(PEERS.map(|(_, name)| name.to_owned()));
     let mut table = Table::new(columns);
     for case in main_cases(results) {
-        for &threads in &threads {
-            let Some(base_times) = results.times(&case.name, &base.name, threads) else { continue };
-            let roofline = results.f32_roofline(&case.name, threads).zip(results.roofline_fraction(base_times));
-            let roofline = roofline
-                .map(|(r, fraction)| format!("{}, {}", format_percent(fraction), results.describe_bound(r, threads)));
-            let mut row =
-                vec![case.name.clone(), describe_case(case), threads.to_string(), format_time(base_times.median_s())];
-            row.push(roofline.unwrap_or("-".to_owned()));
-            row.extend(peers.iter().map(|peer| {
-                let ratio = results.times(&case.name, &peer.name, threads).and_then(|times| times.ratio_to(base_times));
-                ratio.map_or("-".to_owned(), |spread| format_number(spread.median))
-            }));
-            table.add_row(row);
-        }
+        let Some(base_times) = results.times(&case.name, &base.name, threads) else { continue };
+        let mut row = vec![describe_case(case), format_time(base_times.median_s())];
+        row.extend(PEERS.map(|(peer, _)| {
+            let ratio = results.times(&case.name, peer, threads).and_then(|times| times.ratio_to(base_times));
+            ratio.map_or("-".to_owned(), |spread| format!("{} ×", format_number(spread.median)))
+        }));
+        table.add_row(row);
     }
-    let versions: Vec<&str> = peers.iter().map(|peer| peer.description.as_str()).collect();
-    let thread_counts: Vec<String> = threads.iter().map(|&n| format_thread_count(n)).collect();
-    let peers_note = if versions.is_empty() {
-        String::new()
-    } else {
-        format!(
-            " Columns of other libraries ({}): their time divided by the time of {}; above 1, this library is faster.",
-            versions.join(", "),
-            base.name
-        )
-    };
-    // The load average shows whether other programs may have disturbed the times.
-    let load_average =
-        results.machine.load.map_or(String::new(), |load_average| format!(" (load average before: {load_average:.1})"));
+    let descriptions = PEERS.map(|(peer, _)| {
+        let subject = results.subjects.iter().find(|subject| subject.name == peer);
+        subject.map_or(peer, |subject| subject.description.as_str())
+    });
     format!(
-        "{}, {}, {}{load_average}. Percent of roofline: the least time that this machine needs for the case's flops and bytes, divided by \
-         the measured time.{peers_note} Ranges, charts and other cases: [reports/{report_name}](reports/{report_name}/report.md).\n\n{}",
+        "f32 on {} of {}, {}. Other libraries ({}): their time as a multiple of ours. [reports/{report_name}](reports/{report_name}/report.md) \
+         has ranges, charts, more threads, cases and libraries.\n\n{}",
+        format_thread_count(threads),
         results.machine.cpu,
-        thread_counts.join(" and "),
         results.machine.date.split('T').next().unwrap_or_default(),
+        descriptions.join(", "),
         table.to_markdown()
     )
 }

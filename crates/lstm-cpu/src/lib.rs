@@ -49,6 +49,7 @@ mod pool;
 /// The examples of the README and of the documentation, as tests.
 #[cfg(all(doctest, feature = "formats", feature = "train"))]
 #[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../../../docs/formats.md")]
 #[doc = include_str!("../../../docs/history.md")]
 #[doc = include_str!("../../../docs/from-pytorch.md")]
 struct DocumentationTests;
