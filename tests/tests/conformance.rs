@@ -3,6 +3,8 @@
 //! - `LSTM_BACKENDS=a,b` selects backends.
 //! - `LSTM_RESULTS=FILE` appends one JSON line for each trial to a file.
 //! - `LSTM_RUN_INEXACT=1` runs all groups on backends whose arithmetic is not exact, too.
+//! - `LSTM_EXHAUSTIVE=1` also runs variants of a backend that share nearly all of their code with those that run anyway:
+//!   more schedules of threads, large cases on every execution path.
 //! - `--ignored` runs the activations on all 2^32 inputs.
 //!
 //! All backends share the snapshots in `tests/snapshots`.
@@ -39,7 +41,8 @@ mod wgpu;
 
 fn main() {
     let args = Arguments::from_args();
-    let mut trials = Trials { trials: Vec::new(), list: args.list };
+    let exhaustive = env::var_os("LSTM_EXHAUSTIVE").is_some();
+    let mut trials = Trials { trials: Vec::new(), list: args.list, exhaustive };
     let wanted = backends::wanted_backends();
     for not_run in backends::for_each_backend(wanted.as_deref(), &mut trials) {
         trials.not_run(&not_run.name, "", &not_run.reason);
@@ -73,6 +76,8 @@ struct Trials {
     trials: Vec<Trial>,
     /// Whether the trials are only listed, not run.
     list: bool,
+    /// Whether to add trials of variants that share nearly all of their code with others.
+    exhaustive: bool,
 }
 
 impl Trials {
@@ -91,7 +96,7 @@ impl Trials {
                 .map_err(|e| format!("{e:#}"))?;
             result.map(drop).map_err(|error| format!("{error:#}").into())
         });
-        self.trials.push(trial.with_ignored_flag(group == "exhaustive"));
+        self.trials.push(trial.with_ignored_flag(group == "all-inputs"));
     }
 
     /// Adds all cases and training runs for a backend that is limited to one of its execution paths.
@@ -212,7 +217,7 @@ impl BackendVisitor for Trials {
             });
         }
         for activation in Activation::ALL {
-            add!("exhaustive", activation.name(), move |b: &B| activations::check_all(b, activation, true));
+            add!("all-inputs", activation.name(), move |b: &B| activations::check_all(b, activation, true));
         }
     }
 }
@@ -322,7 +327,7 @@ mod cpu {
             for activation in Activation::ALL {
                 let cpu = cpu.clone();
                 let check = move || activations::check_all(&cpu, activation, false);
-                trials.add("cpu", "exhaustive", &format!("{}-{label}", activation.name()), check);
+                trials.add("cpu", "all-inputs", &format!("{}-{label}", activation.name()), check);
             }
         }
         Ok(())

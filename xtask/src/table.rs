@@ -143,10 +143,6 @@ impl fmt::Display for Table {
                 }
             }
         }
-        // Digests and errors of the activations on all inputs.
-        for line in self.lines.iter().filter(|l| l.group == "exhaustive" && l.outcome == Outcome::Identical) {
-            writeln!(f, "{} {}: {}", line.backend, line.case, line.detail)?;
-        }
         for line in self.lines.iter().filter(|l| l.outcome == Outcome::Failed) {
             writeln!(f, "FAILED: {}::{}::{}: {}", line.backend, line.group, line.case, line.detail)?;
         }

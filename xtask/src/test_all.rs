@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    cargo::{self, BACKENDS, FACADE_PACKAGE, TESTS_PACKAGE, TOOL_PACKAGE, Workspace},
+    cargo::{self, BACKENDS, BENCHES_PACKAGE, FACADE_PACKAGE, TESTS_PACKAGE, TOOL_PACKAGE, Workspace},
     table::{Column, ResultLine, Table},
 };
 
@@ -21,10 +21,14 @@ pub(crate) struct Args {
     /// Build in release mode: slower to build, several times faster to run
     #[arg(long)]
     release: bool,
-    /// Also test the activations on all 2^32 inputs (takes minutes)
+    /// Also run the tests of the benchmarks, the C library and the examples, and of variants of backends that share nearly
+    /// all of their code with those that run anyway
     #[arg(long)]
     exhaustive: bool,
 }
+
+/// Packages that take long to build and whose tests say nothing about the library's results.
+const LONG_BUILDS: [&str; 3] = [BENCHES_PACKAGE, "lstm-c", "lstm-examples"];
 
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let workspace = cargo::read_workspace()?;
@@ -37,18 +41,10 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let results = dir.join("results.jsonl");
     std::fs::write(&results, "").with_context(|| format!("{}", results.display()))?;
 
-    let run = |packages: &[&str], cargo_args: &[&str], test_args: &[&str]| {
-        let features = workspace.feature_args(packages, args.backends.as_deref());
-        run_cargo_test(args, &workspace, &results, features, cargo_args, test_args)
-    };
     // Unit, integration and documentation tests of all packages. A failure does not stop the others.
     let workspace_args = ["--workspace", "--no-fail-fast"];
     let workspace_args = workspace_args.into_iter().chain(args.release.then_some("--release")).collect::<Vec<_>>();
-    let mut all_passed = run(&[FACADE_PACKAGE, TESTS_PACKAGE, TOOL_PACKAGE], &workspace_args, &[])?;
-    if args.exhaustive {
-        all_passed &=
-            run(&[TESTS_PACKAGE], &["--release", "--package", TESTS_PACKAGE, "--test", "conformance"], &["--ignored"])?;
-    }
+    let all_passed = run_cargo_test(args, &workspace, &results, &workspace_args)?;
 
     let text = std::fs::read_to_string(&results).with_context(|| format!("{}", results.display()))?;
     let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<ResultLine>, _>>();
@@ -62,19 +58,21 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     Ok(all_passed && missing_backends.is_empty() && table.failure_count() == 0)
 }
 
-/// Runs `cargo test` with these features and arguments. Returns whether all tests passed.
-fn run_cargo_test(
-    args: &Args,
-    workspace: &Workspace,
-    results: &Path,
-    features: Vec<String>,
-    cargo_args: &[&str],
-    test_args: &[&str],
-) -> Result<bool> {
+/// Runs `cargo test` with the backends as features. Returns whether all tests passed.
+fn run_cargo_test(args: &Args, workspace: &Workspace, results: &Path, cargo_args: &[&str]) -> Result<bool> {
+    let packages = [FACADE_PACKAGE, TESTS_PACKAGE, TOOL_PACKAGE];
     let mut command = cargo::cargo_command();
-    command.arg("test").args(cargo_args).args(features);
-    if !test_args.is_empty() {
-        command.arg("--").args(test_args);
+    command.arg("test").args(cargo_args).args(workspace.feature_args(&packages, args.backends.as_deref()));
+    match args.exhaustive {
+        true => command.env("LSTM_EXHAUSTIVE", "1"),
+        false => {
+            command.args(LONG_BUILDS.iter().flat_map(|package| ["--exclude", package]));
+            command.env_remove("LSTM_EXHAUSTIVE")
+        }
+    };
+    if std::env::var_os("LP_NUM_THREADS").is_none() {
+        // Mesa's software Vulkan without threads of its own: tests that run at the same time have all cores.
+        command.env("LP_NUM_THREADS", "0");
     }
     command.env("LSTM_RESULTS", results);
     match &args.backends {

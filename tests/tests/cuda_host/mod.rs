@@ -21,14 +21,26 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_core::Result<()> {
         trials.add("cuda-host", "paths", path, move || uses_path(&host, path, path_with_projection));
     }
     for (group, host) in [("kernel-per-step", &kernel_per_step), ("cluster", &clusters)] {
-        trials.cases_and_training("cuda-host", group, host);
+        if trials.exhaustive {
+            trials.cases_and_training("cuda-host", group, host);
+            continue;
+        }
+        for case in small_cases().filter(has_kernels) {
+            let (host, name) = (host.clone(), case.name.clone());
+            trials.add("cuda-host", group, &name, move || matches_snapshot(&host, &case));
+        }
     }
-    for (schedule, resident_blocks, cluster_size) in [
+    let of_clusters = [
+        (Schedule::Random(1), 16, 8),
         (Schedule::Descending, 4, 1),
         (Schedule::Random(0), 9, 4),
-        (Schedule::Random(1), 16, 8),
         (Schedule::Random(2), 16, 16),
-    ] {
+    ];
+    // Few blocks with many units each, and many blocks with few units each.
+    let of_blocks =
+        [(Schedule::Random(0), 8), (Schedule::Descending, 3), (Schedule::Random(1), 64), (Schedule::Random(2), 0)];
+    let schedule_count = if trials.exhaustive { usize::MAX } else { 1 };
+    for (schedule, resident_blocks, cluster_size) in of_clusters.into_iter().take(schedule_count) {
         let options = Host::builder().schedule(schedule).resident_blocks(resident_blocks).cluster_size(cluster_size);
         let host = options.build()?;
         for case in small_cases().filter(|case| has_kernels(case) && case.config.proj_size.is_none()) {
@@ -41,7 +53,7 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_core::Result<()> {
     // rounds. Quantized layers have no kernels of their own.
     let many_blocks = Host::builder().resident_blocks(64).build()?;
     let is_large = |case: &Case| case.config.hidden_size > 256 && case.config.precision == Precision::F32;
-    for case in cases::all_cases().into_iter().filter(is_large) {
+    for case in cases::all_cases().into_iter().filter(|case| trials.exhaustive && is_large(case)) {
         let (host, name) = (many_blocks.clone(), case.name.clone());
         trials.add("cuda-host", "many-blocks", &name, move || {
             let paths = Lstm::new(&host, case.weights()?)?.paths();
@@ -49,10 +61,7 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_core::Result<()> {
             matches_snapshot(&host, &case)
         });
     }
-    // Few blocks with many units each, and many blocks with few units each.
-    for (schedule, resident_blocks) in
-        [(Schedule::Descending, 3), (Schedule::Random(0), 8), (Schedule::Random(1), 64), (Schedule::Random(2), 0)]
-    {
+    for (schedule, resident_blocks) in of_blocks.into_iter().take(schedule_count) {
         let host = Host::builder().schedule(schedule).resident_blocks(resident_blocks).build()?;
         for case in small_cases().filter(has_kernels) {
             let (host, name) = (host.clone(), format!("{}-{}", case.name, schedule_name(schedule)));
