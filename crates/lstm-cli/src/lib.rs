@@ -1,8 +1,20 @@
 //! The command-line tool `lstm`. It inspects models, runs them over files of any length, compares backends bit by bit,
 //! and converts models between formats.
 //!
-//! Each command has its own module. Results go to stdout, as text or, with `--json`, as one JSON object. Progress and
-//! notes go to stderr. The exit code tells how the command ended:
+//! ```text
+//! cargo install --path crates/lstm-cli
+//!
+//! lstm devices                                              the backends that run here
+//! lstm inspect model.onnx                                   layers, sizes, options
+//! lstm run model.safetensors --input x.npy --output y.npy   .csv and .wav as well
+//! lstm compare model.keras --input x.npy                    every backend: bits that differ
+//! lstm convert model.h5 model.safetensors                   to PyTorch's names; .onnx as well
+//! ```
+//!
+//! `lstm --help` and `lstm run --help` describe every option. `docs/formats.md` in the repository lists the formats.
+//!
+//! Results go to stdout, as text or, with `--json`, as one JSON object. Progress and notes go to stderr. The exit code tells
+//! how the command ended:
 //!
 //! | code | meaning |
 //! |---|---|

@@ -1,15 +1,29 @@
-//! The core of an LSTM library whose results are bit-identical on every device.
+//! The core of an LSTM library whose results are bit-identical on every device: everything that does not depend on one.
 //!
-//! **Users depend on a backend crate such as `lstm-cpu`**, which re-exports everything here. This crate holds what does
-//! not depend on a device:
+//! **Programs depend on a backend crate instead**, `lstm-cpu`, `lstm-wgpu`, `lstm-cuda` or `lstm`, which re-exports
+//! everything here. Depend on this crate for code that works on any of them:
 //!
-//! - the types that users call: [`Lstm`], the model; [`Stream`], which runs one time step per call; [`Tape`], which
-//!   computes gradients; and the module [`train`], for training;
-//! - [`Model`], a whole network: an embedding, LSTMs, linear layers and activations, with its own stream and tape;
-//! - [`weights`]: parameters, and safetensors files with PyTorch's tensor names;
-//! - the traits that a device implements: [`Ops`], the primitive operations, and [`Backend`], whole layers;
-//! - the definition of all results, to the bit: [`arithmetic`], of one operation; [`cell`], of a time step;
-//!   [`mod@reference`], of a whole sequence.
+//! ```
+//! use lstm_core::ndarray::{Array2, Array3};
+//! use lstm_core::{Backend, Input, Lstm, LstmConfig, Result};
+//!
+//! /// The last hidden states of two sequences of 7 and 4 time steps.
+//! fn last_states<B: Backend>(device: &B) -> Result<Array2<f32>> {
+//!     let lstm = Lstm::random(device, LstmConfig::new(3, 5).layers(2), 42)?;
+//!     let x = Array3::<f32>::ones((2, 7, 3)); // batch, steps, features
+//!     let (_, state) = lstm.forward(Input::from(&x).lengths(&[7, 4]))?;
+//!     state.last(lstm.config())
+//! }
+//! ```
+//!
+//! To write a backend, implement [`Ops`], the primitive operations. The marker [`ReferencePath`] then makes it a
+//! [`Backend`] for every cell, forward and backward. `CONTRIBUTING.md` shows a complete one.
+//!
+//! - What users call: [`Lstm`], [`Stream`], which runs one time step per call, and [`Tape`], which computes gradients;
+//!   [`Model`], a whole network; [`train`]; [`weights`], also in safetensors files with PyTorch's tensor names.
+//! - What a device implements: [`Ops`] and [`Backend`].
+//! - What defines all results, to the bit: [`arithmetic`] a single operation, [`cell`] a time step, and
+//!   [`mod@reference`] a whole sequence.
 //!
 //! The default feature `train` enables [`train`], and the default feature `safetensors` everything that reads and
 //! writes safetensors files.

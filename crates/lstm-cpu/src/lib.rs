@@ -1,18 +1,36 @@
-//! The CPU backend: LSTM inference, streaming and training with AVX-512, AVX2, NEON or plain Rust, chosen at run time,
-//! on any number of threads. Results are bit-identical on all of them.
-//!
-//! This crate re-exports everything in `lstm-core`, so users need no other crate.
+//! LSTM inference, streaming and training on the CPU, with AVX-512, AVX2, NEON or plain Rust, chosen at run time, on any
+//! number of threads. Results are bit-identical on all of them.
 //!
 //! ```
-//! use lstm_cpu::{Cpu, Lstm, LstmConfig, ndarray::Array3};
-//! let lstm = Lstm::random(&Cpu::new(), LstmConfig::new(3, 5), 42)?;
+//! use lstm_cpu::{Cpu, Input, Lstm, LstmConfig, ndarray::Array3};
+//!
+//! let lstm = Lstm::random(&Cpu::new(), LstmConfig::new(3, 5), 42)?; // a seed
 //! let x = Array3::<f32>::ones((2, 7, 3)); // batch, steps, features
-//! let (y, state) = lstm.forward(&x)?;
+//! let (y, state) = lstm.forward(Input::from(&x).lengths(&[7, 4]))?;
 //! assert_eq!((y.dim(), state.c.dim()), ((2, 7, 5), (1, 2, 5)));
+//!
+//! // One time step per call, without allocation, gives the same bits.
+//! let (mut stream, mut out) = (lstm.stream(1)?, [0.0; 5]);
+//! for t in 0..7 {
+//!     stream.step(&[1.0; 3], &mut out)?;
+//!     assert_eq!(out[..], y.as_slice().unwrap()[5 * t..][..5]);
+//! }
 //! # Ok::<(), lstm_cpu::Error>(())
 //! ```
 //!
-//! A cell can also be run one time step at a time, on matrices of the device:
+//! Where to start:
+//!
+//! - [`Lstm`] runs sequences of any lengths, and [`Stream`] one time step per call;
+//! - [`Model`] is a whole network, which [`formats::open_model`] reads from files of PyTorch, Keras, ONNX and others;
+//! - [`StateDict`] and [`StateDictWriter`] load and save weights with PyTorch's names;
+//! - [`train::Trainer`] and [`train::ModelTrainer`] train; [`Tape`] gives the gradients for a loop of your own.
+//!
+//! In the repository, `docs/cookbook.md` has complete programs, and `docs/from-pytorch.md` shows PyTorch and this library
+//! side by side. This crate re-exports everything in `lstm-core`, so users need no other crate.
+//!
+//! # Cells
+//!
+//! A cell can also be run by itself, on matrices of the device:
 //!
 //! ```
 //! use lstm_cpu::{CellKind, Cpu, Init, LstmConfig, MatrixShape, Ops, State, Weights, cell::Cell};

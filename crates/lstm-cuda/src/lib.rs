@@ -1,10 +1,5 @@
 //! LSTM inference, streaming and training on NVIDIA GPUs through CUDA. Results are bit-identical to those of every
-//! other exact backend. This crate re-exports `lstm-core`, so that a program needs to depend on this crate only.
-//!
-//! It builds on machines without CUDA: the driver and NVRTC are loaded when a device is opened. The kernels are then
-//! compiled for the device and cached, in the directory that the environment variable `LSTM_CUDA_CACHE` names, or in
-//! `lstm-cuda` in the user's cache directory. If the variable is set but empty, nothing is cached. For machines without
-//! NVRTC the kernels can be [compiled elsewhere](kernels::prebuild).
+//! other exact backend.
 //!
 //! ```
 //! use lstm_cuda::{Cuda, Lstm, LstmConfig, ndarray::Array3};
@@ -19,6 +14,23 @@
 //! assert_eq!((y.dim(), state.c.dim()), ((2, 7, 5), (1, 2, 5)));
 //! # Ok::<(), lstm_cuda::Error>(())
 //! ```
+//!
+//! Where to start:
+//!
+//! - [`Lstm`] runs sequences of any lengths, and [`Stream`] one time step per call;
+//! - [`Model`] is a whole network, which [`formats::open_model`] reads from files of PyTorch, Keras, ONNX and others;
+//! - [`StateDict`] and [`StateDictWriter`] load and save weights with PyTorch's names;
+//! - [`train::Trainer`] and [`train::ModelTrainer`] train; [`Tape`] gives the gradients for a loop of your own.
+//!
+//! This crate re-exports everything of `lstm-core`, so a program depends on this crate alone. `docs/cuda.md` in the
+//! repository says what has been tested, and `docs/cookbook.md` has complete programs.
+//!
+//! # Driver and NVRTC
+//!
+//! This crate builds on machines without CUDA: the driver and NVRTC are loaded when a device is opened. The kernels are then
+//! compiled for the device and cached, in the directory that the environment variable `LSTM_CUDA_CACHE` names, or in
+//! `lstm-cuda` in the user's cache directory. If the variable is set but empty, nothing is cached. For machines without
+//! NVRTC the kernels can be [compiled elsewhere](kernels::prebuild).
 //!
 //! # Execution paths
 //!

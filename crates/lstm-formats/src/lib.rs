@@ -1,16 +1,31 @@
-//! Reads and writes model files of other programs.
+//! Opens model files of other programs, whatever their format, and writes ONNX.
 //!
-//! | module | format | feature |
-//! |---|---|---|
-//! | `pytorch` | files of `torch.save`: [`open`] reads them | `pytorch` |
-//! | `state_dict` | safetensors files with PyTorch's tensor names: [`open`] reads them | `safetensors` |
-//! | [`onnx`] | ONNX files with `LSTM` nodes: reads and writes | `onnx` |
-//! | `audio` | models of GuitarML, AIDA-X, Neural Amp Modeler and RTNeural: [`open`] reads them | `audio` |
-//! | `keras` | Keras models, `.keras` and whole-model `.h5` files: [`open`] reads them | `keras` |
+//! ```
+//! # #[cfg(feature = "pytorch")] fn main() -> Result<(), lstm_core::Error> {
+//! use lstm_formats::{OpenOptions, open};
 //!
-//! All features are on by default. [`lstm_core::StateDict`] reads safetensors files with PyTorch's tensor names.
+//! let file = open("../../tests/data/models/torch-plain.pt", &OpenOptions::default())?;
+//! for layer in file.weights.layers() {
+//!     println!("{layer}");
+//! }
+//! assert_eq!((file.weights.input_size(), file.weights.output_size()), (5, 3));
+//! # Ok(()) }
+//! # #[cfg(not(feature = "pytorch"))] fn main() {}
+//! ```
 //!
-//! The backend crates, such as `lstm-cpu`, re-export this crate by their default feature `formats`.
+//! [`open_model`] also loads the model on a device: `let model = open_model(&Cpu::new(), "amp.nam")?;`. The backend
+//! crates, such as `lstm-cpu`, re-export this crate as `formats`, by their default feature of this name.
+//! `docs/formats.md` in the repository says what is read of each format, and what is refused.
+//!
+//! | files | feature |
+//! |---|---|
+//! | PyTorch: `.pt`, `.pth`, `.ckpt`, `.bin` of `torch.save` | `pytorch` |
+//! | safetensors with PyTorch's tensor names, or written by this library | `safetensors` |
+//! | ONNX with `LSTM` nodes, which [`onnx`] also writes | `onnx` |
+//! | Keras 2 and 3: `.keras`, and `.h5` with a whole model | `keras` |
+//! | GuitarML, AIDA-X, Neural Amp Modeler, RTNeural: `.json`, `.aidax`, `.nam` | `audio` |
+//!
+//! All features are on by default. For a single LSTM in a safetensors file there is also [`lstm_core::StateDict`].
 
 #![deny(unsafe_code)]
 

@@ -1,5 +1,5 @@
 //! The Python module `lstm._lstm`: the library for NumPy arrays. The Python code in `python/lstm` re-exports it, and
-//! converts the arrays of other libraries.
+//! converts the arrays of other libraries. Users read `docs/python.md` and the declarations in `python/lstm/_lstm.pyi`.
 
 #![deny(unsafe_code)]
 

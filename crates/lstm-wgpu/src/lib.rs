@@ -1,18 +1,26 @@
 //! LSTM inference, streaming and training on any GPU through wgpu: Vulkan, Metal, DirectX 12 and WebGPU. Results are
 //! bit-identical to those of the CPU backend.
 //!
-//! This crate re-exports everything of `lstm-core`, so a program depends on this crate alone.
-//!
 //! ```no_run
 //! use lstm_wgpu::{Input, Lstm, LstmConfig, Wgpu, ndarray::Array3};
 //!
 //! let gpu = Wgpu::new()?; // in a browser: Wgpu::new_async().await?
 //! println!("{}: {}", gpu.adapter().name, gpu.probe());
 //! let lstm = Lstm::random(&gpu, LstmConfig::new(40, 128), 42)?;
-//! let x = Array3::<f32>::ones((2, 7, 40));
-//! let (y, state) = lstm.forward(Input::from(&x))?; // bit-identical to `lstm_cpu::Cpu`
+//! let x = Array3::<f32>::ones((2, 7, 40)); // batch, steps, features
+//! let (y, state) = lstm.forward(Input::from(&x).lengths(&[7, 4]))?; // the CPU's bits
 //! # Ok::<(), lstm_wgpu::Error>(())
 //! ```
+//!
+//! Where to start:
+//!
+//! - [`Lstm`] runs sequences of any lengths, and [`Stream`] one time step per call;
+//! - [`Model`] is a whole network, which [`formats::open_model`] reads from files of PyTorch, Keras, ONNX and others;
+//! - [`StateDict`] and [`StateDictWriter`] load and save weights with PyTorch's names;
+//! - [`train::Trainer`] and [`train::ModelTrainer`] train; [`Tape`] gives the gradients for a loop of your own.
+//!
+//! This crate re-exports everything of `lstm-core`, so a program depends on this crate alone. `docs/wgpu.md` in the
+//! repository says which adapters have been tested, and `docs/cookbook.md` has complete programs.
 //!
 //! WGSL does not fully specify how floats are rounded. Therefore opening an adapter compares its results with the
 //! specification. If the adapter's `fma` rounds twice, it is emulated. See [`WgpuBuilder`] and [`Probe`].

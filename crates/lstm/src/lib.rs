@@ -1,10 +1,6 @@
 //! LSTM inference, streaming and training on a CPU or GPU that is chosen at run time. Results are bit-identical on
 //! every exact device.
 //!
-//! [`Device`] is the backend of programs that do not know at build time where they will run. It is one of the backends
-//! in this build, each of which is a feature: `cpu` (default), `wgpu` and `cuda`. The feature `formats` (default) reads
-//! and writes files of other programs.
-//!
 //! ```
 //! # #[cfg(feature = "cpu")] fn main() -> Result<(), lstm::Error> {
 //! use lstm::{Device, Lstm, LstmConfig, ndarray::Array3};
@@ -20,6 +16,20 @@
 //! # Ok(()) }
 //! # #[cfg(not(feature = "cpu"))] fn main() {}
 //! ```
+//!
+//! [`Device`] is the backend of programs that do not know at build time where they will run. It is one of the backends
+//! in this build, each of which is a feature: `cpu` (default), `wgpu` and `cuda`. The feature `formats` (default) reads
+//! and writes files of other programs.
+//!
+//! Where to start:
+//!
+//! - [`Lstm`] runs sequences of any lengths, and [`Stream`] one time step per call;
+//! - [`Model`] is a whole network, which [`formats::open_model`] reads from files of PyTorch, Keras, ONNX and others;
+//! - [`StateDict`] and [`StateDictWriter`] load and save weights with PyTorch's names;
+//! - [`train::Trainer`] and [`train::ModelTrainer`] train; [`Tape`] gives the gradients for a loop of your own.
+//!
+//! In the repository, `docs/cookbook.md` has complete programs, and `docs/from-pytorch.md` shows PyTorch and this library
+//! side by side.
 //!
 //! This crate re-exports everything of `lstm-core`, the formats, and the backends' own types, such as [`Cpu`]: a
 //! program that always runs on one backend can use it without [`Device`].

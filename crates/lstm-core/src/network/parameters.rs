@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     error::Result,
     network::weights::{ModelLayer, ModelWeights},
-    weights::{Weights, names::pytorch_name},
+    weights::{Weights, names},
 };
 
 const ROW_MAJOR_MESSAGE: &str = "ModelWeights::new makes arrays row-major";
@@ -20,12 +20,8 @@ impl ModelWeights {
                     shapes.push((format!("{name}.weight"), weight.shape().to_vec()));
                 }
                 ModelLayer::Lstm { name, weights, initial_state } => {
-                    let directions = weights.config().num_directions();
-                    for (k, spec) in weights.config().layer_specs().into_iter().enumerate() {
-                        let full_name =
-                            |param| format!("{name}.{}", pytorch_name(k / directions, spec.reverse, spec.cell, param));
-                        shapes.extend(spec.params().into_iter().map(|(param, shape)| (full_name(param), shape)));
-                    }
+                    let of_lstm = names::parameter_shapes(weights.config()).into_iter();
+                    shapes.extend(of_lstm.map(|(param, shape)| (format!("{name}.{param}"), shape)));
                     for (part, array) in initial_state.iter().flat_map(|s| [("h", &s.h), ("c", &s.c)]) {
                         shapes.push((format!("{name}.initial_{part}"), array.shape().to_vec()));
                     }

@@ -1,4 +1,4 @@
-//! Checks of option values. Each fails with [`Error::Config`], which names the option.
+//! Checks of option values, which fail with [`Error::Config`] and name the option, and of results.
 
 use std::ops::RangeBounds;
 
@@ -25,4 +25,13 @@ pub(super) fn check_not_negative(option: &'static str, value: f32) -> Result<()>
 /// Checks that a count is not 0.
 pub(super) fn check_at_least_one(option: &'static str, count: u64) -> Result<()> {
     if count == 0 { Err(Error::config(option, "expected at least 1, got 0")) } else { Ok(()) }
+}
+
+/// Fails with [`Error::NotFinite`] if an element is infinite or NaN. `describe_values` returns the description of the
+/// values in the error message.
+pub(super) fn check_finite(step: u64, describe_values: impl Fn() -> String, values: &[f32]) -> Result<()> {
+    match values.iter().find(|v| !v.is_finite()) {
+        Some(&value) => Err(Error::NotFinite { step, quantity: describe_values(), value: value.into() }),
+        None => Ok(()),
+    }
 }

@@ -35,6 +35,7 @@ mod loss_input;
 mod optimizer;
 mod random;
 mod schedule;
+mod trainable;
 mod trainer;
 
 pub use clip::{Clip, gradient_norm};
@@ -46,4 +47,5 @@ pub use loss_input::{LossGradient, LossInput, ModelOutputs, Shard};
 pub use optimizer::{Optimizer, OptimizerConfig, Parameter};
 pub use random::shuffled_indices;
 pub use schedule::{Decay, Schedule};
+pub use trainable::{Module, Trainable};
 pub use trainer::{CheckpointExtras, ModelStepReport, ModelTrainer, StepReport, Trainer, TrainerConfig};

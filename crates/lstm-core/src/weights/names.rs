@@ -56,6 +56,18 @@ pub fn pytorch_name(layer: usize, reverse: bool, cell: CellKind, param: Param) -
     format!("{stem}_l{layer}{}", if reverse { "_reverse" } else { "" })
 }
 
+/// The [name](pytorch_name) and the shape of each parameter of an LSTM, in the order of [`LstmConfig::layer_specs`] and
+/// [`LayerSpec::params`].
+#[cfg(feature = "train")]
+pub(crate) fn parameter_shapes(config: &LstmConfig) -> Vec<(String, Vec<usize>)> {
+    let layers = config.layer_specs().into_iter().enumerate();
+    let shapes = layers.flat_map(|(k, spec)| {
+        let name = move |param| pytorch_name(k / config.num_directions(), spec.reverse, spec.cell, param);
+        spec.params().into_iter().map(move |(param, shape)| (name(param), shape))
+    });
+    shapes.collect()
+}
+
 /// The parts of a parameter's PyTorch-style name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ParsedName {

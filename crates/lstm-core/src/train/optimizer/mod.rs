@@ -12,7 +12,10 @@ use crate::{
     float_environment::FloatEnvironment,
     memory,
     shape::zeros,
-    train::check::check_not_negative,
+    train::{
+        check::{check_finite, check_not_negative},
+        clip::{Clip, gradient_norm},
+    },
 };
 use update::{ParameterState, update};
 
@@ -73,7 +76,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`Error::TooLarge`] if it does not fit in memory.
-    pub(crate) fn try_clone(&self) -> Result<Self> {
+    fn try_clone(&self) -> Result<Self> {
         let copy = |array: &Vec<f32>| memory::copy("optimizer", array);
         let state = self.state.iter().map(|(name, [first, second])| Ok((name.clone(), [copy(first)?, copy(second)?])));
         Ok(Optimizer { config: self.config.clone(), steps: self.steps, state: state.collect::<Result<_>>()? })
@@ -109,6 +112,44 @@ impl Optimizer {
             update(&self.config, rate, self.steps, value, gradient, state);
         }
         Ok(())
+    }
+
+    /// Clips the gradients and updates `values`, which have the given names. Returns the optimizer after the step, and
+    /// the norm of the gradients before clipping. If it fails, `values` and `gradients` may have changed, but not `self`.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] for a gradient, a new value or a state of the optimizer; the errors of [`step`](Self::step).
+    pub(in crate::train) fn clipped_step(
+        &self,
+        clip: Option<Clip>,
+        rate: f32,
+        names: &[String],
+        values: Vec<&mut [f32]>,
+        mut gradients: Vec<&mut [f32]>,
+    ) -> Result<(Self, f64)> {
+        let step = self.steps.saturating_add(1);
+        for (name, gradient) in names.iter().zip(&gradients) {
+            check_finite(step, || format!("the gradient of `{name}`"), gradient)?;
+        }
+        let gradient_norm = match clip {
+            Some(clip) => clip.apply(&mut gradients)?,
+            None => gradient_norm(gradients.iter().map(|gradient| &**gradient)),
+        };
+        let mut optimizer = self.try_clone()?;
+        let mut parameters: Vec<_> = names
+            .iter()
+            .zip(values)
+            .zip(&gradients)
+            .map(|((name, value), gradient)| Parameter { name, value, gradient })
+            .collect();
+        optimizer.step(rate, &mut parameters)?;
+        for Parameter { name, value, .. } in &parameters {
+            check_finite(step, || format!("the new value of `{name}`"), value)?;
+        }
+        for (name, array) in optimizer.state() {
+            check_finite(step, || format!("the optimizer's `{name}`"), array)?;
+        }
+        Ok((optimizer, gradient_norm))
     }
 
     /// The names and elements of all state arrays, sorted by parameter. Each name joins those of the state and

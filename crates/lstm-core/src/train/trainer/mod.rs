@@ -12,9 +12,8 @@ pub use config::{StepReport, TrainerConfig};
 pub use model::{ModelStepReport, ModelTrainer};
 
 use super::{
-    clip::gradient_norm,
     loss_input::{LossGradient, LossInput, ModelOutputs, Shard},
-    optimizer::{Optimizer, Parameter},
+    optimizer::Optimizer,
 };
 use crate::{
     backend::Backend,
@@ -225,8 +224,13 @@ impl<B: Backend> Trainer<B> {
             None => None,
         };
         let mut values = ModelArrays { lstm: self.lstm.weights().try_clone()?, head: head_values };
-        let (optimizer, gradient_norm) =
-            optimize(&self.config, &self.optimizer, learning_rate, &names, values.slices(), gradients.slices())?;
+        let (optimizer, gradient_norm) = self.optimizer.clipped_step(
+            self.config.clip,
+            learning_rate,
+            &names,
+            values.slices(),
+            gradients.slices(),
+        )?;
         let mut lstm = self.lstm.clone();
         lstm.set_weights(values.lstm)?;
         let head = match (&self.head, values.head) {
@@ -317,44 +321,6 @@ fn with_config(
     Optimizer::restore(new.clone(), optimizer.steps(), state)
 }
 
-/// Clips the gradients and runs the optimizer, which changes `values`. `names` are the names of the parameters. Returns
-/// the optimizer after the step, and the norm of the gradients.
-///
-/// # Errors
-/// [`Error::NotFinite`] for a gradient, a new value or a state of the optimizer.
-fn optimize(
-    config: &TrainerConfig,
-    optimizer: &Optimizer,
-    learning_rate: f32,
-    names: &[String],
-    values: Vec<&mut [f32]>,
-    mut gradients: Vec<&mut [f32]>,
-) -> Result<(Optimizer, f64)> {
-    let step = optimizer.steps().saturating_add(1);
-    for (name, gradient) in names.iter().zip(&gradients) {
-        check_finite(step, || format!("the gradient of `{name}`"), gradient)?;
-    }
-    let gradient_norm = match config.clip {
-        Some(clip) => clip.apply(&mut gradients)?,
-        None => gradient_norm(gradients.iter().map(|gradient| &**gradient)),
-    };
-    let mut optimizer = optimizer.try_clone()?;
-    let mut parameters: Vec<_> = names
-        .iter()
-        .zip(values)
-        .zip(&gradients)
-        .map(|((name, value), gradient)| Parameter { name, value, gradient })
-        .collect();
-    optimizer.step(learning_rate, &mut parameters)?;
-    for Parameter { name, value, .. } in &parameters {
-        check_finite(step, || format!("the new value of `{name}`"), value)?;
-    }
-    for (name, array) in optimizer.state() {
-        check_finite(step, || format!("the optimizer's `{name}`"), array)?;
-    }
-    Ok((optimizer, gradient_norm))
-}
-
 /// Weight and bias of a head.
 type HeadArrays = (Array2<f32>, Option<Array1<f32>>);
 
@@ -406,13 +372,4 @@ fn checked_loss<G: Into<LossGradient>, E: From<Error>>(
         return Err(Error::NotFinite { step, quantity: "the loss".into(), value: loss }.into());
     }
     Ok((loss, gradient))
-}
-
-/// Fails with [`Error::NotFinite`] if an element is infinite or NaN. `describe_values` returns the description of the
-/// values in the error message.
-fn check_finite(step: u64, describe_values: impl Fn() -> String, values: &[f32]) -> Result<()> {
-    match values.iter().find(|v| !v.is_finite()) {
-        Some(&value) => Err(Error::NotFinite { step, quantity: describe_values(), value: value.into() }),
-        None => Ok(()),
-    }
 }

@@ -9,7 +9,7 @@ use super::{
     checkpoint::{
         EXTRA_PREFIX, OPTIMIZER_PREFIX, TRAINER_PREFIX, UnreadMetadata, take_extra_tensors, take_optimizer, write_run,
     },
-    optimize, with_config,
+    with_config,
 };
 use crate::{
     backend::Backend,
@@ -189,7 +189,7 @@ impl<B: Backend> ModelTrainer<B> {
         let names: Vec<_> = weights.parameter_shapes().into_iter().map(|(name, _)| name).collect();
         let (values, gradients) = (weights.parameters_mut()?, gradients.parameters_mut()?);
         let (optimizer, gradient_norm) =
-            optimize(&self.config, &self.optimizer, learning_rate, &names, values, gradients)?;
+            self.optimizer.clipped_step(self.config.clip, learning_rate, &names, values, gradients)?;
         self.model.set_weights(weights)?;
         self.optimizer = optimizer;
         Ok(ModelStepReport { step, loss, gradient_norm, learning_rate, states: pass.states })

@@ -12,7 +12,7 @@ use crate::{
     },
     error::{Error, Result},
     model::Linear,
-    weights::{Weights, names::pytorch_name},
+    weights::{Weights, names},
 };
 
 /// Prefix of the names of the LSTM's parameters, in files and in the optimizer.
@@ -62,12 +62,8 @@ impl FromStr for HeadSpec {
 /// Names and shapes of all parameters: those of the LSTM in the order of [`LstmConfig::layer_specs`] and
 /// [`LayerSpec::params`](crate::LayerSpec::params), then the weight and bias of the head.
 pub(super) fn parameter_shapes(config: &LstmConfig, head: Option<HeadSpec>) -> Vec<(String, Vec<usize>)> {
-    let mut shapes = Vec::new();
-    for (k, spec) in config.layer_specs().into_iter().enumerate() {
-        let layer = k / config.num_directions();
-        let full_name = |param| format!("{LSTM_PREFIX}{}", pytorch_name(layer, spec.reverse, spec.cell, param));
-        shapes.extend(spec.params().into_iter().map(|(param, shape)| (full_name(param), shape)));
-    }
+    let of_lstm = names::parameter_shapes(config).into_iter();
+    let mut shapes: Vec<_> = of_lstm.map(|(name, shape)| (format!("{LSTM_PREFIX}{name}"), shape)).collect();
     if let Some(HeadSpec { output_size, bias }) = head {
         shapes.push((format!("{HEAD_PREFIX}weight"), vec![output_size, config.output_size()]));
         shapes.extend(bias.then(|| (format!("{HEAD_PREFIX}bias"), vec![output_size])));
