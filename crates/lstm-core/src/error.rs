@@ -121,6 +121,17 @@ pub enum Error {
         value: f64,
     },
 
+    /// A shard of a training step's batch failed.
+    #[error("shard {index} (of {shards}, counted from 0): {source}")]
+    Shard {
+        /// Number of the shard, counted from 0.
+        index: usize,
+        /// Number of shards of the batch.
+        shards: usize,
+        /// The error.
+        source: Box<Error>,
+    },
+
     /// A call to the device failed.
     #[error("{backend}: {op}: {reason}")]
     Device {

@@ -4,6 +4,9 @@ mod checkpoint;
 mod config;
 mod model;
 mod parameters;
+mod shards;
+
+use std::{borrow::Cow, ops::Range};
 
 use ndarray::{Array1, Array2, Array3, Axis, s};
 
@@ -21,10 +24,12 @@ use crate::{
     config::LstmConfig,
     error::{Error, Result},
     memory,
-    model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on, nth_seed},
+    model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on},
+    train::tree::part,
     weights::Weights,
 };
 use parameters::{HeadSpec, ModelArrays, parameter_shapes};
+use shards::{GradientArrays, ShardSums, StepError, check_shards, dropout_seed, select_state};
 
 /// Trains an [`Lstm`] with an optional [`Linear`] head on its outputs. The run can be [saved](Self::save) after any
 /// step and [resumed](Self::resume); the results of the later steps are then bit-identical.
@@ -151,9 +156,11 @@ impl<B: Backend> Trainer<B> {
 
     /// Runs one training step: forward pass with dropout, loss, backward pass, gradient clipping, optimizer step.
     ///
-    /// `loss` is called once. It gets the [results](ModelOutputs) that `loss_input` selects, for the sequences of the
-    /// [`Shard`], which is the whole batch. It returns the loss and the gradient of the loss with respect to these
-    /// results. Its error type may be the caller's own.
+    /// `loss` is called once for each [shard](TrainerConfig::shards()) of the batch, in order. It gets the
+    /// [results](ModelOutputs) that `loss_input` selects, for the sequences of the [`Shard`], which is the whole batch by
+    /// default. It returns the loss and the gradient of the loss with respect to these results. The loss of the batch is
+    /// the sum over the shards, so a mean is [weighed](crate::train::part_of_mean). The error type of `loss` may be the
+    /// caller's own.
     ///
     /// ```
     /// # use lstm_core::{Backend, Error, ndarray::Array3, train::{LossInput, StepReport, Trainer, cross_entropy}};
@@ -167,15 +174,18 @@ impl<B: Backend> Trainer<B> {
     /// them; see [`masked_mean_squared_error`](crate::train::masked_mean_squared_error) and
     /// [`IGNORE_INDEX`](crate::train::IGNORE_INDEX).
     ///
-    /// The dropout seed is derived from the [seed of the configuration](TrainerConfig::seed) and the number of the
-    /// step, as `docs/specification.md` defines under "Training steps". It replaces the dropout seed of the input.
+    /// The dropout seed of a shard is derived from the [seed of the configuration](TrainerConfig::seed), the number of
+    /// the step and that of the shard, as `docs/specification.md` defines under "Training steps". It replaces the dropout
+    /// seed of the input.
     ///
     /// # Errors
     /// The weights, the optimizer and the number of steps are unchanged after an error.
-    /// - [`Error::NotFinite`], which gives the step and the first of these that is infinite or NaN: the loss, the
-    ///   gradient of a parameter, its new value, its optimizer state.
+    /// - [`Error::NotFinite`], which gives the step and the first of these that is infinite or NaN: the loss, of a shard
+    ///   if there are several, the gradient of a parameter, its new value, its optimizer state.
     /// - [`Error::Shape`] if the input is empty, or the gradient does not have the shape of the outputs.
-    /// - The errors of [`Lstm::forward`] and of `loss`.
+    /// - [`Error::Config`] if there are more shards than sequences.
+    /// - The errors of [`Lstm::forward`] and of `loss`. With several shards, those of the library are an
+    ///   [`Error::Shard`], which names the shard.
     pub fn step<'a, G: Into<LossGradient>, E: From<Error>>(
         &mut self,
         input: impl Into<Input<'a>>,
@@ -196,20 +206,46 @@ impl<B: Backend> Trainer<B> {
         loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<StepReport, E> {
-        let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
-        let input = input.into().dropout(Dropout::Seed(nth_seed(self.config.seed, step)));
+        let (step, learning_rate, input) = (self.steps().saturating_add(1), self.learning_rate(), input.into());
+        let sums = self.run_shards(step, &input, loss_input, loss).await;
+        let mut sums = sums.map_err(StepError::into_callers)?;
+        let state = sums.take_states(input.batch_and_steps().0)?.swap_remove(0);
+        let (loss, gradients) = sums.finish(step)?;
+        let gradient_norm = self.apply(learning_rate, gradients)?;
+        Ok(StepReport { step, loss, gradient_norm, learning_rate, state })
+    }
+
+    /// Runs the forward and backward passes of all shards.
+    async fn run_shards<G: Into<LossGradient>, E>(
+        &self,
+        step: u64,
+        input: &Input<'_>,
+        loss_input: LossInput,
+        mut loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<ShardSums<ModelArrays>, StepError<E>> {
         if input.x.is_empty() || input.lengths.is_some_and(|lengths| lengths.iter().all(|&len| len == 0)) {
             let got = format!("{:?}, lengths {:?}", input.x.shape(), input.lengths);
             return Err(Error::shape("Trainer::step: x", "at least one time step of one sequence", got).into());
         }
-        let (loss, state, gradients) = self.gradients(step, &input, loss_input, loss).await?;
-        Ok(self.apply(learning_rate, gradients).map(|gradient_norm| StepReport {
-            step,
-            loss,
-            gradient_norm,
-            learning_rate,
-            state,
-        })?)
+        let (shards, batch) = (self.config.shards, input.batch_and_steps().0);
+        check_shards(shards, batch)?;
+        // Shards are taken out of arrays of the right shapes.
+        input.check(self.lstm.config())?;
+        let mut sums = ShardSums::new(shards);
+        for index in 0..shards {
+            let shard = shard_of(input, loss_input, shards, index);
+            let state = input.state.map(|state| match shards {
+                1 => Ok(Cow::Borrowed(state)),
+                _ => select_state(state, &shard.rows).map(Cow::Owned),
+            });
+            let state = state.transpose()?;
+            let seed = dropout_seed(self.config.seed, step, index);
+            let shard_input = rows_of(input, &shard.rows, state.as_deref()).dropout(Dropout::Seed(seed));
+            let pass = self.gradients(step, &shard_input, loss_input, &mut loss, &shard).await;
+            let (loss, state, gradients) = pass.map_err(|error| error.in_shard(&shard))?;
+            sums.push(&shard, loss, gradients, vec![state])?;
+        }
+        Ok(sums)
     }
 
     /// Clips the gradients, runs the optimizer and replaces the weights. Returns the norm of the gradients.
@@ -226,7 +262,7 @@ impl<B: Backend> Trainer<B> {
         };
         let mut values = ModelArrays { lstm: self.lstm.weights().try_clone()?, head: head_values };
         let (optimizer, gradient_norm) =
-            optimize(&self.config, &self.optimizer, learning_rate, &names, values.slices(), gradients.slices())?;
+            optimize(&self.config, &self.optimizer, learning_rate, &names, values.slices()?, gradients.slices()?)?;
         let mut lstm = self.lstm.clone();
         lstm.set_weights(values.lstm)?;
         let head = match (&self.head, values.head) {
@@ -237,14 +273,16 @@ impl<B: Backend> Trainer<B> {
         Ok(gradient_norm)
     }
 
-    /// Runs the forward pass, the loss and the backward pass. Returns the loss, the final states and the gradients.
-    async fn gradients<G: Into<LossGradient>, E: From<Error>>(
+    /// Runs the forward pass, the loss and the backward pass of one shard. Returns the loss, the final states and the
+    /// gradients.
+    async fn gradients<G: Into<LossGradient>, E>(
         &self,
         step: u64,
         input: &Input<'_>,
         loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
-    ) -> Result<(f64, HostState, ModelArrays), E> {
+        shard: &Shard,
+    ) -> Result<(f64, HostState, ModelArrays), StepError<E>> {
         let config = self.lstm.config();
         let output = self.lstm.forward_train_async(*input, self.config.checkpointing).await?;
         let last_hidden = if loss_input.reads_last_state() { Some(output.state.last(config)?) } else { None };
@@ -253,7 +291,7 @@ impl<B: Backend> Trainer<B> {
                 y: loss_input.reads_outputs().then(|| output.y.view()),
                 last: last_hidden.as_ref().map(|last| last.view()),
             };
-            let (loss, gradient) = checked_loss(step, loss, outputs, &whole_batch(input, loss_input))?;
+            let (loss, gradient) = checked_loss(step, loss, outputs, shard)?;
             let lstm = backward(&output.tape, config, gradient).await?;
             return Ok((loss, output.state, ModelArrays { lstm, head: None }));
         };
@@ -263,7 +301,7 @@ impl<B: Backend> Trainer<B> {
             None => None,
         };
         let outputs = ModelOutputs { y: y.as_ref().map(|y| y.view()), last: last.as_ref().map(|last| last.view()) };
-        let (loss, mut gradient) = checked_loss(step, loss, outputs, &whole_batch(input, loss_input))?;
+        let (loss, mut gradient) = checked_loss(step, loss, outputs, shard)?;
         let mut head_gradients: Option<HeadArrays> = None;
         let mut hidden_gradient = LossGradient { y: None, last: None };
         if let Some(dy) = &mut gradient.y {
@@ -358,11 +396,23 @@ fn optimize(
 /// Weight and bias of a head.
 type HeadArrays = (Array2<f32>, Option<Array1<f32>>);
 
-/// The [`Shard`] that consists of the whole batch.
-fn whole_batch(input: &Input<'_>, loss_input: LossInput) -> Shard {
+/// Shard number `index` of a batch with `shards` shards.
+fn shard_of(input: &Input<'_>, loss_input: LossInput, shards: usize, index: usize) -> Shard {
     let (batch, steps) = input.batch_and_steps();
-    let time_steps = input.lengths.map_or(batch * steps, |lengths| lengths.iter().sum());
-    Shard { index: 0, rows: 0..batch, count: if loss_input.reads_outputs() { time_steps } else { batch } }
+    let rows = part(batch, shards, index);
+    let count = |rows: Range<usize>| match (loss_input.reads_outputs(), input.lengths) {
+        (false, _) => rows.len(),
+        (true, None) => rows.len() * steps,
+        (true, Some(lengths)) => lengths[rows].iter().sum(),
+    };
+    Shard { index, shards, count: count(0..batch), own_count: count(rows.clone()), rows }
+}
+
+/// The sequences `rows` of an input, with their initial states.
+fn rows_of<'a>(input: &'a Input<'_>, rows: &Range<usize>, state: Option<&'a HostState>) -> Input<'a> {
+    let x = input.x.slice_axis(Axis(usize::from(input.time_major)), (rows.start..rows.end).into());
+    let lengths = input.lengths.map(|lengths| &lengths[rows.clone()]);
+    Input { x, state, lengths, time_major: input.time_major, dropout: input.dropout }
 }
 
 /// The gradients of the LSTM's weights, from the gradient of the loss with respect to its outputs and last hidden states.
@@ -393,13 +443,13 @@ fn clear_beyond_lengths(values: &mut Array3<f32>, input: &Input<'_>) {
 
 /// Computes the loss and its gradient. Fails if the loss is not finite or the gradient does not have the shapes of the
 /// outputs.
-fn checked_loss<G: Into<LossGradient>, E: From<Error>>(
+fn checked_loss<G: Into<LossGradient>, E>(
     step: u64,
     mut loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     outputs: ModelOutputs<'_>,
     shard: &Shard,
-) -> Result<(f64, LossGradient), E> {
-    let (loss, gradient) = loss(outputs, shard)?;
+) -> Result<(f64, LossGradient), StepError<E>> {
+    let (loss, gradient) = loss(outputs, shard).map_err(StepError::Loss)?;
     let gradient = gradient.into();
     gradient.check(&outputs)?;
     if !loss.is_finite() {

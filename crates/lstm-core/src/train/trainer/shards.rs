@@ -1,0 +1,176 @@
+//! The shards of a training step: their losses, gradients and states, and the errors that name them.
+
+use std::ops::Range;
+
+use ndarray::{Array3, Axis, Ix3, s};
+
+use crate::{
+    error::{Error, Result},
+    float_environment::FloatEnvironment,
+    memory,
+    model::{HostState, nth_seed},
+    train::{Shard, tree::TreeSum},
+};
+
+/// The gradients of all parameters of a model.
+pub(in crate::train) trait GradientArrays {
+    /// The elements of each array, in the order of the parameters.
+    fn slices(&mut self) -> Result<Vec<&mut [f32]>>;
+
+    /// Adds the gradients of other shards to these, elementwise.
+    fn add(&mut self, mut other: Self) -> Result<()>
+    where
+        Self: Sized,
+    {
+        let _environment = FloatEnvironment::set_default();
+        for (sum, values) in self.slices()?.into_iter().zip(other.slices()?) {
+            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += *value);
+        }
+        Ok(())
+    }
+}
+
+/// The sums over the shards that were run so far.
+pub(in crate::train) struct ShardSums<T> {
+    /// The loss of each shard.
+    pub(in crate::train) losses: Vec<f64>,
+    /// Sums of gradients.
+    pub(in crate::train) gradients: TreeSum<T>,
+    /// The final states of each LSTM, for the sequences of each shard.
+    states: Vec<(Range<usize>, Vec<HostState>)>,
+}
+
+impl<T: GradientArrays> ShardSums<T> {
+    /// Sums over none of `shards` shards.
+    pub(super) fn new(shards: usize) -> Self {
+        ShardSums { losses: Vec::new(), gradients: TreeSum::new(shards), states: Vec::new() }
+    }
+
+    /// Adds the next shard.
+    pub(super) fn push(&mut self, shard: &Shard, loss: f64, gradients: T, states: Vec<HostState>) -> Result<()> {
+        self.losses.push(loss);
+        self.states.push((shard.rows.clone(), states));
+        self.gradients.push(shard.index..shard.index + 1, gradients, T::add)
+    }
+
+    /// The loss of the batch, and the sum of the gradients.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if the loss is not finite.
+    pub(super) fn finish(self, step: u64) -> Result<(f64, T)> {
+        let loss = sum_losses(step, self.losses)?;
+        let sum = self.gradients.into_subtrees().pop().map(|(_, sum)| sum);
+        Ok((loss, sum.ok_or_else(|| Error::shape("Trainer::step", "at least one shard", "none"))?))
+    }
+
+    /// Removes and returns the final states of each LSTM for a batch of `batch` sequences. Those of sequences that are
+    /// not in a shard that was run are NaN.
+    pub(super) fn take_states(&mut self, batch: usize) -> Result<Vec<HostState>> {
+        let mut parts = std::mem::take(&mut self.states);
+        if let [(rows, states)] = &mut parts[..]
+            && rows.len() == batch
+        {
+            return Ok(std::mem::take(states));
+        }
+        let joined = |k: usize, array: fn(&HostState) -> &Array3<f32>| {
+            let (entries, cols) =
+                parts.first().map_or((0, 0), |(_, states)| (array(&states[k]).dim().0, array(&states[k]).dim().2));
+            let mut all = memory::zero_array("Trainer::step: states", Ix3(entries, batch, cols))?;
+            all.fill(f32::NAN);
+            for (rows, states) in &parts {
+                all.slice_mut(s![.., rows.clone(), ..]).assign(array(&states[k]));
+            }
+            Ok(all)
+        };
+        let count = parts.first().map_or(0, |(_, states)| states.len());
+        (0..count).map(|k| Ok(HostState { h: joined(k, |state| &state.h)?, c: joined(k, |state| &state.c)? })).collect()
+    }
+}
+
+/// The sum of the losses of all shards, in their order.
+///
+/// # Errors
+/// [`Error::NotFinite`] if it is not finite.
+pub(in crate::train) fn sum_losses(step: u64, losses: impl IntoIterator<Item = f64>) -> Result<f64> {
+    let sum = losses.into_iter().reduce(|sum, loss| sum + loss).unwrap_or_default();
+    if sum.is_finite() { Ok(sum) } else { Err(Error::NotFinite { step, quantity: "the loss".into(), value: sum }) }
+}
+
+/// The states of some sequences of a batch.
+pub(crate) fn select_state(state: &HostState, rows: &Range<usize>) -> Result<HostState> {
+    let select = |array: &Array3<f32>| {
+        memory::copy_array("Trainer::step: states", array.slice_axis(Axis(1), (rows.start..rows.end).into()))
+    };
+    Ok(HostState { h: select(&state.h)?, c: select(&state.c)? })
+}
+
+/// Checks that no shard of a batch is empty.
+pub(super) fn check_shards(shards: usize, batch: usize) -> Result<()> {
+    if shards <= batch {
+        return Ok(());
+    }
+    let reason = format!(
+        "expected at most {batch}, the number of sequences in the batch, because each shard has at least one; got {shards}, \
+         so shard 0 would be empty"
+    );
+    Err(Error::config("shards", reason))
+}
+
+/// The seed of a shard's dropout in training step `step` of a run with the seed `seed`.
+pub(super) fn dropout_seed(seed: u64, step: u64, shard: usize) -> u64 {
+    let step_seed = nth_seed(seed, step);
+    if shard == 0 { step_seed } else { nth_seed(step_seed, shard as u64) }
+}
+
+/// An error of a training step: of the library, or of the caller's loss function.
+#[derive(Debug)]
+pub(in crate::train) enum StepError<E> {
+    /// An error of this library.
+    Library(Error),
+    /// An error that the loss function returned.
+    Loss(E),
+}
+
+impl<E> From<Error> for StepError<E> {
+    fn from(error: Error) -> Self {
+        StepError::Library(error)
+    }
+}
+
+impl<E: From<Error>> StepError<E> {
+    /// The error in the caller's type.
+    pub(super) fn into_callers(self) -> E {
+        match self {
+            StepError::Library(error) => error.into(),
+            StepError::Loss(error) => error,
+        }
+    }
+}
+
+impl<E> StepError<E> {
+    /// The same error, in which an error of the library names the shard if the batch has several.
+    pub(super) fn in_shard(self, shard: &Shard) -> Self {
+        match self {
+            StepError::Library(error) if shard.shards > 1 => StepError::Library(match error {
+                Error::NotFinite { step, quantity, value } => {
+                    Error::NotFinite { step, quantity: format!("{quantity} of shard {}", shard.index), value }
+                }
+                source => Error::Shard { index: shard.index, shards: shard.shards, source: Box::new(source) },
+            }),
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_have_distinct_dropout_seeds() {
+        // The check values of `docs/specification.md`, from an independent implementation.
+        let seeds = [0, 1, 2].map(|shard| dropout_seed(0, 1, shard));
+        assert_eq!(seeds, [0xe220_a839_7b1d_cdaf, 0xa706_dd2f_4d19_7e6f, 0xb382_a305_f441_4f5e]);
+        assert_eq!(dropout_seed(42, 1, 3), 0x7c81_6738_c129_03b2);
+    }
+}
