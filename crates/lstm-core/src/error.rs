@@ -132,6 +132,16 @@ pub enum Error {
         source: Box<Error>,
     },
 
+    /// A rank of a run on several ranks failed, or differs from rank 0. All ranks return this error, except that an
+    /// error of the caller's loss function comes back unchanged on its own rank.
+    #[error("rank {rank}: {reason}")]
+    Rank {
+        /// Number of the rank, counted from 0.
+        rank: usize,
+        /// Its error message.
+        reason: String,
+    },
+
     /// A call to the device failed.
     #[error("{backend}: {op}: {reason}")]
     Device {

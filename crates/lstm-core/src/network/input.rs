@@ -114,6 +114,24 @@ impl<'a> ModelInput<'a> {
         self.states
     }
 
+    /// The lengths that the caller gave.
+    #[cfg(feature = "train")]
+    pub(crate) fn given_lengths(&self) -> Option<&'a [usize]> {
+        self.lengths
+    }
+
+    /// The values of the time steps: features, or the halves of tokens as the bits of floats.
+    #[cfg(feature = "train")]
+    pub(crate) fn bits(&self) -> impl Iterator<Item = f32> {
+        let halves = |token: i64| [token as u32, (token >> 32) as u32].map(f32::from_bits);
+        let features = self.features().into_iter().flatten().copied();
+        let tokens = match self.values {
+            Values::Tokens(tokens) => Some(tokens),
+            Values::Features(_) => None,
+        };
+        features.chain(tokens.into_iter().flatten().flat_map(move |&token| halves(token)))
+    }
+
     /// The sequences `rows` of the input. `states` are their initial states, if they are not those of the input. The
     /// caller has checked the input.
     #[cfg(feature = "train")]

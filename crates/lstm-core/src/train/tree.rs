@@ -76,7 +76,6 @@ impl<T> TreeSum<T> {
     }
 }
 
-#[cfg(test)]
 /// The largest subtrees of the tree over `leaves` leaves that consist of leaves in `range`.
 pub(super) fn subtrees(leaves: usize, range: Range<usize>) -> Result<Vec<Range<usize>>> {
     let mut tree = TreeSum::new(leaves);

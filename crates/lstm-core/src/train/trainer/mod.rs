@@ -6,7 +6,7 @@ mod model;
 mod parameters;
 mod shards;
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, fmt::Display, ops::Range};
 
 use ndarray::{Array1, Array2, Array3, Axis, s};
 
@@ -25,11 +25,17 @@ use crate::{
     error::{Error, Result},
     memory,
     model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on},
-    train::tree::part,
+    train::{
+        collective::{Collective, SingleRank, own_shards, succeed_together},
+        tree::part,
+    },
     weights::Weights,
 };
 use parameters::{HeadSpec, ModelArrays, parameter_shapes};
-use shards::{GradientArrays, ShardSums, StepError, check_shards, dropout_seed, select_state};
+use shards::{
+    GradientArrays, ShardSums, StepError, batch_setting, check_shards, dropout_seed, parameters_setting, run_settings,
+    select_state,
+};
 
 /// Trains an [`Lstm`] with an optional [`Linear`] head on its outputs. The run can be [saved](Self::save) after any
 /// step and [resumed](Self::resume); the results of the later steps are then bit-identical.
@@ -60,6 +66,8 @@ pub struct Trainer<B: Backend> {
     head: Option<Linear<B>>,
     optimizer: Optimizer,
     config: TrainerConfig,
+    /// Whether the parameters were compared with those of other ranks.
+    is_compared: bool,
 }
 
 impl<B: Backend> std::fmt::Debug for Trainer<B> {
@@ -83,7 +91,8 @@ impl<B: Backend> Trainer<B> {
             let expected = format!("{size}, the output size of the LSTM");
             return Err(Error::shape("Trainer::new: input size of the head", expected, head.input_size()));
         }
-        Ok(Trainer { lstm, head, optimizer: Optimizer::new(config.optimizer.clone())?, config })
+        let optimizer = Optimizer::new(config.optimizer.clone())?;
+        Ok(Trainer { lstm, head, optimizer, config, is_compared: false })
     }
 
     /// The LSTM with its current weights.
@@ -206,18 +215,91 @@ impl<B: Backend> Trainer<B> {
         loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<StepReport, E> {
-        let (step, learning_rate, input) = (self.steps().saturating_add(1), self.learning_rate(), input.into());
-        let sums = self.run_shards(step, &input, loss_input, loss).await;
-        let mut sums = sums.map_err(StepError::into_callers)?;
-        let state = sums.take_states(input.batch_and_steps().0)?.swap_remove(0);
-        let (loss, gradients) = sums.finish(step)?;
-        let gradient_norm = self.apply(learning_rate, gradients)?;
+        self.step_on_ranks(&SingleRank, |_| String::new(), input.into(), loss_input, loss).await
+    }
+
+    /// Runs one training step together with other ranks. Each rank calls this method with the same trainer and the same
+    /// batch. The result is bit-identical for any number of ranks, and to that of [`step`](Self::step); it depends on
+    /// the number of [shards](TrainerConfig::shards()) alone.
+    ///
+    /// Rank `r` of `R` has the shards from `floor(r * shards / R)` up to, but not including, `floor((r + 1) * shards /
+    /// R)`. It runs the passes of these, and calls `loss` for them only. Then all ranks sum their gradients, and each
+    /// updates its own parameters in the same way. Clipping and the optimizer need no other communication.
+    ///
+    /// The report is the same on all ranks, except for [`StepReport::state`]: it is NaN for the sequences of other
+    /// ranks. [`gather_state`](crate::train::gather_state) completes it, for example for a checkpoint. Only one rank
+    /// should save the run.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step). An error on one rank is returned by all: as [`Error::Rank`], which names the rank
+    /// and the shard. Only an error of `loss` itself comes back unchanged on its own rank. No trainer is then changed.
+    /// - [`Error::Rank`] if the version of the library, the model, the configuration, the number of steps, the batch, or
+    ///   in the first step the parameters, differ from those of rank 0. It names the first rank that differs.
+    /// - [`Error::Config`] if there are fewer shards than ranks.
+    /// - The errors of the collective. The ranks can then not continue together, so the caller should end the process.
+    pub fn step_on<'a, G: Into<LossGradient>, E: From<Error> + Display>(
+        &mut self,
+        collective: &impl Collective,
+        input: impl Into<Input<'a>>,
+        loss_input: LossInput,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<StepReport, E> {
+        block_on(self.step_on_ranks(collective, E::to_string, input.into(), loss_input, loss))
+    }
+
+    /// A training step on several ranks. `describe_error` returns the text of an error of the caller.
+    async fn step_on_ranks<G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        collective: &impl Collective,
+        describe_error: fn(&E) -> String,
+        input: Input<'_>,
+        loss_input: LossInput,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<StepReport, E> {
+        let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
+        let (mut state, mut sums) = (None, self.run_shards(collective, step, &input, loss_input, loss).await);
+        if let Ok(shard_sums) = &mut sums {
+            match shard_sums.take_states(input.batch_and_steps().0) {
+                Ok(states) => state = states.into_iter().next(),
+                Err(error) => sums = Err(error.into()),
+            }
+        }
+        let settings = || self.settings(&input, loss_input);
+        let combined = ShardSums::combine(collective, step, self.config.shards, settings, describe_error, sums);
+        let (loss, gradients) = combined.map_err(StepError::into_callers)?;
+        let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
+        let gradient_norm;
+        (self.lstm, self.head, self.optimizer, gradient_norm) = updated;
+        // A step without the other ranks may make the parameters differ.
+        self.is_compared = collective.size() > 1;
+        let state = state.ok_or_else(|| Error::shape("Trainer::step", "at least one shard", "none"))?;
         Ok(StepReport { step, loss, gradient_norm, learning_rate, state })
     }
 
-    /// Runs the forward and backward passes of all shards.
+    /// Everything on which a step depends, as named texts.
+    fn settings(&self, input: &Input<'_>, loss_input: LossInput) -> Vec<(&'static str, String)> {
+        let head = self.head.as_ref().map_or("none".into(), |head| HeadSpec::of(head).to_string());
+        let mut settings = run_settings(self.lstm.backend(), &self.config, &self.optimizer);
+        settings.extend([
+            ("model", self.lstm.config().to_string()),
+            ("head", head),
+            ("loss input", format!("{loss_input:?}")),
+        ]);
+        if !self.is_compared {
+            let head = self.head.iter().flat_map(|head| head.weight().iter().chain(head.bias().into_iter().flatten()));
+            let lstm = self.lstm.weights().layers().iter().flat_map(|layer| layer.iter().flat_map(|(_, array)| array));
+            settings.push(parameters_setting(lstm.chain(head), &self.optimizer));
+        }
+        let layout = if input.time_major { "time-major " } else { "" };
+        let (name, text) = batch_setting(input.x.dim(), input.lengths, input.state.is_some(), input.x.iter().copied());
+        settings.push((name, format!("{layout}{text}")));
+        settings
+    }
+
+    /// Runs the forward and backward passes of the shards of this rank.
     async fn run_shards<G: Into<LossGradient>, E>(
         &self,
+        collective: &impl Collective,
         step: u64,
         input: &Input<'_>,
         loss_input: LossInput,
@@ -229,10 +311,11 @@ impl<B: Backend> Trainer<B> {
         }
         let (shards, batch) = (self.config.shards, input.batch_and_steps().0);
         check_shards(shards, batch)?;
+        let own_shards = own_shards(collective, shards)?;
         // Shards are taken out of arrays of the right shapes.
         input.check(self.lstm.config())?;
         let mut sums = ShardSums::new(shards);
-        for index in 0..shards {
+        for index in own_shards {
             let shard = shard_of(input, loss_input, shards, index);
             let state = input.state.map(|state| match shards {
                 1 => Ok(Cow::Borrowed(state)),
@@ -248,8 +331,8 @@ impl<B: Backend> Trainer<B> {
         Ok(sums)
     }
 
-    /// Clips the gradients, runs the optimizer and replaces the weights. Returns the norm of the gradients.
-    fn apply(&mut self, learning_rate: f32, mut gradients: ModelArrays) -> Result<f64> {
+    /// Clips the gradients and runs the optimizer. Returns the new model and optimizer, and the norm of the gradients.
+    fn update(&self, learning_rate: f32, mut gradients: ModelArrays) -> Result<Updated<B>> {
         let head_spec = self.head.as_ref().map(HeadSpec::of);
         let shapes = parameter_shapes(self.lstm.config(), head_spec);
         let names: Vec<_> = shapes.into_iter().map(|(name, _)| name).collect();
@@ -269,8 +352,7 @@ impl<B: Backend> Trainer<B> {
             (Some(head), Some((weight, bias))) => Some(Linear::new(head.backend(), weight, bias)?),
             _ => None,
         };
-        (self.lstm, self.head, self.optimizer) = (lstm, head, optimizer);
-        Ok(gradient_norm)
+        Ok((lstm, head, optimizer, gradient_norm))
     }
 
     /// Runs the forward pass, the loss and the backward pass of one shard. Returns the loss, the final states and the
@@ -324,6 +406,9 @@ impl<B: Backend> Trainer<B> {
         Ok((loss, output.state, ModelArrays { lstm, head: head_gradients }))
     }
 }
+
+/// The LSTM, the head and the optimizer after a step, and the norm of the gradients.
+type Updated<B> = (Lstm<B>, Option<Linear<B>>, Optimizer, f64);
 
 /// The part of an error message that says how to start a new run.
 const NEW_RUN: &str = "pass the results of Trainer::into_parts to Trainer::new";
@@ -449,7 +534,8 @@ fn checked_loss<G: Into<LossGradient>, E>(
     outputs: ModelOutputs<'_>,
     shard: &Shard,
 ) -> Result<(f64, LossGradient), StepError<E>> {
-    let (loss, gradient) = loss(outputs, shard).map_err(StepError::Loss)?;
+    let (loss, gradient) =
+        loss(outputs, shard).map_err(|error| StepError::Loss { error, shard: shard.index, shards: shard.shards })?;
     let gradient = gradient.into();
     gradient.check(&outputs)?;
     if !loss.is_finite() {

@@ -10,7 +10,10 @@ use super::{
         EXTRA_PREFIX, OPTIMIZER_PREFIX, TRAINER_PREFIX, UnreadMetadata, take_extra_tensors, take_optimizer, write_run,
     },
     optimize,
-    shards::{GradientArrays, ShardSums, StepError, check_shards, dropout_seed, select_state},
+    shards::{
+        GradientArrays, ShardSums, StepError, batch_setting, check_shards, dropout_seed, parameters_setting,
+        run_settings, select_state,
+    },
     with_config,
 };
 use crate::{
@@ -18,7 +21,11 @@ use crate::{
     error::{Error, Result},
     model::{Dropout, HostState, block_on},
     network::{Model, ModelInput, ModelOutput, ModelWeights},
-    train::{LossGradient, ModelOutputs, Optimizer, Shard, tree::part},
+    train::{
+        LossGradient, ModelOutputs, Optimizer, Shard,
+        collective::{Collective, SingleRank, own_shards, succeed_together},
+        tree::part,
+    },
     weights::state_dict::StateDict,
 };
 
@@ -44,6 +51,8 @@ pub struct ModelTrainer<B: Backend> {
     model: Model<B>,
     optimizer: Optimizer,
     config: TrainerConfig,
+    /// Whether the parameters were compared with those of other ranks.
+    is_compared: bool,
 }
 
 impl<B: Backend> fmt::Debug for ModelTrainer<B> {
@@ -90,7 +99,8 @@ impl<B: Backend> ModelTrainer<B> {
                 return Err(Error::config("layers", reason));
             }
         }
-        Ok(ModelTrainer { model, optimizer: Optimizer::new(config.optimizer.clone())?, config })
+        let optimizer = Optimizer::new(config.optimizer.clone())?;
+        Ok(ModelTrainer { model, optimizer, config, is_compared: false })
     }
 
     /// The model with its current parameters.
@@ -177,24 +187,79 @@ impl<B: Backend> ModelTrainer<B> {
         input: impl Into<ModelInput<'a>>,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<ModelStepReport, E> {
-        let (step, learning_rate, input) = (self.steps().saturating_add(1), self.learning_rate(), input.into());
-        let mut sums = self.run_shards(step, &input, loss).await.map_err(StepError::into_callers)?;
-        let states = sums.take_states(input.batch_and_steps().0)?;
-        let (loss, mut gradients) = sums.finish(step)?;
+        self.step_on_ranks(&SingleRank, |_| String::new(), input.into(), loss).await
+    }
 
+    /// Runs one training step together with other ranks, as [`Trainer::step_on`](super::Trainer::step_on) does.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step) and [`Trainer::step_on`](super::Trainer::step_on).
+    pub fn step_on<'a, G: Into<LossGradient>, E: From<Error> + fmt::Display>(
+        &mut self,
+        collective: &impl Collective,
+        input: impl Into<ModelInput<'a>>,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<ModelStepReport, E> {
+        block_on(self.step_on_ranks(collective, E::to_string, input.into(), loss))
+    }
+
+    /// A training step on several ranks. `describe_error` returns the text of an error of the caller.
+    async fn step_on_ranks<G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        collective: &impl Collective,
+        describe_error: fn(&E) -> String,
+        input: ModelInput<'_>,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<ModelStepReport, E> {
+        let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
+        let (mut states, mut sums) = (Vec::new(), self.run_shards(collective, step, &input, loss).await);
+        if let Ok(shard_sums) = &mut sums {
+            match shard_sums.take_states(input.batch_and_steps().0) {
+                Ok(states_of_batch) => states = states_of_batch,
+                Err(error) => sums = Err(error.into()),
+            }
+        }
+        let combined =
+            ShardSums::combine(collective, step, self.config.shards, || self.settings(&input), describe_error, sums);
+        let (loss, gradients) = combined.map_err(StepError::into_callers)?;
+        let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
+        let gradient_norm;
+        (self.model, self.optimizer, gradient_norm) = updated;
+        // A step without the other ranks may make the parameters differ.
+        self.is_compared = collective.size() > 1;
+        Ok(ModelStepReport { step, loss, gradient_norm, learning_rate, states })
+    }
+
+    /// Everything on which a step depends, as named texts.
+    fn settings(&self, input: &ModelInput<'_>) -> Vec<(&'static str, String)> {
+        let weights = self.model.weights();
+        let mut settings = run_settings(self.model.backend(), &self.config, &self.optimizer);
+        let layers: Vec<_> = weights.layers().iter().map(ToString::to_string).collect();
+        settings.push(("model", layers.join(", ")));
+        if !self.is_compared {
+            settings.push(parameters_setting(weights.parameter_values(), &self.optimizer));
+        }
+        let (lengths, has_states) = (input.given_lengths(), input.given_states().is_some());
+        settings.push(batch_setting(input.batch_and_steps(), lengths, has_states, input.bits()));
+        settings
+    }
+
+    /// Clips the gradients and runs the optimizer. Returns the new model and optimizer, and the norm of the gradients.
+    fn update(&self, learning_rate: f32, mut gradients: ModelWeights) -> Result<(Model<B>, Optimizer, f64)> {
         let mut weights = self.model.weights().try_clone()?;
         let names: Vec<_> = weights.parameter_shapes().into_iter().map(|(name, _)| name).collect();
         let (values, gradients) = (weights.parameters_mut()?, gradients.parameters_mut()?);
         let (optimizer, gradient_norm) =
             optimize(&self.config, &self.optimizer, learning_rate, &names, values, gradients)?;
-        self.model.set_weights(weights)?;
-        self.optimizer = optimizer;
-        Ok(ModelStepReport { step, loss, gradient_norm, learning_rate, states })
+        let mut model = self.model.clone();
+        model.set_weights(weights)?;
+        Ok((model, optimizer, gradient_norm))
     }
 
-    /// Runs the forward and backward passes of all shards.
+    /// Runs the forward and backward passes of the shards of this rank.
     async fn run_shards<G: Into<LossGradient>, E>(
         &self,
+        collective: &impl Collective,
         step: u64,
         input: &ModelInput<'_>,
         mut loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
@@ -210,10 +275,11 @@ impl<B: Backend> ModelTrainer<B> {
         }
         let shards = self.config.shards;
         check_shards(shards, batch)?;
+        let own_shards = own_shards(collective, shards)?;
         // Shards are taken out of arrays of the right shapes.
         input.check("forward_train", self.model.weights())?;
         let mut sums = ShardSums::new(shards);
-        for index in 0..shards {
+        for index in own_shards {
             let rows = part(batch, shards, index);
             let select = |states: &[HostState]| states.iter().map(|state| select_state(state, &rows)).collect();
             let states: Option<Vec<_>> = match shards {

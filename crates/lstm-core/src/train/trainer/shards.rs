@@ -1,19 +1,25 @@
 //! The shards of a training step: their losses, gradients and states, and the errors that name them.
 
-use std::ops::Range;
+use std::{fmt, ops::Range};
 
 use ndarray::{Array3, Axis, Ix3, s};
 
 use crate::{
+    arithmetic::Digest,
+    backend::Backend,
     error::{Error, Result},
     float_environment::FloatEnvironment,
     memory,
     model::{HostState, nth_seed},
-    train::{Shard, tree::TreeSum},
+    train::{
+        Collective, Optimizer, Shard, TrainerConfig,
+        collective::{Outcome, exchange_outcomes, sum_over_ranks},
+        tree::TreeSum,
+    },
 };
 
 /// The gradients of all parameters of a model.
-pub(in crate::train) trait GradientArrays {
+pub(super) trait GradientArrays {
     /// The elements of each array, in the order of the parameters.
     fn slices(&mut self) -> Result<Vec<&mut [f32]>>;
 
@@ -31,11 +37,11 @@ pub(in crate::train) trait GradientArrays {
 }
 
 /// The sums over the shards that were run so far.
-pub(in crate::train) struct ShardSums<T> {
+pub(super) struct ShardSums<T> {
     /// The loss of each shard.
-    pub(in crate::train) losses: Vec<f64>,
+    losses: Vec<f64>,
     /// Sums of gradients.
-    pub(in crate::train) gradients: TreeSum<T>,
+    gradients: TreeSum<T>,
     /// The final states of each LSTM, for the sequences of each shard.
     states: Vec<(Range<usize>, Vec<HostState>)>,
 }
@@ -53,14 +59,49 @@ impl<T: GradientArrays> ShardSums<T> {
         self.gradients.push(shard.index..shard.index + 1, gradients, T::add)
     }
 
-    /// The loss of the batch, and the sum of the gradients.
+    /// The loss of the batch, and the sum of the gradients over the shards of all ranks.
+    ///
+    /// `sums` are those of this rank. `settings` returns everything on which the step depends, as named texts, which
+    /// must be equal on all ranks. `describe_error` returns the text of an error of the caller.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if the loss is not finite.
-    pub(super) fn finish(self, step: u64) -> Result<(f64, T)> {
-        let loss = sum_losses(step, self.losses)?;
-        let sum = self.gradients.into_subtrees().pop().map(|(_, sum)| sum);
-        Ok((loss, sum.ok_or_else(|| Error::shape("Trainer::step", "at least one shard", "none"))?))
+    /// The error in `sums`, an error of another rank, or [`Error::NotFinite`] if the loss is not finite.
+    pub(super) fn combine<E>(
+        collective: &impl Collective,
+        step: u64,
+        shards: usize,
+        settings: impl FnOnce() -> Vec<(&'static str, String)>,
+        describe_error: fn(&E) -> String,
+        sums: Result<Self, StepError<E>>,
+    ) -> Result<(f64, T), StepError<E>> {
+        let missing = || Error::shape("Trainer::step", "at least one shard", "none");
+        if collective.size() == 1 {
+            let sums = sums?;
+            let loss = sum_losses(step, sums.losses)?;
+            let (_, gradients) = sums.gradients.into_subtrees().pop().ok_or_else(missing)?;
+            return Ok((loss, gradients));
+        }
+        let outcome = match &sums {
+            Ok(sums) => Outcome::Losses(memory::copy("Trainer::step", &sums.losses)?),
+            Err(error) => Outcome::Failed(error.describe(describe_error)),
+        };
+        let settings = settings();
+        let mut digest = Digest::default();
+        let text = settings.iter().flat_map(|(name, value)| name.bytes().chain([0]).chain(value.bytes()).chain([0]));
+        text.for_each(|byte| digest.add(f32::from_bits(byte.into())));
+        let losses = exchange_outcomes(collective, digest, || settings, &outcome);
+        // The other ranks got the text of this error; the caller gets the error itself.
+        let sums = match sums {
+            Err(error @ StepError::Loss { .. }) => return Err(error),
+            sums => sums,
+        };
+        let (losses, sums) = (losses?, sums?);
+        let loss = sum_losses(step, losses)?;
+        let mut subtrees = sums.gradients.into_subtrees();
+        let mut arrays = subtrees.iter_mut().map(|(_, gradients)| gradients.slices()).collect::<Result<Vec<_>>>()?;
+        sum_over_ranks(collective, shards, &mut arrays)?;
+        let (_, gradients) = subtrees.into_iter().next().ok_or_else(missing)?;
+        Ok((loss, gradients))
     }
 
     /// Removes and returns the final states of each LSTM for a batch of `batch` sequences. Those of sequences that are
@@ -91,7 +132,7 @@ impl<T: GradientArrays> ShardSums<T> {
 ///
 /// # Errors
 /// [`Error::NotFinite`] if it is not finite.
-pub(in crate::train) fn sum_losses(step: u64, losses: impl IntoIterator<Item = f64>) -> Result<f64> {
+fn sum_losses(step: u64, losses: impl IntoIterator<Item = f64>) -> Result<f64> {
     let sum = losses.into_iter().reduce(|sum, loss| sum + loss).unwrap_or_default();
     if sum.is_finite() { Ok(sum) } else { Err(Error::NotFinite { step, quantity: "the loss".into(), value: sum }) }
 }
@@ -124,11 +165,11 @@ pub(super) fn dropout_seed(seed: u64, step: u64, shard: usize) -> u64 {
 
 /// An error of a training step: of the library, or of the caller's loss function.
 #[derive(Debug)]
-pub(in crate::train) enum StepError<E> {
+pub(super) enum StepError<E> {
     /// An error of this library.
     Library(Error),
-    /// An error that the loss function returned.
-    Loss(E),
+    /// An error that the loss function returned, and the number of the shard and of all shards.
+    Loss { error: E, shard: usize, shards: usize },
 }
 
 impl<E> From<Error> for StepError<E> {
@@ -142,12 +183,22 @@ impl<E: From<Error>> StepError<E> {
     pub(super) fn into_callers(self) -> E {
         match self {
             StepError::Library(error) => error.into(),
-            StepError::Loss(error) => error,
+            StepError::Loss { error, .. } => error,
         }
     }
 }
 
 impl<E> StepError<E> {
+    /// The text of the error for other ranks. `describe` returns that of an error of the caller.
+    fn describe(&self, describe: fn(&E) -> String) -> String {
+        match self {
+            StepError::Library(error) => error.to_string(),
+            StepError::Loss { error, shard, shards } => {
+                format!("shard {shard} (of {shards}, counted from 0): {}", describe(error))
+            }
+        }
+    }
+
     /// The same error, in which an error of the library names the shard if the batch has several.
     pub(super) fn in_shard(self, shard: &Shard) -> Self {
         match self {
@@ -160,6 +211,56 @@ impl<E> StepError<E> {
             other => other,
         }
     }
+}
+
+/// The version of `docs/specification.md` that the library implements.
+const SPECIFICATION_VERSION: u32 = 1;
+
+/// The settings of a run that all trainers have, as named texts for the comparison of ranks.
+pub(super) fn run_settings<B: Backend>(
+    backend: &B,
+    config: &TrainerConfig,
+    optimizer: &Optimizer,
+) -> Vec<(&'static str, String)> {
+    let TrainerConfig { optimizer: method, schedule, clip, checkpointing, seed, shards } = config;
+    let exact = if backend.arithmetic().is_exact() { "bit-exact" } else { "not bit-exact" };
+    vec![
+        ("library", env!("CARGO_PKG_VERSION").into()),
+        ("arithmetic", format!("specification {SPECIFICATION_VERSION}, {exact}")),
+        ("shards", shards.to_string()),
+        ("optimizer", method.to_string()),
+        ("schedule", schedule.to_string()),
+        ("clip", clip.map_or("none".into(), |clip| clip.to_string())),
+        ("checkpointing", checkpointing.to_string()),
+        ("seed", seed.to_string()),
+        ("steps", optimizer.steps().to_string()),
+    ]
+}
+
+/// The digest of the parameters and of the optimizer's state, as a named text.
+pub(super) fn parameters_setting<'a>(
+    values: impl IntoIterator<Item = &'a f32>,
+    optimizer: &Optimizer,
+) -> (&'static str, String) {
+    let mut digest = Digest::of(values);
+    optimizer.state().for_each(|(_, array)| array.iter().for_each(|v| digest.add(*v)));
+    ("digest of parameters and optimizer", digest.to_string())
+}
+
+/// A description of the batch with its digest, as a named text.
+pub(super) fn batch_setting(
+    shape: impl fmt::Debug,
+    lengths: Option<&[usize]>,
+    has_states: bool,
+    values: impl IntoIterator<Item = f32>,
+) -> (&'static str, String) {
+    let mut digest = Digest::default();
+    values.into_iter().for_each(|v| digest.add(v));
+    let words = lengths.into_iter().flatten().flat_map(|&len| [len as u32, (len as u64 >> 32) as u32]);
+    words.for_each(|word| digest.add(f32::from_bits(word)));
+    let (lengths, states) =
+        (if lengths.is_some() { "with" } else { "without" }, if has_states { "with" } else { "without" });
+    ("batch", format!("{shape:?} {lengths} lengths, {states} initial states, digest {digest}"))
 }
 
 #[cfg(test)]
