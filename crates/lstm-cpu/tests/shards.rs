@@ -19,6 +19,9 @@ const LENGTHS: [usize; 8] = [40, 3, 17, 40, 0, 1, 25, 39];
 /// The bits of a report.
 type ReportBits = (u64, u64, u64, u32, Vec<u32>);
 
+/// A loss of the outputs, with its gradient.
+type Loss = fn(&Array3<f32>) -> Result<(f64, Array3<f32>)>;
+
 /// A training step on the task, with masked mean squared error.
 fn step<B: Backend>(trainer: &mut Trainer<B>, state: Option<&HostState>) -> Result<StepReport> {
     let (x, target) = task();
@@ -208,7 +211,7 @@ fn errors_name_the_shard_and_change_nothing() {
     trainer.set_config(trainer.config().clone().shards(3)).unwrap();
     step(&mut trainer, None).unwrap();
     let before = bits(&trainer);
-    let fail_in = |trainer: &mut Trainer<_>, failing: usize, loss: fn(&Array3<f32>) -> Result<(f64, Array3<f32>)>| {
+    let fail_in = |trainer: &mut Trainer<_>, failing: usize, loss: Loss| {
         let step = trainer.step(&x, LossInput::Outputs, |out, shard| {
             assert!(shard.index <= failing);
             if shard.index == failing {
