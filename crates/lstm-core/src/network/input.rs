@@ -120,16 +120,28 @@ impl<'a> ModelInput<'a> {
         self.lengths
     }
 
-    /// The values of the time steps: features, or the halves of tokens as the bits of floats.
+    /// The number of features, or of tokens, of all time steps.
     #[cfg(feature = "train")]
-    pub(crate) fn bits(&self) -> impl Iterator<Item = f32> {
-        let halves = |token: i64| [token as u32, (token >> 32) as u32].map(f32::from_bits);
-        let features = self.features().into_iter().flatten().copied();
-        let tokens = match self.values {
-            Values::Tokens(tokens) => Some(tokens),
-            Values::Features(_) => None,
-        };
-        features.chain(tokens.into_iter().flatten().flat_map(move |&token| halves(token)))
+    pub(crate) fn num_values(&self) -> usize {
+        match self.values {
+            Values::Features(ref x) => x.len(),
+            Values::Tokens(ref tokens) => tokens.len(),
+        }
+    }
+
+    /// Value number `k`, counted in row-major order: a feature and 0, or the halves of a token as the bits of floats.
+    #[cfg(feature = "train")]
+    pub(crate) fn value_bits(&self, k: usize) -> [f32; 2] {
+        match self.values {
+            Values::Features(ref x) => {
+                let (_, b, c) = x.dim();
+                [x[[k / (b * c), k / c % b, k % c]], 0.0]
+            }
+            Values::Tokens(ref tokens) => {
+                let token = tokens[[k / tokens.ncols(), k % tokens.ncols()]];
+                [token as u32, (token >> 32) as u32].map(f32::from_bits)
+            }
+        }
     }
 
     /// The sequences `rows` of the input. `states` are their initial states, if they are not those of the input. The

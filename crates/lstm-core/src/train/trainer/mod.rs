@@ -33,8 +33,8 @@ use crate::{
 };
 use parameters::{HeadSpec, ModelArrays, parameter_shapes};
 use shards::{
-    GradientArrays, ShardSums, StepError, batch_setting, check_shards, dropout_seed, parameters_setting, run_settings,
-    select_state,
+    GradientArrays, ShardSums, StepError, batch_setting, check_shards, digest_indices, dropout_seed,
+    parameters_setting, run_settings, select_state,
 };
 
 /// Trains an [`Lstm`] with an optional [`Linear`] head on its outputs. The run can be [saved](Self::save) after any
@@ -291,7 +291,10 @@ impl<B: Backend> Trainer<B> {
             settings.push(parameters_setting(lstm.chain(head), &self.optimizer));
         }
         let layout = if input.time_major { "time-major " } else { "" };
-        let (name, text) = batch_setting(input.x.dim(), input.lengths, input.state.is_some(), input.x.iter().copied());
+        let (_, b, c) = input.x.dim();
+        let element = |k: usize| input.x[[k / (b * c), k / c % b, k % c]];
+        let values = digest_indices(input.x.len(), self.is_compared).map(element);
+        let (name, text) = batch_setting(input.x.dim(), input.lengths, input.state.is_some(), values);
         settings.push((name, format!("{layout}{text}")));
         settings
     }

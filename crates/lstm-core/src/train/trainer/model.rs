@@ -11,8 +11,8 @@ use super::{
     },
     optimize,
     shards::{
-        GradientArrays, ShardSums, StepError, batch_setting, check_shards, dropout_seed, parameters_setting,
-        run_settings, select_state,
+        GradientArrays, ShardSums, StepError, batch_setting, check_shards, digest_indices, dropout_seed,
+        parameters_setting, run_settings, select_state,
     },
     with_config,
 };
@@ -240,7 +240,8 @@ impl<B: Backend> ModelTrainer<B> {
             settings.push(parameters_setting(weights.parameter_values(), &self.optimizer));
         }
         let (lengths, has_states) = (input.given_lengths(), input.given_states().is_some());
-        settings.push(batch_setting(input.batch_and_steps(), lengths, has_states, input.bits()));
+        let values = digest_indices(input.num_values(), self.is_compared).flat_map(|k| input.value_bits(k));
+        settings.push(batch_setting(input.batch_and_steps(), lengths, has_states, values));
         settings
     }
 

@@ -247,6 +247,16 @@ pub(super) fn parameters_setting<'a>(
     ("digest of parameters and optimizer", digest.to_string())
 }
 
+/// Number of elements of a batch in its digest, after the first step. Every rank has the whole batch, so a digest of all
+/// elements would cost more with each rank.
+const SAMPLES: usize = 1 << 12;
+
+/// The indices of the elements of a batch that are part of its digest: all in the first step, then some.
+pub(super) fn digest_indices(len: usize, is_compared: bool) -> impl Iterator<Item = usize> {
+    let count = if is_compared { len.min(SAMPLES) } else { len };
+    (0..count).map(move |k| (k as u128 * len as u128 / count as u128) as usize)
+}
+
 /// A description of the batch with its digest, as a named text.
 pub(super) fn batch_setting(
     shape: impl fmt::Debug,
