@@ -191,6 +191,9 @@ fn large_models_are_exchanged_in_parts() {
     }
 }
 
+/// The loss of a step of a model, and the final states.
+type LossAndStates = (f64, Vec<HostState>);
+
 #[test]
 fn models_train_on_ranks() {
     let lstm = ModelLayer::Lstm {
@@ -215,7 +218,7 @@ fn models_train_on_ranks() {
         let mean = cross_entropy(out.last()?, &classes[shard.rows.clone()])?;
         Ok::<_, Error>(part_of_mean(mean, shard.own_count, shard.count))
     };
-    let run = |step: &dyn Fn(&mut ModelTrainer<Cpu>) -> (f64, Vec<HostState>)| {
+    let run = |step: &dyn Fn(&mut ModelTrainer<Cpu>) -> LossAndStates| {
         let mut trainer = ModelTrainer::new(Model::new(&Cpu::new(), weights.clone()).unwrap(), config()).unwrap();
         let reports: Vec<_> = (0..3).map(|_| step(&mut trainer)).collect();
         (reports, trainer.model().weights().clone())
