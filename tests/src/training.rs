@@ -12,8 +12,8 @@ use lstm_core::{
     arithmetic::Digest,
     ndarray::{Array3, ArrayView1, ArrayView3, s},
     train::{
-        Clip, IGNORE_INDEX, LossInput, OptimizerConfig, Schedule, Trainer, TrainerConfig, cross_entropy,
-        mean_squared_error,
+        Clip, IGNORE_INDEX, LossInput, OptimizerConfig, Schedule, Shard, Trainer, TrainerConfig, cross_entropy,
+        mean_squared_error, part_of_mean,
     },
 };
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -54,6 +54,21 @@ pub fn runs() -> Vec<Run> {
             lengths: Some(&[37, 5, 0, 33]),
             has_class_targets: false,
             carries_state: false,
+        },
+        // Shards of 1, 1 and 2 sequences, each with its own dropout.
+        Run {
+            name: "adamw-dropout-lengths-shards",
+            config: LstmConfig::new(3, 11).layers(2).dropout(0.25),
+            outputs: 2,
+            settings: TrainerConfig::new(OptimizerConfig::adamw(), Schedule::constant(0.01))
+                .clip(Clip::Norm(0.5))
+                .seed(7)
+                .shards(3),
+            batch: 4,
+            steps: 37,
+            lengths: Some(&[37, 5, 0, 33]),
+            has_class_targets: false,
+            carries_state: true,
         },
         Run {
             name: "adam-bidirectional-projection",
@@ -129,8 +144,14 @@ impl Run {
         (all_steps.slice(s![.., 1.., ..]).to_owned(), all_steps.slice(s![.., ..-1, ..]).to_owned())
     }
 
-    /// The loss of the outputs `y` and its gradient. The targets depend on the delayed input.
-    fn loss(&self, y: ArrayView3<'_, f32>, delayed_x: &Array3<f32>) -> lstm_core::Result<(f64, Array3<f32>)> {
+    /// The loss of the outputs `y` of a shard and its gradient. The targets depend on the delayed input.
+    fn loss(
+        &self,
+        y: ArrayView3<'_, f32>,
+        delayed_x: &Array3<f32>,
+        shard: &Shard,
+    ) -> lstm_core::Result<(f64, Array3<f32>)> {
+        let delayed_x = delayed_x.slice(s![shard.rows.clone(), .., ..]);
         if self.has_class_targets {
             let target_class = |row: ArrayView1<'_, f32>| {
                 let target_class = row.indexed_iter().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(k, _)| k);
@@ -143,7 +164,7 @@ impl Run {
         // Sums of two features, which a linear layer can represent.
         let targets =
             Array3::from_shape_fn(y.dim(), |(b, t, o)| delayed_x[[b, t, o % delayed_x.dim().2]] + delayed_x[[b, t, 0]]);
-        mean_squared_error(y, targets.view())
+        Ok(part_of_mean(mean_squared_error(y, targets.view())?, shard.rows.len(), self.batch))
     }
 
     /// Runs `steps` training steps and returns their losses.
@@ -157,7 +178,7 @@ impl Run {
             let (x, delayed_x) = self.data(k);
             let input = state.iter().fold(Input::from(&x), |input, state| input.state(state));
             let input = self.lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
-            let step = trainer.step(input, LossInput::Outputs, |out, _| self.loss(out.y()?, &delayed_x))?;
+            let step = trainer.step(input, LossInput::Outputs, |out, shard| self.loss(out.y()?, &delayed_x, shard))?;
             losses.push(step.loss);
             state = self.carries_state.then_some(step.state);
         }

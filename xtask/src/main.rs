@@ -5,6 +5,7 @@ mod bench;
 mod c;
 mod cargo;
 mod check_features;
+mod mpi;
 mod python;
 mod soak;
 mod table;
@@ -24,6 +25,7 @@ enum Command {
     Bench(bench::Args),
     C(c::Args),
     CheckFeatures(check_features::Args),
+    Mpi(mpi::Args),
     Verify(verify::Args),
     /// Compare every backend with ONNX models and the outputs of other runtimes (same program as `verify`)
     VerifyOnnx(verify::Args),
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::C(args) => c::run(&args),
         Command::CheckFeatures(args) => check_features::run(&args),
+        Command::Mpi(args) => mpi::run(&args),
         Command::Verify(args) | Command::VerifyOnnx(args) => verify::run(&args),
         Command::VerifyModels(args) => verify_models::run(&args),
         Command::Python(args) => python::run(&args),

@@ -121,6 +121,27 @@ pub enum Error {
         value: f64,
     },
 
+    /// A shard of a training step's batch failed.
+    #[error("shard {index} (of {shards}, counted from 0): {source}")]
+    Shard {
+        /// Number of the shard, counted from 0.
+        index: usize,
+        /// Number of shards of the batch.
+        shards: usize,
+        /// The error.
+        source: Box<Error>,
+    },
+
+    /// A rank of a run on several ranks failed, or differs from rank 0. All ranks return this error, except that an
+    /// error of the caller's loss function comes back unchanged on its own rank.
+    #[error("rank {rank}: {reason}")]
+    Rank {
+        /// Number of the rank, counted from 0.
+        rank: usize,
+        /// Its error message.
+        reason: String,
+    },
+
     /// A call to the device failed.
     #[error("{backend}: {op}: {reason}")]
     Device {

@@ -1,6 +1,11 @@
 //! The input and the output of a model.
 
+#[cfg(feature = "train")]
+use std::ops::Range;
+
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
+#[cfg(feature = "train")]
+use ndarray::{Axis, Slice};
 
 use crate::{
     error::{Error, Result},
@@ -86,7 +91,7 @@ impl<'a> ModelInput<'a> {
     }
 
     /// Batch size and number of time steps, as `(batch, steps)`.
-    pub(super) fn batch_and_steps(&self) -> (usize, usize) {
+    pub(crate) fn batch_and_steps(&self) -> (usize, usize) {
         match self.values {
             Values::Features(x) => (x.dim().0, x.dim().1),
             Values::Tokens(tokens) => tokens.dim(),
@@ -103,6 +108,55 @@ impl<'a> ModelInput<'a> {
         }
     }
 
+    /// The initial states that the caller gave.
+    #[cfg(feature = "train")]
+    pub(crate) fn given_states(&self) -> Option<&'a [HostState]> {
+        self.states
+    }
+
+    /// The lengths that the caller gave.
+    #[cfg(feature = "train")]
+    pub(crate) fn given_lengths(&self) -> Option<&'a [usize]> {
+        self.lengths
+    }
+
+    /// The number of features, or of tokens, of all time steps.
+    #[cfg(feature = "train")]
+    pub(crate) fn num_values(&self) -> usize {
+        match self.values {
+            Values::Features(ref x) => x.len(),
+            Values::Tokens(ref tokens) => tokens.len(),
+        }
+    }
+
+    /// Value number `k`, counted in row-major order: a feature and 0, or the halves of a token as the bits of floats.
+    #[cfg(feature = "train")]
+    pub(crate) fn value_bits(&self, k: usize) -> [f32; 2] {
+        match self.values {
+            Values::Features(ref x) => {
+                let (_, b, c) = x.dim();
+                [x[[k / (b * c), k / c % b, k % c]], 0.0]
+            }
+            Values::Tokens(ref tokens) => {
+                let token = tokens[[k / tokens.ncols(), k % tokens.ncols()]];
+                [token as u32, (token >> 32) as u32].map(f32::from_bits)
+            }
+        }
+    }
+
+    /// The sequences `rows` of the input. `states` are their initial states, if they are not those of the input. The
+    /// caller has checked the input.
+    #[cfg(feature = "train")]
+    pub(crate) fn rows<'b>(&'b self, rows: &Range<usize>, states: Option<&'b [HostState]>) -> ModelInput<'b> {
+        let slice = Slice::from(rows.start..rows.end);
+        let values = match self.values {
+            Values::Features(ref x) => Values::Features(x.slice_axis(Axis(0), slice)),
+            Values::Tokens(ref tokens) => Values::Tokens(tokens.slice_axis(Axis(0), slice)),
+        };
+        let lengths = self.lengths.map(|lengths| &lengths[rows.clone()]);
+        ModelInput { values, lengths, states: states.or(self.states), dropout: self.dropout }
+    }
+
     /// The features of the input; `None` for tokens.
     pub(super) fn features(&self) -> Option<ArrayView3<'a, f32>> {
         match self.values {
@@ -113,7 +167,7 @@ impl<'a> ModelInput<'a> {
 
     /// Checks the kind of the input, the shapes of the arrays, the lengths and the tokens within them. `op` is the
     /// operation in error messages.
-    pub(super) fn check(&self, op: &str, weights: &ModelWeights) -> Result<()> {
+    pub(crate) fn check(&self, op: &str, weights: &ModelWeights) -> Result<()> {
         let (batch, steps) = self.batch_and_steps();
         if let Some(lengths) = self.lengths {
             check_lengths(op, lengths, [batch, steps])?;

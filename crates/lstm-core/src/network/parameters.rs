@@ -36,6 +36,21 @@ impl ModelWeights {
         shapes
     }
 
+    /// The elements of all parameters, in the order of [`parameters_mut`](Self::parameters_mut).
+    pub(crate) fn parameter_values(&self) -> impl Iterator<Item = &f32> {
+        self.layers().iter().flat_map(|layer| -> Box<dyn Iterator<Item = &f32>> {
+            match layer {
+                ModelLayer::Embedding { weight, .. } => Box::new(weight.iter()),
+                ModelLayer::Lstm { weights, initial_state, .. } => {
+                    let weights = weights.layers().iter().flat_map(|layer| layer.iter().flat_map(|(_, array)| array));
+                    Box::new(weights.chain(initial_state.iter().flat_map(|s| s.h.iter().chain(&s.c))))
+                }
+                ModelLayer::Linear { weight, bias, .. } => Box::new(weight.iter().chain(bias.iter().flatten())),
+                _ => Box::new(std::iter::empty()),
+            }
+        })
+    }
+
     /// The elements of all parameters, layer by layer: the weights, then the model's own initial state. Weights of an
     /// LSTM that are shared with another model are copied first.
     ///

@@ -1,10 +1,13 @@
 //! What a loss function receives and returns: [`ModelOutputs`], [`Shard`] and [`LossGradient`].
 
-use std::ops::Range;
+use std::{hint::black_box, ops::Range};
 
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
+use ndarray::{Array, Array2, Array3, ArrayView2, ArrayView3, Dimension};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    float_environment::FloatEnvironment,
+};
 
 /// Which of a model's results the loss of [`Trainer::step`](crate::train::Trainer::step) reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,17 +34,53 @@ impl LossInput {
     }
 }
 
-/// The part of a batch for which the loss function is called once. At present it is always the whole batch.
+/// The part of a batch for which the loss function is called once: the whole batch, unless
+/// [`TrainerConfig::shards`](crate::train::TrainerConfig::shards) says otherwise. The loss of the batch is the sum of the
+/// losses of its shards, so the mean over a shard must be weighed by [`part_of_mean`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Shard {
     /// Number of this shard in the batch, counted from 0.
     pub index: usize,
+    /// Number of shards of the batch.
+    pub shards: usize,
     /// The sequences of the batch that are in this shard.
     pub rows: Range<usize>,
     /// The divisor of a mean over the whole batch: the number of time steps within the lengths of all sequences, or the
     /// number of sequences for [`LossInput::LastState`].
     pub count: usize,
+    /// The share of this shard in [`count`](Self::count): the number of its own time steps, or of its own sequences.
+    pub own_count: usize,
+}
+
+/// The part of a mean over a whole batch that one shard contributes, from the mean over the shard: the loss and each
+/// element of its gradient, multiplied by `own_count / count`. The factor is computed in f64, and the products with the
+/// gradient are rounded to f32 once. For a batch of one shard nothing changes.
+///
+/// `own_count` and `count` are [those of the shard](Shard), or any other numbers of which the loss is the mean, such as
+/// the numbers of targets that are not ignored.
+///
+/// ```
+/// # use lstm_core::{Backend, Error, ndarray::{Array3, s}, train::{LossInput, StepReport, Trainer, mean_squared_error, part_of_mean}};
+/// # fn example<B: Backend>(trainer: &mut Trainer<B>, x: &Array3<f32>, target: &Array3<f32>) -> Result<StepReport, Error> {
+/// trainer.step(x, LossInput::Outputs, |out, shard| {
+///     let mean = mean_squared_error(out.y()?, target.slice(s![shard.rows.clone(), .., ..]))?;
+///     Ok(part_of_mean(mean, shard.own_count, shard.count))
+/// })
+/// # }
+/// ```
+pub fn part_of_mean<D: Dimension>(
+    (loss, mut gradient): (f64, Array<f32, D>),
+    own_count: usize,
+    count: usize,
+) -> (f64, Array<f32, D>) {
+    if own_count == count {
+        return (loss, gradient);
+    }
+    let _environment = FloatEnvironment::set_default();
+    let factor = own_count as f64 / count as f64;
+    gradient.mapv_inplace(|v| (f64::from(v) * factor) as f32);
+    (black_box(black_box(loss) * factor), gradient)
 }
 
 /// The results of a model that a loss function reads, for the sequences of one [`Shard`]. They are the outputs of the

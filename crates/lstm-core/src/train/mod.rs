@@ -30,6 +30,7 @@
 mod check;
 mod checkpointing;
 mod clip;
+mod collective;
 mod loss;
 mod loss_input;
 mod optimizer;
@@ -37,13 +38,15 @@ mod random;
 mod schedule;
 mod trainable;
 mod trainer;
+mod tree;
 
 pub use clip::{Clip, gradient_norm};
+pub use collective::{Collective, compare_ranks, gather_state};
 pub use loss::{
     IGNORE_INDEX, binary_cross_entropy_with_logits, cross_entropy, masked_binary_cross_entropy_with_logits,
     masked_mean_squared_error, mean_squared_error,
 };
-pub use loss_input::{LossGradient, LossInput, ModelOutputs, Shard};
+pub use loss_input::{LossGradient, LossInput, ModelOutputs, Shard, part_of_mean};
 pub use optimizer::{Optimizer, OptimizerConfig, Parameter};
 pub use random::shuffled_indices;
 pub use schedule::{Decay, Schedule};

@@ -126,6 +126,7 @@ impl<B: Backend> Trainer<B> {
     /// - `trainer.method`: the [`OptimizerConfig`](crate::train::OptimizerConfig);
     /// - `trainer.schedule`, `trainer.clip`, `trainer.keep` (the [`Checkpointing`](crate::Checkpointing)),
     ///   `trainer.seed`;
+    /// - `trainer.shards`, unless it is 1;
     /// - `trainer.steps`: the number of steps so far;
     /// - the text of `extras`.
     ///
@@ -228,6 +229,10 @@ pub(super) fn write_run(
         ("steps", optimizer.steps().to_string()),
     ] {
         writer = writer.metadata(format!("{TRAINER_PREFIX}{key}"), value);
+    }
+    // Earlier versions of the library read checkpoints without this key.
+    if config.shards != 1 {
+        writer = writer.metadata(format!("{TRAINER_PREFIX}shards"), config.shards.to_string());
     }
     for (name, values) in optimizer.state() {
         let shape = name.split_once('.').and_then(|(_, parameter)| shapes.get(parameter));
@@ -403,6 +408,9 @@ impl UnreadMetadata<'_> {
         config.clip = self.parse::<OptionText<_>>("clip")?.0;
         config.checkpointing = self.parse("keep")?;
         config.seed = self.parse("seed")?;
+        if self.entries.contains_key(&format!("{TRAINER_PREFIX}shards")) {
+            config.shards = self.parse("shards")?;
+        }
         let steps = self.parse("steps")?;
         match self.entries.keys().next() {
             Some(key) => Err(Error::format(self.file_name, format!("unknown metadata key `{key}`"))),

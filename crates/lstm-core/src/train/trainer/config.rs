@@ -3,7 +3,7 @@
 use crate::{
     error::Result,
     model::{Checkpointing, HostState},
-    train::{Clip, OptimizerConfig, Schedule},
+    train::{Clip, OptimizerConfig, Schedule, check::check_at_least_one},
 };
 
 /// Configuration of a [`Trainer`](super::Trainer). [`TrainerConfig::new`] sets the defaults; each builder method
@@ -23,12 +23,15 @@ pub struct TrainerConfig {
     pub checkpointing: Checkpointing,
     /// Seed of dropout; 0 by default. Each training step derives its own seed from this seed.
     pub seed: u64,
+    /// Number of shards of a batch; 1 by default. See [`shards`](Self::shards()).
+    pub shards: usize,
 }
 
 impl TrainerConfig {
-    /// A configuration without clipping, with [`Checkpointing::SaveEverything`] and seed 0.
+    /// A configuration without clipping, with [`Checkpointing::SaveEverything`], seed 0 and one shard.
     pub fn new(optimizer: OptimizerConfig, schedule: Schedule) -> Self {
-        TrainerConfig { optimizer, schedule, clip: None, checkpointing: Checkpointing::SaveEverything, seed: 0 }
+        let checkpointing = Checkpointing::SaveEverything;
+        TrainerConfig { optimizer, schedule, clip: None, checkpointing, seed: 0, shards: 1 }
     }
 
     /// Sets gradient clipping.
@@ -46,13 +49,28 @@ impl TrainerConfig {
         TrainerConfig { seed, ..self }
     }
 
+    /// Sets the number of shards, into which each batch is cut. Shard `k` of a batch of `B` sequences has those from
+    /// `floor(k * B / shards)` up to, but not including, `floor((k + 1) * B / shards)`.
+    ///
+    /// The passes of a training step run shard by shard, so the activations of only one shard are in memory: this is
+    /// also gradient accumulation. The loss is the sum of the losses of the shards, in f64 in their order; see
+    /// [`part_of_mean`](crate::train::part_of_mean). The gradients are summed in f32 in the order of a binary tree, which
+    /// `docs/specification.md` defines under "Training steps"; at most `floor(log2(shards)) + 1` sums are in memory. Clipping and
+    /// the optimizer follow. Each shard has its own dropout masks.
+    ///
+    /// The number of shards changes results by rounding. It is saved in checkpoints.
+    pub fn shards(self, shards: usize) -> Self {
+        TrainerConfig { shards, ..self }
+    }
+
     /// Checks all options.
     ///
     /// # Errors
     /// The errors of [`OptimizerConfig::validate`], [`Schedule::validate`] and [`Clip::validate`];
     /// [`Error::Config`](crate::Error::Config) if the length of a [checkpointing segment](Checkpointing::Segments) is
-    /// not a positive multiple of 32.
+    /// not a positive multiple of 32, or the number of shards is 0.
     pub fn validate(&self) -> Result<()> {
+        check_at_least_one("shards", self.shards as u64)?;
         self.optimizer.validate()?;
         self.schedule.validate()?;
         self.checkpointing.segment_len(1)?;

@@ -4,6 +4,9 @@ mod checkpoint;
 mod config;
 mod model;
 mod parameters;
+mod shards;
+
+use std::{borrow::Cow, fmt::Display, ops::Range};
 
 use ndarray::{Array1, Array2, Array3, Axis, s};
 
@@ -20,10 +23,18 @@ use crate::{
     config::LstmConfig,
     error::{Error, Result},
     memory,
-    model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on, nth_seed},
+    model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on},
+    train::{
+        collective::{Collective, SingleRank, own_shards, succeed_together},
+        tree::part,
+    },
     weights::Weights,
 };
 use parameters::{HeadSpec, ModelArrays, parameter_shapes};
+use shards::{
+    GradientArrays, ShardSums, StepError, batch_setting, check_shards, digest_indices, dropout_seed,
+    parameters_setting, run_settings, select_state,
+};
 
 /// Trains an [`Lstm`] with an optional [`Linear`] head on its outputs. The run can be [saved](Self::save) after any
 /// step and [resumed](Self::resume); the results of the later steps are then bit-identical.
@@ -54,6 +65,8 @@ pub struct Trainer<B: Backend> {
     head: Option<Linear<B>>,
     optimizer: Optimizer,
     config: TrainerConfig,
+    /// Whether the parameters were compared with those of other ranks.
+    is_compared: bool,
 }
 
 impl<B: Backend> std::fmt::Debug for Trainer<B> {
@@ -77,7 +90,8 @@ impl<B: Backend> Trainer<B> {
             let expected = format!("{size}, the output size of the LSTM");
             return Err(Error::shape("Trainer::new: input size of the head", expected, head.input_size()));
         }
-        Ok(Trainer { lstm, head, optimizer: Optimizer::new(config.optimizer.clone())?, config })
+        let optimizer = Optimizer::new(config.optimizer.clone())?;
+        Ok(Trainer { lstm, head, optimizer, config, is_compared: false })
     }
 
     /// The LSTM with its current weights.
@@ -150,9 +164,11 @@ impl<B: Backend> Trainer<B> {
 
     /// Runs one training step: forward pass with dropout, loss, backward pass, gradient clipping, optimizer step.
     ///
-    /// `loss` is called once. It gets the [results](ModelOutputs) that `loss_input` selects, for the sequences of the
-    /// [`Shard`], which is the whole batch. It returns the loss and the gradient of the loss with respect to these
-    /// results. Its error type may be the caller's own.
+    /// `loss` is called once for each [shard](TrainerConfig::shards()) of the batch, in order. It gets the
+    /// [results](ModelOutputs) that `loss_input` selects, for the sequences of the [`Shard`], which is the whole batch by
+    /// default. It returns the loss and the gradient of the loss with respect to these results. The loss of the batch is
+    /// the sum over the shards, so a mean is [weighed](crate::train::part_of_mean). The error type of `loss` may be the
+    /// caller's own.
     ///
     /// ```
     /// # use lstm_core::{Backend, Error, ndarray::Array3, train::{LossInput, StepReport, Trainer, cross_entropy}};
@@ -166,15 +182,18 @@ impl<B: Backend> Trainer<B> {
     /// them; see [`masked_mean_squared_error`](crate::train::masked_mean_squared_error) and
     /// [`IGNORE_INDEX`](crate::train::IGNORE_INDEX).
     ///
-    /// The dropout seed is derived from the [seed of the configuration](TrainerConfig::seed) and the number of the
-    /// step, as `docs/specification.md` defines under "Training steps". It replaces the dropout seed of the input.
+    /// The dropout seed of a shard is derived from the [seed of the configuration](TrainerConfig::seed), the number of
+    /// the step and that of the shard, as `docs/specification.md` defines under "Training steps". It replaces the dropout
+    /// seed of the input.
     ///
     /// # Errors
     /// The weights, the optimizer and the number of steps are unchanged after an error.
-    /// - [`Error::NotFinite`], which gives the step and the first of these that is infinite or NaN: the loss, the
-    ///   gradient of a parameter, its new value, its optimizer state.
+    /// - [`Error::NotFinite`], which gives the step and the first of these that is infinite or NaN: the loss, of a shard
+    ///   if there are several, the gradient of a parameter, its new value, its optimizer state.
     /// - [`Error::Shape`] if the input is empty, or the gradient does not have the shape of the outputs.
-    /// - The errors of [`Lstm::forward`] and of `loss`.
+    /// - [`Error::Config`] if there are more shards than sequences.
+    /// - The errors of [`Lstm::forward`] and of `loss`. With several shards, those of the library are an
+    ///   [`Error::Shard`], which names the shard.
     pub fn step<'a, G: Into<LossGradient>, E: From<Error>>(
         &mut self,
         input: impl Into<Input<'a>>,
@@ -195,24 +214,127 @@ impl<B: Backend> Trainer<B> {
         loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<StepReport, E> {
+        self.step_on_ranks(&SingleRank, |_| String::new(), input.into(), loss_input, loss).await
+    }
+
+    /// Runs one training step together with other ranks. Each rank calls this method with the same trainer and the same
+    /// batch. The result is bit-identical for any number of ranks, and to that of [`step`](Self::step); it depends on
+    /// the number of [shards](TrainerConfig::shards()) alone.
+    ///
+    /// Rank `r` of `R` has the shards from `floor(r * shards / R)` up to, but not including, `floor((r + 1) * shards /
+    /// R)`. It runs the passes of these, and calls `loss` for them only. Then all ranks sum their gradients, and each
+    /// updates its own parameters in the same way. Clipping and the optimizer need no other communication.
+    ///
+    /// The report is the same on all ranks, except for [`StepReport::state`]: it is NaN for the sequences of other
+    /// ranks. [`gather_state`](crate::train::gather_state) completes it, for example for a checkpoint. Only one rank
+    /// should save the run.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step). An error on one rank is returned by all: as [`Error::Rank`], which names the rank
+    /// and the shard. Only an error of `loss` itself comes back unchanged on its own rank. No trainer is then changed.
+    /// - [`Error::Rank`] if the version of the library, the model, the configuration, the number of steps, the batch, or
+    ///   in the first step the parameters, differ from those of rank 0. It names the first rank that differs.
+    /// - [`Error::Config`] if there are fewer shards than ranks.
+    /// - The errors of the collective. The ranks can then not continue together, so the caller should end the process.
+    pub fn step_on<'a, G: Into<LossGradient>, E: From<Error> + Display>(
+        &mut self,
+        collective: &impl Collective,
+        input: impl Into<Input<'a>>,
+        loss_input: LossInput,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<StepReport, E> {
+        block_on(self.step_on_ranks(collective, E::to_string, input.into(), loss_input, loss))
+    }
+
+    /// A training step on several ranks. `describe_error` returns the text of an error of the caller.
+    async fn step_on_ranks<G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        collective: &impl Collective,
+        describe_error: fn(&E) -> String,
+        input: Input<'_>,
+        loss_input: LossInput,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<StepReport, E> {
         let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
-        let input = input.into().dropout(Dropout::Seed(nth_seed(self.config.seed, step)));
+        let (mut state, mut sums) = (None, self.run_shards(collective, step, &input, loss_input, loss).await);
+        if let Ok(shard_sums) = &mut sums {
+            match shard_sums.take_states(input.batch_and_steps().0) {
+                Ok(states) => state = states.into_iter().next(),
+                Err(error) => sums = Err(error.into()),
+            }
+        }
+        let settings = || self.settings(&input, loss_input);
+        let combined = ShardSums::combine(collective, step, self.config.shards, settings, describe_error, sums);
+        let (loss, gradients) = combined.map_err(StepError::into_callers)?;
+        let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
+        let gradient_norm;
+        (self.lstm, self.head, self.optimizer, gradient_norm) = updated;
+        // A step without the other ranks may make the parameters differ.
+        self.is_compared = collective.size() > 1;
+        let state = state.ok_or_else(|| Error::shape("Trainer::step", "at least one shard", "none"))?;
+        Ok(StepReport { step, loss, gradient_norm, learning_rate, state })
+    }
+
+    /// Everything on which a step depends, as named texts.
+    fn settings(&self, input: &Input<'_>, loss_input: LossInput) -> Vec<(&'static str, String)> {
+        let head = self.head.as_ref().map_or("none".into(), |head| HeadSpec::of(head).to_string());
+        let mut settings = run_settings(self.lstm.backend(), &self.config, &self.optimizer);
+        settings.extend([
+            ("model", self.lstm.config().to_string()),
+            ("head", head),
+            ("loss input", format!("{loss_input:?}")),
+        ]);
+        if !self.is_compared {
+            let head = self.head.iter().flat_map(|head| head.weight().iter().chain(head.bias().into_iter().flatten()));
+            let lstm = self.lstm.weights().layers().iter().flat_map(|layer| layer.iter().flat_map(|(_, array)| array));
+            settings.push(parameters_setting(lstm.chain(head), &self.optimizer));
+        }
+        let layout = if input.time_major { "time-major " } else { "" };
+        let (_, b, c) = input.x.dim();
+        let element = |k: usize| input.x[[k / (b * c), k / c % b, k % c]];
+        let values = digest_indices(input.x.len(), self.is_compared).map(element);
+        let (name, text) = batch_setting(input.x.dim(), input.lengths, input.state.is_some(), values);
+        settings.push((name, format!("{layout}{text}")));
+        settings
+    }
+
+    /// Runs the forward and backward passes of the shards of this rank.
+    async fn run_shards<G: Into<LossGradient>, E>(
+        &self,
+        collective: &impl Collective,
+        step: u64,
+        input: &Input<'_>,
+        loss_input: LossInput,
+        mut loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<ShardSums<ModelArrays>, StepError<E>> {
         if input.x.is_empty() || input.lengths.is_some_and(|lengths| lengths.iter().all(|&len| len == 0)) {
             let got = format!("{:?}, lengths {:?}", input.x.shape(), input.lengths);
             return Err(Error::shape("Trainer::step: x", "at least one time step of one sequence", got).into());
         }
-        let (loss, state, gradients) = self.gradients(step, &input, loss_input, loss).await?;
-        Ok(self.apply(learning_rate, gradients).map(|gradient_norm| StepReport {
-            step,
-            loss,
-            gradient_norm,
-            learning_rate,
-            state,
-        })?)
+        let (shards, batch) = (self.config.shards, input.batch_and_steps().0);
+        check_shards(shards, batch)?;
+        let own_shards = own_shards(collective, shards)?;
+        // Shards are taken out of arrays of the right shapes.
+        input.check(self.lstm.config())?;
+        let mut sums = ShardSums::new(shards);
+        for index in own_shards {
+            let shard = shard_of(input, loss_input, shards, index);
+            let state = input.state.map(|state| match shards {
+                1 => Ok(Cow::Borrowed(state)),
+                _ => select_state(state, &shard.rows).map(Cow::Owned),
+            });
+            let state = state.transpose()?;
+            let seed = dropout_seed(self.config.seed, step, index);
+            let shard_input = rows_of(input, &shard.rows, state.as_deref()).dropout(Dropout::Seed(seed));
+            let pass = self.gradients(step, &shard_input, loss_input, &mut loss, &shard).await;
+            let (loss, state, gradients) = pass.map_err(|error| error.in_shard(&shard))?;
+            sums.push(&shard, loss, gradients, vec![state])?;
+        }
+        Ok(sums)
     }
 
-    /// Clips the gradients, runs the optimizer and replaces the weights. Returns the norm of the gradients.
-    fn apply(&mut self, learning_rate: f32, mut gradients: ModelArrays) -> Result<f64> {
+    /// Clips the gradients and runs the optimizer. Returns the new model and optimizer, and the norm of the gradients.
+    fn update(&self, learning_rate: f32, mut gradients: ModelArrays) -> Result<Updated<B>> {
         let head_spec = self.head.as_ref().map(HeadSpec::of);
         let shapes = parameter_shapes(self.lstm.config(), head_spec);
         let names: Vec<_> = shapes.into_iter().map(|(name, _)| name).collect();
@@ -228,8 +350,8 @@ impl<B: Backend> Trainer<B> {
             self.config.clip,
             learning_rate,
             &names,
-            values.slices(),
-            gradients.slices(),
+            values.slices()?,
+            gradients.slices()?,
         )?;
         let mut lstm = self.lstm.clone();
         lstm.set_weights(values.lstm)?;
@@ -237,18 +359,19 @@ impl<B: Backend> Trainer<B> {
             (Some(head), Some((weight, bias))) => Some(Linear::new(head.backend(), weight, bias)?),
             _ => None,
         };
-        (self.lstm, self.head, self.optimizer) = (lstm, head, optimizer);
-        Ok(gradient_norm)
+        Ok((lstm, head, optimizer, gradient_norm))
     }
 
-    /// Runs the forward pass, the loss and the backward pass. Returns the loss, the final states and the gradients.
-    async fn gradients<G: Into<LossGradient>, E: From<Error>>(
+    /// Runs the forward pass, the loss and the backward pass of one shard. Returns the loss, the final states and the
+    /// gradients.
+    async fn gradients<G: Into<LossGradient>, E>(
         &self,
         step: u64,
         input: &Input<'_>,
         loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
-    ) -> Result<(f64, HostState, ModelArrays), E> {
+        shard: &Shard,
+    ) -> Result<(f64, HostState, ModelArrays), StepError<E>> {
         let config = self.lstm.config();
         let output = self.lstm.forward_train_async(*input, self.config.checkpointing).await?;
         let last_hidden = if loss_input.reads_last_state() { Some(output.state.last(config)?) } else { None };
@@ -257,7 +380,7 @@ impl<B: Backend> Trainer<B> {
                 y: loss_input.reads_outputs().then(|| output.y.view()),
                 last: last_hidden.as_ref().map(|last| last.view()),
             };
-            let (loss, gradient) = checked_loss(step, loss, outputs, &whole_batch(input, loss_input))?;
+            let (loss, gradient) = checked_loss(step, loss, outputs, shard)?;
             let lstm = backward(&output.tape, config, gradient).await?;
             return Ok((loss, output.state, ModelArrays { lstm, head: None }));
         };
@@ -267,7 +390,7 @@ impl<B: Backend> Trainer<B> {
             None => None,
         };
         let outputs = ModelOutputs { y: y.as_ref().map(|y| y.view()), last: last.as_ref().map(|last| last.view()) };
-        let (loss, mut gradient) = checked_loss(step, loss, outputs, &whole_batch(input, loss_input))?;
+        let (loss, mut gradient) = checked_loss(step, loss, outputs, shard)?;
         let mut head_gradients: Option<HeadArrays> = None;
         let mut hidden_gradient = LossGradient { y: None, last: None };
         if let Some(dy) = &mut gradient.y {
@@ -290,6 +413,9 @@ impl<B: Backend> Trainer<B> {
         Ok((loss, output.state, ModelArrays { lstm, head: head_gradients }))
     }
 }
+
+/// The LSTM, the head and the optimizer after a step, and the norm of the gradients.
+type Updated<B> = (Lstm<B>, Option<Linear<B>>, Optimizer, f64);
 
 /// The part of an error message that says how to start a new run.
 const NEW_RUN: &str = "pass the results of Trainer::into_parts to Trainer::new";
@@ -324,11 +450,23 @@ fn with_config(
 /// Weight and bias of a head.
 type HeadArrays = (Array2<f32>, Option<Array1<f32>>);
 
-/// The [`Shard`] that consists of the whole batch.
-fn whole_batch(input: &Input<'_>, loss_input: LossInput) -> Shard {
+/// Shard number `index` of a batch with `shards` shards.
+fn shard_of(input: &Input<'_>, loss_input: LossInput, shards: usize, index: usize) -> Shard {
     let (batch, steps) = input.batch_and_steps();
-    let time_steps = input.lengths.map_or(batch * steps, |lengths| lengths.iter().sum());
-    Shard { index: 0, rows: 0..batch, count: if loss_input.reads_outputs() { time_steps } else { batch } }
+    let rows = part(batch, shards, index);
+    let count = |rows: Range<usize>| match (loss_input.reads_outputs(), input.lengths) {
+        (false, _) => rows.len(),
+        (true, None) => rows.len() * steps,
+        (true, Some(lengths)) => lengths[rows].iter().sum(),
+    };
+    Shard { index, shards, count: count(0..batch), own_count: count(rows.clone()), rows }
+}
+
+/// The sequences `rows` of an input, with their initial states.
+fn rows_of<'a>(input: &'a Input<'_>, rows: &Range<usize>, state: Option<&'a HostState>) -> Input<'a> {
+    let x = input.x.slice_axis(Axis(usize::from(input.time_major)), (rows.start..rows.end).into());
+    let lengths = input.lengths.map(|lengths| &lengths[rows.clone()]);
+    Input { x, state, lengths, time_major: input.time_major, dropout: input.dropout }
 }
 
 /// The gradients of the LSTM's weights, from the gradient of the loss with respect to its outputs and last hidden states.
@@ -359,13 +497,14 @@ fn clear_beyond_lengths(values: &mut Array3<f32>, input: &Input<'_>) {
 
 /// Computes the loss and its gradient. Fails if the loss is not finite or the gradient does not have the shapes of the
 /// outputs.
-fn checked_loss<G: Into<LossGradient>, E: From<Error>>(
+fn checked_loss<G: Into<LossGradient>, E>(
     step: u64,
     mut loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     outputs: ModelOutputs<'_>,
     shard: &Shard,
-) -> Result<(f64, LossGradient), E> {
-    let (loss, gradient) = loss(outputs, shard)?;
+) -> Result<(f64, LossGradient), StepError<E>> {
+    let (loss, gradient) =
+        loss(outputs, shard).map_err(|error| StepError::Loss { error, shard: shard.index, shards: shard.shards })?;
     let gradient = gradient.into();
     gradient.check(&outputs)?;
     if !loss.is_finite() {

@@ -9,14 +9,22 @@ use super::{
     checkpoint::{
         EXTRA_PREFIX, OPTIMIZER_PREFIX, TRAINER_PREFIX, UnreadMetadata, take_extra_tensors, take_optimizer, write_run,
     },
+    shards::{
+        GradientArrays, ShardSums, StepError, batch_setting, check_shards, digest_indices, dropout_seed,
+        parameters_setting, run_settings, select_state,
+    },
     with_config,
 };
 use crate::{
     backend::Backend,
     error::{Error, Result},
-    model::{Dropout, HostState, block_on, nth_seed},
+    model::{Dropout, HostState, block_on},
     network::{Model, ModelInput, ModelOutput, ModelWeights},
-    train::{LossGradient, ModelOutputs, Optimizer, Shard},
+    train::{
+        LossGradient, ModelOutputs, Optimizer, Shard,
+        collective::{Collective, SingleRank, own_shards, succeed_together},
+        tree::part,
+    },
     weights::state_dict::StateDict,
 };
 
@@ -42,11 +50,19 @@ pub struct ModelTrainer<B: Backend> {
     model: Model<B>,
     optimizer: Optimizer,
     config: TrainerConfig,
+    /// Whether the parameters were compared with those of other ranks.
+    is_compared: bool,
 }
 
 impl<B: Backend> fmt::Debug for ModelTrainer<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ModelTrainer({:?}, {:?}, {} steps done)", self.model, self.config, self.steps())
+    }
+}
+
+impl GradientArrays for ModelWeights {
+    fn slices(&mut self) -> Result<Vec<&mut [f32]>> {
+        self.parameters_mut()
     }
 }
 
@@ -82,7 +98,8 @@ impl<B: Backend> ModelTrainer<B> {
                 return Err(Error::config("layers", reason));
             }
         }
-        Ok(ModelTrainer { model, optimizer: Optimizer::new(config.optimizer.clone())?, config })
+        let optimizer = Optimizer::new(config.optimizer.clone())?;
+        Ok(ModelTrainer { model, optimizer, config, is_compared: false })
     }
 
     /// The model with its current parameters.
@@ -132,21 +149,25 @@ impl<B: Backend> ModelTrainer<B> {
 
     /// Runs one training step: forward pass with dropout, loss, backward pass, gradient clipping, optimizer step.
     ///
-    /// `loss` is called once, for the whole batch. It gets the model's outputs without a softmax at the end:
-    /// [`ModelOutputs::y`], or [`ModelOutputs::last`] if the model
-    /// [returns the last step](ModelWeights::returns_last_step). It returns the loss and its gradient with respect to
-    /// these outputs. Its error type may be the caller's own. Outputs beyond a sequence's length are +0, and their
-    /// gradients are ignored.
+    /// `loss` is called once for each [shard](TrainerConfig::shards()) of the batch, in order; by default, for the whole
+    /// batch. It gets the model's outputs without a softmax at the end: [`ModelOutputs::y`], or [`ModelOutputs::last`] if
+    /// the model [returns the last step](ModelWeights::returns_last_step). It returns the loss and its gradient with
+    /// respect to these outputs. The loss of the batch is the sum over the shards, so a mean is
+    /// [weighed](crate::train::part_of_mean). The error type of `loss` may be the caller's own. Outputs beyond a
+    /// sequence's length are +0, and their gradients are ignored.
     ///
-    /// The dropout seed is derived from the [seed of the configuration](TrainerConfig::seed) and the number of the
-    /// step, as `docs/specification.md` defines under "Training steps". It replaces the dropout seed of the input.
+    /// The dropout seed of a shard is derived from the [seed of the configuration](TrainerConfig::seed), the number of
+    /// the step and that of the shard, as `docs/specification.md` defines under "Training steps". It replaces the dropout
+    /// seed of the input.
     ///
     /// # Errors
     /// The parameters, the optimizer and the number of steps are unchanged after an error.
-    /// - [`Error::NotFinite`], which gives the step and the first of these that is infinite or NaN: the loss, the
-    ///   gradient of a parameter, its new value, its optimizer state.
+    /// - [`Error::NotFinite`], which gives the step and the first of these that is infinite or NaN: the loss, of a shard
+    ///   if there are several, the gradient of a parameter, its new value, its optimizer state.
     /// - [`Error::Shape`] if the input is empty, or the gradient does not have the shape of the outputs.
-    /// - The errors of [`Model::forward`] and of `loss`.
+    /// - [`Error::Config`] if there are more shards than sequences.
+    /// - The errors of [`Model::forward`] and of `loss`. With several shards, those of the library are an
+    ///   [`Error::Shard`], which names the shard.
     pub fn step<'a, G: Into<LossGradient>, E: From<Error>>(
         &mut self,
         input: impl Into<ModelInput<'a>>,
@@ -165,34 +186,135 @@ impl<B: Backend> ModelTrainer<B> {
         input: impl Into<ModelInput<'a>>,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<ModelStepReport, E> {
-        let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
-        let input = input.into().dropout(Dropout::Seed(nth_seed(self.config.seed, step)));
-        let time_steps = input.time_steps();
-        if time_steps == Some(0) {
-            return Err(Error::shape("ModelTrainer::step: input", "at least one time step of one sequence", 0).into());
-        }
-        let pass = self.model.forward_train_async(input, self.config.checkpointing).await?;
-        let batch = pass.y.dim().0;
-        let returns_last_step = self.model.weights().returns_last_step();
-        let outputs = match returns_last_step {
-            true => ModelOutputs { y: None, last: Some(pass.y.index_axis(Axis(1), 0)) },
-            false => ModelOutputs { y: Some(pass.y.view()), last: None },
-        };
-        let count = if returns_last_step { batch } else { time_steps.unwrap_or_default() };
-        let (loss, gradient) = checked_loss(step, loss, outputs, &Shard { index: 0, rows: 0..batch, count })?;
-        let last = gradient.last.map(|last| last.insert_axis(Axis(1)));
-        let missing = || Error::shape("ModelTrainer::step: gradient of the loss", "an array", "none");
-        let dy: Array3<f32> = gradient.y.or(last).ok_or_else(missing)?;
-        let mut gradients = pass.tape.backward_async(&dy).await?.weights;
+        self.step_on_ranks(&SingleRank, |_| String::new(), input.into(), loss).await
+    }
 
+    /// Runs one training step together with other ranks, as [`Trainer::step_on`](super::Trainer::step_on) does.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step) and [`Trainer::step_on`](super::Trainer::step_on).
+    pub fn step_on<'a, G: Into<LossGradient>, E: From<Error> + fmt::Display>(
+        &mut self,
+        collective: &impl Collective,
+        input: impl Into<ModelInput<'a>>,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<ModelStepReport, E> {
+        block_on(self.step_on_ranks(collective, E::to_string, input.into(), loss))
+    }
+
+    /// A training step on several ranks. `describe_error` returns the text of an error of the caller.
+    async fn step_on_ranks<G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        collective: &impl Collective,
+        describe_error: fn(&E) -> String,
+        input: ModelInput<'_>,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<ModelStepReport, E> {
+        let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
+        let (mut states, mut sums) = (Vec::new(), self.run_shards(collective, step, &input, loss).await);
+        if let Ok(shard_sums) = &mut sums {
+            match shard_sums.take_states(input.batch_and_steps().0) {
+                Ok(states_of_batch) => states = states_of_batch,
+                Err(error) => sums = Err(error.into()),
+            }
+        }
+        let combined =
+            ShardSums::combine(collective, step, self.config.shards, || self.settings(&input), describe_error, sums);
+        let (loss, gradients) = combined.map_err(StepError::into_callers)?;
+        let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
+        let gradient_norm;
+        (self.model, self.optimizer, gradient_norm) = updated;
+        // A step without the other ranks may make the parameters differ.
+        self.is_compared = collective.size() > 1;
+        Ok(ModelStepReport { step, loss, gradient_norm, learning_rate, states })
+    }
+
+    /// Everything on which a step depends, as named texts.
+    fn settings(&self, input: &ModelInput<'_>) -> Vec<(&'static str, String)> {
+        let weights = self.model.weights();
+        let mut settings = run_settings(self.model.backend(), &self.config, &self.optimizer);
+        let layers: Vec<_> = weights.layers().iter().map(ToString::to_string).collect();
+        settings.push(("model", layers.join(", ")));
+        if !self.is_compared {
+            settings.push(parameters_setting(weights.parameter_values(), &self.optimizer));
+        }
+        let (lengths, has_states) = (input.given_lengths(), input.given_states().is_some());
+        let values = digest_indices(input.num_values(), self.is_compared).flat_map(|k| input.value_bits(k));
+        settings.push(batch_setting(input.batch_and_steps(), lengths, has_states, values));
+        settings
+    }
+
+    /// Clips the gradients and runs the optimizer. Returns the new model and optimizer, and the norm of the gradients.
+    fn update(&self, learning_rate: f32, mut gradients: ModelWeights) -> Result<(Model<B>, Optimizer, f64)> {
         let mut weights = self.model.weights().try_clone()?;
         let names: Vec<_> = weights.parameter_shapes().into_iter().map(|(name, _)| name).collect();
         let (values, gradients) = (weights.parameters_mut()?, gradients.parameters_mut()?);
         let (optimizer, gradient_norm) =
             self.optimizer.clipped_step(self.config.clip, learning_rate, &names, values, gradients)?;
-        self.model.set_weights(weights)?;
-        self.optimizer = optimizer;
-        Ok(ModelStepReport { step, loss, gradient_norm, learning_rate, states: pass.states })
+        let mut model = self.model.clone();
+        model.set_weights(weights)?;
+        Ok((model, optimizer, gradient_norm))
+    }
+
+    /// Runs the forward and backward passes of the shards of this rank.
+    async fn run_shards<G: Into<LossGradient>, E>(
+        &self,
+        collective: &impl Collective,
+        step: u64,
+        input: &ModelInput<'_>,
+        mut loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<ShardSums<ModelWeights>, StepError<E>> {
+        let (batch, _) = input.batch_and_steps();
+        let returns_last_step = self.model.weights().returns_last_step();
+        let count = |input: &ModelInput<'_>| {
+            let (batch, time_steps) = (input.batch_and_steps().0, input.time_steps().unwrap_or_default());
+            if returns_last_step { batch } else { time_steps }
+        };
+        if input.time_steps() == Some(0) {
+            return Err(Error::shape("ModelTrainer::step: input", "at least one time step of one sequence", 0).into());
+        }
+        let shards = self.config.shards;
+        check_shards(shards, batch)?;
+        let own_shards = own_shards(collective, shards)?;
+        // Shards are taken out of arrays of the right shapes.
+        input.check("forward_train", self.model.weights())?;
+        let mut sums = ShardSums::new(shards);
+        for index in own_shards {
+            let rows = part(batch, shards, index);
+            let select = |states: &[HostState]| states.iter().map(|state| select_state(state, &rows)).collect();
+            let states: Option<Vec<_>> = match shards {
+                1 => None,
+                _ => input.given_states().map(select).transpose()?,
+            };
+            let shard_input = input.rows(&rows, states.as_deref());
+            let shard = Shard { index, shards, count: count(input), own_count: count(&shard_input), rows };
+            let shard_input = shard_input.dropout(Dropout::Seed(dropout_seed(self.config.seed, step, index)));
+            let pass = self.gradients(step, shard_input, &mut loss, &shard).await;
+            let (loss, states, gradients) = pass.map_err(|error| error.in_shard(&shard))?;
+            sums.push(&shard, loss, gradients, states)?;
+        }
+        Ok(sums)
+    }
+
+    /// Runs the forward pass, the loss and the backward pass of one shard. Returns the loss, the final states and the
+    /// gradients.
+    async fn gradients<G: Into<LossGradient>, E>(
+        &self,
+        step: u64,
+        input: ModelInput<'_>,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+        shard: &Shard,
+    ) -> Result<(f64, Vec<HostState>, ModelWeights), StepError<E>> {
+        let pass = self.model.forward_train_async(input, self.config.checkpointing).await?;
+        let outputs = match self.model.weights().returns_last_step() {
+            true => ModelOutputs { y: None, last: Some(pass.y.index_axis(Axis(1), 0)) },
+            false => ModelOutputs { y: Some(pass.y.view()), last: None },
+        };
+        let (loss, gradient) = checked_loss(step, loss, outputs, shard)?;
+        let last = gradient.last.map(|last| last.insert_axis(Axis(1)));
+        let missing = || Error::shape("ModelTrainer::step: gradient of the loss", "an array", "none");
+        let dy: Array3<f32> = gradient.y.or(last).ok_or_else(missing)?;
+        Ok((loss, pass.states, pass.tape.backward_async(&dy).await?.weights))
     }
 
     /// Saves the run to a checkpoint file without additional data. See [`save_with`](Self::save_with).

@@ -4,6 +4,7 @@ use std::{fmt, str::FromStr};
 
 use ndarray::{Array1, Array2};
 
+use super::shards::GradientArrays;
 use crate::{
     backend::Backend,
     config::{
@@ -80,15 +81,15 @@ pub(super) struct ModelArrays {
     pub(super) head: Option<(Array2<f32>, Option<Array1<f32>>)>,
 }
 
-impl ModelArrays {
+impl GradientArrays for ModelArrays {
     /// The elements of each array, in the order of [`parameter_shapes`].
-    pub(super) fn slices(&mut self) -> Vec<&mut [f32]> {
+    fn slices(&mut self) -> Result<Vec<&mut [f32]>> {
         const ROW_MAJOR_MESSAGE: &str = "layers keep their arrays row-major";
         let mut slices: Vec<_> = self.lstm.iter_mut().map(|(_, values)| values).collect();
         if let Some((weight, bias)) = &mut self.head {
             slices.push(weight.as_slice_mut().expect(ROW_MAJOR_MESSAGE));
             slices.extend(bias.as_mut().map(|bias| bias.as_slice_mut().expect(ROW_MAJOR_MESSAGE)));
         }
-        slices
+        Ok(slices)
     }
 }
