@@ -140,10 +140,18 @@ impl Run {
             let targets: Vec<_> = delayed_x.rows().into_iter().map(target_class).collect();
             return cross_entropy(y, &targets);
         }
-        // Sums of two features, which a linear layer can represent.
-        let targets =
-            Array3::from_shape_fn(y.dim(), |(b, t, o)| delayed_x[[b, t, o % delayed_x.dim().2]] + delayed_x[[b, t, 0]]);
-        mean_squared_error(y, targets.view())
+        mean_squared_error(y, self.sums(delayed_x).view())
+    }
+
+    /// The targets of training step `k`, if they are numbers.
+    pub fn targets(&self, k: u64) -> Array3<f32> {
+        self.sums(&self.data(k).1)
+    }
+
+    /// Sums of two features, which a linear layer can represent.
+    fn sums(&self, delayed_x: &Array3<f32>) -> Array3<f32> {
+        let shape = (self.batch, self.steps, self.outputs);
+        Array3::from_shape_fn(shape, |(b, t, o)| delayed_x[[b, t, o % delayed_x.dim().2]] + delayed_x[[b, t, 0]])
     }
 
     /// Runs `steps` training steps and returns their losses.
