@@ -156,13 +156,14 @@ impl<M: MultiplyAdd> Simd for Floats<M> {
     }
     #[inline(always)]
     unsafe fn clamp_max(self, bound: f32) -> Self {
-        // `pmin(a, b)` is `b < a ? b : a`: a comparison with NaN is false and keeps `self`.
-        Self::new(f32x4_pmin(self.0, f32x4_splat(bound)))
+        // A comparison with NaN is false and keeps `self`. With `f32x4_pmin`, compiled code lost NaN.
+        let bound = f32x4_splat(bound);
+        Self::new(v128_bitselect(bound, self.0, f32x4_gt(self.0, bound)))
     }
     #[inline(always)]
     unsafe fn clamp_min(self, bound: f32) -> Self {
-        // `pmax(a, b)` is `a < b ? b : a`.
-        Self::new(f32x4_pmax(self.0, f32x4_splat(bound)))
+        let bound = f32x4_splat(bound);
+        Self::new(v128_bitselect(bound, self.0, f32x4_lt(self.0, bound)))
     }
     #[inline(always)]
     unsafe fn exp2_from_bits(self) -> Self {
