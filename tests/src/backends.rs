@@ -55,7 +55,11 @@ fn open(name: &str, visitor: &mut impl BackendVisitor) -> Result<(), NotRun> {
         #[cfg(feature = "toy")]
         "toy" => visitor.visit(name, crate::toy::Toy),
         // As programs use them that choose at run time.
-        _ => visitor.visit(name, Device::open(name).map_err(|error| not_run(error.to_string()))?),
+        // WebAssembly has only the asynchronous function.
+        _ => {
+            let device = pollster::block_on(Device::builder().backend(name).open_async());
+            visitor.visit(name, device.map_err(|error| not_run(error.to_string()))?);
+        }
     }
     Ok(())
 }

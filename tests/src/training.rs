@@ -161,10 +161,21 @@ impl Run {
             let targets: Vec<_> = delayed_x.rows().into_iter().map(target_class).collect();
             return cross_entropy(y, &targets);
         }
-        // Sums of two features, which a linear layer can represent.
-        let targets =
-            Array3::from_shape_fn(y.dim(), |(b, t, o)| delayed_x[[b, t, o % delayed_x.dim().2]] + delayed_x[[b, t, 0]]);
+        let targets = self.sums(delayed_x);
         Ok(part_of_mean(mean_squared_error(y, targets.view())?, shard.rows.len(), self.batch))
+    }
+
+    /// The targets of training step `k`, if they are numbers.
+    pub fn targets(&self, k: u64) -> Array3<f32> {
+        self.sums(self.data(k).1.view())
+    }
+
+    /// Sums of two features, which a linear layer can represent.
+    fn sums(&self, delayed_x: ArrayView3<'_, f32>) -> Array3<f32> {
+        let (batch, steps, features) = delayed_x.dim();
+        Array3::from_shape_fn((batch, steps, self.outputs), |(b, t, o)| {
+            delayed_x[[b, t, o % features]] + delayed_x[[b, t, 0]]
+        })
     }
 
     /// Runs `steps` training steps and returns their losses.

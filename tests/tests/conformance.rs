@@ -293,7 +293,9 @@ mod cpu {
         let plain = Cpu::builder().threads(1).isa(Isa::Plain).build()?;
         let threads = |n: usize| Ok((format!("{n}-threads"), Cpu::builder().threads(n).always_all_threads().build()?));
         let isa = |isa: Isa| Ok((isa.to_string(), Cpu::builder().threads(1).isa(isa).build()?));
-        let threads = [1, 2, 4].into_iter().map(threads).collect::<lstm_cpu::Result<Vec<_>>>()?;
+        // WebAssembly has one thread.
+        let numbers: &[usize] = if cfg!(target_family = "wasm") { &[1] } else { &[1, 2, 4] };
+        let threads = numbers.iter().copied().map(threads).collect::<lstm_cpu::Result<Vec<_>>>()?;
         let isas = Isa::available().into_iter().map(isa).collect::<lstm_cpu::Result<Vec<_>>>()?;
         for (group, variants) in [("threads", threads), ("isa", isas.clone())] {
             for (label, cpu) in variants.clone() {

@@ -25,6 +25,7 @@ const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("lstm-cli", &["lstm"]),
     ("lstm-c", &["lstm"]),
     ("lstm-python", &["lstm"]),
+    ("lstm-web", &["lstm"]),
     ("lstm-examples", &["lstm"]),
     // Its tests run the tool on the simulated driver.
     ("lstm-cuda-sim", &["lstm-core", "lstm-cuda", "lstm-cli"]),

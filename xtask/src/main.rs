@@ -12,6 +12,7 @@ mod table;
 mod test_all;
 mod verify;
 mod verify_models;
+mod web;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,7 @@ enum Command {
     VerifyModels(verify_models::Args),
     Python(python::Args),
     Soak(soak::Args),
+    Web(web::Args),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::VerifyModels(args) => verify_models::run(&args),
         Command::Python(args) => python::run(&args),
         Command::Soak(args) => soak::run(&args),
+        Command::Web(args) => web::run(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -129,10 +129,15 @@ impl Simd for f32 {
     }
     #[inline(always)]
     unsafe fn clamp_max(self, bound: f32) -> f32 {
+        // Vectorized for WebAssembly, this comparison lost NaN.
+        #[cfg(target_arch = "wasm32")]
+        let bound = std::hint::black_box(bound);
         if self > bound { bound } else { self }
     }
     #[inline(always)]
     unsafe fn clamp_min(self, bound: f32) -> f32 {
+        #[cfg(target_arch = "wasm32")]
+        let bound = std::hint::black_box(bound);
         if self < bound { bound } else { self }
     }
     #[inline(always)]

@@ -8,6 +8,8 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod plain;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm;
 
 use std::fmt;
 
@@ -25,13 +27,20 @@ pub enum Isa {
     Avx2,
     /// NEON, which every 64-bit Arm processor has: 4 lanes.
     Neon,
+    /// WebAssembly's relaxed-simd: 4 lanes. For builds with the target features `simd128` and `relaxed-simd`, in an engine
+    /// that fuses the multiply-add, which is tested. Other engines use `Plain`, and should be given a build without
+    /// `relaxed-simd`.
+    RelaxedSimd,
+    /// WebAssembly's simd128, with the multiply-add in f64: 4 lanes. For builds with the target feature `simd128` and
+    /// without `relaxed-simd`, so that a module, which every visitor of a page downloads, has one set of vector kernels.
+    Simd128,
     /// Plain Rust without vector instructions: one lane. Runs on every processor, slowly.
     Plain,
 }
 
 impl Isa {
     /// All instruction sets, fastest first.
-    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Plain];
+    pub const ALL: [Isa; 6] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::RelaxedSimd, Isa::Simd128, Isa::Plain];
 
     /// The instruction sets that this processor supports, fastest first. Never empty.
     pub fn available() -> Vec<Isa> {
@@ -54,8 +63,12 @@ impl Isa {
             }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => Some(&neon::KERNELS),
+            #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+            Isa::RelaxedSimd => wasm::fuses().then_some(&wasm::relaxed::KERNELS),
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128", not(target_feature = "relaxed-simd")))]
+            Isa::Simd128 => Some(&wasm::exact::KERNELS),
             Isa::Plain => Some(&plain::KERNELS),
-            #[allow(unreachable_patterns, reason = "on x86-64 and aarch64 some arms above exist, elsewhere none")]
+            #[allow(unreachable_patterns, reason = "which arms above exist depends on the target")]
             _ => None,
         }
     }
@@ -73,6 +86,10 @@ impl Isa {
             Isa::Neon if std::arch::is_aarch64_feature_detected!("dotprod") => &neon::with_sdot::QUANTIZED,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => &neon::without_sdot::QUANTIZED,
+            #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+            Isa::RelaxedSimd => &wasm::relaxed::QUANTIZED,
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128", not(target_feature = "relaxed-simd")))]
+            Isa::Simd128 => &wasm::exact::QUANTIZED,
             _ => &plain::QUANTIZED,
         };
         match precision {
@@ -89,6 +106,8 @@ impl fmt::Display for Isa {
             Isa::Avx512 => "AVX-512",
             Isa::Avx2 => "AVX2",
             Isa::Neon => "NEON",
+            Isa::RelaxedSimd => "relaxed-simd",
+            Isa::Simd128 => "simd128",
             Isa::Plain => "plain",
         })
     }

@@ -1,0 +1,250 @@
+//! Models: opening, describing, saving, and whole sequences.
+
+use std::{ptr::null_mut, slice};
+
+use lstm::{
+    Cpu, Error, HostState, Isa, LstmConfig, Model, ModelInput, ModelLayer, ModelWeights, Precision, Result, StateDict,
+    arithmetic::Digest,
+    formats::{Format, OpenOptions, detect, open_bytes},
+    ndarray::{Array2, ArrayView3},
+};
+use serde_json::json;
+
+use crate::{
+    memory::optional_slice,
+    result::{checked, set},
+};
+
+/// A model on the CPU.
+pub(crate) struct WebModel {
+    pub(crate) model: Model<Cpu>,
+    /// The number of time steps that the model is for; `None` for any number.
+    steps: Option<usize>,
+}
+
+impl WebModel {
+    pub(crate) fn new(model: Model<Cpu>) -> Self {
+        WebModel { model, steps: None }
+    }
+
+    fn open(bytes: &[u8], precision: Option<Precision>, isa: Option<Isa>, steps: usize) -> Result<Self> {
+        let mut options = OpenOptions::default();
+        options.precision = precision;
+        let file = open_bytes(bytes, &options)?;
+        file.check_weights_suffice()?;
+        let steps = file.steps.or((steps > 0).then_some(steps));
+        let cpu = Cpu::builder().threads(1);
+        let cpu = isa.map_or(cpu, |isa| cpu.isa(isa)).build()?;
+        Ok(WebModel { model: Model::new(&cpu, file.weights)?, steps })
+    }
+
+    pub(crate) fn weights(&self) -> &ModelWeights {
+        self.model.weights()
+    }
+
+    /// What JavaScript needs to know of the model, as JSON.
+    fn describe(&self) -> String {
+        let weights = self.weights();
+        let layers = weights.layers().iter().enumerate().map(|(k, layer)| {
+            let precision = weights.layer_precision(k).filter(|precision| *precision != Precision::F32);
+            layer.to_string() + &precision.map(|precision| format!(", {precision}")).unwrap_or_default()
+        });
+        let tokens = match weights.layers().first() {
+            Some(ModelLayer::Embedding { weight, .. }) => weight.nrows(),
+            _ => 0,
+        };
+        let text = json!({
+            "layers": layers.collect::<Vec<_>>(),
+            "inputSize": weights.input_size(),
+            "outputSize": weights.output_size(),
+            "numTokens": tokens,
+            "readsTokens": weights.reads_tokens(),
+            "returnsLastStep": weights.returns_last_step(),
+            "parameters": weights.num_params(),
+            "metadata": weights.metadata(),
+            "instructions": self.model.backend().isa().to_string(),
+            "paths": self.model.paths().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        });
+        text.to_string()
+    }
+
+    /// The digest of all parameters, in the order of their names.
+    fn digest(&self) -> Result<Digest> {
+        let mut file = StateDict::from_bytes(self.weights().to_bytes()?)?;
+        let mut names: Vec<String> = file.names().map(str::to_owned).collect();
+        names.sort();
+        let mut digest = Digest::default();
+        for name in names {
+            file.take_any(&name)?.iter().for_each(|&value| digest.add(value));
+        }
+        Ok(digest)
+    }
+
+    /// The initial states of a batch from a flat array, in the order of [`state_size`].
+    fn states(&self, values: &[f32], batch: usize) -> Result<Vec<HostState>> {
+        let mut values = values.iter();
+        let states = self.weights().lstms().map(|lstm| {
+            let mut state = HostState::zeros(lstm.config(), batch)?;
+            let elements = state.h.iter_mut().chain(state.c.iter_mut());
+            elements.zip(&mut values).for_each(|(element, value)| *element = *value);
+            Ok(state)
+        });
+        states.collect()
+    }
+}
+
+/// Number of floats of the states of `batch` sequences: of each LSTM in order `h` and then `c`.
+fn state_size(weights: &ModelWeights, batch: usize) -> usize {
+    let size = |config: &LstmConfig| {
+        config.num_layers * config.num_directions() * (config.state_size() + config.hidden_size) * batch
+    };
+    weights.lstms().map(|lstm| size(lstm.config())).sum()
+}
+
+/// The format of a model file, if it must be converted first. Leaves the name in the buffer and returns whether that is so.
+///
+/// # Safety
+/// `bytes` has `size` bytes.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn model_needs_conversion(bytes: *const u8, size: usize) -> bool {
+    // SAFETY: guaranteed by the caller.
+    let format = detect(unsafe { slice::from_raw_parts(bytes, size) });
+    let format = format.filter(|format| matches!(format, Format::Onnx | Format::Keras | Format::PyTorch));
+    format.map(|format| set(format.to_string())).is_some()
+}
+
+/// Opens a model. Returns 0 after an error. `steps` is the number of time steps that it is for, or 0 for any number.
+/// `precision` is 0 for that of the file, or 8 or 12 for
+/// int8 and int12; `plain` is 1 for kernels without vector instructions, which are for comparison.
+///
+/// # Safety
+/// `bytes` has `size` bytes.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn model_open(
+    bytes: *const u8,
+    size: usize,
+    steps: usize,
+    precision: u32,
+    plain: u32,
+) -> *mut WebModel {
+    // SAFETY: guaranteed by the caller.
+    let bytes = unsafe { slice::from_raw_parts(bytes, size) };
+    let precision = match precision {
+        8 => Some(Precision::Int8),
+        12 => Some(Precision::Int12),
+        _ => None,
+    };
+    let model = checked(WebModel::open(bytes, precision, (plain == 1).then_some(Isa::Plain), steps));
+    model.map_or(null_mut(), |model| Box::into_raw(Box::new(model)))
+}
+
+/// Frees a model. Streams and trainers of the model stay valid.
+///
+/// # Safety
+/// `model` was returned by this module and not freed.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn model_free(model: *mut WebModel) {
+    // SAFETY: guaranteed by the caller.
+    drop(unsafe { Box::from_raw(model) });
+}
+
+/// Leaves a description of the model in the buffer, as JSON.
+///
+/// # Safety
+/// `model` is valid.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn model_describe(model: *const WebModel) {
+    // SAFETY: guaranteed by the caller.
+    set(unsafe { &*model }.describe());
+}
+
+/// Leaves the digest of all parameters in the buffer. Returns whether that succeeded.
+///
+/// # Safety
+/// `model` is valid.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn model_digest(model: *const WebModel) -> bool {
+    // SAFETY: guaranteed by the caller.
+    checked(unsafe { &*model }.digest()).map(|digest| set(digest.to_string())).is_some()
+}
+
+/// Leaves the model's safetensors file in the buffer. Returns whether that succeeded.
+///
+/// # Safety
+/// `model` is valid.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn model_save(model: *const WebModel) -> bool {
+    // SAFETY: guaranteed by the caller.
+    checked(unsafe { &*model }.weights().to_bytes()).map(set).is_some()
+}
+
+/// Number of floats of the states of `batch` sequences.
+///
+/// # Safety
+/// `model` is valid.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn model_state_size(model: *const WebModel, batch: usize) -> usize {
+    // SAFETY: guaranteed by the caller.
+    state_size(unsafe { &*model }.weights(), batch)
+}
+
+/// Runs a model over a batch of sequences: `x` has the shape `(batch, steps, input size)`, or `(batch, steps)` of i32 if
+/// the model reads tokens. `lengths` (u32 of each sequence) and `initial` (states) may be 0. `y` gets the outputs,
+/// `states` the final states. Returns whether that succeeded.
+///
+/// # Safety
+/// `model` is valid; each address is 0 or has the described number of elements.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn model_forward(
+    model: *const WebModel,
+    x: *const f32,
+    batch: usize,
+    steps: usize,
+    lengths: *const u32,
+    initial: *const f32,
+    y: *mut f32,
+    states: *mut f32,
+) -> bool {
+    // SAFETY: guaranteed by the caller.
+    let model = unsafe { &*model };
+    let weights = model.weights();
+    let state_len = state_size(weights, batch);
+    let forward = || -> Result<()> {
+        if let Some(expected) = model.steps.filter(|&expected| expected != steps) {
+            return Err(Error::shape("forward: steps", expected, steps));
+        }
+        // SAFETY: guaranteed by the caller.
+        let (lengths, initial) = unsafe { (optional_slice(lengths, batch), optional_slice(initial, state_len)) };
+        let lengths: Option<Vec<usize>> = lengths.map(|lengths| lengths.iter().map(|&len| len as usize).collect());
+        let initial = initial.map(|values| model.states(values, batch)).transpose()?;
+        let tokens;
+        let mut input = if weights.reads_tokens() {
+            // SAFETY: as above.
+            let values = unsafe { slice::from_raw_parts(x.cast::<i32>(), batch * steps) };
+            tokens = Array2::from_shape_fn((batch, steps), |(b, t)| i64::from(values[b * steps + t]));
+            ModelInput::from(&tokens)
+        } else {
+            let shape = (batch, steps, weights.input_size());
+            // SAFETY: as above.
+            let values = unsafe { slice::from_raw_parts(x, batch * steps * weights.input_size()) };
+            let view = ArrayView3::from_shape(shape, values);
+            view.map_err(|error| Error::shape("forward: x", format!("{shape:?}"), error))?.into()
+        };
+        input = lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
+        input = initial.iter().fold(input, |input, states| input.states(states));
+        let output = model.model.forward(input)?;
+        let final_states = output.states.iter().flat_map(|state| state.h.iter().chain(&state.c));
+        // SAFETY: as above.
+        unsafe {
+            copy(output.y.iter(), slice::from_raw_parts_mut(y, output.y.len()));
+            copy(final_states, slice::from_raw_parts_mut(states, state_len));
+        }
+        Ok(())
+    };
+    checked(forward()).is_some()
+}
+
+/// Copies values to a slice of the same length.
+fn copy<'a>(from: impl Iterator<Item = &'a f32>, to: &mut [f32]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+}
