@@ -52,8 +52,9 @@ pub(super) fn trials(trials: &mut Trials) -> lstm_core::Result<()> {
     // With so many blocks, the persistent kernels support the largest cases. Their backward pass then loads rows in several
     // rounds. Quantized layers have no kernels of their own.
     let many_blocks = Host::builder().resident_blocks(64).build()?;
-    let is_large = |case: &Case| case.config.hidden_size > 256 && case.config.precision == Precision::F32;
-    for case in cases::all_cases().into_iter().filter(|case| trials.exhaustive && is_large(case)) {
+    let exhaustive = trials.exhaustive;
+    let is_large = |case: &Case| exhaustive && case.config.hidden_size > 256 && case.config.precision == Precision::F32;
+    for case in cases::all_cases().into_iter().filter(is_large) {
         let (host, name) = (many_blocks.clone(), case.name.clone());
         trials.add("cuda-host", "many-blocks", &name, move || {
             let paths = Lstm::new(&host, case.weights()?)?.paths();
