@@ -33,7 +33,7 @@ fn main() -> Result<(), Error> {
     let mut trainer = Trainer::new(lstm, Some(Linear::random(&cpu, 32, 1, 2)?), config)?;
     let ((x, target), (validation_x, validation_target)) = (waves(8, 0), waves(32, 1000));
 
-    // The trainer with the lowest loss on the validation data, and that loss. A clone shares the weights.
+    // The trainer with the lowest loss on the validation data, and that loss.
     let mut best = (trainer.clone(), f64::INFINITY);
     while trainer.steps() < best.0.steps() + 50 {
         trainer.step(&x, LossInput::Outputs, |out, _| Ok::<_, Error>(pinball(out.y()?, target.view())))?;

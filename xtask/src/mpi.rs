@@ -26,8 +26,9 @@ const MANIFEST: &str = "crates/lstm-mpi/Cargo.toml";
 const SHARDS: usize = 7;
 
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let valid = !args.ranks.is_empty() && args.ranks.iter().all(|ranks| (1..=SHARDS).contains(ranks));
-    ensure!(valid, "--ranks: expected numbers from 1 to {SHARDS}, got {:?}", args.ranks);
+    let valid = args.ranks.iter().any(|ranks| *ranks != args.ranks[0])
+        && args.ranks.iter().all(|ranks| (1..=SHARDS).contains(ranks));
+    ensure!(valid, "--ranks: expected two or more different numbers from 1 to {SHARDS}, got {:?}", args.ranks);
     let target = read_workspace()?.target_dir.join("mpi");
     let cargo = |args: &[&str]| {
         let mut command = cargo_command();

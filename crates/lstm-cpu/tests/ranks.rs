@@ -325,6 +325,16 @@ fn settings_parameters_and_batches_are_compared() {
             assert!(error.starts_with("rank 1: ") && parts.iter().all(|part| error.contains(part)), "{error}");
         }
     }
+    // After a good step, which compares everything, some elements of each batch are compared.
+    let errors = on_ranks(3, |rank| {
+        let (mut trainer, mut x) = (trainer(4), task().0);
+        trainer.step_on(rank, &x, LossInput::Outputs, loss).unwrap();
+        if rank.rank == 1 {
+            x += 1.0;
+        }
+        trainer.step_on(rank, &x, LossInput::Outputs, loss).unwrap_err().to_string()
+    });
+    assert!(errors.iter().all(|error| error.starts_with("rank 1: batch: expected (8, 40, 2)")), "{errors:?}");
     // Fewer shards than ranks, on all of them.
     for error in on_ranks(3, |rank| step(&mut trainer(2), rank, None).unwrap_err().to_string()) {
         assert_eq!(

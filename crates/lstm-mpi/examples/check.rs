@@ -71,8 +71,9 @@ fn check(mpi: &Mpi) -> Result<()> {
 
     while trainer.steps() < steps {
         let k = trainer.steps() as usize;
-        let mut x =
-            Array3::from_shape_fn((BATCH, 24, 5), |(b, t, f)| ((k * 31 + b * 7 + t * (f + 1)) as f32 * 0.37).sin());
+        let mut x = Array3::from_shape_fn((BATCH, 24, 5), |(b, t, f)| {
+            ((k * 31 + b * 7 + t * (f + 1)) % 17) as f32 / 17.0 - 0.5
+        });
         if change == "input" {
             x[[0, 0, 0]] += 1.0;
         }

@@ -33,10 +33,11 @@
 use std::{
     fmt::Display,
     io::Write,
+    marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
-    process::{self, ExitCode},
+    process::ExitCode,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lstm_core::{Error, train::Collective};
@@ -48,12 +49,16 @@ use mpi::{
     traits::CommunicatorCollectives,
 };
 
-/// How long a rank with an error waits for the other ranks before it ends its process, so that they can report theirs.
+/// How long a rank with an error waits for the other ranks before it ends the job, so that they can report theirs.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The ranks of an MPI program: those of `MPI_COMM_WORLD`.
+/// The ranks of an MPI program: those of `MPI_COMM_WORLD`. Only the thread that initialized MPI may use it.
 pub struct Mpi {
     world: SimpleCommunicator,
+    /// For the barrier at the end of the program: a rank with an error may reach it while others exchange gradients.
+    end: SimpleCommunicator,
+    /// MPI was initialized for calls from one thread.
+    _not_send: PhantomData<*const ()>,
     /// Ends MPI when it is dropped.
     _universe: Universe,
 }
@@ -73,7 +78,8 @@ impl Mpi {
         // The threads of a backend do not call MPI.
         let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)
             .ok_or_else(|| error("initialize", "MPI is already initialized in this process"))?;
-        Ok(Mpi { world: universe.world(), _universe: universe })
+        let world = universe.world();
+        Ok(Mpi { end: world.duplicate(), world, _not_send: PhantomData, _universe: universe })
     }
 
     /// Whether this is rank 0, which should print and save.
@@ -143,8 +149,8 @@ fn error(op: &'static str, reason: &str) -> Error {
 /// Runs the main function of an MPI program. Initializes MPI, calls `main`, and ends MPI. An error is printed to the
 /// standard error stream with the number of the rank; the exit code is then 1.
 ///
-/// If only this rank fails, by an error or a panic, the others would wait for it forever. Its process therefore ends at
-/// the latest 5 seconds after the error, and `mpirun` ends the other ranks.
+/// If only this rank fails, by an error or a panic, the others would wait for it forever. If they have not ended 5
+/// seconds after the error, it ends the job with `MPI_Abort`.
 pub fn run<E: Display>(main: impl FnOnce(&Mpi) -> Result<(), E>) -> ExitCode {
     let mpi = match Mpi::initialize() {
         Ok(mpi) => mpi,
@@ -157,17 +163,23 @@ pub fn run<E: Display>(main: impl FnOnce(&Mpi) -> Result<(), E>) -> ExitCode {
     // After a panic, nothing but the rank's communicator is used.
     let result = catch_unwind(AssertUnwindSafe(|| main(&mpi)));
     let message = match result {
-        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Ok(())) => {
+            // A blocking barrier does not match an immediate one.
+            mpi.end.immediate_barrier().wait();
+            return ExitCode::SUCCESS;
+        }
         Ok(Err(error)) => format!("rank {rank}: error: {error}\n"),
         Err(_) => format!("rank {rank}: ends after a panic\n"),
     };
     // One write, so that the lines of the ranks do not mix. Nobody can be told if it fails.
     let _ = std::io::stderr().write_all(message.as_bytes());
-    thread::spawn(|| {
-        thread::sleep(GRACE);
-        process::exit(1);
-    });
-    // Waits for the other ranks.
-    drop(mpi);
+    let (mut all_ended, deadline) = (mpi.end.immediate_barrier(), Instant::now() + GRACE);
+    while let Err(waiting) = all_ended.test() {
+        if Instant::now() > deadline {
+            mpi.world.abort(1);
+        }
+        all_ended = waiting;
+        thread::sleep(Duration::from_millis(10));
+    }
     ExitCode::FAILURE
 }

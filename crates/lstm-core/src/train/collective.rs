@@ -14,8 +14,8 @@ use crate::{
     train::tree::{TreeSum, part, subtrees},
 };
 
-/// Communication between the ranks of a training run: processes that run one program and train one model together. MPI
-/// is an example; the crate `lstm-mpi` implements it.
+/// Communication between the ranks of a training run: processes that run one program and train one model together, as
+/// MPI's communicator and PyTorch's process group. The crate `lstm-mpi` implements it with MPI.
 ///
 /// Every rank calls the same methods in the same order. A method returns when this rank has all its data. Ranks are
 /// numbered from 0. Messages are bytes, which must arrive unchanged.
@@ -155,6 +155,9 @@ pub fn compare_ranks(collective: &impl Collective, values: &[(&str, String)]) ->
 /// [`Error::Shape`] if there are fewer shards than ranks, or more than sequences; the errors of the collective.
 pub fn gather_state(collective: &impl Collective, shards: usize, state: &mut HostState) -> Result<()> {
     let (ranks, batch) = (collective.size(), state.h.dim().1);
+    if state.c.dim().1 != batch {
+        return Err(Error::shape("gather_state: state.c", format!("{batch} sequences, as in h"), state.c.dim().1));
+    }
     if shards < ranks || shards > batch {
         return Err(Error::shape("gather_state: shards", format!("from {ranks} ranks to {batch} sequences"), shards));
     }
@@ -226,6 +229,10 @@ pub(super) fn exchange_outcomes(
         }
     }
     let messages = gather_messages(collective, &message)?;
+    if messages.iter().any(|message| message.len() < 9) {
+        let reason = "the ranks are at different calls: one of them went on after an error".into();
+        return Err(Error::Device { backend: "collective".into(), op: OP, reason });
+    }
     if messages.iter().any(|message| message[..8] != messages[0][..8]) {
         compare_ranks(collective, &describe())?;
         let reason = "its settings, parameters or batch differ from those of rank 0";

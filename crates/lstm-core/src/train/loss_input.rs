@@ -36,7 +36,7 @@ impl LossInput {
 
 /// The part of a batch for which the loss function is called once: the whole batch, unless
 /// [`TrainerConfig::shards`](crate::train::TrainerConfig::shards) says otherwise. The loss of the batch is the sum of the
-/// losses of its shards, so the mean over a shard must be weighed by [`part_of_mean`].
+/// losses of its shards, so the mean over a shard must be weighted by [`part_of_mean`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Shard {
@@ -59,6 +59,9 @@ pub struct Shard {
 ///
 /// `own_count` and `count` are [those of the shard](Shard), or any other numbers of which the loss is the mean, such as
 /// the numbers of targets that are not ignored.
+///
+/// A shard may have nothing to count: all its sequences have length 0, or all its targets are ignored. There is then no
+/// mean; return a loss of 0 and a gradient of zeros.
 ///
 /// ```
 /// # use lstm_core::{Backend, Error, ndarray::{Array3, s}, train::{LossInput, StepReport, Trainer, mean_squared_error, part_of_mean}};

@@ -1,6 +1,6 @@
 //! Checkpoints: one safetensors file with everything on which the later steps of a training run depend.
 
-use std::{collections::BTreeMap, fmt::Display, path::Path, str::FromStr};
+use std::{collections::BTreeMap, fmt::Display, num::NonZeroUsize, path::Path, str::FromStr};
 
 use ndarray::{Array1, Array2, ArrayD, ArrayView, Ix1, Ix2, Ix3, IxDyn};
 
@@ -409,7 +409,7 @@ impl UnreadMetadata<'_> {
         config.checkpointing = self.parse("keep")?;
         config.seed = self.parse("seed")?;
         if self.entries.contains_key(&format!("{TRAINER_PREFIX}shards")) {
-            config.shards = self.parse("shards")?;
+            config.shards = self.parse::<NonZeroUsize>("shards")?.get();
         }
         let steps = self.parse("steps")?;
         match self.entries.keys().next() {

@@ -55,8 +55,8 @@ impl TrainerConfig {
     /// The passes of a training step run shard by shard, so the activations of only one shard are in memory: this is
     /// also gradient accumulation. The loss is the sum of the losses of the shards, in f64 in their order; see
     /// [`part_of_mean`](crate::train::part_of_mean). The gradients are summed in f32 in the order of a binary tree, which
-    /// `docs/specification.md` defines under "Training steps"; at most `floor(log2(shards)) + 1` sums are in memory. Clipping and
-    /// the optimizer follow. Each shard has its own dropout masks.
+    /// `docs/specification.md` defines under "Training steps"; on one process, at most `floor(log2(shards)) + 1` sums
+    /// are in memory. Clipping and the optimizer follow. Each shard has its own dropout masks.
     ///
     /// The number of shards changes results by rounding. It is saved in checkpoints.
     pub fn shards(self, shards: usize) -> Self {

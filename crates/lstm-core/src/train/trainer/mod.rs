@@ -167,14 +167,17 @@ impl<B: Backend> Trainer<B> {
     /// `loss` is called once for each [shard](TrainerConfig::shards()) of the batch, in order. It gets the
     /// [results](ModelOutputs) that `loss_input` selects, for the sequences of the [`Shard`], which is the whole batch by
     /// default. It returns the loss and the gradient of the loss with respect to these results. The loss of the batch is
-    /// the sum over the shards, so a mean is [weighed](crate::train::part_of_mean). The error type of `loss` may be the
+    /// the sum over the shards, so a mean is [weighted](crate::train::part_of_mean). The error type of `loss` may be the
     /// caller's own.
     ///
     /// ```
-    /// # use lstm_core::{Backend, Error, ndarray::Array3, train::{LossInput, StepReport, Trainer, cross_entropy}};
+    /// # use lstm_core::{Backend, Error, ndarray::Array3, train::{LossInput, StepReport, Trainer, cross_entropy, part_of_mean}};
     /// // A classifier: one class for each sequence.
     /// # fn example<B: Backend>(trainer: &mut Trainer<B>, x: &Array3<f32>, classes: &[usize]) -> Result<StepReport, Error> {
-    /// trainer.step(x, LossInput::LastState, |out, shard| cross_entropy(out.last()?, &classes[shard.rows.clone()]))
+    /// trainer.step(x, LossInput::LastState, |out, shard| {
+    ///     let mean = cross_entropy(out.last()?, &classes[shard.rows.clone()])?;
+    ///     Ok(part_of_mean(mean, shard.own_count, shard.count))
+    /// })
     /// # }
     /// ```
     ///
@@ -230,11 +233,12 @@ impl<B: Backend> Trainer<B> {
     /// should save the run.
     ///
     /// # Errors
-    /// As for [`step`](Self::step). An error on one rank is returned by all: as [`Error::Rank`], which names the rank
-    /// and the shard. Only an error of `loss` itself comes back unchanged on its own rank. No trainer is then changed.
-    /// - [`Error::Rank`] if the version of the library, the model, the configuration, the number of steps, the batch, or
-    ///   in the first step the parameters, differ from those of rank 0. It names the first rank that differs.
-    /// - [`Error::Config`] if there are fewer shards than ranks.
+    /// As for [`step`](Self::step). On several ranks, an error in the passes of one is returned by all: as
+    /// [`Error::Rank`], which names the rank and the shard. Only an error of `loss` itself comes back unchanged on its own
+    /// rank. No trainer is then changed.
+    /// - [`Error::Rank`] if there are fewer shards than ranks, or if the version of the library, the model, the
+    ///   configuration or the number of steps differ from those of rank 0. It names the first rank that differs. In the
+    ///   first step, the parameters and the whole batch are compared too; later, some elements of the batch.
     /// - The errors of the collective. The ranks can then not continue together, so the caller should end the process.
     pub fn step_on<'a, G: Into<LossGradient>, E: From<Error> + Display>(
         &mut self,
@@ -292,7 +296,7 @@ impl<B: Backend> Trainer<B> {
         let layout = if input.time_major { "time-major " } else { "" };
         let (_, b, c) = input.x.dim();
         let element = |k: usize| input.x[[k / (b * c), k / c % b, k % c]];
-        let values = digest_indices(input.x.len(), self.is_compared).map(element);
+        let values = digest_indices(input.x.len(), self.steps(), self.is_compared).map(element);
         let (name, text) = batch_setting(input.x.dim(), input.lengths, input.state.is_some(), values);
         settings.push((name, format!("{layout}{text}")));
         settings

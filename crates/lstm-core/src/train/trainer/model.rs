@@ -40,7 +40,7 @@ use crate::{
 ///     let config = TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(1e-3));
 ///     let mut trainer = ModelTrainer::new(Model::new(backend, model)?, config)?;
 ///     for _ in 0..1000 {
-///         let report = trainer.step(tokens, |out, shard| cross_entropy(out.last()?, &classes[shard.rows.clone()]))?;
+///         let report = trainer.step(tokens, |out, _| cross_entropy(out.last()?, classes))?;
 ///         println!("step {}: loss {}", report.step, report.loss);
 ///     }
 ///     trainer.model().weights().save("model.safetensors")
@@ -239,7 +239,8 @@ impl<B: Backend> ModelTrainer<B> {
             settings.push(parameters_setting(weights.parameter_values(), &self.optimizer));
         }
         let (lengths, has_states) = (input.given_lengths(), input.given_states().is_some());
-        let values = digest_indices(input.num_values(), self.is_compared).flat_map(|k| input.value_bits(k));
+        let values =
+            digest_indices(input.num_values(), self.steps(), self.is_compared).flat_map(|k| input.value_bits(k));
         settings.push(batch_setting(input.batch_and_steps(), lengths, has_states, values));
         settings
     }

@@ -251,10 +251,15 @@ pub(super) fn parameters_setting<'a>(
 /// elements would cost more with each rank.
 const SAMPLES: usize = 1 << 12;
 
-/// The indices of the elements of a batch that are part of its digest: all in the first step, then some.
-pub(super) fn digest_indices(len: usize, is_compared: bool) -> impl Iterator<Item = usize> {
+/// The indices of the elements of a batch that are part of its digest: all in the first step, then one of each of
+/// [`SAMPLES`] ranges, at a place that is random, so that all features are compared in time.
+pub(super) fn digest_indices(len: usize, step: u64, is_compared: bool) -> impl Iterator<Item = usize> {
     let count = if is_compared { len.min(SAMPLES) } else { len };
-    (0..count).map(move |k| (k as u128 * len as u128 / count as u128) as usize)
+    let start = move |k: usize| (k as u128 * len as u128 / count as u128) as usize;
+    (0..count).map(move |k| {
+        let range = start(k)..start(k + 1);
+        range.start + (nth_seed(step, k as u64) % range.len() as u64) as usize
+    })
 }
 
 /// A description of the batch with its digest, as a named text.
