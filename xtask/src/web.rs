@@ -23,9 +23,6 @@ const MODULES: [(&str, &str, &str); 3] = [
 /// The target of the modules. It has a standard library that needs no JavaScript.
 const TARGET: &str = "wasm32-wasip1";
 
-/// What drives the browser, with its version.
-const PLAYWRIGHT: &str = "playwright-core@1.65.1";
-
 /// Build the npm package lstm-web, test it in headless Chromium, or serve its demo
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -65,8 +62,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 
     let passed = !args.test || {
         copy_files(&source.join("tests"), &site)?;
-        fs::write(out.join("package.json"), "{\"private\": true}")?;
-        succeed(Command::new("npm").args(["install", "--silent", "--no-save", PLAYWRIGHT]).current_dir(&out))?;
+        // What drives the browser, with its version and its hash.
+        for file in ["package.json", "package-lock.json"] {
+            copy(&source.join("tests").join(file), &out.join(file))?;
+        }
+        succeed(Command::new("npm").args(["ci", "--prefer-offline", "--loglevel=error"]).current_dir(&out))?;
         let mut test = Command::new("node");
         test.arg(source.join("tests/browser.mjs")).arg(&site).current_dir(&out);
         if let Some(screenshots) = &args.screenshots {
@@ -84,6 +84,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 fn build_package(package: &Path) -> Result<()> {
     let source = Path::new(PACKAGE_DIR);
     copy_files(&source.join("npm"), package)?;
+    let version = format!("\"version\": \"{}\"", env!("CARGO_PKG_VERSION"));
+    let manifest = source.join("npm/package.json");
+    ensure!(fs::read_to_string(&manifest)?.contains(&version), "{}: expected {version}", manifest.display());
     for license in ["LICENSE-MIT", "LICENSE-APACHE"] {
         copy(&source.join("../..").join(license), &package.join(license))?;
     }

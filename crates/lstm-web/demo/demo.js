@@ -17,28 +17,37 @@ const sayError = (element) => (error) => say(element, error.message ?? String(er
 /** The model that is open, and the bytes of its file, which the AudioWorklet opens again. */
 let opened;
 
-async function openModel(name, bytes) {
+/** The number of the last try to open a model. */
+let lastTry = 0;
+
+/** Opens a file, whose bytes `load` gets. Of several at once, the last that the user chose is opened. */
+async function openModel(name, load) {
+  const thisTry = ++lastTry;
   $("model-details").hidden = true;
   say($("model-status"), `Opening ${name} …`);
+  // A file that can't be opened leaves no model, so that what plays is what is shown.
+  opened?.model.free();
+  opened = undefined;
   try {
     const runtime = await Runtime.default();
+    let bytes = await load();
     if (runtime.needsConversion(bytes)) bytes = await convert(bytes);
-    const model = runtime.open(bytes);
-    opened?.model.free();
-    opened = { name, bytes, model };
+    if (thisTry !== lastTry) return;
+    opened = { name, bytes, model: runtime.open(bytes) };
   } catch (error) {
-    return sayError($("model-status"))(error);
+    if (thisTry === lastTry) sayError($("model-status"))(error);
+    return;
   }
   const { info } = opened.model;
   const input = info.readsTokens ? `tokens from 0 to ${info.numTokens - 1}` : `${info.inputSize} per time step`;
   const facts = {
+    ...info.metadata,
     "Converted from": info.convertedFrom ?? "–",
     Parameters: info.parameters.toLocaleString("en"),
     Inputs: input,
     Outputs: `${info.outputSize} per ${info.returnsLastStep ? "sequence" : "time step"}`,
     Digest: opened.model.digest(),
     "Runs by": [...new Set(info.paths)].join(", ") || "no LSTM",
-    ...info.metadata,
   };
   $("model-facts").replaceChildren(...Object.entries(facts).flatMap(([key, value]) => [element("dt", key), element("dd", value)]));
   $("layers").replaceChildren(...info.layers.map((layer) => element("li", layer)));
@@ -52,20 +61,24 @@ function element(tag, text) {
   return made;
 }
 
-const openFile = async (file) => file && openModel(file.name, await file.arrayBuffer());
+const openFile = (file) => file && openModel(file.name, () => file.arrayBuffer());
 
 $("model-file").addEventListener("change", (event) => openFile(event.target.files[0]));
-$("sample").addEventListener("click", () => openSample().catch(sayError($("model-status"))));
+$("sample").addEventListener("click", () => openSample());
 for (const [type, isOver] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
   $("drop").addEventListener(type, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", isOver);
-    if (type === "drop") openFile(event.dataTransfer.files[0]);
+    if (type !== "drop") return;
+    $("model-file").value = "";
+    openFile(event.dataTransfer.files[0]);
   });
 }
 
 async function openSample() {
-  await openModel("amp.safetensors", await fetchBytes("data/amp.safetensors"));
+  // Not the name of a file that is no longer open.
+  $("model-file").value = "";
+  await openModel("amp.safetensors", () => fetchBytes("data/amp.safetensors"));
 }
 
 async function fetchBytes(url) {
@@ -76,55 +89,81 @@ async function fetchBytes(url) {
 
 // ---- 2. Amp
 
+/** What plays, from Play to Stop. */
 let playing;
 
-async function play() {
+async function play(session) {
   if (!opened) await openSample();
-  const { model, bytes } = opened;
+  if (session !== playing) return;
+  if (!opened) throw new Error("there is no model; open one above");
+  const { name, model, bytes } = opened;
   if (model.info.readsTokens || model.inputSize !== 1 || model.outputSize !== 1 || model.info.returnsLastStep) {
-    throw new Error(`${opened.name}: expected a model with one input and one output per time step`);
+    throw new Error(`${name}: expected a model with one input and one output per time step`);
   }
   const source = document.querySelector("input[name=source]:checked").value;
-  const file = $("wav").files[0];
-  if (source === "file" && !file) throw new Error("choose a WAV file first");
+  const file = $("recording").files[0];
+  if (source === "file" && !file) throw new Error("choose a recording first");
   const rate = Number(model.info.metadata.sample_rate) || 48000;
-  const context = new AudioContext({ sampleRate: rate });
-  playing = { context };
+  const context = (session.context = new AudioContext({ sampleRate: rate }));
   await context.audioWorklet.addModule("amp-worklet.js");
-  const options = { module: await compile(), bytes };
-  const amp = new AudioWorkletNode(context, "lstm-amp", { channelCount: 1, channelCountMode: "explicit", processorOptions: options });
+  const module = await compile();
+  // The user may have stopped meanwhile, and closed the context.
+  if (session !== playing) return;
+  const amp = new AudioWorkletNode(context, "lstm-amp", { channelCount: 1, channelCountMode: "explicit", processorOptions: { module, bytes } });
   amp.port.onmessage = ({ data }) => {
-    if (data.error) return stop().then(() => say($("amp-status"), data.error, true));
+    if (session !== playing) return;
+    if (data.error) return fail(session, new Error(data.error));
     $("load").value = data.load;
     $("load-text").textContent = `${data.load.toFixed(1)} % of real time`;
   };
+  amp.onprocessorerror = () => fail(session, new Error("the amp stopped after an error in the audio thread"));
   amp.port.postMessage({ bypass: $("bypass").checked });
   amp.connect(context.destination);
-  playing.amp = amp;
+  session.amp = amp;
   if (source === "microphone") {
     const constraints = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
-    playing.microphone = await navigator.mediaDevices.getUserMedia({ audio: constraints });
-    context.createMediaStreamSource(playing.microphone).connect(amp);
+    const microphone = await navigator.mediaDevices.getUserMedia({ audio: constraints });
+    // Whoever stopped during the question wants no microphone.
+    if (session !== playing) return microphone.getTracks().forEach((track) => track.stop());
+    session.microphone = microphone;
+    context.createMediaStreamSource(microphone).connect(amp);
   } else {
+    const buffer = source === "file" ? await context.decodeAudioData(await file.arrayBuffer()) : pluck(context);
+    if (session !== playing) return;
     const node = context.createBufferSource();
-    node.buffer = source === "file" ? await context.decodeAudioData(await file.arrayBuffer()) : pluck(context);
+    node.buffer = buffer;
     node.loop = true;
     node.connect(amp);
     node.start();
   }
-  say($("amp-status"), `Playing through ${opened.name} at ${rate} Hz.`);
+  say($("amp-status"), `Playing through ${name} at ${rate} Hz.`);
 }
 
-async function stop() {
-  playing?.microphone?.getTracks().forEach((track) => track.stop());
-  await playing?.context.close();
+function stop() {
+  const session = playing;
   playing = undefined;
-  $("play").disabled = false;
-  $("stop").disabled = true;
+  session?.microphone?.getTracks().forEach((track) => track.stop());
+  session?.context?.close();
+  setDisabled($("play"), false);
+  setDisabled($("stop"), true);
   $("load").value = 0;
   $("load-text").textContent = "–";
   say($("amp-status"), "Stopped.");
 }
+
+/** Stops after an error, unless the user stopped first. */
+function fail(session, error) {
+  if (session !== playing) return;
+  stop();
+  sayError($("amp-status"))(error);
+}
+
+/** A button that does nothing, and keeps the keyboard's focus. */
+function setDisabled(button, isDisabled) {
+  button.setAttribute("aria-disabled", isDisabled);
+}
+
+const isDisabled = (button) => button.getAttribute("aria-disabled") === "true";
 
 /** A plucked string, by the algorithm of Karplus and Strong. */
 function pluck(context) {
@@ -138,17 +177,16 @@ function pluck(context) {
   return buffer;
 }
 
-$("play").addEventListener("click", async () => {
-  $("play").disabled = true;
-  $("stop").disabled = false;
-  try {
-    await play();
-  } catch (error) {
-    await stop();
-    sayError($("amp-status"))(error);
-  }
+$("play").addEventListener("click", () => {
+  if (isDisabled($("play"))) return;
+  setDisabled($("play"), true);
+  setDisabled($("stop"), false);
+  say($("amp-status"), "Starting …");
+  const session = (playing = {});
+  play(session).catch((error) => fail(session, error));
 });
-$("stop").addEventListener("click", stop);
+$("stop").addEventListener("click", () => isDisabled($("stop")) || stop());
+$("recording").addEventListener("change", () => (document.querySelector("input[value=file]").checked = true));
 $("bypass").addEventListener("change", (event) => playing?.amp?.port.postMessage({ bypass: event.target.checked }));
 
 // ---- 3. Forecast
@@ -183,13 +221,22 @@ function chart(svg, lines, { xLabels, yMax, label }) {
   svg.setAttribute("aria-label", label);
 }
 
-const forecastData = fetch("data/forecast.json").then((response) => response.json());
+const forecastData = fetchBytes("data/forecast.json").then((bytes) => JSON.parse(new TextDecoder().decode(bytes)));
 forecastData.then((data) => ($("digest-native").textContent = data.digest), sayError($("train-status")));
 
-$("train").addEventListener("click", async () => {
-  $("train").disabled = true;
+$("train").addEventListener("click", () => {
+  if (isDisabled($("train"))) return;
+  setDisabled($("train"), true);
   say($("train-status"), "Training …");
-  const data = await forecastData;
+  forecastData.then(train).catch((error) => endTraining(error.message, true));
+});
+
+function endTraining(text, isError = false) {
+  say($("train-status"), text, isError);
+  setDisabled($("train"), false);
+}
+
+function train(data) {
   const losses = [];
   const start = performance.now();
   const drawLosses = () => {
@@ -199,16 +246,9 @@ $("train").addEventListener("click", async () => {
     $("progress").value = losses.length;
   };
   const worker = new Worker("forecast-worker.js", { type: "module" });
-  worker.onerror = (event) => {
-    say($("train-status"), event.message, true);
-    $("train").disabled = false;
-  };
+  worker.onerror = (event) => endTraining(event.message || "the Worker did not start", true);
   worker.onmessage = ({ data: message }) => {
-    if (message.error) {
-      say($("train-status"), message.error, true);
-      $("train").disabled = false;
-      return;
-    }
+    if (message.error) return endTraining(message.error, true);
     losses.push(...message.losses);
     requestAnimationFrame(drawLosses);
     if (!message.forecast) return;
@@ -225,10 +265,9 @@ $("train").addEventListener("click", async () => {
     $("digest-here").textContent = message.digest;
     $("digest-result").textContent = isEqual ? "equal" : "different";
     $("digest-result").className = isEqual ? "equal" : "error";
-    say($("train-status"), `Trained in ${((performance.now() - start) / 1000).toFixed(1)} s. The mean error of the forecast is ${(100 * error).toFixed(1)} %. The digests are ${isEqual ? "equal" : "different"}.`);
-    $("train").disabled = false;
+    endTraining(`Trained in ${((performance.now() - start) / 1000).toFixed(1)} s. The mean error of the forecast is ${(100 * error).toFixed(1)} %. The digests are ${isEqual ? "equal" : "different"}.`);
   };
-});
+}
 
 Runtime.default().then(
   async (runtime) => {

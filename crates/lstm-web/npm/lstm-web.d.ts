@@ -1,10 +1,13 @@
 /** An error of the library. Its message says what was expected, what came, and where. */
 export class LstmError extends Error {}
 
-/** `"relaxed"` has fused multiply-adds and is about eight times as fast; `"simd128"` runs in more browsers. */
+/** `"relaxed"` has fused multiply-adds and is 6 to 15 times as fast; `"simd128"` runs in more browsers. */
 export type ModuleName = "relaxed" | "simd128";
 
-/** The fastest module that this browser can load. */
+/**
+ * The fastest module of this browser. Where the relaxed multiply-add is rounded twice, that is `"simd128"`. Throws an
+ * `LstmError` if the browser has no WebAssembly SIMD.
+ */
 export function supportedModule(): ModuleName;
 
 export interface LoadOptions {
@@ -23,7 +26,10 @@ export function compile(options?: LoadOptions): Promise<WebAssembly.Module>;
  */
 export function convert(bytes: ArrayBuffer | Uint8Array, options?: { url?: string | URL }): Promise<Uint8Array>;
 
-/** An instance of the module, with a memory of its own. All its models run on the thread that made it. */
+/**
+ * An instance of the module, with a memory of its own. All its models run on the thread that made it. After an internal error,
+ * such as missing memory, it is stopped: each call throws an `LstmError`, and `Runtime.default` makes another one.
+ */
 export class Runtime {
   /** Fetches, compiles and instantiates a module. */
   static load(options?: LoadOptions): Promise<Runtime>;
@@ -44,8 +50,8 @@ export class Runtime {
 export interface OpenOptions {
   /** The device. Default: `"cpu"`. */
   device?: "cpu";
-  /** Quantizes the weights when the model is opened. Default: `"f32"`, which keeps those of the file. */
-  precision?: "f32" | "int8" | "int12";
+  /** Quantizes the weights when the model is opened. Default: `"file"`, which keeps those of the file. */
+  precision?: "file" | "int8" | "int12";
   /** Uses no vector instructions. This is slow, and meant for comparison. Default: false. */
   plain?: boolean;
 }
@@ -53,6 +59,11 @@ export interface OpenOptions {
 export interface ModelInfo {
   /** The format of the file that was converted, if any. */
   readonly convertedFrom?: string;
+  /**
+   * The number of time steps that the model is for, if it is one alone; for other sequences, and for a stream, there is an
+   * error. Files of `convert` and `save` have it.
+   */
+  readonly steps?: number;
   /** One line for each layer. */
   readonly layers: readonly string[];
   readonly inputSize: number;
@@ -84,7 +95,7 @@ export interface ForwardOptions {
 }
 
 export interface ForwardResult {
-  /** The outputs, row-major: `(batch, steps, outputSize)`; one step if the model returns the last step only. */
+  /** The outputs, row-major: `(batch, steps, outputSize)`; one step if the model returns the last step only, even of none. */
   y: Float32Array;
   /** The shape of `y`. */
   shape: [number, number, number];
@@ -121,10 +132,11 @@ export class Stream {
   readonly block: number;
   /**
    * Write the input here: `(block, batch, inputSize)`, or Int32Array `(block, batch)` of tokens. It is a view of the
-   * module's memory: read the property again after opening models, which may move it.
+   * module's memory. It is valid until the next call of anything but this stream, which may move the memory, and until
+   * `free`: read the property each time.
    */
   readonly input: Float32Array | Int32Array;
-  /** Read the output here: `(block, batch, outputSize)`. A view, as `input`. */
+  /** Read the output here: `(block, batch, outputSize)`. A view, as `input`: copy with `slice` what you keep. */
   readonly output: Float32Array;
   /** Runs the first time step of the block. */
   step(): void;
@@ -153,7 +165,7 @@ export class Trainer {
   private constructor();
   /**
    * One training step over `batch` sequences; returns the loss before it. `x` is `(batch, steps, inputSize)`, `target` has
-   * the shape of the outputs. An error leaves the trainer unchanged.
+   * the shape of the outputs. An error leaves the trainer unchanged, except one that stops the runtime.
    */
   step(x: ArrayLike<number>, target: ArrayLike<number>, options?: { batch?: number }): number;
   /** A model with the current parameters. */

@@ -53,9 +53,19 @@ export function supportedModule() {
   throw new LstmError("this browser has no WebAssembly SIMD; expected Chrome or Edge 91, Firefox 89, Safari 16.4, or later");
 }
 
-export async function compile({ module = supportedModule(), url } = {}) {
+/** Checks that options have known names, so that none is ignored. */
+function known(where, options = {}, names) {
+  if (options === null || typeof options !== "object") throw new LstmError(`${where}: expected an object of options, got ${String(options)}`);
+  for (const name of Object.keys(options)) {
+    if (!names.includes(name)) throw new LstmError(`${where}: unknown option ${name}; expected ${names.join(", ")}`);
+  }
+  return options;
+}
+
+export async function compile(options) {
+  const { module = supportedModule(), url } = known("compile", options, ["module", "url"]);
   if (module !== "relaxed" && module !== "simd128") {
-    throw new LstmError(`module: expected "relaxed" or "simd128", got ${JSON.stringify(module)}`);
+    throw new LstmError(`module: expected "relaxed" or "simd128", got ${String(module)}`);
   }
   // Written out, so that bundlers find the files.
   const relaxed = () => new URL("./lstm-web-relaxed.wasm", import.meta.url);
@@ -64,38 +74,62 @@ export async function compile({ module = supportedModule(), url } = {}) {
 }
 
 async function fetchModule(url) {
-  const response = await fetch(url);
-  if (!response.ok) throw new LstmError(`${url}: expected a WebAssembly module, got HTTP status ${response.status}`);
-  return WebAssembly.compile(await response.arrayBuffer());
+  let got;
+  try {
+    const response = await fetch(url);
+    if (response.ok) return await WebAssembly.compile(await response.arrayBuffer());
+    got = `HTTP status ${response.status}`;
+  } catch (error) {
+    got = error.message;
+  }
+  throw new LstmError(`${url}: expected a WebAssembly module, got: ${got}`);
 }
 
-/** What a file was converted from, by the bytes that `convert` returned. */
-const conversions = new WeakMap();
+/** The modules that convert files, by their address. */
+const converters = new Map();
 
-let converter;
-
-export async function convert(bytes, { url = new URL("./lstm-web-convert.wasm", import.meta.url) } = {}) {
-  converter ??= fetchModule(url);
-  // Another try may succeed, if the network failed.
-  converter.catch(() => (converter = undefined));
-  // An instance for each file: the memory of WebAssembly can grow and never shrinks.
-  const runtime = new Runtime(await converter);
+export async function convert(bytes, options) {
+  const { url = new URL("./lstm-web-convert.wasm", import.meta.url) } = known("convert", options, ["url"]);
   bytes = bytesOf(bytes);
-  const result = runtime._with([bytes], (p) => {
+  const key = String(url);
+  if (!converters.has(key)) converters.set(key, fetchModule(url));
+  let module;
+  try {
+    module = await converters.get(key);
+  } catch (error) {
+    // Another try may succeed, if the network failed.
+    converters.delete(key);
+    throw error;
+  }
+  // It may have been posted away meanwhile.
+  attached("bytes", bytes);
+  // An instance for each file: the memory of WebAssembly can grow and never shrinks.
+  const runtime = new Runtime(module);
+  return runtime._with([bytes], (p) => {
     runtime._call("model_convert", p, bytes.length);
     return runtime._bytes();
   });
-  const first = result.indexOf(10);
-  const second = result.indexOf(10, first + 1);
-  const converted = result.slice(second + 1);
-  conversions.set(converted, { format: decode(result.subarray(0, first)), steps: Number(decode(result.subarray(first + 1, second))) });
-  return converted;
+}
+
+/** Checks that an array is not a view of memory that has moved, which is empty. */
+function attached(name, array) {
+  if (array.byteLength > 0 || !array.buffer) return array;
+  try {
+    new Uint8Array(array.buffer);
+  } catch {
+    throw new LstmError(`${name}: the memory of this array was moved or posted away; for one of a stream, read \`input\` or \`output\` again`);
+  }
+  return array;
 }
 
 function bytesOf(bytes) {
-  if (bytes instanceof ArrayBuffer) bytes = new Uint8Array(bytes);
+  try {
+    if (bytes instanceof ArrayBuffer) bytes = new Uint8Array(bytes);
+  } catch {
+    throw new LstmError("bytes: the ArrayBuffer was posted away; pass a copy");
+  }
   if (!(bytes instanceof Uint8Array)) throw new LstmError("bytes: expected an ArrayBuffer or a Uint8Array");
-  return bytes;
+  return attached("bytes", bytes);
 }
 
 /** What the standard library of Rust imports of its system (WASI). There are no files. */
@@ -119,25 +153,47 @@ function systemImports(memory) {
 
 let defaultRuntime;
 
+/** What each view of a stream shows: a stream lives for as long as its views. */
+const streamsOfViews = new WeakMap();
+
 export class Runtime {
   /** Frees objects that were forgotten. */
   #registry = new FinalizationRegistry((free) => free());
+
+  /** Whether a call ended in a trap, after which the module's memory can't be trusted. */
+  #isBroken = false;
 
   static async load(options) {
     return new Runtime(await compile(options));
   }
 
-  static default() {
-    defaultRuntime ??= Runtime.load();
-    // Another try may succeed, if the network failed.
-    defaultRuntime.catch(() => (defaultRuntime = undefined));
-    return defaultRuntime;
+  static async default() {
+    const loading = (defaultRuntime ??= Runtime.load());
+    const again = () => {
+      if (defaultRuntime === loading) defaultRuntime = undefined;
+    };
+    let runtime;
+    try {
+      runtime = await loading;
+    } catch (error) {
+      // Another try may succeed, if the network failed.
+      again();
+      throw error;
+    }
+    if (!runtime.#isBroken) return runtime;
+    again();
+    return Runtime.default();
   }
 
   constructor(module) {
-    this.exports = new WebAssembly.Instance(module, systemImports(() => this.exports.memory)).exports;
-    this.exports._initialize?.();
-    this.exports.start();
+    if (!(module instanceof WebAssembly.Module)) throw new LstmError("module: expected a WebAssembly.Module, which compile() returns");
+    try {
+      this.exports = new WebAssembly.Instance(module, systemImports(() => this.exports.memory)).exports;
+    } catch (error) {
+      throw new LstmError(`module: it can't be instantiated: ${error.message}`);
+    }
+    if (this.exports._initialize) this._guard("_initialize");
+    this._guard("start");
   }
 
   get memoryBytes() {
@@ -145,25 +201,24 @@ export class Runtime {
   }
 
   needsConversion(bytes) {
-    bytes = bytesOf(bytes);
-    return this._with([bytes], (p) => this.exports.model_needs_conversion(p, bytes.length) !== 0);
+    bytes = this._outside(bytesOf(bytes));
+    return this._with([bytes], (p) => this._guard("model_needs_conversion", p, bytes.length) !== 0);
   }
 
-  open(bytes, { precision = "f32", plain = false } = {}) {
-    const { format, steps } = conversions.get(bytes) ?? { steps: 0 };
-    bytes = bytesOf(bytes);
-    const bits = { f32: 0, int8: 8, int12: 12 }[precision];
-    if (bits === undefined) throw new LstmError(`precision: expected f32, int8 or int12, got ${precision}`);
+  open(bytes, options) {
+    const { precision = "file", plain = false } = known("open", options, ["precision", "plain"]);
+    bytes = this._outside(bytesOf(bytes));
+    const bits = new Map([["file", 0], ["int8", 8], ["int12", 12]]).get(precision);
+    if (bits === undefined) throw new LstmError(`precision: expected file, int8 or int12, got ${String(precision)}`);
+    if (typeof plain !== "boolean") throw new LstmError(`plain: expected true or false, got ${String(plain)}`);
     if (this.needsConversion(bytes)) {
       throw new LstmError(`bytes: this is a file of the format ${this._text()}; pass it to convert() first, or use Model.open()`);
     }
-    return this._with([bytes], (p) => {
-      return new Model(this, this._call("model_open", p, bytes.length, steps, bits, Number(plain)), format);
-    });
+    return this._with([bytes], (p) => new Model(this, this._call("model_open", p, bytes.length, bits, Number(plain))));
   }
 
-  digest(values) {
-    const floats = values instanceof Float32Array ? values : Float32Array.from(values);
+  digest(array) {
+    const floats = this._outside(values("values", array, false));
     return this._with([floats], (p) => {
       this._call("digest", p, floats.length);
       return this._text();
@@ -172,42 +227,77 @@ export class Runtime {
 
   // What follows is for this file.
 
-  /** Calls a function of the module. A result of 0, false or NaN is an error, whose message is in the module's buffer. */
-  _call(name, ...args) {
-    let result;
+  /**
+   * Calls a function of the module: every call is one of these. After a trap the module is in the middle of something, so
+   * that it is not used any more. There is no list of arguments, which an AudioWorklet would have to collect as garbage.
+   */
+  _guard(name, a, b, c, d, e, f, g, h, i) {
+    if (this.#isBroken) throw new LstmError("the runtime stopped after an internal error; make a new one, and open the models again");
     try {
-      result = this.exports[name](...args);
+      return this.exports[name](a, b, c, d, e, f, g, h, i);
     } catch (error) {
-      // A panic leaves its message. Without one it was a stack overflow, or memory was missing.
-      if (error instanceof WebAssembly.RuntimeError) throw new LstmError(this._text() || `internal error: ${error.message}`);
-      throw error;
+      this.#isBroken = true;
+      throw new LstmError(this.#panic() ?? `internal error: ${error.message}; the memory (${this.memoryBytes} bytes) or the stack may not suffice`);
     }
-    if (result === 0 || Number.isNaN(result)) throw new LstmError(this._text());
-    return typeof result === "number" && result < 0 && Number.isInteger(result) ? result >>> 0 : result;
+  }
+
+  /** The message that a panic left in the module's buffer, which may have something else. */
+  #panic() {
+    try {
+      const start = "internal error, please report it: ";
+      const p = this.exports.result_address() >>> 0;
+      const text = decode(new Uint8Array(this.exports.memory.buffer, p, this.exports.result_size() >>> 0));
+      return text.startsWith(start) ? text : undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** Calls a function whose result is 0 after an error. The message is in the module's buffer. */
+  _call(name, ...args) {
+    const result = this._guard(name, ...args);
+    if (result === 0) throw new LstmError(this._text());
+    return result >>> 0;
   }
 
   /** The bytes in the module's buffer. */
   _bytes() {
-    return new Uint8Array(this.exports.memory.buffer, this.exports.result_address() >>> 0, this.exports.result_size()).slice();
+    const p = this._guard("result_address") >>> 0;
+    return new Uint8Array(this.exports.memory.buffer, p, this._guard("result_size") >>> 0).slice();
   }
 
   _text() {
     return decode(this._bytes());
   }
 
-  /** Runs `use` with the addresses of copies of typed arrays. An undefined array has the address 0. */
+  /**
+   * Runs `use` with the addresses of copies of typed arrays. An undefined array has the address 0, and for a number there is
+   * space for so many floats.
+   */
   _with(arrays, use) {
+    arrays = arrays.map((array) => this._outside(array));
     const copies = [];
     try {
       for (const array of arrays) {
-        const p = array === undefined ? 0 : this._call("allocate", array.byteLength);
-        copies.push([p, array?.byteLength ?? 0]);
-        if (array) new Uint8Array(this.exports.memory.buffer, p, array.byteLength).set(new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
+        if (array === undefined) {
+          copies.push([0, 0]);
+          continue;
+        }
+        const size = typeof array === "number" ? 4 * array : array.byteLength;
+        if (size > 0x7fffffff) throw new LstmError(`memory for ${size} bytes: expected at most 2 GB; use a smaller batch or fewer steps`);
+        const p = this._call("allocate", size);
+        copies.push([p, size]);
+        if (typeof array !== "number") new Uint8Array(this.exports.memory.buffer, p, size).set(new Uint8Array(array.buffer, array.byteOffset, size));
       }
       return use(...copies.map(([p]) => p));
     } finally {
-      for (const [p, size] of copies) if (p !== 0) this.exports.release(p, size);
+      for (const [p, size] of copies) if (p !== 0 && !this.#isBroken) this._guard("release", p, size);
     }
+  }
+
+  /** A copy of a view of the module's own memory, which becomes empty when that grows; other arrays themselves. */
+  _outside(array) {
+    return array?.buffer === this.exports.memory.buffer ? array.slice() : array;
   }
 
   _floats(p, length) {
@@ -216,39 +306,46 @@ export class Runtime {
 
   /** Calls the function `name` with the address of an object, when the object is freed or forgotten. */
   _own(object, name, p) {
-    const { exports } = this;
-    this.#registry.register(object, () => exports[name](p), object);
+    this.#registry.register(object, () => this.#isBroken || this._guard(name, p), object);
   }
 
   _free(object, name, p) {
     this.#registry.unregister(object);
-    if (p !== 0) this.exports[name](p);
+    if (p !== 0 && !this.#isBroken) this._guard(name, p);
   }
 }
 
+/** The largest number that is a size in WebAssembly, which has signed ones in JavaScript. */
+const MAX_COUNT = 0x7fffffff;
+
 /** Checks that a value is a whole number of at least `minimum`. */
 function count(name, value, minimum) {
-  if (!Number.isInteger(value) || value < minimum || value > 0x7fffffff) {
-    throw new LstmError(`${name}: expected a whole number of at least ${minimum}, got ${value}`);
+  if (!Number.isInteger(value) || value < minimum || value > MAX_COUNT) {
+    throw new LstmError(`${name}: expected a whole number of at least ${minimum} and at most ${MAX_COUNT}, got ${String(value)}`);
   }
   return value;
 }
 
-function sized(name, array, length) {
-  if (array.length !== length) throw new LstmError(`${name}: expected ${length} values, got ${array.length}`);
-  return array;
+/** The length of an array of numbers. */
+function lengthOf(name, array) {
+  if (array === null || typeof array !== "object" || !Number.isInteger(array.length)) {
+    throw new LstmError(`${name}: expected an array of numbers, got ${typeof array === "object" ? "an object without a length" : typeof array}`);
+  }
+  return attached(name, array).length;
 }
 
 /** Float32Array, or for tokens Int32Array, of the values. */
-function values(name, array, readsTokens, length) {
+function values(name, array, readsTokens, length = lengthOf(name, array)) {
   const Type = readsTokens ? Int32Array : Float32Array;
-  if (typeof array?.length !== "number") throw new LstmError(`${name}: expected an array of ${length} numbers`);
-  sized(name, array, length);
-  if (readsTokens) {
-    const wrong = Array.prototype.find.call(array, (token) => token !== (token | 0));
-    if (wrong !== undefined) throw new LstmError(`${name}: expected tokens, which are whole numbers, got ${wrong}`);
+  const got = lengthOf(name, array);
+  if (got !== length) throw new LstmError(`${name}: expected ${length} values, got ${got}`);
+  if (array instanceof Type) return array;
+  const isWrong = readsTokens ? (value) => typeof value !== "number" || value !== (value | 0) : (value) => typeof value !== "number";
+  const wrong = Array.prototype.findIndex.call(array, isWrong);
+  if (wrong !== -1) {
+    throw new LstmError(`${name}[${wrong}]: expected ${readsTokens ? "a token, which is a whole number" : "a number"}, got ${String(array[wrong])}`);
   }
-  return array instanceof Type ? array : Type.from(array);
+  return Type.from(array);
 }
 
 export class Model {
@@ -256,20 +353,20 @@ export class Model {
   #p;
   #info;
 
-  static async open(bytes, options = {}) {
-    const { device = "cpu", ...rest } = options;
-    if (device !== "cpu") throw new LstmError(`device: expected "cpu", got ${JSON.stringify(device)}`);
+  static async open(bytes, options) {
+    const { device = "cpu", ...rest } = known("open", options, ["device", "precision", "plain"]);
+    if (device !== "cpu") throw new LstmError(`device: expected "cpu", got ${String(device)}`);
     const runtime = await Runtime.default();
     return runtime.open(runtime.needsConversion(bytes) ? await convert(bytes) : bytes, rest);
   }
 
   /** For this file: use `Model.open`. */
-  constructor(runtime, p, format) {
+  constructor(runtime, p) {
     this.#runtime = runtime;
     this.#p = p;
     runtime._own(this, "model_free", p);
-    runtime.exports.model_describe(p);
-    this.#info = Object.freeze({ ...JSON.parse(runtime._text()), convertedFrom: format });
+    runtime._guard("model_describe", p);
+    this.#info = Object.freeze(JSON.parse(runtime._text()));
   }
 
   get _p() {
@@ -293,28 +390,32 @@ export class Model {
     return this.#info.outputSize;
   }
 
-  forward(x, { batch = 1, steps, lengths, states } = {}) {
+  forward(x, options) {
+    let { batch = 1, steps, lengths, states } = known("forward", options, ["batch", "steps", "lengths", "states"]);
     const runtime = this.#runtime;
     const { inputSize, outputSize, readsTokens, returnsLastStep } = this.#info;
     count("batch", batch, 0);
     const perStep = batch * (readsTokens ? 1 : inputSize);
-    steps = count("steps", steps ?? (perStep === 0 ? 0 : x.length / perStep), 0);
+    steps = count("steps", steps ?? (perStep === 0 ? 0 : lengthOf("x", x) / perStep), 0);
     const input = values("x", x, readsTokens, perStep * steps);
-    const stateSize = runtime.exports.model_state_size(this._p, batch) >>> 0;
-    if (lengths) {
-      lengths = Uint32Array.from(sized("lengths", lengths, batch), (length, k) => count(`lengths[${k}]`, length, 0));
+    const stateSize = runtime._guard("model_state_size", this._p, batch) >>> 0;
+    if (lengths !== undefined) {
+      const given = lengths;
+      if (lengthOf("lengths", given) !== batch) throw new LstmError(`lengths: expected ${batch} values, got ${given.length}`);
+      lengths = Uint32Array.from({ length: batch }, (_, k) => count(`lengths[${k}]`, given[k], 0));
     }
-    if (states) states = values("states", states, false, stateSize);
-    const shape = [batch, returnsLastStep ? Math.min(1, steps) : steps, outputSize];
-    const y = new Float32Array(shape[0] * shape[1] * shape[2]);
-    const finalStates = new Float32Array(stateSize);
-    return runtime._with([input, lengths, states, y, finalStates], (xp, lengthsP, statesP, yp, finalP) => {
-      runtime._call("model_forward", this._p, xp, batch, steps, lengthsP, statesP, yp, finalP);
-      return { y: runtime._floats(yp, y.length).slice(), shape, states: runtime._floats(finalP, stateSize).slice() };
+    if (states !== undefined) states = values("states", states, false, stateSize);
+    // A model that returns the last step has an output for a sequence without steps too.
+    const shape = [batch, returnsLastStep ? 1 : steps, outputSize];
+    const length = shape[0] * shape[1] * shape[2];
+    return runtime._with([input, lengths, states, length, stateSize], (xp, lengthsP, statesP, yp, finalP) => {
+      runtime._call("model_forward", this._p, xp, batch, steps, lengthsP, statesP, yp, length, finalP);
+      return { y: runtime._floats(yp, length).slice(), shape, states: runtime._floats(finalP, stateSize).slice() };
     });
   }
 
-  stream({ batch = 1, block = 1 } = {}) {
+  stream(options) {
+    const { batch = 1, block = 1 } = known("stream", options, ["batch", "block"]);
     return new Stream(this, count("batch", batch, 1), count("block", block, 1));
   }
 
@@ -333,8 +434,9 @@ export class Model {
   }
 
   free() {
-    this.#runtime._free(this, "model_free", this.#p);
+    const p = this.#p;
     this.#p = 0;
+    this.#runtime._free(this, "model_free", p);
   }
 }
 
@@ -357,8 +459,8 @@ export class Stream {
     this.batch = batch;
     this.block = block;
     this.#readsTokens = readsTokens;
-    this.#inputP = [runtime.exports.stream_input(this.#p) >>> 0, block * batch * (readsTokens ? 1 : inputSize)];
-    this.#outputP = [runtime.exports.stream_output(this.#p) >>> 0, block * batch * outputSize];
+    this.#inputP = [runtime._guard("stream_input", this.#p) >>> 0, block * batch * (readsTokens ? 1 : inputSize)];
+    this.#outputP = [runtime._guard("stream_output", this.#p) >>> 0, block * batch * outputSize];
   }
 
   get input() {
@@ -367,6 +469,7 @@ export class Stream {
       this.#check();
       const Type = this.#readsTokens ? Int32Array : Float32Array;
       this.#input = new Type(this.#runtime.exports.memory.buffer, ...this.#inputP);
+      streamsOfViews.set(this.#input, this);
     }
     return this.#input;
   }
@@ -375,6 +478,7 @@ export class Stream {
     if (this.#output === undefined || this.#output.buffer !== this.#runtime.exports.memory.buffer) {
       this.#check();
       this.#output = this.#runtime._floats(...this.#outputP);
+      streamsOfViews.set(this.#output, this);
     }
     return this.#output;
   }
@@ -385,14 +489,8 @@ export class Stream {
 
   run(steps = this.block) {
     this.#check();
-    // Without a list of arguments, which an AudioWorklet would have to collect as garbage.
-    let succeeded;
-    try {
-      succeeded = this.#runtime.exports.stream_run(this.#p, steps);
-    } catch (error) {
-      throw new LstmError(this.#runtime._text() || `internal error: ${error.message}`);
-    }
-    if (!succeeded) throw new LstmError(this.#runtime._text());
+    count("steps", steps, 0);
+    if (this.#runtime._guard("stream_run", this.#p, steps) === 0) throw new LstmError(this.#runtime._text());
   }
 
   reset() {
@@ -401,8 +499,9 @@ export class Stream {
   }
 
   free() {
-    this.#runtime._free(this, "stream_free", this.#p);
+    const p = this.#p;
     this.#p = 0;
+    this.#runtime._free(this, "stream_free", p);
     this.#input = this.#output = undefined;
   }
 
@@ -417,9 +516,14 @@ export class Trainer {
   #p;
 
   /** For this file: use `model.trainer`. */
-  constructor(model, { optimizer = "adam", learningRate = 1e-3, weightDecay, cosineSteps, seed = 0, ...unknown } = {}) {
-    const names = Object.keys(unknown);
-    if (names.length > 0) throw new LstmError(`trainer: unknown option ${names[0]}`);
+  constructor(model, given) {
+    const names = ["optimizer", "learningRate", "weightDecay", "cosineSteps", "seed"];
+    const { optimizer = "adam", learningRate = 1e-3, weightDecay, cosineSteps, seed = 0 } = known("trainer", given, names);
+    // JSON has null for other numbers, which would be a missing option.
+    for (const [name, value] of Object.entries({ learningRate, weightDecay, cosineSteps, seed })) {
+      if (value !== undefined && !Number.isFinite(value)) throw new LstmError(`trainer: ${name}: expected a finite number, got ${String(value)}`);
+    }
+    if (typeof optimizer !== "string") throw new LstmError(`trainer: optimizer: expected adam, adamw or sgd, got ${String(optimizer)}`);
     this.#runtime = model.runtime;
     this.#info = model.info;
     const options = encode(JSON.stringify({ optimizer, learningRate, weightDecay, cosineSteps, seed }));
@@ -427,16 +531,17 @@ export class Trainer {
     this.#runtime._own(this, "trainer_free", this.#p);
   }
 
-  step(x, target, { batch = 1 } = {}) {
+  step(x, target, options) {
+    const { batch = 1 } = known("step", options, ["batch"]);
     this.#check();
     const { inputSize, outputSize, returnsLastStep } = this.#info;
     count("batch", batch, 1);
-    const steps = count("steps", x.length / (batch * inputSize), 1);
+    const steps = count("steps", lengthOf("x", x) / (batch * inputSize), 1);
     const input = values("x", x, false, batch * steps * inputSize);
     const wanted = values("target", target, false, batch * (returnsLastStep ? 1 : steps) * outputSize);
     return this.#runtime._with([input, wanted], (xp, targetP) => {
       // A loss may be 0, so that only NaN is an error.
-      const loss = this.#runtime.exports.trainer_step(this.#p, xp, targetP, batch, steps);
+      const loss = this.#runtime._guard("trainer_step", this.#p, xp, targetP, batch, steps);
       if (Number.isNaN(loss)) throw new LstmError(this.#runtime._text());
       return loss;
     });
@@ -448,8 +553,9 @@ export class Trainer {
   }
 
   free() {
-    this.#runtime._free(this, "trainer_free", this.#p);
+    const p = this.#p;
     this.#p = 0;
+    this.#runtime._free(this, "trainer_free", p);
   }
 
   #check() {

@@ -7,10 +7,13 @@ use lstm::{
     formats::{Format, OpenOptions, detect, open_bytes},
 };
 
-use crate::result::{checked, set};
+use crate::{
+    metadata::{CONVERTED_FROM_KEY, STEPS_KEY},
+    result::{checked, set},
+};
 
-/// The safetensors file of a model. Before it are a line with the name of the format, and one with the number of time steps
-/// that the model is for, or 0 for any number.
+/// The safetensors file of a model. Its metadata have the name of the format, and the number of time steps if the model is for
+/// one number alone.
 fn convert(bytes: &[u8]) -> Result<Vec<u8>> {
     if detect(bytes) == Some(Format::PyTorch) {
         let reason = "files of torch.save can't be read in a browser; in Python, save the state dict as safetensors: \
@@ -19,9 +22,10 @@ fn convert(bytes: &[u8]) -> Result<Vec<u8>> {
     }
     let file = open_bytes(bytes, &OpenOptions::default())?;
     file.check_weights_suffice()?;
-    let mut out = format!("{}\n{}\n", file.format, file.steps.unwrap_or(0)).into_bytes();
-    out.extend(file.weights.to_bytes()?);
-    Ok(out)
+    let mut metadata = file.weights.metadata().clone();
+    metadata.insert(CONVERTED_FROM_KEY.into(), file.format.to_string());
+    metadata.extend(file.steps.map(|steps| (STEPS_KEY.to_owned(), steps.to_string())));
+    file.weights.with_metadata(metadata).to_bytes()
 }
 
 /// Converts a model file of any supported format, and leaves the result in the buffer. Returns whether that succeeded.

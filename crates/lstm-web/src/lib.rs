@@ -12,6 +12,7 @@
 #[cfg(feature = "convert")]
 mod convert;
 mod memory;
+mod metadata;
 #[cfg(feature = "runtime")]
 mod model;
 mod result;

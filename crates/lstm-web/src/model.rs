@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::{
     memory::optional_slice,
+    metadata::{CONVERTED_FROM_KEY, STEPS_KEY},
     result::{checked, set},
 };
 
@@ -19,23 +20,45 @@ use crate::{
 pub(crate) struct WebModel {
     pub(crate) model: Model<Cpu>,
     /// The number of time steps that the model is for; `None` for any number.
-    steps: Option<usize>,
+    pub(crate) steps: Option<usize>,
 }
 
 impl WebModel {
-    pub(crate) fn new(model: Model<Cpu>) -> Self {
-        WebModel { model, steps: None }
+    /// Reads the number of time steps from the metadata, which a trained model has from the one before.
+    pub(crate) fn new(model: Model<Cpu>) -> Result<Self> {
+        let text = model.weights().metadata().get(STEPS_KEY);
+        let steps = text.map(|text| match text.parse() {
+            Ok(steps) if steps > 0 => Ok(steps),
+            _ => {
+                let reason =
+                    format!("expected a number of time steps of at least 1, got {text:?}; convert the model again");
+                Err(Error::format(format!("metadata `{STEPS_KEY}`"), reason))
+            }
+        });
+        Ok(WebModel { steps: steps.transpose()?, model })
     }
 
-    fn open(bytes: &[u8], precision: Option<Precision>, isa: Option<Isa>, steps: usize) -> Result<Self> {
+    fn open(bytes: &[u8], precision: Option<Precision>, isa: Option<Isa>) -> Result<Self> {
         let mut options = OpenOptions::default();
         options.precision = precision;
-        let file = open_bytes(bytes, &options)?;
+        let mut file = open_bytes(bytes, &options)?;
         file.check_weights_suffice()?;
-        let steps = file.steps.or((steps > 0).then_some(steps));
+        if let Some(steps) = file.steps {
+            let mut metadata = file.weights.metadata().clone();
+            metadata.insert(STEPS_KEY.into(), steps.to_string());
+            file.weights = file.weights.with_metadata(metadata);
+        }
         let cpu = Cpu::builder().threads(1);
         let cpu = isa.map_or(cpu, |isa| cpu.isa(isa)).build()?;
-        Ok(WebModel { model: Model::new(&cpu, file.weights)?, steps })
+        WebModel::new(Model::new(&cpu, file.weights)?)
+    }
+
+    /// Checks that the model is for sequences of any length, as a stream is.
+    pub(crate) fn check_streams(&self) -> Result<()> {
+        let Some(steps) = self.steps else { return Ok(()) };
+        let reason =
+            format!("expected one for sequences of any length, got one for {steps} time steps; run it with `forward`");
+        Err(Error::config("model", format!("stream: {reason}")))
     }
 
     pub(crate) fn weights(&self) -> &ModelWeights {
@@ -53,7 +76,10 @@ impl WebModel {
             Some(ModelLayer::Embedding { weight, .. }) => weight.nrows(),
             _ => 0,
         };
-        let text = json!({
+        let mut metadata = weights.metadata().clone();
+        let converted_from = metadata.remove(CONVERTED_FROM_KEY);
+        metadata.remove(STEPS_KEY);
+        let mut text = json!({
             "layers": layers.collect::<Vec<_>>(),
             "inputSize": weights.input_size(),
             "outputSize": weights.output_size(),
@@ -61,10 +87,17 @@ impl WebModel {
             "readsTokens": weights.reads_tokens(),
             "returnsLastStep": weights.returns_last_step(),
             "parameters": weights.num_params(),
-            "metadata": weights.metadata(),
+            "metadata": metadata,
             "instructions": self.model.backend().isa().to_string(),
             "paths": self.model.paths().iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
+        // Properties that a model may lack.
+        if let Some(format) = converted_from {
+            text["convertedFrom"] = format.into();
+        }
+        if let Some(steps) = self.steps {
+            text["steps"] = steps.into();
+        }
         text.to_string()
     }
 
@@ -93,12 +126,20 @@ impl WebModel {
     }
 }
 
-/// Number of floats of the states of `batch` sequences: of each LSTM in order `h` and then `c`.
+/// Checks the number of time steps of sequences, where `expected` is that of the model.
+pub(crate) fn check_steps(op: &str, expected: Option<usize>, steps: usize) -> Result<()> {
+    match expected {
+        Some(expected) if expected != steps => Err(Error::shape(format!("{op}: steps"), expected, steps)),
+        _ => Ok(()),
+    }
+}
+
+/// Number of floats of the states of `batch` sequences: of each LSTM in order `h` and then `c`. The largest number if there
+/// are more.
 fn state_size(weights: &ModelWeights, batch: usize) -> usize {
-    let size = |config: &LstmConfig| {
-        config.num_layers * config.num_directions() * (config.state_size() + config.hidden_size) * batch
-    };
-    weights.lstms().map(|lstm| size(lstm.config())).sum()
+    let size =
+        |config: &LstmConfig| config.num_layers * config.num_directions() * (config.state_size() + config.hidden_size);
+    weights.lstms().map(|lstm| size(lstm.config())).sum::<usize>().saturating_mul(batch)
 }
 
 /// The format of a model file, if it must be converted first. Leaves the name in the buffer and returns whether that is so.
@@ -113,20 +154,13 @@ pub(crate) unsafe extern "C" fn model_needs_conversion(bytes: *const u8, size: u
     format.map(|format| set(format.to_string())).is_some()
 }
 
-/// Opens a model. Returns 0 after an error. `steps` is the number of time steps that it is for, or 0 for any number.
-/// `precision` is 0 for that of the file, or 8 or 12 for
-/// int8 and int12; `plain` is 1 for kernels without vector instructions, which are for comparison.
+/// Opens a model. Returns 0 after an error. `precision` is 0 for that of the file, or 8 or 12 for int8 and int12; `plain` is 1
+/// for kernels without vector instructions, which are for comparison.
 ///
 /// # Safety
 /// `bytes` has `size` bytes.
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn model_open(
-    bytes: *const u8,
-    size: usize,
-    steps: usize,
-    precision: u32,
-    plain: u32,
-) -> *mut WebModel {
+pub(crate) unsafe extern "C" fn model_open(bytes: *const u8, size: usize, precision: u32, plain: u32) -> *mut WebModel {
     // SAFETY: guaranteed by the caller.
     let bytes = unsafe { slice::from_raw_parts(bytes, size) };
     let precision = match precision {
@@ -134,7 +168,7 @@ pub(crate) unsafe extern "C" fn model_open(
         12 => Some(Precision::Int12),
         _ => None,
     };
-    let model = checked(WebModel::open(bytes, precision, (plain == 1).then_some(Isa::Plain), steps));
+    let model = checked(WebModel::open(bytes, precision, (plain == 1).then_some(Isa::Plain)));
     model.map_or(null_mut(), |model| Box::into_raw(Box::new(model)))
 }
 
@@ -189,11 +223,12 @@ pub(crate) unsafe extern "C" fn model_state_size(model: *const WebModel, batch: 
 }
 
 /// Runs a model over a batch of sequences: `x` has the shape `(batch, steps, input size)`, or `(batch, steps)` of i32 if
-/// the model reads tokens. `lengths` (u32 of each sequence) and `initial` (states) may be 0. `y` gets the outputs,
-/// `states` the final states. Returns whether that succeeded.
+/// the model reads tokens. `lengths` (u32 of each sequence) and `initial` (states) may be 0. `y` gets the outputs, whose number
+/// must be `y_len`, and `states` the final states. Returns whether that succeeded.
 ///
 /// # Safety
-/// `model` is valid; each address is 0 or has the described number of elements.
+/// `model` is valid; `x` has the elements of its shape, `lengths` is 0 or has `batch`, `initial` is 0 or has those of
+/// [`model_state_size`], `y` has `y_len`, and `states` has those of [`model_state_size`].
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn model_forward(
     model: *const WebModel,
@@ -203,6 +238,7 @@ pub(crate) unsafe extern "C" fn model_forward(
     lengths: *const u32,
     initial: *const f32,
     y: *mut f32,
+    y_len: usize,
     states: *mut f32,
 ) -> bool {
     // SAFETY: guaranteed by the caller.
@@ -210,33 +246,38 @@ pub(crate) unsafe extern "C" fn model_forward(
     let weights = model.weights();
     let state_len = state_size(weights, batch);
     let forward = || -> Result<()> {
-        if let Some(expected) = model.steps.filter(|&expected| expected != steps) {
-            return Err(Error::shape("forward: steps", expected, steps));
-        }
+        check_steps("forward", model.steps, steps)?;
+        let too_large =
+            || Error::shape("forward: x", "sequences that fit in memory", format!("{batch} of {steps} steps"));
+        let positions = batch.checked_mul(steps).ok_or_else(too_large)?;
         // SAFETY: guaranteed by the caller.
         let (lengths, initial) = unsafe { (optional_slice(lengths, batch), optional_slice(initial, state_len)) };
         let lengths: Option<Vec<usize>> = lengths.map(|lengths| lengths.iter().map(|&len| len as usize).collect());
         let initial = initial.map(|values| model.states(values, batch)).transpose()?;
         let tokens;
         let mut input = if weights.reads_tokens() {
-            // SAFETY: as above.
-            let values = unsafe { slice::from_raw_parts(x.cast::<i32>(), batch * steps) };
+            // SAFETY: guaranteed by the caller.
+            let values = unsafe { slice::from_raw_parts(x.cast::<i32>(), positions) };
             tokens = Array2::from_shape_fn((batch, steps), |(b, t)| i64::from(values[b * steps + t]));
             ModelInput::from(&tokens)
         } else {
             let shape = (batch, steps, weights.input_size());
-            // SAFETY: as above.
-            let values = unsafe { slice::from_raw_parts(x, batch * steps * weights.input_size()) };
+            let len = positions.checked_mul(weights.input_size()).ok_or_else(too_large)?;
+            // SAFETY: guaranteed by the caller.
+            let values = unsafe { slice::from_raw_parts(x, len) };
             let view = ArrayView3::from_shape(shape, values);
             view.map_err(|error| Error::shape("forward: x", format!("{shape:?}"), error))?.into()
         };
         input = lengths.iter().fold(input, |input, lengths| input.lengths(lengths));
         input = initial.iter().fold(input, |input, states| input.states(states));
         let output = model.model.forward(input)?;
+        if output.y.len() != y_len {
+            return Err(Error::shape("forward: y", format!("space for {} values", output.y.len()), y_len));
+        }
         let final_states = output.states.iter().flat_map(|state| state.h.iter().chain(&state.c));
-        // SAFETY: as above.
+        // SAFETY: guaranteed by the caller.
         unsafe {
-            copy(output.y.iter(), slice::from_raw_parts_mut(y, output.y.len()));
+            copy(output.y.iter(), slice::from_raw_parts_mut(y, y_len));
             copy(final_states, slice::from_raw_parts_mut(states, state_len));
         }
         Ok(())

@@ -23,12 +23,14 @@ pub(crate) struct WebStream {
 
 impl WebStream {
     fn new(model: &WebModel, batch: usize, block: usize) -> Result<Self> {
+        model.check_streams()?;
         let (stream, weights) = (model.model.stream(batch)?, model.weights());
         let reads_tokens = weights.reads_tokens();
-        let (inputs, outputs) =
-            (batch * if reads_tokens { 1 } else { weights.input_size() }, batch * weights.output_size());
+        let too_large = || Error::shape("stream: block", "a block that fits in memory", block);
+        let values_of_step = |size: usize| batch.checked_mul(size).ok_or_else(too_large);
+        let inputs = values_of_step(if reads_tokens { 1 } else { weights.input_size() })?;
+        let outputs = values_of_step(weights.output_size())?;
         let zeros = |per_step: usize| {
-            let too_large = || Error::shape("stream: block", "a block that fits in memory", block);
             let len = per_step.checked_mul(block).ok_or_else(too_large)?;
             let mut values = Vec::new();
             values.try_reserve_exact(len).map_err(|_| too_large())?;

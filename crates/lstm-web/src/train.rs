@@ -9,7 +9,10 @@ use lstm::{
 };
 use serde::Deserialize;
 
-use crate::{model::WebModel, result::checked};
+use crate::{
+    model::{WebModel, check_steps},
+    result::checked,
+};
 
 /// The options of a trainer.
 #[derive(Deserialize)]
@@ -40,7 +43,11 @@ impl TrainerOptions {
 }
 
 /// Trains a model that reads features.
-pub(crate) struct WebTrainer(ModelTrainer<Cpu>);
+pub(crate) struct WebTrainer {
+    trainer: ModelTrainer<Cpu>,
+    /// The number of time steps that the model is for; `None` for any number.
+    steps: Option<usize>,
+}
 
 impl WebTrainer {
     fn new(model: &WebModel, options: &[u8]) -> Result<Self> {
@@ -49,12 +56,13 @@ impl WebTrainer {
         if model.weights().reads_tokens() {
             return Err(Error::config("model", "the model reads tokens; expected one that reads features"));
         }
-        Ok(WebTrainer(ModelTrainer::new(model.model.clone(), options.config()?)?))
+        Ok(WebTrainer { trainer: ModelTrainer::new(model.model.clone(), options.config()?)?, steps: model.steps })
     }
 
     fn step(&mut self, x: ArrayView3<'_, f32>, target: ArrayView3<'_, f32>) -> Result<f64> {
-        let returns_last_step = self.0.model().weights().returns_last_step();
-        let report = self.0.step(x, |outputs, _| {
+        check_steps("step", self.steps, x.dim().1)?;
+        let returns_last_step = self.trainer.model().weights().returns_last_step();
+        let report = self.trainer.step(x, |outputs, _| {
             if returns_last_step {
                 let (loss, gradient) = mean_squared_error(outputs.last()?, target.index_axis(Axis(1), 0))?;
                 Ok::<_, Error>((loss, LossGradient::from(gradient)))
@@ -107,25 +115,27 @@ pub(crate) unsafe extern "C" fn trainer_step(
 ) -> f64 {
     // SAFETY: guaranteed by the caller.
     let trainer = unsafe { &mut *trainer };
-    let weights = trainer.0.model().weights();
+    let weights = trainer.trainer.model().weights();
     let target_steps = if weights.returns_last_step() { 1 } else { steps };
     let (x_shape, target_shape) = ((batch, steps, weights.input_size()), (batch, target_steps, weights.output_size()));
     let view = |p: *const f32, shape: (usize, usize, usize)| {
+        let too_large = || Error::shape("step", "sequences that fit in memory", format!("{shape:?}"));
+        let len = shape.0.checked_mul(shape.1).and_then(|len| len.checked_mul(shape.2)).ok_or_else(too_large)?;
         // SAFETY: guaranteed by the caller.
-        let values = unsafe { slice::from_raw_parts(p, shape.0 * shape.1 * shape.2) };
+        let values = unsafe { slice::from_raw_parts(p, len) };
         ArrayView3::from_shape(shape, values).map_err(|error| Error::shape("step", format!("{shape:?}"), error))
     };
     let step = view(x, x_shape).and_then(|x| trainer.step(x, view(target, target_shape)?));
     checked(step).unwrap_or(f64::NAN)
 }
 
-/// The model with its current parameters.
+/// The model with its current parameters. Returns 0 after an error.
 ///
 /// # Safety
 /// `trainer` is valid.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn trainer_model(trainer: *const WebTrainer) -> *mut WebModel {
     // SAFETY: guaranteed by the caller.
-    let model = unsafe { &*trainer }.0.model().clone();
-    Box::into_raw(Box::new(WebModel::new(model)))
+    let model = checked(WebModel::new(unsafe { &*trainer }.trainer.model().clone()));
+    model.map_or(null_mut(), |model| Box::into_raw(Box::new(model)))
 }

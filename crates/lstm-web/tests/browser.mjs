@@ -10,6 +10,9 @@ import { serve } from "./serve.mjs";
 /** Most bytes of a module, with gzip, so that it does not grow unnoticed. */
 const MAX_MODULE_BYTES = 850 * 1024;
 
+/** Most minutes of the checks, which take one or two. */
+const TIME_LIMIT_MINUTES = 10;
+
 const { chromium } = createRequire(path.join(process.cwd(), "here.js"))("playwright-core");
 const [site, screenshots] = process.argv.slice(2);
 let identical = 0;
@@ -26,6 +29,11 @@ for (const module of ["relaxed", "simd128", "convert"]) {
   record(`size of ${module}`, size <= MAX_MODULE_BYTES, `${bytes.length} bytes, ${size} with gzip`);
 }
 
+// A Worker that never answers, or audio that never renders, is an error.
+setTimeout(() => {
+  console.error(`error: the checks took more than ${TIME_LIMIT_MINUTES} minutes`);
+  process.exit(1);
+}, TIME_LIMIT_MINUTES * 60000).unref();
 const { server, url } = await serve(site);
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
@@ -38,7 +46,8 @@ async function open(options) {
   const page = await browser.newPage(options);
   page.on("request", (request) => request.url().startsWith(url) || /^(data|blob):/.test(request.url()) || problems.push(`request to ${request.url()}`));
   page.on("pageerror", (error) => problems.push(String(error)));
-  page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
+  // The checks ask for a module that is missing.
+  page.on("console", (message) => message.type() === "error" && !message.location().url.endsWith("/missing.wasm") && problems.push(message.text()));
   return page;
 }
 
@@ -52,6 +61,7 @@ try {
         new Promise((resolve, reject) => {
           const worker = new Worker("/checks-worker.js", { type: "module" });
           worker.onerror = (event) => reject(new Error(event.message));
+          worker.onmessageerror = () => reject(new Error("the Worker's answer can't be read"));
           worker.onmessage = ({ data }) => (data.error ? reject(new Error(data.error)) : resolve(data.results));
           worker.postMessage(module);
         }),
@@ -104,6 +114,7 @@ async function demo() {
   await page.focus("#sample");
   await page.keyboard.press("Enter");
   await expectText("the sample is open", status, "amp.safetensors is open.");
+  record("demo: the name of the other file is gone", (await page.inputValue("#model-file")) === "");
   await page.focus("#play");
   await page.keyboard.press("Enter");
   await expectText("the amp plays", page.locator("#amp-status"), /^Playing through/);
@@ -112,6 +123,25 @@ async function demo() {
   await page.focus("#stop");
   await page.keyboard.press("Enter");
   await expectText("the amp stops", page.locator("#amp-status"), "Stopped.");
+  record("demo: the button keeps the focus", await page.evaluate(() => document.activeElement.id === "stop"));
+  record("demo: the load is not read out", await page.evaluate(() => !document.querySelector("#load-text").closest("output, [role=status], [aria-live]")));
+  // Permission for the microphone comes after the user has stopped.
+  await page.evaluate(() => {
+    window.microphone = "not asked for";
+    navigator.mediaDevices.getUserMedia = () => {
+      window.microphone = "asked for";
+      return new Promise((resolve) => (window.allow = () => resolve({ getTracks: () => [{ stop: () => (window.microphone = "off") }] })));
+    };
+  });
+  await page.check("input[value=microphone]");
+  await page.click("#play");
+  await page.waitForFunction(() => window.microphone === "asked for");
+  await page.click("#stop");
+  await page.evaluate(() => window.allow());
+  const isOff = await page.waitForFunction(() => window.microphone === "off", null, { timeout: 5000 }).then(() => true, () => false);
+  record("demo: a microphone that is allowed too late is turned off", isOff);
+  await expectText("the amp stays stopped", page.locator("#amp-status"), "Stopped.");
+  await page.check("input[value=string]");
   await page.focus("#train");
   await page.keyboard.press("Enter");
   await expectText("the digest of the forecast equals native's", page.locator("#digest-result"), "equal", 120000);

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use lstm_core::{
-    HostState, Init, Linear, LstmConfig, Model, ModelInput, ModelLayer, ModelWeights, StateDict, Weights,
+    HostState, Init, Linear, LstmConfig, Model, ModelInput, ModelLayer, ModelWeights, Precision, StateDict, Weights,
     arithmetic::Digest,
     ndarray::{Array2, Array3, s},
     train::{ModelTrainer, OptimizerConfig, Schedule, TrainerConfig, mean_squared_error},
@@ -48,6 +48,7 @@ fn run(out: &Path) -> Result<()> {
         "models": model_files(out, &cpu)?,
         "amp": amp(out, &cpu)?,
         "speed": speed(out, &cpu)?,
+        "quantized": quantized(out, &cpu)?,
     });
     fs::write(out.join("expected.json"), expected.to_string())?;
     fs::write(out.join("forecast.json"), forecast(out, &cpu)?.to_string())?;
@@ -185,6 +186,25 @@ fn digest_of_file(bytes: &[u8], cpu: &Cpu) -> lstm_core::Result<Digest> {
         }
     };
     Ok(Digest::of(&output.y))
+}
+
+/// A model and the digests of its outputs in each precision that a browser can quantize it to.
+fn quantized(out: &Path, cpu: &Cpu) -> Result<Value> {
+    let layers = vec![
+        lstm("rec", Weights::init(LstmConfig::new(5, 37), &Init::default(), 7)?),
+        linear("lin", &Linear::random(cpu, 37, 3, 8)?),
+    ];
+    let weights = ModelWeights::new(layers)?;
+    weights.save(out.join("quantized.safetensors"))?;
+    let (batch, steps) = (3, 7);
+    let x =
+        Array3::from_shape_fn((batch, steps, 5), |(b, t, k)| (((b * steps + t) * 5 + k) * 31 % 101) as f32 / 8.0 - 6.0);
+    let mut digests = BTreeMap::new();
+    for precision in [Precision::Int8, Precision::Int12] {
+        let model = Model::new(cpu, weights.quantize(precision)?)?;
+        digests.insert(precision.to_string(), Digest::of(&model.forward(&x)?.y).to_string());
+    }
+    Ok(json!({"batch": batch, "steps": steps, "x": numbers(&x), "digests": digests}))
 }
 
 /// A model of an amplifier with hidden size 40, and two seconds of a plucked string.
