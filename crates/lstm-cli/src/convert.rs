@@ -118,6 +118,15 @@ pub(crate) fn run(args: &Args, output: OutputSettings) -> Result<ExitCode> {
         let why = format!("{target} f32 weights, got {precision}; use `--precision f32`");
         return Err(Error::option("precision", why));
     }
+    if let Some(steps) = loaded_model.required_steps
+        && (writes_onnx || by_name || !args.prefix.is_empty() || args.dtype != Dtype::F32)
+    {
+        let why = format!(
+            "it is for sequences of {steps} time steps, which only a .safetensors file without --name, --prefix and --dtype \
+             says"
+        );
+        return Err(Error::file(&args.model.path, why));
+    }
     match (writes_onnx, single_lstm(weights)) {
         (false, _) if args.inputs => return Err(Error::option("inputs", "only an .onnx file can have inputs")),
         // The whole-model form keeps the metadata; the plain one has PyTorch's names alone.

@@ -61,6 +61,7 @@ pub struct ModelFile {
     /// LSTM by name.
     pub unused: Vec<String>,
     /// The number of time steps that the model is for; other sequences would have wrong results. `None` for any number.
+    /// The weights' metadata have it under [`STEPS_KEY`](Self::STEPS_KEY), so that saved weights keep it.
     pub steps: Option<usize>,
     /// Whether the user selected a part of the file by name.
     pub(crate) is_selection: bool,
@@ -87,6 +88,17 @@ impl ModelFile {
 }
 
 impl ModelFile {
+    /// Key of the number of time steps in the metadata of weights.
+    pub const STEPS_KEY: &str = "lstm.steps";
+
+    /// The file of a model that is for sequences of `steps` time steps alone.
+    #[allow(unused, reason = "a build may lack the readers of such models")]
+    pub(crate) fn for_steps(self, steps: usize) -> Self {
+        let mut metadata = self.weights.metadata().clone();
+        metadata.insert(Self::STEPS_KEY.to_owned(), steps.to_string());
+        ModelFile { steps: Some(steps), weights: self.weights.with_metadata(metadata), ..self }
+    }
+
     /// Checks that [`weights`](Self::weights) alone compute what the file computes, for sequences of [`steps`](Self::steps)
     /// time steps. The graph of an ONNX file may compute something else, such as a part of the outputs, or have constant
     /// states or lengths of each sequence.

@@ -8,7 +8,7 @@ use lstm::{
 };
 
 use crate::{
-    metadata::{CONVERTED_FROM_KEY, STEPS_KEY},
+    metadata::CONVERTED_FROM_KEY,
     result::{checked, set},
 };
 
@@ -24,7 +24,6 @@ fn convert(bytes: &[u8]) -> Result<Vec<u8>> {
     file.check_weights_suffice()?;
     let mut metadata = file.weights.metadata().clone();
     metadata.insert(CONVERTED_FROM_KEY.into(), file.format.to_string());
-    metadata.extend(file.steps.map(|steps| (STEPS_KEY.to_owned(), steps.to_string())));
     file.weights.with_metadata(metadata).to_bytes()
 }
 

@@ -2,6 +2,3 @@
 
 /// The format of the file that `convert` read.
 pub(crate) const CONVERTED_FROM_KEY: &str = "lstm.converted_from";
-
-/// The number of time steps that the model is for. Other sequences would have wrong results.
-pub(crate) const STEPS_KEY: &str = "lstm.steps";

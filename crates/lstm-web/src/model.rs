@@ -5,14 +5,14 @@ use std::{ptr::null_mut, slice};
 use lstm::{
     Cpu, Error, HostState, Isa, LstmConfig, Model, ModelInput, ModelLayer, ModelWeights, Precision, Result, StateDict,
     arithmetic::Digest,
-    formats::{Format, OpenOptions, detect, open_bytes},
+    formats::{Format, ModelFile, OpenOptions, detect, open_bytes},
     ndarray::{Array2, ArrayView3},
 };
 use serde_json::json;
 
 use crate::{
     memory::optional_slice,
-    metadata::{CONVERTED_FROM_KEY, STEPS_KEY},
+    metadata::CONVERTED_FROM_KEY,
     result::{checked, set},
 };
 
@@ -24,33 +24,14 @@ pub(crate) struct WebModel {
 }
 
 impl WebModel {
-    /// Reads the number of time steps from the metadata, which a trained model has from the one before.
-    pub(crate) fn new(model: Model<Cpu>) -> Result<Self> {
-        let text = model.weights().metadata().get(STEPS_KEY);
-        let steps = text.map(|text| match text.parse() {
-            Ok(steps) if steps > 0 => Ok(steps),
-            _ => {
-                let reason =
-                    format!("expected a number of time steps of at least 1, got {text:?}; convert the model again");
-                Err(Error::format(format!("metadata `{STEPS_KEY}`"), reason))
-            }
-        });
-        Ok(WebModel { steps: steps.transpose()?, model })
-    }
-
     fn open(bytes: &[u8], precision: Option<Precision>, isa: Option<Isa>) -> Result<Self> {
         let mut options = OpenOptions::default();
         options.precision = precision;
-        let mut file = open_bytes(bytes, &options)?;
+        let file = open_bytes(bytes, &options)?;
         file.check_weights_suffice()?;
-        if let Some(steps) = file.steps {
-            let mut metadata = file.weights.metadata().clone();
-            metadata.insert(STEPS_KEY.into(), steps.to_string());
-            file.weights = file.weights.with_metadata(metadata);
-        }
         let cpu = Cpu::builder().threads(1);
         let cpu = isa.map_or(cpu, |isa| cpu.isa(isa)).build()?;
-        WebModel::new(Model::new(&cpu, file.weights)?)
+        Ok(WebModel { steps: file.steps, model: Model::new(&cpu, file.weights)? })
     }
 
     /// Checks that the model is for sequences of any length, as a stream is.
@@ -78,7 +59,7 @@ impl WebModel {
         };
         let mut metadata = weights.metadata().clone();
         let converted_from = metadata.remove(CONVERTED_FROM_KEY);
-        metadata.remove(STEPS_KEY);
+        metadata.remove(ModelFile::STEPS_KEY);
         let mut text = json!({
             "layers": layers.collect::<Vec<_>>(),
             "inputSize": weights.input_size(),

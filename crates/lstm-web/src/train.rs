@@ -129,13 +129,13 @@ pub(crate) unsafe extern "C" fn trainer_step(
     checked(step).unwrap_or(f64::NAN)
 }
 
-/// The model with its current parameters. Returns 0 after an error.
+/// The model with its current parameters.
 ///
 /// # Safety
 /// `trainer` is valid.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn trainer_model(trainer: *const WebTrainer) -> *mut WebModel {
     // SAFETY: guaranteed by the caller.
-    let model = checked(WebModel::new(unsafe { &*trainer }.trainer.model().clone()));
-    model.map_or(null_mut(), |model| Box::into_raw(Box::new(model)))
+    let trainer = unsafe { &*trainer };
+    Box::into_raw(Box::new(WebModel { model: trainer.trainer.model().clone(), steps: trainer.steps }))
 }

@@ -164,3 +164,22 @@ fn nothing_but_notes_is_written_to_stderr() {
     let output = super::tool(&["devices"]).env_remove("XDG_RUNTIME_DIR").output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// A model for one time step alone stays one when it is converted.
+#[test]
+fn conversion_keeps_the_number_of_time_steps() {
+    let dir = TempDir::new();
+    let model = data("../../crates/lstm-formats/tests/data/keras/one-step.keras");
+    let (input, converted, other) = (dir.path("x.npy"), dir.path("m.safetensors"), dir.path("m.onnx"));
+    let (code, report) = run_json(&["inspect", &model]);
+    let features = report["input_size"].as_u64().unwrap_or_else(|| panic!("{code}: {report}")) as usize;
+    save_npy(&input, &sequences(1, 2, features));
+    assert_eq!(run_json(&["convert", &model, &converted]).0, 0);
+    for file in [&model, &converted] {
+        let (code, report) = run_json(&["run", file, "-i", &input, "--digest"]);
+        assert_eq!((code, report["error"]["kind"].as_str()), (1, Some("file")), "{file}: {report}");
+    }
+    let (code, report) = run_json(&["convert", &model, &other]);
+    assert_eq!(code, 1, "{report}");
+    assert!(report["error"]["message"].as_str().unwrap().contains("sequences of 1 time steps"), "{report}");
+}

@@ -48,7 +48,7 @@ pub(crate) fn read(bytes: &[u8], source: &str, options: &OpenOptions) -> Result<
             false => read_hdf5(bytes).map_err(error)?,
         };
         let file = ModelFile::new(Format::Keras, weights, dtypes, Vec::new());
-        Ok(ModelFile { steps: has_one_step.then_some(1), ..file })
+        Ok(if has_one_step { file.for_steps(1) } else { file })
     })
 }
 

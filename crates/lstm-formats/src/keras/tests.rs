@@ -73,6 +73,16 @@ fn one_step_and_cudnn() {
     // The model is for one time step; others would have wrong results.
     let file = crate::open(local("one-step.h5"), &OpenOptions::default()).unwrap();
     assert_eq!(file.steps, Some(1));
+    // A saved file says it too.
+    let saved = crate::open_bytes(&file.weights.to_bytes().unwrap(), &OpenOptions::default()).unwrap();
+    assert_eq!((saved.steps, &saved.weights), (Some(1), &file.weights));
+    let invalid = [("lstm.steps".to_owned(), "0".to_owned())].into();
+    let invalid = file.weights.clone().with_metadata(invalid).to_bytes().unwrap();
+    let error = crate::open_bytes(&invalid, &OpenOptions::default()).unwrap_err().to_string();
+    assert!(
+        error.contains("metadata `lstm.steps`: expected a number of time steps of at least 1, got \"0\""),
+        "{error}"
+    );
     assert_eq!(crate::open(local("cudnn.h5"), &OpenOptions::default()).unwrap().steps, None);
     // The parameters of CuDNNLSTM are in another order, and its bias is in two parts.
     let model = check(&local("cudnn.h5"), &local("cudnn.safetensors"), Format::Keras).weights;

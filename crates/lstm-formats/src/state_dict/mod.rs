@@ -155,9 +155,17 @@ fn build_saved_model(dict: StateDict, format: Format, options: &OpenOptions) -> 
     let names: Vec<String> = dict.names().map(str::to_owned).collect();
     let dtypes = dtypes(&dict, &names).into_iter().collect();
     let weights = ModelWeights::from_state_dict(dict)?;
+    let steps = weights.metadata().get(ModelFile::STEPS_KEY).map(|text| match text.parse() {
+        Ok(steps) if steps > 0 => Ok(steps),
+        _ => {
+            let key = ModelFile::STEPS_KEY;
+            Err(file_error(format!("metadata `{key}`: expected a number of time steps of at least 1, got {text:?}")))
+        }
+    });
+    let steps = steps.transpose()?;
     let [name] = &options.names[..] else {
         return match options.names[..] {
-            [] => Ok(ModelFile::new(format, weights, dtypes, Vec::new())),
+            [] => Ok(ModelFile { steps, ..ModelFile::new(format, weights, dtypes, Vec::new()) }),
             _ => Err(Error::config("name", format!("expected the name of one LSTM, got {}", options.names.len()))),
         };
     };
