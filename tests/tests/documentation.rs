@@ -175,6 +175,9 @@ fn the_cookbook_shows_the_programs() -> Result<()> {
     let mut names = BTreeSet::new();
     for section in cookbook.split("\n## ").skip(1) {
         let title = section.lines().next().unwrap_or_default();
+        if title == "Larger programs" {
+            continue;
+        }
         let name = section.split("(../examples/").nth(1).and_then(|rest| rest.split(".rs)").next());
         let name = name.with_context(|| format!("section `{title}` has no link to its program in ../examples"))?;
         ensure!(names.insert(name), "two sections show {name}");
