@@ -123,7 +123,12 @@ fn parts() -> Vec<Part> {
         Part::new("tests-thread", Needs::RustSource, 0.0, &instrumented_std("--lib --test soak --test concurrency"))
             .sanitizer("thread", ""),
         // Sigmoid and tanh on all 2^32 inputs.
-        Part::new("all-inputs", Needs::Nothing, 0.0, "test --release -p lstm-tests --test conformance -- --ignored"),
+        Part::new(
+            "all-inputs",
+            Needs::Nothing,
+            0.0,
+            "test --release -p lstm-tests --features wgpu,cuda --test conformance -- --ignored",
+        ),
         Part::new("kill", Needs::Nothing, 2.0, "test --release -p lstm-cpu --test soak killed_save -- --nocapture"),
         Part::new("memory", Needs::Nothing, 0.0, "test --release -p lstm-cpu --test soak memory_stays -- --nocapture")
             .env("LSTM_SOAK_STEPS", "100000000"),

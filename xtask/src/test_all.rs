@@ -1,4 +1,4 @@
-//! `cargo xtask test-all`: runs all tests and prints a table of the results by backend.
+//! `cargo xtask test-all`: runs the tests and prints a table of the results by backend.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::{
     table::{Column, ResultLine, Table},
 };
 
-/// Run all tests and print a table of the results: groups of cases by backend
+/// Run the tests and print a table of the results: groups of cases by backend
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Backends to test (default: all that can be built)

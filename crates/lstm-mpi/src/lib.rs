@@ -4,15 +4,17 @@
 //! ranks.
 //!
 //! ```no_run
-//! use lstm_core::{Backend, Error, ndarray::{Array3, s}};
-//! use lstm_core::train::{LossInput, Trainer, mean_squared_error, part_of_mean};
+//! use lstm_core::{Error, Linear, Lstm, LstmConfig, ndarray::{Array3, s}};
+//! use lstm_core::train::{LossInput, OptimizerConfig, Schedule, Trainer, TrainerConfig, mean_squared_error, part_of_mean};
+//! use lstm_cpu::Cpu;
 //! use lstm_mpi::Mpi;
 //!
-//! # fn make_trainer() -> Result<Trainer<lstm_cpu::Cpu>, Error> { unimplemented!() }
 //! fn main() -> std::process::ExitCode {
 //!     lstm_mpi::run(|mpi: &Mpi| {
 //!         let (x, target) = (Array3::zeros((64, 100, 3)), Array3::zeros((64, 100, 1)));
-//!         let mut trainer = make_trainer()?; // with TrainerConfig::shards(16), for up to 16 ranks
+//!         let (lstm, head) = (Lstm::random(&Cpu::new(), LstmConfig::new(3, 64), 1)?, Linear::random(&Cpu::new(), 64, 1, 2)?);
+//!         let config = TrainerConfig::new(OptimizerConfig::adam(), Schedule::constant(1e-3)).shards(16); // up to 16 ranks
+//!         let mut trainer = Trainer::new(lstm, Some(head), config)?;
 //!         for _ in 0..1000 {
 //!             let report = trainer.step_on(mpi, &x, LossInput::Outputs, |out, shard| {
 //!                 let mean = mean_squared_error(out.y()?, target.slice(s![shard.rows.clone(), .., ..]))?;
