@@ -32,11 +32,9 @@ impl OutputSettings {
         write_stdout(self.format(report).trim_end())
     }
 
-    /// Writes the report of a command whose stdout has the outputs to stderr, unless output is quiet.
+    /// Writes the report of a command whose stdout has the outputs to stderr.
     pub(crate) fn report_to_stderr(self, report: &(impl Serialize + Display)) {
-        if !self.quiet {
-            write_stderr(self.format(report).trim_end());
-        }
+        write_stderr(self.format(report).trim_end());
     }
 
     fn format(self, report: &(impl Serialize + Display)) -> String {

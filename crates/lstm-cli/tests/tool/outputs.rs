@@ -112,7 +112,7 @@ fn dash_writes_outputs_to_stdout_in_the_format_of_the_input() {
         let file = dir.path(if input == &table { "y.csv" } else { "y.npy" });
         let args = ["run", &model, "-i", input];
         assert_eq!(run_json(&[&args, more, &["-o", &file]].concat()).0, 0);
-        let output = run(&[&args, more, &["-o", "-"]].concat());
+        let output = run(&[&args, more, &["-o", "-", "--quiet"]].concat());
         assert!(output.status.success(), "{output:?}");
         assert!(output.stdout == fs::read(&file).unwrap(), "{input} {more:?}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("steps of 5 outputs"), "{output:?}");
