@@ -22,6 +22,14 @@ pub(super) fn check_not_negative(option: &'static str, value: f32) -> Result<()>
     check_range(option, value, 0.0.., "a finite number of at least 0")
 }
 
+/// Checks that a number is positive and finite.
+pub(super) fn check_positive(option: &'static str, value: f64) -> Result<()> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(());
+    }
+    Err(Error::config(option, format!("expected a positive finite number, got {value:?}")))
+}
+
 /// Checks that a count is not 0.
 pub(super) fn check_at_least_one(option: &'static str, count: u64) -> Result<()> {
     if count == 0 { Err(Error::config(option, "expected at least 1, got 0")) } else { Ok(()) }

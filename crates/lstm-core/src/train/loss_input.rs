@@ -73,15 +73,26 @@ pub struct Shard {
 /// # }
 /// ```
 pub fn part_of_mean<D: Dimension>(
-    (loss, mut gradient): (f64, Array<f32, D>),
+    (loss, gradient): (f64, Array<f32, D>),
     own_count: usize,
     count: usize,
 ) -> (f64, Array<f32, D>) {
-    if own_count == count {
+    part_of_weighted_mean((loss, gradient), own_count as f64, count as f64)
+}
+
+/// [`part_of_mean`] for a weighted mean, such as that of [`weighted_cross_entropy`](crate::train::weighted_cross_entropy)
+/// or [`weighted_pointwise_loss`](crate::train::weighted_pointwise_loss). `own_weight` is the sum of the weights in the
+/// shard, and `weight` that in the whole batch.
+pub fn part_of_weighted_mean<D: Dimension>(
+    (loss, mut gradient): (f64, Array<f32, D>),
+    own_weight: f64,
+    weight: f64,
+) -> (f64, Array<f32, D>) {
+    if own_weight == weight {
         return (loss, gradient);
     }
     let _environment = FloatEnvironment::set_default();
-    let factor = own_count as f64 / count as f64;
+    let factor = own_weight / weight;
     gradient.mapv_inplace(|v| (f64::from(v) * factor) as f32);
     (black_box(black_box(loss) * factor), gradient)
 }

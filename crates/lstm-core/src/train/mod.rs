@@ -43,10 +43,12 @@ mod tree;
 pub use clip::{Clip, gradient_norm};
 pub use collective::{Collective, compare_ranks, gather_state};
 pub use loss::{
-    IGNORE_INDEX, binary_cross_entropy_with_logits, cross_entropy, masked_binary_cross_entropy_with_logits,
-    masked_mean_squared_error, mean_squared_error,
+    IGNORE_INDEX, binary_cross_entropy, binary_cross_entropy_with_logits, cross_entropy, ctc_loss, gaussian_nll_loss,
+    huber, masked_binary_cross_entropy_with_logits, masked_gaussian_nll_loss, masked_mean_squared_error,
+    masked_pointwise_loss, mean_squared_error, pinball, pointwise_loss, squared_error, weighted_cross_entropy,
+    weighted_pointwise_loss,
 };
-pub use loss_input::{LossGradient, LossInput, ModelOutputs, Shard, part_of_mean};
+pub use loss_input::{LossGradient, LossInput, ModelOutputs, Shard, part_of_mean, part_of_weighted_mean};
 pub use optimizer::{Optimizer, OptimizerConfig, Parameter};
 pub use random::shuffled_indices;
 pub use schedule::{Decay, Schedule};
