@@ -40,6 +40,21 @@ macro_rules! impl_option_value_by_debug {
 
 impl_option_value_by_debug!(f32: "a number", u64: "a whole number", usize: "a whole number", bool: "true or false");
 
+/// A text without whitespace.
+impl OptionValue for String {
+    fn describe_valid_text() -> String {
+        "a text".into()
+    }
+
+    fn to_text(&self) -> String {
+        self.clone()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        Some(text.into())
+    }
+}
+
 /// Implements [`OptionValue`] for enums that have `ALL`, an array of all variants, and `name`, the text of a variant.
 macro_rules! impl_option_value_by_name {
     ($($type:ty),*) => {$(

@@ -49,7 +49,7 @@ pub use loss::{
     weighted_pointwise_loss,
 };
 pub use loss_input::{LossGradient, LossInput, ModelOutputs, Shard, part_of_mean, part_of_weighted_mean};
-pub use optimizer::{Optimizer, OptimizerConfig, Parameter};
+pub use optimizer::{Optimizer, OptimizerConfig, Parameter, ParameterGroup};
 pub use random::shuffled_indices;
 pub use schedule::{Decay, Schedule};
 pub use trainable::{Module, Trainable};

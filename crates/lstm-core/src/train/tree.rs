@@ -40,7 +40,7 @@ fn are_siblings(leaves: usize, left: &Range<usize>, right: &Range<usize>) -> boo
 ///
 /// At most one value for each power of two is pending on each side of the first leaf's path through the tree: for leaves
 /// from the first on, as many as the number of leaves has binary ones.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TreeSum<T> {
     leaves: usize,
     /// Sums of complete subtrees, with the leaves of each.
@@ -51,6 +51,13 @@ impl<T> TreeSum<T> {
     /// A sum of `leaves` leaves, of which none has been added.
     pub(super) fn new(leaves: usize) -> Self {
         TreeSum { leaves, pending: Vec::new() }
+    }
+
+    /// A sum of leaves whose number is not known yet, from the first on. [`into_sum`](Self::into_sum) adds in the order
+    /// of the tree over all leaves that were added.
+    pub(super) fn of_any_number() -> Self {
+        // Complete subtrees at the start of a tree are the same in every larger one.
+        TreeSum::new(1 << (usize::BITS - 2))
     }
 
     /// Adds the sum of the leaves `range`, which must be a subtree and continue the leaves before it. `add` adds its
@@ -68,6 +75,18 @@ impl<T> TreeSum<T> {
         }
         self.pending.push((range, value));
         Ok(())
+    }
+
+    /// The sum of all leaves that were added to a sum [of any number](Self::of_any_number) of leaves; `None` without any.
+    pub(super) fn into_sum(self, mut add: impl FnMut(&mut T, T) -> Result<()>) -> Result<Option<T>> {
+        // The last subtrees are the smallest, and deepest in the tree.
+        let mut subtrees = self.pending.into_iter().rev().map(|(_, sum)| sum);
+        let Some(mut right) = subtrees.next() else { return Ok(None) };
+        for mut left in subtrees {
+            add(&mut left, right)?;
+            right = left;
+        }
+        Ok(Some(right))
     }
 
     /// The sums of the largest complete subtrees, with the leaves of each: a single one if all leaves were added.

@@ -1,11 +1,13 @@
 //! The optimizer: an algorithm with its options, the number of steps, and the state of each parameter.
 
 mod config;
+mod group;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use config::OptimizerConfig;
+pub use group::ParameterGroup;
 
 use crate::{
     error::{Error, Result},
@@ -17,6 +19,7 @@ use crate::{
         clip::{Clip, gradient_norm},
     },
 };
+use group::group_of_each;
 use update::{ParameterState, update};
 
 /// One parameter and its gradient, as arguments of [`Optimizer::step`].
@@ -52,6 +55,7 @@ pub struct Parameter<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Optimizer {
     config: OptimizerConfig,
+    groups: Vec<ParameterGroup>,
     steps: u64,
     /// State of each parameter by its name. Empty before the first step, and for an optimizer without state.
     state: BTreeMap<String, ParameterState>,
@@ -64,7 +68,44 @@ impl Optimizer {
     /// [`Error::Config`] if the options are not [valid](OptimizerConfig::validate).
     pub fn new(config: OptimizerConfig) -> Result<Self> {
         config.validate()?;
-        Ok(Optimizer { config, steps: 0, state: BTreeMap::new() })
+        Ok(Optimizer { config, groups: Vec::new(), steps: 0, state: BTreeMap::new() })
+    }
+
+    /// Sets the options of groups of parameters, in place of earlier ones. Each parameter of a step may be in one group,
+    /// and each group must have a parameter.
+    ///
+    /// ```
+    /// use lstm_core::train::{OptimizerConfig, Optimizer, Parameter, ParameterGroup};
+    /// let groups = vec![ParameterGroup::new("encoder").frozen(), ParameterGroup::new("*bias").rate_factor(2.0)];
+    /// let mut optimizer = Optimizer::new(OptimizerConfig::sgd())?.with_groups(groups)?;
+    /// let (mut encoder, mut bias) = ([1.0], [1.0]);
+    /// optimizer.step(0.25, &mut [
+    ///     Parameter { name: "encoder", value: &mut encoder, gradient: &[1.0] },
+    ///     Parameter { name: "head.bias", value: &mut bias, gradient: &[1.0] },
+    /// ])?;
+    /// assert_eq!((encoder, bias), ([1.0], [0.5]));
+    /// # Ok::<(), lstm_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the options are not [valid](ParameterGroup::validate).
+    pub fn with_groups(self, groups: Vec<ParameterGroup>) -> Result<Self> {
+        groups.iter().try_for_each(ParameterGroup::validate)?;
+        Ok(Optimizer { groups, ..self })
+    }
+
+    /// The parameter groups.
+    pub fn groups(&self) -> &[ParameterGroup] {
+        &self.groups
+    }
+
+    /// Checks that each parameter is in at most one group, and each group has a parameter.
+    ///
+    /// # Errors
+    /// [`Error::Config`] otherwise.
+    pub(in crate::train) fn check_groups<'a>(&self, names: impl IntoIterator<Item = &'a String>) -> Result<()> {
+        let names: Vec<_> = names.into_iter().map(String::as_str).collect();
+        group_of_each(&self.groups, &names).map(drop)
     }
 
     /// The algorithm and its options.
@@ -79,7 +120,8 @@ impl Optimizer {
     fn try_clone(&self) -> Result<Self> {
         let copy = |array: &Vec<f32>| memory::copy("optimizer", array);
         let state = self.state.iter().map(|(name, [first, second])| Ok((name.clone(), [copy(first)?, copy(second)?])));
-        Ok(Optimizer { config: self.config.clone(), steps: self.steps, state: state.collect::<Result<_>>()? })
+        let (config, groups) = (self.config.clone(), self.groups.clone());
+        Ok(Optimizer { config, groups, steps: self.steps, state: state.collect::<Result<_>>()? })
     }
 
     /// Number of steps so far, including those before a [`restore`](Self::restore).
@@ -92,13 +134,15 @@ impl Optimizer {
     ///
     /// # Errors
     /// The parameters and the optimizer are unchanged after an error.
-    /// - [`Error::Config`] if the rate is negative or not finite.
+    /// - [`Error::Config`] if the rate is negative or not finite, a parameter is in two groups, or a group has none.
     /// - [`Error::Shape`] if there are no parameters, a gradient does not have the length of its value, or a name
     ///   occurs twice. For an optimizer with state, also if the names and lengths differ from those of the first step.
     /// - [`Error::TooLarge`] if the memory for the optimizer state cannot be allocated.
     pub fn step(&mut self, rate: f32, parameters: &mut [Parameter<'_>]) -> Result<()> {
         check_not_negative("rate", rate)?;
         check_parameters(parameters)?;
+        let names: Vec<_> = parameters.iter().map(|parameter| parameter.name).collect();
+        let groups = group_of_each(&self.groups, &names)?;
         if self.steps == 0 {
             self.state = zero_state(&self.config, parameters)?;
         } else if !self.config.state_names().is_empty() {
@@ -107,15 +151,25 @@ impl Optimizer {
         let _environment = FloatEnvironment::set_default();
         self.steps = self.steps.saturating_add(1);
         let mut empty_state = ParameterState::default();
-        for Parameter { name, value, gradient } in parameters {
+        for (Parameter { name, value, gradient }, group) in parameters.iter_mut().zip(groups) {
             let state = self.state.get_mut(*name).unwrap_or(&mut empty_state);
-            update(&self.config, rate, self.steps, value, gradient, state);
+            let Some(group) = group else {
+                update(&self.config, rate, self.steps, value, gradient, state);
+                continue;
+            };
+            if !group.frozen {
+                let config = match group.weight_decay {
+                    Some(weight_decay) => self.config.clone().weight_decay(weight_decay),
+                    None => self.config.clone(),
+                };
+                update(&config, group.rate_factor * rate, self.steps, value, gradient, state);
+            }
         }
         Ok(())
     }
 
     /// Clips the gradients and updates `values`, which have the given names. Returns the optimizer after the step, and
-    /// the norm of the gradients before clipping. If it fails, `values` and `gradients` may have changed, but not `self`.
+    /// the norm of the gradients before clipping, without those of frozen parameters. If it fails, `values` and `gradients` may have changed, but not `self`.
     ///
     /// # Errors
     /// [`Error::NotFinite`] for a gradient, a new value or a state of the optimizer; the errors of [`step`](Self::step).
@@ -128,12 +182,17 @@ impl Optimizer {
         mut gradients: Vec<&mut [f32]>,
     ) -> Result<(Self, f64)> {
         let step = self.steps.saturating_add(1);
-        for (name, gradient) in names.iter().zip(&gradients) {
+        let groups = group_of_each(&self.groups, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let is_frozen = groups.into_iter().map(|group| group.is_some_and(|group| group.frozen));
+        let with_names = names.iter().zip(&mut gradients).zip(is_frozen);
+        let (names_of_updated, mut updated): (Vec<_>, Vec<_>) =
+            with_names.filter(|(_, is_frozen)| !is_frozen).map(|((name, gradient), _)| (name, &mut **gradient)).unzip();
+        for (name, gradient) in names_of_updated.into_iter().zip(&updated) {
             check_finite(step, || format!("the gradient of `{name}`"), gradient)?;
         }
         let gradient_norm = match clip {
-            Some(clip) => clip.apply(&mut gradients)?,
-            None => gradient_norm(gradients.iter().map(|gradient| &**gradient)),
+            Some(clip) => clip.apply(&mut updated)?,
+            None => gradient_norm(updated.iter().map(|gradient| &**gradient)),
         };
         let mut optimizer = self.try_clone()?;
         let mut parameters: Vec<_> = names
@@ -163,7 +222,7 @@ impl Optimizer {
     }
 
     /// Restores an optimizer from its config, number of steps and [`state`](Self::state). The order of the state arrays
-    /// does not matter.
+    /// does not matter. [Parameter groups](Self::with_groups) are set afterwards.
     ///
     /// # Errors
     /// - [`Error::Config`] if the options are not [valid](OptimizerConfig::validate), or, naming `steps`, if there is
@@ -208,7 +267,7 @@ impl Optimizer {
         }
         let state =
             arrays_by_parameter.into_iter().map(|(parameter, arrays)| check_state_complete(names, parameter, arrays));
-        Ok(Optimizer { config, steps, state: state.collect::<Result<_>>()? })
+        Ok(Optimizer { config, groups: Vec::new(), steps, state: state.collect::<Result<_>>()? })
     }
 
     /// Checks that the parameters have the names and lengths of those in the first step.

@@ -127,13 +127,16 @@ impl<B: Backend> Trainer<B> {
     /// - `trainer.schedule`, `trainer.clip`, `trainer.keep` (the [`Checkpointing`](crate::Checkpointing)),
     ///   `trainer.seed`;
     /// - `trainer.shards`, unless it is 1;
+    /// - `trainer.groups`, one [`ParameterGroup`](crate::train::ParameterGroup) per line, if there are any;
     /// - `trainer.steps`: the number of steps so far;
     /// - the text of `extras`.
     ///
     /// # Errors
-    /// [`Error::Config`] if a key of `extras.text` starts with `trainer.`; [`Error::Format`] if two tensors have the
+    /// [`Error::Config`] if a key of `extras.text` starts with `trainer.`, or gradients are
+    /// [accumulated](Self::accumulate), which a checkpoint does not hold; [`Error::Format`] if two tensors have the
     /// same name; [`Error::Io`] if the file cannot be written. An existing file is unchanged after an error.
     pub fn save_with(&self, path: impl AsRef<Path>, extras: &CheckpointExtras) -> Result<()> {
+        self.run.check_nothing_accumulated("save")?;
         let mut writer = self.model_writer(&extras.text)?;
         for (name, tensor) in &extras.tensors {
             writer = writer.tensor(format!("{EXTRA_PREFIX}{name}"), tensor)?;
@@ -142,7 +145,7 @@ impl<B: Backend> Trainer<B> {
         writer = writer.metadata(format!("{TRAINER_PREFIX}model"), self.lstm.config().to_string());
         writer = writer.metadata(format!("{TRAINER_PREFIX}head"), text_or_none(head.as_ref()));
         let shapes = parameter_shapes(self.lstm.config(), head).into_iter().collect();
-        writer = write_run(writer, &self.config, &self.optimizer, &shapes)?;
+        writer = write_run(writer, &self.run.config, &self.run.optimizer, &shapes)?;
         writer.save(path)
     }
 
@@ -230,9 +233,13 @@ pub(super) fn write_run(
     ] {
         writer = writer.metadata(format!("{TRAINER_PREFIX}{key}"), value);
     }
-    // Earlier versions of the library read checkpoints without this key.
+    // Earlier versions of the library read checkpoints without these keys.
     if config.shards != 1 {
         writer = writer.metadata(format!("{TRAINER_PREFIX}shards"), config.shards.to_string());
+    }
+    if !config.groups.is_empty() {
+        let groups: Vec<_> = config.groups.iter().map(ToString::to_string).collect();
+        writer = writer.metadata(format!("{TRAINER_PREFIX}groups"), groups.join("\n"));
     }
     for (name, values) in optimizer.state() {
         let shape = name.split_once('.').and_then(|(_, parameter)| shapes.get(parameter));
@@ -369,7 +376,7 @@ impl Checkpoint {
             values.next().map(|bias| bias.into_dimensionality::<Ix1>()).transpose().map_err(head_error)?;
         let head = weight.map(|weight| Linear::new(backend, weight, bias)).transpose()?;
         let mut trainer = Trainer::new(lstm, head, self.config)?;
-        trainer.optimizer = optimizer;
+        trainer.run.optimizer = optimizer.with_groups(trainer.run.config.groups.clone())?;
         Ok((trainer, extras))
     }
 }
@@ -411,6 +418,9 @@ impl UnreadMetadata<'_> {
         if self.entries.contains_key(&format!("{TRAINER_PREFIX}shards")) {
             config.shards = self.parse::<NonZeroUsize>("shards")?.get();
         }
+        if self.entries.contains_key(&format!("{TRAINER_PREFIX}groups")) {
+            config.groups = self.parse::<Lines<_>>("groups")?.0;
+        }
         let steps = self.parse("steps")?;
         match self.entries.keys().next() {
             Some(key) => Err(Error::format(self.file_name, format!("unknown metadata key `{key}`"))),
@@ -437,5 +447,16 @@ impl<T: FromStr> FromStr for OptionText<T> {
 
     fn from_str(text: &str) -> Result<Self, T::Err> {
         Ok(OptionText(if text == "none" { None } else { Some(text.parse()?) }))
+    }
+}
+
+/// Several values, parsed from a text with one value per line.
+struct Lines<T>(Vec<T>);
+
+impl<T: FromStr> FromStr for Lines<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        text.lines().map(str::parse).collect::<Result<_, _>>().map(Lines)
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     error::Result,
     model::{Checkpointing, HostState},
-    train::{Clip, OptimizerConfig, Schedule, check::check_at_least_one},
+    train::{Clip, OptimizerConfig, ParameterGroup, Schedule, check::check_at_least_one},
 };
 
 /// Configuration of a [`Trainer`](super::Trainer). [`TrainerConfig::new`] sets the defaults; each builder method
@@ -25,13 +25,16 @@ pub struct TrainerConfig {
     pub seed: u64,
     /// Number of shards of a batch; 1 by default. See [`shards`](Self::shards()).
     pub shards: usize,
+    /// Options for some of the parameters; none by default. The names of the parameters are those of the tensors in a
+    /// checkpoint, such as `lstm.weight_ih_l0` and `head.bias`.
+    pub groups: Vec<ParameterGroup>,
 }
 
 impl TrainerConfig {
     /// A configuration without clipping, with [`Checkpointing::SaveEverything`], seed 0 and one shard.
     pub fn new(optimizer: OptimizerConfig, schedule: Schedule) -> Self {
         let checkpointing = Checkpointing::SaveEverything;
-        TrainerConfig { optimizer, schedule, clip: None, checkpointing, seed: 0, shards: 1 }
+        TrainerConfig { optimizer, schedule, clip: None, checkpointing, seed: 0, shards: 1, groups: Vec::new() }
     }
 
     /// Sets gradient clipping.
@@ -63,15 +66,31 @@ impl TrainerConfig {
         TrainerConfig { shards, ..self }
     }
 
+    /// Adds a group of parameters with options of their own, for example to freeze them. The groups are saved in
+    /// checkpoints.
+    ///
+    /// ```
+    /// use lstm_core::train::{OptimizerConfig, ParameterGroup, Schedule, TrainerConfig};
+    /// let config = TrainerConfig::new(OptimizerConfig::adamw(), Schedule::constant(1e-3))
+    ///     .group(ParameterGroup::new("*bias*").weight_decay(0.0))
+    ///     .group(ParameterGroup::new("head.weight").rate_factor(10.0));
+    /// ```
+    pub fn group(mut self, group: ParameterGroup) -> Self {
+        self.groups.push(group);
+        self
+    }
+
     /// Checks all options.
     ///
     /// # Errors
-    /// The errors of [`OptimizerConfig::validate`], [`Schedule::validate`] and [`Clip::validate`];
+    /// The errors of [`OptimizerConfig::validate`], [`ParameterGroup::validate`], [`Schedule::validate`] and
+    /// [`Clip::validate`];
     /// [`Error::Config`](crate::Error::Config) if the length of a [checkpointing segment](Checkpointing::Segments) is
     /// not a positive multiple of 32, or the number of shards is 0.
     pub fn validate(&self) -> Result<()> {
         check_at_least_one("shards", self.shards as u64)?;
         self.optimizer.validate()?;
+        self.groups.iter().try_for_each(ParameterGroup::validate)?;
         self.schedule.validate()?;
         self.checkpointing.segment_len(1)?;
         self.clip.map_or(Ok(()), |clip| clip.validate())

@@ -4,6 +4,7 @@ mod checkpoint;
 mod config;
 mod model;
 mod parameters;
+mod run;
 mod shards;
 
 use std::{borrow::Cow, fmt::Display, ops::Range};
@@ -31,8 +32,9 @@ use crate::{
     weights::Weights,
 };
 use parameters::{HeadSpec, ModelArrays, parameter_shapes};
+use run::{AccumulatedSums, Run, nothing_accumulated};
 use shards::{
-    GradientArrays, ShardSums, StepError, batch_setting, check_shards, digest_indices, dropout_seed,
+    GradientArrays, ShardSums, StepError, batch_setting, check_shards, digest_indices, dropout_seed, no_shard,
     parameters_setting, run_settings, select_state,
 };
 
@@ -63,16 +65,13 @@ use shards::{
 pub struct Trainer<B: Backend> {
     lstm: Lstm<B>,
     head: Option<Linear<B>>,
-    optimizer: Optimizer,
-    config: TrainerConfig,
-    /// Whether the parameters were compared with those of other ranks.
-    is_compared: bool,
+    run: Run<ModelArrays>,
 }
 
 impl<B: Backend> std::fmt::Debug for Trainer<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Trainer { lstm, head, config, .. } = self;
-        write!(f, "Trainer({lstm:?}, {head:?}, {config:?}, {} steps done)", self.steps())
+        let Trainer { lstm, head, run } = self;
+        write!(f, "Trainer({lstm:?}, {head:?}, {:?}, {} steps done)", run.config, run.steps())
     }
 }
 
@@ -83,15 +82,14 @@ impl<B: Backend> Trainer<B> {
     /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or the weights are quantized; [`Error::Shape`] if the input
     /// size of the head is not the output size of the LSTM.
     pub fn new(lstm: Lstm<B>, head: Option<Linear<B>>, config: TrainerConfig) -> Result<Self> {
-        config.validate()?;
         lstm.weights().check_trainable()?;
         let size = lstm.config().output_size();
         if let Some(head) = head.as_ref().filter(|head| head.input_size() != size) {
             let expected = format!("{size}, the output size of the LSTM");
             return Err(Error::shape("Trainer::new: input size of the head", expected, head.input_size()));
         }
-        let optimizer = Optimizer::new(config.optimizer.clone())?;
-        Ok(Trainer { lstm, head, optimizer, config, is_compared: false })
+        let names = parameter_names(&lstm, head.as_ref());
+        Ok(Trainer { run: Run::new(config, &names)?, lstm, head })
     }
 
     /// The LSTM with its current weights.
@@ -118,24 +116,23 @@ impl<B: Backend> Trainer<B> {
     /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or its optimizer has another state.
     /// The trainer is unchanged after an error.
     pub fn set_config(&mut self, config: TrainerConfig) -> Result<()> {
-        self.optimizer = with_config(&self.optimizer, &self.config, &config, NEW_RUN)?;
-        self.config = config;
-        Ok(())
+        let names = parameter_names(&self.lstm, self.head.as_ref());
+        self.run.set_config(config, &names, "pass the results of Trainer::into_parts to Trainer::new")
     }
 
     /// The configuration of the trainer.
     pub fn config(&self) -> &TrainerConfig {
-        &self.config
+        &self.run.config
     }
 
     /// Number of training steps so far, including those before the run was resumed.
     pub fn steps(&self) -> u64 {
-        self.optimizer.steps()
+        self.run.steps()
     }
 
     /// Learning rate of the next step.
     pub fn learning_rate(&self) -> f32 {
-        self.config.schedule.rate_at(self.steps())
+        self.run.learning_rate()
     }
 
     /// Computes the model's outputs without dropout, in the layout of the input, and the final states of the LSTM. The
@@ -217,7 +214,103 @@ impl<B: Backend> Trainer<B> {
         loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<StepReport, E> {
-        self.step_on_ranks(&SingleRank, |_| String::new(), input.into(), loss_input, loss).await
+        let rate = self.learning_rate();
+        self.step_on_ranks(&SingleRank, |_| String::new(), rate, input.into(), loss_input, loss).await
+    }
+
+    /// Runs one training step with the learning rate `rate` in place of that of the
+    /// [schedule](TrainerConfig::schedule), for example one that a closure computes from the last validation loss.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step); [`Error::Config`] if the rate is negative or not finite.
+    pub fn step_at<'a, G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        rate: f32,
+        input: impl Into<Input<'a>>,
+        loss_input: LossInput,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<StepReport, E> {
+        block_on(self.step_on_ranks(&SingleRank, |_| String::new(), rate, input.into(), loss_input, loss))
+    }
+
+    /// Runs the forward and backward passes of a part of a batch, and adds its gradients to those of earlier calls.
+    /// [`apply`](Self::apply) then updates the parameters. Returns the loss of the part and the final states of the LSTM.
+    ///
+    /// This is gradient accumulation for parts that do not fit into one input, such as sequences of very different
+    /// lengths. For one input, [shards](TrainerConfig::shards()) are simpler. The gradients are summed, so the loss of a
+    /// mean over the batch is [weighted](crate::train::part_of_mean) by the share of the part. With one shard per call,
+    /// the results are bit-identical to those of a [`step`](Self::step) whose shards are these parts.
+    ///
+    /// ```
+    /// # use lstm_core::{Backend, Error, ndarray::Array3, train::{LossInput, StepReport, Trainer, mean_squared_error, part_of_mean}};
+    /// # fn example<B: Backend>(trainer: &mut Trainer<B>, parts: &[(Array3<f32>, Array3<f32>)]) -> Result<StepReport, Error> {
+    /// let steps = |x: &Array3<f32>| x.dim().0 * x.dim().1;
+    /// let all_steps = parts.iter().map(|(x, _)| steps(x)).sum();
+    /// for (x, target) in parts {
+    ///     trainer.accumulate(x, LossInput::Outputs, |out, _| {
+    ///         let mean = mean_squared_error(out.y()?, target.view())?;
+    ///         Ok::<_, Error>(part_of_mean(mean, steps(x), all_steps))
+    ///     })?;
+    /// }
+    /// trainer.apply()
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step). The accumulated gradients are unchanged after an error.
+    pub fn accumulate<'a, G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        input: impl Into<Input<'a>>,
+        loss_input: LossInput,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<(f64, HostState), E> {
+        block_on(self.accumulate_async(input, loss_input, loss))
+    }
+
+    /// Asynchronous [`accumulate`](Self::accumulate), which does not block the thread.
+    ///
+    /// # Errors
+    /// As for [`accumulate`](Self::accumulate).
+    pub async fn accumulate_async<'a, G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        input: impl Into<Input<'a>>,
+        loss_input: LossInput,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<(f64, HostState), E> {
+        let (input, step) = (input.into(), self.run.next_step());
+        let sums = self.run_shards(&SingleRank, step, self.run.num_accumulated(), &input, loss_input, loss).await;
+        let (loss, gradients, states) = ShardSums::of_one_rank(step, input.batch_and_steps().0, sums)?;
+        let state = states.first().cloned().ok_or_else(no_shard)?;
+        self.run.accumulate(loss, gradients, states)?;
+        Ok((loss, state))
+    }
+
+    /// Clips the sum of the [accumulated](Self::accumulate) gradients and runs the optimizer. The report has the sum of
+    /// the losses, and the final states of the last part.
+    ///
+    /// # Errors
+    /// [`Error::Config`] without accumulated gradients; [`Error::NotFinite`] as for [`step`](Self::step). The parameters
+    /// and the optimizer are unchanged after an error, and the accumulated gradients are discarded.
+    pub fn apply(&mut self) -> Result<StepReport> {
+        self.apply_at(self.learning_rate())
+    }
+
+    /// [`apply`](Self::apply) with the learning rate `rate` in place of that of the schedule.
+    ///
+    /// # Errors
+    /// As for [`apply`](Self::apply); [`Error::Config`] if the rate is negative or not finite.
+    pub fn apply_at(&mut self, rate: f32) -> Result<StepReport> {
+        let AccumulatedSums { loss, gradients, states } =
+            self.run.take_accumulated()?.ok_or_else(nothing_accumulated)?;
+        let state = states.into_iter().next().ok_or_else(no_shard)?;
+        let (step, updated) = (self.run.next_step(), self.update(rate, gradients)?);
+        let gradient_norm = self.commit(updated, false);
+        Ok(StepReport { step, loss, gradient_norm, learning_rate: rate, state })
+    }
+
+    /// Discards the [accumulated](Self::accumulate) gradients.
+    pub fn discard_accumulated(&mut self) {
+        self.run.discard_accumulated();
     }
 
     /// Runs one training step together with other ranks. Each rank calls this method with the same trainer and the same
@@ -247,7 +340,8 @@ impl<B: Backend> Trainer<B> {
         loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<StepReport, E> {
-        block_on(self.step_on_ranks(collective, E::to_string, input.into(), loss_input, loss))
+        let rate = self.learning_rate();
+        block_on(self.step_on_ranks(collective, E::to_string, rate, input.into(), loss_input, loss))
     }
 
     /// A training step on several ranks. `describe_error` returns the text of an error of the caller.
@@ -255,58 +349,64 @@ impl<B: Backend> Trainer<B> {
         &mut self,
         collective: &impl Collective,
         describe_error: fn(&E) -> String,
+        learning_rate: f32,
         input: Input<'_>,
         loss_input: LossInput,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<StepReport, E> {
-        let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
-        let (mut state, mut sums) = (None, self.run_shards(collective, step, &input, loss_input, loss).await);
-        if let Ok(shard_sums) = &mut sums {
-            match shard_sums.take_states(input.batch_and_steps().0) {
-                Ok(states) => state = states.into_iter().next(),
-                Err(error) => sums = Err(error.into()),
-            }
-        }
+        let (step, batch) = (self.run.next_step(), input.batch_and_steps().0);
+        let sums = match self.run.check_step(learning_rate) {
+            Ok(()) => self.run_shards(collective, step, 0, &input, loss_input, loss).await,
+            Err(error) => Err(error.into()),
+        };
         let settings = || self.settings(&input, loss_input);
-        let combined = ShardSums::combine(collective, step, self.config.shards, settings, describe_error, sums);
-        let (loss, gradients) = combined.map_err(StepError::into_callers)?;
+        let combined =
+            ShardSums::combine(collective, step, self.run.config.shards, batch, settings, describe_error, sums);
+        let (loss, gradients, states) = combined.map_err(StepError::into_callers)?;
+        let state = states.into_iter().next().ok_or_else(no_shard)?;
         let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
-        let gradient_norm;
-        (self.lstm, self.head, self.optimizer, gradient_norm) = updated;
-        // A step without the other ranks may make the parameters differ.
-        self.is_compared = collective.size() > 1;
-        let state = state.ok_or_else(|| Error::shape("Trainer::step", "at least one shard", "none"))?;
+        let gradient_norm = self.commit(updated, collective.size() > 1);
         Ok(StepReport { step, loss, gradient_norm, learning_rate, state })
+    }
+
+    /// Puts the updated model and optimizer in place, and returns the norm of the gradients. Without the other ranks, the
+    /// step may make the parameters differ from theirs.
+    fn commit(&mut self, updated: Updated<B>, on_ranks: bool) -> f64 {
+        let gradient_norm;
+        (self.lstm, self.head, self.run.optimizer, gradient_norm) = updated;
+        self.run.is_compared = on_ranks;
+        gradient_norm
     }
 
     /// Everything on which a step depends, as named texts.
     fn settings(&self, input: &Input<'_>, loss_input: LossInput) -> Vec<(&'static str, String)> {
         let head = self.head.as_ref().map_or("none".into(), |head| HeadSpec::of(head).to_string());
-        let mut settings = run_settings(self.lstm.backend(), &self.config, &self.optimizer);
+        let mut settings = run_settings(self.lstm.backend(), &self.run.config, &self.run.optimizer);
         settings.extend([
             ("model", self.lstm.config().to_string()),
             ("head", head),
             ("loss input", format!("{loss_input:?}")),
         ]);
-        if !self.is_compared {
+        if !self.run.is_compared {
             let head = self.head.iter().flat_map(|head| head.weight().iter().chain(head.bias().into_iter().flatten()));
             let lstm = self.lstm.weights().layers().iter().flat_map(|layer| layer.iter().flat_map(|(_, array)| array));
-            settings.push(parameters_setting(lstm.chain(head), &self.optimizer));
+            settings.push(parameters_setting(lstm.chain(head), &self.run.optimizer));
         }
         let layout = if input.time_major { "time-major " } else { "" };
         let (_, b, c) = input.x.dim();
         let element = |k: usize| input.x[[k / (b * c), k / c % b, k % c]];
-        let values = digest_indices(input.x.len(), self.steps(), self.is_compared).map(element);
+        let values = digest_indices(input.x.len(), self.steps(), self.run.is_compared).map(element);
         let (name, text) = batch_setting(input.x.dim(), input.lengths, input.state.is_some(), values);
         settings.push((name, format!("{layout}{text}")));
         settings
     }
 
-    /// Runs the forward and backward passes of the shards of this rank.
+    /// Runs the forward and backward passes of the shards of this rank, after `earlier_inputs` inputs of the same step.
     async fn run_shards<G: Into<LossGradient>, E>(
         &self,
         collective: &impl Collective,
         step: u64,
+        earlier_inputs: usize,
         input: &Input<'_>,
         loss_input: LossInput,
         mut loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
@@ -315,7 +415,7 @@ impl<B: Backend> Trainer<B> {
             let got = format!("{:?}, lengths {:?}", input.x.shape(), input.lengths);
             return Err(Error::shape("Trainer::step: x", "at least one time step of one sequence", got).into());
         }
-        let (shards, batch) = (self.config.shards, input.batch_and_steps().0);
+        let (shards, batch) = (self.run.config.shards, input.batch_and_steps().0);
         check_shards(shards, batch)?;
         let own_shards = own_shards(collective, shards)?;
         // Shards are taken out of arrays of the right shapes.
@@ -328,7 +428,7 @@ impl<B: Backend> Trainer<B> {
                 _ => select_state(state, &shard.rows).map(Cow::Owned),
             });
             let state = state.transpose()?;
-            let seed = dropout_seed(self.config.seed, step, index);
+            let seed = dropout_seed(self.run.config.seed, step, earlier_inputs * shards + index);
             let shard_input = rows_of(input, &shard.rows, state.as_deref()).dropout(Dropout::Seed(seed));
             let pass = self.gradients(step, &shard_input, loss_input, &mut loss, &shard).await;
             let (loss, state, gradients) = pass.map_err(|error| error.in_shard(&shard))?;
@@ -339,9 +439,7 @@ impl<B: Backend> Trainer<B> {
 
     /// Clips the gradients and runs the optimizer. Returns the new model and optimizer, and the norm of the gradients.
     fn update(&self, learning_rate: f32, mut gradients: ModelArrays) -> Result<Updated<B>> {
-        let head_spec = self.head.as_ref().map(HeadSpec::of);
-        let shapes = parameter_shapes(self.lstm.config(), head_spec);
-        let names: Vec<_> = shapes.into_iter().map(|(name, _)| name).collect();
+        let names = parameter_names(&self.lstm, self.head.as_ref());
         let head_values = match &self.head {
             Some(head) => {
                 let bias = head.bias().map(|bias| memory::copy_array("Trainer::step", bias.view())).transpose()?;
@@ -350,8 +448,8 @@ impl<B: Backend> Trainer<B> {
             None => None,
         };
         let mut values = ModelArrays { lstm: self.lstm.weights().try_clone()?, head: head_values };
-        let (optimizer, gradient_norm) = self.optimizer.clipped_step(
-            self.config.clip,
+        let (optimizer, gradient_norm) = self.run.optimizer.clipped_step(
+            self.run.config.clip,
             learning_rate,
             &names,
             values.slices()?,
@@ -377,7 +475,7 @@ impl<B: Backend> Trainer<B> {
         shard: &Shard,
     ) -> Result<(f64, HostState, ModelArrays), StepError<E>> {
         let config = self.lstm.config();
-        let output = self.lstm.forward_train_async(*input, self.config.checkpointing).await?;
+        let output = self.lstm.forward_train_async(*input, self.run.config.checkpointing).await?;
         let last_hidden = if loss_input.reads_last_state() { Some(output.state.last(config)?) } else { None };
         let Some(head) = &self.head else {
             let outputs = ModelOutputs {
@@ -421,34 +519,9 @@ impl<B: Backend> Trainer<B> {
 /// The LSTM, the head and the optimizer after a step, and the norm of the gradients.
 type Updated<B> = (Lstm<B>, Option<Linear<B>>, Optimizer, f64);
 
-/// The part of an error message that says how to start a new run.
-const NEW_RUN: &str = "pass the results of Trainer::into_parts to Trainer::new";
-
-/// The optimizer after a change of the configuration, with the same state. `new_run` says in an error message how to
-/// start a new run.
-///
-/// # Errors
-/// [`Error::Config`] if the new configuration is not valid or its optimizer has another state.
-fn with_config(
-    optimizer: &Optimizer,
-    config: &TrainerConfig,
-    new_config: &TrainerConfig,
-    new_run: &str,
-) -> Result<Optimizer> {
-    new_config.validate()?;
-    let (old, new) = (&config.optimizer, &new_config.optimizer);
-    if optimizer.steps() > 0 && old.state_names() != new.state_names() {
-        let ((old_state, accepted), (new_state, _)) = (old.describe_state(), new.describe_state());
-        let reason = format!(
-            "the run was trained with `{old}`, which has {old_state}, got `{new}`, which has {new_state}; set_config \
-             accepts only an optimizer with the same state: {accepted}; for another one start a new run with this model: \
-             {new_run}"
-        );
-        return Err(Error::config("optimizer", reason));
-    }
-    let state = optimizer.state().map(|(name, values)| Ok((name, memory::copy("set_config", values)?)));
-    let state = state.collect::<Result<Vec<_>>>()?;
-    Optimizer::restore(new.clone(), optimizer.steps(), state)
+/// The names of all parameters.
+fn parameter_names<B: Backend>(lstm: &Lstm<B>, head: Option<&Linear<B>>) -> Vec<String> {
+    parameter_shapes(lstm.config(), head.map(HeadSpec::of)).into_iter().map(|(name, _)| name).collect()
 }
 
 /// Weight and bias of a head.

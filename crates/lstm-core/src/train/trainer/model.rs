@@ -9,11 +9,11 @@ use super::{
     checkpoint::{
         EXTRA_PREFIX, OPTIMIZER_PREFIX, TRAINER_PREFIX, UnreadMetadata, take_extra_tensors, take_optimizer, write_run,
     },
+    run::{AccumulatedSums, Run, nothing_accumulated},
     shards::{
         GradientArrays, ShardSums, StepError, batch_setting, check_shards, digest_indices, dropout_seed,
         parameters_setting, run_settings, select_state,
     },
-    with_config,
 };
 use crate::{
     backend::Backend,
@@ -48,15 +48,12 @@ use crate::{
 /// ```
 pub struct ModelTrainer<B: Backend> {
     model: Model<B>,
-    optimizer: Optimizer,
-    config: TrainerConfig,
-    /// Whether the parameters were compared with those of other ranks.
-    is_compared: bool,
+    run: Run<ModelWeights>,
 }
 
 impl<B: Backend> fmt::Debug for ModelTrainer<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ModelTrainer({:?}, {:?}, {} steps done)", self.model, self.config, self.steps())
+        write!(f, "ModelTrainer({:?}, {:?}, {} steps done)", self.model, self.run.config, self.steps())
     }
 }
 
@@ -89,7 +86,6 @@ impl<B: Backend> ModelTrainer<B> {
     /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate), if the weights are quantized, or if the name of a layer starts
     /// with `optimizer.` or `extra.`, which a checkpoint needs.
     pub fn new(model: Model<B>, config: TrainerConfig) -> Result<Self> {
-        config.validate()?;
         model.weights().check_trainable()?;
         for name in model.weights().layers().iter().filter_map(|layer| layer.name()) {
             let tensor = format!("{name}.");
@@ -98,8 +94,8 @@ impl<B: Backend> ModelTrainer<B> {
                 return Err(Error::config("layers", reason));
             }
         }
-        let optimizer = Optimizer::new(config.optimizer.clone())?;
-        Ok(ModelTrainer { model, optimizer, config, is_compared: false })
+        let names = parameter_names(model.weights());
+        Ok(ModelTrainer { run: Run::new(config, &names)?, model })
     }
 
     /// The model with its current parameters.
@@ -118,25 +114,23 @@ impl<B: Backend> ModelTrainer<B> {
     /// [`Error::Config`] if the configuration is not [valid](TrainerConfig::validate) or its optimizer has another
     /// state. The trainer is unchanged after an error.
     pub fn set_config(&mut self, config: TrainerConfig) -> Result<()> {
-        let new_run = "pass the result of ModelTrainer::into_model to ModelTrainer::new";
-        self.optimizer = with_config(&self.optimizer, &self.config, &config, new_run)?;
-        self.config = config;
-        Ok(())
+        let names = parameter_names(self.model.weights());
+        self.run.set_config(config, &names, "pass the result of ModelTrainer::into_model to ModelTrainer::new")
     }
 
     /// The configuration of the trainer.
     pub fn config(&self) -> &TrainerConfig {
-        &self.config
+        &self.run.config
     }
 
     /// Number of training steps so far, including those before the run was resumed.
     pub fn steps(&self) -> u64 {
-        self.optimizer.steps()
+        self.run.steps()
     }
 
     /// Learning rate of the next step.
     pub fn learning_rate(&self) -> f32 {
-        self.config.schedule.rate_at(self.steps())
+        self.run.learning_rate()
     }
 
     /// Computes the model's outputs without dropout.
@@ -186,7 +180,79 @@ impl<B: Backend> ModelTrainer<B> {
         input: impl Into<ModelInput<'a>>,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<ModelStepReport, E> {
-        self.step_on_ranks(&SingleRank, |_| String::new(), input.into(), loss).await
+        let rate = self.learning_rate();
+        self.step_on_ranks(&SingleRank, |_| String::new(), rate, input.into(), loss).await
+    }
+
+    /// Runs one training step with the learning rate `rate` in place of that of the schedule, as
+    /// [`Trainer::step_at`](super::Trainer::step_at) does.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step); [`Error::Config`] if the rate is negative or not finite.
+    pub fn step_at<'a, G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        rate: f32,
+        input: impl Into<ModelInput<'a>>,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<ModelStepReport, E> {
+        block_on(self.step_on_ranks(&SingleRank, |_| String::new(), rate, input.into(), loss))
+    }
+
+    /// Runs the forward and backward passes of a part of a batch, and adds its gradients to those of earlier calls, as
+    /// [`Trainer::accumulate`](super::Trainer::accumulate) does. Returns the loss of the part and the final states of
+    /// each LSTM.
+    ///
+    /// # Errors
+    /// As for [`step`](Self::step). The accumulated gradients are unchanged after an error.
+    pub fn accumulate<'a, G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        input: impl Into<ModelInput<'a>>,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<(f64, Vec<HostState>), E> {
+        block_on(self.accumulate_async(input, loss))
+    }
+
+    /// Asynchronous [`accumulate`](Self::accumulate), which does not block the thread.
+    ///
+    /// # Errors
+    /// As for [`accumulate`](Self::accumulate).
+    pub async fn accumulate_async<'a, G: Into<LossGradient>, E: From<Error>>(
+        &mut self,
+        input: impl Into<ModelInput<'a>>,
+        loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
+    ) -> Result<(f64, Vec<HostState>), E> {
+        let (input, step) = (input.into(), self.run.next_step());
+        let sums = self.run_shards(&SingleRank, step, self.run.num_accumulated(), &input, loss).await;
+        let (loss, gradients, states) = ShardSums::of_one_rank(step, input.batch_and_steps().0, sums)?;
+        self.run.accumulate(loss, gradients, states.clone())?;
+        Ok((loss, states))
+    }
+
+    /// Clips the sum of the [accumulated](Self::accumulate) gradients and runs the optimizer. The report has the sum of
+    /// the losses, and the final states of the last part.
+    ///
+    /// # Errors
+    /// [`Error::Config`] without accumulated gradients; [`Error::NotFinite`] as for [`step`](Self::step). The parameters
+    /// and the optimizer are unchanged after an error, and the accumulated gradients are discarded.
+    pub fn apply(&mut self) -> Result<ModelStepReport> {
+        self.apply_at(self.learning_rate())
+    }
+
+    /// [`apply`](Self::apply) with the learning rate `rate` in place of that of the schedule.
+    ///
+    /// # Errors
+    /// As for [`apply`](Self::apply); [`Error::Config`] if the rate is negative or not finite.
+    pub fn apply_at(&mut self, rate: f32) -> Result<ModelStepReport> {
+        let AccumulatedSums { loss, gradients, states } =
+            self.run.take_accumulated()?.ok_or_else(nothing_accumulated)?;
+        let (step, updated) = (self.run.next_step(), self.update(rate, gradients)?);
+        let gradient_norm = self.commit(updated, false);
+        Ok(ModelStepReport { step, loss, gradient_norm, learning_rate: rate, states })
+    }
+
+    /// Discards the [accumulated](Self::accumulate) gradients.
+    pub fn discard_accumulated(&mut self) {
+        self.run.discard_accumulated();
     }
 
     /// Runs one training step together with other ranks, as [`Trainer::step_on`](super::Trainer::step_on) does.
@@ -199,7 +265,8 @@ impl<B: Backend> ModelTrainer<B> {
         input: impl Into<ModelInput<'a>>,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<ModelStepReport, E> {
-        block_on(self.step_on_ranks(collective, E::to_string, input.into(), loss))
+        let rate = self.learning_rate();
+        block_on(self.step_on_ranks(collective, E::to_string, rate, input.into(), loss))
     }
 
     /// A training step on several ranks. `describe_error` returns the text of an error of the caller.
@@ -207,40 +274,45 @@ impl<B: Backend> ModelTrainer<B> {
         &mut self,
         collective: &impl Collective,
         describe_error: fn(&E) -> String,
+        learning_rate: f32,
         input: ModelInput<'_>,
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<ModelStepReport, E> {
-        let (step, learning_rate) = (self.steps().saturating_add(1), self.learning_rate());
-        let (mut states, mut sums) = (Vec::new(), self.run_shards(collective, step, &input, loss).await);
-        if let Ok(shard_sums) = &mut sums {
-            match shard_sums.take_states(input.batch_and_steps().0) {
-                Ok(states_of_batch) => states = states_of_batch,
-                Err(error) => sums = Err(error.into()),
-            }
-        }
+        let (step, batch) = (self.run.next_step(), input.batch_and_steps().0);
+        let sums = match self.run.check_step(learning_rate) {
+            Ok(()) => self.run_shards(collective, step, 0, &input, loss).await,
+            Err(error) => Err(error.into()),
+        };
+        let settings = || self.settings(&input);
         let combined =
-            ShardSums::combine(collective, step, self.config.shards, || self.settings(&input), describe_error, sums);
-        let (loss, gradients) = combined.map_err(StepError::into_callers)?;
+            ShardSums::combine(collective, step, self.run.config.shards, batch, settings, describe_error, sums);
+        let (loss, gradients, states) = combined.map_err(StepError::into_callers)?;
         let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
-        let gradient_norm;
-        (self.model, self.optimizer, gradient_norm) = updated;
-        // A step without the other ranks may make the parameters differ.
-        self.is_compared = collective.size() > 1;
+        let gradient_norm = self.commit(updated, collective.size() > 1);
         Ok(ModelStepReport { step, loss, gradient_norm, learning_rate, states })
+    }
+
+    /// Puts the updated model and optimizer in place, and returns the norm of the gradients. Without the other ranks, the
+    /// step may make the parameters differ from theirs.
+    fn commit(&mut self, updated: (Model<B>, Optimizer, f64), on_ranks: bool) -> f64 {
+        let gradient_norm;
+        (self.model, self.run.optimizer, gradient_norm) = updated;
+        self.run.is_compared = on_ranks;
+        gradient_norm
     }
 
     /// Everything on which a step depends, as named texts.
     fn settings(&self, input: &ModelInput<'_>) -> Vec<(&'static str, String)> {
         let weights = self.model.weights();
-        let mut settings = run_settings(self.model.backend(), &self.config, &self.optimizer);
+        let mut settings = run_settings(self.model.backend(), &self.run.config, &self.run.optimizer);
         let layers: Vec<_> = weights.layers().iter().map(ToString::to_string).collect();
         settings.push(("model", layers.join(", ")));
-        if !self.is_compared {
-            settings.push(parameters_setting(weights.parameter_values(), &self.optimizer));
+        if !self.run.is_compared {
+            settings.push(parameters_setting(weights.parameter_values(), &self.run.optimizer));
         }
         let (lengths, has_states) = (input.given_lengths(), input.given_states().is_some());
         let values =
-            digest_indices(input.num_values(), self.steps(), self.is_compared).flat_map(|k| input.value_bits(k));
+            digest_indices(input.num_values(), self.steps(), self.run.is_compared).flat_map(|k| input.value_bits(k));
         settings.push(batch_setting(input.batch_and_steps(), lengths, has_states, values));
         settings
     }
@@ -248,20 +320,21 @@ impl<B: Backend> ModelTrainer<B> {
     /// Clips the gradients and runs the optimizer. Returns the new model and optimizer, and the norm of the gradients.
     fn update(&self, learning_rate: f32, mut gradients: ModelWeights) -> Result<(Model<B>, Optimizer, f64)> {
         let mut weights = self.model.weights().try_clone()?;
-        let names: Vec<_> = weights.parameter_shapes().into_iter().map(|(name, _)| name).collect();
+        let names = parameter_names(&weights);
         let (values, gradients) = (weights.parameters_mut()?, gradients.parameters_mut()?);
         let (optimizer, gradient_norm) =
-            self.optimizer.clipped_step(self.config.clip, learning_rate, &names, values, gradients)?;
+            self.run.optimizer.clipped_step(self.run.config.clip, learning_rate, &names, values, gradients)?;
         let mut model = self.model.clone();
         model.set_weights(weights)?;
         Ok((model, optimizer, gradient_norm))
     }
 
-    /// Runs the forward and backward passes of the shards of this rank.
+    /// Runs the forward and backward passes of the shards of this rank, after `earlier_inputs` inputs of the same step.
     async fn run_shards<G: Into<LossGradient>, E>(
         &self,
         collective: &impl Collective,
         step: u64,
+        earlier_inputs: usize,
         input: &ModelInput<'_>,
         mut loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<ShardSums<ModelWeights>, StepError<E>> {
@@ -274,7 +347,7 @@ impl<B: Backend> ModelTrainer<B> {
         if input.time_steps() == Some(0) {
             return Err(Error::shape("ModelTrainer::step: input", "at least one time step of one sequence", 0).into());
         }
-        let shards = self.config.shards;
+        let shards = self.run.config.shards;
         check_shards(shards, batch)?;
         let own_shards = own_shards(collective, shards)?;
         // Shards are taken out of arrays of the right shapes.
@@ -289,7 +362,11 @@ impl<B: Backend> ModelTrainer<B> {
             };
             let shard_input = input.rows(&rows, states.as_deref());
             let shard = Shard { index, shards, count: count(input), own_count: count(&shard_input), rows };
-            let shard_input = shard_input.dropout(Dropout::Seed(dropout_seed(self.config.seed, step, index)));
+            let shard_input = shard_input.dropout(Dropout::Seed(dropout_seed(
+                self.run.config.seed,
+                step,
+                earlier_inputs * shards + index,
+            )));
             let pass = self.gradients(step, shard_input, &mut loss, &shard).await;
             let (loss, states, gradients) = pass.map_err(|error| error.in_shard(&shard))?;
             sums.push(&shard, loss, gradients, states)?;
@@ -306,7 +383,7 @@ impl<B: Backend> ModelTrainer<B> {
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
         shard: &Shard,
     ) -> Result<(f64, Vec<HostState>, ModelWeights), StepError<E>> {
-        let pass = self.model.forward_train_async(input, self.config.checkpointing).await?;
+        let pass = self.model.forward_train_async(input, self.run.config.checkpointing).await?;
         let outputs = match self.model.weights().returns_last_step() {
             true => ModelOutputs { y: None, last: Some(pass.y.index_axis(Axis(1), 0)) },
             false => ModelOutputs { y: Some(pass.y.view()), last: None },
@@ -332,9 +409,11 @@ impl<B: Backend> ModelTrainer<B> {
     /// `extras` have the prefix `extra.`, like its tensors.
     ///
     /// # Errors
-    /// [`Error::Config`] if a key of the model's metadata starts with `trainer.` or `extra.`; [`Error::Io`] if the file
+    /// [`Error::Config`] if a key of the model's metadata starts with `trainer.` or `extra.`, or gradients are
+    /// [accumulated](Self::accumulate), which a checkpoint does not hold; [`Error::Io`] if the file
     /// cannot be written. An existing file is unchanged after an error.
     pub fn save_with(&self, path: impl AsRef<Path>, extras: &CheckpointExtras) -> Result<()> {
+        self.run.check_nothing_accumulated("save")?;
         let is_reserved = |key: &&String| key.starts_with(TRAINER_PREFIX) || key.starts_with(EXTRA_PREFIX);
         if let Some(key) = self.model.weights().metadata().keys().find(is_reserved) {
             let reason =
@@ -349,7 +428,7 @@ impl<B: Backend> ModelTrainer<B> {
             writer = writer.tensor(format!("{EXTRA_PREFIX}{name}"), tensor)?;
         }
         let shapes = self.model.weights().parameter_shapes().into_iter().collect();
-        write_run(writer, &self.config, &self.optimizer, &shapes)?.save(path)
+        write_run(writer, &self.run.config, &self.run.optimizer, &shapes)?.save(path)
     }
 
     /// Resumes a [saved](Self::save) run on `backend`. Returns the trainer and the additional data of the caller. The
@@ -391,7 +470,12 @@ impl<B: Backend> ModelTrainer<B> {
         let shapes = weights.parameter_shapes();
         let optimizer = take_optimizer(dict, &file_name, &config.optimizer, steps, &shapes)?;
         let mut trainer = ModelTrainer::new(Model::new(backend, weights)?, config)?;
-        trainer.optimizer = optimizer;
+        trainer.run.optimizer = optimizer.with_groups(trainer.run.config.groups.clone())?;
         Ok((trainer, extras))
     }
+}
+
+/// The names of all parameters.
+fn parameter_names(weights: &ModelWeights) -> Vec<String> {
+    weights.parameter_shapes().into_iter().map(|(name, _)| name).collect()
 }

@@ -12,8 +12,8 @@ use crate::{
     memory,
     model::{HostState, nth_seed},
     train::{
-        Collective, Optimizer, Shard, TrainerConfig,
-        collective::{Outcome, exchange_outcomes, sum_over_ranks},
+        Collective, Optimizer, ParameterGroup, Shard, TrainerConfig,
+        collective::{Outcome, SingleRank, exchange_outcomes, sum_over_ranks},
         tree::TreeSum,
     },
 };
@@ -59,7 +59,8 @@ impl<T: GradientArrays> ShardSums<T> {
         self.gradients.push(shard.index..shard.index + 1, gradients, T::add)
     }
 
-    /// The loss of the batch, and the sum of the gradients over the shards of all ranks.
+    /// The loss of a batch of `batch` sequences and the sum of the gradients, over the shards of all ranks, and the final
+    /// states of each LSTM.
     ///
     /// `sums` are those of this rank. `settings` returns everything on which the step depends, as named texts, which
     /// must be equal on all ranks. `describe_error` returns the text of an error of the caller.
@@ -70,19 +71,24 @@ impl<T: GradientArrays> ShardSums<T> {
         collective: &impl Collective,
         step: u64,
         shards: usize,
+        batch: usize,
         settings: impl FnOnce() -> Vec<(&'static str, String)>,
         describe_error: fn(&E) -> String,
         sums: Result<Self, StepError<E>>,
-    ) -> Result<(f64, T), StepError<E>> {
-        let missing = || Error::shape("Trainer::step", "at least one shard", "none");
+    ) -> Result<StepSums<T>, StepError<E>> {
         if collective.size() == 1 {
-            let sums = sums?;
+            let mut sums = sums?;
+            let states = sums.take_states(batch)?;
             let loss = sum_losses(step, sums.losses)?;
-            let (_, gradients) = sums.gradients.into_subtrees().pop().ok_or_else(missing)?;
-            return Ok((loss, gradients));
+            let (_, gradients) = sums.gradients.into_subtrees().pop().ok_or_else(no_shard)?;
+            return Ok((loss, gradients, states));
         }
+        let sums = sums.and_then(|mut sums| {
+            let states = sums.take_states(batch)?;
+            Ok((sums, states))
+        });
         let outcome = match &sums {
-            Ok(sums) => Outcome::Losses(memory::copy("Trainer::step", &sums.losses)?),
+            Ok((sums, _)) => Outcome::Losses(memory::copy("Trainer::step", &sums.losses)?),
             Err(error) => Outcome::Failed(error.describe(describe_error)),
         };
         let settings = settings();
@@ -95,18 +101,28 @@ impl<T: GradientArrays> ShardSums<T> {
             Err(error @ StepError::Loss { .. }) => return Err(error),
             sums => sums,
         };
-        let (losses, sums) = (losses?, sums?);
+        let (losses, (sums, states)) = (losses?, sums?);
         let loss = sum_losses(step, losses)?;
         let mut subtrees = sums.gradients.into_subtrees();
         let mut arrays = subtrees.iter_mut().map(|(_, gradients)| gradients.slices()).collect::<Result<Vec<_>>>()?;
         sum_over_ranks(collective, shards, &mut arrays)?;
-        let (_, gradients) = subtrees.into_iter().next().ok_or_else(missing)?;
-        Ok((loss, gradients))
+        let (_, gradients) = subtrees.into_iter().next().ok_or_else(no_shard)?;
+        Ok((loss, gradients, states))
+    }
+
+    /// [`combine`](Self::combine) for one rank, with errors in the caller's type.
+    pub(super) fn of_one_rank<E: From<Error>>(
+        step: u64,
+        batch: usize,
+        sums: Result<Self, StepError<E>>,
+    ) -> Result<StepSums<T>, E> {
+        // Nothing is compared with other ranks.
+        Self::combine(&SingleRank, step, 1, batch, Vec::new, |_| String::new(), sums).map_err(StepError::into_callers)
     }
 
     /// Removes and returns the final states of each LSTM for a batch of `batch` sequences. Those of sequences that are
     /// not in a shard that was run are NaN.
-    pub(super) fn take_states(&mut self, batch: usize) -> Result<Vec<HostState>> {
+    fn take_states(&mut self, batch: usize) -> Result<Vec<HostState>> {
         let mut parts = std::mem::take(&mut self.states);
         if let [(rows, states)] = &mut parts[..]
             && rows.len() == batch
@@ -128,11 +144,19 @@ impl<T: GradientArrays> ShardSums<T> {
     }
 }
 
+/// The loss, the sum of the gradients, and the final states of each LSTM.
+pub(super) type StepSums<T> = (f64, T, Vec<HostState>);
+
+/// The error of a step without a shard, which its checks rule out.
+pub(super) fn no_shard() -> Error {
+    Error::shape("Trainer::step", "at least one shard", "none")
+}
+
 /// The sum of the losses of all shards, in their order.
 ///
 /// # Errors
 /// [`Error::NotFinite`] if it is not finite.
-fn sum_losses(step: u64, losses: impl IntoIterator<Item = f64>) -> Result<f64> {
+pub(super) fn sum_losses(step: u64, losses: impl IntoIterator<Item = f64>) -> Result<f64> {
     let sum = losses.into_iter().reduce(|sum, loss| sum + loss).unwrap_or_default();
     if sum.is_finite() { Ok(sum) } else { Err(Error::NotFinite { step, quantity: "the loss".into(), value: sum }) }
 }
@@ -222,13 +246,14 @@ pub(super) fn run_settings<B: Backend>(
     config: &TrainerConfig,
     optimizer: &Optimizer,
 ) -> Vec<(&'static str, String)> {
-    let TrainerConfig { optimizer: method, schedule, clip, checkpointing, seed, shards } = config;
+    let TrainerConfig { optimizer: method, schedule, clip, checkpointing, seed, shards, groups } = config;
     let exact = if backend.arithmetic().is_exact() { "bit-exact" } else { "not bit-exact" };
     vec![
         ("library", env!("CARGO_PKG_VERSION").into()),
         ("arithmetic", format!("specification {SPECIFICATION_VERSION}, {exact}")),
         ("shards", shards.to_string()),
         ("optimizer", method.to_string()),
+        ("groups", groups.iter().map(ParameterGroup::to_string).collect::<Vec<_>>().join("; ")),
         ("schedule", schedule.to_string()),
         ("clip", clip.map_or("none".into(), |clip| clip.to_string())),
         ("checkpointing", checkpointing.to_string()),
