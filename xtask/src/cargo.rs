@@ -1,6 +1,11 @@
 //! Runs cargo and reads the metadata of the workspace.
 
-use std::{ffi::OsString, path::PathBuf, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    path::PathBuf,
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -65,7 +70,9 @@ struct Metadata {
 #[derive(Deserialize)]
 struct Package {
     name: String,
-    features: std::collections::BTreeMap<String, Vec<String>>,
+    /// The registries to which the package may be published: any if `None`.
+    publish: Option<Vec<String>>,
+    features: BTreeMap<String, Vec<String>>,
 }
 
 /// Metadata of the workspace.
@@ -97,6 +104,28 @@ impl Workspace {
         self.packages.iter().map(|package| package.name.as_str())
     }
 
+    /// Names of the packages that are published.
+    pub(crate) fn published_packages(&self) -> impl Iterator<Item = &str> {
+        let is_published =
+            |package: &&Package| package.publish.as_ref().is_none_or(|registries| !registries.is_empty());
+        self.packages.iter().filter(is_published).map(|package| package.name.as_str())
+    }
+
+    /// The features of a package that a feature enables, itself included, sorted.
+    pub(crate) fn enabled_features(&self, package: &str, feature: &str) -> Vec<&str> {
+        let features =
+            self.packages.iter().find(|candidate| candidate.name == package).map(|package| &package.features);
+        let mut enabled = BTreeSet::new();
+        let mut unread: Vec<_> = features.and_then(|features| features.get_key_value(feature)).into_iter().collect();
+        while let Some((name, enables)) = unread.pop() {
+            if enabled.insert(name.as_str()) {
+                let of_this_package = enables.iter().filter_map(|name| features?.get_key_value(name));
+                unread.extend(of_this_package);
+            }
+        }
+        enabled.into_iter().collect()
+    }
+
     /// Names of the features of a package, sorted.
     pub(crate) fn features(&self, package: &str) -> impl Iterator<Item = &str> {
         let packages = self.packages.iter().filter(move |candidate| candidate.name == package);
@@ -108,7 +137,7 @@ impl Workspace {
     pub(crate) fn feature_args(&self, packages: &[&str], requested_backends: Option<&[String]>) -> Vec<String> {
         let requested_backends = requested_backends.unwrap_or(&self.backends);
         let selected_packages = self.packages.iter().filter(|package| packages.contains(&package.name.as_str()));
-        let feature_list = selected_packages.flat_map(|Package { name, features }| {
+        let feature_list = selected_packages.flat_map(|Package { name, features, .. }| {
             let backends = self.backends.iter().filter(|backend| requested_backends.contains(backend));
             backends.filter(|backend| features.contains_key(*backend)).map(move |backend| format!("{name}/{backend}"))
         });

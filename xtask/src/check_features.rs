@@ -1,16 +1,20 @@
-//! `cargo xtask check-features`: checks that every package compiles alone, without warnings, with each of its features.
+//! `cargo xtask check-features`: checks that every package for users compiles alone, without warnings, with each of its
+//! features. clippy checks the other packages, with all features.
 
 use anyhow::{Context, Result, ensure};
 
 use crate::cargo;
 
-/// Check that every package compiles alone: without features, with each single feature, and with all
+/// Check that every package for users compiles alone: without features, with each single feature, and with all
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Packages to check (default: all of the workspace)
+    /// Packages to check (default: those that are published, and the C, Python and web libraries)
     #[arg(long, value_delimiter = ',')]
     packages: Option<Vec<String>>,
 }
+
+/// Packages for users that are not published as crates.
+const BINDINGS: [&str; 3] = ["lstm-c", "lstm-python", "lstm-web"];
 
 /// Runs `cargo check` for every package and choice of features. Returns whether all compiled without warnings.
 pub(crate) fn run(args: &Args) -> Result<bool> {
@@ -23,13 +27,26 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             workspace.package_names().collect::<Vec<_>>().join(", ")
         );
     }
-    let is_requested = |name: &&str| args.packages.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
+    let packages: Vec<_> = match &args.packages {
+        Some(names) => names.iter().map(String::as_str).collect(),
+        None => workspace.published_packages().chain(BINDINGS).collect(),
+    };
     let (mut check_count, mut failures) = (0, Vec::new());
-    for package in workspace.package_names().filter(is_requested) {
+    for package in packages {
         let features: Vec<_> = workspace.features(package).collect();
         let mut feature_choices = vec![vec!["--no-default-features"]];
-        feature_choices.extend(features.iter().map(|feature| vec!["--no-default-features", "--features", feature]));
-        if features.len() > 1 {
+        // Features that enable all others are checked once, and so are those that enable the same ones.
+        let all: Vec<_> = features.iter().copied().filter(|name| *name != "default").collect();
+        let mut checked = vec![all, Vec::new()];
+        for feature in &features {
+            let others = workspace.enabled_features(package, feature).into_iter().filter(|name| *name != "default");
+            let enabled: Vec<_> = others.collect();
+            if !checked.contains(&enabled) {
+                checked.push(enabled);
+                feature_choices.push(vec!["--no-default-features", "--features", feature]);
+            }
+        }
+        if !features.is_empty() {
             feature_choices.push(vec!["--all-features"]);
         }
         for feature_args in feature_choices {
