@@ -7,10 +7,13 @@
 mod backend;
 #[path = "char_lm/batches.rs"]
 mod batches;
+mod charts;
 #[path = "char_lm/checkpoint.rs"]
 mod checkpoint;
 #[path = "char_lm/corpus.rs"]
 mod corpus;
+#[path = "char_lm/curve.rs"]
+mod curve;
 #[path = "char_lm/options.rs"]
 mod options;
 #[path = "char_lm/progress.rs"]
@@ -161,7 +164,9 @@ fn run<B: Backend>(backend: &B, options: &Options, should_stop: impl Fn(u64) -> 
         false => Run::start(backend, options, &text)?,
     };
     run.describe();
-    if training::train(&mut run, &text, options, &path, &should_stop)? == Outcome::Interrupted {
+    let outcome = training::train(&mut run, &text, options, &path, &should_stop)?;
+    if outcome == Outcome::Interrupted {
+        draw_curve(&run, options)?;
         let (finished_steps, path) = (run.trainer.steps(), relative_path(&path));
         println!(
             "Interrupted after step {finished_steps}, saved in {path}. Run the same command without --fresh to continue."
@@ -169,11 +174,21 @@ fn run<B: Backend>(backend: &B, options: &Options, should_stop: impl Fn(u64) -> 
         return Ok(Outcome::Interrupted);
     }
     let validation_bits = training::validate(&run.trainer, &text, options)?;
+    run.losses.validation.push(curve::point(run.trainer.steps(), validation_bits));
+    draw_curve(&run, options)?;
     println!(
         "Validation loss: {validation_bits:.3} bits per character (unigram entropy {:.3}).\n",
         text.unigram_entropy()
     );
     generate(&run.trainer, &run.vocabulary, options, &should_stop)
+}
+
+/// Draws the losses so far, if the options name a file.
+fn draw_curve<B: Backend>(run: &Run<B>, options: &Options) -> Result<()> {
+    let Some(path) = &options.curve else { return Ok(()) };
+    run.losses.draw(path)?;
+    println!("Chart: {}", relative_path(path));
+    Ok(())
 }
 
 /// Generates text and prints it.

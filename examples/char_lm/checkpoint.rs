@@ -9,6 +9,7 @@ use lstm::{
 
 use crate::{
     Error, Result,
+    curve::Losses,
     options::Options,
     text::{Text, Vocabulary},
 };
@@ -24,6 +25,8 @@ pub(crate) struct Run<B: Backend> {
     pub(crate) vocabulary: Vocabulary,
     /// LSTM state after the last step, to continue the streams of the text; `None` before the first step.
     pub(crate) state: Option<HostState>,
+    /// Losses since the start of the run.
+    pub(crate) losses: Losses,
     /// Settings of the run, from [`run_settings`].
     settings: BTreeMap<String, String>,
 }
@@ -65,7 +68,8 @@ impl<B: Backend> Run<B> {
         let optimizer = OptimizerConfig::adamw().weight_decay(options.weight_decay);
         let trainer_config = TrainerConfig::new(optimizer, schedule).clip(Clip::Norm(options.clip)).seed(seed);
         let trainer = Trainer::new(lstm, Some(head), trainer_config)?;
-        Ok(Run { trainer, vocabulary: text.vocabulary.clone(), state: None, settings: run_settings(options, text) })
+        let (vocabulary, settings) = (text.vocabulary.clone(), run_settings(options, text));
+        Ok(Run { trainer, vocabulary, state: None, losses: Losses::default(), settings })
     }
 
     /// Opens the training run that is stored in a checkpoint file, with whatever settings it was started.
@@ -82,7 +86,8 @@ impl<B: Backend> Run<B> {
             return Err(Error::file(path, "the sizes of the model do not match the vocabulary"));
         }
         let state = extras.take_state().map_err(|why| Error::file(path, why))?;
-        Ok(Run { state, vocabulary, settings: extras.text, trainer })
+        let losses = Losses::take_from(&mut extras).map_err(|why| Error::file(path, why))?;
+        Ok(Run { state, vocabulary, losses, settings: extras.text, trainer })
     }
 
     /// Opens the training run that is stored in a checkpoint file. Fails if its settings differ from those given by
@@ -101,6 +106,7 @@ impl<B: Backend> Run<B> {
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
         let mut extras = CheckpointExtras::default().with_text(self.settings.clone());
         extras.text.insert(VOCABULARY_KEY.into(), self.vocabulary.line());
+        extras = self.losses.add_to(extras);
         if let Some(state) = &self.state {
             extras = extras.with_state(state);
         }

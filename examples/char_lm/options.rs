@@ -83,6 +83,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 500, help_heading = "Training")]
     pub(crate) validate_every: u64,
 
+    /// File for a chart of the losses of training and validation, SVG
+    #[arg(long, value_name = "FILE", conflicts_with = "sample_only", help_heading = "Training")]
+    pub(crate) curve: Option<PathBuf>,
+
     /// Number of characters to generate
     #[arg(long, value_name = "N", default_value_t = 600, help_heading = "Sampling")]
     pub(crate) sample_chars: usize,

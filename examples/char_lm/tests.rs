@@ -103,8 +103,18 @@ fn interrupted_run_resumes_bit_identically() -> Result<()> {
     assert!(dir.bytes("stopped") == dir.bytes("whole"));
 
     // Saving and validating more or less often does not change the result, but another seed does.
-    run(&cpu, &dir.options("stopped", "--fresh --save-every 4 --validate-every 0"), never_stop)?;
+    run(&cpu, &dir.options("stopped", "--fresh --save-every 4"), never_stop)?;
     assert!(dir.bytes("stopped") == dir.bytes("whole"));
+    run(&cpu, &dir.options("stopped", "--fresh --validate-every 0"), never_stop)?;
+    let [stopped, whole] = ["stopped", "whole"].map(|name| Run::open(&cpu, &dir.path(name)));
+    let (stopped, whole) = (stopped?, whole?);
+    assert_eq!(stopped.trainer.lstm().weights(), whole.trainer.lstm().weights());
+    // The checkpoint has the losses of the validations at steps 5 and 10.
+    assert_eq!(stopped.losses.training, whole.losses.training);
+    assert_eq!((stopped.losses.validation.len(), whole.losses.validation.len()), (0, 2));
+    let chart = dir.path("new/curve.svg");
+    whole.losses.draw(&chart)?;
+    assert!(fs::read_to_string(chart).is_ok_and(|svg| svg.contains("bits per character")));
     run(&cpu, &dir.options("stopped", "--fresh --seed 2"), never_stop)?;
     assert!(dir.bytes("stopped") != dir.bytes("whole"));
     Ok(())

@@ -11,6 +11,7 @@ use crate::{
     Error, Outcome, Result,
     batches::{Batches, Chunk},
     checkpoint::Run,
+    curve::point,
     options::Options,
     progress::Progress,
     text::Text,
@@ -49,7 +50,15 @@ pub(crate) fn train<B: Backend>(
         })?;
         finished_steps = step.step;
         progress.record_step(finished_steps, step.loss / LN_2, step.learning_rate, chunk.target_count());
+        run.losses.training.push(point(finished_steps, step.loss / LN_2));
         run.state = Some(step.state);
+
+        // Before saving, so that a resumed run has the same losses.
+        if is_due(options.validate_every, finished_steps) && finished_steps < total_steps {
+            let validation_bits = validate(&run.trainer, text, options)?;
+            run.losses.validation.push(point(finished_steps, validation_bits));
+            progress.print_line(&format!("step {finished_steps}: validation {validation_bits:.3} bits per character"));
+        }
 
         let is_interrupted = should_stop(finished_steps) && finished_steps < total_steps;
         if is_interrupted || finished_steps == total_steps || is_due(options.save_every, finished_steps) {
@@ -59,10 +68,6 @@ pub(crate) fn train<B: Backend>(
         if is_interrupted {
             progress.finish();
             return Ok(Outcome::Interrupted);
-        }
-        if is_due(options.validate_every, finished_steps) && finished_steps < total_steps {
-            let validation_bits = validate(&run.trainer, text, options)?;
-            progress.print_line(&format!("step {finished_steps}: validation {validation_bits:.3} bits per character"));
         }
     }
     progress.finish();

@@ -110,6 +110,12 @@ fn train(mpi: &Mpi) -> Result<()> {
             ("checkpoint exists", is_resumed.to_string()),
         ],
     )?;
+    // Another text, or other chunks of it, would be another run.
+    let settings = BTreeMap::from([
+        ("text".to_owned(), format!("{} bytes of digest {digest}", text.len())),
+        ("--batch".to_owned(), batch.to_string()),
+        ("--steps".to_owned(), steps.to_string()),
+    ]);
     let cpu = Cpu::builder().threads(option("--threads")).build()?;
     let config = LstmConfig::new(bytes.len(), option("--hidden")).layers(option("--layers"));
     let (mut trainer, mut state) = if is_resumed {
@@ -117,6 +123,16 @@ fn train(mpi: &Mpi) -> Result<()> {
         if trainer.config().shards != shards {
             let got = trainer.config().shards;
             return Err(format!("--shards: expected {got}, as in {}, got {shards}", options.checkpoint).into());
+        }
+        for (name, got) in &settings {
+            let saved = extras.text.get(name).map_or("missing", String::as_str);
+            if saved != got {
+                let path = &options.checkpoint;
+                return Err(format!(
+                    "{name}: expected {saved}, as in {path}, got {got}; use that, or another --checkpoint for a new run"
+                )
+                .into());
+            }
         }
         (trainer, extras.take_state()?)
     } else {
@@ -151,7 +167,8 @@ fn train(mpi: &Mpi) -> Result<()> {
         if is_last || report.step % option("--save-every") as u64 == 0 {
             gather_state(mpi, shards, &mut all_states)?;
             if mpi.is_first() {
-                trainer.save_with(&options.checkpoint, &CheckpointExtras::default().with_state(&all_states))?;
+                let extras = CheckpointExtras::default().with_text(settings.clone()).with_state(&all_states);
+                trainer.save_with(&options.checkpoint, &extras)?;
             }
         }
         if mpi.is_first() && (is_last || report.step % 10 == 0) {

@@ -27,6 +27,7 @@
 //! # Ok::<(), lstm_core::Error>(())
 //! ```
 
+mod batches;
 mod check;
 mod checkpointing;
 mod clip;
@@ -40,6 +41,7 @@ mod trainable;
 mod trainer;
 mod tree;
 
+pub use batches::{Batch, Batches};
 pub use clip::{Clip, gradient_norm};
 pub use collective::{Collective, compare_ranks, gather_state};
 pub use loss::{
