@@ -306,7 +306,7 @@ pub(crate) fn read_lengths(value: &Bound<'_, PyAny>, batch: usize) -> PyResult<V
     Ok(lengths)
 }
 
-/// The digest of the elements of arrays, in row-major order.
+#[doc = doc!("digest")]
 #[pyfunction]
 #[pyo3(signature = (*arrays))]
 pub(crate) fn digest(arrays: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<String> {

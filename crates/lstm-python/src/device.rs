@@ -42,7 +42,7 @@ impl DeviceOptions {
     }
 }
 
-/// Describes every device that this build knows.
+#[doc = doc!("devices")]
 #[pyfunction]
 pub(crate) fn devices(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
     let row = |info: &lstm::BackendInfo| {

@@ -26,7 +26,7 @@ use crate::{
     stream::{AnyStream, StreamClass},
 };
 
-/// An LSTM with the arguments and the call of `torch.nn.LSTM`; `_lstm.pyi` documents it.
+#[doc = doc!("LSTM")]
 #[pyclass(frozen, name = "LSTM", module = "lstm")]
 pub(crate) struct LstmClass {
     /// Replaced as a whole by other weights, so that a running pass keeps the ones that it started with.
@@ -275,6 +275,7 @@ impl LstmClass {
         Ok(interop.call_method1("call", (slf, x, hx, lengths))?.cast_into()?)
     }
 
+    #[doc = doc!("LSTM.forward")]
     #[pyo3(signature = (x, hx = None, *, lengths = None))]
     fn forward<'py>(
         slf: &Bound<'py, Self>,
@@ -285,16 +286,19 @@ impl LstmClass {
         Self::__call__(slf, x, hx, lengths)
     }
 
+    #[doc = doc!("LSTM.stream")]
     #[pyo3(signature = (batch = 1))]
     fn stream(&self, batch: i128) -> PyResult<StreamClass> {
         let stream = AnyStream::Lstm(Box::new(self.lstm().stream(whole("batch", batch)?).py()?));
         Ok(StreamClass::new(stream, self.options.batch_first))
     }
 
+    #[doc = doc!("LSTM.state_dict")]
     fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         parameters::to_dict(py, self.lstm().weights())
     }
 
+    #[doc = doc!("LSTM.load_state_dict")]
     fn load_state_dict(&self, state_dict: &Bound<'_, PyAny>) -> PyResult<()> {
         let mut lstm = Lstm::clone(&self.lstm());
         let weights = parameters::from_mapping(lstm.config(), state_dict)?;
@@ -303,102 +307,122 @@ impl LstmClass {
         Ok(())
     }
 
+    #[doc = doc!("LSTM.train")]
     #[pyo3(signature = (mode = true))]
     fn train(slf: Bound<'_, Self>, mode: bool) -> Bound<'_, Self> {
         slf.get().training.store(mode, Ordering::Relaxed);
         slf
     }
 
+    #[doc = doc!("LSTM.eval")]
     fn eval(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         Self::train(slf, false)
     }
 
+    #[doc = doc!("LSTM.digest")]
     fn digest(&self) -> String {
         let lstm = self.lstm();
         let values = lstm.weights().layers().iter().flat_map(|layer| layer.iter().flat_map(|(_, value)| value));
         Digest::of(values).to_string()
     }
 
+    #[doc = doc!("LSTM.input_size")]
     #[getter]
     fn input_size(&self) -> usize {
         self.lstm().config().input_size
     }
 
+    #[doc = doc!("LSTM.hidden_size")]
     #[getter]
     fn hidden_size(&self) -> usize {
         self.lstm().config().hidden_size
     }
 
+    #[doc = doc!("LSTM.num_layers")]
     #[getter]
     fn num_layers(&self) -> usize {
         self.lstm().config().num_layers
     }
 
+    #[doc = doc!("LSTM.bias")]
     #[getter]
     fn bias(&self) -> bool {
         self.lstm().config().bias != Bias::None
     }
 
+    #[doc = doc!("LSTM.batch_first")]
     #[getter]
     fn batch_first(&self) -> bool {
         self.options.batch_first
     }
 
+    #[doc = doc!("LSTM.dropout")]
     #[getter(dropout)]
     fn dropout_probability(&self) -> f32 {
         self.options.dropout
     }
 
+    #[doc = doc!("LSTM.bidirectional")]
     #[getter]
     fn bidirectional(&self) -> bool {
         self.lstm().config().num_directions() == 2
     }
 
+    #[doc = doc!("LSTM.proj_size")]
     #[getter]
     fn proj_size(&self) -> usize {
         self.lstm().config().proj_size.unwrap_or(0)
     }
 
+    #[doc = doc!("LSTM.cell")]
     #[getter]
     fn cell(&self) -> &'static str {
         self.lstm().config().cell.name()
     }
 
+    #[doc = doc!("LSTM.clip")]
     #[getter]
     fn clip(&self) -> Option<f32> {
         self.lstm().config().clip
     }
 
+    #[doc = doc!("LSTM.coupled")]
     #[getter]
     fn coupled(&self) -> bool {
         self.lstm().config().coupled
     }
 
+    #[doc = doc!("LSTM.precision")]
     #[getter]
     fn precision(&self) -> &'static str {
         self.lstm().config().precision.name()
     }
 
+    #[doc = doc!("LSTM.device")]
     #[getter]
     fn device(&self) -> &str {
         &self.device.name
     }
 
+    #[doc = doc!("LSTM.threads")]
     #[getter]
     fn threads(&self) -> Option<usize> {
         self.device.threads
     }
 
+    #[doc = doc!("LSTM.seed")]
     #[getter]
     fn seed(&self) -> u64 {
         self.options.seed
     }
 
+    #[doc = doc!("LSTM.training")]
     #[getter]
     fn training(&self) -> bool {
         self.training.load(Ordering::Relaxed)
     }
 
+    #[doc = doc!("LSTM.path")]
     #[getter]
     fn path(&self) -> String {
         describe_paths(&self.lstm().paths())
@@ -471,7 +495,7 @@ impl LstmClass {
     }
 }
 
-/// Makes an LSTM from what `__reduce__` returned.
+#[doc = doc!("restore_lstm")]
 #[pyfunction]
 pub(crate) fn restore_lstm(
     py: Python<'_>,

@@ -26,7 +26,7 @@ use crate::{
     stream::{AnyStream, StreamClass, outputs, read_states},
 };
 
-/// A whole model from a file; `_lstm.pyi` documents it.
+#[doc = doc!("Model")]
 #[pyclass(frozen, name = "Model", module = "lstm")]
 pub(crate) struct ModelClass {
     model: Model<Device>,
@@ -134,6 +134,7 @@ impl ModelClass {
 
 #[pymethods]
 impl ModelClass {
+    #[doc = doc!("Model.open")]
     #[staticmethod]
     #[pyo3(signature = (
         path, *, name = None, layers = None, set = None, cell = None, clip = None, coupled = false, precision = None,
@@ -169,6 +170,7 @@ impl ModelClass {
         Ok(ModelClass { model, device, file: info })
     }
 
+    #[doc = doc!("Model.run")]
     #[pyo3(signature = (x, *, lengths = None, states = None, return_states = false))]
     fn run<'py>(
         &self,
@@ -194,6 +196,7 @@ impl ModelClass {
         Ok(y)
     }
 
+    #[doc = doc!("Model.stream")]
     #[pyo3(signature = (batch = 1))]
     fn stream(&self, batch: i128) -> PyResult<StreamClass> {
         if self.file.lengths.is_some() || self.file.steps.is_some() {
@@ -207,6 +210,7 @@ impl ModelClass {
         Ok(StreamClass::new(AnyStream::Model(Box::new(stream), self.file.states.clone()), true))
     }
 
+    #[doc = doc!("Model.digest")]
     fn digest(&self) -> String {
         let mut digest = Digest::default();
         fn add<'a>(digest: &mut Digest, values: impl IntoIterator<Item = &'a f32>) {
@@ -227,61 +231,73 @@ impl ModelClass {
         digest.to_string()
     }
 
+    #[doc = doc!("Model.input_size")]
     #[getter]
     fn input_size(&self) -> usize {
         self.weights().input_size()
     }
 
+    #[doc = doc!("Model.output_size")]
     #[getter]
     fn output_size(&self) -> usize {
         self.weights().output_size()
     }
 
+    #[doc = doc!("Model.reads_tokens")]
     #[getter]
     fn reads_tokens(&self) -> bool {
         self.weights().reads_tokens()
     }
 
+    #[doc = doc!("Model.returns_last_step")]
     #[getter]
     fn returns_last_step(&self) -> bool {
         self.weights().returns_last_step()
     }
 
+    #[doc = doc!("Model.num_parameters")]
     #[getter]
     fn num_parameters(&self) -> usize {
         self.weights().num_params()
     }
 
+    #[doc = doc!("Model.format")]
     #[getter]
     fn format(&self) -> &str {
         &self.file.format
     }
 
+    #[doc = doc!("Model.dtypes")]
     #[getter]
     fn dtypes(&self) -> Vec<String> {
         self.file.dtypes.clone()
     }
 
+    #[doc = doc!("Model.unused")]
     #[getter]
     fn unused(&self) -> Vec<String> {
         self.file.unused.clone()
     }
 
+    #[doc = doc!("Model.steps")]
     #[getter]
     fn steps(&self) -> Option<usize> {
         self.file.steps
     }
 
+    #[doc = doc!("Model.metadata")]
     #[getter]
     fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.weights().metadata().into_pyobject(py)
     }
 
+    #[doc = doc!("Model.layers")]
     #[getter]
     fn layers(&self) -> Vec<String> {
         self.weights().layers().iter().map(ToString::to_string).collect()
     }
 
+    #[doc = doc!("Model.precision")]
     #[getter]
     fn precision(&self) -> String {
         let weights = self.weights();
@@ -290,16 +306,19 @@ impl ModelClass {
         names.iter().map(|precision| precision.name()).collect::<Vec<_>>().join(", ")
     }
 
+    #[doc = doc!("Model.device")]
     #[getter]
     fn device(&self) -> &str {
         &self.device.name
     }
 
+    #[doc = doc!("Model.threads")]
     #[getter]
     fn threads(&self) -> Option<usize> {
         self.device.threads
     }
 
+    #[doc = doc!("Model.path")]
     #[getter]
     fn path(&self) -> String {
         describe_paths(&self.model.paths())
@@ -344,7 +363,7 @@ impl ModelClass {
     }
 }
 
-/// Makes a model from what `__reduce__` returned.
+#[doc = doc!("restore_model")]
 #[pyfunction]
 pub(crate) fn restore_model(
     py: Python<'_>,

@@ -32,7 +32,7 @@ use crate::{
 /// The metadata of a saved run that says whether its arrays have the batch as their first axis.
 const BATCH_FIRST: &str = "python.batch_first";
 
-/// Trains an LSTM and a linear head; `_lstm.pyi` documents it.
+#[doc = doc!("Trainer")]
 #[pyclass(frozen, name = "Trainer", module = "lstm")]
 pub(crate) struct TrainerClass {
     /// Replaced as a whole by a step, and locked for that moment only.
@@ -276,6 +276,7 @@ impl TrainerClass {
         Ok(TrainerClass { trainer: Mutex::new(trainer), step: Mutex::new(()), device, batch_first })
     }
 
+    #[doc = doc!("Trainer.resume")]
     #[staticmethod]
     #[pyo3(signature = (path, *, batch_first = None, device = "cpu", threads = None))]
     fn resume(
@@ -303,12 +304,14 @@ impl TrainerClass {
         Ok(TrainerClass { trainer: Mutex::new(trainer), step: Mutex::new(()), device, batch_first })
     }
 
+    #[doc = doc!("Trainer.save")]
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         let text = [(BATCH_FIRST.to_owned(), self.batch_first.to_string())].into();
         let trainer = self.trainer();
         py.detach(|| trainer.save_with(path, &CheckpointExtras::default().with_text(text))).py()
     }
 
+    #[doc = doc!("Trainer.step")]
     #[pyo3(signature = (x, target = None, *, loss = None, lengths = None, last = false))]
     fn step<'py>(
         &self,
@@ -367,6 +370,7 @@ impl TrainerClass {
         Ok(dict)
     }
 
+    #[doc = doc!("Trainer.predict")]
     #[pyo3(signature = (x, *, lengths = None))]
     fn predict<'py>(
         &self,
@@ -382,11 +386,13 @@ impl TrainerClass {
         Ok(y.into_pyarray(py).into_any())
     }
 
+    #[doc = doc!("Trainer.model")]
     #[getter]
     fn model(&self) -> LstmClass {
         LstmClass::from_parts(self.trainer().lstm().clone(), self.device.clone(), self.batch_first)
     }
 
+    #[doc = doc!("Trainer.head")]
     #[getter]
     #[allow(clippy::type_complexity, reason = "a pair of arrays")]
     fn head<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyArray2<f32>>, Option<Bound<'py, PyArray1<f32>>>)> {
@@ -395,11 +401,13 @@ impl TrainerClass {
         Some((head.weight().to_pyarray(py), head.bias().map(|bias| bias.to_pyarray(py))))
     }
 
+    #[doc = doc!("Trainer.steps")]
     #[getter]
     fn steps(&self) -> u64 {
         self.trainer().steps()
     }
 
+    #[doc = doc!("Trainer.learning_rate")]
     #[getter]
     fn learning_rate(&self) -> f32 {
         self.trainer().learning_rate()

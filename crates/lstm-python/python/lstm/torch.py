@@ -200,6 +200,7 @@ class LSTM(torch.nn.Module):
         return list(layers.values())
 
     def extra_repr(self) -> str:
+        """The options and the layers, for `repr`."""
         return repr(self._lstm).removeprefix("LSTM(").replace(")\n", "\n", 1)
 
     def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> tuple[Any, tuple[Any, Any]]:
