@@ -10,6 +10,7 @@ macro_rules! doc {
     };
 }
 
+mod arguments;
 mod arrays;
 mod device;
 mod error;

@@ -13,15 +13,16 @@ use lstm::{
 };
 use numpy::{IntoPyArray, PyUntypedArrayMethods};
 use pyo3::{
-    exceptions::PyValueError,
+    exceptions::{PyTypeError, PyValueError},
     prelude::*,
     types::{PyBytes, PyDict, PyList, PyTuple},
 };
 
 use crate::{
+    arguments::{self, whole},
     arrays::{Features, read, read_lengths, untyped},
     device::DeviceOptions,
-    error::{IntoPyResult, whole},
+    error::IntoPyResult,
     lstm_class::describe_paths,
     stream::{AnyStream, StreamClass, outputs, read_states},
 };
@@ -120,7 +121,7 @@ impl ModelClass {
             (self.forward(py, view.into(), view.ncols(), lengths.as_deref(), states.as_deref())?, is_one)
         } else {
             let expected = format!("the shape (batch, steps, {0}) or (steps, {0})", self.weights().input_size());
-            let features = Features::read(x, &expected)?;
+            let features = Features::read(x, "x", self.weights().input_size(), &expected)?;
             let view: ArrayView3<'_, f32> = features.view();
             let (lengths, states) = read_arguments(view.dim().0)?;
             let output = self.forward(py, view.into(), view.dim().1, lengths.as_deref(), states.as_deref())?;
@@ -145,23 +146,27 @@ impl ModelClass {
         py: Python<'_>,
         path: PathBuf,
         name: Option<&Bound<'_, PyAny>>,
-        layers: Option<String>,
+        #[pyo3(from_py_with = arguments::layers)] layers: Option<String>,
         set: Option<BTreeMap<String, f64>>,
-        cell: Option<&str>,
-        clip: Option<f32>,
-        coupled: bool,
-        precision: Option<&str>,
-        device: &str,
-        threads: Option<i128>,
+        #[pyo3(from_py_with = arguments::optional_cell)] cell: Option<String>,
+        #[pyo3(from_py_with = arguments::clip)] clip: Option<f32>,
+        #[pyo3(from_py_with = arguments::coupled)] coupled: bool,
+        #[pyo3(from_py_with = arguments::optional_precision)] precision: Option<String>,
+        #[pyo3(from_py_with = arguments::device)] device: &str,
+        #[pyo3(from_py_with = arguments::threads)] threads: Option<i128>,
     ) -> PyResult<Self> {
         let mut options = OpenOptions::default();
         options.names = match name {
             None => Vec::new(),
-            Some(name) => name.extract::<String>().map(|name| vec![name]).or_else(|_| name.extract())?,
+            Some(name) => {
+                name.extract::<String>().map(|name| vec![name]).or_else(|_| name.extract()).map_err(|_| {
+                    PyTypeError::new_err(format!("name: expected a str, or a list of str, got {}", name.get_type()))
+                })?
+            }
         };
         (options.layers, options.set, options.clip, options.coupled) = (layers, set.unwrap_or_default(), clip, coupled);
-        options.cell = cell.map(str::parse).transpose().py()?;
-        options.precision = precision.map(str::parse).transpose().py()?;
+        options.cell = cell.map(|cell| cell.parse()).transpose().py()?;
+        options.precision = precision.map(|precision| precision.parse()).transpose().py()?;
         let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
         let file = py.detach(|| open(&path, &options)).py()?;
@@ -178,7 +183,7 @@ impl ModelClass {
         x: &Bound<'py, PyAny>,
         lengths: Option<&Bound<'py, PyAny>>,
         states: Option<&Bound<'py, PyAny>>,
-        return_states: bool,
+        #[pyo3(from_py_with = arguments::return_states)] return_states: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let is_array = x.cast::<numpy::PyUntypedArray>().is_ok();
         let (mut y, states) = if is_array && !self.weights().reads_tokens() {
@@ -198,7 +203,7 @@ impl ModelClass {
 
     #[doc = doc!("Model.stream")]
     #[pyo3(signature = (batch = 1))]
-    fn stream(&self, batch: i128) -> PyResult<StreamClass> {
+    fn stream(&self, #[pyo3(from_py_with = arguments::batch)] batch: i128) -> PyResult<StreamClass> {
         if self.file.lengths.is_some() || self.file.steps.is_some() {
             let text = "stream: the file fixes the lengths of the sequences, so that they can't be streamed; use run";
             return Err(PyValueError::new_err(text));

@@ -242,7 +242,7 @@ impl StreamClass {
         } else {
             let order = if self.batch_first { "batch, steps" } else { "steps, batch" };
             let expected = format!("the shape ({order}, {0}) or (steps, {0})", self.input_size);
-            let features = Features::read(x, &expected)?;
+            let features = Features::read(x, "x", self.input_size, &expected)?;
             let is_one = matches!(features, Features::One(_));
             let is_time_major = !is_one && !self.batch_first;
             let (mut view, stream) = (features.view(), &mut *self.lock()?);

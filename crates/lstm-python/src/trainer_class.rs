@@ -23,9 +23,10 @@ use pyo3::{
 };
 
 use crate::{
+    arguments::{self, text, whole},
     arrays::{Features, copy_of_shape, read, read_lengths},
     device::DeviceOptions,
-    error::{IntoPyResult, to_python, whole},
+    error::{IntoPyResult, to_python},
     lstm_class::LstmClass,
 };
 
@@ -234,7 +235,7 @@ impl TrainerClass {
         let array = x.py().import("lstm._interop")?.call_method1("import_array", (x, "x"))?.get_item(0)?;
         let order = if self.batch_first { "(batch, steps, " } else { "(steps, batch, " };
         let expected = format!("the shape {order}{})", self.trainer().lstm().config().input_size);
-        match Features::read(&array, &expected)? {
+        match Features::read(&array, "x", self.trainer().lstm().config().input_size, &expected)? {
             Features::One(_) => Err(PyValueError::new_err(format!("x: expected {expected}, got 2 dimensions"))),
             features => Ok(features),
         }
@@ -256,11 +257,11 @@ impl TrainerClass {
     fn new(
         py: Python<'_>,
         model: &Bound<'_, LstmClass>,
-        output_size: Option<i128>,
-        optimizer: &str,
-        schedule: &str,
-        clip: Option<&str>,
-        seed: i128,
+        #[pyo3(from_py_with = arguments::output_size)] output_size: Option<i128>,
+        #[pyo3(from_py_with = arguments::optimizer)] optimizer: &str,
+        #[pyo3(from_py_with = arguments::schedule)] schedule: &str,
+        #[pyo3(from_py_with = arguments::gradient_clip)] clip: Option<String>,
+        #[pyo3(from_py_with = arguments::seed)] seed: i128,
     ) -> PyResult<Self> {
         let seed = whole("seed", seed)?;
         let output_size = output_size.map(|size| whole("output_size", size)).transpose()?;
@@ -282,9 +283,9 @@ impl TrainerClass {
     fn resume(
         py: Python<'_>,
         path: PathBuf,
-        batch_first: Option<bool>,
-        device: &str,
-        threads: Option<i128>,
+        #[pyo3(from_py_with = arguments::optional_batch_first)] batch_first: Option<bool>,
+        #[pyo3(from_py_with = arguments::device)] device: &str,
+        #[pyo3(from_py_with = arguments::threads)] threads: Option<i128>,
     ) -> PyResult<Self> {
         let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
@@ -320,12 +321,12 @@ impl TrainerClass {
         target: Option<&Bound<'py, PyAny>>,
         loss: Option<Bound<'py, PyAny>>,
         lengths: Option<&Bound<'py, PyAny>>,
-        last: bool,
+        #[pyo3(from_py_with = arguments::last)] last: bool,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (function, name) = match loss {
             None => (None, "mse".to_owned()),
             Some(loss) if loss.is_callable() => (Some(loss.unbind()), String::new()),
-            Some(loss) => (None, loss.extract()?),
+            Some(loss) => (None, text("loss", &loss)?.to_owned()),
         };
         let given: Target<'_>;
         let loss = match &function {

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from ._interop import IncompatibleKeys
+
 __all__ = [
     "LSTM",
     "Model",
@@ -91,7 +93,7 @@ class LSTM:
         hidden_size: Number of features of the cell state.
         num_layers: Number of stacked layers.
         bias: Whether the layers have biases.
-        batch_first: Whether `x` and `y` are `(batch, steps, features)` instead of `(steps, batch, features)`. States are
+        batch_first: Whether inputs and outputs are `(batch, steps, features)` instead of `(steps, batch, features)`. States are
             `(layers * directions, batch, features)` in either case.
         dropout: Probability with which an element that one layer passes to the next becomes 0, in training mode.
         bidirectional: Whether a second set of layers runs from the last time step to the first.
@@ -132,26 +134,26 @@ class LSTM:
 
     @overload
     def __call__(
-        self, x: _F32, hx: tuple[_F32, _F32] | None = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+        self, input: _F32, hx: tuple[_F32, _F32] | None = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
     ) -> tuple[_F32, tuple[_F32, _F32]]: ...
     @overload
     def __call__(
-        self, x: Any, hx: Any = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+        self, input: Any, hx: Any = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
     ) -> tuple[Any, tuple[Any, Any]]:
         """The same as `forward`."""
 
     @overload
     def forward(
-        self, x: _F32, hx: tuple[_F32, _F32] | None = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+        self, input: _F32, hx: tuple[_F32, _F32] | None = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
     ) -> tuple[_F32, tuple[_F32, _F32]]: ...
     @overload
     def forward(
-        self, x: Any, hx: Any = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+        self, input: Any, hx: Any = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
     ) -> tuple[Any, tuple[Any, Any]]:
         """Runs the layers over a batch of sequences, or over one.
 
         Args:
-            x: float32, `(steps, batch, input_size)`, or `(batch, steps, input_size)` with `batch_first`, or
+            input: float32, `(steps, batch, input_size)`, or `(batch, steps, input_size)` with `batch_first`, or
                 `(steps, input_size)` for one sequence. Any strides. An array of NumPy, a tensor of PyTorch in host memory, an
                 array with `__dlpack__`, `__array_interface__` or `__array__`, or a `PackedSequence` of PyTorch. It is read
                 without a copy, unless it is unaligned; `hx` is copied.
@@ -162,7 +164,7 @@ class LSTM:
 
         Returns:
             `(y, (h, c))`: the outputs of the last layer at all time steps, of `proj_size or hidden_size` features for each
-            direction, and the final states, in the layouts of `x` and `hx`. They are of the kind of `x`.
+            direction, and the final states, in the layouts of `input` and `hx`. They are of the kind of `input`.
 
         Raises:
             TypeError: an array is not float32, is masked, or is no array.
@@ -184,15 +186,26 @@ class LSTM:
         Quantized weights are the float32 values that the integers stand for.
         """
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Replaces all weights by arrays or tensors of any floating-point type. Rounds them to float32, and quantizes them
         to the `precision` of this object. The weights are unchanged after an error.
+
+        Args:
+            state_dict: The weights by name, as `state_dict` returns them.
+            strict: With False, weights that are missing stay as they are, and other names are ignored, as in PyTorch.
+                Quantized weights must all be there.
+
+        Returns:
+            `missing_keys` and `unexpected_keys`, as in PyTorch.
 
         Raises:
             ValueError: lists the names that are missing, the names that are unexpected, and the wrong shapes; or a value is
                 too large for float32.
             TypeError: an array is not of a floating-point type.
         """
+
+    def flatten_parameters(self) -> None:
+        """Does nothing. It exists for code that calls it, as `torch.nn.LSTM` has it for GPUs."""
 
     def train(self, mode: bool = True) -> Self:
         """Turns dropout on, or off with `mode=False`. Returns the object."""
@@ -400,8 +413,8 @@ class Model:
             x: float32 `(batch, steps, input_size)`, or `(steps, input_size)` for one sequence; any strides. For a model that
                 reads tokens: integers `(batch, steps)` or `(steps,)`.
             lengths: Number of time steps of each sequence, in any order. Outputs beyond it are 0.
-            states: The initial states `(h, c)` of each LSTM, each `(layers * directions, batch, features)`. None for those of
-                the file, or zeros.
+            states: The initial states `(h, c)` of each LSTM, each `(layers * directions, batch, features)`, where `batch` is 1
+                for one sequence. None for those of the file, or zeros.
             return_states: Whether to return `(y, states)` with the final states.
 
         Returns:
