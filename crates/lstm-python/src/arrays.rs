@@ -180,12 +180,18 @@ pub(crate) enum Features<'py> {
 }
 
 impl<'py> Features<'py> {
-    /// Borrows the features; `expected` describes the shapes.
-    pub(crate) fn read(value: &Bound<'py, PyAny>, expected: &str) -> PyResult<Self> {
-        match untyped(value, "x")?.ndim() {
-            2 => Ok(Features::One(read::<f32, Ix2>(value, "x", expected)?)),
-            _ => Ok(Features::Batch(read::<f32, Ix3>(value, "x", expected)?)),
+    /// Borrows `size` features at each time step; `expected` describes the shapes.
+    pub(crate) fn read(value: &Bound<'py, PyAny>, name: &str, size: usize, expected: &str) -> PyResult<Self> {
+        let array = untyped(value, name)?;
+        let features = match array.ndim() {
+            2 => Features::One(read::<f32, Ix2>(value, name, expected)?),
+            _ => Features::Batch(read::<f32, Ix3>(value, name, expected)?),
+        };
+        if features.view().dim().2 != size {
+            let text = format!("{name}: expected {expected}, got the shape {:?}", array.shape());
+            return Err(PyValueError::new_err(text));
         }
+        Ok(features)
     }
 
     /// The features with a batch axis; of one sequence, it is the first axis.
@@ -233,7 +239,7 @@ pub(crate) fn read_state(
             &imported
         };
         if is_one {
-            let expected = "2 dimensions (layers * directions, features) for x without a batch axis";
+            let expected = "2 dimensions (layers * directions, features) for one sequence without a batch axis";
             let array = read::<f32, Ix2>(value, &name, expected)?;
             copy_of_shape(array.as_array().insert_axis(Axis(1)), &name, &[rows, 1, size])
         } else {
@@ -260,33 +266,18 @@ pub(crate) fn copy_of_shape<D: Dimension>(
     memory::copy_array("copy of an argument", view).py()
 }
 
-impl Features<'_> {
-    /// Reads the lengths of the `batch` sequences, if there are some.
-    ///
-    /// # Errors
-    /// As for [`read_lengths`]; `ValueError` for one sequence without a batch axis.
-    pub(crate) fn lengths(&self, value: Option<&Bound<'_, PyAny>>, batch: usize) -> PyResult<Option<Vec<usize>>> {
-        match (self, value) {
-            (_, None) => Ok(None),
-            (Features::Batch(_), Some(value)) => read_lengths(value, batch).map(Some),
-            (Features::One(_), Some(_)) => {
-                let text = "lengths: expected x with a batch axis; cut a single sequence instead";
-                Err(PyValueError::new_err(text))
-            }
-        }
-    }
-}
-
 /// Lengths of `batch` sequences: a list or an array of integers.
 pub(crate) fn read_lengths(value: &Bound<'_, PyAny>, batch: usize) -> PyResult<Vec<usize>> {
     let numpy = value.py().import("numpy")?;
     // `asanyarray` keeps the class of a masked array, which is an error.
-    let array = numpy.call_method1("asanyarray", (value,))?;
+    let array = numpy.call_method1("asanyarray", (value,)).map_err(|error| {
+        PyTypeError::new_err(format!("lengths: expected integers, one for each sequence: {}", error.value(value.py())))
+    })?;
     let array = untyped(&array, "lengths")?;
     // Before anything is copied: an array that is broadcast may be larger than any memory.
     if array.shape() != [batch] {
-        let text =
-            format!("lengths: expected {batch}, one length for each sequence, got the shape {:?}", array.shape());
+        let expected = format!("the shape [{batch}], one length for each sequence");
+        let text = format!("lengths: expected {expected}, got the shape {:?}", array.shape());
         return Err(PyValueError::new_err(text));
     }
     if batch == 0 {
@@ -306,7 +297,7 @@ pub(crate) fn read_lengths(value: &Bound<'_, PyAny>, batch: usize) -> PyResult<V
     Ok(lengths)
 }
 
-/// The digest of the elements of arrays, in row-major order.
+#[doc = doc!("digest")]
 #[pyfunction]
 #[pyo3(signature = (*arrays))]
 pub(crate) fn digest(arrays: &Bound<'_, pyo3::types::PyTuple>) -> PyResult<String> {

@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, sync::Mutex};
 
-use lstm::{BACKENDS, Device, Ops};
-use pyo3::{prelude::*, types::PyDict};
+use lstm::{BACKENDS, Device, Error, Ops};
+use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
 
-use crate::error::{IntoPyResult, whole};
+use crate::{arguments::whole, error::to_python};
 
 /// The name of a device, and the number of threads if the user gave it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,12 +37,15 @@ impl DeviceOptions {
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }
-        let device = py.detach(|| builder.open()).py()?;
+        let device = py.detach(|| builder.open()).map_err(|error| match error {
+            Error::Config { option: "backend", reason } => PyValueError::new_err(format!("device: {reason}")),
+            error => to_python(error),
+        })?;
         Ok(lock().get_or_insert_default().entry(self.clone()).or_insert(device).clone())
     }
 }
 
-/// Describes every device that this build knows.
+#[doc = doc!("devices")]
 #[pyfunction]
 pub(crate) fn devices(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
     let row = |info: &lstm::BackendInfo| {

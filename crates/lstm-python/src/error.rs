@@ -4,10 +4,10 @@ use std::io::ErrorKind;
 
 use lstm::Error;
 use pyo3::{
-    PyErr,
     exceptions::{
         PyFileNotFoundError, PyMemoryError, PyOSError, PyPermissionError, PyRuntimeError, PyTypeError, PyValueError,
     },
+    prelude::*,
 };
 
 /// The Python exception for an error of the library.
@@ -24,15 +24,6 @@ pub(crate) fn to_python(error: Error) -> PyErr {
         Error::TensorType { .. } => PyTypeError::new_err(text),
         _ => PyValueError::new_err(text),
     }
-}
-
-/// A size or a seed, which Python code may give as a negative or a large number.
-///
-/// # Errors
-/// `ValueError` if it does not fit.
-pub(crate) fn whole<T: TryFrom<i128>>(name: &str, value: i128) -> Result<T, PyErr> {
-    let error = |_| PyValueError::new_err(format!("{name}: expected a number from 0 to 2^64 - 1, got {value}"));
-    T::try_from(value).map_err(error)
 }
 
 /// Results of the library as results of Python.

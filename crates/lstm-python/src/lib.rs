@@ -3,6 +3,14 @@
 
 #![deny(unsafe_code)]
 
+/// The docstring of a class, a function or a method in `_lstm.pyi`, as its text at run time.
+macro_rules! doc {
+    ($name:literal) => {
+        include_str!(concat!(env!("OUT_DIR"), "/docs/", $name))
+    };
+}
+
+mod arguments;
 mod arrays;
 mod device;
 mod error;

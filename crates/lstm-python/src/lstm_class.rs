@@ -19,14 +19,15 @@ use pyo3::{
 };
 
 use crate::{
-    arrays::{Features, read_state},
+    arguments::{self, whole},
+    arrays::{Features, read_lengths, read_state},
     device::DeviceOptions,
-    error::{IntoPyResult, whole},
+    error::IntoPyResult,
     parameters,
     stream::{AnyStream, StreamClass},
 };
 
-/// An LSTM with the arguments and the call of `torch.nn.LSTM`; `_lstm.pyi` documents it.
+#[doc = doc!("LSTM")]
 #[pyclass(frozen, name = "LSTM", module = "lstm")]
 pub(crate) struct LstmClass {
     /// Replaced as a whole by other weights, so that a running pass keeps the ones that it started with.
@@ -143,11 +144,11 @@ impl LstmClass {
         hx: Option<&Bound<'py, PyAny>>,
         lengths: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Arguments<'py>> {
-        let x = Features::read(x, &self.expected_x(config))?;
+        let x = Features::read(x, "input", config.input_size, &self.expected_x(config))?;
         let is_one = matches!(x, Features::One(_));
         let is_time_major = !is_one && !self.options.batch_first;
         let batch = x.batch(is_time_major);
-        let lengths = x.lengths(lengths, batch)?;
+        let lengths = lengths.map(|lengths| read_lengths(lengths, batch)).transpose()?;
         let state = hx.map(|hx| read_state(hx, "hx", config, Some(batch), is_one)).transpose()?;
         Ok(Arguments { x, state, lengths, is_one, is_time_major })
     }
@@ -212,21 +213,21 @@ impl LstmClass {
     #[allow(clippy::too_many_arguments, reason = "they are those of torch.nn.LSTM")]
     fn new(
         py: Python<'_>,
-        input_size: i128,
-        hidden_size: i128,
-        num_layers: i128,
-        bias: bool,
-        batch_first: bool,
-        dropout: f32,
-        bidirectional: bool,
-        proj_size: i128,
-        cell: &str,
-        clip: Option<f32>,
-        coupled: bool,
-        device: &str,
-        precision: &str,
-        threads: Option<i128>,
-        seed: Option<i128>,
+        #[pyo3(from_py_with = arguments::input_size)] input_size: i128,
+        #[pyo3(from_py_with = arguments::hidden_size)] hidden_size: i128,
+        #[pyo3(from_py_with = arguments::num_layers)] num_layers: i128,
+        #[pyo3(from_py_with = arguments::bias)] bias: bool,
+        #[pyo3(from_py_with = arguments::batch_first)] batch_first: bool,
+        #[pyo3(from_py_with = arguments::dropout)] dropout: f32,
+        #[pyo3(from_py_with = arguments::bidirectional)] bidirectional: bool,
+        #[pyo3(from_py_with = arguments::proj_size)] proj_size: i128,
+        #[pyo3(from_py_with = arguments::cell)] cell: &str,
+        #[pyo3(from_py_with = arguments::clip)] clip: Option<f32>,
+        #[pyo3(from_py_with = arguments::coupled)] coupled: bool,
+        #[pyo3(from_py_with = arguments::device)] device: &str,
+        #[pyo3(from_py_with = arguments::precision)] precision: &str,
+        #[pyo3(from_py_with = arguments::threads)] threads: Option<i128>,
+        #[pyo3(from_py_with = arguments::optional_seed)] seed: Option<i128>,
     ) -> PyResult<Self> {
         let mut config = LstmConfig::new(whole("input_size", input_size)?, whole("hidden_size", hidden_size)?)
             .layers(whole("num_layers", num_layers)?)
@@ -258,147 +259,180 @@ impl LstmClass {
         })
     }
 
-    #[pyo3(signature = (x, hx = None, *, lengths = None))]
+    #[pyo3(signature = (input, hx = None, *, lengths = None))]
     fn __call__<'py>(
         slf: &Bound<'py, Self>,
-        x: &Bound<'py, PyAny>,
+        input: &Bound<'py, PyAny>,
         hx: Option<&Bound<'py, PyAny>>,
         lengths: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyTuple>> {
         let py = slf.py();
         let has_numpy_state =
             hx.is_none_or(|hx| hx.cast::<PyTuple>().is_ok_and(|hx| hx.iter().all(|array| all_numpy(&[&array]))));
-        if has_numpy_state && all_numpy(&[x]) {
-            return slf.get().run_arrays(py, x, hx, lengths);
+        if has_numpy_state && all_numpy(&[input]) {
+            return slf.get().run_arrays(py, input, hx, lengths);
         }
         let interop = py.import("lstm._interop")?;
-        Ok(interop.call_method1("call", (slf, x, hx, lengths))?.cast_into()?)
+        Ok(interop.call_method1("call", (slf, input, hx, lengths))?.cast_into()?)
     }
 
-    #[pyo3(signature = (x, hx = None, *, lengths = None))]
+    #[doc = doc!("LSTM.forward")]
+    #[pyo3(signature = (input, hx = None, *, lengths = None))]
     fn forward<'py>(
         slf: &Bound<'py, Self>,
-        x: &Bound<'py, PyAny>,
+        input: &Bound<'py, PyAny>,
         hx: Option<&Bound<'py, PyAny>>,
         lengths: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        Self::__call__(slf, x, hx, lengths)
+        Self::__call__(slf, input, hx, lengths)
     }
 
+    #[doc = doc!("LSTM.stream")]
     #[pyo3(signature = (batch = 1))]
-    fn stream(&self, batch: i128) -> PyResult<StreamClass> {
+    fn stream(&self, #[pyo3(from_py_with = arguments::batch)] batch: i128) -> PyResult<StreamClass> {
         let stream = AnyStream::Lstm(Box::new(self.lstm().stream(whole("batch", batch)?).py()?));
         Ok(StreamClass::new(stream, self.options.batch_first))
     }
 
+    #[doc = doc!("LSTM.state_dict")]
     fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         parameters::to_dict(py, self.lstm().weights())
     }
 
-    fn load_state_dict(&self, state_dict: &Bound<'_, PyAny>) -> PyResult<()> {
+    #[doc = doc!("LSTM.load_state_dict")]
+    #[pyo3(signature = (state_dict, strict = true))]
+    fn load_state_dict<'py>(
+        &self,
+        state_dict: &Bound<'py, PyAny>,
+        #[pyo3(from_py_with = arguments::strict)] strict: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = state_dict.py();
         let mut lstm = Lstm::clone(&self.lstm());
-        let weights = parameters::from_mapping(lstm.config(), state_dict)?;
-        state_dict.py().detach(|| lstm.set_weights(weights)).py()?;
+        let (weights, missing, unexpected) = parameters::from_mapping(lstm.weights(), state_dict, strict)?;
+        py.detach(|| lstm.set_weights(weights)).py()?;
         self.set_lstm(lstm);
-        Ok(())
+        py.import("lstm._interop")?.call_method1("IncompatibleKeys", (missing, unexpected))
     }
 
+    #[doc = doc!("LSTM.flatten_parameters")]
+    fn flatten_parameters(&self) {}
+
+    #[doc = doc!("LSTM.train")]
     #[pyo3(signature = (mode = true))]
-    fn train(slf: Bound<'_, Self>, mode: bool) -> Bound<'_, Self> {
+    fn train(slf: Bound<'_, Self>, #[pyo3(from_py_with = arguments::mode)] mode: bool) -> Bound<'_, Self> {
         slf.get().training.store(mode, Ordering::Relaxed);
         slf
     }
 
+    #[doc = doc!("LSTM.eval")]
     fn eval(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         Self::train(slf, false)
     }
 
+    #[doc = doc!("LSTM.digest")]
     fn digest(&self) -> String {
         let lstm = self.lstm();
         let values = lstm.weights().layers().iter().flat_map(|layer| layer.iter().flat_map(|(_, value)| value));
         Digest::of(values).to_string()
     }
 
+    #[doc = doc!("LSTM.input_size")]
     #[getter]
     fn input_size(&self) -> usize {
         self.lstm().config().input_size
     }
 
+    #[doc = doc!("LSTM.hidden_size")]
     #[getter]
     fn hidden_size(&self) -> usize {
         self.lstm().config().hidden_size
     }
 
+    #[doc = doc!("LSTM.num_layers")]
     #[getter]
     fn num_layers(&self) -> usize {
         self.lstm().config().num_layers
     }
 
+    #[doc = doc!("LSTM.bias")]
     #[getter]
     fn bias(&self) -> bool {
         self.lstm().config().bias != Bias::None
     }
 
+    #[doc = doc!("LSTM.batch_first")]
     #[getter]
     fn batch_first(&self) -> bool {
         self.options.batch_first
     }
 
+    #[doc = doc!("LSTM.dropout")]
     #[getter(dropout)]
     fn dropout_probability(&self) -> f32 {
         self.options.dropout
     }
 
+    #[doc = doc!("LSTM.bidirectional")]
     #[getter]
     fn bidirectional(&self) -> bool {
         self.lstm().config().num_directions() == 2
     }
 
+    #[doc = doc!("LSTM.proj_size")]
     #[getter]
     fn proj_size(&self) -> usize {
         self.lstm().config().proj_size.unwrap_or(0)
     }
 
+    #[doc = doc!("LSTM.cell")]
     #[getter]
     fn cell(&self) -> &'static str {
         self.lstm().config().cell.name()
     }
 
+    #[doc = doc!("LSTM.clip")]
     #[getter]
     fn clip(&self) -> Option<f32> {
         self.lstm().config().clip
     }
 
+    #[doc = doc!("LSTM.coupled")]
     #[getter]
     fn coupled(&self) -> bool {
         self.lstm().config().coupled
     }
 
+    #[doc = doc!("LSTM.precision")]
     #[getter]
     fn precision(&self) -> &'static str {
         self.lstm().config().precision.name()
     }
 
+    #[doc = doc!("LSTM.device")]
     #[getter]
     fn device(&self) -> &str {
         &self.device.name
     }
 
+    #[doc = doc!("LSTM.threads")]
     #[getter]
     fn threads(&self) -> Option<usize> {
         self.device.threads
     }
 
+    #[doc = doc!("LSTM.seed")]
     #[getter]
     fn seed(&self) -> u64 {
         self.options.seed
     }
 
+    #[doc = doc!("LSTM.training")]
     #[getter]
     fn training(&self) -> bool {
         self.training.load(Ordering::Relaxed)
     }
 
+    #[doc = doc!("LSTM.path")]
     #[getter]
     fn path(&self) -> String {
         describe_paths(&self.lstm().paths())
@@ -471,7 +505,7 @@ impl LstmClass {
     }
 }
 
-/// Makes an LSTM from what `__reduce__` returned.
+#[doc = doc!("restore_lstm")]
 #[pyfunction]
 pub(crate) fn restore_lstm(
     py: Python<'_>,

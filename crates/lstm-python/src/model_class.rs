@@ -13,20 +13,21 @@ use lstm::{
 };
 use numpy::{IntoPyArray, PyUntypedArrayMethods};
 use pyo3::{
-    exceptions::PyValueError,
+    exceptions::{PyTypeError, PyValueError},
     prelude::*,
     types::{PyBytes, PyDict, PyList, PyTuple},
 };
 
 use crate::{
+    arguments::{self, whole},
     arrays::{Features, read, read_lengths, untyped},
     device::DeviceOptions,
-    error::{IntoPyResult, whole},
+    error::IntoPyResult,
     lstm_class::describe_paths,
     stream::{AnyStream, StreamClass, outputs, read_states},
 };
 
-/// A whole model from a file; `_lstm.pyi` documents it.
+#[doc = doc!("Model")]
 #[pyclass(frozen, name = "Model", module = "lstm")]
 pub(crate) struct ModelClass {
     model: Model<Device>,
@@ -120,7 +121,7 @@ impl ModelClass {
             (self.forward(py, view.into(), view.ncols(), lengths.as_deref(), states.as_deref())?, is_one)
         } else {
             let expected = format!("the shape (batch, steps, {0}) or (steps, {0})", self.weights().input_size());
-            let features = Features::read(x, &expected)?;
+            let features = Features::read(x, "x", self.weights().input_size(), &expected)?;
             let view: ArrayView3<'_, f32> = features.view();
             let (lengths, states) = read_arguments(view.dim().0)?;
             let output = self.forward(py, view.into(), view.dim().1, lengths.as_deref(), states.as_deref())?;
@@ -134,6 +135,7 @@ impl ModelClass {
 
 #[pymethods]
 impl ModelClass {
+    #[doc = doc!("Model.open")]
     #[staticmethod]
     #[pyo3(signature = (
         path, *, name = None, layers = None, set = None, cell = None, clip = None, coupled = false, precision = None,
@@ -144,23 +146,27 @@ impl ModelClass {
         py: Python<'_>,
         path: PathBuf,
         name: Option<&Bound<'_, PyAny>>,
-        layers: Option<String>,
+        #[pyo3(from_py_with = arguments::layers)] layers: Option<String>,
         set: Option<BTreeMap<String, f64>>,
-        cell: Option<&str>,
-        clip: Option<f32>,
-        coupled: bool,
-        precision: Option<&str>,
-        device: &str,
-        threads: Option<i128>,
+        #[pyo3(from_py_with = arguments::optional_cell)] cell: Option<String>,
+        #[pyo3(from_py_with = arguments::clip)] clip: Option<f32>,
+        #[pyo3(from_py_with = arguments::coupled)] coupled: bool,
+        #[pyo3(from_py_with = arguments::optional_precision)] precision: Option<String>,
+        #[pyo3(from_py_with = arguments::device)] device: &str,
+        #[pyo3(from_py_with = arguments::threads)] threads: Option<i128>,
     ) -> PyResult<Self> {
         let mut options = OpenOptions::default();
         options.names = match name {
             None => Vec::new(),
-            Some(name) => name.extract::<String>().map(|name| vec![name]).or_else(|_| name.extract())?,
+            Some(name) => {
+                name.extract::<String>().map(|name| vec![name]).or_else(|_| name.extract()).map_err(|_| {
+                    PyTypeError::new_err(format!("name: expected a str, or a list of str, got {}", name.get_type()))
+                })?
+            }
         };
         (options.layers, options.set, options.clip, options.coupled) = (layers, set.unwrap_or_default(), clip, coupled);
-        options.cell = cell.map(str::parse).transpose().py()?;
-        options.precision = precision.map(str::parse).transpose().py()?;
+        options.cell = cell.map(|cell| cell.parse()).transpose().py()?;
+        options.precision = precision.map(|precision| precision.parse()).transpose().py()?;
         let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
         let file = py.detach(|| open(&path, &options)).py()?;
@@ -169,6 +175,7 @@ impl ModelClass {
         Ok(ModelClass { model, device, file: info })
     }
 
+    #[doc = doc!("Model.run")]
     #[pyo3(signature = (x, *, lengths = None, states = None, return_states = false))]
     fn run<'py>(
         &self,
@@ -176,7 +183,7 @@ impl ModelClass {
         x: &Bound<'py, PyAny>,
         lengths: Option<&Bound<'py, PyAny>>,
         states: Option<&Bound<'py, PyAny>>,
-        return_states: bool,
+        #[pyo3(from_py_with = arguments::return_states)] return_states: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let is_array = x.cast::<numpy::PyUntypedArray>().is_ok();
         let (mut y, states) = if is_array && !self.weights().reads_tokens() {
@@ -194,8 +201,9 @@ impl ModelClass {
         Ok(y)
     }
 
+    #[doc = doc!("Model.stream")]
     #[pyo3(signature = (batch = 1))]
-    fn stream(&self, batch: i128) -> PyResult<StreamClass> {
+    fn stream(&self, #[pyo3(from_py_with = arguments::batch)] batch: i128) -> PyResult<StreamClass> {
         if self.file.lengths.is_some() || self.file.steps.is_some() {
             let text = "stream: the file fixes the lengths of the sequences, so that they can't be streamed; use run";
             return Err(PyValueError::new_err(text));
@@ -207,6 +215,7 @@ impl ModelClass {
         Ok(StreamClass::new(AnyStream::Model(Box::new(stream), self.file.states.clone()), true))
     }
 
+    #[doc = doc!("Model.digest")]
     fn digest(&self) -> String {
         let mut digest = Digest::default();
         fn add<'a>(digest: &mut Digest, values: impl IntoIterator<Item = &'a f32>) {
@@ -227,61 +236,73 @@ impl ModelClass {
         digest.to_string()
     }
 
+    #[doc = doc!("Model.input_size")]
     #[getter]
     fn input_size(&self) -> usize {
         self.weights().input_size()
     }
 
+    #[doc = doc!("Model.output_size")]
     #[getter]
     fn output_size(&self) -> usize {
         self.weights().output_size()
     }
 
+    #[doc = doc!("Model.reads_tokens")]
     #[getter]
     fn reads_tokens(&self) -> bool {
         self.weights().reads_tokens()
     }
 
+    #[doc = doc!("Model.returns_last_step")]
     #[getter]
     fn returns_last_step(&self) -> bool {
         self.weights().returns_last_step()
     }
 
+    #[doc = doc!("Model.num_parameters")]
     #[getter]
     fn num_parameters(&self) -> usize {
         self.weights().num_params()
     }
 
+    #[doc = doc!("Model.format")]
     #[getter]
     fn format(&self) -> &str {
         &self.file.format
     }
 
+    #[doc = doc!("Model.dtypes")]
     #[getter]
     fn dtypes(&self) -> Vec<String> {
         self.file.dtypes.clone()
     }
 
+    #[doc = doc!("Model.unused")]
     #[getter]
     fn unused(&self) -> Vec<String> {
         self.file.unused.clone()
     }
 
+    #[doc = doc!("Model.steps")]
     #[getter]
     fn steps(&self) -> Option<usize> {
         self.file.steps
     }
 
+    #[doc = doc!("Model.metadata")]
     #[getter]
     fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.weights().metadata().into_pyobject(py)
     }
 
+    #[doc = doc!("Model.layers")]
     #[getter]
     fn layers(&self) -> Vec<String> {
         self.weights().layers().iter().map(ToString::to_string).collect()
     }
 
+    #[doc = doc!("Model.precision")]
     #[getter]
     fn precision(&self) -> String {
         let weights = self.weights();
@@ -290,16 +311,19 @@ impl ModelClass {
         names.iter().map(|precision| precision.name()).collect::<Vec<_>>().join(", ")
     }
 
+    #[doc = doc!("Model.device")]
     #[getter]
     fn device(&self) -> &str {
         &self.device.name
     }
 
+    #[doc = doc!("Model.threads")]
     #[getter]
     fn threads(&self) -> Option<usize> {
         self.device.threads
     }
 
+    #[doc = doc!("Model.path")]
     #[getter]
     fn path(&self) -> String {
         describe_paths(&self.model.paths())
@@ -344,7 +368,7 @@ impl ModelClass {
     }
 }
 
-/// Makes a model from what `__reduce__` returned.
+#[doc = doc!("restore_model")]
 #[pyfunction]
 pub(crate) fn restore_model(
     py: Python<'_>,

@@ -8,7 +8,7 @@ use lstm::{
 };
 use numpy::ToPyArray;
 use pyo3::{
-    exceptions::PyValueError,
+    exceptions::{PyTypeError, PyValueError},
     prelude::*,
     types::{PyDict, PyMapping},
 };
@@ -40,21 +40,32 @@ pub(crate) fn to_dict<'py>(py: Python<'py>, weights: &Weights) -> PyResult<Bound
     Ok(dict)
 }
 
-/// Reads all parameters from a dictionary of arrays, and quantizes them if the configuration says so.
+/// Reads all parameters from a dictionary of arrays, and quantizes them if the configuration says so. Unless `strict`, those
+/// that are missing stay as they are. Returns also the names that are missing and those that are unexpected.
 ///
 /// # Errors
 /// `ValueError` lists the names that are missing or unexpected, and the wrong shapes; `TypeError` names an array of
 /// another element type.
-pub(crate) fn from_mapping(config: &LstmConfig, state_dict: &Bound<'_, PyAny>) -> PyResult<Weights> {
-    let py = state_dict.py();
-    let mapping = state_dict.cast::<PyMapping>()?;
+pub(crate) fn from_mapping(
+    current: &Weights,
+    state_dict: &Bound<'_, PyAny>,
+    strict: bool,
+) -> PyResult<(Weights, Vec<String>, Vec<String>)> {
+    let (py, config) = (state_dict.py(), current.config());
+    let mapping = state_dict.cast::<PyMapping>().map_err(|_| {
+        PyTypeError::new_err(format!("state_dict: expected a dict of arrays by name, got {}", state_dict.get_type()))
+    })?;
     let expected = names(config);
     let (mut missing, mut wrong) = (Vec::new(), Vec::new());
     let mut values = Vec::new();
     let to_float32 = py.import("lstm._interop")?.getattr("to_float32")?;
-    for (name, shape) in &expected {
+    let current = current.layers().iter().flat_map(LayerWeights::iter).map(|(_, value)| value);
+    for ((name, shape), current) in expected.iter().zip(current) {
         if !mapping.contains(name)? {
             missing.push(name.clone());
+            if !strict {
+                values.push(memory::copy_array("load_state_dict", current.view()).py()?);
+            }
             continue;
         }
         let value = to_float32.call1((mapping.get_item(name)?, name))?;
@@ -73,13 +84,20 @@ pub(crate) fn from_mapping(config: &LstmConfig, state_dict: &Bound<'_, PyAny>) -
             unexpected.push(key);
         }
     }
-    let lists = [("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong)];
+    let none = Vec::new();
+    // The current values of quantized weights would be quantized once more.
+    let tolerates_missing = !strict && config.precision == Precision::F32;
+    let lists = [
+        ("missing", if tolerates_missing { &none } else { &missing }),
+        ("unexpected", if strict { &unexpected } else { &none }),
+        ("wrong shape", &wrong),
+    ];
     let problems: Vec<_> = lists.iter().filter(|(_, names)| !names.is_empty()).collect();
     if !problems.is_empty() {
         let text = problems.iter().map(|(what, names)| format!("{what}: {}", names.join(", ")));
         return Err(PyValueError::new_err(format!("load_state_dict: {}", text.collect::<Vec<_>>().join("; "))));
     }
-    from_values(config, values)
+    Ok((from_values(config, values)?, missing, unexpected))
 }
 
 /// Makes weights of all parameters, in PyTorch's order, and quantizes them if the configuration says so.

@@ -84,7 +84,7 @@ impl AnyStream {
     }
 }
 
-/// Runs a model step by step; `_lstm.pyi` documents it.
+#[doc = doc!("Stream")]
 #[pyclass(frozen, name = "Stream", module = "lstm")]
 pub(crate) struct StreamClass {
     /// Locked during a call, so that a call of another thread is an error.
@@ -178,6 +178,7 @@ impl StreamClass {
 
 #[pymethods]
 impl StreamClass {
+    #[doc = doc!("Stream.step")]
     #[pyo3(signature = (x, out = None))]
     fn step<'py>(
         &self,
@@ -220,7 +221,7 @@ impl StreamClass {
         Ok(if has_batch_axis { y.reshape([batch, self.output_size])?.into_any() } else { y.into_any() })
     }
 
-    /// Runs several time steps.
+    #[doc = doc!("Stream.run")]
     fn run<'py>(&self, py: Python<'py>, x: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         if x.cast::<numpy::PyUntypedArray>().is_err() {
             let imported = py.import("lstm._interop")?.call_method1("import_input", (x, self.reads_tokens))?;
@@ -241,7 +242,7 @@ impl StreamClass {
         } else {
             let order = if self.batch_first { "batch, steps" } else { "steps, batch" };
             let expected = format!("the shape ({order}, {0}) or (steps, {0})", self.input_size);
-            let features = Features::read(x, &expected)?;
+            let features = Features::read(x, "x", self.input_size, &expected)?;
             let is_one = matches!(features, Features::One(_));
             let is_time_major = !is_one && !self.batch_first;
             let (mut view, stream) = (features.view(), &mut *self.lock()?);
@@ -263,6 +264,7 @@ impl StreamClass {
         outputs(py, y, is_one, self.returns_last_step)
     }
 
+    #[doc = doc!("Stream.reset")]
     fn reset(&self, py: Python<'_>) -> PyResult<()> {
         let stream = &mut *self.lock()?;
         py.detach(|| match stream {
@@ -273,11 +275,13 @@ impl StreamClass {
         .py()
     }
 
+    #[doc = doc!("Stream.batch")]
     #[getter]
     fn batch(&self) -> usize {
         self.batch
     }
 
+    #[doc = doc!("Stream.state")]
     #[getter]
     fn state<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let stream = self.lock()?;

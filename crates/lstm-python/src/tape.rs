@@ -17,7 +17,7 @@ use crate::{
     parameters,
 };
 
-/// The recording of a pass.
+#[doc = doc!("Tape")]
 #[pyclass(frozen, name = "Tape", module = "lstm._lstm")]
 pub(crate) struct TapeClass {
     tape: Tape<Device>,
@@ -70,7 +70,7 @@ type AnyArray<'py> = Bound<'py, PyAny>;
 /// The result of [`run_module`]: the outputs, the final states, and the tape if the pass was recorded.
 type Pass<'py> = (AnyArray<'py>, (AnyArray<'py>, AnyArray<'py>), Option<TapeClass>);
 
-/// Runs an LSTM with the given parameters, with dropout if there is a seed, and records the pass if `record`.
+#[doc = doc!("run_module")]
 #[pyfunction]
 #[pyo3(signature = (lstm, parameters, x, hx, lengths, dropout_seed, record))]
 #[allow(clippy::too_many_arguments, reason = "only lstm.torch calls it")]
@@ -106,8 +106,7 @@ pub(crate) fn run_module<'py>(
 
 #[pymethods]
 impl TapeClass {
-    /// The gradients with respect to the input if `needs_x`, the initial states, and the parameters in the order of
-    /// `state_dict`. A gradient of `None` is zero.
+    #[doc = doc!("Tape.backward")]
     fn backward<'py>(
         &self,
         py: Python<'py>,

@@ -23,16 +23,17 @@ use pyo3::{
 };
 
 use crate::{
+    arguments::{self, text, whole},
     arrays::{Features, copy_of_shape, read, read_lengths},
     device::DeviceOptions,
-    error::{IntoPyResult, to_python, whole},
+    error::{IntoPyResult, to_python},
     lstm_class::LstmClass,
 };
 
 /// The metadata of a saved run that says whether its arrays have the batch as their first axis.
 const BATCH_FIRST: &str = "python.batch_first";
 
-/// Trains an LSTM and a linear head; `_lstm.pyi` documents it.
+#[doc = doc!("Trainer")]
 #[pyclass(frozen, name = "Trainer", module = "lstm")]
 pub(crate) struct TrainerClass {
     /// Replaced as a whole by a step, and locked for that moment only.
@@ -234,7 +235,7 @@ impl TrainerClass {
         let array = x.py().import("lstm._interop")?.call_method1("import_array", (x, "x"))?.get_item(0)?;
         let order = if self.batch_first { "(batch, steps, " } else { "(steps, batch, " };
         let expected = format!("the shape {order}{})", self.trainer().lstm().config().input_size);
-        match Features::read(&array, &expected)? {
+        match Features::read(&array, "x", self.trainer().lstm().config().input_size, &expected)? {
             Features::One(_) => Err(PyValueError::new_err(format!("x: expected {expected}, got 2 dimensions"))),
             features => Ok(features),
         }
@@ -256,11 +257,11 @@ impl TrainerClass {
     fn new(
         py: Python<'_>,
         model: &Bound<'_, LstmClass>,
-        output_size: Option<i128>,
-        optimizer: &str,
-        schedule: &str,
-        clip: Option<&str>,
-        seed: i128,
+        #[pyo3(from_py_with = arguments::output_size)] output_size: Option<i128>,
+        #[pyo3(from_py_with = arguments::optimizer)] optimizer: &str,
+        #[pyo3(from_py_with = arguments::schedule)] schedule: &str,
+        #[pyo3(from_py_with = arguments::gradient_clip)] clip: Option<String>,
+        #[pyo3(from_py_with = arguments::seed)] seed: i128,
     ) -> PyResult<Self> {
         let seed = whole("seed", seed)?;
         let output_size = output_size.map(|size| whole("output_size", size)).transpose()?;
@@ -276,14 +277,15 @@ impl TrainerClass {
         Ok(TrainerClass { trainer: Mutex::new(trainer), step: Mutex::new(()), device, batch_first })
     }
 
+    #[doc = doc!("Trainer.resume")]
     #[staticmethod]
     #[pyo3(signature = (path, *, batch_first = None, device = "cpu", threads = None))]
     fn resume(
         py: Python<'_>,
         path: PathBuf,
-        batch_first: Option<bool>,
-        device: &str,
-        threads: Option<i128>,
+        #[pyo3(from_py_with = arguments::optional_batch_first)] batch_first: Option<bool>,
+        #[pyo3(from_py_with = arguments::device)] device: &str,
+        #[pyo3(from_py_with = arguments::threads)] threads: Option<i128>,
     ) -> PyResult<Self> {
         let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
@@ -303,12 +305,14 @@ impl TrainerClass {
         Ok(TrainerClass { trainer: Mutex::new(trainer), step: Mutex::new(()), device, batch_first })
     }
 
+    #[doc = doc!("Trainer.save")]
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         let text = [(BATCH_FIRST.to_owned(), self.batch_first.to_string())].into();
         let trainer = self.trainer();
         py.detach(|| trainer.save_with(path, &CheckpointExtras::default().with_text(text))).py()
     }
 
+    #[doc = doc!("Trainer.step")]
     #[pyo3(signature = (x, target = None, *, loss = None, lengths = None, last = false))]
     fn step<'py>(
         &self,
@@ -317,12 +321,12 @@ impl TrainerClass {
         target: Option<&Bound<'py, PyAny>>,
         loss: Option<Bound<'py, PyAny>>,
         lengths: Option<&Bound<'py, PyAny>>,
-        last: bool,
+        #[pyo3(from_py_with = arguments::last)] last: bool,
     ) -> PyResult<Bound<'py, PyDict>> {
         let (function, name) = match loss {
             None => (None, "mse".to_owned()),
             Some(loss) if loss.is_callable() => (Some(loss.unbind()), String::new()),
-            Some(loss) => (None, loss.extract()?),
+            Some(loss) => (None, text("loss", &loss)?.to_owned()),
         };
         let given: Target<'_>;
         let loss = match &function {
@@ -367,6 +371,7 @@ impl TrainerClass {
         Ok(dict)
     }
 
+    #[doc = doc!("Trainer.predict")]
     #[pyo3(signature = (x, *, lengths = None))]
     fn predict<'py>(
         &self,
@@ -382,11 +387,13 @@ impl TrainerClass {
         Ok(y.into_pyarray(py).into_any())
     }
 
+    #[doc = doc!("Trainer.model")]
     #[getter]
     fn model(&self) -> LstmClass {
         LstmClass::from_parts(self.trainer().lstm().clone(), self.device.clone(), self.batch_first)
     }
 
+    #[doc = doc!("Trainer.head")]
     #[getter]
     #[allow(clippy::type_complexity, reason = "a pair of arrays")]
     fn head<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyArray2<f32>>, Option<Bound<'py, PyArray1<f32>>>)> {
@@ -395,11 +402,13 @@ impl TrainerClass {
         Some((head.weight().to_pyarray(py), head.bias().map(|bias| bias.to_pyarray(py))))
     }
 
+    #[doc = doc!("Trainer.steps")]
     #[getter]
     fn steps(&self) -> u64 {
         self.trainer().steps()
     }
 
+    #[doc = doc!("Trainer.learning_rate")]
     #[getter]
     fn learning_rate(&self) -> f32 {
         self.trainer().learning_rate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
+import re
 import threading
 import types
 from collections.abc import Callable
@@ -89,8 +90,73 @@ def test_lengths_are_those_of_shorter_sequences() -> None:
 def test_wrong_lengths(lengths: Any, error: type[Exception], part: str) -> None:
     with pytest.raises(error, match=part):
         model(3, 5)(noise(7, 2, 3), lengths=lengths)
-    with pytest.raises(ValueError, match="batch axis"):
-        model(3, 5)(noise(7, 3), lengths=[7])
+
+
+def test_a_single_sequence_takes_a_length() -> None:
+    x = noise(7, 3)
+    for net in (model(3, 5), model(3, 5, batch_first=True)):
+        y, (h, c) = net(x, lengths=[4])
+        short, (h_short, c_short) = net(x[:4])
+        np.testing.assert_array_equal(y[:4], short)
+        np.testing.assert_array_equal(h, h_short)
+        np.testing.assert_array_equal(c, c_short)
+        assert y.shape == (7, 5) and not y[4:].any()
+        with pytest.raises(ValueError, match=r"lengths: expected the shape \[1\], one length for each sequence"):
+            net(x, lengths=[4, 4])
+
+
+def test_keywords_are_those_of_pytorch() -> None:
+    net, x = model(input_size=3, hidden_size=5, num_layers=2), noise(7, 2, 3)
+    _, hx = net(x)
+    for call in (net, net.forward):
+        np.testing.assert_array_equal(call(input=x, hx=hx)[0], net(x, hx)[0])
+    net.flatten_parameters()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: model(3, 5, bias=1), TypeError, "bias: expected True or False, got 1 (int)"),
+        (lambda: model(3, 5, batch_first=0), TypeError, "batch_first: expected True or False, got 0 (int)"),
+        (lambda: model(3, 5, bidirectional="yes"), TypeError, "bidirectional: expected True or False, got 'yes' (str)"),
+        (lambda: model(3, 5.0), TypeError, "hidden_size: expected an integer, got 5.0 (float)"),
+        (lambda: model(3, 10**50), ValueError, "hidden_size: expected a number from 0 to 2^64 - 1, got 1000"),
+        (lambda: model(3, 5, dropout=[0.5]), TypeError, "dropout: expected a number, got [0.5] (list)"),
+        (lambda: model(3, 5, device=0), TypeError, "device: expected a str, got 0 (int)"),
+        (lambda: model(3, 5, cell=noise(9, 9)), TypeError, "cell: expected a str, got a value of the type ndarray"),
+        (lambda: model(3, 5).train(1), TypeError, "mode: expected True or False, got 1 (int)"),  # type: ignore[arg-type]
+        (lambda: model(3, 5).stream(1.5), TypeError, "batch: expected an integer, got 1.5"),  # type: ignore[arg-type]
+        (lambda: lstm.Model.open("x", name=3), TypeError, "name: expected a str"),  # type: ignore[arg-type]
+        (lambda: lstm.Model.open("x", cell=3), TypeError, "cell: expected a str, got 3"),  # type: ignore[arg-type]
+        (lambda: model(3, 5).load_state_dict([]), TypeError, "state_dict: expected a dict"),  # type: ignore[arg-type]
+    ],
+)
+def test_errors_name_the_argument(call: Callable[[], Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match="^" + re.escape(text)):
+        call()
+
+
+def test_numpy_booleans_and_integers_are_options() -> None:
+    options: dict[str, Any] = {"bias": np.False_, "num_layers": np.int64(2)}
+    assert model(3, 5, **options).digest() == model(3, 5, bias=False, num_layers=2).digest()
+
+
+def test_load_state_dict_that_is_not_strict() -> None:
+    net, other = model(3, 5), model(3, 5, seed=2)
+    weights, before = other.state_dict(), net.state_dict()
+    del weights["bias_hh_l0"]
+    with pytest.raises(ValueError, match="missing: bias_hh_l0; unexpected: more"):
+        net.load_state_dict({**weights, "more": weights["bias_ih_l0"]})
+    keys = net.load_state_dict({**weights, "more": weights["bias_ih_l0"]}, strict=False)
+    assert keys.missing_keys == ["bias_hh_l0"] and keys.unexpected_keys == ["more"]
+    after = net.state_dict()
+    np.testing.assert_array_equal(after["bias_hh_l0"], before["bias_hh_l0"])
+    np.testing.assert_array_equal(after["weight_hh_l0"], weights["weight_hh_l0"])
+    with pytest.raises(ValueError, match="wrong shape: bias_ih_l0"):
+        net.load_state_dict({"bias_ih_l0": noise(3)}, strict=False)
+    with pytest.raises(ValueError, match="missing: bias_hh_l0$"):
+        model(3, 5, precision="int8").load_state_dict(weights, strict=False)
+    assert other.load_state_dict(other.state_dict()) == ([], [])
 
 
 def variants() -> dict[str, tuple[NDArray[Any], F32]]:
@@ -151,15 +217,15 @@ class Masked(np.ma.MaskedArray[Any, Any]):
 @pytest.mark.parametrize(
     ("x", "error", "part"),
     [
-        (np.zeros((7, 2, 3)), TypeError, r"x: expected float32, got float64; convert it with x.astype\(np.float32\)"),
+        (np.zeros((7, 2, 3)), TypeError, r"input: expected float32, got float64; convert it with x.astype\(np.float32\)"),
         (np.zeros((7, 2, 3), np.int64), TypeError, "got int64"),
         (np.zeros((7, 2, 3), ">f4"), TypeError, "got >f4"),
         (np.zeros((7, 2, 3), object), TypeError, "got object"),
         ([[1.0]], TypeError, "expected an array of NumPy, a tensor"),
         (None, TypeError, "got NoneType"),
-        (np.zeros(3, np.float32), ValueError, r"x: expected the shape \(steps, batch, 3\) or \(steps, 3\)"),
+        (np.zeros(3, np.float32), ValueError, r"input: expected the shape \(steps, batch, 3\) or \(steps, 3\)"),
         (np.zeros((1, 1, 1, 3), np.float32), ValueError, r"got the shape \[1, 1, 1, 3\]"),
-        (np.zeros((7, 2, 4), np.float32), ValueError, r"forward: x: expected \[7, 2, 3\], got \[7, 2, 4\]"),
+        (np.zeros((7, 2, 4), np.float32), ValueError, r"input: expected .*, got the shape \[7, 2, 4\]"),
         (np.ma.masked_array(np.zeros((7, 2, 3), np.float32)), TypeError, "masked array"),
         (Masked(np.zeros((7, 2, 3), np.float32)), TypeError, "masked array"),
     ],
@@ -176,12 +242,12 @@ def test_wrong_states() -> None:
         ((zeros, zeros[:, :1]), ValueError, r"hx: c: expected the shape \[1, 2, 5\], got \[1, 1, 5\]"),
         ((zeros[0], zeros[0]), ValueError, "hx: h: expected 3 dimensions"),
         ((zeros, zeros.astype(np.float64)), TypeError, "hx: c: expected float32, got float64"),
-        (zeros, TypeError, r"expected the tuple \(h0, c0\), got ndarray"),
+        (zeros, TypeError, r"expected the tuple \(h0, c0\), got a ndarray"),
         ((zeros,), TypeError, "hx"),
     ]:
         with pytest.raises(error, match=part):
             net(x, hx)
-    with pytest.raises(ValueError, match="x without a batch axis"):
+    with pytest.raises(ValueError, match="one sequence without a batch axis"):
         net(x[:, 0], (zeros, zeros))
 
 
@@ -196,7 +262,7 @@ def test_wrong_states() -> None:
         ({"clip": 0.0}, "clip"),
         ({"cell": "gru"}, "cell: expected one of fused"),
         ({"precision": "int4"}, "precision: expected one of f32, int8, int12, got `int4`"),
-        ({"device": "tpu"}, "backend: expected one of cpu"),
+        ({"device": "tpu"}, "device: expected one of cpu"),
         ({"threads": 0}, "threads"),
     ],
 )
@@ -347,7 +413,7 @@ def test_numbers_out_of_range(number: int, tmp_path: Any) -> None:
 def test_a_failed_pass_does_not_count() -> None:
     net, other = (model(3, 50, num_layers=2, dropout=0.5) for _ in range(2))
     x = noise(7, 2, 3)
-    for wrong in ({"x": x[..., :2]}, {"x": x, "lengths": [8, 1]}):
+    for wrong in ({"input": x[..., :2]}, {"input": x, "lengths": [8, 1]}):
         with pytest.raises(ValueError):
             net(**wrong)
         np.testing.assert_array_equal(net(x)[0], other(x)[0])
@@ -373,7 +439,7 @@ def test_masks_of_arrays_are_errors() -> None:
             return self.array
 
     for masked in (np.ma.masked_greater(x, 0), Wrapper(np.ma.masked_greater(x, 0))):
-        with pytest.raises(TypeError, match="x: a masked array"):
+        with pytest.raises(TypeError, match="input: a masked array"):
             net(masked)
     lengths = np.ma.masked_greater([3, 7], 5)
     with pytest.raises(TypeError, match="lengths: a masked array"):

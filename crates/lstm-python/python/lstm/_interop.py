@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,19 @@ Convert = Callable[[NDArray[np.float32]], Any]
 
 # The device types of DLPack whose memory the CPU can read: CPU, CUDA's and ROCm's pinned memory.
 _HOST_MEMORY = {1, 3, 11}
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict` returns, as in PyTorch."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def describe(value: object) -> str:
+    """The type of a value, and its length if it is a tuple or a list."""
+    kind = type(value).__name__
+    return f"a {kind} of {len(value)}" if isinstance(value, (tuple, list)) else f"a {kind}"
 
 
 def _same(array: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -114,7 +127,7 @@ def call(lstm: LSTM, x: Any, hx: Any, lengths: Any) -> tuple[Any, tuple[Any, Any
     """Calls an LSTM with arrays of any library, or with a packed sequence of PyTorch."""
     if isinstance(x, tuple) and hasattr(x, "batch_sizes"):
         return call_packed(partial(call, lstm), lstm.batch_first, x, _import_state(hx), lengths)
-    array, convert = import_array(x, "x")
+    array, convert = import_array(x, "input")
     y, (h, c) = lstm(array, _import_state(hx), lengths=lengths)
     return convert(y), (convert(h), convert(c))
 
@@ -123,7 +136,7 @@ def _import_state(hx: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]] | 
     if hx is None:
         return None
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-        raise TypeError(f"hx: expected the tuple (h0, c0), got {type(hx).__name__}")
+        raise TypeError(f"hx: expected the tuple (h0, c0), got {describe(hx)}")
     return import_array(hx[0], "hx: h")[0], import_array(hx[1], "hx: c")[0]
 
 

@@ -1,5 +1,7 @@
 """The compiled module. Import its names from `lstm`."""
 
+# `build.rs` gives the docstrings below to the compiled module, so that `help` shows them.
+
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, SupportsInt, TypedDict, final, overload, type_check_only
@@ -7,6 +9,8 @@ from typing import Any, Literal, SupportsInt, TypedDict, final, overload, type_c
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
+
+from ._interop import IncompatibleKeys
 
 __all__ = [
     "LSTM",
@@ -54,7 +58,12 @@ class DeviceInfo(TypedDict):
     """Why it is not available; None if it is."""
 
 def devices() -> list[DeviceInfo]:
-    """Opens and describes every device that this build knows."""
+    """Opens and describes every device that this build knows.
+
+    Each has a `name`, which `device=` takes; `available`; `description`, such as `Cpu(avx2, 8 threads)`; `exact`, whether its
+    results are those of all other exact devices, bit for bit; and `why_not`, the reason if it is not available. What is not
+    known is None.
+    """
 
 def digest(*arrays: Any) -> str:
     """A 64-bit hash of the bits of float32 arrays, in row-major order, as 16 hexadecimal digits.
@@ -69,7 +78,8 @@ def digest(*arrays: Any) -> str:
 class LSTM:
     """Layers of LSTMs, with the arguments and the call of `torch.nn.LSTM`.
 
-    Computation releases the GIL, and several threads may call one object. It can be pickled and copied.
+    A new object has random weights, from `U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))` as in PyTorch. Calling it is
+    `forward`. Computation releases the GIL, and several threads may call one object. It can be pickled and copied.
 
     Differences from PyTorch:
 
@@ -77,6 +87,29 @@ class LSTM:
       inside PyTorch, use `lstm.torch.LSTM`.
     - `dropout` is less than 1. It acts in training mode, which is the mode of a new object, as in PyTorch. Its masks depend
       on `seed` and on the number of passes with dropout so far.
+
+    Args:
+        input_size: Number of features of the input at each time step.
+        hidden_size: Number of features of the cell state.
+        num_layers: Number of stacked layers.
+        bias: Whether the layers have biases.
+        batch_first: Whether inputs and outputs are `(batch, steps, features)` instead of `(steps, batch, features)`. States are
+            `(layers * directions, batch, features)` in either case.
+        dropout: Probability with which an element that one layer passes to the next becomes 0, in training mode.
+        bidirectional: Whether a second set of layers runs from the last time step to the first.
+        proj_size: Number of features to which the hidden state is projected; 0 for no projection.
+        cell: `fused` (the standard cell), `unfused` (the same results), `peephole-dense` or `peephole-diagonal`.
+        clip: Bound on the inputs of the gate activations, as ONNX's `clip`; None for no bound.
+        coupled: Whether the forget gate is `1 - i`, as ONNX's `input_forget`.
+        device: A name of `lstm.devices()`, or `auto` for a GPU if there is one, else the CPU.
+        precision: `f32`, or `int8` or `int12` for quantized weights.
+        threads: Number of threads of the CPU, 1 to 1024; None for all cores. Results do not depend on it.
+        seed: Seed of the weights and of dropout. The same seed gives the same weights everywhere. None for one of the
+            operating system; the attribute `seed` tells it.
+
+    Raises:
+        ValueError: an option is not valid.
+        RuntimeError: the device is not available.
     """
 
     def __new__(
@@ -97,45 +130,30 @@ class LSTM:
         precision: str = "f32",
         threads: int | None = None,
         seed: int | None = None,
-    ) -> Self:
-        """Makes layers with random weights, from `U(-1/sqrt(hidden_size), 1/sqrt(hidden_size))` as in PyTorch.
-
-        Args:
-            input_size: Number of features of the input at each time step.
-            hidden_size: Number of features of the cell state.
-            num_layers: Number of stacked layers.
-            bias: Whether the layers have biases.
-            batch_first: Whether `x` and `y` are `(batch, steps, features)` instead of `(steps, batch, features)`. States are
-                `(layers * directions, batch, features)` in either case.
-            dropout: Probability with which an element that one layer passes to the next becomes 0, in training mode.
-            bidirectional: Whether a second set of layers runs from the last time step to the first.
-            proj_size: Number of features to which the hidden state is projected; 0 for no projection.
-            cell: `fused` (the standard cell), `unfused` (the same results), `peephole-dense` or `peephole-diagonal`.
-            clip: Bound on the inputs of the gate activations, as ONNX's `clip`; None for no bound.
-            coupled: Whether the forget gate is `1 - i`, as ONNX's `input_forget`.
-            device: A name of `lstm.devices()`, or `auto` for a GPU if there is one, else the CPU.
-            precision: `f32`, or `int8` or `int12` for quantized weights.
-            threads: Number of threads of the CPU, 1 to 1024; None for all cores. Results do not depend on it.
-            seed: Seed of the weights and of dropout. The same seed gives the same weights everywhere. None for one of the
-                operating system; the attribute `seed` tells it.
-
-        Raises:
-            ValueError: an option is not valid.
-            RuntimeError: the device is not available.
-        """
+    ) -> Self: ...
 
     @overload
     def __call__(
-        self, x: _F32, hx: tuple[_F32, _F32] | None = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+        self, input: _F32, hx: tuple[_F32, _F32] | None = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
     ) -> tuple[_F32, tuple[_F32, _F32]]: ...
     @overload
     def __call__(
-        self, x: Any, hx: Any = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+        self, input: Any, hx: Any = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+    ) -> tuple[Any, tuple[Any, Any]]:
+        """The same as `forward`."""
+
+    @overload
+    def forward(
+        self, input: _F32, hx: tuple[_F32, _F32] | None = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
+    ) -> tuple[_F32, tuple[_F32, _F32]]: ...
+    @overload
+    def forward(
+        self, input: Any, hx: Any = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
     ) -> tuple[Any, tuple[Any, Any]]:
         """Runs the layers over a batch of sequences, or over one.
 
         Args:
-            x: float32, `(steps, batch, input_size)`, or `(batch, steps, input_size)` with `batch_first`, or
+            input: float32, `(steps, batch, input_size)`, or `(batch, steps, input_size)` with `batch_first`, or
                 `(steps, input_size)` for one sequence. Any strides. An array of NumPy, a tensor of PyTorch in host memory, an
                 array with `__dlpack__`, `__array_interface__` or `__array__`, or a `PackedSequence` of PyTorch. It is read
                 without a copy, unless it is unaligned; `hx` is copied.
@@ -146,22 +164,12 @@ class LSTM:
 
         Returns:
             `(y, (h, c))`: the outputs of the last layer at all time steps, of `proj_size or hidden_size` features for each
-            direction, and the final states, in the layouts of `x` and `hx`. They are of the kind of `x`.
+            direction, and the final states, in the layouts of `input` and `hx`. They are of the kind of `input`.
 
         Raises:
             TypeError: an array is not float32, is masked, or is no array.
             ValueError: a shape or a length is wrong; a tensor requires a gradient or is not in host memory.
         """
-
-    @overload
-    def forward(
-        self, x: _F32, hx: tuple[_F32, _F32] | None = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
-    ) -> tuple[_F32, tuple[_F32, _F32]]: ...
-    @overload
-    def forward(
-        self, x: Any, hx: Any = None, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
-    ) -> tuple[Any, tuple[Any, Any]]:
-        """The same as calling the object."""
 
     def stream(self, batch: int = 1) -> Stream:
         """A stream that runs `batch` sequences time step by time step, from zero states. It keeps the weights of this time,
@@ -178,15 +186,26 @@ class LSTM:
         Quantized weights are the float32 values that the integers stand for.
         """
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Replaces all weights by arrays or tensors of any floating-point type. Rounds them to float32, and quantizes them
         to the `precision` of this object. The weights are unchanged after an error.
+
+        Args:
+            state_dict: The weights by name, as `state_dict` returns them.
+            strict: With False, weights that are missing stay as they are, and other names are ignored, as in PyTorch.
+                Quantized weights must all be there.
+
+        Returns:
+            `missing_keys` and `unexpected_keys`, as in PyTorch.
 
         Raises:
             ValueError: lists the names that are missing, the names that are unexpected, and the wrong shapes; or a value is
                 too large for float32.
             TypeError: an array is not of a floating-point type.
         """
+
+    def flatten_parameters(self) -> None:
+        """Does nothing. It exists for code that calls it, as `torch.nn.LSTM` has it for GPUs."""
 
     def train(self, mode: bool = True) -> Self:
         """Turns dropout on, or off with `mode=False`. Returns the object."""
@@ -198,37 +217,69 @@ class LSTM:
         """The digest of all weights, in the order of `state_dict`."""
 
     @property
-    def input_size(self) -> int: ...
+    def input_size(self) -> int:
+        """Number of features of the input at each time step."""
+
     @property
-    def hidden_size(self) -> int: ...
+    def hidden_size(self) -> int:
+        """Number of features of the cell state."""
+
     @property
-    def num_layers(self) -> int: ...
+    def num_layers(self) -> int:
+        """Number of stacked layers."""
+
     @property
-    def bias(self) -> bool: ...
+    def bias(self) -> bool:
+        """Whether the layers have biases."""
+
     @property
-    def batch_first(self) -> bool: ...
+    def batch_first(self) -> bool:
+        """Whether inputs and outputs are `(batch, steps, features)`."""
+
     @property
-    def dropout(self) -> float: ...
+    def dropout(self) -> float:
+        """The probability of dropout between layers, as given, also for one layer, where it has no effect."""
+
     @property
-    def bidirectional(self) -> bool: ...
+    def bidirectional(self) -> bool:
+        """Whether a second set of layers runs from the last time step to the first."""
+
     @property
-    def proj_size(self) -> int: ...
+    def proj_size(self) -> int:
+        """Number of features to which the hidden state is projected; 0 for no projection."""
+
     @property
-    def cell(self) -> str: ...
+    def cell(self) -> str:
+        """The kind of cell, such as `fused`."""
+
     @property
-    def clip(self) -> float | None: ...
+    def clip(self) -> float | None:
+        """The bound on the inputs of the gate activations; None for no bound."""
+
     @property
-    def coupled(self) -> bool: ...
+    def coupled(self) -> bool:
+        """Whether the forget gate is `1 - i`."""
+
     @property
-    def precision(self) -> str: ...
+    def precision(self) -> str:
+        """The precision of the weights: `f32`, `int8` or `int12`."""
+
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """The name of the device, as given."""
+
     @property
-    def threads(self) -> int | None: ...
+    def threads(self) -> int | None:
+        """Number of threads of the CPU, as given; None for all cores."""
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """The seed of the weights and of dropout."""
+
     @property
-    def training(self) -> bool: ...
+    def training(self) -> bool:
+        """Whether dropout is on; see `train` and `eval`."""
+
     @property
     def path(self) -> str:
         """The code that runs the layers: the name of a kernel, or `reference`."""
@@ -270,6 +321,11 @@ class Stream:
 
         Returns:
             The outputs in the layout of `x`; without `steps` for a model that returns the last step.
+
+        Raises:
+            TypeError: the array is not float32, or tokens are not integers.
+            ValueError: a shape or a token is wrong.
+            RuntimeError: another thread uses the stream.
         """
 
     def reset(self) -> None:
@@ -357,8 +413,8 @@ class Model:
             x: float32 `(batch, steps, input_size)`, or `(steps, input_size)` for one sequence; any strides. For a model that
                 reads tokens: integers `(batch, steps)` or `(steps,)`.
             lengths: Number of time steps of each sequence, in any order. Outputs beyond it are 0.
-            states: The initial states `(h, c)` of each LSTM, each `(layers * directions, batch, features)`. None for those of
-                the file, or zeros.
+            states: The initial states `(h, c)` of each LSTM, each `(layers * directions, batch, features)`, where `batch` is 1
+                for one sequence. None for those of the file, or zeros.
             return_states: Whether to return `(y, states)` with the final states.
 
         Returns:
@@ -381,9 +437,13 @@ class Model:
         """The digest of all parameters, layer by layer."""
 
     @property
-    def input_size(self) -> int: ...
+    def input_size(self) -> int:
+        """Number of features of the input at each time step; 1 for tokens."""
+
     @property
-    def output_size(self) -> int: ...
+    def output_size(self) -> int:
+        """Number of features of the output."""
+
     @property
     def reads_tokens(self) -> bool:
         """Whether the input is tokens."""
@@ -393,7 +453,9 @@ class Model:
         """Whether the model has one output for each sequence, rather than one for each time step."""
 
     @property
-    def num_parameters(self) -> int: ...
+    def num_parameters(self) -> int:
+        """Number of parameters of all layers."""
+
     @property
     def layers(self) -> list[str]:
         """A description of each layer."""
@@ -419,11 +481,17 @@ class Model:
         """Text by key that the file carries along."""
 
     @property
-    def precision(self) -> str: ...
+    def precision(self) -> str:
+        """The precision of the weights, such as `f32`; several if layers differ, as in `f32, int8`."""
+
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """The name of the device, as given."""
+
     @property
-    def threads(self) -> int | None: ...
+    def threads(self) -> int | None:
+        """Number of threads of the CPU, as given; None for all cores."""
+
     @property
     def path(self) -> str:
         """The code that runs the LSTMs: the names of kernels, or `reference`."""
@@ -436,6 +504,18 @@ class Trainer:
     bits of one without interruption.
 
     Computation releases the GIL. One step may run at a time; other uses during a step see the trainer as it was before.
+
+    Args:
+        model: The LSTM, in float32. It is not changed; the attribute `model` of the trainer is the trained one.
+        output_size: Number of features to which a linear head maps the outputs; None for no head.
+        optimizer: `sgd`, `adam` or `adamw` with options, such as `"adamw weight_decay=0.01"`.
+        schedule: The learning rate, such as `"cosine rate=0.1 steps=1000 min=0.001 warmup=50"`,
+            `"step rate=0.1 every=30 factor=0.5"` or `"constant rate=0.001"`.
+        clip: `"norm bound=1"` or `"value bound=1"`, to clip gradients.
+        seed: Seed of the head and of dropout.
+
+    Raises:
+        ValueError: an option is not valid, or the model is quantized.
     """
 
     def __new__(
@@ -447,21 +527,7 @@ class Trainer:
         schedule: str = "constant rate=0.001",
         clip: str | None = None,
         seed: int = 0,
-    ) -> Self:
-        """Starts a run.
-
-        Args:
-            model: The LSTM, in float32. It is not changed; the attribute `model` of the trainer is the trained one.
-            output_size: Number of features to which a linear head maps the outputs; None for no head.
-            optimizer: `sgd`, `adam` or `adamw` with options, such as `"adamw weight_decay=0.01"`.
-            schedule: The learning rate, such as `"cosine rate=0.1 steps=1000 min=0.001 warmup=50"`,
-                `"step rate=0.1 every=30 factor=0.5"` or `"constant rate=0.001"`.
-            clip: `"norm bound=1"` or `"value bound=1"`, to clip gradients.
-            seed: Seed of the head and of dropout.
-
-        Raises:
-            ValueError: an option is not valid, or the model is quantized.
-        """
+    ) -> Self: ...
 
     def step(
         self,
@@ -483,6 +549,10 @@ class Trainer:
             last: Whether the loss reads the last hidden state of each sequence, `(batch, output_size)`, instead of the
                 outputs of all time steps.
 
+        Returns:
+            `step`, the number of the step, counted from 1; `loss`, the loss before the update; `gradient_norm`, the norm of
+            all gradients before clipping; and `learning_rate`.
+
         Raises:
             TypeError: an array is of another type.
             ValueError: a shape is wrong, or the loss, a gradient or a parameter is not finite. The trainer is then unchanged.
@@ -490,10 +560,23 @@ class Trainer:
         """
 
     def predict(self, x: Any, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None) -> _F32:
-        """The outputs of the head, or of the LSTM without a head, without dropout."""
+        """The outputs of the head, or of the LSTM without a head, without dropout.
+
+        Args:
+            x: float32, in the layout of the model, with a batch axis.
+            lengths: Number of time steps of each sequence. Outputs beyond it are 0.
+
+        Raises:
+            TypeError: an array is of another type.
+            ValueError: a shape or a length is wrong.
+        """
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves the run to a safetensors file: the model, the optimizer and the options."""
+        """Saves the run to a safetensors file: the model, the optimizer and the options.
+
+        Raises:
+            OSError: the file can't be written.
+        """
 
     @staticmethod
     def resume(

@@ -200,6 +200,7 @@ class LSTM(torch.nn.Module):
         return list(layers.values())
 
     def extra_repr(self) -> str:
+        """The options and the layers, for `repr`."""
         return repr(self._lstm).removeprefix("LSTM(").replace(")\n", "\n", 1)
 
     def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> tuple[Any, tuple[Any, Any]]:
@@ -210,7 +211,7 @@ class LSTM(torch.nn.Module):
                 "before lstm.torch.convert, or load the state_dict into one with torch.nn.LSTM"
             )
         if hx is not None and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
-            raise TypeError(f"hx: expected the tuple (h0, c0), got {type(hx).__name__}")
+            raise TypeError(f"hx: expected the tuple (h0, c0), got {_interop.describe(hx)}")
         for value, name in [] if hx is None else zip(hx, ["hx: h", "hx: c"], strict=True):
             if not isinstance(value, torch.Tensor):
                 raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
