@@ -6,7 +6,7 @@ use std::{
 };
 
 use lstm_cpu::{
-    Arithmetic, ConcatAxis, Cpu, Error, Init, Linear, Lstm, LstmConfig, MatrixRef, MatrixShape, Model, ModelLayer,
+    Arithmetic, ConcatAxis, Cpu, Init, Linear, Lstm, LstmConfig, MatrixRef, MatrixShape, Model, ModelLayer,
     ModelWeights, Ops, QuantizedMatrix, ReferencePath, Result, Weights,
     ndarray::{Array2, Array3},
     quantized::OperandRange,
@@ -125,8 +125,11 @@ impl Ops for Recording {
 
 impl ReferencePath for Recording {}
 
+/// Numbers of rows and columns.
+type Shapes = Vec<(usize, usize)>;
+
 /// The shapes of the downloads, and of the uploads, sorted.
-fn shapes(events: &[Event]) -> (Vec<(usize, usize)>, Vec<(usize, usize)>) {
+fn shapes(events: &[Event]) -> (Shapes, Shapes) {
     let sorted = |pick: fn(&Event) -> Option<MatrixShape>| {
         let mut shapes: Vec<_> = events.iter().filter_map(pick).map(|shape| (shape.rows, shape.cols)).collect();
         shapes.sort_unstable();
@@ -209,7 +212,7 @@ fn passes_of_an_lstm_stay_on_the_device() {
             .step(&x, LossInput::Outputs, |out, _| {
                 device.record(Event::Loss);
                 let y = out.y()?;
-                mean_squared_error(y, Array3::zeros(y.dim()).view()).map_err(Error::from)
+                mean_squared_error(y, Array3::zeros(y.dim()).view())
             })
             .unwrap();
         let (before, after) = device.take();
