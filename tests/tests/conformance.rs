@@ -297,7 +297,8 @@ mod cpu {
         let numbers: &[usize] = if cfg!(target_family = "wasm") { &[1] } else { &[1, 2, 4] };
         let threads = numbers.iter().copied().map(threads).collect::<lstm_cpu::Result<Vec<_>>>()?;
         let isas = Isa::available().into_iter().map(isa).collect::<lstm_cpu::Result<Vec<_>>>()?;
-        for (group, variants) in [("threads", threads), ("isa", isas.clone())] {
+        // The first instruction set is the default, whose results are compared with the snapshots.
+        for (group, variants) in [("threads", threads), ("isa", isas[1..].to_vec())] {
             for (label, cpu) in variants.clone() {
                 for (name, check) in primitives::checks::<Cpu>() {
                     let cpu = cpu.clone();
@@ -337,14 +338,13 @@ mod cpu {
 
     /// At least one case must detect the fault.
     fn detects_fault(cpu: &Cpu, fault: Fault) -> Result<String> {
-        let detected = small_cases().filter_map(|case| {
+        let detected = small_cases().find_map(|case| {
             let error = check::check_case(&FaultyBackend::new(cpu.clone(), fault), &case).err()?;
             Some((case.name, format!("{error:#}")))
         });
-        let detected: Vec<_> = detected.collect();
-        let (name, error) = detected.first().ok_or_else(|| anyhow!("no case detects the fault {fault:?}"))?;
+        let (name, error) = detected.ok_or_else(|| anyhow!("no case detects the fault {fault:?}"))?;
         ensure!(error.contains("elements differ"), "{name} fails for a different reason: {error}");
-        Ok(format!("detected by {} cases, first by {name}: {error}", detected.len()))
+        Ok(format!("detected by {name}: {error}"))
     }
 
     /// Without a fault, all cases must pass; otherwise detecting faults would prove nothing.
