@@ -2,6 +2,7 @@
 //! long, and under sanitizers.
 
 #[allow(dead_code, reason = "each test uses a part")]
+#[path = "train/common.rs"]
 mod common;
 
 use std::{

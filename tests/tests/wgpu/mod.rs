@@ -71,12 +71,15 @@ pub(super) fn trials(trials: &mut Trials) {
         max_storage_buffer_binding_size: 512 << 10,
         ..Limits::default()
     };
+    // Cells and options have all kernels.
+    let exhaustive = trials.exhaustive;
+    let groups = |group| matches!(group, "cells" | "options") || (exhaustive && group != "sizes");
     match Wgpu::builder().limits(limits).build() {
         Ok(wgpu) => add_cases(
             trials,
             "low-limits",
             &wgpu,
-            small_cases().filter(|case| case.group != "sizes" && case.config.hidden_size <= 256),
+            small_cases().filter(|case| groups(case.group) && case.config.hidden_size <= 256),
         ),
         Err(error) => trials.add("wgpu", "low-limits", "open", || Err(error.into())),
     }

@@ -1,9 +1,6 @@
 //! Tests of gradient accumulation and of learning rates that the caller gives.
 
-#[allow(dead_code, reason = "each test uses a part")]
-mod common;
-
-use common::{TempDir, bits, cases, device, step, step_bits, task, trainer};
+use crate::common::{TempDir, bits, cases, device, step, step_bits, task, trainer};
 use lstm_cpu::{
     Cpu, Error, LstmConfig, Model, ModelLayer, ModelWeights, Result, Weights,
     ndarray::{Array2, Array3, s},

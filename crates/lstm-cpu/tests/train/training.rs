@@ -1,9 +1,6 @@
 //! Tests of training steps: their parts, decreasing losses, and unchanged state after an error.
 
-#[allow(dead_code, reason = "each test uses a part")]
-mod common;
-
-use common::{bits, cases, device, step, step_bits, task, trainer};
+use crate::common::{bits, cases, device, step, step_bits, task, trainer};
 use lstm_cpu::{
     Backend, Checkpointing, Cpu, Dropout, Error, HostState, Input, Linear, Lstm, LstmConfig, OutputGradients, Result,
     ndarray::{Array2, Array3, ArrayView1, Axis, s},

@@ -1,12 +1,9 @@
 //! Tests of training checkpoints: a resumed run is bit-identical to an uninterrupted one, and invalid files are
 //! rejected.
 
-#[allow(dead_code, reason = "each test uses a part")]
-mod common;
-
 use std::{collections::BTreeMap, fs, path::Path};
 
-use common::{Device, TempDir, bits, cases, device, step, step_bits, trainer};
+use crate::common::{Device, TempDir, bits, cases, device, step, step_bits, trainer};
 use lstm_cpu::{
     Backend, Bias, CellKind, Cpu, Error, GateActivation, GateActivations, HostState, Linear, Lstm, LstmConfig,
     StateDict, StateDictWriter,

@@ -1,9 +1,6 @@
 //! Tests of training steps over several shards: the order of the sums, their independence of threads, errors.
 
-#[allow(dead_code, reason = "each test uses a part")]
-mod common;
-
-use common::{TempDir, bits, cases, device, step_bits, task, trainer};
+use crate::common::{TempDir, bits, cases, device, step_bits, task, trainer};
 use lstm_cpu::{
     Backend, Checkpointing, Cpu, Dropout, Error, HostState, Input, Linear, Lstm, LstmConfig, Result,
     ndarray::{Array3, Axis, s},

@@ -1,14 +1,11 @@
 //! Tests of training on several ranks, which are threads of one process here.
 
-#[allow(dead_code, reason = "each test uses a part")]
-mod common;
-
 use std::{
     sync::mpsc::{Receiver, Sender, channel},
     thread,
 };
 
-use common::{TempDir, bits, cases, task};
+use crate::common::{TempDir, bits, cases, task};
 use lstm_cpu::{
     Backend, Cpu, Error, HostState, Input, Linear, Lstm, LstmConfig, Model, ModelLayer, ModelWeights, Result,
     ndarray::{Array2, Array3, s},
@@ -93,7 +90,7 @@ const LENGTHS: [usize; 8] = [40, 3, 17, 40, 2, 1, 25, 39];
 /// Case 0 with `shards` shards: dropout, Adam, clipping, a head.
 fn trainer(shards: usize) -> Trainer<Cpu> {
     let (config, head, settings) = cases().swap_remove(0);
-    common::trainer(&Cpu::new(), &(config, head, settings.shards(shards)))
+    crate::common::trainer(&Cpu::new(), &(config, head, settings.shards(shards)))
 }
 
 /// The part of the mean squared error of a shard.

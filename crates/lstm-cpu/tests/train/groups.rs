@@ -1,9 +1,6 @@
 //! Tests of parameter groups in a training run.
 
-#[allow(dead_code, reason = "each test uses a part")]
-mod common;
-
-use common::{TempDir, bits, device, step, step_bits, trainer};
+use crate::common::{TempDir, bits, device, step, step_bits, trainer};
 use lstm_cpu::{
     Cpu, LstmConfig,
     train::{Clip, OptimizerConfig, ParameterGroup, Schedule, Trainer, TrainerConfig},

@@ -1,0 +1,11 @@
+//! Tests of training. They are one program because each of several would compile the trainers again.
+
+mod accumulate;
+mod checkpoint;
+mod common;
+mod groups;
+mod ranks;
+mod shards;
+mod training;
+mod transfers;
+mod update;
