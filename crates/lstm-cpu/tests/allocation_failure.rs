@@ -22,10 +22,10 @@ use lstm_cpu::{
     HostState, Init, InitKind, Input, Linear, Lstm, LstmConfig, MatrixShape, Model, ModelInput, ModelLayer,
     ModelStream, ModelWeights, Ops, OutputGradients, Precision, Result, StateDict, StateDictWriter, TensorNames,
     Weights,
-    ndarray::{Array, Array1, Array2, Array3, ArrayView3, Dimension},
+    ndarray::{Array, Array1, Array2, Array3, ArrayView3, Dimension, s},
     train::{
-        LossInput, ModelTrainer, OptimizerConfig, Schedule, Trainer, TrainerConfig, cross_entropy, mean_squared_error,
-        shuffled_indices,
+        Batches, LossInput, ModelTrainer, OptimizerConfig, Schedule, Trainer, TrainerConfig, cross_entropy, ctc_loss,
+        gaussian_nll_loss, mean_squared_error, shuffled_indices, squared_error, weighted_pointwise_loss,
     },
 };
 
@@ -488,11 +488,17 @@ const CASES: &[Case] = &[
     }),
     ("losses", || {
         let (y, targets) = (x((MANY, 2, 4)), vec![1; 2 * MANY]);
+        let weights = y.mapv(f32::abs);
         Box::new(move || {
             let (_, squared) = mean_squared_error(y.view(), y.view())?;
             let (_, entropy) = cross_entropy(y.view(), &targets)?;
+            let (_, weighted) = weighted_pointwise_loss(y.view(), y.view(), weights.view(), squared_error)?;
+            let (_, gaussian) = gaussian_nll_loss(y.view(), y.slice(s![.., .., ..2]))?;
+            let (_, ctc) = ctc_loss(y.slice(s![..1, .., ..]), None, &[&[1]], 0)?;
             let order = shuffled_indices(1, 2, MANY)?;
-            Digest::default().array(&squared).array(&entropy).add(&[order[0] as f32]).finish()
+            let digest =
+                Digest::default().array(&squared).array(&entropy).array(&weighted).array(&gaussian).array(&ctc);
+            digest.add(&[order[0] as f32]).finish()
         })
     }),
     ("trainer step", || {
@@ -519,6 +525,42 @@ const CASES: &[Case] = &[
                     Err(error)
                 }
             }
+        })
+    }),
+    ("trainer accumulate", || {
+        let (x, target) = (x((2, 3, 260)), Array3::from_elem((2, 3, 256), 0.25));
+        let mut kept = trainer(OptimizerConfig::adam());
+        Box::new(move || {
+            let mut step = || {
+                for _ in 0..2 {
+                    kept.accumulate(&x, LossInput::Outputs, |out, _| mean_squared_error(out.y()?, target.view()))?;
+                }
+                kept.apply()
+            };
+            match step() {
+                Ok(_) => {
+                    let digest = Digest::default().weights(kept.lstm().weights()).array(kept.head().unwrap().weight());
+                    let saved = UNTIL_FAILURE.swap(-1, SeqCst);
+                    kept = trainer(OptimizerConfig::adam());
+                    UNTIL_FAILURE.store(saved, SeqCst);
+                    digest.finish()
+                }
+                Err(error) => {
+                    assert_eq!(kept.steps(), 0);
+                    kept.discard_accumulated();
+                    Err(error)
+                }
+            }
+        })
+    }),
+    ("batches", || {
+        let data: Vec<_> = (1..40).map(|length| Array2::from_elem((length, 4), length as f32)).collect();
+        let lengths: Vec<_> = (0..64 * MANY).map(|k| 1 + k % 39).collect();
+        Box::new(move || {
+            let mut many = Batches::new(lengths.iter().copied(), MANY, 1)?;
+            let first = many.next_batch()?.indices[0];
+            let batch = Batches::new(data.iter().map(|x| x.nrows()), 39, 1)?.next_batch()?;
+            Digest::default().array(&batch.features(&data)?).add(&[first as f32]).finish()
         })
     }),
     ("model trainer step", || {

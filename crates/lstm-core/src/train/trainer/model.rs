@@ -224,7 +224,8 @@ impl<B: Backend> ModelTrainer<B> {
         let (input, step) = (input.into(), self.run.next_step());
         let sums = self.run_shards(&SingleRank, step, self.run.num_accumulated(), &input, loss).await;
         let (loss, gradients, states) = ShardSums::of_one_rank(step, input.batch_and_steps().0, sums)?;
-        self.run.accumulate(loss, gradients, states.clone())?;
+        let copy = states.iter().map(HostState::try_clone).collect::<Result<_>>()?;
+        self.run.accumulate(loss, gradients, copy)?;
         Ok((loss, states))
     }
 
