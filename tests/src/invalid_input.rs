@@ -109,7 +109,8 @@ fn check_layer<B: Backend>(b: &B) -> Result<()> {
     Ok(())
 }
 
-/// Checks that kernels which compute the default activation functions only do not load a layer with others.
+/// Checks that a backend whose kernels support only the default activation functions never runs a layer with other
+/// functions on these kernels.
 fn check_activations<B: Backend>(b: &B) -> Result<()> {
     let activations = GateActivations { gate: GateActivation::Relu, ..GateActivations::default() };
     let weights = Weights::init(LstmConfig::new(5, 7).activations(activations), &Init::default(), 1)?;

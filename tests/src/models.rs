@@ -806,12 +806,12 @@ pub fn check_training<B: Backend>(b: &B) -> Result<String> {
         ensure!(reference[..] == losses[..12], "{name}: the losses differ from those of the reference path");
 
         let half = TRAINING_STEPS / 2;
-        let (mut trainer_of_half, mut states) = (run.start(b)?, None);
-        run.train(&mut trainer_of_half, 0..half, &mut states)?;
+        let (mut interrupted_trainer, mut states) = (run.start(b)?, None);
+        run.train(&mut interrupted_trainer, 0..half, &mut states)?;
         let file = TemporaryFile::new();
         let extras = CheckpointExtras::default().with_text([("position".to_owned(), "30".to_owned())].into());
         let extras = extras.with_tensor("data", ArrayD::ones(vec![2, 3]));
-        trainer_of_half.save_with(&file.0, &extras)?;
+        interrupted_trainer.save_with(&file.0, &extras)?;
         let (mut resumed, got) = ModelTrainer::resume(b, &file.0)?;
         ensure!(got == extras, "{name}: expected {extras:?}, got {got:?}");
         ensure!(resumed.config() == trainer.config() && resumed.steps() == half as u64, "{name}: {resumed:?}");

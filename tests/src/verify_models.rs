@@ -471,7 +471,7 @@ mod tests {
         }
     }
 
-    /// Each way in which a file can fail, and the lists that make up for it or not.
+    /// Tests every way in which a model can fail, and which failures the allow list excuses.
     #[test]
     fn counts_models_and_reports_every_failure() {
         let dir = std::env::temp_dir().join(format!("lstm-verify-models-{}", std::process::id()));

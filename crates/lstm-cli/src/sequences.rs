@@ -311,7 +311,8 @@ impl Sequences {
         if self.needs_whole_sequences { self.sequence_shape().steps } else { self.chunk_steps }
     }
 
-    /// Reads the next steps, with the knobs behind the features of each step. Returns `None` at the end.
+    /// Reads the next time steps and appends the values of the control knobs to the features of each step. Returns `None` at
+    /// the end.
     fn next_chunk(&mut self) -> Result<Option<Chunk>> {
         let steps = self.chunk_steps();
         if self.reads_tokens {

@@ -116,30 +116,30 @@ impl Backend for Cpu {
 
     fn forward_bidirectional(
         &self,
-        [Layer(layer), Layer(second_layer)]: [&Layer; 2],
-        [plan, second_plan]: [&mut Plan; 2],
+        [Layer(layer), Layer(reverse_layer)]: [&Layer; 2],
+        [plan, reverse_plan]: [&mut Plan; 2],
         sequence: Sequence<'_, Tensor>,
-        second_state: &State<Tensor>,
+        reverse_state: &State<Tensor>,
     ) -> Result<BidirectionalOutput<Tensor>> {
         let x = self.check_and_snap_input("forward", layer, plan, &sequence)?;
         let Sequence { x: unsnapped_x, steps, batch, lengths, state } = sequence;
-        let second_sequence = Sequence { x: unsnapped_x, steps, batch, lengths, state: second_state };
-        self.check_arguments("forward", second_layer, second_plan, &second_sequence)?;
-        let layers = [&**layer, &**second_layer];
+        let reverse_sequence = Sequence { x: unsnapped_x, steps, batch, lengths, state: reverse_state };
+        self.check_arguments("forward", reverse_layer, reverse_plan, &reverse_sequence)?;
+        let layers = [&**layer, &**reverse_layer];
         let cols = layers.iter().map(|layer| layer.spec.state_size()).sum();
         let mut y = UninitBuffer::new("forward", &self.pool, &[steps, batch, cols], lengths.is_some())?;
         plan.set_state(layer, state.h.as_slice(), state.c.as_slice());
-        second_plan.set_state(second_layer, second_state.h.as_slice(), second_state.c.as_slice());
+        reverse_plan.set_state(reverse_layer, reverse_state.h.as_slice(), reverse_state.c.as_slice());
         let input = SequenceInput { steps, lengths, x: x.as_slice() };
         // SAFETY: as in `forward`.
         let y = unsafe {
-            let plans = [&mut *plan, &mut *second_plan];
+            let plans = [&mut *plan, &mut *reverse_plan];
             forward::run_bidirectional(&self.pool, layers, plans, input, y.as_mut_ptr());
             y.assume_init()
         };
         let last_state =
             |plan: &Plan, layer| Ok::<_, Error>(state_tensors(plan.last_state(layer, steps, lengths)?, batch));
-        let states = [last_state(plan, layer)?, last_state(second_plan, second_layer)?];
+        let states = [last_state(plan, layer)?, last_state(reverse_plan, reverse_layer)?];
         let shape = MatrixShape::new(steps * batch, cols);
         Ok(LayerOutput::new(Tensor::from_pool(shape, y, &self.pool).assume_snapped(true), states))
     }

@@ -68,9 +68,9 @@ pub(crate) fn describe_unknown(bytes: &[u8]) -> String {
     }
 }
 
-/// How to make one file of the shards of a checkpoint, `model-00001-of-00002.safetensors` and so on. `is_safetensors` says
-/// of which kind they are.
-fn merge_shards(is_safetensors: bool) -> &'static str {
+/// Advice on how to merge the shards of a checkpoint, `model-00001-of-00002.safetensors` and so on, into one file.
+/// `is_safetensors` says of which kind they are.
+fn merge_advice(is_safetensors: bool) -> &'static str {
     if is_safetensors {
         "merge all of them in Python: `import glob; from safetensors.torch import load_file, save_file; \
          save_file({k: v for f in glob.glob(\"*-of-*.safetensors\") for k, v in load_file(f).items()}, \
@@ -94,7 +94,7 @@ pub(crate) fn check_shard(file_name: &str) -> Result<(), String> {
         true => Err(format!(
             "shard {} of the {count} files of a checkpoint, by its name; {}",
             number.trim_start_matches('0'),
-            merge_shards(extension == "safetensors")
+            merge_advice(extension == "safetensors")
         )),
         false => Ok(()),
     }
@@ -169,7 +169,7 @@ fn hint(bytes: &[u8]) -> Option<String> {
             let is_safetensors = bytes.windows(12).any(|window| window == b".safetensors");
             return Some(format!(
                 "the index of a checkpoint in several files (shards), without weights; {}",
-                merge_shards(is_safetensors)
+                merge_advice(is_safetensors)
             ));
         }
         let keras = ["class_name", "config"].iter().all(|key| keys.iter().any(|k| k == key));

@@ -57,11 +57,12 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The ranks of an MPI program: those of `MPI_COMM_WORLD`. Only the thread that initialized MPI may use it.
 pub struct Mpi {
     world: SimpleCommunicator,
-    /// For the barrier at the end of the program: a rank with an error may reach it while others exchange gradients.
-    end: SimpleCommunicator,
+    /// A duplicate of `world` for the barrier at the end of the program: a rank with an error may reach it while others
+    /// still exchange gradients through `world`.
+    barrier_world: SimpleCommunicator,
     /// MPI was initialized for calls from one thread.
     _not_send: PhantomData<*const ()>,
-    /// Ends MPI when it is dropped.
+    /// Finalizes MPI (`MPI_Finalize`) when it is dropped.
     _universe: Universe,
 }
 
@@ -81,7 +82,7 @@ impl Mpi {
         let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)
             .ok_or_else(|| error("initialize", "MPI is already initialized in this process"))?;
         let world = universe.world();
-        Ok(Mpi { end: world.duplicate(), world, _not_send: PhantomData, _universe: universe })
+        Ok(Mpi { barrier_world: world.duplicate(), world, _not_send: PhantomData, _universe: universe })
     }
 
     /// Whether this is rank 0, which should print and save.
@@ -110,7 +111,7 @@ impl Collective for Mpi {
         let (received_counts, received_starts) = counts_and_starts(received_counts)?;
         let mut nothing = [0];
         let received = if received.is_empty() { &mut nothing[..0] } else { received };
-        let sent = Partition::new(addressable(sent), sent_counts, sent_starts);
+        let sent = Partition::new(with_valid_address(sent), sent_counts, sent_starts);
         self.world.all_to_all_varcount_into(&sent, &mut PartitionMut::new(received, received_counts, received_starts));
         Ok(())
     }
@@ -119,14 +120,13 @@ impl Collective for Mpi {
         let (counts, starts) = counts_and_starts(received_counts)?;
         let mut nothing = [0];
         let received = if received.is_empty() { &mut nothing[..0] } else { received };
-        self.world.all_gather_varcount_into(addressable(sent), &mut PartitionMut::new(received, counts, starts));
+        self.world.all_gather_varcount_into(with_valid_address(sent), &mut PartitionMut::new(received, counts, starts));
         Ok(())
     }
 }
 
-/// The same bytes at an address in memory. An empty slice may have the address 1, which Open MPI takes for
-/// `MPI_IN_PLACE`.
-fn addressable(bytes: &[u8]) -> &[u8] {
+/// The same bytes at a valid address. The dangling address of an empty slice may be 1, which is Open MPI's `MPI_IN_PLACE`.
+fn with_valid_address(bytes: &[u8]) -> &[u8] {
     if bytes.is_empty() { &[0][..0] } else { bytes }
 }
 
@@ -148,7 +148,7 @@ fn error(op: &'static str, reason: &str) -> Error {
     Error::Device { backend: "MPI".into(), op, reason: reason.into() }
 }
 
-/// Runs the main function of an MPI program. Initializes MPI, calls `main`, and ends MPI. An error is printed to the
+/// Runs the main function of an MPI program. Initializes MPI, calls `main`, and finalizes MPI. An error is printed to the
 /// standard error stream with the number of the rank; the exit code is then 1.
 ///
 /// If only this rank fails, by an error or a panic, the others would wait for it forever. If they have not ended 5
@@ -167,7 +167,7 @@ pub fn run<E: Display>(main: impl FnOnce(&Mpi) -> Result<(), E>) -> ExitCode {
     let message = match result {
         Ok(Ok(())) => {
             // A blocking barrier does not match an immediate one.
-            mpi.end.immediate_barrier().wait();
+            mpi.barrier_world.immediate_barrier().wait();
             return ExitCode::SUCCESS;
         }
         Ok(Err(error)) => format!("rank {rank}: error: {error}\n"),
@@ -175,7 +175,7 @@ pub fn run<E: Display>(main: impl FnOnce(&Mpi) -> Result<(), E>) -> ExitCode {
     };
     // One write, so that the lines of the ranks do not mix. Nobody can be told if it fails.
     let _ = std::io::stderr().write_all(message.as_bytes());
-    let (mut all_ended, deadline) = (mpi.end.immediate_barrier(), Instant::now() + GRACE);
+    let (mut all_ended, deadline) = (mpi.barrier_world.immediate_barrier(), Instant::now() + GRACE);
     while let Err(waiting) = all_ended.test() {
         if Instant::now() > deadline {
             mpi.world.abort(1);

@@ -54,11 +54,11 @@ fn optional<T>(
     if value.is_none() { Ok(None) } else { convert(name, value).map(Some) }
 }
 
-/// A size or a seed, which Python code may give as a negative or a large number.
+/// Converts a size or a seed that Python passed as an integer of any sign and magnitude.
 ///
 /// # Errors
 /// `ValueError` if it does not fit.
-pub(crate) fn whole<T: TryFrom<i128>>(name: &str, value: i128) -> Result<T, PyErr> {
+pub(crate) fn checked_unsigned<T: TryFrom<i128>>(name: &str, value: i128) -> Result<T, PyErr> {
     let error = |_| PyValueError::new_err(format!("{name}: expected a number from 0 to 2^64 - 1, got {value}"));
     T::try_from(value).map_err(error)
 }

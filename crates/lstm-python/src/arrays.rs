@@ -98,15 +98,15 @@ fn check_dtype<T: Kind>(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResu
     Err(PyTypeError::new_err(text))
 }
 
-/// Whether an array can be viewed as it is: its elements are aligned, also those that it does not have.
+/// Whether the array can be viewed in place: its address and strides are aligned. An empty array with a negative stride
+/// can't, because the view would start outside its memory.
 fn is_plain<T: Element, D: Dimension>(array: &Bound<'_, PyArray<T, D>>) -> bool {
     let strides = array.strides();
     let size = size_of::<T>() as isize;
     // A stride of bytes that is not one of elements, as in a field of a packed record.
     let has_element_strides = strides.iter().all(|stride| stride % size == 0);
-    // The view of an array without elements would have its start outside of it.
-    let is_empty = array.shape().contains(&0) && strides.iter().any(|&stride| stride < 0);
-    has_element_strides && !is_empty && array.data().addr().is_multiple_of(align_of::<T>())
+    let starts_outside = array.shape().contains(&0) && strides.iter().any(|&stride| stride < 0);
+    has_element_strides && !starts_outside && array.data().addr().is_multiple_of(align_of::<T>())
 }
 
 /// The exception for an array that is borrowed already, or read-only.
@@ -211,14 +211,14 @@ impl<'py> Features<'py> {
     }
 }
 
-/// The states `(h, c)` of layers for `batch` sequences, or for any number of sequences if that is `None`. With `is_one`, the
-/// arrays are of one sequence without a batch axis.
+/// The states `(h, c)` of layers for `batch` sequences, or for any number of sequences if that is `None`. With
+/// `is_unbatched`, the arrays are of one sequence without a batch axis.
 pub(crate) fn read_state(
     value: &Bound<'_, PyAny>,
     name: &str,
     config: &LstmConfig,
     batch: Option<usize>,
-    is_one: bool,
+    is_unbatched: bool,
 ) -> PyResult<HostState> {
     let Ok((h, c)) = value.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>)>() else {
         let got = value.get_type().fully_qualified_name()?;
@@ -238,7 +238,7 @@ pub(crate) fn read_state(
             imported = interop.call_method1("import_array", (value, &name))?.get_item(0)?;
             &imported
         };
-        if is_one {
+        if is_unbatched {
             let expected = "2 dimensions (layers * directions, features) for one sequence without a batch axis";
             let array = read::<f32, Ix2>(value, &name, expected)?;
             copy_of_shape(array.as_array().insert_axis(Axis(1)), &name, &[rows, 1, size])

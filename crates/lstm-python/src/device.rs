@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Mutex};
 use lstm::{BACKENDS, Device, Error, Ops};
 use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
 
-use crate::{arguments::whole, error::to_python};
+use crate::{arguments::checked_unsigned, error::to_python};
 
 /// The name of a device, and the number of threads if the user gave it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -22,7 +22,7 @@ static DEVICES: Mutex<Option<HashMap<DeviceOptions, Device>>> = Mutex::new(None)
 impl DeviceOptions {
     /// The options as Python code gives them.
     pub(crate) fn new(name: &str, threads: Option<i128>) -> PyResult<Self> {
-        let threads = threads.map(|threads| whole("threads", threads)).transpose()?;
+        let threads = threads.map(|threads| checked_unsigned("threads", threads)).transpose()?;
         Ok(DeviceOptions { name: name.to_owned(), threads })
     }
 

@@ -1,4 +1,4 @@
-//! Python exceptions with the library's text.
+//! Converts the library's errors to Python exceptions with the same text.
 
 use std::io::ErrorKind;
 

@@ -19,7 +19,7 @@ use pyo3::{
 };
 
 use crate::{
-    arguments::{self, whole},
+    arguments::{self, checked_unsigned},
     arrays::{Features, read_lengths, read_state},
     device::DeviceOptions,
     error::IntoPyResult,
@@ -97,8 +97,8 @@ impl LstmClass {
         self.options.batch_first
     }
 
-    /// The number of a pass with dropout, counted from 1; `None` for a pass without.
-    fn start_pass(&self, lstm: &Lstm<Device>) -> Option<u64> {
+    /// Counts a pass with dropout and returns its number, from 1 on; `None` for a pass without.
+    fn count_dropout_pass(&self, lstm: &Lstm<Device>) -> Option<u64> {
         let has_dropout = lstm.config().dropout > 0.0 && self.training.load(Ordering::Relaxed);
         has_dropout.then(|| self.passes.fetch_add(1, Ordering::Relaxed).wrapping_add(1))
     }
@@ -124,16 +124,16 @@ impl LstmClass {
     ) -> PyResult<Bound<'py, PyTuple>> {
         let lstm = self.lstm();
         let arguments = self.arguments(lstm.config(), x, hx, lengths)?;
-        let pass = self.start_pass(&lstm);
+        let pass = self.count_dropout_pass(&lstm);
         let input = arguments.input(pass.map_or(Dropout::Off, |pass| Dropout::Seed(mix(self.options.seed, pass))));
         let result = py.detach(|| lstm.forward(input));
         if let (Err(_), Some(pass)) = (&result, pass) {
             self.undo_pass(pass);
         }
         let (y, HostState { h, c }) = result.py()?;
-        let is_one = arguments.is_one;
-        let state = (to_python(py, h, 1, is_one), to_python(py, c, 1, is_one));
-        (to_python(py, y, 0, is_one), state).into_pyobject(py)
+        let is_unbatched = arguments.is_unbatched;
+        let state = (to_python(py, h, 1, is_unbatched), to_python(py, c, 1, is_unbatched));
+        (to_python(py, y, 0, is_unbatched), state).into_pyobject(py)
     }
 
     /// Reads and checks the arguments of a call.
@@ -145,12 +145,12 @@ impl LstmClass {
         lengths: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Arguments<'py>> {
         let x = Features::read(x, "input", config.input_size, &self.expected_x(config))?;
-        let is_one = matches!(x, Features::One(_));
-        let is_time_major = !is_one && !self.options.batch_first;
+        let is_unbatched = matches!(x, Features::One(_));
+        let is_time_major = !is_unbatched && !self.options.batch_first;
         let batch = x.batch(is_time_major);
         let lengths = lengths.map(|lengths| read_lengths(lengths, batch)).transpose()?;
-        let state = hx.map(|hx| read_state(hx, "hx", config, Some(batch), is_one)).transpose()?;
-        Ok(Arguments { x, state, lengths, is_one, is_time_major })
+        let state = hx.map(|hx| read_state(hx, "hx", config, Some(batch), is_unbatched)).transpose()?;
+        Ok(Arguments { x, state, lengths, is_unbatched, is_time_major })
     }
 }
 
@@ -160,7 +160,7 @@ pub(crate) struct Arguments<'py> {
     state: Option<HostState>,
     lengths: Option<Vec<usize>>,
     /// Whether the input is one sequence, without a batch axis.
-    pub(crate) is_one: bool,
+    pub(crate) is_unbatched: bool,
     is_time_major: bool,
 }
 
@@ -181,8 +181,8 @@ impl Arguments<'_> {
 }
 
 /// The array, without its axis `axis` of length 1 if there is one sequence.
-pub(crate) fn to_python(py: Python<'_>, array: Array3<f32>, axis: usize, is_one: bool) -> Bound<'_, PyAny> {
-    if is_one { without_axis(py, array, axis).into_any() } else { array.into_pyarray(py).into_any() }
+pub(crate) fn to_python(py: Python<'_>, array: Array3<f32>, axis: usize, is_unbatched: bool) -> Bound<'_, PyAny> {
+    if is_unbatched { without_axis(py, array, axis).into_any() } else { array.into_pyarray(py).into_any() }
 }
 
 /// The array without its axis of length 1.
@@ -229,13 +229,14 @@ impl LstmClass {
         #[pyo3(from_py_with = arguments::threads)] threads: Option<i128>,
         #[pyo3(from_py_with = arguments::optional_seed)] seed: Option<i128>,
     ) -> PyResult<Self> {
-        let mut config = LstmConfig::new(whole("input_size", input_size)?, whole("hidden_size", hidden_size)?)
-            .layers(whole("num_layers", num_layers)?)
-            .bias(if bias { Bias::Two } else { Bias::None })
-            .cell(cell.parse().py()?)
-            .precision(precision.parse().py()?);
+        let mut config =
+            LstmConfig::new(checked_unsigned("input_size", input_size)?, checked_unsigned("hidden_size", hidden_size)?)
+                .layers(checked_unsigned("num_layers", num_layers)?)
+                .bias(if bias { Bias::Two } else { Bias::None })
+                .cell(cell.parse().py()?)
+                .precision(precision.parse().py()?);
         (config.clip, config.coupled) = (clip, coupled);
-        config.proj_size = Some(whole("proj_size", proj_size)?).filter(|&size| size > 0);
+        config.proj_size = Some(checked_unsigned("proj_size", proj_size)?).filter(|&size| size > 0);
         if bidirectional {
             config = config.bidirectional();
         }
@@ -246,7 +247,7 @@ impl LstmClass {
             config.dropout = 0.0;
         }
         config.validate().py()?;
-        let seed = seed.map_or_else(|| random_seed(py), |seed| whole("seed", seed))?;
+        let seed = seed.map_or_else(|| random_seed(py), |seed| checked_unsigned("seed", seed))?;
         let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
         let lstm = py.detach(|| Lstm::random(&opened, config, seed)).py()?;
@@ -290,7 +291,7 @@ impl LstmClass {
     #[doc = doc!("LSTM.stream")]
     #[pyo3(signature = (batch = 1))]
     fn stream(&self, #[pyo3(from_py_with = arguments::batch)] batch: i128) -> PyResult<StreamClass> {
-        let stream = AnyStream::Lstm(Box::new(self.lstm().stream(whole("batch", batch)?).py()?));
+        let stream = AnyStream::Lstm(Box::new(self.lstm().stream(checked_unsigned("batch", batch)?).py()?));
         Ok(StreamClass::new(stream, self.options.batch_first))
     }
 

@@ -19,7 +19,7 @@ use pyo3::{
 };
 
 use crate::{
-    arguments::{self, whole},
+    arguments::{self, checked_unsigned},
     arrays::{Features, read, read_lengths, untyped},
     device::DeviceOptions,
     error::IntoPyResult,
@@ -112,13 +112,13 @@ impl ModelClass {
             let states = states.map(|states| read_states(states, self.weights(), Some(batch))).transpose()?;
             Ok::<_, PyErr>((lengths, states))
         };
-        let (output, is_one) = if self.weights().reads_tokens() {
-            let is_one = untyped(x, "x")?.ndim() == 1;
-            let x = if is_one { x.call_method1("reshape", (1, -1))? } else { x.clone() };
+        let (output, is_unbatched) = if self.weights().reads_tokens() {
+            let is_unbatched = untyped(x, "x")?.ndim() == 1;
+            let x = if is_unbatched { x.call_method1("reshape", (1, -1))? } else { x.clone() };
             let tokens = read::<i64, Ix2>(&x, "x", "the shape (batch, steps) or (steps,) of tokens")?;
             let view: ArrayView2<'_, i64> = tokens.as_array();
             let (lengths, states) = read_arguments(view.nrows())?;
-            (self.forward(py, view.into(), view.ncols(), lengths.as_deref(), states.as_deref())?, is_one)
+            (self.forward(py, view.into(), view.ncols(), lengths.as_deref(), states.as_deref())?, is_unbatched)
         } else {
             let expected = format!("the shape (batch, steps, {0}) or (steps, {0})", self.weights().input_size());
             let features = Features::read(x, "x", self.weights().input_size(), &expected)?;
@@ -129,7 +129,7 @@ impl ModelClass {
         };
         let states = output.states.into_iter().map(|HostState { h, c }| (h.into_pyarray(py), c.into_pyarray(py)));
         let states = PyList::new(py, states.collect::<Vec<_>>())?;
-        Ok((outputs(py, output.y, is_one, self.weights().returns_last_step())?, states.into_any()))
+        Ok((outputs(py, output.y, is_unbatched, self.weights().returns_last_step())?, states.into_any()))
     }
 }
 
@@ -208,7 +208,7 @@ impl ModelClass {
             let text = "stream: the file fixes the lengths of the sequences, so that they can't be streamed; use run";
             return Err(PyValueError::new_err(text));
         }
-        let mut stream = self.model.stream(whole("batch", batch)?).py()?;
+        let mut stream = self.model.stream(checked_unsigned("batch", batch)?).py()?;
         if let Some(states) = &self.file.states {
             stream.set_states(states).py()?;
         }

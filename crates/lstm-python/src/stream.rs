@@ -24,7 +24,7 @@ use crate::{
 pub(crate) enum AnyStream {
     /// The stream of an LSTM.
     Lstm(Box<Stream<Device>>),
-    /// The stream of a model, and its initial states if its file has some of each sequence.
+    /// The stream of a model, and the initial states of each sequence if the model's file has them.
     Model(Box<ModelStream<Device>>, Option<Vec<HostState>>),
 }
 
@@ -229,22 +229,22 @@ impl StreamClass {
             let y = self.run(py, &array)?;
             return convert.call1((y,));
         }
-        let (y, is_one): (Array3<f32>, bool) = if self.reads_tokens {
+        let (y, is_unbatched): (Array3<f32>, bool) = if self.reads_tokens {
             let array = py.import("lstm._interop")?.call_method1("to_tokens", (x,))?;
-            let is_one = untyped(&array, "x")?.ndim() == 1;
-            let array = if is_one { array.call_method1("reshape", (1, -1))? } else { array };
+            let is_unbatched = untyped(&array, "x")?.ndim() == 1;
+            let array = if is_unbatched { array.call_method1("reshape", (1, -1))? } else { array };
             let tokens = read::<i64, Ix2>(&array, "x", "the shape (batch, steps) or (steps,) of tokens")?;
             let view = tokens.as_array();
             let AnyStream::Model(stream, _) = &mut *self.lock()? else {
                 return Err(PyValueError::new_err("x: an LSTM reads features, not tokens"));
             };
-            (py.detach(|| stream.chunk(ModelInput::from(view))).py()?, is_one)
+            (py.detach(|| stream.chunk(ModelInput::from(view))).py()?, is_unbatched)
         } else {
             let order = if self.batch_first { "batch, steps" } else { "steps, batch" };
             let expected = format!("the shape ({order}, {0}) or (steps, {0})", self.input_size);
             let features = Features::read(x, "x", self.input_size, &expected)?;
-            let is_one = matches!(features, Features::One(_));
-            let is_time_major = !is_one && !self.batch_first;
+            let is_unbatched = matches!(features, Features::One(_));
+            let is_time_major = !is_unbatched && !self.batch_first;
             let (mut view, stream) = (features.view(), &mut *self.lock()?);
             if is_time_major {
                 view.swap_axes(0, 1);
@@ -259,9 +259,9 @@ impl StreamClass {
                 y.swap_axes(0, 1);
                 y = memory::row_major("run", y).py()?;
             }
-            (y, is_one)
+            (y, is_unbatched)
         };
-        outputs(py, y, is_one, self.returns_last_step)
+        outputs(py, y, is_unbatched, self.returns_last_step)
     }
 
     #[doc = doc!("Stream.reset")]
@@ -337,11 +337,11 @@ pub(crate) fn read_states(
 pub(crate) fn outputs(
     py: Python<'_>,
     y: Array3<f32>,
-    is_one: bool,
+    is_unbatched: bool,
     returns_last_step: bool,
 ) -> PyResult<Bound<'_, PyAny>> {
     use lstm::ndarray::Axis;
-    Ok(match (is_one, returns_last_step) {
+    Ok(match (is_unbatched, returns_last_step) {
         (true, true) => y.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0).into_pyarray(py).into_any(),
         (true, false) => without_axis(py, y, 0).into_any(),
         (false, true) => without_axis(py, y, 1).into_any(),

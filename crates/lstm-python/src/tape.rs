@@ -22,7 +22,7 @@ use crate::{
 pub(crate) struct TapeClass {
     tape: Tape<Device>,
     /// Whether the input had no batch axis.
-    is_one: bool,
+    is_unbatched: bool,
     /// The shapes of the outputs and of the final states, with a batch axis.
     y: [usize; 3],
     state: [[usize; 3]; 2],
@@ -87,7 +87,8 @@ pub(crate) fn run_module<'py>(
     let object = lstm.get();
     let lstm = with_parameters(object, parameters)?;
     let arguments = object.arguments(lstm.config(), x, hx, lengths)?;
-    let (is_one, input) = (arguments.is_one, arguments.input(dropout_seed.map_or(Dropout::Off, Dropout::Seed)));
+    let (is_unbatched, input) =
+        (arguments.is_unbatched, arguments.input(dropout_seed.map_or(Dropout::Off, Dropout::Seed)));
     let pass = py.detach(|| {
         if record {
             let pass = lstm.forward_train(input, Checkpointing::SaveEverything)?;
@@ -99,9 +100,9 @@ pub(crate) fn run_module<'py>(
     let (y, state, tape) = pass.py()?;
     let shape = |array: &Array3<f32>| array.dim().into();
     let [y_shape, h_shape, c_shape] = [&y, &state.h, &state.c].map(shape);
-    let tape = tape.map(|tape| TapeClass { tape, is_one, y: y_shape, state: [h_shape, c_shape] });
-    let y = to_python(py, y, 0, is_one);
-    Ok((y, (to_python(py, state.h, 1, is_one), to_python(py, state.c, 1, is_one)), tape))
+    let tape = tape.map(|tape| TapeClass { tape, is_unbatched, y: y_shape, state: [h_shape, c_shape] });
+    let y = to_python(py, y, 0, is_unbatched);
+    Ok((y, (to_python(py, state.h, 1, is_unbatched), to_python(py, state.c, 1, is_unbatched)), tape))
 }
 
 #[pymethods]
@@ -116,7 +117,7 @@ impl TapeClass {
         needs_x: bool,
     ) -> PyResult<(Option<AnyArray<'py>>, AnyArray<'py>, AnyArray<'py>, Vec<AnyArray<'py>>)> {
         let array = |value: &Bound<'py, PyAny>, name: &str, axis: usize, shape: &[usize]| -> PyResult<Array3<f32>> {
-            if self.is_one {
+            if self.is_unbatched {
                 let array = read::<f32, Ix2>(value, name, "2 dimensions")?;
                 copy_of_shape(array.as_array().insert_axis(Axis(axis)), name, shape)
             } else {
@@ -144,13 +145,13 @@ impl TapeClass {
             upstream = upstream.with_input_gradient();
         }
         let gradients = py.detach(|| self.tape.backward(upstream)).py()?;
-        let x = gradients.x.map(|x| to_python(py, x, 0, self.is_one));
+        let x = gradients.x.map(|x| to_python(py, x, 0, self.is_unbatched));
         let parameters = gradients.weights.layers().iter().flat_map(|layer| layer.iter().map(|(_, value)| value));
         let parameters = parameters
             .map(|value| Ok(memory::copy_array("backward", value.view())?.into_pyarray(py).into_any()))
             .collect::<lstm::Result<_>>()
             .py()?;
-        let [h, c] = [gradients.state.h, gradients.state.c].map(|array| to_python(py, array, 1, self.is_one));
+        let [h, c] = [gradients.state.h, gradients.state.c].map(|array| to_python(py, array, 1, self.is_unbatched));
         Ok((x, h, c, parameters))
     }
 }

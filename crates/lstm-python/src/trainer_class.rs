@@ -23,7 +23,7 @@ use pyo3::{
 };
 
 use crate::{
-    arguments::{self, text, whole},
+    arguments::{self, checked_unsigned, text},
     arrays::{Features, copy_of_shape, read, read_lengths},
     device::DeviceOptions,
     error::{IntoPyResult, to_python},
@@ -263,8 +263,8 @@ impl TrainerClass {
         #[pyo3(from_py_with = arguments::gradient_clip)] clip: Option<String>,
         #[pyo3(from_py_with = arguments::seed)] seed: i128,
     ) -> PyResult<Self> {
-        let seed = whole("seed", seed)?;
-        let output_size = output_size.map(|size| whole("output_size", size)).transpose()?;
+        let seed = checked_unsigned("seed", seed)?;
+        let output_size = output_size.map(|size| checked_unsigned("output_size", size)).transpose()?;
         let model = model.get();
         let lstm = Lstm::clone(&model.lstm());
         let mut config = TrainerConfig::new(optimizer.parse().py()?, schedule.parse().py()?).seed(seed);

@@ -9,11 +9,11 @@ use lstm::{
 
 use crate::{
     metadata::CONVERTED_FROM_KEY,
-    result::{checked, set},
+    result::{ok_or_set_message, set_result},
 };
 
-/// The safetensors file of a model. Its metadata have the name of the format, and the number of time steps if the model is for
-/// one number alone.
+/// The safetensors file of a model. Its metadata have the name of the format, and the number of time steps if the model
+/// fixes it.
 fn convert(bytes: &[u8]) -> Result<Vec<u8>> {
     if detect(bytes) == Some(Format::PyTorch) {
         let reason = "files of torch.save can't be read in a browser; in Python, save the state dict as safetensors: \
@@ -34,5 +34,5 @@ fn convert(bytes: &[u8]) -> Result<Vec<u8>> {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn model_convert(bytes: *const u8, size: usize) -> bool {
     // SAFETY: guaranteed by the caller.
-    checked(convert(unsafe { slice::from_raw_parts(bytes, size) })).map(set).is_some()
+    ok_or_set_message(convert(unsafe { slice::from_raw_parts(bytes, size) })).map(set_result).is_some()
 }

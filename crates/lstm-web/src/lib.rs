@@ -1,11 +1,11 @@
-//! The functions that the WebAssembly modules export. `npm/lstm-web.js` is their only caller and what users see.
+//! The functions that the WebAssembly modules export. `npm/lstm-web.js`, which is the public API, is their only caller.
 //!
 //! The feature `runtime` is the module that runs models, `convert` the one that reads files of all formats, which is larger and
 //! which a page fetches only if it needs to.
 //!
 //! Arguments are numbers and addresses in the module's memory, so that an AudioWorklet, which lacks most of what browsers
-//! offer elsewhere, can call them too. A function that fails returns 0, or NaN for a loss, and leaves the message in
-//! the buffer of [`result::result_address`], where other functions leave their text or bytes.
+//! offer elsewhere, can call them too. A function that fails returns 0, or NaN for a loss, and puts the message into
+//! the buffer of [`result::result_address`], where other functions put their text or bytes.
 
 #![cfg_attr(not(any(feature = "runtime", feature = "convert")), allow(unused, reason = "nothing is exported"))]
 

@@ -4,14 +4,14 @@ use std::{ptr, slice};
 
 use lstm::arithmetic::Digest;
 
-use crate::result::set;
+use crate::result::set_result;
 
-/// Memory for `size` bytes, of the alignment of every number; 0 if there is not enough.
+/// Allocates `size` bytes, aligned for every type of number. Returns 0 if there is not enough memory.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn allocate(size: usize) -> *mut u64 {
     let mut words: Vec<u64> = Vec::new();
     if let Err(error) = words.try_reserve_exact(words_of(size)) {
-        set(format!("memory for {size} bytes: {error}"));
+        set_result(format!("memory for {size} bytes: {error}"));
         return ptr::null_mut();
     }
     words.resize(words_of(size), 0);
@@ -50,5 +50,5 @@ pub(crate) unsafe fn optional_slice<'a, T>(p: *const T, n: usize) -> Option<&'a 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn digest(p: *const f32, n: usize) {
     // SAFETY: guaranteed by the caller.
-    set(Digest::of(unsafe { slice::from_raw_parts(p, n) }).to_string());
+    set_result(Digest::of(unsafe { slice::from_raw_parts(p, n) }).to_string());
 }

@@ -13,13 +13,13 @@ use serde_json::json;
 use crate::{
     memory::optional_slice,
     metadata::CONVERTED_FROM_KEY,
-    result::{checked, set},
+    result::{ok_or_set_message, set_result},
 };
 
 /// A model on the CPU.
 pub(crate) struct WebModel {
     pub(crate) model: Model<Cpu>,
-    /// The number of time steps that the model is for; `None` for any number.
+    /// The number of time steps of each sequence, if the model fixes it.
     pub(crate) steps: Option<usize>,
 }
 
@@ -34,8 +34,8 @@ impl WebModel {
         Ok(WebModel { steps: file.steps, model: Model::new(&cpu, file.weights)? })
     }
 
-    /// Checks that the model is for sequences of any length, as a stream is.
-    pub(crate) fn check_streams(&self) -> Result<()> {
+    /// Checks that the model runs sequences of any length, as a stream requires.
+    pub(crate) fn check_any_length(&self) -> Result<()> {
         let Some(steps) = self.steps else { return Ok(()) };
         let reason =
             format!("expected one for sequences of any length, got one for {steps} time steps; run it with `forward`");
@@ -115,15 +115,15 @@ pub(crate) fn check_steps(op: &str, expected: Option<usize>, steps: usize) -> Re
     }
 }
 
-/// Number of floats of the states of `batch` sequences: of each LSTM in order `h` and then `c`. The largest number if there
-/// are more.
+/// Number of floats of the states of `batch` sequences: of each LSTM in order `h` and then `c`. Saturates at
+/// `usize::MAX`.
 fn state_size(weights: &ModelWeights, batch: usize) -> usize {
     let size =
         |config: &LstmConfig| config.num_layers * config.num_directions() * (config.state_size() + config.hidden_size);
     weights.lstms().map(|lstm| size(lstm.config())).sum::<usize>().saturating_mul(batch)
 }
 
-/// The format of a model file, if it must be converted first. Leaves the name in the buffer and returns whether that is so.
+/// Whether a model file must be converted before it is opened. If so, puts the name of its format into the buffer.
 ///
 /// # Safety
 /// `bytes` has `size` bytes.
@@ -132,7 +132,7 @@ pub(crate) unsafe extern "C" fn model_needs_conversion(bytes: *const u8, size: u
     // SAFETY: guaranteed by the caller.
     let format = detect(unsafe { slice::from_raw_parts(bytes, size) });
     let format = format.filter(|format| matches!(format, Format::Onnx | Format::Keras | Format::PyTorch));
-    format.map(|format| set(format.to_string())).is_some()
+    format.map(|format| set_result(format.to_string())).is_some()
 }
 
 /// Opens a model. Returns 0 after an error. `precision` is 0 for that of the file, or 8 or 12 for int8 and int12; `plain` is 1
@@ -149,7 +149,7 @@ pub(crate) unsafe extern "C" fn model_open(bytes: *const u8, size: usize, precis
         12 => Some(Precision::Int12),
         _ => None,
     };
-    let model = checked(WebModel::open(bytes, precision, (plain == 1).then_some(Isa::Plain)));
+    let model = ok_or_set_message(WebModel::open(bytes, precision, (plain == 1).then_some(Isa::Plain)));
     model.map_or(null_mut(), |model| Box::into_raw(Box::new(model)))
 }
 
@@ -170,7 +170,7 @@ pub(crate) unsafe extern "C" fn model_free(model: *mut WebModel) {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn model_describe(model: *const WebModel) {
     // SAFETY: guaranteed by the caller.
-    set(unsafe { &*model }.describe());
+    set_result(unsafe { &*model }.describe());
 }
 
 /// Leaves the digest of all parameters in the buffer. Returns whether that succeeded.
@@ -180,7 +180,7 @@ pub(crate) unsafe extern "C" fn model_describe(model: *const WebModel) {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn model_digest(model: *const WebModel) -> bool {
     // SAFETY: guaranteed by the caller.
-    checked(unsafe { &*model }.digest()).map(|digest| set(digest.to_string())).is_some()
+    ok_or_set_message(unsafe { &*model }.digest()).map(|digest| set_result(digest.to_string())).is_some()
 }
 
 /// Leaves the model's safetensors file in the buffer. Returns whether that succeeded.
@@ -190,7 +190,7 @@ pub(crate) unsafe extern "C" fn model_digest(model: *const WebModel) -> bool {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn model_save(model: *const WebModel) -> bool {
     // SAFETY: guaranteed by the caller.
-    checked(unsafe { &*model }.weights().to_bytes()).map(set).is_some()
+    ok_or_set_message(unsafe { &*model }.weights().to_bytes()).map(set_result).is_some()
 }
 
 /// Number of floats of the states of `batch` sequences.
@@ -263,7 +263,7 @@ pub(crate) unsafe extern "C" fn model_forward(
         }
         Ok(())
     };
-    checked(forward()).is_some()
+    ok_or_set_message(forward()).is_some()
 }
 
 /// Copies values to a slice of the same length.

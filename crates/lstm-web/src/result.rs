@@ -1,4 +1,4 @@
-//! The buffer for texts, bytes and messages of errors, which JavaScript reads after a call.
+//! The buffer through which calls return text, bytes and error messages to JavaScript.
 
 use std::{cell::RefCell, fmt::Display};
 
@@ -7,13 +7,13 @@ thread_local! {
 }
 
 /// Puts bytes into the buffer.
-pub(crate) fn set(bytes: impl Into<Vec<u8>>) {
+pub(crate) fn set_result(bytes: impl Into<Vec<u8>>) {
     RESULT.with(|result| *result.borrow_mut() = bytes.into());
 }
 
-/// Returns the value of a call, or leaves the message of its error in the buffer.
+/// Returns the value of a call, or puts the message of its error into the buffer.
 pub(crate) fn checked<T, E: Display>(value: Result<T, E>) -> Option<T> {
-    value.map_err(|error| set(error.to_string())).ok()
+    value.map_err(|error| set_result(error.to_string())).ok()
 }
 
 /// Address of the buffer. The buffer is valid until the next call.
@@ -28,8 +28,8 @@ pub(crate) extern "C" fn result_size() -> usize {
     RESULT.with(|result| result.borrow().len())
 }
 
-/// Prepares the module: the message of a panic, which ends in a trap, is left in the buffer.
+/// Installs the panic hook, which puts the message of a panic into the buffer. The panic then ends in a trap.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn start() {
-    std::panic::set_hook(Box::new(|panic| set(format!("internal error, please report it: {panic}"))));
+    std::panic::set_hook(Box::new(|panic| set_result(format!("internal error, please report it: {panic}"))));
 }

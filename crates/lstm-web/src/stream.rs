@@ -4,7 +4,7 @@ use std::ptr::null_mut;
 
 use lstm::{Cpu, Error, ModelStream, Result};
 
-use crate::{model::WebModel, result::checked};
+use crate::{model::WebModel, result::ok_or_set_message};
 
 /// A stream with space for a block of time steps.
 pub(crate) struct WebStream {
@@ -23,7 +23,7 @@ pub(crate) struct WebStream {
 
 impl WebStream {
     fn new(model: &WebModel, batch: usize, block: usize) -> Result<Self> {
-        model.check_streams()?;
+        model.check_any_length()?;
         let (stream, weights) = (model.model.stream(batch)?, model.weights());
         let reads_tokens = weights.reads_tokens();
         let too_large = || Error::shape("stream: block", "a block that fits in memory", block);
@@ -66,7 +66,7 @@ impl WebStream {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn stream_new(model: *const WebModel, batch: usize, block: usize) -> *mut WebStream {
     // SAFETY: guaranteed by the caller.
-    let stream = checked(WebStream::new(unsafe { &*model }, batch, block));
+    let stream = ok_or_set_message(WebStream::new(unsafe { &*model }, batch, block));
     stream.map_or(null_mut(), |stream| Box::into_raw(Box::new(stream)))
 }
 
@@ -107,15 +107,15 @@ pub(crate) unsafe extern "C" fn stream_output(stream: *const WebStream) -> *cons
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn stream_run(stream: *mut WebStream, steps: usize) -> bool {
     // SAFETY: guaranteed by the caller.
-    checked(unsafe { &mut *stream }.run(steps)).is_some()
+    ok_or_set_message(unsafe { &mut *stream }.run(steps)).is_some()
 }
 
-/// Starts the sequences again. Returns whether that succeeded.
+/// Resets every sequence to its initial state. Returns whether that succeeded.
 ///
 /// # Safety
 /// `stream` is valid.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn stream_reset(stream: *mut WebStream) -> bool {
     // SAFETY: guaranteed by the caller.
-    checked(unsafe { &mut *stream }.stream.reset()).is_some()
+    ok_or_set_message(unsafe { &mut *stream }.stream.reset()).is_some()
 }

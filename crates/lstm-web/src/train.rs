@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::{
     model::{WebModel, check_steps},
-    result::checked,
+    result::ok_or_set_message,
 };
 
 /// The options of a trainer.
@@ -45,7 +45,7 @@ impl TrainerOptions {
 /// Trains a model that reads features.
 pub(crate) struct WebTrainer {
     trainer: ModelTrainer<Cpu>,
-    /// The number of time steps that the model is for; `None` for any number.
+    /// The number of time steps of each sequence, if the model fixes it.
     steps: Option<usize>,
 }
 
@@ -75,7 +75,7 @@ impl WebTrainer {
     }
 }
 
-/// Starts the training of a model, which stays as it is. The options are JSON. Returns 0 after an error.
+/// Creates a trainer for a copy of the model. The options are JSON. Returns 0 after an error.
 ///
 /// # Safety
 /// `model` is valid; `options` has `size` bytes.
@@ -86,7 +86,7 @@ pub(crate) unsafe extern "C" fn trainer_new(
     size: usize,
 ) -> *mut WebTrainer {
     // SAFETY: guaranteed by the caller.
-    let trainer = checked(unsafe { WebTrainer::new(&*model, slice::from_raw_parts(options, size)) });
+    let trainer = ok_or_set_message(unsafe { WebTrainer::new(&*model, slice::from_raw_parts(options, size)) });
     trainer.map_or(null_mut(), |trainer| Box::into_raw(Box::new(trainer)))
 }
 
@@ -126,7 +126,7 @@ pub(crate) unsafe extern "C" fn trainer_step(
         ArrayView3::from_shape(shape, values).map_err(|error| Error::shape("step", format!("{shape:?}"), error))
     };
     let step = view(x, x_shape).and_then(|x| trainer.step(x, view(target, target_shape)?));
-    checked(step).unwrap_or(f64::NAN)
+    ok_or_set_message(step).unwrap_or(f64::NAN)
 }
 
 /// The model with its current parameters.

@@ -49,8 +49,8 @@ impl Format {
         }
     }
 
-    /// Format of the file `path`: by its extension, or if it has none by its beginning. `file` is at the start, also
-    /// afterwards.
+    /// Detects the format of the file `path` from the extension, or if it has none, from the first bytes. The read position
+    /// of `file` must be at the start, and is there again on return.
     fn of_file(path: &Path, mut file: &File) -> Result<Self> {
         if path.extension().is_some() {
             return Format::of(path);

@@ -95,7 +95,8 @@ impl<T: Clone> Cell<T> {
         &self.spec
     }
 
-    /// Computes the input term `bias + W x` of each row of `x: [rows, input_size]`. The values of `x` must be snapped.
+    /// Computes the input term `bias + W x` of each row of `x: [rows, input_size]`. The values of `x` must be
+    /// [snapped](crate::arithmetic::snap): magnitudes below 2^-40 are +0.
     pub fn input_term<B: Ops<Tensor = T>>(&self, b: &B, x: &T) -> Result<InputTerm<T>> {
         match &self.weights {
             CellWeights::Fused(cell) => cell.input_term(b, x).map(InputTerm::Packed),

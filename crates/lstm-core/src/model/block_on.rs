@@ -11,8 +11,8 @@ use crate::float_environment::FloatEnvironment;
 /// Blocks until `future` is ready, with the default floating-point settings. A future that is ready at once, as on the
 /// CPU, costs no allocation.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    /// Not inlined: the compiler may move operations on floats, which it takes for functions of their operands alone,
-    /// out of the time with the default settings, but not this call.
+    /// Not inlined: the compiler assumes that float operations do not depend on the floating-point environment, so it may
+    /// move them across a change of it. It can't move a call that is not inlined.
     #[inline(never)]
     fn call<F: Future>(future: F) -> F::Output {
         block_on_in_memory(future)

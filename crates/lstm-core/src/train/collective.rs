@@ -21,7 +21,7 @@ use crate::{
 /// numbered from 0. Messages are bytes, which must arrive unchanged.
 ///
 /// If a rank ends, the others must not wait for it forever: either the calls on the other ranks fail, or their processes
-/// end too, as `mpirun` sees to.
+/// end too, as `mpirun` does.
 pub trait Collective {
     /// Number of this rank, counted from 0.
     fn rank(&self) -> usize;
@@ -145,9 +145,10 @@ pub fn compare_ranks(collective: &impl Collective, values: &[(&str, String)]) ->
     Err(Error::Rank { rank, reason })
 }
 
-/// Completes the states of a training step on every rank. A report of a step on several ranks holds the final states of
-/// the sequences of this rank, and NaN for all others; after this call, it holds all of them. The next step on the same
-/// ranks needs only the own states. A checkpoint that another number of ranks resumes needs all.
+/// Gathers the final states of all sequences of a training step on every rank. A report of a step on several ranks holds
+/// the final states of the sequences of this rank, and NaN for all others; after this call, it holds all of
+/// them. The next step on the same ranks needs only those of its own sequences. A checkpoint that another number of ranks
+/// resumes needs all.
 ///
 /// `shards` is the number of [shards](crate::train::TrainerConfig::shards()).
 ///
@@ -207,7 +208,7 @@ pub(super) enum Outcome {
 }
 
 /// Exchanges the outcome of each rank, and compares digests of everything on which the step depends. Returns the losses
-/// of all shards in their order. `describe` returns the same things as named texts.
+/// of all shards in their order. `describe` returns the same things as pairs of name and value.
 ///
 /// # Errors
 /// On every rank, [`Error::Rank`] for the first rank that differs from rank 0, or else for the first that failed.
@@ -265,11 +266,12 @@ pub(super) fn succeed_together<T>(collective: &impl Collective, result: Result<T
     }
 }
 
-/// Adds the gradients of all ranks, in the order of the tree over `shards` shards. `own` are the sums of the largest
-/// subtrees of the shards of this rank, as arrays; afterwards the first of them holds the sum.
+/// All-reduce: sums the gradients of all ranks in the order of the tree over `shards` shards. `own` holds the gradients of
+/// this rank: the arrays of each of the largest subtrees that consist of its shards, summed over the subtree. Afterwards
+/// the arrays of the first subtree hold the sum over all ranks; the others are unchanged.
 ///
-/// Each rank adds one piece of the arrays: it receives this piece of the subtrees of all ranks, and sends the sum to
-/// all.
+/// It is a reduce-scatter, then an all-gather. In the reduce-scatter, each rank receives one piece of the arrays of all
+/// subtrees of all ranks, by an all-to-all, and sums it. The all-gather sends the sums of all pieces to all ranks.
 pub(super) fn sum_over_ranks(collective: &impl Collective, shards: usize, own: &mut [Vec<&mut [f32]>]) -> Result<()> {
     let (ranks, rank) = (collective.size(), collective.rank());
     let subtrees_of_ranks =

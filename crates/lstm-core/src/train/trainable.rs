@@ -37,7 +37,7 @@ pub trait Trainable<G>: Sized {
     /// memory.
     fn gradients(&self, gradients: &G) -> Result<Vec<Vec<f32>>>;
 
-    /// The same with other values of the parameters, in the order of [`parameters`](Self::parameters).
+    /// A copy of this module with the given parameter values, in the order of [`parameters`](Self::parameters).
     ///
     /// # Errors
     /// [`Error::Shape`] if the number of parameters or of the elements of one differs; errors of the device.
@@ -48,7 +48,7 @@ pub trait Trainable<G>: Sized {
 /// [`Optimizer::update`].
 pub struct Module<'a> {
     name: &'a str,
-    pair: Box<dyn Pair + 'a>,
+    inner: Box<dyn ErasedModule + 'a>,
 }
 
 impl std::fmt::Debug for Module<'_> {
@@ -62,12 +62,12 @@ impl<'a> Module<'a> {
     /// optimizer's [state](Optimizer::state): the weights of an LSTM with the name `encoder` are
     /// `encoder.weight_ih_l0` and so on, and an array's name is `encoder` itself.
     pub fn new<T: Trainable<G>, G>(name: &'a str, module: &'a mut T, gradients: &'a G) -> Self {
-        Module { name, pair: Box::new(WithGradients { module, gradients, updated: None }) }
+        Module { name, inner: Box::new(ModuleWithGradients { module, gradients, updated: None }) }
     }
 }
 
-/// A [`Module`] without its types.
-trait Pair {
+/// A module with its gradients, whose types are erased.
+trait ErasedModule {
     /// The parameters with their names.
     fn parameters(&self) -> Result<Vec<(String, Vec<f32>)>>;
 
@@ -81,13 +81,13 @@ trait Pair {
     fn commit(&mut self);
 }
 
-struct WithGradients<'a, T, G> {
+struct ModuleWithGradients<'a, T, G> {
     module: &'a mut T,
     gradients: &'a G,
     updated: Option<T>,
 }
 
-impl<T: Trainable<G>, G> Pair for WithGradients<'_, T, G> {
+impl<T: Trainable<G>, G> ErasedModule for ModuleWithGradients<'_, T, G> {
     fn parameters(&self) -> Result<Vec<(String, Vec<f32>)>> {
         self.module.parameters()
     }
@@ -151,8 +151,8 @@ impl Optimizer {
     /// - Errors of the device.
     pub fn update(&mut self, rate: f32, clip: Option<Clip>, modules: &mut [Module<'_>]) -> Result<f64> {
         let (mut names, mut values, mut gradients, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for Module { name: module, pair } in modules.iter() {
-            let (parameters, of_module) = (pair.parameters()?, pair.gradients()?);
+        for Module { name: module, inner } in modules.iter() {
+            let (parameters, of_module) = (inner.parameters()?, inner.gradients()?);
             if parameters.len() != of_module.len() {
                 let expected = format!("{} gradients, one for each parameter", parameters.len());
                 return Err(Error::shape(format!("Optimizer::update: `{module}`"), expected, of_module.len()));
@@ -173,16 +173,20 @@ impl Optimizer {
         )?;
         let mut values = values.into_iter();
         for (module, count) in modules.iter_mut().zip(counts) {
-            module.pair.prepare(values.by_ref().take(count).collect())?;
+            module.inner.prepare(values.by_ref().take(count).collect())?;
         }
-        modules.iter_mut().for_each(|module| module.pair.commit());
+        modules.iter_mut().for_each(|module| module.inner.commit());
         *self = optimizer;
         Ok(gradient_norm)
     }
 }
 
 /// Copies `values` to the parameters of `what`.
-fn fill<'a>(what: &str, parameters: impl IntoIterator<Item = &'a mut [f32]>, values: Vec<Vec<f32>>) -> Result<()> {
+fn copy_parameters<'a>(
+    what: &str,
+    parameters: impl IntoIterator<Item = &'a mut [f32]>,
+    values: Vec<Vec<f32>>,
+) -> Result<()> {
     let parameters: Vec<_> = parameters.into_iter().collect();
     let sizes = |arrays: Vec<usize>| format!("arrays of {arrays:?} elements");
     let expected = parameters.iter().map(|array| array.len()).collect::<Vec<_>>();
@@ -245,7 +249,7 @@ impl<B: Backend> Trainable<Gradients> for Lstm<B> {
 
     fn with_parameters(&self, values: Vec<Vec<f32>>) -> Result<Self> {
         let mut weights = self.weights().try_clone()?;
-        fill("an LSTM", weights.iter_mut().map(|(_, array)| array), values)?;
+        copy_parameters("an LSTM", weights.iter_mut().map(|(_, array)| array), values)?;
         let mut lstm = self.clone();
         lstm.set_weights(weights)?;
         Ok(lstm)
@@ -270,7 +274,11 @@ impl<B: Backend, D: Dimension> Trainable<LinearGradients<D>> for Linear<B> {
     fn with_parameters(&self, values: Vec<Vec<f32>>) -> Result<Self> {
         let mut weight = memory::copy_array("Linear", self.weight().view())?;
         let mut bias = self.bias().map(|bias| memory::copy_array("Linear", bias.view())).transpose()?;
-        fill("a Linear", weight.as_slice_mut().into_iter().chain(bias.as_mut().and_then(Array::as_slice_mut)), values)?;
+        copy_parameters(
+            "a Linear",
+            weight.as_slice_mut().into_iter().chain(bias.as_mut().and_then(Array::as_slice_mut)),
+            values,
+        )?;
         Linear::new(self.backend(), weight, bias)
     }
 }
@@ -288,7 +296,7 @@ impl<B: Backend> Trainable<ModelGradients> for Model<B> {
 
     fn with_parameters(&self, values: Vec<Vec<f32>>) -> Result<Self> {
         let mut weights = self.weights().try_clone()?;
-        fill("a Model", weights.parameters_mut()?, values)?;
+        copy_parameters("a Model", weights.parameters_mut()?, values)?;
         let mut model = self.clone();
         model.set_weights(weights)?;
         Ok(model)
@@ -307,7 +315,7 @@ impl<D: Dimension> Trainable<Array<f32, D>> for Array<f32, D> {
 
     fn with_parameters(&self, values: Vec<Vec<f32>>) -> Result<Self> {
         let mut array = memory::copy_array("Optimizer::update", ArrayView::from(self))?;
-        fill("an array", array.as_slice_mut(), values)?;
+        copy_parameters("an array", array.as_slice_mut(), values)?;
         Ok(array)
     }
 }

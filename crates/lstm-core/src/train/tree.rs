@@ -38,8 +38,8 @@ fn are_siblings(leaves: usize, left: &Range<usize>, right: &Range<usize>) -> boo
 /// node of n > 1 leaves has the first `p` of them on its left, where p is the largest power of two below n, and adds
 /// the sum of the right side to that of the left side.
 ///
-/// At most one value for each power of two is pending on each side of the first leaf's path through the tree: for leaves
-/// from the first on, as many as the number of leaves has binary ones.
+/// After n leaves from leaf 0 on, at most as many sums are pending as n has one bits; after leaves that start elsewhere, at
+/// most `2 log2(leaves)`.
 #[derive(Clone, Debug)]
 pub(super) struct TreeSum<T> {
     leaves: usize,

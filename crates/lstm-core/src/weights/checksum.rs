@@ -28,12 +28,12 @@ pub(super) fn is_reserved(key: &str, value: &str) -> bool {
     key == CHECKSUM_KEY || value.starts_with(VALUE_START)
 }
 
-/// The value of the entry in the header that is given to [`write`].
-pub(super) fn value_without_digits() -> String {
+/// The metadata value with zeros in place of the digits, which [`write`] replaces.
+pub(super) fn placeholder_value() -> String {
     format!("{VALUE_START}{NO_DIGITS}")
 }
 
-/// Writes the checksum into a file with the entry [`value_without_digits`].
+/// Writes the checksum into a file whose metadata has the value [`placeholder_value`].
 pub(super) fn write(file: &mut [u8]) {
     if let Some(start) = digits_start(file) {
         let digits = digits(crc32fast::hash(file));

@@ -40,8 +40,8 @@ impl TensorShapes<'_> {
         } else if !cell_tensors.is_empty() {
             (self.infer_pytorch(&cell_tensors, cell, FileLayout::PyTorchCell)?, FileLayout::PyTorchCell)
         } else if self.shapes.keys().any(|name| gate_name(name).is_some()) {
-            let layout = FileLayout::NotebookGates(if self.has_gate('g') && !self.has_gate('c') { 'g' } else { 'c' });
-            (self.infer_notebook_gates(cell)?, layout)
+            let layout = FileLayout::NotebookPerGate(if self.has_gate('g') && !self.has_gate('c') { 'g' } else { 'c' });
+            (self.infer_notebook_per_gate(cell)?, layout)
         } else if ["W", "U", "bias"].iter().any(|name| self.shapes.contains_key(name)) {
             (self.infer_notebook_packed(cell)?, FileLayout::NotebookPacked)
         } else {
@@ -117,7 +117,7 @@ impl TensorShapes<'_> {
 
     /// Infers the configuration from names of [`TensorNames::Notebook`](super::names::TensorNames) with one matrix per
     /// gate.
-    fn infer_notebook_gates(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
+    fn infer_notebook_per_gate(&self, cell: Option<CellKind>) -> Result<LstmConfig> {
         let cell = self.check_cell(&[CellKind::Unfused, CellKind::Fused], cell)?;
         let tensors_named_like =
             |letter| self.shapes.iter().filter(move |(name, _)| gate_name(name).is_some_and(|n| n.0 == letter));

@@ -96,8 +96,7 @@ impl LayerWeights {
         LayerWeights { spec, scales: vec![Vec::new(); self.values.len()], values: self.values }
     }
 
-    /// The layer of the given spec, whose values are those that the integers of matrices stand for, with the given
-    /// scales.
+    /// Creates a layer from dequantized values and the scales of its quantized matrices.
     #[cfg(feature = "safetensors")]
     fn from_scales(spec: LayerSpec, values: Vec<ArrayD<f32>>, scales: Vec<Vec<f32>>) -> Result<Self> {
         let f32_layer = LayerWeights::new(LayerSpec { precision: Precision::F32, ..spec }, values)?;

@@ -114,7 +114,7 @@ pub(crate) enum FileLayout {
     PyTorchCell,
     /// The names of [`TensorNames::Notebook`] with one matrix per gate. The field is the letter of the candidate gate,
     /// `c` or `g`.
-    NotebookGates(char),
+    NotebookPerGate(char),
     /// The names of [`TensorNames::Notebook`] with one matrix for all four gates.
     NotebookPacked,
 }
@@ -150,7 +150,7 @@ impl FileLayout {
             c if c.bias == Bias::Two => unsupported_option("bias", "two biases".into()),
             c if c.proj_size.is_some() => unsupported_option("proj_size", "a projection".into()),
             c if c.cell == CellKind::PeepholeDiagonal => unsupported_option("cell", format!("the cell {}", c.cell)),
-            c if c.cell == CellKind::Unfused => Ok(FileLayout::NotebookGates('c')),
+            c if c.cell == CellKind::Unfused => Ok(FileLayout::NotebookPerGate('c')),
             _ => Ok(FileLayout::NotebookPacked),
         }
     }
@@ -179,7 +179,7 @@ impl FileLayout {
                 let name = pytorch_name(layer, spec.reverse, spec.cell, param);
                 vec![name.strip_suffix("_l0").unwrap_or(&name).to_owned()]
             }
-            FileLayout::NotebookGates(candidate) => {
+            FileLayout::NotebookPerGate(candidate) => {
                 ['i', 'f', candidate, 'o'].map(|gate| format!("{gate_letter}_{gate}")).to_vec()
             }
             FileLayout::NotebookPacked => vec![packed_name.to_owned()],

@@ -185,7 +185,7 @@ impl StateDictWriter {
             let reason = format!("the value `{value}` is a checksum, which the file gets by itself; remove the entry");
             return Err(Error::format(format!("metadata `{key}`"), reason));
         }
-        metadata.insert(CHECKSUM_KEY.into(), checksum::value_without_digits());
+        metadata.insert(CHECKSUM_KEY.into(), checksum::placeholder_value());
         // The safetensors crate writes metadata in the order of a hash map, which changes from run to run.
         let json_pairs = metadata.iter().map(|(k, v)| format!("{}:{}", json_string(k), json_string(v)));
         header_entries.push(format!("\"__metadata__\":{{{}}}", json_pairs.collect::<Vec<_>>().join(",")));

@@ -28,7 +28,8 @@ pub(crate) struct Kernels {
     pub(crate) column_sums: unsafe fn(&ColumnSumArgs),
     /// Prefetches one vector of each of `rows` rows that are `stride` floats apart. The addresses need not be valid.
     pub(crate) prefetch_rows: unsafe fn(*const f32, rows: usize, stride: usize),
-    /// Computes the dot product of `n` values, which are snapped first, and `n` weights.
+    /// Computes the dot product of `n` values, which are [snapped](lstm_core::arithmetic::snap) first (magnitudes below
+    /// 2^-40 become +0), and `n` weights.
     pub(crate) dot_snapped: unsafe fn(x: *const f32, w: *const f32, n: usize) -> f32,
     /// Computes `snap` of `n` values in place.
     pub(crate) snap: unsafe fn(*mut f32, n: usize),

@@ -24,7 +24,7 @@ use crate::{
 pub struct Tensor {
     pub(crate) shape: MatrixShape,
     storage: Arc<Storage>,
-    /// Whether all values are known to be snapped.
+    /// Whether all values are known to be [snapped](lstm_core::arithmetic::snap): magnitudes below 2^-40 are +0.
     snapped: bool,
 }
 

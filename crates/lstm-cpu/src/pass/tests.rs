@@ -169,10 +169,10 @@ fn check_directions(lengths: &[usize]) {
                         plan.threads_per_direction = threads_per_direction;
                     }
                     let mut y = vec![0.0; steps * batch * 2 * cols];
-                    let [plan, second_plan] = &mut plans;
+                    let [plan, reverse_plan] = &mut plans;
                     // SAFETY: `y` is a local variable.
                     unsafe {
-                        run_bidirectional(&pool, [&layers[0], &layers[1]], [plan, second_plan], input, &mut y[..]);
+                        run_bidirectional(&pool, [&layers[0], &layers[1]], [plan, reverse_plan], input, &mut y[..]);
                     }
                     for (k, row) in y.chunks_exact(cols).enumerate() {
                         assert!(

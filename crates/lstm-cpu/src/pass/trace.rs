@@ -22,7 +22,7 @@ pub struct Trace {
     pub(crate) batch: usize,
     /// Length of each sequence, in descending order. `None` if all have `steps` time steps.
     pub(crate) lengths: Option<Vec<usize>>,
-    /// Snapped input, `[steps * batch, input_size]`.
+    /// [Snapped](snap) input, in which magnitudes below 2^-40 are +0, `[steps * batch, input_size]`.
     pub(crate) x: Tensor,
     /// Hidden states, `[steps + 1][batch][padded_state]`; see [`Trace::state_indices`].
     pub(crate) h: Buffer,

@@ -54,7 +54,7 @@ pub(crate) fn checked_i32(op: &'static str, n: isize) -> Result<i32> {
 /// large tiles gain more than that costs.
 pub(crate) fn launches_segments_separately(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> bool {
     depth >= 8 * DOT_BLOCK
-        && LARGE.fills_device(driver, [rows, cols])
+        && LARGE.uses_whole_device(driver, [rows, cols])
         && !uses_tensor_cores(driver, [rows, cols, depth])
 }
 
@@ -92,8 +92,8 @@ pub(crate) fn gemm(
     };
     let shape = [rows, cols];
     let tile = match uses_tensor_cores(driver, [rows, cols, depth]) {
-        true if TF32_WIDE.fills_device(driver, shape) => TF32_WIDE,
-        false if LARGE.fills_device(driver, shape) && segments == 1 => LARGE,
+        true if TF32_WIDE.uses_whole_device(driver, shape) => TF32_WIDE,
+        false if LARGE.uses_whole_device(driver, shape) && segments == 1 => LARGE,
         _ => step_tile(driver, [rows, cols, depth]),
     };
     let kernels = ["gemm_small", "gemm_medium", "tf32_gemm_narrow", "gemm_large", "tf32_gemm_wide"];

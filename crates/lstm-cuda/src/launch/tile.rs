@@ -51,13 +51,13 @@ impl Tile {
 
     /// Whether `matrices` matrices of the given shape have tiles for at least two fifths of the multiprocessors, and on
     /// average at least half of a tile lies inside its matrix.
-    fn occupies_device(self, driver: &impl Driver, shape: [usize; 2], matrices: usize) -> bool {
+    fn uses_two_fifths_of_device(self, driver: &impl Driver, shape: [usize; 2], matrices: usize) -> bool {
         matrices * self.count(shape) * 5 >= driver.multiprocessors() * 2 && self.is_at_least_half_used(shape)
     }
 
     /// Whether a matrix of the given shape has at least one tile per multiprocessor, and on average at least half of a
     /// tile lies inside the matrix.
-    pub(super) fn fills_device(self, driver: &impl Driver, shape: [usize; 2]) -> bool {
+    pub(super) fn uses_whole_device(self, driver: &impl Driver, shape: [usize; 2]) -> bool {
         self.count(shape) >= driver.multiprocessors() && self.is_at_least_half_used(shape)
     }
 
@@ -103,11 +103,11 @@ pub(super) fn uses_tensor_cores(driver: &impl Driver, product_shape: [usize; 3])
 
 /// Returns the tile for a matrix product of `rows` rows, `cols` columns and inner dimension `depth`: the narrow tensor
 /// core tile if the product runs on tensor cores; the medium tile if there are [enough such tiles for the
-/// device](Tile::occupies_device); else the small tile.
+/// device](Tile::uses_two_fifths_of_device); else the small tile.
 pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> Tile {
     if uses_tensor_cores(driver, [rows, cols, depth]) {
         TF32_NARROW
-    } else if MEDIUM.occupies_device(driver, [rows, cols], 1) {
+    } else if MEDIUM.uses_two_fifths_of_device(driver, [rows, cols], 1) {
         MEDIUM
     } else {
         SMALL
@@ -121,6 +121,6 @@ pub(crate) fn step_tile(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -
 /// the second tile adds them.
 pub(crate) fn backward_tiles(driver: &impl Driver, [rows, cols, depth]: [usize; 3]) -> (Option<Tile>, Tile) {
     let tile = step_tile(driver, [rows, cols, depth]);
-    let uses_two_kernels = tile == SMALL && MEDIUM.occupies_device(driver, [rows, cols], 4);
+    let uses_two_kernels = tile == SMALL && MEDIUM.uses_two_fifths_of_device(driver, [rows, cols], 4);
     if uses_two_kernels { (Some(MEDIUM), GATE_SUM_TILE) } else { (None, tile) }
 }

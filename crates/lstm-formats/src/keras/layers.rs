@@ -463,8 +463,8 @@ impl Builder {
     }
 }
 
-/// The weights `[4 * units, inputs]` of a kernel `[inputs, 4 * units]` of `CuDNNLSTM`. The elements of each gate are in the
-/// order of a matrix `[units, inputs]`, whatever their shape.
+/// The weights `[4 * units, inputs]` of a kernel `[inputs, 4 * units]` of `CuDNNLSTM`. The block of each gate is reshaped, not
+/// transposed: its elements are a row-major matrix `[units, inputs]`.
 fn from_cudnn(kernel: Array2<f32>) -> Array2<f32> {
     let (inputs, units) = (kernel.nrows(), kernel.ncols() / 4);
     let gates = (0..4)

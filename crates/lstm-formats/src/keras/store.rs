@@ -284,7 +284,8 @@ impl Source for BoundedSource {
 mod tests {
     use super::*;
 
-    /// References to the same bytes of a file cost more than the file has.
+    /// Each read is charged to the budget, so that a small file which refers to the same bytes many times can't cause
+    /// unlimited reads.
     #[test]
     fn reads_are_bounded() {
         let source = BoundedSource { bytes: (0..100).collect(), budget: AtomicU64::new(250) };

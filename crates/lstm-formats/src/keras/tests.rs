@@ -35,7 +35,7 @@ fn names(model: &ModelWeights) -> Vec<&str> {
 }
 
 #[test]
-fn field_models() {
+fn reads_shared_models() {
     let check =
         |name: &str| check_both(|extension| data(&format!("models/{name}.{extension}")), "expected.safetensors");
     assert_eq!(kinds(&check("keras-two-sizes")), ["lstm", "lstm", "linear"]);
@@ -46,7 +46,7 @@ fn field_models() {
 }
 
 #[test]
-fn other_models() {
+fn reads_models_of_this_crate() {
     let check = |name: &str| check_both(|extension| local(&format!("{name}.{extension}")), "safetensors");
     let functional = check("functional");
     assert_eq!(functional.metadata()["keras_version"], "3.15.1");

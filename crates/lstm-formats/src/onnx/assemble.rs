@@ -73,7 +73,8 @@ pub(crate) fn assemble(mut walker: Walker<'_>, request: &Request<'_>) -> Result<
     Ok(OnnxGraph { weights, inputs, outputs, dtypes, lstm_nodes, ignored_nodes, x, lengths, states: builder.states })
 }
 
-/// The outputs of the graph that are known. With LSTMs selected by name and no such output, those of the last `LSTM` node.
+/// The labels of the graph's outputs. If LSTMs are selected by name, only of outputs that could be evaluated and contain no
+/// element of an input; if there is none, of the outputs of the last selected `LSTM` node.
 fn outputs(walker: &mut Walker<'_>, request: &Request<'_>) -> Result<Outputs> {
     let mut outputs = Vec::new();
     for output in &request.graph.output {
@@ -376,7 +377,7 @@ fn inputs(
         let shape = input.shape.iter().map(|size| (size[0] == size[1]).then_some(size[0])).collect();
         inputs.push(OnnxInput { name: input.name.clone(), kind, shape });
     }
-    for (name, &value) in request.set {
+    for (name, &value) in request.scalar_inputs {
         inputs.push(OnnxInput { name: name.clone(), kind: OnnxInputKind::Scalar(value), shape: Vec::new() });
     }
     Ok(inputs)

@@ -11,7 +11,7 @@ use super::{
     data::{Budget, Label, Shared},
     layout::Origin,
     lstm_stage::LstmStage,
-    sizes::{Finding, Size, Sizes, TRIALS},
+    sizes::{ShapeConstraint, Size, Sizes, TRIALS},
 };
 use lstm_core::Activation;
 
@@ -87,7 +87,8 @@ pub(crate) struct Grid {
     pub(crate) places: [HashMap<u32, (usize, usize)>; TRIALS],
 }
 
-/// Rows of features of one stage, each at one position.
+/// A tensor of which each row holds features of one stage at one position. A position is a sequence and time step, or
+/// after a final state a sequence.
 pub(crate) struct Rows {
     pub(crate) stage: usize,
     /// The feature of the stage in each column.
@@ -104,13 +105,13 @@ pub(crate) struct Chain {
     sources: Vec<Source>,
     pub(crate) grid: Option<Grid>,
     pub(crate) sizes: Sizes,
-    /// Why the evaluation must start again.
-    pub(crate) finding: Option<Finding>,
+    /// A constraint that was found. The evaluation must start again with it.
+    pub(crate) new_constraint: Option<ShapeConstraint>,
 }
 
 impl Chain {
-    /// The number that stands for a source in labels.
-    pub(crate) fn source(&mut self, source: Source) -> u32 {
+    /// Returns the index of `source`, by which labels refer to it. Adds it if it is new.
+    pub(crate) fn source_index(&mut self, source: Source) -> u32 {
         let index = self.sources.iter().position(|&known| known == source);
         index.unwrap_or_else(|| {
             self.sources.push(source);
@@ -133,12 +134,12 @@ impl Chain {
     pub(crate) fn add_input(&mut self, input: Input, budget: &mut Budget) -> Step<Labels> {
         let shape = |k: usize| input.shape.iter().map(|size| size[k]).collect::<Vec<usize>>();
         for k in 0..TRIALS {
-            budget.take::<Label>(&shape(k))?;
+            budget.charge::<Label>(&shape(k))?;
             if shape(k).iter().product::<usize>() > u32::MAX as usize {
                 return Err(format!("the shape {:?} is too large", shape(k)));
             }
         }
-        let source = self.source(Source::Input(self.inputs.len()));
+        let source = self.source_index(Source::Input(self.inputs.len()));
         let labels = std::array::from_fn(|k| {
             let mut position = 0;
             let next = || {
@@ -154,8 +155,8 @@ impl Chain {
     /// Requires that two sizes are equal. If a size that the file does not fix can be chosen so, the evaluation starts
     /// again.
     pub(crate) fn require_equal(&mut self, got: Size, expected: Size, what: &str) -> Step<()> {
-        self.sizes.compare(got, expected).map_err(|finding| {
-            self.finding = self.finding.take().or(finding);
+        self.sizes.compare(got, expected).map_err(|constraint| {
+            self.new_constraint = self.new_constraint.take().or(constraint);
             let text =
                 |size: Size| if size[0] == size[1] { size[0].to_string() } else { "a size that is not fixed".into() };
             format!("expected {} {what}, got {}", text(expected), text(got))
@@ -231,7 +232,7 @@ impl Chain {
             }
         };
         let stage = convert(0, *labels[0].first()?, self)?.0;
-        let source = self.source(Source::Final { stage, is_c: false });
+        let source = self.source_index(Source::Final { stage, is_c: false });
         let mut converted = Vec::new();
         for (trial, array) in labels.iter().enumerate() {
             let values = array.iter().map(|&label| {
@@ -257,7 +258,7 @@ impl Chain {
                 let known = self.stages.iter().position(is_known);
                 let label = self.stages[stage].label.clone();
                 let stage = known.unwrap_or_else(|| self.push(Some(stage), StageKind::FinalState, &label));
-                let source = self.source(Source::Stage(stage));
+                let source = self.source_index(Source::Stage(stage));
                 let relabel = |array: &Shared<Label>| array.mapv(|label| Label { source, ..label }).into_shared();
                 Ok((stage, labels.each_ref().map(relabel)))
             }
@@ -294,7 +295,7 @@ impl Chain {
                 self.push(None, StageKind::Features { input, offsets }, &label)
             }
         };
-        let source = self.source(Source::Stage(stage));
+        let source = self.source_index(Source::Stage(stage));
         let relabel = |array: &Shared<Label>| {
             let row_len = array.shape().last().copied().unwrap_or(1);
             let old: Vec<u32> = array.iter().map(|label| label.position).collect();
@@ -358,11 +359,11 @@ impl Chain {
         positions: &[ArrayD<u32>; TRIALS],
         budget: &mut Budget,
     ) -> Step<Labels> {
-        let (source, width) = (self.source(Source::Stage(stage)), self.width(stage));
+        let (source, width) = (self.source_index(Source::Stage(stage)), self.width(stage));
         let mut arrays = Vec::new();
         for positions in positions {
             let shape = [positions.shape(), &[width]].concat();
-            budget.take::<Label>(&shape)?;
+            budget.charge::<Label>(&shape)?;
             let labels = positions
                 .iter()
                 .flat_map(|&position| (0..width as u32).map(move |feature| Label { source, position, feature }));
@@ -413,7 +414,7 @@ impl Chain {
     pub(crate) fn elementwise(&mut self, label: &str, labels: &Labels, kind: StageKind) -> Step<Labels> {
         let (parent, staged) = self.staged(labels)?;
         let stage = self.push(Some(parent), kind, label);
-        let source = self.source(Source::Stage(stage));
+        let source = self.source_index(Source::Stage(stage));
         Ok(staged.each_ref().map(|array| array.mapv(|label| Label { source, ..label }).into_shared()))
     }
 
@@ -445,7 +446,7 @@ impl Chain {
             }
         }
         let stage = self.push(Some(parent), StageKind::Activation(activation), label);
-        let source = self.source(Source::Stage(stage));
+        let source = self.source_index(Source::Stage(stage));
         Ok(staged.each_ref().map(|array| array.mapv(|label| Label { source, ..label }).into_shared()))
     }
 
@@ -475,12 +476,12 @@ impl Chain {
         // A bias or a scale directly after a linear layer becomes part of it.
         let kind = match &self.stages[stage].kind {
             StageKind::Linear { columns, weight, bias } if is_sum => {
-                budget.take::<f32>(weight.shape())?;
+                budget.charge::<f32>(weight.shape())?;
                 let bias = bias.as_ref().map_or_else(|| values.clone(), |bias| bias + &values);
                 Some(StageKind::Linear { columns: columns.clone(), weight: weight.clone(), bias: Some(bias) })
             }
             StageKind::Linear { columns, weight, bias } => {
-                budget.take::<f32>(weight.shape())?;
+                budget.charge::<f32>(weight.shape())?;
                 let scale = values.view().insert_axis(ndarray::Axis(1));
                 let bias = bias.as_ref().map(|bias| bias * &values);
                 Some(StageKind::Linear { columns: columns.clone(), weight: weight * &scale, bias })
@@ -490,7 +491,7 @@ impl Chain {
         let stage = match kind {
             Some(kind) => self.push(parent, kind, label),
             None => {
-                budget.take::<f32>(&[width, width])?;
+                budget.charge::<f32>(&[width, width])?;
                 let (weight, bias) = match is_sum {
                     true => (Array2::eye(width), Some(values)),
                     false => (Array2::from_diag(&values), None),
@@ -498,7 +499,7 @@ impl Chain {
                 self.push(Some(stage), StageKind::Linear { columns: (0..width).collect(), weight, bias }, label)
             }
         };
-        let source = self.source(Source::Stage(stage));
+        let source = self.source_index(Source::Stage(stage));
         Ok(staged.each_ref().map(|array| array.mapv(|label| Label { source, ..label }).into_shared()))
     }
 
@@ -519,7 +520,7 @@ impl Chain {
             });
         }
         let width = self.width(stage);
-        budget.take::<f32>(&[len, width])?;
+        budget.charge::<f32>(&[len, width])?;
         let mut weight = Array2::zeros((len, width));
         for (factor, row) in &rows {
             for (k, &feature) in row.features.iter().enumerate() {
@@ -558,8 +559,8 @@ impl Chain {
         self.path(stage).iter().any(|&stage| matches!(self.stages[stage].kind, StageKind::FinalState))
     }
 
-    /// Where a feature of a stage is among the outputs of its layer. They differ for a bidirectional LSTM of which the
-    /// reverse direction was read first.
+    /// Index of feature `feature` of a stage in the output of the imported layer. The two indices differ only for a
+    /// bidirectional LSTM whose reverse direction comes first.
     pub(crate) fn output_index(&self, stage: usize, feature: usize) -> usize {
         match &self.stages[stage].kind {
             StageKind::Lstm(lstm) => lstm.output_index(feature),

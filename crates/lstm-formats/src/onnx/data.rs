@@ -156,8 +156,8 @@ impl Budget {
         Budget { left: file_bytes.saturating_mul(24).saturating_add(Budget::BASE) }
     }
 
-    /// Takes the memory for an array of this shape.
-    pub(crate) fn take<T>(&mut self, shape: &[usize]) -> std::result::Result<(), String> {
+    /// Deducts the size of an array of this shape from the budget.
+    pub(crate) fn charge<T>(&mut self, shape: &[usize]) -> std::result::Result<(), String> {
         let bytes = shape.iter().try_fold(size_of::<T>(), |bytes, &n| bytes.checked_mul(n.max(1)));
         match bytes.and_then(|bytes| self.left.checked_sub(bytes)) {
             Some(left) => {

@@ -159,7 +159,7 @@ pub(crate) fn add(
     check_shape("R", r, &[num_directions, 4 * hidden, hidden])?;
     b.as_ref().map_or(Ok(()), |b| check_shape("B", b, &[num_directions, 8 * hidden]))?;
     p.as_ref().map_or(Ok(()), |p| check_shape("P", p, &[num_directions, 3 * hidden]))?;
-    budget.take::<f32>(&[w.len() + r.len()])?;
+    budget.charge::<f32>(&[w.len() + r.len()])?;
 
     let sizes = |labels: &Labels, axis: usize| -> Size { std::array::from_fn(|k| labels[k].shape()[axis]) };
     if operands.x.iter().any(|x| x.ndim() != 3) {
@@ -249,13 +249,13 @@ pub(crate) fn add(
     };
 
     let sources = [
-        chain.source(Source::Stage(stage)),
-        chain.source(Source::Final { stage, is_c: false }),
-        chain.source(Source::Final { stage, is_c: true }),
+        chain.source_index(Source::Stage(stage)),
+        chain.source_index(Source::Final { stage, is_c: false }),
+        chain.source_index(Source::Final { stage, is_c: true }),
     ];
     let feature = |d: usize, unit: usize| (first_feature + d * hidden + unit) as u32;
     for k in 0..TRIALS {
-        budget.take::<Label>(&[steps[k] + 2, num_directions, batch[k], hidden])?;
+        budget.charge::<Label>(&[steps[k] + 2, num_directions, batch[k], hidden])?;
     }
     let y = std::array::from_fn(|k| {
         let shape = IxDyn(&[steps[k], num_directions, batch[k], hidden]);

@@ -76,12 +76,12 @@ impl LstmStage {
         self.lengths == Lengths::Full
     }
 
-    /// Whether the reverse direction was read first.
+    /// Whether the reverse direction comes first.
     fn is_swapped(&self) -> bool {
         self.directions.len() == 2 && self.directions[0].reverse
     }
 
-    /// Where a feature is among the outputs of the layer.
+    /// Index of a feature in the output of the layer.
     pub(crate) fn output_index(&self, feature: usize) -> usize {
         match self.is_swapped() {
             true => (feature + self.hidden) % (2 * self.hidden),

@@ -235,7 +235,7 @@ impl OnnxModel {
             )));
         }
         let (graph, opset, file_bytes) = (&self.graph, self.opset, self.file_bytes);
-        let request = walk::Request { graph, opset, dir: self.dir.as_deref(), file_bytes, names, set };
+        let request = walk::Request { graph, opset, dir: self.dir.as_deref(), file_bytes, names, scalar_inputs: set };
         let result = assemble::assemble(walk::Walker::run(&request)?, &request)?;
         if names.is_empty() {
             self.check_all_used(set)?;

@@ -85,7 +85,7 @@ fn reshape_to(node: &NodeReader<'_>, data: &Data, shape: &[usize], budget: &mut 
     if len != Some(data.len()) || shape.len() > MAX_RANK {
         return Err(node.error(format!("cannot reshape {:?} to {shape:?}", data.shape())));
     }
-    budget.take::<Label>(shape).map_err(|why| node.error(why))?;
+    budget.charge::<Label>(shape).map_err(|why| node.error(why))?;
     Ok(map_elements!(data, array => reshaped(array, shape)))
 }
 
@@ -154,7 +154,7 @@ fn concat<T: Clone>(node: &NodeReader<'_>, axis: usize, arrays: &[Shared<T>]) ->
 
 /// Repeats a tensor by broadcasting it.
 pub(crate) fn broadcast(node: &NodeReader<'_>, data: &Data, shape: &[usize], budget: &mut Budget) -> Result<Data> {
-    budget.take::<Label>(shape).map_err(|why| node.error(why))?;
+    budget.charge::<Label>(shape).map_err(|why| node.error(why))?;
     let error = || node.error(format!("cannot expand {:?} to {shape:?}", data.shape()));
     Ok(map_elements!(data, array => {
         array.broadcast(IxDyn(shape)).ok_or_else(error)?.to_owned().into_shared()
@@ -389,7 +389,7 @@ pub(crate) fn evaluate(
                 let size = data.shape()[axis];
                 let mut shape = data.shape().to_vec();
                 shape[axis] = size.saturating_mul(repeat);
-                budget.take::<Label>(&shape).map_err(|why| node.error(why))?;
+                budget.charge::<Label>(&shape).map_err(|why| node.error(why))?;
                 let indices: Vec<usize> = (0..shape[axis]).map(|k| k % size.max(1)).collect();
                 data = map_elements!(&data, array => gather(array, axis, &indices, &shape));
             }
@@ -403,7 +403,7 @@ pub(crate) fn evaluate(
             let axis = axis_index(node, axis, data.shape().len())?;
             let n = data.shape()[axis];
             let shape = [&data.shape()[..axis], ints.shape(), &data.shape()[axis + 1..]].concat();
-            budget.take::<Label>(&shape).map_err(|why| node.error(why))?;
+            budget.charge::<Label>(&shape).map_err(|why| node.error(why))?;
             let index = |&k: &i64| {
                 axis_index(node, k, n).map_err(|_| {
                     node.error(format!("index {k} is out of range of axis {axis}, or the file does not fix its size"))
@@ -426,7 +426,7 @@ pub(crate) fn evaluate(
                 return Err(node.error("expected inputs with the same number of axes"));
             }
             for part in &parts {
-                budget.take::<Label>(part.shape()).map_err(|why| node.error(why))?;
+                budget.charge::<Label>(part.shape()).map_err(|why| node.error(why))?;
             }
             let floats = parts.iter().map(|part| part.as_floats().cloned()).collect::<Option<Vec<_>>>();
             let ints = parts.iter().map(|part| part.as_ints().cloned()).collect::<Option<Vec<_>>>();
@@ -474,7 +474,7 @@ pub(crate) fn evaluate(
             let (span, step) = (i128::from(limit) - i128::from(start), i128::from(delta));
             let len = if span.signum() == step.signum() { (span.abs() + step.abs() - 1) / step.abs() } else { 0 };
             let len = usize::try_from(len).unwrap_or(usize::MAX);
-            budget.take::<i64>(&[len]).map_err(|why| node.error(why))?;
+            budget.charge::<i64>(&[len]).map_err(|why| node.error(why))?;
             Data::ints(
                 (0..len as i64)
                     .map(|k| start.wrapping_add(k.wrapping_mul(delta)))

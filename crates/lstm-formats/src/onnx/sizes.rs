@@ -15,9 +15,10 @@ pub(crate) type Size = [usize; TRIALS];
 const PRIMES: [usize; 26] =
     [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101];
 
-/// What was found out about a size while the graph was evaluated. The evaluation then starts again.
+/// What must hold for sizes that the file does not fix, found while the graph was evaluated. The evaluation then starts
+/// again.
 #[derive(Clone, Debug)]
-pub(crate) enum Finding {
+pub(crate) enum ShapeConstraint {
     /// The size must have this value.
     Fixed(String, usize),
     /// Two sizes must be equal.
@@ -61,8 +62,8 @@ impl Sizes {
         self.ranks.get(input).copied()
     }
 
-    /// Compares two sizes. If they can be made equal, the finding says how.
-    pub(crate) fn compare(&self, a: Size, b: Size) -> Result<(), Option<Finding>> {
+    /// Compares two sizes. If they differ, the error is the constraint that makes them equal; `None` if nothing can.
+    pub(crate) fn compare(&self, a: Size, b: Size) -> Result<(), Option<ShapeConstraint>> {
         if a == b {
             return Ok(());
         }
@@ -72,19 +73,19 @@ impl Sizes {
             index.and_then(|index| self.used.get(index)).cloned()
         };
         Err(match (name(a), name(b)) {
-            (Some(a), Some(b)) => Some(Finding::Equal(b, a)),
-            (Some(a), None) if is_fixed(b) => Some(Finding::Fixed(a, b[0])),
-            (None, Some(b)) if is_fixed(a) => Some(Finding::Fixed(b, a[0])),
+            (Some(a), Some(b)) => Some(ShapeConstraint::Equal(b, a)),
+            (Some(a), None) if is_fixed(b) => Some(ShapeConstraint::Fixed(a, b[0])),
+            (None, Some(b)) if is_fixed(a) => Some(ShapeConstraint::Fixed(b, a[0])),
             _ => None,
         })
     }
 
-    /// Remembers a finding for the next evaluation.
-    pub(crate) fn learn(&mut self, finding: Finding) {
-        match finding {
-            Finding::Fixed(name, n) => drop(self.fixed.insert(name, n)),
-            Finding::Equal(a, b) => drop(self.equal.insert(a, b)),
-            Finding::Rank(input, rank) => drop(self.ranks.insert(input, rank)),
+    /// Adds a constraint for the next evaluation.
+    pub(crate) fn add_constraint(&mut self, constraint: ShapeConstraint) {
+        match constraint {
+            ShapeConstraint::Fixed(name, n) => drop(self.fixed.insert(name, n)),
+            ShapeConstraint::Equal(a, b) => drop(self.equal.insert(a, b)),
+            ShapeConstraint::Rank(input, rank) => drop(self.ranks.insert(input, rank)),
         }
     }
 

@@ -16,7 +16,7 @@ use super::{
     node::{NodeReader, node_label, node_name},
     operators::{self, axis_index, broadcast_shape},
     proto::{FLOAT, Graph, INT32, INT64, Node, Tensor, ValueInfo, type_name},
-    sizes::{Finding, Size, Sizes, TRIALS},
+    sizes::{ShapeConstraint, Size, Sizes, TRIALS},
 };
 use lstm_core::{Activation, Error, Result};
 
@@ -78,8 +78,8 @@ pub(crate) struct Request<'a> {
     pub(crate) file_bytes: usize,
     /// Names of the `LSTM` nodes to load, alone; empty for the whole graph.
     pub(crate) names: &'a [String],
-    /// Values of scalar inputs.
-    pub(crate) set: &'a BTreeMap<String, f64>,
+    /// Values of scalar inputs, by name.
+    pub(crate) scalar_inputs: &'a BTreeMap<String, f64>,
 }
 
 /// The state of an evaluation.
@@ -92,7 +92,7 @@ pub(crate) struct Walker<'a> {
     pub(crate) skipped: Vec<String>,
     /// Element types of the constants that were decoded.
     pub(crate) dtypes: BTreeSet<String>,
-    /// Names of the values that the `LSTM` nodes define, in order.
+    /// Names of the outputs of the last `LSTM` node that was evaluated, in order.
     pub(crate) lstm_outputs: Vec<&'a str>,
 }
 
@@ -152,10 +152,10 @@ impl<'a> Walker<'a> {
                 lstm_outputs: Vec::new(),
             };
             let result = walker.start();
-            match walker.chain.finding.take() {
-                Some(finding) => {
+            match walker.chain.new_constraint.take() {
+                Some(constraint) => {
                     sizes = std::mem::take(&mut walker.chain.sizes);
-                    sizes.learn(finding);
+                    sizes.add_constraint(constraint);
                 }
                 None => return result.map(|()| walker),
             }
@@ -232,7 +232,7 @@ impl<'a> Walker<'a> {
                 }
             }
             // A scalar may lack a shape.
-            None if self.request.set.contains_key(name) => {}
+            None if self.request.scalar_inputs.contains_key(name) => {}
             None => match self.chain.sizes.rank(name) {
                 Some(rank) => {
                     for axis in 0..rank {
@@ -242,7 +242,7 @@ impl<'a> Walker<'a> {
                 None => return Ok(Value::Unranked(input)),
             },
         }
-        if let Some(&value) = self.request.set.get(name) {
+        if let Some(&value) = self.request.scalar_inputs.get(name) {
             let shape: Vec<usize> = shape.iter().map(|size| if size[0] == size[1] { size[0] } else { 1 }).collect();
             let is_scalar = shape.iter().all(|&n| n == 1);
             let data = is_scalar.then(|| operators::scalar(elem_type, &shape, value)).flatten();
@@ -277,7 +277,7 @@ impl<'a> Walker<'a> {
             }
             let path = format!("{prefix}{}", node_name(index, node));
             let values = self.evaluate(&mut reader, index, &path);
-            if self.chain.finding.is_some() {
+            if self.chain.new_constraint.is_some() {
                 return values.map(drop);
             }
             let values = match values {
@@ -404,7 +404,7 @@ impl<'a> Walker<'a> {
                     "Transpose" => perm.filter(|&rank| rank <= 4),
                     _ => None,
                 };
-                self.chain.finding = rank.map(|rank| Finding::Rank(input.name.clone(), rank));
+                self.chain.new_constraint = rank.map(|rank| ShapeConstraint::Rank(input.name.clone(), rank));
                 Err(node.error(format!("the shape of the input `{name}` is not declared")))
             }
             Some(Value::Unknown(why)) => Err(Error::format("", why)),
@@ -910,7 +910,7 @@ fn with_constant(
     for (k, array) in labels.iter().enumerate() {
         let floats = constant.at(k).as_floats().ok_or("expected constants of a float type")?;
         let shape = broadcast_shape(array.shape(), floats.shape()).ok_or_else(|| error(k))?;
-        budget.take::<(Label, f32)>(&shape)?;
+        budget.charge::<(Label, f32)>(&shape)?;
         let shape = IxDyn(&shape);
         wide_labels.push(array.broadcast(shape.clone()).ok_or_else(|| error(k))?.to_owned().into_shared());
         wide_constants.push(floats.broadcast(shape).ok_or_else(|| error(k))?.mapv(&f).into_shared());

@@ -362,7 +362,7 @@ impl<B: Backend> Trainer<B> {
         let settings = || self.settings(&input, loss_input);
         let combined =
             ShardSums::combine(collective, step, self.run.config.shards, batch, settings, describe_error, sums);
-        let (loss, gradients, states) = combined.map_err(StepError::into_callers)?;
+        let (loss, gradients, states) = combined.map_err(StepError::into_caller_error)?;
         let state = states.into_iter().next().ok_or_else(no_shard)?;
         let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
         let gradient_norm = self.commit(updated, collective.size() > 1);
@@ -378,7 +378,7 @@ impl<B: Backend> Trainer<B> {
         gradient_norm
     }
 
-    /// Everything on which a step depends, as named texts.
+    /// Everything on which a step depends, as pairs of name and value.
     fn settings(&self, input: &Input<'_>, loss_input: LossInput) -> Vec<(&'static str, String)> {
         let head = self.head.as_ref().map_or("none".into(), |head| HeadSpec::of(head).to_string());
         let mut settings = run_settings(self.lstm.backend(), &self.run.config, &self.run.optimizer);
@@ -431,7 +431,7 @@ impl<B: Backend> Trainer<B> {
             let seed = dropout_seed(self.run.config.seed, step, earlier_inputs * shards + index);
             let shard_input = rows_of(input, &shard.rows, state.as_deref()).dropout(Dropout::Seed(seed));
             let pass = self.gradients(step, &shard_input, loss_input, &mut loss, &shard).await;
-            let (loss, state, gradients) = pass.map_err(|error| error.in_shard(&shard))?;
+            let (loss, state, gradients) = pass.map_err(|error| error.with_shard(&shard))?;
             sums.push(&shard, loss, gradients, vec![state])?;
         }
         Ok(sums)

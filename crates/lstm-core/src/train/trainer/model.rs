@@ -287,7 +287,7 @@ impl<B: Backend> ModelTrainer<B> {
         let settings = || self.settings(&input);
         let combined =
             ShardSums::combine(collective, step, self.run.config.shards, batch, settings, describe_error, sums);
-        let (loss, gradients, states) = combined.map_err(StepError::into_callers)?;
+        let (loss, gradients, states) = combined.map_err(StepError::into_caller_error)?;
         let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
         let gradient_norm = self.commit(updated, collective.size() > 1);
         Ok(ModelStepReport { step, loss, gradient_norm, learning_rate, states })
@@ -302,7 +302,7 @@ impl<B: Backend> ModelTrainer<B> {
         gradient_norm
     }
 
-    /// Everything on which a step depends, as named texts.
+    /// Everything on which a step depends, as pairs of name and value.
     fn settings(&self, input: &ModelInput<'_>) -> Vec<(&'static str, String)> {
         let weights = self.model.weights();
         let mut settings = run_settings(self.model.backend(), &self.run.config, &self.run.optimizer);
@@ -369,7 +369,7 @@ impl<B: Backend> ModelTrainer<B> {
                 earlier_inputs * shards + index,
             )));
             let pass = self.gradients(step, shard_input, &mut loss, &shard).await;
-            let (loss, states, gradients) = pass.map_err(|error| error.in_shard(&shard))?;
+            let (loss, states, gradients) = pass.map_err(|error| error.with_shard(&shard))?;
             sums.push(&shard, loss, gradients, states)?;
         }
         Ok(sums)

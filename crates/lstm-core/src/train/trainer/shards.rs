@@ -47,7 +47,7 @@ pub(super) struct ShardSums<T> {
 }
 
 impl<T: GradientArrays> ShardSums<T> {
-    /// Sums over none of `shards` shards.
+    /// Empty sums for a step of `shards` shards.
     pub(super) fn new(shards: usize) -> Self {
         ShardSums { losses: Vec::new(), gradients: TreeSum::new(shards), states: Vec::new() }
     }
@@ -62,8 +62,8 @@ impl<T: GradientArrays> ShardSums<T> {
     /// The loss of a batch of `batch` sequences and the sum of the gradients, over the shards of all ranks, and the final
     /// states of each LSTM.
     ///
-    /// `sums` are those of this rank. `settings` returns everything on which the step depends, as named texts, which
-    /// must be equal on all ranks. `describe_error` returns the text of an error of the caller.
+    /// `sums` are those of this rank. `settings` returns everything on which the step depends, as pairs of name and
+    /// value, which must be equal on all ranks. `describe_error` returns the text of an error of the caller.
     ///
     /// # Errors
     /// The error in `sums`, an error of another rank, or [`Error::NotFinite`] if the loss is not finite.
@@ -117,7 +117,8 @@ impl<T: GradientArrays> ShardSums<T> {
         sums: Result<Self, StepError<E>>,
     ) -> Result<StepSums<T>, E> {
         // Nothing is compared with other ranks.
-        Self::combine(&SingleRank, step, 1, batch, Vec::new, |_| String::new(), sums).map_err(StepError::into_callers)
+        Self::combine(&SingleRank, step, 1, batch, Vec::new, |_| String::new(), sums)
+            .map_err(StepError::into_caller_error)
     }
 
     /// Removes and returns the final states of each LSTM for a batch of `batch` sequences. Those of sequences that are
@@ -147,7 +148,7 @@ impl<T: GradientArrays> ShardSums<T> {
 /// The loss, the sum of the gradients, and the final states of each LSTM.
 pub(super) type StepSums<T> = (f64, T, Vec<HostState>);
 
-/// The error of a step without a shard, which its checks rule out.
+/// The error of a step without a shard. It can't occur: earlier checks reject such a step.
 pub(super) fn no_shard() -> Error {
     Error::shape("Trainer::step", "at least one shard", "none")
 }
@@ -204,7 +205,7 @@ impl<E> From<Error> for StepError<E> {
 
 impl<E: From<Error>> StepError<E> {
     /// The error in the caller's type.
-    pub(super) fn into_callers(self) -> E {
+    pub(super) fn into_caller_error(self) -> E {
         match self {
             StepError::Library(error) => error.into(),
             StepError::Loss { error, .. } => error,
@@ -223,8 +224,8 @@ impl<E> StepError<E> {
         }
     }
 
-    /// The same error, in which an error of the library names the shard if the batch has several.
-    pub(super) fn in_shard(self, shard: &Shard) -> Self {
+    /// Adds the shard's number to an error of the library, if the batch has several shards.
+    pub(super) fn with_shard(self, shard: &Shard) -> Self {
         match self {
             StepError::Library(error) if shard.shards > 1 => StepError::Library(match error {
                 Error::NotFinite { step, quantity, value } => {
@@ -240,7 +241,7 @@ impl<E> StepError<E> {
 /// The version of `docs/specification.md` that the library implements.
 const SPECIFICATION_VERSION: u32 = 1;
 
-/// The settings of a run that all trainers have, as named texts for the comparison of ranks.
+/// The settings of a run that all trainers have, as pairs of name and value that the ranks compare.
 pub(super) fn run_settings<B: Backend>(
     backend: &B,
     config: &TrainerConfig,
@@ -262,7 +263,7 @@ pub(super) fn run_settings<B: Backend>(
     ]
 }
 
-/// The digest of the parameters and of the optimizer's state, as a named text.
+/// The digest of the parameters and of the optimizer's state, as a pair of name and value.
 pub(super) fn parameters_setting<'a>(
     values: impl IntoIterator<Item = &'a f32>,
     optimizer: &Optimizer,
@@ -272,14 +273,15 @@ pub(super) fn parameters_setting<'a>(
     ("digest of parameters and optimizer", digest.to_string())
 }
 
-/// Number of elements of a batch in its digest, after the first step. Every rank has the whole batch, so a digest of all
-/// elements would cost more with each rank.
-const SAMPLES: usize = 1 << 12;
+/// Number of elements of a batch in its digest, after the first step. Every rank has the whole batch, so the time for a
+/// digest of all elements would not become shorter with more ranks, as that of the passes does.
+const DIGEST_SAMPLES: usize = 1 << 12;
 
-/// The indices of the elements of a batch that are part of its digest: all in the first step, then one of each of
-/// [`SAMPLES`] ranges, at a place that is random, so that all features are compared in time.
-pub(super) fn digest_indices(len: usize, step: u64, is_compared: bool) -> impl Iterator<Item = usize> {
-    let count = if is_compared { len.min(SAMPLES) } else { len };
+/// The indices of the elements of a batch of `len` elements that are part of its digest: all, or if `samples_only`, a
+/// random one of each of [`DIGEST_SAMPLES`] ranges. Other steps sample other elements, so that all features are
+/// compared in time.
+pub(super) fn digest_indices(len: usize, step: u64, samples_only: bool) -> impl Iterator<Item = usize> {
+    let count = if samples_only { len.min(DIGEST_SAMPLES) } else { len };
     let start = move |k: usize| (k as u128 * len as u128 / count as u128) as usize;
     (0..count).map(move |k| {
         let range = start(k)..start(k + 1);
@@ -287,7 +289,7 @@ pub(super) fn digest_indices(len: usize, step: u64, is_compared: bool) -> impl I
     })
 }
 
-/// A description of the batch with its digest, as a named text.
+/// A description of the batch with its digest, as a pair of name and value.
 pub(super) fn batch_setting(
     shape: impl fmt::Debug,
     lengths: Option<&[usize]>,

@@ -106,11 +106,11 @@ pub(crate) unsafe fn run_bidirectional(
     y: *mut [f32],
 ) {
     let [a, b] = layers.map(|layer| layer.spec.state_size());
-    let [plan, second_plan] = plans;
+    let [plan, reverse_plan] = plans;
     let pass = ForwardPass::new(layers[0], plan, input, y, (0..a, a + b), None);
-    let passes = [pass, ForwardPass::new(layers[1], second_plan, input, y, (a..a + b, a + b), None)];
+    let passes = [pass, ForwardPass::new(layers[1], reverse_plan, input, y, (a..a + b, a + b), None)];
     let threads_per_direction =
-        (pool.threads() / 2).min(plan.threads_per_direction).min(second_plan.threads_per_direction);
+        (pool.threads() / 2).min(plan.threads_per_direction).min(reverse_plan.threads_per_direction);
     if threads_per_direction > 0 {
         let teams = [Team::new(threads_per_direction), Team::new(threads_per_direction)];
         pool.run(2 * threads_per_direction, &|member| match member.split(&teams) {
@@ -122,7 +122,7 @@ pub(crate) unsafe fn run_bidirectional(
             None => passes.iter().for_each(|pass| unsafe { pass.run_thread(member, 0..pass.blocks().0) }),
         });
     } else {
-        for (pass, threads) in passes.iter().zip([plan.threads, second_plan.threads]) {
+        for (pass, threads) in passes.iter().zip([plan.threads, reverse_plan.threads]) {
             let (blocks, blocks_per_run) = pass.blocks();
             // SAFETY: as in `run`.
             pool.run_parts(threads, blocks, blocks_per_run, &|member, blocks| unsafe {
@@ -131,7 +131,7 @@ pub(crate) unsafe fn run_bidirectional(
         }
     }
     passes[0].update_plan(plan);
-    passes[1].update_plan(second_plan);
+    passes[1].update_plan(reverse_plan);
 }
 
 /// Number of time steps that run on the same threads, rounded to whole blocks. Starting the threads anew takes one or two
