@@ -12,7 +12,7 @@ pub(crate) fn set_result(bytes: impl Into<Vec<u8>>) {
 }
 
 /// Returns the value of a call, or puts the message of its error into the buffer.
-pub(crate) fn checked<T, E: Display>(value: Result<T, E>) -> Option<T> {
+pub(crate) fn ok_or_set_message<T, E: Display>(value: Result<T, E>) -> Option<T> {
     value.map_err(|error| set_result(error.to_string())).ok()
 }
 
