@@ -17,7 +17,7 @@ pub(crate) const SAMPLE_RATE: u32 = 16_000;
 pub(crate) const CHUNK: usize = 512;
 /// Number of samples of the last chunk that precede the next one.
 const CONTEXT: usize = 64;
-/// Number of samples by which the end is mirrored.
+/// Number of samples of reflection padding at the end.
 const MIRRORED: usize = 64;
 /// Number of frequencies of the transform.
 const FREQUENCIES: usize = 129;

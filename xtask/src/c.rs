@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// Features of the package lstm-c, such as wgpu,cuda
     #[arg(long, value_delimiter = ',')]
     features: Vec<String>,
-    /// Write include/lstm.h anew, after the functions changed
+    /// Regenerate include/lstm.h, after the functions changed
     #[arg(long)]
     update_header: bool,
     /// Only install; run no tests

@@ -1,4 +1,4 @@
-//! The functions, called as C does, against the Rust library.
+//! Tests the C functions, called as C does, against the Rust library.
 
 use std::{
     ffi::{CStr, CString},

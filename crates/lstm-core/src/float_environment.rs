@@ -118,7 +118,8 @@ mod aarch64 {
 #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 use other::{CONTROL_BITS, DEFAULT, Register, read, write};
 
-/// WebAssembly has no settings, and those of other processors are not changed. Miri has no assembly.
+/// For targets whose floating-point settings are not changed: WebAssembly has none, Miri runs no inline assembly, and
+/// this module does not know those of other processors.
 #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 mod other {
     pub(super) type Register = u32;

@@ -78,7 +78,7 @@ impl Object {
         self.0.keys().map(String::as_str)
     }
 
-    /// Fails if a key is left, which the reader does not know.
+    /// Fails if a key was not taken, because the reader does not know it.
     pub(crate) fn finish(&self, place: &str) -> Result<(), String> {
         match self.0.keys().next() {
             Some(key) => Err(format!("{place}: unknown key `{key}`")),

@@ -1,4 +1,4 @@
-//! Memory for arguments.
+//! Memory in which JavaScript places the arguments of calls.
 
 use std::{ptr, slice};
 

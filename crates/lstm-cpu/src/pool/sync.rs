@@ -1,5 +1,5 @@
-//! What the barrier takes of the standard library. The test `barrier` has a module of this name with the types of
-//! shuttle, which runs the threads in many orders.
+//! The types and functions of the standard library that the barrier uses. The test `barrier` replaces this module by one
+//! with the types of the crate shuttle, which runs the threads in many orders.
 
 pub(super) use std::{
     hint::spin_loop,

@@ -17,8 +17,8 @@ pub(super) struct LayerConfig {
 /// Where the parameters of a layer are.
 #[derive(Clone, Default)]
 pub(super) struct Place {
-    /// The names of the layer and of the models around it in a `.keras` file, the outermost first. Keras makes them of
-    /// the class and a number.
+    /// The names of the layer and of the models around it in a `.keras` file, the outermost first. Keras forms
+    /// them from the class and a number.
     pub(super) path: Vec<String>,
     /// The name of the layer, or of the outermost model around it, below the model itself, in a `.h5` file.
     pub(super) group: String,

@@ -428,7 +428,7 @@ impl Builder {
                 ModelLayer::Embedding { name: self.name(label, "embedding"), weight: weight.clone() }
             }
             StageKind::Linear { columns, weight, bias } => {
-                let weight = chain.spread(parent.unwrap_or_default(), columns, weight);
+                let weight = chain.scatter_columns(parent.unwrap_or_default(), columns, weight);
                 ModelLayer::Linear { name: self.name(label, "linear"), weight, bias: bias.clone() }
             }
             StageKind::Activation(activation) => ModelLayer::Activation(*activation),
@@ -480,7 +480,7 @@ impl Builder {
         self.rows.insert(stage, (self.states.len(), stack.states.len()));
         let spec = config.layer_specs();
         for (direction, spec) in directions.iter().zip(spec) {
-            let weight_ih: Array2<f32> = chain.spread(parent, &direction.columns, &direction.weight_ih);
+            let weight_ih: Array2<f32> = chain.scatter_columns(parent, &direction.columns, &direction.weight_ih);
             let values = [vec![weight_ih.into_dyn()], direction.params.clone()].concat();
             stack.layers.push(LayerWeights::new(spec, values)?);
             stack.states.push(direction.states.clone());

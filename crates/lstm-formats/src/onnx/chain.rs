@@ -124,8 +124,8 @@ impl Chain {
         self.sources.get(label.source as usize).copied()
     }
 
-    /// Whether all elements are those of graph inputs of integers, which no cast has cut off.
-    pub(crate) fn are_given_ints(&self, labels: &Shared<Label>) -> bool {
+    /// Whether all elements come from integer graph inputs, so that no cast has truncated them.
+    pub(crate) fn are_integer_inputs(&self, labels: &Shared<Label>) -> bool {
         let is_int = |input: usize| self.inputs[input].is_int;
         labels.iter().all(|&label| matches!(self.resolve(label), Some(Source::Input(input)) if is_int(input)))
     }
@@ -571,18 +571,19 @@ impl Chain {
         }
     }
 
-    /// A matrix whose columns belong to these features of a stage, as one whose columns belong to all outputs of it.
-    pub(crate) fn spread(&self, stage: usize, columns: &[usize], weight: &Array2<f32>) -> Array2<f32> {
+    /// Scatters the columns of a matrix, which belong to the features `columns` of a stage, into a matrix with one column for
+    /// each output of the stage. Columns of the same output are added.
+    pub(crate) fn scatter_columns(&self, stage: usize, columns: &[usize], weight: &Array2<f32>) -> Array2<f32> {
         let indices: Vec<usize> = columns.iter().map(|&feature| self.output_index(stage, feature)).collect();
         let width = self.width(stage);
         if indices.iter().copied().eq(0..width) {
             return weight.clone();
         }
-        let mut spread = Array2::zeros((weight.nrows(), width));
+        let mut scattered = Array2::zeros((weight.nrows(), width));
         for (column, &index) in weight.columns().into_iter().zip(&indices) {
-            let mut target = spread.column_mut(index);
+            let mut target = scattered.column_mut(index);
             target += &column;
         }
-        spread
+        scattered
     }
 }

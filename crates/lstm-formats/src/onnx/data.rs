@@ -144,7 +144,7 @@ impl Data {
 
 /// Bounds the memory that folding constants and tracking labels may take, so that a small file can't ask for much.
 pub(crate) struct Budget {
-    left: usize,
+    remaining_bytes: usize,
 }
 
 impl Budget {
@@ -153,15 +153,15 @@ impl Budget {
 
     /// The budget of a file of this size.
     pub(crate) fn new(file_bytes: usize) -> Self {
-        Budget { left: file_bytes.saturating_mul(24).saturating_add(Budget::BASE) }
+        Budget { remaining_bytes: file_bytes.saturating_mul(24).saturating_add(Budget::BASE) }
     }
 
     /// Deducts the size of an array of this shape from the budget.
     pub(crate) fn charge<T>(&mut self, shape: &[usize]) -> std::result::Result<(), String> {
         let bytes = shape.iter().try_fold(size_of::<T>(), |bytes, &n| bytes.checked_mul(n.max(1)));
-        match bytes.and_then(|bytes| self.left.checked_sub(bytes)) {
-            Some(left) => {
-                self.left = left;
+        match bytes.and_then(|bytes| self.remaining_bytes.checked_sub(bytes)) {
+            Some(remaining) => {
+                self.remaining_bytes = remaining;
                 Ok(())
             }
             None => Err(format!("a tensor of shape {shape:?} is out of proportion to the size of the file")),

@@ -372,7 +372,7 @@ impl OnnxGraph {
         Ok(arguments)
     }
 
-    /// The lengths and initial states that the graph has as constants of each sequence, which fix the batch size. Initial
+    /// The lengths and initial states that are constants of the graph, one for each sequence. They fix the batch size. Initial
     /// states that all sequences share are part of the [weights](Self::weights). States that come from inputs are 0 here.
     ///
     /// # Errors

@@ -226,8 +226,8 @@ impl<'a> Walker<'a> {
                             Ok(size) => [size; TRIALS],
                             Err(_) => return Err(error(format!("axis {axis} has the negative size {size}"))),
                         },
-                        (None, Some(param)) => self.open_size(format!("?{param}"))?,
-                        (None, None) => self.open_size(format!("{name}.{axis}"))?,
+                        (None, Some(param)) => self.unfixed_size(format!("?{param}"))?,
+                        (None, None) => self.unfixed_size(format!("{name}.{axis}"))?,
                     });
                 }
             }
@@ -236,7 +236,7 @@ impl<'a> Walker<'a> {
             None => match self.chain.sizes.rank(name) {
                 Some(rank) => {
                     for axis in 0..rank {
-                        shape.push(self.open_size(format!("{name}.{axis}"))?);
+                        shape.push(self.unfixed_size(format!("{name}.{axis}"))?);
                     }
                 }
                 None => return Ok(Value::Unranked(input)),
@@ -260,7 +260,7 @@ impl<'a> Walker<'a> {
     }
 
     /// A size that the file does not fix.
-    fn open_size(&mut self, name: String) -> Result<Size> {
+    fn unfixed_size(&mut self, name: String) -> Result<Size> {
         let error = || Error::format("the graph", "has too many inputs whose sizes are not fixed");
         self.chain.sizes.get(&name).ok_or_else(error)
     }
@@ -328,7 +328,7 @@ impl<'a> Walker<'a> {
         if op == "Cast" {
             // Other integers may have been floats before, so that a cast back would not be the identity.
             for Data { elem_type, elements } in inputs.iter_mut().flatten().flat_map(|trials| &mut trials.0) {
-                if matches!(elements, Elements::Labels(labels) if self.chain.are_given_ints(labels)) {
+                if matches!(elements, Elements::Labels(labels) if self.chain.are_integer_inputs(labels)) {
                     *elem_type = FLOAT;
                 }
             }
@@ -734,7 +734,8 @@ impl<'a> Walker<'a> {
         let x = match self.sequence_operand(node, 0)? {
             Some(x) => swap(x),
             None => {
-                let (steps, batch) = (self.open_size(format!("{x_name}.steps"))?, self.open_size("?batch".into())?);
+                let (steps, batch) =
+                    (self.unfixed_size(format!("{x_name}.steps"))?, self.unfixed_size("?batch".into())?);
                 let shape = if attributes.batch_first { [batch, steps] } else { [steps, batch] };
                 swap(self.new_input(node, x_name, vec![shape[0], shape[1], fixed(input_size)])?)
             }

@@ -234,8 +234,8 @@ fn kind(dict: &StateDict, layer: &Layer, is_recurrent: bool) -> LayerKind {
     }
 }
 
-/// What a group with the input weights of a recurrent layer is. `shape` returns the shape of a tensor by the end of its
-/// name.
+/// The kind of the recurrent layer to which a group of tensors with input weights belongs. `shape` returns the shape of a
+/// tensor by the last part of its name.
 fn recurrent_kind<'a>(path: &str, leaves: &[&str], shape: impl Fn(&str) -> Option<&'a [usize]>) -> LayerKind {
     let first = |names: &[&str]| {
         let found = names.iter().find_map(|name| shape(name));
