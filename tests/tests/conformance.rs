@@ -77,6 +77,10 @@ struct Trials {
     /// Whether the trials are only listed, not run.
     list: bool,
     /// Whether to add trials of variants that share nearly all of their code with others.
+    #[cfg_attr(
+        not(any(feature = "wgpu", feature = "cuda-host")),
+        expect(dead_code, reason = "no backend has variants")
+    )]
     exhaustive: bool,
 }
 
