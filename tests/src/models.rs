@@ -285,7 +285,7 @@ pub fn check_case<B: Backend>(b: &B, case: &ModelCase) -> Result<(ModelOutput, M
     Ok((want, gradients))
 }
 
-/// Runs the forward and the backward pass. Without dropout in the case, it is switched off.
+/// Runs the forward and the backward pass. Dropout has the seed of the case, and is off if the case has none.
 fn train<B: Backend>(
     model: &Model<B>,
     case: &ModelCase,

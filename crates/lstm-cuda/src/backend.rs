@@ -138,11 +138,7 @@ impl<D: Driver> Ops for CudaBackend<D> {
         let out = self.allocate_tensor("gemm", shape)?;
         let operand = |matrix: MatrixRef<'_, Tensor<D>>, contiguous: bool| {
             let (address, cols) = (self.address(matrix.tensor), matrix.tensor.shape.cols);
-            if contiguous {
-                Operand::contiguous_lines(address, cols)
-            } else {
-                Operand::interleaved_lines(address, cols)
-            }
+            if contiguous { Operand::contiguous_depth(address, cols) } else { Operand::strided_depth(address, cols) }
         };
         let operands = (operand(a, !a.transposed), operand(b, b.transposed));
         let acc = acc.map(|acc| (self.address(acc), if acc.shape.rows == 1 { 0 } else { shape.cols }));

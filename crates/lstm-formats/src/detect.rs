@@ -87,13 +87,14 @@ pub(crate) fn check_shard(file_name: &str) -> Result<(), String> {
     let Some((stem, extension)) = file_name.rsplit_once('.') else { return Ok(()) };
     let is_number = |text: &&str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
     let of = stem.rsplit_once("-of-");
-    let count = of.map(|(_, count)| count).filter(is_number);
-    let number = of.and_then(|(start, _)| start.rsplit('-').next()).filter(is_number);
-    let (Some(count), Some(number)) = (count.and_then(|n| n.parse::<u32>().ok()), number) else { return Ok(()) };
-    match count > 1 {
+    let shard_count = of.map(|(_, count)| count).filter(is_number);
+    let shard_number = of.and_then(|(start, _)| start.rsplit('-').next()).filter(is_number);
+    let shard_count = shard_count.and_then(|count| count.parse::<u32>().ok());
+    let (Some(shard_count), Some(shard_number)) = (shard_count, shard_number) else { return Ok(()) };
+    match shard_count > 1 {
         true => Err(format!(
-            "shard {} of the {count} files of a checkpoint, by its name; {}",
-            number.trim_start_matches('0'),
+            "shard {} of the {shard_count} files of a checkpoint, by its name; {}",
+            shard_number.trim_start_matches('0'),
             merge_advice(extension == "safetensors")
         )),
         false => Ok(()),

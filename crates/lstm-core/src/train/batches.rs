@@ -144,7 +144,7 @@ impl Batches {
         Ok(Batches { bucket: batches, order: None, ..self })
     }
 
-    /// Drops the sequences that do not fill a batch at the end of an epoch, which are others in each epoch. All batches
+    /// Drops the sequences that do not fill a batch at the end of an epoch, which differ from epoch to epoch. All batches
     /// then have the same size. By default they are a smaller batch.
     ///
     /// # Errors

@@ -77,7 +77,8 @@ impl<T> TreeSum<T> {
         Ok(())
     }
 
-    /// The sum of all leaves that were added to a sum [of any number](Self::of_any_number) of leaves; `None` without any.
+    /// The sum of all leaves added so far; `None` if there are none. For a sum that was created with
+    /// [`of_any_number`](Self::of_any_number).
     pub(super) fn into_sum(self, mut add: impl FnMut(&mut T, T) -> Result<()>) -> Result<Option<T>> {
         // The last subtrees are the smallest, and deepest in the tree.
         let mut subtrees = self.pending.into_iter().rev().map(|(_, sum)| sum);

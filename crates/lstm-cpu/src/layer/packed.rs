@@ -176,7 +176,7 @@ impl PackedLayer {
 
     /// Returns where the recurrent weights of `gate` of `panel` are: the index of a recurrent panel, and the index of a
     /// vector in it. The result is arbitrary for a candidate without recurrent weights.
-    pub(crate) fn recurrent_vector(&self, panel: usize, gate: usize) -> (usize, usize) {
+    pub(crate) fn recurrent_vector_position(&self, panel: usize, gate: usize) -> (usize, usize) {
         let vector_index = 3 * panel + [0, 1, 0, 2][gate];
         if self.shares_recurrent_panels() { (vector_index / 4, vector_index % 4) } else { (panel, gate) }
     }

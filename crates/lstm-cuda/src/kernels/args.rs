@@ -16,7 +16,7 @@ pub(crate) type OutputAddress = Address;
 /// Address of one `u32` per step: the number of sequences of the batch that are long enough to have this step. 0 if all
 /// sequences have all steps.
 pub(crate) type CountsAddress = Address;
-/// Address of `u32` numbers of rows; 0 if there are none.
+/// Address of an array of `u32` row indices; 0 if there is no such array.
 pub(crate) type RowNumbersAddress = Address;
 
 /// Expands to the CUDA C++ type of an argument struct's field, with the separator before the field's name.

@@ -29,14 +29,14 @@ pub(crate) struct Operand {
 impl Operand {
     /// Returns a row-major left operand or a transposed right operand. The `depth` elements of each row (of the left
     /// operand) or column (of the right operand) are contiguous in memory.
-    pub(crate) fn contiguous_lines(address: Address, depth: usize) -> Self {
+    pub(crate) fn contiguous_depth(address: Address, depth: usize) -> Self {
         Operand { address, line_stride: depth, depth_stride: 1, segment_stride: 0, snap: false }
     }
 
-    /// Returns a transposed left operand with `lines` rows, or a row-major right operand with `lines` columns.
-    /// Neighboring elements of a row of the left or a column of the right operand are `lines` elements apart in memory.
-    pub(crate) fn interleaved_lines(address: Address, lines: usize) -> Self {
-        Operand { address, line_stride: 1, depth_stride: lines, segment_stride: 0, snap: false }
+    /// Returns a transposed left operand with `outer_size` rows, or a row-major right operand with `outer_size` columns.
+    /// Neighboring elements of a row of the left or a column of the right operand are `outer_size` elements apart in memory.
+    pub(crate) fn strided_depth(address: Address, outer_size: usize) -> Self {
+        Operand { address, line_stride: 1, depth_stride: outer_size, segment_stride: 0, snap: false }
     }
 }
 

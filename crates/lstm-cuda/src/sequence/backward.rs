@@ -209,9 +209,9 @@ impl<D: Driver> BackwardPass<'_, D> {
         let (driver, trace, spec) = (&self.backend.driver, self.trace, &self.layer.spec);
         let (rows, hidden, input_size) = (trace.steps * trace.batch, spec.hidden_size, spec.input_size);
         let out = self.backend.allocate_tensor(OP, MatrixShape::new(rows, input_size))?;
-        let dz = Operand::contiguous_lines(self.address(&self.dz), 4 * hidden);
+        let dz = Operand::contiguous_depth(self.address(&self.dz), 4 * hidden);
         let dz = Operand { segment_stride: hidden as isize, ..dz };
-        let w = Operand::interleaved_lines(self.address(&self.layer.w), input_size);
+        let w = Operand::strided_depth(self.address(&self.layer.w), input_size);
         let w = Operand { segment_stride: (hidden * input_size) as isize, ..w };
         let shape = [rows, input_size, hidden];
         driver.launch(OP, &gemm(driver, OP, shape, 4, (dz, w), None, self.address(&out.data))?)?;

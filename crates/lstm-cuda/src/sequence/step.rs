@@ -20,8 +20,8 @@ pub(crate) fn input_term_launch<D: Driver>(
     z: Address,
 ) -> Result<Launch> {
     let LayerSpec { input_size, hidden_size, .. } = layer.spec;
-    let x = Operand { snap: true, ..Operand::contiguous_lines(x, input_size) };
-    let w = Operand::contiguous_lines(driver.address(&layer.w), input_size);
+    let x = Operand { snap: true, ..Operand::contiguous_depth(x, input_size) };
+    let w = Operand::contiguous_depth(driver.address(&layer.w), input_size);
     let bias = layer.bias.as_ref().map(|bias| (driver.address(bias), 0));
     gemm(driver, op, [rows, 4 * hidden_size, input_size], 1, (x, w), bias, z)
 }

@@ -30,22 +30,22 @@ impl<D: Driver> BackwardPass<'_, D> {
         let x = self.step_address(&trace.x.data, chunks.first_step, spec.input_size);
         // Where the trace has the state before the first step.
         let state_index_before = chunks.first_step + usize::from(spec.reverse);
-        let dz_operand = |range: Range<usize>| Operand::interleaved_lines(offset(dz, range.start), gate_cols);
+        let dz_operand = |range: Range<usize>| Operand::strided_depth(offset(dz, range.start), gate_cols);
 
         let w = self.allocate_tensor(MatrixShape::new(gate_cols, spec.input_size))?;
-        let x = Operand { snap: true, ..Operand::interleaved_lines(x, spec.input_size) };
+        let x = Operand { snap: true, ..Operand::strided_depth(x, spec.input_size) };
         let acc_w = acc.map(|acc| (&acc.input, 0));
         self.outer_products((dz_operand(0..gate_cols), gate_cols), (x, spec.input_size), chunks, acc_w, (&w, 0))?;
 
         let u = self.allocate_tensor(MatrixShape::new(gate_cols, state_size))?;
         let acc_u = |row: usize| acc.map(|acc| (&acc.recurrent, row));
         if spec.cell == CellKind::PeepholeDense {
-            let c = Operand::interleaved_lines(self.step_address(&trace.c, state_index_before, hidden), hidden);
+            let c = Operand::strided_depth(self.step_address(&trace.c, state_index_before, hidden), hidden);
             // The candidate gate has no recurrent term. Its gradient is computed as that of zeros, so that the result
             // is bit-identical to the reference.
             let zero_memory = self.backend.upload_scalar(OP, 0.0)?;
             let zero_operand =
-                Operand { line_stride: 0, depth_stride: 0, ..Operand::contiguous_lines(self.address(&zero_memory), 0) };
+                Operand { line_stride: 0, depth_stride: 0, ..Operand::contiguous_depth(self.address(&zero_memory), 0) };
             let gate_ranges = [
                 (0..2 * hidden, dz_operand(0..0)),
                 (2 * hidden..3 * hidden, zero_operand),
@@ -55,7 +55,7 @@ impl<D: Driver> BackwardPass<'_, D> {
                 self.outer_products((dz, range.len()), (c, hidden), chunks, acc_u(range.start), (&u, range.start))?;
             }
         } else {
-            let h = Operand::interleaved_lines(self.step_address(&trace.h, state_index_before, state_size), state_size);
+            let h = Operand::strided_depth(self.step_address(&trace.h, state_index_before, state_size), state_size);
             self.outer_products((dz_operand(0..gate_cols), gate_cols), (h, state_size), chunks, acc_u(0), (&u, 0))?;
         }
 
@@ -72,12 +72,10 @@ impl<D: Driver> BackwardPass<'_, D> {
         let projection = match &self.projection_buffers {
             Some([dh_projected, projection_inputs]) => {
                 let out = self.allocate_tensor(MatrixShape::new(state_size, hidden))?;
-                let grad = Operand::interleaved_lines(
-                    self.step_address(dh_projected, chunks.first_step, state_size),
-                    state_size,
-                );
+                let grad =
+                    Operand::strided_depth(self.step_address(dh_projected, chunks.first_step, state_size), state_size);
                 let projection_input =
-                    Operand::interleaved_lines(self.step_address(projection_inputs, chunks.first_step, hidden), hidden);
+                    Operand::strided_depth(self.step_address(projection_inputs, chunks.first_step, hidden), hidden);
                 let acc = acc.and_then(|acc| acc.projection.as_ref()).map(|acc| (acc, 0));
                 self.outer_products((grad, state_size), (projection_input, hidden), chunks, acc, (&out, 0))?;
                 Some(out)

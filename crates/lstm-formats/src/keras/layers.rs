@@ -196,7 +196,7 @@ impl Builder {
         config.finish("the layer")
     }
 
-    /// Takes the step of a sequence of one step. Returns whether the output is a single step now.
+    /// Removes the time axis of the output if it has exactly one step. Returns whether the output has no time axis now.
     fn take_only_step(&mut self) -> bool {
         if self.is_sequence == Some(true) && self.has_one_step {
             self.layers.push(ModelLayer::LastStep);

@@ -257,7 +257,7 @@ impl OnnxModel {
             |name: &str, why: &str| (count(name) > 0).then(|| format!("found {} {name} nodes: {why}", count(name)));
         let quantized = "the results of this operator depend on the whole batch, so that they can't be reproduced; open \
                          the model before quantization";
-        let decomposed = || {
+        let decomposed_lstm_hint = || {
             let has = |name: &str| count(name) > 0;
             ((has("Gemm") || has("MatMul")) && has("Sigmoid") && has("Tanh")).then(|| {
                 "found matrix products with Sigmoid and Tanh, maybe an LSTM that was taken apart; export the model with \
@@ -268,7 +268,7 @@ impl OnnxModel {
         let why = found("DynamicQuantizeLSTM", quantized)
             .or_else(|| found("GRU", "this is a GRU, not an LSTM, which this library does not run"))
             .or_else(|| found("RNN", "this is a plain RNN, not an LSTM, which this library does not run"))
-            .or_else(decomposed)
+            .or_else(decomposed_lstm_hint)
             .unwrap_or_else(|| {
                 let operators: Vec<&String> = operators.keys().collect();
                 match operators.is_empty() {

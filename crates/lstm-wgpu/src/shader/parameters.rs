@@ -86,7 +86,7 @@ parameters! {
         x_stride: u32,
         y_offset: u32,
         y_stride: u32,
-        /// 1 if the values are snapped, else 0.
+        /// 1 if values of magnitude below 2^-40 are replaced by +0 (`snap`), else 0.
         snap_values: u32,
     }
 

@@ -278,7 +278,8 @@ impl<B: Backend> Trainer<B> {
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<(f64, HostState), E> {
         let (input, step) = (input.into(), self.run.next_step());
-        let sums = self.run_shards(&SingleRank, step, self.run.num_accumulated(), &input, loss_input, loss).await;
+        let sums =
+            self.run_shards(&SingleRank, step, self.run.num_accumulated_passes(), &input, loss_input, loss).await;
         let (loss, gradients, states) = ShardSums::of_one_rank(step, input.batch_and_steps().0, sums)?;
         let state = states.first().ok_or_else(no_shard)?.try_clone()?;
         self.run.accumulate(loss, gradients, states)?;

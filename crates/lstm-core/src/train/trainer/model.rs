@@ -222,7 +222,7 @@ impl<B: Backend> ModelTrainer<B> {
         loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<(f64, Vec<HostState>), E> {
         let (input, step) = (input.into(), self.run.next_step());
-        let sums = self.run_shards(&SingleRank, step, self.run.num_accumulated(), &input, loss).await;
+        let sums = self.run_shards(&SingleRank, step, self.run.num_accumulated_passes(), &input, loss).await;
         let (loss, gradients, states) = ShardSums::of_one_rank(step, input.batch_and_steps().0, sums)?;
         let copy = states.iter().map(HostState::try_clone).collect::<Result<_>>()?;
         self.run.accumulate(loss, gradients, copy)?;

@@ -97,13 +97,13 @@ impl<T: GradientArrays> Run<T> {
     }
 
     /// Number of passes whose gradients are accumulated.
-    pub(super) fn num_accumulated(&self) -> usize {
+    pub(super) fn num_accumulated_passes(&self) -> usize {
         self.accumulated.as_ref().map_or(0, |accumulated| accumulated.losses.len())
     }
 
     /// Checks that no gradients are accumulated, which `op` would lose or mix with others.
     pub(super) fn check_nothing_accumulated(&self, op: &str) -> Result<()> {
-        match self.num_accumulated() {
+        match self.num_accumulated_passes() {
             0 => Ok(()),
             count => {
                 let reason = format!(

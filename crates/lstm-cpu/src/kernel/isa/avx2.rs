@@ -151,10 +151,10 @@ impl Integers for __m256i {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn dot<const BYTES: usize>(self, activations: Self, weights: Self) -> Self {
+    unsafe fn dot<const ELEMENT_BYTES: usize>(self, activations: Self, weights: Self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe {
-            let sums = match BYTES {
+            let sums = match ELEMENT_BYTES {
                 // `maddubs` reads its first operand without signs, so the weights get the signs. Two products are at
                 // most 2 * 127 * 127 and do not saturate.
                 1 => {
@@ -168,11 +168,11 @@ impl Integers for __m256i {
         }
     }
     #[inline(always)]
-    unsafe fn store_low<const BYTES: usize>(self, p: *mut u8) {
+    unsafe fn store_low<const ELEMENT_BYTES: usize>(self, p: *mut u8) {
         // SAFETY: guaranteed by the caller. The values are in the low bytes, so packing does not saturate once the
         // high bytes are zero.
         unsafe {
-            match BYTES {
+            match ELEMENT_BYTES {
                 1 => {
                     let bytes = _mm256_and_si256(self, _mm256_set1_epi32(0xff));
                     let halves = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));

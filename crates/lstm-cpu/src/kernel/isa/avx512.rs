@@ -150,20 +150,20 @@ impl Integers for __m512i {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn dot<const BYTES: usize>(self, activations: Self, weights: Self) -> Self {
+    unsafe fn dot<const ELEMENT_BYTES: usize>(self, activations: Self, weights: Self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe {
-            match BYTES {
+            match ELEMENT_BYTES {
                 1 => _mm512_dpbusd_epi32(self, activations, weights),
                 _ => _mm512_dpwssd_epi32(self, activations, weights),
             }
         }
     }
     #[inline(always)]
-    unsafe fn store_low<const BYTES: usize>(self, p: *mut u8) {
+    unsafe fn store_low<const ELEMENT_BYTES: usize>(self, p: *mut u8) {
         // SAFETY: guaranteed by the caller.
         unsafe {
-            match BYTES {
+            match ELEMENT_BYTES {
                 1 => _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(self)),
                 _ => _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(self)),
             }

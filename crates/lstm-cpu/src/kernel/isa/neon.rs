@@ -128,10 +128,10 @@ impl<const SDOT: bool> Integers for NeonIntegers<SDOT> {
         unsafe { vcvtq_f32_s32(self.0) }
     }
     #[inline(always)]
-    unsafe fn dot<const BYTES: usize>(self, activations: Self, weights: Self) -> Self {
+    unsafe fn dot<const ELEMENT_BYTES: usize>(self, activations: Self, weights: Self) -> Self {
         // SAFETY: guaranteed by the caller.
         unsafe {
-            NeonIntegers(match BYTES {
+            NeonIntegers(match ELEMENT_BYTES {
                 1 if SDOT => {
                     let mut sum = self.0;
                     // The intrinsic `vdotq_s32` is not stable. The instruction accesses no memory and no flags.
@@ -160,11 +160,11 @@ impl<const SDOT: bool> Integers for NeonIntegers<SDOT> {
         }
     }
     #[inline(always)]
-    unsafe fn store_low<const BYTES: usize>(self, p: *mut u8) {
+    unsafe fn store_low<const ELEMENT_BYTES: usize>(self, p: *mut u8) {
         // SAFETY: guaranteed by the caller.
         unsafe {
             let halves = vmovn_s32(self.0);
-            match BYTES {
+            match ELEMENT_BYTES {
                 1 => {
                     let bytes = vmovn_s16(vcombine_s16(halves, halves));
                     p.cast::<u32>().write_unaligned(vget_lane_u32::<0>(vreinterpret_u32_s8(bytes)));

@@ -230,8 +230,8 @@ impl<M: MultiplyAdd> Integers for WasmIntegers<M> {
         Floats::new(f32x4_convert_i32x4(self.0))
     }
     #[inline(always)]
-    unsafe fn dot<const BYTES: usize>(self, activations: Self, weights: Self) -> Self {
-        let sums = match BYTES {
+    unsafe fn dot<const ELEMENT_BYTES: usize>(self, activations: Self, weights: Self) -> Self {
+        let sums = match ELEMENT_BYTES {
             // The bytes with even and with odd positions as 16 bits, so that each sum stays in the lane of its word.
             1 => {
                 let even = |v: v128| i16x8_shr(i16x8_shl(v, 8), 8);
@@ -246,10 +246,10 @@ impl<M: MultiplyAdd> Integers for WasmIntegers<M> {
         Self::new(i32x4_add(self.0, sums))
     }
     #[inline(always)]
-    unsafe fn store_low<const BYTES: usize>(self, p: *mut u8) {
+    unsafe fn store_low<const ELEMENT_BYTES: usize>(self, p: *mut u8) {
         // SAFETY: guaranteed by the caller.
         unsafe {
-            match BYTES {
+            match ELEMENT_BYTES {
                 1 => {
                     let bytes = i8x16_shuffle::<0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0>(self.0, self.0);
                     v128_store32_lane::<0>(bytes, p.cast());

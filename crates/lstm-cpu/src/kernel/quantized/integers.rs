@@ -1,8 +1,8 @@
 //! The trait [`Integers`], a vector of 32-bit integers with the operations of the quantized kernels, and its
 //! implementation without vector instructions.
 //!
-//! Integers of activations and weights take `BYTES` bytes: one with int8, two with int12. A *word* of 32 bits holds
-//! adjacent integers of one row, so `4 / BYTES` of them.
+//! Integers of activations and weights take `ELEMENT_BYTES` bytes: one with int8, two with int12. A *word* of 32 bits holds
+//! adjacent integers of one row, so `4 / ELEMENT_BYTES` of them.
 
 use crate::kernel::simd::Simd;
 
@@ -10,7 +10,7 @@ use crate::kernel::simd::Simd;
 ///
 /// # Safety
 /// Call a method only if the CPU supports the instruction set of the implementing type. `load` needs `LANES` valid
-/// integers at `p`, of any alignment, and `store_low` memory for `LANES * BYTES` bytes.
+/// integers at `p`, of any alignment, and `store_low` memory for `LANES * ELEMENT_BYTES` bytes.
 pub(crate) trait Integers: Copy {
     /// The vector of floats with as many lanes.
     type Floats: Simd;
@@ -35,9 +35,9 @@ pub(crate) trait Integers: Copy {
     #[inline(always)]
     unsafe fn prefetch(_: *const i32) {}
     /// Adds to each lane the products of the integers in the words of `activations` and `weights`.
-    unsafe fn dot<const BYTES: usize>(self, activations: Self, weights: Self) -> Self;
-    /// Stores the low `BYTES` bytes of each lane, without gaps.
-    unsafe fn store_low<const BYTES: usize>(self, p: *mut u8);
+    unsafe fn dot<const ELEMENT_BYTES: usize>(self, activations: Self, weights: Self) -> Self;
+    /// Stores the low `ELEMENT_BYTES` bytes of each lane, without gaps.
+    unsafe fn store_low<const ELEMENT_BYTES: usize>(self, p: *mut u8);
 }
 
 impl Integers for i32 {
@@ -72,9 +72,9 @@ impl Integers for i32 {
         self as f32
     }
     #[inline(always)]
-    unsafe fn dot<const BYTES: usize>(self, activations: i32, weights: i32) -> i32 {
+    unsafe fn dot<const ELEMENT_BYTES: usize>(self, activations: i32, weights: i32) -> i32 {
         let (mut sum, a, w) = (self, activations.to_ne_bytes(), weights.to_ne_bytes());
-        if BYTES == 1 {
+        if ELEMENT_BYTES == 1 {
             for k in 0..4 {
                 sum += i32::from(a[k] as i8) * i32::from(w[k] as i8);
             }
@@ -87,10 +87,10 @@ impl Integers for i32 {
         sum
     }
     #[inline(always)]
-    unsafe fn store_low<const BYTES: usize>(self, p: *mut u8) {
+    unsafe fn store_low<const ELEMENT_BYTES: usize>(self, p: *mut u8) {
         // SAFETY: guaranteed by the caller.
         unsafe {
-            match BYTES {
+            match ELEMENT_BYTES {
                 1 => *p = self as u8,
                 _ => p.cast::<i16>().write_unaligned(self as i16),
             }

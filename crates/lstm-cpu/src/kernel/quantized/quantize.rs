@@ -32,12 +32,12 @@ pub(crate) struct QuantizeArgs<'a> {
 /// # Safety
 /// The pointers are valid for what [`QuantizeArgs`] describes; otherwise as for [`Integers`].
 #[inline(always)]
-pub(crate) unsafe fn quantize_rows<I: Integers, const BYTES: usize>(args: &QuantizeArgs<'_>) {
+pub(crate) unsafe fn quantize_rows<I: Integers, const ELEMENT_BYTES: usize>(args: &QuantizeArgs<'_>) {
     for row in 0..args.rows {
         // SAFETY: guaranteed by the caller.
         unsafe {
             let (x, to) = (args.x.add(row * args.ldx), args.to.skip(row));
-            *to.factors = quantize_row::<I, BYTES>(x, args.k, args.range, args.table, to.q);
+            *to.factors = quantize_row::<I, ELEMENT_BYTES>(x, args.k, args.range, args.table, to.q);
         }
     }
 }
@@ -47,7 +47,7 @@ pub(crate) unsafe fn quantize_rows<I: Integers, const BYTES: usize>(args: &Quant
 /// # Safety
 /// As for [`quantize_rows`].
 #[inline(always)]
-pub(crate) unsafe fn quantize_row<I: Integers, const BYTES: usize>(
+pub(crate) unsafe fn quantize_row<I: Integers, const ELEMENT_BYTES: usize>(
     x: *const f32,
     k: usize,
     range: OperandRange,
@@ -66,22 +66,22 @@ pub(crate) unsafe fn quantize_row<I: Integers, const BYTES: usize>(
         }
         let RowScale { to_integer, from_integer } = table.row_scale(magnitudes.max_lane() as u32, range);
         // The low bits of the sum are the integer, as in `lstm_core::quantized::to_int`.
-        let offset = if BYTES == 1 { I::ACTIVATION_OFFSET } else { 0 };
+        let offset = if ELEMENT_BYTES == 1 { I::ACTIVATION_OFFSET } else { 0 };
         let magic = I::Floats::splat(ROUNDING_MAGIC + f32::from(offset));
         if to_integer == 0.0 {
             // The product with a value that is not finite would be NaN.
             for n in (0..k).step_by(lanes) {
-                I::from_bits(magic).store_low::<BYTES>(q.add(n * BYTES));
+                I::from_bits(magic).store_low::<ELEMENT_BYTES>(q.add(n * ELEMENT_BYTES));
             }
             return from_integer;
         }
         let factor = I::Floats::splat(to_integer);
         for n in (0..whole_vectors).step_by(lanes) {
             let rounded = I::Floats::load(x.add(n)).fma(factor, magic);
-            I::from_bits(rounded).store_low::<BYTES>(q.add(n * BYTES));
+            I::from_bits(rounded).store_low::<ELEMENT_BYTES>(q.add(n * ELEMENT_BYTES));
         }
         if whole_vectors < k {
-            I::from_bits(rest.fma(factor, magic)).store_low::<BYTES>(q.add(whole_vectors * BYTES));
+            I::from_bits(rest.fma(factor, magic)).store_low::<ELEMENT_BYTES>(q.add(whole_vectors * ELEMENT_BYTES));
         }
         from_integer
     }

@@ -55,7 +55,12 @@ pub(crate) type QuantizedSingleRowKernel = unsafe fn(&QuantizedSingleRowArgs<'_>
 /// # Safety
 /// As for [`QuantizedSingleRowKernel`] and [`Integers`].
 #[inline(always)]
-pub(crate) unsafe fn quantized_single_row<I: Integers, const BYTES: usize, const N: usize, const SPLITS: usize>(
+pub(crate) unsafe fn quantized_single_row<
+    I: Integers,
+    const ELEMENT_BYTES: usize,
+    const N: usize,
+    const SPLITS: usize,
+>(
     args: &QuantizedSingleRowArgs<'_>,
 ) {
     // SAFETY: guaranteed by the caller.
@@ -65,13 +70,18 @@ pub(crate) unsafe fn quantized_single_row<I: Integers, const BYTES: usize, const
             load_panel_gates(cell.wx, cell.strides.wx)
         } else {
             let bias = load_panel_gates(cell.bias, PANEL_VECTORS * I::Floats::LANES);
-            let factor =
-                quantize_row::<I, BYTES>(args.input, args.input_len, OperandRange::Any, args.table, quantized_input);
-            add_gate_products::<I, BYTES, N, SPLITS>(bias, quantized_input, factor, args.w)
+            let factor = quantize_row::<I, ELEMENT_BYTES>(
+                args.input,
+                args.input_len,
+                OperandRange::Any,
+                args.table,
+                quantized_input,
+            );
+            add_gate_products::<I, ELEMENT_BYTES, N, SPLITS>(bias, quantized_input, factor, args.w)
         };
         let (operand, len) = (args.recurrent_operand, args.recurrent_operand_len);
-        let factor = quantize_row::<I, BYTES>(operand, len, args.range, args.table, quantized_operand);
-        let z = add_gate_products::<I, BYTES, N, SPLITS>(z, quantized_operand, factor, args.u);
+        let factor = quantize_row::<I, ELEMENT_BYTES>(operand, len, args.range, args.table, quantized_operand);
+        let z = add_gate_products::<I, ELEMENT_BYTES, N, SPLITS>(z, quantized_operand, factor, args.u);
         match cell.kind {
             CellKind::Fused | CellKind::Unfused => cell_forward_vectors::<_, N, false, false>(cell, z),
             CellKind::PeepholeDense => cell_forward_vectors::<_, N, true, false>(cell, z),
@@ -85,7 +95,7 @@ pub(crate) unsafe fn quantized_single_row<I: Integers, const BYTES: usize, const
 /// # Safety
 /// As for [`quantized_single_row`].
 #[inline(always)]
-unsafe fn add_gate_products<I: Integers, const BYTES: usize, const N: usize, const SPLITS: usize>(
+unsafe fn add_gate_products<I: Integers, const ELEMENT_BYTES: usize, const N: usize, const SPLITS: usize>(
     mut z: [[I::Floats; N]; PANEL_VECTORS],
     row: *const i32,
     factor: f32,
@@ -106,12 +116,12 @@ unsafe fn add_gate_products<I: Integers, const BYTES: usize, const N: usize, con
             let (mut k, end) = (block * BLOCK_WORDS, words.min((block + 1) * BLOCK_WORDS));
             while k + SPLITS <= end {
                 for split in 0..SPLITS {
-                    add_products::<I, BYTES, N>(row, k + split, panel, &mut sums[split]);
+                    add_products::<I, ELEMENT_BYTES, N>(row, k + split, panel, &mut sums[split]);
                 }
                 k += SPLITS;
             }
             while k < end {
-                add_products::<I, BYTES, N>(row, k, panel, &mut sums[0]);
+                add_products::<I, ELEMENT_BYTES, N>(row, k, panel, &mut sums[0]);
                 k += 1;
             }
             for n in 0..N {
@@ -134,7 +144,7 @@ unsafe fn add_gate_products<I: Integers, const BYTES: usize, const N: usize, con
 /// # Safety
 /// As for [`quantized_single_row`], with `k < panel.words`.
 #[inline(always)]
-unsafe fn add_products<I: Integers, const BYTES: usize, const N: usize>(
+unsafe fn add_products<I: Integers, const ELEMENT_BYTES: usize, const N: usize>(
     row: *const i32,
     k: usize,
     panel: QuantizedPanel,
@@ -146,7 +156,7 @@ unsafe fn add_products<I: Integers, const BYTES: usize, const N: usize>(
         for n in 0..N {
             for j in 0..PANEL_VECTORS {
                 let column = (n * panel.words + k) * PANEL_VECTORS + j;
-                sums[j][n] = sums[j][n].dot::<BYTES>(a, I::load(panel.weights.add(column * I::Floats::LANES)));
+                sums[j][n] = sums[j][n].dot::<ELEMENT_BYTES>(a, I::load(panel.weights.add(column * I::Floats::LANES)));
             }
         }
     }

@@ -76,7 +76,7 @@ pub(crate) type QuantizedTileKernel = unsafe fn(&QuantizedTileArgs);
 /// # Safety
 /// As for [`QuantizedTileKernel`] and [`Integers`].
 #[inline(always)]
-pub(crate) unsafe fn quantized_tile<I: Integers, const BYTES: usize, const ROWS: usize, const SPLITS: usize>(
+pub(crate) unsafe fn quantized_tile<I: Integers, const ELEMENT_BYTES: usize, const ROWS: usize, const SPLITS: usize>(
     args: &QuantizedTileArgs,
 ) {
     let (lanes, width) = (I::Floats::LANES, PANEL_VECTORS * I::Floats::LANES);
@@ -101,7 +101,7 @@ pub(crate) unsafe fn quantized_tile<I: Integers, const BYTES: usize, const ROWS:
                     if ROWS > 2 {
                         I::prefetch(prefetch.wrapping_add((k + split) * CACHE_LINE_WORDS));
                     }
-                    add_products::<I, BYTES, ROWS>(
+                    add_products::<I, ELEMENT_BYTES, ROWS>(
                         a.add(k).add(split),
                         rows.stride,
                         w.add(k * width).add(split * width),
@@ -111,7 +111,7 @@ pub(crate) unsafe fn quantized_tile<I: Integers, const BYTES: usize, const ROWS:
                 k += SPLITS;
             }
             while k < words {
-                add_products::<I, BYTES, ROWS>(a.add(k), rows.stride, w.add(k * width), &mut sums[0]);
+                add_products::<I, ELEMENT_BYTES, ROWS>(a.add(k), rows.stride, w.add(k * width), &mut sums[0]);
                 k += 1;
             }
             for r in 0..ROWS {
@@ -138,7 +138,7 @@ pub(crate) unsafe fn quantized_tile<I: Integers, const BYTES: usize, const ROWS:
 /// # Safety
 /// As for [`quantized_tile`].
 #[inline(always)]
-unsafe fn add_products<I: Integers, const BYTES: usize, const ROWS: usize>(
+unsafe fn add_products<I: Integers, const ELEMENT_BYTES: usize, const ROWS: usize>(
     a: *const i32,
     stride: usize,
     weights: *const i32,
@@ -153,7 +153,7 @@ unsafe fn add_products<I: Integers, const BYTES: usize, const ROWS: usize>(
         for r in 0..ROWS {
             let a = I::splat(*a.add(r * stride));
             for j in 0..PANEL_VECTORS {
-                sums[r][j] = sums[r][j].dot::<BYTES>(a, w[j]);
+                sums[r][j] = sums[r][j].dot::<ELEMENT_BYTES>(a, w[j]);
             }
         }
     }

@@ -256,7 +256,7 @@ impl ForwardPass<'_> {
                 strides,
                 wx: if has_complete_sums { uh(p) } else { wx(p) },
                 uh: ALL_GATES.map(|gate| {
-                    let (r, vector_index) = self.layer.recurrent_vector(p, gate);
+                    let (r, vector_index) = self.layer.recurrent_vector_position(p, gate);
                     uh(r).add(vector_index * lanes).cast_const()
                 }),
                 bias: if has_complete_sums { null() } else { self.layer.bias.as_ptr().add(p * width) },
