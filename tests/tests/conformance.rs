@@ -287,6 +287,7 @@ mod cpu {
     //! Trials of the CPU backend only: every number of threads and every instruction set is bit-identical to plain code, and
     //! the conformance checks detect injected faults.
 
+    use lstm::Device;
     use lstm_core::Checkpointing;
     use lstm_cpu::{Cpu, Isa};
     use lstm_tests::faults::{Fault, FaultyBackend};
@@ -294,9 +295,13 @@ mod cpu {
     use super::*;
 
     pub(super) fn trials(trials: &mut Trials) -> lstm_cpu::Result<()> {
-        let plain = Cpu::builder().threads(1).isa(Isa::Plain).build()?;
-        let threads = |n: usize| Ok((format!("{n}-threads"), Cpu::builder().threads(n).always_all_threads().build()?));
-        let isa = |isa: Isa| Ok((isa.to_string(), Cpu::builder().threads(1).isa(isa).build()?));
+        // Devices, for which the checks are compiled anyway.
+        let plain = Device::from(Cpu::builder().threads(1).isa(Isa::Plain).build()?);
+        let threads = |n: usize| {
+            let cpu = Cpu::builder().threads(n).always_all_threads().build()?;
+            Ok((format!("{n}-threads"), Device::from(cpu)))
+        };
+        let isa = |isa: Isa| Ok((isa.to_string(), Device::from(Cpu::builder().threads(1).isa(isa).build()?)));
         // WebAssembly has one thread.
         let numbers: &[usize] = if cfg!(target_family = "wasm") { &[1] } else { &[1, 2, 4] };
         let threads = numbers.iter().copied().map(threads).collect::<lstm_cpu::Result<Vec<_>>>()?;
@@ -304,7 +309,7 @@ mod cpu {
         // The first instruction set is the default, whose results are compared with the snapshots.
         for (group, variants) in [("threads", threads), ("isa", isas[1..].to_vec())] {
             for (label, cpu) in variants.clone() {
-                for (name, check) in primitives::checks::<Cpu>() {
+                for (name, check) in primitives::checks::<Device>() {
                     let cpu = cpu.clone();
                     trials.add("cpu", group, &format!("{name}-{label}"), move || check(&cpu).map(|()| String::new()));
                 }
@@ -341,7 +346,7 @@ mod cpu {
     }
 
     /// At least one case must detect the fault.
-    fn detects_fault(cpu: &Cpu, fault: Fault) -> Result<String> {
+    fn detects_fault(cpu: &Device, fault: Fault) -> Result<String> {
         let detected = small_cases().find_map(|case| {
             let error = check::check_case(&FaultyBackend::new(cpu.clone(), fault), &case).err()?;
             Some((case.name, format!("{error:#}")))
@@ -352,7 +357,7 @@ mod cpu {
     }
 
     /// Without a fault, all cases must pass; otherwise detecting faults would prove nothing.
-    fn passes_without_fault(cpu: &Cpu) -> Result<String> {
+    fn passes_without_fault(cpu: &Device) -> Result<String> {
         for case in small_cases() {
             check::check_case(&FaultyBackend::new(cpu.clone(), Fault::None), &case)?;
         }
@@ -360,7 +365,7 @@ mod cpu {
     }
 
     /// Every variant of the backend must be bit-identical to plain code.
-    fn variants_match(plain: &Cpu, variants: &[(String, Cpu)], case: &Case) -> Result<String> {
+    fn variants_match(plain: &Device, variants: &[(String, Device)], case: &Case) -> Result<String> {
         let want = check::run_passes(&Lstm::new(plain, case.weights()?)?, &case.data(), Checkpointing::SaveEverything)?;
         for (label, cpu) in variants {
             let got = check::check_case(cpu, case).with_context(|| label.clone())?;

@@ -1,6 +1,7 @@
 //! Trials of a CUDA device on the execution paths that its layers would not use by default, and with the kernels for
 //! large problems, which no case of the table is large enough for on a large device.
 
+use lstm::Device;
 use lstm_cuda::{Cuda, KernelLimits};
 
 use super::*;
@@ -20,6 +21,6 @@ pub(super) fn trials(trials: &mut Trials) {
                 continue;
             }
         };
-        trials.cases_and_training("cuda", group, &cuda);
+        trials.cases_and_training("cuda", group, &Device::from(cuda));
     }
 }

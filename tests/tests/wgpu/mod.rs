@@ -1,6 +1,7 @@
 //! Checks that only the wgpu backend needs: guard words after tensors, the kernels for GPUs on an adapter that is a CPU,
 //! the emulation of `fma` in integers, and low limits, which make passes run in chunks.
 
+use lstm::Device;
 use lstm_wgpu::{Fma, Wgpu, WgpuBuilder, wgpu::Limits};
 
 use super::*;
@@ -35,14 +36,14 @@ pub(super) fn trials(trials: &mut Trials) {
                     .into_iter()
                     .filter(|case| case.group == "sizes" || case.config.proj_size.is_some() || case.lengths.is_some());
                 add_cases(trials, "gpu-kernels", &wgpu, cases);
-                for (name, check) in streams::checks::<Wgpu>() {
-                    let wgpu = wgpu.clone();
-                    trials.add("wgpu", "gpu-kernels", name, move || check(&wgpu).map(|()| String::new()));
+                for (name, check) in streams::checks::<Device>() {
+                    let device = Device::from(wgpu.clone());
+                    trials.add("wgpu", "gpu-kernels", name, move || check(&device).map(|()| String::new()));
                 }
                 for run in training::runs() {
-                    let (wgpu, name) = (wgpu.clone(), format!("training-{}", run.name));
+                    let (device, name) = (Device::from(wgpu.clone()), format!("training-{}", run.name));
                     trials.add("wgpu", "gpu-kernels", &name.clone(), move || {
-                        snapshot(&name, &run.report(&wgpu)?).map(|()| String::new())
+                        snapshot(&name, &run.report(&device)?).map(|()| String::new())
                     });
                 }
             }
@@ -92,10 +93,10 @@ fn add_guarded(trials: &mut Trials, group: &str, builder: WgpuBuilder) {
         Ok(wgpu) => wgpu,
         Err(error) => return trials.add("wgpu", group, "open", || Err(error.into())),
     };
-    for (name, check) in primitives::checks::<Wgpu>().into_iter().chain(streams::checks()) {
-        let wgpu = wgpu.clone();
+    for (name, check) in primitives::checks::<Device>().into_iter().chain(streams::checks()) {
+        let (wgpu, device) = (wgpu.clone(), Device::from(wgpu.clone()));
         trials.add("wgpu", group, name, move || {
-            check(&wgpu)?;
+            check(&device)?;
             pollster::block_on(wgpu.check_guards())?;
             Ok(String::new())
         });
@@ -103,7 +104,10 @@ fn add_guarded(trials: &mut Trials, group: &str, builder: WgpuBuilder) {
     for name in GUARDED_CASES {
         let (wgpu, case) = (wgpu.clone(), cases::all_cases().into_iter().find(|case| case.name == name));
         trials.add("wgpu", group, name, move || {
-            let found = matches_snapshot(&wgpu, &case.context("the table of cases has no case of this name")?)?;
+            let found = matches_snapshot(
+                &Device::from(wgpu.clone()),
+                &case.context("the table of cases has no case of this name")?,
+            )?;
             pollster::block_on(wgpu.check_guards())?;
             Ok(found)
         });
@@ -113,7 +117,7 @@ fn add_guarded(trials: &mut Trials, group: &str, builder: WgpuBuilder) {
 /// Adds trials that compare cases with their snapshots.
 fn add_cases(trials: &mut Trials, group: &str, wgpu: &Wgpu, cases: impl IntoIterator<Item = Case>) {
     for case in cases {
-        let (wgpu, name) = (wgpu.clone(), case.name.clone());
-        trials.add("wgpu", group, &name, move || matches_snapshot(&wgpu, &case));
+        let (device, name) = (Device::from(wgpu.clone()), case.name.clone());
+        trials.add("wgpu", group, &name, move || matches_snapshot(&device, &case));
     }
 }
