@@ -70,12 +70,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
+/// One size, because compiling kernels that emulate fma takes seconds. The conformance tests have all sizes.
 fn check_equals_cpu(b: &Wgpu) -> CheckResult {
-    for hidden in [3, 70, 150] {
-        let identical = bits(&passes(b, hidden)?) == bits(&passes(&Cpu::new(), hidden)?);
-        ensure(identical, format!("hidden size {hidden}: results are not bit-identical to the CPU's"))?;
-    }
-    Ok(())
+    ensure(bits(&passes(b, 70)?) == bits(&passes(&Cpu::new(), 70)?), "results are not bit-identical to the CPU's")
 }
 
 fn ensure(condition: bool, message: impl ToString) -> CheckResult {
