@@ -21,14 +21,16 @@ pub(crate) struct Args {
     /// Build in release mode: slower to build, several times faster to run
     #[arg(long)]
     release: bool,
-    /// Also run the tests of the benchmarks, the C library and the examples, and of variants of backends that share nearly
-    /// all of their code with those that run anyway
+    /// Also run the tests of programs, bindings and what is inside the backends, and variants of backends that share
+    /// nearly all of their code with those that run anyway
     #[arg(long)]
     exhaustive: bool,
 }
 
-/// Packages that take long to build and whose tests say nothing about the library's results.
-const LONG_BUILDS: [&str; 3] = [BENCHES_PACKAGE, "lstm-c", "lstm-examples"];
+/// Packages whose tests run with `--exhaustive` only: programs, bindings, and backends, of which the conformance tests
+/// show what they compute.
+const EXHAUSTIVE_PACKAGES: [&str; 8] =
+    [BENCHES_PACKAGE, TOOL_PACKAGE, "lstm-c", "lstm-cpu", "lstm-cuda", "lstm-cuda-sim", "lstm-examples", "lstm-wgpu"];
 
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let workspace = cargo::read_workspace()?;
@@ -60,20 +62,24 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 
 /// Runs `cargo test` with the backends as features. Returns whether all tests passed.
 fn run_cargo_test(args: &Args, workspace: &Workspace, results: &Path, cargo_args: &[&str]) -> Result<bool> {
-    let packages = [FACADE_PACKAGE, TESTS_PACKAGE, TOOL_PACKAGE];
+    let mut packages = vec![FACADE_PACKAGE, TESTS_PACKAGE];
     let mut command = cargo::cargo_command();
-    command.arg("test").args(cargo_args).args(workspace.feature_args(&packages, args.backends.as_deref()));
-    match args.exhaustive {
-        true => command.env("LSTM_EXHAUSTIVE", "1"),
-        false => {
-            command.args(LONG_BUILDS.iter().flat_map(|package| ["--exclude", package]));
-            command.env_remove("LSTM_EXHAUSTIVE")
-        }
-    };
-    if std::env::var_os("LP_NUM_THREADS").is_none() {
-        // Mesa's software Vulkan without threads of its own: tests that run at the same time have all cores.
-        command.env("LP_NUM_THREADS", "0");
+    command.arg("test").args(cargo_args);
+    if args.exhaustive {
+        packages.push(TOOL_PACKAGE);
+        command.env("LSTM_EXHAUSTIVE", "1");
+    } else {
+        command.args(EXHAUSTIVE_PACKAGES.iter().flat_map(|package| ["--exclude", package]));
+        command.env_remove("LSTM_EXHAUSTIVE");
     }
+    command.args(workspace.feature_args(&packages, args.backends.as_deref()));
+    let defaults = [
+        // Mesa's software Vulkan without threads of its own: tests that run at the same time have all cores.
+        ("LP_NUM_THREADS", "0"),
+        // A first build takes half as long again if it prepares for incremental ones.
+        ("CARGO_INCREMENTAL", "0"),
+    ];
+    command.envs(defaults.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
     command.env("LSTM_RESULTS", results);
     match &args.backends {
         // Backends that are not built are reported in the table.
