@@ -26,6 +26,9 @@ const TARGET: &str = "wasm32-wasip1";
 /// Build the npm package lstm-web, test it in headless Chromium, or serve its demo
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// The program `web_cases` of lstm-tests, which computes models and expected results [default: built here]
+    #[arg(long, value_name = "PROGRAM")]
+    cases: Option<PathBuf>,
     /// Run the tests in Chromium, of which the environment variable CHROMIUM has the path [default: /usr/bin/chromium]
     #[arg(long)]
     test: bool,
@@ -56,9 +59,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     copy_files(&source.join("demo"), &site)?;
     copy_files(&package, &site.join("lstm-web"))?;
     // Models and expected results, of native code.
-    let mut cases = cargo_command();
-    cases.args(["run", "--quiet", "--release", "--package", cargo::TESTS_PACKAGE, "--bin", "web_cases"]);
-    succeed(cases.arg("--").arg(site.join("data")))?;
+    let mut cases = args.cases.as_ref().map_or_else(cargo_command, Command::new);
+    if args.cases.is_none() {
+        cases.args(["run", "--quiet", "--release", "--package", cargo::TESTS_PACKAGE, "--bin", "web_cases", "--"]);
+    }
+    succeed(cases.arg(site.join("data")))?;
 
     let passed = !args.test || {
         copy_files(&source.join("tests"), &site)?;
@@ -90,15 +95,20 @@ fn build_package(package: &Path) -> Result<()> {
     for license in ["LICENSE-MIT", "LICENSE-APACHE"] {
         copy(&source.join("../..").join(license), &package.join(license))?;
     }
-    let target_dir = cargo::read_workspace()?.target_dir;
-    for (module, feature, target_features) in MODULES {
+    // Side by side, because the optimization of a whole module, which takes longest, uses one core.
+    let target_dir = cargo::read_workspace()?.target_dir.join("web-modules");
+    let builds = MODULES.map(|(module, feature, target_features)| {
         let mut build = cargo_command();
         build.args(["build", "--profile", "web", "--package", "lstm-web", "--target", TARGET]);
-        build.args(["--no-default-features", "--features", feature]);
-        succeed(build.env("RUSTFLAGS", format!("-Ctarget-feature={target_features}")))?;
-        let built = target_dir.join(TARGET).join("web/lstm_web.wasm");
+        build.args(["--no-default-features", "--features", feature, "--target-dir"]).arg(target_dir.join(module));
+        build.env("RUSTFLAGS", format!("-Ctarget-feature={target_features}")).spawn()
+    });
+    let statuses = builds.map(|build| build.and_then(|mut build| build.wait()));
+    for ((module, ..), status) in MODULES.into_iter().zip(statuses) {
+        let status = status.context("cargo build")?;
+        ensure!(status.success(), "building the module {module} failed: {status}");
         let to = package.join(format!("lstm-web-{module}.wasm"));
-        copy(&built, &to)?;
+        copy(&target_dir.join(module).join(TARGET).join("web/lstm_web.wasm"), &to)?;
         println!("{}: {} bytes", to.display(), fs::metadata(&to)?.len());
     }
     Ok(())
