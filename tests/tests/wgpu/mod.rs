@@ -23,8 +23,12 @@ const GUARDED_CASES: [&str; 9] = [
 pub(super) fn trials(trials: &mut Trials) {
     // If the backend does not open, `main` has reported it already.
     let Ok(default) = Wgpu::new() else { return };
-    add_guarded(trials, "guards", Wgpu::builder());
-    if default.adapter().device_type == lstm_wgpu::wgpu::DeviceType::Cpu {
+    let is_cpu = default.adapter().device_type == lstm_wgpu::wgpu::DeviceType::Cpu;
+    // The trials of the backend itself use all kernels for CPUs, without guard words.
+    if !is_cpu || trials.exhaustive {
+        add_guarded(trials, "guards", Wgpu::builder());
+    }
+    if is_cpu {
         add_guarded(trials, "guards-gpu-kernels", Wgpu::builder().treat_as_cpu(false));
         match Wgpu::builder().treat_as_cpu(false).build() {
             // The cases above use all kernels.
@@ -65,6 +69,9 @@ pub(super) fn trials(trials: &mut Trials) {
         // Integer arithmetic needs no optional feature, so it must work on every adapter.
         Err(error) => trials.add("wgpu", "integer-fma", "open", || Err(error.into())),
     }
+    if !trials.exhaustive {
+        return;
+    }
     // Buffers are hardly larger than the largest tensor of the probe, and grids of workgroups have two dimensions. The
     // weights of a hidden size above 256 do not fit.
     let limits = Limits {
@@ -72,15 +79,12 @@ pub(super) fn trials(trials: &mut Trials) {
         max_storage_buffer_binding_size: 512 << 10,
         ..Limits::default()
     };
-    // Cells and options have all kernels.
-    let exhaustive = trials.exhaustive;
-    let groups = |group| matches!(group, "cells" | "options") || (exhaustive && group != "sizes");
     match Wgpu::builder().limits(limits).build() {
         Ok(wgpu) => add_cases(
             trials,
             "low-limits",
             &wgpu,
-            small_cases().filter(|case| groups(case.group) && case.config.hidden_size <= 256),
+            small_cases().filter(|case| case.group != "sizes" && case.config.hidden_size <= 256),
         ),
         Err(error) => trials.add("wgpu", "low-limits", "open", || Err(error.into())),
     }
