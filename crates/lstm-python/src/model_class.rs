@@ -1,9 +1,6 @@
 //! The class `Model`: a model file of any format.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use lstm::{
     Device, Error, HostState, Model, ModelInput, ModelLayer, ModelOutput, ModelWeights, StateDict,
@@ -13,7 +10,7 @@ use lstm::{
 };
 use numpy::{IntoPyArray, PyUntypedArrayMethods};
 use pyo3::{
-    exceptions::{PyTypeError, PyValueError},
+    exceptions::PyValueError,
     prelude::*,
     types::{PyBytes, PyDict, PyList, PyTuple},
 };
@@ -109,7 +106,7 @@ impl ModelClass {
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let read_arguments = |batch| {
             let lengths = lengths.map(|lengths| read_lengths(lengths, batch)).transpose()?;
-            let states = states.map(|states| read_states(states, self.weights(), Some(batch))).transpose()?;
+            let states = states.map(|states| read_states(states, "states", self.weights(), Some(batch))).transpose()?;
             Ok::<_, PyErr>((lengths, states))
         };
         let (output, is_unbatched) = if self.weights().reads_tokens() {
@@ -144,10 +141,10 @@ impl ModelClass {
     #[allow(clippy::too_many_arguments, reason = "they are the options of a file")]
     fn open(
         py: Python<'_>,
-        path: PathBuf,
+        #[pyo3(from_py_with = arguments::path)] path: PathBuf,
         name: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = arguments::layers)] layers: Option<String>,
-        set: Option<BTreeMap<String, f64>>,
+        set: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = arguments::optional_cell)] cell: Option<String>,
         #[pyo3(from_py_with = arguments::clip)] clip: Option<f32>,
         #[pyo3(from_py_with = arguments::coupled)] coupled: bool,
@@ -159,12 +156,13 @@ impl ModelClass {
         options.names = match name {
             None => Vec::new(),
             Some(name) => {
-                name.extract::<String>().map(|name| vec![name]).or_else(|_| name.extract()).map_err(|_| {
-                    PyTypeError::new_err(format!("name: expected a str, or a list of str, got {}", name.get_type()))
-                })?
+                let one = name.extract::<String>().map(|name| vec![name]);
+                one.or_else(|_| name.extract())
+                    .map_err(|_| arguments::wrong("name", "a str, or a list of str", name))?
             }
         };
-        (options.layers, options.set, options.clip, options.coupled) = (layers, set.unwrap_or_default(), clip, coupled);
+        options.set = set.map(arguments::set).transpose()?.unwrap_or_default();
+        (options.layers, options.clip, options.coupled) = (layers, clip, coupled);
         options.cell = cell.map(|cell| cell.parse()).transpose().py()?;
         options.precision = precision.map(|precision| precision.parse()).transpose().py()?;
         let device = DeviceOptions::new(device, threads)?;
@@ -384,7 +382,7 @@ pub(crate) fn restore_model(
         Model::new(&opened, weights)
     });
     let model = model.py()?;
-    let states = constants.2.map(|states| read_states(&states, model.weights(), None)).transpose()?;
+    let states = constants.2.map(|states| read_states(&states, "states", model.weights(), None)).transpose()?;
     let (format, dtypes, unused) = file;
     let info = FileInfo { format, dtypes, unused, steps: constants.0, lengths: constants.1, states };
     Ok(ModelClass { model, device, file: info })

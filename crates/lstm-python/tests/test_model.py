@@ -217,7 +217,7 @@ def test_a_stream_is_reset_to_the_states_of_the_file(tmp_path: Path) -> None:
 
 def test_graphs_that_are_not_the_model_alone(tmp_path: Path) -> None:
     path = MODELS / "gobw.onnx"
-    with pytest.raises(ValueError, match=r"gobw.onnx: .*`out` has another order.*select its LSTM nodes by name: `lstm`"):
+    with pytest.raises(ValueError, match=r"gobw.onnx: .*`out` has another order.*select its LSTM nodes with the argument name: `lstm`"):
         lstm.Model.open(path)
     assert lstm.Model.open(path, name="lstm").output_size > 0
     path = tmp_path / "states.onnx"

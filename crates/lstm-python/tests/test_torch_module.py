@@ -352,11 +352,13 @@ def test_traces_are_an_error(is_packed: bool) -> None:
     def run(x: Any) -> Any:
         return net(rnn.pack_padded_sequence(x, [5, 3]))[0].data if is_packed else net(x)[0]
 
-    with pytest.raises(RuntimeError, match="can't be traced or exported.*before lstm.torch.convert"):
+    with pytest.raises(RuntimeError, match="can't be traced, scripted or exported.*before lstm.torch.convert"):
         torch.jit.trace(run, (x,))
     if not is_packed and hasattr(torch.compiler, "is_exporting"):
-        with pytest.raises(RuntimeError, match="can't be traced or exported.*before lstm.torch.convert"):
+        with pytest.raises(RuntimeError, match="can't be traced, scripted or exported.*before lstm.torch.convert"):
             torch.export.export(net, (x,))
+    with pytest.raises(RuntimeError, match="can't be traced, scripted or exported.*before lstm.torch.convert"):
+        torch.jit.script(torch.nn.Sequential(net))
 
 
 def test_empty_batches() -> None:
