@@ -222,7 +222,7 @@ def test_graphs_that_are_not_the_model_alone(tmp_path: Path) -> None:
     assert lstm.Model.open(path, name="lstm").output_size > 0
     path = tmp_path / "states.onnx"
     path.write_bytes(onnx_file.write(3, ["Y_h", "Y_c"]))
-    with pytest.raises(ValueError, match=r"states.onnx: .*all its outputs are final states.*nodes by name: `rec`"):
+    with pytest.raises(ValueError, match=r"states.onnx: .*all its outputs are final states.*argument name: `rec`"):
         lstm.Model.open(path)
     x = np.ones((7, 2), np.float32)
     y, ((h, _),) = lstm.Model.open(path, name="rec").run(x, return_states=True)

@@ -361,6 +361,17 @@ def test_traces_are_an_error(is_packed: bool) -> None:
         torch.jit.script(torch.nn.Sequential(net))
 
 
+def test_transforms_of_functions_are_an_error() -> None:
+    _, net = pair({})
+    x = torch.randn(5, 2, 4)
+    for transform in (torch.func.grad, torch.func.jacrev, torch.vmap):
+        with pytest.raises(NotImplementedError, match=r"does not run under torch.func .*; use backward\(\)"):
+            transform(lambda x: net(x)[0].sum())(x if transform is not torch.vmap else x[None])
+    # What the text advises.
+    (gradient,) = torch.autograd.grad(net(x.requires_grad_())[0].sum(), x)
+    assert gradient.shape == x.shape
+
+
 def test_empty_batches() -> None:
     _, net = pair({})
     y, (h, _) = net(torch.zeros(5, 0, 4, requires_grad=True))

@@ -126,6 +126,11 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train in f32"):
         lstm.Trainer(lstm.LSTM(3, 5, precision="int8"))
     trainer, x = lstm.Trainer(model), noise(7, 2, 3)
+    # mypy rejects these, too.
+    with pytest.raises(ValueError, match="loss: expected an lstm.Loss, a function, or one of mse, .*, got 'l1'"):
+        trainer.step(x, x, loss="l1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"groups\[0\]: lr: there is no such option"):
+        lstm.Trainer(model, groups=[{"parameters": "*", "lr": 1}])  # type: ignore[typeddict-unknown-key]
     with pytest.raises(ValueError, match=r"target: expected the shape \[7, 2, 5\], got \[7, 2, 4\]"):
         trainer.step(x, noise(7, 2, 4))
     with pytest.raises(TypeError, match="target: expected float32, got float64"):

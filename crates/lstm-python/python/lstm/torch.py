@@ -239,7 +239,16 @@ class LSTM(torch.nn.Module):
                 "lstm.torch.LSTM has no derivatives of forward mode; use backward(), or torch.nn.LSTM for tangents"
             )
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-            y, h, c = _Pass.apply(self, lengths, seed, input, h, c, *parameters)
+            try:
+                y, h, c = _Pass.apply(self, lengths, seed, input, h, c, *parameters)
+            except RuntimeError as error:
+                if "setup_context" not in str(error):
+                    raise
+                # What PyTorch says of a function without this method.
+                raise NotImplementedError(
+                    "lstm.torch.LSTM does not run under torch.func (vmap, grad, jacrev); use backward() or "
+                    "torch.autograd.grad, or torch.nn.LSTM"
+                ) from error
             return y, (h, c)
         y, state, _ = self._run(input, h, c, lengths, seed, parameters, record=False)
         return y, state
