@@ -8,8 +8,6 @@ use pyo3::{
     types::PyMapping,
 };
 
-use crate::lstm_class::LstmClass;
-
 /// The exception for an argument of another type.
 pub(crate) fn wrong(name: &str, expected: &str, value: &Bound<'_, PyAny>) -> PyErr {
     let kind = value.get_type().name().map_or_else(|_| "another type".to_owned(), |kind| kind.to_string());
@@ -50,11 +48,6 @@ fn integer64(name: &str, value: &Bound<'_, PyAny>) -> PyResult<i64> {
     let integer = integer(name, value)?;
     i64::try_from(integer)
         .map_err(|_| PyValueError::new_err(format!("{name}: expected a number of 64 bits, got {integer}")))
-}
-
-/// The argument `model` of a trainer.
-pub(crate) fn model<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, LstmClass>> {
-    value.cast().cloned().map_err(|_| wrong("model", "an lstm.LSTM", value))
 }
 
 /// An argument that is a text.

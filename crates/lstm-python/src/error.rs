@@ -11,7 +11,7 @@ use pyo3::{
 };
 
 /// What the library advises to do in Rust, and what Python code does.
-const ADVICE: [(&str, &str); 7] = [
+const ADVICE: [(&str, &str); 6] = [
     ("use Model::forward", "use Model.run"),
     (
         "read a model without the state of a run with StateDict::take_lstm and Linear::take, or with ModelWeights::open, and \
@@ -21,9 +21,8 @@ const ADVICE: [(&str, &str); 7] = [
     ),
     (
         "continue the run with ModelTrainer::resume, and save its model with ModelTrainer::model and ModelWeights::save",
-        "a Rust program can continue the run, or save its model",
+        "continue the run with lstm.Trainer.resume, and save its model with trainer.model.save",
     ),
-    ("continue the run with ModelTrainer::resume", "a Rust program can continue the run"),
     ("continue the run with Trainer::resume", "continue the run with lstm.Trainer.resume"),
     (
         "run it with `OnnxGraph::run` in Rust, or select its LSTM nodes by name",

@@ -10,6 +10,7 @@ macro_rules! doc {
     };
 }
 
+mod any_trainer;
 mod arguments;
 mod arrays;
 mod device;

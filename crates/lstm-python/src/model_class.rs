@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lstm::{
     Device, Error, HostState, Model, ModelInput, ModelLayer, ModelOutput, ModelWeights, StateDict,
     arithmetic::Digest,
-    formats::{ModelFile, OpenOptions, open},
+    formats::{Format, ModelFile, OpenOptions, open},
     ndarray::{ArrayView2, ArrayView3, Ix2},
 };
 use numpy::{IntoPyArray, PyUntypedArrayMethods};
@@ -34,7 +34,7 @@ pub(crate) struct ModelClass {
 
 /// What a file says besides the weights.
 #[derive(Clone)]
-struct FileInfo {
+pub(crate) struct FileInfo {
     format: String,
     dtypes: Vec<String>,
     unused: Vec<String>,
@@ -69,7 +69,36 @@ impl FileInfo {
     }
 }
 
+impl FileInfo {
+    /// What is known of a model that this library saved.
+    pub(crate) fn of_saved_model() -> Self {
+        let (dtypes, unused) = (vec!["F32".into()], Vec::new());
+        FileInfo { format: Format::Safetensors.to_string(), dtypes, unused, steps: None, lengths: None, states: None }
+    }
+
+    /// Fails for a file that has lengths, states or a number of steps, without which the model alone is another one.
+    fn check_is_model_alone(&self, op: &str) -> PyResult<()> {
+        if self.steps.is_some() || self.lengths.is_some() || self.states.is_some() {
+            let text = "the file fixes the lengths, the number or the initial states of the sequences, which are not part of \
+                        the model";
+            return Err(PyValueError::new_err(format!("{op}: {text}; a model without them can be used")));
+        }
+        Ok(())
+    }
+}
+
 impl ModelClass {
+    /// The object of a model that was trained.
+    pub(crate) fn from_parts(model: Model<Device>, device: DeviceOptions, file: FileInfo) -> Self {
+        ModelClass { model, device, file }
+    }
+
+    /// What a trainer needs of a model.
+    pub(crate) fn trainable_parts(&self) -> PyResult<(Model<Device>, FileInfo, DeviceOptions)> {
+        self.file.check_is_model_alone("Trainer")?;
+        Ok((self.model.clone(), self.file.clone(), self.device.clone()))
+    }
+
     fn weights(&self) -> &ModelWeights {
         self.model.weights()
     }
@@ -211,6 +240,12 @@ impl ModelClass {
             stream.set_states(states).py()?;
         }
         Ok(StreamClass::new(AnyStream::Model(Box::new(stream), self.file.states.clone()), true))
+    }
+
+    #[doc = doc!("Model.save")]
+    fn save(&self, py: Python<'_>, #[pyo3(from_py_with = arguments::path)] path: PathBuf) -> PyResult<()> {
+        self.file.check_is_model_alone("save")?;
+        py.detach(|| self.weights().save(path)).py()
     }
 
     #[doc = doc!("Model.digest")]

@@ -7,12 +7,10 @@ use std::{
 };
 
 use lstm::{
-    Device, Error, HostState, Input, Linear, Lstm,
-    train::{
-        CheckpointExtras, LossGradient, LossInput, ModelOutputs, ParameterGroup, StepReport, Trainer, TrainerConfig,
-    },
+    Error, HostState, Linear, Lstm,
+    train::{CheckpointExtras, ModelOutputs, ModelTrainer, ParameterGroup, Trainer, TrainerConfig},
 };
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArray3, ToPyArray};
+use numpy::{PyArray1, PyArray2, ToPyArray};
 use pyo3::{
     exceptions::{PyRuntimeError, PyTypeError, PyValueError},
     prelude::*,
@@ -20,12 +18,14 @@ use pyo3::{
 };
 
 use crate::{
+    any_trainer::{AnyTrainer, BatchArguments, LossFunction, Numbers, Pass, rate},
     arguments::{self, checked_unsigned},
-    arrays::{Features, read_lengths, read_state},
     device::DeviceOptions,
     error::{IntoPyResult, to_python},
     loss::{Ends, LossArgument, LossError},
     lstm_class::LstmClass,
+    model_class::{FileInfo, ModelClass},
+    stream::outputs,
 };
 
 /// The metadata of a saved run that says whether its arrays have the batch as their first axis.
@@ -40,42 +40,16 @@ pub(crate) struct TrainerClass {
     step: Mutex<()>,
     device: DeviceOptions,
     batch_first: bool,
+    /// What the file of a whole model says.
+    file: Option<FileInfo>,
 }
 
 /// The trainer, and what it computed last.
 #[derive(Clone)]
 struct Current {
-    trainer: Arc<Trainer<Device>>,
-    /// The final states of the last pass.
-    state: Option<Arc<HostState>>,
-}
-
-/// A batch as Python code gives it.
-struct BatchArguments<'a, 'py> {
-    x: &'a Bound<'py, PyAny>,
-    hx: Option<&'a Bound<'py, PyAny>>,
-    lengths: Option<&'a Bound<'py, PyAny>>,
-}
-
-/// A batch, whose input is borrowed.
-struct Batch<'py> {
-    x: Features<'py>,
-    state: Option<HostState>,
-    lengths: Option<Vec<usize>>,
-    batch_first: bool,
-}
-
-impl Batch<'_> {
-    fn input(&self) -> Input<'_> {
-        let mut input = Input::from(self.x.view());
-        if !self.batch_first {
-            input = input.time_major();
-        }
-        if let Some(state) = &self.state {
-            input = input.state(state);
-        }
-        self.lengths.as_deref().into_iter().fold(input, Input::lengths)
-    }
+    trainer: Arc<AnyTrainer>,
+    /// The final states of each LSTM after the last pass.
+    states: Option<Arc<Vec<HostState>>>,
 }
 
 /// What the loss is, as Python code says it.
@@ -87,26 +61,23 @@ struct LossArguments<'a, 'py> {
     share: f64,
 }
 
-/// The loss of a pass, from the outputs to the loss and its gradient.
-type LossFunction<'a> = &'a mut (dyn FnMut(ModelOutputs<'_>) -> Result<(f64, LossGradient), LossError> + Send);
-
 impl TrainerClass {
-    fn from_parts(trainer: Trainer<Device>, device: DeviceOptions, batch_first: bool) -> Self {
-        let current = Current { trainer: Arc::new(trainer), state: None };
-        TrainerClass { current: Mutex::new(current), step: Mutex::new(()), device, batch_first }
+    fn from_parts(trainer: AnyTrainer, device: DeviceOptions, batch_first: bool, file: Option<FileInfo>) -> Self {
+        let current = Current { trainer: Arc::new(trainer), states: None };
+        TrainerClass { current: Mutex::new(current), step: Mutex::new(()), device, batch_first, file }
     }
 
     /// The trainer as it is now.
-    fn trainer(&self) -> Arc<Trainer<Device>> {
+    fn trainer(&self) -> Arc<AnyTrainer> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).trainer.clone()
     }
 
     /// Replaces the trainer, and the final states of the last pass if there are new ones.
-    fn replace(&self, trainer: Trainer<Device>, state: Option<HostState>) {
+    fn replace(&self, trainer: AnyTrainer, states: Option<Vec<HostState>>) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         current.trainer = Arc::new(trainer);
-        if let Some(state) = state {
-            current.state = Some(Arc::new(state));
+        if let Some(states) = states {
+            current.states = Some(Arc::new(states));
         }
     }
 
@@ -127,74 +98,51 @@ impl TrainerClass {
         }
     }
 
-    /// Reads and checks a batch.
-    fn read<'py>(&self, given: &BatchArguments<'_, 'py>) -> PyResult<Batch<'py>> {
-        let (x, trainer, batch_first) = (given.x, self.trainer(), self.batch_first);
-        let config = trainer.lstm().config();
-        let array = x.py().import("lstm._interop")?.call_method1("import_array", (x, "x"))?.get_item(0)?;
-        let order = if batch_first { "(batch, steps, " } else { "(steps, batch, " };
-        let expected = format!("the shape {order}{})", config.input_size);
-        let x = Features::read(&array, "x", config.input_size, &expected)?;
-        if let Features::One(_) = x {
-            let text = format!("x: expected {expected}, got 2 dimensions; x[:, None] or x[None] adds the axis batch");
-            return Err(PyValueError::new_err(text));
-        }
-        let batch = x.batch(!batch_first);
-        let lengths = given.lengths.map(|lengths| read_lengths(lengths, batch)).transpose()?;
-        let state = given.hx.map(|hx| read_state(hx, "hx", config, Some(batch), false)).transpose()?;
-        Ok(Batch { x, state, lengths, batch_first })
-    }
-
     /// Runs a forward and a backward pass by `run`, which returns also the final states, and replaces the trainer.
     fn pass<T: Send>(
         &self,
         py: Python<'_>,
         batch: &BatchArguments<'_, '_>,
         given: &LossArguments<'_, '_>,
-        run: impl FnOnce(&mut Trainer<Device>, Input<'_>, LossInput, LossFunction<'_>) -> Result<(T, HostState), LossError>
-        + Send,
+        run: impl FnOnce(Pass<'_>, bool, LossFunction<'_>) -> Result<(T, Vec<HostState>), LossError> + Send,
     ) -> PyResult<T> {
+        let trainer = self.trainer();
         let loss = LossArgument::read(given.loss)?;
         let target = loss.read_target(py, given.target)?;
         let loss = loss.with_target(&target)?;
-        let (share, last) = (given.share, given.last);
+        let share = given.share;
         if !(share.is_finite() && share > 0.0) {
             return Err(PyValueError::new_err(format!("share: expected a positive finite number, got {share}")));
         }
-        let batch = self.read(batch)?;
+        if let (AnyTrainer::Model(_), true, false) = (&*trainer, given.last, trainer.returns_last_step()) {
+            let text = "last: expected False, because the layers of the model give an output for each time step";
+            return Err(PyValueError::new_err(text));
+        }
+        let last = given.last || trainer.returns_last_step();
+        let batch = batch.read(&trainer, self.batch_first)?;
         let ends = Ends { lengths: batch.lengths.as_deref(), batch_first: self.batch_first };
         let _step = self.lock_step()?;
-        let (mut trainer, input) = (Trainer::clone(&self.trainer()), batch.input());
-        let of_outputs = &mut |out: ModelOutputs<'_>| loss.of_outputs(out.y()?, ends, share);
-        let of_last = &mut |out: ModelOutputs<'_>| loss.of_last(out.last()?, share);
-        let result = py.detach(|| match last {
-            true => run(&mut trainer, input, LossInput::LastState, of_last),
-            false => run(&mut trainer, input, LossInput::Outputs, of_outputs),
-        });
-        let (result, state) = result.map_err(|LossError(error)| error)?;
-        self.replace(trainer, Some(state));
+        let mut trainer = AnyTrainer::clone(&self.trainer());
+        let pass = trainer.with_input(&batch)?;
+        let mut of = |out: ModelOutputs<'_>| match last {
+            true => loss.of_last(out.last()?, share),
+            false => loss.of_outputs(out.y()?, ends, share),
+        };
+        let (result, states) = py.detach(|| run(pass, last, &mut of)).map_err(|LossError(error)| error)?;
+        self.replace(trainer, Some(states));
         Ok(result)
     }
 
     /// Changes the configuration of the trainer.
     fn change(&self, change: impl FnOnce(&mut TrainerConfig)) -> PyResult<()> {
         let _step = self.lock_step()?;
-        let mut trainer = Trainer::clone(&self.trainer());
+        let mut trainer = AnyTrainer::clone(&self.trainer());
         let mut config = trainer.config().clone();
         change(&mut config);
         trainer.set_config(config).py()?;
         self.replace(trainer, None);
         Ok(())
     }
-}
-
-/// The numbers of a report: the step, the loss, the norm of the gradients and the learning rate.
-type Numbers = (u64, f64, f64, f32);
-
-/// The numbers of a report, and the final states.
-fn split(report: StepReport) -> (Numbers, HostState) {
-    let StepReport { step, loss, gradient_norm, learning_rate, state, .. } = report;
-    ((step, loss, gradient_norm, learning_rate), state)
 }
 
 /// The numbers of a report as a dictionary.
@@ -255,17 +203,6 @@ fn parse<T: FromStr<Err = Error>>(name: &str, text: &str) -> PyResult<T> {
     })
 }
 
-/// The learning rate of a step: the one that is given, or that of the schedule.
-fn rate(given: Option<f32>, trainer: &Trainer<Device>) -> PyResult<f32> {
-    match given {
-        None => Ok(trainer.learning_rate()),
-        Some(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
-        Some(rate) => {
-            Err(PyValueError::new_err(format!("learning_rate: expected a finite number of at least 0, got {rate}")))
-        }
-    }
-}
-
 #[pymethods]
 impl TrainerClass {
     #[new]
@@ -276,7 +213,7 @@ impl TrainerClass {
     #[allow(clippy::too_many_arguments, reason = "they are the options of a run")]
     fn new(
         py: Python<'_>,
-        #[pyo3(from_py_with = arguments::model)] model: Bound<'_, LstmClass>,
+        model: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = arguments::output_size)] output_size: Option<i128>,
         #[pyo3(from_py_with = arguments::optimizer)] optimizer: &str,
         #[pyo3(from_py_with = arguments::schedule)] schedule: &str,
@@ -287,16 +224,29 @@ impl TrainerClass {
     ) -> PyResult<Self> {
         let seed = checked_unsigned("seed", seed)?;
         let output_size = output_size.map(|size| checked_unsigned("output_size", size)).transpose()?;
-        let model = model.get();
-        let lstm = Lstm::clone(&model.lstm());
         let mut config = TrainerConfig::new(parse("optimizer", optimizer)?, parse("schedule", schedule)?)
             .checkpointing(parse("checkpointing", checkpointing)?)
             .seed(seed);
         config.clip = clip.map(|clip| parse("clip", &clip)).transpose()?;
         config.groups = groups.map(read_groups).transpose()?.unwrap_or_default();
+        if let Ok(model) = model.cast::<ModelClass>() {
+            if output_size.is_some() {
+                let text = "output_size: expected None for an lstm.Model, which has its own layers";
+                return Err(PyValueError::new_err(text));
+            }
+            let (model, file, device) = model.get().trainable_parts()?;
+            let trainer = py.detach(|| ModelTrainer::new(model, config)).py()?;
+            return Ok(TrainerClass::from_parts(AnyTrainer::Model(trainer), device, true, Some(file)));
+        }
+        let Ok(model) = model.cast::<LstmClass>() else {
+            return Err(arguments::wrong("model", "an lstm.LSTM or an lstm.Model", model));
+        };
+        let model = model.get();
+        let lstm = Lstm::clone(&model.lstm());
         let head = output_size.map(|size| Linear::random(lstm.backend(), lstm.config().output_size(), size, seed));
         let trainer = py.detach(|| Trainer::new(lstm, head.transpose()?, config)).py()?;
-        Ok(TrainerClass::from_parts(trainer, model.device_options().clone(), model.is_batch_first()))
+        let (device, batch_first) = (model.device_options().clone(), model.is_batch_first());
+        Ok(TrainerClass::from_parts(AnyTrainer::Lstm(trainer), device, batch_first, None))
     }
 
     #[doc = doc!("Trainer.resume")]
@@ -311,7 +261,7 @@ impl TrainerClass {
     ) -> PyResult<Self> {
         let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
-        let (trainer, extras): (_, CheckpointExtras) = py.detach(|| Trainer::resume(&opened, &path)).py()?;
+        let (trainer, extras) = py.detach(|| AnyTrainer::resume(&opened, &path)).py()?;
         let shards = trainer.config().shards;
         if shards != 1 {
             let text = format!("a run with {shards} shards can't be continued in Python, which has no shards");
@@ -329,14 +279,15 @@ impl TrainerClass {
                 return Err(PyValueError::new_err(format!("batch_first: expected {expected}: {}", path.display())));
             }
         };
-        Ok(TrainerClass::from_parts(trainer, device, batch_first))
+        let file = matches!(trainer, AnyTrainer::Model(_)).then(FileInfo::of_saved_model);
+        Ok(TrainerClass::from_parts(trainer, device, batch_first, file))
     }
 
     #[doc = doc!("Trainer.save")]
     fn save(&self, py: Python<'_>, #[pyo3(from_py_with = arguments::path)] path: PathBuf) -> PyResult<()> {
         let text = [(BATCH_FIRST.to_owned(), self.batch_first.to_string())].into();
         let trainer = self.trainer();
-        py.detach(|| trainer.save_with(path, &CheckpointExtras::default().with_text(text))).py()
+        py.detach(|| trainer.save_with(&path, &CheckpointExtras::default().with_text(text))).py()
     }
 
     #[doc = doc!("Trainer.step")]
@@ -354,12 +305,8 @@ impl TrainerClass {
         #[pyo3(from_py_with = arguments::learning_rate)] learning_rate: Option<f32>,
     ) -> PyResult<Py<PyDict>> {
         let (batch, loss) = (BatchArguments { x, hx, lengths }, LossArguments { target, loss, last, share: 1.0 });
-        let report = self.pass(py, &batch, &loss, |trainer, input, loss_input, loss| {
-            let rate = rate(learning_rate, trainer)?;
-            let report = trainer.step_at(rate, input, loss_input, |out, _: &_| loss(out))?;
-            Ok(split(report))
-        })?;
-        to_dict(py, &report)
+        let rate = rate(learning_rate, &self.trainer())?;
+        to_dict(py, &self.pass(py, &batch, &loss, |pass, last, loss| pass.step_at(rate, last, loss))?)
     }
 
     #[doc = doc!("Trainer.accumulate")]
@@ -377,9 +324,7 @@ impl TrainerClass {
         #[pyo3(from_py_with = arguments::share)] share: f64,
     ) -> PyResult<f64> {
         let (batch, loss) = (BatchArguments { x, hx, lengths }, LossArguments { target, loss, last, share });
-        self.pass(py, &batch, &loss, |trainer, input, loss_input, loss| {
-            trainer.accumulate(input, loss_input, |out, _: &_| loss(out))
-        })
+        self.pass(py, &batch, &loss, |pass, last, loss| pass.accumulate(last, loss))
     }
 
     #[doc = doc!("Trainer.apply")]
@@ -390,18 +335,18 @@ impl TrainerClass {
         #[pyo3(from_py_with = arguments::learning_rate)] learning_rate: Option<f32>,
     ) -> PyResult<Py<PyDict>> {
         let _step = self.lock_step()?;
-        let mut trainer = Trainer::clone(&self.trainer());
+        let mut trainer = AnyTrainer::clone(&self.trainer());
         let rate = rate(learning_rate, &trainer)?;
-        let report = py.detach(|| trainer.apply_at(rate));
+        let numbers = py.detach(|| trainer.apply_at(rate));
         // Also after an error, which discards what was accumulated and changes nothing else.
         self.replace(trainer, None);
-        to_dict(py, &split(report.py()?).0)
+        to_dict(py, &numbers.py()?)
     }
 
     #[doc = doc!("Trainer.discard_accumulated")]
     fn discard_accumulated(&self) -> PyResult<()> {
         let _step = self.lock_step()?;
-        let mut trainer = Trainer::clone(&self.trainer());
+        let mut trainer = AnyTrainer::clone(&self.trainer());
         trainer.discard_accumulated();
         self.replace(trainer, None);
         Ok(())
@@ -415,17 +360,26 @@ impl TrainerClass {
         x: &Bound<'py, PyAny>,
         hx: Option<&Bound<'py, PyAny>>,
         lengths: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyArray3<f32>>> {
-        let batch = self.read(&BatchArguments { x, hx, lengths })?;
-        let (input, trainer) = (batch.input(), self.trainer());
-        let (y, _) = py.detach(|| trainer.predict(input)).py()?;
-        Ok(y.into_pyarray(py))
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let trainer = self.trainer();
+        let batch = BatchArguments { x, hx, lengths }.read(&trainer, self.batch_first)?;
+        outputs(py, trainer.predict(py, &batch)?.py()?, false, trainer.returns_last_step())
     }
 
     #[doc = doc!("Trainer.model")]
     #[getter]
-    fn model(&self) -> LstmClass {
-        LstmClass::from_parts(self.trainer().lstm().clone(), self.device.clone(), self.batch_first)
+    fn model<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let device = self.device.clone();
+        Ok(match &*self.trainer() {
+            AnyTrainer::Lstm(trainer) => {
+                let model = LstmClass::from_parts(trainer.lstm().clone(), device, self.batch_first);
+                Bound::new(py, model)?.into_any()
+            }
+            AnyTrainer::Model(trainer) => {
+                let file = self.file.clone().unwrap_or_else(FileInfo::of_saved_model);
+                Bound::new(py, ModelClass::from_parts(trainer.model().clone(), device, file))?.into_any()
+            }
+        })
     }
 
     #[doc = doc!("Trainer.head")]
@@ -433,16 +387,22 @@ impl TrainerClass {
     #[allow(clippy::type_complexity, reason = "a pair of arrays")]
     fn head<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyArray2<f32>>, Option<Bound<'py, PyArray1<f32>>>)> {
         let trainer = self.trainer();
+        let AnyTrainer::Lstm(trainer) = &*trainer else { return None };
         let head = trainer.head()?;
         Some((head.weight().to_pyarray(py), head.bias().map(|bias| bias.to_pyarray(py))))
     }
 
     #[doc = doc!("Trainer.state")]
     #[getter]
-    #[allow(clippy::type_complexity, reason = "a pair of arrays")]
-    fn state<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyArray3<f32>>, Bound<'py, PyArray3<f32>>)> {
-        let state = self.current.lock().unwrap_or_else(PoisonError::into_inner).state.clone()?;
-        Some((state.h.to_pyarray(py), state.c.to_pyarray(py)))
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Current { trainer, states } = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(states) = states else { return Ok(None) };
+        let pairs = states.iter().map(|state| (state.h.to_pyarray(py), state.c.to_pyarray(py)));
+        let pairs = PyList::new(py, pairs.collect::<Vec<_>>())?;
+        match &*trainer {
+            AnyTrainer::Lstm(_) => pairs.get_item(0).map(Some),
+            AnyTrainer::Model(_) => Ok(Some(pairs.into_any())),
+        }
     }
 
     #[doc = doc!("Trainer.steps")]
@@ -509,12 +469,20 @@ impl TrainerClass {
     }
 
     fn __repr__(&self) -> String {
-        let (trainer, model) = (self.trainer(), self.model());
+        let trainer = self.trainer();
         let config = trainer.config();
-        let mut text = format!("Trainer(LSTM({})", model.describe_options());
-        if let Some(head) = trainer.head() {
-            text += &format!(", {}", head.output_size());
-        }
+        let mut text = match &*trainer {
+            AnyTrainer::Lstm(trainer) => {
+                let lstm = LstmClass::from_parts(trainer.lstm().clone(), self.device.clone(), self.batch_first);
+                let head = trainer.head().map(|head| format!(", {}", head.output_size()));
+                format!("Trainer(LSTM({}){}", lstm.describe_options(), head.unwrap_or_default())
+            }
+            AnyTrainer::Model(trainer) => {
+                let weights = trainer.model().weights();
+                let (inputs, outputs) = (weights.input_size(), weights.output_size());
+                format!("Trainer(Model({inputs} -> {outputs}, {} parameters)", weights.num_params())
+            }
+        };
         text += &format!(", optimizer='{}', schedule='{}'", config.optimizer, config.schedule);
         if let Some(clip) = config.clip {
             text += &format!(", clip='{clip}'");

@@ -98,7 +98,7 @@ CASES: list[Case] = [
         ValueError,
         "groups[0]: rate_factor: expected a finite number of at least 0, got -1",
     ),
-    (lambda: lstm.Trainer(A), TypeError, "model: expected an lstm.LSTM, got None"),
+    (lambda: lstm.Trainer(A), TypeError, "model: expected an lstm.LSTM or an lstm.Model, got None"),
     (
         lambda: lstm.Trainer(net(precision="int8")),
         ValueError,
@@ -152,6 +152,6 @@ def test_what_the_texts_advise_works() -> None:
     with pytest.raises(TypeError, match=r"fill it first, with .filled\(0\), or give lengths"):
         net()(masked)
     net()(masked.filled(0))
-    with pytest.raises(ValueError, match=r"x\[:, None\] or x\[None\] adds the axis batch"):
+    with pytest.raises(ValueError, match=r"x\[:, None\] adds the axis of the batch"):
         trainer().step(zeros(7, 3), zeros(7, 2))
     trainer().step(zeros(7, 3)[:, None], zeros(7, 2)[:, None])

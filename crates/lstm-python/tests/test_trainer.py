@@ -12,8 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 import lstm
+import onnx_file
 
 F32 = NDArray[np.float32]
+MODELS = Path(__file__).resolve().parents[3] / "tests/data/models"
 
 
 def noise(*shape: int, seed: int = 0) -> F32:
@@ -287,25 +289,107 @@ def test_states_continue_the_sequences(batch_first: bool) -> None:
     x, target = noise(2, 2, 3), noise(2, 2, 5)
     model = lstm.LSTM(3, 5, num_layers=2, batch_first=batch_first, seed=1, threads=1)
     trainer = lstm.Trainer(model)
-    assert trainer.state is None
+    state: Any = trainer.state
+    assert state is None
     hx = noise(2, 2, 5), noise(2, 2, 5, seed=1)
     y, (h, c) = trainer.model(x, hx)
     np.testing.assert_array_equal(trainer.predict(x, hx=hx), y)
-    assert trainer.state is None, "predict keeps none"
+    state = trainer.state
+    assert state is None, "predict keeps none"
     loss = trainer.step(x, target, hx=hx)["loss"]
     assert loss == pytest.approx(np.square(y - target).mean(), rel=1e-5)
     state = trainer.state
-    assert state is not None
     np.testing.assert_array_equal(state[0], h)
     np.testing.assert_array_equal(state[1], c)
     _, (h, c) = trainer.model(x, state)
     trainer.accumulate(x, target, hx=state)
     trainer.apply()
-    assert trainer.state is not None
     np.testing.assert_array_equal(trainer.state[0], h)
     np.testing.assert_array_equal(trainer.state[1], c)
     with pytest.raises(ValueError, match=r"hx: h: expected the shape \[2, 2, 5\], got \[2, 1, 5\]"):
         trainer.step(x, target, hx=(hx[0][:, :1], hx[1]))
+
+
+def test_a_model_trains_as_the_lstm_in_it(tmp_path: Path) -> None:
+    x, target = noise(3, 7, 3), noise(3, 7, 2)
+    lstm_trainer = lstm.Trainer(lstm.LSTM(3, 5, num_layers=2, batch_first=True, seed=1, threads=1), 2, clip="norm bound=1")
+    lstm_trainer.save(tmp_path / "run.safetensors")
+    model = lstm.Model.open(tmp_path / "run.safetensors", threads=1)
+    digest_before = model.digest()
+    trainer = lstm.Trainer(model, clip="norm bound=1")
+
+    def check(ours: Any, expected: Any) -> None:
+        assert ours == pytest.approx(expected, rel=1e-5)
+
+    for lengths in (None, [7, 0, 2], [1, 2, 3]):
+        check(trainer.step(x, target, lengths=lengths), lstm_trainer.step(x, target, lengths=lengths))
+    np.testing.assert_allclose(trainer.predict(x), lstm_trainer.predict(x), atol=1e-5)
+    np.testing.assert_array_equal(trainer.model.run(x), trainer.predict(x))
+    assert model.digest() == digest_before != trainer.model.digest(), "the caller's model is not changed"
+    assert trainer.head is None and repr(trainer).startswith("Trainer(Model(3 -> 2, ")
+    for half in (slice(0, 1), slice(1, 3)):
+        share = (half.stop - half.start) / 3
+        got = trainer.accumulate(x[half], target[half], share=share)
+        check(got, lstm_trainer.accumulate(x[half], target[half], share=share))
+    check(trainer.apply(), lstm_trainer.apply())
+    state, expected = trainer.state, lstm_trainer.state
+    assert len(state) == 1
+    for ours, other in zip(state[0], expected, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
+    step = trainer.step(x[1:], target[1:], hx=state, learning_rate=0.5)
+    check(step, lstm_trainer.step(x[1:], target[1:], hx=expected, learning_rate=0.5))
+    y = trainer.predict(x[1:], hx=state)
+    np.testing.assert_allclose(y, lstm_trainer.predict(x[1:], hx=expected), atol=1e-4)
+    assert np.abs(y - trainer.predict(x[1:])).max() > 1e-3, "the states have an effect"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_model_of_tokens(tmp_path: Path, threads: int) -> None:
+    model = lstm.Model.open(MODELS / "keras-embedding.keras", threads=threads)
+    assert model.reads_tokens and model.returns_last_step
+    tokens, classes = np.arange(24).reshape(4, 6) % 5, np.array([0, 1, 2, 1])
+    trainer = lstm.Trainer(model, optimizer="adamw", schedule="constant rate=0.05", seed=2)
+    losses = [trainer.step(tokens, classes, loss="cross_entropy")["loss"] for _ in range(3)]
+    trainer.save(tmp_path / "run.safetensors")
+    resumed = lstm.Trainer.resume(tmp_path / "run.safetensors", threads=1)
+    for _ in range(3):
+        report = trainer.step(tokens, classes, loss="cross_entropy", lengths=[6, 1, 2, 3])
+        assert resumed.step(tokens, classes, loss="cross_entropy", lengths=[6, 1, 2, 3]) == report
+    assert trainer.predict(tokens).shape == (4, model.output_size) and losses[2] < losses[0]
+    trained = resumed.model
+    trained.save(tmp_path / "model.safetensors")
+    opened = lstm.Model.open(tmp_path / "model.safetensors", threads=1)
+    assert opened.digest() == trainer.model.digest() and opened.layers == model.layers
+    np.testing.assert_array_equal(opened.run(tokens), trainer.model.run(tokens))
+    with pytest.raises(ValueError, match="continue the run with lstm.Trainer.resume, and save its model with trainer.model.save"):
+        lstm.Model.open(tmp_path / "run.safetensors")
+
+
+def test_errors_of_models(tmp_path: Path) -> None:
+    model = lstm.Model.open(MODELS / "nam.nam", threads=1)
+    x = noise(2, 7, 1)
+    with pytest.raises(ValueError, match="output_size: expected None for an lstm.Model"):
+        lstm.Trainer(model, 2)
+    with pytest.raises(ValueError, match="precision: training needs f32 weights, got int8"):
+        lstm.Trainer(lstm.Model.open(MODELS / "nam.nam", precision="int8"))
+    trainer = lstm.Trainer(model)
+    for call in (trainer.step, trainer.accumulate):
+        with pytest.raises(ValueError, match="last: expected False, because the layers of the model give an output for each"):
+            call(x, x, last=True)
+        with pytest.raises(ValueError, match=r"x: expected the shape \(batch, steps, 1\), got 2 dimensions; x\[None\] adds the"):
+            call(x[0], x)
+        with pytest.raises(ValueError, match="hx: expected 1, one for each LSTM, got 0"):
+            call(x, x, hx=[])
+        with pytest.raises(TypeError, match=r"hx: expected a list of pairs \(h, c\), one for each LSTM, got 3"):
+            call(x, x, hx=3)
+    with pytest.raises(ValueError, match="groups: no parameter has a name that matches .*; the parameters are lstm.weight_ih_l0"):
+        trainer.groups = [{"parameters": "rec.*"}]
+    (tmp_path / "fixed.onnx").write_bytes(onnx_file.write(3, ["Y"], lengths=np.array([5, 3], np.int32)))
+    fixed = lstm.Model.open(tmp_path / "fixed.onnx")
+    with pytest.raises(ValueError, match="^Trainer: the file fixes the lengths, the number or the initial states"):
+        lstm.Trainer(fixed)
+    with pytest.raises(ValueError, match="^save: the file fixes the lengths, the number or the initial states"):
+        fixed.save(tmp_path / "model.safetensors")
 
 
 def test_the_training_of_pytorch() -> None:

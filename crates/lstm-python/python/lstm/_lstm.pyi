@@ -4,11 +4,11 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, SupportsFloat, SupportsInt, TypedDict, final, overload, type_check_only
+from typing import Any, Generic, Literal, SupportsFloat, SupportsInt, TypedDict, final, overload, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Required, Self
+from typing_extensions import Required, Self, TypeVar
 
 from ._interop import IncompatibleKeys
 
@@ -447,6 +447,14 @@ class Model:
             ValueError: an LSTM is bidirectional, the file fixes the lengths of sequences, or `batch` is 0.
         """
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves the model to a safetensors file, which `Model.open` and the Rust library read.
+
+        Raises:
+            OSError: the file can't be written.
+            ValueError: the file of this model fixes lengths or initial states, which are not part of the model.
+        """
+
     def digest(self) -> str:
         """The digest of all parameters, layer by layer."""
 
@@ -510,6 +518,7 @@ class Model:
     def path(self) -> str:
         """The code that runs the LSTMs: the names of kernels, or `reference`."""
 
+_Trained = TypeVar("_Trained", LSTM, Model, default=LSTM)
 _Loss = (
     Loss
     | Literal["mse", "bce", "huber", "gaussian_nll", "cross_entropy", "ctc"]
@@ -592,8 +601,8 @@ class Loss:
         """
 
 @final
-class Trainer:
-    """Trains a copy of an LSTM, with a linear head on its outputs, without another library.
+class Trainer(Generic[_Trained]):
+    """Trains a copy of an LSTM, with a linear head on its outputs, or of a whole model, without another library.
 
     Results are the same, bit for bit, for any number of threads and on any device. A run that is saved and resumed gives the
     bits of one without interruption.
@@ -601,8 +610,8 @@ class Trainer:
     Computation releases the GIL. One step may run at a time; other uses during a step see the trainer as it was before.
 
     Args:
-        model: The LSTM, in float32. It is not changed; the attribute `model` of the trainer is the trained one.
-        output_size: Number of features to which a linear head maps the outputs; None for no head.
+        model: The LSTM or the model, in float32. It is not changed; the attribute `model` of the trainer is the trained one.
+        output_size: Number of features to which a linear head maps the outputs of an LSTM; None for no head.
         optimizer: `sgd`, `adam` or `adamw`, with PyTorch's options and defaults: `"sgd momentum=0.9 dampening=0 nesterov=true
             weight_decay=1e-4"`, `"adam beta1=0.9 beta2=0.999 eps=1e-8 weight_decay=0"`, `"adamw weight_decay=0.01"`.
         schedule: The learning rate, such as `"cosine rate=0.1 steps=1000 min=0.001 warmup=50"`,
@@ -610,18 +619,19 @@ class Trainer:
         clip: `"norm bound=1"` or `"value bound=1"`, to clip gradients.
         groups: Options for some of the parameters, such as `{"parameters": "*bias*", "weight_decay": 0.0}`,
             `{"parameters": "head.*", "rate_factor": 10.0}` or `{"parameters": "lstm.*", "frozen": True}`. The names are
-            `lstm.` with those of `state_dict`, `head.weight` and `head.bias`. A parameter may be in one group.
+            `lstm.` with those of `state_dict`, `head.weight` and `head.bias`, or those of the layers of a model; an error lists
+            them. A parameter may be in one group.
         checkpointing: What the forward pass keeps for the backward pass: `"everything"`, or less, with the same results in
             more time: `"segments steps=64"` or `"square-root"`.
         seed: Seed of the head and of dropout.
 
     Raises:
-        ValueError: an option is not valid, or the model is quantized.
+        ValueError: an option is not valid, the model is quantized, or its file fixes lengths or initial states.
     """
 
     def __new__(
         cls,
-        model: LSTM,
+        model: _Trained,
         output_size: int | None = None,
         *,
         optimizer: str = "adam",
@@ -646,15 +656,18 @@ class Trainer:
         """Runs one training step: forward pass with dropout, loss, backward pass, clipping, update.
 
         Args:
-            x: float32, in the layout of the model, with a batch axis.
+            x: float32, in the layout of the LSTM, with a batch axis. For a model: `(batch, steps, features)`, or tokens
+                `(batch, steps)`.
             target: What the loss compares the outputs with; see `Loss`. None for a function.
             loss: A `Loss`, or the name of one with its default options; `mse` by default. Or a function from the outputs to the
                 loss and its gradient, float32 of their shape.
-            hx: The initial states `(h0, c0)`; None for zeros. `trainer.state` continues the sequences of the last step, and
-                gradients end there: truncated backpropagation through time.
+            hx: The initial states: `(h0, c0)` of an LSTM, a list of such pairs of a model; None for zeros or those of the
+                model. `trainer.state` continues the sequences of the last step, and gradients end there: truncated
+                backpropagation through time.
             lengths: Number of time steps of each sequence. The losses do not count outputs beyond it; a function must.
             last: Whether the loss reads the last hidden state of each sequence, `(batch, output_size)`, instead of the
-                outputs of all time steps.
+                outputs of all time steps. The layers of a model decide this for it. A softmax at the end of a model is not
+                part of the outputs in training.
             learning_rate: The learning rate of this step; None for that of the schedule.
 
         Returns:
@@ -707,14 +720,12 @@ class Trainer:
     def discard_accumulated(self) -> None:
         """Discards the accumulated gradients."""
 
-    def predict(
-        self, x: Any, *, hx: Any = None, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None
-    ) -> _F32:
-        """The outputs of the head, or of the LSTM without a head, without dropout.
+    def predict(self, x: Any, *, hx: Any = None, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None) -> _F32:
+        """The outputs of the head, of the LSTM without a head, or of the model, without dropout.
 
         Args:
-            x: float32, in the layout of the model, with a batch axis.
-            hx: The initial states `(h0, c0)`; None for zeros.
+            x: As in `step`.
+            hx: As in `step`.
             lengths: Number of time steps of each sequence. Outputs beyond it are 0.
 
         Raises:
@@ -737,7 +748,7 @@ class Trainer:
         batch_first: bool | None = None,
         device: str = "cpu",
         threads: int | None = None,
-    ) -> Trainer:
+    ) -> Trainer[Any]:
         """Continues a saved run.
 
         Args:
@@ -753,17 +764,17 @@ class Trainer:
         """
 
     @property
-    def model(self) -> LSTM:
-        """A copy of the LSTM with its current weights, in the mode of `eval`."""
+    def model(self) -> _Trained:
+        """A copy of the LSTM with its current weights, in the mode of `eval`, or of the model."""
 
     @property
     def head(self) -> tuple[_F32, _F32 | None] | None:
-        """Copies of the weight `(output_size, features)` and the bias of the head; None without a head."""
+        """Copies of the weight `(output_size, features)` and the bias of the head of an LSTM; None without a head."""
 
     @property
-    def state(self) -> tuple[_F32, _F32] | None:
-        """Copies of the final states `(h, c)` of the last `step` or `accumulate`, which `hx` takes; None before the first, and
-        in a run that was resumed."""
+    def state(self) -> Any:
+        """Copies of the final states of the last `step` or `accumulate`, which `hx` takes: `(h, c)` of an LSTM, a list of such
+        pairs of a model; None before the first, and in a run that was resumed."""
 
     @property
     def steps(self) -> int:
