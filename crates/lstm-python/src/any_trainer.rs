@@ -89,8 +89,9 @@ impl AnyTrainer {
         matches!(self, AnyTrainer::Model(trainer) if trainer.model().weights().returns_last_step())
     }
 
-    /// Updates the parameters by the accumulated gradients.
-    pub(crate) fn apply_at(&mut self, rate: f32) -> lstm::Result<Numbers> {
+    /// Updates the parameters by the accumulated gradients, with the learning rate `rate` or that of the schedule.
+    pub(crate) fn apply(&mut self, rate: Option<f32>) -> lstm::Result<Numbers> {
+        let rate = rate.unwrap_or_else(|| self.learning_rate());
         match self {
             AnyTrainer::Lstm(trainer) => {
                 trainer.apply_at(rate).map(|r| (r.step, r.loss, r.gradient_norm, r.learning_rate))
@@ -136,20 +137,23 @@ fn loss_input(last: bool) -> LossInput {
 }
 
 impl Pass<'_> {
-    /// Runs a training step. Returns the numbers of the report and the final states of each LSTM.
-    pub(crate) fn step_at(
+    /// Runs a training step with the learning rate `rate`, or that of the schedule. Returns the numbers of the report and the
+    /// final states of each LSTM.
+    pub(crate) fn step(
         self,
-        rate: f32,
+        rate: Option<f32>,
         last: bool,
         loss: LossFunction<'_>,
     ) -> Result<(Numbers, Vec<HostState>), LossError> {
         let loss = |out: ModelOutputs<'_>, _: &Shard| loss(out);
         Ok(match self {
             Pass::Lstm(trainer, input) => {
+                let rate = rate.unwrap_or_else(|| trainer.learning_rate());
                 let report = trainer.step_at(rate, input, loss_input(last), loss)?;
                 ((report.step, report.loss, report.gradient_norm, report.learning_rate), vec![report.state])
             }
             Pass::Model(trainer, input) => {
+                let rate = rate.unwrap_or_else(|| trainer.learning_rate());
                 let report = trainer.step_at(rate, input, loss)?;
                 ((report.step, report.loss, report.gradient_norm, report.learning_rate), report.states)
             }
@@ -266,13 +270,12 @@ impl Batch<'_> {
     }
 }
 
-/// The learning rate of a step: the one that is given, or that of the schedule.
-pub(crate) fn rate(given: Option<f32>, trainer: &AnyTrainer) -> PyResult<f32> {
+/// Checks the learning rate of a step; `None` is that of the schedule.
+pub(crate) fn check_rate(given: Option<f32>) -> PyResult<()> {
     match given {
-        None => Ok(trainer.learning_rate()),
-        Some(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
-        Some(rate) => {
+        Some(rate) if !(rate.is_finite() && rate >= 0.0) => {
             Err(PyValueError::new_err(format!("learning_rate: expected a finite number of at least 0, got {rate}")))
         }
+        _ => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use pyo3::{
 };
 
 /// What the library advises to do in Rust, and what Python code does.
-const ADVICE: [(&str, &str); 6] = [
+const ADVICE: [(&str, &str); 7] = [
     ("use Model::forward", "use Model.run"),
     (
         "read a model without the state of a run with StateDict::take_lstm and Linear::take, or with ModelWeights::open, and \
@@ -29,6 +29,10 @@ const ADVICE: [(&str, &str); 6] = [
         "select its LSTM nodes with the argument name",
     ),
     ("set_config: expected no", "expected no"),
+    (
+        "omit the options (a name, layers, values, a cell, a clip or coupled gates)",
+        "omit the arguments name, layers, set, cell, clip and coupled",
+    ),
 ];
 
 /// The text of an error, with Python's names: arguments of methods without the name of a Rust function, and options.

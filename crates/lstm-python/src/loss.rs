@@ -401,7 +401,7 @@ impl Loss<'_> {
                 class_loss(last, target.view(), *weight, *ignore_index, |_| false)?
             }
             Loss::Ctc { .. } => {
-                let text = "last: expected False, because the loss ctc reads the outputs of all time steps";
+                let text = "loss: ctc reads the outputs of all time steps, got last=True or a model that returns the last step";
                 return Err(PyValueError::new_err(text).into());
             }
             Loss::Function(function) => call_function(function, last)?,

@@ -18,7 +18,7 @@ use pyo3::{
 };
 
 use crate::{
-    any_trainer::{AnyTrainer, BatchArguments, LossFunction, Numbers, Pass, rate},
+    any_trainer::{AnyTrainer, BatchArguments, LossFunction, Numbers, Pass, check_rate},
     arguments::{self, checked_unsigned},
     device::DeviceOptions,
     error::{IntoPyResult, to_python},
@@ -305,8 +305,8 @@ impl TrainerClass {
         #[pyo3(from_py_with = arguments::learning_rate)] learning_rate: Option<f32>,
     ) -> PyResult<Py<PyDict>> {
         let (batch, loss) = (BatchArguments { x, hx, lengths }, LossArguments { target, loss, last, share: 1.0 });
-        let rate = rate(learning_rate, &self.trainer())?;
-        to_dict(py, &self.pass(py, &batch, &loss, |pass, last, loss| pass.step_at(rate, last, loss))?)
+        check_rate(learning_rate)?;
+        to_dict(py, &self.pass(py, &batch, &loss, |pass, last, loss| pass.step(learning_rate, last, loss))?)
     }
 
     #[doc = doc!("Trainer.accumulate")]
@@ -334,10 +334,10 @@ impl TrainerClass {
         py: Python<'_>,
         #[pyo3(from_py_with = arguments::learning_rate)] learning_rate: Option<f32>,
     ) -> PyResult<Py<PyDict>> {
+        check_rate(learning_rate)?;
         let _step = self.lock_step()?;
         let mut trainer = AnyTrainer::clone(&self.trainer());
-        let rate = rate(learning_rate, &trainer)?;
-        let numbers = py.detach(|| trainer.apply_at(rate));
+        let numbers = py.detach(|| trainer.apply(learning_rate));
         // Also after an error, which discards what was accumulated and changes nothing else.
         self.replace(trainer, None);
         to_dict(py, &numbers.py()?)

@@ -76,6 +76,7 @@ CASES: list[Case] = [
     (lambda: model(set=3), TypeError, "set: expected a dict of numbers by name, got 3 (int)"),
     (lambda: model(set={"sr": "a"}), TypeError, "set: sr: expected a number, got 'a' (str)"),
     (lambda: model(set={3: 1}), TypeError, "set: a name: expected a str, got 3 (int)"),
+    (lambda: model(clip=1.0), ValueError, "omit the arguments name, layers, set, cell, clip and coupled"),
     (lambda: model().run(zeros(7, 1), states=3), TypeError, "states: expected a list of pairs (h, c), one for each LSTM"),
     (lambda: model().run(zeros(2, 7, 1), lengths=[8, 1]), ValueError, "lengths[0]: expected at most 7 steps, got 8"),
     (lambda: set_state(model().stream(), None), TypeError, "state: expected a list of pairs (h, c), one for each LSTM"),
