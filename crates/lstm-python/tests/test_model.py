@@ -134,7 +134,7 @@ def test_wrong_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nam", "aidax", "guitarml", "keras-last", "act_hs"])
 @pytest.mark.parametrize("options", [{"layers": "rec"}, {"cell": "fused"}, {"clip": 1.0}, {"coupled": True}])
 def test_options_without_effect(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"{name}.*(omit the options|the option)"):
+    with pytest.raises(ValueError, match=rf"{name}.*(omit the arguments|the option)"):
         lstm.Model.open(path_of(name), **options)
 
 
@@ -142,8 +142,8 @@ def test_options_without_effect(name: str, options: dict[str, Any]) -> None:
     ("name", "options", "part"),
     [
         ("cell", {"set": {"sr": 16000.0}}, "sr"),
-        ("nam", {"set": {"sr": 16000.0}}, "omit the options"),
-        ("nam", {"name": ["rec"]}, "omit the options"),
+        ("nam", {"set": {"sr": 16000.0}}, "omit the arguments"),
+        ("nam", {"name": ["rec"]}, "omit the arguments"),
         ("nam", {"precision": "f16"}, "precision: expected one of"),
         ("nam", {"device": "tpu"}, "device: expected one of"),
     ],
