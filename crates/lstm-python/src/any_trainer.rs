@@ -20,9 +20,9 @@ use crate::{
 #[derive(Clone)]
 pub(crate) enum AnyTrainer {
     /// An LSTM with a head or without.
-    Lstm(Trainer<Device>),
+    Lstm(Box<Trainer<Device>>),
     /// A whole model.
-    Model(ModelTrainer<Device>),
+    Model(Box<ModelTrainer<Device>>),
 }
 
 /// The numbers of the report of a step: the step, the loss, the norm of the gradients and the learning rate.
@@ -36,9 +36,9 @@ impl AnyTrainer {
     /// Resumes a saved run of either kind.
     pub(crate) fn resume(device: &Device, path: &Path) -> lstm::Result<(Self, CheckpointExtras)> {
         if StateDict::open(path)?.metadata().contains_key(ModelWeights::METADATA_KEY) {
-            ModelTrainer::resume(device, path).map(|(trainer, extras)| (AnyTrainer::Model(trainer), extras))
+            ModelTrainer::resume(device, path).map(|(trainer, extras)| (AnyTrainer::Model(Box::new(trainer)), extras))
         } else {
-            Trainer::resume(device, path).map(|(trainer, extras)| (AnyTrainer::Lstm(trainer), extras))
+            Trainer::resume(device, path).map(|(trainer, extras)| (AnyTrainer::Lstm(Box::new(trainer)), extras))
         }
     }
 

@@ -236,7 +236,7 @@ impl TrainerClass {
             }
             let (model, file, device) = model.get().trainable_parts()?;
             let trainer = py.detach(|| ModelTrainer::new(model, config)).py()?;
-            return Ok(TrainerClass::from_parts(AnyTrainer::Model(trainer), device, true, Some(file)));
+            return Ok(TrainerClass::from_parts(AnyTrainer::Model(Box::new(trainer)), device, true, Some(file)));
         }
         let Ok(model) = model.cast::<LstmClass>() else {
             return Err(arguments::wrong("model", "an lstm.LSTM or an lstm.Model", model));
@@ -246,7 +246,7 @@ impl TrainerClass {
         let head = output_size.map(|size| Linear::random(lstm.backend(), lstm.config().output_size(), size, seed));
         let trainer = py.detach(|| Trainer::new(lstm, head.transpose()?, config)).py()?;
         let (device, batch_first) = (model.device_options().clone(), model.is_batch_first());
-        Ok(TrainerClass::from_parts(AnyTrainer::Lstm(trainer), device, batch_first, None))
+        Ok(TrainerClass::from_parts(AnyTrainer::Lstm(Box::new(trainer)), device, batch_first, None))
     }
 
     #[doc = doc!("Trainer.resume")]
