@@ -63,9 +63,21 @@ pub(crate) fn status_of(error: &Error) -> LstmStatus {
     }
 }
 
+/// Words of the library's errors, and what they are called in C.
+const NAMES_IN_C: [(&str, &str); 4] = [
+    ("option backend:", "option device:"),
+    ("use Model::forward", "use lstm_model_forward"),
+    (
+        "run it with `OnnxGraph::run` in Rust, or select its LSTM nodes by name",
+        "select its LSTM nodes by the option name",
+    ),
+    ("build with the feature `", "build it with `cargo xtask c --features "),
+];
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure { status: status_of(&error), text: error.to_string() }
+        let text = NAMES_IN_C.iter().fold(error.to_string(), |text, (rust, c)| text.replace(rust, c));
+        Failure { status: status_of(&error), text: text.replace("` of the crate `lstm`", "`") }
     }
 }
 

@@ -22,18 +22,18 @@ use crate::error::IntoPyResult;
 pub(crate) trait Kind: Element {
     /// The name of the type.
     const NAME: &'static str;
-    /// How to convert an array `x`.
+    /// The method that converts an array.
     const ADVICE: &'static str;
 }
 
 impl Kind for f32 {
     const NAME: &'static str = "float32";
-    const ADVICE: &'static str = "x.astype(np.float32)";
+    const ADVICE: &'static str = ".astype(np.float32)";
 }
 
 impl Kind for i64 {
     const NAME: &'static str = "int64";
-    const ADVICE: &'static str = "x.astype(np.int64)";
+    const ADVICE: &'static str = ".astype(np.int64)";
 }
 
 /// The array as a NumPy array of any type.
@@ -55,8 +55,7 @@ fn check_class(array: &Bound<'_, PyUntypedArray>, name: &str) -> PyResult<()> {
         let value = array.as_any();
         let masked = value.py().import("numpy")?.getattr("ma")?.getattr("MaskedArray")?;
         if value.is_instance(&masked)? {
-            let text =
-                format!("{name}: a masked array can't be used; fill it first, with x.filled(0), or give lengths");
+            let text = format!("{name}: a masked array can't be used; fill it first, with .filled(0), or give lengths");
             return Err(PyTypeError::new_err(text));
         }
     }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Mutex};
 
 use lstm::{BACKENDS, Device, Error, Ops};
-use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
+use pyo3::{exceptions::PyRuntimeError, prelude::*, types::PyDict};
 
 use crate::{arguments::checked_unsigned, error::to_python};
 
@@ -38,7 +38,11 @@ impl DeviceOptions {
             builder = builder.threads(threads);
         }
         let device = py.detach(|| builder.open()).map_err(|error| match error {
-            Error::Config { option: "backend", reason } => PyValueError::new_err(format!("device: {reason}")),
+            Error::Device { reason, .. } if reason.starts_with("not in this build") => {
+                let how = "`pip install ./crates/lstm-python` in a checkout builds one with all devices";
+                let text = format!("device: {} is not in this package, which has other devices; {how}", self.name);
+                PyRuntimeError::new_err(text)
+            }
             error => to_python(error),
         })?;
         Ok(lock().get_or_insert_default().entry(self.clone()).or_insert(device).clone())

@@ -10,10 +10,12 @@ macro_rules! doc {
     };
 }
 
+mod any_trainer;
 mod arguments;
 mod arrays;
 mod device;
 mod error;
+mod loss;
 mod lstm_class;
 mod model_class;
 mod parameters;
@@ -27,6 +29,7 @@ mod _lstm {
     use crate::{
         arrays::digest,
         device::devices,
+        loss::LossClass,
         lstm_class::{LstmClass, restore_lstm},
         model_class::{ModelClass, restore_model},
         stream::StreamClass,

@@ -114,6 +114,42 @@ impl LstmClass {
         format!("the shape {batch}{0}) or (steps, {0})", config.input_size)
     }
 
+    /// The arguments that make an LSTM like this one, without the device.
+    pub(crate) fn describe_options(&self) -> String {
+        let lstm = self.lstm();
+        let config = lstm.config();
+        let mut text = format!("{}, {}", config.input_size, config.hidden_size);
+        if config.num_layers != 1 {
+            text += &format!(", num_layers={}", config.num_layers);
+        }
+        for (name, is_set) in [
+            ("bias=False", config.bias == Bias::None),
+            ("batch_first=True", self.options.batch_first),
+            ("bidirectional=True", config.num_directions() == 2),
+            ("coupled=True", config.coupled),
+        ] {
+            if is_set {
+                text += &format!(", {name}");
+            }
+        }
+        if self.options.dropout > 0.0 {
+            text += &format!(", dropout={}", self.options.dropout);
+        }
+        if let Some(size) = config.proj_size {
+            text += &format!(", proj_size={size}");
+        }
+        if config.cell != lstm::CellKind::default() {
+            text += &format!(", cell='{}'", config.cell);
+        }
+        if let Some(clip) = config.clip {
+            text += &format!(", clip={clip}");
+        }
+        if config.precision != lstm::Precision::default() {
+            text += &format!(", precision='{}'", config.precision);
+        }
+        text
+    }
+
     /// Runs the model on arrays of NumPy.
     fn run_arrays<'py>(
         &self,
@@ -442,35 +478,7 @@ impl LstmClass {
     fn __repr__(&self) -> String {
         let lstm = self.lstm();
         let config = lstm.config();
-        let mut text = format!("LSTM({}, {}", config.input_size, config.hidden_size);
-        if config.num_layers != 1 {
-            text += &format!(", num_layers={}", config.num_layers);
-        }
-        for (name, is_set) in [
-            ("bias=False", config.bias == Bias::None),
-            ("batch_first=True", self.options.batch_first),
-            ("bidirectional=True", config.num_directions() == 2),
-            ("coupled=True", config.coupled),
-        ] {
-            if is_set {
-                text += &format!(", {name}");
-            }
-        }
-        if self.options.dropout > 0.0 {
-            text += &format!(", dropout={}", self.options.dropout);
-        }
-        if let Some(size) = config.proj_size {
-            text += &format!(", proj_size={size}");
-        }
-        if config.cell != lstm::CellKind::default() {
-            text += &format!(", cell='{}'", config.cell);
-        }
-        if let Some(clip) = config.clip {
-            text += &format!(", clip={clip}");
-        }
-        if config.precision != lstm::Precision::default() {
-            text += &format!(", precision='{}'", config.precision);
-        }
+        let mut text = format!("LSTM({}", self.describe_options());
         text += &format!(", device='{}'", self.device.name);
         if let Some(threads) = self.device.threads {
             text += &format!(", threads={threads}");

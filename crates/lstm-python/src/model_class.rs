@@ -1,19 +1,16 @@
 //! The class `Model`: a model file of any format.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use lstm::{
     Device, Error, HostState, Model, ModelInput, ModelLayer, ModelOutput, ModelWeights, StateDict,
     arithmetic::Digest,
-    formats::{ModelFile, OpenOptions, open},
+    formats::{Format, ModelFile, OpenOptions, open},
     ndarray::{ArrayView2, ArrayView3, Ix2},
 };
 use numpy::{IntoPyArray, PyUntypedArrayMethods};
 use pyo3::{
-    exceptions::{PyTypeError, PyValueError},
+    exceptions::PyValueError,
     prelude::*,
     types::{PyBytes, PyDict, PyList, PyTuple},
 };
@@ -37,7 +34,7 @@ pub(crate) struct ModelClass {
 
 /// What a file says besides the weights.
 #[derive(Clone)]
-struct FileInfo {
+pub(crate) struct FileInfo {
     format: String,
     dtypes: Vec<String>,
     unused: Vec<String>,
@@ -72,7 +69,36 @@ impl FileInfo {
     }
 }
 
+impl FileInfo {
+    /// What is known of a model that this library saved.
+    pub(crate) fn of_saved_model() -> Self {
+        let (dtypes, unused) = (vec!["F32".into()], Vec::new());
+        FileInfo { format: Format::Safetensors.to_string(), dtypes, unused, steps: None, lengths: None, states: None }
+    }
+
+    /// Fails for a file that has lengths, states or a number of steps, without which the model alone is another one.
+    fn check_is_model_alone(&self, op: &str) -> PyResult<()> {
+        if self.steps.is_some() || self.lengths.is_some() || self.states.is_some() {
+            let text = "the file fixes the lengths, the number or the initial states of the sequences, which are not part of \
+                        the model";
+            return Err(PyValueError::new_err(format!("{op}: {text}; a model without them can be used")));
+        }
+        Ok(())
+    }
+}
+
 impl ModelClass {
+    /// The object of a model that was trained.
+    pub(crate) fn from_parts(model: Model<Device>, device: DeviceOptions, file: FileInfo) -> Self {
+        ModelClass { model, device, file }
+    }
+
+    /// What a trainer needs of a model.
+    pub(crate) fn trainable_parts(&self) -> PyResult<(Model<Device>, FileInfo, DeviceOptions)> {
+        self.file.check_is_model_alone("Trainer")?;
+        Ok((self.model.clone(), self.file.clone(), self.device.clone()))
+    }
+
     fn weights(&self) -> &ModelWeights {
         self.model.weights()
     }
@@ -109,7 +135,7 @@ impl ModelClass {
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let read_arguments = |batch| {
             let lengths = lengths.map(|lengths| read_lengths(lengths, batch)).transpose()?;
-            let states = states.map(|states| read_states(states, self.weights(), Some(batch))).transpose()?;
+            let states = states.map(|states| read_states(states, "states", self.weights(), Some(batch))).transpose()?;
             Ok::<_, PyErr>((lengths, states))
         };
         let (output, is_unbatched) = if self.weights().reads_tokens() {
@@ -144,10 +170,10 @@ impl ModelClass {
     #[allow(clippy::too_many_arguments, reason = "they are the options of a file")]
     fn open(
         py: Python<'_>,
-        path: PathBuf,
+        #[pyo3(from_py_with = arguments::path)] path: PathBuf,
         name: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = arguments::layers)] layers: Option<String>,
-        set: Option<BTreeMap<String, f64>>,
+        set: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = arguments::optional_cell)] cell: Option<String>,
         #[pyo3(from_py_with = arguments::clip)] clip: Option<f32>,
         #[pyo3(from_py_with = arguments::coupled)] coupled: bool,
@@ -159,12 +185,13 @@ impl ModelClass {
         options.names = match name {
             None => Vec::new(),
             Some(name) => {
-                name.extract::<String>().map(|name| vec![name]).or_else(|_| name.extract()).map_err(|_| {
-                    PyTypeError::new_err(format!("name: expected a str, or a list of str, got {}", name.get_type()))
-                })?
+                let one = name.extract::<String>().map(|name| vec![name]);
+                one.or_else(|_| name.extract())
+                    .map_err(|_| arguments::wrong("name", "a str, or a list of str", name))?
             }
         };
-        (options.layers, options.set, options.clip, options.coupled) = (layers, set.unwrap_or_default(), clip, coupled);
+        options.set = set.map(arguments::set).transpose()?.unwrap_or_default();
+        (options.layers, options.clip, options.coupled) = (layers, clip, coupled);
         options.cell = cell.map(|cell| cell.parse()).transpose().py()?;
         options.precision = precision.map(|precision| precision.parse()).transpose().py()?;
         let device = DeviceOptions::new(device, threads)?;
@@ -213,6 +240,12 @@ impl ModelClass {
             stream.set_states(states).py()?;
         }
         Ok(StreamClass::new(AnyStream::Model(Box::new(stream), self.file.states.clone()), true))
+    }
+
+    #[doc = doc!("Model.save")]
+    fn save(&self, py: Python<'_>, #[pyo3(from_py_with = arguments::path)] path: PathBuf) -> PyResult<()> {
+        self.file.check_is_model_alone("save")?;
+        py.detach(|| self.weights().save(path)).py()
     }
 
     #[doc = doc!("Model.digest")]
@@ -384,7 +417,7 @@ pub(crate) fn restore_model(
         Model::new(&opened, weights)
     });
     let model = model.py()?;
-    let states = constants.2.map(|states| read_states(&states, model.weights(), None)).transpose()?;
+    let states = constants.2.map(|states| read_states(&states, "states", model.weights(), None)).transpose()?;
     let (format, dtypes, unused) = file;
     let info = FileInfo { format, dtypes, unused, steps: constants.0, lengths: constants.1, states };
     Ok(ModelClass { model, device, file: info })

@@ -8,12 +8,12 @@ use lstm::{
 };
 use numpy::ToPyArray;
 use pyo3::{
-    exceptions::{PyTypeError, PyValueError},
+    exceptions::PyValueError,
     prelude::*,
     types::{PyDict, PyMapping},
 };
 
-use crate::{arrays::read, error::IntoPyResult};
+use crate::{arguments, arrays::read, error::IntoPyResult};
 
 /// The specs of all layers and directions, each with the number of its layer.
 fn numbered_specs(config: &LstmConfig) -> impl Iterator<Item = (usize, LayerSpec)> {
@@ -52,9 +52,9 @@ pub(crate) fn from_mapping(
     strict: bool,
 ) -> PyResult<(Weights, Vec<String>, Vec<String>)> {
     let (py, config) = (state_dict.py(), current.config());
-    let mapping = state_dict.cast::<PyMapping>().map_err(|_| {
-        PyTypeError::new_err(format!("state_dict: expected a dict of arrays by name, got {}", state_dict.get_type()))
-    })?;
+    let mapping = state_dict
+        .cast::<PyMapping>()
+        .map_err(|_| arguments::wrong("state_dict", "a dict of arrays by name", state_dict))?;
     let expected = names(config);
     let (mut missing, mut wrong) = (Vec::new(), Vec::new());
     let mut values = Vec::new();
@@ -74,6 +74,10 @@ pub(crate) fn from_mapping(
         if value.shape() != shape {
             wrong.push(format!("{name} (expected {shape:?}, got {:?})", value.shape()));
             continue;
+        }
+        if let Some(bad) = value.iter().find(|v| config.precision != Precision::F32 && !v.is_finite()) {
+            let text = format!("{name}: expected finite numbers for the precision {}, got {bad}", config.precision);
+            return Err(PyValueError::new_err(text));
         }
         values.push(memory::copy_array("load_state_dict", value).py()?);
     }

@@ -15,6 +15,7 @@ use pyo3::{
 };
 
 use crate::{
+    arguments,
     arrays::{Features, check_disjoint, read, read_state, untyped, write},
     error::IntoPyResult,
     lstm_class::without_axis,
@@ -240,11 +241,21 @@ impl StreamClass {
             };
             (py.detach(|| stream.chunk(ModelInput::from(view))).py()?, is_unbatched)
         } else {
-            let order = if self.batch_first { "batch, steps" } else { "steps, batch" };
-            let expected = format!("the shape ({order}, {0}) or (steps, {0})", self.input_size);
-            let features = Features::read(x, "x", self.input_size, &expected)?;
+            let (batch, size) = (self.batch, self.input_size);
+            let mut expected = match self.batch_first {
+                true => format!("the shape ({batch}, steps, {size})"),
+                false => format!("the shape (steps, {batch}, {size})"),
+            };
+            if batch == 1 {
+                expected += &format!(" or (steps, {size})");
+            }
+            let features = Features::read(x, "x", size, &expected)?;
             let is_unbatched = matches!(features, Features::One(_));
             let is_time_major = !is_unbatched && !self.batch_first;
+            if features.batch(is_time_major) != batch {
+                let text = format!("x: expected {expected}, got the shape {:?}", untyped(x, "x")?.shape());
+                return Err(PyValueError::new_err(text));
+            }
             let (mut view, stream) = (features.view(), &mut *self.lock()?);
             if is_time_major {
                 view.swap_axes(0, 1);
@@ -301,7 +312,7 @@ impl StreamClass {
                 stream.set_state(&state).py()
             }
             AnyStream::Model(stream, _) => {
-                let states = read_states(state, stream.model().weights(), Some(self.batch))?;
+                let states = read_states(state, "state", stream.model().weights(), Some(self.batch))?;
                 stream.set_states(&states).py()
             }
         }
@@ -315,21 +326,23 @@ impl StreamClass {
 /// Reads a list of states, one for each LSTM of a model, for `batch` sequences, or any number of sequences if it is `None`.
 pub(crate) fn read_states(
     states: &Bound<'_, PyAny>,
+    name: &str,
     weights: &ModelWeights,
     batch: Option<usize>,
 ) -> PyResult<Vec<HostState>> {
     let mut read = Vec::new();
-    let mut given = states.try_iter()?;
+    let mut given =
+        states.try_iter().map_err(|_| arguments::wrong(name, "a list of pairs (h, c), one for each LSTM", states))?;
     for (k, lstm) in weights.lstms().enumerate() {
         let Some(state) = given.next() else {
-            let text = format!("states: expected {}, one for each LSTM, got {k}", weights.lstms().count());
+            let text = format!("{name}: expected {}, one for each LSTM, got {k}", weights.lstms().count());
             return Err(PyValueError::new_err(text));
         };
-        read.push(read_state(&state?, &format!("states[{k}]"), lstm.config(), batch, false)?);
+        read.push(read_state(&state?, &format!("{name}[{k}]"), lstm.config(), batch, false)?);
     }
     match given.next() {
         None => Ok(read),
-        Some(_) => Err(PyValueError::new_err(format!("states: expected {}, one for each LSTM, got more", read.len()))),
+        Some(_) => Err(PyValueError::new_err(format!("{name}: expected {}, one for each LSTM, got more", read.len()))),
     }
 }
 

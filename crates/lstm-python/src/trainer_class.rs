@@ -2,32 +2,30 @@
 
 use std::{
     path::PathBuf,
-    sync::{Mutex, PoisonError, TryLockError},
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
 };
 
 use lstm::{
-    Device, Error, Input, Linear, Lstm,
-    ndarray::{Array, Array2, Array3, ArrayView, ArrayView2, ArrayView3, ArrayViewD, Dimension, Ix2, Ix3},
-    shape::memory,
-    train::{
-        CheckpointExtras, IGNORE_INDEX, LossGradient, LossInput, ModelOutputs, Trainer, TrainerConfig,
-        binary_cross_entropy_with_logits, cross_entropy, masked_binary_cross_entropy_with_logits,
-        masked_mean_squared_error, mean_squared_error,
-    },
+    Error, HostState, Linear, Lstm,
+    train::{CheckpointExtras, ModelOutputs, ModelTrainer, ParameterGroup, Trainer, TrainerConfig},
 };
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArrayDyn, ToPyArray};
+use numpy::{PyArray1, PyArray2, ToPyArray};
 use pyo3::{
-    exceptions::{PyRuntimeError, PyValueError},
+    exceptions::{PyRuntimeError, PyTypeError, PyValueError},
     prelude::*,
-    types::PyDict,
+    types::{PyDict, PyList, PyMapping},
 };
 
 use crate::{
-    arguments::{self, checked_unsigned, text},
-    arrays::{Features, copy_of_shape, read, read_lengths},
+    any_trainer::{AnyTrainer, BatchArguments, LossFunction, Numbers, Pass, check_rate},
+    arguments::{self, checked_unsigned},
     device::DeviceOptions,
     error::{IntoPyResult, to_python},
+    loss::{Ends, LossArgument, LossError},
     lstm_class::LstmClass,
+    model_class::{FileInfo, ModelClass},
+    stream::outputs,
 };
 
 /// The metadata of a saved run that says whether its arrays have the batch as their first axis.
@@ -37,244 +35,218 @@ const BATCH_FIRST: &str = "python.batch_first";
 #[pyclass(frozen, name = "Trainer", module = "lstm")]
 pub(crate) struct TrainerClass {
     /// Replaced as a whole by a step, and locked for that moment only.
-    trainer: Mutex<Trainer<Device>>,
+    current: Mutex<Current>,
     /// Locked during a step, so that a step of another thread is an error.
     step: Mutex<()>,
     device: DeviceOptions,
     batch_first: bool,
+    /// What the file of a whole model says.
+    file: Option<FileInfo>,
 }
 
-/// The target of a loss: an array, borrowed.
-enum Target<'py> {
-    /// Of the shape of the outputs.
-    Floats(PyReadonlyArrayDyn<'py, f32>),
-    /// A class for each row of the outputs.
-    Classes(PyReadonlyArrayDyn<'py, i64>),
+/// The trainer, and what it computed last.
+#[derive(Clone)]
+struct Current {
+    trainer: Arc<AnyTrainer>,
+    /// The final states of each LSTM after the last pass.
+    states: Option<Arc<Vec<HostState>>>,
 }
 
-/// A loss, as the pass calls it without the GIL.
-enum Loss<'a> {
-    /// Mean squared error.
-    SquaredError(ArrayViewD<'a, f32>),
-    /// Binary cross entropy of logits.
-    BinaryCrossEntropy(ArrayViewD<'a, f32>),
-    /// Cross entropy of logits.
-    CrossEntropy(ArrayViewD<'a, i64>),
-    /// A function of Python: from the outputs to the loss and its gradient.
-    Function(&'a Py<PyAny>),
-}
-
-/// A Python exception, to which errors of the library convert.
-struct LossError(PyErr);
-
-impl From<Error> for LossError {
-    fn from(error: Error) -> Self {
-        LossError(to_python(error))
-    }
-}
-
-impl From<PyErr> for LossError {
-    fn from(error: PyErr) -> Self {
-        LossError(error)
-    }
-}
-
-impl<'py> Target<'py> {
-    /// Borrows the target of the loss of this name.
-    fn read(loss: &str, target: Option<&Bound<'py, PyAny>>) -> PyResult<Self> {
-        let Some(target) = target else {
-            return Err(PyValueError::new_err(format!("target: the loss {loss} needs one, got None")));
-        };
-        let interop = target.py().import("lstm._interop")?;
-        match loss {
-            "mse" | "bce" => {
-                let array = interop.call_method1("import_array", (target, "target"))?.get_item(0)?;
-                Ok(Target::Floats(read(&array, "target", "an array")?))
-            }
-            "cross_entropy" => {
-                let array = interop.call_method1("to_integers", (target, "target"))?;
-                Ok(Target::Classes(read(&array, "target", "an array")?))
-            }
-            _ => {
-                let text = format!("loss: expected a function or one of mse, bce, cross_entropy, got `{loss}`");
-                Err(PyValueError::new_err(text))
-            }
-        }
-    }
-
-    /// The loss of this name with this target.
-    fn loss(&self, name: &str) -> Loss<'_> {
-        match self {
-            Target::Floats(target) if name == "mse" => Loss::SquaredError(target.as_array()),
-            Target::Floats(target) => Loss::BinaryCrossEntropy(target.as_array()),
-            Target::Classes(target) => Loss::CrossEntropy(target.as_array()),
-        }
-    }
-}
-
-/// The classes of rows as the library takes them. The class of row `k` is ignored if it is PyTorch's `ignore_index`, -100,
-/// or if `is_ignored(k)`.
-fn classes(target: ArrayViewD<'_, i64>, shape: &[usize], is_ignored: impl Fn(usize) -> bool) -> PyResult<Vec<usize>> {
-    check_target(target.shape(), shape)?;
-    let mut classes = memory::with_capacity("classes", shape).py()?;
-    for (k, &class) in target.iter().enumerate() {
-        classes.push(match class {
-            _ if is_ignored(k) => IGNORE_INDEX,
-            -100 => IGNORE_INDEX,
-            _ => usize::try_from(class).map_err(|_| {
-                let expected = "expected a class from 0 on, or -100 to ignore the row";
-                PyValueError::new_err(format!("target: {expected}, got {class}"))
-            })?,
-        });
-    }
-    Ok(classes)
-}
-
-/// Fails unless the target has the shape that the outputs need.
-fn check_target(got: &[usize], expected: &[usize]) -> PyResult<()> {
-    if got == expected {
-        return Ok(());
-    }
-    Err(PyValueError::new_err(format!("target: expected the shape {expected:?}, got {got:?}")))
-}
-
-/// A target with the shape of the outputs.
-fn target_as<'a, D: Dimension>(target: ArrayViewD<'a, f32>, shape: &[usize]) -> PyResult<ArrayView<'a, f32, D>> {
-    check_target(target.shape(), shape)?;
-    target.into_dimensionality().map_err(|error| PyValueError::new_err(format!("target: {error}")))
-}
-
-/// Calls a function of Python with the outputs. Returns the loss and its gradient.
-fn call_function<D: Dimension>(
-    function: &Py<PyAny>,
-    outputs: ArrayView<'_, f32, D>,
-) -> Result<(f64, Array<f32, D>), LossError> {
-    Python::attach(|py| {
-        let result = function.bind(py).call1((outputs.to_pyarray(py),))?;
-        let (loss, gradient) = result.extract::<(f64, Bound<'_, PyAny>)>()?;
-        let name = "gradient of the loss";
-        let gradient = read::<f32, D>(&gradient, name, &format!("the shape {:?}", outputs.shape()))?;
-        Ok((loss, copy_of_shape(gradient.as_array(), name, outputs.shape())?))
-    })
-}
-
-impl Loss<'_> {
-    /// The loss of the outputs of all time steps, and its gradient.
-    fn of_outputs(
-        &self,
-        y: ArrayView3<'_, f32>,
-        lengths: Option<&[usize]>,
-        batch_first: bool,
-    ) -> Result<(f64, LossGradient), LossError> {
-        // The losses with lengths take the batch first.
-        let permuted = |mut y: ArrayView3<'_, f32>| {
-            if !batch_first {
-                y.swap_axes(0, 1);
-            }
-            memory::copy_array("loss", y)
-        };
-        let restored = |mut gradient: Array3<f32>| {
-            if !batch_first {
-                gradient.swap_axes(0, 1);
-            }
-            memory::row_major("loss", gradient).map(LossGradient::from)
-        };
-        match self {
-            Loss::SquaredError(target) => {
-                let target = target_as::<Ix3>(target.view(), y.shape())?;
-                let (loss, gradient) = match lengths {
-                    None => return Ok(mean_squared_error(y, target).map(|(a, b)| (a, b.into()))?),
-                    Some(lengths) => masked_mean_squared_error(permuted(y)?.view(), permuted(target)?.view(), lengths)?,
-                };
-                Ok((loss, restored(gradient)?))
-            }
-            Loss::BinaryCrossEntropy(target) => {
-                let target = target_as::<Ix3>(target.view(), y.shape())?;
-                let (y, target) = (permuted(y)?, permuted(target)?);
-                let (loss, gradient) = match lengths {
-                    None => binary_cross_entropy_with_logits(y.view(), target.view())?,
-                    Some(lengths) => masked_binary_cross_entropy_with_logits(y.view(), target.view(), lengths)?,
-                };
-                Ok((loss, restored(gradient)?))
-            }
-            Loss::CrossEntropy(target) => {
-                let columns = y.dim().1;
-                let is_beyond_length = |k: usize| {
-                    let (row, column) = (k / columns, k % columns);
-                    let (sequence, step) = if batch_first { (row, column) } else { (column, row) };
-                    lengths.is_some_and(|lengths| step >= lengths[sequence])
-                };
-                let (loss, gradient) = cross_entropy(y, &classes(target.view(), &y.shape()[..2], is_beyond_length)?)?;
-                Ok((loss, gradient.into()))
-            }
-            Loss::Function(function) => call_function(function, y).map(|(loss, gradient)| (loss, gradient.into())),
-        }
-    }
-
-    /// The loss of the last states, and its gradient.
-    fn of_last(&self, last: ArrayView2<'_, f32>) -> Result<(f64, LossGradient), LossError> {
-        let (loss, gradient): (f64, Array2<f32>) = match self {
-            Loss::SquaredError(target) => mean_squared_error(last, target_as::<Ix2>(target.view(), last.shape())?)?,
-            Loss::BinaryCrossEntropy(target) => {
-                binary_cross_entropy_with_logits(last, target_as::<Ix2>(target.view(), last.shape())?)?
-            }
-            Loss::CrossEntropy(target) => cross_entropy(last, &classes(target.view(), &last.shape()[..1], |_| false)?)?,
-            Loss::Function(function) => call_function(function, last)?,
-        };
-        Ok((loss, gradient.into()))
-    }
+/// What the loss is, as Python code says it.
+struct LossArguments<'a, 'py> {
+    target: Option<&'a Bound<'py, PyAny>>,
+    loss: Option<&'a Bound<'py, PyAny>>,
+    last: bool,
+    /// The factor of the loss.
+    share: f64,
 }
 
 impl TrainerClass {
-    /// The trainer as it is now. A clone is cheap, and shares the weights.
-    fn trainer(&self) -> Trainer<Device> {
-        self.trainer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn from_parts(trainer: AnyTrainer, device: DeviceOptions, batch_first: bool, file: Option<FileInfo>) -> Self {
+        let current = Current { trainer: Arc::new(trainer), states: None };
+        TrainerClass { current: Mutex::new(current), step: Mutex::new(()), device, batch_first, file }
     }
 
-    fn read_x<'py>(&self, x: &Bound<'py, PyAny>) -> PyResult<Features<'py>> {
-        let array = x.py().import("lstm._interop")?.call_method1("import_array", (x, "x"))?.get_item(0)?;
-        let order = if self.batch_first { "(batch, steps, " } else { "(steps, batch, " };
-        let expected = format!("the shape {order}{})", self.trainer().lstm().config().input_size);
-        match Features::read(&array, "x", self.trainer().lstm().config().input_size, &expected)? {
-            Features::One(_) => Err(PyValueError::new_err(format!("x: expected {expected}, got 2 dimensions"))),
-            features => Ok(features),
+    /// The trainer as it is now.
+    fn trainer(&self) -> Arc<AnyTrainer> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).trainer.clone()
+    }
+
+    /// Replaces the trainer, and the final states of the last pass if there are new ones.
+    fn replace(&self, trainer: AnyTrainer, states: Option<Vec<HostState>>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.trainer = Arc::new(trainer);
+        if let Some(states) = states {
+            current.states = Some(Arc::new(states));
         }
     }
 
-    fn input<'a>(&self, x: &'a Features<'_>, lengths: Option<&'a [usize]>) -> Input<'a> {
-        let mut input = Input::from(x.view());
-        if !self.batch_first {
-            input = input.time_major();
+    /// Locks the trainer for a change.
+    ///
+    /// # Errors
+    /// `RuntimeError` if another change is running.
+    fn lock_step(&self) -> PyResult<MutexGuard<'_, ()>> {
+        match self.step.try_lock() {
+            Ok(step) => Ok(step),
+            // The trainer is replaced after a step, so that one that panicked has changed nothing.
+            Err(TryLockError::Poisoned(error)) => Ok(error.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                let text =
+                    "a step of this trainer is running, in another thread or around this call; expected one at a time";
+                Err(PyRuntimeError::new_err(text))
+            }
         }
-        lengths.into_iter().fold(input, Input::lengths)
     }
+
+    /// Runs a forward and a backward pass by `run`, which returns also the final states, and replaces the trainer.
+    fn pass<T: Send>(
+        &self,
+        py: Python<'_>,
+        batch: &BatchArguments<'_, '_>,
+        given: &LossArguments<'_, '_>,
+        run: impl FnOnce(Pass<'_>, bool, LossFunction<'_>) -> Result<(T, Vec<HostState>), LossError> + Send,
+    ) -> PyResult<T> {
+        let trainer = self.trainer();
+        let loss = LossArgument::read(given.loss)?;
+        let target = loss.read_target(py, given.target)?;
+        let loss = loss.with_target(&target)?;
+        let share = given.share;
+        if !(share.is_finite() && share > 0.0) {
+            return Err(PyValueError::new_err(format!("share: expected a positive finite number, got {share}")));
+        }
+        if let (AnyTrainer::Model(_), true, false) = (&*trainer, given.last, trainer.returns_last_step()) {
+            let text = "last: expected False, because the layers of the model give an output for each time step";
+            return Err(PyValueError::new_err(text));
+        }
+        let last = given.last || trainer.returns_last_step();
+        let batch = batch.read(&trainer, self.batch_first)?;
+        let ends = Ends { lengths: batch.lengths.as_deref(), batch_first: self.batch_first };
+        let _step = self.lock_step()?;
+        let mut trainer = AnyTrainer::clone(&self.trainer());
+        let pass = trainer.with_input(&batch)?;
+        let mut of = |out: ModelOutputs<'_>| match last {
+            true => loss.of_last(out.last()?, share),
+            false => loss.of_outputs(out.y()?, ends, share),
+        };
+        let (result, states) = py.detach(|| run(pass, last, &mut of)).map_err(|LossError(error)| error)?;
+        self.replace(trainer, Some(states));
+        Ok(result)
+    }
+
+    /// Changes the configuration of the trainer.
+    fn change(&self, change: impl FnOnce(&mut TrainerConfig)) -> PyResult<()> {
+        let _step = self.lock_step()?;
+        let mut trainer = AnyTrainer::clone(&self.trainer());
+        let mut config = trainer.config().clone();
+        change(&mut config);
+        trainer.set_config(config).py()?;
+        self.replace(trainer, None);
+        Ok(())
+    }
+}
+
+/// The numbers of a report as a dictionary.
+fn to_dict(py: Python<'_>, &(step, loss, gradient_norm, learning_rate): &Numbers) -> PyResult<Py<PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("step", step)?;
+    dict.set_item("loss", loss)?;
+    dict.set_item("gradient_norm", gradient_norm)?;
+    dict.set_item("learning_rate", learning_rate)?;
+    Ok(dict.unbind())
+}
+
+/// Reads the groups of parameters, a list of dictionaries.
+fn read_groups(value: &Bound<'_, PyAny>) -> PyResult<Vec<ParameterGroup>> {
+    const KEYS: &str = "parameters, rate_factor, weight_decay and frozen";
+    let wrong = || arguments::wrong("groups", "a list of dicts", value);
+    if value.cast::<PyMapping>().is_ok() {
+        return Err(wrong());
+    }
+    let read_group = |(k, group): (usize, PyResult<Bound<'_, PyAny>>)| {
+        let (group, name) = (group?, format!("groups[{k}]"));
+        let Ok(group) = group.cast::<PyMapping>() else {
+            return Err(arguments::wrong(&name, &format!("a dict with {KEYS}"), &group));
+        };
+        let mut read = ParameterGroup::new("");
+        for item in group.items()?.iter() {
+            let (key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
+            let key = arguments::text(&format!("{name}: a key"), &key)?;
+            let name = format!("{name}: {key}");
+            match key {
+                "parameters" => read.parameters = arguments::text(&name, &value)?.to_owned(),
+                "rate_factor" => read.rate_factor = arguments::number(&name, &value)?,
+                "weight_decay" => read.weight_decay = arguments::optional(arguments::number, &name, &value)?,
+                "frozen" => read.frozen = arguments::flag(&name, &value)?,
+                _ => return Err(PyValueError::new_err(format!("{name}: there is no such option; expected {KEYS}"))),
+            }
+        }
+        if read.parameters.is_empty() {
+            let text = format!("{name}: parameters: expected a pattern of names, such as 'head.*', got none");
+            return Err(PyTypeError::new_err(text));
+        }
+        read.validate().map_err(|error| match error {
+            Error::Config { option, reason } => PyValueError::new_err(format!("{name}: {option}: {reason}")),
+            error => PyValueError::new_err(format!("{name}: {error}")),
+        })?;
+        Ok(read)
+    };
+    value.try_iter().map_err(|_| wrong())?.enumerate().map(read_group).collect()
+}
+
+/// Reads an option of the configuration from its text. Errors about a part of it say the whole text.
+fn parse<T: FromStr<Err = Error>>(name: &str, text: &str) -> PyResult<T> {
+    text.parse().map_err(|error| match error {
+        Error::Config { option, reason } if option != name => {
+            PyValueError::new_err(format!("{name} `{text}`: {option}: {reason}"))
+        }
+        error => to_python(error),
+    })
 }
 
 #[pymethods]
 impl TrainerClass {
     #[new]
-    #[pyo3(signature = (model, output_size = None, *, optimizer = "adam", schedule = "constant rate=0.001", clip = None, seed = 0))]
+    #[pyo3(signature = (
+        model, output_size = None, *, optimizer = "adam", schedule = "constant rate=0.001", clip = None, groups = None,
+        checkpointing = "everything", seed = 0
+    ))]
+    #[allow(clippy::too_many_arguments, reason = "they are the options of a run")]
     fn new(
         py: Python<'_>,
-        model: &Bound<'_, LstmClass>,
+        model: &Bound<'_, PyAny>,
         #[pyo3(from_py_with = arguments::output_size)] output_size: Option<i128>,
         #[pyo3(from_py_with = arguments::optimizer)] optimizer: &str,
         #[pyo3(from_py_with = arguments::schedule)] schedule: &str,
         #[pyo3(from_py_with = arguments::gradient_clip)] clip: Option<String>,
+        groups: Option<&Bound<'_, PyAny>>,
+        #[pyo3(from_py_with = arguments::checkpointing)] checkpointing: &str,
         #[pyo3(from_py_with = arguments::seed)] seed: i128,
     ) -> PyResult<Self> {
         let seed = checked_unsigned("seed", seed)?;
         let output_size = output_size.map(|size| checked_unsigned("output_size", size)).transpose()?;
+        let mut config = TrainerConfig::new(parse("optimizer", optimizer)?, parse("schedule", schedule)?)
+            .checkpointing(parse("checkpointing", checkpointing)?)
+            .seed(seed);
+        config.clip = clip.map(|clip| parse("clip", &clip)).transpose()?;
+        config.groups = groups.map(read_groups).transpose()?.unwrap_or_default();
+        if let Ok(model) = model.cast::<ModelClass>() {
+            if output_size.is_some() {
+                let text = "output_size: expected None for an lstm.Model, which has its own layers";
+                return Err(PyValueError::new_err(text));
+            }
+            let (model, file, device) = model.get().trainable_parts()?;
+            let trainer = py.detach(|| ModelTrainer::new(model, config)).py()?;
+            return Ok(TrainerClass::from_parts(AnyTrainer::Model(Box::new(trainer)), device, true, Some(file)));
+        }
+        let Ok(model) = model.cast::<LstmClass>() else {
+            return Err(arguments::wrong("model", "an lstm.LSTM or an lstm.Model", model));
+        };
         let model = model.get();
         let lstm = Lstm::clone(&model.lstm());
-        let mut config = TrainerConfig::new(optimizer.parse().py()?, schedule.parse().py()?).seed(seed);
-        if let Some(clip) = clip {
-            config = config.clip(clip.parse().py()?);
-        }
         let head = output_size.map(|size| Linear::random(lstm.backend(), lstm.config().output_size(), size, seed));
         let trainer = py.detach(|| Trainer::new(lstm, head.transpose()?, config)).py()?;
         let (device, batch_first) = (model.device_options().clone(), model.is_batch_first());
-        Ok(TrainerClass { trainer: Mutex::new(trainer), step: Mutex::new(()), device, batch_first })
+        Ok(TrainerClass::from_parts(AnyTrainer::Lstm(Box::new(trainer)), device, batch_first, None))
     }
 
     #[doc = doc!("Trainer.resume")]
@@ -282,14 +254,19 @@ impl TrainerClass {
     #[pyo3(signature = (path, *, batch_first = None, device = "cpu", threads = None))]
     fn resume(
         py: Python<'_>,
-        path: PathBuf,
+        #[pyo3(from_py_with = arguments::path)] path: PathBuf,
         #[pyo3(from_py_with = arguments::optional_batch_first)] batch_first: Option<bool>,
         #[pyo3(from_py_with = arguments::device)] device: &str,
         #[pyo3(from_py_with = arguments::threads)] threads: Option<i128>,
     ) -> PyResult<Self> {
         let device = DeviceOptions::new(device, threads)?;
         let opened = device.open(py)?;
-        let (trainer, extras): (_, CheckpointExtras) = py.detach(|| Trainer::resume(&opened, &path)).py()?;
+        let (trainer, extras) = py.detach(|| AnyTrainer::resume(&opened, &path)).py()?;
+        let shards = trainer.config().shards;
+        if shards != 1 {
+            let text = format!("a run with {shards} shards can't be continued in Python, which has no shards");
+            return Err(PyValueError::new_err(format!("{}: {text}", path.display())));
+        }
         let saved = extras.text.get(BATCH_FIRST).and_then(|text| text.parse().ok());
         let batch_first = match (saved, batch_first) {
             (Some(saved), given) if given.is_none_or(|given| given == saved) => saved,
@@ -302,95 +279,107 @@ impl TrainerClass {
                 return Err(PyValueError::new_err(format!("batch_first: expected {expected}: {}", path.display())));
             }
         };
-        Ok(TrainerClass { trainer: Mutex::new(trainer), step: Mutex::new(()), device, batch_first })
+        let file = matches!(trainer, AnyTrainer::Model(_)).then(FileInfo::of_saved_model);
+        Ok(TrainerClass::from_parts(trainer, device, batch_first, file))
     }
 
     #[doc = doc!("Trainer.save")]
-    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    fn save(&self, py: Python<'_>, #[pyo3(from_py_with = arguments::path)] path: PathBuf) -> PyResult<()> {
         let text = [(BATCH_FIRST.to_owned(), self.batch_first.to_string())].into();
         let trainer = self.trainer();
-        py.detach(|| trainer.save_with(path, &CheckpointExtras::default().with_text(text))).py()
+        py.detach(|| trainer.save_with(&path, &CheckpointExtras::default().with_text(text))).py()
     }
 
     #[doc = doc!("Trainer.step")]
-    #[pyo3(signature = (x, target = None, *, loss = None, lengths = None, last = false))]
-    fn step<'py>(
+    #[pyo3(signature = (x, target = None, *, loss = None, hx = None, lengths = None, last = false, learning_rate = None))]
+    #[allow(clippy::too_many_arguments, reason = "they are the parts of a step")]
+    fn step(
         &self,
-        py: Python<'py>,
-        x: &Bound<'py, PyAny>,
-        target: Option<&Bound<'py, PyAny>>,
-        loss: Option<Bound<'py, PyAny>>,
-        lengths: Option<&Bound<'py, PyAny>>,
+        py: Python<'_>,
+        x: &Bound<'_, PyAny>,
+        target: Option<&Bound<'_, PyAny>>,
+        loss: Option<&Bound<'_, PyAny>>,
+        hx: Option<&Bound<'_, PyAny>>,
+        lengths: Option<&Bound<'_, PyAny>>,
         #[pyo3(from_py_with = arguments::last)] last: bool,
-    ) -> PyResult<Bound<'py, PyDict>> {
-        let (function, name) = match loss {
-            None => (None, "mse".to_owned()),
-            Some(loss) if loss.is_callable() => (Some(loss.unbind()), String::new()),
-            Some(loss) => (None, text("loss", &loss)?.to_owned()),
-        };
-        let given: Target<'_>;
-        let loss = match &function {
-            Some(_) if target.is_some() => {
-                return Err(PyValueError::new_err("target: expected None, because the loss is a function"));
-            }
-            Some(function) => Loss::Function(function),
-            None => {
-                given = Target::read(&name, target)?;
-                given.loss(&name)
-            }
-        };
-        let x = self.read_x(x)?;
-        let batch_first = self.batch_first;
-        let lengths = lengths.map(|lengths| read_lengths(lengths, x.batch(!batch_first))).transpose()?;
-        let lengths = lengths.as_deref();
-        let _step = match self.step.try_lock() {
-            Ok(step) => step,
-            // The trainer is replaced after a step, so that one that panicked has changed nothing.
-            Err(TryLockError::Poisoned(error)) => error.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                let text =
-                    "a step of this trainer is running, in another thread or around this call; expected one at a time";
-                return Err(PyRuntimeError::new_err(text));
-            }
-        };
-        let mut trainer = self.trainer();
-        let input = self.input(&x, lengths);
-        let step = || match last {
-            true => trainer.step(input, LossInput::LastState, |out: ModelOutputs<'_>, _: &_| loss.of_last(out.last()?)),
-            false => trainer.step(input, LossInput::Outputs, |out: ModelOutputs<'_>, _: &_| {
-                loss.of_outputs(out.y()?, lengths, batch_first)
-            }),
-        };
-        let report = py.detach(step).map_err(|LossError(error)| error)?;
-        *self.trainer.lock().unwrap_or_else(PoisonError::into_inner) = trainer;
-        let dict = PyDict::new(py);
-        dict.set_item("step", report.step)?;
-        dict.set_item("loss", report.loss)?;
-        dict.set_item("gradient_norm", report.gradient_norm)?;
-        dict.set_item("learning_rate", report.learning_rate)?;
-        Ok(dict)
+        #[pyo3(from_py_with = arguments::learning_rate)] learning_rate: Option<f32>,
+    ) -> PyResult<Py<PyDict>> {
+        let (batch, loss) = (BatchArguments { x, hx, lengths }, LossArguments { target, loss, last, share: 1.0 });
+        check_rate(learning_rate)?;
+        to_dict(py, &self.pass(py, &batch, &loss, |pass, last, loss| pass.step(learning_rate, last, loss))?)
+    }
+
+    #[doc = doc!("Trainer.accumulate")]
+    #[pyo3(signature = (x, target = None, *, loss = None, hx = None, lengths = None, last = false, share = 1.0))]
+    #[allow(clippy::too_many_arguments, reason = "they are the parts of a step")]
+    fn accumulate(
+        &self,
+        py: Python<'_>,
+        x: &Bound<'_, PyAny>,
+        target: Option<&Bound<'_, PyAny>>,
+        loss: Option<&Bound<'_, PyAny>>,
+        hx: Option<&Bound<'_, PyAny>>,
+        lengths: Option<&Bound<'_, PyAny>>,
+        #[pyo3(from_py_with = arguments::last)] last: bool,
+        #[pyo3(from_py_with = arguments::share)] share: f64,
+    ) -> PyResult<f64> {
+        let (batch, loss) = (BatchArguments { x, hx, lengths }, LossArguments { target, loss, last, share });
+        self.pass(py, &batch, &loss, |pass, last, loss| pass.accumulate(last, loss))
+    }
+
+    #[doc = doc!("Trainer.apply")]
+    #[pyo3(signature = (*, learning_rate = None))]
+    fn apply(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = arguments::learning_rate)] learning_rate: Option<f32>,
+    ) -> PyResult<Py<PyDict>> {
+        check_rate(learning_rate)?;
+        let _step = self.lock_step()?;
+        let mut trainer = AnyTrainer::clone(&self.trainer());
+        let numbers = py.detach(|| trainer.apply(learning_rate));
+        // Also after an error, which discards what was accumulated and changes nothing else.
+        self.replace(trainer, None);
+        to_dict(py, &numbers.py()?)
+    }
+
+    #[doc = doc!("Trainer.discard_accumulated")]
+    fn discard_accumulated(&self) -> PyResult<()> {
+        let _step = self.lock_step()?;
+        let mut trainer = AnyTrainer::clone(&self.trainer());
+        trainer.discard_accumulated();
+        self.replace(trainer, None);
+        Ok(())
     }
 
     #[doc = doc!("Trainer.predict")]
-    #[pyo3(signature = (x, *, lengths = None))]
+    #[pyo3(signature = (x, *, hx = None, lengths = None))]
     fn predict<'py>(
         &self,
         py: Python<'py>,
         x: &Bound<'py, PyAny>,
+        hx: Option<&Bound<'py, PyAny>>,
         lengths: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let x = self.read_x(x)?;
-        let lengths = lengths.map(|lengths| read_lengths(lengths, x.batch(!self.batch_first))).transpose()?;
-        let input = self.input(&x, lengths.as_deref());
         let trainer = self.trainer();
-        let (y, _) = py.detach(|| trainer.predict(input)).py()?;
-        Ok(y.into_pyarray(py).into_any())
+        let batch = BatchArguments { x, hx, lengths }.read(&trainer, self.batch_first)?;
+        outputs(py, trainer.predict(py, &batch)?.py()?, false, trainer.returns_last_step())
     }
 
     #[doc = doc!("Trainer.model")]
     #[getter]
-    fn model(&self) -> LstmClass {
-        LstmClass::from_parts(self.trainer().lstm().clone(), self.device.clone(), self.batch_first)
+    fn model<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let device = self.device.clone();
+        Ok(match &*self.trainer() {
+            AnyTrainer::Lstm(trainer) => {
+                let model = LstmClass::from_parts(trainer.lstm().clone(), device, self.batch_first);
+                Bound::new(py, model)?.into_any()
+            }
+            AnyTrainer::Model(trainer) => {
+                let file = self.file.clone().unwrap_or_else(FileInfo::of_saved_model);
+                Bound::new(py, ModelClass::from_parts(trainer.model().clone(), device, file))?.into_any()
+            }
+        })
     }
 
     #[doc = doc!("Trainer.head")]
@@ -398,8 +387,22 @@ impl TrainerClass {
     #[allow(clippy::type_complexity, reason = "a pair of arrays")]
     fn head<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyArray2<f32>>, Option<Bound<'py, PyArray1<f32>>>)> {
         let trainer = self.trainer();
+        let AnyTrainer::Lstm(trainer) = &*trainer else { return None };
         let head = trainer.head()?;
         Some((head.weight().to_pyarray(py), head.bias().map(|bias| bias.to_pyarray(py))))
+    }
+
+    #[doc = doc!("Trainer.state")]
+    #[getter]
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Current { trainer, states } = self.current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(states) = states else { return Ok(None) };
+        let pairs = states.iter().map(|state| (state.h.to_pyarray(py), state.c.to_pyarray(py)));
+        let pairs = PyList::new(py, pairs.collect::<Vec<_>>())?;
+        match &*trainer {
+            AnyTrainer::Lstm(_) => pairs.get_item(0).map(Some),
+            AnyTrainer::Model(_) => Ok(Some(pairs.into_any())),
+        }
     }
 
     #[doc = doc!("Trainer.steps")]
@@ -414,15 +417,79 @@ impl TrainerClass {
         self.trainer().learning_rate()
     }
 
+    #[doc = doc!("Trainer.optimizer")]
+    #[getter]
+    fn optimizer(&self) -> String {
+        self.trainer().config().optimizer.to_string()
+    }
+
+    #[doc = doc!("Trainer.schedule")]
+    #[getter]
+    fn schedule(&self) -> String {
+        self.trainer().config().schedule.to_string()
+    }
+
+    #[setter]
+    fn set_schedule(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let schedule = parse("schedule", arguments::schedule(value)?)?;
+        self.change(|config| config.schedule = schedule)
+    }
+
+    #[doc = doc!("Trainer.clip")]
+    #[getter]
+    fn clip(&self) -> Option<String> {
+        self.trainer().config().clip.map(|clip| clip.to_string())
+    }
+
+    #[setter]
+    fn set_clip(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let clip = arguments::gradient_clip(value)?.map(|clip| parse("clip", &clip)).transpose()?;
+        self.change(|config| config.clip = clip)
+    }
+
+    #[doc = doc!("Trainer.groups")]
+    #[getter]
+    fn groups<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let groups = PyList::empty(py);
+        for group in &self.trainer().config().groups {
+            let dict = PyDict::new(py);
+            dict.set_item("parameters", &group.parameters)?;
+            dict.set_item("rate_factor", group.rate_factor)?;
+            dict.set_item("weight_decay", group.weight_decay)?;
+            dict.set_item("frozen", group.frozen)?;
+            groups.append(dict)?;
+        }
+        Ok(groups)
+    }
+
+    #[setter]
+    fn set_groups(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        let groups = read_groups(value)?;
+        self.change(|config| config.groups = groups)
+    }
+
     fn __repr__(&self) -> String {
         let trainer = self.trainer();
         let config = trainer.config();
-        format!(
-            "Trainer({}, {}, {}, {} steps done)",
-            trainer.lstm().config(),
-            config.optimizer,
-            config.schedule,
-            trainer.steps()
-        )
+        let mut text = match &*trainer {
+            AnyTrainer::Lstm(trainer) => {
+                let lstm = LstmClass::from_parts(trainer.lstm().clone(), self.device.clone(), self.batch_first);
+                let head = trainer.head().map(|head| format!(", {}", head.output_size()));
+                format!("Trainer(LSTM({}){}", lstm.describe_options(), head.unwrap_or_default())
+            }
+            AnyTrainer::Model(trainer) => {
+                let weights = trainer.model().weights();
+                let (inputs, outputs) = (weights.input_size(), weights.output_size());
+                format!("Trainer(Model({inputs} -> {outputs}, {} parameters)", weights.num_params())
+            }
+        };
+        text += &format!(", optimizer='{}', schedule='{}'", config.optimizer, config.schedule);
+        if let Some(clip) = config.clip {
+            text += &format!(", clip='{clip}'");
+        }
+        for group in &config.groups {
+            text += &format!(", {group}");
+        }
+        format!("{text}, {} steps done)", trainer.steps())
     }
 }

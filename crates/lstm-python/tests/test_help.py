@@ -19,7 +19,7 @@ DECLARATIONS = ast.parse((FOLDER / "_lstm.pyi").read_text())
 Node = ast.ClassDef | ast.FunctionDef
 
 # What the declarations contain for type checkers alone.
-TYPES = {"StepReport", "DeviceInfo"}
+TYPES = {"StepReport", "DeviceInfo", "ParameterGroup"}
 
 
 def definitions(tree: ast.Module) -> Iterator[tuple[str, Node]]:

@@ -217,7 +217,7 @@ class Masked(np.ma.MaskedArray[Any, Any]):
 @pytest.mark.parametrize(
     ("x", "error", "part"),
     [
-        (np.zeros((7, 2, 3)), TypeError, r"input: expected float32, got float64; convert it with x.astype\(np.float32\)"),
+        (np.zeros((7, 2, 3)), TypeError, r"input: expected float32, got float64; convert it with .astype\(np.float32\)"),
         (np.zeros((7, 2, 3), np.int64), TypeError, "got int64"),
         (np.zeros((7, 2, 3), ">f4"), TypeError, "got >f4"),
         (np.zeros((7, 2, 3), object), TypeError, "got object"),
@@ -242,7 +242,7 @@ def test_wrong_states() -> None:
         ((zeros, zeros[:, :1]), ValueError, r"hx: c: expected the shape \[1, 2, 5\], got \[1, 1, 5\]"),
         ((zeros[0], zeros[0]), ValueError, "hx: h: expected 3 dimensions"),
         ((zeros, zeros.astype(np.float64)), TypeError, "hx: c: expected float32, got float64"),
-        (zeros, TypeError, r"expected the tuple \(h0, c0\), got a ndarray"),
+        (zeros, TypeError, r"expected the tuple \(h0, c0\), got the type ndarray"),
         ((zeros,), TypeError, "hx"),
     ]:
         with pytest.raises(error, match=part):

@@ -38,7 +38,7 @@ def test_states_of_a_model() -> None:
     for state in [(huge(1, HUGE, 5), c), (h, huge(HUGE, 1, 5))]:
         with pytest.raises(ValueError, match=r"states\[0\]: [hc]: expected the shape"):
             model.run(x, states=[state])
-        with pytest.raises(ValueError, match=r"states\[0\]: [hc]: expected the shape"):
+        with pytest.raises(ValueError, match=r"state\[0\]: [hc]: expected the shape"):
             model.stream().state = [state]
     with pytest.raises(ValueError, match="states: expected 1, one for each LSTM, got 0"):
         model.run(x, states=[])

@@ -134,7 +134,7 @@ def test_wrong_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nam", "aidax", "guitarml", "keras-last", "act_hs"])
 @pytest.mark.parametrize("options", [{"layers": "rec"}, {"cell": "fused"}, {"clip": 1.0}, {"coupled": True}])
 def test_options_without_effect(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"{name}.*(omit the options|the option)"):
+    with pytest.raises(ValueError, match=rf"{name}.*(omit the arguments|the option)"):
         lstm.Model.open(path_of(name), **options)
 
 
@@ -142,8 +142,8 @@ def test_options_without_effect(name: str, options: dict[str, Any]) -> None:
     ("name", "options", "part"),
     [
         ("cell", {"set": {"sr": 16000.0}}, "sr"),
-        ("nam", {"set": {"sr": 16000.0}}, "omit the options"),
-        ("nam", {"name": ["rec"]}, "omit the options"),
+        ("nam", {"set": {"sr": 16000.0}}, "omit the arguments"),
+        ("nam", {"name": ["rec"]}, "omit the arguments"),
         ("nam", {"precision": "f16"}, "precision: expected one of"),
         ("nam", {"device": "tpu"}, "device: expected one of"),
     ],
@@ -217,12 +217,12 @@ def test_a_stream_is_reset_to_the_states_of_the_file(tmp_path: Path) -> None:
 
 def test_graphs_that_are_not_the_model_alone(tmp_path: Path) -> None:
     path = MODELS / "gobw.onnx"
-    with pytest.raises(ValueError, match=r"gobw.onnx: .*`out` has another order.*select its LSTM nodes by name: `lstm`"):
+    with pytest.raises(ValueError, match=r"gobw.onnx: .*`out` has another order.*select its LSTM nodes with the argument name: `lstm`"):
         lstm.Model.open(path)
     assert lstm.Model.open(path, name="lstm").output_size > 0
     path = tmp_path / "states.onnx"
     path.write_bytes(onnx_file.write(3, ["Y_h", "Y_c"]))
-    with pytest.raises(ValueError, match=r"states.onnx: .*all its outputs are final states.*nodes by name: `rec`"):
+    with pytest.raises(ValueError, match=r"states.onnx: .*all its outputs are final states.*argument name: `rec`"):
         lstm.Model.open(path)
     x = np.ones((7, 2), np.float32)
     y, ((h, _),) = lstm.Model.open(path, name="rec").run(x, return_states=True)

@@ -99,7 +99,7 @@ def test_streams_of_tensors() -> None:
 
 def test_errors() -> None:
     _, ours = pair({})
-    with pytest.raises(TypeError, match=r"expected float32, got torch.float64; convert it with input.float\(\)"):
+    with pytest.raises(TypeError, match=r"expected float32, got torch.float64; convert it with .float\(\)"):
         ours(torch.zeros(5, 2, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"requires a gradient.*use lstm.torch.LSTM"):
         ours(torch.zeros(5, 2, 4, requires_grad=True))

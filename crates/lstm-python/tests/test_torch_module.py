@@ -352,11 +352,24 @@ def test_traces_are_an_error(is_packed: bool) -> None:
     def run(x: Any) -> Any:
         return net(rnn.pack_padded_sequence(x, [5, 3]))[0].data if is_packed else net(x)[0]
 
-    with pytest.raises(RuntimeError, match="can't be traced or exported.*before lstm.torch.convert"):
+    with pytest.raises(RuntimeError, match="can't be traced, scripted or exported.*before lstm.torch.convert"):
         torch.jit.trace(run, (x,))
     if not is_packed and hasattr(torch.compiler, "is_exporting"):
-        with pytest.raises(RuntimeError, match="can't be traced or exported.*before lstm.torch.convert"):
+        with pytest.raises(RuntimeError, match="can't be traced, scripted or exported.*before lstm.torch.convert"):
             torch.export.export(net, (x,))
+    with pytest.raises(RuntimeError, match="can't be traced, scripted or exported.*before lstm.torch.convert"):
+        torch.jit.script(torch.nn.Sequential(net))
+
+
+def test_transforms_of_functions_are_an_error() -> None:
+    _, net = pair({})
+    x = torch.randn(5, 2, 4)
+    for transform in (torch.func.grad, torch.func.jacrev, torch.vmap):
+        with pytest.raises(NotImplementedError, match=r"does not run under torch.func .*; use backward\(\)"):
+            transform(lambda x: net(x)[0].sum())(x if transform is not torch.vmap else x[None])
+    # What the text advises.
+    (gradient,) = torch.autograd.grad(net(x.requires_grad_())[0].sum(), x)
+    assert gradient.shape == x.shape
 
 
 def test_empty_batches() -> None:

@@ -6,9 +6,9 @@ arrays. `lstm.torch` has modules for use inside PyTorch; it needs PyTorch.
 
 from typing import TYPE_CHECKING
 
-from ._lstm import LSTM, Model, Stream, Trainer, __version__, devices, digest
+from ._lstm import LSTM, Loss, Model, Stream, Trainer, __version__, devices, digest
 
-__all__ = ["LSTM", "Model", "Stream", "Trainer", "__version__", "devices", "digest"]
+__all__ = ["LSTM", "Loss", "Model", "Stream", "Trainer", "__version__", "devices", "digest"]
 
 if not TYPE_CHECKING:
 

@@ -28,7 +28,7 @@ class IncompatibleKeys(NamedTuple):
 def describe(value: object) -> str:
     """The type of a value, and its length if it is a tuple or a list."""
     kind = type(value).__name__
-    return f"a {kind} of {len(value)}" if isinstance(value, (tuple, list)) else f"a {kind}"
+    return f"a {kind} of length {len(value)}" if isinstance(value, (tuple, list)) else f"the type {kind}"
 
 
 def _same(array: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -57,7 +57,7 @@ def _from_torch(torch: Any, value: Any, name: str) -> NDArray[Any]:
             f"or call under torch.no_grad()"
         )
     if value.device.type != "cpu":
-        raise ValueError(f"{name}: expected a tensor in host memory, got one on {value.device}; pass {name}.cpu()")
+        raise ValueError(f"{name}: expected a tensor in host memory, got one on {value.device}; copy it with .cpu()")
     array: NDArray[Any] = value.detach().numpy()
     return array
 
@@ -69,7 +69,7 @@ def import_array(value: Any, name: str) -> tuple[NDArray[np.float32], Convert]:
     torch = _torch_of(value)
     if torch is not None:
         if value.dtype != torch.float32:
-            raise TypeError(f"{name}: expected float32, got {value.dtype}; convert it with {name}.float()")
+            raise TypeError(f"{name}: expected float32, got {value.dtype}; convert it with .float()")
         return _from_torch(torch, value, name), torch.from_numpy
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         device = value.__dlpack_device__()
@@ -186,9 +186,16 @@ def to_tokens(value: Any) -> NDArray[np.int64]:
 def to_integers(value: Any, name: str, expected: str = "expected integers") -> NDArray[np.int64]:
     """An array of any integer type as int64."""
     torch = _torch_of(value)
-    array = _from_torch(torch, value, name) if torch is not None else np.asanyarray(value)
+    try:
+        array = _from_torch(torch, value, name) if torch is not None else np.asanyarray(value)
+    except ValueError as error:
+        # Such as lists of different lengths.
+        raise ValueError(f"{name}: {expected}: {error}") from error
+    if array.size == 0 and isinstance(value, (list, tuple)):
+        # NumPy takes an empty list for floats.
+        array = array.astype(np.int64)
     if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name}: a masked array can't be used; fill it first, with {name}.filled(0)")
+        raise TypeError(f"{name}: a masked array can't be used; fill it first, with .filled(0)")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: {expected}, got {array.dtype}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:

@@ -4,16 +4,17 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, SupportsInt, TypedDict, final, overload, type_check_only
+from typing import Any, Generic, Literal, SupportsFloat, SupportsInt, TypedDict, final, overload, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
+from typing_extensions import Required, Self, TypeVar
 
 from ._interop import IncompatibleKeys
 
 __all__ = [
     "LSTM",
+    "Loss",
     "Model",
     "Stream",
     "Tape",
@@ -41,6 +42,19 @@ class StepReport(TypedDict):
     gradient_norm: float
     """The norm of all gradients before clipping."""
     learning_rate: float
+
+@type_check_only
+class ParameterGroup(TypedDict, total=False):
+    """Options of the optimizer for some of the parameters of a `Trainer`."""
+
+    parameters: Required[str]
+    """The names of the parameters, in which `*` stands for any text, such as `head.*` or `*bias*`."""
+    rate_factor: float
+    """Factor of the learning rate; 1 by default."""
+    weight_decay: float | None
+    """Weight decay; that of the optimizer by default."""
+    frozen: bool
+    """Whether the parameters stay as they are; False by default."""
 
 @type_check_only
 class DeviceInfo(TypedDict):
@@ -433,6 +447,14 @@ class Model:
             ValueError: an LSTM is bidirectional, the file fixes the lengths of sequences, or `batch` is 0.
         """
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves the model to a safetensors file, which `Model.open` and the Rust library read.
+
+        Raises:
+            OSError: the file can't be written.
+            ValueError: the file of this model fixes lengths or initial states, which are not part of the model.
+        """
+
     def digest(self) -> str:
         """The digest of all parameters, layer by layer."""
 
@@ -496,9 +518,91 @@ class Model:
     def path(self) -> str:
         """The code that runs the LSTMs: the names of kernels, or `reference`."""
 
+_Trained = TypeVar("_Trained", LSTM, Model, default=LSTM)
+_Loss = (
+    Loss
+    | Literal["mse", "bce", "huber", "gaussian_nll", "cross_entropy", "ctc"]
+    | Callable[[_F32], tuple[float, _F32]]
+)
+
 @final
-class Trainer:
-    """Trains a copy of an LSTM, with a linear head on its outputs, without another library.
+class Loss:
+    """A loss of `Trainer`, a mean over the outputs. The methods make one; each says what the target is.
+
+    With `lengths`, outputs and targets beyond the end of a sequence are not counted. Losses are computed in float64, and
+    gradients are rounded to float32 once. Losses with equal options are equal.
+    """
+
+    @staticmethod
+    def mse() -> Loss:
+        """The mean of `(y - target)**2`, as `torch.nn.MSELoss()`. The target is float32 of the shape of the outputs."""
+
+    @staticmethod
+    def bce(pos_weight: float = 1.0) -> Loss:
+        """The binary cross entropy of logits, as `torch.nn.BCEWithLogitsLoss`. The target is float32 of the shape of the outputs:
+        probabilities from 0 to 1.
+
+        Args:
+            pos_weight: Weight of the targets that are 1, above 1 if they are rare. One number for all outputs.
+
+        Raises:
+            ValueError: `pos_weight` is not a positive finite number.
+        """
+
+    @staticmethod
+    def huber(delta: float = 1.0) -> Loss:
+        """Squared near the target and linear far from it, as `torch.nn.HuberLoss`: with `d = abs(y - target)`, the mean of
+        `d**2 / 2` if `d <= delta`, else of `delta * (d - delta / 2)`. The target is float32 of the shape of the outputs.
+
+        Raises:
+            ValueError: `delta` is not a positive finite number.
+        """
+
+    @staticmethod
+    def pinball(quantile: float) -> Loss:
+        """The loss whose minimum is a quantile of the target: the mean of `quantile * (target - y)` if `target >= y`, else of
+        `(1 - quantile) * (y - target)`. The target is float32 of the shape of the outputs.
+
+        Raises:
+            ValueError: `quantile` is not between 0 and 1.
+        """
+
+    @staticmethod
+    def gaussian_nll() -> Loss:
+        """The negative log-likelihood of a normal distribution, as `torch.nn.GaussianNLLLoss` without its constant. The last axis
+        of the outputs has the means and then the logarithms of the variances. The target is float32, with half the features of
+        the outputs.
+        """
+
+    @staticmethod
+    def cross_entropy(weight: Sequence[SupportsFloat] | NDArray[Any] | None = None, ignore_index: int = -100) -> Loss:
+        """The cross entropy of logits, as `torch.nn.CrossEntropyLoss`, with the classes in the last axis of the outputs. The
+        target is integers without this axis.
+
+        Args:
+            weight: A number for each class; 1 by default. The mean is divided by the sum of the weights of the targets.
+            ignore_index: The target of rows that are not counted.
+
+        Raises:
+            ValueError: a weight is negative or not finite.
+        """
+
+    @staticmethod
+    def ctc(blank: int = 0) -> Loss:
+        """The CTC loss of logits, as `torch.nn.CTCLoss` of their `log_softmax`, with the classes in the last axis of the outputs.
+        It reads the outputs of all time steps. The target is a list with the labels of each sequence, such as
+        `[[3, 1], [2]]`, which may be empty.
+
+        Args:
+            blank: The class that is no label.
+
+        Raises:
+            ValueError: `blank` is negative.
+        """
+
+@final
+class Trainer(Generic[_Trained]):
+    """Trains a copy of an LSTM, with a linear head on its outputs, or of a whole model, without another library.
 
     Results are the same, bit for bit, for any number of threads and on any device. A run that is saved and resumed gives the
     bits of one without interruption.
@@ -506,26 +610,35 @@ class Trainer:
     Computation releases the GIL. One step may run at a time; other uses during a step see the trainer as it was before.
 
     Args:
-        model: The LSTM, in float32. It is not changed; the attribute `model` of the trainer is the trained one.
-        output_size: Number of features to which a linear head maps the outputs; None for no head.
-        optimizer: `sgd`, `adam` or `adamw` with options, such as `"adamw weight_decay=0.01"`.
+        model: The LSTM or the model, in float32. It is not changed; the attribute `model` of the trainer is the trained one.
+        output_size: Number of features to which a linear head maps the outputs of an LSTM; None for no head.
+        optimizer: `sgd`, `adam` or `adamw`, with PyTorch's options and defaults: `"sgd momentum=0.9 dampening=0 nesterov=true
+            weight_decay=1e-4"`, `"adam beta1=0.9 beta2=0.999 eps=1e-8 weight_decay=0"`, `"adamw weight_decay=0.01"`.
         schedule: The learning rate, such as `"cosine rate=0.1 steps=1000 min=0.001 warmup=50"`,
-            `"step rate=0.1 every=30 factor=0.5"` or `"constant rate=0.001"`.
+            `"step rate=0.1 every=30 factor=0.5"` or `"constant rate=0.001"`. `step(..., learning_rate=...)` replaces it.
         clip: `"norm bound=1"` or `"value bound=1"`, to clip gradients.
+        groups: Options for some of the parameters, such as `{"parameters": "*bias*", "weight_decay": 0.0}`,
+            `{"parameters": "head.*", "rate_factor": 10.0}` or `{"parameters": "lstm.*", "frozen": True}`. The names are
+            `lstm.` with those of `state_dict`, `head.weight` and `head.bias`, or those of the layers of a model; an error lists
+            them. A parameter may be in one group.
+        checkpointing: What the forward pass keeps for the backward pass: `"everything"`, or less, with the same results in
+            more time: `"segments steps=64"` or `"square-root"`.
         seed: Seed of the head and of dropout.
 
     Raises:
-        ValueError: an option is not valid, or the model is quantized.
+        ValueError: an option is not valid, the model is quantized, or its file fixes lengths or initial states.
     """
 
     def __new__(
         cls,
-        model: LSTM,
+        model: _Trained,
         output_size: int | None = None,
         *,
         optimizer: str = "adam",
         schedule: str = "constant rate=0.001",
         clip: str | None = None,
+        groups: Sequence[ParameterGroup] | None = None,
+        checkpointing: str = "everything",
         seed: int = 0,
     ) -> Self: ...
 
@@ -534,20 +647,28 @@ class Trainer:
         x: Any,
         target: Any = None,
         *,
-        loss: Literal["mse", "bce", "cross_entropy"] | Callable[[_F32], tuple[float, _F32]] | None = None,
+        loss: _Loss | None = None,
+        hx: Any = None,
         lengths: Sequence[SupportsInt] | NDArray[Any] | None = None,
         last: bool = False,
+        learning_rate: float | None = None,
     ) -> StepReport:
         """Runs one training step: forward pass with dropout, loss, backward pass, clipping, update.
 
         Args:
-            x: float32, in the layout of the model, with a batch axis.
-            target: float32 of the shape of the outputs for `mse` and `bce` (binary cross entropy of logits); classes
-                without the last axis for `cross_entropy`, where -100 is ignored. None for a function.
-            loss: A loss; `mse` by default. Or a function from the outputs to the loss and its gradient, float32 of their shape.
+            x: float32, in the layout of the LSTM, with a batch axis. For a model: `(batch, steps, features)`, or tokens
+                `(batch, steps)`.
+            target: What the loss compares the outputs with; see `Loss`. None for a function.
+            loss: A `Loss`, or the name of one with its default options; `mse` by default. Or a function from the outputs to the
+                loss and its gradient, float32 of their shape.
+            hx: The initial states: `(h0, c0)` of an LSTM, a list of such pairs of a model; None for zeros or those of the
+                model. `trainer.state` continues the sequences of the last step, and gradients end there: truncated
+                backpropagation through time.
             lengths: Number of time steps of each sequence. The losses do not count outputs beyond it; a function must.
             last: Whether the loss reads the last hidden state of each sequence, `(batch, output_size)`, instead of the
-                outputs of all time steps.
+                outputs of all time steps. The layers of a model decide this for it. A softmax at the end of a model is not
+                part of the outputs in training.
+            learning_rate: The learning rate of this step; None for that of the schedule.
 
         Returns:
             `step`, the number of the step, counted from 1; `loss`, the loss before the update; `gradient_norm`, the norm of
@@ -555,15 +676,56 @@ class Trainer:
 
         Raises:
             TypeError: an array is of another type.
-            ValueError: a shape is wrong, or the loss, a gradient or a parameter is not finite. The trainer is then unchanged.
+            ValueError: a shape or a target is wrong, gradients are accumulated, or the loss, a gradient or a parameter is not
+                finite. The trainer is then unchanged.
             RuntimeError: another step of the trainer is running.
         """
 
-    def predict(self, x: Any, *, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None) -> _F32:
-        """The outputs of the head, or of the LSTM without a head, without dropout.
+    def accumulate(
+        self,
+        x: Any,
+        target: Any = None,
+        *,
+        loss: _Loss | None = None,
+        hx: Any = None,
+        lengths: Sequence[SupportsInt] | NDArray[Any] | None = None,
+        last: bool = False,
+        share: float = 1.0,
+    ) -> float:
+        """Runs the passes of a part of a batch, and adds its gradients to those of earlier calls. `apply` then updates the
+        parameters.
 
         Args:
-            x: float32, in the layout of the model, with a batch axis.
+            share: Factor of the loss and its gradients. They are summed, so for a mean over the whole batch it is the share of
+                the part: `1 / parts` for equal parts.
+
+        The other arguments are those of `step`.
+
+        Returns:
+            The loss of the part, times `share`.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as for `step`. What was accumulated before is then unchanged.
+        """
+
+    def apply(self, *, learning_rate: float | None = None) -> StepReport:
+        """Clips the accumulated gradients and updates the parameters. Returns the report of `step`, with the sum of the losses.
+
+        Raises:
+            ValueError: nothing is accumulated, or a gradient or a parameter is not finite. The accumulated gradients are then
+                discarded, and the parameters are unchanged.
+            RuntimeError: another step of the trainer is running.
+        """
+
+    def discard_accumulated(self) -> None:
+        """Discards the accumulated gradients."""
+
+    def predict(self, x: Any, *, hx: Any = None, lengths: Sequence[SupportsInt] | NDArray[Any] | None = None) -> _F32:
+        """The outputs of the head, of the LSTM without a head, or of the model, without dropout.
+
+        Args:
+            x: As in `step`.
+            hx: As in `step`.
             lengths: Number of time steps of each sequence. Outputs beyond it are 0.
 
         Raises:
@@ -576,6 +738,7 @@ class Trainer:
 
         Raises:
             OSError: the file can't be written.
+            ValueError: gradients are accumulated.
         """
 
     @staticmethod
@@ -585,7 +748,7 @@ class Trainer:
         batch_first: bool | None = None,
         device: str = "cpu",
         threads: int | None = None,
-    ) -> Trainer:
+    ) -> Trainer[Any]:
         """Continues a saved run.
 
         Args:
@@ -601,12 +764,17 @@ class Trainer:
         """
 
     @property
-    def model(self) -> LSTM:
-        """A copy of the LSTM with its current weights, in the mode of `eval`."""
+    def model(self) -> _Trained:
+        """A copy of the LSTM with its current weights, in the mode of `eval`, or of the model."""
 
     @property
     def head(self) -> tuple[_F32, _F32 | None] | None:
-        """Copies of the weight `(output_size, features)` and the bias of the head; None without a head."""
+        """Copies of the weight `(output_size, features)` and the bias of the head of an LSTM; None without a head."""
+
+    @property
+    def state(self) -> Any:
+        """Copies of the final states of the last `step` or `accumulate`, which `hx` takes: `(h, c)` of an LSTM, a list of such
+        pairs of a model; None before the first, and in a run that was resumed."""
 
     @property
     def steps(self) -> int:
@@ -615,6 +783,32 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer with all its options."""
+
+    @property
+    def schedule(self) -> str:
+        """The schedule of the learning rate. It can be replaced."""
+
+    @schedule.setter
+    def schedule(self, schedule: str) -> None: ...
+
+    @property
+    def clip(self) -> str | None:
+        """How gradients are clipped; None if they are not. It can be replaced."""
+
+    @clip.setter
+    def clip(self, clip: str | None) -> None: ...
+
+    @property
+    def groups(self) -> list[ParameterGroup]:
+        """A copy of the options for some of the parameters. They can be replaced, for example to train parameters that were
+        frozen."""
+
+    @groups.setter
+    def groups(self, groups: Sequence[ParameterGroup]) -> None: ...
 
 @final
 class Tape:

@@ -23,11 +23,17 @@ _jit: Any = torch.jit
 _compiler: Any = torch.compiler
 _forward_ad: Any = torch.autograd.forward_ad
 
+_NOT_TRACED = (
+    "lstm.torch.LSTM can't be traced, scripted or exported: it is not made of PyTorch's operators. Export the module before "
+    "lstm.torch.convert, or load the state_dict into one with torch.nn.LSTM"
+)
+
 
 def _array(tensor: torch.Tensor, name: str) -> Any:
     """The memory of a tensor as an array of NumPy."""
     if tensor.dtype != torch.float32:
-        raise TypeError(f"{name}: expected float32, got {tensor.dtype}; convert it with {name}.float()")
+        what = "the module" if isinstance(tensor, torch.nn.Parameter) else "it"
+        raise TypeError(f"{name}: expected float32, got {tensor.dtype}; convert {what} with .float()")
     if tensor.device.type != "cpu":
         raise ValueError(
             f"{name}: expected a tensor in host memory, got one on {tensor.device}; parameters and inputs stay on PyTorch's "
@@ -183,6 +189,10 @@ class LSTM(torch.nn.Module):
         for parameter in self.parameters():
             torch.nn.init.uniform_(parameter, -bound, bound)
 
+    def __prepare_scriptable__(self) -> None:
+        # `torch.jit.script` calls it.
+        raise RuntimeError(_NOT_TRACED)
+
     def flatten_parameters(self) -> None:
         """Does nothing. It exists for code that calls it, as `torch.nn.LSTM` has it for GPUs."""
 
@@ -206,10 +216,7 @@ class LSTM(torch.nn.Module):
     def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> tuple[Any, tuple[Any, Any]]:
         """The same as `lstm.LSTM.__call__` for tensors and packed sequences, with gradients."""
         if _jit.is_tracing() or (hasattr(_compiler, "is_exporting") and _compiler.is_exporting()):
-            raise RuntimeError(
-                "lstm.torch.LSTM can't be traced or exported: its outputs would become constants. Trace or export the module "
-                "before lstm.torch.convert, or load the state_dict into one with torch.nn.LSTM"
-            )
+            raise RuntimeError(_NOT_TRACED)
         if hx is not None and (not isinstance(hx, (tuple, list)) or len(hx) != 2):
             raise TypeError(f"hx: expected the tuple (h0, c0), got {_interop.describe(hx)}")
         for value, name in [] if hx is None else zip(hx, ["hx: h", "hx: c"], strict=True):
@@ -232,7 +239,16 @@ class LSTM(torch.nn.Module):
                 "lstm.torch.LSTM has no derivatives of forward mode; use backward(), or torch.nn.LSTM for tangents"
             )
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-            y, h, c = _Pass.apply(self, lengths, seed, input, h, c, *parameters)
+            try:
+                y, h, c = _Pass.apply(self, lengths, seed, input, h, c, *parameters)
+            except RuntimeError as error:
+                if "setup_context" not in str(error):
+                    raise
+                # What PyTorch says of a function without this method.
+                raise NotImplementedError(
+                    "lstm.torch.LSTM does not run under torch.func (vmap, grad, jacrev); use backward() or "
+                    "torch.autograd.grad, or torch.nn.LSTM"
+                ) from error
             return y, (h, c)
         y, state, _ = self._run(input, h, c, lengths, seed, parameters, record=False)
         return y, state

@@ -413,7 +413,10 @@ impl<B: Backend> Trainer<B> {
         mut loss: impl FnMut(ModelOutputs<'_>, &Shard) -> Result<(f64, G), E>,
     ) -> Result<ShardSums<ModelArrays>, StepError<E>> {
         if input.x.is_empty() || input.lengths.is_some_and(|lengths| lengths.iter().all(|&len| len == 0)) {
-            let got = format!("{:?}, lengths {:?}", input.x.shape(), input.lengths);
+            let mut got = format!("{:?}", input.x.shape());
+            if let Some(lengths) = input.lengths {
+                got += &format!(", lengths {lengths:?}");
+            }
             return Err(Error::shape("Trainer::step: x", "at least one time step of one sequence", got).into());
         }
         let (shards, batch) = (self.run.config.shards, input.batch_and_steps().0);

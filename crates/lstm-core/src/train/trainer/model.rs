@@ -46,6 +46,7 @@ use crate::{
 ///     trainer.model().weights().save("model.safetensors")
 /// }
 /// ```
+#[derive(Clone)]
 pub struct ModelTrainer<B: Backend> {
     model: Model<B>,
     run: Run<ModelWeights>,
