@@ -6,6 +6,7 @@ mod common;
 mod groups;
 mod ranks;
 mod shards;
+mod thread_ranks;
 mod training;
 mod transfers;
 mod update;

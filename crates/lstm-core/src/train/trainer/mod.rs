@@ -26,7 +26,7 @@ use crate::{
     memory,
     model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on},
     train::{
-        collective::{Collective, SingleRank, own_shards, succeed_together},
+        collective::{Collective, SingleRank, call_setting, own_shards, succeed_together},
         tree::part,
     },
     weights::Weights,
@@ -364,8 +364,9 @@ impl<B: Backend> Trainer<B> {
         let combined =
             ShardSums::combine(collective, step, self.run.config.shards, batch, settings, describe_error, sums);
         let (loss, gradients, states) = combined.map_err(StepError::into_caller_error)?;
-        let state = states.into_iter().next().ok_or_else(no_shard)?;
-        let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
+        let state = states.into_iter().next().ok_or_else(no_shard);
+        let result = state.and_then(|state| Ok((state, self.update(learning_rate, gradients)?)));
+        let (state, updated) = succeed_together(collective, &[call_setting("update of the parameters")], result)?;
         let gradient_norm = self.commit(updated, collective.size() > 1);
         Ok(StepReport { step, loss, gradient_norm, learning_rate, state })
     }
