@@ -5,7 +5,7 @@ use std::{fmt, ops::Range};
 use ndarray::{Array3, Axis, Ix3, s};
 
 use crate::{
-    arithmetic::Digest,
+    arithmetic::{Digest, VERSION},
     backend::Backend,
     error::{Error, Result},
     float_environment::FloatEnvironment,
@@ -239,9 +239,6 @@ impl<E> StepError<E> {
     }
 }
 
-/// The version of `docs/specification.md` that the library implements.
-const SPECIFICATION_VERSION: u32 = 1;
-
 /// The settings of a run that all trainers have, as pairs of name and value that the ranks compare.
 pub(super) fn run_settings<B: Backend>(
     backend: &B,
@@ -253,7 +250,7 @@ pub(super) fn run_settings<B: Backend>(
     vec![
         call_setting("training step"),
         ("library", env!("CARGO_PKG_VERSION").into()),
-        ("arithmetic", format!("specification {SPECIFICATION_VERSION}, {exact}")),
+        ("arithmetic", format!("specification {VERSION}, {exact}")),
         ("shards", shards.to_string()),
         ("optimizer", method.to_string()),
         ("groups", groups.iter().map(ParameterGroup::to_string).collect::<Vec<_>>().join("; ")),
