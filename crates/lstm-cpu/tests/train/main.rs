@@ -4,6 +4,7 @@ mod accumulate;
 mod checkpoint;
 mod common;
 mod groups;
+mod heads;
 mod ranks;
 mod shards;
 mod thread_ranks;
