@@ -327,9 +327,9 @@ impl<B: Backend> Trainer<B> {
     /// should save the run.
     ///
     /// # Errors
-    /// As for [`step`](Self::step). On several ranks, an error in the passes of one is returned by all: as
-    /// [`Error::Rank`], which names the rank and the shard. Only an error of `loss` itself comes back unchanged on its own
-    /// rank. No trainer is then changed.
+    /// As for [`step`](Self::step). On several ranks, an error of one is returned by all: as [`Error::Rank`], which names
+    /// the rank, and the shard if its passes failed. Only an error of `loss` itself comes back unchanged on its own rank.
+    /// No trainer is then changed.
     /// - [`Error::Rank`] if there are fewer shards than ranks, or if the version of the library, the model, the
     ///   configuration or the number of steps differ from those of rank 0. It names the first rank that differs. In the
     ///   first step, the parameters and the whole batch are compared too; later, some elements of the batch.
