@@ -186,7 +186,7 @@ fn run<B: Backend>(backend: &B, options: &Options, should_stop: impl Fn(u64) -> 
 /// Draws the losses so far, if the options name a file.
 fn draw_curve<B: Backend>(run: &Run<B>, options: &Options) -> Result<()> {
     let Some(path) = &options.curve else { return Ok(()) };
-    run.losses.draw(path)?;
+    run.losses.draw(path).map_err(|why| Error::file(path, why))?;
     println!("Chart: {}", relative_path(path));
     Ok(())
 }

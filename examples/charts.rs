@@ -24,14 +24,14 @@ pub(crate) type DrawResult<T = ()> = Result<T, Box<dyn error::Error>>;
 
 /// A line of a chart.
 pub(crate) struct Curve<'a> {
-    /// Text of the legend.
+    /// Text of the legend; empty for none.
     pub(crate) label: &'a str,
     pub(crate) color: RGBColor,
     /// Number of the training step, and the value.
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Draws curves over the training steps, with the values `y_range`. There is a legend if there are several curves.
+/// Draws curves over the training steps, with the values `y_range`. There is a legend if a curve has a label.
 pub(crate) fn draw_curves<Y: AsRangedCoord<Value = f64>>(
     area: &PlotArea<'_>,
     caption: &str,
@@ -70,7 +70,7 @@ where
             .label(curve.label)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 26, y)], style));
     }
-    if curves.len() > 1 {
+    if curves.iter().any(|curve| !curve.label.is_empty()) {
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::UpperRight)

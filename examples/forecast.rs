@@ -7,6 +7,7 @@
 mod backend;
 #[path = "forecast/chart.rs"]
 mod chart;
+mod charts;
 #[path = "forecast/error.rs"]
 mod error;
 #[path = "forecast/model.rs"]

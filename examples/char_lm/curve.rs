@@ -1,4 +1,4 @@
-//! The losses of a run, which its checkpoint keeps, and their chart.
+//! The losses of a run, which its checkpoint keeps, and their chart. The example of `lstm-mpi` uses it, too.
 
 use std::{fs, path::Path};
 
@@ -8,10 +8,7 @@ use lstm::{
 };
 use plotters::prelude::*;
 
-use crate::{
-    Error, Result,
-    charts::{BLUE, Curve, DrawResult, ORANGE, draw_curves},
-};
+use crate::charts::{BLUE, Curve, DrawResult, ORANGE, draw_curves};
 
 const SIZE: (u32, u32) = (1000, 500);
 /// The most points of a line; each is the mean of as many losses as needed.
@@ -56,10 +53,10 @@ impl Losses {
     }
 
     /// Draws the losses to an SVG file, and creates its directory if needed.
-    pub(crate) fn draw(&self, path: &Path) -> Result<()> {
-        let svg = self.draw_svg().map_err(|why| Error::file(path, why))?;
-        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(Error::io(path))?;
-        fs::write(path, svg).map_err(Error::io(path))
+    pub(crate) fn draw(&self, path: &Path) -> DrawResult {
+        let svg = self.draw_svg()?;
+        path.parent().map_or(Ok(()), fs::create_dir_all)?;
+        Ok(fs::write(path, svg)?)
     }
 
     fn draw_svg(&self) -> DrawResult<String> {
@@ -70,10 +67,11 @@ impl Losses {
         });
         let label = if averaged == 1 { "training".into() } else { format!("training, mean of {averaged} steps") };
         let validation = self.validation.iter().map(|&[step, bits]| (f64::from(step), f64::from(bits)));
-        let curves = [
+        let mut curves = vec![
             Curve { label: &label, color: BLUE, points: means.collect() },
             Curve { label: "validation", color: ORANGE, points: validation.collect() },
         ];
+        curves.retain(|curve| !curve.points.is_empty());
         let largest = curves.iter().flat_map(|curve| &curve.points).map(|point| point.1).fold(0.1, f64::max);
         let mut svg = String::new();
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();

@@ -113,7 +113,7 @@ fn interrupted_run_resumes_bit_identically() -> Result<()> {
     assert_eq!(stopped.losses.training, whole.losses.training);
     assert_eq!((stopped.losses.validation.len(), whole.losses.validation.len()), (0, 2));
     let chart = dir.path("new/curve.svg");
-    whole.losses.draw(&chart)?;
+    whole.losses.draw(&chart).expect("the chart can be drawn");
     assert!(fs::read_to_string(chart).is_ok_and(|svg| svg.contains("bits per character")));
     run(&cpu, &dir.options("stopped", "--fresh --seed 2"), never_stop)?;
     assert!(dir.bytes("stopped") != dir.bytes("whole"));

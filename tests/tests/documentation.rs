@@ -130,6 +130,14 @@ fn missing(command: &str, packages: &[Value]) -> Option<String> {
 }
 
 #[test]
+fn the_specification_has_the_version_of_the_arithmetic() -> Result<()> {
+    let text = fs::read_to_string(root().join("docs/specification.md"))?;
+    let title = format!("# Specification of the arithmetic, version {}", lstm_core::arithmetic::VERSION);
+    assert_eq!(text.lines().next(), Some(&*title));
+    Ok(())
+}
+
+#[test]
 fn commands_of_cargo_exist() -> Result<()> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])

@@ -1,12 +1,16 @@
-//! Memory use of the CPU backend: a step of a stream or a head allocates nothing in any thread, and checkpointing reduces the memory
-//! of a training step.
+//! Memory use of the CPU backend: a step of a stream or a head allocates nothing in any thread, and checkpointing and shards
+//! reduce the memory of a training step.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use lstm_cpu::{CellKind, Checkpointing, Cpu, Isa, Linear, Lstm, LstmConfig, ndarray::Array3};
+use lstm_cpu::{
+    CellKind, Checkpointing, Cpu, Isa, Linear, Lstm, LstmConfig,
+    ndarray::Array3,
+    train::{LossInput, OptimizerConfig, Schedule, Trainer, TrainerConfig},
+};
 
 /// The system allocator with counters.
 struct CountingAllocator;
@@ -93,6 +97,26 @@ fn checkpointing_saves_memory() -> lstm_cpu::Result<()> {
     Ok(())
 }
 
+/// Peak memory in bytes of a training step on 16 sequences.
+fn peak_of_shards(shards: usize) -> lstm_cpu::Result<usize> {
+    let cpu = Cpu::builder().threads(1).build()?;
+    let model = Lstm::random(&cpu, LstmConfig::new(2, 32).layers(2), 1)?;
+    let config = TrainerConfig::new(OptimizerConfig::sgd(), Schedule::constant(0.01)).shards(shards);
+    let (mut trainer, x) = (Trainer::new(model, None, config)?, Array3::ones((16, 512, 2)));
+    let before = BYTES.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    trainer.step(&x, LossInput::Outputs, |out, _| Ok::<_, lstm_cpu::Error>((0.0, out.y()?.to_owned())))?;
+    Ok(PEAK.load(Ordering::SeqCst) - before)
+}
+
+/// Checks that the activations of one shard are in memory, not those of the batch. What is left are gradients.
+fn shards_save_memory() -> lstm_cpu::Result<()> {
+    let (one, four, sixteen) = (peak_of_shards(1)?, peak_of_shards(4)?, peak_of_shards(16)?);
+    println!("bytes of a training step: {one} with 1 shard, {four} with 4, {sixteen} with 16");
+    assert!(3 * four < one && 2 * sixteen < four);
+    Ok(())
+}
+
 /// The test does not use libtest, because the threads of libtest allocate memory at any time.
 fn main() -> lstm_cpu::Result<()> {
     // Check that allocations are counted at all.
@@ -135,5 +159,6 @@ fn main() -> lstm_cpu::Result<()> {
     }
     assert_eq!(failed, 0, "steps allocate");
     println!("no allocation in any step: ok");
+    shards_save_memory()?;
     checkpointing_saves_memory()
 }

@@ -1,7 +1,10 @@
-//! The arithmetic, version 1, as scalar functions: every device must return these results, bit for bit.
+//! The arithmetic, version [`VERSION`], as scalar functions: every device must return these results, bit for bit.
 //!
 //! `docs/specification.md` describes the same in words. All numbers are IEEE-754 binary32, rounded to nearest even. A
 //! `mul_add` is a fused multiply-add. A change of any constant, order or formula is a new version.
+
+/// Version of the arithmetic, that of `docs/specification.md`. Another version may give other bits.
+pub const VERSION: u32 = 1;
 
 /// Number of products in one partial sum of [`dot`].
 pub const DOT_BLOCK: usize = 32;

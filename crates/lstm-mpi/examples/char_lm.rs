@@ -3,7 +3,16 @@
 //! `mpirun -n 4 char_lm --shards 4 --checkpoint run.safetensors FILE...`
 //!
 //! The checkpoint is saved at the end and every `--save-every` steps; the same command resumes it, on any number of ranks.
-//! Losses and checkpoint are bit-identical for any number of ranks up to the number of shards.
+//! `--curve FILE` draws the losses at the end, as SVG. Losses and checkpoint are bit-identical for any number of ranks up to
+//! the number of shards.
+
+// The name of the library in the modules that this example shares with that for one process.
+extern crate lstm_cpu as lstm;
+
+#[path = "../../../examples/charts.rs"]
+mod charts;
+#[path = "../../../examples/char_lm/curve.rs"]
+mod curve;
 
 use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, time::Instant};
 
@@ -17,6 +26,8 @@ use lstm_cpu::{
     },
 };
 use lstm_mpi::Mpi;
+
+use curve::{Losses, point};
 
 /// The error type of the program.
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
@@ -42,13 +53,14 @@ const OPTIONS: [(&str, usize); 8] = [
 struct Options {
     numbers: BTreeMap<&'static str, usize>,
     checkpoint: String,
+    curve: Option<String>,
     files: Vec<String>,
 }
 
 impl Options {
     fn parse() -> Result<Self> {
         let (numbers, checkpoint) = (BTreeMap::from(OPTIONS), "target/char_lm_mpi.safetensors".to_owned());
-        let mut options = Options { numbers, checkpoint, files: vec![] };
+        let mut options = Options { numbers, checkpoint, curve: None, files: vec![] };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("expected a value after {arg}"));
@@ -59,9 +71,11 @@ impl Options {
                 options.numbers.insert(name, number);
             } else if arg == "--checkpoint" {
                 options.checkpoint = value()?;
+            } else if arg == "--curve" {
+                options.curve = Some(value()?);
             } else if arg.starts_with('-') {
                 let names = OPTIONS.map(|(name, _)| name).join(" ");
-                return Err(format!("expected {names} --checkpoint or a file, got {arg}").into());
+                return Err(format!("expected {names} --checkpoint --curve or a file, got {arg}").into());
             } else {
                 options.files.push(arg);
             }
@@ -118,7 +132,7 @@ fn train(mpi: &Mpi) -> Result<()> {
     ]);
     let cpu = Cpu::builder().threads(option("--threads")).build()?;
     let config = LstmConfig::new(bytes.len(), option("--hidden")).layers(option("--layers"));
-    let (mut trainer, mut state) = if is_resumed {
+    let (mut trainer, mut state, mut losses) = if is_resumed {
         let (trainer, mut extras) = Trainer::resume_as(&cpu, &options.checkpoint, &config, Some(bytes.len()))?;
         if trainer.config().shards != shards {
             let got = trainer.config().shards;
@@ -134,12 +148,12 @@ fn train(mpi: &Mpi) -> Result<()> {
                 .into());
             }
         }
-        (trainer, extras.take_state()?)
+        (trainer, extras.take_state()?, Losses::take_from(&mut extras)?)
     } else {
         let (lstm, head) = (Lstm::random(&cpu, config, 1)?, Linear::random(&cpu, option("--hidden"), bytes.len(), 2)?);
         let schedule = Schedule::constant(0.004).warmup(10);
         let config = TrainerConfig::new(OptimizerConfig::adamw(), schedule).clip(Clip::Norm(1.0)).shards(shards);
-        (Trainer::new(lstm, Some(head), config)?, None::<HostState>)
+        (Trainer::new(lstm, Some(head), config)?, None::<HostState>, Losses::default())
     };
 
     let start = Instant::now();
@@ -162,20 +176,24 @@ fn train(mpi: &Mpi) -> Result<()> {
             let rows = shard.rows.start * steps..shard.rows.end * steps;
             Ok::<_, Error>(part_of_mean(cross_entropy(out.y()?, &targets[rows])?, shard.own_count, shard.count))
         })?;
+        let bits = report.loss / std::f64::consts::LN_2;
+        losses.training.push(point(report.step, bits));
         let mut all_states = report.state;
         let is_last = report.step == option("--train-steps") as u64;
         if is_last || report.step % option("--save-every") as u64 == 0 {
             gather_state(mpi, shards, &mut all_states)?;
             if mpi.is_first() {
                 let extras = CheckpointExtras::default().with_text(settings.clone()).with_state(&all_states);
-                trainer.save_with(&options.checkpoint, &extras)?;
+                trainer.save_with(&options.checkpoint, &losses.add_to(extras))?;
             }
         }
         if mpi.is_first() && (is_last || report.step % 10 == 0) {
-            let (bits, seconds) = (report.loss / std::f64::consts::LN_2, start.elapsed().as_secs_f64());
-            println!("step {}: {bits:.4} bits per character, {seconds:.1} s", report.step);
+            println!("step {}: {bits:.4} bits per character, {:.1} s", report.step, start.elapsed().as_secs_f64());
         }
         state = Some(all_states);
+    }
+    if let Some(path) = options.curve.filter(|_| mpi.is_first()) {
+        losses.draw(Path::new(&path)).map_err(|error| format!("{path}: {error}"))?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the results of PyTorch's losses, optimizers, clipping and schedules, for crates/lstm-core/tests/train.rs.
+"""Writes the results of PyTorch's losses, optimizers, clipping and schedules, for crates/lstm-core/tests/train.rs, and of a
+training step, for crates/lstm-cpu/tests/train/shards.rs.
 
   make.py       needs torch, numpy and safetensors; writes to its own folder
 
@@ -13,6 +14,7 @@ name of the case, which is the text form of the options that the library parses.
                            and binary_cross_entropy.loss, .gradient; results float64, computed in float64
   clips.safetensors        gradient.NAME and norm; "norm BOUND: NAME" and "value BOUND: NAME", the clipped gradients;
                            float32, the norm float64
+  shards.safetensors       x, t, lengths, lstm.NAME and head.NAME, float32; loss and gradient.NAME, float64
 """
 import pathlib
 import numpy, torch
@@ -133,3 +135,22 @@ for bound in [0.7, 100.0]:
     clip("value", bound, torch.nn.utils.clip_grad_value_)
 tensors["norm"] = torch.cat([g.double().flatten() for g in grads.values()]).norm().reshape(1)
 save_file(tensors, here / "clips.safetensors")
+
+# A training step on sequences of different lengths: the mean over all time steps within them, in float64.
+gen = torch.Generator().manual_seed(21)
+lengths = torch.tensor([6, 1, 4, 0, 6, 2, 3])
+lstm, head = torch.nn.LSTM(2, 3, batch_first=True).double(), torch.nn.Linear(3, 2).double()
+params = {f"lstm.{name}": p for name, p in lstm.named_parameters()} | {f"head.{name}": p for name, p in head.named_parameters()}
+x, t = nrm(7, 6, 2), nrm(7, 6, 2)
+tensors = {"x": x, "t": t, "lengths": lengths}
+with torch.no_grad():
+    for name, p in params.items():
+        tensors[name] = 0.5 * nrm(*p.shape)
+        p.copy_(tensors[name])
+# Steps after the end of a sequence come later, so that they have no effect on those before.
+is_within = torch.arange(6) < lengths[:, None]
+result = (head(lstm(x.double())[0]) - t.double()).square()[is_within].mean()
+result.backward()
+tensors["loss"] = result.detach().reshape(1)
+tensors |= {f"gradient.{name}": p.grad for name, p in params.items()}
+save_file(tensors, here / "shards.safetensors")

@@ -1,11 +1,9 @@
 //! Tests of training on several ranks, which are threads of one process here.
 
-use std::{
-    sync::mpsc::{Receiver, Sender, channel},
-    thread,
+use crate::{
+    common::{TempDir, bits, cases, task},
+    thread_ranks::{ThreadRank, on_ranks},
 };
-
-use crate::common::{TempDir, bits, cases, task};
 use lstm_cpu::{
     Backend, Cpu, Error, HostState, Input, Linear, Lstm, LstmConfig, Model, ModelLayer, ModelWeights, Result,
     ndarray::{Array2, Array3, s},
@@ -15,75 +13,6 @@ use lstm_cpu::{
         part_of_mean,
     },
 };
-
-/// A rank that is a thread, with a channel from each rank to each other.
-struct ThreadRank {
-    rank: usize,
-    to: Vec<Sender<Vec<u8>>>,
-    from: Vec<Receiver<Vec<u8>>>,
-}
-
-impl ThreadRank {
-    fn send(&self, to: usize, message: &[u8]) -> Result<()> {
-        self.to[to].send(message.to_vec()).map_err(|error| ended(to, error))
-    }
-
-    fn receive(&self, from: usize, message: &mut [u8]) -> Result<()> {
-        message.copy_from_slice(&self.from[from].recv().map_err(|error| ended(from, error))?);
-        Ok(())
-    }
-}
-
-fn ended(rank: usize, error: impl ToString) -> Error {
-    Error::Device { backend: format!("rank {rank}"), op: "exchange", reason: error.to_string() }
-}
-
-impl Collective for ThreadRank {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn size(&self) -> usize {
-        self.to.len()
-    }
-
-    fn all_to_all(&self, sent: &[u8], sent_counts: &[usize], received: &mut [u8], counts: &[usize]) -> Result<()> {
-        assert_eq!((sent_counts.iter().sum(), counts.iter().sum()), (sent.len(), received.len()));
-        let (mut sent, mut received) = (sent, received);
-        for (rank, &count) in sent_counts.iter().enumerate() {
-            let (message, rest) = sent.split_at(count);
-            self.send(rank, message)?;
-            sent = rest;
-        }
-        for (rank, &count) in counts.iter().enumerate() {
-            let (message, rest) = received.split_at_mut(count);
-            self.receive(rank, message)?;
-            received = rest;
-        }
-        Ok(())
-    }
-
-    fn all_gather(&self, sent: &[u8], received: &mut [u8], counts: &[usize]) -> Result<()> {
-        self.all_to_all(&sent.repeat(self.size()), &vec![sent.len(); self.size()], received, counts)
-    }
-}
-
-/// Runs a function on `size` ranks and returns the results in the order of the ranks.
-fn on_ranks<T: Send>(size: usize, run: impl Fn(&ThreadRank) -> T + Sync) -> Vec<T> {
-    let mut ranks: Vec<_> = (0..size).map(|rank| ThreadRank { rank, to: vec![], from: vec![] }).collect();
-    for from in 0..size {
-        for to in 0..size {
-            let (sender, receiver) = channel();
-            ranks[from].to.push(sender);
-            ranks[to].from.push(receiver);
-        }
-    }
-    let run = &run;
-    thread::scope(|scope| {
-        let threads: Vec<_> = ranks.into_iter().map(|rank| scope.spawn(move || run(&rank))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
-}
 
 const LENGTHS: [usize; 8] = [40, 3, 17, 40, 2, 1, 25, 39];
 
@@ -285,7 +214,7 @@ fn an_error_on_one_rank_reaches_all() {
 #[test]
 fn settings_parameters_and_batches_are_compared() {
     type Change = fn(&mut Trainer<Cpu>, &mut Array3<f32>);
-    let cases: [(Change, &[&str]); 6] = [
+    let cases: [(Change, &[&str]); 7] = [
         (|t, _| t.set_config(t.config().clone().shards(5)).unwrap(), &["shards: expected 4, as on rank 0, got 5"]),
         (|t, _| t.set_config(t.config().clone().shards(2)).unwrap(), &["shards: expected 4, as on rank 0, got 2"]),
         (|t, _| t.set_config(t.config().clone().seed(1)).unwrap(), &["seed: expected 11, as on rank 0, got 1"]),
@@ -296,6 +225,7 @@ fn settings_parameters_and_batches_are_compared() {
             &["optimizer: expected adam beta1", "got adamw"],
         ),
         (|_, x| x[[7, 39, 1]] += 1.0, &["batch: expected (8, 40, 2)", "digest"]),
+        (|_, x| *x = x.slice(s![..7, .., ..]).to_owned(), &["batch: expected (8, 40, 2)", "got (7, 40, 2)"]),
         (
             |t, _| {
                 let (mut lstm, head) = t.clone().into_parts();
@@ -310,7 +240,7 @@ fn settings_parameters_and_batches_are_compared() {
     for (change, parts) in cases {
         let errors = on_ranks(3, |rank| {
             let (mut trainer, mut x) = (trainer(4), task().0);
-            if rank.rank == 1 {
+            if rank.rank() == 1 {
                 change(&mut trainer, &mut x);
             }
             let before = bits(&trainer);
@@ -326,31 +256,80 @@ fn settings_parameters_and_batches_are_compared() {
     let errors = on_ranks(3, |rank| {
         let (mut trainer, mut x) = (trainer(4), task().0);
         trainer.step_on(rank, &x, LossInput::Outputs, loss).unwrap();
-        if rank.rank == 1 {
+        if rank.rank() == 1 {
             x += 1.0;
         }
         trainer.step_on(rank, &x, LossInput::Outputs, loss).unwrap_err().to_string()
     });
     assert!(errors.iter().all(|error| error.starts_with("rank 1: batch: expected (8, 40, 2)")), "{errors:?}");
-    // Fewer shards than ranks, on all of them.
-    for error in on_ranks(3, |rank| step(&mut trainer(2), rank, None).unwrap_err().to_string()) {
-        assert_eq!(
-            error,
-            "rank 0: option shards: expected at least 3, the number of ranks, because each has at least one; got 2"
-        );
+    // Fewer shards than ranks, and more than sequences, on all of them.
+    for (shards, want) in [
+        (2, "rank 0: option shards: expected at least 3, the number of ranks, because each has at least one; got 2"),
+        (
+            9,
+            "rank 0: option shards: expected at most 8, the number of sequences in the batch, because each shard \
+             has at least one; got 9, so shard 0 would be empty",
+        ),
+    ] {
+        let errors = on_ranks(3, |rank| step(&mut trainer(shards), rank, None).unwrap_err().to_string());
+        assert_eq!(errors, [want; 3]);
     }
+}
+
+#[test]
+fn a_state_that_differs_is_an_error_on_every_rank() {
+    type Change = fn(&mut usize, &mut HostState);
+    let cases: [(Change, &str); 3] = [
+        (|shards, _| *shards = 9, "rank 1: shards: expected 4, as on rank 0, got 9"),
+        (
+            |_, state| state.c = Array3::zeros((2, 7, 6)),
+            "rank 1: shape of state.c: expected (2, 8, 6), as on rank 0, got (2, 7, 6)",
+        ),
+        // The same on all ranks.
+        (|_, _| {}, "gather_state: shards: expected from 3 ranks to 8 sequences, got 2"),
+    ];
+    for (change, want) in cases {
+        let errors = on_ranks(3, |rank| {
+            let mut state = HostState::zeros(&LstmConfig::new(2, 6).layers(2), 8).unwrap();
+            let mut shards = if want.starts_with("rank") { 4 } else { 2 };
+            if rank.rank() == 1 {
+                change(&mut shards, &mut state);
+            }
+            gather_state(rank, shards, &mut state).unwrap_err().to_string()
+        });
+        assert_eq!(errors, [want; 3]);
+    }
+}
+
+#[test]
+fn ranks_at_different_calls_are_named() {
+    let errors = on_ranks(3, |rank| {
+        let mut trainer = trainer(4);
+        let report = step(&mut trainer, rank, None).unwrap();
+        let mut state = report.state;
+        match rank.rank() {
+            1 => gather_state(rank, 4, &mut state).unwrap_err().to_string(),
+            _ => step(&mut trainer, rank, None).unwrap_err().to_string(),
+        }
+    });
+    assert_eq!(errors, ["rank 1: call: expected training step, as on rank 0, got gather_state"; 3]);
 }
 
 #[test]
 fn named_values_are_compared() {
     let compare = |values: fn(usize) -> Vec<(&'static str, String)>| {
-        on_ranks(3, |rank| compare_ranks(rank, &values(rank.rank)).map_err(|error| error.to_string()))
+        on_ranks(3, |rank| compare_ranks(rank, &values(rank.rank())).map_err(|error| error.to_string()))
     };
     assert_eq!(compare(|_| vec![("a", "1".into())]), [const { Ok(()) }; 3]);
     let got = compare(|rank| vec![("a", "1".into()), ("b", (rank / 2).to_string())]);
     assert_eq!(got, vec![Err("rank 2: b: expected 0, as on rank 0, got 1".to_owned()); 3]);
     let got = compare(|rank| vec![("a", "1".into()); 1 + rank]);
     assert_eq!(got, vec![Err("rank 1: expected 1 values, as on rank 0, got 2".to_owned()); 3]);
+    let got = compare(|rank| vec![("a".repeat(1 + rank / 2).leak(), "1".into())]);
+    assert_eq!(got, vec![Err("rank 2: expected a value of `a`, as on rank 0, got `aa`".to_owned()); 3]);
+    // Long values are compared whole, but not sent.
+    let got = compare(|rank| vec![("a", format!("{}{rank}", "-".repeat(1 << 14)))]);
+    assert_eq!(got, vec![Err("rank 1: its values differ from those of rank 0 after the first 16384 bytes".into()); 3]);
 }
 
 #[test]
@@ -358,7 +337,7 @@ fn a_rank_that_ends_is_an_error_on_the_others() {
     let results = on_ranks(3, |rank| {
         let mut trainer = trainer(3);
         step(&mut trainer, rank, None).unwrap();
-        (rank.rank != 1).then(|| step(&mut trainer, rank, None).unwrap_err())
+        (rank.rank() != 1).then(|| step(&mut trainer, rank, None).unwrap_err())
     });
     assert!(results.iter().flatten().all(|error| matches!(error, Error::Device { .. })), "{results:?}");
 }

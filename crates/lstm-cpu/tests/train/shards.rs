@@ -1,9 +1,11 @@
 //! Tests of training steps over several shards: the order of the sums, their independence of threads, errors.
 
+use std::path::Path;
+
 use crate::common::{TempDir, bits, cases, device, step_bits, task, trainer};
 use lstm_cpu::{
-    Backend, Checkpointing, Cpu, Dropout, Error, HostState, Input, Linear, Lstm, LstmConfig, Result,
-    ndarray::{Array3, Axis, s},
+    Backend, Checkpointing, Cpu, Dropout, Error, HostState, Input, Linear, Lstm, LstmConfig, Result, StateDict,
+    ndarray::{Array3, Axis, Ix3, s},
     train::{
         CheckpointExtras, LossInput, ModelOutputs, OptimizerConfig, Schedule, Shard, StepReport, Trainer,
         TrainerConfig, masked_mean_squared_error, mean_squared_error, part_of_mean,
@@ -178,6 +180,55 @@ fn uneven_shards_give_the_mean_over_the_batch() {
             assert!((got_loss - loss).abs() < 1e-14, "{shards} shards: {got_loss} {loss}");
             let difference = got.iter().zip(&want).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
             assert!(difference < 1e-6, "{shards} shards: {difference}");
+        }
+    }
+}
+
+/// Loss and gradients that PyTorch computed in float64, without shards.
+#[test]
+fn uneven_shards_give_pytorchs_mean() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/train/shards.safetensors");
+    let mut file = StateDict::open(path).unwrap();
+    let [x, target] = ["x", "t"].map(|name| file.take_any(name).unwrap().into_dimensionality::<Ix3>().unwrap());
+    let lengths: Vec<_> = file.take_i64("lengths").unwrap().into_iter().map(|len| len as usize).collect();
+    let lstm = Lstm::new(&device(), file.take_lstm("lstm.").unwrap()).unwrap();
+    let weight = file.take("head.weight", &[2, 3]).unwrap().into_dimensionality().unwrap();
+    let bias = file.take("head.bias", &[2]).unwrap().into_dimensionality().unwrap();
+    let head = Linear::new(&device(), weight, Some(bias)).unwrap();
+    let want_loss = file.take_f64("loss").unwrap()[[0]];
+    let names =
+        ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.bias_ih_l0", "lstm.bias_hh_l0", "head.weight", "head.bias"];
+    let want: Vec<f64> =
+        names.into_iter().flat_map(|name| file.take_f64(&format!("gradient.{name}")).unwrap()).collect();
+    file.finish().unwrap();
+    assert!(want.iter().any(|v| v.abs() > 0.1));
+
+    let parameters = |trainer: &Trainer<_>| {
+        let mut weights = trainer.lstm().weights().clone();
+        let mut values: Vec<f32> = weights.iter_mut().flat_map(|(_, values)| values.to_vec()).collect();
+        let head = trainer.head().unwrap();
+        values.extend(head.weight().iter().chain(head.bias().unwrap()));
+        values
+    };
+    for shards in 1..=7 {
+        let mut trainer = Trainer::new(lstm.clone(), Some(head.clone()), sgd(shards)).unwrap();
+        let before = parameters(&trainer);
+        let step = trainer.step(Input::from(&x).lengths(&lengths), LossInput::Outputs, |out, shard| {
+            let target = target.slice(s![shard.rows.clone(), .., ..]);
+            if shard.own_count == 0 {
+                return Ok::<_, Error>((0.0, Array3::zeros(target.dim())));
+            }
+            let mean = masked_mean_squared_error(out.y()?, target, &lengths[shard.rows.clone()])?;
+            Ok(part_of_mean(mean, shard.own_count, shard.count))
+        });
+        let loss = step.unwrap().loss;
+        assert!((loss - want_loss).abs() < 1e-6 * want_loss, "{shards} shards: {loss}, PyTorch {want_loss}");
+        let after = parameters(&trainer);
+        assert_eq!(after.len(), want.len());
+        for (k, ((before, after), want)) in before.iter().zip(&after).zip(&want).enumerate() {
+            // The learning rate is 1, and the parameters are rounded.
+            let got = f64::from(*before) - f64::from(*after);
+            assert!((got - want).abs() < 1e-6, "{shards} shards, {k}: {got}, PyTorch {want}");
         }
     }
 }

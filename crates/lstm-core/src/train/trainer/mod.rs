@@ -26,7 +26,7 @@ use crate::{
     memory,
     model::{Dropout, HostState, Input, Linear, Lstm, OutputGradients, Tape, block_on},
     train::{
-        collective::{Collective, SingleRank, own_shards, succeed_together},
+        collective::{Collective, SingleRank, call_setting, own_shards, succeed_together},
         tree::part,
     },
     weights::Weights,
@@ -327,9 +327,9 @@ impl<B: Backend> Trainer<B> {
     /// should save the run.
     ///
     /// # Errors
-    /// As for [`step`](Self::step). On several ranks, an error in the passes of one is returned by all: as
-    /// [`Error::Rank`], which names the rank and the shard. Only an error of `loss` itself comes back unchanged on its own
-    /// rank. No trainer is then changed.
+    /// As for [`step`](Self::step). On several ranks, an error of one is returned by all: as [`Error::Rank`], which names
+    /// the rank, and the shard if its passes failed. Only an error of `loss` itself comes back unchanged on its own rank.
+    /// No trainer is then changed.
     /// - [`Error::Rank`] if there are fewer shards than ranks, or if the version of the library, the model, the
     ///   configuration or the number of steps differ from those of rank 0. It names the first rank that differs. In the
     ///   first step, the parameters and the whole batch are compared too; later, some elements of the batch.
@@ -364,8 +364,9 @@ impl<B: Backend> Trainer<B> {
         let combined =
             ShardSums::combine(collective, step, self.run.config.shards, batch, settings, describe_error, sums);
         let (loss, gradients, states) = combined.map_err(StepError::into_caller_error)?;
-        let state = states.into_iter().next().ok_or_else(no_shard)?;
-        let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
+        let state = states.into_iter().next().ok_or_else(no_shard);
+        let result = state.and_then(|state| Ok((state, self.update(learning_rate, gradients)?)));
+        let (state, updated) = succeed_together(collective, &[call_setting("update of the parameters")], result)?;
         let gradient_norm = self.commit(updated, collective.size() > 1);
         Ok(StepReport { step, loss, gradient_norm, learning_rate, state })
     }

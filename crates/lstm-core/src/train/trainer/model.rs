@@ -22,7 +22,7 @@ use crate::{
     network::{Model, ModelInput, ModelOutput, ModelWeights},
     train::{
         LossGradient, ModelOutputs, Optimizer, Shard,
-        collective::{Collective, SingleRank, own_shards, succeed_together},
+        collective::{Collective, SingleRank, call_setting, own_shards, succeed_together},
         tree::part,
     },
     weights::state_dict::StateDict,
@@ -289,7 +289,8 @@ impl<B: Backend> ModelTrainer<B> {
         let combined =
             ShardSums::combine(collective, step, self.run.config.shards, batch, settings, describe_error, sums);
         let (loss, gradients, states) = combined.map_err(StepError::into_caller_error)?;
-        let updated = succeed_together(collective, self.update(learning_rate, gradients))?;
+        let updated = self.update(learning_rate, gradients);
+        let updated = succeed_together(collective, &[call_setting("update of the parameters")], updated)?;
         let gradient_norm = self.commit(updated, collective.size() > 1);
         Ok(ModelStepReport { step, loss, gradient_norm, learning_rate, states })
     }

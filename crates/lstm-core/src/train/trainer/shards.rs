@@ -5,7 +5,7 @@ use std::{fmt, ops::Range};
 use ndarray::{Array3, Axis, Ix3, s};
 
 use crate::{
-    arithmetic::Digest,
+    arithmetic::{Digest, VERSION},
     backend::Backend,
     error::{Error, Result},
     float_environment::FloatEnvironment,
@@ -13,7 +13,7 @@ use crate::{
     model::{HostState, nth_seed},
     train::{
         Collective, Optimizer, ParameterGroup, Shard, TrainerConfig,
-        collective::{Outcome, SingleRank, exchange_outcomes, sum_over_ranks},
+        collective::{Failure, SingleRank, StepExchange, agree, call_setting},
         tree::TreeSum,
     },
 };
@@ -83,29 +83,30 @@ impl<T: GradientArrays> ShardSums<T> {
             let (_, gradients) = sums.gradients.into_subtrees().pop().ok_or_else(no_shard)?;
             return Ok((loss, gradients, states));
         }
-        let sums = sums.and_then(|mut sums| {
+        let prepared = sums.and_then(|mut sums| {
             let states = sums.take_states(batch)?;
-            Ok((sums, states))
+            let (mut subtrees, mut len) = (sums.gradients.into_subtrees(), 0);
+            for (_, gradients) in &mut subtrees {
+                // Makes the arrays this rank's own, so that this call can't fail later.
+                len = gradients.slices()?.iter().map(|array| array.len()).sum();
+            }
+            Ok((StepExchange::new(collective, shards, &sums.losses, len)?, subtrees, states))
         });
-        let outcome = match &sums {
-            Ok((sums, _)) => Outcome::Losses(memory::copy("Trainer::step", &sums.losses)?),
-            Err(error) => Outcome::Failed(error.describe(describe_error)),
-        };
-        let settings = settings();
-        let mut digest = Digest::default();
-        let text = settings.iter().flat_map(|(name, value)| name.bytes().chain([0]).chain(value.bytes()).chain([0]));
-        text.for_each(|byte| digest.add(f32::from_bits(byte.into())));
-        let losses = exchange_outcomes(collective, digest, || settings, &outcome);
+        let failure = prepared.as_ref().err().map(|error| error.describe(describe_error));
+        let agreed = agree(collective, &settings(), failure.as_deref());
         // The other ranks got the text of this error; the caller gets the error itself.
-        let sums = match sums {
+        let prepared = match prepared {
             Err(error @ StepError::Loss { .. }) => return Err(error),
-            sums => sums,
+            prepared => prepared,
         };
-        let (losses, (sums, states)) = (losses?, sums?);
-        let loss = sum_losses(step, losses)?;
-        let mut subtrees = sums.gradients.into_subtrees();
+        if let Some(Failure { error, .. }) = agreed? {
+            return Err(error.into());
+        }
+        // From here on, what can fail fails on all ranks, or in the collective.
+        let (mut exchange, mut subtrees, states) = prepared?;
+        let loss = sum_losses(step, exchange.gather_losses(collective)?)?;
         let mut arrays = subtrees.iter_mut().map(|(_, gradients)| gradients.slices()).collect::<Result<Vec<_>>>()?;
-        sum_over_ranks(collective, shards, &mut arrays)?;
+        exchange.sum_gradients(collective, &mut arrays)?;
         let (_, gradients) = subtrees.into_iter().next().ok_or_else(no_shard)?;
         Ok((loss, gradients, states))
     }
@@ -238,9 +239,6 @@ impl<E> StepError<E> {
     }
 }
 
-/// The version of `docs/specification.md` that the library implements.
-const SPECIFICATION_VERSION: u32 = 1;
-
 /// The settings of a run that all trainers have, as pairs of name and value that the ranks compare.
 pub(super) fn run_settings<B: Backend>(
     backend: &B,
@@ -250,8 +248,9 @@ pub(super) fn run_settings<B: Backend>(
     let TrainerConfig { optimizer: method, schedule, clip, checkpointing, seed, shards, groups } = config;
     let exact = if backend.arithmetic().is_exact() { "bit-exact" } else { "not bit-exact" };
     vec![
+        call_setting("training step"),
         ("library", env!("CARGO_PKG_VERSION").into()),
-        ("arithmetic", format!("specification {SPECIFICATION_VERSION}, {exact}")),
+        ("arithmetic", format!("specification {VERSION}, {exact}")),
         ("shards", shards.to_string()),
         ("optimizer", method.to_string()),
         ("groups", groups.iter().map(ParameterGroup::to_string).collect::<Vec<_>>().join("; ")),
