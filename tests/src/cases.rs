@@ -347,8 +347,8 @@ fn activation_cases_of(name: &str, cell: CellKind) -> Vec<Case> {
     cases
 }
 
-/// Cases that test quantized weights, with each cell, the options, and sizes around the numbers of inputs that kernels
-/// and blocks hold.
+/// Cases that test quantized weights, with each cell, the options, and input sizes just below, at and above the tile
+/// sizes of kernels.
 fn precision_cases() -> Vec<Case> {
     [Precision::Int8, Precision::Int12].into_iter().flat_map(precision_cases_of).collect()
 }

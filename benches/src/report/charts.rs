@@ -3,9 +3,8 @@
 use anyhow::Result;
 
 use super::{
-    cell_ratios,
     draw::{self, Axis, Series},
-    format_thread_count, main_cases,
+    format_thread_count, main_cases, ratios_to_fused_cell,
 };
 use crate::{
     case::{self, Case},
@@ -151,7 +150,7 @@ fn roofline_fractions_chart(results: &Results) -> Result<Option<Chart>> {
 fn cell_ratios_chart(results: &Results) -> Result<Option<Chart>> {
     let Some(base) = results.base_subject() else { return Ok(None) };
     let ratios_per_thread_count: Vec<_> =
-        results.threads().into_iter().map(|n| (n, cell_ratios(results, &base.name, n))).collect();
+        results.threads().into_iter().map(|n| (n, ratios_to_fused_cell(results, &base.name, n))).collect();
     let mut rows: Vec<String> = Vec::new();
     for (name, _) in ratios_per_thread_count.iter().flat_map(|(_, ratios)| ratios) {
         if !rows.contains(name) {

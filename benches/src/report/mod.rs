@@ -95,7 +95,7 @@ pub fn sections(results: &Results) -> Vec<(&'static str, &'static str, Table)> {
         (
             "Cells",
             "Time of the fused cell divided by the time of another cell in the same case.",
-            cell_ratios_table(results),
+            ratios_to_fused_cell_table(results),
         ),
         (
             "Machine limits",
@@ -233,7 +233,7 @@ fn times_of<'a>(results: &'a Results, subject: &'a str) -> impl Iterator<Item = 
 
 /// Compares the fused cell with other kinds of cells. For each case with another cell, returns the name of the case and
 /// a ratio: the time of the same case with the fused cell, divided by the time of the case.
-pub(crate) fn cell_ratios(results: &Results, subject: &str, threads: usize) -> Vec<(String, Spread)> {
+pub(crate) fn ratios_to_fused_cell(results: &Results, subject: &str, threads: usize) -> Vec<(String, Spread)> {
     let mut ratios = Vec::new();
     for case in results.cases.iter().filter(|case| case.cell != CellKind::Fused) {
         let fused_case = results.cases.iter().find(|other| {
@@ -251,11 +251,11 @@ pub(crate) fn cell_ratios(results: &Results, subject: &str, threads: usize) -> V
 }
 
 /// Table that compares kinds of LSTM cells: the time of the fused cell divided by the time of each other cell.
-fn cell_ratios_table(results: &Results) -> Table {
+fn ratios_to_fused_cell_table(results: &Results) -> Table {
     let mut table = Table::new(["case", "threads", "backend", "fused / this cell"]);
     for subject in results.subjects.iter().filter(|s| s.ours) {
         for threads in results.threads() {
-            for (case, spread) in cell_ratios(results, &subject.name, threads) {
+            for (case, spread) in ratios_to_fused_cell(results, &subject.name, threads) {
                 table.add_row([case, threads.to_string(), subject.name.clone(), format_ratio(spread)]);
             }
         }

@@ -294,9 +294,9 @@ fn invalid_options_and_files_say_what_was_expected() {
 
         let missing = path("missing.nam");
         assert_failed(lstm_model_open(missing.as_ptr(), null(), &mut model), LstmStatus::Io, &["missing.nam"]);
-        let readme = path("make_formats.py");
+        let script = path("make_formats.py");
         assert_failed(
-            lstm_model_open(readme.as_ptr(), null(), &mut model),
+            lstm_model_open(script.as_ptr(), null(), &mut model),
             LstmStatus::InvalidFile,
             &["make_formats.py"],
         );

@@ -16,7 +16,7 @@ use crate::{
     config::Precision,
 };
 
-/// The constants of a quantized precision.
+/// The constants of a quantized precision: the largest integer and the length of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
     /// The precision.

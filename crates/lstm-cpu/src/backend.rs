@@ -53,7 +53,8 @@ impl Cpu {
         if x.is_snapped() { Ok(x) } else { self.snap(x) }
     }
 
-    /// Returns the output of a pass as tensors. `y` is marked as snapped, because every hidden state is snapped.
+    /// Returns the output of a pass as tensors. `y` is marked as snapped ([`snap`](lstm_core::arithmetic::snap): tiny values
+    /// are 0), because the kernels snap every hidden state.
     fn layer_output(
         &self,
         y: Vec<f32>,

@@ -19,7 +19,8 @@ use crate::{
 /// What to write in Python to get a file that can be read.
 const ADVICE: &str = "save the state dict: `torch.save(model.state_dict(), \"model.pt\")`";
 
-/// Largest pickle that may be larger than its file, because it is compressed.
+/// Bytes up to which a compressed pickle is read even if it is larger than its file. A larger one could be a bomb: a
+/// small file that asks for much memory.
 const MAX_COMPRESSED_PICKLE: u64 = 1 << 20;
 
 /// How many times the size of its file the tensors may have together. Tensors can share the elements in the file.

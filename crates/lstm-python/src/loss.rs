@@ -269,7 +269,7 @@ impl LossArgument {
 
 /// The target of a loss.
 pub(crate) enum Target<'py> {
-    /// That of a function, which has its own.
+    /// No target: the loss is a Python function, which knows the target itself.
     None,
     /// A number for each output, borrowed.
     Floats(PyReadonlyArrayDyn<'py, f32>),

@@ -15,16 +15,16 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     /// move them across a change of it. It can't move a call that is not inlined.
     #[inline(never)]
     fn call<F: Future>(future: F) -> F::Output {
-        block_on_in_memory(future)
+        block_on_inlined(future)
     }
     let _environment = FloatEnvironment::set_default();
     call(future)
 }
 
-/// [`block_on`] for a future that reads all floats from memory of its caller and writes all results there. Setting and
+/// [`block_on`], inlined, for a future that reads all floats from memory of its caller and writes all results there. Setting and
 /// restoring the settings may change memory, as far as the compiler knows, so that the operations stay in between. A call
 /// that is not inlined would take a tenth of a small step.
-pub(crate) fn block_on_in_memory<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on_inlined<F: Future>(future: F) -> F::Output {
     let _environment = FloatEnvironment::set_default();
     let mut future = pin!(future);
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     float_environment::FloatEnvironment,
     model::{
-        block_on::{block_on, block_on_in_memory},
+        block_on::{block_on, block_on_inlined},
         run::DirectionsOutput,
     },
     reference,
@@ -190,7 +190,7 @@ impl<B: Backend> DeviceStream<B> {
     /// Runs one time step of all sequences and blocks the thread until it is done.
     pub(crate) fn step_blocking(&mut self, b: &B, x: &[f32], y: &mut [f32]) -> Result<()> {
         match self {
-            DeviceStream::Backend(stream) => block_on_in_memory(b.step(stream, x, y)),
+            DeviceStream::Backend(stream) => block_on_inlined(b.step(stream, x, y)),
             DeviceStream::Reference(stream) => block_on(reference::step(b, stream, x, y)),
         }
     }

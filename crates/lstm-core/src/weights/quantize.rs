@@ -18,7 +18,7 @@ pub struct QuantizedRows<'a> {
     pub q: Vec<i16>,
     /// One scale per row.
     pub scale: &'a [f32],
-    /// The constants of the matrix's precision.
+    /// The largest integer and the length of a block.
     pub format: Format,
 }
 

@@ -122,7 +122,8 @@ impl PersistentConfig {
         }
     }
 
-    /// Bytes of shared memory per block. Kernels without a projection have double buffers for rows and sums.
+    /// Bytes of shared memory per block. Kernels without a projection have two buffers each
+    /// for rows of the input and for partial sums of the gates.
     fn shared_bytes(&self, rows: usize, batch: usize) -> u32 {
         let buffer_floats =
             self.tile_rows(rows) * self.depth_blocks * SHARED_BLOCK_STRIDE + rows * 4 * self.weight_slices;

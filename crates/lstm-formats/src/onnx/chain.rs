@@ -311,17 +311,17 @@ impl Chain {
     /// Reads a tensor as rows of features along its last axis.
     pub(crate) fn rows(&mut self, labels: &Labels) -> Step<Rows> {
         let (stage, staged) = self.staged(labels)?;
-        match self.rows_of_stage(stage, &staged) {
+        match self.split_into_rows(stage, &staged) {
             Ok(rows) => Ok(rows),
             Err(why) => {
                 let labels = self.as_final(&staged).ok_or(why)?;
                 let (stage, staged) = self.staged(&labels)?;
-                self.rows_of_stage(stage, &staged)
+                self.split_into_rows(stage, &staged)
             }
         }
     }
 
-    fn rows_of_stage(&self, stage: usize, labels: &Labels) -> Step<Rows> {
+    fn split_into_rows(&self, stage: usize, labels: &Labels) -> Step<Rows> {
         let row_len = labels[0].shape().last().copied().ok_or("expected features, got a scalar")?;
         if labels[1].shape().last() != Some(&row_len) {
             return Err("expected a fixed number of features along the last axis".into());

@@ -127,7 +127,8 @@ impl Data {
         if let Elements::Ints(array) = &self.elements { Some(array) } else { None }
     }
 
-    /// The labels; known floats become labels of constants. `None` for integers.
+    /// The label of each element. If the elements are known floats, each gets the label of a constant. `None` if they are
+    /// integers, which have no labels.
     pub(crate) fn to_labels(&self) -> Option<Shared<Label>> {
         match &self.elements {
             Elements::Floats(array) => Some(array.mapv(Label::constant).into_shared()),

@@ -44,7 +44,8 @@ impl Sizes {
         self.used.clear();
     }
 
-    /// The size of this name; `None` if there are too many.
+    /// The size of the symbolic axis `name`, which is added if it is new; `None` if the graph has more symbolic axes than
+    /// can be told apart.
     pub(crate) fn get(&mut self, name: &str) -> Option<Size> {
         let name = self.resolve(name);
         if let Some(&n) = self.fixed.get(&name) {

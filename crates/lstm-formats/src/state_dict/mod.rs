@@ -303,9 +303,9 @@ fn check_single_model(dict: &StateDict) -> Result<()> {
     let is_model =
         |component: &str| is_state_dict(component) || MODEL_WORDS.contains(&component.to_ascii_lowercase().as_str());
     let models: Vec<&String> = with_lstm.iter().filter(|component| is_model(component)).collect();
-    let is_several =
+    let has_several_models =
         models.len() > 1 && models.iter().any(|model| is_state_dict(model) || components.len() == models.len());
-    if is_several {
+    if has_several_models {
         let names = list(models.iter().map(|model| format!("`{model}`")));
         let first = models.iter().find(|model| !model.to_ascii_lowercase().contains("ema")).unwrap_or(&models[0]);
         return Err(file_error(format!("the file has several models: {names}; select one, such as --name {first}")));
