@@ -70,7 +70,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// One size, because compiling kernels that emulate fma takes seconds. The conformance tests have all sizes.
+/// One size, because compiling kernels that emulate fma takes seconds. The conformance tests have all sizes, in the mode
+/// that is used by default.
 fn check_equals_cpu(b: &Wgpu) -> CheckResult {
     ensure(bits(&passes(b, 70)?) == bits(&passes(&Cpu::new(), 70)?), "results are not bit-identical to the CPU's")
 }

@@ -26,9 +26,6 @@ pub(crate) struct Args {
     /// Only install; run no tests
     #[arg(long)]
     no_tests: bool,
-    /// Run no tests in Rust, which `cargo xtask test-all --exhaustive` runs, too
-    #[arg(long, conflicts_with = "update_header")]
-    no_rust_tests: bool,
 }
 
 const PACKAGE: &str = "lstm-c";
@@ -38,7 +35,7 @@ const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/models"
 pub(crate) fn run(args: &Args) -> Result<bool> {
     ensure!(cfg!(unix), "expected Linux, macOS or another Unix, where `cc` compiles C");
     let features = args.features.join(",");
-    if !(args.no_tests || args.no_rust_tests) || args.update_header {
+    if !args.no_tests || args.update_header {
         // Compares the header with the source, and all results with the Rust library.
         let mut tests = cargo_release();
         tests.args(["test", "--release", "--package", PACKAGE, "--features", &features]);

@@ -27,8 +27,8 @@ pub(crate) struct Args {
     exhaustive: bool,
 }
 
-/// Packages whose tests run with `--exhaustive` only: programs, bindings, and backends, of which the conformance tests
-/// show what they compute.
+/// Packages whose tests run with `--exhaustive` only: programs, bindings and backends. The conformance tests run what the
+/// backends compute, in inference and training; the tests of lstm-cpu, which use the CPU, also cover the trainers' options.
 const EXHAUSTIVE_PACKAGES: [&str; 8] =
     [BENCHES_PACKAGE, TOOL_PACKAGE, "lstm-c", "lstm-cpu", "lstm-cuda", "lstm-cuda-sim", "lstm-examples", "lstm-wgpu"];
 
@@ -76,7 +76,7 @@ fn run_cargo_test(args: &Args, workspace: &Workspace, results: &Path, cargo_args
     let defaults = [
         // Mesa's software Vulkan without threads of its own: tests that run at the same time have all cores.
         ("LP_NUM_THREADS", "0"),
-        // A first build takes half as long again if it prepares for incremental ones.
+        // Incremental builds make the first one half as long again.
         ("CARGO_INCREMENTAL", "0"),
     ];
     command.envs(defaults.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));

@@ -40,6 +40,7 @@ fn text(error: &Error) -> String {
     let text = match error {
         Error::Shape { op, expected, got } => {
             let argument = op.split_once(": ").map_or(&**op, |(_, argument)| argument);
+            let argument = if argument == "input" { "x" } else { argument };
             format!("{argument}: expected {expected}, got {got}")
         }
         Error::Config { option: "accumulated", reason } => reason.clone(),

@@ -436,8 +436,8 @@ fn gaussian_target(outputs: &[usize]) -> PyResult<Vec<usize>> {
     let mut shape = outputs.to_vec();
     if let Some(features) = shape.last_mut() {
         if !features.is_multiple_of(2) {
-            let expected = "an even number of outputs for the loss gaussian_nll: means, then logarithms of variances";
-            return Err(PyValueError::new_err(format!("output_size: expected {expected}; got {features}")));
+            let expected = "an even number of outputs: means, then logarithms of variances";
+            return Err(PyValueError::new_err(format!("loss: gaussian_nll: expected {expected}; got {features}")));
         }
         *features /= 2;
     }

@@ -14,7 +14,7 @@ use numpy::{PyArray1, PyArray2, ToPyArray};
 use pyo3::{
     exceptions::{PyRuntimeError, PyTypeError, PyValueError},
     prelude::*,
-    types::{PyDict, PyList, PyMapping},
+    types::{PyDict, PyList, PyMapping, PyType},
 };
 
 use crate::{
@@ -267,12 +267,17 @@ impl TrainerClass {
             let text = format!("a run with {shards} shards can't be continued in Python, which has no shards");
             return Err(PyValueError::new_err(format!("{}: {text}", path.display())));
         }
-        let saved = extras.text.get(BATCH_FIRST).and_then(|text| text.parse().ok());
+        let saved = match trainer {
+            AnyTrainer::Lstm(_) => extras.text.get(BATCH_FIRST).and_then(|text| text.parse().ok()),
+            // The arrays of models always have the batch first.
+            AnyTrainer::Model(_) => Some(true),
+        };
         let batch_first = match (saved, batch_first) {
             (Some(saved), given) if given.is_none_or(|given| given == saved) => saved,
             (None, Some(given)) => given,
             (saved, _) => {
                 let expected = saved.map_or("True or False, because the file does not say it", |saved| match saved {
+                    true if matches!(trainer, AnyTrainer::Model(_)) => "True or None for a model",
                     true => "True or None, because the run was started with batch_first=True",
                     false => "False or None, because the run was started with batch_first=False",
                 });
@@ -281,6 +286,12 @@ impl TrainerClass {
         };
         let file = matches!(trainer, AnyTrainer::Model(_)).then(FileInfo::of_saved_model);
         Ok(TrainerClass::from_parts(trainer, device, batch_first, file))
+    }
+
+    /// So that the type `Trainer[Model]` of the stubs can be written in programs.
+    #[classmethod]
+    fn __class_getitem__<'py>(cls: &Bound<'py, PyType>, item: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        cls.py().import("types")?.call_method1("GenericAlias", (cls, item))
     }
 
     #[doc = doc!("Trainer.save")]

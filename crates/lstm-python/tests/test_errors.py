@@ -137,6 +137,13 @@ def test_a_model_that_is_no_run() -> None:
     lstm.Model.open(path)
 
 
+def test_a_stream_of_a_bidirectional_model() -> None:
+    model = lstm.Model.open(DATA / "models/tf2onnx-keras-bi-batch1.onnx", threads=1)
+    with pytest.raises(ValueError, match="use Model.run") as raised:
+        model.stream()
+    assert not RUST.search(str(raised.value)), raised.value
+
+
 @pytest.mark.parametrize("name", [device["name"] for device in lstm.devices() if not device["available"]])
 def test_devices_that_are_not_available(name: str) -> None:
     with pytest.raises(RuntimeError) as raised:

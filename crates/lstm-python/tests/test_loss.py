@@ -268,7 +268,7 @@ def test_errors_of_steps(loss: Any, target: Any, error: type[Exception], text: s
 
 def test_errors_of_the_number_of_outputs() -> None:
     trainer = lstm.Trainer(lstm.LSTM(3, 5, seed=1, threads=1))
-    with pytest.raises(ValueError, match="^output_size: expected an even number of outputs .*; got 5$"):
+    with pytest.raises(ValueError, match="^loss: gaussian_nll: expected an even number of outputs: .*; got 5$"):
         trainer.step(noise(7, 2, 3), noise(7, 2, 2), loss="gaussian_nll")
     with pytest.raises(ValueError, match="^loss: ctc reads the outputs of all time steps, got last=True or a model"):
         trainer.step(noise(7, 2, 3), [[1], [1]], loss="ctc", last=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -365,9 +366,25 @@ def test_a_model_of_tokens(tmp_path: Path, threads: int) -> None:
         lstm.Model.open(tmp_path / "run.safetensors")
 
 
+def test_a_run_of_a_model_has_the_batch_first(tmp_path: Path) -> None:
+    trainer: lstm.Trainer[lstm.Model] = lstm.Trainer(lstm.Model.open(MODELS / "nam.nam", threads=1))
+    trainer.save(tmp_path / "run.safetensors")
+    x = noise(2, 7, 1)
+    report = trainer.step(x, x, lengths=[7, 3])
+    for given in (None, True):
+        resumed = lstm.Trainer.resume(tmp_path / "run.safetensors", batch_first=given)
+        assert resumed.step(x, x, lengths=[7, 3]) == report
+    with pytest.raises(ValueError, match="batch_first: expected True or None for a model"):
+        lstm.Trainer.resume(tmp_path / "run.safetensors", batch_first=False)
+    # Without the future import, annotations are evaluated.
+    assert typing.get_origin(lstm.Trainer[lstm.Model]) is lstm.Trainer
+
+
 def test_errors_of_models(tmp_path: Path) -> None:
     model = lstm.Model.open(MODELS / "nam.nam", threads=1)
     x = noise(2, 7, 1)
+    with pytest.raises(ValueError, match="^x: expected at least one time step"):
+        lstm.Trainer(model).step(x[:, :0], x[:, :0])
     with pytest.raises(ValueError, match="output_size: expected None for an lstm.Model"):
         lstm.Trainer(model, 2)
     with pytest.raises(ValueError, match="precision: training needs f32 weights, got int8"):

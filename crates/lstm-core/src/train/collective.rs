@@ -105,8 +105,8 @@ pub(super) struct Failure {
 /// `failure` is the text of this rank's error. Returns the same on all ranks.
 ///
 /// After this call, a rank must not fail alone before the next call of the collective, or the others wait for it.
-/// Here, all memory is allocated before the first message. A rank that fails to do so returns its own error, and can
-/// call again.
+/// Here, all memory, 32 bytes for each rank, is allocated before the first message. A rank that fails to do so returns its
+/// own error, while the others wait: it can call again, or end its process.
 ///
 /// # Errors
 /// On every rank, [`Error::Rank`] for the first rank whose values differ from those of rank 0.

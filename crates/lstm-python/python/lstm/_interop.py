@@ -186,11 +186,14 @@ def to_tokens(value: Any) -> NDArray[np.int64]:
 def to_integers(value: Any, name: str, expected: str = "expected integers") -> NDArray[np.int64]:
     """An array of any integer type as int64."""
     torch = _torch_of(value)
-    try:
-        array = _from_torch(torch, value, name) if torch is not None else np.asanyarray(value)
-    except ValueError as error:
-        # Such as lists of different lengths.
-        raise ValueError(f"{name}: {expected}: {error}") from error
+    if torch is not None:
+        array = _from_torch(torch, value, name)
+    else:
+        try:
+            array = np.asanyarray(value)
+        except ValueError as error:
+            # Such as lists of different lengths.
+            raise ValueError(f"{name}: {expected}: {error}") from error
     if array.size == 0 and isinstance(value, (list, tuple)):
         # NumPy takes an empty list for floats.
         array = array.astype(np.int64)

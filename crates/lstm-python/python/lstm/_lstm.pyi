@@ -569,9 +569,9 @@ class Loss:
 
     @staticmethod
     def gaussian_nll() -> Loss:
-        """The negative log-likelihood of a normal distribution, as `torch.nn.GaussianNLLLoss` without its constant. The last axis
-        of the outputs has the means and then the logarithms of the variances. The target is float32, with half the features of
-        the outputs.
+        """The negative log-likelihood of a normal distribution without its constant, as `torch.nn.GaussianNLLLoss`, but without a
+        lower bound `eps` of the variances. The last axis of the outputs has the means and then the logarithms of the variances.
+        The target is float32, with half the features of the outputs.
         """
 
     @staticmethod
@@ -612,7 +612,7 @@ class Trainer(Generic[_Trained]):
     Args:
         model: The LSTM or the model, in float32. It is not changed; the attribute `model` of the trainer is the trained one.
         output_size: Number of features to which a linear head maps the outputs of an LSTM; None for no head.
-        optimizer: `sgd`, `adam` or `adamw`, with PyTorch's options and defaults: `"sgd momentum=0.9 dampening=0 nesterov=true
+        optimizer: `sgd`, `adam` or `adamw`, with PyTorch's defaults: `"sgd momentum=0.9 dampening=0 nesterov=true
             weight_decay=1e-4"`, `"adam beta1=0.9 beta2=0.999 eps=1e-8 weight_decay=0"`, `"adamw weight_decay=0.01"`.
         schedule: The learning rate, such as `"cosine rate=0.1 steps=1000 min=0.001 warmup=50"`,
             `"step rate=0.1 every=30 factor=0.5"` or `"constant rate=0.001"`. `step(..., learning_rate=...)` replaces it.
@@ -712,8 +712,8 @@ class Trainer(Generic[_Trained]):
         """Clips the accumulated gradients and updates the parameters. Returns the report of `step`, with the sum of the losses.
 
         Raises:
-            ValueError: nothing is accumulated, or a gradient or a parameter is not finite. The accumulated gradients are then
-                discarded, and the parameters are unchanged.
+            ValueError: nothing is accumulated or `learning_rate` is wrong; or a gradient or a parameter is not finite, and the
+                accumulated gradients are then discarded. The parameters are unchanged.
             RuntimeError: another step of the trainer is running.
         """
 
@@ -753,8 +753,8 @@ class Trainer(Generic[_Trained]):
 
         Args:
             path: The file.
-            batch_first: The layout of arrays. None for that of the file, which a run that was saved by a Rust program does
-                not have.
+            batch_first: The layout of arrays. None for that of the file, which the run of an LSTM that was saved by a Rust
+                program does not have. A model has the batch first.
             device: See `LSTM`.
             threads: See `LSTM`.
 
