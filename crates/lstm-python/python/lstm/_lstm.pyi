@@ -4,6 +4,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from types import GenericAlias
 from typing import Any, Generic, Literal, SupportsFloat, SupportsInt, TypedDict, final, overload, type_check_only
 
 import numpy as np
@@ -629,6 +630,7 @@ class Trainer(Generic[_Trained]):
         ValueError: an option is not valid, the model is quantized, or its file fixes lengths or initial states.
     """
 
+    def __class_getitem__(cls, item: Any) -> GenericAlias: ...
     def __new__(
         cls,
         model: _Trained,
