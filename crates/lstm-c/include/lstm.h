@@ -107,7 +107,7 @@ void lstm_model_destroy(struct LstmModel *model);
 size_t lstm_model_input_size(const struct LstmModel *model);
 
 /**
- * The vocabulary size of a model that reads tokens: they are below it. 0 for other models and for NULL.
+ * The vocabulary size of a model that reads tokens; valid tokens are below it. 0 for other models and for NULL.
  *
  * # Safety
  * `model` is NULL or valid.

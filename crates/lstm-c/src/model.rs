@@ -202,7 +202,7 @@ pub unsafe extern "C" fn lstm_model_input_size(model: *const LstmModel) -> usize
     unsafe { object("model", model) }.map_or(0, |model| model.weights().input_size())
 }
 
-/// The vocabulary size of a model that reads tokens: they are below it. 0 for other models and for NULL.
+/// The vocabulary size of a model that reads tokens; valid tokens are below it. 0 for other models and for NULL.
 ///
 /// # Safety
 /// `model` is NULL or valid.

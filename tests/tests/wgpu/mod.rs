@@ -63,11 +63,11 @@ pub(super) fn trials(trials: &mut Trials) {
     let Some(mode) = modes.pop() else { return };
     // Only one case, and opened in its trial, because compiling these kernels takes a minute on one core. Integer arithmetic
     // needs no optional feature, so it must work on every adapter.
-    for case in cases::all_cases().into_iter().filter(|case| case.name == "diagonal") {
-        trials.add("wgpu", "integer-fma", "diagonal", move || {
-            matches_snapshot(&Device::from(Wgpu::builder().mode(mode).build()?), &case)
-        });
-    }
+    trials.add("wgpu", "integer-fma", "diagonal", move || {
+        let case = cases::all_cases().into_iter().find(|case| case.name == "diagonal");
+        let case = case.context("the table of cases has no case of this name")?;
+        matches_snapshot(&Device::from(Wgpu::builder().mode(mode).build()?), &case)
+    });
     // Buffers are hardly larger than the largest tensor of the probe, and grids of workgroups have two dimensions. The
     // weights of a hidden size above 256 do not fit.
     let limits = Limits {
